@@ -52,14 +52,14 @@ static inline void test_add(test_case *t, bool ordered)
         static test_case t = {#name, run, NULL};                   \
         test_add(&t, ordered);                                     \
     }
-#define TEST_PLAIN_(name, ordered)     \
-    static void name(void);            \
+#define TEST_PLAIN_(name, ordered)       \
+    static void name(void);              \
     TEST_REGISTERED(name, name, ordered) \
     static void name(void)
-#define TEST_TASK_(name, ordered)                                        \
-    static void name(void);                                              \
-    static void test_run_##name(void) { test_in_task(name); }            \
-    TEST_REGISTERED(name, test_run_##name, ordered)                      \
+#define TEST_TASK_(name, ordered)                             \
+    static void name(void);                                   \
+    static void test_run_##name(void) { test_in_task(name); } \
+    TEST_REGISTERED(name, test_run_##name, ordered)           \
     static void name(void)
 
 #define TEST(name) TEST_PLAIN_(name, false)
@@ -68,12 +68,14 @@ static inline void test_add(test_case *t, bool ordered)
 #define ORDERED_TASK_TEST(name) TEST_TASK_(name, true)
 
 #define CHECK(condition) ((condition) ? (void)0 : test_fail(__FILE__, __LINE__, "not true: %s", #condition))
-#define CHECK_INT(actual, expected) test_check_int(__FILE__, __LINE__, #actual, (long long)(actual), (long long)(expected))
+#define CHECK_INT(actual, expected) \
+    test_check_int(__FILE__, __LINE__, #actual, (long long)(actual), (long long)(expected))
 #define CHECK_STR(actual, expected) test_check_str(__FILE__, __LINE__, #actual, (actual), (expected))
 #define CHECK_CONTAINS(text, part) test_check_contains(__FILE__, __LINE__, #text, (text), (part))
 /* conc_now() is exactly t seconds on the virtual clock (compared in whole nanoseconds) */
-#define CHECK_TIME(t) test_check_int(__FILE__, __LINE__, "conc_now() in ns", (long long)(conc_now() * 1e9 + 0.5), \
-                                     (long long)((t)*1e9 + 0.5))
+#define CHECK_TIME(t)                                                                           \
+    test_check_int(__FILE__, __LINE__, "conc_now() in ns", (long long)(conc_now() * 1e9 + 0.5), \
+                   (long long)((t)*1e9 + 0.5))
 /* fn() ends its process by this signal, with this text on stderr */
 #define CHECK_DIES(fn, signal_number, text) test_check_dies(__FILE__, __LINE__, (fn), (signal_number), (text))
 
@@ -81,10 +83,12 @@ static inline void test_add(test_case *t, bool ordered)
 #define TEST_FAIL_NOW(file, line, text) (fprintf(stderr, "%s:%d: %s\n", file, line, text), fflush(NULL), _exit(1))
 #else
 #include <check.h>
-#define TEST_FAIL_NOW(file, line, text) (fprintf(stderr, "%s:%d: %s\n", file, line, text), ck_abort_msg("%s:%d: %s", file, line, text))
+#define TEST_FAIL_NOW(file, line, text) \
+    (fprintf(stderr, "%s:%d: %s\n", file, line, text), ck_abort_msg("%s:%d: %s", file, line, text))
 #endif
 
-__attribute__((__format__(__printf__, 3, 4))) static inline void test_fail(const char *file, int line, const char *fmt, ...)
+__attribute__((__format__(__printf__, 3, 4))) static inline void test_fail(const char *file, int line, const char *fmt,
+                                                                           ...)
 {
     static char text[4096];
     va_list args;
@@ -100,7 +104,8 @@ static inline void test_check_int(const char *file, int line, const char *what, 
         test_fail(file, line, "%s is %lld, not %lld", what, actual, expected);
 }
 
-static inline void test_check_str(const char *file, int line, const char *what, const char *actual, const char *expected)
+static inline void test_check_str(const char *file, int line, const char *what, const char *actual,
+                                  const char *expected)
 {
     if (!actual || strcmp(actual, expected) != 0)
         test_fail(file, line, "%s is \"%s\", not \"%s\"", what, actual ? actual : "(NULL)", expected);
@@ -143,7 +148,8 @@ static inline void test_check_dies(const char *file, int line, void (*fn)(void),
     char output[16384];
     int status = test_in_process(fn, output, sizeof output);
     if (!WIFSIGNALED(status) || WTERMSIG(status) != signal_number)
-        test_fail(file, line, "it should have died of signal %d; status 0x%x, stderr:\n%s", signal_number, (unsigned)status, output);
+        test_fail(file, line, "it should have died of signal %d; status 0x%x, stderr:\n%s", signal_number,
+                  (unsigned)status, output);
     test_check_contains(file, line, "stderr", output, text);
 }
 

@@ -1,0 +1,228 @@
+/* bench_conc NAME [COUNT [ARMED]]: one round of one benchmark, printed as "NAME value unit"; without arguments, the names.
+ *   cc -O2 bench_conc.c -o bench_conc && ./bench_conc switch2
+ * COUNT is how often the measured thing is done, in thousands (sleepers: how many tasks); ARMED is how many timers stand by
+ * in timer_arm. The programs for other libraries work the same way; run.sh runs them all.
+ */
+#define CONC_NO_ENV
+#define CONC_IMPLEMENTATION
+#include "../../conc.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+
+enum { WARM_UP = 10000, BATCH = 100, TIMEOUTS = 1024 };
+
+static long count, armed = 1000000;
+static long alive, most_alive; /* sleepers that have begun and not ended */
+static double timeouts[TIMEOUTS];
+static conc_scope *scopes;
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* Of a process, since it started. */
+static double peak_gigabytes(void)
+{
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return (double)usage.ru_maxrss * 1024 * 1e-9;
+}
+
+static void check(int rc)
+{
+    if (rc >= 0)
+        return;
+    fprintf(stderr, "bench_conc: %s\n", conc_strerror(rc));
+    exit(1);
+}
+
+/* ---- what is measured: each does it n times ------------------------------------------------------------------- */
+
+static int yielder(void *arg)
+{
+    long n = *(long *)arg;
+    for (long i = 0; i < n; i++)
+        check(conc_yield());
+    return 0;
+}
+
+static void yielders(int tasks, long n)
+{
+    conc_group g = {0};
+    long each = n / tasks;
+    for (int i = 0; i < tasks; i++)
+        check(conc_spawn(&g, yielder, &each));
+    check(conc_group_wait(&g));
+}
+
+static void switch2(long n) { yielders(2, n); }
+static void switch1000(long n) { yielders(1000, n); }
+
+static int nothing(void *arg)
+{
+    (void)arg;
+    return 0;
+}
+
+static void spawn_join(long n)
+{
+    conc_group g = {0};
+    conc_task t = {0};
+    for (long i = 0; i < n; i++) {
+        check(conc_spawn_task(&g, &t, nothing, NULL));
+        check(conc_join(&t, NULL));
+    }
+    check(conc_group_wait(&g));
+}
+
+static void spawn_group(long n)
+{
+    for (long i = 0; i < n; i += BATCH) {
+        conc_group g = {0};
+        for (int j = 0; j < BATCH; j++)
+            check(conc_spawn(&g, nothing, NULL));
+        check(conc_group_wait(&g));
+    }
+}
+
+__attribute__((noinline)) static int call_that_does_not_wait(void)
+{
+    __asm__ volatile("");
+    return 0;
+}
+
+static void timeout(long n)
+{
+    for (long i = 0; i < n; i++) {
+        conc_scope s = {0};
+        check(conc_scope_begin(&s, 1));
+        check(conc_scope_end(&s, call_that_does_not_wait()));
+    }
+}
+
+static void clock_reading(long n)
+{
+    struct timespec t;
+    for (long i = 0; i < n; i++)
+        clock_gettime(CLOCK_MONOTONIC, &t);
+}
+
+static double random_timeout(void) { return 100 + 9900.0 * rand() / RAND_MAX; }
+
+static void arm_many(void)
+{
+    for (int i = 0; i < TIMEOUTS; i++)
+        timeouts[i] = random_timeout();
+    scopes = calloc((size_t)armed, sizeof *scopes);
+    if (!scopes)
+        check(-ENOMEM);
+    for (long i = 0; i < armed; i++)
+        check(conc_scope_begin(&scopes[i], random_timeout()));
+}
+
+static void disarm_many(void)
+{
+    for (long i = armed; i-- > 0;)
+        check(conc_scope_end(&scopes[i], 0));
+    free(scopes);
+}
+
+static void timer_arm(long n)
+{
+    for (long i = 0; i < n; i++) {
+        conc_scope s = {0};
+        check(conc_scope_begin(&s, timeouts[i % TIMEOUTS]));
+        check(conc_scope_end(&s, 0));
+    }
+}
+
+/* ---- the benchmarks ------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const char *name;
+    long count;
+    void (*loop)(long n); /* NULL: sleepers */
+    void (*before)(void), (*after)(void);
+    size_t stack_size;
+} benchmark;
+
+static const benchmark benchmarks[] = {
+    {.name = "clock", .count = 5000000, .loop = clock_reading},
+    {.name = "switch2", .count = 50000000, .loop = switch2},
+    {.name = "switch1000", .count = 50000000, .loop = switch1000},
+    {.name = "spawn_join", .count = 10000000, .loop = spawn_join},
+    {.name = "spawn_group", .count = 10000000, .loop = spawn_group},
+    {.name = "timeout", .count = 5000000, .loop = timeout},
+    {.name = "timer_arm", .count = 5000000, .loop = timer_arm, .before = arm_many, .after = disarm_many},
+    {.name = "sleepers", .count = 1000000},
+    {.name = "sleepers_small", .count = 1000000, .stack_size = 1024},
+};
+
+static int measure(void *arg)
+{
+    const benchmark *b = arg;
+    if (b->before)
+        b->before();
+    b->loop(WARM_UP);
+    double start = seconds();
+    b->loop(count);
+    printf("%s %.2f ns\n", b->name, (seconds() - start) * 1e9 / (double)count);
+    if (b->after)
+        b->after();
+    return 0;
+}
+
+static int sleeper(void *arg)
+{
+    (void)arg;
+    if (++alive > most_alive)
+        most_alive = alive;
+    check(conc_sleep(1));
+    alive--;
+    return 0;
+}
+
+static int sleep_all(void *arg)
+{
+    const benchmark *b = arg;
+    conc_group g = {.stack_size = b->stack_size};
+    for (long i = 0; i < count; i++)
+        check(conc_spawn(&g, sleeper, NULL));
+    return conc_group_wait(&g);
+}
+
+/* The whole run, its end included: until nothing is left to do but exit. */
+static void measure_sleepers(const benchmark *b)
+{
+    double start = seconds();
+    check(conc_run(sleep_all, (void *)b));
+    printf("%s_time %.3f s\n", b->name, seconds() - start);
+    printf("%s_memory %.3f GB\n", b->name, peak_gigabytes());
+    printf("%s_count %ld tasks\n", b->name, count);
+    printf("%s_alive %ld tasks\n", b->name, most_alive);
+}
+
+int main(int argc, char **argv)
+{
+    for (size_t i = 0; i < CONC_LEN(benchmarks); i++) {
+        const benchmark *b = &benchmarks[i];
+        if (argc < 2)
+            puts(b->name);
+        else if (strcmp(argv[1], b->name) == 0) {
+            count = argc > 2 ? atol(argv[2]) : b->count;
+            armed = argc > 3 ? atol(argv[3]) : armed;
+            if (b->loop)
+                check(conc_run(measure, (void *)b));
+            else
+                measure_sleepers(b);
+            return 0;
+        }
+    }
+    return argc < 2 ? 0 : 2;
+}

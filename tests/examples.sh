@@ -1,0 +1,144 @@
+#!/usr/bin/env bash
+# Runs every example as a stranger would: conc.h and the one file in an empty folder, `cc file.c -o x`, nothing else.
+# On the virtual clock the output must be that in tests/examples/<folder>__<name>.out, byte for byte; where it is random,
+# it must follow from the numbers drawn. CC chooses the compiler; --single takes single_include/conc.h.
+# Needs bash, coreutils, diffutils and awk.
+set -u
+export LC_ALL=C
+unset EX_SEED CONC_CLOCK CONC_DEBUG CONC_SEED CONC_TRACE CONC_POLL CONC_STACK
+
+cd "$(dirname "$0")/.." || exit 2
+root=$PWD
+header=$root/conc.h
+case "${1-}" in
+"") ;;
+--single) header=$root/single_include/conc.h ;;
+*) echo "usage: $0 [--single]" >&2 && exit 2 ;;
+esac
+read -ra cc <<<"${CC:-cc}"
+warnings=(-std=c11 -O2 -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes -Wundef)
+
+tmp=$(mktemp -d) || exit 2
+trap 'rm -rf "$tmp"' EXIT
+passed=0
+failed=0
+
+# check NAME FILE: passes when FILE, which holds what is wrong, is empty
+check() {
+    if [ -s "$2" ]; then
+        failed=$((failed + 1))
+        echo "FAIL $1"
+        awk '{ print "    " $0 }' "$2"
+    else
+        passed=$((passed + 1))
+    fi
+}
+
+# run_it PROGRAM: its output to $box/out, its messages to $box/err, and what is wrong with its exit to $box/wrong
+run_it() {
+    timeout 60 "$1" >"$box/out" 2>"$box/err" </dev/null
+    local status=$?
+    [ $status -eq 0 ] || echo "exit status $status" >"$box/wrong"
+}
+
+# draws FOLDER NAME SCRIPT: the output follows from the draws, for many seeds; a seed repeats, another one differs
+draws() {
+    cp "$root/tests/examples/log_draws.h" "$box/examples/$1/" && cd "$box/examples/$1" || exit 2
+    "${cc[@]}" -include log_draws.h "$2.c" -o logged 2>"$box/wrong"
+    local seed
+    for seed in {0..20}; do
+        EX_SEED=$seed CONC_CLOCK=virtual run_it ./logged
+        awk -f "$root/tests/examples/$3" "$box/err" "$box/out" >>"$box/wrong"
+        check "$1/$2: follows from the draws of EX_SEED=$seed" "$box/wrong"
+        : >"$box/wrong"
+    done
+    mv "$box/out" "$box/out20"
+    EX_SEED=20 CONC_CLOCK=virtual run_it ./x
+    diff "$box/out20" "$box/out" >>"$box/wrong"
+    check "$1/$2: EX_SEED=20 repeats" "$box/wrong"
+    : >"$box/wrong"
+    EX_SEED=21 CONC_CLOCK=virtual run_it ./x
+    cmp -s "$box/out20" "$box/out" && echo "the output is that of EX_SEED=20" >>"$box/wrong"
+    check "$1/$2: EX_SEED=21 draws other numbers" "$box/wrong"
+}
+
+# eighty_percent: of 10,000 checks 80 % +- 2 % find the site online; a run draws 10 numbers, so no number is used twice
+eighty_percent() {
+    local i online
+    for ((i = 0; i < 2000; i++)); do
+        EX_SEED=$((i * 10)) CONC_CLOCK=virtual ./x
+    done >"$box/out" 2>"$box/wrong"
+    online=$(awk '/ is online$/ { n++ } END { print n + 0 }' "$box/out")
+    [ "$online" -ge 7800 ] && [ "$online" -le 8200 ] || echo "$online of 10000 were online" >>"$box/wrong"
+    check "$1: 80 % of 10,000 checks are online" "$box/wrong"
+}
+
+# real_clock NAME EXPECTED: the same output, and it takes 5 s
+real_clock() {
+    local before after ms
+    before=$(date +%s%N)
+    run_it ./x
+    after=$(date +%s%N)
+    ms=$(((after - before) / 1000000))
+    [ $ms -ge 5000 ] && [ $ms -lt 6000 ] || echo "it took $ms ms" >>"$box/wrong"
+    diff "$2" "$box/out" >>"$box/wrong"
+    check "$1: the same in 5 s on the real clock" "$box/wrong"
+}
+
+# names_the_blocker NAME: in debug mode the task that holds the loop is named, and only that one
+names_the_blocker() {
+    CONC_DEBUG=1 CONC_CLOCK=virtual run_it ./x
+    awk '/bad_handler/ { n++ } END { if (!n) print "bad_handler is not named" }' "$box/err" >>"$box/wrong"
+    awk '/good_handler|ticker/' "$box/err" >>"$box/wrong"
+    check "$1: CONC_DEBUG=1 names the task that held the loop" "$box/wrong"
+}
+
+for source in "$root"/examples/*/*.c; do
+    name=$(basename "$source" .c)
+    folder=$(basename "$(dirname "$source")")
+    expected=$root/tests/examples/${folder}__$name.out
+    box=$tmp/${folder}__$name
+    mkdir -p "$box/examples/$folder" && cp "$header" "$box/conc.h" && cp "$source" "$box/examples/$folder/" || exit 2
+    cd "$box/examples/$folder" || exit 2
+
+    "${cc[@]}" "$name.c" -o x >"$box/wrong" 2>&1
+    check "$folder/$name: cc $name.c -o x" "$box/wrong"
+    [ -x x ] || continue
+    "${cc[@]}" "${warnings[@]}" -c "$name.c" -o x.o >"$box/wrong" 2>&1
+    check "$folder/$name: no warnings" "$box/wrong"
+
+    : >"$box/wrong"
+    CONC_CLOCK=virtual run_it ./x
+    cat "$box/err" >>"$box/wrong"
+    check "$folder/$name: exit status 0, no messages" "$box/wrong"
+
+    : >"$box/wrong"
+    case $folder/$name in
+    02_tasks/03_site_checker)
+        draws "$folder" "$name" site_checker.awk
+        eighty_percent "$folder/$name"
+        ;;
+    02_tasks/07_restaurant)
+        draws "$folder" "$name" restaurant.awk
+        ;;
+    *)
+        diff "$expected" "$box/out" >"$box/wrong" 2>&1
+        check "$folder/$name: expected output" "$box/wrong"
+        ;;
+    esac
+
+    : >"$box/wrong"
+    case $folder/$name in
+    01_start/06_freezer) names_the_blocker "$folder/$name" ;;
+    02_tasks/01_coffee_shop) real_clock "$folder/$name" "$expected" ;;
+    esac
+done
+
+for expected in "$root"/tests/examples/*.out; do
+    name=$(basename "$expected" .out)
+    [ -e "$root/examples/${name%%__*}/${name#*__}.c" ] || echo "no example for $name.out"
+done >"$tmp/wrong"
+check "each expected output has its example" "$tmp/wrong"
+
+echo "$passed passed, $failed failed"
+[ $failed -eq 0 ]
