@@ -357,6 +357,7 @@ struct conc_task {
     conc_scope *scope;
     int error_number;
     bool pending, asked, marked;
+    uint8_t state;
     struct conc__stack *stack;
     conc_fn *fn;
     void *arg;
@@ -369,9 +370,9 @@ struct conc_task {
     char *text;
     struct conc__locals *locals;
     void *sink;
-    uint8_t state, sink_kind, cancels_in_a_row;
+    uint8_t sink_kind, cancels_in_a_row;
     bool has_handle, in_finished, collected, failed;
-    uintptr_t seal;
+    uint16_t seal;
     char name_copy[48];
     char text_copy[128];
 };
@@ -732,7 +733,7 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
 static void conc__prepare(void **context, char *low, char *top, void (*entry)(void))
 {
     (void)low;
-    void **stack = (void **)(void *)(top - 8); /* as if it had been called */
+    void **stack = (void **)(void *)(top - (uintptr_t)top % 16 - 8); /* as if it had been called */
     *stack = NULL;
     context[0] = stack;
     context[1] = (void *)(uintptr_t)entry;
@@ -776,7 +777,7 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
 static void conc__prepare(void **context, char *low, char *top, void (*entry)(void))
 {
     (void)low;
-    context[0] = top;
+    context[0] = top - (uintptr_t)top % 16;
     context[1] = (void *)(uintptr_t)entry;
     context[2] = NULL;
 }
@@ -815,7 +816,7 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
 static void conc__prepare(void **context, char *low, char *top, void (*entry)(void))
 {
     (void)low;
-    context[0] = top;
+    context[0] = top - (uintptr_t)top % 16;
     context[1] = (void *)(uintptr_t)entry;
     context[2] = NULL;
 }
@@ -1004,6 +1005,8 @@ static void conc__wake(conc_loop *l, conc__wait *w, int result);
 static void conc__run_posts(conc_loop *l);
 static CONC__COLD void conc__deadlock(conc_loop *l);
 static void conc__left_room(conc_loop *l, conc_group *g);
+static int64_t conc__time(const conc_loop *l);
+static void conc__copy(char *to, size_t size, const char *from);
 static CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const conc_scope *s, const char *how);
 
 /* ---- >>sanitizers --------------------------------------------------------------------------------------------- */
@@ -1363,8 +1366,8 @@ static const conc__backend conc__epoll = {"epoll", conc__epoll_open, conc__epoll
 static const uint64_t conc__canary = 0x5ca1ab1e0ddba115u; /* at the low end of a stack without a guard region */
 
 enum {
-    CONC__CORE = (offsetof(conc_task, name_copy) + 15) / 16 * 16,
-    CONC__RECORD = (sizeof(conc__stack) + 15) / 16 * 16,
+    CONC__CORE = offsetof(conc_task, name_copy),
+    CONC__RECORD = sizeof(conc__stack),
     CONC__STAGGER = 64 * 47
 };
 
@@ -1381,7 +1384,7 @@ static conc__pool *conc__pool_for(conc_loop *l, size_t size)
     size_t page = conc__page(), room = size + CONC__CORE + CONC__RECORD + CONC__SWITCH_ROOM;
     *p = (conc__pool){.next = l->pools, .size = size};
     if (size < CONC__GUARDED_STACK) {
-        p->stride = conc__round_up(room + sizeof conc__canary, 64);
+        p->stride = conc__round_up(room + sizeof conc__canary, 16);
         p->per_slab = (int)(1024 * 1024 / p->stride);
     } else {
         size_t pages = conc__round_up(room + CONC__STAGGER, page) / page;
@@ -1909,16 +1912,31 @@ static void conc__tick(conc_loop *l)
     }
 }
 
+/* Debug: one task a time, and one that holds the loop for long is named. */
+static CONC__COLD void conc__resume_watched(conc_loop *l, conc_task *t)
+{
+    char name[CONC__NAME * 2];
+    int64_t start = conc__time(l), most = conc__ns(l->options.slow_step);
+    conc__copy(name, sizeof name, t->name); /* it may end */
+    conc__resume(l, t);
+    int64_t took = conc__time(l) - start;
+    if (took > most)
+        fprintf(stderr, "conc: %s held the loop for %.3f s\n", name, (double)took / 1e9);
+}
+
 static void conc__schedule(conc_loop *l)
 {
     while (!l->over) {
         conc__tick(l);
-        l->turns = l->seeded ? 0 : CONC__TURNS;
+        int turns = l->turns = l->seeded || l->debug ? 0 : CONC__TURNS;
         conc_task *t = conc__pick(l);
         if (!t)
             continue;
-        conc__resume(l, t);
-        l->switches += 1 + (uint64_t)((l->seeded ? 0 : CONC__TURNS) - l->turns);
+        if (l->debug)
+            conc__resume_watched(l, t);
+        else
+            conc__resume(l, t);
+        l->switches += 1 + (uint64_t)(turns - l->turns);
     }
 }
 
@@ -2349,7 +2367,7 @@ CONC_API bool conc_cancelled(void)
 enum { CONC__LIVE = 1, CONC__DONE = 2 }; /* a task's state; with the seal, so that storage that was never set is told */
 enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK };
 
-static uintptr_t conc__seal(const conc_task *t) { return (uintptr_t)t ^ (uintptr_t)0x7a5c0ffee; }
+static uint16_t conc__seal(const conc_task *t) { return (uint16_t)((uintptr_t)t >> 4 ^ 0xc0de); }
 
 static bool conc__is_task(const conc_task *t) { return t && t->seal == conc__seal(t) && (t->state == CONC__LIVE || t->state == CONC__DONE); }
 
@@ -2942,7 +2960,8 @@ static void conc__finish(conc_loop *l, conc_task *t, int rc)
     if (!t->has_handle) {
         if (t->name != t->spawned)
             CONC_FREE((void *)(uintptr_t)t->name);
-        CONC_FREE(t->text);
+        if (t->text) /* not even free(NULL): the first call of a library function needs more stack than some tasks have */
+            CONC_FREE(t->text);
     }
     l->tasks--;
 }
@@ -3398,7 +3417,7 @@ CONC_API int conc_gen_open(conc_gen *face, conc_gen_fn *fn, void *arg, size_t it
     conc__stack *stack = conc__stack_take(l->pool);
     if (!stack)
         return -ENOMEM;
-    char *top = (char *)stack - (sizeof(conc__gen) + 15) / 16 * 16;
+    char *top = (char *)stack - sizeof(conc__gen);
     conc__gen *g = (conc__gen *)(void *)top;
     *g = (conc__gen){.face = {g}, .next = l->generators, .stack = stack, .fn = fn, .arg = arg, .item_size = item_size};
     if (l->generators)
@@ -3856,7 +3875,8 @@ static int conc__options_complete(conc_options *o, const conc__backend **backend
     o->stack_size = stack ? (size_t)stack : CONC_STACK_SIZE;
     o->virtual_clock = clock;
     o->debug = debug;
-    if (o->stack_size < CONC__LEAST_STACK || o->stack_size > SIZE_MAX / 128 || isnan(o->slow_step) || o->slow_step < 0)
+    o->slow_step = o->slow_step == 0 ? 0.1 : o->slow_step;
+    if (o->stack_size < CONC__LEAST_STACK || o->stack_size > SIZE_MAX / 128 || !(o->slow_step > 0))
         return -EINVAL;
     return o->interrupt || o->trace || conc__env("CONC_TRACE") ? -ENOTSUP : 0;
 }
