@@ -950,6 +950,8 @@ typedef struct conc__locals {
 
 struct conc__backend;
 
+typedef void conc__switch_fn(conc_loop *l, conc__stack *from, void **from_context, conc__stack *to, void **to_context);
+
 struct conc_loop {
     /* what a switch touches */
     conc_task *self; /* NULL while the scheduler runs */
@@ -957,6 +959,7 @@ struct conc_loop {
     int turns, quick;
     int *errno_at;
     void *context[3]; /* the scheduler's */
+    conc__switch_fn *switch_stacks;
 
     bool virtual_clock, seeded, debug, doomed, over, refreshing;
     conc_task *spinners, *last_spinner;
@@ -1112,6 +1115,9 @@ static void conc__stack_untold(conc__stack *s)
 #define CONC__SWITCHES static inline __attribute__((always_inline))
 #endif
 
+/* On every way into a switch, fast ones apart, this is called through the loop's switch_stacks: GCC works out which static variables
+ * a call can change, does not count what an asm statement might, and would keep others' changes from a task that waits; a call
+ * through a pointer can change them all. */
 CONC__SWITCHES void conc__switch(conc_loop *l, conc__stack *from, void **from_context, conc__stack *to, void **to_context)
 {
     conc__fpu fpu;
@@ -1120,6 +1126,11 @@ CONC__SWITCHES void conc__switch(conc_loop *l, conc__stack *from, void **from_co
     conc__jump(from_context, to_context);
     conc__fpu_load(&fpu);
     conc__arrived(l, from);
+}
+
+static void conc__switch_plainly(conc_loop *l, conc__stack *from, void **from_context, conc__stack *to, void **to_context)
+{
+    conc__switch(l, from, from_context, to, to_context);
 }
 
 /* ---- >>system ------------------------------------------------------------------------------------------------- */
@@ -1137,14 +1148,19 @@ static void conc__doze(int64_t ns)
     nanosleep(&t, NULL);
 }
 
-/* Seconds to nanoseconds, rounded up, where a double that is a hair above a whole number counts as that number. Saturates. */
+/* Seconds to nanoseconds, rounded up, where a product that is a rounding error above a whole number counts as that number.
+ * Saturates. */
 static int64_t conc__ns(double s)
 {
     if (!(s > 0))
         return 0;
     if (s >= 9.2e9)
         return CONC__NEVER - 1;
-    double ns = s * 1e9 - (1e-3 + s * 4e-7);
+    double ns = s * 1e9;
+    if (ns < 1)
+        return 1;
+    if (ns < 9e15) /* from here on doubles are whole */
+        ns -= 1e-3 + ns * 2.3e-16;
     int64_t whole = (int64_t)ns;
     return (double)whole < ns ? whole + 1 : whole;
 }
@@ -1696,7 +1712,7 @@ CONC__SWITCHES void conc__leave(conc_loop *l)
         conc__switch(l, self->stack, self->context, next->stack, next->context);
     } else {
         l->self = NULL;
-        conc__switch(l, self->stack, self->context, &l->thread_stack, l->context);
+        l->switch_stacks(l, self->stack, self->context, &l->thread_stack, l->context);
     }
     *l->errno_at = self->error_number;
 }
@@ -1792,7 +1808,7 @@ static void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *arg), voi
     l->call = fn;
     l->call_arg = arg;
     self->error_number = *l->errno_at;
-    conc__switch(l, self->stack, self->context, &l->thread_stack, l->context); /* self stays: to be resumed at once */
+    l->switch_stacks(l, self->stack, self->context, &l->thread_stack, l->context); /* self stays: to be resumed at once */
     *l->errno_at = self->error_number;
 }
 
@@ -3399,6 +3415,7 @@ static void conc__gen_main(void)
     conc__gen *g = self->stack->gen;
     conc__arrived(l, g->stack);
     g->rc = g->fn(&g->face, g->arg);
+    self = l->self; /* the last consumer need not be the first */
     if (self->scope != g->scope)
         conc__lost(l, self, self->scope, "a generator ended and left it open");
     g->ended = true;
@@ -3441,7 +3458,7 @@ static void conc__gen_enter(conc_loop *l, conc__gen *g)
     g->used_by = self->stack->gen;
     g->outside = self->stack;
     self->stack = g->stack;
-    conc__switch(l, g->outside, g->outer, g->stack, g->inner);
+    l->switch_stacks(l, g->outside, g->outer, g->stack, g->inner);
     self->stack = g->outside;
     g->consumer = NULL;
 }
@@ -3472,7 +3489,7 @@ CONC_API int conc_gen_emit(conc_gen *face, const void *item)
     if (!g || g == &conc__exhausted || l->self->stack != g->stack || l->self->scope != g->scope || (!item && g->item_size))
         return -EINVAL;
     g->emitted = item ? item : g;
-    conc__switch(l, g->stack, g->inner, g->outside, g->outer);
+    l->switch_stacks(l, g->stack, g->inner, g->outside, g->outer);
     return g->closing ? -ECANCELED : 0;
 }
 
@@ -3519,8 +3536,6 @@ static int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face)
 CONC_API int conc_gen_close(conc_gen *face)
 {
     conc_loop *l = conc__in_task();
-    if (!l)
-        return -EPERM;
     if (!face)
         return -EINVAL;
     conc__gen *g = face->body;
@@ -3528,6 +3543,8 @@ CONC_API int conc_gen_close(conc_gen *face)
         face->body = NULL;
         return 0;
     }
+    if (!l)
+        return -EPERM;
     if (g->consumer)
         return -EBUSY;
     int rc = conc__gen_finish(l, g, face);
@@ -3926,6 +3943,7 @@ static conc_loop *conc__loop_new(const conc_options *o)
     l->debug = o->debug;
     l->quick = CONC__QUICK;
     l->errno_at = &errno;
+    l->switch_stacks = conc__switch_plainly;
     l->now = o->virtual_clock ? 0 : conc__clock();
     l->wheel.elapsed = (uint64_t)l->now;
     l->trimmed = l->now;

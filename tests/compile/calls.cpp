@@ -1,0 +1,214 @@
+// C++17 calls everything that conc.h declares; the implementation, in C, is linked from impl.c. run.sh, beside this,
+// sees to it that no declared function is missing here. What the functions do is the business of the tests in C.
+#include "conc.h"
+
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+
+#define CHECK(condition) ((condition) ? (void)0 : failed(__LINE__, #condition))
+
+static int failures;
+
+static void failed(int line, const char *condition)
+{
+    std::fprintf(stderr, "calls.cpp:%d: not true: %s\n", line, condition);
+    failures++;
+}
+
+static bool about(double a, double b) { return std::fabs(a - b) < 1e-6; }
+
+static int nothing(void *) { return 0; }
+static int forever(void *) { return conc_sleep(CONC_FOREVER); }
+static int add_one(void *arg) { return ++*static_cast<int *>(arg); }
+static int refuse(void *) { return conc_fail(-EPROTO, "line %d: no colon", 12); }
+
+static int time_and_run(void *)
+{
+    CHECK(std::strcmp(conc_version(), CONC_VERSION) == 0);
+    CHECK(conc_run(nothing, nullptr) == -EBUSY);
+    CHECK(conc_loop_self() && conc_self());
+    double start = conc_now();
+    CHECK(conc_sleep(1) == 0 && conc_sleep_until(start + 3) == 0 && conc_block(1) == 0);
+    CHECK(conc_yield() == 0 && conc_settle() == 0);
+    CHECK(about(conc_now() - start, 4));
+    double x = conc_random(2, 3);
+    CHECK(x >= 2 && x < 3);
+    return 0;
+}
+
+static int scopes(void *)
+{
+    conc_scope s{};
+    CHECK(conc_scope_begin(&s, CONC_FOREVER) == 0);
+    CHECK(conc_scope_set_timeout(&s, 2) == 0);
+    CHECK(about(conc_deadline(), conc_now() + 2) && !conc_cancelled());
+    conc_scope_shield(&s, true);
+    int rc = conc_sleep(5);
+    CHECK(rc == -ECANCELED && conc_cancelled());
+    CHECK(conc_scope_end(&s, rc) == -ETIMEDOUT && s.expired);
+
+    conc_scope c{};
+    CHECK(conc_scope_begin(&c, 1) == 0);
+    conc_scope_cancel(&c);
+    CHECK(conc_scope_end(&c, conc_yield()) == 0 && c.cancel_called && c.cancel_caught);
+
+    CHECK(conc_timeout(1, forever, nullptr) == -ETIMEDOUT);
+    int n = 0;
+    CHECK(conc_shield(1, add_one, &n) == 1);
+    return 0;
+}
+
+static int start_me(void *) { return conc_started(42) == 0 ? conc_sleep(1) : -EPROTO; }
+
+static int groups(void *)
+{
+    int n = 0;
+    conc_group g{};
+    g.limit = 5;
+    g.keep_going = true;
+    CHECK(conc_group_begin(&g) == 0);
+    CHECK(conc_spawn(&g, add_one, &n) == 0);
+    conc_task one{}, two{}, three{};
+    CHECK(conc_spawn_task(&g, &one, add_one, &n) == 0);
+    CHECK(conc_spawn_task(&g, &two, refuse, nullptr) == 0);
+    CHECK(conc_spawn_task(&g, &three, forever, nullptr) == 0);
+    conc_set_name(&three, "three");
+    CHECK(std::strcmp(conc_name(&three), "three") == 0);
+    CHECK(conc_start(&g, start_me, nullptr) == 42);
+    conc_task *next = nullptr;
+    CHECK(conc_group_next(&g, &next) == 1 && next == &one);
+    int result = 0;
+    CHECK(conc_join(&two, &result) == 0 && result == -EPROTO && conc_done(&two));
+    CHECK(std::strcmp(conc_error_text(&two), "line 12: no colon") == 0);
+    CHECK(std::strcmp(conc_last_error(), "line 12: no colon") == 0);
+    CHECK(conc_cancel(&three) == 0);
+    CHECK(conc_group_end(&g, 0) == -EPROTO && n == 2 && g.error_count == 1);
+
+    conc_group cancelled{};
+    CHECK(conc_spawn(&cancelled, forever, nullptr) == 0);
+    conc_group_cancel(&cancelled);
+    CHECK(conc_group_wait(&cancelled) == 0);
+    return 0;
+}
+
+static int gathers(void *)
+{
+    int n = 0, m = 0, numbers[] = {1, 2, 3}, results[CONC_LEN(numbers)];
+    conc_call calls[] = {CONC_CALL(add_one, &n), CONC_CALL(add_one, &m)};
+    CHECK(conc_gather(calls, CONC_LEN(calls)) == 0 && calls[1].result == 1);
+    CHECK(conc_gather_all(calls, CONC_LEN(calls)) == 0 && calls[1].result == 2);
+    CHECK(CONC_MAP(add_one, numbers) == 0 && numbers[2] == 4);
+    CHECK(CONC_MAP_ALL(add_one, numbers, results) == 0 && results[2] == 5);
+    CHECK(conc_map(add_one, numbers, 1, sizeof numbers[0]) == 0);
+    CHECK(conc_map_all(add_one, numbers, 1, sizeof numbers[0], results) == 0 && results[0] == 5);
+    return 0;
+}
+
+static int tries(void *arg)
+{
+    conc_scope s{};
+    int got = CONC_TRY(add_one(arg));
+    CHECK(got == 1);
+    CONC_TRY(conc_scope_begin(&s, CONC_FOREVER));
+    CONC_TRY_IN(&s, refuse(nullptr));
+    return 0;
+}
+
+static int tries_in_a_group(void *)
+{
+    CONC_AUTO(conc_group, g) = {};
+    CONC_TRY(conc_spawn(&g, forever, nullptr));
+    CONC_TRY_IN(&g, refuse(nullptr));
+    return 0;
+}
+
+static int locals(void *)
+{
+    static conc_local key = {"key"};
+    int value = 7;
+    CHECK(conc_local_set(&key, &value) == 0 && conc_local_get(&key) == &value);
+    return 0;
+}
+
+static int three_numbers(conc_gen *g, void *)
+{
+    for (int i = 1; i <= 3; i++)
+        CONC_TRY(conc_gen_emit(g, &i));
+    return 0;
+}
+
+static int generators(void *)
+{
+    CONC_AUTO(conc_gen, g) = {};
+    CHECK(conc_gen_open(&g, three_numbers, nullptr, sizeof(int)) == 0);
+    int item = 0, sum = 0;
+    while (conc_gen_next(&g, &item) == 1)
+        sum += item;
+    CHECK(sum == 6 && conc_gen_close(&g) == 0);
+    return 0;
+}
+
+static void posted(void *arg) { add_one(arg); }
+
+static int loops(void *)
+{
+    int n = 0;
+    conc_loop *loop = conc_loop_self();
+    CHECK(conc_loop_hold(loop) == 0);
+    CHECK(conc_post(loop, posted, &n) == 0);
+    CHECK(conc_sleep(1) == 0 && n == 1);
+    CHECK(conc_loop_release(loop) == 0);
+    conc_free(nullptr);
+    return 0;
+}
+
+static int reports(void *)
+{
+    conc_stats stats{};
+    conc_get_stats(&stats);
+    CHECK(stats.tasks >= 1);
+    CHECK(std::strlen(conc_strerror(-ETIMEDOUT)) > 0);
+    std::FILE *out = std::tmpfile();
+    CHECK(out != nullptr);
+    conc_dump(out);
+    CHECK(std::ftell(out) > 0);
+    std::fclose(out);
+    return 0;
+}
+
+static int app(void *)
+{
+    int n = 0;
+    time_and_run(nullptr);
+    scopes(nullptr);
+    groups(nullptr);
+    gathers(nullptr);
+    CHECK(tries(&n) == -EPROTO && tries_in_a_group(nullptr) == -EPROTO);
+    locals(nullptr);
+    generators(nullptr);
+    loops(nullptr);
+    reports(nullptr);
+    return 0;
+}
+
+static void count_error(const conc_failure *f, void *user)
+{
+    CHECK(f->rc == -EPROTO);
+    add_one(user);
+}
+
+static int leave_an_error(void *) { return conc_spawn(nullptr, refuse, nullptr) == 0 ? conc_yield() : -EPROTO; }
+
+int main()
+{
+    int errors = 0;
+    conc_options options{};
+    options.virtual_clock = true;
+    CHECK(conc_run_with(&options, app, nullptr) == 0);
+    options.on_error = count_error;
+    options.user = &errors;
+    CHECK(conc_run_with(&options, leave_an_error, nullptr) == 0 && errors == 1);
+    CHECK(conc_run(nothing, nullptr) == 0 && conc_main(nothing, nullptr) == 0);
+    return failures != 0;
+}

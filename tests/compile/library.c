@@ -1,0 +1,17 @@
+/* A shared library with conc inside: it exports library_work alone, or, with a CONC_API that says so, conc as well. */
+#define CONC_IMPLEMENTATION
+#include "conc.h"
+
+__attribute__((visibility("default"))) int library_work(void *arg);
+
+static int add(void *arg)
+{
+    CONC_TRY(conc_sleep(0.001));
+    ++*(int *)arg;
+    return 0;
+}
+
+static int work(void *arg) { return CONC_GATHER(CONC_CALL(add, arg), CONC_CALL(add, arg)); }
+
+/* In a run of its own, or as a task of whoever uses the same conc. */
+int library_work(void *arg) { return conc_loop_self() ? work(arg) : conc_run(work, arg); }

@@ -1,0 +1,10 @@
+/* A program without an implementation of its own: conc comes from the shared library, which exports it. */
+#include "conc.h"
+
+int library_work(void *arg);
+
+int main(void)
+{
+    int n = 0;
+    return conc_run(library_work, &n) != 0 || n != 2;
+}

@@ -1,0 +1,166 @@
+#!/usr/bin/env bash
+# Compiles, links and looks at the small files here: conc.h in every place where a header can be included.
+#
+#     tests/compile/run.sh --list                        names the checks, which are the functions below
+#     CC=clang LAYOUT=single_include tests/compile/run.sh two_units
+#
+# CC is gcc or clang (its C++ compiler goes with it), LAYOUT the directory of conc.h. Exit code 0: the check passed.
+set -eu
+cd "$(dirname "$0")/../.."
+
+CC=${CC:-gcc}
+case $CC in
+    *clang*) CXX=${CXX:-${CC/clang/clang++}} ;;
+    *) CXX=${CXX:-${CC/gcc/g++}} ;;
+esac
+LAYOUT=${LAYOUT:-.}
+here=tests/compile
+read -r -a common <<<"-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wundef -Werror -pthread -I$LAYOUT"
+c_only=(-Wstrict-prototypes)
+
+cc() { "$CC" "${common[@]}" "${c_only[@]}" "$@"; }
+cxx() { "$CXX" -std=c++17 "${common[@]}" "$@"; }
+fail() { printf '%s\n' "$@"; exit 1; }
+
+# No warning, whatever the standard and the options. Optimised for some, as there are warnings that need it.
+check_warnings() {
+    local std option
+    for std in c11 c17 c2x gnu11 gnu17 gnu2x; do
+        cc -std=$std -fsyntax-only $here/decl.c
+        cc -std=$std -fsyntax-only $here/impl.c
+    done
+    for option in O2 O3 Os fsanitize=address fsanitize=thread; do
+        cc -std=c11 -$option -c $here/impl.c -o "$out/impl.o"
+    done
+    for option in NO_EPOLL USE_UCONTEXT SAVE_FPU NO_ENV; do
+        cc -std=c11 -O2 -DCONC_$option -c $here/impl.c -o "$out/impl.o"
+    done
+    cc -std=c11 -O2 -DCONC_STATIC -c $here/decl.c -o "$out/impl.o"
+    cc -std=c11 -include stdlib.h -D_DEFAULT_SOURCE -c $here/impl.c -o "$out/impl.o" \
+        '-DCONC_MALLOC(n)=malloc(n)' '-DCONC_REALLOC(p,n)=realloc(p,n)' '-DCONC_FREE(p)=free(p)'
+    cxx -fsyntax-only -x c++ $here/decl.c
+}
+
+# C++17 calls every declared function, linked with an implementation in C.
+check_cpp() {
+    local name call
+    sed -n -E 's/^CONC_API [^(]*[ *]conc_{1,2}([a-z0-9_]+)\(.*/\1/p' "$LAYOUT/conc.h" >"$out/declared"
+    [ -s "$out/declared" ] || fail "no declaration found in $LAYOUT/conc.h"
+    while read -r name; do
+        case $name in
+            auto_*) call="CONC_AUTO(${name#auto_}, " ;;
+            *) call="conc_$name(" ;;
+        esac
+        grep -qF "$call" $here/calls.cpp || fail "$LAYOUT/conc.h declares what $here/calls.cpp does not call: $call...)"
+    done <"$out/declared"
+    cc -O2 -c $here/impl.c -o "$out/impl.o"
+    cxx -O2 $here/calls.cpp "$out/impl.o" -o "$out/calls"
+    "$out/calls"
+}
+
+check_two_units() {
+    cc -c $here/impl.c -o "$out/impl.o"
+    cc $here/unit_a.c $here/unit_b.c "$out/impl.o" -o "$out/units"
+    "$out/units"
+}
+
+check_twice() {
+    cc $here/twice.c -o "$out/twice"
+    "$out/twice"
+}
+
+check_private_copies() {
+    cc $here/copy_a.c $here/copy_b.c -o "$out/copies"
+    "$out/copies"
+}
+
+check_strict() {
+    local std
+    for std in c11 c17 c2x; do
+        cc -std=$std $here/strict.c -o "$out/strict"
+        "$out/strict"
+    done
+}
+
+check_strict_system_header_first() {
+    cc -std=gnu11 $here/strict_late.c -o "$out/late"
+    "$out/late"
+    cc -std=c11 -D_DEFAULT_SOURCE $here/strict_late.c -o "$out/late"
+    "$out/late"
+    cc -std=c11 -c $here/impl.c -o "$out/impl.o"
+    cc -std=c11 $here/strict_late_declarations.c "$out/impl.o" -o "$out/late"
+    "$out/late"
+
+    ! cc -std=c11 -fsyntax-only $here/strict_late.c 2>"$out/errors" ||
+        fail "cc -std=c11 compiled $here/strict_late.c; the implementation should have refused"
+    grep -E 'error:' "$out/errors" | head -n 1 | grep -qE 'conc\.h:.*system header' ||
+        fail "its first error is not the #error about the system header:" "$(head -n 20 "$out/errors")"
+}
+
+# conc inside a shared library stays inside, unless CONC_API says otherwise.
+check_library_hidden() {
+    cc -O2 -fPIC -shared $here/library.c -o "$out/liblibrary.so"
+    nm -D --defined-only "$out/liblibrary.so" >"$out/symbols"
+    grep -qw library_work "$out/symbols" || fail "library_work is not exported:" "$(cat "$out/symbols")"
+    ! grep conc "$out/symbols" || fail "the symbols above are exported"
+    cc $here/library_user.c -L"$out" -llibrary -Wl,-rpath,"$PWD/$out" -o "$out/user"
+    "$out/user"
+    # shellcheck disable=SC2016 # the dynamic linker knows what $ORIGIN is
+    cc -O2 -fPIC -shared '-DCONC_TLS=__attribute__((tls_model("initial-exec")))' $here/library.c -o "$out/liblibrary.so"
+    "$out/user"
+}
+
+check_library_exported() {
+    local api='-DCONC_API=__attribute__((visibility("default")))'
+    cc -O2 -fPIC -shared "$api" $here/library.c -o "$out/liblibrary.so"
+    cc "$api" $here/library_api_user.c -L"$out" -llibrary -Wl,-rpath,"$PWD/$out" -o "$out/user"
+    "$out/user"
+}
+
+# A stack that can be executed would come from assembly that does not say it needs none.
+check_stack_not_executable() {
+    local option
+    for option in O2 DCONC_USE_UCONTEXT; do
+        cc -std=c11 -$option $here/strict.c -o "$out/program"
+        readelf -lW "$out/program" | grep GNU_STACK >"$out/stack" || fail "the program has no GNU_STACK header"
+        ! grep -E ' (RWE|R E) ' "$out/stack" || fail "the stack is executable"
+    done
+}
+
+# Every symbol of an implementation has the prefix, static ones too. Names that compilers make up have a dot in them, or
+# are those of a function's name.
+check_symbols() {
+    local made_up='\.|^__(func|FUNCTION|PRETTY_FUNCTION)__$'
+    cc -O2 -c $here/impl.c -o "$out/impl.o"
+    nm --defined-only "$out/impl.o" | awk '{print $3}' >"$out/symbols"
+    grep -q '^conc_run$' "$out/symbols" || fail "conc_run is not defined"
+    ! grep -vE "^conc_|$made_up" "$out/symbols" || fail "the symbols above lack the prefix"
+}
+
+# Every macro has the prefix: the header's are compared with those of the system headers that it includes.
+check_macros() {
+    local file
+    {
+        sed -n -E 's/^ *# *include *(<[^>]+>).*/\1/p' "$LAYOUT/conc.h" | sort -u |
+            while read -r file; do printf '#if __has_include(%s)\n#include %s\n#endif\n' "$file" "$file"; done
+    } >"$out/system.c"
+    for file in decl impl; do
+        macros $here/$file.c >"$out/with"
+        macros -D_DEFAULT_SOURCE=1 "$out/system.c" >"$out/without"
+        comm -23 "$out/with" "$out/without" >"$out/new"
+        grep -q '^CONC_H$' "$out/new" || fail "$file.c: CONC_H is not among the new macros"
+        ! grep -vE '^(CONC_|conc_)' "$out/new" || fail "$file.c: the macros above lack the prefix"
+    done
+}
+
+# The names of all macros that are defined at the end of a file.
+macros() { "$CC" -std=c11 -I"$LAYOUT" -dM -E "$@" | awk '{sub(/\(.*/, "", $2); print $2}' | LC_ALL=C sort -u; }
+
+if [ "${1:-}" = --list ]; then
+    declare -F | sed -n 's/^declare -f check_//p'
+    exit 0
+fi
+out=build/compile/$CC-$(basename "$(readlink -f "$LAYOUT")")/${1:?a check, see --list}
+[ "$LAYOUT" != . ] || out=build/compile/$CC-modules/$1
+mkdir -p "$out"
+"check_$1"

@@ -1,0 +1,11 @@
+/* cc -std=c11, with a system header first: the implementation refuses to be compiled, and says what to do.
+ * Everywhere else, cc -std=gnu11 and plain cc, the order makes no difference.
+ */
+#include <string.h>
+
+#define CONC_IMPLEMENTATION
+#include "conc.h"
+
+static int app(void *arg) { return (int)strlen(arg); }
+
+int main(void) { return conc_run(app, "seven..") != 7; }

@@ -1,0 +1,8 @@
+/* cc -std=c11, with a system header first: the declarations do not mind. */
+#include <string.h>
+
+#include "conc.h"
+
+static int app(void *arg) { return (int)strlen(arg); }
+
+int main(void) { return conc_run(app, "seven..") != 7; }

@@ -1,0 +1,10 @@
+/* See unit_a.c. */
+#include "conc.h"
+
+int unit_b(void *arg);
+
+int unit_b(void *arg)
+{
+    *(conc_loop **)arg = conc_loop_self();
+    return conc_sleep(0.001);
+}

@@ -1,0 +1,355 @@
+#!/usr/bin/env python3
+"""Builds and runs every test in every configuration, and says at the end how many of these passed and failed.
+
+    tests/run.py                     everything; what `make test` does
+    tests/run.py --quick             each tests/test_*.c once, with gcc
+    tests/run.py tsan group          only what has all these words in its name
+    tests/run.py --list [word ...]   the names alone
+
+Nothing is to be registered: a new tests/test_*.c is found by its name. In its first comment it can leave configurations
+out by their names in CONFIGS and RUNS below, with the reason in brackets:
+
+    Not under: valgrind, seeds (it measures real time)
+"""
+import concurrent.futures
+import functools
+import os
+import pathlib
+import platform
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+
+TOP = pathlib.Path(__file__).resolve().parent.parent
+BUILD = "build/tests"
+
+X86 = platform.machine() in ("x86_64", "AMD64")
+WARNINGS = "-Wall -Wextra -Werror"
+SANITIZE = "-fno-sanitize-recover=all -fno-omit-frame-pointer"
+VALGRIND = "valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite --vgdb=no"
+
+
+@dataclass
+class Config:
+    """One way to build every test file, and to run what came of it."""
+    name: str
+    compiler: str
+    layout: str = "."  # the directory of conc.h: the modules, or single_include
+    plain: bool = False  # without the Check library, which cross compilers do not have
+    runner: str = ""  # put before the program
+    sanitized: bool = False
+
+
+# Each option of conc.h has a row, and so has each layout, compiler and processor; optimisation levels ride along.
+CONFIGS = [
+    Config("gcc", f"gcc -std=gnu11 -O2 {WARNINGS}"),
+    Config("single", "gcc -O2", layout="single_include"),
+    Config("clang", f"clang -O2 {WARNINGS}"),
+    Config("asan", f"clang -O1 -fsanitize=address,undefined {SANITIZE}", sanitized=True),
+    Config("gcc-asan", f"gcc -O1 -fsanitize=address,undefined {SANITIZE} -DCONC_USE_UCONTEXT", sanitized=True),
+    Config("tsan", f"clang -O1 -fsanitize=thread {SANITIZE}", sanitized=True),
+    Config("ucontext", "gcc -O0 -DCONC_USE_UCONTEXT"),
+    Config("no-epoll", "clang -O0 -DCONC_NO_EPOLL"),
+    Config("save-fpu", "gcc -O3 -DCONC_SAVE_FPU" + " -fcf-protection=full" * X86),
+    Config("static", "clang -O3 -DCONC_STATIC", layout="single_include"),
+    Config("aarch64", "aarch64-linux-gnu-gcc -O2 -static", plain=True, runner="qemu-aarch64"),
+    Config("aarch64-bti", "aarch64-linux-gnu-gcc -O3 -static -mbranch-protection=standard", plain=True,
+           runner="qemu-aarch64"),
+    Config("riscv64", "riscv64-linux-gnu-gcc -O2 -static", plain=True, runner="qemu-riscv64"),
+]
+
+
+@dataclass
+class Run:
+    """One more way to run what the first configuration built."""
+    name: str
+    environment: dict = field(default_factory=dict)
+    runner: str = ""
+    seeds: range = range(0)
+
+
+RUNS = [Run(f"seeds {n}-{n + 49}", seeds=range(n, n + 50)) for n in (1, 51, 101, 151)]
+RUNS += [Run("valgrind", runner=VALGRIND), Run("poll", {"CONC_POLL": "poll"})]
+
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("CONC_", "CK_", "MAKE", "MFLAGS"))}
+ENVIRONMENT.update(
+    CK_TIMEOUT_MULTIPLIER="3",
+    ASAN_OPTIONS="detect_stack_use_after_return=1",
+    UBSAN_OPTIONS="print_stacktrace=1",
+    TSAN_OPTIONS="halt_on_error=1 die_after_fork=0",
+)
+SLOW = {"CK_TIMEOUT_MULTIPLIER": "15"}
+LIMIT = 600  # seconds for one command
+SKIPPED = 77  # exit code of a check that does not apply on this machine
+
+
+def shortened(output, first=20, last=60):
+    """The output without its middle part: what is worth reading stands first with compilers, last with programs."""
+    lines = output.rstrip().split("\n")
+    if len(lines) > first + last:
+        lines[first:-last] = [f"[... {len(lines) - first - last} lines ...]"]
+    return "\n".join(lines)
+
+
+class Failed(Exception):
+    """Its text is what the user sees of the failure."""
+
+
+class Skipped(Exception):
+    """Its text says why the check does not apply here."""
+
+
+class Commands:
+    """Runs commands, and can end those that still run."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.running = set()
+        self.stopped = False
+
+    def run(self, argv, environment=None):
+        """The command's output, stderr included. Raises Failed, with the output, when it does not exit with 0."""
+        environment = environment or {}
+        with self.lock:
+            if self.stopped:
+                raise Failed("interrupted")
+            process = subprocess.Popen(argv, cwd=TOP, env={**ENVIRONMENT, **environment}, stdin=subprocess.DEVNULL,
+                                       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+            self.running.add(process)
+        try:
+            output, _ = process.communicate(timeout=LIMIT)
+            how = f"exit code {process.returncode}"
+        except subprocess.TimeoutExpired:
+            self.end(process)
+            output, _ = process.communicate()
+            how = f"ended after {LIMIT} seconds"
+        finally:
+            with self.lock:
+                self.running.discard(process)
+        output = output.decode(errors="replace")
+        if process.returncode == SKIPPED:
+            raise Skipped(output.strip())
+        if process.returncode:
+            words = [f"{k}={shlex.quote(v)}" for k, v in environment.items()] + [shlex.quote(a) for a in argv]
+            raise Failed(f"$ {' '.join(words)}\n{shortened(output)}\n[{how}]")
+        return output
+
+    @staticmethod
+    def end(process):
+        """Kills all of the command's session: Check puts its children into process groups of their own."""
+        for entry in pathlib.Path("/proc").glob("[0-9]*"):
+            try:
+                if os.getsid(int(entry.name)) == process.pid:
+                    os.kill(int(entry.name), signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    def stop(self):
+        with self.lock:
+            self.stopped = True
+            for process in self.running:
+                self.end(process)
+
+
+commands = Commands()
+
+
+class Builds:
+    """Builds each program once, however many checks want it at the same time."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.results = {}
+
+    def get(self, source, config):
+        """The path of the built program. Raises Failed when it does not compile."""
+        with self.lock:
+            first = (source, config.name) not in self.results
+            result = self.results.setdefault((source, config.name), concurrent.futures.Future())
+        if first:
+            try:
+                result.set_result(self.build(source, config))
+            except Exception as failure:
+                result.set_exception(failure)
+        return result.result()
+
+    @staticmethod
+    def build(source, config):
+        program = f"{BUILD}/{config.name}/{pathlib.Path(source).stem}"
+        (TOP / program).parent.mkdir(parents=True, exist_ok=True)
+        (TOP / program).unlink(missing_ok=True)
+        library = ["-DCONC_TEST_PLAIN", "-lm"] if config.plain else check_library()
+        compiler = [*shlex.split(config.compiler), "-g", "-pthread", f"-I{config.layout}"]
+        commands.run([*compiler, source, "-o", program, *library])
+        return program
+
+
+@functools.lru_cache(None)
+def check_library():
+    return shlex.split(commands.run(["pkg-config", "--cflags", "--libs", "check"]))
+
+
+builds = Builds()
+
+
+def run_program(program, runner, environment, may_be_empty=False):
+    """Raises Failed unless the program says that all its tests passed, and that there were any."""
+    output = commands.run([*shlex.split(runner), f"./{program}"], environment)
+    counts = re.findall(r"^(\d+) passed, (\d+) failed$", output, re.MULTILINE)
+    if not counts or counts[-1][1] != "0":
+        raise Failed(f"$ {program}\n{shortened(output)}\n[it ended without saying that no test failed]")
+    if counts[-1][0] == "0" and not may_be_empty:
+        raise Failed(f"$ {program}\n{shortened(output)}\n[it has no tests]")
+
+
+def in_config(source, config):
+    slow = SLOW if config.sanitized or config.runner else {}
+    runner = without_random_addresses() if config.sanitized else config.runner
+    run_program(builds.get(source, config), runner, slow)
+
+
+def in_run(source, run):
+    try:
+        program = builds.get(source, CONFIGS[0])
+    except Failed:
+        raise Failed(f"{source} does not compile: see {CONFIGS[0].name}") from None
+    for seed in run.seeds:
+        run_program(program, run.runner, {"CONC_SEED": str(seed)}, may_be_empty=True)
+    if not run.seeds:
+        run_program(program, run.runner, {**run.environment, **(SLOW if run.runner else {})})
+
+
+@functools.lru_cache(None)
+def without_random_addresses():
+    """What to put before a sanitized program: older sanitizers fail now and then where the kernel randomizes addresses
+    more than they know. Some containers forbid to turn that off."""
+    try:
+        commands.run(["setarch", "-R", "true"])
+        return "setarch -R"
+    except (Failed, FileNotFoundError):
+        return ""
+
+
+def left_out(source):
+    """The names of configurations that the file's first comment excludes."""
+    comment = (TOP / source).read_text(encoding="utf-8").split("*/")[0]
+    names = re.search(r"Not under: ([^(\n]*)", comment)
+    return {name.strip() for name in names[1].split(",")} if names else set()
+
+
+def checks_of_file(source, quick):
+    excluded = left_out(source)
+    unknown = excluded - {c.name for c in CONFIGS} - {r.name.split()[0] for r in RUNS}
+    if unknown:
+        sys.exit(f"{source} is not to run under {', '.join(sorted(unknown))}, which does not exist")
+    for config in CONFIGS[:1] if quick else CONFIGS:
+        if config.name not in excluded:
+            yield f"{source} ({config.name})", in_config, (source, config)
+    for run in [] if quick else RUNS:
+        if run.name.split()[0] not in excluded:
+            yield f"{source} ({run.name})", in_run, (source, run)
+
+
+def command_check(name, *argv, **environment):
+    return name, commands.run, (list(argv), environment)
+
+
+def checks_of_project():
+    yield command_check("examples (gcc, modules)", "tests/examples.sh", CC="gcc")
+    yield command_check("examples (clang, single_include)", "tests/examples.sh", "--single", CC="clang")
+    yield command_check("README.md", "tests/readme.py")
+    yield command_check("single_include is up to date", "./amalgamate.py", "--check")
+    yield command_check("format", "tests/format.sh")
+    for name in commands.run(["tests/compile/run.sh", "--list"]).split():
+        for compiler in ("gcc", "clang"):
+            for layout in (".", "single_include"):
+                label = "modules" if layout == "." else layout
+                yield command_check(f"compile: {name} ({compiler}, {label})", "tests/compile/run.sh", name,
+                                    CC=compiler, LAYOUT=layout)
+
+
+def all_checks(quick):
+    """Every check as (name, function, arguments), in the order to start them: builds others need, then long ones."""
+    sources = sorted(str(p.relative_to(TOP)) for p in (TOP / "tests").glob("test_*.c"))
+    of_files = [check for source in sources for check in checks_of_file(source, quick)]
+    of_project = [] if quick else list(checks_of_project())
+
+    def place(check):
+        _, function, arguments = check
+        if function is in_config:
+            return 0 if arguments[1] is CONFIGS[0] else 3
+        if function is in_run:
+            return 2 if arguments[1].seeds or arguments[1].runner else 4
+        return 1 if check[0].startswith("examples") else 5
+    return sorted(of_files + of_project, key=place)
+
+
+class Report:
+    """Silent about what passes; on a terminal one line says how far it got."""
+
+    def __init__(self, total):
+        self.total, self.passed, self.failed = total, 0, []
+        self.terminal = sys.stderr.isatty()
+
+    def add(self, name, failure):
+        if isinstance(failure, Skipped):
+            self.total -= 1
+            self.progress("")
+            print(f"skipped: {name}: {failure}", flush=True)
+        elif failure:
+            self.failed.append(name)
+            self.progress("")
+            print(f"FAILED: {name}\n{failure}\n", flush=True)
+        else:
+            self.passed += 1
+        self.progress(f"{self.passed + len(self.failed)} of {self.total}")
+
+    def progress(self, text):
+        if self.terminal:
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+    def end(self, seconds):
+        self.progress("")
+        for name in self.failed:
+            print(f"FAILED: {name}")
+        if self.terminal:
+            print(f"{seconds:.0f} seconds")
+        print(f"{self.passed} passed, {len(self.failed)} failed", flush=True)
+        return 1 if self.failed or not self.passed else 0
+
+
+def run_all(checks):
+    start = time.monotonic()
+    report = Report(len(checks))
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        names = {pool.submit(function, *arguments): name for name, function, arguments in checks}
+        try:
+            for done in concurrent.futures.as_completed(names):
+                report.add(names[done], done.exception())
+        except KeyboardInterrupt:
+            commands.stop()
+            sys.exit("interrupted")
+    return report.end(time.monotonic() - start)
+
+
+def main(arguments):
+    options = {a for a in arguments if a.startswith("-")}
+    if options - {"--quick", "--list"}:
+        sys.exit(__doc__)
+    words = [a for a in arguments if a not in options]
+    checks = [c for c in all_checks("--quick" in options) if all(word in c[0] for word in words)]
+    if "--list" in options:
+        print("\n".join(name for name, _, _ in checks))
+        return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return run_all(checks)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

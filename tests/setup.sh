@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Sees to it that everything the tests need is there. On Debian and its kin, as root or with a sudo that asks for no
+# password, it installs what is missing; elsewhere it says what is missing and what for, and exits with 1.
+set -eu
+cd "$(dirname "$0")/.."
+mkdir -p build/setup
+log=build/setup/log
+
+# Can this compiler, with these options, build a program out of these lines?
+builds()
+{
+    local source=$1
+    shift
+    printf '%s\n' "$source" 'int main(void) { return 0; }' >build/setup/program.c
+    "$@" build/setup/program.c -o build/setup/program >>"$log" 2>&1
+}
+
+# What for | package(s) on Debian, of which "a/b" is the first that exists | a command that succeeds when it is there
+needs()
+{
+    cat <<'TABLE'
+all tests|gcc libc6-dev|builds '#include <stdio.h>' gcc
+all tests|check pkg-config|pkg-config --exists check
+all tests|python3|python3 -c 'import dataclasses'
+compile tests|g++|builds '#include <cstdio>' g++ -x c++
+compile tests|binutils|command -v nm && command -v readelf
+compile tests, clang|clang|builds '#include <stdio.h>' clang && builds '#include <cstdio>' clang++ -x c++
+sanitizers, gcc|gcc|builds '' gcc -fsanitize=address,undefined
+sanitizers, clang|libclang-rt-dev/libclang-rt-14-dev|builds '' clang -fsanitize=address,undefined
+sanitizers, clang|libclang-rt-dev/libclang-rt-14-dev|builds '' clang -fsanitize=thread
+memory, valgrind|valgrind libc6-dbg|builds '' gcc && valgrind -q build/setup/program
+aarch64|gcc-aarch64-linux-gnu libc6-dev-arm64-cross|builds '#include <stdio.h>' aarch64-linux-gnu-gcc -static
+aarch64|qemu-user|command -v qemu-aarch64
+riscv64|gcc-riscv64-linux-gnu libc6-dev-riscv64-cross|builds '#include <stdio.h>' riscv64-linux-gnu-gcc -static
+riscv64|qemu-user|command -v qemu-riscv64
+format|clang-format|command -v clang-format-14 || command -v clang-format
+TABLE
+}
+
+# The lines of the table whose command fails.
+missing()
+{
+    local what packages test
+    while IFS='|' read -r what packages test; do
+        eval "$test" >>"$log" 2>&1 || printf '%s|%s\n' "$what" "$packages"
+    done < <(needs)
+}
+
+# Fails where nothing may be installed.
+as_root()
+{
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+# The first package of "a/b/c" that exists, for each word.
+existing()
+{
+    local word package
+    for word in "$@"; do
+        for package in ${word//\// }; do
+            if [ -n "$(apt-cache madison "$package" 2>>"$log")" ]; then break; fi
+        done
+        echo "$package"
+    done
+}
+
+install()
+{
+    local words packages
+    as_root apt-get update >>"$log" 2>&1 || echo "apt-get update failed; see $log"
+    mapfile -t words < <(cut -d '|' -f 2 <<<"$1" | tr ' ' '\n' | sort -u)
+    mapfile -t packages < <(existing "${words[@]}")
+    echo "installing: ${packages[*]}"
+    as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y --no-install-recommends "${packages[@]}" >>"$log" 2>&1 ||
+        echo "apt-get install failed; the end of $log:" "$(tail -n 5 "$log")"
+}
+
+: >"$log"
+lacking=$(missing)
+if [ -n "$lacking" ] && command -v apt-get >/dev/null && as_root true 2>>"$log"; then
+    install "$lacking"
+    lacking=$(missing)
+fi
+if [ -n "$lacking" ]; then
+    echo "Nothing was tested, as something is missing (packages as Debian calls them):"
+    sort -u <<<"$lacking" | awk -F '|' '{gsub("/", " or ", $2); printf "    for %s: %s\n", $1, $2}'
+    exit 1
+fi

@@ -1,0 +1,626 @@
+/* test_generators.c - conc_gen: items one by one from a function that can wait, and how it is closed. */
+#include "conc_test.h"
+
+static int cleaned; /* how many bodies ran their clean-up */
+
+/* Emits 1 to *n. */
+static int count_to(conc_gen *g, void *n)
+{
+    for (int i = 1; i <= *(int *)n; i++)
+        CONC_TRY(conc_gen_emit(g, &i));
+    return 0;
+}
+
+/* Emits 1, 2, ... a second apart, and cleans up when that ends; arg: what the clean-up returns, or NULL. */
+static int tick(conc_gen *g, void *arg)
+{
+    int rc = 0;
+    for (int i = 1; rc == 0; i++) {
+        rc = conc_sleep(1);
+        if (rc == 0)
+            rc = conc_gen_emit(g, &i);
+    }
+    cleaned++;
+    return arg ? *(int *)arg : rc;
+}
+
+static int sleep_for_ever(conc_gen *g, void *arg)
+{
+    (void)g, (void)arg;
+    return conc_sleep(CONC_FOREVER);
+}
+
+static size_t open_generators(void)
+{
+    conc_stats s;
+    conc_get_stats(&s);
+    return s.generators;
+}
+
+TASK_TEST(items_come_in_order_and_then_the_end_for_ever)
+{
+    int n = 3, item = 0;
+    conc_gen g = {0};
+    CHECK_INT(conc_gen_open(&g, count_to, &n, sizeof item), 0);
+    for (int i = 1; i <= 3; i++) {
+        CHECK_INT(conc_gen_next(&g, &item), 1);
+        CHECK_INT(item, i);
+    }
+    for (int i = 0; i < 3; i++)
+        CHECK_INT(conc_gen_next(&g, &item), 0);
+    CHECK_INT(item, 3);
+    CHECK_INT(conc_gen_close(&g), 0);
+}
+
+TASK_TEST(an_empty_generator_ends_at_once)
+{
+    int n = 0, item = 77;
+    conc_gen g = {0};
+    CHECK_INT(conc_gen_open(&g, count_to, &n, sizeof item), 0);
+    CHECK_INT(conc_gen_next(&g, &item), 0);
+    CHECK_INT(item, 77);
+    CHECK_INT(conc_gen_close(&g), 0);
+}
+
+TASK_TEST(closing_is_harmless_after_the_end_twice_and_when_never_opened)
+{
+    int n = 1, item;
+    conc_gen g = {0}, never = {0};
+    CHECK_INT(conc_gen_open(&g, count_to, &n, sizeof item), 0);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    CHECK_INT(conc_gen_next(&g, &item), 0);
+    CHECK_INT(conc_gen_close(&g), 0);
+    CHECK_INT(conc_gen_close(&g), 0);
+    CHECK_INT(conc_gen_close(&never), 0);
+    CHECK_INT(conc_gen_next(&g, &item), -EINVAL);
+    CHECK_INT(conc_gen_next(&never, &item), -EINVAL);
+}
+
+static int must_not_run(conc_gen *g, void *arg)
+{
+    (void)g;
+    *(bool *)arg = true;
+    return -EIO;
+}
+
+TASK_TEST(a_generator_closed_before_the_first_next_never_ran)
+{
+    bool ran = false;
+    conc_gen g = {0};
+    CHECK_INT(conc_gen_open(&g, must_not_run, &ran, sizeof(int)), 0);
+    CHECK_INT(conc_sleep(1), 0);
+    CHECK_INT(conc_gen_close(&g), 0);
+    CHECK(!ran);
+}
+
+TASK_TEST(a_closed_generator_can_be_opened_again)
+{
+    int n = 2, item = 0;
+    conc_gen g = {0};
+    for (int i = 0; i < 3; i++) {
+        CHECK_INT(conc_gen_open(&g, count_to, &n, sizeof item), 0);
+        CHECK_INT(conc_gen_open(&g, count_to, &n, sizeof item), -EINVAL);
+        CHECK_INT(conc_gen_next(&g, &item), 1);
+        CHECK_INT(item, 1);
+        CHECK_INT(conc_gen_close(&g), 0);
+    }
+}
+
+static int fail_after_one(conc_gen *g, void *arg)
+{
+    CONC_TRY(conc_gen_emit(g, arg));
+    return conc_fail(-EPROTO, "no more");
+}
+
+TASK_TEST(the_error_of_the_body_comes_out_of_next)
+{
+    int one = 1, item = 0;
+    conc_gen g = {0};
+    CHECK_INT(conc_gen_open(&g, fail_after_one, &one, sizeof item), 0);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    CHECK_INT(conc_gen_next(&g, &item), -EPROTO);
+    CHECK_INT(item, 1);
+    CHECK_INT(conc_gen_close(&g), 0);
+}
+
+typedef struct big_item {
+    char text[500];
+    int number;
+} big_item;
+
+static int emit_big(conc_gen *g, void *arg)
+{
+    big_item item;
+    for (item.number = 0; item.number < 3; item.number++) {
+        memset(item.text, 'a' + item.number, sizeof item.text);
+        CONC_TRY(conc_gen_emit(g, &item));
+        CHECK(item.text[499] == 'a' + item.number);
+    }
+    (void)arg;
+    return 0;
+}
+
+TASK_TEST(an_item_is_copied_whole_and_nothing_behind_it)
+{
+    struct {
+        big_item item;
+        int guard;
+    } got = {.guard = 4711};
+    conc_gen g = {0};
+    CHECK_INT(conc_gen_open(&g, emit_big, NULL, sizeof got.item), 0);
+    for (int i = 0; i < 3; i++) {
+        CHECK_INT(conc_gen_next(&g, &got.item), 1);
+        CHECK_INT(got.item.number, i);
+        CHECK_INT(got.item.text[0], 'a' + i);
+        CHECK_INT(got.item.text[499], 'a' + i);
+        CHECK_INT(got.guard, 4711);
+        memset(&got.item, 0, sizeof got.item);
+    }
+    CHECK_INT(conc_gen_close(&g), 0);
+}
+
+TASK_TEST(a_body_may_wait_between_items)
+{
+    int item = 0;
+    CONC_AUTO(conc_gen, g) = {0};
+    CHECK_INT(conc_gen_open(&g, tick, NULL, sizeof item), 0);
+    CHECK_TIME(0);
+    for (int i = 1; i <= 3; i++) {
+        CHECK_INT(conc_gen_next(&g, &item), 1);
+        CHECK_INT(item, i);
+        CHECK_TIME(i);
+    }
+}
+
+static int emit_self(conc_gen *g, void *arg)
+{
+    (void)arg;
+    for (;;) {
+        conc_task *self = conc_self();
+        CONC_TRY(conc_gen_emit(g, &self));
+    }
+}
+
+static int take_self(void *gen)
+{
+    conc_task *self = NULL;
+    CHECK_INT(conc_gen_next(gen, &self), 1);
+    CHECK(self == conc_self());
+    return 0;
+}
+
+TASK_TEST(the_body_runs_in_the_task_of_whoever_asks)
+{
+    conc_gen g = {0};
+    conc_group group = {0};
+    CHECK_INT(conc_gen_open(&g, emit_self, NULL, sizeof(conc_task *)), 0);
+    CHECK_INT(take_self(&g), 0);
+    CHECK_INT(conc_spawn(&group, take_self, &g), 0);
+    CHECK_INT(conc_spawn(&group, take_self, &g), 0);
+    CHECK_INT(conc_group_wait(&group), 0);
+    CHECK_INT(take_self(&g), 0);
+    CHECK_INT(conc_gen_close(&g), 0);
+}
+
+static int clean_up_for_two(conc_gen *g, void *arg)
+{
+    int one = 1, rc = conc_gen_emit(g, &one);
+    CHECK_INT(rc, -ECANCELED);
+    CHECK(!conc_cancelled());
+    CHECK_INT(conc_sleep(2), 0);
+    *(bool *)arg = true;
+    return rc;
+}
+
+TASK_TEST(a_close_in_the_middle_waits_for_the_clean_up)
+{
+    bool clean = false;
+    int item = 0;
+    conc_gen g = {0};
+    CHECK_INT(conc_gen_open(&g, clean_up_for_two, &clean, sizeof item), 0);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    CHECK_INT(conc_gen_close(&g), 0);
+    CHECK(clean);
+    CHECK_TIME(2);
+    CHECK_INT(conc_gen_next(&g, &item), -EINVAL);
+    CHECK_INT(open_generators(), 0);
+}
+
+TASK_TEST(a_close_returns_the_error_of_the_clean_up)
+{
+    int item, results[] = {0, 5, -EIO, -ECANCELED}, expected[] = {0, 0, -EIO, 0};
+    for (size_t i = 0; i < CONC_LEN(results); i++) {
+        conc_gen g = {0};
+        CHECK_INT(conc_gen_open(&g, tick, &results[i], sizeof item), 0);
+        CHECK_INT(conc_gen_next(&g, &item), 1);
+        CHECK_INT(conc_gen_close(&g), expected[i]);
+        CHECK_INT(conc_gen_close(&g), 0);
+    }
+    CHECK_INT(cleaned, 4);
+}
+
+static int never_end(conc_gen *g, void *arg)
+{
+    int *emitted = arg;
+    while (*emitted < 1000) {
+        (*emitted)++;
+        (void)conc_gen_emit(g, emitted);
+    }
+    return 0;
+}
+
+TASK_TEST(a_body_that_emits_again_instead_of_ending_is_abandoned)
+{
+    int emitted = 0, item = 0;
+    conc_stats before, after;
+    conc_gen g = {0};
+    conc_get_stats(&before);
+    CHECK_INT(conc_gen_open(&g, never_end, &emitted, sizeof item), 0);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    CHECK_INT(conc_gen_close(&g), -EINVAL);
+    CHECK_INT(emitted, 2);
+    CHECK_INT(conc_gen_close(&g), 0);
+    CHECK_INT(emitted, 2);
+    conc_get_stats(&after);
+    CHECK_INT(after.generators, before.generators);
+    CHECK_INT(after.stacks, before.stacks);
+}
+
+static int take_one(void *gen)
+{
+    int item;
+    return conc_gen_next(gen, &item);
+}
+
+TASK_TEST(while_a_task_is_inside_another_one_gets_ebusy)
+{
+    int item, rc = 0;
+    conc_gen g = {0};
+    conc_group group = {0};
+    conc_task t = {0};
+    CHECK_INT(conc_gen_open(&g, tick, NULL, sizeof item), 0);
+    CHECK_INT(conc_spawn_task(&group, &t, take_one, &g), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(conc_gen_next(&g, &item), -EBUSY);
+    CHECK_INT(conc_gen_close(&g), -EBUSY);
+    CHECK_INT(conc_join(&t, &rc), 0);
+    CHECK_INT(rc, 1);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    CHECK_INT(item, 2);
+    CHECK_INT(conc_gen_close(&g), 0);
+    CHECK_INT(conc_group_wait(&group), 0);
+}
+
+static int use_oneself(conc_gen *g, void *arg)
+{
+    int item = 0, *results = arg;
+    results[0] = conc_gen_next(g, &item);
+    results[1] = conc_gen_close(g);
+    return conc_gen_emit(g, &item);
+}
+
+TASK_TEST(a_body_that_asks_or_closes_itself_gets_ebusy)
+{
+    int item = 5, results[2] = {0};
+    conc_gen g = {0};
+    CHECK_INT(conc_gen_open(&g, use_oneself, results, sizeof item), 0);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    CHECK_INT(results[0], -EBUSY);
+    CHECK_INT(results[1], -EBUSY);
+    CHECK_INT(conc_gen_close(&g), 0);
+}
+
+TASK_TEST(an_emit_outside_the_body_is_refused)
+{
+    int n = 2, item = 0;
+    conc_gen g = {0}, never = {0};
+    CHECK_INT(conc_gen_emit(&never, &item), -EINVAL);
+    CHECK_INT(conc_gen_open(&g, count_to, &n, sizeof item), 0);
+    CHECK_INT(conc_gen_emit(&g, &item), -EINVAL);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    CHECK_INT(conc_gen_emit(&g, &item), -EINVAL);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    CHECK_INT(item, 2);
+    CHECK_INT(conc_gen_close(&g), 0);
+}
+
+static int emit_in_scope(conc_gen *g, void *arg)
+{
+    int item = 1, *results = arg;
+    conc_scope s = {0};
+    conc_group group = {0};
+    CHECK_INT(conc_scope_begin(&s, 5), 0);
+    results[0] = conc_gen_emit(g, &item);
+    CHECK_INT(conc_scope_end(&s, 0), 0);
+    CHECK_INT(conc_group_begin(&group), 0);
+    results[1] = conc_gen_emit(g, &item);
+    CHECK_INT(conc_group_wait(&group), 0);
+    item = 2;
+    return conc_gen_emit(g, &item);
+}
+
+TASK_TEST(an_emit_with_a_scope_or_group_of_the_body_open_is_refused)
+{
+    int item = 0, results[2] = {0};
+    conc_gen g = {0};
+    conc_scope around = {0};
+    CHECK_INT(conc_scope_begin(&around, 100), 0);
+    CHECK_INT(conc_gen_open(&g, emit_in_scope, results, sizeof item), 0);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    CHECK_INT(results[0], -EINVAL);
+    CHECK_INT(results[1], -EINVAL);
+    CHECK_INT(item, 2);
+    CHECK_INT(conc_gen_close(&g), 0);
+    CHECK_INT(conc_scope_end(&around, 0), 0);
+}
+
+TASK_TEST(scopes_of_the_consumer_may_begin_and_end_between_items)
+{
+    int item = 0;
+    conc_gen g = {0};
+    conc_scope s = {0}, t = {0};
+    CHECK_INT(conc_gen_open(&g, tick, NULL, sizeof item), 0);
+    CHECK_INT(conc_scope_begin(&s, 10), 0);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    CHECK_INT(conc_scope_end(&s, 0), 0);
+    CHECK_INT(conc_scope_begin(&t, 10), 0);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    CHECK_INT(conc_gen_close(&g), 0);
+    CHECK_INT(conc_scope_end(&t, 0), 0);
+    CHECK_INT(item, 2);
+}
+
+static int take_for_ever(void *gen)
+{
+    int item, rc;
+    while ((rc = conc_gen_next(gen, &item)) == 1) {
+    }
+    return rc;
+}
+
+TASK_TEST(a_cancel_of_the_consumer_reaches_the_waits_of_the_body)
+{
+    int rc = 0;
+    conc_gen g = {0};
+    conc_group group = {0};
+    conc_task t = {0};
+    CHECK_INT(conc_gen_open(&g, tick, NULL, sizeof(int)), 0);
+    CHECK_INT(conc_spawn_task(&group, &t, take_for_ever, &g), 0);
+    CHECK_INT(conc_sleep(2.5), 0);
+    CHECK_INT(conc_cancel(&t), 0);
+    CHECK_INT(conc_join(&t, &rc), 0);
+    CHECK_INT(rc, -ECANCELED);
+    CHECK_TIME(2.5);
+    CHECK_INT(cleaned, 1);
+    CHECK_INT(conc_gen_close(&g), 0);
+    CHECK_INT(cleaned, 1);
+    CHECK_INT(conc_group_wait(&group), 0);
+}
+
+TASK_TEST(a_time_limit_of_the_consumer_reaches_the_waits_of_the_body)
+{
+    conc_gen g = {0};
+    CHECK_INT(conc_gen_open(&g, sleep_for_ever, NULL, sizeof(int)), 0);
+    CHECK_INT(conc_timeout(3, take_one, &g), -ETIMEDOUT);
+    CHECK_TIME(3);
+    CHECK_INT(conc_gen_close(&g), 0);
+}
+
+/* Squares what another generator emits. */
+static int square(conc_gen *g, void *source)
+{
+    int item, rc;
+    while ((rc = conc_gen_next(source, &item)) == 1) {
+        item *= item;
+        CONC_TRY(conc_gen_emit(g, &item));
+    }
+    return rc;
+}
+
+TASK_TEST(generators_nest)
+{
+    int n = 5, item = 0, sum = 0;
+    conc_gen source = {0}, squares = {0}, fourth = {0};
+    CHECK_INT(conc_gen_open(&source, count_to, &n, sizeof item), 0);
+    CHECK_INT(conc_gen_open(&squares, square, &source, sizeof item), 0);
+    CHECK_INT(conc_gen_open(&fourth, square, &squares, sizeof item), 0);
+    CHECK_INT(open_generators(), 3);
+    while (conc_gen_next(&fourth, &item) == 1)
+        sum += item;
+    CHECK_INT(sum, 1 + 16 + 81 + 256 + 625);
+    CHECK_INT(conc_gen_close(&fourth), 0);
+    CHECK_INT(conc_gen_close(&squares), 0);
+    CHECK_INT(conc_gen_close(&source), 0);
+}
+
+static int own_source(conc_gen *g, void *arg)
+{
+    int item;
+    CONC_AUTO(conc_gen, source) = {0};
+    CONC_TRY(conc_gen_open(&source, tick, NULL, sizeof item));
+    while (CONC_TRY(conc_gen_next(&source, &item)) == 1)
+        CONC_TRY(conc_gen_emit(g, &item));
+    (void)arg;
+    return 0;
+}
+
+TASK_TEST(a_generator_closes_the_one_it_consumes)
+{
+    int item = 0;
+    conc_gen g = {0};
+    CHECK_INT(conc_gen_open(&g, own_source, NULL, sizeof item), 0);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    CHECK_INT(item, 2);
+    CHECK_INT(open_generators(), 2);
+    CHECK_INT(conc_gen_close(&g), 0);
+    CHECK_INT(cleaned, 1);
+    CHECK_INT(open_generators(), 0);
+}
+
+static int emit_to_the_outer(conc_gen *inner, void *outer)
+{
+    int item = 9, rc = conc_gen_emit(outer, &item);
+    (void)inner;
+    return rc;
+}
+
+static int open_inner(conc_gen *g, void *arg)
+{
+    int item = 1;
+    CONC_AUTO(conc_gen, inner) = {0};
+    CONC_TRY(conc_gen_open(&inner, emit_to_the_outer, g, sizeof item));
+    *(int *)arg = conc_gen_next(&inner, &item);
+    return 0;
+}
+
+TASK_TEST(a_body_cannot_emit_for_another_generator)
+{
+    int item, rc = 0;
+    conc_gen g = {0};
+    CHECK_INT(conc_gen_open(&g, open_inner, &rc, sizeof item), 0);
+    CHECK_INT(conc_gen_next(&g, &item), 0);
+    CHECK_INT(rc, -EINVAL);
+    CHECK_INT(conc_gen_close(&g), 0);
+}
+
+static int leave_early(void *arg)
+{
+    int item;
+    CONC_AUTO(conc_gen, g) = {0};
+    CONC_AUTO(conc_gen, closed) = {0};
+    CHECK_INT(conc_gen_close(&closed), 0);
+    CONC_TRY(conc_gen_open(&g, tick, NULL, sizeof item));
+    CONC_TRY(conc_gen_next(&g, &item));
+    (void)arg;
+    return -EIO;
+}
+
+TASK_TEST(an_automatic_generator_is_closed_however_the_block_is_left)
+{
+    CHECK_INT(leave_early(NULL), -EIO);
+    CHECK_INT(cleaned, 1);
+    CHECK_INT(open_generators(), 0);
+}
+
+static int sleep_and_add(void *sum)
+{
+    CONC_TRY(conc_sleep(1));
+    (*(int *)sum)++;
+    return 0;
+}
+
+static int emit_group_results(conc_gen *g, void *arg)
+{
+    (void)arg;
+    for (;;) {
+        int sum = 0;
+        conc_group group = {0};
+        for (int i = 0; i < 4; i++)
+            CONC_TRY_IN(&group, conc_spawn(&group, sleep_and_add, &sum));
+        CONC_TRY(conc_group_wait(&group));
+        CONC_TRY(conc_gen_emit(g, &sum));
+    }
+}
+
+TASK_TEST(a_body_may_use_groups_between_its_items)
+{
+    int item = 0;
+    CONC_AUTO(conc_gen, g) = {0};
+    CHECK_INT(conc_gen_open(&g, emit_group_results, NULL, sizeof item), 0);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    CHECK_INT(item, 4);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    CHECK_TIME(2);
+}
+
+static conc_gen abandoned[3];
+static int clean_up_error = -EIO;
+
+static int abandon_three(void *arg)
+{
+    int item;
+    (void)arg;
+    CONC_TRY(conc_gen_open(&abandoned[0], tick, NULL, sizeof item));
+    CONC_TRY(conc_gen_open(&abandoned[1], tick, &clean_up_error, sizeof item));
+    CONC_TRY(conc_gen_open(&abandoned[2], tick, NULL, sizeof item));
+    for (int i = 0; i < 3; i++)
+        CHECK_INT(conc_gen_next(&abandoned[i], &item), 1);
+    return 8;
+}
+
+static void count_error(const conc_failure *f, void *user)
+{
+    CHECK_INT(f->rc, -EIO);
+    ++*(int *)user;
+}
+
+TEST(generators_left_open_are_closed_when_the_run_ends_and_their_errors_reported)
+{
+    int errors = 0, fds = test_count_fds();
+    conc_options o = {.virtual_clock = true, .on_error = count_error, .user = &errors};
+    CHECK_INT(conc_run_with(&o, abandon_three, NULL), 8);
+    CHECK_INT(cleaned, 3);
+    CHECK_INT(errors, 1);
+    CHECK_INT(test_count_fds(), fds);
+}
+
+static int clean_up_with_a_sleep(conc_gen *g, void *arg)
+{
+    int one = 1, rc = conc_gen_emit(g, &one);
+    *(int *)arg = conc_sleep(3);
+    cleaned++;
+    return rc;
+}
+
+static int abandon_in_a_task(void *slept)
+{
+    int item;
+    CONC_TRY(conc_gen_open(&abandoned[0], clean_up_with_a_sleep, slept, sizeof item));
+    return conc_gen_next(&abandoned[0], &item);
+}
+
+static int run_one_that_abandons(void *slept)
+{
+    conc_group g = {0};
+    CONC_TRY(conc_spawn(&g, abandon_in_a_task, slept));
+    return conc_group_wait(&g);
+}
+
+TEST(a_generator_outlives_its_task_and_may_wait_when_the_run_closes_it)
+{
+    int slept = 1;
+    conc_options o = {.virtual_clock = true};
+    CHECK_INT(conc_run_with(&o, run_one_that_abandons, &slept), 0);
+    CHECK_INT(slept, 0);
+    CHECK_INT(cleaned, 1);
+}
+
+TASK_TEST(a_million_items_come_through)
+{
+    int n = 1000000, item = 0, expected = 0;
+    CONC_AUTO(conc_gen, g) = {0};
+    CHECK_INT(conc_gen_open(&g, count_to, &n, sizeof item), 0);
+    while (conc_gen_next(&g, &item) == 1)
+        CHECK_INT(item, ++expected);
+    CHECK_INT(expected, n);
+}
+
+TASK_TEST(open_and_close_leave_nothing_behind)
+{
+    int n = 3, item;
+    conc_stats before, after;
+    conc_get_stats(&before);
+    for (int i = 0; i < 1000; i++) {
+        conc_gen g = {0};
+        CHECK_INT(conc_gen_open(&g, count_to, &n, sizeof item), 0);
+        if (i % 3)
+            CHECK_INT(conc_gen_next(&g, &item), 1);
+        CHECK_INT(conc_gen_close(&g), 0);
+    }
+    conc_get_stats(&after);
+    CHECK_INT(after.generators, before.generators);
+    CHECK_INT(after.stacks, before.stacks);
+    CHECK_INT(after.tasks, before.tasks);
+    CHECK(after.stacks_kept <= before.stacks_kept + 1);
+}
