@@ -202,7 +202,7 @@ struct conc_scope {
  * less: at once) every checkpoint inside returns -ECANCELED until the scope is left.
  *     int conc_scope_begin(conc_scope *s, double timeout);
  * Errors: -EINVAL (NULL, NaN, used before). Not a checkpoint. */
-#define conc_scope_begin(s, timeout) conc__scope_begin((s), (timeout), CONC__PLACE)
+#define conc_scope_begin(s, timeout) conc__scope_begin((s), (timeout), "the scope opened at " CONC__PLACE)
 CONC_API int conc__scope_begin(conc_scope *s, double timeout, const char *place);
 
 /* Leaves the task's innermost scope with the block's result, and returns the result to go on with. Only an -ECANCELED that
@@ -259,7 +259,7 @@ struct conc_group {
 /* Opens the group here, as a scope of the calling task, which is its owner. The first spawn does the same.
  *     int conc_group_begin(conc_group *g);
  * Errors: -EINVAL (NULL, used before, negative limit). Not a checkpoint. */
-#define conc_group_begin(g) conc__group_begin((g), CONC__PLACE)
+#define conc_group_begin(g) conc__group_begin((g), "the group opened at " CONC__PLACE)
 CONC_API int conc__group_begin(conc_group *g, const char *place);
 
 /* Starts fn(arg) as a task of the group; g NULL: of the run's own background group, which the run's end cancels. Returns 0
@@ -355,6 +355,7 @@ struct conc_task {
     conc_loop *loop;
     conc__wait *wait;
     conc_scope *scope;
+    const char *place; /* the scope's, for the report when the scope is lost */
     int error_number;
     bool pending, asked, marked;
     uint8_t state;
@@ -412,7 +413,8 @@ CONC_API const char *conc_last_error(void);
 /* Any negative errno, in words: what it means in conc where that differs from the system's. Borrowed for ever. From anywhere. */
 CONC_API const char *conc_strerror(int rc);
 
-/* The value of expr; a negative one is returned from the calling function. Not inside an open scope or group: there
+/* The value of expr; a negative one is returned from the calling function. A compound literal inside expr lives no longer than the
+ * macro: a task that goes on must not be given one here. Not inside an open scope or group: there
  * CONC_TRY_IN(&s, expr) ends it with the error, and returns what the end returned. */
 #define CONC_TRY(expr) CONC__TRY(expr, CONC__JOIN(conc__value, __COUNTER__))
 #define CONC__TRY(expr, value)           \
@@ -998,7 +1000,7 @@ struct conc_loop {
     _Atomic(conc__post *) posted;
     conc__post *last_posted;
     size_t holds;
-    bool asleep, closed;
+    bool asleep, closed, over_for_good; /* closed: posts are refused; over for good: the last release frees the loop */
 };
 
 static CONC_TLS _Thread_local conc_loop *conc__here;
@@ -1010,7 +1012,7 @@ static CONC__COLD void conc__deadlock(conc_loop *l);
 static void conc__left_room(conc_loop *l, conc_group *g);
 static int64_t conc__time(const conc_loop *l);
 static void conc__copy(char *to, size_t size, const char *from);
-static CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const conc_scope *s, const char *how);
+static CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how);
 
 /* ---- >>sanitizers --------------------------------------------------------------------------------------------- */
 
@@ -1154,7 +1156,7 @@ static int64_t conc__ns(double s)
 {
     if (!(s > 0))
         return 0;
-    if (s >= 9.2e9)
+    if (s > 9.2e9)
         return CONC__NEVER - 1;
     double ns = s * 1e9;
     if (ns < 1)
@@ -1470,7 +1472,7 @@ static conc__stack *conc__stack_carve(conc__pool *p)
     slab->carved++;
     *s = (conc__stack){.slab = slab, .low = slot + (p->guard ? p->guard : sizeof conc__canary)};
     if (!p->guard)
-        memcpy(slot, &conc__canary, sizeof conc__canary);
+        *(uint64_t *)(void *)slot = conc__canary;
     conc__stack_told(s);
     return s;
 }
@@ -1498,7 +1500,7 @@ static CONC__COLD void conc__overflowed(const char *name, size_t size)
 static void conc__stack_give(conc_loop *l, conc__stack *s, const char *user)
 {
     conc__pool *p = s->slab->pool;
-    if (!p->guard && memcmp(s->low - sizeof conc__canary, &conc__canary, sizeof conc__canary) != 0)
+    if (!p->guard && ((const uint64_t *)(const void *)s->low)[-1] != conc__canary)
         conc__overflowed(user, p->size);
     conc__stack_ends(l, s);
     s->gen = NULL;
@@ -1856,10 +1858,10 @@ static void conc__advance(conc_loop *l, int64_t now)
 static void conc__poll_events(conc_loop *l, int64_t ns)
 {
     pthread_mutex_lock(&l->mutex);
-    l->asleep = !l->posted && ns != 0;
+    bool sleeps = l->asleep = !l->posted && ns != 0;
     pthread_mutex_unlock(&l->mutex);
     l->polls++;
-    l->backend->wait(l, l->asleep ? ns : 0);
+    l->backend->wait(l, sleeps ? ns : 0);
     pthread_mutex_lock(&l->mutex);
     l->asleep = false;
     pthread_mutex_unlock(&l->mutex);
@@ -2224,7 +2226,7 @@ static inline void conc__find_lost(conc_loop *l, const void *frame)
     conc_task *self = l->self;
     char *low = self->stack->low;
     if (CONC__UNLIKELY(self->scope && (uintptr_t)((char *)self->scope - low) < (uintptr_t)((const char *)frame - low)))
-        conc__lost(l, self, self->scope, "a function returned and left it open");
+        conc__lost(l, self, "a function returned");
 }
 
 /* Puts a scope inside those the task has open. */
@@ -2239,7 +2241,7 @@ static inline void conc__scope_open(conc_loop *l, conc_scope *s, const char *pla
     s->outer = outer;
     s->inner = NULL;
     s->timer.next = NULL;
-    s->place = place;
+    s->place = self->place = place;
     if (outer)
         outer->inner = s;
     self->scope = s;
@@ -2252,8 +2254,10 @@ static inline void conc__scope_close(conc_loop *l, conc_scope *s)
     conc__disarm(l, &s->timer);
     s->state = CONC__CLOSED;
     self->scope = outer;
-    if (outer)
+    if (outer) {
         outer->inner = NULL;
+        self->place = outer->place;
+    }
     if (CONC__UNLIKELY(s->effective || s->shielded || self->pending))
         conc__set_pending(l, self, conc__cancelled_around(l, s));
 }
@@ -2341,9 +2345,9 @@ static int conc__call_in_scope(double s, bool shielded, conc_fn *fn, void *arg, 
     return conc_scope_end(&scope, fn(arg));
 }
 
-CONC_API int conc_timeout(double s, conc_fn *fn, void *arg) { return conc__call_in_scope(s, false, fn, arg, "conc_timeout"); }
+CONC_API int conc_timeout(double s, conc_fn *fn, void *arg) { return conc__call_in_scope(s, false, fn, arg, "the scope of conc_timeout"); }
 
-CONC_API int conc_shield(double grace, conc_fn *fn, void *arg) { return conc__call_in_scope(grace, true, fn, arg, "conc_shield"); }
+CONC_API int conc_shield(double grace, conc_fn *fn, void *arg) { return conc__call_in_scope(grace, true, fn, arg, "the scope of conc_shield"); }
 
 /* The scopes that apply, from the inside out: a task's own, then its group and what that lies in. */
 static conc_scope *conc__innermost(const conc_task *t) { return t->scope ? t->scope : t->group ? &t->group->scope : NULL; }
@@ -2395,6 +2399,7 @@ static inline void conc__task_init(conc_loop *l, conc_task *t, conc__stack *stac
     t->loop = l;
     t->wait = NULL;
     t->scope = NULL;
+    t->place = "";
     t->pending = t->asked = t->marked = false;
     t->stack = stack;
     t->fn = fn;
@@ -2564,13 +2569,13 @@ static inline int conc__spawn_in(conc_group *g, conc_task *handle, const char *s
         return -EINVAL;
     if (!g)
         g = &l->background;
+    if (l->self)
+        conc__find_lost(l, __builtin_frame_address(0));
     if (CONC__UNLIKELY(g->scope.state != CONC__OPEN || g->scope.effective || g->limit > 0 || g->scope.task != l->self)) {
         int rc = conc__enter_group(l, g, spawned);
         if (rc)
             return rc;
     }
-    if (l->self)
-        conc__find_lost(l, __builtin_frame_address(0));
     *out = conc__task_new(l, g, handle, fn, arg, spawned);
     if (CONC__UNLIKELY(!*out)) {
         conc__left_room(l, g);
@@ -2949,7 +2954,7 @@ static void conc__finish(conc_loop *l, conc_task *t, int rc)
     conc_group *g = t->group;
     conc__stack *stack = t->stack;
     if (CONC__UNLIKELY(t->scope))
-        conc__lost(l, t, t->scope, "the task ended and left it open");
+        conc__lost(l, t, "it ended");
     t->result = rc;
     t->failed = rc < 0 && !(rc == -ECANCELED && t->pending);
     t->state = CONC__DONE;
@@ -3417,7 +3422,7 @@ static void conc__gen_main(void)
     g->rc = g->fn(&g->face, g->arg);
     self = l->self; /* the last consumer need not be the first */
     if (self->scope != g->scope)
-        conc__lost(l, self, self->scope, "a generator ended and left it open");
+        conc__lost(l, self, "a generator ended");
     g->ended = true;
     conc__leaving(NULL, g->outside);
     conc__jump(l->scratch, g->outer);
@@ -3602,8 +3607,8 @@ CONC_API int conc_loop_release(conc_loop *l)
         pthread_mutex_unlock(&l->mutex);
         return -EINVAL;
     }
-    bool last = --l->holds == 0 && l->closed;
-    if (!l->holds && l->asleep) /* without a hold its wait may have become a deadlock */
+    bool last = --l->holds == 0 && l->over_for_good;
+    if (!l->holds && l->asleep && !l->closed) /* without a hold its wait may have become a deadlock */
         conc__wake_up(l);
     pthread_mutex_unlock(&l->mutex);
     if (last)
@@ -3785,21 +3790,22 @@ static CONC__COLD void conc__deadlock(conc_loop *l)
 
 typedef struct conc__lost_call {
     const conc_task *task;
-    const char *kind, *place, *how;
+    const char *how;
 } conc__lost_call;
 
 static void conc__lost_on_loop(conc_loop *l, void *arg)
 {
     const conc__lost_call *c = arg;
     (void)l;
-    fprintf(stderr, "conc: %s opened at %s by %s: %s\n", c->kind, c->place, c->task->name, c->how);
+    const char *place = c->task->place, *opened = strncmp(place, "the ", 4) == 0 ? "" : "the group of "; /* by its first spawn */
+    fprintf(stderr, "conc: %s: %s, with %s%s still open\n", c->task->name, c->how, opened, place);
     abort();
 }
 
-/* Memory that the loop still points to is gone: there is no way on. */
-static CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const conc_scope *s, const char *how)
+/* The task's innermost scope is gone with the memory it lay in, and the loop still points there: there is no way on. */
+static CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how)
 {
-    conc__lost_call c = {t, s->is_group ? "a group" : "a scope", conc__place_of(s->place), how};
+    conc__lost_call c = {t, how};
     conc__on_loop(l, conc__lost_on_loop, &c);
 }
 
@@ -3921,7 +3927,7 @@ static void conc__loop_close(conc_loop *l)
         l->backend->close(l);
     conc__stacks_close(l);
     pthread_mutex_lock(&l->mutex);
-    l->closed = true;
+    l->closed = l->over_for_good = true;
     conc__wake_close(l);
     bool held = l->holds > 0;
     pthread_mutex_unlock(&l->mutex);
@@ -3963,7 +3969,7 @@ static void conc__wind_up(conc_loop *l)
 {
     conc_task *self = l->self;
     if (self->scope)
-        conc__lost(l, self, self->scope, "main_fn returned and left it open");
+        conc__lost(l, self, "main_fn returned");
     self->asked = false; /* its cancel is over: what follows waits */
     conc__mark(l, self);
     conc__spread_marked(l);

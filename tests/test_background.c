@@ -344,7 +344,7 @@ static void tries_to_wait(const conc_failure *f, void *user)
     CHECK_INT(conc_sleep(1), -EPERM);
     CHECK_INT(conc_yield(), -EPERM);
     CHECK_INT(conc_settle(), -EPERM);
-    CHECK_INT(conc_join(&handle, NULL), -EPERM);
+    CHECK_INT(conc_start(NULL, returns, user), -EPERM);
     CHECK_INT(conc_gather((conc_call[]){CONC_CALL(returns, user)}, 1), -EPERM);
     CHECK_INT(conc_run(returns, user), -EBUSY);
 }

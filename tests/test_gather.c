@@ -296,7 +296,8 @@ static int gathers_two(void *arg)
 
 TASK_TEST(gathers_may_be_nested)
 {
-    work w[3][2] = {{{.seconds = 1}, {.seconds = 2}}, {{.seconds = 3}, {.seconds = 4}}, {{.seconds = 5}, {.seconds = 6}}};
+    work w[3][2] = {
+        {{.seconds = 1}, {.seconds = 2}}, {{.seconds = 3}, {.seconds = 4}}, {{.seconds = 5}, {.seconds = 6}}};
     CHECK_INT(CONC_MAP(gathers_two, w), 0);
     CHECK_TIME(6);
     w[1][0].rc = -EIO; /* at 3 s: it cancels its neighbour, then the other pairs */
@@ -390,7 +391,8 @@ TASK_TEST(a_cancel_of_the_caller_reaches_all_calls_and_waits_for_them)
     int (*hows[])(conc_call *, size_t) = {gather_first, gather_all};
     for (size_t i = 0; i < CONC_LEN(hows); i++) {
         double start = conc_now();
-        gatherer g = {.works = {{.seconds = 9}, {.seconds = 9, .cleanup = 2}, {.seconds = 0.5, .rc = 6}}, .how = hows[i]};
+        gatherer g = {.works = {{.seconds = 9}, {.seconds = 9, .cleanup = 2}, {.seconds = 0.5, .rc = 6}},
+                      .how = hows[i]};
         cancel_after_a_second(&g);
         CHECK_INT(g.rc, -ECANCELED);
         CHECK_INT(g.after, -ECANCELED);
@@ -404,7 +406,8 @@ TASK_TEST(a_cancel_of_the_caller_reaches_all_calls_and_waits_for_them)
 
 TASK_TEST(an_error_outranks_the_cancel_of_the_caller)
 {
-    gatherer g = {.works = {{.seconds = 9}, {.seconds = 9, .cleanup = 2, .cut_rc = -EIO}, {.seconds = 9}}, .how = gather_first};
+    gatherer g = {.works = {{.seconds = 9}, {.seconds = 9, .cleanup = 2, .cut_rc = -EIO}, {.seconds = 9}},
+                  .how = gather_first};
     cancel_after_a_second(&g);
     CHECK_INT(g.rc, -EIO);
     CHECK_INT(g.after, -ECANCELED); /* still to be seen */
@@ -429,7 +432,8 @@ TASK_TEST(a_cancelled_caller_gathers_nothing)
 
 TASK_TEST(a_gather_out_of_time_returns_when_its_calls_have_cleaned_up)
 {
-    gatherer g = {.works = {{.seconds = 9, .cleanup = 2}, {.seconds = 1, .rc = 5}, {.seconds = 9}}, .how = gather_first};
+    gatherer g = {.works = {{.seconds = 9, .cleanup = 2}, {.seconds = 1, .rc = 5}, {.seconds = 9}},
+                  .how = gather_first};
     CHECK_INT(conc_timeout(4, gathers, &g), -ETIMEDOUT);
     CHECK_TIME(6);
     CHECK_INT(g.calls[1].result, 5);
@@ -475,10 +479,22 @@ TEST(an_error_that_has_a_place_is_not_reported)
     CHECK_INT(reports, 0);
 }
 
-TEST(an_error_of_a_map_that_has_no_place_is_reported_once)
+static int gathers_two_errors_without_a_place(void *arg)
+{
+    (void)arg;
+    work w[] = {{.seconds = 1, .rc = -EIO}, {.seconds = 9, .cut_rc = -EPIPE}};
+    CHECK_INT(CONC_GATHER(CONC_CALL(works, &w[0]), CONC_CALL(works, &w[1])), -EIO);
+    return 0;
+}
+
+TEST(an_error_that_has_no_place_is_reported_once)
 {
     conc_options options = {.virtual_clock = true, .on_error = count_reports};
     CHECK_INT(conc_run_with(&options, maps_two_errors, NULL), 0);
     CHECK_INT(reports, 1);
+    CHECK_INT(last_reported, -EPIPE);
+    last_reported = 0;
+    CHECK_INT(conc_run_with(&options, gathers_two_errors_without_a_place, NULL), 0);
+    CHECK_INT(reports, 2);
     CHECK_INT(last_reported, -EPIPE);
 }

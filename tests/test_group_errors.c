@@ -103,7 +103,8 @@ TASK_TEST(the_words_of_the_first_error_are_told_to_the_owner)
 
 TASK_TEST(a_group_returns_only_when_all_its_clean_up_is_done)
 {
-    child failing = {.seconds = 1, .rc = -EIO}, slow = {.seconds = 100, .cleanup = 2}, slower = {.seconds = 100, .cleanup = 4};
+    child failing = {.seconds = 1, .rc = -EIO}, slow = {.seconds = 100, .cleanup = 2},
+          slower = {.seconds = 100, .cleanup = 4};
     conc_group g = {0};
     CHECK_INT(conc_spawn(&g, works, &slow), 0);
     CHECK_INT(conc_spawn(&g, works, &failing), 0);
@@ -350,7 +351,8 @@ TASK_TEST(the_cancel_of_another_task_passed_on_as_ones_own_is_a_failure)
 
 TASK_TEST(a_cancelled_child_decides_whether_it_failed)
 {
-    child gives_up = {.seconds = 100}, succeeds = {.seconds = 100, .cut_rc = 3}, fails = {.seconds = 100, .cut_rc = -EIO};
+    child gives_up = {.seconds = 100}, succeeds = {.seconds = 100, .cut_rc = 3},
+          fails = {.seconds = 100, .cut_rc = -EIO};
     conc_task t[3];
     conc_group g = {.keep_going = true};
     CHECK_INT(conc_spawn_task(&g, &t[0], works, &gives_up), 0);
@@ -519,7 +521,8 @@ TASK_TEST(an_error_in_the_inner_group_concerns_the_outer_one_when_passed_on)
 static int leaves_a_failing_group(void *arg)
 {
     (void)arg;
-    static child first = {.seconds = 100, .cleanup = 1, .cut_rc = -EIO}, second = {.seconds = 100, .cleanup = 2, .cut_rc = -EPIPE};
+    static child first = {.seconds = 100, .cleanup = 1, .cut_rc = -EIO},
+                 second = {.seconds = 100, .cleanup = 2, .cut_rc = -EPIPE};
     CONC_AUTO(conc_group, g) = {0};
     CONC_TRY(conc_spawn(&g, works, &first));
     CONC_TRY(conc_spawn(&g, works, &second));
@@ -531,4 +534,20 @@ TEST(every_error_of_a_group_left_without_a_wait_is_reported)
 {
     CHECK_INT(run_reported(leaves_a_failing_group), 6);
     CHECK_INT(reported.count, 2);
+}
+
+static int is_cut_short_and_leaves(void *arg)
+{
+    (void)arg;
+    static child failing = {.seconds = 1, .rc = -EIO};
+    CONC_AUTO(conc_group, g) = {0};
+    CONC_TRY(conc_spawn(&g, works, &failing));
+    return conc_sleep(100) == -ECANCELED ? 6 : 7;
+}
+
+TEST(an_error_that_cut_the_body_short_is_reported_when_the_group_is_left)
+{
+    CHECK_INT(run_reported(is_cut_short_and_leaves), 6);
+    CHECK_INT(reported.count, 1);
+    CHECK_INT(reported.rc, -EIO);
 }

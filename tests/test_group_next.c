@@ -347,8 +347,9 @@ typedef struct spawner {
 static int spawns_another_with_a_handle(void *arg)
 {
     spawner *s = arg;
+    static int seventeen = 17;
     CONC_TRY(conc_sleep(1));
-    CONC_TRY(conc_spawn_task(s->group, s->handle, returns, &(int){17}));
+    CONC_TRY(conc_spawn_task(s->group, s->handle, returns, &seventeen));
     return conc_sleep(1);
 }
 

@@ -401,7 +401,7 @@ static int grows(void *arg)
     conc_group g = {0};
     if (rest > 0) {
         CHECK_INT(conc_spawn(&g, grows, &rest), 0);
-        CHECK_INT(conc_spawn(&g, grows, &(int){rest}), 0);
+        CHECK_INT(conc_spawn(&g, grows, &rest), 0);
     }
     CONC_TRY_IN(&g, conc_sleep(1));
     CONC_TRY(conc_group_wait(&g));

@@ -1,0 +1,35 @@
+# conc is a header: nothing here needs to be built to use it.
+#
+#     make test            installs what the tests need (on Debian), then runs all of them
+#     make quick           the tests once, with gcc: a few seconds
+#     make amalgamate      writes single_include/conc.h anew
+#     make format          formats all C files; make check-format only says what it would change
+#     make bench           the benchmarks
+#     make clean           removes build/
+
+help:
+	@sed -n 's/^#  *make /make /p' Makefile
+
+test:
+	@tests/setup.sh
+	@tests/run.py
+
+quick:
+	@tests/run.py --quick
+
+amalgamate:
+	@./amalgamate.py
+
+format:
+	@tests/format.sh --fix
+
+check-format:
+	@tests/format.sh
+
+bench:
+	@tests/bench/run.sh
+
+clean:
+	rm -rf build
+
+.PHONY: help test quick amalgamate format check-format bench clean

@@ -1,0 +1,295 @@
+/* test_lost_scope.c - a scope or group that its function left open is lost memory: conc says what and where, and aborts. */
+#include "conc_test.h"
+
+static conc_scope kept;
+static conc_group kept_group;
+
+/* Tells where: the line of the begin, on stderr, just before it is made. */
+static void opening(int line) { fprintf(stderr, "opened on line %d\n", line); }
+
+/* AddressSanitizer may keep locals in a heap of its own, where nothing is lost when a function returns. */
+__attribute__((noinline)) static bool locals_are_on_the_stack(void)
+{
+    char local = 0, *volatile p = &local;
+    intptr_t distance = (intptr_t)p - (intptr_t)__builtin_frame_address(0);
+    return distance > -100000 && distance < 100000;
+}
+
+static void check_lost(void (*fn)(void), const char *what)
+{
+    if (!locals_are_on_the_stack())
+        return;
+    static char text[16384];
+    char place[64];
+    int line = 0, status = test_in_process(fn, text, sizeof text);
+    if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGABRT)
+        test_fail(__FILE__, __LINE__, "it should have aborted; status 0x%x, stderr:\n%s", (unsigned)status, text);
+    CHECK_INT(sscanf(text, "opened on line %d", &line), 1);
+    snprintf(place, sizeof place, "test_lost_scope.c:%d", line);
+    CHECK_CONTAINS(text, place);
+    CHECK_CONTAINS(text, what);
+}
+
+static void run(conc_fn *fn)
+{
+    conc_options o = {.virtual_clock = true};
+    (void)conc_run_with(&o, fn, NULL);
+}
+
+static int sleep_for_ever(void *arg)
+{
+    (void)arg;
+    return conc_sleep(CONC_FOREVER);
+}
+
+/* The functions that lose something do so well below their caller, so that the next call does not overwrite it. */
+__attribute__((noinline)) static int below(int (*fn)(void))
+{
+    volatile char room[4096];
+    room[0] = room[sizeof room - 1] = 1;
+    int rc = fn();
+    return rc + room[0] - 1;
+}
+
+__attribute__((noinline)) static int lose_a_scope(void)
+{
+    conc_scope s = {0};
+    opening(__LINE__ + 1);
+    int rc = conc_scope_begin(&s, 1000);
+    return rc;
+}
+
+__attribute__((noinline)) static int lose_a_group(void)
+{
+    conc_group g = {0};
+    opening(__LINE__ + 1);
+    int rc = conc_group_begin(&g);
+    return rc;
+}
+
+__attribute__((noinline)) static int lose_a_group_with_a_child(void)
+{
+    conc_group g = {0};
+    opening(__LINE__ + 1);
+    int rc = conc_spawn(&g, sleep_for_ever, NULL);
+    return rc;
+}
+
+static int lose_scope_and_wait(void *arg)
+{
+    (void)arg;
+    CHECK_INT(below(lose_a_scope), 0);
+    return conc_sleep(1);
+}
+
+static int lose_scope_and_begin(void *arg)
+{
+    conc_scope next = {0};
+    (void)arg;
+    CHECK_INT(below(lose_a_scope), 0);
+    (void)conc_scope_begin(&next, 5);
+    return conc_scope_end(&next, 0);
+}
+
+static int lose_scope_in_scope(void *arg)
+{
+    conc_scope outer = {0};
+    (void)arg;
+    CHECK_INT(conc_scope_begin(&outer, 5), 0);
+    CHECK_INT(below(lose_a_scope), 0);
+    return conc_scope_end(&outer, 0);
+}
+
+static int lose_scope_and_spawn(void *arg)
+{
+    conc_group g = {0};
+    (void)arg;
+    CHECK_INT(below(lose_a_scope), 0);
+    (void)conc_spawn(&g, sleep_for_ever, NULL);
+    conc_group_cancel(&g);
+    return conc_group_wait(&g);
+}
+
+static int lose_group_and_wait(void *arg)
+{
+    (void)arg;
+    CHECK_INT(below(lose_a_group), 0);
+    return conc_yield();
+}
+
+static int lose_group_with_child_and_wait(void *arg)
+{
+    (void)arg;
+    CHECK_INT(below(lose_a_group_with_a_child), 0);
+    return conc_yield();
+}
+
+static int call_below(void *arg)
+{
+    (void)arg;
+    return below(lose_a_scope);
+}
+
+static int lose_under_a_timeout(void *arg)
+{
+    int rc = conc_timeout(5, call_below, arg);
+    return rc ? rc : conc_yield();
+}
+
+static void scope_then_wait(void) { run(lose_scope_and_wait); }
+static void scope_then_begin(void) { run(lose_scope_and_begin); }
+static void scope_in_scope(void) { run(lose_scope_in_scope); }
+static void scope_then_spawn(void) { run(lose_scope_and_spawn); }
+static void group_then_wait(void) { run(lose_group_and_wait); }
+static void group_with_child_then_wait(void) { run(lose_group_with_child_and_wait); }
+static void scope_under_a_timeout(void) { run(lose_under_a_timeout); }
+
+TEST(a_scope_left_open_by_a_function_is_found_at_the_next_wait) { check_lost(scope_then_wait, "scope"); }
+
+TEST(a_scope_left_open_by_a_function_is_found_when_the_next_one_begins) { check_lost(scope_then_begin, "scope"); }
+
+TEST(a_scope_left_open_by_a_function_is_found_when_the_one_around_it_ends) { check_lost(scope_in_scope, "scope"); }
+
+TEST(a_scope_left_open_by_a_function_is_found_when_a_group_opens) { check_lost(scope_then_spawn, "scope"); }
+
+TEST(a_scope_left_open_under_a_timeout_is_found) { check_lost(scope_under_a_timeout, "scope"); }
+
+TEST(a_group_left_open_by_a_function_is_found) { check_lost(group_then_wait, "group"); }
+
+TEST(a_group_left_open_with_a_child_is_found) { check_lost(group_with_child_then_wait, "group"); }
+
+/* ---- a task that ends with something open, be it in memory that lasts */
+
+static int end_with_scope(void *arg)
+{
+    (void)arg;
+    opening(__LINE__ + 1);
+    CHECK_INT(conc_scope_begin(&kept, 7), 0);
+    return 0;
+}
+
+static int end_with_group(void *arg)
+{
+    (void)arg;
+    opening(__LINE__ + 1);
+    CHECK_INT(conc_group_begin(&kept_group), 0);
+    return 0;
+}
+
+static int end_with_group_and_child(void *arg)
+{
+    (void)arg;
+    opening(__LINE__ + 1);
+    CHECK_INT(conc_spawn(&kept_group, sleep_for_ever, NULL), 0);
+    return conc_yield();
+}
+
+static int spawn_and_wait(conc_fn *fn)
+{
+    conc_group g = {0};
+    CHECK_INT(conc_spawn(&g, fn, NULL), 0);
+    CHECK_INT(conc_spawn(&g, sleep_for_ever, NULL), 0);
+    return conc_group_wait(&g);
+}
+
+static int child_with_scope(void *arg)
+{
+    (void)arg;
+    return spawn_and_wait(end_with_scope);
+}
+
+static int child_with_group(void *arg)
+{
+    (void)arg;
+    return spawn_and_wait(end_with_group_and_child);
+}
+
+static void main_ends_with_scope(void) { run(end_with_scope); }
+static void main_ends_with_group(void) { run(end_with_group); }
+static void child_ends_with_scope(void) { run(child_with_scope); }
+static void child_ends_with_group(void) { run(child_with_group); }
+
+TEST(a_main_function_that_ends_with_a_scope_open_is_told) { check_lost(main_ends_with_scope, "scope"); }
+
+TEST(a_main_function_that_ends_with_a_group_open_is_told) { check_lost(main_ends_with_group, "group"); }
+
+TEST(a_task_that_ends_with_a_scope_open_is_told) { check_lost(child_ends_with_scope, "scope"); }
+
+TEST(a_task_that_ends_with_a_group_open_is_told) { check_lost(child_ends_with_group, "group"); }
+
+static int body_with_scope(conc_gen *g, void *arg)
+{
+    (void)g, (void)arg;
+    opening(__LINE__ + 1);
+    CHECK_INT(conc_scope_begin(&kept, 7), 0);
+    return 0;
+}
+
+static int use_body_with_scope(void *arg)
+{
+    int item;
+    conc_gen g = {0};
+    (void)arg;
+    CHECK_INT(conc_gen_open(&g, body_with_scope, NULL, sizeof item), 0);
+    (void)conc_gen_next(&g, &item);
+    (void)conc_gen_close(&g);
+    return conc_yield();
+}
+
+static void body_ends_with_scope(void) { run(use_body_with_scope); }
+
+TEST(a_generator_that_ends_with_a_scope_open_is_told) { check_lost(body_ends_with_scope, "scope"); }
+
+/* ---- what is not lost */
+
+__attribute__((noinline)) static int open_and_close(void)
+{
+    conc_scope s = {0};
+    conc_group g = {0};
+    CHECK_INT(conc_scope_begin(&s, 1000), 0);
+    CHECK_INT(conc_spawn(&g, sleep_for_ever, NULL), 0);
+    conc_group_cancel(&g);
+    CHECK_INT(conc_group_wait(&g), 0);
+    return conc_scope_end(&s, 0);
+}
+
+__attribute__((noinline)) static int wait_deep(int depth)
+{
+    volatile char room[512];
+    room[0] = 1;
+    int rc = depth ? wait_deep(depth - 1) : conc_sleep(1);
+    return rc + room[0] - 1;
+}
+
+TASK_TEST(what_was_closed_or_lies_above_is_not_lost)
+{
+    conc_scope outer = {0};
+    CHECK_INT(conc_scope_begin(&outer, 1000), 0);
+    CHECK_INT(below(open_and_close), 0);
+    CHECK_INT(wait_deep(20), 0);
+    CHECK_INT(conc_yield(), 0);
+    CHECK_INT(conc_scope_end(&outer, 0), 0);
+    CHECK_TIME(1);
+}
+
+static int open_in_heap(conc_scope **s, conc_group **g)
+{
+    *s = calloc(1, sizeof **s);
+    *g = calloc(1, sizeof **g);
+    CHECK(*s && *g);
+    CONC_TRY(conc_scope_begin(*s, 3));
+    return conc_spawn(*g, sleep_for_ever, NULL);
+}
+
+TASK_TEST(objects_in_the_heap_may_stay_open_when_a_function_returns)
+{
+    conc_scope *s;
+    conc_group *g;
+    CHECK_INT(open_in_heap(&s, &g), 0);
+    CHECK_INT(wait_deep(5), 0);
+    CHECK_INT(conc_group_wait(g), -ECANCELED);
+    CHECK_INT(conc_scope_end(s, -ECANCELED), -ETIMEDOUT);
+    CHECK_TIME(3);
+    free(s);
+    free(g);
+}
