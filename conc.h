@@ -964,7 +964,8 @@ struct conc_loop {
     conc__switch_fn *switch_stacks;
 
     bool virtual_clock, seeded, debug, doomed, over, refreshing;
-    conc_task *spinners, *last_spinner;
+    conc_task *spinners, *last_spinner; /* they ignore their cancel, and wait for the next round */
+    uint64_t next_round;                /* the pass in which it comes although other tasks are ready; each spinner puts it off */
     conc_task *marked, *last_marked;
     conc__waits settlers;
     void (*call)(conc_loop *l, void *arg);
@@ -1728,8 +1729,8 @@ static void conc__pass(conc_loop *l)
     conc__leave(l);
 }
 
-/* A cancelled task wants to wait. It gets its -ECANCELED after the others had their turn; one that has ignored many runs only
- * once in each pass of the scheduler, and does not hold the virtual clock. */
+/* A cancelled task wants to wait. It gets its -ECANCELED after the others had their turn; one that has ignored many only
+ * when nothing else is ready, or now and then, and does not hold the virtual clock. */
 static CONC__COLD int conc__refuse(conc_loop *l)
 {
     conc_task *self = l->self;
@@ -1740,6 +1741,7 @@ static CONC__COLD int conc__refuse(conc_loop *l)
         self->next = NULL;
         *(l->spinners ? &l->last_spinner->next : &l->spinners) = self;
         l->last_spinner = self;
+        l->next_round += 4;
         conc__leave(l);
     }
     return -ECANCELED;
@@ -1923,10 +1925,11 @@ static void conc__tick(conc_loop *l)
         conc__run_posts(l);
         conc__look(l);
     }
-    if (l->spinners) {
+    if (l->spinners && (!l->ready || l->passes >= l->next_round)) {
         *(l->ready ? &l->last_ready->next : &l->ready) = l->spinners;
         l->last_ready = l->last_spinner;
         l->spinners = NULL;
+        l->next_round = l->passes + CONC__TURNS;
     }
 }
 

@@ -5,12 +5,13 @@
  *     ORDERED_TEST(..), ORDERED_TASK_TEST(..)   the same, left out under CONC_SEED, for what depends on FIFO order
  *
  * Tests register themselves; this header has main(). Each runs in a process and with a time limit of its own. Built with
- * CONC_TEST_PLAIN it needs no Check, for machines that have none: same tests, same processes, same limits.
+ * CONC_TEST_PLAIN it needs no Check, for machines that have none: same tests, same processes, same limits. Built with
+ * CONC_TEST_LINKED it leaves the implementation to another file.
  */
 #ifndef CONC_TEST_H
 #define CONC_TEST_H
 
-#ifndef CONC_STATIC
+#if !defined CONC_STATIC && !defined CONC_TEST_LINKED
 #define CONC_IMPLEMENTATION
 #endif
 #include "conc.h"

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 
 TOP = pathlib.Path(__file__).resolve().parent.parent
 BUILD = "build/tests"
+IMPLEMENTATION = "tests/compile/impl.c"
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 WARNINGS = "-Wall -Wextra -Werror"
@@ -43,20 +44,21 @@ class Config:
     plain: bool = False  # without the Check library, which cross compilers do not have
     runner: str = ""  # put before the program
     sanitized: bool = False
+    linked: bool = True  # the implementation is compiled once, and linked with each test file
 
 
 # Each option of conc.h has a row, and so has each layout, compiler and processor; optimisation levels ride along.
 CONFIGS = [
-    Config("gcc", f"gcc -std=gnu11 -O2 {WARNINGS}"),
+    Config("gcc", f"gcc -std=gnu11 -O2 {WARNINGS}", linked=False),
     Config("single", "gcc -O2", layout="single_include"),
     Config("clang", f"clang -O2 {WARNINGS}"),
     Config("asan", f"clang -O1 -fsanitize=address,undefined {SANITIZE}", sanitized=True),
-    Config("gcc-asan", f"gcc -O1 -fsanitize=address,undefined {SANITIZE} -DCONC_USE_UCONTEXT", sanitized=True),
+    Config("gcc-asan", f"gcc -O1 -fsanitize=address,undefined {SANITIZE}", sanitized=True),
     Config("tsan", f"clang -O1 -fsanitize=thread {SANITIZE}", sanitized=True),
     Config("ucontext", "gcc -O0 -DCONC_USE_UCONTEXT"),
     Config("no-epoll", "clang -O0 -DCONC_NO_EPOLL"),
     Config("save-fpu", "gcc -O3 -DCONC_SAVE_FPU" + " -fcf-protection=full" * X86),
-    Config("static", "clang -O3 -DCONC_STATIC", layout="single_include"),
+    Config("static", "clang -O3 -DCONC_STATIC", layout="single_include", linked=False),
     Config("aarch64", "aarch64-linux-gnu-gcc -O2 -static", plain=True, runner="qemu-aarch64"),
     Config("aarch64-bti", "aarch64-linux-gnu-gcc -O3 -static -mbranch-protection=standard", plain=True,
            runner="qemu-aarch64"),
@@ -78,12 +80,12 @@ RUNS += [Run("valgrind", runner=VALGRIND), Run("poll", {"CONC_POLL": "poll"})]
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("CONC_", "CK_", "MAKE", "MFLAGS"))}
 ENVIRONMENT.update(
-    CK_TIMEOUT_MULTIPLIER="3",
+    CK_TIMEOUT_MULTIPLIER="2",
     ASAN_OPTIONS="detect_stack_use_after_return=1",
     UBSAN_OPTIONS="print_stacktrace=1",
     TSAN_OPTIONS="halt_on_error=1 die_after_fork=0",
 )
-SLOW = {"CK_TIMEOUT_MULTIPLIER": "15"}
+SLOW = {"CK_TIMEOUT_MULTIPLIER": "6"}
 LIMIT = 600  # seconds for one command
 SKIPPED = 77  # exit code of a check that does not apply on this machine
 
@@ -160,14 +162,14 @@ commands = Commands()
 
 
 class Builds:
-    """Builds each program once, however many checks want it at the same time."""
+    """Builds each program, and each implementation, once, however many checks want it at the same time."""
 
     def __init__(self):
         self.lock = threading.Lock()
         self.results = {}
 
     def get(self, source, config):
-        """The path of the built program. Raises Failed when it does not compile."""
+        """The path of what was built of this file. Raises Failed when it does not compile."""
         with self.lock:
             first = (source, config.name) not in self.results
             result = self.results.setdefault((source, config.name), concurrent.futures.Future())
@@ -178,15 +180,24 @@ class Builds:
                 result.set_exception(failure)
         return result.result()
 
-    @staticmethod
-    def build(source, config):
-        program = f"{BUILD}/{config.name}/{pathlib.Path(source).stem}"
-        (TOP / program).parent.mkdir(parents=True, exist_ok=True)
-        (TOP / program).unlink(missing_ok=True)
-        library = ["-DCONC_TEST_PLAIN", "-lm"] if config.plain else check_library()
-        compiler = [*shlex.split(config.compiler), "-g", "-pthread", f"-I{config.layout}"]
-        commands.run([*compiler, source, "-o", program, *library])
-        return program
+    def build(self, source, config):
+        result = f"{BUILD}/{config.name}/{pathlib.Path(source).stem}"
+        (TOP / result).parent.mkdir(parents=True, exist_ok=True)
+        (TOP / result).unlink(missing_ok=True)
+        command = [*shlex.split(config.compiler), "-g", "-pthread", f"-I{config.layout}", source, "-o", result]
+        if source == IMPLEMENTATION:
+            commands.run([*command, "-c"])
+            return result
+        if config.linked and not has_options(source):
+            command += ["-DCONC_TEST_LINKED", self.get(IMPLEMENTATION, config)]
+        command += ["-DCONC_TEST_PLAIN", "-lm"] if config.plain else check_library()
+        commands.run(command)
+        return result
+
+
+def has_options(source):
+    """Does the file set options of the implementation, so that it needs one of its own?"""
+    return re.search(r"^ *# *define +CONC_", (TOP / source).read_text(encoding="utf-8"), re.MULTILINE)
 
 
 @functools.lru_cache(None)
