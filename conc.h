@@ -247,10 +247,11 @@ struct conc_group {
     int error;         /* the first failure: a child's, or the body's own */
     int error_count;   /* all failures */
     /* private */
-    int live, live_handles;
+    int live;
     bool cut_short, background;
-    const char *error_by;
     conc_task *children, *finished, *last_finished;
+    int live_handles;
+    const char *error_by;
     conc__waits room, next, empty;
     conc_scope scope;
     char text[128];
@@ -353,27 +354,27 @@ struct conc_task {
     conc_task *next; /* the ready queue */
     void *context[3];
     conc_loop *loop;
+    struct conc__stack *stack;
+    int error_number;
+    bool pending, asked, marked;
+    uint8_t state, sink_kind, cancels_in_a_row;
+    bool has_handle, in_finished, collected, failed;
+    uint16_t seal;
     conc__wait *wait;
     conc_scope *scope;
     const char *place; /* the scope's, for the report when the scope is lost */
-    int error_number;
-    bool pending, asked, marked;
-    uint8_t state;
-    struct conc__stack *stack;
+    char *text;
+    conc__waits joiners;
+    const char *told_by;
+    int result, last_rc;
+    void *sink;
+    struct conc__locals *locals;
     conc_fn *fn;
     void *arg;
-    int result, last_rc;
+    const char *name, *spawned;
     conc_group *group;
     conc_task *older, *younger;
     conc_task *next_marked;
-    conc__waits joiners;
-    const char *name, *spawned, *told_by;
-    char *text;
-    struct conc__locals *locals;
-    void *sink;
-    uint8_t sink_kind, cancels_in_a_row;
-    bool has_handle, in_finished, collected, failed;
-    uint16_t seal;
     char name_copy[48];
     char text_copy[128];
 };
@@ -903,9 +904,10 @@ typedef struct conc__slab {
     struct conc__slab *next;
     struct conc__pool *pool;
     char *base;
-    int used;    /* stacks handed out */
-    int carved;  /* stacks that were made so far, from below */
-    int guarded; /* stacks whose guard region stands */
+    int used;     /* stacks handed out */
+    int carved;   /* stacks that were made so far, from below */
+    int guarded;  /* stacks whose guard region stands */
+    int idle;     /* for how many looks of conc__pool_trim it was not used */
     bool leaving;
 } conc__slab;
 
@@ -913,7 +915,7 @@ typedef struct conc__slab {
 typedef struct conc__pool {
     struct conc__pool *next;
     size_t size, guard, stride;
-    int per_slab, used, peak, recent, slab_count;
+    int per_slab;
     conc__slab *slabs; /* newest first; only the first may have stacks to carve */
     conc__stack *free;
 } conc__pool;
@@ -982,6 +984,7 @@ struct conc_loop {
     conc_options options;
     conc__pool *pool, *pools; /* the tasks', and all */
     int64_t trimmed;
+    bool to_trim;
     conc_group background;
     conc__failed *failed, **last_failed;
     conc_task main;
@@ -989,8 +992,8 @@ struct conc_loop {
     void *main_arg;
     int rc;
     struct conc__gen *generators;
-    size_t tasks, generator_count;
-    uint64_t spawned, switches, passes, polls;
+    size_t generator_count;
+    uint64_t spawned, finished, switches, passes, polls;
     conc__wheel wheel;
 
     const struct conc__backend *backend;
@@ -1428,7 +1431,6 @@ static bool conc__slab_open(conc__pool *p)
     }
     *slab = (conc__slab){.next = p->slabs, .pool = p, .base = base};
     p->slabs = slab;
-    p->slab_count++;
     return true;
 }
 
@@ -1444,7 +1446,6 @@ static void conc__slab_close(conc__slab *slab)
     for (int i = 0; i < slab->carved; i++)
         conc__stack_untold(conc__stack_at(slab, i));
     conc__unmap_pages(slab->base, slab->pool->stride * (size_t)slab->pool->per_slab);
-    slab->pool->slab_count--;
     CONC_FREE(slab);
 }
 
@@ -1461,7 +1462,7 @@ static void conc__slab_guard(conc__slab *slab)
     slab->guarded += n;
 }
 
-static conc__stack *conc__stack_carve(conc__pool *p)
+static CONC__COLD conc__stack *conc__stack_carve(conc__pool *p)
 {
     if ((!p->slabs || p->slabs->carved == p->per_slab) && !conc__slab_open(p))
         return NULL;
@@ -1478,16 +1479,17 @@ static conc__stack *conc__stack_carve(conc__pool *p)
     return s;
 }
 
-static conc__stack *conc__stack_take(conc__pool *p)
+static inline conc__stack *conc__stack_take(conc__pool *p)
 {
     conc__stack *s = p->free;
-    if (s)
+    if (CONC__UNLIKELY(!s))
+        s = conc__stack_carve(p);
+    else
         p->free = s->next;
-    else if (!(s = conc__stack_carve(p)))
+    if (CONC__UNLIKELY(!s))
         return NULL;
     s->slab->used++;
-    if (++p->used > p->peak)
-        p->peak = p->used;
+    s->slab->idle = 0;
     conc__stack_begins(s);
     return s;
 }
@@ -1498,7 +1500,7 @@ static CONC__COLD void conc__overflowed(const char *name, size_t size)
     abort();
 }
 
-static void conc__stack_give(conc_loop *l, conc__stack *s, const char *user)
+static inline void conc__stack_give(conc_loop *l, conc__stack *s, const char *user)
 {
     conc__pool *p = s->slab->pool;
     if (!p->guard && ((const uint64_t *)(const void *)s->low)[-1] != conc__canary)
@@ -1508,7 +1510,6 @@ static void conc__stack_give(conc_loop *l, conc__stack *s, const char *user)
     s->next = p->free;
     p->free = s;
     s->slab->used--;
-    p->used--;
 }
 
 /* Takes the stacks of the slabs that leave out of the free list, and then the slabs away. */
@@ -1530,26 +1531,31 @@ static void conc__pool_sweep(conc__pool *p)
     }
 }
 
-/* Gives back what a burst needed: of the empty slabs those that are beyond the recent demand, which halves each time. True:
+/* Gives back what a burst needed: stacks are reused newest first, so a slab that nobody used for a while was for the burst. True:
  * there will be more to give back. */
-static bool conc__pool_trim(conc__pool *p)
+static bool conc__pool_trim(conc__pool *p, int looks)
 {
-    p->recent = p->peak > p->recent / 2 ? p->peak : p->recent / 2;
-    p->peak = p->used;
-    int wanted = (p->recent + p->per_slab - 1) / p->per_slab + 1, leaving = 0;
-    for (conc__slab *s = p->slabs; s && p->slab_count - leaving > wanted; s = s->next)
-        if (!s->used && s->carved == p->per_slab)
-            leaving += s->leaving = true;
+    enum { LONG = 8 };
+    bool more = false, leaving = false;
+    for (conc__slab *s = p->slabs; s; s = s->next) {
+        if (s->used || s == p->slabs)
+            continue;
+        s->idle = looks < LONG - s->idle ? s->idle + looks : LONG;
+        if (s->idle == LONG)
+            leaving = s->leaving = true;
+        else
+            more = true;
+    }
     if (leaving)
         conc__pool_sweep(p);
-    return p->recent > p->used + p->per_slab;
+    return more;
 }
 
-static bool conc__stacks_trim(conc_loop *l)
+static bool conc__stacks_trim(conc_loop *l, int looks)
 {
     bool more = false;
     for (conc__pool *p = l->pools; p; p = p->next)
-        more |= conc__pool_trim(p);
+        more |= conc__pool_trim(p, looks);
     return more;
 }
 
@@ -1888,10 +1894,12 @@ static void conc__idle(conc_loop *l)
         return;
     }
     if (l->now - l->trimmed >= TRIM) {
+        int64_t looks = (l->now - l->trimmed) / TRIM;
         l->trimmed = l->now;
-        if (conc__stacks_trim(l))
-            limit = TRIM;
+        l->to_trim = conc__stacks_trim(l, looks < INT32_MAX ? (int)looks : INT32_MAX);
     }
+    if (l->to_trim)
+        limit = TRIM;
     if (l->virtual_clock && next != CONC__NEVER) {
         conc__advance(l, next > l->now ? next : l->now);
         return;
@@ -1982,7 +1990,7 @@ static void conc__unlink(conc__wait *w)
 }
 
 /* The running task waits until somebody wakes w. */
-static int conc__park(conc_loop *l, conc__wait *w)
+CONC__SWITCHES int conc__park(conc_loop *l, conc__wait *w)
 {
     l->self->wait = w;
     conc__leave(l);
@@ -2397,63 +2405,69 @@ static bool conc__is_task(const conc_task *t) { return t && t->seal == conc__sea
 static void conc__task_main(void);
 
 /* Fills in a task; it is not in any list yet. */
-static inline void conc__task_init(conc_loop *l, conc_task *t, conc__stack *stack, conc_fn *fn, void *arg, const char *spawned)
+static inline __attribute__((always_inline)) void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, conc__stack *stack,
+                                                                  conc_fn *fn, void *arg, const char *spawned)
 {
     t->loop = l;
-    t->wait = NULL;
-    t->scope = NULL;
-    t->place = "";
-    t->pending = t->asked = t->marked = false;
     t->stack = stack;
-    t->fn = fn;
-    t->arg = arg;
-    t->result = t->last_rc = 0;
-    t->joiners.first = t->joiners.last = NULL;
-    t->name = t->spawned = spawned;
-    t->text = NULL;
-    t->told_by = NULL;
-    t->sink = NULL;
+    t->error_number = 0;
+    t->pending = t->asked = t->marked = false;
+    t->state = CONC__LIVE;
     t->sink_kind = CONC__NO_SINK;
     t->cancels_in_a_row = 0;
+    t->has_handle = has_handle;
     t->in_finished = t->collected = t->failed = false;
-    t->state = CONC__LIVE;
     t->seal = conc__seal(t);
+    t->wait = NULL;
+    t->scope = NULL;
+    t->place = NULL;
+    t->text = NULL;
+    t->joiners.first = t->joiners.last = NULL;
+    t->told_by = NULL;
+    t->result = t->last_rc = 0;
+    t->sink = NULL;
     t->locals = l->self ? l->self->locals : NULL;
-    if (t->locals)
+    t->fn = fn;
+    t->arg = arg;
+    t->name = t->spawned = spawned;
+    if (CONC__UNLIKELY(t->locals))
         t->locals->references++;
-    l->tasks++;
     l->spawned++;
 }
 
-static void conc__adopt(conc_group *g, conc_task *t)
+static inline void conc__adopt(conc_group *g, conc_task *t)
 {
     conc_task *first = g->children;
     t->group = g;
     t->younger = NULL;
     if (first) {
-        t->older = first->older; /* the first one's points to the last */
-        first->older->younger = t;
+        conc_task *last = first->older; /* the first one's points to the last */
+        t->older = last;
+        last->younger = t;
         first->older = t;
     } else {
         t->older = t;
         g->children = t;
     }
     g->live++;
-    g->live_handles += t->has_handle;
+    if (t->has_handle)
+        g->live_handles++;
 }
 
-static void conc__abandon(conc_group *g, conc_task *t)
+static inline void conc__abandon(conc_group *g, conc_task *t)
 {
+    conc_task *older = t->older, *younger = t->younger;
     if (t == g->children)
-        g->children = t->younger;
+        g->children = younger;
     else
-        t->older->younger = t->younger;
-    if (t->younger)
-        t->younger->older = t->older;
+        older->younger = younger;
+    if (younger)
+        younger->older = older;
     else if (g->children)
-        g->children->older = t->older;
+        g->children->older = older;
     g->live--;
-    g->live_handles -= t->has_handle;
+    if (t->has_handle)
+        g->live_handles--;
 }
 
 static conc__pool *conc__pool_of(conc_loop *l, const conc_group *g)
@@ -2464,7 +2478,7 @@ static conc__pool *conc__pool_of(conc_loop *l, const conc_group *g)
 }
 
 /* A task of an open group, ready to run. handle NULL: it lives on its own stack. NULL: no memory. */
-static inline conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *handle, conc_fn *fn, void *arg, const char *spawned)
+static inline __attribute__((always_inline)) conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *handle, conc_fn *fn, void *arg, const char *spawned)
 {
     conc__pool *pool = conc__pool_of(l, g);
     conc__stack *stack = pool ? conc__stack_take(pool) : NULL;
@@ -2476,8 +2490,7 @@ static inline conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *
         top -= CONC__CORE;
         t = (conc_task *)(void *)top;
     }
-    conc__task_init(l, t, stack, fn, arg, spawned);
-    t->has_handle = handle != NULL;
+    conc__task_init(l, t, handle != NULL, stack, fn, arg, spawned);
     conc__prepare(t->context, stack->low, top, conc__task_main);
     conc__adopt(g, t);
     conc__make_ready(l, t);
@@ -2563,7 +2576,7 @@ static CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char 
     return 0;
 }
 
-static inline int conc__spawn_in(conc_group *g, conc_task *handle, const char *spawned, conc_fn *fn, void *arg, conc_task **out)
+static inline __attribute__((always_inline)) int conc__spawn_in(conc_group *g, conc_task *handle, const char *spawned, conc_fn *fn, void *arg, conc_task **out)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!l))
@@ -2593,14 +2606,15 @@ CONC_API CONC__CALLED int conc__spawn(conc_group *g, const char *spawned, conc_f
     return conc__spawn_in(g, NULL, spawned, fn, arg, &t);
 }
 
-static bool conc__handle_in_use(const conc_task *t) { return conc__is_task(t) && (t->state == CONC__LIVE || t->in_finished); }
-
-/* The storage gets a new task: an error that the last one left no longer goes by its address. */
-static void conc__disown(conc_loop *l, const conc_task *handle)
+/* If not, the storage gets a new task, and an error that the last one left no longer goes by its address. */
+static CONC__COLD bool conc__handle_in_use(const conc_task *t)
 {
-    for (conc__failed *f = l->failed; f; f = f->next)
-        if (f->task == handle)
+    if (conc__is_task(t) && (t->state == CONC__LIVE || t->in_finished))
+        return true;
+    for (conc__failed *f = conc__here->failed; f; f = f->next)
+        if (f->task == t)
             f->task = NULL;
+    return false;
 }
 
 CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, const char *spawned, conc_fn *fn, void *arg)
@@ -2610,9 +2624,8 @@ CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, con
         return -EPERM;
     if (!handle)
         return -EINVAL;
-    if (conc__handle_in_use(handle))
+    if (CONC__UNLIKELY(handle->state != CONC__DONE || handle->in_finished || conc__here->failed) && conc__handle_in_use(handle))
         return -EBUSY;
-    conc__disown(conc__here, handle);
     return conc__spawn_in(g, handle, spawned, fn, arg, &t);
 }
 
@@ -2916,14 +2929,17 @@ typedef struct conc__joiner { /* a conc_join that waits */
     int result;
 } conc__joiner;
 
-static void conc__tell_joiners(conc_loop *l, conc_task *t)
+static inline void conc__tell_joiners(conc_loop *l, conc_task *t)
 {
-    while (t->joiners.first) {
-        conc__joiner *j = (conc__joiner *)(void *)t->joiners.first;
-        j->result = t->result;
-        if (t->result < 0)
-            conc__tell(j->wait.task, t->result, conc__words(t, t->result), conc__origin(t, t->result));
-        conc__wake(l, &j->wait, 0);
+    for (conc__wait *w = t->joiners.first, *next; w; w = next) {
+        next = w->next;
+        ((conc__joiner *)(void *)w)->result = t->result;
+        if (CONC__UNLIKELY(t->result < 0))
+            conc__tell(w->task, t->result, conc__words(t, t->result), conc__origin(t, t->result));
+        w->list = NULL; /* all of them leave it, so none is unlinked from its neighbours */
+        w->result = 0;
+        w->task->wait = NULL;
+        conc__make_ready(l, w->task);
         t->collected = true;
     }
 }
@@ -2951,11 +2967,37 @@ static void conc__fill_sink(conc_loop *l, conc_task *t)
     }
 }
 
-/* The function of a task has returned. When this is over the stack is free, and the task too unless it has a handle. */
-static void conc__finish(conc_loop *l, conc_task *t, int rc)
+/* What a failed or cancelled child means to its group. */
+static CONC__COLD void conc__finish_badly(conc_loop *l, conc_task *t)
 {
     conc_group *g = t->group;
-    conc__stack *stack = t->stack;
+    if (t->failed && g)
+        t->failed = !conc__group_failed(l, g, t, t->result, t->collected);
+    else if (g && g->scope.effective && t->sink_kind != CONC__START_SINK)
+        g->cut_short = true;
+}
+
+/* A child with a handle that nobody waited for. */
+static CONC__COLD void conc__finish_uncollected(conc_loop *l, conc_task *t)
+{
+    if (!t->group->background)
+        conc__list_finished(l, t->group, t);
+    else if (t->failed)
+        conc__remember(l, t);
+}
+
+static CONC__COLD void conc__free_strings(conc_task *t)
+{
+    if (t->name != t->spawned)
+        CONC_FREE((void *)(uintptr_t)t->name);
+    if (t->text) /* not even free(NULL): the first call of a library function needs more stack than some tasks have */
+        CONC_FREE(t->text);
+}
+
+/* The function of a task has returned. When this is over the stack is free, and the task too unless it has a handle. */
+static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
+{
+    conc_group *g = t->group;
     if (CONC__UNLIKELY(t->scope))
         conc__lost(l, t, "it ended");
     t->result = rc;
@@ -2963,31 +3005,23 @@ static void conc__finish(conc_loop *l, conc_task *t, int rc)
     t->state = CONC__DONE;
     if (t->sink_kind)
         conc__fill_sink(l, t);
-    if (t->joiners.first)
-        conc__tell_joiners(l, t);
+    conc__tell_joiners(l, t);
+    if (CONC__UNLIKELY(rc < 0))
+        conc__finish_badly(l, t);
     if (g) {
-        if (t->failed)
-            t->failed = !conc__group_failed(l, g, t, rc, t->collected);
-        else if (rc < 0 && g->scope.effective && t->sink_kind != CONC__START_SINK)
-            g->cut_short = true;
         conc__abandon(g, t);
-        if (t->has_handle && !t->collected && !g->background)
-            conc__list_finished(l, g, t);
-        if (t->has_handle && g->background && t->failed && !t->collected)
-            conc__remember(l, t);
+        if (t->has_handle && !t->collected)
+            conc__finish_uncollected(l, t);
         if (g->room.first || g->next.first || g->empty.first)
             conc__left_room(l, g);
     }
-    conc__locals_release(t->locals);
+    if (CONC__UNLIKELY(t->locals))
+        conc__locals_release(t->locals);
     t->locals = NULL;
-    conc__stack_give(l, stack, t->name);
-    if (!t->has_handle) {
-        if (t->name != t->spawned)
-            CONC_FREE((void *)(uintptr_t)t->name);
-        if (t->text) /* not even free(NULL): the first call of a library function needs more stack than some tasks have */
-            CONC_FREE(t->text);
-    }
-    l->tasks--;
+    if (CONC__UNLIKELY(!t->has_handle && (t->name != t->spawned || t->text)))
+        conc__free_strings(t);
+    conc__stack_give(l, t->stack, t->spawned);
+    l->finished++;
 }
 
 /* The first function on a task's stack. */
@@ -3265,7 +3299,7 @@ static void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
         conc__abandon(g, t);
         conc__locals_release(t->locals);
         conc__stack_give(l, stack, t->name);
-        l->tasks--;
+        l->finished++;
     }
 }
 
@@ -3757,7 +3791,8 @@ static void conc__dump_on_loop(conc_loop *l, void *arg)
 {
     conc__dump_call *d = arg;
     l->self = d->self; /* so that it shows as running */
-    fprintf(d->out, "conc: %zu %s, time %.9f, %zu %s\n", l->tasks, l->tasks == 1 ? "task" : "tasks", (double)conc__time(l) / 1e9,
+    size_t tasks = (size_t)(l->spawned - l->finished);
+    fprintf(d->out, "conc: %zu %s, time %.9f, %zu %s\n", tasks, tasks == 1 ? "task" : "tasks", (double)conc__time(l) / 1e9,
             l->wheel.count, l->wheel.count == 1 ? "timer" : "timers");
     conc__print_all(l, d->out);
     l->self = NULL;
@@ -3823,12 +3858,13 @@ CONC_API void conc_get_stats(conc_stats *s)
     for (const conc_task *t = l->ready; t; t = t->next)
         s->ready++;
     for (const conc__pool *p = l->pools; p; p = p->next) {
-        s->stacks += (size_t)p->used;
-        for (const conc__slab *slab = p->slabs; slab; slab = slab->next)
+        for (const conc__slab *slab = p->slabs; slab; slab = slab->next) {
+            s->stacks += (size_t)slab->used;
             s->stacks_kept += (size_t)(slab->carved - slab->used);
-        s->stack_bytes += p->stride * (size_t)p->per_slab * (size_t)p->slab_count;
+            s->stack_bytes += p->stride * (size_t)p->per_slab;
+        }
     }
-    s->tasks = l->tasks;
+    s->tasks = (size_t)(l->spawned - l->finished);
     s->timers = l->wheel.count;
     s->generators = l->generator_count;
     pthread_mutex_lock(&l->mutex);
@@ -4013,8 +4049,7 @@ static int conc__start_main(conc_loop *l)
     conc__stack *stack = pool ? conc__stack_take(pool) : NULL;
     if (!stack)
         return -ENOMEM;
-    conc__task_init(l, &l->main, stack, conc__main_task, l, "main");
-    l->main.has_handle = true;
+    conc__task_init(l, &l->main, true, stack, conc__main_task, l, "main");
     l->background.scope.state = CONC__OPEN;
     l->background.scope.is_group = l->background.background = l->background.keep_going = true;
     l->background.scope.place = "background";

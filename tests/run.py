@@ -277,11 +277,10 @@ def checks_of_project():
     yield command_check("single_include is up to date", "./amalgamate.py", "--check")
     yield command_check("format", "tests/format.sh")
     for name in commands.run(["tests/compile/run.sh", "--list"]).split():
-        for compiler in ("gcc", "clang"):
-            for layout in (".", "single_include"):
-                label = "modules" if layout == "." else layout
-                yield command_check(f"compile: {name} ({compiler}, {label})", "tests/compile/run.sh", name,
-                                    CC=compiler, LAYOUT=layout)
+        for compiler, layout in (("gcc", "."), ("clang", "single_include")):
+            label = "modules" if layout == "." else layout
+            yield command_check(f"compile: {name} ({compiler}, {label})", "tests/compile/run.sh", name,
+                                CC=compiler, LAYOUT=layout)
 
 
 def all_checks(quick):

@@ -38,8 +38,8 @@ static void check_before(const char *first, const char *second)
 
 static void check_place(int line)
 {
-    char place[64];
-    snprintf(place, sizeof place, "test_dump.c:%d", line);
+    char place[512];
+    snprintf(place, sizeof place, "%s:%d", __FILE__, line);
     CHECK_CONTAINS(dumped, place);
 }
 
@@ -336,5 +336,5 @@ TASK_TEST(a_dump_of_a_thousand_tasks_lists_every_one)
 TEST(a_dump_outside_a_run_is_harmless)
 {
     dump();
-    CHECK(strstr(dumped, "test_dump.c") == NULL);
+    CHECK(strstr(dumped, __FILE__) == NULL);
 }

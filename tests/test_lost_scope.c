@@ -20,12 +20,13 @@ static void check_lost(void (*fn)(void), const char *what)
     if (!locals_are_on_the_stack())
         return;
     static char text[16384];
-    char place[64];
+    char place[512];
     int line = 0, status = test_in_process(fn, text, sizeof text);
     if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGABRT)
         test_fail(__FILE__, __LINE__, "it should have aborted; status 0x%x, stderr:\n%s", (unsigned)status, text);
-    CHECK_INT(sscanf(text, "opened on line %d", &line), 1);
-    snprintf(place, sizeof place, "test_lost_scope.c:%d", line);
+    const char *opened = strstr(text, "opened on line ");
+    CHECK(opened && sscanf(opened, "opened on line %d", &line) == 1);
+    snprintf(place, sizeof place, "%s:%d", __FILE__, line);
     CHECK_CONTAINS(text, place);
     CHECK_CONTAINS(text, what);
 }
