@@ -181,7 +181,6 @@ typedef struct conc__timer {
     struct conc__timer *next, *prev; /* NULL next: not armed */
     int64_t at;                      /* ns */
     void (*fire)(struct conc__timer *timer);
-    int slot;
 } conc__timer;
 
 /* One use each: zero it to use it again. The three flags stay readable after the end. */
@@ -1014,7 +1013,7 @@ static void conc__wake(conc_loop *l, conc__wait *w, int result);
 static void conc__run_posts(conc_loop *l);
 static CONC__COLD void conc__deadlock(conc_loop *l);
 static void conc__left_room(conc_loop *l, conc_group *g);
-static int64_t conc__time(const conc_loop *l);
+static inline int64_t conc__time(const conc_loop *l);
 static void conc__copy(char *to, size_t size, const char *from);
 static CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how);
 
@@ -1141,7 +1140,7 @@ static void conc__switch_plainly(conc_loop *l, conc__stack *from, void **from_co
 
 /* ---- >>system ------------------------------------------------------------------------------------------------- */
 
-static int64_t conc__clock(void)
+static inline int64_t conc__clock(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -1156,22 +1155,19 @@ static void conc__doze(int64_t ns)
 
 /* Seconds to nanoseconds, rounded up, where a product that is a rounding error above a whole number counts as that number.
  * Saturates. */
-static int64_t conc__ns(double s)
+static inline int64_t conc__ns(double s)
 {
+    double ns = s * 1e9;
+    if (ns > 1 && ns < 9e15) /* from there on doubles are whole */
+        return (int64_t)(ns + (0.999 - ns * 2.3e-16));
     if (!(s > 0))
         return 0;
     if (s > 9.2e9)
         return CONC__NEVER - 1;
-    double ns = s * 1e9;
-    if (ns < 1)
-        return 1;
-    if (ns < 9e15) /* from here on doubles are whole */
-        ns -= 1e-3 + ns * 2.3e-16;
-    int64_t whole = (int64_t)ns;
-    return (double)whole < ns ? whole + 1 : whole;
+    return ns > 1 ? (int64_t)ns : 1;
 }
 
-static int64_t conc__later(int64_t now, int64_t ns) { return ns >= CONC__NEVER - 1 - now ? CONC__NEVER - 1 : now + ns; }
+static inline int64_t conc__later(int64_t now, int64_t ns) { return ns >= CONC__NEVER - 1 - now ? CONC__NEVER - 1 : now + ns; }
 
 static uint64_t conc__mix(uint64_t *state) /* splitmix64, Sebastiano Vigna, public domain algorithm */
 {
@@ -1580,16 +1576,26 @@ static void conc__stacks_close(conc_loop *l)
 
 static bool conc__armed(const conc__timer *t) { return t->next != NULL; }
 
-static void conc__wheel_insert(conc__wheel *w, conc__timer *t)
+/* A timer keeps this place while the elapsed time moves: it is moved down when its digit is reached. */
+static inline int conc__wheel_level(const conc__wheel *w, const conc__timer *t)
 {
-    int level = (63 - __builtin_clzll(((uint64_t)t->at ^ w->elapsed) | 1)) / 6;
-    int slot = (int)((uint64_t)t->at >> (level * 6)) & (CONC__SLOTS - 1);
+    return (63 - __builtin_clzll(((uint64_t)t->at ^ w->elapsed) | 1)) / 6;
+}
+
+static inline int conc__wheel_slot(const conc__timer *t, int level)
+{
+    return (int)((uint64_t)t->at >> (level * 6)) & (CONC__SLOTS - 1);
+}
+
+static inline void conc__wheel_insert(conc__wheel *w, conc__timer *t)
+{
+    int level = conc__wheel_level(w, t), slot = conc__wheel_slot(t, level);
     conc__timer *first = w->slots[level][slot];
-    t->slot = level * CONC__SLOTS + slot;
     if (first) {
+        conc__timer *last = first->prev;
         t->next = first;
-        t->prev = first->prev;
-        first->prev->next = t;
+        t->prev = last;
+        last->next = t;
         first->prev = t;
     } else {
         t->next = t->prev = t;
@@ -1598,22 +1604,23 @@ static void conc__wheel_insert(conc__wheel *w, conc__timer *t)
     }
 }
 
-static void conc__wheel_remove(conc__wheel *w, conc__timer *t)
+static inline void conc__wheel_remove(conc__wheel *w, conc__timer *t)
 {
-    conc__timer **first = &w->slots[t->slot / CONC__SLOTS][t->slot % CONC__SLOTS];
-    if (t->next == t) {
-        *first = NULL;
-        w->occupied[t->slot / CONC__SLOTS] &= ~((uint64_t)1 << (t->slot % CONC__SLOTS));
+    int level = conc__wheel_level(w, t), slot = conc__wheel_slot(t, level);
+    conc__timer *next = t->next, *prev = t->prev;
+    if (next == t) {
+        w->slots[level][slot] = NULL;
+        w->occupied[level] &= ~((uint64_t)1 << slot);
     } else {
-        t->next->prev = t->prev;
-        t->prev->next = t->next;
-        if (*first == t)
-            *first = t->next;
+        next->prev = prev;
+        prev->next = next;
+        if (w->slots[level][slot] == t)
+            w->slots[level][slot] = next;
     }
     t->next = NULL;
 }
 
-static void conc__arm(conc_loop *l, conc__timer *t, int64_t at, void (*fire)(conc__timer *))
+static inline void conc__arm(conc_loop *l, conc__timer *t, int64_t at, void (*fire)(conc__timer *))
 {
     t->at = at;
     t->fire = fire;
@@ -1621,7 +1628,7 @@ static void conc__arm(conc_loop *l, conc__timer *t, int64_t at, void (*fire)(con
     l->wheel.count++;
 }
 
-static void conc__disarm(conc_loop *l, conc__timer *t)
+static inline void conc__disarm(conc_loop *l, conc__timer *t)
 {
     if (!conc__armed(t))
         return;
@@ -2050,7 +2057,7 @@ static int conc__sleep_to(conc_loop *l, int64_t at)
     return conc__park(l, &s.wait);
 }
 
-static int64_t conc__time(const conc_loop *l) { return l->virtual_clock ? l->now : conc__clock(); }
+static inline int64_t conc__time(const conc_loop *l) { return l->virtual_clock ? l->now : conc__clock(); }
 
 CONC_API double conc_now(void)
 {
@@ -2218,13 +2225,12 @@ static void conc__scope_expired(conc__timer *timer)
     conc__cancel_scope(conc__here, s);
 }
 
-/* seconds from now; the scope is open and not cancelled */
-static void conc__set_limit(conc_loop *l, conc_scope *s, double seconds)
+/* seconds from now; the scope is open, not cancelled, and its timer not armed */
+static inline void conc__set_limit(conc_loop *l, conc_scope *s, double seconds)
 {
-    conc__disarm(l, &s->timer);
+    int64_t ns = conc__ns(seconds);
     if (seconds >= CONC_FOREVER)
         return;
-    int64_t ns = conc__ns(seconds);
     if (ns)
         conc__arm(l, &s->timer, conc__later(conc__time(l), ns), conc__scope_expired);
     else
@@ -2282,8 +2288,7 @@ CONC_API CONC__CALLED int conc__scope_begin(conc_scope *s, double timeout, const
         return -EINVAL;
     conc__find_lost(l, __builtin_frame_address(0));
     conc__scope_open(l, s, place);
-    if (timeout < CONC_FOREVER)
-        conc__set_limit(l, s, timeout);
+    conc__set_limit(l, s, timeout);
     return 0;
 }
 
@@ -2328,6 +2333,7 @@ CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now)
         return conc__here ? -EINVAL : -EPERM;
     if (isnan(s_from_now) || s->cancel_called)
         return -EINVAL;
+    conc__disarm(l, &s->timer);
     conc__set_limit(l, s, s_from_now);
     return 0;
 }
