@@ -675,23 +675,28 @@ static void conc__prepare(void **context, char *low, char *top, void (*entry)(vo
     context[2] = (void *)(uintptr_t)entry;
 }
 
+static void conc__jump_first(ucontext_t *here, void **to)
+{
+    ucontext_t there;
+    void (*entry)(void) = (void (*)(void))(uintptr_t)to[2];
+    getcontext(&there);
+    there.uc_stack.ss_sp = to[1];
+    there.uc_stack.ss_size = (size_t)((char *)to[0] - (char *)to[1]);
+    there.uc_link = NULL;
+    makecontext(&there, entry, 0);
+    swapcontext(here, &there);
+}
+
 /* The context of a parked stack lies on it, and context[0] points there; context[2] is NULL then. */
 static void conc__jump(void **from, void **to)
 {
-    ucontext_t here, fresh, *there = &fresh;
-    if (to[2]) {
-        void (*entry)(void) = (void (*)(void))(uintptr_t)to[2];
-        getcontext(&fresh);
-        fresh.uc_stack.ss_sp = to[1];
-        fresh.uc_stack.ss_size = (size_t)((char *)to[0] - (char *)to[1]);
-        fresh.uc_link = NULL;
-        makecontext(&fresh, entry, 0);
-    } else {
-        there = to[0];
-    }
+    ucontext_t here;
     from[0] = &here;
     from[2] = NULL;
-    swapcontext(&here, there);
+    if (to[2])
+        conc__jump_first(&here, to);
+    else
+        swapcontext(&here, to[0]);
 }
 
 #else
@@ -750,6 +755,11 @@ static void conc__prepare(void **context, char *low, char *top, void (*entry)(vo
 #else
 #define CONC__MORE_CLOBBERS
 #endif
+#if defined __linux__ && !defined __ANDROID__
+#define CONC__X18 "x18",
+#else
+#define CONC__X18 /* the system's own */
+#endif
 #define CONC__BOTTOM() CONC__CFI("x30")
 
 static inline __attribute__((always_inline)) void conc__jump(void **from, void **to)
@@ -770,7 +780,7 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
                      : "+r"(out), "+r"(in)
                      :
                      : "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13", "x14", "x15", "x16", "x17",
-                       "x19", "x20", "x21", "x22", "x23", "x24", "x25", "x26", "x27", "x28", "x30", "v0", "v1", "v2", "v3",
+                       CONC__X18 "x19", "x20", "x21", "x22", "x23", "x24", "x25", "x26", "x27", "x28", "x30", "v0", "v1", "v2", "v3",
                        "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15", "v16", "v17", "v18",
                        "v19", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27", "v28", "v29", "v30", "v31", "cc",
                        "memory" CONC__MORE_CLOBBERS);
@@ -1300,7 +1310,7 @@ typedef struct conc__backend {
     void (*wait)(conc_loop *l, int64_t ns); /* at most so long, 0: only look, CONC__NEVER: no limit */
 } conc__backend;
 
-static int conc__milliseconds(int64_t ns) { return ns >= INT32_MAX * (int64_t)1000000 ? INT32_MAX : (int)((ns + 999999) / 1000000); }
+static inline int conc__milliseconds(int64_t ns) { return ns >= INT32_MAX * (int64_t)1000000 ? INT32_MAX : (int)((ns + 999999) / 1000000); }
 
 #if defined __linux__ && defined __LP64__ /* elsewhere the kernel's timespec is not the C library's */
 #define CONC__NS_WAITS 1
@@ -1448,12 +1458,12 @@ static void conc__slab_close(conc__slab *slab)
 /* Guard regions are made for a few stacks at a time, twice as many each time. */
 static void conc__slab_guard(conc__slab *slab)
 {
-    static atomic_bool told;
+    static atomic_int told;
     conc__pool *p = slab->pool;
     int n = slab->guarded ? slab->guarded : 2;
     if (n > p->per_slab - slab->guarded)
         n = p->per_slab - slab->guarded;
-    if (!conc__guard(slab->base + (size_t)slab->guarded * p->stride, p->guard, p->stride, n) && !atomic_exchange(&told, true))
+    if (!conc__guard(slab->base + (size_t)slab->guarded * p->stride, p->guard, p->stride, n) && !atomic_exchange(&told, 1))
         fprintf(stderr, "conc: the system has no more guard regions: stacks from here on go without one\n");
     slab->guarded += n;
 }
