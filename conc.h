@@ -20,15 +20,15 @@
  *     }
  *     int main(void) { return conc_main(app, NULL); }
  *
- * Nothing is to be linked or installed: cc file.c. C11 and later, GCC or Clang; a C++17 file can include and call
- * the declarations.
+ * Nothing is to be linked or installed: cc file.c. C11 and later, GCC or Clang; a C++17 file can include and call the
+ * declarations.
  *
  * Conventions, said once
- *   Results   0 or a count is success, a negative errno is failure. errno itself is left alone, and each task has its own.
+ *   Results   0 or a count is success, a negative errno is failure. errno itself is left alone; each task has its own.
  *   Calling   a call that says nothing else may be made from any task; outside a run it returns -EPERM. In a function
  *             given to conc_post nothing may wait: what would wait returns -EPERM there.
- *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run, and returns -ECANCELED, having had no effect,
- *             when a scope around it is cancelled or out of time. -ECANCELED always means "clean up and return".
+ *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run, and returns -ECANCELED, having had no
+ *             effect, when a scope around it is cancelled or out of time: clean up and return.
  *   Threads   a task stays on the thread of its run. Only conc_post and the two hold calls may come from other threads.
  *   Time      is in seconds, as a double, rounded up to whole nanoseconds inside; nothing ever wakes early.
  *   Memory    an all-zero object is valid; options are its first fields, and zero is their default. `arg` is borrowed
@@ -51,9 +51,9 @@
  * Environment: CONC_DEBUG=1, CONC_CLOCK=virtual, CONC_SEED=7, CONC_POLL=poll|epoll, CONC_STACK=bytes override the
  * options of a run; they are not read in a set-user-ID program. A value that makes no sense fails the run: -EINVAL.
  *
- * Contents: >>version >>run >>time >>scopes >>groups >>tasks >>errors >>locals >>generators >>loops >>reports,
- * then the implementation, whose sections are listed where it starts, then the licence.
- */
+ * Contents: >>version >>run >>time >>scopes >>groups >>tasks >>errors >>locals >>generators >>loops >>reports, then
+ * the implementation, whose sections are listed where it starts, then the licence.
+ * */
 #ifndef CONC_H
 #define CONC_H
 
@@ -130,7 +130,7 @@ typedef struct conc_options {
     const char *trace;  /* write a trace of all tasks to this file (-ENOTSUP in this version) */
     void (*on_error)(const conc_failure *f, void *user); /* errors nobody collected; NULL: print to stderr. It runs on
                                                             the loop, between two tasks, as a posted function does */
-    void *user;         /* handed to on_error */
+    void *user;                                          /* handed to on_error */
 } conc_options;
 
 /* Runs main_fn(arg) as the first task of a new loop on this thread, until it and every other task ended. Returns its
@@ -144,15 +144,16 @@ CONC_API int conc_run_with(const conc_options *options, conc_fn *main_fn, void *
  * its task, place and text to stderr. */
 CONC_API int conc_main(conc_fn *main_fn, void *arg);
 
-/* A random number, low <= x < high (low when high is not above it). Repeats from run to run under a seed or on the virtual
- * clock; not for secrets. Outside a run it returns low. */
+/* A random number, low <= x < high (low when high is not above it). Repeats from run to run under a seed or on the
+ * virtual clock; not for secrets. Outside a run it returns low. */
 CONC_API double conc_random(double low, double high);
 
 /* ---- >>time ------------------------------------------------------------------------------------------------- */
 
 #define CONC_FOREVER 1e300 /* as a timeout: none; as a deadline: never */
 
-/* Seconds on the loop's clock: monotonic with an arbitrary start, or the virtual clock. Outside a run the monotonic one. */
+/* Seconds on the loop's clock: monotonic with an arbitrary start, or the virtual clock. Outside a run the monotonic
+ * one. */
 CONC_API double conc_now(void);
 
 /* Sleeps s seconds, or until conc_now() is t. Waits. What is already due yields once. NaN: -EINVAL. */
@@ -162,8 +163,9 @@ CONC_API int conc_sleep_until(double t);
 /* Lets every task that is ready run once. Waits. */
 CONC_API int conc_yield(void);
 
-/* Holds the whole loop for s seconds, as a long computation or a blocking call would: for demonstrations and tests. On the
- * virtual clock it moves time by s. Then limits that passed meanwhile are in force. NaN: -EINVAL. Not a checkpoint. */
+/* Holds the whole loop for s seconds, as a long computation or a blocking call would: for demonstrations and tests. On
+ * the virtual clock it moves time by s. Then limits that passed meanwhile are in force. NaN: -EINVAL. Not a
+ * checkpoint. */
 CONC_API int conc_block(double s);
 
 /* Returns when every other task waits and nothing is ready; time does not move for it. For tests. Waits. */
@@ -204,29 +206,30 @@ struct conc_scope {
 #define conc_scope_begin(s, timeout) conc__scope_begin((s), (timeout), "the scope opened at " CONC__PLACE)
 CONC_API int conc__scope_begin(conc_scope *s, double timeout, const char *place);
 
-/* Leaves the task's innermost scope with the block's result, and returns the result to go on with. Only an -ECANCELED that
- * this scope caused is changed: to -ETIMEDOUT by its time limit, to 0 by conc_scope_cancel. When an outer scope is
- * cancelled too, -ECANCELED passes through. Errors, changing nothing: -EINVAL (not open, not the innermost), -EPERM
+/* Leaves the task's innermost scope with the block's result, and returns the result to go on with. Only an -ECANCELED
+ * that this scope caused is changed: to -ETIMEDOUT by its time limit, to 0 by conc_scope_cancel. When an outer scope
+ * is cancelled too, -ECANCELED passes through. Errors, changing nothing: -EINVAL (not open, not the innermost), -EPERM
  * (another task's). Not a checkpoint. */
 CONC_API int conc_scope_end(conc_scope *s, int rc) CONC_NODISCARD;
 
-/* Cancels everything inside, until the scope is left; what waits there wakes up. Nothing happens to a scope that is not open.
- * From any task or posted function of the loop. */
+/* Cancels everything inside, until the scope is left; what waits there wakes up. Nothing happens to a scope that is
+ * not open. From any task or posted function of the loop. */
 CONC_API void conc_scope_cancel(conc_scope *s);
 
-/* Sets the time limit anew, counted from now; takes effect at once, also while the task waits. Errors: -EINVAL (NaN, not
- * open, cancelled already). From any task or posted function of the loop. */
+/* Sets the time limit anew, counted from now; takes effect at once, also while the task waits. Errors: -EINVAL (NaN,
+ * not open, cancelled already). From any task or posted function of the loop. */
 CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now);
 
-/* While on, cancels and time limits from outside do not reach the inside; the scope's own do. Takes effect at once, also
- * while the task waits. From any task or posted function of the loop. */
+/* While on, cancels and time limits from outside do not reach the inside; the scope's own do. Takes effect at once,
+ * also while the task waits. From any task or posted function of the loop. */
 CONC_API void conc_scope_shield(conc_scope *s, bool on);
 
-/* fn(arg) here and now, with s seconds to end in (asyncio.wait_for): its result, or -ETIMEDOUT once it ended after the limit
- * with -ECANCELED. Waits as fn does. -EINVAL: NULL fn, NaN. */
+/* fn(arg) here and now, with s seconds to end in (asyncio.wait_for): its result, or -ETIMEDOUT once it ended after the
+ * limit with -ECANCELED. Waits as fn does. -EINVAL: NULL fn, NaN. */
 CONC_API int conc_timeout(double s, conc_fn *fn, void *arg);
 
-/* fn(arg) here and now, with cancels from outside hidden: for cleaning up. grace bounds it, in seconds. Results as above. */
+/* fn(arg) here and now, with cancels from outside hidden: for cleaning up. grace bounds it, in seconds. Results as
+ * above. */
 CONC_API int conc_shield(double grace, conc_fn *fn, void *arg);
 
 /* The nearest deadline that applies here, on conc_now's clock: CONC_FOREVER without one, -CONC_FOREVER once cancelled.
@@ -262,11 +265,12 @@ struct conc_group {
 #define conc_group_begin(g) conc__group_begin((g), "the group opened at " CONC__PLACE)
 CONC_API int conc__group_begin(conc_group *g, const char *place);
 
-/* Starts fn(arg) as a task of the group; g NULL: of the run's own background group, which the run's end cancels. Returns 0
- * at once, and fn runs when the caller waits next; 0 guarantees that it runs. Waits only under a limit that is reached.
+/* Starts fn(arg) as a task of the group; g NULL: of the run's own background group, which the run's end cancels.
+ * Returns 0 at once, and fn runs when the caller waits next; 0 guarantees that it runs. Waits only under a limit that
+ * is reached.
  *     int conc_spawn(conc_group *g, conc_fn *fn, void *arg);
- * Errors, fn is not run and arg stays yours: -ECANCELED (the group is cancelled, or the caller while it waited for room),
- * -EINVAL (NULL fn, a group that was closed), -ENOMEM, -EPERM (another loop's group). */
+ * Errors, fn is not run and arg stays yours: -ECANCELED (the group is cancelled, or the caller while it waited for
+ * room), -EINVAL (NULL fn, a group that was closed), -ENOMEM, -EPERM (another loop's group). */
 #define conc_spawn(g, fn, ...) conc__spawn((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__spawn(conc_group *g, const char *spawned, conc_fn *fn, void *arg);
 
@@ -276,33 +280,33 @@ CONC_API int conc__spawn(conc_group *g, const char *spawned, conc_fn *fn, void *
 #define conc_spawn_task(g, t, fn, ...) conc__spawn_task((g), (t), CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__spawn_task(conc_group *g, conc_task *t, const char *spawned, conc_fn *fn, void *arg);
 
-/* Starts fn as conc_spawn does, and waits until it called conc_started(value): returns value. When fn ended before that its
- * error is returned (-EINVAL if it had none) and the group is as before. A cancel of the caller cancels fn, and is
- * returned when fn ended. Waits.
+/* Starts fn as conc_spawn does, and waits until it called conc_started(value): returns value. When fn ended before
+ * that its error is returned (-EINVAL if it had none) and the group is as before. A cancel of the caller cancels fn,
+ * and is returned when fn ended. Waits.
  *     int conc_start(conc_group *g, conc_fn *fn, void *arg); */
 #define conc_start(g, fn, ...) conc__start((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__start(conc_group *g, const char *spawned, conc_fn *fn, void *arg);
 
-/* Tells the conc_start that started this task to go on with value, 0 or more. Errors: -EINVAL (not so started, said twice,
- * negative), -ECANCELED (the starter gave up). Not a checkpoint. */
+/* Tells the conc_start that started this task to go on with value, 0 or more. Errors: -EINVAL (not so started, said
+ * twice, negative), -ECANCELED (the starter gave up). Not a checkpoint. */
 CONC_API int conc_started(int value);
 
-/* Waits for every child, those spawned meanwhile included, and closes the group. Returns the first error; else -ECANCELED if
- * an outer scope is cancelled and a member was cut short; else 0. A group that was never opened: 0. Errors, changing
- * nothing: -EINVAL (closed already, or a scope opened later is still open), -EPERM (not the owner). Waits, and a cancel
- * does not cut it short: it reaches the children. */
+/* Waits for every child, those spawned meanwhile included, and closes the group. Returns the first error; else
+ * -ECANCELED if an outer scope is cancelled and a member was cut short; else 0. A group that was never opened: 0.
+ * Errors, changing nothing: -EINVAL (closed already, or a scope opened later is still open), -EPERM (not the owner).
+ * Waits, and a cancel does not cut it short: it reaches the children. */
 CONC_API int conc_group_wait(conc_group *g) CONC_NODISCARD;
 
-/* The same with the body's own result: an error cancels the children first and is the group's first error (unless a child's
- * came before it). Returns rc when nothing failed. */
+/* The same with the body's own result: an error cancels the children first and is the group's first error (unless a
+ * child's came before it). Returns rc when nothing failed. */
 CONC_API int conc_group_end(conc_group *g, int rc) CONC_NODISCARD;
 
-/* Cancels the children and the owner's body, until the group is closed; its own wait then returns 0. Nothing happens to a group
- * that is not open. From any task or posted function of the loop. */
+/* Cancels the children and the owner's body, until the group is closed; its own wait then returns 0. Nothing happens
+ * to a group that is not open. From any task or posted function of the loop. */
 CONC_API void conc_group_cancel(conc_group *g);
 
-/* Waits for the next child to finish that has a handle and was not collected before: 1 and the handle in *t, in the order of
- * finishing; 0 when none is left. Errors: -EINVAL, -ECANCELED. */
+/* Waits for the next child to finish that has a handle and was not collected before: 1 and the handle in *t, in the
+ * order of finishing; 0 when none is left. Errors: -EINVAL, -ECANCELED. */
 CONC_API int conc_group_next(conc_group *g, conc_task **t) CONC_NODISCARD;
 
 /* One call of a gather. result is its value, text its error in words ("" when it succeeded). */
@@ -313,8 +317,8 @@ typedef struct conc_call {
     char text[96];
 } conc_call;
 
-/* All calls at once, each as a task; returns when all ended. The first error cancels the rest and is returned; 0 when none
- * failed. Every result is in its call. n 0 is 0 at once. Errors before anything ran: -EINVAL, -ENOMEM. Waits.
+/* All calls at once, each as a task; returns when all ended. The first error cancels the rest and is returned; 0 when
+ * none failed. Every result is in its call. n 0 is 0 at once. Errors before anything ran: -EINVAL, -ENOMEM. Waits.
  *     int conc_gather(conc_call *calls, size_t n); */
 #define conc_gather(...) conc__gather("conc_gather at " CONC__PLACE, __VA_ARGS__)
 CONC_API int conc__gather(const char *spawned, conc_call *calls, size_t n);
@@ -325,8 +329,8 @@ CONC_API int conc__gather_unseen(const char *spawned, conc_call *calls, size_t n
 #define conc_gather_all(...) conc__gather_all("conc_gather_all at " CONC__PLACE, __VA_ARGS__)
 CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n);
 
-/* fn on each of count elements of size bytes, all at once, with the address of the element; otherwise as conc_gather. size 0:
- * every call gets args itself.
+/* fn on each of count elements of size bytes, all at once, with the address of the element; otherwise as conc_gather.
+ * size 0: every call gets args itself.
  *     int conc_map(conc_fn *fn, void *args, size_t count, size_t size); */
 #define conc_map(fn, ...) conc__map(CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size);
@@ -338,11 +342,14 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 
 #define CONC_LEN(array) (sizeof(array) / sizeof((array)[0]))
 
-/* conc_call calls[] = {CONC_CALL(f, &x), CONC_CALL(g, &y)}; or, when only the sum of it matters, CONC_GATHER(CONC_CALL(...), ...)
- * (C only: C++ has no array that lives for one expression). */
+/* conc_call calls[] = {CONC_CALL(f, &x), CONC_CALL(g, &y)}; or, when only the sum of it matters,
+ * CONC_GATHER(CONC_CALL(...), ...) (C only: C++ has no array that lives for one expression). */
+/* clang-format off */
 #define CONC_CALL(fn, ...) {(fn), (__VA_ARGS__), 0, {0}}
-#define CONC_GATHER(...) \
-    conc__gather_unseen(CONC__NAMED(CONC_GATHER), (conc_call[]){__VA_ARGS__}, sizeof((conc_call[]){__VA_ARGS__}) / sizeof(conc_call))
+/* clang-format on */
+#define CONC_GATHER(...)                                                      \
+    conc__gather_unseen(CONC__NAMED(CONC_GATHER), (conc_call[]){__VA_ARGS__}, \
+                        sizeof((conc_call[]){__VA_ARGS__}) / sizeof(conc_call))
 #define CONC_MAP(fn, array) conc_map(fn, (array), CONC_LEN(array), sizeof((array)[0]))
 #define CONC_MAP_ALL(fn, array, results) conc_map_all(fn, (array), CONC_LEN(array), sizeof((array)[0]), (results))
 
@@ -378,12 +385,14 @@ struct conc_task {
     char text_copy[128];
 };
 
-/* Waits until the task ended; its result in *result (NULL: not wanted), its error text in conc_last_error. Never cancels it;
- * any number may join. Errors: -ECANCELED (the caller's own cancel; the target goes on), -EDEADLK (oneself), -EINVAL. */
+/* Waits until the task ended; its result in *result (NULL: not wanted), its error text in conc_last_error. Never
+ * cancels it; any number may join. Errors: -ECANCELED (the caller's own cancel; the target goes on), -EDEADLK
+ * (oneself), -EINVAL. */
 CONC_API int conc_join(conc_task *t, int *result);
 
-/* Cancels the task's outermost scope: each of its checkpoints returns -ECANCELED from now on. Returns at once: 0, or -EALREADY
- * when it had ended, -EINVAL for no task, -EPERM for another loop's. From any task or posted function of the loop. */
+/* Cancels the task's outermost scope: each of its checkpoints returns -ECANCELED from now on. Returns at once: 0, or
+ * -EALREADY when it had ended, -EINVAL for no task, -EPERM for another loop's. From any task or posted function of the
+ * loop. */
 CONC_API int conc_cancel(conc_task *t);
 
 /* Has the task ended? */
@@ -392,29 +401,31 @@ CONC_API bool conc_done(const conc_task *t);
 /* The running task, valid until it ends; NULL in a posted function and outside a run. */
 CONC_API conc_task *conc_self(void);
 
-/* A task's name: what conc_set_name said (copied, 47 bytes at most), else its function and where it was spawned. Borrowed; NULL
- * for no task. A name for which there is no memory changes nothing. */
+/* A task's name: what conc_set_name said (copied, 47 bytes at most), else its function and where it was spawned.
+ * Borrowed; NULL for no task. A name for which there is no memory changes nothing. */
 CONC_API const char *conc_name(const conc_task *t);
 CONC_API void conc_set_name(conc_task *t, const char *name);
 
 /* ---- >>errors ----------------------------------------------------------------------------------------------- */
 
-/* Returns rc; the words (127 bytes at most) go with it to join, group, gather and on_error when the task's result is rc.
+/* Returns rc; the words (127 bytes at most) go with it to join, group, gather and on_error when the task's result is
+ * rc.
  *     return conc_fail(-EPROTO, "line %d: no colon", line); */
 CONC_API int conc_fail(int rc, const char *fmt, ...) __attribute__((__format__(__printf__, 2, 3)));
 
 /* The error of a task that ended, in words: its conc_fail text, else conc_strerror's; "" without an error. Borrowed. */
 CONC_API const char *conc_error_text(const conc_task *t);
 
-/* The newest error that this task made or was told of by a join, group or gather, in words; "" when there was none. Borrowed until
- * the next one. */
+/* The newest error that this task made or was told of by a join, group or gather, in words; "" when there was none.
+ * Borrowed until the next one. */
 CONC_API const char *conc_last_error(void);
 
-/* Any negative errno, in words: what it means in conc where that differs from the system's. Borrowed for ever. From anywhere. */
+/* Any negative errno, in words: what it means in conc where that differs from the system's. Borrowed for ever. From
+ * anywhere. */
 CONC_API const char *conc_strerror(int rc);
 
-/* The value of expr; a negative one is returned from the calling function. A compound literal inside expr lives no longer than the
- * macro: a task that goes on must not be given one here. Not inside an open scope or group: there
+/* The value of expr; a negative one is returned from the calling function. A compound literal inside expr lives no
+ * longer than the macro: a task that goes on must not be given one here. Not inside an open scope or group: there
  * CONC_TRY_IN(&s, expr) ends it with the error, and returns what the end returned. */
 #define CONC_TRY(expr) CONC__TRY(expr, CONC__JOIN(conc__value, __COUNTER__))
 #define CONC__TRY(expr, value)           \
@@ -433,12 +444,15 @@ CONC_API const char *conc_strerror(int rc);
         value;                                 \
     })
 #ifndef __cplusplus
+/* clang-format off */
 #define conc__end(s, rc) _Generic((s), conc_group *: conc_group_end, conc_scope *: conc_scope_end)((s), (rc))
+/* clang-format on */
 #endif
 
-/* CONC_AUTO(conc_group, g) = {.limit = 5}; closes the object when the block is left, however that happens; the last declared closes
- * first. Here for conc_group (children are cancelled and waited for, their errors go to on_error) and conc_gen; closing what was
- * never opened, or closed before, does nothing. Not for conc_scope, whose end changes the result. */
+/* CONC_AUTO(conc_group, g) = {.limit = 5}; closes the object when the block is left, however that happens; the last
+ * declared closes first. Here for conc_group (children are cancelled and waited for, their errors go to on_error) and
+ * conc_gen; closing what was never opened, or closed before, does nothing. Not for conc_scope, whose end changes the
+ * result. */
 #define CONC_AUTO(type, name) __attribute__((cleanup(conc__auto_##type))) type name
 CONC_API void conc__auto_conc_group(conc_group *g);
 CONC_API void conc__auto_conc_gen(conc_gen *g);
@@ -450,8 +464,8 @@ typedef struct conc_local {
     const char *name; /* for the reader of a dump; NULL is fine */
 } conc_local;
 
-/* Sets this task's value (borrowed). A task spawned later starts with the values of that moment; later sets on either side are
- * not seen by the other. Errors: -EINVAL (NULL key), -ENOMEM. */
+/* Sets this task's value (borrowed). A task spawned later starts with the values of that moment; later sets on either
+ * side are not seen by the other. Errors: -EINVAL (NULL key), -ENOMEM. */
 CONC_API int conc_local_set(conc_local *key, const void *value);
 
 /* This task's value, NULL when none was set. */
@@ -467,21 +481,23 @@ struct conc_gen {
     struct conc__gen *body;
 };
 
-/* Opens a generator: fn(g, arg) will run in the consumer's task, on a stack of its own, from the first next on. Errors: -EINVAL
- * (NULL, open already), -ENOMEM. Close it with conc_gen_close. */
+/* Opens a generator: fn(g, arg) will run in the consumer's task, on a stack of its own, from the first next on.
+ * Errors: -EINVAL (NULL, open already), -ENOMEM. Close it with conc_gen_close. */
 CONC_API int conc_gen_open(conc_gen *g, conc_gen_fn *fn, void *arg, size_t item_size);
 
-/* In the body: hands a copy of item_size bytes to the consumer, and returns when it wants the next: 0. -ECANCELED: the consumer is
- * closing, clean up and return. -EINVAL: not in this generator's body, or a scope or group of the body is open. */
+/* In the body: hands a copy of item_size bytes to the consumer, and returns when it wants the next: 0. -ECANCELED: the
+ * consumer is closing, clean up and return. -EINVAL: not in this generator's body, or a scope or group of the body is
+ * open. */
 CONC_API int conc_gen_emit(conc_gen *g, const void *item);
 
-/* In the consumer: 1 and the next item, 0 at the end (and after it), negative the body's error. A cancel of the consumer reaches
- * the waits of the body. -EBUSY: another task, or the body itself, is inside; -EINVAL: not open. Waits as the body does. */
+/* In the consumer: 1 and the next item, 0 at the end (and after it), negative the body's error. A cancel of the
+ * consumer reaches the waits of the body. -EBUSY: another task, or the body itself, is inside; -EINVAL: not open.
+ * Waits as the body does. */
 CONC_API int conc_gen_next(conc_gen *g, void *item);
 
-/* Ends the body, whose emit returns -ECANCELED, waits for its clean-up, and frees the stack. Returns 0, the error of the clean-up, or
- * -EINVAL when the body emitted again instead of ending (it is abandoned). Closing twice, or what was never opened: 0. -EBUSY as
- * above. The body's own waits still work while it cleans up. */
+/* Ends the body, whose emit returns -ECANCELED, waits for its clean-up, and frees the stack. Returns 0, the error of
+ * the clean-up, or -EINVAL when the body emitted again instead of ending (it is abandoned). Closing twice, or what was
+ * never opened: 0. -EBUSY as above. The body's own waits still work while it cleans up. */
 CONC_API int conc_gen_close(conc_gen *g);
 
 /* ---- >>loops ------------------------------------------------------------------------------------------------ */
@@ -489,13 +505,14 @@ CONC_API int conc_gen_close(conc_gen *g);
 /* The loop of this thread's run; NULL outside one. */
 CONC_API conc_loop *conc_loop_self(void);
 
-/* Tells that somebody outside will post: while held, waiting is no deadlock, and the loop stays valid, even after its run, until it
- * is released as often as held. From any thread. -EINVAL: NULL, released too often. */
+/* Tells that somebody outside will post: while held, waiting is no deadlock, and the loop stays valid, even after its
+ * run, until it is released as often as held. From any thread. -EINVAL: NULL, released too often. */
 CONC_API int conc_loop_hold(conc_loop *l);
 CONC_API int conc_loop_release(conc_loop *l);
 
-/* Has l call fn(arg) between two tasks, in the order of posting. From any thread, not from a signal handler. A post that returned 0 is
- * run. Without a hold it is for those who know that the run still lasts. Errors: -EINVAL, -ENOMEM, -ESHUTDOWN once the run is over. */
+/* Has l call fn(arg) between two tasks, in the order of posting. From any thread, not from a signal handler. A post
+ * that returned 0 is run. Without a hold it is for those who know that the run still lasts. Errors: -EINVAL, -ENOMEM,
+ * -ESHUTDOWN once the run is over. */
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
 
 /* Releases what conc handed over to be freed. NULL does nothing. From anywhere. */
@@ -535,9 +552,9 @@ static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc
 /* ============================================================================================================== *
  *  The implementation
  *
- *  A task gives up the processor by switching straight to the next ready one; every 64 switches, or when none is ready, it
- *  switches to the scheduler instead, which runs on the thread's own stack and looks at posted functions, the clock and
- *  the descriptors. Everything that may need a deep stack (hooks, reports) runs there too.
+ *  A task gives up the processor by switching straight to the next ready one; every 64 switches, or when none is
+ *  ready, it switches to the scheduler instead, which runs on the thread's own stack and looks at posted functions, the
+ *  clock and the descriptors. Everything that may need a deep stack (hooks, reports) runs there too.
  *
  *  Contents: >>config >>switch >>types >>sanitizers >>system >>poll >>stacks >>timers >>scheduler >>waits
  *  >>cancellation >>spawning >>finishing >>texts >>joining >>grouping >>gathering >>keys >>generating >>posting
@@ -566,7 +583,8 @@ static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc
 #include <unistd.h>
 
 #ifndef MAP_ANONYMOUS
-#error "conc.h: a system header came before conc.h under a strict -std=c11: include conc.h first, or add -D_DEFAULT_SOURCE"
+#error \
+    "conc.h: a system header came before conc.h under a strict -std=c11: include conc.h first, or add -D_DEFAULT_SOURCE"
 #endif
 
 #ifdef __linux__
@@ -732,9 +750,9 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
                      : "+D"(from), "+S"(to)
                      :
                      : "rax", "rbx", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "xmm0", "xmm1",
-                       "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13",
-                       "xmm14", "xmm15", "st", "st(1)", "st(2)", "st(3)", "st(4)", "st(5)", "st(6)", "st(7)", "cc",
-                       "memory" CONC__MORE_CLOBBERS);
+                       "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12",
+                       "xmm13", "xmm14", "xmm15", "st", "st(1)", "st(2)", "st(3)", "st(4)", "st(5)", "st(6)", "st(7)",
+                       "cc", "memory" CONC__MORE_CLOBBERS);
 }
 
 static void conc__prepare(void **context, char *low, char *top, void (*entry)(void))
@@ -779,11 +797,11 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
                      "hint #36\n\t" /* bti j: a no-op where there is no branch protection */
                      : "+r"(out), "+r"(in)
                      :
-                     : "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13", "x14", "x15", "x16", "x17",
-                       CONC__X18 "x19", "x20", "x21", "x22", "x23", "x24", "x25", "x26", "x27", "x28", "x30", "v0", "v1", "v2", "v3",
-                       "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15", "v16", "v17", "v18",
-                       "v19", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27", "v28", "v29", "v30", "v31", "cc",
-                       "memory" CONC__MORE_CLOBBERS);
+                     : "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13", "x14", "x15", "x16",
+                       "x17", CONC__X18 "x19", "x20", "x21", "x22", "x23", "x24", "x25", "x26", "x27", "x28", "x30",
+                       "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14",
+                       "v15", "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27", "v28",
+                       "v29", "v30", "v31", "cc", "memory" CONC__MORE_CLOBBERS);
 }
 
 static void conc__prepare(void **context, char *low, char *top, void (*entry)(void))
@@ -798,9 +816,10 @@ static void conc__prepare(void **context, char *low, char *top, void (*entry)(vo
 
 #define CONC__BOTTOM() CONC__CFI("ra")
 #ifdef __riscv_flen
-#define CONC__MORE_CLOBBERS                                                                                               \
-    , "ft0", "ft1", "ft2", "ft3", "ft4", "ft5", "ft6", "ft7", "ft8", "ft9", "ft10", "ft11", "fa0", "fa1", "fa2", "fa3",     \
-        "fa4", "fa5", "fa6", "fa7", "fs0", "fs1", "fs2", "fs3", "fs4", "fs5", "fs6", "fs7", "fs8", "fs9", "fs10", "fs11"
+#define CONC__MORE_CLOBBERS                                                                                      \
+    , "ft0", "ft1", "ft2", "ft3", "ft4", "ft5", "ft6", "ft7", "ft8", "ft9", "ft10", "ft11", "fa0", "fa1", "fa2", \
+        "fa3", "fa4", "fa5", "fa6", "fa7", "fs0", "fs1", "fs2", "fs3", "fs4", "fs5", "fs6", "fs7", "fs8", "fs9", \
+        "fs10", "fs11"
 #else
 #define CONC__MORE_CLOBBERS
 #endif
@@ -821,8 +840,8 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
                      "1:\n\t"
                      : "+r"(out), "+r"(in)
                      :
-                     : "ra", "t0", "t1", "t2", "t3", "t4", "t5", "t6", "a2", "a3", "a4", "a5", "a6", "a7", "s1", "s2", "s3",
-                       "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11", "memory" CONC__MORE_CLOBBERS);
+                     : "ra", "t0", "t1", "t2", "t3", "t4", "t5", "t6", "a2", "a3", "a4", "a5", "a6", "a7", "s1", "s2",
+                       "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11", "memory" CONC__MORE_CLOBBERS);
 }
 
 static void conc__prepare(void **context, char *low, char *top, void (*entry)(void))
@@ -854,8 +873,14 @@ typedef struct conc__fpu {
     uint32_t sse;
     uint16_t x87;
 } conc__fpu;
-static inline void conc__fpu_save(conc__fpu *f) { __asm__ volatile("stmxcsr %0\n\tfnstcw %1" : "=m"(f->sse), "=m"(f->x87)); }
-static inline void conc__fpu_load(const conc__fpu *f) { __asm__ volatile("ldmxcsr %0\n\tfldcw %1" : : "m"(f->sse), "m"(f->x87)); }
+static inline void conc__fpu_save(conc__fpu *f)
+{
+    __asm__ volatile("stmxcsr %0\n\tfnstcw %1" : "=m"(f->sse), "=m"(f->x87));
+}
+static inline void conc__fpu_load(const conc__fpu *f)
+{
+    __asm__ volatile("ldmxcsr %0\n\tfldcw %1" : : "m"(f->sse), "m"(f->x87));
+}
 #elif defined CONC_SAVE_FPU && !CONC__UCONTEXT && defined __aarch64__
 typedef uint64_t conc__fpu;
 static inline void conc__fpu_save(conc__fpu *f) { __asm__ volatile("mrs %0, fpcr" : "=r"(*f)); }
@@ -874,9 +899,9 @@ static inline void conc__fpu_load(const conc__fpu *f) { (void)f; }
 
 /* Why a task waits. */
 typedef struct conc__wait_kind {
-    const char *what;                                  /* "joins": the dump's words, with whom() behind them */
-    void (*whom)(FILE *out, const conc__wait *wait);   /* NULL: the words suffice */
-    bool (*cancel)(conc__wait *wait);                  /* a cancel came: true, wake it; false, it goes on. NULL: goes on */
+    const char *what;                                /* "joins": the dump's words, with whom() behind them */
+    void (*whom)(FILE *out, const conc__wait *wait); /* NULL: the words suffice */
+    bool (*cancel)(conc__wait *wait); /* a cancel came: true, wake it; false, it goes on. NULL: goes on */
 } conc__wait_kind;
 
 /* A task that waits, on its stack. Whoever decides how the wait ends takes it out of its list at that moment. */
@@ -893,7 +918,7 @@ struct conc__wait {
 typedef struct conc__stack {
     struct conc__stack *next; /* free: the one freed before */
     struct conc__slab *slab;
-    char *low; /* the lowest byte that may be used */
+    char *low;             /* the lowest byte that may be used */
     struct conc__gen *gen; /* whose body runs on it; NULL: a task's */
 #if CONC__ASAN
     const void *asan_low;
@@ -913,10 +938,10 @@ typedef struct conc__slab {
     struct conc__slab *next;
     struct conc__pool *pool;
     char *base;
-    int used;     /* stacks handed out */
-    int carved;   /* stacks that were made so far, from below */
-    int guarded;  /* stacks whose guard region stands */
-    int idle;     /* for how many looks of conc__pool_trim it was not used */
+    int used;    /* stacks handed out */
+    int carved;  /* stacks that were made so far, from below */
+    int guarded; /* stacks whose guard region stands */
+    int idle;    /* for how many looks of conc__pool_trim it was not used */
     bool leaving;
 } conc__slab;
 
@@ -976,12 +1001,12 @@ struct conc_loop {
 
     bool virtual_clock, seeded, debug, doomed, over, refreshing;
     conc_task *spinners, *last_spinner; /* they ignore their cancel, and wait for the next round */
-    uint64_t next_round;                /* the pass in which it comes although other tasks are ready; each spinner puts it off */
+    uint64_t next_round; /* the pass in which it comes although other tasks are ready; each spinner puts it off */
     conc_task *marked, *last_marked;
     conc__waits settlers;
     void (*call)(conc_loop *l, void *arg);
     void *call_arg;
-    conc__fpu fpu; /* what a task starts with */
+    conc__fpu fpu;    /* what a task starts with */
     void *scratch[3]; /* where a context goes that nobody will return to */
     int64_t now;
     uint64_t picks, draws; /* states of the two random generators */
@@ -1123,17 +1148,19 @@ static void conc__stack_untold(conc__stack *s)
     (void)s;
 }
 
-/* The code that switches is inlined where speed counts, but not under sanitizers, which may need registers of their own. */
+/* The code that switches is inlined where speed counts, but not under sanitizers, which may need registers of their
+ * own. */
 #if CONC__ASAN || CONC__TSAN || CONC__UCONTEXT
 #define CONC__SWITCHES static __attribute__((noinline))
 #else
 #define CONC__SWITCHES static inline __attribute__((always_inline))
 #endif
 
-/* On every way into a switch, fast ones apart, this is called through the loop's switch_stacks: GCC works out which static variables
- * a call can change, does not count what an asm statement might, and would keep others' changes from a task that waits; a call
- * through a pointer can change them all. */
-CONC__SWITCHES void conc__switch(conc_loop *l, conc__stack *from, void **from_context, conc__stack *to, void **to_context)
+/* On every way into a switch, fast ones apart, this is called through the loop's switch_stacks: GCC works out which
+ * static variables a call can change, does not count what an asm statement might, and would keep others' changes from
+ * a task that waits; a call through a pointer can change them all. */
+CONC__SWITCHES void conc__switch(conc_loop *l, conc__stack *from, void **from_context, conc__stack *to,
+                                 void **to_context)
 {
     conc__fpu fpu;
     conc__fpu_save(&fpu);
@@ -1143,7 +1170,8 @@ CONC__SWITCHES void conc__switch(conc_loop *l, conc__stack *from, void **from_co
     conc__arrived(l, from);
 }
 
-static void conc__switch_plainly(conc_loop *l, conc__stack *from, void **from_context, conc__stack *to, void **to_context)
+static void conc__switch_plainly(conc_loop *l, conc__stack *from, void **from_context, conc__stack *to,
+                                 void **to_context)
 {
     conc__switch(l, from, from_context, to, to_context);
 }
@@ -1163,8 +1191,8 @@ static void conc__doze(int64_t ns)
     nanosleep(&t, NULL);
 }
 
-/* Seconds to nanoseconds, rounded up, where a product that is a rounding error above a whole number counts as that number.
- * Saturates. */
+/* Seconds to nanoseconds, rounded up, where a product that is a rounding error above a whole number counts as that
+ * number. Saturates. */
 static inline int64_t conc__ns(double s)
 {
     double ns = s * 1e9;
@@ -1177,7 +1205,10 @@ static inline int64_t conc__ns(double s)
     return ns > 1 ? (int64_t)ns : 1;
 }
 
-static inline int64_t conc__later(int64_t now, int64_t ns) { return ns >= CONC__NEVER - 1 - now ? CONC__NEVER - 1 : now + ns; }
+static inline int64_t conc__later(int64_t now, int64_t ns)
+{
+    return ns >= CONC__NEVER - 1 - now ? CONC__NEVER - 1 : now + ns;
+}
 
 static uint64_t conc__mix(uint64_t *state) /* splitmix64, Sebastiano Vigna, public domain algorithm */
 {
@@ -1310,7 +1341,10 @@ typedef struct conc__backend {
     void (*wait)(conc_loop *l, int64_t ns); /* at most so long, 0: only look, CONC__NEVER: no limit */
 } conc__backend;
 
-static inline int conc__milliseconds(int64_t ns) { return ns >= INT32_MAX * (int64_t)1000000 ? INT32_MAX : (int)((ns + 999999) / 1000000); }
+static inline int conc__milliseconds(int64_t ns)
+{
+    return ns >= INT32_MAX * (int64_t)1000000 ? INT32_MAX : (int)((ns + 999999) / 1000000);
+}
 
 #if defined __linux__ && defined __LP64__ /* elsewhere the kernel's timespec is not the C library's */
 #define CONC__NS_WAITS 1
@@ -1387,17 +1421,13 @@ static const conc__backend conc__epoll = {"epoll", conc__epoll_open, conc__epoll
 
 /* ---- >>stacks ------------------------------------------------------------------------------------------------- */
 
-/* A stack lies in its slot of a slab as [guard | room for frames | the task, if it has no handle | conc__stack | stagger].
- * The tops are staggered inside their page, and the stride is an odd number of pages, so that the busy parts of many stacks
- * fall into different sets of the caches and the TLB. */
+/* A stack lies in its slot of a slab as [guard | room for frames | the task, if it has no handle | conc__stack |
+ * stagger]. The tops are staggered inside their page, and the stride is an odd number of pages, so that the busy parts
+ * of many stacks fall into different sets of the caches and the TLB. */
 
 static const uint64_t conc__canary = 0x5ca1ab1e0ddba115u; /* at the low end of a stack without a guard region */
 
-enum {
-    CONC__CORE = offsetof(conc_task, name_copy),
-    CONC__RECORD = sizeof(conc__stack),
-    CONC__STAGGER = 64 * 47
-};
+enum { CONC__CORE = offsetof(conc_task, name_copy), CONC__RECORD = sizeof(conc__stack), CONC__STAGGER = 64 * 47 };
 
 static size_t conc__round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -1463,7 +1493,8 @@ static void conc__slab_guard(conc__slab *slab)
     int n = slab->guarded ? slab->guarded : 2;
     if (n > p->per_slab - slab->guarded)
         n = p->per_slab - slab->guarded;
-    if (!conc__guard(slab->base + (size_t)slab->guarded * p->stride, p->guard, p->stride, n) && !atomic_exchange(&told, 1))
+    if (!conc__guard(slab->base + (size_t)slab->guarded * p->stride, p->guard, p->stride, n) &&
+        !atomic_exchange(&told, 1))
         fprintf(stderr, "conc: the system has no more guard regions: stacks from here on go without one\n");
     slab->guarded += n;
 }
@@ -1537,8 +1568,8 @@ static void conc__pool_sweep(conc__pool *p)
     }
 }
 
-/* Gives back what a burst needed: stacks are reused newest first, so a slab that nobody used for a while was for the burst. True:
- * there will be more to give back. */
+/* Gives back what a burst needed: stacks are reused newest first, so a slab that nobody used for a while was for the
+ * burst. True: there will be more to give back. */
 static bool conc__pool_trim(conc__pool *p, int looks)
 {
     enum { LONG = 8 };
@@ -1579,10 +1610,10 @@ static void conc__stacks_close(conc_loop *l)
 
 /* ---- >>timers ------------------------------------------------------------------------------------------------- */
 
-/* A hierarchical timing wheel (Varghese and Lauck, "Hashed and Hierarchical Timing Wheels", 1987) over all 64 bits of a
- * nanosecond clock, six bits a level. A timer lies at the level of the highest digit in which its time and the elapsed
- * time differ, in the slot of that digit: so levels expire from the lowest up, a timer moves down at most ten times, and
- * timers of one time are always in one slot, in the order of arming. */
+/* A hierarchical timing wheel (Varghese and Lauck, "Hashed and Hierarchical Timing Wheels", 1987) over all 64 bits of
+ * a nanosecond clock, six bits a level. A timer lies at the level of the highest digit in which its time and the
+ * elapsed time differ, in the slot of that digit: so levels expire from the lowest up, a timer moves down at most ten
+ * times, and timers of one time are always in one slot, in the order of arming. */
 
 static bool conc__armed(const conc__timer *t) { return t->next != NULL; }
 
@@ -1752,8 +1783,8 @@ static void conc__pass(conc_loop *l)
     conc__leave(l);
 }
 
-/* A cancelled task wants to wait. It gets its -ECANCELED after the others had their turn; one that has ignored many only
- * when nothing else is ready, or now and then, and does not hold the virtual clock. */
+/* A cancelled task wants to wait. It gets its -ECANCELED after the others had their turn; one that has ignored many
+ * only when nothing else is ready, or now and then, and does not hold the virtual clock. */
 static CONC__COLD int conc__refuse(conc_loop *l)
 {
     conc_task *self = l->self;
@@ -1801,8 +1832,8 @@ static CONC__COLD int conc__yield_slowly(void)
     return l->self->pending ? -ECANCELED : 0;
 }
 
-/* Compiled in line where it is called in this file: a task that returns from a call which another task left does so against the
- * processor's return predictor. */
+/* Compiled in line where it is called in this file: a task that returns from a call which another task left does so
+ * against the processor's return predictor. */
 CONC__SWITCHES int conc__yield(void)
 {
     conc_loop *l = conc__here;
@@ -1835,7 +1866,8 @@ static void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *arg), voi
     l->call = fn;
     l->call_arg = arg;
     self->error_number = *l->errno_at;
-    l->switch_stacks(l, self->stack, self->context, &l->thread_stack, l->context); /* self stays: to be resumed at once */
+    /* l->self stays: it is resumed at once */
+    l->switch_stacks(l, self->stack, self->context, &l->thread_stack, l->context);
     *l->errno_at = self->error_number;
 }
 
@@ -2033,7 +2065,10 @@ typedef struct conc__sleeper {
     conc__timer timer;
 } conc__sleeper;
 
-static conc__sleeper *conc__sleeper_of(conc__timer *t) { return (conc__sleeper *)(void *)((char *)t - offsetof(conc__sleeper, timer)); }
+static conc__sleeper *conc__sleeper_of(conc__timer *t)
+{
+    return (conc__sleeper *)(void *)((char *)t - offsetof(conc__sleeper, timer));
+}
 
 static void conc__sleep_over(conc__timer *t) { conc__wake(conc__here, &conc__sleeper_of(t)->wait, 0); }
 
@@ -2133,13 +2168,17 @@ CONC_API int conc_settle(void)
 
 /* ---- >>cancellation ------------------------------------------------------------------------------------------- */
 
-/* A scope is in effect when it is cancelled, or one around it is that no shield hides. Each scope knows (`effective`), and each
- * task knows it of its innermost scope (`pending`), which is all that a checkpoint looks at. A change spreads inward through
- * the scopes of its task; at a group it marks the children, whose turn comes from a list, so depth costs no stack. */
+/* A scope is in effect when it is cancelled, or one around it is that no shield hides. Each scope knows (`effective`),
+ * and each task knows it of its innermost scope (`pending`), which is all that a checkpoint looks at. A change spreads
+ * inward through the scopes of its task; at a group it marks the children, whose turn comes from a list, so depth
+ * costs no stack. */
 
 enum { CONC__FRESH, CONC__OPEN, CONC__CLOSED };
 
-static conc_group *conc__group_of(conc_scope *s) { return (conc_group *)(void *)((char *)s - offsetof(conc_group, scope)); }
+static conc_group *conc__group_of(conc_scope *s)
+{
+    return (conc_group *)(void *)((char *)s - offsetof(conc_group, scope));
+}
 
 /* Is what lies around the task's outermost scope cancelled? */
 static bool conc__cancelled_outside(const conc_loop *l, const conc_task *t)
@@ -2372,12 +2411,21 @@ static int conc__call_in_scope(double s, bool shielded, conc_fn *fn, void *arg, 
     return conc_scope_end(&scope, fn(arg));
 }
 
-CONC_API int conc_timeout(double s, conc_fn *fn, void *arg) { return conc__call_in_scope(s, false, fn, arg, "the scope of conc_timeout"); }
+CONC_API int conc_timeout(double s, conc_fn *fn, void *arg)
+{
+    return conc__call_in_scope(s, false, fn, arg, "the scope of conc_timeout");
+}
 
-CONC_API int conc_shield(double grace, conc_fn *fn, void *arg) { return conc__call_in_scope(grace, true, fn, arg, "the scope of conc_shield"); }
+CONC_API int conc_shield(double grace, conc_fn *fn, void *arg)
+{
+    return conc__call_in_scope(grace, true, fn, arg, "the scope of conc_shield");
+}
 
 /* The scopes that apply, from the inside out: a task's own, then its group and what that lies in. */
-static conc_scope *conc__innermost(const conc_task *t) { return t->scope ? t->scope : t->group ? &t->group->scope : NULL; }
+static conc_scope *conc__innermost(const conc_task *t)
+{
+    return t->scope ? t->scope : t->group ? &t->group->scope : NULL;
+}
 
 static conc_scope *conc__around(const conc_scope *s)
 {
@@ -2416,13 +2464,17 @@ enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK };
 
 static uint16_t conc__seal(const conc_task *t) { return (uint16_t)((uintptr_t)t >> 4 ^ 0xc0de); }
 
-static bool conc__is_task(const conc_task *t) { return t && t->seal == conc__seal(t) && (t->state == CONC__LIVE || t->state == CONC__DONE); }
+static bool conc__is_task(const conc_task *t)
+{
+    return t && t->seal == conc__seal(t) && (t->state == CONC__LIVE || t->state == CONC__DONE);
+}
 
 static void conc__task_main(void);
 
 /* Fills in a task; it is not in any list yet. */
-static inline __attribute__((always_inline)) void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, conc__stack *stack,
-                                                                  conc_fn *fn, void *arg, const char *spawned)
+static inline __attribute__((always_inline)) void conc__task_init(conc_loop *l, conc_task *t, bool has_handle,
+                                                                  conc__stack *stack, conc_fn *fn, void *arg,
+                                                                  const char *spawned)
 {
     t->loop = l;
     t->stack = stack;
@@ -2494,7 +2546,8 @@ static conc__pool *conc__pool_of(conc_loop *l, const conc_group *g)
 }
 
 /* A task of an open group, ready to run. handle NULL: it lives on its own stack. NULL: no memory. */
-static inline __attribute__((always_inline)) conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *handle, conc_fn *fn, void *arg, const char *spawned)
+static inline __attribute__((always_inline)) conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *handle,
+                                                                       conc_fn *fn, void *arg, const char *spawned)
 {
     conc__pool *pool = conc__pool_of(l, g);
     conc__stack *stack = pool ? conc__stack_take(pool) : NULL;
@@ -2592,7 +2645,8 @@ static CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char 
     return 0;
 }
 
-static inline __attribute__((always_inline)) int conc__spawn_in(conc_group *g, conc_task *handle, const char *spawned, conc_fn *fn, void *arg, conc_task **out)
+static inline __attribute__((always_inline)) int conc__spawn_in(conc_group *g, conc_task *handle, const char *spawned,
+                                                                conc_fn *fn, void *arg, conc_task **out)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!l))
@@ -2603,7 +2657,8 @@ static inline __attribute__((always_inline)) int conc__spawn_in(conc_group *g, c
         g = &l->background;
     if (l->self)
         conc__find_lost(l, __builtin_frame_address(0));
-    if (CONC__UNLIKELY(g->scope.state != CONC__OPEN || g->scope.effective || g->limit > 0 || g->scope.task != l->self)) {
+    if (CONC__UNLIKELY(g->scope.state != CONC__OPEN || g->scope.effective || g->limit > 0 ||
+                       g->scope.task != l->self)) {
         int rc = conc__enter_group(l, g, spawned);
         if (rc)
             return rc;
@@ -2633,14 +2688,16 @@ static CONC__COLD bool conc__handle_in_use(const conc_task *t)
     return false;
 }
 
-CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, const char *spawned, conc_fn *fn, void *arg)
+CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, const char *spawned, conc_fn *fn,
+                                           void *arg)
 {
     conc_task *t;
     if (!conc__here)
         return -EPERM;
     if (!handle)
         return -EINVAL;
-    if (CONC__UNLIKELY(handle->state != CONC__DONE || handle->in_finished || conc__here->failed) && conc__handle_in_use(handle))
+    if (CONC__UNLIKELY(handle->state != CONC__DONE || handle->in_finished || conc__here->failed) &&
+        conc__handle_in_use(handle))
         return -EBUSY;
     return conc__spawn_in(g, handle, spawned, fn, arg, &t);
 }
@@ -2732,7 +2789,10 @@ static void conc__tell(conc_task *t, int rc, const char *text, const char *by)
 }
 
 /* Whose error rc, which comes out of this task, was at first: name and place. */
-static const char *conc__origin(const conc_task *t, int rc) { return t->last_rc == rc && t->told_by ? t->told_by : t->spawned; }
+static const char *conc__origin(const conc_task *t, int rc)
+{
+    return t->last_rc == rc && t->told_by ? t->told_by : t->spawned;
+}
 
 /* The words that go with rc out of this task; "": none. */
 static const char *conc__words(const conc_task *t, int rc) { return t->last_rc == rc && t->text ? t->text : ""; }
@@ -2773,30 +2833,18 @@ CONC_API const char *conc_last_error(void)
 CONC_API const char *conc_strerror(int rc)
 {
     switch (rc) {
-    case -ECANCELED:
-        return "cancelled";
-    case -ETIMEDOUT:
-        return "out of time";
-    case -EDEADLK:
-        return "deadlock: it would wait for ever";
-    case -EBUSY:
-        return "in use already";
-    case -EPERM:
-        return "not allowed here: not in a task, or not the owner";
-    case -ESHUTDOWN:
-        return "the loop's run is over";
-    case -EPIPE:
-        return "closed";
-    case -ENOTSUP:
-        return "not supported here";
-    case -EALREADY:
-        return "already done";
-    case -EMSGSIZE:
-        return "longer than the limit";
-    case -EOWNERDEAD:
-        return "the owner died";
-    default:
-        return rc < 0 && rc > -4096 ? strerror(-rc) : rc < 0 ? "unknown error" : "success";
+    case -ECANCELED: return "cancelled";
+    case -ETIMEDOUT: return "out of time";
+    case -EDEADLK: return "deadlock: it would wait for ever";
+    case -EBUSY: return "in use already";
+    case -EPERM: return "not allowed here: not in a task, or not the owner";
+    case -ESHUTDOWN: return "the loop's run is over";
+    case -EPIPE: return "closed";
+    case -ENOTSUP: return "not supported here";
+    case -EALREADY: return "already done";
+    case -EMSGSIZE: return "longer than the limit";
+    case -EOWNERDEAD: return "the owner died";
+    default: return rc < 0 && rc > -4096 ? strerror(-rc) : rc < 0 ? "unknown error" : "success";
     }
 }
 
@@ -2806,7 +2854,9 @@ CONC_API void conc_set_name(conc_task *t, const char *name)
 {
     if (!conc__is_task(t) || !name || t->state != CONC__LIVE)
         return;
-    char *room = t->has_handle ? t->name_copy : t->name != t->spawned ? (char *)(uintptr_t)t->name : CONC_MALLOC(CONC__NAME);
+    char *room = t->has_handle           ? t->name_copy
+                 : t->name != t->spawned ? (char *)(uintptr_t)t->name
+                                         : CONC_MALLOC(CONC__NAME);
     if (!room)
         return;
     conc__copy(room, CONC__NAME, name);
@@ -2886,7 +2936,8 @@ static void conc__forget(conc_loop *l, const conc_task *t)
         }
 }
 
-/* The group's error is its first; later ones belong to whoever collects their task, or to on_error. True: it was the first. */
+/* The group's error is its first; later ones belong to whoever collects their task, or to on_error. True: it was the
+ * first. */
 static bool conc__group_failed(conc_loop *l, conc_group *g, const conc_task *t, int rc, bool collected)
 {
     if (g->error_count++ == 0 && !g->background) {
@@ -2973,7 +3024,8 @@ static void conc__fill_sink(conc_loop *l, conc_task *t)
         if (t->result < 0)
             conc__copy(call->text, sizeof call->text, conc__words_or(conc__words(t, t->result), t->result));
         t->collected = true;
-    } else if (t->sink_kind == CONC__START_SINK) { /* ended without conc_started: the starter's matter, not the group's */
+    } else if (t->sink_kind ==
+               CONC__START_SINK) { /* ended without conc_started: the starter's matter, not the group's */
         conc__starter *s = t->sink;
         int rc = t->failed ? t->result : s->given_up || t->result < 0 ? -ECANCELED : -EINVAL;
         conc__tell(s->wait.task, rc, conc__words(t, rc), conc__origin(t, t->result));
@@ -3144,11 +3196,13 @@ CONC_API conc_task *conc_self(void)
 static void conc__whom_group(FILE *out, const conc__wait *w)
 {
     const conc_group *g = w->on;
-    fprintf(out, " %d %s of the group at %s", g->live, g->live == 1 ? "child" : "children", conc__place_of(g->scope.place));
+    fprintf(out, " %d %s of the group at %s", g->live, g->live == 1 ? "child" : "children",
+            conc__place_of(g->scope.place));
 }
 
 static const conc__wait_kind conc__closing = {"waits for", conc__whom_group, NULL};
-static const conc__wait_kind conc__choosing = {"waits for the next to finish of", conc__whom_group, conc__cancel_plainly};
+static const conc__wait_kind conc__choosing = {"waits for the next to finish of", conc__whom_group,
+                                               conc__cancel_plainly};
 
 /* Yields once at least, and returns when no child is left. */
 static void conc__wait_until_empty(conc_loop *l, conc_group *g)
@@ -3173,7 +3227,8 @@ static void conc__drop_finished(conc_loop *l, conc_group *g)
     }
 }
 
-/* Waits for the children of an open group, ends its scope, and returns what is to be returned when the body's result was rc. */
+/* Waits for the children of an open group, ends its scope, and returns what is to be returned when the body's result
+ * was rc. */
 static int conc__group_close(conc_loop *l, conc_group *g, int rc)
 {
     conc__wait_until_empty(l, g);
@@ -3391,7 +3446,13 @@ CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t coun
 
 CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size, int *results)
 {
-    conc__batch b = {.fn = fn, .args = args, .count = count, .size = size, .results = results, .keep_going = true, .seen = results != NULL};
+    conc__batch b = {.fn = fn,
+                     .args = args,
+                     .count = count,
+                     .size = size,
+                     .results = results,
+                     .keep_going = true,
+                     .seen = results != NULL};
     return conc__run_map(spawned, &b);
 }
 
@@ -3445,8 +3506,9 @@ CONC_API void *conc_local_get(conc_local *key)
 
 /* ---- >>generating --------------------------------------------------------------------------------------------- */
 
-/* The body of a generator runs in the task that consumes it, on a stack of its own: what it waits for, its cancellation, its
- * locals and errno are the consumer's. This lies at the top of that stack, so the body survives a conc_gen that is gone. */
+/* The body of a generator runs in the task that consumes it, on a stack of its own: what it waits for, its
+ * cancellation, its locals and errno are the consumer's. This lies at the top of that stack, so the body survives a
+ * conc_gen that is gone. */
 typedef struct conc__gen {
     conc_gen face; /* what the body is given */
     struct conc__gen *next, *prev;
@@ -3544,7 +3606,8 @@ CONC_API int conc_gen_emit(conc_gen *face, const void *item)
     if (!l)
         return -EPERM;
     conc__gen *g = face ? face->body : NULL;
-    if (!g || g == &conc__exhausted || l->self->stack != g->stack || l->self->scope != g->scope || (!item && g->item_size))
+    if (!g || g == &conc__exhausted || l->self->stack != g->stack || l->self->scope != g->scope ||
+        (!item && g->item_size))
         return -EINVAL;
     g->emitted = item ? item : g;
     l->switch_stacks(l, g->stack, g->inner, g->outside, g->outer);
@@ -3808,8 +3871,8 @@ static void conc__dump_on_loop(conc_loop *l, void *arg)
     conc__dump_call *d = arg;
     l->self = d->self; /* so that it shows as running */
     size_t tasks = (size_t)(l->spawned - l->finished);
-    fprintf(d->out, "conc: %zu %s, time %.9f, %zu %s\n", tasks, tasks == 1 ? "task" : "tasks", (double)conc__time(l) / 1e9,
-            l->wheel.count, l->wheel.count == 1 ? "timer" : "timers");
+    fprintf(d->out, "conc: %zu %s, time %.9f, %zu %s\n", tasks, tasks == 1 ? "task" : "tasks",
+            (double)conc__time(l) / 1e9, l->wheel.count, l->wheel.count == 1 ? "timer" : "timers");
     conc__print_all(l, d->out);
     l->self = NULL;
 }
@@ -3851,7 +3914,8 @@ static void conc__lost_on_loop(conc_loop *l, void *arg)
 {
     const conc__lost_call *c = arg;
     (void)l;
-    const char *place = c->task->place, *opened = strncmp(place, "the ", 4) == 0 ? "" : "the group of "; /* by its first spawn */
+    const char *place = c->task->place,
+               *opened = strncmp(place, "the ", 4) == 0 ? "" : "the group of "; /* by its first spawn */
     fprintf(stderr, "conc: %s: %s, with %s%s still open\n", c->task->name, c->how, opened, place);
     abort();
 }
@@ -4150,16 +4214,16 @@ CONC_API int conc_main(conc_fn *main_fn, void *arg)
  *
  * Copyright (c) 2026 the conc authors
  *
- * Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated documentation
- * files (the "Software"), to deal in the Software without restriction, including without limitation the rights to use, copy,
- * modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom the
- * Software is furnished to do so, subject to the following conditions:
+ * Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+ * documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+ * rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to
+ * permit persons to whom the Software is furnished to do so, subject to the following conditions:
  *
  * The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
  * Software.
  *
  * THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
- * WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
- * COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE,
- * ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+ * WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS
+ * OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+ * OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
  */
