@@ -141,8 +141,10 @@ CONC_API int conc_run(conc_fn *main_fn, void *arg);
 CONC_API int conc_run_with(const conc_options *options, conc_fn *main_fn, void *arg);
 
 /* For `return conc_main(app, NULL);` in main(): conc_run, then an exit status: 0, or 1 after it printed the error with
- * its task, place and text to stderr. */
-CONC_API int conc_main(conc_fn *main_fn, void *arg);
+ * the task it came from, its place and text to stderr.
+ *     int conc_main(conc_fn *main_fn, void *arg); */
+#define conc_main(main_fn, ...) conc__main(CONC__NAMED(main_fn), (main_fn), __VA_ARGS__)
+CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg);
 
 /* A random number, low <= x < high (low when high is not above it). Repeats from run to run under a seed or on the
  * virtual clock; not for secrets. Outside a run it returns low. */
@@ -1024,6 +1026,7 @@ struct conc_loop {
     conc_task main;
     conc_fn *main_fn;
     void *main_arg;
+    const char *main_name;
     int rc;
     struct conc__gen *generators;
     size_t generator_count;
@@ -3794,7 +3797,7 @@ static void conc__print_task(FILE *out, const conc_loop *l, const conc_task *t, 
         t->wait->kind->whom(out, t->wait);
     if (t->pending)
         fprintf(out, ", cancelled");
-    if (t->name != t->spawned && t != &l->main)
+    if (t->name != t->spawned)
         fprintf(out, " (spawned at %s)", conc__place_of(t->spawned));
     fputc('\n', out);
 }
@@ -4129,7 +4132,7 @@ static int conc__start_main(conc_loop *l)
     conc__stack *stack = pool ? conc__stack_take(pool) : NULL;
     if (!stack)
         return -ENOMEM;
-    conc__task_init(l, &l->main, true, stack, conc__main_task, l, "main");
+    conc__task_init(l, &l->main, true, stack, conc__main_task, l, l->main_name);
     l->background.scope.state = CONC__OPEN;
     l->background.scope.is_group = l->background.background = l->background.keep_going = true;
     l->background.scope.place = "background";
@@ -4164,7 +4167,8 @@ static int conc__run_loop(conc_loop *l, conc__outcome *outcome)
     return rc;
 }
 
-static int conc__run(const conc_options *options, conc_fn *main_fn, void *arg, conc__outcome *outcome)
+static int conc__run(const conc_options *options, const char *spawned, conc_fn *main_fn, void *arg,
+                     conc__outcome *outcome)
 {
     conc_options o = options ? *options : (conc_options){0};
     const conc__backend *backend;
@@ -4179,6 +4183,7 @@ static int conc__run(const conc_options *options, conc_fn *main_fn, void *arg, c
     conc_loop *l = conc__loop_new(&o);
     if (!l)
         return -ENOMEM;
+    l->main_name = spawned;
     l->main_fn = main_fn;
     l->main_arg = arg;
     rc = conc__loop_open(l, backend);
@@ -4192,15 +4197,15 @@ static int conc__run(const conc_options *options, conc_fn *main_fn, void *arg, c
 CONC_API int conc_run_with(const conc_options *options, conc_fn *main_fn, void *arg)
 {
     conc__outcome outcome;
-    return conc__run(options, main_fn, arg, &outcome);
+    return conc__run(options, "main", main_fn, arg, &outcome);
 }
 
 CONC_API int conc_run(conc_fn *main_fn, void *arg) { return conc_run_with(NULL, main_fn, arg); }
 
-CONC_API int conc_main(conc_fn *main_fn, void *arg)
+CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg)
 {
-    conc__outcome outcome = {"main", ""};
-    int rc = conc__run(NULL, main_fn, arg, &outcome);
+    conc__outcome outcome = {spawned, ""};
+    int rc = conc__run(NULL, spawned, main_fn, arg, &outcome);
     if (rc < 0)
         fprintf(stderr, "conc: %s failed: %s\n", outcome.by, conc__words_or(outcome.text, rc));
     return rc < 0;

@@ -46,7 +46,7 @@ static int sleep_for_ever(void *arg)
 /* The functions that lose something do so well below their caller, so that the next call does not overwrite it. */
 __attribute__((noinline)) static int below(int (*fn)(void))
 {
-    volatile char room[4096];
+    volatile char room[16384];
     room[0] = room[sizeof room - 1] = 1;
     int rc = fn();
     return rc + room[0] - 1;
