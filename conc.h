@@ -3523,7 +3523,7 @@ typedef struct conc__gen {
     size_t item_size;
     conc_task *consumer;       /* who is inside; NULL: nobody */
     conc_scope *scope;         /* its innermost scope then */
-    struct conc__gen *used_by; /* the generator whose body asked last; NULL: a task */
+    struct conc__gen *used_by; /* the generator whose body asked last, which may be gone by now; NULL: a task */
     int rc;
     bool started, ended, closing;
 } conc__gen;
@@ -3593,9 +3593,6 @@ static int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
     *(g->prev ? &g->prev->next : &l->generators) = g->next;
     if (g->next)
         g->next->prev = g->prev;
-    for (conc__gen *other = l->generators; other; other = other->next)
-        if (other->used_by == g)
-            other->used_by = NULL;
     l->generator_count--;
     conc__stack_give(l, g->stack, "a generator");
     if (face)
@@ -3684,12 +3681,20 @@ CONC_API void conc__auto_conc_gen(conc_gen *g)
         conc__report(l, "a generator", l->self->spawned, rc, "");
 }
 
+static bool conc__gen_is_open(const conc_loop *l, const conc__gen *g)
+{
+    const conc__gen *open = g ? l->generators : NULL;
+    while (open && open != g)
+        open = open->next;
+    return open != NULL;
+}
+
 /* The end of a run: consumers are closed before what they consume. */
 static void conc__close_generators(conc_loop *l)
 {
     while (l->generators) {
         conc__gen *g = l->generators;
-        for (size_t n = l->generator_count; g->used_by && n; n--)
+        for (size_t n = l->generator_count; conc__gen_is_open(l, g->used_by) && n; n--)
             g = g->used_by;
         int rc = conc__gen_finish(l, g, NULL);
         if (rc < 0)
