@@ -162,7 +162,7 @@ CONC_API double conc_now(void);
 CONC_API int conc_sleep(double s);
 CONC_API int conc_sleep_until(double t);
 
-/* Lets every task that is ready run once. Waits. */
+/* Lets every task that is ready run once (under a seed: some of them). Waits. */
 CONC_API int conc_yield(void);
 
 /* Holds the whole loop for s seconds, as a long computation or a blocking call would: for demonstrations and tests. On
@@ -481,6 +481,7 @@ typedef int conc_gen_fn(conc_gen *g, void *arg);
 struct conc_gen {
     /* private */
     struct conc__gen *body;
+    uint64_t run;
 };
 
 /* Opens a generator: fn(g, arg) will run in the consumer's task, on a stack of its own, from the first next on.
@@ -507,8 +508,9 @@ CONC_API int conc_gen_close(conc_gen *g);
 /* The loop of this thread's run; NULL outside one. */
 CONC_API conc_loop *conc_loop_self(void);
 
-/* Tells that somebody outside will post: while held, waiting is no deadlock, and the loop stays valid, even after its
- * run, until it is released as often as held. From any thread. -EINVAL: NULL, released too often. */
+/* Tells that somebody outside will post (the virtual clock goes on all the same): while held, waiting is no deadlock,
+ * and the loop stays valid, even after its run, until it is released as often as held. From any thread. -EINVAL: NULL,
+ * released too often. */
 CONC_API int conc_loop_hold(conc_loop *l);
 CONC_API int conc_loop_release(conc_loop *l);
 
@@ -668,7 +670,8 @@ enum {
  * indirect, without a return: a return would miss in the processor's return predictor.
  * conc__prepare(context, low, top, entry) makes a context that starts entry() on the stack below top. */
 
-#if defined CONC_USE_UCONTEXT || !(defined __x86_64__ || defined __aarch64__ || (defined __riscv && __riscv_xlen == 64))
+#if defined CONC_USE_UCONTEXT || !defined __LP64__ || defined __riscv_vector || \
+    !(defined __x86_64__ || defined __aarch64__ || defined __riscv)
 #define CONC__UCONTEXT 1
 #else
 #define CONC__UCONTEXT 0
@@ -733,7 +736,7 @@ enum { CONC__SWITCH_ROOM = 0 };
 #ifdef __AVX512F__
 #define CONC__MORE_CLOBBERS                                                                                       \
     , "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", "xmm27", \
-        "xmm28", "xmm29", "xmm30", "xmm31", "k1", "k2", "k3", "k4", "k5", "k6", "k7"
+        "xmm28", "xmm29", "xmm30", "xmm31", "k0", "k1", "k2", "k3", "k4", "k5", "k6", "k7"
 #else
 #define CONC__MORE_CLOBBERS
 #endif
@@ -870,7 +873,7 @@ static bool conc__shadow_stack(void)
 }
 
 /* Floating-point control state, for CONC_SAVE_FPU. */
-#if defined CONC_SAVE_FPU && !CONC__UCONTEXT && defined __x86_64__
+#if defined CONC_SAVE_FPU && defined __x86_64__
 typedef struct conc__fpu {
     uint32_t sse;
     uint16_t x87;
@@ -883,15 +886,15 @@ static inline void conc__fpu_load(const conc__fpu *f)
 {
     __asm__ volatile("ldmxcsr %0\n\tfldcw %1" : : "m"(f->sse), "m"(f->x87));
 }
-#elif defined CONC_SAVE_FPU && !CONC__UCONTEXT && defined __aarch64__
+#elif defined CONC_SAVE_FPU && defined __aarch64__
 typedef uint64_t conc__fpu;
 static inline void conc__fpu_save(conc__fpu *f) { __asm__ volatile("mrs %0, fpcr" : "=r"(*f)); }
 static inline void conc__fpu_load(const conc__fpu *f) { __asm__ volatile("msr fpcr, %0" : : "r"(*f)); }
-#elif defined CONC_SAVE_FPU && !CONC__UCONTEXT && defined __riscv_flen
+#elif defined CONC_SAVE_FPU && defined __riscv_flen
 typedef uint64_t conc__fpu;
 static inline void conc__fpu_save(conc__fpu *f) { __asm__ volatile("frrm %0" : "=r"(*f)); }
 static inline void conc__fpu_load(const conc__fpu *f) { __asm__ volatile("fsrm %0" : : "r"(*f)); }
-#else /* nothing asked for, or ucontext, which saves it anyway */
+#else /* not asked for */
 typedef char conc__fpu;
 static inline void conc__fpu_save(conc__fpu *f) { (void)f; }
 static inline void conc__fpu_load(const conc__fpu *f) { (void)f; }
@@ -1029,6 +1032,7 @@ struct conc_loop {
     const char *main_name;
     int rc;
     struct conc__gen *generators;
+    uint64_t run; /* which of the process's runs this is */
     size_t generator_count;
     uint64_t spawned, finished, switches, passes, polls;
     conc__wheel wheel;
@@ -1050,7 +1054,8 @@ static CONC_TLS _Thread_local conc_loop *conc__here;
 static void conc__wake(conc_loop *l, conc__wait *w, int result);
 static void conc__run_posts(conc_loop *l);
 static CONC__COLD void conc__deadlock(conc_loop *l);
-static void conc__left_room(conc_loop *l, conc_group *g);
+static void conc__child_gone(conc_loop *l, conc_group *g);
+static void conc__hand_over_room(conc_loop *l, conc_group *g);
 static inline int64_t conc__time(const conc_loop *l);
 static void conc__copy(char *to, size_t size, const char *from);
 static CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how);
@@ -1191,7 +1196,9 @@ static inline int64_t conc__clock(void)
 static void conc__doze(int64_t ns)
 {
     struct timespec t = {(time_t)(ns / 1000000000), (long)(ns % 1000000000)};
+    int saved = errno;
     nanosleep(&t, NULL);
+    errno = saved;
 }
 
 /* Seconds to nanoseconds, rounded up, where a product that is a rounding error above a whole number counts as that
@@ -1219,6 +1226,14 @@ static uint64_t conc__mix(uint64_t *state) /* splitmix64, Sebastiano Vigna, publ
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);
+}
+
+static void *conc__alloc(size_t size)
+{
+    int saved = errno;
+    void *p = CONC_MALLOC(size);
+    errno = saved;
+    return p;
 }
 
 static const char *conc__env(const char *name)
@@ -1434,12 +1449,16 @@ enum { CONC__CORE = offsetof(conc_task, name_copy), CONC__RECORD = sizeof(conc__
 
 static size_t conc__round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
+static bool conc__stack_fits(size_t size) { return size >= CONC__LEAST_STACK && size <= SIZE_MAX / 128; }
+
 static conc__pool *conc__pool_for(conc_loop *l, size_t size)
 {
     for (conc__pool *p = l->pools; p; p = p->next)
         if (p->size == size)
             return p;
-    conc__pool *p = CONC_MALLOC(sizeof *p);
+    if (!conc__stack_fits(size))
+        return NULL;
+    conc__pool *p = conc__alloc(sizeof *p);
     if (!p)
         return NULL;
     size_t page = conc__page(), room = size + CONC__CORE + CONC__RECORD + CONC__SWITCH_ROOM;
@@ -1460,7 +1479,7 @@ static conc__pool *conc__pool_for(conc_loop *l, size_t size)
 
 static bool conc__slab_open(conc__pool *p)
 {
-    conc__slab *slab = CONC_MALLOC(sizeof *slab);
+    conc__slab *slab = conc__alloc(sizeof *slab);
     if (!slab)
         return false;
     char *base = conc__map_pages(p->stride * (size_t)p->per_slab);
@@ -1504,11 +1523,14 @@ static void conc__slab_guard(conc__slab *slab)
 
 static CONC__COLD conc__stack *conc__stack_carve(conc__pool *p)
 {
-    if ((!p->slabs || p->slabs->carved == p->per_slab) && !conc__slab_open(p))
-        return NULL;
+    int saved = errno;
+    bool opened = (p->slabs && p->slabs->carved < p->per_slab) || conc__slab_open(p);
     conc__slab *slab = p->slabs;
-    if (p->guard && slab->carved == slab->guarded)
+    if (opened && p->guard && slab->carved == slab->guarded)
         conc__slab_guard(slab);
+    errno = saved;
+    if (!opened)
+        return NULL;
     conc__stack *s = conc__stack_at(slab, slab->carved);
     char *slot = slab->base + (size_t)slab->carved * p->stride;
     slab->carved++;
@@ -1874,6 +1896,16 @@ static void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *arg), voi
     *l->errno_at = self->error_number;
 }
 
+/* The same for what only small stacks are too small for: the first call of a library function, for one, goes through
+ * the dynamic linker and needs more than a kilobyte. */
+static void conc__with_room(conc_loop *l, void (*fn)(conc_loop *l, void *arg), void *arg)
+{
+    if (l->self && !l->self->stack->slab->pool->guard)
+        conc__on_loop(l, fn, arg);
+    else
+        fn(l, arg);
+}
+
 static void conc__resume(conc_loop *l, conc_task *t)
 {
     l->self = t;
@@ -1918,7 +1950,7 @@ static void conc__advance(conc_loop *l, int64_t now)
 static void conc__poll_events(conc_loop *l, int64_t ns)
 {
     pthread_mutex_lock(&l->mutex);
-    bool sleeps = l->asleep = !l->posted && ns != 0;
+    bool sleeps = l->asleep = !l->posted && ns != 0 && (ns != CONC__NEVER || l->holds); /* else nothing could wake it */
     pthread_mutex_unlock(&l->mutex);
     l->polls++;
     l->backend->wait(l, sleeps ? ns : 0);
@@ -1940,6 +1972,8 @@ static void conc__idle(conc_loop *l)
 {
     enum { TRIM = 50000000 };
     int64_t next = conc__wheel_next(&l->wheel), limit = CONC__NEVER;
+    if (atomic_load_explicit(&l->posted, memory_order_relaxed))
+        return;
     if (l->settlers.first) {
         conc__wait *w = l->settlers.first;
         conc__wake(l, w, 0);
@@ -2136,6 +2170,8 @@ CONC_API int conc_sleep_until(double t)
     if (t >= CONC_FOREVER)
         return conc__sleep_to(l, CONC__NEVER);
     int64_t at = conc__ns(t);
+    if ((double)at / 1e9 < t) /* conc_now() would be a hair before t */
+        at++;
     return at > conc__time(l) ? conc__sleep_to(l, at) : conc__yield_slowly();
 }
 
@@ -2220,9 +2256,11 @@ static void conc__spread(conc_loop *l, conc_task *t, conc_scope *s, bool around)
 {
     for (; s; s = s->inner) {
         bool effective = s->cancel_called || (around && !s->shielded) || l->doomed;
-        if (effective == s->effective)
+        if (effective == s->effective && !l->doomed) /* doom goes through what was cancelled before, too */
             return;
         s->effective = around = effective;
+        if (s->is_group && effective)
+            conc__hand_over_room(l, conc__group_of(s));
         if (s->is_group)
             for (conc_task *child = conc__group_of(s)->children; child; child = child->younger)
                 conc__mark(l, child);
@@ -2506,7 +2544,7 @@ static inline __attribute__((always_inline)) void conc__task_init(conc_loop *l, 
     l->spawned++;
 }
 
-static inline void conc__adopt(conc_group *g, conc_task *t)
+static inline void conc__child_add(conc_group *g, conc_task *t)
 {
     conc_task *first = g->children;
     t->group = g;
@@ -2525,7 +2563,7 @@ static inline void conc__adopt(conc_group *g, conc_task *t)
         g->live_handles++;
 }
 
-static inline void conc__abandon(conc_group *g, conc_task *t)
+static inline void conc__child_remove(conc_group *g, conc_task *t)
 {
     conc_task *older = t->older, *younger = t->younger;
     if (t == g->children)
@@ -2564,7 +2602,7 @@ static inline __attribute__((always_inline)) conc_task *conc__task_new(conc_loop
     }
     conc__task_init(l, t, handle != NULL, stack, fn, arg, spawned);
     conc__prepare(t->context, stack->low, top, conc__task_main);
-    conc__adopt(g, t);
+    conc__child_add(g, t);
     conc__make_ready(l, t);
     return t;
 }
@@ -2589,7 +2627,7 @@ CONC_API CONC__CALLED int conc__group_begin(conc_group *g, const char *place)
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    if (!g || g->scope.state != CONC__FRESH || g->limit < 0 || (g->stack_size && g->stack_size < CONC__LEAST_STACK))
+    if (!g || g->scope.state != CONC__FRESH || g->limit < 0 || (g->stack_size && !conc__stack_fits(g->stack_size)))
         return -EINVAL;
     conc__find_lost(l, __builtin_frame_address(0));
     conc__group_open(l, g, place);
@@ -2641,11 +2679,22 @@ static CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char 
         if (rc)
             return rc;
         if (g->scope.effective) {
-            conc__left_room(l, g);
+            conc__child_gone(l, g);
             return -ECANCELED;
         }
     }
     return 0;
+}
+
+/* If not, the storage gets a new task, and an error that the last one left no longer goes by its address. */
+static CONC__COLD bool conc__handle_in_use(const conc_task *t)
+{
+    if (conc__is_task(t) && (t->state == CONC__LIVE || t->in_finished))
+        return true;
+    for (conc__failed *f = conc__here->failed; f; f = f->next)
+        if (f->task == t)
+            f->task = NULL;
+    return false;
 }
 
 static inline __attribute__((always_inline)) int conc__spawn_in(conc_group *g, conc_task *handle, const char *spawned,
@@ -2665,10 +2714,14 @@ static inline __attribute__((always_inline)) int conc__spawn_in(conc_group *g, c
         int rc = conc__enter_group(l, g, spawned);
         if (rc)
             return rc;
+        if (handle && conc__handle_in_use(handle)) { /* by now */
+            conc__child_gone(l, g);
+            return -EBUSY;
+        }
     }
     *out = conc__task_new(l, g, handle, fn, arg, spawned);
     if (CONC__UNLIKELY(!*out)) {
-        conc__left_room(l, g);
+        conc__child_gone(l, g);
         return -ENOMEM;
     }
     return 0;
@@ -2678,17 +2731,6 @@ CONC_API CONC__CALLED int conc__spawn(conc_group *g, const char *spawned, conc_f
 {
     conc_task *t;
     return conc__spawn_in(g, NULL, spawned, fn, arg, &t);
-}
-
-/* If not, the storage gets a new task, and an error that the last one left no longer goes by its address. */
-static CONC__COLD bool conc__handle_in_use(const conc_task *t)
-{
-    if (conc__is_task(t) && (t->state == CONC__LIVE || t->in_finished))
-        return true;
-    for (conc__failed *f = conc__here->failed; f; f = f->next)
-        if (f->task == t)
-            f->task = NULL;
-    return false;
 }
 
 CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, const char *spawned, conc_fn *fn,
@@ -2773,7 +2815,7 @@ static void conc__copy(char *to, size_t size, const char *from)
 static char *conc__text_room(conc_task *t)
 {
     if (!t->text) {
-        t->text = t->has_handle ? t->text_copy : CONC_MALLOC(CONC__TEXT);
+        t->text = t->has_handle ? t->text_copy : conc__alloc(CONC__TEXT);
         if (t->text)
             t->text[0] = 0;
     }
@@ -2802,18 +2844,33 @@ static const char *conc__words(const conc_task *t, int rc) { return t->last_rc =
 
 static const char *conc__words_or(const char *words, int rc) { return *words ? words : conc_strerror(rc); }
 
+typedef struct conc__failing {
+    conc_task *task;
+    const char *fmt;
+    va_list args;
+    int rc;
+} conc__failing;
+
+static void conc__put_into_words(conc_loop *l, void *arg)
+{
+    conc__failing *f = arg;
+    char text[CONC__TEXT];
+    (void)l;
+    vsnprintf(text, sizeof text, f->fmt, f->args);
+    conc__tell(f->task, f->rc, text, NULL);
+}
+
 CONC_API int conc_fail(int rc, const char *fmt, ...)
 {
     conc_loop *l = conc__in_task();
     if (!l || !fmt)
         return rc;
-    char text[CONC__TEXT];
+    conc__failing f = {.fmt = fmt, .rc = rc};
     int saved = errno;
-    va_list args;
-    va_start(args, fmt);
-    vsnprintf(text, sizeof text, fmt, args);
-    va_end(args);
-    conc__tell(l->self, rc, text, NULL);
+    va_start(f.args, fmt);
+    f.task = l->self;
+    conc__with_room(l, conc__put_into_words, &f);
+    va_end(f.args);
     errno = saved;
     return rc;
 }
@@ -2847,8 +2904,12 @@ CONC_API const char *conc_strerror(int rc)
     case -EALREADY: return "already done";
     case -EMSGSIZE: return "longer than the limit";
     case -EOWNERDEAD: return "the owner died";
-    default: return rc < 0 && rc > -4096 ? strerror(-rc) : rc < 0 ? "unknown error" : "success";
+    default: break;
     }
+    if (rc >= 0)
+        return "success";
+    const char *text = rc > -4096 ? strerror(-rc) : "Unknown error";
+    return strncmp(text, "Unknown", 7) == 0 ? "unknown error" : text; /* else it lies in a buffer that is used again */
 }
 
 CONC_API const char *conc_name(const conc_task *t) { return conc__is_task(t) ? t->name : NULL; }
@@ -2859,7 +2920,7 @@ CONC_API void conc_set_name(conc_task *t, const char *name)
         return;
     char *room = t->has_handle           ? t->name_copy
                  : t->name != t->spawned ? (char *)(uintptr_t)t->name
-                                         : CONC_MALLOC(CONC__NAME);
+                                         : conc__alloc(CONC__NAME);
     if (!room)
         return;
     conc__copy(room, CONC__NAME, name);
@@ -2915,7 +2976,7 @@ static void conc__report_task(conc_loop *l, const conc_task *t)
 /* A background task failed and nobody has joined it: that is said at the end of the run. */
 static void conc__remember(conc_loop *l, const conc_task *t)
 {
-    conc__failed *f = CONC_MALLOC(sizeof *f);
+    conc__failed *f = conc__alloc(sizeof *f);
     if (!f) {
         conc__report_task(l, t);
         return;
@@ -2941,7 +3002,7 @@ static void conc__forget(conc_loop *l, const conc_task *t)
 
 /* The group's error is its first; later ones belong to whoever collects their task, or to on_error. True: it was the
  * first. */
-static bool conc__group_failed(conc_loop *l, conc_group *g, const conc_task *t, int rc, bool collected)
+static bool conc__group_failed(conc_loop *l, conc_group *g, const conc_task *t, int rc)
 {
     if (g->error_count++ == 0 && !g->background) {
         g->error = rc;
@@ -2951,14 +3012,17 @@ static bool conc__group_failed(conc_loop *l, conc_group *g, const conc_task *t, 
             conc__cancel_scope(l, &g->scope);
         return true;
     }
-    if (!collected && (!t->has_handle || t->state != CONC__DONE)) {
-        g->background ? conc__remember(l, t) : conc__report(l, t->name, t->spawned, rc, conc__words(t, rc));
-    }
+    if (t->collected)
+        return false;
+    if (g->background)
+        conc__remember(l, t);
+    else if (!t->has_handle || t->state != CONC__DONE) /* else it may still be collected */
+        conc__report(l, t->name, t->spawned, rc, conc__words(t, rc));
     return false;
 }
 
-/* Nothing can come any more from what conc_group_next and conc_group_wait wait for? */
-static void conc__left_room(conc_loop *l, conc_group *g)
+/* A place in the group is free: wakes whom that concerns. */
+static void conc__child_gone(conc_loop *l, conc_group *g)
 {
     conc__hand_over_room(l, g);
     while (!g->live_handles && g->next.first)
@@ -3039,30 +3103,33 @@ static void conc__fill_sink(conc_loop *l, conc_task *t)
 }
 
 /* What a failed or cancelled child means to its group. */
-static CONC__COLD void conc__finish_badly(conc_loop *l, conc_task *t)
+static void conc__finish_badly(conc_loop *l, conc_task *t)
 {
     conc_group *g = t->group;
     if (t->failed && g)
-        t->failed = !conc__group_failed(l, g, t, t->result, t->collected);
+        t->failed = !conc__group_failed(l, g, t, t->result);
     else if (g && g->scope.effective && t->sink_kind != CONC__START_SINK)
         g->cut_short = true;
 }
 
-/* A child with a handle that nobody waited for. */
-static CONC__COLD void conc__finish_uncollected(conc_loop *l, conc_task *t)
+/* Tells of a result whoever waits for it. */
+static CONC__COLD void conc__deliver(conc_loop *l, void *arg)
 {
-    if (!t->group->background)
-        conc__list_finished(l, t->group, t);
-    else if (t->failed)
-        conc__remember(l, t);
+    conc_task *t = arg;
+    if (t->sink_kind)
+        conc__fill_sink(l, t);
+    conc__tell_joiners(l, t);
+    if (t->result < 0)
+        conc__finish_badly(l, t);
 }
 
-static CONC__COLD void conc__free_strings(conc_task *t)
+static CONC__COLD void conc__free_strings(conc_loop *l, void *arg)
 {
+    conc_task *t = arg;
+    (void)l;
     if (t->name != t->spawned)
         CONC_FREE((void *)(uintptr_t)t->name);
-    if (t->text) /* not even free(NULL): the first call of a library function needs more stack than some tasks have */
-        CONC_FREE(t->text);
+    CONC_FREE(t->text);
 }
 
 /* The function of a task has returned. When this is over the stack is free, and the task too unless it has a handle. */
@@ -3074,23 +3141,22 @@ static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
     t->result = rc;
     t->failed = rc < 0 && !(rc == -ECANCELED && t->pending);
     t->state = CONC__DONE;
-    if (t->sink_kind)
-        conc__fill_sink(l, t);
-    conc__tell_joiners(l, t);
-    if (CONC__UNLIKELY(rc < 0))
-        conc__finish_badly(l, t);
+    if (CONC__UNLIKELY(rc < 0 || t->sink_kind))
+        conc__with_room(l, conc__deliver, t);
+    else
+        conc__tell_joiners(l, t);
     if (g) {
-        conc__abandon(g, t);
-        if (t->has_handle && !t->collected)
-            conc__finish_uncollected(l, t);
+        conc__child_remove(g, t);
+        if (t->has_handle && !t->collected && !g->background)
+            conc__list_finished(l, g, t);
         if (g->room.first || g->next.first || g->empty.first)
-            conc__left_room(l, g);
+            conc__child_gone(l, g);
     }
     if (CONC__UNLIKELY(t->locals))
         conc__locals_release(t->locals);
     t->locals = NULL;
     if (CONC__UNLIKELY(!t->has_handle && (t->name != t->spawned || t->text)))
-        conc__free_strings(t);
+        conc__with_room(l, conc__free_strings, t);
     conc__stack_give(l, t->stack, t->spawned);
     l->finished++;
 }
@@ -3210,7 +3276,7 @@ static const conc__wait_kind conc__choosing = {"waits for the next to finish of"
 /* Yields once at least, and returns when no child is left. */
 static void conc__wait_until_empty(conc_loop *l, conc_group *g)
 {
-    if (!g->live)
+    if (!g->live && !g->finished)
         conc__pass(l);
     while (g->live) {
         conc__wait w = {.task = l->self, .kind = &conc__closing, .on = g};
@@ -3234,8 +3300,10 @@ static void conc__drop_finished(conc_loop *l, conc_group *g)
  * was rc. */
 static int conc__group_close(conc_loop *l, conc_group *g, int rc)
 {
-    conc__wait_until_empty(l, g);
-    conc__drop_finished(l, g);
+    do {
+        conc__wait_until_empty(l, g);
+        conc__drop_finished(l, g);
+    } while (g->live); /* on_error may spawn */
     bool outside = conc__cancelled_around(l, &g->scope);
     conc__scope_close(l, &g->scope);
     if (g->error) {
@@ -3269,14 +3337,10 @@ CONC_API CONC__CALLED int conc_group_end(conc_group *g, int rc)
     int may = conc__may_close(l, g);
     if (may < 0)
         return may;
-    if (may == 1) {
-        conc__group_open(l, g, "?");
-        conc__wait_until_empty(l, g);
-        conc__scope_close(l, &g->scope);
-        return rc;
-    }
+    if (may == 1)
+        conc__group_open(l, g, "the group opened by its end");
     if (rc < 0 && !(rc == -ECANCELED && g->scope.effective)) {
-        conc__group_failed(l, g, l->self, rc, false);
+        conc__group_failed(l, g, l->self, rc);
         conc__cancel_scope(l, &g->scope);
     }
     return conc__group_close(l, g, rc);
@@ -3293,8 +3357,10 @@ CONC_API void conc_group_cancel(conc_group *g)
 CONC_API void conc__auto_conc_group(conc_group *g)
 {
     conc_loop *l = conc__in_task();
-    if (!l || conc__may_close(l, g) != 0)
+    if (!l || g->scope.state != CONC__OPEN || g->scope.task != l->self)
         return;
+    if (l->self->scope != &g->scope)
+        conc__lost(l, l->self, "the block of a CONC_AUTO group ended");
     conc__cancel_scope(l, &g->scope);
     int rc = conc__group_close(l, g, 0);
     if (rc < 0 && g->error)
@@ -3370,7 +3436,7 @@ static void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
     while (g->children) {
         conc_task *t = g->children;
         conc__stack *stack = t->stack;
-        conc__abandon(g, t);
+        conc__child_remove(g, t);
         conc__locals_release(t->locals);
         conc__stack_give(l, stack, t->name);
         l->finished++;
@@ -3382,6 +3448,10 @@ static CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *b, cons
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
+    if (!b->count) {
+        conc__quick(l);
+        return 0;
+    }
     conc_group g = {.keep_going = b->keep_going};
     conc_task *last = l->ready ? l->last_ready : NULL;
     conc__find_lost(l, __builtin_frame_address(0));
@@ -3463,7 +3533,7 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 
 static conc__locals *conc__locals_with_room(const conc__locals *old, int count)
 {
-    conc__locals *fresh = CONC_MALLOC(sizeof *fresh + (size_t)count * sizeof fresh->entries[0]);
+    conc__locals *fresh = conc__alloc(sizeof *fresh + (size_t)count * sizeof fresh->entries[0]);
     if (!fresh)
         return NULL;
     fresh->references = 1;
@@ -3547,19 +3617,26 @@ static void conc__gen_main(void)
     __builtin_unreachable();
 }
 
+/* NULL: not open, or in a run that is over, which has closed it */
+static conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
+{
+    return face && face->run == l->run ? face->body : NULL;
+}
+
 CONC_API int conc_gen_open(conc_gen *face, conc_gen_fn *fn, void *arg, size_t item_size)
 {
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    if (!face || !fn || (face->body && face->body != &conc__exhausted))
+    if (!face || !fn || (conc__gen_of(l, face) && face->body != &conc__exhausted))
         return -EINVAL;
     conc__stack *stack = conc__stack_take(l->pool);
     if (!stack)
         return -ENOMEM;
     char *top = (char *)stack - sizeof(conc__gen);
     conc__gen *g = (conc__gen *)(void *)top;
-    *g = (conc__gen){.face = {g}, .next = l->generators, .stack = stack, .fn = fn, .arg = arg, .item_size = item_size};
+    *g = (conc__gen){
+        .face = {g, l->run}, .next = l->generators, .stack = stack, .fn = fn, .arg = arg, .item_size = item_size};
     if (l->generators)
         l->generators->prev = g;
     l->generators = g;
@@ -3567,6 +3644,7 @@ CONC_API int conc_gen_open(conc_gen *face, conc_gen_fn *fn, void *arg, size_t it
     stack->gen = g;
     conc__prepare(g->inner, stack->low, top, conc__gen_main);
     face->body = g;
+    face->run = l->run;
     return 0;
 }
 
@@ -3605,7 +3683,7 @@ CONC_API int conc_gen_emit(conc_gen *face, const void *item)
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    conc__gen *g = face ? face->body : NULL;
+    conc__gen *g = conc__gen_of(l, face);
     if (!g || g == &conc__exhausted || l->self->stack != g->stack || l->self->scope != g->scope ||
         (!item && g->item_size))
         return -EINVAL;
@@ -3619,18 +3697,16 @@ CONC_API int conc_gen_next(conc_gen *face, void *item)
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    conc__gen *g = face ? face->body : NULL;
+    int rc = conc__checkpoint(l);
+    if (rc)
+        return rc;
+    conc__quick(l); /* before the look at the generator: others may close it meanwhile */
+    conc__gen *g = conc__gen_of(l, face);
     if (!g || (!item && g->item_size))
         return -EINVAL;
     if (g == &conc__exhausted)
         return 0;
     if (g->consumer)
-        return -EBUSY;
-    int rc = conc__checkpoint(l);
-    if (rc)
-        return rc;
-    conc__quick(l);
-    if (g->consumer) /* another task was quicker while the others had their turn */
         return -EBUSY;
     conc__gen_enter(l, g);
     if (g->ended) {
@@ -3659,7 +3735,7 @@ CONC_API int conc_gen_close(conc_gen *face)
     conc_loop *l = conc__in_task();
     if (!face)
         return -EINVAL;
-    conc__gen *g = face->body;
+    conc__gen *g = l ? conc__gen_of(l, face) : face->body;
     if (!g || g == &conc__exhausted) {
         face->body = NULL;
         return 0;
@@ -3744,7 +3820,7 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
 {
     if (!l || !fn)
         return -EINVAL;
-    conc__post *p = CONC_MALLOC(sizeof *p);
+    conc__post *p = conc__alloc(sizeof *p);
     if (!p)
         return -ENOMEM;
     *p = (conc__post){NULL, fn, arg};
@@ -4026,7 +4102,7 @@ static int conc__options_complete(conc_options *o, const conc__backend **backend
     o->virtual_clock = clock;
     o->debug = debug;
     o->slow_step = o->slow_step == 0 ? 0.1 : o->slow_step;
-    if (o->stack_size < CONC__LEAST_STACK || o->stack_size > SIZE_MAX / 128 || !(o->slow_step > 0))
+    if (!conc__stack_fits(o->stack_size) || !(o->slow_step > 0))
         return -EINVAL;
     return o->interrupt || o->trace || conc__env("CONC_TRACE") ? -ENOTSUP : 0;
 }
@@ -4064,7 +4140,8 @@ static void conc__loop_close(conc_loop *l)
 
 static conc_loop *conc__loop_new(const conc_options *o)
 {
-    conc_loop *l = CONC_MALLOC(sizeof *l);
+    static atomic_uint_least64_t runs;
+    conc_loop *l = conc__alloc(sizeof *l);
     if (!l)
         return NULL;
     memset(l, 0, sizeof *l);
@@ -4074,6 +4151,7 @@ static conc_loop *conc__loop_new(const conc_options *o)
     l->virtual_clock = o->virtual_clock;
     l->seeded = o->seed != 0;
     l->debug = o->debug;
+    l->run = 1 + atomic_fetch_add_explicit(&runs, 1, memory_order_relaxed);
     l->quick = CONC__QUICK;
     l->errno_at = &errno;
     l->switch_stacks = conc__switch_plainly;
