@@ -276,8 +276,8 @@ CONC_API int conc__group_begin(conc_group *g, const char *place);
 #define conc_spawn(g, fn, ...) conc__spawn((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__spawn(conc_group *g, const char *spawned, conc_fn *fn, void *arg);
 
-/* The same with a handle, in storage of yours that stays where it is until the task was joined, was returned by
- * conc_group_next, or its group closed. -EBUSY: the handle is in use.
+/* The same with a handle, in storage of yours, of any content, that stays where it is until the task was joined, was
+ * returned by conc_group_next, or its group closed. -EBUSY: the handle is in use.
  *     int conc_spawn_task(conc_group *g, conc_task *t, conc_fn *fn, void *arg); */
 #define conc_spawn_task(g, t, fn, ...) conc__spawn_task((g), (t), CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__spawn_task(conc_group *g, conc_task *t, const char *spawned, conc_fn *fn, void *arg);
@@ -653,8 +653,8 @@ enum {
 #endif
 
 #ifdef __has_include
-#if __has_include(<valgrind/valgrind.h>)
-#include <valgrind/valgrind.h>
+#if __has_include(<valgrind/memcheck.h>)
+#include <valgrind/memcheck.h>
 #endif
 #endif
 
@@ -1004,7 +1004,7 @@ struct conc_loop {
     void *context[3]; /* the scheduler's */
     conc__switch_fn *switch_stacks;
 
-    bool virtual_clock, seeded, debug, doomed, over, refreshing;
+    bool virtual_clock, seeded, debug, on_valgrind, doomed, over, refreshing;
     conc_task *spinners, *last_spinner; /* they ignore their cancel, and wait for the next round */
     uint64_t next_round; /* the pass in which it comes although other tasks are ready; each spinner puts it off */
     conc_task *marked, *last_marked;
@@ -1138,6 +1138,24 @@ static inline void conc__stack_ends(conc_loop *l, conc__stack *s)
 #endif
     (void)l;
     (void)s;
+}
+
+/* A handle need not be set to anything, though it is read. */
+static CONC__COLD void conc__excuse(const conc_task *handle)
+{
+#ifdef VALGRIND_MAKE_MEM_DEFINED
+    VALGRIND_MAKE_MEM_DEFINED(handle, sizeof *handle);
+#endif
+    (void)handle;
+}
+
+static bool conc__on_valgrind(void)
+{
+#ifdef RUNNING_ON_VALGRIND
+    return RUNNING_ON_VALGRIND != 0;
+#else
+    return false;
+#endif
 }
 
 static void conc__stack_told(conc__stack *s)
@@ -1540,6 +1558,10 @@ static CONC__COLD conc__stack *conc__stack_carve(conc__pool *p)
     conc__stack_told(s);
     return s;
 }
+
+/* Where the frames begin, from above, and what lives on a stack itself begins from below: a task, or a generator. With
+ * the same place for all, what Valgrind knows of a stack holds for its next user. */
+static inline char *conc__stack_top(conc__stack *s) { return (char *)s - CONC__CORE; }
 
 static inline conc__stack *conc__stack_take(conc__pool *p)
 {
@@ -2594,12 +2616,8 @@ static inline __attribute__((always_inline)) conc_task *conc__task_new(conc_loop
     conc__stack *stack = pool ? conc__stack_take(pool) : NULL;
     if (CONC__UNLIKELY(!stack))
         return NULL;
-    char *top = (char *)stack;
-    conc_task *t = handle;
-    if (!handle) {
-        top -= CONC__CORE;
-        t = (conc_task *)(void *)top;
-    }
+    char *top = conc__stack_top(stack);
+    conc_task *t = handle ? handle : (conc_task *)(void *)top;
     conc__task_init(l, t, handle != NULL, stack, fn, arg, spawned);
     conc__prepare(t->context, stack->low, top, conc__task_main);
     conc__child_add(g, t);
@@ -2741,6 +2759,8 @@ CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, con
         return -EPERM;
     if (!handle)
         return -EINVAL;
+    if (CONC__UNLIKELY(conc__here->on_valgrind))
+        conc__excuse(handle);
     if (CONC__UNLIKELY(handle->state != CONC__DONE || handle->in_finished || conc__here->failed) &&
         conc__handle_in_use(handle))
         return -EBUSY;
@@ -3413,7 +3433,7 @@ typedef struct conc__batch {
 static conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const conc__batch *b, size_t i, const char *spawned)
 {
     conc_fn *fn = b->calls ? b->calls[i].fn : b->fn;
-    void *arg = b->calls ? b->calls[i].arg : b->args + i * b->size;
+    void *arg = b->calls ? b->calls[i].arg : b->size ? b->args + i * b->size : b->args;
     conc_task *t = conc__task_new(l, g, NULL, fn, arg, spawned);
     if (t && b->calls && b->seen) {
         t->sink = &b->calls[i];
@@ -3633,7 +3653,8 @@ CONC_API int conc_gen_open(conc_gen *face, conc_gen_fn *fn, void *arg, size_t it
     conc__stack *stack = conc__stack_take(l->pool);
     if (!stack)
         return -ENOMEM;
-    char *top = (char *)stack - sizeof(conc__gen);
+    _Static_assert(sizeof(conc__gen) <= CONC__CORE, "a generator lies where a task without a handle would");
+    char *top = conc__stack_top(stack);
     conc__gen *g = (conc__gen *)(void *)top;
     *g = (conc__gen){
         .face = {g, l->run}, .next = l->generators, .stack = stack, .fn = fn, .arg = arg, .item_size = item_size};
@@ -4151,6 +4172,7 @@ static conc_loop *conc__loop_new(const conc_options *o)
     l->virtual_clock = o->virtual_clock;
     l->seeded = o->seed != 0;
     l->debug = o->debug;
+    l->on_valgrind = conc__on_valgrind();
     l->run = 1 + atomic_fetch_add_explicit(&runs, 1, memory_order_relaxed);
     l->quick = CONC__QUICK;
     l->errno_at = &errno;
@@ -4219,7 +4241,7 @@ static int conc__start_main(conc_loop *l)
     l->background.scope.state = CONC__OPEN;
     l->background.scope.is_group = l->background.background = l->background.keep_going = true;
     l->background.scope.place = "background";
-    conc__prepare(l->main.context, stack->low, (char *)stack, conc__task_main);
+    conc__prepare(l->main.context, stack->low, conc__stack_top(stack), conc__task_main);
     conc__make_ready(l, &l->main);
     return 0;
 }

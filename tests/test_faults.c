@@ -553,7 +553,7 @@ TEST(on_the_real_clock_with_poll_every_allocation_may_fail)
     check_every_call(&malloc_fault, false, true);
 }
 
-#ifdef __linux__
+#if defined __linux__ && !defined CONC_NO_EPOLL
 TEST(on_the_real_clock_with_epoll_every_allocation_may_fail)
 {
     setenv("CONC_POLL", "epoll", 1);

@@ -5,7 +5,7 @@
 
 #include <pthread.h>
 
-#ifdef __linux__
+#if defined __linux__ && !defined CONC_NO_EPOLL
 #define HAS_EPOLL true
 #else
 #define HAS_EPOLL false
