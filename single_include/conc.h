@@ -1933,6 +1933,30 @@ static void conc__with_room(conc_loop *l, void (*fn)(conc_loop *l, void *arg), v
         fn(l, arg);
 }
 
+typedef struct conc__misuse {
+    const conc_task *task;
+    const char *call, *why, *place;
+} conc__misuse;
+
+static void conc__tell_misuse(conc_loop *l, void *arg)
+{
+    const conc__misuse *m = arg;
+    (void)l;
+    fprintf(stderr, "conc: %s: %s: %s%s%s\n", m->task ? m->task->name : "the loop", m->call, m->why,
+            m->place ? ": " : "", m->place ? m->place : "");
+}
+
+/* A call was wrong, and had no effect: rc. In debug mode that is said, with the object's place (NULL: it has none). */
+static CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place)
+{
+    conc_loop *l = conc__here;
+    if (l && l->debug) {
+        conc__misuse m = {l->self, call, why, place};
+        conc__on_loop(l, conc__tell_misuse, &m);
+    }
+    return rc;
+}
+
 static void conc__resume(conc_loop *l, conc_task *t)
 {
     l->self = t;
@@ -2402,7 +2426,7 @@ CONC_API CONC__CALLED int conc__scope_begin(conc_scope *s, double timeout, const
     if (!l)
         return -EPERM;
     if (!s || isnan(timeout) || s->state != CONC__FRESH)
-        return -EINVAL;
+        return conc__misused(-EINVAL, "conc_scope_begin", "no number, or a scope that was used before", place);
     conc__find_lost(l, __builtin_frame_address(0));
     conc__scope_open(l, s, place);
     conc__set_limit(l, s, timeout);
@@ -2415,12 +2439,12 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
     if (!l)
         return -EPERM;
     if (!s || s->state != CONC__OPEN)
-        return -EINVAL;
+        return conc__misused(-EINVAL, "conc_scope_end", "the scope is not open", NULL);
     if (s->task != l->self)
-        return -EPERM;
+        return conc__misused(-EPERM, "conc_scope_end", "another task's scope", s->place);
     conc__find_lost(l, __builtin_frame_address(0));
     if (l->self->scope != s)
-        return -EINVAL;
+        return conc__misused(-EINVAL, "conc_scope_end", "not the innermost, which is", l->self->place);
     bool mine = s->cancel_called && (s->shielded || !conc__cancelled_around(l, s)) && !l->doomed;
     conc__scope_close(l, s);
     if (rc != -ECANCELED || !mine)
@@ -2470,7 +2494,7 @@ static int conc__call_in_scope(double s, bool shielded, conc_fn *fn, void *arg, 
     if (!conc__in_task())
         return -EPERM;
     if (!fn)
-        return -EINVAL;
+        return conc__misused(-EINVAL, place, "no function", NULL);
     int rc = conc__scope_begin(&scope, s, place);
     if (rc)
         return rc;
@@ -2692,9 +2716,9 @@ static CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char 
             return rc;
     }
     if (g->scope.state != CONC__OPEN)
-        return -EINVAL;
+        return conc__misused(-EINVAL, "a spawn", "the group was closed before", spawned);
     if (g->scope.task && g->scope.task->loop != l)
-        return -EPERM;
+        return conc__misused(-EPERM, "a spawn", "the group is another loop's", spawned);
     if (g->scope.effective)
         return -ECANCELED;
     if (g->limit > 0 && (g->live >= g->limit || g->room.first)) {
@@ -2727,7 +2751,7 @@ static inline __attribute__((always_inline)) int conc__spawn_in(conc_group *g, c
     if (CONC__UNLIKELY(!l))
         return -EPERM;
     if (CONC__UNLIKELY(!fn))
-        return -EINVAL;
+        return conc__misused(-EINVAL, "a spawn", "no function", spawned);
     if (!g)
         g = &l->background;
     if (l->self)
@@ -2768,7 +2792,7 @@ CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, con
         conc__excuse(handle);
     if (CONC__UNLIKELY(handle->state != CONC__DONE || handle->in_finished || conc__here->failed) &&
         conc__handle_in_use(handle))
-        return -EBUSY;
+        return conc__misused(-EBUSY, "conc_spawn_task", "the handle is in use", spawned);
     return conc__spawn_in(g, handle, spawned, fn, arg, &t);
 }
 
@@ -2819,7 +2843,7 @@ CONC_API int conc_started(int value)
         return -EPERM;
     conc__starter *s = l->self->sink;
     if (l->self->sink_kind != CONC__START_SINK || value < 0)
-        return -EINVAL;
+        return conc__misused(-EINVAL, "conc_started", "not started by conc_start, said before, or negative", NULL);
     if (s->given_up)
         return -ECANCELED;
     l->self->sink_kind = CONC__NO_SINK;
@@ -3239,7 +3263,7 @@ CONC_API int conc_join(conc_task *t, int *result)
     if (!conc__is_task(t))
         return -EINVAL;
     if (t == l->self)
-        return -EDEADLK;
+        return conc__misused(-EDEADLK, "conc_join", "a task would wait for itself", NULL);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -3346,12 +3370,14 @@ static int conc__may_close(conc_loop *l, const conc_group *g)
     if (!l)
         return -EPERM;
     if (!g || g->scope.state == CONC__CLOSED)
-        return -EINVAL;
+        return conc__misused(-EINVAL, "the end of a group", "it was closed before", g ? g->scope.place : NULL);
     if (g->scope.state == CONC__FRESH)
         return 1;
     if (g->scope.task != l->self)
-        return -EPERM;
-    return l->self->scope == &g->scope ? 0 : -EINVAL;
+        return conc__misused(-EPERM, "the end of a group", "it is another task's", g->scope.place);
+    if (l->self->scope != &g->scope)
+        return conc__misused(-EINVAL, "the end of a group", "something inside is still open", l->self->place);
+    return 0;
 }
 
 CONC_API CONC__CALLED int conc_group_end(conc_group *g, int rc)
