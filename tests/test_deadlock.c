@@ -36,7 +36,10 @@ static void check_deadlock(conc_fn *fn)
     CHECK_INT(rc, -EDEADLK);
 }
 
-static void check_nothing_reported(void) { CHECK(strstr(report, __FILE__) == NULL && strstr(report, "eadlock") == NULL); }
+static void check_nothing_reported(void)
+{
+    CHECK(strstr(report, __FILE__) == NULL && strstr(report, "eadlock") == NULL);
+}
 
 static void check_reported(const char *name, int line)
 {

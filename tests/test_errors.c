@@ -151,7 +151,8 @@ TASK_TEST(the_last_error_is_each_tasks_own_and_the_newest)
 TASK_TEST(a_group_a_gather_and_a_map_tell_the_first_error_in_words)
 {
     char early[] = "early", late[] = "late";
-    conc_call calls[] = {CONC_CALL(fail_after_one, late), CONC_CALL(fail_with_words, NULL), CONC_CALL(return_it, &(int){5})};
+    conc_call calls[] = {CONC_CALL(fail_after_one, late), CONC_CALL(fail_with_words, NULL),
+                         CONC_CALL(return_it, &(int){5})};
     CHECK_INT(conc_gather(calls, 3), -EPROTO);
     CHECK_STR(conc_last_error(), "line 12: no colon");
     CHECK_STR(calls[0].text, "late");

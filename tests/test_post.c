@@ -23,14 +23,17 @@ static void run_real(void (*body)(void), const char *poll)
     CHECK_INT(test_count_fds(), fds);
 }
 
-#define POST_TEST(name)                                                                  \
-    static void body_of_##name(void);                                                    \
-    TEST(name) { run_real(body_of_##name, NULL); }                                       \
-    TEST(name##_with_poll) { run_real(body_of_##name, "poll"); }                         \
-    TEST(name##_with_epoll) { run_real(body_of_##name, HAS_EPOLL ? "epoll" : "poll"); }  \
+#define POST_TEST(name)                                                                 \
+    static void body_of_##name(void);                                                   \
+    TEST(name) { run_real(body_of_##name, NULL); }                                      \
+    TEST(name##_with_poll) { run_real(body_of_##name, "poll"); }                        \
+    TEST(name##_with_epoll) { run_real(body_of_##name, HAS_EPOLL ? "epoll" : "poll"); } \
     static void body_of_##name(void)
 
-static void start_thread(pthread_t *t, void *(*fn)(void *), void *arg) { CHECK_INT(pthread_create(t, NULL, fn, arg), 0); }
+static void start_thread(pthread_t *t, void *(*fn)(void *), void *arg)
+{
+    CHECK_INT(pthread_create(t, NULL, fn, arg), 0);
+}
 
 static void join_thread(pthread_t t) { CHECK_INT(pthread_join(t, NULL), 0); }
 

@@ -96,7 +96,8 @@ static bool verbose;
 /* ---- reports that name the program */
 
 #define EXPECT_INT(actual, expected) expect_int(__LINE__, #actual, (long long)(actual), (long long)(expected))
-#define EXPECT(condition) ((condition) ? (void)0 : test_fail(__FILE__, __LINE__, "program %" PRIu64 ": not true: %s", m.seed, #condition))
+#define EXPECT(condition) \
+    ((condition) ? (void)0 : test_fail(__FILE__, __LINE__, "program %" PRIu64 ": not true: %s", m.seed, #condition))
 
 static void expect_int(int line, const char *what, long long actual, long long expected)
 {
@@ -118,7 +119,8 @@ static void log_step(const task *t, const char *what, long long value)
 {
     m.steps++;
     total.steps++;
-    m.log = (m.log ^ (uint64_t)m.now ^ (uint64_t)value ^ (uint64_t)t->index << 32 ^ (uint64_t)what[0] << 56) * UINT64_C(0x100000001b3);
+    m.log = (m.log ^ (uint64_t)m.now ^ (uint64_t)value ^ (uint64_t)t->index << 32 ^ (uint64_t)what[0] << 56) *
+            UINT64_C(0x100000001b3);
     if (verbose)
         fprintf(stderr, "%8.3f  task %d: %s %lld\n", (double)m.now * 1e-9, t->index, what, value);
 }
@@ -276,7 +278,8 @@ static void follow_time(void)
             task *other = &m.tasks[i];
             bool waits_for_started = other->wait == START && other->given_up && other->target->state != ENDED;
             if (other->state != UNUSED && other->state != ENDED && !waits(other) && !waits_for_started)
-                test_fail(__FILE__, __LINE__, "program %" PRIu64 ": time moved to %" PRId64 " while task %d (state %d, wait %d) was ready",
+                test_fail(__FILE__, __LINE__,
+                          "program %" PRIu64 ": time moved to %" PRId64 " while task %d (state %d, wait %d) was ready",
                           m.seed, now, i, (int)other->state, (int)other->wait);
         }
         int64_t next = first_timer(&s, &t);
@@ -436,10 +439,7 @@ static int handle(task *t, int rc)
     return rc < 0 && one_in(t, 3) ? rc : 0;
 }
 
-static scope *new_scope(void)
-{
-    return m.scope_count < MAX_SCOPES ? &m.scopes[m.scope_count++] : NULL;
-}
+static scope *new_scope(void) { return m.scope_count < MAX_SCOPES ? &m.scopes[m.scope_count++] : NULL; }
 
 static int step_scope(task *t, int depth)
 {
@@ -493,7 +493,8 @@ static int step_call_inside(task *t, int depth)
     if (!i.s)
         return 0;
     log_step(t, i.shielded ? "call behind a shield" : "call with a limit", i.limit);
-    int got = i.shielded ? conc_shield(seconds(i.limit), run_inside, &i) : conc_timeout(seconds(i.limit), run_inside, &i);
+    int got =
+        i.shielded ? conc_shield(seconds(i.limit), run_inside, &i) : conc_timeout(seconds(i.limit), run_inside, &i);
     EXPECT_INT(got, close_scope(t, i.s, i.rc));
     log_step(t, "back from the call", got);
     check_task(t);
@@ -559,7 +560,8 @@ static void leave_group(task *t, bool start_failed)
     g->live--;
     if (g->by_next)
         g->finished[g->finished_count++] = t;
-    if (waits(owner) && ((owner->wait == ROOM && owner->inner == &g->scope) || (owner->wait == NEXT && owner->inner == &g->scope))) {
+    if (waits(owner) &&
+        ((owner->wait == ROOM && owner->inner == &g->scope) || (owner->wait == NEXT && owner->inner == &g->scope))) {
         decide(owner, owner->wait == NEXT);
         granted = true;
     }
@@ -645,7 +647,8 @@ static int step_spawn(task *t, group *g)
     child->joinable = child->has_handle && !g->by_next;
     if (full)
         begin_wait(t, ROOM);
-    int rc = child->has_handle ? conc_spawn_task(&g->real, &child->handle, run_task, child) : conc_spawn(&g->real, run_task, child);
+    int rc = child->has_handle ? conc_spawn_task(&g->real, &child->handle, run_task, child)
+                               : conc_spawn(&g->real, run_task, child);
     if (full) {
         int outcome = end_wait(t);
         if (!(t->either || (outcome == 0 && group_cancelled(g))) || rc != -ECANCELED)
@@ -1039,16 +1042,25 @@ static int run_step(task *t, int depth)
 {
     bool deep = depth >= MAX_DEPTH;
     switch (pick(t, 24)) {
-    case 0: case 1: case 2: return step_sleep(t);
+    case 0:
+    case 1:
+    case 2: return step_sleep(t);
     case 3: return step_yield(t);
     case 4: return one_in(t, 3) ? step_block(t) : step_yield(t);
-    case 5: case 6: case 7: return deep ? step_sleep(t) : step_scope(t, depth);
-    case 8: case 9: return deep ? step_yield(t) : step_call_inside(t, depth);
-    case 10: case 11: case 12: return deep ? step_sleep(t) : step_group(t, depth);
+    case 5:
+    case 6:
+    case 7: return deep ? step_sleep(t) : step_scope(t, depth);
+    case 8:
+    case 9: return deep ? step_yield(t) : step_call_inside(t, depth);
+    case 10:
+    case 11:
+    case 12: return deep ? step_sleep(t) : step_group(t, depth);
     case 13: return deep ? 0 : step_gather(t);
-    case 14: case 15: return step_join(t);
+    case 14:
+    case 15: return step_join(t);
     case 16: return step_cancel_task(t);
-    case 17: case 18: return step_meddle_with_scope(t);
+    case 17:
+    case 18: return step_meddle_with_scope(t);
     case 19: return step_meddle_with_group(t);
     case 20: return step_background(t);
     case 21: return step_local(t);
@@ -1127,7 +1139,8 @@ static uint64_t run_program(uint64_t seed, uint64_t order)
         m.groups[i].scope.at = NEVER;
     EXPECT_INT(conc_run_with(&o, run_main, &m.tasks[0]), 17);
     for (int i = 0; i < m.task_count; i++)
-        m.hook_least += m.tasks[i].counted && !m.tasks[i].joined && !m.tasks[i].group->by_next && !m.tasks[i].group->gathers;
+        m.hook_least +=
+            m.tasks[i].counted && !m.tasks[i].joined && !m.tasks[i].group->by_next && !m.tasks[i].group->gathers;
     EXPECT(m.hook_calls >= m.hook_least);
     EXPECT(m.hook_calls <= m.hook_most);
     total.programs++;
@@ -1165,10 +1178,12 @@ static void run_programs(uint64_t count, bool ordered)
         CHECK(total.joins > 100 && total.spawns > 1000 && total.items > 100 && total.failures > 100);
     }
     if (verbose)
-        fprintf(stderr, "%ld programs, %ld steps, %ld spawns, %ld joins, %ld cut short, %ld out of time, %ld granted late, %ld items, "
-                        "%ld failures\n",
-                total.programs, total.steps, total.spawns, total.joins, total.cut_short, total.timed_out, total.granted_late,
-                total.items, total.failures);
+        fprintf(stderr,
+                "%ld programs, %ld steps, %ld spawns, %ld joins, %ld cut short, %ld out of time, %ld granted late, %ld "
+                "items, "
+                "%ld failures\n",
+                total.programs, total.steps, total.spawns, total.joins, total.cut_short, total.timed_out,
+                total.granted_late, total.items, total.failures);
 }
 
 TEST(random_programs_agree_with_the_model_and_repeat_themselves) { run_programs(300, true); }

@@ -133,6 +133,21 @@ check_stack_not_executable() {
     done
 }
 
+# A debugger that is given the registers of a task that waits can unwind its stack, down to the task's first function.
+check_debugger_unwinds_a_parked_task() {
+    local option commands
+    [ "$(uname -m)" = x86_64 ] || return 0 # the names of the registers below
+    # shellcheck disable=SC2016 # they are gdb's variables
+    commands=(-ex 'break stop_here' -ex run -ex 'set $rsp = (long)sleeper.context[0]'
+        -ex 'set $rbp = (long)sleeper.context[2]' -ex 'set $pc = (long)sleeper.context[1]' -ex bt)
+    for option in O0 O2; do
+        cc -std=c11 -$option -g $here/parked.c -o "$out/parked"
+        gdb -nx -batch "${commands[@]}" "$out/parked" >"$out/trace" 2>&1
+        tr '\n' ' ' <"$out/trace" | grep -qE 'conc_sleep.*deep_inside.*sleep_deep_inside.*conc__task_main' ||
+            fail "gdb does not see the parked task's functions at -$option:" "$(cat "$out/trace")"
+    done
+}
+
 # Every symbol of an implementation has the prefix, static ones too. Names that compilers make up have a dot in them, or
 # are those of a function's name.
 check_symbols() {

@@ -1,0 +1,35 @@
+/* A program that stops in stop_here() while a task sleeps in deep_inside(): a debugger looks at that task's stack. */
+#define CONC_IMPLEMENTATION
+#include "conc.h"
+
+static conc_task sleeper;
+
+__attribute__((noinline)) static int deep_inside(void)
+{
+    int rc = conc_sleep(5);
+    return rc + (int)errno; /* no tail call */
+}
+
+static int sleep_deep_inside(void *arg)
+{
+    (void)arg;
+    int rc = deep_inside();
+    return rc ? -EIO : 0;
+}
+
+__attribute__((noinline)) static void stop_here(void) { __asm__ volatile(""); }
+
+static int app(void *arg)
+{
+    conc_group g = {0};
+    CONC_TRY_IN(&g, conc_spawn_task(&g, &sleeper, sleep_deep_inside, arg));
+    CONC_TRY_IN(&g, conc_settle());
+    stop_here();
+    return conc_group_wait(&g);
+}
+
+int main(void)
+{
+    conc_options o = {.virtual_clock = true};
+    return conc_run_with(&o, app, NULL) != 0;
+}
