@@ -922,9 +922,10 @@ struct conc__wait {
 /* The top of every stack. */
 typedef struct conc__stack {
     struct conc__stack *next; /* free: the one freed before */
+    struct conc__pool *pool;
     struct conc__slab *slab;
-    char *low;             /* the lowest byte that may be used */
-    struct conc__gen *gen; /* whose body runs on it; NULL: a task's */
+    char *low;                   /* the lowest byte that may be used */
+    bool guarded, has_generator; /* a guard region lies below; a generator's body runs on it, not a task */
 #if CONC__ASAN
     const void *asan_low;
     size_t asan_size;
@@ -943,10 +944,10 @@ typedef struct conc__slab {
     struct conc__slab *next;
     struct conc__pool *pool;
     char *base;
-    int used;    /* stacks handed out */
     int carved;  /* stacks that were made so far, from below */
     int guarded; /* stacks whose guard region stands */
     int idle;    /* for how many looks of conc__pool_trim it was not used */
+    int unused;  /* stacks in the free list, as conc__pool_count last found */
     bool leaving;
 } conc__slab;
 
@@ -1552,7 +1553,8 @@ static CONC__COLD conc__stack *conc__stack_carve(conc__pool *p)
     conc__stack *s = conc__stack_at(slab, slab->carved);
     char *slot = slab->base + (size_t)slab->carved * p->stride;
     slab->carved++;
-    *s = (conc__stack){.slab = slab, .low = slot + (p->guard ? p->guard : sizeof conc__canary)};
+    *s = (conc__stack){
+        .pool = p, .slab = slab, .low = slot + (p->guard ? p->guard : sizeof conc__canary), .guarded = p->guard != 0};
     if (!p->guard)
         *(uint64_t *)(void *)slot = conc__canary;
     conc__stack_told(s);
@@ -1572,7 +1574,6 @@ static inline conc__stack *conc__stack_take(conc__pool *p)
         p->free = s->next;
     if (CONC__UNLIKELY(!s))
         return NULL;
-    s->slab->used++;
     s->slab->idle = 0;
     conc__stack_begins(s);
     return s;
@@ -1586,14 +1587,12 @@ static CONC__COLD void conc__overflowed(const char *name, size_t size)
 
 static inline void conc__stack_give(conc_loop *l, conc__stack *s, const char *user)
 {
-    conc__pool *p = s->slab->pool;
-    if (!p->guard && ((const uint64_t *)(const void *)s->low)[-1] != conc__canary)
+    conc__pool *p = s->pool;
+    if (CONC__UNLIKELY(!s->guarded && ((const uint64_t *)(const void *)s->low)[-1] != conc__canary))
         conc__overflowed(user, p->size);
     conc__stack_ends(l, s);
-    s->gen = NULL;
     s->next = p->free;
     p->free = s;
-    s->slab->used--;
 }
 
 /* Takes the stacks of the slabs that leave out of the free list, and then the slabs away. */
@@ -1615,14 +1614,25 @@ static void conc__pool_sweep(conc__pool *p)
     }
 }
 
+static void conc__pool_count(conc__pool *p)
+{
+    for (conc__slab *slab = p->slabs; slab; slab = slab->next)
+        slab->unused = 0;
+    for (conc__stack *s = p->free; s; s = s->next)
+        s->slab->unused++;
+}
+
 /* Gives back what a burst needed: stacks are reused newest first, so a slab that nobody used for a while was for the
  * burst. True: there will be more to give back. */
 static bool conc__pool_trim(conc__pool *p, int looks)
 {
     enum { LONG = 8 };
     bool more = false, leaving = false;
+    if (!p->slabs || !p->slabs->next)
+        return false;
+    conc__pool_count(p);
     for (conc__slab *s = p->slabs; s; s = s->next) {
-        if (s->used || s == p->slabs)
+        if (s->unused < s->carved || s == p->slabs)
             continue;
         s->idle = looks < LONG - s->idle ? s->idle + looks : LONG;
         if (s->idle == LONG)
@@ -1922,7 +1932,7 @@ static void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *arg), voi
  * the dynamic linker and needs more than a kilobyte. */
 static void conc__with_room(conc_loop *l, void (*fn)(conc_loop *l, void *arg), void *arg)
 {
-    if (l->self && !l->self->stack->slab->pool->guard)
+    if (l->self && !l->self->stack->guarded)
         conc__on_loop(l, fn, arg);
     else
         fn(l, arg);
@@ -3107,7 +3117,7 @@ typedef struct conc__joiner { /* a conc_join that waits */
     int result;
 } conc__joiner;
 
-static inline void conc__tell_joiners(conc_loop *l, conc_task *t)
+static inline __attribute__((always_inline)) void conc__tell_joiners(conc_loop *l, conc_task *t)
 {
     for (conc__wait *w = t->joiners.first, *next; w; w = next) {
         next = w->next;
@@ -3646,12 +3656,18 @@ typedef struct conc__gen {
 
 static conc__gen conc__exhausted; /* what a conc_gen points to whose body has ended */
 
+/* The generator whose body runs on a stack; NULL: a task does. */
+static conc__gen *conc__gen_on(conc__stack *s)
+{
+    return s->has_generator ? (conc__gen *)(void *)conc__stack_top(s) : NULL;
+}
+
 static void conc__gen_main(void)
 {
     CONC__BOTTOM();
     conc_loop *l = conc__here;
     conc_task *self = l->self;
-    conc__gen *g = self->stack->gen;
+    conc__gen *g = conc__gen_on(self->stack);
     conc__arrived(l, g->stack);
     g->rc = g->fn(&g->face, g->arg);
     self = l->self; /* the last consumer need not be the first */
@@ -3688,7 +3704,7 @@ CONC_API int conc_gen_open(conc_gen *face, conc_gen_fn *fn, void *arg, size_t it
         l->generators->prev = g;
     l->generators = g;
     l->generator_count++;
-    stack->gen = g;
+    stack->has_generator = true;
     conc__prepare(g->inner, stack->low, top, conc__gen_main);
     face->body = g;
     face->run = l->run;
@@ -3703,7 +3719,7 @@ static void conc__gen_enter(conc_loop *l, conc__gen *g)
     g->emitted = NULL;
     g->consumer = self;
     g->scope = self->scope;
-    g->used_by = self->stack->gen;
+    g->used_by = conc__gen_on(self->stack);
     g->outside = self->stack;
     self->stack = g->stack;
     l->switch_stacks(l, g->outside, g->outer, g->stack, g->inner);
@@ -3719,6 +3735,7 @@ static int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
     if (g->next)
         g->next->prev = g->prev;
     l->generator_count--;
+    g->stack->has_generator = false;
     conc__stack_give(l, g->stack, "a generator");
     if (face)
         face->body = &conc__exhausted;
@@ -4068,10 +4085,11 @@ CONC_API void conc_get_stats(conc_stats *s)
         return;
     for (const conc_task *t = l->ready; t; t = t->next)
         s->ready++;
-    for (const conc__pool *p = l->pools; p; p = p->next) {
+    for (conc__pool *p = l->pools; p; p = p->next) {
+        conc__pool_count(p);
         for (const conc__slab *slab = p->slabs; slab; slab = slab->next) {
-            s->stacks += (size_t)slab->used;
-            s->stacks_kept += (size_t)(slab->carved - slab->used);
+            s->stacks += (size_t)(slab->carved - slab->unused);
+            s->stacks_kept += (size_t)slab->unused;
             s->stack_bytes += p->stride * (size_t)p->per_slab;
         }
     }

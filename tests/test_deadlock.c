@@ -209,6 +209,42 @@ TEST(a_deadlock_unwinds_even_through_shields)
     CHECK_INT(seen[5], true);
 }
 
+static int shielded(void *arg) { return seen[0] = conc_shield(CONC_FOREVER, forever, arg); }
+
+static int main_shielded_in_a_cancelled_scope(void *arg)
+{
+    conc_scope s = {0};
+    CHECK_INT(conc_scope_begin(&s, CONC_FOREVER), 0);
+    conc_scope_cancel(&s);
+    return conc_scope_end(&s, shielded(arg));
+}
+
+static int main_that_leaves_a_shielded_task(void *arg)
+{
+    CHECK_INT(conc_spawn(NULL, shielded, arg), 0);
+    return conc_yield();
+}
+
+static int main_of_a_cancelled_group_with_a_shield(void *arg)
+{
+    conc_group g = {0};
+    CHECK_INT(conc_spawn(&g, shielded, arg), 0);
+    CHECK_INT(conc_yield(), 0);
+    conc_group_cancel(&g);
+    return conc_group_wait(&g);
+}
+
+TEST(a_deadlock_unwinds_through_a_shield_in_what_was_cancelled_before)
+{
+    conc_fn *mains[] = {main_shielded_in_a_cancelled_scope, main_that_leaves_a_shielded_task,
+                        main_of_a_cancelled_group_with_a_shield};
+    for (size_t i = 0; i < CONC_LEN(mains); i++) {
+        seen[0] = 0;
+        check_deadlock(mains[i]);
+        CHECK_INT(seen[0], -ECANCELED);
+    }
+}
+
 static int count_cleaned(void *arg)
 {
     int rc = conc_sleep(CONC_FOREVER);

@@ -1,4 +1,4 @@
-/* test_errors.c - errors in words: conc_fail, conc_error_text, conc_last_error, conc_strerror, on_error, CONC_TRY, CONC_AUTO. */
+/* test_errors.c - errors in words, from conc_fail to conc_strerror; on_error; CONC_TRY and CONC_AUTO. */
 #include "conc_test.h"
 
 /* What on_error was told, in the order of being told. */
@@ -196,6 +196,21 @@ TEST(any_other_code_has_the_systems_words)
     for (size_t i = 0; i < CONC_LEN(codes); i++)
         CHECK_STR(conc_strerror(-codes[i]), strerror(codes[i]));
     CHECK(conc_strerror(-99999) != NULL && conc_strerror(-99999)[0] != 0);
+}
+
+TEST(a_code_that_is_none_is_unknown_and_no_text_changes_when_others_are_asked_for)
+{
+    char copies[200][128];
+    const char *texts[200];
+    CHECK_STR(conc_strerror(-4000), "unknown error");
+    CHECK_STR(conc_strerror(-100000), "unknown error");
+    for (int i = 0; i < 200; i++) {
+        texts[i] = conc_strerror(-i);
+        snprintf(copies[i], sizeof copies[i], "%s", texts[i]);
+    }
+    (void)conc_strerror(-4000);
+    for (int i = 0; i < 200; i++)
+        CHECK_STR(texts[i], copies[i]);
 }
 
 /* ---- on_error */

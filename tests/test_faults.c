@@ -1,6 +1,7 @@
-/* test_faults.c - memory that cannot be had: the n-th allocation or mapping fails, for n = 1, 2, 3, ... until a program that uses
- * a little of everything runs through without a failure. Each time the program gets 0 or -ENOMEM from every call, what was started
- * runs, what was refused does not, no wait hangs, and at the end every allocation, mapping and descriptor is given back.
+/* test_faults.c - memory that cannot be had: the n-th allocation or mapping fails, for n = 1, 2, 3, ... until a program
+ * that uses a little of everything runs through without a failure. Each time the program gets 0 or -ENOMEM from every
+ * call, what was started runs, what was refused does not, no wait hangs, and at the end every allocation, mapping and
+ * descriptor is given back.
  */
 #include <errno.h>
 #include <stdbool.h>
@@ -634,6 +635,36 @@ TEST(a_spawn_that_failed_leaves_counts_limits_and_handle_as_they_were)
     for (size_t i = 0; i < CONC_LEN(faults); i++) {
         reset();
         CHECK_INT(conc_run_with(&o, spawn_and_count, faults[i]), 0);
+        CHECK_INT(live_allocations, 0);
+        CHECK_INT(mapped_bytes, 0);
+    }
+}
+
+static int spawn_and_look_at_errno(void *arg)
+{
+    fault *f = arg;
+    conc_group g = {.stack_size = 100000}; /* not the run's: there is no such stack yet */
+    CHECK_INT(conc_group_begin(&g), 0);
+    f->at = 1;
+    f->for_ever = true;
+    f->calls = 0;
+    errno = 77;
+    CHECK_INT(conc_spawn(&g, body, NULL), -ENOMEM);
+    CHECK_INT(errno, 77);
+    CHECK(f->injected > 0);
+    f->at = 0;
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(ran, 0);
+    return 0;
+}
+
+TEST(a_spawn_that_failed_leaves_errno_alone)
+{
+    fault *faults[] = {&malloc_fault, &mmap_fault};
+    conc_options o = {.virtual_clock = true};
+    for (size_t i = 0; i < CONC_LEN(faults); i++) {
+        reset();
+        CHECK_INT(conc_run_with(&o, spawn_and_look_at_errno, faults[i]), 0);
         CHECK_INT(live_allocations, 0);
         CHECK_INT(mapped_bytes, 0);
     }

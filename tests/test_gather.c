@@ -66,6 +66,32 @@ TASK_TEST(nothing_to_gather_is_done_at_once)
     CHECK_INT(results[0], 7);
 }
 
+static void gather_nothing(int expected)
+{
+    CHECK_INT(conc_gather(NULL, 0), expected);
+    CHECK_INT(conc_gather_all(NULL, 0), expected);
+    CHECK_INT(conc_map(counts, NULL, 0, sizeof(int)), expected);
+    CHECK_INT(conc_map_all(counts, NULL, 0, sizeof(int), NULL), expected);
+}
+
+TASK_TEST(nothing_to_gather_switches_to_nobody_but_is_a_checkpoint)
+{
+    int counted = 0;
+    conc_group g = {0};
+    conc_stats before, after;
+    CHECK_INT(conc_spawn(&g, counts, &counted), 0);
+    conc_get_stats(&before);
+    gather_nothing(0);
+    conc_get_stats(&after);
+    CHECK_INT(after.switches, before.switches);
+    CHECK_INT(after.passes, before.passes);
+    CHECK_INT(counted, 0);
+    conc_group_cancel(&g);
+    gather_nothing(-ECANCELED);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(counted, 1);
+}
+
 TASK_TEST(the_same_call_twice_runs_twice)
 {
     int counted = 0;

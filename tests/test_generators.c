@@ -291,6 +291,36 @@ TASK_TEST(while_a_task_is_inside_another_one_gets_ebusy)
     CHECK_INT(conc_group_wait(&group), 0);
 }
 
+static int emit_for_ever(conc_gen *g, void *arg)
+{
+    (void)arg;
+    for (int i = 0;; i++)
+        CONC_TRY(conc_gen_emit(g, &i));
+}
+
+static int close_it(void *gen) { return conc_gen_close(gen); }
+
+/* A next lets others run now and then, also when the body never waits. */
+TASK_TEST(a_generator_may_be_closed_by_another_task_while_a_next_yields)
+{
+    int item = 0, rc;
+    conc_gen gen = {0};
+    conc_group g = {0};
+    conc_stats before, after;
+    conc_get_stats(&before);
+    CHECK_INT(conc_gen_open(&gen, emit_for_ever, NULL, sizeof item), 0);
+    CHECK_INT(conc_spawn(&g, close_it, &gen), 0);
+    do {
+        rc = conc_gen_next(&gen, &item);
+    } while (rc == 1);
+    CHECK(rc == -EINVAL || rc == 0);
+    CHECK_INT(conc_group_wait(&g), 0);
+    conc_get_stats(&after);
+    CHECK_INT(after.generators, before.generators);
+    CHECK_INT(after.stacks, before.stacks);
+    CHECK_INT(after.tasks, before.tasks);
+}
+
 static int use_oneself(conc_gen *g, void *arg)
 {
     int item = 0, *results = arg;
@@ -563,6 +593,42 @@ TEST(generators_left_open_are_closed_when_the_run_ends_and_their_errors_reported
     CHECK_INT(cleaned, 3);
     CHECK_INT(errors, 1);
     CHECK_INT(test_count_fds(), fds);
+}
+
+static int three = 3;
+
+static int leave_one_open(void *arg)
+{
+    int item;
+    (void)arg;
+    CONC_TRY(conc_gen_open(&abandoned[0], count_to, &three, sizeof item));
+    return conc_gen_next(&abandoned[0], &item);
+}
+
+static int use_it_anew(void *arg)
+{
+    int item = 0;
+    (void)arg;
+    CHECK_INT(conc_gen_next(&abandoned[0], &item), -EINVAL);
+    CHECK_INT(conc_gen_open(&abandoned[0], count_to, &three, sizeof item), 0);
+    CHECK_INT(conc_gen_open(&abandoned[0], count_to, &three, sizeof item), -EINVAL);
+    for (int i = 1; i <= 3; i++) {
+        CHECK_INT(conc_gen_next(&abandoned[0], &item), 1);
+        CHECK_INT(item, i);
+    }
+    CHECK_INT(conc_gen_next(&abandoned[0], &item), 0);
+    CHECK_INT(conc_gen_close(&abandoned[0]), 0);
+    CHECK_INT(open_generators(), 0);
+    return 5;
+}
+
+TEST(a_generator_left_open_in_one_run_can_be_opened_in_the_next)
+{
+    conc_options o = {.virtual_clock = true};
+    for (int i = 0; i < 3; i++) {
+        CHECK_INT(conc_run_with(&o, leave_one_open, NULL), 1);
+        CHECK_INT(conc_run_with(&o, use_it_anew, NULL), 5);
+    }
 }
 
 static int clean_up_with_a_sleep(conc_gen *g, void *arg)

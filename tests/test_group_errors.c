@@ -200,6 +200,44 @@ TEST(an_error_that_somebody_waited_for_is_not_reported)
     CHECK_INT(reported.count, 0);
 }
 
+static conc_group *closing;
+static int late_children;
+
+static int comes_late(void *arg)
+{
+    CONC_TRY(conc_sleep(1));
+    ++*(int *)arg;
+    return 0;
+}
+
+static void spawns_into_the_closing_group(const conc_failure *f, void *user)
+{
+    remember(f, user);
+    CHECK_INT(conc_spawn(closing, comes_late, &late_children), 0);
+}
+
+static int two_fail_uncollected(void *arg)
+{
+    int rc = -EIO;
+    conc_task t[2] = {0};
+    conc_group g = {.keep_going = true};
+    (void)arg;
+    closing = &g;
+    for (int i = 0; i < 2; i++)
+        CHECK_INT(conc_spawn_task(&g, &t[i], returns, &rc), 0);
+    CHECK_INT(conc_group_wait(&g), -EIO);
+    CHECK_INT(late_children, 1);
+    CHECK_TIME(1);
+    return 0;
+}
+
+TEST(a_group_waits_for_what_on_error_spawns_into_it_while_it_closes)
+{
+    conc_options options = {.virtual_clock = true, .on_error = spawns_into_the_closing_group, .user = &reported};
+    CHECK_INT(conc_run_with(&options, two_fail_uncollected, NULL), 0);
+    CHECK_INT(reported.count, 1);
+}
+
 /* ---- the body's own result ---- */
 
 TASK_TEST(an_end_returns_the_bodys_result_when_nothing_failed)

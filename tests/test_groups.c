@@ -166,6 +166,16 @@ TASK_TEST(a_closed_group_takes_nothing_more)
     CHECK_TIME(2);
 }
 
+TASK_TEST(a_group_that_was_never_opened_ends_with_the_error_of_its_body)
+{
+    conc_group g = {0};
+    CHECK_INT(conc_group_end(&g, -EIO), -EIO);
+    CHECK_INT(g.error, -EIO);
+    CHECK_INT(g.error_count, 1);
+    CHECK_INT(conc_group_end(&g, -EIO), -EINVAL);
+    CHECK_INT(conc_sleep(1), 0);
+}
+
 TASK_TEST(a_zeroed_group_can_be_used_again)
 {
     conc_group g = {0};
@@ -447,6 +457,37 @@ TASK_TEST(a_spawn_that_waits_for_room_is_refused_when_a_child_fails)
     CHECK_INT(conc_group_end(&g, -ECANCELED), -EIO);
     CHECK_INT(ran, 0);
     CHECK_INT(g.error_count, 1);
+}
+
+static int sleeps_shielded(void *arg) { return conc_shield(CONC_FOREVER, sleeps, arg); }
+
+typedef struct outsider {
+    conc_group *into;
+    int rc;
+    double at;
+} outsider;
+
+static int waits_for_room(void *arg)
+{
+    outsider *o = arg;
+    o->rc = conc_spawn(o->into, sleeps_for_ever, NULL);
+    o->at = conc_now();
+    return 0;
+}
+
+TASK_TEST(who_waits_for_room_outside_a_group_is_refused_as_soon_as_it_is_cancelled)
+{
+    conc_group outside = {0}, full = {.limit = 1};
+    outsider o = {.into = &full};
+    CHECK_INT(conc_spawn(&outside, waits_for_room, &o), 0);
+    CHECK_INT(conc_spawn(&full, sleeps_shielded, &(double){3}), 0);
+    CHECK_INT(conc_sleep(1), 0);
+    conc_group_cancel(&full);
+    CHECK_INT(conc_group_wait(&full), 0);
+    CHECK_TIME(3);
+    CHECK_INT(conc_group_wait(&outside), 0);
+    CHECK_INT(o.rc, -ECANCELED);
+    CHECK(o.at == 1);
 }
 
 /* ---- stacks ---- */

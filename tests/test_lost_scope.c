@@ -1,4 +1,4 @@
-/* test_lost_scope.c - a scope or group that its function left open is lost memory: conc says what and where, and aborts. */
+/* test_lost_scope.c - a scope or group that its function left open is lost memory: conc says which, and aborts. */
 #include "conc_test.h"
 
 static conc_scope kept;
@@ -158,6 +158,32 @@ TEST(a_scope_left_open_under_a_timeout_is_found) { check_lost(scope_under_a_time
 TEST(a_group_left_open_by_a_function_is_found) { check_lost(group_then_wait, "group"); }
 
 TEST(a_group_left_open_with_a_child_is_found) { check_lost(group_with_child_then_wait, "group"); }
+
+__attribute__((noinline)) static int leave_a_block_with_a_scope(void)
+{
+    CONC_AUTO(conc_group, g) = {0};
+    conc_scope s = {0};
+    CONC_TRY(conc_spawn(&g, sleep_for_ever, NULL));
+    opening(__LINE__ + 1);
+    CONC_TRY(conc_scope_begin(&s, 1000));
+    CONC_TRY(-EIO);
+    return conc_scope_end(&s, 0);
+}
+
+static int leave_a_block(void *arg)
+{
+    (void)arg;
+    CHECK_INT(below(leave_a_block_with_a_scope), -EIO);
+    return 0;
+}
+
+static void automatic_group_around_a_scope(void) { run(leave_a_block); }
+
+TEST(a_scope_left_open_in_the_block_of_an_automatic_group_is_found)
+{
+    check_lost(automatic_group_around_a_scope, "scope");
+    check_lost(automatic_group_around_a_scope, "CONC_AUTO");
+}
 
 /* ---- a task that ends with something open, be it in memory that lasts */
 

@@ -225,6 +225,17 @@ TASK_TEST(senseless_options_of_a_group_are_refused)
     CHECK_INT(runs, 0);
 }
 
+TASK_TEST(a_stack_larger_than_memory_is_refused_by_the_begin_of_a_group)
+{
+    conc_group g = {.stack_size = SIZE_MAX};
+    CHECK_INT(conc_group_begin(&g), -EINVAL);
+    CHECK_INT(conc_spawn(&g, must_not_run, NULL), -EINVAL);
+    g.stack_size = 0;
+    CHECK_INT(conc_group_begin(&g), 0);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(runs, 0);
+}
+
 TASK_TEST(a_handle_is_busy_until_its_task_was_collected)
 {
     int seven = 7, rc = 0;

@@ -1,9 +1,10 @@
-/* test_post.c - conc_post, conc_loop_hold and conc_loop_release: calls into a loop from elsewhere. Tests that have to do with
- * the loop's way of waiting run three times: with its own choice, with poll(2) and with epoll(7).
+/* test_post.c - conc_post, conc_loop_hold and conc_loop_release: calls into a loop from elsewhere. Tests that have to
+ * do with the loop's way of waiting run three times: with its own choice, with poll(2) and with epoll(7).
  */
 #include "conc_test.h"
 
 #include <pthread.h>
+#include <sched.h>
 
 #if defined __linux__ && !defined CONC_NO_EPOLL
 #define HAS_EPOLL true
@@ -80,6 +81,18 @@ TASK_TEST(posts_run_in_the_order_of_posting)
     CHECK_INT(conc_sleep(0), 0);
     CHECK_STR(noted, expected);
     CHECK_TIME(0);
+}
+
+static void post_a_cancel(void *scope) { CHECK_INT(conc_post(conc_loop_self(), cancel_scope, scope), 0); }
+
+TASK_TEST(the_virtual_clock_waits_for_a_post_that_a_posted_function_made)
+{
+    conc_scope s = {0};
+    CHECK_INT(conc_scope_begin(&s, CONC_FOREVER), 0);
+    CHECK_INT(conc_post(conc_loop_self(), post_a_cancel, &s), 0);
+    CHECK_INT(conc_sleep(10), -ECANCELED);
+    CHECK_TIME(0);
+    CHECK_INT(conc_scope_end(&s, -ECANCELED), 0);
 }
 
 TASK_TEST(a_post_runs_before_a_sleep_of_zero_returns)
@@ -575,6 +588,58 @@ TEST(a_loop_that_still_waits_for_ever_when_the_last_hold_is_released_is_deadlock
     static char text[16384];
     CHECK_INT(test_in_process(wait_until_released, text, sizeof text), 0);
     CHECK(text[0] != 0);
+}
+
+/* A release and the loop's way to sleep, each after some turns of nothing, so that they meet everywhere. */
+typedef struct meeting {
+    pthread_t thread;
+    conc_loop *loop;
+    int turns_of_thread, turns_of_loop;
+    _Atomic bool started;
+} meeting;
+
+static void turn(int n)
+{
+    for (volatile int i = 0; i < n; i++)
+        continue;
+}
+
+static void *release_after_turns(void *arg)
+{
+    meeting *m = arg;
+    m->started = true;
+    turn(m->turns_of_thread);
+    CHECK_INT(conc_loop_release(m->loop), 0);
+    return NULL;
+}
+
+static int sleep_after_turns(void *arg)
+{
+    meeting *m = arg;
+    m->loop = conc_loop_self();
+    CHECK_INT(conc_loop_hold(m->loop), 0);
+    start_thread(&m->thread, release_after_turns, m);
+    while (!m->started)
+        sched_yield();
+    turn(m->turns_of_loop);
+    return conc_sleep(CONC_FOREVER);
+}
+
+TEST(a_last_release_while_the_loop_goes_to_sleep_is_never_missed)
+{
+    int err = dup(2), null = open("/dev/null", O_WRONLY), other = 0;
+    CHECK(err >= 0 && null >= 0);
+    unsetenv("CONC_CLOCK");
+    dup2(null, 2);
+    for (int i = 0; i < 1000; i++) {
+        meeting m = {.turns_of_thread = i * 37 % 3001, .turns_of_loop = i * 53 % 1009};
+        other += conc_run(sleep_after_turns, &m) != -EDEADLK;
+        pthread_join(m.thread, NULL);
+    }
+    dup2(err, 2);
+    close(err);
+    close(null);
+    CHECK_INT(other, 0);
 }
 
 TASK_TEST(a_post_to_nobody_or_of_nothing_is_refused)

@@ -1,14 +1,16 @@
 /* test_random_programs.c - random programs beside a model that says what every call must return, and when.
  *
- * A program is a tree of tasks that sleep, yield, hold the loop, open scopes and groups, spawn, start, gather, join, cancel each
- * other, move limits and shields, and use generators and locals; a number, its seed, determines it. The model is no scheduler: it
- * follows the program step by step, so it holds under any order of ready tasks. After each call it knows
+ * A program is a tree of tasks that sleep, yield, hold the loop, open scopes and groups, spawn, start, gather, join,
+ * cancel each other, move limits and shields, and use generators and locals; a number, its seed, determines it. The
+ * model is no scheduler: it follows the program step by step, so it holds under any order of ready tasks. After each
+ * call it knows
  *   - whether the caller is cancelled, and its deadline: conc_cancelled and conc_deadline must say the same;
  *   - of each wait, whether it was granted or cancelled first;
  *   - when time may move: only when no task is ready, and then to the next timer;
  *   - what a scope's or group's end returns, and which errors are counted.
- * Where the order of two things is left open (an error that cancels a waiter in the same moment that grants its wait) both are
- * right. No task makes more than three checkpoints in a row that are cut short: beyond that it ignores its cancel.
+ * Where the order of two things is left open (an error that cancels a waiter in the same moment that grants its wait)
+ * both are right. No task makes more than three checkpoints in a row that are cut short: beyond that it ignores its
+ * cancel.
  *
  *     RANDOM_PROGRAMS=100000 RANDOM_FIRST=1 ./test_random_programs      many programs, from this seed on
  *     RANDOM_PROGRAMS=1 RANDOM_FIRST=4711 RANDOM_LOG=1 ./test_random_programs      one, with a log on stderr
@@ -543,7 +545,7 @@ static void count_failure(group *g, int rc, const task *of)
     }
 }
 
-/* The end of a child, in its group. Who waits and is cancelled by the child's error in the same moment may see either. */
+/* The end of a child, in its group. Who waits and is cancelled by the child's error in that moment may see either. */
 static void leave_group(task *t, bool start_failed)
 {
     group *g = t->group;
@@ -886,7 +888,7 @@ static int step_cancel_task(task *t)
     return 0;
 }
 
-/* Does a conc_start that was cancelled still wait for its child? Whether a shield that goes up now saves the child is left open. */
+/* Does a conc_start that was cancelled still wait for its child? Whether a new shield saves the child is left open. */
 static bool start_is_given_up(void)
 {
     for (int i = 0; i < m.task_count; i++)
@@ -1153,7 +1155,7 @@ static uint64_t number_in_environment(const char *name, uint64_t otherwise)
     return text ? strtoull(text, NULL, 10) : otherwise;
 }
 
-/* Runs that many programs (or RANDOM_PROGRAMS), each twice; ordered: under a seed of their own for the order of ready tasks. */
+/* Runs that many programs (or RANDOM_PROGRAMS), each twice. Not ordered: ready tasks run in random order. */
 static void run_programs(uint64_t count, bool ordered)
 {
     const char *factor = getenv("CK_TIMEOUT_MULTIPLIER");

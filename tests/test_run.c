@@ -565,6 +565,55 @@ TEST(errno_is_left_alone_and_is_each_tasks_own)
     CHECK_INT(errno, 55);
 }
 
+static volatile sig_atomic_t signals;
+
+static void counts_signals(int number)
+{
+    (void)number;
+    signals++;
+}
+
+typedef struct signaller {
+    pthread_t to;
+    _Atomic bool enough;
+} signaller;
+
+static void *signals_on_and_on(void *arg)
+{
+    signaller *s = arg;
+    while (!s->enough) {
+        pthread_kill(s->to, SIGUSR1);
+        nanosleep(&(struct timespec){0, 100000}, NULL);
+    }
+    return NULL;
+}
+
+static int blocks_under_signals(void *arg)
+{
+    (void)arg;
+    while (signals < 50) {
+        double start = test_real_seconds();
+        errno = 77;
+        CHECK_INT(conc_block(0.001), 0);
+        CHECK_INT(errno, 77);
+        CHECK(test_real_seconds() - start > 0.001 - 1e-9);
+    }
+    return 0;
+}
+
+TEST(a_block_that_signals_interrupt_leaves_errno_alone_and_takes_its_time)
+{
+    pthread_t thread;
+    signaller s = {.to = pthread_self()};
+    struct sigaction action = {.sa_handler = counts_signals};
+    unsetenv("CONC_CLOCK");
+    CHECK_INT(sigaction(SIGUSR1, &action, NULL), 0);
+    CHECK_INT(pthread_create(&thread, NULL, signals_on_and_on, &s), 0);
+    CHECK_INT(conc_run(blocks_under_signals, NULL), 0);
+    s.enough = true;
+    CHECK_INT(pthread_join(thread, NULL), 0);
+}
+
 TEST(the_version_of_the_header_is_that_of_the_implementation)
 {
     char version[32];

@@ -120,6 +120,68 @@ TEST(main_gets_the_default_stack_even_when_tasks_get_less)
     CHECK_INT(conc_run_with(&o, use_main_stack, NULL), 0);
 }
 
+static int fail_plainly(void *arg)
+{
+    (void)arg;
+    return -EIO;
+}
+
+static int fail_in_words(void *arg)
+{
+    (void)arg;
+    return conc_fail(-EPROTO, "line %d", 12);
+}
+
+static void check_failure(const conc_failure *f, void *user)
+{
+    CHECK(f->rc == -EIO || f->rc == -EPROTO);
+    CHECK_STR(f->text, f->rc == -EIO ? conc_strerror(-EIO) : "line 12");
+    ++*(int *)user;
+}
+
+static conc_task plain, worded;
+
+static int fail_in_a_group(void *arg)
+{
+    int rc;
+    (void)arg;
+    conc_group g = {.keep_going = true, .stack_size = SMALLEST};
+    CHECK_INT(conc_spawn(&g, fail_plainly, NULL), 0);
+    CHECK_INT(conc_spawn(&g, fail_in_words, NULL), 0);
+    CHECK_INT(conc_spawn_task(&g, &plain, fail_plainly, NULL), 0);
+    CHECK_INT(conc_spawn_task(&g, &worded, fail_in_words, NULL), 0);
+    CHECK_INT(conc_join(&plain, &rc), 0);
+    CHECK_INT(rc, -EIO);
+    CHECK_INT(conc_join(&worded, &rc), 0);
+    CHECK_INT(rc, -EPROTO);
+    CHECK_STR(conc_error_text(&worded), "line 12");
+    rc = conc_group_wait(&g);
+    CHECK(rc == -EIO || rc == -EPROTO);
+    CHECK_STR(conc_last_error(), rc == -EIO ? conc_strerror(-EIO) : "line 12");
+    CHECK_INT(g.error_count, 4);
+    return 0;
+}
+
+static int fail_in_the_background(void *arg)
+{
+    (void)arg;
+    CHECK_INT(conc_spawn(NULL, fail_plainly, NULL), 0);
+    CHECK_INT(conc_spawn(NULL, fail_in_words, NULL), 0);
+    CHECK_INT(conc_spawn_task(NULL, &plain, fail_plainly, NULL), 0);
+    CHECK_INT(conc_spawn_task(NULL, &worded, fail_in_words, NULL), 0);
+    return conc_yield();
+}
+
+TEST(tasks_on_the_smallest_stacks_may_fail_in_words_and_without)
+{
+    int reports = 0;
+    conc_options o = {.virtual_clock = true, .stack_size = SMALLEST, .on_error = check_failure, .user = &reports};
+    unsetenv("CONC_STACK");
+    CHECK_INT(conc_run_with(&o, fail_in_the_background, NULL), 0);
+    CHECK_INT(reports, 4);
+    CHECK_INT(conc_run_with(&o, fail_in_a_group, NULL), 0);
+}
+
 static int format_a_number(void *arg)
 {
     char text[64];

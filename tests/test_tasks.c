@@ -286,6 +286,35 @@ TASK_TEST(a_handle_in_use_is_refused)
     CHECK_INT(g.error_count + other.error_count, 0);
 }
 
+typedef struct spawner {
+    conc_group *into;
+    conc_task *handle;
+    int rc;
+} spawner;
+
+static int spawns_a_sleep(void *arg)
+{
+    static double second = 1;
+    spawner *s = arg;
+    s->rc = conc_spawn_task(s->into, s->handle, sleeps, &second);
+    return 0;
+}
+
+TASK_TEST(of_two_who_wait_for_room_with_one_handle_one_is_refused)
+{
+    conc_task t = {0};
+    conc_group full = {.limit = 1}, spawners = {0};
+    spawner s[2] = {{&full, &t, 1}, {&full, &t, 1}};
+    CHECK_INT(conc_spawn(&full, sleeps, &(double){1}), 0);
+    for (int i = 0; i < 2; i++)
+        CHECK_INT(conc_spawn(&spawners, spawns_a_sleep, &s[i]), 0);
+    CHECK_INT(conc_group_wait(&spawners), 0);
+    CHECK_INT(s[0].rc == 0 ? s[1].rc : s[0].rc, -EBUSY);
+    CHECK_INT(s[0].rc == 0 ? s[0].rc : s[1].rc, 0);
+    CHECK_INT(conc_group_wait(&full), 0);
+    CHECK_TIME(2);
+}
+
 TASK_TEST(a_handle_is_free_again_when_its_group_closed)
 {
     int ran = 0;

@@ -59,6 +59,31 @@ TASK_TEST(a_time_is_rounded_up_to_whole_nanoseconds)
     CHECK_TIME(5e-9);
 }
 
+static void sleeps_until_and_not_less(double t)
+{
+    int sleeps_needed = 0;
+    while (conc_now() < t && sleeps_needed < 10) {
+        CHECK_INT(conc_sleep_until(t), 0);
+        sleeps_needed++;
+    }
+    CHECK(conc_now() >= t);
+    CHECK(sleeps_needed <= 1);
+}
+
+TASK_TEST(a_sleep_until_a_time_never_returns_before_it)
+{
+    sleeps_until_and_not_less(0.1 + 0.2);
+    for (int i = 0; i < 500; i++) /* 1e-9 to 1e5 s ahead */
+        sleeps_until_and_not_less(conc_now() + ldexp((double)(random_bits() >> 11), -53 - 30 + i / 11));
+}
+
+/* From 2^53 ns on, after 104 days, the clock as a double is coarser than a nanosecond. */
+TASK_TEST(a_sleep_until_a_time_years_ahead_never_returns_before_it)
+{
+    for (int i = 0; i < 500; i++)
+        sleeps_until_and_not_less(conc_now() + ldexp((double)(random_bits() >> 11), -53) * YEAR / 10);
+}
+
 TASK_TEST(what_is_already_due_takes_no_time)
 {
     static const double due[] = {0, -0.0, -1, -5e-324, -1e18, -CONC_FOREVER, -INFINITY};

@@ -132,6 +132,16 @@ TASK_TEST(a_limit_beyond_the_end_of_time_is_none)
     CHECK_TIME(4);
 }
 
+TASK_TEST(a_limit_is_rounded_up_to_a_nanosecond)
+{
+    conc_scope s = {0};
+    CHECK_INT(conc_scope_begin(&s, 1e-10), 0);
+    CHECK(!conc_cancelled());
+    CHECK_INT(conc_sleep(1), -ECANCELED);
+    CHECK_TIME(1e-9);
+    CHECK_INT(conc_scope_end(&s, -ECANCELED), -ETIMEDOUT);
+}
+
 TASK_TEST(only_ecanceled_becomes_etimedout)
 {
     int results[] = {0, 3, -EIO, -EINTR};
