@@ -1056,7 +1056,6 @@ static void conc__wake(conc_loop *l, conc__wait *w, int result);
 static void conc__run_posts(conc_loop *l);
 static CONC__COLD void conc__deadlock(conc_loop *l);
 static void conc__child_gone(conc_loop *l, conc_group *g);
-static void conc__hand_over_room(conc_loop *l, conc_group *g);
 static inline int64_t conc__time(const conc_loop *l);
 static void conc__copy(char *to, size_t size, const char *from);
 static CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how);
@@ -2315,8 +2314,8 @@ static void conc__spread(conc_loop *l, conc_task *t, conc_scope *s, bool around)
         if (effective == s->effective && !l->doomed) /* doom goes through what was cancelled before, too */
             return;
         s->effective = around = effective;
-        if (s->is_group && effective)
-            conc__hand_over_room(l, conc__group_of(s));
+        while (s->is_group && effective && conc__group_of(s)->room.first) /* who waits to spawn there is refused */
+            conc__wake(l, conc__group_of(s)->room.first, -ECANCELED);
         if (s->is_group)
             for (conc_task *child = conc__group_of(s)->children; child; child = child->younger)
                 conc__mark(l, child);
@@ -2704,7 +2703,7 @@ static int conc__wait_for_room(conc_loop *l, conc_group *g)
 
 static void conc__hand_over_room(conc_loop *l, conc_group *g)
 {
-    while (g->room.first && (g->scope.effective || g->live < g->limit || g->limit <= 0)) {
+    while (g->room.first && (g->live < g->limit || g->limit <= 0)) {
         g->live++;
         conc__wake(l, g->room.first, 0);
     }
@@ -3162,7 +3161,7 @@ static void conc__finish_badly(conc_loop *l, conc_task *t)
     conc_group *g = t->group;
     if (t->failed && g)
         t->failed = !conc__group_failed(l, g, t, t->result);
-    else if (g && g->scope.effective && t->sink_kind != CONC__START_SINK)
+    else if (g && t->sink_kind != CONC__START_SINK)
         g->cut_short = true;
 }
 

@@ -1010,6 +1010,17 @@ static int run_body(conc_gen *g, void *arg)
     return b->rc = rc;
 }
 
+/* the call is a checkpoint itself: a cancel that is pending cuts it short before the body goes on */
+static int next_cut_short(task *t, conc_gen *g, int *item)
+{
+    begin_wait(t, YIELD);
+    t->wait = NO_WAIT;
+    t->at = NEVER;
+    int rc = conc_gen_next(g, item);
+    check_cut_short(t, rc);
+    return rc;
+}
+
 static int step_generator(task *t)
 {
     conc_gen g = {0};
@@ -1018,6 +1029,10 @@ static int step_generator(task *t)
     EXPECT_INT(conc_gen_open(&g, run_body, &b, sizeof item), 0);
     m.generators++;
     for (int i = 1; i <= take && rc == 1; i++) {
+        if (cancelled(t)) {
+            rc = next_cut_short(t, &g, &item);
+            break;
+        }
         rc = conc_gen_next(&g, &item);
         EXPECT_INT(rc, !b.ended ? 1 : b.rc < 0 ? b.rc : 0);
         if (rc == 1) {
