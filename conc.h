@@ -997,11 +997,13 @@ struct conc__backend;
 typedef void conc__switch_fn(conc_loop *l, conc__stack *from, void **from_context, conc__stack *to, void **to_context);
 
 struct conc_loop {
-    /* what a switch touches */
+    /* what a switch touches; neighbours are not written together, as a compiler would then join the writes in a vector
+     * register, and the next read wait longer for it */
     conc_task *self; /* NULL while the scheduler runs */
-    conc_task *ready, *last_ready;
-    int turns, quick;
     int *errno_at;
+    conc_task *ready;
+    int turns, quick;
+    conc_task *last_ready;
     void *context[3]; /* the scheduler's */
     conc__switch_fn *switch_stacks;
 
@@ -1770,7 +1772,7 @@ static void conc__wheel_advance(conc_loop *l, int64_t now)
     conc__wheel *w = &l->wheel;
     uint64_t start;
     int level, slot;
-    while (conc__wheel_first(w, &start, &level, &slot) && start <= (uint64_t)now) {
+    while (w->count && conc__wheel_first(w, &start, &level, &slot) && start <= (uint64_t)now) {
         conc__timer *t = w->slots[level][slot];
         if (level > 0 && (t->next != t || t->at > now)) {
             conc__wheel_cascade(w, start, level, slot);
@@ -2225,8 +2227,9 @@ CONC_API int conc_sleep_until(double t)
     if (t >= CONC_FOREVER)
         return conc__sleep_to(l, CONC__NEVER);
     int64_t at = conc__ns(t);
-    if ((double)at / 1e9 < t) /* conc_now() would be a hair before t */
-        at++;
+    for (int64_t more = 1; (double)at / 1e9 < t && at < CONC__NEVER - 8192;
+         more *= 2) /* conc_now() would be a hair before t */
+        at += more;
     return at > conc__time(l) ? conc__sleep_to(l, at) : conc__yield_slowly();
 }
 
