@@ -927,9 +927,10 @@ struct conc__wait {
 /* The top of every stack. */
 typedef struct conc__stack {
     struct conc__stack *next; /* free: the one freed before */
+    struct conc__pool *pool;
     struct conc__slab *slab;
-    char *low;             /* the lowest byte that may be used */
-    struct conc__gen *gen; /* whose body runs on it; NULL: a task's */
+    char *low;                   /* the lowest byte that may be used */
+    bool guarded, has_generator; /* a guard region lies below; a generator's body runs on it, not a task */
 #if CONC__ASAN
     const void *asan_low;
     size_t asan_size;
@@ -948,10 +949,10 @@ typedef struct conc__slab {
     struct conc__slab *next;
     struct conc__pool *pool;
     char *base;
-    int used;    /* stacks handed out */
     int carved;  /* stacks that were made so far, from below */
     int guarded; /* stacks whose guard region stands */
     int idle;    /* for how many looks of conc__pool_trim it was not used */
+    int unused;  /* stacks in the free list, as conc__pool_count last found */
     bool leaving;
 } conc__slab;
 
@@ -1001,11 +1002,13 @@ struct conc__backend;
 typedef void conc__switch_fn(conc_loop *l, conc__stack *from, void **from_context, conc__stack *to, void **to_context);
 
 struct conc_loop {
-    /* what a switch touches */
+    /* what a switch touches; neighbours are not written together, as a compiler would then join the writes in a vector
+     * register, and the next read wait longer for it */
     conc_task *self; /* NULL while the scheduler runs */
-    conc_task *ready, *last_ready;
-    int turns, quick;
     int *errno_at;
+    conc_task *ready;
+    int turns, quick;
+    conc_task *last_ready;
     void *context[3]; /* the scheduler's */
     conc__switch_fn *switch_stacks;
 
@@ -1060,7 +1063,6 @@ static void conc__wake(conc_loop *l, conc__wait *w, int result);
 static void conc__run_posts(conc_loop *l);
 static CONC__COLD void conc__deadlock(conc_loop *l);
 static void conc__child_gone(conc_loop *l, conc_group *g);
-static void conc__hand_over_room(conc_loop *l, conc_group *g);
 static inline int64_t conc__time(const conc_loop *l);
 static void conc__copy(char *to, size_t size, const char *from);
 static CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how);
@@ -1557,7 +1559,8 @@ static CONC__COLD conc__stack *conc__stack_carve(conc__pool *p)
     conc__stack *s = conc__stack_at(slab, slab->carved);
     char *slot = slab->base + (size_t)slab->carved * p->stride;
     slab->carved++;
-    *s = (conc__stack){.slab = slab, .low = slot + (p->guard ? p->guard : sizeof conc__canary)};
+    *s = (conc__stack){
+        .pool = p, .slab = slab, .low = slot + (p->guard ? p->guard : sizeof conc__canary), .guarded = p->guard != 0};
     if (!p->guard)
         *(uint64_t *)(void *)slot = conc__canary;
     conc__stack_told(s);
@@ -1577,7 +1580,6 @@ static inline conc__stack *conc__stack_take(conc__pool *p)
         p->free = s->next;
     if (CONC__UNLIKELY(!s))
         return NULL;
-    s->slab->used++;
     s->slab->idle = 0;
     conc__stack_begins(s);
     return s;
@@ -1591,14 +1593,12 @@ static CONC__COLD void conc__overflowed(const char *name, size_t size)
 
 static inline void conc__stack_give(conc_loop *l, conc__stack *s, const char *user)
 {
-    conc__pool *p = s->slab->pool;
-    if (!p->guard && ((const uint64_t *)(const void *)s->low)[-1] != conc__canary)
+    conc__pool *p = s->pool;
+    if (CONC__UNLIKELY(!s->guarded && ((const uint64_t *)(const void *)s->low)[-1] != conc__canary))
         conc__overflowed(user, p->size);
     conc__stack_ends(l, s);
-    s->gen = NULL;
     s->next = p->free;
     p->free = s;
-    s->slab->used--;
 }
 
 /* Takes the stacks of the slabs that leave out of the free list, and then the slabs away. */
@@ -1620,14 +1620,25 @@ static void conc__pool_sweep(conc__pool *p)
     }
 }
 
+static void conc__pool_count(conc__pool *p)
+{
+    for (conc__slab *slab = p->slabs; slab; slab = slab->next)
+        slab->unused = 0;
+    for (conc__stack *s = p->free; s; s = s->next)
+        s->slab->unused++;
+}
+
 /* Gives back what a burst needed: stacks are reused newest first, so a slab that nobody used for a while was for the
  * burst. True: there will be more to give back. */
 static bool conc__pool_trim(conc__pool *p, int looks)
 {
     enum { LONG = 8 };
     bool more = false, leaving = false;
+    if (!p->slabs || !p->slabs->next)
+        return false;
+    conc__pool_count(p);
     for (conc__slab *s = p->slabs; s; s = s->next) {
-        if (s->used || s == p->slabs)
+        if (s->unused < s->carved || s == p->slabs)
             continue;
         s->idle = looks < LONG - s->idle ? s->idle + looks : LONG;
         if (s->idle == LONG)
@@ -1766,7 +1777,7 @@ static void conc__wheel_advance(conc_loop *l, int64_t now)
     conc__wheel *w = &l->wheel;
     uint64_t start;
     int level, slot;
-    while (conc__wheel_first(w, &start, &level, &slot) && start <= (uint64_t)now) {
+    while (w->count && conc__wheel_first(w, &start, &level, &slot) && start <= (uint64_t)now) {
         conc__timer *t = w->slots[level][slot];
         if (level > 0 && (t->next != t || t->at > now)) {
             conc__wheel_cascade(w, start, level, slot);
@@ -1927,7 +1938,7 @@ static void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *arg), voi
  * the dynamic linker and needs more than a kilobyte. */
 static void conc__with_room(conc_loop *l, void (*fn)(conc_loop *l, void *arg), void *arg)
 {
-    if (l->self && !l->self->stack->slab->pool->guard)
+    if (l->self && !l->self->stack->guarded)
         conc__on_loop(l, fn, arg);
     else
         fn(l, arg);
@@ -2221,8 +2232,9 @@ CONC_API int conc_sleep_until(double t)
     if (t >= CONC_FOREVER)
         return conc__sleep_to(l, CONC__NEVER);
     int64_t at = conc__ns(t);
-    if ((double)at / 1e9 < t) /* conc_now() would be a hair before t */
-        at++;
+    for (int64_t more = 1; (double)at / 1e9 < t && at < CONC__NEVER - 8192;
+         more *= 2) /* conc_now() would be a hair before t */
+        at += more;
     return at > conc__time(l) ? conc__sleep_to(l, at) : conc__yield_slowly();
 }
 
@@ -2310,8 +2322,8 @@ static void conc__spread(conc_loop *l, conc_task *t, conc_scope *s, bool around)
         if (effective == s->effective && !l->doomed) /* doom goes through what was cancelled before, too */
             return;
         s->effective = around = effective;
-        if (s->is_group && effective)
-            conc__hand_over_room(l, conc__group_of(s));
+        while (s->is_group && effective && conc__group_of(s)->room.first) /* who waits to spawn there is refused */
+            conc__wake(l, conc__group_of(s)->room.first, -ECANCELED);
         if (s->is_group)
             for (conc_task *child = conc__group_of(s)->children; child; child = child->younger)
                 conc__mark(l, child);
@@ -2699,7 +2711,7 @@ static int conc__wait_for_room(conc_loop *l, conc_group *g)
 
 static void conc__hand_over_room(conc_loop *l, conc_group *g)
 {
-    while (g->room.first && (g->scope.effective || g->live < g->limit || g->limit <= 0)) {
+    while (g->room.first && (g->live < g->limit || g->limit <= 0)) {
         g->live++;
         conc__wake(l, g->room.first, 0);
     }
@@ -3112,7 +3124,7 @@ typedef struct conc__joiner { /* a conc_join that waits */
     int result;
 } conc__joiner;
 
-static inline void conc__tell_joiners(conc_loop *l, conc_task *t)
+static inline __attribute__((always_inline)) void conc__tell_joiners(conc_loop *l, conc_task *t)
 {
     for (conc__wait *w = t->joiners.first, *next; w; w = next) {
         next = w->next;
@@ -3157,7 +3169,7 @@ static void conc__finish_badly(conc_loop *l, conc_task *t)
     conc_group *g = t->group;
     if (t->failed && g)
         t->failed = !conc__group_failed(l, g, t, t->result);
-    else if (g && g->scope.effective && t->sink_kind != CONC__START_SINK)
+    else if (g && t->sink_kind != CONC__START_SINK)
         g->cut_short = true;
 }
 
@@ -3651,12 +3663,18 @@ typedef struct conc__gen {
 
 static conc__gen conc__exhausted; /* what a conc_gen points to whose body has ended */
 
+/* The generator whose body runs on a stack; NULL: a task does. */
+static conc__gen *conc__gen_on(conc__stack *s)
+{
+    return s->has_generator ? (conc__gen *)(void *)conc__stack_top(s) : NULL;
+}
+
 static void conc__gen_main(void)
 {
     CONC__BOTTOM();
     conc_loop *l = conc__here;
     conc_task *self = l->self;
-    conc__gen *g = self->stack->gen;
+    conc__gen *g = conc__gen_on(self->stack);
     conc__arrived(l, g->stack);
     g->rc = g->fn(&g->face, g->arg);
     self = l->self; /* the last consumer need not be the first */
@@ -3693,7 +3711,7 @@ CONC_API int conc_gen_open(conc_gen *face, conc_gen_fn *fn, void *arg, size_t it
         l->generators->prev = g;
     l->generators = g;
     l->generator_count++;
-    stack->gen = g;
+    stack->has_generator = true;
     conc__prepare(g->inner, stack->low, top, conc__gen_main);
     face->body = g;
     face->run = l->run;
@@ -3708,7 +3726,7 @@ static void conc__gen_enter(conc_loop *l, conc__gen *g)
     g->emitted = NULL;
     g->consumer = self;
     g->scope = self->scope;
-    g->used_by = self->stack->gen;
+    g->used_by = conc__gen_on(self->stack);
     g->outside = self->stack;
     self->stack = g->stack;
     l->switch_stacks(l, g->outside, g->outer, g->stack, g->inner);
@@ -3724,6 +3742,7 @@ static int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
     if (g->next)
         g->next->prev = g->prev;
     l->generator_count--;
+    g->stack->has_generator = false;
     conc__stack_give(l, g->stack, "a generator");
     if (face)
         face->body = &conc__exhausted;
@@ -4073,10 +4092,11 @@ CONC_API void conc_get_stats(conc_stats *s)
         return;
     for (const conc_task *t = l->ready; t; t = t->next)
         s->ready++;
-    for (const conc__pool *p = l->pools; p; p = p->next) {
+    for (conc__pool *p = l->pools; p; p = p->next) {
+        conc__pool_count(p);
         for (const conc__slab *slab = p->slabs; slab; slab = slab->next) {
-            s->stacks += (size_t)slab->used;
-            s->stacks_kept += (size_t)(slab->carved - slab->used);
+            s->stacks += (size_t)(slab->carved - slab->unused);
+            s->stacks_kept += (size_t)slab->unused;
             s->stack_bytes += p->stride * (size_t)p->per_slab;
         }
     }

@@ -28,7 +28,8 @@ static void *set_in_thread(void *flag) { return set_flag(flag) ? flag : NULL; }
 
 static const char *busy_until_set(atomic_int *flag, long turns) /* no checkpoint in here: the task keeps the loop */
 {
-    while (!*flag && turns-- > 0) {}
+    while (!*flag && turns-- > 0) {
+    }
     return *flag ? "yes" : "no";
 }
 

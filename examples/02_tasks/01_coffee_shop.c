@@ -4,7 +4,10 @@
 #define CONC_IMPLEMENTATION
 #include "../../conc.h"
 
-typedef struct { const char *name; double seconds; } drink;
+typedef struct {
+    const char *name;
+    double seconds;
+} drink;
 
 static int make_drink(void *arg)
 {

@@ -4,7 +4,11 @@
 #define CONC_IMPLEMENTATION
 #include "../../conc.h"
 
-typedef struct { const char *name; int size_mb; double time; } file;
+typedef struct {
+    const char *name;
+    int size_mb;
+    double time;
+} file;
 
 static int decimals(double s) { return (int)(s * 100 + 0.5) % 10 ? 2 : 1; } /* 0.05, but 0.1 */
 
@@ -43,8 +47,11 @@ static int parallel_download(file *files, size_t count, double *time)
 static int app(void *arg)
 {
     (void)arg;
-    file files[] = {{"movie.mp4", 500, 0}, {"music.mp3", 50, 0}, {"document.pdf", 10, 0},
-                    {"image.jpg", 5, 0}, {"archive.zip", 300, 0}};
+    file files[] = {{"movie.mp4", 500, 0},
+                    {"music.mp3", 50, 0},
+                    {"document.pdf", 10, 0},
+                    {"image.jpg", 5, 0},
+                    {"archive.zip", 300, 0}};
     double sequential, parallel;
     CONC_TRY(sequential_download(files, CONC_LEN(files), &sequential));
     CONC_TRY(parallel_download(files, CONC_LEN(files), &parallel));

@@ -6,7 +6,11 @@
 #include "../../conc.h"
 #include <stdlib.h>
 
-typedef struct { int id; const char *customer; double time; } order;
+typedef struct {
+    int id;
+    const char *customer;
+    double time;
+} order;
 
 static int prepare(int id, const char *dish, const char *ready, double low, double high)
 {
@@ -26,8 +30,8 @@ static int process_order(void *arg)
     order *o = arg;
     double start = conc_now();
     printf("Starting order %d for %s\n", o->id, o->customer);
-    CONC_TRY(CONC_GATHER(CONC_CALL(prepare_appetizer, o), CONC_CALL(prepare_main_course, o),
-                         CONC_CALL(prepare_dessert, o)));
+    CONC_TRY(
+        CONC_GATHER(CONC_CALL(prepare_appetizer, o), CONC_CALL(prepare_main_course, o), CONC_CALL(prepare_dessert, o)));
     o->time = conc_now() - start;
     printf("🔔 Order %d complete for %s! (%.1fs)\n", o->id, o->customer, o->time);
     return 0;

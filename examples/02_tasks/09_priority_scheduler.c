@@ -41,10 +41,13 @@ static int process_priority_batch(const char *priority, job *jobs, size_t count,
 static int task_scheduler(void *arg)
 {
     (void)arg;
-    job high[] = {{.id = "HIGH-1", .duration = 1.5}, {.id = "HIGH-2", .duration = 1.8},
-                  {.id = "HIGH-3", .duration = 1.2}};
-    job low[] = {{.id = "LOW-1", .duration = 2.5}, {.id = "LOW-2", .duration = 3.0}, {.id = "LOW-3", .duration = 2.2},
-                 {.id = "LOW-4", .duration = 3.5}, {.id = "LOW-5", .duration = 2.8}};
+    job high[] = {
+        {.id = "HIGH-1", .duration = 1.5}, {.id = "HIGH-2", .duration = 1.8}, {.id = "HIGH-3", .duration = 1.2}};
+    job low[] = {{.id = "LOW-1", .duration = 2.5},
+                 {.id = "LOW-2", .duration = 3.0},
+                 {.id = "LOW-3", .duration = 2.2},
+                 {.id = "LOW-4", .duration = 3.5},
+                 {.id = "LOW-5", .duration = 2.8}};
     double start = conc_now(), high_average, low_average;
     printf("=== Task Scheduler Started ===\n\n[HIGH PRIORITY BATCH]\n");
     CONC_TRY(process_priority_batch("High", high, CONC_LEN(high), &high_average));

@@ -4,7 +4,10 @@
 #define CONC_IMPLEMENTATION
 #include "../../conc.h"
 
-typedef struct { int id; char name[16]; } user;
+typedef struct {
+    int id;
+    char name[16];
+} user;
 
 static int fetch_user(void *arg)
 {

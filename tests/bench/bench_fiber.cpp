@@ -86,7 +86,7 @@ static const struct {
     long count;
     void (*loop)(long n);
 } benchmarks[] = {
-    {"switch2", 5000000, switch2},       {"switch1000", 5000000, switch1000}, {"spawn_join", 500000, spawn_join},
+    {"switch2", 5000000, switch2},        {"switch1000", 5000000, switch1000}, {"spawn_join", 500000, spawn_join},
     {"spawn_group", 500000, spawn_group}, {"sleepers", 1000000, sleepers},
 };
 
