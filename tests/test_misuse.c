@@ -472,3 +472,38 @@ TASK_TEST(a_posted_function_is_refused_what_a_task_is_refused)
     CHECK_INT(conc_settle(), 0);
     CHECK_STR(noted, "posted");
 }
+
+static int end_a_scope_that_is_not_innermost(void *arg)
+{
+    conc_scope outer = {0}, inner = {0};
+    (void)arg;
+    CHECK_INT(conc_scope_begin(&outer, 5), 0);
+    CHECK_INT(conc_scope_begin(&inner, 5), 0);
+    CHECK_INT(conc_scope_end(&outer, 0), -EINVAL);
+    CHECK_INT(conc_scope_end(&inner, 0), 0);
+    return conc_scope_end(&outer, 0);
+}
+
+static void misuse_with_debug(void)
+{
+    conc_options o = {.debug = true, .virtual_clock = true};
+    CHECK_INT(conc_run_with(&o, end_a_scope_that_is_not_innermost, NULL), 0);
+}
+
+static void misuse_without_debug(void)
+{
+    conc_options o = {.virtual_clock = true};
+    CHECK_INT(conc_run_with(&o, end_a_scope_that_is_not_innermost, NULL), 0);
+}
+
+TEST(debug_mode_says_where_a_call_was_wrong)
+{
+    char text[4096];
+    CHECK_INT(test_in_process(misuse_with_debug, text, sizeof text), 0);
+    CHECK_CONTAINS(text, "conc_scope_end: not the innermost");
+    CHECK_CONTAINS(text, "test_misuse.c:");
+    if (getenv("CONC_DEBUG") == NULL) {
+        CHECK_INT(test_in_process(misuse_without_debug, text, sizeof text), 0);
+        CHECK_STR(text, "");
+    }
+}
