@@ -575,7 +575,6 @@ static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc
 /* ---- >>config ------------------------------------------------------------------------------------------------- */
 
 #include <fcntl.h>
-#include <math.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -2217,7 +2216,7 @@ CONC_API int conc_sleep(double s)
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    if (isnan(s))
+    if (__builtin_isnan(s))
         return -EINVAL;
     if (s >= CONC_FOREVER)
         return conc__sleep_to(l, CONC__NEVER);
@@ -2230,7 +2229,7 @@ CONC_API int conc_sleep_until(double t)
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    if (isnan(t))
+    if (__builtin_isnan(t))
         return -EINVAL;
     if (t >= CONC_FOREVER)
         return conc__sleep_to(l, CONC__NEVER);
@@ -2246,7 +2245,7 @@ CONC_API int conc_block(double s)
     conc_loop *l = conc__here;
     if (!l)
         return -EPERM;
-    if (isnan(s))
+    if (__builtin_isnan(s))
         return -EINVAL;
     int64_t end = conc__later(conc__time(l), conc__ns(s));
     if (l->virtual_clock)
@@ -2440,7 +2439,7 @@ CONC_API CONC__CALLED int conc__scope_begin(conc_scope *s, double timeout, const
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    if (!s || isnan(timeout) || s->state != CONC__FRESH)
+    if (!s || __builtin_isnan(timeout) || s->state != CONC__FRESH)
         return conc__misused(-EINVAL, "conc_scope_begin", "no number, or a scope that was used before", place);
     conc__find_lost(l, __builtin_frame_address(0));
     conc__scope_open(l, s, place);
@@ -2487,7 +2486,7 @@ CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now)
     conc_loop *l = conc__loop_of(s);
     if (!l)
         return conc__here ? -EINVAL : -EPERM;
-    if (isnan(s_from_now) || s->cancel_called)
+    if (__builtin_isnan(s_from_now) || s->cancel_called)
         return -EINVAL;
     conc__disarm(l, &s->timer);
     conc__set_limit(l, s, s_from_now);
