@@ -2070,7 +2070,7 @@ static void conc__idle(conc_loop *l)
     conc__poll_events(l, limit);
 }
 
-/* The time has moved: fires what is due. */
+/* Reads the clock and fires what is due; the virtual clock moves elsewhere. */
 static void conc__look(conc_loop *l)
 {
     if (!l->virtual_clock)
