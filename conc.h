@@ -51,9 +51,9 @@
  * Environment: CONC_DEBUG=1, CONC_CLOCK=virtual, CONC_SEED=7, CONC_POLL=poll|epoll, CONC_STACK=bytes override the
  * options of a run; they are not read in a set-user-ID program. A value that makes no sense fails the run: -EINVAL.
  *
- * Contents: >>version >>run >>time >>scopes >>groups >>tasks >>errors >>locals >>generators >>loops >>reports, then
- * the implementation, whose sections are listed where it starts, then the licence.
- * */
+ * Contents: >>version >>run >>time >>scopes >>groups >>tasks >>errors >>locals >>generators >>descriptors >>streams
+ * >>signals >>loops >>embedding >>reports, then the implementation, whose sections are listed where it starts, then the
+ * licence. */
 #ifndef CONC_H
 #define CONC_H
 
@@ -67,7 +67,9 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/socket.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -126,7 +128,8 @@ typedef struct conc_options {
     uint64_t seed;      /* not 0: ready tasks run in a random order that the seed repeats */
     bool debug;         /* checks and reports */
     double slow_step;   /* seconds; debug: report a task that holds the loop longer; 0: 0.1 */
-    bool interrupt;     /* SIGINT or SIGTERM cancels main_fn, the run returns -EINTR (-ENOTSUP in this version) */
+    bool interrupt;     /* SIGINT or SIGTERM cancels main_fn, which makes the run's result -EINTR; a second one kills.
+                           Not where a handler is installed or the signal is ignored, nor while a conc_signals has it */
     const char *trace;  /* write a trace of all tasks to this file (-ENOTSUP in this version) */
     void (*on_error)(const conc_failure *f, void *user); /* errors nobody collected; NULL: print to stderr. It runs on
                                                             the loop, between two tasks, as a posted function does */
@@ -503,6 +506,182 @@ CONC_API int conc_gen_next(conc_gen *g, void *item);
  * never opened: 0. -EBUSY as above. The body's own waits still work while it cleans up. */
 CONC_API int conc_gen_close(conc_gen *g);
 
+/* ---- >>descriptors ------------------------------------------------------------------------------------------ */
+
+enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
+
+/* Descriptors that conc opened (conc_listen, conc_accept, conc_dial) are non-blocking and close-on-exec, and have to be
+ * closed with conc_close. All calls here take any other descriptor as well, leave its flags alone, and do not hold the
+ * loop: on a blocking one they look first, and write at most PIPE_BUF bytes at a time. Each makes its system call first
+ * and waits only where that would have to. Several tasks may wait on one descriptor; all of them go on when it is ready.
+ * No call raises SIGPIPE, which a run blocks in its thread; a broken pipe is -EPIPE. */
+
+/* Waits until fd can be read from, written to, or either: returns those of `events` that it is ready for, which may be
+ * more than zero for end of file, an error, or a peer that hung up. A regular file is always ready. Errors: -EBADF (not
+ * open, or closed meanwhile), -EINVAL (events is neither), or the system's. */
+CONC_API int conc_wait_fd(int fd, int events);
+
+/* The POSIX calls, which wait instead of blocking or of failing with EAGAIN: a count, 0 at the end of file, or a
+ * negative errno (-EBADF too when fd is closed while they wait). A cancel loses nothing: -ECANCELED means that no byte
+ * was moved. With MSG_DONTWAIT in flags -EAGAIN is returned, and nothing waits. */
+CONC_API ssize_t conc_read(int fd, void *buf, size_t n);
+CONC_API ssize_t conc_write(int fd, const void *buf, size_t n);
+CONC_API ssize_t conc_readv(int fd, const struct iovec *parts, int count);
+CONC_API ssize_t conc_writev(int fd, const struct iovec *parts, int count);
+CONC_API ssize_t conc_recv(int fd, void *buf, size_t n, int flags);
+CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags);
+CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *from, socklen_t *from_size);
+CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags, const struct sockaddr *to,
+                             socklen_t to_size);
+
+/* All n bytes. Fewer are returned at the end of file (of reading), or when an error or a cancel came after some had
+ * moved: the next call returns that error, the next checkpoint -ECANCELED. Otherwise as above. */
+CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n);
+CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n);
+
+/* Addresses: "127.0.0.1:8080", "[::1]:80", "[fe80::1%eth0]:80", "localhost:0" (127.0.0.1, or else ::1), "unix:/run/x",
+ * and on Linux "unix:@x" for the abstract name x. Malformed: -EINVAL; other host names: -EADDRNOTAVAIL. */
+
+typedef struct conc_listen_options {
+    int backlog;     /* connections that may wait to be accepted; 0: the system's maximum */
+    bool reuse_port; /* SO_REUSEPORT: several sockets share the port */
+} conc_listen_options;
+
+/* Opens a socket that listens: the descriptor. Its address may be used again at once (SO_REUSEADDR), IPv6 is for IPv6
+ * only, TCP connections have TCP_NODELAY. A Unix socket's file that nobody listens on is replaced. Port 0: one that is
+ * free, which conc_address tells. Errors: -EINVAL, -EADDRINUSE and others of the system's. Not a checkpoint. */
+CONC_API int conc_listen(const char *address);
+CONC_API int conc_listen_with(const char *address, const conc_listen_options *o);
+
+/* Waits for a connection: its descriptor. A cancel leaves it to the next accept. */
+CONC_API int conc_accept(int fd);
+
+/* Connects: the descriptor, with TCP_NODELAY. Errors: -EINVAL, -ECONNREFUSED and others of the system's. Waits, without
+ * a limit but the system's (-ETIMEDOUT); cancelled, it leaves nothing open. */
+CONC_API int conc_dial(const char *address);
+
+/* Writes a socket's own address, or its peer's, in the notation above: 0. Errors: -ENOSPC (size is too small; 120 bytes
+ * are enough for any), -ENOTCONN, -ENOTSOCK, -EINVAL (NULL). Not a checkpoint. From anywhere. */
+CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
+
+/* Closes fd, which need not be conc's, and wakes all of this loop's tasks that wait on it with -EBADF. Not a
+ * checkpoint. From anywhere; outside a run it only closes. Errors: close(2)'s; the descriptor is gone all the same. */
+CONC_API int conc_close(int fd);
+
+typedef struct conc_server {
+    int fd;                            /* as conc_listen returned it */
+    int (*handler)(int fd, void *arg); /* serves one connection; fd is closed after it */
+    void *arg;
+    int limit; /* connections at once; 0: no limit. At the limit those that come wait in the backlog */
+} conc_server;
+
+/* Accepts connections and starts a task for each, until it is cancelled, which cancels the handlers and waits for them,
+ * or until conc_close(s->fd), after which it waits for the handlers and returns 0. A handler's error goes to on_error,
+ * and serving goes on. When there are no more descriptors or memory, that goes to on_error once, and it tries again ten
+ * times a second. *s is read once. The caller closes s->fd. Errors: -EINVAL, accept's.
+ *     int conc_serve(const conc_server *s); */
+#define conc_serve(s) conc__serve((s), "conc_serve at " CONC__PLACE)
+CONC_API int conc__serve(const conc_server *s, const char *spawned);
+
+/* ---- >>streams ---------------------------------------------------------------------------------------------- */
+
+typedef struct conc__buffer {
+    char *data;
+    size_t start, end, size; /* bytes from start to end are in it */
+} conc__buffer;
+
+/* Buffers, both ways, over any descriptor. Reading and writing are independent of each other. The first fields are
+ * yours to set before conc_stream_open. */
+struct conc_stream {
+    size_t limit;       /* bytes of the longest record, without its delimiter; 0: 65,536 */
+    size_t buffer_size; /* bytes that are read at a time, and written before it waits; 0: 16,384 */
+    /* private */
+    int fd, state, read_error, write_error;
+    conc__buffer in, out;
+    char *ended; /* where a NUL stands instead of `covered` */
+    char covered;
+    bool at_end, writing;
+    conc_task *reader;
+    conc__waits writers;
+};
+typedef struct conc_stream conc_stream;
+
+/* Opens a stream on fd and owns it: conc_stream_close closes it. Errors: -EINVAL (NULL, open already), -EBADF; then fd
+ * stays yours. Not a checkpoint. Memory is taken when bytes are there and given back when none are. */
+CONC_API int conc_stream_open(conc_stream *s, int fd);
+
+/* Reading. Each waits for bytes when there are too few, and then first sends what was written, so that a question need
+ * not be flushed before the answer is read. A cancel loses no byte: what was not returned can still be read. What came
+ * before an error is returned before the error. Errors: the descriptor's, -EBUSY (another task is reading), -EPIPE
+ * (closed, or closed while it waited), -EINVAL (never opened), -ENOMEM. */
+
+/* What there is, at most n bytes; 0 at the end of file (and for n 0, at once). */
+CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n);
+
+/* n bytes; fewer at the end of file, or when a cancel or an error came after some were moved. */
+CONC_API ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n);
+
+/* Up to and with the delimiter of n bytes: the length, and in *data where it stands, with a NUL behind it, until the
+ * next call that reads or closes. At the end of file what is left, without a delimiter; then 0, and *data is NULL.
+ * -EMSGSIZE: no delimiter within `limit` bytes; nothing is lost, conc_stream_read can read it. */
+CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, size_t n, char **data);
+
+/* The same for lines, which end with "\n" or "\r\n", and come without that:
+ *     char *line;
+ *     while (CONC_TRY(conc_stream_read_line(&s, &line)) >= 0 && line) ... */
+CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
+
+/* Writing. Bytes are kept until buffer_size of them are there, until a flush, or until a read of the stream has to
+ * wait. What one call writes stays together: other tasks' writes wait for their turn. Errors: the descriptor's, from
+ * then on (bytes that were kept are dropped), -EPIPE (closed), -EINVAL, -ENOMEM. */
+
+/* Writes n bytes: n. Waits while they do not fit into the buffer. Fewer when a cancel came after some were taken. */
+CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n) CONC_NODISCARD;
+
+/* The same for formatted text: its length. */
+CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...) __attribute__((__format__(__printf__, 2, 3)));
+
+/* Waits until all that was written has been handed to the system: 0; how many bytes were, if a cancel came after the
+ * first. */
+CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
+
+/* Flushes (not in a task that is cancelled), closes, and frees: 0, or the error of the flush. Who waits in the stream
+ * gets -EPIPE. Closing twice, or what was never opened, does nothing. Waits, but is not to be repeated after an error.
+ * Outside a run, and in a posted function, it does not flush. */
+CONC_API int conc_stream_close(conc_stream *s);
+CONC_API void conc__auto_conc_stream(conc_stream *s);
+
+/* ---- >>signals ---------------------------------------------------------------------------------------------- */
+
+/* Receives signals in a task. Private. */
+typedef struct conc_signals {
+    conc_loop *loop; /* NULL: not open */
+    uint64_t run;
+    struct conc_signals *next;
+    struct conc__signal_number *numbers;
+    size_t count, turn;
+    conc__waits waits;
+} conc_signals;
+
+/* From here on these signals are received, and none is lost; the kernel may merge equal ones. Each open conc_signals
+ * gets every signal of its numbers, in every thread. They are let through in this thread if they were blocked. Errors:
+ * -EINVAL (NULL, n 0, open already, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and those of faults), -ENOMEM; then
+ * nothing has changed. Not a checkpoint. */
+CONC_API int conc_signals_open(conc_signals *s, const int *numbers, size_t n);
+
+/* Waits for the next signal: its number. Of several that came, each number has its turn. -EPIPE: not open, or closed
+ * meanwhile. */
+CONC_API int conc_signals_next(conc_signals *s) CONC_NODISCARD;
+
+/* The handlers and the mask are as before the opening (a handler that somebody else installed meanwhile stays); signals
+ * that came and were not handed out to anybody are raised anew. Closing twice, or what was never opened, does nothing:
+ * 0. Not a checkpoint. -EPERM: another run's. */
+CONC_API int conc_signals_close(conc_signals *s);
+CONC_API void conc__auto_conc_signals(conc_signals *s);
+
+/* Waits for one signal, from now on: its number. Errors as above. */
+CONC_API int conc_wait_signal(int number);
+
 /* ---- >>loops ------------------------------------------------------------------------------------------------ */
 
 /* The loop of this thread's run; NULL outside one. */
@@ -521,6 +700,36 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
 
 /* Releases what conc handed over to be freed. NULL does nothing. From anywhere. */
 CONC_API void conc_free(void *p);
+
+/* ---- >>embedding -------------------------------------------------------------------------------------------- */
+
+/* A run inside a program that has a loop of its own: that waits for conc_embed_fd to become readable, at most
+ * conc_embed_timeout seconds, and then calls conc_embed_step, until this returns 0. Between the steps the rest of the
+ * thread's code is to conc like a posted function: it may spawn, set and cancel, and what would wait is -EPERM. A
+ * deadlock is not looked for. All calls come from the thread of conc_embed_begin. */
+typedef struct conc_embed {
+    /* private */
+    conc_loop *loop; /* NULL: not begun */
+} conc_embed;
+
+/* Begins the run; main_fn starts with the first step. o: as for conc_run_with. Errors: -EBUSY (this thread has a run),
+ * -EINVAL, -ENOMEM, and -ENOTSUP where the loop waits with poll(2), which has no descriptor. */
+CONC_API int conc_embed_begin(conc_embed *e, const conc_options *o, conc_fn *main_fn, void *arg);
+
+/* What to wait for, readable; the same for the whole run. -EINVAL: not begun. */
+CONC_API int conc_embed_fd(conc_embed *e);
+
+/* How long to wait at most, in seconds: 0 when there is something to do now, CONC_FOREVER when only the descriptor
+ * counts. To be asked anew before each wait. */
+CONC_API double conc_embed_timeout(conc_embed *e);
+
+/* Runs what is ready, without waiting: 1 while there is more to come, 0 once the run is over. -EINVAL: not begun,
+ * -EPERM: in a task, or another thread. */
+CONC_API int conc_embed_step(conc_embed *e);
+
+/* Ends the run and returns main_fn's result. Before it is over, main_fn is cancelled, and this holds the thread until
+ * all has ended. Errors as above, and 0 for what was never begun. */
+CONC_API int conc_embed_end(conc_embed *e);
 
 /* ---- >>reports ---------------------------------------------------------------------------------------------- */
 
@@ -561,8 +770,8 @@ static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc
  *  clock and the descriptors. Everything that may need a deep stack (hooks, reports) runs there too.
  *
  *  Contents: >>config >>switch >>types >>sanitizers >>system >>poll >>stacks >>timers >>scheduler >>waits
- *  >>cancellation >>spawning >>finishing >>texts >>joining >>grouping >>gathering >>keys >>generating >>posting
- *  >>reporting >>running
+ *  >>cancellation >>spawning >>texts >>finishing >>joining >>grouping >>gathering >>keys >>generating >>watching
+ *  >>moving >>connecting >>streaming >>signalling >>posting >>reporting >>running >>embedding
  * ============================================================================================================== */
 
 #if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__IMPLEMENTED
@@ -574,14 +783,23 @@ static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc
 
 /* ---- >>config ------------------------------------------------------------------------------------------------- */
 
+#include <arpa/inet.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -988,6 +1206,28 @@ typedef struct conc__locals {
     } entries[];
 } conc__locals;
 
+/* What the loop knows of a descriptor: that conc opened it, and who waits. */
+typedef struct conc__fd {
+    conc__waits waits;
+    struct conc__fd *next, *prev; /* among those that somebody waits for */
+    uint64_t file;                /* poll(2): which file it was when the wait began */
+    uint32_t life;                /* how often conc opened or closed the number */
+    uint32_t stamp;               /* what the kernel's events carry; another number for each life and arming */
+    int number;
+    bool owned;      /* conc opened it: a non-blocking socket, registered edge-triggered with its first wait */
+    bool registered; /* epoll knows it (and if it is not owned, may have fired since) */
+    bool tcp;        /* a short read has taken everything */
+    bool drained;    /* there was nothing left to read, and no event came since */
+    bool special;    /* end of file or urgent data came: what a short read means is not certain any more */
+} conc__fd;
+
+enum { CONC__FDS = 64 }; /* in each block of the table */
+
+/* A buffer of the usual size that nobody uses. */
+typedef struct conc__spare {
+    struct conc__spare *next;
+} conc__spare;
+
 struct conc__backend;
 
 typedef void conc__switch_fn(conc_loop *l, conc__stack *from, void **from_context, conc__stack *to, void **to_context);
@@ -1038,6 +1278,24 @@ struct conc_loop {
 
     const struct conc__backend *backend;
     int poll_fd, wake_out, wake_in;
+    conc__fd **fds; /* blocks of CONC__FDS, by number */
+    size_t fd_blocks;
+    conc__fd *watched, *last_watched;
+    size_t watched_count, unverified;
+    uint64_t quiet_since; /* the count of switches when the loop last became idle */
+    int64_t verified, polled;
+    struct pollfd *polls_for; /* poll(2) */
+    size_t polls_room;
+    conc__spare *spares;
+    int spare_count;
+
+    conc_signals *signals;
+    int signal_waits, signal_slot, interrupted_by;
+    unsigned interrupt_numbers; /* which of conc__interrupting are taken, a bit each */
+    bool interrupts, interrupted_late, winding_up, embedded, pipe_was_blocked, pipe_was_pending;
+    void *signal_stack;
+    atomic_bool signalled;
+    atomic_int interrupt; /* a signal that is to cancel main_fn; 0: none */
 
     /* shared with other threads; under the mutex, but for a look at `posted` */
     pthread_mutex_t mutex;
@@ -1056,6 +1314,12 @@ static CONC__COLD void conc__deadlock(conc_loop *l);
 static void conc__child_gone(conc_loop *l, conc_group *g);
 static inline int64_t conc__time(const conc_loop *l);
 static void conc__copy(char *to, size_t size, const char *from);
+static void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool special);
+static void conc__fd_gone(conc_loop *l, conc__fd *f);
+static conc__fd *conc__fd_find(const conc_loop *l, int number);
+static int conc__fd_wanted(const conc__fd *f);
+static inline void conc__take_signals(conc_loop *l);
+static void conc__fd_last(conc_loop *l, conc__fd *f);
 static CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how);
 
 /* ---- >>sanitizers --------------------------------------------------------------------------------------------- */
@@ -1383,7 +1647,9 @@ typedef struct conc__backend {
     const char *name;
     int (*open)(conc_loop *l);
     void (*close)(conc_loop *l);
-    void (*wait)(conc_loop *l, int64_t ns); /* at most so long, 0: only look, CONC__NEVER: no limit */
+    int (*watch)(conc_loop *l, conc__fd *f, int events); /* a task is going to wait. 1: it need not, f is a file */
+    bool (*rearm)(conc_loop *l, conc__fd *f); /* for who still waits; false: by now f is closed, or another file */
+    void (*wait)(conc_loop *l, int64_t ns);   /* at most so long, 0: only look, CONC__NEVER: no limit */
 } conc__backend;
 
 static inline int conc__milliseconds(int64_t ns)
@@ -1403,31 +1669,104 @@ static int conc__poll_open(conc_loop *l)
     return 0;
 }
 
-static void conc__poll_close(conc_loop *l) { (void)l; }
+static void conc__poll_close(conc_loop *l) { CONC_FREE(l->polls_for); }
+
+/* Tells open files apart, in which a number that was used again differs; 0: not open. */
+static uint64_t conc__file_of(int number)
+{
+    struct stat st;
+    return fstat(number, &st) ? 0 : ((uint64_t)st.st_dev << 40 ^ (uint64_t)st.st_ino) + 1;
+}
+
+static int conc__poll_watch(conc_loop *l, conc__fd *f, int events)
+{
+    (void)events;
+    uint64_t file = conc__file_of(f->number);
+    if (!file)
+        return -EBADF;
+    if (f->waits.first && f->file != file)
+        conc__fd_gone(l, f);
+    f->file = file;
+    f->registered = true;
+    return 0;
+}
+
+static bool conc__poll_rearm(conc_loop *l, conc__fd *f)
+{
+    (void)l;
+    return conc__file_of(f->number) == f->file;
+}
+
+static int conc__poll_pause(struct pollfd *polls, size_t n, int64_t ns)
+{
+#if CONC__NS_WAITS
+    struct timespec limit = {ns / 1000000000, ns % 1000000000};
+    return (int)syscall(SYS_ppoll, polls, n, ns == CONC__NEVER ? NULL : &limit, NULL, (size_t)8);
+#else
+    return poll(polls, (nfds_t)n, ns == CONC__NEVER ? -1 : conc__milliseconds(ns));
+#endif
+}
+
+/* Room for n descriptors; fewer when there is no memory: the others have to wait. */
+static size_t conc__poll_room(conc_loop *l, size_t n)
+{
+    if (n > l->polls_room) {
+        struct pollfd *more = CONC_REALLOC(l->polls_for, n * 2 * sizeof *more);
+        if (!more)
+            return l->polls_room;
+        l->polls_for = more;
+        l->polls_room = n * 2;
+    }
+    return n;
+}
+
+static void conc__poll_event(conc_loop *l, const struct pollfd *p)
+{
+    conc__fd *f = conc__fd_find(l, p->fd);
+    bool both = p->revents & (POLLHUP | POLLERR);
+    if (!f || !f->waits.first)
+        return;
+    if ((p->revents & POLLNVAL) || (!f->owned && !conc__poll_rearm(l, f)))
+        conc__fd_gone(l, f);
+    else
+        conc__fd_event(l, f, (p->revents & POLLIN || both ? 1 : 0) | (p->revents & POLLOUT || both ? 2 : 0), both);
+}
 
 static void conc__poll_wait(conc_loop *l, int64_t ns)
 {
-    struct pollfd wake = {l->wake_out, POLLIN, 0};
-#if CONC__NS_WAITS
-    struct timespec limit = {ns / 1000000000, ns % 1000000000};
-    int n = (int)syscall(SYS_ppoll, &wake, 1, ns == CONC__NEVER ? NULL : &limit, NULL, (size_t)8);
-#else
-    int n = poll(&wake, 1, ns == CONC__NEVER ? -1 : conc__milliseconds(ns));
-#endif
-    if (n > 0)
+    struct pollfd wake, *polls = &wake;
+    size_t n = 1;
+    if (conc__poll_room(l, l->watched_count + 1) > 1) {
+        polls = l->polls_for;
+        for (conc__fd *f = l->watched; f && n < l->polls_room; f = f->next) {
+            int wanted = conc__fd_wanted(f);
+            short events = (short)((wanted & CONC_READABLE ? POLLIN : 0) | (wanted & CONC_WRITABLE ? POLLOUT : 0));
+            polls[n++] = (struct pollfd){f->number, events, 0};
+        }
+    }
+    polls[0] = (struct pollfd){l->wake_out, POLLIN, 0};
+    if (conc__poll_pause(polls, n, ns) <= 0)
+        return;
+    if (polls[0].revents)
         conc__wake_drain(l);
+    for (size_t i = 1; i < n; i++)
+        if (polls[i].revents)
+            conc__poll_event(l, &polls[i]);
 }
 
-static const conc__backend conc__poll = {"poll", conc__poll_open, conc__poll_close, conc__poll_wait};
+static const conc__backend conc__poll = {"poll",           conc__poll_open,  conc__poll_close,
+                                         conc__poll_watch, conc__poll_rearm, conc__poll_wait};
 
 #ifndef CONC_NO_EPOLL
+
+#define CONC__WAKE_KEY UINT64_MAX
 
 static int conc__epoll_open(conc_loop *l)
 {
     l->poll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (l->poll_fd < 0)
         return -errno;
-    struct epoll_event event = {.events = EPOLLIN, .data.ptr = l};
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = CONC__WAKE_KEY};
     return epoll_ctl(l->poll_fd, EPOLL_CTL_ADD, l->wake_out, &event) ? -errno : 0;
 }
 
@@ -1437,27 +1776,76 @@ static void conc__epoll_close(conc_loop *l)
         close(l->poll_fd);
 }
 
+/* Conc's own descriptors report every change, for ever; others' fire once, as close(2) takes them away unseen. */
+static int conc__epoll_control(const conc_loop *l, const conc__fd *f, int what, int events)
+{
+    struct epoll_event e = {.data.u64 = (uint64_t)f->stamp << 32 | (uint32_t)f->number};
+    if (f->owned)
+        e.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET;
+    else
+        e.events = EPOLLONESHOT | (events & CONC_READABLE ? EPOLLIN | EPOLLRDHUP : 0u) |
+                   (events & CONC_WRITABLE ? EPOLLOUT : 0u);
+    return epoll_ctl(l->poll_fd, what, f->number, &e) ? -errno : 0;
+}
+
+static int conc__epoll_watch(conc_loop *l, conc__fd *f, int events)
+{
+    if (f->owned && f->registered)
+        return 0;
+    f->stamp++;
+    int rc = conc__epoll_control(l, f, f->registered ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, events | conc__fd_wanted(f));
+    if (rc == -ENOENT) { /* the number is another file's by now */
+        conc__fd_gone(l, f);
+        f->stamp++;
+        rc = conc__epoll_control(l, f, EPOLL_CTL_ADD, events);
+    } else if (rc == -EEXIST) {
+        rc = conc__epoll_control(l, f, EPOLL_CTL_MOD, events | conc__fd_wanted(f));
+    }
+    f->registered = rc == 0;
+    return rc == -EPERM ? 1 : rc;
+}
+
+static bool conc__epoll_rearm(conc_loop *l, conc__fd *f)
+{
+    return conc__epoll_control(l, f, EPOLL_CTL_MOD, conc__fd_wanted(f)) == 0;
+}
+
 static int conc__epoll_pause(conc_loop *l, struct epoll_event *events, int max, int64_t ns)
 {
 #if CONC__NS_WAITS && defined SYS_epoll_pwait2
-    struct timespec limit = {ns / 1000000000, ns % 1000000000};
-    int n = (int)syscall(SYS_epoll_pwait2, l->poll_fd, events, max, ns == CONC__NEVER ? NULL : &limit, NULL, (size_t)8);
-    if (n >= 0 || errno != ENOSYS)
-        return n;
+    if (ns > 0 && ns != CONC__NEVER) {
+        struct timespec limit = {ns / 1000000000, ns % 1000000000};
+        int n = (int)syscall(SYS_epoll_pwait2, l->poll_fd, events, max, &limit, NULL, (size_t)8);
+        if (n >= 0 || errno != ENOSYS)
+            return n;
+    }
 #endif
     return epoll_wait(l->poll_fd, events, max, ns == CONC__NEVER ? -1 : conc__milliseconds(ns));
 }
 
-static void conc__epoll_wait(conc_loop *l, int64_t ns)
+static void conc__epoll_event(conc_loop *l, const struct epoll_event *e)
 {
-    struct epoll_event events[64];
-    int n = conc__epoll_pause(l, events, 64, ns);
-    for (int i = 0; i < n; i++)
-        if (events[i].data.ptr == l)
-            conc__wake_drain(l);
+    bool both = e->events & (EPOLLHUP | EPOLLERR);
+    conc__fd *f = conc__fd_find(l, (int)(uint32_t)e->data.u64);
+    if (f && f->stamp == e->data.u64 >> 32) /* else one of an earlier life */
+        conc__fd_event(l, f,
+                       (e->events & (EPOLLIN | EPOLLRDHUP) || both ? 1 : 0) | (e->events & EPOLLOUT || both ? 2 : 0),
+                       both || (e->events & (EPOLLRDHUP | EPOLLPRI)));
 }
 
-static const conc__backend conc__epoll = {"epoll", conc__epoll_open, conc__epoll_close, conc__epoll_wait};
+static void conc__epoll_wait(conc_loop *l, int64_t ns)
+{
+    struct epoll_event events[128];
+    int n = conc__epoll_pause(l, events, 128, ns);
+    for (int i = 0; i < n; i++)
+        if (events[i].data.u64 == CONC__WAKE_KEY)
+            conc__wake_drain(l);
+        else
+            conc__epoll_event(l, &events[i]);
+}
+
+static const conc__backend conc__epoll = {"epoll",           conc__epoll_open,  conc__epoll_close,
+                                          conc__epoll_watch, conc__epoll_rearm, conc__epoll_wait};
 #define CONC__BEST_BACKEND conc__epoll
 
 #else
@@ -2011,10 +2399,22 @@ static void conc__advance(conc_loop *l, int64_t now)
     conc__wheel_advance(l, now);
 }
 
+/* Does a task wait for something from outside that needs no hold? */
+static bool conc__expects(const conc_loop *l) { return l->watched || l->signal_waits; }
+
+/* Looks for events, without waiting. */
+static void conc__poll_now(conc_loop *l)
+{
+    l->polls++;
+    l->polled = l->now;
+    l->backend->wait(l, 0);
+}
+
 static void conc__poll_events(conc_loop *l, int64_t ns)
 {
     pthread_mutex_lock(&l->mutex);
-    bool sleeps = l->asleep = !l->posted && ns != 0 && (ns != CONC__NEVER || l->holds); /* else nothing could wake it */
+    bool sleeps = l->asleep =
+        !l->posted && ns != 0 && (ns != CONC__NEVER || l->holds || conc__expects(l)); /* else nothing could wake it */
     pthread_mutex_unlock(&l->mutex);
     l->polls++;
     l->backend->wait(l, sleeps ? ns : 0);
@@ -2031,38 +2431,86 @@ static bool conc__held(conc_loop *l)
     return held;
 }
 
-/* Nothing can run: something has to come from the clock or from outside, else every task waits for ever. */
-static void conc__idle(conc_loop *l)
+/* Gives back stacks that a burst needed; the time until it wants to be called again. */
+static int64_t conc__trim(conc_loop *l)
 {
     enum { TRIM = 50000000 };
-    int64_t next = conc__wheel_next(&l->wheel), limit = CONC__NEVER;
-    if (atomic_load_explicit(&l->posted, memory_order_relaxed))
-        return;
-    if (l->settlers.first) {
-        conc__wait *w = l->settlers.first;
-        conc__wake(l, w, 0);
-        return;
-    }
     if (l->now - l->trimmed >= TRIM) {
         int64_t looks = (l->now - l->trimmed) / TRIM;
         l->trimmed = l->now;
         l->to_trim = conc__stacks_trim(l, looks < INT32_MAX ? (int)looks : INT32_MAX);
     }
-    if (l->to_trim)
-        limit = TRIM;
+    return l->to_trim ? TRIM : CONC__NEVER;
+}
+
+/* close(2) takes a descriptor away from who waits for it, and tells nobody. So when the loop has become quiet, all of
+ * them are looked at once, some at a time. Returns the time until it wants to be called again. */
+static int64_t conc__verify(conc_loop *l)
+{
+    enum { EVERY = 250000000, AT_ONCE = 512 };
+    int64_t now = l->virtual_clock ? conc__clock() : l->now;
+    if (l->quiet_since != l->switches) {
+        l->quiet_since = l->switches;
+        l->unverified = l->watched_count;
+    }
+    if (l->unverified > l->watched_count)
+        l->unverified = l->watched_count;
+    if (!l->unverified)
+        return CONC__NEVER;
+    if (now - l->verified >= EVERY) {
+        l->verified = now;
+        for (int n = 0; n < AT_ONCE && l->unverified && l->watched; n++, l->unverified--) {
+            conc__fd *f = l->watched;
+            conc__fd_last(l, f);
+            if (!l->backend->rearm(l, f))
+                conc__fd_gone(l, f);
+        }
+    }
+    return l->unverified ? EVERY : CONC__NEVER;
+}
+
+/* Nothing can run: something has to come from the clock or from outside, else every task waits for ever. */
+static void conc__idle(conc_loop *l)
+{
+    int64_t next = conc__wheel_next(&l->wheel), limit;
+    if (atomic_load_explicit(&l->posted, memory_order_relaxed))
+        return;
+    if (conc__expects(l) && (l->settlers.first || (l->virtual_clock && next != CONC__NEVER))) {
+        conc__poll_now(l); /* what is ready comes before time moves */
+        conc__take_signals(l);
+        if (l->ready)
+            return;
+    }
+    if (l->settlers.first) {
+        conc__wake(l, l->settlers.first, 0);
+        return;
+    }
+    limit = conc__trim(l);
     if (l->virtual_clock && next != CONC__NEVER) {
         conc__advance(l, next > l->now ? next : l->now);
         return;
     }
-    if (l->spinners)
+    if (l->watched) {
+        int64_t verify = conc__verify(l);
+        limit = verify < limit ? verify : limit;
+    }
+    if (l->spinners || l->embedded || l->ready)
         limit = 0;
-    else if (next == CONC__NEVER && !conc__held(l)) {
+    else if (next == CONC__NEVER && !conc__expects(l) && !conc__held(l)) {
         conc__deadlock(l);
         return;
     }
     if (next != CONC__NEVER && next - l->now < limit)
-        limit = next - l->now;
+        limit = next > l->now ? next - l->now : 0;
     conc__poll_events(l, limit);
+}
+
+/* Tasks are always ready: descriptors are looked at all the same, now and then. */
+static void conc__glance(conc_loop *l)
+{
+    enum { EVERY = 50000, PASSES = 16 };
+    if (l->watched && (l->virtual_clock ? l->passes % PASSES == 0 : l->now - l->polled >= EVERY))
+        conc__poll_now(l);
 }
 
 /* Reads the clock and fires what is due; the virtual clock moves elsewhere. */
@@ -2077,10 +2525,14 @@ static void conc__tick(conc_loop *l)
 {
     l->passes++;
     conc__run_posts(l);
+    conc__take_signals(l);
     conc__look(l);
-    if (!l->ready) {
+    if (l->ready) {
+        conc__glance(l);
+    } else {
         conc__idle(l);
         conc__run_posts(l);
+        conc__take_signals(l);
         conc__look(l);
     }
     if (l->spinners && (!l->ready || l->passes >= l->next_round)) {
@@ -2103,20 +2555,26 @@ static CONC__COLD void conc__resume_watched(conc_loop *l, conc_task *t)
         fprintf(stderr, "conc: %s held the loop for %.3f s\n", name, (double)took / 1e9);
 }
 
+/* One look around, and the tasks that are ready then; false: none is. */
+static bool conc__pass_once(conc_loop *l)
+{
+    conc__tick(l);
+    int turns = l->turns = l->seeded || l->debug ? 0 : CONC__TURNS;
+    conc_task *t = conc__pick(l);
+    if (!t)
+        return false;
+    if (l->debug)
+        conc__resume_watched(l, t);
+    else
+        conc__resume(l, t);
+    l->switches += 1 + (uint64_t)(turns - l->turns);
+    return true;
+}
+
 static void conc__schedule(conc_loop *l)
 {
-    while (!l->over) {
-        conc__tick(l);
-        int turns = l->turns = l->seeded || l->debug ? 0 : CONC__TURNS;
-        conc_task *t = conc__pick(l);
-        if (!t)
-            continue;
-        if (l->debug)
-            conc__resume_watched(l, t);
-        else
-            conc__resume(l, t);
-        l->switches += 1 + (uint64_t)(turns - l->turns);
-    }
+    while (!l->over)
+        conc__pass_once(l);
 }
 
 /* ---- >>waits -------------------------------------------------------------------------------------------------- */
@@ -2137,6 +2595,15 @@ static void conc__unlink(conc__wait *w)
     *(w->prev ? &w->prev->next : &w->list->first) = w->next;
     *(w->next ? &w->next->prev : &w->list->last) = w->prev;
     w->list = NULL;
+}
+
+/* A scope that lies below the frame of a call into conc, on the same stack, belongs to a function that has returned. */
+static inline void conc__find_lost(conc_loop *l, const void *frame)
+{
+    conc_task *self = l->self;
+    char *low = self->stack->low;
+    if (CONC__UNLIKELY(self->scope && (uintptr_t)((char *)self->scope - low) < (uintptr_t)((const char *)frame - low)))
+        conc__lost(l, self, "a function returned");
 }
 
 /* The running task waits until somebody wakes w. */
@@ -2192,7 +2659,7 @@ static const conc__wait_kind conc__sleeping = {"sleeps", conc__sleep_whom, conc_
 static const conc__wait_kind conc__settling = {"waits until all others wait (conc_settle)", NULL, conc__cancel_plainly};
 
 /* Until this time of the loop's clock; CONC__NEVER: for ever. */
-static int conc__sleep_to(conc_loop *l, int64_t at)
+CONC__FAST int conc__sleep_to(conc_loop *l, int64_t at)
 {
     int rc = conc__checkpoint(l);
     if (rc)
@@ -2211,29 +2678,29 @@ CONC_API double conc_now(void)
     return (double)(l ? conc__time(l) : conc__clock()) / 1e9;
 }
 
-CONC_API int conc_sleep(double s)
+CONC_API CONC__CALLED int conc_sleep(double s)
 {
     conc_loop *l = conc__in_task();
+    int64_t ns = conc__ns(s);
     if (!l)
         return -EPERM;
     if (__builtin_isnan(s))
         return -EINVAL;
-    if (s >= CONC_FOREVER)
-        return conc__sleep_to(l, CONC__NEVER);
-    int64_t ns = conc__ns(s);
-    return ns ? conc__sleep_to(l, conc__later(conc__time(l), ns)) : conc__yield_slowly();
+    conc__find_lost(l, __builtin_frame_address(0));
+    if (!ns)
+        return conc__yield_slowly();
+    return conc__sleep_to(l, s >= CONC_FOREVER ? CONC__NEVER : conc__later(conc__time(l), ns));
 }
 
-CONC_API int conc_sleep_until(double t)
+CONC_API CONC__CALLED int conc_sleep_until(double t)
 {
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
     if (__builtin_isnan(t))
         return -EINVAL;
-    if (t >= CONC_FOREVER)
-        return conc__sleep_to(l, CONC__NEVER);
-    int64_t at = conc__ns(t);
+    conc__find_lost(l, __builtin_frame_address(0));
+    int64_t at = t >= CONC_FOREVER ? CONC__NEVER : conc__ns(t);
     for (int64_t more = 1; (double)at / 1e9 < t && at < CONC__NEVER - 8192;
          more *= 2) /* conc_now() would be a hair before t */
         at += more;
@@ -2390,15 +2857,6 @@ static inline void conc__set_limit(conc_loop *l, conc_scope *s, double seconds)
         conc__arm(l, &s->timer, conc__later(conc__time(l), ns), conc__scope_expired);
     else
         conc__scope_expired(&s->timer);
-}
-
-/* A scope that lies below the frame of a call into conc, on the same stack, belongs to a function that has returned. */
-static inline void conc__find_lost(conc_loop *l, const void *frame)
-{
-    conc_task *self = l->self;
-    char *low = self->stack->low;
-    if (CONC__UNLIKELY(self->scope && (uintptr_t)((char *)self->scope - low) < (uintptr_t)((const char *)frame - low)))
-        conc__lost(l, self, "a function returned");
 }
 
 /* Puts a scope inside those the task has open. */
@@ -3268,13 +3726,14 @@ static void conc__collect(conc_loop *l, conc_task *t)
     t->collected = true;
 }
 
-CONC_API int conc_join(conc_task *t, int *result)
+CONC_API CONC__CALLED int conc_join(conc_task *t, int *result)
 {
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
     if (!conc__is_task(t))
-        return -EINVAL;
+        return conc__misused(-EINVAL, "conc_join", "no task was spawned with this handle", NULL);
+    conc__find_lost(l, __builtin_frame_address(0));
     if (t == l->self)
         return conc__misused(-EDEADLK, "conc_join", "a task would wait for itself", NULL);
     int rc = conc__checkpoint(l);
@@ -3850,6 +4309,2089 @@ static void conc__close_generators(conc_loop *l)
     }
 }
 
+/* ---- >>watching ----------------------------------------------------------------------------------------------- */
+
+/* A task that waits for a descriptor. */
+typedef struct conc__fd_wait {
+    conc__wait wait;
+    int events, got;
+} conc__fd_wait;
+
+static conc__fd *conc__fd_find(const conc_loop *l, int number)
+{
+    size_t block = (size_t)number / CONC__FDS;
+    return number >= 0 && block < l->fd_blocks && l->fds[block] ? &l->fds[block][number % CONC__FDS] : NULL;
+}
+
+static bool conc__fds_grow(conc_loop *l, size_t blocks)
+{
+    if (blocks <= l->fd_blocks)
+        return true;
+    conc__fd **more = CONC_REALLOC(l->fds, blocks * 2 * sizeof *more);
+    if (!more)
+        return false;
+    memset(more + l->fd_blocks, 0, (blocks * 2 - l->fd_blocks) * sizeof *more);
+    l->fds = more;
+    l->fd_blocks = blocks * 2;
+    return true;
+}
+
+/* The table's entry, made when there is none. NULL: no memory. The number is an open descriptor's. */
+static conc__fd *conc__fd_of(conc_loop *l, int number)
+{
+    size_t block = (size_t)number / CONC__FDS;
+    if (!conc__fds_grow(l, block + 1))
+        return NULL;
+    if (!l->fds[block]) {
+        conc__fd *fresh = conc__alloc(CONC__FDS * sizeof *fresh);
+        if (!fresh)
+            return NULL;
+        memset(fresh, 0, CONC__FDS * sizeof *fresh);
+        for (int i = 0; i < CONC__FDS; i++)
+            fresh[i].number = (int)block * CONC__FDS + i;
+        l->fds[block] = fresh;
+    }
+    return &l->fds[block][number % CONC__FDS];
+}
+
+static void conc__fds_free(conc_loop *l)
+{
+    for (size_t i = 0; i < l->fd_blocks; i++)
+        CONC_FREE(l->fds[i]);
+    CONC_FREE(l->fds);
+}
+
+static void conc__fd_unlist(conc_loop *l, conc__fd *f)
+{
+    *(f->prev ? &f->prev->next : &l->watched) = f->next;
+    *(f->next ? &f->next->prev : &l->last_watched) = f->prev;
+    l->watched_count--;
+}
+
+static void conc__fd_list(conc_loop *l, conc__fd *f)
+{
+    f->next = NULL;
+    f->prev = l->last_watched;
+    *(l->last_watched ? &l->last_watched->next : &l->watched) = f;
+    l->last_watched = f;
+    l->watched_count++;
+}
+
+static void conc__fd_last(conc_loop *l, conc__fd *f)
+{
+    conc__fd_unlist(l, f);
+    conc__fd_list(l, f);
+}
+
+/* What those who wait want. */
+static int conc__fd_wanted(const conc__fd *f)
+{
+    int events = 0;
+    for (const conc__wait *w = f->waits.first; w; w = w->next)
+        events |= ((const conc__fd_wait *)(const void *)w)->events;
+    return events;
+}
+
+/* Wakes those who wait for any of these events. */
+static void conc__fd_wake(conc_loop *l, conc__fd *f, int events, int result)
+{
+    if (!f->waits.first)
+        return;
+    for (conc__wait *w = f->waits.first, *next; w; w = next) {
+        conc__fd_wait *fw = (conc__fd_wait *)(void *)w;
+        next = w->next;
+        if (fw->events & events) {
+            fw->got = fw->events & events;
+            conc__wake(l, w, result);
+        }
+    }
+    if (!f->waits.first)
+        conc__fd_unlist(l, f);
+}
+
+/* The kernel says that f is ready for this. special: end of file, urgent data or an error may be a part of it. */
+static void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool special)
+{
+    f->special |= special;
+    f->drained = false;
+    conc__fd_wake(l, f, ready, 0);
+    if (f->waits.first && !f->owned && !l->backend->rearm(l, f))
+        conc__fd_gone(l, f);
+}
+
+/* The number means another file from here on, or none. */
+static void conc__fd_gone(conc_loop *l, conc__fd *f)
+{
+    f->life++;
+    f->stamp++;
+    f->owned = f->registered = f->tcp = f->drained = f->special = false;
+    conc__fd_wake(l, f, CONC_READABLE | CONC_WRITABLE, -EBADF);
+}
+
+/* conc has opened this socket. -ENOMEM: it is closed again. */
+static int conc__fd_adopt(conc_loop *l, int number, bool tcp)
+{
+    conc__fd *f = conc__fd_of(l, number);
+    if (!f) {
+        close(number);
+        return -ENOMEM;
+    }
+    conc__fd_gone(l, f); /* its last life may have ended by close(2) */
+    f->owned = true;
+    f->tcp = tcp;
+    return number;
+}
+
+static bool conc__fd_cancel(conc__wait *w)
+{
+    conc__fd *f = (conc__fd *)(uintptr_t)w->on;
+    conc__unlink(w);
+    if (!f->waits.first)
+        conc__fd_unlist(conc__here, f);
+    return true;
+}
+
+static void conc__fd_whom(FILE *out, const conc__wait *w)
+{
+    static const char *const what[] = {"", "readable", "writable", "readable or writable"};
+    fprintf(out, " descriptor %d to be %s", ((const conc__fd *)w->on)->number,
+            what[((const conc__fd_wait *)(const void *)w)->events & 3]);
+}
+
+static const conc__wait_kind conc__watching = {"waits for", conc__fd_whom, conc__fd_cancel};
+
+/* A look at a descriptor before or after a wait, where there is room for library calls. */
+typedef struct conc__fd_look {
+    conc__fd *f;
+    int number, events, rc;
+} conc__fd_look;
+
+static void conc__fd_before(conc_loop *l, void *arg)
+{
+    conc__fd_look *look = arg;
+    int saved = errno;
+    look->f = conc__fd_find(l, look->number);
+    if (!look->f)
+        look->f = fcntl(look->number, F_GETFD) < 0 ? NULL : conc__fd_of(l, look->number);
+    look->rc = look->f                            ? l->backend->watch(l, look->f, look->events)
+               : fcntl(look->number, F_GETFD) < 0 ? -EBADF
+                                                  : -ENOMEM;
+    errno = saved;
+}
+
+static void conc__fd_after(conc_loop *l, void *arg)
+{
+    conc__fd_look *look = arg;
+    int saved = errno;
+    look->rc = l->backend->rearm(l, look->f) ? 0 : -EBADF;
+    if (look->rc)
+        conc__fd_gone(l, look->f);
+    errno = saved;
+}
+
+/* Waits until the descriptor is ready for any of the events: those, or an error. */
+static int conc__fd_park(conc_loop *l, int number, int events)
+{
+    int rc = conc__checkpoint(l);
+    if (rc)
+        return rc;
+    conc__fd_look look = {.f = conc__fd_find(l, number), .number = number, .events = events};
+    if (!look.f || !look.f->owned || !look.f->registered)
+        conc__with_room(l, conc__fd_before, &look);
+    if (look.rc)
+        return look.rc < 0 ? look.rc : events;
+    conc__fd *f = look.f;
+    conc__fd_wait w = {.wait = {.task = l->self, .kind = &conc__watching, .on = f}, .events = events};
+    uint32_t life = f->life;
+    if (!f->waits.first)
+        conc__fd_list(l, f);
+    conc__append(&f->waits, &w.wait);
+    rc = conc__park(l, &w.wait);
+    if (rc)
+        return rc;
+    if (!f->owned && f->life == life) {
+        conc__with_room(l, conc__fd_after, &look);
+        if (look.rc)
+            return look.rc;
+    }
+    return f->life == life ? w.got : -EBADF; /* closed since it was ready */
+}
+
+static int conc__poll_one(int fd, int events)
+{
+    struct pollfd p = {fd, (short)((events & CONC_READABLE ? POLLIN : 0) | (events & CONC_WRITABLE ? POLLOUT : 0)), 0};
+    int n;
+    do
+        n = poll(&p, 1, 0);
+    while (n < 0 && errno == EINTR);
+    if (n < 0)
+        return -errno;
+    if (p.revents & POLLNVAL)
+        return -EBADF;
+    if (p.revents & (POLLHUP | POLLERR))
+        return events;
+    return events & ((p.revents & POLLIN ? CONC_READABLE : 0) | (p.revents & POLLOUT ? CONC_WRITABLE : 0));
+}
+
+static void conc__fd_ready(conc_loop *l, void *arg)
+{
+    conc__fd_look *look = arg;
+    int saved = errno;
+    (void)l;
+    look->rc = conc__poll_one(look->number, look->events);
+    errno = saved;
+}
+
+CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
+{
+    conc_loop *l = conc__in_task();
+    if (!l)
+        return -EPERM;
+    if (events <= 0 || events & ~(CONC_READABLE | CONC_WRITABLE))
+        return -EINVAL;
+    int rc = fd < 0 ? -EBADF : conc__checkpoint(l);
+    if (rc)
+        return rc;
+    conc__find_lost(l, __builtin_frame_address(0));
+    conc__fd_look look = {.number = fd, .events = events};
+    conc__with_room(l, conc__fd_ready, &look);
+    if (look.rc == 0)
+        return conc__fd_park(l, fd, events);
+    conc__quick(l);
+    return look.rc;
+}
+
+static void conc__close_now(conc_loop *l, void *arg)
+{
+    conc__fd_look *look = arg;
+    int saved = errno;
+    conc__fd *f = l ? conc__fd_find(l, look->number) : NULL;
+    if (f)
+        conc__fd_gone(l, f);
+    look->rc = close(look->number) && errno != EINTR ? -errno : 0;
+    errno = saved;
+}
+
+CONC_API int conc_close(int fd)
+{
+    conc_loop *l = conc__here;
+    conc__fd_look look = {.number = fd};
+    if (fd < 0)
+        return -EBADF;
+    if (l)
+        conc__with_room(l, conc__close_now, &look);
+    else
+        conc__close_now(NULL, &look);
+    return look.rc;
+}
+
+/* ---- >>moving ------------------------------------------------------------------------------------------------- */
+
+enum { CONC__READ, CONC__RECEIVE, CONC__READ_PARTS, CONC__ACCEPT, CONC__WRITE, CONC__SEND, CONC__WRITE_PARTS };
+
+/* A system call that moves bytes, to be tried until it need not wait. */
+typedef struct conc__io {
+    int what, fd, flags, count;
+    bool owned;
+    void *bytes; /* or: */
+    struct iovec *parts;
+    size_t n;
+    struct sockaddr *address;
+    socklen_t *address_size;
+    ssize_t result;
+} conc__io;
+
+#ifdef IOV_MAX
+enum { CONC__PARTS = IOV_MAX };
+#else
+enum { CONC__PARTS = 1024 }; /* what Linux takes; its headers tell only who asks for X/Open */
+#endif
+
+static int conc__io_events(const conc__io *io) { return io->what < CONC__WRITE ? CONC_READABLE : CONC_WRITABLE; }
+
+static int conc__accept_now(int fd)
+{
+#ifdef __linux__
+    return (int)syscall(SYS_accept4, fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+#else
+    int got = accept(fd, NULL, NULL);
+    if (got >= 0) {
+        fcntl(got, F_SETFD, FD_CLOEXEC);
+        fcntl(got, F_SETFL, O_NONBLOCK);
+    }
+    return got;
+#endif
+}
+
+#ifndef MSG_NOSIGNAL
+#define MSG_NOSIGNAL 0
+#endif
+
+/* On a socket, where nothing has to wait. */
+static ssize_t conc__io_socket(const conc__io *io)
+{
+    struct msghdr message = {.msg_iov = io->parts};
+    message.msg_iovlen = io->parts ? (size_t)io->count : 0;
+    switch (io->what) {
+    case CONC__READ:
+    case CONC__RECEIVE:
+        return recvfrom(io->fd, io->bytes, io->n, io->flags | MSG_DONTWAIT, io->address, io->address_size);
+    case CONC__READ_PARTS: return recvmsg(io->fd, &message, MSG_DONTWAIT);
+    case CONC__WRITE:
+    case CONC__SEND:
+        return sendto(io->fd, io->bytes, io->n, io->flags | MSG_DONTWAIT | MSG_NOSIGNAL, io->address,
+                      io->address_size ? *io->address_size : 0);
+    case CONC__WRITE_PARTS: return sendmsg(io->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    default: return conc__accept_now(io->fd);
+    }
+}
+
+static ssize_t conc__io_plain(const conc__io *io)
+{
+    switch (io->what) {
+    case CONC__READ: return read(io->fd, io->bytes, io->n);
+    case CONC__READ_PARTS: return readv(io->fd, io->parts, io->count);
+    case CONC__WRITE: return write(io->fd, io->bytes, io->n);
+    case CONC__WRITE_PARTS: return writev(io->fd, io->parts, io->count);
+    default: return conc__accept_now(io->fd);
+    }
+}
+
+/* At most so much that a write that poll(2) calls possible does not block. */
+static ssize_t conc__io_some(const conc__io *io)
+{
+    struct iovec first = {io->bytes, io->n};
+    int i = 0;
+    if (io->what == CONC__WRITE_PARTS) { /* as many whole ones as fit, or a part of the first */
+        size_t n = 0;
+        while (i < io->count && io->parts[i].iov_len <= PIPE_BUF - n)
+            n += io->parts[i++].iov_len;
+        if (n || i == io->count)
+            return writev(io->fd, io->parts, i);
+        first = io->parts[i];
+    }
+    return write(io->fd, first.iov_base, first.iov_len < PIPE_BUF ? first.iov_len : PIPE_BUF);
+}
+
+/* In blocking mode, and no socket. */
+static ssize_t conc__io_blocking(const conc__io *io)
+{
+    struct stat st;
+    int ready = conc__poll_one(io->fd, conc__io_events(io));
+    if (ready <= 0) {
+        errno = ready ? -ready : EAGAIN;
+        return -1;
+    }
+    if (conc__io_events(io) == CONC_READABLE || (fstat(io->fd, &st) == 0 && S_ISREG(st.st_mode)))
+        return conc__io_plain(io);
+    return conc__io_some(io);
+}
+
+/* Takes away the signal that a write to a broken pipe leaves behind, blocked as it is. */
+static void conc__drain_pipe_signal(const conc_loop *l)
+{
+    sigset_t pending, pipe;
+    int number;
+    sigemptyset(&pipe);
+    sigaddset(&pipe, SIGPIPE);
+    if (!l->pipe_was_pending && sigpending(&pending) == 0 && sigismember(&pending, SIGPIPE))
+        sigwait(&pipe, &number);
+}
+
+static ssize_t conc__io_foreign(const conc_loop *l, const conc__io *io)
+{
+    ssize_t n;
+    if (io->what != CONC__ACCEPT) {
+        n = conc__io_socket(io);
+        if (n >= 0 || errno != ENOTSOCK || io->what == CONC__RECEIVE || io->what == CONC__SEND)
+            return n;
+    }
+    int flags = fcntl(io->fd, F_GETFL);
+    if (flags < 0)
+        return -1;
+    n = flags & O_NONBLOCK ? conc__io_plain(io) : conc__io_blocking(io);
+    if (n < 0 && errno == EPIPE)
+        conc__drain_pipe_signal(l);
+    return n;
+}
+
+/* One try: the result, -EAGAIN when it would have to wait. */
+static void conc__io_try(conc_loop *l, void *arg)
+{
+    conc__io *io = arg;
+    int saved = errno;
+    ssize_t n;
+    do
+        n = io->what == CONC__READ && !io->n ? conc__io_plain(io) /* of no bytes: never blocks */
+            : io->owned                      ? conc__io_socket(io)
+                                             : conc__io_foreign(l, io);
+    while (n < 0 && errno == EINTR);
+    io->result = n >= 0 ? n : errno == EWOULDBLOCK ? -EAGAIN : -errno;
+    errno = saved;
+}
+
+/* Tries, unless there is certainly nothing to read. A TCP read that got less than it asked for has taken everything,
+ * as epoll(7) says, and the next bytes come with an event: one system call less for each request of a server. */
+static ssize_t conc__io_once(conc_loop *l, conc__io *io)
+{
+    conc__fd *f = conc__fd_find(l, io->fd);
+    bool reads = io->what == CONC__READ || (io->what == CONC__RECEIVE && !io->flags);
+    if (f && f->drained && reads && io->n)
+        return -EAGAIN;
+    io->owned = f && f->owned;
+    conc__with_room(l, conc__io_try, io);
+    if (CONC__UNLIKELY(io->result == -ENOTSOCK && io->owned)) { /* closed by close(2), and opened by somebody else */
+        conc__fd_gone(l, f);
+        return conc__io_once(l, io);
+    }
+    if (reads && f && f->tcp && f->registered && !f->special && io->n)
+        f->drained = io->result == -EAGAIN || (io->result > 0 && (size_t)io->result < io->n);
+    return io->result;
+}
+
+static ssize_t conc__io_run(conc__io *io)
+{
+    conc_loop *l = conc__in_task();
+    if (!l)
+        return -EPERM;
+    int rc = conc__checkpoint(l);
+    if (rc)
+        return rc;
+    for (;;) {
+        ssize_t n = conc__io_once(l, io);
+        if (n != -EAGAIN || io->flags & MSG_DONTWAIT) {
+            conc__quick(l);
+            return n;
+        }
+        rc = conc__fd_park(l, io->fd, conc__io_events(io));
+        if (rc < 0)
+            return rc;
+    }
+}
+
+CONC_API ssize_t conc_read(int fd, void *buf, size_t n)
+{
+    conc__io io = {.what = CONC__READ, .fd = fd, .bytes = buf, .n = n};
+    return conc__io_run(&io);
+}
+
+CONC_API ssize_t conc_write(int fd, const void *buf, size_t n)
+{
+    conc__io io = {.what = CONC__WRITE, .fd = fd, .bytes = (void *)(uintptr_t)buf, .n = n};
+    return conc__io_run(&io);
+}
+
+static ssize_t conc__io_parts(int what, int fd, const struct iovec *parts, int count)
+{
+    conc__io io = {.what = what, .fd = fd, .parts = (struct iovec *)(uintptr_t)parts, .count = count};
+    if (count < 0 || count > CONC__PARTS || (!parts && count))
+        return conc__in_task() ? -EINVAL : -EPERM;
+    return conc__io_run(&io);
+}
+
+CONC_API ssize_t conc_readv(int fd, const struct iovec *parts, int count)
+{
+    return conc__io_parts(CONC__READ_PARTS, fd, parts, count);
+}
+
+CONC_API ssize_t conc_writev(int fd, const struct iovec *parts, int count)
+{
+    return conc__io_parts(CONC__WRITE_PARTS, fd, parts, count);
+}
+
+CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *from, socklen_t *from_size)
+{
+    conc__io io = {.what = CONC__RECEIVE,
+                   .fd = fd,
+                   .bytes = buf,
+                   .n = n,
+                   .flags = flags,
+                   .address = from,
+                   .address_size = from ? from_size : NULL};
+    return conc__io_run(&io);
+}
+
+CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags, const struct sockaddr *to, socklen_t to_size)
+{
+    conc__io io = {.what = CONC__SEND,
+                   .fd = fd,
+                   .bytes = (void *)(uintptr_t)buf,
+                   .n = n,
+                   .flags = flags,
+                   .address = (struct sockaddr *)(uintptr_t)to,
+                   .address_size = &to_size};
+    return conc__io_run(&io);
+}
+
+CONC_API ssize_t conc_recv(int fd, void *buf, size_t n, int flags)
+{
+    return conc_recvfrom(fd, buf, n, flags, NULL, NULL);
+}
+
+CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags)
+{
+    return conc_sendto(fd, buf, n, flags, NULL, 0);
+}
+
+/* Again and again until n bytes have moved, the end of file, or an error; a count outranks that. */
+static ssize_t conc__io_full(int what, int fd, char *bytes, size_t n)
+{
+    size_t done = 0;
+    do {
+        conc__io io = {.what = what, .fd = fd, .bytes = bytes + done, .n = n - done};
+        ssize_t got = conc__io_run(&io);
+        if (got <= 0)
+            return done ? (ssize_t)done : got;
+        done += (size_t)got;
+    } while (done < n);
+    return (ssize_t)done;
+}
+
+CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n) { return conc__io_full(CONC__READ, fd, buf, n); }
+
+CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n)
+{
+    return conc__io_full(CONC__WRITE, fd, (char *)(uintptr_t)buf, n);
+}
+
+CONC_API int conc_accept(int fd)
+{
+    conc__io io = {.what = CONC__ACCEPT, .fd = fd};
+    int got = (int)conc__io_run(&io);
+    if (got < 0)
+        return got;
+    const conc__fd *listener = conc__fd_find(conc__here, fd);
+    return conc__fd_adopt(conc__here, got, listener && listener->tcp);
+}
+
+/* ---- >>connecting --------------------------------------------------------------------------------------------- */
+
+typedef struct conc__address {
+    union {
+        struct sockaddr any;
+        struct sockaddr_in v4;
+        struct sockaddr_in6 v6;
+        struct sockaddr_un local;
+    } as;
+    socklen_t size;
+} conc__address;
+
+enum { CONC__ADDRESSES = 2 }; /* that one name may mean: localhost */
+
+static bool conc__parse_port(const char *text, in_port_t *port)
+{
+    unsigned n = 0;
+    int digits = 0;
+    while (text[digits] >= '0' && text[digits] <= '9' && digits < 6)
+        n = n * 10 + (unsigned)(text[digits++] - '0');
+    *port = htons((uint16_t)n);
+    return digits > 0 && digits < 6 && n < 65536 && !text[digits];
+}
+
+static int conc__parse_local(const char *path, conc__address *out)
+{
+    struct sockaddr_un *a = &out->as.local;
+    size_t n = strnlen(path, sizeof a->sun_path);
+    bool abstract = path[0] == '@';
+#ifndef __linux__
+    if (abstract)
+        return -EINVAL;
+#endif
+    if (n < 1 + (size_t)abstract || n >= sizeof a->sun_path)
+        return -EINVAL;
+    a->sun_family = AF_UNIX;
+    memcpy(a->sun_path, path, n);
+    if (abstract)
+        a->sun_path[0] = 0;
+    out->size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + n + !abstract);
+    return 1;
+}
+
+static int conc__set_v4(const char *host, in_port_t port, conc__address *out)
+{
+    out->as.v4.sin_family = AF_INET;
+    out->as.v4.sin_port = port;
+    out->size = sizeof out->as.v4;
+    return inet_pton(AF_INET, host, &out->as.v4.sin_addr) == 1 ? 1 : -EINVAL;
+}
+
+/* host may be changed: it ends at its zone. */
+static int conc__set_v6(char *host, in_port_t port, conc__address *out)
+{
+    char *zone = strchr(host, '%');
+    if (zone) {
+        *zone++ = 0;
+        unsigned number = if_nametoindex(zone);
+        for (const char *at = zone; !number && *at >= '0' && *at <= '9' && at - zone < 9; at++)
+            out->as.v6.sin6_scope_id = out->as.v6.sin6_scope_id * 10 + (unsigned)(*at - '0');
+        if (number)
+            out->as.v6.sin6_scope_id = number;
+        else if (!out->as.v6.sin6_scope_id || zone[strspn(zone, "0123456789")])
+            return -EINVAL;
+    }
+    out->as.v6.sin6_family = AF_INET6;
+    out->as.v6.sin6_port = port;
+    out->size = sizeof out->as.v6;
+    return inet_pton(AF_INET6, host, &out->as.v6.sin6_addr) == 1 ? 1 : -EINVAL;
+}
+
+/* A host name has letters in its last label; what has none is an address that went wrong. */
+static bool conc__is_host_name(const char *host)
+{
+    const char *last = strrchr(host, '.');
+    size_t n = strlen(host);
+    if (!n || n > 253 || host[0] == '.' || host[0] == '-' || strstr(host, "..") ||
+        strspn(host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_") != n)
+        return false;
+    if (!last || !last[1])
+        last = host;
+    return strspn(last, ".0123456789") != strlen(last);
+}
+
+/* Puts into words for the kernel what an address text means: how many there are, or -EINVAL, -EADDRNOTAVAIL. */
+static int conc__parse_address(const char *text, conc__address *out)
+{
+    char host[256];
+    in_port_t port;
+    memset(out, 0, CONC__ADDRESSES * sizeof *out);
+    if (strncmp(text, "unix:", 5) == 0)
+        return conc__parse_local(text + 5, out);
+    const char *colon = strrchr(text, ':');
+    size_t n = colon ? (size_t)(colon - text) : 0;
+    if (!n || n >= sizeof host || !conc__parse_port(colon + 1, &port))
+        return -EINVAL;
+    memcpy(host, text, n);
+    host[n] = 0;
+    if (host[0] == '[' && host[n - 1] == ']') {
+        host[n - 1] = 0;
+        return conc__set_v6(host + 1, port, out);
+    }
+    if (strcmp(host, "localhost") == 0) {
+        char loopback[] = "::1";
+        return conc__set_v4("127.0.0.1", port, out) + conc__set_v6(loopback, port, out + 1);
+    }
+    if (conc__set_v4(host, port, out) == 1)
+        return 1;
+    return conc__is_host_name(host) ? -EADDRNOTAVAIL : -EINVAL;
+}
+
+static int conc__socket(int family)
+{
+#ifdef SOCK_NONBLOCK
+    return socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+#else
+    int fd = socket(family, SOCK_STREAM, 0);
+    if (fd >= 0) {
+        fcntl(fd, F_SETFD, FD_CLOEXEC);
+        fcntl(fd, F_SETFL, O_NONBLOCK);
+    }
+    return fd;
+#endif
+}
+
+static void conc__set_option(int fd, int level, int option)
+{
+    int on = 1;
+    setsockopt(fd, level, option, &on, sizeof on);
+}
+
+/* Is there a socket file that nobody listens on? */
+static bool conc__is_stale(const conc__address *a)
+{
+    struct stat st;
+    if (a->as.any.sa_family != AF_UNIX || !a->as.local.sun_path[0] || lstat(a->as.local.sun_path, &st) ||
+        !S_ISSOCK(st.st_mode))
+        return false;
+    int fd = conc__socket(AF_UNIX);
+    bool stale = fd >= 0 && connect(fd, &a->as.any, a->size) && errno == ECONNREFUSED;
+    if (fd >= 0)
+        close(fd);
+    return stale;
+}
+
+static int conc__bind(int fd, const conc__address *a)
+{
+    if (bind(fd, &a->as.any, a->size) == 0)
+        return 0;
+    if (errno != EADDRINUSE || !conc__is_stale(a)) {
+        if (a->as.any.sa_family == AF_UNIX && errno == ECONNREFUSED)
+            errno = EADDRINUSE;
+        return -1;
+    }
+    unlink(a->as.local.sun_path);
+    return bind(fd, &a->as.any, a->size);
+}
+
+/* An attempt to listen or to connect, where there is room for library calls. */
+typedef struct conc__opening {
+    const char *text;
+    const conc_listen_options *options;
+    conc__address addresses[CONC__ADDRESSES];
+    int count, which, fd, rc;
+} conc__opening;
+
+static int conc__listen_at(const conc__address *a, const conc_listen_options *o)
+{
+    int family = a->as.any.sa_family, fd = conc__socket(family);
+    if (fd < 0)
+        return -errno;
+    if (family != AF_UNIX) {
+        conc__set_option(fd, SOL_SOCKET, SO_REUSEADDR);
+        conc__set_option(fd, IPPROTO_TCP, TCP_NODELAY); /* what is accepted inherits it */
+    }
+    if (family == AF_INET6)
+        conc__set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY);
+#ifdef SO_REUSEPORT
+    if (o->reuse_port && family != AF_UNIX)
+        conc__set_option(fd, SOL_SOCKET, SO_REUSEPORT);
+#endif
+    if (conc__bind(fd, a) || listen(fd, o->backlog ? o->backlog : SOMAXCONN)) {
+        int rc = -errno;
+        close(fd);
+        return rc;
+    }
+    return fd;
+}
+
+static void conc__open_listener(conc_loop *l, void *arg)
+{
+    conc__opening *o = arg;
+    int saved = errno;
+    (void)l;
+    o->fd = o->count = conc__parse_address(o->text, o->addresses);
+    for (o->which = 0; o->which < o->count; o->which++) {
+        o->fd = conc__listen_at(&o->addresses[o->which], o->options);
+        if (o->fd >= 0 || o->fd == -EADDRINUSE)
+            break;
+    }
+    errno = saved;
+}
+
+CONC_API int conc_listen_with(const char *address, const conc_listen_options *options)
+{
+    static const conc_listen_options usual;
+    conc_loop *l = conc__here;
+    conc__opening o = {.text = address, .options = options ? options : &usual};
+    if (!l)
+        return -EPERM;
+    if (!address || o.options->backlog < 0)
+        return -EINVAL;
+    conc__with_room(l, conc__open_listener, &o);
+    return o.fd < 0 ? o.fd : conc__fd_adopt(l, o.fd, o.addresses[o.which].as.any.sa_family != AF_UNIX);
+}
+
+CONC_API int conc_listen(const char *address) { return conc_listen_with(address, NULL); }
+
+static void conc__resolve(conc_loop *l, void *arg)
+{
+    conc__opening *o = arg;
+    (void)l;
+    o->count = conc__parse_address(o->text, o->addresses);
+}
+
+/* Starts to connect: fd, and in rc 0, -EINPROGRESS, or why it could not. */
+static void conc__start_connecting(conc_loop *l, void *arg)
+{
+    conc__opening *o = arg;
+    const conc__address *a = &o->addresses[o->which];
+    int saved = errno;
+    (void)l;
+    if (o->fd < 0)
+        o->fd = conc__socket(a->as.any.sa_family);
+    if (o->fd >= 0 && a->as.any.sa_family != AF_UNIX)
+        conc__set_option(o->fd, IPPROTO_TCP, TCP_NODELAY);
+    o->rc = o->fd < 0 || connect(o->fd, &a->as.any, a->size) ? -errno : 0;
+    errno = saved;
+}
+
+static void conc__ask_connected(conc_loop *l, void *arg)
+{
+    conc__opening *o = arg;
+    int saved = errno, why = 0;
+    socklen_t size = sizeof why;
+    (void)l;
+    o->rc = getsockopt(o->fd, SOL_SOCKET, SO_ERROR, &why, &size) ? -errno : -why;
+    errno = saved;
+}
+
+/* Connects to one of the addresses: the descriptor, or an error, and then nothing is open. */
+static int conc__connect(conc_loop *l, conc__opening *o)
+{
+    double pause = 0.001;
+    o->fd = -1;
+    for (;;) {
+        conc__with_room(l, conc__start_connecting, o);
+        if (o->rc != -EAGAIN || o->fd < 0)
+            break;
+        o->rc = conc_sleep(pause); /* a Unix socket's backlog is full, and nobody tells when it no longer is */
+        if (o->rc)
+            break;
+        pause = pause < 0.05 ? pause * 2 : pause;
+    }
+    if (o->fd < 0)
+        return o->rc;
+    o->fd = conc__fd_adopt(l, o->fd, o->addresses[o->which].as.any.sa_family != AF_UNIX);
+    if (o->fd < 0)
+        return o->fd;
+    if (o->rc == -EINPROGRESS) {
+        o->rc = conc__fd_park(l, o->fd, CONC_WRITABLE);
+        if (o->rc > 0)
+            conc__with_room(l, conc__ask_connected, o);
+    }
+    if (o->rc == 0)
+        return o->fd;
+    if (o->rc != -EBADF) /* else it was closed by another task */
+        conc_close(o->fd);
+    return o->rc;
+}
+
+CONC_API int conc_dial(const char *address)
+{
+    conc_loop *l = conc__in_task();
+    if (!l)
+        return -EPERM;
+    if (!address)
+        return -EINVAL;
+    int rc = conc__checkpoint(l), first = 0;
+    if (rc)
+        return rc;
+    conc__opening o = {.text = address};
+    conc__with_room(l, conc__resolve, &o);
+    if (o.count < 0)
+        return o.count;
+    for (o.which = 0; o.which < o.count; o.which++) {
+        rc = conc__connect(l, &o);
+        if (rc >= 0)
+            conc__quick(l);
+        if (rc >= 0 || rc == -ECANCELED)
+            return rc;
+        first = first ? first : rc;
+    }
+    return first;
+}
+
+typedef struct conc__asking {
+    char *buf;
+    size_t size;
+    int fd, rc;
+    bool peer;
+} conc__asking;
+
+static void conc__print_address(const conc__address *a, char *buf, size_t size)
+{
+    char host[64], zone[IF_NAMESIZE + 1] = "%";
+    const struct sockaddr_un *local = &a->as.local;
+    size_t n = a->size - offsetof(struct sockaddr_un, sun_path);
+    if (a->as.any.sa_family == AF_INET) {
+        inet_ntop(AF_INET, &a->as.v4.sin_addr, host, sizeof host);
+        snprintf(buf, size, "%s:%u", host, ntohs(a->as.v4.sin_port));
+    } else if (a->as.any.sa_family == AF_INET6) {
+        inet_ntop(AF_INET6, &a->as.v6.sin6_addr, host, sizeof host);
+        if (!a->as.v6.sin6_scope_id || !if_indextoname(a->as.v6.sin6_scope_id, zone + 1))
+            zone[0] = 0;
+        snprintf(buf, size, "[%s%s]:%u", host, zone, ntohs(a->as.v6.sin6_port));
+    } else if (a->size <= offsetof(struct sockaddr_un, sun_path)) {
+        snprintf(buf, size, "unix:");
+    } else if (local->sun_path[0]) {
+        snprintf(buf, size, "unix:%.*s", (int)n, local->sun_path);
+    } else {
+        snprintf(buf, size, "unix:@%.*s", (int)n - 1, local->sun_path + 1);
+    }
+}
+
+static void conc__ask_address(conc_loop *l, void *arg)
+{
+    conc__asking *q = arg;
+    conc__address a = {.size = sizeof a.as};
+    char text[160];
+    int saved = errno;
+    (void)l;
+    q->rc = (q->peer ? getpeername : getsockname)(q->fd, &a.as.any, &a.size) ? -errno : 0;
+    errno = saved;
+    if (q->rc)
+        return;
+    if (a.as.any.sa_family != AF_INET && a.as.any.sa_family != AF_INET6 && a.as.any.sa_family != AF_UNIX) {
+        q->rc = -EAFNOSUPPORT;
+        return;
+    }
+    conc__print_address(&a, text, sizeof text);
+    if (strlen(text) >= q->size)
+        q->rc = -ENOSPC;
+    else
+        memcpy(q->buf, text, strlen(text) + 1);
+}
+
+CONC_API int conc_address(int fd, bool peer, char *buf, size_t size)
+{
+    conc__asking q = {buf, size, fd, 0, peer};
+    if (!buf)
+        return -EINVAL;
+    if (conc__here)
+        conc__with_room(conc__here, conc__ask_address, &q);
+    else
+        conc__ask_address(NULL, &q);
+    return q.rc;
+}
+
+/* Serves one connection, whose descriptor is where a conc_start would have its sink. */
+static int conc__serve_one(void *arg)
+{
+    const conc_server *s = arg;
+    conc_loop *l = conc__here;
+    conc_task *self = l->self;
+    int fd = (int)(intptr_t)self->sink;
+    int rc = s->handler(fd, s->arg);
+    if (conc__here != l)
+        return rc; /* a forked child */
+    conc_close(fd);
+    if (rc >= 0 || (rc == -ECANCELED && self->pending))
+        return rc < 0 ? rc : 0;
+    conc__report(l, self->name, self->spawned, rc, conc__words(self, rc));
+    return 0;
+}
+
+static int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_server *s, int fd, const char *spawned)
+{
+    conc_task *t = NULL;
+    int rc = g->scope.effective ? -ECANCELED : 0;
+    if (rc == 0) {
+        t = conc__task_new(l, g, NULL, conc__serve_one, (void *)(uintptr_t)s, spawned);
+        rc = t ? 0 : -ENOMEM;
+    }
+    if (t)
+        t->sink = (void *)(intptr_t)fd;
+    else
+        conc_close(fd);
+    return rc;
+}
+
+/* An error of accept: 0 when it only meant one connection, or after a pause for more room; else what to end with. */
+static int conc__serve_again(conc_loop *l, int rc, bool *told, const char *spawned)
+{
+    switch (rc) {
+    case -EMFILE:
+    case -ENFILE:
+    case -ENOBUFS:
+    case -ENOMEM:
+        if (!*told)
+            conc__report(l, spawned, spawned, rc, "");
+        *told = true;
+        return conc_sleep(0.1);
+    case -ECONNABORTED:
+    case -EPROTO:
+    case -ENETDOWN:
+    case -ENETUNREACH:
+    case -EHOSTDOWN:
+    case -EHOSTUNREACH: return 0;
+    default: return rc;
+    }
+}
+
+/* Accepts until that fails for good. */
+static int conc__serve_all(conc_loop *l, conc_group *g, const conc_server *s, const char *spawned)
+{
+    bool told = false;
+    for (;;) {
+        int rc = s->limit && g->live >= s->limit ? conc__wait_for_room(l, g) : 0;
+        int fd = rc ? rc : conc_accept(s->fd);
+        if (fd >= 0)
+            rc = conc__serve_spawn(l, g, s, fd, spawned);
+        else
+            rc = rc ? rc : conc__serve_again(l, fd, &told, spawned);
+        if (rc == -ENOMEM)
+            rc = conc__serve_again(l, rc, &told, spawned);
+        else if (fd >= 0)
+            told = false;
+        if (rc)
+            return rc;
+    }
+}
+
+CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *spawned)
+{
+    conc_loop *l = conc__in_task();
+    if (!l)
+        return -EPERM;
+    if (!server || !server->handler || server->limit < 0)
+        return -EINVAL;
+    conc_server s = *server;
+    conc_group g = {.limit = s.limit, .keep_going = true};
+    int rc = conc__checkpoint(l);
+    if (rc)
+        return rc;
+    const conc__fd *f = conc__fd_find(l, s.fd);
+    uint32_t life = f ? f->life : 0;
+    conc__find_lost(l, __builtin_frame_address(0));
+    conc__group_open(l, &g, spawned);
+    rc = conc__serve_all(l, &g, &s, spawned);
+    f = conc__fd_find(l, s.fd);
+    if (rc == -EBADF && f && f->life != life)
+        rc = 0; /* conc_close has ended the serving */
+    else
+        conc__cancel_scope(l, &g.scope);
+    int end = conc__group_close(l, &g, rc);
+    return end == 0 && rc != -ECANCELED ? rc : end;
+}
+
+/* ---- >>streaming ---------------------------------------------------------------------------------------------- */
+
+enum { CONC__RECORD_LIMIT = 65536, CONC__BUFFER = 16384, CONC__SPARES = 64 };
+
+/* Buffers have a byte more than their size, for a NUL. Those of the usual size go from stream to stream. */
+typedef struct conc__buffering {
+    conc__buffer *buffer;
+    size_t size;
+} conc__buffering;
+
+static void conc__buffer_change(conc_loop *l, void *arg)
+{
+    conc__buffering *b = arg;
+    (void)l;
+    int saved = errno;
+    char *data = b->size ? CONC_REALLOC(b->buffer->data, b->size + 1) : NULL;
+    if (!b->size)
+        CONC_FREE(b->buffer->data);
+    errno = saved;
+    if (data || !b->size) {
+        b->buffer->data = data;
+        b->buffer->size = b->size;
+    }
+}
+
+/* Makes a buffer as large as size, which is more than it has. */
+static int conc__buffer_grow(conc_loop *l, conc__buffer *b, size_t size)
+{
+    conc__spare *spare = l->spares;
+    conc__buffering change = {b, size};
+    if (size == CONC__BUFFER && spare && !b->data) {
+        l->spares = spare->next;
+        l->spare_count--;
+        b->data = (char *)spare;
+        b->size = size;
+        return 0;
+    }
+    conc__with_room(l, conc__buffer_change, &change);
+    return b->size == size ? 0 : -ENOMEM;
+}
+
+static void conc__buffer_drop(conc_loop *l, conc__buffer *b)
+{
+    conc__buffering change = {b, 0};
+    if (!b->data)
+        return;
+    if (b->size == CONC__BUFFER && l && l->spare_count < CONC__SPARES) {
+        conc__spare *spare = (conc__spare *)(void *)b->data;
+        spare->next = l->spares;
+        l->spares = spare;
+        l->spare_count++;
+    } else if (l) {
+        conc__with_room(l, conc__buffer_change, &change);
+    } else {
+        conc__buffer_change(NULL, &change);
+    }
+    *b = (conc__buffer){NULL, 0, 0, 0};
+}
+
+static void conc__spares_free(conc_loop *l)
+{
+    for (conc__spare *s = l->spares, *next; s; s = next) {
+        next = s->next;
+        CONC_FREE(s);
+    }
+}
+
+static size_t conc__buffered(const conc__buffer *b) { return b->end - b->start; }
+
+/* Moves what is in the buffer to its beginning. */
+static void conc__buffer_pack(conc__buffer *b)
+{
+    size_t n = conc__buffered(b);
+    if (n && b->start)
+        memmove(b->data, b->data + b->start, n);
+    b->start = 0;
+    b->end = n;
+}
+
+enum { CONC__STREAM_FRESH, CONC__STREAM_OPEN, CONC__STREAM_CLOSED };
+
+static int conc__stream_state(const conc_stream *s)
+{
+    if (!s || s->state == CONC__STREAM_FRESH)
+        return -EINVAL;
+    return s->state == CONC__STREAM_OPEN ? 0 : -EPIPE;
+}
+
+CONC_API int conc_stream_open(conc_stream *s, int fd)
+{
+    conc_loop *l = conc__here;
+    conc__fd_look look = {.number = fd, .events = CONC_READABLE};
+    if (!l)
+        return -EPERM;
+    if (!s || s->state == CONC__STREAM_OPEN)
+        return conc__misused(-EINVAL, "conc_stream_open", "no stream, or it is open", NULL);
+    conc__with_room(l, conc__fd_ready, &look);
+    if (fd < 0 || look.rc < 0)
+        return -EBADF;
+    *s = (conc_stream){.limit = s->limit ? s->limit : CONC__RECORD_LIMIT,
+                       .buffer_size = s->buffer_size ? s->buffer_size : CONC__BUFFER,
+                       .fd = fd,
+                       .state = CONC__STREAM_OPEN};
+    return 0;
+}
+
+/* Writing went wrong: for good, as some of the bytes are gone. */
+static int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
+{
+    s->write_error = rc;
+    conc__buffer_drop(l, &s->out);
+    return rc;
+}
+
+/* Sends what was written as far as that need not wait: 0, -EAGAIN, or the error that ends writing. */
+static int conc__stream_push(conc_loop *l, conc_stream *s)
+{
+    conc__buffer *b = &s->out;
+    while (b->start < b->end) {
+        conc__io io = {.what = CONC__WRITE, .fd = s->fd, .bytes = b->data + b->start, .n = b->end - b->start};
+        ssize_t n = conc__io_once(l, &io);
+        if (n < 0)
+            return n == -EAGAIN ? -EAGAIN : conc__stream_broke(l, s, (int)n);
+        b->start += (size_t)n;
+    }
+    conc__buffer_drop(l, b);
+    return 0;
+}
+
+/* Waits for bytes, and sends what was written: the peer may have to read that first. */
+static int conc__stream_await(conc_loop *l, conc_stream *s)
+{
+    int events = CONC_READABLE;
+    if (conc__buffered(&s->out) && !s->writing && conc__stream_push(l, s) == -EAGAIN)
+        events |= CONC_WRITABLE;
+    if (!conc__buffered(&s->in))
+        conc__buffer_drop(l, &s->in);
+    int rc = conc__fd_park(l, s->fd, events);
+    if (s->state != CONC__STREAM_OPEN)
+        return -EPIPE;
+    if (rc > 0 && rc & CONC_WRITABLE && !s->writing)
+        conc__stream_push(l, s); /* its error is the next write's */
+    return rc;
+}
+
+/* Room for more bytes in a buffer that may become as large as most. */
+static int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
+{
+    conc__buffer *b = &s->in;
+    if (!b->data)
+        return conc__buffer_grow(l, b, s->buffer_size);
+    if (b->end < b->size && b->start < b->end)
+        return 0;
+    conc__buffer_pack(b);
+    if (b->end < b->size)
+        return 0;
+    return conc__buffer_grow(l, b, b->size < most / 2 ? b->size * 2 : most);
+}
+
+/* Waits for bytes and takes them: into `to` at most n, or with NULL into the buffer, which then may become as large as
+ * n. Returns the count, 0 at the end of file, or an error. */
+static ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
+{
+    if (s->at_end || s->read_error)
+        return s->read_error;
+    for (;;) {
+        const conc__fd *f = conc__fd_find(l, s->fd);
+        if (!f || !f->drained) { /* else a buffer would be taken in vain */
+            int rc = to ? 0 : conc__stream_room(l, s, n);
+            if (rc)
+                return rc;
+            conc__io io = {.what = CONC__READ, .fd = s->fd, .bytes = to, .n = n};
+            if (!to) {
+                io.bytes = s->in.data + s->in.end;
+                io.n = s->in.size - s->in.end;
+            }
+            ssize_t got = conc__io_once(l, &io);
+            if (got != -EAGAIN) {
+                s->at_end = got == 0;
+                s->read_error = got < 0 ? (int)got : 0;
+                s->in.end += !to && got > 0 ? (size_t)got : 0;
+                return got;
+            }
+        }
+        int rc = conc__stream_await(l, s);
+        if (rc < 0)
+            return rc;
+    }
+}
+
+/* A reading call begins: 0, or its error. */
+static int conc__stream_begin(conc_loop *l, conc_stream *s)
+{
+    int rc = l ? conc__stream_state(s) : -EPERM;
+    if (rc == 0 && s->reader)
+        rc = conc__misused(-EBUSY, "a read of a stream", "another task is reading", NULL);
+    if (rc == 0)
+        rc = conc__checkpoint(l);
+    if (rc == 0 && (s->state != CONC__STREAM_OPEN || s->reader)) /* the checkpoint may have waited */
+        rc = s->reader ? -EBUSY : -EPIPE;
+    if (rc)
+        return rc;
+    if (s->ended)
+        *s->ended = s->covered;
+    s->ended = NULL;
+    s->reader = l->self;
+    return 0;
+}
+
+static ssize_t conc__stream_done(conc_loop *l, conc_stream *s, ssize_t result)
+{
+    s->reader = NULL;
+    if (result >= 0)
+        conc__quick(l);
+    return result;
+}
+
+/* Out of the buffer: how many. */
+static size_t conc__stream_copy(conc_stream *s, char *to, size_t n)
+{
+    size_t there = conc__buffered(&s->in), count = n < there ? n : there;
+    if (count)
+        memcpy(to, s->in.data + s->in.start, count);
+    s->in.start += count;
+    return count;
+}
+
+CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n)
+{
+    conc_loop *l = conc__in_task();
+    int rc = conc__stream_begin(l, s);
+    if (rc)
+        return rc;
+    ssize_t got = (ssize_t)conc__stream_copy(s, buf, n);
+    if (got || !n)
+        return conc__stream_done(l, s, got);
+    if (n >= s->buffer_size)
+        return conc__stream_done(l, s, conc__stream_pull(l, s, buf, n));
+    got = conc__stream_pull(l, s, NULL, s->buffer_size);
+    if (got > 0)
+        got = (ssize_t)conc__stream_copy(s, buf, n);
+    return conc__stream_done(l, s, got);
+}
+
+CONC_API ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n)
+{
+    conc_loop *l = conc__in_task();
+    int rc = conc__stream_begin(l, s);
+    if (rc)
+        return rc;
+    size_t done = conc__stream_copy(s, buf, n);
+    ssize_t got = 0;
+    while (done < n && (got = conc__stream_pull(l, s, (char *)buf + done, n - done)) > 0)
+        done += (size_t)got;
+    return conc__stream_done(l, s, done ? (ssize_t)done : got);
+}
+
+typedef struct conc__record {
+    const char *delimiter;
+    size_t size;    /* of the delimiter */
+    size_t slack;   /* bytes that the end of a record may take */
+    bool line;      /* a line, whose end is not a part of it */
+    size_t scanned; /* bytes that hold no delimiter */
+} conc__record;
+
+/* Finds the delimiter in what is buffered: where it begins, counted from the start; SIZE_MAX: nowhere. */
+static size_t conc__record_find(const conc__buffer *b, conc__record *r)
+{
+    const char *first = b->data + b->start, *at = first + r->scanned;
+    size_t left = conc__buffered(b) - r->scanned;
+    while (left >= r->size) {
+        const char *hit = memchr(at, r->delimiter[0], left - r->size + 1);
+        if (!hit)
+            break;
+        if (memcmp(hit, r->delimiter, r->size) == 0)
+            return (size_t)(hit - first);
+        left -= (size_t)(hit + 1 - at);
+        at = hit + 1;
+    }
+    r->scanned = conc__buffered(b) < r->size ? 0 : conc__buffered(b) - r->size + 1;
+    return SIZE_MAX;
+}
+
+/* Hands out the first `total` bytes, of which `length` count. */
+static ssize_t conc__record_take(conc_stream *s, size_t length, size_t total, char **data)
+{
+    *data = s->in.data + s->in.start;
+    s->ended = *data + length;
+    s->covered = *s->ended;
+    *s->ended = 0;
+    s->in.start += total;
+    return (ssize_t)length;
+}
+
+static ssize_t conc__record_read(conc_loop *l, conc_stream *s, conc__record *r, char **data)
+{
+    for (;;) {
+        size_t there = conc__buffered(&s->in), at = there ? conc__record_find(&s->in, r) : SIZE_MAX;
+        if (at != SIZE_MAX) {
+            bool cr = r->line && at && s->in.data[s->in.start + at - 1] == '\r';
+            if (at - cr > s->limit)
+                return -EMSGSIZE;
+            return conc__record_take(s, r->line ? at - cr : at + r->size, at + r->size, data);
+        }
+        if (there >= s->limit + r->slack)
+            return -EMSGSIZE;
+        ssize_t got = conc__stream_pull(l, s, NULL, s->limit + r->slack);
+        if (got < 0)
+            return got;
+        if (got == 0)
+            return !there ? 0 : there > s->limit ? -EMSGSIZE : conc__record_take(s, there, there, data);
+    }
+}
+
+static ssize_t conc__stream_record(conc_stream *s, conc__record *r, char **data)
+{
+    conc_loop *l = conc__in_task();
+    int rc = conc__stream_begin(l, s);
+    if (rc)
+        return rc;
+    return conc__stream_done(l, s, conc__record_read(l, s, r, data));
+}
+
+CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, size_t n, char **data)
+{
+    conc__record r = {.delimiter = delimiter, .size = n, .slack = n};
+    if (!data || !delimiter || !n)
+        return conc__in_task() ? -EINVAL : -EPERM;
+    *data = NULL;
+    return conc__stream_record(s, &r, data);
+}
+
+CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line)
+{
+    conc__record r = {.delimiter = "\n", .size = 1, .slack = 2, .line = true};
+    if (!line)
+        return conc__in_task() ? -EINVAL : -EPERM;
+    *line = NULL;
+    return conc__stream_record(s, &r, line);
+}
+
+static void conc__whom_stream(FILE *out, const conc__wait *w)
+{
+    fprintf(out, " descriptor %d", ((const conc_stream *)w->on)->fd);
+}
+
+static const conc__wait_kind conc__queueing = {"waits for its turn to write to", conc__whom_stream,
+                                               conc__cancel_plainly};
+
+/* A writing call begins: 0, or its error. */
+static int conc__stream_writable(conc_loop *l, conc_stream *s)
+{
+    int rc = l ? conc__stream_state(s) : -EPERM;
+    if (rc == 0)
+        rc = conc__checkpoint(l);
+    return rc ? rc : s->state != CONC__STREAM_OPEN ? -EPIPE : s->write_error;
+}
+
+/* Waits until no other task writes. */
+static int conc__stream_turn(conc_loop *l, conc_stream *s)
+{
+    if (s->writing) {
+        conc__wait w = {.task = l->self, .kind = &conc__queueing, .on = s};
+        conc__append(&s->writers, &w);
+        int rc = conc__park(l, &w);
+        if (rc)
+            return rc;
+    }
+    s->writing = true;
+    return 0;
+}
+
+static void conc__stream_turn_over(conc_loop *l, conc_stream *s)
+{
+    if (s->writers.first)
+        conc__wake(l, s->writers.first, 0);
+    else
+        s->writing = false;
+}
+
+/* Bytes were written while a task waits in a read, which would have sent them first. */
+static void conc__stream_hurry(conc_loop *l, conc_stream *s)
+{
+    conc__wait *w = s->reader && !s->writing ? s->reader->wait : NULL;
+    if (!w || w->kind != &conc__watching || conc__stream_push(l, s) != -EAGAIN)
+        return;
+    conc__fd_look look = {.number = s->fd, .events = CONC_WRITABLE};
+    ((conc__fd_wait *)(void *)w)->events |= CONC_WRITABLE;
+    conc__with_room(l, conc__fd_before, &look);
+}
+
+/* Puts bytes into the buffer as far as they fit: how many, or -ENOMEM. */
+static ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
+{
+    conc__buffer *b = &s->out;
+    size_t room = s->buffer_size - conc__buffered(b), count = n < room ? n : room;
+    if (!count)
+        return 0;
+    if (!b->data && conc__buffer_grow(l, b, s->buffer_size))
+        return -ENOMEM;
+    if (count > b->size - b->end)
+        conc__buffer_pack(b);
+    memcpy(b->data + b->end, bytes, count);
+    b->end += count;
+    return (ssize_t)count;
+}
+
+/* Sends the buffer and these bytes behind it, without waiting: how many of the bytes went out, or an error. */
+static ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
+{
+    conc__buffer *b = &s->out;
+    size_t kept = conc__buffered(b);
+    struct iovec parts[2] = {{b->data ? b->data + b->start : NULL, kept}, {(void *)(uintptr_t)bytes, n}};
+    conc__io io = {.what = CONC__WRITE_PARTS, .fd = s->fd, .parts = kept ? parts : parts + 1, .count = kept ? 2 : 1};
+    ssize_t sent = conc__io_once(l, &io);
+    if (sent < 0)
+        return sent == -EAGAIN ? sent : conc__stream_broke(l, s, (int)sent);
+    if ((size_t)sent < kept) {
+        b->start += (size_t)sent;
+        return 0;
+    }
+    conc__buffer_drop(l, b);
+    return sent - (ssize_t)kept;
+}
+
+/* In its turn: all n bytes are sent or kept. */
+static ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
+{
+    size_t done = 0;
+    for (;;) {
+        bool full = n - done > s->buffer_size - conc__buffered(&s->out);
+        ssize_t took =
+            full ? conc__stream_send(l, s, bytes + done, n - done) : conc__stream_keep(l, s, bytes + done, n - done);
+        bool waits = took == -EAGAIN;
+        if (waits)
+            took = conc__stream_keep(l, s, bytes + done, n - done);
+        if (took < 0)
+            return took;
+        done += (size_t)took;
+        if (done == n)
+            return (ssize_t)n;
+        int rc = waits ? conc__fd_park(l, s->fd, CONC_WRITABLE) : 0;
+        if (s->state != CONC__STREAM_OPEN)
+            return -EPIPE;
+        if (rc < 0)
+            return done ? (ssize_t)done : rc;
+    }
+}
+
+static ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
+{
+    ssize_t took;
+    if (!s->writing && n <= s->buffer_size - conc__buffered(&s->out)) {
+        took = conc__stream_keep(l, s, bytes, n);
+    } else {
+        took = conc__stream_turn(l, s);
+        if (took)
+            return took;
+        took = s->state != CONC__STREAM_OPEN ? -EPIPE
+               : s->write_error              ? s->write_error
+                                             : conc__stream_put(l, s, bytes, n);
+        conc__stream_turn_over(l, s);
+    }
+    if (took < 0)
+        return took;
+    conc__stream_hurry(l, s);
+    conc__quick(l);
+    return took;
+}
+
+CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
+{
+    conc_loop *l = conc__in_task();
+    int rc = conc__stream_writable(l, s);
+    if (rc)
+        return rc;
+    if (n > SSIZE_MAX || (!buf && n))
+        return -EINVAL;
+    return conc__stream_write_bytes(l, s, buf, n);
+}
+
+typedef struct conc__formatting {
+    char *text; /* NULL: no memory */
+    const char *fmt;
+    va_list args;
+    int length;
+} conc__formatting;
+
+static void conc__format(conc_loop *l, void *arg)
+{
+    conc__formatting *f = arg;
+    va_list again;
+    int saved = errno;
+    (void)l;
+    va_copy(again, f->args);
+    f->length = vsnprintf(NULL, 0, f->fmt, f->args);
+    f->text = f->length < 0 ? NULL : CONC_MALLOC((size_t)f->length + 1);
+    if (f->text)
+        vsnprintf(f->text, (size_t)f->length + 1, f->fmt, again);
+    va_end(again);
+    errno = saved;
+}
+
+static void conc__format_over(conc_loop *l, void *arg)
+{
+    (void)l;
+    CONC_FREE(((conc__formatting *)arg)->text);
+}
+
+CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
+{
+    conc_loop *l = conc__in_task();
+    conc__formatting f = {.fmt = fmt};
+    ssize_t rc = conc__stream_writable(l, s);
+    if (rc)
+        return rc;
+    if (!fmt)
+        return -EINVAL;
+    va_start(f.args, fmt);
+    conc__with_room(l, conc__format, &f);
+    va_end(f.args);
+    if (!f.text)
+        return f.length < 0 ? -EINVAL : -ENOMEM;
+    rc = conc__stream_write_bytes(l, s, f.text, (size_t)f.length);
+    conc__with_room(l, conc__format_over, &f);
+    return rc;
+}
+
+/* In its turn: waits until everything is out. */
+static int conc__stream_flush_all(conc_loop *l, conc_stream *s)
+{
+    size_t before = conc__buffered(&s->out);
+    for (;;) {
+        int rc = conc__stream_push(l, s);
+        if (rc != -EAGAIN)
+            return rc;
+        rc = conc__fd_park(l, s->fd, CONC_WRITABLE);
+        if (s->state != CONC__STREAM_OPEN)
+            return -EPIPE;
+        if (rc < 0)
+            return before > conc__buffered(&s->out) && rc == -ECANCELED ? (int)(before - conc__buffered(&s->out)) : rc;
+    }
+}
+
+CONC_API int conc_stream_flush(conc_stream *s)
+{
+    conc_loop *l = conc__in_task();
+    int rc = conc__stream_writable(l, s);
+    if (rc)
+        return rc;
+    rc = conc__stream_turn(l, s);
+    if (rc)
+        return rc;
+    rc = s->state != CONC__STREAM_OPEN ? -EPIPE : s->write_error ? s->write_error : conc__stream_flush_all(l, s);
+    conc__stream_turn_over(l, s);
+    if (rc == 0)
+        conc__quick(l);
+    return rc;
+}
+
+CONC_API int conc_stream_close(conc_stream *s)
+{
+    conc_loop *l = conc__here;
+    int rc = 0;
+    if (conc__stream_state(s))
+        return 0;
+    if (l && l->self && !l->self->pending && conc__buffered(&s->out))
+        rc = conc_stream_flush(s);
+    if (s->state != CONC__STREAM_OPEN)
+        return rc;
+    s->state = CONC__STREAM_CLOSED;
+    while (s->writers.first)
+        conc__wake(l, s->writers.first, -EPIPE);
+    int closed = conc_close(s->fd);
+    s->fd = -1;
+    s->ended = NULL;
+    conc__buffer_drop(l, &s->in);
+    conc__buffer_drop(l, &s->out);
+    return rc > 0 ? -ECANCELED : rc < 0 ? rc : closed;
+}
+
+CONC_API void conc__auto_conc_stream(conc_stream *s)
+{
+    int rc = conc_stream_close(s);
+    conc_loop *l = conc__in_task();
+    if (rc < 0 && rc != -ECANCELED && l)
+        conc__report(l, "a stream", l->self->spawned, rc, "");
+}
+
+/* ---- >>signalling --------------------------------------------------------------------------------------------- */
+
+enum { CONC__SIGNALS = 65, CONC__SIGNAL_LOOPS = 256 };
+
+struct conc__signal_number {
+    int number;
+    bool was_blocked;
+    unsigned seen; /* how many of these were handed out, or came before the opening */
+};
+
+/* Signals belong to the process, so this is shared by all loops: by the mutex, and what the handler uses by atomics. */
+static struct conc__signalling {
+    pthread_mutex_t mutex;
+    int receivers[CONC__SIGNALS];           /* open conc_signals */
+    int interrupts[CONC__SIGNALS];          /* runs that it interrupts */
+    struct sigaction before[CONC__SIGNALS]; /* what was there before conc's handler */
+    bool only_received[CONC__SIGNALS];      /* the handler was installed for receivers: no interrupt wants it */
+    _Atomic unsigned came[CONC__SIGNALS];   /* how often */
+    unsigned handed[CONC__SIGNALS];         /* of these, how many somebody was given */
+    atomic_bool received[CONC__SIGNALS];    /* there are receivers, so it interrupts nobody */
+    _Atomic(conc_loop *) loops[CONC__SIGNAL_LOOPS];
+    atomic_int running; /* handlers at work: what they may look at must stay */
+} conc__signalling = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+
+static const int conc__interrupting[] = {SIGINT, SIGTERM};
+
+static void conc__on_signal(int number);
+
+static bool conc__signal_is_ours(int number, struct sigaction *now)
+{
+    return sigaction(number, NULL, now) == 0 && now->sa_handler == conc__on_signal;
+}
+
+/* From here on the next interrupt finds what was there before: it kills a program that does not react. */
+static void conc__interrupt_once(void)
+{
+    struct sigaction now;
+    for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
+        int number = conc__interrupting[i];
+        if (!atomic_load(&conc__signalling.received[number]) && conc__signal_is_ours(number, &now))
+            sigaction(number, &conc__signalling.before[number], NULL);
+    }
+}
+
+/* In whatever thread, at whatever moment: only atomics and system calls. */
+static void conc__on_signal(int number)
+{
+    int saved = errno;
+    bool interrupts = !atomic_load(&conc__signalling.received[number]);
+    atomic_fetch_add(&conc__signalling.running, 1);
+    atomic_fetch_add(&conc__signalling.came[number], 1);
+    if (interrupts)
+        conc__interrupt_once();
+    for (int i = 0; i < CONC__SIGNAL_LOOPS; i++) {
+        conc_loop *l = atomic_load(&conc__signalling.loops[i]);
+        if (!l)
+            continue;
+        if (interrupts && l->interrupts)
+            atomic_store(&l->interrupt, number);
+        atomic_store(&l->signalled, true);
+        conc__wake_up(l);
+    }
+    atomic_fetch_sub(&conc__signalling.running, 1);
+    errno = saved;
+}
+
+/* Under the mutex. */
+static int conc__signal_take(int number)
+{
+    struct sigaction now, ours;
+    if (sigaction(number, NULL, &now))
+        return -EINVAL;
+    if (now.sa_handler == conc__on_signal)
+        return 0;
+    memset(&ours, 0, sizeof ours);
+    ours.sa_handler = conc__on_signal;
+    ours.sa_flags = SA_RESTART | SA_ONSTACK;
+    sigfillset(&ours.sa_mask);
+    conc__signalling.before[number] = now;
+    conc__signalling.only_received[number] = true;
+    conc__signalling.handed[number] = atomic_load(&conc__signalling.came[number]);
+    return sigaction(number, &ours, NULL) ? -EINVAL : 0;
+}
+
+/* Under the mutex: somebody does not want it any more. True: some came that nobody was given, or will be. */
+static bool conc__signal_leave(int number)
+{
+    struct sigaction now;
+    bool interrupts = conc__signalling.interrupts[number] && !conc__signalling.only_received[number];
+    if (conc__signalling.receivers[number])
+        return false;
+    if (!interrupts && conc__signal_is_ours(number, &now))
+        sigaction(number, &conc__signalling.before[number], NULL);
+    return conc__signalling.handed[number] != atomic_load(&conc__signalling.came[number]);
+}
+
+/* Has signals wake this loop. They may come while a task with a small stack runs, so they get a stack of their own. */
+static int conc__signals_reach(conc_loop *l)
+{
+    enum { SIZE = 65536 };
+    stack_t none = {0}, now;
+    if (l->signal_slot >= 0)
+        return 0;
+    for (int i = 0; i < CONC__SIGNAL_LOOPS; i++) {
+        conc_loop *nobody = NULL;
+        if (!atomic_compare_exchange_strong(&conc__signalling.loops[i], &nobody, l))
+            continue;
+        l->signal_slot = i;
+        if (sigaltstack(NULL, &now) == 0 && now.ss_flags & SS_DISABLE)
+            none.ss_sp = l->signal_stack = conc__map_pages(SIZE);
+        none.ss_size = SIZE;
+        if (l->signal_stack)
+            sigaltstack(&none, NULL);
+        return 0;
+    }
+    return -EMFILE;
+}
+
+static void conc__signals_unreach(conc_loop *l)
+{
+    enum { SIZE = 65536 };
+    stack_t none = {.ss_flags = SS_DISABLE}, now;
+    if (l->signal_slot < 0)
+        return;
+    atomic_store(&conc__signalling.loops[l->signal_slot], NULL);
+    while (atomic_load(&conc__signalling.running))
+        sched_yield();
+    if (l->signal_stack) {
+        if (sigaltstack(NULL, &now) == 0 && now.ss_sp == l->signal_stack)
+            sigaltstack(&none, NULL);
+        conc__unmap_pages(l->signal_stack, SIZE);
+    }
+    l->signal_slot = -1;
+}
+
+/* A signal that a conc_signals has not handed out yet; 0: there is none. */
+static int conc__signals_find(conc_signals *s)
+{
+    for (size_t i = 0; i < s->count; i++) {
+        struct conc__signal_number *n = &s->numbers[(s->turn + i) % s->count];
+        unsigned came = atomic_load(&conc__signalling.came[n->number]);
+        if (n->seen == came)
+            continue;
+        n->seen++;
+        s->turn = (s->turn + i + 1) % s->count;
+        pthread_mutex_lock(&conc__signalling.mutex);
+        if (came - n->seen < came - conc__signalling.handed[n->number])
+            conc__signalling.handed[n->number] = n->seen;
+        pthread_mutex_unlock(&conc__signalling.mutex);
+        return n->number;
+    }
+    return 0;
+}
+
+static void conc__interrupt_main(conc_loop *l, int number)
+{
+    pthread_mutex_lock(&conc__signalling.mutex);
+    conc__signalling.handed[number] = atomic_load(&conc__signalling.came[number]);
+    pthread_mutex_unlock(&conc__signalling.mutex);
+    if (l->winding_up) {
+        l->interrupted_by = number;
+        l->interrupted_late = true;
+    } else if (!l->main.asked) { /* else it was cancelled before, and ends for that */
+        l->interrupted_by = number;
+        conc__task_cancel(l, &l->main);
+    }
+}
+
+/* In the scheduler: hands out what came. */
+static CONC__COLD void conc__take_signals_now(conc_loop *l)
+{
+    atomic_store(&l->signalled, false);
+    int interrupt = atomic_exchange(&l->interrupt, 0);
+    if (interrupt)
+        conc__interrupt_main(l, interrupt);
+    for (conc_signals *s = l->signals; s; s = s->next)
+        for (int number; s->waits.first && (number = conc__signals_find(s)) != 0;) {
+            l->signal_waits--;
+            conc__wake(l, s->waits.first, number);
+        }
+}
+
+static inline void conc__take_signals(conc_loop *l)
+{
+    if (CONC__UNLIKELY(atomic_load_explicit(&l->signalled, memory_order_relaxed)))
+        conc__take_signals_now(l);
+}
+
+static bool conc__signal_may_be_received(int number)
+{
+    static const int never[] = {SIGKILL, SIGSTOP, SIGPIPE, SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+    struct sigaction now;
+    for (size_t i = 0; i < CONC_LEN(never); i++)
+        if (number == never[i])
+            return false;
+    return number > 0 && number < CONC__SIGNALS && sigaction(number, NULL, &now) == 0;
+}
+
+/* Takes them one by one; `taken` tells how many, when one fails. */
+static int conc__signals_take(conc_signals *s, size_t *taken)
+{
+    for (*taken = 0; *taken < s->count; ++*taken) {
+        struct conc__signal_number *n = &s->numbers[*taken];
+        sigset_t set, before;
+        n->seen = atomic_load(&conc__signalling.came[n->number]);
+        int rc = conc__signal_take(n->number);
+        if (rc)
+            return rc;
+        conc__signalling.receivers[n->number]++;
+        atomic_store(&conc__signalling.received[n->number], true);
+        sigemptyset(&set);
+        sigaddset(&set, n->number);
+        pthread_sigmask(SIG_UNBLOCK, &set, &before);
+        n->was_blocked = sigismember(&before, n->number) == 1;
+    }
+    return 0;
+}
+
+static void conc__signal_block(int number)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, number);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+}
+
+/* Blocks a signal again that was blocked; but while this loop has other receivers of it, that is left to them. */
+static void conc__signal_block_again(const conc_loop *l, int number)
+{
+    for (const conc_signals *s = l->signals; s; s = s->next)
+        for (size_t i = 0; i < s->count; i++)
+            if (s->numbers[i].number == number) {
+                s->numbers[i].was_blocked = true;
+                return;
+            }
+    conc__signal_block(number);
+}
+
+/* Gives the first n back, the last one first. */
+static void conc__signals_give_back(const conc_loop *l, const conc_signals *s, size_t n)
+{
+    while (n--) {
+        int number = s->numbers[n].number;
+        if (s->numbers[n].was_blocked)
+            conc__signal_block_again(l, number);
+        if (--conc__signalling.receivers[number] == 0)
+            atomic_store(&conc__signalling.received[number], false);
+        if (conc__signal_leave(number))
+            kill(getpid(), number);
+    }
+}
+
+typedef struct conc__signal_call {
+    conc_signals *s;
+    const int *numbers;
+    size_t n;
+    int rc;
+} conc__signal_call;
+
+static void conc__open_signals(conc_loop *l, void *arg)
+{
+    conc__signal_call *c = arg;
+    conc_signals *s = c->s;
+    size_t taken = 0;
+    int saved = errno;
+    for (size_t i = 0; i < c->n && c->rc == 0; i++)
+        if (!conc__signal_may_be_received(c->numbers[i]))
+            c->rc = -EINVAL;
+    struct conc__signal_number *list = c->rc ? NULL : conc__alloc(c->n * sizeof *list);
+    if (list)
+        c->rc = conc__signals_reach(l);
+    else if (c->rc == 0)
+        c->rc = -ENOMEM;
+    if (c->rc == 0) {
+        *s = (conc_signals){.loop = l, .numbers = list, .count = c->n, .run = l->run};
+        for (size_t i = 0; i < c->n; i++)
+            list[i] = (struct conc__signal_number){.number = c->numbers[i]};
+        pthread_mutex_lock(&conc__signalling.mutex);
+        c->rc = conc__signals_take(s, &taken);
+        if (c->rc)
+            conc__signals_give_back(l, s, taken);
+        pthread_mutex_unlock(&conc__signalling.mutex);
+    }
+    if (c->rc == 0) {
+        s->next = l->signals;
+        l->signals = s;
+    } else {
+        CONC_FREE(list);
+        s->numbers = NULL;
+        s->loop = NULL;
+    }
+    errno = saved;
+}
+
+CONC_API int conc_signals_open(conc_signals *s, const int *numbers, size_t n)
+{
+    conc_loop *l = conc__here;
+    conc__signal_call c = {s, numbers, n, 0};
+    if (!l)
+        return -EPERM;
+    if (!s || !numbers || !n || n > CONC__SIGNALS || (s->loop && s->run == l->run))
+        return conc__misused(-EINVAL, "conc_signals_open", "no numbers, or it is open", NULL);
+    conc__on_loop(l, conc__open_signals, &c);
+    return c.rc;
+}
+
+static bool conc__receive_cancel(conc__wait *w)
+{
+    (void)w;
+    conc__here->signal_waits--;
+    return true;
+}
+
+static const conc__wait_kind conc__receiving = {"waits for a signal", NULL, conc__receive_cancel};
+
+CONC_API int conc_signals_next(conc_signals *s)
+{
+    conc_loop *l = conc__in_task();
+    if (!l)
+        return -EPERM;
+    if (!s)
+        return -EINVAL;
+    int rc = conc__checkpoint(l);
+    if (rc)
+        return rc;
+    if (!s->loop)
+        return -EPIPE;
+    if (s->loop != l || s->run != l->run)
+        return -EPERM;
+    rc = s->waits.first ? 0 : conc__signals_find(s);
+    if (rc) {
+        conc__quick(l);
+        return rc;
+    }
+    conc__wait w = {.task = l->self, .kind = &conc__receiving, .on = s};
+    conc__append(&s->waits, &w);
+    l->signal_waits++;
+    return conc__park(l, &w);
+}
+
+static void conc__close_signals(conc_loop *l, void *arg)
+{
+    conc_signals *s = ((conc__signal_call *)arg)->s;
+    int saved = errno;
+    for (conc_signals **at = &l->signals; *at; at = &(*at)->next)
+        if (*at == s) {
+            *at = s->next;
+            break;
+        }
+    pthread_mutex_lock(&conc__signalling.mutex);
+    conc__signals_give_back(l, s, s->count);
+    pthread_mutex_unlock(&conc__signalling.mutex);
+    CONC_FREE(s->numbers);
+    errno = saved;
+}
+
+CONC_API int conc_signals_close(conc_signals *s)
+{
+    conc_loop *l = conc__here;
+    conc__signal_call c = {.s = s};
+    if (!s)
+        return -EINVAL;
+    if (!s->loop)
+        return 0;
+    if (!l || s->loop != l || s->run != l->run)
+        return -EPERM;
+    while (s->waits.first) {
+        l->signal_waits--;
+        conc__wake(l, s->waits.first, -EPIPE);
+    }
+    conc__on_loop(l, conc__close_signals, &c);
+    s->numbers = NULL;
+    s->loop = NULL;
+    return 0;
+}
+
+CONC_API void conc__auto_conc_signals(conc_signals *s) { conc_signals_close(s); }
+
+CONC_API int conc_wait_signal(int number)
+{
+    conc_signals s = {0};
+    int rc = conc__in_task() ? conc__checkpoint(conc__here) : -EPERM;
+    if (rc == 0)
+        rc = conc_signals_open(&s, &number, 1);
+    if (rc)
+        return rc;
+    rc = conc_signals_next(&s);
+    conc_signals_close(&s);
+    return rc;
+}
+
+/* The run begins: interrupts it where nothing else is to happen. */
+static int conc__interrupts_open(conc_loop *l)
+{
+    struct sigaction now;
+    int rc = l->options.interrupt ? conc__signals_reach(l) : 0;
+    if (rc || !l->options.interrupt)
+        return rc;
+    l->interrupts = true;
+    pthread_mutex_lock(&conc__signalling.mutex);
+    for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
+        int number = conc__interrupting[i];
+        bool ours = conc__signal_is_ours(number, &now);
+        if ((ours || now.sa_handler == SIG_DFL) && conc__signal_take(number) == 0) {
+            conc__signalling.interrupts[number]++;
+            conc__signalling.only_received[number] = false;
+            l->interrupt_numbers |= 1u << i;
+        }
+    }
+    pthread_mutex_unlock(&conc__signalling.mutex);
+    return 0;
+}
+
+/* The run ends. */
+static void conc__signals_end(conc_loop *l)
+{
+    while (l->signals)
+        conc_signals_close(l->signals);
+    pthread_mutex_lock(&conc__signalling.mutex);
+    for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++)
+        if (l->interrupt_numbers & 1u << i) {
+            conc__signalling.interrupts[conc__interrupting[i]]--;
+            conc__signal_leave(conc__interrupting[i]);
+        }
+    pthread_mutex_unlock(&conc__signalling.mutex);
+    conc__signals_unreach(l);
+    int late = atomic_load(&l->interrupt); /* after the last look */
+    if (late) {
+        l->interrupted_by = late;
+        l->interrupted_late = true;
+    }
+}
+
+/* In a forked child: its loops are dead, and its signals do what they did before. */
+static void conc__signals_forget(void)
+{
+    struct sigaction now;
+    for (int number = 1; number < CONC__SIGNALS; number++) {
+        if ((conc__signalling.receivers[number] || conc__signalling.interrupts[number]) &&
+            conc__signal_is_ours(number, &now))
+            sigaction(number, &conc__signalling.before[number], NULL);
+        conc__signalling.receivers[number] = conc__signalling.interrupts[number] = 0;
+        atomic_store(&conc__signalling.received[number], false);
+    }
+    for (int i = 0; i < CONC__SIGNAL_LOOPS; i++)
+        atomic_store(&conc__signalling.loops[i], NULL);
+    atomic_store(&conc__signalling.running, 0);
+    pthread_mutex_init(&conc__signalling.mutex, NULL);
+}
+
+/* SIGPIPE is blocked in the run's thread: a broken pipe is an error of the call. */
+static void conc__pipe_signal_block(conc_loop *l)
+{
+    sigset_t pipe, before;
+    sigemptyset(&pipe);
+    sigaddset(&pipe, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &pipe, &before);
+    l->pipe_was_blocked = sigismember(&before, SIGPIPE) == 1;
+    l->pipe_was_pending = l->pipe_was_blocked && sigpending(&before) == 0 && sigismember(&before, SIGPIPE) == 1;
+}
+
+static void conc__pipe_signal_unblock(const conc_loop *l)
+{
+    sigset_t pipe;
+    sigemptyset(&pipe);
+    sigaddset(&pipe, SIGPIPE);
+    if (!l->pipe_was_blocked)
+        pthread_sigmask(SIG_UNBLOCK, &pipe, NULL);
+}
+
 /* ---- >>posting ------------------------------------------------------------------------------------------------ */
 
 CONC_API conc_loop *conc_loop_self(void) { return conc__here; }
@@ -4177,11 +6719,22 @@ static int conc__options_complete(conc_options *o, const conc__backend **backend
     o->slow_step = o->slow_step == 0 ? 0.1 : o->slow_step;
     if (!conc__stack_fits(o->stack_size) || !(o->slow_step > 0))
         return -EINVAL;
-    return o->interrupt || o->trace || conc__env("CONC_TRACE") ? -ENOTSUP : 0;
+    return o->trace || conc__env("CONC_TRACE") ? -ENOTSUP : 0;
 }
 
 /* In a forked child the loops it inherited are dead. */
-static void conc__forget_loop(void) { conc__here = NULL; }
+static void conc__forget_loop(void)
+{
+    conc_loop *l = conc__here;
+    if (l)
+        conc__pipe_signal_unblock(l);
+    for (const conc_signals *s = l ? l->signals : NULL; s; s = s->next)
+        for (size_t i = 0; i < s->count; i++)
+            if (s->numbers[i].was_blocked)
+                conc__signal_block(s->numbers[i].number);
+    conc__here = NULL;
+    conc__signals_forget();
+}
 
 static void conc__watch_forks(void) { pthread_atfork(NULL, NULL, conc__forget_loop); }
 
@@ -4202,6 +6755,8 @@ static void conc__loop_close(conc_loop *l)
     if (l->backend)
         l->backend->close(l);
     conc__stacks_close(l);
+    conc__fds_free(l);
+    conc__spares_free(l);
     pthread_mutex_lock(&l->mutex);
     l->closed = l->over_for_good = true;
     conc__wake_close(l);
@@ -4219,7 +6774,7 @@ static conc_loop *conc__loop_new(const conc_options *o)
         return NULL;
     memset(l, 0, sizeof *l);
     pthread_mutex_init(&l->mutex, NULL);
-    l->poll_fd = l->wake_in = l->wake_out = -1;
+    l->poll_fd = l->wake_in = l->wake_out = l->signal_slot = -1;
     l->options = *o;
     l->virtual_clock = o->virtual_clock;
     l->seeded = o->seed != 0;
@@ -4231,7 +6786,7 @@ static conc_loop *conc__loop_new(const conc_options *o)
     l->switch_stacks = conc__switch_plainly;
     l->now = o->virtual_clock ? 0 : conc__clock();
     l->wheel.elapsed = (uint64_t)l->now;
-    l->trimmed = l->now;
+    l->trimmed = l->verified = l->polled = l->now;
     l->picks = l->draws = o->seed;
     if (!o->seed && !o->virtual_clock)
         l->draws = (uint64_t)conc__clock() ^ (uint64_t)(uintptr_t)l;
@@ -4249,6 +6804,7 @@ static void conc__wind_up(conc_loop *l)
     conc_task *self = l->self;
     if (self->scope)
         conc__lost(l, self, "main_fn returned");
+    l->winding_up = true;
     self->asked = false; /* its cancel is over: what follows waits */
     conc__mark(l, self);
     conc__spread_marked(l);
@@ -4280,6 +6836,7 @@ static int conc__main_task(void *arg)
 typedef struct conc__outcome {
     const char *by;
     char text[CONC__TEXT];
+    int signal; /* that interrupted it; 0: none */
 } conc__outcome;
 
 static int conc__start_main(conc_loop *l)
@@ -4307,46 +6864,70 @@ static void conc__last_posts(conc_loop *l)
     conc__run_posts(l);
 }
 
-static int conc__run_loop(conc_loop *l, conc__outcome *outcome)
-{
-    int rc = conc__start_main(l);
-    if (rc)
-        return rc;
-    conc__here = l;
-    conc__schedule(l);
-    conc__last_posts(l);
-    conc__here = NULL;
-    rc = l->doomed ? -EDEADLK : l->main.result;
-    if (rc < 0) {
-        outcome->by = conc__origin(&l->main, rc);
-        conc__copy(outcome->text, sizeof outcome->text, conc__words_or(conc__words(&l->main, rc), rc));
-    }
-    return rc;
-}
-
-static int conc__run(const conc_options *options, const char *spawned, conc_fn *main_fn, void *arg,
-                     conc__outcome *outcome)
+/* Opens a run, and makes it this thread's. */
+static int conc__begin(conc_loop **out, bool embedded, const conc_options *options, const char *spawned,
+                       conc_fn *main_fn, void *arg)
 {
     conc_options o = options ? *options : (conc_options){0};
     const conc__backend *backend;
     if (conc__here)
         return -EBUSY;
     int rc = main_fn ? conc__options_complete(&o, &backend) : -EINVAL;
-    if (rc == 0 && conc__shadow_stack())
+    if (rc == 0 && (conc__shadow_stack() || (embedded && backend == &conc__poll)))
         rc = -ENOTSUP;
     if (rc)
         return rc;
-    int saved = errno;
     conc_loop *l = conc__loop_new(&o);
     if (!l)
         return -ENOMEM;
+    l->embedded = embedded;
+    l->asleep = embedded; /* a post wakes the host */
     l->main_name = spawned;
     l->main_fn = main_fn;
     l->main_arg = arg;
     rc = conc__loop_open(l, backend);
     if (rc == 0)
-        rc = conc__run_loop(l, outcome);
+        rc = conc__start_main(l);
+    if (rc == 0)
+        rc = conc__interrupts_open(l);
+    if (rc) {
+        conc__loop_close(l);
+        return rc;
+    }
+    conc__pipe_signal_block(l);
+    conc__here = *out = l;
+    return 0;
+}
+
+/* The run is over: its result. */
+static int conc__end_run(conc_loop *l, conc__outcome *outcome)
+{
+    conc__last_posts(l);
+    conc__signals_end(l);
+    conc__here = NULL;
+    conc__pipe_signal_unblock(l);
+    int rc = l->doomed ? -EDEADLK : l->main.result;
+    if (l->interrupted_late || (l->interrupted_by && rc == -ECANCELED)) {
+        rc = -EINTR;
+        outcome->signal = l->interrupted_by;
+    } else if (rc < 0) {
+        outcome->by = conc__origin(&l->main, rc);
+        conc__copy(outcome->text, sizeof outcome->text, conc__words_or(conc__words(&l->main, rc), rc));
+    }
     conc__loop_close(l);
+    return rc;
+}
+
+static int conc__run(const conc_options *options, const char *spawned, conc_fn *main_fn, void *arg,
+                     conc__outcome *outcome)
+{
+    int saved = errno;
+    conc_loop *l;
+    int rc = conc__begin(&l, false, options, spawned, main_fn, arg);
+    if (rc == 0) {
+        conc__schedule(l);
+        rc = conc__end_run(l, outcome);
+    }
     errno = saved;
     return rc;
 }
@@ -4361,11 +6942,87 @@ CONC_API int conc_run(conc_fn *main_fn, void *arg) { return conc_run_with(NULL, 
 
 CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg)
 {
-    conc__outcome outcome = {spawned, ""};
-    int rc = conc__run(NULL, spawned, main_fn, arg, &outcome);
+    const conc_options o = {.interrupt = true};
+    conc__outcome outcome = {spawned, "", 0};
+    int rc = conc__run(&o, spawned, main_fn, arg, &outcome);
+    if (outcome.signal)
+        return 128 + outcome.signal;
     if (rc < 0)
         fprintf(stderr, "conc: %s failed: %s\n", outcome.by, conc__words_or(outcome.text, rc));
     return rc < 0;
+}
+
+/* ---- >>embedding ---------------------------------------------------------------------------------------------- */
+
+CONC_API int conc_embed_begin(conc_embed *e, const conc_options *options, conc_fn *main_fn, void *arg)
+{
+    if (!e || (e->loop && e->loop == conc__here))
+        return -EINVAL;
+    int saved = errno, rc = conc__begin(&e->loop, true, options, "main", main_fn, arg);
+    errno = saved;
+    if (rc)
+        e->loop = NULL;
+    return rc;
+}
+
+/* 0: a step or an end may be made from here. */
+static int conc__embed_usable(const conc_embed *e)
+{
+    if (!e || !e->loop)
+        return -EINVAL;
+    return e->loop != conc__here || e->loop->self ? -EPERM : 0;
+}
+
+CONC_API int conc_embed_fd(conc_embed *e) { return e && e->loop ? e->loop->poll_fd : -EINVAL; }
+
+CONC_API double conc_embed_timeout(conc_embed *e)
+{
+    conc_loop *l = e ? e->loop : NULL;
+    if (!l)
+        return CONC_FOREVER;
+    int64_t next = conc__wheel_next(&l->wheel);
+    if (l->over || l->ready || l->spinners || l->settlers.first || atomic_load(&l->posted) ||
+        atomic_load(&l->signalled) || (l->virtual_clock && next != CONC__NEVER))
+        return 0;
+    if (next == CONC__NEVER)
+        return CONC_FOREVER;
+    int64_t left = next - conc__clock();
+    return left > 0 ? (double)left / 1e9 : 0;
+}
+
+CONC_API int conc_embed_step(conc_embed *e)
+{
+    enum { PASSES = 16 }; /* before the host has its turn */
+    int rc = conc__embed_usable(e), saved = errno;
+    if (rc)
+        return rc;
+    conc_loop *l = e->loop;
+    for (int i = 0; i < PASSES && !l->over && conc__pass_once(l); i++)
+        continue;
+    pthread_mutex_lock(&l->mutex);
+    l->asleep = !l->posted; /* a post wakes the host */
+    pthread_mutex_unlock(&l->mutex);
+    errno = saved;
+    return !l->over;
+}
+
+CONC_API int conc_embed_end(conc_embed *e)
+{
+    conc__outcome outcome = {0};
+    if (e && !e->loop)
+        return 0;
+    int rc = conc__embed_usable(e), saved = errno;
+    if (rc)
+        return rc;
+    conc_loop *l = e->loop;
+    l->embedded = false;
+    if (!l->over)
+        conc__task_cancel(l, &l->main);
+    conc__schedule(l);
+    rc = conc__end_run(l, &outcome);
+    e->loop = NULL;
+    errno = saved;
+    return rc;
 }
 
 #endif /* CONC_IMPLEMENTATION */

@@ -3,8 +3,10 @@
 #include "conc.h"
 
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <unistd.h>
 
 #define CHECK(condition) ((condition) ? (void)0 : failed(__LINE__, #condition))
 
@@ -177,6 +179,80 @@ static int reports(void *)
     return 0;
 }
 
+static int descriptors(void *)
+{
+    int ends[2];
+    char a[8];
+    iovec in = {a, 2}, out = {const_cast<char *>("yz"), 2};
+    CHECK(pipe(ends) == 0 && conc_write(ends[1], "x", 1) == 1 && conc_writev(ends[1], &out, 1) == 2);
+    CHECK(conc_wait_fd(ends[0], CONC_READABLE) == CONC_READABLE);
+    CHECK(conc_read(ends[0], a, 1) == 1 && conc_readv(ends[0], &in, 1) == 2 && a[0] == 'y');
+    CHECK(conc_write_full(ends[1], "abc", 3) == 3 && conc_read_full(ends[0], a, 3) == 3);
+    CHECK(conc_close(ends[0]) == 0 && conc_close(ends[1]) == 0);
+    return 0;
+}
+
+static int echo(int fd, void *)
+{
+    char a[8];
+    ssize_t n = conc_recv(fd, a, sizeof a, 0);
+    return conc_send(fd, a, static_cast<size_t>(n), 0) == n ? 0 : -EIO;
+}
+
+static int serve(void *arg)
+{
+    conc_server s{};
+    s.fd = *static_cast<int *>(arg);
+    s.handler = echo;
+    return conc_serve(&s);
+}
+
+static int streams(void *)
+{
+    conc_group g{};
+    char address[120], a[8], *text = nullptr;
+    int listener = conc_listen("127.0.0.1:0");
+    conc_listen_options options{};
+    int other = conc_listen_with("127.0.0.1:0", &options);
+    CHECK(other >= 0 && conc_address(other, false, address, sizeof address) == 0);
+    int client = conc_dial(address), accepted = conc_accept(other);
+    CHECK(client >= 0 && accepted >= 0 && conc_sendto(client, "1", 1, 0, nullptr, 0) == 1);
+    CHECK(conc_recvfrom(accepted, a, 1, 0, nullptr, nullptr) == 1);
+    CHECK(conc_close(accepted) == 0 && conc_close(client) == 0 && conc_close(other) == 0);
+
+    CHECK(conc_address(listener, false, address, sizeof address) == 0);
+    CHECK(conc_spawn(&g, serve, &listener) == 0);
+    conc_stream s{};
+    CHECK(conc_stream_open(&s, conc_dial(address)) == 0);
+    CHECK(conc_stream_write(&s, "a\nb", 3) == 3 && conc_stream_printf(&s, "|%d", 12) == 3);
+    CHECK(conc_stream_flush(&s) == 0);
+    CHECK(conc_stream_read_line(&s, &text) == 1 && text[0] == 'a');
+    CHECK(conc_stream_read_until(&s, "|", 1, &text) == 2 && text[0] == 'b');
+    CHECK(conc_stream_read(&s, a, 1) == 1 && conc_stream_read_full(&s, a, 1) == 1 && a[0] == '2');
+    CHECK(conc_stream_close(&s) == 0 && conc_close(listener) == 0);
+    return conc_group_wait(&g);
+}
+
+static int signals(void *)
+{
+    conc_signals s{};
+    const int numbers[] = {SIGUSR1};
+    CHECK(conc_signals_open(&s, numbers, 1) == 0 && raise(SIGUSR1) == 0);
+    CHECK(conc_signals_next(&s) == SIGUSR1 && conc_signals_close(&s) == 0);
+    CHECK(conc_wait_signal(SIGKILL) == -EINVAL);
+    return 0;
+}
+
+static void embedding()
+{
+    conc_embed e{};
+    CHECK(conc_embed_begin(&e, nullptr, nothing, nullptr) == 0);
+    CHECK(conc_embed_fd(&e) >= 0 && conc_embed_timeout(&e) >= 0);
+    while (conc_embed_step(&e) == 1)
+        continue;
+    CHECK(conc_embed_end(&e) == 0);
+}
+
 static int app(void *)
 {
     int n = 0;
@@ -189,6 +265,9 @@ static int app(void *)
     generators(nullptr);
     loops(nullptr);
     reports(nullptr);
+    descriptors(nullptr);
+    streams(nullptr);
+    signals(nullptr);
     return 0;
 }
 
@@ -209,6 +288,7 @@ int main()
     options.on_error = count_error;
     options.user = &errors;
     CHECK(conc_run_with(&options, leave_an_error, nullptr) == 0 && errors == 1);
+    embedding();
     CHECK(conc_run(nothing, nullptr) == 0 && conc_main(nothing, nullptr) == 0);
     return failures != 0;
 }
