@@ -1217,6 +1217,7 @@ typedef struct conc__fd {
     struct conc__fd *next, *prev; /* among those that somebody waits for */
     uint64_t file;                /* poll(2): which file it was when the wait began */
     uint32_t life;                /* how often conc opened or closed the number */
+    unsigned closings;            /* of any thread, when it was last known to be what conc opened */
     uint32_t stamp;               /* what the kernel's events carry; another number for each life and arming */
     int number;
     bool owned;      /* conc opened it: a non-blocking socket, registered edge-triggered with its first wait */
@@ -1297,7 +1298,7 @@ struct conc_loop {
     conc_signals *signals;
     int signal_waits, signal_slot, interrupted_by;
     unsigned interrupt_numbers; /* which of conc__interrupting are taken, a bit each */
-    bool interrupts, interrupted_late, winding_up, embedded, pipe_was_blocked, pipe_was_pending;
+    bool interrupts, interrupted_late, winding_up, embedded, stepping, pipe_was_blocked, pipe_was_pending;
     void *signal_stack;
     atomic_bool signalled;
     atomic_int interrupt; /* a signal that is to cancel main_fn; 0: none */
@@ -1603,18 +1604,29 @@ static bool conc__guard(char *first, size_t size, size_t stride, int n)
     return done == n;
 }
 
+/* A program may have been started without standard input or output: those numbers are not for the loop's own use. */
+static int conc__not_standard(int fd)
+{
+    if (fd < 0 || fd > 2)
+        return fd;
+    int other = fcntl(fd, F_DUPFD_CLOEXEC, 3), saved = errno;
+    close(fd);
+    errno = saved;
+    return other;
+}
+
 /* The descriptor that wakes a sleeping loop: an eventfd, or a pipe where there is none. */
 static int conc__wake_open(conc_loop *l)
 {
 #ifdef __linux__
-    l->wake_out = l->wake_in = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    l->wake_out = l->wake_in = conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     return l->wake_out < 0 ? -errno : 0;
 #else
     int ends[2];
     if (pipe(ends))
         return -errno;
-    l->wake_out = ends[0];
-    l->wake_in = ends[1];
+    l->wake_out = ends[0] = conc__not_standard(ends[0]);
+    l->wake_in = ends[1] = conc__not_standard(ends[1]);
     for (int i = 0; i < 2; i++) {
         fcntl(ends[i], F_SETFD, FD_CLOEXEC);
         fcntl(ends[i], F_SETFL, O_NONBLOCK);
@@ -1768,7 +1780,7 @@ static const conc__backend conc__poll = {"poll",           conc__poll_open,  con
 
 static int conc__epoll_open(conc_loop *l)
 {
-    l->poll_fd = epoll_create1(EPOLL_CLOEXEC);
+    l->poll_fd = conc__not_standard(epoll_create1(EPOLL_CLOEXEC));
     if (l->poll_fd < 0)
         return -errno;
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = CONC__WAKE_KEY};
@@ -1818,7 +1830,7 @@ static bool conc__epoll_rearm(conc_loop *l, conc__fd *f)
 static int conc__epoll_pause(conc_loop *l, struct epoll_event *events, int max, int64_t ns)
 {
 #if CONC__NS_WAITS && defined SYS_epoll_pwait2
-    if (ns > 0 && ns != CONC__NEVER) {
+    if (ns > 0 && ns != CONC__NEVER && !l->on_valgrind) { /* which does not know this call */
         struct timespec limit = {ns / 1000000000, ns % 1000000000};
         int n = (int)syscall(SYS_epoll_pwait2, l->poll_fd, events, max, &limit, NULL, (size_t)8);
         if (n >= 0 || errno != ENOSYS)
@@ -2514,8 +2526,10 @@ static void conc__idle(conc_loop *l)
 static void conc__glance(conc_loop *l)
 {
     enum { EVERY = 50000, PASSES = 16 };
-    if (l->watched && (l->virtual_clock ? l->passes % PASSES == 0 : l->now - l->polled >= EVERY))
+    if (l->watched && (l->virtual_clock ? l->passes % PASSES == 0 : l->now - l->polled >= EVERY)) {
         conc__poll_now(l);
+        conc__verify(l);
+    }
 }
 
 /* Reads the clock and fires what is due; the virtual clock moves elsewhere. */
@@ -3731,14 +3745,13 @@ static void conc__collect(conc_loop *l, conc_task *t)
     t->collected = true;
 }
 
-CONC_API CONC__CALLED int conc_join(conc_task *t, int *result)
+CONC_API int conc_join(conc_task *t, int *result)
 {
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
     if (!conc__is_task(t))
         return conc__misused(-EINVAL, "conc_join", "no task was spawned with this handle", NULL);
-    conc__find_lost(l, __builtin_frame_address(0));
     if (t == l->self)
         return conc__misused(-EDEADLK, "conc_join", "a task would wait for itself", NULL);
     int rc = conc__checkpoint(l);
@@ -4359,6 +4372,25 @@ static conc__fd *conc__fd_of(conc_loop *l, int number)
     return &l->fds[block][number % CONC__FDS];
 }
 
+/* Tells whether a number still means what it did. */
+static uint32_t conc__life(const conc_loop *l, int number)
+{
+    const conc__fd *f = conc__fd_find(l, number);
+    return f ? f->life : 0;
+}
+
+/* How often conc_close was called, in all threads, for numbers with the same remainder. A descriptor that conc opened may
+ * be handed to another thread and closed there, and its number then be another file's in this one. */
+static atomic_uint conc__closings[1024];
+
+static atomic_uint *conc__closings_of(int number) { return &conc__closings[number % (int)CONC_LEN(conc__closings)]; }
+
+static bool conc__fd_is_certain(const conc__fd *f)
+{
+    return f && f->owned && f->registered &&
+           f->closings == atomic_load_explicit(conc__closings_of(f->number), memory_order_relaxed);
+}
+
 static void conc__fds_free(conc_loop *l)
 {
     for (size_t i = 0; i < l->fd_blocks; i++)
@@ -4442,6 +4474,7 @@ static int conc__fd_adopt(conc_loop *l, int number, bool tcp)
         return -ENOMEM;
     }
     conc__fd_gone(l, f); /* its last life may have ended by close(2) */
+    f->closings = atomic_load(conc__closings_of(number));
     f->owned = true;
     f->tcp = tcp;
     return number;
@@ -4476,6 +4509,11 @@ static void conc__fd_before(conc_loop *l, void *arg)
     conc__fd_look *look = arg;
     int saved = errno;
     look->f = conc__fd_find(l, look->number);
+    if (look->f && look->f->registered && look->f->owned) {
+        look->f->closings = atomic_load(conc__closings_of(look->number));
+        if (!l->backend->rearm(l, look->f))
+            conc__fd_gone(l, look->f);
+    }
     if (!look->f)
         look->f = fcntl(look->number, F_GETFD) < 0 ? NULL : conc__fd_of(l, look->number);
     look->rc = look->f                            ? l->backend->watch(l, look->f, look->events)
@@ -4501,7 +4539,7 @@ static int conc__fd_park(conc_loop *l, int number, int events)
     if (rc)
         return rc;
     conc__fd_look look = {.f = conc__fd_find(l, number), .number = number, .events = events};
-    if (!look.f || !look.f->owned || !look.f->registered)
+    if (!conc__fd_is_certain(look.f))
         conc__with_room(l, conc__fd_before, &look);
     if (look.rc)
         return look.rc < 0 ? look.rc : events;
@@ -4573,6 +4611,7 @@ static void conc__close_now(conc_loop *l, void *arg)
     conc__fd *f = l ? conc__fd_find(l, look->number) : NULL;
     if (f)
         conc__fd_gone(l, f);
+    atomic_fetch_add(conc__closings_of(look->number), 1);
     look->rc = close(look->number) && errno != EINTR ? -errno : 0;
     errno = saved;
 }
@@ -4703,6 +4742,29 @@ static void conc__drain_pipe_signal(const conc_loop *l)
         sigwait(&pipe, &number);
 }
 
+static bool conc__io_is_empty(const conc__io *io)
+{
+    for (int i = 0; i < io->count; i++)
+        if (io->parts[i].iov_len)
+            return false;
+    return !io->n && io->what != CONC__ACCEPT;
+}
+
+/* A wait for what can never come would be for ever: is the call one that the descriptor cannot do? errno tells. */
+static bool conc__io_is_wrong(const conc__io *io, int flags)
+{
+    int listens = 0, access = flags & O_ACCMODE;
+    socklen_t size = sizeof listens;
+    if (io->what == CONC__ACCEPT) {
+        if (getsockopt(io->fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size))
+            return true;
+        errno = EINVAL;
+        return !listens;
+    }
+    errno = EBADF;
+    return access == (conc__io_events(io) == CONC_READABLE ? O_WRONLY : O_RDONLY);
+}
+
 static ssize_t conc__io_foreign(const conc_loop *l, const conc__io *io)
 {
     ssize_t n;
@@ -4712,9 +4774,9 @@ static ssize_t conc__io_foreign(const conc_loop *l, const conc__io *io)
             return n;
     }
     int flags = fcntl(io->fd, F_GETFL);
-    if (flags < 0)
+    if (flags < 0 || conc__io_is_wrong(io, flags))
         return -1;
-    n = flags & O_NONBLOCK ? conc__io_plain(io) : conc__io_blocking(io);
+    n = flags & O_NONBLOCK || conc__io_is_empty(io) ? conc__io_plain(io) : conc__io_blocking(io);
     if (n < 0 && errno == EPIPE)
         conc__drain_pipe_signal(l);
     return n;
@@ -4726,12 +4788,14 @@ static void conc__io_try(conc_loop *l, void *arg)
     conc__io *io = arg;
     int saved = errno;
     ssize_t n;
+    bool reads_nothing = (io->what == CONC__READ || io->what == CONC__READ_PARTS) && conc__io_is_empty(io);
     do
-        n = io->what == CONC__READ && !io->n ? conc__io_plain(io) /* of no bytes: never blocks */
-            : io->owned                      ? conc__io_socket(io)
-                                             : conc__io_foreign(l, io);
+        n = reads_nothing ? conc__io_plain(io) : io->owned ? conc__io_socket(io) : conc__io_foreign(l, io);
     while (n < 0 && errno == EINTR);
     io->result = n >= 0 ? n : errno == EWOULDBLOCK ? -EAGAIN : -errno;
+    const conc__fd *listener = conc__fd_find(l, io->fd);
+    if (io->what == CONC__ACCEPT && n >= 0)
+        io->result = conc__fd_adopt(l, (int)n, listener && listener->tcp);
     errno = saved;
 }
 
@@ -4862,11 +4926,7 @@ CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n)
 CONC_API int conc_accept(int fd)
 {
     conc__io io = {.what = CONC__ACCEPT, .fd = fd};
-    int got = (int)conc__io_run(&io);
-    if (got < 0)
-        return got;
-    const conc__fd *listener = conc__fd_find(conc__here, fd);
-    return conc__fd_adopt(conc__here, got, listener && listener->tcp);
+    return (int)conc__io_run(&io);
 }
 
 /* ---- >>connecting --------------------------------------------------------------------------------------------- */
@@ -5018,9 +5078,10 @@ static int conc__bind(int fd, const conc__address *a)
 {
     if (bind(fd, &a->as.any, a->size) == 0)
         return 0;
-    if (errno != EADDRINUSE || !conc__is_stale(a)) {
-        if (a->as.any.sa_family == AF_UNIX && errno == ECONNREFUSED)
-            errno = EADDRINUSE;
+    if (errno != EADDRINUSE)
+        return -1;
+    if (!conc__is_stale(a)) {
+        errno = EADDRINUSE;
         return -1;
     }
     unlink(a->as.local.sun_path);
@@ -5062,10 +5123,11 @@ static void conc__open_listener(conc_loop *l, void *arg)
 {
     conc__opening *o = arg;
     int saved = errno;
-    (void)l;
     o->fd = o->count = conc__parse_address(o->text, o->addresses);
     for (o->which = 0; o->which < o->count; o->which++) {
         o->fd = conc__listen_at(&o->addresses[o->which], o->options);
+        if (o->fd >= 0)
+            o->fd = conc__fd_adopt(l, o->fd, o->addresses[o->which].as.any.sa_family != AF_UNIX);
         if (o->fd >= 0 || o->fd == -EADDRINUSE)
             break;
     }
@@ -5082,7 +5144,7 @@ CONC_API int conc_listen_with(const char *address, const conc_listen_options *op
     if (!address || o.options->backlog < 0)
         return -EINVAL;
     conc__with_room(l, conc__open_listener, &o);
-    return o.fd < 0 ? o.fd : conc__fd_adopt(l, o.fd, o.addresses[o.which].as.any.sa_family != AF_UNIX);
+    return o.fd;
 }
 
 CONC_API int conc_listen(const char *address) { return conc_listen_with(address, NULL); }
@@ -5099,13 +5161,15 @@ static void conc__start_connecting(conc_loop *l, void *arg)
 {
     conc__opening *o = arg;
     const conc__address *a = &o->addresses[o->which];
+    bool tcp = a->as.any.sa_family != AF_UNIX;
     int saved = errno;
-    (void)l;
-    if (o->fd < 0)
+    if (o->fd < 0) {
         o->fd = conc__socket(a->as.any.sa_family);
-    if (o->fd >= 0 && a->as.any.sa_family != AF_UNIX)
+        o->fd = o->fd < 0 ? -errno : conc__fd_adopt(l, o->fd, tcp);
+    }
+    if (o->fd >= 0 && tcp)
         conc__set_option(o->fd, IPPROTO_TCP, TCP_NODELAY);
-    o->rc = o->fd < 0 || connect(o->fd, &a->as.any, a->size) ? -errno : 0;
+    o->rc = o->fd < 0 ? o->fd : connect(o->fd, &a->as.any, a->size) ? -errno : 0;
     errno = saved;
 }
 
@@ -5135,9 +5199,6 @@ static int conc__connect(conc_loop *l, conc__opening *o)
     }
     if (o->fd < 0)
         return o->rc;
-    o->fd = conc__fd_adopt(l, o->fd, o->addresses[o->which].as.any.sa_family != AF_UNIX);
-    if (o->fd < 0)
-        return o->fd;
     if (o->rc == -EINPROGRESS) {
         o->rc = conc__fd_park(l, o->fd, CONC_WRITABLE);
         if (o->rc > 0)
@@ -5245,10 +5306,12 @@ static int conc__serve_one(void *arg)
     conc_loop *l = conc__here;
     conc_task *self = l->self;
     int fd = (int)(intptr_t)self->sink;
+    uint32_t life = conc__life(l, fd);
     int rc = s->handler(fd, s->arg);
     if (conc__here != l)
-        return rc; /* a forked child */
-    conc_close(fd);
+        return rc;                 /* a forked child */
+    if (conc__life(l, fd) == life) /* else the handler closed it, and the number may be another's */
+        conc_close(fd);
     if (rc >= 0 || (rc == -ECANCELED && self->pending))
         return rc < 0 ? rc : 0;
     conc__report(l, self->name, self->spawned, rc, conc__words(self, rc));
@@ -5296,9 +5359,14 @@ static int conc__serve_again(conc_loop *l, int rc, bool *told, const char *spawn
 static int conc__serve_all(conc_loop *l, conc_group *g, const conc_server *s, const char *spawned)
 {
     bool told = false;
+    uint32_t life = conc__life(l, s->fd);
     for (;;) {
         int rc = s->limit && g->live >= s->limit ? conc__wait_for_room(l, g) : 0;
+        if (conc__life(l, s->fd) != life)
+            return rc; /* conc_close has ended the serving */
         int fd = rc ? rc : conc_accept(s->fd);
+        if (fd == -EBADF && conc__life(l, s->fd) != life)
+            return 0;
         if (fd >= 0)
             rc = conc__serve_spawn(l, g, s, fd, spawned);
         else
@@ -5324,15 +5392,10 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *spa
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    const conc__fd *f = conc__fd_find(l, s.fd);
-    uint32_t life = f ? f->life : 0;
     conc__find_lost(l, __builtin_frame_address(0));
     conc__group_open(l, &g, spawned);
     rc = conc__serve_all(l, &g, &s, spawned);
-    f = conc__fd_find(l, s.fd);
-    if (rc == -EBADF && f && f->life != life)
-        rc = 0; /* conc_close has ended the serving */
-    else
+    if (rc)
         conc__cancel_scope(l, &g.scope);
     int end = conc__group_close(l, &g, rc);
     return end == 0 && rc != -ECANCELED ? rc : end;
@@ -5710,14 +5773,6 @@ static int conc__stream_turn(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-static void conc__stream_turn_over(conc_loop *l, conc_stream *s)
-{
-    if (s->writers.first)
-        conc__wake(l, s->writers.first, 0);
-    else
-        s->writing = false;
-}
-
 /* Bytes were written while a task waits in a read, which would have sent them first. */
 static void conc__stream_hurry(conc_loop *l, conc_stream *s)
 {
@@ -5727,6 +5782,16 @@ static void conc__stream_hurry(conc_loop *l, conc_stream *s)
     conc__fd_look look = {.number = s->fd, .events = CONC_WRITABLE};
     ((conc__fd_wait *)(void *)w)->events |= CONC_WRITABLE;
     conc__with_room(l, conc__fd_before, &look);
+}
+
+static void conc__stream_turn_over(conc_loop *l, conc_stream *s)
+{
+    if (s->writers.first) {
+        conc__wake(l, s->writers.first, 0);
+        return;
+    }
+    s->writing = false;
+    conc__stream_hurry(l, s);
 }
 
 /* Puts bytes into the buffer as far as they fit: how many, or -ENOMEM. */
@@ -5775,7 +5840,7 @@ static ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char *bytes,
         if (waits)
             took = conc__stream_keep(l, s, bytes + done, n - done);
         if (took < 0)
-            return took;
+            return took == -ENOMEM && done ? (ssize_t)done : took;
         done += (size_t)took;
         if (done == n)
             return (ssize_t)n;
@@ -5792,6 +5857,7 @@ static ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, const char
     ssize_t took;
     if (!s->writing && n <= s->buffer_size - conc__buffered(&s->out)) {
         took = conc__stream_keep(l, s, bytes, n);
+        conc__stream_hurry(l, s);
     } else {
         took = conc__stream_turn(l, s);
         if (took)
@@ -5801,10 +5867,8 @@ static ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, const char
                                              : conc__stream_put(l, s, bytes, n);
         conc__stream_turn_over(l, s);
     }
-    if (took < 0)
-        return took;
-    conc__stream_hurry(l, s);
-    conc__quick(l);
+    if (took >= 0)
+        conc__quick(l);
     return took;
 }
 
@@ -6743,8 +6807,21 @@ static void conc__forget_loop(void)
 
 static void conc__watch_forks(void) { pthread_atfork(NULL, NULL, conc__forget_loop); }
 
+/* The first call of a library function goes through the dynamic linker, which needs more than a small stack has. Those
+ * that streams call on the stack of their task are called here before. */
+static void conc__bind_early(void)
+{
+    volatile size_t one = 1;
+    char a[2] = "a", b[2] = "b";
+    memcpy(a, b, one);
+    memmove(a, b, one);
+    if (memchr(a, 'b', one) && memcmp(a, b, one) == 0)
+        memset(a, 0, one);
+}
+
 static int conc__loop_open(conc_loop *l, const conc__backend *backend)
 {
+    conc__bind_early();
     static pthread_once_t forks = PTHREAD_ONCE_INIT;
     pthread_once(&forks, conc__watch_forks);
     l->pool = conc__pool_for(l, l->options.stack_size);
@@ -6975,7 +7052,7 @@ static int conc__embed_usable(const conc_embed *e)
 {
     if (!e || !e->loop)
         return -EINVAL;
-    return e->loop != conc__here || e->loop->self ? -EPERM : 0;
+    return e->loop != conc__here || e->loop->self || e->loop->stepping ? -EPERM : 0;
 }
 
 CONC_API int conc_embed_fd(conc_embed *e) { return e && e->loop ? e->loop->poll_fd : -EINVAL; }
@@ -7002,8 +7079,10 @@ CONC_API int conc_embed_step(conc_embed *e)
     if (rc)
         return rc;
     conc_loop *l = e->loop;
+    l->stepping = true;
     for (int i = 0; i < PASSES && !l->over && conc__pass_once(l); i++)
         continue;
+    l->stepping = false;
     pthread_mutex_lock(&l->mutex);
     l->asleep = !l->posted; /* a post wakes the host */
     pthread_mutex_unlock(&l->mutex);
@@ -7021,7 +7100,8 @@ CONC_API int conc_embed_end(conc_embed *e)
         return rc;
     conc_loop *l = e->loop;
     l->embedded = false;
-    if (!l->over)
+    l->stepping = true;
+    if (!l->winding_up)
         conc__task_cancel(l, &l->main);
     conc__schedule(l);
     rc = conc__end_run(l, &outcome);

@@ -222,7 +222,7 @@ static int streams(void *)
 
     CHECK(conc_address(listener, false, address, sizeof address) == 0);
     CHECK(conc_spawn(&g, serve, &listener) == 0);
-    conc_stream s{};
+    CONC_AUTO(conc_stream, s){};
     CHECK(conc_stream_open(&s, conc_dial(address)) == 0);
     CHECK(conc_stream_write(&s, "a\nb", 3) == 3 && conc_stream_printf(&s, "|%d", 12) == 3);
     CHECK(conc_stream_flush(&s) == 0);
@@ -235,7 +235,7 @@ static int streams(void *)
 
 static int signals(void *)
 {
-    conc_signals s{};
+    CONC_AUTO(conc_signals, s){};
     const int numbers[] = {SIGUSR1};
     CHECK(conc_signals_open(&s, numbers, 1) == 0 && raise(SIGUSR1) == 0);
     CHECK(conc_signals_next(&s) == SIGUSR1 && conc_signals_close(&s) == 0);
