@@ -16,7 +16,7 @@
  *     static int app(void *arg)
  *     {
  *         (void)arg;
- *         return CONC_GATHER(CONC_CALL(hello, "you"), CONC_CALL(hello, "and you"));    -- both, in one second
+ *         return CONC_GATHER(CONC_CALL(hello, "you"), CONC_CALL(hello, "and you")); // both, in one second
  *     }
  *     int main(void) { return conc_main(app, NULL); }
  *
@@ -600,7 +600,7 @@ struct conc_stream {
     conc__buffer in, out;
     char *ended; /* where a NUL stands instead of `covered` */
     char covered;
-    bool at_end, writing;
+    bool at_end, writing, unsaid; /* unsaid: the error that ended writing was not returned yet */
     conc_task *reader;
     conc__waits writers;
 };
@@ -645,9 +645,9 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...) __attr
  * first. */
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
 
-/* Flushes (not in a task that is cancelled), closes, and frees: 0, or the error of the flush. Who waits in the stream
- * gets -EPIPE. Closing twice, or what was never opened, does nothing. Waits, but is not to be repeated after an error.
- * Outside a run, and in a posted function, it does not flush. */
+/* Flushes (not in a task that is cancelled), closes, and frees: 0, the error of the flush, or an earlier one of writing
+ * that no call has told yet. Who waits in the stream gets -EPIPE. Closing twice, or what was never opened, does nothing.
+ * Waits, but is not to be repeated after an error. Outside a run, and in a posted function, it does not flush. */
 CONC_API int conc_stream_close(conc_stream *s);
 CONC_API void conc__auto_conc_stream(conc_stream *s);
 
@@ -1219,6 +1219,7 @@ typedef struct conc__fd {
     bool registered; /* epoll knows it (and if it is not owned, may have fired since) */
     bool tcp;        /* a short read has taken everything */
     bool drained;    /* there was nothing left to read, and no event came since */
+    bool foreign;    /* not owned when it came into the list of those that are waited for */
     bool special;    /* end of file or urgent data came: what a short read means is not certain any more */
 } conc__fd;
 
@@ -1282,8 +1283,8 @@ struct conc_loop {
     conc__fd **fds; /* blocks of CONC__FDS, by number */
     size_t fd_blocks;
     conc__fd *watched, *last_watched;
-    size_t watched_count, unverified;
-    uint64_t quiet_since; /* the count of switches when the loop last became idle */
+    size_t watched_count, foreign_count, unverified;
+    bool stirred; /* since conc__verify was last called something ran that may have closed a descriptor */
     int64_t verified, polled;
     struct pollfd *polls_for; /* poll(2) */
     size_t polls_room;
@@ -2447,6 +2448,10 @@ static bool conc__held(conc_loop *l)
 static int64_t conc__trim(conc_loop *l)
 {
     enum { TRIM = 50000000 };
+    if (!l->to_trim && !(l->pool->slabs && l->pool->slabs->next) && !l->pools->next)
+        return CONC__NEVER; /* nothing can be given back */
+    if (!l->virtual_clock)
+        l->now = conc__clock();
     if (l->now - l->trimmed >= TRIM) {
         int64_t looks = (l->now - l->trimmed) / TRIM;
         l->trimmed = l->now;
@@ -2455,26 +2460,25 @@ static int64_t conc__trim(conc_loop *l)
     return l->to_trim ? TRIM : CONC__NEVER;
 }
 
-/* close(2) takes a descriptor away from who waits for it, and tells nobody. So when the loop has become quiet, all of
- * them are looked at once, some at a time. Returns the time until it wants to be called again. */
+/* close(2) takes a descriptor that conc has not opened away from who waits for it, and tells nobody. So when the loop has
+ * become quiet, all of them are looked at once, some at a time. Returns the time until it wants to be called again. */
 static int64_t conc__verify(conc_loop *l)
 {
     enum { EVERY = 250000000, AT_ONCE = 512 };
-    int64_t now = l->virtual_clock ? conc__clock() : l->now;
-    if (l->quiet_since != l->switches) {
-        l->quiet_since = l->switches;
+    if (!l->foreign_count)
+        return CONC__NEVER;
+    if (l->stirred || l->unverified > l->watched_count)
         l->unverified = l->watched_count;
-    }
-    if (l->unverified > l->watched_count)
-        l->unverified = l->watched_count;
+    l->stirred = false;
     if (!l->unverified)
         return CONC__NEVER;
+    int64_t now = conc__clock();
     if (now - l->verified >= EVERY) {
         l->verified = now;
         for (int n = 0; n < AT_ONCE && l->unverified && l->watched; n++, l->unverified--) {
             conc__fd *f = l->watched;
             conc__fd_last(l, f);
-            if (!l->backend->rearm(l, f))
+            if (!f->owned && !l->backend->rearm(l, f))
                 conc__fd_gone(l, f);
         }
     }
@@ -2521,16 +2525,20 @@ static void conc__idle(conc_loop *l)
 static void conc__glance(conc_loop *l)
 {
     enum { EVERY = 50000, PASSES = 16 };
-    if (l->watched && (l->virtual_clock ? l->passes % PASSES == 0 : l->now - l->polled >= EVERY)) {
+    if (!l->watched)
+        return;
+    if (!l->virtual_clock)
+        l->now = conc__clock();
+    if (l->virtual_clock ? l->passes % PASSES == 0 : l->now - l->polled >= EVERY) {
         conc__poll_now(l);
         conc__verify(l);
     }
 }
 
-/* Reads the clock and fires what is due; the virtual clock moves elsewhere. */
+/* Reads the clock and fires what is due; the virtual clock moves elsewhere. Without timers the loop's time may stand. */
 static void conc__look(conc_loop *l)
 {
-    if (!l->virtual_clock)
+    if (!l->virtual_clock && l->wheel.count)
         conc__advance(l, conc__clock());
 }
 
@@ -2582,6 +2590,7 @@ static bool conc__pass_once(conc_loop *l)
     else
         conc__resume(l, t);
     l->switches += 1 + (uint64_t)(turns - l->turns);
+    l->stirred = true;
     return true;
 }
 
@@ -4398,6 +4407,7 @@ static void conc__fd_unlist(conc_loop *l, conc__fd *f)
     *(f->prev ? &f->prev->next : &l->watched) = f->next;
     *(f->next ? &f->next->prev : &l->last_watched) = f->prev;
     l->watched_count--;
+    l->foreign_count -= f->foreign;
 }
 
 static void conc__fd_list(conc_loop *l, conc__fd *f)
@@ -4406,7 +4416,9 @@ static void conc__fd_list(conc_loop *l, conc__fd *f)
     f->prev = l->last_watched;
     *(l->last_watched ? &l->last_watched->next : &l->watched) = f;
     l->last_watched = f;
+    f->foreign = !f->owned;
     l->watched_count++;
+    l->foreign_count += f->foreign;
 }
 
 static void conc__fd_last(conc_loop *l, conc__fd *f)
@@ -4811,6 +4823,42 @@ static ssize_t conc__io_once(conc_loop *l, conc__io *io)
     if (reads && f && f->tcp && f->registered && !f->special && io->n)
         f->drained = io->result == -EAGAIN || (io->result > 0 && (size_t)io->result < io->n);
     return io->result;
+}
+
+/* The usual case, a read or write on a socket of conc's from a stack with room, without the detour. */
+static inline ssize_t conc__io_direct(conc_loop *l, conc__fd *f, int what, void *bytes, size_t n)
+{
+    int saved = *l->errno_at;
+    ssize_t got;
+    do
+        got = what == CONC__READ ? recv(f->number, bytes, n, MSG_DONTWAIT)
+                                 : send(f->number, bytes, n, MSG_DONTWAIT | MSG_NOSIGNAL);
+    while (got < 0 && *l->errno_at == EINTR);
+    if (CONC__UNLIKELY(got < 0)) {
+        got = *l->errno_at == EWOULDBLOCK ? -EAGAIN : -*l->errno_at;
+        *l->errno_at = saved;
+    }
+    if (what == CONC__READ && f->tcp && f->registered && !f->special)
+        f->drained = got == -EAGAIN || (got > 0 && (size_t)got < n);
+    return got;
+}
+
+/* The same as conc__io_once for n bytes, not 0, between a descriptor and memory. */
+static inline ssize_t conc__io_bytes(conc_loop *l, int what, int fd, void *bytes, size_t n)
+{
+    conc__fd *f = conc__fd_find(l, fd);
+    if (CONC__UNLIKELY(!f || !f->owned || !l->self || !l->self->stack->guarded)) {
+        conc__io io = {.what = what, .fd = fd, .bytes = bytes, .n = n};
+        return conc__io_once(l, &io);
+    }
+    if (what == CONC__READ && f->drained)
+        return -EAGAIN;
+    ssize_t got = conc__io_direct(l, f, what, bytes, n);
+    if (CONC__UNLIKELY(got == -ENOTSOCK)) { /* closed by close(2), and opened by somebody else */
+        conc__fd_gone(l, f);
+        return conc__io_bytes(l, what, fd, bytes, n);
+    }
+    return got;
 }
 
 static ssize_t conc__io_run(conc__io *io)
@@ -5425,7 +5473,6 @@ static void conc__buffer_change(conc_loop *l, void *arg)
 static int conc__buffer_grow(conc_loop *l, conc__buffer *b, size_t size)
 {
     conc__spare *spare = l->spares;
-    conc__buffering change = {b, size};
     if (size == CONC__BUFFER && spare && !b->data) {
         l->spares = spare->next;
         l->spare_count--;
@@ -5433,15 +5480,17 @@ static int conc__buffer_grow(conc_loop *l, conc__buffer *b, size_t size)
         b->size = size;
         return 0;
     }
-    conc__with_room(l, conc__buffer_change, &change);
+    conc__buffering change = {b, size};
+    if (size < PTRDIFF_MAX)
+        conc__with_room(l, conc__buffer_change, &change);
     return b->size == size ? 0 : -ENOMEM;
 }
 
 static void conc__buffer_drop(conc_loop *l, conc__buffer *b)
 {
-    conc__buffering change = {b, 0};
     if (!b->data)
         return;
+    conc__buffering change = {b, 0};
     if (b->size == CONC__BUFFER && l && l->spare_count < CONC__SPARES) {
         conc__spare *spare = (conc__spare *)(void *)b->data;
         spare->next = l->spares;
@@ -5492,10 +5541,13 @@ CONC_API int conc_stream_open(conc_stream *s, int fd)
         return -EPERM;
     if (!s || s->state == CONC__STREAM_OPEN)
         return conc__misused(-EINVAL, "conc_stream_open", "no stream, or it is open", NULL);
-    conc__with_room(l, conc__fd_ready, &look);
+    const conc__fd *f = conc__fd_find(l, fd);
+    if (!f || !f->owned)
+        conc__with_room(l, conc__fd_ready, &look);
     if (fd < 0 || look.rc < 0)
         return -EBADF;
-    *s = (conc_stream){.limit = s->limit ? s->limit : CONC__RECORD_LIMIT,
+    size_t limit = s->limit < PTRDIFF_MAX / 4 ? s->limit : PTRDIFF_MAX / 4; /* so that sums cannot overflow */
+    *s = (conc_stream){.limit = limit ? limit : CONC__RECORD_LIMIT,
                        .buffer_size = s->buffer_size ? s->buffer_size : CONC__BUFFER,
                        .fd = fd,
                        .state = CONC__STREAM_OPEN};
@@ -5506,6 +5558,7 @@ CONC_API int conc_stream_open(conc_stream *s, int fd)
 static int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
 {
     s->write_error = rc;
+    s->unsaid = true;
     conc__buffer_drop(l, &s->out);
     return rc;
 }
@@ -5515,8 +5568,7 @@ static int conc__stream_push(conc_loop *l, conc_stream *s)
 {
     conc__buffer *b = &s->out;
     while (b->start < b->end) {
-        conc__io io = {.what = CONC__WRITE, .fd = s->fd, .bytes = b->data + b->start, .n = b->end - b->start};
-        ssize_t n = conc__io_once(l, &io);
+        ssize_t n = conc__io_bytes(l, CONC__WRITE, s->fd, b->data + b->start, b->end - b->start);
         if (n < 0)
             return n == -EAGAIN ? -EAGAIN : conc__stream_broke(l, s, (int)n);
         b->start += (size_t)n;
@@ -5567,12 +5619,8 @@ static ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, size_t 
             int rc = to ? 0 : conc__stream_room(l, s, n);
             if (rc)
                 return rc;
-            conc__io io = {.what = CONC__READ, .fd = s->fd, .bytes = to, .n = n};
-            if (!to) {
-                io.bytes = s->in.data + s->in.end;
-                io.n = s->in.size - s->in.end;
-            }
-            ssize_t got = conc__io_once(l, &io);
+            ssize_t got = to ? conc__io_bytes(l, CONC__READ, s->fd, to, n)
+                             : conc__io_bytes(l, CONC__READ, s->fd, s->in.data + s->in.end, s->in.size - s->in.end);
             if (got != -EAGAIN) {
                 s->at_end = got == 0;
                 s->read_error = got < 0 ? (int)got : 0;
@@ -5594,7 +5642,9 @@ static int conc__stream_begin(conc_loop *l, conc_stream *s)
         rc = conc__misused(-EBUSY, "a read of a stream", "another task is reading", NULL);
     if (rc == 0)
         rc = conc__checkpoint(l);
-    if (rc == 0 && (s->state != CONC__STREAM_OPEN || s->reader)) /* the checkpoint may have waited */
+    if (rc == 0)
+        conc__quick(l); /* here, as what is handed out is good only until somebody else reads */
+    if (rc == 0 && (s->state != CONC__STREAM_OPEN || s->reader))
         rc = s->reader ? -EBUSY : -EPIPE;
     if (rc)
         return rc;
@@ -5605,11 +5655,9 @@ static int conc__stream_begin(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-static ssize_t conc__stream_done(conc_loop *l, conc_stream *s, ssize_t result)
+static ssize_t conc__stream_done(conc_stream *s, ssize_t result)
 {
     s->reader = NULL;
-    if (result >= 0)
-        conc__quick(l);
     return result;
 }
 
@@ -5631,13 +5679,13 @@ CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n)
         return rc;
     ssize_t got = (ssize_t)conc__stream_copy(s, buf, n);
     if (got || !n)
-        return conc__stream_done(l, s, got);
+        return conc__stream_done(s, got);
     if (n >= s->buffer_size)
-        return conc__stream_done(l, s, conc__stream_pull(l, s, buf, n));
+        return conc__stream_done(s, conc__stream_pull(l, s, buf, n));
     got = conc__stream_pull(l, s, NULL, s->buffer_size);
     if (got > 0)
         got = (ssize_t)conc__stream_copy(s, buf, n);
-    return conc__stream_done(l, s, got);
+    return conc__stream_done(s, got);
 }
 
 CONC_API ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n)
@@ -5650,7 +5698,7 @@ CONC_API ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n)
     ssize_t got = 0;
     while (done < n && (got = conc__stream_pull(l, s, (char *)buf + done, n - done)) > 0)
         done += (size_t)got;
-    return conc__stream_done(l, s, done ? (ssize_t)done : got);
+    return conc__stream_done(s, done ? (ssize_t)done : got);
 }
 
 typedef struct conc__record {
@@ -5670,7 +5718,7 @@ static size_t conc__record_find(const conc__buffer *b, conc__record *r)
         const char *hit = memchr(at, r->delimiter[0], left - r->size + 1);
         if (!hit)
             break;
-        if (memcmp(hit, r->delimiter, r->size) == 0)
+        if (r->size == 1 || memcmp(hit, r->delimiter, r->size) == 0)
             return (size_t)(hit - first);
         left -= (size_t)(hit + 1 - at);
         at = hit + 1;
@@ -5716,16 +5764,40 @@ static ssize_t conc__stream_record(conc_stream *s, conc__record *r, char **data)
     int rc = conc__stream_begin(l, s);
     if (rc)
         return rc;
-    return conc__stream_done(l, s, conc__record_read(l, s, r, data));
+    return conc__stream_done(s, conc__record_read(l, s, r, data));
 }
 
 CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, size_t n, char **data)
 {
     conc__record r = {.delimiter = delimiter, .size = n, .slack = n};
-    if (!data || !delimiter || !n)
+    if (!data || !delimiter || !n || n > PTRDIFF_MAX / 4)
         return conc__in_task() ? -EINVAL : -EPERM;
     *data = NULL;
     return conc__stream_record(s, &r, data);
+}
+
+/* May a call take its effect without a look at the rest? */
+static inline bool conc__stream_is_calm(const conc_loop *l, const conc_stream *s)
+{
+    return l && s && s->state == CONC__STREAM_OPEN && !l->self->pending && !s->reader && l->quick > 1;
+}
+
+/* The usual case of a server whose clients do not wait for each answer: the next line is there. -1: it is not. */
+static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char **line)
+{
+    if (!conc__stream_is_calm(l, s) || s->in.start == s->in.end)
+        return -1;
+    if (s->ended)
+        *s->ended = s->covered;
+    s->ended = NULL;
+    const char *first = s->in.data + s->in.start, *end = memchr(first, '\n', conc__buffered(&s->in));
+    if (!end)
+        return -1;
+    size_t length = (size_t)(end - first), cr = length && end[-1] == '\r';
+    if (length - cr > s->limit)
+        return -1;
+    l->quick--;
+    return conc__record_take(s, length - cr, length + 1, line);
 }
 
 CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line)
@@ -5733,6 +5805,9 @@ CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line)
     conc__record r = {.delimiter = "\n", .size = 1, .slack = 2, .line = true};
     if (!line)
         return conc__in_task() ? -EINVAL : -EPERM;
+    ssize_t length = conc__stream_next_line(conc__in_task(), s, line);
+    if (length >= 0)
+        return length;
     *line = NULL;
     return conc__stream_record(s, &r, line);
 }
@@ -5745,13 +5820,20 @@ static void conc__whom_stream(FILE *out, const conc__wait *w)
 static const conc__wait_kind conc__queueing = {"waits for its turn to write to", conc__whom_stream,
                                                conc__cancel_plainly};
 
+/* This is returned to the user. */
+static int conc__stream_said(conc_stream *s, int rc)
+{
+    s->unsaid &= rc != s->write_error;
+    return rc;
+}
+
 /* A writing call begins: 0, or its error. */
 static int conc__stream_writable(conc_loop *l, conc_stream *s)
 {
     int rc = l ? conc__stream_state(s) : -EPERM;
     if (rc == 0)
         rc = conc__checkpoint(l);
-    return rc ? rc : s->state != CONC__STREAM_OPEN ? -EPIPE : s->write_error;
+    return rc ? rc : s->state != CONC__STREAM_OPEN ? -EPIPE : conc__stream_said(s, s->write_error);
 }
 
 /* Waits until no other task writes. */
@@ -5864,12 +5946,18 @@ static ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, const char
     }
     if (took >= 0)
         conc__quick(l);
-    return took;
+    return took < 0 ? conc__stream_said(s, (int)took) : took;
 }
 
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
 {
     conc_loop *l = conc__in_task();
+    if (conc__stream_is_calm(l, s) && !s->writing && s->out.data && buf && n <= s->out.size - s->out.end) {
+        memcpy(s->out.data + s->out.end, buf, n);
+        s->out.end += n;
+        l->quick--;
+        return (ssize_t)n;
+    }
     int rc = conc__stream_writable(l, s);
     if (rc)
         return rc;
@@ -5954,7 +6042,7 @@ CONC_API int conc_stream_flush(conc_stream *s)
     conc__stream_turn_over(l, s);
     if (rc == 0)
         conc__quick(l);
-    return rc;
+    return conc__stream_said(s, rc);
 }
 
 CONC_API int conc_stream_close(conc_stream *s)
@@ -5971,6 +6059,7 @@ CONC_API int conc_stream_close(conc_stream *s)
     while (s->writers.first)
         conc__wake(l, s->writers.first, -EPIPE);
     int closed = conc_close(s->fd);
+    rc = rc || !s->unsaid ? rc : s->write_error;
     s->fd = -1;
     s->ended = NULL;
     conc__buffer_drop(l, &s->in);
@@ -6535,6 +6624,7 @@ static void conc__run_posts(conc_loop *l)
 {
     if (!atomic_load_explicit(&l->posted, memory_order_relaxed))
         return;
+    l->stirred = true;
     for (conc__post *p = conc__take_posts(l), *next; p; p = next) {
         next = p->next;
         p->fn(p->arg);

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Runs every example as a stranger would: conc.h and the one file in an empty folder, `cc file.c -o x`, nothing else.
-# On the virtual clock the output must be that in tests/examples/<folder>__<name>.out, byte for byte; where it is random,
-# it must follow from the numbers drawn. CC chooses the compiler; --single takes single_include/conc.h.
-# Needs bash, coreutils, diffutils and awk.
+# Runs every example as a stranger would: conc.h and the one file in an empty folder, `cc file.c -o x`, nothing else but
+# the libraries that its first lines name. On the virtual clock the output must be that in
+# tests/examples/<folder>__<name>.out, byte for byte; where it is random, it must follow from the numbers drawn. Those
+# that deal with the world outside are also driven from there, by the Python scripts in tests/examples.
+# CC chooses the compiler; --single takes single_include/conc.h.
+# Needs bash, coreutils, diffutils, awk, Python 3, nc of OpenBSD, socat and libcurl.
 set -u
 export LC_ALL=C
 unset EX_SEED CONC_CLOCK CONC_DEBUG CONC_SEED CONC_TRACE CONC_POLL CONC_STACK
@@ -93,6 +95,17 @@ names_the_blocker() {
     check "$1: CONC_DEBUG=1 names the task that held the loop" "$box/wrong"
 }
 
+# scenarios NAME SCRIPT: runs each of the script's scenarios with the example; what one prints is wrong
+scenarios() {
+    local script=$root/tests/examples/$2 names scenario
+    names=$(python3 -B "$script" --list 2>"$box/wrong") || names=none
+    for scenario in $names; do
+        python3 -B "$script" ./x "$scenario" >>"$box/wrong" 2>&1
+        check "$1: ${scenario//_/ }" "$box/wrong"
+        : >"$box/wrong"
+    done
+}
+
 for source in "$root"/examples/*/*.c; do
     name=$(basename "$source" .c)
     folder=$(basename "$(dirname "$source")")
@@ -101,8 +114,9 @@ for source in "$root"/examples/*/*.c; do
     mkdir -p "$box/examples/$folder" && cp "$header" "$box/conc.h" && cp "$source" "$box/examples/$folder/" || exit 2
     cd "$box/examples/$folder" || exit 2
 
-    "${cc[@]}" "$name.c" -o x >"$box/wrong" 2>&1
-    check "$folder/$name: cc $name.c -o x" "$box/wrong"
+    mapfile -t libraries < <(sed -n '/^ \*\//q; / cc /p' "$name.c" | grep -o -e '-l[a-z0-9]*')
+    "${cc[@]}" "$name.c" -o x "${libraries[@]}" >"$box/wrong" 2>&1
+    check "$folder/$name: cc $name.c -o x ${libraries[*]}" "$box/wrong"
     [ -x x ] || continue
     "${cc[@]}" "${warnings[@]}" -c "$name.c" -o x.o >"$box/wrong" 2>&1
     check "$folder/$name: no warnings" "$box/wrong"
@@ -130,6 +144,9 @@ for source in "$root"/examples/*/*.c; do
     : >"$box/wrong"
     case $folder/$name in
     01_start/06_freezer) names_the_blocker "$folder/$name" ;;
+    01_start/07_status_poller | 03_errors/05_graceful_shutdown | 09_io/0[123]_*)
+        scenarios "$folder/$name" "${name#*_}.py"
+        ;;
     02_tasks/01_coffee_shop) real_clock "$folder/$name" "$expected" ;;
     esac
 done

@@ -10,6 +10,8 @@ Nothing is to be registered: a new tests/test_*.c is found by its name. In its f
 out by their names in CONFIGS and RUNS below, with the reason in brackets:
 
     Not under: valgrind, seeds (it measures real time)
+
+and name a library that it needs: "Needs -luv".
 """
 import concurrent.futures
 import functools
@@ -191,6 +193,7 @@ class Builds:
         if config.linked and not has_options(source):
             command += ["-DCONC_TEST_LINKED", self.get(IMPLEMENTATION, config)]
         command += ["-DCONC_TEST_PLAIN", "-lm"] if config.plain else check_library()
+        command += re.findall(r"Needs (-l\w+)", first_comment(source))
         commands.run(command)
         return result
 
@@ -246,10 +249,13 @@ def without_random_addresses():
         return ""
 
 
+def first_comment(source):
+    return (TOP / source).read_text(encoding="utf-8").split("*/")[0]
+
+
 def left_out(source):
     """The names of configurations that the file's first comment excludes."""
-    comment = (TOP / source).read_text(encoding="utf-8").split("*/")[0]
-    names = re.search(r"Not under: ([^(\n]*)", comment)
+    names = re.search(r"Not under: ([^(\n]*)", first_comment(source))
     return {name.strip() for name in names[1].split(",")} if names else set()
 
 
@@ -273,6 +279,7 @@ def command_check(name, *argv, **environment):
 def checks_of_project():
     yield command_check("examples (gcc, modules)", "tests/examples.sh", CC="gcc")
     yield command_check("examples (clang, single_include)", "tests/examples.sh", "--single", CC="clang")
+    yield command_check("real clients", "tests/clients.sh")
     yield command_check("README.md", "tests/readme.py")
     yield command_check("single_include is up to date", "./amalgamate.py", "--check")
     yield command_check("format", "tests/format.sh")
@@ -295,7 +302,7 @@ def all_checks(quick):
             return 0 if arguments[1] is CONFIGS[0] else 3
         if function is in_run:
             return 2 if arguments[1].seeds or arguments[1].runner else 4
-        return 1 if check[0].startswith("examples") else 5
+        return 1 if check[0].startswith(("examples", "real")) else 5
     return sorted(of_files + of_project, key=place)
 
 

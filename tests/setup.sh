@@ -34,6 +34,13 @@ aarch64|gcc-aarch64-linux-gnu libc6-dev-arm64-cross|builds '#include <stdio.h>' 
 aarch64|qemu-user|command -v qemu-aarch64
 riscv64|gcc-riscv64-linux-gnu libc6-dev-riscv64-cross|builds '#include <stdio.h>' riscv64-linux-gnu-gcc -static
 riscv64|qemu-user|command -v qemu-riscv64
+sockets, libuv|libuv1-dev|builds '#include <uv.h>' gcc -luv
+examples|libcurl4-openssl-dev|builds '#include <curl/curl.h>' gcc -lcurl
+examples, real clients|netcat-openbsd|nc -h 2>&1 | grep -q 'N.*[Ss]hutdown'
+examples, real clients|socat|command -v socat
+real clients|curl|command -v curl
+real clients|redis-tools|command -v redis-benchmark
+real clients|wrk|command -v wrk
 format|clang-format|command -v clang-format-14 || command -v clang-format
 TABLE
 }

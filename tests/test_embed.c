@@ -1,0 +1,964 @@
+/* test_embed.c - conc_embed_*: a run inside a program that has a loop of its own, here one that waits in poll(2). */
+#include "conc_test.h"
+
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+
+#if defined __linux__ && !defined CONC_NO_EPOLL
+#define HAS_EPOLL true
+#else
+#define HAS_EPOLL false
+#endif
+
+/* Left out where a loop has no descriptor; where it can have one, it has. */
+#define EMBED_TEST(name)                                           \
+    static void name(void);                                        \
+    static void embed_##name(void)                                 \
+    {                                                              \
+        unsetenv("CONC_POLL");                                     \
+        unsetenv("CONC_CLOCK");                                    \
+        name();                                                    \
+    }                                                              \
+    __attribute__((constructor)) static void test_add_##name(void) \
+    {                                                              \
+        static test_case t = {#name, embed_##name, NULL};          \
+        if (HAS_EPOLL)                                             \
+            test_add(&t, false);                                   \
+    }                                                              \
+    static void name(void)
+
+/* ---- the host ---- */
+
+typedef struct host {
+    conc_embed e;
+    int steps;
+} host;
+
+static void begin_with(host *h, const conc_options *o, conc_fn *fn, void *arg)
+{
+    *h = (host){.steps = 0};
+    CHECK_INT(conc_embed_begin(&h->e, o, fn, arg), 0);
+}
+
+static void begin(host *h, conc_fn *fn, void *arg) { begin_with(h, NULL, fn, arg); }
+
+static int step(host *h)
+{
+    h->steps++;
+    return conc_embed_step(&h->e);
+}
+
+static bool is_readable(int fd, int milliseconds)
+{
+    struct pollfd p = {fd, POLLIN, 0};
+    int n = poll(&p, 1, milliseconds);
+    CHECK(n >= 0 || errno == EINTR);
+    return n > 0;
+}
+
+/* Waits as long as conc says, and no shorter: poll(2) knows whole milliseconds. */
+static int turn(host *h)
+{
+    double timeout = conc_embed_timeout(&h->e);
+    CHECK(timeout >= 0);
+    is_readable(conc_embed_fd(&h->e), timeout > 1e6 ? -1 : timeout > 0 ? (int)(timeout * 1e3) + 1 : 0);
+    return step(h);
+}
+
+static int finish(host *h)
+{
+    int rc;
+    while ((rc = turn(h)) == 1)
+        continue;
+    CHECK_INT(rc, 0);
+    return conc_embed_end(&h->e);
+}
+
+static int host_run(conc_fn *fn, void *arg)
+{
+    host h;
+    begin(&h, fn, arg);
+    return finish(&h);
+}
+
+/* Steps until the run has nothing more to do now, without waiting. */
+static void step_until_idle(host *h)
+{
+    while (conc_embed_timeout(&h->e) == 0 && step(h) == 1)
+        continue;
+}
+
+static void check_process(void (*fn)(void))
+{
+    static char text[16384];
+    int status = test_in_process(fn, text, sizeof text);
+    if (status)
+        test_fail(__FILE__, __LINE__, "status 0x%x, stderr:\n%s", (unsigned)status, text);
+    CHECK(!strstr(text, "conc:"));
+}
+
+/* ---- what runs inside ---- */
+
+static int returns(void *arg) { return *(int *)arg; }
+
+static int sleeps(void *seconds)
+{
+    double start = conc_now();
+    CONC_TRY(conc_sleep(*(double *)seconds));
+    CHECK(conc_now() - start >= *(double *)seconds - 1e-9);
+    return 5;
+}
+
+static int sleeps_for_ever(void *arg)
+{
+    if (arg)
+        *(conc_task **)arg = conc_self();
+    return conc_sleep(CONC_FOREVER);
+}
+
+static int notes(void *word)
+{
+    note(word);
+    return 0;
+}
+
+static int must_not_run(void *arg)
+{
+    test_fail(__FILE__, __LINE__, "this must not run");
+    return arg != NULL;
+}
+
+/* ---- results ---- */
+
+EMBED_TEST(the_end_returns_what_main_returned)
+{
+    int values[] = {0, 1, 42, -1, -EIO, -ECANCELED};
+    for (size_t i = 0; i < CONC_LEN(values); i++)
+        CHECK_INT(host_run(returns, &values[i]), values[i]);
+    CHECK(conc_loop_self() == NULL);
+}
+
+EMBED_TEST(main_starts_with_the_first_step)
+{
+    host h;
+    static char word[] = "main";
+    begin(&h, notes, word);
+    CHECK_STR(noted, "");
+    CHECK(conc_embed_timeout(&h.e) == 0);
+    CHECK_STR(noted, "");
+    CHECK_INT(finish(&h), 0);
+    CHECK_STR(noted, "main");
+}
+
+EMBED_TEST(a_sleep_takes_its_time)
+{
+    double seconds[] = {0.05, 0.0101, 0.0005, 0.000001, 0, -1};
+    for (size_t i = 0; i < CONC_LEN(seconds); i++) {
+        double start = test_real_seconds();
+        CHECK_INT(host_run(sleeps, &seconds[i]), 5);
+        CHECK(test_real_seconds() - start >= seconds[i] - 1e-9);
+    }
+}
+
+static int waits_for_many(void *arg)
+{
+    double seconds[] = {0.03, 0.001, 0.02, 0.01, 0.015};
+    (void)arg;
+    CONC_TRY(CONC_MAP(sleeps, seconds));
+    return 6;
+}
+
+EMBED_TEST(tasks_that_sleep_sleep_at_the_same_time) { CHECK_INT(host_run(waits_for_many, NULL), 6); }
+
+static int times_out(void *arg)
+{
+    (void)arg;
+    CHECK_INT(conc_timeout(0.02, sleeps_for_ever, NULL), -ETIMEDOUT);
+    return 7;
+}
+
+EMBED_TEST(time_limits_work) { CHECK_INT(host_run(times_out, NULL), 7); }
+
+EMBED_TEST(a_hundred_runs_follow_each_other_and_leave_nothing_open)
+{
+    int fds = test_count_fds();
+    double seconds = 0.0001;
+    for (int i = 0; i < 100; i++) {
+        CHECK_INT(i % 2 ? host_run(sleeps, &seconds) : host_run(returns, &i), i % 2 ? 5 : i);
+        CHECK(conc_loop_self() == NULL);
+        CHECK_INT(test_count_fds(), fds);
+    }
+    CHECK_INT(conc_run(returns, &(int){9}), 9);
+}
+
+static int leaves_a_task(void *arg)
+{
+    CHECK_INT(conc_spawn(NULL, sleeps_for_ever, NULL), 0);
+    CHECK_INT(conc_yield(), 0);
+    return returns(arg);
+}
+
+static int cleans_up_slowly(void *arg)
+{
+    static double shortly = 0.02;
+    int rc = sleeps_for_ever(NULL);
+    CHECK_INT(conc_shield(CONC_FOREVER, sleeps, &shortly), 5);
+    note(arg);
+    return rc;
+}
+
+static int leaves_a_slow_task(void *word)
+{
+    CHECK_INT(conc_spawn(NULL, cleans_up_slowly, word), 0);
+    CHECK_INT(conc_yield(), 0);
+    return 8;
+}
+
+EMBED_TEST(steps_go_on_until_the_background_tasks_have_cleaned_up)
+{
+    host h;
+    static char word[] = "cleaned";
+    CHECK_INT(host_run(leaves_a_task, &(int){4}), 4);
+    begin(&h, leaves_a_slow_task, word);
+    CHECK_INT(finish(&h), 8);
+    CHECK_STR(noted, "cleaned");
+}
+
+static int fails(void *arg)
+{
+    (void)arg;
+    return conc_fail(-EPROTO, "a background failure");
+}
+
+static int leaves_a_failure(void *arg)
+{
+    CHECK_INT(conc_spawn(NULL, fails, arg), 0);
+    CHECK_INT(conc_yield(), 0);
+    return 0;
+}
+
+static void count_failure(const conc_failure *f, void *user)
+{
+    CHECK_INT(f->rc, -EPROTO);
+    CHECK_STR(f->text, "a background failure");
+    ++*(int *)user;
+}
+
+EMBED_TEST(errors_nobody_collected_go_to_on_error)
+{
+    host h;
+    int count = 0;
+    conc_options o = {.on_error = count_failure, .user = &count};
+    begin_with(&h, &o, leaves_a_failure, NULL);
+    CHECK_INT(finish(&h), 0);
+    CHECK_INT(count, 1);
+}
+
+/* ---- the descriptor and the time to wait ---- */
+
+static int reads(void *fd)
+{
+    char c = 0;
+    ssize_t n = conc_read(*(int *)fd, &c, 1);
+    return n == 1 ? c : (int)n;
+}
+
+EMBED_TEST(the_descriptor_becomes_readable_when_a_task_can_go_on)
+{
+    host h;
+    int ends[2];
+    CHECK_INT(pipe(ends), 0);
+    begin(&h, reads, &ends[0]);
+    int fd = conc_embed_fd(&h.e);
+    CHECK(fd >= 0);
+    step_until_idle(&h);
+    CHECK(conc_embed_timeout(&h.e) == CONC_FOREVER);
+    CHECK_INT(conc_embed_fd(&h.e), fd);
+    CHECK(!is_readable(fd, 20));
+    CHECK_INT(write(ends[1], "x", 1), 1);
+    CHECK(is_readable(fd, 5000));
+    CHECK_INT(finish(&h), 'x');
+    close(ends[0]);
+    close(ends[1]);
+}
+
+EMBED_TEST(the_time_to_wait_is_that_to_the_next_deadline)
+{
+    host h;
+    double seconds = 0.05;
+    begin(&h, sleeps, &seconds);
+    double start = test_real_seconds();
+    step_until_idle(&h);
+    double timeout = conc_embed_timeout(&h.e), elapsed = test_real_seconds() - start;
+    CHECK(timeout > 0.05 - elapsed - 1e-6 && timeout < 0.05 + 1e-6);
+    CHECK(conc_embed_timeout(&h.e) <= timeout);
+    CHECK_INT(finish(&h), 5);
+}
+
+EMBED_TEST(a_host_that_comes_too_often_gets_nothing_early)
+{
+    host h;
+    double seconds = 0.03;
+    int rc;
+    begin(&h, sleeps, &seconds);
+    while ((rc = step(&h)) == 1)
+        continue;
+    CHECK_INT(rc, 0);
+    CHECK_INT(conc_embed_end(&h.e), 5);
+}
+
+EMBED_TEST(a_host_that_comes_too_late_gets_what_is_due)
+{
+    host h;
+    double seconds = 0.01;
+    begin(&h, sleeps, &seconds);
+    step_until_idle(&h);
+    poll(NULL, 0, 30);
+    CHECK(conc_embed_timeout(&h.e) == 0);
+    CHECK_INT(finish(&h), 5);
+}
+
+static int sleeps_ten_times(void *arg)
+{
+    (void)arg;
+    for (int i = 0; i < 10; i++)
+        CONC_TRY(conc_sleep(0.005));
+    return 0;
+}
+
+EMBED_TEST(a_host_that_waits_as_told_takes_few_steps)
+{
+    host h;
+    begin(&h, sleeps_ten_times, NULL);
+    CHECK_INT(finish(&h), 0);
+    CHECK(h.steps <= 40);
+}
+
+static int reads_with_a_limit(void *fd) { return conc_timeout(0.1, reads, fd); }
+
+EMBED_TEST(a_host_takes_few_steps_while_nothing_comes)
+{
+    host h;
+    int ends[2];
+    CHECK_INT(pipe(ends), 0);
+    begin(&h, reads_with_a_limit, &ends[0]);
+    CHECK_INT(conc_post(conc_loop_self(), free, NULL), 0);
+    CHECK_INT(finish(&h), -ETIMEDOUT);
+    CHECK(h.steps <= 20);
+    close(ends[0]);
+    close(ends[1]);
+}
+
+static int echoes(void *arg)
+{
+    int *ends = arg;
+    char c;
+    for (int i = 0; i < 100; i++) {
+        CHECK_INT(conc_read(ends[0], &c, 1), 1);
+        CHECK_INT(conc_write(ends[1], &c, 1), 1);
+    }
+    return 0;
+}
+
+EMBED_TEST(a_task_talks_to_the_host)
+{
+    host h;
+    int to_task[2], to_host[2], ends[2];
+    char c;
+    CHECK_INT(pipe(to_task) | pipe(to_host), 0);
+    ends[0] = to_task[0];
+    ends[1] = to_host[1];
+    begin(&h, echoes, ends);
+    for (int i = 0; i < 100; i++) {
+        char sent = (char)('a' + i % 26);
+        CHECK_INT(write(to_task[1], &sent, 1), 1);
+        while (!is_readable(to_host[0], 0))
+            turn(&h);
+        CHECK_INT(read(to_host[0], &c, 1), 1);
+        CHECK_INT(c, sent);
+    }
+    CHECK_INT(finish(&h), 0);
+    for (int i = 0; i < 2; i++)
+        close(to_task[i]), close(to_host[i]);
+}
+
+static int yields(void *turns)
+{
+    for (int i = 0; i < 10000; i++) {
+        CONC_TRY(conc_yield());
+        ++*(int *)turns;
+    }
+    return 0;
+}
+
+EMBED_TEST(a_task_that_is_always_ready_does_not_keep_the_host_from_its_turn)
+{
+    host h;
+    int turns = 0;
+    begin(&h, yields, &turns);
+    CHECK_INT(step(&h), 1);
+    CHECK(turns < 10000);
+    CHECK(conc_embed_timeout(&h.e) == 0);
+    CHECK_INT(finish(&h), 0);
+    CHECK_INT(turns, 10000);
+}
+
+static void pause_for(double s)
+{
+    struct timespec t = {(time_t)s, (long)((s - (double)(time_t)s) * 1e9)};
+    nanosleep(&t, NULL);
+}
+
+typedef struct poster {
+    conc_loop *loop;
+    conc_scope *scope;
+} poster;
+
+static void cancel_scope(void *scope) { conc_scope_cancel(scope); }
+
+static void *post_soon(void *arg)
+{
+    poster *p = arg;
+    pause_for(0.03);
+    CHECK_INT(conc_post(p->loop, cancel_scope, p->scope), 0);
+    CHECK_INT(conc_loop_release(p->loop), 0);
+    return NULL;
+}
+
+static int waits_for_a_post(void *arg)
+{
+    pthread_t t;
+    conc_scope s = {0};
+    poster p = {conc_loop_self(), &s};
+    (void)arg;
+    CHECK_INT(conc_scope_begin(&s, CONC_FOREVER), 0);
+    CHECK_INT(conc_loop_hold(p.loop), 0);
+    CHECK_INT(pthread_create(&t, NULL, post_soon, &p), 0);
+    CHECK_INT(conc_sleep(CONC_FOREVER), -ECANCELED);
+    CHECK(s.cancel_called);
+    CHECK_INT(pthread_join(t, NULL), 0);
+    return conc_scope_end(&s, 3);
+}
+
+EMBED_TEST(a_post_from_a_thread_wakes_a_host_that_waits) { CHECK_INT(host_run(waits_for_a_post, NULL), 3); }
+
+typedef struct flood {
+    conc_loop *loop;
+    conc_scope scope;
+    int got;
+} flood;
+
+static void count_post(void *arg)
+{
+    flood *f = arg;
+    if (++f->got == 10000)
+        conc_scope_cancel(&f->scope);
+}
+
+static void *post_ten_thousand(void *arg)
+{
+    flood *f = arg;
+    for (int i = 0; i < 10000; i++) {
+        CHECK_INT(conc_post(f->loop, count_post, f), 0);
+        if (i % 100 == 0)
+            sched_yield();
+    }
+    CHECK_INT(conc_loop_release(f->loop), 0);
+    return NULL;
+}
+
+static int takes_the_flood(void *arg)
+{
+    flood *f = arg;
+    pthread_t t;
+    f->loop = conc_loop_self();
+    CHECK_INT(conc_scope_begin(&f->scope, CONC_FOREVER), 0);
+    CHECK_INT(conc_loop_hold(f->loop), 0);
+    CHECK_INT(pthread_create(&t, NULL, post_ten_thousand, f), 0);
+    CHECK_INT(conc_scope_end(&f->scope, conc_sleep(CONC_FOREVER)), 0);
+    CHECK_INT(pthread_join(t, NULL), 0);
+    return f->got;
+}
+
+EMBED_TEST(of_many_posts_none_is_missed)
+{
+    flood f = {0};
+    CHECK_INT(host_run(takes_the_flood, &f), 10000);
+}
+
+static void *raise_soon(void *arg)
+{
+    pause_for(0.03);
+    CHECK_INT(raise(SIGUSR1), 0);
+    return arg;
+}
+
+static int waits_for_a_signal(void *arg)
+{
+    conc_signals s = {0};
+    pthread_t t;
+    (void)arg;
+    CHECK_INT(conc_signals_open(&s, &(int){SIGUSR1}, 1), 0);
+    CHECK_INT(pthread_create(&t, NULL, raise_soon, NULL), 0);
+    int rc = conc_signals_next(&s);
+    CHECK_INT(conc_signals_close(&s), 0);
+    CHECK_INT(pthread_join(t, NULL), 0);
+    return rc;
+}
+
+EMBED_TEST(a_signal_wakes_a_host_that_waits) { CHECK_INT(host_run(waits_for_a_signal, NULL), SIGUSR1); }
+
+/* ---- the host's code between the steps ---- */
+
+EMBED_TEST(the_host_spawns_before_and_between_the_steps)
+{
+    host h;
+    conc_task *main_task = NULL;
+    static char before[] = "before", between[] = "between";
+    begin(&h, sleeps_for_ever, &main_task);
+    CHECK_INT(conc_spawn(NULL, notes, before), 0);
+    step_until_idle(&h);
+    CHECK_STR(noted, "before");
+    CHECK(conc_embed_timeout(&h.e) == CONC_FOREVER);
+    CHECK_INT(conc_spawn(NULL, notes, between), 0);
+    CHECK_STR(noted, "before");
+    CHECK(conc_embed_timeout(&h.e) == 0);
+    step_until_idle(&h);
+    CHECK_STR(noted, "before between");
+    CHECK_INT(conc_cancel(main_task), 0);
+    CHECK_INT(finish(&h), -ECANCELED);
+}
+
+static conc_scope open_scope;
+static conc_group open_group;
+static conc_task child;
+
+static int opens_scopes(void *arg)
+{
+    (void)arg;
+    CHECK_INT(conc_scope_begin(&open_scope, CONC_FOREVER), 0);
+    CHECK_INT(conc_spawn_task(&open_group, &child, sleeps_for_ever, NULL), 0);
+    int rc = conc_group_end(&open_group, conc_sleep(CONC_FOREVER));
+    return conc_scope_end(&open_scope, rc);
+}
+
+EMBED_TEST(the_host_cancels_a_scope)
+{
+    host h;
+    begin(&h, opens_scopes, NULL);
+    step_until_idle(&h);
+    conc_scope_cancel(&open_scope);
+    CHECK(conc_embed_timeout(&h.e) == 0);
+    CHECK_INT(finish(&h), 0);
+    CHECK(open_scope.cancel_caught);
+}
+
+EMBED_TEST(the_host_sets_a_time_limit)
+{
+    host h;
+    begin(&h, opens_scopes, NULL);
+    step_until_idle(&h);
+    CHECK_INT(conc_scope_set_timeout(&open_scope, 0.02), 0);
+    CHECK(conc_embed_timeout(&h.e) <= 0.02);
+    double start = test_real_seconds();
+    CHECK_INT(finish(&h), -ETIMEDOUT);
+    CHECK(test_real_seconds() - start >= 0.02 - 0.001);
+}
+
+static void note_it(void *word) { note(word); }
+
+EMBED_TEST(the_host_posts_to_its_own_loop)
+{
+    host h;
+    static char word[] = "posted";
+    begin(&h, sleeps, &(double){0.01});
+    CHECK_INT(conc_post(conc_loop_self(), note_it, word), 0);
+    CHECK_STR(noted, "");
+    CHECK(conc_embed_timeout(&h.e) == 0 || is_readable(conc_embed_fd(&h.e), 0));
+    CHECK_INT(finish(&h), 5);
+    CHECK_STR(noted, "posted");
+}
+
+static void try_all_that_waits(void)
+{
+    char c;
+    conc_task *next;
+    conc_group g = {0};
+    conc_scope s = {0};
+    conc_call call[] = {CONC_CALL(must_not_run, NULL)};
+    CHECK(conc_self() == NULL);
+    CHECK_INT(conc_sleep(0), -EPERM);
+    CHECK_INT(conc_sleep(1), -EPERM);
+    CHECK_INT(conc_sleep_until(0), -EPERM);
+    CHECK_INT(conc_yield(), -EPERM);
+    CHECK_INT(conc_settle(), -EPERM);
+    CHECK_INT(conc_join(&child, NULL), -EPERM);
+    CHECK_INT(conc_group_wait(&open_group), -EPERM);
+    CHECK_INT(conc_group_next(&open_group, &next), -EPERM);
+    CHECK_INT(conc_start(&open_group, must_not_run, NULL), -EPERM);
+    CHECK_INT(conc_gather(call, 1), -EPERM);
+    CHECK_INT(conc_timeout(1, must_not_run, NULL), -EPERM);
+    CHECK_INT(conc_shield(1, must_not_run, NULL), -EPERM);
+    CHECK_INT(conc_scope_begin(&s, 1), -EPERM);
+    CHECK_INT(conc_group_begin(&g), -EPERM);
+    CHECK_INT(conc_wait_fd(0, CONC_READABLE), -EPERM);
+    CHECK_INT(conc_read(0, &c, 1), -EPERM);
+    CHECK_INT(conc_wait_signal(SIGUSR1), -EPERM);
+    CHECK(!conc_cancelled());
+    CHECK(conc_deadline() == CONC_FOREVER);
+}
+
+EMBED_TEST(between_the_steps_nothing_waits)
+{
+    host h;
+    begin(&h, opens_scopes, NULL);
+    CHECK(conc_loop_self() != NULL);
+    step_until_idle(&h);
+    try_all_that_waits();
+    conc_scope_cancel(&open_scope);
+    CHECK_INT(finish(&h), 0);
+}
+
+EMBED_TEST(between_the_steps_no_other_run_begins)
+{
+    host h;
+    conc_embed other = {0};
+    conc_task *main_task = NULL;
+    begin(&h, sleeps_for_ever, &main_task);
+    for (int i = 0; i < 2; i++) {
+        CHECK_INT(conc_run(must_not_run, NULL), -EBUSY);
+        CHECK_INT(conc_embed_begin(&other, NULL, must_not_run, NULL), -EBUSY);
+        CHECK(conc_embed_begin(&h.e, NULL, must_not_run, NULL) < 0);
+        CHECK_INT(conc_embed_end(&other), 0);
+        CHECK_INT(step(&h), 1);
+    }
+    CHECK_INT(conc_cancel(main_task), 0);
+    CHECK_INT(finish(&h), -ECANCELED);
+}
+
+static void sleep_without_end(void)
+{
+    host h;
+    conc_task *main_task = NULL;
+    begin(&h, sleeps_for_ever, &main_task);
+    for (int i = 0; i < 10; i++) {
+        CHECK_INT(step(&h), 1);
+        CHECK(!is_readable(conc_embed_fd(&h.e), 0) || i == 0);
+    }
+    CHECK(conc_embed_timeout(&h.e) == CONC_FOREVER);
+    CHECK_INT(conc_cancel(main_task), 0);
+    CHECK_INT(finish(&h), -ECANCELED);
+}
+
+EMBED_TEST(a_deadlock_is_not_looked_for) { check_process(sleep_without_end); }
+
+static void be_interrupted(void)
+{
+    host h;
+    double seconds = 1000;
+    conc_options o = {.interrupt = true};
+    signal(SIGINT, SIG_DFL);
+    begin_with(&h, &o, sleeps, &seconds);
+    CHECK_INT(step(&h), 1);
+    CHECK_INT(raise(SIGINT), 0);
+    CHECK_INT(finish(&h), -EINTR);
+    CHECK(signal(SIGINT, SIG_IGN) == SIG_DFL);
+}
+
+EMBED_TEST(an_interrupt_cancels_main_and_wakes_the_host) { check_process(be_interrupted); }
+
+/* ---- the virtual clock ---- */
+
+static int sleeps_a_day(void *arg)
+{
+    double seconds[] = {86400, 1, 3600, 60};
+    (void)arg;
+    CONC_TRY(CONC_MAP(sleeps, seconds));
+    CHECK_TIME(86400);
+    return 5;
+}
+
+EMBED_TEST(the_virtual_clock_jumps)
+{
+    host h;
+    conc_options o = {.virtual_clock = true};
+    begin_with(&h, &o, sleeps_a_day, NULL);
+    CHECK(conc_now() == 0);
+    double last = 0;
+    int rc;
+    while ((rc = turn(&h)) == 1) {
+        CHECK(conc_now() >= last);
+        last = conc_now();
+    }
+    CHECK_INT(rc, 0);
+    CHECK_INT(conc_embed_end(&h.e), 5);
+}
+
+/* ---- the end ---- */
+
+EMBED_TEST(a_step_after_the_run_is_over_returns_0)
+{
+    host h;
+    begin(&h, returns, &(int){3});
+    while (turn(&h) == 1)
+        continue;
+    for (int i = 0; i < 3; i++)
+        CHECK_INT(step(&h), 0);
+    CHECK_INT(conc_embed_end(&h.e), 3);
+}
+
+static int catches(void *arg)
+{
+    CHECK_INT(sleeps_for_ever(NULL), -ECANCELED);
+    note("caught");
+    return returns(arg);
+}
+
+EMBED_TEST(an_end_before_it_is_over_cancels_main)
+{
+    host h;
+    begin(&h, sleeps_for_ever, NULL);
+    step_until_idle(&h);
+    CHECK_INT(conc_embed_end(&h.e), -ECANCELED);
+    CHECK(conc_loop_self() == NULL);
+    begin(&h, catches, &(int){6});
+    step_until_idle(&h);
+    CHECK_INT(conc_embed_end(&h.e), 6);
+    CHECK_STR(noted, "caught");
+}
+
+EMBED_TEST(an_end_before_the_first_step_cancels_a_main_that_runs_all_the_same)
+{
+    host h;
+    int fds = test_count_fds();
+    begin(&h, catches, &(int){6});
+    CHECK_INT(conc_embed_end(&h.e), 6);
+    CHECK_STR(noted, "caught");
+    CHECK_INT(test_count_fds(), fds);
+}
+
+static int cleans_up_and_leaves_a_task(void *word)
+{
+    CHECK_INT(conc_spawn(NULL, cleans_up_slowly, word), 0);
+    return cleans_up_slowly(word);
+}
+
+EMBED_TEST(an_end_before_it_is_over_waits_for_all_that_cleans_up)
+{
+    host h;
+    static char word[] = "cleaned";
+    begin(&h, cleans_up_and_leaves_a_task, word);
+    step_until_idle(&h);
+    CHECK_INT(conc_embed_end(&h.e), -ECANCELED);
+    CHECK_STR(noted, "cleaned cleaned");
+}
+
+EMBED_TEST(an_end_while_background_tasks_clean_up_returns_mains_result)
+{
+    host h;
+    static char word[] = "cleaned";
+    begin(&h, leaves_a_slow_task, word);
+    step_until_idle(&h);
+    CHECK_STR(noted, "");
+    CHECK_INT(conc_embed_end(&h.e), 8);
+    CHECK_STR(noted, "cleaned");
+}
+
+static conc_gen left_open;
+
+static int emits_and_cleans_up(conc_gen *g, void *arg)
+{
+    static double shortly = 0.02;
+    int rc = conc_gen_emit(g, arg);
+    note(sleeps(&shortly) == 5 ? "cleaned" : "cut short");
+    return rc;
+}
+
+static int leaves_a_generator_open(void *arg)
+{
+    int item;
+    CHECK_INT(conc_gen_open(&left_open, emits_and_cleans_up, arg, sizeof item), 0);
+    CHECK_INT(conc_gen_next(&left_open, &item), 1);
+    return 8;
+}
+
+EMBED_TEST(an_end_while_a_generator_cleans_up_waits_for_it)
+{
+    host h;
+    int item = 1;
+    begin(&h, leaves_a_generator_open, &item);
+    step_until_idle(&h);
+    CHECK_STR(noted, "");
+    CHECK_INT(conc_embed_end(&h.e), 8);
+    CHECK_STR(noted, "cleaned");
+}
+
+EMBED_TEST(after_the_end_it_is_as_if_it_had_never_begun)
+{
+    host h;
+    begin(&h, returns, &(int){3});
+    CHECK_INT(finish(&h), 3);
+    CHECK_INT(conc_embed_step(&h.e), -EINVAL);
+    CHECK_INT(conc_embed_fd(&h.e), -EINVAL);
+    CHECK_INT(conc_embed_end(&h.e), 0);
+    CHECK_INT(conc_embed_begin(&h.e, NULL, returns, &(int){4}), 0);
+    CHECK_INT(finish(&h), 4);
+}
+
+/* ---- misuse ---- */
+
+EMBED_TEST(what_was_never_begun_is_refused)
+{
+    conc_embed e = {0};
+    CHECK_INT(conc_embed_fd(&e), -EINVAL);
+    CHECK_INT(conc_embed_step(&e), -EINVAL);
+    CHECK_INT(conc_embed_end(&e), 0);
+}
+
+EMBED_TEST(a_begin_without_sense_is_refused_and_begins_nothing)
+{
+    conc_embed e = {0};
+    conc_options bad = {.stack_size = 1};
+    int fds = test_count_fds();
+    CHECK_INT(conc_embed_begin(NULL, NULL, must_not_run, NULL), -EINVAL);
+    CHECK_INT(conc_embed_begin(&e, NULL, NULL, NULL), -EINVAL);
+    CHECK_INT(conc_embed_begin(&e, &bad, must_not_run, NULL), -EINVAL);
+    CHECK_INT(conc_embed_step(&e), -EINVAL);
+    CHECK_INT(conc_embed_end(&e), 0);
+    CHECK(conc_loop_self() == NULL);
+    CHECK_INT(test_count_fds(), fds);
+}
+
+static int calls_its_own_host(void *arg)
+{
+    host *h = arg;
+    conc_embed other = {0};
+    CHECK_INT(conc_embed_step(&h->e), -EPERM);
+    CHECK_INT(conc_embed_end(&h->e), -EPERM);
+    CHECK_INT(conc_embed_begin(&other, NULL, must_not_run, NULL), -EBUSY);
+    CONC_TRY(conc_sleep(0.001));
+    CHECK_INT(conc_embed_step(&h->e), -EPERM);
+    return 7;
+}
+
+EMBED_TEST(a_task_cannot_step_or_end_its_own_loop)
+{
+    host h;
+    begin(&h, calls_its_own_host, &h);
+    CHECK_INT(finish(&h), 7);
+}
+
+static void call_its_own_host(void *arg)
+{
+    host *h = arg;
+    CHECK(conc_embed_step(&h->e) < 0);
+    CHECK(conc_embed_end(&h->e) < 0);
+    note("refused");
+}
+
+EMBED_TEST(a_posted_function_cannot_step_or_end_its_own_loop)
+{
+    host h;
+    double seconds = 0.01;
+    begin(&h, sleeps, &seconds);
+    CHECK_INT(conc_post(conc_loop_self(), call_its_own_host, &h), 0);
+    CHECK_INT(finish(&h), 5);
+    CHECK_STR(noted, "refused");
+}
+
+static void *call_from_afar(void *arg)
+{
+    host *h = arg;
+    CHECK_INT(conc_embed_step(&h->e), -EPERM);
+    CHECK_INT(conc_embed_end(&h->e), -EPERM);
+    return NULL;
+}
+
+EMBED_TEST(another_thread_cannot_step_or_end_it)
+{
+    host h;
+    pthread_t t;
+    double seconds = 0.01;
+    begin(&h, sleeps, &seconds);
+    CHECK_INT(pthread_create(&t, NULL, call_from_afar, &h), 0);
+    CHECK_INT(pthread_join(t, NULL), 0);
+    CHECK_INT(finish(&h), 5);
+}
+
+static int begins_inside(void *arg)
+{
+    conc_embed e = {0};
+    (void)arg;
+    CHECK_INT(conc_embed_begin(&e, NULL, must_not_run, NULL), -EBUSY);
+    CHECK_INT(conc_embed_end(&e), 0);
+    return 7;
+}
+
+EMBED_TEST(inside_a_run_none_begins) { CHECK_INT(conc_run(begins_inside, NULL), 7); }
+
+TEST(a_loop_that_waits_with_poll_has_no_descriptor)
+{
+    conc_embed e = {0};
+    int fds = test_count_fds();
+    setenv("CONC_POLL", "poll", 1);
+    CHECK_INT(conc_embed_begin(&e, NULL, must_not_run, NULL), -ENOTSUP);
+    CHECK_INT(conc_embed_step(&e), -EINVAL);
+    CHECK_INT(conc_embed_end(&e), 0);
+    CHECK(conc_loop_self() == NULL);
+    CHECK_INT(test_count_fds(), fds);
+    CHECK_INT(conc_run(returns, &(int){3}), 3);
+}
+
+/* ---- threads ---- */
+
+static void *host_in_a_thread(void *result)
+{
+    for (int i = 0; i < 5; i++) {
+        CHECK_INT(host_run(waits_for_many, NULL), 6);
+        CHECK_INT(host_run(waits_for_a_post, NULL), 3);
+    }
+    *(int *)result = 1;
+    return NULL;
+}
+
+EMBED_TEST(hosts_in_two_threads_do_not_meet)
+{
+    pthread_t t[2];
+    int results[2] = {0};
+    for (int i = 0; i < 2; i++)
+        CHECK_INT(pthread_create(&t[i], NULL, host_in_a_thread, &results[i]), 0);
+    for (int i = 0; i < 2; i++)
+        CHECK_INT(pthread_join(t[i], NULL), 0);
+    CHECK_INT(results[0] + results[1], 2);
+}
+
+/* Two loops that talk to each other: one in a host, one in a run of its own. */
+static void *run_the_other(void *ends)
+{
+    CHECK_INT(conc_run(echoes, ends), 0);
+    return NULL;
+}
+
+static int asks(void *arg)
+{
+    int *ends = arg;
+    for (int i = 0; i < 100; i++) {
+        char c = (char)i;
+        CHECK_INT(conc_write(ends[1], &c, 1), 1);
+        CHECK_INT(conc_read(ends[0], &c, 1), 1);
+        CHECK_INT(c, i);
+    }
+    return 9;
+}
+
+EMBED_TEST(a_host_and_a_run_in_another_thread_talk_through_pipes)
+{
+    pthread_t t;
+    int there[2], back[2];
+    CHECK_INT(pipe(there) | pipe(back), 0);
+    int theirs[] = {there[0], back[1]}, ours[] = {back[0], there[1]};
+    CHECK_INT(pthread_create(&t, NULL, run_the_other, theirs), 0);
+    CHECK_INT(host_run(asks, ours), 9);
+    CHECK_INT(pthread_join(t, NULL), 0);
+}
