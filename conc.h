@@ -5728,12 +5728,15 @@ static size_t conc__record_find(const conc__buffer *b, conc__record *r)
 }
 
 /* Hands out the first `total` bytes, of which `length` count. */
-static ssize_t conc__record_take(conc_stream *s, size_t length, size_t total, char **data)
+static inline ssize_t conc__record_take(conc_stream *s, size_t length, size_t total, char **data)
 {
-    *data = s->in.data + s->in.start;
-    s->ended = *data + length;
-    s->covered = *s->ended;
-    *s->ended = 0;
+    char *first = s->in.data + s->in.start;
+    if (length == total) { /* else the NUL stands where the end of the record was */
+        s->ended = first + length;
+        s->covered = *s->ended;
+    }
+    first[length] = 0;
+    *data = first;
     s->in.start += total;
     return (ssize_t)length;
 }
@@ -5800,16 +5803,20 @@ static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char 
     return conc__record_take(s, length - cr, length + 1, line);
 }
 
-CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line)
+/* Apart, so that the usual case need not save registers for it. */
+static CONC__CALLED ssize_t conc__stream_line(conc_stream *s, char **line)
 {
     conc__record r = {.delimiter = "\n", .size = 1, .slack = 2, .line = true};
     if (!line)
         return conc__in_task() ? -EINVAL : -EPERM;
-    ssize_t length = conc__stream_next_line(conc__in_task(), s, line);
-    if (length >= 0)
-        return length;
     *line = NULL;
     return conc__stream_record(s, &r, line);
+}
+
+CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line)
+{
+    ssize_t length = line ? conc__stream_next_line(conc__in_task(), s, line) : -1;
+    return CONC__UNLIKELY(length < 0) ? conc__stream_line(s, line) : length;
 }
 
 static void conc__whom_stream(FILE *out, const conc__wait *w)
@@ -5949,21 +5956,26 @@ static ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, const char
     return took < 0 ? conc__stream_said(s, (int)took) : took;
 }
 
-CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
+static CONC__CALLED ssize_t conc__stream_write_slowly(conc_stream *s, const void *buf, size_t n)
 {
     conc_loop *l = conc__in_task();
-    if (conc__stream_is_calm(l, s) && !s->writing && s->out.data && buf && n <= s->out.size - s->out.end) {
-        memcpy(s->out.data + s->out.end, buf, n);
-        s->out.end += n;
-        l->quick--;
-        return (ssize_t)n;
-    }
     int rc = conc__stream_writable(l, s);
     if (rc)
         return rc;
     if (n > SSIZE_MAX || (!buf && n))
         return -EINVAL;
     return conc__stream_write_bytes(l, s, buf, n);
+}
+
+CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
+{
+    conc_loop *l = conc__in_task();
+    if (!conc__stream_is_calm(l, s) || s->writing || !s->out.data || !buf || n > s->out.size - s->out.end)
+        return conc__stream_write_slowly(s, buf, n);
+    memcpy(s->out.data + s->out.end, buf, n);
+    s->out.end += n;
+    l->quick--;
+    return (ssize_t)n;
 }
 
 typedef struct conc__formatting {

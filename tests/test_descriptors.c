@@ -2473,7 +2473,7 @@ static int plays_on_a_small_stack(void *arg)
     return 0;
 }
 
-IO_TEST(tasks_with_stacks_of_1_and_4_kib_read_and_write)
+IO_TEST(tasks_with_small_stacks_read_and_write)
 {
     for (size_t i = 0; i < CONC_LEN(io_small_stacks); i++) {
         for (io_kind kind = IO_SOCKET; kind < IO_KINDS; kind++) {
