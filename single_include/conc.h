@@ -744,6 +744,8 @@ typedef struct conc_stats {
     size_t ready;       /* of these, waiting for their turn */
     size_t timers;      /* armed */
     size_t generators;  /* open */
+    size_t descriptors; /* that tasks wait for */
+    size_t signals;     /* conc_signals that are open */
     size_t holds;       /* conc_loop_hold without its release */
     size_t stacks;      /* in use, those of generators included */
     size_t stacks_kept; /* free, kept for the next spawn */
@@ -937,10 +939,12 @@ static void conc__jump(void **from, void **to)
     ucontext_t here;
     from[0] = &here;
     from[2] = NULL;
-    if (to[2])
+    if (to[2]) {
         conc__jump_first(&here, to);
-    else
+    } else { /* the signal mask is the thread's, though a context has one */
+        pthread_sigmask(SIG_SETMASK, NULL, &((ucontext_t *)to[0])->uc_sigmask);
         swapcontext(&here, to[0]);
+    }
 }
 
 #else
@@ -3680,12 +3684,24 @@ static CONC__COLD void conc__free_strings(conc_loop *l, void *arg)
     CONC_FREE(t->text);
 }
 
+/* Signals that are received in memory which is gone with the task's stack. */
+static CONC__COLD void conc__find_lost_signals(conc_loop *l, conc_task *t)
+{
+    for (const conc_signals *s = l->signals; s; s = s->next)
+        if ((const char *)s >= t->stack->low && (const char *)s < (const char *)t->stack) {
+            t->place = "the conc_signals on its stack";
+            conc__lost(l, t, "it ended");
+        }
+}
+
 /* The function of a task has returned. When this is over the stack is free, and the task too unless it has a handle. */
 static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
 {
     conc_group *g = t->group;
     if (CONC__UNLIKELY(t->scope))
         conc__lost(l, t, "it ended");
+    if (CONC__UNLIKELY(l->signals))
+        conc__find_lost_signals(l, t);
     t->result = rc;
     t->failed = rc < 0 && !(rc == -ECANCELED && t->pending);
     t->state = CONC__DONE;
@@ -6817,6 +6833,9 @@ CONC_API void conc_get_stats(conc_stats *s)
     s->tasks = (size_t)(l->spawned - l->finished);
     s->timers = l->wheel.count;
     s->generators = l->generator_count;
+    s->descriptors = l->watched_count;
+    for (const conc_signals *open = l->signals; open; open = open->next)
+        s->signals++;
     pthread_mutex_lock(&l->mutex);
     s->holds = l->holds;
     pthread_mutex_unlock(&l->mutex);

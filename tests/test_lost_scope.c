@@ -320,3 +320,18 @@ TASK_TEST(objects_in_the_heap_may_stay_open_when_a_function_returns)
     free(s);
     free(g);
 }
+
+static int leave_signals_open(void *arg)
+{
+    conc_signals s = {0};
+    (void)arg;
+    return conc_signals_open(&s, &(int){SIGUSR1}, 1);
+}
+
+static void child_ends_with_signals(void) { run(leave_signals_open); }
+
+TEST(a_task_that_ends_with_signals_open_is_told)
+{
+    if (locals_are_on_the_stack())
+        CHECK_DIES(child_ends_with_signals, SIGABRT, "it ended, with the conc_signals on its stack still open");
+}

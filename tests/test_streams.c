@@ -2475,11 +2475,11 @@ typedef struct talk {
 static int talk_on_a_small_stack(void *arg)
 {
     talk *t = arg;
-    char *line;
+    char *data;
     t->rc[0] = conc_stream_printf(t->s, "%s %d\n", "number", 42);
-    t->rc[1] = conc_stream_read_line(t->s, &line);
+    t->rc[1] = conc_stream_read_line(t->s, &data);
     for (int i = 0; i < 5; i++)
-        t->line[i] = line[i];
+        t->line[i] = data[i];
     t->rc[2] = conc_stream_read_full(t->s, t->bytes, 4);
     t->rc[3] = conc_stream_write(t->s, pattern, 1000);
     t->rc[4] = conc_stream_printf(t->s, "%s", t->text);
