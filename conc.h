@@ -799,6 +799,7 @@ static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -4740,6 +4741,31 @@ static ssize_t conc__io_some(const conc__io *io)
     return write(io->fd, first.iov_base, first.iov_len < PIPE_BUF ? first.iov_len : PIPE_BUF);
 }
 
+/* poll(2) calls a terminal writable that has room for a single byte, and a write of more would block. Its flags belong to
+ * all who have it open, so it is opened anew; the end of a terminal's program cannot be, and gets byte after byte. */
+static ssize_t conc__io_terminal(const conc__io *io)
+{
+    char path[64];
+    int fd = -1, i = 0;
+    unsigned master;
+#ifdef TIOCGPTN
+    if (ioctl(io->fd, TIOCGPTN, &master))
+#else
+    (void)master;
+#endif
+        if (ttyname_r(io->fd, path, sizeof path) == 0)
+            fd = open(path, O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    while (io->parts && i < io->count - 1 && !io->parts[i].iov_len)
+        i++;
+    if (fd < 0)
+        return write(io->fd, io->parts ? io->parts[i].iov_base : io->bytes, 1);
+    ssize_t n = io->parts ? writev(fd, io->parts, io->count) : write(fd, io->bytes, io->n);
+    int saved = errno;
+    close(fd);
+    errno = saved;
+    return n;
+}
+
 /* In blocking mode, and no socket. */
 static ssize_t conc__io_blocking(const conc__io *io)
 {
@@ -4749,9 +4775,10 @@ static ssize_t conc__io_blocking(const conc__io *io)
         errno = ready ? -ready : EAGAIN;
         return -1;
     }
-    if (conc__io_events(io) == CONC_READABLE || (fstat(io->fd, &st) == 0 && S_ISREG(st.st_mode)))
+    bool told = fstat(io->fd, &st) == 0;
+    if (conc__io_events(io) == CONC_READABLE || (told && S_ISREG(st.st_mode)))
         return conc__io_plain(io);
-    return conc__io_some(io);
+    return told && S_ISCHR(st.st_mode) && isatty(io->fd) ? conc__io_terminal(io) : conc__io_some(io);
 }
 
 /* Takes away the signal that a write to a broken pipe leaves behind, blocked as it is. */
@@ -4882,6 +4909,8 @@ static ssize_t conc__io_run(conc__io *io)
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
+    if (!io->bytes && io->n)
+        return -EINVAL;
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;

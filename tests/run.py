@@ -11,7 +11,8 @@ out by their names in CONFIGS and RUNS below, with the reason in brackets:
 
     Not under: valgrind, seeds (it measures real time)
 
-and name a library that it needs: "Needs -luv".
+name a library that it needs ("Needs -luv"), and say how many of the 200 seeds it is run with, when it takes long
+because it waits for real time or starts processes: "Seeds: 20 (real time)". CONC_SEED=n runs one more by hand.
 """
 import concurrent.futures
 import functools
@@ -232,7 +233,7 @@ def in_run(source, run):
         program = builds.get(source, CONFIGS[0])
     except Failed:
         raise Failed(f"{source} does not compile: see {CONFIGS[0].name}") from None
-    for seed in run.seeds:
+    for seed in seeds_of(source, run):
         run_program(program, run.runner, {"CONC_SEED": str(seed)}, may_be_empty=True)
     if not run.seeds:
         run_program(program, run.runner, {**run.environment, **(SLOW if run.runner else {})})
@@ -259,6 +260,12 @@ def left_out(source):
     return {name.strip() for name in names[1].split(",")} if names else set()
 
 
+def seeds_of(source, run):
+    """Those of the run's seeds that the file is run with."""
+    most = re.search(r"Seeds: (\d+)", first_comment(source))
+    return [seed for seed in run.seeds if not most or seed <= int(most[1])]
+
+
 def checks_of_file(source, quick):
     excluded = left_out(source)
     unknown = excluded - {c.name for c in CONFIGS} - {r.name.split()[0] for r in RUNS}
@@ -268,7 +275,7 @@ def checks_of_file(source, quick):
         if config.name not in excluded:
             yield f"{source} ({config.name})", in_config, (source, config)
     for run in [] if quick else RUNS:
-        if run.name.split()[0] not in excluded:
+        if run.name.split()[0] not in excluded and (not run.seeds or seeds_of(source, run)):
             yield f"{source} ({run.name})", in_run, (source, run)
 
 

@@ -1,5 +1,7 @@
 /* Descriptors of every kind: waiting for them, reading and writing without holding the loop, closing them under those
  * who wait, and cancelling without losing a byte.
+ *
+ * Seeds: 40 (some take real time)
  */
 #define _GNU_SOURCE 1 /* posix_openpt */
 #include "io_test.h"
@@ -733,20 +735,19 @@ REAL_IO_TEST(a_terminal_keeps_its_flags_and_does_not_hold_the_loop)
     io_close(end);
 }
 
+/* As a program's standard output is, when its reader is slow. */
 REAL_IO_TEST(writing_much_into_a_terminal_that_nobody_reads_does_not_hold_the_loop)
 {
-    for (int from = 0; from < 2; from++) {
-        int end[2];
-        conc_group g = {0};
-        if (!open_terminal(end))
-            return;
-        io_bulk out = {.fd = end[from], .n = 50000, .step = 50000}, in = {.fd = end[!from], .n = 50000, .step = 50000};
-        CHECK_INT(conc_spawn(&g, io_writes_bulk, &out), 0);
-        CHECK_INT(conc_settle(), 0);
-        CHECK_INT(conc_spawn(&g, io_reads_bulk, &in), 0);
-        CHECK_INT(conc_group_wait(&g), 0);
-        io_close(end);
-    }
+    int end[2];
+    conc_group g = {0};
+    if (!open_terminal(end))
+        return;
+    io_bulk out = {.fd = end[1], .n = 50000, .step = 50000}, in = {.fd = end[0], .n = 50000, .step = 50000};
+    CHECK_INT(conc_spawn(&g, io_writes_bulk, &out), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(conc_spawn(&g, io_reads_bulk, &in), 0);
+    CHECK_INT(conc_group_wait(&g), 0);
+    io_close(end);
 }
 
 /* ---- broken pipes ---- */
@@ -1994,8 +1995,6 @@ REAL_IO_TEST(sendto_and_recvfrom_carry_the_address)
 
 /* ---- wrong calls ---- */
 
-static void check_invalid(ssize_t rc) { CHECK(rc == -EINVAL || rc == -EFAULT); }
-
 IO_TEST(a_number_that_is_not_open_is_refused_at_once)
 {
     int p[2];
@@ -2049,18 +2048,18 @@ IO_TEST(no_buffer_is_refused_and_moves_nothing)
     int s[2];
     io_open(IO_SOCKET, s);
     io_send(s[1], "abc");
-    check_invalid(conc_read(s[0], NULL, 3));
-    check_invalid(conc_write(s[0], NULL, 3));
-    check_invalid(conc_readv(s[0], NULL, 1));
-    check_invalid(conc_writev(s[0], NULL, 1));
-    check_invalid(conc_readv(s[0], &(struct iovec){op_room, 1}, -1));
-    check_invalid(conc_writev(s[0], &(struct iovec){op_room, 1}, -1));
-    check_invalid(conc_recv(s[0], NULL, 3, 0));
-    check_invalid(conc_send(s[0], NULL, 3, 0));
-    check_invalid(conc_recvfrom(s[0], NULL, 3, 0, NULL, NULL));
-    check_invalid(conc_sendto(s[0], NULL, 3, 0, NULL, 0));
-    check_invalid(conc_read_full(s[0], NULL, 3));
-    check_invalid(conc_write_full(s[0], NULL, 3));
+    CHECK_INT(conc_read(s[0], NULL, 3), -EINVAL);
+    CHECK_INT(conc_write(s[0], NULL, 3), -EINVAL);
+    CHECK_INT(conc_readv(s[0], NULL, 1), -EINVAL);
+    CHECK_INT(conc_writev(s[0], NULL, 1), -EINVAL);
+    CHECK_INT(conc_readv(s[0], &(struct iovec){op_room, 1}, -1), -EINVAL);
+    CHECK_INT(conc_writev(s[0], &(struct iovec){op_room, 1}, -1), -EINVAL);
+    CHECK_INT(conc_recv(s[0], NULL, 3, 0), -EINVAL);
+    CHECK_INT(conc_send(s[0], NULL, 3, 0), -EINVAL);
+    CHECK_INT(conc_recvfrom(s[0], NULL, 3, 0, NULL, NULL), -EINVAL);
+    CHECK_INT(conc_sendto(s[0], NULL, 3, 0, NULL, 0), -EINVAL);
+    CHECK_INT(conc_read_full(s[0], NULL, 3), -EINVAL);
+    CHECK_INT(conc_write_full(s[0], NULL, 3), -EINVAL);
     io_expect(s[0], "abc");
     CHECK_INT(io_available(s[1]), 0);
     io_close(s);

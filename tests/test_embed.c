@@ -1,4 +1,7 @@
-/* test_embed.c - conc_embed_*: a run inside a program that has a loop of its own, here one that waits in poll(2). */
+/* test_embed.c - conc_embed_*: a run inside a program that has a loop of its own, here one that waits in poll(2).
+ *
+ * Seeds: 20 (real time)
+ */
 #include "conc_test.h"
 
 #include <poll.h>

@@ -1,6 +1,8 @@
 /* test_embed_libuv.c - conc_embed_* inside a libuv loop. Needs -luv; without <uv.h> it says that it is left out.
  *
  * Not under: aarch64, aarch64-bti, riscv64 (the cross compilers find libuv's header, and there is no library for them)
+ *
+ * Seeds: 20 (real time)
  */
 #include "conc_test.h"
 

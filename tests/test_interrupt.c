@@ -1,5 +1,7 @@
 /* test_interrupt.c - SIGINT and SIGTERM under .interrupt: what they do to a run and its result, and to conc_main's.
  * Each program runs in a process of its own, which a second signal, or a mistake, would kill.
+ *
+ * Seeds: 10 (each starts processes and waits for them)
  */
 #include "conc_test.h"
 

@@ -1,4 +1,7 @@
-/* test_signals.c - conc_signals_* and conc_wait_signal: signals that tasks receive, and how everything is put back. */
+/* test_signals.c - conc_signals_* and conc_wait_signal: signals that tasks receive, and how everything is put back.
+ *
+ * Seeds: 10 (real signals take real time)
+ */
 #include "conc_test.h"
 
 #include <pthread.h>
@@ -235,12 +238,12 @@ static void run_body(void (*body)(void), const char *poll, const char *clock)
     check_unchanged_since(&before);
 }
 
-#define LOOP_TEST(name)                                                                         \
-    static void body_of_##name(void);                                                           \
-    TEST(name) { run_body(body_of_##name, NULL, "real"); }                                      \
-    TEST(name##_with_poll) { run_body(body_of_##name, "poll", "real"); }                        \
-    TEST(name##_with_epoll) { run_body(body_of_##name, HAS_EPOLL ? "epoll" : "poll", "real"); } \
-    TEST(name##_on_the_virtual_clock) { run_body(body_of_##name, NULL, "virtual"); }            \
+#define LOOP_TEST(name)                                                                                 \
+    static void body_of_##name(void);                                                                   \
+    TEST(name) { run_body(body_of_##name, NULL, "real"); }                                              \
+    ORDERED_TEST(name##_with_poll) { run_body(body_of_##name, "poll", "real"); }                        \
+    ORDERED_TEST(name##_with_epoll) { run_body(body_of_##name, HAS_EPOLL ? "epoll" : "poll", "real"); } \
+    TEST(name##_on_the_virtual_clock) { run_body(body_of_##name, NULL, "virtual"); }                    \
     static void body_of_##name(void)
 
 /* ThreadSanitizer keeps a signal until the task that it came upon calls into libc, and forgets it when there is none. */

@@ -4,6 +4,8 @@
  * blocking mode. Every such test looks whether all memory and all descriptors were given back.
  *
  *     RANDOM_PROGRAMS=10000 RANDOM_FIRST=1 ./test_streams      many random programs, from this seed on
+ *
+ * Seeds: 100 (they are many)
  */
 #include <errno.h>
 #include <stdbool.h>
