@@ -523,7 +523,7 @@ CONC_API int conc_wait_fd(int fd, int events);
 
 /* The POSIX calls, which wait instead of blocking or of failing with EAGAIN: a count, 0 at the end of file, or a
  * negative errno (-EBADF too when fd is closed while they wait). A cancel loses nothing: -ECANCELED means that no byte
- * was moved. With MSG_DONTWAIT in flags -EAGAIN is returned, and nothing waits. */
+ * was moved. With MSG_DONTWAIT in flags -EAGAIN is returned, and nothing waits; for MSG_WAITALL there is conc_read_full. */
 CONC_API ssize_t conc_read(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write(int fd, const void *buf, size_t n);
 CONC_API ssize_t conc_readv(int fd, const struct iovec *parts, int count);
@@ -4994,8 +4994,10 @@ CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags)
 static ssize_t conc__io_full(int what, int fd, char *bytes, size_t n)
 {
     size_t done = 0;
+    if (!bytes && n)
+        return conc__in_task() ? -EINVAL : -EPERM;
     do {
-        conc__io io = {.what = what, .fd = fd, .bytes = bytes + done, .n = n - done};
+        conc__io io = {.what = what, .fd = fd, .bytes = n ? bytes + done : NULL, .n = n - done};
         ssize_t got = conc__io_run(&io);
         if (got <= 0)
             return done ? (ssize_t)done : got;
@@ -5360,7 +5362,8 @@ static void conc__ask_address(conc_loop *l, void *arg)
     char text[160];
     int saved = errno;
     (void)l;
-    q->rc = (q->peer ? getpeername : getsockname)(q->fd, &a.as.any, &a.size) ? -errno : 0;
+    int failed = q->peer ? getpeername(q->fd, &a.as.any, &a.size) : getsockname(q->fd, &a.as.any, &a.size);
+    q->rc = failed ? -errno : 0;
     errno = saved;
     if (q->rc)
         return;

@@ -3,6 +3,7 @@
  *     TEST(a_join_returns_the_result) { CHECK_INT(conc_run(f, NULL), 42); }          -- called outside any run
  *     TASK_TEST(a_sleep_takes_its_time) { conc_sleep(2); CHECK_TIME(2); }            -- main_fn of a run, virtual clock
  *     ORDERED_TEST(..), ORDERED_TASK_TEST(..)   the same, left out under CONC_SEED, for what depends on FIFO order
+ *     VARIANT_TEST(..)   a test once more in another way, left out under CONC_SEED and where TEST_ONCE is set
  *
  * Tests register themselves; this header has main(). Each runs in a process and with a time limit of its own. Built with
  * CONC_TEST_PLAIN it needs no Check, for machines that have none: same tests, same processes, same limits. Built with
@@ -39,34 +40,35 @@ static test_case *test_first, **test_last = &test_first;
 
 static inline bool test_seeded(void) { return getenv("CONC_SEED") != NULL; }
 
-static inline void test_add(test_case *t, bool ordered)
+static inline void test_add(test_case *t, bool left_out)
 {
-    if (ordered && test_seeded())
+    if (left_out)
         return;
     *test_last = t;
     test_last = &t->next;
 }
 
-#define TEST_REGISTERED(name, run, ordered)                        \
+#define TEST_REGISTERED(name, run, left_out)                       \
     __attribute__((constructor)) static void test_add_##name(void) \
     {                                                              \
         static test_case t = {#name, run, NULL};                   \
-        test_add(&t, ordered);                                     \
+        test_add(&t, left_out);                                    \
     }
-#define TEST_PLAIN_(name, ordered)       \
-    static void name(void);              \
-    TEST_REGISTERED(name, name, ordered) \
+#define TEST_PLAIN_(name, left_out)       \
+    static void name(void);               \
+    TEST_REGISTERED(name, name, left_out) \
     static void name(void)
-#define TEST_TASK_(name, ordered)                             \
+#define TEST_TASK_(name, left_out)                            \
     static void name(void);                                   \
     static void test_run_##name(void) { test_in_task(name); } \
-    TEST_REGISTERED(name, test_run_##name, ordered)           \
+    TEST_REGISTERED(name, test_run_##name, left_out)          \
     static void name(void)
 
 #define TEST(name) TEST_PLAIN_(name, false)
-#define ORDERED_TEST(name) TEST_PLAIN_(name, true)
+#define VARIANT_TEST(name) TEST_PLAIN_(name, getenv("TEST_ONCE") || test_seeded())
+#define ORDERED_TEST(name) TEST_PLAIN_(name, test_seeded())
 #define TASK_TEST(name) TEST_TASK_(name, false)
-#define ORDERED_TASK_TEST(name) TEST_TASK_(name, true)
+#define ORDERED_TASK_TEST(name) TEST_TASK_(name, test_seeded())
 
 #define CHECK(condition) ((condition) ? (void)0 : test_fail(__FILE__, __LINE__, "not true: %s", #condition))
 #define CHECK_INT(actual, expected) \

@@ -5,9 +5,9 @@
  *     REAL_IO_TEST(..)                           the same on the real clock
  *     SLOW_IO_TEST(..)                           the same, left out under CONC_SEED: it takes its time
  *
- * Each of them runs three times: with the loop's own choice, with poll(2) and with epoll(7) (under CONC_SEED once). After each run the open
- * descriptors, the signal mask and the pending signals have to be what they were, and on_error must have been called
- * as often as the test said in io_failures.expected.
+ * Each of them runs three times (under CONC_SEED once): with the loop's own choice, with poll(2) and with epoll(7).
+ * After each run the open descriptors, the signal mask and the pending signals have to be what they were, and on_error
+ * must have been called as often as the test said in io_failures.expected.
  */
 #ifndef IO_TEST_H
 #define IO_TEST_H
@@ -115,8 +115,8 @@ static inline void io_run_each(void (*body)(void))
 #define IO_TESTS_(kind_of_test, name, virtual_clock)                                                            \
     static void body_of_##name(void);                                                                           \
     kind_of_test(name) { io_run(body_of_##name, NULL, virtual_clock); }                                         \
-    ORDERED_TEST(name##_with_poll) { io_run(body_of_##name, "poll", virtual_clock); }                           \
-    ORDERED_TEST(name##_with_epoll) { io_run(body_of_##name, IO_HAS_EPOLL ? "epoll" : "poll", virtual_clock); } \
+    VARIANT_TEST(name##_with_poll) { io_run(body_of_##name, "poll", virtual_clock); }                           \
+    VARIANT_TEST(name##_with_epoll) { io_run(body_of_##name, IO_HAS_EPOLL ? "epoll" : "poll", virtual_clock); } \
     static void body_of_##name(void)
 
 #define IO_TEST(name) IO_TESTS_(TEST, name, true)

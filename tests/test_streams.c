@@ -247,9 +247,9 @@ static void run_io(void (*body)(void), const char *way, kind k)
 #define IO_TEST(name)                                                                                  \
     static void body_of_##name(void);                                                                  \
     TEST(name) { run_io(body_of_##name, NULL, SOCKETS); }                                              \
-    ORDERED_TEST(name##_with_poll) { run_io(body_of_##name, "poll", SOCKETS); }                        \
-    ORDERED_TEST(name##_with_epoll) { run_io(body_of_##name, HAS_EPOLL ? "epoll" : "poll", SOCKETS); } \
-    ORDERED_TEST(name##_on_a_blocking_socket) { run_io(body_of_##name, NULL, BLOCKING_SOCKETS); }      \
+    VARIANT_TEST(name##_with_poll) { run_io(body_of_##name, "poll", SOCKETS); }                        \
+    VARIANT_TEST(name##_with_epoll) { run_io(body_of_##name, HAS_EPOLL ? "epoll" : "poll", SOCKETS); } \
+    VARIANT_TEST(name##_on_a_blocking_socket) { run_io(body_of_##name, NULL, BLOCKING_SOCKETS); }      \
     static void body_of_##name(void)
 
 /* For what does not depend on the way of waiting. */
@@ -3255,8 +3255,11 @@ static void run_with_echoes(const char *way)
 }
 
 TEST(another_process_echoes_two_megabytes_and_lines) { run_with_echoes(NULL); }
-TEST(another_process_echoes_two_megabytes_and_lines_with_poll) { run_with_echoes("poll"); }
-TEST(another_process_echoes_two_megabytes_and_lines_with_epoll) { run_with_echoes(HAS_EPOLL ? "epoll" : "poll"); }
+VARIANT_TEST(another_process_echoes_two_megabytes_and_lines_with_poll) { run_with_echoes("poll"); }
+VARIANT_TEST(another_process_echoes_two_megabytes_and_lines_with_epoll)
+{
+    run_with_echoes(HAS_EPOLL ? "epoll" : "poll");
+}
 
 /* ---- memory ---- */
 
@@ -3391,9 +3394,12 @@ static void check_every_allocation(bool for_ever, const char *way)
 }
 
 TEST(every_allocation_may_fail_and_nothing_is_lost) { check_every_allocation(false, NULL); }
-TEST(every_allocation_may_fail_and_nothing_is_lost_with_poll) { check_every_allocation(false, "poll"); }
+VARIANT_TEST(every_allocation_may_fail_and_nothing_is_lost_with_poll) { check_every_allocation(false, "poll"); }
 TEST(from_any_allocation_on_all_may_fail_and_nothing_is_lost) { check_every_allocation(true, NULL); }
-TEST(from_any_allocation_on_all_may_fail_and_nothing_is_lost_with_poll) { check_every_allocation(true, "poll"); }
+VARIANT_TEST(from_any_allocation_on_all_may_fail_and_nothing_is_lost_with_poll)
+{
+    check_every_allocation(true, "poll");
+}
 
 PLAIN_IO_TEST(a_write_without_memory_takes_nothing_or_says_how_much)
 {
