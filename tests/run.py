@@ -47,17 +47,18 @@ class Config:
     plain: bool = False  # without the Check library, which cross compilers do not have
     runner: str = ""  # put before the program
     sanitized: bool = False
-    linked: bool = True  # the implementation is compiled once, and linked with each test file
+    linked: bool = True  # the implementation is compiled once, and linked with each test file, which is not optimised
+    variants: bool = False  # tests also run in further ways of waiting; else in one, as where programs run slowly
 
 
 # Each option of conc.h has a row, and so has each layout, compiler and processor; optimisation levels ride along.
 CONFIGS = [
-    Config("gcc", f"gcc -std=gnu11 -O2 {WARNINGS}", linked=False),
+    Config("gcc", f"gcc -std=gnu11 -O2 {WARNINGS}", linked=False, variants=True),
     Config("single", "gcc -O2", layout="single_include"),
     Config("clang", f"clang -O2 {WARNINGS}"),
-    Config("asan", f"clang -O1 -fsanitize=address,undefined {SANITIZE}", sanitized=True),
+    Config("asan", f"clang -O1 -fsanitize=address,undefined {SANITIZE}", sanitized=True, variants=True),
     Config("gcc-asan", f"gcc -O1 -fsanitize=address,undefined {SANITIZE}", sanitized=True),
-    Config("tsan", f"clang -O1 -fsanitize=thread {SANITIZE}", sanitized=True),
+    Config("tsan", f"clang -O1 -fsanitize=thread {SANITIZE}", sanitized=True, variants=True),
     Config("ucontext", "gcc -O0 -DCONC_USE_UCONTEXT"),
     Config("no-epoll", "clang -O0 -DCONC_NO_EPOLL"),
     Config("save-fpu", "gcc -O3 -DCONC_SAVE_FPU" + " -fcf-protection=full" * X86),
@@ -78,7 +79,7 @@ class Run:
     seeds: range = range(0)
 
 
-ONCE = {"TEST_ONCE": "1"}  # where programs run slowly, tests run in one way of waiting, the loop's own choice
+ONCE = {"TEST_ONCE": "1"}  # tests run in one way of waiting, the loop's own choice
 
 RUNS = [Run(f"seeds {n}-{n + 49}", seeds=range(n, n + 50)) for n in (1, 51, 101, 151)]
 RUNS += [Run("valgrind", ONCE, runner=VALGRIND), Run("poll", {"CONC_POLL": "poll"})]
@@ -194,7 +195,7 @@ class Builds:
             commands.run([*command, "-c"])
             return result
         if config.linked and not has_options(source):
-            command += ["-DCONC_TEST_LINKED", self.get(IMPLEMENTATION, config)]
+            command += ["-DCONC_TEST_LINKED", "-O0", self.get(IMPLEMENTATION, config)]
         command += ["-DCONC_TEST_PLAIN", "-lm"] if config.plain else check_library()
         command += re.findall(r"Needs (-l\w+)", first_comment(source))
         commands.run(command)
@@ -226,7 +227,7 @@ def run_program(program, runner, environment, may_be_empty=False):
 
 def in_config(source, config):
     environment = SLOW if config.sanitized or config.runner else {}
-    if config.runner:
+    if not config.variants:
         environment = {**environment, **ONCE}
     runner = without_random_addresses() if config.sanitized else config.runner
     run_program(builds.get(source, config), runner, environment)
