@@ -1,7 +1,7 @@
 /* Descriptors of every kind: waiting for them, reading and writing without holding the loop, closing them under those
  * who wait, and cancelling without losing a byte.
  *
- * Seeds: 40 (some take real time)
+ * Seeds: 20 (some take real time)
  */
 #define _GNU_SOURCE 1 /* posix_openpt */
 #include "io_test.h"

@@ -1,6 +1,6 @@
 /* conc_accept and conc_serve: connections taken one by one or by a server, its limit, its errors, and its end.
  *
- * Seeds: 40 (some take real time)
+ * Seeds: 20 (some take real time)
  */
 #include "io_test.h"
 

@@ -5,7 +5,7 @@
  *
  *     RANDOM_PROGRAMS=10000 RANDOM_FIRST=1 ./test_streams      many random programs, from this seed on
  *
- * Seeds: 100 (they are many)
+ * Seeds: 40 (they are many)
  */
 #include <errno.h>
 #include <stdbool.h>
