@@ -6142,7 +6142,7 @@ CONC_API void conc__auto_conc_stream(conc_stream *s)
 
 /* ---- >>signalling --------------------------------------------------------------------------------------------- */
 
-enum { CONC__SIGNALS = 65, CONC__SIGNAL_LOOPS = 256 };
+enum { CONC__SIGNALS = 65, CONC__SIGNAL_LOOPS = 256, CONC__SIGNAL_STACK = 65536 };
 
 struct conc__signal_number {
     int number;
@@ -6239,7 +6239,6 @@ static bool conc__signal_leave(int number)
 /* Has signals wake this loop. They may come while a task with a small stack runs, so they get a stack of their own. */
 static int conc__signals_reach(conc_loop *l)
 {
-    enum { SIZE = 65536 };
     stack_t none = {0}, now;
     if (l->signal_slot >= 0)
         return 0;
@@ -6249,8 +6248,8 @@ static int conc__signals_reach(conc_loop *l)
             continue;
         l->signal_slot = i;
         if (sigaltstack(NULL, &now) == 0 && now.ss_flags & SS_DISABLE)
-            none.ss_sp = l->signal_stack = conc__map_pages(SIZE);
-        none.ss_size = SIZE;
+            none.ss_sp = l->signal_stack = conc__map_pages(CONC__SIGNAL_STACK);
+        none.ss_size = CONC__SIGNAL_STACK;
         if (l->signal_stack)
             sigaltstack(&none, NULL);
         return 0;
@@ -6260,7 +6259,6 @@ static int conc__signals_reach(conc_loop *l)
 
 static void conc__signals_unreach(conc_loop *l)
 {
-    enum { SIZE = 65536 };
     stack_t none = {.ss_flags = SS_DISABLE}, now;
     if (l->signal_slot < 0)
         return;
@@ -6270,7 +6268,7 @@ static void conc__signals_unreach(conc_loop *l)
     if (l->signal_stack) {
         if (sigaltstack(NULL, &now) == 0 && now.ss_sp == l->signal_stack)
             sigaltstack(&none, NULL);
-        conc__unmap_pages(l->signal_stack, SIZE);
+        conc__unmap_pages(l->signal_stack, CONC__SIGNAL_STACK);
     }
     l->signal_slot = -1;
 }

@@ -62,7 +62,7 @@ CONFIGS = [
     Config("ucontext", "gcc -O0 -DCONC_USE_UCONTEXT"),
     Config("no-epoll", "clang -O0 -DCONC_NO_EPOLL", variants=True),
     Config("save-fpu", "gcc -O3 -DCONC_SAVE_FPU" + " -fcf-protection=full" * X86),
-    Config("static", "clang -O1 -DCONC_STATIC", layout="single_include", linked=False),
+    Config("static", "clang -O3 -DCONC_STATIC", layout="single_include", linked=False),
     Config("aarch64", "aarch64-linux-gnu-gcc -O2 -static", plain=True, runner="qemu-aarch64"),
     Config("aarch64-bti", "aarch64-linux-gnu-gcc -O3 -static -mbranch-protection=standard", plain=True,
            runner="qemu-aarch64"),
