@@ -38,7 +38,7 @@
  *             scope of its own still open has lost memory already: conc says which and where, and aborts.
  *
  * Options, all to be defined before the include that has CONC_IMPLEMENTATION
- *   CONC_STATIC          every function static: a private copy for this file, a world of its own
+ *   CONC_STATIC          instead of it: every function static, a private copy for this file, a world of its own
  *   CONC_API             put before every function; by default hidden visibility
  *   CONC_STACK_SIZE      bytes of a task's stack (256 KiB of address space, committed as touched)
  *   CONC_MALLOC(n), CONC_REALLOC(p, n), CONC_FREE(p)    all three or none (malloc, realloc, free)
@@ -76,8 +76,10 @@ extern "C" {
 #endif
 
 #ifndef CONC_API
-#ifdef CONC_STATIC
+#if defined CONC_STATIC && defined __OPTIMIZE__
 #define CONC_API static __attribute__((unused))
+#elif defined CONC_STATIC
+#define CONC_API static inline /* without optimization GCC leaves out what nobody calls only when it is inline */
 #else
 #define CONC_API __attribute__((visibility("hidden")))
 #endif
@@ -873,13 +875,20 @@ enum {
 #endif
 
 #define CONC__UNLIKELY(x) __builtin_expect(!!(x), 0)
-#define CONC__COLD __attribute__((cold, noinline))
+/* How each function of the implementation starts; a function of a line or two that is called everywhere, which costs
+ * nanoseconds if it is not inline; one that seldom runs. CONC__CALLED: its frame lies below its caller's, which
+ * conc__find_lost relies on. */
 #ifdef __OPTIMIZE__
-#define CONC__FAST static inline __attribute__((always_inline)) /* worth it where a nanosecond counts */
+#define CONC__PRIVATE static
+#define CONC__FAST static inline __attribute__((always_inline))
+#define CONC__COLD static __attribute__((cold, noinline))
+#define CONC__CALLED __attribute__((noinline))
 #else
+#define CONC__PRIVATE static inline /* as CONC_API: what nobody calls need not be compiled */
 #define CONC__FAST static inline
+#define CONC__COLD static inline __attribute__((cold))
+#define CONC__CALLED
 #endif
-#define CONC__CALLED __attribute__((noinline)) /* its frame lies below its caller's, which conc__find_lost relies on */
 
 /* ---- >>switch ------------------------------------------------------------------------------------------------- */
 
@@ -910,14 +919,14 @@ enum {
 enum { CONC__SWITCH_ROOM = 2 * sizeof(ucontext_t) + 512 }; /* bytes that a parked stack needs more than elsewhere */
 #define CONC__BOTTOM() ((void)0)
 
-static void conc__prepare(void **context, char *low, char *top, void (*entry)(void))
+CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*entry)(void))
 {
     context[0] = top;
     context[1] = low;
     context[2] = (void *)(uintptr_t)entry;
 }
 
-static void conc__jump_first(ucontext_t *here, void **to)
+CONC__PRIVATE void conc__jump_first(ucontext_t *here, void **to)
 {
     ucontext_t there;
     void (*entry)(void) = (void (*)(void))(uintptr_t)to[2];
@@ -930,7 +939,7 @@ static void conc__jump_first(ucontext_t *here, void **to)
 }
 
 /* The context of a parked stack lies on it, and context[0] points there; context[2] is NULL then. */
-static void conc__jump(void **from, void **to)
+CONC__PRIVATE void conc__jump(void **from, void **to)
 {
     ucontext_t here;
     from[0] = &here;
@@ -981,7 +990,7 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
                        "cc", "memory" CONC__MORE_CLOBBERS);
 }
 
-static void conc__prepare(void **context, char *low, char *top, void (*entry)(void))
+CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*entry)(void))
 {
     (void)low;
     void **stack = (void **)(void *)(top - (uintptr_t)top % 16 - 8); /* as if it had been called */
@@ -1030,7 +1039,7 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
                        "v29", "v30", "v31", "cc", "memory" CONC__MORE_CLOBBERS);
 }
 
-static void conc__prepare(void **context, char *low, char *top, void (*entry)(void))
+CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*entry)(void))
 {
     (void)low;
     context[0] = top - (uintptr_t)top % 16;
@@ -1070,7 +1079,7 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
                        "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11", "memory" CONC__MORE_CLOBBERS);
 }
 
-static void conc__prepare(void **context, char *low, char *top, void (*entry)(void))
+CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*entry)(void))
 {
     (void)low;
     context[0] = top - (uintptr_t)top % 16;
@@ -1082,7 +1091,7 @@ static void conc__prepare(void **context, char *low, char *top, void (*entry)(vo
 #endif
 
 /* Intel's shadow stack knows only calls and returns: under it these switches would kill the program. */
-static bool conc__shadow_stack(void)
+CONC__PRIVATE bool conc__shadow_stack(void)
 {
 #if defined __x86_64__ && !CONC__UCONTEXT
     unsigned long pointer = 0;
@@ -1315,19 +1324,19 @@ struct conc_loop {
 static CONC_TLS _Thread_local conc_loop *conc__here;
 
 /* used before they are written */
-static void conc__wake(conc_loop *l, conc__wait *w, int result);
-static void conc__run_posts(conc_loop *l);
-static CONC__COLD void conc__deadlock(conc_loop *l);
-static void conc__child_gone(conc_loop *l, conc_group *g);
+CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result);
+CONC__PRIVATE void conc__run_posts(conc_loop *l);
+CONC__COLD void conc__deadlock(conc_loop *l);
+CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g);
 static inline int64_t conc__time(const conc_loop *l);
-static void conc__copy(char *to, size_t size, const char *from);
-static void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool special);
-static void conc__fd_gone(conc_loop *l, conc__fd *f);
-static conc__fd *conc__fd_find(const conc_loop *l, int number);
-static int conc__fd_wanted(const conc__fd *f);
+CONC__PRIVATE void conc__copy(char *to, size_t size, const char *from);
+CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool special);
+CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f);
+CONC__PRIVATE conc__fd *conc__fd_find(const conc_loop *l, int number);
+CONC__PRIVATE int conc__fd_wanted(const conc__fd *f);
 static inline void conc__take_signals(conc_loop *l);
-static void conc__fd_last(conc_loop *l, conc__fd *f);
-static CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how);
+CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f);
+CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how);
 
 /* ---- >>sanitizers --------------------------------------------------------------------------------------------- */
 
@@ -1411,7 +1420,7 @@ static inline void conc__stack_ends(conc_loop *l, conc__stack *s)
 
 /* A client request, as valgrind.h documents them, without that header: instructions that do nothing elsewhere, and mean
  * a call to Valgrind under it. Returns 0 without Valgrind. */
-static CONC__COLD uintptr_t conc__valgrind(uintptr_t request, uintptr_t a, uintptr_t b)
+CONC__COLD uintptr_t conc__valgrind(uintptr_t request, uintptr_t a, uintptr_t b)
 {
     volatile uintptr_t call[6] = {request, a, b, 0, 0, 0};
     uintptr_t result = 0;
@@ -1440,19 +1449,22 @@ enum {
 };
 
 /* A handle need not be set to anything, though it is read. */
-static void conc__excuse(const conc_task *handle)
+CONC__PRIVATE void conc__excuse(const conc_task *handle)
 {
     conc__valgrind(CONC__VALGRIND_DEFINED, (uintptr_t)handle, sizeof *handle);
 }
 
-static bool conc__on_valgrind(void) { return conc__valgrind(CONC__VALGRIND_RUNS, 0, 0) != 0; }
+CONC__PRIVATE bool conc__on_valgrind(void) { return conc__valgrind(CONC__VALGRIND_RUNS, 0, 0) != 0; }
 
-static void conc__stack_told(conc__stack *s)
+CONC__PRIVATE void conc__stack_told(conc__stack *s)
 {
     s->valgrind_id = (uint32_t)conc__valgrind(CONC__VALGRIND_STACK, (uintptr_t)s->low, (uintptr_t)s);
 }
 
-static void conc__stack_untold(const conc__stack *s) { conc__valgrind(CONC__VALGRIND_NO_STACK, s->valgrind_id, 0); }
+CONC__PRIVATE void conc__stack_untold(const conc__stack *s)
+{
+    conc__valgrind(CONC__VALGRIND_NO_STACK, s->valgrind_id, 0);
+}
 
 /* The code that switches is inlined where speed counts, but not under sanitizers, which may need registers of their
  * own. */
@@ -1476,8 +1488,8 @@ CONC__SWITCHES void conc__switch(conc_loop *l, conc__stack *from, void **from_co
     conc__arrived(l, from);
 }
 
-static void conc__switch_plainly(conc_loop *l, conc__stack *from, void **from_context, conc__stack *to,
-                                 void **to_context)
+CONC__PRIVATE void conc__switch_plainly(conc_loop *l, conc__stack *from, void **from_context, conc__stack *to,
+                                        void **to_context)
 {
     conc__switch(l, from, from_context, to, to_context);
 }
@@ -1491,7 +1503,7 @@ static inline int64_t conc__clock(void)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-static void conc__doze(int64_t ns)
+CONC__PRIVATE void conc__doze(int64_t ns)
 {
     struct timespec t = {(time_t)(ns / 1000000000), (long)(ns % 1000000000)};
     int saved = errno;
@@ -1518,7 +1530,7 @@ static inline int64_t conc__later(int64_t now, int64_t ns)
     return ns >= CONC__NEVER - 1 - now ? CONC__NEVER - 1 : now + ns;
 }
 
-static uint64_t conc__mix(uint64_t *state) /* splitmix64, Sebastiano Vigna, public domain algorithm */
+CONC__PRIVATE uint64_t conc__mix(uint64_t *state) /* splitmix64, Sebastiano Vigna, public domain algorithm */
 {
     uint64_t z = (*state += 0x9e3779b97f4a7c15u);
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -1526,7 +1538,7 @@ static uint64_t conc__mix(uint64_t *state) /* splitmix64, Sebastiano Vigna, publ
     return z ^ (z >> 31);
 }
 
-static void *conc__alloc(size_t size)
+CONC__PRIVATE void *conc__alloc(size_t size)
 {
     int saved = errno;
     void *p = CONC_MALLOC(size);
@@ -1534,7 +1546,7 @@ static void *conc__alloc(size_t size)
     return p;
 }
 
-static const char *conc__env(const char *name)
+CONC__PRIVATE const char *conc__env(const char *name)
 {
 #ifdef CONC_NO_ENV
     (void)name;
@@ -1549,7 +1561,7 @@ static const char *conc__env(const char *name)
 #endif
 }
 
-static size_t conc__page(void)
+CONC__PRIVATE size_t conc__page(void)
 {
     static _Atomic size_t page;
     size_t size = atomic_load_explicit(&page, memory_order_relaxed);
@@ -1560,7 +1572,7 @@ static size_t conc__page(void)
     return size;
 }
 
-static void *conc__map_pages(size_t size)
+CONC__PRIVATE void *conc__map_pages(size_t size)
 {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS;
 #ifdef MAP_NORESERVE
@@ -1581,7 +1593,7 @@ static void *conc__map_pages(size_t size)
     return p;
 }
 
-static void conc__unmap_pages(void *p, size_t size)
+CONC__PRIVATE void conc__unmap_pages(void *p, size_t size)
 {
 #if CONC__ASAN
     __lsan_unregister_root_region(p, size);
@@ -1590,7 +1602,7 @@ static void conc__unmap_pages(void *p, size_t size)
 }
 
 /* Makes n regions of size bytes, stride apart, fault when touched. False: the system has no more of them. */
-static bool conc__guard(char *first, size_t size, size_t stride, int n)
+CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
 {
     enum { INSTALL = 102 }; /* MADV_GUARD_INSTALL, Linux 6.13: needs no mapping of its own */
     int done = 0;
@@ -1606,7 +1618,7 @@ static bool conc__guard(char *first, size_t size, size_t stride, int n)
 }
 
 /* A program may have been started without standard input or output: those numbers are not for the loop's own use. */
-static int conc__not_standard(int fd)
+CONC__PRIVATE int conc__not_standard(int fd)
 {
     if (fd < 0 || fd > 2)
         return fd;
@@ -1617,7 +1629,7 @@ static int conc__not_standard(int fd)
 }
 
 /* The descriptor that wakes a sleeping loop: an eventfd, or a pipe where there is none. */
-static int conc__wake_open(conc_loop *l)
+CONC__PRIVATE int conc__wake_open(conc_loop *l)
 {
 #ifdef __linux__
     l->wake_out = l->wake_in = conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
@@ -1636,7 +1648,7 @@ static int conc__wake_open(conc_loop *l)
 #endif
 }
 
-static void conc__wake_close(conc_loop *l)
+CONC__PRIVATE void conc__wake_close(conc_loop *l)
 {
     if (l->wake_in >= 0 && l->wake_in != l->wake_out)
         close(l->wake_in);
@@ -1644,14 +1656,14 @@ static void conc__wake_close(conc_loop *l)
         close(l->wake_out);
 }
 
-static void conc__wake_up(conc_loop *l)
+CONC__PRIVATE void conc__wake_up(conc_loop *l)
 {
     uint64_t one = 1;
     ssize_t n = write(l->wake_in, &one, sizeof one); /* a full pipe wakes too */
     (void)n;
 }
 
-static void conc__wake_drain(conc_loop *l)
+CONC__PRIVATE void conc__wake_drain(conc_loop *l)
 {
     uint64_t count[8];
     ssize_t n = read(l->wake_out, count, sizeof count);
@@ -1681,22 +1693,22 @@ static inline int conc__milliseconds(int64_t ns)
 #define CONC__NS_WAITS 0
 #endif
 
-static int conc__poll_open(conc_loop *l)
+CONC__PRIVATE int conc__poll_open(conc_loop *l)
 {
     (void)l;
     return 0;
 }
 
-static void conc__poll_close(conc_loop *l) { CONC_FREE(l->polls_for); }
+CONC__PRIVATE void conc__poll_close(conc_loop *l) { CONC_FREE(l->polls_for); }
 
 /* Tells open files apart, in which a number that was used again differs; 0: not open. */
-static uint64_t conc__file_of(int number)
+CONC__PRIVATE uint64_t conc__file_of(int number)
 {
     struct stat st;
     return fstat(number, &st) ? 0 : ((uint64_t)st.st_dev << 40 ^ (uint64_t)st.st_ino) + 1;
 }
 
-static int conc__poll_watch(conc_loop *l, conc__fd *f, int events)
+CONC__PRIVATE int conc__poll_watch(conc_loop *l, conc__fd *f, int events)
 {
     (void)events;
     uint64_t file = conc__file_of(f->number);
@@ -1709,13 +1721,13 @@ static int conc__poll_watch(conc_loop *l, conc__fd *f, int events)
     return 0;
 }
 
-static bool conc__poll_rearm(conc_loop *l, conc__fd *f)
+CONC__PRIVATE bool conc__poll_rearm(conc_loop *l, conc__fd *f)
 {
     (void)l;
     return conc__file_of(f->number) == f->file;
 }
 
-static int conc__poll_pause(struct pollfd *polls, size_t n, int64_t ns)
+CONC__PRIVATE int conc__poll_pause(struct pollfd *polls, size_t n, int64_t ns)
 {
 #if CONC__NS_WAITS
     struct timespec limit = {ns / 1000000000, ns % 1000000000};
@@ -1726,7 +1738,7 @@ static int conc__poll_pause(struct pollfd *polls, size_t n, int64_t ns)
 }
 
 /* Room for n descriptors; fewer when there is no memory: the others have to wait. */
-static size_t conc__poll_room(conc_loop *l, size_t n)
+CONC__PRIVATE size_t conc__poll_room(conc_loop *l, size_t n)
 {
     if (n > l->polls_room) {
         struct pollfd *more = CONC_REALLOC(l->polls_for, n * 2 * sizeof *more);
@@ -1738,7 +1750,7 @@ static size_t conc__poll_room(conc_loop *l, size_t n)
     return n;
 }
 
-static void conc__poll_event(conc_loop *l, const struct pollfd *p)
+CONC__PRIVATE void conc__poll_event(conc_loop *l, const struct pollfd *p)
 {
     conc__fd *f = conc__fd_find(l, p->fd);
     bool both = p->revents & (POLLHUP | POLLERR);
@@ -1750,7 +1762,7 @@ static void conc__poll_event(conc_loop *l, const struct pollfd *p)
         conc__fd_event(l, f, (p->revents & POLLIN || both ? 1 : 0) | (p->revents & POLLOUT || both ? 2 : 0), both);
 }
 
-static void conc__poll_wait(conc_loop *l, int64_t ns)
+CONC__PRIVATE void conc__poll_wait(conc_loop *l, int64_t ns)
 {
     struct pollfd wake, *polls = &wake;
     size_t n = 1;
@@ -1779,7 +1791,7 @@ static const conc__backend conc__poll = {"poll",           conc__poll_open,  con
 
 #define CONC__WAKE_KEY UINT64_MAX
 
-static int conc__epoll_open(conc_loop *l)
+CONC__PRIVATE int conc__epoll_open(conc_loop *l)
 {
     l->poll_fd = conc__not_standard(epoll_create1(EPOLL_CLOEXEC));
     if (l->poll_fd < 0)
@@ -1788,14 +1800,14 @@ static int conc__epoll_open(conc_loop *l)
     return epoll_ctl(l->poll_fd, EPOLL_CTL_ADD, l->wake_out, &event) ? -errno : 0;
 }
 
-static void conc__epoll_close(conc_loop *l)
+CONC__PRIVATE void conc__epoll_close(conc_loop *l)
 {
     if (l->poll_fd >= 0)
         close(l->poll_fd);
 }
 
 /* Conc's own descriptors report every change, for ever; others' fire once, as close(2) takes them away unseen. */
-static int conc__epoll_control(const conc_loop *l, const conc__fd *f, int what, int events)
+CONC__PRIVATE int conc__epoll_control(const conc_loop *l, const conc__fd *f, int what, int events)
 {
     struct epoll_event e = {.data.u64 = (uint64_t)f->stamp << 32 | (uint32_t)f->number};
     if (f->owned)
@@ -1806,7 +1818,7 @@ static int conc__epoll_control(const conc_loop *l, const conc__fd *f, int what, 
     return epoll_ctl(l->poll_fd, what, f->number, &e) ? -errno : 0;
 }
 
-static int conc__epoll_watch(conc_loop *l, conc__fd *f, int events)
+CONC__PRIVATE int conc__epoll_watch(conc_loop *l, conc__fd *f, int events)
 {
     if (f->owned && f->registered)
         return 0;
@@ -1823,12 +1835,12 @@ static int conc__epoll_watch(conc_loop *l, conc__fd *f, int events)
     return rc == -EPERM ? 1 : rc;
 }
 
-static bool conc__epoll_rearm(conc_loop *l, conc__fd *f)
+CONC__PRIVATE bool conc__epoll_rearm(conc_loop *l, conc__fd *f)
 {
     return conc__epoll_control(l, f, EPOLL_CTL_MOD, conc__fd_wanted(f)) == 0;
 }
 
-static int conc__epoll_pause(conc_loop *l, struct epoll_event *events, int max, int64_t ns)
+CONC__PRIVATE int conc__epoll_pause(conc_loop *l, struct epoll_event *events, int max, int64_t ns)
 {
 #if CONC__NS_WAITS && defined SYS_epoll_pwait2
     if (ns > 0 && ns != CONC__NEVER && !l->on_valgrind) { /* which does not know this call */
@@ -1841,7 +1853,7 @@ static int conc__epoll_pause(conc_loop *l, struct epoll_event *events, int max, 
     return epoll_wait(l->poll_fd, events, max, ns == CONC__NEVER ? -1 : conc__milliseconds(ns));
 }
 
-static void conc__epoll_event(conc_loop *l, const struct epoll_event *e)
+CONC__PRIVATE void conc__epoll_event(conc_loop *l, const struct epoll_event *e)
 {
     bool both = e->events & (EPOLLHUP | EPOLLERR);
     conc__fd *f = conc__fd_find(l, (int)(uint32_t)e->data.u64);
@@ -1851,7 +1863,7 @@ static void conc__epoll_event(conc_loop *l, const struct epoll_event *e)
                        both || (e->events & (EPOLLRDHUP | EPOLLPRI)));
 }
 
-static void conc__epoll_wait(conc_loop *l, int64_t ns)
+CONC__PRIVATE void conc__epoll_wait(conc_loop *l, int64_t ns)
 {
     struct epoll_event events[128];
     int n = conc__epoll_pause(l, events, 128, ns);
@@ -1880,11 +1892,11 @@ static const uint64_t conc__canary = 0x5ca1ab1e0ddba115u; /* at the low end of a
 
 enum { CONC__CORE = offsetof(conc_task, name_copy), CONC__RECORD = sizeof(conc__stack), CONC__STAGGER = 64 * 47 };
 
-static size_t conc__round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+CONC__PRIVATE size_t conc__round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
-static bool conc__stack_fits(size_t size) { return size >= CONC__LEAST_STACK && size <= SIZE_MAX / 128; }
+CONC__PRIVATE bool conc__stack_fits(size_t size) { return size >= CONC__LEAST_STACK && size <= SIZE_MAX / 128; }
 
-static conc__pool *conc__pool_for(conc_loop *l, size_t size)
+CONC__PRIVATE conc__pool *conc__pool_for(conc_loop *l, size_t size)
 {
     for (conc__pool *p = l->pools; p; p = p->next)
         if (p->size == size)
@@ -1910,7 +1922,7 @@ static conc__pool *conc__pool_for(conc_loop *l, size_t size)
     return p;
 }
 
-static bool conc__slab_open(conc__pool *p)
+CONC__PRIVATE bool conc__slab_open(conc__pool *p)
 {
     conc__slab *slab = conc__alloc(sizeof *slab);
     if (!slab)
@@ -1925,14 +1937,14 @@ static bool conc__slab_open(conc__pool *p)
     return true;
 }
 
-static conc__stack *conc__stack_at(const conc__slab *slab, int i)
+CONC__PRIVATE conc__stack *conc__stack_at(const conc__slab *slab, int i)
 {
     conc__pool *p = slab->pool;
     size_t stagger = p->guard ? (size_t)(i % 48) * 64 : 0;
     return (conc__stack *)(void *)(slab->base + (size_t)(i + 1) * p->stride - stagger - CONC__RECORD);
 }
 
-static void conc__slab_close(conc__slab *slab)
+CONC__PRIVATE void conc__slab_close(conc__slab *slab)
 {
     for (int i = 0; i < slab->carved; i++)
         conc__stack_untold(conc__stack_at(slab, i));
@@ -1941,7 +1953,7 @@ static void conc__slab_close(conc__slab *slab)
 }
 
 /* Guard regions are made for a few stacks at a time, twice as many each time. */
-static void conc__slab_guard(conc__slab *slab)
+CONC__PRIVATE void conc__slab_guard(conc__slab *slab)
 {
     static atomic_int told;
     conc__pool *p = slab->pool;
@@ -1954,7 +1966,7 @@ static void conc__slab_guard(conc__slab *slab)
     slab->guarded += n;
 }
 
-static CONC__COLD conc__stack *conc__stack_carve(conc__pool *p)
+CONC__COLD conc__stack *conc__stack_carve(conc__pool *p)
 {
     int saved = errno;
     bool opened = (p->slabs && p->slabs->carved < p->per_slab) || conc__slab_open(p);
@@ -1993,7 +2005,7 @@ static inline conc__stack *conc__stack_take(conc__pool *p)
     return s;
 }
 
-static CONC__COLD void conc__overflowed(const char *name, size_t size)
+CONC__COLD void conc__overflowed(const char *name, size_t size)
 {
     fprintf(stderr, "conc: the stack of %s overflowed: it has %zu bytes\n", name, size);
     abort();
@@ -2010,7 +2022,7 @@ static inline void conc__stack_give(conc_loop *l, conc__stack *s, const char *us
 }
 
 /* Takes the stacks of the slabs that leave out of the free list, and then the slabs away. */
-static void conc__pool_sweep(conc__pool *p)
+CONC__PRIVATE void conc__pool_sweep(conc__pool *p)
 {
     for (conc__stack **at = &p->free; *at;)
         if ((*at)->slab->leaving)
@@ -2028,7 +2040,7 @@ static void conc__pool_sweep(conc__pool *p)
     }
 }
 
-static void conc__pool_count(conc__pool *p)
+CONC__PRIVATE void conc__pool_count(conc__pool *p)
 {
     for (conc__slab *slab = p->slabs; slab; slab = slab->next)
         slab->unused = 0;
@@ -2038,7 +2050,7 @@ static void conc__pool_count(conc__pool *p)
 
 /* Gives back what a burst needed: stacks are reused newest first, so a slab that nobody used for a while was for the
  * burst. True: there will be more to give back. */
-static bool conc__pool_trim(conc__pool *p, int looks)
+CONC__PRIVATE bool conc__pool_trim(conc__pool *p, int looks)
 {
     enum { LONG = 8 };
     bool more = false, leaving = false;
@@ -2059,7 +2071,7 @@ static bool conc__pool_trim(conc__pool *p, int looks)
     return more;
 }
 
-static bool conc__stacks_trim(conc_loop *l, int looks)
+CONC__PRIVATE bool conc__stacks_trim(conc_loop *l, int looks)
 {
     bool more = false;
     for (conc__pool *p = l->pools; p; p = p->next)
@@ -2067,7 +2079,7 @@ static bool conc__stacks_trim(conc_loop *l, int looks)
     return more;
 }
 
-static void conc__stacks_close(conc_loop *l)
+CONC__PRIVATE void conc__stacks_close(conc_loop *l)
 {
     for (conc__pool *p = l->pools, *next; p; p = next) {
         next = p->next;
@@ -2086,7 +2098,7 @@ static void conc__stacks_close(conc_loop *l)
  * elapsed time differ, in the slot of that digit: so levels expire from the lowest up, a timer moves down at most ten
  * times, and timers of one time are always in one slot, in the order of arming. */
 
-static bool conc__armed(const conc__timer *t) { return t->next != NULL; }
+CONC__PRIVATE bool conc__armed(const conc__timer *t) { return t->next != NULL; }
 
 /* A timer keeps this place while the elapsed time moves: it is moved down when its digit is reached. */
 static inline int conc__wheel_level(const conc__wheel *w, const conc__timer *t)
@@ -2149,7 +2161,7 @@ static inline void conc__disarm(conc_loop *l, conc__timer *t)
 }
 
 /* The first occupied slot: the time at which it begins, its level and number. False: no timer is armed. */
-static bool conc__wheel_first(const conc__wheel *w, uint64_t *start, int *level, int *slot)
+CONC__PRIVATE bool conc__wheel_first(const conc__wheel *w, uint64_t *start, int *level, int *slot)
 {
     for (int i = 0; i < CONC__LEVELS; i++)
         if (w->occupied[i]) { /* those of this level lie ahead of the elapsed digit, so the lowest bit is the first */
@@ -2164,7 +2176,7 @@ static bool conc__wheel_first(const conc__wheel *w, uint64_t *start, int *level,
 }
 
 /* Moves the timers of a slot that begins now to the levels below. */
-static void conc__wheel_cascade(conc__wheel *w, uint64_t start, int level, int slot)
+CONC__PRIVATE void conc__wheel_cascade(conc__wheel *w, uint64_t start, int level, int slot)
 {
     conc__timer *t = w->slots[level][slot], *last = t->prev;
     w->slots[level][slot] = NULL;
@@ -2180,7 +2192,7 @@ static void conc__wheel_cascade(conc__wheel *w, uint64_t start, int level, int s
 }
 
 /* Fires every timer that is due, in the order of time and arming, and moves the elapsed time to now. */
-static void conc__wheel_advance(conc_loop *l, int64_t now)
+CONC__PRIVATE void conc__wheel_advance(conc_loop *l, int64_t now)
 {
     conc__wheel *w = &l->wheel;
     uint64_t start;
@@ -2199,7 +2211,7 @@ static void conc__wheel_advance(conc_loop *l, int64_t now)
 }
 
 /* A time not after the first timer's, and before it only when many timers share a slot; CONC__NEVER without one. */
-static int64_t conc__wheel_next(const conc__wheel *w)
+CONC__PRIVATE int64_t conc__wheel_next(const conc__wheel *w)
 {
     uint64_t start;
     int level, slot;
@@ -2246,7 +2258,7 @@ CONC__SWITCHES void conc__leave(conc_loop *l)
 }
 
 /* Behind every task that is ready. */
-static void conc__pass(conc_loop *l)
+CONC__PRIVATE void conc__pass(conc_loop *l)
 {
     if (!l->ready)
         l->turns = 0; /* the others may wait for the clock */
@@ -2256,7 +2268,7 @@ static void conc__pass(conc_loop *l)
 
 /* A cancelled task wants to wait. It gets its -ECANCELED after the others had their turn; one that has ignored many
  * only when nothing else is ready, or now and then, and does not hold the virtual clock. */
-static CONC__COLD int conc__refuse(conc_loop *l)
+CONC__COLD int conc__refuse(conc_loop *l)
 {
     conc_task *self = l->self;
     if (self->cancels_in_a_row < CONC__SPIN) {
@@ -2291,7 +2303,7 @@ static inline void conc__quick(conc_loop *l)
     }
 }
 
-static CONC__COLD int conc__yield_slowly(void)
+CONC__COLD int conc__yield_slowly(void)
 {
     conc_loop *l = conc__in_task();
     if (!l)
@@ -2327,7 +2339,7 @@ CONC_API int conc_yield(void) { return conc__yield(); }
 #define conc_yield() conc__yield()
 
 /* Runs fn between two tasks, on the thread's own stack, while the caller stands still; in the scheduler, at once. */
-static void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *arg), void *arg)
+CONC__PRIVATE void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *arg), void *arg)
 {
     conc_task *self = l->self;
     if (!self) {
@@ -2344,7 +2356,7 @@ static void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *arg), voi
 
 /* The same for what only small stacks are too small for: the first call of a library function, for one, goes through
  * the dynamic linker and needs more than a kilobyte. */
-static void conc__with_room(conc_loop *l, void (*fn)(conc_loop *l, void *arg), void *arg)
+CONC__PRIVATE void conc__with_room(conc_loop *l, void (*fn)(conc_loop *l, void *arg), void *arg)
 {
     if (l->self && !l->self->stack->guarded)
         conc__on_loop(l, fn, arg);
@@ -2357,7 +2369,7 @@ typedef struct conc__misuse {
     const char *call, *why, *place;
 } conc__misuse;
 
-static void conc__tell_misuse(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__tell_misuse(conc_loop *l, void *arg)
 {
     const conc__misuse *m = arg;
     (void)l;
@@ -2366,7 +2378,7 @@ static void conc__tell_misuse(conc_loop *l, void *arg)
 }
 
 /* A call was wrong, and had no effect: rc. In debug mode that is said, with the object's place (NULL: it has none). */
-static CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place)
+CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place)
 {
     conc_loop *l = conc__here;
     if (l && l->debug) {
@@ -2376,7 +2388,7 @@ static CONC__COLD int conc__misused(int rc, const char *call, const char *why, c
     return rc;
 }
 
-static void conc__resume(conc_loop *l, conc_task *t)
+CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
 {
     l->self = t;
     do {
@@ -2393,7 +2405,7 @@ static void conc__resume(conc_loop *l, conc_task *t)
 }
 
 /* The next task to run: the one that has been ready longest, or under a seed one of the longest. */
-static conc_task *conc__pick(conc_loop *l)
+CONC__PRIVATE conc_task *conc__pick(conc_loop *l)
 {
     conc_task **at = &l->ready;
     if (l->seeded && l->ready) {
@@ -2411,24 +2423,24 @@ static conc_task *conc__pick(conc_loop *l)
     return t;
 }
 
-static void conc__advance(conc_loop *l, int64_t now)
+CONC__PRIVATE void conc__advance(conc_loop *l, int64_t now)
 {
     l->now = now;
     conc__wheel_advance(l, now);
 }
 
 /* Does a task wait for something from outside that needs no hold? */
-static bool conc__expects(const conc_loop *l) { return l->watched || l->signal_waits; }
+CONC__PRIVATE bool conc__expects(const conc_loop *l) { return l->watched || l->signal_waits; }
 
 /* Looks for events, without waiting. */
-static void conc__poll_now(conc_loop *l)
+CONC__PRIVATE void conc__poll_now(conc_loop *l)
 {
     l->polls++;
     l->polled = l->now;
     l->backend->wait(l, 0);
 }
 
-static void conc__poll_events(conc_loop *l, int64_t ns)
+CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns)
 {
     pthread_mutex_lock(&l->mutex);
     bool sleeps = l->asleep =
@@ -2441,7 +2453,7 @@ static void conc__poll_events(conc_loop *l, int64_t ns)
     pthread_mutex_unlock(&l->mutex);
 }
 
-static bool conc__held(conc_loop *l)
+CONC__PRIVATE bool conc__held(conc_loop *l)
 {
     pthread_mutex_lock(&l->mutex);
     bool held = l->holds > 0 || l->posted;
@@ -2450,7 +2462,7 @@ static bool conc__held(conc_loop *l)
 }
 
 /* Gives back stacks that a burst needed; the time until it wants to be called again. */
-static int64_t conc__trim(conc_loop *l)
+CONC__PRIVATE int64_t conc__trim(conc_loop *l)
 {
     enum { TRIM = 50000000 };
     if (!l->to_trim && !(l->pool->slabs && l->pool->slabs->next) && !l->pools->next)
@@ -2467,7 +2479,7 @@ static int64_t conc__trim(conc_loop *l)
 
 /* close(2) takes a descriptor that conc has not opened away from who waits for it, and tells nobody. So when the loop has
  * become quiet, all of them are looked at once, some at a time. Returns the time until it wants to be called again. */
-static int64_t conc__verify(conc_loop *l)
+CONC__PRIVATE int64_t conc__verify(conc_loop *l)
 {
     enum { EVERY = 250000000, AT_ONCE = 512 };
     if (!l->foreign_count)
@@ -2491,7 +2503,7 @@ static int64_t conc__verify(conc_loop *l)
 }
 
 /* Nothing can run: something has to come from the clock or from outside, else every task waits for ever. */
-static void conc__idle(conc_loop *l)
+CONC__PRIVATE void conc__idle(conc_loop *l)
 {
     int64_t next = conc__wheel_next(&l->wheel), limit;
     if (atomic_load_explicit(&l->posted, memory_order_relaxed))
@@ -2527,7 +2539,7 @@ static void conc__idle(conc_loop *l)
 }
 
 /* Tasks are always ready: descriptors are looked at all the same, now and then. */
-static void conc__glance(conc_loop *l)
+CONC__PRIVATE void conc__glance(conc_loop *l)
 {
     enum { EVERY = 50000, PASSES = 16 };
     if (!l->watched)
@@ -2541,14 +2553,14 @@ static void conc__glance(conc_loop *l)
 }
 
 /* Reads the clock and fires what is due; the virtual clock moves elsewhere. Without timers the loop's time may stand. */
-static void conc__look(conc_loop *l)
+CONC__PRIVATE void conc__look(conc_loop *l)
 {
     if (!l->virtual_clock && l->wheel.count)
         conc__advance(l, conc__clock());
 }
 
 /* The scheduler's look around. */
-static void conc__tick(conc_loop *l)
+CONC__PRIVATE void conc__tick(conc_loop *l)
 {
     l->passes++;
     conc__run_posts(l);
@@ -2571,7 +2583,7 @@ static void conc__tick(conc_loop *l)
 }
 
 /* Debug: one task a time, and one that holds the loop for long is named. */
-static CONC__COLD void conc__resume_watched(conc_loop *l, conc_task *t)
+CONC__COLD void conc__resume_watched(conc_loop *l, conc_task *t)
 {
     char name[CONC__NAME * 2];
     int64_t start = conc__time(l), most = conc__ns(l->options.slow_step);
@@ -2583,7 +2595,7 @@ static CONC__COLD void conc__resume_watched(conc_loop *l, conc_task *t)
 }
 
 /* One look around, and the tasks that are ready then; false: none is. */
-static bool conc__pass_once(conc_loop *l)
+CONC__PRIVATE bool conc__pass_once(conc_loop *l)
 {
     conc__tick(l);
     int turns = l->turns = l->seeded || l->debug ? 0 : CONC__TURNS;
@@ -2599,7 +2611,7 @@ static bool conc__pass_once(conc_loop *l)
     return true;
 }
 
-static void conc__schedule(conc_loop *l)
+CONC__PRIVATE void conc__schedule(conc_loop *l)
 {
     while (!l->over)
         conc__pass_once(l);
@@ -2607,7 +2619,7 @@ static void conc__schedule(conc_loop *l)
 
 /* ---- >>waits -------------------------------------------------------------------------------------------------- */
 
-static void conc__append(conc__waits *list, conc__wait *w)
+CONC__PRIVATE void conc__append(conc__waits *list, conc__wait *w)
 {
     w->list = list;
     w->next = NULL;
@@ -2616,7 +2628,7 @@ static void conc__append(conc__waits *list, conc__wait *w)
     list->last = w;
 }
 
-static void conc__unlink(conc__wait *w)
+CONC__PRIVATE void conc__unlink(conc__wait *w)
 {
     if (!w->list)
         return;
@@ -2642,7 +2654,7 @@ CONC__SWITCHES int conc__park(conc_loop *l, conc__wait *w)
     return w->result;
 }
 
-static void conc__wake(conc_loop *l, conc__wait *w, int result)
+CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result)
 {
     conc__unlink(w);
     w->result = result;
@@ -2650,7 +2662,7 @@ static void conc__wake(conc_loop *l, conc__wait *w, int result)
     conc__make_ready(l, w->task);
 }
 
-static bool conc__cancel_plainly(conc__wait *w)
+CONC__PRIVATE bool conc__cancel_plainly(conc__wait *w)
 {
     (void)w;
     return true;
@@ -2661,20 +2673,20 @@ typedef struct conc__sleeper {
     conc__timer timer;
 } conc__sleeper;
 
-static conc__sleeper *conc__sleeper_of(conc__timer *t)
+CONC__PRIVATE conc__sleeper *conc__sleeper_of(conc__timer *t)
 {
     return (conc__sleeper *)(void *)((char *)t - offsetof(conc__sleeper, timer));
 }
 
-static void conc__sleep_over(conc__timer *t) { conc__wake(conc__here, &conc__sleeper_of(t)->wait, 0); }
+CONC__PRIVATE void conc__sleep_over(conc__timer *t) { conc__wake(conc__here, &conc__sleeper_of(t)->wait, 0); }
 
-static bool conc__sleep_cancel(conc__wait *w)
+CONC__PRIVATE bool conc__sleep_cancel(conc__wait *w)
 {
     conc__disarm(conc__here, &((conc__sleeper *)(void *)w)->timer);
     return true;
 }
 
-static void conc__sleep_whom(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__sleep_whom(FILE *out, const conc__wait *w)
 {
     const conc__sleeper *s = (const conc__sleeper *)(const void *)w;
     if (conc__armed(&s->timer))
@@ -2774,23 +2786,23 @@ CONC_API int conc_settle(void)
 
 enum { CONC__FRESH, CONC__OPEN, CONC__CLOSED };
 
-static conc_group *conc__group_of(conc_scope *s)
+CONC__PRIVATE conc_group *conc__group_of(conc_scope *s)
 {
     return (conc_group *)(void *)((char *)s - offsetof(conc_group, scope));
 }
 
 /* Is what lies around the task's outermost scope cancelled? */
-static bool conc__cancelled_outside(const conc_loop *l, const conc_task *t)
+CONC__PRIVATE bool conc__cancelled_outside(const conc_loop *l, const conc_task *t)
 {
     return t->asked || (t->group && t->group->scope.effective) || l->doomed;
 }
 
-static bool conc__cancelled_around(const conc_loop *l, const conc_scope *s)
+CONC__PRIVATE bool conc__cancelled_around(const conc_loop *l, const conc_scope *s)
 {
     return s->outer ? s->outer->effective : s->task && conc__cancelled_outside(l, s->task);
 }
 
-static void conc__mark(conc_loop *l, conc_task *t)
+CONC__PRIVATE void conc__mark(conc_loop *l, conc_task *t)
 {
     if (t->marked)
         return;
@@ -2800,7 +2812,7 @@ static void conc__mark(conc_loop *l, conc_task *t)
     l->last_marked = t;
 }
 
-static void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
+CONC__PRIVATE void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
 {
     conc__wait *w = t->wait;
     if (t->pending == pending)
@@ -2812,7 +2824,7 @@ static void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
 }
 
 /* From scope s of task t inward (NULL: there is none), where `around` tells what comes from outside it. */
-static void conc__spread(conc_loop *l, conc_task *t, conc_scope *s, bool around)
+CONC__PRIVATE void conc__spread(conc_loop *l, conc_task *t, conc_scope *s, bool around)
 {
     for (; s; s = s->inner) {
         bool effective = s->cancel_called || (around && !s->shielded) || l->doomed;
@@ -2829,7 +2841,7 @@ static void conc__spread(conc_loop *l, conc_task *t, conc_scope *s, bool around)
         conc__set_pending(l, t, around);
 }
 
-static void conc__spread_marked(conc_loop *l)
+CONC__PRIVATE void conc__spread_marked(conc_loop *l)
 {
     if (l->refreshing)
         return;
@@ -2846,20 +2858,20 @@ static void conc__spread_marked(conc_loop *l)
     l->refreshing = false;
 }
 
-static void conc__scope_changed(conc_loop *l, conc_scope *s)
+CONC__PRIVATE void conc__scope_changed(conc_loop *l, conc_scope *s)
 {
     conc__spread(l, s->task, s, conc__cancelled_around(l, s));
     conc__spread_marked(l);
 }
 
-static void conc__task_cancel(conc_loop *l, conc_task *t)
+CONC__PRIVATE void conc__task_cancel(conc_loop *l, conc_task *t)
 {
     t->asked = true;
     conc__mark(l, t);
     conc__spread_marked(l);
 }
 
-static void conc__cancel_scope(conc_loop *l, conc_scope *s)
+CONC__PRIVATE void conc__cancel_scope(conc_loop *l, conc_scope *s)
 {
     if (s->cancel_called)
         return;
@@ -2868,7 +2880,7 @@ static void conc__cancel_scope(conc_loop *l, conc_scope *s)
     conc__scope_changed(l, s);
 }
 
-static void conc__scope_expired(conc__timer *timer)
+CONC__PRIVATE void conc__scope_expired(conc__timer *timer)
 {
     conc_scope *s = (conc_scope *)(void *)((char *)timer - offsetof(conc_scope, timer));
     s->expired = true;
@@ -2954,7 +2966,7 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
 }
 
 /* The loop on which an open scope may be changed from here; NULL: it may not. */
-static conc_loop *conc__loop_of(const conc_scope *s)
+CONC__PRIVATE conc_loop *conc__loop_of(const conc_scope *s)
 {
     conc_loop *l = conc__here;
     return l && s && s->state == CONC__OPEN && (!s->task || s->task->loop == l) ? l : NULL;
@@ -2988,7 +3000,7 @@ CONC_API void conc_scope_shield(conc_scope *s, bool on)
     conc__scope_changed(l, s);
 }
 
-static int conc__call_in_scope(double s, bool shielded, conc_fn *fn, void *arg, const char *place)
+CONC__PRIVATE int conc__call_in_scope(double s, bool shielded, conc_fn *fn, void *arg, const char *place)
 {
     conc_scope scope = {0};
     if (!conc__in_task())
@@ -3014,12 +3026,12 @@ CONC_API int conc_shield(double grace, conc_fn *fn, void *arg)
 }
 
 /* The scopes that apply, from the inside out: a task's own, then its group and what that lies in. */
-static conc_scope *conc__innermost(const conc_task *t)
+CONC__PRIVATE conc_scope *conc__innermost(const conc_task *t)
 {
     return t->scope ? t->scope : t->group ? &t->group->scope : NULL;
 }
 
-static conc_scope *conc__around(const conc_scope *s)
+CONC__PRIVATE conc_scope *conc__around(const conc_scope *s)
 {
     if (s->outer)
         return s->outer;
@@ -3054,14 +3066,14 @@ CONC_API bool conc_cancelled(void)
 enum { CONC__LIVE = 1, CONC__DONE = 2 }; /* a task's state; with the seal, so that storage that was never set is told */
 enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK };
 
-static uint16_t conc__seal(const conc_task *t) { return (uint16_t)((uintptr_t)t >> 4 ^ 0xc0de); }
+CONC__PRIVATE uint16_t conc__seal(const conc_task *t) { return (uint16_t)((uintptr_t)t >> 4 ^ 0xc0de); }
 
-static bool conc__is_task(const conc_task *t)
+CONC__PRIVATE bool conc__is_task(const conc_task *t)
 {
     return t && t->seal == conc__seal(t) && (t->state == CONC__LIVE || t->state == CONC__DONE);
 }
 
-static void conc__task_main(void);
+CONC__PRIVATE void conc__task_main(void);
 
 /* Fills in a task; it is not in any list yet. */
 CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, conc__stack *stack, conc_fn *fn, void *arg,
@@ -3129,7 +3141,7 @@ static inline void conc__child_remove(conc_group *g, conc_task *t)
         g->live_handles--;
 }
 
-static conc__pool *conc__pool_of(conc_loop *l, const conc_group *g)
+CONC__PRIVATE conc__pool *conc__pool_of(conc_loop *l, const conc_group *g)
 {
     if (CONC__UNLIKELY(g->stack_size && g->stack_size != l->pool->size))
         return conc__pool_for(l, g->stack_size);
@@ -3155,7 +3167,7 @@ CONC__FAST conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *han
 
 static const conc__wait_kind conc__wants_room = {"waits for room in its group's limit", NULL, conc__cancel_plainly};
 
-static void conc__group_open(conc_loop *l, conc_group *g, const char *place)
+CONC__PRIVATE void conc__group_open(conc_loop *l, conc_group *g, const char *place)
 {
     conc__scope_open(l, &g->scope, place);
     g->scope.is_group = true;
@@ -3181,7 +3193,7 @@ CONC_API CONC__CALLED int conc__group_begin(conc_group *g, const char *place)
 }
 
 /* The limit is reached: waits until a child's end hands its place over, which counts as live from then on. */
-static int conc__wait_for_room(conc_loop *l, conc_group *g)
+CONC__PRIVATE int conc__wait_for_room(conc_loop *l, conc_group *g)
 {
     if (!l->self)
         return -EPERM;
@@ -3196,7 +3208,7 @@ static int conc__wait_for_room(conc_loop *l, conc_group *g)
     return rc;
 }
 
-static void conc__hand_over_room(conc_loop *l, conc_group *g)
+CONC__PRIVATE void conc__hand_over_room(conc_loop *l, conc_group *g)
 {
     while (g->room.first && (g->live < g->limit || g->limit <= 0)) {
         g->live++;
@@ -3205,7 +3217,7 @@ static void conc__hand_over_room(conc_loop *l, conc_group *g)
 }
 
 /* May a task be spawned here now? Opens a fresh group, waits under a limit. 0: go on. */
-static CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *spawned)
+CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *spawned)
 {
     if (g->scope.state == CONC__FRESH) {
         if (!l->self)
@@ -3233,7 +3245,7 @@ static CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char 
 }
 
 /* If not, the storage gets a new task, and an error that the last one left no longer goes by its address. */
-static CONC__COLD bool conc__handle_in_use(const conc_task *t)
+CONC__COLD bool conc__handle_in_use(const conc_task *t)
 {
     if (conc__is_task(t) && (t->state == CONC__LIVE || t->in_finished))
         return true;
@@ -3302,7 +3314,7 @@ typedef struct conc__starter {
     bool given_up;
 } conc__starter;
 
-static bool conc__start_cancel(conc__wait *w)
+CONC__PRIVATE bool conc__start_cancel(conc__wait *w)
 {
     conc__starter *s = (conc__starter *)(void *)w;
     s->given_up = true;
@@ -3311,7 +3323,10 @@ static bool conc__start_cancel(conc__wait *w)
     return false; /* the child has to end first */
 }
 
-static void conc__whom_task(FILE *out, const conc__wait *w) { fprintf(out, " %s", ((const conc_task *)w->on)->name); }
+CONC__PRIVATE void conc__whom_task(FILE *out, const conc__wait *w)
+{
+    fprintf(out, " %s", ((const conc_task *)w->on)->name);
+}
 
 static const conc__wait_kind conc__starting = {"waits for the start of", conc__whom_task, conc__start_cancel};
 
@@ -3352,7 +3367,7 @@ CONC_API int conc_started(int value)
 
 /* ---- >>texts -------------------------------------------------------------------------------------------------- */
 
-static void conc__copy(char *to, size_t size, const char *from)
+CONC__PRIVATE void conc__copy(char *to, size_t size, const char *from)
 {
     size_t n = strnlen(from, size - 1);
     memmove(to, from, n);
@@ -3360,7 +3375,7 @@ static void conc__copy(char *to, size_t size, const char *from)
 }
 
 /* Where a task's newest error is put into words; NULL: no memory, and strerror has to do. */
-static char *conc__text_room(conc_task *t)
+CONC__PRIVATE char *conc__text_room(conc_task *t)
 {
     if (!t->text) {
         t->text = t->has_handle ? t->text_copy : conc__alloc(CONC__TEXT);
@@ -3371,7 +3386,7 @@ static char *conc__text_room(conc_task *t)
 }
 
 /* The task has made or been told of an error: text NULL or "" if it has no words of its own; by: whose it was. */
-static void conc__tell(conc_task *t, int rc, const char *text, const char *by)
+CONC__PRIVATE void conc__tell(conc_task *t, int rc, const char *text, const char *by)
 {
     t->last_rc = rc;
     t->told_by = by;
@@ -3382,15 +3397,15 @@ static void conc__tell(conc_task *t, int rc, const char *text, const char *by)
 }
 
 /* Whose error rc, which comes out of this task, was at first: name and place. */
-static const char *conc__origin(const conc_task *t, int rc)
+CONC__PRIVATE const char *conc__origin(const conc_task *t, int rc)
 {
     return t->last_rc == rc && t->told_by ? t->told_by : t->spawned;
 }
 
 /* The words that go with rc out of this task; "": none. */
-static const char *conc__words(const conc_task *t, int rc) { return t->last_rc == rc && t->text ? t->text : ""; }
+CONC__PRIVATE const char *conc__words(const conc_task *t, int rc) { return t->last_rc == rc && t->text ? t->text : ""; }
 
-static const char *conc__words_or(const char *words, int rc) { return *words ? words : conc_strerror(rc); }
+CONC__PRIVATE const char *conc__words_or(const char *words, int rc) { return *words ? words : conc_strerror(rc); }
 
 typedef struct conc__failing {
     conc_task *task;
@@ -3399,7 +3414,7 @@ typedef struct conc__failing {
     int rc;
 } conc__failing;
 
-static void conc__put_into_words(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__put_into_words(conc_loop *l, void *arg)
 {
     conc__failing *f = arg;
     char text[CONC__TEXT];
@@ -3480,7 +3495,7 @@ CONC_API void conc_free(void *p) { CONC_FREE(p); }
 CONC_API const char *conc_version(void) { return CONC_VERSION; }
 
 /* "file.c:12" of "fn at file.c:12" */
-static const char *conc__place_of(const char *spawned)
+CONC__PRIVATE const char *conc__place_of(const char *spawned)
 {
     const char *place = spawned;
     for (const char *at = spawned; (at = strstr(at, " at ")); at += 4)
@@ -3490,13 +3505,13 @@ static const char *conc__place_of(const char *spawned)
 
 /* ---- >>finishing ---------------------------------------------------------------------------------------------- */
 
-static void conc__locals_release(conc__locals *locals)
+CONC__PRIVATE void conc__locals_release(conc__locals *locals)
 {
     if (locals && --locals->references == 0)
         CONC_FREE(locals);
 }
 
-static void conc__call_hook(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__call_hook(conc_loop *l, void *arg)
 {
     const conc_failure *f = arg;
     int saved = errno;
@@ -3510,19 +3525,19 @@ static void conc__call_hook(conc_loop *l, void *arg)
 }
 
 /* An error that nobody collected. */
-static void conc__report(conc_loop *l, const char *name, const char *spawned, int rc, const char *words)
+CONC__PRIVATE void conc__report(conc_loop *l, const char *name, const char *spawned, int rc, const char *words)
 {
     conc_failure f = {name, conc__place_of(spawned), conc__words_or(words, rc), rc};
     conc__on_loop(l, conc__call_hook, &f);
 }
 
-static void conc__report_task(conc_loop *l, const conc_task *t)
+CONC__PRIVATE void conc__report_task(conc_loop *l, const conc_task *t)
 {
     conc__report(l, t->name, t->spawned, t->result, conc__words(t, t->result));
 }
 
 /* A background task failed and nobody has joined it: that is said at the end of the run. */
-static void conc__remember(conc_loop *l, const conc_task *t)
+CONC__PRIVATE void conc__remember(conc_loop *l, const conc_task *t)
 {
     conc__failed *f = conc__alloc(sizeof *f);
     if (!f) {
@@ -3536,7 +3551,7 @@ static void conc__remember(conc_loop *l, const conc_task *t)
     l->last_failed = &f->next;
 }
 
-static void conc__forget(conc_loop *l, const conc_task *t)
+CONC__PRIVATE void conc__forget(conc_loop *l, const conc_task *t)
 {
     for (conc__failed **at = &l->failed, *f; (f = *at); at = &f->next)
         if (f->task == t) {
@@ -3550,7 +3565,7 @@ static void conc__forget(conc_loop *l, const conc_task *t)
 
 /* The group's error is its first; later ones belong to whoever collects their task, or to on_error. True: it was the
  * first. */
-static bool conc__group_failed(conc_loop *l, conc_group *g, const conc_task *t, int rc)
+CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_task *t, int rc)
 {
     if (g->error_count++ == 0 && !g->background) {
         g->error = rc;
@@ -3570,7 +3585,7 @@ static bool conc__group_failed(conc_loop *l, conc_group *g, const conc_task *t, 
 }
 
 /* A place in the group is free: wakes whom that concerns. */
-static void conc__child_gone(conc_loop *l, conc_group *g)
+CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g)
 {
     conc__hand_over_room(l, g);
     while (!g->live_handles && g->next.first)
@@ -3584,7 +3599,7 @@ typedef struct conc__chooser { /* a conc_group_next that waits */
     conc_task *task;
 } conc__chooser;
 
-static void conc__list_finished(conc_loop *l, conc_group *g, conc_task *t)
+CONC__PRIVATE void conc__list_finished(conc_loop *l, conc_group *g, conc_task *t)
 {
     if (g->next.first) {
         conc__chooser *c = (conc__chooser *)(void *)g->next.first;
@@ -3599,7 +3614,7 @@ static void conc__list_finished(conc_loop *l, conc_group *g, conc_task *t)
     g->last_finished = t;
 }
 
-static void conc__unlist_finished(conc_group *g, conc_task *t)
+CONC__PRIVATE void conc__unlist_finished(conc_group *g, conc_task *t)
 {
     *(t->older ? &t->older->younger : &g->finished) = t->younger;
     *(t->younger ? &t->younger->older : &g->last_finished) = t->older;
@@ -3627,7 +3642,7 @@ CONC__FAST void conc__tell_joiners(conc_loop *l, conc_task *t)
 }
 
 /* Hands the result to where it was asked for when the task was made. */
-static void conc__fill_sink(conc_loop *l, conc_task *t)
+CONC__PRIVATE void conc__fill_sink(conc_loop *l, conc_task *t)
 {
     if (t->sink_kind == CONC__RESULT_SINK) {
         *(int *)t->sink = t->result;
@@ -3651,7 +3666,7 @@ static void conc__fill_sink(conc_loop *l, conc_task *t)
 }
 
 /* What a failed or cancelled child means to its group. */
-static void conc__finish_badly(conc_loop *l, conc_task *t)
+CONC__PRIVATE void conc__finish_badly(conc_loop *l, conc_task *t)
 {
     conc_group *g = t->group;
     if (t->failed && g)
@@ -3661,7 +3676,7 @@ static void conc__finish_badly(conc_loop *l, conc_task *t)
 }
 
 /* Tells of a result whoever waits for it. */
-static CONC__COLD void conc__deliver(conc_loop *l, void *arg)
+CONC__COLD void conc__deliver(conc_loop *l, void *arg)
 {
     conc_task *t = arg;
     if (t->sink_kind)
@@ -3671,7 +3686,7 @@ static CONC__COLD void conc__deliver(conc_loop *l, void *arg)
         conc__finish_badly(l, t);
 }
 
-static CONC__COLD void conc__free_strings(conc_loop *l, void *arg)
+CONC__COLD void conc__free_strings(conc_loop *l, void *arg)
 {
     conc_task *t = arg;
     (void)l;
@@ -3681,7 +3696,7 @@ static CONC__COLD void conc__free_strings(conc_loop *l, void *arg)
 }
 
 /* Signals that are received in memory which is gone with the task's stack. */
-static CONC__COLD void conc__find_lost_signals(conc_loop *l, conc_task *t)
+CONC__COLD void conc__find_lost_signals(conc_loop *l, conc_task *t)
 {
     for (const conc_signals *s = l->signals; s; s = s->next)
         if ((const char *)s >= t->stack->low && (const char *)s < (const char *)t->stack) {
@@ -3722,7 +3737,7 @@ static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
 }
 
 /* The first function on a task's stack. */
-static void conc__task_main(void)
+CONC__PRIVATE void conc__task_main(void)
 {
     CONC__BOTTOM();
     conc_loop *l = conc__here;
@@ -3757,7 +3772,7 @@ static void conc__task_main(void)
 static const conc__wait_kind conc__joining = {"joins", conc__whom_task, conc__cancel_plainly};
 
 /* Somebody takes the result of a task that has ended. */
-static void conc__collect(conc_loop *l, conc_task *t)
+CONC__PRIVATE void conc__collect(conc_loop *l, conc_task *t)
 {
     if (t->in_finished)
         conc__unlist_finished(t->group, t);
@@ -3822,7 +3837,7 @@ CONC_API conc_task *conc_self(void)
 
 /* ---- >>grouping ----------------------------------------------------------------------------------------------- */
 
-static void conc__whom_group(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__whom_group(FILE *out, const conc__wait *w)
 {
     const conc_group *g = w->on;
     fprintf(out, " %d %s of the group at %s", g->live, g->live == 1 ? "child" : "children",
@@ -3834,7 +3849,7 @@ static const conc__wait_kind conc__choosing = {"waits for the next to finish of"
                                                conc__cancel_plainly};
 
 /* Yields once at least, and returns when no child is left. */
-static void conc__wait_until_empty(conc_loop *l, conc_group *g)
+CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
 {
     if (!g->live && !g->finished)
         conc__pass(l);
@@ -3846,7 +3861,7 @@ static void conc__wait_until_empty(conc_loop *l, conc_group *g)
 }
 
 /* The handles that nobody collected are free again; errors in them that are not the group's own go to on_error. */
-static void conc__drop_finished(conc_loop *l, conc_group *g)
+CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
 {
     while (g->finished) {
         conc_task *t = g->finished;
@@ -3858,7 +3873,7 @@ static void conc__drop_finished(conc_loop *l, conc_group *g)
 
 /* Waits for the children of an open group, ends its scope, and returns what is to be returned when the body's result
  * was rc. */
-static int conc__group_close(conc_loop *l, conc_group *g, int rc)
+CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc)
 {
     do {
         conc__wait_until_empty(l, g);
@@ -3876,7 +3891,7 @@ static int conc__group_close(conc_loop *l, conc_group *g, int rc)
 }
 
 /* 0: the calling task may close this group; 1: it was never opened. */
-static int conc__may_close(conc_loop *l, const conc_group *g)
+CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g)
 {
     if (!l)
         return -EPERM;
@@ -3972,7 +3987,8 @@ typedef struct conc__batch {
     bool keep_going, seen; /* seen: the caller can read every result, so none is lost */
 } conc__batch;
 
-static conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const conc__batch *b, size_t i, const char *spawned)
+CONC__PRIVATE conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const conc__batch *b, size_t i,
+                                           const char *spawned)
 {
     conc_fn *fn = b->calls ? b->calls[i].fn : b->fn;
     void *arg = b->calls ? b->calls[i].arg : b->size ? b->args + i * b->size : b->args;
@@ -3988,7 +4004,7 @@ static conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const conc__bat
 }
 
 /* Takes back tasks that were spawned since `last` was the last ready one; none of them has run. */
-static void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
+CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
 {
     if (last)
         last->next = NULL;
@@ -4005,7 +4021,7 @@ static void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
     }
 }
 
-static CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *b, const char *spawned)
+CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *b, const char *spawned)
 {
     int rc = conc__checkpoint(l);
     if (rc)
@@ -4034,7 +4050,7 @@ static CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *b, cons
     return outside && g.cut_short ? -ECANCELED : 0;
 }
 
-static int conc__run_calls(const char *spawned, conc_call *calls, size_t n, bool keep_going, bool seen)
+CONC__PRIVATE int conc__run_calls(const char *spawned, conc_call *calls, size_t n, bool keep_going, bool seen)
 {
     conc_loop *l = conc__in_task();
     if (!l)
@@ -4063,7 +4079,7 @@ CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n)
     return conc__run_calls(spawned, calls, n, true, true);
 }
 
-static int conc__run_map(const char *spawned, conc__batch *b)
+CONC__PRIVATE int conc__run_map(const char *spawned, conc__batch *b)
 {
     conc_loop *l = conc__in_task();
     if (!l)
@@ -4093,7 +4109,7 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 
 /* ---- >>keys --------------------------------------------------------------------------------------------------- */
 
-static conc__locals *conc__locals_with_room(const conc__locals *old, int count)
+CONC__PRIVATE conc__locals *conc__locals_with_room(const conc__locals *old, int count)
 {
     conc__locals *fresh = conc__alloc(sizeof *fresh + (size_t)count * sizeof fresh->entries[0]);
     if (!fresh)
@@ -4163,12 +4179,12 @@ typedef struct conc__gen {
 static conc__gen conc__exhausted; /* what a conc_gen points to whose body has ended */
 
 /* The generator whose body runs on a stack; NULL: a task does. */
-static conc__gen *conc__gen_on(conc__stack *s)
+CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
 {
     return s->has_generator ? (conc__gen *)(void *)conc__stack_top(s) : NULL;
 }
 
-static void conc__gen_main(void)
+CONC__PRIVATE void conc__gen_main(void)
 {
     CONC__BOTTOM();
     conc_loop *l = conc__here;
@@ -4186,7 +4202,7 @@ static void conc__gen_main(void)
 }
 
 /* NULL: not open, or in a run that is over, which has closed it */
-static conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
+CONC__PRIVATE conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
 {
     return face && face->run == l->run ? face->body : NULL;
 }
@@ -4218,7 +4234,7 @@ CONC_API int conc_gen_open(conc_gen *face, conc_gen_fn *fn, void *arg, size_t it
 }
 
 /* Runs the body until it emits or ends. */
-static void conc__gen_enter(conc_loop *l, conc__gen *g)
+CONC__PRIVATE void conc__gen_enter(conc_loop *l, conc__gen *g)
 {
     conc_task *self = l->self;
     g->started = true;
@@ -4234,7 +4250,7 @@ static void conc__gen_enter(conc_loop *l, conc__gen *g)
 }
 
 /* The body has ended, or is abandoned: its stack goes back, and its result comes out. */
-static int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
+CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
 {
     int rc = g->rc;
     *(g->prev ? &g->prev->next : &l->generators) = g->next;
@@ -4288,7 +4304,7 @@ CONC_API int conc_gen_next(conc_gen *face, void *item)
     return 1;
 }
 
-static int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face)
+CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face)
 {
     g->closing = true;
     if (g->started && !g->ended) {
@@ -4327,7 +4343,7 @@ CONC_API void conc__auto_conc_gen(conc_gen *g)
         conc__report(l, "a generator", l->self->spawned, rc, "");
 }
 
-static bool conc__gen_is_open(const conc_loop *l, const conc__gen *g)
+CONC__PRIVATE bool conc__gen_is_open(const conc_loop *l, const conc__gen *g)
 {
     const conc__gen *open = g ? l->generators : NULL;
     while (open && open != g)
@@ -4336,7 +4352,7 @@ static bool conc__gen_is_open(const conc_loop *l, const conc__gen *g)
 }
 
 /* The end of a run: consumers are closed before what they consume. */
-static void conc__close_generators(conc_loop *l)
+CONC__PRIVATE void conc__close_generators(conc_loop *l)
 {
     while (l->generators) {
         conc__gen *g = l->generators;
@@ -4356,13 +4372,13 @@ typedef struct conc__fd_wait {
     int events, got;
 } conc__fd_wait;
 
-static conc__fd *conc__fd_find(const conc_loop *l, int number)
+CONC__PRIVATE conc__fd *conc__fd_find(const conc_loop *l, int number)
 {
     size_t block = (size_t)number / CONC__FDS;
     return number >= 0 && block < l->fd_blocks && l->fds[block] ? &l->fds[block][number % CONC__FDS] : NULL;
 }
 
-static bool conc__fds_grow(conc_loop *l, size_t blocks)
+CONC__PRIVATE bool conc__fds_grow(conc_loop *l, size_t blocks)
 {
     if (blocks <= l->fd_blocks)
         return true;
@@ -4376,7 +4392,7 @@ static bool conc__fds_grow(conc_loop *l, size_t blocks)
 }
 
 /* The table's entry, made when there is none. NULL: no memory. The number is an open descriptor's. */
-static conc__fd *conc__fd_of(conc_loop *l, int number)
+CONC__PRIVATE conc__fd *conc__fd_of(conc_loop *l, int number)
 {
     size_t block = (size_t)number / CONC__FDS;
     if (!conc__fds_grow(l, block + 1))
@@ -4394,7 +4410,7 @@ static conc__fd *conc__fd_of(conc_loop *l, int number)
 }
 
 /* Tells whether a number still means what it did. */
-static uint32_t conc__life(const conc_loop *l, int number)
+CONC__PRIVATE uint32_t conc__life(const conc_loop *l, int number)
 {
     const conc__fd *f = conc__fd_find(l, number);
     return f ? f->life : 0;
@@ -4404,22 +4420,25 @@ static uint32_t conc__life(const conc_loop *l, int number)
  * be handed to another thread and closed there, and its number then be another file's in this one. */
 static atomic_uint conc__closings[1024];
 
-static atomic_uint *conc__closings_of(int number) { return &conc__closings[number % (int)CONC_LEN(conc__closings)]; }
+CONC__PRIVATE atomic_uint *conc__closings_of(int number)
+{
+    return &conc__closings[number % (int)CONC_LEN(conc__closings)];
+}
 
-static bool conc__fd_is_certain(const conc__fd *f)
+CONC__PRIVATE bool conc__fd_is_certain(const conc__fd *f)
 {
     return f && f->owned && f->registered &&
            f->closings == atomic_load_explicit(conc__closings_of(f->number), memory_order_relaxed);
 }
 
-static void conc__fds_free(conc_loop *l)
+CONC__PRIVATE void conc__fds_free(conc_loop *l)
 {
     for (size_t i = 0; i < l->fd_blocks; i++)
         CONC_FREE(l->fds[i]);
     CONC_FREE(l->fds);
 }
 
-static void conc__fd_unlist(conc_loop *l, conc__fd *f)
+CONC__PRIVATE void conc__fd_unlist(conc_loop *l, conc__fd *f)
 {
     *(f->prev ? &f->prev->next : &l->watched) = f->next;
     *(f->next ? &f->next->prev : &l->last_watched) = f->prev;
@@ -4427,7 +4446,7 @@ static void conc__fd_unlist(conc_loop *l, conc__fd *f)
     l->foreign_count -= f->foreign;
 }
 
-static void conc__fd_list(conc_loop *l, conc__fd *f)
+CONC__PRIVATE void conc__fd_list(conc_loop *l, conc__fd *f)
 {
     f->next = NULL;
     f->prev = l->last_watched;
@@ -4438,14 +4457,14 @@ static void conc__fd_list(conc_loop *l, conc__fd *f)
     l->foreign_count += f->foreign;
 }
 
-static void conc__fd_last(conc_loop *l, conc__fd *f)
+CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f)
 {
     conc__fd_unlist(l, f);
     conc__fd_list(l, f);
 }
 
 /* What those who wait want. */
-static int conc__fd_wanted(const conc__fd *f)
+CONC__PRIVATE int conc__fd_wanted(const conc__fd *f)
 {
     int events = 0;
     for (const conc__wait *w = f->waits.first; w; w = w->next)
@@ -4454,7 +4473,7 @@ static int conc__fd_wanted(const conc__fd *f)
 }
 
 /* Wakes those who wait for any of these events. */
-static void conc__fd_wake(conc_loop *l, conc__fd *f, int events, int result)
+CONC__PRIVATE void conc__fd_wake(conc_loop *l, conc__fd *f, int events, int result)
 {
     if (!f->waits.first)
         return;
@@ -4471,7 +4490,7 @@ static void conc__fd_wake(conc_loop *l, conc__fd *f, int events, int result)
 }
 
 /* The kernel says that f is ready for this. special: end of file, urgent data or an error may be a part of it. */
-static void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool special)
+CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool special)
 {
     f->special |= special;
     f->drained = false;
@@ -4481,7 +4500,7 @@ static void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool special)
 }
 
 /* The number means another file from here on, or none. */
-static void conc__fd_gone(conc_loop *l, conc__fd *f)
+CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
 {
     f->life++;
     f->stamp++;
@@ -4490,7 +4509,7 @@ static void conc__fd_gone(conc_loop *l, conc__fd *f)
 }
 
 /* conc has opened this socket. -ENOMEM: it is closed again. */
-static int conc__fd_adopt(conc_loop *l, int number, bool tcp)
+CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
 {
     conc__fd *f = conc__fd_of(l, number);
     if (!f) {
@@ -4504,7 +4523,7 @@ static int conc__fd_adopt(conc_loop *l, int number, bool tcp)
     return number;
 }
 
-static bool conc__fd_cancel(conc__wait *w)
+CONC__PRIVATE bool conc__fd_cancel(conc__wait *w)
 {
     conc__fd *f = (conc__fd *)(uintptr_t)w->on;
     conc__unlink(w);
@@ -4513,7 +4532,7 @@ static bool conc__fd_cancel(conc__wait *w)
     return true;
 }
 
-static void conc__fd_whom(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__fd_whom(FILE *out, const conc__wait *w)
 {
     static const char *const what[] = {"", "readable", "writable", "readable or writable"};
     fprintf(out, " descriptor %d to be %s", ((const conc__fd *)w->on)->number,
@@ -4528,7 +4547,7 @@ typedef struct conc__fd_look {
     int number, events, rc;
 } conc__fd_look;
 
-static void conc__fd_before(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__fd_before(conc_loop *l, void *arg)
 {
     conc__fd_look *look = arg;
     int saved = errno;
@@ -4546,7 +4565,7 @@ static void conc__fd_before(conc_loop *l, void *arg)
     errno = saved;
 }
 
-static void conc__fd_after(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__fd_after(conc_loop *l, void *arg)
 {
     conc__fd_look *look = arg;
     int saved = errno;
@@ -4557,7 +4576,7 @@ static void conc__fd_after(conc_loop *l, void *arg)
 }
 
 /* Waits until the descriptor is ready for any of the events: those, or an error. */
-static int conc__fd_park(conc_loop *l, int number, int events)
+CONC__PRIVATE int conc__fd_park(conc_loop *l, int number, int events)
 {
     int rc = conc__checkpoint(l);
     if (rc)
@@ -4584,7 +4603,7 @@ static int conc__fd_park(conc_loop *l, int number, int events)
     return f->life == life ? w.got : -EBADF; /* closed since it was ready */
 }
 
-static int conc__poll_one(int fd, int events)
+CONC__PRIVATE int conc__poll_one(int fd, int events)
 {
     struct pollfd p = {fd, (short)((events & CONC_READABLE ? POLLIN : 0) | (events & CONC_WRITABLE ? POLLOUT : 0)), 0};
     int n;
@@ -4600,7 +4619,7 @@ static int conc__poll_one(int fd, int events)
     return events & ((p.revents & POLLIN ? CONC_READABLE : 0) | (p.revents & POLLOUT ? CONC_WRITABLE : 0));
 }
 
-static void conc__fd_ready(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__fd_ready(conc_loop *l, void *arg)
 {
     conc__fd_look *look = arg;
     int saved = errno;
@@ -4628,7 +4647,7 @@ CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
     return look.rc;
 }
 
-static void conc__close_now(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__close_now(conc_loop *l, void *arg)
 {
     conc__fd_look *look = arg;
     int saved = errno;
@@ -4675,9 +4694,9 @@ enum { CONC__PARTS = IOV_MAX };
 enum { CONC__PARTS = 1024 }; /* what Linux takes; its headers tell only who asks for X/Open */
 #endif
 
-static int conc__io_events(const conc__io *io) { return io->what < CONC__WRITE ? CONC_READABLE : CONC_WRITABLE; }
+CONC__PRIVATE int conc__io_events(const conc__io *io) { return io->what < CONC__WRITE ? CONC_READABLE : CONC_WRITABLE; }
 
-static int conc__accept_now(int fd)
+CONC__PRIVATE int conc__accept_now(int fd)
 {
 #ifdef __linux__
     return (int)syscall(SYS_accept4, fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
@@ -4696,7 +4715,7 @@ static int conc__accept_now(int fd)
 #endif
 
 /* On a socket, where nothing has to wait. */
-static ssize_t conc__io_socket(const conc__io *io)
+CONC__PRIVATE ssize_t conc__io_socket(const conc__io *io)
 {
     struct msghdr message = {.msg_iov = io->parts};
     message.msg_iovlen = io->parts ? (size_t)io->count : 0;
@@ -4714,7 +4733,7 @@ static ssize_t conc__io_socket(const conc__io *io)
     }
 }
 
-static ssize_t conc__io_plain(const conc__io *io)
+CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io)
 {
     switch (io->what) {
     case CONC__READ: return read(io->fd, io->bytes, io->n);
@@ -4726,7 +4745,7 @@ static ssize_t conc__io_plain(const conc__io *io)
 }
 
 /* At most so much that a write that poll(2) calls possible does not block. */
-static ssize_t conc__io_some(const conc__io *io)
+CONC__PRIVATE ssize_t conc__io_some(const conc__io *io)
 {
     struct iovec first = {io->bytes, io->n};
     int i = 0;
@@ -4743,7 +4762,7 @@ static ssize_t conc__io_some(const conc__io *io)
 
 /* poll(2) calls a terminal writable that has room for a single byte, and a write of more would block. Its flags belong to
  * all who have it open, so it is opened anew; the end of a terminal's program cannot be, and gets byte after byte. */
-static ssize_t conc__io_terminal(const conc__io *io)
+CONC__PRIVATE ssize_t conc__io_terminal(const conc__io *io)
 {
     char path[64];
     int fd = -1, i = 0;
@@ -4767,7 +4786,7 @@ static ssize_t conc__io_terminal(const conc__io *io)
 }
 
 /* In blocking mode, and no socket. */
-static ssize_t conc__io_blocking(const conc__io *io)
+CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io)
 {
     struct stat st;
     int ready = conc__poll_one(io->fd, conc__io_events(io));
@@ -4782,7 +4801,7 @@ static ssize_t conc__io_blocking(const conc__io *io)
 }
 
 /* Takes away the signal that a write to a broken pipe leaves behind, blocked as it is. */
-static void conc__drain_pipe_signal(const conc_loop *l)
+CONC__PRIVATE void conc__drain_pipe_signal(const conc_loop *l)
 {
     sigset_t pending, pipe;
     int number;
@@ -4792,7 +4811,7 @@ static void conc__drain_pipe_signal(const conc_loop *l)
         sigwait(&pipe, &number);
 }
 
-static bool conc__io_is_empty(const conc__io *io)
+CONC__PRIVATE bool conc__io_is_empty(const conc__io *io)
 {
     for (int i = 0; i < io->count; i++)
         if (io->parts[i].iov_len)
@@ -4801,7 +4820,7 @@ static bool conc__io_is_empty(const conc__io *io)
 }
 
 /* A wait for what can never come would be for ever: is the call one that the descriptor cannot do? errno tells. */
-static bool conc__io_is_wrong(const conc__io *io, int flags)
+CONC__PRIVATE bool conc__io_is_wrong(const conc__io *io, int flags)
 {
     int listens = 0, access = flags & O_ACCMODE;
     socklen_t size = sizeof listens;
@@ -4815,7 +4834,7 @@ static bool conc__io_is_wrong(const conc__io *io, int flags)
     return access == (conc__io_events(io) == CONC_READABLE ? O_WRONLY : O_RDONLY);
 }
 
-static ssize_t conc__io_foreign(const conc_loop *l, const conc__io *io)
+CONC__PRIVATE ssize_t conc__io_foreign(const conc_loop *l, const conc__io *io)
 {
     ssize_t n;
     if (io->what != CONC__ACCEPT) {
@@ -4833,7 +4852,7 @@ static ssize_t conc__io_foreign(const conc_loop *l, const conc__io *io)
 }
 
 /* One try: the result, -EAGAIN when it would have to wait. */
-static void conc__io_try(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__io_try(conc_loop *l, void *arg)
 {
     conc__io *io = arg;
     int saved = errno;
@@ -4851,7 +4870,7 @@ static void conc__io_try(conc_loop *l, void *arg)
 
 /* Tries, unless there is certainly nothing to read. A TCP read that got less than it asked for has taken everything,
  * as epoll(7) says, and the next bytes come with an event: one system call less for each request of a server. */
-static ssize_t conc__io_once(conc_loop *l, conc__io *io)
+CONC__PRIVATE ssize_t conc__io_once(conc_loop *l, conc__io *io)
 {
     conc__fd *f = conc__fd_find(l, io->fd);
     bool reads = io->what == CONC__READ || (io->what == CONC__RECEIVE && !io->flags);
@@ -4904,7 +4923,7 @@ static inline ssize_t conc__io_bytes(conc_loop *l, int what, int fd, void *bytes
     return got;
 }
 
-static ssize_t conc__io_run(conc__io *io)
+CONC__PRIVATE ssize_t conc__io_run(conc__io *io)
 {
     conc_loop *l = conc__in_task();
     if (!l)
@@ -4938,7 +4957,7 @@ CONC_API ssize_t conc_write(int fd, const void *buf, size_t n)
     return conc__io_run(&io);
 }
 
-static ssize_t conc__io_parts(int what, int fd, const struct iovec *parts, int count)
+CONC__PRIVATE ssize_t conc__io_parts(int what, int fd, const struct iovec *parts, int count)
 {
     conc__io io = {.what = what, .fd = fd, .parts = (struct iovec *)(uintptr_t)parts, .count = count};
     if (count < 0 || count > CONC__PARTS || (!parts && count))
@@ -4991,7 +5010,7 @@ CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags)
 }
 
 /* Again and again until n bytes have moved, the end of file, or an error; a count outranks that. */
-static ssize_t conc__io_full(int what, int fd, char *bytes, size_t n)
+CONC__PRIVATE ssize_t conc__io_full(int what, int fd, char *bytes, size_t n)
 {
     size_t done = 0;
     if (!bytes && n)
@@ -5033,7 +5052,7 @@ typedef struct conc__address {
 
 enum { CONC__ADDRESSES = 2 }; /* that one name may mean: localhost */
 
-static bool conc__parse_port(const char *text, in_port_t *port)
+CONC__PRIVATE bool conc__parse_port(const char *text, in_port_t *port)
 {
     unsigned n = 0;
     int digits = 0;
@@ -5043,7 +5062,7 @@ static bool conc__parse_port(const char *text, in_port_t *port)
     return digits > 0 && digits < 6 && n < 65536 && !text[digits];
 }
 
-static int conc__parse_local(const char *path, conc__address *out)
+CONC__PRIVATE int conc__parse_local(const char *path, conc__address *out)
 {
     struct sockaddr_un *a = &out->as.local;
     size_t n = strnlen(path, sizeof a->sun_path);
@@ -5062,7 +5081,7 @@ static int conc__parse_local(const char *path, conc__address *out)
     return 1;
 }
 
-static int conc__set_v4(const char *host, in_port_t port, conc__address *out)
+CONC__PRIVATE int conc__set_v4(const char *host, in_port_t port, conc__address *out)
 {
     out->as.v4.sin_family = AF_INET;
     out->as.v4.sin_port = port;
@@ -5071,7 +5090,7 @@ static int conc__set_v4(const char *host, in_port_t port, conc__address *out)
 }
 
 /* host may be changed: it ends at its zone. */
-static int conc__set_v6(char *host, in_port_t port, conc__address *out)
+CONC__PRIVATE int conc__set_v6(char *host, in_port_t port, conc__address *out)
 {
     char *zone = strchr(host, '%');
     if (zone) {
@@ -5091,7 +5110,7 @@ static int conc__set_v6(char *host, in_port_t port, conc__address *out)
 }
 
 /* A host name has letters in its last label; what has none is an address that went wrong. */
-static bool conc__is_host_name(const char *host)
+CONC__PRIVATE bool conc__is_host_name(const char *host)
 {
     const char *last = strrchr(host, '.');
     size_t n = strlen(host);
@@ -5104,7 +5123,7 @@ static bool conc__is_host_name(const char *host)
 }
 
 /* Puts into words for the kernel what an address text means: how many there are, or -EINVAL, -EADDRNOTAVAIL. */
-static int conc__parse_address(const char *text, conc__address *out)
+CONC__PRIVATE int conc__parse_address(const char *text, conc__address *out)
 {
     char host[256];
     in_port_t port;
@@ -5130,7 +5149,7 @@ static int conc__parse_address(const char *text, conc__address *out)
     return conc__is_host_name(host) ? -EADDRNOTAVAIL : -EINVAL;
 }
 
-static int conc__socket(int family)
+CONC__PRIVATE int conc__socket(int family)
 {
 #ifdef SOCK_NONBLOCK
     return socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -5144,14 +5163,14 @@ static int conc__socket(int family)
 #endif
 }
 
-static void conc__set_option(int fd, int level, int option)
+CONC__PRIVATE void conc__set_option(int fd, int level, int option)
 {
     int on = 1;
     setsockopt(fd, level, option, &on, sizeof on);
 }
 
 /* Is there a socket file that nobody listens on? */
-static bool conc__is_stale(const conc__address *a)
+CONC__PRIVATE bool conc__is_stale(const conc__address *a)
 {
     struct stat st;
     if (a->as.any.sa_family != AF_UNIX || !a->as.local.sun_path[0] || lstat(a->as.local.sun_path, &st) ||
@@ -5164,7 +5183,7 @@ static bool conc__is_stale(const conc__address *a)
     return stale;
 }
 
-static int conc__bind(int fd, const conc__address *a)
+CONC__PRIVATE int conc__bind(int fd, const conc__address *a)
 {
     if (bind(fd, &a->as.any, a->size) == 0)
         return 0;
@@ -5186,7 +5205,7 @@ typedef struct conc__opening {
     int count, which, fd, rc;
 } conc__opening;
 
-static int conc__listen_at(const conc__address *a, const conc_listen_options *o)
+CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_options *o)
 {
     int family = a->as.any.sa_family, fd = conc__socket(family);
     if (fd < 0)
@@ -5209,7 +5228,7 @@ static int conc__listen_at(const conc__address *a, const conc_listen_options *o)
     return fd;
 }
 
-static void conc__open_listener(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__open_listener(conc_loop *l, void *arg)
 {
     conc__opening *o = arg;
     int saved = errno;
@@ -5239,7 +5258,7 @@ CONC_API int conc_listen_with(const char *address, const conc_listen_options *op
 
 CONC_API int conc_listen(const char *address) { return conc_listen_with(address, NULL); }
 
-static void conc__resolve(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__resolve(conc_loop *l, void *arg)
 {
     conc__opening *o = arg;
     (void)l;
@@ -5247,7 +5266,7 @@ static void conc__resolve(conc_loop *l, void *arg)
 }
 
 /* Starts to connect: fd, and in rc 0, -EINPROGRESS, or why it could not. */
-static void conc__start_connecting(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__start_connecting(conc_loop *l, void *arg)
 {
     conc__opening *o = arg;
     const conc__address *a = &o->addresses[o->which];
@@ -5263,7 +5282,7 @@ static void conc__start_connecting(conc_loop *l, void *arg)
     errno = saved;
 }
 
-static void conc__ask_connected(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__ask_connected(conc_loop *l, void *arg)
 {
     conc__opening *o = arg;
     int saved = errno, why = 0;
@@ -5274,7 +5293,7 @@ static void conc__ask_connected(conc_loop *l, void *arg)
 }
 
 /* Connects to one of the addresses: the descriptor, or an error, and then nothing is open. */
-static int conc__connect(conc_loop *l, conc__opening *o)
+CONC__PRIVATE int conc__connect(conc_loop *l, conc__opening *o)
 {
     double pause = 0.001;
     o->fd = -1;
@@ -5333,7 +5352,7 @@ typedef struct conc__asking {
     bool peer;
 } conc__asking;
 
-static void conc__print_address(const conc__address *a, char *buf, size_t size)
+CONC__PRIVATE void conc__print_address(const conc__address *a, char *buf, size_t size)
 {
     char host[64], zone[IF_NAMESIZE + 1] = "%";
     const struct sockaddr_un *local = &a->as.local;
@@ -5355,7 +5374,7 @@ static void conc__print_address(const conc__address *a, char *buf, size_t size)
     }
 }
 
-static void conc__ask_address(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__ask_address(conc_loop *l, void *arg)
 {
     conc__asking *q = arg;
     conc__address a = {.size = sizeof a.as};
@@ -5391,7 +5410,7 @@ CONC_API int conc_address(int fd, bool peer, char *buf, size_t size)
 }
 
 /* Serves one connection, whose descriptor is where a conc_start would have its sink. */
-static int conc__serve_one(void *arg)
+CONC__PRIVATE int conc__serve_one(void *arg)
 {
     const conc_server *s = arg;
     conc_loop *l = conc__here;
@@ -5409,7 +5428,7 @@ static int conc__serve_one(void *arg)
     return 0;
 }
 
-static int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_server *s, int fd, const char *spawned)
+CONC__PRIVATE int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_server *s, int fd, const char *spawned)
 {
     conc_task *t = NULL;
     int rc = g->scope.effective ? -ECANCELED : 0;
@@ -5425,7 +5444,7 @@ static int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_server *s, 
 }
 
 /* An error of accept: 0 when it only meant one connection, or after a pause for more room; else what to end with. */
-static int conc__serve_again(conc_loop *l, int rc, bool *told, const char *spawned)
+CONC__PRIVATE int conc__serve_again(conc_loop *l, int rc, bool *told, const char *spawned)
 {
     switch (rc) {
     case -EMFILE:
@@ -5447,7 +5466,7 @@ static int conc__serve_again(conc_loop *l, int rc, bool *told, const char *spawn
 }
 
 /* Accepts until that fails for good. */
-static int conc__serve_all(conc_loop *l, conc_group *g, const conc_server *s, const char *spawned)
+CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server *s, const char *spawned)
 {
     bool told = false;
     uint32_t life = conc__life(l, s->fd);
@@ -5502,7 +5521,7 @@ typedef struct conc__buffering {
     size_t size;
 } conc__buffering;
 
-static void conc__buffer_change(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__buffer_change(conc_loop *l, void *arg)
 {
     conc__buffering *b = arg;
     (void)l;
@@ -5518,7 +5537,7 @@ static void conc__buffer_change(conc_loop *l, void *arg)
 }
 
 /* Makes a buffer as large as size, which is more than it has. */
-static int conc__buffer_grow(conc_loop *l, conc__buffer *b, size_t size)
+CONC__PRIVATE int conc__buffer_grow(conc_loop *l, conc__buffer *b, size_t size)
 {
     conc__spare *spare = l->spares;
     if (size == CONC__BUFFER && spare && !b->data) {
@@ -5534,7 +5553,7 @@ static int conc__buffer_grow(conc_loop *l, conc__buffer *b, size_t size)
     return b->size == size ? 0 : -ENOMEM;
 }
 
-static void conc__buffer_drop(conc_loop *l, conc__buffer *b)
+CONC__PRIVATE void conc__buffer_drop(conc_loop *l, conc__buffer *b)
 {
     if (!b->data)
         return;
@@ -5552,7 +5571,7 @@ static void conc__buffer_drop(conc_loop *l, conc__buffer *b)
     *b = (conc__buffer){NULL, 0, 0, 0};
 }
 
-static void conc__spares_free(conc_loop *l)
+CONC__PRIVATE void conc__spares_free(conc_loop *l)
 {
     for (conc__spare *s = l->spares, *next; s; s = next) {
         next = s->next;
@@ -5560,10 +5579,10 @@ static void conc__spares_free(conc_loop *l)
     }
 }
 
-static size_t conc__buffered(const conc__buffer *b) { return b->end - b->start; }
+CONC__PRIVATE size_t conc__buffered(const conc__buffer *b) { return b->end - b->start; }
 
 /* Moves what is in the buffer to its beginning. */
-static void conc__buffer_pack(conc__buffer *b)
+CONC__PRIVATE void conc__buffer_pack(conc__buffer *b)
 {
     size_t n = conc__buffered(b);
     if (n && b->start)
@@ -5574,7 +5593,7 @@ static void conc__buffer_pack(conc__buffer *b)
 
 enum { CONC__STREAM_FRESH, CONC__STREAM_OPEN, CONC__STREAM_CLOSED };
 
-static int conc__stream_state(const conc_stream *s)
+CONC__PRIVATE int conc__stream_state(const conc_stream *s)
 {
     if (!s || s->state == CONC__STREAM_FRESH)
         return -EINVAL;
@@ -5603,7 +5622,7 @@ CONC_API int conc_stream_open(conc_stream *s, int fd)
 }
 
 /* Writing went wrong: for good, as some of the bytes are gone. */
-static int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
+CONC__PRIVATE int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
 {
     s->write_error = rc;
     s->unsaid = true;
@@ -5612,7 +5631,7 @@ static int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
 }
 
 /* Sends what was written as far as that need not wait: 0, -EAGAIN, or the error that ends writing. */
-static int conc__stream_push(conc_loop *l, conc_stream *s)
+CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
 {
     conc__buffer *b = &s->out;
     while (b->start < b->end) {
@@ -5626,7 +5645,7 @@ static int conc__stream_push(conc_loop *l, conc_stream *s)
 }
 
 /* Waits for bytes, and sends what was written: the peer may have to read that first. */
-static int conc__stream_await(conc_loop *l, conc_stream *s)
+CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s)
 {
     int events = CONC_READABLE;
     if (conc__buffered(&s->out) && !s->writing && conc__stream_push(l, s) == -EAGAIN)
@@ -5642,7 +5661,7 @@ static int conc__stream_await(conc_loop *l, conc_stream *s)
 }
 
 /* Room for more bytes in a buffer that may become as large as most. */
-static int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
+CONC__PRIVATE int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
 {
     conc__buffer *b = &s->in;
     if (!b->data)
@@ -5657,7 +5676,7 @@ static int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
 
 /* Waits for bytes and takes them: into `to` at most n, or with NULL into the buffer, which then may become as large as
  * n. Returns the count, 0 at the end of file, or an error. */
-static ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
+CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
     if (s->at_end || s->read_error)
         return s->read_error;
@@ -5683,7 +5702,7 @@ static ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, size_t 
 }
 
 /* A reading call begins: 0, or its error. */
-static int conc__stream_begin(conc_loop *l, conc_stream *s)
+CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s)
 {
     int rc = l ? conc__stream_state(s) : -EPERM;
     if (rc == 0 && s->reader)
@@ -5703,14 +5722,14 @@ static int conc__stream_begin(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-static ssize_t conc__stream_done(conc_stream *s, ssize_t result)
+CONC__PRIVATE ssize_t conc__stream_done(conc_stream *s, ssize_t result)
 {
     s->reader = NULL;
     return result;
 }
 
 /* Out of the buffer: how many. */
-static size_t conc__stream_copy(conc_stream *s, char *to, size_t n)
+CONC__PRIVATE size_t conc__stream_copy(conc_stream *s, char *to, size_t n)
 {
     size_t there = conc__buffered(&s->in), count = n < there ? n : there;
     if (count)
@@ -5758,7 +5777,7 @@ typedef struct conc__record {
 } conc__record;
 
 /* Finds the delimiter in what is buffered: where it begins, counted from the start; SIZE_MAX: nowhere. */
-static size_t conc__record_find(const conc__buffer *b, conc__record *r)
+CONC__PRIVATE size_t conc__record_find(const conc__buffer *b, conc__record *r)
 {
     const char *first = b->data + b->start, *at = first + r->scanned;
     size_t left = conc__buffered(b) - r->scanned;
@@ -5789,7 +5808,7 @@ static inline ssize_t conc__record_take(conc_stream *s, size_t length, size_t to
     return (ssize_t)length;
 }
 
-static ssize_t conc__record_read(conc_loop *l, conc_stream *s, conc__record *r, char **data)
+CONC__PRIVATE ssize_t conc__record_read(conc_loop *l, conc_stream *s, conc__record *r, char **data)
 {
     for (;;) {
         size_t there = conc__buffered(&s->in), at = there ? conc__record_find(&s->in, r) : SIZE_MAX;
@@ -5809,7 +5828,7 @@ static ssize_t conc__record_read(conc_loop *l, conc_stream *s, conc__record *r, 
     }
 }
 
-static ssize_t conc__stream_record(conc_stream *s, conc__record *r, char **data)
+CONC__PRIVATE ssize_t conc__stream_record(conc_stream *s, conc__record *r, char **data)
 {
     conc_loop *l = conc__in_task();
     int rc = conc__stream_begin(l, s);
@@ -5852,7 +5871,7 @@ static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char 
 }
 
 /* Apart, so that the usual case need not save registers for it. */
-static CONC__CALLED ssize_t conc__stream_line(conc_stream *s, char **line)
+CONC__PRIVATE CONC__CALLED ssize_t conc__stream_line(conc_stream *s, char **line)
 {
     conc__record r = {.delimiter = "\n", .size = 1, .slack = 2, .line = true};
     if (!line)
@@ -5867,7 +5886,7 @@ CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line)
     return CONC__UNLIKELY(length < 0) ? conc__stream_line(s, line) : length;
 }
 
-static void conc__whom_stream(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__whom_stream(FILE *out, const conc__wait *w)
 {
     fprintf(out, " descriptor %d", ((const conc_stream *)w->on)->fd);
 }
@@ -5876,14 +5895,14 @@ static const conc__wait_kind conc__queueing = {"waits for its turn to write to",
                                                conc__cancel_plainly};
 
 /* This is returned to the user. */
-static int conc__stream_said(conc_stream *s, int rc)
+CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
 {
     s->unsaid &= rc != s->write_error;
     return rc;
 }
 
 /* A writing call begins: 0, or its error. */
-static int conc__stream_writable(conc_loop *l, conc_stream *s)
+CONC__PRIVATE int conc__stream_writable(conc_loop *l, conc_stream *s)
 {
     int rc = l ? conc__stream_state(s) : -EPERM;
     if (rc == 0)
@@ -5892,7 +5911,7 @@ static int conc__stream_writable(conc_loop *l, conc_stream *s)
 }
 
 /* Waits until no other task writes. */
-static int conc__stream_turn(conc_loop *l, conc_stream *s)
+CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
 {
     if (s->writing) {
         conc__wait w = {.task = l->self, .kind = &conc__queueing, .on = s};
@@ -5906,7 +5925,7 @@ static int conc__stream_turn(conc_loop *l, conc_stream *s)
 }
 
 /* Bytes were written while a task waits in a read, which would have sent them first. */
-static void conc__stream_hurry(conc_loop *l, conc_stream *s)
+CONC__PRIVATE void conc__stream_hurry(conc_loop *l, conc_stream *s)
 {
     conc__wait *w = s->reader && !s->writing ? s->reader->wait : NULL;
     if (!w || w->kind != &conc__watching || conc__stream_push(l, s) != -EAGAIN)
@@ -5916,7 +5935,7 @@ static void conc__stream_hurry(conc_loop *l, conc_stream *s)
     conc__with_room(l, conc__fd_before, &look);
 }
 
-static void conc__stream_turn_over(conc_loop *l, conc_stream *s)
+CONC__PRIVATE void conc__stream_turn_over(conc_loop *l, conc_stream *s)
 {
     if (s->writers.first) {
         conc__wake(l, s->writers.first, 0);
@@ -5927,7 +5946,7 @@ static void conc__stream_turn_over(conc_loop *l, conc_stream *s)
 }
 
 /* Puts bytes into the buffer as far as they fit: how many, or -ENOMEM. */
-static ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
+CONC__PRIVATE ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     conc__buffer *b = &s->out;
     size_t room = s->buffer_size - conc__buffered(b), count = n < room ? n : room;
@@ -5943,7 +5962,7 @@ static ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char *bytes
 }
 
 /* Sends the buffer and these bytes behind it, without waiting: how many of the bytes went out, or an error. */
-static ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
+CONC__PRIVATE ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     conc__buffer *b = &s->out;
     size_t kept = conc__buffered(b);
@@ -5961,7 +5980,7 @@ static ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char *bytes
 }
 
 /* In its turn: all n bytes are sent or kept. */
-static ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
+CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     size_t done = 0;
     for (;;) {
@@ -5984,7 +6003,7 @@ static ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char *bytes,
     }
 }
 
-static ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
+CONC__PRIVATE ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     ssize_t took;
     if (!s->writing && n <= s->buffer_size - conc__buffered(&s->out)) {
@@ -6004,7 +6023,7 @@ static ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, const char
     return took < 0 ? conc__stream_said(s, (int)took) : took;
 }
 
-static CONC__CALLED ssize_t conc__stream_write_slowly(conc_stream *s, const void *buf, size_t n)
+CONC__PRIVATE CONC__CALLED ssize_t conc__stream_write_slowly(conc_stream *s, const void *buf, size_t n)
 {
     conc_loop *l = conc__in_task();
     int rc = conc__stream_writable(l, s);
@@ -6033,7 +6052,7 @@ typedef struct conc__formatting {
     int length;
 } conc__formatting;
 
-static void conc__format(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__format(conc_loop *l, void *arg)
 {
     conc__formatting *f = arg;
     va_list again;
@@ -6048,7 +6067,7 @@ static void conc__format(conc_loop *l, void *arg)
     errno = saved;
 }
 
-static void conc__format_over(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__format_over(conc_loop *l, void *arg)
 {
     (void)l;
     CONC_FREE(((conc__formatting *)arg)->text);
@@ -6074,7 +6093,7 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
 }
 
 /* In its turn: waits until everything is out. */
-static int conc__stream_flush_all(conc_loop *l, conc_stream *s)
+CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
 {
     size_t before = conc__buffered(&s->out);
     for (;;) {
@@ -6161,15 +6180,15 @@ static struct conc__signalling {
 
 static const int conc__interrupting[] = {SIGINT, SIGTERM};
 
-static void conc__on_signal(int number);
+CONC__PRIVATE void conc__on_signal(int number);
 
-static bool conc__signal_is_ours(int number, struct sigaction *now)
+CONC__PRIVATE bool conc__signal_is_ours(int number, struct sigaction *now)
 {
     return sigaction(number, NULL, now) == 0 && now->sa_handler == conc__on_signal;
 }
 
 /* From here on the next interrupt finds what was there before: it kills a program that does not react. */
-static void conc__interrupt_once(void)
+CONC__PRIVATE void conc__interrupt_once(void)
 {
     struct sigaction now;
     for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
@@ -6180,7 +6199,7 @@ static void conc__interrupt_once(void)
 }
 
 /* In whatever thread, at whatever moment: only atomics and system calls. */
-static void conc__on_signal(int number)
+CONC__PRIVATE void conc__on_signal(int number)
 {
     int saved = errno;
     bool interrupts = !atomic_load(&conc__signalling.received[number]);
@@ -6202,7 +6221,7 @@ static void conc__on_signal(int number)
 }
 
 /* Under the mutex. */
-static int conc__signal_take(int number)
+CONC__PRIVATE int conc__signal_take(int number)
 {
     struct sigaction now, ours;
     if (sigaction(number, NULL, &now))
@@ -6220,7 +6239,7 @@ static int conc__signal_take(int number)
 }
 
 /* Under the mutex: somebody does not want it any more. True: some came that nobody was given, or will be. */
-static bool conc__signal_leave(int number)
+CONC__PRIVATE bool conc__signal_leave(int number)
 {
     struct sigaction now;
     bool interrupts = conc__signalling.interrupts[number] && !conc__signalling.only_received[number];
@@ -6232,7 +6251,7 @@ static bool conc__signal_leave(int number)
 }
 
 /* Has signals wake this loop. They may come while a task with a small stack runs, so they get a stack of their own. */
-static int conc__signals_reach(conc_loop *l)
+CONC__PRIVATE int conc__signals_reach(conc_loop *l)
 {
     stack_t none = {0}, now;
     if (l->signal_slot >= 0)
@@ -6252,7 +6271,7 @@ static int conc__signals_reach(conc_loop *l)
     return -EMFILE;
 }
 
-static void conc__signals_unreach(conc_loop *l)
+CONC__PRIVATE void conc__signals_unreach(conc_loop *l)
 {
     stack_t none = {.ss_flags = SS_DISABLE}, now;
     if (l->signal_slot < 0)
@@ -6269,7 +6288,7 @@ static void conc__signals_unreach(conc_loop *l)
 }
 
 /* A signal that a conc_signals has not handed out yet; 0: there is none. */
-static int conc__signals_find(conc_signals *s)
+CONC__PRIVATE int conc__signals_find(conc_signals *s)
 {
     for (size_t i = 0; i < s->count; i++) {
         struct conc__signal_number *n = &s->numbers[(s->turn + i) % s->count];
@@ -6287,7 +6306,7 @@ static int conc__signals_find(conc_signals *s)
     return 0;
 }
 
-static void conc__interrupt_main(conc_loop *l, int number)
+CONC__PRIVATE void conc__interrupt_main(conc_loop *l, int number)
 {
     pthread_mutex_lock(&conc__signalling.mutex);
     conc__signalling.handed[number] = atomic_load(&conc__signalling.came[number]);
@@ -6302,7 +6321,7 @@ static void conc__interrupt_main(conc_loop *l, int number)
 }
 
 /* In the scheduler: hands out what came. */
-static CONC__COLD void conc__take_signals_now(conc_loop *l)
+CONC__COLD void conc__take_signals_now(conc_loop *l)
 {
     atomic_store(&l->signalled, false);
     int interrupt = atomic_exchange(&l->interrupt, 0);
@@ -6321,7 +6340,7 @@ static inline void conc__take_signals(conc_loop *l)
         conc__take_signals_now(l);
 }
 
-static bool conc__signal_may_be_received(int number)
+CONC__PRIVATE bool conc__signal_may_be_received(int number)
 {
     static const int never[] = {SIGKILL, SIGSTOP, SIGPIPE, SIGSEGV, SIGBUS, SIGFPE, SIGILL};
     struct sigaction now;
@@ -6332,7 +6351,7 @@ static bool conc__signal_may_be_received(int number)
 }
 
 /* Takes them one by one; `taken` tells how many, when one fails. */
-static int conc__signals_take(conc_signals *s, size_t *taken)
+CONC__PRIVATE int conc__signals_take(conc_signals *s, size_t *taken)
 {
     for (*taken = 0; *taken < s->count; ++*taken) {
         struct conc__signal_number *n = &s->numbers[*taken];
@@ -6351,7 +6370,7 @@ static int conc__signals_take(conc_signals *s, size_t *taken)
     return 0;
 }
 
-static void conc__signal_block(int number)
+CONC__PRIVATE void conc__signal_block(int number)
 {
     sigset_t set;
     sigemptyset(&set);
@@ -6360,7 +6379,7 @@ static void conc__signal_block(int number)
 }
 
 /* Blocks a signal again that was blocked; but while this loop has other receivers of it, that is left to them. */
-static void conc__signal_block_again(const conc_loop *l, int number)
+CONC__PRIVATE void conc__signal_block_again(const conc_loop *l, int number)
 {
     for (const conc_signals *s = l->signals; s; s = s->next)
         for (size_t i = 0; i < s->count; i++)
@@ -6372,7 +6391,7 @@ static void conc__signal_block_again(const conc_loop *l, int number)
 }
 
 /* Gives the first n back, the last one first. */
-static void conc__signals_give_back(const conc_loop *l, const conc_signals *s, size_t n)
+CONC__PRIVATE void conc__signals_give_back(const conc_loop *l, const conc_signals *s, size_t n)
 {
     while (n--) {
         int number = s->numbers[n].number;
@@ -6392,7 +6411,7 @@ typedef struct conc__signal_call {
     int rc;
 } conc__signal_call;
 
-static void conc__open_signals(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__open_signals(conc_loop *l, void *arg)
 {
     conc__signal_call *c = arg;
     conc_signals *s = c->s;
@@ -6439,7 +6458,7 @@ CONC_API int conc_signals_open(conc_signals *s, const int *numbers, size_t n)
     return c.rc;
 }
 
-static bool conc__receive_cancel(conc__wait *w)
+CONC__PRIVATE bool conc__receive_cancel(conc__wait *w)
 {
     (void)w;
     conc__here->signal_waits--;
@@ -6473,7 +6492,7 @@ CONC_API int conc_signals_next(conc_signals *s)
     return conc__park(l, &w);
 }
 
-static void conc__close_signals(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__close_signals(conc_loop *l, void *arg)
 {
     conc_signals *s = ((conc__signal_call *)arg)->s;
     int saved = errno;
@@ -6525,7 +6544,7 @@ CONC_API int conc_wait_signal(int number)
 }
 
 /* The run begins: interrupts it where nothing else is to happen. */
-static int conc__interrupts_open(conc_loop *l)
+CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
 {
     struct sigaction now;
     int rc = l->options.interrupt ? conc__signals_reach(l) : 0;
@@ -6547,7 +6566,7 @@ static int conc__interrupts_open(conc_loop *l)
 }
 
 /* The run ends. */
-static void conc__signals_end(conc_loop *l)
+CONC__PRIVATE void conc__signals_end(conc_loop *l)
 {
     while (l->signals)
         conc_signals_close(l->signals);
@@ -6567,7 +6586,7 @@ static void conc__signals_end(conc_loop *l)
 }
 
 /* In a forked child: its loops are dead, and its signals do what they did before. */
-static void conc__signals_forget(void)
+CONC__PRIVATE void conc__signals_forget(void)
 {
     struct sigaction now;
     for (int number = 1; number < CONC__SIGNALS; number++) {
@@ -6584,7 +6603,7 @@ static void conc__signals_forget(void)
 }
 
 /* SIGPIPE is blocked in the run's thread: a broken pipe is an error of the call. */
-static void conc__pipe_signal_block(conc_loop *l)
+CONC__PRIVATE void conc__pipe_signal_block(conc_loop *l)
 {
     sigset_t pipe, before;
     sigemptyset(&pipe);
@@ -6594,7 +6613,7 @@ static void conc__pipe_signal_block(conc_loop *l)
     l->pipe_was_pending = l->pipe_was_blocked && sigpending(&before) == 0 && sigismember(&before, SIGPIPE) == 1;
 }
 
-static void conc__pipe_signal_unblock(const conc_loop *l)
+CONC__PRIVATE void conc__pipe_signal_unblock(const conc_loop *l)
 {
     sigset_t pipe;
     sigemptyset(&pipe);
@@ -6607,7 +6626,7 @@ static void conc__pipe_signal_unblock(const conc_loop *l)
 
 CONC_API conc_loop *conc_loop_self(void) { return conc__here; }
 
-static void conc__loop_free(conc_loop *l)
+CONC__PRIVATE void conc__loop_free(conc_loop *l)
 {
     pthread_mutex_destroy(&l->mutex);
     CONC_FREE(l);
@@ -6668,7 +6687,7 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
     return 0;
 }
 
-static conc__post *conc__take_posts(conc_loop *l)
+CONC__PRIVATE conc__post *conc__take_posts(conc_loop *l)
 {
     pthread_mutex_lock(&l->mutex);
     conc__post *first = l->posted;
@@ -6678,7 +6697,7 @@ static conc__post *conc__take_posts(conc_loop *l)
 }
 
 /* In the scheduler: those posted meanwhile wait for the next pass. */
-static void conc__run_posts(conc_loop *l)
+CONC__PRIVATE void conc__run_posts(conc_loop *l)
 {
     if (!atomic_load_explicit(&l->posted, memory_order_relaxed))
         return;
@@ -6692,12 +6711,12 @@ static void conc__run_posts(conc_loop *l)
 
 /* ---- >>reporting ---------------------------------------------------------------------------------------------- */
 
-static const char *conc__state_of(const conc_loop *l, const conc_task *t)
+CONC__PRIVATE const char *conc__state_of(const conc_loop *l, const conc_task *t)
 {
     return t == l->self ? "running" : t->wait ? t->wait->kind->what : t->state == CONC__DONE ? "ended" : "ready";
 }
 
-static void conc__print_task(FILE *out, const conc_loop *l, const conc_task *t, int depth)
+CONC__PRIVATE void conc__print_task(FILE *out, const conc_loop *l, const conc_task *t, int depth)
 {
     fprintf(out, "%*s%s: %s", depth * 2, "", t->name, conc__state_of(l, t));
     if (t->wait && t->wait->kind->whom)
@@ -6709,7 +6728,7 @@ static void conc__print_task(FILE *out, const conc_loop *l, const conc_task *t, 
     fputc('\n', out);
 }
 
-static void conc__print_group(FILE *out, const conc_group *g, int depth)
+CONC__PRIVATE void conc__print_group(FILE *out, const conc_group *g, int depth)
 {
     if (g->background)
         fprintf(out, "%*sbackground", depth * 2, "");
@@ -6719,14 +6738,14 @@ static void conc__print_group(FILE *out, const conc_group *g, int depth)
 }
 
 /* The first group with children from scope s inward. */
-static conc_group *conc__group_from(conc_scope *s)
+CONC__PRIVATE conc_group *conc__group_from(conc_scope *s)
 {
     while (s && !(s->is_group && conc__group_of(s)->children))
         s = s->inner;
     return s ? conc__group_of(s) : NULL;
 }
 
-static conc_group *conc__first_group(const conc_task *t)
+CONC__PRIVATE conc_group *conc__first_group(const conc_task *t)
 {
     conc_scope *s = t->scope;
     while (s && s->outer)
@@ -6735,7 +6754,7 @@ static conc_group *conc__first_group(const conc_task *t)
 }
 
 /* The tree below a task, without recursion: it may be deep. */
-static void conc__print_tree(FILE *out, const conc_loop *l, const conc_group *g, int depth)
+CONC__PRIVATE void conc__print_tree(FILE *out, const conc_loop *l, const conc_group *g, int depth)
 {
     int top = depth;
     while (g) {
@@ -6763,7 +6782,7 @@ static void conc__print_tree(FILE *out, const conc_loop *l, const conc_group *g,
     }
 }
 
-static void conc__print_all(conc_loop *l, FILE *out)
+CONC__PRIVATE void conc__print_all(conc_loop *l, FILE *out)
 {
     conc__print_task(out, l, &l->main, 1);
     conc__print_tree(out, l, conc__first_group(&l->main), 2);
@@ -6776,7 +6795,7 @@ typedef struct conc__dump_call {
     conc_task *self;
 } conc__dump_call;
 
-static void conc__dump_on_loop(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__dump_on_loop(conc_loop *l, void *arg)
 {
     conc__dump_call *d = arg;
     l->self = d->self; /* so that it shows as running */
@@ -6801,7 +6820,7 @@ CONC_API void conc_dump(FILE *out)
 }
 
 /* Every task waits, and nothing is left that could wake one: says so, and cancels everything, through every shield. */
-static CONC__COLD void conc__deadlock(conc_loop *l)
+CONC__COLD void conc__deadlock(conc_loop *l)
 {
     fprintf(stderr, "conc: deadlock: every task waits, and nothing can wake one\n");
     conc__print_all(l, stderr);
@@ -6820,7 +6839,7 @@ typedef struct conc__lost_call {
     const char *how;
 } conc__lost_call;
 
-static void conc__lost_on_loop(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
 {
     const conc__lost_call *c = arg;
     (void)l;
@@ -6831,7 +6850,7 @@ static void conc__lost_on_loop(conc_loop *l, void *arg)
 }
 
 /* The task's innermost scope is gone with the memory it lay in, and the loop still points there: there is no way on. */
-static CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how)
+CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how)
 {
     conc__lost_call c = {t, how};
     conc__on_loop(l, conc__lost_on_loop, &c);
@@ -6882,7 +6901,7 @@ CONC_API double conc_random(double low, double high)
 }
 
 /* A number from the environment; false: it makes no sense, which is said. */
-static bool conc__env_number(const char *name, uint64_t least, uint64_t *out)
+CONC__PRIVATE bool conc__env_number(const char *name, uint64_t least, uint64_t *out)
 {
     const char *text = conc__env(name);
     char *end;
@@ -6901,7 +6920,7 @@ static bool conc__env_number(const char *name, uint64_t least, uint64_t *out)
 }
 
 /* One of two words from the environment: *out becomes 0 or 1. */
-static bool conc__env_word(const char *name, const char *zero, const char *one, int *out)
+CONC__PRIVATE bool conc__env_word(const char *name, const char *zero, const char *one, int *out)
 {
     const char *text = conc__env(name);
     if (!text)
@@ -6914,7 +6933,7 @@ static bool conc__env_word(const char *name, const char *zero, const char *one, 
 }
 
 /* Fills in what the environment says and the defaults. */
-static int conc__options_complete(conc_options *o, const conc__backend **backend)
+CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **backend)
 {
     uint64_t seed = o->seed, stack = o->stack_size;
     int clock = o->virtual_clock, debug = o->debug, epoll = -1;
@@ -6938,7 +6957,7 @@ static int conc__options_complete(conc_options *o, const conc__backend **backend
 }
 
 /* In a forked child the loops it inherited are dead. */
-static void conc__forget_loop(void)
+CONC__PRIVATE void conc__forget_loop(void)
 {
     conc_loop *l = conc__here;
     if (l)
@@ -6951,11 +6970,11 @@ static void conc__forget_loop(void)
     conc__signals_forget();
 }
 
-static void conc__watch_forks(void) { pthread_atfork(NULL, NULL, conc__forget_loop); }
+CONC__PRIVATE void conc__watch_forks(void) { pthread_atfork(NULL, NULL, conc__forget_loop); }
 
 /* The first call of a library function goes through the dynamic linker, which needs more than a small stack has. Those
  * that streams call on the stack of their task are called here before. */
-static void conc__bind_early(void)
+CONC__PRIVATE void conc__bind_early(void)
 {
     volatile size_t one = 1;
     char a[2] = "a", b[2] = "b";
@@ -6965,7 +6984,7 @@ static void conc__bind_early(void)
         memset(a, 0, one);
 }
 
-static int conc__loop_open(conc_loop *l, const conc__backend *backend)
+CONC__PRIVATE int conc__loop_open(conc_loop *l, const conc__backend *backend)
 {
     conc__bind_early();
     static pthread_once_t forks = PTHREAD_ONCE_INIT;
@@ -6978,7 +6997,7 @@ static int conc__loop_open(conc_loop *l, const conc__backend *backend)
     return rc ? rc : backend->open(l);
 }
 
-static void conc__loop_close(conc_loop *l)
+CONC__PRIVATE void conc__loop_close(conc_loop *l)
 {
     if (l->backend)
         l->backend->close(l);
@@ -6994,7 +7013,7 @@ static void conc__loop_close(conc_loop *l)
         conc__loop_free(l);
 }
 
-static conc_loop *conc__loop_new(const conc_options *o)
+CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
 {
     static atomic_uint_least64_t runs;
     conc_loop *l = conc__alloc(sizeof *l);
@@ -7027,7 +7046,7 @@ static conc_loop *conc__loop_new(const conc_options *o)
 }
 
 /* What is left when main_fn has returned; in its task. */
-static void conc__wind_up(conc_loop *l)
+CONC__PRIVATE void conc__wind_up(conc_loop *l)
 {
     conc_task *self = l->self;
     if (self->scope)
@@ -7049,7 +7068,7 @@ static void conc__wind_up(conc_loop *l)
     l->last_failed = &l->failed;
 }
 
-static int conc__main_task(void *arg)
+CONC__PRIVATE int conc__main_task(void *arg)
 {
     conc_loop *l = arg;
     int rc = l->main_fn(l->main_arg);
@@ -7067,7 +7086,7 @@ typedef struct conc__outcome {
     int signal; /* that interrupted it; 0: none */
 } conc__outcome;
 
-static int conc__start_main(conc_loop *l)
+CONC__PRIVATE int conc__start_main(conc_loop *l)
 {
     size_t size = l->options.stack_size < CONC_STACK_SIZE ? CONC_STACK_SIZE : l->options.stack_size;
     conc__pool *pool = conc__pool_for(l, size);
@@ -7084,7 +7103,7 @@ static int conc__start_main(conc_loop *l)
 }
 
 /* Refuses posts from here on, and runs what was accepted. */
-static void conc__last_posts(conc_loop *l)
+CONC__PRIVATE void conc__last_posts(conc_loop *l)
 {
     pthread_mutex_lock(&l->mutex);
     l->closed = true;
@@ -7093,8 +7112,8 @@ static void conc__last_posts(conc_loop *l)
 }
 
 /* Opens a run, and makes it this thread's. */
-static int conc__begin(conc_loop **out, bool embedded, const conc_options *options, const char *spawned,
-                       conc_fn *main_fn, void *arg)
+CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options *options, const char *spawned,
+                              conc_fn *main_fn, void *arg)
 {
     conc_options o = options ? *options : (conc_options){0};
     const conc__backend *backend;
@@ -7128,7 +7147,7 @@ static int conc__begin(conc_loop **out, bool embedded, const conc_options *optio
 }
 
 /* The run is over: its result. */
-static int conc__end_run(conc_loop *l, conc__outcome *outcome)
+CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
 {
     conc__last_posts(l);
     conc__signals_end(l);
@@ -7146,8 +7165,8 @@ static int conc__end_run(conc_loop *l, conc__outcome *outcome)
     return rc;
 }
 
-static int conc__run(const conc_options *options, const char *spawned, conc_fn *main_fn, void *arg,
-                     conc__outcome *outcome)
+CONC__PRIVATE int conc__run(const conc_options *options, const char *spawned, conc_fn *main_fn, void *arg,
+                            conc__outcome *outcome)
 {
     int saved = errno;
     conc_loop *l;
@@ -7194,7 +7213,7 @@ CONC_API int conc_embed_begin(conc_embed *e, const conc_options *options, conc_f
 }
 
 /* 0: a step or an end may be made from here. */
-static int conc__embed_usable(const conc_embed *e)
+CONC__PRIVATE int conc__embed_usable(const conc_embed *e)
 {
     if (!e || !e->loop)
         return -EINVAL;

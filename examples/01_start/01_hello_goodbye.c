@@ -1,7 +1,7 @@
 /* Hello, Goodbye: the smallest program. A task waits where it stands, and returns a result as any function does.
  *   cc 01_hello_goodbye.c -o hello && ./hello        (CONC_CLOCK=virtual ./hello takes no time)
  */
-#define CONC_IMPLEMENTATION
+#define CONC_STATIC
 #include "../../conc.h"
 
 static int say_hello(void *name)

@@ -1,7 +1,7 @@
 /* Three at once: gather starts all, waits for all, and the results stand in the order of the calls.
  *   cc 02_three_at_once.c -o three && ./three        (CONC_CLOCK=virtual ./three takes no time)
  */
-#define CONC_IMPLEMENTATION
+#define CONC_STATIC
 #include "../../conc.h"
 
 typedef struct {

@@ -2,7 +2,7 @@
  * does not wait. A thread does: it runs when the system likes.
  *   cc 05_loop_anatomy.c -o anatomy && ./anatomy        (CONC_CLOCK=virtual ./anatomy takes no time)
  */
-#define CONC_IMPLEMENTATION
+#define CONC_STATIC
 #include "../../conc.h"
 #include <limits.h>
 #include <pthread.h>

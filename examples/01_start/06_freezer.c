@@ -3,7 +3,7 @@
  *   CONC_DEBUG=1 ./freezer                         names the task that held the loop
  * What cannot wait in this way, such as a library's blocking call, belongs on a thread of its own.
  */
-#define CONC_IMPLEMENTATION
+#define CONC_STATIC
 #include "../../conc.h"
 
 static double start;

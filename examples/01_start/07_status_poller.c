@@ -1,7 +1,7 @@
 /* Status poller: asks for a status every second; between two questions a heartbeat goes on, and what you type is read.
  *   cc 07_status_poller.c -o poller && ./poller        (printf 'a\nb\n' | CONC_CLOCK=virtual ./poller takes no time)
  */
-#define CONC_IMPLEMENTATION
+#define CONC_STATIC
 #include "../../conc.h"
 
 static double start;

@@ -2,7 +2,7 @@
  *   cc 03_site_checker.c -o checker && ./checker        (CONC_CLOCK=virtual ./checker takes no time)
  *   EX_SEED=1 CONC_CLOCK=virtual ./checker              other random numbers
  */
-#define CONC_IMPLEMENTATION
+#define CONC_STATIC
 #include "../../conc.h"
 #include <stdlib.h>
 

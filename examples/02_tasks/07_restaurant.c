@@ -2,7 +2,7 @@
  *   cc 07_restaurant.c -o restaurant && ./restaurant        (CONC_CLOCK=virtual ./restaurant takes no time)
  *   EX_SEED=1 CONC_CLOCK=virtual ./restaurant               other random numbers
  */
-#define CONC_IMPLEMENTATION
+#define CONC_STATIC
 #include "../../conc.h"
 #include <stdlib.h>
 

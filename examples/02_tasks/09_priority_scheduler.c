@@ -1,7 +1,7 @@
 /* Priority scheduler: all high tasks at once, then all low ones; a group for each batch, watched as its tasks finish.
  *   cc 09_priority_scheduler.c -o scheduler && ./scheduler        (CONC_CLOCK=virtual ./scheduler takes no time)
  */
-#define CONC_IMPLEMENTATION
+#define CONC_STATIC
 #include "../../conc.h"
 
 typedef struct {

@@ -1,7 +1,7 @@
 /* Errors in a gather: by the first one the rest is cancelled; or all are waited for, errors being results like others.
  *   cc 01_gather_errors.c -o errors && ./errors        (CONC_CLOCK=virtual ./errors takes no time)
  */
-#define CONC_IMPLEMENTATION
+#define CONC_STATIC
 #include "../../conc.h"
 
 static double start;

@@ -1,7 +1,7 @@
 /* Task group: the first failure cancels the siblings; the group waits for all of them, and no failure gets lost.
  *   cc 02_task_group.c -o group && ./group        (CONC_CLOCK=virtual ./group takes no time)
  */
-#define CONC_IMPLEMENTATION
+#define CONC_STATIC
 #include "../../conc.h"
 
 static double start;

@@ -1,7 +1,7 @@
 /* Timeout and cancel: both end a task at the call where it waits; whoever asked goes on after its clean-up is done.
  *   cc 03_timeout_and_cancel.c -o timeout && ./timeout        (CONC_CLOCK=virtual ./timeout takes no time)
  */
-#define CONC_IMPLEMENTATION
+#define CONC_STATIC
 #include "../../conc.h"
 
 static double start;

@@ -1,7 +1,7 @@
 /* Batch API fetcher: ten users at once; one request fails, one hangs and is given up after 2 s, the batch goes on.
  *   cc 04_batch_api_fetcher.c -o fetcher && ./fetcher        (CONC_CLOCK=virtual ./fetcher takes no time)
  */
-#define CONC_IMPLEMENTATION
+#define CONC_STATIC
 #include "../../conc.h"
 
 typedef struct {

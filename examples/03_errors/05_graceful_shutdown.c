@@ -3,7 +3,7 @@
  *   ./shutdown 3600                                            the clean-up hangs: a second Ctrl+C kills
  * The exit status is 128 + the signal's number: 130 after Ctrl+C (SIGINT), 143 after `kill` (SIGTERM).
  */
-#define CONC_IMPLEMENTATION
+#define CONC_STATIC
 #include "../../conc.h"
 #include <stdlib.h>
 

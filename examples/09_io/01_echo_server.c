@@ -3,7 +3,7 @@
  *   ./echo 127.0.0.1:7777                        serves until Ctrl+C: try nc 127.0.0.1 7777
  *   ./echo unix:echo.sock                        on a Unix socket: nc -U echo.sock
  */
-#define CONC_IMPLEMENTATION
+#define CONC_STATIC
 #include "../../conc.h"
 #include <string.h>
 

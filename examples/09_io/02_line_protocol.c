@@ -3,7 +3,7 @@
  *   cc 02_line_protocol.c -o lines && ./lines        with a client of its own
  *   ./lines 127.0.0.1:7778                           serves until Ctrl+C: try nc 127.0.0.1 7778, or telnet
  */
-#define CONC_IMPLEMENTATION
+#define CONC_STATIC
 #include "../../conc.h"
 #include <string.h>
 

@@ -3,7 +3,7 @@
  *   ./http_client                                           asks a little server of its own
  *   ./http_client http://localhost/ https://example.com/    asks for these
  */
-#define CONC_IMPLEMENTATION
+#define CONC_STATIC
 #include "../../conc.h"
 #include <curl/curl.h>
 #include <stdlib.h>
