@@ -180,7 +180,20 @@ CONC_API int conc_settle(void);
 
 /* ---- >>scopes ----------------------------------------------------------------------------------------------- */
 
-typedef struct conc__wait conc__wait;
+struct conc__wait_kind;
+struct conc__waits;
+
+/* A task that waits. Whoever decides how the wait ends takes it out of its list at that moment. */
+typedef struct conc__wait {
+    struct conc__wait *next, *prev;
+    struct conc__waits *list; /* NULL: in none */
+    conc_task *task;
+    const struct conc__wait_kind *kind;
+    const void *on;
+    void *item; /* what the kind needs: where an item goes to or comes from, the place of the call, ... */
+    int result; /* the wait's */
+    int value;  /* what the kind needs: which events it waits for, and then which came, ... */
+} conc__wait;
 
 typedef struct conc__waits {
     conc__wait *first, *last;
@@ -379,6 +392,7 @@ struct conc_task {
     char *text;
     conc__waits joiners;
     const char *told_by;
+    struct conc__holding *held;
     int result, last_rc;
     void *sink;
     struct conc__locals *locals;
@@ -1137,17 +1151,16 @@ typedef struct conc__wait_kind {
     const char *what;                                /* "joins": the dump's words, with whom() behind them */
     void (*whom)(FILE *out, const conc__wait *wait); /* NULL: the words suffice */
     bool (*cancel)(conc__wait *wait); /* a cancel came: true, wake it; false, it goes on. NULL: goes on */
+    void (*won)(
+        conc__wait *wait); /* one of several waits of its task comes first: the others are over. NULL: the only one */
 } conc__wait_kind;
 
-/* A task that waits, on its stack. Whoever decides how the wait ends takes it out of its list at that moment. */
-struct conc__wait {
-    conc__wait *next, *prev;
-    conc__waits *list; /* NULL: in none */
-    conc_task *task;
-    const conc__wait_kind *kind;
-    const void *on;
-    int result;
-};
+/* Debug: a lock that a task holds. */
+typedef struct conc__holding {
+    struct conc__holding *next;
+    const void *lock;
+    const char *what, *place; /* "a lock", and where it was acquired */
+} conc__holding;
 
 /* The top of every stack. */
 typedef struct conc__stack {
@@ -1287,7 +1300,9 @@ struct conc_loop {
     const char *main_name;
     int rc;
     struct conc__gen *generators;
-    uint64_t run; /* which of the process's runs this is */
+    uint64_t run;                 /* which of the process's runs this is */
+    const conc_task *asked_about; /* conc__lives: its last question */
+    bool found_alive;
     size_t generator_count;
     uint64_t spawned, finished, switches, passes, polls;
     conc__wheel wheel;
@@ -2656,6 +2671,8 @@ CONC__SWITCHES int conc__park(conc_loop *l, conc__wait *w)
 
 CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result)
 {
+    if (CONC__UNLIKELY(w->kind->won))
+        w->kind->won(w);
     conc__unlink(w);
     w->result = result;
     w->task->wait = NULL;
@@ -2695,8 +2712,9 @@ CONC__PRIVATE void conc__sleep_whom(FILE *out, const conc__wait *w)
         fprintf(out, " for ever");
 }
 
-static const conc__wait_kind conc__sleeping = {"sleeps", conc__sleep_whom, conc__sleep_cancel};
-static const conc__wait_kind conc__settling = {"waits until all others wait (conc_settle)", NULL, conc__cancel_plainly};
+static const conc__wait_kind conc__sleeping = {"sleeps", conc__sleep_whom, conc__sleep_cancel, NULL};
+static const conc__wait_kind conc__settling = {"waits until all others wait (conc_settle)", NULL, conc__cancel_plainly,
+                                               NULL};
 
 /* Until this time of the loop's clock; CONC__NEVER: for ever. */
 CONC__FAST int conc__sleep_to(conc_loop *l, int64_t at)
@@ -3095,6 +3113,7 @@ CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, con
     t->text = NULL;
     t->joiners.first = t->joiners.last = NULL;
     t->told_by = NULL;
+    t->held = NULL;
     t->result = t->last_rc = 0;
     t->sink = NULL;
     t->locals = l->self ? l->self->locals : NULL;
@@ -3165,7 +3184,8 @@ CONC__FAST conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *han
     return t;
 }
 
-static const conc__wait_kind conc__wants_room = {"waits for room in its group's limit", NULL, conc__cancel_plainly};
+static const conc__wait_kind conc__wants_room = {"waits for room in its group's limit", NULL, conc__cancel_plainly,
+                                                 NULL};
 
 CONC__PRIVATE void conc__group_open(conc_loop *l, conc_group *g, const char *place)
 {
@@ -3328,7 +3348,7 @@ CONC__PRIVATE void conc__whom_task(FILE *out, const conc__wait *w)
     fprintf(out, " %s", ((const conc_task *)w->on)->name);
 }
 
-static const conc__wait_kind conc__starting = {"waits for the start of", conc__whom_task, conc__start_cancel};
+static const conc__wait_kind conc__starting = {"waits for the start of", conc__whom_task, conc__start_cancel, NULL};
 
 CONC_API CONC__CALLED int conc__start(conc_group *g, const char *spawned, conc_fn *fn, void *arg)
 {
@@ -3621,16 +3641,13 @@ CONC__PRIVATE void conc__unlist_finished(conc_group *g, conc_task *t)
     t->in_finished = false;
 }
 
-typedef struct conc__joiner { /* a conc_join that waits */
-    conc__wait wait;
-    int result;
-} conc__joiner;
-
 CONC__FAST void conc__tell_joiners(conc_loop *l, conc_task *t)
 {
     for (conc__wait *w = t->joiners.first, *next; w; w = next) {
+        if (CONC__UNLIKELY(w->kind->won))
+            w->kind->won(w); /* others of its waits may be in this list, behind it */
         next = w->next;
-        ((conc__joiner *)(void *)w)->result = t->result;
+        w->value = t->result;
         if (CONC__UNLIKELY(t->result < 0))
             conc__tell(w->task, t->result, conc__words(t, t->result), conc__origin(t, t->result));
         w->list = NULL; /* all of them leave it, so none is unlinked from its neighbours */
@@ -3705,6 +3722,20 @@ CONC__COLD void conc__find_lost_signals(conc_loop *l, conc_task *t)
         }
 }
 
+/* Debug: a task that has ended holds locks, which nobody else can get now. */
+CONC__COLD void conc__tell_held(conc_loop *l, void *arg)
+{
+    conc_task *t = arg;
+    int saved = errno;
+    (void)l;
+    for (conc__holding *h; (h = t->held);) {
+        fprintf(stderr, "conc: %s ended with %s that it acquired at %s\n", t->name, h->what, h->place);
+        t->held = h->next;
+        CONC_FREE(h);
+    }
+    errno = saved;
+}
+
 /* The function of a task has returned. When this is over the stack is free, and the task too unless it has a handle. */
 static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
 {
@@ -3713,6 +3744,8 @@ static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
         conc__lost(l, t, "it ended");
     if (CONC__UNLIKELY(l->signals))
         conc__find_lost_signals(l, t);
+    if (CONC__UNLIKELY(t->held))
+        conc__with_room(l, conc__tell_held, t);
     t->result = rc;
     t->failed = rc < 0 && !(rc == -ECANCELED && t->pending);
     t->state = CONC__DONE;
@@ -3769,7 +3802,7 @@ CONC__PRIVATE void conc__task_main(void)
 
 /* ---- >>joining ------------------------------------------------------------------------------------------------ */
 
-static const conc__wait_kind conc__joining = {"joins", conc__whom_task, conc__cancel_plainly};
+static const conc__wait_kind conc__joining = {"joins", conc__whom_task, conc__cancel_plainly, NULL};
 
 /* Somebody takes the result of a task that has ended. */
 CONC__PRIVATE void conc__collect(conc_loop *l, conc_task *t)
@@ -3779,6 +3812,8 @@ CONC__PRIVATE void conc__collect(conc_loop *l, conc_task *t)
     if (t->failed && !t->collected && l->failed)
         conc__forget(l, t);
     t->collected = true;
+    if (t->result < 0)
+        conc__tell(l->self, t->result, conc__words(t, t->result), conc__origin(t, t->result));
 }
 
 CONC_API int conc_join(conc_task *t, int *result)
@@ -3793,22 +3828,20 @@ CONC_API int conc_join(conc_task *t, int *result)
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__joiner j = {.wait = {.task = l->self, .kind = &conc__joining, .on = t}, .result = t->result};
+    conc__wait w = {.task = l->self, .kind = &conc__joining, .on = t, .value = t->result};
     if (t->state == CONC__LIVE) {
         if (t->loop != l)
             return -EPERM;
-        conc__append(&t->joiners, &j.wait);
-        rc = conc__park(l, &j.wait);
+        conc__append(&t->joiners, &w);
+        rc = conc__park(l, &w);
         if (rc)
             return rc;
     } else {
         conc__collect(l, t);
-        if (t->result < 0)
-            conc__tell(l->self, t->result, conc__words(t, t->result), conc__origin(t, t->result));
         conc__quick(l);
     }
     if (result)
-        *result = j.result;
+        *result = w.value;
     return 0;
 }
 
@@ -3844,9 +3877,9 @@ CONC__PRIVATE void conc__whom_group(FILE *out, const conc__wait *w)
             conc__place_of(g->scope.place));
 }
 
-static const conc__wait_kind conc__closing = {"waits for", conc__whom_group, NULL};
+static const conc__wait_kind conc__closing = {"waits for", conc__whom_group, NULL, NULL};
 static const conc__wait_kind conc__choosing = {"waits for the next to finish of", conc__whom_group,
-                                               conc__cancel_plainly};
+                                               conc__cancel_plainly, NULL};
 
 /* Yields once at least, and returns when no child is left. */
 CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
@@ -4366,12 +4399,6 @@ CONC__PRIVATE void conc__close_generators(conc_loop *l)
 
 /* ---- >>watching ----------------------------------------------------------------------------------------------- */
 
-/* A task that waits for a descriptor. */
-typedef struct conc__fd_wait {
-    conc__wait wait;
-    int events, got;
-} conc__fd_wait;
-
 CONC__PRIVATE conc__fd *conc__fd_find(const conc_loop *l, int number)
 {
     size_t block = (size_t)number / CONC__FDS;
@@ -4468,7 +4495,7 @@ CONC__PRIVATE int conc__fd_wanted(const conc__fd *f)
 {
     int events = 0;
     for (const conc__wait *w = f->waits.first; w; w = w->next)
-        events |= ((const conc__fd_wait *)(const void *)w)->events;
+        events |= w->value;
     return events;
 }
 
@@ -4478,11 +4505,12 @@ CONC__PRIVATE void conc__fd_wake(conc_loop *l, conc__fd *f, int events, int resu
     if (!f->waits.first)
         return;
     for (conc__wait *w = f->waits.first, *next; w; w = next) {
-        conc__fd_wait *fw = (conc__fd_wait *)(void *)w;
         next = w->next;
-        if (fw->events & events) {
-            fw->got = fw->events & events;
+        if (w->value & events) {
+            w->value &= events;
             conc__wake(l, w, result);
+            if (next && !next->list) /* another wait of the same task */
+                next = f->waits.first;
         }
     }
     if (!f->waits.first)
@@ -4535,11 +4563,10 @@ CONC__PRIVATE bool conc__fd_cancel(conc__wait *w)
 CONC__PRIVATE void conc__fd_whom(FILE *out, const conc__wait *w)
 {
     static const char *const what[] = {"", "readable", "writable", "readable or writable"};
-    fprintf(out, " descriptor %d to be %s", ((const conc__fd *)w->on)->number,
-            what[((const conc__fd_wait *)(const void *)w)->events & 3]);
+    fprintf(out, " descriptor %d to be %s", ((const conc__fd *)w->on)->number, what[w->value & 3]);
 }
 
-static const conc__wait_kind conc__watching = {"waits for", conc__fd_whom, conc__fd_cancel};
+static const conc__wait_kind conc__watching = {"waits for", conc__fd_whom, conc__fd_cancel, NULL};
 
 /* A look at a descriptor before or after a wait, where there is room for library calls. */
 typedef struct conc__fd_look {
@@ -4575,32 +4602,49 @@ CONC__PRIVATE void conc__fd_after(conc_loop *l, void *arg)
     errno = saved;
 }
 
+/* Makes sure that the loop will be told of the events: 0, or how the wait has ended before it began. */
+CONC__PRIVATE int conc__fd_watch(conc_loop *l, conc__fd_look *look)
+{
+    look->f = conc__fd_find(l, look->number);
+    if (!conc__fd_is_certain(look->f))
+        conc__with_room(l, conc__fd_before, look);
+    return look->rc <= 0 ? look->rc : look->events;
+}
+
+CONC__PRIVATE void conc__fd_append(conc_loop *l, conc__fd *f, conc__wait *w)
+{
+    w->on = f;
+    if (!f->waits.first)
+        conc__fd_list(l, f);
+    conc__append(&f->waits, w);
+}
+
+/* Was the event that w was woken by the descriptor's, or that of another with its number? The events, or an error. */
+CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd_look *look, uint32_t life, const conc__wait *w)
+{
+    if (!look->f->owned && look->f->life == life) {
+        conc__with_room(l, conc__fd_after, look);
+        if (look->rc)
+            return look->rc;
+    }
+    return look->f->life == life ? w->value : -EBADF; /* closed since it was ready */
+}
+
 /* Waits until the descriptor is ready for any of the events: those, or an error. */
 CONC__PRIVATE int conc__fd_park(conc_loop *l, int number, int events)
 {
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__fd_look look = {.f = conc__fd_find(l, number), .number = number, .events = events};
-    if (!conc__fd_is_certain(look.f))
-        conc__with_room(l, conc__fd_before, &look);
-    if (look.rc)
-        return look.rc < 0 ? look.rc : events;
-    conc__fd *f = look.f;
-    conc__fd_wait w = {.wait = {.task = l->self, .kind = &conc__watching, .on = f}, .events = events};
-    uint32_t life = f->life;
-    if (!f->waits.first)
-        conc__fd_list(l, f);
-    conc__append(&f->waits, &w.wait);
-    rc = conc__park(l, &w.wait);
+    conc__fd_look look = {.number = number, .events = events};
+    rc = conc__fd_watch(l, &look);
     if (rc)
         return rc;
-    if (!f->owned && f->life == life) {
-        conc__with_room(l, conc__fd_after, &look);
-        if (look.rc)
-            return look.rc;
-    }
-    return f->life == life ? w.got : -EBADF; /* closed since it was ready */
+    conc__wait w = {.task = l->self, .kind = &conc__watching, .value = events};
+    uint32_t life = look.f->life;
+    conc__fd_append(l, look.f, &w);
+    rc = conc__park(l, &w);
+    return rc ? rc : conc__fd_got(l, &look, life, &w);
 }
 
 CONC__PRIVATE int conc__poll_one(int fd, int events)
@@ -5892,7 +5936,7 @@ CONC__PRIVATE void conc__whom_stream(FILE *out, const conc__wait *w)
 }
 
 static const conc__wait_kind conc__queueing = {"waits for its turn to write to", conc__whom_stream,
-                                               conc__cancel_plainly};
+                                               conc__cancel_plainly, NULL};
 
 /* This is returned to the user. */
 CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
@@ -5931,7 +5975,7 @@ CONC__PRIVATE void conc__stream_hurry(conc_loop *l, conc_stream *s)
     if (!w || w->kind != &conc__watching || conc__stream_push(l, s) != -EAGAIN)
         return;
     conc__fd_look look = {.number = s->fd, .events = CONC_WRITABLE};
-    ((conc__fd_wait *)(void *)w)->events |= CONC_WRITABLE;
+    w->value |= CONC_WRITABLE;
     conc__with_room(l, conc__fd_before, &look);
 }
 
@@ -6465,7 +6509,7 @@ CONC__PRIVATE bool conc__receive_cancel(conc__wait *w)
     return true;
 }
 
-static const conc__wait_kind conc__receiving = {"waits for a signal", NULL, conc__receive_cancel};
+static const conc__wait_kind conc__receiving = {"waits for a signal", NULL, conc__receive_cancel, NULL};
 
 CONC_API int conc_signals_next(conc_signals *s)
 {
@@ -6753,6 +6797,39 @@ CONC__PRIVATE conc_group *conc__first_group(const conc_task *t)
     return conc__group_from(s);
 }
 
+/* The task after t in the tree below a task or a group: children come before younger siblings. NULL: t was the last. */
+CONC__PRIVATE const conc_task *conc__task_after(const conc_task *t)
+{
+    const conc_group *g = conc__first_group(t);
+    while (!g) {
+        if (t->group && t->younger)
+            return t->younger;
+        if (!t->group || t->group->background)
+            return NULL;
+        g = conc__group_from(t->group->scope.inner);
+        t = t->group->scope.task;
+    }
+    return g->children;
+}
+
+CONC__PRIVATE bool conc__is_in_tree(const conc_task *first, const conc_task *t)
+{
+    while (first && first != t)
+        first = conc__task_after(first);
+    return first;
+}
+
+/* Is t a task of the loop that has not ended? It may be a pointer to one that has, which is only compared. Reports ask it
+ * for each task that waits, mostly about the same one. */
+CONC__PRIVATE bool conc__lives(conc_loop *l, const conc_task *t)
+{
+    if (t != l->asked_about) {
+        l->asked_about = t;
+        l->found_alive = conc__is_in_tree(&l->main, t) || conc__is_in_tree(l->background.children, t);
+    }
+    return l->found_alive;
+}
+
 /* The tree below a task, without recursion: it may be deep. */
 CONC__PRIVATE void conc__print_tree(FILE *out, const conc_loop *l, const conc_group *g, int depth)
 {
@@ -6784,6 +6861,7 @@ CONC__PRIVATE void conc__print_tree(FILE *out, const conc_loop *l, const conc_gr
 
 CONC__PRIVATE void conc__print_all(conc_loop *l, FILE *out)
 {
+    l->asked_about = NULL;
     conc__print_task(out, l, &l->main, 1);
     conc__print_tree(out, l, conc__first_group(&l->main), 2);
     if (l->background.children)

@@ -1,6 +1,6 @@
 /* conc.h - v0.1.0 - tasks, groups, cancellation and time on an event loop, for C - MIT licence
  *
- * conc.h in one file, written by amalgamate.py: change those, not this.
+ * conc.h, conc_sync.h in one file, written by amalgamate.py: change those, not this.
  */
 /* ==== begin conc.h ==== */
 /* conc.h - v0.1.0 - tasks, groups, cancellation and time on an event loop, for C - MIT licence
@@ -185,7 +185,20 @@ CONC_API int conc_settle(void);
 
 /* ---- >>scopes ----------------------------------------------------------------------------------------------- */
 
-typedef struct conc__wait conc__wait;
+struct conc__wait_kind;
+struct conc__waits;
+
+/* A task that waits. Whoever decides how the wait ends takes it out of its list at that moment. */
+typedef struct conc__wait {
+    struct conc__wait *next, *prev;
+    struct conc__waits *list; /* NULL: in none */
+    conc_task *task;
+    const struct conc__wait_kind *kind;
+    const void *on;
+    void *item; /* what the kind needs: where an item goes to or comes from, the place of the call, ... */
+    int result; /* the wait's */
+    int value;  /* what the kind needs: which events it waits for, and then which came, ... */
+} conc__wait;
 
 typedef struct conc__waits {
     conc__wait *first, *last;
@@ -384,6 +397,7 @@ struct conc_task {
     char *text;
     conc__waits joiners;
     const char *told_by;
+    struct conc__holding *held;
     int result, last_rc;
     void *sink;
     struct conc__locals *locals;
@@ -1142,17 +1156,16 @@ typedef struct conc__wait_kind {
     const char *what;                                /* "joins": the dump's words, with whom() behind them */
     void (*whom)(FILE *out, const conc__wait *wait); /* NULL: the words suffice */
     bool (*cancel)(conc__wait *wait); /* a cancel came: true, wake it; false, it goes on. NULL: goes on */
+    void (*won)(
+        conc__wait *wait); /* one of several waits of its task comes first: the others are over. NULL: the only one */
 } conc__wait_kind;
 
-/* A task that waits, on its stack. Whoever decides how the wait ends takes it out of its list at that moment. */
-struct conc__wait {
-    conc__wait *next, *prev;
-    conc__waits *list; /* NULL: in none */
-    conc_task *task;
-    const conc__wait_kind *kind;
-    const void *on;
-    int result;
-};
+/* Debug: a lock that a task holds. */
+typedef struct conc__holding {
+    struct conc__holding *next;
+    const void *lock;
+    const char *what, *place; /* "a lock", and where it was acquired */
+} conc__holding;
 
 /* The top of every stack. */
 typedef struct conc__stack {
@@ -1292,7 +1305,9 @@ struct conc_loop {
     const char *main_name;
     int rc;
     struct conc__gen *generators;
-    uint64_t run; /* which of the process's runs this is */
+    uint64_t run;                 /* which of the process's runs this is */
+    const conc_task *asked_about; /* conc__lives: its last question */
+    bool found_alive;
     size_t generator_count;
     uint64_t spawned, finished, switches, passes, polls;
     conc__wheel wheel;
@@ -2661,6 +2676,8 @@ CONC__SWITCHES int conc__park(conc_loop *l, conc__wait *w)
 
 CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result)
 {
+    if (CONC__UNLIKELY(w->kind->won))
+        w->kind->won(w);
     conc__unlink(w);
     w->result = result;
     w->task->wait = NULL;
@@ -2700,8 +2717,9 @@ CONC__PRIVATE void conc__sleep_whom(FILE *out, const conc__wait *w)
         fprintf(out, " for ever");
 }
 
-static const conc__wait_kind conc__sleeping = {"sleeps", conc__sleep_whom, conc__sleep_cancel};
-static const conc__wait_kind conc__settling = {"waits until all others wait (conc_settle)", NULL, conc__cancel_plainly};
+static const conc__wait_kind conc__sleeping = {"sleeps", conc__sleep_whom, conc__sleep_cancel, NULL};
+static const conc__wait_kind conc__settling = {"waits until all others wait (conc_settle)", NULL, conc__cancel_plainly,
+                                               NULL};
 
 /* Until this time of the loop's clock; CONC__NEVER: for ever. */
 CONC__FAST int conc__sleep_to(conc_loop *l, int64_t at)
@@ -3100,6 +3118,7 @@ CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, con
     t->text = NULL;
     t->joiners.first = t->joiners.last = NULL;
     t->told_by = NULL;
+    t->held = NULL;
     t->result = t->last_rc = 0;
     t->sink = NULL;
     t->locals = l->self ? l->self->locals : NULL;
@@ -3170,7 +3189,8 @@ CONC__FAST conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *han
     return t;
 }
 
-static const conc__wait_kind conc__wants_room = {"waits for room in its group's limit", NULL, conc__cancel_plainly};
+static const conc__wait_kind conc__wants_room = {"waits for room in its group's limit", NULL, conc__cancel_plainly,
+                                                 NULL};
 
 CONC__PRIVATE void conc__group_open(conc_loop *l, conc_group *g, const char *place)
 {
@@ -3333,7 +3353,7 @@ CONC__PRIVATE void conc__whom_task(FILE *out, const conc__wait *w)
     fprintf(out, " %s", ((const conc_task *)w->on)->name);
 }
 
-static const conc__wait_kind conc__starting = {"waits for the start of", conc__whom_task, conc__start_cancel};
+static const conc__wait_kind conc__starting = {"waits for the start of", conc__whom_task, conc__start_cancel, NULL};
 
 CONC_API CONC__CALLED int conc__start(conc_group *g, const char *spawned, conc_fn *fn, void *arg)
 {
@@ -3626,16 +3646,13 @@ CONC__PRIVATE void conc__unlist_finished(conc_group *g, conc_task *t)
     t->in_finished = false;
 }
 
-typedef struct conc__joiner { /* a conc_join that waits */
-    conc__wait wait;
-    int result;
-} conc__joiner;
-
 CONC__FAST void conc__tell_joiners(conc_loop *l, conc_task *t)
 {
     for (conc__wait *w = t->joiners.first, *next; w; w = next) {
+        if (CONC__UNLIKELY(w->kind->won))
+            w->kind->won(w); /* others of its waits may be in this list, behind it */
         next = w->next;
-        ((conc__joiner *)(void *)w)->result = t->result;
+        w->value = t->result;
         if (CONC__UNLIKELY(t->result < 0))
             conc__tell(w->task, t->result, conc__words(t, t->result), conc__origin(t, t->result));
         w->list = NULL; /* all of them leave it, so none is unlinked from its neighbours */
@@ -3710,6 +3727,20 @@ CONC__COLD void conc__find_lost_signals(conc_loop *l, conc_task *t)
         }
 }
 
+/* Debug: a task that has ended holds locks, which nobody else can get now. */
+CONC__COLD void conc__tell_held(conc_loop *l, void *arg)
+{
+    conc_task *t = arg;
+    int saved = errno;
+    (void)l;
+    for (conc__holding *h; (h = t->held);) {
+        fprintf(stderr, "conc: %s ended with %s that it acquired at %s\n", t->name, h->what, h->place);
+        t->held = h->next;
+        CONC_FREE(h);
+    }
+    errno = saved;
+}
+
 /* The function of a task has returned. When this is over the stack is free, and the task too unless it has a handle. */
 static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
 {
@@ -3718,6 +3749,8 @@ static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
         conc__lost(l, t, "it ended");
     if (CONC__UNLIKELY(l->signals))
         conc__find_lost_signals(l, t);
+    if (CONC__UNLIKELY(t->held))
+        conc__with_room(l, conc__tell_held, t);
     t->result = rc;
     t->failed = rc < 0 && !(rc == -ECANCELED && t->pending);
     t->state = CONC__DONE;
@@ -3774,7 +3807,7 @@ CONC__PRIVATE void conc__task_main(void)
 
 /* ---- >>joining ------------------------------------------------------------------------------------------------ */
 
-static const conc__wait_kind conc__joining = {"joins", conc__whom_task, conc__cancel_plainly};
+static const conc__wait_kind conc__joining = {"joins", conc__whom_task, conc__cancel_plainly, NULL};
 
 /* Somebody takes the result of a task that has ended. */
 CONC__PRIVATE void conc__collect(conc_loop *l, conc_task *t)
@@ -3784,6 +3817,8 @@ CONC__PRIVATE void conc__collect(conc_loop *l, conc_task *t)
     if (t->failed && !t->collected && l->failed)
         conc__forget(l, t);
     t->collected = true;
+    if (t->result < 0)
+        conc__tell(l->self, t->result, conc__words(t, t->result), conc__origin(t, t->result));
 }
 
 CONC_API int conc_join(conc_task *t, int *result)
@@ -3798,22 +3833,20 @@ CONC_API int conc_join(conc_task *t, int *result)
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__joiner j = {.wait = {.task = l->self, .kind = &conc__joining, .on = t}, .result = t->result};
+    conc__wait w = {.task = l->self, .kind = &conc__joining, .on = t, .value = t->result};
     if (t->state == CONC__LIVE) {
         if (t->loop != l)
             return -EPERM;
-        conc__append(&t->joiners, &j.wait);
-        rc = conc__park(l, &j.wait);
+        conc__append(&t->joiners, &w);
+        rc = conc__park(l, &w);
         if (rc)
             return rc;
     } else {
         conc__collect(l, t);
-        if (t->result < 0)
-            conc__tell(l->self, t->result, conc__words(t, t->result), conc__origin(t, t->result));
         conc__quick(l);
     }
     if (result)
-        *result = j.result;
+        *result = w.value;
     return 0;
 }
 
@@ -3849,9 +3882,9 @@ CONC__PRIVATE void conc__whom_group(FILE *out, const conc__wait *w)
             conc__place_of(g->scope.place));
 }
 
-static const conc__wait_kind conc__closing = {"waits for", conc__whom_group, NULL};
+static const conc__wait_kind conc__closing = {"waits for", conc__whom_group, NULL, NULL};
 static const conc__wait_kind conc__choosing = {"waits for the next to finish of", conc__whom_group,
-                                               conc__cancel_plainly};
+                                               conc__cancel_plainly, NULL};
 
 /* Yields once at least, and returns when no child is left. */
 CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
@@ -4371,12 +4404,6 @@ CONC__PRIVATE void conc__close_generators(conc_loop *l)
 
 /* ---- >>watching ----------------------------------------------------------------------------------------------- */
 
-/* A task that waits for a descriptor. */
-typedef struct conc__fd_wait {
-    conc__wait wait;
-    int events, got;
-} conc__fd_wait;
-
 CONC__PRIVATE conc__fd *conc__fd_find(const conc_loop *l, int number)
 {
     size_t block = (size_t)number / CONC__FDS;
@@ -4473,7 +4500,7 @@ CONC__PRIVATE int conc__fd_wanted(const conc__fd *f)
 {
     int events = 0;
     for (const conc__wait *w = f->waits.first; w; w = w->next)
-        events |= ((const conc__fd_wait *)(const void *)w)->events;
+        events |= w->value;
     return events;
 }
 
@@ -4483,11 +4510,12 @@ CONC__PRIVATE void conc__fd_wake(conc_loop *l, conc__fd *f, int events, int resu
     if (!f->waits.first)
         return;
     for (conc__wait *w = f->waits.first, *next; w; w = next) {
-        conc__fd_wait *fw = (conc__fd_wait *)(void *)w;
         next = w->next;
-        if (fw->events & events) {
-            fw->got = fw->events & events;
+        if (w->value & events) {
+            w->value &= events;
             conc__wake(l, w, result);
+            if (next && !next->list) /* another wait of the same task */
+                next = f->waits.first;
         }
     }
     if (!f->waits.first)
@@ -4540,11 +4568,10 @@ CONC__PRIVATE bool conc__fd_cancel(conc__wait *w)
 CONC__PRIVATE void conc__fd_whom(FILE *out, const conc__wait *w)
 {
     static const char *const what[] = {"", "readable", "writable", "readable or writable"};
-    fprintf(out, " descriptor %d to be %s", ((const conc__fd *)w->on)->number,
-            what[((const conc__fd_wait *)(const void *)w)->events & 3]);
+    fprintf(out, " descriptor %d to be %s", ((const conc__fd *)w->on)->number, what[w->value & 3]);
 }
 
-static const conc__wait_kind conc__watching = {"waits for", conc__fd_whom, conc__fd_cancel};
+static const conc__wait_kind conc__watching = {"waits for", conc__fd_whom, conc__fd_cancel, NULL};
 
 /* A look at a descriptor before or after a wait, where there is room for library calls. */
 typedef struct conc__fd_look {
@@ -4580,32 +4607,49 @@ CONC__PRIVATE void conc__fd_after(conc_loop *l, void *arg)
     errno = saved;
 }
 
+/* Makes sure that the loop will be told of the events: 0, or how the wait has ended before it began. */
+CONC__PRIVATE int conc__fd_watch(conc_loop *l, conc__fd_look *look)
+{
+    look->f = conc__fd_find(l, look->number);
+    if (!conc__fd_is_certain(look->f))
+        conc__with_room(l, conc__fd_before, look);
+    return look->rc <= 0 ? look->rc : look->events;
+}
+
+CONC__PRIVATE void conc__fd_append(conc_loop *l, conc__fd *f, conc__wait *w)
+{
+    w->on = f;
+    if (!f->waits.first)
+        conc__fd_list(l, f);
+    conc__append(&f->waits, w);
+}
+
+/* Was the event that w was woken by the descriptor's, or that of another with its number? The events, or an error. */
+CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd_look *look, uint32_t life, const conc__wait *w)
+{
+    if (!look->f->owned && look->f->life == life) {
+        conc__with_room(l, conc__fd_after, look);
+        if (look->rc)
+            return look->rc;
+    }
+    return look->f->life == life ? w->value : -EBADF; /* closed since it was ready */
+}
+
 /* Waits until the descriptor is ready for any of the events: those, or an error. */
 CONC__PRIVATE int conc__fd_park(conc_loop *l, int number, int events)
 {
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__fd_look look = {.f = conc__fd_find(l, number), .number = number, .events = events};
-    if (!conc__fd_is_certain(look.f))
-        conc__with_room(l, conc__fd_before, &look);
-    if (look.rc)
-        return look.rc < 0 ? look.rc : events;
-    conc__fd *f = look.f;
-    conc__fd_wait w = {.wait = {.task = l->self, .kind = &conc__watching, .on = f}, .events = events};
-    uint32_t life = f->life;
-    if (!f->waits.first)
-        conc__fd_list(l, f);
-    conc__append(&f->waits, &w.wait);
-    rc = conc__park(l, &w.wait);
+    conc__fd_look look = {.number = number, .events = events};
+    rc = conc__fd_watch(l, &look);
     if (rc)
         return rc;
-    if (!f->owned && f->life == life) {
-        conc__with_room(l, conc__fd_after, &look);
-        if (look.rc)
-            return look.rc;
-    }
-    return f->life == life ? w.got : -EBADF; /* closed since it was ready */
+    conc__wait w = {.task = l->self, .kind = &conc__watching, .value = events};
+    uint32_t life = look.f->life;
+    conc__fd_append(l, look.f, &w);
+    rc = conc__park(l, &w);
+    return rc ? rc : conc__fd_got(l, &look, life, &w);
 }
 
 CONC__PRIVATE int conc__poll_one(int fd, int events)
@@ -5897,7 +5941,7 @@ CONC__PRIVATE void conc__whom_stream(FILE *out, const conc__wait *w)
 }
 
 static const conc__wait_kind conc__queueing = {"waits for its turn to write to", conc__whom_stream,
-                                               conc__cancel_plainly};
+                                               conc__cancel_plainly, NULL};
 
 /* This is returned to the user. */
 CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
@@ -5936,7 +5980,7 @@ CONC__PRIVATE void conc__stream_hurry(conc_loop *l, conc_stream *s)
     if (!w || w->kind != &conc__watching || conc__stream_push(l, s) != -EAGAIN)
         return;
     conc__fd_look look = {.number = s->fd, .events = CONC_WRITABLE};
-    ((conc__fd_wait *)(void *)w)->events |= CONC_WRITABLE;
+    w->value |= CONC_WRITABLE;
     conc__with_room(l, conc__fd_before, &look);
 }
 
@@ -6470,7 +6514,7 @@ CONC__PRIVATE bool conc__receive_cancel(conc__wait *w)
     return true;
 }
 
-static const conc__wait_kind conc__receiving = {"waits for a signal", NULL, conc__receive_cancel};
+static const conc__wait_kind conc__receiving = {"waits for a signal", NULL, conc__receive_cancel, NULL};
 
 CONC_API int conc_signals_next(conc_signals *s)
 {
@@ -6758,6 +6802,39 @@ CONC__PRIVATE conc_group *conc__first_group(const conc_task *t)
     return conc__group_from(s);
 }
 
+/* The task after t in the tree below a task or a group: children come before younger siblings. NULL: t was the last. */
+CONC__PRIVATE const conc_task *conc__task_after(const conc_task *t)
+{
+    const conc_group *g = conc__first_group(t);
+    while (!g) {
+        if (t->group && t->younger)
+            return t->younger;
+        if (!t->group || t->group->background)
+            return NULL;
+        g = conc__group_from(t->group->scope.inner);
+        t = t->group->scope.task;
+    }
+    return g->children;
+}
+
+CONC__PRIVATE bool conc__is_in_tree(const conc_task *first, const conc_task *t)
+{
+    while (first && first != t)
+        first = conc__task_after(first);
+    return first;
+}
+
+/* Is t a task of the loop that has not ended? It may be a pointer to one that has, which is only compared. Reports ask it
+ * for each task that waits, mostly about the same one. */
+CONC__PRIVATE bool conc__lives(conc_loop *l, const conc_task *t)
+{
+    if (t != l->asked_about) {
+        l->asked_about = t;
+        l->found_alive = conc__is_in_tree(&l->main, t) || conc__is_in_tree(l->background.children, t);
+    }
+    return l->found_alive;
+}
+
 /* The tree below a task, without recursion: it may be deep. */
 CONC__PRIVATE void conc__print_tree(FILE *out, const conc_loop *l, const conc_group *g, int depth)
 {
@@ -6789,6 +6866,7 @@ CONC__PRIVATE void conc__print_tree(FILE *out, const conc_loop *l, const conc_gr
 
 CONC__PRIVATE void conc__print_all(conc_loop *l, FILE *out)
 {
+    l->asked_about = NULL;
     conc__print_task(out, l, &l->main, 1);
     conc__print_tree(out, l, conc__first_group(&l->main), 2);
     if (l->background.children)
@@ -7282,6 +7360,1631 @@ CONC_API int conc_embed_end(conc_embed *e)
 
 #endif /* CONC_IMPLEMENTATION */
 /* ==== end conc.h ==== */
+
+/* ==== begin conc_sync.h ==== */
+/* conc_sync.h - v0.1.0 - locks, semaphores, events, queues and select for the tasks of conc.h - MIT licence
+ *
+ * What asyncio and trio call synchronization: lock, rwlock, semaphore, event, condition, barrier, latch, future, queue,
+ * limiter, and a select over them. For the tasks of one loop: between threads there is conc_channel in conc_pool.h.
+ *
+ *     static conc_lock lock;                              // all zero: ready
+ *     static conc_queue jobs = CONC_QUEUE(int, 10);       // of ints, at most 10
+ *
+ *     static int transfer(void *arg)
+ *     {
+ *         CONC_LOCKED(&lock) {                            // left with the block, however that ends
+ *             CONC_TRY(conc_sleep(1));
+ *         }
+ *         return 0;
+ *     }
+ *     static int worker(void *arg)
+ *     {
+ *         int job, rc;
+ *         while ((rc = conc_queue_get(&jobs, &job)) == 0)
+ *             CONC_TRY(conc_queue_task_done(&jobs));
+ *         return rc == -EPIPE ? 0 : rc;                   // closed and empty
+ *     }
+ *
+ * Include it where you include conc.h, which it includes itself; CONC_IMPLEMENTATION and CONC_STATIC are the same.
+ *
+ * Conventions, beside conc.h's
+ *   Objects   all zero or from their macro (CONC_SEM, CONC_BARRIER, CONC_QUEUE) they are ready, also before a run and after
+ *             it. They own no memory and need no destroy call; only a queue has a storage.
+ *   Order     first come, first served. What is released goes to the first waiter at once: nobody overtakes it, a try_
+ *             call neither, and whoever releases and asks again stands behind those who wait.
+ *   Grants    0 means the whole effect, -ECANCELED none. What was handed to a waiter is its own even if a cancel or a
+ *             time limit comes before it runs; the cancel is then seen at its next checkpoint.
+ *   Calling   what may wait, from tasks. The others (release, set, notify, close, try_) from posted functions too, and
+ *             outside a run as long as nobody waits. -EPERM: not so, or a task of another loop waits. A try_ call that
+ *             would have to wait returns -EAGAIN.
+ *   Errors    NULL is -EINVAL; with a function that returns nothing, nothing happens.
+ *
+ * Contents: >>lock >>rwlock >>semaphore >>event >>condition >>barrier >>latch >>future >>queue >>select >>limiter, then the
+ * implementation of each under the same name, and the licence. */
+#ifndef CONC_SYNC_H
+#define CONC_SYNC_H
+
+/* #include "conc.h": above */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- >>lock --------------------------------------------------------------------------------------------------- */
+
+typedef struct conc_lock {
+    /* private */
+    conc_task *owner;
+    conc__waits waits;
+    const char *place; /* where the owner acquired it */
+} conc_lock;
+
+/* The lock belongs to the calling task when it returns 0. Waits.
+ *     int conc_lock_acquire(conc_lock *l);
+ * Errors: -EDEADLK (the task has it already), -ECANCELED. */
+#define conc_lock_acquire(l) conc__lock_acquire((l), CONC__PLACE)
+CONC_API int conc__lock_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
+
+/* The same without waiting: -EAGAIN when another task has it.
+ *     int conc_lock_try_acquire(conc_lock *l); */
+#define conc_lock_try_acquire(l) conc__lock_try_acquire((l), CONC__PLACE)
+CONC_API int conc__lock_try_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
+
+/* Hands the lock to the first who waits for it. Not a checkpoint. -EPERM: the calling task does not have it. */
+CONC_API int conc_lock_release(conc_lock *l);
+
+/* Who has it; NULL: nobody. */
+CONC_API conc_task *conc_lock_owner(const conc_lock *l);
+
+/* CONC_LOCKED(&l) { ... }: the block has the lock. A failed acquire returns its error from the calling function; break
+ * leaves the block; return, goto and CONC_TRY leave it too, and the lock is released. Inside an open scope or group
+ * acquire by hand, as the early return would leave that open. */
+#define CONC_LOCKED(l) \
+    CONC__GUARDED(conc__lock_guard, conc__lock_enter((l), CONC__PLACE), conc__lock_leave, __COUNTER__)
+#define CONC__GUARDED(type, enter, leave, n) CONC__GUARDED2(type, enter, leave, CONC__JOIN(conc__guard, n))
+#define CONC__GUARDED2(type, enter, leave, guard)                                        \
+    for (__attribute__((cleanup(leave))) type guard = enter; !guard.over; leave(&guard)) \
+        if (guard.rc < 0)                                                                \
+            return guard.rc;                                                             \
+        else
+typedef struct conc__lock_guard {
+    conc_lock *lock;
+    int rc;
+    bool over;
+} conc__lock_guard;
+CONC_API conc__lock_guard conc__lock_enter(conc_lock *l, const char *place);
+CONC_API void conc__lock_leave(conc__lock_guard *g);
+
+/* ---- >>rwlock ------------------------------------------------------------------------------------------------- */
+
+/* Either one writer has it or any number of readers. Who comes later waits behind those who wait, so that neither
+ * readers nor writers starve. */
+typedef struct conc_rwlock {
+    /* private */
+    conc_task *writer;
+    int readers;
+    conc__waits waits;
+    const char *place; /* where the writer acquired it */
+} conc_rwlock;
+
+/* Waits.
+ *     int conc_rwlock_acquire_read(conc_rwlock *l), conc_rwlock_acquire_write(conc_rwlock *l);
+ * Errors: -EDEADLK (the task has it for writing already), -ECANCELED. A reader that wants to write releases it first: it
+ * would wait for itself. */
+#define conc_rwlock_acquire_read(l) conc__rwlock_acquire((l), CONC__READER, CONC__PLACE)
+#define conc_rwlock_acquire_write(l) conc__rwlock_acquire((l), CONC__WRITER, CONC__PLACE)
+enum { CONC__READER, CONC__WRITER };
+CONC_API int conc__rwlock_acquire(conc_rwlock *l, int how, const char *place) CONC_NODISCARD;
+
+/* The same without waiting.
+ *     int conc_rwlock_try_acquire_read(conc_rwlock *l), conc_rwlock_try_acquire_write(conc_rwlock *l); */
+#define conc_rwlock_try_acquire_read(l) conc__rwlock_try_acquire((l), CONC__READER, CONC__PLACE)
+#define conc_rwlock_try_acquire_write(l) conc__rwlock_try_acquire((l), CONC__WRITER, CONC__PLACE)
+CONC_API int conc__rwlock_try_acquire(conc_rwlock *l, int how, const char *place) CONC_NODISCARD;
+
+/* Either kind. -EPERM: another task has it for writing, or nobody has it; which tasks read it is not known. Not a
+ * checkpoint. */
+CONC_API int conc_rwlock_release(conc_rwlock *l);
+
+/* ---- >>semaphore ---------------------------------------------------------------------------------------------- */
+
+typedef struct conc_sem {
+    int permits; /* free ones */
+    int max;     /* a release above it is -EOVERFLOW; 0: no maximum */
+    /* private */
+    conc__waits waits;
+} conc_sem;
+
+/* conc_sem s = CONC_SEM(3); or CONC_SEM(3, .max = 3) */
+#define CONC_SEM(...)          \
+    {                          \
+        .permits = __VA_ARGS__ \
+    }
+
+/* Takes a permit. Waits. Errors: -EINVAL (permits or max negative, permits above max), -ECANCELED. */
+CONC_API int conc_sem_acquire(conc_sem *s) CONC_NODISCARD;
+CONC_API int conc_sem_try_acquire(conc_sem *s) CONC_NODISCARD;
+
+/* Gives a permit to the first who waits, or back. -EOVERFLOW: there would be more than max, or than an int holds. Not a
+ * checkpoint. */
+CONC_API int conc_sem_release(conc_sem *s);
+
+/* CONC_PERMIT(&sem) { ... }: the block has a permit, as with CONC_LOCKED. */
+#define CONC_PERMIT(s) CONC__GUARDED(conc__sem_guard, conc__sem_enter(s), conc__sem_leave, __COUNTER__)
+typedef struct conc__sem_guard {
+    conc_sem *sem;
+    int rc;
+    bool over;
+} conc__sem_guard;
+CONC_API conc__sem_guard conc__sem_enter(conc_sem *s);
+CONC_API void conc__sem_leave(conc__sem_guard *g);
+
+/* ---- >>event -------------------------------------------------------------------------------------------------- */
+
+typedef struct conc_event {
+    /* private */
+    bool set;
+    conc__waits waits;
+} conc_event;
+
+/* Returns 0 when the event is set, or was set meanwhile. Waits. Errors: -ECANCELED. */
+CONC_API int conc_event_wait(conc_event *e) CONC_NODISCARD;
+
+/* Wakes all who wait, even if a clear follows at once; who comes later does not wait. Afterwards nobody needs the event
+ * any more: who was woken may free it. Not a checkpoint. */
+CONC_API void conc_event_set(conc_event *e);
+
+/* Who comes from now on waits. Not a checkpoint. */
+CONC_API void conc_event_clear(conc_event *e);
+
+CONC_API bool conc_event_is_set(const conc_event *e);
+
+/* ---- >>condition ---------------------------------------------------------------------------------------------- */
+
+typedef struct conc_cond {
+    /* private */
+    conc__waits waits;
+} conc_cond;
+
+/* Releases the lock, waits to be notified, and returns when the task has the lock again, which it has on every return, if
+ * that takes longer than its time limit too. Others may have run in between: test what you wait for in a loop. Waits.
+ * Errors: -EPERM (the task does not have the lock), -ECANCELED (and no notify was taken). */
+CONC_API int conc_cond_wait(conc_cond *c, conc_lock *l) CONC_NODISCARD;
+
+/* Notifies the first n who wait, or all. They go on when they have their lock again; the caller needs none. Without
+ * anybody who waits nothing is remembered. Not a checkpoint. */
+CONC_API void conc_cond_notify(conc_cond *c, int n);
+CONC_API void conc_cond_notify_all(conc_cond *c);
+
+/* ---- >>barrier ------------------------------------------------------------------------------------------------ */
+
+typedef struct conc_barrier {
+    int parties;
+    /* private */
+    int arrived;
+    conc__waits waits;
+} conc_barrier;
+
+/* conc_barrier b = CONC_BARRIER(3); */
+#define CONC_BARRIER(n) \
+    {                   \
+        .parties = (n)  \
+    }
+
+/* Waits until `parties` tasks are here, which then all go on, and the next come to a fresh barrier. Returns the caller's
+ * index, each of 0 to parties - 1 once, the last to arrive with the highest. A party that is cancelled before that leaves
+ * the barrier as if it had not come. Errors: -EINVAL (parties not positive), -ECANCELED. */
+CONC_API int conc_barrier_wait(conc_barrier *b) CONC_NODISCARD;
+
+/* ---- >>latch -------------------------------------------------------------------------------------------------- */
+
+/* Counts what is still to be done: Go's WaitGroup. */
+typedef struct conc_latch {
+    /* private */
+    int count;
+    conc__waits waits;
+} conc_latch;
+
+/* Adds n, which may be negative; at 0 all who wait go on. -EOVERFLOW: below 0, or above what an int holds; nothing changes.
+ * Not checkpoints. done adds -1. */
+CONC_API int conc_latch_add(conc_latch *l, int n);
+CONC_API int conc_latch_done(conc_latch *l);
+
+/* Waits until the count is 0. Errors: -ECANCELED. */
+CONC_API int conc_latch_wait(conc_latch *l) CONC_NODISCARD;
+
+/* ---- >>future ------------------------------------------------------------------------------------------------- */
+
+/* A result that comes once. */
+typedef struct conc_future {
+    /* private */
+    bool set;
+    int rc;
+    void *value;
+    conc__waits waits;
+} conc_future;
+
+/* Sets the result: rc, and a value (borrowed). Once; then -EALREADY. Not a checkpoint. */
+CONC_API int conc_future_set(conc_future *f, int rc, void *value);
+
+/* Waits for the result: the rc that was set, the value in *value (NULL: not wanted). -ECANCELED of the caller's own leaves
+ * *value as it was. */
+CONC_API int conc_future_wait(conc_future *f, void **value) CONC_NODISCARD;
+
+CONC_API bool conc_future_is_set(const conc_future *f);
+
+/* ---- >>queue -------------------------------------------------------------------------------------------------- */
+
+enum {
+    CONC_QUEUE_FIFO,
+    CONC_QUEUE_LIFO,
+    CONC_QUEUE_PRIORITY /* the least item first, equal ones in the order of their puts; needs less */
+};
+
+typedef struct conc_queue {
+    size_t item_size; /* bytes; 0: items are only counted */
+    size_t capacity;  /* items; a put above it waits; 0: no limit */
+    int kind;
+    bool (*less)(const void *a, const void *b); /* which of two items comes first; alone it means CONC_QUEUE_PRIORITY */
+    /* private */
+    bool closed, checked;
+    char *items;      /* FIFO: a ring; LIFO: a stack; priority: a binary heap */
+    uint64_t *orders; /* priority: when each item came */
+    size_t room, head, count, unfinished;
+    uint64_t arrivals;
+    conc__waits getters, putters, joiners;
+} conc_queue;
+
+/* conc_queue q = CONC_QUEUE(int, 10); or CONC_QUEUE(job, 10, .less = more_urgent) */
+#define CONC_QUEUE(type, ...)                              \
+    {                                                      \
+        .item_size = sizeof(type), .capacity = __VA_ARGS__ \
+    }
+
+/* Puts a copy of the item, for the first who waits or into the queue. item is borrowed until the call returns. Waits
+ * while the queue is full. Errors: -EPIPE (closed), -ENOMEM (and the queue is as before), -EINVAL (a kind without less, or
+ * less with another kind), -ECANCELED. */
+CONC_API int conc_queue_put(conc_queue *q, const void *item) CONC_NODISCARD;
+CONC_API int conc_queue_try_put(conc_queue *q, const void *item) CONC_NODISCARD;
+
+/* Takes the next item, into *item. Waits while there is none. Errors: -EPIPE (closed, and all items taken), -EINVAL as
+ * above, -ECANCELED. */
+CONC_API int conc_queue_get(conc_queue *q, void *item) CONC_NODISCARD;
+CONC_API int conc_queue_try_get(conc_queue *q, void *item) CONC_NODISCARD;
+
+/* Items that lie in the queue. */
+CONC_API size_t conc_queue_len(const conc_queue *q);
+
+/* One of the items that were taken is done with. -EOVERFLOW: as many were done as were put. Not a checkpoint. */
+CONC_API int conc_queue_task_done(conc_queue *q);
+
+/* Waits until every item that was put is done with. Errors: -ECANCELED, -EPIPE (destroyed meanwhile). */
+CONC_API int conc_queue_join(conc_queue *q) CONC_NODISCARD;
+
+/* No more puts: who waits in one gets -EPIPE, as does who waits in a get. What lies in the queue can still be taken.
+ * Closing twice does nothing. Not a checkpoint. */
+CONC_API void conc_queue_close(conc_queue *q);
+
+/* Closes it, drops what lies in it, and frees the storage. CONC_AUTO(conc_queue, q) = CONC_QUEUE(int, 10); does it when the
+ * block ends. */
+CONC_API void conc_queue_destroy(conc_queue *q);
+CONC_API void conc__auto_conc_queue(conc_queue *q);
+
+/* ---- >>select ------------------------------------------------------------------------------------------------- */
+
+struct conc__choice;
+
+/* One thing that conc_select may do. Made by the macros below. */
+typedef struct conc_case {
+    int what;
+    conc_queue *queue;
+    conc_event *event;
+    conc_task *task;
+    int fd, events;
+    double seconds;
+    void *to;
+    const void *from;
+    int result; /* in the case that happened: what its call would have returned; of JOIN, what the task returned */
+    /* private */
+    struct conc__choice *choice;
+    uint32_t life;
+    conc__wait wait;
+} conc_case;
+
+enum { CONC__GET = 1, CONC__PUT, CONC__EVENT, CONC__JOINED, CONC__FD, CONC__AFTER };
+#define CONC_CASE_GET(q, item)                        \
+    {                                                 \
+        .what = CONC__GET, .queue = (q), .to = (item) \
+    }
+#define CONC_CASE_PUT(q, item)                          \
+    {                                                   \
+        .what = CONC__PUT, .queue = (q), .from = (item) \
+    }
+#define CONC_CASE_EVENT(e)                \
+    {                                     \
+        .what = CONC__EVENT, .event = (e) \
+    }
+#define CONC_CASE_JOIN(t)                 \
+    {                                     \
+        .what = CONC__JOINED, .task = (t) \
+    }
+#define CONC_CASE_FD(descriptor, mask)                         \
+    {                                                          \
+        .what = CONC__FD, .fd = (descriptor), .events = (mask) \
+    }
+#define CONC_CASE_AFTER(s)                  \
+    {                                       \
+        .what = CONC__AFTER, .seconds = (s) \
+    }
+
+/* Waits until one of the cases can happen, does that one and no other, and returns its index; its result field has what the
+ * call would have returned: a closed queue is ready with -EPIPE. When several are ready, the first in the array. The array
+ * and what it points to is borrowed until the call returns, and may be used again.
+ *     conc_case c[] = {CONC_CASE_GET(&jobs, &job), CONC_CASE_EVENT(&stop), CONC_CASE_AFTER(1.5)};
+ *     switch (conc_select(c, CONC_LEN(c))) { case 0: ...
+ * Errors, and none has happened: -EINVAL (no cases, one that is not valid), -EDEADLK (the join of oneself), -EBADF (a negative
+ * descriptor), -EPERM, -ECANCELED. */
+CONC_API int conc_select(conc_case *cases, size_t n) CONC_NODISCARD;
+
+/* ---- >>limiter ------------------------------------------------------------------------------------------------ */
+
+/* A token bucket: it holds `burst` tokens, starts full, and gets `rate` more each `per` seconds, evenly. So in any time t
+ * at most burst + t * rate / per are taken. For "3 in any one second" and not one more: rate 3, burst 1 spaces them evenly. */
+typedef struct conc_limiter {
+    double rate, per, burst; /* per 0: 1 s; burst 0: 1 */
+    /* private */
+    bool started;
+    int64_t start; /* ns: when the bucket was last full */
+    double taken;  /* since then */
+    conc__waits waits;
+    conc__timer timer; /* for the first who waits */
+} conc_limiter;
+
+/* Takes n tokens, in the order of the calls. Waits. Errors: -EINVAL (rate not positive, per or burst negative, n not positive
+ * or more than the burst), -ECANCELED. */
+CONC_API int conc_limiter_acquire(conc_limiter *l, int n) CONC_NODISCARD;
+
+/* The same without waiting: also -EAGAIN while somebody waits. -EPERM outside a run, where there is no clock. */
+CONC_API int conc_limiter_try_acquire(conc_limiter *l, int n) CONC_NODISCARD;
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* CONC_SYNC_H */
+
+/* ============================================ implementation ================================================== *
+ *  >>sharing, then >>lock to >>limiter
+ * ============================================================================================================== */
+
+#if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__SYNC_IMPLEMENTED
+#define CONC__SYNC_IMPLEMENTED
+
+/* ---- >>sharing ------------------------------------------------------------------------------------------------ */
+
+/* Nobody waits here, or tasks of this thread's run. */
+CONC__FAST bool conc__ours(const conc_loop *l, const conc__waits *waits)
+{
+    return CONC__UNLIKELY(waits->first != NULL) ? waits->first->task->loop == l : true;
+}
+
+/* At the start of a call that may wait: 0, -EPERM or -ECANCELED. */
+CONC__FAST int conc__may_wait(conc_loop *l, const conc__waits *waits)
+{
+    if (CONC__UNLIKELY(!conc__ours(l, waits)))
+        return -EPERM;
+    return conc__checkpoint(l);
+}
+
+/* The running task waits in the list. */
+CONC__SWITCHES int conc__wait_in(conc_loop *l, conc__waits *list, conc__wait *w)
+{
+    conc__find_lost(l, __builtin_frame_address(0));
+    conc__append(list, w);
+    return conc__park(l, w);
+}
+
+CONC__PRIVATE void conc__wake_all(conc_loop *l, conc__waits *list, int result)
+{
+    while (list->first)
+        conc__wake(l, list->first, result);
+}
+
+/* Runs fn where there is room for library calls; outside a run there always is. */
+CONC__PRIVATE void conc__roomily(conc_loop *l, void (*fn)(conc_loop *l, void *arg), void *arg)
+{
+    if (l)
+        conc__with_room(l, fn, arg);
+    else
+        fn(l, arg);
+}
+
+typedef struct conc__holding_call {
+    conc_task *task;
+    conc__holding holding;
+} conc__holding_call;
+
+CONC__PRIVATE void conc__hold_now(conc_loop *l, void *arg)
+{
+    const conc__holding_call *call = arg;
+    conc__holding *h = conc__alloc(sizeof *h);
+    (void)l;
+    if (!h)
+        return; /* only the report is lost */
+    *h = call->holding;
+    h->next = call->task->held;
+    call->task->held = h;
+}
+
+CONC__PRIVATE void conc__unhold_now(conc_loop *l, void *arg)
+{
+    const conc__holding_call *call = arg;
+    (void)l;
+    for (conc__holding **at = &call->task->held, *h; (h = *at); at = &h->next)
+        if (h->lock == call->holding.lock) {
+            *at = h->next;
+            CONC_FREE(h);
+            return;
+        }
+}
+
+/* Debug: remembers what a task holds, for the report of locks that are held when it ends. */
+CONC__COLD void conc__hold(conc_loop *l, conc_task *t, const void *lock, const char *what, const char *place)
+{
+    conc__holding_call call = {t, {NULL, lock, what, place}};
+    conc__with_room(l, conc__hold_now, &call);
+}
+
+CONC__COLD void conc__unhold(conc_loop *l, conc_task *t, const void *lock)
+{
+    conc__holding_call call = {t, {NULL, lock, NULL, NULL}};
+    conc__with_room(l, conc__unhold_now, &call);
+}
+
+CONC__PRIVATE void conc__whom_owner(FILE *out, const conc_task *owner, const char *place)
+{
+    if (owner && conc__lives(conc__here, owner))
+        fprintf(out, " that %s acquired at %s", owner->name, place);
+    else
+        fprintf(out, " acquired at %s by a task that has ended", place);
+}
+
+/* ---- >>lock --------------------------------------------------------------------------------------------------- */
+
+CONC__PRIVATE void conc__lock_whom(FILE *out, const conc__wait *w)
+{
+    const conc_lock *k = w->on;
+    conc__whom_owner(out, k->owner, k->place);
+}
+
+static const conc__wait_kind conc__locking = {"waits for a lock", conc__lock_whom, conc__cancel_plainly, NULL};
+
+CONC__FAST void conc__lock_give(conc_loop *l, conc_lock *k, conc_task *t, const char *place)
+{
+    k->owner = t;
+    k->place = place;
+    if (CONC__UNLIKELY(l->debug))
+        conc__hold(l, t, k, "a lock", place);
+}
+
+/* The owner does not want it any more: it goes to the first who waits. */
+CONC__FAST void conc__lock_pass(conc_loop *l, conc_lock *k)
+{
+    conc__wait *w = k->waits.first;
+    if (CONC__UNLIKELY(l->debug))
+        conc__unhold(l, k->owner, k);
+    k->owner = NULL;
+    if (w) {
+        conc__lock_give(l, k, w->task, w->item);
+        conc__wake(l, w, w->value);
+    }
+}
+
+CONC_API CONC__CALLED int conc__lock_acquire(conc_lock *k, const char *place)
+{
+    conc_loop *l = conc__in_task();
+    if (CONC__UNLIKELY(!l))
+        return -EPERM;
+    if (CONC__UNLIKELY(!k))
+        return -EINVAL;
+    if (CONC__UNLIKELY(k->owner == l->self))
+        return conc__misused(-EDEADLK, "conc_lock_acquire", "the task has this lock already, acquired", k->place);
+    int rc = conc__may_wait(l, &k->waits);
+    if (rc)
+        return rc;
+    if (k->owner) {
+        conc__wait w = {.task = l->self, .kind = &conc__locking, .on = k, .item = (void *)(uintptr_t)place};
+        return conc__wait_in(l, &k->waits, &w);
+    }
+    conc__lock_give(l, k, l->self, place);
+    conc__quick(l);
+    return 0;
+}
+
+CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
+{
+    conc_loop *l = conc__in_task();
+    if (!l)
+        return -EPERM;
+    if (!k)
+        return -EINVAL;
+    if (k->owner)
+        return k->owner == l->self ? -EDEADLK : -EAGAIN;
+    conc__lock_give(l, k, l->self, place);
+    return 0;
+}
+
+CONC_API int conc_lock_release(conc_lock *k)
+{
+    conc_loop *l = conc__in_task();
+    if (CONC__UNLIKELY(!k))
+        return -EINVAL;
+    if (CONC__UNLIKELY(!l || k->owner != l->self || !conc__ours(l, &k->waits)))
+        return conc__misused(-EPERM, "conc_lock_release", "the task does not have this lock", NULL);
+    conc__lock_pass(l, k);
+    return 0;
+}
+
+CONC_API conc_task *conc_lock_owner(const conc_lock *k) { return k ? k->owner : NULL; }
+
+CONC_API conc__lock_guard conc__lock_enter(conc_lock *k, const char *place)
+{
+    return (conc__lock_guard){k, conc__lock_acquire(k, place), false};
+}
+
+CONC_API void conc__lock_leave(conc__lock_guard *g)
+{
+    if (!g->over && g->rc == 0)
+        conc_lock_release(g->lock);
+    g->over = true;
+}
+
+/* ---- >>rwlock ------------------------------------------------------------------------------------------------- */
+
+CONC__PRIVATE void conc__rwlock_whom(FILE *out, const conc__wait *w)
+{
+    const conc_rwlock *k = w->on;
+    fprintf(out, w->value == CONC__READER ? " to read" : " to write");
+    if (k->writer)
+        conc__whom_owner(out, k->writer, k->place);
+    else
+        fprintf(out, ", which %d read%s", k->readers, k->readers == 1 ? "s" : "");
+}
+
+CONC__PRIVATE bool conc__rwlock_is_free(const conc_rwlock *k, int how)
+{
+    return !k->writer && (how == CONC__READER || !k->readers);
+}
+
+CONC__PRIVATE void conc__rwlock_give(conc_loop *l, conc_rwlock *k, int how, conc_task *t, const char *place)
+{
+    if (how == CONC__READER) {
+        k->readers++;
+    } else {
+        k->writer = t;
+        k->place = place;
+    }
+    if (l->debug)
+        conc__hold(l, t, k, how == CONC__READER ? "a rwlock to read" : "a rwlock to write", place);
+}
+
+/* To those first in the list who can have it together. */
+CONC__PRIVATE void conc__rwlock_serve(conc_loop *l, conc_rwlock *k)
+{
+    for (conc__wait *w; (w = k->waits.first) && conc__rwlock_is_free(k, w->value);) {
+        conc__rwlock_give(l, k, w->value, w->task, w->item);
+        conc__wake(l, w, 0);
+    }
+}
+
+CONC__PRIVATE bool conc__rwlock_cancel(conc__wait *w)
+{
+    conc__unlink(w);
+    conc__rwlock_serve(conc__here,
+                       (conc_rwlock *)(uintptr_t)w->on); /* those behind a writer need not wait for it now */
+    return true;
+}
+
+static const conc__wait_kind conc__rwlocking = {"waits for a rwlock", conc__rwlock_whom, conc__rwlock_cancel, NULL};
+
+CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const char *place)
+{
+    conc_loop *l = conc__in_task();
+    if (!l)
+        return -EPERM;
+    if (!k)
+        return -EINVAL;
+    if (k->writer == l->self)
+        return conc__misused(-EDEADLK, "conc_rwlock_acquire", "the task has this rwlock already, acquired", k->place);
+    int rc = conc__may_wait(l, &k->waits);
+    if (rc)
+        return rc;
+    if (k->waits.first || !conc__rwlock_is_free(k, how)) {
+        conc__wait w = {
+            .task = l->self, .kind = &conc__rwlocking, .on = k, .item = (void *)(uintptr_t)place, .value = how};
+        return conc__wait_in(l, &k->waits, &w);
+    }
+    conc__rwlock_give(l, k, how, l->self, place);
+    conc__quick(l);
+    return 0;
+}
+
+CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place)
+{
+    conc_loop *l = conc__in_task();
+    if (!l)
+        return -EPERM;
+    if (!k)
+        return -EINVAL;
+    if (k->writer == l->self)
+        return -EDEADLK;
+    if (k->waits.first || !conc__rwlock_is_free(k, how))
+        return -EAGAIN;
+    conc__rwlock_give(l, k, how, l->self, place);
+    return 0;
+}
+
+CONC_API int conc_rwlock_release(conc_rwlock *k)
+{
+    conc_loop *l = conc__in_task();
+    if (!k)
+        return -EINVAL;
+    if (!l || (k->writer ? k->writer != l->self : !k->readers) || !conc__ours(l, &k->waits))
+        return conc__misused(-EPERM, "conc_rwlock_release", "the task does not have this rwlock", NULL);
+    if (k->writer)
+        k->writer = NULL;
+    else
+        k->readers--;
+    if (l->debug)
+        conc__unhold(l, l->self, k);
+    conc__rwlock_serve(l, k);
+    return 0;
+}
+
+/* ---- >>semaphore ---------------------------------------------------------------------------------------------- */
+
+static const conc__wait_kind conc__permitting = {"waits for a permit of a semaphore", NULL, conc__cancel_plainly, NULL};
+
+CONC__FAST bool conc__sem_is_valid(const conc_sem *s)
+{
+    return s && s->permits >= 0 && (s->max == 0 || s->permits <= s->max); /* a negative max is below them, too */
+}
+
+CONC_API CONC__CALLED int conc_sem_acquire(conc_sem *s)
+{
+    conc_loop *l = conc__in_task();
+    if (CONC__UNLIKELY(!l))
+        return -EPERM;
+    if (CONC__UNLIKELY(!conc__sem_is_valid(s)))
+        return -EINVAL;
+    int rc = conc__may_wait(l, &s->waits);
+    if (rc)
+        return rc;
+    if (s->permits == 0 || s->waits.first) {
+        conc__wait w = {.task = l->self, .kind = &conc__permitting, .on = s};
+        return conc__wait_in(l, &s->waits, &w);
+    }
+    s->permits--;
+    conc__quick(l);
+    return 0;
+}
+
+CONC_API int conc_sem_try_acquire(conc_sem *s)
+{
+    if (!conc__sem_is_valid(s))
+        return -EINVAL;
+    if (s->permits == 0 || s->waits.first)
+        return -EAGAIN;
+    s->permits--;
+    return 0;
+}
+
+CONC_API int conc_sem_release(conc_sem *s)
+{
+    conc_loop *l = conc__here;
+    if (CONC__UNLIKELY(!conc__sem_is_valid(s)))
+        return -EINVAL;
+    if (CONC__UNLIKELY(!conc__ours(l, &s->waits)))
+        return -EPERM;
+    if (s->waits.first) {
+        conc__wake(l, s->waits.first, 0);
+        return 0;
+    }
+    if (s->permits == (s->max ? s->max : INT_MAX))
+        return -EOVERFLOW;
+    s->permits++;
+    return 0;
+}
+
+CONC_API conc__sem_guard conc__sem_enter(conc_sem *s) { return (conc__sem_guard){s, conc_sem_acquire(s), false}; }
+
+CONC_API void conc__sem_leave(conc__sem_guard *g)
+{
+    if (!g->over && g->rc == 0)
+        conc_sem_release(g->sem);
+    g->over = true;
+}
+
+/* ---- >>event -------------------------------------------------------------------------------------------------- */
+
+static const conc__wait_kind conc__awaiting_event = {"waits for an event", NULL, conc__cancel_plainly, NULL};
+
+CONC_API CONC__CALLED int conc_event_wait(conc_event *e)
+{
+    conc_loop *l = conc__in_task();
+    if (!l)
+        return -EPERM;
+    if (!e)
+        return -EINVAL;
+    int rc = conc__may_wait(l, &e->waits);
+    if (rc)
+        return rc;
+    if (!e->set) {
+        conc__wait w = {.task = l->self, .kind = &conc__awaiting_event, .on = e};
+        return conc__wait_in(l, &e->waits, &w);
+    }
+    conc__quick(l);
+    return 0;
+}
+
+CONC_API void conc_event_set(conc_event *e)
+{
+    conc_loop *l = conc__here;
+    if (!e)
+        return;
+    if (!conc__ours(l, &e->waits)) {
+        conc__misused(-EPERM, "conc_event_set", "a task of another loop waits for this event", NULL);
+        return;
+    }
+    e->set = true;
+    conc__wake_all(l, &e->waits, 0);
+}
+
+CONC_API void conc_event_clear(conc_event *e)
+{
+    if (e)
+        e->set = false;
+}
+
+CONC_API bool conc_event_is_set(const conc_event *e) { return e && e->set; }
+
+/* ---- >>condition ---------------------------------------------------------------------------------------------- */
+
+/* Who was notified or cancelled goes over to those who wait for the lock, without running in between. */
+
+static const conc__wait_kind conc__relocking = {"waits to have a lock again", conc__lock_whom, NULL, NULL};
+
+/* Who waited for a condition wants its lock; result is what its wait will return. True: it has it. */
+CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
+{
+    conc_lock *k = (conc_lock *)(uintptr_t)w->on;
+    conc__unlink(w);
+    w->value = result;
+    w->kind = &conc__relocking;
+    if (k->owner) {
+        conc__append(&k->waits, w);
+        return false;
+    }
+    conc__lock_give(l, k, w->task, w->item);
+    return true;
+}
+
+CONC__PRIVATE bool conc__cond_cancel(conc__wait *w) { return conc__cond_relock(conc__here, w, -ECANCELED); }
+
+static const conc__wait_kind conc__awaiting_cond = {"waits for a condition", NULL, conc__cond_cancel, NULL};
+
+CONC_API CONC__CALLED int conc_cond_wait(conc_cond *c, conc_lock *k)
+{
+    conc_loop *l = conc__in_task();
+    if (!c || !k)
+        return -EINVAL;
+    if (!l || k->owner != l->self || !conc__ours(l, &k->waits))
+        return conc__misused(-EPERM, "conc_cond_wait", "the task does not have the lock", NULL);
+    int rc = conc__may_wait(l, &c->waits);
+    if (rc)
+        return rc;
+    conc__wait w = {.task = l->self, .kind = &conc__awaiting_cond, .on = k, .item = (void *)(uintptr_t)k->place};
+    conc__lock_pass(l, k);
+    conc__wait_in(l, &c->waits, &w);
+    return w.value;
+}
+
+CONC_API void conc_cond_notify(conc_cond *c, int n)
+{
+    conc_loop *l = conc__here;
+    if (!c)
+        return;
+    if (!conc__ours(l, &c->waits)) {
+        conc__misused(-EPERM, "conc_cond_notify", "a task of another loop waits for this condition", NULL);
+        return;
+    }
+    for (conc__wait *w; n > 0 && (w = c->waits.first); n--)
+        if (conc__cond_relock(l, w, 0))
+            conc__wake(l, w, 0);
+}
+
+CONC_API void conc_cond_notify_all(conc_cond *c)
+{
+    while (c && c->waits.first && conc__ours(conc__here, &c->waits))
+        conc_cond_notify(c, INT_MAX);
+}
+
+/* ---- >>barrier ------------------------------------------------------------------------------------------------ */
+
+CONC__PRIVATE void conc__barrier_whom(FILE *out, const conc__wait *w)
+{
+    const conc_barrier *b = w->on;
+    fprintf(out, ", %d of %d are there", b->arrived, b->parties);
+}
+
+CONC__PRIVATE bool conc__barrier_cancel(conc__wait *w)
+{
+    ((conc_barrier *)(uintptr_t)w->on)->arrived--;
+    return true;
+}
+
+static const conc__wait_kind conc__gathering = {"waits at a barrier", conc__barrier_whom, conc__barrier_cancel, NULL};
+
+CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
+{
+    conc_loop *l = conc__in_task();
+    if (!l)
+        return -EPERM;
+    if (!b || b->parties <= 0)
+        return -EINVAL;
+    int rc = conc__may_wait(l, &b->waits);
+    if (rc)
+        return rc;
+    if (b->arrived + 1 < b->parties) {
+        conc__wait w = {.task = l->self, .kind = &conc__gathering, .on = b};
+        b->arrived++;
+        return conc__wait_in(l, &b->waits, &w);
+    }
+    int index = 0;
+    for (; b->waits.first; index++)
+        conc__wake(l, b->waits.first, index);
+    b->arrived = 0;
+    conc__quick(l);
+    return index;
+}
+
+/* ---- >>latch -------------------------------------------------------------------------------------------------- */
+
+CONC__PRIVATE void conc__latch_whom(FILE *out, const conc__wait *w)
+{
+    fprintf(out, " that stands at %d", ((const conc_latch *)w->on)->count);
+}
+
+static const conc__wait_kind conc__awaiting_latch = {"waits for a latch", conc__latch_whom, conc__cancel_plainly, NULL};
+
+CONC_API int conc_latch_add(conc_latch *k, int n)
+{
+    conc_loop *l = conc__here;
+    if (!k)
+        return -EINVAL;
+    if (!conc__ours(l, &k->waits))
+        return -EPERM;
+    int64_t count = (int64_t)k->count + n;
+    if (count < 0 || count > INT_MAX)
+        return conc__misused(-EOVERFLOW, "conc_latch_add", "the count would leave its range", NULL);
+    k->count = (int)count;
+    if (count == 0)
+        conc__wake_all(l, &k->waits, 0);
+    return 0;
+}
+
+CONC_API int conc_latch_done(conc_latch *k) { return conc_latch_add(k, -1); }
+
+CONC_API CONC__CALLED int conc_latch_wait(conc_latch *k)
+{
+    conc_loop *l = conc__in_task();
+    if (!l)
+        return -EPERM;
+    if (!k)
+        return -EINVAL;
+    int rc = conc__may_wait(l, &k->waits);
+    if (rc)
+        return rc;
+    if (k->count) {
+        conc__wait w = {.task = l->self, .kind = &conc__awaiting_latch, .on = k};
+        return conc__wait_in(l, &k->waits, &w);
+    }
+    conc__quick(l);
+    return 0;
+}
+
+/* ---- >>future ------------------------------------------------------------------------------------------------- */
+
+static const conc__wait_kind conc__awaiting_future = {"waits for a future", NULL, conc__cancel_plainly, NULL};
+
+CONC_API int conc_future_set(conc_future *f, int rc, void *value)
+{
+    conc_loop *l = conc__here;
+    if (!f)
+        return -EINVAL;
+    if (f->set)
+        return -EALREADY;
+    if (!conc__ours(l, &f->waits))
+        return -EPERM;
+    f->set = true;
+    f->rc = rc;
+    f->value = value;
+    for (conc__wait *w; (w = f->waits.first);) {
+        w->item = value;
+        w->value = 1;
+        conc__wake(l, w, rc);
+    }
+    return 0;
+}
+
+CONC_API CONC__CALLED int conc_future_wait(conc_future *f, void **value)
+{
+    conc_loop *l = conc__in_task();
+    if (!l)
+        return -EPERM;
+    if (!f)
+        return -EINVAL;
+    int rc = conc__may_wait(l, &f->waits);
+    if (rc)
+        return rc;
+    if (!f->set) { /* whoever runs first when it is set may free it: the result comes in w */
+        conc__wait w = {.task = l->self, .kind = &conc__awaiting_future, .on = f};
+        rc = conc__wait_in(l, &f->waits, &w);
+        if (value && w.value)
+            *value = w.item;
+        return rc;
+    }
+    conc__quick(l);
+    if (value)
+        *value = f->value;
+    return f->rc;
+}
+
+CONC_API bool conc_future_is_set(const conc_future *f) { return f && f->set; }
+
+/* ---- >>queue -------------------------------------------------------------------------------------------------- */
+
+/* Who waits in a get is there only while the queue is empty, and who waits in a put only while it is full: so a put hands
+ * its item to the first getter, and a get lets the first putter's item in. */
+
+CONC__PRIVATE void conc__queue_whom(FILE *out, const conc__wait *w)
+{
+    const conc_queue *q = w->on;
+    fprintf(out, " (%zu items)", q->count);
+}
+
+static const conc__wait_kind conc__getting = {"waits to get from a queue", conc__queue_whom, conc__cancel_plainly,
+                                              NULL};
+static const conc__wait_kind conc__putting = {"waits to put into a queue", conc__queue_whom, conc__cancel_plainly,
+                                              NULL};
+
+CONC__PRIVATE void conc__queue_join_whom(FILE *out, const conc__wait *w)
+{
+    fprintf(out, ", of which %zu are not", ((const conc_queue *)w->on)->unfinished);
+}
+
+static const conc__wait_kind conc__finishing = {"waits for a queue's items to be done", conc__queue_join_whom,
+                                                conc__cancel_plainly, NULL};
+
+/* Copies of the usual sizes need no call. */
+CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
+{
+    if (q->item_size == 4)
+        memcpy(to, from, 4);
+    else if (q->item_size == 8)
+        memcpy(to, from, 8);
+    else if (q->item_size)
+        memcpy(to, from, q->item_size);
+}
+
+CONC__FAST char *conc__item_at(const conc_queue *q, size_t i) { return q->items + i * q->item_size; }
+
+/* Is it a queue that can work, as its options say? */
+CONC__COLD int conc__queue_check(conc_queue *q)
+{
+    if (q->kind < CONC_QUEUE_FIFO || q->kind > CONC_QUEUE_PRIORITY || (q->kind == CONC_QUEUE_PRIORITY && !q->less) ||
+        (q->kind == CONC_QUEUE_LIFO && q->less))
+        return -EINVAL;
+    q->checked = true;
+    return 0;
+}
+
+CONC__FAST int conc__queue_valid(conc_queue *q, const void *item)
+{
+    if (CONC__UNLIKELY(!q || (!item && q->item_size)))
+        return -EINVAL;
+    return CONC__UNLIKELY(!q->checked) ? conc__queue_check(q) : 0;
+}
+
+typedef struct conc__queue_call {
+    conc_queue *queue;
+    int rc;
+} conc__queue_call;
+
+/* Twice the room; the items come to lie in their order from the start. */
+CONC__PRIVATE void conc__queue_grow_now(conc_loop *l, void *arg)
+{
+    enum { LEAST = 8 };
+    conc__queue_call *call = arg;
+    conc_queue *q = call->queue;
+    size_t room = q->room ? q->room * 2 : LEAST, first = q->room - q->head;
+    (void)l;
+    if (room < q->room || room > SIZE_MAX / 2 / sizeof *q->orders || room > SIZE_MAX / 2 / q->item_size)
+        return;
+    char *items = conc__alloc(room * q->item_size);
+    uint64_t *orders = q->less ? conc__alloc(room * sizeof *orders) : NULL;
+    if (!items || (q->less && !orders)) {
+        CONC_FREE(items);
+        CONC_FREE(orders);
+        return;
+    }
+    if (q->room) {
+        memcpy(items, conc__item_at(q, q->head), first * q->item_size);
+        memcpy(items + first * q->item_size, q->items, q->head * q->item_size);
+    }
+    if (q->room && orders)
+        memcpy(orders, q->orders, q->room * sizeof *orders);
+    CONC_FREE(q->items);
+    CONC_FREE(q->orders);
+    q->items = items;
+    q->orders = orders;
+    q->head = 0;
+    q->room = room;
+    call->rc = 0;
+}
+
+CONC__COLD int conc__queue_grow(conc_loop *l, conc_queue *q)
+{
+    conc__queue_call call = {q, -ENOMEM};
+    conc__roomily(l, conc__queue_grow_now, &call);
+    return call.rc;
+}
+
+/* Of two items that lie in the heap: a is to be taken before b. One call of less tells, as no two came at the same time. */
+CONC__FAST bool conc__heap_before(const conc_queue *q, const void *a, uint64_t a_came, const void *b, uint64_t b_came)
+{
+    return a_came < b_came ? !q->less(b, a) : q->less(a, b);
+}
+
+/* The item and its order find their place between the hole and the top. */
+CONC__PRIVATE void conc__heap_up(conc_queue *q, size_t hole, const void *item, uint64_t came)
+{
+    while (hole > 0) {
+        size_t above = (hole - 1) / 2;
+        if (!conc__heap_before(q, item, came, conc__item_at(q, above), q->orders[above]))
+            break;
+        conc__item_copy(q, conc__item_at(q, hole), conc__item_at(q, above));
+        q->orders[hole] = q->orders[above];
+        hole = above;
+    }
+    conc__item_copy(q, conc__item_at(q, hole), item);
+    q->orders[hole] = came;
+}
+
+/* Closes the hole at the top: it sinks to the bottom, where the last item goes in and rises, mostly not far. That takes
+ * half the comparisons of letting the last item sink (I. Wegener, Bottom-up heapsort, 1993). */
+CONC__PRIVATE void conc__heap_close(conc_queue *q)
+{
+    size_t last = q->count, hole = 0; /* the last item lies behind the heap now */
+    for (size_t below; (below = 2 * hole + 1) < last; hole = below) {
+        if (below + 1 < last && conc__heap_before(q, conc__item_at(q, below + 1), q->orders[below + 1],
+                                                  conc__item_at(q, below), q->orders[below]))
+            below++;
+        conc__item_copy(q, conc__item_at(q, hole), conc__item_at(q, below));
+        q->orders[hole] = q->orders[below];
+    }
+    if (hole < last)
+        conc__heap_up(q, hole, conc__item_at(q, last), q->orders[last]);
+}
+
+/* There is room. */
+CONC__FAST void conc__queue_store(conc_queue *q, const void *item)
+{
+    if (CONC__UNLIKELY(q->less != NULL) && q->item_size)
+        conc__heap_up(q, q->count, item, q->arrivals++);
+    else if (q->item_size)
+        conc__item_copy(q, conc__item_at(q, (q->head + q->count) & (q->room - 1)), item);
+    q->count++;
+    q->unfinished++;
+}
+
+/* There is an item. */
+CONC__FAST void conc__queue_take(conc_queue *q, void *item)
+{
+    q->count--;
+    if (!q->item_size)
+        return;
+    if (q->kind == CONC_QUEUE_LIFO) {
+        conc__item_copy(q, item, conc__item_at(q, q->count));
+    } else {
+        conc__item_copy(q, item, conc__item_at(q, q->head));
+        if (CONC__UNLIKELY(q->less != NULL))
+            conc__heap_close(q);
+        else
+            q->head = (q->head + 1) & (q->room - 1);
+    }
+}
+
+/* 0, or why it cannot be done at once: -EAGAIN when the queue is full. */
+CONC__FAST int conc__queue_push(conc_loop *l, conc_queue *q, const void *item)
+{
+    conc__wait *getter = q->getters.first;
+    if (CONC__UNLIKELY(q->closed))
+        return -EPIPE;
+    if (getter) {
+        conc__item_copy(q, getter->item, item);
+        q->unfinished++;
+        conc__wake(l, getter, 0);
+        return 0;
+    }
+    if ((q->capacity && q->count >= q->capacity) || q->putters.first)
+        return -EAGAIN;
+    if (CONC__UNLIKELY(q->count == q->room) && q->item_size && conc__queue_grow(l, q))
+        return -ENOMEM;
+    conc__queue_store(q, item);
+    return 0;
+}
+
+/* 0, or why it cannot be done at once: -EAGAIN when the queue is empty. */
+CONC__FAST int conc__queue_pull(conc_loop *l, conc_queue *q, void *item)
+{
+    conc__wait *putter = q->putters.first;
+    if (!q->count)
+        return q->closed ? -EPIPE : -EAGAIN;
+    conc__queue_take(q, item);
+    if (putter) {
+        conc__queue_store(q, putter->item);
+        conc__wake(l, putter, 0);
+    }
+    return 0;
+}
+
+CONC__FAST bool conc__queue_is_ours(const conc_loop *l, const conc_queue *q)
+{
+    return conc__ours(l, &q->getters) && conc__ours(l, &q->putters);
+}
+
+CONC_API CONC__CALLED int conc_queue_put(conc_queue *q, const void *item)
+{
+    conc_loop *l = conc__in_task();
+    if (CONC__UNLIKELY(!l))
+        return -EPERM;
+    int rc = conc__queue_valid(q, item);
+    if (CONC__UNLIKELY(rc))
+        return rc;
+    rc = conc__may_wait(l, &q->putters);
+    if (CONC__UNLIKELY(rc || !conc__ours(l, &q->getters)))
+        return rc ? rc : -EPERM;
+    rc = conc__queue_push(l, q, item);
+    if (rc == -EAGAIN) {
+        conc__wait w = {.task = l->self, .kind = &conc__putting, .on = q, .item = (void *)(uintptr_t)item};
+        return conc__wait_in(l, &q->putters, &w);
+    }
+    conc__quick(l);
+    return rc;
+}
+
+CONC_API CONC__CALLED int conc_queue_get(conc_queue *q, void *item)
+{
+    conc_loop *l = conc__in_task();
+    if (CONC__UNLIKELY(!l))
+        return -EPERM;
+    int rc = conc__queue_valid(q, item);
+    if (CONC__UNLIKELY(rc))
+        return rc;
+    rc = conc__may_wait(l, &q->getters);
+    if (CONC__UNLIKELY(rc || !conc__ours(l, &q->putters)))
+        return rc ? rc : -EPERM;
+    rc = conc__queue_pull(l, q, item);
+    if (rc == -EAGAIN) {
+        conc__wait w = {.task = l->self, .kind = &conc__getting, .on = q, .item = item};
+        return conc__wait_in(l, &q->getters, &w);
+    }
+    conc__quick(l);
+    return rc;
+}
+
+CONC_API CONC__CALLED int conc_queue_try_put(conc_queue *q, const void *item)
+{
+    conc_loop *l = conc__here;
+    int rc = conc__queue_valid(q, item);
+    if (rc || !conc__queue_is_ours(l, q))
+        return rc ? rc : -EPERM;
+    return conc__queue_push(l, q, item);
+}
+
+CONC_API CONC__CALLED int conc_queue_try_get(conc_queue *q, void *item)
+{
+    conc_loop *l = conc__here;
+    int rc = conc__queue_valid(q, item);
+    if (rc || !conc__queue_is_ours(l, q))
+        return rc ? rc : -EPERM;
+    return conc__queue_pull(l, q, item);
+}
+
+CONC_API size_t conc_queue_len(const conc_queue *q) { return q ? q->count : 0; }
+
+CONC_API int conc_queue_task_done(conc_queue *q)
+{
+    conc_loop *l = conc__here;
+    if (!q)
+        return -EINVAL;
+    if (!conc__ours(l, &q->joiners))
+        return -EPERM;
+    if (!q->unfinished)
+        return conc__misused(-EOVERFLOW, "conc_queue_task_done", "more items were done than put", NULL);
+    if (--q->unfinished == 0)
+        conc__wake_all(l, &q->joiners, 0);
+    return 0;
+}
+
+CONC_API CONC__CALLED int conc_queue_join(conc_queue *q)
+{
+    conc_loop *l = conc__in_task();
+    if (!l)
+        return -EPERM;
+    if (!q)
+        return -EINVAL;
+    int rc = conc__may_wait(l, &q->joiners);
+    if (rc)
+        return rc;
+    if (q->unfinished) {
+        conc__wait w = {.task = l->self, .kind = &conc__finishing, .on = q};
+        return conc__wait_in(l, &q->joiners, &w);
+    }
+    conc__quick(l);
+    return 0;
+}
+
+CONC_API void conc_queue_close(conc_queue *q)
+{
+    conc_loop *l = conc__here;
+    if (!q || q->closed)
+        return;
+    if (!conc__queue_is_ours(l, q)) {
+        conc__misused(-EPERM, "conc_queue_close", "a task of another loop waits for this queue", NULL);
+        return;
+    }
+    q->closed = true;
+    conc__wake_all(l, &q->getters, -EPIPE);
+    conc__wake_all(l, &q->putters, -EPIPE);
+}
+
+CONC__PRIVATE void conc__queue_free_now(conc_loop *l, void *arg)
+{
+    conc_queue *q = arg;
+    int saved = errno;
+    (void)l;
+    CONC_FREE(q->items);
+    CONC_FREE(q->orders);
+    errno = saved;
+}
+
+CONC_API void conc_queue_destroy(conc_queue *q)
+{
+    conc_loop *l = conc__here;
+    conc_queue_close(q);
+    if (!q || !q->closed || !conc__ours(l, &q->joiners))
+        return;
+    conc__wake_all(l, &q->joiners, -EPIPE);
+    conc__roomily(l, conc__queue_free_now, q);
+    q->items = NULL;
+    q->orders = NULL;
+    q->room = q->head = q->count = q->unfinished = 0;
+}
+
+CONC_API void conc__auto_conc_queue(conc_queue *q) { conc_queue_destroy(q); }
+
+/* ---- >>select ------------------------------------------------------------------------------------------------- */
+
+/* A task that waits for several things has a wait in the list of each. Whoever wakes one of these takes back the others in
+ * the same moment (won), so that only one ever happens. The task itself is parked on a wait that is in no list. */
+typedef struct conc__choice {
+    conc__wait wait;
+    conc_case *cases;
+    size_t n;
+    int chosen;
+    int64_t due; /* of the case that comes first by time; CONC__NEVER: none */
+    int timed;   /* that case */
+    conc__timer timer;
+} conc__choice;
+
+CONC__PRIVATE void conc__choice_whom(FILE *out, const conc__wait *w)
+{
+    const conc__choice *s = (const conc__choice *)(const void *)w;
+    static const char *const what[] = {"", "a queue's item", "room in a queue", "an event"};
+    for (size_t i = 0; i < s->n; i++) {
+        const conc_case *c = &s->cases[i];
+        fprintf(out, i ? ", " : " ");
+        if (c->what == CONC__JOINED)
+            fprintf(out, "%s to end", c->task->name);
+        else if (c->what == CONC__FD)
+            fprintf(out, "descriptor %d", c->fd);
+        else if (c->what == CONC__AFTER)
+            fprintf(out, "%.9g s", c->seconds);
+        else
+            fprintf(out, "%s", what[c->what]);
+    }
+}
+
+/* Takes back all waits but one. */
+CONC__PRIVATE void conc__choice_end(conc__choice *s, const conc_case *but)
+{
+    conc__disarm(conc__here, &s->timer);
+    for (size_t i = 0; i < s->n; i++) {
+        conc_case *c = &s->cases[i];
+        if (c == but || !c->wait.list)
+            continue;
+        if (c->what == CONC__FD)
+            conc__fd_cancel(&c->wait);
+        else
+            conc__unlink(&c->wait);
+    }
+}
+
+CONC__PRIVATE bool conc__choice_cancel(conc__wait *w)
+{
+    conc__choice_end((conc__choice *)(void *)w, NULL);
+    return true;
+}
+
+CONC__PRIVATE void conc__choice_won(conc__wait *w)
+{
+    conc_case *c = (conc_case *)(void *)((char *)w - offsetof(conc_case, wait));
+    c->choice->chosen = (int)(c - c->choice->cases);
+    conc__choice_end(c->choice, c);
+}
+
+CONC__PRIVATE void conc__choice_late(conc__timer *t)
+{
+    conc__choice *s = (conc__choice *)(void *)((char *)t - offsetof(conc__choice, timer));
+    s->chosen = s->timed;
+    s->cases[s->timed].wait.result = 0;
+    conc__choice_end(s, NULL);
+    conc__wake(conc__here, &s->wait, 0);
+}
+
+static const conc__wait_kind conc__selecting = {"waits for the first of", conc__choice_whom, conc__choice_cancel, NULL};
+static const conc__wait_kind conc__candidate = {"", NULL, NULL, conc__choice_won};
+
+CONC__PRIVATE int conc__case_check(const conc_loop *l, const conc_case *c)
+{
+    if (c->what == CONC__GET || c->what == CONC__PUT) {
+        int rc = conc__queue_valid(c->queue, c->what == CONC__GET ? c->to : c->from);
+        return rc ? rc : conc__queue_is_ours(l, c->queue) ? 0 : -EPERM;
+    }
+    if (c->what == CONC__EVENT)
+        return !c->event ? -EINVAL : conc__ours(l, &c->event->waits) ? 0 : -EPERM;
+    if (c->what == CONC__JOINED)
+        return !conc__is_task(c->task)                              ? -EINVAL
+               : c->task == l->self                                 ? -EDEADLK
+               : c->task->state == CONC__LIVE && c->task->loop != l ? -EPERM
+                                                                    : 0;
+    if (c->what == CONC__FD)
+        return c->events <= 0 || c->events & ~(CONC_READABLE | CONC_WRITABLE) ? -EINVAL : c->fd < 0 ? -EBADF : 0;
+    return c->what != CONC__AFTER || __builtin_isnan(c->seconds) ? -EINVAL : 0;
+}
+
+/* Does it if it can be done at once. -EAGAIN: it cannot. */
+CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
+{
+    conc__fd_look look = {.number = c->fd, .events = c->events};
+    switch (c->what) {
+    case CONC__GET: return conc__queue_pull(l, c->queue, c->to);
+    case CONC__PUT: return conc__queue_push(l, c->queue, c->from);
+    case CONC__EVENT: return c->event->set ? 0 : -EAGAIN;
+    case CONC__JOINED: return c->task->state == CONC__DONE ? 0 : -EAGAIN;
+    case CONC__FD: conc__with_room(l, conc__fd_ready, &look); return look.rc ? look.rc : -EAGAIN;
+    default: return c->seconds <= 0 ? 0 : -EAGAIN;
+    }
+}
+
+/* The case waits, unless it is a descriptor that cannot be waited for: then its result. */
+CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c)
+{
+    c->choice = s;
+    c->wait = (conc__wait){.task = l->self, .kind = &conc__candidate};
+    if (c->what == CONC__GET) {
+        c->wait.item = c->to;
+        conc__append(&c->queue->getters, &c->wait);
+    } else if (c->what == CONC__PUT) {
+        c->wait.item = (void *)(uintptr_t)c->from;
+        conc__append(&c->queue->putters, &c->wait);
+    } else if (c->what == CONC__EVENT) {
+        conc__append(&c->event->waits, &c->wait);
+    } else if (c->what == CONC__JOINED) {
+        conc__append(&c->task->joiners, &c->wait);
+    } else if (c->what == CONC__FD) {
+        conc__fd_look look = {.number = c->fd, .events = c->events};
+        int rc = conc__fd_watch(l, &look);
+        if (rc)
+            return rc;
+        c->wait.value = c->events;
+        c->life = look.f->life;
+        conc__fd_append(l, look.f, &c->wait);
+    } else {
+        int64_t at = c->seconds >= CONC_FOREVER ? CONC__NEVER : conc__later(conc__time(l), conc__ns(c->seconds));
+        if (at < s->due) {
+            s->due = at;
+            s->timed = (int)(c - s->cases);
+        }
+    }
+    return 0;
+}
+
+/* What the case that was chosen has brought, after the wait. */
+CONC__PRIVATE int conc__case_result(conc_loop *l, const conc_case *c)
+{
+    if (c->what == CONC__FD && c->wait.result == 0) {
+        conc__fd_look look = {.f = (conc__fd *)(uintptr_t)c->wait.on, .number = c->fd, .events = c->events};
+        return conc__fd_got(l, &look, c->life, &c->wait);
+    }
+    return c->what == CONC__JOINED ? c->wait.value : c->wait.result;
+}
+
+/* The case can happen, and nothing was waited for. */
+CONC__PRIVATE int conc__select_at_once(conc_loop *l, conc_case *cases, size_t i, int result)
+{
+    conc_case *c = &cases[i];
+    c->result = result;
+    if (c->what == CONC__JOINED) {
+        c->result = c->task->result;
+        conc__collect(l, c->task);
+    }
+    conc__quick(l);
+    return (int)i;
+}
+
+CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
+{
+    conc_loop *l = conc__in_task();
+    if (!l)
+        return -EPERM;
+    int rc = !cases || !n || n > INT_MAX ? -EINVAL : 0;
+    for (size_t i = 0; i < n && rc == 0; i++)
+        rc = conc__case_check(l, &cases[i]);
+    if (rc == 0)
+        rc = conc__checkpoint(l);
+    if (rc)
+        return rc;
+    conc__find_lost(l, __builtin_frame_address(0));
+    for (size_t i = 0; i < n; i++)
+        if ((rc = conc__case_try(l, &cases[i])) != -EAGAIN)
+            return conc__select_at_once(l, cases, i, rc);
+    conc__choice s = {.wait = {.task = l->self, .kind = &conc__selecting}, .cases = cases, .due = CONC__NEVER};
+    for (; s.n < n; s.n++)
+        if ((rc = conc__case_wait(l, &s, &cases[s.n])) != 0) {
+            conc__choice_end(&s, NULL);
+            return conc__select_at_once(l, cases, s.n, rc);
+        }
+    if (s.due != CONC__NEVER)
+        conc__arm(l, &s.timer, s.due, conc__choice_late);
+    rc = conc__park(l, &s.wait);
+    if (rc)
+        return rc;
+    cases[s.chosen].result = conc__case_result(l, &cases[s.chosen]);
+    return s.chosen;
+}
+
+/* ---- >>limiter ------------------------------------------------------------------------------------------------ */
+
+/* The bucket is not filled drop by drop: when it was last full, and how much was taken since, tell when the next tokens are
+ * there. Multiplying each time instead of adding up keeps every grant exact to the nanosecond. */
+
+CONC__PRIVATE bool conc__limiter_is_valid(const conc_limiter *k, int n)
+{
+    return k && k->rate > 0 && k->per >= 0 && k->burst >= 0 && n > 0 && n <= (k->burst > 0 ? k->burst : 1);
+}
+
+/* Nanoseconds a token; a hair less, as the product of two doubles may be that much too large. */
+CONC__PRIVATE double conc__limiter_ns(const conc_limiter *k, double tokens)
+{
+    return tokens * ((k->per > 0 ? k->per : 1) * 1e9 / k->rate) - 1e-3;
+}
+
+/* When n more tokens are there. */
+CONC__PRIVATE int64_t conc__limiter_due(const conc_limiter *k, int n)
+{
+    double ns = conc__limiter_ns(k, k->taken + n - (k->burst > 0 ? k->burst : 1));
+    if (ns <= 0)
+        return k->start;
+    if (!(ns < 9e18))
+        return CONC__NEVER - 1;
+    int64_t whole = (int64_t)ns;
+    return conc__later(k->start, whole + ((double)whole < ns));
+}
+
+/* A bucket that has become full does not get fuller. */
+CONC__PRIVATE void conc__limiter_fill(conc_limiter *k, int64_t now)
+{
+    if (k->started && now < k->start) /* the clock is another run's */
+        k->start = now;
+    if (!k->started || (double)(now - k->start) >= conc__limiter_ns(k, k->taken) + 1) {
+        k->started = true;
+        k->start = now;
+        k->taken = 0;
+    }
+}
+
+CONC__PRIVATE void conc__limiter_fire(conc__timer *t);
+
+/* To all whose tokens are there; the clock wakes the limiter for the next. */
+CONC__PRIVATE void conc__limiter_serve(conc_loop *l, conc_limiter *k, int64_t now)
+{
+    conc__wait *w;
+    conc__limiter_fill(k, now);
+    conc__disarm(l, &k->timer);
+    while ((w = k->waits.first) && conc__limiter_due(k, w->value) <= now) {
+        k->taken += w->value;
+        conc__wake(l, w, 0);
+    }
+    if (w)
+        conc__arm(l, &k->timer, conc__limiter_due(k, w->value), conc__limiter_fire);
+}
+
+CONC__PRIVATE void conc__limiter_fire(conc__timer *t)
+{
+    conc__limiter_serve(conc__here, (conc_limiter *)(void *)((char *)t - offsetof(conc_limiter, timer)),
+                        conc__here->now);
+}
+
+CONC__PRIVATE bool conc__limiter_cancel(conc__wait *w)
+{
+    conc_limiter *k = (conc_limiter *)(uintptr_t)w->on;
+    bool first = k->waits.first == w;
+    conc__unlink(w);
+    if (first)
+        conc__limiter_serve(conc__here, k, conc__time(conc__here));
+    return true;
+}
+
+CONC__PRIVATE void conc__limiter_whom(FILE *out, const conc__wait *w)
+{
+    const conc_limiter *k = w->on;
+    fprintf(out, " of %.9g in %.9g s, for %d", k->rate, k->per > 0 ? k->per : 1, w->value);
+}
+
+static const conc__wait_kind conc__limited = {"waits for a limiter", conc__limiter_whom, conc__limiter_cancel, NULL};
+
+CONC_API int conc_limiter_try_acquire(conc_limiter *k, int n)
+{
+    conc_loop *l = conc__here;
+    if (!l)
+        return -EPERM;
+    if (!conc__limiter_is_valid(k, n))
+        return -EINVAL;
+    if (!conc__ours(l, &k->waits))
+        return -EPERM;
+    int64_t now = conc__time(l);
+    conc__limiter_fill(k, now);
+    if (k->waits.first || conc__limiter_due(k, n) > now)
+        return -EAGAIN;
+    k->taken += n;
+    return 0;
+}
+
+CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
+{
+    conc_loop *l = conc__in_task();
+    if (!l)
+        return -EPERM;
+    if (!conc__limiter_is_valid(k, n))
+        return -EINVAL;
+    int rc = conc__may_wait(l, &k->waits);
+    if (rc)
+        return rc;
+    if (conc_limiter_try_acquire(k, n) == 0) {
+        conc__quick(l);
+        return 0;
+    }
+    conc__wait w = {.task = l->self, .kind = &conc__limited, .on = k, .value = n};
+    if (!k->waits.first)
+        conc__arm(l, &k->timer, conc__limiter_due(k, n), conc__limiter_fire);
+    return conc__wait_in(l, &k->waits, &w);
+}
+
+#endif /* CONC_IMPLEMENTATION */
+/* ==== end conc_sync.h ==== */
 
 /*
  * MIT License

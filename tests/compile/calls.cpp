@@ -1,6 +1,6 @@
 // C++17 calls everything that conc.h declares; the implementation, in C, is linked from impl.c. run.sh, beside this,
 // sees to it that no declared function is missing here. What the functions do is the business of the tests in C.
-#include "conc.h"
+#include "all.h"
 
 #include <cmath>
 #include <csignal>

@@ -2,7 +2,7 @@
  * one after the other. They know nothing of each other.
  */
 #define CONC_STATIC
-#include "conc.h"
+#include "all.h"
 
 int copy_b(void);
 

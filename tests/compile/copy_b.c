@@ -1,6 +1,6 @@
 /* See copy_a.c. */
 #define CONC_STATIC
-#include "conc.h"
+#include "all.h"
 
 int copy_b(void);
 

@@ -1,2 +1,2 @@
 /* The declarations alone. */
-#include "conc.h"
+#include "all.h"

@@ -1,3 +1,3 @@
 /* The implementation and nothing else: what other files are linked with, those of ../run.py too. */
 #define CONC_IMPLEMENTATION
-#include "conc.h"
+#include "all.h"

@@ -1,6 +1,6 @@
 /* A shared library with conc inside: it exports library_work alone, or, with a CONC_API that says so, conc as well. */
 #define CONC_IMPLEMENTATION
-#include "conc.h"
+#include "all.h"
 
 __attribute__((visibility("default"))) int library_work(void *arg);
 

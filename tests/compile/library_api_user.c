@@ -1,5 +1,5 @@
 /* A program without an implementation of its own: conc comes from the shared library, which exports it. */
-#include "conc.h"
+#include "all.h"
 
 int library_work(void *arg);
 

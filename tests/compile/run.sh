@@ -45,19 +45,19 @@ check_warnings() {
 # that has one; without such a macro it belongs to C-only ones.
 check_cpp() {
     local name call
-    sed -n -E 's/^CONC_API [^(]*[ *](conc_[a-z0-9_]+)\(.*/\1/p' "$LAYOUT/conc.h" >"$out/declared"
-    [ -s "$out/declared" ] || fail "no declaration found in $LAYOUT/conc.h"
+    sed -n -E 's/^CONC_API [^(]*[ *](conc_[a-z0-9_]+)\(.*/\1/p' "$LAYOUT"/conc*.h >"$out/declared"
+    [ -s "$out/declared" ] || fail "no declaration found in $LAYOUT"
     while read -r name; do
         call="$name("
         case $name in
             conc__auto_*) call="CONC_AUTO(${name#conc__auto_}, " ;;
             conc__*)
                 call="conc_${name#conc__}("
-                grep -qF "#define $call" "$LAYOUT/conc.h" || continue
+                grep -qF "#define $call" "$LAYOUT"/conc*.h || continue
                 ;;
         esac
         grep -qF "$call" $here/calls.cpp ||
-            fail "$LAYOUT/conc.h declares what $here/calls.cpp does not call: $call...)"
+            fail "$LAYOUT declares what $here/calls.cpp does not call: $call...)"
     done <"$out/declared"
     cc -O2 -c $here/impl.c -o "$out/impl.o"
     cxx -O2 $here/calls.cpp "$out/impl.o" -o "$out/calls"
@@ -162,7 +162,7 @@ check_symbols() {
 check_macros() {
     local file
     {
-        sed -n -E 's/^ *# *include *(<[^>]+>).*/\1/p' "$LAYOUT/conc.h" | sort -u |
+        sed -n -E 's/^ *# *include *(<[^>]+>).*/\1/p' "$LAYOUT"/conc*.h | sort -u |
             while read -r file; do printf '#if __has_include(%s)\n#include %s\n#endif\n' "$file" "$file"; done
     } >"$out/system.c"
     for file in decl impl; do

@@ -1,6 +1,6 @@
 /* cc -std=c11: with conc.h first the implementation has what it needs of POSIX. */
 #define CONC_IMPLEMENTATION
-#include "conc.h"
+#include "all.h"
 
 #include <string.h>
 

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #define CONC_IMPLEMENTATION
-#include "conc.h"
+#include "all.h"
 
 static int app(void *arg) { return (int)strlen(arg); }
 

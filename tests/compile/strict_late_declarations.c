@@ -1,7 +1,7 @@
 /* cc -std=c11, with a system header first: the declarations do not mind. */
 #include <string.h>
 
-#include "conc.h"
+#include "all.h"
 
 static int app(void *arg) { return (int)strlen(arg); }
 

@@ -1,5 +1,5 @@
 /* The header before CONC_IMPLEMENTATION, and twice with it. */
-#include "conc.h"
+#include "all.h"
 
 static int app(void *arg)
 {
@@ -7,11 +7,11 @@ static int app(void *arg)
     return conc_yield();
 }
 
-#include "conc.h"
+#include "all.h"
 
 #define CONC_IMPLEMENTATION
-#include "conc.h"
+#include "all.h"
 
 int main(void) { return conc_run(app, NULL); }
 
-#include "conc.h"
+#include "all.h"

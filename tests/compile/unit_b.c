@@ -1,5 +1,5 @@
 /* See unit_a.c. */
-#include "conc.h"
+#include "all.h"
 
 int unit_b(void *arg);
 

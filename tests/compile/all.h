@@ -1,0 +1,5 @@
+/* Every module: conc.h is the first of them, or the single file that has all. */
+#include "conc.h"
+#if __has_include("conc_sync.h")
+#include "conc_sync.h"
+#endif
