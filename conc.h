@@ -6820,8 +6820,8 @@ CONC__PRIVATE bool conc__is_in_tree(const conc_task *first, const conc_task *t)
 }
 
 /* Is t a task of the loop that has not ended? It may be a pointer to one that has, which is only compared. Reports ask it
- * for each task that waits, mostly about the same one. */
-CONC__PRIVATE bool conc__lives(conc_loop *l, const conc_task *t)
+ * for each task that waits, mostly about the same one. Inline, as only other modules call it. */
+static inline bool conc__lives(conc_loop *l, const conc_task *t)
 {
     if (t != l->asked_about) {
         l->asked_about = t;

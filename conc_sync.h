@@ -264,11 +264,12 @@ typedef struct conc_queue {
     bool (*less)(const void *a, const void *b); /* which of two items comes first; alone it means CONC_QUEUE_PRIORITY */
     /* private */
     bool closed, checked;
-    char *items;      /* FIFO: a ring; LIFO: a stack; priority: a binary heap */
-    uint64_t *orders; /* priority: when each item came */
-    size_t room, head, count, unfinished;
+    char *items;                     /* FIFO: a ring; LIFO: a stack; priority: a binary heap */
+    uint64_t *orders;                /* priority: when each item came */
+    size_t room, limit, head, count; /* limit: below it a put only has to store the item */
     uint64_t arrivals;
     conc__waits getters, putters, joiners;
+    size_t unfinished; /* apart from count, or both would be written by one vector store, which a read waits for */
 } conc_queue;
 
 /* conc_queue q = CONC_QUEUE(int, 10); or CONC_QUEUE(job, 10, .less = more_urgent) */
@@ -412,6 +413,16 @@ CONC__FAST int conc__may_wait(conc_loop *l, const conc__waits *waits)
     return conc__checkpoint(l);
 }
 
+/* What is done most has a way without a wait in a function of its own, which calls nothing: the code that parks a task saves
+ * every register first. True: the running task may go that way. */
+CONC__FAST bool conc__goes_on(conc_loop *l)
+{
+    if (CONC__UNLIKELY(!l || !l->self || l->self->pending || l->quick <= 1))
+        return false;
+    l->quick--;
+    return true;
+}
+
 /* The running task waits in the list. */
 CONC__SWITCHES int conc__wait_in(conc_loop *l, conc__waits *list, conc__wait *w)
 {
@@ -516,7 +527,7 @@ CONC__FAST void conc__lock_pass(conc_loop *l, conc_lock *k)
     }
 }
 
-CONC_API CONC__CALLED int conc__lock_acquire(conc_lock *k, const char *place)
+CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const char *place)
 {
     conc_loop *l = conc__in_task();
     if (CONC__UNLIKELY(!l))
@@ -537,6 +548,16 @@ CONC_API CONC__CALLED int conc__lock_acquire(conc_lock *k, const char *place)
     return 0;
 }
 
+CONC_API int conc__lock_acquire(conc_lock *k, const char *place)
+{
+    conc_loop *l = conc__here;
+    if (CONC__UNLIKELY(!k || k->owner || !conc__goes_on(l) || l->debug))
+        return conc__lock_acquire_slowly(k, place);
+    k->owner = l->self;
+    k->place = place;
+    return 0;
+}
+
 CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
 {
     conc_loop *l = conc__in_task();
@@ -550,7 +571,7 @@ CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
     return 0;
 }
 
-CONC_API int conc_lock_release(conc_lock *k)
+CONC__PRIVATE CONC__CALLED int conc__lock_release_slowly(conc_lock *k)
 {
     conc_loop *l = conc__in_task();
     if (CONC__UNLIKELY(!k))
@@ -558,6 +579,15 @@ CONC_API int conc_lock_release(conc_lock *k)
     if (CONC__UNLIKELY(!l || k->owner != l->self || !conc__ours(l, &k->waits)))
         return conc__misused(-EPERM, "conc_lock_release", "the task does not have this lock", NULL);
     conc__lock_pass(l, k);
+    return 0;
+}
+
+CONC_API int conc_lock_release(conc_lock *k)
+{
+    conc_loop *l = conc__here;
+    if (CONC__UNLIKELY(!k || !l || !l->self || k->owner != l->self || k->waits.first || l->debug))
+        return conc__lock_release_slowly(k);
+    k->owner = NULL;
     return 0;
 }
 
@@ -686,7 +716,7 @@ CONC__FAST bool conc__sem_is_valid(const conc_sem *s)
     return s && s->permits >= 0 && (s->max == 0 || s->permits <= s->max); /* a negative max is below them, too */
 }
 
-CONC_API CONC__CALLED int conc_sem_acquire(conc_sem *s)
+CONC__PRIVATE CONC__CALLED int conc__sem_acquire_slowly(conc_sem *s)
 {
     conc_loop *l = conc__in_task();
     if (CONC__UNLIKELY(!l))
@@ -702,6 +732,15 @@ CONC_API CONC__CALLED int conc_sem_acquire(conc_sem *s)
     }
     s->permits--;
     conc__quick(l);
+    return 0;
+}
+
+CONC_API int conc_sem_acquire(conc_sem *s)
+{
+    conc_loop *l = conc__here;
+    if (CONC__UNLIKELY(!conc__sem_is_valid(s) || s->permits == 0 || s->waits.first || !conc__goes_on(l)))
+        return conc__sem_acquire_slowly(s);
+    s->permits--;
     return 0;
 }
 
@@ -1002,14 +1041,21 @@ CONC__PRIVATE void conc__queue_join_whom(FILE *out, const conc__wait *w)
 static const conc__wait_kind conc__finishing = {"waits for a queue's items to be done", conc__queue_join_whom,
                                                 conc__cancel_plainly, NULL};
 
-/* Copies of the usual sizes need no call. */
-CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
+/* Copies of the usual sizes need no call: true, it is done. */
+CONC__FAST bool conc__item_copy_small(const conc_queue *q, void *to, const void *from)
 {
     if (q->item_size == 4)
         memcpy(to, from, 4);
     else if (q->item_size == 8)
         memcpy(to, from, 8);
-    else if (q->item_size)
+    else
+        return false;
+    return true;
+}
+
+CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
+{
+    if (!conc__item_copy_small(q, to, from) && q->item_size)
         memcpy(to, from, q->item_size);
 }
 
@@ -1066,6 +1112,7 @@ CONC__PRIVATE void conc__queue_grow_now(conc_loop *l, void *arg)
     q->orders = orders;
     q->head = 0;
     q->room = room;
+    q->limit = q->less ? 0 : q->capacity && q->capacity < room ? q->capacity : room;
     call->rc = 0;
 }
 
@@ -1079,7 +1126,8 @@ CONC__COLD int conc__queue_grow(conc_loop *l, conc_queue *q)
 /* Of two items that lie in the heap: a is to be taken before b. One call of less tells, as no two came at the same time. */
 CONC__FAST bool conc__heap_before(const conc_queue *q, const void *a, uint64_t a_came, const void *b, uint64_t b_came)
 {
-    return a_came < b_came ? !q->less(b, a) : q->less(a, b);
+    bool older = a_came < b_came; /* no branch: it could not be predicted */
+    return q->less(older ? b : a, older ? a : b) != older;
 }
 
 /* The item and its order find their place between the hole and the top. */
@@ -1103,9 +1151,9 @@ CONC__PRIVATE void conc__heap_close(conc_queue *q)
 {
     size_t last = q->count, hole = 0; /* the last item lies behind the heap now */
     for (size_t below; (below = 2 * hole + 1) < last; hole = below) {
-        if (below + 1 < last && conc__heap_before(q, conc__item_at(q, below + 1), q->orders[below + 1],
-                                                  conc__item_at(q, below), q->orders[below]))
-            below++;
+        if (below + 1 < last)
+            below += conc__heap_before(q, conc__item_at(q, below + 1), q->orders[below + 1], conc__item_at(q, below),
+                                       q->orders[below]);
         conc__item_copy(q, conc__item_at(q, hole), conc__item_at(q, below));
         q->orders[hole] = q->orders[below];
     }
@@ -1180,7 +1228,7 @@ CONC__FAST bool conc__queue_is_ours(const conc_loop *l, const conc_queue *q)
     return conc__ours(l, &q->getters) && conc__ours(l, &q->putters);
 }
 
-CONC_API CONC__CALLED int conc_queue_put(conc_queue *q, const void *item)
+CONC__PRIVATE CONC__CALLED int conc__queue_put_slowly(conc_queue *q, const void *item)
 {
     conc_loop *l = conc__in_task();
     if (CONC__UNLIKELY(!l))
@@ -1200,7 +1248,18 @@ CONC_API CONC__CALLED int conc_queue_put(conc_queue *q, const void *item)
     return rc;
 }
 
-CONC_API CONC__CALLED int conc_queue_get(conc_queue *q, void *item)
+CONC_API CONC__CALLED int conc_queue_put(conc_queue *q, const void *item)
+{
+    conc_loop *l = conc__here;
+    if (CONC__UNLIKELY(!q || !item || q->count >= q->limit || q->getters.first || !conc__goes_on(l) ||
+                       !conc__item_copy_small(q, conc__item_at(q, (q->head + q->count) & (q->room - 1)), item)))
+        return conc__queue_put_slowly(q, item);
+    q->count++;
+    q->unfinished++;
+    return 0;
+}
+
+CONC__PRIVATE CONC__CALLED int conc__queue_get_slowly(conc_queue *q, void *item)
 {
     conc_loop *l = conc__in_task();
     if (CONC__UNLIKELY(!l))
@@ -1218,6 +1277,17 @@ CONC_API CONC__CALLED int conc_queue_get(conc_queue *q, void *item)
     }
     conc__quick(l);
     return rc;
+}
+
+CONC_API CONC__CALLED int conc_queue_get(conc_queue *q, void *item)
+{
+    conc_loop *l = conc__here;
+    if (CONC__UNLIKELY(!q || !item || !q->count || q->putters.first || q->kind || q->less || !conc__goes_on(l) ||
+                       !conc__item_copy_small(q, item, conc__item_at(q, q->head))))
+        return conc__queue_get_slowly(q, item);
+    q->head = (q->head + 1) & (q->room - 1);
+    q->count--;
+    return 0;
 }
 
 CONC_API CONC__CALLED int conc_queue_try_put(conc_queue *q, const void *item)
@@ -1282,6 +1352,7 @@ CONC_API void conc_queue_close(conc_queue *q)
         return;
     }
     q->closed = true;
+    q->limit = 0;
     conc__wake_all(l, &q->getters, -EPIPE);
     conc__wake_all(l, &q->putters, -EPIPE);
 }

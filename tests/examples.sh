@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs every example as a stranger would: conc.h and the one file in an empty folder, `cc file.c -o x`, nothing else but
+# Runs every example as a stranger would: the headers and the one file in an empty folder, `cc file.c -o x`, nothing else but
 # the libraries that its first lines name. On the virtual clock the output must be that in
 # tests/examples/<folder>__<name>.out, byte for byte; where it is random, it must follow from the numbers drawn. Those
 # that deal with the world outside are also driven from there, by the Python scripts in tests/examples.
-# CC chooses the compiler; --single takes single_include/conc.h.
+# CC chooses the compiler; --single takes single_include/conc.h, which is then what the example includes.
 # Needs bash, coreutils, diffutils, awk, Python 3, nc of OpenBSD, socat and libcurl.
 set -u
 export LC_ALL=C
@@ -11,10 +11,14 @@ unset EX_SEED CONC_CLOCK CONC_DEBUG CONC_SEED CONC_TRACE CONC_POLL CONC_STACK
 
 cd "$(dirname "$0")/.." || exit 2
 root=$PWD
-header=$root/conc.h
+headers=("$root"/conc*.h)
+included='s/^$//' # the example as it is
 case "${1-}" in
 "") ;;
---single) header=$root/single_include/conc.h ;;
+--single)
+    headers=("$root/single_include/conc.h")
+    included='s,^#include "../../conc_[a-z]*.h",#include "../../conc.h",'
+    ;;
 *) echo "usage: $0 [--single]" >&2 && exit 2 ;;
 esac
 read -ra cc <<<"${CC:-cc}"
@@ -111,8 +115,8 @@ for source in "$root"/examples/*/*.c; do
     folder=$(basename "$(dirname "$source")")
     expected=$root/tests/examples/${folder}__$name.out
     box=$tmp/${folder}__$name
-    mkdir -p "$box/examples/$folder" && cp "$header" "$box/conc.h" && cp "$source" "$box/examples/$folder/" || exit 2
-    cd "$box/examples/$folder" || exit 2
+    mkdir -p "$box/examples/$folder" && cp "${headers[@]}" "$box/" && cd "$box/examples/$folder" || exit 2
+    sed "$included" "$source" >"$name.c" || exit 2
 
     mapfile -t libraries < <(sed -n '/^ \*\//q; / cc /p' "$name.c" | grep -o -e '-l[a-z0-9]*')
     "${cc[@]}" "$name.c" -o x "${libraries[@]}" >"$box/wrong" 2>&1

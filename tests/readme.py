@@ -31,7 +31,8 @@ def main():
     blocks = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     consoles = [text for kind, text in blocks if kind == "console" and text != "$ make test\n"]
     with tempfile.TemporaryDirectory() as directory:
-        shutil.copy(TOP / "conc.h", directory)
+        for header in TOP.glob("conc*.h"):
+            shutil.copy(header, directory)
         shutil.copytree(TOP / "examples", f"{directory}/examples")
         for kind, text in blocks:
             name = re.match(r"/\* ([\w.]+) \*/\n", text)

@@ -5,6 +5,7 @@
     tests/run.py --quick             each tests/test_*.c once, with gcc
     tests/run.py tsan group          only what has all these words in its name
     tests/run.py --list [word ...]   the names alone
+    tests/run.py --times [word ...]  also says which took longest
 
 Nothing is to be registered: a new tests/test_*.c is found by its name. In its first comment it can leave configurations
 out by their names in CONFIGS and RUNS below, with the reason in brackets:
@@ -322,7 +323,7 @@ class Report:
     """Silent about what passes; on a terminal one line says how far it got."""
 
     def __init__(self, total):
-        self.total, self.passed, self.failed = total, 0, []
+        self.total, self.passed, self.failed, self.times = total, 0, [], []
         self.terminal = sys.stderr.isatty()
 
     def add(self, name, failure):
@@ -342,6 +343,17 @@ class Report:
         if self.terminal:
             print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
+    def timed(self, name, function, arguments):
+        start = time.monotonic()
+        try:
+            return function(*arguments)
+        finally:
+            self.times.append((time.monotonic() - start, name))
+
+    def print_times(self, most=40):
+        for seconds, name in sorted(self.times, reverse=True)[:most]:
+            print(f"{seconds:6.1f} s  {name}")
+
     def end(self, seconds):
         self.progress("")
         for name in self.failed:
@@ -352,24 +364,27 @@ class Report:
         return 1 if self.failed or not self.passed else 0
 
 
-def run_all(checks):
+def run_all(checks, times):
     start = time.monotonic()
     report = Report(len(checks))
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = processors + (processors + 1) // 2  # a third of the time programs wait
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        names = {pool.submit(function, *arguments): name for name, function, arguments in checks}
+        names = {pool.submit(report.timed, name, function, arguments): name for name, function, arguments in checks}
         try:
             for done in concurrent.futures.as_completed(names):
                 report.add(names[done], done.exception())
         except KeyboardInterrupt:
             commands.stop()
             sys.exit("interrupted")
+    if times:
+        report.print_times()
     return report.end(time.monotonic() - start)
 
 
 def main(arguments):
     options = {a for a in arguments if a.startswith("-")}
-    if options - {"--quick", "--list"}:
+    if options - {"--quick", "--list", "--times"}:
         sys.exit(__doc__)
     words = [a for a in arguments if a not in options]
     checks = [c for c in all_checks("--quick" in options) if all(word in c[0] for word in words)]
@@ -377,7 +392,7 @@ def main(arguments):
         print("\n".join(name for name, _, _ in checks))
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    return run_all(checks)
+    return run_all(checks, "--times" in options)
 
 
 if __name__ == "__main__":

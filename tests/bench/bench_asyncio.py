@@ -7,6 +7,7 @@ import time
 
 WARM_UP = 10000
 BATCH = 100
+HEAP = 100000
 
 
 async def yielder(n):
@@ -64,6 +65,54 @@ async def timer_arm(n):
             await asyncio.sleep(0)
 
 
+async def lock(n):
+    mutex = asyncio.Lock()
+    for _ in range(n):
+        await mutex.acquire()
+        mutex.release()
+
+
+async def lock_pass(n):
+    mutex = asyncio.Lock()
+
+    async def passer():
+        async with mutex:
+            for _ in range(n // 2):
+                mutex.release()
+                await asyncio.sleep(0)
+                await mutex.acquire()
+    await asyncio.gather(passer(), passer())
+
+
+async def pass_items(capacity, n):
+    items = asyncio.Queue(capacity)
+
+    async def producer():
+        for i in range(n):
+            await items.put(i)
+    task = asyncio.create_task(producer())
+    for _ in range(n):
+        await items.get()
+    await task
+
+
+async def queue1(n):
+    await pass_items(1, n)
+
+
+async def queue1000(n):
+    await pass_items(1000, n)
+
+
+async def priority(n):
+    items = asyncio.PriorityQueue()
+    for _ in range(0, n, HEAP):
+        for _ in range(HEAP):
+            await items.put(random.random())
+        for _ in range(HEAP):
+            await items.get()
+
+
 alive = most_alive = 0
 
 
@@ -104,6 +153,11 @@ BENCHMARKS = {
     spawn_group: 100000,
     timeout: 100000,
     timer_arm: 1000000,
+    lock: 500000,
+    lock_pass: 200000,
+    queue1: 100000,
+    queue1000: 500000,
+    priority: 100000,
     sleepers: 1000000,
 }
 

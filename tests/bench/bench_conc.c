@@ -5,14 +5,14 @@
  */
 #define CONC_NO_ENV
 #define CONC_IMPLEMENTATION
-#include "../../conc.h"
+#include "../../conc_sync.h"
 
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <time.h>
 
-enum { WARM_UP = 10000, BATCH = 100, TIMEOUTS = 1024 };
+enum { WARM_UP = 10000, BATCH = 100, TIMEOUTS = 1024, PRIORITIES = 100000 };
 
 static long count, armed = 1000000;
 static long alive, most_alive; /* sleepers that have begun and not ended */
@@ -142,6 +142,78 @@ static void timer_arm(long n)
     }
 }
 
+static conc_lock lock;
+
+static void lock_free(long n)
+{
+    for (long i = 0; i < n; i++) {
+        check(conc_lock_acquire(&lock));
+        check(conc_lock_release(&lock));
+    }
+}
+
+/* The other one waits whenever this one releases. */
+static int lock_passer(void *arg)
+{
+    long n = *(long *)arg;
+    check(conc_lock_acquire(&lock));
+    for (long i = 0; i < n; i++) {
+        check(conc_lock_release(&lock));
+        check(conc_lock_acquire(&lock));
+    }
+    return conc_lock_release(&lock);
+}
+
+static void lock_pass(long n)
+{
+    long each = n / 2;
+    check(CONC_GATHER(CONC_CALL(lock_passer, &each), CONC_CALL(lock_passer, &each)));
+}
+
+static conc_queue queue1 = CONC_QUEUE(int, 1), queue1000 = CONC_QUEUE(int, 1000);
+static long items;
+
+static int producer(void *queue)
+{
+    for (int i = 0; i < items; i++)
+        check(conc_queue_put(queue, &i));
+    return 0;
+}
+
+static int consumer(void *queue)
+{
+    int item;
+    for (long i = 0; i < items; i++)
+        check(conc_queue_get(queue, &item));
+    return 0;
+}
+
+static void pass_items(conc_queue *q, long n)
+{
+    items = n;
+    check(CONC_GATHER(CONC_CALL(producer, q), CONC_CALL(consumer, q)));
+}
+
+static void pass_by_one(long n) { pass_items(&queue1, n); }
+static void pass_by_thousand(long n) { pass_items(&queue1000, n); }
+
+static bool int_less(const void *a, const void *b) { return *(const int *)a < *(const int *)b; }
+
+/* Fills a queue of ints and empties it, as often as needed. */
+static void priority(long n)
+{
+    static conc_queue q = CONC_QUEUE(int, 0, .less = int_less);
+    int item;
+    for (long done = 0; done < n; done += PRIORITIES) {
+        for (int i = 0; i < PRIORITIES; i++) {
+            item = rand();
+            check(conc_queue_put(&q, &item));
+        }
+        for (int i = 0; i < PRIORITIES; i++)
+            check(conc_queue_get(&q, &item));
+    }
+}
+
 /* ---- the benchmarks ------------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -160,6 +232,11 @@ static const benchmark benchmarks[] = {
     {.name = "spawn_group", .count = 10000000, .loop = spawn_group},
     {.name = "timeout", .count = 5000000, .loop = timeout},
     {.name = "timer_arm", .count = 5000000, .loop = timer_arm, .before = arm_many, .after = disarm_many},
+    {.name = "lock", .count = 50000000, .loop = lock_free},
+    {.name = "lock_pass", .count = 20000000, .loop = lock_pass},
+    {.name = "queue1", .count = 20000000, .loop = pass_by_one},
+    {.name = "queue1000", .count = 50000000, .loop = pass_by_thousand},
+    {.name = "priority", .count = 1000000, .loop = priority},
     {.name = "sleepers", .count = 1000000},
     {.name = "sleepers_small", .count = 1000000, .stack_size = 1024},
 };

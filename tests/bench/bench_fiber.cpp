@@ -60,6 +60,31 @@ static void spawn_group(long n)
     }
 }
 
+static fibers::mutex mutex;
+
+static void lock(long n)
+{
+    for (long i = 0; i < n; i++) {
+        mutex.lock();
+        mutex.unlock();
+    }
+}
+
+static void pass_items(std::size_t capacity, long n)
+{
+    fibers::buffered_channel<int> items(capacity); // it holds one less
+    fiber producer([&] {
+        for (long i = 0; i < n; i++)
+            items.push(static_cast<int>(i));
+    });
+    for (long i = 0; i < n; i++)
+        items.value_pop();
+    producer.join();
+}
+
+static void queue1(long n) { pass_items(2, n); }
+static void queue1000(long n) { pass_items(1024, n); }
+
 // Stacks of 16 KiB: a million of the default 128 KiB would be 131 GB of address space.
 static void sleepers(long n)
 {
@@ -86,8 +111,10 @@ static const struct {
     long count;
     void (*loop)(long n);
 } benchmarks[] = {
-    {"switch2", 5000000, switch2},        {"switch1000", 5000000, switch1000}, {"spawn_join", 500000, spawn_join},
-    {"spawn_group", 500000, spawn_group}, {"sleepers", 1000000, sleepers},
+    {"switch2", 5000000, switch2},      {"switch1000", 5000000, switch1000},
+    {"spawn_join", 500000, spawn_join}, {"spawn_group", 500000, spawn_group},
+    {"lock", 20000000, lock},           {"queue1", 2000000, queue1},
+    {"queue1000", 20000000, queue1000}, {"sleepers", 1000000, sleepers},
 };
 
 int main(int argc, char **argv)

@@ -2,6 +2,7 @@
 package main
 
 import (
+	"container/heap"
 	"context"
 	"fmt"
 	"math/rand"
@@ -17,6 +18,7 @@ import (
 const (
 	warmUp   = 10000
 	batch    = 100
+	nHeap    = 100000
 	nTimeout = 1024
 )
 
@@ -90,6 +92,69 @@ func timerArm(n int) {
 	}
 }
 
+var mutex sync.Mutex
+
+func lock(n int) {
+	for i := 0; i < n; i++ {
+		mutex.Lock()
+		mutex.Unlock()
+	}
+}
+
+// A mutex is not handed over; a channel of one token is.
+func lockPass(n int) {
+	token := make(chan struct{})
+	go func() {
+		for i := 0; i < n/2; i++ {
+			<-token
+			token <- struct{}{}
+		}
+	}()
+	for i := 0; i < n/2; i++ {
+		token <- struct{}{}
+		<-token
+	}
+}
+
+func passItems(capacity, n int) {
+	items := make(chan int, capacity)
+	go func() {
+		for i := 0; i < n; i++ {
+			items <- i
+		}
+	}()
+	for i := 0; i < n; i++ {
+		<-items
+	}
+}
+
+func queue1(n int)    { passItems(1, n) }
+func queue1000(n int) { passItems(1000, n) }
+
+type intHeap []int
+
+func (h intHeap) Len() int           { return len(h) }
+func (h intHeap) Less(i, j int) bool { return h[i] < h[j] }
+func (h intHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *intHeap) Push(x any)        { *h = append(*h, x.(int)) }
+func (h *intHeap) Pop() any {
+	last := (*h)[len(*h)-1]
+	*h = (*h)[:len(*h)-1]
+	return last
+}
+
+func priority(n int) {
+	var h intHeap
+	for done := 0; done < n; done += nHeap {
+		for i := 0; i < nHeap; i++ {
+			heap.Push(&h, rand.Int())
+		}
+		for i := 0; i < nHeap; i++ {
+			heap.Pop(&h)
+		}
+	}
+}
+
 // The goroutines begin to sleep while others are still being started, so the first may end before the last began.
 func sleepers(n int) {
 	var wg sync.WaitGroup
@@ -126,6 +191,11 @@ var benchmarks = []struct {
 	{"spawn_group", 1000000, spawnGroup},
 	{"timeout", 500000, timeout},
 	{"timer_arm", 1000000, timerArm},
+	{"lock", 50000000, lock},
+	{"lock_pass", 5000000, lockPass},
+	{"queue1", 5000000, queue1},
+	{"queue1000", 20000000, queue1000},
+	{"priority", 1000000, priority},
 	{"sleepers", 1000000, sleepers},
 }
 

@@ -21,7 +21,8 @@ fi
 
 out=build/bench
 results=$out/results.txt
-names=(clock switch2 switch1000 spawn_join spawn_group timeout timer_arm sleepers sleepers_small)
+names=(clock switch2 switch1000 spawn_join spawn_group timeout timer_arm lock lock_pass queue1 queue1000 priority
+    sleepers sleepers_small)
 peers=(conc)
 cc=${CC:-cc}
 
@@ -194,6 +195,11 @@ table() {
         row("spawn_group")
         row("timeout", "over clock", 20)
         row("timer_arm", "over clock", 40)
+        row("lock", "", 3)
+        row("lock_pass", "", 20)
+        row("queue1", "", 20)
+        row("queue1000", "", 8)
+        row("priority", "", 150)
         row("sleepers_time", "over 1 s")
         row("sleepers_memory", "", 4.4)
         row("sleepers_alive")

@@ -243,6 +243,87 @@ static int signals(void *)
     return 0;
 }
 
+static bool is_less(const void *a, const void *b)
+{
+    return *static_cast<const int *>(a) < *static_cast<const int *>(b);
+}
+
+static int locks(void *)
+{
+    conc_lock l{};
+    CHECK(conc_lock_acquire(&l) == 0 && conc_lock_owner(&l) == conc_self() && conc_lock_try_acquire(&l) == -EDEADLK);
+    CHECK(conc_lock_release(&l) == 0);
+    CONC_LOCKED(&l)
+    {
+        CHECK(conc_lock_owner(&l) == conc_self());
+        break;
+    }
+    CHECK(!conc_lock_owner(&l));
+    conc_rwlock rw{};
+    CHECK(conc_rwlock_acquire_read(&rw) == 0 && conc_rwlock_try_acquire_read(&rw) == 0);
+    CHECK(conc_rwlock_try_acquire_write(&rw) == -EAGAIN);
+    CHECK(conc_rwlock_release(&rw) == 0 && conc_rwlock_release(&rw) == 0);
+    CHECK(conc_rwlock_acquire_write(&rw) == 0 && conc_rwlock_release(&rw) == 0);
+    conc_sem s{};
+    s.permits = 1;
+    CHECK(conc_sem_acquire(&s) == 0 && conc_sem_try_acquire(&s) == -EAGAIN && conc_sem_release(&s) == 0);
+    CONC_PERMIT(&s) { CHECK(s.permits == 0); }
+    conc_limiter limiter{};
+    limiter.rate = 10;
+    CHECK(conc_limiter_acquire(&limiter, 1) == 0 && conc_limiter_try_acquire(&limiter, 1) == -EAGAIN);
+    return s.permits;
+}
+
+static int notify(void *c)
+{
+    conc_cond_notify(static_cast<conc_cond *>(c), 0);
+    conc_cond_notify_all(static_cast<conc_cond *>(c));
+    return 0;
+}
+
+static int events(void *)
+{
+    void *value = nullptr;
+    conc_event e{};
+    conc_event_set(&e);
+    CHECK(conc_event_wait(&e) == 0 && conc_event_is_set(&e));
+    conc_event_clear(&e);
+    CHECK(!conc_event_is_set(&e));
+    conc_lock l{};
+    conc_cond c{};
+    conc_group g{};
+    CHECK(conc_lock_acquire(&l) == 0 && conc_spawn(&g, notify, &c) == 0);
+    CHECK(conc_cond_wait(&c, &l) == 0 && conc_lock_release(&l) == 0 && conc_group_wait(&g) == 0);
+    conc_barrier b{};
+    b.parties = 1;
+    CHECK(conc_barrier_wait(&b) == 0);
+    conc_latch latch{};
+    CHECK(conc_latch_add(&latch, 1) == 0 && conc_latch_done(&latch) == 0 && conc_latch_wait(&latch) == 0);
+    conc_future f{};
+    CHECK(!conc_future_is_set(&f) && conc_future_set(&f, 5, &f) == 0);
+    CHECK(conc_future_wait(&f, &value) == 5 && value == &f);
+    return 0;
+}
+
+static int queues(void *)
+{
+    int item = 3, out = 0;
+    CONC_AUTO(conc_queue, q){};
+    q.item_size = sizeof item;
+    q.less = is_less;
+    CHECK(conc_queue_put(&q, &item) == 0 && conc_queue_try_put(&q, &item) == 0 && conc_queue_len(&q) == 2);
+    CHECK(conc_queue_get(&q, &out) == 0 && conc_queue_try_get(&q, &out) == 0 && out == 3);
+    CHECK(conc_queue_task_done(&q) == 0 && conc_queue_task_done(&q) == 0 && conc_queue_join(&q) == 0);
+    conc_case cases[1]{};
+    cases[0].what = CONC__PUT;
+    cases[0].queue = &q;
+    cases[0].from = &item;
+    CHECK(conc_select(cases, 1) == 0 && cases[0].result == 0);
+    conc_queue_close(&q);
+    conc_queue_destroy(&q);
+    return 0;
+}
+
 static void embedding()
 {
     conc_embed e{};
@@ -268,6 +349,7 @@ static int app(void *)
     descriptors(nullptr);
     streams(nullptr);
     signals(nullptr);
+    CHECK(locks(nullptr) == 1 && events(nullptr) == 0 && queues(nullptr) == 0);
     return 0;
 }
 

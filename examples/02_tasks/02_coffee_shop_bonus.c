@@ -1,0 +1,121 @@
+/* Coffee shop, the bonus challenges: random times, a customer for each drink, and a queue of orders for two baristas.
+ *   cc 02_coffee_shop_bonus.c -o coffee_shop && ./coffee_shop        (CONC_CLOCK=virtual ./coffee_shop takes no time)
+ *   EX_SEED=1 CONC_CLOCK=virtual ./coffee_shop                       other random numbers
+ */
+#define CONC_STATIC
+#include "../../conc_sync.h"
+#include <stdlib.h>
+
+typedef struct {
+    const char *drink, *customer;
+    double seconds;
+} order;
+
+/* 1. Random preparation times */
+
+static int make_drink(void *arg)
+{
+    order *o = arg;
+    o->seconds = conc_random(2, 6);
+    printf("Starting to make %s...\n", o->drink);
+    CONC_TRY(conc_sleep(o->seconds));
+    printf("%s is ready! (%.1fs)\n", o->drink, o->seconds);
+    return 0;
+}
+
+static int random_times(void)
+{
+    order orders[] = {{.drink = "Espresso"}, {.drink = "Latte"}, {.drink = "Cappuccino"}};
+    double start = conc_now(), longest = 0;
+    printf("=== Random Times ===\n");
+    CONC_TRY(CONC_MAP(make_drink, orders));
+    for (size_t i = 0; i < CONC_LEN(orders); i++)
+        longest = orders[i].seconds > longest ? orders[i].seconds : longest;
+    printf("All drinks prepared in %.1f seconds, the longest took %.1f\n", conc_now() - start, longest);
+    return 0;
+}
+
+/* 2. A customer for each drink */
+
+static int make_drink_for(void *arg)
+{
+    order *o = arg;
+    printf("Starting to make %s for %s...\n", o->drink, o->customer);
+    CONC_TRY(conc_sleep(o->seconds));
+    printf("%s, your %s is ready!\n", o->customer, o->drink);
+    return 0;
+}
+
+static int customer_names(void)
+{
+    order orders[] = {{"Espresso", "Alice", 3}, {"Latte", "Bob", 5}, {"Espresso", "Charlie", 2}};
+    printf("\n=== Customers ===\n");
+    return CONC_MAP(make_drink_for, orders);
+}
+
+/* 3. A queue of orders */
+
+typedef struct {
+    conc_queue orders;
+    double opened;
+    int making, most, served;
+} shop;
+
+typedef struct {
+    const char *name;
+    shop *shop;
+} barista;
+
+static int serve(void *arg)
+{
+    barista *b = arg;
+    shop *s = b->shop;
+    order o;
+    int rc;
+    while ((rc = conc_queue_get(&s->orders, &o)) == 0) {
+        printf("%4.1fs: %s makes %s for %s\n", conc_now() - s->opened, b->name, o.drink, o.customer);
+        s->making++;
+        s->most = s->making > s->most ? s->making : s->most;
+        CONC_TRY(conc_sleep(o.seconds));
+        s->making--;
+        s->served++;
+        printf("%4.1fs: %s, your %s is ready!\n", conc_now() - s->opened, o.customer, o.drink);
+    }
+    return rc == -EPIPE ? 0 : rc; /* closed, and every order is taken */
+}
+
+static int order_queue(void)
+{
+    shop s = {.orders = CONC_QUEUE(order, 0), .opened = conc_now()};
+    barista baristas[] = {{"Mia", &s}, {"Noah", &s}};
+    order orders[] = {{"Espresso", "Alice", 3},
+                      {"Latte", "Bob", 5},
+                      {"Cappuccino", "Charlie", 4},
+                      {"Espresso", "Diana", 3},
+                      {"Latte", "Eve", 5}};
+    conc_group g = {0};
+    printf("\n=== Order Queue ===\n");
+    for (size_t i = 0; i < CONC_LEN(baristas); i++)
+        CONC_TRY_IN(&g, conc_spawn(&g, serve, &baristas[i]));
+    for (size_t i = 0; i < CONC_LEN(orders); i++)
+        CONC_TRY_IN(&g, conc_queue_put(&s.orders, &orders[i]));
+    conc_queue_close(&s.orders); /* no more orders: the baristas go home after the last */
+    int rc = conc_group_wait(&g);
+    conc_queue_destroy(&s.orders);
+    printf("%d of %zu orders served, at most %d at once\n", s.served, CONC_LEN(orders), s.most);
+    return rc;
+}
+
+static int coffee_shop(void *arg)
+{
+    (void)arg;
+    const char *seed = getenv("EX_SEED");
+    for (int skip = seed ? atoi(seed) : 0; skip > 0; skip--)
+        conc_random(0, 1);
+
+    CONC_TRY(random_times());
+    CONC_TRY(customer_names());
+    return order_queue();
+}
+
+int main(void) { return conc_main(coffee_shop, NULL); }

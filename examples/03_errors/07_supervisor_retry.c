@@ -1,0 +1,50 @@
+/* Supervisor: calls a function again until it succeeds, with pauses of 1 s, 2 s, ...; the last error is the caller's.
+ *   cc 07_supervisor_retry.c -o supervisor && ./supervisor        (CONC_CLOCK=virtual ./supervisor takes no time)
+ */
+#define CONC_STATIC
+#include "../../conc.h"
+
+typedef struct {
+    int down; /* so many calls fail */
+    int calls;
+    double start;
+} service;
+
+static int fetch(void *arg)
+{
+    service *s = arg;
+    bool fails = ++s->calls <= s->down;
+    printf("%.0f s: attempt %d %s\n", conc_now() - s->start, s->calls, fails ? "fails" : "succeeds");
+    return fails ? conc_fail(-EIO, "503 Service Unavailable, call %d", s->calls) : 42;
+}
+
+/* A function with its argument can be called any number of times; a coroutine object could be awaited only once. */
+static int supervisor(conc_fn *fn, void *arg, int max_retries)
+{
+    for (int attempt = 0;; attempt++) {
+        int rc = fn(arg);
+        if (rc >= 0 || rc == -ECANCELED || attempt == max_retries - 1) /* a cancel is no failure: never retry it */
+            return rc;
+        CONC_TRY(conc_sleep(1 << attempt));
+    }
+}
+
+static int fetch_supervised(void *s) { return supervisor(fetch, s, 3); }
+
+static int app(void *arg)
+{
+    (void)arg;
+    service hiccup = {.down = 2, .start = conc_now()};
+    printf("Result %d\n\n", CONC_TRY(fetch_supervised(&hiccup)));
+
+    service broken = {.down = 99, .start = conc_now()};
+    if (fetch_supervised(&broken) == -EIO)
+        printf("%.0f s: gave up: %s\n\n", conc_now() - broken.start, conc_last_error());
+
+    service hurry = {.down = 99, .start = conc_now()};
+    if (conc_timeout(2.5, fetch_supervised, &hurry) == -ETIMEDOUT) /* ends the pause as well */
+        printf("%.1f s: out of time after %d attempts\n", conc_now() - hurry.start, hurry.calls);
+    return 0;
+}
+
+int main(void) { return conc_main(app, NULL); }
