@@ -394,6 +394,7 @@ struct conc_task {
     const char *told_by;
     struct conc__holding *held;
     int result, last_rc;
+    uint64_t serial; /* another one for each task of the process */
     void *sink;
     struct conc__locals *locals;
     conc_fn *fn;
@@ -1304,7 +1305,8 @@ struct conc_loop {
     const conc_task *asked_about; /* conc__lives: its last question */
     bool found_alive;
     size_t generator_count;
-    uint64_t spawned, finished, switches, passes, polls;
+    uint64_t spawned, finished; /* both counted from conc__first_serial */
+    uint64_t switches, passes, polls;
     conc__wheel wheel;
 
     const struct conc__backend *backend;
@@ -2275,8 +2277,10 @@ CONC__SWITCHES void conc__leave(conc_loop *l)
 /* Behind every task that is ready. */
 CONC__PRIVATE void conc__pass(conc_loop *l)
 {
-    if (!l->ready)
-        l->turns = 0; /* the others may wait for the clock */
+    if (!l->ready) {                       /* the others may wait for the clock */
+        l->switches -= (uint64_t)l->turns; /* they are counted as if they had been used */
+        l->turns = 0;
+    }
     conc__make_ready(l, l->self);
     conc__leave(l);
 }
@@ -3094,6 +3098,9 @@ CONC__PRIVATE bool conc__is_task(const conc_task *t)
 CONC__PRIVATE void conc__task_main(void);
 
 /* Fills in a task; it is not in any list yet. */
+/* The serial number of a run's first task. */
+CONC__FAST uint64_t conc__first_serial(const conc_loop *l) { return l->run << 40; }
+
 CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, conc__stack *stack, conc_fn *fn, void *arg,
                                 const char *spawned)
 {
@@ -3122,7 +3129,7 @@ CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, con
     t->name = t->spawned = spawned;
     if (CONC__UNLIKELY(t->locals))
         t->locals->references++;
-    l->spawned++;
+    t->serial = l->spawned++;
 }
 
 static inline void conc__child_add(conc_group *g, conc_task *t)
@@ -3977,7 +3984,7 @@ CONC_API void conc__auto_conc_group(conc_group *g)
         conc__report(l, g->error_by, g->error_by, g->error, g->text);
 }
 
-CONC_API int conc_group_next(conc_group *g, conc_task **t)
+CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
 {
     conc_loop *l = conc__in_task();
     if (!l)
@@ -6961,7 +6968,7 @@ CONC_API void conc_get_stats(conc_stats *s)
     pthread_mutex_lock(&l->mutex);
     s->holds = l->holds;
     pthread_mutex_unlock(&l->mutex);
-    s->spawned = l->spawned;
+    s->spawned = l->spawned - conc__first_serial(l);
     s->switches = l->switches;
     s->passes = l->passes;
     s->polls = l->polls;
@@ -7106,6 +7113,7 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->debug = o->debug;
     l->on_valgrind = conc__on_valgrind();
     l->run = 1 + atomic_fetch_add_explicit(&runs, 1, memory_order_relaxed);
+    l->spawned = l->finished = conc__first_serial(l);
     l->quick = CONC__QUICK;
     l->errno_at = &errno;
     l->switch_stacks = conc__switch_plainly;

@@ -30,8 +30,8 @@
  *             call neither, and whoever releases and asks again stands behind those who wait.
  *   Grants    0 means the whole effect, -ECANCELED none. What was handed to a waiter is its own even if a cancel or a
  *             time limit comes before it runs; the cancel is then seen at its next checkpoint.
- *   Calling   what may wait, from tasks. The others (release, set, notify, close, try_) from posted functions too, and
- *             outside a run as long as nobody waits. -EPERM: not so, or a task of another loop waits. A try_ call that
+ *   Calling   what may wait, from tasks; so are locks and rwlocks, which belong to tasks. The others (set, notify, close, a
+ *             semaphore's release, try_) from posted functions too, and outside a run as long as nobody waits. -EPERM: not so, or a task of another loop waits. A try_ call that
  *             would have to wait returns -EAGAIN.
  *   Errors    NULL is -EINVAL; with a function that returns nothing, nothing happens.
  *
@@ -51,6 +51,7 @@ extern "C" {
 typedef struct conc_lock {
     /* private */
     conc_task *owner;
+    uint64_t serial; /* the owner's: it may have ended, and another task be in its place */
     conc__waits waits;
     const char *place; /* where the owner acquired it */
 } conc_lock;
@@ -69,7 +70,7 @@ CONC_API int conc__lock_try_acquire(conc_lock *l, const char *place) CONC_NODISC
 /* Hands the lock to the first who waits for it. Not a checkpoint. -EPERM: the calling task does not have it. */
 CONC_API int conc_lock_release(conc_lock *l);
 
-/* Who has it; NULL: nobody. */
+/* Who has it; NULL: nobody. When its owner may have ended without a release, the pointer is only good to be compared. */
 CONC_API conc_task *conc_lock_owner(const conc_lock *l);
 
 /* CONC_LOCKED(&l) { ... }: the block has the lock. A failed acquire returns its error from the calling function; break
@@ -78,11 +79,13 @@ CONC_API conc_task *conc_lock_owner(const conc_lock *l);
 #define CONC_LOCKED(l) \
     CONC__GUARDED(conc__lock_guard, conc__lock_enter((l), CONC__PLACE), conc__lock_leave, __COUNTER__)
 #define CONC__GUARDED(type, enter, leave, n) CONC__GUARDED2(type, enter, leave, CONC__JOIN(conc__guard, n))
-#define CONC__GUARDED2(type, enter, leave, guard)                                        \
-    for (__attribute__((cleanup(leave))) type guard = enter; !guard.over; leave(&guard)) \
-        if (guard.rc < 0)                                                                \
-            return guard.rc;                                                             \
-        else
+#define CONC__GUARDED2(type, enter, leave, guard)                            \
+    for (__attribute__((cleanup(leave))) type guard = enter; __extension__({ \
+             if (guard.rc < 0)                                               \
+                 return guard.rc;                                            \
+             !guard.over;                                                    \
+         });                                                                 \
+         leave(&guard))
 typedef struct conc__lock_guard {
     conc_lock *lock;
     int rc;
@@ -98,6 +101,7 @@ CONC_API void conc__lock_leave(conc__lock_guard *g);
 typedef struct conc_rwlock {
     /* private */
     conc_task *writer;
+    uint64_t serial; /* the writer's */
     int readers;
     conc__waits waits;
     const char *place; /* where the writer acquired it */
@@ -118,8 +122,8 @@ CONC_API int conc__rwlock_acquire(conc_rwlock *l, int how, const char *place) CO
 #define conc_rwlock_try_acquire_write(l) conc__rwlock_try_acquire((l), CONC__WRITER, CONC__PLACE)
 CONC_API int conc__rwlock_try_acquire(conc_rwlock *l, int how, const char *place) CONC_NODISCARD;
 
-/* Either kind. -EPERM: another task has it for writing, or nobody has it; which tasks read it is not known. Not a
- * checkpoint. */
+/* Either kind, by the task that acquired it. -EPERM: another task has it for writing, or nobody has it; which tasks read it
+ * is not known. Not a checkpoint. */
 CONC_API int conc_rwlock_release(conc_rwlock *l);
 
 /* ---- >>semaphore ---------------------------------------------------------------------------------------------- */
@@ -355,8 +359,8 @@ enum { CONC__GET = 1, CONC__PUT, CONC__EVENT, CONC__JOINED, CONC__FD, CONC__AFTE
     }
 
 /* Waits until one of the cases can happen, does that one and no other, and returns its index; its result field has what the
- * call would have returned: a closed queue is ready with -EPIPE. When several are ready, the first in the array. The array
- * and what it points to is borrowed until the call returns, and may be used again.
+ * call would have returned: a closed queue is ready with -EPIPE. When several are ready at the call, the first in the array;
+ * else the first to happen. The array and what it points to is borrowed until the call returns, and may be used again.
  *     conc_case c[] = {CONC_CASE_GET(&jobs, &job), CONC_CASE_EVENT(&stop), CONC_CASE_AFTER(1.5)};
  *     switch (conc_select(c, CONC_LEN(c))) { case 0: ...
  * Errors, and none has happened: -EINVAL (no cases, one that is not valid), -EDEADLK (the join of oneself), -EBADF (a negative
@@ -365,14 +369,16 @@ CONC_API int conc_select(conc_case *cases, size_t n) CONC_NODISCARD;
 
 /* ---- >>limiter ------------------------------------------------------------------------------------------------ */
 
-/* A token bucket: it holds `burst` tokens, starts full, and gets `rate` more each `per` seconds, evenly. So in any time t
- * at most burst + t * rate / per are taken. For "3 in any one second" and not one more: rate 3, burst 1 spaces them evenly. */
+/* A token bucket: it holds `burst` tokens, starts full, and gets `rate` more each `per`
+ * seconds, evenly. So in any time t at most burst + t * rate / per are taken. For "3 in any one second" and not one more: rate 3, burst 1 spaces them evenly. */
 typedef struct conc_limiter {
     double rate, per, burst; /* per 0: 1 s; burst 0: 1 */
     /* private */
-    bool started;
-    int64_t start; /* ns: when the bucket was last full */
-    double taken;  /* since then */
+    uint64_t run;       /* whose clock was read last; 0: none */
+    bool virtual_clock; /* it had */
+    int64_t seen;       /* ns: then */
+    int64_t start;      /* when the bucket was last full */
+    double taken;       /* since then */
     conc__waits waits;
     conc__timer timer; /* for the first who waits */
 } conc_limiter;
@@ -488,9 +494,9 @@ CONC__COLD void conc__unhold(conc_loop *l, conc_task *t, const void *lock)
     conc__with_room(l, conc__unhold_now, &call);
 }
 
-CONC__PRIVATE void conc__whom_owner(FILE *out, const conc_task *owner, const char *place)
+CONC__PRIVATE void conc__whom_owner(FILE *out, const conc_task *owner, uint64_t serial, const char *place)
 {
-    if (owner && conc__lives(conc__here, owner))
+    if (conc__lives(conc__here, owner) && owner->serial == serial)
         fprintf(out, " that %s acquired at %s", owner->name, place);
     else
         fprintf(out, " acquired at %s by a task that has ended", place);
@@ -501,14 +507,20 @@ CONC__PRIVATE void conc__whom_owner(FILE *out, const conc_task *owner, const cha
 CONC__PRIVATE void conc__lock_whom(FILE *out, const conc__wait *w)
 {
     const conc_lock *k = w->on;
-    conc__whom_owner(out, k->owner, k->place);
+    conc__whom_owner(out, k->owner, k->serial, k->place);
 }
 
 static const conc__wait_kind conc__locking = {"waits for a lock", conc__lock_whom, conc__cancel_plainly, NULL};
 
+CONC__FAST bool conc__lock_is_mine(const conc_loop *l, const conc_lock *k)
+{
+    return k->owner == l->self && k->serial == l->self->serial;
+}
+
 CONC__FAST void conc__lock_give(conc_loop *l, conc_lock *k, conc_task *t, const char *place)
 {
     k->owner = t;
+    k->serial = t->serial;
     k->place = place;
     if (CONC__UNLIKELY(l->debug))
         conc__hold(l, t, k, "a lock", place);
@@ -534,7 +546,7 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
         return -EPERM;
     if (CONC__UNLIKELY(!k))
         return -EINVAL;
-    if (CONC__UNLIKELY(k->owner == l->self))
+    if (CONC__UNLIKELY(conc__lock_is_mine(l, k)))
         return conc__misused(-EDEADLK, "conc_lock_acquire", "the task has this lock already, acquired", k->place);
     int rc = conc__may_wait(l, &k->waits);
     if (rc)
@@ -554,6 +566,7 @@ CONC_API int conc__lock_acquire(conc_lock *k, const char *place)
     if (CONC__UNLIKELY(!k || k->owner || !conc__goes_on(l) || l->debug))
         return conc__lock_acquire_slowly(k, place);
     k->owner = l->self;
+    k->serial = l->self->serial;
     k->place = place;
     return 0;
 }
@@ -566,7 +579,7 @@ CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
     if (!k)
         return -EINVAL;
     if (k->owner)
-        return k->owner == l->self ? -EDEADLK : -EAGAIN;
+        return conc__lock_is_mine(l, k) ? -EDEADLK : -EAGAIN;
     conc__lock_give(l, k, l->self, place);
     return 0;
 }
@@ -576,7 +589,7 @@ CONC__PRIVATE CONC__CALLED int conc__lock_release_slowly(conc_lock *k)
     conc_loop *l = conc__in_task();
     if (CONC__UNLIKELY(!k))
         return -EINVAL;
-    if (CONC__UNLIKELY(!l || k->owner != l->self || !conc__ours(l, &k->waits)))
+    if (CONC__UNLIKELY(!l || !conc__lock_is_mine(l, k) || !conc__ours(l, &k->waits)))
         return conc__misused(-EPERM, "conc_lock_release", "the task does not have this lock", NULL);
     conc__lock_pass(l, k);
     return 0;
@@ -585,13 +598,19 @@ CONC__PRIVATE CONC__CALLED int conc__lock_release_slowly(conc_lock *k)
 CONC_API int conc_lock_release(conc_lock *k)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!k || !l || !l->self || k->owner != l->self || k->waits.first || l->debug))
+    if (CONC__UNLIKELY(!k || !l || !l->self || !conc__lock_is_mine(l, k) || k->waits.first || l->debug))
         return conc__lock_release_slowly(k);
     k->owner = NULL;
     return 0;
 }
 
-CONC_API conc_task *conc_lock_owner(const conc_lock *k) { return k ? k->owner : NULL; }
+CONC_API conc_task *conc_lock_owner(const conc_lock *k)
+{
+    conc_loop *l = conc__here;
+    if (!k || (l && l->self && k->owner == l->self && !conc__lock_is_mine(l, k)))
+        return NULL;
+    return k->owner;
+}
 
 CONC_API conc__lock_guard conc__lock_enter(conc_lock *k, const char *place)
 {
@@ -612,9 +631,14 @@ CONC__PRIVATE void conc__rwlock_whom(FILE *out, const conc__wait *w)
     const conc_rwlock *k = w->on;
     fprintf(out, w->value == CONC__READER ? " to read" : " to write");
     if (k->writer)
-        conc__whom_owner(out, k->writer, k->place);
+        conc__whom_owner(out, k->writer, k->serial, k->place);
     else
         fprintf(out, ", which %d read%s", k->readers, k->readers == 1 ? "s" : "");
+}
+
+CONC__PRIVATE bool conc__rwlock_is_mine(const conc_loop *l, const conc_rwlock *k)
+{
+    return k->writer && k->writer == l->self && k->serial == l->self->serial;
 }
 
 CONC__PRIVATE bool conc__rwlock_is_free(const conc_rwlock *k, int how)
@@ -628,6 +652,7 @@ CONC__PRIVATE void conc__rwlock_give(conc_loop *l, conc_rwlock *k, int how, conc
         k->readers++;
     } else {
         k->writer = t;
+        k->serial = t->serial;
         k->place = place;
     }
     if (l->debug)
@@ -660,7 +685,7 @@ CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const ch
         return -EPERM;
     if (!k)
         return -EINVAL;
-    if (k->writer == l->self)
+    if (conc__rwlock_is_mine(l, k))
         return conc__misused(-EDEADLK, "conc_rwlock_acquire", "the task has this rwlock already, acquired", k->place);
     int rc = conc__may_wait(l, &k->waits);
     if (rc)
@@ -682,7 +707,7 @@ CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place
         return -EPERM;
     if (!k)
         return -EINVAL;
-    if (k->writer == l->self)
+    if (conc__rwlock_is_mine(l, k))
         return -EDEADLK;
     if (k->waits.first || !conc__rwlock_is_free(k, how))
         return -EAGAIN;
@@ -695,7 +720,7 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
     conc_loop *l = conc__in_task();
     if (!k)
         return -EINVAL;
-    if (!l || (k->writer ? k->writer != l->self : !k->readers) || !conc__ours(l, &k->waits))
+    if (!l || (k->writer ? !conc__rwlock_is_mine(l, k) : !k->readers) || !conc__ours(l, &k->waits))
         return conc__misused(-EPERM, "conc_rwlock_release", "the task does not have this rwlock", NULL);
     if (k->writer)
         k->writer = NULL;
@@ -853,7 +878,7 @@ CONC_API CONC__CALLED int conc_cond_wait(conc_cond *c, conc_lock *k)
     conc_loop *l = conc__in_task();
     if (!c || !k)
         return -EINVAL;
-    if (!l || k->owner != l->self || !conc__ours(l, &k->waits))
+    if (!l || !conc__lock_is_mine(l, k) || !conc__ours(l, &k->waits))
         return conc__misused(-EPERM, "conc_cond_wait", "the task does not have the lock", NULL);
     int rc = conc__may_wait(l, &c->waits);
     if (rc)
@@ -1041,25 +1066,40 @@ CONC__PRIVATE void conc__queue_join_whom(FILE *out, const conc__wait *w)
 static const conc__wait_kind conc__finishing = {"waits for a queue's items to be done", conc__queue_join_whom,
                                                 conc__cancel_plainly, NULL};
 
-/* Copies of the usual sizes need no call: true, it is done. */
-CONC__FAST bool conc__item_copy_small(const conc_queue *q, void *to, const void *from)
+CONC__FAST char *conc__item_at(const conc_queue *q, size_t i) { return q->items + i * q->item_size; }
+
+CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
 {
     if (q->item_size == 4)
         memcpy(to, from, 4);
     else if (q->item_size == 8)
         memcpy(to, from, 8);
+    else if (q->item_size)
+        memcpy(to, from, q->item_size);
+}
+
+/* Items of the usual sizes need no call to be copied. False: it is another size. */
+CONC__FAST bool conc__item_load(const conc_queue *q, void *item, size_t i)
+{
+    if (q->item_size == 4)
+        memcpy(item, q->items + i * 4, 4);
+    else if (q->item_size == 8)
+        memcpy(item, q->items + i * 8, 8);
     else
         return false;
     return true;
 }
 
-CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
+CONC__FAST bool conc__item_save(const conc_queue *q, size_t i, const void *item)
 {
-    if (!conc__item_copy_small(q, to, from) && q->item_size)
-        memcpy(to, from, q->item_size);
+    if (q->item_size == 4)
+        memcpy(q->items + i * 4, item, 4);
+    else if (q->item_size == 8)
+        memcpy(q->items + i * 8, item, 8);
+    else
+        return false;
+    return true;
 }
-
-CONC__FAST char *conc__item_at(const conc_queue *q, size_t i) { return q->items + i * q->item_size; }
 
 /* Is it a queue that can work, as its options say? */
 CONC__COLD int conc__queue_check(conc_queue *q)
@@ -1252,7 +1292,7 @@ CONC_API CONC__CALLED int conc_queue_put(conc_queue *q, const void *item)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!q || !item || q->count >= q->limit || q->getters.first || !conc__goes_on(l) ||
-                       !conc__item_copy_small(q, conc__item_at(q, (q->head + q->count) & (q->room - 1)), item)))
+                       !conc__item_save(q, (q->head + q->count) & (q->room - 1), item)))
         return conc__queue_put_slowly(q, item);
     q->count++;
     q->unfinished++;
@@ -1283,7 +1323,7 @@ CONC_API CONC__CALLED int conc_queue_get(conc_queue *q, void *item)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!q || !item || !q->count || q->putters.first || q->kind || q->less || !conc__goes_on(l) ||
-                       !conc__item_copy_small(q, item, conc__item_at(q, q->head))))
+                       !conc__item_load(q, item, q->head)))
         return conc__queue_get_slowly(q, item);
     q->head = (q->head + 1) & (q->room - 1);
     q->count--;
@@ -1586,7 +1626,7 @@ CONC__PRIVATE bool conc__limiter_is_valid(const conc_limiter *k, int n)
 /* Nanoseconds a token; a hair less, as the product of two doubles may be that much too large. */
 CONC__PRIVATE double conc__limiter_ns(const conc_limiter *k, double tokens)
 {
-    return tokens * ((k->per > 0 ? k->per : 1) * 1e9 / k->rate) - 1e-3;
+    return tokens > 0 ? tokens * ((k->per > 0 ? k->per : 1) * 1e9 / k->rate) - 1e-3 : 0;
 }
 
 /* When n more tokens are there. */
@@ -1601,16 +1641,19 @@ CONC__PRIVATE int64_t conc__limiter_due(const conc_limiter *k, int n)
     return conc__later(k->start, whole + ((double)whole < ns));
 }
 
-/* A bucket that has become full does not get fuller. */
-CONC__PRIVATE void conc__limiter_fill(conc_limiter *k, int64_t now)
+/* Brings the bucket up to date. One that has become full does not get fuller; and when the clock is another run's, no time
+ * has passed since the last look. */
+CONC__PRIVATE void conc__limiter_fill(conc_loop *l, conc_limiter *k, int64_t now)
 {
-    if (k->started && now < k->start) /* the clock is another run's */
-        k->start = now;
-    if (!k->started || (double)(now - k->start) >= conc__limiter_ns(k, k->taken) + 1) {
-        k->started = true;
+    if (k->run != l->run && (k->virtual_clock || l->virtual_clock))
+        k->start += now - k->seen;
+    if (!k->run || (double)(now - k->start) >= conc__limiter_ns(k, k->taken) + 1) {
         k->start = now;
         k->taken = 0;
     }
+    k->run = l->run;
+    k->virtual_clock = l->virtual_clock;
+    k->seen = now;
 }
 
 CONC__PRIVATE void conc__limiter_fire(conc__timer *t);
@@ -1619,7 +1662,7 @@ CONC__PRIVATE void conc__limiter_fire(conc__timer *t);
 CONC__PRIVATE void conc__limiter_serve(conc_loop *l, conc_limiter *k, int64_t now)
 {
     conc__wait *w;
-    conc__limiter_fill(k, now);
+    conc__limiter_fill(l, k, now);
     conc__disarm(l, &k->timer);
     while ((w = k->waits.first) && conc__limiter_due(k, w->value) <= now) {
         k->taken += w->value;
@@ -1663,7 +1706,7 @@ CONC_API int conc_limiter_try_acquire(conc_limiter *k, int n)
     if (!conc__ours(l, &k->waits))
         return -EPERM;
     int64_t now = conc__time(l);
-    conc__limiter_fill(k, now);
+    conc__limiter_fill(l, k, now);
     if (k->waits.first || conc__limiter_due(k, n) > now)
         return -EAGAIN;
     k->taken += n;

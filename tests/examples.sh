@@ -99,6 +99,15 @@ names_the_blocker() {
     check "$1: CONC_DEBUG=1 names the task that held the loop" "$box/wrong"
 }
 
+# reaches_its_goal NAME: with --goal it runs the course's figure, and its exit status says whether the counts are right
+reaches_its_goal() {
+    local seed
+    for seed in {0..20}; do
+        EX_SEED=$seed CONC_CLOCK=virtual timeout 60 ./x --goal >"$box/out" 2>&1 || cat "$box/out" >>"$box/wrong"
+    done
+    check "$1: --goal is reached with 21 seeds" "$box/wrong"
+}
+
 # scenarios NAME SCRIPT: runs each of the script's scenarios with the example; what one prints is wrong
 scenarios() {
     local script=$root/tests/examples/$2 names scenario
@@ -151,6 +160,7 @@ for source in "$root"/examples/*/*.c; do
     01_start/07_status_poller | 03_errors/05_graceful_shutdown | 09_io/0[123]_*)
         scenarios "$folder/$name" "${name#*_}.py"
         ;;
+    04_sync/08_queue_system) reaches_its_goal "$folder/$name" ;;
     02_tasks/01_coffee_shop) real_clock "$folder/$name" "$expected" ;;
     esac
 done

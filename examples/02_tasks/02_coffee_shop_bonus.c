@@ -56,54 +56,46 @@ static int customer_names(void)
 /* 3. A queue of orders */
 
 typedef struct {
-    conc_queue orders;
-    double opened;
-    int making, most, served;
-} shop;
-
-typedef struct {
     const char *name;
-    shop *shop;
+    conc_queue *orders;
+    int served;
 } barista;
 
-static int serve(void *arg)
+static int work(void *arg)
 {
     barista *b = arg;
-    shop *s = b->shop;
     order o;
     int rc;
-    while ((rc = conc_queue_get(&s->orders, &o)) == 0) {
-        printf("%4.1fs: %s makes %s for %s\n", conc_now() - s->opened, b->name, o.drink, o.customer);
-        s->making++;
-        s->most = s->making > s->most ? s->making : s->most;
-        CONC_TRY(conc_sleep(o.seconds));
-        s->making--;
-        s->served++;
-        printf("%4.1fs: %s, your %s is ready!\n", conc_now() - s->opened, o.customer, o.drink);
+    while ((rc = conc_queue_get(b->orders, &o)) == 0) {
+        printf("%s takes the order of %s\n", b->name, o.customer);
+        CONC_TRY(make_drink_for(&o));
+        b->served++;
     }
     return rc == -EPIPE ? 0 : rc; /* closed, and every order is taken */
 }
 
 static int order_queue(void)
 {
-    shop s = {.orders = CONC_QUEUE(order, 0), .opened = conc_now()};
-    barista baristas[] = {{"Mia", &s}, {"Noah", &s}};
+    CONC_AUTO(conc_queue, queue) = CONC_QUEUE(order, 0); /* any number of orders may lie in it */
+    barista baristas[] = {{"Mia", &queue, 0}, {"Noah", &queue, 0}};
     order orders[] = {{"Espresso", "Alice", 3},
                       {"Latte", "Bob", 5},
                       {"Cappuccino", "Charlie", 4},
                       {"Espresso", "Diana", 3},
                       {"Latte", "Eve", 5}};
+    double start = conc_now();
     conc_group g = {0};
     printf("\n=== Order Queue ===\n");
     for (size_t i = 0; i < CONC_LEN(baristas); i++)
-        CONC_TRY_IN(&g, conc_spawn(&g, serve, &baristas[i]));
+        CONC_TRY_IN(&g, conc_spawn(&g, work, &baristas[i]));
     for (size_t i = 0; i < CONC_LEN(orders); i++)
-        CONC_TRY_IN(&g, conc_queue_put(&s.orders, &orders[i]));
-    conc_queue_close(&s.orders); /* no more orders: the baristas go home after the last */
-    int rc = conc_group_wait(&g);
-    conc_queue_destroy(&s.orders);
-    printf("%d of %zu orders served, at most %d at once\n", s.served, CONC_LEN(orders), s.most);
-    return rc;
+        CONC_TRY_IN(&g, conc_queue_put(&queue, &orders[i]));
+    conc_queue_close(&queue); /* the baristas go home after the last order */
+    CONC_TRY(conc_group_wait(&g));
+    for (size_t i = 0; i < CONC_LEN(baristas); i++)
+        printf("%s served %d\n", baristas[i].name, baristas[i].served);
+    printf("Closed after %.1f seconds\n", conc_now() - start);
+    return 0;
 }
 
 static int coffee_shop(void *arg)

@@ -1,4 +1,4 @@
-/* Unseen errors: a task that nobody waits for fails, and is reported all the same; who joins a task learns of it instead.
+/* Unseen errors: a task that nobody waits for fails, and is reported all the same; another one is joined, and is not.
  *   cc 06_unseen_error.c -o unseen && ./unseen        (CONC_CLOCK=virtual ./unseen takes no time)
  */
 #define CONC_STATIC
@@ -20,29 +20,23 @@ static int write_report(void *arg)
     return conc_fail(-ENOSPC, "no paper left");
 }
 
-static int joined(void)
-{
-    conc_group g = {.keep_going = true};
-    conc_task task = {0};
-    int result = 0;
-    CONC_TRY_IN(&g, conc_spawn_task(&g, &task, write_report, NULL));
-    CONC_TRY_IN(&g, conc_join(&task, &result));
-    if (result < 0)
-        printf("joined: %s failed: %s\n", conc_name(&task), conc_error_text(&task));
-    return conc_group_wait(&g); /* the group says it, too: its result is the first error */
-}
-
 static int app(void *arg)
 {
     (void)arg;
-    CONC_TRY(conc_spawn(NULL, send_mail, NULL)); /* fire and forget: in the background, and nobody has a handle */
-    if (joined() < 0)
-        printf("from the group: %s\n", conc_last_error());
+    static conc_task report;
+    int result = 0;
+    CONC_TRY(conc_spawn(NULL, send_mail, NULL)); /* fire and forget: a background task without a handle */
+    CONC_TRY(conc_spawn_task(NULL, &report, write_report, NULL));
+    CONC_TRY(conc_join(&report, &result));
+    if (result < 0)
+        printf("joined: %s failed: %s\n", conc_name(&report), conc_error_text(&report));
     printf("the app ends without a look at the mail\n");
     return 0;
 }
 
-static void log_error(const conc_failure *f, void *reports) /* without it the report goes to stderr */
+/* Called for each error that nobody collected; of background tasks at the end of the run, as until then somebody may
+ * join them. Without a hook of your own the report goes to stderr. */
+static void log_error(const conc_failure *f, void *reports)
 {
     printf("on_error: %s failed: %s\n", f->task, f->text);
     ++*(int *)reports;
@@ -50,8 +44,7 @@ static void log_error(const conc_failure *f, void *reports) /* without it the re
 
 int main(void)
 {
-    int reports = 0;
-    int rc = conc_run_with(&(conc_options){.on_error = log_error, .user = &reports}, app, NULL);
-    printf("%d unseen error\n", reports);
+    int reports = 0, rc = conc_run_with(&(conc_options){.on_error = log_error, .user = &reports}, app, NULL);
+    printf("errors that nobody saw: %d\n", reports);
     return rc < 0;
 }

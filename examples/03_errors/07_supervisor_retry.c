@@ -18,7 +18,7 @@ static int fetch(void *arg)
     return fails ? conc_fail(-EIO, "503 Service Unavailable, call %d", s->calls) : 42;
 }
 
-/* A function with its argument can be called any number of times; a coroutine object could be awaited only once. */
+/* Takes a function and its argument, which can be called again; a coroutine object can be awaited only once. */
 static int supervisor(conc_fn *fn, void *arg, int max_retries)
 {
     for (int attempt = 0;; attempt++) {

@@ -13,8 +13,10 @@ static int started;
 
 static int request(void)
 {
-    starts[started++] = conc_now();
-    return conc_sleep(0.1);
+    int n = started++;
+    starts[n] = conc_now();
+    CONC_TRY(conc_sleep(0.1));
+    return n;
 }
 
 static int request_at_once(void *arg)
@@ -24,46 +26,49 @@ static int request_at_once(void *arg)
     return 0;
 }
 
+/* conc_limiter does the same without keeping back the answer. */
 static int request_a_second(void *arg)
 {
     (void)arg;
     CONC_PERMIT(&permits)
     {
-        double start = conc_now();
-        CONC_TRY(request());
-        CONC_TRY(conc_sleep_until(start + 1)); /* the answer is here; the permit stays until its second is over */
+        int n = CONC_TRY(request());
+        CONC_TRY(conc_sleep_until(starts[n] + 1)); /* the answer is here; the permit stays until its second is over */
     }
-    return 0; /* conc_limiter does this without a second's delay of the answer: see 10_patterns */
+    return 0;
 }
 
-static void report(double start)
+static void report(const char *permit, double start)
 {
     int most = 0;
+    printf("A permit for %s:", permit);
     for (int i = 0; i < REQUESTS; i++) {
         int within = 0; /* the starts in the second that begins with this one */
         for (int k = i; k < REQUESTS && starts[k] < starts[i] + 1; k++)
             within++;
         if (within > most)
             most = within;
-        bool first = i == 0 || starts[i] >= starts[i - 1] + 0.05;
-        if (first)
-            printf("%s%.1f s:", i ? "\n" : "", starts[i] - start);
+        if (i == 0 || starts[i] > starts[i - 1] + 0.05)
+            printf("\n%.1f s:", starts[i] - start);
         printf(" #%d", i + 1);
     }
-    printf("\nUp to %d in one second\n\n", most);
+    printf("\nUp to %d in one second\n", most);
+}
+
+static int send_requests(const char *permit, conc_fn *client)
+{
+    double start = conc_now();
+    started = 0;
+    CONC_TRY(conc_map(client, NULL, REQUESTS, 0));
+    report(permit, start);
+    return 0;
 }
 
 static int app(void *arg)
 {
     (void)arg;
-    conc_fn *clients[] = {request_at_once, request_a_second};
-    for (size_t i = 0; i < CONC_LEN(clients); i++) {
-        double start = conc_now();
-        started = 0;
-        CONC_TRY(conc_map(clients[i], NULL, REQUESTS, 0));
-        report(start);
-    }
-    return 0;
+    CONC_TRY(send_requests("a request", request_at_once));
+    return send_requests("a second", request_a_second);
 }
 
 int main(void) { return conc_main(app, NULL); }

@@ -1,12 +1,11 @@
 /* Coordination: a latch waits until all are ready, a barrier lets nobody on before the last is there, and a condition
- * makes a buffer of two places whose users wait while it is full or empty: two of them link a pipeline's stages.
+ * hands items on through a buffer of two places, whose users wait while it is full or empty.
  *   cc 06_coordination.c -o coordination && ./coordination        (CONC_CLOCK=virtual ./coordination takes no time)
  */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 
 static double start;
-
 static conc_latch not_ready;
 static conc_barrier line = CONC_BARRIER(3);
 
@@ -15,7 +14,9 @@ static int runner(void *arg)
     int seconds = *(int *)arg;
     CONC_TRY(conc_sleep(seconds));
     printf("%.0f s: runner %d is ready\n", conc_now() - start, seconds);
-    CONC_TRY(conc_latch_done(&not_ready));
+    CONC_TRY(conc_latch_done(&not_ready)); /* one less; the runner goes on at once */
+    CONC_TRY(conc_sleep(seconds));
+    printf("%.0f s: runner %d is at the line\n", conc_now() - start, seconds);
     CONC_TRY(conc_barrier_wait(&line));
     printf("%.0f s: runner %d is off\n", conc_now() - start, seconds);
     return 0;
@@ -29,67 +30,37 @@ static int starter(void *arg)
     return 0;
 }
 
-typedef struct {
-    conc_lock lock;
-    conc_cond changed;
-    int items[2], count;
-} buffer;
+static conc_lock lock;
+static conc_cond changed;
+static int buffer[2], count;
 
-static int put(buffer *b, int item)
+static int producer(void *items)
 {
-    CONC_LOCKED(&b->lock)
-    {
-        while (b->count == 2) /* in a loop: when it has the lock again, others may have been there before */
-            CONC_TRY(conc_cond_wait(&b->changed, &b->lock));
-        b->items[b->count++] = item;
-        conc_cond_notify_all(&b->changed);
-    }
+    for (int i = 1; i <= *(int *)items; i++)
+        CONC_LOCKED(&lock)
+        {
+            while (count == 2) /* a loop: until this has the lock again, another one may have filled it */
+                CONC_TRY(conc_cond_wait(&changed, &lock));
+            buffer[count++] = i;
+            printf("%.0f s: put %d, the buffer has %d\n", conc_now() - start, i, count);
+            conc_cond_notify_all(&changed);
+        }
     return 0;
 }
 
-static int take(buffer *b)
+static int consumer(void *items)
 {
-    int item = 0;
-    CONC_LOCKED(&b->lock)
-    {
-        while (b->count == 0)
-            CONC_TRY(conc_cond_wait(&b->changed, &b->lock));
-        item = b->items[0];
-        b->items[0] = b->items[1];
-        b->count--;
-        conc_cond_notify_all(&b->changed);
-    }
-    return item;
-}
-
-static buffer numbers, squares;
-
-static int make(void *arg)
-{
-    (void)arg;
-    for (int i = 5; i >= 0; i--) { /* 0 is the end */
-        CONC_TRY(put(&numbers, i));
-        printf("%.0f s: put %d, the buffer has %d\n", conc_now() - start, i, numbers.count);
-    }
-    return 0;
-}
-
-static int square(void *arg)
-{
-    (void)arg;
-    for (int n = 1; n > 0;) {
-        n = CONC_TRY(take(&numbers));
-        CONC_TRY(put(&squares, n * n));
-    }
-    return 0;
-}
-
-static int print(void *arg)
-{
-    (void)arg;
-    for (int n; (n = CONC_TRY(take(&squares))) > 0;) {
-        CONC_TRY(conc_sleep(1)); /* the slowest stage: those before it wait */
-        printf("%.0f s: got %d\n", conc_now() - start, n);
+    for (int i = 1; i <= *(int *)items; i++) {
+        CONC_LOCKED(&lock)
+        {
+            while (count == 0)
+                CONC_TRY(conc_cond_wait(&changed, &lock));
+            printf("%.0f s: took %d\n", conc_now() - start, buffer[0]);
+            buffer[0] = buffer[1];
+            count--;
+            conc_cond_notify_all(&changed);
+        }
+        CONC_TRY(conc_sleep(1)); /* slow: it is the producer that has to wait */
     }
     return 0;
 }
@@ -97,13 +68,13 @@ static int print(void *arg)
 static int app(void *arg)
 {
     (void)arg;
-    int seconds[] = {3, 1, 2};
+    int seconds[] = {3, 1, 2}, items = 5;
     start = conc_now();
     CONC_TRY(conc_latch_add(&not_ready, CONC_LEN(seconds)));
     CONC_TRY(CONC_GATHER(CONC_CALL(starter, NULL), CONC_CALL(runner, &seconds[0]), CONC_CALL(runner, &seconds[1]),
                          CONC_CALL(runner, &seconds[2])));
     start = conc_now();
-    return CONC_GATHER(CONC_CALL(make, NULL), CONC_CALL(square, NULL), CONC_CALL(print, NULL));
+    return CONC_GATHER(CONC_CALL(consumer, &items), CONC_CALL(producer, &items));
 }
 
 int main(void) { return conc_main(app, NULL); }

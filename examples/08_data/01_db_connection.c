@@ -20,55 +20,50 @@ static int db_connect(connection *c)
     return 0;
 }
 
-static int db_disconnect(void *c)
+static int db_disconnect(void *arg)
 {
+    connection *c = arg;
     say("Releasing connection...");
-    CONC_TRY(conc_sleep(0.5));
-    ((connection *)c)->open = false;
-    return 0;
+    c->open = false;
+    return conc_sleep(0.5);
 }
 
 static int with_connection(conc_fn *work)
 {
     connection c = {0};
-    CONC_TRY(db_connect(&c)); /* __aenter__; failed or cancelled, it leaves nothing to release */
+    CONC_TRY(db_connect(&c)); /* __aenter__: failed or cancelled, it leaves nothing to release */
     int rc = work(&c);
-    int closed = conc_shield(5, db_disconnect, &c); /* __aexit__; waits even if cancelled, but no longer than 5 s */
+    int closed = conc_shield(5, db_disconnect, &c); /* __aexit__: may wait, also in a cancelled task, at most 5 s */
     return rc < 0 ? rc : closed;
 }
 
-static int work(void *c)
+static int work(void *arg)
 {
-    say(((connection *)c)->open ? "Using connection..." : "not open");
+    connection *c = arg;
+    if (!c->open)
+        return conc_fail(-ENOTCONN, "the connection is closed");
+    say("Using connection...");
     return conc_sleep(1);
 }
 
-static int work_that_fails(void *c)
+static int failing_work(void *c)
 {
     CONC_TRY(work(c));
     return conc_fail(-EIO, "no such table");
 }
 
-static int use(void *arg)
-{
-    (void)arg;
-    return with_connection(work);
-}
+static int use(void *arg) { return (void)arg, with_connection(work); }
+static int use_and_fail(void *arg) { return (void)arg, with_connection(failing_work); }
+static int use_too_long(void *arg) { return conc_timeout(1, use, arg); }
 
 static int app(void *arg)
 {
-    (void)arg;
-    start = conc_now();
-    CONC_TRY(with_connection(work));
-    say("all well\n");
-
-    start = conc_now();
-    if (with_connection(work_that_fails) == -EIO)
-        say(conc_last_error()), printf("\n");
-
-    start = conc_now();
-    if (conc_timeout(1, use, NULL) == -ETIMEDOUT)
-        say("out of time");
+    conc_fn *uses[] = {use, use_and_fail, use_too_long};
+    for (size_t i = 0; i < CONC_LEN(uses); i++) {
+        start = conc_now();
+        int rc = uses[i](arg);
+        say(rc == -ETIMEDOUT ? "out of time" : rc < 0 ? conc_last_error() : "all well");
+    }
     return 0;
 }
 

@@ -28,7 +28,7 @@ typedef struct {
     char text[32];
 } page;
 
-static int fetched;
+static int fetched; /* pages */
 
 static int fetch_page(page *p, int number)
 {
@@ -51,18 +51,18 @@ static int pages(conc_gen *g, void *total)
 
 static int read_pages(void)
 {
-    int total = 100, in_order = 0, ahead = 0;
+    int total = 100, in_order = 0, too_early = 0;
     page p;
     CONC_AUTO(conc_gen, g) = {0};
     CONC_TRY(conc_gen_open(&g, pages, &total, sizeof p));
     while (CONC_TRY(conc_gen_next(&g, &p)) > 0) {
         CONC_TRY(conc_sleep(0.01)); /* process_page: as long as that takes, the next page is not fetched */
         in_order += p.number == in_order + 1;
-        ahead += fetched > p.number;
+        too_early += fetched > p.number;
         if (p.number == 1 || p.number == total)
             printf("Processed: %s\n", p.text);
     }
-    printf("%d pages in order, %d fetched before the one before was processed\n", in_order, ahead);
+    printf("%d pages in order, %d of them fetched too early\n", in_order, too_early);
     return 0;
 }
 

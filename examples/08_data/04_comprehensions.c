@@ -1,10 +1,16 @@
-/* Comprehensions: what a generator hands out is collected into a list and a dictionary; and a generator of batches of 5.
+/* Comprehensions: what a generator hands out is collected in a list and a dictionary; and a generator of batches of 5.
  *   cc 04_comprehensions.c -o comprehensions && ./comprehensions   (CONC_CLOCK=virtual ./comprehensions takes no time)
  */
 #define CONC_STATIC
 #include "../../conc.h"
 
-static double start;
+static void print_numbers(const char *what, const int *numbers, int count)
+{
+    printf("%s", what);
+    for (int i = 0; i < count; i++)
+        printf("%s%d", i ? ", " : ": ", numbers[i]);
+    printf("\n");
+}
 
 static int letters(conc_gen *g, void *word)
 {
@@ -24,21 +30,18 @@ static int fetch(char letter)
 static int list_and_dictionary(void)
 {
     char word[] = "banana", letter;
-    int list[sizeof word], length = 0, dictionary['z' + 1] = {0}; /* by letter; 0: not in it */
+    int list[sizeof word], length = 0, dictionary[26] = {0}; /* of letters; 0: not in it */
     CONC_AUTO(conc_gen, g) = {0};
     CONC_TRY(conc_gen_open(&g, letters, word, sizeof letter));
     while (CONC_TRY(conc_gen_next(&g, &letter)) > 0) {
-        list[length] = CONC_TRY(fetch(letter));   /* [await fetch(x) async for x in letters()] */
-        dictionary[(int)letter] = list[length++]; /* {x: await fetch(x) async for x in letters()} */
+        int value = CONC_TRY(fetch(letter));
+        list[length++] = value;           /* [await fetch(x) async for x in letters(word)] */
+        dictionary[letter - 'a'] = value; /* {x: await fetch(x) async for x in letters(word)} */
     }
-    printf("List:");
-    for (int i = 0; i < length; i++)
-        printf(" %d", list[i]);
-    printf("\nDictionary:");
-    for (int key = 'a'; key <= 'z'; key++)
-        if (dictionary[key])
-            printf(" %c: %d", key, dictionary[key]);
-    printf("\n");
+    print_numbers("List", list, length);
+    for (int i = 0; i < 26; i++)
+        if (dictionary[i])
+            printf("Dictionary: %c is %d\n", 'a' + i, dictionary[i]);
     return 0;
 }
 
@@ -51,35 +54,18 @@ typedef struct {
 static int square(void *n)
 {
     CONC_TRY(conc_sleep(*(int *)n / 10.0));
-    *(int *)n *= *(int *)n;
-    return 0;
+    return *(int *)n *= *(int *)n;
 }
 
-static int batches(conc_gen *g, void *arg)
+static int batches(conc_gen *g, void *start)
 {
-    (void)arg;
-    for (int i = 0; i < ITEMS; i += BATCH) {
-        batch b = {.count = i + BATCH <= ITEMS ? BATCH : ITEMS - i};
-        for (int k = 0; k < b.count; k++)
-            b.results[k] = i + k + 1;
-        printf("%.1f s: a batch of %d starts\n", conc_now() - start, b.count);
+    for (int first = 1; first <= ITEMS; first += BATCH) {
+        batch b = {.count = 0};
+        for (int i = first; i <= ITEMS && b.count < BATCH; i++)
+            b.results[b.count++] = i;
+        printf("%.1f s: a batch of %d starts\n", conc_now() - *(double *)start, b.count);
         CONC_TRY(conc_map(square, b.results, (size_t)b.count, sizeof b.results[0])); /* gather */
         CONC_TRY(conc_gen_emit(g, &b));
-    }
-    return 0;
-}
-
-static int print_batches(void)
-{
-    batch b;
-    start = conc_now();
-    CONC_AUTO(conc_gen, g) = {0};
-    CONC_TRY(conc_gen_open(&g, batches, NULL, sizeof b));
-    while (CONC_TRY(conc_gen_next(&g, &b)) > 0) {
-        printf("%.1f s: results", conc_now() - start);
-        for (int k = 0; k < b.count; k++)
-            printf(" %d", b.results[k]);
-        printf("\n");
     }
     return 0;
 }
@@ -88,7 +74,15 @@ static int app(void *arg)
 {
     (void)arg;
     CONC_TRY(list_and_dictionary());
-    return print_batches();
+    double start = conc_now();
+    batch b;
+    CONC_AUTO(conc_gen, g) = {0};
+    CONC_TRY(conc_gen_open(&g, batches, &start, sizeof b));
+    while (CONC_TRY(conc_gen_next(&g, &b)) > 0) {
+        printf("%.1f s: ", conc_now() - start);
+        print_numbers("results", b.results, b.count);
+    }
+    return 0;
 }
 
 int main(void) { return conc_main(app, NULL); }
