@@ -7741,8 +7741,8 @@ CONC_API int conc_select(conc_case *cases, size_t n) CONC_NODISCARD;
 
 /* ---- >>limiter ------------------------------------------------------------------------------------------------ */
 
-/* A token bucket: it holds `burst` tokens, starts full, and gets `rate` more each `per`
- * seconds, evenly. So in any time t at most burst + t * rate / per are taken. For "3 in any one second" and not one more: rate 3, burst 1 spaces them evenly. */
+/* A token bucket: it holds `burst` tokens, starts full, and gets `rate` more each `per` seconds, evenly. So in any time t at
+ * most burst + t * rate / per are taken: with rate 3 and burst 1 one every third of a second. */
 typedef struct conc_limiter {
     double rate, per, burst; /* per 0: 1 s; burst 0: 1 */
     /* private */
@@ -9010,7 +9010,8 @@ CONC__PRIVATE int64_t conc__limiter_due(const conc_limiter *k, int n)
     if (!(ns < 9e18))
         return CONC__NEVER - 1;
     int64_t whole = (int64_t)ns;
-    return conc__later(k->start, whole + ((double)whole < ns));
+    whole += (double)whole < ns;
+    return k->start < 0 ? k->start + whole : conc__later(k->start, whole);
 }
 
 /* Brings the bucket up to date. One that has become full does not get fuller; and when the clock is another run's, no time

@@ -504,8 +504,7 @@ static bool held(const conc_lock *l) { return conc_lock_owner(l) == conc_self();
 
 static int leaves_at_the_end(void)
 {
-    CONC_LOCKED(&locked)
-    {
+    CONC_LOCKED(&locked) {
         CHECK(held(&locked));
         note("inside");
     }
@@ -515,8 +514,7 @@ static int leaves_at_the_end(void)
 
 static int leaves_by_return(void)
 {
-    CONC_LOCKED(&locked)
-    {
+    CONC_LOCKED(&locked) {
         note("inside");
         return held(&locked);
     }
@@ -525,8 +523,7 @@ static int leaves_by_return(void)
 
 static int leaves_by_break(void)
 {
-    CONC_LOCKED(&locked)
-    {
+    CONC_LOCKED(&locked) {
         note("inside");
         if (held(&locked))
             break;
@@ -538,8 +535,7 @@ static int leaves_by_break(void)
 
 static int leaves_by_continue(void)
 {
-    CONC_LOCKED(&locked)
-    {
+    CONC_LOCKED(&locked) {
         note("inside");
         if (held(&locked))
             continue; /* once is all: it is the same as break */
@@ -551,8 +547,7 @@ static int leaves_by_continue(void)
 
 static int leaves_by_goto(void)
 {
-    CONC_LOCKED(&locked)
-    {
+    CONC_LOCKED(&locked) {
         note("inside");
         goto out;
     }
@@ -564,8 +559,7 @@ out:
 
 static int leaves_by_try(void)
 {
-    CONC_LOCKED(&locked)
-    {
+    CONC_LOCKED(&locked) {
         note("inside");
         CONC_TRY(held(&locked) ? -ENOENT : -EIO);
     }
@@ -574,25 +568,22 @@ static int leaves_by_try(void)
 
 static int nests(void)
 {
-    CONC_LOCKED(&locked)
-    {
-        CONC_LOCKED(&inner)
-        {
+    CONC_LOCKED(&locked) {
+        CONC_LOCKED(&inner) {
             CHECK(held(&locked) && held(&inner));
             note("inside");
         }
         CHECK(held(&locked) && !held(&inner));
     }
-    CONC_LOCKED(&inner) CHECK(!held(&locked) && held(&inner));
+    CONC_LOCKED(&inner)
+        CHECK(!held(&locked) && held(&inner));
     return 5;
 }
 
 static int nests_and_returns(void)
 {
-    CONC_LOCKED(&locked)
-    {
-        CONC_LOCKED(&inner)
-        {
+    CONC_LOCKED(&locked) {
+        CONC_LOCKED(&inner) {
             note("inside");
             return 6;
         }
@@ -602,10 +593,11 @@ static int nests_and_returns(void)
 
 static int nests_the_same(void)
 {
-    CONC_LOCKED(&locked)
-    {
+    CONC_LOCKED(&locked) {
         note("inside");
-        CONC_LOCKED(&locked) { note("beyond"); }
+        CONC_LOCKED(&locked) {
+            note("beyond");
+        }
         note("beyond");
     }
     return -EIO;
@@ -615,8 +607,7 @@ static int repeats(void)
 {
     int i = 0;
     for (; i < 3; i++) {
-        CONC_LOCKED(&locked)
-        {
+        CONC_LOCKED(&locked) {
             if (i == 0)
                 note("inside");
         }
@@ -644,7 +635,9 @@ TASK_TEST(a_locked_block_is_left_with_the_lock_released_however_that_happens)
 
 static int enters_no_lock(void)
 {
-    CONC_LOCKED(NULL) { note("beyond"); }
+    CONC_LOCKED(NULL) {
+        note("beyond");
+    }
     return 0;
 }
 
@@ -666,8 +659,7 @@ TASK_TEST(a_locked_block_that_does_not_get_its_lock_returns_the_error)
 
 static int sleeps_in_a_locked_block(void *arg)
 {
-    CONC_LOCKED(&locked)
-    {
+    CONC_LOCKED(&locked) {
         note(arg);
         CONC_TRY(conc_sleep(1));
         note(arg);
@@ -932,7 +924,8 @@ TASK_TEST(a_lock_that_a_task_ended_with_is_not_the_next_ones_with_the_same_handl
 static int hands_on_and_ends(void *arg)
 {
     (void)arg;
-    CONC_LOCKED(&locked) CONC_TRY(conc_sleep(1));
+    CONC_LOCKED(&locked)
+        CONC_TRY(conc_sleep(1));
     CONC_TRY(conc_lock_acquire(&inner));
     return conc_lock_release(&inner);
 }

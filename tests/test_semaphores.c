@@ -576,8 +576,7 @@ static conc_sem sem = CONC_SEM(2);
 
 static int leaves_at_the_end(void)
 {
-    CONC_PERMIT(&sem)
-    {
+    CONC_PERMIT(&sem) {
         CHECK_INT(sem.permits, 1);
         note("inside");
     }
@@ -587,8 +586,7 @@ static int leaves_at_the_end(void)
 
 static int leaves_by_return(void)
 {
-    CONC_PERMIT(&sem)
-    {
+    CONC_PERMIT(&sem) {
         note("inside");
         return sem.permits;
     }
@@ -597,8 +595,7 @@ static int leaves_by_return(void)
 
 static int leaves_by_break(void)
 {
-    CONC_PERMIT(&sem)
-    {
+    CONC_PERMIT(&sem) {
         note("inside");
         if (sem.permits == 1)
             break;
@@ -610,8 +607,7 @@ static int leaves_by_break(void)
 
 static int leaves_by_try(void)
 {
-    CONC_PERMIT(&sem)
-    {
+    CONC_PERMIT(&sem) {
         note("inside");
         CONC_TRY(sem.permits == 1 ? -ENOENT : -EIO);
     }
@@ -620,12 +616,13 @@ static int leaves_by_try(void)
 
 static int nests(void)
 {
-    CONC_PERMIT(&sem)
-    {
-        CONC_PERMIT(&sem) note(sem.permits == 0 ? "inside" : "beyond");
+    CONC_PERMIT(&sem) {
+        CONC_PERMIT(&sem)
+            note(sem.permits == 0 ? "inside" : "beyond");
         CHECK_INT(sem.permits, 1);
     }
-    CONC_PERMIT(&sem) CHECK_INT(sem.permits, 1);
+    CONC_PERMIT(&sem)
+        CHECK_INT(sem.permits, 1);
     return 3;
 }
 
@@ -646,7 +643,9 @@ TASK_TEST(a_block_with_a_permit_gives_it_back_however_it_is_left)
 
 static int enters_without_a_semaphore(void)
 {
-    CONC_PERMIT(NULL) { note("beyond"); }
+    CONC_PERMIT(NULL) {
+        note("beyond");
+    }
     return 0;
 }
 
@@ -664,8 +663,7 @@ TASK_TEST(a_block_that_does_not_get_its_permit_returns_the_error)
 
 static int sleeps_with_a_permit(void *arg)
 {
-    CONC_PERMIT(&sem)
-    {
+    CONC_PERMIT(&sem) {
         note(arg);
         CONC_TRY(conc_sleep(1));
     }

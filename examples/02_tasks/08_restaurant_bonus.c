@@ -33,7 +33,9 @@ static conc_sem stoves = CONC_SEM(2);
 
 static int prepare_main_course(void *o)
 {
-    CONC_PERMIT(&stoves) { CONC_TRY(cook(o)); }
+    CONC_PERMIT(&stoves) {
+        CONC_TRY(cook(o));
+    }
     return 0;
 }
 

@@ -37,7 +37,9 @@ static int withdraw_locked(void *arg)
 {
     bank_account *a = arg;
     int result = REFUSED;
-    CONC_LOCKED(&a->lock) { result = CONC_TRY(withdraw_unchecked(a)); }
+    CONC_LOCKED(&a->lock) {
+        result = CONC_TRY(withdraw_unchecked(a));
+    }
     return result;
 }
 

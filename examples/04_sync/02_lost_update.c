@@ -38,7 +38,9 @@ static int count_broken(void *key)
 static int count_fixed(void *key)
 {
     for (int i = 0; i < 50; i++)
-        CONC_LOCKED(&lock) { CONC_TRY(add_one(key)); }
+        CONC_LOCKED(&lock) {
+            CONC_TRY(add_one(key));
+        }
     return 0;
 }
 

@@ -22,7 +22,9 @@ static int request(void)
 static int request_at_once(void *arg)
 {
     (void)arg;
-    CONC_PERMIT(&permits) { CONC_TRY(request()); }
+    CONC_PERMIT(&permits) {
+        CONC_TRY(request());
+    }
     return 0;
 }
 
@@ -30,8 +32,7 @@ static int request_at_once(void *arg)
 static int request_a_second(void *arg)
 {
     (void)arg;
-    CONC_PERMIT(&permits)
-    {
+    CONC_PERMIT(&permits) {
         int n = CONC_TRY(request());
         CONC_TRY(conc_sleep_until(starts[n] + 1)); /* the answer is here; the permit stays until its second is over */
     }

@@ -37,8 +37,7 @@ static int buffer[2], count;
 static int producer(void *items)
 {
     for (int i = 1; i <= *(int *)items; i++)
-        CONC_LOCKED(&lock)
-        {
+        CONC_LOCKED(&lock) {
             while (count == 2) /* a loop: until this has the lock again, another one may have filled it */
                 CONC_TRY(conc_cond_wait(&changed, &lock));
             buffer[count++] = i;
@@ -51,8 +50,7 @@ static int producer(void *items)
 static int consumer(void *items)
 {
     for (int i = 1; i <= *(int *)items; i++) {
-        CONC_LOCKED(&lock)
-        {
+        CONC_LOCKED(&lock) {
             while (count == 0)
                 CONC_TRY(conc_cond_wait(&changed, &lock));
             printf("%.0f s: took %d\n", conc_now() - start, buffer[0]);

@@ -253,8 +253,7 @@ static int locks(void *)
     conc_lock l{};
     CHECK(conc_lock_acquire(&l) == 0 && conc_lock_owner(&l) == conc_self() && conc_lock_try_acquire(&l) == -EDEADLK);
     CHECK(conc_lock_release(&l) == 0);
-    CONC_LOCKED(&l)
-    {
+    CONC_LOCKED(&l) {
         CHECK(conc_lock_owner(&l) == conc_self());
         break;
     }
@@ -267,7 +266,9 @@ static int locks(void *)
     conc_sem s{};
     s.permits = 1;
     CHECK(conc_sem_acquire(&s) == 0 && conc_sem_try_acquire(&s) == -EAGAIN && conc_sem_release(&s) == 0);
-    CONC_PERMIT(&s) { CHECK(s.permits == 0); }
+    CONC_PERMIT(&s) {
+        CHECK(s.permits == 0);
+    }
     conc_limiter limiter{};
     limiter.rate = 10;
     CHECK(conc_limiter_acquire(&limiter, 1) == 0 && conc_limiter_try_acquire(&limiter, 1) == -EAGAIN);
