@@ -317,6 +317,16 @@ TASK_TEST(a_dump_changes_nothing_and_is_no_checkpoint)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
+TASK_TEST(a_task_that_yields_alone_is_switched_to_once_each_time)
+{
+    conc_stats before, after;
+    conc_get_stats(&before);
+    for (int i = 0; i < 1000; i++)
+        CHECK_INT(conc_yield(), 0);
+    conc_get_stats(&after);
+    CHECK_INT(after.switches - before.switches, 1000);
+}
+
 TASK_TEST(a_dump_of_a_thousand_tasks_lists_every_one)
 {
     static char names[1000][16];
