@@ -3517,7 +3517,12 @@ CONC_API void conc_set_name(conc_task *t, const char *name)
     t->name = room;
 }
 
-CONC_API void conc_free(void *p) { CONC_FREE(p); }
+CONC_API void conc_free(void *p)
+{
+    int saved = errno;
+    CONC_FREE(p);
+    errno = saved;
+}
 
 CONC_API const char *conc_version(void) { return CONC_VERSION; }
 

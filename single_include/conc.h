@@ -3522,7 +3522,12 @@ CONC_API void conc_set_name(conc_task *t, const char *name)
     t->name = room;
 }
 
-CONC_API void conc_free(void *p) { CONC_FREE(p); }
+CONC_API void conc_free(void *p)
+{
+    int saved = errno;
+    CONC_FREE(p);
+    errno = saved;
+}
 
 CONC_API const char *conc_version(void) { return CONC_VERSION; }
 
@@ -7434,7 +7439,7 @@ typedef struct conc_lock {
 #define conc_lock_acquire(l) conc__lock_acquire((l), CONC__PLACE)
 CONC_API int conc__lock_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 
-/* The same without waiting: -EAGAIN when another task has it.
+/* The same without waiting: -EAGAIN when another task has it, -EDEADLK when this one has.
  *     int conc_lock_try_acquire(conc_lock *l); */
 #define conc_lock_try_acquire(l) conc__lock_try_acquire((l), CONC__PLACE)
 CONC_API int conc__lock_try_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
@@ -7446,25 +7451,24 @@ CONC_API int conc_lock_release(conc_lock *l);
 CONC_API conc_task *conc_lock_owner(const conc_lock *l);
 
 /* CONC_LOCKED(&l) { ... }: the block has the lock. A failed acquire returns its error from the calling function; break
- * leaves the block; return, goto and CONC_TRY leave it too, and the lock is released. Inside an open scope or group
- * acquire by hand, as the early return would leave that open. */
-#define CONC_LOCKED(l) \
-    CONC__GUARDED(conc__lock_guard, conc__lock_enter((l), CONC__PLACE), conc__lock_leave, __COUNTER__)
-#define CONC__GUARDED(type, enter, leave, n) CONC__GUARDED2(type, enter, leave, CONC__JOIN(conc__guard, n))
-#define CONC__GUARDED2(type, enter, leave, guard)                            \
-    for (__attribute__((cleanup(leave))) type guard = enter; __extension__({ \
-             if (guard.rc < 0)                                               \
-                 return guard.rc;                                            \
-             !guard.over;                                                    \
-         });                                                                 \
+ * and continue leave the block; return, goto and CONC_TRY leave it too, and the lock is released. Inside an open scope or
+ * group acquire by hand, as the early return would leave that open. */
+#define CONC_LOCKED(l) CONC__GUARDED(conc__lock_enter((l), CONC__PLACE), conc__lock_leave, __COUNTER__)
+#define CONC__GUARDED(enter, leave, n) CONC__GUARDED2(enter, leave, CONC__JOIN(conc__guard, n))
+#define CONC__GUARDED2(enter, leave, guard)                                           \
+    for (__attribute__((cleanup(leave))) conc__entered guard = enter; __extension__({ \
+             if (guard.rc < 0)                                                        \
+                 return guard.rc;                                                     \
+             !guard.over;                                                             \
+         });                                                                          \
          leave(&guard))
-typedef struct conc__lock_guard {
-    conc_lock *lock;
+typedef struct conc__entered {
+    void *object;
     int rc;
     bool over;
-} conc__lock_guard;
-CONC_API conc__lock_guard conc__lock_enter(conc_lock *l, const char *place);
-CONC_API void conc__lock_leave(conc__lock_guard *g);
+} conc__entered;
+CONC_API conc__entered conc__lock_enter(conc_lock *l, const char *place);
+CONC_API void conc__lock_leave(conc__entered *g);
 
 /* ---- >>rwlock ------------------------------------------------------------------------------------------------- */
 
@@ -7481,8 +7485,8 @@ typedef struct conc_rwlock {
 
 /* Waits.
  *     int conc_rwlock_acquire_read(conc_rwlock *l), conc_rwlock_acquire_write(conc_rwlock *l);
- * Errors: -EDEADLK (the task has it for writing already), -ECANCELED. A reader that wants to write releases it first: it
- * would wait for itself. */
+ * Errors: -EDEADLK (the task has it for writing already), -ECANCELED. A task that reads
+ * releases it before it writes, and does not acquire it twice, as a writer may be waiting in between: it would wait for itself. */
 #define conc_rwlock_acquire_read(l) conc__rwlock_acquire((l), CONC__READER, CONC__PLACE)
 #define conc_rwlock_acquire_write(l) conc__rwlock_acquire((l), CONC__WRITER, CONC__PLACE)
 enum { CONC__READER, CONC__WRITER };
@@ -7522,14 +7526,9 @@ CONC_API int conc_sem_try_acquire(conc_sem *s) CONC_NODISCARD;
 CONC_API int conc_sem_release(conc_sem *s);
 
 /* CONC_PERMIT(&sem) { ... }: the block has a permit, as with CONC_LOCKED. */
-#define CONC_PERMIT(s) CONC__GUARDED(conc__sem_guard, conc__sem_enter(s), conc__sem_leave, __COUNTER__)
-typedef struct conc__sem_guard {
-    conc_sem *sem;
-    int rc;
-    bool over;
-} conc__sem_guard;
-CONC_API conc__sem_guard conc__sem_enter(conc_sem *s);
-CONC_API void conc__sem_leave(conc__sem_guard *g);
+#define CONC_PERMIT(s) CONC__GUARDED(conc__sem_enter(s), conc__sem_leave, __COUNTER__)
+CONC_API conc__entered conc__sem_enter(conc_sem *s);
+CONC_API void conc__sem_leave(conc__entered *g);
 
 /* ---- >>event -------------------------------------------------------------------------------------------------- */
 
@@ -7616,7 +7615,7 @@ typedef struct conc_future {
     conc__waits waits;
 } conc_future;
 
-/* Sets the result: rc, and a value (borrowed). Once; then -EALREADY. Not a checkpoint. */
+/* Sets the result: rc, and a value (borrowed). Once; then -EALREADY. Who was woken may free the future. Not a checkpoint. */
 CONC_API int conc_future_set(conc_future *f, int rc, void *value);
 
 /* Waits for the result: the rc that was set, the value in *value (NULL: not wanted). -ECANCELED of the caller's own leaves
@@ -7637,12 +7636,15 @@ typedef struct conc_queue {
     size_t item_size; /* bytes; 0: items are only counted */
     size_t capacity;  /* items; a put above it waits; 0: no limit */
     int kind;
-    bool (*less)(const void *a, const void *b); /* which of two items comes first; alone it means CONC_QUEUE_PRIORITY */
+    bool (*less)(const void *a,
+                 const void *b); /* which of two items comes first; alone it means CONC_QUEUE_PRIORITY. It
+                                                   does not wait. Items are aligned as max_align_t, no more */
     /* private */
     bool closed, checked;
-    char *items;                     /* FIFO: a ring; LIFO: a stack; priority: a binary heap */
-    uint64_t *orders;                /* priority: when each item came */
-    size_t room, limit, head, count; /* limit: below it a put only has to store the item */
+    char *items;      /* FIFO: a ring; LIFO: a stack; priority: a binary heap */
+    uint64_t *orders; /* priority: when each item came */
+    size_t room, limit, head,
+        count; /* limit: of FIFO queues of small items that are open; below it a put only stores the item */
     uint64_t arrivals;
     conc__waits getters, putters, joiners;
     size_t unfinished; /* apart from count, or both would be written by one vector store, which a read waits for */
@@ -7678,7 +7680,7 @@ CONC_API int conc_queue_join(conc_queue *q) CONC_NODISCARD;
  * Closing twice does nothing. Not a checkpoint. */
 CONC_API void conc_queue_close(conc_queue *q);
 
-/* Closes it, drops what lies in it, and frees the storage. CONC_AUTO(conc_queue, q) = CONC_QUEUE(int, 10); does it when the
+/* Closes it for good, drops what lies in it, and frees the storage. CONC_AUTO(conc_queue, q) = CONC_QUEUE(int, 10); does it when the
  * block ends. */
 CONC_API void conc_queue_destroy(conc_queue *q);
 CONC_API void conc__auto_conc_queue(conc_queue *q);
@@ -7697,7 +7699,8 @@ typedef struct conc_case {
     double seconds;
     void *to;
     const void *from;
-    int result; /* in the case that happened: what its call would have returned; of JOIN, what the task returned */
+    int result; /* in the case that happened: what its call would have returned; of JOIN, which collects it as conc_join
+                   does, what the task returned */
     /* private */
     struct conc__choice *choice;
     uint32_t life;
@@ -7783,6 +7786,11 @@ CONC__FAST bool conc__ours(const conc_loop *l, const conc__waits *waits)
     return CONC__UNLIKELY(waits->first != NULL) ? waits->first->task->loop == l : true;
 }
 
+CONC__COLD int conc__foreign(const char *call)
+{
+    return conc__misused(-EPERM, call, "a task of another loop waits there", NULL);
+}
+
 /* At the start of a call that may wait: 0, -EPERM or -ECANCELED. */
 CONC__FAST int conc__may_wait(conc_loop *l, const conc__waits *waits)
 {
@@ -7824,6 +7832,12 @@ CONC__PRIVATE void conc__roomily(conc_loop *l, void (*fn)(conc_loop *l, void *ar
         fn(l, arg);
 }
 
+/* Is a task with this serial number one of this run? */
+CONC__FAST bool conc__is_of_run(const conc_loop *l, uint64_t serial)
+{
+    return serial - conc__first_serial(l) < 1ull << 40;
+}
+
 typedef struct conc__holding_call {
     conc_task *task;
     conc__holding holding;
@@ -7848,7 +7862,7 @@ CONC__PRIVATE void conc__unhold_now(conc_loop *l, void *arg)
     for (conc__holding **at = &call->task->held, *h; (h = *at); at = &h->next)
         if (h->lock == call->holding.lock) {
             *at = h->next;
-            CONC_FREE(h);
+            conc_free(h);
             return;
         }
 }
@@ -7871,7 +7885,7 @@ CONC__PRIVATE void conc__whom_owner(FILE *out, const conc_task *owner, uint64_t 
     if (conc__lives(conc__here, owner) && owner->serial == serial)
         fprintf(out, " that %s acquired at %s", owner->name, place);
     else
-        fprintf(out, " acquired at %s by a task that has ended", place);
+        fprintf(out, " acquired at %s by a task that is not there any more", place);
 }
 
 /* ---- >>lock --------------------------------------------------------------------------------------------------- */
@@ -7887,6 +7901,13 @@ static const conc__wait_kind conc__locking = {"waits for a lock", conc__lock_who
 CONC__FAST bool conc__lock_is_mine(const conc_loop *l, const conc_lock *k)
 {
     return k->owner == l->self && k->serial == l->self->serial;
+}
+
+/* Has the owner ended without a release? */
+CONC__PRIVATE bool conc__lock_is_lost(conc_loop *l, const conc_lock *k)
+{
+    l->asked_about = NULL;
+    return !conc__lives(l, k->owner) || k->owner->serial != k->serial;
 }
 
 CONC__FAST void conc__lock_give(conc_loop *l, conc_lock *k, conc_task *t, const char *place)
@@ -7924,6 +7945,9 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
     if (rc)
         return rc;
     if (k->owner) {
+        if (!conc__is_of_run(l, k->serial))
+            return conc__misused(-EPERM, "conc_lock_acquire", "a task of another run has this lock, acquired",
+                                 k->place);
         conc__wait w = {.task = l->self, .kind = &conc__locking, .on = k, .item = (void *)(uintptr_t)place};
         return conc__wait_in(l, &k->waits, &w);
     }
@@ -7935,7 +7959,7 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
 CONC_API int conc__lock_acquire(conc_lock *k, const char *place)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!k || k->owner || !conc__goes_on(l) || l->debug))
+    if (CONC__UNLIKELY(!k || k->owner || !l || l->debug || !conc__goes_on(l)))
         return conc__lock_acquire_slowly(k, place);
     k->owner = l->self;
     k->serial = l->self->serial;
@@ -7951,7 +7975,7 @@ CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
     if (!k)
         return -EINVAL;
     if (k->owner)
-        return conc__lock_is_mine(l, k) ? -EDEADLK : -EAGAIN;
+        return conc__lock_is_mine(l, k) ? -EDEADLK : conc__is_of_run(l, k->serial) ? -EAGAIN : -EPERM;
     conc__lock_give(l, k, l->self, place);
     return 0;
 }
@@ -7984,15 +8008,15 @@ CONC_API conc_task *conc_lock_owner(const conc_lock *k)
     return k->owner;
 }
 
-CONC_API conc__lock_guard conc__lock_enter(conc_lock *k, const char *place)
+CONC_API conc__entered conc__lock_enter(conc_lock *k, const char *place)
 {
-    return (conc__lock_guard){k, conc__lock_acquire(k, place), false};
+    return (conc__entered){k, conc__lock_acquire(k, place), false};
 }
 
-CONC_API void conc__lock_leave(conc__lock_guard *g)
+CONC_API void conc__lock_leave(conc__entered *g)
 {
     if (!g->over && g->rc == 0)
-        conc_lock_release(g->lock);
+        conc_lock_release(g->object);
     g->over = true;
 }
 
@@ -8157,23 +8181,23 @@ CONC_API int conc_sem_release(conc_sem *s)
     if (CONC__UNLIKELY(!conc__sem_is_valid(s)))
         return -EINVAL;
     if (CONC__UNLIKELY(!conc__ours(l, &s->waits)))
-        return -EPERM;
+        return conc__foreign("conc_sem_release");
     if (s->waits.first) {
         conc__wake(l, s->waits.first, 0);
         return 0;
     }
-    if (s->permits == (s->max ? s->max : INT_MAX))
-        return -EOVERFLOW;
+    if (CONC__UNLIKELY(s->permits == (s->max ? s->max : INT_MAX)))
+        return conc__misused(-EOVERFLOW, "conc_sem_release", "there would be more permits than the maximum", NULL);
     s->permits++;
     return 0;
 }
 
-CONC_API conc__sem_guard conc__sem_enter(conc_sem *s) { return (conc__sem_guard){s, conc_sem_acquire(s), false}; }
+CONC_API conc__entered conc__sem_enter(conc_sem *s) { return (conc__entered){s, conc_sem_acquire(s), false}; }
 
-CONC_API void conc__sem_leave(conc__sem_guard *g)
+CONC_API void conc__sem_leave(conc__entered *g)
 {
     if (!g->over && g->rc == 0)
-        conc_sem_release(g->sem);
+        conc_sem_release(g->object);
     g->over = true;
 }
 
@@ -8205,7 +8229,7 @@ CONC_API void conc_event_set(conc_event *e)
     if (!e)
         return;
     if (!conc__ours(l, &e->waits)) {
-        conc__misused(-EPERM, "conc_event_set", "a task of another loop waits for this event", NULL);
+        conc__foreign("conc_event_set");
         return;
     }
     e->set = true;
@@ -8233,7 +8257,7 @@ CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
     conc__unlink(w);
     w->value = result;
     w->kind = &conc__relocking;
-    if (k->owner) {
+    if (k->owner && !(l->doomed && conc__lock_is_lost(l, k))) { /* after a deadlock everything unwinds */
         conc__append(&k->waits, w);
         return false;
     }
@@ -8267,7 +8291,7 @@ CONC_API void conc_cond_notify(conc_cond *c, int n)
     if (!c)
         return;
     if (!conc__ours(l, &c->waits)) {
-        conc__misused(-EPERM, "conc_cond_notify", "a task of another loop waits for this condition", NULL);
+        conc__foreign("conc_cond_notify");
         return;
     }
     for (conc__wait *w; n > 0 && (w = c->waits.first); n--)
@@ -8275,11 +8299,7 @@ CONC_API void conc_cond_notify(conc_cond *c, int n)
             conc__wake(l, w, 0);
 }
 
-CONC_API void conc_cond_notify_all(conc_cond *c)
-{
-    while (c && c->waits.first && conc__ours(conc__here, &c->waits))
-        conc_cond_notify(c, INT_MAX);
-}
+CONC_API void conc_cond_notify_all(conc_cond *c) { conc_cond_notify(c, INT_MAX); }
 
 /* ---- >>barrier ------------------------------------------------------------------------------------------------ */
 
@@ -8335,7 +8355,7 @@ CONC_API int conc_latch_add(conc_latch *k, int n)
     if (!k)
         return -EINVAL;
     if (!conc__ours(l, &k->waits))
-        return -EPERM;
+        return conc__foreign("conc_latch_add");
     int64_t count = (int64_t)k->count + n;
     if (count < 0 || count > INT_MAX)
         return conc__misused(-EOVERFLOW, "conc_latch_add", "the count would leave its range", NULL);
@@ -8377,7 +8397,7 @@ CONC_API int conc_future_set(conc_future *f, int rc, void *value)
     if (f->set)
         return -EALREADY;
     if (!conc__ours(l, &f->waits))
-        return -EPERM;
+        return conc__foreign("conc_future_set");
     f->set = true;
     f->rc = rc;
     f->value = value;
@@ -8406,10 +8426,11 @@ CONC_API CONC__CALLED int conc_future_wait(conc_future *f, void **value)
             *value = w.item;
         return rc;
     }
-    conc__quick(l);
     if (value)
         *value = f->value;
-    return f->rc;
+    rc = f->rc;
+    conc__quick(l); /* others may run, and free it */
+    return rc;
 }
 
 CONC_API bool conc_future_is_set(const conc_future *f) { return f && f->set; }
@@ -8450,27 +8471,21 @@ CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
         memcpy(to, from, q->item_size);
 }
 
-/* Items of the usual sizes need no call to be copied. False: it is another size. */
-CONC__FAST bool conc__item_load(const conc_queue *q, void *item, size_t i)
+/* For queues with a limit: their items are of one of the two usual sizes, which need no call to be copied. */
+CONC__FAST void conc__item_load(const conc_queue *q, void *item, size_t i)
 {
     if (q->item_size == 4)
         memcpy(item, q->items + i * 4, 4);
-    else if (q->item_size == 8)
-        memcpy(item, q->items + i * 8, 8);
     else
-        return false;
-    return true;
+        memcpy(item, q->items + i * 8, 8);
 }
 
-CONC__FAST bool conc__item_save(const conc_queue *q, size_t i, const void *item)
+CONC__FAST void conc__item_save(const conc_queue *q, size_t i, const void *item)
 {
     if (q->item_size == 4)
         memcpy(q->items + i * 4, item, 4);
-    else if (q->item_size == 8)
-        memcpy(q->items + i * 8, item, 8);
     else
-        return false;
-    return true;
+        memcpy(q->items + i * 8, item, 8);
 }
 
 /* Is it a queue that can work, as its options say? */
@@ -8508,8 +8523,8 @@ CONC__PRIVATE void conc__queue_grow_now(conc_loop *l, void *arg)
     char *items = conc__alloc(room * q->item_size);
     uint64_t *orders = q->less ? conc__alloc(room * sizeof *orders) : NULL;
     if (!items || (q->less && !orders)) {
-        CONC_FREE(items);
-        CONC_FREE(orders);
+        conc_free(items);
+        conc_free(orders);
         return;
     }
     if (q->room) {
@@ -8518,13 +8533,14 @@ CONC__PRIVATE void conc__queue_grow_now(conc_loop *l, void *arg)
     }
     if (q->room && orders)
         memcpy(orders, q->orders, q->room * sizeof *orders);
-    CONC_FREE(q->items);
-    CONC_FREE(q->orders);
+    conc_free(q->items);
+    conc_free(q->orders);
     q->items = items;
     q->orders = orders;
     q->head = 0;
     q->room = room;
-    q->limit = q->less ? 0 : q->capacity && q->capacity < room ? q->capacity : room;
+    if (!q->kind && !q->less && (q->item_size == 4 || q->item_size == 8))
+        q->limit = q->capacity && q->capacity < room ? q->capacity : room;
     call->rc = 0;
 }
 
@@ -8695,9 +8711,9 @@ CONC__PRIVATE CONC__CALLED int conc__queue_put_slowly(conc_queue *q, const void 
 CONC_API CONC__CALLED int conc_queue_put(conc_queue *q, const void *item)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!q || !item || q->count >= q->limit || q->getters.first || !conc__goes_on(l) ||
-                       !conc__item_save(q, (q->head + q->count) & (q->room - 1), item)))
+    if (CONC__UNLIKELY(!q || !item || q->count >= q->limit || q->getters.first || !conc__goes_on(l)))
         return conc__queue_put_slowly(q, item);
+    conc__item_save(q, (q->head + q->count) & (q->room - 1), item);
     q->count++;
     q->unfinished++;
     return 0;
@@ -8726,9 +8742,9 @@ CONC__PRIVATE CONC__CALLED int conc__queue_get_slowly(conc_queue *q, void *item)
 CONC_API CONC__CALLED int conc_queue_get(conc_queue *q, void *item)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!q || !item || !q->count || q->putters.first || q->kind || q->less || !conc__goes_on(l) ||
-                       !conc__item_load(q, item, q->head)))
+    if (CONC__UNLIKELY(!q || !item || !q->limit || !q->count || q->putters.first || !conc__goes_on(l)))
         return conc__queue_get_slowly(q, item);
+    conc__item_load(q, item, q->head);
     q->head = (q->head + 1) & (q->room - 1);
     q->count--;
     return 0;
@@ -8760,7 +8776,7 @@ CONC_API int conc_queue_task_done(conc_queue *q)
     if (!q)
         return -EINVAL;
     if (!conc__ours(l, &q->joiners))
-        return -EPERM;
+        return conc__foreign("conc_queue_task_done");
     if (!q->unfinished)
         return conc__misused(-EOVERFLOW, "conc_queue_task_done", "more items were done than put", NULL);
     if (--q->unfinished == 0)
@@ -8792,7 +8808,7 @@ CONC_API void conc_queue_close(conc_queue *q)
     if (!q || q->closed)
         return;
     if (!conc__queue_is_ours(l, q)) {
-        conc__misused(-EPERM, "conc_queue_close", "a task of another loop waits for this queue", NULL);
+        conc__foreign("conc_queue_close");
         return;
     }
     q->closed = true;
@@ -8804,17 +8820,18 @@ CONC_API void conc_queue_close(conc_queue *q)
 CONC__PRIVATE void conc__queue_free_now(conc_loop *l, void *arg)
 {
     conc_queue *q = arg;
-    int saved = errno;
     (void)l;
-    CONC_FREE(q->items);
-    CONC_FREE(q->orders);
-    errno = saved;
+    conc_free(q->items);
+    conc_free(q->orders);
 }
 
 CONC_API void conc_queue_destroy(conc_queue *q)
 {
     conc_loop *l = conc__here;
-    conc_queue_close(q);
+    if (q && !conc__ours(l, &q->joiners))
+        conc__foreign("conc_queue_destroy");
+    else
+        conc_queue_close(q);
     if (!q || !q->closed || !conc__ours(l, &q->joiners))
         return;
     conc__wake_all(l, &q->joiners, -EPIPE);
@@ -9002,17 +9019,24 @@ CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
     for (size_t i = 0; i < n; i++)
         if ((rc = conc__case_try(l, &cases[i])) != -EAGAIN)
             return conc__select_at_once(l, cases, i, rc);
-    conc__choice s = {.wait = {.task = l->self, .kind = &conc__selecting}, .cases = cases, .due = CONC__NEVER};
-    for (; s.n < n; s.n++)
-        if ((rc = conc__case_wait(l, &s, &cases[s.n])) != 0) {
+    conc__choice s = {
+        .wait = {.task = l->self, .kind = &conc__selecting}, .cases = cases, .chosen = -1, .due = CONC__NEVER};
+    for (; s.n < n && s.chosen < 0; s.n++)
+        if ((rc = conc__case_wait(l, &s, &cases[s.n])) != 0 && s.chosen < 0) {
             conc__choice_end(&s, NULL);
             return conc__select_at_once(l, cases, s.n, rc);
         }
-    if (s.due != CONC__NEVER)
-        conc__arm(l, &s.timer, s.due, conc__choice_late);
-    rc = conc__park(l, &s.wait);
-    if (rc)
-        return rc;
+    if (s.chosen >=
+        0) { /* the look at a descriptor found that it was closed, and woke a case before: the task is ready */
+        conc__choice_end(&s, NULL);
+        conc__leave(l);
+    } else {
+        if (s.due != CONC__NEVER)
+            conc__arm(l, &s.timer, s.due, conc__choice_late);
+        rc = conc__park(l, &s.wait);
+        if (rc)
+            return rc;
+    }
     cases[s.chosen].result = conc__case_result(l, &cases[s.chosen]);
     return s.chosen;
 }
@@ -9027,10 +9051,11 @@ CONC__PRIVATE bool conc__limiter_is_valid(const conc_limiter *k, int n)
     return k && k->rate > 0 && k->per >= 0 && k->burst >= 0 && n > 0 && n <= (k->burst > 0 ? k->burst : 1);
 }
 
-/* Nanoseconds a token; a hair less, as the product of two doubles may be that much too large. */
+/* The nanoseconds in which so many tokens come; a hair less, as the product of two doubles may be that much too large. */
 CONC__PRIVATE double conc__limiter_ns(const conc_limiter *k, double tokens)
 {
-    return tokens > 0 ? tokens * ((k->per > 0 ? k->per : 1) * 1e9 / k->rate) - 1e-3 : 0;
+    double per = k->per > 0 ? k->per : 1, each = per < 1e290 ? per * 1e9 / k->rate : per / k->rate * 1e9;
+    return tokens > 0 ? tokens * each - 1e-3 : 0;
 }
 
 /* When n more tokens are there. */

@@ -204,7 +204,7 @@ static int leaves_a_task(void *arg)
 
 static int cleans_up_slowly(void *arg)
 {
-    static double shortly = 0.02;
+    static double shortly = 0.5;
     int rc = sleeps_for_ever(NULL);
     CHECK_INT(conc_shield(CONC_FOREVER, sleeps, &shortly), 5);
     note(arg);
@@ -772,7 +772,7 @@ static conc_gen left_open;
 
 static int emits_and_cleans_up(conc_gen *g, void *arg)
 {
-    static double shortly = 0.02;
+    static double shortly = 0.5;
     int rc = conc_gen_emit(g, arg);
     note(sleeps(&shortly) == 5 ? "cleaned" : "cut short");
     return rc;
