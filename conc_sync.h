@@ -266,8 +266,10 @@ typedef struct conc_queue {
     bool closed, checked;
     char *items;      /* FIFO: a ring; LIFO: a stack; priority: a binary heap */
     uint64_t *orders; /* priority: when each item came */
-    size_t room, limit, head,
-        count; /* limit: of FIFO queues of small items that are open; below it a put only stores the item */
+    size_t room, head, count;
+    size_t
+        spare; /* with 1 to this many items a put only stores, and a get only takes: nobody waits, and there is room. Only
+                     in open FIFO queues of items of a usual size; else 0 */
     uint64_t arrivals;
     conc__waits getters, putters, joiners;
     size_t unfinished; /* apart from count, or both would be written by one vector store, which a read waits for */
@@ -440,6 +442,22 @@ CONC__SWITCHES int conc__wait_in(conc_loop *l, conc__waits *list, conc__wait *w)
     return conc__park(l, w);
 }
 
+/* The same as conc__wake for the first of a list, in line. */
+CONC__FAST void conc__wake_first(conc_loop *l, conc__waits *list, int result)
+{
+    conc__wait *w = list->first;
+    if (CONC__UNLIKELY(w->kind->won)) {
+        conc__wake(l, w, result);
+        return;
+    }
+    list->first = w->next;
+    *(w->next ? &w->next->prev : &list->last) = NULL;
+    w->list = NULL;
+    w->result = result;
+    w->task->wait = NULL;
+    conc__make_ready(l, w->task);
+}
+
 CONC__PRIVATE void conc__wake_all(conc_loop *l, conc__waits *list, int result)
 {
     while (list->first)
@@ -551,7 +569,7 @@ CONC__FAST void conc__lock_pass(conc_loop *l, conc_lock *k)
     k->owner = NULL;
     if (w) {
         conc__lock_give(l, k, w->task, w->item);
-        conc__wake(l, w, w->value);
+        conc__wake_first(l, &k->waits, w->value);
     }
 }
 
@@ -579,7 +597,8 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
     return 0;
 }
 
-CONC_API int conc__lock_acquire(conc_lock *k, const char *place)
+/* Compiled in line where they are called in this file: a call would take as long again. */
+CONC__FAST int conc__lock_take(conc_lock *k, const char *place)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!k || k->owner || !l || l->debug || !conc__goes_on(l)))
@@ -589,6 +608,9 @@ CONC_API int conc__lock_acquire(conc_lock *k, const char *place)
     k->place = place;
     return 0;
 }
+
+CONC_API int conc__lock_acquire(conc_lock *k, const char *place) { return conc__lock_take(k, place); }
+#define conc__lock_acquire(k, place) conc__lock_take(k, place)
 
 CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
 {
@@ -614,7 +636,7 @@ CONC__PRIVATE CONC__CALLED int conc__lock_release_slowly(conc_lock *k)
     return 0;
 }
 
-CONC_API int conc_lock_release(conc_lock *k)
+CONC__FAST int conc__lock_drop(conc_lock *k)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!k || !l || !l->self || !conc__lock_is_mine(l, k) || k->waits.first || l->debug))
@@ -622,6 +644,9 @@ CONC_API int conc_lock_release(conc_lock *k)
     k->owner = NULL;
     return 0;
 }
+
+CONC_API int conc_lock_release(conc_lock *k) { return conc__lock_drop(k); }
+#define conc_lock_release(k) conc__lock_drop(k)
 
 CONC_API conc_task *conc_lock_owner(const conc_lock *k)
 {
@@ -1094,7 +1119,7 @@ CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
         memcpy(to, from, q->item_size);
 }
 
-/* For queues with a limit: their items are of one of the two usual sizes, which need no call to be copied. */
+/* For queues with spare room: their items are of one of the two usual sizes, which need no call to be copied. */
 CONC__FAST void conc__item_load(const conc_queue *q, void *item, size_t i)
 {
     if (q->item_size == 4)
@@ -1163,7 +1188,7 @@ CONC__PRIVATE void conc__queue_grow_now(conc_loop *l, void *arg)
     q->head = 0;
     q->room = room;
     if (!q->kind && !q->less && (q->item_size == 4 || q->item_size == 8))
-        q->limit = q->capacity && q->capacity < room ? q->capacity : room;
+        q->spare = (q->capacity && q->capacity < room ? q->capacity : room) - 1;
     call->rc = 0;
 }
 
@@ -1281,7 +1306,7 @@ CONC__FAST int conc__queue_push(conc_loop *l, conc_queue *q, const void *item)
     if (getter) {
         conc__item_copy(q, getter->item, item);
         q->unfinished++;
-        conc__wake(l, getter, 0);
+        conc__wake_first(l, &q->getters, 0);
         return 0;
     }
     if ((q->capacity && q->count >= q->capacity) || q->putters.first)
@@ -1301,7 +1326,7 @@ CONC__FAST int conc__queue_pull(conc_loop *l, conc_queue *q, void *item)
     conc__queue_take(q, item);
     if (putter) {
         conc__queue_store(q, putter->item);
-        conc__wake(l, putter, 0);
+        conc__wake_first(l, &q->putters, 0);
     }
     return 0;
 }
@@ -1334,7 +1359,7 @@ CONC__PRIVATE CONC__CALLED int conc__queue_put_slowly(conc_queue *q, const void 
 CONC_API CONC__CALLED int conc_queue_put(conc_queue *q, const void *item)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!q || !item || q->count >= q->limit || q->getters.first || !conc__goes_on(l)))
+    if (CONC__UNLIKELY(!q || !item || q->count - 1 >= q->spare || !conc__goes_on(l)))
         return conc__queue_put_slowly(q, item);
     conc__item_save(q, (q->head + q->count) & (q->room - 1), item);
     q->count++;
@@ -1365,7 +1390,7 @@ CONC__PRIVATE CONC__CALLED int conc__queue_get_slowly(conc_queue *q, void *item)
 CONC_API CONC__CALLED int conc_queue_get(conc_queue *q, void *item)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!q || !item || !q->limit || !q->count || q->putters.first || !conc__goes_on(l)))
+    if (CONC__UNLIKELY(!q || !item || q->count - 1 >= q->spare || !conc__goes_on(l)))
         return conc__queue_get_slowly(q, item);
     conc__item_load(q, item, q->head);
     q->head = (q->head + 1) & (q->room - 1);
@@ -1435,7 +1460,7 @@ CONC_API void conc_queue_close(conc_queue *q)
         return;
     }
     q->closed = true;
-    q->limit = 0;
+    q->spare = 0;
     conc__wake_all(l, &q->getters, -EPIPE);
     conc__wake_all(l, &q->putters, -EPIPE);
 }
@@ -1461,7 +1486,7 @@ CONC_API void conc_queue_destroy(conc_queue *q)
     conc__roomily(l, conc__queue_free_now, q);
     q->items = NULL;
     q->orders = NULL;
-    q->room = q->head = q->count = q->unfinished = 0;
+    q->room = q->head = q->count = q->unfinished = 0; /* and so is spare, since it was closed */
 }
 
 CONC_API void conc__auto_conc_queue(conc_queue *q) { conc_queue_destroy(q); }
