@@ -1213,7 +1213,8 @@ TEST(random_programs_in_random_order_agree_with_the_model_and_repeat_themselves)
 
 TEST(one_random_program_agrees_with_the_model_under_many_orders)
 {
-    uint64_t first = number_in_environment("RANDOM_FIRST", 1), orders = test_seeded() ? 1 : 30; /* CONC_SEED is the order */
+    uint64_t first = number_in_environment("RANDOM_FIRST", 1),
+             orders = test_seeded() ? 1 : 30; /* CONC_SEED is the order */
     for (uint64_t seed = first; seed < first + 10; seed++)
         for (uint64_t order = 0; order < orders; order++)
             (void)run_program(seed, order);
