@@ -7645,8 +7645,7 @@ typedef struct conc_queue {
     uint64_t *orders; /* priority: when each item came */
     size_t room, head, count;
     size_t
-        spare; /* with 1 to this many items a put only stores, and a get only takes: nobody waits, and there is room. Only
-                     in open FIFO queues of items of a usual size; else 0 */
+        limit; /* below it a put without a getter only stores; 0 unless it is an open FIFO queue of items of usual sizes */
     uint64_t arrivals;
     conc__waits getters, putters, joiners;
     size_t unfinished; /* apart from count, or both would be written by one vector store, which a read waits for */
@@ -7801,8 +7800,8 @@ CONC__FAST int conc__may_wait(conc_loop *l, const conc__waits *waits)
     return conc__checkpoint(l);
 }
 
-/* What is done most has a way without a wait in a function of its own, which calls nothing: the code that parks a task saves
- * every register first. True: the running task may go that way. */
+/* What is done most has a way without a wait in a function of its own, which calls nothing, and the wait itself is in another:
+ * the code that parks a task saves every register first. True: the running task may go on without a turn of the others. */
 CONC__FAST bool conc__goes_on(conc_loop *l)
 {
     if (CONC__UNLIKELY(!l || !l->self || l->self->pending || l->quick <= 1))
@@ -7950,6 +7949,12 @@ CONC__FAST void conc__lock_pass(conc_loop *l, conc_lock *k)
     }
 }
 
+CONC__PRIVATE CONC__CALLED int conc__lock_wait(conc_loop *l, conc_lock *k, const char *place)
+{
+    conc__wait w = {.task = l->self, .kind = &conc__locking, .on = k, .item = (void *)(uintptr_t)place};
+    return conc__wait_in(l, &k->waits, &w);
+}
+
 CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const char *place)
 {
     conc_loop *l = conc__in_task();
@@ -7966,8 +7971,7 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
         if (!conc__is_of_run(l, k->serial))
             return conc__misused(-EPERM, "conc_lock_acquire", "a task of another run has this lock, acquired",
                                  k->place);
-        conc__wait w = {.task = l->self, .kind = &conc__locking, .on = k, .item = (void *)(uintptr_t)place};
-        return conc__wait_in(l, &k->waits, &w);
+        return conc__lock_wait(l, k, place);
     }
     conc__lock_give(l, k, l->self, place);
     conc__quick(l);
@@ -8496,7 +8500,7 @@ CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
         memcpy(to, from, q->item_size);
 }
 
-/* For queues with spare room: their items are of one of the two usual sizes, which need no call to be copied. */
+/* For queues with a limit: their items are of one of the two usual sizes, which need no call to be copied. */
 CONC__FAST void conc__item_load(const conc_queue *q, void *item, size_t i)
 {
     if (q->item_size == 4)
@@ -8565,7 +8569,7 @@ CONC__PRIVATE void conc__queue_grow_now(conc_loop *l, void *arg)
     q->head = 0;
     q->room = room;
     if (!q->kind && !q->less && (q->item_size == 4 || q->item_size == 8))
-        q->spare = (q->capacity && q->capacity < room ? q->capacity : room) - 1;
+        q->limit = q->capacity && q->capacity < room ? q->capacity : room;
     call->rc = 0;
 }
 
@@ -8713,6 +8717,13 @@ CONC__FAST bool conc__queue_is_ours(const conc_loop *l, const conc_queue *q)
     return conc__ours(l, &q->getters) && conc__ours(l, &q->putters);
 }
 
+CONC__PRIVATE CONC__CALLED int conc__queue_wait(conc_loop *l, conc_queue *q, bool puts, const void *item)
+{
+    conc__wait w = {
+        .task = l->self, .kind = puts ? &conc__putting : &conc__getting, .on = q, .item = (void *)(uintptr_t)item};
+    return conc__wait_in(l, puts ? &q->putters : &q->getters, &w);
+}
+
 CONC__PRIVATE CONC__CALLED int conc__queue_put_slowly(conc_queue *q, const void *item)
 {
     conc_loop *l = conc__in_task();
@@ -8725,10 +8736,8 @@ CONC__PRIVATE CONC__CALLED int conc__queue_put_slowly(conc_queue *q, const void 
     if (CONC__UNLIKELY(rc || !conc__ours(l, &q->getters)))
         return rc ? rc : -EPERM;
     rc = conc__queue_push(l, q, item);
-    if (rc == -EAGAIN) {
-        conc__wait w = {.task = l->self, .kind = &conc__putting, .on = q, .item = (void *)(uintptr_t)item};
-        return conc__wait_in(l, &q->putters, &w);
-    }
+    if (rc == -EAGAIN)
+        return conc__queue_wait(l, q, true, item);
     conc__quick(l);
     return rc;
 }
@@ -8736,7 +8745,7 @@ CONC__PRIVATE CONC__CALLED int conc__queue_put_slowly(conc_queue *q, const void 
 CONC_API CONC__CALLED int conc_queue_put(conc_queue *q, const void *item)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!q || !item || q->count - 1 >= q->spare || !conc__goes_on(l)))
+    if (CONC__UNLIKELY(!q || !item || q->count >= q->limit || q->getters.first || !conc__goes_on(l)))
         return conc__queue_put_slowly(q, item);
     conc__item_save(q, (q->head + q->count) & (q->room - 1), item);
     q->count++;
@@ -8756,10 +8765,8 @@ CONC__PRIVATE CONC__CALLED int conc__queue_get_slowly(conc_queue *q, void *item)
     if (CONC__UNLIKELY(rc || !conc__ours(l, &q->putters)))
         return rc ? rc : -EPERM;
     rc = conc__queue_pull(l, q, item);
-    if (rc == -EAGAIN) {
-        conc__wait w = {.task = l->self, .kind = &conc__getting, .on = q, .item = item};
-        return conc__wait_in(l, &q->getters, &w);
-    }
+    if (rc == -EAGAIN)
+        return conc__queue_wait(l, q, false, item);
     conc__quick(l);
     return rc;
 }
@@ -8767,7 +8774,7 @@ CONC__PRIVATE CONC__CALLED int conc__queue_get_slowly(conc_queue *q, void *item)
 CONC_API CONC__CALLED int conc_queue_get(conc_queue *q, void *item)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!q || !item || q->count - 1 >= q->spare || !conc__goes_on(l)))
+    if (CONC__UNLIKELY(!q || !item || q->count - 1 >= q->limit || q->putters.first || !conc__goes_on(l)))
         return conc__queue_get_slowly(q, item);
     conc__item_load(q, item, q->head);
     q->head = (q->head + 1) & (q->room - 1);
@@ -8837,7 +8844,7 @@ CONC_API void conc_queue_close(conc_queue *q)
         return;
     }
     q->closed = true;
-    q->spare = 0;
+    q->limit = 0;
     conc__wake_all(l, &q->getters, -EPIPE);
     conc__wake_all(l, &q->putters, -EPIPE);
 }
@@ -8863,7 +8870,7 @@ CONC_API void conc_queue_destroy(conc_queue *q)
     conc__roomily(l, conc__queue_free_now, q);
     q->items = NULL;
     q->orders = NULL;
-    q->room = q->head = q->count = q->unfinished = 0; /* and so is spare, since it was closed */
+    q->room = q->head = q->count = q->unfinished = 0; /* and so is the limit, since it was closed */
 }
 
 CONC_API void conc__auto_conc_queue(conc_queue *q) { conc_queue_destroy(q); }
