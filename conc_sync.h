@@ -267,8 +267,7 @@ typedef struct conc_queue {
     char *items;      /* FIFO: a ring; LIFO: a stack; priority: a binary heap */
     uint64_t *orders; /* priority: when each item came */
     size_t room, head, count;
-    size_t
-        limit; /* below it a put without a getter only stores; 0 unless it is an open FIFO queue of items of usual sizes */
+    size_t limit; /* of an open FIFO queue of small items, else 0: below it a put only stores */
     uint64_t arrivals;
     conc__waits getters, putters, joiners;
     size_t unfinished; /* apart from count, or both would be written by one vector store, which a read waits for */
