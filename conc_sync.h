@@ -456,6 +456,26 @@ CONC__FAST void conc__wake_first(conc_loop *l, conc__waits *list, int result)
     conc__make_ready(l, w->task);
 }
 
+/* The whole of a call that waits for something to be so: it waits in the list of `on` unless it is so already. */
+CONC__PRIVATE CONC__CALLED int conc__wait_unless(bool so, const void *on, conc__waits *list,
+                                                 const conc__wait_kind *kind)
+{
+    conc_loop *l = conc__in_task();
+    if (!l)
+        return -EPERM;
+    if (!on)
+        return -EINVAL;
+    int rc = conc__may_wait(l, list);
+    if (rc)
+        return rc;
+    if (!so) {
+        conc__wait w = {.task = l->self, .kind = kind, .on = on};
+        return conc__wait_in(l, list, &w);
+    }
+    conc__quick(l);
+    return 0;
+}
+
 CONC__PRIVATE void conc__wake_all(conc_loop *l, conc__waits *list, int result)
 {
     while (list->first)
@@ -856,22 +876,9 @@ CONC_API void conc__sem_leave(conc__entered *g)
 
 static const conc__wait_kind conc__awaiting_event = {"waits for an event", NULL, conc__cancel_plainly, NULL};
 
-CONC_API CONC__CALLED int conc_event_wait(conc_event *e)
+CONC_API int conc_event_wait(conc_event *e)
 {
-    conc_loop *l = conc__in_task();
-    if (!l)
-        return -EPERM;
-    if (!e)
-        return -EINVAL;
-    int rc = conc__may_wait(l, &e->waits);
-    if (rc)
-        return rc;
-    if (!e->set) {
-        conc__wait w = {.task = l->self, .kind = &conc__awaiting_event, .on = e};
-        return conc__wait_in(l, &e->waits, &w);
-    }
-    conc__quick(l);
-    return 0;
+    return conc__wait_unless(e && e->set, e, e ? &e->waits : NULL, &conc__awaiting_event);
 }
 
 CONC_API void conc_event_set(conc_event *e)
@@ -1018,22 +1025,9 @@ CONC_API int conc_latch_add(conc_latch *k, int n)
 
 CONC_API int conc_latch_done(conc_latch *k) { return conc_latch_add(k, -1); }
 
-CONC_API CONC__CALLED int conc_latch_wait(conc_latch *k)
+CONC_API int conc_latch_wait(conc_latch *k)
 {
-    conc_loop *l = conc__in_task();
-    if (!l)
-        return -EPERM;
-    if (!k)
-        return -EINVAL;
-    int rc = conc__may_wait(l, &k->waits);
-    if (rc)
-        return rc;
-    if (k->count) {
-        conc__wait w = {.task = l->self, .kind = &conc__awaiting_latch, .on = k};
-        return conc__wait_in(l, &k->waits, &w);
-    }
-    conc__quick(l);
-    return 0;
+    return conc__wait_unless(k && !k->count, k, k ? &k->waits : NULL, &conc__awaiting_latch);
 }
 
 /* ---- >>future ------------------------------------------------------------------------------------------------- */
@@ -1438,22 +1432,9 @@ CONC_API int conc_queue_task_done(conc_queue *q)
     return 0;
 }
 
-CONC_API CONC__CALLED int conc_queue_join(conc_queue *q)
+CONC_API int conc_queue_join(conc_queue *q)
 {
-    conc_loop *l = conc__in_task();
-    if (!l)
-        return -EPERM;
-    if (!q)
-        return -EINVAL;
-    int rc = conc__may_wait(l, &q->joiners);
-    if (rc)
-        return rc;
-    if (q->unfinished) {
-        conc__wait w = {.task = l->self, .kind = &conc__finishing, .on = q};
-        return conc__wait_in(l, &q->joiners, &w);
-    }
-    conc__quick(l);
-    return 0;
+    return conc__wait_unless(q && !q->unfinished, q, q ? &q->joiners : NULL, &conc__finishing);
 }
 
 CONC_API void conc_queue_close(conc_queue *q)
