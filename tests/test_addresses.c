@@ -2,6 +2,7 @@
  * is left behind when listening or connecting fails.
  *
  * Seeds: 40 (hardly anything there depends on the order of tasks)
+ * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
  */
 #define _GNU_SOURCE 1 /* getifaddrs, struct tcp_info */
 #include "io_test.h"

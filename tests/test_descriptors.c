@@ -2,6 +2,7 @@
  * who wait, and cancelling without losing a byte.
  *
  * Seeds: 20 (some take real time)
+ * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
  */
 #define _GNU_SOURCE 1 /* posix_openpt */
 #include "io_test.h"

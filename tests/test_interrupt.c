@@ -2,6 +2,7 @@
  * Each program runs in a process of its own, which a second signal, or a mistake, would kill.
  *
  * Seeds: 10 (each starts processes and waits for them)
+ * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
  */
 #include "conc_test.h"
 
