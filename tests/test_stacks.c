@@ -305,7 +305,7 @@ TEST(an_overflow_of_the_stacks_of_main_and_of_a_generator_dies_too)
 
 /* ---- many */
 
-/* How many are twenty thousand: fewer where that would take long, or is done again and again. */
+/* Twenty thousand, or fewer where that takes long or is done again and again. */
 static int many(void) { return SANITIZED || test_seeded() ? 2000 : 20000; }
 
 TASK_TEST(twenty_thousand_tasks_sleep_at_once)
