@@ -315,7 +315,7 @@ def all_checks(quick):
             return 0 if arguments[1] is CONFIGS[0] else 3
         if function is in_run:
             return 2 if arguments[1].seeds or arguments[1].runner else 4
-        return 1 if check[0].startswith(("examples", "real")) else 5
+        return 1 if check[0].startswith(("examples", "real", "compile: warnings")) else 5
     return sorted(of_files + of_project, key=place)
 
 
