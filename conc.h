@@ -2374,10 +2374,10 @@ CONC__PRIVATE void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *ar
 }
 
 /* The same for what only small stacks are too small for: the first call of a library function, for one, goes through
- * the dynamic linker and needs more than a kilobyte. */
+ * the dynamic linker and needs more than a kilobyte. Outside a run, where l is NULL, there is always room. */
 CONC__PRIVATE void conc__with_room(conc_loop *l, void (*fn)(conc_loop *l, void *arg), void *arg)
 {
-    if (l->self && !l->self->stack->guarded)
+    if (l && l->self && !l->self->stack->guarded)
         conc__on_loop(l, fn, arg);
     else
         fn(l, arg);
@@ -4721,10 +4721,7 @@ CONC_API int conc_close(int fd)
     conc__fd_look look = {.number = fd};
     if (fd < 0)
         return -EBADF;
-    if (l)
-        conc__with_room(l, conc__close_now, &look);
-    else
-        conc__close_now(NULL, &look);
+    conc__with_room(l, conc__close_now, &look);
     return look.rc;
 }
 

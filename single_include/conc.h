@@ -2379,10 +2379,10 @@ CONC__PRIVATE void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *ar
 }
 
 /* The same for what only small stacks are too small for: the first call of a library function, for one, goes through
- * the dynamic linker and needs more than a kilobyte. */
+ * the dynamic linker and needs more than a kilobyte. Outside a run, where l is NULL, there is always room. */
 CONC__PRIVATE void conc__with_room(conc_loop *l, void (*fn)(conc_loop *l, void *arg), void *arg)
 {
-    if (l->self && !l->self->stack->guarded)
+    if (l && l->self && !l->self->stack->guarded)
         conc__on_loop(l, fn, arg);
     else
         fn(l, arg);
@@ -4726,10 +4726,7 @@ CONC_API int conc_close(int fd)
     conc__fd_look look = {.number = fd};
     if (fd < 0)
         return -EBADF;
-    if (l)
-        conc__with_room(l, conc__close_now, &look);
-    else
-        conc__close_now(NULL, &look);
+    conc__with_room(l, conc__close_now, &look);
     return look.rc;
 }
 
@@ -7859,15 +7856,6 @@ CONC__PRIVATE void conc__wake_all(conc_loop *l, conc__waits *list, int result)
         conc__wake(l, list->first, result);
 }
 
-/* Runs fn where there is room for library calls; outside a run there always is. */
-CONC__PRIVATE void conc__roomily(conc_loop *l, void (*fn)(conc_loop *l, void *arg), void *arg)
-{
-    if (l)
-        conc__with_room(l, fn, arg);
-    else
-        fn(l, arg);
-}
-
 /* Is a task with this serial number one of this run? */
 CONC__FAST bool conc__is_of_run(const conc_loop *l, uint64_t serial)
 {
@@ -8569,7 +8557,7 @@ CONC__PRIVATE void conc__queue_grow_now(conc_loop *l, void *arg)
 CONC__COLD int conc__queue_grow(conc_loop *l, conc_queue *q)
 {
     conc__queue_call call = {q, -ENOMEM};
-    conc__roomily(l, conc__queue_grow_now, &call);
+    conc__with_room(l, conc__queue_grow_now, &call);
     return call.rc;
 }
 
@@ -8840,14 +8828,17 @@ CONC__PRIVATE void conc__queue_free_now(conc_loop *l, void *arg)
 CONC_API void conc_queue_destroy(conc_queue *q)
 {
     conc_loop *l = conc__here;
-    if (q && !conc__ours(l, &q->joiners))
+    if (!q)
+        return;
+    if (!conc__ours(l, &q->joiners)) {
         conc__foreign("conc_queue_destroy");
-    else
-        conc_queue_close(q);
-    if (!q || !q->closed || !conc__ours(l, &q->joiners))
+        return;
+    }
+    conc_queue_close(q);
+    if (!q->closed)
         return;
     conc__wake_all(l, &q->joiners, -EPIPE);
-    conc__roomily(l, conc__queue_free_now, q);
+    conc__with_room(l, conc__queue_free_now, q);
     q->items = NULL;
     q->orders = NULL;
     q->room = q->head = q->count = q->unfinished = 0; /* and so is the limit, since it was closed */
