@@ -557,7 +557,8 @@ CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n);
 
 /* Addresses: "127.0.0.1:8080", "[::1]:80", "[fe80::1%eth0]:80", "localhost:0" (127.0.0.1, or else ::1), "unix:/run/x",
- * and on Linux "unix:@x" for the abstract name x. Malformed: -EINVAL; other host names: -EADDRNOTAVAIL. */
+ * and on Linux "unix:@x" for the abstract name x. Malformed: -EINVAL. Other host names are looked up where
+ * conc_pool.h is in the program too, else -EADDRNOTAVAIL. */
 
 typedef struct conc_listen_options {
     int backlog;     /* connections that may wait to be accepted; 0: the system's maximum */
@@ -861,6 +862,7 @@ enum {
     CONC__TURNS = 64,                /* switches between two looks of the scheduler */
     CONC__QUICK = 256,               /* checkpoints without a wait before one yields */
     CONC__SPIN = 16,                 /* refused checkpoints in a row that make a task one which ignores its cancel */
+    CONC__PATIENCE = 50000,          /* ns a thread looks for what it waits for before it sleeps */
     CONC__CHOICE = 16,               /* under a seed: how many of the ready tasks the next is drawn from */
     CONC__NAME = 48,
     CONC__TEXT = 128
@@ -1211,11 +1213,24 @@ typedef struct conc__wheel {
     size_t count;
 } conc__wheel;
 
+/* Something that a loop is to do between two tasks. */
 typedef struct conc__post {
     struct conc__post *next;
-    void (*fn)(void *);
-    void *arg;
+    void (*run)(struct conc__post *post); /* the post's memory is no longer the loop's */
 } conc__post;
+
+/* Somewhere else to look, besides posted functions, before a loop falls asleep. */
+typedef struct conc__lookout {
+    struct conc__lookout *next;
+    bool (*look)(struct conc__lookout *self);           /* true: something came of it */
+    void (*watch)(struct conc__lookout *self, bool on); /* the looking begins; it ends */
+} conc__lookout;
+
+/* What another module has to end with a run, after its last task. */
+typedef struct conc__ending {
+    struct conc__ending *next;
+    void (*end)(conc_loop *l, struct conc__ending *self);
+} conc__ending;
 
 /* A failed background task, until the end of the run. */
 typedef struct conc__failed {
@@ -1322,6 +1337,12 @@ struct conc_loop {
     conc__spare *spares;
     int spare_count;
 
+    int awaited;        /* tasks that wait for another thread or process */
+    int64_t patience;   /* ns to look for it before the loop falls asleep */
+    atomic_int at_work; /* virtual clock: jobs for which time stands still */
+    conc__lookout *lookouts;
+    conc__ending *endings;
+
     conc_signals *signals;
     int signal_waits, signal_slot, interrupted_by;
     unsigned interrupt_numbers; /* which of conc__interrupting are taken, a bit each */
@@ -1339,6 +1360,18 @@ struct conc_loop {
 };
 
 static CONC_TLS _Thread_local conc_loop *conc__here;
+
+struct conc__address;
+
+/* What conc_pool.h does for this module where it is in the program too; else all NULL. */
+typedef struct conc__extension {
+    conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none does */
+    bool (*job_block)(int64_t ns);      /* conc_block in a job; false: none runs here */
+    void (*job_fail)(int rc, const char *fmt, va_list args);
+    int (*resolve)(const char *text, struct conc__address **found); /* a host name: how many, for conc_free */
+} conc__extension;
+
+static conc__extension conc__extended;
 
 /* used before they are written */
 CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result);
@@ -1466,9 +1499,9 @@ enum {
 };
 
 /* A handle need not be set to anything, though it is read. */
-CONC__PRIVATE void conc__excuse(const conc_task *handle)
+CONC__PRIVATE void conc__excuse(const void *handle, size_t size)
 {
-    conc__valgrind(CONC__VALGRIND_DEFINED, (uintptr_t)handle, sizeof *handle);
+    conc__valgrind(CONC__VALGRIND_DEFINED, (uintptr_t)handle, size);
 }
 
 CONC__PRIVATE bool conc__on_valgrind(void) { return conc__valgrind(CONC__VALGRIND_RUNS, 0, 0) != 0; }
@@ -1575,6 +1608,41 @@ CONC__PRIVATE const char *conc__env(const char *name)
 #endif
     const char *value = getenv(name);
     return value && *value ? value : NULL;
+#endif
+}
+
+/* How many processors this process may use. */
+CONC__PRIVATE int conc__processors(void)
+{
+    static atomic_int known;
+    int n = atomic_load_explicit(&known, memory_order_relaxed);
+    if (n)
+        return n;
+#ifdef __linux__
+    unsigned long mask[128];
+    long size = syscall(SYS_sched_getaffinity, 0, sizeof mask, mask);
+    for (long i = 0; i < size / (long)sizeof mask[0]; i++)
+        n += __builtin_popcountl(mask[i]);
+#endif
+    if (n <= 0)
+        n = (int)sysconf(_SC_NPROCESSORS_ONLN);
+    n = n > 0 ? n : 1;
+    atomic_store_explicit(&known, n, memory_order_relaxed);
+    return n;
+}
+
+/* On one processor nobody comes while this thread looks. */
+CONC__PRIVATE bool conc__several_processors(void) { return conc__processors() > 1; }
+
+/* In a loop that only looks. */
+static inline void conc__relax(void)
+{
+#if defined __x86_64__ || defined __i386__
+    __builtin_ia32_pause();
+#elif defined __aarch64__
+    __asm__ volatile("isb"); /* as long as a pause; yield does nothing on most */
+#else
+    atomic_signal_fence(memory_order_seq_cst);
 #endif
 }
 
@@ -2449,7 +2517,7 @@ CONC__PRIVATE void conc__advance(conc_loop *l, int64_t now)
 }
 
 /* Does a task wait for something from outside that needs no hold? */
-CONC__PRIVATE bool conc__expects(const conc_loop *l) { return l->watched || l->signal_waits; }
+CONC__PRIVATE bool conc__expects(const conc_loop *l) { return l->watched || l->signal_waits || l->awaited; }
 
 /* Looks for events, without waiting. */
 CONC__PRIVATE void conc__poll_now(conc_loop *l)
@@ -2459,8 +2527,37 @@ CONC__PRIVATE void conc__poll_now(conc_loop *l)
     l->backend->wait(l, 0);
 }
 
+/* Whoever is at work for a task here may be done before this thread could fall asleep and be woken, which takes 50 us: so
+ * it is looked for a little first. How long goes by whether that was of use the last times. */
+CONC__PRIVATE bool conc__linger(conc_loop *l, int64_t ns)
+{
+    int64_t start = conc__clock(), most = ns < l->patience ? ns : l->patience;
+    bool found = false;
+    for (conc__lookout *o = l->lookouts; o; o = o->next)
+        o->watch(o, true);
+    do {
+        for (int i = 0; i < 32 && !found; i++) {
+            conc__relax();
+            found = atomic_load_explicit(&l->posted, memory_order_relaxed) != NULL;
+        }
+        for (conc__lookout *o = l->lookouts; o && !found; o = o->next)
+            found = o->look(o);
+    } while (!found && conc__clock() - start < most);
+    for (conc__lookout *o = l->lookouts; o; o = o->next)
+        o->watch(o, false);
+    for (conc__lookout *o = l->lookouts; o && !found; o = o->next)
+        found = o->look(o); /* what came in between told nobody */
+    l->patience = found ? CONC__PATIENCE : l->patience / 2;
+    return found;
+}
+
 CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns)
 {
+    int64_t start = 0;
+    if (l->awaited && ns > 0 && l->patience >= CONC__PATIENCE / 64 && conc__linger(l, ns))
+        return;
+    if (l->awaited)
+        start = conc__clock();
     pthread_mutex_lock(&l->mutex);
     bool sleeps = l->asleep =
         !l->posted && ns != 0 && (ns != CONC__NEVER || l->holds || conc__expects(l)); /* else nothing could wake it */
@@ -2470,6 +2567,8 @@ CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns)
     pthread_mutex_lock(&l->mutex);
     l->asleep = false;
     pthread_mutex_unlock(&l->mutex);
+    if (start && conc__several_processors() && conc__clock() - start < 2 * CONC__PATIENCE)
+        l->patience = CONC__PATIENCE; /* it would have paid */
 }
 
 CONC__PRIVATE bool conc__held(conc_loop *l)
@@ -2525,6 +2624,7 @@ CONC__PRIVATE int64_t conc__verify(conc_loop *l)
 CONC__PRIVATE void conc__idle(conc_loop *l)
 {
     int64_t next = conc__wheel_next(&l->wheel), limit;
+    bool at_work = atomic_load_explicit(&l->at_work, memory_order_acquire) > 0; /* what it led to is posted by then */
     if (atomic_load_explicit(&l->posted, memory_order_relaxed))
         return;
     if (conc__expects(l) && (l->settlers.first || (l->virtual_clock && next != CONC__NEVER))) {
@@ -2538,6 +2638,10 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
         return;
     }
     limit = conc__trim(l);
+    if (at_work) {
+        conc__poll_events(l, CONC__NEVER);
+        return;
+    }
     if (l->virtual_clock && next != CONC__NEVER) {
         conc__advance(l, next > l->now ? next : l->now);
         return;
@@ -2772,10 +2876,12 @@ CONC_API CONC__CALLED int conc_sleep_until(double t)
 CONC_API int conc_block(double s)
 {
     conc_loop *l = conc__here;
-    if (!l)
+    if (!l && !conc__extended.job_block)
         return -EPERM;
     if (__builtin_isnan(s))
         return -EINVAL;
+    if (!l)
+        return conc__extended.job_block(conc__ns(s)) ? 0 : -EPERM;
     int64_t end = conc__later(conc__time(l), conc__ns(s));
     if (l->virtual_clock)
         l->now = end;
@@ -3128,7 +3234,7 @@ CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, con
     t->arg = arg;
     t->name = t->spawned = spawned;
     if (CONC__UNLIKELY(t->locals))
-        t->locals->references++;
+        __atomic_fetch_add(&t->locals->references, 1, __ATOMIC_RELAXED); /* jobs have it in other threads */
     t->serial = l->spawned++;
 }
 
@@ -3327,7 +3433,7 @@ CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, con
     if (!handle)
         return -EINVAL;
     if (CONC__UNLIKELY(conc__here->on_valgrind))
-        conc__excuse(handle);
+        conc__excuse(handle, sizeof *handle);
     if (CONC__UNLIKELY(handle->state != CONC__DONE || handle->in_finished || conc__here->failed) &&
         conc__handle_in_use(handle))
         return conc__misused(-EBUSY, "conc_spawn_task", "the handle is in use", spawned);
@@ -3453,6 +3559,12 @@ CONC__PRIVATE void conc__put_into_words(conc_loop *l, void *arg)
 CONC_API int conc_fail(int rc, const char *fmt, ...)
 {
     conc_loop *l = conc__in_task();
+    if (!conc__here && fmt && conc__extended.job_fail) {
+        va_list args;
+        va_start(args, fmt);
+        conc__extended.job_fail(rc, fmt, args);
+        va_end(args);
+    }
     if (!l || !fmt)
         return rc;
     conc__failing f = {.fmt = fmt, .rc = rc};
@@ -3539,7 +3651,7 @@ CONC__PRIVATE const char *conc__place_of(const char *spawned)
 
 CONC__PRIVATE void conc__locals_release(conc__locals *locals)
 {
-    if (locals && --locals->references == 0)
+    if (locals && __atomic_sub_fetch(&locals->references, 1, __ATOMIC_ACQ_REL) == 0)
         CONC_FREE(locals);
 }
 
@@ -4166,23 +4278,32 @@ CONC__PRIVATE conc__locals *conc__locals_with_room(const conc__locals *old, int 
     return fresh;
 }
 
+/* Where the running task's locals hang, or those of the job that runs on this thread; NULL: neither. */
+CONC__PRIVATE conc__locals **conc__locals_here(void)
+{
+    conc_loop *l = conc__here;
+    if (l)
+        return l->self ? &l->self->locals : NULL;
+    return conc__extended.job_locals ? conc__extended.job_locals() : NULL;
+}
+
 CONC_API int conc_local_set(conc_local *key, const void *value)
 {
-    conc_loop *l = conc__in_task();
-    if (!l)
+    conc__locals **at = conc__locals_here();
+    if (!at)
         return -EPERM;
     if (!key)
         return -EINVAL;
-    conc__locals *old = l->self->locals, *now = old;
+    conc__locals *old = *at, *now = old;
     int i = 0, count = old ? old->count : 0;
     while (i < count && old->entries[i].key != key)
         i++;
-    if (i == count || old->references > 1) { /* others see the old values: copy */
+    if (i == count || __atomic_load_n(&old->references, __ATOMIC_ACQUIRE) > 1) { /* others see the old values: copy */
         now = conc__locals_with_room(old, count + (i == count));
         if (!now)
             return -ENOMEM;
         conc__locals_release(old);
-        l->self->locals = now;
+        *at = now;
         now->count = count + (i == count);
     }
     now->entries[i].key = key;
@@ -4192,8 +4313,7 @@ CONC_API int conc_local_set(conc_local *key, const void *value)
 
 CONC_API void *conc_local_get(conc_local *key)
 {
-    conc_loop *l = conc__in_task();
-    conc__locals *locals = l ? l->self->locals : NULL;
+    conc__locals **at = conc__locals_here(), *locals = at ? *at : NULL;
     for (int i = 0; locals && i < locals->count; i++)
         if (locals->entries[i].key == key)
             return (void *)(uintptr_t)locals->entries[i].value;
@@ -5254,9 +5374,30 @@ CONC__PRIVATE int conc__bind(int fd, const conc__address *a)
 typedef struct conc__opening {
     const char *text;
     const conc_listen_options *options;
-    conc__address addresses[CONC__ADDRESSES];
+    conc__address addresses[CONC__ADDRESSES], *found; /* found: of a host name, instead */
     int count, which, fd, rc;
 } conc__opening;
+
+CONC__PRIVATE void conc__resolve(conc_loop *l, void *arg)
+{
+    conc__opening *o = arg;
+    (void)l;
+    o->count = conc__parse_address(o->text, o->addresses);
+}
+
+/* What the address text means: how many there are, or a negative error. Waits if it is a host name. */
+CONC__PRIVATE int conc__look_up(conc_loop *l, conc__opening *o)
+{
+    conc__with_room(l, conc__resolve, o);
+    if (o->count == -EADDRNOTAVAIL && conc__extended.resolve)
+        o->count = conc__extended.resolve(o->text, &o->found);
+    return o->count;
+}
+
+CONC__PRIVATE const conc__address *conc__this_address(const conc__opening *o)
+{
+    return (o->found ? o->found : o->addresses) + o->which;
+}
 
 CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_options *o)
 {
@@ -5285,11 +5426,10 @@ CONC__PRIVATE void conc__open_listener(conc_loop *l, void *arg)
 {
     conc__opening *o = arg;
     int saved = errno;
-    o->fd = o->count = conc__parse_address(o->text, o->addresses);
     for (o->which = 0; o->which < o->count; o->which++) {
-        o->fd = conc__listen_at(&o->addresses[o->which], o->options);
+        o->fd = conc__listen_at(conc__this_address(o), o->options);
         if (o->fd >= 0)
-            o->fd = conc__fd_adopt(l, o->fd, o->addresses[o->which].as.any.sa_family != AF_UNIX);
+            o->fd = conc__fd_adopt(l, o->fd, conc__this_address(o)->as.any.sa_family != AF_UNIX);
         if (o->fd >= 0 || o->fd == -EADDRINUSE)
             break;
     }
@@ -5305,24 +5445,20 @@ CONC_API int conc_listen_with(const char *address, const conc_listen_options *op
         return -EPERM;
     if (!address || o.options->backlog < 0)
         return -EINVAL;
-    conc__with_room(l, conc__open_listener, &o);
+    o.fd = conc__look_up(l, &o);
+    if (o.fd > 0)
+        conc__with_room(l, conc__open_listener, &o);
+    conc_free(o.found);
     return o.fd;
 }
 
 CONC_API int conc_listen(const char *address) { return conc_listen_with(address, NULL); }
 
-CONC__PRIVATE void conc__resolve(conc_loop *l, void *arg)
-{
-    conc__opening *o = arg;
-    (void)l;
-    o->count = conc__parse_address(o->text, o->addresses);
-}
-
 /* Starts to connect: fd, and in rc 0, -EINPROGRESS, or why it could not. */
 CONC__PRIVATE void conc__start_connecting(conc_loop *l, void *arg)
 {
     conc__opening *o = arg;
-    const conc__address *a = &o->addresses[o->which];
+    const conc__address *a = conc__this_address(o);
     bool tcp = a->as.any.sa_family != AF_UNIX;
     int saved = errno;
     if (o->fd < 0) {
@@ -5384,18 +5520,19 @@ CONC_API int conc_dial(const char *address)
     if (rc)
         return rc;
     conc__opening o = {.text = address};
-    conc__with_room(l, conc__resolve, &o);
-    if (o.count < 0)
-        return o.count;
+    first = rc = conc__look_up(l, &o);
+    if (rc > 0)
+        first = 0;
     for (o.which = 0; o.which < o.count; o.which++) {
         rc = conc__connect(l, &o);
-        if (rc >= 0)
-            conc__quick(l);
         if (rc >= 0 || rc == -ECANCELED)
-            return rc;
+            break;
         first = first ? first : rc;
     }
-    return first;
+    conc_free(o.found);
+    if (rc >= 0)
+        conc__quick(l);
+    return rc >= 0 || rc == -ECANCELED ? rc : first;
 }
 
 typedef struct conc__asking {
@@ -6713,18 +6850,13 @@ CONC_API int conc_loop_release(conc_loop *l)
     return 0;
 }
 
-CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
+/* Has l run the post, which lives until then. From any thread. */
+CONC__PRIVATE int conc__post_to(conc_loop *l, conc__post *p)
 {
-    if (!l || !fn)
-        return -EINVAL;
-    conc__post *p = conc__alloc(sizeof *p);
-    if (!p)
-        return -ENOMEM;
-    *p = (conc__post){NULL, fn, arg};
+    p->next = NULL;
     pthread_mutex_lock(&l->mutex);
     if (l->closed) {
         pthread_mutex_unlock(&l->mutex);
-        CONC_FREE(p);
         return -ESHUTDOWN;
     }
     if (l->posted)
@@ -6738,6 +6870,33 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
     }
     pthread_mutex_unlock(&l->mutex);
     return 0;
+}
+
+typedef struct conc__posted_call {
+    conc__post post;
+    void (*fn)(void *);
+    void *arg;
+} conc__posted_call;
+
+CONC__PRIVATE void conc__run_posted_call(conc__post *p)
+{
+    conc__posted_call *call = (conc__posted_call *)(void *)p;
+    call->fn(call->arg);
+    CONC_FREE(call);
+}
+
+CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
+{
+    if (!l || !fn)
+        return -EINVAL;
+    conc__posted_call *call = conc__alloc(sizeof *call);
+    if (!call)
+        return -ENOMEM;
+    *call = (conc__posted_call){{NULL, conc__run_posted_call}, fn, arg};
+    int rc = conc__post_to(l, &call->post);
+    if (rc)
+        CONC_FREE(call);
+    return rc;
 }
 
 CONC__PRIVATE conc__post *conc__take_posts(conc_loop *l)
@@ -6757,8 +6916,7 @@ CONC__PRIVATE void conc__run_posts(conc_loop *l)
     l->stirred = true;
     for (conc__post *p = conc__take_posts(l), *next; p; p = next) {
         next = p->next;
-        p->fn(p->arg);
-        CONC_FREE(p);
+        p->run(p);
     }
 }
 
@@ -7117,6 +7275,7 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->run = 1 + atomic_fetch_add_explicit(&runs, 1, memory_order_relaxed);
     l->spawned = l->finished = conc__first_serial(l);
     l->quick = CONC__QUICK;
+    l->patience = conc__several_processors() ? CONC__PATIENCE : 0;
     l->errno_at = &errno;
     l->switch_stacks = conc__switch_plainly;
     l->now = o->virtual_clock ? 0 : conc__clock();
@@ -7238,6 +7397,10 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
 CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
 {
     conc__last_posts(l);
+    for (conc__ending *e = l->endings, *next; e; e = next) {
+        next = e->next;
+        e->end(l, e);
+    }
     conc__signals_end(l);
     conc__here = NULL;
     conc__pipe_signal_unblock(l);

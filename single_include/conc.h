@@ -1,6 +1,6 @@
 /* conc.h - v0.1.0 - tasks, groups, cancellation and time on an event loop, for C - MIT licence
  *
- * conc.h, conc_sync.h in one file, written by amalgamate.py: change those, not this.
+ * conc.h, conc_sync.h, conc_pool.h in one file, written by amalgamate.py: change those, not this.
  */
 /* ==== begin conc.h ==== */
 /* conc.h - v0.1.0 - tasks, groups, cancellation and time on an event loop, for C - MIT licence
@@ -562,7 +562,8 @@ CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n);
 
 /* Addresses: "127.0.0.1:8080", "[::1]:80", "[fe80::1%eth0]:80", "localhost:0" (127.0.0.1, or else ::1), "unix:/run/x",
- * and on Linux "unix:@x" for the abstract name x. Malformed: -EINVAL; other host names: -EADDRNOTAVAIL. */
+ * and on Linux "unix:@x" for the abstract name x. Malformed: -EINVAL. Other host names are looked up where
+ * conc_pool.h is in the program too, else -EADDRNOTAVAIL. */
 
 typedef struct conc_listen_options {
     int backlog;     /* connections that may wait to be accepted; 0: the system's maximum */
@@ -866,6 +867,7 @@ enum {
     CONC__TURNS = 64,                /* switches between two looks of the scheduler */
     CONC__QUICK = 256,               /* checkpoints without a wait before one yields */
     CONC__SPIN = 16,                 /* refused checkpoints in a row that make a task one which ignores its cancel */
+    CONC__PATIENCE = 50000,          /* ns a thread looks for what it waits for before it sleeps */
     CONC__CHOICE = 16,               /* under a seed: how many of the ready tasks the next is drawn from */
     CONC__NAME = 48,
     CONC__TEXT = 128
@@ -1216,11 +1218,24 @@ typedef struct conc__wheel {
     size_t count;
 } conc__wheel;
 
+/* Something that a loop is to do between two tasks. */
 typedef struct conc__post {
     struct conc__post *next;
-    void (*fn)(void *);
-    void *arg;
+    void (*run)(struct conc__post *post); /* the post's memory is no longer the loop's */
 } conc__post;
+
+/* Somewhere else to look, besides posted functions, before a loop falls asleep. */
+typedef struct conc__lookout {
+    struct conc__lookout *next;
+    bool (*look)(struct conc__lookout *self);           /* true: something came of it */
+    void (*watch)(struct conc__lookout *self, bool on); /* the looking begins; it ends */
+} conc__lookout;
+
+/* What another module has to end with a run, after its last task. */
+typedef struct conc__ending {
+    struct conc__ending *next;
+    void (*end)(conc_loop *l, struct conc__ending *self);
+} conc__ending;
 
 /* A failed background task, until the end of the run. */
 typedef struct conc__failed {
@@ -1327,6 +1342,12 @@ struct conc_loop {
     conc__spare *spares;
     int spare_count;
 
+    int awaited;        /* tasks that wait for another thread or process */
+    int64_t patience;   /* ns to look for it before the loop falls asleep */
+    atomic_int at_work; /* virtual clock: jobs for which time stands still */
+    conc__lookout *lookouts;
+    conc__ending *endings;
+
     conc_signals *signals;
     int signal_waits, signal_slot, interrupted_by;
     unsigned interrupt_numbers; /* which of conc__interrupting are taken, a bit each */
@@ -1344,6 +1365,18 @@ struct conc_loop {
 };
 
 static CONC_TLS _Thread_local conc_loop *conc__here;
+
+struct conc__address;
+
+/* What conc_pool.h does for this module where it is in the program too; else all NULL. */
+typedef struct conc__extension {
+    conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none does */
+    bool (*job_block)(int64_t ns);      /* conc_block in a job; false: none runs here */
+    void (*job_fail)(int rc, const char *fmt, va_list args);
+    int (*resolve)(const char *text, struct conc__address **found); /* a host name: how many, for conc_free */
+} conc__extension;
+
+static conc__extension conc__extended;
 
 /* used before they are written */
 CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result);
@@ -1471,9 +1504,9 @@ enum {
 };
 
 /* A handle need not be set to anything, though it is read. */
-CONC__PRIVATE void conc__excuse(const conc_task *handle)
+CONC__PRIVATE void conc__excuse(const void *handle, size_t size)
 {
-    conc__valgrind(CONC__VALGRIND_DEFINED, (uintptr_t)handle, sizeof *handle);
+    conc__valgrind(CONC__VALGRIND_DEFINED, (uintptr_t)handle, size);
 }
 
 CONC__PRIVATE bool conc__on_valgrind(void) { return conc__valgrind(CONC__VALGRIND_RUNS, 0, 0) != 0; }
@@ -1580,6 +1613,41 @@ CONC__PRIVATE const char *conc__env(const char *name)
 #endif
     const char *value = getenv(name);
     return value && *value ? value : NULL;
+#endif
+}
+
+/* How many processors this process may use. */
+CONC__PRIVATE int conc__processors(void)
+{
+    static atomic_int known;
+    int n = atomic_load_explicit(&known, memory_order_relaxed);
+    if (n)
+        return n;
+#ifdef __linux__
+    unsigned long mask[128];
+    long size = syscall(SYS_sched_getaffinity, 0, sizeof mask, mask);
+    for (long i = 0; i < size / (long)sizeof mask[0]; i++)
+        n += __builtin_popcountl(mask[i]);
+#endif
+    if (n <= 0)
+        n = (int)sysconf(_SC_NPROCESSORS_ONLN);
+    n = n > 0 ? n : 1;
+    atomic_store_explicit(&known, n, memory_order_relaxed);
+    return n;
+}
+
+/* On one processor nobody comes while this thread looks. */
+CONC__PRIVATE bool conc__several_processors(void) { return conc__processors() > 1; }
+
+/* In a loop that only looks. */
+static inline void conc__relax(void)
+{
+#if defined __x86_64__ || defined __i386__
+    __builtin_ia32_pause();
+#elif defined __aarch64__
+    __asm__ volatile("isb"); /* as long as a pause; yield does nothing on most */
+#else
+    atomic_signal_fence(memory_order_seq_cst);
 #endif
 }
 
@@ -2454,7 +2522,7 @@ CONC__PRIVATE void conc__advance(conc_loop *l, int64_t now)
 }
 
 /* Does a task wait for something from outside that needs no hold? */
-CONC__PRIVATE bool conc__expects(const conc_loop *l) { return l->watched || l->signal_waits; }
+CONC__PRIVATE bool conc__expects(const conc_loop *l) { return l->watched || l->signal_waits || l->awaited; }
 
 /* Looks for events, without waiting. */
 CONC__PRIVATE void conc__poll_now(conc_loop *l)
@@ -2464,8 +2532,37 @@ CONC__PRIVATE void conc__poll_now(conc_loop *l)
     l->backend->wait(l, 0);
 }
 
+/* Whoever is at work for a task here may be done before this thread could fall asleep and be woken, which takes 50 us: so
+ * it is looked for a little first. How long goes by whether that was of use the last times. */
+CONC__PRIVATE bool conc__linger(conc_loop *l, int64_t ns)
+{
+    int64_t start = conc__clock(), most = ns < l->patience ? ns : l->patience;
+    bool found = false;
+    for (conc__lookout *o = l->lookouts; o; o = o->next)
+        o->watch(o, true);
+    do {
+        for (int i = 0; i < 32 && !found; i++) {
+            conc__relax();
+            found = atomic_load_explicit(&l->posted, memory_order_relaxed) != NULL;
+        }
+        for (conc__lookout *o = l->lookouts; o && !found; o = o->next)
+            found = o->look(o);
+    } while (!found && conc__clock() - start < most);
+    for (conc__lookout *o = l->lookouts; o; o = o->next)
+        o->watch(o, false);
+    for (conc__lookout *o = l->lookouts; o && !found; o = o->next)
+        found = o->look(o); /* what came in between told nobody */
+    l->patience = found ? CONC__PATIENCE : l->patience / 2;
+    return found;
+}
+
 CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns)
 {
+    int64_t start = 0;
+    if (l->awaited && ns > 0 && l->patience >= CONC__PATIENCE / 64 && conc__linger(l, ns))
+        return;
+    if (l->awaited)
+        start = conc__clock();
     pthread_mutex_lock(&l->mutex);
     bool sleeps = l->asleep =
         !l->posted && ns != 0 && (ns != CONC__NEVER || l->holds || conc__expects(l)); /* else nothing could wake it */
@@ -2475,6 +2572,8 @@ CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns)
     pthread_mutex_lock(&l->mutex);
     l->asleep = false;
     pthread_mutex_unlock(&l->mutex);
+    if (start && conc__several_processors() && conc__clock() - start < 2 * CONC__PATIENCE)
+        l->patience = CONC__PATIENCE; /* it would have paid */
 }
 
 CONC__PRIVATE bool conc__held(conc_loop *l)
@@ -2530,6 +2629,7 @@ CONC__PRIVATE int64_t conc__verify(conc_loop *l)
 CONC__PRIVATE void conc__idle(conc_loop *l)
 {
     int64_t next = conc__wheel_next(&l->wheel), limit;
+    bool at_work = atomic_load_explicit(&l->at_work, memory_order_acquire) > 0; /* what it led to is posted by then */
     if (atomic_load_explicit(&l->posted, memory_order_relaxed))
         return;
     if (conc__expects(l) && (l->settlers.first || (l->virtual_clock && next != CONC__NEVER))) {
@@ -2543,6 +2643,10 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
         return;
     }
     limit = conc__trim(l);
+    if (at_work) {
+        conc__poll_events(l, CONC__NEVER);
+        return;
+    }
     if (l->virtual_clock && next != CONC__NEVER) {
         conc__advance(l, next > l->now ? next : l->now);
         return;
@@ -2777,10 +2881,12 @@ CONC_API CONC__CALLED int conc_sleep_until(double t)
 CONC_API int conc_block(double s)
 {
     conc_loop *l = conc__here;
-    if (!l)
+    if (!l && !conc__extended.job_block)
         return -EPERM;
     if (__builtin_isnan(s))
         return -EINVAL;
+    if (!l)
+        return conc__extended.job_block(conc__ns(s)) ? 0 : -EPERM;
     int64_t end = conc__later(conc__time(l), conc__ns(s));
     if (l->virtual_clock)
         l->now = end;
@@ -3133,7 +3239,7 @@ CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, con
     t->arg = arg;
     t->name = t->spawned = spawned;
     if (CONC__UNLIKELY(t->locals))
-        t->locals->references++;
+        __atomic_fetch_add(&t->locals->references, 1, __ATOMIC_RELAXED); /* jobs have it in other threads */
     t->serial = l->spawned++;
 }
 
@@ -3332,7 +3438,7 @@ CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, con
     if (!handle)
         return -EINVAL;
     if (CONC__UNLIKELY(conc__here->on_valgrind))
-        conc__excuse(handle);
+        conc__excuse(handle, sizeof *handle);
     if (CONC__UNLIKELY(handle->state != CONC__DONE || handle->in_finished || conc__here->failed) &&
         conc__handle_in_use(handle))
         return conc__misused(-EBUSY, "conc_spawn_task", "the handle is in use", spawned);
@@ -3458,6 +3564,12 @@ CONC__PRIVATE void conc__put_into_words(conc_loop *l, void *arg)
 CONC_API int conc_fail(int rc, const char *fmt, ...)
 {
     conc_loop *l = conc__in_task();
+    if (!conc__here && fmt && conc__extended.job_fail) {
+        va_list args;
+        va_start(args, fmt);
+        conc__extended.job_fail(rc, fmt, args);
+        va_end(args);
+    }
     if (!l || !fmt)
         return rc;
     conc__failing f = {.fmt = fmt, .rc = rc};
@@ -3544,7 +3656,7 @@ CONC__PRIVATE const char *conc__place_of(const char *spawned)
 
 CONC__PRIVATE void conc__locals_release(conc__locals *locals)
 {
-    if (locals && --locals->references == 0)
+    if (locals && __atomic_sub_fetch(&locals->references, 1, __ATOMIC_ACQ_REL) == 0)
         CONC_FREE(locals);
 }
 
@@ -4171,23 +4283,32 @@ CONC__PRIVATE conc__locals *conc__locals_with_room(const conc__locals *old, int 
     return fresh;
 }
 
+/* Where the running task's locals hang, or those of the job that runs on this thread; NULL: neither. */
+CONC__PRIVATE conc__locals **conc__locals_here(void)
+{
+    conc_loop *l = conc__here;
+    if (l)
+        return l->self ? &l->self->locals : NULL;
+    return conc__extended.job_locals ? conc__extended.job_locals() : NULL;
+}
+
 CONC_API int conc_local_set(conc_local *key, const void *value)
 {
-    conc_loop *l = conc__in_task();
-    if (!l)
+    conc__locals **at = conc__locals_here();
+    if (!at)
         return -EPERM;
     if (!key)
         return -EINVAL;
-    conc__locals *old = l->self->locals, *now = old;
+    conc__locals *old = *at, *now = old;
     int i = 0, count = old ? old->count : 0;
     while (i < count && old->entries[i].key != key)
         i++;
-    if (i == count || old->references > 1) { /* others see the old values: copy */
+    if (i == count || __atomic_load_n(&old->references, __ATOMIC_ACQUIRE) > 1) { /* others see the old values: copy */
         now = conc__locals_with_room(old, count + (i == count));
         if (!now)
             return -ENOMEM;
         conc__locals_release(old);
-        l->self->locals = now;
+        *at = now;
         now->count = count + (i == count);
     }
     now->entries[i].key = key;
@@ -4197,8 +4318,7 @@ CONC_API int conc_local_set(conc_local *key, const void *value)
 
 CONC_API void *conc_local_get(conc_local *key)
 {
-    conc_loop *l = conc__in_task();
-    conc__locals *locals = l ? l->self->locals : NULL;
+    conc__locals **at = conc__locals_here(), *locals = at ? *at : NULL;
     for (int i = 0; locals && i < locals->count; i++)
         if (locals->entries[i].key == key)
             return (void *)(uintptr_t)locals->entries[i].value;
@@ -5259,9 +5379,30 @@ CONC__PRIVATE int conc__bind(int fd, const conc__address *a)
 typedef struct conc__opening {
     const char *text;
     const conc_listen_options *options;
-    conc__address addresses[CONC__ADDRESSES];
+    conc__address addresses[CONC__ADDRESSES], *found; /* found: of a host name, instead */
     int count, which, fd, rc;
 } conc__opening;
+
+CONC__PRIVATE void conc__resolve(conc_loop *l, void *arg)
+{
+    conc__opening *o = arg;
+    (void)l;
+    o->count = conc__parse_address(o->text, o->addresses);
+}
+
+/* What the address text means: how many there are, or a negative error. Waits if it is a host name. */
+CONC__PRIVATE int conc__look_up(conc_loop *l, conc__opening *o)
+{
+    conc__with_room(l, conc__resolve, o);
+    if (o->count == -EADDRNOTAVAIL && conc__extended.resolve)
+        o->count = conc__extended.resolve(o->text, &o->found);
+    return o->count;
+}
+
+CONC__PRIVATE const conc__address *conc__this_address(const conc__opening *o)
+{
+    return (o->found ? o->found : o->addresses) + o->which;
+}
 
 CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_options *o)
 {
@@ -5290,11 +5431,10 @@ CONC__PRIVATE void conc__open_listener(conc_loop *l, void *arg)
 {
     conc__opening *o = arg;
     int saved = errno;
-    o->fd = o->count = conc__parse_address(o->text, o->addresses);
     for (o->which = 0; o->which < o->count; o->which++) {
-        o->fd = conc__listen_at(&o->addresses[o->which], o->options);
+        o->fd = conc__listen_at(conc__this_address(o), o->options);
         if (o->fd >= 0)
-            o->fd = conc__fd_adopt(l, o->fd, o->addresses[o->which].as.any.sa_family != AF_UNIX);
+            o->fd = conc__fd_adopt(l, o->fd, conc__this_address(o)->as.any.sa_family != AF_UNIX);
         if (o->fd >= 0 || o->fd == -EADDRINUSE)
             break;
     }
@@ -5310,24 +5450,20 @@ CONC_API int conc_listen_with(const char *address, const conc_listen_options *op
         return -EPERM;
     if (!address || o.options->backlog < 0)
         return -EINVAL;
-    conc__with_room(l, conc__open_listener, &o);
+    o.fd = conc__look_up(l, &o);
+    if (o.fd > 0)
+        conc__with_room(l, conc__open_listener, &o);
+    conc_free(o.found);
     return o.fd;
 }
 
 CONC_API int conc_listen(const char *address) { return conc_listen_with(address, NULL); }
 
-CONC__PRIVATE void conc__resolve(conc_loop *l, void *arg)
-{
-    conc__opening *o = arg;
-    (void)l;
-    o->count = conc__parse_address(o->text, o->addresses);
-}
-
 /* Starts to connect: fd, and in rc 0, -EINPROGRESS, or why it could not. */
 CONC__PRIVATE void conc__start_connecting(conc_loop *l, void *arg)
 {
     conc__opening *o = arg;
-    const conc__address *a = &o->addresses[o->which];
+    const conc__address *a = conc__this_address(o);
     bool tcp = a->as.any.sa_family != AF_UNIX;
     int saved = errno;
     if (o->fd < 0) {
@@ -5389,18 +5525,19 @@ CONC_API int conc_dial(const char *address)
     if (rc)
         return rc;
     conc__opening o = {.text = address};
-    conc__with_room(l, conc__resolve, &o);
-    if (o.count < 0)
-        return o.count;
+    first = rc = conc__look_up(l, &o);
+    if (rc > 0)
+        first = 0;
     for (o.which = 0; o.which < o.count; o.which++) {
         rc = conc__connect(l, &o);
-        if (rc >= 0)
-            conc__quick(l);
         if (rc >= 0 || rc == -ECANCELED)
-            return rc;
+            break;
         first = first ? first : rc;
     }
-    return first;
+    conc_free(o.found);
+    if (rc >= 0)
+        conc__quick(l);
+    return rc >= 0 || rc == -ECANCELED ? rc : first;
 }
 
 typedef struct conc__asking {
@@ -6718,18 +6855,13 @@ CONC_API int conc_loop_release(conc_loop *l)
     return 0;
 }
 
-CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
+/* Has l run the post, which lives until then. From any thread. */
+CONC__PRIVATE int conc__post_to(conc_loop *l, conc__post *p)
 {
-    if (!l || !fn)
-        return -EINVAL;
-    conc__post *p = conc__alloc(sizeof *p);
-    if (!p)
-        return -ENOMEM;
-    *p = (conc__post){NULL, fn, arg};
+    p->next = NULL;
     pthread_mutex_lock(&l->mutex);
     if (l->closed) {
         pthread_mutex_unlock(&l->mutex);
-        CONC_FREE(p);
         return -ESHUTDOWN;
     }
     if (l->posted)
@@ -6743,6 +6875,33 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
     }
     pthread_mutex_unlock(&l->mutex);
     return 0;
+}
+
+typedef struct conc__posted_call {
+    conc__post post;
+    void (*fn)(void *);
+    void *arg;
+} conc__posted_call;
+
+CONC__PRIVATE void conc__run_posted_call(conc__post *p)
+{
+    conc__posted_call *call = (conc__posted_call *)(void *)p;
+    call->fn(call->arg);
+    CONC_FREE(call);
+}
+
+CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
+{
+    if (!l || !fn)
+        return -EINVAL;
+    conc__posted_call *call = conc__alloc(sizeof *call);
+    if (!call)
+        return -ENOMEM;
+    *call = (conc__posted_call){{NULL, conc__run_posted_call}, fn, arg};
+    int rc = conc__post_to(l, &call->post);
+    if (rc)
+        CONC_FREE(call);
+    return rc;
 }
 
 CONC__PRIVATE conc__post *conc__take_posts(conc_loop *l)
@@ -6762,8 +6921,7 @@ CONC__PRIVATE void conc__run_posts(conc_loop *l)
     l->stirred = true;
     for (conc__post *p = conc__take_posts(l), *next; p; p = next) {
         next = p->next;
-        p->fn(p->arg);
-        CONC_FREE(p);
+        p->run(p);
     }
 }
 
@@ -7122,6 +7280,7 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->run = 1 + atomic_fetch_add_explicit(&runs, 1, memory_order_relaxed);
     l->spawned = l->finished = conc__first_serial(l);
     l->quick = CONC__QUICK;
+    l->patience = conc__several_processors() ? CONC__PATIENCE : 0;
     l->errno_at = &errno;
     l->switch_stacks = conc__switch_plainly;
     l->now = o->virtual_clock ? 0 : conc__clock();
@@ -7243,6 +7402,10 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
 CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
 {
     conc__last_posts(l);
+    for (conc__ending *e = l->endings, *next; e; e = next) {
+        next = e->next;
+        e->end(l, e);
+    }
     conc__signals_end(l);
     conc__here = NULL;
     conc__pipe_signal_unblock(l);
@@ -9168,6 +9331,1890 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
 
 #endif /* CONC_IMPLEMENTATION */
 /* ==== end conc_sync.h ==== */
+
+/* ==== begin conc_pool.h ==== */
+/* conc_pool.h - v0.1.0 - threads, processes, channels, files, names and child programs for conc.h - MIT licence
+ *
+ * What asyncio.to_thread, ThreadPoolExecutor, ProcessPoolExecutor and create_subprocess_exec are to a Python program: the
+ * loop goes on while something blocks or computes.
+ *
+ *     static int load(void *path)                          // runs on a thread of the pool, and may block
+ *     {
+ *         return count_words(path);
+ *     }
+ *     static int app(void *arg)
+ *     {
+ *         (void)arg;
+ *         CONC_AUTO(conc_pool, pool) = {.threads = 4};
+ *         CONC_TRY(conc_pool_open(&pool));
+ *         int words = CONC_TRY(conc_pool_run(&pool, load, "a.txt")); // this task waits, the others go on
+ *         words += CONC_TRY(conc_offload(load, "b.txt"));            // the same on a pool that is always there
+ *         CONC_AUTO(conc_procs, procs) = {.workers = 2};
+ *         CONC_TRY(conc_procs_open(&procs));
+ *         return conc_procs_run(&procs, crunch, &words, sizeof words); // it may crash: that is -EOWNERDEAD here
+ *     }
+ *
+ * Include it where you include conc.h, which it includes itself; CONC_IMPLEMENTATION and CONC_STATIC are the same. A
+ * program that uses process pools has this module in itself or in a library it is linked with, not in one it loads later.
+ *
+ * Conventions, beside conc.h's
+ *   Jobs      are plain functions that run outside the loop, at the same time as it and each other. A job is no task: what
+ *             is for tasks is -EPERM there, and conc_self() NULL; but it may call conc_run, and all of this module.
+ *             conc_local_get finds what the task that sent the job had set, conc_fail's words go to who waits for it,
+ *             and conc_block blocks its thread.
+ *   Calling   from tasks, which wait while the loop goes on; from jobs and threads without a run, which block. In a
+ *             posted function what would wait is -EPERM.
+ *   Cancel    a job that runs is waited for even when its caller is cancelled, as its argument may live on that stack. It
+ *             can ask conc_job_cancelled(). One that is still in the queue is taken back. One in a process is killed.
+ *   Clock     virtual time stands still while jobs run, and conc_block in one of them is a timer.
+ *   Forks     in a forked child inherited pools are dead: -EPERM, and closing them only frees memory.
+ *
+ * Environment: CONC__WORKER marks a worker process that this program started; it is not to be set by hand.
+ *
+ * Contents: >>pool >>offload >>procs >>channel >>shared >>files >>names >>child, then the implementation, whose sections
+ * are listed where it starts, and the licence. */
+#ifndef CONC_POOL_H
+#define CONC_POOL_H
+
+/* #include "conc.h": above */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- >>pool --------------------------------------------------------------------------------------------------- */
+
+/* A pool of threads. The first three fields are yours to set before conc_pool_open. */
+typedef struct conc_pool {
+    int threads;      /* at most; 0: one for each processor. They start when they are first needed */
+    int queue_limit;  /* jobs that may lie in the queue; a submit above it waits; 0: no limit */
+    const char *name; /* of its threads, for debuggers, 15 bytes; NULL: "conc" */
+    /* private */
+    struct conc__crew *crew;
+    unsigned users;
+} conc_pool;
+
+/* A function that was submitted. Storage of yours, of any content, that stays where it is until the job ended or was
+ * taken back. Private. */
+typedef struct conc_job {
+    conc_fn *fn;
+    void *arg;
+    struct conc__crew *crew;
+    struct conc__waiter *waiters;
+    struct conc__locals *locals;
+    conc_loop *clock;
+    size_t place;
+    int result;
+    unsigned state;
+    struct conc__parcel *parcel;
+    size_t size;
+    char text[96];
+} conc_job;
+
+/* Opens the pool; no thread starts yet. Errors: -EINVAL (NULL, negative fields), -EBUSY (open), -ENOMEM. From anywhere. */
+CONC_API int conc_pool_open(conc_pool *p);
+
+/* Refuses new jobs (but from the pool's own), waits for all there are, and ends the threads: 0. When its task is
+ * cancelled, the jobs in the queue are taken back and those that run are asked to end, and it still waits for these.
+ * Closing twice, or what was never opened, does nothing. -EDEADLK: in a job of this pool; -EPERM: in a posted function. */
+CONC_API int conc_pool_close(conc_pool *p);
+CONC_API void conc__auto_conc_pool(conc_pool *p);
+
+/* fn(arg) on a thread of the pool: its result. In a job of the same pool it is simply called. Waits. Errors, fn was not
+ * called: -ECANCELED, -EINVAL (NULL, not open), -EPIPE (closed), -EAGAIN (no thread can be started), -ENOMEM, -EPERM. */
+CONC_API int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg) CONC_NODISCARD;
+
+/* Has fn(arg) called by a thread of the pool, first come, first served, and returns: 0. Waits only for a place under a
+ * queue_limit; a job of the pool runs another one meanwhile. Errors, the job is not submitted: as above, and -EBUSY (j is
+ * in the queue or runs). */
+CONC_API int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg) CONC_NODISCARD;
+
+/* fn on each of count elements of size bytes, with the address of the element, in the order of the array and as many at
+ * once as there are threads; size 0: every call gets args itself. Returns when all have ended. The first error keeps the
+ * rest from starting, and is returned. Waits. Errors as for conc_pool_run. */
+CONC_API int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size) CONC_NODISCARD;
+
+/* The same for all of them, whatever they return: 0, or -ECANCELED, and then those that were not called have this result
+ * too. results (NULL: not wanted) has count places. */
+CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size, int *results);
+
+/* Waits until the job has ended or was taken back: 0, and its result in *result (NULL: not wanted), its words in
+ * conc_last_error. Any number may wait. A cancel does not cut it short: it takes the job back (result -ECANCELED), asks it
+ * to end when it runs, and kills it when it runs in a process; but not while others wait for it too. A thread of the pool
+ * runs the job itself if it is still in the queue. -EINVAL: never submitted. */
+CONC_API int conc_job_wait(conc_job *j, int *result) CONC_NODISCARD;
+
+/* Takes the job back when it is in the queue, asks it to end when it runs (and kills it in a process): 0. -EALREADY: it had
+ * ended; -EINVAL: never submitted. From anywhere. Not a checkpoint. */
+CONC_API int conc_job_cancel(conc_job *j);
+
+/* Has it ended, or was it taken back? From anywhere. */
+CONC_API bool conc_job_done(const conc_job *j);
+
+/* In a job: was it asked to end? Elsewhere false. */
+CONC_API bool conc_job_cancelled(void);
+
+/* ---- >>offload ------------------------------------------------------------------------------------------------ */
+
+/* conc_pool_run on a pool that all runs share (asyncio.to_thread), from its first use to the end of the last run; it has
+ * four threads more than there are processors, at most 32. In jobs and threads without a run fn(arg) is simply called. */
+CONC_API int conc_offload(conc_fn *fn, void *arg);
+
+/* The same for what may hang: a cancel returns -ECANCELED at once, the job goes on alone, and nobody learns its result.
+ * arg is the job's: free_arg(arg) (NULL: not wanted) is called once, after the job, or at once if fn was not called,
+ * whatever is returned. Neither the run's nor the program's end waits for such a job. */
+CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *));
+
+/* ---- >>procs -------------------------------------------------------------------------------------------------- */
+
+/* A pool of processes, for what may crash or must be killed. Linux. The first four fields are yours to set before
+ * conc_procs_open.
+ *
+ * Workers are this program executed anew, taken over before main: they see globals as at the program's start, inherit
+ * standard output and error and nothing else, and get functions by module and offset (a library that was loaded later is
+ * loaded in them too). Standard output is flushed after each job. They ignore SIGINT, and end with their parent. */
+typedef struct conc_procs {
+    int workers;         /* at most; 0: one for each processor. They start when they are first needed */
+    size_t memory_limit; /* bytes of data that a worker may have (RLIMIT_DATA); 0: no limit */
+    bool fork;           /* forked instead, at open, with globals as they are then */
+    int (*init)(void);   /* called first in each worker; a negative result breaks the pool; NULL: nothing */
+    /* private */
+    struct conc__crew *crew;
+    unsigned users;
+} conc_procs;
+
+/* Opens the pool, in a run or outside. Errors: -EINVAL (NULL, negative workers), -EBUSY (open; or .fork and the process has
+ * other threads), -EAGAIN and others of pthread_create, fork, mmap and socketpair, -ENOMEM, -ENOTSUP (not Linux), -EPERM
+ * (a set-user-ID program, without .fork). */
+CONC_API int conc_procs_open(conc_procs *p);
+
+/* As conc_pool_close; jobs that run are killed when its task is cancelled. When it returns all workers have ended. */
+CONC_API int conc_procs_close(conc_procs *p);
+CONC_API void conc__auto_conc_procs(conc_procs *p);
+
+/* fn in a worker, on a copy of the size bytes at arg, aligned as max_align_t, which comes back when fn returned: its
+ * result. Any size. Waits. Errors, arg is as before: -EOWNERDEAD (the worker died in fn; conc_last_error says of what),
+ * -ECANCELED (a worker that was in fn is killed), -ENOTRECOVERABLE (no worker comes up: conc_last_error says why), -EINVAL,
+ * -EPIPE (closed), -ENOMEM, -EPERM. A worker that dies costs only its own job, and is replaced. */
+CONC_API int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size) CONC_NODISCARD;
+
+/* The same without waiting for it; the bytes at arg are the job's until it ended. */
+CONC_API int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg, size_t size) CONC_NODISCARD;
+
+/* As conc_pool_map and conc_pool_map_all, each element as in conc_procs_run. Elements go to a worker several at a time; one
+ * that kills its worker costs only itself. */
+CONC_API int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size) CONC_NODISCARD;
+CONC_API int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size, int *results);
+
+/* Bytes in, bytes out: returns how many it wrote to out, or a negative error. */
+typedef ssize_t conc_procs_fn(const void *in, size_t in_size, void *out, size_t out_size);
+
+/* fn in a worker, on a copy of in: what it returned, and that many bytes in out. -EMSGSIZE: it returned more than out_size.
+ * Otherwise as conc_procs_run. */
+CONC_API ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, const void *in, size_t in_size, void *out,
+                                 size_t out_size) CONC_NODISCARD;
+
+/* ---- >>channel ------------------------------------------------------------------------------------------------ */
+
+/* A bounded queue between any tasks of any loops, jobs and threads: static conc_channel c = CONC_CHANNEL(int, 10); First
+ * come, first served, on both sides. */
+typedef struct conc_channel {
+    size_t item_size; /* bytes; 0: items are only counted */
+    size_t capacity;  /* at least 1 */
+    /* private */
+    struct conc__channel *inner;
+} conc_channel;
+
+#define CONC_CHANNEL(type, ...)                            \
+    {                                                      \
+        .item_size = sizeof(type), .capacity = __VA_ARGS__ \
+    }
+
+/* Sends a copy of the item. Waits while the channel is full. Errors, nothing was sent: -EPIPE (closed), -EINVAL (NULL,
+ * capacity 0, sizes that overflow), -ENOMEM (the first call takes the memory), -ECANCELED, -EPERM (in a posted function). */
+CONC_API int conc_channel_send(conc_channel *c, const void *item) CONC_NODISCARD;
+
+/* Takes the next item into *item. Waits while there is none. -EPIPE: closed, and all items taken. Errors as above. */
+CONC_API int conc_channel_recv(conc_channel *c, void *item) CONC_NODISCARD;
+
+/* The same from anywhere, but -EAGAIN instead of waiting. Not checkpoints. */
+CONC_API int conc_channel_try_send(conc_channel *c, const void *item) CONC_NODISCARD;
+CONC_API int conc_channel_try_recv(conc_channel *c, void *item) CONC_NODISCARD;
+
+/* No more sends: who waits gets -EPIPE. What lies in it can still be received. Closing twice does nothing. From anywhere. */
+CONC_API void conc_channel_close(conc_channel *c);
+
+/* Closes it, drops what lies in it, and frees its memory: once nobody else uses it. It is then as new. From anywhere. */
+CONC_API void conc_channel_destroy(conc_channel *c);
+CONC_API void conc__auto_conc_channel(conc_channel *c);
+
+/* ---- >>shared ------------------------------------------------------------------------------------------------- */
+
+/* Memory, all zero, that process pools opened later see at the same address: what one process writes the others read.
+ * Release it with conc_shared_free, in the process that allocated it. NULL: size 0, no memory, not Linux. From anywhere.
+ * Locks in it have to be made for several processes: C11 atomics, PTHREAD_PROCESS_SHARED. */
+CONC_API void *conc_shared_alloc(size_t size);
+CONC_API void conc_shared_free(void *p);
+
+/* ---- >>files -------------------------------------------------------------------------------------------------- */
+
+/* Files are read and written off the loop. Errors are the system's. What has begun is waited for; -ECANCELED means that
+ * nothing was done. */
+
+/* The whole file: its size in *size (NULL: not wanted), its bytes with a NUL behind them in *data, to be released with
+ * conc_free. After an error *data is NULL. Waits. */
+CONC_API int conc_file_read(const char *path, void **data, size_t *size) CONC_NODISCARD;
+
+/* Makes the file anew with these bytes, whole or not at all: a new file with the permissions of the old one, on disk before
+ * it is renamed to path. What is not a regular file (a terminal, a pipe, /dev/null) is written to. Waits. */
+CONC_API int conc_file_write(const char *path, const void *data, size_t size) CONC_NODISCARD;
+
+/* Adds the bytes at the end, and makes the file when there is none. After an error some may have been added. Waits. */
+CONC_API int conc_file_append(const char *path, const void *data, size_t size) CONC_NODISCARD;
+
+/* ---- >>names -------------------------------------------------------------------------------------------------- */
+
+/* Looks up a host name (or a numeric address) and a port, off the loop: how many TCP addresses there are, of which up to
+ * max are in out. Waits; a cancel returns at once. Errors: -EADDRNOTAVAIL (no such name, or nobody could be asked:
+ * conc_last_error says which), -EINVAL (NULL, no such port), -ENOMEM, -ECANCELED. With this module conc_dial and
+ * conc_listen know names too, and wait for that; conc_dial tries all addresses of a name. */
+CONC_API int conc_resolve(const char *host, const char *port, struct sockaddr_storage *out, size_t max);
+
+/* ---- >>child -------------------------------------------------------------------------------------------------- */
+
+enum {
+    CONC_PIPE = -2, /* a pipe to or from the child */
+    CONC_NULL = -3  /* /dev/null */
+};
+
+/* Another program. The first fields are yours to set before conc_child_start. */
+typedef struct conc_child {
+    const char *const *argv; /* the program, looked for in PATH unless it has a slash, its arguments, NULL */
+    const char *const *env;  /* "name=value"..., NULL; NULL: this program's */
+    const char *dir;         /* where it runs; NULL: here */
+    int input, output,
+        error; /* 0: this program's; CONC_PIPE, CONC_NULL, or a descriptor, which stays yours. After the start
+                                 the near end of a pipe, else -1, for conc_read and conc_write. conc_child_close closes it;
+                                 to end the child's input sooner, conc_close it and set it to -1 */
+    int pid;   /* set by conc_child_start */
+    /* private */
+    int pidfd, status, state;
+    struct conc__child_end *end;
+} conc_child;
+
+/* Starts the program, with the original signal mask and no descriptors but these three. Waits. Errors: -ENOENT (no such
+ * program or directory), -EACCES and others of the system's, -EINVAL (NULL, no argv), -EBUSY (started and not closed). No
+ * SIGCHLD handler is needed or disturbed. */
+CONC_API int conc_child_start(conc_child *c);
+
+/* Waits until it has ended: 0, and its status as of waitpid(2) in *status (NULL: not wanted): WIFEXITED, WEXITSTATUS,
+ * WTERMSIG. A cancel leaves it running. -EINVAL: not started. */
+CONC_API int conc_child_wait(conc_child *c, int *status);
+
+/* Sends it a signal: 0, -EALREADY (it has ended), -EINVAL. Never to another process that has its number by now. */
+CONC_API int conc_child_kill(conc_child *c, int signal);
+
+/* Closes the pipes, kills the child if it still runs, and waits for its end, which a cancel does not cut short: 0. Closing
+ * twice, or what was never started, does nothing. */
+CONC_API int conc_child_close(conc_child *c);
+CONC_API void conc__auto_conc_child(conc_child *c);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* CONC_POOL_H */
+
+/* ============================================================================================================== *
+ *  The implementation
+ *
+ *  A crew is a queue of jobs and those who do them: the threads of a conc_pool, or the processes of a conc_procs. Whoever
+ *  waits for one of them is a task, whose loop goes on, or a thread, which sleeps; both are conc__waiters.
+ *
+ *  Contents: >>waiting >>crew >>jobs >>threads >>pool >>mapping >>blocking >>offloading
+ * ============================================================================================================== */
+
+#if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__POOL_IMPLEMENTED
+#define CONC__POOL_IMPLEMENTED
+
+#include <netdb.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
+
+/* ---- >>waiting ------------------------------------------------------------------------------------------------ */
+
+/* Where a thread sleeps until another one opens it. */
+typedef struct conc__gate {
+    pthread_mutex_t mutex;
+    pthread_cond_t opened;
+    bool open;
+} conc__gate;
+
+/* Somebody who waits for another thread. It stands in a list, and whoever wakes it takes it out, under the list's mutex. */
+typedef struct conc__waiter {
+    struct conc__waiter *next, *prev; /* a ring */
+    struct conc__waiter **list;
+    conc_loop *loop; /* a task's; NULL: a thread */
+    conc__wait *wait;
+    conc__post post;
+    conc__gate *gate; /* a thread's */
+    void *item;       /* what the wait is for, or where its item comes from or goes to */
+    bool *stop;       /* set when the waiting task is cancelled; NULL: nothing */
+    int result;
+    bool over; /* it was woken: nothing of the list's owner is to be touched any more */
+} conc__waiter;
+
+/* Over every crew's mutex: a crew is freed under it. For who has a job or waiter, and does not know whether the crew that it
+ * belonged to is still there. */
+static pthread_mutex_t conc__crews = PTHREAD_MUTEX_INITIALIZER;
+static unsigned conc__forks; /* how many forks this process descends from */
+
+/* What holds these mutexes takes less time than to fall asleep. */
+CONC__PRIVATE void conc__lock_briefly(pthread_mutex_t *mutex)
+{
+    if (pthread_mutex_trylock(mutex) == 0)
+        return;
+    for (int i = 0; i < 200 && conc__several_processors(); i++) {
+        conc__relax();
+        if (i % 8 == 0 && pthread_mutex_trylock(mutex) == 0)
+            return;
+    }
+    pthread_mutex_lock(mutex);
+}
+
+CONC__PRIVATE void conc__unlock(pthread_mutex_t *mutex) { pthread_mutex_unlock(mutex); }
+
+CONC__PRIVATE void conc__line_up(conc__waiter **list, conc__waiter *w)
+{
+    conc__waiter *first = *list;
+    w->list = list;
+    w->next = first ? first : w;
+    w->prev = first ? first->prev : w;
+    w->prev->next = w->next->prev = w;
+    if (!first)
+        *list = w;
+}
+
+CONC__PRIVATE void conc__step_out(conc__waiter *w)
+{
+    if (*w->list == w)
+        *w->list = w->next == w ? NULL : w->next;
+    w->prev->next = w->next;
+    w->next->prev = w->prev;
+}
+
+CONC__PRIVATE void conc__gate_open(conc__gate *g)
+{
+    pthread_mutex_lock(&g->mutex);
+    g->open = true;
+    pthread_cond_signal(&g->opened);
+    pthread_mutex_unlock(&g->mutex);
+}
+
+CONC__PRIVATE void conc__gate_pass(conc__gate *g)
+{
+    pthread_mutex_lock(&g->mutex);
+    while (!g->open)
+        pthread_cond_wait(&g->opened, &g->mutex);
+    pthread_mutex_unlock(&g->mutex);
+    pthread_cond_destroy(&g->opened);
+    pthread_mutex_destroy(&g->mutex);
+}
+
+CONC__PRIVATE void conc__waiter_arrives(conc__post *p)
+{
+    conc__waiter *w = (conc__waiter *)(void *)((char *)p - offsetof(conc__waiter, post));
+    conc__wake(conc__here, w->wait, w->result);
+}
+
+/* Under the list's mutex: the waiter is told its result, and out of the list; tell it then by conc__waiter_call. */
+CONC__PRIVATE void conc__waiter_decide(conc__waiter *w, int result)
+{
+    conc__step_out(w);
+    w->result = result;
+    __atomic_store_n(&w->over, true, __ATOMIC_RELEASE);
+}
+
+CONC__PRIVATE void conc__waiter_call(conc__waiter *w)
+{
+    if (w->loop)
+        conc__post_to(w->loop, &w->post); /* it cannot be refused: the run lasts as long as its tasks */
+    else
+        conc__gate_open(w->gate);
+}
+
+CONC__PRIVATE void conc__waiter_wake(conc__waiter *w, int result)
+{
+    conc__waiter_decide(w, result);
+    conc__waiter_call(w);
+}
+
+/* At the start of a call that may wait: 0 and the caller's loop (NULL: a thread or a job), or -EPERM (a posted function). */
+CONC__PRIVATE int conc__caller(conc_loop **l)
+{
+    *l = conc__here;
+    return *l && !(*l)->self ? -EPERM : 0;
+}
+
+/* The caller waits until it is woken: the result. It stands in the list already; unlock(mutex) lets others come. */
+CONC__SWITCHES int conc__wait_outside(conc_loop *l, conc__waiter *w, const conc__wait_kind *kind, const void *on,
+                                      pthread_mutex_t *mutex, pthread_mutex_t *outer)
+{
+    conc__wait wait = {.kind = kind, .on = on, .item = w};
+    conc__gate gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
+    w->loop = l;
+    w->wait = &wait;
+    w->post.run = conc__waiter_arrives;
+    w->gate = &gate;
+    conc__unlock(mutex);
+    if (outer)
+        conc__unlock(outer);
+    if (!l) {
+        conc__gate_pass(&gate);
+        return w->result;
+    }
+    conc__find_lost(l, __builtin_frame_address(0));
+    wait.task = l->self;
+    l->awaited++;
+    int rc = conc__park(l, &wait);
+    l->awaited--;
+    return rc;
+}
+
+/* ---- >>crew --------------------------------------------------------------------------------------------------- */
+
+enum {
+    CONC__BATCH = 16, /* jobs that a thread takes out of the queue at once */
+
+    /* a job's state, below its seal */
+    CONC__JOB_LIVE = 1,
+    CONC__JOB_DONE = 2,
+    CONC__JOB_WAITED = 4,    /* somebody waits: the end is told under the crew's mutex */
+    CONC__JOB_ASKED = 8,     /* to end */
+    CONC__JOB_WORDS = 16,    /* text is its error's */
+    CONC__JOB_OWNED = 32,    /* it frees itself */
+    CONC__JOB_LEFT = 64,     /* its task has left it alone */
+    CONC__JOB_BLOCKED = 128, /* it is in conc_block on a virtual clock */
+    CONC__JOB_BITS = 0xff
+};
+
+#define CONC__IN_BATCH ((size_t)1 << (sizeof(size_t) * 8 - 1)) /* of a job's place: it is thread * CONC__BATCH + slot */
+#define CONC__POOL_CLOSED (1u << 31)                           /* of a pool's users */
+
+/* What runs on a thread: a job, and inside it perhaps another one. */
+typedef struct conc__frame {
+    struct conc__frame *outer;
+    conc_job *job;
+    struct conc__thread *thread; /* NULL: in a worker process */
+    conc__locals *locals;
+    const bool *stop;      /* more that asks it to end */
+    const unsigned *asked; /* where a worker process is asked to end; NULL: this is a thread */
+    int text_rc;
+    char text[96];
+} conc__frame;
+
+typedef struct conc__thread {
+    struct conc__crew *crew;
+    pthread_t id;
+    int number;
+    bool busy, left_behind;
+    _Atomic(conc_job *) batch[CONC__BATCH];
+} conc__thread;
+
+typedef struct conc__crew {
+    pthread_mutex_t mutex;
+    conc_job **queue; /* a ring; NULL where a job was taken back */
+    size_t room, head, tail;
+    size_t queued; /* without the gaps; written under the mutex, looked at without */
+    size_t limit;
+    conc__waiter *places; /* submits that wait, with their jobs */
+    conc__waiter *closer;
+    bool closing, stopping, ask_all;
+    bool stalled; /* all threads are in conc_block on a virtual clock */
+    unsigned forks;
+    int references;        /* to free it: the pool's and those of threads that were left behind */
+    struct conc__hub *hub; /* NULL: a crew of threads */
+
+    pthread_cond_t work;
+    conc__thread **threads;
+    int most, started, idle, sleeping, wakes, spinning, blocking;
+    int64_t patience; /* ns that a thread looks for work before it sleeps */
+    char name[16];
+} conc__crew;
+
+static pthread_key_t conc__frames; /* the frame of the job that runs on a thread */
+static bool conc__frames_there;
+
+CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result, const conc__frame *frame, bool locked);
+
+CONC__PRIVATE unsigned conc__job_seal(const conc_job *j)
+{
+    return ((unsigned)((uintptr_t)j >> 3) * 0x9e3779b1u & ~(unsigned)CONC__JOB_BITS) | 0x100;
+}
+
+CONC__PRIVATE unsigned conc__job_state(const conc_job *j) { return __atomic_load_n(&j->state, __ATOMIC_ACQUIRE); }
+
+/* Was it ever submitted? */
+CONC__PRIVATE bool conc__is_job(const conc_job *j)
+{
+    return j && (conc__job_state(j) & ~(unsigned)CONC__JOB_BITS) == conc__job_seal(j);
+}
+
+CONC__PRIVATE void conc__offloads_forget(void);
+
+CONC__PRIVATE void conc__forget_crews(void)
+{
+    conc__forks++;
+    conc__offloads_forget();
+    pthread_mutex_unlock(&conc__crews);
+}
+
+CONC__PRIVATE void conc__keep_crews(void) { pthread_mutex_lock(&conc__crews); }
+CONC__PRIVATE void conc__let_crews(void) { pthread_mutex_unlock(&conc__crews); }
+
+CONC__PRIVATE void conc__crews_begin(void)
+{
+    conc__frames_there = pthread_key_create(&conc__frames, NULL) == 0;
+    pthread_atfork(conc__keep_crews, conc__let_crews, conc__forget_crews);
+}
+
+CONC__PRIVATE void conc__crews_need(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, conc__crews_begin);
+}
+
+/* The job that runs on this thread; NULL: none. */
+CONC__PRIVATE conc__frame *conc__frame_here(void)
+{
+    conc__crews_need();
+    return conc__frames_there ? pthread_getspecific(conc__frames) : NULL;
+}
+
+CONC__PRIVATE conc__crew *conc__crew_new(int most, int limit)
+{
+    conc__crew *c = conc__alloc(sizeof *c);
+    if (!c)
+        return NULL;
+    memset(c, 0, sizeof *c);
+    c->most = most ? most : conc__processors();
+    c->limit = (size_t)limit;
+    c->references = 1;
+    c->forks = conc__forks;
+    pthread_mutex_init(&c->mutex, NULL);
+    pthread_cond_init(&c->work, NULL);
+    return c;
+}
+
+/* Under conc__crews. */
+CONC__PRIVATE void conc__crew_free(conc__crew *c)
+{
+    if (c->forks == conc__forks) { /* else other threads may have had them, when the process forked */
+        pthread_cond_destroy(&c->work);
+        pthread_mutex_destroy(&c->mutex);
+    }
+    for (int i = 0; i < c->most && c->threads; i++)
+        conc_free(c->threads[i]);
+    conc_free(c->threads);
+    conc_free(c->queue);
+    conc_free(c);
+}
+
+CONC__PRIVATE bool conc__queue_has_room(conc__crew *c)
+{
+    if (c->tail - c->head < c->room)
+        return true;
+    size_t room = c->room ? c->room * 2 : 64;
+    conc_job **bigger = room > SIZE_MAX / sizeof *bigger ? NULL : conc__alloc(room * sizeof *bigger);
+    if (!bigger)
+        return false;
+    for (size_t i = c->head; i != c->tail; i++)
+        bigger[i & (room - 1)] = c->queue[i & (c->room - 1)];
+    conc_free(c->queue);
+    c->queue = bigger;
+    c->room = room;
+    return true;
+}
+
+CONC__PRIVATE void conc__queue_push(conc__crew *c, conc_job *j)
+{
+    j->place = c->tail & ~CONC__IN_BATCH;
+    c->queue[c->tail++ & (c->room - 1)] = j;
+    __atomic_store_n(&c->queued, c->queued + 1, __ATOMIC_RELAXED);
+}
+
+/* The virtual clock stands still for this job from here on. */
+CONC__PRIVATE void conc__job_at_work(conc_job *j)
+{
+    atomic_fetch_add_explicit(&j->clock->at_work, 1, memory_order_relaxed);
+}
+
+CONC__PRIVATE void conc__loop_look_again(conc_loop *l)
+{
+    pthread_mutex_lock(&l->mutex);
+    if (l->asleep && !l->closed)
+        conc__wake_up(l);
+    pthread_mutex_unlock(&l->mutex);
+}
+
+/* No longer. */
+CONC__PRIVATE void conc__job_off_work(conc_loop *clock)
+{
+    if (atomic_fetch_sub_explicit(&clock->at_work, 1, memory_order_release) == 1)
+        conc__loop_look_again(clock);
+}
+
+/* A place has become free: it is given to the first submit that waits. */
+CONC__PRIVATE void conc__queue_fill(conc__crew *c)
+{
+    while (c->places && c->queued < c->limit && conc__queue_has_room(c)) {
+        conc__waiter *w = c->places;
+        conc_job *j = w->item;
+        conc__queue_push(c, j);
+        if (j->clock && !c->stalled)
+            conc__job_at_work(j);
+        conc__waiter_wake(w, 0);
+    }
+}
+
+CONC__PRIVATE conc_job *conc__queue_pop(conc__crew *c)
+{
+    while (c->head != c->tail) {
+        conc_job *j = c->queue[c->head++ & (c->room - 1)];
+        if (j) {
+            __atomic_store_n(&c->queued, c->queued - 1, __ATOMIC_RELAXED);
+            return j;
+        }
+    }
+    return NULL;
+}
+
+/* The crew is closing, and has nothing to do any more. */
+CONC__PRIVATE void conc__crew_settled(conc__crew *c)
+{
+    if (c->closer && !c->queued && c->idle == c->started)
+        conc__waiter_wake(c->closer, 0);
+}
+
+/* Under the mutex: takes the job back if nobody has begun it. */
+CONC__PRIVATE bool conc__crew_take_back(conc__crew *c, conc_job *j)
+{
+    if (j->place & CONC__IN_BATCH) {
+        size_t at = j->place & ~CONC__IN_BATCH;
+        conc__thread *t = c->threads[at / CONC__BATCH];
+        conc_job *expected = j;
+        return atomic_compare_exchange_strong(&t->batch[at % CONC__BATCH], &expected, NULL);
+    }
+    size_t from_head = (j->place - c->head) & ~CONC__IN_BATCH;
+    conc_job **at = &c->queue[j->place & (c->room - 1)];
+    if (from_head >= c->tail - c->head || *at != j)
+        return false;
+    *at = NULL;
+    __atomic_store_n(&c->queued, c->queued - 1, __ATOMIC_RELAXED);
+    conc__queue_fill(c);
+    return true;
+}
+
+/* ---- >>jobs --------------------------------------------------------------------------------------------------- */
+
+CONC__PRIVATE void conc__hub_rouse(conc__crew *c);
+CONC__PRIVATE bool conc__hub_cancel(conc__crew *c, conc_job *j);
+CONC__PRIVATE int conc__thread_start(conc__crew *c);
+CONC__PRIVATE void conc__abandoned_release(conc_job *j);
+
+CONC__PRIVATE void conc__job_begin(conc_job *j, conc_fn *fn, void *arg, unsigned flags)
+{
+    conc_loop *l = conc__here;
+    conc__locals **locals = conc__locals_here();
+    j->fn = fn;
+    j->arg = arg;
+    j->waiters = NULL;
+    j->parcel = NULL;
+    j->locals = locals ? *locals : NULL;
+    if (j->locals)
+        __atomic_fetch_add(&j->locals->references, 1, __ATOMIC_RELAXED);
+    j->clock = l && l->virtual_clock ? l : NULL;
+    if (j->clock)
+        conc_loop_hold(j->clock);
+    j->size = 0;
+    __atomic_store_n(&j->state, conc__job_seal(j) | CONC__JOB_LIVE | flags, __ATOMIC_RELAXED);
+}
+
+/* It was not accepted. */
+CONC__PRIVATE void conc__job_refuse(conc_job *j)
+{
+    conc__locals_release(j->locals);
+    if (j->clock)
+        conc_loop_release(j->clock);
+    __atomic_store_n(&j->state, 0, __ATOMIC_RELAXED);
+}
+
+/* Under the mutex: the job has ended; who waits is told, and from then on the job's memory is its owner's again. */
+CONC__PRIVATE void conc__job_tell(conc_job *j, unsigned state)
+{
+    conc__waiter *first = j->waiters, *w = first, *next;
+    if (first)
+        do {
+            w->result = 0;
+            __atomic_store_n(&w->over, true, __ATOMIC_RELEASE);
+            w = w->next;
+        } while (w != first);
+    __atomic_store_n(&j->state, state, __ATOMIC_RELEASE);
+    if (first)
+        do {
+            next = w->next;
+            conc__waiter_call(w);
+            w = next;
+        } while (w != first);
+}
+
+/* frame: it ran there; NULL: it was taken back. */
+CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result, const conc__frame *frame, bool locked)
+{
+    conc_loop *clock = j->clock;
+    bool counted = clock && (frame || !c->stalled);
+    unsigned state = conc__job_state(j), done = conc__job_seal(j) | CONC__JOB_DONE;
+    conc__locals_release(frame ? frame->locals : j->locals);
+    j->result = result;
+    if (frame && frame->text_rc == result && result < 0) {
+        memcpy(j->text, frame->text, sizeof j->text);
+        done |= CONC__JOB_WORDS;
+    }
+    if ((state & CONC__JOB_WAITED) ||
+        !__atomic_compare_exchange_n(&j->state, &state, done, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED)) {
+        if (!locked)
+            conc__lock_briefly(&c->mutex);
+        counted = counted && !(conc__job_state(j) & CONC__JOB_LEFT);
+        conc__job_tell(j, done);
+        if (!locked)
+            conc__unlock(&c->mutex);
+    }
+    if (counted)
+        conc__job_off_work(clock);
+    if (clock)
+        conc_loop_release(clock);
+    if (state & CONC__JOB_OWNED)
+        conc__abandoned_release(j);
+}
+
+CONC__PRIVATE void conc__job_run(conc__crew *c, conc__frame *frame, conc_job *j)
+{
+    frame->job = j;
+    frame->locals = j->locals;
+    frame->stop = NULL;
+    frame->text_rc = 0;
+    conc__crew_end_job(c, j, j->fn(j->arg), frame, false);
+}
+
+/* Inside another job of the same thread. */
+CONC__PRIVATE void conc__job_run_inside(conc__crew *c, conc__frame *outer, conc_job *j)
+{
+    conc__frame frame = {.outer = outer, .thread = outer->thread};
+    pthread_setspecific(conc__frames, &frame);
+    conc__job_run(c, &frame, j);
+    pthread_setspecific(conc__frames, outer);
+}
+
+/* Is the caller a thread of this crew? */
+CONC__PRIVATE conc__frame *conc__frame_of(const conc__crew *c)
+{
+    conc__frame *f = conc__here ? NULL : conc__frame_here();
+    return f && f->thread && f->thread->crew == c ? f : NULL;
+}
+
+/* Under the mutex: somebody comes for what lies in the queue. */
+CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
+{
+    if (c->hub) {
+        conc__hub_rouse(c);
+        return 0;
+    }
+    if (c->queued <= (size_t)(c->wakes + c->spinning))
+        return 0;
+    if (c->sleeping > c->wakes) {
+        c->wakes++;
+        pthread_cond_signal(&c->work);
+        return 0;
+    }
+    int rc = c->started < c->most ? conc__thread_start(c) : 0;
+    return c->started ? 0 : rc;
+}
+
+/* Under the mutex, below the limit. */
+CONC__PRIVATE int conc__crew_queue(conc__crew *c, conc_job *j)
+{
+    if (!conc__queue_has_room(c))
+        return -ENOMEM;
+    conc__queue_push(c, j);
+    if (j->clock && !c->stalled)
+        conc__job_at_work(j);
+    int rc = conc__crew_rouse(c);
+    if (rc && conc__crew_take_back(c, j)) {
+        if (j->clock && !c->stalled)
+            conc__job_off_work(j->clock);
+        return rc;
+    }
+    return 0;
+}
+
+/* Under conc__crews: does the waiter still wait? Then the crew is locked. */
+CONC__PRIVATE bool conc__still_waits(const conc__waiter *w, conc__crew *c)
+{
+    if (__atomic_load_n(&w->over, __ATOMIC_ACQUIRE))
+        return false;
+    conc__lock_briefly(&c->mutex);
+    if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE))
+        return true;
+    conc__unlock(&c->mutex);
+    return false;
+}
+
+CONC__PRIVATE bool conc__place_cancel(conc__wait *wait)
+{
+    conc__waiter *w = wait->item;
+    conc__crew *c = (conc__crew *)(uintptr_t)wait->on;
+    pthread_mutex_lock(&conc__crews);
+    bool waits = conc__still_waits(w, c);
+    if (waits) {
+        conc__waiter_decide(w, -ECANCELED);
+        conc__unlock(&c->mutex);
+    }
+    pthread_mutex_unlock(&conc__crews);
+    return waits;
+}
+
+static const conc__wait_kind conc__wants_place = {"waits for a place in a pool's queue", NULL, conc__place_cancel,
+                                                  NULL};
+
+/* Enters a pool: its crew cannot be freed until conc__pool_leave. NULL: *rc says why. */
+CONC__PRIVATE conc__crew *conc__pool_enter(conc__crew **crew, unsigned *users, int *rc)
+{
+    unsigned before = __atomic_fetch_add(users, 1, __ATOMIC_ACQUIRE);
+    conc__crew *c = before & CONC__POOL_CLOSED ? NULL : *crew;
+    *rc = c ? c->forks == conc__forks ? 0 : -EPERM : before & CONC__POOL_CLOSED ? -EPIPE : -EINVAL;
+    if (*rc == 0)
+        return c;
+    __atomic_fetch_sub(users, 1, __ATOMIC_RELEASE);
+    return NULL;
+}
+
+CONC__PRIVATE void conc__pool_leave(unsigned *users) { __atomic_fetch_sub(users, 1, __ATOMIC_RELEASE); }
+
+/* In a job of the crew: makes a place in the queue by doing what is first in it. */
+CONC__PRIVATE void conc__crew_help(conc__crew *c, conc__frame *frame)
+{
+    conc_job *first = conc__queue_pop(c);
+    if (first) {
+        conc__queue_fill(c);
+        conc__unlock(&c->mutex);
+        conc__job_run_inside(c, frame, first);
+        conc__lock_briefly(&c->mutex);
+    }
+}
+
+/* Has the crew do the job, which was begun; leaves the pool. An error: it was refused. */
+CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l, conc_job *j)
+{
+    conc__frame *frame = c->limit || c->closing ? conc__frame_of(c) : NULL;
+    int rc;
+    j->crew = c;
+    conc__lock_briefly(&c->mutex);
+    while (frame && c->limit && c->queued >= c->limit)
+        conc__crew_help(c, frame);
+    if (c->closing && !frame && !(frame = conc__frame_of(c))) {
+        rc = -EPIPE;
+    } else if (c->limit && c->queued >= c->limit) {
+        conc__waiter w = {.item = j};
+        conc__line_up(&c->places, &w);
+        conc__pool_leave(users);
+        return conc__wait_outside(l, &w, &conc__wants_place, c, &c->mutex, NULL);
+    } else {
+        rc = conc__crew_queue(c, j);
+    }
+    conc__unlock(&c->mutex);
+    conc__pool_leave(users);
+    return rc;
+}
+
+/* Asks a job to end that has not, in the queue or not, under its crew's mutex. */
+CONC__PRIVATE void conc__job_ask(conc__crew *c, conc_job *j)
+{
+    if (c->hub ? conc__hub_cancel(c, j) : conc__crew_take_back(c, j)) {
+        conc__crew_end_job(c, j, -ECANCELED, NULL, true);
+        conc__crew_settled(c);
+    } else if (!(conc__job_state(j) & CONC__JOB_DONE)) {
+        unsigned state = __atomic_load_n(&j->state, __ATOMIC_RELAXED);
+        while (!(state & CONC__JOB_DONE) && !__atomic_compare_exchange_n(&j->state, &state, state | CONC__JOB_ASKED,
+                                                                         false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+            ;
+    }
+}
+
+CONC_API int conc_job_cancel(conc_job *j)
+{
+    if (!conc__is_job(j))
+        return -EINVAL;
+    int rc = -EALREADY;
+    pthread_mutex_lock(&conc__crews);
+    if (!(conc__job_state(j) & CONC__JOB_DONE)) {
+        conc__crew *c = j->crew;
+        conc__lock_briefly(&c->mutex);
+        if (!(conc__job_state(j) & CONC__JOB_DONE)) {
+            conc__job_ask(c, j);
+            rc = 0;
+        }
+        conc__unlock(&c->mutex);
+    }
+    pthread_mutex_unlock(&conc__crews);
+    return rc;
+}
+
+CONC_API bool conc_job_done(const conc_job *j) { return conc__is_job(j) && (conc__job_state(j) & CONC__JOB_DONE); }
+
+CONC_API bool conc_job_cancelled(void)
+{
+    conc__frame *f = conc__frame_here();
+    if (!f)
+        return false;
+    if (f->asked)
+        return __atomic_load_n(f->asked, __ATOMIC_RELAXED);
+    return (conc__job_state(f->job) & CONC__JOB_ASKED) ||
+           __atomic_load_n(&f->thread->crew->ask_all, __ATOMIC_RELAXED) ||
+           (f->stop && __atomic_load_n(f->stop, __ATOMIC_RELAXED));
+}
+
+/* The waiting task is cancelled: so is the job, if nobody else waits; the wait goes on. */
+CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
+{
+    conc__waiter *w = wait->item;
+    conc_job *j = w->item;
+    pthread_mutex_lock(&conc__crews);
+    if (w->stop)
+        __atomic_store_n(w->stop, true, __ATOMIC_RELAXED);
+    if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE)) {
+        conc__crew *c = j->crew;
+        if (conc__still_waits(w, c)) {
+            if (w->next == w)
+                conc__job_ask(c, j);
+            conc__unlock(&c->mutex);
+        }
+    }
+    pthread_mutex_unlock(&conc__crews);
+    return false;
+}
+
+static const conc__wait_kind conc__wants_job = {"waits for a job", NULL, conc__job_wait_cancel, NULL};
+
+/* A thread looks for the job's end a little before it sleeps. */
+CONC__PRIVATE bool conc__job_soon_done(const conc_job *j)
+{
+    if (!conc__several_processors())
+        return false;
+    for (int64_t end = conc__clock() + CONC__PATIENCE; conc__clock() < end;)
+        for (int i = 0; i < 32; i++) {
+            if (conc__job_state(j) & CONC__JOB_DONE)
+                return true;
+            conc__relax();
+        }
+    return false;
+}
+
+/* In a thread of the crew: runs the job here if it is still in the queue. */
+CONC__PRIVATE void conc__job_claim(conc__frame *frame, conc_job *j)
+{
+    conc__crew *c = frame->thread->crew;
+    conc__lock_briefly(&c->mutex);
+    bool mine = !(conc__job_state(j) & CONC__JOB_DONE) && conc__crew_take_back(c, j);
+    conc__unlock(&c->mutex);
+    if (mine)
+        conc__job_run_inside(c, frame, j);
+}
+
+/* Waits in the job's line with a wait of this kind: the wait's result, 0 when the job has ended. */
+CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w, const conc__wait_kind *kind)
+{
+    pthread_mutex_lock(&conc__crews);
+    if (!(conc__job_state(j) & CONC__JOB_DONE)) {
+        conc__crew *c = j->crew;
+        conc__lock_briefly(&c->mutex);
+        if (!(__atomic_fetch_or(&j->state, CONC__JOB_WAITED, __ATOMIC_ACQ_REL) & CONC__JOB_DONE)) {
+            w->item = j;
+            conc__line_up(&j->waiters, w);
+            return conc__wait_outside(l, w, kind, j, &c->mutex, &conc__crews);
+        }
+        conc__unlock(&c->mutex);
+    }
+    pthread_mutex_unlock(&conc__crews);
+    return 0;
+}
+
+/* Waits until the job has ended. stop (NULL: nothing) is set when that is to be soon. */
+CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop)
+{
+    conc__frame *frame = l ? NULL : conc__frame_here();
+    if (frame && frame->thread && frame->thread->crew == j->crew)
+        conc__job_claim(frame, j);
+    if (l && l->self->pending) {
+        if (stop)
+            __atomic_store_n(stop, true, __ATOMIC_RELAXED);
+        conc_job_cancel(j);
+    }
+    if ((conc__job_state(j) & CONC__JOB_DONE) || (!l && conc__job_soon_done(j)))
+        return;
+    conc__waiter w = {.stop = stop};
+    conc__job_wait_as(l, j, &w, &conc__wants_job);
+}
+
+/* What a job that ended hands to the caller. */
+CONC__PRIVATE int conc__job_result(conc_loop *l, const conc_job *j)
+{
+    const char *words = conc__job_state(j) & CONC__JOB_WORDS ? j->text : NULL;
+    conc__frame *frame = l || !words ? NULL : conc__frame_here();
+    if (l && j->result < 0)
+        conc__tell(l->self, j->result, words, NULL);
+    if (frame) { /* so that it can pass them on */
+        memcpy(frame->text, j->text, sizeof frame->text);
+        frame->text_rc = j->result;
+    }
+    return j->result;
+}
+
+CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
+{
+    conc_loop *l;
+    int rc = conc__caller(&l);
+    if (rc == 0 && !conc__is_job(j))
+        rc = -EINVAL;
+    for (conc__frame *f = rc || l ? NULL : conc__frame_here(); f; f = f->outer)
+        if (f->job == j)
+            rc = -EDEADLK;
+    if (rc)
+        return rc;
+    bool was_done = conc__job_state(j) & CONC__JOB_DONE;
+    conc__job_wait(l, j, NULL);
+    if (l && was_done)
+        conc__quick(l);
+    rc = conc__job_result(l, j);
+    if (result)
+        *result = rc;
+    return 0;
+}
+
+/* ---- >>threads ------------------------------------------------------------------------------------------------ */
+
+CONC__PRIVATE void conc__thread_take(conc__thread *t, size_t slot, conc_job *j)
+{
+    j->place = CONC__IN_BATCH | ((size_t)t->number * CONC__BATCH + slot);
+    atomic_store_explicit(&t->batch[slot], j, memory_order_release);
+}
+
+/* Takes jobs out of the queue, more than one when there are many, as the others could take them from here. */
+CONC__PRIVATE bool conc__thread_batch(conc__crew *c, conc__thread *t)
+{
+    size_t n = c->limit ? 1 : c->queued / (2 * (size_t)c->started), i = 0;
+    n = n < 1 ? 1 : n > CONC__BATCH ? CONC__BATCH : n;
+    for (conc_job *j; i < n && (j = conc__queue_pop(c));) {
+        conc__thread_take(t, i++, j);
+        if (j->clock) /* it may block the thread while the clock goes on: the others stay in the queue */
+            break;
+    }
+    if (i)
+        conc__queue_fill(c);
+    return i > 0;
+}
+
+/* Takes one that another thread has not begun. */
+CONC__PRIVATE bool conc__thread_steal(conc__crew *c, conc__thread *t)
+{
+    for (int n = 0; n < c->most; n++)
+        for (int i = 0; i < CONC__BATCH && c->threads[n] && c->threads[n] != t; i++) {
+            _Atomic(conc_job *) *at = &c->threads[n]->batch[i];
+            conc_job *j = atomic_load_explicit(at, memory_order_relaxed);
+            if (j && (j = atomic_exchange_explicit(at, NULL, memory_order_acquire))) {
+                conc__thread_take(t, 0, j);
+                return true;
+            }
+        }
+    return false;
+}
+
+/* Looks a little before it sleeps, if no other thread of the crew does. */
+CONC__PRIVATE void conc__thread_look(conc__crew *c)
+{
+    int64_t start = conc__clock();
+    bool found = false;
+    if (c->spinning || c->patience < CONC__PATIENCE / 64)
+        return;
+    c->spinning++;
+    conc__unlock(&c->mutex);
+    do {
+        for (int i = 0; i < 32 && !found; i++) {
+            conc__relax();
+            found = __atomic_load_n(&c->queued, __ATOMIC_RELAXED) > 0;
+        }
+    } while (!found && conc__clock() - start < c->patience);
+    conc__lock_briefly(&c->mutex);
+    c->spinning--;
+    c->patience = found ? CONC__PATIENCE : c->patience / 2;
+}
+
+CONC__PRIVATE void conc__thread_sleep(conc__crew *c)
+{
+    int64_t start = conc__clock();
+    c->sleeping++;
+    while (!c->wakes && !c->stopping)
+        pthread_cond_wait(&c->work, &c->mutex);
+    c->sleeping--;
+    if (!c->wakes)
+        return;
+    c->wakes--;
+    if (conc__several_processors() && conc__clock() - start < 2 * CONC__PATIENCE)
+        c->patience = CONC__PATIENCE; /* it would have paid to look */
+}
+
+/* Under the mutex: waits for something to do. False: the crew ends. */
+CONC__PRIVATE bool conc__thread_next(conc__crew *c, conc__thread *t)
+{
+    while (!conc__thread_batch(c, t) && !conc__thread_steal(c, t)) {
+        if (c->stopping)
+            return false;
+        c->idle++;
+        t->busy = false;
+        conc__crew_settled(c);
+        conc__thread_look(c);
+        if (!c->queued && !c->stopping)
+            conc__thread_sleep(c);
+        c->idle--;
+        t->busy = true;
+    }
+    if (c->queued)
+        conc__crew_rouse(c);
+    return true;
+}
+
+/* Under the mutex: a thread, or the pool, no longer needs the crew. */
+CONC__PRIVATE void conc__crew_release(conc__crew *c)
+{
+    bool last = --c->references == 0;
+    conc__unlock(&c->mutex);
+    if (last) {
+        pthread_mutex_lock(&conc__crews);
+        conc__crew_free(c);
+        pthread_mutex_unlock(&conc__crews);
+    }
+}
+
+CONC__PRIVATE void *conc__thread_main(void *arg)
+{
+    conc__thread *t = arg;
+    conc__crew *c = t->crew;
+    conc__frame frame = {.thread = t};
+#ifdef __linux__
+    prctl(PR_SET_NAME, c->name);
+#endif
+    pthread_setspecific(conc__frames, &frame);
+    conc__lock_briefly(&c->mutex);
+    if (c->wakes)
+        c->wakes--;
+    while (conc__thread_next(c, t)) {
+        conc__unlock(&c->mutex);
+        for (int i = 0; i < CONC__BATCH; i++) {
+            conc_job *j = atomic_load_explicit(&t->batch[i], memory_order_relaxed);
+            if (i + 1 < CONC__BATCH)
+                __builtin_prefetch(atomic_load_explicit(&t->batch[i + 1], memory_order_relaxed), 1);
+            if (j && (j = atomic_exchange_explicit(&t->batch[i], NULL, memory_order_acquire)))
+                conc__job_run(c, &frame, j);
+        }
+        conc__lock_briefly(&c->mutex);
+    }
+    c->started--;
+    conc__crew_release(c);
+    return NULL;
+}
+
+/* Under the mutex. */
+CONC__PRIVATE int conc__thread_start(conc__crew *c)
+{
+    int n = 0;
+    while (n < c->most && c->threads[n])
+        n++;
+    conc__thread *t = n < c->most ? conc__alloc(sizeof *t) : NULL;
+    if (!t)
+        return -ENOMEM;
+    memset(t, 0, sizeof *t);
+    t->crew = c;
+    t->number = n;
+    t->busy = true;
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the program's own threads */
+    int rc = pthread_create(&t->id, NULL, conc__thread_main, t);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (rc) {
+        conc_free(t);
+        return -EAGAIN;
+    }
+    c->threads[n] = t;
+    c->started++;
+    c->references++;
+    c->wakes++; /* it comes for what is in the queue, as one that was woken */
+    return 0;
+}
+
+/* Ends the threads, which have nothing to do; those that still have are left behind. */
+CONC__PRIVATE void conc__threads_end(conc__crew *c)
+{
+    conc__lock_briefly(&c->mutex);
+    c->stopping = true;
+    pthread_cond_broadcast(&c->work);
+    for (int i = 0; i < c->most; i++) {
+        conc__thread *t = c->threads[i];
+        if (t && (t->left_behind = t->busy))
+            pthread_detach(t->id);
+    }
+    for (int i = 0; i < c->most; i++) {
+        conc__thread *t = c->threads[i];
+        if (t && !t->left_behind) {
+            conc__unlock(&c->mutex);
+            pthread_join(t->id, NULL);
+            conc__lock_briefly(&c->mutex);
+        }
+    }
+    conc__crew_release(c);
+}
+
+/* ---- >>pool --------------------------------------------------------------------------------------------------- */
+
+CONC__PRIVATE int conc__pool_opens(conc__crew **crew, unsigned *users, conc__crew *c)
+{
+    if (!c)
+        return -ENOMEM;
+    __atomic_store_n(users, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(crew, c, __ATOMIC_RELEASE);
+    return 0;
+}
+
+CONC_API int conc_pool_open(conc_pool *p)
+{
+    if (!p || p->threads < 0 || p->queue_limit < 0 || p->threads > 1 << 16)
+        return -EINVAL;
+    if (p->crew && p->crew->forks == conc__forks)
+        return -EBUSY;
+    conc__crews_need();
+    if (!conc__frames_there)
+        return -EAGAIN;
+    conc__crew *c = conc__crew_new(p->threads, p->queue_limit);
+    if (c) {
+        size_t size = (size_t)c->most * sizeof *c->threads;
+        conc__copy(c->name, sizeof c->name, p->name ? p->name : "conc");
+        c->patience = conc__several_processors() ? CONC__PATIENCE : 0;
+        c->threads = conc__alloc(size);
+        if (c->threads) {
+            memset(c->threads, 0, size);
+        } else {
+            conc__crew_free(c);
+            c = NULL;
+        }
+    }
+    return conc__pool_opens(&p->crew, &p->users, c);
+}
+
+/* Takes back all that is in the queue, and asks to end what runs. Under the mutex. */
+CONC__PRIVATE void conc__crew_ask_all(conc__crew *c)
+{
+    __atomic_store_n(&c->ask_all, true, __ATOMIC_RELAXED);
+    for (conc_job *j; (j = conc__queue_pop(c));)
+        conc__crew_end_job(c, j, -ECANCELED, NULL, true);
+    for (int i = 0; i < c->most && c->threads; i++)
+        for (int k = 0; k < CONC__BATCH && c->threads[i]; k++) {
+            conc_job *j = atomic_exchange(&c->threads[i]->batch[k], NULL);
+            if (j)
+                conc__crew_end_job(c, j, -ECANCELED, NULL, true);
+        }
+    if (c->hub)
+        conc__hub_cancel(c, NULL);
+    conc__crew_settled(c);
+}
+
+CONC__PRIVATE bool conc__close_cancel(conc__wait *wait)
+{
+    conc__waiter *w = wait->item;
+    conc__crew *c = (conc__crew *)(uintptr_t)wait->on;
+    pthread_mutex_lock(&conc__crews);
+    if (conc__still_waits(w, c)) {
+        conc__crew_ask_all(c);
+        conc__unlock(&c->mutex);
+    }
+    pthread_mutex_unlock(&conc__crews);
+    return false;
+}
+
+static const conc__wait_kind conc__wants_end = {"closes a pool, and waits for its jobs", NULL, conc__close_cancel,
+                                                NULL};
+
+/* Refuses new jobs, and waits for all there are. False: somebody else has done that. */
+CONC__PRIVATE bool conc__crew_close(conc_loop *l, conc__crew *c)
+{
+    conc__lock_briefly(&c->mutex);
+    bool first = !c->closing;
+    c->closing = true;
+    while (c->places)
+        conc__waiter_wake(c->places, -EPIPE);
+    if (first && l && l->self->pending)
+        conc__crew_ask_all(c);
+    if (first && (c->queued || c->idle < c->started)) {
+        conc__waiter w = {0};
+        conc__line_up(&c->closer, &w);
+        conc__wait_outside(l, &w, &conc__wants_end, c, &c->mutex, NULL);
+    } else {
+        conc__unlock(&c->mutex);
+    }
+    return first;
+}
+
+typedef struct conc__pool_closing {
+    conc__crew **crew;
+    unsigned *users;
+    void (*end)(conc__crew *c);
+} conc__pool_closing;
+
+/* The crew has done everything: ends it, where there is room for library calls. */
+CONC__PRIVATE void conc__crew_end(conc_loop *l, void *arg)
+{
+    const conc__pool_closing *closing = arg;
+    conc__crew *c = *closing->crew;
+    int saved = errno;
+    (void)l;
+    __atomic_fetch_or(closing->users, CONC__POOL_CLOSED, __ATOMIC_ACQ_REL);
+    while (__atomic_load_n(closing->users, __ATOMIC_ACQUIRE) != (CONC__POOL_CLOSED | 1)) /* the 1 is the closer */
+        sched_yield();
+    __atomic_store_n(closing->crew, NULL, __ATOMIC_RELEASE);
+    closing->end(c);
+    errno = saved;
+}
+
+CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*end)(conc__crew *c))
+{
+    conc_loop *l;
+    int rc = conc__caller(&l);
+    if (rc)
+        return rc;
+    conc__crew *c = conc__pool_enter(crew, users, &rc);
+    if (!c) {
+        if (rc == -EPERM && *crew) { /* a parent's */
+            pthread_mutex_lock(&conc__crews);
+            conc__crew_free(*crew);
+            pthread_mutex_unlock(&conc__crews);
+            *crew = NULL;
+        }
+        return 0;
+    }
+    if (conc__frame_of(c))
+        rc = -EDEADLK;
+    else if (conc__crew_close(l, c))
+        conc__with_room(l, conc__crew_end, &(conc__pool_closing){crew, users, end});
+    conc__pool_leave(users);
+    return rc;
+}
+
+CONC_API CONC__CALLED int conc_pool_close(conc_pool *p)
+{
+    return p ? conc__pool_close(&p->crew, &p->users, conc__threads_end) : -EINVAL;
+}
+
+CONC_API void conc__auto_conc_pool(conc_pool *p) { conc_pool_close(p); }
+
+/* Is the job in somebody's queue? Then the crew that it says it has is there. */
+CONC__PRIVATE bool conc__job_in_use(const conc_job *j)
+{
+    if (conc__here && CONC__UNLIKELY(conc__here->on_valgrind))
+        conc__excuse(j, sizeof *j);
+    return conc__is_job(j) && !(conc__job_state(j) & CONC__JOB_DONE);
+}
+
+CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, conc_fn *fn, void *arg, size_t size)
+{
+    conc_loop *l = conc__here;
+    int rc = !j || !fn || (size && !arg) ? -EINVAL : 0;
+    if (rc)
+        return rc;
+    if (conc__job_in_use(j))
+        return conc__misused(-EBUSY, "conc_pool_submit", "the job is in use", NULL);
+    conc__crew *c = conc__pool_enter(crew, users, &rc);
+    if (!c)
+        return rc;
+    if (l)
+        rc = l->self ? conc__checkpoint(l) : c->limit ? -EPERM : 0;
+    if (rc) {
+        conc__pool_leave(users);
+        return rc;
+    }
+    conc__job_begin(j, fn, arg, 0);
+    j->size = size;
+    rc = conc__crew_submit(c, users, l, j);
+    if (rc)
+        conc__job_refuse(j);
+    else if (l && l->self)
+        conc__quick(l);
+    return rc;
+}
+
+CONC_API CONC__CALLED int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg)
+{
+    return p ? conc__submit(&p->crew, &p->users, j, fn, arg, 0) : -EINVAL;
+}
+
+/* In a job of the same pool the function is simply called. */
+CONC__PRIVATE bool conc__is_own_thread(conc_pool *p)
+{
+    conc__frame *f = conc__here ? NULL : conc__frame_here();
+    return f && f->thread && f->thread->crew == __atomic_load_n(&p->crew, __ATOMIC_ACQUIRE);
+}
+
+CONC_API CONC__CALLED int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg)
+{
+    conc_loop *l;
+    int rc = conc__caller(&l);
+    if (rc)
+        return rc;
+    if (!p || !fn)
+        return -EINVAL;
+    if (!l && conc__is_own_thread(p))
+        return fn(arg);
+    conc_job j;
+    j.state = 0;
+    rc = conc__submit(&p->crew, &p->users, &j, fn, arg, 0);
+    if (rc)
+        return rc;
+    conc__job_wait(l, &j, NULL);
+    return conc__job_result(l, &j);
+}
+
+/* ---- >>mapping ------------------------------------------------------------------------------------------------ */
+
+/* Some jobs, the runners, call a function on all elements of an array; each takes the next that nobody has. */
+typedef struct conc__mapping {
+    conc_fn *fn;
+    char *args;
+    size_t count, size;
+    int *results;
+    bool keeps_going, stop;
+    size_t next;
+    int error;
+} conc__mapping;
+
+CONC__PRIVATE int conc__map_runner(void *arg)
+{
+    conc__mapping *m = arg;
+    conc__frame *frame = conc__frame_here();
+    const bool *outer = frame->stop;
+    int mine = 0;
+    frame->stop = &m->stop;
+    while (!conc_job_cancelled()) {
+        size_t i = __atomic_fetch_add(&m->next, 1, __ATOMIC_RELAXED);
+        if (i >= m->count)
+            break;
+        int rc = m->fn(m->args + i * m->size), none = 0;
+        if (m->results)
+            m->results[i] = rc;
+        if (rc < 0 && !m->keeps_going &&
+            __atomic_compare_exchange_n(&m->error, &none, rc, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+            __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
+            mine = rc;
+        }
+    }
+    frame->stop = outer;
+    return mine;
+}
+
+/* The words of the first error are those of the runner that met it. */
+CONC__PRIVATE void conc__map_wait(conc_loop *l, conc__mapping *m, conc_job *runners, int n)
+{
+    for (int i = 0; i < n; i++) {
+        conc__job_wait(l, &runners[i], &m->stop);
+        if (runners[i].result < 0 && runners[i].result != -ECANCELED)
+            conc__job_result(l, &runners[i]);
+    }
+}
+
+CONC__PRIVATE int conc__map_result(conc__mapping *m)
+{
+    size_t called = m->next < m->count ? m->next : m->count;
+    for (size_t i = called; i < m->count && m->results; i++)
+        m->results[i] = -ECANCELED;
+    return m->error ? m->error : called < m->count ? -ECANCELED : 0;
+}
+
+CONC__PRIVATE int conc__map_start(conc_pool *p, conc__mapping *m, conc_job *runners, int n, int *started)
+{
+    int rc = 0;
+    for (*started = 0; *started < n && rc == 0;) {
+        runners[*started].state = 0;
+        rc = conc__submit(&p->crew, &p->users, &runners[*started], conc__map_runner, m, 0);
+        *started += rc == 0;
+    }
+    if (rc && rc != -ENOMEM) /* with less memory there are fewer runners */
+        __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
+    return rc;
+}
+
+CONC__PRIVATE int conc__pool_map(conc_pool *p, conc__mapping *m)
+{
+    conc_loop *l;
+    int rc = conc__caller(&l), started;
+    if (rc == 0 &&
+        (!p || !m->fn || (!m->args && m->count && m->size) || __builtin_mul_overflow(m->count, m->size, &(size_t){0})))
+        rc = -EINVAL;
+    conc__crew *c = rc ? NULL : conc__pool_enter(&p->crew, &p->users, &rc);
+    if (!c)
+        return rc;
+    int most = c->most;
+    bool own = !l && conc__is_own_thread(p);
+    conc__pool_leave(&p->users);
+    if (l && (rc = conc__checkpoint(l)))
+        return rc;
+    size_t wanted = (m->count < (size_t)most ? m->count : (size_t)most) - (own && m->count);
+    conc_job *runners = wanted ? conc__alloc(wanted * sizeof *runners) : NULL;
+    if (wanted && !runners)
+        return -ENOMEM;
+    rc = conc__map_start(p, m, runners, (int)wanted, &started);
+    if (own && m->count)
+        conc__map_runner(m);
+    conc__map_wait(l, m, runners, started);
+    conc_free(runners);
+    bool refused = rc && (!started || rc != -ENOMEM) && !own && m->next < m->count && !m->error;
+    int result = conc__map_result(m);
+    return refused && !m->keeps_going ? rc : refused && !started ? rc : result;
+}
+
+CONC_API CONC__CALLED int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size)
+{
+    return conc__pool_map(p, &(conc__mapping){.fn = fn, .args = args, .count = count, .size = size});
+}
+
+CONC_API CONC__CALLED int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size,
+                                            int *results)
+{
+    return conc__pool_map(p, &(conc__mapping){fn, args, count, size, results, .keeps_going = true});
+}
+
+/* ---- >>blocking ----------------------------------------------------------------------------------------------- */
+
+CONC__PRIVATE conc__locals **conc__job_locals(void)
+{
+    conc__frame *f = conc__frame_here();
+    return f ? &f->locals : NULL;
+}
+
+CONC__PRIVATE void conc__job_fail(int rc, const char *fmt, va_list args)
+{
+    conc__frame *f = conc__frame_here();
+    int saved = errno;
+    if (f) {
+        f->text_rc = rc;
+        vsnprintf(f->text, sizeof f->text, fmt, args);
+    }
+    errno = saved;
+}
+
+/* A job is in conc_block on a virtual clock: a timer of its loop opens the gate. */
+typedef struct conc__block {
+    conc__post post;
+    conc__timer timer;
+    conc__ending ending;
+    conc__gate gate;
+    conc__crew *crew;
+    conc_job *job;
+    int64_t ns;
+} conc__block;
+
+/* While every thread of a crew is in conc_block, what lies in the queue does not hold the clock. Under the mutex. */
+CONC__PRIVATE void conc__crew_stall(conc__crew *c, bool stalled)
+{
+    if (c->stalled == stalled)
+        return;
+    c->stalled = stalled;
+    for (size_t i = c->head; i != c->tail; i++) {
+        conc_job *j = c->queue[i & (c->room - 1)];
+        if (j && j->clock && stalled)
+            conc__job_off_work(j->clock);
+        else if (j && j->clock)
+            conc__job_at_work(j);
+    }
+}
+
+CONC__PRIVATE void conc__crew_blocks(conc__crew *c, int one)
+{
+    conc__lock_briefly(&c->mutex);
+    c->blocking += one;
+    conc__crew_stall(c, c->blocking == c->most);
+    conc__unlock(&c->mutex);
+}
+
+CONC__PRIVATE void conc__block_over(conc_loop *l, conc__block *b)
+{
+    conc__ending **at = &l->endings;
+    while (*at != &b->ending)
+        at = &(*at)->next;
+    *at = b->ending.next;
+    if (!(__atomic_and_fetch(&b->job->state, ~(unsigned)CONC__JOB_BLOCKED, __ATOMIC_RELAXED) & CONC__JOB_LEFT))
+        conc__job_at_work(b->job);
+    conc__crew_blocks(b->crew, -1);
+    conc__gate_open(&b->gate);
+}
+
+CONC__PRIVATE void conc__block_fires(conc__timer *t)
+{
+    conc__block_over(conc__here, (conc__block *)(void *)((char *)t - offsetof(conc__block, timer)));
+}
+
+CONC__PRIVATE void conc__block_ends(conc_loop *l, conc__ending *e)
+{
+    conc__block *b = (conc__block *)(void *)((char *)e - offsetof(conc__block, ending));
+    conc__disarm(l, &b->timer);
+    conc__block_over(l, b);
+}
+
+CONC__PRIVATE void conc__block_begins(conc__post *p)
+{
+    conc__block *b = (conc__block *)(void *)p;
+    conc_loop *l = conc__here;
+    b->ending = (conc__ending){l->endings, conc__block_ends};
+    l->endings = &b->ending;
+    conc__arm(l, &b->timer, conc__later(l->now, b->ns), conc__block_fires);
+    conc__crew_blocks(b->crew, 1);
+    if (!(__atomic_fetch_or(&b->job->state, CONC__JOB_BLOCKED, __ATOMIC_RELAXED) & CONC__JOB_LEFT))
+        conc__job_off_work(l);
+}
+
+CONC__PRIVATE bool conc__job_block(int64_t ns)
+{
+    conc__frame *f = conc__frame_here();
+    if (!f)
+        return false;
+    conc__block b = {.post = {NULL, conc__block_begins}, .ns = ns};
+    if (f->thread && f->job->clock) {
+        b.gate = (conc__gate){PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
+        b.crew = f->thread->crew;
+        b.job = f->job;
+        if (conc__post_to(f->job->clock, &b.post) == 0)
+            conc__gate_pass(&b.gate);
+        return true;
+    }
+    for (int64_t end = conc__later(conc__clock(), ns), left; (left = end - conc__clock()) > 0;)
+        conc__doze(left);
+    return true;
+}
+
+/* ---- >>offloading --------------------------------------------------------------------------------------------- */
+
+/* The pool that all runs share: opened by the first that uses it, closed by the last. Under the mutex but for the pool. */
+typedef struct conc__shared_pool {
+    pthread_mutex_t mutex;
+    int runs;
+    conc_pool pool;
+} conc__shared_pool;
+
+static conc__shared_pool conc__offloads = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+
+CONC__PRIVATE void conc__offloads_forget(void)
+{
+    conc__offloads = (conc__shared_pool){.mutex = PTHREAD_MUTEX_INITIALIZER};
+}
+
+CONC__PRIVATE void conc__offloads_end(conc_loop *l, conc__ending *e)
+{
+    (void)l;
+    conc_free(e);
+    pthread_mutex_lock(&conc__offloads.mutex);
+    if (--conc__offloads.runs == 0) {
+        conc__crew *c = conc__offloads.pool.crew;
+        conc__offloads.pool = (conc_pool){0};
+        conc__threads_end(c);
+    }
+    pthread_mutex_unlock(&conc__offloads.mutex);
+}
+
+CONC__PRIVATE int conc__offloads_begin(conc_loop *l)
+{
+    conc__ending *e = conc__alloc(sizeof *e);
+    int n = conc__processors() + 4, rc = 0;
+    if (!e)
+        return -ENOMEM;
+    pthread_mutex_lock(&conc__offloads.mutex);
+    if (conc__offloads.runs == 0) {
+        conc__offloads.pool = (conc_pool){.threads = n < 32 ? n : 32, .name = "conc offload"};
+        rc = conc_pool_open(&conc__offloads.pool);
+    }
+    conc__offloads.runs += rc == 0;
+    pthread_mutex_unlock(&conc__offloads.mutex);
+    if (rc) {
+        conc_free(e);
+        return rc;
+    }
+    *e = (conc__ending){l->endings, conc__offloads_end};
+    l->endings = e;
+    return 0;
+}
+
+/* The shared pool, for a task of l. */
+CONC__PRIVATE conc_pool *conc__offloads_of(conc_loop *l, int *rc)
+{
+    *rc = 0;
+    for (const conc__ending *e = l->endings; e; e = e->next)
+        if (e->end == conc__offloads_end)
+            return &conc__offloads.pool;
+    *rc = conc__offloads_begin(l);
+    return *rc ? NULL : &conc__offloads.pool;
+}
+
+CONC_API CONC__CALLED int conc_offload(conc_fn *fn, void *arg)
+{
+    conc_loop *l;
+    int rc = conc__caller(&l);
+    if (rc || !fn)
+        return rc ? rc : -EINVAL;
+    if (!l)
+        return fn(arg);
+    conc_pool *p = conc__offloads_of(l, &rc);
+    return p ? conc_pool_run(p, fn, arg) : rc;
+}
+
+/* A job that its task may leave. */
+typedef struct conc__abandoned {
+    conc_job job;
+    conc_fn *fn;
+    void *arg;
+    void (*free_arg)(void *);
+    int references; /* the task's, and the job's */
+} conc__abandoned;
+
+CONC__PRIVATE void conc__abandoned_drop(conc__abandoned *a)
+{
+    if (__atomic_sub_fetch(&a->references, 1, __ATOMIC_ACQ_REL) == 0)
+        conc_free(a);
+}
+
+/* The job has ended, or was taken back. */
+CONC__PRIVATE void conc__abandoned_release(conc_job *j) { conc__abandoned_drop((conc__abandoned *)(void *)j); }
+
+CONC__PRIVATE int conc__abandoned_run(void *arg)
+{
+    conc__abandoned *a = arg;
+    int rc = a->fn(a->arg);
+    if (a->free_arg)
+        a->free_arg(a->arg);
+    return rc;
+}
+
+/* The task leaves, and the job with it unless it runs. */
+CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
+{
+    conc__waiter *w = wait->item;
+    conc_job *j = w->item;
+    pthread_mutex_lock(&conc__crews);
+    conc__crew *c = j->crew;
+    bool waits = conc__still_waits(w, c);
+    if (waits) {
+        conc__waiter_decide(w, -ECANCELED);
+        conc__job_ask(c, j);
+        *w->stop = conc__job_state(j) & CONC__JOB_DONE; /* it was in the queue */
+        if (!*w->stop && !(__atomic_fetch_or(&j->state, CONC__JOB_LEFT, __ATOMIC_RELAXED) & CONC__JOB_BLOCKED) &&
+            j->clock)
+            conc__job_off_work(j->clock);
+        conc__unlock(&c->mutex);
+    }
+    pthread_mutex_unlock(&conc__crews);
+    return waits;
+}
+
+static const conc__wait_kind conc__wants_until_cancel = {"waits for a job that it would leave", NULL,
+                                                         conc__abandon_cancel, NULL};
+
+CONC__PRIVATE int conc__abandoned_submit(conc_loop *l, conc__abandoned *a)
+{
+    int rc;
+    conc_pool *p = conc__offloads_of(l, &rc);
+    conc__crew *c = p ? conc__pool_enter(&p->crew, &p->users, &rc) : NULL;
+    if (!c)
+        return rc;
+    conc__job_begin(&a->job, conc__abandoned_run, a, CONC__JOB_OWNED);
+    rc = conc__crew_submit(c, &p->users, l, &a->job);
+    if (rc)
+        conc__job_refuse(&a->job);
+    return rc;
+}
+
+CONC__PRIVATE int conc__abandoned_wait(conc_loop *l, conc__abandoned *a, bool *taken_back)
+{
+    conc__waiter w = {.stop = taken_back};
+    int rc = conc__job_wait_as(l, &a->job, &w, &conc__wants_until_cancel);
+    return rc ? rc : conc__job_result(l, &a->job);
+}
+
+CONC__PRIVATE int conc__offload_abandon(conc_loop *l, conc_fn *fn, void *arg, void (*free_arg)(void *))
+{
+    conc__abandoned *a = conc__alloc(sizeof *a);
+    int rc = a ? 0 : -ENOMEM;
+    if (a) {
+        a->fn = fn;
+        a->arg = arg;
+        a->free_arg = free_arg;
+        a->references = 2;
+        rc = conc__abandoned_submit(l, a);
+    }
+    if (rc) {
+        conc_free(a);
+        if (free_arg)
+            free_arg(arg);
+        return rc;
+    }
+    bool taken_back = false;
+    rc = conc__abandoned_wait(l, a, &taken_back);
+    if (taken_back && free_arg)
+        free_arg(arg);
+    conc__abandoned_drop(a);
+    return rc;
+}
+
+CONC_API CONC__CALLED int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *))
+{
+    conc_loop *l;
+    int rc = conc__caller(&l);
+    if (rc == 0 && !fn)
+        rc = -EINVAL;
+    if (rc == 0 && l)
+        rc = conc__checkpoint(l);
+    if (rc == 0 && l)
+        return conc__offload_abandon(l, fn, arg, free_arg);
+    if (rc == 0)
+        rc = fn(arg);
+    if (free_arg)
+        free_arg(arg);
+    return rc;
+}
+CONC__PRIVATE void conc__hub_rouse(conc__crew *c) { (void)c; }
+CONC__PRIVATE bool conc__hub_cancel(conc__crew *c, conc_job *j)
+{
+    (void)c;
+    (void)j;
+    return false;
+}
+
+/* ---- >>beginning ---------------------------------------------------------------------------------------------- */
+
+__attribute__((constructor)) static void conc__pool_begins(void)
+{
+    conc__extended.job_locals = conc__job_locals;
+    conc__extended.job_block = conc__job_block;
+    conc__extended.job_fail = conc__job_fail;
+}
+
+#endif
+/* ==== end conc_pool.h ==== */
 
 /*
  * MIT License

@@ -5,7 +5,7 @@
  *     ORDERED_TEST(..), ORDERED_TASK_TEST(..)   the same, left out under CONC_SEED, for what depends on FIFO order
  *     VARIANT_TEST(..)   a test once more in another way, left out under CONC_SEED and where TEST_ONCE is set
  *
- * #define TEST_SYNC before the include brings conc_sync.h, too. Tests register themselves; this header has main(). Each
+ * #define TEST_SYNC before the include brings conc_sync.h, too, and TEST_POOL conc_pool.h. Tests register themselves; this header has main(). Each
  * runs in a process and with a time limit of its own. Built with CONC_TEST_PLAIN it needs no Check, for machines that have
  * none: same tests, same processes, same limits. Built with CONC_TEST_LINKED it leaves the implementation to another file.
  */
@@ -17,9 +17,11 @@
 #endif
 #if defined TEST_SYNC && __has_include("conc_sync.h") /* else conc.h is the single file, which has it */
 #include "conc_sync.h"
-#else
-#include "conc.h"
 #endif
+#if defined TEST_POOL && __has_include("conc_pool.h")
+#include "conc_pool.h"
+#endif
+#include "conc.h"
 
 #include <fcntl.h>
 #include <signal.h>

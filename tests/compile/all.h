@@ -3,3 +3,6 @@
 #if __has_include("conc_sync.h")
 #include "conc_sync.h"
 #endif
+#if __has_include("conc_pool.h")
+#include "conc_pool.h"
+#endif
