@@ -264,7 +264,6 @@ typedef struct conc_child {
     int pid;   /* set by conc_child_start */
     /* private */
     int pidfd, status, state;
-    struct conc__child_end *end;
 } conc_child;
 
 /* Starts the program, with the original signal mask and no descriptors but these three. Waits. Errors: -ENOENT (no such
@@ -417,6 +416,19 @@ CONC__PRIVATE void conc__waiter_wake(conc__waiter *w, int result)
     conc__waiter_call(w);
 }
 
+/* A thread looks a little for what it waits for before it sleeps. */
+CONC__PRIVATE void conc__look_for(const bool *over)
+{
+    if (!conc__several_processors())
+        return;
+    for (int64_t end = conc__clock() + CONC__PATIENCE; conc__clock() < end;)
+        for (int i = 0; i < 32; i++) {
+            if (__atomic_load_n(over, __ATOMIC_RELAXED))
+                return;
+            conc__relax();
+        }
+}
+
 /* At the start of a call that may wait: 0 and the caller's loop (NULL: a thread or a job), or -EPERM (a posted function). */
 CONC__PRIVATE int conc__caller(conc_loop **l)
 {
@@ -438,6 +450,7 @@ CONC__SWITCHES int conc__wait_outside(conc_loop *l, conc__waiter *w, const conc_
     if (outer)
         conc__unlock(outer);
     if (!l) {
+        conc__look_for(&w->over);
         conc__gate_pass(&gate);
         return w->result;
     }
@@ -486,6 +499,7 @@ typedef struct conc__thread {
     pthread_t id;
     int number;
     bool busy, left_behind;
+    sigset_t mask; /* of who started it: its own lets nothing through */
     _Atomic(conc_job *) batch[CONC__BATCH];
 } conc__thread;
 
@@ -689,6 +703,7 @@ CONC__PRIVATE void conc__hub_rouse(conc__crew *c);
 CONC__PRIVATE bool conc__hub_cancel(conc__crew *c, conc_job *j);
 CONC__PRIVATE int conc__thread_start(conc__crew *c);
 CONC__PRIVATE void conc__abandoned_release(conc_job *j);
+CONC__PRIVATE void conc__original_mask(sigset_t *mask);
 
 CONC__PRIVATE void conc__job_begin(conc_job *j, conc_fn *fn, void *arg, unsigned flags)
 {
@@ -973,20 +988,6 @@ CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
 
 static const conc__wait_kind conc__wants_job = {"waits for a job", NULL, conc__job_wait_cancel, NULL};
 
-/* A thread looks for the job's end a little before it sleeps. */
-CONC__PRIVATE bool conc__job_soon_done(const conc_job *j)
-{
-    if (!conc__several_processors())
-        return false;
-    for (int64_t end = conc__clock() + CONC__PATIENCE; conc__clock() < end;)
-        for (int i = 0; i < 32; i++) {
-            if (conc__job_state(j) & CONC__JOB_DONE)
-                return true;
-            conc__relax();
-        }
-    return false;
-}
-
 /* In a thread of the crew: runs the job here if it is still in the queue. */
 CONC__PRIVATE void conc__job_claim(conc__frame *frame, conc_job *j)
 {
@@ -1027,7 +1028,7 @@ CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop)
             __atomic_store_n(stop, true, __ATOMIC_RELAXED);
         conc_job_cancel(j);
     }
-    if ((conc__job_state(j) & CONC__JOB_DONE) || (!l && conc__job_soon_done(j)))
+    if (conc__job_state(j) & CONC__JOB_DONE)
         return;
     conc__waiter w = {.stop = stop};
     conc__job_wait_as(l, j, &w, &conc__wants_job);
@@ -1215,6 +1216,7 @@ CONC__PRIVATE int conc__thread_start(conc__crew *c)
     t->busy = true;
     sigset_t all, before;
     sigfillset(&all);
+    conc__original_mask(&t->mask);
     pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the program's own threads */
     int rc = pthread_create(&t->id, NULL, conc__thread_main, t);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -1646,7 +1648,7 @@ CONC__PRIVATE void conc__block_ends(conc_loop *l, conc__ending *e)
 CONC__PRIVATE void conc__block_begins(conc__post *p)
 {
     conc__block *b = (conc__block *)(void *)p;
-    conc_loop *l = conc__here;
+    conc_loop *l = b->job->clock;
     b->ending = (conc__ending){l->endings, conc__block_ends};
     l->endings = &b->ending;
     conc__arm(l, &b->timer, conc__later(l->now, b->ns), conc__block_fires);
@@ -1861,6 +1863,763 @@ CONC_API CONC__CALLED int conc_offload_abandon(conc_fn *fn, void *arg, void (*fr
         free_arg(arg);
     return rc;
 }
+
+/* ---- >>channel ------------------------------------------------------------------------------------------------ */
+
+/* Who waits to receive is there only while it is empty, and who waits to send only while it is full. */
+typedef struct conc__channel {
+    pthread_mutex_t mutex;
+    conc__waiter *senders, *receivers;
+    size_t head, count;
+    bool closed;
+    _Alignas(max_align_t) char items[];
+} conc__channel;
+
+/* Of a channel that was closed when there was no memory for it. */
+static conc__channel conc__shut_channel = {.mutex = PTHREAD_MUTEX_INITIALIZER, .closed = true};
+
+typedef struct conc__making {
+    size_t size;
+    conc__channel *made;
+} conc__making;
+
+CONC__PRIVATE void conc__channel_make(conc_loop *l, void *arg)
+{
+    conc__making *m = arg;
+    (void)l;
+    m->made = conc__alloc(sizeof *m->made + m->size);
+    if (m->made) {
+        memset(m->made, 0, sizeof *m->made);
+        pthread_mutex_init(&m->made->mutex, NULL);
+    }
+}
+
+CONC__PRIVATE void conc__channel_free(conc__channel *inner)
+{
+    if (inner == &conc__shut_channel)
+        return;
+    pthread_mutex_destroy(&inner->mutex);
+    conc_free(inner);
+}
+
+/* What is behind a channel, locked; made by the first call. NULL: *rc says why. */
+CONC__PRIVATE conc__channel *conc__channel_lock(conc_channel *c, int *rc)
+{
+    conc__making m = {0, NULL};
+    conc__channel *inner = c ? __atomic_load_n(&c->inner, __ATOMIC_ACQUIRE) : NULL;
+    *rc = !c || !c->capacity || __builtin_mul_overflow(c->item_size, c->capacity, &m.size) || m.size > SIZE_MAX / 2
+              ? -EINVAL
+              : 0;
+    if (*rc)
+        return NULL;
+    if (!inner) {
+        conc__with_room(conc__here, conc__channel_make, &m);
+        *rc = m.made ? 0 : -ENOMEM;
+        if (!m.made)
+            return NULL;
+        if (__atomic_compare_exchange_n(&c->inner, &inner, m.made, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+            inner = m.made;
+        else /* somebody else was first */
+            conc__channel_free(m.made);
+    }
+    conc__lock_briefly(&inner->mutex);
+    return inner;
+}
+
+CONC__PRIVATE bool conc__channel_cancel(conc__wait *wait)
+{
+    conc__waiter *w = wait->item;
+    conc__channel *inner = (conc__channel *)(uintptr_t)wait->on;
+    if (__atomic_load_n(&w->over, __ATOMIC_ACQUIRE))
+        return false;
+    conc__lock_briefly(&inner->mutex);
+    bool waits = !w->over;
+    if (waits)
+        conc__waiter_decide(w, -ECANCELED);
+    conc__unlock(&inner->mutex);
+    return waits;
+}
+
+static const conc__wait_kind conc__channel_sends = {"sends into a full channel", NULL, conc__channel_cancel, NULL};
+static const conc__wait_kind conc__channel_receives = {"receives from an empty channel", NULL, conc__channel_cancel,
+                                                       NULL};
+
+CONC__PRIVATE char *conc__channel_at(const conc_channel *c, conc__channel *inner, size_t i)
+{
+    size_t from_head = c->capacity - inner->head; /* places before the ring's end */
+    return inner->items + (i < from_head ? inner->head + i : i - from_head) * c->item_size;
+}
+
+CONC__PRIVATE void conc__channel_copy(const conc_channel *c, void *to, const void *from)
+{
+    if (c->item_size)
+        memcpy(to, from, c->item_size);
+}
+
+/* 0, -EPIPE, or -EAGAIN: it is full. */
+CONC__PRIVATE int conc__channel_put(const conc_channel *c, conc__channel *inner, const void *item)
+{
+    conc__waiter *w = inner->receivers;
+    if (inner->closed)
+        return -EPIPE;
+    if (w) {
+        conc__channel_copy(c, w->item, item);
+        conc__waiter_wake(w, 0);
+    } else if (inner->count < c->capacity) {
+        conc__channel_copy(c, conc__channel_at(c, inner, inner->count++), item);
+    } else {
+        return -EAGAIN;
+    }
+    return 0;
+}
+
+/* 0, -EPIPE, or -EAGAIN: it is empty. */
+CONC__PRIVATE int conc__channel_take(const conc_channel *c, conc__channel *inner, void *item)
+{
+    conc__waiter *w = inner->senders;
+    if (!inner->count)
+        return inner->closed ? -EPIPE : -EAGAIN;
+    conc__channel_copy(c, item, conc__channel_at(c, inner, 0));
+    inner->head = inner->head + 1 < c->capacity ? inner->head + 1 : 0;
+    inner->count--;
+    if (w) {
+        conc__channel_copy(c, conc__channel_at(c, inner, inner->count++), w->item);
+        conc__waiter_wake(w, 0);
+    }
+    return 0;
+}
+
+/* The whole of a send or a receive. */
+CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, bool waits)
+{
+    conc_loop *l = NULL;
+    int rc = waits ? conc__caller(&l) : 0;
+    if (rc == 0 && (!c || (c->item_size && !item)))
+        rc = -EINVAL;
+    if (rc == 0 && l)
+        rc = conc__checkpoint(l);
+    conc__channel *inner = rc ? NULL : conc__channel_lock(c, &rc);
+    if (!inner)
+        return rc;
+    rc = sends ? conc__channel_put(c, inner, item) : conc__channel_take(c, inner, item);
+    if (rc == -EAGAIN && waits) {
+        conc__waiter w = {.item = item};
+        conc__line_up(sends ? &inner->senders : &inner->receivers, &w);
+        return conc__wait_outside(l, &w, sends ? &conc__channel_sends : &conc__channel_receives, inner, &inner->mutex,
+                                  NULL);
+    }
+    conc__unlock(&inner->mutex);
+    if (rc == 0 && l)
+        conc__quick(l);
+    return rc;
+}
+
+CONC_API CONC__CALLED int conc_channel_send(conc_channel *c, const void *item)
+{
+    return conc__channel_move(c, (void *)(uintptr_t)item, true, true);
+}
+
+CONC_API CONC__CALLED int conc_channel_recv(conc_channel *c, void *item)
+{
+    return conc__channel_move(c, item, false, true);
+}
+
+CONC_API int conc_channel_try_send(conc_channel *c, const void *item)
+{
+    return conc__channel_move(c, (void *)(uintptr_t)item, true, false);
+}
+
+CONC_API int conc_channel_try_recv(conc_channel *c, void *item) { return conc__channel_move(c, item, false, false); }
+
+CONC_API void conc_channel_close(conc_channel *c)
+{
+    int rc;
+    conc__channel *inner = conc__channel_lock(c, &rc), *none = NULL;
+    if (rc == -ENOMEM &&
+        !__atomic_compare_exchange_n(&c->inner, &none, &conc__shut_channel, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+        inner = conc__channel_lock(c, &rc);
+    if (!inner)
+        return;
+    inner->closed = true;
+    while (inner->receivers)
+        conc__waiter_wake(inner->receivers, -EPIPE);
+    while (inner->senders)
+        conc__waiter_wake(inner->senders, -EPIPE);
+    conc__unlock(&inner->mutex);
+}
+
+CONC_API void conc_channel_destroy(conc_channel *c)
+{
+    if (!c || !__atomic_load_n(&c->inner, __ATOMIC_ACQUIRE))
+        return;
+    conc_channel_close(c);
+    conc__channel_free(c->inner);
+    c->inner = NULL;
+}
+
+CONC_API void conc__auto_conc_channel(conc_channel *c) { conc_channel_destroy(c); }
+
+/* ---- >>files -------------------------------------------------------------------------------------------------- */
+
+/* What a file call is asked for, and what came of it. */
+typedef struct conc__file_call {
+    const char *path;
+    char *data;
+    size_t size;
+} conc__file_call;
+
+CONC__PRIVATE int conc__open_file(const char *path, int flags)
+{
+    int fd;
+    do
+        fd = open(path, flags | O_CLOEXEC, 0666);
+    while (fd < 0 && errno == EINTR);
+    return fd < 0 ? -errno : fd;
+}
+
+CONC__PRIVATE int conc__close_file(int fd, int rc) { return close(fd) && rc == 0 && errno != EINTR ? -errno : rc; }
+
+/* Reads to the end, whatever size the file is said to have. */
+CONC__PRIVATE int conc__read_all(int fd, conc__file_call *f)
+{
+    struct stat st;
+    size_t room = fstat(fd, &st) == 0 && st.st_size > 0 ? (size_t)st.st_size + 1 : 4096;
+    for (ssize_t n = 1; n;) {
+        if (!f->data || f->size + 1 >= room) {
+            room = f->data ? room * 2 : room + 1;
+            char *more = CONC_REALLOC(f->data, room);
+            if (!more)
+                return -ENOMEM;
+            f->data = more;
+        }
+        n = read(fd, f->data + f->size, room - f->size - 1);
+        if (n < 0 && errno != EINTR)
+            return -errno;
+        f->size += n > 0 ? (size_t)n : 0;
+    }
+    f->data[f->size] = 0;
+    return 0;
+}
+
+CONC__PRIVATE int conc__file_reads(void *arg)
+{
+    conc__file_call *f = arg;
+    int saved = errno, fd = conc__open_file(f->path, O_RDONLY);
+    int rc = fd < 0 ? fd : conc__close_file(fd, conc__read_all(fd, f));
+    if (rc) {
+        conc_free(f->data);
+        f->data = NULL;
+    }
+    errno = saved;
+    return rc;
+}
+
+CONC_API int conc_file_read(const char *path, void **data, size_t *size)
+{
+    conc__file_call f = {path, NULL, 0};
+    if (!path || !data)
+        return -EINVAL;
+    *data = NULL;
+    int rc = conc_offload(conc__file_reads, &f);
+    *data = f.data;
+    if (size)
+        *size = f.data ? f.size : 0;
+    return rc;
+}
+
+CONC__PRIVATE int conc__write_all(int fd, const conc__file_call *f)
+{
+    for (size_t done = 0; done < f->size;) {
+        ssize_t n = write(fd, f->data + done, f->size - done);
+        if (n < 0 && errno != EINTR)
+            return -errno;
+        done += n > 0 ? (size_t)n : 0;
+    }
+    return 0;
+}
+
+CONC__PRIVATE int conc__write_to(const char *path, int flags, const conc__file_call *f)
+{
+    int fd = conc__open_file(path, flags);
+    return fd < 0 ? fd : conc__close_file(fd, conc__write_all(fd, f));
+}
+
+/* Opens a file of a new name in the directory of path: the descriptor, and its name. */
+CONC__PRIVATE int conc__open_beside(const char *path, char *name, size_t size)
+{
+    const char *slash = strrchr(path, '/');
+    int directory = slash ? (int)(slash - path) + 1 : 0, fd = -EEXIST;
+    uint64_t draw = (uint64_t)conc__clock() ^ (uint64_t)getpid() << 40 ^ (uint64_t)(uintptr_t)name;
+    for (int tries = 0; fd == -EEXIST && tries < 100; tries++) {
+        int n = snprintf(name, size, "%.*s.conc-%08x", directory, path, (unsigned)conc__mix(&draw));
+        fd = n < 0 || (size_t)n >= size ? -ENAMETOOLONG : conc__open_file(name, O_WRONLY | O_CREAT | O_EXCL);
+    }
+    return fd;
+}
+
+/* Makes path a file with these bytes in one step. before: what it was, NULL: nothing. */
+CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, const conc__file_call *f)
+{
+    char name[4096];
+    int fd = conc__open_beside(path, name, sizeof name);
+    if (fd < 0)
+        return fd;
+    int rc = conc__write_all(fd, f);
+    if (rc == 0 && before) {
+        if (fchown(fd, before->st_uid, before->st_gid) && fchown(fd, (uid_t)-1, before->st_gid)) {
+            /* it is another owner's: then it is ours from now on */
+        }
+        rc = fchmod(fd, before->st_mode & 07777) ? -errno : 0;
+    }
+    if (rc == 0 && fsync(fd))
+        rc = -errno;
+    rc = conc__close_file(fd, rc);
+    if (rc == 0 && rename(name, path))
+        rc = -errno;
+    if (rc)
+        unlink(name);
+    return rc;
+}
+
+CONC__PRIVATE int conc__file_writes(void *arg)
+{
+    const conc__file_call *f = arg;
+    struct stat before;
+    int saved = errno, rc;
+    bool there = stat(f->path, &before) == 0;
+    if (there && !S_ISREG(before.st_mode)) {
+        rc = conc__write_to(f->path, O_WRONLY, f);
+    } else { /* a link stays one: what it leads to is replaced */
+        char *real = there ? realpath(f->path, NULL) : NULL;
+        rc = there && !real ? -errno : conc__replace(real ? real : f->path, there ? &before : NULL, f);
+        free(real);
+    }
+    errno = saved;
+    return rc;
+}
+
+CONC__PRIVATE int conc__file_appends(void *arg)
+{
+    const conc__file_call *f = arg;
+    int saved = errno, rc = conc__write_to(f->path, O_WRONLY | O_APPEND | O_CREAT, f);
+    errno = saved;
+    return rc;
+}
+
+CONC__PRIVATE int conc__file_change(conc_fn *fn, const char *path, const void *data, size_t size)
+{
+    conc__file_call f = {path, (char *)(uintptr_t)data, size};
+    return path && (data || !size) ? conc_offload(fn, &f) : -EINVAL;
+}
+
+CONC_API int conc_file_write(const char *path, const void *data, size_t size)
+{
+    return conc__file_change(conc__file_writes, path, data, size);
+}
+
+CONC_API int conc_file_append(const char *path, const void *data, size_t size)
+{
+    return conc__file_change(conc__file_appends, path, data, size);
+}
+
+/* ---- >>names -------------------------------------------------------------------------------------------------- */
+
+enum { CONC__FOUND = 16 }; /* addresses of a name that conc_dial tries */
+
+/* A question to the resolver. It may outlive who asked. */
+typedef struct conc__question {
+    int references;
+    char host[256], port[64];
+    size_t max, count, kept;
+    int code, error; /* getaddrinfo's, and errno with it */
+    struct sockaddr_storage found[];
+} conc__question;
+
+CONC__PRIVATE void conc__question_drop(void *arg)
+{
+    conc__question *q = arg;
+    if (__atomic_sub_fetch(&q->references, 1, __ATOMIC_ACQ_REL) == 0)
+        conc_free(q);
+}
+
+CONC__PRIVATE int conc__ask_resolver(void *arg)
+{
+    conc__question *q = arg;
+    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM}, *list = NULL;
+    int saved = errno;
+    q->code = getaddrinfo(q->host, q->port, &hints, &list);
+    q->error = errno;
+    for (struct addrinfo *a = q->code ? NULL : list; a; a = a->ai_next, q->count++)
+        if (q->kept < q->max && a->ai_addrlen <= sizeof q->found[0])
+            memcpy(&q->found[q->kept++], a->ai_addr, a->ai_addrlen);
+    if (q->code == 0)
+        freeaddrinfo(list);
+    errno = saved;
+    return 0;
+}
+
+/* In words, for who asked. */
+CONC__PRIVATE int conc__no_answer(const conc__question *q)
+{
+    switch (q->code) {
+    case EAI_MEMORY: return -ENOMEM;
+    case EAI_SERVICE: return conc_fail(-EINVAL, "%s: no such port", q->port);
+    case EAI_SYSTEM: return conc_fail(-q->error, "%s: %s", q->host, strerror(q->error));
+    default: return conc_fail(-EADDRNOTAVAIL, "%s: %s", q->host, gai_strerror(q->code));
+    }
+}
+
+CONC_API int conc_resolve(const char *host, const char *port, struct sockaddr_storage *out, size_t max)
+{
+    if (!host || !port || (max && !out) || !*host || strlen(host) > 255 || strlen(port) > 63)
+        return -EINVAL;
+    max = max < 256 ? max : 256;
+    conc__question *q = conc__alloc(sizeof *q + max * sizeof q->found[0]);
+    if (!q)
+        return -ENOMEM;
+    memset(q, 0, sizeof *q + max * sizeof q->found[0]);
+    q->references = 2;
+    q->max = max;
+    strcpy(q->host, host);
+    strcpy(q->port, port);
+    int rc = conc_offload_abandon(conc__ask_resolver, q, conc__question_drop);
+    if (rc == 0 && q->code)
+        rc = conc__no_answer(q);
+    if (rc == 0) {
+        memcpy(out, q->found, q->kept * sizeof *out);
+        rc = (int)q->count;
+    }
+    conc__question_drop(q);
+    return rc;
+}
+
+typedef struct conc__name_call {
+    const char *text;
+    conc__address *found;
+} conc__name_call;
+
+/* For conc_dial and conc_listen: "name:port", which was found to be well-formed. */
+CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **found)
+{
+    char host[256];
+    const char *colon = strrchr(text, ':');
+    conc__copy(host, (size_t)(colon - text) + 1, text);
+    struct sockaddr_storage *all = conc__alloc(CONC__FOUND * sizeof *all);
+    *found = conc__alloc(CONC__FOUND * sizeof **found);
+    int rc = all && *found ? conc_resolve(host, colon + 1, all, CONC__FOUND) : -ENOMEM;
+    rc = rc < CONC__FOUND ? rc : CONC__FOUND;
+    for (int i = 0; i < rc; i++) {
+        bool six = all[i].ss_family == AF_INET6;
+        (*found)[i].size = six ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in);
+        memcpy(&(*found)[i].as, &all[i], (*found)[i].size);
+    }
+    conc_free(all);
+    return rc;
+}
+
+/* ---- >>children ----------------------------------------------------------------------------------------------- */
+
+enum { CONC__CHILD_RUNS = 1, CONC__CHILD_ENDED = 2, CONC__CHILD_LOST = 3 };
+
+extern char **environ;
+
+/* Where the C library has them, which hides them from programs that do not ask for GNU's extensions. */
+extern int conc__spawn_close_from(posix_spawn_file_actions_t *a,
+                                  int from) __asm__("posix_spawn_file_actions_addclosefrom_np") __attribute__((weak));
+extern int conc__spawn_chdir(posix_spawn_file_actions_t *a,
+                             const char *dir) __asm__("posix_spawn_file_actions_addchdir_np") __attribute__((weak));
+
+/* Over the state of all children: a process is reaped once, and not signalled after that. */
+static pthread_mutex_t conc__children = PTHREAD_MUTEX_INITIALIZER;
+
+CONC__PRIVATE int conc__pipe(int ends[2])
+{
+#if defined __linux__ && defined SYS_pipe2
+    if (syscall(SYS_pipe2, ends, O_CLOEXEC))
+        return -errno;
+#else
+    if (pipe(ends))
+        return -errno;
+    fcntl(ends[0], F_SETFD, FD_CLOEXEC);
+    fcntl(ends[1], F_SETFD, FD_CLOEXEC);
+#endif
+    for (int i = 0; i < 2; i++)
+        if ((ends[i] = conc__not_standard(ends[i])) < 0) {
+            int rc = -errno;
+            close(ends[1 - i]);
+            return rc;
+        }
+    return 0;
+}
+
+/* The mask that the program had before conc changed it. */
+CONC__PRIVATE void conc__original_mask(sigset_t *mask)
+{
+    conc_loop *l = conc__here;
+    conc__frame *f = l ? NULL : conc__frame_here();
+    pthread_sigmask(SIG_SETMASK, NULL, mask);
+    if (f && f->thread)
+        *mask = f->thread->mask;
+    if (l && !l->pipe_was_blocked)
+        sigdelset(mask, SIGPIPE);
+    for (const conc_signals *s = l ? l->signals : NULL; s; s = s->next)
+        for (size_t i = 0; i < s->count; i++)
+            if (s->numbers[i].was_blocked)
+                sigaddset(mask, s->numbers[i].number);
+}
+
+/* A start on its way: for each of the three descriptors the child's end, and this program's. */
+typedef struct conc__child_starting {
+    conc_child *child;
+    const char *path; /* NULL: argv[0], looked for in PATH */
+    int far_ends[3], near_ends[3];
+    sigset_t mask;
+    pid_t pid;
+} conc__child_starting;
+
+CONC__PRIVATE void conc__close_ends(int *ends)
+{
+    for (int i = 0; i < 3; i++) {
+        if (ends[i] >= 0)
+            close(ends[i]);
+        ends[i] = -1;
+    }
+}
+
+/* The ends of what the child shall have as its descriptor `number`. */
+CONC__PRIVATE int conc__child_end(conc__child_starting *s, int number, int wanted)
+{
+    int ends[2], rc = 0, *far_end = &s->far_ends[number];
+    if (wanted == CONC_NULL) {
+        *far_end = conc__not_standard(conc__open_file("/dev/null", number ? O_WRONLY : O_RDONLY));
+        rc = *far_end < 0 ? -errno : 0;
+    } else if (wanted == CONC_PIPE) {
+        rc = conc__pipe(ends);
+        if (rc == 0) {
+            *far_end = ends[number != 0];
+            s->near_ends[number] = ends[number == 0];
+        }
+    } else if (wanted > 0) { /* a copy: a standard descriptor may be replaced before it is used */
+        *far_end = fcntl(wanted, F_DUPFD_CLOEXEC, 3);
+        rc = *far_end < 0 ? -errno : 0;
+    } else if (wanted < 0) {
+        rc = -EINVAL;
+    }
+    return rc;
+}
+
+CONC__PRIVATE int conc__close_others(posix_spawn_file_actions_t *actions)
+{
+    if (conc__spawn_close_from)
+        return conc__spawn_close_from(actions, 3);
+    int rc = 0;
+    for (int fd = 3, most = (int)sysconf(_SC_OPEN_MAX); fd < most && fd < 65536 && rc == 0; fd++) {
+        int flags = fcntl(fd, F_GETFD);
+        if (flags >= 0 && !(flags & FD_CLOEXEC))
+            rc = posix_spawn_file_actions_addclose(actions, fd);
+    }
+    return rc;
+}
+
+CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
+{
+    posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attributes;
+    const conc_child *c = s->child;
+    char *const *argv = (char *const *)(uintptr_t)c->argv, *const *env = (char *const *)(uintptr_t)c->env;
+    int rc = posix_spawn_file_actions_init(&actions);
+    if (rc)
+        return -rc;
+    rc = posix_spawnattr_init(&attributes);
+    if (rc == 0) {
+        posix_spawnattr_setsigmask(&attributes, &s->mask);
+        posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+        if (c->dir)
+            rc = conc__spawn_chdir ? conc__spawn_chdir(&actions, c->dir) : ENOTSUP;
+        for (int i = 0; i < 3 && rc == 0; i++)
+            if (s->far_ends[i] >= 0)
+                rc = posix_spawn_file_actions_adddup2(&actions, s->far_ends[i], i);
+        if (rc == 0)
+            rc = conc__close_others(&actions);
+        if (rc == 0)
+            rc = s->path ? posix_spawn(&s->pid, s->path, &actions, &attributes, argv, env ? env : environ)
+                         : posix_spawnp(&s->pid, argv[0], &actions, &attributes, argv, env ? env : environ);
+        posix_spawnattr_destroy(&attributes);
+    }
+    posix_spawn_file_actions_destroy(&actions);
+    return -rc;
+}
+
+CONC__PRIVATE int conc__pidfd(pid_t pid)
+{
+#if defined __linux__ && defined SYS_pidfd_open
+    return conc__not_standard((int)syscall(SYS_pidfd_open, pid, 0)); /* close-on-exec by itself */
+#else
+    (void)pid;
+    return -1;
+#endif
+}
+
+CONC__PRIVATE int conc__child_starts(void *arg)
+{
+    conc__child_starting *s = arg;
+    conc_child *c = s->child;
+    int saved = errno, wanted[3] = {c->input, c->output, c->error}, rc = 0;
+    for (int i = 0; i < 3; i++)
+        s->near_ends[i] = s->far_ends[i] = -1;
+    for (int i = 0; i < 3 && rc == 0; i++)
+        rc = conc__child_end(s, i, wanted[i]);
+    if (rc == 0)
+        rc = conc__spawn_program(s);
+    conc__close_ends(s->far_ends);
+    if (rc)
+        conc__close_ends(s->near_ends);
+    errno = saved;
+    return rc;
+}
+
+CONC_API int conc_child_start(conc_child *c)
+{
+    conc_loop *l;
+    int rc = conc__caller(&l);
+    if (rc == 0 && (!c || !c->argv || !c->argv[0]))
+        rc = -EINVAL;
+    if (rc == 0 && c->state)
+        rc = -EBUSY;
+    if (rc)
+        return rc;
+    conc__child_starting s = {.child = c};
+    conc__original_mask(&s.mask);
+    rc = conc_offload(conc__child_starts, &s);
+    if (rc)
+        return rc;
+    c->input = s.near_ends[0];
+    c->output = s.near_ends[1];
+    c->error = s.near_ends[2];
+    c->pid = (int)s.pid;
+    c->pidfd = conc__pidfd(s.pid); /* it is not reaped before, so the number is its own */
+    c->status = 0;
+    c->state = CONC__CHILD_RUNS;
+    return 0;
+}
+
+/* Has it ended? Then it is reaped. */
+CONC__PRIVATE bool conc__child_ended(conc_child *c)
+{
+    int saved = errno;
+    pthread_mutex_lock(&conc__children);
+    if (c->state == CONC__CHILD_RUNS) {
+        int status;
+        pid_t pid;
+        do
+            pid = waitpid(c->pid, &status, WNOHANG);
+        while (pid < 0 && errno == EINTR);
+        if (pid > 0)
+            c->status = status;
+        if (pid)
+            c->state = pid > 0 ? CONC__CHILD_ENDED : CONC__CHILD_LOST;
+    }
+    bool ended = c->state != CONC__CHILD_RUNS;
+    pthread_mutex_unlock(&conc__children);
+    errno = saved;
+    return ended;
+}
+
+/* Waits a little, where there is no descriptor to wait on, or for it. */
+CONC__PRIVATE int conc__child_pause(const conc_loop *l, const conc_child *c, double *pause)
+{
+    if (c->pidfd >= 0 && l && l->self)
+        return conc_wait_fd(c->pidfd, CONC_READABLE);
+    if (c->pidfd >= 0) {
+        struct pollfd p = {c->pidfd, POLLIN, 0};
+        poll(&p, 1, -1);
+        return 0;
+    }
+    *pause = *pause < 0.05 ? *pause * 2 : *pause;
+    if (l && l->self)
+        return conc_sleep(*pause);
+    conc__doze(conc__ns(*pause));
+    return 0;
+}
+
+CONC__PRIVATE int conc__child_await(conc_child *c)
+{
+    double pause = 0.0005;
+    int rc = 0;
+    while (!conc__child_ended(c) && rc >= 0)
+        rc = conc__child_pause(conc__here, c, &pause);
+    return rc < 0 && c->state == CONC__CHILD_RUNS ? rc : 0;
+}
+
+CONC_API int conc_child_wait(conc_child *c, int *status)
+{
+    conc_loop *l;
+    int rc = conc__caller(&l);
+    if (rc == 0 && (!c || !c->state))
+        rc = -EINVAL;
+    if (rc == 0 && l)
+        rc = conc__checkpoint(l);
+    if (rc == 0)
+        rc = conc__child_await(c);
+    if (rc == 0 && c->state == CONC__CHILD_LOST)
+        rc = conc_fail(-ECHILD, "its status is lost: the program ignores SIGCHLD, or waits for all children");
+    if (rc == 0 && status)
+        *status = c->status;
+    if (rc == 0 && l)
+        conc__quick(l);
+    return rc;
+}
+
+CONC_API int conc_child_kill(conc_child *c, int signal)
+{
+    if (!c || !c->state)
+        return -EINVAL;
+    if (conc__child_ended(c))
+        return -EALREADY;
+    int saved = errno, rc = -EALREADY;
+    pthread_mutex_lock(&conc__children);
+    if (c->state == CONC__CHILD_RUNS)
+        rc = kill(c->pid, signal) ? -errno : 0;
+    pthread_mutex_unlock(&conc__children);
+    errno = saved;
+    return rc;
+}
+
+CONC__PRIVATE int conc__child_await_all(void *arg)
+{
+    while (conc__child_await(arg))
+        ;
+    return 0;
+}
+
+CONC__PRIVATE void conc__close_end(int *fd)
+{
+    if (*fd >= 0)
+        conc_close(*fd);
+    *fd = -1;
+}
+
+CONC_API int conc_child_close(conc_child *c)
+{
+    conc_loop *l = conc__here;
+    if (!c)
+        return -EINVAL;
+    if (!c->state)
+        return 0;
+    conc__close_end(&c->input);
+    conc__close_end(&c->output);
+    conc__close_end(&c->error);
+    conc_child_kill(c, SIGKILL);
+    if (l && l->self)
+        conc_shield(CONC_FOREVER, conc__child_await_all, c);
+    else
+        conc__child_await_all(c);
+    conc__close_end(&c->pidfd);
+    c->state = 0;
+    return 0;
+}
+
+CONC_API void conc__auto_conc_child(conc_child *c) { conc_child_close(c); }
 CONC__PRIVATE void conc__hub_rouse(conc__crew *c) { (void)c; }
 CONC__PRIVATE bool conc__hub_cancel(conc__crew *c, conc_job *j)
 {
@@ -1876,6 +2635,7 @@ __attribute__((constructor)) static void conc__pool_begins(void)
     conc__extended.job_locals = conc__job_locals;
     conc__extended.job_block = conc__job_block;
     conc__extended.job_fail = conc__job_fail;
+    conc__extended.resolve = conc__resolve_name;
 }
 
 #endif
