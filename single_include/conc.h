@@ -9659,9 +9659,10 @@ typedef struct conc__waiter {
     conc_loop *loop; /* a task's; NULL: a thread */
     conc__wait *wait;
     conc__post post;
-    conc__gate *gate; /* a thread's */
-    void *item;       /* what the wait is for, or where its item comes from or goes to */
-    bool *stop;       /* set when the waiting task is cancelled; NULL: nothing */
+    conc__gate *gate;            /* a thread's */
+    void *item;                  /* what the wait is for, or where its item comes from or goes to */
+    bool *stop;                  /* set when the waiting task is cancelled; NULL: nothing */
+    struct conc__crew *looks_at; /* a thread's: a crew of processes, whose replies it may take; it has a reference */
     int result;
     bool over; /* it was woken: nothing of the list's owner is to be touched any more */
 } conc__waiter;
@@ -9764,6 +9765,8 @@ CONC__PRIVATE void conc__look_for(const bool *over)
         }
 }
 
+CONC__PRIVATE void conc__crew_look_for(struct conc__crew *c, const bool *over);
+
 /* At the start of a call that may wait: 0 and the caller's loop (NULL: a thread or a job), or -EPERM (a posted function). */
 CONC__PRIVATE int conc__caller(conc_loop **l)
 {
@@ -9785,7 +9788,10 @@ CONC__SWITCHES int conc__wait_outside(conc_loop *l, conc__waiter *w, const conc_
     if (outer)
         conc__unlock(outer);
     if (!l) {
-        conc__look_for(&w->over);
+        if (w->looks_at)
+            conc__crew_look_for(w->looks_at, &w->over);
+        else
+            conc__look_for(&w->over);
         conc__gate_pass(&gate);
         return w->result;
     }
@@ -9862,6 +9868,38 @@ typedef struct conc__crew {
 static pthread_key_t conc__frames; /* the frame of the job that runs on a thread */
 static bool conc__frames_there;
 
+/* Some jobs, the runners, call a function on all elements of an array; each takes the next that nobody has. */
+typedef struct conc__mapping {
+    conc_fn *fn;
+    char *args;
+    size_t count, size;
+    int *results;
+    bool keeps_going, stop;
+    size_t next;    /* not taken yet */
+    size_t dropped; /* taken, and then not called */
+    int error;      /* the first */
+} conc__mapping;
+
+/* What a job for a process carries. */
+typedef struct conc__parcel {
+    conc_procs_fn *call; /* NULL: the job's own function, on its own bytes */
+    const void *in;
+    void *out;
+    size_t in_size, out_size;
+    ssize_t returned;
+    conc__mapping *mapping; /* a runner's; these elements are its own: */
+    size_t first, left;
+} conc__parcel;
+
+CONC__PRIVATE void conc__hub_rouse(struct conc__crew *c);
+CONC__PRIVATE bool conc__hub_cancel(struct conc__crew *c, conc_job *j);
+CONC__PRIVATE int conc__hub_begin(struct conc__hub *h);
+CONC__PRIVATE void conc__hub_free(struct conc__hub *h);
+CONC__PRIVATE void conc__hub_close(conc_loop *l, struct conc__crew *c);
+CONC__PRIVATE void conc__hub_look_for(struct conc__crew *c, const bool *over);
+CONC__PRIVATE struct conc__view *conc__view_open(conc_loop *l, struct conc__crew *c);
+CONC__PRIVATE void conc__view_close(conc_loop *l, struct conc__view *v);
+
 CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result, const conc__frame *frame, bool locked);
 
 CONC__PRIVATE unsigned conc__job_seal(const conc_job *j)
@@ -9926,6 +9964,7 @@ CONC__PRIVATE conc__crew *conc__crew_new(int most, int limit)
 /* Under conc__crews. */
 CONC__PRIVATE void conc__crew_free(conc__crew *c)
 {
+    conc__hub_free(c->hub);
     if (c->forks == conc__forks) { /* else other threads may have had them, when the process forked */
         pthread_cond_destroy(&c->work);
         pthread_mutex_destroy(&c->mutex);
@@ -9957,6 +9996,14 @@ CONC__PRIVATE void conc__queue_push(conc__crew *c, conc_job *j)
 {
     j->place = c->tail & ~CONC__IN_BATCH;
     c->queue[c->tail++ & (c->room - 1)] = j;
+    __atomic_store_n(&c->queued, c->queued + 1, __ATOMIC_RELAXED);
+}
+
+/* It was in the queue, and could not be done. */
+CONC__PRIVATE void conc__queue_push_back(conc__crew *c, conc_job *j)
+{
+    j->place = --c->head & ~CONC__IN_BATCH;
+    c->queue[c->head & (c->room - 1)] = j;
     __atomic_store_n(&c->queued, c->queued + 1, __ATOMIC_RELAXED);
 }
 
@@ -10034,20 +10081,18 @@ CONC__PRIVATE bool conc__crew_take_back(conc__crew *c, conc_job *j)
 
 /* ---- >>jobs --------------------------------------------------------------------------------------------------- */
 
-CONC__PRIVATE void conc__hub_rouse(conc__crew *c);
-CONC__PRIVATE bool conc__hub_cancel(conc__crew *c, conc_job *j);
 CONC__PRIVATE int conc__thread_start(conc__crew *c);
 CONC__PRIVATE void conc__abandoned_release(conc_job *j);
 CONC__PRIVATE void conc__original_mask(sigset_t *mask);
 
-CONC__PRIVATE void conc__job_begin(conc_job *j, conc_fn *fn, void *arg, unsigned flags)
+CONC__PRIVATE void conc__job_begin(conc_job *j, conc_fn *fn, void *arg, conc__parcel *parcel, unsigned flags)
 {
     conc_loop *l = conc__here;
     conc__locals **locals = conc__locals_here();
     j->fn = fn;
     j->arg = arg;
     j->waiters = NULL;
-    j->parcel = NULL;
+    j->parcel = parcel;
     j->locals = locals ? *locals : NULL;
     if (j->locals)
         __atomic_fetch_add(&j->locals->references, 1, __ATOMIC_RELAXED);
@@ -10161,12 +10206,13 @@ CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
 /* Under the mutex, below the limit. */
 CONC__PRIVATE int conc__crew_queue(conc__crew *c, conc_job *j)
 {
-    if (!conc__queue_has_room(c))
-        return -ENOMEM;
+    int rc = conc__queue_has_room(c) ? c->hub ? conc__hub_begin(c->hub) : 0 : -ENOMEM;
+    if (rc)
+        return rc;
     conc__queue_push(c, j);
     if (j->clock && !c->stalled)
         conc__job_at_work(j);
-    int rc = conc__crew_rouse(c);
+    rc = conc__crew_rouse(c);
     if (rc && conc__crew_take_back(c, j)) {
         if (j->clock && !c->stalled)
             conc__job_off_work(j->clock);
@@ -10342,9 +10388,14 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
         conc__crew *c = j->crew;
         conc__lock_briefly(&c->mutex);
         if (!(__atomic_fetch_or(&j->state, CONC__JOB_WAITED, __ATOMIC_ACQ_REL) & CONC__JOB_DONE)) {
+            struct conc__view *view = l && c->hub ? conc__view_open(l, c) : NULL;
             w->item = j;
+            w->looks_at = !l && c->hub ? c : NULL;
+            c->references += w->looks_at != NULL;
             conc__line_up(&j->waiters, w);
-            return conc__wait_outside(l, w, kind, j, &c->mutex, &conc__crews);
+            int rc = conc__wait_outside(l, w, kind, j, &c->mutex, &conc__crews);
+            conc__view_close(l, view);
+            return rc;
         }
         conc__unlock(&c->mutex);
     }
@@ -10496,7 +10547,7 @@ CONC__PRIVATE bool conc__thread_next(conc__crew *c, conc__thread *t)
     return true;
 }
 
-/* Under the mutex: a thread, or the pool, no longer needs the crew. */
+/* Under the mutex: somebody no longer needs the crew. */
 CONC__PRIVATE void conc__crew_release(conc__crew *c)
 {
     bool last = --c->references == 0;
@@ -10506,6 +10557,14 @@ CONC__PRIVATE void conc__crew_release(conc__crew *c)
         conc__crew_free(c);
         pthread_mutex_unlock(&conc__crews);
     }
+}
+
+/* A thread that waits for a crew of processes; gives its reference back. */
+CONC__PRIVATE void conc__crew_look_for(conc__crew *c, const bool *over)
+{
+    conc__hub_look_for(c, over);
+    conc__lock_briefly(&c->mutex);
+    conc__crew_release(c);
 }
 
 CONC__PRIVATE void *conc__thread_main(void *arg)
@@ -10624,12 +10683,25 @@ CONC_API int conc_pool_open(conc_pool *p)
     return conc__pool_opens(&p->crew, &p->users, c);
 }
 
+/* What is left of a runner's elements will not be called any more. */
+CONC__PRIVATE void conc__range_drop(conc__parcel *p, int rc)
+{
+    conc__mapping *m = p ? p->mapping : NULL;
+    for (; m && p->left; p->left--, p->first++) {
+        m->dropped++;
+        if (m->results)
+            m->results[p->first] = rc;
+    }
+}
+
 /* Takes back all that is in the queue, and asks to end what runs. Under the mutex. */
 CONC__PRIVATE void conc__crew_ask_all(conc__crew *c)
 {
     __atomic_store_n(&c->ask_all, true, __ATOMIC_RELAXED);
-    for (conc_job *j; (j = conc__queue_pop(c));)
+    for (conc_job *j; (j = conc__queue_pop(c));) {
+        conc__range_drop(j->parcel, -ECANCELED);
         conc__crew_end_job(c, j, -ECANCELED, NULL, true);
+    }
     for (int i = 0; i < c->most && c->threads; i++)
         for (int k = 0; k < CONC__BATCH && c->threads[i]; k++) {
             conc_job *j = atomic_exchange(&c->threads[i]->batch[k], NULL);
@@ -10714,10 +10786,13 @@ CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*en
         }
         return 0;
     }
-    if (conc__frame_of(c))
+    if (conc__frame_of(c)) {
         rc = -EDEADLK;
-    else if (conc__crew_close(l, c))
+    } else if (conc__crew_close(l, c)) {
+        if (c->hub)
+            conc__hub_close(l, c);
         conc__with_room(l, conc__crew_end, &(conc__pool_closing){crew, users, end});
+    }
     conc__pool_leave(users);
     return rc;
 }
@@ -10737,7 +10812,8 @@ CONC__PRIVATE bool conc__job_in_use(const conc_job *j)
     return conc__is_job(j) && !(conc__job_state(j) & CONC__JOB_DONE);
 }
 
-CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, conc_fn *fn, void *arg, size_t size)
+CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, conc_fn *fn, void *arg, size_t size,
+                               conc__parcel *parcel)
 {
     conc_loop *l = conc__here;
     int rc = !j || !fn || (size && !arg) ? -EINVAL : 0;
@@ -10754,7 +10830,7 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
         conc__pool_leave(users);
         return rc;
     }
-    conc__job_begin(j, fn, arg, 0);
+    conc__job_begin(j, fn, arg, parcel, 0);
     j->size = size;
     rc = conc__crew_submit(c, users, l, j);
     if (rc)
@@ -10766,7 +10842,7 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
 
 CONC_API CONC__CALLED int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg)
 {
-    return p ? conc__submit(&p->crew, &p->users, j, fn, arg, 0) : -EINVAL;
+    return p ? conc__submit(&p->crew, &p->users, j, fn, arg, 0, NULL) : -EINVAL;
 }
 
 /* In a job of the same pool the function is simply called. */
@@ -10788,7 +10864,7 @@ CONC_API CONC__CALLED int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg)
         return fn(arg);
     conc_job j;
     j.state = 0;
-    rc = conc__submit(&p->crew, &p->users, &j, fn, arg, 0);
+    rc = conc__submit(&p->crew, &p->users, &j, fn, arg, 0, NULL);
     if (rc)
         return rc;
     conc__job_wait(l, &j, NULL);
@@ -10796,17 +10872,6 @@ CONC_API CONC__CALLED int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg)
 }
 
 /* ---- >>mapping ------------------------------------------------------------------------------------------------ */
-
-/* Some jobs, the runners, call a function on all elements of an array; each takes the next that nobody has. */
-typedef struct conc__mapping {
-    conc_fn *fn;
-    char *args;
-    size_t count, size;
-    int *results;
-    bool keeps_going, stop;
-    size_t next;
-    int error;
-} conc__mapping;
 
 CONC__PRIVATE int conc__map_runner(void *arg)
 {
@@ -10844,10 +10909,10 @@ CONC__PRIVATE void conc__map_wait(conc_loop *l, conc__mapping *m, conc_job *runn
 
 CONC__PRIVATE int conc__map_result(conc__mapping *m)
 {
-    size_t called = m->next < m->count ? m->next : m->count;
-    for (size_t i = called; i < m->count && m->results; i++)
+    size_t taken = m->next < m->count ? m->next : m->count;
+    for (size_t i = taken; i < m->count && m->results; i++)
         m->results[i] = -ECANCELED;
-    return m->error ? m->error : called < m->count ? -ECANCELED : 0;
+    return m->error ? m->error : taken - m->dropped < m->count ? -ECANCELED : 0;
 }
 
 CONC__PRIVATE int conc__map_start(conc_pool *p, conc__mapping *m, conc_job *runners, int n, int *started)
@@ -10855,7 +10920,7 @@ CONC__PRIVATE int conc__map_start(conc_pool *p, conc__mapping *m, conc_job *runn
     int rc = 0;
     for (*started = 0; *started < n && rc == 0;) {
         runners[*started].state = 0;
-        rc = conc__submit(&p->crew, &p->users, &runners[*started], conc__map_runner, m, 0);
+        rc = conc__submit(&p->crew, &p->users, &runners[*started], conc__map_runner, m, 0, NULL);
         *started += rc == 0;
     }
     if (rc && rc != -ENOMEM) /* with less memory there are fewer runners */
@@ -11143,7 +11208,7 @@ CONC__PRIVATE int conc__abandoned_submit(conc_loop *l, conc__abandoned *a)
     conc__crew *c = p ? conc__pool_enter(&p->crew, &p->users, &rc) : NULL;
     if (!c)
         return rc;
-    conc__job_begin(&a->job, conc__abandoned_run, a, CONC__JOB_OWNED);
+    conc__job_begin(&a->job, conc__abandoned_run, a, NULL, CONC__JOB_OWNED);
     rc = conc__crew_submit(c, &p->users, l, &a->job);
     if (rc)
         conc__job_refuse(&a->job);
@@ -11743,12 +11808,12 @@ CONC__PRIVATE int conc__child_end(conc__child_starting *s, int number, int wante
     return rc;
 }
 
-CONC__PRIVATE int conc__close_others(posix_spawn_file_actions_t *actions)
+CONC__PRIVATE int conc__close_others(posix_spawn_file_actions_t *actions, int from)
 {
     if (conc__spawn_close_from)
-        return conc__spawn_close_from(actions, 3);
+        return conc__spawn_close_from(actions, from);
     int rc = 0;
-    for (int fd = 3, most = (int)sysconf(_SC_OPEN_MAX); fd < most && fd < 65536 && rc == 0; fd++) {
+    for (int fd = from, most = (int)sysconf(_SC_OPEN_MAX); fd < most && fd < 65536 && rc == 0; fd++) {
         int flags = fcntl(fd, F_GETFD);
         if (flags >= 0 && !(flags & FD_CLOEXEC))
             rc = posix_spawn_file_actions_addclose(actions, fd);
@@ -11775,7 +11840,7 @@ CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
             if (s->far_ends[i] >= 0)
                 rc = posix_spawn_file_actions_adddup2(&actions, s->far_ends[i], i);
         if (rc == 0)
-            rc = conc__close_others(&actions);
+            rc = conc__close_others(&actions, 3);
         if (rc == 0)
             rc = s->path ? posix_spawn(&s->pid, s->path, &actions, &attributes, argv, env ? env : environ)
                          : posix_spawnp(&s->pid, argv[0], &actions, &attributes, argv, env ? env : environ);
@@ -11955,12 +12020,1688 @@ CONC_API int conc_child_close(conc_child *c)
 }
 
 CONC_API void conc__auto_conc_child(conc_child *c) { conc_child_close(c); }
-CONC__PRIVATE void conc__hub_rouse(conc__crew *c) { (void)c; }
+
+/* ---- >>shared ------------------------------------------------------------------------------------------------- */
+
+#ifdef __linux__
+
+#include <elf.h>
+#include <linux/futex.h>
+#include <sys/resource.h>
+
+/* A piece of memory that has a descriptor, so that other processes can map it. */
+typedef struct conc__segment {
+    struct conc__segment *next; /* of those that the program allocated */
+    void *address;
+    size_t size;
+    int fd;
+} conc__segment;
+
+static pthread_mutex_t conc__segments_mutex = PTHREAD_MUTEX_INITIALIZER;
+static conc__segment *conc__segments;
+
+/* Maps size bytes of a segment, here if address is not NULL. */
+CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size)
+{
+    enum { HERE = 0x100000 }; /* MAP_FIXED_NOREPLACE */
+    void *p = mmap(address, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE | (address ? HERE : 0), fd, 0);
+    if (p == MAP_FAILED)
+        return NULL;
+    if (!address || p == address)
+        return p;
+    munmap(p, size); /* a kernel that does not know the flag */
+    return NULL;
+}
+
+CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size)
+{
+    enum { CLOEXEC = 1 }; /* MFD_CLOEXEC */
+    s->fd = conc__not_standard((int)syscall(SYS_memfd_create, "conc", CLOEXEC));
+    if (s->fd < 0)
+        return -errno;
+    s->size = size;
+    s->address = ftruncate(s->fd, (off_t)size) ? NULL : conc__segment_map(s->fd, NULL, size);
+    if (s->address)
+        return 0;
+    int rc = -errno;
+    close(s->fd);
+    s->fd = -1;
+    return rc;
+}
+
+CONC__PRIVATE void conc__segment_close(conc__segment *s)
+{
+    if (s->address)
+        munmap(s->address, s->size);
+    if (s->fd >= 0)
+        close(s->fd);
+    s->address = NULL;
+    s->fd = -1;
+}
+
+/* Makes it larger or smaller; its address may change. On failure it is as before. */
+CONC__PRIVATE bool conc__segment_resize(conc__segment *s, size_t size)
+{
+    if (size > s->size && ftruncate(s->fd, (off_t)size))
+        return false;
+    void *p = conc__segment_map(s->fd, NULL, size);
+    if (!p)
+        return false;
+    munmap(s->address, s->size);
+    if (size < s->size && ftruncate(s->fd, (off_t)size)) {
+        /* the memory comes back later */
+    }
+    s->address = p;
+    s->size = size;
+    return true;
+}
+
+CONC_API void *conc_shared_alloc(size_t size)
+{
+    size_t page = conc__page();
+    conc__segment *s = size && size < SIZE_MAX / 4 ? conc__alloc(sizeof *s) : NULL;
+    int saved = errno;
+    if (s && conc__segment_open(s, (size + page - 1) / page * page)) {
+        conc_free(s);
+        s = NULL;
+    }
+    errno = saved;
+    if (!s)
+        return NULL;
+    pthread_mutex_lock(&conc__segments_mutex);
+    s->next = conc__segments;
+    conc__segments = s;
+    pthread_mutex_unlock(&conc__segments_mutex);
+    return s->address;
+}
+
+CONC_API void conc_shared_free(void *p)
+{
+    conc__segment **at = &conc__segments, *s;
+    int saved = errno;
+    pthread_mutex_lock(&conc__segments_mutex);
+    while ((s = *at) && s->address != p)
+        at = &s->next;
+    if (s)
+        *at = s->next;
+    pthread_mutex_unlock(&conc__segments_mutex);
+    if (s)
+        conc__segment_close(s);
+    conc_free(s);
+    errno = saved;
+}
+
+/* ---- >>functions ---------------------------------------------------------------------------------------------- */
+
+/* A function in words that another process of the same program understands: addresses differ there. */
+typedef struct conc__function {
+    uint64_t offset;   /* in its module */
+    char module[4000]; /* a path; "": the program itself */
+} conc__function;
+
+typedef struct conc__module_info { /* struct dl_phdr_info, which the system's header hides */
+    uintptr_t base;
+    const char *name;
+#ifdef __LP64__
+    const Elf64_Phdr *parts;
+#else
+    const Elf32_Phdr *parts;
+#endif
+    uint16_t count;
+} conc__module_info;
+
+extern int conc__each_module(int (*fn)(conc__module_info *info, size_t size, void *arg),
+                             void *arg) __asm__("dl_iterate_phdr");
+extern void *conc__load_module(const char *path, int flags) __asm__("dlopen") __attribute__((weak));
+
+typedef struct conc__module_search {
+    int seen;
+    uintptr_t address; /* looked for; 0: a path is */
+    const char *path;
+    uintptr_t base;
+    bool found;
+    char *name; /* 4000 bytes for the path that was found */
+} conc__module_search;
+
+CONC__PRIVATE bool conc__module_has(const conc__module_info *m, uintptr_t address)
+{
+    for (int i = 0; i < m->count; i++)
+        if (m->parts[i].p_type == PT_LOAD && address - m->base - m->parts[i].p_vaddr < m->parts[i].p_memsz)
+            return true;
+    return false;
+}
+
+CONC__PRIVATE int conc__module_look(conc__module_info *m, size_t size, void *arg)
+{
+    conc__module_search *s = arg;
+    char *real = s->seen++ && m->name && *m->name ? realpath(m->name, NULL) : NULL; /* the first is the program */
+    const char *path = real ? real : s->seen > 1 && m->name ? m->name : "";
+    (void)size;
+    s->found = s->address ? conc__module_has(m, s->address) : strcmp(path, s->path) == 0 && (*path || s->seen == 1);
+    if (s->found) {
+        s->base = m->base;
+        if (s->name)
+            conc__copy(s->name, sizeof((conc__function *)0)->module, path);
+    }
+    free(real);
+    return s->found;
+}
+
+/* False: it is in no module. */
+CONC__PRIVATE bool conc__function_name(uintptr_t fn, conc__function *out)
+{
+    conc__module_search s = {.address = fn, .name = out->module};
+    int saved = errno;
+    conc__each_module(conc__module_look, &s);
+    out->offset = fn - s.base;
+    errno = saved;
+    return s.found;
+}
+
+/* 0: its module is not there and cannot be loaded. */
+CONC__PRIVATE uintptr_t conc__function_find(const conc__function *f)
+{
+    enum { NOW = 2 }; /* RTLD_NOW */
+    static uintptr_t base;
+    static char module[sizeof f->module] = "?"; /* of the last one */
+    if (strcmp(module, f->module) != 0) {
+        conc__module_search s = {.path = f->module};
+        conc__each_module(conc__module_look, &s);
+        if (!s.found && conc__load_module && conc__load_module(f->module, NOW)) {
+            s.seen = 0;
+            conc__each_module(conc__module_look, &s);
+        }
+        if (!s.found)
+            return 0;
+        base = s.base;
+        strcpy(module, f->module);
+    }
+    return base + (uintptr_t)f->offset;
+}
+
+/* ---- >>workers ------------------------------------------------------------------------------------------------ */
+
+enum {
+    CONC__SMALL = 128 * 1024, /* bytes that are copied by whoever sends a job, and not by the manager */
+    CONC__DESK_DATA = 8192,   /* where a desk's data begins */
+    CONC__DESK_SIZE = CONC__DESK_DATA + CONC__SMALL,
+    CONC__MOVED = 120, /* a worker's exit status: an address that it needs is taken */
+
+    /* a desk's state, which its worker and the parent change in turn */
+    CONC__DESK_REPLY = 0, /* the parent's turn; at the start too */
+    CONC__DESK_REQUEST = 1,
+    CONC__DESK_QUIT = 2,
+
+    /* kinds of requests */
+    CONC__ASK_INIT = 0,
+    CONC__ASK_RUN,
+    CONC__ASK_CALL,
+    CONC__ASK_MAP
+};
+
+/* What a worker and its parent share: one request at a time. */
+typedef struct conc__desk {
+    unsigned state;  /* a futex */
+    unsigned asleep; /* the worker waits in the kernel */
+    unsigned asked;  /* the job is to end */
+    unsigned begun;  /* the worker has seen the request */
+    int kind;
+    bool keeps_going;
+    int parent;
+    uint64_t memory_limit;
+    uint64_t size;    /* of the desk */
+    uint64_t in, out; /* bytes; ASK_MAP: of each element, and how many there are. out's place is behind in's */
+    int64_t result;
+    uint64_t done; /* ASK_MAP: elements whose function returned; their results stand behind the data */
+    int words;     /* the result that text belongs to; 0: none */
+    char text[96];
+    conc__function function;
+} conc__desk;
+
+_Static_assert(sizeof(conc__desk) <= CONC__DESK_DATA, "a desk's head has to fit");
+
+/* What all workers of a pool share with the parent. */
+typedef struct conc__board {
+    unsigned replies; /* how many there were */
+    unsigned lookers; /* threads of the parent that look at the replies: nobody needs to be woken */
+} conc__board;
+
+/* A message to a worker that starts: a descriptor, and what it is. */
+typedef struct conc__handing {
+    enum {
+        CONC__HAND_DESK,
+        CONC__HAND_BOARD,
+        CONC__HAND_BELL,
+        CONC__HAND_SHARED,
+        CONC__HAND_FORK,
+        CONC__HAND_REAP
+    } what;
+    int number; /* a process or its status */
+    void *address;
+    size_t size;
+} conc__handing;
+
+CONC__PRIVATE int conc__hand(int socket, const conc__handing *h, int fd)
+{
+    union {
+        struct cmsghdr head;
+        char room[CMSG_SPACE(sizeof(int))];
+    } control;
+    memset(&control, 0, sizeof control);
+    struct iovec part = {(void *)(uintptr_t)h, sizeof *h};
+    struct msghdr m = {.msg_iov = &part, .msg_iovlen = 1};
+    if (fd >= 0) {
+        m.msg_control = control.room;
+        m.msg_controllen = sizeof control.room;
+        control.head.cmsg_level = SOL_SOCKET;
+        control.head.cmsg_type = SCM_RIGHTS;
+        control.head.cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(&control.head), &fd, sizeof fd);
+    }
+    ssize_t n;
+    do
+        n = sendmsg(socket, &m, MSG_NOSIGNAL);
+    while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : 0;
+}
+
+/* 1, 0 at the end, or an error. *fd: -1 if none came. */
+CONC__PRIVATE int conc__handed(int socket, conc__handing *h, int *fd)
+{
+    union {
+        struct cmsghdr head;
+        char room[CMSG_SPACE(sizeof(int))];
+    } control;
+    struct iovec part = {h, sizeof *h};
+    struct msghdr m = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = control.room, .msg_controllen = sizeof control.room};
+    ssize_t n;
+    do
+        n = recvmsg(socket, &m, MSG_CMSG_CLOEXEC);
+    while (n < 0 && errno == EINTR);
+    *fd = -1;
+    if (n == (ssize_t)sizeof *h && m.msg_controllen >= CMSG_LEN(sizeof(int)))
+        memcpy(fd, CMSG_DATA(&control.head), sizeof *fd);
+    return n < 0 ? -errno : n == (ssize_t)sizeof *h;
+}
+
+CONC__PRIVATE void conc__futex_wait(unsigned *word, unsigned while_it_is)
+{
+    syscall(SYS_futex, word, FUTEX_WAIT, while_it_is, NULL, NULL, 0);
+}
+
+CONC__PRIVATE void conc__futex_wake(unsigned *word) { syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0); }
+
+CONC__PRIVATE size_t conc__aligned(size_t n) { return (n + 63) / 64 * 64; }
+
+/* In a worker: what it works with. */
+typedef struct conc__worker {
+    conc__segment desk;
+    conc__board *board;
+    int bell;
+    conc__frame frame;
+} conc__worker;
+
+/* In a worker: ends it when the parent has ended. */
+CONC__PRIVATE void *conc__watch_parent(void *arg)
+{
+    struct pollfd p = {(int)(intptr_t)arg, POLLIN, 0};
+    while (poll(&p, 1, -1) < 0 && errno == EINTR)
+        ;
+    kill(getpid(), SIGKILL);
+    return NULL;
+}
+
+CONC__PRIVATE void conc__begin_to_watch(int parent)
+{
+    pthread_attr_t small;
+    pthread_t id;
+    sigset_t all, before;
+    int fd = conc__pidfd(parent);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pthread_attr_init(&small);
+    pthread_attr_setstacksize(&small, 128 * 1024);
+    pthread_attr_setdetachstate(&small, PTHREAD_CREATE_DETACHED);
+    if (fd < 0 || pthread_create(&id, &small, conc__watch_parent, (void *)(intptr_t)fd))
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* the next best: it goes with the thread that started it */
+    pthread_attr_destroy(&small);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (fd < 0 ? getppid() != parent : kill(parent, 0) != 0 && errno == ESRCH)
+        _exit(0); /* it has ended meanwhile */
+}
+
+CONC__PRIVATE conc__desk *conc__desk_of(const conc__segment *s) { return s->address; }
+
+CONC__PRIVATE void conc__worker_tells(conc__worker *w)
+{
+    uint64_t one = 1;
+    __atomic_fetch_add(&w->board->replies, 1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&w->board->lookers, __ATOMIC_SEQ_CST) == 0 && write(w->bell, &one, sizeof one) < 0) {
+        /* it is rung already */
+    }
+}
+
+/* Until there is a request: false when the worker is to end. */
+CONC__PRIVATE bool conc__worker_awaits(conc__worker *w)
+{
+    conc__desk *d = conc__desk_of(&w->desk);
+    int64_t start = conc__clock();
+    unsigned state;
+    while ((state = __atomic_load_n(&d->state, __ATOMIC_ACQUIRE)) == CONC__DESK_REPLY) {
+        bool looks = conc__several_processors() && conc__clock() - start < CONC__PATIENCE;
+        for (int i = 0; i < 32 && looks && __atomic_load_n(&d->state, __ATOMIC_RELAXED) == CONC__DESK_REPLY; i++)
+            conc__relax();
+        if (looks)
+            continue;
+        __atomic_store_n(&d->asleep, 1, __ATOMIC_SEQ_CST);
+        if (__atomic_load_n(&d->state, __ATOMIC_SEQ_CST) == CONC__DESK_REPLY)
+            conc__futex_wait(&d->state, CONC__DESK_REPLY);
+        __atomic_store_n(&d->asleep, 0, __ATOMIC_SEQ_CST);
+    }
+    return state == CONC__DESK_REQUEST;
+}
+
+CONC__PRIVATE void conc__worker_maps(conc__desk *d, conc_fn *fn, char *data)
+{
+    int *results = (int *)(void *)(data + conc__aligned(d->in * d->out));
+    for (uint64_t i = 0; i < d->out && !__atomic_load_n(&d->asked, __ATOMIC_RELAXED); i++) {
+        int rc = fn(d->in ? data + i * d->in : NULL);
+        results[i] = rc;
+        __atomic_store_n(&d->done, i + 1, __ATOMIC_RELEASE);
+        if (rc < 0 && !d->keeps_going) {
+            d->result = rc;
+            break;
+        }
+    }
+}
+
+/* Does what the desk asks for. */
+CONC__PRIVATE void conc__worker_works(conc__worker *w)
+{
+    conc__desk *d = conc__desk_of(&w->desk);
+    if (d->size > w->desk.size) { /* the parent made it larger */
+        void *p = conc__segment_map(w->desk.fd, NULL, d->size);
+        if (!p) {
+            d->result = -ENOMEM;
+            return;
+        }
+        munmap(w->desk.address, w->desk.size);
+        w->desk.address = d = p;
+        w->desk.size = d->size;
+    }
+    uintptr_t fn = d->function.offset || d->kind != CONC__ASK_INIT ? conc__function_find(&d->function) : 0;
+    char *data = (char *)d + CONC__DESK_DATA;
+    w->frame.asked = &d->asked;
+    w->frame.text_rc = 0;
+    d->result = 0;
+    if (!fn)
+        d->result = d->kind == CONC__ASK_INIT && !d->function.offset
+                        ? 0
+                        : conc_fail(-ENOEXEC, "%s cannot be loaded", d->function.module);
+    else if (d->kind == CONC__ASK_INIT)
+        d->result = ((int (*)(void))fn)();
+    else if (d->kind == CONC__ASK_RUN)
+        d->result = ((conc_fn *)fn)(d->in ? data : NULL);
+    else if (d->kind == CONC__ASK_CALL)
+        d->result = ((conc_procs_fn *)fn)(data, d->in, data + conc__aligned(d->in), d->out);
+    else
+        conc__worker_maps(d, (conc_fn *)fn, data);
+    fflush(stdout);
+    d->words = 0;
+    if (d->result < 0 && w->frame.text_rc == (int)d->result) {
+        memcpy(d->text, w->frame.text, sizeof d->text);
+        d->words = w->frame.text_rc;
+    }
+}
+
+/* The whole life of a worker. */
+CONC__PRIVATE void conc__worker_serves(conc__worker *w)
+{
+    conc__desk *d = conc__desk_of(&w->desk);
+    sigset_t none;
+    sigemptyset(&none);
+    signal(SIGINT, SIG_IGN); /* the terminal's, for all of its processes: the parent decides what to do */
+    prctl(PR_SET_NAME, "conc worker");
+    conc__begin_to_watch(d->parent);
+    if (d->memory_limit) {
+        struct rlimit limit = {d->memory_limit, d->memory_limit};
+        setrlimit(RLIMIT_DATA, &limit);
+    }
+    conc__crews_need();
+    if (conc__frames_there)
+        pthread_setspecific(conc__frames, &w->frame);
+    while (conc__worker_awaits(w)) {
+        __atomic_store_n(&d->begun, 1, __ATOMIC_RELAXED);
+        conc__worker_works(w);
+        d = conc__desk_of(&w->desk);
+        __atomic_store_n(&d->state, CONC__DESK_REPLY, __ATOMIC_SEQ_CST);
+        conc__worker_tells(w);
+    }
+    fflush(NULL);
+    _exit(0);
+}
+
+/* Takes one thing that the parent hands over. */
+CONC__PRIVATE void conc__worker_takes(conc__worker *w, const conc__handing *h, int fd)
+{
+    switch (h->what) {
+    case CONC__HAND_DESK:
+        w->desk = (conc__segment){.fd = fd, .size = h->size, .address = conc__segment_map(fd, NULL, h->size)};
+        break;
+    case CONC__HAND_BOARD:
+        w->board = conc__segment_map(fd, NULL, h->size);
+        close(fd);
+        break;
+    case CONC__HAND_BELL: w->bell = fd; break;
+    default:
+        if (conc__segment_map(fd, h->address, h->size) != h->address)
+            _exit(CONC__MOVED);
+        close(fd);
+        break;
+    }
+}
+
+/* This program was started as a worker: it never gets to main. */
+CONC__COLD void conc__worker_main(int socket)
+{
+    conc__worker w = {.bell = -1};
+    conc__handing h;
+    int fd;
+    fcntl(socket, F_SETFD, FD_CLOEXEC);
+    while (conc__handed(socket, &h, &fd) == 1)
+        conc__worker_takes(&w, &h, fd);
+    close(socket);
+    if (w.desk.address && w.board)
+        conc__worker_serves(&w);
+    _exit(1);
+}
+
+/* Which function of which module a worker has to begin with: in a program there may be several copies of this file. */
+CONC__PRIVATE void conc__worker_mark(char *text, size_t size)
+{
+    conc__function f;
+    conc__function_name((uintptr_t)conc__worker_main, &f);
+    snprintf(text, size, "CONC__WORKER=%llx", (unsigned long long)f.offset);
+}
+
+/* Before main. */
+CONC__PRIVATE void conc__worker_check(void)
+{
+    const char *mark = getenv("CONC__WORKER");
+    char own[64];
+    if (!mark || getauxval(AT_SECURE))
+        return;
+    conc__worker_mark(own, sizeof own);
+    if (strcmp(strchr(own, '=') + 1, mark) == 0) {
+        unsetenv("CONC__WORKER");
+        conc__worker_main(3);
+    }
+}
+
+/* ---- >>hub ---------------------------------------------------------------------------------------------------- */
+
+typedef enum conc__place_state {
+    CONC__EMPTY,
+    CONC__COMING, /* its init has not replied */
+    CONC__FREE,
+    CONC__LOADING, /* the manager copies, outside the mutex */
+    CONC__BUSY,
+    CONC__LEAVING /* was told to end, or killed */
+} conc__place_state;
+
+/* A worker, seen from the parent. */
+typedef struct conc__station {
+    conc__place_state state;
+    conc__segment desk;
+    int pid, pidfd;
+    conc_job *job;
+    bool cancelled; /* the job is, while it is loaded or unloaded */
+    int64_t since;  /* it has been free since then */
+} conc__station;
+
+/* The workers of a pool of processes, and the thread that starts and buries them, copies what is large, and sends jobs when
+ * nobody else looks. All under the crew's mutex. */
+typedef struct conc__hub {
+    conc__crew *crew;
+    conc__segment board;
+    int bell;
+    bool rung, manages, ending, forks;
+    pthread_t manager;
+    sigset_t mask;
+    int zygote, zygote_pid; /* .fork: a process that forks the workers */
+    int failures;           /* workers in a row that did not come up */
+    int broken;
+    char why[96];
+    int (*init)(void);
+    size_t memory_limit;
+    int coming;
+    struct pollfd *polls;
+    conc__station stations[];
+} conc__hub;
+
+CONC__PRIVATE conc__board *conc__board_of(const conc__hub *h) { return h->board.address; }
+
+CONC__PRIVATE void conc__hub_ring(conc__hub *h)
+{
+    uint64_t one = 1;
+    if (!h->rung && write(h->bell, &one, sizeof one) < 0) {
+        /* it is rung already */
+    }
+    h->rung = true;
+}
+
+typedef struct conc__naming {
+    uintptr_t fn;
+    conc__function *out;
+    bool found;
+} conc__naming;
+
+CONC__PRIVATE void conc__name_function(conc_loop *l, void *arg)
+{
+    conc__naming *n = arg;
+    (void)l;
+    n->found = conc__function_name(n->fn, n->out);
+}
+
+CONC__PRIVATE int conc__desk_set(conc__desk *d, uintptr_t fn, int kind)
+{
+    conc__naming naming = {fn, &d->function, true};
+    d->kind = kind;
+    d->asked = d->begun = 0;
+    d->done = 0;
+    d->in = d->out = 0;
+    d->function.offset = 0;
+    d->function.module[0] = 0;
+    if (fn)
+        conc__with_room(conc__here, conc__name_function, &naming);
+    return naming.found ? 0 : -EINVAL;
+}
+
+CONC__PRIVATE void conc__desk_send(conc__desk *d)
+{
+    __atomic_store_n(&d->state, CONC__DESK_REQUEST, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&d->asleep, __ATOMIC_SEQ_CST))
+        conc__futex_wake(&d->state);
+}
+
+/* The elements that a runner gets next: at first many, at last one by one. */
+CONC__PRIVATE void conc__range_take(const conc__hub *h, const conc_job *j)
+{
+    conc__parcel *p = j->parcel;
+    conc__mapping *m = p->mapping;
+    size_t left = m->count - m->next, most = m->size ? CONC__SMALL / 2 / (m->size + sizeof(int)) : 4096;
+    size_t n = left / (2 * (size_t)h->crew->most);
+    if (p->left || m->stop)
+        return;
+    n = n > most ? most : n;
+    n = n < 1 && left ? 1 : n;
+    p->first = m->next;
+    p->left = n;
+    m->next += n;
+}
+
+/* How many bytes the job's request takes on a desk. */
+CONC__PRIVATE size_t conc__job_bytes(const conc_job *j)
+{
+    const conc__parcel *p = j->parcel;
+    if (!p)
+        return j->size;
+    if (!p->mapping)
+        return conc__aligned(p->in_size) + p->out_size;
+    return conc__aligned(p->left * p->mapping->size) + p->left * sizeof(int);
+}
+
+/* Writes the job's request on the desk. */
+CONC__PRIVATE int conc__job_load(const conc_job *j, conc__station *s)
+{
+    const conc__parcel *p = j->parcel;
+    size_t bytes = conc__job_bytes(j), needed = CONC__DESK_DATA + bytes;
+    if (bytes > SIZE_MAX / 4)
+        return -ENOMEM;
+    if (needed > s->desk.size && !conc__segment_resize(&s->desk, (needed + (1 << 20) - 1) >> 20 << 20))
+        return -ENOMEM;
+    conc__desk *d = conc__desk_of(&s->desk);
+    char *data = (char *)d + CONC__DESK_DATA;
+    bool maps = p && p->mapping;
+    int rc = conc__desk_set(d,
+                            p && !maps ? (uintptr_t)p->call
+                            : maps     ? (uintptr_t)p->mapping->fn
+                                       : (uintptr_t)j->fn,
+                            maps ? CONC__ASK_MAP
+                            : p  ? CONC__ASK_CALL
+                                 : CONC__ASK_RUN);
+    d->size = s->desk.size;
+    if (maps) {
+        d->in = p->mapping->size;
+        d->out = p->left;
+        d->keeps_going = p->mapping->keeps_going;
+        if (d->in)
+            memcpy(data, p->mapping->args + p->first * d->in, p->left * d->in);
+    } else {
+        const void *from = p ? p->in : j->arg;
+        d->in = p ? p->in_size : j->size;
+        d->out = p ? p->out_size : 0;
+        if (d->in)
+            memcpy(data, from, d->in);
+    }
+    return rc;
+}
+
+CONC__PRIVATE void conc__station_free(conc__hub *h, conc__station *s)
+{
+    s->job = NULL;
+    s->cancelled = false;
+    s->state = CONC__FREE;
+    s->since = conc__clock();
+    h->crew->started--;
+}
+
+/* The job that the station had is over: result, and words if they are not "". */
+CONC__PRIVATE void conc__job_over(conc__crew *c, conc_job *j, int result, const char *words)
+{
+    conc__frame f = {.locals = j->locals, .text_rc = *words ? result : 0};
+    conc__copy(f.text, sizeof f.text, words);
+    conc__crew_end_job(c, j, result, &f, true);
+    conc__crew_settled(c);
+}
+
+/* The same for a job that no worker does any more. */
+CONC__PRIVATE void conc__job_undone(conc__crew *c, conc_job *j, int rc, const char *words)
+{
+    if (j->parcel && j->parcel->mapping) {
+        conc__mapping *m = j->parcel->mapping;
+        if (!m->keeps_going && !m->error && rc != -ECANCELED)
+            m->error = rc;
+        conc__range_drop(j->parcel, rc);
+    }
+    conc__job_over(c, j, rc, words);
+}
+
+/* The first n of a runner's elements have returned: their bytes, results, and the first error. */
+CONC__PRIVATE void conc__range_done(conc__parcel *p, conc__desk *d, size_t n, int *error)
+{
+    conc__mapping *m = p->mapping;
+    const char *data = (const char *)d + CONC__DESK_DATA;
+    const int *results = (const int *)(const void *)(data + conc__aligned(d->in * d->out));
+    n = n < p->left ? n : p->left;
+    if (m->size)
+        memcpy(m->args + p->first * m->size, data, n * m->size);
+    for (size_t i = 0; i < n; i++) {
+        if (m->results)
+            m->results[p->first + i] = results[i];
+        if (results[i] < 0 && !m->error && !m->keeps_going)
+            *error = m->error = results[i];
+    }
+    p->first += n;
+    p->left -= n;
+}
+
+/* An error of one element keeps the rest from starting. */
+CONC__PRIVATE void conc__mapping_stop(conc__hub *h, conc__mapping *m)
+{
+    m->stop = true;
+    for (int i = 0; i < h->crew->most; i++) {
+        conc__station *s = &h->stations[i];
+        if (s->state == CONC__BUSY && s->job->parcel && s->job->parcel->mapping == m)
+            __atomic_store_n(&conc__desk_of(&s->desk)->asked, 1, __ATOMIC_RELAXED);
+    }
+}
+
+/* A runner's request was answered. True: there is more for it to do. */
+CONC__PRIVATE bool conc__runner_goes_on(conc__hub *h, conc_job *j, conc__desk *d, int *error)
+{
+    conc__parcel *p = j->parcel;
+    conc__range_done(p, d, (size_t)d->done, error);
+    if (d->result < 0 && d->done == 0 && !*error) /* the function was not found */
+        conc__range_drop(p, p->mapping->error = *error = (int)d->result);
+    if (*error)
+        conc__mapping_stop(h, p->mapping);
+    if (p->mapping->stop)
+        conc__range_drop(p, -ECANCELED);
+    conc__range_take(h, j);
+    return p->left > 0;
+}
+
+/* The worker has replied, and what it wrote was copied if it is large. */
+CONC__PRIVATE void conc__station_replied(conc__hub *h, conc__station *s);
+
+/* Is there more to copy than should be done by whoever comes? */
+CONC__PRIVATE bool conc__job_is_large(const conc_job *j) { return conc__job_bytes(j) > CONC__SMALL; }
+
+/* Sends the job, which was loaded, or tells why it could not be. */
+CONC__PRIVATE void conc__station_send(conc__hub *h, conc__station *s, int rc)
+{
+    if (rc == 0 && !s->cancelled) {
+        s->state = CONC__BUSY;
+        conc__desk_send(conc__desk_of(&s->desk));
+        return;
+    }
+    conc_job *j = s->job;
+    rc = rc ? rc : -ECANCELED;
+    conc__station_free(h, s);
+    conc__job_undone(h->crew, j, rc, "");
+}
+
+/* Gives the station a job. Large ones only from the manager, which unlocks meanwhile. */
+CONC__PRIVATE void conc__station_begin(conc__hub *h, conc__station *s, conc_job *j)
+{
+    if (s->state == CONC__FREE)
+        h->crew->started++;
+    s->job = j;
+    s->state = CONC__LOADING;
+    bool large = conc__job_is_large(j);
+    if (large)
+        conc__unlock(&h->crew->mutex);
+    int rc = conc__job_load(j, s);
+    if (large)
+        conc__lock_briefly(&h->crew->mutex);
+    conc__station_send(h, s, rc);
+}
+
+CONC__PRIVATE conc_job *conc__queue_first(conc__crew *c)
+{
+    while (c->head != c->tail && !c->queue[c->head & (c->room - 1)])
+        c->head++;
+    return c->head == c->tail ? NULL : c->queue[c->head & (c->room - 1)];
+}
+
+/* The worker that was busy last: what it needs is in its processor's caches, and it may not sleep yet. */
+CONC__PRIVATE conc__station *conc__station_idle(conc__hub *h)
+{
+    conc__station *best = NULL;
+    for (int i = 0; i < h->crew->most; i++) {
+        conc__station *s = &h->stations[i];
+        if (s->state == CONC__FREE && (!best || s->since > best->since))
+            best = s;
+    }
+    return best;
+}
+
+CONC__PRIVATE conc__station *conc__station_in(conc__hub *h, conc__place_state state)
+{
+    for (int i = 0; i < h->crew->most; i++)
+        if (h->stations[i].state == state)
+            return &h->stations[i];
+    return NULL;
+}
+
+/* Sends what is in the queue to those who are free; calls the manager for what only it does. */
+CONC__PRIVATE void conc__hub_send(conc__hub *h, bool manager)
+{
+    conc__crew *c = h->crew;
+    conc__station *s;
+    for (conc_job *j; (j = conc__queue_first(c));) {
+        if (h->broken) {
+            conc__job_undone(c, conc__queue_pop(c), h->broken, h->why);
+            continue;
+        }
+        s = conc__station_idle(h);
+        if (j->parcel && j->parcel->mapping)
+            conc__range_take(h, j);
+        if (!s || (conc__job_is_large(j) && !manager))
+            break;
+        conc__queue_pop(c);
+        if (j->parcel && j->parcel->mapping && !j->parcel->left)
+            conc__job_over(c, j, 0, "");
+        else
+            conc__station_begin(h, s, j);
+    }
+    if (c->queued && !manager &&
+        (conc__station_in(h, CONC__FREE) || (conc__station_in(h, CONC__EMPTY) && h->coming < (int)c->queued)))
+        conc__hub_ring(h);
+}
+
+CONC__PRIVATE void *conc__manager_main(void *arg);
+
+CONC__PRIVATE void conc__hub_rouse(conc__crew *c) { conc__hub_send(c->hub, false); }
+
+/* Under the mutex, before the first job. */
+CONC__PRIVATE int conc__hub_begin(conc__hub *h)
+{
+    sigset_t all, before;
+    if (h->manages)
+        return 0;
+    conc__original_mask(&h->mask);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int rc = pthread_create(&h->manager, NULL, conc__manager_main, h);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    h->manages = rc == 0;
+    return -rc;
+}
+
+CONC__PRIVATE void conc__station_unload(conc_job *j, conc__desk *d)
+{
+    conc__parcel *p = j->parcel;
+    const char *data = (const char *)d + CONC__DESK_DATA;
+    if (!p) {
+        if (j->size)
+            memcpy(j->arg, data, j->size);
+        return;
+    }
+    p->returned = (ssize_t)d->result;
+    if (p->returned > 0 && (size_t)p->returned > p->out_size)
+        p->returned = -EMSGSIZE;
+    else if (p->returned > 0)
+        memcpy(p->out, data + conc__aligned(p->in_size), (size_t)p->returned);
+}
+
+CONC__PRIVATE void conc__station_replied(conc__hub *h, conc__station *s)
+{
+    conc_job *j = s->job;
+    conc__desk *d = conc__desk_of(&s->desk);
+    int result = 0;
+    if (j->parcel && j->parcel->mapping) {
+        if (conc__runner_goes_on(h, j, d, &result) && !s->cancelled) {
+            conc__station_begin(h, s, j);
+            return;
+        }
+        conc__range_drop(j->parcel, -ECANCELED);
+    } else {
+        bool large = conc__job_is_large(j);
+        s->state = CONC__LOADING;
+        if (large)
+            conc__unlock(&h->crew->mutex);
+        conc__station_unload(j, d);
+        if (large)
+            conc__lock_briefly(&h->crew->mutex);
+        result = j->parcel ? j->parcel->returned < 0 ? (int)j->parcel->returned : 0 : (int)d->result;
+    }
+    char words[96];
+    conc__copy(words, sizeof words, result < 0 && d->words == result ? d->text : "");
+    conc__station_free(h, s);
+    conc__job_over(h->crew, j, result, words);
+}
+
+/* A worker's init has returned. */
+CONC__PRIVATE void conc__station_ready(conc__hub *h, conc__station *s)
+{
+    const conc__desk *d = conc__desk_of(&s->desk);
+    h->coming--;
+    h->failures = 0;
+    s->state = CONC__FREE;
+    s->since = conc__clock();
+    if (d->result < 0 && !h->broken) {
+        h->broken = -ENOTRECOVERABLE;
+        snprintf(h->why, sizeof h->why, "init failed: %.80s", d->words ? d->text : conc_strerror((int)d->result));
+    }
+}
+
+/* Takes the replies. */
+CONC__PRIVATE void conc__hub_collect(conc__hub *h, bool manager)
+{
+    for (int i = 0; i < h->crew->most; i++) {
+        conc__station *s = &h->stations[i];
+        if ((s->state != CONC__BUSY && s->state != CONC__COMING) ||
+            __atomic_load_n(&conc__desk_of(&s->desk)->state, __ATOMIC_ACQUIRE) != CONC__DESK_REPLY)
+            continue;
+        if (s->state == CONC__COMING)
+            conc__station_ready(h, s);
+        else if (!manager && conc__job_is_large(s->job))
+            conc__hub_ring(h);
+        else
+            conc__station_replied(h, s);
+    }
+    conc__hub_send(h, manager);
+}
+
+/* Kills the worker; its job is over for the caller if this returns true. */
+CONC__PRIVATE bool conc__station_kill(conc__station *s)
+{
+    if (s->state == CONC__LOADING)
+        s->cancelled = true; /* whoever copies ends it */
+    if (s->state != CONC__BUSY ||
+        __atomic_load_n(&conc__desk_of(&s->desk)->state, __ATOMIC_ACQUIRE) == CONC__DESK_REPLY)
+        return false;
+    kill(s->pid, SIGKILL);
+    s->state = CONC__LEAVING;
+    return true;
+}
+
+/* The job is cancelled (NULL: all of them): true when it is over with that. */
 CONC__PRIVATE bool conc__hub_cancel(conc__crew *c, conc_job *j)
 {
-    (void)c;
-    (void)j;
+    conc__hub *h = c->hub;
+    if (j && conc__crew_take_back(c, j)) {
+        conc__range_drop(j->parcel, -ECANCELED);
+        return true;
+    }
+    for (int i = 0; i < c->most; i++) {
+        conc__station *s = &h->stations[i];
+        conc_job *its = s->job;
+        if (!its || (j && its != j) || !conc__station_kill(s))
+            continue;
+        if (its->parcel && its->parcel->mapping) {
+            int error = 0;
+            conc__desk *d = conc__desk_of(&s->desk);
+            conc__range_done(its->parcel, d, (size_t)__atomic_load_n(&d->done, __ATOMIC_ACQUIRE), &error);
+            conc__range_drop(its->parcel, -ECANCELED);
+        }
+        s->job = NULL;
+        c->started--;
+        if (j)
+            return true;
+        conc__crew_end_job(c, its, -ECANCELED, NULL, true);
+    }
     return false;
+}
+
+/* ---- >>manager ------------------------------------------------------------------------------------------------ */
+
+/* This program's path; where it was replaced, the way to what runs. */
+CONC__PRIVATE void conc__own_path(char *path, size_t size)
+{
+    static const char deleted[] = " (deleted)";
+    ssize_t n = readlink("/proc/self/exe", path, size - 1);
+    path[n > 0 ? n : 0] = 0;
+    size_t end = strlen(path), tail = sizeof deleted - 1;
+    if (n <= 0 || (end > tail && strcmp(path + end - tail, deleted) == 0))
+        conc__copy(path, size, "/proc/self/exe");
+}
+
+CONC__PRIVATE int conc__spawn_worker(const conc__hub *h, const char *path, char **env, int socket, int *pid)
+{
+    char *argv[] = {(char *)(uintptr_t)path, (char *)(uintptr_t) "(conc worker)", NULL};
+    posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attributes;
+    pid_t child = 0;
+    int rc = posix_spawn_file_actions_init(&actions);
+    if (rc)
+        return -rc;
+    rc = posix_spawnattr_init(&attributes);
+    if (rc == 0) {
+        posix_spawnattr_setsigmask(&attributes, &h->mask);
+        posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+        rc = posix_spawn_file_actions_adddup2(&actions, socket, 3);
+        if (rc == 0)
+            rc = posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+        if (rc == 0)
+            rc = conc__close_others(&actions, 4);
+        if (rc == 0)
+            rc = posix_spawn(&child, path, &actions, &attributes, argv, env);
+        posix_spawnattr_destroy(&attributes);
+    }
+    posix_spawn_file_actions_destroy(&actions);
+    *pid = child;
+    return -rc;
+}
+
+/* The environment with a worker's mark, for conc_free. */
+CONC__PRIVATE char **conc__worker_environment(char *mark)
+{
+    size_t n = 0;
+    while (environ[n])
+        n++;
+    char **env = conc__alloc((n + 2) * sizeof *env);
+    if (env) {
+        memcpy(env + 1, environ, n * sizeof *env);
+        env[0] = mark;
+        env[n + 1] = NULL;
+    }
+    return env;
+}
+
+CONC__PRIVATE int conc__hand_all(const conc__hub *h, const conc__station *s, int socket)
+{
+    int rc = conc__hand(socket, &(conc__handing){.what = CONC__HAND_DESK, .size = s->desk.size}, s->desk.fd);
+    if (rc == 0)
+        rc = conc__hand(socket, &(conc__handing){.what = CONC__HAND_BOARD, .size = h->board.size}, h->board.fd);
+    if (rc == 0)
+        rc = conc__hand(socket, &(conc__handing){.what = CONC__HAND_BELL}, h->bell);
+    pthread_mutex_lock(&conc__segments_mutex);
+    for (conc__segment *m = conc__segments; m && rc == 0; m = m->next)
+        rc = conc__hand(socket, &(conc__handing){CONC__HAND_SHARED, 0, m->address, m->size}, m->fd);
+    pthread_mutex_unlock(&conc__segments_mutex);
+    return rc;
+}
+
+/* Starts this program anew as a worker. */
+CONC__PRIVATE int conc__worker_exec(const conc__hub *h, conc__station *s)
+{
+    char path[4096], mark[64];
+    int ends[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends))
+        return -errno;
+    conc__own_path(path, sizeof path);
+    conc__worker_mark(mark, sizeof mark);
+    char **env = conc__worker_environment(mark);
+    int rc = env ? conc__spawn_worker(h, path, env, ends[1], &s->pid) : -ENOMEM;
+    conc_free(env);
+    close(ends[1]);
+    if (rc == 0)
+        conc__hand_all(h, s, ends[0]); /* an error: it has ended already, which will be seen */
+    close(ends[0]);
+    return rc;
+}
+
+/* Has the zygote fork a worker. */
+CONC__PRIVATE int conc__worker_fork(const conc__hub *h, conc__station *s)
+{
+    conc__handing told;
+    int none, rc = conc__hand(h->zygote, &(conc__handing){.what = CONC__HAND_FORK, .size = s->desk.size}, s->desk.fd);
+    if (rc == 0)
+        rc = conc__handed(h->zygote, &told, &none) == 1 ? told.number : -ECHILD;
+    s->pid = rc > 0 ? rc : 0;
+    return rc < 0 ? rc : 0;
+}
+
+/* Starts a worker, outside the mutex: the station is marked. */
+CONC__PRIVATE int conc__worker_start(conc__hub *h, conc__station *s)
+{
+    int rc = s->desk.address ? 0 : conc__segment_open(&s->desk, CONC__DESK_SIZE);
+    if (rc)
+        return rc;
+    conc__desk *d = conc__desk_of(&s->desk);
+    d->asleep = 0;
+    d->parent = getpid();
+    d->memory_limit = h->memory_limit;
+    d->size = s->desk.size;
+    rc = conc__desk_set(d, (uintptr_t)h->init, CONC__ASK_INIT);
+    if (rc)
+        return rc;
+    __atomic_store_n(&d->state, CONC__DESK_REQUEST, __ATOMIC_SEQ_CST);
+    rc = h->forks ? conc__worker_fork(h, s) : conc__worker_exec(h, s);
+    if (rc)
+        return rc;
+    s->pidfd = conc__pidfd(s->pid);
+    if (s->pidfd >= 0)
+        return 0;
+    rc = -errno;
+    kill(s->pid, SIGKILL);
+    waitpid(s->pid, NULL, 0);
+    return rc;
+}
+
+/* No worker comes up: nobody is to wait for one. */
+CONC__PRIVATE void conc__hub_fails(conc__hub *h, int rc, const char *why)
+{
+    bool any = false;
+    for (int i = 0; i < h->crew->most; i++)
+        any |= h->stations[i].state != CONC__EMPTY;
+    if (any)
+        return; /* the others go on */
+    while (h->crew->queued)
+        conc__job_undone(h->crew, conc__queue_pop(h->crew), rc, why);
+}
+
+/* Starts the workers that are needed. */
+CONC__PRIVATE void conc__hub_staff(conc__hub *h)
+{
+    conc__crew *c = h->crew;
+    for (int i = 0; i < c->most && !h->broken && h->coming < (int)c->queued && !conc__station_in(h, CONC__FREE); i++) {
+        conc__station *s = &h->stations[i];
+        if (s->state != CONC__EMPTY)
+            continue;
+        s->state = CONC__LEAVING; /* not to be looked at */
+        conc__unlock(&c->mutex);
+        int rc = conc__worker_start(h, s);
+        conc__lock_briefly(&c->mutex);
+        s->state = rc ? CONC__EMPTY : CONC__COMING;
+        h->coming += rc == 0;
+        if (rc) {
+            char why[96];
+            snprintf(why, sizeof why, "no worker can be started: %.60s", conc_strerror(rc));
+            conc__hub_fails(h, rc == -EINVAL ? -EINVAL : -EAGAIN, why);
+            break;
+        }
+    }
+}
+
+/* How the worker ended: its status as of waitpid, -1 if nobody knows. */
+CONC__PRIVATE int conc__worker_reap(const conc__hub *h, const conc__station *s)
+{
+    int status = -1, none;
+    conc__handing told;
+    if (!h->forks) {
+        while (waitpid(s->pid, &status, 0) < 0 && errno == EINTR)
+            ;
+        return status;
+    }
+    if (conc__hand(h->zygote, &(conc__handing){.what = CONC__HAND_REAP, .number = s->pid}, -1) == 0 &&
+        conc__handed(h->zygote, &told, &none) == 1)
+        status = told.number;
+    return status;
+}
+
+CONC__PRIVATE void conc__death_in_words(int status, char *words, size_t size)
+{
+    if (status == -1)
+        snprintf(words, size, "the worker died");
+    else if (WIFSIGNALED(status))
+        snprintf(words, size, "the worker died of signal %d (%s)", WTERMSIG(status), strsignal(WTERMSIG(status)));
+    else
+        snprintf(words, size, "the worker exited with status %d", WEXITSTATUS(status));
+}
+
+/* The worker of a runner died: the element it was at is lost, those behind it are for the next worker. */
+CONC__PRIVATE void conc__runner_bereaved(conc__hub *h, conc_job *j, conc__desk *d, const char *words)
+{
+    conc__parcel *p = j->parcel;
+    conc__mapping *m = p->mapping;
+    int error = 0;
+    conc__range_done(p, d, (size_t)d->done, &error);
+    size_t left = p->left;
+    if (left) {
+        p->left = 1;
+        conc__range_drop(p, -EOWNERDEAD);
+        m->dropped--; /* it was called */
+        p->left = left - 1;
+        if (!m->keeps_going && !m->error)
+            m->error = error = -EOWNERDEAD;
+    }
+    if (error)
+        conc__mapping_stop(h, m);
+    if (m->stop || h->crew->ask_all || !conc__queue_has_room(h->crew)) {
+        conc__range_drop(p, m->stop || h->crew->ask_all ? -ECANCELED : -EOWNERDEAD);
+        conc__job_over(h->crew, j, error, error == -EOWNERDEAD ? words : "");
+    } else {
+        conc__queue_push(h->crew, j);
+    }
+}
+
+/* The worker has ended. */
+CONC__PRIVATE void conc__station_bury(conc__hub *h, conc__station *s)
+{
+    char words[96];
+    conc_job *j = s->job;
+    conc__desk *d = conc__desk_of(&s->desk);
+    bool came = s->state != CONC__COMING;
+    int status = conc__worker_reap(h, s);
+    close(s->pidfd);
+    s->pidfd = -1;
+    s->job = NULL;
+    s->cancelled = false;
+    s->state = CONC__EMPTY;
+    conc__death_in_words(status, words, sizeof words);
+    if (!came) {
+        bool chance =
+            status == -1 || (WIFEXITED(status) ? WEXITSTATUS(status) == CONC__MOVED : WTERMSIG(status) == SIGKILL);
+        h->coming--;
+        h->failures += chance ? 1 : 10;
+        if (h->failures >= 30 && !h->broken) {
+            h->broken = -ENOTRECOVERABLE;
+            snprintf(h->why, sizeof h->why, "workers do not come up: %.60s", words);
+        }
+    }
+    if (!j)
+        return;
+    h->crew->started--;
+    if (!__atomic_load_n(&d->begun, __ATOMIC_RELAXED) && conc__queue_has_room(h->crew))
+        conc__queue_push_back(h->crew, j);
+    else if (j->parcel && j->parcel->mapping)
+        conc__runner_bereaved(h, j, d, words);
+    else
+        conc__job_over(h->crew, j, -EOWNERDEAD, words);
+    conc__crew_settled(h->crew);
+}
+
+/* Desks that large jobs have left large are given back when they were not used for a while. */
+CONC__PRIVATE int conc__hub_trim(conc__hub *h)
+{
+    enum { UNUSED = 1000 }; /* ms */
+    int next = -1;
+    for (int i = 0; i < h->crew->most; i++) {
+        conc__station *s = &h->stations[i];
+        if (s->state != CONC__FREE || s->desk.size <= CONC__DESK_SIZE + (1 << 20))
+            continue;
+        if ((conc__clock() - s->since) / 1000000 >= UNUSED)
+            conc__segment_resize(&s->desk, CONC__DESK_SIZE);
+        else
+            next = UNUSED;
+    }
+    return next;
+}
+
+/* Waits until something happens: a worker died, or somebody rang. */
+CONC__PRIVATE void conc__hub_wait(conc__hub *h, int limit)
+{
+    conc__crew *c = h->crew;
+    nfds_t n = 1;
+    uint64_t count;
+    h->polls[0] = (struct pollfd){h->bell, POLLIN, 0};
+    for (int i = 0; i < c->most; i++)
+        if (h->stations[i].pidfd >= 0)
+            h->polls[n++] = (struct pollfd){h->stations[i].pidfd, POLLIN, 0};
+    conc__unlock(&c->mutex);
+    poll(h->polls, n, limit);
+    if (h->polls[0].revents && read(h->bell, &count, sizeof count) < 0) {
+        /* somebody else has read it */
+    }
+    conc__lock_briefly(&c->mutex);
+    h->rung = false;
+    conc__hub_collect(h, true); /* who has replied has replied, though it died then */
+    for (nfds_t k = 1; k < n; k++)
+        for (int i = 0; i < c->most && h->polls[k].revents; i++)
+            if (h->stations[i].pidfd == h->polls[k].fd)
+                conc__station_bury(h, &h->stations[i]);
+}
+
+/* Has all workers end, and kills those that do not within a second. */
+CONC__PRIVATE void conc__hub_dismiss(conc__hub *h)
+{
+    int64_t start = conc__clock();
+    for (;;) {
+        bool any = false, late = conc__clock() - start > 1000000000;
+        for (int i = 0; i < h->crew->most; i++) {
+            conc__station *s = &h->stations[i];
+            if (s->pidfd < 0)
+                continue;
+            any = true;
+            if (late || s->state == CONC__COMING)
+                kill(s->pid, SIGKILL);
+            if (s->state == CONC__FREE) {
+                conc__desk *d = conc__desk_of(&s->desk);
+                s->state = CONC__LEAVING;
+                __atomic_store_n(&d->state, CONC__DESK_QUIT, __ATOMIC_SEQ_CST);
+                conc__futex_wake(&d->state);
+            }
+        }
+        if (!any)
+            return;
+        conc__hub_wait(h, 100);
+    }
+}
+
+CONC__PRIVATE void *conc__manager_main(void *arg)
+{
+    conc__hub *h = arg;
+    conc__crew *c = h->crew;
+    prctl(PR_SET_NAME, "conc procs");
+    conc__lock_briefly(&c->mutex);
+    while (!h->ending) {
+        conc__hub_send(h, true);
+        conc__hub_staff(h);
+        if (!h->ending)
+            conc__hub_wait(h, conc__hub_trim(h));
+    }
+    conc__hub_dismiss(h);
+    if (c->closer)
+        conc__waiter_wake(c->closer, 0);
+    conc__unlock(&c->mutex);
+    return NULL;
+}
+
+/* ---- >>zygote ------------------------------------------------------------------------------------------------- */
+
+/* With .fork the workers are forked by a process that was forked at open and has one thread: the parent may have many by
+ * then. It does what it is told, and ends with the parent. */
+
+CONC__PRIVATE int conc__zygote_forks(const conc__hub *h, const conc__handing *told, int fd)
+{
+    pid_t child = fork();
+    if (child)
+        return child < 0 ? -errno : child;
+    conc__worker w = {.bell = h->bell, .board = h->board.address};
+    close(h->zygote);
+    w.desk = (conc__segment){.fd = fd, .size = told->size, .address = conc__segment_map(fd, NULL, told->size)};
+    if (w.desk.address)
+        conc__worker_serves(&w);
+    _exit(1);
+}
+
+CONC__COLD void conc__zygote_main(const conc__hub *h, int parent)
+{
+    struct pollfd polls[2] = {{h->zygote, POLLIN, 0}, {conc__pidfd(parent), POLLIN, 0}};
+    prctl(PR_SET_NAME, "conc zygote");
+    signal(SIGINT, SIG_IGN);
+    signal(SIGCHLD, SIG_DFL);
+    for (;;) {
+        conc__handing h2;
+        int fd, status = -1;
+        if ((poll(polls, 2, -1) < 0 && errno != EINTR) || polls[1].revents)
+            _exit(0);
+        if (!polls[0].revents)
+            continue;
+        if (conc__handed(h->zygote, &h2, &fd) != 1)
+            _exit(0);
+        if (h2.what == CONC__HAND_FORK)
+            h2.number = conc__zygote_forks(h, &h2, fd);
+        else
+            h2.number = waitpid(h2.number, &status, 0) < 0 ? -1 : status;
+        if (fd >= 0)
+            close(fd);
+        conc__hand(h->zygote, &h2, -1);
+    }
+}
+
+/* Has the process another thread? */
+CONC__PRIVATE bool conc__has_threads(void)
+{
+    struct stat st;
+    return stat("/proc/self/task", &st) == 0 && st.st_nlink > 3; /* ".", "..", and this one */
+}
+
+CONC__PRIVATE int conc__zygote_start(conc__hub *h)
+{
+    int ends[2], parent = getpid();
+    if (conc__has_threads())
+        return -EBUSY;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends))
+        return -errno;
+    fflush(NULL); /* else each worker would write it too */
+    pid_t pid = fork();
+    if (pid == 0) {
+        sigset_t mask = h->mask;
+        close(ends[0]);
+        h->zygote = ends[1];
+        pthread_sigmask(SIG_SETMASK, &mask, NULL);
+        conc__zygote_main(h, parent);
+    }
+    int rc = pid < 0 ? -errno : 0;
+    close(ends[1]);
+    h->zygote = ends[0];
+    h->zygote_pid = pid > 0 ? (int)pid : 0;
+    if (rc) {
+        close(ends[0]);
+        h->zygote = -1;
+    }
+    return rc;
+}
+
+/* ---- >>procs -------------------------------------------------------------------------------------------------- */
+
+/* What a loop with tasks that wait for a process looks at before it falls asleep. */
+typedef struct conc__view {
+    conc__lookout lookout;
+    conc__crew *crew;
+    unsigned seen; /* of the board's replies */
+    int users;
+} conc__view;
+
+CONC__PRIVATE bool conc__view_look(conc__lookout *o)
+{
+    conc__view *v = (conc__view *)(void *)o;
+    unsigned replies = __atomic_load_n(&conc__board_of(v->crew->hub)->replies, __ATOMIC_SEQ_CST);
+    if (replies == v->seen)
+        return false;
+    v->seen = replies;
+    conc__lock_briefly(&v->crew->mutex);
+    if (!v->crew->hub->ending)
+        conc__hub_collect(v->crew->hub, false);
+    conc__unlock(&v->crew->mutex);
+    return true;
+}
+
+CONC__PRIVATE void conc__view_watch(conc__lookout *o, bool on)
+{
+    conc__view *v = (conc__view *)(void *)o;
+    __atomic_fetch_add(&conc__board_of(v->crew->hub)->lookers, on ? 1u : -1u, __ATOMIC_SEQ_CST);
+}
+
+CONC__PRIVATE conc__view *conc__view_open(conc_loop *l, conc__crew *c)
+{
+    conc__view *v;
+    for (conc__lookout *o = l->lookouts; o; o = o->next) {
+        v = (conc__view *)(void *)o;
+        if (v->crew == c) {
+            v->users++;
+            return v;
+        }
+    }
+    v = conc__alloc(sizeof *v);
+    if (v) { /* else the manager takes the replies */
+        *v = (conc__view){{l->lookouts, conc__view_look, conc__view_watch}, c, 0, 1};
+        v->seen = __atomic_load_n(&conc__board_of(c->hub)->replies, __ATOMIC_SEQ_CST) - 1;
+        c->references++;
+        l->lookouts = &v->lookout;
+    }
+    return v;
+}
+
+CONC__PRIVATE void conc__view_close(conc_loop *l, conc__view *v)
+{
+    conc__lookout **at = &l->lookouts;
+    if (!v || --v->users)
+        return;
+    while (*at != &v->lookout)
+        at = &(*at)->next;
+    *at = v->lookout.next;
+    conc__lock_briefly(&v->crew->mutex);
+    conc__crew_release(v->crew);
+    conc_free(v);
+}
+
+/* A thread that waits takes the replies itself for a little while. */
+CONC__PRIVATE void conc__hub_look_for(conc__crew *c, const bool *over)
+{
+    conc__view v = {.crew = c};
+    int64_t end = conc__clock() + CONC__PATIENCE;
+    if (!conc__several_processors())
+        return;
+    conc__view_watch(&v.lookout, true);
+    while (!__atomic_load_n(over, __ATOMIC_RELAXED) && conc__clock() < end) {
+        for (int i = 0; i < 32; i++)
+            conc__relax();
+        conc__view_look(&v.lookout);
+    }
+    conc__view_watch(&v.lookout, false);
+    conc__view_look(&v.lookout);
+}
+
+CONC__PRIVATE void conc__hub_free(conc__hub *h)
+{
+    for (int i = 0; h && i < h->crew->most; i++)
+        conc__segment_close(&h->stations[i].desk);
+    if (h) {
+        conc__segment_close(&h->board);
+        if (h->bell >= 0)
+            close(h->bell);
+        if (h->zygote >= 0)
+            close(h->zygote);
+        conc_free(h->polls);
+    }
+    conc_free(h);
+}
+
+CONC__PRIVATE conc__hub *conc__hub_new(conc__crew *c, const conc_procs *p)
+{
+    size_t most = (size_t)c->most;
+    conc__hub *h = conc__alloc(sizeof *h + most * sizeof h->stations[0]);
+    if (!h)
+        return NULL;
+    memset(h, 0, sizeof *h + most * sizeof h->stations[0]);
+    h->crew = c;
+    h->init = p->init;
+    h->memory_limit = p->memory_limit;
+    h->forks = p->fork;
+    h->bell = h->zygote = h->board.fd = -1;
+    for (size_t i = 0; i < most; i++)
+        h->stations[i].desk.fd = h->stations[i].pidfd = -1;
+    h->polls = conc__alloc((most + 1) * sizeof *h->polls);
+    if (h->polls)
+        return h;
+    conc_free(h);
+    return NULL;
+}
+
+CONC__PRIVATE int conc__hub_open(conc__hub *h)
+{
+    int rc = conc__segment_open(&h->board, conc__page());
+    if (rc)
+        return rc;
+    h->bell = conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (h->bell < 0)
+        return -errno;
+    conc__original_mask(&h->mask);
+    return h->forks ? conc__zygote_start(h) : 0;
+}
+
+CONC_API int conc_procs_open(conc_procs *p)
+{
+    if (!p || p->workers < 0 || p->workers > 1 << 12)
+        return -EINVAL;
+    if (p->crew && p->crew->forks == conc__forks)
+        return -EBUSY;
+    if (!p->fork && getauxval(AT_SECURE))
+        return -EPERM;
+    conc__crews_need();
+    int saved = errno;
+    conc__crew *c = conc__frames_there ? conc__crew_new(p->workers, 0) : NULL;
+    conc__hub *h = c ? conc__hub_new(c, p) : NULL;
+    int rc = h ? conc__hub_open(h) : -ENOMEM;
+    if (c)
+        c->hub = h;
+    if (rc && c)
+        conc__crew_free(c);
+    if (rc == 0)
+        rc = conc__pool_opens(&p->crew, &p->users, c);
+    errno = saved;
+    return rc;
+}
+
+/* The jobs are done: the workers end, then the manager, then the zygote. */
+CONC__PRIVATE void conc__procs_end(conc__crew *c)
+{
+    conc__hub *h = c->hub;
+    if (h->manages)
+        pthread_join(h->manager, NULL);
+    if (h->zygote >= 0)
+        close(h->zygote);
+    h->zygote = -1;
+    while (h->zygote_pid && waitpid(h->zygote_pid, NULL, 0) < 0 && errno == EINTR)
+        ;
+    for (int i = 0; i < c->most; i++)
+        conc__segment_close(&h->stations[i].desk);
+    conc__lock_briefly(&c->mutex);
+    conc__crew_release(c);
+}
+
+/* Has the workers end, and waits for that. */
+CONC__PRIVATE void conc__hub_close(conc_loop *l, conc__crew *c)
+{
+    conc__lock_briefly(&c->mutex);
+    c->hub->ending = true;
+    if (!c->hub->manages) {
+        conc__unlock(&c->mutex);
+        return;
+    }
+    conc__hub_ring(c->hub);
+    conc__waiter w = {0};
+    conc__line_up(&c->closer, &w);
+    conc__wait_outside(l, &w, &conc__wants_end, c, &c->mutex, NULL);
+}
+
+CONC_API CONC__CALLED int conc_procs_close(conc_procs *p)
+{
+    return p ? conc__pool_close(&p->crew, &p->users, conc__procs_end) : -EINVAL;
+}
+
+CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
+
+#else /* not Linux: there are no pools of processes */
+
+typedef struct conc__view conc__view;
+
+CONC__PRIVATE void conc__worker_check(void) {}
+CONC__PRIVATE int conc__hub_begin(conc__hub *h) { return h ? -ENOTSUP : 0; }
+CONC__PRIVATE void conc__hub_rouse(conc__crew *c) { (void)c; }
+CONC__PRIVATE void conc__hub_free(conc__hub *h) { (void)h; }
+CONC__PRIVATE bool conc__hub_cancel(conc__crew *c, conc_job *j) { return c && !j; }
+CONC__PRIVATE void conc__hub_close(conc_loop *l, conc__crew *c) { (void)l, (void)c; }
+CONC__PRIVATE void conc__hub_look_for(conc__crew *c, const bool *over) { (void)c, (void)over; }
+CONC__PRIVATE conc__view *conc__view_open(conc_loop *l, conc__crew *c) { return l && c ? NULL : NULL; }
+CONC__PRIVATE void conc__view_close(conc_loop *l, conc__view *v) { (void)l, (void)v; }
+
+CONC_API void *conc_shared_alloc(size_t size) { return size ? NULL : NULL; }
+CONC_API void conc_shared_free(void *p) { (void)p; }
+CONC_API int conc_procs_open(conc_procs *p) { return p ? -ENOTSUP : -EINVAL; }
+CONC_API int conc_procs_close(conc_procs *p) { return p ? 0 : -EINVAL; }
+CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
+
+#endif
+
+/* Runs a job that is begun in here, with its parcel. */
+CONC__PRIVATE int conc__procs_do(conc_procs *p, conc_job *j, conc_fn *fn, void *arg, size_t size, conc__parcel *parcel)
+{
+    conc_loop *l;
+    int rc = conc__caller(&l);
+    if (rc)
+        return rc;
+    j->state = 0;
+    rc = p ? conc__submit(&p->crew, &p->users, j, fn, arg, size, parcel) : -EINVAL;
+    if (rc)
+        return rc;
+    conc__job_wait(l, j, NULL);
+    return conc__job_result(l, j);
+}
+
+CONC_API CONC__CALLED int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size)
+{
+    conc_job j;
+    return conc__procs_do(p, &j, fn, arg, size, NULL);
+}
+
+CONC_API CONC__CALLED int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg, size_t size)
+{
+    return p ? conc__submit(&p->crew, &p->users, j, fn, arg, size, NULL) : -EINVAL;
+}
+
+/* The job of a conc_procs_call is not called itself. */
+CONC__PRIVATE int conc__call_job(void *arg)
+{
+    (void)arg;
+    return 0;
+}
+
+CONC_API CONC__CALLED ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, const void *in, size_t in_size,
+                                              void *out, size_t out_size)
+{
+    conc__parcel parcel = {.call = fn, .in = in, .in_size = in_size, .out = out, .out_size = out_size};
+    conc_job j;
+    if (!fn || (in_size && !in) || (out_size && !out))
+        return -EINVAL;
+    int rc = conc__procs_do(p, &j, conc__call_job, NULL, 0, &parcel);
+    return rc < 0 ? rc : parcel.returned;
+}
+
+/* A runner, and what it carries. */
+typedef struct conc__procs_runner {
+    conc_job job;
+    conc__parcel parcel;
+} conc__procs_runner;
+
+CONC__PRIVATE int conc__procs_map(conc_procs *p, conc__mapping *m)
+{
+    conc_loop *l;
+    int rc = conc__caller(&l), n = 0, most;
+    if (rc == 0 &&
+        (!p || !m->fn || (!m->args && m->count && m->size) || __builtin_mul_overflow(m->count, m->size, &(size_t){0})))
+        rc = -EINVAL;
+    conc__crew *c = rc ? NULL : conc__pool_enter(&p->crew, &p->users, &rc);
+    if (!c)
+        return rc;
+    most = m->count < (size_t)c->most ? (int)m->count : c->most;
+    conc__pool_leave(&p->users);
+    if (l && (rc = conc__checkpoint(l)))
+        return rc;
+    conc__procs_runner *runners = most ? conc__alloc((size_t)most * sizeof *runners) : NULL;
+    if (most && !runners)
+        return -ENOMEM;
+    for (; n < most && rc == 0; n += rc == 0) {
+        runners[n].job.state = 0;
+        runners[n].parcel = (conc__parcel){.mapping = m};
+        rc = conc__submit(&p->crew, &p->users, &runners[n].job, m->fn, NULL, 0, &runners[n].parcel);
+    }
+    for (int i = 0; i < n; i++) {
+        conc__job_wait(l, &runners[i].job, &m->stop);
+        if (runners[i].job.result < 0 && runners[i].job.result != -ECANCELED)
+            rc = conc__job_result(l, &runners[i].job);
+    }
+    conc_free(runners);
+    int result = conc__map_result(m);
+    return n == 0 ? rc : result == -ECANCELED && rc ? rc : result;
+}
+
+CONC_API CONC__CALLED int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size)
+{
+    return conc__procs_map(p, &(conc__mapping){.fn = fn, .args = args, .count = count, .size = size});
+}
+
+CONC_API CONC__CALLED int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size,
+                                             int *results)
+{
+    return conc__procs_map(p, &(conc__mapping){fn, args, count, size, results, .keeps_going = true});
 }
 
 /* ---- >>beginning ---------------------------------------------------------------------------------------------- */
@@ -11971,6 +13712,7 @@ __attribute__((constructor)) static void conc__pool_begins(void)
     conc__extended.job_block = conc__job_block;
     conc__extended.job_fail = conc__job_fail;
     conc__extended.resolve = conc__resolve_name;
+    conc__worker_check();
 }
 
 #endif
