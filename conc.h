@@ -2527,9 +2527,12 @@ CONC__PRIVATE void conc__poll_now(conc_loop *l)
     l->backend->wait(l, 0);
 }
 
+/* Are there jobs for which the virtual clock stands still? What one led to is posted before it counts no more. */
+static inline bool conc__at_work(conc_loop *l) { return atomic_load_explicit(&l->at_work, memory_order_acquire) > 0; }
+
 /* Whoever is at work for a task here may be done before this thread could fall asleep and be woken, which takes 50 us: so
  * it is looked for a little first. How long goes by whether that was of use the last times. */
-CONC__PRIVATE bool conc__linger(conc_loop *l, int64_t ns)
+CONC__PRIVATE bool conc__linger(conc_loop *l, int64_t ns, bool for_work)
 {
     int64_t start = conc__clock(), most = ns < l->patience ? ns : l->patience;
     bool found = false;
@@ -2542,6 +2545,7 @@ CONC__PRIVATE bool conc__linger(conc_loop *l, int64_t ns)
         }
         for (conc__lookout *o = l->lookouts; o && !found; o = o->next)
             found = o->look(o);
+        found |= for_work && !conc__at_work(l);
     } while (!found && conc__clock() - start < most);
     for (conc__lookout *o = l->lookouts; o; o = o->next)
         o->watch(o, false);
@@ -2551,16 +2555,16 @@ CONC__PRIVATE bool conc__linger(conc_loop *l, int64_t ns)
     return found;
 }
 
-CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns)
+CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
 {
     int64_t start = 0;
-    if (l->awaited && ns > 0 && l->patience >= CONC__PATIENCE / 64 && conc__linger(l, ns))
+    if (l->awaited && ns > 0 && l->patience >= CONC__PATIENCE / 64 && conc__linger(l, ns, for_work))
         return;
     if (l->awaited)
         start = conc__clock();
     pthread_mutex_lock(&l->mutex);
-    bool sleeps = l->asleep =
-        !l->posted && ns != 0 && (ns != CONC__NEVER || l->holds || conc__expects(l)); /* else nothing could wake it */
+    bool sleeps = l->asleep = !l->posted && ns != 0 && (!for_work || conc__at_work(l)) &&
+                              (ns != CONC__NEVER || l->holds || conc__expects(l)); /* else nothing could wake it */
     pthread_mutex_unlock(&l->mutex);
     l->polls++;
     l->backend->wait(l, sleeps ? ns : 0);
@@ -2624,7 +2628,7 @@ CONC__PRIVATE int64_t conc__verify(conc_loop *l)
 CONC__PRIVATE void conc__idle(conc_loop *l)
 {
     int64_t next = conc__wheel_next(&l->wheel), limit;
-    bool at_work = atomic_load_explicit(&l->at_work, memory_order_acquire) > 0; /* what it led to is posted by then */
+    bool at_work = conc__at_work(l);
     if (atomic_load_explicit(&l->posted, memory_order_relaxed))
         return;
     if (conc__expects(l) && (l->settlers.first || (l->virtual_clock && next != CONC__NEVER))) {
@@ -2639,7 +2643,7 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
     }
     limit = conc__trim(l);
     if (at_work) {
-        conc__poll_events(l, CONC__NEVER);
+        conc__poll_events(l, CONC__NEVER, true);
         return;
     }
     if (l->virtual_clock && next != CONC__NEVER) {
@@ -2658,7 +2662,7 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
     }
     if (next != CONC__NEVER && next - l->now < limit)
         limit = next > l->now ? next - l->now : 0;
-    conc__poll_events(l, limit);
+    conc__poll_events(l, limit, false);
 }
 
 /* Tasks are always ready: descriptors are looked at all the same, now and then. */

@@ -2532,9 +2532,12 @@ CONC__PRIVATE void conc__poll_now(conc_loop *l)
     l->backend->wait(l, 0);
 }
 
+/* Are there jobs for which the virtual clock stands still? What one led to is posted before it counts no more. */
+static inline bool conc__at_work(conc_loop *l) { return atomic_load_explicit(&l->at_work, memory_order_acquire) > 0; }
+
 /* Whoever is at work for a task here may be done before this thread could fall asleep and be woken, which takes 50 us: so
  * it is looked for a little first. How long goes by whether that was of use the last times. */
-CONC__PRIVATE bool conc__linger(conc_loop *l, int64_t ns)
+CONC__PRIVATE bool conc__linger(conc_loop *l, int64_t ns, bool for_work)
 {
     int64_t start = conc__clock(), most = ns < l->patience ? ns : l->patience;
     bool found = false;
@@ -2547,6 +2550,7 @@ CONC__PRIVATE bool conc__linger(conc_loop *l, int64_t ns)
         }
         for (conc__lookout *o = l->lookouts; o && !found; o = o->next)
             found = o->look(o);
+        found |= for_work && !conc__at_work(l);
     } while (!found && conc__clock() - start < most);
     for (conc__lookout *o = l->lookouts; o; o = o->next)
         o->watch(o, false);
@@ -2556,16 +2560,16 @@ CONC__PRIVATE bool conc__linger(conc_loop *l, int64_t ns)
     return found;
 }
 
-CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns)
+CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
 {
     int64_t start = 0;
-    if (l->awaited && ns > 0 && l->patience >= CONC__PATIENCE / 64 && conc__linger(l, ns))
+    if (l->awaited && ns > 0 && l->patience >= CONC__PATIENCE / 64 && conc__linger(l, ns, for_work))
         return;
     if (l->awaited)
         start = conc__clock();
     pthread_mutex_lock(&l->mutex);
-    bool sleeps = l->asleep =
-        !l->posted && ns != 0 && (ns != CONC__NEVER || l->holds || conc__expects(l)); /* else nothing could wake it */
+    bool sleeps = l->asleep = !l->posted && ns != 0 && (!for_work || conc__at_work(l)) &&
+                              (ns != CONC__NEVER || l->holds || conc__expects(l)); /* else nothing could wake it */
     pthread_mutex_unlock(&l->mutex);
     l->polls++;
     l->backend->wait(l, sleeps ? ns : 0);
@@ -2629,7 +2633,7 @@ CONC__PRIVATE int64_t conc__verify(conc_loop *l)
 CONC__PRIVATE void conc__idle(conc_loop *l)
 {
     int64_t next = conc__wheel_next(&l->wheel), limit;
-    bool at_work = atomic_load_explicit(&l->at_work, memory_order_acquire) > 0; /* what it led to is posted by then */
+    bool at_work = conc__at_work(l);
     if (atomic_load_explicit(&l->posted, memory_order_relaxed))
         return;
     if (conc__expects(l) && (l->settlers.first || (l->virtual_clock && next != CONC__NEVER))) {
@@ -2644,7 +2648,7 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
     }
     limit = conc__trim(l);
     if (at_work) {
-        conc__poll_events(l, CONC__NEVER);
+        conc__poll_events(l, CONC__NEVER, true);
         return;
     }
     if (l->virtual_clock && next != CONC__NEVER) {
@@ -2663,7 +2667,7 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
     }
     if (next != CONC__NEVER && next - l->now < limit)
         limit = next > l->now ? next - l->now : 0;
-    conc__poll_events(l, limit);
+    conc__poll_events(l, limit, false);
 }
 
 /* Tasks are always ready: descriptors are looked at all the same, now and then. */
@@ -9614,7 +9618,7 @@ CONC_API int conc_child_wait(conc_child *c, int *status);
 CONC_API int conc_child_kill(conc_child *c, int signal);
 
 /* Closes the pipes, kills the child if it still runs, and waits for its end, which a cancel does not cut short: 0. Closing
- * twice, or what was never started, does nothing. */
+ * twice, or what was never started, does nothing. -EBUSY: somebody is just starting it. */
 CONC_API int conc_child_close(conc_child *c);
 CONC_API void conc__auto_conc_child(conc_child *c);
 
@@ -9840,6 +9844,7 @@ typedef struct conc__thread {
     pthread_t id;
     int number;
     bool busy, left_behind;
+    int finishing; /* 1: it is counted among those */
     sigset_t mask; /* of who started it: its own lets nothing through */
     _Atomic(conc_job *) batch[CONC__BATCH];
 } conc__thread;
@@ -9860,7 +9865,9 @@ typedef struct conc__crew {
 
     pthread_cond_t work;
     conc__thread **threads;
-    int most, started, idle, sleeping, wakes, spinning, blocking;
+    int slots; /* of threads[] */
+    int most, lost, started, idle, sleeping, wakes, spinning, blocking;
+    int finishing;    /* threads that end their job, and then look into the queue; changed without the mutex */
     int64_t patience; /* ns that a thread looks for work before it sleeps */
     char name[16];
 } conc__crew;
@@ -9969,14 +9976,14 @@ CONC__PRIVATE void conc__crew_free(conc__crew *c)
         pthread_cond_destroy(&c->work);
         pthread_mutex_destroy(&c->mutex);
     }
-    for (int i = 0; i < c->most && c->threads; i++)
+    for (int i = 0; i < c->slots; i++)
         conc_free(c->threads[i]);
     conc_free(c->threads);
     conc_free(c->queue);
     conc_free(c);
 }
 
-CONC__PRIVATE bool conc__queue_has_room(conc__crew *c)
+CONC__PRIVATE bool conc__backlog_has_room(conc__crew *c)
 {
     if (c->tail - c->head < c->room)
         return true;
@@ -9992,7 +9999,7 @@ CONC__PRIVATE bool conc__queue_has_room(conc__crew *c)
     return true;
 }
 
-CONC__PRIVATE void conc__queue_push(conc__crew *c, conc_job *j)
+CONC__PRIVATE void conc__backlog_push(conc__crew *c, conc_job *j)
 {
     j->place = c->tail & ~CONC__IN_BATCH;
     c->queue[c->tail++ & (c->room - 1)] = j;
@@ -10000,7 +10007,7 @@ CONC__PRIVATE void conc__queue_push(conc__crew *c, conc_job *j)
 }
 
 /* It was in the queue, and could not be done. */
-CONC__PRIVATE void conc__queue_push_back(conc__crew *c, conc_job *j)
+CONC__PRIVATE void conc__backlog_push_back(conc__crew *c, conc_job *j)
 {
     j->place = --c->head & ~CONC__IN_BATCH;
     c->queue[c->head & (c->room - 1)] = j;
@@ -10029,19 +10036,19 @@ CONC__PRIVATE void conc__job_off_work(conc_loop *clock)
 }
 
 /* A place has become free: it is given to the first submit that waits. */
-CONC__PRIVATE void conc__queue_fill(conc__crew *c)
+CONC__PRIVATE void conc__backlog_fill(conc__crew *c)
 {
-    while (c->places && c->queued < c->limit && conc__queue_has_room(c)) {
+    while (c->places && c->queued < c->limit && conc__backlog_has_room(c)) {
         conc__waiter *w = c->places;
         conc_job *j = w->item;
-        conc__queue_push(c, j);
+        conc__backlog_push(c, j);
         if (j->clock && !c->stalled)
             conc__job_at_work(j);
         conc__waiter_wake(w, 0);
     }
 }
 
-CONC__PRIVATE conc_job *conc__queue_pop(conc__crew *c)
+CONC__PRIVATE conc_job *conc__backlog_pop(conc__crew *c)
 {
     while (c->head != c->tail) {
         conc_job *j = c->queue[c->head++ & (c->room - 1)];
@@ -10075,7 +10082,7 @@ CONC__PRIVATE bool conc__crew_take_back(conc__crew *c, conc_job *j)
         return false;
     *at = NULL;
     __atomic_store_n(&c->queued, c->queued - 1, __ATOMIC_RELAXED);
-    conc__queue_fill(c);
+    conc__backlog_fill(c);
     return true;
 }
 
@@ -10147,7 +10154,10 @@ CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result, co
         !__atomic_compare_exchange_n(&j->state, &state, done, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED)) {
         if (!locked)
             conc__lock_briefly(&c->mutex);
-        counted = counted && !(conc__job_state(j) & CONC__JOB_LEFT);
+        if (conc__job_state(j) & CONC__JOB_LEFT) {
+            counted = false;
+            c->lost--;
+        }
         conc__job_tell(j, done);
         if (!locked)
             conc__unlock(&c->mutex);
@@ -10166,7 +10176,13 @@ CONC__PRIVATE void conc__job_run(conc__crew *c, conc__frame *frame, conc_job *j)
     frame->locals = j->locals;
     frame->stop = NULL;
     frame->text_rc = 0;
-    conc__crew_end_job(c, j, j->fn(j->arg), frame, false);
+    int rc = j->fn(j->arg);
+    if (frame->thread->finishing == 0 &&
+        !frame->outer) { /* before the end is told: who hears of it may send the next */
+        frame->thread->finishing = 1;
+        __atomic_fetch_add(&c->finishing, 1, __ATOMIC_RELAXED);
+    }
+    conc__crew_end_job(c, j, rc, frame, false);
 }
 
 /* Inside another job of the same thread. */
@@ -10178,12 +10194,16 @@ CONC__PRIVATE void conc__job_run_inside(conc__crew *c, conc__frame *outer, conc_
     pthread_setspecific(conc__frames, outer);
 }
 
-/* Is the caller a thread of this crew? */
+/* Is the caller on a thread of this crew, in a job or in a run inside one? */
 CONC__PRIVATE conc__frame *conc__frame_of(const conc__crew *c)
 {
-    conc__frame *f = conc__here ? NULL : conc__frame_here();
+    conc__frame *f = conc__frame_here();
     return f && f->thread && f->thread->crew == c ? f : NULL;
 }
+
+/* Under the mutex: how many threads the crew may have. Those that are lost to a job which was abandoned, or wait in a run
+ * inside a job for what only this crew does, do not count. */
+CONC__PRIVATE int conc__crew_most(const conc__crew *c) { return c->most + c->lost; }
 
 /* Under the mutex: somebody comes for what lies in the queue. */
 CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
@@ -10192,24 +10212,43 @@ CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
         conc__hub_rouse(c);
         return 0;
     }
-    if (c->queued <= (size_t)(c->wakes + c->spinning))
+    if (c->queued <= (size_t)(c->wakes + c->spinning + __atomic_load_n(&c->finishing, __ATOMIC_RELAXED)))
         return 0;
     if (c->sleeping > c->wakes) {
         c->wakes++;
         pthread_cond_signal(&c->work);
         return 0;
     }
-    int rc = c->started < c->most ? conc__thread_start(c) : 0;
+    int rc = c->started < conc__crew_most(c) ? conc__thread_start(c) : 0;
     return c->started ? 0 : rc;
+}
+
+/* Under the mutex: a thread of the crew is going to wait (one: -1: no longer) in a run inside a job. */
+CONC__PRIVATE void conc__crew_spare(conc__crew *c, const conc__frame *own, int one)
+{
+    if (!own)
+        return;
+    c->lost += one;
+    if (c->queued && one > 0)
+        conc__crew_rouse(c);
+}
+
+CONC__PRIVATE void conc__crew_spare_back(conc__crew *c, const conc__frame *own)
+{
+    if (!own)
+        return;
+    conc__lock_briefly(&c->mutex);
+    conc__crew_spare(c, own, -1);
+    conc__unlock(&c->mutex);
 }
 
 /* Under the mutex, below the limit. */
 CONC__PRIVATE int conc__crew_queue(conc__crew *c, conc_job *j)
 {
-    int rc = conc__queue_has_room(c) ? c->hub ? conc__hub_begin(c->hub) : 0 : -ENOMEM;
+    int rc = conc__backlog_has_room(c) ? c->hub ? conc__hub_begin(c->hub) : 0 : -ENOMEM;
     if (rc)
         return rc;
-    conc__queue_push(c, j);
+    conc__backlog_push(c, j);
     if (j->clock && !c->stalled)
         conc__job_at_work(j);
     rc = conc__crew_rouse(c);
@@ -10267,9 +10306,9 @@ CONC__PRIVATE void conc__pool_leave(unsigned *users) { __atomic_fetch_sub(users,
 /* In a job of the crew: makes a place in the queue by doing what is first in it. */
 CONC__PRIVATE void conc__crew_help(conc__crew *c, conc__frame *frame)
 {
-    conc_job *first = conc__queue_pop(c);
+    conc_job *first = conc__backlog_pop(c);
     if (first) {
-        conc__queue_fill(c);
+        conc__backlog_fill(c);
         conc__unlock(&c->mutex);
         conc__job_run_inside(c, frame, first);
         conc__lock_briefly(&c->mutex);
@@ -10279,19 +10318,24 @@ CONC__PRIVATE void conc__crew_help(conc__crew *c, conc__frame *frame)
 /* Has the crew do the job, which was begun; leaves the pool. An error: it was refused. */
 CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l, conc_job *j)
 {
-    conc__frame *frame = c->limit || c->closing ? conc__frame_of(c) : NULL;
+    conc__frame *own = c->limit ? conc__frame_of(c) : NULL;
     int rc;
     j->crew = c;
     conc__lock_briefly(&c->mutex);
-    while (frame && c->limit && c->queued >= c->limit)
-        conc__crew_help(c, frame);
-    if (c->closing && !frame && !(frame = conc__frame_of(c))) {
+    while (own && !l && c->queued >= c->limit)
+        conc__crew_help(c, own);
+    if (c->closing && !own && !(own = conc__frame_of(c))) {
         rc = -EPIPE;
+    } else if (c->limit && c->queued >= c->limit && l && !l->self) {
+        rc = -EPERM;
     } else if (c->limit && c->queued >= c->limit) {
         conc__waiter w = {.item = j};
         conc__line_up(&c->places, &w);
         conc__pool_leave(users);
-        return conc__wait_outside(l, &w, &conc__wants_place, c, &c->mutex, NULL);
+        conc__crew_spare(c, own, 1);
+        rc = conc__wait_outside(l, &w, &conc__wants_place, c, &c->mutex, NULL);
+        conc__crew_spare_back(c, own);
+        return rc;
     } else {
         rc = conc__crew_queue(c, j);
     }
@@ -10393,7 +10437,10 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
             w->looks_at = !l && c->hub ? c : NULL;
             c->references += w->looks_at != NULL;
             conc__line_up(&j->waiters, w);
+            conc__frame *own = conc__frame_of(c); /* then the crew outlives the wait */
+            conc__crew_spare(c, own, 1);
             int rc = conc__wait_outside(l, w, kind, j, &c->mutex, &conc__crews);
+            conc__crew_spare_back(c, own);
             conc__view_close(l, view);
             return rc;
         }
@@ -10440,7 +10487,7 @@ CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
     int rc = conc__caller(&l);
     if (rc == 0 && !conc__is_job(j))
         rc = -EINVAL;
-    for (conc__frame *f = rc || l ? NULL : conc__frame_here(); f; f = f->outer)
+    for (conc__frame *f = rc ? NULL : conc__frame_here(); f; f = f->outer)
         if (f->job == j)
             rc = -EDEADLK;
     if (rc)
@@ -10468,20 +10515,20 @@ CONC__PRIVATE bool conc__thread_batch(conc__crew *c, conc__thread *t)
 {
     size_t n = c->limit ? 1 : c->queued / (2 * (size_t)c->started), i = 0;
     n = n < 1 ? 1 : n > CONC__BATCH ? CONC__BATCH : n;
-    for (conc_job *j; i < n && (j = conc__queue_pop(c));) {
+    for (conc_job *j; i < n && (j = conc__backlog_pop(c));) {
         conc__thread_take(t, i++, j);
         if (j->clock) /* it may block the thread while the clock goes on: the others stay in the queue */
             break;
     }
     if (i)
-        conc__queue_fill(c);
+        conc__backlog_fill(c);
     return i > 0;
 }
 
 /* Takes one that another thread has not begun. */
 CONC__PRIVATE bool conc__thread_steal(conc__crew *c, conc__thread *t)
 {
-    for (int n = 0; n < c->most; n++)
+    for (int n = 0; n < c->slots; n++)
         for (int i = 0; i < CONC__BATCH && c->threads[n] && c->threads[n] != t; i++) {
             _Atomic(conc_job *) *at = &c->threads[n]->batch[i];
             conc_job *j = atomic_load_explicit(at, memory_order_relaxed);
@@ -10496,9 +10543,9 @@ CONC__PRIVATE bool conc__thread_steal(conc__crew *c, conc__thread *t)
 /* Looks a little before it sleeps, if no other thread of the crew does. */
 CONC__PRIVATE void conc__thread_look(conc__crew *c)
 {
-    int64_t start = conc__clock();
+    int64_t start = conc__clock(), patience = c->patience;
     bool found = false;
-    if (c->spinning || c->patience < CONC__PATIENCE / 64)
+    if (c->spinning || patience < CONC__PATIENCE / 64)
         return;
     c->spinning++;
     conc__unlock(&c->mutex);
@@ -10507,7 +10554,7 @@ CONC__PRIVATE void conc__thread_look(conc__crew *c)
             conc__relax();
             found = __atomic_load_n(&c->queued, __ATOMIC_RELAXED) > 0;
         }
-    } while (!found && conc__clock() - start < c->patience);
+    } while (!found && conc__clock() - start < patience);
     conc__lock_briefly(&c->mutex);
     c->spinning--;
     c->patience = found ? CONC__PATIENCE : c->patience / 2;
@@ -10531,7 +10578,7 @@ CONC__PRIVATE void conc__thread_sleep(conc__crew *c)
 CONC__PRIVATE bool conc__thread_next(conc__crew *c, conc__thread *t)
 {
     while (!conc__thread_batch(c, t) && !conc__thread_steal(c, t)) {
-        if (c->stopping)
+        if (c->stopping || c->started > conc__crew_most(c))
             return false;
         c->idle++;
         t->busy = false;
@@ -10589,19 +10636,41 @@ CONC__PRIVATE void *conc__thread_main(void *arg)
                 conc__job_run(c, &frame, j);
         }
         conc__lock_briefly(&c->mutex);
+        __atomic_fetch_sub(&c->finishing, t->finishing, __ATOMIC_RELAXED);
+        t->finishing = 0;
     }
     c->started--;
+    if (!c->stopping) { /* there are more than there need to be, and nobody will join it */
+        pthread_detach(t->id);
+        c->threads[t->number] = NULL;
+        conc_free(t);
+    }
     conc__crew_release(c);
     return NULL;
+}
+
+/* Under the mutex: a free one of threads[]; negative: there is no memory. */
+CONC__PRIVATE int conc__thread_slot(conc__crew *c)
+{
+    int n = 0, slots = c->slots ? c->slots * 2 : 4;
+    while (n < c->slots && c->threads[n])
+        n++;
+    if (n < c->slots)
+        return n;
+    conc__thread **more = CONC_REALLOC(c->threads, (size_t)slots * sizeof *more);
+    if (!more)
+        return -ENOMEM;
+    memset(more + n, 0, (size_t)(slots - n) * sizeof *more);
+    c->threads = more;
+    c->slots = slots;
+    return n;
 }
 
 /* Under the mutex. */
 CONC__PRIVATE int conc__thread_start(conc__crew *c)
 {
-    int n = 0;
-    while (n < c->most && c->threads[n])
-        n++;
-    conc__thread *t = n < c->most ? conc__alloc(sizeof *t) : NULL;
+    int n = conc__thread_slot(c);
+    conc__thread *t = n >= 0 ? conc__alloc(sizeof *t) : NULL;
     if (!t)
         return -ENOMEM;
     memset(t, 0, sizeof *t);
@@ -10631,12 +10700,12 @@ CONC__PRIVATE void conc__threads_end(conc__crew *c)
     conc__lock_briefly(&c->mutex);
     c->stopping = true;
     pthread_cond_broadcast(&c->work);
-    for (int i = 0; i < c->most; i++) {
+    for (int i = 0; i < c->slots; i++) {
         conc__thread *t = c->threads[i];
         if (t && (t->left_behind = t->busy))
             pthread_detach(t->id);
     }
-    for (int i = 0; i < c->most; i++) {
+    for (int i = 0; i < c->slots; i++) {
         conc__thread *t = c->threads[i];
         if (t && !t->left_behind) {
             conc__unlock(&c->mutex);
@@ -10669,16 +10738,8 @@ CONC_API int conc_pool_open(conc_pool *p)
         return -EAGAIN;
     conc__crew *c = conc__crew_new(p->threads, p->queue_limit);
     if (c) {
-        size_t size = (size_t)c->most * sizeof *c->threads;
         conc__copy(c->name, sizeof c->name, p->name ? p->name : "conc");
         c->patience = conc__several_processors() ? CONC__PATIENCE : 0;
-        c->threads = conc__alloc(size);
-        if (c->threads) {
-            memset(c->threads, 0, size);
-        } else {
-            conc__crew_free(c);
-            c = NULL;
-        }
     }
     return conc__pool_opens(&p->crew, &p->users, c);
 }
@@ -10698,11 +10759,11 @@ CONC__PRIVATE void conc__range_drop(conc__parcel *p, int rc)
 CONC__PRIVATE void conc__crew_ask_all(conc__crew *c)
 {
     __atomic_store_n(&c->ask_all, true, __ATOMIC_RELAXED);
-    for (conc_job *j; (j = conc__queue_pop(c));) {
+    for (conc_job *j; (j = conc__backlog_pop(c));) {
         conc__range_drop(j->parcel, -ECANCELED);
         conc__crew_end_job(c, j, -ECANCELED, NULL, true);
     }
-    for (int i = 0; i < c->most && c->threads; i++)
+    for (int i = 0; i < c->slots; i++)
         for (int k = 0; k < CONC__BATCH && c->threads[i]; k++) {
             conc_job *j = atomic_exchange(&c->threads[i]->batch[k], NULL);
             if (j)
@@ -10824,8 +10885,7 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
     conc__crew *c = conc__pool_enter(crew, users, &rc);
     if (!c)
         return rc;
-    if (l)
-        rc = l->self ? conc__checkpoint(l) : c->limit ? -EPERM : 0;
+    rc = l && l->self ? conc__checkpoint(l) : 0;
     if (rc) {
         conc__pool_leave(users);
         return rc;
@@ -10878,13 +10938,19 @@ CONC__PRIVATE int conc__map_runner(void *arg)
     conc__mapping *m = arg;
     conc__frame *frame = conc__frame_here();
     const bool *outer = frame->stop;
+    conc__locals *base = frame->locals;
     int mine = 0;
     frame->stop = &m->stop;
     while (!conc_job_cancelled()) {
         size_t i = __atomic_fetch_add(&m->next, 1, __ATOMIC_RELAXED);
         if (i >= m->count)
             break;
-        int rc = m->fn(m->args + i * m->size), none = 0;
+        int none = 0;
+        frame->locals = base;
+        if (base)
+            __atomic_fetch_add(&base->references, 1, __ATOMIC_RELAXED);
+        int rc = m->fn(m->size ? m->args + i * m->size : m->args);
+        conc__locals_release(frame->locals); /* what one call sets the next does not see */
         if (m->results)
             m->results[i] = rc;
         if (rc < 0 && !m->keeps_going &&
@@ -10894,6 +10960,7 @@ CONC__PRIVATE int conc__map_runner(void *arg)
         }
     }
     frame->stop = outer;
+    frame->locals = base;
     return mine;
 }
 
@@ -10913,6 +10980,13 @@ CONC__PRIVATE int conc__map_result(conc__mapping *m)
     for (size_t i = taken; i < m->count && m->results; i++)
         m->results[i] = -ECANCELED;
     return m->error ? m->error : taken - m->dropped < m->count ? -ECANCELED : 0;
+}
+
+CONC__PRIVATE int conc__map_refused(conc__mapping *m, int rc)
+{
+    for (size_t i = 0; i < m->count && m->results; i++)
+        m->results[i] = rc;
+    return rc;
 }
 
 CONC__PRIVATE int conc__map_start(conc_pool *p, conc__mapping *m, conc_job *runners, int n, int *started)
@@ -10942,7 +11016,7 @@ CONC__PRIVATE int conc__pool_map(conc_pool *p, conc__mapping *m)
     bool own = !l && conc__is_own_thread(p);
     conc__pool_leave(&p->users);
     if (l && (rc = conc__checkpoint(l)))
-        return rc;
+        return conc__map_refused(m, rc);
     size_t wanted = (m->count < (size_t)most ? m->count : (size_t)most) - (own && m->count);
     conc_job *runners = wanted ? conc__alloc(wanted * sizeof *runners) : NULL;
     if (wanted && !runners)
@@ -11189,6 +11263,7 @@ CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
         conc__waiter_decide(w, -ECANCELED);
         conc__job_ask(c, j);
         *w->stop = conc__job_state(j) & CONC__JOB_DONE; /* it was in the queue */
+        c->lost += !*w->stop;
         if (!*w->stop && !(__atomic_fetch_or(&j->state, CONC__JOB_LEFT, __ATOMIC_RELAXED) & CONC__JOB_BLOCKED) &&
             j->clock)
             conc__job_off_work(j->clock);
@@ -11517,9 +11592,10 @@ CONC__PRIVATE int conc__file_reads(void *arg)
 CONC_API int conc_file_read(const char *path, void **data, size_t *size)
 {
     conc__file_call f = {path, NULL, 0};
+    if (data)
+        *data = NULL;
     if (!path || !data)
         return -EINVAL;
-    *data = NULL;
     int rc = conc_offload(conc__file_reads, &f);
     *data = f.data;
     if (size)
@@ -11544,56 +11620,109 @@ CONC__PRIVATE int conc__write_to(const char *path, int flags, const conc__file_c
     return fd < 0 ? fd : conc__close_file(fd, conc__write_all(fd, f));
 }
 
-/* Opens a file of a new name in the directory of path: the descriptor, and its name. */
-CONC__PRIVATE int conc__open_beside(const char *path, char *name, size_t size)
+/* The directory of path, and the name of the file in it. */
+CONC__PRIVATE int conc__open_directory(const char *path, const char **name)
 {
     const char *slash = strrchr(path, '/');
-    int directory = slash ? (int)(slash - path) + 1 : 0, fd = -EEXIST;
-    uint64_t draw = (uint64_t)conc__clock() ^ (uint64_t)getpid() << 40 ^ (uint64_t)(uintptr_t)name;
-    for (int tries = 0; fd == -EEXIST && tries < 100; tries++) {
-        int n = snprintf(name, size, "%.*s.conc-%08x", directory, path, (unsigned)conc__mix(&draw));
-        fd = n < 0 || (size_t)n >= size ? -ENAMETOOLONG : conc__open_file(name, O_WRONLY | O_CREAT | O_EXCL);
-    }
-    return fd;
+    char directory[4096];
+    int flags = O_RDONLY;
+#ifdef __linux__
+    flags = 010000000; /* O_PATH: also where it may not be listed */
+#endif
+    *name = slash ? slash + 1 : path;
+    if (!slash || (size_t)(slash - path) + 2 > sizeof directory)
+        return slash ? -ENAMETOOLONG : conc__open_file(".", flags | O_DIRECTORY);
+    conc__copy(directory, (size_t)(slash - path) + 2, path);
+    return conc__open_file(directory, flags | O_DIRECTORY);
 }
 
-/* Makes path a file with these bytes in one step. before: what it was, NULL: nothing. */
-CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, const conc__file_call *f)
+/* Opens a file of a new name: the descriptor, and its name. */
+CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t size)
 {
-    char name[4096];
-    int fd = conc__open_beside(path, name, sizeof name);
-    if (fd < 0)
-        return fd;
+    int fd = -1;
+    uint64_t draw = (uint64_t)conc__clock() ^ (uint64_t)getpid() << 40 ^ (uint64_t)(uintptr_t)name;
+    for (int tries = 0; fd < 0 && tries < 100 && (tries == 0 || errno == EEXIST || errno == EINTR); tries++) {
+        snprintf(name, size, ".conc-%08x", (unsigned)conc__mix(&draw));
+        fd = openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
+    }
+    return fd < 0 ? -errno : fd;
+}
+
+/* Fills the new file; before: the one that it will replace, NULL: none. */
+CONC__PRIVATE int conc__fill(int fd, const struct stat *before, const conc__file_call *f)
+{
     int rc = conc__write_all(fd, f);
     if (rc == 0 && before) {
         if (fchown(fd, before->st_uid, before->st_gid) && fchown(fd, (uid_t)-1, before->st_gid)) {
-            /* it is another owner's: then it is ours from now on */
+            /* it was somebody else's, and is ours from now on */
         }
         rc = fchmod(fd, before->st_mode & 07777) ? -errno : 0;
     }
-    if (rc == 0 && fsync(fd))
-        rc = -errno;
-    rc = conc__close_file(fd, rc);
-    if (rc == 0 && rename(name, path))
-        rc = -errno;
-    if (rc)
-        unlink(name);
+    return rc == 0 && fsync(fd) ? -errno : rc;
+}
+
+/* Makes path a file with these bytes in one step. */
+CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, const conc__file_call *f)
+{
+    char name[32];
+    const char *last;
+    int directory = conc__open_directory(path, &last);
+    if (directory < 0)
+        return directory;
+    int fd = conc__open_new(directory, before ? 0600 : 0666, name, sizeof name), rc = fd < 0 ? fd : 0;
+    if (rc == 0) {
+        rc = conc__close_file(fd, conc__fill(fd, before, f));
+        if (rc == 0 && renameat(directory, name, directory, last))
+            rc = -errno;
+        if (rc)
+            unlinkat(directory, name, 0);
+    }
+    close(directory);
+    return rc;
+}
+
+/* Of a pipe whose reader has left nobody is killed. */
+CONC__PRIVATE int conc__write_special(const conc__file_call *f)
+{
+    sigset_t pipe_signal, before, pending;
+    struct timespec now = {0, 0};
+    sigemptyset(&pipe_signal);
+    sigaddset(&pipe_signal, SIGPIPE);
+    sigpending(&pending);
+    pthread_sigmask(SIG_BLOCK, &pipe_signal, &before);
+    int rc = conc__write_to(f->path, O_WRONLY, f);
+    if (rc == -EPIPE && !sigismember(&pending, SIGPIPE))
+        sigtimedwait(&pipe_signal, NULL, &now);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return rc;
+}
+
+/* A link stays one: what it leads to is replaced, or made. */
+CONC__PRIVATE int conc__write_file(const conc__file_call *f)
+{
+    struct stat before, link;
+    bool there = stat(f->path, &before) == 0;
+    if (!there && errno != ENOENT)
+        return -errno;
+    if (there && !S_ISREG(before.st_mode))
+        return conc__write_special(f);
+    bool dangles = !there && lstat(f->path, &link) == 0 && S_ISLNK(link.st_mode);
+    if (dangles) { /* so that it leads to something */
+        int rc = conc__write_to(f->path, O_WRONLY | O_CREAT, &(conc__file_call){0});
+        if (rc)
+            return rc;
+    }
+    char *real = there || dangles ? realpath(f->path, NULL) : NULL;
+    int rc = (there || dangles) && !real ? -errno : conc__replace(real ? real : f->path, there ? &before : NULL, f);
+    if (rc && dangles && real)
+        unlink(real);
+    free(real);
     return rc;
 }
 
 CONC__PRIVATE int conc__file_writes(void *arg)
 {
-    const conc__file_call *f = arg;
-    struct stat before;
-    int saved = errno, rc;
-    bool there = stat(f->path, &before) == 0;
-    if (there && !S_ISREG(before.st_mode)) {
-        rc = conc__write_to(f->path, O_WRONLY, f);
-    } else { /* a link stays one: what it leads to is replaced */
-        char *real = there ? realpath(f->path, NULL) : NULL;
-        rc = there && !real ? -errno : conc__replace(real ? real : f->path, there ? &before : NULL, f);
-        free(real);
-    }
+    int saved = errno, rc = conc__write_file(arg);
     errno = saved;
     return rc;
 }
@@ -11601,7 +11730,10 @@ CONC__PRIVATE int conc__file_writes(void *arg)
 CONC__PRIVATE int conc__file_appends(void *arg)
 {
     const conc__file_call *f = arg;
-    int saved = errno, rc = conc__write_to(f->path, O_WRONLY | O_APPEND | O_CREAT, f);
+    struct stat st;
+    int saved = errno;
+    bool special = stat(f->path, &st) == 0 && !S_ISREG(st.st_mode);
+    int rc = special ? conc__write_special(f) : conc__write_to(f->path, O_WRONLY | O_APPEND | O_CREAT, f);
     errno = saved;
     return rc;
 }
@@ -11624,7 +11756,7 @@ CONC_API int conc_file_append(const char *path, const void *data, size_t size)
 
 /* ---- >>names -------------------------------------------------------------------------------------------------- */
 
-enum { CONC__FOUND = 16 }; /* addresses of a name that conc_dial tries */
+enum { CONC__FOUND = 256 }; /* addresses of a name: no answer has more */
 
 /* A question to the resolver. It may outlive who asked. */
 typedef struct conc__question {
@@ -11664,15 +11796,31 @@ CONC__PRIVATE int conc__no_answer(const conc__question *q)
     switch (q->code) {
     case EAI_MEMORY: return -ENOMEM;
     case EAI_SERVICE: return conc_fail(-EINVAL, "%s: no such port", q->port);
-    case EAI_SYSTEM: return conc_fail(-q->error, "%s: %s", q->host, strerror(q->error));
+    case EAI_SYSTEM:
+        if (q->error > 0)
+            return conc_fail(-q->error, "%s: %s", q->host, conc_strerror(-q->error));
+    /* fall through */
+    case 0: return conc_fail(-EADDRNOTAVAIL, "%s: no address", q->host);
     default: return conc_fail(-EADDRNOTAVAIL, "%s: %s", q->host, gai_strerror(q->code));
     }
 }
 
+/* A number up to 65535, or the name of a service. */
+CONC__PRIVATE bool conc__is_port(const char *port)
+{
+    in_port_t number;
+    bool letter = (*port >= 'a' && *port <= 'z') || (*port >= 'A' && *port <= 'Z');
+    return strlen(port) < sizeof((conc__question *)0)->port && (letter || conc__parse_port(port, &number));
+}
+
 CONC_API int conc_resolve(const char *host, const char *port, struct sockaddr_storage *out, size_t max)
 {
-    if (!host || !port || (max && !out) || !*host || strlen(host) > 255 || strlen(port) > 63)
+    if (!host || !port || (max && !out))
         return -EINVAL;
+    if (!conc__is_port(port))
+        return conc_fail(-EINVAL, "%.40s: no such port", port);
+    if (!*host || strlen(host) >= sizeof((conc__question *)0)->host)
+        return conc_fail(-EADDRNOTAVAIL, "%.40s: no name", host);
     max = max < 256 ? max : 256;
     conc__question *q = conc__alloc(sizeof *q + max * sizeof q->found[0]);
     if (!q)
@@ -11683,10 +11831,11 @@ CONC_API int conc_resolve(const char *host, const char *port, struct sockaddr_st
     strcpy(q->host, host);
     strcpy(q->port, port);
     int rc = conc_offload_abandon(conc__ask_resolver, q, conc__question_drop);
-    if (rc == 0 && q->code)
+    if (rc == 0 && (q->code || !q->count))
         rc = conc__no_answer(q);
     if (rc == 0) {
-        memcpy(out, q->found, q->kept * sizeof *out);
+        if (q->kept)
+            memcpy(out, q->found, q->kept * sizeof *out);
         rc = (int)q->count;
     }
     conc__question_drop(q);
@@ -11719,7 +11868,7 @@ CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **fo
 
 /* ---- >>children ----------------------------------------------------------------------------------------------- */
 
-enum { CONC__CHILD_RUNS = 1, CONC__CHILD_ENDED = 2, CONC__CHILD_LOST = 3 };
+enum { CONC__CHILD_RUNS = 1, CONC__CHILD_ENDED, CONC__CHILD_LOST, CONC__CHILD_STARTS };
 
 extern char **environ;
 
@@ -11756,10 +11905,12 @@ CONC__PRIVATE int conc__pipe(int ends[2])
 CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 {
     conc_loop *l = conc__here;
-    conc__frame *f = l ? NULL : conc__frame_here();
+    conc__frame *f = conc__frame_here();
     pthread_sigmask(SIG_SETMASK, NULL, mask);
-    if (f && f->thread)
+    if (f && f->thread) { /* a pool's own thread lets nothing through, whatever runs on it */
         *mask = f->thread->mask;
+        return;
+    }
     if (l && !l->pipe_was_blocked)
         sigdelset(mask, SIGPIPE);
     for (const conc_signals *s = l ? l->signals : NULL; s; s = s->next)
@@ -11878,28 +12029,44 @@ CONC__PRIVATE int conc__child_starts(void *arg)
     return rc;
 }
 
+/* False: it was started, or is being. */
+CONC__PRIVATE bool conc__child_claim(conc_child *c)
+{
+    int none = 0;
+    return __atomic_compare_exchange_n(&c->state, &none, CONC__CHILD_STARTS, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+}
+
+/* Was it started, and not closed? */
+CONC__PRIVATE bool conc__child_is_there(const conc_child *c)
+{
+    int state = c ? __atomic_load_n(&c->state, __ATOMIC_ACQUIRE) : 0;
+    return state && state != CONC__CHILD_STARTS;
+}
+
 CONC_API int conc_child_start(conc_child *c)
 {
     conc_loop *l;
     int rc = conc__caller(&l);
     if (rc == 0 && (!c || !c->argv || !c->argv[0]))
         rc = -EINVAL;
-    if (rc == 0 && c->state)
+    if (rc == 0 && !conc__child_claim(c))
         rc = -EBUSY;
     if (rc)
         return rc;
     conc__child_starting s = {.child = c};
     conc__original_mask(&s.mask);
     rc = conc_offload(conc__child_starts, &s);
-    if (rc)
+    if (rc) {
+        __atomic_store_n(&c->state, 0, __ATOMIC_RELEASE);
         return rc;
+    }
     c->input = s.near_ends[0];
     c->output = s.near_ends[1];
     c->error = s.near_ends[2];
     c->pid = (int)s.pid;
     c->pidfd = conc__pidfd(s.pid); /* it is not reaped before, so the number is its own */
     c->status = 0;
-    c->state = CONC__CHILD_RUNS;
+    __atomic_store_n(&c->state, CONC__CHILD_RUNS, __ATOMIC_RELEASE);
     return 0;
 }
 
@@ -11948,14 +12115,14 @@ CONC__PRIVATE int conc__child_await(conc_child *c)
     int rc = 0;
     while (!conc__child_ended(c) && rc >= 0)
         rc = conc__child_pause(conc__here, c, &pause);
-    return rc < 0 && c->state == CONC__CHILD_RUNS ? rc : 0;
+    return rc < 0 && !conc__child_ended(c) ? rc : 0;
 }
 
 CONC_API int conc_child_wait(conc_child *c, int *status)
 {
     conc_loop *l;
     int rc = conc__caller(&l);
-    if (rc == 0 && (!c || !c->state))
+    if (rc == 0 && !conc__child_is_there(c))
         rc = -EINVAL;
     if (rc == 0 && l)
         rc = conc__checkpoint(l);
@@ -11972,7 +12139,7 @@ CONC_API int conc_child_wait(conc_child *c, int *status)
 
 CONC_API int conc_child_kill(conc_child *c, int signal)
 {
-    if (!c || !c->state)
+    if (!conc__child_is_there(c))
         return -EINVAL;
     if (conc__child_ended(c))
         return -EALREADY;
@@ -12004,8 +12171,8 @@ CONC_API int conc_child_close(conc_child *c)
     conc_loop *l = conc__here;
     if (!c)
         return -EINVAL;
-    if (!c->state)
-        return 0;
+    if (!conc__child_is_there(c))
+        return c->state ? -EBUSY : 0;
     conc__close_end(&c->input);
     conc__close_end(&c->output);
     conc__close_end(&c->error);
@@ -12799,7 +12966,7 @@ CONC__PRIVATE void conc__station_begin(conc__hub *h, conc__station *s, conc_job 
     conc__station_send(h, s, rc);
 }
 
-CONC__PRIVATE conc_job *conc__queue_first(conc__crew *c)
+CONC__PRIVATE conc_job *conc__backlog_first(conc__crew *c)
 {
     while (c->head != c->tail && !c->queue[c->head & (c->room - 1)])
         c->head++;
@@ -12831,9 +12998,9 @@ CONC__PRIVATE void conc__hub_send(conc__hub *h, bool manager)
 {
     conc__crew *c = h->crew;
     conc__station *s;
-    for (conc_job *j; (j = conc__queue_first(c));) {
+    for (conc_job *j; (j = conc__backlog_first(c));) {
         if (h->broken) {
-            conc__job_undone(c, conc__queue_pop(c), h->broken, h->why);
+            conc__job_undone(c, conc__backlog_pop(c), h->broken, h->why);
             continue;
         }
         s = conc__station_idle(h);
@@ -12841,7 +13008,7 @@ CONC__PRIVATE void conc__hub_send(conc__hub *h, bool manager)
             conc__range_take(h, j);
         if (!s || (conc__job_is_large(j) && !manager))
             break;
-        conc__queue_pop(c);
+        conc__backlog_pop(c);
         if (j->parcel && j->parcel->mapping && !j->parcel->left)
             conc__job_over(c, j, 0, "");
         else
@@ -13122,7 +13289,7 @@ CONC__PRIVATE void conc__hub_fails(conc__hub *h, int rc, const char *why)
     if (any)
         return; /* the others go on */
     while (h->crew->queued)
-        conc__job_undone(h->crew, conc__queue_pop(h->crew), rc, why);
+        conc__job_undone(h->crew, conc__backlog_pop(h->crew), rc, why);
 }
 
 /* Starts the workers that are needed. */
@@ -13192,11 +13359,11 @@ CONC__PRIVATE void conc__runner_bereaved(conc__hub *h, conc_job *j, conc__desk *
     }
     if (error)
         conc__mapping_stop(h, m);
-    if (m->stop || h->crew->ask_all || !conc__queue_has_room(h->crew)) {
+    if (m->stop || h->crew->ask_all || !conc__backlog_has_room(h->crew)) {
         conc__range_drop(p, m->stop || h->crew->ask_all ? -ECANCELED : -EOWNERDEAD);
         conc__job_over(h->crew, j, error, error == -EOWNERDEAD ? words : "");
     } else {
-        conc__queue_push(h->crew, j);
+        conc__backlog_push(h->crew, j);
     }
 }
 
@@ -13227,8 +13394,8 @@ CONC__PRIVATE void conc__station_bury(conc__hub *h, conc__station *s)
     if (!j)
         return;
     h->crew->started--;
-    if (!__atomic_load_n(&d->begun, __ATOMIC_RELAXED) && conc__queue_has_room(h->crew))
-        conc__queue_push_back(h->crew, j);
+    if (!__atomic_load_n(&d->begun, __ATOMIC_RELAXED) && conc__backlog_has_room(h->crew))
+        conc__backlog_push_back(h->crew, j);
     else if (j->parcel && j->parcel->mapping)
         conc__runner_bereaved(h, j, d, words);
     else
@@ -13451,9 +13618,9 @@ CONC__PRIVATE conc__view *conc__view_open(conc_loop *l, conc__crew *c)
 
 CONC__PRIVATE void conc__view_close(conc_loop *l, conc__view *v)
 {
-    conc__lookout **at = &l->lookouts;
     if (!v || --v->users)
         return;
+    conc__lookout **at = &l->lookouts;
     while (*at != &v->lookout)
         at = &(*at)->next;
     *at = v->lookout.next;
@@ -13674,7 +13841,7 @@ CONC__PRIVATE int conc__procs_map(conc_procs *p, conc__mapping *m)
     most = m->count < (size_t)c->most ? (int)m->count : c->most;
     conc__pool_leave(&p->users);
     if (l && (rc = conc__checkpoint(l)))
-        return rc;
+        return conc__map_refused(m, rc);
     conc__procs_runner *runners = most ? conc__alloc((size_t)most * sizeof *runners) : NULL;
     if (most && !runners)
         return -ENOMEM;
