@@ -9480,7 +9480,7 @@ CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void 
 typedef struct conc_procs {
     int workers;         /* at most; 0: one for each processor. They start when they are first needed */
     size_t memory_limit; /* bytes of data that a worker may have (RLIMIT_DATA); 0: no limit */
-    bool fork;           /* forked instead, at open, with globals as they are then */
+    bool fork;           /* forked instead, at open, with globals and descriptors as they are then, but no input */
     int (*init)(void);   /* called first in each worker; a negative result breaks the pool; NULL: nothing */
     /* private */
     struct conc__crew *crew;
@@ -9505,8 +9505,8 @@ CONC_API int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size) 
 /* The same without waiting for it; the bytes at arg are the job's until it ended. */
 CONC_API int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg, size_t size) CONC_NODISCARD;
 
-/* As conc_pool_map and conc_pool_map_all, each element as in conc_procs_run. Elements go to a worker several at a time; one
- * that kills its worker costs only itself. */
+/* As conc_pool_map and conc_pool_map_all, each element as in conc_procs_run. Elements go to a worker several at a time, as an
+ * array; one that kills its worker costs only itself. With size 0 each call gets NULL. */
 CONC_API int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size) CONC_NODISCARD;
 CONC_API int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size, int *results);
 
@@ -10483,20 +10483,21 @@ CONC__PRIVATE int conc__job_result(conc_loop *l, const conc_job *j)
 
 CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
 {
-    conc_loop *l;
-    int rc = conc__caller(&l);
-    if (rc == 0 && !conc__is_job(j))
-        rc = -EINVAL;
-    for (conc__frame *f = rc ? NULL : conc__frame_here(); f; f = f->outer)
-        if (f->job == j)
-            rc = -EDEADLK;
-    if (rc)
-        return rc;
+    conc_loop *l = conc__here;
+    if (!conc__is_job(j))
+        return -EINVAL;
     bool was_done = conc__job_state(j) & CONC__JOB_DONE;
-    conc__job_wait(l, j, NULL);
-    if (l && was_done)
+    if (!was_done && l && !l->self)
+        return -EPERM;
+    for (conc__frame *f = was_done ? NULL : conc__frame_here(); f; f = f->outer)
+        if (f->job == j)
+            return -EDEADLK;
+    l = conc__in_task();
+    if (!was_done)
+        conc__job_wait(l, j, NULL);
+    else if (l)
         conc__quick(l);
-    rc = conc__job_result(l, j);
+    int rc = conc__job_result(l, j);
     if (result)
         *result = rc;
     return 0;
@@ -11873,10 +11874,22 @@ enum { CONC__CHILD_RUNS = 1, CONC__CHILD_ENDED, CONC__CHILD_LOST, CONC__CHILD_ST
 extern char **environ;
 
 /* Where the C library has them, which hides them from programs that do not ask for GNU's extensions. */
+#define CONC__CHDIR_THERE __attribute__((weak))
+#define CONC__CLOSE_FROM_THERE __attribute__((weak))
+#if defined __GLIBC__ && defined __GLIBC_PREREQ
+#if __GLIBC_PREREQ(2, 29)
+#undef CONC__CHDIR_THERE
+#define CONC__CHDIR_THERE /* so that a static program has it too */
+#endif
+#if __GLIBC_PREREQ(2, 34)
+#undef CONC__CLOSE_FROM_THERE
+#define CONC__CLOSE_FROM_THERE
+#endif
+#endif
 extern int conc__spawn_close_from(posix_spawn_file_actions_t *a,
-                                  int from) __asm__("posix_spawn_file_actions_addclosefrom_np") __attribute__((weak));
+                                  int from) __asm__("posix_spawn_file_actions_addclosefrom_np") CONC__CLOSE_FROM_THERE;
 extern int conc__spawn_chdir(posix_spawn_file_actions_t *a,
-                             const char *dir) __asm__("posix_spawn_file_actions_addchdir_np") __attribute__((weak));
+                             const char *dir) __asm__("posix_spawn_file_actions_addchdir_np") CONC__CHDIR_THERE;
 
 /* Over the state of all children: a process is reaped once, and not signalled after that. */
 static pthread_mutex_t conc__children = PTHREAD_MUTEX_INITIALIZER;
@@ -11961,9 +11974,10 @@ CONC__PRIVATE int conc__child_end(conc__child_starting *s, int number, int wante
 
 CONC__PRIVATE int conc__close_others(posix_spawn_file_actions_t *actions, int from)
 {
-    if (conc__spawn_close_from)
-        return conc__spawn_close_from(actions, from);
+    int (*close_from)(posix_spawn_file_actions_t *, int) = conc__spawn_close_from;
     int rc = 0;
+    if (close_from)
+        return close_from(actions, from);
     for (int fd = from, most = (int)sysconf(_SC_OPEN_MAX); fd < most && fd < 65536 && rc == 0; fd++) {
         int flags = fcntl(fd, F_GETFD);
         if (flags >= 0 && !(flags & FD_CLOEXEC))
@@ -11985,8 +11999,9 @@ CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
     if (rc == 0) {
         posix_spawnattr_setsigmask(&attributes, &s->mask);
         posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+        int (*change)(posix_spawn_file_actions_t *, const char *) = conc__spawn_chdir;
         if (c->dir)
-            rc = conc__spawn_chdir ? conc__spawn_chdir(&actions, c->dir) : ENOTSUP;
+            rc = change ? change(&actions, c->dir) : ENOTSUP;
         for (int i = 0; i < 3 && rc == 0; i++)
             if (s->far_ends[i] >= 0)
                 rc = posix_spawn_file_actions_adddup2(&actions, s->far_ends[i], i);
@@ -12338,13 +12353,34 @@ CONC__PRIVATE bool conc__module_has(const conc__module_info *m, uintptr_t addres
     return false;
 }
 
+/* The path of the file that is mapped at this address; if that cannot be told, the one that is given. */
+CONC__PRIVATE const char *conc__mapped_file(uintptr_t address, char *line, size_t size, const char *otherwise)
+{
+    FILE *maps = fopen("/proc/self/maps", "re");
+    const char *found = NULL;
+    while (maps && !found && fgets(line, (int)size, maps)) {
+        char *end, *slash = strchr(line, '/');
+        uintptr_t from = strtoul(line, &end, 16), to = *end == '-' ? strtoul(end + 1, NULL, 16) : 0;
+        if (slash && from <= address && address < to) {
+            slash[strcspn(slash, "\n")] = 0;
+            found = slash;
+        }
+    }
+    if (maps)
+        fclose(maps);
+    return found ? found : otherwise;
+}
+
 CONC__PRIVATE int conc__module_look(conc__module_info *m, size_t size, void *arg)
 {
     conc__module_search *s = arg;
     char *real = s->seen++ && m->name && *m->name ? realpath(m->name, NULL) : NULL; /* the first is the program */
     const char *path = real ? real : s->seen > 1 && m->name ? m->name : "";
+    char line[4400];
     (void)size;
     s->found = s->address ? conc__module_has(m, s->address) : strcmp(path, s->path) == 0 && (*path || s->seen == 1);
+    if (s->found && *path && *path != '/' && s->address) /* the directory was changed since it was loaded */
+        path = conc__mapped_file(s->address, line, sizeof line, path);
     if (s->found) {
         s->base = m->base;
         if (s->name)
@@ -13507,12 +13543,27 @@ CONC__PRIVATE int conc__zygote_forks(const conc__hub *h, const conc__handing *to
     _exit(1);
 }
 
+/* What the program does on signals, and its input, are not for its workers. */
+CONC__PRIVATE void conc__zygote_settles(void)
+{
+    struct sigaction action;
+    for (int number = 1; number < 65; number++)
+        if (sigaction(number, NULL, &action) == 0 && action.sa_handler != SIG_IGN && action.sa_handler != SIG_DFL)
+            signal(number, SIG_DFL);
+    signal(SIGINT, SIG_IGN);
+    signal(SIGCHLD, SIG_DFL);
+    int null = open("/dev/null", O_RDONLY);
+    if (null > 0) {
+        dup2(null, 0);
+        close(null);
+    }
+}
+
 CONC__COLD void conc__zygote_main(const conc__hub *h, int parent)
 {
     struct pollfd polls[2] = {{h->zygote, POLLIN, 0}, {conc__pidfd(parent), POLLIN, 0}};
     prctl(PR_SET_NAME, "conc zygote");
-    signal(SIGINT, SIG_IGN);
-    signal(SIGCHLD, SIG_DFL);
+    conc__zygote_settles();
     for (;;) {
         conc__handing h2;
         int fd, status = -1;
