@@ -595,9 +595,20 @@ CONC__PRIVATE void conc__forget_crews(void)
 CONC__PRIVATE void conc__keep_crews(void) { pthread_mutex_lock(&conc__crews); }
 CONC__PRIVATE void conc__let_crews(void) { pthread_mutex_unlock(&conc__crews); }
 
+/* A job has ended its thread. */
+CONC__COLD void conc__frame_lost(void *value)
+{
+    const conc__frame *f = value;
+    if (!f->thread)
+        _exit(1); /* a worker process */
+    fprintf(stderr, "conc: a job of the pool \"%s\" called pthread_exit, and nobody can tell who waits for it\n",
+            f->thread->crew->name);
+    abort();
+}
+
 CONC__PRIVATE void conc__crews_begin(void)
 {
-    conc__frames_there = pthread_key_create(&conc__frames, NULL) == 0;
+    conc__frames_there = pthread_key_create(&conc__frames, conc__frame_lost) == 0;
     pthread_atfork(conc__keep_crews, conc__let_crews, conc__forget_crews);
 }
 
@@ -979,7 +990,7 @@ CONC__PRIVATE void conc__crew_help(conc__crew *c, conc__frame *frame)
 /* Has the crew do the job, which was begun; leaves the pool. An error: it was refused. */
 CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l, conc_job *j)
 {
-    conc__frame *own = c->limit ? conc__frame_of(c) : NULL;
+    conc__frame *own = c->limit ? conc__frame_of(c) : NULL; /* which with a run inside the job cannot help */
     int rc;
     j->crew = c;
     conc__lock_briefly(&c->mutex);
@@ -1098,7 +1109,7 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
             w->looks_at = !l && c->hub ? c : NULL;
             c->references += w->looks_at != NULL;
             conc__line_up(&j->waiters, w);
-            conc__frame *own = conc__frame_of(c); /* then the crew outlives the wait */
+            conc__frame *own = l ? conc__frame_of(c) : NULL; /* then the crew outlives the wait */
             conc__crew_spare(c, own, 1);
             int rc = conc__wait_outside(l, w, kind, j, &c->mutex, &conc__crews);
             conc__crew_spare_back(c, own);
@@ -1301,7 +1312,9 @@ CONC__PRIVATE void *conc__thread_main(void *arg)
         __atomic_fetch_sub(&c->finishing, t->finishing, __ATOMIC_RELAXED);
         t->finishing = 0;
     }
+    pthread_setspecific(conc__frames, NULL);
     c->started--;
+    conc__crew_settled(c);
     if (!c->stopping) { /* there are more than there need to be, and nobody will join it */
         pthread_detach(t->id);
         c->threads[t->number] = NULL;
@@ -1405,6 +1418,8 @@ CONC_API int conc_pool_open(conc_pool *p)
     }
     return conc__pool_opens(&p->crew, &p->users, c);
 }
+
+CONC__PRIVATE bool conc__map_stops(const conc__mapping *m) { return __atomic_load_n(&m->stop, __ATOMIC_RELAXED); }
 
 /* What is left of a runner's elements will not be called any more. */
 CONC__PRIVATE void conc__range_drop(conc__parcel *p, int rc)
@@ -1818,6 +1833,7 @@ CONC__PRIVATE bool conc__job_block(int64_t ns)
 typedef struct conc__shared_pool {
     pthread_mutex_t mutex;
     int runs;
+    conc__crew *inherited; /* a parent's, which its threads may have been changing when the process forked: it stays */
     conc_pool pool;
 } conc__shared_pool;
 
@@ -1825,7 +1841,8 @@ static conc__shared_pool conc__offloads = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 CONC__PRIVATE void conc__offloads_forget(void)
 {
-    conc__offloads = (conc__shared_pool){.mutex = PTHREAD_MUTEX_INITIALIZER};
+    conc__crew *before = conc__offloads.pool.crew ? conc__offloads.pool.crew : conc__offloads.inherited;
+    conc__offloads = (conc__shared_pool){.mutex = PTHREAD_MUTEX_INITIALIZER, .inherited = before};
 }
 
 CONC__PRIVATE void conc__offloads_end(conc_loop *l, conc__ending *e)
@@ -2359,26 +2376,47 @@ CONC__PRIVATE int conc__write_special(const conc__file_call *f)
     return rc;
 }
 
+/* Follows a link that leads to nothing: the name of what it would lead to, for conc_free. NULL: *rc says why. */
+CONC__PRIVATE char *conc__follow(const char *path, int *rc)
+{
+    enum { ROOM = 4096, LINKS = 40 };
+    char *at = conc__alloc(2 * ROOM), *target = at ? at + ROOM : NULL;
+    struct stat st;
+    *rc = !at ? -ENOMEM : strlen(path) >= ROOM ? -ENAMETOOLONG : 0;
+    if (*rc == 0)
+        strcpy(at, path);
+    for (int links = 0; *rc == 0 && lstat(at, &st) == 0 && S_ISLNK(st.st_mode); links++) {
+        ssize_t n = readlink(at, target, ROOM - 1);
+        char *slash = strrchr(at, '/');
+        size_t stays = n > 0 && target[0] != '/' && slash ? (size_t)(slash - at) + 1 : 0;
+        if (n < 0 || links == LINKS || stays + (size_t)n >= ROOM)
+            *rc = n < 0 ? -errno : links == LINKS ? -ELOOP : -ENAMETOOLONG;
+        else
+            memcpy(at + stays, target, (size_t)n), at[stays + (size_t)n] = 0;
+    }
+    if (*rc == 0)
+        return at;
+    conc_free(at);
+    return NULL;
+}
+
 /* A link stays one: what it leads to is replaced, or made. */
 CONC__PRIVATE int conc__write_file(const conc__file_call *f)
 {
-    struct stat before, link;
+    struct stat before;
     bool there = stat(f->path, &before) == 0;
-    if (!there && errno != ENOENT)
-        return -errno;
+    int rc = there || errno == ENOENT ? 0 : -errno;
+    if (rc)
+        return rc;
     if (there && !S_ISREG(before.st_mode))
         return conc__write_special(f);
-    bool dangles = !there && lstat(f->path, &link) == 0 && S_ISLNK(link.st_mode);
-    if (dangles) { /* so that it leads to something */
-        int rc = conc__write_to(f->path, O_WRONLY | O_CREAT, &(conc__file_call){0});
-        if (rc)
-            return rc;
-    }
-    char *real = there || dangles ? realpath(f->path, NULL) : NULL;
-    int rc = (there || dangles) && !real ? -errno : conc__replace(real ? real : f->path, there ? &before : NULL, f);
-    if (rc && dangles && real)
-        unlink(real);
+    char *real = there ? realpath(f->path, NULL) : NULL, *followed = there ? NULL : conc__follow(f->path, &rc);
+    if (there && !real)
+        rc = -errno;
+    if (rc == 0)
+        rc = conc__replace(there ? real : followed, there ? &before : NULL, f);
     free(real);
+    conc_free(followed);
     return rc;
 }
 
@@ -2896,14 +2934,16 @@ CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size)
     return NULL;
 }
 
-CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size)
+CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, void *address)
 {
     enum { CLOEXEC = 1 }; /* MFD_CLOEXEC */
     s->fd = conc__not_standard((int)syscall(SYS_memfd_create, "conc", CLOEXEC));
     if (s->fd < 0)
         return -errno;
     s->size = size;
-    s->address = ftruncate(s->fd, (off_t)size) ? NULL : conc__segment_map(s->fd, NULL, size);
+    s->address = ftruncate(s->fd, (off_t)size) ? NULL : conc__segment_map(s->fd, address, size);
+    if (!s->address && address)
+        s->address = conc__segment_map(s->fd, NULL, size);
     if (s->address)
         return 0;
     int rc = -errno;
@@ -2939,12 +2979,29 @@ CONC__PRIVATE bool conc__segment_resize(conc__segment *s, size_t size)
     return true;
 }
 
+/* An address that another process of this program has most likely free too: not where mappings are usually put. */
+CONC__PRIVATE void *conc__far_address(void)
+{
+#ifdef __LP64__
+    static uint64_t draws;
+    uint64_t draw = (uint64_t)conc__clock() + __atomic_add_fetch(&draws, 1, __ATOMIC_RELAXED);
+    uintptr_t here = (uintptr_t)mmap(NULL, conc__page(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if ((void *)here == MAP_FAILED)
+        return NULL;
+    munmap((void *)here, conc__page());
+    uintptr_t away = ((uintptr_t)64 << 30) + (uintptr_t)(conc__mix(&draw) % ((uint64_t)64 << 30));
+    return here > 2 * away ? (void *)((here - away) & ~(uintptr_t)0xffff) : NULL;
+#else
+    return NULL;
+#endif
+}
+
 CONC_API void *conc_shared_alloc(size_t size)
 {
     size_t page = conc__page();
     conc__segment *s = size && size < SIZE_MAX / 4 ? conc__alloc(sizeof *s) : NULL;
     int saved = errno;
-    if (s && conc__segment_open(s, (size + page - 1) / page * page)) {
+    if (s && conc__segment_open(s, (size + page - 1) / page * page, conc__far_address())) {
         conc_free(s);
         s = NULL;
     }
@@ -3241,9 +3298,9 @@ CONC__PRIVATE void conc__worker_tells(conc__worker *w)
 {
     uint64_t one = 1;
     __atomic_fetch_add(&w->board->replies, 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&w->board->lookers, __ATOMIC_SEQ_CST) == 0 && write(w->bell, &one, sizeof one) < 0) {
-        /* it is rung already */
-    }
+    if (__atomic_load_n(&w->board->lookers, __ATOMIC_SEQ_CST) == 0 && write(w->bell, &one, sizeof one) < 0 &&
+        errno != EAGAIN)
+        _exit(1); /* the job has closed it: the end is heard all the same */
 }
 
 /* Until there is a request: false when the worker is to end. */
@@ -3496,7 +3553,7 @@ CONC__PRIVATE void conc__range_take(const conc__hub *h, const conc_job *j)
     conc__mapping *m = p->mapping;
     size_t left = m->count - m->next, most = m->size ? CONC__SMALL / 2 / (m->size + sizeof(int)) : 4096;
     size_t n = left / (2 * (size_t)h->crew->most);
-    if (p->left || m->stop)
+    if (p->left || conc__map_stops(m))
         return;
     n = n > most ? most : n;
     n = n < 1 && left ? 1 : n;
@@ -3604,7 +3661,7 @@ CONC__PRIVATE void conc__range_done(conc__parcel *p, conc__desk *d, size_t n, in
 /* An error of one element keeps the rest from starting. */
 CONC__PRIVATE void conc__mapping_stop(conc__hub *h, conc__mapping *m)
 {
-    m->stop = true;
+    __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
     for (int i = 0; i < h->crew->most; i++) {
         conc__station *s = &h->stations[i];
         if (s->state == CONC__BUSY && s->job->parcel && s->job->parcel->mapping == m)
@@ -3621,7 +3678,7 @@ CONC__PRIVATE bool conc__runner_goes_on(conc__hub *h, conc_job *j, conc__desk *d
         conc__range_drop(p, p->mapping->error = *error = (int)d->result);
     if (*error)
         conc__mapping_stop(h, p->mapping);
-    if (p->mapping->stop)
+    if (conc__map_stops(p->mapping))
         conc__range_drop(p, -ECANCELED);
     conc__range_take(h, j);
     return p->left > 0;
@@ -3953,7 +4010,7 @@ CONC__PRIVATE int conc__worker_fork(const conc__hub *h, conc__station *s)
 /* Starts a worker, outside the mutex: the station is marked. */
 CONC__PRIVATE int conc__worker_start(conc__hub *h, conc__station *s)
 {
-    int rc = s->desk.address ? 0 : conc__segment_open(&s->desk, CONC__DESK_SIZE);
+    int rc = s->desk.address ? 0 : conc__segment_open(&s->desk, CONC__DESK_SIZE, NULL);
     if (rc)
         return rc;
     conc__desk *d = conc__desk_of(&s->desk);
@@ -4056,8 +4113,9 @@ CONC__PRIVATE void conc__runner_bereaved(conc__hub *h, conc_job *j, conc__desk *
     }
     if (error)
         conc__mapping_stop(h, m);
-    if (m->stop || h->crew->ask_all || !conc__backlog_has_room(h->crew)) {
-        conc__range_drop(p, m->stop || h->crew->ask_all ? -ECANCELED : -EOWNERDEAD);
+    bool stops = conc__map_stops(m) || h->crew->ask_all;
+    if (stops || !conc__backlog_has_room(h->crew)) {
+        conc__range_drop(p, stops ? -ECANCELED : -EOWNERDEAD);
         conc__job_over(h->crew, j, error, error == -EOWNERDEAD ? words : "");
     } else {
         conc__backlog_push(h->crew, j);
@@ -4396,7 +4454,7 @@ CONC__PRIVATE conc__hub *conc__hub_new(conc__crew *c, const conc_procs *p)
 
 CONC__PRIVATE int conc__hub_open(conc__hub *h)
 {
-    int rc = conc__segment_open(&h->board, conc__page());
+    int rc = conc__segment_open(&h->board, conc__page(), NULL);
     if (rc)
         return rc;
     h->bell = conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
