@@ -2921,11 +2921,12 @@ typedef struct conc__segment {
 static pthread_mutex_t conc__segments_mutex = PTHREAD_MUTEX_INITIALIZER;
 static conc__segment *conc__segments;
 
-/* Maps size bytes of a segment, here if address is not NULL. */
-CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size)
+/* Maps size bytes of a segment, here if address is not NULL. at_once: all of it is going to be used. */
+CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, bool at_once)
 {
     enum { HERE = 0x100000 }; /* MAP_FIXED_NOREPLACE */
-    void *p = mmap(address, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE | (address ? HERE : 0), fd, 0);
+    int flags = MAP_SHARED | (at_once ? MAP_POPULATE : 0) | (address ? HERE : 0);
+    void *p = mmap(address, size, PROT_READ | PROT_WRITE, flags, fd, 0);
     if (p == MAP_FAILED)
         return NULL;
     if (!address || p == address)
@@ -2941,9 +2942,9 @@ CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, void *addres
     if (s->fd < 0)
         return -errno;
     s->size = size;
-    s->address = ftruncate(s->fd, (off_t)size) ? NULL : conc__segment_map(s->fd, address, size);
+    s->address = ftruncate(s->fd, (off_t)size) ? NULL : conc__segment_map(s->fd, address, size, false);
     if (!s->address && address)
-        s->address = conc__segment_map(s->fd, NULL, size);
+        s->address = conc__segment_map(s->fd, NULL, size, false);
     if (s->address)
         return 0;
     int rc = -errno;
@@ -2963,11 +2964,11 @@ CONC__PRIVATE void conc__segment_close(conc__segment *s)
 }
 
 /* Makes it larger or smaller; its address may change. On failure it is as before. */
-CONC__PRIVATE bool conc__segment_resize(conc__segment *s, size_t size)
+CONC__PRIVATE bool conc__segment_resize(conc__segment *s, size_t size, bool at_once)
 {
     if (size > s->size && ftruncate(s->fd, (off_t)size))
         return false;
-    void *p = conc__segment_map(s->fd, NULL, size);
+    void *p = conc__segment_map(s->fd, NULL, size, at_once);
     if (!p)
         return false;
     munmap(s->address, s->size);
@@ -3342,7 +3343,7 @@ CONC__PRIVATE void conc__worker_works(conc__worker *w)
 {
     conc__desk *d = conc__desk_of(&w->desk);
     if (d->size > w->desk.size) { /* the parent made it larger */
-        void *p = conc__segment_map(w->desk.fd, NULL, d->size);
+        void *p = conc__segment_map(w->desk.fd, NULL, d->size, d->kind == CONC__ASK_RUN);
         if (!p) {
             d->result = -ENOMEM;
             return;
@@ -3408,15 +3409,15 @@ CONC__PRIVATE void conc__worker_takes(conc__worker *w, const conc__handing *h, i
 {
     switch (h->what) {
     case CONC__HAND_DESK:
-        w->desk = (conc__segment){.fd = fd, .size = h->size, .address = conc__segment_map(fd, NULL, h->size)};
+        w->desk = (conc__segment){.fd = fd, .size = h->size, .address = conc__segment_map(fd, NULL, h->size, false)};
         break;
     case CONC__HAND_BOARD:
-        w->board = conc__segment_map(fd, NULL, h->size);
+        w->board = conc__segment_map(fd, NULL, h->size, false);
         close(fd);
         break;
     case CONC__HAND_BELL: w->bell = fd; break;
     default:
-        if (conc__segment_map(fd, h->address, h->size) != h->address)
+        if (conc__segment_map(fd, h->address, h->size, false) != h->address)
             _exit(CONC__MOVED);
         close(fd);
         break;
@@ -3580,7 +3581,7 @@ CONC__PRIVATE int conc__job_load(const conc_job *j, conc__station *s)
     size_t bytes = conc__job_bytes(j), needed = CONC__DESK_DATA + bytes;
     if (bytes > SIZE_MAX / 4)
         return -ENOMEM;
-    if (needed > s->desk.size && !conc__segment_resize(&s->desk, (needed + (1 << 20) - 1) >> 20 << 20))
+    if (needed > s->desk.size && !conc__segment_resize(&s->desk, (needed + (1 << 20) - 1) >> 20 << 20, !p))
         return -ENOMEM;
     conc__desk *d = conc__desk_of(&s->desk);
     char *data = (char *)d + CONC__DESK_DATA;
@@ -4168,7 +4169,7 @@ CONC__PRIVATE int conc__hub_trim(conc__hub *h)
         if (s->state != CONC__FREE || s->desk.size <= CONC__DESK_SIZE + (1 << 20))
             continue;
         if ((conc__clock() - s->since) / 1000000 >= UNUSED)
-            conc__segment_resize(&s->desk, CONC__DESK_SIZE);
+            conc__segment_resize(&s->desk, CONC__DESK_SIZE, false);
         else
             next = UNUSED;
     }
@@ -4256,7 +4257,7 @@ CONC__PRIVATE int conc__zygote_forks(const conc__hub *h, const conc__handing *to
         return child < 0 ? -errno : child;
     conc__worker w = {.bell = h->bell, .board = h->board.address};
     close(h->zygote);
-    w.desk = (conc__segment){.fd = fd, .size = told->size, .address = conc__segment_map(fd, NULL, told->size)};
+    w.desk = (conc__segment){.fd = fd, .size = told->size, .address = conc__segment_map(fd, NULL, told->size, false)};
     if (w.desk.address)
         conc__worker_serves(&w);
     _exit(1);
