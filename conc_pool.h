@@ -518,7 +518,7 @@ typedef struct conc__crew {
     size_t limit;
     conc__waiter *places; /* submits that wait, with their jobs */
     conc__waiter *closer;
-    bool closing, stopping, ask_all;
+    bool closing, stopping, ask_all, on_valgrind;
     bool stalled; /* all threads are in conc_block on a virtual clock */
     unsigned forks;
     int references;        /* to free it: the pool's and those of threads that were left behind */
@@ -635,6 +635,7 @@ CONC__PRIVATE conc__crew *conc__crew_new(int most, int limit)
     c->limit = (size_t)limit;
     c->references = 1;
     c->forks = conc__forks;
+    c->on_valgrind = conc__on_valgrind();
     pthread_mutex_init(&c->mutex, NULL);
     pthread_cond_init(&c->work, NULL);
     return c;
@@ -1542,14 +1543,6 @@ CONC_API CONC__CALLED int conc_pool_close(conc_pool *p)
 
 CONC_API void conc__auto_conc_pool(conc_pool *p) { conc_pool_close(p); }
 
-/* Is the job in somebody's queue? Then the crew that it says it has is there. */
-CONC__PRIVATE bool conc__job_in_use(const conc_job *j)
-{
-    if (conc__here && CONC__UNLIKELY(conc__here->on_valgrind))
-        conc__excuse(j, sizeof *j);
-    return conc__is_job(j) && !(conc__job_state(j) & CONC__JOB_DONE);
-}
-
 CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, conc_fn *fn, void *arg, size_t size,
                                conc__parcel *parcel)
 {
@@ -1557,12 +1550,15 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
     int rc = !j || !fn || (size && !arg) ? -EINVAL : 0;
     if (rc)
         return rc;
-    if (conc__job_in_use(j))
-        return conc__misused(-EBUSY, "conc_pool_submit", "the job is in use", NULL);
     conc__crew *c = conc__pool_enter(crew, users, &rc);
     if (!c)
         return rc;
-    rc = l && l->self ? conc__checkpoint(l) : 0;
+    if (c->on_valgrind)
+        conc__excuse(j, sizeof *j);
+    if (conc__is_job(j) && !(conc__job_state(j) & CONC__JOB_DONE))
+        rc = conc__misused(-EBUSY, "conc_pool_submit", "the job is in use", NULL);
+    else if (l && l->self)
+        rc = conc__checkpoint(l);
     if (rc) {
         conc__pool_leave(users);
         return rc;

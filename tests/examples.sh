@@ -4,7 +4,7 @@
 # tests/examples/<folder>__<name>.out, byte for byte; where it is random, it must follow from the numbers drawn. Those
 # that deal with the world outside are also driven from there, by the Python scripts in tests/examples.
 # CC chooses the compiler; --single takes single_include/conc.h, which is then what the example includes.
-# Needs bash, coreutils, diffutils, awk, Python 3, nc of OpenBSD, socat and libcurl.
+# Needs bash, coreutils, diffutils, awk, Python 3, nc of OpenBSD, socat, libcurl and SQLite.
 set -u
 export LC_ALL=C
 unset EX_SEED CONC_CLOCK CONC_DEBUG CONC_SEED CONC_TRACE CONC_POLL CONC_STACK
@@ -43,9 +43,9 @@ check() {
     fi
 }
 
-# run_it PROGRAM: its output to $box/out, its messages to $box/err, and what is wrong with its exit to $box/wrong
+# run_it PROGRAM ARGUMENT...: its output to $box/out, its messages to $box/err, and what is wrong with its exit to $box/wrong
 run_it() {
-    timeout 60 "$1" >"$box/out" 2>"$box/err" </dev/null
+    timeout 60 "$@" >"$box/out" 2>"$box/err" </dev/null
     local status=$?
     [ $status -eq 0 ] || echo "exit status $status" >"$box/wrong"
 }
@@ -111,6 +111,26 @@ reaches_its_goal() {
     check "$1: --goal is reached with 21 seeds" "$box/wrong"
 }
 
+# measured NAME EXPECTED LINES: the same on the real clock, and besides as many lines with the times that it took
+measured() {
+    run_it ./x
+    awk -v lines="$3" '/^ *[0-9]+\.[0-9]+ m?s / { n++; next } { print }
+        END { if (n != lines) print n + 0 " lines with times" }' "$box/out" >"$box/out_without"
+    diff "$2" "$box/out_without" >>"$box/wrong"
+    check "$1: the same on the real clock, with times" "$box/wrong"
+}
+
+# counts_as_wc NAME: lines and bytes of any files are those of wc
+counts_as_wc() {
+    : >empty
+    printf 'a line\nand one without an end' >no_end
+    local files=("${1#*/}.c" ../../conc*.h empty no_end)
+    run_it ./x "${files[@]}"
+    awk '!/^heartbeat/' "$box/out" >"$box/counts"
+    wc -lc "${files[@]}" | awk '$3 != "total" { print $1, $2, $3 }' | diff - "$box/counts" >>"$box/wrong"
+    check "$1: counts as wc does" "$box/wrong"
+}
+
 # scenarios NAME SCRIPT: runs each of the script's scenarios with the example; what one prints is wrong
 scenarios() {
     local script=$root/tests/examples/$2 names scenario
@@ -159,6 +179,9 @@ for source in "$root"/examples/*/*.c; do
 
     : >"$box/wrong"
     case $folder/$name in
+    06_processes/03_cpu_work) measured "$folder/$name" "$expected" 2 ;;
+    06_processes/05_choose_a_model) measured "$folder/$name" "$expected" 3 ;;
+    07_offload/03_file_reader) counts_as_wc "$folder/$name" ;;
     01_start/06_freezer) names_the_blocker "$folder/$name" ;;
     01_start/07_status_poller | 03_errors/05_graceful_shutdown | 09_io/0[123]_*)
         scenarios "$folder/$name" "${name#*_}.py"
