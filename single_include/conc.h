@@ -9844,6 +9844,7 @@ typedef struct conc__thread {
     pthread_t id;
     int number;
     bool busy, left_behind;
+    int filled;    /* slots of batch[] that it was given */
     int finishing; /* 1: it is counted among those */
     sigset_t mask; /* of who started it: its own lets nothing through */
     _Atomic(conc_job *) batch[CONC__BATCH];
@@ -9866,7 +9867,7 @@ typedef struct conc__crew {
     pthread_cond_t work;
     conc__thread **threads;
     int slots; /* of threads[] */
-    int most, lost, started, idle, sleeping, wakes, spinning, blocking;
+    int most, lost, nested, waiting, started, idle, sleeping, wakes, spinning, blocking;
     int finishing;    /* threads that end their job, and then look into the queue; changed without the mutex */
     int64_t patience; /* ns that a thread looks for work before it sleeps */
     char name[16];
@@ -10101,6 +10102,7 @@ CONC__PRIVATE bool conc__crew_take_back(conc__crew *c, conc_job *j)
 /* ---- >>jobs --------------------------------------------------------------------------------------------------- */
 
 CONC__PRIVATE int conc__thread_start(conc__crew *c);
+CONC__PRIVATE void conc__crew_stall(conc__crew *c);
 CONC__PRIVATE void conc__abandoned_release(conc_job *j);
 CONC__PRIVATE void conc__original_mask(sigset_t *mask);
 
@@ -10169,6 +10171,7 @@ CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result, co
         if (conc__job_state(j) & CONC__JOB_LEFT) {
             counted = false;
             c->lost--;
+            conc__crew_stall(c);
         }
         conc__job_tell(j, done);
         if (!locked)
@@ -10182,15 +10185,15 @@ CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result, co
         conc__abandoned_release(j);
 }
 
-CONC__PRIVATE void conc__job_run(conc__crew *c, conc__frame *frame, conc_job *j)
+/* last: the thread has no other to do, and will look into the queue. */
+CONC__PRIVATE void conc__job_run(conc__crew *c, conc__frame *frame, conc_job *j, bool last)
 {
     frame->job = j;
     frame->locals = j->locals;
     frame->stop = NULL;
     frame->text_rc = 0;
     int rc = j->fn(j->arg);
-    if (frame->thread->finishing == 0 &&
-        !frame->outer) { /* before the end is told: who hears of it may send the next */
+    if (last) { /* before the end is told: who hears of it may send the next */
         frame->thread->finishing = 1;
         __atomic_fetch_add(&c->finishing, 1, __ATOMIC_RELAXED);
     }
@@ -10202,7 +10205,7 @@ CONC__PRIVATE void conc__job_run_inside(conc__crew *c, conc__frame *outer, conc_
 {
     conc__frame frame = {.outer = outer, .thread = outer->thread};
     pthread_setspecific(conc__frames, &frame);
-    conc__job_run(c, &frame, j);
+    conc__job_run(c, &frame, j, false);
     pthread_setspecific(conc__frames, outer);
 }
 
@@ -10213,9 +10216,13 @@ CONC__PRIVATE conc__frame *conc__frame_of(const conc__crew *c)
     return f && f->thread && f->thread->crew == c ? f : NULL;
 }
 
-/* Under the mutex: how many threads the crew may have. Those that are lost to a job which was abandoned, or wait in a run
- * inside a job for what only this crew does, do not count. */
-CONC__PRIVATE int conc__crew_most(const conc__crew *c) { return c->most + c->lost; }
+/* Under the mutex: how many threads the crew may have. Those do not count that are lost to a job which was abandoned, or that
+ * wait, in a run inside a job, for what only this crew does. While there are such, those do not count either that wait for a
+ * job of another thread: it may be one of these. */
+CONC__PRIVATE int conc__crew_most(const conc__crew *c)
+{
+    return c->most + c->lost + c->nested + (c->nested ? c->waiting : 0);
+}
 
 /* Under the mutex: somebody comes for what lies in the queue. */
 CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
@@ -10235,22 +10242,53 @@ CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
     return c->started ? 0 : rc;
 }
 
-/* Under the mutex: a thread of the crew is going to wait (one: -1: no longer) in a run inside a job. */
-CONC__PRIVATE void conc__crew_spare(conc__crew *c, const conc__frame *own, int one)
+/* Under the mutex: while every thread of a crew is in conc_block, what lies in the queue does not hold the clock. */
+CONC__PRIVATE void conc__crew_stall(conc__crew *c)
+{
+    int able =
+        c->most - (c->nested ? 0 : c->waiting); /* threads that could do what is in the queue, or are in conc_block */
+    bool stalled = c->blocking > 0 && c->blocking >= able;
+    if (c->stalled == stalled)
+        return;
+    c->stalled = stalled;
+    for (size_t i = c->head; i != c->tail; i++) {
+        conc_job *j = c->queue[i & (c->room - 1)];
+        if (j && j->clock && stalled)
+            conc__job_off_work(j->clock);
+        else if (j && j->clock)
+            conc__job_at_work(j);
+    }
+}
+
+/* Under the mutex: what the thread took and has not begun is for others, as it will be a while. */
+CONC__PRIVATE void conc__thread_unload(conc__crew *c, conc__thread *t)
+{
+    for (int i = t->filled - 1; i >= 0 && conc__backlog_has_room(c); i--) {
+        conc_job *j = atomic_exchange_explicit(&t->batch[i], NULL, memory_order_acquire);
+        if (j)
+            conc__backlog_push_back(c, j);
+    }
+}
+
+/* Under the mutex: a thread of the crew, if it is one, is going to wait; with one -1 it has waited. */
+CONC__PRIVATE void conc__crew_spare(conc__crew *c, const conc__frame *own, const conc_loop *l, int one)
 {
     if (!own)
         return;
-    c->lost += one;
+    *(l ? &c->nested : &c->waiting) += one;
+    if (one > 0)
+        conc__thread_unload(c, own->thread);
+    conc__crew_stall(c);
     if (c->queued && one > 0)
         conc__crew_rouse(c);
 }
 
-CONC__PRIVATE void conc__crew_spare_back(conc__crew *c, const conc__frame *own)
+CONC__PRIVATE void conc__crew_spare_back(conc__crew *c, const conc__frame *own, const conc_loop *l)
 {
     if (!own)
         return;
     conc__lock_briefly(&c->mutex);
-    conc__crew_spare(c, own, -1);
+    conc__crew_spare(c, own, l, -1);
     conc__unlock(&c->mutex);
 }
 
@@ -10344,9 +10382,9 @@ CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l
         conc__waiter w = {.item = j};
         conc__line_up(&c->places, &w);
         conc__pool_leave(users);
-        conc__crew_spare(c, own, 1);
+        conc__crew_spare(c, own, l, 1);
         rc = conc__wait_outside(l, &w, &conc__wants_place, c, &c->mutex, NULL);
-        conc__crew_spare_back(c, own);
+        conc__crew_spare_back(c, own, l);
         return rc;
     } else {
         rc = conc__crew_queue(c, j);
@@ -10449,10 +10487,10 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
             w->looks_at = !l && c->hub ? c : NULL;
             c->references += w->looks_at != NULL;
             conc__line_up(&j->waiters, w);
-            conc__frame *own = l ? conc__frame_of(c) : NULL; /* then the crew outlives the wait */
-            conc__crew_spare(c, own, 1);
+            conc__frame *own = conc__frame_of(c); /* then the crew outlives the wait */
+            conc__crew_spare(c, own, l, 1);
             int rc = conc__wait_outside(l, w, kind, j, &c->mutex, &conc__crews);
-            conc__crew_spare_back(c, own);
+            conc__crew_spare_back(c, own, l);
             conc__view_close(l, view);
             return rc;
         }
@@ -10533,6 +10571,7 @@ CONC__PRIVATE bool conc__thread_batch(conc__crew *c, conc__thread *t)
         if (j->clock) /* it may block the thread while the clock goes on: the others stay in the queue */
             break;
     }
+    t->filled = (int)i;
     if (i)
         conc__backlog_fill(c);
     return i > 0;
@@ -10547,6 +10586,7 @@ CONC__PRIVATE bool conc__thread_steal(conc__crew *c, conc__thread *t)
             conc_job *j = atomic_load_explicit(at, memory_order_relaxed);
             if (j && (j = atomic_exchange_explicit(at, NULL, memory_order_acquire))) {
                 conc__thread_take(t, 0, j);
+                t->filled = 1;
                 return true;
             }
         }
@@ -10590,8 +10630,8 @@ CONC__PRIVATE void conc__thread_sleep(conc__crew *c)
 /* Under the mutex: waits for something to do. False: the crew ends. */
 CONC__PRIVATE bool conc__thread_next(conc__crew *c, conc__thread *t)
 {
-    while (!conc__thread_batch(c, t) && !conc__thread_steal(c, t)) {
-        if (c->stopping || c->started > conc__crew_most(c))
+    while (c->started <= conc__crew_most(c) && !conc__thread_batch(c, t) && !conc__thread_steal(c, t)) {
+        if (c->stopping)
             return false;
         c->idle++;
         t->busy = false;
@@ -10604,7 +10644,7 @@ CONC__PRIVATE bool conc__thread_next(conc__crew *c, conc__thread *t)
     }
     if (c->queued)
         conc__crew_rouse(c);
-    return true;
+    return t->filled > 0; /* else there are more threads than there need to be */
 }
 
 /* Under the mutex: somebody no longer needs the crew. */
@@ -10641,16 +10681,16 @@ CONC__PRIVATE void *conc__thread_main(void *arg)
         c->wakes--;
     while (conc__thread_next(c, t)) {
         conc__unlock(&c->mutex);
-        for (int i = 0; i < CONC__BATCH; i++) {
+        for (int i = 0; i < t->filled; i++) {
             conc_job *j = atomic_load_explicit(&t->batch[i], memory_order_relaxed);
-            if (i + 1 < CONC__BATCH)
+            if (i + 1 < t->filled)
                 __builtin_prefetch(atomic_load_explicit(&t->batch[i + 1], memory_order_relaxed), 1);
             if (j && (j = atomic_exchange_explicit(&t->batch[i], NULL, memory_order_acquire)))
-                conc__job_run(c, &frame, j);
+                conc__job_run(c, &frame, j, i + 1 >= t->filled);
         }
         conc__lock_briefly(&c->mutex);
         __atomic_fetch_sub(&c->finishing, t->finishing, __ATOMIC_RELAXED);
-        t->finishing = 0;
+        t->finishing = t->filled = 0;
     }
     pthread_setspecific(conc__frames, NULL);
     c->started--;
@@ -11032,12 +11072,14 @@ CONC__PRIVATE int conc__pool_map(conc_pool *p, conc__mapping *m)
     size_t wanted = (m->count < (size_t)most ? m->count : (size_t)most) - (own && m->count);
     conc_job *runners = wanted ? conc__alloc(wanted * sizeof *runners) : NULL;
     if (wanted && !runners)
-        return -ENOMEM;
+        return conc__map_refused(m, -ENOMEM);
     rc = conc__map_start(p, m, runners, (int)wanted, &started);
     if (own && m->count)
         conc__map_runner(m);
     conc__map_wait(l, m, runners, started);
     conc_free(runners);
+    if (rc && !started && !own)
+        return conc__map_refused(m, rc);
     bool refused = rc && (!started || rc != -ENOMEM) && !own && m->next < m->count && !m->error;
     int result = conc__map_result(m);
     return refused && !m->keeps_going ? rc : refused && !started ? rc : result;
@@ -11084,26 +11126,11 @@ typedef struct conc__block {
     int64_t ns;
 } conc__block;
 
-/* While every thread of a crew is in conc_block, what lies in the queue does not hold the clock. Under the mutex. */
-CONC__PRIVATE void conc__crew_stall(conc__crew *c, bool stalled)
-{
-    if (c->stalled == stalled)
-        return;
-    c->stalled = stalled;
-    for (size_t i = c->head; i != c->tail; i++) {
-        conc_job *j = c->queue[i & (c->room - 1)];
-        if (j && j->clock && stalled)
-            conc__job_off_work(j->clock);
-        else if (j && j->clock)
-            conc__job_at_work(j);
-    }
-}
-
 CONC__PRIVATE void conc__crew_blocks(conc__crew *c, int one)
 {
     conc__lock_briefly(&c->mutex);
     c->blocking += one;
-    conc__crew_stall(c, c->blocking == c->most);
+    conc__crew_stall(c);
     conc__unlock(&c->mutex);
 }
 
@@ -11278,6 +11305,7 @@ CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
         conc__job_ask(c, j);
         *w->stop = conc__job_state(j) & CONC__JOB_DONE; /* it was in the queue */
         c->lost += !*w->stop;
+        conc__crew_stall(c);
         if (!*w->stop && !(__atomic_fetch_or(&j->state, CONC__JOB_LEFT, __ATOMIC_RELAXED) & CONC__JOB_BLOCKED) &&
             j->clock)
             conc__job_off_work(j->clock);
@@ -12277,8 +12305,9 @@ CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, void *addres
     if (s->fd < 0)
         return -errno;
     s->size = size;
-    s->address = ftruncate(s->fd, (off_t)size) ? NULL : conc__segment_map(s->fd, address, size, false);
-    if (!s->address && address)
+    bool sized = ftruncate(s->fd, (off_t)size) == 0;
+    s->address = sized ? conc__segment_map(s->fd, address, size, false) : NULL;
+    if (sized && !s->address && address)
         s->address = conc__segment_map(s->fd, NULL, size, false);
     if (s->address)
         return 0;
@@ -13570,6 +13599,7 @@ CONC__PRIVATE void *conc__manager_main(void *arg)
     while (!h->ending) {
         conc__hub_send(h, true);
         conc__hub_staff(h);
+        conc__hub_collect(h, true); /* a reply may have come while nobody looked at its station */
         if (!h->ending)
             conc__hub_wait(h, conc__hub_trim(h));
     }
@@ -13950,7 +13980,7 @@ CONC__PRIVATE int conc__procs_map(conc_procs *p, conc__mapping *m)
         return conc__map_refused(m, rc);
     conc__procs_runner *runners = most ? conc__alloc((size_t)most * sizeof *runners) : NULL;
     if (most && !runners)
-        return -ENOMEM;
+        return conc__map_refused(m, -ENOMEM);
     for (; n < most && rc == 0; n += rc == 0) {
         runners[n].job.state = 0;
         runners[n].parcel = (conc__parcel){.mapping = m};
@@ -13962,8 +13992,10 @@ CONC__PRIVATE int conc__procs_map(conc_procs *p, conc__mapping *m)
             rc = conc__job_result(l, &runners[i].job);
     }
     conc_free(runners);
+    if (rc && n == 0)
+        return conc__map_refused(m, rc);
     int result = conc__map_result(m);
-    return n == 0 ? rc : result == -ECANCELED && rc ? rc : result;
+    return result == -ECANCELED && rc ? rc : result;
 }
 
 CONC_API CONC__CALLED int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size)
