@@ -863,6 +863,7 @@ enum {
     CONC__QUICK = 256,               /* checkpoints without a wait before one yields */
     CONC__SPIN = 16,                 /* refused checkpoints in a row that make a task one which ignores its cancel */
     CONC__PATIENCE = 50000,          /* ns a thread looks for what it waits for before it sleeps */
+    CONC__MISSES = 3,                /* after so many times in vain it looks only now and then */
     CONC__CHOICE = 16,               /* under a seed: how many of the ready tasks the next is drawn from */
     CONC__NAME = 48,
     CONC__TEXT = 128
@@ -1338,7 +1339,7 @@ struct conc_loop {
     int spare_count;
 
     int awaited;        /* tasks that wait for another thread or process */
-    int64_t patience;   /* ns to look for it before the loop falls asleep */
+    unsigned misses;    /* how often in a row it was looked for in vain */
     atomic_int at_work; /* virtual clock: jobs for which time stands still */
     conc__lookout *lookouts;
     conc__ending *endings;
@@ -1633,6 +1634,12 @@ CONC__PRIVATE int conc__processors(void)
 
 /* On one processor nobody comes while this thread looks. */
 CONC__PRIVATE bool conc__several_processors(void) { return conc__processors() > 1; }
+
+/* Is it worth to look for something before going to sleep? misses: how often in a row it was not. */
+CONC__PRIVATE bool conc__looks(unsigned *misses)
+{
+    return conc__several_processors() && (++*misses <= CONC__MISSES || *misses % 64 == 0);
+}
 
 /* In a loop that only looks. */
 static inline void conc__relax(void)
@@ -2531,10 +2538,10 @@ CONC__PRIVATE void conc__poll_now(conc_loop *l)
 static inline bool conc__at_work(conc_loop *l) { return atomic_load_explicit(&l->at_work, memory_order_acquire) > 0; }
 
 /* Whoever is at work for a task here may be done before this thread could fall asleep and be woken, which takes 50 us: so
- * it is looked for a little first. How long goes by whether that was of use the last times. */
+ * it is looked for a little first, unless that was in vain the last times. */
 CONC__PRIVATE bool conc__linger(conc_loop *l, int64_t ns, bool for_work)
 {
-    int64_t start = conc__clock(), most = ns < l->patience ? ns : l->patience;
+    int64_t start = conc__clock(), most = ns < CONC__PATIENCE ? ns : CONC__PATIENCE;
     bool found = false;
     for (conc__lookout *o = l->lookouts; o; o = o->next)
         o->watch(o, true);
@@ -2549,19 +2556,16 @@ CONC__PRIVATE bool conc__linger(conc_loop *l, int64_t ns, bool for_work)
     } while (!found && conc__clock() - start < most);
     for (conc__lookout *o = l->lookouts; o; o = o->next)
         o->watch(o, false);
-    for (conc__lookout *o = l->lookouts; o && !found; o = o->next)
-        found = o->look(o); /* what came in between told nobody */
-    l->patience = found ? CONC__PATIENCE : l->patience / 2;
+    for (conc__lookout *o = l->lookouts; o; o = o->next)
+        found |= o->look(o); /* what came meanwhile told nobody */
+    l->misses = found ? 0 : l->misses;
     return found;
 }
 
 CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
 {
-    int64_t start = 0;
-    if (l->awaited && ns > 0 && l->patience >= CONC__PATIENCE / 64 && conc__linger(l, ns, for_work))
+    if (l->awaited && ns > 0 && conc__looks(&l->misses) && conc__linger(l, ns, for_work))
         return;
-    if (l->awaited)
-        start = conc__clock();
     pthread_mutex_lock(&l->mutex);
     bool sleeps = l->asleep = !l->posted && ns != 0 && (!for_work || conc__at_work(l)) &&
                               (ns != CONC__NEVER || l->holds || conc__expects(l)); /* else nothing could wake it */
@@ -2571,8 +2575,6 @@ CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
     pthread_mutex_lock(&l->mutex);
     l->asleep = false;
     pthread_mutex_unlock(&l->mutex);
-    if (start && conc__several_processors() && conc__clock() - start < 2 * CONC__PATIENCE)
-        l->patience = CONC__PATIENCE; /* it would have paid */
 }
 
 CONC__PRIVATE bool conc__held(conc_loop *l)
@@ -7279,7 +7281,6 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->run = 1 + atomic_fetch_add_explicit(&runs, 1, memory_order_relaxed);
     l->spawned = l->finished = conc__first_serial(l);
     l->quick = CONC__QUICK;
-    l->patience = conc__several_processors() ? CONC__PATIENCE : 0;
     l->errno_at = &errno;
     l->switch_stacks = conc__switch_plainly;
     l->now = o->virtual_clock ? 0 : conc__clock();

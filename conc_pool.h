@@ -68,9 +68,9 @@ typedef struct conc_job {
     struct conc__waiter *waiters;
     struct conc__locals *locals;
     conc_loop *clock;
-    size_t place;
+    uintptr_t state;
+    unsigned place;
     int result;
-    unsigned state;
     struct conc__parcel *parcel;
     size_t size;
     char text[96];
@@ -302,6 +302,7 @@ CONC_API void conc__auto_conc_child(conc_child *c);
 #define CONC__POOL_IMPLEMENTED
 
 #include <netdb.h>
+#include <semaphore.h>
 #include <spawn.h>
 #include <sys/wait.h>
 #ifdef __linux__
@@ -485,8 +486,8 @@ enum {
     CONC__JOB_BITS = 0xff
 };
 
-#define CONC__IN_BATCH ((size_t)1 << (sizeof(size_t) * 8 - 1)) /* of a job's place: it is thread * CONC__BATCH + slot */
-#define CONC__POOL_CLOSED (1u << 31)                           /* of a pool's users */
+#define CONC__IN_BATCH (1u << 31)    /* of a job's place: it is thread * CONC__BATCH + slot */
+#define CONC__POOL_CLOSED (1u << 31) /* of a pool's users */
 
 /* What runs on a thread: a job, and inside it perhaps another one. */
 typedef struct conc__frame {
@@ -525,12 +526,12 @@ typedef struct conc__crew {
     int references;        /* to free it: the pool's and those of threads that were left behind */
     struct conc__hub *hub; /* NULL: a crew of threads */
 
-    pthread_cond_t work;
+    sem_t work; /* what threads sleep on; it has `wakes` */
     conc__thread **threads;
     int slots; /* of threads[] */
-    int most, lost, nested, waiting, started, idle, sleeping, wakes, spinning, blocking;
-    int finishing;    /* threads that end their job, and then look into the queue; changed without the mutex */
-    int64_t patience; /* ns that a thread looks for work before it sleeps */
+    int most, lost, nested, waiting, started, coming, idle, sleeping, wakes, spinning, blocking;
+    int finishing;   /* threads that end their job, and then look into the queue; changed without the mutex */
+    unsigned misses; /* how often in a row a thread looked for work in vain before it slept */
     char name[16];
 } conc__crew;
 
@@ -571,17 +572,19 @@ CONC__PRIVATE void conc__view_close(conc_loop *l, struct conc__view *v);
 
 CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result, const conc__frame *frame, bool locked);
 
-CONC__PRIVATE unsigned conc__job_seal(const conc_job *j)
+/* What no storage has by chance where a job is not. */
+CONC__PRIVATE uintptr_t conc__job_seal(const conc_job *j)
 {
-    return ((unsigned)((uintptr_t)j >> 3) * 0x9e3779b1u & ~(unsigned)CONC__JOB_BITS) | 0x100;
+    uint64_t hash = (uint64_t)(uintptr_t)j * 0x9e3779b97f4a7c15u;
+    return ((uintptr_t)(hash ^ hash >> 29) & ~(uintptr_t)CONC__JOB_BITS) | 0x100;
 }
 
-CONC__PRIVATE unsigned conc__job_state(const conc_job *j) { return __atomic_load_n(&j->state, __ATOMIC_ACQUIRE); }
+CONC__PRIVATE uintptr_t conc__job_state(const conc_job *j) { return __atomic_load_n(&j->state, __ATOMIC_ACQUIRE); }
 
 /* Was it ever submitted? */
 CONC__PRIVATE bool conc__is_job(const conc_job *j)
 {
-    return j && (conc__job_state(j) & ~(unsigned)CONC__JOB_BITS) == conc__job_seal(j);
+    return j && (conc__job_state(j) & ~(uintptr_t)CONC__JOB_BITS) == conc__job_seal(j);
 }
 
 CONC__PRIVATE void conc__offloads_forget(void);
@@ -638,7 +641,7 @@ CONC__PRIVATE conc__crew *conc__crew_new(int most, int limit)
     c->forks = conc__forks;
     c->on_valgrind = conc__on_valgrind();
     pthread_mutex_init(&c->mutex, NULL);
-    pthread_cond_init(&c->work, NULL);
+    sem_init(&c->work, 0, 0);
     return c;
 }
 
@@ -647,7 +650,7 @@ CONC__PRIVATE void conc__crew_free(conc__crew *c)
 {
     conc__hub_free(c->hub);
     if (c->forks == conc__forks) { /* else other threads may have had them, when the process forked */
-        pthread_cond_destroy(&c->work);
+        sem_destroy(&c->work);
         pthread_mutex_destroy(&c->mutex);
     }
     for (int i = 0; i < c->slots; i++)
@@ -675,7 +678,7 @@ CONC__PRIVATE bool conc__backlog_has_room(conc__crew *c)
 
 CONC__PRIVATE void conc__backlog_push(conc__crew *c, conc_job *j)
 {
-    j->place = c->tail & ~CONC__IN_BATCH;
+    j->place = (unsigned)c->tail & ~CONC__IN_BATCH;
     c->queue[c->tail++ & (c->room - 1)] = j;
     __atomic_store_n(&c->queued, c->queued + 1, __ATOMIC_RELAXED);
 }
@@ -683,7 +686,7 @@ CONC__PRIVATE void conc__backlog_push(conc__crew *c, conc_job *j)
 /* It was in the queue, and could not be done. */
 CONC__PRIVATE void conc__backlog_push_back(conc__crew *c, conc_job *j)
 {
-    j->place = --c->head & ~CONC__IN_BATCH;
+    j->place = (unsigned)--c->head & ~CONC__IN_BATCH;
     c->queue[c->head & (c->room - 1)] = j;
     __atomic_store_n(&c->queued, c->queued + 1, __ATOMIC_RELAXED);
 }
@@ -745,12 +748,12 @@ CONC__PRIVATE void conc__crew_settled(conc__crew *c)
 CONC__PRIVATE bool conc__crew_take_back(conc__crew *c, conc_job *j)
 {
     if (j->place & CONC__IN_BATCH) {
-        size_t at = j->place & ~CONC__IN_BATCH;
+        unsigned at = j->place & ~CONC__IN_BATCH;
         conc__thread *t = c->threads[at / CONC__BATCH];
         conc_job *expected = j;
         return atomic_compare_exchange_strong(&t->batch[at % CONC__BATCH], &expected, NULL);
     }
-    size_t from_head = (j->place - c->head) & ~CONC__IN_BATCH;
+    size_t from_head = (j->place - (unsigned)c->head) & ~CONC__IN_BATCH;
     conc_job **at = &c->queue[j->place & (c->room - 1)];
     if (from_head >= c->tail - c->head || *at != j)
         return false;
@@ -767,7 +770,7 @@ CONC__PRIVATE void conc__crew_stall(conc__crew *c);
 CONC__PRIVATE void conc__abandoned_release(conc_job *j);
 CONC__PRIVATE void conc__original_mask(sigset_t *mask);
 
-CONC__PRIVATE void conc__job_begin(conc_job *j, conc_fn *fn, void *arg, conc__parcel *parcel, unsigned flags)
+CONC__PRIVATE void conc__job_begin(conc_job *j, conc_fn *fn, void *arg, conc__parcel *parcel, uintptr_t flags)
 {
     conc_loop *l = conc__here;
     conc__locals **locals = conc__locals_here();
@@ -795,7 +798,7 @@ CONC__PRIVATE void conc__job_refuse(conc_job *j)
 }
 
 /* Under the mutex: the job has ended; who waits is told, and from then on the job's memory is its owner's again. */
-CONC__PRIVATE void conc__job_tell(conc_job *j, unsigned state)
+CONC__PRIVATE void conc__job_tell(conc_job *j, uintptr_t state)
 {
     conc__waiter *first = j->waiters, *w = first, *next;
     if (first)
@@ -818,7 +821,7 @@ CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result, co
 {
     conc_loop *clock = j->clock;
     bool counted = clock && (frame || !c->stalled);
-    unsigned state = conc__job_state(j), done = conc__job_seal(j) | CONC__JOB_DONE;
+    uintptr_t state = conc__job_state(j), done = conc__job_seal(j) | CONC__JOB_DONE;
     conc__locals_release(frame ? frame->locals : j->locals);
     j->result = result;
     if (frame && frame->text_rc == result && result < 0) {
@@ -892,15 +895,15 @@ CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
         conc__hub_rouse(c);
         return 0;
     }
-    if (c->queued <= (size_t)(c->wakes + c->spinning + __atomic_load_n(&c->finishing, __ATOMIC_RELAXED)))
+    if (c->queued <= (size_t)(c->wakes + c->coming + c->spinning + __atomic_load_n(&c->finishing, __ATOMIC_RELAXED)))
         return 0;
     if (c->sleeping > c->wakes) {
         c->wakes++;
-        pthread_cond_signal(&c->work);
+        sem_post(&c->work);
         return 0;
     }
     int rc = c->started < conc__crew_most(c) ? conc__thread_start(c) : 0;
-    return c->started ? 0 : rc;
+    return c->started > c->lost + c->nested + c->waiting ? 0 : rc; /* else nobody is left who could come */
 }
 
 /* Under the mutex: while every thread of a crew is in conc_block, what lies in the queue does not hold the clock. */
@@ -931,17 +934,17 @@ CONC__PRIVATE void conc__thread_unload(conc__crew *c, conc__thread *t)
     }
 }
 
-/* Under the mutex: a thread of the crew, if it is one, is going to wait; with one -1 it has waited. */
-CONC__PRIVATE void conc__crew_spare(conc__crew *c, const conc__frame *own, const conc_loop *l, int one)
+/* Under the mutex: a thread of the crew, if it is one, is going to wait; with one -1 it has waited. An error: nobody is left
+ * who could do what it waits for. */
+CONC__PRIVATE int conc__crew_spare(conc__crew *c, const conc__frame *own, const conc_loop *l, int one)
 {
     if (!own)
-        return;
+        return 0;
     *(l ? &c->nested : &c->waiting) += one;
     if (one > 0)
         conc__thread_unload(c, own->thread);
     conc__crew_stall(c);
-    if (c->queued && one > 0)
-        conc__crew_rouse(c);
+    return c->queued && one > 0 ? conc__crew_rouse(c) : 0;
 }
 
 CONC__PRIVATE void conc__crew_spare_back(conc__crew *c, const conc__frame *own, const conc_loop *l)
@@ -1039,11 +1042,12 @@ CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l
         rc = -EPIPE;
     } else if (c->limit && c->queued >= c->limit && l && !l->self) {
         rc = -EPERM;
+    } else if (c->limit && c->queued >= c->limit && (rc = conc__crew_spare(c, own, l, 1)) != 0) {
+        conc__crew_spare(c, own, l, -1);
     } else if (c->limit && c->queued >= c->limit) {
         conc__waiter w = {.item = j};
         conc__line_up(&c->places, &w);
         conc__pool_leave(users);
-        conc__crew_spare(c, own, l, 1);
         rc = conc__wait_outside(l, &w, &conc__wants_place, c, &c->mutex, NULL);
         conc__crew_spare_back(c, own, l);
         return rc;
@@ -1062,7 +1066,7 @@ CONC__PRIVATE void conc__job_ask(conc__crew *c, conc_job *j)
         conc__crew_end_job(c, j, -ECANCELED, NULL, true);
         conc__crew_settled(c);
     } else if (!(conc__job_state(j) & CONC__JOB_DONE)) {
-        unsigned state = __atomic_load_n(&j->state, __ATOMIC_RELAXED);
+        uintptr_t state = __atomic_load_n(&j->state, __ATOMIC_RELAXED);
         while (!(state & CONC__JOB_DONE) && !__atomic_compare_exchange_n(&j->state, &state, state | CONC__JOB_ASKED,
                                                                          false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
             ;
@@ -1143,14 +1147,21 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
         conc__crew *c = j->crew;
         conc__lock_briefly(&c->mutex);
         if (!(__atomic_fetch_or(&j->state, CONC__JOB_WAITED, __ATOMIC_ACQ_REL) & CONC__JOB_DONE)) {
+            conc__frame *own = conc__frame_of(c); /* then the crew outlives the wait */
+            int rc = conc__crew_spare(c, own, l, 1);
+            if (rc && conc__crew_take_back(c, j)) {
+                conc__crew_end_job(c, j, rc, NULL, true);
+                conc__crew_spare(c, own, l, -1);
+                conc__unlock(&c->mutex);
+                pthread_mutex_unlock(&conc__crews);
+                return 0;
+            }
             struct conc__view *view = l && c->hub ? conc__view_open(l, c) : NULL;
             w->item = j;
             w->looks_at = !l && c->hub ? c : NULL;
             c->references += w->looks_at != NULL;
             conc__line_up(&j->waiters, w);
-            conc__frame *own = conc__frame_of(c); /* then the crew outlives the wait */
-            conc__crew_spare(c, own, l, 1);
-            int rc = conc__wait_outside(l, w, kind, j, &c->mutex, &conc__crews);
+            rc = conc__wait_outside(l, w, kind, j, &c->mutex, &conc__crews);
             conc__crew_spare_back(c, own, l);
             conc__view_close(l, view);
             return rc;
@@ -1216,16 +1227,17 @@ CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
 
 /* ---- >>threads ------------------------------------------------------------------------------------------------ */
 
-CONC__PRIVATE void conc__thread_take(conc__thread *t, size_t slot, conc_job *j)
+CONC__PRIVATE void conc__thread_take(conc__thread *t, unsigned slot, conc_job *j)
 {
-    j->place = CONC__IN_BATCH | ((size_t)t->number * CONC__BATCH + slot);
+    j->place = CONC__IN_BATCH | ((unsigned)t->number * CONC__BATCH + slot);
     atomic_store_explicit(&t->batch[slot], j, memory_order_release);
 }
 
 /* Takes jobs out of the queue, more than one when there are many, as the others could take them from here. */
 CONC__PRIVATE bool conc__thread_batch(conc__crew *c, conc__thread *t)
 {
-    size_t n = c->limit ? 1 : c->queued / (2 * (size_t)c->started), i = 0;
+    size_t n = c->limit ? 1 : c->queued / (2 * (size_t)c->started);
+    unsigned i = 0;
     n = n < 1 ? 1 : n > CONC__BATCH ? CONC__BATCH : n;
     for (conc_job *j; i < n && (j = conc__backlog_pop(c));) {
         conc__thread_take(t, i++, j);
@@ -1257,35 +1269,32 @@ CONC__PRIVATE bool conc__thread_steal(conc__crew *c, conc__thread *t)
 /* Looks a little before it sleeps, if no other thread of the crew does. */
 CONC__PRIVATE void conc__thread_look(conc__crew *c)
 {
-    int64_t start = conc__clock(), patience = c->patience;
     bool found = false;
-    if (c->spinning || patience < CONC__PATIENCE / 64)
+    if (c->spinning || !conc__looks(&c->misses))
         return;
     c->spinning++;
     conc__unlock(&c->mutex);
+    int64_t start = conc__clock();
     do {
         for (int i = 0; i < 32 && !found; i++) {
             conc__relax();
             found = __atomic_load_n(&c->queued, __ATOMIC_RELAXED) > 0;
         }
-    } while (!found && conc__clock() - start < patience);
+    } while (!found && conc__clock() - start < CONC__PATIENCE);
     conc__lock_briefly(&c->mutex);
     c->spinning--;
-    c->patience = found ? CONC__PATIENCE : c->patience / 2;
+    c->misses = found ? 0 : c->misses;
 }
 
 CONC__PRIVATE void conc__thread_sleep(conc__crew *c)
 {
-    int64_t start = conc__clock();
     c->sleeping++;
-    while (!c->wakes && !c->stopping)
-        pthread_cond_wait(&c->work, &c->mutex);
+    conc__unlock(&c->mutex);
+    while (sem_wait(&c->work) && errno == EINTR)
+        ;
+    conc__lock_briefly(&c->mutex);
     c->sleeping--;
-    if (!c->wakes)
-        return;
     c->wakes--;
-    if (conc__several_processors() && conc__clock() - start < 2 * CONC__PATIENCE)
-        c->patience = CONC__PATIENCE; /* it would have paid to look */
 }
 
 /* Under the mutex: waits for something to do. False: the crew ends. */
@@ -1338,8 +1347,7 @@ CONC__PRIVATE void *conc__thread_main(void *arg)
 #endif
     pthread_setspecific(conc__frames, &frame);
     conc__lock_briefly(&c->mutex);
-    if (c->wakes)
-        c->wakes--;
+    c->coming--;
     while (conc__thread_next(c, t)) {
         conc__unlock(&c->mutex);
         for (int i = 0; i < t->filled; i++) {
@@ -1406,7 +1414,7 @@ CONC__PRIVATE int conc__thread_start(conc__crew *c)
     c->threads[n] = t;
     c->started++;
     c->references++;
-    c->wakes++; /* it comes for what is in the queue, as one that was woken */
+    c->coming++;
     return 0;
 }
 
@@ -1415,7 +1423,8 @@ CONC__PRIVATE void conc__threads_end(conc__crew *c)
 {
     conc__lock_briefly(&c->mutex);
     c->stopping = true;
-    pthread_cond_broadcast(&c->work);
+    for (; c->wakes < c->sleeping; c->wakes++)
+        sem_post(&c->work);
     for (int i = 0; i < c->slots; i++) {
         conc__thread *t = c->threads[i];
         if (t && (t->left_behind = t->busy))
@@ -1455,7 +1464,6 @@ CONC_API int conc_pool_open(conc_pool *p)
     conc__crew *c = conc__crew_new(p->threads, p->queue_limit);
     if (c) {
         conc__copy(c->name, sizeof c->name, p->name ? p->name : "conc");
-        c->patience = conc__several_processors() ? CONC__PATIENCE : 0;
     }
     return conc__pool_opens(&p->crew, &p->users, c);
 }
@@ -1801,7 +1809,7 @@ CONC__PRIVATE void conc__block_over(conc_loop *l, conc__block *b)
     while (*at != &b->ending)
         at = &(*at)->next;
     *at = b->ending.next;
-    if (!(__atomic_and_fetch(&b->job->state, ~(unsigned)CONC__JOB_BLOCKED, __ATOMIC_RELAXED) & CONC__JOB_LEFT))
+    if (!(__atomic_and_fetch(&b->job->state, ~(uintptr_t)CONC__JOB_BLOCKED, __ATOMIC_RELAXED) & CONC__JOB_LEFT))
         conc__job_at_work(b->job);
     conc__crew_blocks(b->crew, -1);
     conc__gate_open(&b->gate);
@@ -3454,12 +3462,12 @@ CONC__COLD void conc__worker_main(int socket)
 {
     conc__worker w = {.bell = -1};
     conc__handing h;
-    int fd;
+    int fd, rc;
     fcntl(socket, F_SETFD, FD_CLOEXEC);
-    while (conc__handed(socket, &h, &fd) == 1)
+    while ((rc = conc__handed(socket, &h, &fd)) == 1)
         conc__worker_takes(&w, &h, fd);
     close(socket);
-    if (w.desk.address && w.board)
+    if (rc == 0 && w.desk.address && w.board)
         conc__worker_serves(&w);
     _exit(1);
 }
@@ -3472,8 +3480,26 @@ CONC__PRIVATE void conc__worker_mark(char *text, size_t size)
     snprintf(text, size, "CONC__WORKER=%llx", (unsigned long long)f.offset);
 }
 
-/* Before main. */
-CONC__PRIVATE void conc__worker_check(void)
+typedef void conc__constructor(int argc, char **argv, char **env);
+
+/* The program's constructors, where the linker says where they are. */
+extern conc__constructor *conc__constructors[] __asm__("__init_array_start")
+    __attribute__((weak, visibility("hidden")));
+extern conc__constructor *conc__constructors_end[] __asm__("__init_array_end")
+    __attribute__((weak, visibility("hidden")));
+
+/* Runs those behind this one, as they would have been: jobs see what they made. */
+CONC__PRIVATE void conc__construct(conc__constructor *own, int argc, char **argv, char **env)
+{
+    conc__constructor **at = conc__constructors, **end = conc__constructors_end;
+    while (at && at < end && *at != own)
+        at++;
+    for (at += at && at < end; at && at < end; at++)
+        (*at)(argc, argv, env);
+}
+
+/* Before main: own is the constructor that calls this. */
+CONC__PRIVATE void conc__worker_check(conc__constructor *begins, int argc, char **argv, char **env)
 {
     const char *mark = getenv("CONC__WORKER");
     char own[64];
@@ -3482,6 +3508,7 @@ CONC__PRIVATE void conc__worker_check(void)
     conc__worker_mark(own, sizeof own);
     if (strcmp(strchr(own, '=') + 1, mark) == 0) {
         unsetenv("CONC__WORKER");
+        conc__construct(begins, argc, argv, env);
         conc__worker_main(3);
     }
 }
@@ -3978,11 +4005,12 @@ CONC__PRIVATE int conc__spawn_worker(const conc__hub *h, const char *path, char 
 CONC__PRIVATE char **conc__worker_environment(char *mark)
 {
     size_t n = 0;
-    while (environ[n])
+    while (environ && environ[n])
         n++;
     char **env = conc__alloc((n + 2) * sizeof *env);
     if (env) {
-        memcpy(env + 1, environ, n * sizeof *env);
+        if (n)
+            memcpy(env + 1, environ, n * sizeof *env);
         env[0] = mark;
         env[n + 1] = NULL;
     }
@@ -4016,19 +4044,33 @@ CONC__PRIVATE int conc__worker_exec(const conc__hub *h, conc__station *s)
     int rc = env ? conc__spawn_worker(h, path, env, ends[1], &s->pid) : -ENOMEM;
     conc_free(env);
     close(ends[1]);
-    if (rc == 0)
-        conc__hand_all(h, s, ends[0]); /* an error: it has ended already, which will be seen */
+    if (rc == 0 && (rc = conc__hand_all(h, s, ends[0])) != 0) { /* it must not serve with what it got */
+        kill(s->pid, SIGKILL);
+        while (waitpid(s->pid, NULL, 0) < 0 && errno == EINTR)
+            ;
+    }
     close(ends[0]);
     return rc;
 }
 
-/* Has the zygote fork a worker. */
-CONC__PRIVATE int conc__worker_fork(const conc__hub *h, conc__station *s)
+/* The zygote's answer to a question; if it cannot be had, the zygote is given up. */
+CONC__PRIVATE int conc__zygote_asked(conc__hub *h, conc__handing *told, int fd)
 {
-    conc__handing told;
-    int none, rc = conc__hand(h->zygote, &(conc__handing){.what = CONC__HAND_FORK, .size = s->desk.size}, s->desk.fd);
-    if (rc == 0)
-        rc = conc__handed(h->zygote, &told, &none) == 1 ? told.number : -ECHILD;
+    int none, rc = h->zygote < 0 ? -ECHILD : conc__hand(h->zygote, told, fd);
+    if (rc == 0 && conc__handed(h->zygote, told, &none) != 1) {
+        close(h->zygote);
+        h->zygote = -1;
+        rc = -ECHILD;
+    }
+    return rc;
+}
+
+/* Has the zygote fork a worker. */
+CONC__PRIVATE int conc__worker_fork(conc__hub *h, conc__station *s)
+{
+    conc__handing told = {.what = CONC__HAND_FORK, .size = s->desk.size};
+    int rc = conc__zygote_asked(h, &told, s->desk.fd);
+    rc = rc ? rc : told.number;
     s->pid = rc > 0 ? rc : 0;
     return rc < 0 ? rc : 0;
 }
@@ -4096,19 +4138,16 @@ CONC__PRIVATE void conc__hub_staff(conc__hub *h)
 }
 
 /* How the worker ended: its status as of waitpid, -1 if nobody knows. */
-CONC__PRIVATE int conc__worker_reap(const conc__hub *h, const conc__station *s)
+CONC__PRIVATE int conc__worker_reap(conc__hub *h, const conc__station *s)
 {
-    int status = -1, none;
-    conc__handing told;
+    int status = -1;
+    conc__handing told = {.what = CONC__HAND_REAP, .number = s->pid};
     if (!h->forks) {
         while (waitpid(s->pid, &status, 0) < 0 && errno == EINTR)
             ;
         return status;
     }
-    if (conc__hand(h->zygote, &(conc__handing){.what = CONC__HAND_REAP, .number = s->pid}, -1) == 0 &&
-        conc__handed(h->zygote, &told, &none) == 1)
-        status = told.number;
-    return status;
+    return conc__zygote_asked(h, &told, -1) == 0 ? told.number : status;
 }
 
 CONC__PRIVATE void conc__death_in_words(int status, char *words, size_t size)
@@ -4325,7 +4364,11 @@ CONC__COLD void conc__zygote_main(const conc__hub *h, int parent)
             h2.number = waitpid(h2.number, &status, 0) < 0 ? -1 : status;
         if (fd >= 0)
             close(fd);
-        conc__hand(h->zygote, &h2, -1);
+        if (conc__hand(h->zygote, &h2, -1) == 0)
+            continue;
+        if (h2.what == CONC__HAND_FORK && h2.number > 0) /* nobody learns its number */
+            kill(h2.number, SIGKILL);
+        _exit(1); /* the parent hears that */
     }
 }
 
@@ -4479,6 +4522,18 @@ CONC__PRIVATE conc__hub *conc__hub_new(conc__crew *c, const conc_procs *p)
     return NULL;
 }
 
+typedef struct conc__opening_hub {
+    conc__hub *hub;
+    int rc;
+} conc__opening_hub;
+
+CONC__PRIVATE void conc__hub_open_zygote(conc_loop *l, void *arg)
+{
+    conc__opening_hub *o = arg;
+    (void)l;
+    o->rc = conc__zygote_start(o->hub);
+}
+
 CONC__PRIVATE int conc__hub_open(conc__hub *h)
 {
     int rc = conc__segment_open(&h->board, conc__page(), NULL);
@@ -4488,7 +4543,12 @@ CONC__PRIVATE int conc__hub_open(conc__hub *h)
     if (h->bell < 0)
         return -errno;
     conc__original_mask(&h->mask);
-    return h->forks ? conc__zygote_start(h) : 0;
+    conc__opening_hub o = {h, 0};
+    if (h->forks && conc__here) /* on the thread's own stack: it becomes that of the workers */
+        conc__on_loop(conc__here, conc__hub_open_zygote, &o);
+    else if (h->forks)
+        conc__hub_open_zygote(NULL, &o);
+    return o.rc;
 }
 
 CONC_API int conc_procs_open(conc_procs *p)
@@ -4557,7 +4617,10 @@ CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
 
 typedef struct conc__view conc__view;
 
-CONC__PRIVATE void conc__worker_check(void) {}
+CONC__PRIVATE void conc__worker_check(void (*begins)(int, char **, char **), int argc, char **argv, char **env)
+{
+    (void)begins, (void)argc, (void)argv, (void)env;
+}
 CONC__PRIVATE int conc__hub_begin(conc__hub *h) { return h ? -ENOTSUP : 0; }
 CONC__PRIVATE void conc__hub_rouse(conc__crew *c) { (void)c; }
 CONC__PRIVATE void conc__hub_free(conc__hub *h) { (void)h; }
@@ -4672,13 +4735,14 @@ CONC_API CONC__CALLED int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *a
 
 /* ---- >>beginning ---------------------------------------------------------------------------------------------- */
 
-__attribute__((constructor)) static void conc__pool_begins(void)
+/* The C library hands a constructor what main gets. */
+__attribute__((constructor)) static void conc__pool_begins(int argc, char **argv, char **env)
 {
     conc__extended.job_locals = conc__job_locals;
     conc__extended.job_block = conc__job_block;
     conc__extended.job_fail = conc__job_fail;
     conc__extended.resolve = conc__resolve_name;
-    conc__worker_check();
+    conc__worker_check(conc__pool_begins, argc, argv, env);
 }
 
 #endif
