@@ -1340,6 +1340,7 @@ struct conc_loop {
 
     int awaited;        /* tasks that wait for another thread or process */
     unsigned misses;    /* how often in a row it was looked for in vain */
+    bool woke;          /* the last of them had to be woken: it will be a while */
     atomic_int at_work; /* virtual clock: jobs for which time stands still */
     conc__lookout *lookouts;
     conc__ending *endings;
@@ -2564,7 +2565,7 @@ CONC__PRIVATE bool conc__linger(conc_loop *l, int64_t ns, bool for_work)
 
 CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
 {
-    if (l->awaited && ns > 0 && conc__looks(&l->misses) && conc__linger(l, ns, for_work))
+    if (l->awaited && ns > 0 && !l->woke && conc__looks(&l->misses) && conc__linger(l, ns, for_work))
         return;
     pthread_mutex_lock(&l->mutex);
     bool sleeps = l->asleep = !l->posted && ns != 0 && (!for_work || conc__at_work(l)) &&

@@ -1345,6 +1345,7 @@ struct conc_loop {
 
     int awaited;        /* tasks that wait for another thread or process */
     unsigned misses;    /* how often in a row it was looked for in vain */
+    bool woke;          /* the last of them had to be woken: it will be a while */
     atomic_int at_work; /* virtual clock: jobs for which time stands still */
     conc__lookout *lookouts;
     conc__ending *endings;
@@ -2569,7 +2570,7 @@ CONC__PRIVATE bool conc__linger(conc_loop *l, int64_t ns, bool for_work)
 
 CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
 {
-    if (l->awaited && ns > 0 && conc__looks(&l->misses) && conc__linger(l, ns, for_work))
+    if (l->awaited && ns > 0 && !l->woke && conc__looks(&l->misses) && conc__linger(l, ns, for_work))
         return;
     pthread_mutex_lock(&l->mutex);
     bool sleeps = l->asleep = !l->posted && ns != 0 && (!for_work || conc__at_work(l)) &&
@@ -9866,10 +9867,10 @@ typedef struct conc__crew {
     int references;        /* to free it: the pool's and those of threads that were left behind */
     struct conc__hub *hub; /* NULL: a crew of threads */
 
-    sem_t work; /* what threads sleep on; it has `wakes` */
+    sem_t work; /* what threads sleep on; it has `wakes`, but for `calls`, which are due once the mutex is free */
     conc__thread **threads;
     int slots; /* of threads[] */
-    int most, lost, nested, waiting, started, coming, idle, sleeping, wakes, spinning, blocking;
+    int most, lost, nested, waiting, started, coming, idle, sleeping, wakes, calls, spinning, blocking;
     int finishing;   /* threads that end their job, and then look into the queue; changed without the mutex */
     unsigned misses; /* how often in a row a thread looked for work in vain before it slept */
     char name[16];
@@ -10137,10 +10138,10 @@ CONC__PRIVATE void conc__job_refuse(conc_job *j)
     __atomic_store_n(&j->state, 0, __ATOMIC_RELAXED);
 }
 
-/* Under the mutex: the job has ended; who waits is told, and from then on the job's memory is its owner's again. */
-CONC__PRIVATE void conc__job_tell(conc_job *j, uintptr_t state)
+/* Under the mutex: the job has ended. Who waits is still to be called; the job's memory is its owner's again. */
+CONC__PRIVATE conc__waiter *conc__job_settle(conc_job *j, uintptr_t state)
 {
-    conc__waiter *first = j->waiters, *w = first, *next;
+    conc__waiter *first = j->waiters, *w = first;
     if (first)
         do {
             w->result = 0;
@@ -10148,12 +10149,15 @@ CONC__PRIVATE void conc__job_tell(conc_job *j, uintptr_t state)
             w = w->next;
         } while (w != first);
     __atomic_store_n(&j->state, state, __ATOMIC_RELEASE);
-    if (first)
-        do {
-            next = w->next;
-            conc__waiter_call(w);
-            w = next;
-        } while (w != first);
+    return first;
+}
+
+CONC__PRIVATE void conc__call_all(conc__waiter *first)
+{
+    for (conc__waiter *w = first, *next; w; w = next == first ? NULL : next) {
+        next = w->next;
+        conc__waiter_call(w);
+    }
 }
 
 /* frame: it ran there; NULL: it was taken back. */
@@ -10177,9 +10181,10 @@ CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result, co
             c->lost--;
             conc__crew_stall(c);
         }
-        conc__job_tell(j, done);
+        conc__waiter *waiters = conc__job_settle(j, done);
         if (!locked)
             conc__unlock(&c->mutex);
+        conc__call_all(waiters);
     }
     if (counted)
         conc__job_off_work(clock);
@@ -10228,6 +10233,13 @@ CONC__PRIVATE int conc__crew_most(const conc__crew *c)
     return c->most + c->lost + c->nested + (c->nested ? c->waiting : 0);
 }
 
+/* A task of this thread has sent something to somebody who was asleep, or was awake: then an answer may come at once. */
+CONC__PRIVATE void conc__has_woken(bool woke)
+{
+    if (conc__here)
+        conc__here->woke = woke;
+}
+
 /* Under the mutex: somebody comes for what lies in the queue. */
 CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
 {
@@ -10235,11 +10247,13 @@ CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
         conc__hub_rouse(c);
         return 0;
     }
+    conc__has_woken(false);
     if (c->queued <= (size_t)(c->wakes + c->coming + c->spinning + __atomic_load_n(&c->finishing, __ATOMIC_RELAXED)))
         return 0;
+    conc__has_woken(true);
     if (c->sleeping > c->wakes) {
         c->wakes++;
-        sem_post(&c->work);
+        c->calls++;
         return 0;
     }
     int rc = c->started < conc__crew_most(c) ? conc__thread_start(c) : 0;
@@ -10284,7 +10298,10 @@ CONC__PRIVATE int conc__crew_spare(conc__crew *c, const conc__frame *own, const 
     if (one > 0)
         conc__thread_unload(c, own->thread);
     conc__crew_stall(c);
-    return c->queued && one > 0 ? conc__crew_rouse(c) : 0;
+    int rc = c->queued && one > 0 ? conc__crew_rouse(c) : 0;
+    for (; c->calls; c->calls--)
+        sem_post(&c->work);
+    return rc;
 }
 
 CONC__PRIVATE void conc__crew_spare_back(conc__crew *c, const conc__frame *own, const conc_loop *l)
@@ -10294,6 +10311,17 @@ CONC__PRIVATE void conc__crew_spare_back(conc__crew *c, const conc__frame *own, 
     conc__lock_briefly(&c->mutex);
     conc__crew_spare(c, own, l, -1);
     conc__unlock(&c->mutex);
+}
+
+/* Unlocks, and only then wakes those who shall come: else they would at once wait for the mutex. The crew is there until this
+ * returns, as its caller knows. */
+CONC__PRIVATE void conc__crew_unlock(conc__crew *c)
+{
+    int calls = c->calls;
+    c->calls = 0;
+    conc__unlock(&c->mutex);
+    for (; calls; calls--)
+        sem_post(&c->work);
 }
 
 /* Under the mutex, below the limit. */
@@ -10394,7 +10422,7 @@ CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l
     } else {
         rc = conc__crew_queue(c, j);
     }
-    conc__unlock(&c->mutex);
+    conc__crew_unlock(c);
     conc__pool_leave(users);
     return rc;
 }
@@ -10654,6 +10682,8 @@ CONC__PRIVATE bool conc__thread_next(conc__crew *c, conc__thread *t)
     }
     if (c->queued)
         conc__crew_rouse(c);
+    if (!t->filled && c->calls)
+        sem_post(&c->work), c->calls--;
     return t->filled > 0; /* else there are more threads than there need to be */
 }
 
@@ -10689,7 +10719,7 @@ CONC__PRIVATE void *conc__thread_main(void *arg)
     conc__lock_briefly(&c->mutex);
     c->coming--;
     while (conc__thread_next(c, t)) {
-        conc__unlock(&c->mutex);
+        conc__crew_unlock(c);
         for (int i = 0; i < t->filled; i++) {
             conc_job *j = atomic_load_explicit(&t->batch[i], memory_order_relaxed);
             if (i + 1 < t->filled)
@@ -12935,8 +12965,10 @@ CONC__PRIVATE int conc__desk_set(conc__desk *d, uintptr_t fn, int kind)
 CONC__PRIVATE void conc__desk_send(conc__desk *d)
 {
     __atomic_store_n(&d->state, CONC__DESK_REQUEST, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&d->asleep, __ATOMIC_SEQ_CST))
+    bool asleep = __atomic_load_n(&d->asleep, __ATOMIC_SEQ_CST);
+    if (asleep)
         conc__futex_wake(&d->state);
+    conc__has_woken(asleep);
 }
 
 /* The elements that a runner gets next: at first many, at last one by one. */
@@ -13639,6 +13671,10 @@ CONC__PRIVATE void *conc__manager_main(void *arg)
     while (!h->ending) {
         conc__hub_send(h, true);
         conc__hub_staff(h);
+        if (h->forks && h->zygote < 0 && !h->broken) {
+            h->broken = -ENOTRECOVERABLE;
+            conc__copy(h->why, sizeof h->why, "the process that forks the workers has ended");
+        }
         conc__hub_collect(h, true); /* a reply may have come while nobody looked at its station */
         if (!h->ending)
             conc__hub_wait(h, conc__hub_trim(h));

@@ -1,0 +1,1340 @@
+/* test_children.c - conc_child: other programs, what they inherit, how they end, and that neither they nor descriptors
+ * stay behind.
+ *
+ * Seeds: 3 (it starts programs)
+ * Not under: ucontext, no-epoll, save-fpu, poll, aarch64, aarch64-bti, riscv64, valgrind (how tasks switch and wait is
+ * tested elsewhere; emulators and Valgrind make of vfork(2) a fork(2), and so of every start a success)
+ */
+#define _GNU_SOURCE 1 /* pipe2 */
+#define TEST_POOL
+#include "conc_test.h"
+
+#include <limits.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+
+enum { UNDECIDED = 100000, MEGABYTE = 1024 * 1024 };
+
+#define ARGV(...) \
+    (const char *const[]) { __VA_ARGS__, (const char *)0 }
+#define SH(script) ARGV("/bin/sh", "-c", (script))
+
+static void check_no_children(void)
+{
+    int status, pid = (int)waitpid(-1, &status, WNOHANG);
+    CHECK_INT(pid, -1);
+    CHECK_INT(errno, ECHILD);
+}
+
+/* A run, or none, after which there are no children and as many descriptors as before. */
+static void with_children(void (*body)(void), bool in_task)
+{
+    signal(SIGPIPE, SIG_DFL);
+    signal(SIGCHLD, SIG_DFL);
+    int fds = test_count_fds();
+    in_task ? test_in_task(body) : body();
+    CHECK_INT(test_count_fds(), fds);
+    check_no_children();
+}
+
+#define CHILD_TESTS_(kind_of_test, name, in_task)                    \
+    static void body_of_##name(void);                                \
+    kind_of_test(name) { with_children(body_of_##name, (in_task)); } \
+    static void body_of_##name(void)
+#define CHILD_TEST(name) CHILD_TESTS_(TEST, name, true)
+#define ORDERED_CHILD_TEST(name) CHILD_TESTS_(ORDERED_TEST, name, true)
+#define THREAD_CHILD_TEST(name) CHILD_TESTS_(TEST, name, false) /* outside any run */
+
+/* ---- helpers ---- */
+
+static void start(conc_child *c)
+{
+    CHECK_INT(conc_child_start(c), 0);
+    CHECK(c->pid > 0);
+}
+
+static int wait_status(conc_child *c)
+{
+    int status = -1;
+    CHECK_INT(conc_child_wait(c, &status), 0);
+    return status;
+}
+
+static void check_exits(conc_child *c, int code)
+{
+    int status = wait_status(c);
+    CHECK(WIFEXITED(status));
+    CHECK_INT(WEXITSTATUS(status), code);
+}
+
+static void check_killed(conc_child *c, int signal_number)
+{
+    int status = wait_status(c);
+    CHECK(WIFSIGNALED(status));
+    CHECK_INT(WTERMSIG(status), signal_number);
+}
+
+static bool lives(int pid) { return kill(pid, 0) == 0; }
+
+static void end_input(conc_child *c)
+{
+    CHECK_INT(conc_close(c->input), 0);
+    c->input = -1;
+}
+
+/* All up to the end of the file, as a text. */
+static const char *read_all(int fd, char *buf, size_t size)
+{
+    ssize_t n = conc_read_full(fd, buf, size - 1);
+    CHECK(n >= 0 && (size_t)n < size - 1);
+    buf[n] = 0;
+    return buf;
+}
+
+/* What the script prints; it ends well. */
+static const char *output_of(const char *const *argv)
+{
+    static char text[16384];
+    CONC_AUTO(conc_child, c) = {.argv = argv, .input = CONC_NULL, .output = CONC_PIPE};
+    start(&c);
+    read_all(c.output, text, sizeof text);
+    check_exits(&c, 0);
+    return text;
+}
+
+static char directory[64];
+
+static void make_directory(void)
+{
+    snprintf(directory, sizeof directory, "%s/conc_XXXXXX", P_tmpdir);
+    CHECK(mkdtemp(directory) != NULL);
+}
+
+/* Paths in it; of the last four calls. */
+static const char *path_of(const char *name)
+{
+    static char paths[4][256];
+    static int next;
+    char *path = paths[next++ % 4];
+    snprintf(path, sizeof paths[0], "%s/%s", directory, name);
+    return path;
+}
+
+static void make_file(const char *path, const char *text, mode_t mode)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    CHECK(fd >= 0);
+    CHECK_INT(write(fd, text, strlen(text)), strlen(text));
+    CHECK_INT(fchmod(fd, mode), 0);
+    CHECK_INT(close(fd), 0);
+}
+
+/* Reads what is there of a pipe whose other ends are closed. */
+static void check_pipe_has(int fd, const char *expected)
+{
+    char text[256];
+    CHECK_STR(read_all(fd, text, sizeof text), expected);
+}
+
+/* ---- pipes ---- */
+
+typedef struct transfer {
+    conc_child *child;
+    const char *data;
+    size_t size;
+    ssize_t moved;
+} transfer;
+
+static int feeds(void *arg)
+{
+    transfer *t = arg;
+    t->moved = conc_write_full(t->child->input, t->data, t->size);
+    end_input(t->child);
+    return 0;
+}
+
+/* A byte more than there should be is asked for. */
+static int drains(void *arg)
+{
+    transfer *t = arg;
+    char *got = malloc(t->size + 1);
+    CHECK(got != NULL);
+    t->moved = conc_read_full(t->child->output, got, t->size + 1);
+    CHECK(t->moved == (ssize_t)t->size && memcmp(got, t->data, t->size) == 0);
+    free(got);
+    return 0;
+}
+
+/* Sends size bytes through the child and back. */
+static void pass_through(conc_child *c, size_t size)
+{
+    char *data = malloc(size);
+    CHECK(data != NULL);
+    for (size_t i = 0; i < size; i++)
+        data[i] = (char)(i ^ i >> 8 ^ i >> 16);
+    transfer in = {c, data, size, 0}, out = in;
+    CHECK_INT(CONC_GATHER(CONC_CALL(feeds, &in), CONC_CALL(drains, &out)), 0);
+    CHECK_INT(in.moved, size);
+    free(data);
+}
+
+CHILD_TEST(a_megabyte_goes_to_a_program_and_comes_back)
+{
+    conc_child c = {.argv = ARGV("/bin/cat"), .input = CONC_PIPE, .output = CONC_PIPE};
+    start(&c);
+    CHECK(c.input > 2 && c.output > 2);
+    CHECK_INT(c.error, -1);
+    pass_through(&c, MEGABYTE);
+    check_exits(&c, 0);
+    CHECK_INT(conc_child_close(&c), 0);
+}
+
+static int passes_through(void *arg)
+{
+    conc_child *c = arg;
+    *c = (conc_child){.argv = ARGV("cat"), .input = CONC_PIPE, .output = CONC_PIPE};
+    start(c);
+    pass_through(c, MEGABYTE / 4);
+    check_exits(c, 0);
+    CHECK_INT(conc_child_close(c), 0);
+    return 0;
+}
+
+CHILD_TEST(several_programs_are_fed_at_once)
+{
+    conc_child c[6];
+    CHECK_INT(CONC_MAP(passes_through, c), 0);
+}
+
+CHILD_TEST(each_of_the_three_has_a_pipe_of_its_own)
+{
+    char text[64];
+    conc_child c = {.argv = SH("read x; echo out $x; echo err $x >&2"),
+                    .input = CONC_PIPE,
+                    .output = CONC_PIPE,
+                    .error = CONC_PIPE};
+    start(&c);
+    CHECK(c.input != c.output && c.output != c.error && c.input != c.error);
+    CHECK(fcntl(c.input, F_GETFD) & FD_CLOEXEC);
+    CHECK(fcntl(c.output, F_GETFD) & FD_CLOEXEC);
+    CHECK(fcntl(c.error, F_GETFD) & FD_CLOEXEC);
+    CHECK_INT(conc_write(c.input, "abc\n", 4), 4);
+    CHECK_STR(read_all(c.error, text, sizeof text), "err abc\n");
+    CHECK_STR(read_all(c.output, text, sizeof text), "out abc\n");
+    CHECK_INT(conc_close(c.output), 0);
+    c.output = -1;
+    CHECK_INT(conc_child_close(&c), 0);
+    CHECK_INT(c.error, -1);
+    CHECK_INT(c.input, -1);
+}
+
+CHILD_TEST(the_null_device_gives_nothing_and_takes_everything)
+{
+    conc_child c = {
+        .argv = SH("cat; echo out; echo err >&2; exit 4"), .input = CONC_NULL, .output = CONC_NULL, .error = CONC_NULL};
+    start(&c);
+    CHECK_INT(c.input, -1);
+    CHECK_INT(c.output, -1);
+    CHECK_INT(c.error, -1);
+    check_exits(&c, 4);
+    CHECK_INT(conc_child_close(&c), 0);
+}
+
+CHILD_TEST(a_program_that_does_not_listen_breaks_the_pipe_without_a_signal)
+{
+    char byte = 'x';
+    CONC_AUTO(conc_child, c) = {.argv = ARGV("true"), .input = CONC_PIPE};
+    start(&c);
+    check_exits(&c, 0);
+    CHECK_INT(conc_write(c.input, &byte, 1), -EPIPE);
+}
+
+CHILD_TEST(the_ends_that_a_program_gets_block)
+{
+    const char *script = "for i in 0 1 2; do grep flags /proc/$$/fdinfo/$i; done";
+    char text[256];
+    CONC_AUTO(conc_child, c) = {.argv = SH(script), .input = CONC_PIPE, .output = CONC_PIPE, .error = CONC_PIPE};
+    start(&c);
+    const char *at = read_all(c.output, text, sizeof text);
+    for (int i = 0; i < 3; i++, at++) {
+        CHECK((at = strpbrk(at, "01234567")) != NULL);
+        CHECK_INT(strtol(at, (char **)&at, 8) & O_NONBLOCK, 0);
+    }
+}
+
+/* ---- given descriptors ---- */
+
+CHILD_TEST(given_descriptors_stay_open)
+{
+    int in[2], out[2];
+    CHECK_INT(pipe2(in, O_CLOEXEC), 0);
+    CHECK_INT(pipe2(out, O_CLOEXEC), 0);
+    conc_child c = {.argv = SH("cat; echo err >&2"), .input = in[0], .output = out[1], .error = out[1]};
+    start(&c);
+    CHECK_INT(c.input, -1);
+    CHECK_INT(c.output, -1);
+    CHECK_INT(c.error, -1);
+    CHECK_INT(write(in[1], "abc", 3), 3);
+    CHECK_INT(close(in[1]), 0);
+    check_exits(&c, 0);
+    CHECK_INT(conc_child_close(&c), 0);
+    CHECK(fcntl(in[0], F_GETFD) & FD_CLOEXEC);
+    CHECK(fcntl(out[1], F_GETFD) & FD_CLOEXEC);
+    CHECK_INT(close(out[1]), 0);
+    check_pipe_has(out[0], "abcerr\n");
+    CHECK_INT(close(in[0]), 0);
+    CHECK_INT(close(out[0]), 0);
+}
+
+/* While it lasts, the program's 0, 1 and 2 are other descriptors, or closed. */
+typedef struct standard {
+    int saved[3];
+} standard;
+
+static standard replace_standard(const int with[3])
+{
+    standard s;
+    for (int i = 0; i < 3; i++) {
+        s.saved[i] = fcntl(i, F_DUPFD_CLOEXEC, 10);
+        if (with[i] >= 0)
+            CHECK_INT(dup2(with[i], i), i);
+    }
+    for (int i = 0; i < 3; i++)
+        if (with[i] < 0)
+            close(i);
+    return s;
+}
+
+static void restore_standard(const standard *s)
+{
+    for (int i = 0; i < 3; i++) {
+        if (s->saved[i] < 0)
+            close(i);
+        else {
+            CHECK_INT(dup2(s->saved[i], i), i);
+            CHECK_INT(close(s->saved[i]), 0);
+        }
+    }
+}
+
+/* Starts a script that says "out" and "err" while 1 and 2 of this program are pipes: what came through these. */
+static void check_what_goes_where(int output, int error, const char *first, const char *second)
+{
+    int one[2], two[2];
+    CHECK_INT(pipe2(one, O_CLOEXEC), 0);
+    CHECK_INT(pipe2(two, O_CLOEXEC), 0);
+    conc_child c = {.argv = SH("echo out; echo err >&2"), .input = CONC_NULL, .output = output, .error = error};
+    standard s = replace_standard((int[]){0, one[1], two[1]});
+    int rc = conc_child_start(&c);
+    restore_standard(&s);
+    CHECK_INT(rc, 0);
+    CHECK_INT(close(one[1]), 0);
+    CHECK_INT(close(two[1]), 0);
+    if (c.output >= 0)
+        check_pipe_has(c.output, "out\n");
+    if (c.error >= 0)
+        check_pipe_has(c.error, "err\n");
+    check_pipe_has(one[0], first);
+    check_pipe_has(two[0], second);
+    check_exits(&c, 0);
+    CHECK_INT(conc_child_close(&c), 0);
+    CHECK_INT(close(one[0]), 0);
+    CHECK_INT(close(two[0]), 0);
+}
+
+CHILD_TEST(this_programs_own_outputs_may_be_given_in_any_order)
+{
+    check_what_goes_where(0, 0, "out\n", "err\n");
+    check_what_goes_where(1, 2, "out\n", "err\n");
+    check_what_goes_where(2, 1, "err\n", "out\n");
+    check_what_goes_where(2, 2, "", "out\nerr\n");
+    check_what_goes_where(1, 1, "out\nerr\n", "");
+    check_what_goes_where(0, 1, "out\nerr\n", "");
+    check_what_goes_where(2, 0, "", "out\nerr\n");
+    check_what_goes_where(CONC_PIPE, 1, "err\n", "");
+    check_what_goes_where(CONC_NULL, 1, "err\n", "");
+    check_what_goes_where(2, CONC_PIPE, "", "out\n");
+    check_what_goes_where(2, CONC_NULL, "", "out\n");
+    check_what_goes_where(CONC_PIPE, CONC_PIPE, "", "");
+}
+
+CHILD_TEST(an_input_may_be_at_the_number_of_an_output)
+{
+    for (int number = 1; number <= 2; number++) {
+        int in[2], with[3] = {0, 1, 2};
+        CHECK_INT(pipe2(in, O_CLOEXEC), 0);
+        CHECK_INT(write(in[1], "abc", 3), 3);
+        CHECK_INT(close(in[1]), 0);
+        conc_child c = {.argv = ARGV("cat"), .input = number, .output = CONC_PIPE, .error = CONC_NULL};
+        with[number] = in[0];
+        standard s = replace_standard(with);
+        int rc = conc_child_start(&c);
+        restore_standard(&s);
+        CHECK_INT(rc, 0);
+        check_pipe_has(c.output, "abc");
+        check_exits(&c, 0);
+        CHECK_INT(conc_child_close(&c), 0);
+        CHECK_INT(close(in[0]), 0);
+    }
+}
+
+CHILD_TEST(pipes_work_while_this_programs_own_descriptors_are_closed)
+{
+    static const int closed[][3] = {{-1, 1, 2}, {0, -1, 2}, {0, 1, -1}, {-1, -1, 2}, {-1, -1, -1}};
+    for (size_t i = 0; i < CONC_LEN(closed); i++) {
+        char out[64] = "", err[64] = "";
+        conc_child c = {.argv = SH("cat; echo err >&2"), .input = CONC_PIPE, .output = CONC_PIPE, .error = CONC_PIPE};
+        standard s = replace_standard(closed[i]);
+        int rc = conc_child_start(&c);
+        ssize_t written = rc == 0 ? conc_write(c.input, "abc", 3) : -1;
+        int ended = conc_close(c.input);
+        c.input = -1;
+        ssize_t got = conc_read_full(c.output, out, sizeof out - 1);
+        ssize_t got_err = conc_read_full(c.error, err, sizeof err - 1);
+        int status = -1, waited = conc_child_wait(&c, &status), rest = conc_child_close(&c);
+        restore_standard(&s);
+        CHECK_INT(rc, 0);
+        CHECK_INT(written, 3);
+        CHECK_INT(ended, 0);
+        CHECK_INT(got, 3);
+        CHECK_STR(out, "abc");
+        CHECK_INT(got_err, 4);
+        CHECK_STR(err, "err\n");
+        CHECK_INT(waited, 0);
+        CHECK_INT(status, 0);
+        CHECK_INT(rest, 0);
+    }
+}
+
+CHILD_TEST(what_is_no_descriptor_is_an_error_and_nothing_starts)
+{
+    static const int wrong[] = {-1, -4, -1000, 250, 100000};
+    CHECK_STR(output_of(ARGV("echo", "first")), "first\n"); /* what the module itself keeps open is open now */
+    for (size_t i = 0; i < CONC_LEN(wrong); i++)
+        for (int which = 0; which < 3; which++) {
+            conc_child c = {.argv = ARGV("true"), .input = CONC_PIPE, .output = CONC_PIPE, .error = CONC_PIPE};
+            *(which == 0 ? &c.input : which == 1 ? &c.output : &c.error) = wrong[i];
+            int fds = test_count_fds(), rc = conc_child_start(&c);
+            CHECK(rc == -EBADF || rc == -EINVAL);
+            CHECK_INT(test_count_fds(), fds);
+            check_no_children();
+        }
+}
+
+/* ---- what it inherits ---- */
+
+CHILD_TEST(a_program_inherits_no_descriptor_but_three)
+{
+    int ends[2];
+    CHECK_INT(pipe(ends), 0);
+    CHECK_INT(dup2(ends[0], 100), 100);
+    CHECK_INT(dup2(ends[1], 255), 255);
+    CHECK_STR(output_of(ARGV("ls", "/proc/self/fd")), "0\n1\n2\n3\n"); /* the last one is its own, for the listing */
+    CHECK_INT(close(100), 0);
+    CHECK_INT(close(255), 0);
+    CHECK_INT(close(ends[0]), 0);
+    CHECK_INT(close(ends[1]), 0);
+}
+
+CHILD_TEST(given_descriptors_are_inherited_once)
+{
+    int out[2];
+    CHECK_INT(pipe(out), 0); /* not close-on-exec */
+    conc_child c = {.argv = ARGV("ls", "/proc/self/fd"), .output = out[1], .error = out[1]};
+    start(&c);
+    CHECK_INT(close(out[1]), 0);
+    check_pipe_has(out[0], "0\n1\n2\n3\n");
+    check_exits(&c, 0);
+    CHECK_INT(conc_child_close(&c), 0);
+    CHECK_INT(close(out[0]), 0);
+}
+
+CHILD_TEST(the_environment_is_this_programs_or_the_given_one)
+{
+    const char *const env[] = {"A=b", "C=d e", NULL}, *const nothing[] = {NULL};
+    char text[256];
+    CHECK_INT(setenv("CONC_TEST_WORD", "inherited", 1), 0);
+    CHECK_STR(output_of(SH("echo $CONC_TEST_WORD")), "inherited\n");
+    conc_child c = {.argv = ARGV("env"), .env = env, .input = CONC_NULL, .output = CONC_PIPE};
+    start(&c);
+    CHECK_STR(read_all(c.output, text, sizeof text), "A=b\nC=d e\n");
+    CHECK_INT(conc_child_close(&c), 0);
+    c = (conc_child){.argv = ARGV("env"), .env = nothing, .input = CONC_NULL, .output = CONC_PIPE};
+    start(&c);
+    CHECK_STR(read_all(c.output, text, sizeof text), "");
+    CHECK_INT(conc_child_close(&c), 0);
+}
+
+CHILD_TEST(a_program_runs_where_it_is_told_to)
+{
+    char here[PATH_MAX], text[PATH_MAX], expected[PATH_MAX + 1], real[PATH_MAX];
+    make_directory();
+    CHECK(getcwd(here, sizeof here) != NULL);
+    CHECK(realpath(directory, real) != NULL);
+    snprintf(expected, sizeof expected, "%s\n", here);
+    CHECK_STR(output_of(ARGV("/bin/pwd")), expected);
+    conc_child c = {.argv = ARGV("/bin/pwd"), .dir = directory, .output = CONC_PIPE};
+    start(&c);
+    snprintf(expected, sizeof expected, "%s\n", real);
+    CHECK_STR(read_all(c.output, text, sizeof text), expected);
+    CHECK_INT(conc_child_close(&c), 0);
+    CHECK(getcwd(text, sizeof text) != NULL);
+    CHECK_STR(text, here);
+    CHECK_INT(rmdir(directory), 0);
+}
+
+CHILD_TEST(arguments_come_as_they_are)
+{
+    CHECK_STR(output_of(ARGV("printf", "[%s]", "", "a b", "$HOME", "\"'\\", "*")), "[][a b][$HOME][\"'\\][*]");
+}
+
+/* A set of signals out of /proc/self/status; without those that are the C library's own. */
+static unsigned long long status_signals(const char *status, const char *name)
+{
+    const char *at = strstr(status, name);
+    return at ? strtoull(at + strlen(name), NULL, 16) & 0x7fffffff : 0xbad00000000;
+}
+
+static char own_status[16384];
+
+static void remember_own_status(void)
+{
+    int fd = open("/proc/self/status", O_RDONLY);
+    CHECK(fd >= 0);
+    ssize_t n = read(fd, own_status, sizeof own_status - 1);
+    CHECK(n > 0);
+    own_status[n] = 0;
+    CHECK_INT(close(fd), 0);
+}
+
+/* Does what cat prints of its own status say the same of signals as this program before the run? */
+static int compare_status(void *arg)
+{
+    char text[8192] = "";
+    size_t n = 0;
+    conc_child c = {.argv = ARGV("cat", "/proc/self/status"), .input = CONC_NULL, .output = CONC_PIPE};
+    (void)arg;
+    CONC_TRY(conc_child_start(&c));
+    while (n < sizeof text - 1) {
+        struct pollfd p = {.fd = c.output, .events = POLLIN};
+        ssize_t got = poll(&p, 1, -1) == 1 ? read(c.output, text + n, sizeof text - 1 - n) : -1;
+        if (got <= 0)
+            break;
+        n += (size_t)got;
+    }
+    CONC_TRY(conc_child_close(&c));
+    bool same = status_signals(text, "SigBlk:") == status_signals(own_status, "SigBlk:") &&
+                status_signals(text, "SigIgn:") == status_signals(own_status, "SigIgn:");
+    return same ? 7 : -EPROTO;
+}
+
+static int compare_in_a_run(void *arg) { return conc_run(compare_status, arg); }
+
+static void block(int signal_number)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, signal_number);
+    CHECK_INT(pthread_sigmask(SIG_BLOCK, &set, NULL), 0);
+}
+
+THREAD_CHILD_TEST(signals_are_blocked_and_ignored_as_in_this_program_before_its_run)
+{
+    signal(SIGUSR1, SIG_IGN);
+    for (int i = 0; i < 3; i++) {
+        if (i > 0)
+            block(i == 1 ? SIGUSR2 : SIGPIPE);
+        remember_own_status();
+        CHECK_INT(compare_status(NULL), 7);
+        CHECK_INT(compare_in_a_run(NULL), 7);
+    }
+}
+
+CHILD_TEST(from_jobs_signals_are_blocked_and_ignored_as_in_this_program_before_its_run)
+{
+    /* the run blocks SIGPIPE in its thread, and a pool may block more in its own */
+    sigset_t old, pipe_signal;
+    sigemptyset(&pipe_signal);
+    sigaddset(&pipe_signal, SIGPIPE);
+    CHECK_INT(pthread_sigmask(SIG_UNBLOCK, &pipe_signal, &old), 0);
+    remember_own_status();
+    CHECK_INT(pthread_sigmask(SIG_SETMASK, &old, NULL), 0);
+    CONC_AUTO(conc_pool, pool) = {.threads = 1};
+    CHECK_INT(conc_pool_open(&pool), 0);
+    CHECK_INT(conc_pool_run(&pool, compare_status, NULL), 7);
+    CHECK_INT(conc_pool_run(&pool, compare_in_a_run, NULL), 7);
+    CHECK_INT(conc_offload(compare_status, NULL), 7);
+}
+
+CHILD_TEST(a_broken_pipe_is_deadly_in_a_program_as_it_is_outside)
+{
+    conc_child c = {.argv = SH("kill -PIPE $$; exit 3")};
+    start(&c);
+    check_killed(&c, SIGPIPE);
+    CHECK_INT(conc_child_close(&c), 0);
+}
+
+/* ---- how it ends ---- */
+
+CHILD_TEST(exit_codes_are_told)
+{
+    static const int codes[] = {0, 1, 2, 77, 127, 255};
+    for (size_t i = 0; i < CONC_LEN(codes); i++) {
+        char script[32];
+        snprintf(script, sizeof script, "exit %d", codes[i]);
+        CONC_AUTO(conc_child, c) = {.argv = SH(script)};
+        start(&c);
+        check_exits(&c, codes[i]);
+        check_exits(&c, codes[i]); /* again */
+        CHECK_INT(conc_child_wait(&c, NULL), 0);
+    }
+}
+
+/* Ends when its input does. */
+static conc_child sleeper(void)
+{
+    static const char *const argv[] = {"/bin/cat", NULL};
+    return (conc_child){.argv = argv, .input = CONC_PIPE, .output = CONC_NULL};
+}
+
+CHILD_TEST(a_signal_that_kills_is_told)
+{
+    static const int signals[] = {SIGTERM, SIGKILL, SIGINT, SIGUSR1};
+    for (size_t i = 0; i < CONC_LEN(signals); i++) {
+        CONC_AUTO(conc_child, c) = sleeper();
+        start(&c);
+        CHECK_INT(conc_child_kill(&c, signals[i]), 0);
+        check_killed(&c, signals[i]);
+        CHECK_INT(conc_child_kill(&c, signals[i]), -EALREADY);
+        check_killed(&c, signals[i]);
+    }
+}
+
+CHILD_TEST(a_signal_that_does_not_kill_is_received)
+{
+    char text[64];
+    conc_child c = {.argv = SH("trap 'echo got it; exit 6' TERM; echo ready; while :; do read x || sleep 0.01; done"),
+                    .input = CONC_NULL,
+                    .output = CONC_PIPE};
+    start(&c);
+    CHECK_INT(conc_read_full(c.output, text, 6), 6);
+    CHECK_INT(conc_child_kill(&c, SIGTERM), 0);
+    CHECK_STR(read_all(c.output, text, sizeof text), "got it\n");
+    check_exits(&c, 6);
+    CHECK_INT(conc_child_close(&c), 0);
+}
+
+/* Returns when it has ended, without learning how. */
+static void wait_until_dead(int pid)
+{
+    siginfo_t info;
+    CHECK_INT(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT), 0);
+}
+
+CHILD_TEST(who_has_ended_gets_no_signal_though_nobody_has_waited)
+{
+    CONC_AUTO(conc_child, c) = {.argv = SH("exit 5")};
+    start(&c);
+    wait_until_dead(c.pid);
+    CHECK_INT(conc_child_kill(&c, SIGTERM), -EALREADY);
+    check_exits(&c, 5);
+    CHECK_INT(conc_child_kill(&c, SIGTERM), -EALREADY);
+}
+
+CHILD_TEST(no_such_signal_is_an_error_and_harms_nobody)
+{
+    CONC_AUTO(conc_child, c) = sleeper();
+    start(&c);
+    CHECK_INT(conc_child_kill(&c, 1000), -EINVAL);
+    CHECK_INT(conc_child_kill(&c, -1), -EINVAL);
+    CHECK(lives(c.pid));
+    end_input(&c);
+    check_exits(&c, 0);
+}
+
+static int waits(void *arg) { return conc_child_wait(arg, NULL); }
+
+CHILD_TEST(a_program_that_was_stopped_has_not_ended)
+{
+    siginfo_t info;
+    CONC_AUTO(conc_child, c) = sleeper();
+    start(&c);
+    CHECK_INT(conc_child_kill(&c, SIGSTOP), 0);
+    CHECK_INT(waitid(P_PID, (id_t)c.pid, &info, WSTOPPED | WNOWAIT), 0);
+    CHECK_INT(conc_timeout(1, waits, &c), -ETIMEDOUT);
+    CHECK_INT(conc_child_kill(&c, SIGCONT), 0);
+    end_input(&c);
+    check_exits(&c, 0);
+}
+
+CHILD_TEST(a_program_that_was_stopped_is_closed)
+{
+    conc_child c = sleeper();
+    start(&c);
+    CHECK_INT(conc_child_kill(&c, SIGSTOP), 0);
+    CHECK_INT(conc_child_close(&c), 0);
+    check_no_children();
+}
+
+CHILD_TEST(a_wait_that_runs_out_of_time_leaves_the_program_alone)
+{
+    CONC_AUTO(conc_child, c) = sleeper();
+    start(&c);
+    for (int i = 0; i < 100; i++)
+        CHECK_INT(conc_timeout(1, waits, &c), -ETIMEDOUT);
+    CHECK_TIME(100);
+    CHECK(lives(c.pid));
+    end_input(&c);
+    check_exits(&c, 0);
+}
+
+typedef struct waiter {
+    conc_child *child;
+    int rc, status;
+    conc_task task;
+} waiter;
+
+static int waits_for_status(void *arg)
+{
+    waiter *w = arg;
+    w->rc = UNDECIDED;
+    w->rc = conc_child_wait(w->child, &w->status);
+    return 0;
+}
+
+CHILD_TEST(any_number_of_tasks_wait_and_a_cancel_of_one_is_its_own)
+{
+    enum { N = 10, CANCELLED = 3 };
+    waiter w[N];
+    conc_group g = {0};
+    CONC_AUTO(conc_child, c) = {.argv = SH("read x; exit $x"), .input = CONC_PIPE};
+    start(&c);
+    for (int i = 0; i < N; i++) {
+        w[i].child = &c;
+        CHECK_INT(conc_spawn_task(&g, &w[i].task, waits_for_status, &w[i]), 0);
+    }
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(conc_cancel(&w[CANCELLED].task), 0);
+    CHECK_INT(conc_settle(), 0);
+    for (int i = 0; i < N; i++)
+        CHECK_INT(w[i].rc, i == CANCELLED ? -ECANCELED : UNDECIDED);
+    CHECK(lives(c.pid));
+    CHECK_INT(conc_write(c.input, "42\n", 3), 3);
+    CHECK_INT(conc_group_wait(&g), 0);
+    for (int i = 0; i < N; i++)
+        if (i != CANCELLED) {
+            CHECK_INT(w[i].rc, 0);
+            CHECK(WIFEXITED(w[i].status));
+            CHECK_INT(WEXITSTATUS(w[i].status), 42);
+        }
+}
+
+CHILD_TEST(the_end_of_a_program_does_not_wait_for_who_else_has_its_pipes)
+{
+    char text[64];
+    conc_child c = {.argv = SH("sleep 1000 & echo $!; exit 3"), .input = CONC_NULL, .output = CONC_PIPE};
+    start(&c);
+    check_exits(&c, 3);
+    ssize_t n = conc_read(c.output, text, sizeof text - 1);
+    CHECK(n > 1);
+    text[n] = 0;
+    CHECK_INT(conc_child_close(&c), 0);
+    CHECK_INT(kill((pid_t)atoi(text), SIGKILL), 0);
+}
+
+CHILD_TEST(waiting_for_a_program_alone_is_no_deadlock)
+{
+    conc_child c = {.argv = SH("sleep 0.1; exit 2"), .input = CONC_NULL};
+    start(&c);
+    check_exits(&c, 2);
+    CHECK_INT(conc_child_close(&c), 0);
+}
+
+/* ---- closing ---- */
+
+CHILD_TEST(a_close_kills_and_waits)
+{
+    static const char *const scripts[] = {"exec cat", "trap '' TERM INT HUP; cat", "exit 3", "kill -TERM $$"};
+    for (size_t i = 0; i < CONC_LEN(scripts); i++) {
+        conc_child c = {.argv = SH(scripts[i]), .input = CONC_PIPE, .output = CONC_PIPE, .error = CONC_PIPE};
+        start(&c);
+        int pid = c.pid;
+        CHECK_INT(conc_child_close(&c), 0);
+        CHECK(!lives(pid));
+        check_no_children();
+        CHECK_INT(c.input, -1);
+        CHECK_INT(c.output, -1);
+        CHECK_INT(c.error, -1);
+        CHECK_INT(conc_child_close(&c), 0);
+    }
+}
+
+CHILD_TEST(what_never_started_is_closed_all_the_same)
+{
+    conc_child zero = {0}, prepared = {.argv = ARGV("true"), .input = CONC_PIPE, .output = CONC_NULL, .error = 1};
+    CHECK_INT(conc_child_close(&zero), 0);
+    CHECK_INT(conc_child_close(&prepared), 0);
+    CHECK(fcntl(1, F_GETFD) >= 0);
+}
+
+CHILD_TEST(a_close_is_not_cut_short_by_a_cancel)
+{
+    conc_scope s = {0};
+    conc_child c = sleeper();
+    start(&c);
+    int pid = c.pid;
+    CHECK_INT(conc_scope_begin(&s, CONC_FOREVER), 0);
+    conc_scope_cancel(&s);
+    CHECK_INT(conc_child_wait(&c, NULL), -ECANCELED);
+    CHECK(lives(pid));
+    CHECK_INT(conc_child_close(&c), 0);
+    CHECK(!lives(pid));
+    check_no_children();
+    CHECK_INT(conc_scope_end(&s, -ECANCELED), 0);
+}
+
+static int leaves_early(int *pid)
+{
+    CONC_AUTO(conc_child, c) = sleeper();
+    CONC_AUTO(conc_child, never_started) = sleeper();
+    CONC_TRY(conc_child_start(&c));
+    *pid = c.pid;
+    return never_started.pid + 7;
+}
+
+CHILD_TEST(a_program_of_a_block_is_gone_with_it)
+{
+    int pid = 0;
+    CHECK_INT(leaves_early(&pid), 7);
+    CHECK(pid > 0 && !lives(pid));
+    check_no_children();
+}
+
+CHILD_TEST(who_waits_for_a_program_goes_on_when_it_is_closed)
+{
+    conc_child c = {.argv = ARGV("sleep", "1000")};
+    waiter w = {.child = &c};
+    conc_group g = {0};
+    start(&c);
+    CHECK_INT(conc_spawn(&g, waits_for_status, &w), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(conc_child_close(&c), 0);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK(w.rc != UNDECIDED);
+    CHECK(w.rc < 0 || (WIFSIGNALED(w.status) && WTERMSIG(w.status) == SIGKILL));
+}
+
+typedef struct reader {
+    int fd;
+    ssize_t rc;
+} reader;
+
+static int reads(void *arg)
+{
+    reader *r = arg;
+    char byte;
+    r->rc = UNDECIDED;
+    r->rc = conc_read(r->fd, &byte, 1);
+    return 0;
+}
+
+CHILD_TEST(who_reads_from_a_program_goes_on_when_it_is_closed)
+{
+    conc_child c = {.argv = ARGV("cat"), .input = CONC_PIPE, .output = CONC_PIPE};
+    conc_group g = {0};
+    start(&c);
+    reader r = {.fd = c.output};
+    CHECK_INT(conc_spawn(&g, reads, &r), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(r.rc, UNDECIDED);
+    CHECK_INT(conc_child_close(&c), 0);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK(r.rc == -EBADF || r.rc == 0);
+}
+
+/* ---- errors of the start ---- */
+
+/* It does not start, and the fields are as they were: it can be tried again. */
+static void check_start_fails(conc_child *c, int expected)
+{
+    int fds = test_count_fds(), rc = conc_child_start(c);
+    if (rc != expected)
+        test_fail(__FILE__, __LINE__, "the start of \"%s\" returned %d, not %d", c->argv[0], rc, expected);
+    CHECK_INT(test_count_fds(), fds);
+    check_no_children();
+    CHECK_INT(conc_child_wait(c, NULL), -EINVAL);
+    CHECK_INT(conc_child_kill(c, SIGTERM), -EINVAL);
+    CHECK_INT(c->input, CONC_PIPE);
+    CHECK_INT(c->output, CONC_PIPE);
+    c->argv = ARGV("true");
+    c->dir = NULL;
+    start(c);
+    check_exits(c, 0);
+    CHECK_INT(conc_child_close(c), 0);
+}
+
+#define CHECK_START_FAILS(rc, ...) \
+    check_start_fails(&(conc_child){.input = CONC_PIPE, .output = CONC_PIPE, __VA_ARGS__}, (rc))
+
+CHILD_TEST(a_program_or_a_directory_that_is_not_there_is_not_started)
+{
+    make_directory();
+    CHECK_INT(setenv("PATH", "/usr/local/bin:/usr/bin:/bin", 1), 0); /* no directory that may not be searched */
+    make_file(path_of("file"), "", 0644);
+    CHECK_STR(output_of(ARGV("echo", "first")), "first\n");
+    CHECK_START_FAILS(-ENOENT, .argv = ARGV("/no/such/program"));
+    CHECK_START_FAILS(-ENOENT, .argv = ARGV("no-such-program-of-conc"));
+    CHECK_START_FAILS(-ENOENT, .argv = ARGV("./no-such-program-of-conc"));
+    CHECK_START_FAILS(-ENOENT, .argv = ARGV(""));
+    CHECK_START_FAILS(-ENOENT, .argv = ARGV("true"), .dir = path_of("missing"));
+    CHECK_START_FAILS(-ENOTDIR, .argv = ARGV("true"), .dir = path_of("file"));
+    CHECK_START_FAILS(-ENOTDIR, .argv = ARGV(path_of("file/program")));
+    CHECK_INT(unlink(path_of("file")), 0);
+    CHECK_INT(rmdir(directory), 0);
+}
+
+CHILD_TEST(what_cannot_be_executed_is_not_started)
+{
+    make_directory();
+    make_file(path_of("plain"), "#!/bin/sh\nexit 9\n", 0644);
+    CHECK_STR(output_of(ARGV("echo", "first")), "first\n");
+    CHECK_START_FAILS(-EACCES, .argv = ARGV(path_of("plain")));
+    CHECK_START_FAILS(-EACCES, .argv = ARGV(directory));
+    CHECK_INT(unlink(path_of("plain")), 0);
+    CHECK_INT(rmdir(directory), 0);
+}
+
+CHILD_TEST(too_long_an_argument_is_an_error)
+{
+    char *longest = malloc(MEGABYTE + 1);
+    CHECK(longest != NULL);
+    memset(longest, 'x', MEGABYTE);
+    longest[MEGABYTE] = 0;
+    CHECK_STR(output_of(ARGV("echo", "first")), "first\n");
+    CHECK_START_FAILS(-E2BIG, .argv = ARGV("echo", longest));
+    free(longest);
+}
+
+CHILD_TEST(programs_are_looked_for_where_path_says)
+{
+    char path[512];
+    conc_child c = {.argv = ARGV("conc-test-tool")};
+    make_directory();
+    CHECK_INT(mkdir(path_of("first"), 0700), 0);
+    CHECK_INT(mkdir(path_of("second"), 0700), 0);
+    snprintf(path, sizeof path, "%s:%s:/bin:/usr/bin", path_of("first"), path_of("second"));
+    CHECK_INT(setenv("PATH", path, 1), 0);
+    CHECK_INT(conc_child_start(&c), -ENOENT);
+    make_file(path_of("first/conc-test-tool"), "#!/bin/sh\nexit 8\n", 0644);
+    CHECK_INT(conc_child_start(&c), -EACCES);
+    make_file(path_of("second/conc-test-tool"), "#!/bin/sh\nexit 9\n", 0755);
+    start(&c);
+    check_exits(&c, 9);
+    CHECK_INT(conc_child_close(&c), 0);
+    CHECK_INT(unlink(path_of("first/conc-test-tool")), 0);
+    CHECK_INT(unlink(path_of("second/conc-test-tool")), 0);
+    CHECK_INT(rmdir(path_of("first")), 0);
+    CHECK_INT(rmdir(path_of("second")), 0);
+    CHECK_INT(rmdir(directory), 0);
+}
+
+CHILD_TEST(what_makes_no_sense_is_refused)
+{
+    conc_child nothing = {0}, empty = {.argv = ARGV(NULL)};
+    CHECK_INT(conc_child_start(NULL), -EINVAL);
+    CHECK_INT(conc_child_start(&nothing), -EINVAL);
+    CHECK_INT(conc_child_start(&empty), -EINVAL);
+    CHECK_INT(conc_child_wait(NULL, NULL), -EINVAL);
+    CHECK_INT(conc_child_wait(&nothing, NULL), -EINVAL);
+    CHECK_INT(conc_child_kill(NULL, SIGTERM), -EINVAL);
+    CHECK_INT(conc_child_kill(&nothing, SIGTERM), -EINVAL);
+    CHECK_INT(conc_child_close(&nothing), 0);
+}
+
+CHILD_TEST(a_child_is_started_again_only_once_it_is_closed)
+{
+    conc_child c = sleeper();
+    for (int i = 0; i < 3; i++) {
+        start(&c);
+        int pid = c.pid, input = c.input;
+        CHECK_INT(conc_child_start(&c), -EBUSY);
+        CHECK_INT(c.pid, pid);
+        CHECK_INT(c.input, input);
+        end_input(&c);
+        check_exits(&c, 0);
+        CHECK_INT(conc_child_start(&c), -EBUSY);
+        CHECK_INT(conc_child_close(&c), 0);
+        CHECK_INT(conc_child_wait(&c, NULL), -EINVAL);
+        CHECK_INT(conc_child_kill(&c, SIGTERM), -EINVAL);
+        c.input = CONC_PIPE;
+        c.output = CONC_NULL;
+        c.error = 0;
+    }
+}
+
+typedef struct starter {
+    conc_child *child;
+    int rc;
+} starter;
+
+static int starts(void *arg)
+{
+    starter *s = arg;
+    s->rc = conc_child_start(s->child);
+    return 0;
+}
+
+CHILD_TEST(of_two_that_start_one_child_at_once_one_is_refused)
+{
+    conc_child c = sleeper();
+    starter s[2] = {{&c, UNDECIDED}, {&c, UNDECIDED}};
+    CHECK_INT(CONC_MAP(starts, s), 0);
+    CHECK_INT(s[0].rc + s[1].rc, -EBUSY);
+    CHECK(lives(c.pid));
+    CHECK_INT(conc_child_close(&c), 0);
+}
+
+/* Runs while the task that spawned it waits for the child's start. */
+static int meddles(void *arg)
+{
+    starter *s = arg;
+    CHECK_INT(conc_child_kill(s->child, SIGKILL), -EINVAL);
+    CHECK_INT(conc_child_start(s->child), -EBUSY);
+    CHECK_INT(conc_child_wait(s->child, NULL), -EINVAL);
+    s->rc = conc_child_close(s->child);
+    return 0;
+}
+
+ORDERED_CHILD_TEST(a_child_that_is_just_being_started_is_left_alone)
+{
+    conc_child c = sleeper();
+    starter s = {&c, UNDECIDED};
+    conc_group g = {0};
+    CHECK_INT(conc_spawn(&g, meddles, &s), 0);
+    start(&c);
+    CHECK_INT(s.rc, -EBUSY);
+    CHECK(lives(c.pid));
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(conc_child_close(&c), 0);
+}
+
+CHILD_TEST(errno_is_left_alone)
+{
+    conc_child c = {.argv = ARGV("/no/such/program")};
+    errno = 77;
+    CHECK_INT(conc_child_start(&c), -ENOENT);
+    c.argv = SH("exit 1");
+    CHECK_INT(conc_child_start(&c), 0);
+    CHECK_INT(conc_child_wait(&c, NULL), 0);
+    CHECK_INT(conc_child_kill(&c, SIGTERM), -EALREADY);
+    CHECK_INT(conc_child_close(&c), 0);
+    CHECK_INT(errno, 77);
+}
+
+CHILD_TEST(a_cancel_before_the_start_means_that_nothing_starts)
+{
+    conc_scope s = {0};
+    conc_child c = {.argv = ARGV("cat"), .input = CONC_PIPE, .output = CONC_PIPE};
+    CHECK_INT(conc_scope_begin(&s, CONC_FOREVER), 0);
+    conc_scope_cancel(&s);
+    int fds = test_count_fds();
+    CHECK_INT(conc_child_start(&c), -ECANCELED);
+    CHECK_INT(test_count_fds(), fds);
+    check_no_children();
+    CHECK_INT(conc_child_wait(&c, NULL), -EINVAL);
+    CHECK_INT(conc_scope_end(&s, -ECANCELED), 0);
+}
+
+/* ---- too few descriptors ---- */
+
+CHILD_TEST(without_descriptors_nothing_starts_and_nothing_stays_open)
+{
+    enum { LIMIT = 64 };
+    struct rlimit old, limit;
+    int fds[LIMIT], n = 0, failures = 0, rc = -EMFILE;
+    conc_child c = {.argv = SH("exit 3")};
+    CHECK_STR(output_of(ARGV("echo", "first")), "first\n");
+    CHECK_INT(getrlimit(RLIMIT_NOFILE, &old), 0);
+    limit = (struct rlimit){LIMIT, old.rlim_max};
+    CHECK_INT(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    while (n < LIMIT && (fds[n] = open("/dev/null", O_RDONLY | O_CLOEXEC)) >= 0)
+        n++;
+    for (; rc == -EMFILE && n > 0; failures += rc == -EMFILE) {
+        int open_before = test_count_fds();
+        c.input = c.output = c.error = CONC_PIPE;
+        rc = conc_child_start(&c);
+        if (rc == -EMFILE) {
+            CHECK_INT(test_count_fds(), open_before);
+            check_no_children();
+            CHECK_INT(close(fds[--n]), 0);
+        }
+    }
+    CHECK_INT(rc, 0);
+    CHECK(failures > 3);
+    check_exits(&c, 3);
+    CHECK_INT(conc_child_close(&c), 0);
+    while (n > 0)
+        CHECK_INT(close(fds[--n]), 0);
+    CHECK_INT(setrlimit(RLIMIT_NOFILE, &old), 0);
+}
+
+/* ---- many, and from elsewhere ---- */
+
+typedef struct numbered {
+    int number;
+    int rc;
+} numbered;
+
+static int runs_one(void *arg)
+{
+    numbered *n = arg;
+    char text[16];
+    int status = 0;
+    CONC_AUTO(conc_child, c) = {.argv = SH("read x; exit $x"), .input = CONC_PIPE, .output = CONC_PIPE};
+    CONC_TRY(conc_child_start(&c));
+    int length = snprintf(text, sizeof text, "%d\n", n->number);
+    if (conc_write_full(c.input, text, (size_t)length) != length)
+        return -EIO;
+    CONC_TRY(conc_child_wait(&c, &status));
+    n->rc = WIFEXITED(status) ? WEXITSTATUS(status) : -EIO;
+    return 0;
+}
+
+CHILD_TEST(fifty_programs_at_once_each_end_in_their_own_way)
+{
+    numbered n[50];
+    for (int i = 0; i < 50; i++)
+        n[i] = (numbered){i, UNDECIDED};
+    CHECK_INT(CONC_MAP(runs_one, n), 0);
+    for (int i = 0; i < 50; i++)
+        CHECK_INT(n[i].rc, i);
+}
+
+/* A whole life without a task: plain calls for the pipes, which may be non-blocking. */
+static int lives_and_dies(void *arg)
+{
+    char text[64] = "";
+    size_t n = 0;
+    int status = 0;
+    CONC_AUTO(conc_child, c) = {
+        .argv = SH("cat; echo and more; exit 5"), .input = CONC_PIPE, .output = CONC_PIPE, .error = CONC_NULL};
+    (void)arg;
+    CONC_TRY(conc_child_start(&c));
+    if (write(c.input, "abc ", 4) != 4 || close(c.input) != 0)
+        return -EIO;
+    c.input = -1;
+    for (struct pollfd p = {.fd = c.output, .events = POLLIN}; poll(&p, 1, -1) == 1;) {
+        ssize_t got = read(c.output, text + n, sizeof text - 1 - n);
+        if (got <= 0)
+            break;
+        n += (size_t)got;
+    }
+    if (strcmp(text, "abc and more\n") != 0)
+        return -EPROTO;
+    CONC_TRY(conc_child_wait(&c, &status));
+    if (conc_child_kill(&c, SIGTERM) != -EALREADY || conc_child_wait(&c, NULL) != 0)
+        return -EPROTO;
+    CONC_TRY(conc_child_close(&c));
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -EIO;
+}
+
+static int lives_in_a_run(void *arg) { return conc_run(lives_and_dies, arg); }
+
+/* The same with one that has to be killed. */
+static int is_killed(void *arg)
+{
+    int status = 0;
+    conc_child c = sleeper();
+    (void)arg;
+    CONC_TRY(conc_child_start(&c));
+    CONC_TRY(conc_child_kill(&c, SIGTERM));
+    CONC_TRY(conc_child_wait(&c, &status));
+    CONC_TRY(conc_child_close(&c));
+    c = sleeper();
+    CONC_TRY(conc_child_start(&c));
+    CONC_TRY(conc_child_close(&c));
+    return WIFSIGNALED(status) ? WTERMSIG(status) : -EIO;
+}
+
+THREAD_CHILD_TEST(outside_a_run_the_calls_block_their_thread)
+{
+    CHECK_INT(lives_and_dies(NULL), 5);
+    CHECK_INT(is_killed(NULL), SIGTERM);
+    CHECK_INT(lives_in_a_run(NULL), 5);
+}
+
+CHILD_TEST(jobs_start_programs_directly_or_in_a_run_of_their_own)
+{
+    conc_fn *const jobs[] = {lives_and_dies, lives_in_a_run};
+    CONC_AUTO(conc_pool, pool) = {.threads = 2};
+    CHECK_INT(conc_pool_open(&pool), 0);
+    for (size_t i = 0; i < CONC_LEN(jobs); i++) {
+        CHECK_INT(conc_pool_run(&pool, jobs[i], NULL), 5);
+        CHECK_INT(conc_offload(jobs[i], NULL), 5);
+    }
+    CHECK_INT(conc_pool_run(&pool, is_killed, NULL), SIGTERM);
+}
+
+typedef struct crowd_member {
+    pthread_t thread;
+    int number;
+    int right;
+} crowd_member;
+
+static int starts_often(void *arg)
+{
+    crowd_member *m = arg;
+    for (int i = 0; i < 5; i++)
+        m->right += lives_and_dies(NULL) == 5;
+    return 0;
+}
+
+static void *starts_often_in_a_thread(void *arg)
+{
+    crowd_member *m = arg;
+    if (m->number % 2)
+        starts_often(m);
+    else
+        m->right += conc_run(starts_often, m);
+    return NULL;
+}
+
+THREAD_CHILD_TEST(threads_that_start_programs_at_once_do_not_hold_each_others_pipes)
+{
+    /* one that inherited the other end of another's input would keep it from ever ending */
+    enum { N = 6 };
+    crowd_member m[N];
+    for (int i = 0; i < N; i++) {
+        m[i] = (crowd_member){.number = i};
+        CHECK_INT(pthread_create(&m[i].thread, NULL, starts_often_in_a_thread, &m[i]), 0);
+    }
+    for (int i = 0; i < N; i++) {
+        CHECK_INT(pthread_join(m[i].thread, NULL), 0);
+        CHECK_INT(m[i].right, 5);
+    }
+}
+
+static void lives_of_a_forked_process(void)
+{
+    alarm(10);
+    _exit(conc_run(lives_and_dies, NULL) == 5 && conc_run(is_killed, NULL) == SIGTERM ? 0 : 1);
+}
+
+CHILD_TEST(a_forked_process_starts_programs_in_a_run_of_its_own)
+{
+    static char text[4096];
+    CONC_AUTO(conc_child, c) = sleeper();
+    start(&c);
+    CHECK_INT(test_in_process(lives_of_a_forked_process, text, sizeof text), 0);
+    CHECK_STR(text, "");
+    CHECK(lives(c.pid));
+    end_input(&c);
+    check_exits(&c, 0);
+}
+
+static bool posted_ran;
+
+static void call_in_a_post(void *arg)
+{
+    conc_child *running = arg, fresh = {.argv = ARGV("true")};
+    CHECK_INT(conc_child_start(&fresh), -EPERM);
+    CHECK_INT(conc_child_wait(running, NULL), -EPERM);
+    CHECK_INT(conc_child_kill(running, SIGTERM), 0);
+    posted_ran = true;
+}
+
+CHILD_TEST(a_posted_function_kills_but_neither_starts_nor_waits)
+{
+    CONC_AUTO(conc_child, c) = sleeper();
+    start(&c);
+    CHECK_INT(conc_post(conc_loop_self(), call_in_a_post, &c), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK(posted_ran);
+    check_killed(&c, SIGTERM);
+}
+
+/* ---- SIGCHLD ---- */
+
+static void check_disposition(void (*expected)(int))
+{
+    struct sigaction now;
+    CHECK_INT(sigaction(SIGCHLD, NULL, &now), 0);
+    CHECK(now.sa_handler == expected);
+}
+
+/* Nobody can tell its status, but nothing hangs. */
+static void live_without_status(void)
+{
+    for (int i = 0; i < 2; i++) {
+        conc_child c = sleeper();
+        start(&c);
+        if (i == 0) {
+            end_input(&c);
+            int rc = conc_child_wait(&c, NULL);
+            CHECK(rc == 0 || rc == -ECHILD);
+            CHECK(conc_child_kill(&c, SIGTERM) < 0);
+        }
+        CHECK_INT(conc_child_close(&c), 0);
+    }
+}
+
+CHILD_TEST(a_program_that_ignores_sigchld_waits_all_the_same)
+{
+    signal(SIGCHLD, SIG_IGN);
+    live_without_status();
+    check_disposition(SIG_IGN);
+}
+
+static atomic_int handled;
+
+static void count_and_reap(int number)
+{
+    int old = errno;
+    (void)number;
+    while (waitpid(-1, NULL, WNOHANG) > 0)
+        handled++;
+    errno = old;
+}
+
+static void count_only(int number)
+{
+    (void)number;
+    handled++;
+}
+
+CHILD_TEST(a_handler_that_takes_all_children_keeps_nobody_waiting)
+{
+    signal(SIGCHLD, count_and_reap);
+    live_without_status();
+    check_disposition(count_and_reap);
+}
+
+CHILD_TEST(a_handler_of_the_programs_own_is_called_and_stays)
+{
+    signal(SIGCHLD, count_only);
+    conc_child c = {.argv = SH("exit 3")};
+    start(&c);
+    check_exits(&c, 3);
+    CHECK_INT(conc_child_close(&c), 0);
+    CHECK(handled > 0);
+    check_disposition(count_only);
+}
+
+CHILD_TEST(children_of_others_are_left_to_them)
+{
+    int status = 0;
+    pid_t own = fork();
+    if (own == 0)
+        _exit(17);
+    wait_until_dead(own);
+    CONC_AUTO(conc_child, c) = sleeper();
+    start(&c);
+    end_input(&c);
+    check_exits(&c, 0);
+    CHECK_INT(conc_child_close(&c), 0);
+    CHECK_INT(waitpid(own, &status, 0), own);
+    CHECK_INT(WEXITSTATUS(status), 17);
+}

@@ -1,0 +1,1329 @@
+/* test_offload.c - conc_offload and conc_offload_abandon: the pool that all runs share, from the first use to the end of
+ * the last run, and jobs that nobody waits for any more.
+ *
+ * Seeds: 5 (jobs are threads)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll (how tasks switch and wait is tested elsewhere)
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+
+/* Memory and threads that cannot be had: the n-th allocation fails (or all from there on), and no thread starts. */
+static atomic_long allocations, live_allocations, failing_allocation; /* 0: none */
+static atomic_bool failing_for_ever, no_threads;
+
+static bool allocation_fails(void)
+{
+    long n = ++allocations, at = failing_allocation;
+    return at && (n == at || (n > at && failing_for_ever));
+}
+
+static void *test_realloc(void *old, size_t n)
+{
+    void *p = allocation_fails() ? NULL : realloc(old, n);
+    live_allocations += p && !old;
+    return p;
+}
+
+static void test_free(void *p)
+{
+    live_allocations -= p != NULL;
+    free(p);
+}
+
+static int test_pthread_create(pthread_t *t, const pthread_attr_t *attributes, void *(*fn)(void *), void *arg)
+{
+    return no_threads ? EAGAIN : pthread_create(t, attributes, fn, arg);
+}
+
+#define CONC_MALLOC(n) test_realloc(NULL, (n))
+#define CONC_REALLOC(p, n) test_realloc((p), (n))
+#define CONC_FREE(p) test_free(p)
+#define pthread_create test_pthread_create
+
+#define TEST_POOL
+#include "conc_test.h"
+
+#include <limits.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/syscall.h>
+
+enum { WAITING = 12345 }; /* no call returns WAITING */
+
+/* ---- threads, counters and gates ---- */
+
+/* A number that only grows. Threads wait until it is reached: then it is a gate. */
+typedef struct counter {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    int n;
+} counter;
+
+#define COUNTER                                                                \
+    {                                                                          \
+        .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER \
+    }
+
+static int count_up(counter *c)
+{
+    pthread_mutex_lock(&c->lock);
+    int n = ++c->n;
+    pthread_cond_broadcast(&c->changed);
+    pthread_mutex_unlock(&c->lock);
+    return n;
+}
+
+static void count_wait(counter *c, int n)
+{
+    pthread_mutex_lock(&c->lock);
+    while (c->n < n)
+        pthread_cond_wait(&c->changed, &c->lock);
+    pthread_mutex_unlock(&c->lock);
+}
+
+static int count_now(counter *c)
+{
+    pthread_mutex_lock(&c->lock);
+    int n = c->n;
+    pthread_mutex_unlock(&c->lock);
+    return n;
+}
+
+static int count_threads(void)
+{
+    char line[256];
+    int n = 0;
+    FILE *f = fopen("/proc/self/status", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "Threads: %d", &n) == 1)
+            break;
+    if (f)
+        fclose(f);
+    return n;
+}
+
+static void nap(void) { nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL); }
+
+/* A thread that has ended is still counted for a moment. */
+static void check_threads(int n)
+{
+    for (int i = 0; i < 20000 && count_threads() != n; i++)
+        nap();
+    CHECK_INT(count_threads(), n);
+}
+
+static void *tell_id(void *id)
+{
+    *(long *)id = syscall(SYS_gettid);
+    return NULL;
+}
+
+/* How many threads there are when none of conc's is there. A first thread has come and gone before: sanitizers start
+ * one of their own with it. */
+static int base_threads(void)
+{
+    long id = 0;
+    char path[64];
+    pthread_t t;
+    CHECK_INT(pthread_create(&t, NULL, tell_id, &id), 0);
+    CHECK_INT(pthread_join(t, NULL), 0);
+    snprintf(path, sizeof path, "/proc/self/task/%ld", id);
+    while (access(path, F_OK) == 0)
+        nap();
+    return count_threads();
+}
+
+static int base; /* threads */
+
+static void call_clean(void (*call)(void (*)(void)), void (*body)(void))
+{
+    int fds = test_count_fds();
+    base = base_threads();
+    call(body);
+    CHECK_INT(test_count_fds(), fds);
+    check_threads(base);
+    CHECK_INT(live_allocations, 0);
+}
+
+static void just_call(void (*body)(void)) { body(); }
+
+static void (*body_in_task)(void);
+
+/* Nothing is left of a job in the loop either, and time goes on. */
+static void call_and_look(void)
+{
+    conc_stats s;
+    body_in_task();
+    double end = conc_now();
+    conc_get_stats(&s);
+    for (int i = 0; i < 20000 && s.holds; i++) { /* the thread of a job that ended lets go of the loop soon after */
+        nap();
+        conc_get_stats(&s);
+    }
+    CHECK_INT(s.tasks, 1);
+    CHECK_INT(s.timers, 0);
+    CHECK_INT(s.holds, 0);
+    CHECK_INT(conc_sleep(1), 0);
+    CHECK_TIME(end + 1);
+}
+
+static void call_in_task(void (*body)(void))
+{
+    body_in_task = body;
+    test_in_task(call_and_look);
+}
+
+#define CLEAN_TEST(name, call)                         \
+    static void body_of_##name(void);                  \
+    TEST(name) { call_clean((call), body_of_##name); } \
+    static void body_of_##name(void)
+#define OFFLOAD_TEST(name) CLEAN_TEST(name, call_in_task) /* in a task, on the virtual clock */
+#define THREAD_TEST(name) CLEAN_TEST(name, just_call)     /* in a thread without a run */
+
+/* How many threads the shared pool has: four more than there are processors, at most 32. */
+static int shared_threads(void)
+{
+    long n = sysconf(_SC_NPROCESSORS_ONLN) + 4;
+    return n > 32 ? 32 : (int)n;
+}
+
+static int run_virtual(conc_fn *fn, void *arg)
+{
+    conc_options options = {.virtual_clock = true};
+    return conc_run_with(&options, fn, arg);
+}
+
+/* Another thread, that calls fn(arg), in a run of its own or without one. */
+typedef struct side {
+    conc_fn *fn;
+    void *arg;
+    bool in_run;
+    int rc;
+    pthread_t thread;
+} side;
+
+static void *side_main(void *arg)
+{
+    side *s = arg;
+    s->rc = s->in_run ? run_virtual(s->fn, s->arg) : s->fn(s->arg);
+    return NULL;
+}
+
+static void side_start(side *s) { CHECK_INT(pthread_create(&s->thread, NULL, side_main, s), 0); }
+
+static int side_end(side *s)
+{
+    CHECK_INT(pthread_join(s->thread, NULL), 0);
+    return s->rc;
+}
+
+/* ---- jobs ---- */
+
+static int returns(void *arg) { return *(int *)arg; }
+
+static atomic_int calls;
+
+static int counts(void *arg)
+{
+    (void)arg;
+    return 1 + atomic_fetch_add(&calls, 1);
+}
+
+/* A job that stays at a gate, and what becomes of it as an argument that is to be freed. */
+typedef struct held {
+    int rc;
+    const char *words;
+    counter entered, gate, freed;
+    atomic_bool asked, freed_too_soon; /* asked: to end, when the gate opened */
+    atomic_int runs, ends;
+    pthread_t thread, freed_on;
+} held;
+
+#define HELD(...)                                                                \
+    {                                                                            \
+        .rc = __VA_ARGS__, .entered = COUNTER, .gate = COUNTER, .freed = COUNTER \
+    }
+
+static int holds(void *arg)
+{
+    held *h = arg;
+    h->runs++;
+    if (count_up(&h->entered) == 1)
+        h->thread = pthread_self();
+    count_wait(&h->gate, 1);
+    h->asked = conc_job_cancelled();
+    h->ends++;
+    return h->words ? conc_fail(h->rc, "%s", h->words) : h->rc;
+}
+
+static void frees(void *arg)
+{
+    held *h = arg;
+    h->freed_on = pthread_self();
+    h->freed_too_soon = h->runs != h->ends;
+    count_up(&h->freed);
+}
+
+static void let_go(held *h) { count_up(&h->gate); }
+
+/* It was freed once, after it ran so many times. */
+static void check_freed(held *h, int runs)
+{
+    count_wait(&h->freed, 1);
+    CHECK_INT(count_now(&h->freed), 1);
+    CHECK_INT(h->runs, runs);
+    CHECK_INT(h->ends, runs);
+    CHECK(!h->freed_too_soon);
+}
+
+/* A task that offloads one job. */
+typedef struct caller {
+    conc_fn *how, *fn;
+    void *arg;
+    void (*free_arg)(void *);
+    int rc, next;
+    double at;
+    char text[128];
+    conc_task task;
+} caller;
+
+static int by_offload(void *arg)
+{
+    caller *c = arg;
+    return conc_offload(c->fn, c->arg);
+}
+
+static int by_abandon(void *arg)
+{
+    caller *c = arg;
+    return conc_offload_abandon(c->fn, c->arg, c->free_arg);
+}
+
+#define OFFLOADS(h) ((caller){.how = by_offload, .fn = holds, .arg = (h)})
+#define ABANDONS(h) ((caller){.how = by_abandon, .fn = holds, .arg = (h), .free_arg = frees})
+
+static int calls_once(void *arg)
+{
+    caller *c = arg;
+    c->rc = WAITING;
+    c->rc = c->how(c);
+    c->at = conc_now();
+    snprintf(c->text, sizeof c->text, "%s", conc_last_error());
+    c->next = conc_sleep(0);
+    return 0;
+}
+
+static void start(conc_group *g, caller *c)
+{
+    CHECK_INT(conc_spawn_task(g, &c->task, calls_once, c), 0);
+    CHECK_INT(conc_settle(), 0);
+}
+
+static void start_held(conc_group *g, caller *c, held *h)
+{
+    start(g, c);
+    count_wait(&h->entered, 1);
+    CHECK_INT(c->rc, WAITING);
+}
+
+static void cancel(caller *c)
+{
+    CHECK_INT(conc_cancel(&c->task), 0);
+    CHECK_INT(conc_settle(), 0);
+}
+
+static void end(conc_group *g) { CHECK_INT(conc_group_wait(g), 0); }
+
+/* Starts as many held jobs as the shared pool has threads; so the next one has to wait in the queue. */
+typedef struct crowd {
+    held hold;
+    conc_group group;
+    caller callers[32];
+    int n;
+} crowd;
+
+static void fill_shared_pool(crowd *c)
+{
+    *c = (crowd){.hold = HELD(0), .n = shared_threads()};
+    for (int i = 0; i < c->n; i++) {
+        c->callers[i] = OFFLOADS(&c->hold);
+        start(&c->group, &c->callers[i]);
+    }
+    count_wait(&c->hold.entered, c->n);
+}
+
+static void empty_shared_pool(crowd *c)
+{
+    let_go(&c->hold);
+    end(&c->group);
+    CHECK_INT(c->hold.ends, c->n);
+}
+
+/* ---- the shared pool ---- */
+
+typedef struct place {
+    pthread_t thread;
+    bool no_task, no_loop, not_asked;
+    int slept;
+} place;
+
+static int looks_around(void *arg)
+{
+    place *p = arg;
+    p->thread = pthread_self();
+    p->no_task = conc_self() == NULL;
+    p->no_loop = conc_loop_self() == NULL;
+    p->not_asked = !conc_job_cancelled();
+    p->slept = conc_sleep(1);
+    return 42;
+}
+
+static void check_place(const place *p)
+{
+    CHECK(!pthread_equal(p->thread, pthread_self()));
+    CHECK(p->no_task && p->no_loop && p->not_asked);
+    CHECK_INT(p->slept, -EPERM);
+}
+
+OFFLOAD_TEST(a_job_runs_on_another_thread_and_is_no_task)
+{
+    place p = {0};
+    CHECK_INT(conc_offload(looks_around, &p), 42);
+    check_place(&p);
+    p = (place){0};
+    CHECK_INT(conc_offload_abandon(looks_around, &p, NULL), 42);
+    check_place(&p);
+    CHECK_TIME(0);
+}
+
+OFFLOAD_TEST(a_result_is_handed_over_whatever_it_is)
+{
+    int values[] = {0, 1, 42, INT_MAX, -1, -EIO, -ECANCELED, -ETIMEDOUT, INT_MIN};
+    for (size_t i = 0; i < CONC_LEN(values); i++) {
+        CHECK_INT(conc_offload(returns, &values[i]), values[i]);
+        CHECK_INT(conc_offload_abandon(returns, &values[i], NULL), values[i]);
+        CHECK_INT(conc_yield(), 0);
+    }
+}
+
+OFFLOAD_TEST(the_words_of_an_error_come_with_the_result)
+{
+    held h[3] = {HELD(-EPROTO), HELD(-EPROTO), HELD(-EPROTO)};
+    h[0].words = h[1].words = "line 12: no colon";
+    for (int i = 0; i < 3; i++)
+        let_go(&h[i]);
+    caller c[] = {OFFLOADS(&h[0]), ABANDONS(&h[1]), OFFLOADS(&h[2])};
+    for (int i = 0; i < 3; i++) {
+        CHECK_INT(calls_once(&c[i]), 0);
+        CHECK_INT(c[i].rc, -EPROTO);
+        CHECK_STR(c[i].text, i < 2 ? "line 12: no colon" : conc_strerror(-EPROTO));
+    }
+    check_freed(&h[1], 1);
+}
+
+OFFLOAD_TEST(the_shared_pool_has_four_threads_more_than_there_are_processors)
+{
+    static crowd c;
+    static held h = HELD(7);
+    conc_group g = {0};
+    CHECK_INT(count_threads(), base); /* none before the first job */
+    fill_shared_pool(&c);
+    CHECK_INT(count_threads(), base + c.n);
+    caller next = OFFLOADS(&h);
+    start(&g, &next);
+    CHECK_INT(count_threads(), base + c.n);
+    CHECK_INT(count_now(&h.entered), 0);
+    let_go(&c.hold);
+    let_go(&h);
+    end(&g);
+    empty_shared_pool(&c);
+    CHECK_INT(next.rc, 7);
+    CHECK_INT(count_threads(), base + c.n);
+}
+
+static atomic_int threads_seen;
+static pthread_t last_thread;
+
+static int notes_thread(void *arg)
+{
+    (void)arg;
+    threads_seen += threads_seen == 0 || !pthread_equal(last_thread, pthread_self());
+    last_thread = pthread_self();
+    return 0;
+}
+
+OFFLOAD_TEST(jobs_one_after_another_use_one_thread)
+{
+    for (int i = 0; i < 100; i++)
+        CHECK_INT(conc_offload(notes_thread, NULL), 0);
+    CHECK_INT(threads_seen, 1);
+    CHECK_INT(count_threads(), base + 1);
+}
+
+static int offloads_count(void *arg)
+{
+    int rc = conc_offload(counts, arg);
+    return rc > 0 ? 0 : rc;
+}
+
+static int offloads_in_many_tasks(void *arg)
+{
+    (void)arg;
+    return conc_map(offloads_count, NULL, 50, 0);
+}
+
+THREAD_TEST(the_shared_pool_ends_with_each_run_and_begins_anew)
+{
+    for (int i = 0; i < 50; i++) {
+        CHECK_INT(run_virtual(offloads_in_many_tasks, NULL), 0);
+        check_threads(base);
+    }
+    CHECK_INT(calls, 50 * 50);
+}
+
+static int offloads_nothing(void *arg)
+{
+    (void)arg;
+    return conc_sleep(1);
+}
+
+THREAD_TEST(a_run_that_offloads_nothing_has_no_threads)
+{
+    CHECK_INT(run_virtual(offloads_nothing, NULL), 0);
+    CHECK_INT(count_threads(), base);
+}
+
+/* Two runs at a time: the one whose end is not the last leaves the pool to the other. */
+static counter inner_used = COUNTER, outer_used = COUNTER;
+
+static int uses_and_leaves(void *arg)
+{
+    CONC_TRY(conc_offload(counts, arg));
+    count_up(&inner_used);
+    count_wait(&outer_used, 1);
+    return 0;
+}
+
+static int uses_and_stays(void *arg)
+{
+    int threads = 0;
+    side s = {.fn = uses_and_leaves, .in_run = true};
+    (void)arg;
+    side_start(&s);
+    count_wait(&inner_used, 1);
+    CONC_TRY(conc_offload(counts, NULL));
+    count_up(&outer_used);
+    CONC_TRY(side_end(&s));
+    for (int i = 0; i < 10; i++)
+        CONC_TRY(conc_offload(counts, NULL));
+    threads = count_threads();
+    return threads > base ? threads : -EPROTO;
+}
+
+THREAD_TEST(the_shared_pool_lasts_until_the_last_run_ends)
+{
+    CHECK(run_virtual(uses_and_stays, NULL) > base);
+    CHECK_INT(calls, 12);
+}
+
+/* A run that does not offload itself is still a run. */
+static int lets_others_offload(void *arg)
+{
+    (void)arg;
+    side s = {.fn = offloads_count, .in_run = true};
+    for (int i = 0; i < 3; i++) {
+        side_start(&s);
+        CHECK_INT(side_end(&s), 0);
+    }
+    return conc_offload(counts, NULL);
+}
+
+THREAD_TEST(runs_come_and_go_beside_one_that_lasts) { CHECK_INT(run_virtual(lets_others_offload, NULL), 4); }
+
+static int runs_again_and_again(void *arg)
+{
+    for (int i = 0; i < 60; i++)
+        CONC_TRY(run_virtual(offloads_count, arg));
+    return 0;
+}
+
+THREAD_TEST(runs_of_several_threads_begin_and_end_the_shared_pool_at_any_moment)
+{
+    side s[4];
+    for (int i = 0; i < 4; i++) {
+        s[i] = (side){.fn = runs_again_and_again};
+        side_start(&s[i]);
+    }
+    for (int i = 0; i < 4; i++)
+        CHECK_INT(side_end(&s[i]), 0);
+    CHECK_INT(calls, 240);
+}
+
+/* ---- outside a task ---- */
+
+THREAD_TEST(in_a_plain_thread_an_offload_is_a_call)
+{
+    place p;
+    held h = HELD(-EIO);
+    let_go(&h);
+    CHECK_INT(conc_offload(looks_around, &p), 42);
+    CHECK(pthread_equal(p.thread, pthread_self()));
+    CHECK_INT(conc_offload_abandon(looks_around, &p, NULL), 42);
+    CHECK(pthread_equal(p.thread, pthread_self()));
+    CHECK_INT(conc_offload_abandon(holds, &h, frees), -EIO);
+    check_freed(&h, 1);
+    CHECK(pthread_equal(h.thread, pthread_self()) && pthread_equal(h.freed_on, pthread_self()));
+    CHECK_INT(count_threads(), base);
+}
+
+static int offloads_inside(void *arg)
+{
+    place *p = arg;
+    p->thread = pthread_self();
+    CONC_TRY(conc_offload(looks_around, &p[1]));
+    CONC_TRY(conc_offload_abandon(looks_around, &p[2], NULL));
+    return 6;
+}
+
+static void check_same_thread(const place *p)
+{
+    CHECK(!pthread_equal(p[0].thread, pthread_self()));
+    CHECK(pthread_equal(p[0].thread, p[1].thread));
+    CHECK(pthread_equal(p[0].thread, p[2].thread));
+    check_place(&p[1]);
+}
+
+OFFLOAD_TEST(in_a_job_an_offload_is_a_call)
+{
+    place p[3];
+    CHECK_INT(conc_offload(offloads_inside, p), 6);
+    check_same_thread(p);
+    CHECK_INT(conc_offload_abandon(offloads_inside, p, NULL), 6);
+    check_same_thread(p);
+    CHECK_INT(count_threads(), base + 1);
+    CONC_AUTO(conc_pool, pool) = {.threads = 1};
+    CHECK_INT(conc_pool_open(&pool), 0);
+    CHECK_INT(conc_pool_run(&pool, offloads_inside, p), 6);
+    check_same_thread(p);
+    CHECK_INT(count_threads(), base + 2);
+}
+
+OFFLOAD_TEST(a_crowd_of_jobs_that_offload_has_room)
+{
+    CHECK_INT(conc_map_all(offloads_count, NULL, 100, 0, NULL), 0);
+    static place p[100][3];
+    caller c[100];
+    conc_group g = {0};
+    for (int i = 0; i < 100; i++) {
+        c[i] = (caller){.how = by_offload, .fn = offloads_inside, .arg = p[i]};
+        CHECK_INT(conc_spawn_task(&g, &c[i].task, calls_once, &c[i]), 0);
+    }
+    end(&g);
+    for (int i = 0; i < 100; i++) {
+        CHECK_INT(c[i].rc, 6);
+        check_same_thread(p[i]);
+    }
+}
+
+static int runs_and_offloads(void *arg) { return run_virtual(offloads_count, arg); }
+
+OFFLOAD_TEST(a_run_inside_a_job_offloads_too_and_its_end_is_not_the_pools)
+{
+    for (int i = 0; i < 10; i++)
+        CHECK_INT(conc_offload(runs_and_offloads, NULL), 0);
+    CHECK_INT(calls, 10);
+    CHECK_INT(conc_offload(counts, NULL), 11);
+}
+
+static int offloads_a_run(void *arg) { return conc_offload(runs_and_offloads, arg); }
+
+OFFLOAD_TEST(as_many_runs_inside_jobs_as_there_are_threads_and_more_offload_at_once)
+{
+    int n = 2 * shared_threads();
+    CHECK_INT(conc_map(offloads_a_run, NULL, (size_t)n, 0), 0);
+    CHECK_INT(calls, n);
+}
+
+/* Runs in jobs in runs in jobs. */
+static int nests(void *arg);
+
+static int nests_in_run(void *arg) { return conc_offload(nests, arg); }
+
+static int nests(void *arg)
+{
+    int less = *(int *)arg - 1;
+    return less < 0 ? counts(NULL) : run_virtual(nests_in_run, &less);
+}
+
+OFFLOAD_TEST(runs_and_jobs_nest_deeper_than_there_are_threads)
+{
+    int depth = shared_threads() + 3;
+    CHECK_INT(conc_offload(nests, &depth), 1);
+}
+
+static bool posted;
+
+static void try_in_post(void *arg)
+{
+    held *h = arg;
+    CHECK_INT(conc_offload(counts, NULL), -EPERM);
+    CHECK_INT(conc_offload_abandon(counts, NULL, NULL), -EPERM);
+    CHECK_INT(conc_offload_abandon(holds, h, frees), -EPERM);
+    posted = true;
+}
+
+OFFLOAD_TEST(a_posted_function_cannot_offload)
+{
+    held h = HELD(0);
+    CHECK_INT(conc_post(conc_loop_self(), try_in_post, &h), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK(posted);
+    check_freed(&h, 0);
+    CHECK_INT(calls, 0);
+    CHECK_INT(count_threads(), base);
+}
+
+static void offload_no_function(void)
+{
+    held h = HELD(0);
+    CHECK_INT(conc_offload(NULL, NULL), -EINVAL);
+    CHECK_INT(conc_offload_abandon(NULL, NULL, NULL), -EINVAL);
+    CHECK_INT(conc_offload_abandon(NULL, &h, frees), -EINVAL);
+    check_freed(&h, 0);
+    CHECK_INT(count_threads(), base);
+}
+
+OFFLOAD_TEST(without_a_function_nothing_is_called) { offload_no_function(); }
+THREAD_TEST(without_a_function_nothing_is_called_in_a_thread_either) { offload_no_function(); }
+
+/* ---- the loop goes on ---- */
+
+OFFLOAD_TEST(the_loop_goes_on_and_virtual_time_stands_while_a_job_runs)
+{
+    held h = HELD(7);
+    conc_group g = {0};
+    caller c = OFFLOADS(&h);
+    start_held(&g, &c, &h);
+    for (int i = 0; i < 1000; i++)
+        CHECK_INT(conc_yield(), 0);
+    CHECK_TIME(0);
+    CHECK_INT(c.rc, WAITING);
+    let_go(&h);
+    end(&g);
+    CHECK_INT(c.rc, 7);
+    CHECK_TIME(0);
+}
+
+static int ticks_and_opens(void *arg)
+{
+    for (int i = 0; i < 5; i++)
+        CONC_TRY(conc_sleep(0.001));
+    let_go(arg);
+    return 0;
+}
+
+static int ticks_beside_a_job(void *arg)
+{
+    conc_group g = {0};
+    CONC_TRY(conc_spawn(&g, ticks_and_opens, arg));
+    return conc_group_end(&g, conc_offload(holds, arg));
+}
+
+THREAD_TEST(on_the_real_clock_the_loop_ticks_while_a_job_runs)
+{
+    held h = HELD(7);
+    unsetenv("CONC_CLOCK");
+    CHECK_INT(conc_run(ticks_beside_a_job, &h), 7);
+}
+
+/* A job that calls back into the loop, and waits for the reply. */
+typedef struct call_back {
+    conc_loop *loop;
+    pthread_t loop_thread, called_on;
+    counter replied;
+    bool spawns;
+} call_back;
+
+static int replies(void *arg)
+{
+    call_back *b = arg;
+    int rc = conc_offload(counts, NULL); /* from the loop to another thread again */
+    b->called_on = pthread_self();
+    count_up(&b->replied);
+    return rc < 0 ? rc : 0;
+}
+
+static void called_back(void *arg)
+{
+    call_back *b = arg;
+    if (b->spawns) {
+        CHECK_INT(conc_spawn(NULL, replies, b), 0);
+        return;
+    }
+    b->called_on = pthread_self();
+    count_up(&b->replied);
+}
+
+static int calls_back(void *arg)
+{
+    call_back *b = arg;
+    for (int i = 0; i < 20; i++) {
+        b->spawns = i % 2;
+        CONC_TRY(conc_post(b->loop, called_back, b));
+        count_wait(&b->replied, i + 1);
+        if (!pthread_equal(b->called_on, b->loop_thread))
+            return -EPROTO;
+    }
+    return 0;
+}
+
+static int offloads_call_backs(void *arg)
+{
+    (void)arg;
+    call_back b = {conc_loop_self(), pthread_self(), pthread_self(), COUNTER, false};
+    return conc_offload(calls_back, &b);
+}
+
+OFFLOAD_TEST(jobs_call_back_into_the_loop_which_offloads_again)
+{
+    CHECK_INT(conc_map(offloads_call_backs, NULL, 4, 0), 0);
+    CHECK_INT(calls, 40);
+}
+
+typedef struct late {
+    held hold;
+    conc_loop *loop;
+    atomic_int posted;
+} late;
+
+static void never(void *arg)
+{
+    (void)arg;
+    test_fail(__FILE__, __LINE__, "this must not run");
+}
+
+static int posts_late(void *arg)
+{
+    late *l = arg;
+    holds(&l->hold);
+    l->posted = conc_post(l->loop, never, NULL);
+    conc_loop_release(l->loop);
+    return 0;
+}
+
+static void frees_late(void *arg) { frees(&((late *)arg)->hold); }
+
+static int abandons_late(void *arg)
+{
+    late *l = arg;
+    conc_group g = {0};
+    caller c = {.how = by_abandon, .fn = posts_late, .arg = l, .free_arg = frees_late};
+    l->loop = conc_loop_self();
+    CHECK_INT(conc_loop_hold(l->loop), 0);
+    start_held(&g, &c, &l->hold);
+    cancel(&c);
+    end(&g);
+    return 3;
+}
+
+THREAD_TEST(a_job_that_calls_back_when_the_run_is_over_is_told_so)
+{
+    static late l = {.hold = HELD(0)};
+    CHECK_INT(run_virtual(abandons_late, &l), 3);
+    let_go(&l.hold);
+    check_freed(&l.hold, 1);
+    CHECK_INT(l.posted, -ESHUTDOWN);
+}
+
+/* ---- cancels and time limits of conc_offload ---- */
+
+OFFLOAD_TEST(a_cancelled_task_waits_for_its_running_job_and_gets_the_result)
+{
+    held h = HELD(7);
+    conc_group g = {0};
+    caller c = OFFLOADS(&h);
+    start_held(&g, &c, &h);
+    cancel(&c);
+    CHECK_INT(c.rc, WAITING);
+    let_go(&h);
+    end(&g);
+    CHECK_INT(c.rc, 7);
+    CHECK_INT(c.next, -ECANCELED);
+    CHECK(h.asked);
+}
+
+OFFLOAD_TEST(a_job_that_nobody_cancels_is_not_asked_to_end)
+{
+    held h = HELD(7);
+    let_go(&h);
+    CHECK_INT(conc_offload(holds, &h), 7);
+    CHECK(!h.asked);
+    CHECK(!conc_job_cancelled());
+}
+
+OFFLOAD_TEST(a_queued_job_is_taken_back_when_its_task_is_cancelled)
+{
+    static crowd c;
+    held h = HELD(7);
+    conc_group g = {0};
+    caller queued = OFFLOADS(&h);
+    fill_shared_pool(&c);
+    start(&g, &queued);
+    cancel(&queued);
+    CHECK_INT(queued.rc, -ECANCELED);
+    end(&g);
+    empty_shared_pool(&c);
+    CHECK_INT(conc_offload(counts, NULL), 1);
+    CHECK_INT(h.runs, 0);
+}
+
+static int offloads_when_cancelled(void *arg)
+{
+    held *h = arg;
+    CHECK_INT(conc_cancel(conc_self()), 0);
+    CHECK_INT(conc_offload(counts, NULL), -ECANCELED);
+    CHECK_INT(conc_offload_abandon(counts, NULL, NULL), -ECANCELED);
+    CHECK_INT(conc_offload_abandon(holds, h, frees), -ECANCELED);
+    CHECK_INT(count_now(&h->freed), 1); /* at once */
+    return 0;
+}
+
+OFFLOAD_TEST(a_task_that_is_cancelled_already_gets_nothing_started)
+{
+    held h = HELD(0);
+    conc_group g = {0};
+    CHECK_INT(conc_spawn(&g, offloads_when_cancelled, &h), 0);
+    end(&g);
+    CHECK_INT(calls, 0);
+    check_freed(&h, 0);
+    CHECK_INT(count_threads(), base);
+}
+
+static int blocks(void *arg) { return conc_block(*(double *)arg); }
+
+static int blocks_until_asked(void *arg)
+{
+    (void)arg;
+    for (int n = 0; n < 100; n++) {
+        CONC_TRY(conc_block(0.5));
+        if (conc_job_cancelled())
+            return -ECANCELED;
+    }
+    return -EPROTO;
+}
+
+OFFLOAD_TEST(jobs_that_block_take_virtual_time_and_obey_limits_when_they_ask)
+{
+    double seconds = 5;
+    caller asks = {.fn = blocks_until_asked}, blocking = {.fn = blocks, .arg = &seconds};
+    CHECK_INT(conc_timeout(1.75, by_offload, &asks), -ETIMEDOUT);
+    CHECK_TIME(2);
+    CHECK_INT(conc_timeout(1, by_offload, &blocking), 0);
+    CHECK_TIME(7);
+}
+
+static conc_local colour = {"colour"};
+static int red, green;
+
+static int paints(void *found)
+{
+    *(void **)found = conc_local_get(&colour);
+    return conc_local_set(&colour, &green);
+}
+
+OFFLOAD_TEST(a_job_sees_the_locals_of_its_task_and_keeps_its_own)
+{
+    void *found = NULL;
+    CHECK_INT(conc_local_set(&colour, &red), 0);
+    for (int i = 0; i < 2; i++) {
+        CHECK_INT(conc_offload(paints, &found), 0);
+        CHECK(found == &red);
+        CHECK_INT(conc_offload_abandon(paints, &found, NULL), 0);
+        CHECK(found == &red);
+        CHECK(conc_local_get(&colour) == &red);
+    }
+}
+
+/* ---- abandon ---- */
+
+OFFLOAD_TEST(the_argument_of_a_job_that_ends_is_freed_once)
+{
+    for (int i = 0; i < 100; i++) {
+        held h = HELD(i % 2 ? i : -EIO);
+        let_go(&h);
+        CHECK_INT(conc_offload_abandon(holds, &h, frees), h.rc);
+        check_freed(&h, 1);
+    }
+}
+
+OFFLOAD_TEST(an_abandoned_job_goes_on_alone_while_its_task_has_long_returned)
+{
+    held h = HELD(7);
+    conc_group g = {0};
+    caller c = ABANDONS(&h);
+    start_held(&g, &c, &h);
+    cancel(&c);
+    CHECK_INT(c.rc, -ECANCELED);
+    CHECK_INT(c.next, -ECANCELED);
+    end(&g);
+    CHECK_INT(count_now(&h.freed), 0);
+    let_go(&h);
+    check_freed(&h, 1);
+    CHECK_INT(conc_offload(counts, NULL), 1);
+}
+
+OFFLOAD_TEST(an_abandoned_job_can_see_that_it_should_end)
+{
+    held h = HELD(7);
+    conc_group g = {0};
+    caller c = ABANDONS(&h);
+    start_held(&g, &c, &h);
+    cancel(&c);
+    end(&g);
+    let_go(&h);
+    check_freed(&h, 1);
+    CHECK(h.asked);
+}
+
+OFFLOAD_TEST(time_goes_on_while_an_abandoned_job_hangs)
+{
+    held h = HELD(7);
+    conc_group g = {0};
+    caller c = ABANDONS(&h);
+    start_held(&g, &c, &h);
+    cancel(&c);
+    end(&g);
+    CHECK_INT(conc_sleep(10), 0);
+    CHECK_TIME(10);
+    let_go(&h);
+    check_freed(&h, 1);
+}
+
+OFFLOAD_TEST(a_time_limit_abandons_a_job_that_blocks)
+{
+    double seconds = 5;
+    caller c = {.fn = blocks, .arg = &seconds};
+    CHECK_INT(conc_timeout(2, by_abandon, &c), -ETIMEDOUT);
+    CHECK_TIME(2);
+    CHECK_INT(conc_sleep(10), 0);
+    CHECK_TIME(12);
+}
+
+/* A job that nobody waits for and that blocks longer than the run lasts. */
+typedef struct sleeper {
+    double seconds;
+    counter freed;
+} sleeper;
+
+static int blocks_sleeper(void *arg) { return conc_block(((sleeper *)arg)->seconds); }
+static void frees_sleeper(void *arg) { count_up(&((sleeper *)arg)->freed); }
+
+static int abandons_sleeper(void *arg)
+{
+    caller c = {.fn = blocks_sleeper, .arg = arg, .free_arg = frees_sleeper};
+    CHECK_INT(conc_timeout(2, by_abandon, &c), -ETIMEDOUT);
+    CHECK_TIME(2);
+    return 3;
+}
+
+THREAD_TEST(a_virtual_block_of_an_abandoned_job_does_not_outlast_its_run)
+{
+    static sleeper s = {1e6, COUNTER};
+    CHECK_INT(run_virtual(abandons_sleeper, &s), 3);
+    count_wait(&s.freed, 1);
+}
+
+static int holds_and_blocks(void *arg)
+{
+    holds(arg);
+    return conc_block(0.01);
+}
+
+static int abandons_one(void *arg)
+{
+    caller *c = arg;
+    held *h = c->arg;
+    conc_group g = {0};
+    start_held(&g, c, h);
+    cancel(c);
+    end(&g);
+    CHECK_INT(c->rc, -ECANCELED);
+    return conc_offload(counts, NULL);
+}
+
+THREAD_TEST(the_run_ends_while_an_abandoned_job_hangs_and_another_run_works)
+{
+    static held h = HELD(7);
+    caller c = ABANDONS(&h);
+    c.fn = holds_and_blocks; /* on a clock that is gone */
+    CHECK_INT(run_virtual(abandons_one, &c), 1);
+    check_threads(base + 1);
+    CHECK_INT(count_now(&h.freed), 0);
+    for (int i = 0; i < 5; i++) {
+        CHECK_INT(run_virtual(offloads_count, NULL), 0);
+        check_threads(base + 1);
+    }
+    let_go(&h);
+    check_freed(&h, 1);
+    check_threads(base);
+}
+
+static int abandons_and_exits(void *arg)
+{
+    held *h = arg;
+    conc_group g = {0};
+    caller c = ABANDONS(h);
+    start_held(&g, &c, h);
+    cancel(&c);
+    end(&g);
+    return 0;
+}
+
+static void exit_while_a_job_hangs(void)
+{
+    static held h = HELD(7);
+    CHECK_INT(run_virtual(abandons_and_exits, &h), 0);
+    exit(7);
+}
+
+TEST(the_program_ends_while_an_abandoned_job_hangs)
+{
+    static char text[16384];
+    int status = test_in_process(exit_while_a_job_hangs, text, sizeof text);
+    CHECK_STR(text, "");
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 7);
+}
+
+OFFLOAD_TEST(jobs_that_hang_do_not_use_up_the_shared_pool)
+{
+    enum { N = 40 };
+    static held h[N];
+    static caller c[N];
+    conc_group g = {0};
+    for (int i = 0; i < N; i++) {
+        h[i] = (held)HELD(7);
+        c[i] = ABANDONS(&h[i]);
+        start_held(&g, &c[i], &h[i]);
+        cancel(&c[i]);
+        CHECK_INT(c[i].rc, -ECANCELED);
+    }
+    end(&g);
+    CHECK_INT(conc_offload(counts, NULL), 1);
+    for (int i = 0; i < N; i++) {
+        CHECK_INT(count_now(&h[i].freed), 0);
+        let_go(&h[i]);
+    }
+    for (int i = 0; i < N; i++)
+        check_freed(&h[i], 1);
+}
+
+/* Cancelled while all threads of the shared pool are busy: it never ran, or it had a thread of its own. */
+OFFLOAD_TEST(a_job_that_is_abandoned_before_it_began_never_runs)
+{
+    static crowd c;
+    static held h = HELD(7);
+    conc_group g = {0};
+    caller queued = ABANDONS(&h);
+    fill_shared_pool(&c);
+    start(&g, &queued);
+    cancel(&queued);
+    CHECK_INT(queued.rc, -ECANCELED);
+    end(&g);
+    int runs = h.runs;
+    CHECK(runs == 1 || count_now(&h.freed) == 1); /* if it had not begun, at once */
+    let_go(&h);
+    empty_shared_pool(&c);
+    check_freed(&h, runs);
+    CHECK_INT(conc_offload(counts, NULL), 1);
+    CHECK_INT(h.runs, runs);
+}
+
+/* {the job ends; its task is cancelled}, or the other way round: the argument is freed once. */
+static void end_and_cancel(bool cancel_first)
+{
+    held h = HELD(7);
+    conc_group g = {0};
+    caller c = ABANDONS(&h);
+    start_held(&g, &c, &h);
+    if (cancel_first)
+        CHECK_INT(conc_cancel(&c.task), 0);
+    let_go(&h);
+    count_wait(&h.freed, 1); /* the loop has not heard of it */
+    if (!cancel_first)
+        CHECK_INT(conc_cancel(&c.task), 0);
+    end(&g);
+    CHECK(c.rc == 7 || c.rc == -ECANCELED);
+    CHECK_INT(c.next, -ECANCELED);
+    check_freed(&h, 1);
+}
+
+OFFLOAD_TEST(a_job_ends_just_before_it_would_be_abandoned) { end_and_cancel(false); }
+OFFLOAD_TEST(a_job_ends_just_after_it_was_abandoned) { end_and_cancel(true); }
+
+/* Freed memory, so that the sanitizers see who touches it too late. */
+typedef struct owned {
+    int value;
+    char text[32];
+} owned;
+
+static atomic_int frees_left;
+
+static int uses_owned(void *arg)
+{
+    owned *o = arg;
+    for (int i = 0; i < o->value % 50; i++)
+        sched_yield();
+    snprintf(o->text, sizeof o->text, "%d", o->value);
+    return atoi(o->text);
+}
+
+static void frees_owned(void *arg)
+{
+    frees_left--;
+    memset(arg, 0xee, sizeof(owned));
+    free(arg);
+}
+
+static int abandons_owned(void *arg)
+{
+    (void)arg;
+    owned *o = malloc(sizeof *o);
+    CHECK(o != NULL);
+    int value = (int)conc_random(0, 1000);
+    *o = (owned){value, ""};
+    frees_left++;
+    int rc = conc_offload_abandon(uses_owned, o, frees_owned);
+    CHECK(rc == value || rc == -ECANCELED);
+    return 0;
+}
+
+OFFLOAD_TEST(of_many_jobs_that_are_abandoned_at_random_moments_each_argument_is_freed_once)
+{
+    for (int i = 0; i < 50; i++) {
+        conc_group g = {0};
+        for (int k = 0; k < 20; k++)
+            CHECK_INT(conc_spawn(&g, abandons_owned, NULL), 0);
+        for (int k = (int)conc_random(0, 20); k > 0; k--)
+            CHECK_INT(conc_yield(), 0);
+        conc_group_cancel(&g);
+        end(&g);
+    }
+    for (int i = 0; i < 20000 && frees_left; i++)
+        nap();
+    CHECK_INT(frees_left, 0);
+}
+
+/* ---- a run inside another program's loop ---- */
+
+static int offloads_thrice(void *arg)
+{
+    for (int i = 0; i < 3; i++)
+        CONC_TRY(conc_offload(returns, arg));
+    return conc_offload(returns, arg);
+}
+
+static void embed_offload(void)
+{
+    int value = 5, more = 1;
+    conc_embed e = {0};
+    if (conc_embed_begin(&e, NULL, offloads_thrice, &value) == -ENOTSUP)
+        return;
+    for (int i = 0; more && i < 1000; i++) {
+        double s = conc_embed_timeout(&e);
+        struct pollfd p = {.fd = conc_embed_fd(&e), .events = POLLIN};
+        CHECK(poll(&p, 1, s > 10 ? 10000 : (int)(s * 1000) + (s > 0)) >= 0);
+        more = conc_embed_step(&e);
+        CHECK(more >= 0);
+    }
+    CHECK_INT(more, 0);
+    CHECK_INT(conc_embed_end(&e), 5);
+}
+
+THREAD_TEST(an_embedded_run_is_woken_by_the_end_of_a_job)
+{
+    unsetenv("CONC_CLOCK");
+    embed_offload();
+}
+
+/* ---- threads and memory that cannot be had, and forks ---- */
+
+OFFLOAD_TEST(without_threads_an_offload_says_so)
+{
+    held h = HELD(0);
+    no_threads = true;
+    CHECK_INT(conc_offload(counts, NULL), -EAGAIN);
+    CHECK_INT(conc_offload_abandon(counts, NULL, NULL), -EAGAIN);
+    CHECK_INT(conc_offload_abandon(holds, &h, frees), -EAGAIN);
+    no_threads = false;
+    check_freed(&h, 0);
+    CHECK_INT(conc_offload(counts, NULL), 1);
+    CHECK_INT(conc_offload_abandon(counts, NULL, NULL), 2);
+}
+
+static int due; /* calls that were promised by what returned no error */
+
+static int offloads_a_little(void *arg)
+{
+    held h = HELD(5);
+    let_go(&h);
+    conc_local_set(&colour, arg);
+    int rc = conc_offload(counts, NULL);
+    due += rc >= 0;
+    CHECK(rc >= 0 || rc == -ENOMEM);
+    rc = conc_offload_abandon(holds, &h, frees);
+    CHECK(rc == 5 || rc == -ENOMEM);
+    check_freed(&h, rc == 5);
+    rc = conc_offload_abandon(counts, NULL, NULL);
+    due += rc >= 0;
+    CHECK(rc >= 0 || rc == -ENOMEM);
+    CHECK_INT(calls, due);
+    return 0;
+}
+
+static void fail_allocations(bool for_ever)
+{
+    bool failed = true;
+    for (long n = 1; failed && n < 1000; n++) {
+        allocations = 0;
+        due = 0;
+        calls = 0;
+        failing_for_ever = for_ever;
+        failing_allocation = n;
+        int rc = run_virtual(offloads_a_little, &red);
+        failed = allocations >= n;
+        failing_allocation = 0;
+        CHECK(rc == 0 || (rc == -ENOMEM && failed));
+        check_threads(base);
+        CHECK_INT(live_allocations, 0);
+    }
+    CHECK(!failed);
+    CHECK_INT(calls, 2);
+}
+
+THREAD_TEST(every_allocation_may_fail) { fail_allocations(false); }
+THREAD_TEST(from_any_allocation_on_all_may_fail) { fail_allocations(true); }
+
+#ifndef CONC_TEST_PLAIN /* emulators cannot fork a process with threads */
+static void offload_in_child(void)
+{
+    CHECK_INT(run_virtual(offloads_in_many_tasks, NULL), 0);
+    CHECK_INT(calls, 50);
+}
+
+static int forks_in_a_run(void *arg)
+{
+    static char text[16384];
+    (void)arg;
+    int rc = 3;
+    CHECK_INT(conc_offload(returns, &rc), 3);
+    int status = test_in_process(offload_in_child, text, sizeof text);
+    if (status)
+        test_fail(__FILE__, __LINE__, "the child's status is 0x%x, stderr:\n%s", (unsigned)status, text);
+    return conc_offload(returns, &rc);
+}
+
+THREAD_TEST(a_forked_child_has_a_shared_pool_of_its_own) { CHECK_INT(run_virtual(forks_in_a_run, NULL), 3); }
+#endif
