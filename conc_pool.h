@@ -139,7 +139,7 @@ CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void 
  * standard output and error and nothing else, and get functions by module and offset (a library that was loaded later is
  * loaded in them too). Standard output is flushed after each job. They ignore SIGINT, and end with their parent. */
 typedef struct conc_procs {
-    int workers;         /* at most; 0: one for each processor. They start when they are first needed */
+    int workers;         /* at most (4096); 0: one for each processor. They start when they are first needed */
     size_t memory_limit; /* bytes of data that a worker may have (RLIMIT_DATA); 0: no limit */
     bool fork;           /* forked instead, at open, with globals and descriptors as they are then, but no input */
     int (*init)(void);   /* called first in each worker; a negative result breaks the pool; NULL: nothing */
@@ -159,7 +159,8 @@ CONC_API void conc__auto_conc_procs(conc_procs *p);
 
 /* fn in a worker, on a copy of the size bytes at arg, aligned as max_align_t, which comes back when fn returned: its
  * result. Any size. Waits. Errors, arg is as before: -EOWNERDEAD (the worker died in fn; conc_last_error says of what),
- * -ECANCELED (a worker that was in fn is killed), -ENOTRECOVERABLE (no worker comes up: conc_last_error says why), -EINVAL,
+ * -ECANCELED (a worker that was in fn is killed), -EAGAIN (no worker can be started now) and -ENOTRECOVERABLE (none comes up,
+ * or init failed; conc_last_error says why, and closing and opening the pool is what is left), -EINVAL,
  * -EPIPE (closed), -ENOMEM, -EPERM. A worker that dies costs only its own job, and is replaced. */
 CONC_API int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size) CONC_NODISCARD;
 
@@ -907,8 +908,8 @@ CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
         return 0;
     }
     conc__has_woken(false);
-    if (c->queued <= (size_t)(c->wakes + c->coming + c->spinning + __atomic_load_n(&c->finishing, __ATOMIC_RELAXED)))
-        return 0;
+    if (!c->queued || c->wakes + c->coming + c->spinning + __atomic_load_n(&c->finishing, __ATOMIC_RELAXED) > 0)
+        return 0; /* who comes calls the next if there is more */
     conc__has_woken(true);
     if (c->sleeping > c->wakes) {
         c->wakes++;
@@ -3404,6 +3405,7 @@ CONC__PRIVATE void conc__worker_maps(conc__desk *d, conc_fn *fn, char *data)
 CONC__PRIVATE void conc__worker_works(conc__worker *w)
 {
     conc__desk *d = conc__desk_of(&w->desk);
+    d->words = 0;
     if (d->size > w->desk.size) { /* the parent made it larger */
         void *p = conc__segment_map(w->desk.fd, NULL, d->size, d->kind == CONC__ASK_RUN);
         if (!p) {
@@ -3432,7 +3434,6 @@ CONC__PRIVATE void conc__worker_works(conc__worker *w)
     else
         conc__worker_maps(d, (conc_fn *)fn, data);
     fflush(stdout);
-    d->words = 0;
     if (d->result < 0 && w->frame.text_rc == (int)d->result) {
         memcpy(d->text, w->frame.text, sizeof d->text);
         d->words = w->frame.text_rc;
