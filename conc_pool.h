@@ -3210,7 +3210,8 @@ enum {
     CONC__SMALL = 128 * 1024, /* bytes that are copied by whoever sends a job, and not by the manager */
     CONC__DESK_DATA = 8192,   /* where a desk's data begins */
     CONC__DESK_SIZE = CONC__DESK_DATA + CONC__SMALL,
-    CONC__MOVED = 120, /* a worker's exit status: an address that it needs is taken */
+    CONC__MOVED = 120,   /* a worker's exit status: an address that it needs is taken */
+    CONC__FAILURES = 30, /* so many tenths of a worker may not come up in a row */
 
     /* a desk's state, which its worker and the parent change in turn */
     CONC__DESK_REPLY = 0, /* the parent's turn; at the start too */
@@ -4150,7 +4151,9 @@ CONC__PRIVATE void conc__hub_fails(conc__hub *h, int rc, const char *why)
 CONC__PRIVATE void conc__hub_staff(conc__hub *h)
 {
     conc__crew *c = h->crew;
-    for (int i = 0; i < c->most && !h->broken && h->coming < (int)c->queued && !conc__station_in(h, CONC__FREE); i++) {
+    for (int i = 0; i < c->most && !h->broken && h->failures < CONC__FAILURES && h->coming < (int)c->queued &&
+                    !conc__station_in(h, CONC__FREE);
+         i++) {
         conc__station *s = &h->stations[i];
         if (s->state != CONC__EMPTY)
             continue;
@@ -4219,6 +4222,16 @@ CONC__PRIVATE void conc__runner_bereaved(conc__hub *h, conc_job *j, conc__desk *
     }
 }
 
+/* So many workers have not come up that no more are started; without any the pool is broken. */
+CONC__PRIVATE void conc__hub_judge(conc__hub *h, const char *words)
+{
+    if (h->failures < CONC__FAILURES || h->broken || conc__station_in(h, CONC__FREE) ||
+        conc__station_in(h, CONC__BUSY) || conc__station_in(h, CONC__LOADING) || conc__station_in(h, CONC__COMING))
+        return;
+    h->broken = -ENOTRECOVERABLE;
+    snprintf(h->why, sizeof h->why, "workers do not come up: %.60s", words);
+}
+
 /* The worker has ended. */
 CONC__PRIVATE void conc__station_bury(conc__hub *h, conc__station *s)
 {
@@ -4238,11 +4251,8 @@ CONC__PRIVATE void conc__station_bury(conc__hub *h, conc__station *s)
             status == -1 || (WIFEXITED(status) ? WEXITSTATUS(status) == CONC__MOVED : WTERMSIG(status) == SIGKILL);
         h->coming--;
         h->failures += chance ? 1 : 10;
-        if (h->failures >= 30 && !h->broken) {
-            h->broken = -ENOTRECOVERABLE;
-            snprintf(h->why, sizeof h->why, "workers do not come up: %.60s", words);
-        }
     }
+    conc__hub_judge(h, words);
     if (!j)
         return;
     h->crew->started--;

@@ -262,8 +262,8 @@ def first_comment(source):
 
 def left_out(source):
     """The names of configurations that the file's first comment excludes."""
-    names = re.search(r"Not under: ([^(\n]*)", first_comment(source))
-    return {name.strip() for name in names[1].split(",")} if names else set()
+    names = re.search(r"Not under: ([^(]*)", first_comment(source))
+    return {name.strip(" *\n") for name in names[1].split(",")} if names else set()
 
 
 def seeds_of(source, run):

@@ -2,7 +2,8 @@
  * whoever is cancelled, times out or closes the channel meanwhile.
  *
  * Seeds: 5 (most of what happens there is between threads)
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll (how tasks switch and wait is tested elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, riscv64, poll, gcc-asan (how tasks switch and wait is tested
+ * elsewhere)
  */
 #define _GNU_SOURCE 1 /* syscall */
 #define TEST_POOL

@@ -2,7 +2,8 @@
  * everything as it was, and a loop that goes on meanwhile.
  *
  * Seeds: 5 (jobs are threads)
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll (how tasks switch and wait is tested elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, riscv64, poll, gcc-asan (how tasks switch and wait is tested
+ * elsewhere)
  */
 #define _GNU_SOURCE 1 /* setresuid */
 #define TEST_POOL

@@ -3,7 +3,8 @@
  * those of the system are asked for, too, and those of a file of hosts where nss_wrapper is installed.
  *
  * Seeds: 5 (jobs are threads)
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll (how tasks switch and wait is tested elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, riscv64, poll, gcc-asan (how tasks switch and wait is tested
+ * elsewhere)
  */
 #define _GNU_SOURCE 1 /* EAI_ADDRFAMILY and its kin */
 #include <netdb.h>

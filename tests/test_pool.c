@@ -4,7 +4,8 @@
  * threads and descriptors as before it.
  *
  * Seeds: 5 (jobs are threads)
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll (how tasks switch and wait is tested elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, single, clang, static, gcc-asan, valgrind
+ * (how tasks switch and wait is tested elsewhere; threads make these rows long)
  */
 #include <errno.h>
 #include <pthread.h>

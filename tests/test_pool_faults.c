@@ -3,8 +3,8 @@
  * Each time every job has its result or an error, what was refused was not called, arguments are as before after an
  * error, no wait hangs, the same pool works when the fault is gone, and nothing stays behind.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll (how tasks switch and wait is tested elsewhere), aarch64,
- * riscv64 (it starts processes, which emulators cannot)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, single, clang, static, gcc-asan, valgrind
+ * (how tasks switch and wait is tested elsewhere; it starts processes, which emulators cannot)
  * Seeds: 2 (jobs are threads and processes)
  */
 #include <dirent.h>

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <unistd.h>
 
@@ -325,6 +326,80 @@ static int queues(void *)
     return 0;
 }
 
+static ssize_t echo(const void *in, size_t in_size, void *out, size_t)
+{
+    std::memcpy(out, in, in_size);
+    return static_cast<ssize_t>(in_size);
+}
+
+static int pools(void *)
+{
+    int numbers[2] = {1, 2}, results[2] = {}, result = 0;
+    CONC_AUTO(conc_pool, p){};
+    p.threads = 2;
+    conc_job j{};
+    CHECK(conc_pool_open(&p) == 0 && conc_pool_run(&p, add_one, numbers) == 2);
+    CHECK(conc_pool_submit(&p, &j, add_one, numbers) == 0 && conc_job_wait(&j, &result) == 0 && result == 3);
+    CHECK(conc_job_done(&j) && conc_job_cancel(&j) == -EALREADY && !conc_job_cancelled());
+    CHECK(conc_pool_map(&p, add_one, numbers, 2, sizeof numbers[0]) == 0);
+    CHECK(conc_pool_map_all(&p, add_one, numbers, 2, sizeof numbers[0], results) == 0 && results[0] == 5);
+    CHECK(conc_offload(add_one, numbers) == 6 && conc_offload_abandon(add_one, numbers, nullptr) == 7);
+    return conc_pool_close(&p);
+}
+
+static int processes(void *)
+{
+    int numbers[2] = {1, 2}, results[2] = {}, result = 0;
+    char out[3] = "";
+    void *shared = conc_shared_alloc(10);
+    CONC_AUTO(conc_procs, p){};
+    p.workers = 1;
+    conc_job j{};
+    CHECK(shared && conc_procs_open(&p) == 0 && conc_procs_run(&p, add_one, numbers, sizeof numbers[0]) == 2);
+    CHECK(conc_procs_submit(&p, &j, add_one, numbers, sizeof numbers[0]) == 0);
+    CHECK(conc_job_wait(&j, &result) == 0 && result == 3 && numbers[0] == 3);
+    CHECK(conc_procs_map(&p, add_one, numbers, 2, sizeof numbers[0]) == 0);
+    CHECK(conc_procs_map_all(&p, add_one, numbers, 2, sizeof numbers[0], results) == 0 && results[0] == 5);
+    CHECK(conc_procs_call(&p, echo, "ab", 3, out, sizeof out) == 3 && std::strcmp(out, "ab") == 0);
+    conc_shared_free(shared);
+    return conc_procs_close(&p);
+}
+
+static int channels(void *)
+{
+    int item = 3, out = 0;
+    CONC_AUTO(conc_channel, c){};
+    c.item_size = sizeof item;
+    c.capacity = 2;
+    CHECK(conc_channel_send(&c, &item) == 0 && conc_channel_try_send(&c, &item) == 0);
+    CHECK(conc_channel_recv(&c, &out) == 0 && conc_channel_try_recv(&c, &out) == 0 && out == 3);
+    conc_channel_close(&c);
+    conc_channel_destroy(&c);
+    return 0;
+}
+
+static int outside(void *)
+{
+    const char *const argv[] = {"cat", nullptr};
+    char path[] = "/tmp/conc_calls_XXXXXX";
+    void *data = nullptr;
+    size_t size = 0;
+    int status = -1;
+    sockaddr_storage address{};
+    close(mkstemp(path));
+    CHECK(conc_file_write(path, "a", 1) == 0 && conc_file_append(path, "b", 1) == 0);
+    CHECK(conc_file_read(path, &data, &size) == 0 && size == 2 && std::strcmp(static_cast<char *>(data), "ab") == 0);
+    conc_free(data);
+    unlink(path);
+    CHECK(conc_resolve("127.0.0.1", "80", &address, 1) >= 1);
+    CONC_AUTO(conc_child, c){};
+    c.argv = argv;
+    c.input = CONC_NULL;
+    CHECK(conc_child_start(&c) == 0 && conc_child_wait(&c, &status) == 0 && status == 0);
+    CHECK(conc_child_kill(&c, SIGTERM) == -EALREADY);
+    return conc_child_close(&c);
+}
+
 static void embedding()
 {
     conc_embed e{};
@@ -351,6 +426,7 @@ static int app(void *)
     streams(nullptr);
     signals(nullptr);
     CHECK(locks(nullptr) == 1 && events(nullptr) == 0 && queues(nullptr) == 0);
+    CHECK(pools(nullptr) == 0 && processes(nullptr) == 0 && channels(nullptr) == 0 && outside(nullptr) == 0);
     return 0;
 }
 
