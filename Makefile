@@ -28,6 +28,8 @@ check-format:
 
 bench:
 	@tests/bench/run.sh
+	@tests/bench/run_io.sh
+	@tests/bench/run_pool.sh
 
 clean:
 	rm -rf build

@@ -296,7 +296,12 @@ CONC_API void conc__auto_conc_child(conc_child *c);
  *  A crew is a queue of jobs and those who do them: the threads of a conc_pool, or the processes of a conc_procs. Whoever
  *  waits for one of them is a task, whose loop goes on, or a thread, which sleeps; both are conc__waiters.
  *
- *  Contents: >>waiting >>crew >>jobs >>threads >>pool >>mapping >>blocking >>offloading
+ *  A process is reached through its desk, memory that it shares with this one: whoever has a job for it writes that there,
+ *  and whoever waits for one reads the answer; the pool's manager, a thread, does so when nobody is awake, starts workers,
+ *  and buries them. Between two that are awake nothing goes through the kernel.
+ *
+ *  Contents: >>waiting >>crew >>jobs >>threads >>pool >>mapping >>blocking >>offloading >>channel >>files >>names
+ *  >>children >>shared >>functions >>workers >>hub >>manager >>zygote >>procs >>beginning
  * ============================================================================================================== */
 
 #if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__POOL_IMPLEMENTED
@@ -4791,4 +4796,24 @@ __attribute__((constructor)) static void conc__pool_begins(int argc, char **argv
     conc__worker_check(conc__pool_begins, argc, argv, env);
 }
 
-#endif
+#endif /* CONC_IMPLEMENTATION */
+
+/* ---- >>licence ------------------------------------------------------------------------------------------------ *
+ *
+ * MIT License
+ *
+ * Copyright (c) 2026 the conc authors
+ *
+ * Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+ * documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+ * rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to
+ * permit persons to whom the Software is furnished to do so, subject to the following conditions:
+ *
+ * The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+ * Software.
+ *
+ * THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+ * WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS
+ * OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+ * OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+ */

@@ -9637,7 +9637,12 @@ CONC_API void conc__auto_conc_child(conc_child *c);
  *  A crew is a queue of jobs and those who do them: the threads of a conc_pool, or the processes of a conc_procs. Whoever
  *  waits for one of them is a task, whose loop goes on, or a thread, which sleeps; both are conc__waiters.
  *
- *  Contents: >>waiting >>crew >>jobs >>threads >>pool >>mapping >>blocking >>offloading
+ *  A process is reached through its desk, memory that it shares with this one: whoever has a job for it writes that there,
+ *  and whoever waits for one reads the answer; the pool's manager, a thread, does so when nobody is awake, starts workers,
+ *  and buries them. Between two that are awake nothing goes through the kernel.
+ *
+ *  Contents: >>waiting >>crew >>jobs >>threads >>pool >>mapping >>blocking >>offloading >>channel >>files >>names
+ *  >>children >>shared >>functions >>workers >>hub >>manager >>zygote >>procs >>beginning
  * ============================================================================================================== */
 
 #if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__POOL_IMPLEMENTED
@@ -14132,7 +14137,7 @@ __attribute__((constructor)) static void conc__pool_begins(int argc, char **argv
     conc__worker_check(conc__pool_begins, argc, argv, env);
 }
 
-#endif
+#endif /* CONC_IMPLEMENTATION */
 /* ==== end conc_pool.h ==== */
 
 /*

@@ -1,9 +1,9 @@
 /* test_channels.c - conc_channel: items go from any task, thread or job to any other, each exactly once and in order,
  * whoever is cancelled, times out or closes the channel meanwhile.
  *
- * Seeds: 5 (most of what happens there is between threads)
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, riscv64, poll, gcc-asan (how tasks switch and wait is tested
- * elsewhere)
+ * Seeds: 2 (most of what happens there is between threads)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, riscv64, poll, gcc-asan, single, clang, static, valgrind (how
+ * tasks switch and wait is tested elsewhere)
  */
 #define _GNU_SOURCE 1 /* syscall */
 #define TEST_POOL

@@ -2,8 +2,8 @@
  * stay behind.
  *
  * Seeds: 3 (it starts programs)
- * Not under: ucontext, no-epoll, save-fpu, poll, aarch64, aarch64-bti, riscv64, valgrind, gcc-asan (how tasks switch and
- * wait is tested elsewhere; emulators and Valgrind make of vfork(2) a fork(2), and so of every start a success)
+ * Not under: ucontext, no-epoll, save-fpu, poll, aarch64, aarch64-bti, riscv64, valgrind, gcc-asan, single, clang,
+ * static (how tasks switch and wait is tested elsewhere; emulators and Valgrind make of vfork(2) a fork(2), and so of every start a success)
  */
 #define _GNU_SOURCE 1 /* pipe2 */
 #define TEST_POOL

@@ -1,6 +1,7 @@
 /* test_conditions.c - conc_cond: who is notified, in which order, and that a wait has its lock again on every return.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll (how tasks switch and wait is tested elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks switch and wait is tested
+ * elsewhere)
  */
 #define TEST_SYNC
 #include "conc_test.h"

@@ -1,9 +1,9 @@
 /* test_files.c - conc_file_read, conc_file_write and conc_file_append: whole files of every kind, errors that leave
  * everything as it was, and a loop that goes on meanwhile.
  *
- * Seeds: 5 (jobs are threads)
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, riscv64, poll, gcc-asan (how tasks switch and wait is tested
- * elsewhere)
+ * Seeds: 2 (jobs are threads)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, riscv64, poll, gcc-asan, single, clang, static, valgrind (how
+ * tasks switch and wait is tested elsewhere)
  */
 #define _GNU_SOURCE 1 /* setresuid */
 #define TEST_POOL

@@ -1,6 +1,7 @@
 /* test_futures.c - conc_future: a result that is set once and read by whoever wants it.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll (how tasks switch and wait is tested elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks switch and wait is tested
+ * elsewhere)
  */
 #define TEST_SYNC
 #include "conc_test.h"

@@ -5,7 +5,8 @@
  * orders of {grant; cancel} with no wait between, alone and with a second waiter behind the first, who must not be
  * stranded. 0 means the whole effect and -ECANCELED none, and after a grant the cancel is seen at the next checkpoint.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll (how tasks switch and wait is tested elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks switch and wait is tested
+ * elsewhere)
  */
 #define TEST_SYNC
 #include "conc_test.h"

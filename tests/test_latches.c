@@ -1,6 +1,7 @@
 /* test_latches.c - conc_latch: waiting for a count to come down to zero.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll (how tasks switch and wait is tested elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks switch and wait is tested
+ * elsewhere)
  */
 #define TEST_SYNC
 #include "conc_test.h"

@@ -1,7 +1,8 @@
 /* test_locks.c - conc_lock and CONC_LOCKED: one owner at a time, in the order of asking, whatever is cancelled meanwhile,
  * and what is reported of a lock that stays held.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll (how tasks switch and wait is tested elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks switch and wait is tested
+ * elsewhere)
  */
 #define TEST_SYNC
 #include "conc_test.h"

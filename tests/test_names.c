@@ -2,9 +2,9 @@
  * that goes on while somebody looks it up. Most names are known to this file alone, which stands in for getaddrinfo(3);
  * those of the system are asked for, too, and those of a file of hosts where nss_wrapper is installed.
  *
- * Seeds: 5 (jobs are threads)
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, riscv64, poll, gcc-asan (how tasks switch and wait is tested
- * elsewhere)
+ * Seeds: 2 (jobs are threads)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, riscv64, poll, gcc-asan, single, clang, static, valgrind (how
+ * tasks switch and wait is tested elsewhere)
  */
 #define _GNU_SOURCE 1 /* EAI_ADDRFAMILY and its kin */
 #include <netdb.h>

@@ -1,7 +1,7 @@
 /* test_offload.c - conc_offload and conc_offload_abandon: the pool that all runs share, from the first use to the end of
  * the last run, and jobs that nobody waits for any more.
  *
- * Seeds: 5 (jobs are threads)
+ * Seeds: 2 (jobs are threads)
  * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, single, clang, static, gcc-asan, valgrind
  * (how tasks switch and wait is tested elsewhere; threads make these rows long)
  */

@@ -3,7 +3,7 @@
  * Jobs are held at gates, so that every interleaving that matters is forced; and after each test there are as many
  * threads and descriptors as before it.
  *
- * Seeds: 5 (jobs are threads)
+ * Seeds: 2 (jobs are threads)
  * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, single, clang, static, gcc-asan, valgrind
  * (how tasks switch and wait is tested elsewhere; threads make these rows long)
  */

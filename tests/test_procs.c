@@ -4,8 +4,8 @@
  * Jobs report by their bytes, their results and shared memory, and are held at gates in it. After each test there are
  * no children, and as many threads and descriptors as before it.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, seeds, valgrind, gcc-asan (they start
- * processes, which emulators cannot, and older ones of valgrind cannot wait for)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, seeds, valgrind, gcc-asan, single,
+ * clang, static (they start processes, which emulators cannot, and older ones of valgrind cannot wait for)
  */
 #define TEST_POOL
 #include "conc_test.h"

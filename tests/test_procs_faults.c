@@ -3,8 +3,8 @@
  *
  * PROCS_FAULT_JOBS=100000 in the environment makes the test with the killer a long one.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, seeds, valgrind, gcc-asan (they start
- * processes, which emulators cannot, and older ones of valgrind cannot wait for)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, seeds, valgrind, gcc-asan, single,
+ * clang, static (they start processes, which emulators cannot, and older ones of valgrind cannot wait for)
  */
 #define TEST_POOL
 #include "conc_test.h"

@@ -1,7 +1,8 @@
 /* test_queue_faults.c - queues that cannot have the memory they want: the put returns -ENOMEM, and the queue is as it
  * was. The implementation here allocates through functions that refuse on demand.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll (how tasks switch and wait is tested elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks switch and wait is tested
+ * elsewhere)
  */
 #include <stdbool.h>
 #include <stddef.h>

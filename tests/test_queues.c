@@ -1,7 +1,8 @@
 /* test_queues.c - conc_queue: which item goes to whom, and that none is lost, doubled or out of its order, whoever is
  * cancelled or closes it. Running out of memory is in test_queue_faults.c.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll (how tasks switch and wait is tested elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks switch and wait is tested
+ * elsewhere)
  */
 #define TEST_SYNC
 #include "conc_test.h"

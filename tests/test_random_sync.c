@@ -13,7 +13,8 @@
  *     RANDOM_PROGRAMS=10000 RANDOM_FIRST=1 ./test_random_sync      many programs, from this seed on
  *     RANDOM_PROGRAMS=1 RANDOM_FIRST=4711 RANDOM_LOG=1 ./test_random_sync      one, with a log on stderr
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, seeds (the programs have seeds of their own)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, seeds, riscv64, gcc-asan (the programs have seeds of
+ * their own)
  */
 #define TEST_SECONDS 120
 #define TEST_SYNC

@@ -1,6 +1,7 @@
 /* test_rwlocks.c - conc_rwlock: readers together, writers alone, neither starved, and what a cancel of a waiter sets free.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll (how tasks switch and wait is tested elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks switch and wait is tested
+ * elsewhere)
  */
 #define TEST_SYNC
 #include "conc_test.h"

@@ -1,7 +1,7 @@
 /* test_select.c - conc_select: over any mix of queues, events, tasks, descriptors and time exactly one case happens, also
  * when several become ready in one moment and the caller is cancelled in that moment too; the others leave nothing.
  *
- * Not under: ucontext, save-fpu, aarch64-bti (how tasks switch and wait is tested elsewhere)
+ * Not under: ucontext, save-fpu, aarch64-bti, riscv64, gcc-asan (how tasks switch and wait is tested elsewhere)
  */
 #define TEST_SYNC
 #include "io_test.h"

@@ -1,7 +1,8 @@
 /* test_semaphores.c - conc_sem and CONC_PERMIT: permits go to those who wait in the order of asking, none is lost or made,
  * and what ten thousand waiters cost.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll (how tasks switch and wait is tested elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks switch and wait is tested
+ * elsewhere)
  */
 #define TEST_SYNC
 #include "conc_test.h"

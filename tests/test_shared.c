@@ -1,7 +1,7 @@
 /* test_shared.c - conc_shared_alloc: memory that workers of process pools see where the program sees it.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, seeds, valgrind, gcc-asan (they start
- * processes, which emulators cannot, and older ones of valgrind cannot wait for)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, seeds, valgrind, gcc-asan, single,
+ * clang, static (they start processes, which emulators cannot, and older ones of valgrind cannot wait for)
  */
 #define TEST_POOL
 #include "conc_test.h"
