@@ -3002,7 +3002,25 @@ CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, bool a
     return NULL;
 }
 
-CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, void *address)
+/* An address that another process of this program has most likely free too: not where mappings are usually put. */
+CONC__PRIVATE void *conc__far_address(void)
+{
+#ifdef __LP64__
+    static uint64_t draws;
+    uint64_t draw = (uint64_t)conc__clock() + __atomic_add_fetch(&draws, 1, __ATOMIC_RELAXED);
+    uintptr_t here = (uintptr_t)mmap(NULL, conc__page(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if ((void *)here == MAP_FAILED)
+        return NULL;
+    munmap((void *)here, conc__page());
+    uintptr_t away = ((uintptr_t)64 << 30) + (uintptr_t)(conc__mix(&draw) % ((uint64_t)64 << 30));
+    return here > 2 * away ? (void *)((here - away) & ~(uintptr_t)0xffff) : NULL;
+#else
+    return NULL;
+#endif
+}
+
+/* far_away: where other processes have most likely nothing. */
+CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, bool far_away)
 {
     enum { CLOEXEC = 1 }; /* MFD_CLOEXEC */
     s->fd = conc__not_standard((int)syscall(SYS_memfd_create, "conc", CLOEXEC));
@@ -3010,8 +3028,12 @@ CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, void *addres
         return -errno;
     s->size = size;
     bool sized = ftruncate(s->fd, (off_t)size) == 0;
-    s->address = sized ? conc__segment_map(s->fd, address, size, false) : NULL;
-    if (sized && !s->address && address)
+    s->address = NULL;
+    for (int tries = 0; sized && far_away && !s->address && tries < 4; tries++) {
+        void *address = conc__far_address();
+        s->address = address ? conc__segment_map(s->fd, address, size, false) : NULL;
+    }
+    if (sized && !s->address)
         s->address = conc__segment_map(s->fd, NULL, size, false);
     if (s->address)
         return 0;
@@ -3048,29 +3070,12 @@ CONC__PRIVATE bool conc__segment_resize(conc__segment *s, size_t size, bool at_o
     return true;
 }
 
-/* An address that another process of this program has most likely free too: not where mappings are usually put. */
-CONC__PRIVATE void *conc__far_address(void)
-{
-#ifdef __LP64__
-    static uint64_t draws;
-    uint64_t draw = (uint64_t)conc__clock() + __atomic_add_fetch(&draws, 1, __ATOMIC_RELAXED);
-    uintptr_t here = (uintptr_t)mmap(NULL, conc__page(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if ((void *)here == MAP_FAILED)
-        return NULL;
-    munmap((void *)here, conc__page());
-    uintptr_t away = ((uintptr_t)64 << 30) + (uintptr_t)(conc__mix(&draw) % ((uint64_t)64 << 30));
-    return here > 2 * away ? (void *)((here - away) & ~(uintptr_t)0xffff) : NULL;
-#else
-    return NULL;
-#endif
-}
-
 CONC_API void *conc_shared_alloc(size_t size)
 {
     size_t page = conc__page();
     conc__segment *s = size && size < SIZE_MAX / 4 ? conc__alloc(sizeof *s) : NULL;
     int saved = errno;
-    if (s && conc__segment_open(s, (size + page - 1) / page * page, conc__far_address())) {
+    if (s && conc__segment_open(s, (size + page - 1) / page * page, true)) {
         conc_free(s);
         s = NULL;
     }
@@ -4116,7 +4121,7 @@ CONC__PRIVATE int conc__worker_fork(conc__hub *h, conc__station *s)
 /* Starts a worker, outside the mutex: the station is marked. */
 CONC__PRIVATE int conc__worker_start(conc__hub *h, conc__station *s)
 {
-    int rc = s->desk.address ? 0 : conc__segment_open(&s->desk, CONC__DESK_SIZE, NULL);
+    int rc = s->desk.address ? 0 : conc__segment_open(&s->desk, CONC__DESK_SIZE, false);
     if (rc)
         return rc;
     conc__desk *d = conc__desk_of(&s->desk);
@@ -4587,7 +4592,7 @@ CONC__PRIVATE void conc__hub_open_zygote(conc_loop *l, void *arg)
 
 CONC__PRIVATE int conc__hub_open(conc__hub *h)
 {
-    int rc = conc__segment_open(&h->board, conc__page(), NULL);
+    int rc = conc__segment_open(&h->board, conc__page(), false);
     if (rc)
         return rc;
     h->bell = conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
