@@ -3,8 +3,9 @@
  * Each time every job has its result or an error, what was refused was not called, arguments are as before after an
  * error, no wait hangs, the same pool works when the fault is gone, and nothing stays behind.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, single, clang, static, gcc-asan, valgrind
- * (how tasks switch and wait is tested elsewhere; it starts processes, which emulators cannot)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, single, clang, static, gcc-asan, valgrind,
+ * tsan (how tasks switch and wait is tested elsewhere; it starts many processes, which emulators cannot, and which end
+ * slowly under tsan)
  * Seeds: 2 (jobs are threads and processes)
  */
 #include <dirent.h>
