@@ -7403,8 +7403,8 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
 CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
 {
     conc__last_posts(l);
-    for (conc__ending *e = l->endings, *next; e; e = next) {
-        next = e->next;
+    for (conc__ending *e; (e = l->endings) != NULL;) {
+        l->endings = e->next;
         e->end(l, e);
     }
     conc__signals_end(l);

@@ -357,7 +357,16 @@ CONC__PRIVATE void conc__lock_briefly(pthread_mutex_t *mutex)
     pthread_mutex_lock(mutex);
 }
 
-CONC__PRIVATE void conc__unlock(pthread_mutex_t *mutex) { pthread_mutex_unlock(mutex); }
+/* Starts a thread that takes no signals: they are for the program's own. */
+CONC__PRIVATE int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attributes, void *(*fn)(void *), void *arg)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int rc = pthread_create(id, attributes, fn, arg);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return rc;
+}
 
 CONC__PRIVATE void conc__line_up(conc__waiter **list, conc__waiter *w)
 {
@@ -456,9 +465,9 @@ CONC__SWITCHES int conc__wait_outside(conc_loop *l, conc__waiter *w, const conc_
     w->wait = &wait;
     w->post.run = conc__waiter_arrives;
     w->gate = &gate;
-    conc__unlock(mutex);
+    pthread_mutex_unlock(mutex);
     if (outer)
-        conc__unlock(outer);
+        pthread_mutex_unlock(outer);
     if (!l) {
         if (w->looks_at)
             conc__crew_look_for(w->looks_at, &w->over);
@@ -566,6 +575,19 @@ typedef struct conc__parcel {
     conc__mapping *mapping; /* a runner's; these elements are its own: */
     size_t first, left;
 } conc__parcel;
+
+CONC__PRIVATE bool conc__map_stops(const conc__mapping *m) { return __atomic_load_n(&m->stop, __ATOMIC_RELAXED); }
+
+/* What is left of a runner's elements will not be called any more. */
+CONC__PRIVATE void conc__range_drop(conc__parcel *p, int rc)
+{
+    conc__mapping *m = p ? p->mapping : NULL;
+    for (; m && p->left; p->left--, p->first++) {
+        m->dropped++;
+        if (m->results)
+            m->results[p->first] = rc;
+    }
+}
 
 CONC__PRIVATE void conc__hub_rouse(struct conc__crew *c);
 CONC__PRIVATE bool conc__hub_cancel(struct conc__crew *c, conc_job *j);
@@ -731,16 +753,21 @@ CONC__PRIVATE void conc__backlog_fill(conc__crew *c)
     }
 }
 
+CONC__PRIVATE conc_job *conc__backlog_first(conc__crew *c)
+{
+    while (c->head != c->tail && !c->queue[c->head & (c->room - 1)])
+        c->head++;
+    return c->head == c->tail ? NULL : c->queue[c->head & (c->room - 1)];
+}
+
 CONC__PRIVATE conc_job *conc__backlog_pop(conc__crew *c)
 {
-    while (c->head != c->tail) {
-        conc_job *j = c->queue[c->head++ & (c->room - 1)];
-        if (j) {
-            __atomic_store_n(&c->queued, c->queued - 1, __ATOMIC_RELAXED);
-            return j;
-        }
+    conc_job *j = conc__backlog_first(c);
+    if (j) {
+        c->head++;
+        __atomic_store_n(&c->queued, c->queued - 1, __ATOMIC_RELAXED);
     }
-    return NULL;
+    return j;
 }
 
 /* The crew is closing, and has nothing to do any more. */
@@ -790,7 +817,6 @@ CONC__PRIVATE void conc__job_begin(conc_job *j, conc_fn *fn, void *arg, conc__pa
     j->clock = l && l->virtual_clock ? l : NULL;
     if (j->clock)
         conc_loop_hold(j->clock);
-    j->size = 0;
     __atomic_store_n(&j->state, conc__job_seal(j) | CONC__JOB_LIVE | flags, __ATOMIC_RELAXED);
 }
 
@@ -848,7 +874,7 @@ CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result, co
         }
         conc__waiter *waiters = conc__job_settle(j, done);
         if (!locked)
-            conc__unlock(&c->mutex);
+            pthread_mutex_unlock(&c->mutex);
         conc__call_all(waiters);
     }
     if (counted)
@@ -928,8 +954,8 @@ CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
 /* Under the mutex: while every thread of a crew is in conc_block, what lies in the queue does not hold the clock. */
 CONC__PRIVATE void conc__crew_stall(conc__crew *c)
 {
-    int able =
-        c->most - (c->nested ? 0 : c->waiting); /* threads that could do what is in the queue, or are in conc_block */
+    /* threads that could do what is in the queue, or are in conc_block */
+    int able = c->most - (c->nested ? 0 : c->waiting);
     bool stalled = c->blocking > 0 && c->blocking >= able;
     if (c->stalled == stalled)
         return;
@@ -975,7 +1001,7 @@ CONC__PRIVATE void conc__crew_spare_back(conc__crew *c, const conc__frame *own, 
         return;
     conc__lock_briefly(&c->mutex);
     conc__crew_spare(c, own, l, -1);
-    conc__unlock(&c->mutex);
+    pthread_mutex_unlock(&c->mutex);
 }
 
 /* Unlocks, and only then wakes those who shall come: else they would at once wait for the mutex. The crew is there until this
@@ -984,7 +1010,7 @@ CONC__PRIVATE void conc__crew_unlock(conc__crew *c)
 {
     int calls = c->calls;
     c->calls = 0;
-    conc__unlock(&c->mutex);
+    pthread_mutex_unlock(&c->mutex);
     for (; calls; calls--)
         sem_post(&c->work);
 }
@@ -1015,7 +1041,7 @@ CONC__PRIVATE bool conc__still_waits(const conc__waiter *w, conc__crew *c)
     conc__lock_briefly(&c->mutex);
     if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE))
         return true;
-    conc__unlock(&c->mutex);
+    pthread_mutex_unlock(&c->mutex);
     return false;
 }
 
@@ -1027,7 +1053,7 @@ CONC__PRIVATE bool conc__place_cancel(conc__wait *wait)
     bool waits = conc__still_waits(w, c);
     if (waits) {
         conc__waiter_decide(w, -ECANCELED);
-        conc__unlock(&c->mutex);
+        pthread_mutex_unlock(&c->mutex);
     }
     pthread_mutex_unlock(&conc__crews);
     return waits;
@@ -1056,7 +1082,7 @@ CONC__PRIVATE void conc__crew_help(conc__crew *c, conc__frame *frame)
     conc_job *first = conc__backlog_pop(c);
     if (first) {
         conc__backlog_fill(c);
-        conc__unlock(&c->mutex);
+        pthread_mutex_unlock(&c->mutex);
         conc__job_run_inside(c, frame, first);
         conc__lock_briefly(&c->mutex);
     }
@@ -1119,7 +1145,7 @@ CONC_API int conc_job_cancel(conc_job *j)
             conc__job_ask(c, j);
             rc = 0;
         }
-        conc__unlock(&c->mutex);
+        pthread_mutex_unlock(&c->mutex);
     }
     pthread_mutex_unlock(&conc__crews);
     return rc;
@@ -1152,7 +1178,7 @@ CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
         if (conc__still_waits(w, c)) {
             if (w->next == w)
                 conc__job_ask(c, j);
-            conc__unlock(&c->mutex);
+            pthread_mutex_unlock(&c->mutex);
         }
     }
     pthread_mutex_unlock(&conc__crews);
@@ -1167,7 +1193,7 @@ CONC__PRIVATE void conc__job_claim(conc__frame *frame, conc_job *j)
     conc__crew *c = frame->thread->crew;
     conc__lock_briefly(&c->mutex);
     bool mine = !(conc__job_state(j) & CONC__JOB_DONE) && conc__crew_take_back(c, j);
-    conc__unlock(&c->mutex);
+    pthread_mutex_unlock(&c->mutex);
     if (mine)
         conc__job_run_inside(c, frame, j);
 }
@@ -1185,7 +1211,7 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
             if (rc && conc__crew_take_back(c, j)) {
                 conc__crew_end_job(c, j, rc, NULL, true);
                 conc__crew_spare(c, own, l, -1);
-                conc__unlock(&c->mutex);
+                pthread_mutex_unlock(&c->mutex);
                 pthread_mutex_unlock(&conc__crews);
                 return 0;
             }
@@ -1199,7 +1225,7 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
             conc__view_close(l, view);
             return rc;
         }
-        conc__unlock(&c->mutex);
+        pthread_mutex_unlock(&c->mutex);
     }
     pthread_mutex_unlock(&conc__crews);
     return 0;
@@ -1208,8 +1234,8 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
 /* Waits until the job has ended. stop (NULL: nothing) is set when that is to be soon. */
 CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop)
 {
-    conc__frame *frame = l ? NULL : conc__frame_here();
-    if (frame && frame->thread && frame->thread->crew == j->crew)
+    conc__frame *frame = l ? NULL : conc__frame_of(j->crew);
+    if (frame)
         conc__job_claim(frame, j);
     if (l && l->self->pending) {
         if (stop)
@@ -1306,7 +1332,7 @@ CONC__PRIVATE void conc__thread_look(conc__crew *c)
     if (c->spinning || !conc__looks(&c->misses))
         return;
     c->spinning++;
-    conc__unlock(&c->mutex);
+    pthread_mutex_unlock(&c->mutex);
     int64_t start = conc__clock();
     do {
         for (int i = 0; i < 32 && !found; i++) {
@@ -1322,7 +1348,7 @@ CONC__PRIVATE void conc__thread_look(conc__crew *c)
 CONC__PRIVATE void conc__thread_sleep(conc__crew *c)
 {
     c->sleeping++;
-    conc__unlock(&c->mutex);
+    pthread_mutex_unlock(&c->mutex);
     while (sem_wait(&c->work) && errno == EINTR)
         ;
     conc__lock_briefly(&c->mutex);
@@ -1356,7 +1382,7 @@ CONC__PRIVATE bool conc__thread_next(conc__crew *c, conc__thread *t)
 CONC__PRIVATE void conc__crew_release(conc__crew *c)
 {
     bool last = --c->references == 0;
-    conc__unlock(&c->mutex);
+    pthread_mutex_unlock(&c->mutex);
     if (last) {
         pthread_mutex_lock(&conc__crews);
         conc__crew_free(c);
@@ -1436,13 +1462,8 @@ CONC__PRIVATE int conc__thread_start(conc__crew *c)
     t->crew = c;
     t->number = n;
     t->busy = true;
-    sigset_t all, before;
-    sigfillset(&all);
     conc__original_mask(&t->mask);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the program's own threads */
-    int rc = pthread_create(&t->id, NULL, conc__thread_main, t);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (rc) {
+    if (conc__quiet_thread(&t->id, NULL, conc__thread_main, t)) {
         conc_free(t);
         return -EAGAIN;
     }
@@ -1468,7 +1489,7 @@ CONC__PRIVATE void conc__threads_end(conc__crew *c)
     for (int i = 0; i < c->slots; i++) {
         conc__thread *t = c->threads[i];
         if (t && !t->left_behind) {
-            conc__unlock(&c->mutex);
+            pthread_mutex_unlock(&c->mutex);
             pthread_join(t->id, NULL);
             conc__lock_briefly(&c->mutex);
         }
@@ -1497,23 +1518,9 @@ CONC_API int conc_pool_open(conc_pool *p)
     if (!conc__frames_there)
         return -EAGAIN;
     conc__crew *c = conc__crew_new(p->threads, p->queue_limit);
-    if (c) {
+    if (c)
         conc__copy(c->name, sizeof c->name, p->name ? p->name : "conc");
-    }
     return conc__pool_opens(&p->crew, &p->users, c);
-}
-
-CONC__PRIVATE bool conc__map_stops(const conc__mapping *m) { return __atomic_load_n(&m->stop, __ATOMIC_RELAXED); }
-
-/* What is left of a runner's elements will not be called any more. */
-CONC__PRIVATE void conc__range_drop(conc__parcel *p, int rc)
-{
-    conc__mapping *m = p ? p->mapping : NULL;
-    for (; m && p->left; p->left--, p->first++) {
-        m->dropped++;
-        if (m->results)
-            m->results[p->first] = rc;
-    }
 }
 
 /* Takes back all that is in the queue, and asks to end what runs. Under the mutex. */
@@ -1542,7 +1549,7 @@ CONC__PRIVATE bool conc__close_cancel(conc__wait *wait)
     pthread_mutex_lock(&conc__crews);
     if (conc__still_waits(w, c)) {
         conc__crew_ask_all(c);
-        conc__unlock(&c->mutex);
+        pthread_mutex_unlock(&c->mutex);
     }
     pthread_mutex_unlock(&conc__crews);
     return false;
@@ -1566,7 +1573,7 @@ CONC__PRIVATE bool conc__crew_close(conc_loop *l, conc__crew *c)
         conc__line_up(&c->closer, &w);
         conc__wait_outside(l, &w, &conc__wants_end, c, &c->mutex, NULL);
     } else {
-        conc__unlock(&c->mutex);
+        pthread_mutex_unlock(&c->mutex);
     }
     return first;
 }
@@ -1661,30 +1668,28 @@ CONC_API CONC__CALLED int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *f
     return p ? conc__submit(&p->crew, &p->users, j, fn, arg, 0, NULL) : -EINVAL;
 }
 
-/* In a job of the same pool the function is simply called. */
-CONC__PRIVATE bool conc__is_own_thread(conc_pool *p)
-{
-    conc__frame *f = conc__here ? NULL : conc__frame_here();
-    return f && f->thread && f->thread->crew == __atomic_load_n(&p->crew, __ATOMIC_ACQUIRE);
-}
-
-CONC_API CONC__CALLED int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg)
+/* Runs a job, and waits for it. In a job of the same pool the function is simply called. */
+CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn, void *arg, size_t size,
+                                 conc__parcel *parcel)
 {
     conc_loop *l;
+    conc_job j;
     int rc = conc__caller(&l);
     if (rc)
         return rc;
-    if (!p || !fn)
-        return -EINVAL;
-    if (!l && conc__is_own_thread(p))
+    if (!l && fn && conc__frame_of(__atomic_load_n(crew, __ATOMIC_ACQUIRE)))
         return fn(arg);
-    conc_job j;
     j.state = 0;
-    rc = conc__submit(&p->crew, &p->users, &j, fn, arg, 0, NULL);
+    rc = conc__submit(crew, users, &j, fn, arg, size, parcel);
     if (rc)
         return rc;
     conc__job_wait(l, &j, NULL);
     return conc__job_result(l, &j);
+}
+
+CONC_API CONC__CALLED int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg)
+{
+    return p ? conc__crew_run(&p->crew, &p->users, fn, arg, 0, NULL) : -EINVAL;
 }
 
 /* ---- >>mapping ------------------------------------------------------------------------------------------------ */
@@ -1720,16 +1725,6 @@ CONC__PRIVATE int conc__map_runner(void *arg)
     return mine;
 }
 
-/* The words of the first error are those of the runner that met it. */
-CONC__PRIVATE void conc__map_wait(conc_loop *l, conc__mapping *m, conc_job *runners, int n)
-{
-    for (int i = 0; i < n; i++) {
-        conc__job_wait(l, &runners[i], &m->stop);
-        if (runners[i].result < 0 && runners[i].result != -ECANCELED)
-            conc__job_result(l, &runners[i]);
-    }
-}
-
 CONC__PRIVATE int conc__map_result(conc__mapping *m)
 {
     size_t taken = m->next < m->count ? m->next : m->count;
@@ -1745,59 +1740,79 @@ CONC__PRIVATE int conc__map_refused(conc__mapping *m, int rc)
     return rc;
 }
 
-CONC__PRIVATE int conc__map_start(conc_pool *p, conc__mapping *m, conc_job *runners, int n, int *started)
+/* A runner, and what it carries where it runs in a process. */
+typedef struct conc__runner {
+    conc_job job;
+    conc__parcel parcel;
+} conc__runner;
+
+/* Starts up to n runners: how many there are, and *rc why not all. */
+CONC__PRIVATE int conc__map_start(conc__crew **crew, unsigned *users, conc__mapping *m, bool processes,
+                                  conc__runner *runners, int n, int *rc)
 {
-    int rc = 0;
-    for (*started = 0; *started < n && rc == 0;) {
-        runners[*started].state = 0;
-        rc = conc__submit(&p->crew, &p->users, &runners[*started], conc__map_runner, m, 0, NULL);
-        *started += rc == 0;
+    int started = 0;
+    for (*rc = 0; started < n && *rc == 0; started += *rc == 0) {
+        conc__runner *r = &runners[started];
+        r->job.state = 0;
+        r->parcel = (conc__parcel){.mapping = m};
+        *rc = processes ? conc__submit(crew, users, &r->job, m->fn, NULL, 0, &r->parcel)
+                        : conc__submit(crew, users, &r->job, conc__map_runner, m, 0, NULL);
     }
-    if (rc && rc != -ENOMEM) /* with less memory there are fewer runners */
-        __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
+    return started;
+}
+
+/* Waits for the runners: the error of one of them, or rc. The words of the first error are those of who met it. */
+CONC__PRIVATE int conc__map_wait(conc_loop *l, conc__mapping *m, conc__runner *runners, int n, int rc)
+{
+    for (int i = 0; i < n; i++) {
+        conc_job *j = &runners[i].job;
+        conc__job_wait(l, j, &m->stop);
+        if (j->result < 0 && j->result != -ECANCELED)
+            rc = conc__job_result(l, j);
+    }
     return rc;
 }
 
-CONC__PRIVATE int conc__pool_map(conc_pool *p, conc__mapping *m)
+CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mapping *m)
 {
     conc_loop *l;
-    int rc = conc__caller(&l), started;
+    int rc = conc__caller(&l);
     if (rc == 0 &&
-        (!p || !m->fn || (!m->args && m->count && m->size) || __builtin_mul_overflow(m->count, m->size, &(size_t){0})))
+        (!m->fn || (!m->args && m->count && m->size) || __builtin_mul_overflow(m->count, m->size, &(size_t){0})))
         rc = -EINVAL;
-    conc__crew *c = rc ? NULL : conc__pool_enter(&p->crew, &p->users, &rc);
+    conc__crew *c = rc ? NULL : conc__pool_enter(crew, users, &rc);
     if (!c)
         return rc;
-    int most = c->most;
-    bool own = !l && conc__is_own_thread(p);
-    conc__pool_leave(&p->users);
+    bool processes = c->hub, own = !l && conc__frame_of(c);
+    int most = (m->count < (size_t)c->most ? (int)m->count : c->most) - (own && m->count);
+    conc__pool_leave(users);
     if (l && (rc = conc__checkpoint(l)))
         return conc__map_refused(m, rc);
-    size_t wanted = (m->count < (size_t)most ? m->count : (size_t)most) - (own && m->count);
-    conc_job *runners = wanted ? conc__alloc(wanted * sizeof *runners) : NULL;
-    if (wanted && !runners)
+    conc__runner *runners = most ? conc__alloc((size_t)most * sizeof *runners) : NULL;
+    if (most && !runners)
         return conc__map_refused(m, -ENOMEM);
-    rc = conc__map_start(p, m, runners, (int)wanted, &started);
+    int started = conc__map_start(crew, users, m, processes, runners, most, &rc);
     if (own && m->count)
         conc__map_runner(m);
-    conc__map_wait(l, m, runners, started);
+    rc = conc__map_wait(l, m, runners, started, rc);
     conc_free(runners);
     if (rc && !started && !own)
         return conc__map_refused(m, rc);
-    bool refused = rc && (!started || rc != -ENOMEM) && !own && m->next < m->count && !m->error;
     int result = conc__map_result(m);
-    return refused && !m->keeps_going ? rc : refused && !started ? rc : result;
+    return result == -ECANCELED && rc ? rc : result;
 }
 
 CONC_API CONC__CALLED int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size)
 {
-    return conc__pool_map(p, &(conc__mapping){.fn = fn, .args = args, .count = count, .size = size});
+    conc__mapping m = {.fn = fn, .args = args, .count = count, .size = size};
+    return p ? conc__crew_map(&p->crew, &p->users, &m) : -EINVAL;
 }
 
 CONC_API CONC__CALLED int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size,
                                             int *results)
 {
-    return conc__pool_map(p, &(conc__mapping){fn, args, count, size, results, .keeps_going = true});
+    conc__mapping m = {fn, args, count, size, results, .keeps_going = true};
+    return p ? conc__crew_map(&p->crew, &p->users, &m) : -EINVAL;
 }
 
 /* ---- >>blocking ----------------------------------------------------------------------------------------------- */
@@ -1835,15 +1850,11 @@ CONC__PRIVATE void conc__crew_blocks(conc__crew *c, int one)
     conc__lock_briefly(&c->mutex);
     c->blocking += one;
     conc__crew_stall(c);
-    conc__unlock(&c->mutex);
+    pthread_mutex_unlock(&c->mutex);
 }
 
-CONC__PRIVATE void conc__block_over(conc_loop *l, conc__block *b)
+CONC__PRIVATE void conc__block_over(conc__block *b)
 {
-    conc__ending **at = &l->endings;
-    while (*at != &b->ending)
-        at = &(*at)->next;
-    *at = b->ending.next;
     if (!(__atomic_and_fetch(&b->job->state, ~(uintptr_t)CONC__JOB_BLOCKED, __ATOMIC_RELAXED) & CONC__JOB_LEFT))
         conc__job_at_work(b->job);
     conc__crew_blocks(b->crew, -1);
@@ -1852,14 +1863,19 @@ CONC__PRIVATE void conc__block_over(conc_loop *l, conc__block *b)
 
 CONC__PRIVATE void conc__block_fires(conc__timer *t)
 {
-    conc__block_over(conc__here, (conc__block *)(void *)((char *)t - offsetof(conc__block, timer)));
+    conc__block *b = (conc__block *)(void *)((char *)t - offsetof(conc__block, timer));
+    conc__ending **at = &conc__here->endings;
+    while (*at != &b->ending)
+        at = &(*at)->next;
+    *at = b->ending.next;
+    conc__block_over(b);
 }
 
 CONC__PRIVATE void conc__block_ends(conc_loop *l, conc__ending *e)
 {
     conc__block *b = (conc__block *)(void *)((char *)e - offsetof(conc__block, ending));
     conc__disarm(l, &b->timer);
-    conc__block_over(l, b);
+    conc__block_over(b);
 }
 
 CONC__PRIVATE void conc__block_begins(conc__post *p)
@@ -2013,7 +2029,7 @@ CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
         if (!*w->stop && !(__atomic_fetch_or(&j->state, CONC__JOB_LEFT, __ATOMIC_RELAXED) & CONC__JOB_BLOCKED) &&
             j->clock)
             conc__job_off_work(j->clock);
-        conc__unlock(&c->mutex);
+        pthread_mutex_unlock(&c->mutex);
     }
     pthread_mutex_unlock(&conc__crews);
     return waits;
@@ -2157,7 +2173,7 @@ CONC__PRIVATE bool conc__channel_cancel(conc__wait *wait)
     bool waits = !w->over;
     if (waits)
         conc__waiter_decide(w, -ECANCELED);
-    conc__unlock(&inner->mutex);
+    pthread_mutex_unlock(&inner->mutex);
     return waits;
 }
 
@@ -2229,7 +2245,7 @@ CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, b
         return conc__wait_outside(l, &w, sends ? &conc__channel_sends : &conc__channel_receives, inner, &inner->mutex,
                                   NULL);
     }
-    conc__unlock(&inner->mutex);
+    pthread_mutex_unlock(&inner->mutex);
     if (rc == 0 && l)
         conc__quick(l);
     return rc;
@@ -2266,7 +2282,7 @@ CONC_API void conc_channel_close(conc_channel *c)
         conc__waiter_wake(inner->receivers, -EPIPE);
     while (inner->senders)
         conc__waiter_wake(inner->senders, -EPIPE);
-    conc__unlock(&inner->mutex);
+    pthread_mutex_unlock(&inner->mutex);
 }
 
 CONC_API void conc_channel_destroy(conc_channel *c)
@@ -2609,11 +2625,6 @@ CONC_API int conc_resolve(const char *host, const char *port, struct sockaddr_st
     return rc;
 }
 
-typedef struct conc__name_call {
-    const char *text;
-    conc__address *found;
-} conc__name_call;
-
 /* For conc_dial and conc_listen: "name:port", which was found to be well-formed. */
 CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **found)
 {
@@ -2752,33 +2763,53 @@ CONC__PRIVATE int conc__close_others(posix_spawn_file_actions_t *actions, int fr
     return rc;
 }
 
-CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
-{
+/* What posix_spawn is told: which signals to block, and which files to change. */
+typedef struct conc__spawning {
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
+} conc__spawning;
+
+CONC__PRIVATE int conc__spawning_open(conc__spawning *s, const sigset_t *mask)
+{
+    int rc = posix_spawn_file_actions_init(&s->actions);
+    if (rc)
+        return rc;
+    rc = posix_spawnattr_init(&s->attributes);
+    if (rc) {
+        posix_spawn_file_actions_destroy(&s->actions);
+        return rc;
+    }
+    posix_spawnattr_setsigmask(&s->attributes, mask);
+    posix_spawnattr_setflags(&s->attributes, POSIX_SPAWN_SETSIGMASK);
+    return 0;
+}
+
+CONC__PRIVATE void conc__spawning_close(conc__spawning *s)
+{
+    posix_spawnattr_destroy(&s->attributes);
+    posix_spawn_file_actions_destroy(&s->actions);
+}
+
+CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
+{
     const conc_child *c = s->child;
     char *const *argv = (char *const *)(uintptr_t)c->argv, *const *env = (char *const *)(uintptr_t)c->env;
-    int rc = posix_spawn_file_actions_init(&actions);
+    int (*change)(posix_spawn_file_actions_t *, const char *) = conc__spawn_chdir;
+    conc__spawning how;
+    int rc = conc__spawning_open(&how, &s->mask);
     if (rc)
         return -rc;
-    rc = posix_spawnattr_init(&attributes);
-    if (rc == 0) {
-        posix_spawnattr_setsigmask(&attributes, &s->mask);
-        posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
-        int (*change)(posix_spawn_file_actions_t *, const char *) = conc__spawn_chdir;
-        if (c->dir)
-            rc = change ? change(&actions, c->dir) : ENOTSUP;
-        for (int i = 0; i < 3 && rc == 0; i++)
-            if (s->far_ends[i] >= 0)
-                rc = posix_spawn_file_actions_adddup2(&actions, s->far_ends[i], i);
-        if (rc == 0)
-            rc = conc__close_others(&actions, 3);
-        if (rc == 0)
-            rc = s->path ? posix_spawn(&s->pid, s->path, &actions, &attributes, argv, env ? env : environ)
-                         : posix_spawnp(&s->pid, argv[0], &actions, &attributes, argv, env ? env : environ);
-        posix_spawnattr_destroy(&attributes);
-    }
-    posix_spawn_file_actions_destroy(&actions);
+    if (c->dir)
+        rc = change ? change(&how.actions, c->dir) : ENOTSUP;
+    for (int i = 0; i < 3 && rc == 0; i++)
+        if (s->far_ends[i] >= 0)
+            rc = posix_spawn_file_actions_adddup2(&how.actions, s->far_ends[i], i);
+    if (rc == 0)
+        rc = conc__close_others(&how.actions, 3);
+    if (rc == 0)
+        rc = s->path ? posix_spawn(&s->pid, s->path, &how.actions, &how.attributes, argv, env ? env : environ)
+                     : posix_spawnp(&s->pid, argv[0], &how.actions, &how.attributes, argv, env ? env : environ);
+    conc__spawning_close(&how);
     return -rc;
 }
 
@@ -3352,17 +3383,13 @@ CONC__PRIVATE void conc__begin_to_watch(int parent)
 {
     pthread_attr_t small;
     pthread_t id;
-    sigset_t all, before;
     int fd = conc__pidfd(parent);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
     pthread_attr_init(&small);
     pthread_attr_setstacksize(&small, 128 * 1024);
     pthread_attr_setdetachstate(&small, PTHREAD_CREATE_DETACHED);
-    if (fd < 0 || pthread_create(&id, &small, conc__watch_parent, (void *)(intptr_t)fd))
+    if (fd < 0 || conc__quiet_thread(&id, &small, conc__watch_parent, (void *)(intptr_t)fd))
         prctl(PR_SET_PDEATHSIG, SIGKILL); /* the next best: it goes with the thread that started it */
     pthread_attr_destroy(&small);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (fd < 0 ? getppid() != parent : kill(parent, 0) != 0 && errno == ESRCH)
         _exit(0); /* it has ended meanwhile */
 }
@@ -3780,9 +3807,6 @@ CONC__PRIVATE bool conc__runner_goes_on(conc__hub *h, conc_job *j, conc__desk *d
     return p->left > 0;
 }
 
-/* The worker has replied, and what it wrote was copied if it is large. */
-CONC__PRIVATE void conc__station_replied(conc__hub *h, conc__station *s);
-
 /* Is there more to copy than should be done by whoever comes? */
 CONC__PRIVATE bool conc__job_is_large(const conc_job *j) { return conc__job_bytes(j) > CONC__SMALL; }
 
@@ -3809,18 +3833,11 @@ CONC__PRIVATE void conc__station_begin(conc__hub *h, conc__station *s, conc_job 
     s->state = CONC__LOADING;
     bool large = conc__job_is_large(j);
     if (large)
-        conc__unlock(&h->crew->mutex);
+        pthread_mutex_unlock(&h->crew->mutex);
     int rc = conc__job_load(j, s);
     if (large)
         conc__lock_briefly(&h->crew->mutex);
     conc__station_send(h, s, rc);
-}
-
-CONC__PRIVATE conc_job *conc__backlog_first(conc__crew *c)
-{
-    while (c->head != c->tail && !c->queue[c->head & (c->room - 1)])
-        c->head++;
-    return c->head == c->tail ? NULL : c->queue[c->head & (c->room - 1)];
 }
 
 /* The worker that was busy last: what it needs is in its processor's caches, and it may not sleep yet. */
@@ -3876,14 +3893,10 @@ CONC__PRIVATE void conc__hub_rouse(conc__crew *c) { conc__hub_send(c->hub, false
 /* Under the mutex, before the first job. */
 CONC__PRIVATE int conc__hub_begin(conc__hub *h)
 {
-    sigset_t all, before;
     if (h->manages)
         return 0;
     conc__original_mask(&h->mask);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int rc = pthread_create(&h->manager, NULL, conc__manager_main, h);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    int rc = conc__quiet_thread(&h->manager, NULL, conc__manager_main, h);
     h->manages = rc == 0;
     return -rc;
 }
@@ -3904,6 +3917,7 @@ CONC__PRIVATE void conc__station_unload(conc_job *j, conc__desk *d)
         memcpy(p->out, data + conc__aligned(p->in_size), (size_t)p->returned);
 }
 
+/* The worker has replied, and what it wrote is to be copied. */
 CONC__PRIVATE void conc__station_replied(conc__hub *h, conc__station *s)
 {
     conc_job *j = s->job;
@@ -3919,7 +3933,7 @@ CONC__PRIVATE void conc__station_replied(conc__hub *h, conc__station *s)
         bool large = conc__job_is_large(j);
         s->state = CONC__LOADING;
         if (large)
-            conc__unlock(&h->crew->mutex);
+            pthread_mutex_unlock(&h->crew->mutex);
         conc__station_unload(j, d);
         if (large)
             conc__lock_briefly(&h->crew->mutex);
@@ -4020,26 +4034,19 @@ CONC__PRIVATE void conc__own_path(char *path, size_t size)
 CONC__PRIVATE int conc__spawn_worker(const conc__hub *h, const char *path, char **env, int socket, int *pid)
 {
     char *argv[] = {(char *)(uintptr_t)path, (char *)(uintptr_t) "(conc worker)", NULL};
-    posix_spawn_file_actions_t actions;
-    posix_spawnattr_t attributes;
+    conc__spawning how;
     pid_t child = 0;
-    int rc = posix_spawn_file_actions_init(&actions);
+    int rc = conc__spawning_open(&how, &h->mask);
     if (rc)
         return -rc;
-    rc = posix_spawnattr_init(&attributes);
-    if (rc == 0) {
-        posix_spawnattr_setsigmask(&attributes, &h->mask);
-        posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
-        rc = posix_spawn_file_actions_adddup2(&actions, socket, 3);
-        if (rc == 0)
-            rc = posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
-        if (rc == 0)
-            rc = conc__close_others(&actions, 4);
-        if (rc == 0)
-            rc = posix_spawn(&child, path, &actions, &attributes, argv, env);
-        posix_spawnattr_destroy(&attributes);
-    }
-    posix_spawn_file_actions_destroy(&actions);
+    rc = posix_spawn_file_actions_adddup2(&how.actions, socket, 3);
+    if (rc == 0)
+        rc = posix_spawn_file_actions_addopen(&how.actions, 0, "/dev/null", O_RDONLY, 0);
+    if (rc == 0)
+        rc = conc__close_others(&how.actions, 4);
+    if (rc == 0)
+        rc = posix_spawn(&child, path, &how.actions, &how.attributes, argv, env);
+    conc__spawning_close(&how);
     *pid = child;
     return -rc;
 }
@@ -4148,11 +4155,9 @@ CONC__PRIVATE int conc__worker_start(conc__hub *h, conc__station *s)
 /* No worker comes up: nobody is to wait for one. */
 CONC__PRIVATE void conc__hub_fails(conc__hub *h, int rc, const char *why)
 {
-    bool any = false;
     for (int i = 0; i < h->crew->most; i++)
-        any |= h->stations[i].state != CONC__EMPTY;
-    if (any)
-        return; /* the others go on */
+        if (h->stations[i].state != CONC__EMPTY)
+            return; /* the others go on */
     while (h->crew->queued)
         conc__job_undone(h->crew, conc__backlog_pop(h->crew), rc, why);
 }
@@ -4168,7 +4173,7 @@ CONC__PRIVATE void conc__hub_staff(conc__hub *h)
         if (s->state != CONC__EMPTY)
             continue;
         s->state = CONC__LEAVING; /* not to be looked at */
-        conc__unlock(&c->mutex);
+        pthread_mutex_unlock(&c->mutex);
         int rc = conc__worker_start(h, s);
         conc__lock_briefly(&c->mutex);
         s->state = rc ? CONC__EMPTY : CONC__COMING;
@@ -4302,7 +4307,7 @@ CONC__PRIVATE void conc__hub_wait(conc__hub *h, int limit)
     for (int i = 0; i < c->most; i++)
         if (h->stations[i].pidfd >= 0)
             h->polls[n++] = (struct pollfd){h->stations[i].pidfd, POLLIN, 0};
-    conc__unlock(&c->mutex);
+    pthread_mutex_unlock(&c->mutex);
     poll(h->polls, n, limit);
     if (h->polls[0].revents && read(h->bell, &count, sizeof count) < 0) {
         /* somebody else has read it */
@@ -4362,7 +4367,7 @@ CONC__PRIVATE void *conc__manager_main(void *arg)
     conc__hub_dismiss(h);
     if (c->closer)
         conc__waiter_wake(c->closer, 0);
-    conc__unlock(&c->mutex);
+    pthread_mutex_unlock(&c->mutex);
     return NULL;
 }
 
@@ -4482,7 +4487,7 @@ CONC__PRIVATE bool conc__view_look(conc__lookout *o)
     conc__lock_briefly(&v->crew->mutex);
     if (!v->crew->hub->ending)
         conc__hub_collect(v->crew->hub, false);
-    conc__unlock(&v->crew->mutex);
+    pthread_mutex_unlock(&v->crew->mutex);
     return true;
 }
 
@@ -4653,7 +4658,7 @@ CONC__PRIVATE void conc__hub_close(conc_loop *l, conc__crew *c)
     conc__lock_briefly(&c->mutex);
     c->hub->ending = true;
     if (!c->hub->manages) {
-        conc__unlock(&c->mutex);
+        pthread_mutex_unlock(&c->mutex);
         return;
     }
     conc__hub_ring(c->hub);
@@ -4694,25 +4699,9 @@ CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
 
 #endif
 
-/* Runs a job that is begun in here, with its parcel. */
-CONC__PRIVATE int conc__procs_do(conc_procs *p, conc_job *j, conc_fn *fn, void *arg, size_t size, conc__parcel *parcel)
-{
-    conc_loop *l;
-    int rc = conc__caller(&l);
-    if (rc)
-        return rc;
-    j->state = 0;
-    rc = p ? conc__submit(&p->crew, &p->users, j, fn, arg, size, parcel) : -EINVAL;
-    if (rc)
-        return rc;
-    conc__job_wait(l, j, NULL);
-    return conc__job_result(l, j);
-}
-
 CONC_API CONC__CALLED int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size)
 {
-    conc_job j;
-    return conc__procs_do(p, &j, fn, arg, size, NULL);
+    return p ? conc__crew_run(&p->crew, &p->users, fn, arg, size, NULL) : -EINVAL;
 }
 
 CONC_API CONC__CALLED int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg, size_t size)
@@ -4731,62 +4720,23 @@ CONC_API CONC__CALLED ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, 
                                               void *out, size_t out_size)
 {
     conc__parcel parcel = {.call = fn, .in = in, .in_size = in_size, .out = out, .out_size = out_size};
-    conc_job j;
-    if (!fn || (in_size && !in) || (out_size && !out))
+    if (!p || !fn || (in_size && !in) || (out_size && !out))
         return -EINVAL;
-    int rc = conc__procs_do(p, &j, conc__call_job, NULL, 0, &parcel);
+    int rc = conc__crew_run(&p->crew, &p->users, conc__call_job, NULL, 0, &parcel);
     return rc < 0 ? rc : parcel.returned;
-}
-
-/* A runner, and what it carries. */
-typedef struct conc__procs_runner {
-    conc_job job;
-    conc__parcel parcel;
-} conc__procs_runner;
-
-CONC__PRIVATE int conc__procs_map(conc_procs *p, conc__mapping *m)
-{
-    conc_loop *l;
-    int rc = conc__caller(&l), n = 0, most;
-    if (rc == 0 &&
-        (!p || !m->fn || (!m->args && m->count && m->size) || __builtin_mul_overflow(m->count, m->size, &(size_t){0})))
-        rc = -EINVAL;
-    conc__crew *c = rc ? NULL : conc__pool_enter(&p->crew, &p->users, &rc);
-    if (!c)
-        return rc;
-    most = m->count < (size_t)c->most ? (int)m->count : c->most;
-    conc__pool_leave(&p->users);
-    if (l && (rc = conc__checkpoint(l)))
-        return conc__map_refused(m, rc);
-    conc__procs_runner *runners = most ? conc__alloc((size_t)most * sizeof *runners) : NULL;
-    if (most && !runners)
-        return conc__map_refused(m, -ENOMEM);
-    for (; n < most && rc == 0; n += rc == 0) {
-        runners[n].job.state = 0;
-        runners[n].parcel = (conc__parcel){.mapping = m};
-        rc = conc__submit(&p->crew, &p->users, &runners[n].job, m->fn, NULL, 0, &runners[n].parcel);
-    }
-    for (int i = 0; i < n; i++) {
-        conc__job_wait(l, &runners[i].job, &m->stop);
-        if (runners[i].job.result < 0 && runners[i].job.result != -ECANCELED)
-            rc = conc__job_result(l, &runners[i].job);
-    }
-    conc_free(runners);
-    if (rc && n == 0)
-        return conc__map_refused(m, rc);
-    int result = conc__map_result(m);
-    return result == -ECANCELED && rc ? rc : result;
 }
 
 CONC_API CONC__CALLED int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size)
 {
-    return conc__procs_map(p, &(conc__mapping){.fn = fn, .args = args, .count = count, .size = size});
+    conc__mapping m = {.fn = fn, .args = args, .count = count, .size = size};
+    return p ? conc__crew_map(&p->crew, &p->users, &m) : -EINVAL;
 }
 
 CONC_API CONC__CALLED int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size,
                                              int *results)
 {
-    return conc__procs_map(p, &(conc__mapping){fn, args, count, size, results, .keeps_going = true});
+    conc__mapping m = {fn, args, count, size, results, .keeps_going = true};
+    return p ? conc__crew_map(&p->crew, &p->users, &m) : -EINVAL;
 }
 
 /* ---- >>beginning ---------------------------------------------------------------------------------------------- */

@@ -1037,6 +1037,25 @@ THREAD_TEST(a_virtual_block_of_an_abandoned_job_does_not_outlast_its_run)
     count_wait(&s.freed, 1);
 }
 
+/* The run ends while a job of a pool of the program's blocks, which it began before the run had used the shared pool. */
+static int leaves_a_job_that_blocks(void *arg)
+{
+    static conc_job job;
+    static double seconds = 1e6;
+    CHECK_INT(conc_pool_submit(arg, &job, blocks, &seconds), 0);
+    CHECK_INT(conc_sleep(1), 0); /* the clock stands still until the job blocks */
+    CHECK_INT(conc_offload(counts, NULL), 1);
+    return 3;
+}
+
+THREAD_TEST(a_virtual_block_that_began_before_the_first_offload_ends_with_its_run)
+{
+    conc_pool pool = {.threads = 1};
+    CHECK_INT(conc_pool_open(&pool), 0);
+    CHECK_INT(run_virtual(leaves_a_job_that_blocks, &pool), 3);
+    CHECK_INT(conc_pool_close(&pool), 0);
+}
+
 static int holds_and_blocks(void *arg)
 {
     holds(arg);
