@@ -3,9 +3,8 @@
  * Each time every job has its result or an error, what was refused was not called, arguments are as before after an
  * error, no wait hangs, the same pool works when the fault is gone, and nothing stays behind.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, single, clang, static, gcc-asan, valgrind,
- * tsan (how tasks switch and wait is tested elsewhere; it starts many processes, which emulators cannot, and which end
- * slowly under tsan)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, single, clang, static, gcc-asan, valgrind
+ * (how tasks switch and wait is tested elsewhere; it starts many processes, which emulators cannot)
  * Seeds: 2 (jobs are threads and processes)
  */
 #include <dirent.h>
@@ -77,6 +76,9 @@ typedef struct fault {
     atomic_bool for_ever; /* and all after it */
     atomic_long injected;
 } fault;
+
+const char *__tsan_default_options(void);
+const char *__tsan_default_options(void) { return "atexit_sleep_ms=0"; } /* else each worker takes a second to end */
 
 /* Shared with all workers: forked ones inherit it, others find its descriptor in the environment. */
 static fault *faults;
