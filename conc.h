@@ -47,9 +47,10 @@
  *   CONC_NO_EPOLL        the loop waits with poll(2), as it does wherever there is no epoll
  *   CONC_USE_UCONTEXT    stacks are switched by ucontext, as on processors without a switch of their own here
  *   CONC_SAVE_FPU        each task keeps its own floating-point control state (rounding, exception masks)
+ *   CONC_GUARD_REPORT    the report of a stack overflow not only in debug mode (a handler for SIGSEGV)
  *
- * Environment: CONC_DEBUG=1, CONC_CLOCK=virtual, CONC_SEED=7, CONC_POLL=poll|epoll, CONC_STACK=bytes override the
- * options of a run; they are not read in a set-user-ID program. A value that makes no sense fails the run: -EINVAL.
+ * Environment: CONC_DEBUG=1, CONC_CLOCK=virtual, CONC_SEED=7, CONC_TRACE=file, CONC_POLL=poll|epoll, CONC_STACK=bytes override
+ * the options of a run; they are not read in a set-user-ID program. A value that makes no sense fails the run: -EINVAL.
  *
  * Contents: >>version >>run >>time >>scopes >>groups >>tasks >>errors >>locals >>generators >>descriptors >>streams
  * >>signals >>loops >>embedding >>reports, then the implementation, whose sections are listed where it starts, then the
@@ -128,11 +129,16 @@ typedef struct conc_options {
     size_t stack_size;  /* bytes for a task, at least 1024; 0: CONC_STACK_SIZE. main_fn never gets less than that */
     bool virtual_clock; /* when nothing can run, time jumps to the next deadline; it starts at 0 */
     uint64_t seed;      /* not 0: ready tasks run in a random order that the seed repeats */
-    bool debug;         /* checks and reports */
-    double slow_step;   /* seconds; debug: report a task that holds the loop longer; 0: 0.1 */
-    bool interrupt;     /* SIGINT or SIGTERM cancels main_fn, which makes the run's result -EINTR; a second one kills.
+    bool debug; /* checks and reports on stderr: tasks that hold the loop, and while they do where they are; locks,
+                           generators and streams left behind; cancels that are ignored; calls from a wrong thread; stack
+                           overflow; what stacks were used; `kill -USR2` prints the tasks */
+    double slow_step;  /* seconds; debug: report a task that holds the loop longer; 0: 0.1 */
+    bool interrupt;    /* SIGINT or SIGTERM cancels main_fn, which makes the run's result -EINTR; a second one kills.
                            Not where a handler is installed or the signal is ignored, nor while a conc_signals has it */
-    const char *trace;  /* write a trace of all tasks to this file (-ENOTSUP in this version) */
+    const char *trace; /* write a trace of all tasks to this file, in Chrome's trace event format, for Perfetto or
+                           about:tracing: a row a task, spans for its steps and waits, arrows from who woke it. The times
+                           are the loop's. NAME.2, NAME.3, ... when another run is writing NAME. When it cannot be written
+                           on (a full disk) that is said, and the run goes on without */
     void (*on_error)(const conc_failure *f, void *user); /* errors nobody collected; NULL: print to stderr. It runs on
                                                             the loop, between two tasks, as a posted function does */
     void *user;                                          /* handed to on_error */
@@ -383,7 +389,8 @@ struct conc_task {
     struct conc__stack *stack;
     int error_number;
     bool pending, asked, marked;
-    uint8_t state, sink_kind, cancels_in_a_row;
+    uint8_t state, sink_kind;
+    uint16_t cancels_in_a_row;
     bool has_handle, in_finished, collected, failed;
     uint16_t seal;
     conc__wait *wait;
@@ -395,6 +402,8 @@ struct conc_task {
     struct conc__holding *held;
     int result, last_rc;
     uint64_t serial; /* another one for each task of the process */
+    int64_t since;   /* when it began to wait, on the loop's clock: about, unless in debug mode or under a trace */
+    uint64_t arrow;  /* trace: the one that leads to its next step; 0: none */
     void *sink;
     struct conc__locals *locals;
     conc_fn *fn;
@@ -505,8 +514,10 @@ struct conc_gen {
 };
 
 /* Opens a generator: fn(g, arg) will run in the consumer's task, on a stack of its own, from the first next on.
+ *     int conc_gen_open(conc_gen *g, conc_gen_fn *fn, void *arg, size_t item_size);
  * Errors: -EINVAL (NULL, open already), -ENOMEM. Close it with conc_gen_close. */
-CONC_API int conc_gen_open(conc_gen *g, conc_gen_fn *fn, void *arg, size_t item_size);
+#define conc_gen_open(g, fn, arg, item_size) conc__gen_open((g), (fn), (arg), (item_size), CONC__PLACE)
+CONC_API int conc__gen_open(conc_gen *g, conc_gen_fn *fn, void *arg, size_t item_size, const char *place);
 
 /* In the body: hands a copy of item_size bytes to the consumer, and returns when it wants the next: 0. -ECANCELED: the
  * consumer is closing, clean up and return. -EINVAL: not in this generator's body, or a scope or group of the body is
@@ -624,9 +635,12 @@ struct conc_stream {
 };
 typedef struct conc_stream conc_stream;
 
-/* Opens a stream on fd and owns it: conc_stream_close closes it. Errors: -EINVAL (NULL, open already), -EBADF; then fd
+/* Opens a stream on fd and owns it: conc_stream_close closes it.
+ *     int conc_stream_open(conc_stream *s, int fd);
+ * Errors: -EINVAL (NULL, open already), -EBADF; then fd
  * stays yours. Not a checkpoint. Memory is taken when bytes are there and given back when none are. */
-CONC_API int conc_stream_open(conc_stream *s, int fd);
+#define conc_stream_open(s, fd) conc__stream_open((s), (fd), CONC__PLACE)
+CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place);
 
 /* Reading. Each waits for bytes when there are too few, and then first sends what was written, so that a question need
  * not be flushed before the answer is read. A cancel loses no byte: what was not returned can still be read. What came
@@ -763,15 +777,23 @@ typedef struct conc_stats {
     size_t stacks;      /* in use, those of generators included */
     size_t stacks_kept; /* free, kept for the next spawn */
     size_t stack_bytes; /* address space of all of them */
+    size_t jobs_queued; /* of all pools of the program: jobs that nobody has begun */
+    size_t peak;        /* most tasks that were alive at once */
     uint64_t spawned;   /* tasks, since the run began */
     uint64_t switches;  /* from task to task, about */
     uint64_t passes;    /* of the scheduler: posts, timers and descriptors are looked at once in each */
     uint64_t polls;     /* system calls to wait or look for events */
+    /* seconds since the run began, on its clock */
+    double running; /* steps of tasks; without .debug or .trace: all but idle, the scheduler's work included */
+    double waiting; /* the waits of all tasks, without those that still last; only with .debug or .trace */
+    double idle;    /* the loop slept, or its virtual clock jumped, as every task waited */
 } conc_stats;
 
 CONC_API void conc_get_stats(conc_stats *s);
 
-/* Prints the tree of groups and tasks: what each waits for, who owns that, and where it was spawned. */
+/* Prints the tree of groups and tasks: what each waits for, who owns that, for how many seconds [in brackets], and where it
+ * was spawned. Of more than 2000 tasks it prints how many are in the same state at the same place, most first. In debug
+ * mode `kill -USR2` prints it to stderr, unless the program receives that signal itself. */
 CONC_API void conc_dump(FILE *out);
 
 #ifdef __cplusplus
@@ -791,7 +813,8 @@ static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc
  *
  *  Contents: >>config >>switch >>types >>sanitizers >>system >>poll >>stacks >>timers >>scheduler >>waits
  *  >>cancellation >>spawning >>texts >>finishing >>joining >>grouping >>gathering >>keys >>generating >>watching
- *  >>moving >>connecting >>streaming >>signalling >>posting >>reporting >>running >>embedding
+ *  >>moving >>connecting >>streaming >>signalling >>posting >>reporting >>tracing >>faults >>usage >>backtraces
+ *  >>watchdog >>stepping >>running >>embedding
  * ============================================================================================================== */
 
 #if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__IMPLEMENTED
@@ -812,11 +835,13 @@ static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -829,7 +854,15 @@ static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc
     "conc.h: a system header came before conc.h under a strict -std=c11: include conc.h first, or add -D_DEFAULT_SOURCE"
 #endif
 
+#ifdef __has_include
+#if __has_include(<execinfo.h>)
+#include <execinfo.h>
+#define CONC__BACKTRACE
+#endif
+#endif
+
 #ifdef __linux__
+#include <link.h>
 #include <sys/auxv.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
@@ -862,6 +895,7 @@ enum {
     CONC__TURNS = 64,                /* switches between two looks of the scheduler */
     CONC__QUICK = 256,               /* checkpoints without a wait before one yields */
     CONC__SPIN = 16,                 /* refused checkpoints in a row that make a task one which ignores its cancel */
+    CONC__STUBBORN = 1000,           /* refused checkpoints in a row that debug mode tells of */
     CONC__PATIENCE = 50000,          /* ns a thread looks for what it waits for before it sleeps */
     CONC__MISSES = 3,                /* after so many times in vain it looks only now and then */
     CONC__CHOICE = 16,               /* under a seed: how many of the ready tasks the next is drawn from */
@@ -893,6 +927,7 @@ enum {
 #endif
 
 #define CONC__UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define CONC__UNSANITIZED __attribute__((no_sanitize("address", "thread")))
 /* How each function of the implementation starts; a function of a line or two that is called everywhere, which costs
  * nanoseconds if it is not inline; one that seldom runs. CONC__CALLED: its frame lies below its caller's, which
  * conc__find_lost relies on. */
@@ -1153,16 +1188,19 @@ static inline void conc__fpu_load(const conc__fpu *f) { (void)f; }
 /* Why a task waits. */
 typedef struct conc__wait_kind {
     const char *what;                                /* "joins": the dump's words, with whom() behind them */
+    const char *brief;                               /* the trace's, when those make no sense alone; NULL: what */
     void (*whom)(FILE *out, const conc__wait *wait); /* NULL: the words suffice */
     bool (*cancel)(conc__wait *wait); /* a cancel came: true, wake it; false, it goes on. NULL: goes on */
-    void (*won)(
-        conc__wait *wait); /* one of several waits of its task comes first: the others are over. NULL: the only one */
+    /* one of several waits of its task comes first: the others are over. NULL: the only one */
+    void (*won)(conc__wait *wait);
+    const conc_task *(*owner)(
+        const conc__wait *wait); /* the task that alone could end it. NULL: nobody in particular */
 } conc__wait_kind;
 
-/* Debug: a lock that a task holds. */
+/* Debug: a lock that a task holds, or something that was opened and not closed. */
 typedef struct conc__holding {
     struct conc__holding *next;
-    const void *lock;
+    const void *object;
     const char *what, *place; /* "a lock", and where it was acquired */
 } conc__holding;
 
@@ -1173,6 +1211,8 @@ typedef struct conc__stack {
     struct conc__slab *slab;
     char *low;                   /* the lowest byte that may be used */
     bool guarded, has_generator; /* a guard region lies below; a generator's body runs on it, not a task */
+    char *
+        dirty; /* debug: from here up it was used, and is to be cleared for its next user; NULL: it is clean, or no matter */
 #if CONC__ASAN
     const void *asan_low;
     size_t asan_size;
@@ -1290,6 +1330,7 @@ struct conc_loop {
     conc__switch_fn *switch_stacks;
 
     bool virtual_clock, seeded, debug, on_valgrind, doomed, over, refreshing;
+    bool stepwise; /* debug mode, or a trace is written: one task a pass, and each of its steps is measured */
     conc_task *spinners, *last_spinner; /* they ignore their cancel, and wait for the next round */
     uint64_t next_round; /* the pass in which it comes although other tasks are ready; each spinner puts it off */
     conc_task *marked, *last_marked;
@@ -1322,7 +1363,17 @@ struct conc_loop {
     bool found_alive;
     size_t generator_count;
     uint64_t spawned, finished; /* both counted from conc__first_serial */
-    uint64_t switches, passes, polls;
+    uint64_t switches, passes, polls, peak;
+    int64_t left;                 /* embedded: when the host went on */
+    int64_t began, idled;         /* when the run began; how long it slept since, on its clock */
+    int64_t stepped, ran, waited; /* stepwise: the running step's start; the sum of all; of all waits that are over */
+    bool step_over;               /* stepwise: the task that was resumed has ended */
+    struct conc__trace *trace;    /* NULL: none is written */
+    struct conc__watchdog *watchdog; /* debug */
+    struct conc__usage *usages;      /* debug: of stacks */
+    conc__holding *opened;           /* debug: what is to be closed before the end */
+    unsigned dumps;                  /* debug: SIGUSR2 came so often; */
+    bool dumps_taken, faults_taken;  /* conc's handlers for it and for SIGSEGV are installed for this run */
     conc__wheel wheel;
 
     const struct conc__backend *backend;
@@ -1371,6 +1422,7 @@ typedef struct conc__extension {
     bool (*job_block)(int64_t ns);      /* conc_block in a job; false: none runs here */
     void (*job_fail)(int rc, const char *fmt, va_list args);
     int (*resolve)(const char *text, struct conc__address **found); /* a host name: how many, for conc_free */
+    size_t (*jobs_queued)(void);
 } conc__extension;
 
 static conc__extension conc__extended;
@@ -1389,6 +1441,18 @@ CONC__PRIVATE int conc__fd_wanted(const conc__fd *f);
 static inline void conc__take_signals(conc_loop *l);
 CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f);
 CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how);
+CONC__COLD void conc__step(conc_loop *l, conc_task *t);
+CONC__COLD void conc__step_last(conc_loop *l, conc_task *t);
+CONC__COLD void conc__woken(conc_loop *l, conc_task *t);
+CONC__COLD void conc__spawned(conc_loop *l, conc_task *t);
+CONC__COLD void conc__trace_mark(conc_loop *l, const conc_task *t, const char *what);
+CONC__COLD void conc__trace_task(conc_loop *l, const conc_task *t);
+CONC__COLD void conc__usage_note(conc_loop *l, conc__stack *s, const char *user);
+CONC__COLD void conc__trace_catch_up(conc_loop *l);
+CONC__PRIVATE void conc__was_idle(conc_loop *l, int64_t from, int64_t to);
+CONC__PRIVATE const char *conc__place_of(const char *spawned);
+CONC__PRIVATE void conc__describe(char *to, size_t size, const char *name, const char *spawned);
+CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place);
 
 /* ---- >>sanitizers --------------------------------------------------------------------------------------------- */
 
@@ -1719,6 +1783,13 @@ CONC__PRIVATE int conc__not_standard(int fd)
     close(fd);
     errno = saved;
     return other;
+}
+
+/* A write for handlers and the watchdog, which may not wait for the lock of stderr. */
+CONC__PRIVATE void conc__say(const char *text, int n, size_t size)
+{
+    ssize_t rc = write(2, text, n < 0 ? 0 : (size_t)n < size ? (size_t)n : size - 1);
+    (void)rc;
 }
 
 /* The descriptor that wakes a sleeping loop: an eventfd, or a pipe where there is none. */
@@ -2084,6 +2155,13 @@ CONC__COLD conc__stack *conc__stack_carve(conc__pool *p)
  * the same place for all, what Valgrind knows of a stack holds for its next user. */
 static inline char *conc__stack_top(conc__stack *s) { return (char *)s - CONC__CORE; }
 
+/* Debug: nothing is to be left in it of its last user. */
+CONC__COLD void conc__stack_clear(conc__stack *s)
+{
+    memset(s->dirty, 0, (size_t)(conc__stack_top(s) - s->dirty));
+    s->dirty = NULL;
+}
+
 static inline conc__stack *conc__stack_take(conc__pool *p)
 {
     conc__stack *s = p->free;
@@ -2094,21 +2172,34 @@ static inline conc__stack *conc__stack_take(conc__pool *p)
     if (CONC__UNLIKELY(!s))
         return NULL;
     s->slab->idle = 0;
+    if (CONC__UNLIKELY(s->dirty))
+        conc__stack_clear(s);
     conc__stack_begins(s);
     return s;
 }
 
-CONC__COLD void conc__overflowed(const char *name, size_t size)
+/* Also from a handler: it allocates nothing. t: who ran there, NULL if that is not known. */
+CONC__COLD void conc__tell_overflow(const conc_task *t, const conc__stack *s)
 {
-    fprintf(stderr, "conc: the stack of %s overflowed: it has %zu bytes\n", name, size);
-    abort();
+    char name[CONC__NAME + 256] = "a task", text[sizeof name + 256];
+    size_t size = s->pool->size;
+    if (t)
+        conc__describe(name, sizeof name, t->name, t->spawned);
+    conc__say(text,
+              snprintf(text, sizeof text,
+                       "conc: stack overflow: %s used all %zu bytes of %s: raise conc_options.stack_size, "
+                       "conc_group.stack_size, or CONC_STACK=%zu in the environment\n",
+                       name, size, s->has_generator ? "its generator's stack" : "its stack", size * 2),
+              sizeof text);
 }
 
-static inline void conc__stack_give(conc_loop *l, conc__stack *s, const char *user)
+static inline void conc__stack_give(conc_loop *l, conc__stack *s)
 {
     conc__pool *p = s->pool;
-    if (CONC__UNLIKELY(!s->guarded && ((const uint64_t *)(const void *)s->low)[-1] != conc__canary))
-        conc__overflowed(user, p->size);
+    if (CONC__UNLIKELY(!s->guarded && ((const uint64_t *)(const void *)s->low)[-1] != conc__canary)) {
+        conc__tell_overflow(l->self, s);
+        abort();
+    }
     conc__stack_ends(l, s);
     s->next = p->free;
     p->free = s;
@@ -2374,6 +2465,9 @@ CONC__COLD int conc__refuse(conc_loop *l)
         *(l->spinners ? &l->last_spinner->next : &l->spinners) = self;
         l->last_spinner = self;
         l->next_round += 4;
+        if (l->debug && self->cancels_in_a_row < CONC__STUBBORN && ++self->cancels_in_a_row == CONC__STUBBORN)
+            conc__misused(0, "it was cancelled", "1000 calls in a row returned -ECANCELED, and it goes on",
+                          self->name == self->spawned ? NULL : conc__place_of(self->spawned));
         conc__leave(l);
     }
     return -ECANCELED;
@@ -2459,6 +2553,8 @@ CONC__PRIVATE void conc__with_room(conc_loop *l, void (*fn)(conc_loop *l, void *
         fn(l, arg);
 }
 
+static atomic_int conc__debug_runs; /* of this process */
+
 typedef struct conc__misuse {
     const conc_task *task;
     const char *call, *why, *place;
@@ -2472,13 +2568,16 @@ CONC__PRIVATE void conc__tell_misuse(conc_loop *l, void *arg)
             m->place ? ": " : "", m->place ? m->place : "");
 }
 
-/* A call was wrong, and had no effect: rc. In debug mode that is said, with the object's place (NULL: it has none). */
+/* A call was wrong, and had no effect: rc. In debug mode that is said, with the object's place (NULL: it has none); on a
+ * thread without a run, where a run of another thread is in debug mode. */
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place)
 {
     conc_loop *l = conc__here;
     if (l && l->debug) {
         conc__misuse m = {l->self, call, why, place};
         conc__on_loop(l, conc__tell_misuse, &m);
+    } else if (!l && atomic_load_explicit(&conc__debug_runs, memory_order_relaxed)) {
+        fprintf(stderr, "conc: a thread without a run: %s: %s; conc_post runs it on the loop\n", call, why);
     }
     return rc;
 }
@@ -2571,8 +2670,15 @@ CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
     bool sleeps = l->asleep = !l->posted && ns != 0 && (!for_work || conc__at_work(l)) &&
                               (ns != CONC__NEVER || l->holds || conc__expects(l)); /* else nothing could wake it */
     pthread_mutex_unlock(&l->mutex);
+    if (CONC__UNLIKELY(l->trace && sleeps))
+        conc__trace_catch_up(l);
+    int64_t start = sleeps ? conc__time(l) : 0;
     l->polls++;
     l->backend->wait(l, sleeps ? ns : 0);
+    if (sleeps) {
+        l->now = conc__time(l);
+        conc__was_idle(l, start, l->now);
+    }
     pthread_mutex_lock(&l->mutex);
     l->asleep = false;
     pthread_mutex_unlock(&l->mutex);
@@ -2650,7 +2756,9 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
         return;
     }
     if (l->virtual_clock && next != CONC__NEVER) {
-        conc__advance(l, next > l->now ? next : l->now);
+        int64_t before = l->now;
+        conc__advance(l, next > before ? next : before);
+        conc__was_idle(l, before, l->now);
         return;
     }
     if (l->watched) {
@@ -2682,10 +2790,10 @@ CONC__PRIVATE void conc__glance(conc_loop *l)
     }
 }
 
-/* Reads the clock and fires what is due; the virtual clock moves elsewhere. Without timers the loop's time may stand. */
+/* Reads the clock and fires what is due; the virtual clock moves elsewhere. Without timers the loop's time may lag. */
 CONC__PRIVATE void conc__look(conc_loop *l)
 {
-    if (!l->virtual_clock && l->wheel.count)
+    if (!l->virtual_clock && (l->wheel.count || l->passes % 16 == 0))
         conc__advance(l, conc__clock());
 }
 
@@ -2712,28 +2820,16 @@ CONC__PRIVATE void conc__tick(conc_loop *l)
     }
 }
 
-/* Debug: one task a time, and one that holds the loop for long is named. */
-CONC__COLD void conc__resume_watched(conc_loop *l, conc_task *t)
-{
-    char name[CONC__NAME * 2];
-    int64_t start = conc__time(l), most = conc__ns(l->options.slow_step);
-    conc__copy(name, sizeof name, t->name); /* it may end */
-    conc__resume(l, t);
-    int64_t took = conc__time(l) - start;
-    if (took > most)
-        fprintf(stderr, "conc: %s held the loop for %.3f s\n", name, (double)took / 1e9);
-}
-
 /* One look around, and the tasks that are ready then; false: none is. */
 CONC__PRIVATE bool conc__pass_once(conc_loop *l)
 {
     conc__tick(l);
-    int turns = l->turns = l->seeded || l->debug ? 0 : CONC__TURNS;
+    int turns = l->turns = l->seeded || l->stepwise ? 0 : CONC__TURNS;
     conc_task *t = conc__pick(l);
     if (!t)
         return false;
-    if (l->debug)
-        conc__resume_watched(l, t);
+    if (l->stepwise)
+        conc__step(l, t);
     else
         conc__resume(l, t);
     l->switches += 1 + (uint64_t)(turns - l->turns);
@@ -2780,8 +2876,18 @@ static inline void conc__find_lost(conc_loop *l, const void *frame)
 CONC__SWITCHES int conc__park(conc_loop *l, conc__wait *w)
 {
     l->self->wait = w;
+    l->self->since = l->now;
     conc__leave(l);
     return w->result;
+}
+
+/* The task waits no longer. */
+CONC__FAST void conc__wait_over(conc_loop *l, conc_task *t)
+{
+    if (CONC__UNLIKELY(l->stepwise && t->wait))
+        conc__woken(l, t);
+    t->wait = NULL;
+    conc__make_ready(l, t);
 }
 
 CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result)
@@ -2790,8 +2896,7 @@ CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result)
         w->kind->won(w);
     conc__unlink(w);
     w->result = result;
-    w->task->wait = NULL;
-    conc__make_ready(l, w->task);
+    conc__wait_over(l, w->task);
 }
 
 CONC__PRIVATE bool conc__cancel_plainly(conc__wait *w)
@@ -2827,9 +2932,10 @@ CONC__PRIVATE void conc__sleep_whom(FILE *out, const conc__wait *w)
         fprintf(out, " for ever");
 }
 
-static const conc__wait_kind conc__sleeping = {"sleeps", conc__sleep_whom, conc__sleep_cancel, NULL};
-static const conc__wait_kind conc__settling = {"waits until all others wait (conc_settle)", NULL, conc__cancel_plainly,
-                                               NULL};
+static const conc__wait_kind conc__sleeping = {
+    .what = "sleeps", .whom = conc__sleep_whom, .cancel = conc__sleep_cancel};
+static const conc__wait_kind conc__settling = {.what = "waits until all others wait (conc_settle)",
+                                               .cancel = conc__cancel_plainly};
 
 /* Until this time of the loop's clock; CONC__NEVER: for ever. */
 CONC__FAST int conc__sleep_to(conc_loop *l, int64_t at)
@@ -3002,6 +3108,8 @@ CONC__PRIVATE void conc__scope_changed(conc_loop *l, conc_scope *s)
 CONC__PRIVATE void conc__task_cancel(conc_loop *l, conc_task *t)
 {
     t->asked = true;
+    if (CONC__UNLIKELY(l->trace))
+        conc__trace_mark(l, t, "cancel");
     conc__mark(l, t);
     conc__spread_marked(l);
 }
@@ -3012,6 +3120,8 @@ CONC__PRIVATE void conc__cancel_scope(conc_loop *l, conc_scope *s)
         return;
     conc__disarm(l, &s->timer);
     s->cancel_called = true;
+    if (CONC__UNLIKELY(l->trace))
+        conc__trace_mark(l, s->task, s->expired ? "timeout" : "cancel");
     conc__scope_changed(l, s);
 }
 
@@ -3210,10 +3320,10 @@ CONC__PRIVATE bool conc__is_task(const conc_task *t)
 
 CONC__PRIVATE void conc__task_main(void);
 
-/* Fills in a task; it is not in any list yet. */
 /* The serial number of a run's first task. */
 CONC__FAST uint64_t conc__first_serial(const conc_loop *l) { return l->run << 40; }
 
+/* Fills in a task; it is not in any list yet. */
 CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, conc__stack *stack, conc_fn *fn, void *arg,
                                 const char *spawned)
 {
@@ -3235,6 +3345,7 @@ CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, con
     t->told_by = NULL;
     t->held = NULL;
     t->result = t->last_rc = 0;
+    t->arrow = 0;
     t->sink = NULL;
     t->locals = l->self ? l->self->locals : NULL;
     t->fn = fn;
@@ -3301,11 +3412,13 @@ CONC__FAST conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *han
     conc__prepare(t->context, stack->low, top, conc__task_main);
     conc__child_add(g, t);
     conc__make_ready(l, t);
+    if (CONC__UNLIKELY(l->stepwise))
+        conc__spawned(l, t);
     return t;
 }
 
-static const conc__wait_kind conc__wants_room = {"waits for room in its group's limit", NULL, conc__cancel_plainly,
-                                                 NULL};
+static const conc__wait_kind conc__wants_room = {.what = "waits for room in its group's limit",
+                                                 .cancel = conc__cancel_plainly};
 
 CONC__PRIVATE void conc__group_open(conc_loop *l, conc_group *g, const char *place)
 {
@@ -3468,7 +3581,13 @@ CONC__PRIVATE void conc__whom_task(FILE *out, const conc__wait *w)
     fprintf(out, " %s", ((const conc_task *)w->on)->name);
 }
 
-static const conc__wait_kind conc__starting = {"waits for the start of", conc__whom_task, conc__start_cancel, NULL};
+CONC__PRIVATE const conc_task *conc__task_waited_for(const conc__wait *w) { return w->on; }
+
+static const conc__wait_kind conc__starting = {.what = "waits for the start of",
+                                               .brief = "waits for a start",
+                                               .whom = conc__whom_task,
+                                               .cancel = conc__start_cancel,
+                                               .owner = conc__task_waited_for};
 
 CONC_API CONC__CALLED int conc__start(conc_group *g, const char *spawned, conc_fn *fn, void *arg)
 {
@@ -3634,6 +3753,8 @@ CONC_API void conc_set_name(conc_task *t, const char *name)
         return;
     conc__copy(room, CONC__NAME, name);
     t->name = room;
+    if (t->loop->trace && t->loop == conc__here)
+        conc__trace_task(t->loop, t);
 }
 
 CONC_API void conc_free(void *p)
@@ -3652,6 +3773,19 @@ CONC__PRIVATE const char *conc__place_of(const char *spawned)
     for (const char *at = spawned; (at = strstr(at, " at ")); at += 4)
         place = at + 4;
     return place;
+}
+
+/* A task's name for reports, with the place of its spawn if the name does not have it. */
+CONC__PRIVATE void conc__describe(char *to, size_t size, const char *name, const char *spawned)
+{
+    conc__copy(to, size, name);
+    if (name == spawned)
+        return;
+    const char *parts[] = {" (spawned at ", conc__place_of(spawned), ")"};
+    for (size_t i = 0; i < CONC_LEN(parts); i++) {
+        size_t n = strlen(to);
+        conc__copy(to + n, size - n, parts[i]);
+    }
 }
 
 /* ---- >>finishing ---------------------------------------------------------------------------------------------- */
@@ -3783,8 +3917,7 @@ CONC__FAST void conc__tell_joiners(conc_loop *l, conc_task *t)
             conc__tell(w->task, t->result, conc__words(t, t->result), conc__origin(t, t->result));
         w->list = NULL; /* all of them leave it, so none is unlinked from its neighbours */
         w->result = 0;
-        w->task->wait = NULL;
-        conc__make_ready(l, w->task);
+        conc__wait_over(l, w->task);
         t->collected = true;
     }
 }
@@ -3853,6 +3986,47 @@ CONC__COLD void conc__find_lost_signals(conc_loop *l, conc_task *t)
         }
 }
 
+typedef struct conc__note_call {
+    conc__holding **list, holding;
+} conc__note_call;
+
+CONC__PRIVATE void conc__note_now(conc_loop *l, void *arg)
+{
+    const conc__note_call *call = arg;
+    conc__holding *h = conc__alloc(sizeof *h);
+    (void)l;
+    if (!h)
+        return; /* only the report is lost */
+    *h = call->holding;
+    h->next = *call->list;
+    *call->list = h;
+}
+
+CONC__PRIVATE void conc__unnote_now(conc_loop *l, void *arg)
+{
+    const conc__note_call *call = arg;
+    (void)l;
+    for (conc__holding **at = call->list, *h; (h = *at); at = &h->next)
+        if (h->object == call->holding.object) {
+            *at = h->next;
+            CONC_FREE(h);
+            return;
+        }
+}
+
+/* Debug: remembers something that is to be given back. */
+CONC__COLD void conc__note(conc_loop *l, conc__holding **list, const void *object, const char *what, const char *place)
+{
+    conc__note_call call = {list, {NULL, object, what, place}};
+    conc__with_room(l, conc__note_now, &call);
+}
+
+CONC__COLD void conc__unnote(conc_loop *l, conc__holding **list, const void *object)
+{
+    conc__note_call call = {list, {NULL, object, NULL, NULL}};
+    conc__with_room(l, conc__unnote_now, &call);
+}
+
 /* Debug: a task that has ended holds locks, which nobody else can get now. */
 CONC__COLD void conc__tell_held(conc_loop *l, void *arg)
 {
@@ -3896,7 +4070,11 @@ static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
     t->locals = NULL;
     if (CONC__UNLIKELY(!t->has_handle && (t->name != t->spawned || t->text)))
         conc__with_room(l, conc__free_strings, t);
-    conc__stack_give(l, t->stack, t->spawned);
+    if (CONC__UNLIKELY(l->stepwise))
+        conc__step_last(l, t);
+    conc__stack_give(l, t->stack);
+    if (l->spawned - l->finished > l->peak)
+        l->peak = l->spawned - l->finished;
     l->finished++;
 }
 
@@ -3933,7 +4111,8 @@ CONC__PRIVATE void conc__task_main(void)
 
 /* ---- >>joining ------------------------------------------------------------------------------------------------ */
 
-static const conc__wait_kind conc__joining = {"joins", conc__whom_task, conc__cancel_plainly, NULL};
+static const conc__wait_kind conc__joining = {
+    .what = "joins", .whom = conc__whom_task, .cancel = conc__cancel_plainly, .owner = conc__task_waited_for};
 
 /* Somebody takes the result of a task that has ended. */
 CONC__PRIVATE void conc__collect(conc_loop *l, conc_task *t)
@@ -4008,9 +4187,12 @@ CONC__PRIVATE void conc__whom_group(FILE *out, const conc__wait *w)
             conc__place_of(g->scope.place));
 }
 
-static const conc__wait_kind conc__closing = {"waits for", conc__whom_group, NULL, NULL};
-static const conc__wait_kind conc__choosing = {"waits for the next to finish of", conc__whom_group,
-                                               conc__cancel_plainly, NULL};
+static const conc__wait_kind conc__closing = {
+    .what = "waits for", .brief = "waits for its children", .whom = conc__whom_group};
+static const conc__wait_kind conc__choosing = {.what = "waits for the next to finish of",
+                                               .brief = "waits for its next child",
+                                               .whom = conc__whom_group,
+                                               .cancel = conc__cancel_plainly};
 
 /* Yields once at least, and returns when no child is left. */
 CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
@@ -4180,7 +4362,7 @@ CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
         conc__stack *stack = t->stack;
         conc__child_remove(g, t);
         conc__locals_release(t->locals);
-        conc__stack_give(l, stack, t->name);
+        conc__stack_give(l, stack);
         l->finished++;
     }
 }
@@ -4379,7 +4561,7 @@ CONC__PRIVATE conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
     return face && face->run == l->run ? face->body : NULL;
 }
 
-CONC_API int conc_gen_open(conc_gen *face, conc_gen_fn *fn, void *arg, size_t item_size)
+CONC_API int conc__gen_open(conc_gen *face, conc_gen_fn *fn, void *arg, size_t item_size, const char *place)
 {
     conc_loop *l = conc__in_task();
     if (!l)
@@ -4402,6 +4584,8 @@ CONC_API int conc_gen_open(conc_gen *face, conc_gen_fn *fn, void *arg, size_t it
     conc__prepare(g->inner, stack->low, top, conc__gen_main);
     face->body = g;
     face->run = l->run;
+    if (CONC__UNLIKELY(l->debug))
+        conc__note(l, &l->opened, g, "a generator", place);
     return 0;
 }
 
@@ -4429,8 +4613,12 @@ CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
     if (g->next)
         g->next->prev = g->prev;
     l->generator_count--;
+    if (CONC__UNLIKELY(l->debug)) {
+        conc__unnote(l, &l->opened, g);
+        conc__usage_note(l, g->stack, "generators");
+    }
+    conc__stack_give(l, g->stack);
     g->stack->has_generator = false;
-    conc__stack_give(l, g->stack, "a generator");
     if (face)
         face->body = &conc__exhausted;
     return rc;
@@ -4705,7 +4893,8 @@ CONC__PRIVATE void conc__fd_whom(FILE *out, const conc__wait *w)
     fprintf(out, " descriptor %d to be %s", ((const conc__fd *)w->on)->number, what[w->value & 3]);
 }
 
-static const conc__wait_kind conc__watching = {"waits for", conc__fd_whom, conc__fd_cancel, NULL};
+static const conc__wait_kind conc__watching = {
+    .what = "waits for", .brief = "waits for a descriptor", .whom = conc__fd_whom, .cancel = conc__fd_cancel};
 
 /* A look at a descriptor before or after a wait, where there is room for library calls. */
 typedef struct conc__fd_look {
@@ -5797,7 +5986,7 @@ CONC__PRIVATE int conc__stream_state(const conc_stream *s)
     return s->state == CONC__STREAM_OPEN ? 0 : -EPIPE;
 }
 
-CONC_API int conc_stream_open(conc_stream *s, int fd)
+CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place)
 {
     conc_loop *l = conc__here;
     conc__fd_look look = {.number = fd, .events = CONC_READABLE};
@@ -5815,6 +6004,8 @@ CONC_API int conc_stream_open(conc_stream *s, int fd)
                        .buffer_size = s->buffer_size ? s->buffer_size : CONC__BUFFER,
                        .fd = fd,
                        .state = CONC__STREAM_OPEN};
+    if (CONC__UNLIKELY(l->debug))
+        conc__note(l, &l->opened, s, "a stream", place);
     return 0;
 }
 
@@ -6088,8 +6279,10 @@ CONC__PRIVATE void conc__whom_stream(FILE *out, const conc__wait *w)
     fprintf(out, " descriptor %d", ((const conc_stream *)w->on)->fd);
 }
 
-static const conc__wait_kind conc__queueing = {"waits for its turn to write to", conc__whom_stream,
-                                               conc__cancel_plainly, NULL};
+static const conc__wait_kind conc__queueing = {.what = "waits for its turn to write to",
+                                               .brief = "waits for its turn to write",
+                                               .whom = conc__whom_stream,
+                                               .cancel = conc__cancel_plainly};
 
 /* This is returned to the user. */
 CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
@@ -6332,6 +6525,8 @@ CONC_API int conc_stream_close(conc_stream *s)
     if (s->state != CONC__STREAM_OPEN)
         return rc;
     s->state = CONC__STREAM_CLOSED;
+    if (l && l->debug)
+        conc__unnote(l, &l->opened, s);
     while (s->writers.first)
         conc__wake(l, s->writers.first, -EPIPE);
     int closed = conc_close(s->fd);
@@ -6373,6 +6568,7 @@ static struct conc__signalling {
     atomic_bool received[CONC__SIGNALS];    /* there are receivers, so it interrupts nobody */
     _Atomic(conc_loop *) loops[CONC__SIGNAL_LOOPS];
     atomic_int running; /* handlers at work: what they may look at must stay */
+    int faults;         /* runs that want the report of a stack overflow */
 } conc__signalling = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 static const int conc__interrupting[] = {SIGINT, SIGTERM};
@@ -6399,7 +6595,7 @@ CONC__PRIVATE void conc__interrupt_once(void)
 CONC__PRIVATE void conc__on_signal(int number)
 {
     int saved = errno;
-    bool interrupts = !atomic_load(&conc__signalling.received[number]);
+    bool interrupts = number != SIGUSR2 && !atomic_load(&conc__signalling.received[number]);
     atomic_fetch_add(&conc__signalling.running, 1);
     atomic_fetch_add(&conc__signalling.came[number], 1);
     if (interrupts)
@@ -6517,6 +6713,19 @@ CONC__PRIVATE void conc__interrupt_main(conc_loop *l, int number)
     }
 }
 
+/* Debug: SIGUSR2 prints the tasks, where the program does not receive it itself. */
+CONC__PRIVATE void conc__dump_if_asked(conc_loop *l)
+{
+    unsigned came = atomic_load(&conc__signalling.came[SIGUSR2]);
+    if (came != l->dumps && !atomic_load(&conc__signalling.received[SIGUSR2]))
+        conc_dump(stderr);
+    l->dumps = came;
+    pthread_mutex_lock(&conc__signalling.mutex);
+    if (!atomic_load(&conc__signalling.received[SIGUSR2]))
+        conc__signalling.handed[SIGUSR2] = came;
+    pthread_mutex_unlock(&conc__signalling.mutex);
+}
+
 /* In the scheduler: hands out what came. */
 CONC__COLD void conc__take_signals_now(conc_loop *l)
 {
@@ -6524,6 +6733,8 @@ CONC__COLD void conc__take_signals_now(conc_loop *l)
     int interrupt = atomic_exchange(&l->interrupt, 0);
     if (interrupt)
         conc__interrupt_main(l, interrupt);
+    if (l->dumps_taken)
+        conc__dump_if_asked(l);
     for (conc_signals *s = l->signals; s; s = s->next)
         for (int number; s->waits.first && (number = conc__signals_find(s)) != 0;) {
             l->signal_waits--;
@@ -6662,7 +6873,7 @@ CONC__PRIVATE bool conc__receive_cancel(conc__wait *w)
     return true;
 }
 
-static const conc__wait_kind conc__receiving = {"waits for a signal", NULL, conc__receive_cancel, NULL};
+static const conc__wait_kind conc__receiving = {.what = "waits for a signal", .cancel = conc__receive_cancel};
 
 CONC_API int conc_signals_next(conc_signals *s)
 {
@@ -6796,6 +7007,7 @@ CONC__PRIVATE void conc__signals_forget(void)
     for (int i = 0; i < CONC__SIGNAL_LOOPS; i++)
         atomic_store(&conc__signalling.loops[i], NULL);
     atomic_store(&conc__signalling.running, 0);
+    conc__signalling.faults = 0;
     pthread_mutex_init(&conc__signalling.mutex, NULL);
 }
 
@@ -6939,6 +7151,8 @@ CONC__PRIVATE void conc__print_task(FILE *out, const conc_loop *l, const conc_ta
     fprintf(out, "%*s%s: %s", depth * 2, "", t->name, conc__state_of(l, t));
     if (t->wait && t->wait->kind->whom)
         t->wait->kind->whom(out, t->wait);
+    if (t->wait)
+        fprintf(out, " [%.3f s]", (double)(conc__time(l) - t->since) / 1e9);
     if (t->pending)
         fprintf(out, ", cancelled");
     if (t->name != t->spawned)
@@ -7033,9 +7247,70 @@ CONC__PRIVATE void conc__print_tree(FILE *out, const conc_loop *l, const conc_gr
     }
 }
 
+/* Tasks in the same state that were spawned at the same place. */
+typedef struct conc__crowd {
+    const char *spawned, *state;
+    size_t count;
+    const conc_task *first; /* who waits longest */
+} conc__crowd;
+
+enum { CONC__CROWDS = 256, CONC__CROWDED = 2000 };
+
+/* Counts a task; false: there are too many kinds, and it is of none that was seen before. */
+CONC__PRIVATE bool conc__crowd_add(const conc_loop *l, conc__crowd *crowds, size_t *n, const conc_task *t)
+{
+    const char *state = conc__state_of(l, t);
+    size_t i = 0;
+    while (i < *n && (crowds[i].spawned != t->spawned || crowds[i].state != state))
+        i++;
+    if (i == CONC__CROWDS)
+        return false;
+    if (i == *n)
+        crowds[(*n)++] = (conc__crowd){t->spawned, state, 0, t};
+    crowds[i].count++;
+    if (t->since < crowds[i].first->since)
+        crowds[i].first = t;
+    return true;
+}
+
+CONC__PRIVATE int conc__crowd_order(const void *a, const void *b)
+{
+    size_t x = ((const conc__crowd *)a)->count, y = ((const conc__crowd *)b)->count;
+    return (x < y) - (x > y);
+}
+
+/* Very many tasks: a line for each place and state, with the one that waits longest. */
+CONC__PRIVATE void conc__print_crowds(conc_loop *l, FILE *out)
+{
+    conc__crowd *crowds = conc__alloc(CONC__CROWDS * sizeof *crowds);
+    size_t n = 0, others = 0;
+    const conc_task *roots[] = {&l->main, l->background.children};
+    for (size_t i = 0; i < CONC_LEN(roots); i++)
+        for (const conc_task *t = roots[i]; t; t = conc__task_after(t))
+            others += !crowds || !conc__crowd_add(l, crowds, &n, t);
+    if (n)
+        qsort(crowds, n, sizeof *crowds, conc__crowd_order);
+    for (size_t i = 0; i < n; i++) {
+        fprintf(out, "  %zu x %s: %s", crowds[i].count, crowds[i].spawned, crowds[i].state);
+        if (crowds[i].first->wait) {
+            fprintf(out, "; the first:\n");
+            conc__print_task(out, l, crowds[i].first, 2);
+        } else {
+            fputc('\n', out);
+        }
+    }
+    if (others)
+        fprintf(out, "  %zu others\n", others);
+    CONC_FREE(crowds);
+}
+
 CONC__PRIVATE void conc__print_all(conc_loop *l, FILE *out)
 {
     l->asked_about = NULL;
+    if (l->spawned - l->finished > CONC__CROWDED) {
+        conc__print_crowds(l, out);
+        return;
+    }
     conc__print_task(out, l, &l->main, 1);
     conc__print_tree(out, l, conc__first_group(&l->main), 2);
     if (l->background.children)
@@ -7071,11 +7346,80 @@ CONC_API void conc_dump(FILE *out)
     conc__on_loop(l, conc__dump_on_loop, &d);
 }
 
+/* The next task, after `last`, that t cannot go on without; NULL: none. A group waits for all of its children. */
+CONC__PRIVATE const conc_task *conc__blocker(const conc_task *t, const conc_task *last)
+{
+    const conc__wait *w = t->wait;
+    if (!w)
+        return NULL;
+    if (w->kind == &conc__closing)
+        return last ? last->younger : ((const conc_group *)w->on)->children;
+    return last || !w->kind->owner ? NULL : w->kind->owner(w);
+}
+
+CONC__PRIVATE void conc__print_cycle(FILE *out, const conc_loop *l, conc_task *last, const conc_task *first)
+{
+    conc_task *at = last, *after = NULL; /* the path leads back: turn it round */
+    while (after != first) {
+        conc_task *before = at->next;
+        at->next = after;
+        after = at;
+        at = before;
+    }
+    fprintf(out, "conc: in a circle, each waits for the next, and the last for the first:\n");
+    for (const conc_task *t = first; t; t = t->next)
+        conc__print_task(out, l, t, 1);
+}
+
+/* Goes from t to whom it waits for, and on, and prints the first circle. The path back is kept in `next`, which tasks that wait
+ * do not use, and `marked` tells who was seen. */
+CONC__PRIVATE bool conc__find_cycle(FILE *out, const conc_loop *l, conc_task *t)
+{
+    const conc_task *last = NULL;
+    t->next = NULL;
+    t->marked = true;
+    while (t) {
+        conc_task *to = (conc_task *)(uintptr_t)conc__blocker(t, last);
+        const conc_task *back = t;
+        while (to && to->marked && back && back != to)
+            back = back->next;
+        if (to && to->marked && back) {
+            conc__print_cycle(out, l, t, to);
+            return true;
+        }
+        if (to && !to->marked) {
+            to->next = t;
+            to->marked = true;
+            t = to;
+            last = NULL;
+        } else if (to) {
+            last = to;
+        } else {
+            last = t;
+            t = t->next;
+        }
+    }
+    return false;
+}
+
+CONC__PRIVATE void conc__print_deadlock(FILE *out, conc_loop *l)
+{
+    const conc_task *roots[] = {&l->main, l->background.children};
+    bool found = false;
+    for (size_t i = 0; i < CONC_LEN(roots); i++)
+        for (const conc_task *t = roots[i]; t && !found; t = conc__task_after(t))
+            found = !t->marked && conc__find_cycle(out, l, (conc_task *)(uintptr_t)t);
+    for (size_t i = 0; i < CONC_LEN(roots); i++)
+        for (const conc_task *t = roots[i]; t; t = conc__task_after(t))
+            ((conc_task *)(uintptr_t)t)->marked = false;
+}
+
 /* Every task waits, and nothing is left that could wake one: says so, and cancels everything, through every shield. */
 CONC__COLD void conc__deadlock(conc_loop *l)
 {
     fprintf(stderr, "conc: deadlock: every task waits, and nothing can wake one\n");
     conc__print_all(l, stderr);
+    conc__print_deadlock(stderr, l);
     if (l->doomed) {
         fprintf(stderr, "conc: they were cancelled already, and do not end\n");
         abort();
@@ -7139,6 +7483,978 @@ CONC_API void conc_get_stats(conc_stats *s)
     s->switches = l->switches;
     s->passes = l->passes;
     s->polls = l->polls;
+    s->peak = (size_t)(l->peak > s->tasks ? l->peak : s->tasks);
+    s->jobs_queued = conc__extended.jobs_queued ? conc__extended.jobs_queued() : 0;
+    int64_t now = conc__time(l), step = l->stepwise && l->self ? now - l->stepped : 0;
+    s->idle = (double)l->idled / 1e9;
+    s->waiting = (double)l->waited / 1e9;
+    s->running = (double)(l->stepwise ? l->ran + step : now - l->began - l->idled) / 1e9;
+}
+
+/* ---- >>tracing ------------------------------------------------------------------------------------------------ */
+
+/* The format is the array of "Trace Event Format" (the Chromium project), an event a line. Events gather in a buffer, which is
+ * written when it is full, and now and then before the loop sleeps; so a program that is killed leaves a file without the
+ * closing bracket, which viewers accept. */
+
+enum { CONC__TRACE_BUFFER = 65536, CONC__TRACE_EVENT = 512, CONC__TRACE_PATHS = 99 };
+
+typedef struct conc__trace {
+    int fd; /* -1: it could not be written on */
+    size_t used;
+    int64_t written; /* when it last was */
+    uint64_t arrows;
+    char row[32]; /* ,"pid":77,"tid": */
+    char buffer[CONC__TRACE_BUFFER];
+} conc__trace;
+
+/* What a write does beyond the limit for the size of a file is an error of the write, not the end of the program. */
+CONC__PRIVATE ssize_t conc__write_limited(int fd, const char *data, size_t n)
+{
+    sigset_t limit, before, pending;
+    sigemptyset(&limit);
+    sigaddset(&limit, SIGXFSZ);
+    pthread_sigmask(SIG_BLOCK, &limit, &before);
+    sigpending(&pending);
+    ssize_t written = write(fd, data, n);
+    int saved = errno, number;
+    if (written < 0 && saved == EFBIG && !sigismember(&pending, SIGXFSZ) && sigpending(&pending) == 0 &&
+        sigismember(&pending, SIGXFSZ))
+        sigwait(&limit, &number);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    errno = saved;
+    return written;
+}
+
+CONC__PRIVATE void conc__trace_write(conc_loop *l, void *arg)
+{
+    conc__trace *tr = arg;
+    size_t done = 0;
+    int saved = errno;
+    while (tr->fd >= 0 && done < tr->used) {
+        ssize_t n = conc__write_limited(tr->fd, tr->buffer + done, tr->used - done);
+        if (n > 0)
+            done += (size_t)n;
+        else if (n == 0 || errno != EINTR) {
+            fprintf(stderr, "conc: the trace ends here: %s\n", n ? strerror(errno) : "nothing could be written");
+            close(tr->fd);
+            tr->fd = -1;
+        }
+    }
+    tr->used = 0;
+    tr->written = l->now;
+    errno = saved;
+}
+
+/* The loop is about to sleep: what a viewer would miss should the program be killed is written now and then. */
+CONC__COLD void conc__trace_catch_up(conc_loop *l)
+{
+    enum { EVERY = 500000000 };
+    if (l->now - l->trace->written >= EVERY)
+        conc__trace_write(l, l->trace);
+}
+
+CONC__PRIVATE char *conc__put(char *to, const char *text)
+{
+    size_t n = strlen(text);
+    memcpy(to, text, n);
+    return to + n;
+}
+
+CONC__PRIVATE char *conc__put_number(char *to, uint64_t n)
+{
+    char digits[20], *at = digits + sizeof digits;
+    do
+        *--at = (char)('0' + n % 10);
+    while (n /= 10);
+    size_t size = (size_t)(digits + sizeof digits - at);
+    memcpy(to, at, size);
+    return to + size;
+}
+
+/* Nanoseconds, as microseconds with three decimals. */
+CONC__PRIVATE char *conc__put_time(char *to, int64_t ns)
+{
+    uint64_t n = ns > 0 ? (uint64_t)ns : 0;
+    unsigned rest = (unsigned)(n % 1000);
+    to = conc__put_number(to, n / 1000);
+    to[0] = '.';
+    to[1] = (char)('0' + rest / 100);
+    to[2] = (char)('0' + rest / 10 % 10);
+    to[3] = (char)('0' + rest % 10);
+    return to + 4;
+}
+
+/* What a JSON string may hold, of a name; shortened so that it fits into an event. */
+CONC__PRIVATE char *conc__put_name(char *to, const char *name)
+{
+    static const char hex[] = "0123456789abcdef";
+    for (char *end = to + CONC__TRACE_EVENT / 2; *name && to < end; name++) {
+        unsigned char c = (unsigned char)*name;
+        if (c == '"' || c == '\\')
+            *to++ = '\\';
+        if (c < ' ') {
+            to = conc__put(to, "\\u00");
+            *to++ = hex[c >> 4];
+            c = (unsigned char)hex[c & 15];
+        }
+        *to++ = (char)c;
+    }
+    return to;
+}
+
+/* Where an event begins; NULL: the trace has ended. Everything of the event is put there, and told by conc__trace_put. */
+CONC__PRIVATE char *conc__trace_room(conc_loop *l, const char *name)
+{
+    conc__trace *tr = l->trace;
+    if (CONC__UNLIKELY(tr->used + CONC__TRACE_EVENT > sizeof tr->buffer))
+        conc__with_room(l, conc__trace_write, tr);
+    if (tr->fd < 0)
+        return NULL;
+    return conc__put(conc__put(tr->buffer + tr->used, ",\n{\"name\":\""), name);
+}
+
+CONC__PRIVATE void conc__trace_put(conc__trace *tr, char *end) { tr->used = (size_t)(end - tr->buffer); }
+
+/* Rows are numbered from 1, in the order of the spawns; 0 is the loop's. */
+CONC__PRIVATE uint64_t conc__row_of(const conc_loop *l, const conc_task *t)
+{
+    return t ? t->serial - conc__first_serial(l) + 1 : 0;
+}
+
+CONC__PRIVATE char *conc__put_row(const conc_loop *l, char *to, uint64_t row)
+{
+    return conc__put_number(conc__put(to, l->trace->row), row);
+}
+
+CONC__PRIVATE void conc__trace_span(conc_loop *l, uint64_t row, const char *name, int64_t from, int64_t to)
+{
+    char *at = conc__trace_room(l, name);
+    if (!at)
+        return;
+    at = conc__put_time(conc__put(at, "\",\"ph\":\"X\",\"ts\":"), from - l->began);
+    at = conc__put_time(conc__put(at, ",\"dur\":"), to - from);
+    conc__trace_put(l->trace, conc__put(conc__put_row(l, at, row), "}"));
+}
+
+/* One end of an arrow, phase "s" or "f", which binds to the span around it. */
+CONC__PRIVATE void conc__trace_arrow(conc_loop *l, uint64_t row, const char *phase, int64_t when, uint64_t number)
+{
+    char *at = conc__trace_room(l, "wakes");
+    if (!at)
+        return;
+    at = conc__put(conc__put(conc__put(at, "\",\"cat\":\"conc\",\"ph\":\""), phase), "\",\"ts\":");
+    at = conc__put_row(l, conc__put_time(at, when - l->began), row);
+    at = conc__put_number(conc__put(at, ",\"id\":"), number);
+    conc__trace_put(l->trace, conc__put(at, *phase == 'f' ? ",\"bp\":\"e\"}" : "}"));
+}
+
+CONC__PRIVATE void conc__trace_instant(conc_loop *l, uint64_t row, const char *what)
+{
+    char *at = conc__trace_room(l, what);
+    if (!at)
+        return;
+    at = conc__put_time(conc__put(at, "\",\"ph\":\"i\",\"ts\":"), conc__time(l) - l->began);
+    conc__trace_put(l->trace, conc__put(conc__put_row(l, at, row), ",\"s\":\"t\"}"));
+}
+
+CONC__PRIVATE void conc__trace_row(conc_loop *l, uint64_t row, const char *name)
+{
+    char *at = conc__trace_room(l, "thread_name");
+    if (!at)
+        return;
+    at = conc__put_row(l, conc__put(at, "\",\"ph\":\"M\""), row);
+    at = conc__put_name(conc__put(at, ",\"args\":{\"name\":\""), name);
+    conc__trace_put(l->trace, conc__put(at, "\"}}"));
+}
+
+CONC__COLD void conc__trace_task(conc_loop *l, const conc_task *t) { conc__trace_row(l, conc__row_of(l, t), t->name); }
+
+/* Something happened to a task (NULL: to the background group, at the end). */
+CONC__COLD void conc__trace_mark(conc_loop *l, const conc_task *t, const char *what)
+{
+    if (t)
+        conc__trace_instant(l, conc__row_of(l, t), what);
+}
+
+/* Something leads to the task's next step: an arrow, if a task did it. */
+CONC__PRIVATE void conc__trace_leads(conc_loop *l, conc_task *t)
+{
+    if (!l->self)
+        return;
+    t->arrow = ++l->trace->arrows;
+    conc__trace_arrow(l, conc__row_of(l, l->self), "s", conc__time(l), t->arrow);
+}
+
+/* A file of this name, or of the next that no other run is writing to. */
+CONC__PRIVATE int conc__trace_file(const char *path)
+{
+    char name[PATH_MAX];
+    for (int n = 1; n <= CONC__TRACE_PATHS; n++) {
+        if (snprintf(name, sizeof name, n == 1 ? "%s" : "%s.%d", path, n) >= (int)sizeof name)
+            return -ENAMETOOLONG;
+        int fd = conc__not_standard(open(name, O_WRONLY | O_CREAT | O_CLOEXEC, 0666));
+        if (fd < 0)
+            return -errno;
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) {
+            int rc = ftruncate(fd, 0); /* a pipe or a device cannot be cut */
+            (void)rc;
+            return fd;
+        }
+        close(fd);
+    }
+    return -EBUSY;
+}
+
+CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
+{
+    if (!path)
+        return 0;
+    conc__trace *tr = conc__alloc(sizeof *tr);
+    if (!tr)
+        return -ENOMEM;
+    tr->fd = conc__trace_file(path);
+    if (tr->fd < 0) {
+        int rc = tr->fd;
+        fprintf(stderr, "conc: %s: no trace can be written there: %s\n", path, conc_strerror(rc));
+        CONC_FREE(tr);
+        return rc;
+    }
+    tr->arrows = 0;
+    tr->written = l->now;
+    snprintf(tr->row, sizeof tr->row, ",\"pid\":%ld,\"tid\":", (long)getpid());
+    l->trace = tr;
+    tr->used = 0;
+    conc__trace_row(l, 0, "loop");
+    tr->buffer[0] = '['; /* instead of the comma */
+    return 0;
+}
+
+CONC__PRIVATE void conc__trace_close(conc_loop *l)
+{
+    conc__trace *tr = l->trace;
+    if (!tr)
+        return;
+    if (tr->used + 3 > sizeof tr->buffer)
+        conc__trace_write(l, tr);
+    conc__trace_put(tr, conc__put(tr->buffer + tr->used, "\n]\n"));
+    conc__trace_write(l, tr);
+    if (tr->fd >= 0)
+        close(tr->fd);
+    CONC_FREE(tr);
+    l->trace = NULL;
+}
+
+/* ---- >>faults ------------------------------------------------------------------------------------------------- */
+
+/* The stack whose guard region an address lies in; NULL: none. */
+CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *address)
+{
+    for (const conc__pool *p = l->pools; p; p = p->next)
+        for (const conc__slab *slab = p->slabs; slab && p->guard; slab = slab->next) {
+            uintptr_t from = (uintptr_t)address - (uintptr_t)slab->base;
+            if (from < p->stride * (size_t)slab->carved && from % p->stride < p->guard)
+                return conc__stack_at(slab, (int)(from / p->stride));
+        }
+    return NULL;
+}
+
+static struct sigaction conc__fault_before[2]; /* what there was for these: */
+static const int conc__fault_numbers[] = {SIGSEGV, SIGBUS};
+
+/* On a stack of its own. What was there before has its turn afterwards: by default, the end of the process. */
+CONC__PRIVATE void conc__on_fault(int number, siginfo_t *info, void *context)
+{
+    const conc_loop *l = conc__here;
+    const conc__stack *s = l ? conc__stack_above(l, info->si_addr) : NULL;
+    const struct sigaction *before = &conc__fault_before[number == SIGBUS];
+    if (s)
+        conc__tell_overflow(l->self, s);
+    if (before->sa_flags & SA_SIGINFO) {
+        before->sa_sigaction(number, info, context);
+    } else if (before->sa_handler != SIG_DFL && before->sa_handler != SIG_IGN) {
+        before->sa_handler(number);
+    } else {
+        struct sigaction usual;
+        memset(&usual, 0, sizeof usual);
+        usual.sa_handler = SIG_DFL;
+        sigaction(number, &usual, NULL); /* what faulted does so again */
+    }
+}
+
+/* The first run that wants it installs the handler, the last takes it away; a program's own that came later stays. */
+CONC__PRIVATE void conc__faults_open(conc_loop *l)
+{
+    if (conc__signals_reach(l)) /* for the stack; so many runs at once that only this report is lost */
+        return;
+    pthread_mutex_lock(&conc__signalling.mutex);
+    for (size_t i = 0; i < CONC_LEN(conc__fault_numbers) && conc__signalling.faults == 0; i++) {
+        struct sigaction ours;
+        memset(&ours, 0, sizeof ours);
+        ours.sa_sigaction = conc__on_fault;
+        ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+        sigaction(conc__fault_numbers[i], &ours, &conc__fault_before[i]);
+    }
+    conc__signalling.faults++;
+    l->faults_taken = true;
+    pthread_mutex_unlock(&conc__signalling.mutex);
+}
+
+CONC__PRIVATE void conc__faults_close(conc_loop *l)
+{
+    if (!l->faults_taken)
+        return;
+    l->faults_taken = false;
+    pthread_mutex_lock(&conc__signalling.mutex);
+    conc__signalling.faults--;
+    for (size_t i = 0; i < CONC_LEN(conc__fault_numbers) && conc__signalling.faults == 0; i++) {
+        struct sigaction now;
+        if (sigaction(conc__fault_numbers[i], NULL, &now) == 0 && now.sa_sigaction == conc__on_fault)
+            sigaction(conc__fault_numbers[i], &conc__fault_before[i], NULL);
+    }
+    pthread_mutex_unlock(&conc__signalling.mutex);
+}
+
+/* ---- >>usage -------------------------------------------------------------------------------------------------- */
+
+/* Debug: how much of their stacks the tasks of one place used. */
+typedef struct conc__usage {
+    struct conc__usage *next;
+    const char *user; /* the name at the spawn */
+    size_t most, size, users;
+} conc__usage;
+
+/* The lowest byte of a stack that was ever written, to the word; what was never touched reads as zero. The frames of tasks
+ * that went on stay poisoned for sanitizers, so this looks behind their back. */
+CONC__UNSANITIZED CONC__PRIVATE char *conc__stack_lowest(conc__stack *s)
+{
+    const uint64_t *at = (const uint64_t *)(void *)s->low, *top = (const uint64_t *)(void *)conc__stack_top(s);
+    while (at < top && *at == 0)
+        at++;
+    return (char *)(uintptr_t)at;
+}
+
+typedef struct conc__usage_call {
+    conc__stack *stack;
+    const char *user;
+} conc__usage_call;
+
+CONC__PRIVATE void conc__usage_add(conc_loop *l, void *arg)
+{
+    const conc__usage_call *call = arg;
+    conc__stack *s = call->stack;
+    char *lowest = conc__stack_lowest(s);
+    size_t used = (size_t)(conc__stack_top(s) - lowest);
+    conc__usage *u = l->usages;
+    s->dirty = lowest;
+    while (u && (u->user != call->user || u->size != s->pool->size))
+        u = u->next;
+    if (!u) {
+        u = conc__alloc(sizeof *u);
+        if (!u)
+            return; /* only the report is lost */
+        *u = (conc__usage){.next = l->usages, .user = call->user, .size = s->pool->size};
+        l->usages = u;
+    }
+    u->users++;
+    u->most = used > u->most ? used : u->most;
+}
+
+/* A stack is about to be given back. */
+CONC__COLD void conc__usage_note(conc_loop *l, conc__stack *s, const char *user)
+{
+    conc__usage_call call = {s, user};
+    if (!l->on_valgrind) /* for which what was never written has no value */
+        conc__with_room(l, conc__usage_add, &call);
+}
+
+/* The end of the run: the largest first. */
+CONC__PRIVATE void conc__usage_tell(conc_loop *l)
+{
+    enum { LINES = 20 };
+    for (int line = 0; l->usages; line++) {
+        conc__usage **most = &l->usages;
+        for (conc__usage **at = most; *at; at = &(*at)->next)
+            if ((*at)->most > (*most)->most)
+                most = at;
+        conc__usage *u = *most;
+        *most = u->next;
+        if (line < LINES)
+            fprintf(stderr, "conc: stacks: %zu of %zu bytes used by %s (%zu of them)\n", u->most, u->size, u->user,
+                    u->users);
+        CONC_FREE(u);
+    }
+}
+
+/* ---- >>backtraces --------------------------------------------------------------------------------------------- */
+
+/* Where a thread stands, found by another one, and told in names. Whatever it is, reading it must not make things worse: so
+ * memory is read through the kernel, which returns an error where there is none, files are read piece by piece, and nothing is
+ * allocated. Only on Linux; elsewhere the frames are left out. */
+
+enum { CONC__FRAMES = 32 };
+
+#ifdef __linux__
+
+/* A function of a module of the program. */
+typedef struct conc__symbol {
+    char module[PATH_MAX], name[128];
+    uint64_t offset, address; /* into the function, and in the module */
+} conc__symbol;
+
+CONC__PRIVATE bool conc__read_at(int fd, void *to, size_t n, uint64_t at)
+{
+    return pread(fd, to, n, (off_t)at) == (ssize_t)n;
+}
+
+/* One line of /proc/self/maps, read piece by piece. */
+typedef struct conc__map_line {
+    uintptr_t low, high;
+    uint64_t offset;
+    char rights[5], path[PATH_MAX];
+} conc__map_line;
+
+/* The mapping that an address lies in. */
+CONC__PRIVATE bool conc__map_find(uintptr_t address, conc__map_line *m)
+{
+    char text[PATH_MAX + 128];
+    size_t kept = 0;
+    bool found = false;
+    int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+    for (ssize_t n; !found && fd >= 0 && (n = read(fd, text + kept, sizeof text - 1 - kept)) > 0;) {
+        char *line = text, *end;
+        text[kept + (size_t)n] = 0;
+        for (; !found && (end = strchr(line, '\n')) != NULL; line = end + 1) {
+            unsigned long low, high;
+            unsigned long long offset;
+            int path = 0;
+            *end = 0;
+            if (sscanf(line, "%lx-%lx %4s %llx %*s %*s %n", &low, &high, m->rights, &offset, &path) < 4 ||
+                address < low || address >= high)
+                continue;
+            m->low = low;
+            m->high = high;
+            m->offset = offset;
+            conc__copy(m->path, sizeof m->path, path ? line + path : "");
+            found = true;
+        }
+        kept = strlen(line);
+        memmove(text, line, kept + 1);
+    }
+    if (fd >= 0)
+        close(fd);
+    return found;
+}
+
+/* The address in the module's own numbering of what lies at an offset of its file; or -1. */
+CONC__PRIVATE uint64_t conc__module_address(int fd, const ElfW(Ehdr) * header, uint64_t offset)
+{
+    for (int i = 0; i < header->e_phnum; i++) {
+        ElfW(Phdr) part;
+        if (!conc__read_at(fd, &part, sizeof part, header->e_phoff + (uint64_t)i * sizeof part))
+            break;
+        if (part.p_type == PT_LOAD && offset >= part.p_offset && offset < part.p_offset + part.p_filesz)
+            return part.p_vaddr + (offset - part.p_offset);
+    }
+    return UINT64_MAX;
+}
+
+/* Looks through one table of symbols for the function around s->address. */
+CONC__PRIVATE bool conc__symbol_in(int fd, const ElfW(Shdr) * table, const ElfW(Shdr) * names, conc__symbol *s)
+{
+    enum { AT_ONCE = 64 };
+    ElfW(Sym) some[AT_ONCE];
+    uint64_t count = table->sh_size / sizeof some[0];
+    for (uint64_t i = 0; i < count; i += AT_ONCE) {
+        uint64_t n = count - i < AT_ONCE ? count - i : AT_ONCE;
+        if (!conc__read_at(fd, some, (size_t)n * sizeof some[0], table->sh_offset + i * sizeof some[0]))
+            return false;
+        for (uint64_t k = 0; k < n; k++) {
+            uint64_t from = s->address - some[k].st_value;
+            if ((some[k].st_info & 15) != STT_FUNC || s->address < some[k].st_value ||
+                from >= (some[k].st_size ? some[k].st_size : 1) || some[k].st_shndx == SHN_UNDEF)
+                continue;
+            ssize_t got = pread(fd, s->name, sizeof s->name - 1, (off_t)(names->sh_offset + some[k].st_name));
+            s->name[got > 0 ? got : 0] = 0;
+            s->offset = from;
+            return s->name[0] != 0;
+        }
+    }
+    return false;
+}
+
+/* The name of the function around s->address, which lies at that offset of the module's file. */
+CONC__PRIVATE void conc__symbol_name(conc__symbol *s, const char *file, uint64_t offset)
+{
+    ElfW(Ehdr) header;
+    int fd = open(file, O_RDONLY | O_CLOEXEC);
+    bool named = false;
+    if (fd < 0)
+        return;
+    if (conc__read_at(fd, &header, sizeof header, 0) && memcmp(header.e_ident, ELFMAG, SELFMAG) == 0 &&
+        header.e_shentsize == sizeof(ElfW(Shdr)) &&
+        (s->address = conc__module_address(fd, &header, offset)) != UINT64_MAX)
+        for (int i = 0; i < header.e_shnum && !named; i++) {
+            ElfW(Shdr) table, names;
+            if (!conc__read_at(fd, &table, sizeof table, header.e_shoff + (uint64_t)i * sizeof table))
+                break;
+            if ((table.sh_type == SHT_SYMTAB || table.sh_type == SHT_DYNSYM) && table.sh_link < header.e_shnum &&
+                conc__read_at(fd, &names, sizeof names, header.e_shoff + (uint64_t)table.sh_link * sizeof names))
+                named = conc__symbol_in(fd, &table, &names, s);
+        }
+    close(fd);
+}
+
+/* False: there is no code. */
+CONC__PRIVATE bool conc__symbol_at(uintptr_t address, conc__symbol *s)
+{
+    static conc__map_line m; /* only the watchdog's, of which one at a time asks */
+    s->name[0] = s->module[0] = 0;
+    s->address = address;
+    if (!conc__map_find(address, &m) || m.rights[2] != 'x')
+        return false;
+    const char *slash = strrchr(m.path, '/');
+    conc__copy(s->module, sizeof s->module, slash ? slash + 1 : m.path);
+    if (m.path[0] == '/')
+        conc__symbol_name(s, m.path, address - m.low + m.offset);
+    return true;
+}
+
+/* Does a call instruction end at this address? Where the processor's are not known here, perhaps. */
+CONC__PRIVATE bool conc__follows_call(int memory, uintptr_t address)
+{
+#if defined __x86_64__
+    unsigned char code[7];
+    if (!conc__read_at(memory, code, sizeof code, address - sizeof code))
+        return false;
+    if (code[2] == 0xe8)
+        return true;
+    for (int size = 2; size <= 7; size++) /* call through a register, or memory: ff /2 */
+        if (code[7 - size] == 0xff && (code[8 - size] >> 3 & 7) == 2)
+            return true;
+    return false;
+#elif defined __aarch64__
+    uint32_t code;
+    return conc__read_at(memory, &code, sizeof code, address - sizeof code) &&
+           ((code & 0xfc000000u) == 0x94000000u || (code & 0xfffffc1fu) == 0xd63f0000u);
+#else
+    return memory >= 0 && address % 2 == 0;
+#endif
+}
+
+/* Is the thread in a system call? Then it is not disturbed, as its sleep would end early; where it called from is found on
+ * its stack instead. */
+CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *pc)
+{
+    char path[64], text[256];
+    static conc__map_line m;
+    snprintf(path, sizeof path, "/proc/self/task/%ld/syscall", thread);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd >= 0 ? read(fd, text, sizeof text - 1) : -1;
+    if (fd >= 0)
+        close(fd);
+    text[n > 0 ? n : 0] = 0;
+    unsigned long stack, code;
+    if (sscanf(text, "%*d %*s %*s %*s %*s %*s %*s %lx %lx", &stack, &code) != 2 || !conc__map_find(stack, &m) ||
+        m.rights[1] != 'w')
+        return false;
+    *sp = stack;
+    *pc = code;
+    return true;
+}
+
+#else
+
+CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *pc)
+{
+    (void)thread, (void)sp, (void)pc;
+    return false;
+}
+
+#endif
+
+/* ---- >>watchdog ----------------------------------------------------------------------------------------------- */
+
+/* Debug: a thread that looks, several times in the time a step may take, whether the same step still runs. */
+typedef struct conc__watchdog {
+    pthread_t id, of;
+    long of_number;
+    pthread_mutex_t mutex; /* over all the rest but `frames` */
+    pthread_cond_t changed;
+    bool ends, told, asks;
+    int64_t began, most; /* of the step that runs, on the real clock; 0: none. In ns, what one may take */
+    char name[CONC__NAME + 256];
+    sem_t answered;
+    int count;
+    void *frames[CONC__FRAMES];
+} conc__watchdog;
+
+static _Atomic(conc__watchdog *) conc__questioner; /* it wants to know where its thread stands */
+
+/* For the calls that wait until a time of the system's clock. */
+CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    int64_t at = conc__later((int64_t)t.tv_sec * 1000000000 + t.tv_nsec, ns);
+    return (struct timespec){(time_t)(at / 1000000000), (long)(at % 1000000000)};
+}
+
+CONC__PRIVATE void conc__print_frame(int number, uintptr_t address)
+{
+    char text[PATH_MAX + 256];
+    int n;
+#ifdef __linux__
+    static conc__symbol s;
+    if (conc__symbol_at(address, &s))
+        n = s.name[0]
+                ? snprintf(text, sizeof text, "    #%d %s+0x%llx (%s+0x%llx)\n", number, s.name,
+                           (unsigned long long)s.offset, s.module, (unsigned long long)s.address)
+                : snprintf(text, sizeof text, "    #%d %s+0x%llx\n", number, s.module, (unsigned long long)s.address);
+    else
+#endif
+        n = snprintf(text, sizeof text, "    #%d 0x%llx\n", number, (unsigned long long)address);
+    conc__say(text, n, sizeof text);
+}
+
+#ifdef __linux__
+/* The frames of a thread in a system call: what looks like the return addresses of calls. */
+CONC__PRIVATE int conc__frames_on_stack(uintptr_t sp, uintptr_t pc)
+{
+    enum { WORDS = 4096 };
+    static conc__symbol s;
+    int n = 0, memory = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+    conc__print_frame(n++, pc);
+    for (int i = 0; i < WORDS && n < CONC__FRAMES && memory >= 0; i++, sp += sizeof(uintptr_t)) {
+        uintptr_t word;
+        if (!conc__read_at(memory, &word, sizeof word, sp))
+            break;
+        if (word < 4096 || !conc__follows_call(memory, word) || !conc__symbol_at(word - 1, &s))
+            continue;
+        conc__print_frame(n++, word - 1);
+        if (strcmp(s.name, "conc__task_main") == 0 || strcmp(s.name, "conc__gen_main") == 0)
+            break;
+    }
+    if (memory >= 0)
+        close(memory);
+    return n;
+}
+#endif
+
+#ifdef CONC__BACKTRACE
+/* Where a signal interrupted the thread; 0: not known here. */
+CONC__PRIVATE uintptr_t conc__interrupted_at(const void *context)
+{
+#if defined __linux__ && defined __x86_64__
+    return (uintptr_t)((const ucontext_t *)context)->uc_mcontext.gregs[16];
+#elif defined __linux__ && defined __aarch64__
+    return (uintptr_t)((const ucontext_t *)context)->uc_mcontext.pc;
+#elif defined __linux__ && defined __riscv
+    return (uintptr_t)((const ucontext_t *)context)->uc_mcontext.__gregs[0];
+#else
+    (void)context;
+    return 0;
+#endif
+}
+
+/* In the thread that is asked for. */
+CONC__PRIVATE void conc__on_question(int number, siginfo_t *info, void *context)
+{
+    conc__watchdog *d = conc__here ? atomic_exchange(&conc__questioner, NULL) : NULL;
+    int saved = errno;
+    (void)number, (void)info;
+    if (d) {
+        void *all[CONC__FRAMES + 8];
+        uintptr_t at = conc__interrupted_at(context);
+        int n = backtrace(all, CONC__FRAMES + 8), first = 0;
+        for (int i = 0; i < n && !first; i++)
+            first = (uintptr_t)all[i] == at ? i : 0;
+        first = first ? first : 2; /* this, and the kernel's frame */
+        d->count = n > first ? n - first : 0;
+        d->count = d->count < CONC__FRAMES ? d->count : CONC__FRAMES;
+        memcpy(d->frames, all + first, (size_t)d->count * sizeof all[0]);
+        sem_post(&d->answered);
+    }
+    errno = saved;
+}
+
+/* Asks the thread for its frames by a signal, which restarts what it interrupts. */
+CONC__PRIVATE int conc__frames_by_question(conc__watchdog *d)
+{
+    int n = 0;
+    struct timespec limit = conc__real_time_in(200000000); /* it may block the signal */
+    atomic_store(&conc__questioner, d);
+    bool answered = pthread_kill(d->of, SIGURG) == 0;
+    while (answered && sem_timedwait(&d->answered, &limit))
+        answered = errno == EINTR;
+    if (!answered && !atomic_exchange(&conc__questioner, NULL))
+        answered = sem_wait(&d->answered) == 0; /* just now */
+    for (; answered && n < d->count; n++)
+        conc__print_frame(n, (uintptr_t)d->frames[n] - (n > 0)); /* a return address may lie behind the function */
+    return n;
+}
+#endif
+
+/* Under the mutex, so that the step cannot end meanwhile. */
+CONC__PRIVATE void conc__watchdog_tell(conc__watchdog *d)
+{
+    static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER; /* tells at a time */
+    char text[sizeof d->name + 128];
+    int frames = 0;
+    uintptr_t sp, pc;
+    pthread_mutex_lock(&one);
+    bool sleeps = !conc__on_valgrind() && conc__in_system_call(d->of_number, &sp, &pc);
+    conc__say(text,
+              snprintf(text, sizeof text, "conc: %s holds the loop for %.3f s so far, %s\n", d->name,
+                       (double)(conc__clock() - d->began) / 1e9,
+                       sleeps ? "in a system call, called from (some of these may have returned):" : "at:"),
+              sizeof text);
+#ifdef __linux__
+    if (sleeps)
+        frames = conc__frames_on_stack(sp, pc);
+#endif
+#ifdef CONC__BACKTRACE
+    if (!sleeps && d->asks)
+        frames = conc__frames_by_question(d);
+#endif
+    if (!frames)
+        conc__say("    (no backtrace can be had)\n", 30, 64);
+    pthread_mutex_unlock(&one);
+}
+
+CONC__PRIVATE void *conc__watchdog_main(void *arg)
+{
+    enum { LEAST = 1000000 };
+    conc__watchdog *d = arg;
+    pthread_mutex_lock(&d->mutex);
+    while (!d->ends) {
+        struct timespec limit = conc__real_time_in(d->most / 4 > LEAST ? d->most / 4 : LEAST);
+        pthread_cond_timedwait(&d->changed, &d->mutex, &limit);
+        if (!d->ends && d->began && !d->told && conc__clock() - d->began > d->most) {
+            d->told = true;
+            conc__watchdog_tell(d);
+        }
+    }
+    pthread_mutex_unlock(&d->mutex);
+    return NULL;
+}
+
+/* The handler for questions, where the program has none of its own for that signal. */
+CONC__PRIVATE bool conc__questions_open(void)
+{
+#ifdef CONC__BACKTRACE
+    struct sigaction now, ours;
+    void *frames[4];
+    if (sigaction(SIGURG, NULL, &now))
+        return false;
+    bool mine = (now.sa_flags & SA_SIGINFO) && now.sa_sigaction == conc__on_question;
+    if (!mine && ((now.sa_flags & SA_SIGINFO) || (now.sa_handler != SIG_DFL && now.sa_handler != SIG_IGN)))
+        return false;
+    backtrace(frames, 4); /* the first call may load a library */
+    memset(&ours, 0, sizeof ours);
+    ours.sa_sigaction = conc__on_question;
+    ours.sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK;
+    return mine || sigaction(SIGURG, &ours, NULL) == 0; /* it stays: what it does without a question is nothing */
+#else
+    return false;
+#endif
+}
+
+CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
+{
+    conc__watchdog *d = conc__alloc(sizeof *d);
+    sigset_t all, before;
+    if (!d)
+        return -ENOMEM;
+    memset(d, 0, sizeof *d);
+    pthread_mutex_init(&d->mutex, NULL);
+    pthread_cond_init(&d->changed, NULL);
+    sem_init(&d->answered, 0, 0);
+    d->of = pthread_self();
+#ifdef __linux__
+    d->of_number = syscall(SYS_gettid);
+#endif
+    d->most = conc__ns(l->options.slow_step);
+    d->asks = conc__questions_open();
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int rc = pthread_create(&d->id, NULL, conc__watchdog_main, d);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (rc) {
+        CONC_FREE(d);
+        return -EAGAIN;
+    }
+    l->watchdog = d;
+    return 0;
+}
+
+CONC__PRIVATE void conc__watchdog_close(conc_loop *l)
+{
+    conc__watchdog *d = l->watchdog;
+    if (!d)
+        return;
+    pthread_mutex_lock(&d->mutex);
+    d->ends = true;
+    pthread_cond_signal(&d->changed);
+    pthread_mutex_unlock(&d->mutex);
+    pthread_join(d->id, NULL);
+    sem_destroy(&d->answered);
+    pthread_cond_destroy(&d->changed);
+    pthread_mutex_destroy(&d->mutex);
+    CONC_FREE(d);
+    l->watchdog = NULL;
+}
+
+/* ---- >>stepping ----------------------------------------------------------------------------------------------- */
+
+CONC__PRIVATE void conc__was_idle(conc_loop *l, int64_t from, int64_t to)
+{
+    l->idled += to - from;
+    if (CONC__UNLIKELY(l->trace && to > from))
+        conc__trace_span(l, 0, "idle", from, to);
+}
+
+/* A task was made. */
+CONC__COLD void conc__spawned(conc_loop *l, conc_task *t)
+{
+    if (!l->trace)
+        return;
+    conc__trace_task(l, t);
+    conc__trace_instant(l, conc__row_of(l, l->self), "spawn");
+    conc__trace_leads(l, t);
+}
+
+/* A task's wait is over. */
+CONC__COLD void conc__woken(conc_loop *l, conc_task *t)
+{
+    const conc__wait_kind *kind = t->wait->kind;
+    int64_t now = conc__time(l);
+    l->waited += now - t->since;
+    if (!l->trace)
+        return;
+    conc__trace_span(l, conc__row_of(l, t), kind->brief ? kind->brief : kind->what, t->since, now);
+    conc__trace_leads(l, t);
+}
+
+/* The running task has ended; its stack is given back next. */
+CONC__COLD void conc__step_last(conc_loop *l, conc_task *t)
+{
+    l->step_over = true;
+    if (l->debug)
+        conc__usage_note(l, t->stack, t->spawned);
+}
+
+CONC__PRIVATE void conc__step_watched(conc_loop *l, const conc_task *t)
+{
+    conc__watchdog *d = l->watchdog;
+    pthread_mutex_lock(&d->mutex);
+    conc__describe(d->name, sizeof d->name, t->name, t->spawned); /* the task may end */
+    d->told = false;
+    d->began = conc__clock();
+    pthread_mutex_unlock(&d->mutex);
+}
+
+CONC__PRIVATE void conc__step_told(conc_loop *l, int64_t took)
+{
+    conc__watchdog *d = l->watchdog;
+    pthread_mutex_lock(&d->mutex);
+    d->began = 0;
+    pthread_mutex_unlock(&d->mutex);
+    if (took > d->most)
+        fprintf(stderr, "conc: %s held the loop for %.3f s\n", d->name, (double)took / 1e9);
+}
+
+/* A task's step, which is measured. */
+CONC__COLD void conc__step(conc_loop *l, conc_task *t)
+{
+    uint64_t row = conc__row_of(l, t);
+    if (l->watchdog)
+        conc__step_watched(l, t);
+    int64_t start = l->stepped = conc__time(l);
+    if (t->arrow) {
+        conc__trace_arrow(l, row, "f", start, t->arrow);
+        t->arrow = 0;
+    }
+    l->now = start;
+    l->step_over = false;
+    conc__resume(l, t);
+    int64_t end = conc__time(l);
+    l->ran += end - start;
+    if (!l->step_over)
+        t->since = end;
+    if (l->trace)
+        conc__trace_span(l, row, "running", start, end);
+    if (l->watchdog)
+        conc__step_told(l, end - start);
+}
+
+/* What was opened in the run and not closed. */
+CONC__PRIVATE void conc__opened_tell(conc_loop *l)
+{
+    while (l->opened) {
+        conc__holding *h = l->opened;
+        l->opened = h->next;
+        if (conc__here == l)
+            fprintf(stderr, "conc: %s is left open that was opened at %s\n", h->what, h->place);
+        CONC_FREE(h);
+    }
+}
+
+CONC__PRIVATE void conc__dumps_open(conc_loop *l)
+{
+    struct sigaction now;
+    pthread_mutex_lock(&conc__signalling.mutex);
+    bool ours = conc__signal_is_ours(SIGUSR2, &now);
+    if ((ours || now.sa_handler == SIG_DFL) && conc__signal_take(SIGUSR2) == 0) {
+        conc__signalling.interrupts[SIGUSR2]++;
+        conc__signalling.only_received[SIGUSR2] = false;
+        l->dumps = atomic_load(&conc__signalling.came[SIGUSR2]);
+        l->dumps_taken = true;
+    }
+    pthread_mutex_unlock(&conc__signalling.mutex);
+}
+
+CONC__PRIVATE void conc__dumps_close(conc_loop *l)
+{
+    if (!l->dumps_taken)
+        return;
+    pthread_mutex_lock(&conc__signalling.mutex);
+    conc__signalling.interrupts[SIGUSR2]--;
+    conc__signal_leave(SIGUSR2);
+    pthread_mutex_unlock(&conc__signalling.mutex);
+}
+
+/* The run begins: what it wants to have watched. */
+CONC__PRIVATE int conc__diagnosis_open(conc_loop *l)
+{
+    int rc = conc__trace_open(l, l->options.trace);
+#ifdef CONC_GUARD_REPORT
+    bool guards = true;
+#else
+    bool guards = l->debug;
+#endif
+    if (rc == 0 && guards)
+        conc__faults_open(l);
+    if (rc || !l->debug)
+        return rc;
+    conc__dumps_open(l);
+    rc = conc__watchdog_open(l);
+    if (rc == 0)
+        atomic_fetch_add(&conc__debug_runs, 1);
+    return rc;
+}
+
+/* It has ended, or did not begin. */
+CONC__PRIVATE void conc__diagnosis_close(conc_loop *l)
+{
+    if (l->watchdog)
+        atomic_fetch_sub(&conc__debug_runs, 1);
+    conc__watchdog_close(l);
+    conc__dumps_close(l);
+    conc__faults_close(l);
+    conc__opened_tell(l);
+    conc__usage_tell(l);
+    conc__trace_close(l);
 }
 
 /* ---- >>running ------------------------------------------------------------------------------------------------ */
@@ -7205,7 +8521,9 @@ CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **
     o->slow_step = o->slow_step == 0 ? 0.1 : o->slow_step;
     if (!conc__stack_fits(o->stack_size) || !(o->slow_step > 0))
         return -EINVAL;
-    return o->trace || conc__env("CONC_TRACE") ? -ENOTSUP : 0;
+    if (conc__env("CONC_TRACE"))
+        o->trace = conc__env("CONC_TRACE");
+    return 0;
 }
 
 /* In a forked child the loops it inherited are dead. */
@@ -7278,6 +8596,7 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->virtual_clock = o->virtual_clock;
     l->seeded = o->seed != 0;
     l->debug = o->debug;
+    l->stepwise = o->debug || o->trace;
     l->on_valgrind = conc__on_valgrind();
     l->run = 1 + atomic_fetch_add_explicit(&runs, 1, memory_order_relaxed);
     l->spawned = l->finished = conc__first_serial(l);
@@ -7286,7 +8605,7 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->switch_stacks = conc__switch_plainly;
     l->now = o->virtual_clock ? 0 : conc__clock();
     l->wheel.elapsed = (uint64_t)l->now;
-    l->trimmed = l->verified = l->polled = l->now;
+    l->trimmed = l->verified = l->polled = l->began = l->now;
     l->picks = l->draws = o->seed;
     if (!o->seed && !o->virtual_clock)
         l->draws = (uint64_t)conc__clock() ^ (uint64_t)(uintptr_t)l;
@@ -7311,6 +8630,7 @@ CONC__PRIVATE void conc__wind_up(conc_loop *l)
     conc__cancel_scope(l, &l->background.scope);
     if (l->background.live)
         conc__wait_until_empty(l, &l->background);
+    conc__opened_tell(l);
     conc__close_generators(l);
     while (l->failed) {
         conc__failed *f = l->failed;
@@ -7352,6 +8672,8 @@ CONC__PRIVATE int conc__start_main(conc_loop *l)
     l->background.scope.place = "background";
     conc__prepare(l->main.context, stack->low, conc__stack_top(stack), conc__task_main);
     conc__make_ready(l, &l->main);
+    if (l->trace)
+        conc__trace_task(l, &l->main);
     return 0;
 }
 
@@ -7381,16 +8703,21 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
     if (!l)
         return -ENOMEM;
     l->embedded = embedded;
+    l->left = l->began;
     l->asleep = embedded; /* a post wakes the host */
     l->main_name = spawned;
     l->main_fn = main_fn;
     l->main_arg = arg;
     rc = conc__loop_open(l, backend);
     if (rc == 0)
+        rc = conc__diagnosis_open(l);
+    if (rc == 0)
         rc = conc__start_main(l);
     if (rc == 0)
         rc = conc__interrupts_open(l);
     if (rc) {
+        conc__diagnosis_close(l);
+        conc__signals_unreach(l);
         conc__loop_close(l);
         return rc;
     }
@@ -7407,6 +8734,7 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
         l->endings = e->next;
         e->end(l, e);
     }
+    conc__diagnosis_close(l);
     conc__signals_end(l);
     conc__here = NULL;
     conc__pipe_signal_unblock(l);
@@ -7502,9 +8830,11 @@ CONC_API int conc_embed_step(conc_embed *e)
         return rc;
     conc_loop *l = e->loop;
     l->stepping = true;
+    conc__was_idle(l, l->left, conc__time(l));
     for (int i = 0; i < PASSES && !l->over && conc__pass_once(l); i++)
         continue;
     l->stepping = false;
+    l->left = conc__time(l);
     pthread_mutex_lock(&l->mutex);
     l->asleep = !l->posted; /* a post wakes the host */
     pthread_mutex_unlock(&l->mutex);
@@ -7523,6 +8853,7 @@ CONC_API int conc_embed_end(conc_embed *e)
     conc_loop *l = e->loop;
     l->embedded = false;
     l->stepping = true;
+    conc__was_idle(l, l->left, conc__time(l));
     if (!l->winding_up)
         conc__task_cancel(l, &l->main);
     conc__schedule(l);

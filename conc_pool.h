@@ -343,6 +343,7 @@ typedef struct conc__waiter {
  * belonged to is still there. */
 static pthread_mutex_t conc__crews = PTHREAD_MUTEX_INITIALIZER;
 static unsigned conc__forks; /* how many forks this process descends from */
+static struct conc__crew *conc__all_crews;
 
 /* What holds these mutexes takes less time than to fall asleep. */
 CONC__PRIVATE void conc__lock_briefly(pthread_mutex_t *mutex)
@@ -528,6 +529,7 @@ typedef struct conc__thread {
 } conc__thread;
 
 typedef struct conc__crew {
+    struct conc__crew *next; /* of all, under conc__crews */
     pthread_mutex_t mutex;
     conc_job **queue; /* a ring; NULL where a job was taken back */
     size_t room, head, tail;
@@ -670,12 +672,31 @@ CONC__PRIVATE conc__crew *conc__crew_new(int most, int limit)
     c->on_valgrind = conc__on_valgrind();
     pthread_mutex_init(&c->mutex, NULL);
     sem_init(&c->work, 0, 0);
+    pthread_mutex_lock(&conc__crews);
+    c->next = conc__all_crews;
+    conc__all_crews = c;
+    pthread_mutex_unlock(&conc__crews);
     return c;
+}
+
+/* For conc_get_stats. */
+CONC__PRIVATE size_t conc__jobs_queued(void)
+{
+    size_t n = 0;
+    pthread_mutex_lock(&conc__crews);
+    for (const conc__crew *c = conc__all_crews; c; c = c->next)
+        n += c->forks == conc__forks ? __atomic_load_n(&c->queued, __ATOMIC_RELAXED) : 0;
+    pthread_mutex_unlock(&conc__crews);
+    return n;
 }
 
 /* Under conc__crews. */
 CONC__PRIVATE void conc__crew_free(conc__crew *c)
 {
+    conc__crew **at = &conc__all_crews;
+    while (*at != c)
+        at = &(*at)->next;
+    *at = c->next;
     conc__hub_free(c->hub);
     if (c->forks == conc__forks) { /* else other threads may have had them, when the process forked */
         sem_destroy(&c->work);
@@ -1059,8 +1080,8 @@ CONC__PRIVATE bool conc__place_cancel(conc__wait *wait)
     return waits;
 }
 
-static const conc__wait_kind conc__wants_place = {"waits for a place in a pool's queue", NULL, conc__place_cancel,
-                                                  NULL};
+static const conc__wait_kind conc__wants_place = {.what = "waits for a place in a pool's queue",
+                                                  .cancel = conc__place_cancel};
 
 /* Enters a pool: its crew cannot be freed until conc__pool_leave. NULL: *rc says why. */
 CONC__PRIVATE conc__crew *conc__pool_enter(conc__crew **crew, unsigned *users, int *rc)
@@ -1185,7 +1206,7 @@ CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
     return false;
 }
 
-static const conc__wait_kind conc__wants_job = {"waits for a job", NULL, conc__job_wait_cancel, NULL};
+static const conc__wait_kind conc__wants_job = {.what = "waits for a job", .cancel = conc__job_wait_cancel};
 
 /* In a thread of the crew: runs the job here if it is still in the queue. */
 CONC__PRIVATE void conc__job_claim(conc__frame *frame, conc_job *j)
@@ -1555,8 +1576,8 @@ CONC__PRIVATE bool conc__close_cancel(conc__wait *wait)
     return false;
 }
 
-static const conc__wait_kind conc__wants_end = {"closes a pool, and waits for its jobs", NULL, conc__close_cancel,
-                                                NULL};
+static const conc__wait_kind conc__wants_end = {.what = "closes a pool, and waits for its jobs",
+                                                .cancel = conc__close_cancel};
 
 /* Refuses new jobs, and waits for all there are. False: somebody else has done that. */
 CONC__PRIVATE bool conc__crew_close(conc_loop *l, conc__crew *c)
@@ -2035,8 +2056,8 @@ CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
     return waits;
 }
 
-static const conc__wait_kind conc__wants_until_cancel = {"waits for a job that it would leave", NULL,
-                                                         conc__abandon_cancel, NULL};
+static const conc__wait_kind conc__wants_until_cancel = {.what = "waits for a job that it would leave",
+                                                         .cancel = conc__abandon_cancel};
 
 CONC__PRIVATE int conc__abandoned_submit(conc_loop *l, conc__abandoned *a)
 {
@@ -2177,9 +2198,10 @@ CONC__PRIVATE bool conc__channel_cancel(conc__wait *wait)
     return waits;
 }
 
-static const conc__wait_kind conc__channel_sends = {"sends into a full channel", NULL, conc__channel_cancel, NULL};
-static const conc__wait_kind conc__channel_receives = {"receives from an empty channel", NULL, conc__channel_cancel,
-                                                       NULL};
+static const conc__wait_kind conc__channel_sends = {.what = "sends into a full channel",
+                                                    .cancel = conc__channel_cancel};
+static const conc__wait_kind conc__channel_receives = {.what = "receives from an empty channel",
+                                                       .cancel = conc__channel_cancel};
 
 CONC__PRIVATE char *conc__channel_at(const conc_channel *c, conc__channel *inner, size_t i)
 {
@@ -4627,8 +4649,11 @@ CONC_API int conc_procs_open(conc_procs *p)
     int rc = h ? conc__hub_open(h) : -ENOMEM;
     if (c)
         c->hub = h;
-    if (rc && c)
+    if (rc && c) {
+        pthread_mutex_lock(&conc__crews);
         conc__crew_free(c);
+        pthread_mutex_unlock(&conc__crews);
+    }
     if (rc == 0)
         rc = conc__pool_opens(&p->crew, &p->users, c);
     errno = saved;
@@ -4748,6 +4773,7 @@ __attribute__((constructor)) static void conc__pool_begins(int argc, char **argv
     conc__extended.job_block = conc__job_block;
     conc__extended.job_fail = conc__job_fail;
     conc__extended.resolve = conc__resolve_name;
+    conc__extended.jobs_queued = conc__jobs_queued;
     conc__worker_check(conc__pool_begins, argc, argv, env);
 }
 

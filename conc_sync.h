@@ -452,8 +452,7 @@ CONC__FAST void conc__wake_first(conc_loop *l, conc__waits *list, int result)
     *(w->next ? &w->next->prev : &list->last) = NULL;
     w->list = NULL;
     w->result = result;
-    w->task->wait = NULL;
-    conc__make_ready(l, w->task);
+    conc__wait_over(l, w->task);
 }
 
 /* The whole of a call that waits for something to be so: it waits in the list of `on` unless it is so already. */
@@ -488,47 +487,13 @@ CONC__FAST bool conc__is_of_run(const conc_loop *l, uint64_t serial)
     return serial - conc__first_serial(l) < 1ull << 40;
 }
 
-typedef struct conc__holding_call {
-    conc_task *task;
-    conc__holding holding;
-} conc__holding_call;
-
-CONC__PRIVATE void conc__hold_now(conc_loop *l, void *arg)
-{
-    const conc__holding_call *call = arg;
-    conc__holding *h = conc__alloc(sizeof *h);
-    (void)l;
-    if (!h)
-        return; /* only the report is lost */
-    *h = call->holding;
-    h->next = call->task->held;
-    call->task->held = h;
-}
-
-CONC__PRIVATE void conc__unhold_now(conc_loop *l, void *arg)
-{
-    const conc__holding_call *call = arg;
-    (void)l;
-    for (conc__holding **at = &call->task->held, *h; (h = *at); at = &h->next)
-        if (h->lock == call->holding.lock) {
-            *at = h->next;
-            conc_free(h);
-            return;
-        }
-}
-
 /* Debug: remembers what a task holds, for the report of locks that are held when it ends. */
 CONC__COLD void conc__hold(conc_loop *l, conc_task *t, const void *lock, const char *what, const char *place)
 {
-    conc__holding_call call = {t, {NULL, lock, what, place}};
-    conc__with_room(l, conc__hold_now, &call);
+    conc__note(l, &t->held, lock, what, place);
 }
 
-CONC__COLD void conc__unhold(conc_loop *l, conc_task *t, const void *lock)
-{
-    conc__holding_call call = {t, {NULL, lock, NULL, NULL}};
-    conc__with_room(l, conc__unhold_now, &call);
-}
+CONC__COLD void conc__unhold(conc_loop *l, conc_task *t, const void *lock) { conc__unnote(l, &t->held, lock); }
 
 CONC__PRIVATE void conc__whom_owner(FILE *out, const conc_task *owner, uint64_t serial, const char *place)
 {
@@ -546,7 +511,15 @@ CONC__PRIVATE void conc__lock_whom(FILE *out, const conc__wait *w)
     conc__whom_owner(out, k->owner, k->serial, k->place);
 }
 
-static const conc__wait_kind conc__locking = {"waits for a lock", conc__lock_whom, conc__cancel_plainly, NULL};
+/* Whom the report of a deadlock goes on to; NULL: not there any more. */
+CONC__PRIVATE const conc_task *conc__lock_owner(const conc__wait *w)
+{
+    const conc_lock *k = w->on;
+    return conc__lives(conc__here, k->owner) && k->owner->serial == k->serial ? k->owner : NULL;
+}
+
+static const conc__wait_kind conc__locking = {
+    .what = "waits for a lock", .whom = conc__lock_whom, .cancel = conc__cancel_plainly, .owner = conc__lock_owner};
 
 CONC__FAST bool conc__lock_is_mine(const conc_loop *l, const conc_lock *k)
 {
@@ -734,7 +707,17 @@ CONC__PRIVATE bool conc__rwlock_cancel(conc__wait *w)
     return true;
 }
 
-static const conc__wait_kind conc__rwlocking = {"waits for a rwlock", conc__rwlock_whom, conc__rwlock_cancel, NULL};
+/* Many may read: only a writer is one whom the report of a deadlock goes on to. */
+CONC__PRIVATE const conc_task *conc__rwlock_owner(const conc__wait *w)
+{
+    const conc_rwlock *k = w->on;
+    return conc__lives(conc__here, k->writer) && k->writer->serial == k->serial ? k->writer : NULL;
+}
+
+static const conc__wait_kind conc__rwlocking = {.what = "waits for a rwlock",
+                                                .whom = conc__rwlock_whom,
+                                                .cancel = conc__rwlock_cancel,
+                                                .owner = conc__rwlock_owner};
 
 CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const char *place)
 {
@@ -792,7 +775,8 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
 
 /* ---- >>semaphore ---------------------------------------------------------------------------------------------- */
 
-static const conc__wait_kind conc__permitting = {"waits for a permit of a semaphore", NULL, conc__cancel_plainly, NULL};
+static const conc__wait_kind conc__permitting = {.what = "waits for a permit of a semaphore",
+                                                 .cancel = conc__cancel_plainly};
 
 CONC__FAST bool conc__sem_is_valid(const conc_sem *s)
 {
@@ -865,7 +849,7 @@ CONC_API void conc__sem_leave(conc__entered *g)
 
 /* ---- >>event -------------------------------------------------------------------------------------------------- */
 
-static const conc__wait_kind conc__awaiting_event = {"waits for an event", NULL, conc__cancel_plainly, NULL};
+static const conc__wait_kind conc__awaiting_event = {.what = "waits for an event", .cancel = conc__cancel_plainly};
 
 CONC_API int conc_event_wait(conc_event *e)
 {
@@ -897,7 +881,8 @@ CONC_API bool conc_event_is_set(const conc_event *e) { return e && e->set; }
 
 /* Who was notified or cancelled goes over to those who wait for the lock, without running in between. */
 
-static const conc__wait_kind conc__relocking = {"waits to have a lock again", conc__lock_whom, NULL, NULL};
+static const conc__wait_kind conc__relocking = {
+    .what = "waits to have a lock again", .whom = conc__lock_whom, .owner = conc__lock_owner};
 
 /* Who waited for a condition wants its lock; result is what its wait will return. True: it has it. */
 CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
@@ -916,7 +901,7 @@ CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
 
 CONC__PRIVATE bool conc__cond_cancel(conc__wait *w) { return conc__cond_relock(conc__here, w, -ECANCELED); }
 
-static const conc__wait_kind conc__awaiting_cond = {"waits for a condition", NULL, conc__cond_cancel, NULL};
+static const conc__wait_kind conc__awaiting_cond = {.what = "waits for a condition", .cancel = conc__cond_cancel};
 
 CONC_API CONC__CALLED int conc_cond_wait(conc_cond *c, conc_lock *k)
 {
@@ -964,7 +949,8 @@ CONC__PRIVATE bool conc__barrier_cancel(conc__wait *w)
     return true;
 }
 
-static const conc__wait_kind conc__gathering = {"waits at a barrier", conc__barrier_whom, conc__barrier_cancel, NULL};
+static const conc__wait_kind conc__gathering = {
+    .what = "waits at a barrier", .whom = conc__barrier_whom, .cancel = conc__barrier_cancel};
 
 CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
 {
@@ -996,7 +982,8 @@ CONC__PRIVATE void conc__latch_whom(FILE *out, const conc__wait *w)
     fprintf(out, " that stands at %d", ((const conc_latch *)w->on)->count);
 }
 
-static const conc__wait_kind conc__awaiting_latch = {"waits for a latch", conc__latch_whom, conc__cancel_plainly, NULL};
+static const conc__wait_kind conc__awaiting_latch = {
+    .what = "waits for a latch", .whom = conc__latch_whom, .cancel = conc__cancel_plainly};
 
 CONC_API int conc_latch_add(conc_latch *k, int n)
 {
@@ -1023,7 +1010,7 @@ CONC_API int conc_latch_wait(conc_latch *k)
 
 /* ---- >>future ------------------------------------------------------------------------------------------------- */
 
-static const conc__wait_kind conc__awaiting_future = {"waits for a future", NULL, conc__cancel_plainly, NULL};
+static const conc__wait_kind conc__awaiting_future = {.what = "waits for a future", .cancel = conc__cancel_plainly};
 
 CONC_API int conc_future_set(conc_future *f, int rc, void *value)
 {
@@ -1082,18 +1069,18 @@ CONC__PRIVATE void conc__queue_whom(FILE *out, const conc__wait *w)
     fprintf(out, " (%zu items)", q->count);
 }
 
-static const conc__wait_kind conc__getting = {"waits to get from a queue", conc__queue_whom, conc__cancel_plainly,
-                                              NULL};
-static const conc__wait_kind conc__putting = {"waits to put into a queue", conc__queue_whom, conc__cancel_plainly,
-                                              NULL};
+static const conc__wait_kind conc__getting = {
+    .what = "waits to get from a queue", .whom = conc__queue_whom, .cancel = conc__cancel_plainly};
+static const conc__wait_kind conc__putting = {
+    .what = "waits to put into a queue", .whom = conc__queue_whom, .cancel = conc__cancel_plainly};
 
 CONC__PRIVATE void conc__queue_join_whom(FILE *out, const conc__wait *w)
 {
     fprintf(out, ", of which %zu are not", ((const conc_queue *)w->on)->unfinished);
 }
 
-static const conc__wait_kind conc__finishing = {"waits for a queue's items to be done", conc__queue_join_whom,
-                                                conc__cancel_plainly, NULL};
+static const conc__wait_kind conc__finishing = {
+    .what = "waits for a queue's items to be done", .whom = conc__queue_join_whom, .cancel = conc__cancel_plainly};
 
 CONC__FAST char *conc__item_at(const conc_queue *q, size_t i) { return q->items + i * q->item_size; }
 
@@ -1541,8 +1528,11 @@ CONC__PRIVATE void conc__choice_late(conc__timer *t)
     conc__wake(conc__here, &s->wait, 0);
 }
 
-static const conc__wait_kind conc__selecting = {"waits for the first of", conc__choice_whom, conc__choice_cancel, NULL};
-static const conc__wait_kind conc__candidate = {"", NULL, NULL, conc__choice_won};
+static const conc__wait_kind conc__selecting = {.what = "waits for the first of",
+                                                .brief = "waits for the first of several",
+                                                .whom = conc__choice_whom,
+                                                .cancel = conc__choice_cancel};
+static const conc__wait_kind conc__candidate = {.what = "", .won = conc__choice_won};
 
 CONC__PRIVATE int conc__case_check(const conc_loop *l, const conc_case *c)
 {
@@ -1753,7 +1743,8 @@ CONC__PRIVATE void conc__limiter_whom(FILE *out, const conc__wait *w)
     fprintf(out, " of %.9g in %.9g s, for %d", k->rate, k->per > 0 ? k->per : 1, w->value);
 }
 
-static const conc__wait_kind conc__limited = {"waits for a limiter", conc__limiter_whom, conc__limiter_cancel, NULL};
+static const conc__wait_kind conc__limited = {
+    .what = "waits for a limiter", .whom = conc__limiter_whom, .cancel = conc__limiter_cancel};
 
 CONC_API int conc_limiter_try_acquire(conc_limiter *k, int n)
 {

@@ -195,11 +195,8 @@ TEST(options_without_sense_are_refused_before_anything_runs)
 {
     conc_options bad[] = {{.stack_size = 1},  {.stack_size = 1023},     {.slow_step = -1},
                           {.slow_step = NAN}, {.slow_step = -INFINITY}, {.debug = true, .slow_step = -0.5}};
-    conc_options unfinished[] = {{.trace = "trace.json"}};
     for (size_t i = 0; i < CONC_LEN(bad); i++)
         CHECK_INT(conc_run_with(&bad[i], returns, &(int){1}), -EINVAL);
-    for (size_t i = 0; i < CONC_LEN(unfinished); i++)
-        CHECK_INT(conc_run_with(&unfinished[i], returns, &(int){1}), -ENOTSUP);
     CHECK_INT(calls, 0);
 
     conc_options good = {.stack_size = 1024, .slow_step = 0.5};
