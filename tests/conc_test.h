@@ -36,6 +36,17 @@
 #define TEST_SECONDS 20 /* the limit of one test; multiplied by CK_TIMEOUT_MULTIPLIER in the environment */
 #endif
 
+#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
+#define SANITIZED true
+#elif defined __has_feature
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#define SANITIZED true
+#endif
+#endif
+#ifndef SANITIZED
+#define SANITIZED false
+#endif
+
 typedef struct test_case {
     const char *name;
     void (*body)(void);

@@ -26,17 +26,6 @@
 #define IO_HAS_EPOLL false
 #endif
 
-#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
-#define SANITIZED true
-#elif defined __has_feature
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
-#define SANITIZED true
-#endif
-#endif
-#ifndef SANITIZED
-#define SANITIZED false
-#endif
-
 /* The smallest stack holds any of the calls on x86-64; other processors, which save more registers, need a little more,
  * and so do sanitizers. */
 #ifdef __x86_64__

@@ -6,28 +6,16 @@
  * static (how tasks switch and wait is tested elsewhere; emulators and Valgrind make of vfork(2) a fork(2), and so of every start a success)
  */
 #define _GNU_SOURCE 1 /* pipe2 */
-#define TEST_POOL
-#include "conc_test.h"
+#include "pool_test.h"
 
-#include <limits.h>
 #include <poll.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 
-enum { UNDECIDED = 100000, MEGABYTE = 1024 * 1024 };
+enum { UNDECIDED = 100000 };
 
 #define ARGV(...) \
     (const char *const[]) { __VA_ARGS__, (const char *)0 }
 #define SH(script) ARGV("/bin/sh", "-c", (script))
-
-static void check_no_children(void)
-{
-    int status, pid = (int)waitpid(-1, &status, WNOHANG);
-    CHECK_INT(pid, -1);
-    CHECK_INT(errno, ECHILD);
-}
 
 /* A run, or none, after which there are no children and as many descriptors as before. */
 static void with_children(void (*body)(void), bool in_task)
@@ -105,31 +93,9 @@ static const char *output_of(const char *const *argv)
     return text;
 }
 
-static char directory[64];
-
-static void make_directory(void)
+static void make_text(const char *name, const char *text, mode_t mode)
 {
-    snprintf(directory, sizeof directory, "%s/conc_XXXXXX", P_tmpdir);
-    CHECK(mkdtemp(directory) != NULL);
-}
-
-/* Paths in it; of the last four calls. */
-static const char *path_of(const char *name)
-{
-    static char paths[4][256];
-    static int next;
-    char *path = paths[next++ % 4];
-    snprintf(path, sizeof paths[0], "%s/%s", directory, name);
-    return path;
-}
-
-static void make_file(const char *path, const char *text, mode_t mode)
-{
-    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    CHECK(fd >= 0);
-    CHECK_INT(write(fd, text, strlen(text)), strlen(text));
-    CHECK_INT(fchmod(fd, mode), 0);
-    CHECK_INT(close(fd), 0);
+    make_file(path_of(name), text, strlen(text), mode);
 }
 
 /* Reads what is there of a pipe whose other ends are closed. */
@@ -883,7 +849,7 @@ CHILD_TEST(a_program_or_a_directory_that_is_not_there_is_not_started)
 {
     make_directory();
     CHECK_INT(setenv("PATH", "/usr/local/bin:/usr/bin:/bin", 1), 0); /* no directory that may not be searched */
-    make_file(path_of("file"), "", 0644);
+    make_text("file", "", 0644);
     CHECK_STR(output_of(ARGV("echo", "first")), "first\n");
     CHECK_START_FAILS(-ENOENT, .argv = ARGV("/no/such/program"));
     CHECK_START_FAILS(-ENOENT, .argv = ARGV("no-such-program-of-conc"));
@@ -899,7 +865,7 @@ CHILD_TEST(a_program_or_a_directory_that_is_not_there_is_not_started)
 CHILD_TEST(what_cannot_be_executed_is_not_started)
 {
     make_directory();
-    make_file(path_of("plain"), "#!/bin/sh\nexit 9\n", 0644);
+    make_text("plain", "#!/bin/sh\nexit 9\n", 0644);
     CHECK_STR(output_of(ARGV("echo", "first")), "first\n");
     CHECK_START_FAILS(-EACCES, .argv = ARGV(path_of("plain")));
     CHECK_START_FAILS(-EACCES, .argv = ARGV(directory));
@@ -928,9 +894,9 @@ CHILD_TEST(programs_are_looked_for_where_path_says)
     snprintf(path, sizeof path, "%s:%s:/bin:/usr/bin", path_of("first"), path_of("second"));
     CHECK_INT(setenv("PATH", path, 1), 0);
     CHECK_INT(conc_child_start(&c), -ENOENT);
-    make_file(path_of("first/conc-test-tool"), "#!/bin/sh\nexit 8\n", 0644);
+    make_text("first/conc-test-tool", "#!/bin/sh\nexit 8\n", 0644);
     CHECK_INT(conc_child_start(&c), -EACCES);
-    make_file(path_of("second/conc-test-tool"), "#!/bin/sh\nexit 9\n", 0755);
+    make_text("second/conc-test-tool", "#!/bin/sh\nexit 9\n", 0755);
     start(&c);
     check_exits(&c, 9);
     CHECK_INT(conc_child_close(&c), 0);

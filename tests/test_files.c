@@ -6,44 +6,15 @@
  * tasks switch and wait is tested elsewhere)
  */
 #define _GNU_SOURCE 1 /* setresuid */
-#define TEST_POOL
-#include "conc_test.h"
+#include "pool_test.h"
 
-#include <dirent.h>
-#include <limits.h>
-#include <pthread.h>
 #include <sched.h>
-#include <stdatomic.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 
 enum { UNDECIDED = 1000, MEGABYTES_10 = 10 * 1024 * 1024 };
 
 /* ---- a directory of the test's own, in which nothing must be left ---- */
-
-static char directory[64];
-
-/* Paths in it; of the last eight calls. */
-static const char *path_of(const char *name)
-{
-    static char paths[8][PATH_MAX];
-    static int next;
-    char *path = paths[next++ % 8];
-    CHECK((size_t)snprintf(path, sizeof paths[0], "%s/%s", directory, name) < sizeof paths[0]);
-    return path;
-}
-
-static int count_names(const char *path)
-{
-    int n = 0;
-    DIR *d = opendir(path);
-    CHECK(d != NULL);
-    for (struct dirent *e; (e = readdir(d)) != NULL;)
-        n += strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0;
-    closedir(d);
-    return n;
-}
 
 static void remove_names(const char *path)
 {
@@ -69,8 +40,7 @@ static void in_directory(void (*body)(void), bool in_task, bool virtual_clock)
     conc_options options = {.virtual_clock = virtual_clock};
     if (!virtual_clock)
         unsetenv("CONC_CLOCK");
-    snprintf(directory, sizeof directory, "%s/conc_XXXXXX", P_tmpdir);
-    CHECK(mkdtemp(directory) != NULL);
+    make_directory();
     int fds = test_count_fds();
     if (in_task)
         CHECK_INT(conc_run_with(&options, test_call_body, &t), 0);
@@ -90,15 +60,6 @@ static void in_directory(void (*body)(void), bool in_task, bool virtual_clock)
 #define THREAD_FILE_TEST(name) FILE_TESTS_(name, false, false) /* outside any run */
 
 /* ---- plain system calls ---- */
-
-static void make_file(const char *path, const void *data, size_t size, mode_t mode)
-{
-    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    CHECK(fd >= 0);
-    CHECK_INT(write(fd, data, size), size);
-    CHECK_INT(fchmod(fd, mode), 0);
-    CHECK_INT(close(fd), 0);
-}
 
 static void make_text(const char *name, const char *text) { make_file(path_of(name), text, strlen(text), 0644); }
 
@@ -662,12 +623,6 @@ static int open_writer(const char *path)
         CHECK_INT(errno, ENXIO);
         CHECK_INT(conc_yield(), 0);
     }
-}
-
-static void turn(int n)
-{
-    for (int i = 0; i < n; i++)
-        CHECK_INT(conc_yield(), 0);
 }
 
 FILE_TEST(the_loop_goes_on_while_a_read_is_held)

@@ -13,15 +13,14 @@ static int look_up(const char *host, const char *port, const struct addrinfo *hi
 
 #define getaddrinfo look_up
 #define CONC_STACK_SIZE (256 * 1024) /* the default; an option gives this file an implementation of its own */
-#define TEST_POOL
+#include "pool_test.h"
+
 #include "io_test.h"
 #undef getaddrinfo
 
 #include <arpa/inet.h>
 #include <net/if.h>
-#include <pthread.h>
 #include <semaphore.h>
-#include <stdatomic.h>
 
 enum { UNDECIDED = 100000, MOST = 8 };
 
@@ -164,12 +163,6 @@ static const char *at(const char *host, int port)
     char *text = texts[next++ % 4];
     snprintf(text, sizeof texts[0], "%s:%d", host, port);
     return text;
-}
-
-static void turn(int n)
-{
-    for (int i = 0; i < n; i++)
-        CHECK_INT(conc_yield(), 0);
 }
 
 static void wait_for_gate(int n)

@@ -7,92 +7,16 @@
  * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, single, clang, static, gcc-asan, valgrind
  * (how tasks switch and wait is tested elsewhere; threads make these rows long)
  */
-#include <errno.h>
-#include <pthread.h>
-#include <stdatomic.h>
-#include <stdbool.h>
-#include <stdlib.h>
-
-/* Memory and threads that cannot be had: the n-th allocation fails (or all from there on), and no thread starts. */
-static atomic_long allocations, live_allocations, failing_allocation; /* 0: none */
-static atomic_bool failing_for_ever, no_threads;
-
-static bool allocation_fails(void)
-{
-    long n = ++allocations, at = failing_allocation;
-    return at && (n == at || (n > at && failing_for_ever));
-}
-
-static void *test_realloc(void *old, size_t n)
-{
-    void *p = allocation_fails() ? NULL : realloc(old, n);
-    live_allocations += p && !old;
-    return p;
-}
-
-static void test_free(void *p)
-{
-    live_allocations -= p != NULL;
-    free(p);
-}
-
-static int test_pthread_create(pthread_t *t, const pthread_attr_t *attributes, void *(*fn)(void *), void *arg)
-{
-    return no_threads ? EAGAIN : pthread_create(t, attributes, fn, arg);
-}
-
+/* Options, with which this file has an implementation of its own: memory can be refused to it. */
 #define CONC_MALLOC(n) test_realloc(NULL, (n))
 #define CONC_REALLOC(p, n) test_realloc((p), (n))
 #define CONC_FREE(p) test_free(p)
-#define pthread_create test_pthread_create
+#define TEST_THREADS
+#include "pool_test.h"
 
-#define TEST_POOL
-#include "conc_test.h"
-
-#include <limits.h>
 #include <sched.h>
-#include <sys/syscall.h>
-
-enum { WAITING = 12345 }; /* no call returns WAITING */
 
 /* ---- threads, counters and gates ---- */
-
-/* A number that only grows. Threads wait until it is reached: then it is a gate. */
-typedef struct counter {
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    int n;
-} counter;
-
-#define COUNTER                                                                \
-    {                                                                          \
-        .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER \
-    }
-
-static int count_up(counter *c)
-{
-    pthread_mutex_lock(&c->lock);
-    int n = ++c->n;
-    pthread_cond_broadcast(&c->changed);
-    pthread_mutex_unlock(&c->lock);
-    return n;
-}
-
-static void count_wait(counter *c, int n)
-{
-    pthread_mutex_lock(&c->lock);
-    while (c->n < n)
-        pthread_cond_wait(&c->changed, &c->lock);
-    pthread_mutex_unlock(&c->lock);
-}
-
-static int count_now(counter *c)
-{
-    pthread_mutex_lock(&c->lock);
-    int n = c->n;
-    pthread_mutex_unlock(&c->lock);
-    return n;
-}
 
 /* Does the counter get there within some seconds? For what should happen, and would hang the test otherwise. */
 static bool count_reaches(counter *c, int n)
@@ -108,78 +32,12 @@ static bool count_reaches(counter *c, int n)
     return reached;
 }
 
-static int count_threads(void)
-{
-    char line[256];
-    int n = 0;
-    FILE *f = fopen("/proc/self/status", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "Threads: %d", &n) == 1)
-            break;
-    if (f)
-        fclose(f);
-    return n;
-}
-
-static void nap(void) { nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL); }
-
-/* A thread that was joined is still counted for a moment. */
-static void check_threads(int n)
-{
-    for (int i = 0; i < 20000 && count_threads() != n; i++)
-        nap();
-    CHECK_INT(count_threads(), n);
-}
-
-static void *tell_id(void *id)
-{
-    *(long *)id = syscall(SYS_gettid);
-    return NULL;
-}
-
-/* How many threads there are when none of conc's is there. A first thread has come and gone before: sanitizers start
- * one of their own with it. */
-static int base_threads(void)
-{
-    long id = 0;
-    char path[64];
-    pthread_t t;
-    CHECK_INT(pthread_create(&t, NULL, tell_id, &id), 0);
-    CHECK_INT(pthread_join(t, NULL), 0);
-    snprintf(path, sizeof path, "/proc/self/task/%ld", id);
-    while (access(path, F_OK) == 0)
-        nap();
-    return count_threads();
-}
-
-static int base; /* threads */
-
-static void call_clean(void (*call)(void (*)(void)), void (*body)(void))
-{
-    int fds = test_count_fds();
-    base = base_threads();
-    call(body);
-    CHECK_INT(test_count_fds(), fds);
-    check_threads(base);
-    CHECK_INT(live_allocations, 0);
-}
-
-static void just_call(void (*body)(void)) { body(); }
-
 static void (*body_in_task)(void);
 
-/* Nothing is left of a job in the loop either, and time goes on. */
 static void call_and_look(void)
 {
-    conc_stats s;
     body_in_task();
-    double end = conc_now();
-    conc_get_stats(&s);
-    CHECK_INT(s.tasks, 1);
-    CHECK_INT(s.timers, 0);
-    CHECK_INT(s.holds, 0);
-    CHECK_INT(conc_sleep(1), 0);
-    CHECK_TIME(end + 1);
+    check_loop();
 }
 
 static void call_in_task(void (*body)(void))
@@ -188,49 +46,9 @@ static void call_in_task(void (*body)(void))
     test_in_task(call_and_look);
 }
 
-#define CLEAN_TEST(name, call)                         \
-    static void body_of_##name(void);                  \
-    TEST(name) { call_clean((call), body_of_##name); } \
-    static void body_of_##name(void)
 #define POOL_TEST(name) CLEAN_TEST(name, call_in_task) /* in a task, on the virtual clock */
-#define THREAD_TEST(name) CLEAN_TEST(name, just_call)  /* in a thread without a run */
-
-/* Another thread, that calls fn(arg), in a run of its own or without one. */
-typedef struct side {
-    conc_fn *fn;
-    void *arg;
-    bool in_run;
-    int rc;
-    pthread_t thread;
-} side;
-
-static void *side_main(void *arg)
-{
-    side *s = arg;
-    conc_options options = {.virtual_clock = true};
-    s->rc = s->in_run ? conc_run_with(&options, s->fn, s->arg) : s->fn(s->arg);
-    return NULL;
-}
-
-static void side_start(side *s) { CHECK_INT(pthread_create(&s->thread, NULL, side_main, s), 0); }
-
-static int side_end(side *s)
-{
-    CHECK_INT(pthread_join(s->thread, NULL), 0);
-    return s->rc;
-}
 
 /* ---- jobs ---- */
-
-static int returns(void *arg) { return *(int *)arg; }
-
-static atomic_int calls;
-
-static int counts(void *arg)
-{
-    (void)arg;
-    return 1 + atomic_fetch_add(&calls, 1);
-}
 
 /* A job that stays at a gate. */
 typedef struct held {
@@ -262,14 +80,6 @@ static void occupy(conc_pool *p, held *h)
 }
 
 static void let_go(held *h) { count_up(&h->gate); }
-
-static int result_of(conc_job *j)
-{
-    int result = WAITING;
-    CHECK_INT(conc_job_wait(j, &result), 0);
-    CHECK(conc_job_done(j));
-    return result;
-}
 
 /* Waits as no loop can: on this thread, without letting it go on. */
 static void spin_until_done(const conc_job *j)

@@ -77,9 +77,6 @@ typedef struct fault {
     atomic_long injected;
 } fault;
 
-const char *__tsan_default_options(void);
-const char *__tsan_default_options(void) { return "atexit_sleep_ms=0"; } /* else each worker takes a second to end */
-
 /* Shared with all workers: forked ones inherit it, others find its descriptor in the environment. */
 static fault *faults;
 static fault before_faults[KINDS];
@@ -248,8 +245,8 @@ MAYBE_UNUSED static int faulty_getaddrinfo(const char *host, const char *port, c
 #define getaddrinfo faulty_getaddrinfo
 
 #define TEST_SECONDS 60
-#define TEST_POOL
-#include "conc_test.h"
+#define TEST_PROCESSES
+#include "pool_test.h"
 
 #undef mmap
 #undef munmap
@@ -266,13 +263,11 @@ MAYBE_UNUSED static int faulty_getaddrinfo(const char *host, const char *port, c
 #undef fork
 #undef pthread_create
 
-enum { N = 20, WAITING = 12345, DONE = 7, LARGE = 1024 * 1024 }; /* no call returns WAITING */
+enum { N = 20, DONE = 7, LARGE = MEGABYTE };
 
 /* ---- what a run has to show ---- */
 
 static bool main_ran, whole; /* whole: nothing was refused */
-
-static void nap(void) { nanosleep(&(struct timespec){.tv_nsec = 300000}, NULL); }
 
 static long injected(void)
 {
@@ -319,19 +314,6 @@ static bool worked(int line, const char *what, long rc, long expected)
         }                                      \
     } while (0)
 
-static int count_threads(void)
-{
-    char line[256];
-    int n = 0;
-    FILE *f = fopen("/proc/self/status", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "Threads: %d", &n) == 1)
-            break;
-    if (f)
-        fclose(f);
-    return n;
-}
-
 typedef struct before {
     int fds, threads;
 } before;
@@ -366,8 +348,7 @@ static void check_nothing_is_left(const before *b)
     CHECK_INT(atomic_load(&mapped_bytes), 0);
     CHECK_INT(count_threads(), b->threads);
     CHECK_INT(test_count_fds(), b->fds);
-    CHECK_INT(waitpid(-1, NULL, WNOHANG), -1);
-    CHECK_INT(errno, ECHILD);
+    check_no_children();
 }
 
 static void share_faults(void)
@@ -926,32 +907,10 @@ TEST(a_channel_without_memory_is_as_new_and_its_first_users_can_try_again)
 
 /* ---- files ---- */
 
-static char folder[64];
-
-static const char *in_folder(const char *name)
-{
-    static char path[2][128];
-    static int next;
-    char *p = path[next++ % 2];
-    snprintf(p, sizeof path[0], "%s/%s", folder, name);
-    return p;
-}
-
-/* How many files there are; names that conc makes up are gone. */
-static int count_files(void)
-{
-    int n = 0;
-    DIR *d = opendir(folder);
-    for (struct dirent *e; (e = readdir(d));)
-        n += strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0;
-    closedir(d);
-    return n;
-}
-
 static void check_file(const char *name, const char *bytes, size_t size)
 {
     static char buffer[65536];
-    int fd = open(in_folder(name), O_RDONLY);
+    int fd = open(path_of(name), O_RDONLY);
     CHECK(fd >= 0);
     CHECK_INT(read(fd, buffer, sizeof buffer), size);
     CHECK(memcmp(buffer, bytes, size) == 0);
@@ -960,7 +919,7 @@ static void check_file(const char *name, const char *bytes, size_t size)
 
 static void put_file(const char *name, const char *text)
 {
-    int fd = open(in_folder(name), O_WRONLY | O_CREAT | O_TRUNC, 0640);
+    int fd = open(path_of(name), O_WRONLY | O_CREAT | O_TRUNC, 0640);
     CHECK(fd >= 0);
     CHECK_INT(write(fd, text, strlen(text)), strlen(text));
     close(fd);
@@ -970,7 +929,7 @@ static void check_read(const char *name, const char *bytes, size_t size)
 {
     void *data = &data;
     size_t got = 1;
-    if (WORKED(conc_file_read(in_folder(name), &data, &got), 0)) {
+    if (WORKED(conc_file_read(path_of(name), &data, &got), 0)) {
         CHECK_INT(got, size);
         CHECK(memcmp(data, bytes, size) == 0);
     } else {
@@ -986,25 +945,25 @@ static void write_and_read(void)
     struct stat st;
     memset(bytes, 'x', sizeof bytes);
     put_file("old", "before");
-    if (WORKED(conc_file_write(in_folder("old"), bytes, sizeof bytes), 0))
+    if (WORKED(conc_file_write(path_of("old"), bytes, sizeof bytes), 0))
         check_file("old", bytes, sizeof bytes);
     else
         check_file("old", "before", 6);
-    CHECK_INT(stat(in_folder("old"), &st), 0);
+    CHECK_INT(stat(path_of("old"), &st), 0);
     CHECK_INT(st.st_mode & 07777, 0640);
-    CHECK_INT(count_files(), 1);
-    bool made = WORKED(conc_file_write(in_folder("new"), bytes, sizeof bytes), 0);
-    CHECK_INT(count_files(), 1 + made);
+    CHECK_INT(count_names(directory), 1);
+    bool made = WORKED(conc_file_write(path_of("new"), bytes, sizeof bytes), 0);
+    CHECK_INT(count_names(directory), 1 + made);
     if (made) {
         check_file("new", bytes, sizeof bytes);
         check_read("new", bytes, sizeof bytes);
     }
     put_file("old", "before");
-    if (WORKED(conc_file_append(in_folder("old"), " after", 6), 0))
+    if (WORKED(conc_file_append(path_of("old"), " after", 6), 0))
         check_read("old", "before after", 12);
-    unlink(in_folder("old"));
-    unlink(in_folder("new"));
-    CHECK_INT(count_files(), 0);
+    unlink(path_of("old"));
+    unlink(path_of("new"));
+    CHECK_INT(count_names(directory), 0);
 }
 
 static int use_files(void *arg)
@@ -1021,21 +980,20 @@ static int use_files(void *arg)
     return DONE;
 }
 
-static void in_new_folder(void (*fn)(void))
+static void in_new_directory(void (*fn)(void))
 {
-    snprintf(folder, sizeof folder, "/tmp/conc_faults_XXXXXX");
-    CHECK(mkdtemp(folder) != NULL);
+    make_directory();
     umask(022);
     fn();
-    rmdir(folder);
+    rmdir(directory);
 }
 
 static void check_files_in_run(void) { CHECK_KINDS(use_files, true, MEMORY, THREAD, OPEN, FILE_WORK); }
 static void check_files_in_thread(void) { CHECK_KINDS(use_files, false, MEMORY, OPEN, FILE_WORK); }
 
-TEST(a_file_that_cannot_be_written_is_as_before_and_nothing_else_lies_there) { in_new_folder(check_files_in_run); }
+TEST(a_file_that_cannot_be_written_is_as_before_and_nothing_else_lies_there) { in_new_directory(check_files_in_run); }
 
-TEST(the_same_without_a_run) { in_new_folder(check_files_in_thread); }
+TEST(the_same_without_a_run) { in_new_directory(check_files_in_thread); }
 
 /* ---- names ---- */
 
@@ -1351,9 +1309,6 @@ TEST(processes_of_a_thread_without_a_run_are_refused_what_they_need)
 {
     CHECK_KINDS(use_procs, false, MEMORY, THREAD, SENDING, PIDFD, SPAWN);
 }
-
-/* A process with another thread is not forked into workers: some sanitizers have one. */
-static bool can_fork(void) { return count_threads() == 1; }
 
 TEST(forked_processes_are_refused_memory)
 {

@@ -6,111 +6,20 @@
  * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, seeds, valgrind, gcc-asan, single,
  * clang, static (they start processes, which emulators cannot, and older ones of valgrind cannot wait for)
  */
-#define TEST_POOL
-#include "conc_test.h"
+#define TEST_PROCESSES
+#include "pool_test.h"
 
-#include <pthread.h>
-#include <stdatomic.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 
-#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
-#define SANITIZED true
-#elif defined __has_feature
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
-#define SANITIZED true
-#endif
-#endif
-#ifndef SANITIZED
-#define SANITIZED false
-#endif
+enum { VICTIMS = 32 };
 
-/* Else ThreadSanitizer has every worker sleep for a second before it ends. */
-const char *__tsan_default_options(void);
-const char *__tsan_default_options(void) { return "atexit_sleep_ms=0"; }
-
-enum { WAITING = 12345, MEGABYTE = 1024 * 1024 }; /* no call returns WAITING */
-
-/* ---- processes and gates ---- */
-
-static void nap(void) { nanosleep(&(struct timespec){.tv_nsec = 300000}, NULL); }
-
-static void check_no_children(void)
-{
-    CHECK_INT(waitpid(-1, NULL, WNOHANG), -1);
-    CHECK_INT(errno, ECHILD);
-}
-
-static int count_threads(void)
-{
-    char line[256];
-    int n = 0;
-    FILE *f = fopen("/proc/self/status", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "Threads: %d", &n) == 1)
-            break;
-    if (f)
-        fclose(f);
-    return n;
-}
-
-static pid_t parent_of(pid_t pid)
-{
-    char path[64];
-    int parent = 0;
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    FILE *f = fopen(path, "r");
-    if (f && fscanf(f, "%*d (%*[^)]) %*c %d", &parent) != 1)
-        parent = 0;
-    if (f)
-        fclose(f);
-    return parent;
-}
-
-/* Where jobs wait for the test, or for each other. In shared memory, which is there before any pool. */
-typedef struct gate {
-    atomic_int entered, opened;
-} gate;
-
-enum { GATES = 64, VICTIMS = 32 };
-
+/* In shared memory, which is there before any pool. */
 static struct shared {
     gate gates[GATES];
     atomic_int victims[VICTIMS]; /* workers that ran a job */
 } * shared;
-static int gates_used;
-
-static gate *new_gate(void)
-{
-    CHECK(gates_used < GATES);
-    return &shared->gates[gates_used++];
-}
-
-static bool reaches(const atomic_int *n, int least)
-{
-    for (double end = test_real_seconds() + 10; atomic_load(n) < least; nap())
-        if (test_real_seconds() > end)
-            return false;
-    return true;
-}
-
-static bool has_ended(pid_t pid)
-{
-    for (double end = test_real_seconds() + 5; test_real_seconds() < end; nap())
-        if (kill(pid, 0) != 0 && errno == ESRCH)
-            return true;
-    return false;
-}
-
-static void just_call(void (*body)(void)) { body(); }
-
-static void in_real_task(void (*body)(void))
-{
-    test_task t = {body};
-    unsetenv("CONC_CLOCK");
-    CHECK_INT(conc_run(test_call_body, &t), 0);
-}
 
 static void call_clean(void (*call)(void (*)(void)), void (*body)(void))
 {
@@ -120,77 +29,19 @@ static void call_clean(void (*call)(void (*)(void)), void (*body)(void))
     CHECK_INT(setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0}), 0);
     shared = conc_shared_alloc(sizeof *shared);
     CHECK(shared != NULL);
+    gates = shared->gates;
     call(body);
     conc_shared_free(shared);
     check_no_children();
     CHECK_INT(test_count_fds(), fds);
 }
 
-/* A process with another thread is not forked into workers: some sanitizers have one. */
-static void call_forkable(void (*call)(void (*)(void)), void (*body)(void))
-{
-    if (count_threads() == 1)
-        call_clean(call, body);
-}
-
-#define CLEAN_TEST(name, clean, call)             \
-    static void body_of_##name(void);             \
-    TEST(name) { clean((call), body_of_##name); } \
-    static void body_of_##name(void)
-#define PROCS_TEST(name) CLEAN_TEST(name, call_clean, test_in_task) /* in a task, on the virtual clock */
-#define REAL_TEST(name) CLEAN_TEST(name, call_clean, in_real_task)  /* in a task, on the real one */
-#define THREAD_TEST(name) CLEAN_TEST(name, call_clean, just_call)   /* in a thread without a run */
-#define FORK_TEST(name) CLEAN_TEST(name, call_forkable, just_call)
-
-/* ---- jobs ---- */
-
-static int returns(void *arg) { return *(int *)arg; }
-
-/* Where a job runs; it waits until as many others as `meet` says are at its gate, and until that is opened if it has to
- * stay. */
-typedef struct visit {
-    pid_t pid;
-    gate *gate; /* NULL: it comes and goes */
-    int meet;
-    bool stays;
-    int rc;
-} visit;
-
-static int visits(void *arg)
-{
-    visit *v = arg;
-    v->pid = getpid();
-    if (v->gate)
-        atomic_fetch_add(&v->gate->entered, 1);
-    while (v->gate && (atomic_load(&v->gate->entered) < v->meet || (v->stays && !atomic_load(&v->gate->opened))))
-        nap();
-    return v->rc;
-}
-
-static int result_of(conc_job *j)
-{
-    int result = WAITING;
-    CHECK_INT(conc_job_wait(j, &result), 0);
-    CHECK(conc_job_done(j));
-    return result;
-}
-
-static int run_numbered(conc_procs *p, conc_fn *fn, int number)
-{
-    return conc_procs_run(p, fn, &number, sizeof number);
-}
+#define FORK_TEST(name) CLEAN_FORK_TEST(name, just_call)
 
 static void check_healthy(conc_procs *p)
 {
     for (int i = 0; i < 3; i++)
         CHECK_INT(run_numbered(p, returns, 4711 + i), 4711 + i);
-}
-
-static pid_t worker_of(conc_procs *p)
-{
-    visit v = {0};
-    CHECK_INT(conc_procs_run(p, visits, &v, sizeof v), 0);
-    return v.pid;
 }
 
 /* Two workers of the pool, at the same time. */
@@ -203,8 +54,6 @@ static void find_two(conc_procs *p, pid_t pid[2])
     pid[0] = v[0].pid;
     pid[1] = v[1].pid;
 }
-
-static void close_pool(conc_procs *p) { CHECK_INT(conc_procs_close(p), 0); }
 
 #define OPEN(name, ...)                          \
     CONC_AUTO(conc_procs, name) = {__VA_ARGS__}; \

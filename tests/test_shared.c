@@ -3,29 +3,10 @@
  * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, seeds, valgrind, gcc-asan, single,
  * clang, static (they start processes, which emulators cannot, and older ones of valgrind cannot wait for)
  */
-#define TEST_POOL
-#include "conc_test.h"
+#define TEST_PROCESSES
+#include "pool_test.h"
 
-#include <pthread.h>
-#include <stdatomic.h>
 #include <sys/mman.h>
-
-#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
-#define SANITIZED true
-#elif defined __has_feature
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
-#define SANITIZED true
-#endif
-#endif
-#ifndef SANITIZED
-#define SANITIZED false
-#endif
-
-/* Else ThreadSanitizer has every worker sleep for a second before it ends. */
-const char *__tsan_default_options(void);
-const char *__tsan_default_options(void) { return "atexit_sleep_ms=0"; }
-
-enum { MEGABYTE = 1024 * 1024 };
 
 static int count_lines(const char *path, const char *word)
 {
@@ -39,19 +20,6 @@ static int count_lines(const char *path, const char *word)
     return n;
 }
 
-static int count_threads(void)
-{
-    char line[256];
-    int n = 0;
-    FILE *f = fopen("/proc/self/status", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "Threads: %d", &n) == 1)
-            break;
-    if (f)
-        fclose(f);
-    return n;
-}
-
 static int count_shared_mappings(void) { return count_lines("/proc/self/maps", "rw-s"); }
 
 /* After the test there are no children, and as many descriptors and shared mappings as before it. */
@@ -59,28 +27,13 @@ static void call_clean(void (*call)(void (*)(void)), void (*body)(void))
 {
     int fds = test_count_fds(), mappings = count_shared_mappings();
     call(body);
-    CHECK_INT(waitpid(-1, NULL, WNOHANG), -1);
-    CHECK_INT(errno, ECHILD);
+    check_no_children();
     CHECK_INT(test_count_fds(), fds);
     CHECK_INT(count_shared_mappings(), mappings);
 }
 
-static void just_call(void (*body)(void)) { body(); }
-
-/* A process with another thread is not forked into workers: some sanitizers have one. */
-static void call_forkable(void (*call)(void (*)(void)), void (*body)(void))
-{
-    if (count_threads() == 1)
-        call_clean(call, body);
-}
-
-#define CLEAN_TEST(name, clean, call)             \
-    static void body_of_##name(void);             \
-    TEST(name) { clean((call), body_of_##name); } \
-    static void body_of_##name(void)
-#define SHARED_TEST(name) CLEAN_TEST(name, call_clean, test_in_task) /* in a task, on the virtual clock */
-#define THREAD_TEST(name) CLEAN_TEST(name, call_clean, just_call)    /* in a thread without a run */
-#define FORK_TEST(name) CLEAN_TEST(name, call_forkable, just_call)
+#define SHARED_TEST(name) CLEAN_TEST(name, test_in_task) /* in a task, on the virtual clock */
+#define FORK_TEST(name) CLEAN_FORK_TEST(name, just_call)
 
 static void *shared(size_t size)
 {
@@ -97,8 +50,6 @@ static bool is_filled(const unsigned char *p, size_t size, int with)
             return false;
     return true;
 }
-
-static void close_pool(conc_procs *p) { CHECK_INT(conc_procs_close(p), 0); }
 
 #define OPEN(name, ...)                          \
     CONC_AUTO(conc_procs, name) = {__VA_ARGS__}; \
@@ -126,12 +77,6 @@ static int overwrite(conc_procs *p, unsigned char *at, size_t size, int has, int
 {
     stretch s = {at, size, has, gets};
     return conc_procs_run(p, overwrites, &s, sizeof s);
-}
-
-static int kills_itself(void *arg)
-{
-    (void)arg;
-    return kill(getpid(), SIGKILL);
 }
 
 /* ---- blocks ---- */

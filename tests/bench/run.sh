@@ -5,26 +5,13 @@
 # ROUNDS is 5 unless given; the sleepers take part in at most 3. --quick: one round with small counts, to see that all works.
 # Debian packages that are missing are installed when that needs no password; otherwise the peer is left out.
 set -euo pipefail
-export LC_ALL=C
-cd "$(dirname "$0")/../.."
+# shellcheck source=tests/bench/common.sh
+source "$(dirname "$0")/common.sh"
 
-quick=
-if [[ ${1-} == --quick ]]; then
-    quick=1
-    shift
-fi
-rounds=${1:-$((${#quick} ? 1 : 5))}
-if ! [[ $rounds =~ ^[1-9][0-9]*$ ]]; then
-    echo "usage: $0 [--quick] [ROUNDS]" >&2
-    exit 2
-fi
-
-out=build/bench
 results=$out/results.txt
 names=(clock switch2 switch1000 spawn_join spawn_group timeout timer_arm lock lock_pass queue1 queue1000 priority
     sleepers sleepers_small)
 peers=(conc)
-cc=${CC:-cc}
 
 # ---- packages ----
 
@@ -38,20 +25,6 @@ have() {
     esac >/dev/null 2>&1
 }
 
-install_packages() {
-    local package missing=() sudo=()
-    for package in "$@"; do
-        have "$package" || missing+=("$package")
-    done
-    ((${#missing[@]})) || return 0
-    ((EUID == 0)) || sudo=(sudo -n)
-    echo "missing packages: ${missing[*]}"
-    if command -v apt-get >/dev/null && "${sudo[@]}" true 2>/dev/null; then
-        "${sudo[@]}" apt-get update -q || true
-        "${sudo[@]}" apt-get install -q -y --no-install-recommends "${missing[@]}" || true
-    fi
-}
-
 # ---- building ----
 
 build() {
@@ -62,23 +35,6 @@ build() {
     st) "$cc" -O2 tests/bench/bench_st.c -o $out/bench_st -lst ;;
     asyncio) ;; # nothing to build
     esac
-}
-
-# add_peer NAME PACKAGE...
-add_peer() {
-    local peer=$1 package
-    shift
-    for package in "$@"; do
-        if ! have "$package"; then
-            echo "$peer is left out: install $package"
-            return
-        fi
-    done
-    if build "$peer"; then
-        peers+=("$peer")
-    else
-        echo "$peer is left out: it does not build"
-    fi
 }
 
 # ---- running ----

@@ -7,27 +7,14 @@
 # processors of their own. Debian packages that are missing are installed when that needs no password; otherwise the
 # peer is left out, and without redis-tools nothing can be measured.
 set -euo pipefail
-export LC_ALL=C
+# shellcheck source=tests/bench/common.sh
+source "$(dirname "$0")/common.sh"
 unset CONC_CLOCK CONC_DEBUG CONC_SEED CONC_TRACE CONC_POLL CONC_STACK
-cd "$(dirname "$0")/../.."
 
-quick=
-if [[ ${1-} == --quick ]]; then
-    quick=1
-    shift
-fi
-rounds=${1:-$((${#quick} ? 1 : 5))}
-if ! [[ $rounds =~ ^[1-9][0-9]*$ ]]; then
-    echo "usage: $0 [--quick] [ROUNDS]" >&2
-    exit 2
-fi
-
-out=build/bench
 results=$out/io_results.txt
 said=$out/io_said
 names=(ping64 ping64_p16 ping1000 once idle)
 peers=(conc raw)
-cc=${CC:-cc}
 limit=120 # seconds for any one program
 idle=10000
 
@@ -51,20 +38,6 @@ python_with_uvloop() {
     return 1
 }
 
-install_packages() {
-    local package missing=() sudo=()
-    for package in "$@"; do
-        have "$package" || missing+=("$package")
-    done
-    ((${#missing[@]})) || return 0
-    ((EUID == 0)) || sudo=(sudo -n)
-    echo "missing packages: ${missing[*]}"
-    if command -v apt-get >/dev/null && "${sudo[@]}" true 2>/dev/null; then
-        "${sudo[@]}" apt-get update -q || true
-        "${sudo[@]}" apt-get install -q -y --no-install-recommends "${missing[@]}" || true
-    fi
-}
-
 # ---- building ----
 
 build() {
@@ -76,17 +49,6 @@ build() {
     go) go build -o $out/io_go tests/bench/io/server_go.go ;;
     uvloop) ;; # nothing to build
     esac
-}
-
-# add_peer NAME PACKAGE
-add_peer() {
-    if ! have "$2"; then
-        echo "$1 is left out: install $2"
-    elif build "$1"; then
-        peers+=("$1")
-    else
-        echo "$1 is left out: it does not build"
-    fi
 }
 
 # ---- one server at a time ----
@@ -215,19 +177,6 @@ run_one() {
     stop
 }
 
-# The order changes from round to round: nobody always comes after the same one.
-run_all() {
-    local i name
-    for ((round = 1; round <= rounds; round++)); do
-        echo "round $round of $rounds" >&2
-        for name in "${names[@]}"; do
-            for ((i = 0; i < ${#peers[@]}; i++)); do
-                run_one "${peers[(i + round) % ${#peers[@]}]}" "$name"
-            done
-        done
-    done
-}
-
 # ---- the table ----
 
 table() {
@@ -345,6 +294,6 @@ add_peer libuv libuv1-dev
 add_peer go golang-go
 python=$(python_with_uvloop || true)
 add_peer uvloop python3-uvloop
-run_all
+run_in_turn
 table
 exit $failed

@@ -5,25 +5,12 @@
 # ROUNDS is 5 unless given; each takes a minute. --quick: one round with small counts, to see that all works.
 # Debian packages that are missing are installed when that needs no password; otherwise the peer is left out.
 set -euo pipefail
-export LC_ALL=C
-cd "$(dirname "$0")/../.."
+# shellcheck source=tests/bench/common.sh
+source "$(dirname "$0")/common.sh"
 
-quick=
-if [[ ${1-} == --quick ]]; then
-    quick=1
-    shift
-fi
-rounds=${1:-$((${#quick} ? 1 : 5))}
-if ! [[ $rounds =~ ^[1-9][0-9]*$ ]]; then
-    echo "usage: $0 [--quick] [ROUNDS]" >&2
-    exit 2
-fi
-
-out=build/bench
 results=$out/pool_results.txt
 names=(trip trip_idle jobs proc_trip proc_map proc_big beat_idle beat_threads beat_procs)
 peers=(conc)
-cc=${CC:-cc}
 limit=120 # seconds for any one program
 
 # ---- packages ----
@@ -38,20 +25,6 @@ have() {
     esac >/dev/null 2>&1
 }
 
-install_packages() {
-    local package missing=() sudo=()
-    for package in "$@"; do
-        have "$package" || missing+=("$package")
-    done
-    ((${#missing[@]})) || return 0
-    ((EUID == 0)) || sudo=(sudo -n)
-    echo "missing packages: ${missing[*]}"
-    if command -v apt-get >/dev/null && "${sudo[@]}" true 2>/dev/null; then
-        "${sudo[@]}" apt-get update -q || true
-        "${sudo[@]}" apt-get install -q -y --no-install-recommends "${missing[@]}" || true
-    fi
-}
-
 # ---- building ----
 
 build() {
@@ -62,23 +35,6 @@ build() {
     go) go build -o $out/pool_go tests/bench/pool/pool_go.go ;;
     python) ;; # nothing to build
     esac
-}
-
-# add_peer NAME PACKAGE...
-add_peer() {
-    local peer=$1 package
-    shift
-    for package in "$@"; do
-        if ! have "$package"; then
-            echo "$peer is left out: install $package"
-            return
-        fi
-    done
-    if build "$peer"; then
-        peers+=("$peer")
-    else
-        echo "$peer is left out: it does not build"
-    fi
 }
 
 # ---- running ----
@@ -113,19 +69,6 @@ run_one() {
         echo "$peer $name failed" >&2
         [[ $peer != conc ]] || failed=1
     fi
-}
-
-# The order changes from round to round: nobody always comes after the same one.
-run_all() {
-    local round name i
-    for ((round = 1; round <= rounds; round++)); do
-        echo "round $round of $rounds" >&2
-        for name in "${names[@]}"; do
-            for ((i = 0; i < ${#peers[@]}; i++)); do
-                run_one "${peers[(i + round) % ${#peers[@]}]}" "$name"
-            done
-        done
-    done
 }
 
 # ---- the table ----
@@ -213,6 +156,6 @@ add_peer tbb g++ libtbb-dev
 add_peer libuv libuv1-dev
 add_peer go golang-go
 add_peer python python3
-run_all
+run_in_turn
 table
 exit $failed

@@ -1,0 +1,404 @@
+/* pool_test.h - what the tests of conc_pool.h share: tests that leave nothing behind, and jobs that are held at gates.
+ *
+ * Included instead of conc_test.h. What #define before the include brings more:
+ *
+ *     TEST_THREADS      for jobs in threads: memory and threads can be refused, and none is left after a test. The file
+ *                       defines CONC_MALLOC, CONC_REALLOC and CONC_FREE itself: by such an option it is known that it
+ *                       needs an implementation of its own.
+ *     TEST_PROCESSES    for jobs in processes: gates in shared memory
+ *
+ * Before the first CLEAN_TEST there has to be call_clean(call, body), which has body called, by call, and looks whether
+ * all is as it was. TEST_THREADS brings one.
+ */
+#ifndef POOL_TEST_H
+#define POOL_TEST_H
+
+#ifdef TEST_THREADS
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+
+/* Memory and threads that cannot be had: the n-th allocation fails (or all from there on), and no thread starts. */
+static atomic_long allocations, live_allocations, failing_allocation; /* 0: none */
+static atomic_bool failing_for_ever, no_threads;
+
+static inline bool allocation_fails(void)
+{
+    long n = ++allocations, at = failing_allocation;
+    return at && (n == at || (n > at && failing_for_ever));
+}
+
+static inline void *test_realloc(void *old, size_t n)
+{
+    void *p = allocation_fails() ? NULL : realloc(old, n);
+    live_allocations += p && !old;
+    return p;
+}
+
+static inline void test_free(void *p)
+{
+    live_allocations -= p != NULL;
+    free(p);
+}
+
+static inline int test_pthread_create(pthread_t *t, const pthread_attr_t *attributes, void *(*fn)(void *), void *arg)
+{
+    return no_threads ? EAGAIN : pthread_create(t, attributes, fn, arg);
+}
+
+#define pthread_create test_pthread_create
+#endif
+
+#define TEST_POOL
+#include "conc_test.h"
+
+#include <dirent.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+
+enum { WAITING = 12345, MEGABYTE = 1024 * 1024 }; /* no call returns WAITING */
+
+/* ---- tests that leave nothing behind ---- */
+
+static inline void nap(void) { nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL); }
+
+static inline int count_threads(void)
+{
+    char line[256];
+    int n = 0;
+    FILE *f = fopen("/proc/self/status", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "Threads: %d", &n) == 1)
+            break;
+    if (f)
+        fclose(f);
+    return n;
+}
+
+/* A thread that has ended, or was joined, is still counted for a moment. */
+static inline void check_threads(int n)
+{
+    for (int i = 0; i < 20000 && count_threads() != n; i++)
+        nap();
+    CHECK_INT(count_threads(), n);
+}
+
+static inline void check_no_children(void)
+{
+    CHECK_INT(waitpid(-1, NULL, WNOHANG), -1);
+    CHECK_INT(errno, ECHILD);
+}
+
+/* A process with another thread is not forked into workers: some sanitizers have one. */
+static inline bool can_fork(void) { return count_threads() == 1; }
+
+static inline void just_call(void (*body)(void)) { body(); }
+
+#define CLEAN_TEST_(name, condition, call)      \
+    static void body_of_##name(void);           \
+    TEST(name)                                  \
+    {                                           \
+        if (condition)                          \
+            call_clean((call), body_of_##name); \
+    }                                           \
+    static void body_of_##name(void)
+#define CLEAN_TEST(name, call) CLEAN_TEST_(name, true, call)
+#define CLEAN_FORK_TEST(name, call) CLEAN_TEST_(name, can_fork(), call)
+#define THREAD_TEST(name) CLEAN_TEST(name, just_call) /* in a thread without a run */
+
+/* ---- tasks, threads and jobs ---- */
+
+static inline void turn(int n)
+{
+    for (int i = 0; i < n; i++)
+        CHECK_INT(conc_yield(), 0);
+}
+
+static inline int run_virtual(conc_fn *fn, void *arg)
+{
+    conc_options options = {.virtual_clock = true};
+    return conc_run_with(&options, fn, arg);
+}
+
+/* Another thread, that calls fn(arg), in a run of its own or without one. */
+typedef struct side {
+    conc_fn *fn;
+    void *arg;
+    bool in_run, real_clock;
+    int rc;
+    pthread_t thread;
+} side;
+
+static inline void *side_main(void *arg)
+{
+    side *s = arg;
+    if (s->in_run)
+        s->rc = s->real_clock ? conc_run(s->fn, s->arg) : run_virtual(s->fn, s->arg);
+    else
+        s->rc = s->fn(s->arg);
+    return NULL;
+}
+
+static inline void side_start(side *s) { CHECK_INT(pthread_create(&s->thread, NULL, side_main, s), 0); }
+
+static inline int side_end(side *s)
+{
+    CHECK_INT(pthread_join(s->thread, NULL), 0);
+    return s->rc;
+}
+
+static inline int returns(void *arg) { return *(int *)arg; }
+
+static inline int result_of(conc_job *j)
+{
+    int result = WAITING;
+    CHECK_INT(conc_job_wait(j, &result), 0);
+    CHECK(conc_job_done(j));
+    return result;
+}
+
+/* ---- a directory of the test's own ---- */
+
+static char directory[64];
+
+static inline void make_directory(void)
+{
+    snprintf(directory, sizeof directory, "%s/conc_XXXXXX", P_tmpdir);
+    CHECK(mkdtemp(directory) != NULL);
+}
+
+/* Paths in it; of the last eight calls. */
+static inline const char *path_of(const char *name)
+{
+    static char paths[8][PATH_MAX];
+    static int next;
+    char *path = paths[next++ % 8];
+    CHECK((size_t)snprintf(path, sizeof paths[0], "%s/%s", directory, name) < sizeof paths[0]);
+    return path;
+}
+
+static inline int count_names(const char *path)
+{
+    int n = 0;
+    DIR *d = opendir(path);
+    CHECK(d != NULL);
+    for (struct dirent *e; (e = readdir(d)) != NULL;)
+        n += strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0;
+    closedir(d);
+    return n;
+}
+
+static inline void make_file(const char *path, const void *data, size_t size, mode_t mode)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    CHECK(fd >= 0);
+    CHECK_INT(write(fd, data, size), size);
+    CHECK_INT(fchmod(fd, mode), 0);
+    CHECK_INT(close(fd), 0);
+}
+
+#ifdef TEST_THREADS
+/* ---- jobs in threads ---- */
+
+static inline void *tell_id(void *id)
+{
+    *(long *)id = syscall(SYS_gettid);
+    return NULL;
+}
+
+/* How many threads there are when none of conc's is there. A first thread has come and gone before: sanitizers start
+ * one of their own with it. */
+static inline int base_threads(void)
+{
+    long id = 0;
+    char path[64];
+    pthread_t t;
+    CHECK_INT(pthread_create(&t, NULL, tell_id, &id), 0);
+    CHECK_INT(pthread_join(t, NULL), 0);
+    snprintf(path, sizeof path, "/proc/self/task/%ld", id);
+    while (access(path, F_OK) == 0)
+        nap();
+    return count_threads();
+}
+
+static int base; /* threads */
+
+static inline void call_clean(void (*call)(void (*)(void)), void (*body)(void))
+{
+    int fds = test_count_fds();
+    base = base_threads();
+    call(body);
+    CHECK_INT(test_count_fds(), fds);
+    check_threads(base);
+    CHECK_INT(live_allocations, 0);
+}
+
+/* Nothing is left of a job in the loop either, and time goes on. */
+static inline void check_loop(void)
+{
+    conc_stats s;
+    double now = conc_now();
+    conc_get_stats(&s);
+    CHECK_INT(s.tasks, 1);
+    CHECK_INT(s.timers, 0);
+    CHECK_INT(s.holds, 0);
+    CHECK_INT(conc_sleep(1), 0);
+    CHECK_TIME(now + 1);
+}
+
+/* A number that only grows. Threads wait until it is reached: then it is a gate. */
+typedef struct counter {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    int n;
+} counter;
+
+#define COUNTER                                                                \
+    {                                                                          \
+        .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER \
+    }
+
+static inline int count_up(counter *c)
+{
+    pthread_mutex_lock(&c->lock);
+    int n = ++c->n;
+    pthread_cond_broadcast(&c->changed);
+    pthread_mutex_unlock(&c->lock);
+    return n;
+}
+
+static inline void count_wait(counter *c, int n)
+{
+    pthread_mutex_lock(&c->lock);
+    while (c->n < n)
+        pthread_cond_wait(&c->changed, &c->lock);
+    pthread_mutex_unlock(&c->lock);
+}
+
+static inline int count_now(counter *c)
+{
+    pthread_mutex_lock(&c->lock);
+    int n = c->n;
+    pthread_mutex_unlock(&c->lock);
+    return n;
+}
+
+static atomic_int calls;
+
+static inline int counts(void *arg)
+{
+    (void)arg;
+    return 1 + atomic_fetch_add(&calls, 1);
+}
+#endif
+
+#ifdef TEST_PROCESSES
+/* ---- jobs in processes ---- */
+
+/* Else ThreadSanitizer has every worker sleep for a second before it ends. */
+const char *__tsan_default_options(void);
+const char *__tsan_default_options(void) { return "atexit_sleep_ms=0"; }
+
+static inline void in_real_task(void (*body)(void))
+{
+    test_task t = {body};
+    unsetenv("CONC_CLOCK");
+    CHECK_INT(conc_run(test_call_body, &t), 0);
+}
+
+#define PROCS_TEST(name) CLEAN_TEST(name, test_in_task) /* in a task, on the virtual clock */
+#define REAL_TEST(name) CLEAN_TEST(name, in_real_task)  /* in a task, on the real one */
+
+static inline pid_t parent_of(pid_t pid)
+{
+    char path[64];
+    int parent = 0;
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    FILE *f = fopen(path, "r");
+    if (f && fscanf(f, "%*d (%*[^)]) %*c %d", &parent) != 1)
+        parent = 0;
+    if (f)
+        fclose(f);
+    return parent;
+}
+
+static inline bool has_ended(pid_t pid)
+{
+    for (double end = test_real_seconds() + 5; test_real_seconds() < end; nap())
+        if (kill(pid, 0) != 0 && errno == ESRCH)
+            return true;
+    return false;
+}
+
+/* Where jobs wait for the test, or for each other. In shared memory, which is there before any pool. */
+typedef struct gate {
+    atomic_int entered, opened;
+} gate;
+
+enum { GATES = 64 };
+static gate *gates; /* the call_clean of a file allocates them */
+static int gates_used;
+
+static inline gate *new_gate(void)
+{
+    CHECK(gates_used < GATES);
+    return &gates[gates_used++];
+}
+
+static inline bool reaches(const atomic_int *n, int least)
+{
+    for (double end = test_real_seconds() + 10; atomic_load(n) < least; nap())
+        if (test_real_seconds() > end)
+            return false;
+    return true;
+}
+
+/* Where a job runs; it waits until as many others as `meet` says are at its gate, and until that is opened if it has to
+ * stay. */
+typedef struct visit {
+    pid_t pid;
+    gate *gate; /* NULL: it comes and goes */
+    int meet;
+    bool stays;
+    int rc;
+} visit;
+
+static inline int visits(void *arg)
+{
+    visit *v = arg;
+    v->pid = getpid();
+    if (v->gate)
+        atomic_fetch_add(&v->gate->entered, 1);
+    while (v->gate && (atomic_load(&v->gate->entered) < v->meet || (v->stays && !atomic_load(&v->gate->opened))))
+        nap();
+    return v->rc;
+}
+
+static inline pid_t worker_of(conc_procs *p)
+{
+    visit v = {0};
+    CHECK_INT(conc_procs_run(p, visits, &v, sizeof v), 0);
+    CHECK(v.pid > 0 && v.pid != getpid());
+    return v.pid;
+}
+
+static inline int run_numbered(conc_procs *p, conc_fn *fn, int number)
+{
+    return conc_procs_run(p, fn, &number, sizeof number);
+}
+
+static inline int kills_itself(void *arg)
+{
+    (void)arg;
+    return kill(getpid(), SIGKILL);
+}
+
+static inline void close_pool(conc_procs *p) { CHECK_INT(conc_procs_close(p), 0); }
+#endif
+
+#endif
