@@ -797,7 +797,7 @@ typedef struct conc_stats {
 CONC_API void conc_get_stats(conc_stats *s);
 
 /* Prints the tree of groups and tasks: what each waits for, who owns that, for how many seconds [in brackets], and where it
- * was spawned. Of more than 1000 tasks it prints how many are in the same state at the same place, most first. In debug
+ * was spawned. Of more than 2000 tasks it prints how many are in the same state at the same place, most first. In debug
  * mode `kill -USR2` prints it to stderr, unless the program receives that signal itself. */
 CONC_API void conc_dump(FILE *out);
 
@@ -1216,8 +1216,6 @@ typedef struct conc__stack {
     struct conc__slab *slab;
     char *low;                   /* the lowest byte that may be used */
     bool guarded, has_generator; /* a guard region lies below; a generator's body runs on it, not a task */
-    char *
-        dirty; /* debug: from here up it was used, and is to be cleared for its next user; NULL: it is clean, or no matter */
 #if CONC__ASAN
     const void *asan_low;
     size_t asan_size;
@@ -1368,12 +1366,15 @@ struct conc_loop {
     bool found_alive;
     size_t generator_count;
     uint64_t spawned, finished; /* both counted from conc__first_serial */
-    uint64_t switches, passes, polls, peak;
+    uint64_t most;              /* what `spawned` would be with as many tasks alive as ever were */
+    uint64_t switches, passes, polls;
     int64_t left;                 /* embedded: when the host went on */
     int64_t began, idled;         /* when the run began; how long it slept since, on its clock */
     int64_t stepped, ran, waited; /* stepwise: the running step's start; the sum of all; of all waits that are over */
     bool step_over;               /* stepwise: the task that was resumed has ended */
-    struct conc__trace *trace;    /* NULL: none is written */
+    conc__stack *left_stack;      /* whose stack this was, and from where on it was used; NULL: that is no matter */
+    char *left_used;
+    struct conc__trace *trace;       /* NULL: none is written */
     struct conc__watchdog *watchdog; /* debug */
     struct conc__usage *usages;      /* debug: of stacks */
     conc__holding *opened;           /* debug: what is to be closed before the end */
@@ -1452,7 +1453,8 @@ CONC__COLD void conc__woken(conc_loop *l, conc_task *t);
 CONC__COLD void conc__spawned(conc_loop *l, conc_task *t);
 CONC__COLD void conc__trace_mark(conc_loop *l, const conc_task *t, const char *what);
 CONC__COLD void conc__trace_task(conc_loop *l, const conc_task *t);
-CONC__COLD void conc__usage_note(conc_loop *l, conc__stack *s, const char *user);
+CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, const char *user);
+CONC__PRIVATE void conc__stack_clear(conc__stack *s, char *from);
 CONC__COLD void conc__trace_catch_up(conc_loop *l);
 CONC__PRIVATE void conc__was_idle(conc_loop *l, int64_t from, int64_t to);
 CONC__PRIVATE const char *conc__place_of(const char *spawned);
@@ -2160,13 +2162,6 @@ CONC__COLD conc__stack *conc__stack_carve(conc__pool *p)
  * the same place for all, what Valgrind knows of a stack holds for its next user. */
 static inline char *conc__stack_top(conc__stack *s) { return (char *)s - CONC__CORE; }
 
-/* Debug: nothing is to be left in it of its last user. */
-CONC__COLD void conc__stack_clear(conc__stack *s)
-{
-    memset(s->dirty, 0, (size_t)(conc__stack_top(s) - s->dirty));
-    s->dirty = NULL;
-}
-
 static inline conc__stack *conc__stack_take(conc__pool *p)
 {
     conc__stack *s = p->free;
@@ -2177,8 +2172,6 @@ static inline conc__stack *conc__stack_take(conc__pool *p)
     if (CONC__UNLIKELY(!s))
         return NULL;
     s->slab->idle = 0;
-    if (CONC__UNLIKELY(s->dirty))
-        conc__stack_clear(s);
     conc__stack_begins(s);
     return s;
 }
@@ -3350,7 +3343,6 @@ CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, con
     t->told_by = NULL;
     t->held = NULL;
     t->result = t->last_rc = 0;
-    t->arrow = 0;
     t->sink = NULL;
     t->locals = l->self ? l->self->locals : NULL;
     t->fn = fn;
@@ -3359,6 +3351,8 @@ CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, con
     if (CONC__UNLIKELY(t->locals))
         __atomic_fetch_add(&t->locals->references, 1, __ATOMIC_RELAXED); /* jobs have it in other threads */
     t->serial = l->spawned++;
+    if (CONC__UNLIKELY(l->spawned > l->most))
+        l->most = l->spawned;
 }
 
 static inline void conc__child_add(conc_group *g, conc_task *t)
@@ -3911,7 +3905,7 @@ CONC__PRIVATE void conc__unlist_finished(conc_group *g, conc_task *t)
     t->in_finished = false;
 }
 
-CONC__FAST void conc__tell_joiners(conc_loop *l, conc_task *t)
+CONC__FAST void conc__tell_joiners(conc_loop *l, conc_task *t, bool stepwise)
 {
     for (conc__wait *w = t->joiners.first, *next; w; w = next) {
         if (CONC__UNLIKELY(w->kind->won))
@@ -3922,7 +3916,10 @@ CONC__FAST void conc__tell_joiners(conc_loop *l, conc_task *t)
             conc__tell(w->task, t->result, conc__words(t, t->result), conc__origin(t, t->result));
         w->list = NULL; /* all of them leave it, so none is unlinked from its neighbours */
         w->result = 0;
-        conc__wait_over(l, w->task);
+        if (stepwise && w->task->wait)
+            conc__woken(l, w->task);
+        w->task->wait = NULL;
+        conc__make_ready(l, w->task);
         t->collected = true;
     }
 }
@@ -3967,9 +3964,11 @@ CONC__COLD void conc__deliver(conc_loop *l, void *arg)
     conc_task *t = arg;
     if (t->sink_kind)
         conc__fill_sink(l, t);
-    conc__tell_joiners(l, t);
+    conc__tell_joiners(l, t, l->stepwise);
     if (t->result < 0)
         conc__finish_badly(l, t);
+    if (l->stepwise)
+        conc__step_last(l, t);
 }
 
 CONC__COLD void conc__free_strings(conc_loop *l, void *arg)
@@ -4059,10 +4058,10 @@ static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
     t->result = rc;
     t->failed = rc < 0 && !(rc == -ECANCELED && t->pending);
     t->state = CONC__DONE;
-    if (CONC__UNLIKELY(rc < 0 || t->sink_kind))
+    if (CONC__UNLIKELY(rc < 0 || t->sink_kind || l->stepwise))
         conc__with_room(l, conc__deliver, t);
     else
-        conc__tell_joiners(l, t);
+        conc__tell_joiners(l, t, false);
     if (g) {
         conc__child_remove(g, t);
         if (t->has_handle && !t->collected && !g->background)
@@ -4075,12 +4074,9 @@ static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
     t->locals = NULL;
     if (CONC__UNLIKELY(!t->has_handle && (t->name != t->spawned || t->text)))
         conc__with_room(l, conc__free_strings, t);
-    if (CONC__UNLIKELY(l->stepwise))
-        conc__step_last(l, t);
     conc__stack_give(l, t->stack);
-    if (l->spawned - l->finished > l->peak)
-        l->peak = l->spawned - l->finished;
     l->finished++;
+    l->most++;
 }
 
 /* The first function on a task's stack. */
@@ -4369,6 +4365,7 @@ CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
         conc__locals_release(t->locals);
         conc__stack_give(l, stack);
         l->finished++;
+        l->most++;
     }
 }
 
@@ -4618,12 +4615,15 @@ CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
     if (g->next)
         g->next->prev = g->prev;
     l->generator_count--;
+    conc__stack *stack = g->stack;
+    char *used = NULL;
     if (CONC__UNLIKELY(l->debug)) {
         conc__unnote(l, &l->opened, g);
-        conc__usage_note(l, g->stack, "generators");
+        used = conc__usage_note(l, stack, "generators");
     }
-    conc__stack_give(l, g->stack);
-    g->stack->has_generator = false;
+    conc__stack_give(l, stack);
+    stack->has_generator = false;
+    conc__stack_clear(stack, used);
     if (face)
         face->body = &conc__exhausted;
     return rc;
@@ -7259,7 +7259,7 @@ typedef struct conc__crowd {
     const conc_task *first; /* who waits longest */
 } conc__crowd;
 
-enum { CONC__CROWDS = 256, CONC__CROWDED = 1000 };
+enum { CONC__CROWDS = 256, CONC__CROWDED = 2000 };
 
 /* Counts a task; false: there are too many kinds, and it is of none that was seen before. */
 CONC__PRIVATE bool conc__crowd_add(const conc_loop *l, conc__crowd *crowds, size_t *n, const conc_task *t)
@@ -7488,7 +7488,7 @@ CONC_API void conc_get_stats(conc_stats *s)
     s->switches = l->switches;
     s->passes = l->passes;
     s->polls = l->polls;
-    s->peak = (size_t)(l->peak > s->tasks ? l->peak : s->tasks);
+    s->peak = (size_t)(l->most - l->finished);
     s->jobs_queued = conc__extended.jobs_queued ? conc__extended.jobs_queued() : 0;
     int64_t now = conc__time(l), step = l->stepwise && l->self ? now - l->stepped : 0;
     s->idle = (double)l->idled / 1e9;
@@ -7590,20 +7590,36 @@ CONC__PRIVATE char *conc__put_time(char *to, int64_t ns)
     return to + 4;
 }
 
+/* How many bytes a character of UTF-8 has that begins here; 0: none does. */
+CONC__PRIVATE int conc__utf8(const unsigned char *p)
+{
+    int more = p[0] < 0x80 ? 0 : p[0] < 0xc2 ? -1 : p[0] < 0xe0 ? 1 : p[0] < 0xf0 ? 2 : p[0] < 0xf5 ? 3 : -1;
+    for (int i = 1; i <= more; i++)
+        if ((p[i] & 0xc0) != 0x80)
+            return 0;
+    return more + 1;
+}
+
 /* What a JSON string may hold, of a name; shortened so that it fits into an event. */
 CONC__PRIVATE char *conc__put_name(char *to, const char *name)
 {
     static const char hex[] = "0123456789abcdef";
-    for (char *end = to + CONC__TRACE_EVENT / 2; *name && to < end; name++) {
-        unsigned char c = (unsigned char)*name;
-        if (c == '"' || c == '\\')
-            *to++ = '\\';
-        if (c < ' ') {
+    const unsigned char *at = (const unsigned char *)name;
+    for (char *end = to + CONC__TRACE_EVENT / 2; *at && to < end;) {
+        int n = conc__utf8(at);
+        if (*at < ' ') {
             to = conc__put(to, "\\u00");
-            *to++ = hex[c >> 4];
-            c = (unsigned char)hex[c & 15];
+            *to++ = hex[*at >> 4];
+            *to++ = hex[*at & 15];
+        } else if (n == 0) {
+            *to++ = '?';
+        } else {
+            if (*at == '"' || *at == '\\')
+                *to++ = '\\';
+            memcpy(to, at, (size_t)n);
+            to += n;
         }
-        *to++ = (char)c;
+        at += n ? n : 1;
     }
     return to;
 }
@@ -7842,16 +7858,16 @@ CONC__UNSANITIZED CONC__PRIVATE char *conc__stack_lowest(conc__stack *s)
 typedef struct conc__usage_call {
     conc__stack *stack;
     const char *user;
+    char *lowest;
 } conc__usage_call;
 
 CONC__PRIVATE void conc__usage_add(conc_loop *l, void *arg)
 {
-    const conc__usage_call *call = arg;
-    conc__stack *s = call->stack;
-    char *lowest = conc__stack_lowest(s);
-    size_t used = (size_t)(conc__stack_top(s) - lowest);
+    conc__usage_call *call = arg;
+    const conc__stack *s = call->stack;
+    call->lowest = conc__stack_lowest(call->stack);
+    size_t used = (size_t)(conc__stack_top(call->stack) - call->lowest);
     conc__usage *u = l->usages;
-    s->dirty = lowest;
     while (u && (u->user != call->user || u->size != s->pool->size))
         u = u->next;
     if (!u) {
@@ -7865,12 +7881,20 @@ CONC__PRIVATE void conc__usage_add(conc_loop *l, void *arg)
     u->most = used > u->most ? used : u->most;
 }
 
-/* A stack is about to be given back. */
-CONC__COLD void conc__usage_note(conc_loop *l, conc__stack *s, const char *user)
+/* A stack is about to be given back. Returns from where on it is to be cleared, for its next user; NULL: that is no matter. */
+CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, const char *user)
 {
-    conc__usage_call call = {s, user};
+    conc__usage_call call = {s, user, NULL};
     if (!l->on_valgrind) /* for which what was never written has no value */
         conc__with_room(l, conc__usage_add, &call);
+    return call.lowest;
+}
+
+/* Nothing is left of a stack's last user. */
+CONC__PRIVATE void conc__stack_clear(conc__stack *s, char *from)
+{
+    if (from)
+        memset(from, 0, (size_t)(conc__stack_top(s) - from));
 }
 
 /* The end of the run: the largest first. */
@@ -8322,6 +8346,7 @@ CONC__PRIVATE void conc__was_idle(conc_loop *l, int64_t from, int64_t to)
 /* A task was made. */
 CONC__COLD void conc__spawned(conc_loop *l, conc_task *t)
 {
+    t->arrow = 0;
     if (!l->trace)
         return;
     conc__trace_task(l, t);
@@ -8345,8 +8370,8 @@ CONC__COLD void conc__woken(conc_loop *l, conc_task *t)
 CONC__COLD void conc__step_last(conc_loop *l, conc_task *t)
 {
     l->step_over = true;
-    if (l->debug)
-        conc__usage_note(l, t->stack, t->spawned);
+    l->left_stack = t->stack;
+    l->left_used = l->debug ? conc__usage_note(l, t->stack, t->spawned) : NULL;
 }
 
 CONC__PRIVATE void conc__step_watched(conc_loop *l, const conc_task *t)
@@ -8385,7 +8410,9 @@ CONC__COLD void conc__step(conc_loop *l, conc_task *t)
     conc__resume(l, t);
     int64_t end = conc__time(l);
     l->ran += end - start;
-    if (!l->step_over)
+    if (l->step_over)
+        conc__stack_clear(l->left_stack, l->left_used);
+    else
         t->since = end;
     if (l->trace)
         conc__trace_span(l, row, "running", start, end);
@@ -8604,7 +8631,7 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->stepwise = o->debug || o->trace;
     l->on_valgrind = conc__on_valgrind();
     l->run = 1 + atomic_fetch_add_explicit(&runs, 1, memory_order_relaxed);
-    l->spawned = l->finished = conc__first_serial(l);
+    l->spawned = l->finished = l->most = conc__first_serial(l);
     l->quick = CONC__QUICK;
     l->errno_at = &errno;
     l->switch_stacks = conc__switch_plainly;

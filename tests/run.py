@@ -293,6 +293,7 @@ def checks_of_project():
     yield command_check("examples (gcc, modules)", "tests/examples.sh", CC="gcc")
     yield command_check("examples (clang, single_include)", "tests/examples.sh", "--single", CC="clang")
     yield command_check("real clients", "tests/clients.sh")
+    yield command_check("gdb script", "tests/gdb.sh")
     yield command_check("README.md", "tests/readme.py")
     yield command_check("single_include is up to date", "./amalgamate.py", "--check")
     yield command_check("format", "tests/format.sh")

@@ -24,7 +24,7 @@ all tests|check pkg-config|pkg-config --exists check
 all tests|python3|python3 -c 'import dataclasses'
 compile tests|g++|builds '#include <cstdio>' g++ -x c++
 compile tests|binutils|command -v nm && command -v readelf
-compile tests|gdb|command -v gdb
+compile tests, gdb script|gdb|gdb -nx --batch -ex 'python print(6 * 7)' | grep -qx 42
 compile tests, clang|clang|builds '#include <stdio.h>' clang && builds '#include <cstdio>' clang++ -x c++
 sanitizers, gcc|gcc|builds '' gcc -fsanitize=address,undefined
 sanitizers, clang|libclang-rt-dev/libclang-rt-14-dev|builds '' clang -fsanitize=address,undefined

@@ -373,10 +373,22 @@ static int has_a_wild_name(void *arg)
 
 TEST(any_name_makes_a_string)
 {
-    static const char *const wild[] = {"quote \" and \\ backslash", "tab\tand\nline", "\x01\x1f", "",
-                                       "gr\xc3\xbc\xc3\x9f"
-                                       "e"};
-    static const char *const shown[] = {"quote \\", "tab\\u0009and\\u000aline", "\\u0001\\u001f", "", "gr\xc3\xbc"};
+    static const char *const wild[] = {"quote \" and \\ backslash",
+                                       "tab\tand\nline",
+                                       "\x01\x1f",
+                                       "",
+                                       "gr\xc3\xbc"
+                                       "n",
+                                       "\xff and \xc3",
+                                       "0123456789012345678901234567890123456789012345\xc3\xbc"};
+    static const char *const shown[] = {"quote \\",
+                                        "tab\\u0009and\\u000aline",
+                                        "\\u0001\\u001f",
+                                        "",
+                                        "gr\xc3\xbc"
+                                        "n",
+                                        "? and ?",
+                                        "0123456789012345678901234567890123456789012345?"};
     for (size_t i = 0; i < CONC_LEN(wild); i++) {
         CHECK_INT(trace(has_a_wild_name, (void *)(uintptr_t)wild[i], true), 0);
         CHECK(strncmp(row_names[1], shown[i], strlen(shown[i])) == 0);

@@ -12,6 +12,7 @@ typedef struct {
 static int make_drink(void *arg)
 {
     drink *d = arg;
+    conc_set_name(conc_self(), d->name);
     printf("Starting to make %s...\n", d->name);
     CONC_TRY(conc_sleep(d->seconds));
     printf("%s is ready!\n", d->name);
