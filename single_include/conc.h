@@ -1765,6 +1765,21 @@ CONC__PRIVATE void conc__unmap_pages(void *p, size_t size)
     munmap(p, size);
 }
 
+#ifdef __linux__
+/* Does a region fault that was just made to? An emulator may have taken it for advice that it can ignore. Asked once. */
+CONC__PRIVATE bool conc__guard_holds(const char *region)
+{
+    enum { HOLDS = 1, IGNORED };
+    static atomic_int known;
+    int answer = atomic_load_explicit(&known, memory_order_relaxed);
+    if (!answer) {
+        answer = conc__on_valgrind() || (access(region, F_OK) < 0 && errno == EFAULT) ? HOLDS : IGNORED;
+        atomic_store_explicit(&known, answer, memory_order_relaxed);
+    }
+    return answer == HOLDS;
+}
+#endif
+
 /* Makes n regions of size bytes, stride apart, fault when touched. False: the system has no more of them. */
 CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
 {
@@ -1773,6 +1788,7 @@ CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
 #ifdef __linux__
     while (done < n && madvise(first + (size_t)done * stride, size, INSTALL) == 0)
         done++;
+    done = done && conc__guard_holds(first) ? done : 0;
 #else
     (void)INSTALL;
 #endif
@@ -7871,15 +7887,16 @@ CONC__PRIVATE void conc__usage_add(conc_loop *l, void *arg)
     conc__usage_call *call = arg;
     const conc__stack *s = call->stack;
     call->lowest = conc__stack_lowest(call->stack);
+    size_t size = s->pool->size + CONC__SWITCH_ROOM;
     size_t used = (size_t)(conc__stack_top(call->stack) - call->lowest);
     conc__usage *u = l->usages;
-    while (u && (u->user != call->user || u->size != s->pool->size))
+    while (u && (u->user != call->user || u->size != size))
         u = u->next;
     if (!u) {
         u = conc__alloc(sizeof *u);
         if (!u)
             return; /* only the report is lost */
-        *u = (conc__usage){.next = l->usages, .user = call->user, .size = s->pool->size};
+        *u = (conc__usage){.next = l->usages, .user = call->user, .size = size};
         l->usages = u;
     }
     u->users++;

@@ -1,5 +1,8 @@
 /* test_debug.c - debug mode: slow steps, and where they are while they last; what is left behind; cancels that are ignored;
- * calls from a wrong thread; what stacks were used; SIGUSR2; circles of a deadlock; the statistics of a run. */
+ * calls from a wrong thread; what stacks were used; SIGUSR2; circles of a deadlock; the statistics of a run.
+ *
+ * Not under: no-epoll, save-fpu, aarch64-bti, poll, gcc-asan (which change nothing here)
+ * Seeds: 5 (real time, and processes) */
 #define TEST_SYNC
 #define TEST_POOL
 #include "conc_test.h"

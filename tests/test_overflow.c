@@ -1,7 +1,9 @@
 /* test_overflow.c - a stack overflow is reported with the task, its place, its size and what to raise; what the program does
  * about SIGSEGV comes afterwards.
  *
- * Not under: asan, gcc-asan, tsan, valgrind (they report it in their own way) */
+ * Not under: asan, gcc-asan, tsan, valgrind (they report it in their own way), no-epoll, save-fpu, poll (which change nothing
+ * here)
+ * Seeds: 2 (each test starts processes) */
 #include "conc_test.h"
 
 #include <sys/mman.h>
@@ -166,8 +168,11 @@ static int overruns_a_small_stack(void *arg)
 
 static void run_small(void) { run_debugging(overruns_a_small_stack); }
 
-TEST(a_small_stack_without_a_guard_region_is_told_by_its_canary)
+ORDERED_TEST(a_small_stack_without_a_guard_region_is_told_by_its_canary)
 {
+#ifdef CONC_USE_UCONTEXT
+    return; /* there is more room on it */
+#endif
     check_died(run_for_report(run_small), SIGABRT);
     CHECK_CONTAINS(report, "conc: stack overflow: recurses_a_little at ");
     CHECK_CONTAINS(report, "all 2048 bytes");
@@ -184,7 +189,7 @@ TEST(without_debug_mode_nothing_is_said)
     if (getenv("CONC_DEBUG"))
         return;
     check_died(run_for_report(run_quietly), SIGSEGV);
-    CHECK_STR(report, "");
+    CHECK(strstr(report, "conc:") == NULL);
 }
 
 /* ---- the program's own handler ---- */

@@ -1,5 +1,8 @@
 /* test_trace.c - the trace: a file in Chrome's trace event format whose spans nest, whose arrows pair, and whose sums are
- * the run's own statistics. */
+ * the run's own statistics.
+ *
+ * Not under: save-fpu, aarch64-bti, poll, gcc-asan (which change nothing here)
+ * Seeds: 10 (files of many kilobytes) */
 #define TEST_SYNC
 #include "conc_test.h"
 
