@@ -380,16 +380,14 @@ TEST(any_name_makes_a_string)
                                        "tab\tand\nline",
                                        "\x01\x1f",
                                        "",
-                                       "gr\xc3\xbc"
-                                       "n",
+                                       "gr\xc3\xbc zz",
                                        "\xff and \xc3",
                                        "0123456789012345678901234567890123456789012345\xc3\xbc"};
     static const char *const shown[] = {"quote \\",
                                         "tab\\u0009and\\u000aline",
                                         "\\u0001\\u001f",
                                         "",
-                                        "gr\xc3\xbc"
-                                        "n",
+                                        "gr\xc3\xbc zz",
                                         "? and ?",
                                         "0123456789012345678901234567890123456789012345?"};
     for (size_t i = 0; i < CONC_LEN(wild); i++) {
