@@ -216,13 +216,31 @@ static void priority(long n)
 
 /* ---- the benchmarks ------------------------------------------------------------------------------------------- */
 
-typedef struct {
+typedef struct benchmark {
     const char *name;
     long count;
-    void (*loop)(long n); /* NULL: sleepers */
+    void (*loop)(long n); /* NULL: sleepers, or measure */
     void (*before)(void), (*after)(void);
+    void (*measure)(const struct benchmark *b); /* runs of its own */
     size_t stack_size;
 } benchmark;
+
+/* Processor time of a run in which one task yields, with a trace and without: the difference is the cost of an event. */
+static double yielding_seconds(const char *trace)
+{
+    conc_options o = {.virtual_clock = true, .trace = trace};
+    clock_t start = clock();
+    check(conc_run_with(&o, yielder, &count));
+    return (double)(clock() - start) / CLOCKS_PER_SEC;
+}
+
+static void measure_trace(const benchmark *b)
+{
+    const char *file = "build/bench/trace.json";
+    double plainly = yielding_seconds(NULL), traced = yielding_seconds(file);
+    printf("%s %.2f ns\n", b->name, (traced - plainly) * 1e9 / (double)count);
+    remove(file);
+}
 
 static const benchmark benchmarks[] = {
     {.name = "clock", .count = 5000000, .loop = clock_reading},
@@ -237,6 +255,7 @@ static const benchmark benchmarks[] = {
     {.name = "queue1", .count = 20000000, .loop = pass_by_one},
     {.name = "queue1000", .count = 50000000, .loop = pass_by_thousand},
     {.name = "priority", .count = 1000000, .loop = priority},
+    {.name = "trace_event", .count = 1000000, .measure = measure_trace},
     {.name = "sleepers", .count = 1000000},
     {.name = "sleepers_small", .count = 1000000, .stack_size = 1024},
 };
@@ -294,7 +313,9 @@ int main(int argc, char **argv)
         else if (strcmp(argv[1], b->name) == 0) {
             count = argc > 2 ? atol(argv[2]) : b->count;
             armed = argc > 3 ? atol(argv[3]) : armed;
-            if (b->loop)
+            if (b->measure)
+                b->measure(b);
+            else if (b->loop)
                 check(conc_run(measure, (void *)b));
             else
                 measure_sleepers(b);

@@ -10,7 +10,7 @@ source "$(dirname "$0")/common.sh"
 
 results=$out/results.txt
 names=(clock switch2 switch1000 spawn_join spawn_group timeout timer_arm lock lock_pass queue1 queue1000 priority
-    sleepers sleepers_small)
+    trace_event sleepers sleepers_small)
 peers=(conc)
 
 # ---- packages ----
@@ -156,6 +156,7 @@ table() {
         row("queue1", "", 20)
         row("queue1000", "", 8)
         row("priority", "", 150)
+        row("trace_event", "", 100)
         row("sleepers_time", "over 1 s")
         row("sleepers_memory", "", 4.4)
         row("sleepers_alive")
