@@ -7525,19 +7525,26 @@ typedef struct conc__trace {
     char buffer[CONC__TRACE_BUFFER];
 } conc__trace;
 
-/* What a write does beyond the limit for the size of a file is an error of the write, not the end of the program. */
-CONC__PRIVATE ssize_t conc__write_limited(int fd, const char *data, size_t n)
+/* A file that is larger than the limit, or a pipe without a reader, is an error of the write, not the end of the program. */
+CONC__PRIVATE ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
 {
-    sigset_t limit, before, pending;
-    sigemptyset(&limit);
-    sigaddset(&limit, SIGXFSZ);
-    pthread_sigmask(SIG_BLOCK, &limit, &before);
-    sigpending(&pending);
+    static const int deadly[] = {SIGXFSZ, SIGPIPE};
+    sigset_t both, before, already, pending;
+    sigemptyset(&both);
+    for (size_t i = 0; i < CONC_LEN(deadly); i++)
+        sigaddset(&both, deadly[i]);
+    pthread_sigmask(SIG_BLOCK, &both, &before);
+    sigpending(&already);
     ssize_t written = write(fd, data, n);
     int saved = errno, number;
-    if (written < 0 && saved == EFBIG && !sigismember(&pending, SIGXFSZ) && sigpending(&pending) == 0 &&
-        sigismember(&pending, SIGXFSZ))
-        sigwait(&limit, &number);
+    sigpending(&pending);
+    for (size_t i = 0; i < CONC_LEN(deadly); i++)
+        if (sigismember(&pending, deadly[i]) && !sigismember(&already, deadly[i])) {
+            sigset_t one;
+            sigemptyset(&one);
+            sigaddset(&one, deadly[i]);
+            sigwait(&one, &number);
+        }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     errno = saved;
     return written;
@@ -7549,7 +7556,7 @@ CONC__PRIVATE void conc__trace_write(conc_loop *l, void *arg)
     size_t done = 0;
     int saved = errno;
     while (tr->fd >= 0 && done < tr->used) {
-        ssize_t n = conc__write_limited(tr->fd, tr->buffer + done, tr->used - done);
+        ssize_t n = conc__write_unharmed(tr->fd, tr->buffer + done, tr->used - done);
         if (n > 0)
             done += (size_t)n;
         else if (n == 0 || errno != EINTR) {
@@ -7801,24 +7808,50 @@ CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *add
 static struct sigaction conc__fault_before[2]; /* what there was for these: */
 static const int conc__fault_numbers[] = {SIGSEGV, SIGBUS};
 
+/* Has the handler that was there before called this one, which called it? */
+CONC__PRIVATE bool conc__fault_comes_back(const siginfo_t *info)
+{
+    static _Atomic uintptr_t last_info, last_frame;
+    uintptr_t frame = (uintptr_t)__builtin_frame_address(0), told = atomic_exchange(&last_info, (uintptr_t)info);
+    return told == (uintptr_t)info && frame < atomic_exchange(&last_frame, frame);
+}
+
+/* The end of the process. What faulted does so again; a signal that was sent has to be sent again. */
+CONC__PRIVATE void conc__fault_kills(int number, bool was_sent)
+{
+    struct sigaction usual;
+    memset(&usual, 0, sizeof usual);
+    usual.sa_handler = SIG_DFL;
+    sigaction(number, &usual, NULL);
+    if (was_sent)
+        raise(number);
+}
+
 /* On a stack of its own. What was there before has its turn afterwards: by default, the end of the process. */
 CONC__PRIVATE void conc__on_fault(int number, siginfo_t *info, void *context)
 {
     const conc_loop *l = conc__here;
-    const conc__stack *s = l ? conc__stack_above(l, info->si_addr) : NULL;
+    bool was_sent = info->si_code <= 0;
+    const conc__stack *s = l && !was_sent ? conc__stack_above(l, info->si_addr) : NULL;
     const struct sigaction *before = &conc__fault_before[number == SIGBUS];
+    if (conc__fault_comes_back(info)) {
+        conc__fault_kills(number, was_sent);
+        return;
+    }
     if (s)
         conc__tell_overflow(l->self, s);
-    if (before->sa_flags & SA_SIGINFO) {
+    if (before->sa_flags & SA_SIGINFO)
         before->sa_sigaction(number, info, context);
-    } else if (before->sa_handler != SIG_DFL && before->sa_handler != SIG_IGN) {
+    else if (before->sa_handler != SIG_DFL && before->sa_handler != SIG_IGN)
         before->sa_handler(number);
-    } else {
-        struct sigaction usual;
-        memset(&usual, 0, sizeof usual);
-        usual.sa_handler = SIG_DFL;
-        sigaction(number, &usual, NULL); /* what faulted does so again */
-    }
+    else if (before->sa_handler == SIG_DFL || !was_sent)
+        conc__fault_kills(number, was_sent);
+}
+
+CONC__PRIVATE bool conc__fault_is_ours(int number)
+{
+    struct sigaction now;
+    return sigaction(number, NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO) && now.sa_sigaction == conc__on_fault;
 }
 
 /* The first run that wants it installs the handler, the last takes it away; a program's own that came later stays. */
@@ -7832,11 +7865,19 @@ CONC__PRIVATE void conc__faults_open(conc_loop *l)
         memset(&ours, 0, sizeof ours);
         ours.sa_sigaction = conc__on_fault;
         ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-        sigaction(conc__fault_numbers[i], &ours, &conc__fault_before[i]);
+        if (!conc__fault_is_ours(conc__fault_numbers[i]))
+            sigaction(conc__fault_numbers[i], &ours, &conc__fault_before[i]);
     }
     conc__signalling.faults++;
     l->faults_taken = true;
     pthread_mutex_unlock(&conc__signalling.mutex);
+}
+
+CONC__PRIVATE void conc__faults_restore(void)
+{
+    for (size_t i = 0; i < CONC_LEN(conc__fault_numbers); i++)
+        if (conc__fault_is_ours(conc__fault_numbers[i]))
+            sigaction(conc__fault_numbers[i], &conc__fault_before[i], NULL);
 }
 
 CONC__PRIVATE void conc__faults_close(conc_loop *l)
@@ -7846,11 +7887,8 @@ CONC__PRIVATE void conc__faults_close(conc_loop *l)
     l->faults_taken = false;
     pthread_mutex_lock(&conc__signalling.mutex);
     conc__signalling.faults--;
-    for (size_t i = 0; i < CONC_LEN(conc__fault_numbers) && conc__signalling.faults == 0; i++) {
-        struct sigaction now;
-        if (sigaction(conc__fault_numbers[i], NULL, &now) == 0 && now.sa_sigaction == conc__on_fault)
-            sigaction(conc__fault_numbers[i], &conc__fault_before[i], NULL);
-    }
+    if (conc__signalling.faults == 0)
+        conc__faults_restore();
     pthread_mutex_unlock(&conc__signalling.mutex);
 }
 
@@ -8137,7 +8175,8 @@ typedef struct conc__watchdog {
     void *frames[CONC__FRAMES];
 } conc__watchdog;
 
-static _Atomic(conc__watchdog *) conc__questioner; /* it wants to know where its thread stands */
+static pthread_mutex_t conc__telling = PTHREAD_MUTEX_INITIALIZER; /* one watchdog at a time */
+static _Atomic(conc__watchdog *) conc__questioner;                /* it wants to know where its thread stands */
 
 /* For the calls that wait until a time of the system's clock. */
 CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
@@ -8226,11 +8265,36 @@ CONC__PRIVATE void conc__on_question(int number, siginfo_t *info, void *context)
     errno = saved;
 }
 
+/* Does the signal reach conc's handler, and nobody else? A program may have taken it since, or block it. */
+CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
+{
+    struct sigaction now;
+    if (sigaction(SIGURG, NULL, &now) || !(now.sa_flags & SA_SIGINFO) || now.sa_sigaction != conc__on_question)
+        return false;
+#ifdef __linux__
+    char path[64], text[4096];
+    unsigned long long blocked = 0;
+    snprintf(path, sizeof path, "/proc/self/task/%ld/status", d->of_number);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t size = fd >= 0 ? read(fd, text, sizeof text - 1) : -1;
+    if (fd >= 0)
+        close(fd);
+    text[size > 0 ? size : 0] = 0;
+    const char *line = strstr(text, "\nSigBlk:");
+    return !line || sscanf(line, "\nSigBlk: %llx", &blocked) != 1 || !(blocked >> (SIGURG - 1) & 1);
+#else
+    (void)d;
+    return true;
+#endif
+}
+
 /* Asks the thread for its frames by a signal, which restarts what it interrupts. */
 CONC__PRIVATE int conc__frames_by_question(conc__watchdog *d)
 {
     int n = 0;
-    struct timespec limit = conc__real_time_in(200000000); /* it may block the signal */
+    struct timespec limit = conc__real_time_in(200000000);
+    if (!conc__may_ask(d))
+        return 0;
     atomic_store(&conc__questioner, d);
     bool answered = pthread_kill(d->of, SIGURG) == 0;
     while (answered && sem_timedwait(&d->answered, &limit))
@@ -8246,11 +8310,10 @@ CONC__PRIVATE int conc__frames_by_question(conc__watchdog *d)
 /* Under the mutex, so that the step cannot end meanwhile. */
 CONC__PRIVATE void conc__watchdog_tell(conc__watchdog *d)
 {
-    static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER; /* tells at a time */
     char text[sizeof d->name + 128];
     int frames = 0;
     uintptr_t sp, pc;
-    pthread_mutex_lock(&one);
+    pthread_mutex_lock(&conc__telling);
     bool sleeps = !conc__on_valgrind() && conc__in_system_call(d->of_number, &sp, &pc);
     conc__say(text,
               snprintf(text, sizeof text, "conc: %s holds the loop for %.3f s so far, %s\n", d->name,
@@ -8267,7 +8330,7 @@ CONC__PRIVATE void conc__watchdog_tell(conc__watchdog *d)
 #endif
     if (!frames)
         conc__say("    (no backtrace can be had)\n", 30, 64);
-    pthread_mutex_unlock(&one);
+    pthread_mutex_unlock(&conc__telling);
 }
 
 CONC__PRIVATE void *conc__watchdog_main(void *arg)
@@ -8475,6 +8538,15 @@ CONC__PRIVATE void conc__dumps_close(conc_loop *l)
     pthread_mutex_unlock(&conc__signalling.mutex);
 }
 
+/* In a forked child: the threads that watched are gone, and what they held. */
+CONC__PRIVATE void conc__diagnosis_forget(void)
+{
+    pthread_mutex_init(&conc__telling, NULL);
+    atomic_store(&conc__questioner, NULL);
+    atomic_store(&conc__debug_runs, 0);
+    conc__faults_restore();
+}
+
 /* The run begins: what it wants to have watched. */
 CONC__PRIVATE int conc__diagnosis_open(conc_loop *l)
 {
@@ -8589,6 +8661,7 @@ CONC__PRIVATE void conc__forget_loop(void)
                 conc__signal_block(s->numbers[i].number);
     conc__here = NULL;
     conc__signals_forget();
+    conc__diagnosis_forget();
 }
 
 CONC__PRIVATE void conc__watch_forks(void) { pthread_atfork(NULL, NULL, conc__forget_loop); }

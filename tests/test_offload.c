@@ -955,6 +955,116 @@ OFFLOAD_TEST(jobs_that_hang_do_not_use_up_the_shared_pool)
         check_freed(&h[i], 1);
 }
 
+/* Jobs that hang on all threads of the shared pool; their tasks, and those of jobs behind them, are in one group. */
+typedef struct hanging {
+    held hold[32];
+    caller callers[32];
+    conc_group group;
+    int n;
+} hanging;
+
+static void hang_shared_pool(hanging *x)
+{
+    *x = (hanging){.n = shared_threads()};
+    for (int i = 0; i < x->n; i++) {
+        x->hold[i] = (held)HELD(7);
+        x->callers[i] = ABANDONS(&x->hold[i]);
+        start_held(&x->group, &x->callers[i], &x->hold[i]);
+    }
+}
+
+static void abandon_all(hanging *x)
+{
+    for (int i = 0; i < x->n; i++)
+        cancel(&x->callers[i]);
+    end(&x->group);
+}
+
+static void let_all_go(hanging *x)
+{
+    for (int i = 0; i < x->n; i++) {
+        let_go(&x->hold[i]);
+        check_freed(&x->hold[i], 1);
+    }
+}
+
+OFFLOAD_TEST(what_is_queued_behind_jobs_that_hang_begins_when_they_are_abandoned)
+{
+    static hanging x;
+    caller queued = {.how = by_offload, .fn = counts};
+    hang_shared_pool(&x);
+    start(&x.group, &queued);
+    CHECK_INT(queued.rc, WAITING);
+    abandon_all(&x);
+    CHECK_INT(queued.rc, 1);
+    let_all_go(&x);
+}
+
+OFFLOAD_TEST(what_is_queued_behind_abandoned_jobs_is_refused_when_there_can_be_no_thread)
+{
+    static hanging x;
+    caller queued[2] = {{.how = by_offload, .fn = counts}, {.how = by_offload, .fn = counts}};
+    hang_shared_pool(&x);
+    start(&x.group, &queued[0]);
+    start(&x.group, &queued[1]);
+    no_threads = true;
+    abandon_all(&x);
+    no_threads = false;
+    CHECK_INT(queued[0].rc, -EAGAIN);
+    CHECK_INT(queued[1].rc, -EAGAIN);
+    let_all_go(&x);
+    CHECK_INT(conc_offload(counts, NULL), 1);
+}
+
+/* Time for virtual time to go on, wrongly. */
+static int works(void *arg)
+{
+    (void)arg;
+    for (int i = 0; i < 20; i++)
+        nap();
+    return 0;
+}
+
+static int sleeps_often(void *arg)
+{
+    (void)arg;
+    for (int i = 0; i < 50; i++)
+        CONC_TRY(conc_sleep(1));
+    return 0;
+}
+
+static void check_time_stands_while_a_job_works(void)
+{
+    conc_group g = {0};
+    double now = conc_now();
+    CHECK_INT(conc_spawn(&g, sleeps_often, NULL), 0);
+    CHECK_INT(conc_yield(), 0);
+    CHECK_INT(conc_offload(works, NULL), 0);
+    CHECK_TIME(now);
+    end(&g);
+    CHECK_TIME(now + 50);
+}
+
+static int abandons_a_block(void *arg)
+{
+    static double seconds = 1000;
+    (void)arg;
+    caller c = {.fn = blocks, .arg = &seconds};
+    CHECK_INT(conc_timeout(1, by_abandon, &c), -ETIMEDOUT);
+    return 0;
+}
+
+OFFLOAD_TEST(virtual_time_stands_for_a_job_while_as_many_abandoned_ones_block_as_there_are_threads)
+{
+    conc_group g = {0};
+    for (int i = 0; i < shared_threads(); i++)
+        CHECK_INT(conc_spawn(&g, abandons_a_block, NULL), 0);
+    end(&g);
+    check_time_stands_while_a_job_works();
+    CHECK_INT(conc_sleep(2000), 0);
+    check_time_stands_while_a_job_works();
+}
+
 /* Cancelled while all threads of the shared pool are busy: it never ran, or it had a thread of its own. */
 OFFLOAD_TEST(a_job_that_is_abandoned_before_it_began_never_runs)
 {
@@ -1084,6 +1194,23 @@ THREAD_TEST(an_embedded_run_is_woken_by_the_end_of_a_job)
 }
 
 /* ---- threads and memory that cannot be had, and forks ---- */
+
+static int abandons_without_threads(void *arg)
+{
+    no_threads = true;
+    int rc = conc_offload_abandon(holds, arg, frees);
+    no_threads = false;
+    return rc;
+}
+
+static int abandons_without_threads_in_a_run(void *arg) { return run_virtual(abandons_without_threads, arg); }
+
+OFFLOAD_TEST(without_a_second_thread_a_run_inside_a_job_has_its_argument_freed)
+{
+    held h = HELD(0);
+    CHECK_INT(conc_offload(abandons_without_threads_in_a_run, &h), -EAGAIN);
+    check_freed(&h, 0);
+}
 
 OFFLOAD_TEST(without_threads_an_offload_says_so)
 {

@@ -192,6 +192,46 @@ TEST(without_debug_mode_nothing_is_said)
     CHECK(strstr(report, "conc:") == NULL);
 }
 
+static int sends_itself_the_signal(void *arg)
+{
+    (void)arg;
+    raise(SIGSEGV);
+    return 0;
+}
+
+static void run_raise(void) { run_debugging(sends_itself_the_signal); }
+
+TEST(a_signal_that_is_sent_kills_as_it_would_without_conc)
+{
+    check_died(run_for_report(run_raise), SIGSEGV);
+    CHECK(strstr(report, "overflow") == NULL);
+}
+
+static int forks_a_child_that_overflows(void *arg)
+{
+    int status;
+    (void)arg;
+    pid_t child = fork();
+    if (child == 0) {
+        alarm(10);
+        run_overflow();
+        _exit(3);
+    }
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(WIFSIGNALED(status));
+    CHECK_INT(WTERMSIG(status), SIGSEGV);
+    return 0;
+}
+
+static void run_fork(void) { run_debugging(forks_a_child_that_overflows); }
+
+TEST(a_forked_child_has_its_own_report_and_dies)
+{
+    size = 65536;
+    CHECK_INT(run_for_report(run_fork), 0);
+    CHECK_CONTAINS(report, "conc: stack overflow: overflows at ");
+}
+
 /* ---- the program's own handler ---- */
 
 static void says_so(int number)
@@ -236,6 +276,31 @@ TEST(a_handler_of_the_program_is_called_afterwards)
     size = 65536;
     check_then_handler(with_a_plain_handler, 3);
     check_then_handler(with_a_knowing_handler, 5);
+}
+
+static struct sigaction chained;
+
+static void passes_on(int number, siginfo_t *info, void *context) { chained.sa_sigaction(number, info, context); }
+
+static int installs_a_handler_that_passes_on(void *arg)
+{
+    struct sigaction own = {.sa_flags = SA_SIGINFO | SA_ONSTACK};
+    (void)arg;
+    own.sa_sigaction = passes_on;
+    return sigaction(SIGSEGV, &own, &chained);
+}
+
+static void with_handlers_in_a_circle(void)
+{
+    alarm(10);
+    run_debugging(installs_a_handler_that_passes_on);
+    run_overflow();
+}
+
+TEST(handlers_that_call_each_other_come_to_an_end)
+{
+    check_died(run_for_report(with_handlers_in_a_circle), SIGSEGV);
+    CHECK_CONTAINS(report, "conc: stack overflow: overflows at ");
 }
 
 static int returns_0(void *arg)

@@ -404,6 +404,19 @@ POOL_TEST(a_job_can_be_submitted_again_once_it_has_ended_and_not_before)
     close_pool(&other);
 }
 
+POOL_TEST(what_is_left_of_a_job_that_has_ended_may_be_overwritten_in_part)
+{
+    conc_job j;
+    unsigned char *bytes = (unsigned char *)&j;
+    WITH_POOL(pool, 1);
+    for (size_t i = 0; i < sizeof j; i++)
+        for (int value = 0; value <= 4; value++) {
+            CHECK_INT(conc_pool_submit(&pool, &j, returns, &(int){7}), 0);
+            CHECK_INT(result_of(&j), 7);
+            bytes[i] = (unsigned char)value;
+        }
+}
+
 /* ---- threads ---- */
 
 /* Jobs that count how many of them there are at once, and on which threads. */
@@ -457,6 +470,29 @@ POOL_TEST(of_many_jobs_as_many_run_at_once_as_there_are_threads_and_never_more)
     CHECK_INT(crowd.most, N);
     CHECK_INT(crowd.threads, N);
 }
+
+static int meets_three_others(void *arg)
+{
+    count_up(arg);
+    count_wait(arg, 4);
+    return 0;
+}
+
+static void begin_four_jobs(void)
+{
+    for (int i = 0; i < 20; i++) {
+        counter here = COUNTER;
+        conc_job jobs[4];
+        WITH_POOL(pool, 4);
+        for (int k = 0; k < 4; k++)
+            CHECK_INT(conc_pool_submit(&pool, &jobs[k], meets_three_others, &here), 0);
+        for (int k = 0; k < 4; k++)
+            CHECK_INT(result_of(&jobs[k]), 0);
+    }
+}
+
+POOL_TEST(as_many_jobs_as_there_are_threads_all_begin) { begin_four_jobs(); }
+THREAD_TEST(as_many_jobs_of_a_plain_thread_as_there_are_threads_all_begin) { begin_four_jobs(); }
 
 POOL_TEST(jobs_one_after_another_use_one_thread)
 {
@@ -643,6 +679,34 @@ POOL_TEST(a_cancelled_submit_has_submitted_nothing_and_strands_nobody)
     check_written(2);
 }
 
+/* Its storage holds anything until then. */
+POOL_TEST(a_job_whose_submit_waits_for_a_place_is_none_yet)
+{
+    held h = HELD(0);
+    conc_job queued, j;
+    CONC_AUTO(conc_pool, pool) = {.threads = 1, .queue_limit = 1};
+    CHECK_INT(conc_pool_open(&pool), 0);
+    memset(&j, 0xff, sizeof j);
+    occupy(&pool, &h);
+    CHECK_INT(conc_pool_submit(&pool, &queued, counts, NULL), 0);
+    for (int i = 0; i < 2; i++) {
+        conc_group g = {0};
+        caller c = {by_submit, &pool, &j, counts, .begun = COUNTER};
+        start(&g, &c);
+        CHECK_INT(conc_job_cancel(&j), -EINVAL);
+        CHECK_INT(conc_job_wait(&j, NULL), -EINVAL);
+        CHECK(!conc_job_done(&j));
+        CHECK_INT(conc_pool_submit(&pool, &j, counts, NULL), -EBUSY);
+        if (i == 0)
+            cancel(&c);
+        else
+            let_go(&h);
+        end(&g);
+        CHECK_INT(c.rc, i == 0 ? -ECANCELED : 0);
+    }
+    CHECK_INT(result_of(&j), 2);
+}
+
 POOL_TEST(a_submit_whose_time_is_over_does_not_wait_for_a_place)
 {
     conc_job jobs[3];
@@ -800,6 +864,8 @@ static void check_refused(conc_pool *p, int rc)
     CHECK_INT(conc_pool_submit(p, &j, counts, NULL), rc);
     CHECK_INT(conc_pool_map(p, counts, NULL, 2, 0), rc);
     CHECK_INT(conc_pool_map_all(p, counts, NULL, 2, 0, results), rc);
+    for (int i = 0; i < 2; i++)
+        CHECK_INT(results[i], p ? rc : WAITING);
     CHECK_INT(conc_job_wait(&j, NULL), -EINVAL);
     CHECK(!conc_job_done(&j));
     CHECK_INT(calls, 0);
@@ -902,11 +968,94 @@ POOL_TEST(two_tasks_may_close_a_pool_at_the_same_time)
     start(&g, &c[0]);
     start(&g, &c[1]);
     CHECK_INT(c[0].rc, WAITING);
+    CHECK_INT(c[1].rc, WAITING);
     let_go(&h);
     end(&g);
     CHECK_INT(c[0].rc, 0);
     CHECK_INT(c[1].rc, 0);
     CHECK_INT(conc_pool_run(&pool, counts, NULL), -EPIPE);
+}
+
+/* In result: had the job ended? */
+static int closes_and_looks(void *arg)
+{
+    caller *c = arg;
+    int rc = conc_pool_close(c->pool);
+    c->result = conc_job_done(c->job);
+    return rc;
+}
+
+POOL_TEST(a_task_and_threads_that_close_a_pool_at_the_same_time_all_wait)
+{
+    enum { THREADS = 3 };
+    held h = HELD(7);
+    conc_group g = {0};
+    OPEN_POOL(pool, 2);
+    caller task = {by_close, &pool, .begun = COUNTER}, c[THREADS];
+    side s[THREADS];
+    occupy(&pool, &h);
+    start(&g, &task);
+    for (int i = 0; i < THREADS; i++) {
+        c[i] = (caller){closes_and_looks, &pool, &h.job, .begun = COUNTER};
+        s[i] = (side){.fn = calls_once, .arg = &c[i]};
+        side_start(&s[i]);
+        count_wait(&c[i].begun, 1);
+    }
+    let_go(&h);
+    end(&g);
+    CHECK_INT(task.rc, 0);
+    for (int i = 0; i < THREADS; i++) {
+        side_end(&s[i]);
+        CHECK_INT(c[i].rc, 0);
+        CHECK_INT(c[i].result, true);
+    }
+}
+
+POOL_TEST(the_second_who_closes_a_pool_can_be_cancelled_and_still_waits)
+{
+    held h = HELD(7);
+    conc_group g = {0};
+    OPEN_POOL(pool, 1);
+    queue_fifty(&pool, &h);
+    caller c[2] = {{by_close, &pool, .begun = COUNTER}, {by_close, &pool, .begun = COUNTER}};
+    start(&g, &c[0]);
+    start(&g, &c[1]);
+    cancel(&c[1]);
+    CHECK_INT(result_of(&fifty[0]), -ECANCELED);
+    CHECK_INT(c[0].rc, WAITING);
+    CHECK_INT(c[1].rc, WAITING);
+    let_go(&h);
+    end(&g);
+    CHECK(h.asked);
+    CHECK_INT(c[0].rc, 0);
+    CHECK_INT(c[0].next, 0);
+    CHECK_INT(c[1].rc, 0);
+    CHECK_INT(c[1].next, -ECANCELED);
+}
+
+static int sleeps_first(void *arg)
+{
+    CHECK_INT(conc_sleep(100), -ECANCELED);
+    return calls_once(arg);
+}
+
+POOL_TEST(a_pool_is_closed_in_the_same_turn_in_which_cancelled_tasks_use_it)
+{
+    conc_job j;
+    conc_group g = {0};
+    OPEN_POOL(pool, 1);
+    caller c[] = {{by_run, &pool, .fn = counts, .begun = COUNTER},
+                  {by_submit, &pool, &j, counts, .begun = COUNTER},
+                  {by_close, &pool, .begun = COUNTER}};
+    for (int i = 0; i < 3; i++)
+        CHECK_INT(conc_spawn(&g, sleeps_first, &c[i]), 0);
+    CHECK_INT(conc_settle(), 0);
+    conc_group_cancel(&g);
+    end(&g);
+    CHECK_INT(c[0].rc, -ECANCELED);
+    CHECK_INT(c[1].rc, -ECANCELED);
+    CHECK_INT(c[2].rc, 0);
+    CHECK_INT(calls, 0);
 }
 
 static int closes(void *pool) { return conc_pool_close(pool); }
@@ -953,7 +1102,7 @@ POOL_TEST(a_cancelled_task_that_closes_takes_the_queue_back_and_waits_for_what_r
     CHECK_INT(calls, 0);
 }
 
-static int closes_when_cancelled(void *arg)
+static int calls_when_cancelled(void *arg)
 {
     caller *c = arg;
     CHECK_INT(conc_cancel(conc_self()), 0);
@@ -967,7 +1116,7 @@ POOL_TEST(a_task_that_is_cancelled_already_closes_in_the_same_way)
     OPEN_POOL(pool, 1);
     queue_fifty(&pool, &h);
     caller c = {by_close, &pool, .begun = COUNTER};
-    CHECK_INT(conc_spawn(&g, closes_when_cancelled, &c), 0);
+    CHECK_INT(conc_spawn(&g, calls_when_cancelled, &c), 0);
     CHECK_INT(conc_settle(), 0);
     CHECK_INT(c.rc, WAITING);
     CHECK_INT(result_of(&fifty[0]), -ECANCELED);
@@ -1040,6 +1189,58 @@ POOL_TEST(the_pools_own_jobs_may_submit_while_it_closes)
         CHECK(conc_job_done(&fifty[0]));
         CHECK_INT(calls, 8);
     }
+}
+
+/* A run in a job of a pool with one thread and one place: a third job waits for a place while the first is held. */
+typedef struct own_places {
+    conc_pool pool;
+    held hold;
+    conc_job outer, jobs[2];
+    counter waits;
+} own_places;
+
+static int tells_that_the_other_waits(void *arg) { return count_up(arg) - 1; }
+
+static int submits_three(void *arg)
+{
+    own_places *o = arg;
+    conc_group g = {0};
+    CONC_TRY(conc_pool_submit(&o->pool, &o->hold.job, holds, &o->hold));
+    CONC_TRY(conc_pool_submit(&o->pool, &o->jobs[0], counts, NULL));
+    CONC_TRY(conc_spawn(&g, tells_that_the_other_waits, &o->waits));
+    int rc = conc_pool_submit(&o->pool, &o->jobs[1], counts, NULL);
+    return conc_group_end(&g, rc);
+}
+
+static int submits_three_in_a_run(void *arg) { return run_virtual(submits_three, arg); }
+
+static void close_while_an_own_job_waits_for_a_place(bool cancelled)
+{
+    own_places o = {.pool = {.threads = 1, .queue_limit = 1}, .hold = HELD(0), .waits = COUNTER};
+    conc_group g = {0};
+    caller close = {by_close, &o.pool, .begun = COUNTER};
+    CHECK_INT(conc_pool_open(&o.pool), 0);
+    CHECK_INT(conc_pool_submit(&o.pool, &o.outer, submits_three_in_a_run, &o), 0);
+    count_wait(&o.waits, 1);
+    start(&g, &close);
+    if (cancelled)
+        cancel(&close);
+    let_go(&o.hold);
+    end(&g);
+    CHECK_INT(close.rc, 0);
+    CHECK_INT(result_of(&o.outer), 0);
+    CHECK_INT(result_of(&o.jobs[0]), cancelled ? -ECANCELED : 1);
+    CHECK_INT(result_of(&o.jobs[1]), cancelled ? 1 : 2);
+}
+
+POOL_TEST(a_job_of_the_pools_own_gets_its_place_while_the_pool_closes)
+{
+    close_while_an_own_job_waits_for_a_place(false);
+}
+
+POOL_TEST(a_job_of_the_pools_own_gets_its_place_also_when_the_close_is_cancelled)
+{
+    close_while_an_own_job_waits_for_a_place(true);
 }
 
 /* Someone who submits until the pool is closed; every job that was accepted has to run. */
@@ -1535,6 +1736,31 @@ POOL_TEST(when_all_who_wait_are_cancelled_nobody_hangs)
     }
 }
 
+POOL_TEST(a_task_that_is_cancelled_already_does_not_end_a_job_for_which_others_wait)
+{
+    held h = HELD(7);
+    conc_job queued;
+    conc_group g = {0};
+    WITH_POOL(pool, 1);
+    occupy(&pool, &h);
+    CHECK_INT(conc_pool_submit(&pool, &queued, counts, NULL), 0);
+    caller c[4];
+    for (int i = 0; i < 4; i++)
+        c[i] = (caller){by_wait, .job = i < 2 ? &h.job : &queued, .begun = COUNTER};
+    start(&g, &c[0]);
+    start(&g, &c[2]);
+    CHECK_INT(conc_spawn(&g, calls_when_cancelled, &c[1]), 0);
+    CHECK_INT(conc_spawn(&g, calls_when_cancelled, &c[3]), 0);
+    CHECK_INT(conc_settle(), 0);
+    for (int i = 0; i < 4; i++)
+        CHECK_INT(c[i].rc, WAITING);
+    let_go(&h);
+    end(&g);
+    CHECK(!h.asked);
+    for (int i = 0; i < 4; i++)
+        CHECK_INT(c[i].result, i < 2 ? 7 : 1);
+}
+
 POOL_TEST(a_plain_thread_that_waits_too_keeps_the_job_from_being_taken_back)
 {
     held h = HELD(7);
@@ -1593,6 +1819,62 @@ POOL_TEST(a_job_can_be_cancelled_in_each_of_its_states)
     CHECK_INT(calls, 2);
     CHECK_INT(conc_pool_submit(&pool, &queued[1], counts, NULL), 0);
     CHECK_INT(result_of(&queued[1]), 3); /* the cancel was of the one before */
+}
+
+/* {a job waits in a run: there is a second thread}; {that takes several jobs, and is held in the first}; {the run ends, and
+ * its job runs the second of those}; {the thread ends}. */
+static struct {
+    conc_pool pool;
+    held first, second;
+    conc_job outer, rest[10];
+} claimed = {.pool = {.threads = 1}, .first = HELD(0), .second = HELD(0)};
+
+static int submits_twelve(void *arg)
+{
+    (void)arg;
+    CONC_TRY(conc_pool_submit(&claimed.pool, &claimed.first.job, holds, &claimed.first));
+    CONC_TRY(conc_pool_submit(&claimed.pool, &claimed.second.job, holds, &claimed.second));
+    for (int i = 0; i < 10; i++)
+        CONC_TRY(conc_pool_submit(&claimed.pool, &claimed.rest[i], counts, NULL));
+    return 0;
+}
+
+/* A task holds up the loop: until then there may be the second thread. */
+static int holds_the_loop(void *arg)
+{
+    (void)arg;
+    count_wait(&claimed.first.entered, 1);
+    return 0;
+}
+
+static int has_twelve_submitted(void *arg)
+{
+    conc_group g = {0};
+    CONC_TRY(conc_spawn(&g, holds_the_loop, NULL));
+    int rc = conc_pool_run(&claimed.pool, submits_twelve, arg);
+    return conc_group_end(&g, rc);
+}
+
+static int claims_the_second(void *arg)
+{
+    int result = WAITING;
+    CONC_TRY(conc_run(has_twelve_submitted, arg));
+    CONC_TRY(conc_job_wait(&claimed.second.job, &result));
+    return result;
+}
+
+THREAD_TEST(a_job_can_be_cancelled_when_the_thread_that_would_have_run_it_is_no_more)
+{
+    CHECK_INT(conc_pool_open(&claimed.pool), 0);
+    CHECK_INT(conc_pool_submit(&claimed.pool, &claimed.outer, claims_the_second, NULL), 0);
+    count_wait(&claimed.second.entered, 1);
+    let_go(&claimed.first);
+    check_threads(base + 1);
+    CHECK_INT(conc_job_cancel(&claimed.second.job), 0);
+    let_go(&claimed.second);
+    CHECK_INT(result_of(&claimed.outer), 0);
+    CHECK(claimed.second.asked);
+    close_pool(&claimed.pool);
 }
 
 POOL_TEST(a_job_can_be_cancelled_from_anywhere)
@@ -2032,6 +2314,96 @@ POOL_TEST(jobs_that_block_end_in_the_order_of_their_times)
         CHECK_TIME(begun + 4);
         check_written(4);
     }
+}
+
+/* Jobs of jobs: a map, and jobs that are waited for. */
+static int maps_blocks(void *arg)
+{
+    double seconds[3] = {2, 2, 2};
+    return conc_pool_map(arg, blocks, seconds, 3, sizeof(double));
+}
+
+static int waits_for_blocks(void *arg)
+{
+    static double seconds[2] = {2, 3};
+    conc_job jobs[2];
+    for (int i = 0; i < 2; i++)
+        CONC_TRY(conc_pool_submit(arg, &jobs[i], blocks, &seconds[i]));
+    for (int i = 0; i < 2; i++)
+        CONC_TRY(conc_job_wait(&jobs[i], NULL));
+    return 0;
+}
+
+POOL_TEST(the_jobs_of_a_job_block_on_its_clock)
+{
+    WITH_POOL(one, 1);
+    WITH_POOL(three, 3);
+    CHECK_INT(conc_pool_run(&one, maps_blocks, &one), 0);
+    CHECK_TIME(6);
+    CHECK_INT(conc_pool_run(&three, maps_blocks, &three), 0);
+    CHECK_TIME(8);
+    CHECK_INT(conc_pool_run(&one, waits_for_blocks, &one), 0);
+    CHECK_TIME(13);
+    CHECK_INT(conc_pool_run(&one, waits_for_blocks, &three), 0);
+    CHECK_TIME(16);
+}
+
+/* Time for virtual time to go on, wrongly. */
+static int works_a_while(void *arg)
+{
+    (void)arg;
+    for (int i = 0; i < 20; i++)
+        nap();
+    return 0;
+}
+
+static conc_job left_job;
+
+static int leaves_work(void *pool) { return conc_pool_submit(pool, &left_job, works_a_while, NULL); }
+
+POOL_TEST(virtual_time_stands_while_a_job_runs_that_a_job_has_left)
+{
+    WITH_POOL(pool, 2);
+    CHECK_INT(conc_pool_run(&pool, leaves_work, &pool), 0);
+    CHECK_INT(conc_sleep(1), 0);
+    CHECK(conc_job_done(&left_job));
+}
+
+/* In a run inside a job, on the only thread: its place is taken by another one, which blocks. */
+static int runs_a_block(void *pool)
+{
+    double seconds = 1000;
+    return conc_pool_run(pool, blocks, &seconds);
+}
+
+static int sleeps_often(void *arg)
+{
+    (void)arg;
+    for (int i = 0; i < 50; i++)
+        CONC_TRY(conc_sleep(1));
+    return 0;
+}
+
+static int works_behind_a_block(void *pool)
+{
+    conc_group g = {0};
+    CONC_TRY(conc_spawn(&g, runs_a_block, pool));
+    CONC_TRY(conc_sleep(0.5));
+    CHECK_INT(conc_pool_run(pool, works_a_while, NULL), 0);
+    CHECK_TIME(1000);
+    CHECK_INT(conc_spawn(&g, sleeps_often, NULL), 0);
+    CHECK_INT(conc_yield(), 0);
+    CHECK_INT(conc_pool_run(pool, works_a_while, NULL), 0);
+    CHECK_TIME(1000);
+    return conc_group_wait(&g);
+}
+
+static int works_behind_a_block_in_a_run(void *pool) { return run_virtual(works_behind_a_block, pool); }
+
+POOL_TEST(virtual_time_stands_in_a_run_inside_a_job_whose_pool_was_blocked)
+{
+    WITH_POOL(pool, 1);
+    CHECK_INT(conc_pool_run(&pool, works_behind_a_block_in_a_run, &pool), 0);
 }
 
 POOL_TEST(blocks_that_take_no_time_or_make_no_sense)
@@ -2524,6 +2896,56 @@ POOL_TEST(a_cancelled_map_starts_no_more_and_waits_for_what_runs)
     CHECK_INT(cancelled_map(&m, true, 4, 7).rc, -ECANCELED);
     for (int i = 0; i < 4; i++)
         CHECK_INT(m.results[i], i < 2 ? 7 : -ECANCELED);
+}
+
+static int maps_held(void *h) { return conc_pool_map(outer_pool, holds, h, 200, 0); }
+
+POOL_TEST(a_map_in_a_job_ends_when_that_job_is_cancelled)
+{
+    held h = HELD(0);
+    conc_job j;
+    WITH_POOL(pool, 2);
+    outer_pool = &pool;
+    CHECK_INT(conc_pool_submit(&pool, &j, maps_held, &h), 0);
+    count_wait(&h.entered, 2);
+    CHECK_INT(conc_job_cancel(&j), 0);
+    let_go(&h);
+    CHECK_INT(result_of(&j), -ECANCELED);
+    CHECK_INT(count_now(&h.entered), 2);
+    CHECK(h.asked);
+}
+
+static int waits_to_be_asked(void *entered)
+{
+    count_up(entered);
+    while (!conc_job_cancelled())
+        nap();
+    return 0;
+}
+
+/* The first maps; the second fails when the elements of that map have begun. */
+typedef struct map_in_map {
+    counter *entered;
+    bool fails;
+} map_in_map;
+
+static int maps_or_fails(void *arg)
+{
+    map_in_map *m = arg;
+    if (!m->fails)
+        return conc_pool_map(outer_pool, waits_to_be_asked, m->entered, 200, 0);
+    count_wait(m->entered, 1);
+    return -EPROTO;
+}
+
+POOL_TEST(a_map_in_a_map_ends_when_the_outer_one_has_failed)
+{
+    counter entered = COUNTER;
+    map_in_map m[2] = {{&entered, false}, {&entered, true}};
+    WITH_POOL(pool, 2);
+    outer_pool = &pool;
+    CHECK_INT(conc_pool_map(&pool, maps_or_fails, m, 2, sizeof m[0]), -EPROTO);
+    CHECK_INT(count_now(&entered), 1);
 }
 
 POOL_TEST(a_map_that_is_cancelled_when_all_has_begun_did_all)

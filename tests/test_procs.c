@@ -1297,6 +1297,8 @@ static void check_broken(int (*init)(void), bool forks, const char *words)
     CHECK_INT(conc_procs_map(&pool, adds_one, &n, 1, sizeof n), -ENOTRECOVERABLE);
     CHECK_CONTAINS(conc_last_error(), words);
     CHECK_INT(conc_procs_map_all(&pool, adds_one, many, N, sizeof(int), results), -ENOTRECOVERABLE);
+    for (int i = 0; i < N; i++)
+        CHECK_INT(results[i], -ENOTRECOVERABLE);
     CHECK_INT(many[0] + n, 3);
     close_pool(&pool);
     check_no_children();

@@ -517,6 +517,33 @@ TEST(a_limit_for_the_size_of_files_ends_the_trace_and_not_the_program)
     CHECK_INT(unlink(name), 0);
 }
 
+static int closes_the_reader_and_yields(void *arg)
+{
+    static int n = 20000;
+    CHECK_INT(close(*(int *)arg), 0);
+    return yields_often(&n);
+}
+
+static void run_into_a_pipe(void)
+{
+    int ends[2];
+    char name[64];
+    CHECK_INT(pipe(ends), 0);
+    snprintf(name, sizeof name, "/proc/self/fd/%d", ends[1]);
+    conc_options o = {.virtual_clock = true, .trace = name};
+    snprintf(path, sizeof path, "%s", "/");
+    CHECK(conc_run_with(&o, closes_the_reader_and_yields, &ends[0]) >= 0);
+    sigset_t pending;
+    CHECK_INT(sigpending(&pending), 0);
+    CHECK(!sigismember(&pending, SIGPIPE));
+}
+
+TEST(a_pipe_whose_reader_is_gone_ends_the_trace_and_not_the_program)
+{
+    CHECK_INT(test_in_process(run_into_a_pipe, report, sizeof report), 0);
+    CHECK_CONTAINS(report, "conc: the trace ends here: Broken pipe");
+}
+
 static int returns_7(void *arg)
 {
     (void)arg;
