@@ -6585,6 +6585,7 @@ static struct conc__signalling {
     _Atomic(conc_loop *) loops[CONC__SIGNAL_LOOPS];
     atomic_int running; /* handlers at work: what they may look at must stay */
     int faults;         /* runs that want the report of a stack overflow */
+    int questions;      /* runs whose watchdog may ask where their thread is */
 } conc__signalling = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 static const int conc__interrupting[] = {SIGINT, SIGTERM};
@@ -7023,7 +7024,7 @@ CONC__PRIVATE void conc__signals_forget(void)
     for (int i = 0; i < CONC__SIGNAL_LOOPS; i++)
         atomic_store(&conc__signalling.loops[i], NULL);
     atomic_store(&conc__signalling.running, 0);
-    conc__signalling.faults = 0;
+    conc__signalling.faults = conc__signalling.questions = 0;
     pthread_mutex_init(&conc__signalling.mutex, NULL);
 }
 
@@ -7621,7 +7622,9 @@ CONC__PRIVATE int conc__utf8(const unsigned char *p)
     for (int i = 1; i <= more; i++)
         if ((p[i] & 0xc0) != 0x80)
             return 0;
-    return more + 1;
+    bool overlong = (p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xf0 && p[1] < 0x90);
+    bool none = (p[0] == 0xed && p[1] > 0x9f) || (p[0] == 0xf4 && p[1] > 0x8f); /* a surrogate, or above U+10FFFF */
+    return overlong || none ? 0 : more + 1;
 }
 
 /* What a JSON string may hold, of a name; shortened so that it fits into an event. */
@@ -8265,27 +8268,34 @@ CONC__PRIVATE void conc__on_question(int number, siginfo_t *info, void *context)
     errno = saved;
 }
 
-/* Does the signal reach conc's handler, and nobody else? A program may have taken it since, or block it. */
+/* A line of what the system tells of a thread, from this word on; NULL: it tells nothing. */
+CONC__PRIVATE const char *conc__thread_told(long thread, const char *word, char *text, size_t size)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/task/%ld/status", thread);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd >= 0 ? read(fd, text, size - 1) : -1;
+    if (fd >= 0)
+        close(fd);
+    text[n > 0 ? n : 0] = 0;
+    return strstr(text, word);
+}
+
+/* May the signal be sent? Not to a thread that sleeps, as that would end early; nor to a program that has taken it since, or
+ * blocks it. */
 CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
 {
     struct sigaction now;
-    if (sigaction(SIGURG, NULL, &now) || !(now.sa_flags & SA_SIGINFO) || now.sa_sigaction != conc__on_question)
+    char text[4096];
+    unsigned long long blocked;
+    if (!d->asks || sigaction(SIGURG, NULL, &now) || !(now.sa_flags & SA_SIGINFO) ||
+        now.sa_sigaction != conc__on_question)
         return false;
-#ifdef __linux__
-    char path[64], text[4096];
-    unsigned long long blocked = 0;
-    snprintf(path, sizeof path, "/proc/self/task/%ld/status", d->of_number);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t size = fd >= 0 ? read(fd, text, sizeof text - 1) : -1;
-    if (fd >= 0)
-        close(fd);
-    text[size > 0 ? size : 0] = 0;
-    const char *line = strstr(text, "\nSigBlk:");
-    return !line || sscanf(line, "\nSigBlk: %llx", &blocked) != 1 || !(blocked >> (SIGURG - 1) & 1);
-#else
-    (void)d;
-    return true;
-#endif
+    if (conc__on_valgrind()) /* which stops all threads but one, so none is seen to run */
+        return true;
+    const char *state = conc__thread_told(d->of_number, "\nState:\tR", text, sizeof text);
+    const char *mask = state ? strstr(state, "\nSigBlk:") : NULL;
+    return mask && sscanf(mask, "\nSigBlk: %llx", &blocked) == 1 && !(blocked >> (SIGURG - 1) & 1);
 }
 
 /* Asks the thread for its frames by a signal, which restarts what it interrupts. */
@@ -8293,8 +8303,6 @@ CONC__PRIVATE int conc__frames_by_question(conc__watchdog *d)
 {
     int n = 0;
     struct timespec limit = conc__real_time_in(200000000);
-    if (!conc__may_ask(d))
-        return 0;
     atomic_store(&conc__questioner, d);
     bool answered = pthread_kill(d->of, SIGURG) == 0;
     while (answered && sem_timedwait(&d->answered, &limit))
@@ -8325,7 +8333,7 @@ CONC__PRIVATE void conc__watchdog_tell(conc__watchdog *d)
         frames = conc__frames_on_stack(sp, pc);
 #endif
 #ifdef CONC__BACKTRACE
-    if (!sleeps && d->asks)
+    if (!sleeps && conc__may_ask(d))
         frames = conc__frames_by_question(d);
 #endif
     if (!frames)
@@ -8350,13 +8358,16 @@ CONC__PRIVATE void *conc__watchdog_main(void *arg)
     return NULL;
 }
 
-/* The handler for questions, where the program has none of its own for that signal. */
-CONC__PRIVATE bool conc__questions_open(void)
+static struct sigaction conc__question_before;
+
+/* The handler for questions, where the program has none of its own for that signal, and there is a stack for it. */
+CONC__PRIVATE bool conc__questions_open(const conc_loop *l)
 {
 #ifdef CONC__BACKTRACE
     struct sigaction now, ours;
+    stack_t stack;
     void *frames[4];
-    if (sigaction(SIGURG, NULL, &now))
+    if (l->signal_slot < 0 || sigaltstack(NULL, &stack) || stack.ss_flags & SS_DISABLE || sigaction(SIGURG, NULL, &now))
         return false;
     bool mine = (now.sa_flags & SA_SIGINFO) && now.sa_sigaction == conc__on_question;
     if (!mine && ((now.sa_flags & SA_SIGINFO) || (now.sa_handler != SIG_DFL && now.sa_handler != SIG_IGN)))
@@ -8365,10 +8376,47 @@ CONC__PRIVATE bool conc__questions_open(void)
     memset(&ours, 0, sizeof ours);
     ours.sa_sigaction = conc__on_question;
     ours.sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK;
-    return mine || sigaction(SIGURG, &ours, NULL) == 0; /* it stays: what it does without a question is nothing */
+    pthread_mutex_lock(&conc__signalling.mutex);
+    if (!mine)
+        conc__question_before = now;
+    bool taken = mine || sigaction(SIGURG, &ours, NULL) == 0;
+    conc__signalling.questions += taken;
+    pthread_mutex_unlock(&conc__signalling.mutex);
+    return taken;
 #else
+    (void)l;
     return false;
 #endif
+}
+
+CONC__PRIVATE void conc__questions_close(void)
+{
+#ifdef CONC__BACKTRACE
+    struct sigaction now;
+    pthread_mutex_lock(&conc__signalling.mutex);
+    if (--conc__signalling.questions == 0 && sigaction(SIGURG, NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO) &&
+        now.sa_sigaction == conc__on_question)
+        sigaction(SIGURG, &conc__question_before, NULL);
+    pthread_mutex_unlock(&conc__signalling.mutex);
+#endif
+}
+
+CONC__PRIVATE void conc__watchdog_close(conc_loop *l)
+{
+    conc__watchdog *d = l->watchdog;
+    pthread_mutex_lock(&d->mutex);
+    d->ends = true;
+    pthread_cond_signal(&d->changed);
+    pthread_mutex_unlock(&d->mutex);
+    if (!pthread_equal(d->id, d->of)) /* else it could not be started */
+        pthread_join(d->id, NULL);
+    if (d->asks)
+        conc__questions_close();
+    sem_destroy(&d->answered);
+    pthread_cond_destroy(&d->changed);
+    pthread_mutex_destroy(&d->mutex);
+    CONC_FREE(d);
+    l->watchdog = NULL;
 }
 
 CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
@@ -8386,34 +8434,18 @@ CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
     d->of_number = syscall(SYS_gettid);
 #endif
     d->most = conc__ns(l->options.slow_step);
-    d->asks = conc__questions_open();
+    d->asks = conc__questions_open(l);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int rc = pthread_create(&d->id, NULL, conc__watchdog_main, d);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+    l->watchdog = d;
     if (rc) {
-        CONC_FREE(d);
+        d->id = d->of;
+        conc__watchdog_close(l);
         return -EAGAIN;
     }
-    l->watchdog = d;
     return 0;
-}
-
-CONC__PRIVATE void conc__watchdog_close(conc_loop *l)
-{
-    conc__watchdog *d = l->watchdog;
-    if (!d)
-        return;
-    pthread_mutex_lock(&d->mutex);
-    d->ends = true;
-    pthread_cond_signal(&d->changed);
-    pthread_mutex_unlock(&d->mutex);
-    pthread_join(d->id, NULL);
-    sem_destroy(&d->answered);
-    pthread_cond_destroy(&d->changed);
-    pthread_mutex_destroy(&d->mutex);
-    CONC_FREE(d);
-    l->watchdog = NULL;
 }
 
 /* ---- >>stepping ----------------------------------------------------------------------------------------------- */
@@ -8570,9 +8602,10 @@ CONC__PRIVATE int conc__diagnosis_open(conc_loop *l)
 /* It has ended, or did not begin. */
 CONC__PRIVATE void conc__diagnosis_close(conc_loop *l)
 {
-    if (l->watchdog)
+    if (l->watchdog) {
         atomic_fetch_sub(&conc__debug_runs, 1);
-    conc__watchdog_close(l);
+        conc__watchdog_close(l);
+    }
     conc__dumps_close(l);
     conc__faults_close(l);
     conc__opened_tell(l);
