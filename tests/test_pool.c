@@ -1052,8 +1052,8 @@ POOL_TEST(a_pool_is_closed_in_the_same_turn_in_which_cancelled_tasks_use_it)
     CHECK_INT(conc_settle(), 0);
     conc_group_cancel(&g);
     end(&g);
-    CHECK_INT(c[0].rc, -ECANCELED);
-    CHECK_INT(c[1].rc, -ECANCELED);
+    for (int i = 0; i < 2; i++) /* in which order they run is not promised */
+        CHECK(c[i].rc == -ECANCELED || c[i].rc == -EPIPE);
     CHECK_INT(c[2].rc, 0);
     CHECK_INT(calls, 0);
 }
