@@ -11995,7 +11995,7 @@ static const conc__wait_kind conc__wants_place = {.what = "waits for a place in 
 CONC__PRIVATE conc__crew *conc__pool_enter(conc__crew **crew, unsigned *users, int *rc)
 {
     unsigned before = __atomic_fetch_add(users, 1, __ATOMIC_ACQUIRE);
-    conc__crew *c = before & CONC__POOL_CLOSED ? NULL : *crew;
+    conc__crew *c = before & CONC__POOL_CLOSED ? NULL : __atomic_load_n(crew, __ATOMIC_ACQUIRE);
     *rc = c ? c->forks == conc__forks ? 0 : -EPERM : before & CONC__POOL_CLOSED ? -EPIPE : -EINVAL;
     if (*rc == 0)
         return c;
@@ -12430,12 +12430,22 @@ CONC__PRIVATE void conc__threads_end(conc__crew *c)
 
 /* ---- >>pool --------------------------------------------------------------------------------------------------- */
 
+/* In a forked child: forgets the parent's crew, and users that were threads of the parent. */
+CONC__PRIVATE void conc__pool_disown(conc__crew **crew, unsigned *users)
+{
+    __atomic_store_n(crew, NULL, __ATOMIC_RELAXED);
+    __atomic_store_n(users, 0, __ATOMIC_RELAXED);
+}
+
+/* The users are not set to none: those may still be counted who were just refused. */
 CONC__PRIVATE int conc__pool_opens(conc__crew **crew, unsigned *users, conc__crew *c)
 {
     if (!c)
         return -ENOMEM;
-    __atomic_store_n(users, 0, __ATOMIC_RELAXED);
+    if (*crew)
+        conc__pool_disown(crew, users);
     __atomic_store_n(crew, c, __ATOMIC_RELEASE);
+    __atomic_fetch_and(users, ~CONC__POOL_CLOSED, __ATOMIC_RELEASE);
     return 0;
 }
 
@@ -12563,9 +12573,10 @@ CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*en
     if (!c) {
         if (rc == -EPERM && *crew) { /* a parent's */
             pthread_mutex_lock(&conc__crews);
-            conc__crew_free(*crew);
+            if (!conc__frame_of(*crew)) /* else the job that has forked still looks at it */
+                conc__crew_free(*crew);
             pthread_mutex_unlock(&conc__crews);
-            *crew = NULL;
+            conc__pool_disown(crew, users);
         }
         return 0;
     }
@@ -13294,6 +13305,7 @@ CONC__PRIVATE int conc__open_file(const char *path, int flags)
     do
         fd = open(path, flags | O_CLOEXEC, 0666);
     while (fd < 0 && errno == EINTR);
+    fd = conc__not_standard(fd); /* else what the program prints meanwhile may go into the file */
     return fd < 0 ? -errno : fd;
 }
 
@@ -13390,7 +13402,12 @@ CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t 
         snprintf(name, size, ".conc-%08x", (unsigned)conc__mix(&draw));
         fd = openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
     }
-    return fd < 0 ? -errno : fd;
+    bool made = fd >= 0;
+    fd = conc__not_standard(fd);
+    int rc = fd < 0 ? -errno : fd;
+    if (made && fd < 0)
+        unlinkat(directory, name, 0);
+    return rc;
 }
 
 /* Fills the new file; before: the one that it will replace, NULL: none. */
@@ -13654,6 +13671,18 @@ extern int conc__spawn_chdir(posix_spawn_file_actions_t *a,
 /* Over the state of all children: a process is reaped once, and not signalled after that. */
 static pthread_mutex_t conc__children = PTHREAD_MUTEX_INITIALIZER;
 
+/* On failure none of the two is open. */
+CONC__PRIVATE int conc__ends_not_standard(int ends[2])
+{
+    for (int i = 0; i < 2; i++)
+        if ((ends[i] = conc__not_standard(ends[i])) < 0) {
+            int rc = -errno;
+            close(ends[1 - i]);
+            return rc;
+        }
+    return 0;
+}
+
 CONC__PRIVATE int conc__pipe(int ends[2])
 {
 #if defined __linux__ && defined SYS_pipe2
@@ -13665,13 +13694,7 @@ CONC__PRIVATE int conc__pipe(int ends[2])
     fcntl(ends[0], F_SETFD, FD_CLOEXEC);
     fcntl(ends[1], F_SETFD, FD_CLOEXEC);
 #endif
-    for (int i = 0; i < 2; i++)
-        if ((ends[i] = conc__not_standard(ends[i])) < 0) {
-            int rc = -errno;
-            close(ends[1 - i]);
-            return rc;
-        }
-    return 0;
+    return conc__ends_not_standard(ends);
 }
 
 /* The mask that the program had before conc changed it. */
@@ -13715,8 +13738,8 @@ CONC__PRIVATE int conc__child_end(conc__child_starting *s, int number, int wante
 {
     int ends[2], rc = 0, *far_end = &s->far_ends[number];
     if (wanted == CONC_NULL) {
-        *far_end = conc__not_standard(conc__open_file("/dev/null", number ? O_WRONLY : O_RDONLY));
-        rc = *far_end < 0 ? -errno : 0;
+        *far_end = conc__open_file("/dev/null", number ? O_WRONLY : O_RDONLY);
+        rc = *far_end < 0 ? *far_end : 0;
     } else if (wanted == CONC_PIPE) {
         rc = conc__pipe(ends);
         if (rc == 0) {
@@ -14291,6 +14314,21 @@ typedef struct conc__handing {
     size_t size;
 } conc__handing;
 
+CONC__PRIVATE int conc__sockets(int ends[2])
+{
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends))
+        return -errno;
+    return conc__ends_not_standard(ends);
+}
+
+/* The other end comes to the end of what was sent. A close alone would not do: a process that the program has forked may have
+ * a copy of the socket. */
+CONC__PRIVATE void conc__hang_up(int socket)
+{
+    shutdown(socket, SHUT_RDWR);
+    close(socket);
+}
+
 CONC__PRIVATE int conc__hand(int socket, const conc__handing *h, int fd)
 {
     union {
@@ -14332,7 +14370,9 @@ CONC__PRIVATE int conc__handed(int socket, conc__handing *h, int *fd)
     *fd = -1;
     if (n == (ssize_t)sizeof *h && m.msg_controllen >= CMSG_LEN(sizeof(int)))
         memcpy(fd, CMSG_DATA(&control.head), sizeof *fd);
-    return n < 0 ? -errno : n == (ssize_t)sizeof *h;
+    int rc = n < 0 ? -errno : n == (ssize_t)sizeof *h;
+    *fd = conc__not_standard(*fd); /* else a job that prints would write into it */
+    return rc;
 }
 
 CONC__PRIVATE void conc__futex_wait(unsigned *word, unsigned while_it_is)
@@ -14601,6 +14641,7 @@ typedef struct conc__hub {
     int (*init)(void);
     size_t memory_limit;
     int coming;
+    conc__waiter *closer; /* waits for the manager's end */
     struct pollfd *polls;
     conc__station stations[];
 } conc__hub;
@@ -15068,13 +15109,13 @@ CONC__PRIVATE int conc__hand_all(const conc__hub *h, const conc__station *s, int
 CONC__PRIVATE int conc__worker_exec(const conc__hub *h, conc__station *s)
 {
     char path[4096], mark[64];
-    int ends[2];
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends))
-        return -errno;
+    int ends[2], rc = conc__sockets(ends);
+    if (rc)
+        return rc;
     conc__own_path(path, sizeof path);
     conc__worker_mark(mark, sizeof mark);
     char **env = conc__worker_environment(mark);
-    int rc = env ? conc__spawn_worker(h, path, env, ends[1], &s->pid) : -ENOMEM;
+    rc = env ? conc__spawn_worker(h, path, env, ends[1], &s->pid) : -ENOMEM;
     conc_free(env);
     close(ends[1]);
     if (rc == 0 && (rc = conc__hand_all(h, s, ends[0])) != 0) { /* it must not serve with what it got */
@@ -15082,17 +15123,25 @@ CONC__PRIVATE int conc__worker_exec(const conc__hub *h, conc__station *s)
         while (waitpid(s->pid, NULL, 0) < 0 && errno == EINTR)
             ;
     }
-    close(ends[0]);
+    conc__hang_up(ends[0]);
     return rc;
+}
+
+/* Has the zygote end, if it has not. */
+CONC__PRIVATE void conc__zygote_leave(conc__hub *h)
+{
+    if (h->zygote >= 0)
+        conc__hang_up(h->zygote);
+    h->zygote = -1;
 }
 
 /* The zygote's answer to a question; if it cannot be had, the zygote is given up. */
 CONC__PRIVATE int conc__zygote_asked(conc__hub *h, conc__handing *told, int fd)
 {
     int none, rc = h->zygote < 0 ? -ECHILD : conc__hand(h->zygote, told, fd);
-    if (rc == 0 && conc__handed(h->zygote, told, &none) != 1) {
-        close(h->zygote);
-        h->zygote = -1;
+    bool gone = rc == -EPIPE || rc == -ECONNRESET;
+    if (gone || (rc == 0 && conc__handed(h->zygote, told, &none) != 1)) {
+        conc__zygote_leave(h);
         rc = -ECHILD;
     }
     return rc;
@@ -15141,6 +15190,11 @@ CONC__PRIVATE void conc__hub_fails(conc__hub *h, int rc, const char *why)
     for (int i = 0; i < h->crew->most; i++)
         if (h->stations[i].state != CONC__EMPTY)
             return; /* the others go on */
+    if (h->forks && h->zygote < 0) {
+        rc = h->broken = -ENOTRECOVERABLE;
+        why = "the process that forks the workers has ended";
+        conc__copy(h->why, sizeof h->why, why);
+    }
     while (h->crew->queued)
         conc__job_undone(h->crew, conc__backlog_pop(h->crew), rc, why);
 }
@@ -15339,17 +15393,12 @@ CONC__PRIVATE void *conc__manager_main(void *arg)
     while (!h->ending) {
         conc__hub_send(h, true);
         conc__hub_staff(h);
-        if (h->forks && h->zygote < 0 && !h->broken) {
-            h->broken = -ENOTRECOVERABLE;
-            conc__copy(h->why, sizeof h->why, "the process that forks the workers has ended");
-        }
         conc__hub_collect(h, true); /* a reply may have come while nobody looked at its station */
         if (!h->ending)
             conc__hub_wait(h, conc__hub_trim(h));
     }
     conc__hub_dismiss(h);
-    if (c->closer)
-        conc__waiter_wake(c->closer, 0);
+    conc__waiter_wake(h->closer, 0);
     pthread_mutex_unlock(&c->mutex);
     return NULL;
 }
@@ -15426,11 +15475,9 @@ CONC__PRIVATE bool conc__has_threads(void)
 
 CONC__PRIVATE int conc__zygote_start(conc__hub *h)
 {
-    int ends[2], parent = getpid();
-    if (conc__has_threads())
-        return -EBUSY;
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends))
-        return -errno;
+    int ends[2], parent = getpid(), rc = conc__has_threads() ? -EBUSY : conc__sockets(ends);
+    if (rc)
+        return rc;
     fflush(NULL); /* else each worker would write it too */
     pid_t pid = fork();
     if (pid == 0) {
@@ -15440,7 +15487,7 @@ CONC__PRIVATE int conc__zygote_start(conc__hub *h)
         pthread_sigmask(SIG_SETMASK, &mask, NULL);
         conc__zygote_main(h, parent);
     }
-    int rc = pid < 0 ? -errno : 0;
+    rc = pid < 0 ? -errno : 0;
     close(ends[1]);
     h->zygote = ends[0];
     h->zygote_pid = pid > 0 ? (int)pid : 0;
@@ -15628,9 +15675,7 @@ CONC__PRIVATE void conc__procs_end(conc__crew *c)
     conc__hub *h = c->hub;
     if (h->manages)
         pthread_join(h->manager, NULL);
-    if (h->zygote >= 0)
-        close(h->zygote);
-    h->zygote = -1;
+    conc__zygote_leave(h);
     while (h->zygote_pid && waitpid(h->zygote_pid, NULL, 0) < 0 && errno == EINTR)
         ;
     for (int i = 0; i < c->most; i++)
@@ -15638,6 +15683,9 @@ CONC__PRIVATE void conc__procs_end(conc__crew *c)
     conc__lock_briefly(&c->mutex);
     conc__crew_release(c);
 }
+
+/* A cancel changes nothing: the workers are to end at once already. */
+static const conc__wait_kind conc__wants_no_workers = {.what = "closes a pool, and waits for its workers' end"};
 
 /* Has the workers end, and waits for that. */
 CONC__PRIVATE void conc__hub_close(conc_loop *l, conc__crew *c)
@@ -15650,8 +15698,8 @@ CONC__PRIVATE void conc__hub_close(conc_loop *l, conc__crew *c)
     }
     conc__hub_ring(c->hub);
     conc__waiter w = {0};
-    conc__line_up(&c->closer, &w);
-    conc__wait_outside(l, &w, &conc__wants_end, c, &c->mutex, NULL);
+    conc__line_up(&c->hub->closer, &w); /* not the crew's: whatever settles there, the workers have not ended */
+    conc__wait_outside(l, &w, &conc__wants_no_workers, c, &c->mutex, NULL);
 }
 
 CONC_API CONC__CALLED int conc_procs_close(conc_procs *p)

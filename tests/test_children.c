@@ -1201,6 +1201,58 @@ CHILD_TEST(a_forked_process_starts_programs_in_a_run_of_its_own)
     check_exits(&c, 0);
 }
 
+/* What was freed is as if others had it. */
+static void overwrite_freed_memory(void)
+{
+    static char *blocks[1024];
+    for (size_t i = 0; i < CONC_LEN(blocks); i++) {
+        blocks[i] = malloc(16 * (i + 1));
+        CHECK(blocks[i] != NULL);
+        memset(blocks[i], 0xff, 16 * (i + 1));
+    }
+}
+
+static conc_pool pool_of_a_job;
+
+static int asks_where_it_is(void *thread)
+{
+    *(pthread_t *)thread = pthread_self();
+    return conc_job_cancelled();
+}
+
+/* In a job of the pool. */
+static void closes_its_pool_in_a_forked_process(void)
+{
+    pthread_t other = pthread_self();
+    alarm(10);
+    CHECK_INT(conc_pool_close(&pool_of_a_job), 0);
+    overwrite_freed_memory();
+    CHECK(!conc_job_cancelled());
+    CHECK_INT(compare_status(NULL), 7);
+    CHECK_INT(conc_pool_open(&pool_of_a_job), 0);
+    CHECK_INT(conc_pool_run(&pool_of_a_job, asks_where_it_is, &other), 0);
+    CHECK(!pthread_equal(other, pthread_self()));
+    CHECK_INT(conc_pool_close(&pool_of_a_job), 0);
+}
+
+static int forks(void *arg)
+{
+    static char text[4096];
+    (void)arg;
+    CHECK_INT(test_in_process(closes_its_pool_in_a_forked_process, text, sizeof text), 0);
+    CHECK_STR(text, "");
+    return 0;
+}
+
+THREAD_CHILD_TEST(a_job_that_forks_starts_programs_where_its_pool_was_closed)
+{
+    pool_of_a_job = (conc_pool){.threads = 2};
+    remember_own_status();
+    CHECK_INT(conc_pool_open(&pool_of_a_job), 0);
+    CHECK_INT(conc_pool_run(&pool_of_a_job, forks, NULL), 0);
+    CHECK_INT(conc_pool_close(&pool_of_a_job), 0);
+}
+
 static bool posted_ran;
 
 static void call_in_a_post(void *arg)

@@ -687,6 +687,80 @@ FILE_TEST(a_pipe_with_a_name_takes_a_megabyte_and_stays_a_pipe)
     free(text);
 }
 
+/* ---- a program whose standard output is closed ---- */
+
+static bool is_closed(int fd) { return fcntl(fd, F_GETFD) < 0 && errno == EBADF; }
+
+static int close_output(void)
+{
+    int kept = fcntl(1, F_DUPFD_CLOEXEC, 600);
+    CHECK(kept >= 0);
+    CHECK_INT(close(1), 0);
+    return kept;
+}
+
+static void restore_output(int kept)
+{
+    CHECK_INT(dup2(kept, 1), 1);
+    CHECK_INT(close(kept), 0);
+}
+
+FILE_TEST(a_file_that_is_being_written_is_not_the_standard_output)
+{
+    static char text[1024 * 1024 + 1], got[sizeof text];
+    memset(text, 'x', sizeof text - 1);
+    for (int append = 0; append < 2; append++) {
+        conc_group g = {0};
+        call writer = {.path = path_of("fifo"), .text = text, .append = append};
+        CHECK_INT(mkfifo(writer.path, 0600), 0);
+        int fd = open(writer.path, O_RDWR | O_NONBLOCK | O_CLOEXEC), kept = close_output();
+        CHECK_INT(conc_spawn(&g, calls, &writer), 0);
+        CHECK_INT(conc_wait_fd(fd, CONC_READABLE), CONC_READABLE); /* not all fits in: the file stays open */
+        CHECK(is_closed(1));
+        CHECK_INT(conc_read_full(fd, got, sizeof text - 1), sizeof text - 1);
+        CHECK_INT(conc_group_wait(&g), 0);
+        restore_output(kept);
+        CHECK_INT(writer.rc, 0);
+        CHECK_INT(close(fd), 0);
+        CHECK_INT(unlink(writer.path), 0);
+    }
+}
+
+/* Has one of the directory's files something in it already? */
+static bool something_is_written(DIR *d)
+{
+    struct stat st;
+    bool found = false;
+    rewinddir(d);
+    for (struct dirent *e; !found && (e = readdir(d)) != NULL;)
+        found = fstatat(dirfd(d), e->d_name, &st, 0) == 0 && S_ISREG(st.st_mode) && st.st_size > 0;
+    return found;
+}
+
+FILE_TEST(a_new_file_that_is_being_written_is_not_the_standard_output)
+{
+    char *text = malloc(MEGABYTES_10 + 1);
+    CHECK(text != NULL);
+    memset(text, 'x', MEGABYTES_10);
+    text[MEGABYTES_10] = 0;
+    conc_group g = {0};
+    call writer = {.path = path_of("a"), .text = text, .rc = UNDECIDED};
+    DIR *d = opendir(directory);
+    CHECK(d != NULL);
+    int kept = close_output();
+    CHECK_INT(conc_spawn(&g, calls, &writer), 0);
+    while (writer.rc == UNDECIDED) {
+        if (something_is_written(d))
+            CHECK(is_closed(1));
+        CHECK_INT(conc_yield(), 0);
+    }
+    CHECK_INT(conc_group_wait(&g), 0);
+    restore_output(kept);
+    CHECK_INT(writer.rc, 0);
+    closedir(d);
+    free(text);
+}
+
 /* A reader of a FIFO that takes some bytes and leaves. */
 typedef struct leaver {
     const char *path;

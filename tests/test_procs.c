@@ -7,10 +7,12 @@
  * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, seeds, valgrind, gcc-asan, single,
  * clang, static (they start processes, which emulators cannot, and older ones of valgrind cannot wait for)
  */
+#define _GNU_SOURCE 1 /* RTLD_NEXT */
 #define TEST_PROCESSES
 #include "pool_test.h"
 
 #include <dlfcn.h>
+#include <spawn.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/time.h>
@@ -1197,6 +1199,47 @@ THREAD_TEST(in_a_forked_child_an_inherited_pool_is_dead)
     end_held(&h, 3);
 }
 
+/* A child of the program that keeps what it inherited until it is killed. */
+static void forked_child_main(void)
+{
+    for (;;)
+        pause();
+}
+
+static atomic_int forks_at_start; /* when a program is started next: -1; then the child */
+
+/* All that conc starts is started by this. */
+int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *how,
+                char *const *argv, char *const *env)
+{
+    int (*start_program)(pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *,
+                         char *const *, char *const *);
+    void *symbol = dlsym(RTLD_NEXT, "posix_spawn");
+    memcpy(&start_program, &symbol, sizeof symbol);
+    if (atomic_load(&forks_at_start) == -1) {
+        pid_t child = fork();
+        if (child == 0)
+            forked_child_main();
+        atomic_store(&forks_at_start, child);
+    }
+    return start_program(pid, path, actions, how, argv, env);
+}
+
+static void end_forked_child(pid_t child)
+{
+    CHECK(child > 0);
+    CHECK_INT(kill(child, SIGKILL), 0);
+    CHECK_INT(waitpid(child, NULL, 0), child);
+}
+
+THREAD_TEST(a_worker_starts_though_the_program_forks_at_that_moment)
+{
+    OPEN(pool, 1);
+    atomic_store(&forks_at_start, -1);
+    check_healthy(&pool);
+    end_forked_child(atomic_load(&forks_at_start));
+}
+
 /* ---- globals, init and libraries ---- */
 
 static int global = 5;
@@ -1552,15 +1595,23 @@ static void check_standard(bool forks)
 
 PROCS_TEST(workers_have_the_standard_output_and_error_and_an_empty_input) { check_standard(false); }
 
+static int adds_one_and_prints(void *arg)
+{
+    printf("what goes nowhere, and should not go to where the worker and the program meet");
+    fprintf(stderr, "%*d", 10000, 1);
+    return adds_one(arg);
+}
+
+/* Standard descriptors are closed, and jobs print: 6. */
 static int run_without_standard(bool forks)
 {
-    int kept[3], rc, n = 5;
+    int kept[3], rc, n = 0;
     conc_procs pool = {.workers = 2, .fork = forks};
     for (int fd = 0; fd < 3; fd++)
         kept[fd] = replace(fd, -1);
     rc = conc_procs_open(&pool);
-    if (rc == 0)
-        rc = conc_procs_run(&pool, adds_one, &n, sizeof n);
+    for (int i = 0; i < 6 && rc == i; i++)
+        rc = conc_procs_run(&pool, adds_one_and_prints, &n, sizeof n);
     conc_procs_close(&pool);
     for (int fd = 0; fd < 3; fd++)
         restore(fd, kept[fd]);
@@ -2268,6 +2319,63 @@ PROCS_TEST(a_close_in_a_cancelled_task_takes_queued_jobs_back_and_kills_those_th
     end(&g);
 }
 
+PROCS_TEST(a_close_that_is_cancelled_while_the_workers_end_does_not_hold_the_loop)
+{
+    conc_group g = {0};
+    conc_procs pool = {.workers = 1};
+    CHECK_INT(conc_procs_open(&pool), 0);
+    pid_t worker = worker_of(&pool);
+    CHECK_INT(kill(worker, SIGSTOP), 0); /* it ends when it is continued, or killed a second later */
+    caller c = {by_close, .pool = &pool};
+    start(&g, &c);
+    CHECK_INT(conc_cancel(&c.task), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(c.rc, WAITING);
+    CHECK_INT(kill(worker, SIGCONT), 0);
+    end(&g);
+    CHECK_INT(c.rc, 0);
+    CHECK_INT(c.next, -ECANCELED);
+    check_no_children();
+}
+
+/* Uses a pool that is opened and closed meanwhile; 0, or what it should not have got. */
+typedef struct guest {
+    conc_procs *pool;
+    atomic_bool *leaves;
+} guest;
+
+static int comes_and_goes(void *arg)
+{
+    const guest *g = arg;
+    int rc = 0;
+    while (!atomic_load(g->leaves) && (rc == 0 || rc == -EPIPE))
+        rc = conc_procs_map(g->pool, returns, NULL, 0, sizeof(int));
+    return rc == -EPIPE ? 0 : rc;
+}
+
+THREAD_TEST(a_pool_is_opened_again_while_others_are_refused)
+{
+    enum { ROUNDS = 2000 };
+    atomic_bool leave = false;
+    conc_procs pool = {.workers = 1};
+    guest g = {&pool, &leave};
+    side sides[2];
+    CHECK_INT(conc_procs_open(&pool), 0);
+    for (int i = 0; i < 2; i++) {
+        sides[i] = (side){comes_and_goes, &g, .in_run = false};
+        side_start(&sides[i]);
+    }
+    for (int i = 0; i < ROUNDS; i++) {
+        close_pool(&pool);
+        CHECK_INT(conc_procs_open(&pool), 0);
+    }
+    atomic_store(&leave, true);
+    for (int i = 0; i < 2; i++)
+        CHECK_INT(side_end(&sides[i]), 0);
+    check_healthy(&pool);
+    close_pool(&pool);
+}
+
 static int leaves_the_block(void *arg)
 {
     held *h = arg;
@@ -2485,6 +2593,65 @@ FORK_TEST(forked_workers_have_no_more_memory_than_the_limit)
 {
     if (!SANITIZED)
         check_memory_limit(true);
+}
+
+FORK_THREAD_TEST(forked_pools_are_closed_in_any_order)
+{
+    conc_procs pools[3];
+    for (int i = 0; i < 3; i++) {
+        pools[i] = (conc_procs){.workers = 1, .fork = true};
+        CHECK_INT(conc_procs_open(&pools[i]), 0);
+    }
+    for (int i = 0; i < 3; i++)
+        check_healthy(&pools[i]);
+    close_pool(&pools[0]);
+    check_healthy(&pools[1]);
+    close_pool(&pools[1]);
+    check_healthy(&pools[2]);
+    close_pool(&pools[2]);
+}
+
+FORK_THREAD_TEST(a_forked_pool_is_closed_while_a_child_of_the_program_lives)
+{
+    gate *at = new_gate();
+    pid_t children[2]; /* one keeps what it inherited, one closes it */
+    conc_procs pool = {.workers = 1, .fork = true};
+    CHECK_INT(conc_procs_open(&pool), 0);
+    fflush(NULL);
+    for (int i = 0; i < 2; i++)
+        if ((children[i] = fork()) == 0) {
+            if (i == 1 && conc_procs_close(&pool) == 0)
+                atomic_store(&at->entered, 1);
+            forked_child_main();
+        }
+    CHECK(reaches(&at->entered, 1));
+    check_healthy(&pool);
+    close_pool(&pool);
+    for (int i = 0; i < 2; i++)
+        end_forked_child(children[i]);
+}
+
+FORK_TEST(without_the_process_that_forks_them_workers_go_on_until_the_last_has_died)
+{
+    held h;
+    conc_job j;
+    int n = 4712;
+    siginfo_t end_of_it;
+    OPEN(pool, 2, .fork = true);
+    pid_t worker = worker_of(&pool), forker = parent_of(worker);
+    CHECK(forker > 0 && forker != getpid());
+    CHECK_INT(kill(forker, SIGKILL), 0);
+    CHECK_INT(waitid(P_PID, (id_t)forker, &end_of_it, WEXITED | WNOWAIT), 0);
+    occupy(&pool, &h, 3);
+    CHECK_INT(conc_procs_submit(&pool, &j, returns, &n, sizeof n), 0); /* asks for the second worker */
+    end_held(&h, 3);
+    CHECK_INT(result_of(&j), 4712);
+    CHECK_INT(h.v.pid, worker);
+    CHECK_INT(kill(worker, SIGKILL), 0);
+    for (int i = 0; i < 3; i++) {
+        CHECK_INT(run_numbered(&pool, returns, i), -ENOTRECOVERABLE);
+        CHECK_STR(conc_last_error(), "the process that forks the workers has ended");
+    }
 }
 
 static gate *at_exit;
