@@ -1382,7 +1382,7 @@ CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
     for (conc__frame *f = was_done ? NULL : conc__frame_here(); f; f = f->outer)
         if (f->job == j)
             return -EDEADLK;
-    l = conc__in_task();
+    l = conc__of_task();
     if (!was_done)
         conc__job_wait(l, j, NULL);
     else if (l)

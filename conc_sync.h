@@ -459,7 +459,7 @@ CONC__FAST void conc__wake_first(conc_loop *l, conc__waits *list, int result)
 CONC__PRIVATE CONC__CALLED int conc__wait_unless(bool so, const void *on, conc__waits *list,
                                                  const conc__wait_kind *kind)
 {
-    conc_loop *l = conc__in_task();
+    conc_loop *l = conc__in_task_of("a wait");
     if (!l)
         return -EPERM;
     if (!on)

@@ -2487,11 +2487,28 @@ CONC__COLD int conc__refuse(conc_loop *l)
     return -ECANCELED;
 }
 
-/* Not in a task: no run on this thread, or inside a posted function. */
-static inline conc_loop *conc__in_task(void)
+/* The loop of the task that calls; NULL: no run on this thread, or inside a posted function. */
+static inline conc_loop *conc__of_task(void)
 {
     conc_loop *l = conc__here;
     return l && l->self ? l : NULL;
+}
+
+CONC__COLD conc_loop *conc__not_in_task(const char *call)
+{
+    char name[CONC__NAME] = "conc_";
+    bool behind_macro = strncmp(call, "conc__", 6) == 0; /* which has one underscore less */
+    conc__copy(name + (behind_macro ? 5 : 0), sizeof name - 5, behind_macro ? call + 6 : call);
+    conc__misused(-EPERM, name, "only a task may call it", NULL);
+    return NULL;
+}
+
+/* The same for a call that fails outside of tasks, which debug mode tells of. */
+#define conc__in_task() conc__in_task_of(__func__)
+static inline conc_loop *conc__in_task_of(const char *call)
+{
+    conc_loop *l = conc__here;
+    return CONC__UNLIKELY(!l || !l->self) ? conc__not_in_task(call) : l;
 }
 
 /* At the start of a checkpoint, after its arguments were looked at: 0, or -ECANCELED when a cancel is pending. */
@@ -2508,7 +2525,7 @@ static inline void conc__quick(conc_loop *l)
 
 CONC__COLD int conc__yield_slowly(void)
 {
-    conc_loop *l = conc__in_task();
+    conc_loop *l = conc__in_task_of("conc_yield");
     if (!l)
         return -EPERM;
     int rc = conc__checkpoint(l);
@@ -3228,7 +3245,10 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
 CONC__PRIVATE conc_loop *conc__loop_of(const conc_scope *s)
 {
     conc_loop *l = conc__here;
-    return l && s && s->state == CONC__OPEN && (!s->task || s->task->loop == l) ? l : NULL;
+    if (!s || s->state != CONC__OPEN || (l && (!s->task || s->task->loop == l)))
+        return s && s->state == CONC__OPEN ? l : NULL;
+    conc__misused(-EPERM, "a change of a scope or group", "it is another loop's", s->place);
+    return NULL;
 }
 
 CONC_API void conc_scope_cancel(conc_scope *s)
@@ -3299,7 +3319,7 @@ CONC__PRIVATE conc_scope *conc__around(const conc_scope *s)
 
 CONC_API double conc_deadline(void)
 {
-    conc_loop *l = conc__in_task();
+    conc_loop *l = conc__of_task();
     if (!l)
         return CONC_FOREVER;
     if (l->self->pending)
@@ -3316,7 +3336,7 @@ CONC_API double conc_deadline(void)
 
 CONC_API bool conc_cancelled(void)
 {
-    conc_loop *l = conc__in_task();
+    conc_loop *l = conc__of_task();
     return l && l->self->pending;
 }
 
@@ -3528,7 +3548,7 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *spaw
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!l))
-        return -EPERM;
+        return conc__misused(-EPERM, "a spawn", "the group is another loop's", spawned);
     if (CONC__UNLIKELY(!fn))
         return conc__misused(-EINVAL, "a spawn", "no function", spawned);
     if (!g)
@@ -3699,7 +3719,7 @@ CONC__PRIVATE void conc__put_into_words(conc_loop *l, void *arg)
 
 CONC_API int conc_fail(int rc, const char *fmt, ...)
 {
-    conc_loop *l = conc__in_task();
+    conc_loop *l = conc__of_task();
     if (!conc__here && fmt && conc__extended.job_fail) {
         va_list args;
         va_start(args, fmt);
@@ -3727,7 +3747,7 @@ CONC_API const char *conc_error_text(const conc_task *t)
 
 CONC_API const char *conc_last_error(void)
 {
-    conc_loop *l = conc__in_task();
+    conc_loop *l = conc__of_task();
     if (!l || !l->self->last_rc)
         return "";
     return conc__words_or(conc__words(l->self, l->self->last_rc), l->self->last_rc);
@@ -4158,7 +4178,7 @@ CONC_API int conc_join(conc_task *t, int *result)
     conc__wait w = {.task = l->self, .kind = &conc__joining, .on = t, .value = t->result};
     if (t->state == CONC__LIVE) {
         if (t->loop != l)
-            return -EPERM;
+            return conc__misused(-EPERM, "conc_join", "the task is another loop's", NULL);
         conc__append(&t->joiners, &w);
         rc = conc__park(l, &w);
         if (rc)
@@ -4176,13 +4196,13 @@ CONC_API int conc_cancel(conc_task *t)
 {
     conc_loop *l = conc__here;
     if (!l)
-        return -EPERM;
+        return conc__misused(-EPERM, "conc_cancel", "this is not the task's loop", NULL);
     if (!conc__is_task(t))
         return -EINVAL;
     if (t->state == CONC__DONE)
         return -EALREADY;
     if (t->loop != l)
-        return -EPERM;
+        return conc__misused(-EPERM, "conc_cancel", "the task is another loop's", NULL);
     conc__task_cancel(l, t);
     return 0;
 }
@@ -4296,7 +4316,7 @@ CONC_API void conc_group_cancel(conc_group *g)
 
 CONC_API void conc__auto_conc_group(conc_group *g)
 {
-    conc_loop *l = conc__in_task();
+    conc_loop *l = conc__of_task();
     if (!l || g->scope.state != CONC__OPEN || g->scope.task != l->self)
         return;
     if (l->self->scope != &g->scope)
@@ -4699,7 +4719,7 @@ CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face)
 
 CONC_API int conc_gen_close(conc_gen *face)
 {
-    conc_loop *l = conc__in_task();
+    conc_loop *l = conc__of_task();
     if (!face)
         return -EINVAL;
     conc__gen *g = l ? conc__gen_of(l, face) : face->body;
@@ -4719,7 +4739,7 @@ CONC_API int conc_gen_close(conc_gen *face)
 CONC_API void conc__auto_conc_gen(conc_gen *g)
 {
     int rc = conc_gen_close(g);
-    conc_loop *l = conc__in_task();
+    conc_loop *l = conc__of_task();
     if (rc < 0 && l)
         conc__report(l, "a generator", l->self->spawned, rc, "");
 }
@@ -6562,7 +6582,7 @@ CONC_API int conc_stream_close(conc_stream *s)
 CONC_API void conc__auto_conc_stream(conc_stream *s)
 {
     int rc = conc_stream_close(s);
-    conc_loop *l = conc__in_task();
+    conc_loop *l = conc__of_task();
     if (rc < 0 && rc != -ECANCELED && l)
         conc__report(l, "a stream", l->self->spawned, rc, "");
 }
@@ -7388,9 +7408,14 @@ CONC__PRIVATE void conc__print_cycle(FILE *out, const conc_loop *l, conc_task *l
         after = at;
         at = before;
     }
+    enum { MOST = 20 };
+    int n = 0;
     fprintf(out, "conc: in a circle, each waits for the next, and the last for the first:\n");
-    for (const conc_task *t = first; t; t = t->next)
-        conc__print_task(out, l, t, 1);
+    for (const conc_task *t = first; t; t = t->next, n++)
+        if (n < MOST || !t->next)
+            conc__print_task(out, l, t, 1);
+        else if (n == MOST)
+            fprintf(out, "  ... and so on ...\n");
 }
 
 /* Goes from t to whom it waits for, and on, and prints the first circle. The path back is kept in `next`, which tasks that wait
@@ -7909,11 +7934,32 @@ typedef struct conc__usage {
     size_t most, size, users;
 } conc__usage;
 
+/* The lowest page of a stack that was ever touched: large ones are not to be read as a whole. */
+CONC__PRIVATE char *conc__first_resident(conc__stack *s)
+{
+    unsigned char pages[1024];
+    size_t page = conc__page();
+    char *at = s->low, *top = conc__stack_top(s);
+    while (s->guarded && at < top) { /* else it shares its pages */
+        size_t n = conc__round_up((size_t)(top - at), page) / page, resident = 0;
+        n = n < sizeof pages ? n : sizeof pages;
+        if (mincore(at, n * page, (void *)pages))
+            return s->low;
+        while (resident < n && !(pages[resident] & 1))
+            resident++;
+        at += resident * page;
+        if (resident < n)
+            break;
+    }
+    return at < top ? at : s->low;
+}
+
 /* The lowest byte of a stack that was ever written, to the word; what was never touched reads as zero. The frames of tasks
  * that went on stay poisoned for sanitizers, so this looks behind their back. */
 CONC__UNSANITIZED CONC__PRIVATE char *conc__stack_lowest(conc__stack *s)
 {
-    const uint64_t *at = (const uint64_t *)(void *)s->low, *top = (const uint64_t *)(void *)conc__stack_top(s);
+    const uint64_t *at = (const uint64_t *)(void *)conc__first_resident(s),
+                   *top = (const uint64_t *)(void *)conc__stack_top(s);
     while (at < top && *at == 0)
         at++;
     return (char *)(uintptr_t)at;
@@ -8539,12 +8585,15 @@ CONC__COLD void conc__step(conc_loop *l, conc_task *t)
         conc__step_told(l, end - start);
 }
 
-/* What was opened in the run and not closed. */
-CONC__PRIVATE void conc__opened_tell(conc_loop *l)
+/* What was opened in the run and not closed; only: of this kind, NULL: any. */
+CONC__PRIVATE void conc__opened_tell(conc_loop *l, const char *only)
 {
-    while (l->opened) {
-        conc__holding *h = l->opened;
-        l->opened = h->next;
+    for (conc__holding **at = &l->opened, *h; (h = *at);) {
+        if (only && strcmp(h->what, only) != 0) {
+            at = &h->next;
+            continue;
+        }
+        *at = h->next;
         if (conc__here == l)
             fprintf(stderr, "conc: %s is left open that was opened at %s\n", h->what, h->place);
         CONC_FREE(h);
@@ -8613,7 +8662,7 @@ CONC__PRIVATE void conc__diagnosis_close(conc_loop *l)
     }
     conc__dumps_close(l);
     conc__faults_close(l);
-    conc__opened_tell(l);
+    conc__opened_tell(l, NULL);
     conc__usage_tell(l);
     conc__trace_close(l);
 }
@@ -8792,7 +8841,7 @@ CONC__PRIVATE void conc__wind_up(conc_loop *l)
     conc__cancel_scope(l, &l->background.scope);
     if (l->background.live)
         conc__wait_until_empty(l, &l->background);
-    conc__opened_tell(l);
+    conc__opened_tell(l, "a generator"); /* what is open in them they may close now */
     conc__close_generators(l);
     while (l->failed) {
         conc__failed *f = l->failed;
@@ -9490,7 +9539,7 @@ CONC__FAST void conc__wake_first(conc_loop *l, conc__waits *list, int result)
 CONC__PRIVATE CONC__CALLED int conc__wait_unless(bool so, const void *on, conc__waits *list,
                                                  const conc__wait_kind *kind)
 {
-    conc_loop *l = conc__in_task();
+    conc_loop *l = conc__in_task_of("a wait");
     if (!l)
         return -EPERM;
     if (!on)
@@ -12202,7 +12251,7 @@ CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
     for (conc__frame *f = was_done ? NULL : conc__frame_here(); f; f = f->outer)
         if (f->job == j)
             return -EDEADLK;
-    l = conc__in_task();
+    l = conc__of_task();
     if (!was_done)
         conc__job_wait(l, j, NULL);
     else if (l)

@@ -357,6 +357,40 @@ TEST(a_call_from_another_thread_changes_nothing_and_is_told)
     }
 }
 
+static conc_task sleeping;
+static conc_group cancelled;
+
+static void *calls_what_only_tasks_may(void *arg)
+{
+    (void)arg;
+    CHECK_INT(conc_sleep(1), -EPERM);
+    CHECK_INT(conc_cancel(&sleeping), -EPERM);
+    CHECK_INT(conc_spawn(&cancelled, waits_for_the_bell, NULL), -EPERM);
+    conc_group_cancel(&cancelled);
+    return NULL;
+}
+
+static int has_a_thread_call(void *arg)
+{
+    pthread_t thread;
+    bell = (conc_event){0};
+    CHECK_INT(conc_spawn_task(&cancelled, &sleeping, waits_for_the_bell, arg), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(pthread_create(&thread, NULL, calls_what_only_tasks_may, NULL), 0);
+    CHECK_INT(pthread_join(thread, NULL), 0);
+    conc_event_set(&bell);
+    return conc_group_wait(&cancelled);
+}
+
+TEST(every_call_from_another_thread_is_told)
+{
+    run_for_report(has_a_thread_call, debugging);
+    CHECK_CONTAINS(report, "conc: a thread without a run: conc_sleep: only a task may call it");
+    CHECK_CONTAINS(report, "conc: a thread without a run: conc_cancel: this is not the task's loop");
+    CHECK_CONTAINS(report, "conc: a thread without a run: a change of a scope or group: it is another loop's");
+    CHECK_INT(count_in(report, "a thread without a run"), 4);
+}
+
 /* ---- stacks ---- */
 
 __attribute__((noinline)) static int takes(size_t bytes)
