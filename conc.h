@@ -49,8 +49,9 @@
  *   CONC_SAVE_FPU        each task keeps its own floating-point control state (rounding, exception masks)
  *   CONC_GUARD_REPORT    the report of a stack overflow not only in debug mode (a handler for SIGSEGV)
  *
- * Environment: CONC_DEBUG=1, CONC_CLOCK=virtual, CONC_SEED=7, CONC_TRACE=file, CONC_POLL=poll|epoll, CONC_STACK=bytes override
- * the options of a run; they are not read in a set-user-ID program. A value that makes no sense fails the run: -EINVAL.
+ * Environment: CONC_DEBUG=1, CONC_CLOCK=virtual, CONC_SEED=7, CONC_TRACE=file, CONC_POLL=poll|epoll, CONC_STACK=bytes
+ * override the options of a run; they are not read in a set-user-ID program. A value that makes no sense fails the run:
+ * -EINVAL.
  *
  * Contents: >>version >>run >>time >>scopes >>groups >>tasks >>errors >>locals >>generators >>descriptors >>streams
  * >>signals >>loops >>embedding >>reports, then the implementation, whose sections are listed where it starts, then the
@@ -7874,6 +7875,7 @@ CONC__PRIVATE void conc__on_fault(int number, siginfo_t *info, void *context)
         before->sa_handler(number);
     else if (before->sa_handler == SIG_DFL || !was_sent)
         conc__fault_kills(number, was_sent);
+    atomic_signal_fence(memory_order_seq_cst); /* no tail call: a call that comes back is told by its frame */
 }
 
 CONC__PRIVATE bool conc__fault_is_ours(int number)
