@@ -3346,11 +3346,18 @@ CONC_API bool conc_cancelled(void)
 enum { CONC__LIVE = 1, CONC__DONE = 2 }; /* a task's state; with the seal, so that storage that was never set is told */
 enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK };
 
+/* Ended tasks have another seal, and those in their group's list of finished ones a third: else what is left of a handle
+ * on a stack would be a task again when a byte of it is overwritten. */
+enum { CONC__ENDED_SEAL = 0xffff, CONC__LISTED_SEAL = 0x5aa5 };
+
 CONC__PRIVATE uint16_t conc__seal(const conc_task *t) { return (uint16_t)((uintptr_t)t >> 4 ^ 0xc0de); }
 
 CONC__PRIVATE bool conc__is_task(const conc_task *t)
 {
-    return t && t->seal == conc__seal(t) && (t->state == CONC__LIVE || t->state == CONC__DONE);
+    int broken = t ? t->seal ^ conc__seal(t) : -1;
+    if (broken == 0)
+        return t->state == CONC__LIVE;
+    return (broken == CONC__ENDED_SEAL || broken == (CONC__ENDED_SEAL ^ CONC__LISTED_SEAL)) && t->state == CONC__DONE;
 }
 
 CONC__PRIVATE void conc__task_main(void);
@@ -3536,7 +3543,7 @@ CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *spawne
 /* If not, the storage gets a new task, and an error that the last one left no longer goes by its address. */
 CONC__COLD bool conc__handle_in_use(const conc_task *t)
 {
-    if (conc__is_task(t) && (t->state == CONC__LIVE || t->in_finished))
+    if (conc__is_task(t) && t->seal != (conc__seal(t) ^ CONC__ENDED_SEAL))
         return true;
     for (conc__failed *f = conc__here->failed; f; f = f->next)
         if (f->task == t)
@@ -3929,6 +3936,7 @@ CONC__PRIVATE void conc__list_finished(conc_loop *l, conc_group *g, conc_task *t
         return;
     }
     t->in_finished = true;
+    t->seal ^= CONC__LISTED_SEAL;
     t->younger = NULL;
     t->older = g->last_finished;
     *(g->last_finished ? &g->last_finished->younger : &g->finished) = t;
@@ -3940,6 +3948,7 @@ CONC__PRIVATE void conc__unlist_finished(conc_group *g, conc_task *t)
     *(t->older ? &t->older->younger : &g->finished) = t->younger;
     *(t->younger ? &t->younger->older : &g->last_finished) = t->older;
     t->in_finished = false;
+    t->seal ^= CONC__LISTED_SEAL;
 }
 
 CONC__FAST void conc__tell_joiners(conc_loop *l, conc_task *t, bool stepwise)
@@ -4095,6 +4104,7 @@ static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
     t->result = rc;
     t->failed = rc < 0 && !(rc == -ECANCELED && t->pending);
     t->state = CONC__DONE;
+    t->seal ^= CONC__ENDED_SEAL;
     if (CONC__UNLIKELY(rc < 0 || t->sink_kind || l->stepwise))
         conc__with_room(l, conc__deliver, t);
     else

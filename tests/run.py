@@ -12,7 +12,7 @@ out by their names in CONFIGS and RUNS below, with the reason in brackets:
 
     Not under: valgrind, seeds (it measures real time)
 
-name a library that it needs ("Needs -luv"), and say how many of the 200 seeds it is run with, when it takes long
+name a library that it needs ("Needs -luv"), and say how many of the 100 seeds it is run with, when it takes long
 because it waits for real time or starts processes: "Seeds: 20 (real time)". CONC_SEED=n runs one more by hand.
 """
 import concurrent.futures
@@ -82,7 +82,7 @@ class Run:
 
 ONCE = {"TEST_ONCE": "1"}  # tests run in one way of waiting, the loop's own choice
 
-RUNS = [Run(f"seeds {n}-{n + 49}", seeds=range(n, n + 50)) for n in (1, 51, 101, 151)]
+RUNS = [Run(f"seeds {n}-{n + 49}", seeds=range(n, n + 50)) for n in (1, 51)]
 RUNS += [Run("valgrind", ONCE, runner=VALGRIND), Run("poll", {"CONC_POLL": "poll"})]
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("CONC_", "CK_", "MAKE", "MFLAGS"))}

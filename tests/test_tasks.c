@@ -511,3 +511,17 @@ TASK_TEST(every_task_has_its_own_stack)
         marks[i] = i + 1;
     CHECK_INT(CONC_MAP(fills_its_stack, marks), 0);
 }
+
+TASK_TEST(what_is_left_of_a_handle_may_be_overwritten_in_part)
+{
+    conc_task t;
+    int seven = 7, rc;
+    unsigned char *bytes = (unsigned char *)&t;
+    for (size_t i = 0; i < sizeof t; i++)
+        for (int value = 0; value <= 4; value++) {
+            CHECK_INT(conc_spawn_task(NULL, &t, returns, &seven), 0);
+            CHECK_INT(conc_join(&t, &rc), 0);
+            CHECK_INT(rc, 7);
+            bytes[i] = (unsigned char)value;
+        }
+}
