@@ -3543,7 +3543,7 @@ CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *spawne
 /* If not, the storage gets a new task, and an error that the last one left no longer goes by its address. */
 CONC__COLD bool conc__handle_in_use(const conc_task *t)
 {
-    if (conc__is_task(t) && t->seal != (conc__seal(t) ^ CONC__ENDED_SEAL))
+    if (conc__is_task(t) && (t->seal ^ conc__seal(t)) != CONC__ENDED_SEAL)
         return true;
     for (conc__failed *f = conc__here->failed; f; f = f->next)
         if (f->task == t)

@@ -50,9 +50,13 @@ class Config:
     sanitized: bool = False
     linked: bool = True  # the implementation is compiled once, and linked with each test file, which is not optimised
     variants: bool = False  # tests also run in further ways of waiting; else in one, as where programs run slowly
+    only: str = ""  # a pattern of the files it is for; empty: all
 
 
-# Each option of conc.h has a row, and so has each layout, compiler and processor; optimisation levels ride along.
+SWITCHES = r"test_(errors|generators|random_\w+|stacks|static_variables|tasks|timeouts|overflow)\.c"
+
+# Each option of conc.h has a row, and so has each layout, compiler and processor; optimisation levels ride along. What changes
+# nothing but how stacks are switched is for the files that are about that, and for random programs.
 CONFIGS = [
     Config("gcc", f"gcc -std=gnu11 -O2 {WARNINGS}", linked=False, variants=True),
     Config("single", "gcc -O2", layout="single_include"),
@@ -62,11 +66,11 @@ CONFIGS = [
     Config("tsan", f"clang -O1 -fsanitize=thread {SANITIZE}", sanitized=True),
     Config("ucontext", "gcc -O0 -DCONC_USE_UCONTEXT"),
     Config("no-epoll", "clang -O0 -DCONC_NO_EPOLL", variants=True),
-    Config("save-fpu", "gcc -O3 -DCONC_SAVE_FPU" + " -fcf-protection=full" * X86),
+    Config("save-fpu", "gcc -O3 -DCONC_SAVE_FPU" + " -fcf-protection=full" * X86, only=SWITCHES),
     Config("static", "clang -O3 -DCONC_STATIC", layout="single_include", linked=False),
     Config("aarch64", "aarch64-linux-gnu-gcc -O2 -static", plain=True, runner="qemu-aarch64"),
     Config("aarch64-bti", "aarch64-linux-gnu-gcc -O3 -static -mbranch-protection=standard", plain=True,
-           runner="qemu-aarch64"),
+           runner="qemu-aarch64", only=SWITCHES),
     Config("riscv64", "riscv64-linux-gnu-gcc -O2 -static", plain=True, runner="qemu-riscv64"),
 ]
 
@@ -278,7 +282,7 @@ def checks_of_file(source, quick):
     if unknown:
         sys.exit(f"{source} is not to run under {', '.join(sorted(unknown))}, which does not exist")
     for config in CONFIGS[:1] if quick else CONFIGS:
-        if config.name not in excluded:
+        if config.name not in excluded and re.search(config.only, source):
             yield f"{source} ({config.name})", in_config, (source, config)
     for run in [] if quick else RUNS:
         if run.name.split()[0] not in excluded and (not run.seeds or seeds_of(source, run)):
