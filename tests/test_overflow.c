@@ -227,6 +227,9 @@ static void run_fork(void) { run_debugging(forks_a_child_that_overflows); }
 
 TEST(a_forked_child_has_its_own_report_and_dies)
 {
+#ifdef CONC_TEST_PLAIN
+    return; /* QEMU itself fails when a child starts a thread that was forked off a program with threads */
+#endif
     size = 65536;
     CHECK_INT(run_for_report(run_fork), 0);
     CHECK_CONTAINS(report, "conc: stack overflow: overflows at ");
