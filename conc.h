@@ -130,16 +130,19 @@ typedef struct conc_options {
     size_t stack_size;  /* bytes for a task, at least 1024; 0: CONC_STACK_SIZE. main_fn never gets less than that */
     bool virtual_clock; /* when nothing can run, time jumps to the next deadline; it starts at 0 */
     uint64_t seed;      /* not 0: ready tasks run in a random order that the seed repeats */
-    bool debug; /* checks and reports on stderr: tasks that hold the loop, and while they do where they are; locks,
-                           generators and streams left behind; cancels that are ignored; calls from a wrong thread; stack
-                           overflow; what stacks were used; `kill -USR2` prints the tasks */
-    double slow_step;  /* seconds; debug: report a task that holds the loop longer; 0: 0.1 */
-    bool interrupt;    /* SIGINT or SIGTERM cancels main_fn, which makes the run's result -EINTR; a second one kills.
-                           Not where a handler is installed or the signal is ignored, nor while a conc_signals has it */
-    const char *trace; /* write a trace of all tasks to this file, in Chrome's trace event format, for Perfetto or
-                           about:tracing: a row a task, spans for its steps and waits, arrows from who woke it. The times
-                           are the loop's. NAME.2, NAME.3, ... when another run is writing NAME. When it cannot be written
-                           on (a full disk) that is said, and the run goes on without */
+    /* Checks, and reports on stderr: tasks that hold the loop, and while they do where they are; locks, generators and
+     * streams left behind; cancels that are ignored; calls from a wrong thread; stack overflow; what stacks were used.
+     * `kill -USR2` prints the tasks. */
+    bool debug;
+    double slow_step; /* seconds; debug: report a task that holds the loop longer; 0: 0.1 */
+    /* SIGINT or SIGTERM cancels main_fn, which makes the run's result -EINTR; a second one kills. Not where a handler is
+     * installed or the signal is ignored, nor while a conc_signals has it. */
+    bool interrupt;
+    /* Write a trace of all tasks to this file, in Chrome's trace event format, for Perfetto or about:tracing: a row a
+     * task, spans for its steps and waits, arrows from who woke it, on the loop's clock. NAME.2, NAME.3, ... when another
+     * run is writing NAME. A file that cannot be opened fails the run; when it cannot be written on (a full disk), that
+     * is said, and the run goes on without. NULL: none. */
+    const char *trace;
     void (*on_error)(const conc_failure *f, void *user); /* errors nobody collected; NULL: print to stderr. It runs on
                                                             the loop, between two tasks, as a posted function does */
     void *user;                                          /* handed to on_error */
@@ -928,6 +931,7 @@ enum {
 #endif
 
 #define CONC__UNLIKELY(x) __builtin_expect(!!(x), 0)
+/* A function that may read what sanitizers have closed, as unused parts of stacks. */
 #define CONC__UNSANITIZED __attribute__((no_sanitize("address", "thread")))
 /* How each function of the implementation starts; a function of a line or two that is called everywhere, which costs
  * nanoseconds if it is not inline; one that seldom runs. CONC__CALLED: its frame lies below its caller's, which
@@ -1194,8 +1198,8 @@ typedef struct conc__wait_kind {
     bool (*cancel)(conc__wait *wait); /* a cancel came: true, wake it; false, it goes on. NULL: goes on */
     /* one of several waits of its task comes first: the others are over. NULL: the only one */
     void (*won)(conc__wait *wait);
-    const conc_task *(*owner)(
-        const conc__wait *wait); /* the task that alone could end it. NULL: nobody in particular */
+    /* the task that alone could end it. NULL: nobody in particular */
+    const conc_task *(*owner)(const conc__wait *wait);
 } conc__wait_kind;
 
 /* Debug: a lock that a task holds, or something that was opened and not closed. */
@@ -1424,7 +1428,7 @@ typedef struct conc__extension {
     bool (*job_block)(int64_t ns);      /* conc_block in a job; false: none runs here */
     void (*job_fail)(int rc, const char *fmt, va_list args);
     int (*resolve)(const char *text, struct conc__address **found); /* a host name: how many, for conc_free */
-    size_t (*jobs_queued)(void);
+    size_t (*jobs_queued)(void);                                    /* in all pools of the program */
 } conc__extension;
 
 static conc__extension conc__extended;
@@ -1802,6 +1806,17 @@ CONC__PRIVATE int conc__not_standard(int fd)
     close(fd);
     errno = saved;
     return other;
+}
+
+/* Starts a thread that takes no signals: they are for the program's own. */
+CONC__PRIVATE int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attributes, void *(*fn)(void *), void *arg)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int rc = pthread_create(id, attributes, fn, arg);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return rc;
 }
 
 /* A write for handlers and the watchdog, which may not wait for the lock of stderr. */
@@ -3241,8 +3256,10 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
 CONC__PRIVATE conc_loop *conc__loop_of(const conc_scope *s)
 {
     conc_loop *l = conc__here;
-    if (!s || s->state != CONC__OPEN || (l && (!s->task || s->task->loop == l)))
-        return s && s->state == CONC__OPEN ? l : NULL;
+    if (!s || s->state != CONC__OPEN)
+        return NULL;
+    if (l && (!s->task || s->task->loop == l))
+        return l;
     conc__misused(-EPERM, "a change of a scope or group", "it is another loop's", s->place);
     return NULL;
 }
@@ -8189,19 +8206,26 @@ CONC__PRIVATE bool conc__follows_call(int memory, uintptr_t address)
 #endif
 }
 
+/* What the system tells of a thread in a file of this name; "": nothing. */
+CONC__PRIVATE void conc__thread_file(long thread, const char *name, char *text, size_t size)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/task/%ld/%s", thread, name);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd >= 0 ? read(fd, text, size - 1) : -1;
+    if (fd >= 0)
+        close(fd);
+    text[n > 0 ? n : 0] = 0;
+}
+
 /* Is the thread in a system call? Then it is not disturbed, as its sleep would end early; where it called from is found on
  * its stack instead. */
 CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *pc)
 {
-    char path[64], text[256];
+    char text[256];
     static conc__map_line m;
-    snprintf(path, sizeof path, "/proc/self/task/%ld/syscall", thread);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd >= 0 ? read(fd, text, sizeof text - 1) : -1;
-    if (fd >= 0)
-        close(fd);
-    text[n > 0 ? n : 0] = 0;
     unsigned long stack, code;
+    conc__thread_file(thread, "syscall", text, sizeof text);
     if (sscanf(text, "%*d %*s %*s %*s %*s %*s %*s %lx %lx", &stack, &code) != 2 || !conc__map_find(stack, &m) ||
         m.rights[1] != 'w')
         return false;
@@ -8211,6 +8235,12 @@ CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *p
 }
 
 #else
+
+CONC__PRIVATE void conc__thread_file(long thread, const char *name, char *text, size_t size)
+{
+    (void)thread, (void)name, (void)size;
+    text[0] = 0;
+}
 
 CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *pc)
 {
@@ -8326,19 +8356,6 @@ CONC__PRIVATE void conc__on_question(int number, siginfo_t *info, void *context)
     errno = saved;
 }
 
-/* A line of what the system tells of a thread, from this word on; NULL: it tells nothing. */
-CONC__PRIVATE const char *conc__thread_told(long thread, const char *word, char *text, size_t size)
-{
-    char path[64];
-    snprintf(path, sizeof path, "/proc/self/task/%ld/status", thread);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd >= 0 ? read(fd, text, size - 1) : -1;
-    if (fd >= 0)
-        close(fd);
-    text[n > 0 ? n : 0] = 0;
-    return strstr(text, word);
-}
-
 /* May the signal be sent? Not to a thread that sleeps, as that would end early; nor to a program that has taken it since, or
  * blocks it. */
 CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
@@ -8351,7 +8368,8 @@ CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
         return false;
     if (conc__on_valgrind()) /* which stops all threads but one, so none is seen to run */
         return true;
-    const char *state = conc__thread_told(d->of_number, "\nState:\tR", text, sizeof text);
+    conc__thread_file(d->of_number, "status", text, sizeof text);
+    const char *state = strstr(text, "\nState:\tR");
     const char *mask = state ? strstr(state, "\nSigBlk:") : NULL;
     return mask && sscanf(mask, "\nSigBlk: %llx", &blocked) == 1 && !(blocked >> (SIGURG - 1) & 1);
 }
@@ -8480,7 +8498,6 @@ CONC__PRIVATE void conc__watchdog_close(conc_loop *l)
 CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
 {
     conc__watchdog *d = conc__alloc(sizeof *d);
-    sigset_t all, before;
     if (!d)
         return -ENOMEM;
     memset(d, 0, sizeof *d);
@@ -8493,10 +8510,7 @@ CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
 #endif
     d->most = conc__ns(l->options.slow_step);
     d->asks = conc__questions_open(l);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int rc = pthread_create(&d->id, NULL, conc__watchdog_main, d);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    int rc = conc__quiet_thread(&d->id, NULL, conc__watchdog_main, d);
     l->watchdog = d;
     if (rc) {
         d->id = d->of;

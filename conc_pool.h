@@ -362,17 +362,6 @@ CONC__PRIVATE void conc__lock_briefly(pthread_mutex_t *mutex)
     pthread_mutex_lock(mutex);
 }
 
-/* Starts a thread that takes no signals: they are for the program's own. */
-CONC__PRIVATE int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attributes, void *(*fn)(void *), void *arg)
-{
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int rc = pthread_create(id, attributes, fn, arg);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return rc;
-}
-
 CONC__PRIVATE void conc__line_up(conc__waiter **list, conc__waiter *w)
 {
     conc__waiter *first = *list;

@@ -487,14 +487,6 @@ CONC__FAST bool conc__is_of_run(const conc_loop *l, uint64_t serial)
     return serial - conc__first_serial(l) < 1ull << 40;
 }
 
-/* Debug: remembers what a task holds, for the report of locks that are held when it ends. */
-CONC__COLD void conc__hold(conc_loop *l, conc_task *t, const void *lock, const char *what, const char *place)
-{
-    conc__note(l, &t->held, lock, what, place);
-}
-
-CONC__COLD void conc__unhold(conc_loop *l, conc_task *t, const void *lock) { conc__unnote(l, &t->held, lock); }
-
 CONC__PRIVATE void conc__whom_owner(FILE *out, const conc_task *owner, uint64_t serial, const char *place)
 {
     if (conc__lives(conc__here, owner) && owner->serial == serial)
@@ -539,7 +531,7 @@ CONC__FAST void conc__lock_give(conc_loop *l, conc_lock *k, conc_task *t, const 
     k->serial = t->serial;
     k->place = place;
     if (CONC__UNLIKELY(l->debug))
-        conc__hold(l, t, k, "a lock", place);
+        conc__note(l, &t->held, k, "a lock", place);
 }
 
 /* The owner does not want it any more: it goes to the first who waits. */
@@ -547,7 +539,7 @@ CONC__FAST void conc__lock_pass(conc_loop *l, conc_lock *k)
 {
     conc__wait *w = k->waits.first;
     if (CONC__UNLIKELY(l->debug))
-        conc__unhold(l, k->owner, k);
+        conc__unnote(l, &k->owner->held, k);
     k->owner = NULL;
     if (w) {
         conc__lock_give(l, k, w->task, w->item);
@@ -687,7 +679,7 @@ CONC__PRIVATE void conc__rwlock_give(conc_loop *l, conc_rwlock *k, int how, conc
         k->place = place;
     }
     if (l->debug)
-        conc__hold(l, t, k, how == CONC__READER ? "a rwlock to read" : "a rwlock to write", place);
+        conc__note(l, &t->held, k, how == CONC__READER ? "a rwlock to read" : "a rwlock to write", place);
 }
 
 /* To those first in the list who can have it together. */
@@ -768,7 +760,7 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
     else
         k->readers--;
     if (l->debug)
-        conc__unhold(l, l->self, k);
+        conc__unnote(l, &l->self->held, k);
     conc__rwlock_serve(l, k);
     return 0;
 }
