@@ -1703,28 +1703,20 @@ CONC__PRIVATE bool conc__crew_close(conc_loop *l, conc__crew *c, unsigned *users
     return first;
 }
 
-typedef struct conc__pool_closing {
-    conc__crew **crew;
-    unsigned *users;
-    void (*end)(conc__crew *c);
-} conc__pool_closing;
-
-/* The crew has done everything: ends it, where there is room for library calls. */
-CONC__PRIVATE void conc__crew_end(conc_loop *l, void *arg)
+/* The crew has done everything: ends it. */
+CONC__PRIVATE void conc__crew_end(conc__crew **crew, unsigned *users, void (*end)(conc__crew *c))
 {
-    const conc__pool_closing *closing = arg;
-    conc__crew *c = *closing->crew;
+    conc__crew *c = *crew;
     int saved = errno;
-    (void)l;
     conc__lock_briefly(&c->mutex);
     c->references++; /* for those who close it too: they are told when all is over, and have left the pool to us */
     pthread_mutex_unlock(&c->mutex);
-    __atomic_fetch_or(closing->users, CONC__POOL_CLOSED, __ATOMIC_ACQ_REL);
-    while (__atomic_load_n(closing->users, __ATOMIC_ACQUIRE) != (CONC__POOL_CLOSED | 1)) /* the 1 is the closer */
+    __atomic_fetch_or(users, CONC__POOL_CLOSED, __ATOMIC_ACQ_REL);
+    while (__atomic_load_n(users, __ATOMIC_ACQUIRE) != (CONC__POOL_CLOSED | 1)) /* the 1 is the closer */
         sched_yield();
-    closing->end(c);
-    conc__pool_leave(closing->users);
-    __atomic_store_n(closing->crew, NULL, __ATOMIC_RELEASE); /* the pool is its owner's again */
+    end(c);
+    conc__pool_leave(users);
+    __atomic_store_n(crew, NULL, __ATOMIC_RELEASE); /* the pool is its owner's again */
     conc__lock_briefly(&c->mutex);
     while (c->other_closers)
         conc__waiter_wake(c->other_closers, 0);
@@ -1757,7 +1749,7 @@ CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*en
         return 0;
     if (c->hub)
         conc__hub_close(l, c);
-    conc__with_room(l, conc__crew_end, &(conc__pool_closing){crew, users, end});
+    conc__crew_end(crew, users, end);
     return 0;
 }
 
@@ -2277,20 +2269,15 @@ typedef struct conc__channel {
 /* Of a channel that was closed when there was no memory for it. */
 static conc__channel conc__shut_channel = {.mutex = PTHREAD_MUTEX_INITIALIZER, .closed = true};
 
-typedef struct conc__making {
-    size_t size;
-    conc__channel *made;
-} conc__making;
-
-CONC__PRIVATE void conc__channel_make(conc_loop *l, void *arg)
+/* size: of its items. NULL: no memory. */
+CONC__PRIVATE conc__channel *conc__channel_make(size_t size)
 {
-    conc__making *m = arg;
-    (void)l;
-    m->made = conc__alloc(sizeof *m->made + m->size);
-    if (m->made) {
-        memset(m->made, 0, sizeof *m->made);
-        pthread_mutex_init(&m->made->mutex, NULL);
+    conc__channel *made = conc__alloc(sizeof *made + size);
+    if (made) {
+        memset(made, 0, sizeof *made);
+        pthread_mutex_init(&made->mutex, NULL);
     }
+    return made;
 }
 
 CONC__PRIVATE void conc__channel_free(conc__channel *inner)
@@ -2304,22 +2291,22 @@ CONC__PRIVATE void conc__channel_free(conc__channel *inner)
 /* What is behind a channel, locked; made by the first call. NULL: *rc says why. */
 CONC__PRIVATE conc__channel *conc__channel_lock(conc_channel *c, int *rc)
 {
-    conc__making m = {0, NULL};
+    size_t size = 0;
     conc__channel *inner = c ? __atomic_load_n(&c->inner, __ATOMIC_ACQUIRE) : NULL;
-    *rc = !c || !c->capacity || __builtin_mul_overflow(c->item_size, c->capacity, &m.size) || m.size > SIZE_MAX / 2
+    *rc = !c || !c->capacity || __builtin_mul_overflow(c->item_size, c->capacity, &size) || size > SIZE_MAX / 2
               ? -EINVAL
               : 0;
     if (*rc)
         return NULL;
     if (!inner) {
-        conc__with_room(conc__here, conc__channel_make, &m);
-        *rc = m.made ? 0 : -ENOMEM;
-        if (!m.made)
+        conc__channel *made = conc__channel_make(size);
+        *rc = made ? 0 : -ENOMEM;
+        if (!made)
             return NULL;
-        if (__atomic_compare_exchange_n(&c->inner, &inner, m.made, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-            inner = m.made;
-        else /* somebody else was first */
-            conc__channel_free(m.made);
+        if (__atomic_compare_exchange_n(&c->inner, &inner, made, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+            inner = made;
+        else /* another thread was first */
+            conc__channel_free(made);
     }
     conc__lock_briefly(&inner->mutex);
     return inner;
@@ -3826,31 +3813,15 @@ CONC__PRIVATE void conc__hub_ring(conc__hub *h)
     h->rung = true;
 }
 
-typedef struct conc__naming {
-    uintptr_t fn;
-    conc__function *out;
-    bool found;
-} conc__naming;
-
-CONC__PRIVATE void conc__name_function(conc_loop *l, void *arg)
-{
-    conc__naming *n = arg;
-    (void)l;
-    n->found = conc__function_name(n->fn, n->out);
-}
-
 CONC__PRIVATE int conc__desk_set(conc__desk *d, uintptr_t fn, int kind)
 {
-    conc__naming naming = {fn, &d->function, true};
     d->kind = kind;
     d->asked = d->begun = 0;
     d->done = 0;
     d->in = d->out = 0;
     d->function.offset = 0;
     d->function.module[0] = 0;
-    if (fn)
-        conc__with_room(conc__here, conc__name_function, &naming);
-    return naming.found ? 0 : -EINVAL;
+    return fn && !conc__function_name(fn, &d->function) ? -EINVAL : 0;
 }
 
 CONC__PRIVATE void conc__desk_send(conc__desk *d)

@@ -531,7 +531,7 @@ CONC__FAST void conc__lock_give(conc_loop *l, conc_lock *k, conc_task *t, const 
     k->serial = t->serial;
     k->place = place;
     if (CONC__UNLIKELY(l->debug))
-        conc__note(l, &t->held, k, "a lock", place);
+        conc__note(&t->held, k, "a lock", place);
 }
 
 /* The owner does not want it any more: it goes to the first who waits. */
@@ -539,7 +539,7 @@ CONC__FAST void conc__lock_pass(conc_loop *l, conc_lock *k)
 {
     conc__wait *w = k->waits.first;
     if (CONC__UNLIKELY(l->debug))
-        conc__unnote(l, &k->owner->held, k);
+        conc__unnote(&k->owner->held, k);
     k->owner = NULL;
     if (w) {
         conc__lock_give(l, k, w->task, w->item);
@@ -679,7 +679,7 @@ CONC__PRIVATE void conc__rwlock_give(conc_loop *l, conc_rwlock *k, int how, conc
         k->place = place;
     }
     if (l->debug)
-        conc__note(l, &t->held, k, how == CONC__READER ? "a rwlock to read" : "a rwlock to write", place);
+        conc__note(&t->held, k, how == CONC__READER ? "a rwlock to read" : "a rwlock to write", place);
 }
 
 /* To those first in the list who can have it together. */
@@ -760,7 +760,7 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
     else
         k->readers--;
     if (l->debug)
-        conc__unnote(l, &l->self->held, k);
+        conc__unnote(&l->self->held, k);
     conc__rwlock_serve(l, k);
     return 0;
 }
@@ -1120,27 +1120,19 @@ CONC__FAST int conc__queue_valid(conc_queue *q, const void *item)
     return CONC__UNLIKELY(!q->checked) ? conc__queue_check(q) : 0;
 }
 
-typedef struct conc__queue_call {
-    conc_queue *queue;
-    int rc;
-} conc__queue_call;
-
-/* Twice the room; the items come to lie in their order from the start. */
-CONC__PRIVATE void conc__queue_grow_now(conc_loop *l, void *arg)
+/* Twice the room; the items come to lie in their order from the start. 0, or -ENOMEM. */
+CONC__COLD int conc__queue_grow(conc_queue *q)
 {
     enum { LEAST = 8 };
-    conc__queue_call *call = arg;
-    conc_queue *q = call->queue;
     size_t room = q->room ? q->room * 2 : LEAST, first = q->room - q->head;
-    (void)l;
     if (room < q->room || room > SIZE_MAX / 2 / sizeof *q->orders || room > SIZE_MAX / 2 / q->item_size)
-        return;
+        return -ENOMEM;
     char *items = conc__alloc(room * q->item_size);
     uint64_t *orders = q->less ? conc__alloc(room * sizeof *orders) : NULL;
     if (!items || (q->less && !orders)) {
         conc_free(items);
         conc_free(orders);
-        return;
+        return -ENOMEM;
     }
     if (q->room) {
         memcpy(items, conc__item_at(q, q->head), first * q->item_size);
@@ -1156,14 +1148,7 @@ CONC__PRIVATE void conc__queue_grow_now(conc_loop *l, void *arg)
     q->room = room;
     if (!q->kind && !q->less && (q->item_size == 4 || q->item_size == 8))
         q->limit = q->capacity && q->capacity < room ? q->capacity : room;
-    call->rc = 0;
-}
-
-CONC__COLD int conc__queue_grow(conc_loop *l, conc_queue *q)
-{
-    conc__queue_call call = {q, -ENOMEM};
-    conc__with_room(l, conc__queue_grow_now, &call);
-    return call.rc;
+    return 0;
 }
 
 /* Of two items that lie in the heap: a is to be taken before b. One call of less tells, as no two came at the same time; and
@@ -1278,7 +1263,7 @@ CONC__FAST int conc__queue_push(conc_loop *l, conc_queue *q, const void *item)
     }
     if ((q->capacity && q->count >= q->capacity) || q->putters.first)
         return -EAGAIN;
-    if (CONC__UNLIKELY(q->count == q->room) && q->item_size && conc__queue_grow(l, q))
+    if (CONC__UNLIKELY(q->count == q->room) && q->item_size && conc__queue_grow(q))
         return -ENOMEM;
     conc__queue_store(q, item);
     return 0;
@@ -1422,14 +1407,6 @@ CONC_API void conc_queue_close(conc_queue *q)
     conc__wake_all(l, &q->putters, -EPIPE);
 }
 
-CONC__PRIVATE void conc__queue_free_now(conc_loop *l, void *arg)
-{
-    conc_queue *q = arg;
-    (void)l;
-    conc_free(q->items);
-    conc_free(q->orders);
-}
-
 CONC_API void conc_queue_destroy(conc_queue *q)
 {
     conc_loop *l = conc__here;
@@ -1443,7 +1420,8 @@ CONC_API void conc_queue_destroy(conc_queue *q)
     if (!q->closed)
         return;
     conc__wake_all(l, &q->joiners, -EPIPE);
-    conc__with_room(l, conc__queue_free_now, q);
+    conc_free(q->items);
+    conc_free(q->orders);
     q->items = NULL;
     q->orders = NULL;
     q->room = q->head = q->count = q->unfinished = 0; /* and so is the limit, since it was closed */
@@ -1553,7 +1531,7 @@ CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
     case CONC__PUT: return conc__queue_push(l, c->queue, c->from);
     case CONC__EVENT: return c->event->set ? 0 : -EAGAIN;
     case CONC__JOINED: return c->task->state == CONC__DONE ? 0 : -EAGAIN;
-    case CONC__FD: conc__with_room(l, conc__fd_ready, &look); return look.rc ? look.rc : -EAGAIN;
+    case CONC__FD: conc__fd_ready(l, &look); return look.rc ? look.rc : -EAGAIN;
     default: return c->seconds <= 0 ? 0 : -EAGAIN;
     }
 }

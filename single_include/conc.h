@@ -132,7 +132,7 @@ typedef struct conc_failure {
 } conc_failure;
 
 typedef struct conc_options {
-    size_t stack_size;  /* bytes for a task, at least 1024; 0: CONC_STACK_SIZE. main_fn never gets less than that */
+    size_t stack_size;  /* bytes for a task, at least 16384; 0: CONC_STACK_SIZE. main_fn never gets less than that */
     bool virtual_clock; /* when nothing can run, time jumps to the next deadline; it starts at 0 */
     uint64_t seed;      /* not 0: ready tasks run in a random order that the seed repeats */
     /* Checks, and reports on stderr: tasks that hold the loop, and while they do where they are; locks, generators and
@@ -280,7 +280,7 @@ CONC_API bool conc_cancelled(void);
 struct conc_group {
     int limit;         /* children at once; a spawn over it waits; 0: no limit */
     bool keep_going;   /* a child's error does not cancel the others */
-    size_t stack_size; /* bytes for each child, at least 1024; 0: the run's */
+    size_t stack_size; /* bytes for each child, at least 16384; 0: the run's */
     int error;         /* the first failure: a child's, or the body's own */
     int error_count;   /* all failures */
     /* private */
@@ -899,18 +899,19 @@ static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc
 #endif
 
 enum {
-    CONC__LEAST_STACK = 1024,        /* bytes */
-    CONC__GUARDED_STACK = 16 * 1024, /* from here on a stack has a guard region and pages of its own */
-    CONC__TURNS = 64,                /* switches between two looks of the scheduler */
-    CONC__QUICK = 256,               /* checkpoints without a wait before one yields */
-    CONC__SPIN = 16,                 /* refused checkpoints in a row that make a task one which ignores its cancel */
-    CONC__STUBBORN = 1000,           /* refused checkpoints in a row that debug mode tells of */
-    CONC__PATIENCE = 50000,          /* ns a thread looks for what it waits for before it sleeps */
-    CONC__MISSES = 3,                /* after so many times in vain it looks only now and then */
-    CONC__CHOICE = 16,               /* under a seed: how many of the ready tasks the next is drawn from */
+    CONC__LEAST_STACK = 16 * 1024, /* bytes */
+    CONC__TURNS = 64,              /* switches between two looks of the scheduler */
+    CONC__QUICK = 256,             /* checkpoints without a wait before one yields */
+    CONC__SPIN = 16,               /* refused checkpoints in a row that make a task one which ignores its cancel */
+    CONC__STUBBORN = 1000,         /* refused checkpoints in a row that debug mode tells of */
+    CONC__PATIENCE = 50000,        /* ns a thread looks for what it waits for before it sleeps */
+    CONC__MISSES = 3,              /* after so many times in vain it looks only now and then */
+    CONC__CHOICE = 16,             /* under a seed: how many of the ready tasks the next is drawn from */
     CONC__NAME = 48,
     CONC__TEXT = 128
 };
+
+_Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK, "conc.h: CONC_STACK_SIZE must be at least 16384");
 
 #define CONC__NEVER INT64_MAX
 
@@ -979,7 +980,6 @@ enum {
 
 #include <ucontext.h>
 
-enum { CONC__SWITCH_ROOM = 2 * sizeof(ucontext_t) + 512 }; /* bytes that a parked stack needs more than elsewhere */
 #define CONC__BOTTOM() ((void)0)
 
 CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*entry)(void))
@@ -1016,8 +1016,6 @@ CONC__PRIVATE void conc__jump(void **from, void **to)
 }
 
 #else
-
-enum { CONC__SWITCH_ROOM = 0 };
 
 #if defined __x86_64__
 
@@ -1219,8 +1217,8 @@ typedef struct conc__stack {
     struct conc__stack *next; /* free: the one freed before */
     struct conc__pool *pool;
     struct conc__slab *slab;
-    char *low;                   /* the lowest byte that may be used */
-    bool guarded, has_generator; /* a guard region lies below; a generator's body runs on it, not a task */
+    char *low;          /* the lowest byte that may be used */
+    bool has_generator; /* a generator's body runs on it, not a task */
 #if CONC__ASAN
     const void *asan_low;
     size_t asan_size;
@@ -2091,8 +2089,6 @@ static const conc__backend conc__epoll = {"epoll",           conc__epoll_open,  
  * stagger]. The tops are staggered inside their page, and the stride is an odd number of pages, so that the busy parts
  * of many stacks fall into different sets of the caches and the TLB. */
 
-static const uint64_t conc__canary = 0x5ca1ab1e0ddba115u; /* at the low end of a stack without a guard region */
-
 enum { CONC__CORE = offsetof(conc_task, name_copy), CONC__RECORD = sizeof(conc__stack), CONC__STAGGER = 64 * 47 };
 
 CONC__PRIVATE size_t conc__round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
@@ -2109,18 +2105,12 @@ CONC__PRIVATE conc__pool *conc__pool_for(conc_loop *l, size_t size)
     conc__pool *p = conc__alloc(sizeof *p);
     if (!p)
         return NULL;
-    size_t page = conc__page(), room = size + CONC__CORE + CONC__RECORD + CONC__SWITCH_ROOM;
+    size_t page = conc__page(), pages = conc__round_up(size + CONC__CORE + CONC__RECORD + CONC__STAGGER, page) / page;
     *p = (conc__pool){.next = l->pools, .size = size};
-    if (size < CONC__GUARDED_STACK) {
-        p->stride = conc__round_up(room + sizeof conc__canary, 16);
-        p->per_slab = (int)(1024 * 1024 / p->stride);
-    } else {
-        size_t pages = conc__round_up(room + CONC__STAGGER, page) / page;
-        p->guard = (pages % 2 ? 2 : 1) * page;
-        p->stride = pages * page + p->guard;
-        size_t fit = (size_t)16 * 1024 * 1024 / p->stride;
-        p->per_slab = fit < 1 ? 1 : fit > 64 ? 64 : (int)fit;
-    }
+    p->guard = (pages % 2 ? 2 : 1) * page;
+    p->stride = pages * page + p->guard;
+    size_t fit = (size_t)16 * 1024 * 1024 / p->stride;
+    p->per_slab = fit < 1 ? 1 : fit > 64 ? 64 : (int)fit;
     l->pools = p;
     return p;
 }
@@ -2143,7 +2133,7 @@ CONC__PRIVATE bool conc__slab_open(conc__pool *p)
 CONC__PRIVATE conc__stack *conc__stack_at(const conc__slab *slab, int i)
 {
     conc__pool *p = slab->pool;
-    size_t stagger = p->guard ? (size_t)(i % 48) * 64 : 0;
+    size_t stagger = (size_t)(i % 48) * 64;
     return (conc__stack *)(void *)(slab->base + (size_t)(i + 1) * p->stride - stagger - CONC__RECORD);
 }
 
@@ -2174,7 +2164,7 @@ CONC__COLD conc__stack *conc__stack_carve(conc__pool *p)
     int saved = errno;
     bool opened = (p->slabs && p->slabs->carved < p->per_slab) || conc__slab_open(p);
     conc__slab *slab = p->slabs;
-    if (opened && p->guard && slab->carved == slab->guarded)
+    if (opened && slab->carved == slab->guarded)
         conc__slab_guard(slab);
     errno = saved;
     if (!opened)
@@ -2182,10 +2172,7 @@ CONC__COLD conc__stack *conc__stack_carve(conc__pool *p)
     conc__stack *s = conc__stack_at(slab, slab->carved);
     char *slot = slab->base + (size_t)slab->carved * p->stride;
     slab->carved++;
-    *s = (conc__stack){
-        .pool = p, .slab = slab, .low = slot + (p->guard ? p->guard : sizeof conc__canary), .guarded = p->guard != 0};
-    if (!p->guard)
-        *(uint64_t *)(void *)slot = conc__canary;
+    *s = (conc__stack){.pool = p, .slab = slab, .low = slot + p->guard};
     conc__stack_told(s);
     return s;
 }
@@ -2226,10 +2213,6 @@ CONC__COLD void conc__tell_overflow(const conc_task *t, const conc__stack *s)
 static inline void conc__stack_give(conc_loop *l, conc__stack *s)
 {
     conc__pool *p = s->pool;
-    if (CONC__UNLIKELY(!s->guarded && ((const uint64_t *)(const void *)s->low)[-1] != conc__canary)) {
-        conc__tell_overflow(l->self, s);
-        abort();
-    }
     conc__stack_ends(l, s);
     s->next = p->free;
     p->free = s;
@@ -2588,16 +2571,6 @@ CONC__PRIVATE void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *ar
     /* l->self stays: it is resumed at once */
     l->switch_stacks(l, self->stack, self->context, &l->thread_stack, l->context);
     *l->errno_at = self->error_number;
-}
-
-/* The same for what only small stacks are too small for: the first call of a library function, for one, goes through
- * the dynamic linker and needs more than a kilobyte. Outside a run, where l is NULL, there is always room. */
-CONC__PRIVATE void conc__with_room(conc_loop *l, void (*fn)(conc_loop *l, void *arg), void *arg)
-{
-    if (l && l->self && !l->self->stack->guarded)
-        conc__on_loop(l, fn, arg);
-    else
-        fn(l, arg);
 }
 
 static atomic_int conc__debug_runs; /* of this process */
@@ -3726,39 +3699,22 @@ CONC__PRIVATE const char *conc__words(const conc_task *t, int rc) { return t->la
 
 CONC__PRIVATE const char *conc__words_or(const char *words, int rc) { return *words ? words : conc_strerror(rc); }
 
-typedef struct conc__failing {
-    conc_task *task;
-    const char *fmt;
-    va_list args;
-    int rc;
-} conc__failing;
-
-CONC__PRIVATE void conc__put_into_words(conc_loop *l, void *arg)
-{
-    conc__failing *f = arg;
-    char text[CONC__TEXT];
-    (void)l;
-    vsnprintf(text, sizeof text, f->fmt, f->args);
-    conc__tell(f->task, f->rc, text, NULL);
-}
-
 CONC_API int conc_fail(int rc, const char *fmt, ...)
 {
     conc_loop *l = conc__of_task();
-    if (!conc__here && fmt && conc__extended.job_fail) {
-        va_list args;
-        va_start(args, fmt);
-        conc__extended.job_fail(rc, fmt, args);
-        va_end(args);
-    }
-    if (!l || !fmt)
-        return rc;
-    conc__failing f = {.fmt = fmt, .rc = rc};
+    char text[CONC__TEXT];
     int saved = errno;
-    va_start(f.args, fmt);
-    f.task = l->self;
-    conc__with_room(l, conc__put_into_words, &f);
-    va_end(f.args);
+    va_list args;
+    if (!fmt)
+        return rc;
+    va_start(args, fmt);
+    if (l) {
+        vsnprintf(text, sizeof text, fmt, args);
+        conc__tell(l->self, rc, text, NULL);
+    } else if (!conc__here && conc__extended.job_fail) {
+        conc__extended.job_fail(rc, fmt, args);
+    }
+    va_end(args);
     errno = saved;
     return rc;
 }
@@ -4022,9 +3978,8 @@ CONC__PRIVATE void conc__finish_badly(conc_loop *l, conc_task *t)
 }
 
 /* Tells of a result whoever waits for it. */
-CONC__COLD void conc__deliver(conc_loop *l, void *arg)
+CONC__COLD void conc__deliver(conc_loop *l, conc_task *t)
 {
-    conc_task *t = arg;
     if (t->sink_kind)
         conc__fill_sink(l, t);
     conc__tell_joiners(l, t, l->stepwise);
@@ -4034,10 +3989,8 @@ CONC__COLD void conc__deliver(conc_loop *l, void *arg)
         conc__step_last(l, t);
 }
 
-CONC__COLD void conc__free_strings(conc_loop *l, void *arg)
+CONC__COLD void conc__free_strings(conc_task *t)
 {
-    conc_task *t = arg;
-    (void)l;
     if (t->name != t->spawned)
         CONC_FREE((void *)(uintptr_t)t->name);
     CONC_FREE(t->text);
@@ -4053,53 +4006,30 @@ CONC__COLD void conc__find_lost_signals(conc_loop *l, conc_task *t)
         }
 }
 
-typedef struct conc__note_call {
-    conc__holding **list, holding;
-} conc__note_call;
-
-CONC__PRIVATE void conc__note_now(conc_loop *l, void *arg)
+/* Debug: remembers something that is to be given back. Without memory only its report is lost. */
+CONC__COLD void conc__note(conc__holding **list, const void *object, const char *what, const char *place)
 {
-    const conc__note_call *call = arg;
     conc__holding *h = conc__alloc(sizeof *h);
-    (void)l;
     if (!h)
-        return; /* only the report is lost */
-    *h = call->holding;
-    h->next = *call->list;
-    *call->list = h;
+        return;
+    *h = (conc__holding){*list, object, what, place};
+    *list = h;
 }
 
-CONC__PRIVATE void conc__unnote_now(conc_loop *l, void *arg)
+CONC__COLD void conc__unnote(conc__holding **list, const void *object)
 {
-    const conc__note_call *call = arg;
-    (void)l;
-    for (conc__holding **at = call->list, *h; (h = *at); at = &h->next)
-        if (h->object == call->holding.object) {
+    for (conc__holding **at = list, *h; (h = *at); at = &h->next)
+        if (h->object == object) {
             *at = h->next;
             CONC_FREE(h);
             return;
         }
 }
 
-/* Debug: remembers something that is to be given back. */
-CONC__COLD void conc__note(conc_loop *l, conc__holding **list, const void *object, const char *what, const char *place)
-{
-    conc__note_call call = {list, {NULL, object, what, place}};
-    conc__with_room(l, conc__note_now, &call);
-}
-
-CONC__COLD void conc__unnote(conc_loop *l, conc__holding **list, const void *object)
-{
-    conc__note_call call = {list, {NULL, object, NULL, NULL}};
-    conc__with_room(l, conc__unnote_now, &call);
-}
-
 /* Debug: a task that has ended holds locks, which nobody else can get now. */
-CONC__COLD void conc__tell_held(conc_loop *l, void *arg)
+CONC__COLD void conc__tell_held(conc_task *t)
 {
-    conc_task *t = arg;
     int saved = errno;
-    (void)l;
     for (conc__holding *h; (h = t->held);) {
         fprintf(stderr, "conc: %s ended with %s that it acquired at %s\n", t->name, h->what, h->place);
         t->held = h->next;
@@ -4117,13 +4047,13 @@ static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
     if (CONC__UNLIKELY(l->signals))
         conc__find_lost_signals(l, t);
     if (CONC__UNLIKELY(t->held))
-        conc__with_room(l, conc__tell_held, t);
+        conc__tell_held(t);
     t->result = rc;
     t->failed = rc < 0 && !(rc == -ECANCELED && t->pending);
     t->state = CONC__DONE;
     t->seal ^= CONC__ENDED_SEAL;
     if (CONC__UNLIKELY(rc < 0 || t->sink_kind || l->stepwise))
-        conc__with_room(l, conc__deliver, t);
+        conc__deliver(l, t);
     else
         conc__tell_joiners(l, t, false);
     if (g) {
@@ -4137,7 +4067,7 @@ static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
         conc__locals_release(t->locals);
     t->locals = NULL;
     if (CONC__UNLIKELY(!t->has_handle && (t->name != t->spawned || t->text)))
-        conc__with_room(l, conc__free_strings, t);
+        conc__free_strings(t);
     conc__stack_give(l, t->stack);
     l->finished++;
     l->most++;
@@ -4651,7 +4581,7 @@ CONC_API int conc__gen_open(conc_gen *face, conc_gen_fn *fn, void *arg, size_t i
     face->body = g;
     face->run = l->run;
     if (CONC__UNLIKELY(l->debug))
-        conc__note(l, &l->opened, g, "a generator", place);
+        conc__note(&l->opened, g, "a generator", place);
     return 0;
 }
 
@@ -4682,7 +4612,7 @@ CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
     conc__stack *stack = g->stack;
     char *used = NULL;
     if (CONC__UNLIKELY(l->debug)) {
-        conc__unnote(l, &l->opened, g);
+        conc__unnote(&l->opened, g);
         used = conc__usage_note(l, stack, "generators");
     }
     conc__stack_give(l, stack);
@@ -5004,7 +4934,7 @@ CONC__PRIVATE int conc__fd_watch(conc_loop *l, conc__fd_look *look)
 {
     look->f = conc__fd_find(l, look->number);
     if (!conc__fd_is_certain(look->f))
-        conc__with_room(l, conc__fd_before, look);
+        conc__fd_before(l, look);
     return look->rc <= 0 ? look->rc : look->events;
 }
 
@@ -5020,7 +4950,7 @@ CONC__PRIVATE void conc__fd_append(conc_loop *l, conc__fd *f, conc__wait *w)
 CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd_look *look, uint32_t life, const conc__wait *w)
 {
     if (!look->f->owned && look->f->life == life) {
-        conc__with_room(l, conc__fd_after, look);
+        conc__fd_after(l, look);
         if (look->rc)
             return look->rc;
     }
@@ -5081,7 +5011,7 @@ CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
         return rc;
     conc__find_lost(l, __builtin_frame_address(0));
     conc__fd_look look = {.number = fd, .events = events};
-    conc__with_room(l, conc__fd_ready, &look);
+    conc__fd_ready(l, &look);
     if (look.rc == 0)
         return conc__fd_park(l, fd, events);
     conc__quick(l);
@@ -5106,7 +5036,7 @@ CONC_API int conc_close(int fd)
     conc__fd_look look = {.number = fd};
     if (fd < 0)
         return -EBADF;
-    conc__with_room(l, conc__close_now, &look);
+    conc__close_now(l, &look);
     return look.rc;
 }
 
@@ -5315,7 +5245,7 @@ CONC__PRIVATE ssize_t conc__io_once(conc_loop *l, conc__io *io)
     if (f && f->drained && reads && io->n)
         return -EAGAIN;
     io->owned = f && f->owned;
-    conc__with_room(l, conc__io_try, io);
+    conc__io_try(l, io);
     if (CONC__UNLIKELY(io->result == -ENOTSOCK && io->owned)) { /* closed by close(2), and opened by somebody else */
         conc__fd_gone(l, f);
         return conc__io_once(l, io);
@@ -5325,7 +5255,7 @@ CONC__PRIVATE ssize_t conc__io_once(conc_loop *l, conc__io *io)
     return io->result;
 }
 
-/* The usual case, a read or write on a socket of conc's from a stack with room, without the detour. */
+/* The usual case, a read or write on a socket of conc's, without the detour. */
 static inline ssize_t conc__io_direct(conc_loop *l, conc__fd *f, int what, void *bytes, size_t n)
 {
     int saved = *l->errno_at;
@@ -5347,7 +5277,7 @@ static inline ssize_t conc__io_direct(conc_loop *l, conc__fd *f, int what, void 
 static inline ssize_t conc__io_bytes(conc_loop *l, int what, int fd, void *bytes, size_t n)
 {
     conc__fd *f = conc__fd_find(l, fd);
-    if (CONC__UNLIKELY(!f || !f->owned || !l->self || !l->self->stack->guarded)) {
+    if (CONC__UNLIKELY(!f || !f->owned)) {
         conc__io io = {.what = what, .fd = fd, .bytes = bytes, .n = n};
         return conc__io_once(l, &io);
     }
@@ -5653,7 +5583,7 @@ CONC__PRIVATE void conc__resolve(conc_loop *l, void *arg)
 /* What the address text means: how many there are, or a negative error. Waits if it is a host name. */
 CONC__PRIVATE int conc__look_up(conc_loop *l, conc__opening *o)
 {
-    conc__with_room(l, conc__resolve, o);
+    conc__resolve(l, o);
     if (o->count == -EADDRNOTAVAIL && conc__extended.resolve)
         o->count = conc__extended.resolve(o->text, &o->found);
     return o->count;
@@ -5712,7 +5642,7 @@ CONC_API int conc_listen_with(const char *address, const conc_listen_options *op
         return -EINVAL;
     o.fd = conc__look_up(l, &o);
     if (o.fd > 0)
-        conc__with_room(l, conc__open_listener, &o);
+        conc__open_listener(l, &o);
     conc_free(o.found);
     return o.fd;
 }
@@ -5752,7 +5682,7 @@ CONC__PRIVATE int conc__connect(conc_loop *l, conc__opening *o)
     double pause = 0.001;
     o->fd = -1;
     for (;;) {
-        conc__with_room(l, conc__start_connecting, o);
+        conc__start_connecting(l, o);
         if (o->rc != -EAGAIN || o->fd < 0)
             break;
         o->rc = conc_sleep(pause); /* a Unix socket's backlog is full, and nobody tells when it no longer is */
@@ -5765,7 +5695,7 @@ CONC__PRIVATE int conc__connect(conc_loop *l, conc__opening *o)
     if (o->rc == -EINPROGRESS) {
         o->rc = conc__fd_park(l, o->fd, CONC_WRITABLE);
         if (o->rc > 0)
-            conc__with_room(l, conc__ask_connected, o);
+            conc__ask_connected(l, o);
     }
     if (o->rc == 0)
         return o->fd;
@@ -5858,7 +5788,7 @@ CONC_API int conc_address(int fd, bool peer, char *buf, size_t size)
     if (!buf)
         return -EINVAL;
     if (conc__here)
-        conc__with_room(conc__here, conc__ask_address, &q);
+        conc__ask_address(conc__here, &q);
     else
         conc__ask_address(NULL, &q);
     return q.rc;
@@ -6004,7 +5934,7 @@ CONC__PRIVATE int conc__buffer_grow(conc_loop *l, conc__buffer *b, size_t size)
     }
     conc__buffering change = {b, size};
     if (size < PTRDIFF_MAX)
-        conc__with_room(l, conc__buffer_change, &change);
+        conc__buffer_change(l, &change);
     return b->size == size ? 0 : -ENOMEM;
 }
 
@@ -6019,7 +5949,7 @@ CONC__PRIVATE void conc__buffer_drop(conc_loop *l, conc__buffer *b)
         l->spares = spare;
         l->spare_count++;
     } else if (l) {
-        conc__with_room(l, conc__buffer_change, &change);
+        conc__buffer_change(l, &change);
     } else {
         conc__buffer_change(NULL, &change);
     }
@@ -6065,7 +5995,7 @@ CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place)
         return conc__misused(-EINVAL, "conc_stream_open", "no stream, or it is open", NULL);
     const conc__fd *f = conc__fd_find(l, fd);
     if (!f || !f->owned)
-        conc__with_room(l, conc__fd_ready, &look);
+        conc__fd_ready(l, &look);
     if (fd < 0 || look.rc < 0)
         return -EBADF;
     size_t limit = s->limit < PTRDIFF_MAX / 4 ? s->limit : PTRDIFF_MAX / 4; /* so that sums cannot overflow */
@@ -6074,7 +6004,7 @@ CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place)
                        .fd = fd,
                        .state = CONC__STREAM_OPEN};
     if (CONC__UNLIKELY(l->debug))
-        conc__note(l, &l->opened, s, "a stream", place);
+        conc__note(&l->opened, s, "a stream", place);
     return 0;
 }
 
@@ -6391,7 +6321,7 @@ CONC__PRIVATE void conc__stream_hurry(conc_loop *l, conc_stream *s)
         return;
     conc__fd_look look = {.number = s->fd, .events = CONC_WRITABLE};
     w->value |= CONC_WRITABLE;
-    conc__with_room(l, conc__fd_before, &look);
+    conc__fd_before(l, &look);
 }
 
 CONC__PRIVATE void conc__stream_turn_over(conc_loop *l, conc_stream *s)
@@ -6542,12 +6472,12 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
     if (!fmt)
         return -EINVAL;
     va_start(f.args, fmt);
-    conc__with_room(l, conc__format, &f);
+    conc__format(l, &f);
     va_end(f.args);
     if (!f.text)
         return f.length < 0 ? -EINVAL : -ENOMEM;
     rc = conc__stream_write_bytes(l, s, f.text, (size_t)f.length);
-    conc__with_room(l, conc__format_over, &f);
+    conc__format_over(l, &f);
     return rc;
 }
 
@@ -6595,7 +6525,7 @@ CONC_API int conc_stream_close(conc_stream *s)
         return rc;
     s->state = CONC__STREAM_CLOSED;
     if (l && l->debug)
-        conc__unnote(l, &l->opened, s);
+        conc__unnote(&l->opened, s);
     while (s->writers.first)
         conc__wake(l, s->writers.first, -EPIPE);
     int closed = conc_close(s->fd);
@@ -6713,7 +6643,8 @@ CONC__PRIVATE bool conc__signal_leave(int number)
     return conc__signalling.handed[number] != atomic_load(&conc__signalling.came[number]);
 }
 
-/* Has signals wake this loop. They may come while a task with a small stack runs, so they get a stack of their own. */
+/* Has signals wake this loop. A signal's frame takes up to 12 KiB where the processor has large registers, so handlers
+ * run on a stack of their own, not on a task's. */
 CONC__PRIVATE int conc__signals_reach(conc_loop *l)
 {
     stack_t none = {0}, now;
@@ -7714,7 +7645,7 @@ CONC__FAST char *conc__trace_room(conc_loop *l, const char *name)
 {
     conc__trace *tr = l->trace;
     if (CONC__UNLIKELY(tr->used + CONC__TRACE_EVENT > sizeof tr->buffer))
-        conc__with_room(l, conc__trace_write, tr);
+        conc__trace_write(l, tr);
     if (tr->fd < 0)
         return NULL;
     return conc__put(conc__put(tr->buffer + tr->used, ",\n{\"name\":\""), name);
@@ -7858,7 +7789,7 @@ CONC__PRIVATE void conc__trace_close(conc_loop *l)
 CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *address)
 {
     for (const conc__pool *p = l->pools; p; p = p->next)
-        for (const conc__slab *slab = p->slabs; slab && p->guard; slab = slab->next) {
+        for (const conc__slab *slab = p->slabs; slab; slab = slab->next) {
             uintptr_t from = (uintptr_t)address - (uintptr_t)slab->base;
             if (from < p->stride * (size_t)slab->carved && from % p->stride < p->guard)
                 return conc__stack_at(slab, (int)(from / p->stride));
@@ -7969,7 +7900,7 @@ CONC__PRIVATE char *conc__first_resident(conc__stack *s)
     unsigned char pages[1024];
     size_t page = conc__page();
     char *at = s->low, *top = conc__stack_top(s);
-    while (s->guarded && at < top) { /* else it shares its pages */
+    while (at < top) {
         size_t n = conc__round_up((size_t)(top - at), page) / page, resident = 0;
         n = n < sizeof pages ? n : sizeof pages;
         if (mincore(at, n * page, (void *)pages))
@@ -7994,40 +7925,32 @@ CONC__UNSANITIZED CONC__PRIVATE char *conc__stack_lowest(conc__stack *s)
     return (char *)(uintptr_t)at;
 }
 
-typedef struct conc__usage_call {
-    conc__stack *stack;
-    const char *user;
-    char *lowest;
-} conc__usage_call;
-
-CONC__PRIVATE void conc__usage_add(conc_loop *l, void *arg)
+/* Counts used bytes of a stack for its user. Without memory only the report is lost. */
+CONC__PRIVATE void conc__usage_add(conc_loop *l, const char *user, size_t size, size_t used)
 {
-    conc__usage_call *call = arg;
-    const conc__stack *s = call->stack;
-    call->lowest = conc__stack_lowest(call->stack);
-    size_t size = s->pool->size + CONC__SWITCH_ROOM;
-    size_t used = (size_t)(conc__stack_top(call->stack) - call->lowest);
     conc__usage *u = l->usages;
-    while (u && (u->user != call->user || u->size != size))
+    while (u && (u->user != user || u->size != size))
         u = u->next;
     if (!u) {
         u = conc__alloc(sizeof *u);
         if (!u)
-            return; /* only the report is lost */
-        *u = (conc__usage){.next = l->usages, .user = call->user, .size = size};
+            return;
+        *u = (conc__usage){.next = l->usages, .user = user, .size = size};
         l->usages = u;
     }
     u->users++;
-    u->most = used > u->most ? used : u->most;
+    if (used > u->most)
+        u->most = used;
 }
 
-/* A stack is about to be given back. Returns from where on it is to be cleared, for its next user; NULL: that is no matter. */
+/* A stack is about to be given back. Returns from where on it is to be cleared for its next user; NULL: it need not be. */
 CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, const char *user)
 {
-    conc__usage_call call = {s, user, NULL};
-    if (!l->on_valgrind) /* for which what was never written has no value */
-        conc__with_room(l, conc__usage_add, &call);
-    return call.lowest;
+    if (l->on_valgrind) /* to Valgrind, what was never written has no value */
+        return NULL;
+    char *lowest = conc__stack_lowest(s);
+    conc__usage_add(l, user, s->pool->size, (size_t)(conc__stack_top(s) - lowest));
+    return lowest;
 }
 
 /* Nothing is left of a stack's last user. */
@@ -8779,21 +8702,8 @@ CONC__PRIVATE void conc__forget_loop(void)
 
 CONC__PRIVATE void conc__watch_forks(void) { pthread_atfork(NULL, NULL, conc__forget_loop); }
 
-/* The first call of a library function goes through the dynamic linker, which needs more than a small stack has. Those
- * that streams call on the stack of their task are called here before. */
-CONC__PRIVATE void conc__bind_early(void)
-{
-    volatile size_t one = 1;
-    char a[2] = "a", b[2] = "b";
-    memcpy(a, b, one);
-    memmove(a, b, one);
-    if (memchr(a, 'b', one) && memcmp(a, b, one) == 0)
-        memset(a, 0, one);
-}
-
 CONC__PRIVATE int conc__loop_open(conc_loop *l, const conc__backend *backend)
 {
-    conc__bind_early();
     static pthread_once_t forks = PTHREAD_ONCE_INIT;
     pthread_once(&forks, conc__watch_forks);
     l->pool = conc__pool_for(l, l->options.stack_size);
@@ -9637,7 +9547,7 @@ CONC__FAST void conc__lock_give(conc_loop *l, conc_lock *k, conc_task *t, const 
     k->serial = t->serial;
     k->place = place;
     if (CONC__UNLIKELY(l->debug))
-        conc__note(l, &t->held, k, "a lock", place);
+        conc__note(&t->held, k, "a lock", place);
 }
 
 /* The owner does not want it any more: it goes to the first who waits. */
@@ -9645,7 +9555,7 @@ CONC__FAST void conc__lock_pass(conc_loop *l, conc_lock *k)
 {
     conc__wait *w = k->waits.first;
     if (CONC__UNLIKELY(l->debug))
-        conc__unnote(l, &k->owner->held, k);
+        conc__unnote(&k->owner->held, k);
     k->owner = NULL;
     if (w) {
         conc__lock_give(l, k, w->task, w->item);
@@ -9785,7 +9695,7 @@ CONC__PRIVATE void conc__rwlock_give(conc_loop *l, conc_rwlock *k, int how, conc
         k->place = place;
     }
     if (l->debug)
-        conc__note(l, &t->held, k, how == CONC__READER ? "a rwlock to read" : "a rwlock to write", place);
+        conc__note(&t->held, k, how == CONC__READER ? "a rwlock to read" : "a rwlock to write", place);
 }
 
 /* To those first in the list who can have it together. */
@@ -9866,7 +9776,7 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
     else
         k->readers--;
     if (l->debug)
-        conc__unnote(l, &l->self->held, k);
+        conc__unnote(&l->self->held, k);
     conc__rwlock_serve(l, k);
     return 0;
 }
@@ -10226,27 +10136,19 @@ CONC__FAST int conc__queue_valid(conc_queue *q, const void *item)
     return CONC__UNLIKELY(!q->checked) ? conc__queue_check(q) : 0;
 }
 
-typedef struct conc__queue_call {
-    conc_queue *queue;
-    int rc;
-} conc__queue_call;
-
-/* Twice the room; the items come to lie in their order from the start. */
-CONC__PRIVATE void conc__queue_grow_now(conc_loop *l, void *arg)
+/* Twice the room; the items come to lie in their order from the start. 0, or -ENOMEM. */
+CONC__COLD int conc__queue_grow(conc_queue *q)
 {
     enum { LEAST = 8 };
-    conc__queue_call *call = arg;
-    conc_queue *q = call->queue;
     size_t room = q->room ? q->room * 2 : LEAST, first = q->room - q->head;
-    (void)l;
     if (room < q->room || room > SIZE_MAX / 2 / sizeof *q->orders || room > SIZE_MAX / 2 / q->item_size)
-        return;
+        return -ENOMEM;
     char *items = conc__alloc(room * q->item_size);
     uint64_t *orders = q->less ? conc__alloc(room * sizeof *orders) : NULL;
     if (!items || (q->less && !orders)) {
         conc_free(items);
         conc_free(orders);
-        return;
+        return -ENOMEM;
     }
     if (q->room) {
         memcpy(items, conc__item_at(q, q->head), first * q->item_size);
@@ -10262,14 +10164,7 @@ CONC__PRIVATE void conc__queue_grow_now(conc_loop *l, void *arg)
     q->room = room;
     if (!q->kind && !q->less && (q->item_size == 4 || q->item_size == 8))
         q->limit = q->capacity && q->capacity < room ? q->capacity : room;
-    call->rc = 0;
-}
-
-CONC__COLD int conc__queue_grow(conc_loop *l, conc_queue *q)
-{
-    conc__queue_call call = {q, -ENOMEM};
-    conc__with_room(l, conc__queue_grow_now, &call);
-    return call.rc;
+    return 0;
 }
 
 /* Of two items that lie in the heap: a is to be taken before b. One call of less tells, as no two came at the same time; and
@@ -10384,7 +10279,7 @@ CONC__FAST int conc__queue_push(conc_loop *l, conc_queue *q, const void *item)
     }
     if ((q->capacity && q->count >= q->capacity) || q->putters.first)
         return -EAGAIN;
-    if (CONC__UNLIKELY(q->count == q->room) && q->item_size && conc__queue_grow(l, q))
+    if (CONC__UNLIKELY(q->count == q->room) && q->item_size && conc__queue_grow(q))
         return -ENOMEM;
     conc__queue_store(q, item);
     return 0;
@@ -10528,14 +10423,6 @@ CONC_API void conc_queue_close(conc_queue *q)
     conc__wake_all(l, &q->putters, -EPIPE);
 }
 
-CONC__PRIVATE void conc__queue_free_now(conc_loop *l, void *arg)
-{
-    conc_queue *q = arg;
-    (void)l;
-    conc_free(q->items);
-    conc_free(q->orders);
-}
-
 CONC_API void conc_queue_destroy(conc_queue *q)
 {
     conc_loop *l = conc__here;
@@ -10549,7 +10436,8 @@ CONC_API void conc_queue_destroy(conc_queue *q)
     if (!q->closed)
         return;
     conc__wake_all(l, &q->joiners, -EPIPE);
-    conc__with_room(l, conc__queue_free_now, q);
+    conc_free(q->items);
+    conc_free(q->orders);
     q->items = NULL;
     q->orders = NULL;
     q->room = q->head = q->count = q->unfinished = 0; /* and so is the limit, since it was closed */
@@ -10659,7 +10547,7 @@ CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
     case CONC__PUT: return conc__queue_push(l, c->queue, c->from);
     case CONC__EVENT: return c->event->set ? 0 : -EAGAIN;
     case CONC__JOINED: return c->task->state == CONC__DONE ? 0 : -EAGAIN;
-    case CONC__FD: conc__with_room(l, conc__fd_ready, &look); return look.rc ? look.rc : -EAGAIN;
+    case CONC__FD: conc__fd_ready(l, &look); return look.rc ? look.rc : -EAGAIN;
     default: return c->seconds <= 0 ? 0 : -EAGAIN;
     }
 }
@@ -12590,28 +12478,20 @@ CONC__PRIVATE bool conc__crew_close(conc_loop *l, conc__crew *c, unsigned *users
     return first;
 }
 
-typedef struct conc__pool_closing {
-    conc__crew **crew;
-    unsigned *users;
-    void (*end)(conc__crew *c);
-} conc__pool_closing;
-
-/* The crew has done everything: ends it, where there is room for library calls. */
-CONC__PRIVATE void conc__crew_end(conc_loop *l, void *arg)
+/* The crew has done everything: ends it. */
+CONC__PRIVATE void conc__crew_end(conc__crew **crew, unsigned *users, void (*end)(conc__crew *c))
 {
-    const conc__pool_closing *closing = arg;
-    conc__crew *c = *closing->crew;
+    conc__crew *c = *crew;
     int saved = errno;
-    (void)l;
     conc__lock_briefly(&c->mutex);
     c->references++; /* for those who close it too: they are told when all is over, and have left the pool to us */
     pthread_mutex_unlock(&c->mutex);
-    __atomic_fetch_or(closing->users, CONC__POOL_CLOSED, __ATOMIC_ACQ_REL);
-    while (__atomic_load_n(closing->users, __ATOMIC_ACQUIRE) != (CONC__POOL_CLOSED | 1)) /* the 1 is the closer */
+    __atomic_fetch_or(users, CONC__POOL_CLOSED, __ATOMIC_ACQ_REL);
+    while (__atomic_load_n(users, __ATOMIC_ACQUIRE) != (CONC__POOL_CLOSED | 1)) /* the 1 is the closer */
         sched_yield();
-    closing->end(c);
-    conc__pool_leave(closing->users);
-    __atomic_store_n(closing->crew, NULL, __ATOMIC_RELEASE); /* the pool is its owner's again */
+    end(c);
+    conc__pool_leave(users);
+    __atomic_store_n(crew, NULL, __ATOMIC_RELEASE); /* the pool is its owner's again */
     conc__lock_briefly(&c->mutex);
     while (c->other_closers)
         conc__waiter_wake(c->other_closers, 0);
@@ -12644,7 +12524,7 @@ CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*en
         return 0;
     if (c->hub)
         conc__hub_close(l, c);
-    conc__with_room(l, conc__crew_end, &(conc__pool_closing){crew, users, end});
+    conc__crew_end(crew, users, end);
     return 0;
 }
 
@@ -13164,20 +13044,15 @@ typedef struct conc__channel {
 /* Of a channel that was closed when there was no memory for it. */
 static conc__channel conc__shut_channel = {.mutex = PTHREAD_MUTEX_INITIALIZER, .closed = true};
 
-typedef struct conc__making {
-    size_t size;
-    conc__channel *made;
-} conc__making;
-
-CONC__PRIVATE void conc__channel_make(conc_loop *l, void *arg)
+/* size: of its items. NULL: no memory. */
+CONC__PRIVATE conc__channel *conc__channel_make(size_t size)
 {
-    conc__making *m = arg;
-    (void)l;
-    m->made = conc__alloc(sizeof *m->made + m->size);
-    if (m->made) {
-        memset(m->made, 0, sizeof *m->made);
-        pthread_mutex_init(&m->made->mutex, NULL);
+    conc__channel *made = conc__alloc(sizeof *made + size);
+    if (made) {
+        memset(made, 0, sizeof *made);
+        pthread_mutex_init(&made->mutex, NULL);
     }
+    return made;
 }
 
 CONC__PRIVATE void conc__channel_free(conc__channel *inner)
@@ -13191,22 +13066,22 @@ CONC__PRIVATE void conc__channel_free(conc__channel *inner)
 /* What is behind a channel, locked; made by the first call. NULL: *rc says why. */
 CONC__PRIVATE conc__channel *conc__channel_lock(conc_channel *c, int *rc)
 {
-    conc__making m = {0, NULL};
+    size_t size = 0;
     conc__channel *inner = c ? __atomic_load_n(&c->inner, __ATOMIC_ACQUIRE) : NULL;
-    *rc = !c || !c->capacity || __builtin_mul_overflow(c->item_size, c->capacity, &m.size) || m.size > SIZE_MAX / 2
+    *rc = !c || !c->capacity || __builtin_mul_overflow(c->item_size, c->capacity, &size) || size > SIZE_MAX / 2
               ? -EINVAL
               : 0;
     if (*rc)
         return NULL;
     if (!inner) {
-        conc__with_room(conc__here, conc__channel_make, &m);
-        *rc = m.made ? 0 : -ENOMEM;
-        if (!m.made)
+        conc__channel *made = conc__channel_make(size);
+        *rc = made ? 0 : -ENOMEM;
+        if (!made)
             return NULL;
-        if (__atomic_compare_exchange_n(&c->inner, &inner, m.made, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-            inner = m.made;
-        else /* somebody else was first */
-            conc__channel_free(m.made);
+        if (__atomic_compare_exchange_n(&c->inner, &inner, made, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+            inner = made;
+        else /* another thread was first */
+            conc__channel_free(made);
     }
     conc__lock_briefly(&inner->mutex);
     return inner;
@@ -14713,31 +14588,15 @@ CONC__PRIVATE void conc__hub_ring(conc__hub *h)
     h->rung = true;
 }
 
-typedef struct conc__naming {
-    uintptr_t fn;
-    conc__function *out;
-    bool found;
-} conc__naming;
-
-CONC__PRIVATE void conc__name_function(conc_loop *l, void *arg)
-{
-    conc__naming *n = arg;
-    (void)l;
-    n->found = conc__function_name(n->fn, n->out);
-}
-
 CONC__PRIVATE int conc__desk_set(conc__desk *d, uintptr_t fn, int kind)
 {
-    conc__naming naming = {fn, &d->function, true};
     d->kind = kind;
     d->asked = d->begun = 0;
     d->done = 0;
     d->in = d->out = 0;
     d->function.offset = 0;
     d->function.module[0] = 0;
-    if (fn)
-        conc__with_room(conc__here, conc__name_function, &naming);
-    return naming.found ? 0 : -EINVAL;
+    return fn && !conc__function_name(fn, &d->function) ? -EINVAL : 0;
 }
 
 CONC__PRIVATE void conc__desk_send(conc__desk *d)

@@ -40,6 +40,7 @@ tmp=$(mktemp -d) || exit 2
 trap 'rm -rf "$tmp"' EXIT
 wrong=$tmp/wrong
 out=$tmp/out
+errors=$tmp/errors
 : >"$wrong"
 
 # check NAME: passes when $wrong, which holds what is wrong, is empty; it is empty afterwards
@@ -54,22 +55,22 @@ check() {
     : >"$wrong"
 }
 
-# debug ARGUMENT...: what gdb says goes to $out
+# debug ARGUMENT...: what gdb prints goes to $out, its errors and warnings to $errors, which nothing is compared with
 debug() {
     timeout -k 5 120 gdb -nx --batch -ex 'set width 0' -ex 'set disable-randomization off' \
-        -ex "source $root/tests/conc_gdb.py" "$@" >"$out" 2>&1 </dev/null
+        -ex "source $root/tests/conc_gdb.py" "$@" >"$out" 2>"$errors" </dev/null
     local status=$?
     [ $status -ne 124 ] || echo "gdb did not come to its end" >>"$wrong"
-    ! grep -n -e Traceback -e 'Python Exception' -e 'Backtrace stopped' "$out" >>"$wrong"
+    ! grep -n -e Traceback -e 'Python Exception' -e 'Backtrace stopped' "$out" "$errors" >>"$wrong"
 }
 
 # part NAME: what gdb said after `echo == NAME`, up to the next such line
 part() { awk -v name="== $1" '/^== / { here = $0 == name; next } here' "$out"; }
 
-# says TEXT: a line of $out is this text, or ends in it
+# says TEXT: a line of what gdb said is this text, or ends in it
 says() {
-    awk -v text="$1" 'substr($0, length($0) - length(text) + 1) == text { found = 1 } END { exit !found }' "$out" ||
-        { echo "it does not say \"$1\", but:" && cat "$out"; } >>"$wrong"
+    awk -v text="$1" 'substr($0, length($0) - length(text) + 1) == text { found = 1 } END { exit !found }' "$out" "$errors" ||
+        { echo "it does not say \"$1\", but:" && cat "$out" "$errors"; } >>"$wrong"
 }
 
 cd "$tmp" && cp "${headers[@]}" "$root/tests/gdb/parked.c" . || exit 2
@@ -81,7 +82,7 @@ printf 'int main(void) { return 0; }\n' >nothing.c && gcc -g nothing.c -o nothin
 debug -ex run ./nothing
 if ! grep -q 'exited normally' "$out"; then
     echo "gdb cannot control a process here; in a container that takes --cap-add=SYS_PTRACE. It says:"
-    cat "$out"
+    cat "$out" "$errors"
     exit 1
 fi
 
@@ -191,10 +192,10 @@ looked_at() {
 }
 
 # Where the guard regions of stacks are made with MADV_GUARD_INSTALL, from Linux 6.13 on, gdb writes core files without
-# the stacks. So these ones have no guard regions.
+# the stacks. So the guard regions of these are made by mprotect.
 test_build() {
     local name="$*"
-    build parked "$@" -DCONC_STACK_SIZE=12288
+    build parked "$@" -DNO_GUARD_ADVICE
     rm -f core
     debug -ex 'break all_parked' -ex run "${look[@]}" -ex 'generate-core-file core' ./parked
     looked_at "$name, live"
@@ -225,7 +226,7 @@ test_dying() {
 
 test_refusals() {
     local no_threads=(-iex "set libthread-db-search-path $tmp/none" -iex 'set auto-load libthread-db off')
-    build parked gcc -O2 -g -DCONC_STACK_SIZE=12288
+    build parked gcc -O2 -g -DNO_GUARD_ADVICE
     rm -f core*
     debug -ex 'conc tasks' ./parked
     says "conc: there is no process and no core file"
@@ -243,11 +244,11 @@ test_refusals() {
     says "usage: conc tasks"
     says "conc: a list is damaged: it comes back to where it was"
     says "gdb leaves them out of those that it writes on Linux 6.13 and later, and the system does not"
-    grep -q '^conc: Cannot access memory at address 0x' "$out" || cat "$out" >>"$wrong"
+    grep -hq '^conc: Cannot access memory at address 0x' "$out" "$errors" || cat "$out" >>"$wrong"
     check "wrong arguments and damaged memory have errors of one line"
 
     debug "${no_threads[@]}" -ex 'conc tasks' ./parked core
-    grep -q "^conc: the thread-local conc__here cannot be read; set .conc_loop to a task's handle.loop: " "$out" ||
+    grep -hq "^conc: the thread-local conc__here cannot be read; set .conc_loop to a task's handle.loop: " "$out" "$errors" ||
         cat "$out" >>"$wrong"
     check "without libthread_db, that is said"
     # shellcheck disable=SC2016 # it is gdb's variable

@@ -26,14 +26,7 @@
 #define IO_HAS_EPOLL false
 #endif
 
-/* The smallest stack holds any of the calls on x86-64; other processors, which save more registers, need a little more,
- * and so do sanitizers. */
-#ifdef __x86_64__
-enum { IO_SMALLEST = 1024 };
-#else
-enum { IO_SMALLEST = 1536 };
-#endif
-static const size_t io_small_stacks[] = {SANITIZED ? 16384 : IO_SMALLEST, SANITIZED ? 16384 : 4096};
+enum { IO_SMALLEST_STACK = 16384 };
 
 /* ---- runs ---- */
 

@@ -192,7 +192,7 @@ TASK_TEST(a_zeroed_group_can_be_used_again)
 TASK_TEST(senseless_options_of_a_group_are_refused)
 {
     int ran = 0;
-    conc_group negative = {.limit = -1}, tiny = {.stack_size = 1023};
+    conc_group negative = {.limit = -1}, tiny = {.stack_size = 16383};
     CHECK_INT(conc_group_begin(&negative), -EINVAL);
     CHECK_INT(conc_spawn(&negative, counts, &ran), -EINVAL);
     CHECK_INT(conc_spawn(&tiny, counts, &ran), -EINVAL);

@@ -214,7 +214,7 @@ TASK_TEST(a_group_that_was_never_opened_is_done)
 
 TASK_TEST(senseless_options_of_a_group_are_refused)
 {
-    conc_group negative = {.limit = -1}, narrow = {.stack_size = 1023}, tiny = {.stack_size = 1};
+    conc_group negative = {.limit = -1}, narrow = {.stack_size = 16383}, tiny = {.stack_size = 1};
     CHECK_INT(conc_group_begin(&negative), -EINVAL);
     CHECK_INT(conc_spawn(&negative, must_not_run, NULL), -EINVAL);
     CHECK_INT(conc_spawn(&narrow, must_not_run, NULL), -EINVAL);
@@ -335,7 +335,7 @@ TEST(a_run_without_a_function_is_refused)
 TEST(senseless_options_of_a_run_are_refused)
 {
     conc_options senseless[] = {
-        {.stack_size = 1}, {.stack_size = 1023}, {.slow_step = NOT_A_NUMBER}, {.slow_step = -1}};
+        {.stack_size = 1}, {.stack_size = 16383}, {.slow_step = NOT_A_NUMBER}, {.slow_step = -1}};
     conc_options huge = {.stack_size = SIZE_MAX};
     unsetenv("CONC_STACK");
     for (size_t i = 0; i < CONC_LEN(senseless); i++)

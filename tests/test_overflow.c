@@ -142,42 +142,6 @@ TEST(another_fault_is_no_overflow)
     CHECK(strstr(report, "overflow") == NULL);
 }
 
-static int ends_at_once(void *arg)
-{
-    (void)arg;
-    return 0;
-}
-
-static int recurses_a_little(void *arg)
-{
-    (void)arg;
-    volatile char room[2000];
-    CHECK_INT(conc_yield(), 0); /* until nobody uses the stack below */
-    for (size_t i = 0; i < sizeof room; i++)
-        room[i] = (char)i;
-    return room[8] - 8;
-}
-
-static int overruns_a_small_stack(void *arg)
-{
-    conc_group g = {.stack_size = 2048};
-    CHECK_INT(conc_spawn(&g, ends_at_once, arg), 0);
-    CHECK_INT(conc_spawn(&g, recurses_a_little, arg), 0);
-    return conc_group_wait(&g);
-}
-
-static void run_small(void) { run_debugging(overruns_a_small_stack); }
-
-ORDERED_TEST(a_small_stack_without_a_guard_region_is_told_by_its_canary)
-{
-#ifdef CONC_USE_UCONTEXT
-    return; /* there is more room on it */
-#endif
-    check_died(run_for_report(run_small), SIGABRT);
-    CHECK_CONTAINS(report, "conc: stack overflow: recurses_a_little at ");
-    CHECK_CONTAINS(report, "all 2048 bytes");
-}
-
 static void run_quietly(void)
 {
     static const conc_options o = {.virtual_clock = true};

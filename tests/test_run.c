@@ -193,13 +193,13 @@ TEST(runs_in_several_threads_at_once_do_not_meet)
 
 TEST(options_without_sense_are_refused_before_anything_runs)
 {
-    conc_options bad[] = {{.stack_size = 1},  {.stack_size = 1023},     {.slow_step = -1},
+    conc_options bad[] = {{.stack_size = 1},  {.stack_size = 16383},    {.slow_step = -1},
                           {.slow_step = NAN}, {.slow_step = -INFINITY}, {.debug = true, .slow_step = -0.5}};
     for (size_t i = 0; i < CONC_LEN(bad); i++)
         CHECK_INT(conc_run_with(&bad[i], returns, &(int){1}), -EINVAL);
     CHECK_INT(calls, 0);
 
-    conc_options good = {.stack_size = 1024, .slow_step = 0.5};
+    conc_options good = {.stack_size = 16384, .slow_step = 0.5};
     CHECK_INT(conc_run_with(&good, returns, &(int){1}), 1);
 }
 
@@ -245,7 +245,7 @@ static int uses_100_kib(void *arg)
 
 TEST(main_fn_gets_a_full_stack_whatever_its_tasks_get)
 {
-    conc_options options = {.stack_size = 1024};
+    conc_options options = {.stack_size = 16384};
     CHECK_INT(conc_run_with(&options, uses_100_kib, NULL), 3);
 }
 
@@ -381,7 +381,7 @@ TEST(an_environment_without_sense_fails_the_run)
                                    {"CONC_POLL", "select"},  {"CONC_SEED", "seven"},
                                    {"CONC_SEED", "7 seven"}, {"CONC_SEED", "-7"},
                                    {"CONC_STACK", "big"},    {"CONC_SEED", "99999999999999999999999"},
-                                   {"CONC_STACK", "1023"},   {"CONC_STACK", "-65536"},
+                                   {"CONC_STACK", "16383"},  {"CONC_STACK", "-65536"},
                                    {"CONC_STACK", "64k"},    {"CONC_STACK", "99999999999999999999999"}};
     conc_options options = {.virtual_clock = true, .seed = 7, .stack_size = 65536};
     for (size_t i = 0; i < CONC_LEN(bad); i++) {

@@ -36,7 +36,7 @@
 #define HAS_EPOLL false
 #endif
 
-enum { LAST_SIGNAL = 64, SMALLEST_STACK = SANITIZED ? 16384 : 1024, STORM = SANITIZED ? 1000 : 10000 };
+enum { LAST_SIGNAL = 64, SMALLEST_STACK = 16384, STORM = SANITIZED ? 1000 : 10000 };
 
 /* ---- what the tests are made of ---- */
 
@@ -1547,7 +1547,6 @@ STORM_TEST(thousands_of_signals_disturb_no_task_that_allocates_and_switches)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-/* Its frames are small: there is little room. */
 static int count_on_a_small_stack(void *arg)
 {
     int *turns = arg;

@@ -14,13 +14,8 @@
 #define SANITIZED false
 #endif
 
-/* Sanitizers make frames larger, and know 8,000 threads and fibers at most. */
-enum {
-    SMALLEST = SANITIZED ? 16384 : 1024,
-    SMALL = SANITIZED ? 16384 : 4096,
-    ROUNDS = SANITIZED ? 5000 : 100000,
-    DEFAULT_SIZE = 256 * 1024
-};
+/* Sanitizers know 8,000 threads and fibers at most. */
+enum { SMALLEST = 16384, ROUNDS = SANITIZED ? 5000 : 100000, DEFAULT_SIZE = 256 * 1024 };
 
 static conc_stats stats(void)
 {
@@ -57,12 +52,12 @@ __attribute__((noinline)) static int use_stack(size_t size)
 
 static int use_bytes(void *size) { return use_stack(*(size_t *)size); }
 
-TASK_TEST(tasks_run_on_stacks_of_every_size_from_1024_on)
+TASK_TEST(tasks_run_on_stacks_of_every_size_from_16384_on)
 {
-    size_t sizes[] = {SMALLEST, SMALLEST + 1, 2000, SMALL, 16384, 65536, DEFAULT_SIZE, 1 << 20, 8 << 20};
+    size_t sizes[] = {SMALLEST, SMALLEST + 1, 20000, 65536, DEFAULT_SIZE, 1 << 20, 8 << 20};
     for (size_t i = 0; i < CONC_LEN(sizes); i++) {
         int n = 0;
-        conc_group g = {.stack_size = sizes[i] < SMALLEST ? SMALLEST : sizes[i]};
+        conc_group g = {.stack_size = sizes[i]};
         for (int k = 0; k < 20; k++)
             CHECK_INT(conc_spawn(&g, count_and_wait, &n), 0);
         CHECK_INT(conc_group_wait(&g), 0);
@@ -284,7 +279,7 @@ static void run_overflow_body(void)
     (void)conc_run_with(&o, open_overflow, NULL);
 }
 
-TEST(an_overflow_of_a_guarded_stack_dies_and_corrupts_nothing)
+TEST(an_overflow_of_a_stack_dies_and_corrupts_nothing)
 {
     size_t sizes[] = {16384, 65536, DEFAULT_SIZE, 1 << 20};
     if (SANITIZED)
@@ -326,10 +321,10 @@ TASK_TEST(twenty_thousand_tasks_sleep_at_once)
     CHECK_INT(stats().tasks, 1);
 }
 
-TASK_TEST(twenty_thousand_tasks_on_small_stacks_sleep_at_once)
+TASK_TEST(twenty_thousand_tasks_on_the_smallest_stacks_sleep_at_once)
 {
     int n = 0;
-    conc_group g = {.stack_size = SMALL};
+    conc_group g = {.stack_size = SMALLEST};
     for (int i = 0; i < many(); i++)
         CHECK_INT(conc_spawn(&g, count_and_wait, &n), 0);
     CHECK_INT(conc_group_wait(&g), 0);

@@ -608,17 +608,17 @@ TEST(the_environment_names_the_file)
     CHECK_INT(unlink(path), 0);
 }
 
-static int on_small_stacks(void *arg)
+static int on_the_smallest_stacks(void *arg)
 {
-    conc_group g = {.stack_size = SANITIZED ? 0 : 4096};
+    conc_group g = {.stack_size = 16384};
     for (intptr_t i = 0; i < 300; i++)
         CHECK_INT(conc_spawn(&g, outlives, arg), 0);
     return conc_group_wait(&g);
 }
 
-TEST(tasks_on_small_stacks_are_traced)
+TEST(tasks_on_the_smallest_stacks_are_traced)
 {
-    CHECK_INT(trace(on_small_stacks, NULL, true), 0);
+    CHECK_INT(trace(on_the_smallest_stacks, NULL, true), 0);
     CHECK_INT(sum_of(-1, "sleeps"), 3000000000000);
     check_order();
 }

@@ -222,7 +222,6 @@ typedef struct benchmark {
     void (*loop)(long n); /* NULL: sleepers, or measure */
     void (*before)(void), (*after)(void);
     void (*measure)(const struct benchmark *b); /* runs of its own */
-    size_t stack_size;
 } benchmark;
 
 /* Processor time of a run in which one task yields, with a trace and without: the difference is the cost of an event. */
@@ -257,7 +256,6 @@ static const benchmark benchmarks[] = {
     {.name = "priority", .count = 1000000, .loop = priority},
     {.name = "trace_event", .count = 1000000, .measure = measure_trace},
     {.name = "sleepers", .count = 1000000},
-    {.name = "sleepers_small", .count = 1000000, .stack_size = 1024},
 };
 
 static int measure(void *arg)
@@ -286,8 +284,8 @@ static int sleeper(void *arg)
 
 static int sleep_all(void *arg)
 {
-    const benchmark *b = arg;
-    conc_group g = {.stack_size = b->stack_size};
+    conc_group g = {0};
+    (void)arg;
     for (long i = 0; i < count; i++)
         check(conc_spawn(&g, sleeper, NULL));
     return conc_group_wait(&g);
@@ -297,7 +295,7 @@ static int sleep_all(void *arg)
 static void measure_sleepers(const benchmark *b)
 {
     double start = seconds();
-    check(conc_run(sleep_all, (void *)b));
+    check(conc_run(sleep_all, NULL));
     printf("%s_time %.3f s\n", b->name, seconds() - start);
     printf("%s_memory %.3f GB\n", b->name, peak_gigabytes());
     printf("%s_count %ld tasks\n", b->name, count);

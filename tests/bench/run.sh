@@ -10,7 +10,7 @@ source "$(dirname "$0")/common.sh"
 
 results=$out/results.txt
 names=(clock switch2 switch1000 spawn_join spawn_group timeout timer_arm lock lock_pass queue1 queue1000 priority
-    trace_event sleepers sleepers_small)
+    trace_event sleepers)
 peers=(conc)
 
 # ---- packages ----
@@ -160,9 +160,6 @@ table() {
         row("sleepers_time", "over 1 s")
         row("sleepers_memory", "", 4.4)
         row("sleepers_alive")
-        row("sleepers_small_time", "over 1 s")
-        row("sleepers_small_memory", "", 1.3)
-        row("sleepers_small_alive")
         print ""
         print "Medians. ratio: peer/conc; of sleepers_time, the time over the 1 s, whose target is half of that of Go."
         print "alive: the most sleepers at once; where it is below the number of tasks, some ended before others began."

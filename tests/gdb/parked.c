@@ -3,6 +3,17 @@
 #ifndef CONC_STATIC
 #define CONC_IMPLEMENTATION
 #endif
+#ifdef NO_GUARD_ADVICE /* guard regions are made by mprotect */
+#include <errno.h>
+#include <sys/mman.h>
+static int refuse(void *at, size_t size, int advice)
+{
+    (void)at, (void)size, (void)advice;
+    errno = EINVAL;
+    return -1;
+}
+#define madvise refuse
+#endif
 #include "conc_sync.h"
 
 #include <pthread.h>
