@@ -1,10 +1,11 @@
-/* conc_pool.h - v0.1.0 - threads, processes, channels, files, names and child programs for conc.h - MIT licence
+/* conc_pool.h - v0.1.0 - threads, processes, channels, files, names and child programs for
+ * conc.h - MIT licence
  *
- * What asyncio.to_thread, ThreadPoolExecutor, ProcessPoolExecutor and create_subprocess_exec are to a Python program: the
- * loop goes on while something blocks or computes.
+ * What asyncio.to_thread, ThreadPoolExecutor, ProcessPoolExecutor and create_subprocess_exec are
+ * to a Python program: the loop goes on while something blocks or computes.
  *
- *     static int load(void *path)                          // runs on a thread of the pool, and may block
- *     {
+ *     static int load(void *path)                          // runs on a thread of the pool, and
+ *     may block {
  *         return count_words(path);
  *     }
  *     static int app(void *arg)
@@ -12,33 +13,39 @@
  *         (void)arg;
  *         CONC_AUTO(conc_pool, pool) = {.threads = 4};
  *         CONC_TRY(conc_pool_open(&pool));
- *         int words = CONC_TRY(conc_pool_run(&pool, load, "a.txt")); // this task waits, the others go on
- *         words += CONC_TRY(conc_offload(load, "b.txt"));            // the same on a pool that is always there
- *         CONC_AUTO(conc_procs, procs) = {.workers = 2};
- *         CONC_TRY(conc_procs_open(&procs));
- *         return conc_procs_run(&procs, crunch, &words, sizeof words); // it may crash: that is -EOWNERDEAD here
+ *         int words = CONC_TRY(conc_pool_run(&pool, load, "a.txt")); // this task waits, the
+ *         others go on words += CONC_TRY(conc_offload(load, "b.txt"));            // the same on
+ *         a pool that is always there CONC_AUTO(conc_procs, procs) = {.workers = 2};
+ *         CONC_TRY(conc_procs_open(&procs)); return conc_procs_run(&procs, crunch, &words,
+ *         sizeof words); // it may crash: that is -EOWNERDEAD here
  *     }
  *
- * Include it where you include conc.h, which it includes itself; CONC_IMPLEMENTATION and CONC_STATIC are the same. A
- * program that uses process pools has this module in itself or in a library it is linked with, not in one it loads later.
+ * Include it where you include conc.h, which it includes itself; CONC_IMPLEMENTATION and
+ * CONC_STATIC are the same. A program that uses process pools has this module in itself or in a
+ * library it is linked with, not in one it loads later.
  *
  * Conventions, beside conc.h's
- *   Jobs      are plain functions that run outside the loop, at the same time as it and each other. A job is no task: what
- *             is for tasks is -EPERM there, and conc_self() NULL; but it may call conc_run, and all of this module.
- *             conc_local_get finds what the task that sent the job had set, conc_fail's words go to who waits for it,
- *             and conc_block blocks its thread.
- *   Calling   from tasks, which wait while the loop goes on; from jobs and threads without a run, which block. In a
- *             posted function what would wait is -EPERM.
- *   Cancel    a job that runs is waited for even when its caller is cancelled, as its argument may live on that stack. It
- *             can ask conc_job_cancelled(). One that is still in the queue is taken back. One in a process is killed.
- *   Clock     virtual time stands still while jobs run, and conc_block in one of them is a timer; that holds for the jobs
- *             of a job, too. A job that waits in a call of this module does not run.
- *   Forks     in a forked child inherited pools are dead: -EPERM, and closing them only frees memory.
+ *   Jobs      are plain functions that run outside the loop, at the same time as it and each
+ *             other. A job is no task: what is for tasks is -EPERM there, and conc_self() NULL;
+ *             but it may call conc_run, and all of this module. conc_local_get finds what the
+ *             task that sent the job had set, conc_fail's words go to who waits for it, and
+ *             conc_block blocks its thread.
+ *   Calling   from tasks, which wait while the loop goes on; from jobs and threads without a
+ *             run, which block. In a posted function what would wait is -EPERM.
+ *   Cancel    a job that runs is waited for even when its caller is cancelled, as its argument
+ *             may live on that stack. It can ask conc_job_cancelled(). One that is still in the
+ *             queue is taken back. One in a process is killed.
+ *   Clock     virtual time stands still while jobs run, and conc_block in one of them is a
+ *             timer; that holds for the jobs of a job, too. A job that waits in a call of this
+ *             module does not run.
+ *   Forks     in a forked child inherited pools are dead: -EPERM, and closing them only frees
+ *             memory.
  *
- * Environment: CONC__WORKER marks a worker process that this program started; it is not to be set by hand.
+ * Environment: CONC__WORKER marks a worker process that this program started; it is not to be
+ * set by hand.
  *
- * Contents: >>pool >>offload >>procs >>channel >>shared >>files >>names >>child, then the implementation, whose sections
- * are listed where it starts, and the licence. */
+ * Contents: >>pool >>offload >>procs >>channel >>shared >>files >>names >>child, then the
+ * implementation, whose sections are listed where it starts, and the licence. */
 #ifndef CONC_POOL_H
 #define CONC_POOL_H
 
@@ -48,11 +55,12 @@
 extern "C" {
 #endif
 
-/* ---- >>pool --------------------------------------------------------------------------------------------------- */
+/* ---- >>pool --------------------------------------------------------------------------------- */
 
 /* A pool of threads. The first three fields are yours to set before conc_pool_open. */
 typedef struct conc_pool {
-    int threads;      /* at most; 0: one for each processor. They start when they are first needed */
+    /* at most; 0: one for each processor. They start when they are first needed */
+    int threads;
     int queue_limit;  /* jobs that may lie in the queue; a submit above it waits; 0: no limit */
     const char *name; /* of its threads, for debuggers, 15 bytes; NULL: "conc" */
     /* private */
@@ -60,8 +68,8 @@ typedef struct conc_pool {
     unsigned users;
 } conc_pool;
 
-/* A function that was submitted. Storage of yours, of any content, that stays where it is until the job ended or was
- * taken back. Private. */
+/* A function that was submitted. Storage of yours, of any content, that stays where it is until
+ * the job ended or was taken back. Private. */
 typedef struct conc_job {
     conc_fn *fn;
     void *arg;
@@ -77,42 +85,51 @@ typedef struct conc_job {
     char text[96];
 } conc_job;
 
-/* Opens the pool; no thread starts yet. Errors: -EINVAL (NULL, negative fields), -EBUSY (open), -ENOMEM. From anywhere. */
+/* Opens the pool; no thread starts yet. Errors: -EINVAL (NULL, negative fields), -EBUSY (open),
+ * -ENOMEM. From anywhere. */
 CONC_API int conc_pool_open(conc_pool *p);
 
-/* Refuses new jobs (but from the pool's own), waits for all there are, and ends the threads: 0. When its task is
- * cancelled, the jobs in the queue are taken back and those that run are asked to end, and it still waits for these.
- * Who closes it meanwhile waits too. Closing twice, or what was never opened, does nothing. -EDEADLK: in a job of this pool;
- * -EPERM: in a posted function. */
+/* Refuses new jobs (but from the pool's own), waits for all there are, and ends the threads: 0.
+ * When its task is cancelled, the jobs in the queue are taken back and those that run are asked
+ * to end, and it still waits for these. Who closes it meanwhile waits too. Closing twice, or
+ * what was never opened, does nothing. -EDEADLK: in a job of this pool; -EPERM: in a posted
+ * function. */
 CONC_API int conc_pool_close(conc_pool *p);
 CONC_API void conc__auto_conc_pool(conc_pool *p);
 
-/* fn(arg) on a thread of the pool: its result. In a job of the same pool it is simply called. Waits. Errors, fn was not
- * called: -ECANCELED, -EINVAL (NULL, not open), -EPIPE (closed), -EAGAIN (no thread can be started), -ENOMEM, -EPERM. */
+/* fn(arg) on a thread of the pool: its result. In a job of the same pool it is simply called.
+ * Waits. Errors, fn was not called: -ECANCELED, -EINVAL (NULL, not open), -EPIPE (closed),
+ * -EAGAIN (no thread can be started), -ENOMEM, -EPERM. */
 CONC_API int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg) CONC_NODISCARD;
 
-/* Has fn(arg) called by a thread of the pool, first come, first served, and returns: 0. Waits only for a place under a
- * queue_limit; a job of the pool runs another one meanwhile. Errors, the job is not submitted: as above, and -EBUSY (j is
- * in the queue or runs). */
+/* Has fn(arg) called by a thread of the pool, first come, first served, and returns: 0. Waits
+ * only for a place under a queue_limit; a job of the pool runs another one meanwhile. Errors,
+ * the job is not submitted: as above, and -EBUSY (j is in the queue or runs). */
 CONC_API int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg) CONC_NODISCARD;
 
-/* fn on each of count elements of size bytes, with the address of the element, in the order of the array and as many at
- * once as there are threads; size 0: every call gets args itself. Returns when all have ended. The first error keeps the
- * rest from starting, and is returned. Waits. Errors as for conc_pool_run. */
-CONC_API int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size) CONC_NODISCARD;
+/* fn on each of count elements of size bytes, with the address of the element, in the order of
+ * the array and as many at once as there are threads; size 0: every call gets args itself.
+ * Returns when all have ended. The first error keeps the rest from starting, and is returned.
+ * Waits. Errors as for conc_pool_run. */
+CONC_API int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count,
+                           size_t size) CONC_NODISCARD;
 
-/* The same for all of them, whatever they return: 0, or an error (-ECANCELED, -EPIPE...), and then those that were not called
- * have this result too. results (NULL: not wanted) has count places. */
-CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size, int *results);
+/* The same for all of them, whatever they return: 0, or an error (-ECANCELED, -EPIPE...), and
+ * then those that were not called have this result too. results (NULL: not wanted) has count
+ * places. */
+CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size,
+                               int *results);
 
-/* Waits until the job has ended or was taken back: 0, and its result in *result (NULL: not wanted), its words in
- * conc_last_error. Any number may wait. A cancel does not cut it short: it takes the job back (result -ECANCELED), asks it
- * to end when it runs, and kills it when it runs in a process; but not while others wait for it too. A thread of the pool
- * runs the job itself if it is still in the queue. -EINVAL: never submitted. */
+/* Waits until the job has ended or was taken back: 0, and its result in *result (NULL: not
+ * wanted), its words in conc_last_error. Any number may wait. A cancel does not cut it short: it
+ * takes the job back (result -ECANCELED), asks it to end when it runs, and kills it when it runs
+ * in a process; but not while others wait for it too. A thread of the pool runs the job itself
+ * if it is still in the queue. -EINVAL: never submitted. */
 CONC_API int conc_job_wait(conc_job *j, int *result) CONC_NODISCARD;
 
-/* Takes the job back when it is in the queue, asks it to end when it runs (and kills it in a process): 0. -EALREADY: it had
- * ended; -EINVAL: never submitted. From anywhere. Not a checkpoint. */
+/* Takes the job back when it is in the queue, asks it to end when it runs (and kills it in a
+ * process): 0. -EALREADY: it had ended; -EINVAL: never submitted. From anywhere. Not a
+ * checkpoint. */
 CONC_API int conc_job_cancel(conc_job *j);
 
 /* Has it ended, or was it taken back? From anywhere. */
@@ -121,71 +138,83 @@ CONC_API bool conc_job_done(const conc_job *j);
 /* In a job: was it asked to end? Elsewhere false. */
 CONC_API bool conc_job_cancelled(void);
 
-/* ---- >>offload ------------------------------------------------------------------------------------------------ */
+/* ---- >>offload ------------------------------------------------------------------------------ */
 
-/* conc_pool_run on a pool that all runs share (asyncio.to_thread), from its first use to the end of the last run; it has
- * four threads more than there are processors, at most 32. In jobs and threads without a run fn(arg) is simply called. */
+/* conc_pool_run on a pool that all runs share (asyncio.to_thread), from its first use to the end
+ * of the last run; it has four threads more than there are processors, at most 32. In jobs and
+ * threads without a run fn(arg) is simply called. */
 CONC_API int conc_offload(conc_fn *fn, void *arg);
 
-/* The same for what may hang: a cancel returns -ECANCELED at once, the job goes on alone, and nobody learns its result.
- * arg is the job's: free_arg(arg) (NULL: not wanted) is called once, after the job, or at once if fn was not called,
- * whatever is returned. Neither the run's nor the program's end waits for such a job. */
+/* The same for what may hang: a cancel returns -ECANCELED at once, the job goes on alone, and
+ * nobody learns its result. arg is the job's: free_arg(arg) (NULL: not wanted) is called once,
+ * after the job, or at once if fn was not called, whatever is returned. Neither the run's nor
+ * the program's end waits for such a job. */
 CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *));
 
-/* ---- >>procs -------------------------------------------------------------------------------------------------- */
+/* ---- >>procs -------------------------------------------------------------------------------- */
 
-/* A pool of processes, for what may crash or must be killed. Linux. The first four fields are yours to set before
- * conc_procs_open.
+/* A pool of processes, for what may crash or must be killed. Linux. The first four fields are
+ * yours to set before conc_procs_open.
  *
- * Workers are this program executed anew, taken over before main: they see globals as at the program's start, inherit
- * standard output and error and nothing else, and get functions by module and offset (a library that was loaded later is
- * loaded in them too). Standard output is flushed after each job. They ignore SIGINT, and end with their parent. */
+ * Workers are this program executed anew, taken over before main: they see globals as at the
+ * program's start, inherit standard output and error and nothing else, and get functions by
+ * module and offset (a library that was loaded later is loaded in them too). Standard output is
+ * flushed after each job. They ignore SIGINT, and end with their parent. */
 typedef struct conc_procs {
-    int workers;         /* at most (4096); 0: one for each processor. They start when they are first needed */
+    /* at most (4096); 0: one for each processor. They start when they are first needed */
+    int workers;
     size_t memory_limit; /* bytes of data that a worker may have (RLIMIT_DATA); 0: no limit */
-    bool fork;           /* forked instead, at open, with globals and descriptors as they are then, but no input */
-    int (*init)(void);   /* called first in each worker; a negative result breaks the pool; NULL: nothing */
+    /* forked instead, at open, with globals and descriptors as they are then, but no input */
+    bool fork;
+    /* called first in each worker; a negative result breaks the pool; NULL: nothing */
+    int (*init)(void);
     /* private */
     struct conc__crew *crew;
     unsigned users;
 } conc_procs;
 
-/* Opens the pool, in a run or outside. Errors: -EINVAL (NULL, negative workers), -EBUSY (open; or .fork and the process has
- * other threads), -EAGAIN and others of pthread_create, fork, mmap and socketpair, -ENOMEM, -ENOTSUP (not Linux), -EPERM
- * (a set-user-ID program, without .fork). */
+/* Opens the pool, in a run or outside. Errors: -EINVAL (NULL, negative workers), -EBUSY (open;
+ * or .fork and the process has other threads), -EAGAIN and others of pthread_create, fork, mmap
+ * and socketpair, -ENOMEM, -ENOTSUP (not Linux), -EPERM (a set-user-ID program, without .fork). */
 CONC_API int conc_procs_open(conc_procs *p);
 
-/* As conc_pool_close; jobs that run are killed when its task is cancelled. When it returns all workers have ended. */
+/* As conc_pool_close; jobs that run are killed when its task is cancelled. When it returns all
+ * workers have ended. */
 CONC_API int conc_procs_close(conc_procs *p);
 CONC_API void conc__auto_conc_procs(conc_procs *p);
 
-/* fn in a worker, on a copy of the size bytes at arg, aligned as max_align_t, which comes back when fn returned: its
- * result. Any size. Waits. Errors, arg is as before: -EOWNERDEAD (the worker died in fn; conc_last_error says of what),
- * -ECANCELED (a worker that was in fn is killed), -EAGAIN (no worker can be started now) and -ENOTRECOVERABLE (none comes up,
- * or init failed; conc_last_error says why, and closing and opening the pool is what is left), -EINVAL,
+/* fn in a worker, on a copy of the size bytes at arg, aligned as max_align_t, which comes back
+ * when fn returned: its result. Any size. Waits. Errors, arg is as before: -EOWNERDEAD (the
+ * worker died in fn; conc_last_error says of what), -ECANCELED (a worker that was in fn is
+ * killed), -EAGAIN (no worker can be started now) and -ENOTRECOVERABLE (none comes up, or init
+ * failed; conc_last_error says why, and closing and opening the pool is what is left), -EINVAL,
  * -EPIPE (closed), -ENOMEM, -EPERM. A worker that dies costs only its own job, and is replaced. */
 CONC_API int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size) CONC_NODISCARD;
 
 /* The same without waiting for it; the bytes at arg are the job's until it ended. */
-CONC_API int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg, size_t size) CONC_NODISCARD;
+CONC_API int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg,
+                               size_t size) CONC_NODISCARD;
 
-/* As conc_pool_map and conc_pool_map_all, each element as in conc_procs_run. Elements go to a worker several at a time, as an
- * array; one that kills its worker costs only itself. With size 0 each call gets NULL. */
-CONC_API int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size) CONC_NODISCARD;
-CONC_API int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size, int *results);
+/* As conc_pool_map and conc_pool_map_all, each element as in conc_procs_run. Elements go to a
+ * worker several at a time, as an array; one that kills its worker costs only itself. With size
+ * 0 each call gets NULL. */
+CONC_API int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count,
+                            size_t size) CONC_NODISCARD;
+CONC_API int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size,
+                                int *results);
 
 /* Bytes in, bytes out: returns how many it wrote to out, or a negative error. */
 typedef ssize_t conc_procs_fn(const void *in, size_t in_size, void *out, size_t out_size);
 
-/* fn in a worker, on a copy of in: what it returned, and that many bytes in out. -EMSGSIZE: it returned more than out_size.
- * Otherwise as conc_procs_run. */
-CONC_API ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, const void *in, size_t in_size, void *out,
-                                 size_t out_size) CONC_NODISCARD;
+/* fn in a worker, on a copy of in: what it returned, and that many bytes in out. -EMSGSIZE: it
+ * returned more than out_size. Otherwise as conc_procs_run. */
+CONC_API ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, const void *in, size_t in_size,
+                                 void *out, size_t out_size) CONC_NODISCARD;
 
-/* ---- >>channel ------------------------------------------------------------------------------------------------ */
+/* ---- >>channel ------------------------------------------------------------------------------ */
 
-/* A bounded queue between any tasks of any loops, jobs and threads: static conc_channel c = CONC_CHANNEL(int, 10); First
- * come, first served, on both sides. */
+/* A bounded queue between any tasks of any loops, jobs and threads: static conc_channel c =
+ * CONC_CHANNEL(int, 10); First come, first served, on both sides. */
 typedef struct conc_channel {
     size_t item_size; /* bytes; 0: items are only counted */
     size_t capacity;  /* at least 1 */
@@ -198,57 +227,66 @@ typedef struct conc_channel {
         .item_size = sizeof(type), .capacity = __VA_ARGS__ \
     }
 
-/* Sends a copy of the item. Waits while the channel is full. Errors, nothing was sent: -EPIPE (closed), -EINVAL (NULL,
- * capacity 0, sizes that overflow), -ENOMEM (the first call takes the memory), -ECANCELED, -EPERM (in a posted function). */
+/* Sends a copy of the item. Waits while the channel is full. Errors, nothing was sent: -EPIPE
+ * (closed), -EINVAL (NULL, capacity 0, sizes that overflow), -ENOMEM (the first call takes the
+ * memory), -ECANCELED, -EPERM (in a posted function). */
 CONC_API int conc_channel_send(conc_channel *c, const void *item) CONC_NODISCARD;
 
-/* Takes the next item into *item. Waits while there is none. -EPIPE: closed, and all items taken. Errors as above. */
+/* Takes the next item into *item. Waits while there is none. -EPIPE: closed, and all items
+ * taken. Errors as above. */
 CONC_API int conc_channel_recv(conc_channel *c, void *item) CONC_NODISCARD;
 
 /* The same from anywhere, but -EAGAIN instead of waiting. Not checkpoints. */
 CONC_API int conc_channel_try_send(conc_channel *c, const void *item) CONC_NODISCARD;
 CONC_API int conc_channel_try_recv(conc_channel *c, void *item) CONC_NODISCARD;
 
-/* No more sends: who waits gets -EPIPE. What lies in it can still be received. Closing twice does nothing. From anywhere. */
+/* No more sends: who waits gets -EPIPE. What lies in it can still be received. Closing twice
+ * does nothing. From anywhere. */
 CONC_API void conc_channel_close(conc_channel *c);
 
-/* Closes it, drops what lies in it, and frees its memory: once nobody else uses it. It is then as new. From anywhere. */
+/* Closes it, drops what lies in it, and frees its memory: once nobody else uses it. It is then
+ * as new. From anywhere. */
 CONC_API void conc_channel_destroy(conc_channel *c);
 CONC_API void conc__auto_conc_channel(conc_channel *c);
 
-/* ---- >>shared ------------------------------------------------------------------------------------------------- */
+/* ---- >>shared ------------------------------------------------------------------------------- */
 
-/* Memory, all zero, that process pools opened later see at the same address: what one process writes the others read.
- * Release it with conc_shared_free, in the process that allocated it. NULL: size 0, no memory, not Linux. From anywhere.
- * Locks in it have to be made for several processes: C11 atomics, PTHREAD_PROCESS_SHARED. */
+/* Memory, all zero, that process pools opened later see at the same address: what one process
+ * writes the others read. Release it with conc_shared_free, in the process that allocated it.
+ * NULL: size 0, no memory, not Linux. From anywhere. Locks in it have to be made for several
+ * processes: C11 atomics, PTHREAD_PROCESS_SHARED. */
 CONC_API void *conc_shared_alloc(size_t size);
 CONC_API void conc_shared_free(void *p);
 
-/* ---- >>files -------------------------------------------------------------------------------------------------- */
+/* ---- >>files -------------------------------------------------------------------------------- */
 
-/* Files are read and written off the loop. Errors are the system's. What has begun is waited for; -ECANCELED means that
- * nothing was done. */
+/* Files are read and written off the loop. Errors are the system's. What has begun is waited
+ * for; -ECANCELED means that nothing was done. */
 
-/* The whole file: its size in *size (NULL: not wanted), its bytes with a NUL behind them in *data, to be released with
- * conc_free. After an error *data is NULL. Waits. */
+/* The whole file: its size in *size (NULL: not wanted), its bytes with a NUL behind them in
+ * *data, to be released with conc_free. After an error *data is NULL. Waits. */
 CONC_API int conc_file_read(const char *path, void **data, size_t *size) CONC_NODISCARD;
 
-/* Makes the file anew with these bytes, whole or not at all: a new file with the permissions of the old one, on disk before
- * it is renamed to path. What is not a regular file (a terminal, a pipe, /dev/null) is written to. Waits. */
+/* Makes the file anew with these bytes, whole or not at all: a new file with the permissions of
+ * the old one, on disk before it is renamed to path. What is not a regular file (a terminal, a
+ * pipe, /dev/null) is written to. Waits. */
 CONC_API int conc_file_write(const char *path, const void *data, size_t size) CONC_NODISCARD;
 
-/* Adds the bytes at the end, and makes the file when there is none. After an error some may have been added. Waits. */
+/* Adds the bytes at the end, and makes the file when there is none. After an error some may have
+ * been added. Waits. */
 CONC_API int conc_file_append(const char *path, const void *data, size_t size) CONC_NODISCARD;
 
-/* ---- >>names -------------------------------------------------------------------------------------------------- */
+/* ---- >>names -------------------------------------------------------------------------------- */
 
-/* Looks up a host name (or a numeric address) and a port, off the loop: how many TCP addresses there are, of which up to
- * max are in out. Waits; a cancel returns at once. Errors: -EADDRNOTAVAIL (no such name, or nobody could be asked:
- * conc_last_error says which), -EINVAL (NULL, no such port), -ENOMEM, -ECANCELED. With this module conc_dial and
- * conc_listen know names too, and wait for that; conc_dial tries all addresses of a name. */
-CONC_API int conc_resolve(const char *host, const char *port, struct sockaddr_storage *out, size_t max);
+/* Looks up a host name (or a numeric address) and a port, off the loop: how many TCP addresses
+ * there are, of which up to max are in out. Waits; a cancel returns at once. Errors:
+ * -EADDRNOTAVAIL (no such name, or nobody could be asked: conc_last_error says which), -EINVAL
+ * (NULL, no such port), -ENOMEM, -ECANCELED. With this module conc_dial and conc_listen know
+ * names too, and wait for that; conc_dial tries all addresses of a name. */
+CONC_API int conc_resolve(const char *host, const char *port, struct sockaddr_storage *out,
+                          size_t max);
 
-/* ---- >>child -------------------------------------------------------------------------------------------------- */
+/* ---- >>child -------------------------------------------------------------------------------- */
 
 enum {
     CONC_PIPE = -2, /* a pipe to or from the child */
@@ -257,32 +295,36 @@ enum {
 
 /* Another program. The first fields are yours to set before conc_child_start. */
 typedef struct conc_child {
-    const char *const *argv; /* the program, looked for in PATH unless it has a slash, its arguments, NULL */
-    const char *const *env;  /* "name=value"..., NULL; NULL: this program's */
-    const char *dir;         /* where it runs; NULL: here */
+    /* the program, looked for in PATH unless it has a slash, its arguments, NULL */
+    const char *const *argv;
+    const char *const *env; /* "name=value"..., NULL; NULL: this program's */
+    const char *dir;        /* where it runs; NULL: here */
     int input, output,
-        error; /* 0: this program's; CONC_PIPE, CONC_NULL, or a descriptor, which stays yours. After the start
-                                 the near end of a pipe, else -1, for conc_read and conc_write. conc_child_close closes it;
-                                 to end the child's input sooner, conc_close it and set it to -1 */
-    int pid;   /* set by conc_child_start */
+        /* 0: this program's; CONC_PIPE, CONC_NULL, or a descriptor, which stays yours. After the
+         * start the near end of a pipe, else -1, for conc_read and conc_write. conc_child_close
+         * closes it; to end the child's input sooner, conc_close it and set it to -1 */
+        error;
+    int pid; /* set by conc_child_start */
     /* private */
     int pidfd, status, state;
 } conc_child;
 
-/* Starts the program, with the original signal mask and no descriptors but these three. Waits. Errors: -ENOENT (no such
- * program or directory), -EACCES and others of the system's, -EINVAL (NULL, no argv), -EBUSY (started and not closed). No
- * SIGCHLD handler is needed or disturbed. */
+/* Starts the program, with the original signal mask and no descriptors but these three. Waits.
+ * Errors: -ENOENT (no such program or directory), -EACCES and others of the system's, -EINVAL
+ * (NULL, no argv), -EBUSY (started and not closed). No SIGCHLD handler is needed or disturbed. */
 CONC_API int conc_child_start(conc_child *c);
 
-/* Waits until it has ended: 0, and its status as of waitpid(2) in *status (NULL: not wanted): WIFEXITED, WEXITSTATUS,
- * WTERMSIG. A cancel leaves it running. -EINVAL: not started. */
+/* Waits until it has ended: 0, and its status as of waitpid(2) in *status (NULL: not wanted):
+ * WIFEXITED, WEXITSTATUS, WTERMSIG. A cancel leaves it running. -EINVAL: not started. */
 CONC_API int conc_child_wait(conc_child *c, int *status);
 
-/* Sends it a signal: 0, -EALREADY (it has ended), -EINVAL. Never to another process that has its number by now. */
+/* Sends it a signal: 0, -EALREADY (it has ended), -EINVAL. Never to another process that has its
+ * number by now. */
 CONC_API int conc_child_kill(conc_child *c, int signal);
 
-/* Closes the pipes, kills the child if it still runs, and waits for its end, which a cancel does not cut short: 0. Closing
- * twice, or what was never started, does nothing. -EBUSY: somebody is just starting it. */
+/* Closes the pipes, kills the child if it still runs, and waits for its end, which a cancel does
+ * not cut short: 0. Closing twice, or what was never started, does nothing. -EBUSY: somebody is
+ * just starting it. */
 CONC_API int conc_child_close(conc_child *c);
 CONC_API void conc__auto_conc_child(conc_child *c);
 
@@ -292,19 +334,23 @@ CONC_API void conc__auto_conc_child(conc_child *c);
 
 #endif /* CONC_POOL_H */
 
-/* ============================================================================================================== *
+/* ===============================================================================================
+ * *
  *  The implementation
  *
- *  A crew is a queue of jobs and those who do them: the threads of a conc_pool, or the processes of a conc_procs. Whoever
- *  waits for one of them is a task, whose loop goes on, or a thread, which sleeps; both are conc__waiters.
+ *  A crew is a queue of jobs and those who do them: the threads of a conc_pool, or the processes
+ *  of a conc_procs. Whoever waits for one of them is a task, whose loop goes on, or a thread,
+ *  which sleeps; both are conc__waiters.
  *
- *  A process is reached through its desk, memory that it shares with this one: whoever has a job for it writes that there,
- *  and whoever waits for one reads the answer; the pool's manager, a thread, does so when nobody is awake, starts workers,
- *  and buries them. Between two that are awake nothing goes through the kernel.
+ *  A process is reached through its desk, memory that it shares with this one: whoever has a job
+ *  for it writes that there, and whoever waits for one reads the answer; the pool's manager, a
+ *  thread, does so when nobody is awake, starts workers, and buries them. Between two that are
+ *  awake nothing goes through the kernel.
  *
- *  Contents: >>waiting >>crew >>jobs >>threads >>pool >>mapping >>blocking >>offloading >>channel >>files >>names
- *  >>children >>shared >>functions >>workers >>hub >>manager >>zygote >>procs >>beginning
- * ============================================================================================================== */
+ *  Contents: >>waiting >>crew >>jobs >>threads >>pool >>mapping >>blocking >>offloading
+ *  >>channel >>files >>names >>children >>shared >>functions >>workers >>hub >>manager >>zygote
+ *  >>procs >>beginning
+ * ============================================================================================== */
 
 #if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__POOL_IMPLEMENTED
 #define CONC__POOL_IMPLEMENTED
@@ -317,7 +363,7 @@ CONC_API void conc__auto_conc_child(conc_child *c);
 #include <sys/prctl.h>
 #endif
 
-/* ---- >>waiting ------------------------------------------------------------------------------------------------ */
+/* ---- >>waiting ------------------------------------------------------------------------------ */
 
 /* Where a thread sleeps until another one opens it. */
 typedef struct conc__gate {
@@ -326,25 +372,27 @@ typedef struct conc__gate {
     bool open;
 } conc__gate;
 
-/* Somebody who waits for another thread. It stands in a list, and whoever wakes it takes it out, under the list's mutex. */
+/* Somebody who waits for another thread. It stands in a list, and whoever wakes it takes it out,
+ * under the list's mutex. */
 typedef struct conc__waiter {
     struct conc__waiter *next, *prev; /* a ring */
     struct conc__waiter **list;
     conc_loop *loop; /* a task's; NULL: a thread */
     conc__wait *wait;
     conc__post post;
-    conc__gate *gate;            /* a thread's */
-    void *item;                  /* what the wait is for, or where its item comes from or goes to */
-    bool *stop;                  /* set when the waiting task is cancelled; NULL: nothing */
-    struct conc__crew *looks_at; /* a thread's: a crew of processes, whose replies it may take; it has a reference */
-    struct conc__frame *frame;   /* a job's: its clock goes on meanwhile */
+    conc__gate *gate; /* a thread's */
+    void *item;       /* what the wait is for, or where its item comes from or goes to */
+    bool *stop;       /* set when the waiting task is cancelled; NULL: nothing */
+    /* a thread's: a crew of processes, whose replies it may take; it has a reference */
+    struct conc__crew *looks_at;
+    struct conc__frame *frame; /* a job's: its clock goes on meanwhile */
     int result;
     bool own;  /* of the crew that it waits for: one of its jobs waits */
     bool over; /* it was woken: nothing of the list's owner is to be touched any more */
 } conc__waiter;
 
-/* Over every crew's mutex: a crew is freed under it. For who has a job or waiter, and does not know whether the crew that it
- * belonged to is still there. */
+/* Over every crew's mutex: a crew is freed under it. For who has a job or waiter, and does not
+ * know whether the crew that it belonged to is still there. */
 static pthread_mutex_t conc__crews = PTHREAD_MUTEX_INITIALIZER;
 static unsigned conc__forks; /* how many forks this process descends from */
 static struct conc__crew *conc__all_crews;
@@ -408,10 +456,12 @@ CONC__PRIVATE void conc__waiter_arrives(conc__post *p)
     conc__wake(conc__here, w->wait, w->result);
 }
 
-/* Under the list's mutex: the waiter is told its result; tell it then by conc__waiter_call that there is one. */
+/* Under the list's mutex: the waiter is told its result; tell it then by conc__waiter_call that
+ * there is one. */
 CONC__PRIVATE void conc__waiter_answer(conc__waiter *w, int result)
 {
-    conc__frames_at_work(w->frame, true); /* here, not when it runs: the clock could go on until then */
+    /* here, not when it runs: the clock could go on until then */
+    conc__frames_at_work(w->frame, true);
     w->result = result;
     __atomic_store_n(&w->over, true, __ATOMIC_RELEASE);
 }
@@ -426,7 +476,8 @@ CONC__PRIVATE void conc__waiter_decide(conc__waiter *w, int result)
 CONC__PRIVATE void conc__waiter_call(conc__waiter *w)
 {
     if (w->loop)
-        conc__post_to(w->loop, &w->post); /* it cannot be refused: the run lasts as long as its tasks */
+        /* it cannot be refused: the run lasts as long as its tasks */
+        conc__post_to(w->loop, &w->post);
     else
         conc__gate_open(w->gate);
 }
@@ -452,16 +503,19 @@ CONC__PRIVATE void conc__look_for(const bool *over)
 
 CONC__PRIVATE void conc__crew_look_for(struct conc__crew *c, const bool *over);
 
-/* At the start of a call that may wait: 0 and the caller's loop (NULL: a thread or a job), or -EPERM (a posted function). */
+/* At the start of a call that may wait: 0 and the caller's loop (NULL: a thread or a job), or
+ * -EPERM (a posted function). */
 CONC__PRIVATE int conc__caller(conc_loop **l)
 {
     *l = conc__here;
     return *l && !(*l)->self ? -EPERM : 0;
 }
 
-/* The caller waits until it is woken: the result. It stands in the list already; unlock(mutex) lets others come. */
-CONC__SWITCHES int conc__wait_outside(conc_loop *l, conc__waiter *w, const conc__wait_kind *kind, const void *on,
-                                      pthread_mutex_t *mutex, pthread_mutex_t *outer)
+/* The caller waits until it is woken: the result. It stands in the list already; unlock(mutex)
+ * lets others come. */
+CONC__SWITCHES int conc__wait_outside(conc_loop *l, conc__waiter *w, const conc__wait_kind *kind,
+                                      const void *on, pthread_mutex_t *mutex,
+                                      pthread_mutex_t *outer)
 {
     conc__wait wait = {.kind = kind, .on = on, .item = w};
     conc__gate gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
@@ -490,7 +544,7 @@ CONC__SWITCHES int conc__wait_outside(conc_loop *l, conc__waiter *w, const conc_
     return rc;
 }
 
-/* ---- >>crew --------------------------------------------------------------------------------------------------- */
+/* ---- >>crew --------------------------------------------------------------------------------- */
 
 enum {
     CONC__BATCH = 16, /* jobs that a thread takes out of the queue at once */
@@ -519,7 +573,8 @@ typedef struct conc__frame {
     struct conc__thread *thread; /* NULL: in a worker process */
     conc__locals *locals;
     const struct conc__mapping *mapping; /* of which it is a runner */
-    const unsigned *asked;               /* where a worker process is asked to end; NULL: this is a thread */
+    /* where a worker process is asked to end; NULL: this is a thread */
+    const unsigned *asked;
     int text_rc;
     char text[96];
 } conc__frame;
@@ -551,11 +606,15 @@ typedef struct conc__crew {
     int references;        /* to free it: the pool's and those of threads that were left behind */
     struct conc__hub *hub; /* NULL: a crew of threads */
 
-    sem_t work; /* what threads sleep on; it has `wakes`, but for `calls`, which are due once the mutex is free */
+    /* what threads sleep on; it has `wakes`, but for `calls`, which are due once the mutex is
+     * free */
+    sem_t work;
     conc__thread **threads;
     int slots; /* of threads[] */
-    int most, lost, nested, waiting, started, coming, idle, sleeping, wakes, calls, spinning, blocking;
-    int finishing;   /* threads that end their job, and then look into the queue; changed without the mutex */
+    int most, lost, nested, waiting, started, coming, idle, sleeping, wakes, calls, spinning,
+        blocking;
+    /* threads that end their job, and then look into the queue; changed without the mutex */
+    int finishing;
     unsigned misses; /* how often in a row a thread looked for work in vain before it slept */
     char name[16];
 } conc__crew;
@@ -563,14 +622,16 @@ typedef struct conc__crew {
 static pthread_key_t conc__frames; /* the frame of the job that runs on a thread */
 static bool conc__frames_there;
 
-/* Some jobs, the runners, call a function on all elements of an array; each takes the next that nobody has. */
+/* Some jobs, the runners, call a function on all elements of an array; each takes the next that
+ * nobody has. */
 typedef struct conc__mapping {
     conc_fn *fn;
     char *args;
     size_t count, size;
     int *results;
     bool keeps_going, stop;
-    const conc_job *sender;             /* the job that maps: when it is asked to end, the mapping is; NULL: none */
+    /* the job that maps: when it is asked to end, the mapping is; NULL: none */
+    const conc_job *sender;
     const struct conc__mapping *around; /* the one of which it is an element */
     size_t next;                        /* not taken yet */
     size_t dropped;                     /* taken, and then not called */
@@ -598,7 +659,8 @@ CONC__PRIVATE bool conc__job_asked(const conc_job *j)
 CONC__PRIVATE bool conc__map_stops(const conc__mapping *m)
 {
     for (; m; m = m->around)
-        if (__atomic_load_n(&m->stop, __ATOMIC_RELAXED) || (m->sender && conc__job_asked(m->sender)))
+        if (__atomic_load_n(&m->stop, __ATOMIC_RELAXED) ||
+            (m->sender && conc__job_asked(m->sender)))
             return true;
     return false;
 }
@@ -623,7 +685,8 @@ CONC__PRIVATE void conc__hub_look_for(struct conc__crew *c, const bool *over);
 CONC__PRIVATE struct conc__view *conc__view_open(conc_loop *l, struct conc__crew *c);
 CONC__PRIVATE void conc__view_close(conc_loop *l, struct conc__view *v);
 
-CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result, const conc__frame *frame, bool locked);
+CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result,
+                                      const conc__frame *frame, bool locked);
 
 /* What no storage has by chance where a job is not. */
 CONC__PRIVATE uintptr_t conc__job_seal(const conc_job *j)
@@ -632,13 +695,17 @@ CONC__PRIVATE uintptr_t conc__job_seal(const conc_job *j)
     return ((uintptr_t)(hash ^ hash >> 29) & ~(uintptr_t)CONC__JOB_BITS) | (CONC__JOB_BITS + 1);
 }
 
-/* Once it has ended: else what is left of a job on a stack would be one again when a byte of it is overwritten. */
+/* Once it has ended: else what is left of a job on a stack would be one again when a byte of it
+ * is overwritten. */
 CONC__PRIVATE uintptr_t conc__job_broken_seal(const conc_job *j)
 {
     return ~conc__job_seal(j) & ~(uintptr_t)CONC__JOB_BITS;
 }
 
-CONC__PRIVATE uintptr_t conc__job_state(const conc_job *j) { return __atomic_load_n(&j->state, __ATOMIC_ACQUIRE); }
+CONC__PRIVATE uintptr_t conc__job_state(const conc_job *j)
+{
+    return __atomic_load_n(&j->state, __ATOMIC_ACQUIRE);
+}
 
 /* Is it being submitted, in the queue, or does it run? */
 CONC__PRIVATE bool conc__job_in_use(const conc_job *j)
@@ -651,7 +718,8 @@ static inline bool conc__is_job(const conc_job *j)
 {
     uintptr_t state = j ? conc__job_state(j) : 0;
     uintptr_t seal = state & CONC__JOB_DONE ? ~conc__job_seal(j) : conc__job_seal(j);
-    return (state & (CONC__JOB_LIVE | CONC__JOB_DONE)) && !((state ^ seal) & ~(uintptr_t)CONC__JOB_BITS);
+    return (state & (CONC__JOB_LIVE | CONC__JOB_DONE)) &&
+           !((state ^ seal) & ~(uintptr_t)CONC__JOB_BITS);
 }
 
 CONC__PRIVATE void conc__offloads_forget(void);
@@ -672,7 +740,9 @@ CONC__COLD void conc__frame_lost(void *value)
     const conc__frame *f = value;
     if (!f->thread)
         _exit(1); /* a worker process */
-    fprintf(stderr, "conc: a job of the pool \"%s\" called pthread_exit, and nobody can tell who waits for it\n",
+    fprintf(stderr,
+            "conc: a job of the pool \"%s\" called pthread_exit, and nobody can tell who waits for "
+            "it\n",
             f->thread->crew->name);
     abort();
 }
@@ -735,7 +805,8 @@ CONC__PRIVATE void conc__crew_free(conc__crew *c)
         at = &(*at)->next;
     *at = c->next;
     conc__hub_free(c->hub);
-    if (c->forks == conc__forks) { /* else other threads may have had them, when the process forked */
+    /* else other threads may have had them, when the process forked */
+    if (c->forks == conc__forks) {
         sem_destroy(&c->work);
         pthread_mutex_destroy(&c->mutex);
     }
@@ -751,7 +822,8 @@ CONC__PRIVATE bool conc__backlog_has_room(conc__crew *c)
     if (c->tail - c->head < c->room)
         return true;
     size_t room = c->room ? c->room * 2 : 64;
-    conc_job **bigger = room > SIZE_MAX / sizeof *bigger ? NULL : conc__alloc(room * sizeof *bigger);
+    conc_job **bigger =
+        room > SIZE_MAX / sizeof *bigger ? NULL : conc__alloc(room * sizeof *bigger);
     if (!bigger)
         return false;
     for (size_t i = c->head; i != c->tail; i++)
@@ -777,17 +849,19 @@ CONC__COLD void conc__job_clock(conc_job *j, bool at_work)
 {
     uintptr_t state = __atomic_load_n(&j->state, __ATOMIC_RELAXED);
     if (!at_work &&
-        (__atomic_fetch_and(&j->state, ~(uintptr_t)CONC__JOB_AT_WORK, __ATOMIC_RELAXED) & CONC__JOB_AT_WORK))
+        (__atomic_fetch_and(&j->state, ~(uintptr_t)CONC__JOB_AT_WORK, __ATOMIC_RELAXED) &
+         CONC__JOB_AT_WORK))
         conc__clock_off_work(j->clock);
     while (at_work && !(state & (CONC__JOB_AT_WORK | CONC__JOB_LEFT)))
-        if (__atomic_compare_exchange_n(&j->state, &state, state | CONC__JOB_AT_WORK, false, __ATOMIC_RELAXED,
-                                        __ATOMIC_RELAXED)) {
+        if (__atomic_compare_exchange_n(&j->state, &state, state | CONC__JOB_AT_WORK, false,
+                                        __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
             atomic_fetch_add_explicit(&j->clock->at_work, 1, memory_order_relaxed);
             return;
         }
 }
 
-/* The job's virtual clock, if it has one, stands still for it from here on, or no longer. Never for one that was left. */
+/* The job's virtual clock, if it has one, stands still for it from here on, or no longer. Never
+ * for one that was left. */
 static inline void conc__job_at_work(conc_job *j, bool at_work)
 {
     if (CONC__UNLIKELY(j->clock != NULL))
@@ -802,10 +876,16 @@ CONC__PRIVATE void conc__backlog_put(conc__crew *c, conc_job *j, size_t at)
     conc__job_at_work(j, !c->stalled);
 }
 
-CONC__PRIVATE void conc__backlog_push(conc__crew *c, conc_job *j) { conc__backlog_put(c, j, c->tail++); }
+CONC__PRIVATE void conc__backlog_push(conc__crew *c, conc_job *j)
+{
+    conc__backlog_put(c, j, c->tail++);
+}
 
 /* It was in the queue, and could not be done. */
-CONC__PRIVATE void conc__backlog_push_back(conc__crew *c, conc_job *j) { conc__backlog_put(c, j, --c->head); }
+CONC__PRIVATE void conc__backlog_push_back(conc__crew *c, conc_job *j)
+{
+    conc__backlog_put(c, j, --c->head);
+}
 
 /* The job is in the queue for the first time: from here on others can wait for it. */
 CONC__PRIVATE void conc__backlog_accept(conc__crew *c, conc_job *j)
@@ -872,7 +952,7 @@ CONC__PRIVATE bool conc__crew_take_back(conc__crew *c, conc_job *j)
     return true;
 }
 
-/* ---- >>jobs --------------------------------------------------------------------------------------------------- */
+/* ---- >>jobs --------------------------------------------------------------------------------- */
 
 CONC__PRIVATE int conc__thread_start(conc__crew *c);
 CONC__PRIVATE void conc__crew_stall(conc__crew *c);
@@ -889,7 +969,8 @@ CONC__PRIVATE conc_loop *conc__clock_here(void)
     return f && f->thread && !(conc__job_state(f->job) & CONC__JOB_LEFT) ? f->job->clock : NULL;
 }
 
-CONC__PRIVATE void conc__job_begin(conc_job *j, conc_fn *fn, void *arg, conc__parcel *parcel, uintptr_t flags)
+CONC__PRIVATE void conc__job_begin(conc_job *j, conc_fn *fn, void *arg, conc__parcel *parcel,
+                                   uintptr_t flags)
 {
     conc__locals **locals = conc__locals_here();
     j->fn = fn;
@@ -914,7 +995,8 @@ CONC__PRIVATE void conc__job_refuse(conc_job *j)
     __atomic_store_n(&j->state, 0, __ATOMIC_RELAXED);
 }
 
-/* Under the mutex: the job has ended. Who waits is still to be called; the job's memory is its owner's again. */
+/* Under the mutex: the job has ended. Who waits is still to be called; the job's memory is its
+ * owner's again. */
 CONC__PRIVATE conc__waiter *conc__job_settle(conc_job *j, uintptr_t state)
 {
     conc__waiter *first = j->waiters, *w = first;
@@ -936,7 +1018,8 @@ CONC__PRIVATE void conc__call_all(conc__waiter *first)
 }
 
 /* frame: it ran there; NULL: it was taken back. */
-CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result, const conc__frame *frame, bool locked)
+CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result,
+                                      const conc__frame *frame, bool locked)
 {
     conc_loop *clock = j->clock;
     uintptr_t state = conc__job_state(j), done = conc__job_broken_seal(j) | CONC__JOB_DONE;
@@ -947,7 +1030,8 @@ CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result, co
         done |= CONC__JOB_WORDS;
     }
     if ((state & CONC__JOB_WAITED) ||
-        !__atomic_compare_exchange_n(&j->state, &state, done, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED)) {
+        !__atomic_compare_exchange_n(&j->state, &state, done, false, __ATOMIC_RELEASE,
+                                     __ATOMIC_RELAXED)) {
         if (!locked)
             conc__lock_briefly(&c->mutex);
         state = conc__job_state(j);
@@ -984,7 +1068,8 @@ CONC__PRIVATE void conc__job_run(conc__crew *c, conc__frame *frame, conc_job *j,
     conc__crew_end_job(c, j, rc, frame, false);
 }
 
-/* A thread that waits, or is in conc_block, does nothing: its jobs do not hold their clocks meanwhile. */
+/* A thread that waits, or is in conc_block, does nothing: its jobs do not hold their clocks
+ * meanwhile. */
 CONC__PRIVATE void conc__frames_at_work(conc__frame *f, bool at_work)
 {
     for (; f && f->thread; f = f->outer)
@@ -1007,15 +1092,17 @@ CONC__PRIVATE conc__frame *conc__frame_of(const conc__crew *c)
     return f && f->thread && f->thread->crew == c ? f : NULL;
 }
 
-/* Under the mutex: how many threads the crew may have. Those do not count that are lost to a job which was abandoned, or that
- * wait, in a run inside a job, for what only this crew does. While there are such, those do not count either that wait for a
- * job of another thread: it may be one of these. */
+/* Under the mutex: how many threads the crew may have. Those do not count that are lost to a job
+ * which was abandoned, or that wait, in a run inside a job, for what only this crew does. While
+ * there are such, those do not count either that wait for a job of another thread: it may be one
+ * of these. */
 CONC__PRIVATE int conc__crew_most(const conc__crew *c)
 {
     return c->most + c->lost + c->nested + (c->nested ? c->waiting : 0);
 }
 
-/* A task of this thread has sent something to somebody who was asleep, or was awake: then an answer may come at once. */
+/* A task of this thread has sent something to somebody who was asleep, or was awake: then an
+ * answer may come at once. */
 CONC__PRIVATE void conc__has_woken(bool woke)
 {
     if (conc__here)
@@ -1030,7 +1117,8 @@ CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
         return 0;
     }
     conc__has_woken(false);
-    if (!c->queued || c->wakes + c->coming + c->spinning + __atomic_load_n(&c->finishing, __ATOMIC_RELAXED) > 0)
+    if (!c->queued ||
+        c->wakes + c->coming + c->spinning + __atomic_load_n(&c->finishing, __ATOMIC_RELAXED) > 0)
         return 0; /* who comes calls the next if there is more */
     conc__has_woken(true);
     if (c->sleeping > c->wakes) {
@@ -1039,10 +1127,12 @@ CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
         return 0;
     }
     int rc = c->started < conc__crew_most(c) ? conc__thread_start(c) : 0;
-    return c->started > c->lost + c->nested + c->waiting ? 0 : rc; /* else nobody is left who could come */
+    /* else nobody is left who could come */
+    return c->started > c->lost + c->nested + c->waiting ? 0 : rc;
 }
 
-/* Under the mutex: while every thread of a crew is in conc_block, what lies in the queue does not hold the clock. */
+/* Under the mutex: while every thread of a crew is in conc_block, what lies in the queue does
+ * not hold the clock. */
 CONC__PRIVATE void conc__crew_stall(conc__crew *c)
 {
     /* threads that could do what is in the queue, or are in conc_block */
@@ -1076,9 +1166,10 @@ CONC__PRIVATE void conc__crew_share(conc__crew *c)
             conc__thread_unload(c, c->threads[i]);
 }
 
-/* Under the mutex: a thread of the crew, if it is one, is going to wait; with one -1 it has waited. An error: nobody is left
- * who could do what it waits for. */
-CONC__PRIVATE int conc__crew_spare(conc__crew *c, const conc__frame *own, const conc_loop *l, int one)
+/* Under the mutex: a thread of the crew, if it is one, is going to wait; with one -1 it has
+ * waited. An error: nobody is left who could do what it waits for. */
+CONC__PRIVATE int conc__crew_spare(conc__crew *c, const conc__frame *own, const conc_loop *l,
+                                   int one)
 {
     if (!own)
         return 0;
@@ -1105,8 +1196,8 @@ CONC__PRIVATE void conc__crew_spare_back(conc__crew *c, const conc__frame *own, 
     pthread_mutex_unlock(&c->mutex);
 }
 
-/* Unlocks, and only then wakes those who shall come: else they would at once wait for the mutex. The crew is there until this
- * returns, as its caller knows. */
+/* Unlocks, and only then wakes those who shall come: else they would at once wait for the mutex.
+ * The crew is there until this returns, as its caller knows. */
 CONC__PRIVATE void conc__crew_unlock(conc__crew *c)
 {
     int calls = c->calls;
@@ -1172,7 +1263,10 @@ CONC__PRIVATE conc__crew *conc__pool_enter(conc__crew **crew, unsigned *users, i
     return NULL;
 }
 
-CONC__PRIVATE void conc__pool_leave(unsigned *users) { __atomic_fetch_sub(users, 1, __ATOMIC_RELEASE); }
+CONC__PRIVATE void conc__pool_leave(unsigned *users)
+{
+    __atomic_fetch_sub(users, 1, __ATOMIC_RELEASE);
+}
 
 /* In a job of the crew: makes a place in the queue by doing what is first in it. */
 CONC__PRIVATE void conc__crew_help(conc__crew *c, conc__frame *frame)
@@ -1189,7 +1283,8 @@ CONC__PRIVATE void conc__crew_help(conc__crew *c, conc__frame *frame)
 /* Has the crew do the job, which was begun; leaves the pool. An error: it was refused. */
 CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l, conc_job *j)
 {
-    conc__frame *own = c->limit ? conc__frame_of(c) : NULL; /* which with a run inside the job cannot help */
+    /* which with a run inside the job cannot help */
+    conc__frame *own = c->limit ? conc__frame_of(c) : NULL;
     int rc;
     j->crew = c;
     conc__lock_briefly(&c->mutex);
@@ -1224,8 +1319,9 @@ CONC__PRIVATE void conc__job_ask(conc__crew *c, conc_job *j)
         conc__crew_settled(c);
     } else if (!(conc__job_state(j) & CONC__JOB_DONE)) {
         uintptr_t state = __atomic_load_n(&j->state, __ATOMIC_RELAXED);
-        while (!(state & CONC__JOB_DONE) && !__atomic_compare_exchange_n(&j->state, &state, state | CONC__JOB_ASKED,
-                                                                         false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        while (!(state & CONC__JOB_DONE) &&
+               !__atomic_compare_exchange_n(&j->state, &state, state | CONC__JOB_ASKED, false,
+                                            __ATOMIC_RELAXED, __ATOMIC_RELAXED))
             ;
     }
 }
@@ -1249,9 +1345,15 @@ CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
     return rc;
 }
 
-CONC_API int conc_job_cancel(conc_job *j) { return conc__is_job(j) ? conc__job_cancel(j, false) : -EINVAL; }
+CONC_API int conc_job_cancel(conc_job *j)
+{
+    return conc__is_job(j) ? conc__job_cancel(j, false) : -EINVAL;
+}
 
-CONC_API bool conc_job_done(const conc_job *j) { return conc__is_job(j) && (conc__job_state(j) & CONC__JOB_DONE); }
+CONC_API bool conc_job_done(const conc_job *j)
+{
+    return conc__is_job(j) && (conc__job_state(j) & CONC__JOB_DONE);
+}
 
 CONC_API bool conc_job_cancelled(void)
 {
@@ -1283,7 +1385,8 @@ CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
     return false;
 }
 
-static const conc__wait_kind conc__wants_job = {.what = "waits for a job", .cancel = conc__job_wait_cancel};
+static const conc__wait_kind conc__wants_job = {.what = "waits for a job",
+                                                .cancel = conc__job_wait_cancel};
 
 /* In a thread of the crew: runs the job here if it is still in the queue. */
 CONC__PRIVATE void conc__job_claim(conc__frame *frame, conc_job *j)
@@ -1297,7 +1400,8 @@ CONC__PRIVATE void conc__job_claim(conc__frame *frame, conc_job *j)
 }
 
 /* Waits in the job's line with a wait of this kind: the wait's result, 0 when the job has ended. */
-CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w, const conc__wait_kind *kind)
+CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
+                                     const conc__wait_kind *kind)
 {
     pthread_mutex_lock(&conc__crews);
     if (!(conc__job_state(j) & CONC__JOB_DONE)) {
@@ -1382,7 +1486,7 @@ CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
     return 0;
 }
 
-/* ---- >>threads ------------------------------------------------------------------------------------------------ */
+/* ---- >>threads ------------------------------------------------------------------------------ */
 
 CONC__PRIVATE void conc__thread_take(conc__thread *t, unsigned slot, conc_job *j)
 {
@@ -1390,8 +1494,9 @@ CONC__PRIVATE void conc__thread_take(conc__thread *t, unsigned slot, conc_job *j
     atomic_store_explicit(&t->batch[slot], j, memory_order_release);
 }
 
-/* Takes jobs out of the queue: more than one when there are many and all threads are busy, as these come and take them
- * from here before they sleep. Whoever sleeps already, or is not there, would not. */
+/* Takes jobs out of the queue: more than one when there are many and all threads are busy, as
+ * these come and take them from here before they sleep. Whoever sleeps already, or is not there,
+ * would not. */
 CONC__PRIVATE bool conc__thread_batch(conc__crew *c, conc__thread *t)
 {
     bool others = c->sleeping > c->wakes || c->spinning || c->started < conc__crew_most(c);
@@ -1400,7 +1505,8 @@ CONC__PRIVATE bool conc__thread_batch(conc__crew *c, conc__thread *t)
     n = n < 1 ? 1 : n > CONC__BATCH ? CONC__BATCH : n;
     for (conc_job *j; i < n && (j = conc__backlog_pop(c));) {
         conc__thread_take(t, i++, j);
-        if (j->clock) /* it may block the thread while the clock goes on: the others stay in the queue */
+        /* it may block the thread while the clock goes on: the others stay in the queue */
+        if (j->clock)
             break;
     }
     t->filled = (int)i;
@@ -1459,7 +1565,8 @@ CONC__PRIVATE void conc__thread_sleep(conc__crew *c)
 /* Under the mutex: waits for something to do. False: the crew ends. */
 CONC__PRIVATE bool conc__thread_next(conc__crew *c, conc__thread *t)
 {
-    while (c->started <= conc__crew_most(c) && !conc__thread_batch(c, t) && !conc__thread_steal(c, t)) {
+    while (c->started <= conc__crew_most(c) && !conc__thread_batch(c, t) &&
+           !conc__thread_steal(c, t)) {
         if (c->stopping)
             return false;
         c->idle++;
@@ -1597,7 +1704,7 @@ CONC__PRIVATE void conc__threads_end(conc__crew *c)
     conc__crew_release(c);
 }
 
-/* ---- >>pool --------------------------------------------------------------------------------------------------- */
+/* ---- >>pool --------------------------------------------------------------------------------- */
 
 /* In a forked child: forgets the parent's crew, and users that were threads of the parent. */
 CONC__PRIVATE void conc__pool_disown(conc__crew **crew, unsigned *users)
@@ -1681,8 +1788,8 @@ CONC__PRIVATE void conc__places_close(conc__crew *c)
 static const conc__wait_kind conc__wants_end = {.what = "closes a pool, and waits for its jobs",
                                                 .cancel = conc__close_cancel};
 
-/* Refuses new jobs, and waits for all there are. False: somebody else does that; the pool was left, and that one has closed
- * it. */
+/* Refuses new jobs, and waits for all there are. False: somebody else does that; the pool was
+ * left, and that one has closed it. */
 CONC__PRIVATE bool conc__crew_close(conc_loop *l, conc__crew *c, unsigned *users)
 {
     conc__waiter w = {0};
@@ -1709,10 +1816,12 @@ CONC__PRIVATE void conc__crew_end(conc__crew **crew, unsigned *users, void (*end
     conc__crew *c = *crew;
     int saved = errno;
     conc__lock_briefly(&c->mutex);
-    c->references++; /* for those who close it too: they are told when all is over, and have left the pool to us */
+    /* for those who close it too: they are told when all is over, and have left the pool to us */
+    c->references++;
     pthread_mutex_unlock(&c->mutex);
     __atomic_fetch_or(users, CONC__POOL_CLOSED, __ATOMIC_ACQ_REL);
-    while (__atomic_load_n(users, __ATOMIC_ACQUIRE) != (CONC__POOL_CLOSED | 1)) /* the 1 is the closer */
+    /* the 1 is the closer */
+    while (__atomic_load_n(users, __ATOMIC_ACQUIRE) != (CONC__POOL_CLOSED | 1))
         sched_yield();
     end(c);
     conc__pool_leave(users);
@@ -1760,8 +1869,8 @@ CONC_API CONC__CALLED int conc_pool_close(conc_pool *p)
 
 CONC_API void conc__auto_conc_pool(conc_pool *p) { conc_pool_close(p); }
 
-CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, conc_fn *fn, void *arg, size_t size,
-                               conc__parcel *parcel)
+CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, conc_fn *fn,
+                               void *arg, size_t size, conc__parcel *parcel)
 {
     conc_loop *l = conc__here;
     int rc = !j || !fn || (size && !arg) ? -EINVAL : 0;
@@ -1775,7 +1884,8 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
     if (conc__job_in_use(j))
         rc = conc__misused(-EBUSY, "conc_pool_submit", "the job is in use", NULL);
     if (rc || (l && l->self && l->self->pending)) {
-        conc__pool_leave(users); /* before the task switches: who closes the pool on this thread waits for it */
+        /* before the task switches: who closes the pool on this thread waits for it */
+        conc__pool_leave(users);
         return rc ? rc : conc__checkpoint(l);
     }
     conc__job_begin(j, fn, arg, parcel, 0);
@@ -1794,8 +1904,8 @@ CONC_API CONC__CALLED int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *f
 }
 
 /* Runs a job, and waits for it. In a job of the same pool the function is simply called. */
-CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn, void *arg, size_t size,
-                                 conc__parcel *parcel)
+CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn, void *arg,
+                                 size_t size, conc__parcel *parcel)
 {
     conc_loop *l;
     conc_job j;
@@ -1817,7 +1927,7 @@ CONC_API CONC__CALLED int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg)
     return p ? conc__crew_run(&p->crew, &p->users, fn, arg, 0, NULL) : -EINVAL;
 }
 
-/* ---- >>mapping ------------------------------------------------------------------------------------------------ */
+/* ---- >>mapping ------------------------------------------------------------------------------ */
 
 CONC__PRIVATE int conc__map_runner(void *arg)
 {
@@ -1840,7 +1950,8 @@ CONC__PRIVATE int conc__map_runner(void *arg)
         if (m->results)
             m->results[i] = rc;
         if (rc < 0 && !m->keeps_going &&
-            __atomic_compare_exchange_n(&m->error, &none, rc, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+            __atomic_compare_exchange_n(&m->error, &none, rc, false, __ATOMIC_RELAXED,
+                                        __ATOMIC_RELAXED)) {
             __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
             mine = rc;
         }
@@ -1874,8 +1985,8 @@ typedef struct conc__runner {
 } conc__runner;
 
 /* Starts up to n runners: how many there are, and *rc why not all. */
-CONC__PRIVATE int conc__map_start(conc__crew **crew, unsigned *users, conc__mapping *m, bool processes,
-                                  conc__runner *runners, int n, int *rc)
+CONC__PRIVATE int conc__map_start(conc__crew **crew, unsigned *users, conc__mapping *m,
+                                  bool processes, conc__runner *runners, int n, int *rc)
 {
     int started = 0;
     for (*rc = 0; started < n && *rc == 0; started += *rc == 0) {
@@ -1888,8 +1999,10 @@ CONC__PRIVATE int conc__map_start(conc__crew **crew, unsigned *users, conc__mapp
     return started;
 }
 
-/* Waits for the runners: the error of one of them, or rc. The words of the first error are those of who met it. */
-CONC__PRIVATE int conc__map_wait(conc_loop *l, conc__mapping *m, conc__runner *runners, int n, int rc)
+/* Waits for the runners: the error of one of them, or rc. The words of the first error are those
+ * of who met it. */
+CONC__PRIVATE int conc__map_wait(conc_loop *l, conc__mapping *m, conc__runner *runners, int n,
+                                 int rc)
 {
     for (int i = 0; i < n; i++) {
         conc_job *j = &runners[i].job;
@@ -1904,8 +2017,8 @@ CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mappi
 {
     conc_loop *l;
     int rc = conc__caller(&l);
-    if (rc == 0 &&
-        (!m->fn || (!m->args && m->count && m->size) || __builtin_mul_overflow(m->count, m->size, &(size_t){0})))
+    if (rc == 0 && (!m->fn || (!m->args && m->count && m->size) ||
+                    __builtin_mul_overflow(m->count, m->size, &(size_t){0})))
         rc = -EINVAL;
     if (rc)
         return rc;
@@ -1935,20 +2048,21 @@ CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mappi
     return conc__map_result(m, rc);
 }
 
-CONC_API CONC__CALLED int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size)
+CONC_API CONC__CALLED int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count,
+                                        size_t size)
 {
     conc__mapping m = {.fn = fn, .args = args, .count = count, .size = size};
     return p ? conc__crew_map(&p->crew, &p->users, &m) : -EINVAL;
 }
 
-CONC_API CONC__CALLED int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size,
-                                            int *results)
+CONC_API CONC__CALLED int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count,
+                                            size_t size, int *results)
 {
     conc__mapping m = {fn, args, count, size, results, .keeps_going = true};
     return p ? conc__crew_map(&p->crew, &p->users, &m) : -EINVAL;
 }
 
-/* ---- >>blocking ----------------------------------------------------------------------------------------------- */
+/* ---- >>blocking ----------------------------------------------------------------------------- */
 
 CONC__PRIVATE conc__locals **conc__job_locals(void)
 {
@@ -1977,7 +2091,8 @@ typedef struct conc__block {
     int64_t ns;
 } conc__block;
 
-/* Under the mutex: the job is in conc_block, or no longer. One that was left is not counted, as its thread is not. */
+/* Under the mutex: the job is in conc_block, or no longer. One that was left is not counted, as
+ * its thread is not. */
 CONC__PRIVATE void conc__crew_blocks(conc__crew *c, conc_job *j, bool blocks)
 {
     uintptr_t state = conc__job_state(j);
@@ -2051,13 +2166,15 @@ CONC__PRIVATE bool conc__job_block(int64_t ns)
     return true;
 }
 
-/* ---- >>offloading --------------------------------------------------------------------------------------------- */
+/* ---- >>offloading --------------------------------------------------------------------------- */
 
-/* The pool that all runs share: opened by the first that uses it, closed by the last. Under the mutex but for the pool. */
+/* The pool that all runs share: opened by the first that uses it, closed by the last. Under the
+ * mutex but for the pool. */
 typedef struct conc__shared_pool {
     pthread_mutex_t mutex;
     int runs;
-    conc__crew *inherited; /* a parent's, which its threads may have been changing when the process forked: it stays */
+    /* a parent's, which its threads may have been changing when the process forked: it stays */
+    conc__crew *inherited;
     conc_pool pool;
 } conc__shared_pool;
 
@@ -2065,7 +2182,8 @@ static conc__shared_pool conc__offloads = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 CONC__PRIVATE void conc__offloads_forget(void)
 {
-    conc__crew *before = conc__offloads.pool.crew ? conc__offloads.pool.crew : conc__offloads.inherited;
+    conc__crew *before =
+        conc__offloads.pool.crew ? conc__offloads.pool.crew : conc__offloads.inherited;
     conc__offloads = (conc__shared_pool){.mutex = PTHREAD_MUTEX_INITIALIZER, .inherited = before};
 }
 
@@ -2144,7 +2262,10 @@ CONC__PRIVATE void conc__abandoned_drop(conc__abandoned *a)
 }
 
 /* The job has ended, or was taken back. */
-CONC__PRIVATE void conc__abandoned_release(conc_job *j) { conc__abandoned_drop((conc__abandoned *)(void *)j); }
+CONC__PRIVATE void conc__abandoned_release(conc_job *j)
+{
+    conc__abandoned_drop((conc__abandoned *)(void *)j);
+}
 
 CONC__PRIVATE int conc__abandoned_run(void *arg)
 {
@@ -2156,7 +2277,8 @@ CONC__PRIVATE int conc__abandoned_run(void *arg)
     return rc;
 }
 
-/* Under the mutex: the job runs on, alone. Its thread is lost to the crew, which may have another one for what waits. */
+/* Under the mutex: the job runs on, alone. Its thread is lost to the crew, which may have
+ * another one for what waits. */
 CONC__PRIVATE void conc__job_leave(conc__crew *c, conc_job *j)
 {
     conc__crew_blocks(c, j, false);
@@ -2189,8 +2311,8 @@ CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
     return waits;
 }
 
-static const conc__wait_kind conc__wants_until_cancel = {.what = "waits for a job that it would leave",
-                                                         .cancel = conc__abandon_cancel};
+static const conc__wait_kind conc__wants_until_cancel = {
+    .what = "waits for a job that it would leave", .cancel = conc__abandon_cancel};
 
 CONC__PRIVATE int conc__abandoned_submit(conc_loop *l, conc__abandoned *a)
 {
@@ -2213,7 +2335,8 @@ CONC__PRIVATE int conc__abandoned_wait(conc_loop *l, conc__abandoned *a)
     return rc ? rc : conc__job_result(l, &a->job);
 }
 
-CONC__PRIVATE int conc__offload_abandon(conc_loop *l, conc_fn *fn, void *arg, void (*free_arg)(void *))
+CONC__PRIVATE int conc__offload_abandon(conc_loop *l, conc_fn *fn, void *arg,
+                                        void (*free_arg)(void *))
 {
     conc__abandoned *a = conc__alloc(sizeof *a);
     int rc = a ? 0 : -ENOMEM;
@@ -2255,9 +2378,10 @@ CONC_API CONC__CALLED int conc_offload_abandon(conc_fn *fn, void *arg, void (*fr
     return rc;
 }
 
-/* ---- >>channel ------------------------------------------------------------------------------------------------ */
+/* ---- >>channel ------------------------------------------------------------------------------ */
 
-/* Who waits to receive is there only while it is empty, and who waits to send only while it is full. */
+/* Who waits to receive is there only while it is empty, and who waits to send only while it is
+ * full. */
 typedef struct conc__channel {
     pthread_mutex_t mutex;
     conc__waiter *senders, *receivers;
@@ -2293,7 +2417,8 @@ CONC__PRIVATE conc__channel *conc__channel_lock(conc_channel *c, int *rc)
 {
     size_t size = 0;
     conc__channel *inner = c ? __atomic_load_n(&c->inner, __ATOMIC_ACQUIRE) : NULL;
-    *rc = !c || !c->capacity || __builtin_mul_overflow(c->item_size, c->capacity, &size) || size > SIZE_MAX / 2
+    *rc = !c || !c->capacity || __builtin_mul_overflow(c->item_size, c->capacity, &size) ||
+                  size > SIZE_MAX / 2
               ? -EINVAL
               : 0;
     if (*rc)
@@ -2303,7 +2428,8 @@ CONC__PRIVATE conc__channel *conc__channel_lock(conc_channel *c, int *rc)
         *rc = made ? 0 : -ENOMEM;
         if (!made)
             return NULL;
-        if (__atomic_compare_exchange_n(&c->inner, &inner, made, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+        if (__atomic_compare_exchange_n(&c->inner, &inner, made, false, __ATOMIC_ACQ_REL,
+                                        __ATOMIC_ACQUIRE))
             inner = made;
         else /* another thread was first */
             conc__channel_free(made);
@@ -2392,8 +2518,8 @@ CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, b
     if (rc == -EAGAIN && waits) {
         conc__waiter w = {.item = item};
         conc__line_up(sends ? &inner->senders : &inner->receivers, &w);
-        return conc__wait_outside(l, &w, sends ? &conc__channel_sends : &conc__channel_receives, inner, &inner->mutex,
-                                  NULL);
+        return conc__wait_outside(l, &w, sends ? &conc__channel_sends : &conc__channel_receives,
+                                  inner, &inner->mutex, NULL);
     }
     pthread_mutex_unlock(&inner->mutex);
     if (rc == 0 && l)
@@ -2416,14 +2542,17 @@ CONC_API int conc_channel_try_send(conc_channel *c, const void *item)
     return conc__channel_move(c, (void *)(uintptr_t)item, true, false);
 }
 
-CONC_API int conc_channel_try_recv(conc_channel *c, void *item) { return conc__channel_move(c, item, false, false); }
+CONC_API int conc_channel_try_recv(conc_channel *c, void *item)
+{
+    return conc__channel_move(c, item, false, false);
+}
 
 CONC_API void conc_channel_close(conc_channel *c)
 {
     int rc;
     conc__channel *inner = conc__channel_lock(c, &rc), *none = NULL;
-    if (rc == -ENOMEM &&
-        !__atomic_compare_exchange_n(&c->inner, &none, &conc__shut_channel, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+    if (rc == -ENOMEM && !__atomic_compare_exchange_n(&c->inner, &none, &conc__shut_channel, false,
+                                                      __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
         inner = conc__channel_lock(c, &rc);
     if (!inner)
         return;
@@ -2446,7 +2575,7 @@ CONC_API void conc_channel_destroy(conc_channel *c)
 
 CONC_API void conc__auto_conc_channel(conc_channel *c) { conc_channel_destroy(c); }
 
-/* ---- >>files -------------------------------------------------------------------------------------------------- */
+/* ---- >>files -------------------------------------------------------------------------------- */
 
 /* What a file call is asked for, and what came of it. */
 typedef struct conc__file_call {
@@ -2465,7 +2594,10 @@ CONC__PRIVATE int conc__open_file(const char *path, int flags)
     return fd < 0 ? -errno : fd;
 }
 
-CONC__PRIVATE int conc__close_file(int fd, int rc) { return close(fd) && rc == 0 && errno != EINTR ? -errno : rc; }
+CONC__PRIVATE int conc__close_file(int fd, int rc)
+{
+    return close(fd) && rc == 0 && errno != EINTR ? -errno : rc;
+}
 
 /* Reads to the end, whatever size the file is said to have. */
 CONC__PRIVATE int conc__read_all(int fd, conc__file_call *f)
@@ -2554,7 +2686,8 @@ CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t 
 {
     int fd = -1;
     uint64_t draw = (uint64_t)conc__clock() ^ (uint64_t)getpid() << 40 ^ (uint64_t)(uintptr_t)name;
-    for (int tries = 0; fd < 0 && tries < 100 && (tries == 0 || errno == EEXIST || errno == EINTR); tries++) {
+    for (int tries = 0; fd < 0 && tries < 100 && (tries == 0 || errno == EEXIST || errno == EINTR);
+         tries++) {
         snprintf(name, size, ".conc-%08x", (unsigned)conc__mix(&draw));
         fd = openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
     }
@@ -2580,14 +2713,16 @@ CONC__PRIVATE int conc__fill(int fd, const struct stat *before, const conc__file
 }
 
 /* Makes path a file with these bytes in one step. */
-CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, const conc__file_call *f)
+CONC__PRIVATE int conc__replace(const char *path, const struct stat *before,
+                                const conc__file_call *f)
 {
     char name[32];
     const char *last;
     int directory = conc__open_directory(path, &last);
     if (directory < 0)
         return directory;
-    int fd = conc__open_new(directory, before ? 0600 : 0666, name, sizeof name), rc = fd < 0 ? fd : 0;
+    int fd = conc__open_new(directory, before ? 0600 : 0666, name, sizeof name),
+        rc = fd < 0 ? fd : 0;
     if (rc == 0) {
         rc = conc__close_file(fd, conc__fill(fd, before, f));
         if (rc == 0 && renameat(directory, name, directory, last))
@@ -2615,7 +2750,8 @@ CONC__PRIVATE int conc__write_special(const conc__file_call *f)
     return rc;
 }
 
-/* Follows a link that leads to nothing: the name of what it would lead to, for conc_free. NULL: *rc says why. */
+/* Follows a link that leads to nothing: the name of what it would lead to, for conc_free. NULL:
+ * *rc says why. */
 CONC__PRIVATE char *conc__follow(const char *path, int *rc)
 {
     enum { ROOM = 4096, LINKS = 40 };
@@ -2649,7 +2785,8 @@ CONC__PRIVATE int conc__write_file(const conc__file_call *f)
         return rc;
     if (there && !S_ISREG(before.st_mode))
         return conc__write_special(f);
-    char *real = there ? realpath(f->path, NULL) : NULL, *followed = there ? NULL : conc__follow(f->path, &rc);
+    char *real = there ? realpath(f->path, NULL) : NULL,
+         *followed = there ? NULL : conc__follow(f->path, &rc);
     if (there && !real)
         rc = -errno;
     if (rc == 0)
@@ -2672,7 +2809,8 @@ CONC__PRIVATE int conc__file_appends(void *arg)
     struct stat st;
     int saved = errno;
     bool special = stat(f->path, &st) == 0 && !S_ISREG(st.st_mode);
-    int rc = special ? conc__write_special(f) : conc__write_to(f->path, O_WRONLY | O_APPEND | O_CREAT, f);
+    int rc = special ? conc__write_special(f)
+                     : conc__write_to(f->path, O_WRONLY | O_APPEND | O_CREAT, f);
     errno = saved;
     return rc;
 }
@@ -2693,7 +2831,7 @@ CONC_API int conc_file_append(const char *path, const void *data, size_t size)
     return conc__file_change(conc__file_appends, path, data, size);
 }
 
-/* ---- >>names -------------------------------------------------------------------------------------------------- */
+/* ---- >>names -------------------------------------------------------------------------------- */
 
 enum { CONC__FOUND = 256 }; /* addresses of a name: no answer has more */
 
@@ -2749,10 +2887,12 @@ CONC__PRIVATE bool conc__is_port(const char *port)
 {
     in_port_t number;
     bool letter = (*port >= 'a' && *port <= 'z') || (*port >= 'A' && *port <= 'Z');
-    return strlen(port) < sizeof((conc__question *)0)->port && (letter || conc__parse_port(port, &number));
+    return strlen(port) < sizeof((conc__question *)0)->port &&
+           (letter || conc__parse_port(port, &number));
 }
 
-CONC_API int conc_resolve(const char *host, const char *port, struct sockaddr_storage *out, size_t max)
+CONC_API int conc_resolve(const char *host, const char *port, struct sockaddr_storage *out,
+                          size_t max)
 {
     if (!host || !port || (max && !out))
         return -EINVAL;
@@ -2800,13 +2940,14 @@ CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **fo
     return rc;
 }
 
-/* ---- >>children ----------------------------------------------------------------------------------------------- */
+/* ---- >>children ----------------------------------------------------------------------------- */
 
 enum { CONC__CHILD_RUNS = 1, CONC__CHILD_ENDED, CONC__CHILD_LOST, CONC__CHILD_STARTS };
 
 extern char **environ;
 
-/* Where the C library has them, which hides them from programs that do not ask for GNU's extensions. */
+/* Where the C library has them, which hides them from programs that do not ask for GNU's
+ * extensions. */
 #define CONC__CHDIR_THERE __attribute__((weak))
 #define CONC__CLOSE_FROM_THERE __attribute__((weak))
 #if defined __GLIBC__ && defined __GLIBC_PREREQ
@@ -2819,10 +2960,10 @@ extern char **environ;
 #define CONC__CLOSE_FROM_THERE
 #endif
 #endif
-extern int conc__spawn_close_from(posix_spawn_file_actions_t *a,
-                                  int from) __asm__("posix_spawn_file_actions_addclosefrom_np") CONC__CLOSE_FROM_THERE;
-extern int conc__spawn_chdir(posix_spawn_file_actions_t *a,
-                             const char *dir) __asm__("posix_spawn_file_actions_addchdir_np") CONC__CHDIR_THERE;
+extern int conc__spawn_close_from(posix_spawn_file_actions_t *a, int from) __asm__(
+    "posix_spawn_file_actions_addclosefrom_np") CONC__CLOSE_FROM_THERE;
+extern int conc__spawn_chdir(posix_spawn_file_actions_t *a, const char *dir) __asm__(
+    "posix_spawn_file_actions_addchdir_np") CONC__CHDIR_THERE;
 
 /* Over the state of all children: a process is reaped once, and not signalled after that. */
 static pthread_mutex_t conc__children = PTHREAD_MUTEX_INITIALIZER;
@@ -2917,7 +3058,8 @@ CONC__PRIVATE int conc__close_others(posix_spawn_file_actions_t *actions, int fr
     int rc = 0;
     if (close_from)
         return close_from(actions, from);
-    for (int fd = from, most = (int)sysconf(_SC_OPEN_MAX); fd < most && fd < 65536 && rc == 0; fd++) {
+    for (int fd = from, most = (int)sysconf(_SC_OPEN_MAX); fd < most && fd < 65536 && rc == 0;
+         fd++) {
         int flags = fcntl(fd, F_GETFD);
         if (flags >= 0 && !(flags & FD_CLOEXEC))
             rc = posix_spawn_file_actions_addclose(actions, fd);
@@ -2955,7 +3097,8 @@ CONC__PRIVATE void conc__spawning_close(conc__spawning *s)
 CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
 {
     const conc_child *c = s->child;
-    char *const *argv = (char *const *)(uintptr_t)c->argv, *const *env = (char *const *)(uintptr_t)c->env;
+    char *const *argv = (char *const *)(uintptr_t)c->argv, *const *env =
+                                                               (char *const *)(uintptr_t)c->env;
     int (*change)(posix_spawn_file_actions_t *, const char *) = conc__spawn_chdir;
     conc__spawning how;
     int rc = conc__spawning_open(&how, &s->mask);
@@ -2969,8 +3112,10 @@ CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
     if (rc == 0)
         rc = conc__close_others(&how.actions, 3);
     if (rc == 0)
-        rc = s->path ? posix_spawn(&s->pid, s->path, &how.actions, &how.attributes, argv, env ? env : environ)
-                     : posix_spawnp(&s->pid, argv[0], &how.actions, &how.attributes, argv, env ? env : environ);
+        rc = s->path ? posix_spawn(&s->pid, s->path, &how.actions, &how.attributes, argv,
+                                   env ? env : environ)
+                     : posix_spawnp(&s->pid, argv[0], &how.actions, &how.attributes, argv,
+                                    env ? env : environ);
     conc__spawning_close(&how);
     return -rc;
 }
@@ -3007,7 +3152,8 @@ CONC__PRIVATE int conc__child_starts(void *arg)
 CONC__PRIVATE bool conc__child_claim(conc_child *c)
 {
     int none = 0;
-    return __atomic_compare_exchange_n(&c->state, &none, CONC__CHILD_STARTS, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+    return __atomic_compare_exchange_n(&c->state, &none, CONC__CHILD_STARTS, false,
+                                       __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
 }
 
 /* Was it started, and not closed? */
@@ -3103,7 +3249,8 @@ CONC_API int conc_child_wait(conc_child *c, int *status)
     if (rc == 0)
         rc = conc__child_await(c);
     if (rc == 0 && c->state == CONC__CHILD_LOST)
-        rc = conc_fail(-ECHILD, "its status is lost: the program ignores SIGCHLD, or waits for all children");
+        rc = conc_fail(
+            -ECHILD, "its status is lost: the program ignores SIGCHLD, or waits for all children");
     if (rc == 0 && status)
         *status = c->status;
     if (rc == 0 && l)
@@ -3162,7 +3309,7 @@ CONC_API int conc_child_close(conc_child *c)
 
 CONC_API void conc__auto_conc_child(conc_child *c) { conc_child_close(c); }
 
-/* ---- >>shared ------------------------------------------------------------------------------------------------- */
+/* ---- >>shared ------------------------------------------------------------------------------- */
 
 #ifdef __linux__
 
@@ -3181,7 +3328,8 @@ typedef struct conc__segment {
 static pthread_mutex_t conc__segments_mutex = PTHREAD_MUTEX_INITIALIZER;
 static conc__segment *conc__segments;
 
-/* Maps size bytes of a segment, here if address is not NULL. at_once: all of it is going to be used. */
+/* Maps size bytes of a segment, here if address is not NULL. at_once: all of it is going to be
+ * used. */
 CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, bool at_once)
 {
     enum { HERE = 0x100000 }; /* MAP_FIXED_NOREPLACE */
@@ -3195,13 +3343,15 @@ CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, bool a
     return NULL;
 }
 
-/* An address that another process of this program has most likely free too: not where mappings are usually put. */
+/* An address that another process of this program has most likely free too: not where mappings
+ * are usually put. */
 CONC__PRIVATE void *conc__far_address(void)
 {
 #ifdef __LP64__
     static uint64_t draws;
     uint64_t draw = (uint64_t)conc__clock() + __atomic_add_fetch(&draws, 1, __ATOMIC_RELAXED);
-    uintptr_t here = (uintptr_t)mmap(NULL, conc__page(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uintptr_t here =
+        (uintptr_t)mmap(NULL, conc__page(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if ((void *)here == MAP_FAILED)
         return NULL;
     munmap((void *)here, conc__page());
@@ -3298,9 +3448,10 @@ CONC_API void conc_shared_free(void *p)
     errno = saved;
 }
 
-/* ---- >>functions ---------------------------------------------------------------------------------------------- */
+/* ---- >>functions ---------------------------------------------------------------------------- */
 
-/* A function in words that another process of the same program understands: addresses differ there. */
+/* A function in words that another process of the same program understands: addresses differ
+ * there. */
 typedef struct conc__function {
     uint64_t offset;   /* in its module */
     char module[4000]; /* a path; "": the program itself */
@@ -3333,13 +3484,16 @@ typedef struct conc__module_search {
 CONC__PRIVATE bool conc__module_has(const conc__module_info *m, uintptr_t address)
 {
     for (int i = 0; i < m->count; i++)
-        if (m->parts[i].p_type == PT_LOAD && address - m->base - m->parts[i].p_vaddr < m->parts[i].p_memsz)
+        if (m->parts[i].p_type == PT_LOAD &&
+            address - m->base - m->parts[i].p_vaddr < m->parts[i].p_memsz)
             return true;
     return false;
 }
 
-/* The path of the file that is mapped at this address; if that cannot be told, the one that is given. */
-CONC__PRIVATE const char *conc__mapped_file(uintptr_t address, char *line, size_t size, const char *otherwise)
+/* The path of the file that is mapped at this address; if that cannot be told, the one that is
+ * given. */
+CONC__PRIVATE const char *conc__mapped_file(uintptr_t address, char *line, size_t size,
+                                            const char *otherwise)
 {
     FILE *maps = fopen("/proc/self/maps", "re");
     const char *found = NULL;
@@ -3359,12 +3513,15 @@ CONC__PRIVATE const char *conc__mapped_file(uintptr_t address, char *line, size_
 CONC__PRIVATE int conc__module_look(conc__module_info *m, size_t size, void *arg)
 {
     conc__module_search *s = arg;
-    char *real = s->seen++ && m->name && *m->name ? realpath(m->name, NULL) : NULL; /* the first is the program */
+    /* the first is the program */
+    char *real = s->seen++ && m->name && *m->name ? realpath(m->name, NULL) : NULL;
     const char *path = real ? real : s->seen > 1 && m->name ? m->name : "";
     char line[4400];
     (void)size;
-    s->found = s->address ? conc__module_has(m, s->address) : strcmp(path, s->path) == 0 && (*path || s->seen == 1);
-    if (s->found && *path && *path != '/' && s->address) /* the directory was changed since it was loaded */
+    s->found = s->address ? conc__module_has(m, s->address)
+                          : strcmp(path, s->path) == 0 && (*path || s->seen == 1);
+    /* the directory was changed since it was loaded */
+    if (s->found && *path && *path != '/' && s->address)
         path = conc__mapped_file(s->address, line, sizeof line, path);
     if (s->found) {
         s->base = m->base;
@@ -3407,11 +3564,12 @@ CONC__PRIVATE uintptr_t conc__function_find(const conc__function *f)
     return base + (uintptr_t)f->offset;
 }
 
-/* ---- >>workers ------------------------------------------------------------------------------------------------ */
+/* ---- >>workers ------------------------------------------------------------------------------ */
 
 enum {
-    CONC__SMALL = 128 * 1024, /* bytes that are copied by whoever sends a job, and not by the manager */
-    CONC__DESK_DATA = 8192,   /* where a desk's data begins */
+    /* bytes that are copied by whoever sends a job, and not by the manager */
+    CONC__SMALL = 128 * 1024,
+    CONC__DESK_DATA = 8192, /* where a desk's data begins */
     CONC__DESK_SIZE = CONC__DESK_DATA + CONC__SMALL,
     CONC__MOVED = 120,   /* a worker's exit status: an address that it needs is taken */
     CONC__FAILURES = 30, /* so many tenths of a worker may not come up in a row */
@@ -3438,11 +3596,13 @@ typedef struct conc__desk {
     bool keeps_going;
     int parent;
     uint64_t memory_limit;
-    uint64_t size;    /* of the desk */
-    uint64_t in, out; /* bytes; ASK_MAP: of each element, and how many there are. out's place is behind in's */
+    uint64_t size; /* of the desk */
+    /* bytes; ASK_MAP: of each element, and how many there are. out's place is behind in's */
+    uint64_t in, out;
     int64_t result;
-    uint64_t done; /* ASK_MAP: elements whose function returned; their results stand behind the data */
-    int words;     /* the result that text belongs to; 0: none */
+    /* ASK_MAP: elements whose function returned; their results stand behind the data */
+    uint64_t done;
+    int words; /* the result that text belongs to; 0: none */
     char text[96];
     conc__function function;
 } conc__desk;
@@ -3477,8 +3637,8 @@ CONC__PRIVATE int conc__sockets(int ends[2])
     return conc__ends_not_standard(ends);
 }
 
-/* The other end comes to the end of what was sent. A close alone would not do: a process that the program has forked may have
- * a copy of the socket. */
+/* The other end comes to the end of what was sent. A close alone would not do: a process that
+ * the program has forked may have a copy of the socket. */
 CONC__PRIVATE void conc__hang_up(int socket)
 {
     shutdown(socket, SHUT_RDWR);
@@ -3517,8 +3677,10 @@ CONC__PRIVATE int conc__handed(int socket, conc__handing *h, int *fd)
         char room[CMSG_SPACE(sizeof(int))];
     } control;
     struct iovec part = {h, sizeof *h};
-    struct msghdr m = {
-        .msg_iov = &part, .msg_iovlen = 1, .msg_control = control.room, .msg_controllen = sizeof control.room};
+    struct msghdr m = {.msg_iov = &part,
+                       .msg_iovlen = 1,
+                       .msg_control = control.room,
+                       .msg_controllen = sizeof control.room};
     ssize_t n;
     do
         n = recvmsg(socket, &m, MSG_CMSG_CLOEXEC);
@@ -3536,7 +3698,10 @@ CONC__PRIVATE void conc__futex_wait(unsigned *word, unsigned while_it_is)
     syscall(SYS_futex, word, FUTEX_WAIT, while_it_is, NULL, NULL, 0);
 }
 
-CONC__PRIVATE void conc__futex_wake(unsigned *word) { syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0); }
+CONC__PRIVATE void conc__futex_wake(unsigned *word)
+{
+    syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0);
+}
 
 CONC__PRIVATE size_t conc__aligned(size_t n) { return (n + 63) / 64 * 64; }
 
@@ -3567,7 +3732,8 @@ CONC__PRIVATE void conc__begin_to_watch(int parent)
     pthread_attr_setstacksize(&small, 128 * 1024);
     pthread_attr_setdetachstate(&small, PTHREAD_CREATE_DETACHED);
     if (fd < 0 || conc__quiet_thread(&id, &small, conc__watch_parent, (void *)(intptr_t)fd))
-        prctl(PR_SET_PDEATHSIG, SIGKILL); /* the next best: it goes with the thread that started it */
+        /* the next best: it goes with the thread that started it */
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
     pthread_attr_destroy(&small);
     if (fd < 0 ? getppid() != parent : kill(parent, 0) != 0 && errno == ESRCH)
         _exit(0); /* it has ended meanwhile */
@@ -3579,8 +3745,8 @@ CONC__PRIVATE void conc__worker_tells(conc__worker *w)
 {
     uint64_t one = 1;
     __atomic_fetch_add(&w->board->replies, 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&w->board->lookers, __ATOMIC_SEQ_CST) == 0 && write(w->bell, &one, sizeof one) < 0 &&
-        errno != EAGAIN)
+    if (__atomic_load_n(&w->board->lookers, __ATOMIC_SEQ_CST) == 0 &&
+        write(w->bell, &one, sizeof one) < 0 && errno != EAGAIN)
         _exit(1); /* the job has closed it: the end is heard all the same */
 }
 
@@ -3592,7 +3758,9 @@ CONC__PRIVATE bool conc__worker_awaits(conc__worker *w)
     unsigned state;
     while ((state = __atomic_load_n(&d->state, __ATOMIC_ACQUIRE)) == CONC__DESK_REPLY) {
         bool looks = conc__several_processors() && conc__clock() - start < CONC__PATIENCE;
-        for (int i = 0; i < 32 && looks && __atomic_load_n(&d->state, __ATOMIC_RELAXED) == CONC__DESK_REPLY; i++)
+        for (int i = 0;
+             i < 32 && looks && __atomic_load_n(&d->state, __ATOMIC_RELAXED) == CONC__DESK_REPLY;
+             i++)
             conc__relax();
         if (looks)
             continue;
@@ -3633,7 +3801,8 @@ CONC__PRIVATE void conc__worker_works(conc__worker *w)
         w->desk.address = d = p;
         w->desk.size = d->size;
     }
-    uintptr_t fn = d->function.offset || d->kind != CONC__ASK_INIT ? conc__function_find(&d->function) : 0;
+    uintptr_t fn =
+        d->function.offset || d->kind != CONC__ASK_INIT ? conc__function_find(&d->function) : 0;
     char *data = (char *)d + CONC__DESK_DATA;
     w->frame.asked = &d->asked;
     w->frame.text_rc = 0;
@@ -3663,7 +3832,8 @@ CONC__PRIVATE void conc__worker_serves(conc__worker *w)
     conc__desk *d = conc__desk_of(&w->desk);
     sigset_t none;
     sigemptyset(&none);
-    signal(SIGINT, SIG_IGN); /* the terminal's, for all of its processes: the parent decides what to do */
+    /* the terminal's, for all of its processes: the parent decides what to do */
+    signal(SIGINT, SIG_IGN);
     prctl(PR_SET_NAME, "conc worker");
     conc__begin_to_watch(d->parent);
     if (d->memory_limit) {
@@ -3689,7 +3859,8 @@ CONC__PRIVATE void conc__worker_takes(conc__worker *w, const conc__handing *h, i
 {
     switch (h->what) {
     case CONC__HAND_DESK:
-        w->desk = (conc__segment){.fd = fd, .size = h->size, .address = conc__segment_map(fd, NULL, h->size, false)};
+        w->desk = (conc__segment){
+            .fd = fd, .size = h->size, .address = conc__segment_map(fd, NULL, h->size, false)};
         break;
     case CONC__HAND_BOARD:
         w->board = conc__segment_map(fd, NULL, h->size, false);
@@ -3719,7 +3890,8 @@ CONC__COLD void conc__worker_main(int socket)
     _exit(1);
 }
 
-/* Which function of which module a worker has to begin with: in a program there may be several copies of this file. */
+/* Which function of which module a worker has to begin with: in a program there may be several
+ * copies of this file. */
 CONC__PRIVATE void conc__worker_mark(char *text, size_t size)
 {
     conc__function f;
@@ -3760,7 +3932,7 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *begins, int argc, char 
     }
 }
 
-/* ---- >>hub ---------------------------------------------------------------------------------------------------- */
+/* ---- >>hub ---------------------------------------------------------------------------------- */
 
 typedef enum conc__place_state {
     CONC__EMPTY,
@@ -3781,8 +3953,8 @@ typedef struct conc__station {
     int64_t since;  /* it has been free since then */
 } conc__station;
 
-/* The workers of a pool of processes, and the thread that starts and buries them, copies what is large, and sends jobs when
- * nobody else looks. All under the crew's mutex. */
+/* The workers of a pool of processes, and the thread that starts and buries them, copies what is
+ * large, and sends jobs when nobody else looks. All under the crew's mutex. */
 typedef struct conc__hub {
     conc__crew *crew;
     conc__segment board;
@@ -3838,7 +4010,8 @@ CONC__PRIVATE void conc__range_take(const conc__hub *h, const conc_job *j)
 {
     conc__parcel *p = j->parcel;
     conc__mapping *m = p->mapping;
-    size_t left = m->count - m->next, most = m->size ? CONC__SMALL / 2 / (m->size + sizeof(int)) : 4096;
+    size_t left = m->count - m->next,
+           most = m->size ? CONC__SMALL / 2 / (m->size + sizeof(int)) : 4096;
     size_t n = left / (2 * (size_t)h->crew->most);
     if (p->left || conc__map_stops(m))
         return;
@@ -3867,7 +4040,8 @@ CONC__PRIVATE int conc__job_load(const conc_job *j, conc__station *s)
     size_t bytes = conc__job_bytes(j), needed = CONC__DESK_DATA + bytes;
     if (bytes > SIZE_MAX / 4)
         return -ENOMEM;
-    if (needed > s->desk.size && !conc__segment_resize(&s->desk, (needed + (1 << 20) - 1) >> 20 << 20, !p))
+    if (needed > s->desk.size &&
+        !conc__segment_resize(&s->desk, (needed + (1 << 20) - 1) >> 20 << 20, !p))
         return -ENOMEM;
     conc__desk *d = conc__desk_of(&s->desk);
     char *data = (char *)d + CONC__DESK_DATA;
@@ -3972,7 +4146,10 @@ CONC__PRIVATE bool conc__runner_goes_on(conc__hub *h, conc_job *j, conc__desk *d
 }
 
 /* Is there more to copy than should be done by whoever comes? */
-CONC__PRIVATE bool conc__job_is_large(const conc_job *j) { return conc__job_bytes(j) > CONC__SMALL; }
+CONC__PRIVATE bool conc__job_is_large(const conc_job *j)
+{
+    return conc__job_bytes(j) > CONC__SMALL;
+}
 
 /* Sends the job, which was loaded, or tells why it could not be. */
 CONC__PRIVATE void conc__station_send(conc__hub *h, conc__station *s, int rc)
@@ -4004,7 +4181,8 @@ CONC__PRIVATE void conc__station_begin(conc__hub *h, conc__station *s, conc_job 
     conc__station_send(h, s, rc);
 }
 
-/* The worker that was busy last: what it needs is in its processor's caches, and it may not sleep yet. */
+/* The worker that was busy last: what it needs is in its processor's caches, and it may not
+ * sleep yet. */
 CONC__PRIVATE conc__station *conc__station_idle(conc__hub *h)
 {
     conc__station *best = NULL;
@@ -4046,7 +4224,8 @@ CONC__PRIVATE void conc__hub_send(conc__hub *h, bool manager)
             conc__station_begin(h, s, j);
     }
     if (c->queued && !manager &&
-        (conc__station_in(h, CONC__FREE) || (conc__station_in(h, CONC__EMPTY) && h->coming < (int)c->queued)))
+        (conc__station_in(h, CONC__FREE) ||
+         (conc__station_in(h, CONC__EMPTY) && h->coming < (int)c->queued)))
         conc__hub_ring(h);
 }
 
@@ -4101,7 +4280,8 @@ CONC__PRIVATE void conc__station_replied(conc__hub *h, conc__station *s)
         conc__station_unload(j, d);
         if (large)
             conc__lock_briefly(&h->crew->mutex);
-        result = j->parcel ? j->parcel->returned < 0 ? (int)j->parcel->returned : 0 : (int)d->result;
+        result =
+            j->parcel ? j->parcel->returned < 0 ? (int)j->parcel->returned : 0 : (int)d->result;
     }
     char words[96];
     conc__copy(words, sizeof words, result < 0 && d->words == result ? d->text : "");
@@ -4119,7 +4299,8 @@ CONC__PRIVATE void conc__station_ready(conc__hub *h, conc__station *s)
     s->since = conc__clock();
     if (d->result < 0 && !h->broken) {
         h->broken = -ENOTRECOVERABLE;
-        snprintf(h->why, sizeof h->why, "init failed: %.80s", d->words ? d->text : conc_strerror((int)d->result));
+        snprintf(h->why, sizeof h->why, "init failed: %.80s",
+                 d->words ? d->text : conc_strerror((int)d->result));
     }
 }
 
@@ -4170,7 +4351,8 @@ CONC__PRIVATE bool conc__hub_cancel(conc__crew *c, conc_job *j)
         if (its->parcel && its->parcel->mapping) {
             int error = 0;
             conc__desk *d = conc__desk_of(&s->desk);
-            conc__range_done(its->parcel, d, (size_t)__atomic_load_n(&d->done, __ATOMIC_ACQUIRE), &error);
+            conc__range_done(its->parcel, d, (size_t)__atomic_load_n(&d->done, __ATOMIC_ACQUIRE),
+                             &error);
             conc__range_drop(its->parcel, -ECANCELED);
         }
         s->job = NULL;
@@ -4182,7 +4364,7 @@ CONC__PRIVATE bool conc__hub_cancel(conc__crew *c, conc_job *j)
     return false;
 }
 
-/* ---- >>manager ------------------------------------------------------------------------------------------------ */
+/* ---- >>manager ------------------------------------------------------------------------------ */
 
 /* This program's path; where it was replaced, the way to what runs. */
 CONC__PRIVATE void conc__own_path(char *path, size_t size)
@@ -4195,7 +4377,8 @@ CONC__PRIVATE void conc__own_path(char *path, size_t size)
         conc__copy(path, size, "/proc/self/exe");
 }
 
-CONC__PRIVATE int conc__spawn_worker(const conc__hub *h, const char *path, char **env, int socket, int *pid)
+CONC__PRIVATE int conc__spawn_worker(const conc__hub *h, const char *path, char **env, int socket,
+                                     int *pid)
 {
     char *argv[] = {(char *)(uintptr_t)path, (char *)(uintptr_t) "(conc worker)", NULL};
     conc__spawning how;
@@ -4233,9 +4416,11 @@ CONC__PRIVATE char **conc__worker_environment(char *mark)
 
 CONC__PRIVATE int conc__hand_all(const conc__hub *h, const conc__station *s, int socket)
 {
-    int rc = conc__hand(socket, &(conc__handing){.what = CONC__HAND_DESK, .size = s->desk.size}, s->desk.fd);
+    int rc = conc__hand(socket, &(conc__handing){.what = CONC__HAND_DESK, .size = s->desk.size},
+                        s->desk.fd);
     if (rc == 0)
-        rc = conc__hand(socket, &(conc__handing){.what = CONC__HAND_BOARD, .size = h->board.size}, h->board.fd);
+        rc = conc__hand(socket, &(conc__handing){.what = CONC__HAND_BOARD, .size = h->board.size},
+                        h->board.fd);
     if (rc == 0)
         rc = conc__hand(socket, &(conc__handing){.what = CONC__HAND_BELL}, h->bell);
     pthread_mutex_lock(&conc__segments_mutex);
@@ -4258,7 +4443,8 @@ CONC__PRIVATE int conc__worker_exec(const conc__hub *h, conc__station *s)
     rc = env ? conc__spawn_worker(h, path, env, ends[1], &s->pid) : -ENOMEM;
     conc_free(env);
     close(ends[1]);
-    if (rc == 0 && (rc = conc__hand_all(h, s, ends[0])) != 0) { /* it must not serve with what it got */
+    /* it must not serve with what it got */
+    if (rc == 0 && (rc = conc__hand_all(h, s, ends[0])) != 0) {
         kill(s->pid, SIGKILL);
         while (waitpid(s->pid, NULL, 0) < 0 && errno == EINTR)
             ;
@@ -4343,8 +4529,8 @@ CONC__PRIVATE void conc__hub_fails(conc__hub *h, int rc, const char *why)
 CONC__PRIVATE void conc__hub_staff(conc__hub *h)
 {
     conc__crew *c = h->crew;
-    for (int i = 0; i < c->most && !h->broken && h->failures < CONC__FAILURES && h->coming < (int)c->queued &&
-                    !conc__station_in(h, CONC__FREE);
+    for (int i = 0; i < c->most && !h->broken && h->failures < CONC__FAILURES &&
+                    h->coming < (int)c->queued && !conc__station_in(h, CONC__FREE);
          i++) {
         conc__station *s = &h->stations[i];
         if (s->state != CONC__EMPTY)
@@ -4382,13 +4568,16 @@ CONC__PRIVATE void conc__death_in_words(int status, char *words, size_t size)
     if (status == -1)
         snprintf(words, size, "the worker died");
     else if (WIFSIGNALED(status))
-        snprintf(words, size, "the worker died of signal %d (%s)", WTERMSIG(status), strsignal(WTERMSIG(status)));
+        snprintf(words, size, "the worker died of signal %d (%s)", WTERMSIG(status),
+                 strsignal(WTERMSIG(status)));
     else
         snprintf(words, size, "the worker exited with status %d", WEXITSTATUS(status));
 }
 
-/* The worker of a runner died: the element it was at is lost, those behind it are for the next worker. */
-CONC__PRIVATE void conc__runner_bereaved(conc__hub *h, conc_job *j, conc__desk *d, const char *words)
+/* The worker of a runner died: the element it was at is lost, those behind it are for the next
+ * worker. */
+CONC__PRIVATE void conc__runner_bereaved(conc__hub *h, conc_job *j, conc__desk *d,
+                                         const char *words)
 {
     conc__parcel *p = j->parcel;
     conc__mapping *m = p->mapping;
@@ -4418,7 +4607,8 @@ CONC__PRIVATE void conc__runner_bereaved(conc__hub *h, conc_job *j, conc__desk *
 CONC__PRIVATE void conc__hub_judge(conc__hub *h, const char *words)
 {
     if (h->failures < CONC__FAILURES || h->broken || conc__station_in(h, CONC__FREE) ||
-        conc__station_in(h, CONC__BUSY) || conc__station_in(h, CONC__LOADING) || conc__station_in(h, CONC__COMING))
+        conc__station_in(h, CONC__BUSY) || conc__station_in(h, CONC__LOADING) ||
+        conc__station_in(h, CONC__COMING))
         return;
     h->broken = -ENOTRECOVERABLE;
     snprintf(h->why, sizeof h->why, "workers do not come up: %.60s", words);
@@ -4439,8 +4629,8 @@ CONC__PRIVATE void conc__station_bury(conc__hub *h, conc__station *s)
     s->state = CONC__EMPTY;
     conc__death_in_words(status, words, sizeof words);
     if (!came) {
-        bool chance =
-            status == -1 || (WIFEXITED(status) ? WEXITSTATUS(status) == CONC__MOVED : WTERMSIG(status) == SIGKILL);
+        bool chance = status == -1 || (WIFEXITED(status) ? WEXITSTATUS(status) == CONC__MOVED
+                                                         : WTERMSIG(status) == SIGKILL);
         h->coming--;
         h->failures += chance ? 1 : 10;
     }
@@ -4543,10 +4733,10 @@ CONC__PRIVATE void *conc__manager_main(void *arg)
     return NULL;
 }
 
-/* ---- >>zygote ------------------------------------------------------------------------------------------------- */
+/* ---- >>zygote ------------------------------------------------------------------------------- */
 
-/* With .fork the workers are forked by a process that was forked at open and has one thread: the parent may have many by
- * then. It does what it is told, and ends with the parent. */
+/* With .fork the workers are forked by a process that was forked at open and has one thread: the
+ * parent may have many by then. It does what it is told, and ends with the parent. */
 
 CONC__PRIVATE int conc__zygote_forks(const conc__hub *h, const conc__handing *told, int fd)
 {
@@ -4555,7 +4745,8 @@ CONC__PRIVATE int conc__zygote_forks(const conc__hub *h, const conc__handing *to
         return child < 0 ? -errno : child;
     conc__worker w = {.bell = h->bell, .board = h->board.address};
     close(h->zygote);
-    w.desk = (conc__segment){.fd = fd, .size = told->size, .address = conc__segment_map(fd, NULL, told->size, false)};
+    w.desk = (conc__segment){
+        .fd = fd, .size = told->size, .address = conc__segment_map(fd, NULL, told->size, false)};
     if (w.desk.address)
         conc__worker_serves(&w);
     _exit(1);
@@ -4566,7 +4757,8 @@ CONC__PRIVATE void conc__zygote_settles(void)
 {
     struct sigaction action;
     for (int number = 1; number < 65; number++)
-        if (sigaction(number, NULL, &action) == 0 && action.sa_handler != SIG_IGN && action.sa_handler != SIG_DFL)
+        if (sigaction(number, NULL, &action) == 0 && action.sa_handler != SIG_IGN &&
+            action.sa_handler != SIG_DFL)
             signal(number, SIG_DFL);
     signal(SIGINT, SIG_IGN);
     signal(SIGCHLD, SIG_DFL);
@@ -4609,7 +4801,8 @@ CONC__COLD void conc__zygote_main(const conc__hub *h, int parent)
 CONC__PRIVATE bool conc__has_threads(void)
 {
     struct stat st;
-    unsigned own = 3u + (unsigned)atomic_load(&conc__debug_runs); /* ".", "..", this one, and watchdogs */
+    /* ".", "..", this one, and watchdogs */
+    unsigned own = 3u + (unsigned)atomic_load(&conc__debug_runs);
     return stat("/proc/self/task", &st) == 0 && st.st_nlink > own;
 }
 
@@ -4638,7 +4831,7 @@ CONC__PRIVATE int conc__zygote_start(conc__hub *h)
     return rc;
 }
 
-/* ---- >>procs -------------------------------------------------------------------------------------------------- */
+/* ---- >>procs -------------------------------------------------------------------------------- */
 
 /* What a loop with tasks that wait for a process looks at before it falls asleep. */
 typedef struct conc__view {
@@ -4825,7 +5018,8 @@ CONC__PRIVATE void conc__procs_end(conc__crew *c)
 }
 
 /* A cancel changes nothing: the workers are to end at once already. */
-static const conc__wait_kind conc__wants_no_workers = {.what = "closes a pool, and waits for its workers' end"};
+static const conc__wait_kind conc__wants_no_workers = {
+    .what = "closes a pool, and waits for its workers' end"};
 
 /* Has the workers end, and waits for that. */
 CONC__PRIVATE void conc__hub_close(conc_loop *l, conc__crew *c)
@@ -4838,7 +5032,8 @@ CONC__PRIVATE void conc__hub_close(conc_loop *l, conc__crew *c)
     }
     conc__hub_ring(c->hub);
     conc__waiter w = {0};
-    conc__line_up(&c->hub->closer, &w); /* not the crew's: whatever settles there, the workers have not ended */
+    /* not the crew's: whatever settles there, the workers have not ended */
+    conc__line_up(&c->hub->closer, &w);
     conc__wait_outside(l, &w, &conc__wants_no_workers, c, &c->mutex, NULL);
 }
 
@@ -4853,7 +5048,8 @@ CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
 
 typedef struct conc__view conc__view;
 
-CONC__PRIVATE void conc__worker_check(void (*begins)(int, char **, char **), int argc, char **argv, char **env)
+CONC__PRIVATE void conc__worker_check(void (*begins)(int, char **, char **), int argc, char **argv,
+                                      char **env)
 {
     (void)begins, (void)argc, (void)argv, (void)env;
 }
@@ -4863,7 +5059,10 @@ CONC__PRIVATE void conc__hub_free(conc__hub *h) { (void)h; }
 CONC__PRIVATE bool conc__hub_cancel(conc__crew *c, conc_job *j) { return c && !j; }
 CONC__PRIVATE void conc__hub_close(conc_loop *l, conc__crew *c) { (void)l, (void)c; }
 CONC__PRIVATE void conc__hub_look_for(conc__crew *c, const bool *over) { (void)c, (void)over; }
-CONC__PRIVATE conc__view *conc__view_open(conc_loop *l, conc__crew *c) { return l && c ? NULL : NULL; }
+CONC__PRIVATE conc__view *conc__view_open(conc_loop *l, conc__crew *c)
+{
+    return l && c ? NULL : NULL;
+}
 CONC__PRIVATE void conc__view_close(conc_loop *l, conc__view *v) { (void)l, (void)v; }
 
 CONC_API void *conc_shared_alloc(size_t size) { return size ? NULL : NULL; }
@@ -4879,7 +5078,8 @@ CONC_API CONC__CALLED int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, 
     return p ? conc__crew_run(&p->crew, &p->users, fn, arg, size, NULL) : -EINVAL;
 }
 
-CONC_API CONC__CALLED int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg, size_t size)
+CONC_API CONC__CALLED int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg,
+                                            size_t size)
 {
     return p ? conc__submit(&p->crew, &p->users, j, fn, arg, size, NULL) : -EINVAL;
 }
@@ -4891,30 +5091,32 @@ CONC__PRIVATE int conc__call_job(void *arg)
     return 0;
 }
 
-CONC_API CONC__CALLED ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, const void *in, size_t in_size,
-                                              void *out, size_t out_size)
+CONC_API CONC__CALLED ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, const void *in,
+                                              size_t in_size, void *out, size_t out_size)
 {
-    conc__parcel parcel = {.call = fn, .in = in, .in_size = in_size, .out = out, .out_size = out_size};
+    conc__parcel parcel = {
+        .call = fn, .in = in, .in_size = in_size, .out = out, .out_size = out_size};
     if (!p || !fn || (in_size && !in) || (out_size && !out))
         return -EINVAL;
     int rc = conc__crew_run(&p->crew, &p->users, conc__call_job, NULL, 0, &parcel);
     return rc < 0 ? rc : parcel.returned;
 }
 
-CONC_API CONC__CALLED int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size)
+CONC_API CONC__CALLED int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count,
+                                         size_t size)
 {
     conc__mapping m = {.fn = fn, .args = args, .count = count, .size = size};
     return p ? conc__crew_map(&p->crew, &p->users, &m) : -EINVAL;
 }
 
-CONC_API CONC__CALLED int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size,
-                                             int *results)
+CONC_API CONC__CALLED int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count,
+                                             size_t size, int *results)
 {
     conc__mapping m = {fn, args, count, size, results, .keeps_going = true};
     return p ? conc__crew_map(&p->crew, &p->users, &m) : -EINVAL;
 }
 
-/* ---- >>beginning ---------------------------------------------------------------------------------------------- */
+/* ---- >>beginning ---------------------------------------------------------------------------- */
 
 /* The C library hands a constructor what main gets. */
 __attribute__((constructor)) static void conc__pool_begins(int argc, char **argv, char **env)
@@ -4929,22 +5131,24 @@ __attribute__((constructor)) static void conc__pool_begins(int argc, char **argv
 
 #endif /* CONC_IMPLEMENTATION */
 
-/* ---- >>licence ------------------------------------------------------------------------------------------------ *
+/* ---- >>licence ------------------------------------------------------------------------------- *
  *
  * MIT License
  *
  * Copyright (c) 2026 the conc authors
  *
- * Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
- * documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
- * rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to
- * permit persons to whom the Software is furnished to do so, subject to the following conditions:
+ * Permission is hereby granted, free of charge, to any person obtaining a copy of this software
+ * and associated documentation files (the "Software"), to deal in the Software without
+ * restriction, including without limitation the rights to use, copy, modify, merge, publish,
+ * distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom the
+ * Software is furnished to do so, subject to the following conditions:
  *
- * The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
- * Software.
+ * The above copyright notice and this permission notice shall be included in all copies or
+ * substantial portions of the Software.
  *
- * THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
- * WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS
- * OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
- * OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+ * THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING
+ * BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
+ * NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM,
+ * DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+ * OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
  */

@@ -1,14 +1,17 @@
-/* conc_sync.h - v0.1.0 - locks, semaphores, events, queues and select for the tasks of conc.h - MIT licence
+/* conc_sync.h - v0.1.0 - locks, semaphores, events, queues and select for the tasks of conc.h -
+ * MIT licence
  *
- * What asyncio and trio call synchronization: lock, rwlock, semaphore, event, condition, barrier, latch, future, queue,
- * limiter, and a select over them. For the tasks of one loop: between threads there is conc_channel in conc_pool.h.
+ * What asyncio and trio call synchronization: lock, rwlock, semaphore, event, condition,
+ * barrier, latch, future, queue, limiter, and a select over them. For the tasks of one loop:
+ * between threads there is conc_channel in conc_pool.h.
  *
  *     static conc_lock lock;                              // all zero: ready
  *     static conc_queue jobs = CONC_QUEUE(int, 10);       // of ints, at most 10
  *
  *     static int transfer(void *arg)
  *     {
- *         CONC_LOCKED(&lock) {                            // left with the block, however that ends
+ *         CONC_LOCKED(&lock) {                            // left with the block, however that
+ *         ends
  *             CONC_TRY(conc_sleep(1));
  *         }
  *         return 0;
@@ -21,22 +24,27 @@
  *         return rc == -EPIPE ? 0 : rc;                   // closed and empty
  *     }
  *
- * Include it where you include conc.h, which it includes itself; CONC_IMPLEMENTATION and CONC_STATIC are the same.
+ * Include it where you include conc.h, which it includes itself; CONC_IMPLEMENTATION and
+ * CONC_STATIC are the same.
  *
  * Conventions, beside conc.h's
- *   Objects   all zero or from their macro (CONC_SEM, CONC_BARRIER, CONC_QUEUE) they are ready, also before a run and after
- *             it. They own no memory and need no destroy call; only a queue has a storage.
- *   Order     first come, first served. What is released goes to the first waiter at once: nobody overtakes it, a try_
- *             call neither, and whoever releases and asks again stands behind those who wait.
- *   Grants    0 means the whole effect, -ECANCELED none. What was handed to a waiter is its own even if a cancel or a
- *             time limit comes before it runs; the cancel is then seen at its next checkpoint.
- *   Calling   what may wait, from tasks; so are locks and rwlocks, which belong to tasks. The others (set, notify, close, a
- *             semaphore's release, try_) from posted functions too, and outside a run as long as nobody waits. -EPERM: not so, or a task of another loop waits. A try_ call that
- *             would have to wait returns -EAGAIN.
+ *   Objects   all zero or from their macro (CONC_SEM, CONC_BARRIER, CONC_QUEUE) they are ready,
+ *             also before a run and after it. They own no memory and need no destroy call; only
+ *             a queue has a storage.
+ *   Order     first come, first served. What is released goes to the first waiter at once:
+ *             nobody overtakes it, a try_ call neither, and whoever releases and asks again
+ *             stands behind those who wait.
+ *   Grants    0 means the whole effect, -ECANCELED none. What was handed to a waiter is its own
+ *             even if a cancel or a time limit comes before it runs; the cancel is then seen at
+ *             its next checkpoint.
+ *   Calling   what may wait, from tasks; so are locks and rwlocks, which belong to tasks. The
+ *             others (set, notify, close, a semaphore's release, try_) from posted functions
+ *             too, and outside a run as long as nobody waits. -EPERM: not so, or a task of
+ *             another loop waits. A try_ call that would have to wait returns -EAGAIN.
  *   Errors    NULL is -EINVAL; with a function that returns nothing, nothing happens.
  *
- * Contents: >>lock >>rwlock >>semaphore >>event >>condition >>barrier >>latch >>future >>queue >>select >>limiter, then the
- * implementation of each under the same name, and the licence. */
+ * Contents: >>lock >>rwlock >>semaphore >>event >>condition >>barrier >>latch >>future >>queue
+ * >>select >>limiter, then the implementation of each under the same name, and the licence. */
 #ifndef CONC_SYNC_H
 #define CONC_SYNC_H
 
@@ -46,7 +54,7 @@
 extern "C" {
 #endif
 
-/* ---- >>lock --------------------------------------------------------------------------------------------------- */
+/* ---- >>lock --------------------------------------------------------------------------------- */
 
 typedef struct conc_lock {
     /* private */
@@ -67,16 +75,20 @@ CONC_API int conc__lock_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 #define conc_lock_try_acquire(l) conc__lock_try_acquire((l), CONC__PLACE)
 CONC_API int conc__lock_try_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 
-/* Hands the lock to the first who waits for it. Not a checkpoint. -EPERM: the calling task does not have it. */
+/* Hands the lock to the first who waits for it. Not a checkpoint. -EPERM: the calling task does
+ * not have it. */
 CONC_API int conc_lock_release(conc_lock *l);
 
-/* Who has it; NULL: nobody. When its owner may have ended without a release, the pointer is only good to be compared. */
+/* Who has it; NULL: nobody. When its owner may have ended without a release, the pointer is only
+ * good to be compared. */
 CONC_API conc_task *conc_lock_owner(const conc_lock *l);
 
-/* CONC_LOCKED(&l) { ... }: the block has the lock. A failed acquire returns its error from the calling function; break
- * and continue leave the block; return, goto and CONC_TRY leave it too, and the lock is released. Inside an open scope or
- * group acquire by hand, as the early return would leave that open. */
-#define CONC_LOCKED(l) CONC__GUARDED(conc__lock_enter((l), CONC__PLACE), conc__lock_leave, __COUNTER__)
+/* CONC_LOCKED(&l) { ... }: the block has the lock. A failed acquire returns its error from the
+ * calling function; break and continue leave the block; return, goto and CONC_TRY leave it too,
+ * and the lock is released. Inside an open scope or group acquire by hand, as the early return
+ * would leave that open. */
+#define CONC_LOCKED(l) \
+    CONC__GUARDED(conc__lock_enter((l), CONC__PLACE), conc__lock_leave, __COUNTER__)
 #define CONC__GUARDED(enter, leave, n) CONC__GUARDED2(enter, leave, CONC__JOIN(conc__guard, n))
 #define CONC__GUARDED2(enter, leave, guard)                                           \
     for (__attribute__((cleanup(leave))) conc__entered guard = enter; __extension__({ \
@@ -93,10 +105,10 @@ typedef struct conc__entered {
 CONC_API conc__entered conc__lock_enter(conc_lock *l, const char *place);
 CONC_API void conc__lock_leave(conc__entered *g);
 
-/* ---- >>rwlock ------------------------------------------------------------------------------------------------- */
+/* ---- >>rwlock ------------------------------------------------------------------------------- */
 
-/* Either one writer has it or any number of readers. Who comes later waits behind those who wait, so that neither
- * readers nor writers starve. */
+/* Either one writer has it or any number of readers. Who comes later waits behind those who
+ * wait, so that neither readers nor writers starve. */
 typedef struct conc_rwlock {
     /* private */
     conc_task *writer;
@@ -109,23 +121,25 @@ typedef struct conc_rwlock {
 /* Waits.
  *     int conc_rwlock_acquire_read(conc_rwlock *l), conc_rwlock_acquire_write(conc_rwlock *l);
  * Errors: -EDEADLK (the task has it for writing already), -ECANCELED. A task that reads
- * releases it before it writes, and does not acquire it twice, as a writer may be waiting in between: it would wait for itself. */
+ * releases it before it writes, and does not acquire it twice, as a writer may be waiting in
+ * between: it would wait for itself. */
 #define conc_rwlock_acquire_read(l) conc__rwlock_acquire((l), CONC__READER, CONC__PLACE)
 #define conc_rwlock_acquire_write(l) conc__rwlock_acquire((l), CONC__WRITER, CONC__PLACE)
 enum { CONC__READER, CONC__WRITER };
 CONC_API int conc__rwlock_acquire(conc_rwlock *l, int how, const char *place) CONC_NODISCARD;
 
 /* The same without waiting.
- *     int conc_rwlock_try_acquire_read(conc_rwlock *l), conc_rwlock_try_acquire_write(conc_rwlock *l); */
+ *     int conc_rwlock_try_acquire_read(conc_rwlock *l),
+ *     conc_rwlock_try_acquire_write(conc_rwlock *l); */
 #define conc_rwlock_try_acquire_read(l) conc__rwlock_try_acquire((l), CONC__READER, CONC__PLACE)
 #define conc_rwlock_try_acquire_write(l) conc__rwlock_try_acquire((l), CONC__WRITER, CONC__PLACE)
 CONC_API int conc__rwlock_try_acquire(conc_rwlock *l, int how, const char *place) CONC_NODISCARD;
 
-/* Either kind, by the task that acquired it. -EPERM: another task has it for writing, or nobody has it; which tasks read it
- * is not known. Not a checkpoint. */
+/* Either kind, by the task that acquired it. -EPERM: another task has it for writing, or nobody
+ * has it; which tasks read it is not known. Not a checkpoint. */
 CONC_API int conc_rwlock_release(conc_rwlock *l);
 
-/* ---- >>semaphore ---------------------------------------------------------------------------------------------- */
+/* ---- >>semaphore ---------------------------------------------------------------------------- */
 
 typedef struct conc_sem {
     int permits; /* free ones */
@@ -140,12 +154,13 @@ typedef struct conc_sem {
         .permits = __VA_ARGS__ \
     }
 
-/* Takes a permit. Waits. Errors: -EINVAL (permits or max negative, permits above max), -ECANCELED. */
+/* Takes a permit. Waits. Errors: -EINVAL (permits or max negative, permits above max),
+ * -ECANCELED. */
 CONC_API int conc_sem_acquire(conc_sem *s) CONC_NODISCARD;
 CONC_API int conc_sem_try_acquire(conc_sem *s) CONC_NODISCARD;
 
-/* Gives a permit to the first who waits, or back. -EOVERFLOW: there would be more than max, or than an int holds. Not a
- * checkpoint. */
+/* Gives a permit to the first who waits, or back. -EOVERFLOW: there would be more than max, or
+ * than an int holds. Not a checkpoint. */
 CONC_API int conc_sem_release(conc_sem *s);
 
 /* CONC_PERMIT(&sem) { ... }: the block has a permit, as with CONC_LOCKED. */
@@ -153,7 +168,7 @@ CONC_API int conc_sem_release(conc_sem *s);
 CONC_API conc__entered conc__sem_enter(conc_sem *s);
 CONC_API void conc__sem_leave(conc__entered *g);
 
-/* ---- >>event -------------------------------------------------------------------------------------------------- */
+/* ---- >>event -------------------------------------------------------------------------------- */
 
 typedef struct conc_event {
     /* private */
@@ -164,8 +179,8 @@ typedef struct conc_event {
 /* Returns 0 when the event is set, or was set meanwhile. Waits. Errors: -ECANCELED. */
 CONC_API int conc_event_wait(conc_event *e) CONC_NODISCARD;
 
-/* Wakes all who wait, even if a clear follows at once; who comes later does not wait. Afterwards nobody needs the event
- * any more: who was woken may free it. Not a checkpoint. */
+/* Wakes all who wait, even if a clear follows at once; who comes later does not wait. Afterwards
+ * nobody needs the event any more: who was woken may free it. Not a checkpoint. */
 CONC_API void conc_event_set(conc_event *e);
 
 /* Who comes from now on waits. Not a checkpoint. */
@@ -173,24 +188,25 @@ CONC_API void conc_event_clear(conc_event *e);
 
 CONC_API bool conc_event_is_set(const conc_event *e);
 
-/* ---- >>condition ---------------------------------------------------------------------------------------------- */
+/* ---- >>condition ---------------------------------------------------------------------------- */
 
 typedef struct conc_cond {
     /* private */
     conc__waits waits;
 } conc_cond;
 
-/* Releases the lock, waits to be notified, and returns when the task has the lock again, which it has on every return, if
- * that takes longer than its time limit too. Others may have run in between: test what you wait for in a loop. Waits.
- * Errors: -EPERM (the task does not have the lock), -ECANCELED (and no notify was taken). */
+/* Releases the lock, waits to be notified, and returns when the task has the lock again, which
+ * it has on every return, if that takes longer than its time limit too. Others may have run in
+ * between: test what you wait for in a loop. Waits. Errors: -EPERM (the task does not have the
+ * lock), -ECANCELED (and no notify was taken). */
 CONC_API int conc_cond_wait(conc_cond *c, conc_lock *l) CONC_NODISCARD;
 
-/* Notifies the first n who wait, or all. They go on when they have their lock again; the caller needs none. Without
- * anybody who waits nothing is remembered. Not a checkpoint. */
+/* Notifies the first n who wait, or all. They go on when they have their lock again; the caller
+ * needs none. Without anybody who waits nothing is remembered. Not a checkpoint. */
 CONC_API void conc_cond_notify(conc_cond *c, int n);
 CONC_API void conc_cond_notify_all(conc_cond *c);
 
-/* ---- >>barrier ------------------------------------------------------------------------------------------------ */
+/* ---- >>barrier ------------------------------------------------------------------------------ */
 
 typedef struct conc_barrier {
     int parties;
@@ -205,12 +221,13 @@ typedef struct conc_barrier {
         .parties = (n)  \
     }
 
-/* Waits until `parties` tasks are here, which then all go on, and the next come to a fresh barrier. Returns the caller's
- * index, each of 0 to parties - 1 once, the last to arrive with the highest. A party that is cancelled before that leaves
- * the barrier as if it had not come. Errors: -EINVAL (parties not positive), -ECANCELED. */
+/* Waits until `parties` tasks are here, which then all go on, and the next come to a fresh
+ * barrier. Returns the caller's index, each of 0 to parties - 1 once, the last to arrive with
+ * the highest. A party that is cancelled before that leaves the barrier as if it had not come.
+ * Errors: -EINVAL (parties not positive), -ECANCELED. */
 CONC_API int conc_barrier_wait(conc_barrier *b) CONC_NODISCARD;
 
-/* ---- >>latch -------------------------------------------------------------------------------------------------- */
+/* ---- >>latch -------------------------------------------------------------------------------- */
 
 /* Counts what is still to be done: Go's WaitGroup. */
 typedef struct conc_latch {
@@ -219,15 +236,15 @@ typedef struct conc_latch {
     conc__waits waits;
 } conc_latch;
 
-/* Adds n, which may be negative; at 0 all who wait go on. -EOVERFLOW: below 0, or above what an int holds; nothing changes.
- * Not checkpoints. done adds -1. */
+/* Adds n, which may be negative; at 0 all who wait go on. -EOVERFLOW: below 0, or above what an
+ * int holds; nothing changes. Not checkpoints. done adds -1. */
 CONC_API int conc_latch_add(conc_latch *l, int n);
 CONC_API int conc_latch_done(conc_latch *l);
 
 /* Waits until the count is 0. Errors: -ECANCELED. */
 CONC_API int conc_latch_wait(conc_latch *l) CONC_NODISCARD;
 
-/* ---- >>future ------------------------------------------------------------------------------------------------- */
+/* ---- >>future ------------------------------------------------------------------------------- */
 
 /* A result that comes once. */
 typedef struct conc_future {
@@ -238,21 +255,23 @@ typedef struct conc_future {
     conc__waits waits;
 } conc_future;
 
-/* Sets the result: rc, and a value (borrowed). Once; then -EALREADY. Who was woken may free the future. Not a checkpoint. */
+/* Sets the result: rc, and a value (borrowed). Once; then -EALREADY. Who was woken may free the
+ * future. Not a checkpoint. */
 CONC_API int conc_future_set(conc_future *f, int rc, void *value);
 
-/* Waits for the result: the rc that was set, the value in *value (NULL: not wanted). -ECANCELED of the caller's own leaves
- * *value as it was. */
+/* Waits for the result: the rc that was set, the value in *value (NULL: not wanted). -ECANCELED
+ * of the caller's own leaves *value as it was. */
 CONC_API int conc_future_wait(conc_future *f, void **value) CONC_NODISCARD;
 
 CONC_API bool conc_future_is_set(const conc_future *f);
 
-/* ---- >>queue -------------------------------------------------------------------------------------------------- */
+/* ---- >>queue -------------------------------------------------------------------------------- */
 
 enum {
     CONC_QUEUE_FIFO,
     CONC_QUEUE_LIFO,
-    CONC_QUEUE_PRIORITY /* the least item first, equal ones in the order of their puts; needs less */
+    /* the least item first, equal ones in the order of their puts; needs less */
+    CONC_QUEUE_PRIORITY
 };
 
 typedef struct conc_queue {
@@ -260,8 +279,9 @@ typedef struct conc_queue {
     size_t capacity;  /* items; a put above it waits; 0: no limit */
     int kind;
     bool (*less)(const void *a,
-                 const void *b); /* which of two items comes first; alone it means CONC_QUEUE_PRIORITY. It
-                                                   does not wait. Items are aligned as max_align_t, no more */
+                 /* which of two items comes first; alone it means CONC_QUEUE_PRIORITY. It does
+                  * not wait. Items are aligned as max_align_t, no more */
+                 const void *b);
     /* private */
     bool closed, checked;
     char *items;      /* FIFO: a ring; LIFO: a stack; priority: a binary heap */
@@ -270,7 +290,8 @@ typedef struct conc_queue {
     size_t limit; /* of an open FIFO queue of small items, else 0: below it a put only stores */
     uint64_t arrivals;
     conc__waits getters, putters, joiners;
-    size_t unfinished; /* apart from count, or both would be written by one vector store, which a read waits for */
+    /* apart from count, or both would be written by one vector store, which a read waits for */
+    size_t unfinished;
 } conc_queue;
 
 /* conc_queue q = CONC_QUEUE(int, 10); or CONC_QUEUE(job, 10, .less = more_urgent) */
@@ -279,36 +300,38 @@ typedef struct conc_queue {
         .item_size = sizeof(type), .capacity = __VA_ARGS__ \
     }
 
-/* Puts a copy of the item, for the first who waits or into the queue. item is borrowed until the call returns. Waits
- * while the queue is full. Errors: -EPIPE (closed), -ENOMEM (and the queue is as before), -EINVAL (a kind without less, or
- * less with another kind), -ECANCELED. */
+/* Puts a copy of the item, for the first who waits or into the queue. item is borrowed until the
+ * call returns. Waits while the queue is full. Errors: -EPIPE (closed), -ENOMEM (and the queue
+ * is as before), -EINVAL (a kind without less, or less with another kind), -ECANCELED. */
 CONC_API int conc_queue_put(conc_queue *q, const void *item) CONC_NODISCARD;
 CONC_API int conc_queue_try_put(conc_queue *q, const void *item) CONC_NODISCARD;
 
-/* Takes the next item, into *item. Waits while there is none. Errors: -EPIPE (closed, and all items taken), -EINVAL as
- * above, -ECANCELED. */
+/* Takes the next item, into *item. Waits while there is none. Errors: -EPIPE (closed, and all
+ * items taken), -EINVAL as above, -ECANCELED. */
 CONC_API int conc_queue_get(conc_queue *q, void *item) CONC_NODISCARD;
 CONC_API int conc_queue_try_get(conc_queue *q, void *item) CONC_NODISCARD;
 
 /* Items that lie in the queue. */
 CONC_API size_t conc_queue_len(const conc_queue *q);
 
-/* One of the items that were taken is done with. -EOVERFLOW: as many were done as were put. Not a checkpoint. */
+/* One of the items that were taken is done with. -EOVERFLOW: as many were done as were put. Not
+ * a checkpoint. */
 CONC_API int conc_queue_task_done(conc_queue *q);
 
-/* Waits until every item that was put is done with. Errors: -ECANCELED, -EPIPE (destroyed meanwhile). */
+/* Waits until every item that was put is done with. Errors: -ECANCELED, -EPIPE (destroyed
+ * meanwhile). */
 CONC_API int conc_queue_join(conc_queue *q) CONC_NODISCARD;
 
-/* No more puts: who waits in one gets -EPIPE, as does who waits in a get. What lies in the queue can still be taken.
- * Closing twice does nothing. Not a checkpoint. */
+/* No more puts: who waits in one gets -EPIPE, as does who waits in a get. What lies in the queue
+ * can still be taken. Closing twice does nothing. Not a checkpoint. */
 CONC_API void conc_queue_close(conc_queue *q);
 
-/* Closes it for good, drops what lies in it, and frees the storage. CONC_AUTO(conc_queue, q) = CONC_QUEUE(int, 10); does it when the
- * block ends. */
+/* Closes it for good, drops what lies in it, and frees the storage. CONC_AUTO(conc_queue, q) =
+ * CONC_QUEUE(int, 10); does it when the block ends. */
 CONC_API void conc_queue_destroy(conc_queue *q);
 CONC_API void conc__auto_conc_queue(conc_queue *q);
 
-/* ---- >>select ------------------------------------------------------------------------------------------------- */
+/* ---- >>select ------------------------------------------------------------------------------- */
 
 struct conc__choice;
 
@@ -322,8 +345,9 @@ typedef struct conc_case {
     double seconds;
     void *to;
     const void *from;
-    int result; /* in the case that happened: what its call would have returned; of JOIN, which collects it as conc_join
-                   does, what the task returned */
+    /* in the case that happened: what its call would have returned; of JOIN, which collects it
+     * as conc_join does, what the task returned */
+    int result;
     /* private */
     struct conc__choice *choice;
     uint32_t life;
@@ -356,19 +380,21 @@ enum { CONC__GET = 1, CONC__PUT, CONC__EVENT, CONC__JOINED, CONC__FD, CONC__AFTE
         .what = CONC__AFTER, .seconds = (s) \
     }
 
-/* Waits until one of the cases can happen, does that one and no other, and returns its index; its result field has what the
- * call would have returned: a closed queue is ready with -EPIPE. When several are ready at the call, the first in the array;
- * else the first to happen. The array and what it points to is borrowed until the call returns, and may be used again.
+/* Waits until one of the cases can happen, does that one and no other, and returns its index;
+ * its result field has what the call would have returned: a closed queue is ready with -EPIPE.
+ * When several are ready at the call, the first in the array; else the first to happen. The
+ * array and what it points to is borrowed until the call returns, and may be used again.
  *     conc_case c[] = {CONC_CASE_GET(&jobs, &job), CONC_CASE_EVENT(&stop), CONC_CASE_AFTER(1.5)};
  *     switch (conc_select(c, CONC_LEN(c))) { case 0: ...
- * Errors, and none has happened: -EINVAL (no cases, one that is not valid), -EDEADLK (the join of oneself), -EBADF (a negative
- * descriptor), -EPERM, -ECANCELED. */
+ * Errors, and none has happened: -EINVAL (no cases, one that is not valid), -EDEADLK (the join
+ * of oneself), -EBADF (a negative descriptor), -EPERM, -ECANCELED. */
 CONC_API int conc_select(conc_case *cases, size_t n) CONC_NODISCARD;
 
-/* ---- >>limiter ------------------------------------------------------------------------------------------------ */
+/* ---- >>limiter ------------------------------------------------------------------------------ */
 
-/* A token bucket: it holds `burst` tokens, starts full, and gets `rate` more each `per` seconds, evenly. So in any time t at
- * most burst + t * rate / per are taken: with rate 3 and burst 1 one every third of a second. */
+/* A token bucket: it holds `burst` tokens, starts full, and gets `rate` more each `per` seconds,
+ * evenly. So in any time t at most burst + t * rate / per are taken: with rate 3 and burst 1 one
+ * every third of a second. */
 typedef struct conc_limiter {
     double rate, per, burst; /* per 0: 1 s; burst 0: 1 */
     /* private */
@@ -381,11 +407,12 @@ typedef struct conc_limiter {
     conc__timer timer; /* for the first who waits */
 } conc_limiter;
 
-/* Takes n tokens, in the order of the calls. Waits. Errors: -EINVAL (rate not positive, per or burst negative, n not positive
- * or more than the burst), -ECANCELED. */
+/* Takes n tokens, in the order of the calls. Waits. Errors: -EINVAL (rate not positive, per or
+ * burst negative, n not positive or more than the burst), -ECANCELED. */
 CONC_API int conc_limiter_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 
-/* The same without waiting: also -EAGAIN while somebody waits. -EPERM outside a run, where there is no clock. */
+/* The same without waiting: also -EAGAIN while somebody waits. -EPERM outside a run, where there
+ * is no clock. */
 CONC_API int conc_limiter_try_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 
 #ifdef __cplusplus
@@ -394,14 +421,15 @@ CONC_API int conc_limiter_try_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 
 #endif /* CONC_SYNC_H */
 
-/* ============================================ implementation ================================================== *
+/* ============================================ implementation
+ * ================================================== *
  *  >>sharing, then >>lock to >>limiter
- * ============================================================================================================== */
+ * ============================================================================================== */
 
 #if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__SYNC_IMPLEMENTED
 #define CONC__SYNC_IMPLEMENTED
 
-/* ---- >>sharing ------------------------------------------------------------------------------------------------ */
+/* ---- >>sharing ------------------------------------------------------------------------------ */
 
 /* Nobody waits here, or tasks of this thread's run. */
 CONC__FAST bool conc__ours(const conc_loop *l, const conc__waits *waits)
@@ -422,8 +450,9 @@ CONC__FAST int conc__may_wait(conc_loop *l, const conc__waits *waits)
     return conc__checkpoint(l);
 }
 
-/* What is done most has a way without a wait in a function of its own, which calls nothing, and the wait itself is in another:
- * the code that parks a task saves every register first. True: the running task may go on without a turn of the others. */
+/* What is done most has a way without a wait in a function of its own, which calls nothing, and
+ * the wait itself is in another: the code that parks a task saves every register first. True:
+ * the running task may go on without a turn of the others. */
 CONC__FAST bool conc__goes_on(conc_loop *l)
 {
     if (CONC__UNLIKELY(!l || !l->self || l->self->pending || l->quick <= 1))
@@ -455,7 +484,8 @@ CONC__FAST void conc__wake_first(conc_loop *l, conc__waits *list, int result)
     conc__wait_over(l, w->task);
 }
 
-/* The whole of a call that waits for something to be so: it waits in the list of `on` unless it is so already. */
+/* The whole of a call that waits for something to be so: it waits in the list of `on` unless it
+ * is so already. */
 CONC__PRIVATE CONC__CALLED int conc__wait_unless(bool so, const void *on, conc__waits *list,
                                                  const conc__wait_kind *kind)
 {
@@ -487,7 +517,8 @@ CONC__FAST bool conc__is_of_run(const conc_loop *l, uint64_t serial)
     return serial - conc__first_serial(l) < 1ull << 40;
 }
 
-CONC__PRIVATE void conc__whom_owner(FILE *out, const conc_task *owner, uint64_t serial, const char *place)
+CONC__PRIVATE void conc__whom_owner(FILE *out, const conc_task *owner, uint64_t serial,
+                                    const char *place)
 {
     if (conc__lives(conc__here, owner) && owner->serial == serial)
         fprintf(out, " that %s acquired at %s", owner->name, place);
@@ -495,7 +526,7 @@ CONC__PRIVATE void conc__whom_owner(FILE *out, const conc_task *owner, uint64_t 
         fprintf(out, " acquired at %s by a task that is not there any more", place);
 }
 
-/* ---- >>lock --------------------------------------------------------------------------------------------------- */
+/* ---- >>lock --------------------------------------------------------------------------------- */
 
 CONC__PRIVATE void conc__lock_whom(FILE *out, const conc__wait *w)
 {
@@ -510,8 +541,10 @@ CONC__PRIVATE const conc_task *conc__lock_owner(const conc__wait *w)
     return conc__lives(conc__here, k->owner) && k->owner->serial == k->serial ? k->owner : NULL;
 }
 
-static const conc__wait_kind conc__locking = {
-    .what = "waits for a lock", .whom = conc__lock_whom, .cancel = conc__cancel_plainly, .owner = conc__lock_owner};
+static const conc__wait_kind conc__locking = {.what = "waits for a lock",
+                                              .whom = conc__lock_whom,
+                                              .cancel = conc__cancel_plainly,
+                                              .owner = conc__lock_owner};
 
 CONC__FAST bool conc__lock_is_mine(const conc_loop *l, const conc_lock *k)
 {
@@ -549,7 +582,8 @@ CONC__FAST void conc__lock_pass(conc_loop *l, conc_lock *k)
 
 CONC__PRIVATE CONC__CALLED int conc__lock_wait(conc_loop *l, conc_lock *k, const char *place)
 {
-    conc__wait w = {.task = l->self, .kind = &conc__locking, .on = k, .item = (void *)(uintptr_t)place};
+    conc__wait w = {
+        .task = l->self, .kind = &conc__locking, .on = k, .item = (void *)(uintptr_t)place};
     return conc__wait_in(l, &k->waits, &w);
 }
 
@@ -561,14 +595,15 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
     if (CONC__UNLIKELY(!k))
         return -EINVAL;
     if (CONC__UNLIKELY(conc__lock_is_mine(l, k)))
-        return conc__misused(-EDEADLK, "conc_lock_acquire", "the task has this lock already, acquired", k->place);
+        return conc__misused(-EDEADLK, "conc_lock_acquire",
+                             "the task has this lock already, acquired", k->place);
     int rc = conc__may_wait(l, &k->waits);
     if (rc)
         return rc;
     if (k->owner) {
         if (!conc__is_of_run(l, k->serial))
-            return conc__misused(-EPERM, "conc_lock_acquire", "a task of another run has this lock, acquired",
-                                 k->place);
+            return conc__misused(-EPERM, "conc_lock_acquire",
+                                 "a task of another run has this lock, acquired", k->place);
         return conc__lock_wait(l, k, place);
     }
     conc__lock_give(l, k, l->self, place);
@@ -588,7 +623,10 @@ CONC__FAST int conc__lock_take(conc_lock *k, const char *place)
     return 0;
 }
 
-CONC_API int conc__lock_acquire(conc_lock *k, const char *place) { return conc__lock_take(k, place); }
+CONC_API int conc__lock_acquire(conc_lock *k, const char *place)
+{
+    return conc__lock_take(k, place);
+}
 #define conc__lock_acquire(k, place) conc__lock_take(k, place)
 
 CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
@@ -599,7 +637,9 @@ CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
     if (!k)
         return -EINVAL;
     if (k->owner)
-        return conc__lock_is_mine(l, k) ? -EDEADLK : conc__is_of_run(l, k->serial) ? -EAGAIN : -EPERM;
+        return conc__lock_is_mine(l, k)        ? -EDEADLK
+               : conc__is_of_run(l, k->serial) ? -EAGAIN
+                                               : -EPERM;
     conc__lock_give(l, k, l->self, place);
     return 0;
 }
@@ -618,7 +658,8 @@ CONC__PRIVATE CONC__CALLED int conc__lock_release_slowly(conc_lock *k)
 CONC__FAST int conc__lock_drop(conc_lock *k)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!k || !l || !l->self || !conc__lock_is_mine(l, k) || k->waits.first || l->debug))
+    if (CONC__UNLIKELY(!k || !l || !l->self || !conc__lock_is_mine(l, k) || k->waits.first ||
+                       l->debug))
         return conc__lock_release_slowly(k);
     k->owner = NULL;
     return 0;
@@ -647,7 +688,7 @@ CONC_API void conc__lock_leave(conc__entered *g)
     g->over = true;
 }
 
-/* ---- >>rwlock ------------------------------------------------------------------------------------------------- */
+/* ---- >>rwlock ------------------------------------------------------------------------------- */
 
 CONC__PRIVATE void conc__rwlock_whom(FILE *out, const conc__wait *w)
 {
@@ -669,7 +710,8 @@ CONC__PRIVATE bool conc__rwlock_is_free(const conc_rwlock *k, int how)
     return !k->writer && (how == CONC__READER || !k->readers);
 }
 
-CONC__PRIVATE void conc__rwlock_give(conc_loop *l, conc_rwlock *k, int how, conc_task *t, const char *place)
+CONC__PRIVATE void conc__rwlock_give(conc_loop *l, conc_rwlock *k, int how, conc_task *t,
+                                     const char *place)
 {
     if (how == CONC__READER) {
         k->readers++;
@@ -679,7 +721,8 @@ CONC__PRIVATE void conc__rwlock_give(conc_loop *l, conc_rwlock *k, int how, conc
         k->place = place;
     }
     if (l->debug)
-        conc__note(&t->held, k, how == CONC__READER ? "a rwlock to read" : "a rwlock to write", place);
+        conc__note(&t->held, k, how == CONC__READER ? "a rwlock to read" : "a rwlock to write",
+                   place);
 }
 
 /* To those first in the list who can have it together. */
@@ -695,7 +738,8 @@ CONC__PRIVATE bool conc__rwlock_cancel(conc__wait *w)
 {
     conc__unlink(w);
     conc__rwlock_serve(conc__here,
-                       (conc_rwlock *)(uintptr_t)w->on); /* those behind a writer need not wait for it now */
+                       /* those behind a writer need not wait for it now */
+                       (conc_rwlock *)(uintptr_t)w->on);
     return true;
 }
 
@@ -719,13 +763,17 @@ CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const ch
     if (!k)
         return -EINVAL;
     if (conc__rwlock_is_mine(l, k))
-        return conc__misused(-EDEADLK, "conc_rwlock_acquire", "the task has this rwlock already, acquired", k->place);
+        return conc__misused(-EDEADLK, "conc_rwlock_acquire",
+                             "the task has this rwlock already, acquired", k->place);
     int rc = conc__may_wait(l, &k->waits);
     if (rc)
         return rc;
     if (k->waits.first || !conc__rwlock_is_free(k, how)) {
-        conc__wait w = {
-            .task = l->self, .kind = &conc__rwlocking, .on = k, .item = (void *)(uintptr_t)place, .value = how};
+        conc__wait w = {.task = l->self,
+                        .kind = &conc__rwlocking,
+                        .on = k,
+                        .item = (void *)(uintptr_t)place,
+                        .value = how};
         return conc__wait_in(l, &k->waits, &w);
     }
     conc__rwlock_give(l, k, how, l->self, place);
@@ -754,7 +802,8 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
     if (!k)
         return -EINVAL;
     if (!l || (k->writer ? !conc__rwlock_is_mine(l, k) : !k->readers) || !conc__ours(l, &k->waits))
-        return conc__misused(-EPERM, "conc_rwlock_release", "the task does not have this rwlock", NULL);
+        return conc__misused(-EPERM, "conc_rwlock_release", "the task does not have this rwlock",
+                             NULL);
     if (k->writer)
         k->writer = NULL;
     else
@@ -765,14 +814,15 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
     return 0;
 }
 
-/* ---- >>semaphore ---------------------------------------------------------------------------------------------- */
+/* ---- >>semaphore ---------------------------------------------------------------------------- */
 
 static const conc__wait_kind conc__permitting = {.what = "waits for a permit of a semaphore",
                                                  .cancel = conc__cancel_plainly};
 
 CONC__FAST bool conc__sem_is_valid(const conc_sem *s)
 {
-    return s && s->permits >= 0 && (s->max == 0 || s->permits <= s->max); /* a negative max is below them, too */
+    /* a negative max is below them, too */
+    return s && s->permits >= 0 && (s->max == 0 || s->permits <= s->max);
 }
 
 CONC__PRIVATE CONC__CALLED int conc__sem_acquire_slowly(conc_sem *s)
@@ -797,7 +847,8 @@ CONC__PRIVATE CONC__CALLED int conc__sem_acquire_slowly(conc_sem *s)
 CONC_API int conc_sem_acquire(conc_sem *s)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!conc__sem_is_valid(s) || s->permits == 0 || s->waits.first || !conc__goes_on(l)))
+    if (CONC__UNLIKELY(!conc__sem_is_valid(s) || s->permits == 0 || s->waits.first ||
+                       !conc__goes_on(l)))
         return conc__sem_acquire_slowly(s);
     s->permits--;
     return 0;
@@ -825,12 +876,16 @@ CONC_API int conc_sem_release(conc_sem *s)
         return 0;
     }
     if (CONC__UNLIKELY(s->permits == (s->max ? s->max : INT_MAX)))
-        return conc__misused(-EOVERFLOW, "conc_sem_release", "there would be more permits than the maximum", NULL);
+        return conc__misused(-EOVERFLOW, "conc_sem_release",
+                             "there would be more permits than the maximum", NULL);
     s->permits++;
     return 0;
 }
 
-CONC_API conc__entered conc__sem_enter(conc_sem *s) { return (conc__entered){s, conc_sem_acquire(s), false}; }
+CONC_API conc__entered conc__sem_enter(conc_sem *s)
+{
+    return (conc__entered){s, conc_sem_acquire(s), false};
+}
 
 CONC_API void conc__sem_leave(conc__entered *g)
 {
@@ -839,9 +894,10 @@ CONC_API void conc__sem_leave(conc__entered *g)
     g->over = true;
 }
 
-/* ---- >>event -------------------------------------------------------------------------------------------------- */
+/* ---- >>event -------------------------------------------------------------------------------- */
 
-static const conc__wait_kind conc__awaiting_event = {.what = "waits for an event", .cancel = conc__cancel_plainly};
+static const conc__wait_kind conc__awaiting_event = {.what = "waits for an event",
+                                                     .cancel = conc__cancel_plainly};
 
 CONC_API int conc_event_wait(conc_event *e)
 {
@@ -869,21 +925,24 @@ CONC_API void conc_event_clear(conc_event *e)
 
 CONC_API bool conc_event_is_set(const conc_event *e) { return e && e->set; }
 
-/* ---- >>condition ---------------------------------------------------------------------------------------------- */
+/* ---- >>condition ---------------------------------------------------------------------------- */
 
-/* Who was notified or cancelled goes over to those who wait for the lock, without running in between. */
+/* Who was notified or cancelled goes over to those who wait for the lock, without running in
+ * between. */
 
 static const conc__wait_kind conc__relocking = {
     .what = "waits to have a lock again", .whom = conc__lock_whom, .owner = conc__lock_owner};
 
-/* Who waited for a condition wants its lock; result is what its wait will return. True: it has it. */
+/* Who waited for a condition wants its lock; result is what its wait will return. True: it has
+ * it. */
 CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
 {
     conc_lock *k = (conc_lock *)(uintptr_t)w->on;
     conc__unlink(w);
     w->value = result;
     w->kind = &conc__relocking;
-    if (k->owner && !(l->doomed && conc__lock_is_lost(l, k))) { /* after a deadlock everything unwinds */
+    /* after a deadlock everything unwinds */
+    if (k->owner && !(l->doomed && conc__lock_is_lost(l, k))) {
         conc__append(&k->waits, w);
         return false;
     }
@@ -891,9 +950,13 @@ CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
     return true;
 }
 
-CONC__PRIVATE bool conc__cond_cancel(conc__wait *w) { return conc__cond_relock(conc__here, w, -ECANCELED); }
+CONC__PRIVATE bool conc__cond_cancel(conc__wait *w)
+{
+    return conc__cond_relock(conc__here, w, -ECANCELED);
+}
 
-static const conc__wait_kind conc__awaiting_cond = {.what = "waits for a condition", .cancel = conc__cond_cancel};
+static const conc__wait_kind conc__awaiting_cond = {.what = "waits for a condition",
+                                                    .cancel = conc__cond_cancel};
 
 CONC_API CONC__CALLED int conc_cond_wait(conc_cond *c, conc_lock *k)
 {
@@ -905,7 +968,10 @@ CONC_API CONC__CALLED int conc_cond_wait(conc_cond *c, conc_lock *k)
     int rc = conc__may_wait(l, &c->waits);
     if (rc)
         return rc;
-    conc__wait w = {.task = l->self, .kind = &conc__awaiting_cond, .on = k, .item = (void *)(uintptr_t)k->place};
+    conc__wait w = {.task = l->self,
+                    .kind = &conc__awaiting_cond,
+                    .on = k,
+                    .item = (void *)(uintptr_t)k->place};
     conc__lock_pass(l, k);
     conc__wait_in(l, &c->waits, &w);
     return w.value;
@@ -927,7 +993,7 @@ CONC_API void conc_cond_notify(conc_cond *c, int n)
 
 CONC_API void conc_cond_notify_all(conc_cond *c) { conc_cond_notify(c, INT_MAX); }
 
-/* ---- >>barrier ------------------------------------------------------------------------------------------------ */
+/* ---- >>barrier ------------------------------------------------------------------------------ */
 
 CONC__PRIVATE void conc__barrier_whom(FILE *out, const conc__wait *w)
 {
@@ -967,7 +1033,7 @@ CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
     return index;
 }
 
-/* ---- >>latch -------------------------------------------------------------------------------------------------- */
+/* ---- >>latch -------------------------------------------------------------------------------- */
 
 CONC__PRIVATE void conc__latch_whom(FILE *out, const conc__wait *w)
 {
@@ -1000,9 +1066,10 @@ CONC_API int conc_latch_wait(conc_latch *k)
     return conc__wait_unless(k && !k->count, k, k ? &k->waits : NULL, &conc__awaiting_latch);
 }
 
-/* ---- >>future ------------------------------------------------------------------------------------------------- */
+/* ---- >>future ------------------------------------------------------------------------------- */
 
-static const conc__wait_kind conc__awaiting_future = {.what = "waits for a future", .cancel = conc__cancel_plainly};
+static const conc__wait_kind conc__awaiting_future = {.what = "waits for a future",
+                                                      .cancel = conc__cancel_plainly};
 
 CONC_API int conc_future_set(conc_future *f, int rc, void *value)
 {
@@ -1050,10 +1117,11 @@ CONC_API CONC__CALLED int conc_future_wait(conc_future *f, void **value)
 
 CONC_API bool conc_future_is_set(const conc_future *f) { return f && f->set; }
 
-/* ---- >>queue -------------------------------------------------------------------------------------------------- */
+/* ---- >>queue -------------------------------------------------------------------------------- */
 
-/* Who waits in a get is there only while the queue is empty, and who waits in a put only while it is full: so a put hands
- * its item to the first getter, and a get lets the first putter's item in. */
+/* Who waits in a get is there only while the queue is empty, and who waits in a put only while
+ * it is full: so a put hands its item to the first getter, and a get lets the first putter's
+ * item in. */
 
 CONC__PRIVATE void conc__queue_whom(FILE *out, const conc__wait *w)
 {
@@ -1071,10 +1139,14 @@ CONC__PRIVATE void conc__queue_join_whom(FILE *out, const conc__wait *w)
     fprintf(out, ", of which %zu are not", ((const conc_queue *)w->on)->unfinished);
 }
 
-static const conc__wait_kind conc__finishing = {
-    .what = "waits for a queue's items to be done", .whom = conc__queue_join_whom, .cancel = conc__cancel_plainly};
+static const conc__wait_kind conc__finishing = {.what = "waits for a queue's items to be done",
+                                                .whom = conc__queue_join_whom,
+                                                .cancel = conc__cancel_plainly};
 
-CONC__FAST char *conc__item_at(const conc_queue *q, size_t i) { return q->items + i * q->item_size; }
+CONC__FAST char *conc__item_at(const conc_queue *q, size_t i)
+{
+    return q->items + i * q->item_size;
+}
 
 CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
 {
@@ -1086,7 +1158,8 @@ CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
         memcpy(to, from, q->item_size);
 }
 
-/* For queues with a limit: their items are of one of the two usual sizes, which need no call to be copied. */
+/* For queues with a limit: their items are of one of the two usual sizes, which need no call to
+ * be copied. */
 CONC__FAST void conc__item_load(const conc_queue *q, void *item, size_t i)
 {
     if (q->item_size == 4)
@@ -1106,8 +1179,8 @@ CONC__FAST void conc__item_save(const conc_queue *q, size_t i, const void *item)
 /* Is it a queue that can work, as its options say? */
 CONC__COLD int conc__queue_check(conc_queue *q)
 {
-    if (q->kind < CONC_QUEUE_FIFO || q->kind > CONC_QUEUE_PRIORITY || (q->kind == CONC_QUEUE_PRIORITY && !q->less) ||
-        (q->kind == CONC_QUEUE_LIFO && q->less))
+    if (q->kind < CONC_QUEUE_FIFO || q->kind > CONC_QUEUE_PRIORITY ||
+        (q->kind == CONC_QUEUE_PRIORITY && !q->less) || (q->kind == CONC_QUEUE_LIFO && q->less))
         return -EINVAL;
     q->checked = true;
     return 0;
@@ -1125,7 +1198,8 @@ CONC__COLD int conc__queue_grow(conc_queue *q)
 {
     enum { LEAST = 8 };
     size_t room = q->room ? q->room * 2 : LEAST, first = q->room - q->head;
-    if (room < q->room || room > SIZE_MAX / 2 / sizeof *q->orders || room > SIZE_MAX / 2 / q->item_size)
+    if (room < q->room || room > SIZE_MAX / 2 / sizeof *q->orders ||
+        room > SIZE_MAX / 2 / q->item_size)
         return -ENOMEM;
     char *items = conc__alloc(room * q->item_size);
     uint64_t *orders = q->less ? conc__alloc(room * sizeof *orders) : NULL;
@@ -1151,15 +1225,19 @@ CONC__COLD int conc__queue_grow(conc_queue *q)
     return 0;
 }
 
-/* Of two items that lie in the heap: a is to be taken before b. One call of less tells, as no two came at the same time; and
- * what to call it with is worked out without a branch, which could not be predicted. */
-CONC__FAST bool conc__heap_before(const conc_queue *q, const char *a, uint64_t a_came, const char *b, uint64_t b_came)
+/* Of two items that lie in the heap: a is to be taken before b. One call of less tells, as no
+ * two came at the same time; and what to call it with is worked out without a branch, which
+ * could not be predicted. */
+CONC__FAST bool conc__heap_before(const conc_queue *q, const char *a, uint64_t a_came,
+                                  const char *b, uint64_t b_came)
 {
     uintptr_t older = a_came < b_came, swap = ((uintptr_t)a ^ (uintptr_t)b) & (0 - older);
-    return q->less((const void *)((uintptr_t)a ^ swap), (const void *)((uintptr_t)b ^ swap)) ^ older;
+    return q->less((const void *)((uintptr_t)a ^ swap), (const void *)((uintptr_t)b ^ swap)) ^
+           older;
 }
 
-enum { CONC__WAYS = 4 }; /* children of each place: half the levels of a binary heap, and siblings share a cache line */
+/* children of each place: half the levels of a binary heap, and siblings share a cache line */
+enum { CONC__WAYS = 4 };
 
 /* The first of the children of a place, which lie from `below` on. */
 CONC__FAST size_t conc__heap_child(const conc_queue *q, size_t below, size_t end)
@@ -1169,18 +1247,20 @@ CONC__FAST size_t conc__heap_child(const conc_queue *q, size_t below, size_t end
     size_t size = q->item_size, first = 0, other = 2;
     if (CONC__UNLIKELY(below + CONC__WAYS > end)) {
         for (other = 1; below + other < end; other++)
-            if (conc__heap_before(q, item + other * size, came[other], item + first * size, came[first]))
+            if (conc__heap_before(q, item + other * size, came[other], item + first * size,
+                                  came[first]))
                 first = other;
         return below + first;
     }
     first += conc__heap_before(q, item + size, came[1], item, came[0]);
     other += conc__heap_before(q, item + 3 * size, came[3], item + 2 * size, came[2]);
     return below + first +
-           (other - first) * conc__heap_before(q, item + other * size, came[other], item + first * size, came[first]);
+           (other - first) * conc__heap_before(q, item + other * size, came[other],
+                                               item + first * size, came[first]);
 }
 
-/* What the next step down looks at, whichever child it goes to, is asked for now: memory is what a large heap waits for. A
- * prefetch may go beyond the end. */
+/* What the next step down looks at, whichever child it goes to, is asked for now: memory is what
+ * a large heap waits for. A prefetch may go beyond the end. */
 CONC__FAST void conc__heap_fetch(const conc_queue *q, size_t below)
 {
     const char *items = (const char *)((uintptr_t)q->items + below * q->item_size);
@@ -1205,8 +1285,9 @@ CONC__PRIVATE void conc__heap_up(conc_queue *q, size_t hole, const char *item, u
     q->orders[hole] = came;
 }
 
-/* Closes the hole at the top: it sinks to the bottom, where the last item goes in and rises, mostly not far, which takes
- * fewer comparisons than letting the last item sink (I. Wegener, Bottom-up heapsort, 1993). */
+/* Closes the hole at the top: it sinks to the bottom, where the last item goes in and rises,
+ * mostly not far, which takes fewer comparisons than letting the last item sink (I. Wegener,
+ * Bottom-up heapsort, 1993). */
 CONC__PRIVATE void conc__heap_close(conc_queue *q)
 {
     size_t last = q->count, hole = 0; /* the last item lies behind the heap now */
@@ -1288,10 +1369,13 @@ CONC__FAST bool conc__queue_is_ours(const conc_loop *l, const conc_queue *q)
     return conc__ours(l, &q->getters) && conc__ours(l, &q->putters);
 }
 
-CONC__PRIVATE CONC__CALLED int conc__queue_wait(conc_loop *l, conc_queue *q, bool puts, const void *item)
+CONC__PRIVATE CONC__CALLED int conc__queue_wait(conc_loop *l, conc_queue *q, bool puts,
+                                                const void *item)
 {
-    conc__wait w = {
-        .task = l->self, .kind = puts ? &conc__putting : &conc__getting, .on = q, .item = (void *)(uintptr_t)item};
+    conc__wait w = {.task = l->self,
+                    .kind = puts ? &conc__putting : &conc__getting,
+                    .on = q,
+                    .item = (void *)(uintptr_t)item};
     return conc__wait_in(l, puts ? &q->putters : &q->getters, &w);
 }
 
@@ -1316,7 +1400,8 @@ CONC__PRIVATE CONC__CALLED int conc__queue_put_slowly(conc_queue *q, const void 
 CONC_API CONC__CALLED int conc_queue_put(conc_queue *q, const void *item)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!q || !item || q->count >= q->limit || q->getters.first || !conc__goes_on(l)))
+    if (CONC__UNLIKELY(!q || !item || q->count >= q->limit || q->getters.first ||
+                       !conc__goes_on(l)))
         return conc__queue_put_slowly(q, item);
     conc__item_save(q, (q->head + q->count) & (q->room - 1), item);
     q->count++;
@@ -1345,7 +1430,8 @@ CONC__PRIVATE CONC__CALLED int conc__queue_get_slowly(conc_queue *q, void *item)
 CONC_API CONC__CALLED int conc_queue_get(conc_queue *q, void *item)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!q || !item || q->count - 1 >= q->limit || q->putters.first || !conc__goes_on(l)))
+    if (CONC__UNLIKELY(!q || !item || q->count - 1 >= q->limit || q->putters.first ||
+                       !conc__goes_on(l)))
         return conc__queue_get_slowly(q, item);
     conc__item_load(q, item, q->head);
     q->head = (q->head + 1) & (q->room - 1);
@@ -1381,7 +1467,8 @@ CONC_API int conc_queue_task_done(conc_queue *q)
     if (!conc__ours(l, &q->joiners))
         return conc__foreign("conc_queue_task_done");
     if (!q->unfinished)
-        return conc__misused(-EOVERFLOW, "conc_queue_task_done", "more items were done than put", NULL);
+        return conc__misused(-EOVERFLOW, "conc_queue_task_done", "more items were done than put",
+                             NULL);
     if (--q->unfinished == 0)
         conc__wake_all(l, &q->joiners, 0);
     return 0;
@@ -1429,10 +1516,11 @@ CONC_API void conc_queue_destroy(conc_queue *q)
 
 CONC_API void conc__auto_conc_queue(conc_queue *q) { conc_queue_destroy(q); }
 
-/* ---- >>select ------------------------------------------------------------------------------------------------- */
+/* ---- >>select ------------------------------------------------------------------------------- */
 
-/* A task that waits for several things has a wait in the list of each. Whoever wakes one of these takes back the others in
- * the same moment (won), so that only one ever happens. The task itself is parked on a wait that is in no list. */
+/* A task that waits for several things has a wait in the list of each. Whoever wakes one of
+ * these takes back the others in the same moment (won), so that only one ever happens. The task
+ * itself is parked on a wait that is in no list. */
 typedef struct conc__choice {
     conc__wait wait;
     conc_case *cases;
@@ -1518,7 +1606,9 @@ CONC__PRIVATE int conc__case_check(const conc_loop *l, const conc_case *c)
                : c->task->state == CONC__LIVE && c->task->loop != l ? -EPERM
                                                                     : 0;
     if (c->what == CONC__FD)
-        return c->events <= 0 || c->events & ~(CONC_READABLE | CONC_WRITABLE) ? -EINVAL : c->fd < 0 ? -EBADF : 0;
+        return c->events <= 0 || c->events & ~(CONC_READABLE | CONC_WRITABLE) ? -EINVAL
+               : c->fd < 0                                                    ? -EBADF
+                                                                              : 0;
     return c->what != CONC__AFTER || __builtin_isnan(c->seconds) ? -EINVAL : 0;
 }
 
@@ -1560,7 +1650,8 @@ CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c)
         c->life = look.f->life;
         conc__fd_append(l, look.f, &c->wait);
     } else {
-        int64_t at = c->seconds >= CONC_FOREVER ? CONC__NEVER : conc__later(conc__time(l), conc__ns(c->seconds));
+        int64_t at = c->seconds >= CONC_FOREVER ? CONC__NEVER
+                                                : conc__later(conc__time(l), conc__ns(c->seconds));
         if (at < s->due) {
             s->due = at;
             s->timed = (int)(c - s->cases);
@@ -1573,7 +1664,8 @@ CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c)
 CONC__PRIVATE int conc__case_result(conc_loop *l, const conc_case *c)
 {
     if (c->what == CONC__FD && c->wait.result == 0) {
-        conc__fd_look look = {.f = (conc__fd *)(uintptr_t)c->wait.on, .number = c->fd, .events = c->events};
+        conc__fd_look look = {
+            .f = (conc__fd *)(uintptr_t)c->wait.on, .number = c->fd, .events = c->events};
         return conc__fd_got(l, &look, c->life, &c->wait);
     }
     return c->what == CONC__JOINED ? c->wait.value : c->wait.result;
@@ -1608,8 +1700,10 @@ CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
     for (size_t i = 0; i < n; i++)
         if ((rc = conc__case_try(l, &cases[i])) != -EAGAIN)
             return conc__select_at_once(l, cases, i, rc);
-    conc__choice s = {
-        .wait = {.task = l->self, .kind = &conc__selecting}, .cases = cases, .chosen = -1, .due = CONC__NEVER};
+    conc__choice s = {.wait = {.task = l->self, .kind = &conc__selecting},
+                      .cases = cases,
+                      .chosen = -1,
+                      .due = CONC__NEVER};
     for (; s.n < n && s.chosen < 0; s.n++)
         if ((rc = conc__case_wait(l, &s, &cases[s.n])) != 0 && s.chosen < 0) {
             conc__choice_end(&s, NULL);
@@ -1630,20 +1724,24 @@ CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
     return s.chosen;
 }
 
-/* ---- >>limiter ------------------------------------------------------------------------------------------------ */
+/* ---- >>limiter ------------------------------------------------------------------------------ */
 
-/* The bucket is not filled drop by drop: when it was last full, and how much was taken since, tell when the next tokens are
- * there. Multiplying each time instead of adding up keeps every grant exact to the nanosecond. */
+/* The bucket is not filled drop by drop: when it was last full, and how much was taken since,
+ * tell when the next tokens are there. Multiplying each time instead of adding up keeps every
+ * grant exact to the nanosecond. */
 
 CONC__PRIVATE bool conc__limiter_is_valid(const conc_limiter *k, int n)
 {
-    return k && k->rate > 0 && k->per >= 0 && k->burst >= 0 && n > 0 && n <= (k->burst > 0 ? k->burst : 1);
+    return k && k->rate > 0 && k->per >= 0 && k->burst >= 0 && n > 0 &&
+           n <= (k->burst > 0 ? k->burst : 1);
 }
 
-/* The nanoseconds in which so many tokens come; a hair less, as the product of two doubles may be that much too large. */
+/* The nanoseconds in which so many tokens come; a hair less, as the product of two doubles may
+ * be that much too large. */
 CONC__PRIVATE double conc__limiter_ns(const conc_limiter *k, double tokens)
 {
-    double per = k->per > 0 ? k->per : 1, each = per < 1e290 ? per * 1e9 / k->rate : per / k->rate * 1e9;
+    double per = k->per > 0 ? k->per : 1,
+           each = per < 1e290 ? per * 1e9 / k->rate : per / k->rate * 1e9;
     return tokens > 0 ? tokens * each - 1e-3 : 0;
 }
 
@@ -1660,8 +1758,8 @@ CONC__PRIVATE int64_t conc__limiter_due(const conc_limiter *k, int n)
     return k->start < 0 ? k->start + whole : conc__later(k->start, whole);
 }
 
-/* Brings the bucket up to date. One that has become full does not get fuller; and when the clock is another run's, no time
- * has passed since the last look. */
+/* Brings the bucket up to date. One that has become full does not get fuller; and when the clock
+ * is another run's, no time has passed since the last look. */
 CONC__PRIVATE void conc__limiter_fill(conc_loop *l, conc_limiter *k, int64_t now)
 {
     if (k->run != l->run && (k->virtual_clock || l->virtual_clock))
@@ -1693,7 +1791,8 @@ CONC__PRIVATE void conc__limiter_serve(conc_loop *l, conc_limiter *k, int64_t no
 
 CONC__PRIVATE void conc__limiter_fire(conc__timer *t)
 {
-    conc__limiter_serve(conc__here, (conc_limiter *)(void *)((char *)t - offsetof(conc_limiter, timer)),
+    conc__limiter_serve(conc__here,
+                        (conc_limiter *)(void *)((char *)t - offsetof(conc_limiter, timer)),
                         conc__here->now);
 }
 
@@ -1755,22 +1854,24 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
 
 #endif /* CONC_IMPLEMENTATION */
 
-/* ---- >>licence ------------------------------------------------------------------------------------------------ *
+/* ---- >>licence ------------------------------------------------------------------------------- *
  *
  * MIT License
  *
  * Copyright (c) 2026 the conc authors
  *
- * Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
- * documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
- * rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to
- * permit persons to whom the Software is furnished to do so, subject to the following conditions:
+ * Permission is hereby granted, free of charge, to any person obtaining a copy of this software
+ * and associated documentation files (the "Software"), to deal in the Software without
+ * restriction, including without limitation the rights to use, copy, modify, merge, publish,
+ * distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom the
+ * Software is furnished to do so, subject to the following conditions:
  *
- * The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
- * Software.
+ * The above copyright notice and this permission notice shall be included in all copies or
+ * substantial portions of the Software.
  *
- * THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
- * WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS
- * OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
- * OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+ * THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING
+ * BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
+ * NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM,
+ * DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+ * OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
  */

@@ -5,8 +5,9 @@
 /* ==== begin conc.h ==== */
 /* conc.h - v0.1.0 - tasks, groups, cancellation and time on an event loop, for C - MIT licence
  *
- * What asyncio and trio give a Python program, in one header: tasks that are plain functions on their own small
- * stacks, groups that wait for all their children, cancellation that reaches every wait, timeouts that are scopes.
+ * What asyncio and trio give a Python program, in one header: tasks that are plain functions on
+ * their own small stacks, groups that wait for all their children, cancellation that reaches
+ * every wait, timeouts that are scopes.
  *
  * Do this in exactly one C file, and include the header plainly everywhere else:
  *
@@ -21,50 +22,63 @@
  *     static int app(void *arg)
  *     {
  *         (void)arg;
- *         return CONC_GATHER(CONC_CALL(hello, "you"), CONC_CALL(hello, "and you")); // both, in one second
+ *         return CONC_GATHER(CONC_CALL(hello, "you"), CONC_CALL(hello, "and you")); // both in 1 s
  *     }
  *     int main(void) { return conc_main(app, NULL); }
  *
- * Nothing is to be linked or installed: cc file.c. C11 and later, GCC or Clang; a C++17 file can include and call the
- * declarations.
+ * Nothing is to be linked or installed: cc file.c. C11 and later, GCC or Clang; a C++17 file can
+ * include and call the declarations.
  *
  * Conventions, said once
- *   Results   0 or a count is success, a negative errno is failure. errno itself is left alone; each task has its own.
- *   Calling   a call that says nothing else may be made from any task; outside a run it returns -EPERM. In a function
- *             given to conc_post nothing may wait: what would wait returns -EPERM there.
- *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run, and returns -ECANCELED, having had no
- *             effect, when a scope around it is cancelled or out of time: clean up and return.
- *   Threads   a task stays on the thread of its run. Only conc_post and the two hold calls may come from other threads.
- *   Time      is in seconds, as a double, rounded up to whole nanoseconds inside; nothing ever wakes early.
- *   Memory    an all-zero object is valid; options are its first fields, and zero is their default. `arg` is borrowed
- *             until the task ended. conc frees only what it allocated; out of memory is -ENOMEM, never an abort.
- *   Misuse    that can be told is -EINVAL (a bad argument, the wrong order), -EPERM (not the owner, not in a task),
- *             -EDEADLK (on oneself) or -EBUSY (in use), and changes nothing. A function that returned with a group or
- *             scope of its own still open has lost memory already: conc says which and where, and aborts.
+ *   Results   0 or a count is success, a negative errno is failure. errno itself is left alone;
+ *             each task has its own.
+ *   Calling   a call that says nothing else may be made from any task; outside a run it returns
+ *             -EPERM. In a function given to conc_post nothing may wait: what would wait returns
+ *             -EPERM there.
+ *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run, and returns
+ *             -ECANCELED, having had no effect, when a scope around it is cancelled or out of
+ *             time: clean up and return.
+ *   Threads   a task stays on the thread of its run. Only conc_post and the two hold calls may
+ *             come from other threads.
+ *   Time      is in seconds, as a double, rounded up to whole nanoseconds inside; nothing ever
+ *             wakes early.
+ *   Memory    an all-zero object is valid; options are its first fields, and zero is their
+ *             default. `arg` is borrowed until the task ended. conc frees only what it
+ *             allocated; out of memory is -ENOMEM, never an abort.
+ *   Misuse    that can be told is -EINVAL (a bad argument, the wrong order), -EPERM (not the
+ *             owner, not in a task), -EDEADLK (on oneself) or -EBUSY (in use), and changes
+ *             nothing. A function that returned with a group or scope of its own still open has
+ *             lost memory already: conc says which and where, and aborts.
  *
  * Options, all to be defined before the include that has CONC_IMPLEMENTATION
- *   CONC_STATIC          instead of it: every function static, a private copy for this file, a world of its own
+ *   CONC_STATIC          instead of it: every function static, a private copy for this file, a
+ *                        world of its own
  *   CONC_API             put before every function; by default hidden visibility
  *   CONC_STACK_SIZE      bytes of a task's stack (256 KiB of address space, committed as touched)
  *   CONC_MALLOC(n), CONC_REALLOC(p, n), CONC_FREE(p)    all three or none (malloc, realloc, free)
- *   CONC_TLS             attribute of the one thread-local pointer, such as __attribute__((tls_model("initial-exec")))
+ *   CONC_TLS             attribute of the one thread-local pointer, such as
+ *                        __attribute__((tls_model("initial-exec")))
  *   CONC_NO_ENV          the environment variables below are not read
  *   CONC_NO_EPOLL        the loop waits with poll(2), as it does wherever there is no epoll
- *   CONC_USE_UCONTEXT    stacks are switched by ucontext, as on processors without a switch of their own here
- *   CONC_SAVE_FPU        each task keeps its own floating-point control state (rounding, exception masks)
- *   CONC_GUARD_REPORT    the report of a stack overflow not only in debug mode (a handler for SIGSEGV)
+ *   CONC_USE_UCONTEXT    stacks are switched by ucontext, as on processors without a switch of
+ *                        their own here
+ *   CONC_SAVE_FPU        each task keeps its own floating-point control state (rounding,
+ *                        exception masks)
+ *   CONC_GUARD_REPORT    the report of a stack overflow not only in debug mode (a handler for
+ *                        SIGSEGV)
  *
- * Environment: CONC_DEBUG=1, CONC_CLOCK=virtual, CONC_SEED=7, CONC_TRACE=file, CONC_POLL=poll|epoll, CONC_STACK=bytes
- * override the options of a run; they are not read in a set-user-ID program. A value that makes no sense fails the run:
- * -EINVAL.
+ * Environment: CONC_DEBUG=1, CONC_CLOCK=virtual, CONC_SEED=7, CONC_TRACE=file,
+ * CONC_POLL=poll|epoll, CONC_STACK=bytes override the options of a run; they are not read in a
+ * set-user-ID program. A value that makes no sense fails the run: -EINVAL.
  *
- * Contents: >>version >>run >>time >>scopes >>groups >>tasks >>errors >>locals >>generators >>descriptors >>streams
- * >>signals >>loops >>embedding >>reports, then the implementation, whose sections are listed where it starts, then the
- * licence. */
+ * Contents: >>version >>run >>time >>scopes >>groups >>tasks >>errors >>locals >>generators
+ * >>descriptors >>streams >>signals >>loops >>embedding >>reports, then the implementation,
+ * whose sections are listed where it starts, then the licence. */
 #ifndef CONC_H
 #define CONC_H
 
-/* A strict -std=c11 hides what the implementation needs of POSIX; this asks for it, before any system header. */
+/* A strict -std=c11 hides what the implementation needs of POSIX; this asks for it, before any
+ * system header. */
 #if defined __STRICT_ANSI__ && !defined _DEFAULT_SOURCE
 #define _DEFAULT_SOURCE 1
 #endif
@@ -86,7 +100,8 @@ extern "C" {
 #if defined CONC_STATIC && defined __OPTIMIZE__
 #define CONC_API static __attribute__((unused))
 #elif defined CONC_STATIC
-#define CONC_API static inline /* without optimization GCC leaves out what nobody calls only when it is inline */
+/* without optimization GCC leaves out what nobody calls only when it is inline */
+#define CONC_API static inline
 #else
 #define CONC_API __attribute__((visibility("hidden")))
 #endif
@@ -94,7 +109,8 @@ extern "C" {
 
 #define CONC_NODISCARD __attribute__((__warn_unused_result__))
 
-/* "file.c:12", and " at file.c:12" behind a function's name: how tasks, groups and scopes say where they come from */
+/* "file.c:12", and " at file.c:12" behind a function's name: how tasks, groups and scopes say
+ * where they come from */
 #define CONC__STRING(x) #x
 #define CONC__LINE(x) CONC__STRING(x)
 #define CONC__PLACE __FILE__ ":" CONC__LINE(__LINE__)
@@ -102,23 +118,26 @@ extern "C" {
 #define CONC__JOIN(a, b) CONC__JOIN2(a, b)
 #define CONC__JOIN2(a, b) a##b
 
-/* ---- >>version ---------------------------------------------------------------------------------------------- */
+/* ---- >>version ------------------------------------------------------------------------------ */
 
 #define CONC_VERSION_MAJOR 0
 #define CONC_VERSION_MINOR 1
 #define CONC_VERSION_PATCH 0
 #define CONC_VERSION "0.1.0"
 
-/* The version of the implementation that was linked; CONC_VERSION is that of the header. Callable from anywhere. */
+/* The version of the implementation that was linked; CONC_VERSION is that of the header.
+ * Callable from anywhere. */
 CONC_API const char *conc_version(void);
 
-/* ---- >>run -------------------------------------------------------------------------------------------------- */
+/* ---- >>run ---------------------------------------------------------------------------------- */
 
-typedef struct conc_loop conc_loop;   /* the event loop of one run; there is at most one in a thread */
+/* the event loop of one run; there is at most one in a thread */
+typedef struct conc_loop conc_loop;
 typedef struct conc_task conc_task;   /* a running function with a stack of its own */
 typedef struct conc_group conc_group; /* a set of tasks that are waited for together */
-typedef struct conc_scope conc_scope; /* a stretch of code that can be cancelled or run out of time */
-typedef struct conc_gen conc_gen;     /* a function that hands out items one by one */
+/* a stretch of code that can be cancelled or run out of time */
+typedef struct conc_scope conc_scope;
+typedef struct conc_gen conc_gen; /* a function that hands out items one by one */
 
 /* The body of a task: 0 or more is success, negative is an error. */
 typedef int conc_fn(void *arg);
@@ -132,68 +151,75 @@ typedef struct conc_failure {
 } conc_failure;
 
 typedef struct conc_options {
-    size_t stack_size;  /* bytes for a task, at least 16384; 0: CONC_STACK_SIZE. main_fn never gets less than that */
+    /* bytes for a task, at least 16384; 0: CONC_STACK_SIZE. main_fn never gets less than that */
+    size_t stack_size;
     bool virtual_clock; /* when nothing can run, time jumps to the next deadline; it starts at 0 */
     uint64_t seed;      /* not 0: ready tasks run in a random order that the seed repeats */
-    /* Checks, and reports on stderr: tasks that hold the loop, and while they do where they are; locks, generators and
-     * streams left behind; cancels that are ignored; calls from a wrong thread; stack overflow; what stacks were used.
-     * `kill -USR2` prints the tasks. */
+    /* Checks, and reports on stderr: tasks that hold the loop, and while they do where they are;
+     * locks, generators and streams left behind; cancels that are ignored; calls from a wrong
+     * thread; stack overflow; what stacks were used. `kill -USR2` prints the tasks. */
     bool debug;
     double slow_step; /* seconds; debug: report a task that holds the loop longer; 0: 0.1 */
-    /* SIGINT or SIGTERM cancels main_fn, which makes the run's result -EINTR; a second one kills. Not where a handler is
-     * installed or the signal is ignored, nor while a conc_signals has it. */
+    /* SIGINT or SIGTERM cancels main_fn, which makes the run's result -EINTR; a second one
+     * kills. Not where a handler is installed or the signal is ignored, nor while a conc_signals
+     * has it. */
     bool interrupt;
-    /* Write a trace of all tasks to this file, in Chrome's trace event format, for Perfetto or about:tracing: a row a
-     * task, spans for its steps and waits, arrows from who woke it, on the loop's clock. NAME.2, NAME.3, ... when another
-     * run is writing NAME. A file that cannot be opened fails the run; when it cannot be written on (a full disk), that
-     * is said, and the run goes on without. NULL: none. */
+    /* Write a trace of all tasks to this file, in Chrome's trace event format, for Perfetto or
+     * about:tracing: a row a task, spans for its steps and waits, arrows from who woke it, on
+     * the loop's clock. NAME.2, NAME.3, ... when another run is writing NAME. A file that cannot
+     * be opened fails the run; when it cannot be written on (a full disk), that is said, and the
+     * run goes on without. NULL: none. */
     const char *trace;
-    void (*on_error)(const conc_failure *f, void *user); /* errors nobody collected; NULL: print to stderr. It runs on
-                                                            the loop, between two tasks, as a posted function does */
-    void *user;                                          /* handed to on_error */
+    /* errors nobody collected; NULL: print to stderr. It runs on the loop, between two tasks, as
+     * a posted function does */
+    void (*on_error)(const conc_failure *f, void *user);
+    void *user; /* handed to on_error */
 } conc_options;
 
-/* Runs main_fn(arg) as the first task of a new loop on this thread, until it and every other task ended. Returns its
- * result. Errors: -EBUSY inside a run, -EINVAL (NULL function or senseless options), -ENOMEM, -ENOTSUP (a processor's
- * shadow stack is on), or that of the system call that failed; -EDEADLK when every task waited for ever. At the end
- * background tasks are cancelled and waited for, and generators left open are closed. Callable from any thread. */
+/* Runs main_fn(arg) as the first task of a new loop on this thread, until it and every other
+ * task ended. Returns its result. Errors: -EBUSY inside a run, -EINVAL (NULL function or
+ * senseless options), -ENOMEM, -ENOTSUP (a processor's shadow stack is on), or that of the
+ * system call that failed; -EDEADLK when every task waited for ever. At the end background tasks
+ * are cancelled and waited for, and generators left open are closed. Callable from any thread. */
 CONC_API int conc_run(conc_fn *main_fn, void *arg);
 CONC_API int conc_run_with(const conc_options *options, conc_fn *main_fn, void *arg);
 
-/* For `return conc_main(app, NULL);` in main(): conc_run, then an exit status: 0, or 1 after it printed the error with
- * the task it came from, its place and text to stderr.
+/* For `return conc_main(app, NULL);` in main(): conc_run, then an exit status: 0, or 1 after it
+ * printed the error with the task it came from, its place and text to stderr.
  *     int conc_main(conc_fn *main_fn, void *arg); */
 #define conc_main(main_fn, ...) conc__main(CONC__NAMED(main_fn), (main_fn), __VA_ARGS__)
 CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg);
 
-/* A random number, low <= x < high (low when high is not above it). Repeats from run to run under a seed or on the
- * virtual clock; not for secrets. Outside a run it returns low. */
+/* A random number, low <= x < high (low when high is not above it). Repeats from run to run
+ * under a seed or on the virtual clock; not for secrets. Outside a run it returns low. */
 CONC_API double conc_random(double low, double high);
 
-/* ---- >>time ------------------------------------------------------------------------------------------------- */
+/* ---- >>time --------------------------------------------------------------------------------- */
 
 #define CONC_FOREVER 1e300 /* as a timeout: none; as a deadline: never */
 
-/* Seconds on the loop's clock: monotonic with an arbitrary start, or the virtual clock. Outside a run the monotonic
- * one. */
+/* Seconds on the loop's clock: monotonic with an arbitrary start, or the virtual clock. Outside
+ * a run the monotonic one. */
 CONC_API double conc_now(void);
 
-/* Sleeps s seconds, or until conc_now() is t. Waits. What is already due yields once. NaN: -EINVAL. */
+/* Sleeps s seconds, or until conc_now() is t. Waits. What is already due yields once. NaN:
+ * -EINVAL. */
 CONC_API int conc_sleep(double s);
 CONC_API int conc_sleep_until(double t);
 
 /* Lets every task that is ready run once (under a seed: some of them). Waits. */
 CONC_API int conc_yield(void);
 
-/* Holds the whole loop for s seconds, as a long computation or a blocking call would: for demonstrations and tests. On
- * the virtual clock it moves time by s. Then limits that passed meanwhile are in force. NaN: -EINVAL. Not a
- * checkpoint. */
+/* Holds the whole loop for s seconds, as a long computation or a blocking call would: for
+ * demonstrations and tests. On the virtual clock it moves time by s. Then limits that passed
+ * meanwhile are in force. NaN: -EINVAL. Not a checkpoint. */
 CONC_API int conc_block(double s);
 
-/* Returns when every other task waits and nothing is ready; time does not move for it. For tests. Waits. */
+/* Returns when every other task waits and nothing is ready; time does not move for it. For
+ * tests. Waits. */
 CONC_API int conc_settle(void);
 
-/* ---- >>scopes ----------------------------------------------------------------------------------------------- */
+/* ---- >>scopes ------------------------------------------------------------------------------- */
 
 struct conc__wait_kind;
 struct conc__waits;
@@ -205,7 +231,8 @@ typedef struct conc__wait {
     conc_task *task;
     const struct conc__wait_kind *kind;
     const void *on;
-    void *item; /* what the kind needs: where an item goes to or comes from, the place of the call, ... */
+    /* what the kind needs: where an item goes to or comes from, the place of the call, ... */
+    void *item;
     int result; /* the wait's */
     int value;  /* what the kind needs: which events it waits for, and then which came, ... */
 } conc__wait;
@@ -234,47 +261,51 @@ struct conc_scope {
     const char *place;
 };
 
-/* Opens a scope for the calling task, inside those it has open. After timeout seconds (CONC_FOREVER: never; 0 or
- * less: at once) every checkpoint inside returns -ECANCELED until the scope is left.
+/* Opens a scope for the calling task, inside those it has open. After timeout seconds
+ * (CONC_FOREVER: never; 0 or less: at once) every checkpoint inside returns -ECANCELED until the
+ * scope is left.
  *     int conc_scope_begin(conc_scope *s, double timeout);
  * Errors: -EINVAL (NULL, NaN, used before). Not a checkpoint. */
-#define conc_scope_begin(s, timeout) conc__scope_begin((s), (timeout), "the scope opened at " CONC__PLACE)
+#define conc_scope_begin(s, timeout) \
+    conc__scope_begin((s), (timeout), "the scope opened at " CONC__PLACE)
 CONC_API int conc__scope_begin(conc_scope *s, double timeout, const char *place);
 
-/* Leaves the task's innermost scope with the block's result, and returns the result to go on with. Only an -ECANCELED
- * that this scope caused is changed: to -ETIMEDOUT by its time limit, to 0 by conc_scope_cancel. When an outer scope
- * is cancelled too, -ECANCELED passes through. Errors, changing nothing: -EINVAL (not open, not the innermost), -EPERM
- * (another task's). Not a checkpoint. */
+/* Leaves the task's innermost scope with the block's result, and returns the result to go on
+ * with. Only an -ECANCELED that this scope caused is changed: to -ETIMEDOUT by its time limit,
+ * to 0 by conc_scope_cancel. When an outer scope is cancelled too, -ECANCELED passes through.
+ * Errors, changing nothing: -EINVAL (not open, not the innermost), -EPERM (another task's). Not
+ * a checkpoint. */
 CONC_API int conc_scope_end(conc_scope *s, int rc) CONC_NODISCARD;
 
-/* Cancels everything inside, until the scope is left; what waits there wakes up. Nothing happens to a scope that is
- * not open. From any task or posted function of the loop. */
+/* Cancels everything inside, until the scope is left; what waits there wakes up. Nothing happens
+ * to a scope that is not open. From any task or posted function of the loop. */
 CONC_API void conc_scope_cancel(conc_scope *s);
 
-/* Sets the time limit anew, counted from now; takes effect at once, also while the task waits. Errors: -EINVAL (NaN,
- * not open, cancelled already). From any task or posted function of the loop. */
+/* Sets the time limit anew, counted from now; takes effect at once, also while the task waits.
+ * Errors: -EINVAL (NaN, not open, cancelled already). From any task or posted function of the
+ * loop. */
 CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now);
 
-/* While on, cancels and time limits from outside do not reach the inside; the scope's own do. Takes effect at once,
- * also while the task waits. From any task or posted function of the loop. */
+/* While on, cancels and time limits from outside do not reach the inside; the scope's own do.
+ * Takes effect at once, also while the task waits. From any task or posted function of the loop. */
 CONC_API void conc_scope_shield(conc_scope *s, bool on);
 
-/* fn(arg) here and now, with s seconds to end in (asyncio.wait_for): its result, or -ETIMEDOUT once it ended after the
- * limit with -ECANCELED. Waits as fn does. -EINVAL: NULL fn, NaN. */
+/* fn(arg) here and now, with s seconds to end in (asyncio.wait_for): its result, or -ETIMEDOUT
+ * once it ended after the limit with -ECANCELED. Waits as fn does. -EINVAL: NULL fn, NaN. */
 CONC_API int conc_timeout(double s, conc_fn *fn, void *arg);
 
-/* fn(arg) here and now, with cancels from outside hidden: for cleaning up. grace bounds it, in seconds. Results as
- * above. */
+/* fn(arg) here and now, with cancels from outside hidden: for cleaning up. grace bounds it, in
+ * seconds. Results as above. */
 CONC_API int conc_shield(double grace, conc_fn *fn, void *arg);
 
-/* The nearest deadline that applies here, on conc_now's clock: CONC_FOREVER without one, -CONC_FOREVER once cancelled.
- * Outside a task CONC_FOREVER. */
+/* The nearest deadline that applies here, on conc_now's clock: CONC_FOREVER without one,
+ * -CONC_FOREVER once cancelled. Outside a task CONC_FOREVER. */
 CONC_API double conc_deadline(void);
 
 /* Would a checkpoint here return -ECANCELED? For long computations. Outside a task: false. */
 CONC_API bool conc_cancelled(void);
 
-/* ---- >>groups ----------------------------------------------------------------------------------------------- */
+/* ---- >>groups ------------------------------------------------------------------------------- */
 
 /* One use each. The first field group is yours to set before the first spawn. */
 struct conc_group {
@@ -294,54 +325,61 @@ struct conc_group {
     char text[128];
 };
 
-/* Opens the group here, as a scope of the calling task, which is its owner. The first spawn does the same.
+/* Opens the group here, as a scope of the calling task, which is its owner. The first spawn does
+ * the same.
  *     int conc_group_begin(conc_group *g);
  * Errors: -EINVAL (NULL, used before, negative limit). Not a checkpoint. */
 #define conc_group_begin(g) conc__group_begin((g), "the group opened at " CONC__PLACE)
 CONC_API int conc__group_begin(conc_group *g, const char *place);
 
-/* Starts fn(arg) as a task of the group; g NULL: of the run's own background group, which the run's end cancels.
- * Returns 0 at once, and fn runs when the caller waits next; 0 guarantees that it runs. Waits only under a limit that
- * is reached.
+/* Starts fn(arg) as a task of the group; g NULL: of the run's own background group, which the
+ * run's end cancels. Returns 0 at once, and fn runs when the caller waits next; 0 guarantees
+ * that it runs. Waits only under a limit that is reached.
  *     int conc_spawn(conc_group *g, conc_fn *fn, void *arg);
- * Errors, fn is not run and arg stays yours: -ECANCELED (the group is cancelled, or the caller while it waited for
- * room), -EINVAL (NULL fn, a group that was closed), -ENOMEM, -EPERM (another loop's group). */
+ * Errors, fn is not run and arg stays yours: -ECANCELED (the group is cancelled, or the caller
+ * while it waited for room), -EINVAL (NULL fn, a group that was closed), -ENOMEM, -EPERM
+ * (another loop's group). */
 #define conc_spawn(g, fn, ...) conc__spawn((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__spawn(conc_group *g, const char *spawned, conc_fn *fn, void *arg);
 
-/* The same with a handle, in storage of yours, of any content, that stays where it is until the task was joined, was
- * returned by conc_group_next, or its group closed. -EBUSY: the handle is in use.
+/* The same with a handle, in storage of yours, of any content, that stays where it is until the
+ * task was joined, was returned by conc_group_next, or its group closed. -EBUSY: the handle is
+ * in use.
  *     int conc_spawn_task(conc_group *g, conc_task *t, conc_fn *fn, void *arg); */
-#define conc_spawn_task(g, t, fn, ...) conc__spawn_task((g), (t), CONC__NAMED(fn), (fn), __VA_ARGS__)
-CONC_API int conc__spawn_task(conc_group *g, conc_task *t, const char *spawned, conc_fn *fn, void *arg);
+#define conc_spawn_task(g, t, fn, ...) \
+    conc__spawn_task((g), (t), CONC__NAMED(fn), (fn), __VA_ARGS__)
+CONC_API int conc__spawn_task(conc_group *g, conc_task *t, const char *spawned, conc_fn *fn,
+                              void *arg);
 
-/* Starts fn as conc_spawn does, and waits until it called conc_started(value): returns value. When fn ended before
- * that its error is returned (-EINVAL if it had none) and the group is as before. A cancel of the caller cancels fn,
- * and is returned when fn ended. Waits.
+/* Starts fn as conc_spawn does, and waits until it called conc_started(value): returns value.
+ * When fn ended before that its error is returned (-EINVAL if it had none) and the group is as
+ * before. A cancel of the caller cancels fn, and is returned when fn ended. Waits.
  *     int conc_start(conc_group *g, conc_fn *fn, void *arg); */
 #define conc_start(g, fn, ...) conc__start((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__start(conc_group *g, const char *spawned, conc_fn *fn, void *arg);
 
-/* Tells the conc_start that started this task to go on with value, 0 or more. Errors: -EINVAL (not so started, said
- * twice, negative), -ECANCELED (the starter gave up). Not a checkpoint. */
+/* Tells the conc_start that started this task to go on with value, 0 or more. Errors: -EINVAL
+ * (not so started, said twice, negative), -ECANCELED (the starter gave up). Not a checkpoint. */
 CONC_API int conc_started(int value);
 
-/* Waits for every child, those spawned meanwhile included, and closes the group. Returns the first error; else
- * -ECANCELED if an outer scope is cancelled and a member was cut short; else 0. A group that was never opened: 0.
- * Errors, changing nothing: -EINVAL (closed already, or a scope opened later is still open), -EPERM (not the owner).
- * Waits, and a cancel does not cut it short: it reaches the children. */
+/* Waits for every child, those spawned meanwhile included, and closes the group. Returns the
+ * first error; else -ECANCELED if an outer scope is cancelled and a member was cut short; else
+ * 0. A group that was never opened: 0. Errors, changing nothing: -EINVAL (closed already, or a
+ * scope opened later is still open), -EPERM (not the owner). Waits, and a cancel does not cut it
+ * short: it reaches the children. */
 CONC_API int conc_group_wait(conc_group *g) CONC_NODISCARD;
 
-/* The same with the body's own result: an error cancels the children first and is the group's first error (unless a
- * child's came before it). Returns rc when nothing failed. */
+/* The same with the body's own result: an error cancels the children first and is the group's
+ * first error (unless a child's came before it). Returns rc when nothing failed. */
 CONC_API int conc_group_end(conc_group *g, int rc) CONC_NODISCARD;
 
-/* Cancels the children and the owner's body, until the group is closed; its own wait then returns 0. Nothing happens
- * to a group that is not open. From any task or posted function of the loop. */
+/* Cancels the children and the owner's body, until the group is closed; its own wait then
+ * returns 0. Nothing happens to a group that is not open. From any task or posted function of
+ * the loop. */
 CONC_API void conc_group_cancel(conc_group *g);
 
-/* Waits for the next child to finish that has a handle and was not collected before: 1 and the handle in *t, in the
- * order of finishing; 0 when none is left. Errors: -EINVAL, -ECANCELED. */
+/* Waits for the next child to finish that has a handle and was not collected before: 1 and the
+ * handle in *t, in the order of finishing; 0 when none is left. Errors: -EINVAL, -ECANCELED. */
 CONC_API int conc_group_next(conc_group *g, conc_task **t) CONC_NODISCARD;
 
 /* One call of a gather. result is its value, text its error in words ("" when it succeeded). */
@@ -352,28 +390,33 @@ typedef struct conc_call {
     char text[96];
 } conc_call;
 
-/* All calls at once, each as a task; returns when all ended. The first error cancels the rest and is returned; 0 when
- * none failed. Every result is in its call. n 0 is 0 at once. Errors before anything ran: -EINVAL, -ENOMEM. Waits.
+/* All calls at once, each as a task; returns when all ended. The first error cancels the rest
+ * and is returned; 0 when none failed. Every result is in its call. n 0 is 0 at once. Errors
+ * before anything ran: -EINVAL, -ENOMEM. Waits.
  *     int conc_gather(conc_call *calls, size_t n); */
 #define conc_gather(...) conc__gather("conc_gather at " CONC__PLACE, __VA_ARGS__)
 CONC_API int conc__gather(const char *spawned, conc_call *calls, size_t n);
-CONC_API int conc__gather_unseen(const char *spawned, conc_call *calls, size_t n); /* the calls are nobody's to read */
+/* the calls are nobody's to read */
+CONC_API int conc__gather_unseen(const char *spawned, conc_call *calls, size_t n);
 
-/* The same, and errors cancel nothing (return_exceptions=True): 0, or -ECANCELED when the caller was cancelled.
+/* The same, and errors cancel nothing (return_exceptions=True): 0, or -ECANCELED when the caller
+ * was cancelled.
  *     int conc_gather_all(conc_call *calls, size_t n); */
 #define conc_gather_all(...) conc__gather_all("conc_gather_all at " CONC__PLACE, __VA_ARGS__)
 CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n);
 
-/* fn on each of count elements of size bytes, all at once, with the address of the element; otherwise as conc_gather.
- * size 0: every call gets args itself.
+/* fn on each of count elements of size bytes, all at once, with the address of the element;
+ * otherwise as conc_gather. size 0: every call gets args itself.
  *     int conc_map(conc_fn *fn, void *args, size_t count, size_t size); */
 #define conc_map(fn, ...) conc__map(CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size);
 
-/* As conc_gather_all; results (NULL: not wanted) has count places, which belong to the call until it returns.
+/* As conc_gather_all; results (NULL: not wanted) has count places, which belong to the call
+ * until it returns.
  *     int conc_map_all(conc_fn *fn, void *args, size_t count, size_t size, int *results); */
 #define conc_map_all(fn, ...) conc__map_all(CONC__NAMED(fn), (fn), __VA_ARGS__)
-CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size, int *results);
+CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size,
+                           int *results);
 
 #define CONC_LEN(array) (sizeof(array) / sizeof((array)[0]))
 
@@ -386,11 +429,13 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
     conc__gather_unseen(CONC__NAMED(CONC_GATHER), (conc_call[]){__VA_ARGS__}, \
                         sizeof((conc_call[]){__VA_ARGS__}) / sizeof(conc_call))
 #define CONC_MAP(fn, array) conc_map(fn, (array), CONC_LEN(array), sizeof((array)[0]))
-#define CONC_MAP_ALL(fn, array, results) conc_map_all(fn, (array), CONC_LEN(array), sizeof((array)[0]), (results))
+#define CONC_MAP_ALL(fn, array, results) \
+    conc_map_all(fn, (array), CONC_LEN(array), sizeof((array)[0]), (results))
 
-/* ---- >>tasks ------------------------------------------------------------------------------------------------ */
+/* ---- >>tasks -------------------------------------------------------------------------------- */
 
-/* All private. Tasks without a handle live at the top of their own stack, and end before name_copy. */
+/* All private. Tasks without a handle live at the top of their own stack, and end before
+ * name_copy. */
 struct conc_task {
     conc_task *next; /* the ready queue */
     void *context[3];
@@ -411,8 +456,9 @@ struct conc_task {
     struct conc__holding *held;
     int result, last_rc;
     uint64_t serial; /* another one for each task of the process */
-    int64_t since;   /* when it began to wait, on the loop's clock: about, unless in debug mode or under a trace */
-    uint64_t arrow;  /* trace: the one that leads to its next step; 0: none */
+    /* when it began to wait, on the loop's clock: about, unless in debug mode or under a trace */
+    int64_t since;
+    uint64_t arrow; /* trace: the one that leads to its next step; 0: none */
     void *sink;
     struct conc__locals *locals;
     conc_fn *fn;
@@ -425,14 +471,14 @@ struct conc_task {
     char text_copy[128];
 };
 
-/* Waits until the task ended; its result in *result (NULL: not wanted), its error text in conc_last_error. Never
- * cancels it; any number may join. Errors: -ECANCELED (the caller's own cancel; the target goes on), -EDEADLK
- * (oneself), -EINVAL. */
+/* Waits until the task ended; its result in *result (NULL: not wanted), its error text in
+ * conc_last_error. Never cancels it; any number may join. Errors: -ECANCELED (the caller's own
+ * cancel; the target goes on), -EDEADLK (oneself), -EINVAL. */
 CONC_API int conc_join(conc_task *t, int *result);
 
-/* Cancels the task's outermost scope: each of its checkpoints returns -ECANCELED from now on. Returns at once: 0, or
- * -EALREADY when it had ended, -EINVAL for no task, -EPERM for another loop's. From any task or posted function of the
- * loop. */
+/* Cancels the task's outermost scope: each of its checkpoints returns -ECANCELED from now on.
+ * Returns at once: 0, or -EALREADY when it had ended, -EINVAL for no task, -EPERM for another
+ * loop's. From any task or posted function of the loop. */
 CONC_API int conc_cancel(conc_task *t);
 
 /* Has the task ended? */
@@ -441,32 +487,35 @@ CONC_API bool conc_done(const conc_task *t);
 /* The running task, valid until it ends; NULL in a posted function and outside a run. */
 CONC_API conc_task *conc_self(void);
 
-/* A task's name: what conc_set_name said (copied, 47 bytes at most), else its function and where it was spawned.
- * Borrowed; NULL for no task. A name for which there is no memory changes nothing. */
+/* A task's name: what conc_set_name said (copied, 47 bytes at most), else its function and where
+ * it was spawned. Borrowed; NULL for no task. A name for which there is no memory changes
+ * nothing. */
 CONC_API const char *conc_name(const conc_task *t);
 CONC_API void conc_set_name(conc_task *t, const char *name);
 
-/* ---- >>errors ----------------------------------------------------------------------------------------------- */
+/* ---- >>errors ------------------------------------------------------------------------------- */
 
-/* Returns rc; the words (127 bytes at most) go with it to join, group, gather and on_error when the task's result is
- * rc.
+/* Returns rc; the words (127 bytes at most) go with it to join, group, gather and on_error when
+ * the task's result is rc.
  *     return conc_fail(-EPROTO, "line %d: no colon", line); */
 CONC_API int conc_fail(int rc, const char *fmt, ...) __attribute__((__format__(__printf__, 2, 3)));
 
-/* The error of a task that ended, in words: its conc_fail text, else conc_strerror's; "" without an error. Borrowed. */
+/* The error of a task that ended, in words: its conc_fail text, else conc_strerror's; "" without
+ * an error. Borrowed. */
 CONC_API const char *conc_error_text(const conc_task *t);
 
-/* The newest error that this task made or was told of by a join, group or gather, in words; "" when there was none.
- * Borrowed until the next one. */
+/* The newest error that this task made or was told of by a join, group or gather, in words; ""
+ * when there was none. Borrowed until the next one. */
 CONC_API const char *conc_last_error(void);
 
-/* Any negative errno, in words: what it means in conc where that differs from the system's. Borrowed for ever. From
- * anywhere. */
+/* Any negative errno, in words: what it means in conc where that differs from the system's.
+ * Borrowed for ever. From anywhere. */
 CONC_API const char *conc_strerror(int rc);
 
-/* The value of expr; a negative one is returned from the calling function. A compound literal inside expr lives no
- * longer than the macro: a task that goes on must not be given one here. Not inside an open scope or group: there
- * CONC_TRY_IN(&s, expr) ends it with the error, and returns what the end returned. */
+/* The value of expr; a negative one is returned from the calling function. A compound literal
+ * inside expr lives no longer than the macro: a task that goes on must not be given one here.
+ * Not inside an open scope or group: there CONC_TRY_IN(&s, expr) ends it with the error, and
+ * returns what the end returned. */
 #define CONC_TRY(expr) CONC__TRY(expr, CONC__JOIN(conc__value, __COUNTER__))
 #define CONC__TRY(expr, value)           \
     __extension__({                      \
@@ -475,7 +524,8 @@ CONC_API const char *conc_strerror(int rc);
             return (int)value;           \
         value;                           \
     })
-#define CONC_TRY_IN(scope_or_group, expr) CONC__TRY_IN(scope_or_group, expr, CONC__JOIN(conc__value, __COUNTER__))
+#define CONC_TRY_IN(scope_or_group, expr) \
+    CONC__TRY_IN(scope_or_group, expr, CONC__JOIN(conc__value, __COUNTER__))
 #define CONC__TRY_IN(s, expr, value)           \
     __extension__({                            \
         __typeof__(expr) value = (expr);       \
@@ -485,33 +535,35 @@ CONC_API const char *conc_strerror(int rc);
     })
 #ifndef __cplusplus
 /* clang-format off */
-#define conc__end(s, rc) _Generic((s), conc_group *: conc_group_end, conc_scope *: conc_scope_end)((s), (rc))
+#define conc__end(s, rc) \
+    _Generic((s), conc_group *: conc_group_end, conc_scope *: conc_scope_end)((s), (rc))
 /* clang-format on */
 #endif
 
-/* CONC_AUTO(conc_group, g) = {.limit = 5}; closes the object when the block is left, however that happens; the last
- * declared closes first. Here for conc_group (children are cancelled and waited for, their errors go to on_error) and
- * conc_gen; closing what was never opened, or closed before, does nothing. Not for conc_scope, whose end changes the
- * result. */
+/* CONC_AUTO(conc_group, g) = {.limit = 5}; closes the object when the block is left, however
+ * that happens; the last declared closes first. Here for conc_group (children are cancelled and
+ * waited for, their errors go to on_error) and conc_gen; closing what was never opened, or
+ * closed before, does nothing. Not for conc_scope, whose end changes the result. */
 #define CONC_AUTO(type, name) __attribute__((cleanup(conc__auto_##type))) type name
 CONC_API void conc__auto_conc_group(conc_group *g);
 CONC_API void conc__auto_conc_gen(conc_gen *g);
 
-/* ---- >>locals ----------------------------------------------------------------------------------------------- */
+/* ---- >>locals ------------------------------------------------------------------------------- */
 
-/* A value for each task, inherited: static conc_local request_id = {"request id"}; its address is the key. */
+/* A value for each task, inherited: static conc_local request_id = {"request id"}; its address
+ * is the key. */
 typedef struct conc_local {
     const char *name; /* for the reader of a dump; NULL is fine */
 } conc_local;
 
-/* Sets this task's value (borrowed). A task spawned later starts with the values of that moment; later sets on either
- * side are not seen by the other. Errors: -EINVAL (NULL key), -ENOMEM. */
+/* Sets this task's value (borrowed). A task spawned later starts with the values of that moment;
+ * later sets on either side are not seen by the other. Errors: -EINVAL (NULL key), -ENOMEM. */
 CONC_API int conc_local_set(conc_local *key, const void *value);
 
 /* This task's value, NULL when none was set. */
 CONC_API void *conc_local_get(conc_local *key);
 
-/* ---- >>generators ------------------------------------------------------------------------------------------- */
+/* ---- >>generators --------------------------------------------------------------------------- */
 
 /* The body: emits items, returns 0 at the end or a negative error. */
 typedef int conc_gen_fn(conc_gen *g, void *arg);
@@ -522,114 +574,129 @@ struct conc_gen {
     uint64_t run;
 };
 
-/* Opens a generator: fn(g, arg) will run in the consumer's task, on a stack of its own, from the first next on.
+/* Opens a generator: fn(g, arg) will run in the consumer's task, on a stack of its own, from the
+ * first next on.
  *     int conc_gen_open(conc_gen *g, conc_gen_fn *fn, void *arg, size_t item_size);
  * Errors: -EINVAL (NULL, open already), -ENOMEM. Close it with conc_gen_close. */
-#define conc_gen_open(g, fn, arg, item_size) conc__gen_open((g), (fn), (arg), (item_size), CONC__PLACE)
-CONC_API int conc__gen_open(conc_gen *g, conc_gen_fn *fn, void *arg, size_t item_size, const char *place);
+#define conc_gen_open(g, fn, arg, item_size) \
+    conc__gen_open((g), (fn), (arg), (item_size), CONC__PLACE)
+CONC_API int conc__gen_open(conc_gen *g, conc_gen_fn *fn, void *arg, size_t item_size,
+                            const char *place);
 
-/* In the body: hands a copy of item_size bytes to the consumer, and returns when it wants the next: 0. -ECANCELED: the
- * consumer is closing, clean up and return. -EINVAL: not in this generator's body, or a scope or group of the body is
- * open. */
+/* In the body: hands a copy of item_size bytes to the consumer, and returns when it wants the
+ * next: 0. -ECANCELED: the consumer is closing, clean up and return. -EINVAL: not in this
+ * generator's body, or a scope or group of the body is open. */
 CONC_API int conc_gen_emit(conc_gen *g, const void *item);
 
-/* In the consumer: 1 and the next item, 0 at the end (and after it), negative the body's error. A cancel of the
- * consumer reaches the waits of the body. -EBUSY: another task, or the body itself, is inside; -EINVAL: not open.
- * Waits as the body does. */
+/* In the consumer: 1 and the next item, 0 at the end (and after it), negative the body's error.
+ * A cancel of the consumer reaches the waits of the body. -EBUSY: another task, or the body
+ * itself, is inside; -EINVAL: not open. Waits as the body does. */
 CONC_API int conc_gen_next(conc_gen *g, void *item);
 
-/* Ends the body, whose emit returns -ECANCELED, waits for its clean-up, and frees the stack. Returns 0, the error of
- * the clean-up, or -EINVAL when the body emitted again instead of ending (it is abandoned). Closing twice, or what was
- * never opened: 0. -EBUSY as above. The body's own waits still work while it cleans up. */
+/* Ends the body, whose emit returns -ECANCELED, waits for its clean-up, and frees the stack.
+ * Returns 0, the error of the clean-up, or -EINVAL when the body emitted again instead of ending
+ * (it is abandoned). Closing twice, or what was never opened: 0. -EBUSY as above. The body's own
+ * waits still work while it cleans up. */
 CONC_API int conc_gen_close(conc_gen *g);
 
-/* ---- >>descriptors ------------------------------------------------------------------------------------------ */
+/* ---- >>descriptors -------------------------------------------------------------------------- */
 
 enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
 
-/* Descriptors that conc opened (conc_listen, conc_accept, conc_dial) are non-blocking and close-on-exec, and have to be
- * closed with conc_close. All calls here take any other descriptor as well, leave its flags alone, and do not hold the
- * loop: on a blocking one they look first, and write at most PIPE_BUF bytes at a time. Each makes its system call first
- * and waits only where that would have to. Several tasks may wait on one descriptor; all of them go on when it is ready.
- * No call raises SIGPIPE, which a run blocks in its thread; a broken pipe is -EPIPE. */
+/* Descriptors that conc opened (conc_listen, conc_accept, conc_dial) are non-blocking and
+ * close-on-exec, and have to be closed with conc_close. All calls here take any other descriptor
+ * as well, leave its flags alone, and do not hold the loop: on a blocking one they look first,
+ * and write at most PIPE_BUF bytes at a time. Each makes its system call first and waits only
+ * where that would have to. Several tasks may wait on one descriptor; all of them go on when it
+ * is ready. No call raises SIGPIPE, which a run blocks in its thread; a broken pipe is -EPIPE. */
 
-/* Waits until fd can be read from, written to, or either: returns those of `events` that it is ready for, which may be
- * more than zero for end of file, an error, or a peer that hung up. A regular file is always ready. Errors: -EBADF (not
- * open, or closed meanwhile), -EINVAL (events is neither), or the system's. */
+/* Waits until fd can be read from, written to, or either: returns those of `events` that it is
+ * ready for, which may be more than zero for end of file, an error, or a peer that hung up. A
+ * regular file is always ready. Errors: -EBADF (not open, or closed meanwhile), -EINVAL (events
+ * is neither), or the system's. */
 CONC_API int conc_wait_fd(int fd, int events);
 
-/* The POSIX calls, which wait instead of blocking or of failing with EAGAIN: a count, 0 at the end of file, or a
- * negative errno (-EBADF too when fd is closed while they wait). A cancel loses nothing: -ECANCELED means that no byte
- * was moved. With MSG_DONTWAIT in flags -EAGAIN is returned, and nothing waits; for MSG_WAITALL there is conc_read_full. */
+/* The POSIX calls, which wait instead of blocking or of failing with EAGAIN: a count, 0 at the
+ * end of file, or a negative errno (-EBADF too when fd is closed while they wait). A cancel
+ * loses nothing: -ECANCELED means that no byte was moved. With MSG_DONTWAIT in flags -EAGAIN is
+ * returned, and nothing waits; for MSG_WAITALL there is conc_read_full. */
 CONC_API ssize_t conc_read(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write(int fd, const void *buf, size_t n);
 CONC_API ssize_t conc_readv(int fd, const struct iovec *parts, int count);
 CONC_API ssize_t conc_writev(int fd, const struct iovec *parts, int count);
 CONC_API ssize_t conc_recv(int fd, void *buf, size_t n, int flags);
 CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags);
-CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *from, socklen_t *from_size);
-CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags, const struct sockaddr *to,
-                             socklen_t to_size);
+CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *from,
+                               socklen_t *from_size);
+CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
+                             const struct sockaddr *to, socklen_t to_size);
 
-/* All n bytes. Fewer are returned at the end of file (of reading), or when an error or a cancel came after some had
- * moved: the next call returns that error, the next checkpoint -ECANCELED. Otherwise as above. */
+/* All n bytes. Fewer are returned at the end of file (of reading), or when an error or a cancel
+ * came after some had moved: the next call returns that error, the next checkpoint -ECANCELED.
+ * Otherwise as above. */
 CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n);
 
-/* Addresses: "127.0.0.1:8080", "[::1]:80", "[fe80::1%eth0]:80", "localhost:0" (127.0.0.1, or else ::1), "unix:/run/x",
- * and on Linux "unix:@x" for the abstract name x. Malformed: -EINVAL. Other host names are looked up where
- * conc_pool.h is in the program too, else -EADDRNOTAVAIL. */
+/* Addresses: "127.0.0.1:8080", "[::1]:80", "[fe80::1%eth0]:80", "localhost:0" (127.0.0.1, or
+ * else ::1), "unix:/run/x", and on Linux "unix:@x" for the abstract name x. Malformed: -EINVAL.
+ * Other host names are looked up where conc_pool.h is in the program too, else -EADDRNOTAVAIL. */
 
 typedef struct conc_listen_options {
     int backlog;     /* connections that may wait to be accepted; 0: the system's maximum */
     bool reuse_port; /* SO_REUSEPORT: several sockets share the port */
 } conc_listen_options;
 
-/* Opens a socket that listens: the descriptor. Its address may be used again at once (SO_REUSEADDR), IPv6 is for IPv6
- * only, TCP connections have TCP_NODELAY. A Unix socket's file that nobody listens on is replaced. Port 0: one that is
- * free, which conc_address tells. Errors: -EINVAL, -EADDRINUSE and others of the system's. Not a checkpoint. */
+/* Opens a socket that listens: the descriptor. Its address may be used again at once
+ * (SO_REUSEADDR), IPv6 is for IPv6 only, TCP connections have TCP_NODELAY. A Unix socket's file
+ * that nobody listens on is replaced. Port 0: one that is free, which conc_address tells.
+ * Errors: -EINVAL, -EADDRINUSE and others of the system's. Not a checkpoint. */
 CONC_API int conc_listen(const char *address);
 CONC_API int conc_listen_with(const char *address, const conc_listen_options *o);
 
 /* Waits for a connection: its descriptor. A cancel leaves it to the next accept. */
 CONC_API int conc_accept(int fd);
 
-/* Connects: the descriptor, with TCP_NODELAY. Errors: -EINVAL, -ECONNREFUSED and others of the system's. Waits, without
- * a limit but the system's (-ETIMEDOUT); cancelled, it leaves nothing open. */
+/* Connects: the descriptor, with TCP_NODELAY. Errors: -EINVAL, -ECONNREFUSED and others of the
+ * system's. Waits, without a limit but the system's (-ETIMEDOUT); cancelled, it leaves nothing
+ * open. */
 CONC_API int conc_dial(const char *address);
 
-/* Writes a socket's own address, or its peer's, in the notation above: 0. Errors: -ENOSPC (size is too small; 120 bytes
- * are enough for any), -ENOTCONN, -ENOTSOCK, -EINVAL (NULL). Not a checkpoint. From anywhere. */
+/* Writes a socket's own address, or its peer's, in the notation above: 0. Errors: -ENOSPC (size
+ * is too small; 120 bytes are enough for any), -ENOTCONN, -ENOTSOCK, -EINVAL (NULL). Not a
+ * checkpoint. From anywhere. */
 CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
 
-/* Closes fd, which need not be conc's, and wakes all of this loop's tasks that wait on it with -EBADF. Not a
- * checkpoint. From anywhere; outside a run it only closes. Errors: close(2)'s; the descriptor is gone all the same. */
+/* Closes fd, which need not be conc's, and wakes all of this loop's tasks that wait on it with
+ * -EBADF. Not a checkpoint. From anywhere; outside a run it only closes. Errors: close(2)'s; the
+ * descriptor is gone all the same. */
 CONC_API int conc_close(int fd);
 
 typedef struct conc_server {
     int fd;                            /* as conc_listen returned it */
     int (*handler)(int fd, void *arg); /* serves one connection; fd is closed after it */
     void *arg;
-    int limit; /* connections at once; 0: no limit. At the limit those that come wait in the backlog */
+    /* connections at once; 0: no limit. At the limit those that come wait in the backlog */
+    int limit;
 } conc_server;
 
-/* Accepts connections and starts a task for each, until it is cancelled, which cancels the handlers and waits for them,
- * or until conc_close(s->fd), after which it waits for the handlers and returns 0. A handler's error goes to on_error,
- * and serving goes on. When there are no more descriptors or memory, that goes to on_error once, and it tries again ten
- * times a second. *s is read once. The caller closes s->fd. Errors: -EINVAL, accept's.
+/* Accepts connections and starts a task for each, until it is cancelled, which cancels the
+ * handlers and waits for them, or until conc_close(s->fd), after which it waits for the handlers
+ * and returns 0. A handler's error goes to on_error, and serving goes on. When there are no more
+ * descriptors or memory, that goes to on_error once, and it tries again ten times a second. *s
+ * is read once. The caller closes s->fd. Errors: -EINVAL, accept's.
  *     int conc_serve(const conc_server *s); */
 #define conc_serve(s) conc__serve((s), "conc_serve at " CONC__PLACE)
 CONC_API int conc__serve(const conc_server *s, const char *spawned);
 
-/* ---- >>streams ---------------------------------------------------------------------------------------------- */
+/* ---- >>streams ------------------------------------------------------------------------------ */
 
 typedef struct conc__buffer {
     char *data;
     size_t start, end, size; /* bytes from start to end are in it */
 } conc__buffer;
 
-/* Buffers, both ways, over any descriptor. Reading and writing are independent of each other. The first fields are
- * yours to set before conc_stream_open. */
+/* Buffers, both ways, over any descriptor. Reading and writing are independent of each other.
+ * The first fields are yours to set before conc_stream_open. */
 struct conc_stream {
     size_t limit;       /* bytes of the longest record, without its delimiter; 0: 65,536 */
     size_t buffer_size; /* bytes that are read at a time, and written before it waits; 0: 16,384 */
@@ -647,14 +714,16 @@ typedef struct conc_stream conc_stream;
 /* Opens a stream on fd and owns it: conc_stream_close closes it.
  *     int conc_stream_open(conc_stream *s, int fd);
  * Errors: -EINVAL (NULL, open already), -EBADF; then fd
- * stays yours. Not a checkpoint. Memory is taken when bytes are there and given back when none are. */
+ * stays yours. Not a checkpoint. Memory is taken when bytes are there and given back when none
+ * are. */
 #define conc_stream_open(s, fd) conc__stream_open((s), (fd), CONC__PLACE)
 CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place);
 
-/* Reading. Each waits for bytes when there are too few, and then first sends what was written, so that a question need
- * not be flushed before the answer is read. A cancel loses no byte: what was not returned can still be read. What came
- * before an error is returned before the error. Errors: the descriptor's, -EBUSY (another task is reading), -EPIPE
- * (closed, or closed while it waited), -EINVAL (never opened), -ENOMEM. */
+/* Reading. Each waits for bytes when there are too few, and then first sends what was written,
+ * so that a question need not be flushed before the answer is read. A cancel loses no byte: what
+ * was not returned can still be read. What came before an error is returned before the error.
+ * Errors: the descriptor's, -EBUSY (another task is reading), -EPIPE (closed, or closed while it
+ * waited), -EINVAL (never opened), -ENOMEM. */
 
 /* What there is, at most n bytes; 0 at the end of file (and for n 0, at once). */
 CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n);
@@ -662,37 +731,43 @@ CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n);
 /* n bytes; fewer at the end of file, or when a cancel or an error came after some were moved. */
 CONC_API ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n);
 
-/* Up to and with the delimiter of n bytes: the length, and in *data where it stands, with a NUL behind it, until the
- * next call that reads or closes. At the end of file what is left, without a delimiter; then 0, and *data is NULL.
- * -EMSGSIZE: no delimiter within `limit` bytes; nothing is lost, conc_stream_read can read it. */
-CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, size_t n, char **data);
+/* Up to and with the delimiter of n bytes: the length, and in *data where it stands, with a NUL
+ * behind it, until the next call that reads or closes. At the end of file what is left, without
+ * a delimiter; then 0, and *data is NULL. -EMSGSIZE: no delimiter within `limit` bytes; nothing
+ * is lost, conc_stream_read can read it. */
+CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, size_t n,
+                                        char **data);
 
 /* The same for lines, which end with "\n" or "\r\n", and come without that:
  *     char *line;
  *     while (CONC_TRY(conc_stream_read_line(&s, &line)) >= 0 && line) ... */
 CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
 
-/* Writing. Bytes are kept until buffer_size of them are there, until a flush, or until a read of the stream has to
- * wait. What one call writes stays together: other tasks' writes wait for their turn. Errors: the descriptor's, from
- * then on (bytes that were kept are dropped), -EPIPE (closed), -EINVAL, -ENOMEM. */
+/* Writing. Bytes are kept until buffer_size of them are there, until a flush, or until a read of
+ * the stream has to wait. What one call writes stays together: other tasks' writes wait for
+ * their turn. Errors: the descriptor's, from then on (bytes that were kept are dropped), -EPIPE
+ * (closed), -EINVAL, -ENOMEM. */
 
-/* Writes n bytes: n. Waits while they do not fit into the buffer. Fewer when a cancel came after some were taken. */
+/* Writes n bytes: n. Waits while they do not fit into the buffer. Fewer when a cancel came after
+ * some were taken. */
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n) CONC_NODISCARD;
 
 /* The same for formatted text: its length. */
-CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...) __attribute__((__format__(__printf__, 2, 3)));
+CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
+    __attribute__((__format__(__printf__, 2, 3)));
 
-/* Waits until all that was written has been handed to the system: 0; how many bytes were, if a cancel came after the
- * first. */
+/* Waits until all that was written has been handed to the system: 0; how many bytes were, if a
+ * cancel came after the first. */
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
 
-/* Flushes (not in a task that is cancelled), closes, and frees: 0, the error of the flush, or an earlier one of writing
- * that no call has told yet. Who waits in the stream gets -EPIPE. Closing twice, or what was never opened, does nothing.
- * Waits, but is not to be repeated after an error. Outside a run, and in a posted function, it does not flush. */
+/* Flushes (not in a task that is cancelled), closes, and frees: 0, the error of the flush, or an
+ * earlier one of writing that no call has told yet. Who waits in the stream gets -EPIPE. Closing
+ * twice, or what was never opened, does nothing. Waits, but is not to be repeated after an
+ * error. Outside a run, and in a posted function, it does not flush. */
 CONC_API int conc_stream_close(conc_stream *s);
 CONC_API void conc__auto_conc_stream(conc_stream *s);
 
-/* ---- >>signals ---------------------------------------------------------------------------------------------- */
+/* ---- >>signals ------------------------------------------------------------------------------ */
 
 /* Receives signals in a task. Private. */
 typedef struct conc_signals {
@@ -704,18 +779,20 @@ typedef struct conc_signals {
     conc__waits waits;
 } conc_signals;
 
-/* From here on these signals are received, and none is lost; the kernel may merge equal ones. Each open conc_signals
- * gets every signal of its numbers, in every thread. They are let through in this thread if they were blocked. Errors:
- * -EINVAL (NULL, n 0, open already, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and those of faults), -ENOMEM; then
- * nothing has changed. Not a checkpoint. */
+/* From here on these signals are received, and none is lost; the kernel may merge equal ones.
+ * Each open conc_signals gets every signal of its numbers, in every thread. They are let through
+ * in this thread if they were blocked. Errors: -EINVAL (NULL, n 0, open already, no such signal,
+ * or SIGKILL, SIGSTOP, SIGPIPE and those of faults), -ENOMEM; then nothing has changed. Not a
+ * checkpoint. */
 CONC_API int conc_signals_open(conc_signals *s, const int *numbers, size_t n);
 
-/* Waits for the next signal: its number. Of several that came, each number has its turn. -EPIPE: not open, or closed
- * meanwhile. */
+/* Waits for the next signal: its number. Of several that came, each number has its turn. -EPIPE:
+ * not open, or closed meanwhile. */
 CONC_API int conc_signals_next(conc_signals *s) CONC_NODISCARD;
 
-/* The handlers and the mask are as before the opening (a handler that somebody else installed meanwhile stays); signals
- * that came and were not handed out to anybody are raised anew. Closing twice, or what was never opened, does nothing:
+/* The handlers and the mask are as before the opening (a handler that somebody else installed
+ * meanwhile stays); signals that came and were not handed out to anybody are raised anew.
+ * Closing twice, or what was never opened, does nothing:
  * 0. Not a checkpoint. -EPERM: another run's. */
 CONC_API int conc_signals_close(conc_signals *s);
 CONC_API void conc__auto_conc_signals(conc_signals *s);
@@ -723,56 +800,58 @@ CONC_API void conc__auto_conc_signals(conc_signals *s);
 /* Waits for one signal, from now on: its number. Errors as above. */
 CONC_API int conc_wait_signal(int number);
 
-/* ---- >>loops ------------------------------------------------------------------------------------------------ */
+/* ---- >>loops -------------------------------------------------------------------------------- */
 
 /* The loop of this thread's run; NULL outside one. */
 CONC_API conc_loop *conc_loop_self(void);
 
-/* Tells that somebody outside will post (the virtual clock goes on all the same): while held, waiting is no deadlock,
- * and the loop stays valid, even after its run, until it is released as often as held. From any thread. -EINVAL: NULL,
- * released too often. */
+/* Tells that somebody outside will post (the virtual clock goes on all the same): while held,
+ * waiting is no deadlock, and the loop stays valid, even after its run, until it is released as
+ * often as held. From any thread. -EINVAL: NULL, released too often. */
 CONC_API int conc_loop_hold(conc_loop *l);
 CONC_API int conc_loop_release(conc_loop *l);
 
-/* Has l call fn(arg) between two tasks, in the order of posting. From any thread, not from a signal handler. A post
- * that returned 0 is run. Without a hold it is for those who know that the run still lasts. Errors: -EINVAL, -ENOMEM,
- * -ESHUTDOWN once the run is over. */
+/* Has l call fn(arg) between two tasks, in the order of posting. From any thread, not from a
+ * signal handler. A post that returned 0 is run. Without a hold it is for those who know that
+ * the run still lasts. Errors: -EINVAL, -ENOMEM, -ESHUTDOWN once the run is over. */
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
 
 /* Releases what conc handed over to be freed. NULL does nothing. From anywhere. */
 CONC_API void conc_free(void *p);
 
-/* ---- >>embedding -------------------------------------------------------------------------------------------- */
+/* ---- >>embedding ---------------------------------------------------------------------------- */
 
-/* A run inside a program that has a loop of its own: that waits for conc_embed_fd to become readable, at most
- * conc_embed_timeout seconds, and then calls conc_embed_step, until this returns 0. Between the steps the rest of the
- * thread's code is to conc like a posted function: it may spawn, set and cancel, and what would wait is -EPERM. A
- * deadlock is not looked for. All calls come from the thread of conc_embed_begin. */
+/* A run inside a program that has a loop of its own: that waits for conc_embed_fd to become
+ * readable, at most conc_embed_timeout seconds, and then calls conc_embed_step, until this
+ * returns 0. Between the steps the rest of the thread's code is to conc like a posted function:
+ * it may spawn, set and cancel, and what would wait is -EPERM. A deadlock is not looked for. All
+ * calls come from the thread of conc_embed_begin. */
 typedef struct conc_embed {
     /* private */
     conc_loop *loop; /* NULL: not begun */
 } conc_embed;
 
-/* Begins the run; main_fn starts with the first step. o: as for conc_run_with. Errors: -EBUSY (this thread has a run),
- * -EINVAL, -ENOMEM, and -ENOTSUP where the loop waits with poll(2), which has no descriptor. */
+/* Begins the run; main_fn starts with the first step. o: as for conc_run_with. Errors: -EBUSY
+ * (this thread has a run), -EINVAL, -ENOMEM, and -ENOTSUP where the loop waits with poll(2),
+ * which has no descriptor. */
 CONC_API int conc_embed_begin(conc_embed *e, const conc_options *o, conc_fn *main_fn, void *arg);
 
 /* What to wait for, readable; the same for the whole run. -EINVAL: not begun. */
 CONC_API int conc_embed_fd(conc_embed *e);
 
-/* How long to wait at most, in seconds: 0 when there is something to do now, CONC_FOREVER when only the descriptor
- * counts. To be asked anew before each wait. */
+/* How long to wait at most, in seconds: 0 when there is something to do now, CONC_FOREVER when
+ * only the descriptor counts. To be asked anew before each wait. */
 CONC_API double conc_embed_timeout(conc_embed *e);
 
-/* Runs what is ready, without waiting: 1 while there is more to come, 0 once the run is over. -EINVAL: not begun,
- * -EPERM: in a task, or another thread. */
+/* Runs what is ready, without waiting: 1 while there is more to come, 0 once the run is over.
+ * -EINVAL: not begun, -EPERM: in a task, or another thread. */
 CONC_API int conc_embed_step(conc_embed *e);
 
-/* Ends the run and returns main_fn's result. Before it is over, main_fn is cancelled, and this holds the thread until
- * all has ended. Errors as above, and 0 for what was never begun. */
+/* Ends the run and returns main_fn's result. Before it is over, main_fn is cancelled, and this
+ * holds the thread until all has ended. Errors as above, and 0 for what was never begun. */
 CONC_API int conc_embed_end(conc_embed *e);
 
-/* ---- >>reports ---------------------------------------------------------------------------------------------- */
+/* ---- >>reports ------------------------------------------------------------------------------ */
 
 /* Counts of this thread's run; all zero outside one. */
 typedef struct conc_stats {
@@ -790,19 +869,23 @@ typedef struct conc_stats {
     size_t peak;        /* most tasks that were alive at once */
     uint64_t spawned;   /* tasks, since the run began */
     uint64_t switches;  /* from task to task, about */
-    uint64_t passes;    /* of the scheduler: posts, timers and descriptors are looked at once in each */
-    uint64_t polls;     /* system calls to wait or look for events */
+    /* of the scheduler: posts, timers and descriptors are looked at once in each */
+    uint64_t passes;
+    uint64_t polls; /* system calls to wait or look for events */
     /* seconds since the run began, on its clock */
-    double running; /* steps of tasks; without .debug or .trace: all but idle, the scheduler's work included */
-    double waiting; /* the waits of all tasks, without those that still last; only with .debug or .trace */
-    double idle;    /* the loop slept, or its virtual clock jumped, as every task waited */
+    /* steps of tasks; without .debug or .trace: all but idle, the scheduler's work included */
+    double running;
+    /* the waits of all tasks, without those that still last; only with .debug or .trace */
+    double waiting;
+    double idle; /* the loop slept, or its virtual clock jumped, as every task waited */
 } conc_stats;
 
 CONC_API void conc_get_stats(conc_stats *s);
 
-/* Prints the tree of groups and tasks: what each waits for, who owns that, for how many seconds [in brackets], and where it
- * was spawned. Of more than 2000 tasks it prints how many are in the same state at the same place, most first. In debug
- * mode `kill -USR2` prints it to stderr, unless the program receives that signal itself. */
+/* Prints the tree of groups and tasks: what each waits for, who owns that, for how many seconds
+ * [in brackets], and where it was spawned. Of more than 2000 tasks it prints how many are in the
+ * same state at the same place, most first. In debug mode `kill -USR2` prints it to stderr,
+ * unless the program receives that signal itself. */
 CONC_API void conc_dump(FILE *out);
 
 #ifdef __cplusplus
@@ -813,27 +896,31 @@ static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc
 
 #endif /* CONC_H */
 
-/* ============================================================================================================== *
+/* ===============================================================================================
+ * *
  *  The implementation
  *
- *  A task gives up the processor by switching straight to the next ready one; every 64 switches, or when none is
- *  ready, it switches to the scheduler instead, which runs on the thread's own stack and looks at posted functions, the
- *  clock and the descriptors. Everything that may need a deep stack (hooks, reports) runs there too.
+ *  A task gives up the processor by switching straight to the next ready one; every 64 switches,
+ *  or when none is ready, it switches to the scheduler instead, which runs on the thread's own
+ *  stack and looks at posted functions, the clock and the descriptors. Everything that may need
+ *  a deep stack (hooks, reports) runs there too.
  *
- *  Contents: >>config >>switch >>types >>sanitizers >>system >>poll >>stacks >>timers >>scheduler >>waits
- *  >>cancellation >>spawning >>texts >>finishing >>joining >>grouping >>gathering >>keys >>generating >>watching
- *  >>moving >>connecting >>streaming >>signalling >>posting >>reporting >>tracing >>faults >>usage >>backtraces
- *  >>watchdog >>stepping >>running >>embedding
- * ============================================================================================================== */
+ *  Contents: >>config >>switch >>types >>sanitizers >>system >>poll >>stacks >>timers
+ *  >>scheduler >>waits >>cancellation >>spawning >>texts >>finishing >>joining >>grouping
+ *  >>gathering >>keys >>generating >>watching >>moving >>connecting >>streaming >>signalling
+ *  >>posting >>reporting >>tracing >>faults >>usage >>backtraces >>watchdog >>stepping >>running
+ *  >>embedding
+ * ============================================================================================== */
 
 #if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__IMPLEMENTED
 #define CONC__IMPLEMENTED
 
 #ifdef __cplusplus
-#error "conc.h: the implementation is C; put CONC_IMPLEMENTATION into a .c file (C++ files include the declarations)"
+#error \
+    "conc.h: the implementation is C; C++ includes the declarations: put CONC_IMPLEMENTATION into a .c"
 #endif
 
-/* ---- >>config ------------------------------------------------------------------------------------------------- */
+/* ---- >>config ------------------------------------------------------------------------------- */
 
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -860,7 +947,7 @@ static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc
 
 #ifndef MAP_ANONYMOUS
 #error \
-    "conc.h: a system header came before conc.h under a strict -std=c11: include conc.h first, or add -D_DEFAULT_SOURCE"
+    "conc.h: strict -std=c11, and a system header first: include conc.h first, or -D_DEFAULT_SOURCE"
 #endif
 
 #ifdef __has_include
@@ -902,16 +989,19 @@ enum {
     CONC__LEAST_STACK = 16 * 1024, /* bytes */
     CONC__TURNS = 64,              /* switches between two looks of the scheduler */
     CONC__QUICK = 256,             /* checkpoints without a wait before one yields */
-    CONC__SPIN = 16,               /* refused checkpoints in a row that make a task one which ignores its cancel */
-    CONC__STUBBORN = 1000,         /* refused checkpoints in a row that debug mode tells of */
-    CONC__PATIENCE = 50000,        /* ns a thread looks for what it waits for before it sleeps */
-    CONC__MISSES = 3,              /* after so many times in vain it looks only now and then */
-    CONC__CHOICE = 16,             /* under a seed: how many of the ready tasks the next is drawn from */
+    /* refused checkpoints in a row that make a task one which ignores its cancel */
+    CONC__SPIN = 16,
+    CONC__STUBBORN = 1000,  /* refused checkpoints in a row that debug mode tells of */
+    CONC__PATIENCE = 50000, /* ns a thread looks for what it waits for before it sleeps */
+    CONC__MISSES = 3,       /* after so many times in vain it looks only now and then */
+    /* under a seed: how many of the ready tasks the next is drawn from */
+    CONC__CHOICE = 16,
     CONC__NAME = 48,
     CONC__TEXT = 128
 };
 
-_Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK, "conc.h: CONC_STACK_SIZE must be at least 16384");
+_Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
+               "conc.h: CONC_STACK_SIZE must be at least 16384");
 
 #define CONC__NEVER INT64_MAX
 
@@ -939,9 +1029,9 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK, "conc.h: CONC_STACK_SIZE mu
 #define CONC__UNLIKELY(x) __builtin_expect(!!(x), 0)
 /* A function that may read what sanitizers have closed, as unused parts of stacks. */
 #define CONC__UNSANITIZED __attribute__((no_sanitize("address", "thread")))
-/* How each function of the implementation starts; a function of a line or two that is called everywhere, which costs
- * nanoseconds if it is not inline; one that seldom runs. CONC__CALLED: its frame lies below its caller's, which
- * conc__find_lost relies on. */
+/* How each function of the implementation starts; a function of a line or two that is called
+ * everywhere, which costs nanoseconds if it is not inline; one that seldom runs. CONC__CALLED:
+ * its frame lies below its caller's, which conc__find_lost relies on. */
 #ifdef __OPTIMIZE__
 #define CONC__PRIVATE static
 #define CONC__FAST static inline __attribute__((always_inline))
@@ -954,13 +1044,14 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK, "conc.h: CONC_STACK_SIZE mu
 #define CONC__CALLED
 #endif
 
-/* ---- >>switch ------------------------------------------------------------------------------------------------- */
+/* ---- >>switch ------------------------------------------------------------------------------- */
 
-/* conc__jump(from, to) saves where this stack stands in from, and goes on where `to` stands: {stack pointer, program
- * counter, frame pointer}. It pushes nothing, so the debug information of the place that waits holds for a parked stack
- * too; all other registers are declared as lost, so the compiler keeps only what it needs, on the stack. The jump is
- * indirect, without a return: a return would miss in the processor's return predictor.
- * conc__prepare(context, low, top, entry) makes a context that starts entry() on the stack below top. */
+/* conc__jump(from, to) saves where this stack stands in from, and goes on where `to` stands:
+ * {stack pointer, program counter, frame pointer}. It pushes nothing, so the debug information
+ * of the place that waits holds for a parked stack too; all other registers are declared as
+ * lost, so the compiler keeps only what it needs, on the stack. The jump is indirect, without a
+ * return: a return would miss in the processor's return predictor. conc__prepare(context, low,
+ * top, entry) makes a context that starts entry() on the stack below top. */
 
 #if defined CONC_USE_UCONTEXT || !defined __LP64__ || defined __riscv_vector || \
     !(defined __x86_64__ || defined __aarch64__ || defined __riscv)
@@ -969,7 +1060,8 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK, "conc.h: CONC_STACK_SIZE mu
 #define CONC__UCONTEXT 0
 #endif
 
-/* Nothing is to be found above the first function of a stack: debuggers and unwinders stop there. */
+/* Nothing is to be found above the first function of a stack: debuggers and unwinders stop
+ * there. */
 #ifdef __GCC_HAVE_DWARF2_CFI_ASM
 #define CONC__CFI(x) __asm__ volatile(".cfi_undefined " x)
 #else
@@ -1001,7 +1093,8 @@ CONC__PRIVATE void conc__jump_first(ucontext_t *here, void **to)
     swapcontext(here, &there);
 }
 
-/* The context of a parked stack lies on it, and context[0] points there; context[2] is NULL then. */
+/* The context of a parked stack lies on it, and context[0] points there; context[2] is NULL
+ * then. */
 CONC__PRIVATE void conc__jump(void **from, void **to)
 {
     ucontext_t here;
@@ -1025,9 +1118,10 @@ CONC__PRIVATE void conc__jump(void **from, void **to)
 #define CONC__LANDING
 #endif
 #ifdef __AVX512F__
-#define CONC__MORE_CLOBBERS                                                                                       \
-    , "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", "xmm27", \
-        "xmm28", "xmm29", "xmm30", "xmm31", "k0", "k1", "k2", "k3", "k4", "k5", "k6", "k7"
+#define CONC__MORE_CLOBBERS                                                                       \
+    , "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25",   \
+        "xmm26", "xmm27", "xmm28", "xmm29", "xmm30", "xmm31", "k0", "k1", "k2", "k3", "k4", "k5", \
+        "k6", "k7"
 #else
 #define CONC__MORE_CLOBBERS
 #endif
@@ -1045,10 +1139,11 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
                      "1:\n\t" CONC__LANDING
                      : "+D"(from), "+S"(to)
                      :
-                     : "rax", "rbx", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "xmm0", "xmm1",
-                       "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12",
-                       "xmm13", "xmm14", "xmm15", "st", "st(1)", "st(2)", "st(3)", "st(4)", "st(5)", "st(6)", "st(7)",
-                       "cc", "memory" CONC__MORE_CLOBBERS);
+                     : "rax", "rbx", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+                       "r15", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7",
+                       "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "st",
+                       "st(1)", "st(2)", "st(3)", "st(4)", "st(5)", "st(6)", "st(7)", "cc",
+                       "memory" CONC__MORE_CLOBBERS);
 }
 
 CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*entry)(void))
@@ -1064,8 +1159,9 @@ CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*en
 #elif defined __aarch64__
 
 #ifdef __ARM_FEATURE_SVE
-#define CONC__MORE_CLOBBERS \
-    , "p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7", "p8", "p9", "p10", "p11", "p12", "p13", "p14", "p15"
+#define CONC__MORE_CLOBBERS                                                                   \
+    , "p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7", "p8", "p9", "p10", "p11", "p12", "p13", \
+        "p14", "p15"
 #else
 #define CONC__MORE_CLOBBERS
 #endif
@@ -1093,11 +1189,12 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
                      "hint #36\n\t" /* bti j: a no-op where there is no branch protection */
                      : "+r"(out), "+r"(in)
                      :
-                     : "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13", "x14", "x15", "x16",
-                       "x17", CONC__X18 "x19", "x20", "x21", "x22", "x23", "x24", "x25", "x26", "x27", "x28", "x30",
-                       "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14",
-                       "v15", "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27", "v28",
-                       "v29", "v30", "v31", "cc", "memory" CONC__MORE_CLOBBERS);
+                     : "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13",
+                       "x14", "x15", "x16", "x17", CONC__X18 "x19", "x20", "x21", "x22", "x23",
+                       "x24", "x25", "x26", "x27", "x28", "x30", "v0", "v1", "v2", "v3", "v4", "v5",
+                       "v6", "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15", "v16",
+                       "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27",
+                       "v28", "v29", "v30", "v31", "cc", "memory" CONC__MORE_CLOBBERS);
 }
 
 CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*entry)(void))
@@ -1112,10 +1209,10 @@ CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*en
 
 #define CONC__BOTTOM() CONC__CFI("ra")
 #ifdef __riscv_flen
-#define CONC__MORE_CLOBBERS                                                                                      \
-    , "ft0", "ft1", "ft2", "ft3", "ft4", "ft5", "ft6", "ft7", "ft8", "ft9", "ft10", "ft11", "fa0", "fa1", "fa2", \
-        "fa3", "fa4", "fa5", "fa6", "fa7", "fs0", "fs1", "fs2", "fs3", "fs4", "fs5", "fs6", "fs7", "fs8", "fs9", \
-        "fs10", "fs11"
+#define CONC__MORE_CLOBBERS                                                                        \
+    , "ft0", "ft1", "ft2", "ft3", "ft4", "ft5", "ft6", "ft7", "ft8", "ft9", "ft10", "ft11", "fa0", \
+        "fa1", "fa2", "fa3", "fa4", "fa5", "fa6", "fa7", "fs0", "fs1", "fs2", "fs3", "fs4", "fs5", \
+        "fs6", "fs7", "fs8", "fs9", "fs10", "fs11"
 #else
 #define CONC__MORE_CLOBBERS
 #endif
@@ -1136,8 +1233,9 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
                      "1:\n\t"
                      : "+r"(out), "+r"(in)
                      :
-                     : "ra", "t0", "t1", "t2", "t3", "t4", "t5", "t6", "a2", "a3", "a4", "a5", "a6", "a7", "s1", "s2",
-                       "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11", "memory" CONC__MORE_CLOBBERS);
+                     : "ra", "t0", "t1", "t2", "t3", "t4", "t5", "t6", "a2", "a3", "a4", "a5", "a6",
+                       "a7", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11",
+                       "memory" CONC__MORE_CLOBBERS);
 }
 
 CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*entry)(void))
@@ -1151,7 +1249,8 @@ CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*en
 #endif
 #endif
 
-/* Intel's shadow stack knows only calls and returns: under it these switches would kill the program. */
+/* Intel's shadow stack knows only calls and returns: under it these switches would kill the
+ * program. */
 CONC__PRIVATE bool conc__shadow_stack(void)
 {
 #if defined __x86_64__ && !CONC__UCONTEXT
@@ -1180,7 +1279,10 @@ static inline void conc__fpu_load(const conc__fpu *f)
 #elif defined CONC_SAVE_FPU && defined __aarch64__
 typedef uint64_t conc__fpu;
 static inline void conc__fpu_save(conc__fpu *f) { __asm__ volatile("mrs %0, fpcr" : "=r"(*f)); }
-static inline void conc__fpu_load(const conc__fpu *f) { __asm__ volatile("msr fpcr, %0" : : "r"(*f)); }
+static inline void conc__fpu_load(const conc__fpu *f)
+{
+    __asm__ volatile("msr fpcr, %0" : : "r"(*f));
+}
 #elif defined CONC_SAVE_FPU && defined __riscv_flen
 typedef uint64_t conc__fpu;
 static inline void conc__fpu_save(conc__fpu *f) { __asm__ volatile("frrm %0" : "=r"(*f)); }
@@ -1191,14 +1293,17 @@ static inline void conc__fpu_save(conc__fpu *f) { (void)f; }
 static inline void conc__fpu_load(const conc__fpu *f) { (void)f; }
 #endif
 
-/* ---- >>types -------------------------------------------------------------------------------------------------- */
+/* ---- >>types -------------------------------------------------------------------------------- */
 
 /* Why a task waits. */
 typedef struct conc__wait_kind {
-    const char *what;                                /* "joins": the dump's words, with whom() behind them */
-    const char *brief;                               /* the trace's, when those make no sense alone; NULL: what */
+    /* "joins": the dump's words, with whom() behind them */
+    const char *what;
+    /* the trace's, when those make no sense alone; NULL: what */
+    const char *brief;
     void (*whom)(FILE *out, const conc__wait *wait); /* NULL: the words suffice */
-    bool (*cancel)(conc__wait *wait); /* a cancel came: true, wake it; false, it goes on. NULL: goes on */
+    /* a cancel came: true, wake it; false, it goes on. NULL: goes on */
+    bool (*cancel)(conc__wait *wait);
     /* one of several waits of its task comes first: the others are over. NULL: the only one */
     void (*won)(conc__wait *wait);
     /* the task that alone could end it. NULL: nobody in particular */
@@ -1303,14 +1408,17 @@ typedef struct conc__fd {
     uint64_t file;                /* poll(2): which file it was when the wait began */
     uint32_t life;                /* how often conc opened or closed the number */
     unsigned closings;            /* of any thread, when it was last known to be what conc opened */
-    uint32_t stamp;               /* what the kernel's events carry; another number for each life and arming */
+    /* what the kernel's events carry; another number for each life and arming */
+    uint32_t stamp;
     int number;
-    bool owned;      /* conc opened it: a non-blocking socket, registered edge-triggered with its first wait */
+    /* conc opened it: a non-blocking socket, registered edge-triggered with its first wait */
+    bool owned;
     bool registered; /* epoll knows it (and if it is not owned, may have fired since) */
     bool tcp;        /* a short read has taken everything */
     bool drained;    /* there was nothing left to read, and no event came since */
     bool foreign;    /* not owned when it came into the list of those that are waited for */
-    bool special;    /* end of file or urgent data came: what a short read means is not certain any more */
+    /* end of file or urgent data came: what a short read means is not certain any more */
+    bool special;
 } conc__fd;
 
 enum { CONC__FDS = 64 }; /* in each block of the table */
@@ -1322,11 +1430,12 @@ typedef struct conc__spare {
 
 struct conc__backend;
 
-typedef void conc__switch_fn(conc_loop *l, conc__stack *from, void **from_context, conc__stack *to, void **to_context);
+typedef void conc__switch_fn(conc_loop *l, conc__stack *from, void **from_context, conc__stack *to,
+                             void **to_context);
 
 struct conc_loop {
-    /* what a switch touches; neighbours are not written together, as a compiler would then join the writes in a vector
-     * register, and the next read wait longer for it */
+    /* what a switch touches; neighbours are not written together, as a compiler would then join
+     * the writes in a vector register, and the next read wait longer for it */
     conc_task *self; /* NULL while the scheduler runs */
     int *errno_at;
     conc_task *ready;
@@ -1336,9 +1445,11 @@ struct conc_loop {
     conc__switch_fn *switch_stacks;
 
     bool virtual_clock, seeded, debug, on_valgrind, doomed, over, refreshing;
-    bool stepwise; /* debug mode, or a trace is written: one task a pass, and each of its steps is measured */
+    /* debug mode, or a trace is written: one task a pass, and each of its steps is measured */
+    bool stepwise;
     conc_task *spinners, *last_spinner; /* they ignore their cancel, and wait for the next round */
-    uint64_t next_round; /* the pass in which it comes although other tasks are ready; each spinner puts it off */
+    /* the pass in which it comes although other tasks are ready; each spinner puts it off */
+    uint64_t next_round;
     conc_task *marked, *last_marked;
     conc__waits settlers;
     void (*call)(conc_loop *l, void *arg);
@@ -1371,18 +1482,21 @@ struct conc_loop {
     uint64_t spawned, finished; /* both counted from conc__first_serial */
     uint64_t most;              /* what `spawned` would be with as many tasks alive as ever were */
     uint64_t switches, passes, polls;
-    int64_t left;                 /* embedded: when the host went on */
-    int64_t began, idled;         /* when the run began; how long it slept since, on its clock */
-    int64_t stepped, ran, waited; /* stepwise: the running step's start; the sum of all; of all waits that are over */
-    bool step_over;               /* stepwise: the task that was resumed has ended */
-    conc__stack *left_stack;      /* whose stack this was, and from where on it was used; NULL: that is no matter */
+    int64_t left;         /* embedded: when the host went on */
+    int64_t began, idled; /* when the run began; how long it slept since, on its clock */
+    /* stepwise: the running step's start; the sum of all; of all waits that are over */
+    int64_t stepped, ran, waited;
+    bool step_over; /* stepwise: the task that was resumed has ended */
+    /* whose stack this was, and from where on it was used; NULL: that is no matter */
+    conc__stack *left_stack;
     char *left_used;
     struct conc__trace *trace;       /* NULL: none is written */
     struct conc__watchdog *watchdog; /* debug */
     struct conc__usage *usages;      /* debug: of stacks */
     conc__holding *opened;           /* debug: what is to be closed before the end */
     unsigned dumps;                  /* debug: SIGUSR2 came so often; */
-    bool dumps_taken, faults_taken;  /* conc's handlers for it and for SIGSEGV are installed for this run */
+    /* conc's handlers for it and for SIGSEGV are installed for this run */
+    bool dumps_taken, faults_taken;
     conc__wheel wheel;
 
     const struct conc__backend *backend;
@@ -1391,7 +1505,8 @@ struct conc_loop {
     size_t fd_blocks;
     conc__fd *watched, *last_watched;
     size_t watched_count, foreign_count, unverified;
-    bool stirred; /* since conc__verify was last called something ran that may have closed a descriptor */
+    /* since conc__verify was last called something ran that may have closed a descriptor */
+    bool stirred;
     int64_t verified, polled;
     struct pollfd *polls_for; /* poll(2) */
     size_t polls_room;
@@ -1408,7 +1523,8 @@ struct conc_loop {
     conc_signals *signals;
     int signal_waits, signal_slot, interrupted_by;
     unsigned interrupt_numbers; /* which of conc__interrupting are taken, a bit each */
-    bool interrupts, interrupted_late, winding_up, embedded, stepping, pipe_was_blocked, pipe_was_pending;
+    bool interrupts, interrupted_late, winding_up, embedded, stepping, pipe_was_blocked,
+        pipe_was_pending;
     void *signal_stack;
     atomic_bool signalled;
     atomic_int interrupt; /* a signal that is to cancel main_fn; 0: none */
@@ -1418,7 +1534,8 @@ struct conc_loop {
     _Atomic(conc__post *) posted;
     conc__post *last_posted;
     size_t holds;
-    bool asleep, closed, over_for_good; /* closed: posts are refused; over for good: the last release frees the loop */
+    /* closed: posts are refused; over for good: the last release frees the loop */
+    bool asleep, closed, over_for_good;
 };
 
 static CONC_TLS _Thread_local conc_loop *conc__here;
@@ -1430,8 +1547,10 @@ typedef struct conc__extension {
     conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none does */
     bool (*job_block)(int64_t ns);      /* conc_block in a job; false: none runs here */
     void (*job_fail)(int rc, const char *fmt, va_list args);
-    int (*resolve)(const char *text, struct conc__address **found); /* a host name: how many, for conc_free */
-    size_t (*jobs_queued)(void);                                    /* in all pools of the program */
+    /* a host name: how many, for conc_free */
+    int (*resolve)(const char *text, struct conc__address **found);
+    /* in all pools of the program */
+    size_t (*jobs_queued)(void);
 } conc__extension;
 
 static conc__extension conc__extended;
@@ -1464,7 +1583,7 @@ CONC__PRIVATE const char *conc__place_of(const char *spawned);
 CONC__PRIVATE void conc__describe(char *to, size_t size, const char *name, const char *spawned);
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place);
 
-/* ---- >>sanitizers --------------------------------------------------------------------------------------------- */
+/* ---- >>sanitizers --------------------------------------------------------------------------- */
 
 #if CONC__ASAN
 void __sanitizer_start_switch_fiber(void **frames, const void *low, size_t size);
@@ -1480,7 +1599,8 @@ void __tsan_destroy_fiber(void *fiber);
 void __tsan_switch_to_fiber(void *fiber, unsigned flags);
 #endif
 
-/* Called right before a jump: from this stack, NULL when it will not be returned to, to that one. */
+/* Called right before a jump: from this stack, NULL when it will not be returned to, to that
+ * one. */
 static inline __attribute__((always_inline)) void conc__leaving(conc__stack *from, conc__stack *to)
 {
 #if CONC__ASAN
@@ -1544,24 +1664,26 @@ static inline void conc__stack_ends(conc_loop *l, conc__stack *s)
     (void)s;
 }
 
-/* A client request, as valgrind.h documents them, without that header: instructions that do nothing elsewhere, and mean
- * a call to Valgrind under it. Returns 0 without Valgrind. */
+/* A client request, as valgrind.h documents them, without that header: instructions that do
+ * nothing elsewhere, and mean a call to Valgrind under it. Returns 0 without Valgrind. */
 CONC__COLD uintptr_t conc__valgrind(uintptr_t request, uintptr_t a, uintptr_t b)
 {
     volatile uintptr_t call[6] = {request, a, b, 0, 0, 0};
     uintptr_t result = 0;
 #if defined __x86_64__ && defined __LP64__ && defined __linux__
-    __asm__ volatile("rolq $3, %%rdi\n\trolq $13, %%rdi\n\trolq $61, %%rdi\n\trolq $51, %%rdi\n\txchgq %%rbx, %%rbx"
+    __asm__ volatile("rolq $3, %%rdi\n\trolq $13, %%rdi\n\trolq $61, %%rdi\n\trolq $51, "
+                     "%%rdi\n\txchgq %%rbx, %%rbx"
                      : "+d"(result)
                      : "a"(&call[0])
                      : "cc", "memory");
 #elif defined __aarch64__ && defined __LP64__ && defined __linux__
-    __asm__ volatile("mov x3, %0\n\tmov x4, %1\n\t"
-                     "ror x12, x12, #3\n\tror x12, x12, #13\n\tror x12, x12, #51\n\tror x12, x12, #61\n\t"
-                     "orr x10, x10, x10\n\tmov %0, x3"
-                     : "+r"(result)
-                     : "r"(&call[0])
-                     : "cc", "memory", "x3", "x4");
+    __asm__ volatile(
+        "mov x3, %0\n\tmov x4, %1\n\t"
+        "ror x12, x12, #3\n\tror x12, x12, #13\n\tror x12, x12, #51\n\tror x12, x12, #61\n\t"
+        "orr x10, x10, x10\n\tmov %0, x3"
+        : "+r"(result)
+        : "r"(&call[0])
+        : "cc", "memory", "x3", "x4");
 #endif
     (void)call;
     return result;
@@ -1580,11 +1702,15 @@ CONC__PRIVATE void conc__excuse(const void *handle, size_t size)
     conc__valgrind(CONC__VALGRIND_DEFINED, (uintptr_t)handle, size);
 }
 
-CONC__PRIVATE bool conc__on_valgrind(void) { return conc__valgrind(CONC__VALGRIND_RUNS, 0, 0) != 0; }
+CONC__PRIVATE bool conc__on_valgrind(void)
+{
+    return conc__valgrind(CONC__VALGRIND_RUNS, 0, 0) != 0;
+}
 
 CONC__PRIVATE void conc__stack_told(conc__stack *s)
 {
-    s->valgrind_id = (uint32_t)conc__valgrind(CONC__VALGRIND_STACK, (uintptr_t)s->low, (uintptr_t)s);
+    s->valgrind_id =
+        (uint32_t)conc__valgrind(CONC__VALGRIND_STACK, (uintptr_t)s->low, (uintptr_t)s);
 }
 
 CONC__PRIVATE void conc__stack_untold(const conc__stack *s)
@@ -1592,19 +1718,20 @@ CONC__PRIVATE void conc__stack_untold(const conc__stack *s)
     conc__valgrind(CONC__VALGRIND_NO_STACK, s->valgrind_id, 0);
 }
 
-/* The code that switches is inlined where speed counts, but not under sanitizers, which may need registers of their
- * own. */
+/* The code that switches is inlined where speed counts, but not under sanitizers, which may need
+ * registers of their own. */
 #if CONC__ASAN || CONC__TSAN || CONC__UCONTEXT || !defined __OPTIMIZE__
 #define CONC__SWITCHES static __attribute__((noinline))
 #else
 #define CONC__SWITCHES static inline __attribute__((always_inline))
 #endif
 
-/* On every way into a switch, fast ones apart, this is called through the loop's switch_stacks: GCC works out which
- * static variables a call can change, does not count what an asm statement might, and would keep others' changes from
- * a task that waits; a call through a pointer can change them all. */
-CONC__SWITCHES void conc__switch(conc_loop *l, conc__stack *from, void **from_context, conc__stack *to,
-                                 void **to_context)
+/* On every way into a switch, fast ones apart, this is called through the loop's switch_stacks:
+ * GCC works out which static variables a call can change, does not count what an asm statement
+ * might, and would keep others' changes from a task that waits; a call through a pointer can
+ * change them all. */
+CONC__SWITCHES void conc__switch(conc_loop *l, conc__stack *from, void **from_context,
+                                 conc__stack *to, void **to_context)
 {
     conc__fpu fpu;
     conc__fpu_save(&fpu);
@@ -1614,13 +1741,13 @@ CONC__SWITCHES void conc__switch(conc_loop *l, conc__stack *from, void **from_co
     conc__arrived(l, from);
 }
 
-CONC__PRIVATE void conc__switch_plainly(conc_loop *l, conc__stack *from, void **from_context, conc__stack *to,
-                                        void **to_context)
+CONC__PRIVATE void conc__switch_plainly(conc_loop *l, conc__stack *from, void **from_context,
+                                        conc__stack *to, void **to_context)
 {
     conc__switch(l, from, from_context, to, to_context);
 }
 
-/* ---- >>system ------------------------------------------------------------------------------------------------- */
+/* ---- >>system ------------------------------------------------------------------------------- */
 
 static inline int64_t conc__clock(void)
 {
@@ -1637,8 +1764,8 @@ CONC__PRIVATE void conc__doze(int64_t ns)
     errno = saved;
 }
 
-/* Seconds to nanoseconds, rounded up, where a product that is a rounding error above a whole number counts as that
- * number. Saturates. */
+/* Seconds to nanoseconds, rounded up, where a product that is a rounding error above a whole
+ * number counts as that number. Saturates. */
 static inline int64_t conc__ns(double s)
 {
     double ns = s * 1e9;
@@ -1656,7 +1783,8 @@ static inline int64_t conc__later(int64_t now, int64_t ns)
     return ns >= CONC__NEVER - 1 - now ? CONC__NEVER - 1 : now + ns;
 }
 
-CONC__PRIVATE uint64_t conc__mix(uint64_t *state) /* splitmix64, Sebastiano Vigna, public domain algorithm */
+/* splitmix64, Sebastiano Vigna, public domain algorithm */
+CONC__PRIVATE uint64_t conc__mix(uint64_t *state)
 {
     uint64_t z = (*state += 0x9e3779b97f4a7c15u);
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -1710,7 +1838,8 @@ CONC__PRIVATE int conc__processors(void)
 /* On one processor nobody comes while this thread looks. */
 CONC__PRIVATE bool conc__several_processors(void) { return conc__processors() > 1; }
 
-/* Is it worth to look for something before going to sleep? misses: how often in a row it was not. */
+/* Is it worth to look for something before going to sleep? misses: how often in a row it was
+ * not. */
 CONC__PRIVATE bool conc__looks(unsigned *misses)
 {
     return conc__several_processors() && (++*misses <= CONC__MISSES || *misses % 64 == 0);
@@ -1769,21 +1898,24 @@ CONC__PRIVATE void conc__unmap_pages(void *p, size_t size)
 }
 
 #ifdef __linux__
-/* Does a region fault that was just made to? An emulator may have taken it for advice that it can ignore. Asked once. */
+/* Does a region fault that was just made to? An emulator may have taken it for advice that it
+ * can ignore. Asked once. */
 CONC__PRIVATE bool conc__guard_holds(const char *region)
 {
     enum { HOLDS = 1, IGNORED };
     static atomic_int known;
     int answer = atomic_load_explicit(&known, memory_order_relaxed);
     if (!answer) {
-        answer = conc__on_valgrind() || (access(region, F_OK) < 0 && errno == EFAULT) ? HOLDS : IGNORED;
+        answer =
+            conc__on_valgrind() || (access(region, F_OK) < 0 && errno == EFAULT) ? HOLDS : IGNORED;
         atomic_store_explicit(&known, answer, memory_order_relaxed);
     }
     return answer == HOLDS;
 }
 #endif
 
-/* Makes n regions of size bytes, stride apart, fault when touched. False: the system has no more of them. */
+/* Makes n regions of size bytes, stride apart, fault when touched. False: the system has no more
+ * of them. */
 CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
 {
     enum { INSTALL = 102 }; /* MADV_GUARD_INSTALL, Linux 6.13: needs no mapping of its own */
@@ -1800,7 +1932,8 @@ CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
     return done == n;
 }
 
-/* A program may have been started without standard input or output: those numbers are not for the loop's own use. */
+/* A program may have been started without standard input or output: those numbers are not for
+ * the loop's own use. */
 CONC__PRIVATE int conc__not_standard(int fd)
 {
     if (fd < 0 || fd > 2)
@@ -1812,7 +1945,8 @@ CONC__PRIVATE int conc__not_standard(int fd)
 }
 
 /* Starts a thread that takes no signals: they are for the program's own. */
-CONC__PRIVATE int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attributes, void *(*fn)(void *), void *arg)
+CONC__PRIVATE int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attributes,
+                                     void *(*fn)(void *), void *arg)
 {
     sigset_t all, before;
     sigfillset(&all);
@@ -1871,16 +2005,20 @@ CONC__PRIVATE void conc__wake_drain(conc_loop *l)
     (void)n;
 }
 
-/* ---- >>poll --------------------------------------------------------------------------------------------------- */
+/* ---- >>poll --------------------------------------------------------------------------------- */
 
-/* How the loop waits for descriptors: same-named functions for each system call, of which a run uses one set. */
+/* How the loop waits for descriptors: same-named functions for each system call, of which a run
+ * uses one set. */
 typedef struct conc__backend {
     const char *name;
     int (*open)(conc_loop *l);
     void (*close)(conc_loop *l);
-    int (*watch)(conc_loop *l, conc__fd *f, int events); /* a task is going to wait. 1: it need not, f is a file */
-    bool (*rearm)(conc_loop *l, conc__fd *f); /* for who still waits; false: by now f is closed, or another file */
-    void (*wait)(conc_loop *l, int64_t ns);   /* at most so long, 0: only look, CONC__NEVER: no limit */
+    /* a task is going to wait. 1: it need not, f is a file */
+    int (*watch)(conc_loop *l, conc__fd *f, int events);
+    /* for who still waits; false: by now f is closed, or another file */
+    bool (*rearm)(conc_loop *l, conc__fd *f);
+    /* at most so long, 0: only look, CONC__NEVER: no limit */
+    void (*wait)(conc_loop *l, int64_t ns);
 } conc__backend;
 
 static inline int conc__milliseconds(int64_t ns)
@@ -1888,7 +2026,8 @@ static inline int conc__milliseconds(int64_t ns)
     return ns >= INT32_MAX * (int64_t)1000000 ? INT32_MAX : (int)((ns + 999999) / 1000000);
 }
 
-#if defined __linux__ && defined __LP64__ /* elsewhere the kernel's timespec is not the C library's */
+#if defined __linux__ && \
+    defined __LP64__ /* elsewhere the kernel's timespec is not the C library's */
 #define CONC__NS_WAITS 1
 #else
 #define CONC__NS_WAITS 0
@@ -1960,7 +2099,9 @@ CONC__PRIVATE void conc__poll_event(conc_loop *l, const struct pollfd *p)
     if ((p->revents & POLLNVAL) || (!f->owned && !conc__poll_rearm(l, f)))
         conc__fd_gone(l, f);
     else
-        conc__fd_event(l, f, (p->revents & POLLIN || both ? 1 : 0) | (p->revents & POLLOUT || both ? 2 : 0), both);
+        conc__fd_event(
+            l, f, (p->revents & POLLIN || both ? 1 : 0) | (p->revents & POLLOUT || both ? 2 : 0),
+            both);
 }
 
 CONC__PRIVATE void conc__poll_wait(conc_loop *l, int64_t ns)
@@ -1971,7 +2112,8 @@ CONC__PRIVATE void conc__poll_wait(conc_loop *l, int64_t ns)
         polls = l->polls_for;
         for (conc__fd *f = l->watched; f && n < l->polls_room; f = f->next) {
             int wanted = conc__fd_wanted(f);
-            short events = (short)((wanted & CONC_READABLE ? POLLIN : 0) | (wanted & CONC_WRITABLE ? POLLOUT : 0));
+            short events = (short)((wanted & CONC_READABLE ? POLLIN : 0) |
+                                   (wanted & CONC_WRITABLE ? POLLOUT : 0));
             polls[n++] = (struct pollfd){f->number, events, 0};
         }
     }
@@ -2007,7 +2149,8 @@ CONC__PRIVATE void conc__epoll_close(conc_loop *l)
         close(l->poll_fd);
 }
 
-/* Conc's own descriptors report every change, for ever; others' fire once, as close(2) takes them away unseen. */
+/* Conc's own descriptors report every change, for ever; others' fire once, as close(2) takes
+ * them away unseen. */
 CONC__PRIVATE int conc__epoll_control(const conc_loop *l, const conc__fd *f, int what, int events)
 {
     struct epoll_event e = {.data.u64 = (uint64_t)f->stamp << 32 | (uint32_t)f->number};
@@ -2024,7 +2167,8 @@ CONC__PRIVATE int conc__epoll_watch(conc_loop *l, conc__fd *f, int events)
     if (f->owned && f->registered)
         return 0;
     f->stamp++;
-    int rc = conc__epoll_control(l, f, f->registered ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, events | conc__fd_wanted(f));
+    int rc = conc__epoll_control(l, f, f->registered ? EPOLL_CTL_MOD : EPOLL_CTL_ADD,
+                                 events | conc__fd_wanted(f));
     if (rc == -ENOENT) { /* the number is another file's by now */
         conc__fd_gone(l, f);
         f->stamp++;
@@ -2060,7 +2204,8 @@ CONC__PRIVATE void conc__epoll_event(conc_loop *l, const struct epoll_event *e)
     conc__fd *f = conc__fd_find(l, (int)(uint32_t)e->data.u64);
     if (f && f->stamp == e->data.u64 >> 32) /* else one of an earlier life */
         conc__fd_event(l, f,
-                       (e->events & (EPOLLIN | EPOLLRDHUP) || both ? 1 : 0) | (e->events & EPOLLOUT || both ? 2 : 0),
+                       (e->events & (EPOLLIN | EPOLLRDHUP) || both ? 1 : 0) |
+                           (e->events & EPOLLOUT || both ? 2 : 0),
                        both || (e->events & (EPOLLRDHUP | EPOLLPRI)));
 }
 
@@ -2083,17 +2228,25 @@ static const conc__backend conc__epoll = {"epoll",           conc__epoll_open,  
 #define CONC__BEST_BACKEND conc__poll
 #endif
 
-/* ---- >>stacks ------------------------------------------------------------------------------------------------- */
+/* ---- >>stacks ------------------------------------------------------------------------------- */
 
-/* A stack lies in its slot of a slab as [guard | room for frames | the task, if it has no handle | conc__stack |
- * stagger]. The tops are staggered inside their page, and the stride is an odd number of pages, so that the busy parts
- * of many stacks fall into different sets of the caches and the TLB. */
+/* A stack lies in its slot of a slab as [guard | room for frames | the task, if it has no handle
+ * | conc__stack | stagger]. The tops are staggered inside their page, and the stride is an odd
+ * number of pages, so that the busy parts of many stacks fall into different sets of the caches
+ * and the TLB. */
 
-enum { CONC__CORE = offsetof(conc_task, name_copy), CONC__RECORD = sizeof(conc__stack), CONC__STAGGER = 64 * 47 };
+enum {
+    CONC__CORE = offsetof(conc_task, name_copy),
+    CONC__RECORD = sizeof(conc__stack),
+    CONC__STAGGER = 64 * 47
+};
 
 CONC__PRIVATE size_t conc__round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
-CONC__PRIVATE bool conc__stack_fits(size_t size) { return size >= CONC__LEAST_STACK && size <= SIZE_MAX / 128; }
+CONC__PRIVATE bool conc__stack_fits(size_t size)
+{
+    return size >= CONC__LEAST_STACK && size <= SIZE_MAX / 128;
+}
 
 CONC__PRIVATE conc__pool *conc__pool_for(conc_loop *l, size_t size)
 {
@@ -2105,7 +2258,8 @@ CONC__PRIVATE conc__pool *conc__pool_for(conc_loop *l, size_t size)
     conc__pool *p = conc__alloc(sizeof *p);
     if (!p)
         return NULL;
-    size_t page = conc__page(), pages = conc__round_up(size + CONC__CORE + CONC__RECORD + CONC__STAGGER, page) / page;
+    size_t page = conc__page(),
+           pages = conc__round_up(size + CONC__CORE + CONC__RECORD + CONC__STAGGER, page) / page;
     *p = (conc__pool){.next = l->pools, .size = size};
     p->guard = (pages % 2 ? 2 : 1) * page;
     p->stride = pages * page + p->guard;
@@ -2134,7 +2288,8 @@ CONC__PRIVATE conc__stack *conc__stack_at(const conc__slab *slab, int i)
 {
     conc__pool *p = slab->pool;
     size_t stagger = (size_t)(i % 48) * 64;
-    return (conc__stack *)(void *)(slab->base + (size_t)(i + 1) * p->stride - stagger - CONC__RECORD);
+    return (conc__stack *)(void *)(slab->base + (size_t)(i + 1) * p->stride - stagger -
+                                   CONC__RECORD);
 }
 
 CONC__PRIVATE void conc__slab_close(conc__slab *slab)
@@ -2155,7 +2310,8 @@ CONC__PRIVATE void conc__slab_guard(conc__slab *slab)
         n = p->per_slab - slab->guarded;
     if (!conc__guard(slab->base + (size_t)slab->guarded * p->stride, p->guard, p->stride, n) &&
         !atomic_exchange(&told, 1))
-        fprintf(stderr, "conc: the system has no more guard regions: stacks from here on go without one\n");
+        fprintf(stderr,
+                "conc: the system has no more guard regions: stacks from here on go without one\n");
     slab->guarded += n;
 }
 
@@ -2177,8 +2333,9 @@ CONC__COLD conc__stack *conc__stack_carve(conc__pool *p)
     return s;
 }
 
-/* Where the frames begin, from above, and what lives on a stack itself begins from below: a task, or a generator. With
- * the same place for all, what Valgrind knows of a stack holds for its next user. */
+/* Where the frames begin, from above, and what lives on a stack itself begins from below: a
+ * task, or a generator. With the same place for all, what Valgrind knows of a stack holds for
+ * its next user. */
 static inline char *conc__stack_top(conc__stack *s) { return (char *)s - CONC__CORE; }
 
 static inline conc__stack *conc__stack_take(conc__pool *p)
@@ -2202,12 +2359,14 @@ CONC__COLD void conc__tell_overflow(const conc_task *t, const conc__stack *s)
     size_t size = s->pool->size;
     if (t)
         conc__describe(name, sizeof name, t->name, t->spawned);
-    conc__say(text,
-              snprintf(text, sizeof text,
-                       "conc: stack overflow: %s used all %zu bytes of %s: raise conc_options.stack_size, "
-                       "conc_group.stack_size, or CONC_STACK=%zu in the environment\n",
-                       name, size, s->has_generator ? "its generator's stack" : "its stack", size * 2),
-              sizeof text);
+    conc__say(
+        text,
+        snprintf(
+            text, sizeof text,
+            "conc: stack overflow: %s used all %zu bytes of %s: raise conc_options.stack_size, "
+            "conc_group.stack_size, or CONC_STACK=%zu in the environment\n",
+            name, size, s->has_generator ? "its generator's stack" : "its stack", size * 2),
+        sizeof text);
 }
 
 static inline void conc__stack_give(conc_loop *l, conc__stack *s)
@@ -2245,8 +2404,8 @@ CONC__PRIVATE void conc__pool_count(conc__pool *p)
         s->slab->unused++;
 }
 
-/* Gives back what a burst needed: stacks are reused newest first, so a slab that nobody used for a while was for the
- * burst. True: there will be more to give back. */
+/* Gives back what a burst needed: stacks are reused newest first, so a slab that nobody used for
+ * a while was for the burst. True: there will be more to give back. */
 CONC__PRIVATE bool conc__pool_trim(conc__pool *p, int looks)
 {
     enum { LONG = 8 };
@@ -2288,16 +2447,18 @@ CONC__PRIVATE void conc__stacks_close(conc_loop *l)
     }
 }
 
-/* ---- >>timers ------------------------------------------------------------------------------------------------- */
+/* ---- >>timers ------------------------------------------------------------------------------- */
 
-/* A hierarchical timing wheel (Varghese and Lauck, "Hashed and Hierarchical Timing Wheels", 1987) over all 64 bits of
- * a nanosecond clock, six bits a level. A timer lies at the level of the highest digit in which its time and the
- * elapsed time differ, in the slot of that digit: so levels expire from the lowest up, a timer moves down at most ten
- * times, and timers of one time are always in one slot, in the order of arming. */
+/* A hierarchical timing wheel (Varghese and Lauck, "Hashed and Hierarchical Timing Wheels",
+ * 1987) over all 64 bits of a nanosecond clock, six bits a level. A timer lies at the level of
+ * the highest digit in which its time and the elapsed time differ, in the slot of that digit: so
+ * levels expire from the lowest up, a timer moves down at most ten times, and timers of one time
+ * are always in one slot, in the order of arming. */
 
 CONC__PRIVATE bool conc__armed(const conc__timer *t) { return t->next != NULL; }
 
-/* A timer keeps this place while the elapsed time moves: it is moved down when its digit is reached. */
+/* A timer keeps this place while the elapsed time moves: it is moved down when its digit is
+ * reached. */
 static inline int conc__wheel_level(const conc__wheel *w, const conc__timer *t)
 {
     return (63 - __builtin_clzll(((uint64_t)t->at ^ w->elapsed) | 1)) / 6;
@@ -2357,11 +2518,13 @@ static inline void conc__disarm(conc_loop *l, conc__timer *t)
     l->wheel.count--;
 }
 
-/* The first occupied slot: the time at which it begins, its level and number. False: no timer is armed. */
+/* The first occupied slot: the time at which it begins, its level and number. False: no timer is
+ * armed. */
 CONC__PRIVATE bool conc__wheel_first(const conc__wheel *w, uint64_t *start, int *level, int *slot)
 {
     for (int i = 0; i < CONC__LEVELS; i++)
-        if (w->occupied[i]) { /* those of this level lie ahead of the elapsed digit, so the lowest bit is the first */
+        /* those of this level lie ahead of the elapsed digit, so the lowest bit is the first */
+        if (w->occupied[i]) {
             int shift = i * 6;
             *level = i;
             *slot = __builtin_ctzll(w->occupied[i]);
@@ -2388,7 +2551,8 @@ CONC__PRIVATE void conc__wheel_cascade(conc__wheel *w, uint64_t start, int level
     }
 }
 
-/* Fires every timer that is due, in the order of time and arming, and moves the elapsed time to now. */
+/* Fires every timer that is due, in the order of time and arming, and moves the elapsed time to
+ * now. */
 CONC__PRIVATE void conc__wheel_advance(conc_loop *l, int64_t now)
 {
     conc__wheel *w = &l->wheel;
@@ -2407,7 +2571,8 @@ CONC__PRIVATE void conc__wheel_advance(conc_loop *l, int64_t now)
         w->elapsed = (uint64_t)now;
 }
 
-/* A time not after the first timer's, and before it only when many timers share a slot; CONC__NEVER without one. */
+/* A time not after the first timer's, and before it only when many timers share a slot;
+ * CONC__NEVER without one. */
 CONC__PRIVATE int64_t conc__wheel_next(const conc__wheel *w)
 {
     uint64_t start;
@@ -2425,7 +2590,7 @@ CONC__PRIVATE int64_t conc__wheel_next(const conc__wheel *w)
     return least;
 }
 
-/* ---- >>scheduler ---------------------------------------------------------------------------------------------- */
+/* ---- >>scheduler ---------------------------------------------------------------------------- */
 
 static inline void conc__make_ready(conc_loop *l, conc_task *t)
 {
@@ -2465,8 +2630,9 @@ CONC__PRIVATE void conc__pass(conc_loop *l)
     conc__leave(l);
 }
 
-/* A cancelled task wants to wait. It gets its -ECANCELED after the others had their turn; one that has ignored many
- * only when nothing else is ready, or now and then, and does not hold the virtual clock. */
+/* A cancelled task wants to wait. It gets its -ECANCELED after the others had their turn; one
+ * that has ignored many only when nothing else is ready, or now and then, and does not hold the
+ * virtual clock. */
 CONC__COLD int conc__refuse(conc_loop *l)
 {
     conc_task *self = l->self;
@@ -2478,8 +2644,10 @@ CONC__COLD int conc__refuse(conc_loop *l)
         *(l->spinners ? &l->last_spinner->next : &l->spinners) = self;
         l->last_spinner = self;
         l->next_round += 4;
-        if (l->debug && self->cancels_in_a_row < CONC__STUBBORN && ++self->cancels_in_a_row == CONC__STUBBORN)
-            conc__misused(0, "it was cancelled", "1000 calls in a row returned -ECANCELED, and it goes on",
+        if (l->debug && self->cancels_in_a_row < CONC__STUBBORN &&
+            ++self->cancels_in_a_row == CONC__STUBBORN)
+            conc__misused(0, "it was cancelled",
+                          "1000 calls in a row returned -ECANCELED, and it goes on",
                           self->name == self->spawned ? NULL : conc__place_of(self->spawned));
         conc__leave(l);
     }
@@ -2510,8 +2678,12 @@ static inline conc_loop *conc__in_task_of(const char *call)
     return CONC__UNLIKELY(!l || !l->self) ? conc__not_in_task(call) : l;
 }
 
-/* At the start of a checkpoint, after its arguments were looked at: 0, or -ECANCELED when a cancel is pending. */
-static inline int conc__checkpoint(conc_loop *l) { return CONC__UNLIKELY(l->self->pending) ? conc__refuse(l) : 0; }
+/* At the start of a checkpoint, after its arguments were looked at: 0, or -ECANCELED when a
+ * cancel is pending. */
+static inline int conc__checkpoint(conc_loop *l)
+{
+    return CONC__UNLIKELY(l->self->pending) ? conc__refuse(l) : 0;
+}
 
 /* A checkpoint that need not wait: after many of them in a row the others get their turn. */
 static inline void conc__quick(conc_loop *l)
@@ -2534,13 +2706,14 @@ CONC__COLD int conc__yield_slowly(void)
     return l->self->pending ? -ECANCELED : 0;
 }
 
-/* Compiled in line where it is called in this file: a task that returns from a call which another task left does so
- * against the processor's return predictor. */
+/* Compiled in line where it is called in this file: a task that returns from a call which
+ * another task left does so against the processor's return predictor. */
 CONC__SWITCHES int conc__yield(void)
 {
     conc_loop *l = conc__here;
     conc_task *self, *next;
-    if (CONC__UNLIKELY(!l || !(self = l->self) || self->pending || !(next = l->ready) || l->turns <= 0))
+    if (CONC__UNLIKELY(!l || !(self = l->self) || self->pending || !(next = l->ready) ||
+                       l->turns <= 0))
         return conc__yield_slowly();
     l->turns--;
     self->next = NULL;
@@ -2557,7 +2730,8 @@ CONC__SWITCHES int conc__yield(void)
 CONC_API int conc_yield(void) { return conc__yield(); }
 #define conc_yield() conc__yield()
 
-/* Runs fn between two tasks, on the thread's own stack, while the caller stands still; in the scheduler, at once. */
+/* Runs fn between two tasks, on the thread's own stack, while the caller stands still; in the
+ * scheduler, at once. */
 CONC__PRIVATE void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *arg), void *arg)
 {
     conc_task *self = l->self;
@@ -2588,8 +2762,9 @@ CONC__PRIVATE void conc__tell_misuse(conc_loop *l, void *arg)
             m->place ? ": " : "", m->place ? m->place : "");
 }
 
-/* A call was wrong, and had no effect: rc. In debug mode that is said, with the object's place (NULL: it has none); on a
- * thread without a run, where a run of another thread is in debug mode. */
+/* A call was wrong, and had no effect: rc. In debug mode that is said, with the object's place
+ * (NULL: it has none); on a thread without a run, where a run of another thread is in debug
+ * mode. */
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place)
 {
     conc_loop *l = conc__here;
@@ -2597,7 +2772,8 @@ CONC__COLD int conc__misused(int rc, const char *call, const char *why, const ch
         conc__misuse m = {l->self, call, why, place};
         conc__on_loop(l, conc__tell_misuse, &m);
     } else if (!l && atomic_load_explicit(&conc__debug_runs, memory_order_relaxed)) {
-        fprintf(stderr, "conc: a thread without a run: %s: %s; conc_post runs it on the loop\n", call, why);
+        fprintf(stderr, "conc: a thread without a run: %s: %s; conc_post runs it on the loop\n",
+                call, why);
     }
     return rc;
 }
@@ -2644,7 +2820,10 @@ CONC__PRIVATE void conc__advance(conc_loop *l, int64_t now)
 }
 
 /* Does a task wait for something from outside that needs no hold? */
-CONC__PRIVATE bool conc__expects(const conc_loop *l) { return l->watched || l->signal_waits || l->awaited; }
+CONC__PRIVATE bool conc__expects(const conc_loop *l)
+{
+    return l->watched || l->signal_waits || l->awaited;
+}
 
 /* Looks for events, without waiting. */
 CONC__PRIVATE void conc__poll_now(conc_loop *l)
@@ -2654,11 +2833,16 @@ CONC__PRIVATE void conc__poll_now(conc_loop *l)
     l->backend->wait(l, 0);
 }
 
-/* Are there jobs for which the virtual clock stands still? What one led to is posted before it counts no more. */
-static inline bool conc__at_work(conc_loop *l) { return atomic_load_explicit(&l->at_work, memory_order_acquire) > 0; }
+/* Are there jobs for which the virtual clock stands still? What one led to is posted before it
+ * counts no more. */
+static inline bool conc__at_work(conc_loop *l)
+{
+    return atomic_load_explicit(&l->at_work, memory_order_acquire) > 0;
+}
 
-/* Whoever is at work for a task here may be done before this thread could fall asleep and be woken, which takes 50 us: so
- * it is looked for a little first, unless that was in vain the last times. */
+/* Whoever is at work for a task here may be done before this thread could fall asleep and be
+ * woken, which takes 50 us: so it is looked for a little first, unless that was in vain the last
+ * times. */
 CONC__PRIVATE bool conc__linger(conc_loop *l, int64_t ns, bool for_work)
 {
     int64_t start = conc__clock(), most = ns < CONC__PATIENCE ? ns : CONC__PATIENCE;
@@ -2684,11 +2868,13 @@ CONC__PRIVATE bool conc__linger(conc_loop *l, int64_t ns, bool for_work)
 
 CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
 {
-    if (l->awaited && ns > 0 && !l->woke && conc__looks(&l->misses) && conc__linger(l, ns, for_work))
+    if (l->awaited && ns > 0 && !l->woke && conc__looks(&l->misses) &&
+        conc__linger(l, ns, for_work))
         return;
     pthread_mutex_lock(&l->mutex);
-    bool sleeps = l->asleep = !l->posted && ns != 0 && (!for_work || conc__at_work(l)) &&
-                              (ns != CONC__NEVER || l->holds || conc__expects(l)); /* else nothing could wake it */
+    bool sleeps = l->asleep =
+        !l->posted && ns != 0 && (!for_work || conc__at_work(l)) &&
+        (ns != CONC__NEVER || l->holds || conc__expects(l)); /* else nothing could wake it */
     pthread_mutex_unlock(&l->mutex);
     if (CONC__UNLIKELY(l->trace && sleeps))
         conc__trace_catch_up(l);
@@ -2728,8 +2914,9 @@ CONC__PRIVATE int64_t conc__trim(conc_loop *l)
     return l->to_trim ? TRIM : CONC__NEVER;
 }
 
-/* close(2) takes a descriptor that conc has not opened away from who waits for it, and tells nobody. So when the loop has
- * become quiet, all of them are looked at once, some at a time. Returns the time until it wants to be called again. */
+/* close(2) takes a descriptor that conc has not opened away from who waits for it, and tells
+ * nobody. So when the loop has become quiet, all of them are looked at once, some at a time.
+ * Returns the time until it wants to be called again. */
 CONC__PRIVATE int64_t conc__verify(conc_loop *l)
 {
     enum { EVERY = 250000000, AT_ONCE = 512 };
@@ -2753,7 +2940,8 @@ CONC__PRIVATE int64_t conc__verify(conc_loop *l)
     return l->unverified ? EVERY : CONC__NEVER;
 }
 
-/* Nothing can run: something has to come from the clock or from outside, else every task waits for ever. */
+/* Nothing can run: something has to come from the clock or from outside, else every task waits
+ * for ever. */
 CONC__PRIVATE void conc__idle(conc_loop *l)
 {
     int64_t next = conc__wheel_next(&l->wheel), limit;
@@ -2810,7 +2998,8 @@ CONC__PRIVATE void conc__glance(conc_loop *l)
     }
 }
 
-/* Reads the clock and fires what is due; the virtual clock moves elsewhere. Without timers the loop's time may lag. */
+/* Reads the clock and fires what is due; the virtual clock moves elsewhere. Without timers the
+ * loop's time may lag. */
 CONC__PRIVATE void conc__look(conc_loop *l)
 {
     if (!l->virtual_clock && (l->wheel.count || l->passes % 16 == 0))
@@ -2863,7 +3052,7 @@ CONC__PRIVATE void conc__schedule(conc_loop *l)
         conc__pass_once(l);
 }
 
-/* ---- >>waits -------------------------------------------------------------------------------------------------- */
+/* ---- >>waits -------------------------------------------------------------------------------- */
 
 CONC__PRIVATE void conc__append(conc__waits *list, conc__wait *w)
 {
@@ -2883,12 +3072,14 @@ CONC__PRIVATE void conc__unlink(conc__wait *w)
     w->list = NULL;
 }
 
-/* A scope that lies below the frame of a call into conc, on the same stack, belongs to a function that has returned. */
+/* A scope that lies below the frame of a call into conc, on the same stack, belongs to a
+ * function that has returned. */
 static inline void conc__find_lost(conc_loop *l, const void *frame)
 {
     conc_task *self = l->self;
     char *low = self->stack->low;
-    if (CONC__UNLIKELY(self->scope && (uintptr_t)((char *)self->scope - low) < (uintptr_t)((const char *)frame - low)))
+    if (CONC__UNLIKELY(self->scope && (uintptr_t)((char *)self->scope - low) <
+                                          (uintptr_t)((const char *)frame - low)))
         conc__lost(l, self, "a function returned");
 }
 
@@ -2935,7 +3126,10 @@ CONC__PRIVATE conc__sleeper *conc__sleeper_of(conc__timer *t)
     return (conc__sleeper *)(void *)((char *)t - offsetof(conc__sleeper, timer));
 }
 
-CONC__PRIVATE void conc__sleep_over(conc__timer *t) { conc__wake(conc__here, &conc__sleeper_of(t)->wait, 0); }
+CONC__PRIVATE void conc__sleep_over(conc__timer *t)
+{
+    conc__wake(conc__here, &conc__sleeper_of(t)->wait, 0);
+}
 
 CONC__PRIVATE bool conc__sleep_cancel(conc__wait *w)
 {
@@ -2969,7 +3163,10 @@ CONC__FAST int conc__sleep_to(conc_loop *l, int64_t at)
     return conc__park(l, &s.wait);
 }
 
-static inline int64_t conc__time(const conc_loop *l) { return l->virtual_clock ? l->now : conc__clock(); }
+static inline int64_t conc__time(const conc_loop *l)
+{
+    return l->virtual_clock ? l->now : conc__clock();
+}
 
 CONC_API double conc_now(void)
 {
@@ -3038,12 +3235,12 @@ CONC_API int conc_settle(void)
     return conc__park(l, &w);
 }
 
-/* ---- >>cancellation ------------------------------------------------------------------------------------------- */
+/* ---- >>cancellation ------------------------------------------------------------------------- */
 
-/* A scope is in effect when it is cancelled, or one around it is that no shield hides. Each scope knows (`effective`),
- * and each task knows it of its innermost scope (`pending`), which is all that a checkpoint looks at. A change spreads
- * inward through the scopes of its task; at a group it marks the children, whose turn comes from a list, so depth
- * costs no stack. */
+/* A scope is in effect when it is cancelled, or one around it is that no shield hides. Each
+ * scope knows (`effective`), and each task knows it of its innermost scope (`pending`), which is
+ * all that a checkpoint looks at. A change spreads inward through the scopes of its task; at a
+ * group it marks the children, whose turn comes from a list, so depth costs no stack. */
 
 enum { CONC__FRESH, CONC__OPEN, CONC__CLOSED };
 
@@ -3084,15 +3281,18 @@ CONC__PRIVATE void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
         conc__wake(l, w, -ECANCELED);
 }
 
-/* From scope s of task t inward (NULL: there is none), where `around` tells what comes from outside it. */
+/* From scope s of task t inward (NULL: there is none), where `around` tells what comes from
+ * outside it. */
 CONC__PRIVATE void conc__spread(conc_loop *l, conc_task *t, conc_scope *s, bool around)
 {
     for (; s; s = s->inner) {
         bool effective = s->cancel_called || (around && !s->shielded) || l->doomed;
-        if (effective == s->effective && !l->doomed) /* doom goes through what was cancelled before, too */
+        /* doom goes through what was cancelled before, too */
+        if (effective == s->effective && !l->doomed)
             return;
         s->effective = around = effective;
-        while (s->is_group && effective && conc__group_of(s)->room.first) /* who waits to spawn there is refused */
+        /* who waits to spawn there is refused */
+        while (s->is_group && effective && conc__group_of(s)->room.first)
             conc__wake(l, conc__group_of(s)->room.first, -ECANCELED);
         if (s->is_group)
             for (conc_task *child = conc__group_of(s)->children; child; child = child->younger)
@@ -3203,7 +3403,8 @@ CONC_API CONC__CALLED int conc__scope_begin(conc_scope *s, double timeout, const
     if (!l)
         return -EPERM;
     if (!s || __builtin_isnan(timeout) || s->state != CONC__FRESH)
-        return conc__misused(-EINVAL, "conc_scope_begin", "no number, or a scope that was used before", place);
+        return conc__misused(-EINVAL, "conc_scope_begin",
+                             "no number, or a scope that was used before", place);
     conc__find_lost(l, __builtin_frame_address(0));
     conc__scope_open(l, s, place);
     conc__set_limit(l, s, timeout);
@@ -3221,7 +3422,8 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
         return conc__misused(-EPERM, "conc_scope_end", "another task's scope", s->place);
     conc__find_lost(l, __builtin_frame_address(0));
     if (l->self->scope != s)
-        return conc__misused(-EINVAL, "conc_scope_end", "not the innermost, which is", l->self->place);
+        return conc__misused(-EINVAL, "conc_scope_end", "not the innermost, which is",
+                             l->self->place);
     bool mine = s->cancel_called && (s->shielded || !conc__cancelled_around(l, s)) && !l->doomed;
     conc__scope_close(l, s);
     if (rc != -ECANCELED || !mine)
@@ -3270,7 +3472,8 @@ CONC_API void conc_scope_shield(conc_scope *s, bool on)
     conc__scope_changed(l, s);
 }
 
-CONC__PRIVATE int conc__call_in_scope(double s, bool shielded, conc_fn *fn, void *arg, const char *place)
+CONC__PRIVATE int conc__call_in_scope(double s, bool shielded, conc_fn *fn, void *arg,
+                                      const char *place)
 {
     conc_scope scope = {0};
     if (!conc__in_task())
@@ -3295,7 +3498,8 @@ CONC_API int conc_shield(double grace, conc_fn *fn, void *arg)
     return conc__call_in_scope(grace, true, fn, arg, "the scope of conc_shield");
 }
 
-/* The scopes that apply, from the inside out: a task's own, then its group and what that lies in. */
+/* The scopes that apply, from the inside out: a task's own, then its group and what that lies
+ * in. */
 CONC__PRIVATE conc_scope *conc__innermost(const conc_task *t)
 {
     return t->scope ? t->scope : t->group ? &t->group->scope : NULL;
@@ -3331,23 +3535,28 @@ CONC_API bool conc_cancelled(void)
     return l && l->self->pending;
 }
 
-/* ---- >>spawning ----------------------------------------------------------------------------------------------- */
+/* ---- >>spawning ----------------------------------------------------------------------------- */
 
-enum { CONC__LIVE = 1, CONC__DONE = 2 }; /* a task's state; with the seal, so that storage that was never set is told */
+/* a task's state; with the seal, so that storage that was never set is told */
+enum { CONC__LIVE = 1, CONC__DONE = 2 };
 enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK };
 
-/* Ended tasks have another seal, and those in their group's list of finished ones a third: else what is left of a handle
- * on a stack would be a task again when a byte of it is overwritten. */
+/* Ended tasks have another seal, and those in their group's list of finished ones a third: else
+ * what is left of a handle on a stack would be a task again when a byte of it is overwritten. */
 enum { CONC__ENDED_SEAL = 0xffff, CONC__LISTED_SEAL = 0x5aa5 };
 
-CONC__PRIVATE uint16_t conc__seal(const conc_task *t) { return (uint16_t)((uintptr_t)t >> 4 ^ 0xc0de); }
+CONC__PRIVATE uint16_t conc__seal(const conc_task *t)
+{
+    return (uint16_t)((uintptr_t)t >> 4 ^ 0xc0de);
+}
 
 CONC__PRIVATE bool conc__is_task(const conc_task *t)
 {
     int broken = t ? t->seal ^ conc__seal(t) : -1;
     if (broken == 0)
         return t->state == CONC__LIVE;
-    return (broken == CONC__ENDED_SEAL || broken == (CONC__ENDED_SEAL ^ CONC__LISTED_SEAL)) && t->state == CONC__DONE;
+    return (broken == CONC__ENDED_SEAL || broken == (CONC__ENDED_SEAL ^ CONC__LISTED_SEAL)) &&
+           t->state == CONC__DONE;
 }
 
 CONC__PRIVATE void conc__task_main(void);
@@ -3356,8 +3565,8 @@ CONC__PRIVATE void conc__task_main(void);
 CONC__FAST uint64_t conc__first_serial(const conc_loop *l) { return l->run << 40; }
 
 /* Fills in a task; it is not in any list yet. */
-CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, conc__stack *stack, conc_fn *fn, void *arg,
-                                const char *spawned)
+CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, conc__stack *stack,
+                                conc_fn *fn, void *arg, const char *spawned)
 {
     t->loop = l;
     t->stack = stack;
@@ -3383,7 +3592,8 @@ CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, con
     t->arg = arg;
     t->name = t->spawned = spawned;
     if (CONC__UNLIKELY(t->locals))
-        __atomic_fetch_add(&t->locals->references, 1, __ATOMIC_RELAXED); /* jobs have it in other threads */
+        /* jobs have it in other threads */
+        __atomic_fetch_add(&t->locals->references, 1, __ATOMIC_RELAXED);
     t->serial = l->spawned++;
     if (CONC__UNLIKELY(l->spawned > l->most))
         l->most = l->spawned;
@@ -3431,9 +3641,10 @@ CONC__PRIVATE conc__pool *conc__pool_of(conc_loop *l, const conc_group *g)
     return l->pool;
 }
 
-/* A task of an open group, ready to run. handle NULL: it lives on its own stack. NULL: no memory. */
-CONC__FAST conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *handle, conc_fn *fn, void *arg,
-                                     const char *spawned)
+/* A task of an open group, ready to run. handle NULL: it lives on its own stack. NULL: no
+ * memory. */
+CONC__FAST conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *handle, conc_fn *fn,
+                                     void *arg, const char *spawned)
 {
     conc__pool *pool = conc__pool_of(l, g);
     conc__stack *stack = pool ? conc__stack_take(pool) : NULL;
@@ -3471,14 +3682,16 @@ CONC_API CONC__CALLED int conc__group_begin(conc_group *g, const char *place)
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    if (!g || g->scope.state != CONC__FRESH || g->limit < 0 || (g->stack_size && !conc__stack_fits(g->stack_size)))
+    if (!g || g->scope.state != CONC__FRESH || g->limit < 0 ||
+        (g->stack_size && !conc__stack_fits(g->stack_size)))
         return -EINVAL;
     conc__find_lost(l, __builtin_frame_address(0));
     conc__group_open(l, g, place);
     return 0;
 }
 
-/* The limit is reached: waits until a child's end hands its place over, which counts as live from then on. */
+/* The limit is reached: waits until a child's end hands its place over, which counts as live
+ * from then on. */
 CONC__PRIVATE int conc__wait_for_room(conc_loop *l, conc_group *g)
 {
     if (!l->self)
@@ -3530,7 +3743,8 @@ CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *spawne
     return 0;
 }
 
-/* If not, the storage gets a new task, and an error that the last one left no longer goes by its address. */
+/* If not, the storage gets a new task, and an error that the last one left no longer goes by its
+ * address. */
 CONC__COLD bool conc__handle_in_use(const conc_task *t)
 {
     if (conc__is_task(t) && (t->seal ^ conc__seal(t)) != CONC__ENDED_SEAL)
@@ -3541,8 +3755,8 @@ CONC__COLD bool conc__handle_in_use(const conc_task *t)
     return false;
 }
 
-CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *spawned, conc_fn *fn, void *arg,
-                              conc_task **out)
+CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *spawned, conc_fn *fn,
+                              void *arg, conc_task **out)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!l))
@@ -3577,8 +3791,8 @@ CONC_API CONC__CALLED int conc__spawn(conc_group *g, const char *spawned, conc_f
     return conc__spawn_in(g, NULL, spawned, fn, arg, &t);
 }
 
-CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, const char *spawned, conc_fn *fn,
-                                           void *arg)
+CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, const char *spawned,
+                                           conc_fn *fn, void *arg)
 {
     conc_task *t;
     if (!conc__here)
@@ -3649,7 +3863,8 @@ CONC_API int conc_started(int value)
         return -EPERM;
     conc__starter *s = l->self->sink;
     if (l->self->sink_kind != CONC__START_SINK || value < 0)
-        return conc__misused(-EINVAL, "conc_started", "not started by conc_start, said before, or negative", NULL);
+        return conc__misused(-EINVAL, "conc_started",
+                             "not started by conc_start, said before, or negative", NULL);
     if (s->given_up)
         return -ECANCELED;
     l->self->sink_kind = CONC__NO_SINK;
@@ -3657,7 +3872,7 @@ CONC_API int conc_started(int value)
     return 0;
 }
 
-/* ---- >>texts -------------------------------------------------------------------------------------------------- */
+/* ---- >>texts -------------------------------------------------------------------------------- */
 
 CONC__PRIVATE void conc__copy(char *to, size_t size, const char *from)
 {
@@ -3677,7 +3892,8 @@ CONC__PRIVATE char *conc__text_room(conc_task *t)
     return t->text;
 }
 
-/* The task has made or been told of an error: text NULL or "" if it has no words of its own; by: whose it was. */
+/* The task has made or been told of an error: text NULL or "" if it has no words of its own; by:
+ * whose it was. */
 CONC__PRIVATE void conc__tell(conc_task *t, int rc, const char *text, const char *by)
 {
     t->last_rc = rc;
@@ -3695,9 +3911,15 @@ CONC__PRIVATE const char *conc__origin(const conc_task *t, int rc)
 }
 
 /* The words that go with rc out of this task; "": none. */
-CONC__PRIVATE const char *conc__words(const conc_task *t, int rc) { return t->last_rc == rc && t->text ? t->text : ""; }
+CONC__PRIVATE const char *conc__words(const conc_task *t, int rc)
+{
+    return t->last_rc == rc && t->text ? t->text : "";
+}
 
-CONC__PRIVATE const char *conc__words_or(const char *words, int rc) { return *words ? words : conc_strerror(rc); }
+CONC__PRIVATE const char *conc__words_or(const char *words, int rc)
+{
+    return *words ? words : conc_strerror(rc);
+}
 
 CONC_API int conc_fail(int rc, const char *fmt, ...)
 {
@@ -3753,7 +3975,8 @@ CONC_API const char *conc_strerror(int rc)
     if (rc >= 0)
         return "success";
     const char *text = rc > -4096 ? strerror(-rc) : "Unknown error";
-    return strncmp(text, "Unknown", 7) == 0 ? "unknown error" : text; /* else it lies in a buffer that is used again */
+    /* else it lies in a buffer that is used again */
+    return strncmp(text, "Unknown", 7) == 0 ? "unknown error" : text;
 }
 
 CONC_API const char *conc_name(const conc_task *t) { return conc__is_task(t) ? t->name : NULL; }
@@ -3804,7 +4027,7 @@ CONC__PRIVATE void conc__describe(char *to, size_t size, const char *name, const
     }
 }
 
-/* ---- >>finishing ---------------------------------------------------------------------------------------------- */
+/* ---- >>finishing ---------------------------------------------------------------------------- */
 
 CONC__PRIVATE void conc__locals_release(conc__locals *locals)
 {
@@ -3826,7 +4049,8 @@ CONC__PRIVATE void conc__call_hook(conc_loop *l, void *arg)
 }
 
 /* An error that nobody collected. */
-CONC__PRIVATE void conc__report(conc_loop *l, const char *name, const char *spawned, int rc, const char *words)
+CONC__PRIVATE void conc__report(conc_loop *l, const char *name, const char *spawned, int rc,
+                                const char *words)
 {
     conc_failure f = {name, conc__place_of(spawned), conc__words_or(words, rc), rc};
     conc__on_loop(l, conc__call_hook, &f);
@@ -3864,8 +4088,8 @@ CONC__PRIVATE void conc__forget(conc_loop *l, const conc_task *t)
         }
 }
 
-/* The group's error is its first; later ones belong to whoever collects their task, or to on_error. True: it was the
- * first. */
+/* The group's error is its first; later ones belong to whoever collects their task, or to
+ * on_error. True: it was the first. */
 CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_task *t, int rc)
 {
     if (g->error_count++ == 0 && !g->background) {
@@ -3954,10 +4178,12 @@ CONC__PRIVATE void conc__fill_sink(conc_loop *l, conc_task *t)
         call->result = t->result;
         call->text[0] = 0;
         if (t->result < 0)
-            conc__copy(call->text, sizeof call->text, conc__words_or(conc__words(t, t->result), t->result));
+            conc__copy(call->text, sizeof call->text,
+                       conc__words_or(conc__words(t, t->result), t->result));
         t->collected = true;
-    } else if (t->sink_kind ==
-               CONC__START_SINK) { /* ended without conc_started: the starter's matter, not the group's */
+    } else if (
+        t->sink_kind ==
+        CONC__START_SINK) { /* ended without conc_started: the starter's matter, not the group's */
         conc__starter *s = t->sink;
         int rc = t->failed ? t->result : s->given_up || t->result < 0 ? -ECANCELED : -EINVAL;
         conc__tell(s->wait.task, rc, conc__words(t, rc), conc__origin(t, t->result));
@@ -4007,7 +4233,8 @@ CONC__COLD void conc__find_lost_signals(conc_loop *l, conc_task *t)
 }
 
 /* Debug: remembers something that is to be given back. Without memory only its report is lost. */
-CONC__COLD void conc__note(conc__holding **list, const void *object, const char *what, const char *place)
+CONC__COLD void conc__note(conc__holding **list, const void *object, const char *what,
+                           const char *place)
 {
     conc__holding *h = conc__alloc(sizeof *h);
     if (!h)
@@ -4031,14 +4258,16 @@ CONC__COLD void conc__tell_held(conc_task *t)
 {
     int saved = errno;
     for (conc__holding *h; (h = t->held);) {
-        fprintf(stderr, "conc: %s ended with %s that it acquired at %s\n", t->name, h->what, h->place);
+        fprintf(stderr, "conc: %s ended with %s that it acquired at %s\n", t->name, h->what,
+                h->place);
         t->held = h->next;
         CONC_FREE(h);
     }
     errno = saved;
 }
 
-/* The function of a task has returned. When this is over the stack is free, and the task too unless it has a handle. */
+/* The function of a task has returned. When this is over the stack is free, and the task too
+ * unless it has a handle. */
 static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
 {
     conc_group *g = t->group;
@@ -4085,7 +4314,8 @@ CONC__PRIVATE void conc__task_main(void)
     int rc = t->fn(t->arg);
     l = conc__here;
     if (CONC__UNLIKELY(!l)) {
-        fprintf(stderr, "conc: a task returned in a forked child, where its loop is dead; end the child with _exit\n");
+        fprintf(stderr, "conc: a task returned in a forked child, where its loop is dead; end the "
+                        "child with _exit\n");
         abort();
     }
     conc__finish(l, t, rc);
@@ -4104,10 +4334,12 @@ CONC__PRIVATE void conc__task_main(void)
     __builtin_unreachable();
 }
 
-/* ---- >>joining ------------------------------------------------------------------------------------------------ */
+/* ---- >>joining ------------------------------------------------------------------------------ */
 
-static const conc__wait_kind conc__joining = {
-    .what = "joins", .whom = conc__whom_task, .cancel = conc__cancel_plainly, .owner = conc__task_waited_for};
+static const conc__wait_kind conc__joining = {.what = "joins",
+                                              .whom = conc__whom_task,
+                                              .cancel = conc__cancel_plainly,
+                                              .owner = conc__task_waited_for};
 
 /* Somebody takes the result of a task that has ended. */
 CONC__PRIVATE void conc__collect(conc_loop *l, conc_task *t)
@@ -4173,7 +4405,7 @@ CONC_API conc_task *conc_self(void)
     return l ? l->self : NULL;
 }
 
-/* ---- >>grouping ----------------------------------------------------------------------------------------------- */
+/* ---- >>grouping ----------------------------------------------------------------------------- */
 
 CONC__PRIVATE void conc__whom_group(FILE *out, const conc__wait *w)
 {
@@ -4201,7 +4433,8 @@ CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
     }
 }
 
-/* The handles that nobody collected are free again; errors in them that are not the group's own go to on_error. */
+/* The handles that nobody collected are free again; errors in them that are not the group's own
+ * go to on_error. */
 CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
 {
     while (g->finished) {
@@ -4212,8 +4445,8 @@ CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
     }
 }
 
-/* Waits for the children of an open group, ends its scope, and returns what is to be returned when the body's result
- * was rc. */
+/* Waits for the children of an open group, ends its scope, and returns what is to be returned
+ * when the body's result was rc. */
 CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc)
 {
     do {
@@ -4237,13 +4470,15 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g)
     if (!l)
         return -EPERM;
     if (!g || g->scope.state == CONC__CLOSED)
-        return conc__misused(-EINVAL, "the end of a group", "it was closed before", g ? g->scope.place : NULL);
+        return conc__misused(-EINVAL, "the end of a group", "it was closed before",
+                             g ? g->scope.place : NULL);
     if (g->scope.state == CONC__FRESH)
         return 1;
     if (g->scope.task != l->self)
         return conc__misused(-EPERM, "the end of a group", "it is another task's", g->scope.place);
     if (l->self->scope != &g->scope)
-        return conc__misused(-EINVAL, "the end of a group", "something inside is still open", l->self->place);
+        return conc__misused(-EINVAL, "the end of a group", "something inside is still open",
+                             l->self->place);
     return 0;
 }
 
@@ -4315,7 +4550,7 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     return rc;
 }
 
-/* ---- >>gathering ---------------------------------------------------------------------------------------------- */
+/* ---- >>gathering ---------------------------------------------------------------------------- */
 
 /* What a gather or map runs, and where the results go. */
 typedef struct conc__batch {
@@ -4328,8 +4563,8 @@ typedef struct conc__batch {
     bool keep_going, seen; /* seen: the caller can read every result, so none is lost */
 } conc__batch;
 
-CONC__PRIVATE conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const conc__batch *b, size_t i,
-                                           const char *spawned)
+CONC__PRIVATE conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const conc__batch *b,
+                                           size_t i, const char *spawned)
 {
     conc_fn *fn = b->calls ? b->calls[i].fn : b->fn;
     void *arg = b->calls ? b->calls[i].arg : b->size ? b->args + i * b->size : b->args;
@@ -4363,7 +4598,8 @@ CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
     }
 }
 
-CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *b, const char *spawned)
+CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *b,
+                                               const char *spawned)
 {
     int rc = conc__checkpoint(l);
     if (rc)
@@ -4392,7 +4628,8 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
     return outside && g.cut_short ? -ECANCELED : 0;
 }
 
-CONC__PRIVATE int conc__run_calls(const char *spawned, conc_call *calls, size_t n, bool keep_going, bool seen)
+CONC__PRIVATE int conc__run_calls(const char *spawned, conc_call *calls, size_t n, bool keep_going,
+                                  bool seen)
 {
     conc_loop *l = conc__in_task();
     if (!l)
@@ -4437,7 +4674,8 @@ CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t coun
     return conc__run_map(spawned, &b);
 }
 
-CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size, int *results)
+CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size,
+                           int *results)
 {
     conc__batch b = {.fn = fn,
                      .args = args,
@@ -4449,7 +4687,7 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
     return conc__run_map(spawned, &b);
 }
 
-/* ---- >>keys --------------------------------------------------------------------------------------------------- */
+/* ---- >>keys --------------------------------------------------------------------------------- */
 
 CONC__PRIVATE conc__locals *conc__locals_with_room(const conc__locals *old, int count)
 {
@@ -4463,7 +4701,8 @@ CONC__PRIVATE conc__locals *conc__locals_with_room(const conc__locals *old, int 
     return fresh;
 }
 
-/* Where the running task's locals hang, or those of the job that runs on this thread; NULL: neither. */
+/* Where the running task's locals hang, or those of the job that runs on this thread; NULL:
+ * neither. */
 CONC__PRIVATE conc__locals **conc__locals_here(void)
 {
     conc_loop *l = conc__here;
@@ -4483,7 +4722,8 @@ CONC_API int conc_local_set(conc_local *key, const void *value)
     int i = 0, count = old ? old->count : 0;
     while (i < count && old->entries[i].key != key)
         i++;
-    if (i == count || __atomic_load_n(&old->references, __ATOMIC_ACQUIRE) > 1) { /* others see the old values: copy */
+    /* others see the old values: copy */
+    if (i == count || __atomic_load_n(&old->references, __ATOMIC_ACQUIRE) > 1) {
         now = conc__locals_with_room(old, count + (i == count));
         if (!now)
             return -ENOMEM;
@@ -4505,11 +4745,11 @@ CONC_API void *conc_local_get(conc_local *key)
     return NULL;
 }
 
-/* ---- >>generating --------------------------------------------------------------------------------------------- */
+/* ---- >>generating --------------------------------------------------------------------------- */
 
-/* The body of a generator runs in the task that consumes it, on a stack of its own: what it waits for, its
- * cancellation, its locals and errno are the consumer's. This lies at the top of that stack, so the body survives a
- * conc_gen that is gone. */
+/* The body of a generator runs in the task that consumes it, on a stack of its own: what it
+ * waits for, its cancellation, its locals and errno are the consumer's. This lies at the top of
+ * that stack, so the body survives a conc_gen that is gone. */
 typedef struct conc__gen {
     conc_gen face; /* what the body is given */
     struct conc__gen *next, *prev;
@@ -4519,9 +4759,10 @@ typedef struct conc__gen {
     void *arg;
     const void *emitted; /* where the item was put that the consumer copies; NULL: none */
     size_t item_size;
-    conc_task *consumer;       /* who is inside; NULL: nobody */
-    conc_scope *scope;         /* its innermost scope then */
-    struct conc__gen *used_by; /* the generator whose body asked last, which may be gone by now; NULL: a task */
+    conc_task *consumer; /* who is inside; NULL: nobody */
+    conc_scope *scope;   /* its innermost scope then */
+    /* the generator whose body asked last, which may be gone by now; NULL: a task */
+    struct conc__gen *used_by;
     int rc;
     bool started, ended, closing;
 } conc__gen;
@@ -4557,7 +4798,8 @@ CONC__PRIVATE conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
     return face && face->run == l->run ? face->body : NULL;
 }
 
-CONC_API int conc__gen_open(conc_gen *face, conc_gen_fn *fn, void *arg, size_t item_size, const char *place)
+CONC_API int conc__gen_open(conc_gen *face, conc_gen_fn *fn, void *arg, size_t item_size,
+                            const char *place)
 {
     conc_loop *l = conc__in_task();
     if (!l)
@@ -4567,11 +4809,16 @@ CONC_API int conc__gen_open(conc_gen *face, conc_gen_fn *fn, void *arg, size_t i
     conc__stack *stack = conc__stack_take(l->pool);
     if (!stack)
         return -ENOMEM;
-    _Static_assert(sizeof(conc__gen) <= CONC__CORE, "a generator lies where a task without a handle would");
+    _Static_assert(sizeof(conc__gen) <= CONC__CORE,
+                   "a generator lies where a task without a handle would");
     char *top = conc__stack_top(stack);
     conc__gen *g = (conc__gen *)(void *)top;
-    *g = (conc__gen){
-        .face = {g, l->run}, .next = l->generators, .stack = stack, .fn = fn, .arg = arg, .item_size = item_size};
+    *g = (conc__gen){.face = {g, l->run},
+                     .next = l->generators,
+                     .stack = stack,
+                     .fn = fn,
+                     .arg = arg,
+                     .item_size = item_size};
     if (l->generators)
         l->generators->prev = g;
     l->generators = g;
@@ -4723,12 +4970,13 @@ CONC__PRIVATE void conc__close_generators(conc_loop *l)
     }
 }
 
-/* ---- >>watching ----------------------------------------------------------------------------------------------- */
+/* ---- >>watching ----------------------------------------------------------------------------- */
 
 CONC__PRIVATE conc__fd *conc__fd_find(const conc_loop *l, int number)
 {
     size_t block = (size_t)number / CONC__FDS;
-    return number >= 0 && block < l->fd_blocks && l->fds[block] ? &l->fds[block][number % CONC__FDS] : NULL;
+    return number >= 0 && block < l->fd_blocks && l->fds[block] ? &l->fds[block][number % CONC__FDS]
+                                                                : NULL;
 }
 
 CONC__PRIVATE bool conc__fds_grow(conc_loop *l, size_t blocks)
@@ -4744,7 +4992,8 @@ CONC__PRIVATE bool conc__fds_grow(conc_loop *l, size_t blocks)
     return true;
 }
 
-/* The table's entry, made when there is none. NULL: no memory. The number is an open descriptor's. */
+/* The table's entry, made when there is none. NULL: no memory. The number is an open
+ * descriptor's. */
 CONC__PRIVATE conc__fd *conc__fd_of(conc_loop *l, int number)
 {
     size_t block = (size_t)number / CONC__FDS;
@@ -4769,8 +5018,9 @@ CONC__PRIVATE uint32_t conc__life(const conc_loop *l, int number)
     return f ? f->life : 0;
 }
 
-/* How often conc_close was called, in all threads, for numbers with the same remainder. A descriptor that conc opened may
- * be handed to another thread and closed there, and its number then be another file's in this one. */
+/* How often conc_close was called, in all threads, for numbers with the same remainder. A
+ * descriptor that conc opened may be handed to another thread and closed there, and its number
+ * then be another file's in this one. */
 static atomic_uint conc__closings[1024];
 
 CONC__PRIVATE atomic_uint *conc__closings_of(int number)
@@ -4843,7 +5093,8 @@ CONC__PRIVATE void conc__fd_wake(conc_loop *l, conc__fd *f, int events, int resu
         conc__fd_unlist(l, f);
 }
 
-/* The kernel says that f is ready for this. special: end of file, urgent data or an error may be a part of it. */
+/* The kernel says that f is ready for this. special: end of file, urgent data or an error may be
+ * a part of it. */
 CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool special)
 {
     f->special |= special;
@@ -4892,8 +5143,10 @@ CONC__PRIVATE void conc__fd_whom(FILE *out, const conc__wait *w)
     fprintf(out, " descriptor %d to be %s", ((const conc__fd *)w->on)->number, what[w->value & 3]);
 }
 
-static const conc__wait_kind conc__watching = {
-    .what = "waits for", .brief = "waits for a descriptor", .whom = conc__fd_whom, .cancel = conc__fd_cancel};
+static const conc__wait_kind conc__watching = {.what = "waits for",
+                                               .brief = "waits for a descriptor",
+                                               .whom = conc__fd_whom,
+                                               .cancel = conc__fd_cancel};
 
 /* A look at a descriptor before or after a wait, where there is room for library calls. */
 typedef struct conc__fd_look {
@@ -4929,7 +5182,8 @@ CONC__PRIVATE void conc__fd_after(conc_loop *l, void *arg)
     errno = saved;
 }
 
-/* Makes sure that the loop will be told of the events: 0, or how the wait has ended before it began. */
+/* Makes sure that the loop will be told of the events: 0, or how the wait has ended before it
+ * began. */
 CONC__PRIVATE int conc__fd_watch(conc_loop *l, conc__fd_look *look)
 {
     look->f = conc__fd_find(l, look->number);
@@ -4946,8 +5200,10 @@ CONC__PRIVATE void conc__fd_append(conc_loop *l, conc__fd *f, conc__wait *w)
     conc__append(&f->waits, w);
 }
 
-/* Was the event that w was woken by the descriptor's, or that of another with its number? The events, or an error. */
-CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd_look *look, uint32_t life, const conc__wait *w)
+/* Was the event that w was woken by the descriptor's, or that of another with its number? The
+ * events, or an error. */
+CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd_look *look, uint32_t life,
+                               const conc__wait *w)
 {
     if (!look->f->owned && look->f->life == life) {
         conc__fd_after(l, look);
@@ -4976,7 +5232,9 @@ CONC__PRIVATE int conc__fd_park(conc_loop *l, int number, int events)
 
 CONC__PRIVATE int conc__poll_one(int fd, int events)
 {
-    struct pollfd p = {fd, (short)((events & CONC_READABLE ? POLLIN : 0) | (events & CONC_WRITABLE ? POLLOUT : 0)), 0};
+    struct pollfd p = {
+        fd, (short)((events & CONC_READABLE ? POLLIN : 0) | (events & CONC_WRITABLE ? POLLOUT : 0)),
+        0};
     int n;
     do
         n = poll(&p, 1, 0);
@@ -4987,7 +5245,8 @@ CONC__PRIVATE int conc__poll_one(int fd, int events)
         return -EBADF;
     if (p.revents & (POLLHUP | POLLERR))
         return events;
-    return events & ((p.revents & POLLIN ? CONC_READABLE : 0) | (p.revents & POLLOUT ? CONC_WRITABLE : 0));
+    return events &
+           ((p.revents & POLLIN ? CONC_READABLE : 0) | (p.revents & POLLOUT ? CONC_WRITABLE : 0));
 }
 
 CONC__PRIVATE void conc__fd_ready(conc_loop *l, void *arg)
@@ -5040,9 +5299,17 @@ CONC_API int conc_close(int fd)
     return look.rc;
 }
 
-/* ---- >>moving ------------------------------------------------------------------------------------------------- */
+/* ---- >>moving ------------------------------------------------------------------------------- */
 
-enum { CONC__READ, CONC__RECEIVE, CONC__READ_PARTS, CONC__ACCEPT, CONC__WRITE, CONC__SEND, CONC__WRITE_PARTS };
+enum {
+    CONC__READ,
+    CONC__RECEIVE,
+    CONC__READ_PARTS,
+    CONC__ACCEPT,
+    CONC__WRITE,
+    CONC__SEND,
+    CONC__WRITE_PARTS
+};
 
 /* A system call that moves bytes, to be tried until it need not wait. */
 typedef struct conc__io {
@@ -5062,7 +5329,10 @@ enum { CONC__PARTS = IOV_MAX };
 enum { CONC__PARTS = 1024 }; /* what Linux takes; its headers tell only who asks for X/Open */
 #endif
 
-CONC__PRIVATE int conc__io_events(const conc__io *io) { return io->what < CONC__WRITE ? CONC_READABLE : CONC_WRITABLE; }
+CONC__PRIVATE int conc__io_events(const conc__io *io)
+{
+    return io->what < CONC__WRITE ? CONC_READABLE : CONC_WRITABLE;
+}
 
 CONC__PRIVATE int conc__accept_now(int fd)
 {
@@ -5090,12 +5360,13 @@ CONC__PRIVATE ssize_t conc__io_socket(const conc__io *io)
     switch (io->what) {
     case CONC__READ:
     case CONC__RECEIVE:
-        return recvfrom(io->fd, io->bytes, io->n, io->flags | MSG_DONTWAIT, io->address, io->address_size);
+        return recvfrom(io->fd, io->bytes, io->n, io->flags | MSG_DONTWAIT, io->address,
+                        io->address_size);
     case CONC__READ_PARTS: return recvmsg(io->fd, &message, MSG_DONTWAIT);
     case CONC__WRITE:
     case CONC__SEND:
-        return sendto(io->fd, io->bytes, io->n, io->flags | MSG_DONTWAIT | MSG_NOSIGNAL, io->address,
-                      io->address_size ? *io->address_size : 0);
+        return sendto(io->fd, io->bytes, io->n, io->flags | MSG_DONTWAIT | MSG_NOSIGNAL,
+                      io->address, io->address_size ? *io->address_size : 0);
     case CONC__WRITE_PARTS: return sendmsg(io->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
     default: return conc__accept_now(io->fd);
     }
@@ -5128,8 +5399,9 @@ CONC__PRIVATE ssize_t conc__io_some(const conc__io *io)
     return write(io->fd, first.iov_base, first.iov_len < PIPE_BUF ? first.iov_len : PIPE_BUF);
 }
 
-/* poll(2) calls a terminal writable that has room for a single byte, and a write of more would block. Its flags belong to
- * all who have it open, so it is opened anew; the end of a terminal's program cannot be, and gets byte after byte. */
+/* poll(2) calls a terminal writable that has room for a single byte, and a write of more would
+ * block. Its flags belong to all who have it open, so it is opened anew; the end of a terminal's
+ * program cannot be, and gets byte after byte. */
 CONC__PRIVATE ssize_t conc__io_terminal(const conc__io *io)
 {
     char path[64];
@@ -5165,7 +5437,8 @@ CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io)
     bool told = fstat(io->fd, &st) == 0;
     if (conc__io_events(io) == CONC_READABLE || (told && S_ISREG(st.st_mode)))
         return conc__io_plain(io);
-    return told && S_ISCHR(st.st_mode) && isatty(io->fd) ? conc__io_terminal(io) : conc__io_some(io);
+    return told && S_ISCHR(st.st_mode) && isatty(io->fd) ? conc__io_terminal(io)
+                                                         : conc__io_some(io);
 }
 
 /* Takes away the signal that a write to a broken pipe leaves behind, blocked as it is. */
@@ -5187,7 +5460,8 @@ CONC__PRIVATE bool conc__io_is_empty(const conc__io *io)
     return !io->n && io->what != CONC__ACCEPT;
 }
 
-/* A wait for what can never come would be for ever: is the call one that the descriptor cannot do? errno tells. */
+/* A wait for what can never come would be for ever: is the call one that the descriptor cannot
+ * do? errno tells. */
 CONC__PRIVATE bool conc__io_is_wrong(const conc__io *io, int flags)
 {
     int listens = 0, access = flags & O_ACCMODE;
@@ -5225,9 +5499,12 @@ CONC__PRIVATE void conc__io_try(conc_loop *l, void *arg)
     conc__io *io = arg;
     int saved = errno;
     ssize_t n;
-    bool reads_nothing = (io->what == CONC__READ || io->what == CONC__READ_PARTS) && conc__io_is_empty(io);
+    bool reads_nothing =
+        (io->what == CONC__READ || io->what == CONC__READ_PARTS) && conc__io_is_empty(io);
     do
-        n = reads_nothing ? conc__io_plain(io) : io->owned ? conc__io_socket(io) : conc__io_foreign(l, io);
+        n = reads_nothing ? conc__io_plain(io)
+            : io->owned   ? conc__io_socket(io)
+                          : conc__io_foreign(l, io);
     while (n < 0 && errno == EINTR);
     io->result = n >= 0 ? n : errno == EWOULDBLOCK ? -EAGAIN : -errno;
     const conc__fd *listener = conc__fd_find(l, io->fd);
@@ -5236,8 +5513,9 @@ CONC__PRIVATE void conc__io_try(conc_loop *l, void *arg)
     errno = saved;
 }
 
-/* Tries, unless there is certainly nothing to read. A TCP read that got less than it asked for has taken everything,
- * as epoll(7) says, and the next bytes come with an event: one system call less for each request of a server. */
+/* Tries, unless there is certainly nothing to read. A TCP read that got less than it asked for
+ * has taken everything, as epoll(7) says, and the next bytes come with an event: one system call
+ * less for each request of a server. */
 CONC__PRIVATE ssize_t conc__io_once(conc_loop *l, conc__io *io)
 {
     conc__fd *f = conc__fd_find(l, io->fd);
@@ -5246,7 +5524,8 @@ CONC__PRIVATE ssize_t conc__io_once(conc_loop *l, conc__io *io)
         return -EAGAIN;
     io->owned = f && f->owned;
     conc__io_try(l, io);
-    if (CONC__UNLIKELY(io->result == -ENOTSOCK && io->owned)) { /* closed by close(2), and opened by somebody else */
+    /* closed by close(2), and opened by somebody else */
+    if (CONC__UNLIKELY(io->result == -ENOTSOCK && io->owned)) {
         conc__fd_gone(l, f);
         return conc__io_once(l, io);
     }
@@ -5327,7 +5606,8 @@ CONC_API ssize_t conc_write(int fd, const void *buf, size_t n)
 
 CONC__PRIVATE ssize_t conc__io_parts(int what, int fd, const struct iovec *parts, int count)
 {
-    conc__io io = {.what = what, .fd = fd, .parts = (struct iovec *)(uintptr_t)parts, .count = count};
+    conc__io io = {
+        .what = what, .fd = fd, .parts = (struct iovec *)(uintptr_t)parts, .count = count};
     if (count < 0 || count > CONC__PARTS || (!parts && count))
         return conc__in_task() ? -EINVAL : -EPERM;
     return conc__io_run(&io);
@@ -5343,7 +5623,8 @@ CONC_API ssize_t conc_writev(int fd, const struct iovec *parts, int count)
     return conc__io_parts(CONC__WRITE_PARTS, fd, parts, count);
 }
 
-CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *from, socklen_t *from_size)
+CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *from,
+                               socklen_t *from_size)
 {
     conc__io io = {.what = CONC__RECEIVE,
                    .fd = fd,
@@ -5355,7 +5636,8 @@ CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct so
     return conc__io_run(&io);
 }
 
-CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags, const struct sockaddr *to, socklen_t to_size)
+CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
+                             const struct sockaddr *to, socklen_t to_size)
 {
     conc__io io = {.what = CONC__SEND,
                    .fd = fd,
@@ -5393,7 +5675,10 @@ CONC__PRIVATE ssize_t conc__io_full(int what, int fd, char *bytes, size_t n)
     return (ssize_t)done;
 }
 
-CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n) { return conc__io_full(CONC__READ, fd, buf, n); }
+CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n)
+{
+    return conc__io_full(CONC__READ, fd, buf, n);
+}
 
 CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n)
 {
@@ -5406,7 +5691,7 @@ CONC_API int conc_accept(int fd)
     return (int)conc__io_run(&io);
 }
 
-/* ---- >>connecting --------------------------------------------------------------------------------------------- */
+/* ---- >>connecting --------------------------------------------------------------------------- */
 
 typedef struct conc__address {
     union {
@@ -5490,7 +5775,8 @@ CONC__PRIVATE bool conc__is_host_name(const char *host)
     return strspn(last, ".0123456789") != strlen(last);
 }
 
-/* Puts into words for the kernel what an address text means: how many there are, or -EINVAL, -EADDRNOTAVAIL. */
+/* Puts into words for the kernel what an address text means: how many there are, or -EINVAL,
+ * -EADDRNOTAVAIL. */
 CONC__PRIVATE int conc__parse_address(const char *text, conc__address *out)
 {
     char host[256];
@@ -5541,8 +5827,8 @@ CONC__PRIVATE void conc__set_option(int fd, int level, int option)
 CONC__PRIVATE bool conc__is_stale(const conc__address *a)
 {
     struct stat st;
-    if (a->as.any.sa_family != AF_UNIX || !a->as.local.sun_path[0] || lstat(a->as.local.sun_path, &st) ||
-        !S_ISSOCK(st.st_mode))
+    if (a->as.any.sa_family != AF_UNIX || !a->as.local.sun_path[0] ||
+        lstat(a->as.local.sun_path, &st) || !S_ISSOCK(st.st_mode))
         return false;
     int fd = conc__socket(AF_UNIX);
     bool stale = fd >= 0 && connect(fd, &a->as.any, a->size) && errno == ECONNREFUSED;
@@ -5580,7 +5866,8 @@ CONC__PRIVATE void conc__resolve(conc_loop *l, void *arg)
     o->count = conc__parse_address(o->text, o->addresses);
 }
 
-/* What the address text means: how many there are, or a negative error. Waits if it is a host name. */
+/* What the address text means: how many there are, or a negative error. Waits if it is a host
+ * name. */
 CONC__PRIVATE int conc__look_up(conc_loop *l, conc__opening *o)
 {
     conc__resolve(l, o);
@@ -5685,7 +5972,8 @@ CONC__PRIVATE int conc__connect(conc_loop *l, conc__opening *o)
         conc__start_connecting(l, o);
         if (o->rc != -EAGAIN || o->fd < 0)
             break;
-        o->rc = conc_sleep(pause); /* a Unix socket's backlog is full, and nobody tells when it no longer is */
+        /* a Unix socket's backlog is full, and nobody tells when it no longer is */
+        o->rc = conc_sleep(pause);
         if (o->rc)
             break;
         pause = pause < 0.05 ? pause * 2 : pause;
@@ -5766,12 +6054,14 @@ CONC__PRIVATE void conc__ask_address(conc_loop *l, void *arg)
     char text[160];
     int saved = errno;
     (void)l;
-    int failed = q->peer ? getpeername(q->fd, &a.as.any, &a.size) : getsockname(q->fd, &a.as.any, &a.size);
+    int failed =
+        q->peer ? getpeername(q->fd, &a.as.any, &a.size) : getsockname(q->fd, &a.as.any, &a.size);
     q->rc = failed ? -errno : 0;
     errno = saved;
     if (q->rc)
         return;
-    if (a.as.any.sa_family != AF_INET && a.as.any.sa_family != AF_INET6 && a.as.any.sa_family != AF_UNIX) {
+    if (a.as.any.sa_family != AF_INET && a.as.any.sa_family != AF_INET6 &&
+        a.as.any.sa_family != AF_UNIX) {
         q->rc = -EAFNOSUPPORT;
         return;
     }
@@ -5813,7 +6103,8 @@ CONC__PRIVATE int conc__serve_one(void *arg)
     return 0;
 }
 
-CONC__PRIVATE int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_server *s, int fd, const char *spawned)
+CONC__PRIVATE int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_server *s, int fd,
+                                    const char *spawned)
 {
     conc_task *t = NULL;
     int rc = g->scope.effective ? -ECANCELED : 0;
@@ -5828,7 +6119,8 @@ CONC__PRIVATE int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_serv
     return rc;
 }
 
-/* An error of accept: 0 when it only meant one connection, or after a pause for more room; else what to end with. */
+/* An error of accept: 0 when it only meant one connection, or after a pause for more room; else
+ * what to end with. */
 CONC__PRIVATE int conc__serve_again(conc_loop *l, int rc, bool *told, const char *spawned)
 {
     switch (rc) {
@@ -5851,7 +6143,8 @@ CONC__PRIVATE int conc__serve_again(conc_loop *l, int rc, bool *told, const char
 }
 
 /* Accepts until that fails for good. */
-CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server *s, const char *spawned)
+CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server *s,
+                                  const char *spawned)
 {
     bool told = false;
     uint32_t life = conc__life(l, s->fd);
@@ -5896,11 +6189,12 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *spa
     return end == 0 && rc != -ECANCELED ? rc : end;
 }
 
-/* ---- >>streaming ---------------------------------------------------------------------------------------------- */
+/* ---- >>streaming ---------------------------------------------------------------------------- */
 
 enum { CONC__RECORD_LIMIT = 65536, CONC__BUFFER = 16384, CONC__SPARES = 64 };
 
-/* Buffers have a byte more than their size, for a NUL. Those of the usual size go from stream to stream. */
+/* Buffers have a byte more than their size, for a NUL. Those of the usual size go from stream to
+ * stream. */
 typedef struct conc__buffering {
     conc__buffer *buffer;
     size_t size;
@@ -5998,7 +6292,8 @@ CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place)
         conc__fd_ready(l, &look);
     if (fd < 0 || look.rc < 0)
         return -EBADF;
-    size_t limit = s->limit < PTRDIFF_MAX / 4 ? s->limit : PTRDIFF_MAX / 4; /* so that sums cannot overflow */
+    /* so that sums cannot overflow */
+    size_t limit = s->limit < PTRDIFF_MAX / 4 ? s->limit : PTRDIFF_MAX / 4;
     *s = (conc_stream){.limit = limit ? limit : CONC__RECORD_LIMIT,
                        .buffer_size = s->buffer_size ? s->buffer_size : CONC__BUFFER,
                        .fd = fd,
@@ -6017,7 +6312,8 @@ CONC__PRIVATE int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
     return rc;
 }
 
-/* Sends what was written as far as that need not wait: 0, -EAGAIN, or the error that ends writing. */
+/* Sends what was written as far as that need not wait: 0, -EAGAIN, or the error that ends
+ * writing. */
 CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
 {
     conc__buffer *b = &s->out;
@@ -6061,8 +6357,8 @@ CONC__PRIVATE int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
     return conc__buffer_grow(l, b, b->size < most / 2 ? b->size * 2 : most);
 }
 
-/* Waits for bytes and takes them: into `to` at most n, or with NULL into the buffer, which then may become as large as
- * n. Returns the count, 0 at the end of file, or an error. */
+/* Waits for bytes and takes them: into `to` at most n, or with NULL into the buffer, which then
+ * may become as large as n. Returns the count, 0 at the end of file, or an error. */
 CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
     if (s->at_end || s->read_error)
@@ -6074,7 +6370,8 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
             if (rc)
                 return rc;
             ssize_t got = to ? conc__io_bytes(l, CONC__READ, s->fd, to, n)
-                             : conc__io_bytes(l, CONC__READ, s->fd, s->in.data + s->in.end, s->in.size - s->in.end);
+                             : conc__io_bytes(l, CONC__READ, s->fd, s->in.data + s->in.end,
+                                              s->in.size - s->in.end);
             if (got != -EAGAIN) {
                 s->at_end = got == 0;
                 s->read_error = got < 0 ? (int)got : 0;
@@ -6163,7 +6460,8 @@ typedef struct conc__record {
     size_t scanned; /* bytes that hold no delimiter */
 } conc__record;
 
-/* Finds the delimiter in what is buffered: where it begins, counted from the start; SIZE_MAX: nowhere. */
+/* Finds the delimiter in what is buffered: where it begins, counted from the start; SIZE_MAX:
+ * nowhere. */
 CONC__PRIVATE size_t conc__record_find(const conc__buffer *b, conc__record *r)
 {
     const char *first = b->data + b->start, *at = first + r->scanned;
@@ -6211,7 +6509,9 @@ CONC__PRIVATE ssize_t conc__record_read(conc_loop *l, conc_stream *s, conc__reco
         if (got < 0)
             return got;
         if (got == 0)
-            return !there ? 0 : there > s->limit ? -EMSGSIZE : conc__record_take(s, there, there, data);
+            return !there             ? 0
+                   : there > s->limit ? -EMSGSIZE
+                                      : conc__record_take(s, there, there, data);
     }
 }
 
@@ -6224,7 +6524,8 @@ CONC__PRIVATE ssize_t conc__stream_record(conc_stream *s, conc__record *r, char 
     return conc__stream_done(s, conc__record_read(l, s, r, data));
 }
 
-CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, size_t n, char **data)
+CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, size_t n,
+                                        char **data)
 {
     conc__record r = {.delimiter = delimiter, .size = n, .slack = n};
     if (!data || !delimiter || !n || n > PTRDIFF_MAX / 4)
@@ -6236,10 +6537,12 @@ CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, s
 /* May a call take its effect without a look at the rest? */
 static inline bool conc__stream_is_calm(const conc_loop *l, const conc_stream *s)
 {
-    return l && s && s->state == CONC__STREAM_OPEN && !l->self->pending && !s->reader && l->quick > 1;
+    return l && s && s->state == CONC__STREAM_OPEN && !l->self->pending && !s->reader &&
+           l->quick > 1;
 }
 
-/* The usual case of a server whose clients do not wait for each answer: the next line is there. -1: it is not. */
+/* The usual case of a server whose clients do not wait for each answer: the next line is there.
+ * -1: it is not. */
 static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char **line)
 {
     if (!conc__stream_is_calm(l, s) || s->in.start == s->in.end)
@@ -6247,7 +6550,8 @@ static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char 
     if (s->ended)
         *s->ended = s->covered;
     s->ended = NULL;
-    const char *first = s->in.data + s->in.start, *end = memchr(first, '\n', conc__buffered(&s->in));
+    const char *first = s->in.data + s->in.start,
+               *end = memchr(first, '\n', conc__buffered(&s->in));
     if (!end)
         return -1;
     size_t length = (size_t)(end - first), cr = length && end[-1] == '\r';
@@ -6350,13 +6654,18 @@ CONC__PRIVATE ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char
     return (ssize_t)count;
 }
 
-/* Sends the buffer and these bytes behind it, without waiting: how many of the bytes went out, or an error. */
+/* Sends the buffer and these bytes behind it, without waiting: how many of the bytes went out,
+ * or an error. */
 CONC__PRIVATE ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     conc__buffer *b = &s->out;
     size_t kept = conc__buffered(b);
-    struct iovec parts[2] = {{b->data ? b->data + b->start : NULL, kept}, {(void *)(uintptr_t)bytes, n}};
-    conc__io io = {.what = CONC__WRITE_PARTS, .fd = s->fd, .parts = kept ? parts : parts + 1, .count = kept ? 2 : 1};
+    struct iovec parts[2] = {{b->data ? b->data + b->start : NULL, kept},
+                             {(void *)(uintptr_t)bytes, n}};
+    conc__io io = {.what = CONC__WRITE_PARTS,
+                   .fd = s->fd,
+                   .parts = kept ? parts : parts + 1,
+                   .count = kept ? 2 : 1};
     ssize_t sent = conc__io_once(l, &io);
     if (sent < 0)
         return sent == -EAGAIN ? sent : conc__stream_broke(l, s, (int)sent);
@@ -6374,8 +6683,8 @@ CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char 
     size_t done = 0;
     for (;;) {
         bool full = n - done > s->buffer_size - conc__buffered(&s->out);
-        ssize_t took =
-            full ? conc__stream_send(l, s, bytes + done, n - done) : conc__stream_keep(l, s, bytes + done, n - done);
+        ssize_t took = full ? conc__stream_send(l, s, bytes + done, n - done)
+                            : conc__stream_keep(l, s, bytes + done, n - done);
         bool waits = took == -EAGAIN;
         if (waits)
             took = conc__stream_keep(l, s, bytes + done, n - done);
@@ -6392,7 +6701,8 @@ CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char 
     }
 }
 
-CONC__PRIVATE ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
+CONC__PRIVATE ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, const char *bytes,
+                                               size_t n)
 {
     ssize_t took;
     if (!s->writing && n <= s->buffer_size - conc__buffered(&s->out)) {
@@ -6412,7 +6722,8 @@ CONC__PRIVATE ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, con
     return took < 0 ? conc__stream_said(s, (int)took) : took;
 }
 
-CONC__PRIVATE CONC__CALLED ssize_t conc__stream_write_slowly(conc_stream *s, const void *buf, size_t n)
+CONC__PRIVATE CONC__CALLED ssize_t conc__stream_write_slowly(conc_stream *s, const void *buf,
+                                                             size_t n)
 {
     conc_loop *l = conc__in_task();
     int rc = conc__stream_writable(l, s);
@@ -6426,7 +6737,8 @@ CONC__PRIVATE CONC__CALLED ssize_t conc__stream_write_slowly(conc_stream *s, con
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
 {
     conc_loop *l = conc__in_task();
-    if (!conc__stream_is_calm(l, s) || s->writing || !s->out.data || !buf || n > s->out.size - s->out.end)
+    if (!conc__stream_is_calm(l, s) || s->writing || !s->out.data || !buf ||
+        n > s->out.size - s->out.end)
         return conc__stream_write_slowly(s, buf, n);
     memcpy(s->out.data + s->out.end, buf, n);
     s->out.end += n;
@@ -6493,7 +6805,9 @@ CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
         if (s->state != CONC__STREAM_OPEN)
             return -EPIPE;
         if (rc < 0)
-            return before > conc__buffered(&s->out) && rc == -ECANCELED ? (int)(before - conc__buffered(&s->out)) : rc;
+            return before > conc__buffered(&s->out) && rc == -ECANCELED
+                       ? (int)(before - conc__buffered(&s->out))
+                       : rc;
     }
 }
 
@@ -6506,7 +6820,9 @@ CONC_API int conc_stream_flush(conc_stream *s)
     rc = conc__stream_turn(l, s);
     if (rc)
         return rc;
-    rc = s->state != CONC__STREAM_OPEN ? -EPIPE : s->write_error ? s->write_error : conc__stream_flush_all(l, s);
+    rc = s->state != CONC__STREAM_OPEN ? -EPIPE
+         : s->write_error              ? s->write_error
+                                       : conc__stream_flush_all(l, s);
     conc__stream_turn_over(l, s);
     if (rc == 0)
         conc__quick(l);
@@ -6545,7 +6861,7 @@ CONC_API void conc__auto_conc_stream(conc_stream *s)
         conc__report(l, "a stream", l->self->spawned, rc, "");
 }
 
-/* ---- >>signalling --------------------------------------------------------------------------------------------- */
+/* ---- >>signalling --------------------------------------------------------------------------- */
 
 enum { CONC__SIGNALS = 65, CONC__SIGNAL_LOOPS = 256, CONC__SIGNAL_STACK = 65536 };
 
@@ -6555,16 +6871,18 @@ struct conc__signal_number {
     unsigned seen; /* how many of these were handed out, or came before the opening */
 };
 
-/* Signals belong to the process, so this is shared by all loops: by the mutex, and what the handler uses by atomics. */
+/* Signals belong to the process, so this is shared by all loops: by the mutex, and what the
+ * handler uses by atomics. */
 static struct conc__signalling {
     pthread_mutex_t mutex;
     int receivers[CONC__SIGNALS];           /* open conc_signals */
     int interrupts[CONC__SIGNALS];          /* runs that it interrupts */
     struct sigaction before[CONC__SIGNALS]; /* what was there before conc's handler */
-    bool only_received[CONC__SIGNALS];      /* the handler was installed for receivers: no interrupt wants it */
-    _Atomic unsigned came[CONC__SIGNALS];   /* how often */
-    unsigned handed[CONC__SIGNALS];         /* of these, how many somebody was given */
-    atomic_bool received[CONC__SIGNALS];    /* there are receivers, so it interrupts nobody */
+    /* the handler was installed for receivers: no interrupt wants it */
+    bool only_received[CONC__SIGNALS];
+    _Atomic unsigned came[CONC__SIGNALS]; /* how often */
+    unsigned handed[CONC__SIGNALS];       /* of these, how many somebody was given */
+    atomic_bool received[CONC__SIGNALS];  /* there are receivers, so it interrupts nobody */
     _Atomic(conc_loop *) loops[CONC__SIGNAL_LOOPS];
     atomic_int running; /* handlers at work: what they may look at must stay */
     int faults;         /* runs that want the report of a stack overflow */
@@ -6580,7 +6898,8 @@ CONC__PRIVATE bool conc__signal_is_ours(int number, struct sigaction *now)
     return sigaction(number, NULL, now) == 0 && now->sa_handler == conc__on_signal;
 }
 
-/* From here on the next interrupt finds what was there before: it kills a program that does not react. */
+/* From here on the next interrupt finds what was there before: it kills a program that does not
+ * react. */
 CONC__PRIVATE void conc__interrupt_once(void)
 {
     struct sigaction now;
@@ -6631,11 +6950,13 @@ CONC__PRIVATE int conc__signal_take(int number)
     return sigaction(number, &ours, NULL) ? -EINVAL : 0;
 }
 
-/* Under the mutex: somebody does not want it any more. True: some came that nobody was given, or will be. */
+/* Under the mutex: somebody does not want it any more. True: some came that nobody was given, or
+ * will be. */
 CONC__PRIVATE bool conc__signal_leave(int number)
 {
     struct sigaction now;
-    bool interrupts = conc__signalling.interrupts[number] && !conc__signalling.only_received[number];
+    bool interrupts =
+        conc__signalling.interrupts[number] && !conc__signalling.only_received[number];
     if (conc__signalling.receivers[number])
         return false;
     if (!interrupts && conc__signal_is_ours(number, &now))
@@ -6643,8 +6964,8 @@ CONC__PRIVATE bool conc__signal_leave(int number)
     return conc__signalling.handed[number] != atomic_load(&conc__signalling.came[number]);
 }
 
-/* Has signals wake this loop. A signal's frame takes up to 12 KiB where the processor has large registers, so handlers
- * run on a stack of their own, not on a task's. */
+/* Has signals wake this loop. A signal's frame takes up to 12 KiB where the processor has large
+ * registers, so handlers run on a stack of their own, not on a task's. */
 CONC__PRIVATE int conc__signals_reach(conc_loop *l)
 {
     stack_t none = {0}, now;
@@ -6787,7 +7108,8 @@ CONC__PRIVATE void conc__signal_block(int number)
     pthread_sigmask(SIG_BLOCK, &set, NULL);
 }
 
-/* Blocks a signal again that was blocked; but while this loop has other receivers of it, that is left to them. */
+/* Blocks a signal again that was blocked; but while this loop has other receivers of it, that is
+ * left to them. */
 CONC__PRIVATE void conc__signal_block_again(const conc_loop *l, int number)
 {
     for (const conc_signals *s = l->signals; s; s = s->next)
@@ -6874,7 +7196,8 @@ CONC__PRIVATE bool conc__receive_cancel(conc__wait *w)
     return true;
 }
 
-static const conc__wait_kind conc__receiving = {.what = "waits for a signal", .cancel = conc__receive_cancel};
+static const conc__wait_kind conc__receiving = {.what = "waits for a signal",
+                                                .cancel = conc__receive_cancel};
 
 CONC_API int conc_signals_next(conc_signals *s)
 {
@@ -7020,7 +7343,8 @@ CONC__PRIVATE void conc__pipe_signal_block(conc_loop *l)
     sigaddset(&pipe, SIGPIPE);
     pthread_sigmask(SIG_BLOCK, &pipe, &before);
     l->pipe_was_blocked = sigismember(&before, SIGPIPE) == 1;
-    l->pipe_was_pending = l->pipe_was_blocked && sigpending(&before) == 0 && sigismember(&before, SIGPIPE) == 1;
+    l->pipe_was_pending =
+        l->pipe_was_blocked && sigpending(&before) == 0 && sigismember(&before, SIGPIPE) == 1;
 }
 
 CONC__PRIVATE void conc__pipe_signal_unblock(const conc_loop *l)
@@ -7032,7 +7356,7 @@ CONC__PRIVATE void conc__pipe_signal_unblock(const conc_loop *l)
         pthread_sigmask(SIG_UNBLOCK, &pipe, NULL);
 }
 
-/* ---- >>posting ------------------------------------------------------------------------------------------------ */
+/* ---- >>posting ------------------------------------------------------------------------------ */
 
 CONC_API conc_loop *conc_loop_self(void) { return conc__here; }
 
@@ -7062,7 +7386,8 @@ CONC_API int conc_loop_release(conc_loop *l)
         return -EINVAL;
     }
     bool last = --l->holds == 0 && l->over_for_good;
-    if (!l->holds && l->asleep && !l->closed) /* without a hold its wait may have become a deadlock */
+    /* without a hold its wait may have become a deadlock */
+    if (!l->holds && l->asleep && !l->closed)
         conc__wake_up(l);
     pthread_mutex_unlock(&l->mutex);
     if (last)
@@ -7140,11 +7465,14 @@ CONC__PRIVATE void conc__run_posts(conc_loop *l)
     }
 }
 
-/* ---- >>reporting ---------------------------------------------------------------------------------------------- */
+/* ---- >>reporting ---------------------------------------------------------------------------- */
 
 CONC__PRIVATE const char *conc__state_of(const conc_loop *l, const conc_task *t)
 {
-    return t == l->self ? "running" : t->wait ? t->wait->kind->what : t->state == CONC__DONE ? "ended" : "ready";
+    return t == l->self             ? "running"
+           : t->wait                ? t->wait->kind->what
+           : t->state == CONC__DONE ? "ended"
+                                    : "ready";
 }
 
 CONC__PRIVATE void conc__print_task(FILE *out, const conc_loop *l, const conc_task *t, int depth)
@@ -7167,7 +7495,8 @@ CONC__PRIVATE void conc__print_group(FILE *out, const conc_group *g, int depth)
         fprintf(out, "%*sbackground", depth * 2, "");
     else
         fprintf(out, "%*sgroup at %s", depth * 2, "", conc__place_of(g->scope.place));
-    fprintf(out, ", %d %s%s:\n", g->live, g->live == 1 ? "child" : "children", g->scope.effective ? ", cancelled" : "");
+    fprintf(out, ", %d %s%s:\n", g->live, g->live == 1 ? "child" : "children",
+            g->scope.effective ? ", cancelled" : "");
 }
 
 /* The first group with children from scope s inward. */
@@ -7186,7 +7515,8 @@ CONC__PRIVATE conc_group *conc__first_group(const conc_task *t)
     return conc__group_from(s);
 }
 
-/* The task after t in the tree below a task or a group: children come before younger siblings. NULL: t was the last. */
+/* The task after t in the tree below a task or a group: children come before younger siblings.
+ * NULL: t was the last. */
 CONC__PRIVATE const conc_task *conc__task_after(const conc_task *t)
 {
     const conc_group *g = conc__first_group(t);
@@ -7208,13 +7538,15 @@ CONC__PRIVATE bool conc__is_in_tree(const conc_task *first, const conc_task *t)
     return first;
 }
 
-/* Is t a task of the loop that has not ended? It may be a pointer to one that has, which is only compared. Reports ask it
- * for each task that waits, mostly about the same one. Inline, as only other modules call it. */
+/* Is t a task of the loop that has not ended? It may be a pointer to one that has, which is only
+ * compared. Reports ask it for each task that waits, mostly about the same one. Inline, as only
+ * other modules call it. */
 static inline bool conc__lives(conc_loop *l, const conc_task *t)
 {
     if (t != l->asked_about) {
         l->asked_about = t;
-        l->found_alive = conc__is_in_tree(&l->main, t) || conc__is_in_tree(l->background.children, t);
+        l->found_alive =
+            conc__is_in_tree(&l->main, t) || conc__is_in_tree(l->background.children, t);
     }
     return l->found_alive;
 }
@@ -7233,7 +7565,8 @@ CONC__PRIVATE void conc__print_tree(FILE *out, const conc_loop *l, const conc_gr
                 depth += 2;
                 break;
             }
-            while (!t->younger) { /* up: to the owner's next group, or to the owner's next sibling */
+            /* up: to the owner's next group, or to the owner's next sibling */
+            while (!t->younger) {
                 const conc_group *up = t->group;
                 g = up->background ? NULL : conc__group_from(up->scope.inner);
                 if (g || depth == top)
@@ -7258,7 +7591,8 @@ typedef struct conc__crowd {
 enum { CONC__CROWDS = 256, CONC__CROWDED = 2000 };
 
 /* Counts a task; false: there are too many kinds, and it is of none that was seen before. */
-CONC__PRIVATE bool conc__crowd_add(const conc_loop *l, conc__crowd *crowds, size_t *n, const conc_task *t)
+CONC__PRIVATE bool conc__crowd_add(const conc_loop *l, conc__crowd *crowds, size_t *n,
+                                   const conc_task *t)
 {
     const char *state = conc__state_of(l, t);
     size_t i = 0;
@@ -7347,7 +7681,8 @@ CONC_API void conc_dump(FILE *out)
     conc__on_loop(l, conc__dump_on_loop, &d);
 }
 
-/* The next task, after `last`, that t cannot go on without; NULL: none. A group waits for all of its children. */
+/* The next task, after `last`, that t cannot go on without; NULL: none. A group waits for all of
+ * its children. */
 CONC__PRIVATE const conc_task *conc__blocker(const conc_task *t, const conc_task *last)
 {
     const conc__wait *w = t->wait;
@@ -7358,7 +7693,8 @@ CONC__PRIVATE const conc_task *conc__blocker(const conc_task *t, const conc_task
     return last || !w->kind->owner ? NULL : w->kind->owner(w);
 }
 
-CONC__PRIVATE void conc__print_cycle(FILE *out, const conc_loop *l, conc_task *last, const conc_task *first)
+CONC__PRIVATE void conc__print_cycle(FILE *out, const conc_loop *l, conc_task *last,
+                                     const conc_task *first)
 {
     conc_task *at = last, *after = NULL; /* the path leads back: turn it round */
     while (after != first) {
@@ -7377,8 +7713,8 @@ CONC__PRIVATE void conc__print_cycle(FILE *out, const conc_loop *l, conc_task *l
             fprintf(out, "  ... and so on ...\n");
 }
 
-/* Goes from t to whom it waits for, and on, and prints the first circle. The path back is kept in `next`, which tasks that wait
- * do not use, and `marked` tells who was seen. */
+/* Goes from t to whom it waits for, and on, and prints the first circle. The path back is kept
+ * in `next`, which tasks that wait do not use, and `marked` tells who was seen. */
 CONC__PRIVATE bool conc__find_cycle(FILE *out, const conc_loop *l, conc_task *t)
 {
     const conc_task *last = NULL;
@@ -7420,7 +7756,8 @@ CONC__PRIVATE void conc__print_deadlock(FILE *out, conc_loop *l)
             ((conc_task *)(uintptr_t)t)->marked = false;
 }
 
-/* Every task waits, and nothing is left that could wake one: says so, and cancels everything, through every shield. */
+/* Every task waits, and nothing is left that could wake one: says so, and cancels everything,
+ * through every shield. */
 CONC__COLD void conc__deadlock(conc_loop *l)
 {
     fprintf(stderr, "conc: deadlock: every task waits, and nothing can wake one\n");
@@ -7446,12 +7783,14 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
     const conc__lost_call *c = arg;
     (void)l;
     const char *place = c->task->place,
-               *opened = strncmp(place, "the ", 4) == 0 ? "" : "the group of "; /* by its first spawn */
+               /* by its first spawn */
+        *opened = strncmp(place, "the ", 4) == 0 ? "" : "the group of ";
     fprintf(stderr, "conc: %s: %s, with %s%s still open\n", c->task->name, c->how, opened, place);
     abort();
 }
 
-/* The task's innermost scope is gone with the memory it lay in, and the loop still points there: there is no way on. */
+/* The task's innermost scope is gone with the memory it lay in, and the loop still points there:
+ * there is no way on. */
 CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how)
 {
     conc__lost_call c = {t, how};
@@ -7497,11 +7836,12 @@ CONC_API void conc_get_stats(conc_stats *s)
     s->running = (double)(l->stepwise ? l->ran + step : now - l->began - l->idled) / 1e9;
 }
 
-/* ---- >>tracing ------------------------------------------------------------------------------------------------ */
+/* ---- >>tracing ------------------------------------------------------------------------------ */
 
-/* The format is the array of "Trace Event Format" (the Chromium project), an event a line. Events gather in a buffer, which is
- * written when it is full, and now and then before the loop sleeps; so a program that is killed leaves a file without the
- * closing bracket, which viewers accept. */
+/* The format is the array of "Trace Event Format" (the Chromium project), an event a line.
+ * Events gather in a buffer, which is written when it is full, and now and then before the loop
+ * sleeps; so a program that is killed leaves a file without the closing bracket, which viewers
+ * accept. */
 
 enum { CONC__TRACE_BUFFER = 262144, CONC__TRACE_EVENT = 512, CONC__TRACE_PATHS = 99 };
 
@@ -7515,7 +7855,8 @@ typedef struct conc__trace {
     char buffer[CONC__TRACE_BUFFER];
 } conc__trace;
 
-/* A file that is larger than the limit, or a pipe without a reader, is an error of the write, not the end of the program. */
+/* A file that is larger than the limit, or a pipe without a reader, is an error of the write,
+ * not the end of the program. */
 CONC__PRIVATE ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
 {
     static const int deadly[] = {SIGXFSZ, SIGPIPE};
@@ -7550,7 +7891,8 @@ CONC__PRIVATE void conc__trace_write(conc_loop *l, void *arg)
         if (n > 0)
             done += (size_t)n;
         else if (n == 0 || errno != EINTR) {
-            fprintf(stderr, "conc: the trace ends here: %s\n", n ? strerror(errno) : "nothing could be written");
+            fprintf(stderr, "conc: the trace ends here: %s\n",
+                    n ? strerror(errno) : "nothing could be written");
             close(tr->fd);
             tr->fd = -1;
         }
@@ -7560,7 +7902,8 @@ CONC__PRIVATE void conc__trace_write(conc_loop *l, void *arg)
     errno = saved;
 }
 
-/* The loop is about to sleep: what a viewer would miss should the program be killed is written now and then. */
+/* The loop is about to sleep: what a viewer would miss should the program be killed is written
+ * now and then. */
 CONC__COLD void conc__trace_catch_up(conc_loop *l)
 {
     enum { EVERY = 500000000 };
@@ -7575,12 +7918,14 @@ CONC__FAST char *conc__put(char *to, const char *text)
     return to + n;
 }
 
-/* Two digits at a time, from the last one backwards; least: so many digits, with zeros before them. */
+/* Two digits at a time, from the last one backwards; least: so many digits, with zeros before
+ * them. */
 CONC__PRIVATE char *conc__put_number(char *to, uint64_t n, int least)
 {
-    static const char pairs[] =
-        "0001020304050607080910111213141516171819202122232425262728293031323334353637383940414243444546"
-        "4748495051525354555657585960616263646566676869707172737475767778798081828384858687888990919293949596979899";
+    static const char pairs[] = "000102030405060708091011121314151617181920212223242526272829303132"
+                                "3334353637383940414243444546"
+                                "474849505152535455565758596061626364656667686970717273747576777879"
+                                "8081828384858687888990919293949596979899";
     int digits = 1;
     for (uint64_t limit = 10; digits < 20 && n >= limit; limit *= 10)
         digits++;
@@ -7607,12 +7952,18 @@ CONC__PRIVATE char *conc__put_time(char *to, int64_t ns)
 /* How many bytes a character of UTF-8 has that begins here; 0: none does. */
 CONC__PRIVATE int conc__utf8(const unsigned char *p)
 {
-    int more = p[0] < 0x80 ? 0 : p[0] < 0xc2 ? -1 : p[0] < 0xe0 ? 1 : p[0] < 0xf0 ? 2 : p[0] < 0xf5 ? 3 : -1;
+    int more = p[0] < 0x80   ? 0
+               : p[0] < 0xc2 ? -1
+               : p[0] < 0xe0 ? 1
+               : p[0] < 0xf0 ? 2
+               : p[0] < 0xf5 ? 3
+                             : -1;
     for (int i = 1; i <= more; i++)
         if ((p[i] & 0xc0) != 0x80)
             return 0;
     bool overlong = (p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xf0 && p[1] < 0x90);
-    bool none = (p[0] == 0xed && p[1] > 0x9f) || (p[0] == 0xf4 && p[1] > 0x8f); /* a surrogate, or above U+10FFFF */
+    /* a surrogate, or above U+10FFFF */
+    bool none = (p[0] == 0xed && p[1] > 0x9f) || (p[0] == 0xf4 && p[1] > 0x8f);
     return overlong || none ? 0 : more + 1;
 }
 
@@ -7640,7 +7991,8 @@ CONC__PRIVATE char *conc__put_name(char *to, const char *name)
     return to;
 }
 
-/* Where an event begins; NULL: the trace has ended. Everything of the event is put there, and told by conc__trace_put. */
+/* Where an event begins; NULL: the trace has ended. Everything of the event is put there, and
+ * told by conc__trace_put. */
 CONC__FAST char *conc__trace_room(conc_loop *l, const char *name)
 {
     conc__trace *tr = l->trace;
@@ -7651,7 +8003,10 @@ CONC__FAST char *conc__trace_room(conc_loop *l, const char *name)
     return conc__put(conc__put(tr->buffer + tr->used, ",\n{\"name\":\""), name);
 }
 
-CONC__PRIVATE void conc__trace_put(conc__trace *tr, char *end) { tr->used = (size_t)(end - tr->buffer); }
+CONC__PRIVATE void conc__trace_put(conc__trace *tr, char *end)
+{
+    tr->used = (size_t)(end - tr->buffer);
+}
 
 /* Rows are numbered from 1, in the order of the spawns; 0 is the loop's. */
 CONC__PRIVATE uint64_t conc__row_of(const conc_loop *l, const conc_task *t)
@@ -7661,11 +8016,13 @@ CONC__PRIVATE uint64_t conc__row_of(const conc_loop *l, const conc_task *t)
 
 CONC__PRIVATE char *conc__put_row(const conc_loop *l, char *to, uint64_t row)
 {
-    memcpy(to, l->trace->row, sizeof l->trace->row); /* more than there is to it, which is quicker */
+    /* more than there is to it, which is quicker */
+    memcpy(to, l->trace->row, sizeof l->trace->row);
     return conc__put_number(to + l->trace->row_size, row, 1);
 }
 
-CONC__FAST void conc__trace_span(conc_loop *l, uint64_t row, const char *name, int64_t from, int64_t to)
+CONC__FAST void conc__trace_span(conc_loop *l, uint64_t row, const char *name, int64_t from,
+                                 int64_t to)
 {
     char *at = conc__trace_room(l, name);
     if (!at)
@@ -7676,7 +8033,8 @@ CONC__FAST void conc__trace_span(conc_loop *l, uint64_t row, const char *name, i
 }
 
 /* One end of an arrow, phase "s" or "f", which binds to the span around it. */
-CONC__PRIVATE void conc__trace_arrow(conc_loop *l, uint64_t row, const char *phase, int64_t when, uint64_t number)
+CONC__PRIVATE void conc__trace_arrow(conc_loop *l, uint64_t row, const char *phase, int64_t when,
+                                     uint64_t number)
 {
     char *at = conc__trace_room(l, "wakes");
     if (!at)
@@ -7706,7 +8064,10 @@ CONC__PRIVATE void conc__trace_row(conc_loop *l, uint64_t row, const char *name)
     conc__trace_put(l->trace, conc__put(at, "\"}}"));
 }
 
-CONC__COLD void conc__trace_task(conc_loop *l, const conc_task *t) { conc__trace_row(l, conc__row_of(l, t), t->name); }
+CONC__COLD void conc__trace_task(conc_loop *l, const conc_task *t)
+{
+    conc__trace_row(l, conc__row_of(l, t), t->name);
+}
 
 /* Something happened to a task (NULL: to the background group, at the end). */
 CONC__COLD void conc__trace_mark(conc_loop *l, const conc_task *t, const char *what)
@@ -7760,7 +8121,8 @@ CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
     }
     tr->arrows = 0;
     tr->written = l->now;
-    tr->row_size = (size_t)snprintf(tr->row, sizeof tr->row, ",\"pid\":%ld,\"tid\":", (long)getpid());
+    tr->row_size =
+        (size_t)snprintf(tr->row, sizeof tr->row, ",\"pid\":%ld,\"tid\":", (long)getpid());
     l->trace = tr;
     tr->used = 0;
     conc__trace_row(l, 0, "loop");
@@ -7783,7 +8145,7 @@ CONC__PRIVATE void conc__trace_close(conc_loop *l)
     l->trace = NULL;
 }
 
-/* ---- >>faults ------------------------------------------------------------------------------------------------- */
+/* ---- >>faults ------------------------------------------------------------------------------- */
 
 /* The stack whose guard region an address lies in; NULL: none. */
 CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *address)
@@ -7804,11 +8166,13 @@ static const int conc__fault_numbers[] = {SIGSEGV, SIGBUS};
 CONC__PRIVATE bool conc__fault_comes_back(const siginfo_t *info)
 {
     static _Atomic uintptr_t last_info, last_frame;
-    uintptr_t frame = (uintptr_t)__builtin_frame_address(0), told = atomic_exchange(&last_info, (uintptr_t)info);
+    uintptr_t frame = (uintptr_t)__builtin_frame_address(0),
+              told = atomic_exchange(&last_info, (uintptr_t)info);
     return told == (uintptr_t)info && frame < atomic_exchange(&last_frame, frame);
 }
 
-/* The end of the process. What faulted does so again; a signal that was sent has to be sent again. */
+/* The end of the process. What faulted does so again; a signal that was sent has to be sent
+ * again. */
 CONC__PRIVATE void conc__fault_kills(int number, bool was_sent)
 {
     struct sigaction usual;
@@ -7819,7 +8183,8 @@ CONC__PRIVATE void conc__fault_kills(int number, bool was_sent)
         raise(number);
 }
 
-/* On a stack of its own. What was there before has its turn afterwards: by default, the end of the process. */
+/* On a stack of its own. What was there before has its turn afterwards: by default, the end of
+ * the process. */
 CONC__PRIVATE void conc__on_fault(int number, siginfo_t *info, void *context)
 {
     const conc_loop *l = conc__here;
@@ -7838,19 +8203,23 @@ CONC__PRIVATE void conc__on_fault(int number, siginfo_t *info, void *context)
         before->sa_handler(number);
     else if (before->sa_handler == SIG_DFL || !was_sent)
         conc__fault_kills(number, was_sent);
-    atomic_signal_fence(memory_order_seq_cst); /* no tail call: a call that comes back is told by its frame */
+    /* no tail call: a call that comes back is told by its frame */
+    atomic_signal_fence(memory_order_seq_cst);
 }
 
 CONC__PRIVATE bool conc__fault_is_ours(int number)
 {
     struct sigaction now;
-    return sigaction(number, NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO) && now.sa_sigaction == conc__on_fault;
+    return sigaction(number, NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO) &&
+           now.sa_sigaction == conc__on_fault;
 }
 
-/* The first run that wants it installs the handler, the last takes it away; a program's own that came later stays. */
+/* The first run that wants it installs the handler, the last takes it away; a program's own that
+ * came later stays. */
 CONC__PRIVATE void conc__faults_open(conc_loop *l)
 {
-    if (conc__signals_reach(l)) /* for the stack; so many runs at once that only this report is lost */
+    /* for the stack; so many runs at once that only this report is lost */
+    if (conc__signals_reach(l))
         return;
     pthread_mutex_lock(&conc__signalling.mutex);
     for (size_t i = 0; i < CONC_LEN(conc__fault_numbers) && conc__signalling.faults == 0; i++) {
@@ -7885,7 +8254,7 @@ CONC__PRIVATE void conc__faults_close(conc_loop *l)
     pthread_mutex_unlock(&conc__signalling.mutex);
 }
 
-/* ---- >>usage -------------------------------------------------------------------------------------------------- */
+/* ---- >>usage -------------------------------------------------------------------------------- */
 
 /* Debug: how much of their stacks the tasks of one place used. */
 typedef struct conc__usage {
@@ -7914,8 +8283,9 @@ CONC__PRIVATE char *conc__first_resident(conc__stack *s)
     return at < top ? at : s->low;
 }
 
-/* The lowest byte of a stack that was ever written, to the word; what was never touched reads as zero. The frames of tasks
- * that went on stay poisoned for sanitizers, so this looks behind their back. */
+/* The lowest byte of a stack that was ever written, to the word; what was never touched reads as
+ * zero. The frames of tasks that went on stay poisoned for sanitizers, so this looks behind
+ * their back. */
 CONC__UNSANITIZED CONC__PRIVATE char *conc__stack_lowest(conc__stack *s)
 {
     const uint64_t *at = (const uint64_t *)(void *)conc__first_resident(s),
@@ -7943,7 +8313,8 @@ CONC__PRIVATE void conc__usage_add(conc_loop *l, const char *user, size_t size, 
         u->most = used;
 }
 
-/* A stack is about to be given back. Returns from where on it is to be cleared for its next user; NULL: it need not be. */
+/* A stack is about to be given back. Returns from where on it is to be cleared for its next
+ * user; NULL: it need not be. */
 CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, const char *user)
 {
     if (l->on_valgrind) /* to Valgrind, what was never written has no value */
@@ -7972,17 +8343,18 @@ CONC__PRIVATE void conc__usage_tell(conc_loop *l)
         conc__usage *u = *most;
         *most = u->next;
         if (line < LINES)
-            fprintf(stderr, "conc: stacks: %zu of %zu bytes used by %s (%zu of them)\n", u->most, u->size, u->user,
-                    u->users);
+            fprintf(stderr, "conc: stacks: %zu of %zu bytes used by %s (%zu of them)\n", u->most,
+                    u->size, u->user, u->users);
         CONC_FREE(u);
     }
 }
 
-/* ---- >>backtraces --------------------------------------------------------------------------------------------- */
+/* ---- >>backtraces --------------------------------------------------------------------------- */
 
-/* Where a thread stands, found by another one, and told in names. Whatever it is, reading it must not make things worse: so
- * memory is read through the kernel, which returns an error where there is none, files are read piece by piece, and nothing is
- * allocated. Only on Linux; elsewhere the frames are left out. */
+/* Where a thread stands, found by another one, and told in names. Whatever it is, reading it
+ * must not make things worse: so memory is read through the kernel, which returns an error where
+ * there is none, files are read piece by piece, and nothing is allocated. Only on Linux;
+ * elsewhere the frames are left out. */
 
 enum { CONC__FRAMES = 32 };
 
@@ -8021,7 +8393,8 @@ CONC__PRIVATE bool conc__map_find(uintptr_t address, conc__map_line *m)
             unsigned long long offset;
             int path = 0;
             *end = 0;
-            if (sscanf(line, "%lx-%lx %4s %llx %*s %*s %n", &low, &high, m->rights, &offset, &path) < 4 ||
+            if (sscanf(line, "%lx-%lx %4s %llx %*s %*s %n", &low, &high, m->rights, &offset,
+                       &path) < 4 ||
                 address < low || address >= high)
                 continue;
             m->low = low;
@@ -8045,28 +8418,32 @@ CONC__PRIVATE uint64_t conc__module_address(int fd, const ElfW(Ehdr) * header, u
         ElfW(Phdr) part;
         if (!conc__read_at(fd, &part, sizeof part, header->e_phoff + (uint64_t)i * sizeof part))
             break;
-        if (part.p_type == PT_LOAD && offset >= part.p_offset && offset < part.p_offset + part.p_filesz)
+        if (part.p_type == PT_LOAD && offset >= part.p_offset &&
+            offset < part.p_offset + part.p_filesz)
             return part.p_vaddr + (offset - part.p_offset);
     }
     return UINT64_MAX;
 }
 
 /* Looks through one table of symbols for the function around s->address. */
-CONC__PRIVATE bool conc__symbol_in(int fd, const ElfW(Shdr) * table, const ElfW(Shdr) * names, conc__symbol *s)
+CONC__PRIVATE bool conc__symbol_in(int fd, const ElfW(Shdr) * table, const ElfW(Shdr) * names,
+                                   conc__symbol *s)
 {
     enum { AT_ONCE = 64 };
     ElfW(Sym) some[AT_ONCE];
     uint64_t count = table->sh_size / sizeof some[0];
     for (uint64_t i = 0; i < count; i += AT_ONCE) {
         uint64_t n = count - i < AT_ONCE ? count - i : AT_ONCE;
-        if (!conc__read_at(fd, some, (size_t)n * sizeof some[0], table->sh_offset + i * sizeof some[0]))
+        if (!conc__read_at(fd, some, (size_t)n * sizeof some[0],
+                           table->sh_offset + i * sizeof some[0]))
             return false;
         for (uint64_t k = 0; k < n; k++) {
             uint64_t from = s->address - some[k].st_value;
             if ((some[k].st_info & 15) != STT_FUNC || s->address < some[k].st_value ||
                 from >= (some[k].st_size ? some[k].st_size : 1) || some[k].st_shndx == SHN_UNDEF)
                 continue;
-            ssize_t got = pread(fd, s->name, sizeof s->name - 1, (off_t)(names->sh_offset + some[k].st_name));
+            ssize_t got =
+                pread(fd, s->name, sizeof s->name - 1, (off_t)(names->sh_offset + some[k].st_name));
             s->name[got > 0 ? got : 0] = 0;
             s->offset = from;
             return s->name[0] != 0;
@@ -8083,15 +8460,18 @@ CONC__PRIVATE void conc__symbol_name(conc__symbol *s, const char *file, uint64_t
     bool named = false;
     if (fd < 0)
         return;
-    if (conc__read_at(fd, &header, sizeof header, 0) && memcmp(header.e_ident, ELFMAG, SELFMAG) == 0 &&
-        header.e_shentsize == sizeof(ElfW(Shdr)) &&
+    if (conc__read_at(fd, &header, sizeof header, 0) &&
+        memcmp(header.e_ident, ELFMAG, SELFMAG) == 0 && header.e_shentsize == sizeof(ElfW(Shdr)) &&
         (s->address = conc__module_address(fd, &header, offset)) != UINT64_MAX)
         for (int i = 0; i < header.e_shnum && !named; i++) {
             ElfW(Shdr) table, names;
-            if (!conc__read_at(fd, &table, sizeof table, header.e_shoff + (uint64_t)i * sizeof table))
+            if (!conc__read_at(fd, &table, sizeof table,
+                               header.e_shoff + (uint64_t)i * sizeof table))
                 break;
-            if ((table.sh_type == SHT_SYMTAB || table.sh_type == SHT_DYNSYM) && table.sh_link < header.e_shnum &&
-                conc__read_at(fd, &names, sizeof names, header.e_shoff + (uint64_t)table.sh_link * sizeof names))
+            if ((table.sh_type == SHT_SYMTAB || table.sh_type == SHT_DYNSYM) &&
+                table.sh_link < header.e_shnum &&
+                conc__read_at(fd, &names, sizeof names,
+                              header.e_shoff + (uint64_t)table.sh_link * sizeof names))
                 named = conc__symbol_in(fd, &table, &names, s);
         }
     close(fd);
@@ -8112,7 +8492,8 @@ CONC__PRIVATE bool conc__symbol_at(uintptr_t address, conc__symbol *s)
     return true;
 }
 
-/* Does a call instruction end at this address? Where the processor's are not known here, perhaps. */
+/* Does a call instruction end at this address? Where the processor's are not known here,
+ * perhaps. */
 CONC__PRIVATE bool conc__follows_call(int memory, uintptr_t address)
 {
 #if defined __x86_64__
@@ -8146,16 +8527,16 @@ CONC__PRIVATE void conc__thread_file(long thread, const char *name, char *text, 
     text[n > 0 ? n : 0] = 0;
 }
 
-/* Is the thread in a system call? Then it is not disturbed, as its sleep would end early; where it called from is found on
- * its stack instead. */
+/* Is the thread in a system call? Then it is not disturbed, as its sleep would end early; where
+ * it called from is found on its stack instead. */
 CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *pc)
 {
     char text[256];
     static conc__map_line m;
     unsigned long stack, code;
     conc__thread_file(thread, "syscall", text, sizeof text);
-    if (sscanf(text, "%*d %*s %*s %*s %*s %*s %*s %lx %lx", &stack, &code) != 2 || !conc__map_find(stack, &m) ||
-        m.rights[1] != 'w')
+    if (sscanf(text, "%*d %*s %*s %*s %*s %*s %*s %lx %lx", &stack, &code) != 2 ||
+        !conc__map_find(stack, &m) || m.rights[1] != 'w')
         return false;
     *sp = stack;
     *pc = code;
@@ -8178,16 +8559,18 @@ CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *p
 
 #endif
 
-/* ---- >>watchdog ----------------------------------------------------------------------------------------------- */
+/* ---- >>watchdog ----------------------------------------------------------------------------- */
 
-/* Debug: a thread that looks, several times in the time a step may take, whether the same step still runs. */
+/* Debug: a thread that looks, several times in the time a step may take, whether the same step
+ * still runs. */
 typedef struct conc__watchdog {
     pthread_t id, of;
     long of_number;
     pthread_mutex_t mutex; /* over all the rest but `frames` */
     pthread_cond_t changed;
     bool ends, told, asks;
-    int64_t began, most; /* of the step that runs, on the real clock; 0: none. In ns, what one may take */
+    /* of the step that runs, on the real clock; 0: none. In ns, what one may take */
+    int64_t began, most;
     char name[CONC__NAME + 256];
     sem_t answered;
     int count;
@@ -8195,7 +8578,8 @@ typedef struct conc__watchdog {
 } conc__watchdog;
 
 static pthread_mutex_t conc__telling = PTHREAD_MUTEX_INITIALIZER; /* one watchdog at a time */
-static _Atomic(conc__watchdog *) conc__questioner;                /* it wants to know where its thread stands */
+/* it wants to know where its thread stands */
+static _Atomic(conc__watchdog *) conc__questioner;
 
 /* For the calls that wait until a time of the system's clock. */
 CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
@@ -8216,7 +8600,8 @@ CONC__PRIVATE void conc__print_frame(int number, uintptr_t address)
         n = s.name[0]
                 ? snprintf(text, sizeof text, "    #%d %s+0x%llx (%s+0x%llx)\n", number, s.name,
                            (unsigned long long)s.offset, s.module, (unsigned long long)s.address)
-                : snprintf(text, sizeof text, "    #%d %s+0x%llx\n", number, s.module, (unsigned long long)s.address);
+                : snprintf(text, sizeof text, "    #%d %s+0x%llx\n", number, s.module,
+                           (unsigned long long)s.address);
     else
 #endif
         n = snprintf(text, sizeof text, "    #%d 0x%llx\n", number, (unsigned long long)address);
@@ -8284,8 +8669,8 @@ CONC__PRIVATE void conc__on_question(int number, siginfo_t *info, void *context)
     errno = saved;
 }
 
-/* May the signal be sent? Not to a thread that sleeps, as that would end early; nor to a program that has taken it since, or
- * blocks it. */
+/* May the signal be sent? Not to a thread that sleeps, as that would end early; nor to a program
+ * that has taken it since, or blocks it. */
 CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
 {
     struct sigaction now;
@@ -8314,7 +8699,8 @@ CONC__PRIVATE int conc__frames_by_question(conc__watchdog *d)
     if (!answered && !atomic_exchange(&conc__questioner, NULL))
         answered = sem_wait(&d->answered) == 0; /* just now */
     for (; answered && n < d->count; n++)
-        conc__print_frame(n, (uintptr_t)d->frames[n] - (n > 0)); /* a return address may lie behind the function */
+        /* a return address may lie behind the function */
+        conc__print_frame(n, (uintptr_t)d->frames[n] - (n > 0));
     return n;
 }
 #endif
@@ -8328,9 +8714,10 @@ CONC__PRIVATE void conc__watchdog_tell(conc__watchdog *d)
     pthread_mutex_lock(&conc__telling);
     bool sleeps = !conc__on_valgrind() && conc__in_system_call(d->of_number, &sp, &pc);
     conc__say(text,
-              snprintf(text, sizeof text, "conc: %s holds the loop for %.3f s so far, %s\n", d->name,
-                       (double)(conc__clock() - d->began) / 1e9,
-                       sleeps ? "in a system call, called from (some of these may have returned):" : "at:"),
+              snprintf(text, sizeof text, "conc: %s holds the loop for %.3f s so far, %s\n",
+                       d->name, (double)(conc__clock() - d->began) / 1e9,
+                       sleeps ? "in a system call, called from (some of these may have returned):"
+                              : "at:"),
               sizeof text);
 #ifdef __linux__
     if (sleeps)
@@ -8364,17 +8751,20 @@ CONC__PRIVATE void *conc__watchdog_main(void *arg)
 
 static struct sigaction conc__question_before;
 
-/* The handler for questions, where the program has none of its own for that signal, and there is a stack for it. */
+/* The handler for questions, where the program has none of its own for that signal, and there is
+ * a stack for it. */
 CONC__PRIVATE bool conc__questions_open(const conc_loop *l)
 {
 #ifdef CONC__BACKTRACE
     struct sigaction now, ours;
     stack_t stack;
     void *frames[4];
-    if (l->signal_slot < 0 || sigaltstack(NULL, &stack) || stack.ss_flags & SS_DISABLE || sigaction(SIGURG, NULL, &now))
+    if (l->signal_slot < 0 || sigaltstack(NULL, &stack) || stack.ss_flags & SS_DISABLE ||
+        sigaction(SIGURG, NULL, &now))
         return false;
     bool mine = (now.sa_flags & SA_SIGINFO) && now.sa_sigaction == conc__on_question;
-    if (!mine && ((now.sa_flags & SA_SIGINFO) || (now.sa_handler != SIG_DFL && now.sa_handler != SIG_IGN)))
+    if (!mine &&
+        ((now.sa_flags & SA_SIGINFO) || (now.sa_handler != SIG_DFL && now.sa_handler != SIG_IGN)))
         return false;
     backtrace(frames, 4); /* the first call may load a library */
     memset(&ours, 0, sizeof ours);
@@ -8398,8 +8788,8 @@ CONC__PRIVATE void conc__questions_close(void)
 #ifdef CONC__BACKTRACE
     struct sigaction now;
     pthread_mutex_lock(&conc__signalling.mutex);
-    if (--conc__signalling.questions == 0 && sigaction(SIGURG, NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO) &&
-        now.sa_sigaction == conc__on_question)
+    if (--conc__signalling.questions == 0 && sigaction(SIGURG, NULL, &now) == 0 &&
+        (now.sa_flags & SA_SIGINFO) && now.sa_sigaction == conc__on_question)
         sigaction(SIGURG, &conc__question_before, NULL);
     pthread_mutex_unlock(&conc__signalling.mutex);
 #endif
@@ -8448,7 +8838,7 @@ CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
     return 0;
 }
 
-/* ---- >>stepping ----------------------------------------------------------------------------------------------- */
+/* ---- >>stepping ----------------------------------------------------------------------------- */
 
 CONC__PRIVATE void conc__was_idle(conc_loop *l, int64_t from, int64_t to)
 {
@@ -8616,7 +9006,7 @@ CONC__PRIVATE void conc__diagnosis_close(conc_loop *l)
     conc__trace_close(l);
 }
 
-/* ---- >>running ------------------------------------------------------------------------------------------------ */
+/* ---- >>running ------------------------------------------------------------------------------ */
 
 CONC_API double conc_random(double low, double high)
 {
@@ -8642,7 +9032,8 @@ CONC__PRIVATE bool conc__env_number(const char *name, uint64_t least, uint64_t *
     if (good)
         *out = n;
     else
-        fprintf(stderr, "conc: %s=%s is not a number from %llu on\n", name, text, (unsigned long long)least);
+        fprintf(stderr, "conc: %s=%s is not a number from %llu on\n", name, text,
+                (unsigned long long)least);
     return good;
 }
 
@@ -8664,8 +9055,10 @@ CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **
 {
     uint64_t seed = o->seed, stack = o->stack_size;
     int clock = o->virtual_clock, debug = o->debug, epoll = -1;
-    if (!conc__env_number("CONC_SEED", 0, &seed) || !conc__env_number("CONC_STACK", CONC__LEAST_STACK, &stack) ||
-        !conc__env_word("CONC_CLOCK", "real", "virtual", &clock) || !conc__env_word("CONC_DEBUG", "0", "1", &debug) ||
+    if (!conc__env_number("CONC_SEED", 0, &seed) ||
+        !conc__env_number("CONC_STACK", CONC__LEAST_STACK, &stack) ||
+        !conc__env_word("CONC_CLOCK", "real", "virtual", &clock) ||
+        !conc__env_word("CONC_DEBUG", "0", "1", &debug) ||
         !conc__env_word("CONC_POLL", "poll", "epoll", &epoll))
         return -EINVAL;
     *backend = epoll == 0 ? &conc__poll : &CONC__BEST_BACKEND;
@@ -8834,8 +9227,8 @@ CONC__PRIVATE void conc__last_posts(conc_loop *l)
 }
 
 /* Opens a run, and makes it this thread's. */
-CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options *options, const char *spawned,
-                              conc_fn *main_fn, void *arg)
+CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options *options,
+                              const char *spawned, conc_fn *main_fn, void *arg)
 {
     conc_options o = options ? *options : (conc_options){0};
     const conc__backend *backend;
@@ -8891,14 +9284,15 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
         outcome->signal = l->interrupted_by;
     } else if (rc < 0) {
         outcome->by = conc__origin(&l->main, rc);
-        conc__copy(outcome->text, sizeof outcome->text, conc__words_or(conc__words(&l->main, rc), rc));
+        conc__copy(outcome->text, sizeof outcome->text,
+                   conc__words_or(conc__words(&l->main, rc), rc));
     }
     conc__loop_close(l);
     return rc;
 }
 
-CONC__PRIVATE int conc__run(const conc_options *options, const char *spawned, conc_fn *main_fn, void *arg,
-                            conc__outcome *outcome)
+CONC__PRIVATE int conc__run(const conc_options *options, const char *spawned, conc_fn *main_fn,
+                            void *arg, conc__outcome *outcome)
 {
     int saved = errno;
     conc_loop *l;
@@ -8931,9 +9325,10 @@ CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg)
     return rc < 0;
 }
 
-/* ---- >>embedding ---------------------------------------------------------------------------------------------- */
+/* ---- >>embedding ---------------------------------------------------------------------------- */
 
-CONC_API int conc_embed_begin(conc_embed *e, const conc_options *options, conc_fn *main_fn, void *arg)
+CONC_API int conc_embed_begin(conc_embed *e, const conc_options *options, conc_fn *main_fn,
+                              void *arg)
 {
     if (!e || (e->loop && e->loop == conc__here))
         return -EINVAL;
@@ -9014,17 +9409,20 @@ CONC_API int conc_embed_end(conc_embed *e)
 /* ==== end conc.h ==== */
 
 /* ==== begin conc_sync.h ==== */
-/* conc_sync.h - v0.1.0 - locks, semaphores, events, queues and select for the tasks of conc.h - MIT licence
+/* conc_sync.h - v0.1.0 - locks, semaphores, events, queues and select for the tasks of conc.h -
+ * MIT licence
  *
- * What asyncio and trio call synchronization: lock, rwlock, semaphore, event, condition, barrier, latch, future, queue,
- * limiter, and a select over them. For the tasks of one loop: between threads there is conc_channel in conc_pool.h.
+ * What asyncio and trio call synchronization: lock, rwlock, semaphore, event, condition,
+ * barrier, latch, future, queue, limiter, and a select over them. For the tasks of one loop:
+ * between threads there is conc_channel in conc_pool.h.
  *
  *     static conc_lock lock;                              // all zero: ready
  *     static conc_queue jobs = CONC_QUEUE(int, 10);       // of ints, at most 10
  *
  *     static int transfer(void *arg)
  *     {
- *         CONC_LOCKED(&lock) {                            // left with the block, however that ends
+ *         CONC_LOCKED(&lock) {                            // left with the block, however that
+ *         ends
  *             CONC_TRY(conc_sleep(1));
  *         }
  *         return 0;
@@ -9037,22 +9435,27 @@ CONC_API int conc_embed_end(conc_embed *e)
  *         return rc == -EPIPE ? 0 : rc;                   // closed and empty
  *     }
  *
- * Include it where you include conc.h, which it includes itself; CONC_IMPLEMENTATION and CONC_STATIC are the same.
+ * Include it where you include conc.h, which it includes itself; CONC_IMPLEMENTATION and
+ * CONC_STATIC are the same.
  *
  * Conventions, beside conc.h's
- *   Objects   all zero or from their macro (CONC_SEM, CONC_BARRIER, CONC_QUEUE) they are ready, also before a run and after
- *             it. They own no memory and need no destroy call; only a queue has a storage.
- *   Order     first come, first served. What is released goes to the first waiter at once: nobody overtakes it, a try_
- *             call neither, and whoever releases and asks again stands behind those who wait.
- *   Grants    0 means the whole effect, -ECANCELED none. What was handed to a waiter is its own even if a cancel or a
- *             time limit comes before it runs; the cancel is then seen at its next checkpoint.
- *   Calling   what may wait, from tasks; so are locks and rwlocks, which belong to tasks. The others (set, notify, close, a
- *             semaphore's release, try_) from posted functions too, and outside a run as long as nobody waits. -EPERM: not so, or a task of another loop waits. A try_ call that
- *             would have to wait returns -EAGAIN.
+ *   Objects   all zero or from their macro (CONC_SEM, CONC_BARRIER, CONC_QUEUE) they are ready,
+ *             also before a run and after it. They own no memory and need no destroy call; only
+ *             a queue has a storage.
+ *   Order     first come, first served. What is released goes to the first waiter at once:
+ *             nobody overtakes it, a try_ call neither, and whoever releases and asks again
+ *             stands behind those who wait.
+ *   Grants    0 means the whole effect, -ECANCELED none. What was handed to a waiter is its own
+ *             even if a cancel or a time limit comes before it runs; the cancel is then seen at
+ *             its next checkpoint.
+ *   Calling   what may wait, from tasks; so are locks and rwlocks, which belong to tasks. The
+ *             others (set, notify, close, a semaphore's release, try_) from posted functions
+ *             too, and outside a run as long as nobody waits. -EPERM: not so, or a task of
+ *             another loop waits. A try_ call that would have to wait returns -EAGAIN.
  *   Errors    NULL is -EINVAL; with a function that returns nothing, nothing happens.
  *
- * Contents: >>lock >>rwlock >>semaphore >>event >>condition >>barrier >>latch >>future >>queue >>select >>limiter, then the
- * implementation of each under the same name, and the licence. */
+ * Contents: >>lock >>rwlock >>semaphore >>event >>condition >>barrier >>latch >>future >>queue
+ * >>select >>limiter, then the implementation of each under the same name, and the licence. */
 #ifndef CONC_SYNC_H
 #define CONC_SYNC_H
 
@@ -9062,7 +9465,7 @@ CONC_API int conc_embed_end(conc_embed *e)
 extern "C" {
 #endif
 
-/* ---- >>lock --------------------------------------------------------------------------------------------------- */
+/* ---- >>lock --------------------------------------------------------------------------------- */
 
 typedef struct conc_lock {
     /* private */
@@ -9083,16 +9486,20 @@ CONC_API int conc__lock_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 #define conc_lock_try_acquire(l) conc__lock_try_acquire((l), CONC__PLACE)
 CONC_API int conc__lock_try_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 
-/* Hands the lock to the first who waits for it. Not a checkpoint. -EPERM: the calling task does not have it. */
+/* Hands the lock to the first who waits for it. Not a checkpoint. -EPERM: the calling task does
+ * not have it. */
 CONC_API int conc_lock_release(conc_lock *l);
 
-/* Who has it; NULL: nobody. When its owner may have ended without a release, the pointer is only good to be compared. */
+/* Who has it; NULL: nobody. When its owner may have ended without a release, the pointer is only
+ * good to be compared. */
 CONC_API conc_task *conc_lock_owner(const conc_lock *l);
 
-/* CONC_LOCKED(&l) { ... }: the block has the lock. A failed acquire returns its error from the calling function; break
- * and continue leave the block; return, goto and CONC_TRY leave it too, and the lock is released. Inside an open scope or
- * group acquire by hand, as the early return would leave that open. */
-#define CONC_LOCKED(l) CONC__GUARDED(conc__lock_enter((l), CONC__PLACE), conc__lock_leave, __COUNTER__)
+/* CONC_LOCKED(&l) { ... }: the block has the lock. A failed acquire returns its error from the
+ * calling function; break and continue leave the block; return, goto and CONC_TRY leave it too,
+ * and the lock is released. Inside an open scope or group acquire by hand, as the early return
+ * would leave that open. */
+#define CONC_LOCKED(l) \
+    CONC__GUARDED(conc__lock_enter((l), CONC__PLACE), conc__lock_leave, __COUNTER__)
 #define CONC__GUARDED(enter, leave, n) CONC__GUARDED2(enter, leave, CONC__JOIN(conc__guard, n))
 #define CONC__GUARDED2(enter, leave, guard)                                           \
     for (__attribute__((cleanup(leave))) conc__entered guard = enter; __extension__({ \
@@ -9109,10 +9516,10 @@ typedef struct conc__entered {
 CONC_API conc__entered conc__lock_enter(conc_lock *l, const char *place);
 CONC_API void conc__lock_leave(conc__entered *g);
 
-/* ---- >>rwlock ------------------------------------------------------------------------------------------------- */
+/* ---- >>rwlock ------------------------------------------------------------------------------- */
 
-/* Either one writer has it or any number of readers. Who comes later waits behind those who wait, so that neither
- * readers nor writers starve. */
+/* Either one writer has it or any number of readers. Who comes later waits behind those who
+ * wait, so that neither readers nor writers starve. */
 typedef struct conc_rwlock {
     /* private */
     conc_task *writer;
@@ -9125,23 +9532,25 @@ typedef struct conc_rwlock {
 /* Waits.
  *     int conc_rwlock_acquire_read(conc_rwlock *l), conc_rwlock_acquire_write(conc_rwlock *l);
  * Errors: -EDEADLK (the task has it for writing already), -ECANCELED. A task that reads
- * releases it before it writes, and does not acquire it twice, as a writer may be waiting in between: it would wait for itself. */
+ * releases it before it writes, and does not acquire it twice, as a writer may be waiting in
+ * between: it would wait for itself. */
 #define conc_rwlock_acquire_read(l) conc__rwlock_acquire((l), CONC__READER, CONC__PLACE)
 #define conc_rwlock_acquire_write(l) conc__rwlock_acquire((l), CONC__WRITER, CONC__PLACE)
 enum { CONC__READER, CONC__WRITER };
 CONC_API int conc__rwlock_acquire(conc_rwlock *l, int how, const char *place) CONC_NODISCARD;
 
 /* The same without waiting.
- *     int conc_rwlock_try_acquire_read(conc_rwlock *l), conc_rwlock_try_acquire_write(conc_rwlock *l); */
+ *     int conc_rwlock_try_acquire_read(conc_rwlock *l),
+ *     conc_rwlock_try_acquire_write(conc_rwlock *l); */
 #define conc_rwlock_try_acquire_read(l) conc__rwlock_try_acquire((l), CONC__READER, CONC__PLACE)
 #define conc_rwlock_try_acquire_write(l) conc__rwlock_try_acquire((l), CONC__WRITER, CONC__PLACE)
 CONC_API int conc__rwlock_try_acquire(conc_rwlock *l, int how, const char *place) CONC_NODISCARD;
 
-/* Either kind, by the task that acquired it. -EPERM: another task has it for writing, or nobody has it; which tasks read it
- * is not known. Not a checkpoint. */
+/* Either kind, by the task that acquired it. -EPERM: another task has it for writing, or nobody
+ * has it; which tasks read it is not known. Not a checkpoint. */
 CONC_API int conc_rwlock_release(conc_rwlock *l);
 
-/* ---- >>semaphore ---------------------------------------------------------------------------------------------- */
+/* ---- >>semaphore ---------------------------------------------------------------------------- */
 
 typedef struct conc_sem {
     int permits; /* free ones */
@@ -9156,12 +9565,13 @@ typedef struct conc_sem {
         .permits = __VA_ARGS__ \
     }
 
-/* Takes a permit. Waits. Errors: -EINVAL (permits or max negative, permits above max), -ECANCELED. */
+/* Takes a permit. Waits. Errors: -EINVAL (permits or max negative, permits above max),
+ * -ECANCELED. */
 CONC_API int conc_sem_acquire(conc_sem *s) CONC_NODISCARD;
 CONC_API int conc_sem_try_acquire(conc_sem *s) CONC_NODISCARD;
 
-/* Gives a permit to the first who waits, or back. -EOVERFLOW: there would be more than max, or than an int holds. Not a
- * checkpoint. */
+/* Gives a permit to the first who waits, or back. -EOVERFLOW: there would be more than max, or
+ * than an int holds. Not a checkpoint. */
 CONC_API int conc_sem_release(conc_sem *s);
 
 /* CONC_PERMIT(&sem) { ... }: the block has a permit, as with CONC_LOCKED. */
@@ -9169,7 +9579,7 @@ CONC_API int conc_sem_release(conc_sem *s);
 CONC_API conc__entered conc__sem_enter(conc_sem *s);
 CONC_API void conc__sem_leave(conc__entered *g);
 
-/* ---- >>event -------------------------------------------------------------------------------------------------- */
+/* ---- >>event -------------------------------------------------------------------------------- */
 
 typedef struct conc_event {
     /* private */
@@ -9180,8 +9590,8 @@ typedef struct conc_event {
 /* Returns 0 when the event is set, or was set meanwhile. Waits. Errors: -ECANCELED. */
 CONC_API int conc_event_wait(conc_event *e) CONC_NODISCARD;
 
-/* Wakes all who wait, even if a clear follows at once; who comes later does not wait. Afterwards nobody needs the event
- * any more: who was woken may free it. Not a checkpoint. */
+/* Wakes all who wait, even if a clear follows at once; who comes later does not wait. Afterwards
+ * nobody needs the event any more: who was woken may free it. Not a checkpoint. */
 CONC_API void conc_event_set(conc_event *e);
 
 /* Who comes from now on waits. Not a checkpoint. */
@@ -9189,24 +9599,25 @@ CONC_API void conc_event_clear(conc_event *e);
 
 CONC_API bool conc_event_is_set(const conc_event *e);
 
-/* ---- >>condition ---------------------------------------------------------------------------------------------- */
+/* ---- >>condition ---------------------------------------------------------------------------- */
 
 typedef struct conc_cond {
     /* private */
     conc__waits waits;
 } conc_cond;
 
-/* Releases the lock, waits to be notified, and returns when the task has the lock again, which it has on every return, if
- * that takes longer than its time limit too. Others may have run in between: test what you wait for in a loop. Waits.
- * Errors: -EPERM (the task does not have the lock), -ECANCELED (and no notify was taken). */
+/* Releases the lock, waits to be notified, and returns when the task has the lock again, which
+ * it has on every return, if that takes longer than its time limit too. Others may have run in
+ * between: test what you wait for in a loop. Waits. Errors: -EPERM (the task does not have the
+ * lock), -ECANCELED (and no notify was taken). */
 CONC_API int conc_cond_wait(conc_cond *c, conc_lock *l) CONC_NODISCARD;
 
-/* Notifies the first n who wait, or all. They go on when they have their lock again; the caller needs none. Without
- * anybody who waits nothing is remembered. Not a checkpoint. */
+/* Notifies the first n who wait, or all. They go on when they have their lock again; the caller
+ * needs none. Without anybody who waits nothing is remembered. Not a checkpoint. */
 CONC_API void conc_cond_notify(conc_cond *c, int n);
 CONC_API void conc_cond_notify_all(conc_cond *c);
 
-/* ---- >>barrier ------------------------------------------------------------------------------------------------ */
+/* ---- >>barrier ------------------------------------------------------------------------------ */
 
 typedef struct conc_barrier {
     int parties;
@@ -9221,12 +9632,13 @@ typedef struct conc_barrier {
         .parties = (n)  \
     }
 
-/* Waits until `parties` tasks are here, which then all go on, and the next come to a fresh barrier. Returns the caller's
- * index, each of 0 to parties - 1 once, the last to arrive with the highest. A party that is cancelled before that leaves
- * the barrier as if it had not come. Errors: -EINVAL (parties not positive), -ECANCELED. */
+/* Waits until `parties` tasks are here, which then all go on, and the next come to a fresh
+ * barrier. Returns the caller's index, each of 0 to parties - 1 once, the last to arrive with
+ * the highest. A party that is cancelled before that leaves the barrier as if it had not come.
+ * Errors: -EINVAL (parties not positive), -ECANCELED. */
 CONC_API int conc_barrier_wait(conc_barrier *b) CONC_NODISCARD;
 
-/* ---- >>latch -------------------------------------------------------------------------------------------------- */
+/* ---- >>latch -------------------------------------------------------------------------------- */
 
 /* Counts what is still to be done: Go's WaitGroup. */
 typedef struct conc_latch {
@@ -9235,15 +9647,15 @@ typedef struct conc_latch {
     conc__waits waits;
 } conc_latch;
 
-/* Adds n, which may be negative; at 0 all who wait go on. -EOVERFLOW: below 0, or above what an int holds; nothing changes.
- * Not checkpoints. done adds -1. */
+/* Adds n, which may be negative; at 0 all who wait go on. -EOVERFLOW: below 0, or above what an
+ * int holds; nothing changes. Not checkpoints. done adds -1. */
 CONC_API int conc_latch_add(conc_latch *l, int n);
 CONC_API int conc_latch_done(conc_latch *l);
 
 /* Waits until the count is 0. Errors: -ECANCELED. */
 CONC_API int conc_latch_wait(conc_latch *l) CONC_NODISCARD;
 
-/* ---- >>future ------------------------------------------------------------------------------------------------- */
+/* ---- >>future ------------------------------------------------------------------------------- */
 
 /* A result that comes once. */
 typedef struct conc_future {
@@ -9254,21 +9666,23 @@ typedef struct conc_future {
     conc__waits waits;
 } conc_future;
 
-/* Sets the result: rc, and a value (borrowed). Once; then -EALREADY. Who was woken may free the future. Not a checkpoint. */
+/* Sets the result: rc, and a value (borrowed). Once; then -EALREADY. Who was woken may free the
+ * future. Not a checkpoint. */
 CONC_API int conc_future_set(conc_future *f, int rc, void *value);
 
-/* Waits for the result: the rc that was set, the value in *value (NULL: not wanted). -ECANCELED of the caller's own leaves
- * *value as it was. */
+/* Waits for the result: the rc that was set, the value in *value (NULL: not wanted). -ECANCELED
+ * of the caller's own leaves *value as it was. */
 CONC_API int conc_future_wait(conc_future *f, void **value) CONC_NODISCARD;
 
 CONC_API bool conc_future_is_set(const conc_future *f);
 
-/* ---- >>queue -------------------------------------------------------------------------------------------------- */
+/* ---- >>queue -------------------------------------------------------------------------------- */
 
 enum {
     CONC_QUEUE_FIFO,
     CONC_QUEUE_LIFO,
-    CONC_QUEUE_PRIORITY /* the least item first, equal ones in the order of their puts; needs less */
+    /* the least item first, equal ones in the order of their puts; needs less */
+    CONC_QUEUE_PRIORITY
 };
 
 typedef struct conc_queue {
@@ -9276,8 +9690,9 @@ typedef struct conc_queue {
     size_t capacity;  /* items; a put above it waits; 0: no limit */
     int kind;
     bool (*less)(const void *a,
-                 const void *b); /* which of two items comes first; alone it means CONC_QUEUE_PRIORITY. It
-                                                   does not wait. Items are aligned as max_align_t, no more */
+                 /* which of two items comes first; alone it means CONC_QUEUE_PRIORITY. It does
+                  * not wait. Items are aligned as max_align_t, no more */
+                 const void *b);
     /* private */
     bool closed, checked;
     char *items;      /* FIFO: a ring; LIFO: a stack; priority: a binary heap */
@@ -9286,7 +9701,8 @@ typedef struct conc_queue {
     size_t limit; /* of an open FIFO queue of small items, else 0: below it a put only stores */
     uint64_t arrivals;
     conc__waits getters, putters, joiners;
-    size_t unfinished; /* apart from count, or both would be written by one vector store, which a read waits for */
+    /* apart from count, or both would be written by one vector store, which a read waits for */
+    size_t unfinished;
 } conc_queue;
 
 /* conc_queue q = CONC_QUEUE(int, 10); or CONC_QUEUE(job, 10, .less = more_urgent) */
@@ -9295,36 +9711,38 @@ typedef struct conc_queue {
         .item_size = sizeof(type), .capacity = __VA_ARGS__ \
     }
 
-/* Puts a copy of the item, for the first who waits or into the queue. item is borrowed until the call returns. Waits
- * while the queue is full. Errors: -EPIPE (closed), -ENOMEM (and the queue is as before), -EINVAL (a kind without less, or
- * less with another kind), -ECANCELED. */
+/* Puts a copy of the item, for the first who waits or into the queue. item is borrowed until the
+ * call returns. Waits while the queue is full. Errors: -EPIPE (closed), -ENOMEM (and the queue
+ * is as before), -EINVAL (a kind without less, or less with another kind), -ECANCELED. */
 CONC_API int conc_queue_put(conc_queue *q, const void *item) CONC_NODISCARD;
 CONC_API int conc_queue_try_put(conc_queue *q, const void *item) CONC_NODISCARD;
 
-/* Takes the next item, into *item. Waits while there is none. Errors: -EPIPE (closed, and all items taken), -EINVAL as
- * above, -ECANCELED. */
+/* Takes the next item, into *item. Waits while there is none. Errors: -EPIPE (closed, and all
+ * items taken), -EINVAL as above, -ECANCELED. */
 CONC_API int conc_queue_get(conc_queue *q, void *item) CONC_NODISCARD;
 CONC_API int conc_queue_try_get(conc_queue *q, void *item) CONC_NODISCARD;
 
 /* Items that lie in the queue. */
 CONC_API size_t conc_queue_len(const conc_queue *q);
 
-/* One of the items that were taken is done with. -EOVERFLOW: as many were done as were put. Not a checkpoint. */
+/* One of the items that were taken is done with. -EOVERFLOW: as many were done as were put. Not
+ * a checkpoint. */
 CONC_API int conc_queue_task_done(conc_queue *q);
 
-/* Waits until every item that was put is done with. Errors: -ECANCELED, -EPIPE (destroyed meanwhile). */
+/* Waits until every item that was put is done with. Errors: -ECANCELED, -EPIPE (destroyed
+ * meanwhile). */
 CONC_API int conc_queue_join(conc_queue *q) CONC_NODISCARD;
 
-/* No more puts: who waits in one gets -EPIPE, as does who waits in a get. What lies in the queue can still be taken.
- * Closing twice does nothing. Not a checkpoint. */
+/* No more puts: who waits in one gets -EPIPE, as does who waits in a get. What lies in the queue
+ * can still be taken. Closing twice does nothing. Not a checkpoint. */
 CONC_API void conc_queue_close(conc_queue *q);
 
-/* Closes it for good, drops what lies in it, and frees the storage. CONC_AUTO(conc_queue, q) = CONC_QUEUE(int, 10); does it when the
- * block ends. */
+/* Closes it for good, drops what lies in it, and frees the storage. CONC_AUTO(conc_queue, q) =
+ * CONC_QUEUE(int, 10); does it when the block ends. */
 CONC_API void conc_queue_destroy(conc_queue *q);
 CONC_API void conc__auto_conc_queue(conc_queue *q);
 
-/* ---- >>select ------------------------------------------------------------------------------------------------- */
+/* ---- >>select ------------------------------------------------------------------------------- */
 
 struct conc__choice;
 
@@ -9338,8 +9756,9 @@ typedef struct conc_case {
     double seconds;
     void *to;
     const void *from;
-    int result; /* in the case that happened: what its call would have returned; of JOIN, which collects it as conc_join
-                   does, what the task returned */
+    /* in the case that happened: what its call would have returned; of JOIN, which collects it
+     * as conc_join does, what the task returned */
+    int result;
     /* private */
     struct conc__choice *choice;
     uint32_t life;
@@ -9372,19 +9791,21 @@ enum { CONC__GET = 1, CONC__PUT, CONC__EVENT, CONC__JOINED, CONC__FD, CONC__AFTE
         .what = CONC__AFTER, .seconds = (s) \
     }
 
-/* Waits until one of the cases can happen, does that one and no other, and returns its index; its result field has what the
- * call would have returned: a closed queue is ready with -EPIPE. When several are ready at the call, the first in the array;
- * else the first to happen. The array and what it points to is borrowed until the call returns, and may be used again.
+/* Waits until one of the cases can happen, does that one and no other, and returns its index;
+ * its result field has what the call would have returned: a closed queue is ready with -EPIPE.
+ * When several are ready at the call, the first in the array; else the first to happen. The
+ * array and what it points to is borrowed until the call returns, and may be used again.
  *     conc_case c[] = {CONC_CASE_GET(&jobs, &job), CONC_CASE_EVENT(&stop), CONC_CASE_AFTER(1.5)};
  *     switch (conc_select(c, CONC_LEN(c))) { case 0: ...
- * Errors, and none has happened: -EINVAL (no cases, one that is not valid), -EDEADLK (the join of oneself), -EBADF (a negative
- * descriptor), -EPERM, -ECANCELED. */
+ * Errors, and none has happened: -EINVAL (no cases, one that is not valid), -EDEADLK (the join
+ * of oneself), -EBADF (a negative descriptor), -EPERM, -ECANCELED. */
 CONC_API int conc_select(conc_case *cases, size_t n) CONC_NODISCARD;
 
-/* ---- >>limiter ------------------------------------------------------------------------------------------------ */
+/* ---- >>limiter ------------------------------------------------------------------------------ */
 
-/* A token bucket: it holds `burst` tokens, starts full, and gets `rate` more each `per` seconds, evenly. So in any time t at
- * most burst + t * rate / per are taken: with rate 3 and burst 1 one every third of a second. */
+/* A token bucket: it holds `burst` tokens, starts full, and gets `rate` more each `per` seconds,
+ * evenly. So in any time t at most burst + t * rate / per are taken: with rate 3 and burst 1 one
+ * every third of a second. */
 typedef struct conc_limiter {
     double rate, per, burst; /* per 0: 1 s; burst 0: 1 */
     /* private */
@@ -9397,11 +9818,12 @@ typedef struct conc_limiter {
     conc__timer timer; /* for the first who waits */
 } conc_limiter;
 
-/* Takes n tokens, in the order of the calls. Waits. Errors: -EINVAL (rate not positive, per or burst negative, n not positive
- * or more than the burst), -ECANCELED. */
+/* Takes n tokens, in the order of the calls. Waits. Errors: -EINVAL (rate not positive, per or
+ * burst negative, n not positive or more than the burst), -ECANCELED. */
 CONC_API int conc_limiter_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 
-/* The same without waiting: also -EAGAIN while somebody waits. -EPERM outside a run, where there is no clock. */
+/* The same without waiting: also -EAGAIN while somebody waits. -EPERM outside a run, where there
+ * is no clock. */
 CONC_API int conc_limiter_try_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 
 #ifdef __cplusplus
@@ -9410,14 +9832,15 @@ CONC_API int conc_limiter_try_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 
 #endif /* CONC_SYNC_H */
 
-/* ============================================ implementation ================================================== *
+/* ============================================ implementation
+ * ================================================== *
  *  >>sharing, then >>lock to >>limiter
- * ============================================================================================================== */
+ * ============================================================================================== */
 
 #if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__SYNC_IMPLEMENTED
 #define CONC__SYNC_IMPLEMENTED
 
-/* ---- >>sharing ------------------------------------------------------------------------------------------------ */
+/* ---- >>sharing ------------------------------------------------------------------------------ */
 
 /* Nobody waits here, or tasks of this thread's run. */
 CONC__FAST bool conc__ours(const conc_loop *l, const conc__waits *waits)
@@ -9438,8 +9861,9 @@ CONC__FAST int conc__may_wait(conc_loop *l, const conc__waits *waits)
     return conc__checkpoint(l);
 }
 
-/* What is done most has a way without a wait in a function of its own, which calls nothing, and the wait itself is in another:
- * the code that parks a task saves every register first. True: the running task may go on without a turn of the others. */
+/* What is done most has a way without a wait in a function of its own, which calls nothing, and
+ * the wait itself is in another: the code that parks a task saves every register first. True:
+ * the running task may go on without a turn of the others. */
 CONC__FAST bool conc__goes_on(conc_loop *l)
 {
     if (CONC__UNLIKELY(!l || !l->self || l->self->pending || l->quick <= 1))
@@ -9471,7 +9895,8 @@ CONC__FAST void conc__wake_first(conc_loop *l, conc__waits *list, int result)
     conc__wait_over(l, w->task);
 }
 
-/* The whole of a call that waits for something to be so: it waits in the list of `on` unless it is so already. */
+/* The whole of a call that waits for something to be so: it waits in the list of `on` unless it
+ * is so already. */
 CONC__PRIVATE CONC__CALLED int conc__wait_unless(bool so, const void *on, conc__waits *list,
                                                  const conc__wait_kind *kind)
 {
@@ -9503,7 +9928,8 @@ CONC__FAST bool conc__is_of_run(const conc_loop *l, uint64_t serial)
     return serial - conc__first_serial(l) < 1ull << 40;
 }
 
-CONC__PRIVATE void conc__whom_owner(FILE *out, const conc_task *owner, uint64_t serial, const char *place)
+CONC__PRIVATE void conc__whom_owner(FILE *out, const conc_task *owner, uint64_t serial,
+                                    const char *place)
 {
     if (conc__lives(conc__here, owner) && owner->serial == serial)
         fprintf(out, " that %s acquired at %s", owner->name, place);
@@ -9511,7 +9937,7 @@ CONC__PRIVATE void conc__whom_owner(FILE *out, const conc_task *owner, uint64_t 
         fprintf(out, " acquired at %s by a task that is not there any more", place);
 }
 
-/* ---- >>lock --------------------------------------------------------------------------------------------------- */
+/* ---- >>lock --------------------------------------------------------------------------------- */
 
 CONC__PRIVATE void conc__lock_whom(FILE *out, const conc__wait *w)
 {
@@ -9526,8 +9952,10 @@ CONC__PRIVATE const conc_task *conc__lock_owner(const conc__wait *w)
     return conc__lives(conc__here, k->owner) && k->owner->serial == k->serial ? k->owner : NULL;
 }
 
-static const conc__wait_kind conc__locking = {
-    .what = "waits for a lock", .whom = conc__lock_whom, .cancel = conc__cancel_plainly, .owner = conc__lock_owner};
+static const conc__wait_kind conc__locking = {.what = "waits for a lock",
+                                              .whom = conc__lock_whom,
+                                              .cancel = conc__cancel_plainly,
+                                              .owner = conc__lock_owner};
 
 CONC__FAST bool conc__lock_is_mine(const conc_loop *l, const conc_lock *k)
 {
@@ -9565,7 +9993,8 @@ CONC__FAST void conc__lock_pass(conc_loop *l, conc_lock *k)
 
 CONC__PRIVATE CONC__CALLED int conc__lock_wait(conc_loop *l, conc_lock *k, const char *place)
 {
-    conc__wait w = {.task = l->self, .kind = &conc__locking, .on = k, .item = (void *)(uintptr_t)place};
+    conc__wait w = {
+        .task = l->self, .kind = &conc__locking, .on = k, .item = (void *)(uintptr_t)place};
     return conc__wait_in(l, &k->waits, &w);
 }
 
@@ -9577,14 +10006,15 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
     if (CONC__UNLIKELY(!k))
         return -EINVAL;
     if (CONC__UNLIKELY(conc__lock_is_mine(l, k)))
-        return conc__misused(-EDEADLK, "conc_lock_acquire", "the task has this lock already, acquired", k->place);
+        return conc__misused(-EDEADLK, "conc_lock_acquire",
+                             "the task has this lock already, acquired", k->place);
     int rc = conc__may_wait(l, &k->waits);
     if (rc)
         return rc;
     if (k->owner) {
         if (!conc__is_of_run(l, k->serial))
-            return conc__misused(-EPERM, "conc_lock_acquire", "a task of another run has this lock, acquired",
-                                 k->place);
+            return conc__misused(-EPERM, "conc_lock_acquire",
+                                 "a task of another run has this lock, acquired", k->place);
         return conc__lock_wait(l, k, place);
     }
     conc__lock_give(l, k, l->self, place);
@@ -9604,7 +10034,10 @@ CONC__FAST int conc__lock_take(conc_lock *k, const char *place)
     return 0;
 }
 
-CONC_API int conc__lock_acquire(conc_lock *k, const char *place) { return conc__lock_take(k, place); }
+CONC_API int conc__lock_acquire(conc_lock *k, const char *place)
+{
+    return conc__lock_take(k, place);
+}
 #define conc__lock_acquire(k, place) conc__lock_take(k, place)
 
 CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
@@ -9615,7 +10048,9 @@ CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
     if (!k)
         return -EINVAL;
     if (k->owner)
-        return conc__lock_is_mine(l, k) ? -EDEADLK : conc__is_of_run(l, k->serial) ? -EAGAIN : -EPERM;
+        return conc__lock_is_mine(l, k)        ? -EDEADLK
+               : conc__is_of_run(l, k->serial) ? -EAGAIN
+                                               : -EPERM;
     conc__lock_give(l, k, l->self, place);
     return 0;
 }
@@ -9634,7 +10069,8 @@ CONC__PRIVATE CONC__CALLED int conc__lock_release_slowly(conc_lock *k)
 CONC__FAST int conc__lock_drop(conc_lock *k)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!k || !l || !l->self || !conc__lock_is_mine(l, k) || k->waits.first || l->debug))
+    if (CONC__UNLIKELY(!k || !l || !l->self || !conc__lock_is_mine(l, k) || k->waits.first ||
+                       l->debug))
         return conc__lock_release_slowly(k);
     k->owner = NULL;
     return 0;
@@ -9663,7 +10099,7 @@ CONC_API void conc__lock_leave(conc__entered *g)
     g->over = true;
 }
 
-/* ---- >>rwlock ------------------------------------------------------------------------------------------------- */
+/* ---- >>rwlock ------------------------------------------------------------------------------- */
 
 CONC__PRIVATE void conc__rwlock_whom(FILE *out, const conc__wait *w)
 {
@@ -9685,7 +10121,8 @@ CONC__PRIVATE bool conc__rwlock_is_free(const conc_rwlock *k, int how)
     return !k->writer && (how == CONC__READER || !k->readers);
 }
 
-CONC__PRIVATE void conc__rwlock_give(conc_loop *l, conc_rwlock *k, int how, conc_task *t, const char *place)
+CONC__PRIVATE void conc__rwlock_give(conc_loop *l, conc_rwlock *k, int how, conc_task *t,
+                                     const char *place)
 {
     if (how == CONC__READER) {
         k->readers++;
@@ -9695,7 +10132,8 @@ CONC__PRIVATE void conc__rwlock_give(conc_loop *l, conc_rwlock *k, int how, conc
         k->place = place;
     }
     if (l->debug)
-        conc__note(&t->held, k, how == CONC__READER ? "a rwlock to read" : "a rwlock to write", place);
+        conc__note(&t->held, k, how == CONC__READER ? "a rwlock to read" : "a rwlock to write",
+                   place);
 }
 
 /* To those first in the list who can have it together. */
@@ -9711,7 +10149,8 @@ CONC__PRIVATE bool conc__rwlock_cancel(conc__wait *w)
 {
     conc__unlink(w);
     conc__rwlock_serve(conc__here,
-                       (conc_rwlock *)(uintptr_t)w->on); /* those behind a writer need not wait for it now */
+                       /* those behind a writer need not wait for it now */
+                       (conc_rwlock *)(uintptr_t)w->on);
     return true;
 }
 
@@ -9735,13 +10174,17 @@ CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const ch
     if (!k)
         return -EINVAL;
     if (conc__rwlock_is_mine(l, k))
-        return conc__misused(-EDEADLK, "conc_rwlock_acquire", "the task has this rwlock already, acquired", k->place);
+        return conc__misused(-EDEADLK, "conc_rwlock_acquire",
+                             "the task has this rwlock already, acquired", k->place);
     int rc = conc__may_wait(l, &k->waits);
     if (rc)
         return rc;
     if (k->waits.first || !conc__rwlock_is_free(k, how)) {
-        conc__wait w = {
-            .task = l->self, .kind = &conc__rwlocking, .on = k, .item = (void *)(uintptr_t)place, .value = how};
+        conc__wait w = {.task = l->self,
+                        .kind = &conc__rwlocking,
+                        .on = k,
+                        .item = (void *)(uintptr_t)place,
+                        .value = how};
         return conc__wait_in(l, &k->waits, &w);
     }
     conc__rwlock_give(l, k, how, l->self, place);
@@ -9770,7 +10213,8 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
     if (!k)
         return -EINVAL;
     if (!l || (k->writer ? !conc__rwlock_is_mine(l, k) : !k->readers) || !conc__ours(l, &k->waits))
-        return conc__misused(-EPERM, "conc_rwlock_release", "the task does not have this rwlock", NULL);
+        return conc__misused(-EPERM, "conc_rwlock_release", "the task does not have this rwlock",
+                             NULL);
     if (k->writer)
         k->writer = NULL;
     else
@@ -9781,14 +10225,15 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
     return 0;
 }
 
-/* ---- >>semaphore ---------------------------------------------------------------------------------------------- */
+/* ---- >>semaphore ---------------------------------------------------------------------------- */
 
 static const conc__wait_kind conc__permitting = {.what = "waits for a permit of a semaphore",
                                                  .cancel = conc__cancel_plainly};
 
 CONC__FAST bool conc__sem_is_valid(const conc_sem *s)
 {
-    return s && s->permits >= 0 && (s->max == 0 || s->permits <= s->max); /* a negative max is below them, too */
+    /* a negative max is below them, too */
+    return s && s->permits >= 0 && (s->max == 0 || s->permits <= s->max);
 }
 
 CONC__PRIVATE CONC__CALLED int conc__sem_acquire_slowly(conc_sem *s)
@@ -9813,7 +10258,8 @@ CONC__PRIVATE CONC__CALLED int conc__sem_acquire_slowly(conc_sem *s)
 CONC_API int conc_sem_acquire(conc_sem *s)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!conc__sem_is_valid(s) || s->permits == 0 || s->waits.first || !conc__goes_on(l)))
+    if (CONC__UNLIKELY(!conc__sem_is_valid(s) || s->permits == 0 || s->waits.first ||
+                       !conc__goes_on(l)))
         return conc__sem_acquire_slowly(s);
     s->permits--;
     return 0;
@@ -9841,12 +10287,16 @@ CONC_API int conc_sem_release(conc_sem *s)
         return 0;
     }
     if (CONC__UNLIKELY(s->permits == (s->max ? s->max : INT_MAX)))
-        return conc__misused(-EOVERFLOW, "conc_sem_release", "there would be more permits than the maximum", NULL);
+        return conc__misused(-EOVERFLOW, "conc_sem_release",
+                             "there would be more permits than the maximum", NULL);
     s->permits++;
     return 0;
 }
 
-CONC_API conc__entered conc__sem_enter(conc_sem *s) { return (conc__entered){s, conc_sem_acquire(s), false}; }
+CONC_API conc__entered conc__sem_enter(conc_sem *s)
+{
+    return (conc__entered){s, conc_sem_acquire(s), false};
+}
 
 CONC_API void conc__sem_leave(conc__entered *g)
 {
@@ -9855,9 +10305,10 @@ CONC_API void conc__sem_leave(conc__entered *g)
     g->over = true;
 }
 
-/* ---- >>event -------------------------------------------------------------------------------------------------- */
+/* ---- >>event -------------------------------------------------------------------------------- */
 
-static const conc__wait_kind conc__awaiting_event = {.what = "waits for an event", .cancel = conc__cancel_plainly};
+static const conc__wait_kind conc__awaiting_event = {.what = "waits for an event",
+                                                     .cancel = conc__cancel_plainly};
 
 CONC_API int conc_event_wait(conc_event *e)
 {
@@ -9885,21 +10336,24 @@ CONC_API void conc_event_clear(conc_event *e)
 
 CONC_API bool conc_event_is_set(const conc_event *e) { return e && e->set; }
 
-/* ---- >>condition ---------------------------------------------------------------------------------------------- */
+/* ---- >>condition ---------------------------------------------------------------------------- */
 
-/* Who was notified or cancelled goes over to those who wait for the lock, without running in between. */
+/* Who was notified or cancelled goes over to those who wait for the lock, without running in
+ * between. */
 
 static const conc__wait_kind conc__relocking = {
     .what = "waits to have a lock again", .whom = conc__lock_whom, .owner = conc__lock_owner};
 
-/* Who waited for a condition wants its lock; result is what its wait will return. True: it has it. */
+/* Who waited for a condition wants its lock; result is what its wait will return. True: it has
+ * it. */
 CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
 {
     conc_lock *k = (conc_lock *)(uintptr_t)w->on;
     conc__unlink(w);
     w->value = result;
     w->kind = &conc__relocking;
-    if (k->owner && !(l->doomed && conc__lock_is_lost(l, k))) { /* after a deadlock everything unwinds */
+    /* after a deadlock everything unwinds */
+    if (k->owner && !(l->doomed && conc__lock_is_lost(l, k))) {
         conc__append(&k->waits, w);
         return false;
     }
@@ -9907,9 +10361,13 @@ CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
     return true;
 }
 
-CONC__PRIVATE bool conc__cond_cancel(conc__wait *w) { return conc__cond_relock(conc__here, w, -ECANCELED); }
+CONC__PRIVATE bool conc__cond_cancel(conc__wait *w)
+{
+    return conc__cond_relock(conc__here, w, -ECANCELED);
+}
 
-static const conc__wait_kind conc__awaiting_cond = {.what = "waits for a condition", .cancel = conc__cond_cancel};
+static const conc__wait_kind conc__awaiting_cond = {.what = "waits for a condition",
+                                                    .cancel = conc__cond_cancel};
 
 CONC_API CONC__CALLED int conc_cond_wait(conc_cond *c, conc_lock *k)
 {
@@ -9921,7 +10379,10 @@ CONC_API CONC__CALLED int conc_cond_wait(conc_cond *c, conc_lock *k)
     int rc = conc__may_wait(l, &c->waits);
     if (rc)
         return rc;
-    conc__wait w = {.task = l->self, .kind = &conc__awaiting_cond, .on = k, .item = (void *)(uintptr_t)k->place};
+    conc__wait w = {.task = l->self,
+                    .kind = &conc__awaiting_cond,
+                    .on = k,
+                    .item = (void *)(uintptr_t)k->place};
     conc__lock_pass(l, k);
     conc__wait_in(l, &c->waits, &w);
     return w.value;
@@ -9943,7 +10404,7 @@ CONC_API void conc_cond_notify(conc_cond *c, int n)
 
 CONC_API void conc_cond_notify_all(conc_cond *c) { conc_cond_notify(c, INT_MAX); }
 
-/* ---- >>barrier ------------------------------------------------------------------------------------------------ */
+/* ---- >>barrier ------------------------------------------------------------------------------ */
 
 CONC__PRIVATE void conc__barrier_whom(FILE *out, const conc__wait *w)
 {
@@ -9983,7 +10444,7 @@ CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
     return index;
 }
 
-/* ---- >>latch -------------------------------------------------------------------------------------------------- */
+/* ---- >>latch -------------------------------------------------------------------------------- */
 
 CONC__PRIVATE void conc__latch_whom(FILE *out, const conc__wait *w)
 {
@@ -10016,9 +10477,10 @@ CONC_API int conc_latch_wait(conc_latch *k)
     return conc__wait_unless(k && !k->count, k, k ? &k->waits : NULL, &conc__awaiting_latch);
 }
 
-/* ---- >>future ------------------------------------------------------------------------------------------------- */
+/* ---- >>future ------------------------------------------------------------------------------- */
 
-static const conc__wait_kind conc__awaiting_future = {.what = "waits for a future", .cancel = conc__cancel_plainly};
+static const conc__wait_kind conc__awaiting_future = {.what = "waits for a future",
+                                                      .cancel = conc__cancel_plainly};
 
 CONC_API int conc_future_set(conc_future *f, int rc, void *value)
 {
@@ -10066,10 +10528,11 @@ CONC_API CONC__CALLED int conc_future_wait(conc_future *f, void **value)
 
 CONC_API bool conc_future_is_set(const conc_future *f) { return f && f->set; }
 
-/* ---- >>queue -------------------------------------------------------------------------------------------------- */
+/* ---- >>queue -------------------------------------------------------------------------------- */
 
-/* Who waits in a get is there only while the queue is empty, and who waits in a put only while it is full: so a put hands
- * its item to the first getter, and a get lets the first putter's item in. */
+/* Who waits in a get is there only while the queue is empty, and who waits in a put only while
+ * it is full: so a put hands its item to the first getter, and a get lets the first putter's
+ * item in. */
 
 CONC__PRIVATE void conc__queue_whom(FILE *out, const conc__wait *w)
 {
@@ -10087,10 +10550,14 @@ CONC__PRIVATE void conc__queue_join_whom(FILE *out, const conc__wait *w)
     fprintf(out, ", of which %zu are not", ((const conc_queue *)w->on)->unfinished);
 }
 
-static const conc__wait_kind conc__finishing = {
-    .what = "waits for a queue's items to be done", .whom = conc__queue_join_whom, .cancel = conc__cancel_plainly};
+static const conc__wait_kind conc__finishing = {.what = "waits for a queue's items to be done",
+                                                .whom = conc__queue_join_whom,
+                                                .cancel = conc__cancel_plainly};
 
-CONC__FAST char *conc__item_at(const conc_queue *q, size_t i) { return q->items + i * q->item_size; }
+CONC__FAST char *conc__item_at(const conc_queue *q, size_t i)
+{
+    return q->items + i * q->item_size;
+}
 
 CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
 {
@@ -10102,7 +10569,8 @@ CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
         memcpy(to, from, q->item_size);
 }
 
-/* For queues with a limit: their items are of one of the two usual sizes, which need no call to be copied. */
+/* For queues with a limit: their items are of one of the two usual sizes, which need no call to
+ * be copied. */
 CONC__FAST void conc__item_load(const conc_queue *q, void *item, size_t i)
 {
     if (q->item_size == 4)
@@ -10122,8 +10590,8 @@ CONC__FAST void conc__item_save(const conc_queue *q, size_t i, const void *item)
 /* Is it a queue that can work, as its options say? */
 CONC__COLD int conc__queue_check(conc_queue *q)
 {
-    if (q->kind < CONC_QUEUE_FIFO || q->kind > CONC_QUEUE_PRIORITY || (q->kind == CONC_QUEUE_PRIORITY && !q->less) ||
-        (q->kind == CONC_QUEUE_LIFO && q->less))
+    if (q->kind < CONC_QUEUE_FIFO || q->kind > CONC_QUEUE_PRIORITY ||
+        (q->kind == CONC_QUEUE_PRIORITY && !q->less) || (q->kind == CONC_QUEUE_LIFO && q->less))
         return -EINVAL;
     q->checked = true;
     return 0;
@@ -10141,7 +10609,8 @@ CONC__COLD int conc__queue_grow(conc_queue *q)
 {
     enum { LEAST = 8 };
     size_t room = q->room ? q->room * 2 : LEAST, first = q->room - q->head;
-    if (room < q->room || room > SIZE_MAX / 2 / sizeof *q->orders || room > SIZE_MAX / 2 / q->item_size)
+    if (room < q->room || room > SIZE_MAX / 2 / sizeof *q->orders ||
+        room > SIZE_MAX / 2 / q->item_size)
         return -ENOMEM;
     char *items = conc__alloc(room * q->item_size);
     uint64_t *orders = q->less ? conc__alloc(room * sizeof *orders) : NULL;
@@ -10167,15 +10636,19 @@ CONC__COLD int conc__queue_grow(conc_queue *q)
     return 0;
 }
 
-/* Of two items that lie in the heap: a is to be taken before b. One call of less tells, as no two came at the same time; and
- * what to call it with is worked out without a branch, which could not be predicted. */
-CONC__FAST bool conc__heap_before(const conc_queue *q, const char *a, uint64_t a_came, const char *b, uint64_t b_came)
+/* Of two items that lie in the heap: a is to be taken before b. One call of less tells, as no
+ * two came at the same time; and what to call it with is worked out without a branch, which
+ * could not be predicted. */
+CONC__FAST bool conc__heap_before(const conc_queue *q, const char *a, uint64_t a_came,
+                                  const char *b, uint64_t b_came)
 {
     uintptr_t older = a_came < b_came, swap = ((uintptr_t)a ^ (uintptr_t)b) & (0 - older);
-    return q->less((const void *)((uintptr_t)a ^ swap), (const void *)((uintptr_t)b ^ swap)) ^ older;
+    return q->less((const void *)((uintptr_t)a ^ swap), (const void *)((uintptr_t)b ^ swap)) ^
+           older;
 }
 
-enum { CONC__WAYS = 4 }; /* children of each place: half the levels of a binary heap, and siblings share a cache line */
+/* children of each place: half the levels of a binary heap, and siblings share a cache line */
+enum { CONC__WAYS = 4 };
 
 /* The first of the children of a place, which lie from `below` on. */
 CONC__FAST size_t conc__heap_child(const conc_queue *q, size_t below, size_t end)
@@ -10185,18 +10658,20 @@ CONC__FAST size_t conc__heap_child(const conc_queue *q, size_t below, size_t end
     size_t size = q->item_size, first = 0, other = 2;
     if (CONC__UNLIKELY(below + CONC__WAYS > end)) {
         for (other = 1; below + other < end; other++)
-            if (conc__heap_before(q, item + other * size, came[other], item + first * size, came[first]))
+            if (conc__heap_before(q, item + other * size, came[other], item + first * size,
+                                  came[first]))
                 first = other;
         return below + first;
     }
     first += conc__heap_before(q, item + size, came[1], item, came[0]);
     other += conc__heap_before(q, item + 3 * size, came[3], item + 2 * size, came[2]);
     return below + first +
-           (other - first) * conc__heap_before(q, item + other * size, came[other], item + first * size, came[first]);
+           (other - first) * conc__heap_before(q, item + other * size, came[other],
+                                               item + first * size, came[first]);
 }
 
-/* What the next step down looks at, whichever child it goes to, is asked for now: memory is what a large heap waits for. A
- * prefetch may go beyond the end. */
+/* What the next step down looks at, whichever child it goes to, is asked for now: memory is what
+ * a large heap waits for. A prefetch may go beyond the end. */
 CONC__FAST void conc__heap_fetch(const conc_queue *q, size_t below)
 {
     const char *items = (const char *)((uintptr_t)q->items + below * q->item_size);
@@ -10221,8 +10696,9 @@ CONC__PRIVATE void conc__heap_up(conc_queue *q, size_t hole, const char *item, u
     q->orders[hole] = came;
 }
 
-/* Closes the hole at the top: it sinks to the bottom, where the last item goes in and rises, mostly not far, which takes
- * fewer comparisons than letting the last item sink (I. Wegener, Bottom-up heapsort, 1993). */
+/* Closes the hole at the top: it sinks to the bottom, where the last item goes in and rises,
+ * mostly not far, which takes fewer comparisons than letting the last item sink (I. Wegener,
+ * Bottom-up heapsort, 1993). */
 CONC__PRIVATE void conc__heap_close(conc_queue *q)
 {
     size_t last = q->count, hole = 0; /* the last item lies behind the heap now */
@@ -10304,10 +10780,13 @@ CONC__FAST bool conc__queue_is_ours(const conc_loop *l, const conc_queue *q)
     return conc__ours(l, &q->getters) && conc__ours(l, &q->putters);
 }
 
-CONC__PRIVATE CONC__CALLED int conc__queue_wait(conc_loop *l, conc_queue *q, bool puts, const void *item)
+CONC__PRIVATE CONC__CALLED int conc__queue_wait(conc_loop *l, conc_queue *q, bool puts,
+                                                const void *item)
 {
-    conc__wait w = {
-        .task = l->self, .kind = puts ? &conc__putting : &conc__getting, .on = q, .item = (void *)(uintptr_t)item};
+    conc__wait w = {.task = l->self,
+                    .kind = puts ? &conc__putting : &conc__getting,
+                    .on = q,
+                    .item = (void *)(uintptr_t)item};
     return conc__wait_in(l, puts ? &q->putters : &q->getters, &w);
 }
 
@@ -10332,7 +10811,8 @@ CONC__PRIVATE CONC__CALLED int conc__queue_put_slowly(conc_queue *q, const void 
 CONC_API CONC__CALLED int conc_queue_put(conc_queue *q, const void *item)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!q || !item || q->count >= q->limit || q->getters.first || !conc__goes_on(l)))
+    if (CONC__UNLIKELY(!q || !item || q->count >= q->limit || q->getters.first ||
+                       !conc__goes_on(l)))
         return conc__queue_put_slowly(q, item);
     conc__item_save(q, (q->head + q->count) & (q->room - 1), item);
     q->count++;
@@ -10361,7 +10841,8 @@ CONC__PRIVATE CONC__CALLED int conc__queue_get_slowly(conc_queue *q, void *item)
 CONC_API CONC__CALLED int conc_queue_get(conc_queue *q, void *item)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!q || !item || q->count - 1 >= q->limit || q->putters.first || !conc__goes_on(l)))
+    if (CONC__UNLIKELY(!q || !item || q->count - 1 >= q->limit || q->putters.first ||
+                       !conc__goes_on(l)))
         return conc__queue_get_slowly(q, item);
     conc__item_load(q, item, q->head);
     q->head = (q->head + 1) & (q->room - 1);
@@ -10397,7 +10878,8 @@ CONC_API int conc_queue_task_done(conc_queue *q)
     if (!conc__ours(l, &q->joiners))
         return conc__foreign("conc_queue_task_done");
     if (!q->unfinished)
-        return conc__misused(-EOVERFLOW, "conc_queue_task_done", "more items were done than put", NULL);
+        return conc__misused(-EOVERFLOW, "conc_queue_task_done", "more items were done than put",
+                             NULL);
     if (--q->unfinished == 0)
         conc__wake_all(l, &q->joiners, 0);
     return 0;
@@ -10445,10 +10927,11 @@ CONC_API void conc_queue_destroy(conc_queue *q)
 
 CONC_API void conc__auto_conc_queue(conc_queue *q) { conc_queue_destroy(q); }
 
-/* ---- >>select ------------------------------------------------------------------------------------------------- */
+/* ---- >>select ------------------------------------------------------------------------------- */
 
-/* A task that waits for several things has a wait in the list of each. Whoever wakes one of these takes back the others in
- * the same moment (won), so that only one ever happens. The task itself is parked on a wait that is in no list. */
+/* A task that waits for several things has a wait in the list of each. Whoever wakes one of
+ * these takes back the others in the same moment (won), so that only one ever happens. The task
+ * itself is parked on a wait that is in no list. */
 typedef struct conc__choice {
     conc__wait wait;
     conc_case *cases;
@@ -10534,7 +11017,9 @@ CONC__PRIVATE int conc__case_check(const conc_loop *l, const conc_case *c)
                : c->task->state == CONC__LIVE && c->task->loop != l ? -EPERM
                                                                     : 0;
     if (c->what == CONC__FD)
-        return c->events <= 0 || c->events & ~(CONC_READABLE | CONC_WRITABLE) ? -EINVAL : c->fd < 0 ? -EBADF : 0;
+        return c->events <= 0 || c->events & ~(CONC_READABLE | CONC_WRITABLE) ? -EINVAL
+               : c->fd < 0                                                    ? -EBADF
+                                                                              : 0;
     return c->what != CONC__AFTER || __builtin_isnan(c->seconds) ? -EINVAL : 0;
 }
 
@@ -10576,7 +11061,8 @@ CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c)
         c->life = look.f->life;
         conc__fd_append(l, look.f, &c->wait);
     } else {
-        int64_t at = c->seconds >= CONC_FOREVER ? CONC__NEVER : conc__later(conc__time(l), conc__ns(c->seconds));
+        int64_t at = c->seconds >= CONC_FOREVER ? CONC__NEVER
+                                                : conc__later(conc__time(l), conc__ns(c->seconds));
         if (at < s->due) {
             s->due = at;
             s->timed = (int)(c - s->cases);
@@ -10589,7 +11075,8 @@ CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c)
 CONC__PRIVATE int conc__case_result(conc_loop *l, const conc_case *c)
 {
     if (c->what == CONC__FD && c->wait.result == 0) {
-        conc__fd_look look = {.f = (conc__fd *)(uintptr_t)c->wait.on, .number = c->fd, .events = c->events};
+        conc__fd_look look = {
+            .f = (conc__fd *)(uintptr_t)c->wait.on, .number = c->fd, .events = c->events};
         return conc__fd_got(l, &look, c->life, &c->wait);
     }
     return c->what == CONC__JOINED ? c->wait.value : c->wait.result;
@@ -10624,8 +11111,10 @@ CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
     for (size_t i = 0; i < n; i++)
         if ((rc = conc__case_try(l, &cases[i])) != -EAGAIN)
             return conc__select_at_once(l, cases, i, rc);
-    conc__choice s = {
-        .wait = {.task = l->self, .kind = &conc__selecting}, .cases = cases, .chosen = -1, .due = CONC__NEVER};
+    conc__choice s = {.wait = {.task = l->self, .kind = &conc__selecting},
+                      .cases = cases,
+                      .chosen = -1,
+                      .due = CONC__NEVER};
     for (; s.n < n && s.chosen < 0; s.n++)
         if ((rc = conc__case_wait(l, &s, &cases[s.n])) != 0 && s.chosen < 0) {
             conc__choice_end(&s, NULL);
@@ -10646,20 +11135,24 @@ CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
     return s.chosen;
 }
 
-/* ---- >>limiter ------------------------------------------------------------------------------------------------ */
+/* ---- >>limiter ------------------------------------------------------------------------------ */
 
-/* The bucket is not filled drop by drop: when it was last full, and how much was taken since, tell when the next tokens are
- * there. Multiplying each time instead of adding up keeps every grant exact to the nanosecond. */
+/* The bucket is not filled drop by drop: when it was last full, and how much was taken since,
+ * tell when the next tokens are there. Multiplying each time instead of adding up keeps every
+ * grant exact to the nanosecond. */
 
 CONC__PRIVATE bool conc__limiter_is_valid(const conc_limiter *k, int n)
 {
-    return k && k->rate > 0 && k->per >= 0 && k->burst >= 0 && n > 0 && n <= (k->burst > 0 ? k->burst : 1);
+    return k && k->rate > 0 && k->per >= 0 && k->burst >= 0 && n > 0 &&
+           n <= (k->burst > 0 ? k->burst : 1);
 }
 
-/* The nanoseconds in which so many tokens come; a hair less, as the product of two doubles may be that much too large. */
+/* The nanoseconds in which so many tokens come; a hair less, as the product of two doubles may
+ * be that much too large. */
 CONC__PRIVATE double conc__limiter_ns(const conc_limiter *k, double tokens)
 {
-    double per = k->per > 0 ? k->per : 1, each = per < 1e290 ? per * 1e9 / k->rate : per / k->rate * 1e9;
+    double per = k->per > 0 ? k->per : 1,
+           each = per < 1e290 ? per * 1e9 / k->rate : per / k->rate * 1e9;
     return tokens > 0 ? tokens * each - 1e-3 : 0;
 }
 
@@ -10676,8 +11169,8 @@ CONC__PRIVATE int64_t conc__limiter_due(const conc_limiter *k, int n)
     return k->start < 0 ? k->start + whole : conc__later(k->start, whole);
 }
 
-/* Brings the bucket up to date. One that has become full does not get fuller; and when the clock is another run's, no time
- * has passed since the last look. */
+/* Brings the bucket up to date. One that has become full does not get fuller; and when the clock
+ * is another run's, no time has passed since the last look. */
 CONC__PRIVATE void conc__limiter_fill(conc_loop *l, conc_limiter *k, int64_t now)
 {
     if (k->run != l->run && (k->virtual_clock || l->virtual_clock))
@@ -10709,7 +11202,8 @@ CONC__PRIVATE void conc__limiter_serve(conc_loop *l, conc_limiter *k, int64_t no
 
 CONC__PRIVATE void conc__limiter_fire(conc__timer *t)
 {
-    conc__limiter_serve(conc__here, (conc_limiter *)(void *)((char *)t - offsetof(conc_limiter, timer)),
+    conc__limiter_serve(conc__here,
+                        (conc_limiter *)(void *)((char *)t - offsetof(conc_limiter, timer)),
                         conc__here->now);
 }
 
@@ -10773,13 +11267,14 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
 /* ==== end conc_sync.h ==== */
 
 /* ==== begin conc_pool.h ==== */
-/* conc_pool.h - v0.1.0 - threads, processes, channels, files, names and child programs for conc.h - MIT licence
+/* conc_pool.h - v0.1.0 - threads, processes, channels, files, names and child programs for
+ * conc.h - MIT licence
  *
- * What asyncio.to_thread, ThreadPoolExecutor, ProcessPoolExecutor and create_subprocess_exec are to a Python program: the
- * loop goes on while something blocks or computes.
+ * What asyncio.to_thread, ThreadPoolExecutor, ProcessPoolExecutor and create_subprocess_exec are
+ * to a Python program: the loop goes on while something blocks or computes.
  *
- *     static int load(void *path)                          // runs on a thread of the pool, and may block
- *     {
+ *     static int load(void *path)                          // runs on a thread of the pool, and
+ *     may block {
  *         return count_words(path);
  *     }
  *     static int app(void *arg)
@@ -10787,33 +11282,39 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
  *         (void)arg;
  *         CONC_AUTO(conc_pool, pool) = {.threads = 4};
  *         CONC_TRY(conc_pool_open(&pool));
- *         int words = CONC_TRY(conc_pool_run(&pool, load, "a.txt")); // this task waits, the others go on
- *         words += CONC_TRY(conc_offload(load, "b.txt"));            // the same on a pool that is always there
- *         CONC_AUTO(conc_procs, procs) = {.workers = 2};
- *         CONC_TRY(conc_procs_open(&procs));
- *         return conc_procs_run(&procs, crunch, &words, sizeof words); // it may crash: that is -EOWNERDEAD here
+ *         int words = CONC_TRY(conc_pool_run(&pool, load, "a.txt")); // this task waits, the
+ *         others go on words += CONC_TRY(conc_offload(load, "b.txt"));            // the same on
+ *         a pool that is always there CONC_AUTO(conc_procs, procs) = {.workers = 2};
+ *         CONC_TRY(conc_procs_open(&procs)); return conc_procs_run(&procs, crunch, &words,
+ *         sizeof words); // it may crash: that is -EOWNERDEAD here
  *     }
  *
- * Include it where you include conc.h, which it includes itself; CONC_IMPLEMENTATION and CONC_STATIC are the same. A
- * program that uses process pools has this module in itself or in a library it is linked with, not in one it loads later.
+ * Include it where you include conc.h, which it includes itself; CONC_IMPLEMENTATION and
+ * CONC_STATIC are the same. A program that uses process pools has this module in itself or in a
+ * library it is linked with, not in one it loads later.
  *
  * Conventions, beside conc.h's
- *   Jobs      are plain functions that run outside the loop, at the same time as it and each other. A job is no task: what
- *             is for tasks is -EPERM there, and conc_self() NULL; but it may call conc_run, and all of this module.
- *             conc_local_get finds what the task that sent the job had set, conc_fail's words go to who waits for it,
- *             and conc_block blocks its thread.
- *   Calling   from tasks, which wait while the loop goes on; from jobs and threads without a run, which block. In a
- *             posted function what would wait is -EPERM.
- *   Cancel    a job that runs is waited for even when its caller is cancelled, as its argument may live on that stack. It
- *             can ask conc_job_cancelled(). One that is still in the queue is taken back. One in a process is killed.
- *   Clock     virtual time stands still while jobs run, and conc_block in one of them is a timer; that holds for the jobs
- *             of a job, too. A job that waits in a call of this module does not run.
- *   Forks     in a forked child inherited pools are dead: -EPERM, and closing them only frees memory.
+ *   Jobs      are plain functions that run outside the loop, at the same time as it and each
+ *             other. A job is no task: what is for tasks is -EPERM there, and conc_self() NULL;
+ *             but it may call conc_run, and all of this module. conc_local_get finds what the
+ *             task that sent the job had set, conc_fail's words go to who waits for it, and
+ *             conc_block blocks its thread.
+ *   Calling   from tasks, which wait while the loop goes on; from jobs and threads without a
+ *             run, which block. In a posted function what would wait is -EPERM.
+ *   Cancel    a job that runs is waited for even when its caller is cancelled, as its argument
+ *             may live on that stack. It can ask conc_job_cancelled(). One that is still in the
+ *             queue is taken back. One in a process is killed.
+ *   Clock     virtual time stands still while jobs run, and conc_block in one of them is a
+ *             timer; that holds for the jobs of a job, too. A job that waits in a call of this
+ *             module does not run.
+ *   Forks     in a forked child inherited pools are dead: -EPERM, and closing them only frees
+ *             memory.
  *
- * Environment: CONC__WORKER marks a worker process that this program started; it is not to be set by hand.
+ * Environment: CONC__WORKER marks a worker process that this program started; it is not to be
+ * set by hand.
  *
- * Contents: >>pool >>offload >>procs >>channel >>shared >>files >>names >>child, then the implementation, whose sections
- * are listed where it starts, and the licence. */
+ * Contents: >>pool >>offload >>procs >>channel >>shared >>files >>names >>child, then the
+ * implementation, whose sections are listed where it starts, and the licence. */
 #ifndef CONC_POOL_H
 #define CONC_POOL_H
 
@@ -10823,11 +11324,12 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
 extern "C" {
 #endif
 
-/* ---- >>pool --------------------------------------------------------------------------------------------------- */
+/* ---- >>pool --------------------------------------------------------------------------------- */
 
 /* A pool of threads. The first three fields are yours to set before conc_pool_open. */
 typedef struct conc_pool {
-    int threads;      /* at most; 0: one for each processor. They start when they are first needed */
+    /* at most; 0: one for each processor. They start when they are first needed */
+    int threads;
     int queue_limit;  /* jobs that may lie in the queue; a submit above it waits; 0: no limit */
     const char *name; /* of its threads, for debuggers, 15 bytes; NULL: "conc" */
     /* private */
@@ -10835,8 +11337,8 @@ typedef struct conc_pool {
     unsigned users;
 } conc_pool;
 
-/* A function that was submitted. Storage of yours, of any content, that stays where it is until the job ended or was
- * taken back. Private. */
+/* A function that was submitted. Storage of yours, of any content, that stays where it is until
+ * the job ended or was taken back. Private. */
 typedef struct conc_job {
     conc_fn *fn;
     void *arg;
@@ -10852,42 +11354,51 @@ typedef struct conc_job {
     char text[96];
 } conc_job;
 
-/* Opens the pool; no thread starts yet. Errors: -EINVAL (NULL, negative fields), -EBUSY (open), -ENOMEM. From anywhere. */
+/* Opens the pool; no thread starts yet. Errors: -EINVAL (NULL, negative fields), -EBUSY (open),
+ * -ENOMEM. From anywhere. */
 CONC_API int conc_pool_open(conc_pool *p);
 
-/* Refuses new jobs (but from the pool's own), waits for all there are, and ends the threads: 0. When its task is
- * cancelled, the jobs in the queue are taken back and those that run are asked to end, and it still waits for these.
- * Who closes it meanwhile waits too. Closing twice, or what was never opened, does nothing. -EDEADLK: in a job of this pool;
- * -EPERM: in a posted function. */
+/* Refuses new jobs (but from the pool's own), waits for all there are, and ends the threads: 0.
+ * When its task is cancelled, the jobs in the queue are taken back and those that run are asked
+ * to end, and it still waits for these. Who closes it meanwhile waits too. Closing twice, or
+ * what was never opened, does nothing. -EDEADLK: in a job of this pool; -EPERM: in a posted
+ * function. */
 CONC_API int conc_pool_close(conc_pool *p);
 CONC_API void conc__auto_conc_pool(conc_pool *p);
 
-/* fn(arg) on a thread of the pool: its result. In a job of the same pool it is simply called. Waits. Errors, fn was not
- * called: -ECANCELED, -EINVAL (NULL, not open), -EPIPE (closed), -EAGAIN (no thread can be started), -ENOMEM, -EPERM. */
+/* fn(arg) on a thread of the pool: its result. In a job of the same pool it is simply called.
+ * Waits. Errors, fn was not called: -ECANCELED, -EINVAL (NULL, not open), -EPIPE (closed),
+ * -EAGAIN (no thread can be started), -ENOMEM, -EPERM. */
 CONC_API int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg) CONC_NODISCARD;
 
-/* Has fn(arg) called by a thread of the pool, first come, first served, and returns: 0. Waits only for a place under a
- * queue_limit; a job of the pool runs another one meanwhile. Errors, the job is not submitted: as above, and -EBUSY (j is
- * in the queue or runs). */
+/* Has fn(arg) called by a thread of the pool, first come, first served, and returns: 0. Waits
+ * only for a place under a queue_limit; a job of the pool runs another one meanwhile. Errors,
+ * the job is not submitted: as above, and -EBUSY (j is in the queue or runs). */
 CONC_API int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg) CONC_NODISCARD;
 
-/* fn on each of count elements of size bytes, with the address of the element, in the order of the array and as many at
- * once as there are threads; size 0: every call gets args itself. Returns when all have ended. The first error keeps the
- * rest from starting, and is returned. Waits. Errors as for conc_pool_run. */
-CONC_API int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size) CONC_NODISCARD;
+/* fn on each of count elements of size bytes, with the address of the element, in the order of
+ * the array and as many at once as there are threads; size 0: every call gets args itself.
+ * Returns when all have ended. The first error keeps the rest from starting, and is returned.
+ * Waits. Errors as for conc_pool_run. */
+CONC_API int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count,
+                           size_t size) CONC_NODISCARD;
 
-/* The same for all of them, whatever they return: 0, or an error (-ECANCELED, -EPIPE...), and then those that were not called
- * have this result too. results (NULL: not wanted) has count places. */
-CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size, int *results);
+/* The same for all of them, whatever they return: 0, or an error (-ECANCELED, -EPIPE...), and
+ * then those that were not called have this result too. results (NULL: not wanted) has count
+ * places. */
+CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size,
+                               int *results);
 
-/* Waits until the job has ended or was taken back: 0, and its result in *result (NULL: not wanted), its words in
- * conc_last_error. Any number may wait. A cancel does not cut it short: it takes the job back (result -ECANCELED), asks it
- * to end when it runs, and kills it when it runs in a process; but not while others wait for it too. A thread of the pool
- * runs the job itself if it is still in the queue. -EINVAL: never submitted. */
+/* Waits until the job has ended or was taken back: 0, and its result in *result (NULL: not
+ * wanted), its words in conc_last_error. Any number may wait. A cancel does not cut it short: it
+ * takes the job back (result -ECANCELED), asks it to end when it runs, and kills it when it runs
+ * in a process; but not while others wait for it too. A thread of the pool runs the job itself
+ * if it is still in the queue. -EINVAL: never submitted. */
 CONC_API int conc_job_wait(conc_job *j, int *result) CONC_NODISCARD;
 
-/* Takes the job back when it is in the queue, asks it to end when it runs (and kills it in a process): 0. -EALREADY: it had
- * ended; -EINVAL: never submitted. From anywhere. Not a checkpoint. */
+/* Takes the job back when it is in the queue, asks it to end when it runs (and kills it in a
+ * process): 0. -EALREADY: it had ended; -EINVAL: never submitted. From anywhere. Not a
+ * checkpoint. */
 CONC_API int conc_job_cancel(conc_job *j);
 
 /* Has it ended, or was it taken back? From anywhere. */
@@ -10896,71 +11407,83 @@ CONC_API bool conc_job_done(const conc_job *j);
 /* In a job: was it asked to end? Elsewhere false. */
 CONC_API bool conc_job_cancelled(void);
 
-/* ---- >>offload ------------------------------------------------------------------------------------------------ */
+/* ---- >>offload ------------------------------------------------------------------------------ */
 
-/* conc_pool_run on a pool that all runs share (asyncio.to_thread), from its first use to the end of the last run; it has
- * four threads more than there are processors, at most 32. In jobs and threads without a run fn(arg) is simply called. */
+/* conc_pool_run on a pool that all runs share (asyncio.to_thread), from its first use to the end
+ * of the last run; it has four threads more than there are processors, at most 32. In jobs and
+ * threads without a run fn(arg) is simply called. */
 CONC_API int conc_offload(conc_fn *fn, void *arg);
 
-/* The same for what may hang: a cancel returns -ECANCELED at once, the job goes on alone, and nobody learns its result.
- * arg is the job's: free_arg(arg) (NULL: not wanted) is called once, after the job, or at once if fn was not called,
- * whatever is returned. Neither the run's nor the program's end waits for such a job. */
+/* The same for what may hang: a cancel returns -ECANCELED at once, the job goes on alone, and
+ * nobody learns its result. arg is the job's: free_arg(arg) (NULL: not wanted) is called once,
+ * after the job, or at once if fn was not called, whatever is returned. Neither the run's nor
+ * the program's end waits for such a job. */
 CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *));
 
-/* ---- >>procs -------------------------------------------------------------------------------------------------- */
+/* ---- >>procs -------------------------------------------------------------------------------- */
 
-/* A pool of processes, for what may crash or must be killed. Linux. The first four fields are yours to set before
- * conc_procs_open.
+/* A pool of processes, for what may crash or must be killed. Linux. The first four fields are
+ * yours to set before conc_procs_open.
  *
- * Workers are this program executed anew, taken over before main: they see globals as at the program's start, inherit
- * standard output and error and nothing else, and get functions by module and offset (a library that was loaded later is
- * loaded in them too). Standard output is flushed after each job. They ignore SIGINT, and end with their parent. */
+ * Workers are this program executed anew, taken over before main: they see globals as at the
+ * program's start, inherit standard output and error and nothing else, and get functions by
+ * module and offset (a library that was loaded later is loaded in them too). Standard output is
+ * flushed after each job. They ignore SIGINT, and end with their parent. */
 typedef struct conc_procs {
-    int workers;         /* at most (4096); 0: one for each processor. They start when they are first needed */
+    /* at most (4096); 0: one for each processor. They start when they are first needed */
+    int workers;
     size_t memory_limit; /* bytes of data that a worker may have (RLIMIT_DATA); 0: no limit */
-    bool fork;           /* forked instead, at open, with globals and descriptors as they are then, but no input */
-    int (*init)(void);   /* called first in each worker; a negative result breaks the pool; NULL: nothing */
+    /* forked instead, at open, with globals and descriptors as they are then, but no input */
+    bool fork;
+    /* called first in each worker; a negative result breaks the pool; NULL: nothing */
+    int (*init)(void);
     /* private */
     struct conc__crew *crew;
     unsigned users;
 } conc_procs;
 
-/* Opens the pool, in a run or outside. Errors: -EINVAL (NULL, negative workers), -EBUSY (open; or .fork and the process has
- * other threads), -EAGAIN and others of pthread_create, fork, mmap and socketpair, -ENOMEM, -ENOTSUP (not Linux), -EPERM
- * (a set-user-ID program, without .fork). */
+/* Opens the pool, in a run or outside. Errors: -EINVAL (NULL, negative workers), -EBUSY (open;
+ * or .fork and the process has other threads), -EAGAIN and others of pthread_create, fork, mmap
+ * and socketpair, -ENOMEM, -ENOTSUP (not Linux), -EPERM (a set-user-ID program, without .fork). */
 CONC_API int conc_procs_open(conc_procs *p);
 
-/* As conc_pool_close; jobs that run are killed when its task is cancelled. When it returns all workers have ended. */
+/* As conc_pool_close; jobs that run are killed when its task is cancelled. When it returns all
+ * workers have ended. */
 CONC_API int conc_procs_close(conc_procs *p);
 CONC_API void conc__auto_conc_procs(conc_procs *p);
 
-/* fn in a worker, on a copy of the size bytes at arg, aligned as max_align_t, which comes back when fn returned: its
- * result. Any size. Waits. Errors, arg is as before: -EOWNERDEAD (the worker died in fn; conc_last_error says of what),
- * -ECANCELED (a worker that was in fn is killed), -EAGAIN (no worker can be started now) and -ENOTRECOVERABLE (none comes up,
- * or init failed; conc_last_error says why, and closing and opening the pool is what is left), -EINVAL,
+/* fn in a worker, on a copy of the size bytes at arg, aligned as max_align_t, which comes back
+ * when fn returned: its result. Any size. Waits. Errors, arg is as before: -EOWNERDEAD (the
+ * worker died in fn; conc_last_error says of what), -ECANCELED (a worker that was in fn is
+ * killed), -EAGAIN (no worker can be started now) and -ENOTRECOVERABLE (none comes up, or init
+ * failed; conc_last_error says why, and closing and opening the pool is what is left), -EINVAL,
  * -EPIPE (closed), -ENOMEM, -EPERM. A worker that dies costs only its own job, and is replaced. */
 CONC_API int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size) CONC_NODISCARD;
 
 /* The same without waiting for it; the bytes at arg are the job's until it ended. */
-CONC_API int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg, size_t size) CONC_NODISCARD;
+CONC_API int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg,
+                               size_t size) CONC_NODISCARD;
 
-/* As conc_pool_map and conc_pool_map_all, each element as in conc_procs_run. Elements go to a worker several at a time, as an
- * array; one that kills its worker costs only itself. With size 0 each call gets NULL. */
-CONC_API int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size) CONC_NODISCARD;
-CONC_API int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size, int *results);
+/* As conc_pool_map and conc_pool_map_all, each element as in conc_procs_run. Elements go to a
+ * worker several at a time, as an array; one that kills its worker costs only itself. With size
+ * 0 each call gets NULL. */
+CONC_API int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count,
+                            size_t size) CONC_NODISCARD;
+CONC_API int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size,
+                                int *results);
 
 /* Bytes in, bytes out: returns how many it wrote to out, or a negative error. */
 typedef ssize_t conc_procs_fn(const void *in, size_t in_size, void *out, size_t out_size);
 
-/* fn in a worker, on a copy of in: what it returned, and that many bytes in out. -EMSGSIZE: it returned more than out_size.
- * Otherwise as conc_procs_run. */
-CONC_API ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, const void *in, size_t in_size, void *out,
-                                 size_t out_size) CONC_NODISCARD;
+/* fn in a worker, on a copy of in: what it returned, and that many bytes in out. -EMSGSIZE: it
+ * returned more than out_size. Otherwise as conc_procs_run. */
+CONC_API ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, const void *in, size_t in_size,
+                                 void *out, size_t out_size) CONC_NODISCARD;
 
-/* ---- >>channel ------------------------------------------------------------------------------------------------ */
+/* ---- >>channel ------------------------------------------------------------------------------ */
 
-/* A bounded queue between any tasks of any loops, jobs and threads: static conc_channel c = CONC_CHANNEL(int, 10); First
- * come, first served, on both sides. */
+/* A bounded queue between any tasks of any loops, jobs and threads: static conc_channel c =
+ * CONC_CHANNEL(int, 10); First come, first served, on both sides. */
 typedef struct conc_channel {
     size_t item_size; /* bytes; 0: items are only counted */
     size_t capacity;  /* at least 1 */
@@ -10973,57 +11496,66 @@ typedef struct conc_channel {
         .item_size = sizeof(type), .capacity = __VA_ARGS__ \
     }
 
-/* Sends a copy of the item. Waits while the channel is full. Errors, nothing was sent: -EPIPE (closed), -EINVAL (NULL,
- * capacity 0, sizes that overflow), -ENOMEM (the first call takes the memory), -ECANCELED, -EPERM (in a posted function). */
+/* Sends a copy of the item. Waits while the channel is full. Errors, nothing was sent: -EPIPE
+ * (closed), -EINVAL (NULL, capacity 0, sizes that overflow), -ENOMEM (the first call takes the
+ * memory), -ECANCELED, -EPERM (in a posted function). */
 CONC_API int conc_channel_send(conc_channel *c, const void *item) CONC_NODISCARD;
 
-/* Takes the next item into *item. Waits while there is none. -EPIPE: closed, and all items taken. Errors as above. */
+/* Takes the next item into *item. Waits while there is none. -EPIPE: closed, and all items
+ * taken. Errors as above. */
 CONC_API int conc_channel_recv(conc_channel *c, void *item) CONC_NODISCARD;
 
 /* The same from anywhere, but -EAGAIN instead of waiting. Not checkpoints. */
 CONC_API int conc_channel_try_send(conc_channel *c, const void *item) CONC_NODISCARD;
 CONC_API int conc_channel_try_recv(conc_channel *c, void *item) CONC_NODISCARD;
 
-/* No more sends: who waits gets -EPIPE. What lies in it can still be received. Closing twice does nothing. From anywhere. */
+/* No more sends: who waits gets -EPIPE. What lies in it can still be received. Closing twice
+ * does nothing. From anywhere. */
 CONC_API void conc_channel_close(conc_channel *c);
 
-/* Closes it, drops what lies in it, and frees its memory: once nobody else uses it. It is then as new. From anywhere. */
+/* Closes it, drops what lies in it, and frees its memory: once nobody else uses it. It is then
+ * as new. From anywhere. */
 CONC_API void conc_channel_destroy(conc_channel *c);
 CONC_API void conc__auto_conc_channel(conc_channel *c);
 
-/* ---- >>shared ------------------------------------------------------------------------------------------------- */
+/* ---- >>shared ------------------------------------------------------------------------------- */
 
-/* Memory, all zero, that process pools opened later see at the same address: what one process writes the others read.
- * Release it with conc_shared_free, in the process that allocated it. NULL: size 0, no memory, not Linux. From anywhere.
- * Locks in it have to be made for several processes: C11 atomics, PTHREAD_PROCESS_SHARED. */
+/* Memory, all zero, that process pools opened later see at the same address: what one process
+ * writes the others read. Release it with conc_shared_free, in the process that allocated it.
+ * NULL: size 0, no memory, not Linux. From anywhere. Locks in it have to be made for several
+ * processes: C11 atomics, PTHREAD_PROCESS_SHARED. */
 CONC_API void *conc_shared_alloc(size_t size);
 CONC_API void conc_shared_free(void *p);
 
-/* ---- >>files -------------------------------------------------------------------------------------------------- */
+/* ---- >>files -------------------------------------------------------------------------------- */
 
-/* Files are read and written off the loop. Errors are the system's. What has begun is waited for; -ECANCELED means that
- * nothing was done. */
+/* Files are read and written off the loop. Errors are the system's. What has begun is waited
+ * for; -ECANCELED means that nothing was done. */
 
-/* The whole file: its size in *size (NULL: not wanted), its bytes with a NUL behind them in *data, to be released with
- * conc_free. After an error *data is NULL. Waits. */
+/* The whole file: its size in *size (NULL: not wanted), its bytes with a NUL behind them in
+ * *data, to be released with conc_free. After an error *data is NULL. Waits. */
 CONC_API int conc_file_read(const char *path, void **data, size_t *size) CONC_NODISCARD;
 
-/* Makes the file anew with these bytes, whole or not at all: a new file with the permissions of the old one, on disk before
- * it is renamed to path. What is not a regular file (a terminal, a pipe, /dev/null) is written to. Waits. */
+/* Makes the file anew with these bytes, whole or not at all: a new file with the permissions of
+ * the old one, on disk before it is renamed to path. What is not a regular file (a terminal, a
+ * pipe, /dev/null) is written to. Waits. */
 CONC_API int conc_file_write(const char *path, const void *data, size_t size) CONC_NODISCARD;
 
-/* Adds the bytes at the end, and makes the file when there is none. After an error some may have been added. Waits. */
+/* Adds the bytes at the end, and makes the file when there is none. After an error some may have
+ * been added. Waits. */
 CONC_API int conc_file_append(const char *path, const void *data, size_t size) CONC_NODISCARD;
 
-/* ---- >>names -------------------------------------------------------------------------------------------------- */
+/* ---- >>names -------------------------------------------------------------------------------- */
 
-/* Looks up a host name (or a numeric address) and a port, off the loop: how many TCP addresses there are, of which up to
- * max are in out. Waits; a cancel returns at once. Errors: -EADDRNOTAVAIL (no such name, or nobody could be asked:
- * conc_last_error says which), -EINVAL (NULL, no such port), -ENOMEM, -ECANCELED. With this module conc_dial and
- * conc_listen know names too, and wait for that; conc_dial tries all addresses of a name. */
-CONC_API int conc_resolve(const char *host, const char *port, struct sockaddr_storage *out, size_t max);
+/* Looks up a host name (or a numeric address) and a port, off the loop: how many TCP addresses
+ * there are, of which up to max are in out. Waits; a cancel returns at once. Errors:
+ * -EADDRNOTAVAIL (no such name, or nobody could be asked: conc_last_error says which), -EINVAL
+ * (NULL, no such port), -ENOMEM, -ECANCELED. With this module conc_dial and conc_listen know
+ * names too, and wait for that; conc_dial tries all addresses of a name. */
+CONC_API int conc_resolve(const char *host, const char *port, struct sockaddr_storage *out,
+                          size_t max);
 
-/* ---- >>child -------------------------------------------------------------------------------------------------- */
+/* ---- >>child -------------------------------------------------------------------------------- */
 
 enum {
     CONC_PIPE = -2, /* a pipe to or from the child */
@@ -11032,32 +11564,36 @@ enum {
 
 /* Another program. The first fields are yours to set before conc_child_start. */
 typedef struct conc_child {
-    const char *const *argv; /* the program, looked for in PATH unless it has a slash, its arguments, NULL */
-    const char *const *env;  /* "name=value"..., NULL; NULL: this program's */
-    const char *dir;         /* where it runs; NULL: here */
+    /* the program, looked for in PATH unless it has a slash, its arguments, NULL */
+    const char *const *argv;
+    const char *const *env; /* "name=value"..., NULL; NULL: this program's */
+    const char *dir;        /* where it runs; NULL: here */
     int input, output,
-        error; /* 0: this program's; CONC_PIPE, CONC_NULL, or a descriptor, which stays yours. After the start
-                                 the near end of a pipe, else -1, for conc_read and conc_write. conc_child_close closes it;
-                                 to end the child's input sooner, conc_close it and set it to -1 */
-    int pid;   /* set by conc_child_start */
+        /* 0: this program's; CONC_PIPE, CONC_NULL, or a descriptor, which stays yours. After the
+         * start the near end of a pipe, else -1, for conc_read and conc_write. conc_child_close
+         * closes it; to end the child's input sooner, conc_close it and set it to -1 */
+        error;
+    int pid; /* set by conc_child_start */
     /* private */
     int pidfd, status, state;
 } conc_child;
 
-/* Starts the program, with the original signal mask and no descriptors but these three. Waits. Errors: -ENOENT (no such
- * program or directory), -EACCES and others of the system's, -EINVAL (NULL, no argv), -EBUSY (started and not closed). No
- * SIGCHLD handler is needed or disturbed. */
+/* Starts the program, with the original signal mask and no descriptors but these three. Waits.
+ * Errors: -ENOENT (no such program or directory), -EACCES and others of the system's, -EINVAL
+ * (NULL, no argv), -EBUSY (started and not closed). No SIGCHLD handler is needed or disturbed. */
 CONC_API int conc_child_start(conc_child *c);
 
-/* Waits until it has ended: 0, and its status as of waitpid(2) in *status (NULL: not wanted): WIFEXITED, WEXITSTATUS,
- * WTERMSIG. A cancel leaves it running. -EINVAL: not started. */
+/* Waits until it has ended: 0, and its status as of waitpid(2) in *status (NULL: not wanted):
+ * WIFEXITED, WEXITSTATUS, WTERMSIG. A cancel leaves it running. -EINVAL: not started. */
 CONC_API int conc_child_wait(conc_child *c, int *status);
 
-/* Sends it a signal: 0, -EALREADY (it has ended), -EINVAL. Never to another process that has its number by now. */
+/* Sends it a signal: 0, -EALREADY (it has ended), -EINVAL. Never to another process that has its
+ * number by now. */
 CONC_API int conc_child_kill(conc_child *c, int signal);
 
-/* Closes the pipes, kills the child if it still runs, and waits for its end, which a cancel does not cut short: 0. Closing
- * twice, or what was never started, does nothing. -EBUSY: somebody is just starting it. */
+/* Closes the pipes, kills the child if it still runs, and waits for its end, which a cancel does
+ * not cut short: 0. Closing twice, or what was never started, does nothing. -EBUSY: somebody is
+ * just starting it. */
 CONC_API int conc_child_close(conc_child *c);
 CONC_API void conc__auto_conc_child(conc_child *c);
 
@@ -11067,19 +11603,23 @@ CONC_API void conc__auto_conc_child(conc_child *c);
 
 #endif /* CONC_POOL_H */
 
-/* ============================================================================================================== *
+/* ===============================================================================================
+ * *
  *  The implementation
  *
- *  A crew is a queue of jobs and those who do them: the threads of a conc_pool, or the processes of a conc_procs. Whoever
- *  waits for one of them is a task, whose loop goes on, or a thread, which sleeps; both are conc__waiters.
+ *  A crew is a queue of jobs and those who do them: the threads of a conc_pool, or the processes
+ *  of a conc_procs. Whoever waits for one of them is a task, whose loop goes on, or a thread,
+ *  which sleeps; both are conc__waiters.
  *
- *  A process is reached through its desk, memory that it shares with this one: whoever has a job for it writes that there,
- *  and whoever waits for one reads the answer; the pool's manager, a thread, does so when nobody is awake, starts workers,
- *  and buries them. Between two that are awake nothing goes through the kernel.
+ *  A process is reached through its desk, memory that it shares with this one: whoever has a job
+ *  for it writes that there, and whoever waits for one reads the answer; the pool's manager, a
+ *  thread, does so when nobody is awake, starts workers, and buries them. Between two that are
+ *  awake nothing goes through the kernel.
  *
- *  Contents: >>waiting >>crew >>jobs >>threads >>pool >>mapping >>blocking >>offloading >>channel >>files >>names
- *  >>children >>shared >>functions >>workers >>hub >>manager >>zygote >>procs >>beginning
- * ============================================================================================================== */
+ *  Contents: >>waiting >>crew >>jobs >>threads >>pool >>mapping >>blocking >>offloading
+ *  >>channel >>files >>names >>children >>shared >>functions >>workers >>hub >>manager >>zygote
+ *  >>procs >>beginning
+ * ============================================================================================== */
 
 #if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__POOL_IMPLEMENTED
 #define CONC__POOL_IMPLEMENTED
@@ -11092,7 +11632,7 @@ CONC_API void conc__auto_conc_child(conc_child *c);
 #include <sys/prctl.h>
 #endif
 
-/* ---- >>waiting ------------------------------------------------------------------------------------------------ */
+/* ---- >>waiting ------------------------------------------------------------------------------ */
 
 /* Where a thread sleeps until another one opens it. */
 typedef struct conc__gate {
@@ -11101,25 +11641,27 @@ typedef struct conc__gate {
     bool open;
 } conc__gate;
 
-/* Somebody who waits for another thread. It stands in a list, and whoever wakes it takes it out, under the list's mutex. */
+/* Somebody who waits for another thread. It stands in a list, and whoever wakes it takes it out,
+ * under the list's mutex. */
 typedef struct conc__waiter {
     struct conc__waiter *next, *prev; /* a ring */
     struct conc__waiter **list;
     conc_loop *loop; /* a task's; NULL: a thread */
     conc__wait *wait;
     conc__post post;
-    conc__gate *gate;            /* a thread's */
-    void *item;                  /* what the wait is for, or where its item comes from or goes to */
-    bool *stop;                  /* set when the waiting task is cancelled; NULL: nothing */
-    struct conc__crew *looks_at; /* a thread's: a crew of processes, whose replies it may take; it has a reference */
-    struct conc__frame *frame;   /* a job's: its clock goes on meanwhile */
+    conc__gate *gate; /* a thread's */
+    void *item;       /* what the wait is for, or where its item comes from or goes to */
+    bool *stop;       /* set when the waiting task is cancelled; NULL: nothing */
+    /* a thread's: a crew of processes, whose replies it may take; it has a reference */
+    struct conc__crew *looks_at;
+    struct conc__frame *frame; /* a job's: its clock goes on meanwhile */
     int result;
     bool own;  /* of the crew that it waits for: one of its jobs waits */
     bool over; /* it was woken: nothing of the list's owner is to be touched any more */
 } conc__waiter;
 
-/* Over every crew's mutex: a crew is freed under it. For who has a job or waiter, and does not know whether the crew that it
- * belonged to is still there. */
+/* Over every crew's mutex: a crew is freed under it. For who has a job or waiter, and does not
+ * know whether the crew that it belonged to is still there. */
 static pthread_mutex_t conc__crews = PTHREAD_MUTEX_INITIALIZER;
 static unsigned conc__forks; /* how many forks this process descends from */
 static struct conc__crew *conc__all_crews;
@@ -11183,10 +11725,12 @@ CONC__PRIVATE void conc__waiter_arrives(conc__post *p)
     conc__wake(conc__here, w->wait, w->result);
 }
 
-/* Under the list's mutex: the waiter is told its result; tell it then by conc__waiter_call that there is one. */
+/* Under the list's mutex: the waiter is told its result; tell it then by conc__waiter_call that
+ * there is one. */
 CONC__PRIVATE void conc__waiter_answer(conc__waiter *w, int result)
 {
-    conc__frames_at_work(w->frame, true); /* here, not when it runs: the clock could go on until then */
+    /* here, not when it runs: the clock could go on until then */
+    conc__frames_at_work(w->frame, true);
     w->result = result;
     __atomic_store_n(&w->over, true, __ATOMIC_RELEASE);
 }
@@ -11201,7 +11745,8 @@ CONC__PRIVATE void conc__waiter_decide(conc__waiter *w, int result)
 CONC__PRIVATE void conc__waiter_call(conc__waiter *w)
 {
     if (w->loop)
-        conc__post_to(w->loop, &w->post); /* it cannot be refused: the run lasts as long as its tasks */
+        /* it cannot be refused: the run lasts as long as its tasks */
+        conc__post_to(w->loop, &w->post);
     else
         conc__gate_open(w->gate);
 }
@@ -11227,16 +11772,19 @@ CONC__PRIVATE void conc__look_for(const bool *over)
 
 CONC__PRIVATE void conc__crew_look_for(struct conc__crew *c, const bool *over);
 
-/* At the start of a call that may wait: 0 and the caller's loop (NULL: a thread or a job), or -EPERM (a posted function). */
+/* At the start of a call that may wait: 0 and the caller's loop (NULL: a thread or a job), or
+ * -EPERM (a posted function). */
 CONC__PRIVATE int conc__caller(conc_loop **l)
 {
     *l = conc__here;
     return *l && !(*l)->self ? -EPERM : 0;
 }
 
-/* The caller waits until it is woken: the result. It stands in the list already; unlock(mutex) lets others come. */
-CONC__SWITCHES int conc__wait_outside(conc_loop *l, conc__waiter *w, const conc__wait_kind *kind, const void *on,
-                                      pthread_mutex_t *mutex, pthread_mutex_t *outer)
+/* The caller waits until it is woken: the result. It stands in the list already; unlock(mutex)
+ * lets others come. */
+CONC__SWITCHES int conc__wait_outside(conc_loop *l, conc__waiter *w, const conc__wait_kind *kind,
+                                      const void *on, pthread_mutex_t *mutex,
+                                      pthread_mutex_t *outer)
 {
     conc__wait wait = {.kind = kind, .on = on, .item = w};
     conc__gate gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
@@ -11265,7 +11813,7 @@ CONC__SWITCHES int conc__wait_outside(conc_loop *l, conc__waiter *w, const conc_
     return rc;
 }
 
-/* ---- >>crew --------------------------------------------------------------------------------------------------- */
+/* ---- >>crew --------------------------------------------------------------------------------- */
 
 enum {
     CONC__BATCH = 16, /* jobs that a thread takes out of the queue at once */
@@ -11294,7 +11842,8 @@ typedef struct conc__frame {
     struct conc__thread *thread; /* NULL: in a worker process */
     conc__locals *locals;
     const struct conc__mapping *mapping; /* of which it is a runner */
-    const unsigned *asked;               /* where a worker process is asked to end; NULL: this is a thread */
+    /* where a worker process is asked to end; NULL: this is a thread */
+    const unsigned *asked;
     int text_rc;
     char text[96];
 } conc__frame;
@@ -11326,11 +11875,15 @@ typedef struct conc__crew {
     int references;        /* to free it: the pool's and those of threads that were left behind */
     struct conc__hub *hub; /* NULL: a crew of threads */
 
-    sem_t work; /* what threads sleep on; it has `wakes`, but for `calls`, which are due once the mutex is free */
+    /* what threads sleep on; it has `wakes`, but for `calls`, which are due once the mutex is
+     * free */
+    sem_t work;
     conc__thread **threads;
     int slots; /* of threads[] */
-    int most, lost, nested, waiting, started, coming, idle, sleeping, wakes, calls, spinning, blocking;
-    int finishing;   /* threads that end their job, and then look into the queue; changed without the mutex */
+    int most, lost, nested, waiting, started, coming, idle, sleeping, wakes, calls, spinning,
+        blocking;
+    /* threads that end their job, and then look into the queue; changed without the mutex */
+    int finishing;
     unsigned misses; /* how often in a row a thread looked for work in vain before it slept */
     char name[16];
 } conc__crew;
@@ -11338,14 +11891,16 @@ typedef struct conc__crew {
 static pthread_key_t conc__frames; /* the frame of the job that runs on a thread */
 static bool conc__frames_there;
 
-/* Some jobs, the runners, call a function on all elements of an array; each takes the next that nobody has. */
+/* Some jobs, the runners, call a function on all elements of an array; each takes the next that
+ * nobody has. */
 typedef struct conc__mapping {
     conc_fn *fn;
     char *args;
     size_t count, size;
     int *results;
     bool keeps_going, stop;
-    const conc_job *sender;             /* the job that maps: when it is asked to end, the mapping is; NULL: none */
+    /* the job that maps: when it is asked to end, the mapping is; NULL: none */
+    const conc_job *sender;
     const struct conc__mapping *around; /* the one of which it is an element */
     size_t next;                        /* not taken yet */
     size_t dropped;                     /* taken, and then not called */
@@ -11373,7 +11928,8 @@ CONC__PRIVATE bool conc__job_asked(const conc_job *j)
 CONC__PRIVATE bool conc__map_stops(const conc__mapping *m)
 {
     for (; m; m = m->around)
-        if (__atomic_load_n(&m->stop, __ATOMIC_RELAXED) || (m->sender && conc__job_asked(m->sender)))
+        if (__atomic_load_n(&m->stop, __ATOMIC_RELAXED) ||
+            (m->sender && conc__job_asked(m->sender)))
             return true;
     return false;
 }
@@ -11398,7 +11954,8 @@ CONC__PRIVATE void conc__hub_look_for(struct conc__crew *c, const bool *over);
 CONC__PRIVATE struct conc__view *conc__view_open(conc_loop *l, struct conc__crew *c);
 CONC__PRIVATE void conc__view_close(conc_loop *l, struct conc__view *v);
 
-CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result, const conc__frame *frame, bool locked);
+CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result,
+                                      const conc__frame *frame, bool locked);
 
 /* What no storage has by chance where a job is not. */
 CONC__PRIVATE uintptr_t conc__job_seal(const conc_job *j)
@@ -11407,13 +11964,17 @@ CONC__PRIVATE uintptr_t conc__job_seal(const conc_job *j)
     return ((uintptr_t)(hash ^ hash >> 29) & ~(uintptr_t)CONC__JOB_BITS) | (CONC__JOB_BITS + 1);
 }
 
-/* Once it has ended: else what is left of a job on a stack would be one again when a byte of it is overwritten. */
+/* Once it has ended: else what is left of a job on a stack would be one again when a byte of it
+ * is overwritten. */
 CONC__PRIVATE uintptr_t conc__job_broken_seal(const conc_job *j)
 {
     return ~conc__job_seal(j) & ~(uintptr_t)CONC__JOB_BITS;
 }
 
-CONC__PRIVATE uintptr_t conc__job_state(const conc_job *j) { return __atomic_load_n(&j->state, __ATOMIC_ACQUIRE); }
+CONC__PRIVATE uintptr_t conc__job_state(const conc_job *j)
+{
+    return __atomic_load_n(&j->state, __ATOMIC_ACQUIRE);
+}
 
 /* Is it being submitted, in the queue, or does it run? */
 CONC__PRIVATE bool conc__job_in_use(const conc_job *j)
@@ -11426,7 +11987,8 @@ static inline bool conc__is_job(const conc_job *j)
 {
     uintptr_t state = j ? conc__job_state(j) : 0;
     uintptr_t seal = state & CONC__JOB_DONE ? ~conc__job_seal(j) : conc__job_seal(j);
-    return (state & (CONC__JOB_LIVE | CONC__JOB_DONE)) && !((state ^ seal) & ~(uintptr_t)CONC__JOB_BITS);
+    return (state & (CONC__JOB_LIVE | CONC__JOB_DONE)) &&
+           !((state ^ seal) & ~(uintptr_t)CONC__JOB_BITS);
 }
 
 CONC__PRIVATE void conc__offloads_forget(void);
@@ -11447,7 +12009,9 @@ CONC__COLD void conc__frame_lost(void *value)
     const conc__frame *f = value;
     if (!f->thread)
         _exit(1); /* a worker process */
-    fprintf(stderr, "conc: a job of the pool \"%s\" called pthread_exit, and nobody can tell who waits for it\n",
+    fprintf(stderr,
+            "conc: a job of the pool \"%s\" called pthread_exit, and nobody can tell who waits for "
+            "it\n",
             f->thread->crew->name);
     abort();
 }
@@ -11510,7 +12074,8 @@ CONC__PRIVATE void conc__crew_free(conc__crew *c)
         at = &(*at)->next;
     *at = c->next;
     conc__hub_free(c->hub);
-    if (c->forks == conc__forks) { /* else other threads may have had them, when the process forked */
+    /* else other threads may have had them, when the process forked */
+    if (c->forks == conc__forks) {
         sem_destroy(&c->work);
         pthread_mutex_destroy(&c->mutex);
     }
@@ -11526,7 +12091,8 @@ CONC__PRIVATE bool conc__backlog_has_room(conc__crew *c)
     if (c->tail - c->head < c->room)
         return true;
     size_t room = c->room ? c->room * 2 : 64;
-    conc_job **bigger = room > SIZE_MAX / sizeof *bigger ? NULL : conc__alloc(room * sizeof *bigger);
+    conc_job **bigger =
+        room > SIZE_MAX / sizeof *bigger ? NULL : conc__alloc(room * sizeof *bigger);
     if (!bigger)
         return false;
     for (size_t i = c->head; i != c->tail; i++)
@@ -11552,17 +12118,19 @@ CONC__COLD void conc__job_clock(conc_job *j, bool at_work)
 {
     uintptr_t state = __atomic_load_n(&j->state, __ATOMIC_RELAXED);
     if (!at_work &&
-        (__atomic_fetch_and(&j->state, ~(uintptr_t)CONC__JOB_AT_WORK, __ATOMIC_RELAXED) & CONC__JOB_AT_WORK))
+        (__atomic_fetch_and(&j->state, ~(uintptr_t)CONC__JOB_AT_WORK, __ATOMIC_RELAXED) &
+         CONC__JOB_AT_WORK))
         conc__clock_off_work(j->clock);
     while (at_work && !(state & (CONC__JOB_AT_WORK | CONC__JOB_LEFT)))
-        if (__atomic_compare_exchange_n(&j->state, &state, state | CONC__JOB_AT_WORK, false, __ATOMIC_RELAXED,
-                                        __ATOMIC_RELAXED)) {
+        if (__atomic_compare_exchange_n(&j->state, &state, state | CONC__JOB_AT_WORK, false,
+                                        __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
             atomic_fetch_add_explicit(&j->clock->at_work, 1, memory_order_relaxed);
             return;
         }
 }
 
-/* The job's virtual clock, if it has one, stands still for it from here on, or no longer. Never for one that was left. */
+/* The job's virtual clock, if it has one, stands still for it from here on, or no longer. Never
+ * for one that was left. */
 static inline void conc__job_at_work(conc_job *j, bool at_work)
 {
     if (CONC__UNLIKELY(j->clock != NULL))
@@ -11577,10 +12145,16 @@ CONC__PRIVATE void conc__backlog_put(conc__crew *c, conc_job *j, size_t at)
     conc__job_at_work(j, !c->stalled);
 }
 
-CONC__PRIVATE void conc__backlog_push(conc__crew *c, conc_job *j) { conc__backlog_put(c, j, c->tail++); }
+CONC__PRIVATE void conc__backlog_push(conc__crew *c, conc_job *j)
+{
+    conc__backlog_put(c, j, c->tail++);
+}
 
 /* It was in the queue, and could not be done. */
-CONC__PRIVATE void conc__backlog_push_back(conc__crew *c, conc_job *j) { conc__backlog_put(c, j, --c->head); }
+CONC__PRIVATE void conc__backlog_push_back(conc__crew *c, conc_job *j)
+{
+    conc__backlog_put(c, j, --c->head);
+}
 
 /* The job is in the queue for the first time: from here on others can wait for it. */
 CONC__PRIVATE void conc__backlog_accept(conc__crew *c, conc_job *j)
@@ -11647,7 +12221,7 @@ CONC__PRIVATE bool conc__crew_take_back(conc__crew *c, conc_job *j)
     return true;
 }
 
-/* ---- >>jobs --------------------------------------------------------------------------------------------------- */
+/* ---- >>jobs --------------------------------------------------------------------------------- */
 
 CONC__PRIVATE int conc__thread_start(conc__crew *c);
 CONC__PRIVATE void conc__crew_stall(conc__crew *c);
@@ -11664,7 +12238,8 @@ CONC__PRIVATE conc_loop *conc__clock_here(void)
     return f && f->thread && !(conc__job_state(f->job) & CONC__JOB_LEFT) ? f->job->clock : NULL;
 }
 
-CONC__PRIVATE void conc__job_begin(conc_job *j, conc_fn *fn, void *arg, conc__parcel *parcel, uintptr_t flags)
+CONC__PRIVATE void conc__job_begin(conc_job *j, conc_fn *fn, void *arg, conc__parcel *parcel,
+                                   uintptr_t flags)
 {
     conc__locals **locals = conc__locals_here();
     j->fn = fn;
@@ -11689,7 +12264,8 @@ CONC__PRIVATE void conc__job_refuse(conc_job *j)
     __atomic_store_n(&j->state, 0, __ATOMIC_RELAXED);
 }
 
-/* Under the mutex: the job has ended. Who waits is still to be called; the job's memory is its owner's again. */
+/* Under the mutex: the job has ended. Who waits is still to be called; the job's memory is its
+ * owner's again. */
 CONC__PRIVATE conc__waiter *conc__job_settle(conc_job *j, uintptr_t state)
 {
     conc__waiter *first = j->waiters, *w = first;
@@ -11711,7 +12287,8 @@ CONC__PRIVATE void conc__call_all(conc__waiter *first)
 }
 
 /* frame: it ran there; NULL: it was taken back. */
-CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result, const conc__frame *frame, bool locked)
+CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result,
+                                      const conc__frame *frame, bool locked)
 {
     conc_loop *clock = j->clock;
     uintptr_t state = conc__job_state(j), done = conc__job_broken_seal(j) | CONC__JOB_DONE;
@@ -11722,7 +12299,8 @@ CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result, co
         done |= CONC__JOB_WORDS;
     }
     if ((state & CONC__JOB_WAITED) ||
-        !__atomic_compare_exchange_n(&j->state, &state, done, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED)) {
+        !__atomic_compare_exchange_n(&j->state, &state, done, false, __ATOMIC_RELEASE,
+                                     __ATOMIC_RELAXED)) {
         if (!locked)
             conc__lock_briefly(&c->mutex);
         state = conc__job_state(j);
@@ -11759,7 +12337,8 @@ CONC__PRIVATE void conc__job_run(conc__crew *c, conc__frame *frame, conc_job *j,
     conc__crew_end_job(c, j, rc, frame, false);
 }
 
-/* A thread that waits, or is in conc_block, does nothing: its jobs do not hold their clocks meanwhile. */
+/* A thread that waits, or is in conc_block, does nothing: its jobs do not hold their clocks
+ * meanwhile. */
 CONC__PRIVATE void conc__frames_at_work(conc__frame *f, bool at_work)
 {
     for (; f && f->thread; f = f->outer)
@@ -11782,15 +12361,17 @@ CONC__PRIVATE conc__frame *conc__frame_of(const conc__crew *c)
     return f && f->thread && f->thread->crew == c ? f : NULL;
 }
 
-/* Under the mutex: how many threads the crew may have. Those do not count that are lost to a job which was abandoned, or that
- * wait, in a run inside a job, for what only this crew does. While there are such, those do not count either that wait for a
- * job of another thread: it may be one of these. */
+/* Under the mutex: how many threads the crew may have. Those do not count that are lost to a job
+ * which was abandoned, or that wait, in a run inside a job, for what only this crew does. While
+ * there are such, those do not count either that wait for a job of another thread: it may be one
+ * of these. */
 CONC__PRIVATE int conc__crew_most(const conc__crew *c)
 {
     return c->most + c->lost + c->nested + (c->nested ? c->waiting : 0);
 }
 
-/* A task of this thread has sent something to somebody who was asleep, or was awake: then an answer may come at once. */
+/* A task of this thread has sent something to somebody who was asleep, or was awake: then an
+ * answer may come at once. */
 CONC__PRIVATE void conc__has_woken(bool woke)
 {
     if (conc__here)
@@ -11805,7 +12386,8 @@ CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
         return 0;
     }
     conc__has_woken(false);
-    if (!c->queued || c->wakes + c->coming + c->spinning + __atomic_load_n(&c->finishing, __ATOMIC_RELAXED) > 0)
+    if (!c->queued ||
+        c->wakes + c->coming + c->spinning + __atomic_load_n(&c->finishing, __ATOMIC_RELAXED) > 0)
         return 0; /* who comes calls the next if there is more */
     conc__has_woken(true);
     if (c->sleeping > c->wakes) {
@@ -11814,10 +12396,12 @@ CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
         return 0;
     }
     int rc = c->started < conc__crew_most(c) ? conc__thread_start(c) : 0;
-    return c->started > c->lost + c->nested + c->waiting ? 0 : rc; /* else nobody is left who could come */
+    /* else nobody is left who could come */
+    return c->started > c->lost + c->nested + c->waiting ? 0 : rc;
 }
 
-/* Under the mutex: while every thread of a crew is in conc_block, what lies in the queue does not hold the clock. */
+/* Under the mutex: while every thread of a crew is in conc_block, what lies in the queue does
+ * not hold the clock. */
 CONC__PRIVATE void conc__crew_stall(conc__crew *c)
 {
     /* threads that could do what is in the queue, or are in conc_block */
@@ -11851,9 +12435,10 @@ CONC__PRIVATE void conc__crew_share(conc__crew *c)
             conc__thread_unload(c, c->threads[i]);
 }
 
-/* Under the mutex: a thread of the crew, if it is one, is going to wait; with one -1 it has waited. An error: nobody is left
- * who could do what it waits for. */
-CONC__PRIVATE int conc__crew_spare(conc__crew *c, const conc__frame *own, const conc_loop *l, int one)
+/* Under the mutex: a thread of the crew, if it is one, is going to wait; with one -1 it has
+ * waited. An error: nobody is left who could do what it waits for. */
+CONC__PRIVATE int conc__crew_spare(conc__crew *c, const conc__frame *own, const conc_loop *l,
+                                   int one)
 {
     if (!own)
         return 0;
@@ -11880,8 +12465,8 @@ CONC__PRIVATE void conc__crew_spare_back(conc__crew *c, const conc__frame *own, 
     pthread_mutex_unlock(&c->mutex);
 }
 
-/* Unlocks, and only then wakes those who shall come: else they would at once wait for the mutex. The crew is there until this
- * returns, as its caller knows. */
+/* Unlocks, and only then wakes those who shall come: else they would at once wait for the mutex.
+ * The crew is there until this returns, as its caller knows. */
 CONC__PRIVATE void conc__crew_unlock(conc__crew *c)
 {
     int calls = c->calls;
@@ -11947,7 +12532,10 @@ CONC__PRIVATE conc__crew *conc__pool_enter(conc__crew **crew, unsigned *users, i
     return NULL;
 }
 
-CONC__PRIVATE void conc__pool_leave(unsigned *users) { __atomic_fetch_sub(users, 1, __ATOMIC_RELEASE); }
+CONC__PRIVATE void conc__pool_leave(unsigned *users)
+{
+    __atomic_fetch_sub(users, 1, __ATOMIC_RELEASE);
+}
 
 /* In a job of the crew: makes a place in the queue by doing what is first in it. */
 CONC__PRIVATE void conc__crew_help(conc__crew *c, conc__frame *frame)
@@ -11964,7 +12552,8 @@ CONC__PRIVATE void conc__crew_help(conc__crew *c, conc__frame *frame)
 /* Has the crew do the job, which was begun; leaves the pool. An error: it was refused. */
 CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l, conc_job *j)
 {
-    conc__frame *own = c->limit ? conc__frame_of(c) : NULL; /* which with a run inside the job cannot help */
+    /* which with a run inside the job cannot help */
+    conc__frame *own = c->limit ? conc__frame_of(c) : NULL;
     int rc;
     j->crew = c;
     conc__lock_briefly(&c->mutex);
@@ -11999,8 +12588,9 @@ CONC__PRIVATE void conc__job_ask(conc__crew *c, conc_job *j)
         conc__crew_settled(c);
     } else if (!(conc__job_state(j) & CONC__JOB_DONE)) {
         uintptr_t state = __atomic_load_n(&j->state, __ATOMIC_RELAXED);
-        while (!(state & CONC__JOB_DONE) && !__atomic_compare_exchange_n(&j->state, &state, state | CONC__JOB_ASKED,
-                                                                         false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        while (!(state & CONC__JOB_DONE) &&
+               !__atomic_compare_exchange_n(&j->state, &state, state | CONC__JOB_ASKED, false,
+                                            __ATOMIC_RELAXED, __ATOMIC_RELAXED))
             ;
     }
 }
@@ -12024,9 +12614,15 @@ CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
     return rc;
 }
 
-CONC_API int conc_job_cancel(conc_job *j) { return conc__is_job(j) ? conc__job_cancel(j, false) : -EINVAL; }
+CONC_API int conc_job_cancel(conc_job *j)
+{
+    return conc__is_job(j) ? conc__job_cancel(j, false) : -EINVAL;
+}
 
-CONC_API bool conc_job_done(const conc_job *j) { return conc__is_job(j) && (conc__job_state(j) & CONC__JOB_DONE); }
+CONC_API bool conc_job_done(const conc_job *j)
+{
+    return conc__is_job(j) && (conc__job_state(j) & CONC__JOB_DONE);
+}
 
 CONC_API bool conc_job_cancelled(void)
 {
@@ -12058,7 +12654,8 @@ CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
     return false;
 }
 
-static const conc__wait_kind conc__wants_job = {.what = "waits for a job", .cancel = conc__job_wait_cancel};
+static const conc__wait_kind conc__wants_job = {.what = "waits for a job",
+                                                .cancel = conc__job_wait_cancel};
 
 /* In a thread of the crew: runs the job here if it is still in the queue. */
 CONC__PRIVATE void conc__job_claim(conc__frame *frame, conc_job *j)
@@ -12072,7 +12669,8 @@ CONC__PRIVATE void conc__job_claim(conc__frame *frame, conc_job *j)
 }
 
 /* Waits in the job's line with a wait of this kind: the wait's result, 0 when the job has ended. */
-CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w, const conc__wait_kind *kind)
+CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
+                                     const conc__wait_kind *kind)
 {
     pthread_mutex_lock(&conc__crews);
     if (!(conc__job_state(j) & CONC__JOB_DONE)) {
@@ -12157,7 +12755,7 @@ CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
     return 0;
 }
 
-/* ---- >>threads ------------------------------------------------------------------------------------------------ */
+/* ---- >>threads ------------------------------------------------------------------------------ */
 
 CONC__PRIVATE void conc__thread_take(conc__thread *t, unsigned slot, conc_job *j)
 {
@@ -12165,8 +12763,9 @@ CONC__PRIVATE void conc__thread_take(conc__thread *t, unsigned slot, conc_job *j
     atomic_store_explicit(&t->batch[slot], j, memory_order_release);
 }
 
-/* Takes jobs out of the queue: more than one when there are many and all threads are busy, as these come and take them
- * from here before they sleep. Whoever sleeps already, or is not there, would not. */
+/* Takes jobs out of the queue: more than one when there are many and all threads are busy, as
+ * these come and take them from here before they sleep. Whoever sleeps already, or is not there,
+ * would not. */
 CONC__PRIVATE bool conc__thread_batch(conc__crew *c, conc__thread *t)
 {
     bool others = c->sleeping > c->wakes || c->spinning || c->started < conc__crew_most(c);
@@ -12175,7 +12774,8 @@ CONC__PRIVATE bool conc__thread_batch(conc__crew *c, conc__thread *t)
     n = n < 1 ? 1 : n > CONC__BATCH ? CONC__BATCH : n;
     for (conc_job *j; i < n && (j = conc__backlog_pop(c));) {
         conc__thread_take(t, i++, j);
-        if (j->clock) /* it may block the thread while the clock goes on: the others stay in the queue */
+        /* it may block the thread while the clock goes on: the others stay in the queue */
+        if (j->clock)
             break;
     }
     t->filled = (int)i;
@@ -12234,7 +12834,8 @@ CONC__PRIVATE void conc__thread_sleep(conc__crew *c)
 /* Under the mutex: waits for something to do. False: the crew ends. */
 CONC__PRIVATE bool conc__thread_next(conc__crew *c, conc__thread *t)
 {
-    while (c->started <= conc__crew_most(c) && !conc__thread_batch(c, t) && !conc__thread_steal(c, t)) {
+    while (c->started <= conc__crew_most(c) && !conc__thread_batch(c, t) &&
+           !conc__thread_steal(c, t)) {
         if (c->stopping)
             return false;
         c->idle++;
@@ -12372,7 +12973,7 @@ CONC__PRIVATE void conc__threads_end(conc__crew *c)
     conc__crew_release(c);
 }
 
-/* ---- >>pool --------------------------------------------------------------------------------------------------- */
+/* ---- >>pool --------------------------------------------------------------------------------- */
 
 /* In a forked child: forgets the parent's crew, and users that were threads of the parent. */
 CONC__PRIVATE void conc__pool_disown(conc__crew **crew, unsigned *users)
@@ -12456,8 +13057,8 @@ CONC__PRIVATE void conc__places_close(conc__crew *c)
 static const conc__wait_kind conc__wants_end = {.what = "closes a pool, and waits for its jobs",
                                                 .cancel = conc__close_cancel};
 
-/* Refuses new jobs, and waits for all there are. False: somebody else does that; the pool was left, and that one has closed
- * it. */
+/* Refuses new jobs, and waits for all there are. False: somebody else does that; the pool was
+ * left, and that one has closed it. */
 CONC__PRIVATE bool conc__crew_close(conc_loop *l, conc__crew *c, unsigned *users)
 {
     conc__waiter w = {0};
@@ -12484,10 +13085,12 @@ CONC__PRIVATE void conc__crew_end(conc__crew **crew, unsigned *users, void (*end
     conc__crew *c = *crew;
     int saved = errno;
     conc__lock_briefly(&c->mutex);
-    c->references++; /* for those who close it too: they are told when all is over, and have left the pool to us */
+    /* for those who close it too: they are told when all is over, and have left the pool to us */
+    c->references++;
     pthread_mutex_unlock(&c->mutex);
     __atomic_fetch_or(users, CONC__POOL_CLOSED, __ATOMIC_ACQ_REL);
-    while (__atomic_load_n(users, __ATOMIC_ACQUIRE) != (CONC__POOL_CLOSED | 1)) /* the 1 is the closer */
+    /* the 1 is the closer */
+    while (__atomic_load_n(users, __ATOMIC_ACQUIRE) != (CONC__POOL_CLOSED | 1))
         sched_yield();
     end(c);
     conc__pool_leave(users);
@@ -12535,8 +13138,8 @@ CONC_API CONC__CALLED int conc_pool_close(conc_pool *p)
 
 CONC_API void conc__auto_conc_pool(conc_pool *p) { conc_pool_close(p); }
 
-CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, conc_fn *fn, void *arg, size_t size,
-                               conc__parcel *parcel)
+CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, conc_fn *fn,
+                               void *arg, size_t size, conc__parcel *parcel)
 {
     conc_loop *l = conc__here;
     int rc = !j || !fn || (size && !arg) ? -EINVAL : 0;
@@ -12550,7 +13153,8 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
     if (conc__job_in_use(j))
         rc = conc__misused(-EBUSY, "conc_pool_submit", "the job is in use", NULL);
     if (rc || (l && l->self && l->self->pending)) {
-        conc__pool_leave(users); /* before the task switches: who closes the pool on this thread waits for it */
+        /* before the task switches: who closes the pool on this thread waits for it */
+        conc__pool_leave(users);
         return rc ? rc : conc__checkpoint(l);
     }
     conc__job_begin(j, fn, arg, parcel, 0);
@@ -12569,8 +13173,8 @@ CONC_API CONC__CALLED int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *f
 }
 
 /* Runs a job, and waits for it. In a job of the same pool the function is simply called. */
-CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn, void *arg, size_t size,
-                                 conc__parcel *parcel)
+CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn, void *arg,
+                                 size_t size, conc__parcel *parcel)
 {
     conc_loop *l;
     conc_job j;
@@ -12592,7 +13196,7 @@ CONC_API CONC__CALLED int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg)
     return p ? conc__crew_run(&p->crew, &p->users, fn, arg, 0, NULL) : -EINVAL;
 }
 
-/* ---- >>mapping ------------------------------------------------------------------------------------------------ */
+/* ---- >>mapping ------------------------------------------------------------------------------ */
 
 CONC__PRIVATE int conc__map_runner(void *arg)
 {
@@ -12615,7 +13219,8 @@ CONC__PRIVATE int conc__map_runner(void *arg)
         if (m->results)
             m->results[i] = rc;
         if (rc < 0 && !m->keeps_going &&
-            __atomic_compare_exchange_n(&m->error, &none, rc, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+            __atomic_compare_exchange_n(&m->error, &none, rc, false, __ATOMIC_RELAXED,
+                                        __ATOMIC_RELAXED)) {
             __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
             mine = rc;
         }
@@ -12649,8 +13254,8 @@ typedef struct conc__runner {
 } conc__runner;
 
 /* Starts up to n runners: how many there are, and *rc why not all. */
-CONC__PRIVATE int conc__map_start(conc__crew **crew, unsigned *users, conc__mapping *m, bool processes,
-                                  conc__runner *runners, int n, int *rc)
+CONC__PRIVATE int conc__map_start(conc__crew **crew, unsigned *users, conc__mapping *m,
+                                  bool processes, conc__runner *runners, int n, int *rc)
 {
     int started = 0;
     for (*rc = 0; started < n && *rc == 0; started += *rc == 0) {
@@ -12663,8 +13268,10 @@ CONC__PRIVATE int conc__map_start(conc__crew **crew, unsigned *users, conc__mapp
     return started;
 }
 
-/* Waits for the runners: the error of one of them, or rc. The words of the first error are those of who met it. */
-CONC__PRIVATE int conc__map_wait(conc_loop *l, conc__mapping *m, conc__runner *runners, int n, int rc)
+/* Waits for the runners: the error of one of them, or rc. The words of the first error are those
+ * of who met it. */
+CONC__PRIVATE int conc__map_wait(conc_loop *l, conc__mapping *m, conc__runner *runners, int n,
+                                 int rc)
 {
     for (int i = 0; i < n; i++) {
         conc_job *j = &runners[i].job;
@@ -12679,8 +13286,8 @@ CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mappi
 {
     conc_loop *l;
     int rc = conc__caller(&l);
-    if (rc == 0 &&
-        (!m->fn || (!m->args && m->count && m->size) || __builtin_mul_overflow(m->count, m->size, &(size_t){0})))
+    if (rc == 0 && (!m->fn || (!m->args && m->count && m->size) ||
+                    __builtin_mul_overflow(m->count, m->size, &(size_t){0})))
         rc = -EINVAL;
     if (rc)
         return rc;
@@ -12710,20 +13317,21 @@ CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mappi
     return conc__map_result(m, rc);
 }
 
-CONC_API CONC__CALLED int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size)
+CONC_API CONC__CALLED int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count,
+                                        size_t size)
 {
     conc__mapping m = {.fn = fn, .args = args, .count = count, .size = size};
     return p ? conc__crew_map(&p->crew, &p->users, &m) : -EINVAL;
 }
 
-CONC_API CONC__CALLED int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size,
-                                            int *results)
+CONC_API CONC__CALLED int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count,
+                                            size_t size, int *results)
 {
     conc__mapping m = {fn, args, count, size, results, .keeps_going = true};
     return p ? conc__crew_map(&p->crew, &p->users, &m) : -EINVAL;
 }
 
-/* ---- >>blocking ----------------------------------------------------------------------------------------------- */
+/* ---- >>blocking ----------------------------------------------------------------------------- */
 
 CONC__PRIVATE conc__locals **conc__job_locals(void)
 {
@@ -12752,7 +13360,8 @@ typedef struct conc__block {
     int64_t ns;
 } conc__block;
 
-/* Under the mutex: the job is in conc_block, or no longer. One that was left is not counted, as its thread is not. */
+/* Under the mutex: the job is in conc_block, or no longer. One that was left is not counted, as
+ * its thread is not. */
 CONC__PRIVATE void conc__crew_blocks(conc__crew *c, conc_job *j, bool blocks)
 {
     uintptr_t state = conc__job_state(j);
@@ -12826,13 +13435,15 @@ CONC__PRIVATE bool conc__job_block(int64_t ns)
     return true;
 }
 
-/* ---- >>offloading --------------------------------------------------------------------------------------------- */
+/* ---- >>offloading --------------------------------------------------------------------------- */
 
-/* The pool that all runs share: opened by the first that uses it, closed by the last. Under the mutex but for the pool. */
+/* The pool that all runs share: opened by the first that uses it, closed by the last. Under the
+ * mutex but for the pool. */
 typedef struct conc__shared_pool {
     pthread_mutex_t mutex;
     int runs;
-    conc__crew *inherited; /* a parent's, which its threads may have been changing when the process forked: it stays */
+    /* a parent's, which its threads may have been changing when the process forked: it stays */
+    conc__crew *inherited;
     conc_pool pool;
 } conc__shared_pool;
 
@@ -12840,7 +13451,8 @@ static conc__shared_pool conc__offloads = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 CONC__PRIVATE void conc__offloads_forget(void)
 {
-    conc__crew *before = conc__offloads.pool.crew ? conc__offloads.pool.crew : conc__offloads.inherited;
+    conc__crew *before =
+        conc__offloads.pool.crew ? conc__offloads.pool.crew : conc__offloads.inherited;
     conc__offloads = (conc__shared_pool){.mutex = PTHREAD_MUTEX_INITIALIZER, .inherited = before};
 }
 
@@ -12919,7 +13531,10 @@ CONC__PRIVATE void conc__abandoned_drop(conc__abandoned *a)
 }
 
 /* The job has ended, or was taken back. */
-CONC__PRIVATE void conc__abandoned_release(conc_job *j) { conc__abandoned_drop((conc__abandoned *)(void *)j); }
+CONC__PRIVATE void conc__abandoned_release(conc_job *j)
+{
+    conc__abandoned_drop((conc__abandoned *)(void *)j);
+}
 
 CONC__PRIVATE int conc__abandoned_run(void *arg)
 {
@@ -12931,7 +13546,8 @@ CONC__PRIVATE int conc__abandoned_run(void *arg)
     return rc;
 }
 
-/* Under the mutex: the job runs on, alone. Its thread is lost to the crew, which may have another one for what waits. */
+/* Under the mutex: the job runs on, alone. Its thread is lost to the crew, which may have
+ * another one for what waits. */
 CONC__PRIVATE void conc__job_leave(conc__crew *c, conc_job *j)
 {
     conc__crew_blocks(c, j, false);
@@ -12964,8 +13580,8 @@ CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
     return waits;
 }
 
-static const conc__wait_kind conc__wants_until_cancel = {.what = "waits for a job that it would leave",
-                                                         .cancel = conc__abandon_cancel};
+static const conc__wait_kind conc__wants_until_cancel = {
+    .what = "waits for a job that it would leave", .cancel = conc__abandon_cancel};
 
 CONC__PRIVATE int conc__abandoned_submit(conc_loop *l, conc__abandoned *a)
 {
@@ -12988,7 +13604,8 @@ CONC__PRIVATE int conc__abandoned_wait(conc_loop *l, conc__abandoned *a)
     return rc ? rc : conc__job_result(l, &a->job);
 }
 
-CONC__PRIVATE int conc__offload_abandon(conc_loop *l, conc_fn *fn, void *arg, void (*free_arg)(void *))
+CONC__PRIVATE int conc__offload_abandon(conc_loop *l, conc_fn *fn, void *arg,
+                                        void (*free_arg)(void *))
 {
     conc__abandoned *a = conc__alloc(sizeof *a);
     int rc = a ? 0 : -ENOMEM;
@@ -13030,9 +13647,10 @@ CONC_API CONC__CALLED int conc_offload_abandon(conc_fn *fn, void *arg, void (*fr
     return rc;
 }
 
-/* ---- >>channel ------------------------------------------------------------------------------------------------ */
+/* ---- >>channel ------------------------------------------------------------------------------ */
 
-/* Who waits to receive is there only while it is empty, and who waits to send only while it is full. */
+/* Who waits to receive is there only while it is empty, and who waits to send only while it is
+ * full. */
 typedef struct conc__channel {
     pthread_mutex_t mutex;
     conc__waiter *senders, *receivers;
@@ -13068,7 +13686,8 @@ CONC__PRIVATE conc__channel *conc__channel_lock(conc_channel *c, int *rc)
 {
     size_t size = 0;
     conc__channel *inner = c ? __atomic_load_n(&c->inner, __ATOMIC_ACQUIRE) : NULL;
-    *rc = !c || !c->capacity || __builtin_mul_overflow(c->item_size, c->capacity, &size) || size > SIZE_MAX / 2
+    *rc = !c || !c->capacity || __builtin_mul_overflow(c->item_size, c->capacity, &size) ||
+                  size > SIZE_MAX / 2
               ? -EINVAL
               : 0;
     if (*rc)
@@ -13078,7 +13697,8 @@ CONC__PRIVATE conc__channel *conc__channel_lock(conc_channel *c, int *rc)
         *rc = made ? 0 : -ENOMEM;
         if (!made)
             return NULL;
-        if (__atomic_compare_exchange_n(&c->inner, &inner, made, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+        if (__atomic_compare_exchange_n(&c->inner, &inner, made, false, __ATOMIC_ACQ_REL,
+                                        __ATOMIC_ACQUIRE))
             inner = made;
         else /* another thread was first */
             conc__channel_free(made);
@@ -13167,8 +13787,8 @@ CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, b
     if (rc == -EAGAIN && waits) {
         conc__waiter w = {.item = item};
         conc__line_up(sends ? &inner->senders : &inner->receivers, &w);
-        return conc__wait_outside(l, &w, sends ? &conc__channel_sends : &conc__channel_receives, inner, &inner->mutex,
-                                  NULL);
+        return conc__wait_outside(l, &w, sends ? &conc__channel_sends : &conc__channel_receives,
+                                  inner, &inner->mutex, NULL);
     }
     pthread_mutex_unlock(&inner->mutex);
     if (rc == 0 && l)
@@ -13191,14 +13811,17 @@ CONC_API int conc_channel_try_send(conc_channel *c, const void *item)
     return conc__channel_move(c, (void *)(uintptr_t)item, true, false);
 }
 
-CONC_API int conc_channel_try_recv(conc_channel *c, void *item) { return conc__channel_move(c, item, false, false); }
+CONC_API int conc_channel_try_recv(conc_channel *c, void *item)
+{
+    return conc__channel_move(c, item, false, false);
+}
 
 CONC_API void conc_channel_close(conc_channel *c)
 {
     int rc;
     conc__channel *inner = conc__channel_lock(c, &rc), *none = NULL;
-    if (rc == -ENOMEM &&
-        !__atomic_compare_exchange_n(&c->inner, &none, &conc__shut_channel, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+    if (rc == -ENOMEM && !__atomic_compare_exchange_n(&c->inner, &none, &conc__shut_channel, false,
+                                                      __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
         inner = conc__channel_lock(c, &rc);
     if (!inner)
         return;
@@ -13221,7 +13844,7 @@ CONC_API void conc_channel_destroy(conc_channel *c)
 
 CONC_API void conc__auto_conc_channel(conc_channel *c) { conc_channel_destroy(c); }
 
-/* ---- >>files -------------------------------------------------------------------------------------------------- */
+/* ---- >>files -------------------------------------------------------------------------------- */
 
 /* What a file call is asked for, and what came of it. */
 typedef struct conc__file_call {
@@ -13240,7 +13863,10 @@ CONC__PRIVATE int conc__open_file(const char *path, int flags)
     return fd < 0 ? -errno : fd;
 }
 
-CONC__PRIVATE int conc__close_file(int fd, int rc) { return close(fd) && rc == 0 && errno != EINTR ? -errno : rc; }
+CONC__PRIVATE int conc__close_file(int fd, int rc)
+{
+    return close(fd) && rc == 0 && errno != EINTR ? -errno : rc;
+}
 
 /* Reads to the end, whatever size the file is said to have. */
 CONC__PRIVATE int conc__read_all(int fd, conc__file_call *f)
@@ -13329,7 +13955,8 @@ CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t 
 {
     int fd = -1;
     uint64_t draw = (uint64_t)conc__clock() ^ (uint64_t)getpid() << 40 ^ (uint64_t)(uintptr_t)name;
-    for (int tries = 0; fd < 0 && tries < 100 && (tries == 0 || errno == EEXIST || errno == EINTR); tries++) {
+    for (int tries = 0; fd < 0 && tries < 100 && (tries == 0 || errno == EEXIST || errno == EINTR);
+         tries++) {
         snprintf(name, size, ".conc-%08x", (unsigned)conc__mix(&draw));
         fd = openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
     }
@@ -13355,14 +13982,16 @@ CONC__PRIVATE int conc__fill(int fd, const struct stat *before, const conc__file
 }
 
 /* Makes path a file with these bytes in one step. */
-CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, const conc__file_call *f)
+CONC__PRIVATE int conc__replace(const char *path, const struct stat *before,
+                                const conc__file_call *f)
 {
     char name[32];
     const char *last;
     int directory = conc__open_directory(path, &last);
     if (directory < 0)
         return directory;
-    int fd = conc__open_new(directory, before ? 0600 : 0666, name, sizeof name), rc = fd < 0 ? fd : 0;
+    int fd = conc__open_new(directory, before ? 0600 : 0666, name, sizeof name),
+        rc = fd < 0 ? fd : 0;
     if (rc == 0) {
         rc = conc__close_file(fd, conc__fill(fd, before, f));
         if (rc == 0 && renameat(directory, name, directory, last))
@@ -13390,7 +14019,8 @@ CONC__PRIVATE int conc__write_special(const conc__file_call *f)
     return rc;
 }
 
-/* Follows a link that leads to nothing: the name of what it would lead to, for conc_free. NULL: *rc says why. */
+/* Follows a link that leads to nothing: the name of what it would lead to, for conc_free. NULL:
+ * *rc says why. */
 CONC__PRIVATE char *conc__follow(const char *path, int *rc)
 {
     enum { ROOM = 4096, LINKS = 40 };
@@ -13424,7 +14054,8 @@ CONC__PRIVATE int conc__write_file(const conc__file_call *f)
         return rc;
     if (there && !S_ISREG(before.st_mode))
         return conc__write_special(f);
-    char *real = there ? realpath(f->path, NULL) : NULL, *followed = there ? NULL : conc__follow(f->path, &rc);
+    char *real = there ? realpath(f->path, NULL) : NULL,
+         *followed = there ? NULL : conc__follow(f->path, &rc);
     if (there && !real)
         rc = -errno;
     if (rc == 0)
@@ -13447,7 +14078,8 @@ CONC__PRIVATE int conc__file_appends(void *arg)
     struct stat st;
     int saved = errno;
     bool special = stat(f->path, &st) == 0 && !S_ISREG(st.st_mode);
-    int rc = special ? conc__write_special(f) : conc__write_to(f->path, O_WRONLY | O_APPEND | O_CREAT, f);
+    int rc = special ? conc__write_special(f)
+                     : conc__write_to(f->path, O_WRONLY | O_APPEND | O_CREAT, f);
     errno = saved;
     return rc;
 }
@@ -13468,7 +14100,7 @@ CONC_API int conc_file_append(const char *path, const void *data, size_t size)
     return conc__file_change(conc__file_appends, path, data, size);
 }
 
-/* ---- >>names -------------------------------------------------------------------------------------------------- */
+/* ---- >>names -------------------------------------------------------------------------------- */
 
 enum { CONC__FOUND = 256 }; /* addresses of a name: no answer has more */
 
@@ -13524,10 +14156,12 @@ CONC__PRIVATE bool conc__is_port(const char *port)
 {
     in_port_t number;
     bool letter = (*port >= 'a' && *port <= 'z') || (*port >= 'A' && *port <= 'Z');
-    return strlen(port) < sizeof((conc__question *)0)->port && (letter || conc__parse_port(port, &number));
+    return strlen(port) < sizeof((conc__question *)0)->port &&
+           (letter || conc__parse_port(port, &number));
 }
 
-CONC_API int conc_resolve(const char *host, const char *port, struct sockaddr_storage *out, size_t max)
+CONC_API int conc_resolve(const char *host, const char *port, struct sockaddr_storage *out,
+                          size_t max)
 {
     if (!host || !port || (max && !out))
         return -EINVAL;
@@ -13575,13 +14209,14 @@ CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **fo
     return rc;
 }
 
-/* ---- >>children ----------------------------------------------------------------------------------------------- */
+/* ---- >>children ----------------------------------------------------------------------------- */
 
 enum { CONC__CHILD_RUNS = 1, CONC__CHILD_ENDED, CONC__CHILD_LOST, CONC__CHILD_STARTS };
 
 extern char **environ;
 
-/* Where the C library has them, which hides them from programs that do not ask for GNU's extensions. */
+/* Where the C library has them, which hides them from programs that do not ask for GNU's
+ * extensions. */
 #define CONC__CHDIR_THERE __attribute__((weak))
 #define CONC__CLOSE_FROM_THERE __attribute__((weak))
 #if defined __GLIBC__ && defined __GLIBC_PREREQ
@@ -13594,10 +14229,10 @@ extern char **environ;
 #define CONC__CLOSE_FROM_THERE
 #endif
 #endif
-extern int conc__spawn_close_from(posix_spawn_file_actions_t *a,
-                                  int from) __asm__("posix_spawn_file_actions_addclosefrom_np") CONC__CLOSE_FROM_THERE;
-extern int conc__spawn_chdir(posix_spawn_file_actions_t *a,
-                             const char *dir) __asm__("posix_spawn_file_actions_addchdir_np") CONC__CHDIR_THERE;
+extern int conc__spawn_close_from(posix_spawn_file_actions_t *a, int from) __asm__(
+    "posix_spawn_file_actions_addclosefrom_np") CONC__CLOSE_FROM_THERE;
+extern int conc__spawn_chdir(posix_spawn_file_actions_t *a, const char *dir) __asm__(
+    "posix_spawn_file_actions_addchdir_np") CONC__CHDIR_THERE;
 
 /* Over the state of all children: a process is reaped once, and not signalled after that. */
 static pthread_mutex_t conc__children = PTHREAD_MUTEX_INITIALIZER;
@@ -13692,7 +14327,8 @@ CONC__PRIVATE int conc__close_others(posix_spawn_file_actions_t *actions, int fr
     int rc = 0;
     if (close_from)
         return close_from(actions, from);
-    for (int fd = from, most = (int)sysconf(_SC_OPEN_MAX); fd < most && fd < 65536 && rc == 0; fd++) {
+    for (int fd = from, most = (int)sysconf(_SC_OPEN_MAX); fd < most && fd < 65536 && rc == 0;
+         fd++) {
         int flags = fcntl(fd, F_GETFD);
         if (flags >= 0 && !(flags & FD_CLOEXEC))
             rc = posix_spawn_file_actions_addclose(actions, fd);
@@ -13730,7 +14366,8 @@ CONC__PRIVATE void conc__spawning_close(conc__spawning *s)
 CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
 {
     const conc_child *c = s->child;
-    char *const *argv = (char *const *)(uintptr_t)c->argv, *const *env = (char *const *)(uintptr_t)c->env;
+    char *const *argv = (char *const *)(uintptr_t)c->argv, *const *env =
+                                                               (char *const *)(uintptr_t)c->env;
     int (*change)(posix_spawn_file_actions_t *, const char *) = conc__spawn_chdir;
     conc__spawning how;
     int rc = conc__spawning_open(&how, &s->mask);
@@ -13744,8 +14381,10 @@ CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
     if (rc == 0)
         rc = conc__close_others(&how.actions, 3);
     if (rc == 0)
-        rc = s->path ? posix_spawn(&s->pid, s->path, &how.actions, &how.attributes, argv, env ? env : environ)
-                     : posix_spawnp(&s->pid, argv[0], &how.actions, &how.attributes, argv, env ? env : environ);
+        rc = s->path ? posix_spawn(&s->pid, s->path, &how.actions, &how.attributes, argv,
+                                   env ? env : environ)
+                     : posix_spawnp(&s->pid, argv[0], &how.actions, &how.attributes, argv,
+                                    env ? env : environ);
     conc__spawning_close(&how);
     return -rc;
 }
@@ -13782,7 +14421,8 @@ CONC__PRIVATE int conc__child_starts(void *arg)
 CONC__PRIVATE bool conc__child_claim(conc_child *c)
 {
     int none = 0;
-    return __atomic_compare_exchange_n(&c->state, &none, CONC__CHILD_STARTS, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+    return __atomic_compare_exchange_n(&c->state, &none, CONC__CHILD_STARTS, false,
+                                       __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
 }
 
 /* Was it started, and not closed? */
@@ -13878,7 +14518,8 @@ CONC_API int conc_child_wait(conc_child *c, int *status)
     if (rc == 0)
         rc = conc__child_await(c);
     if (rc == 0 && c->state == CONC__CHILD_LOST)
-        rc = conc_fail(-ECHILD, "its status is lost: the program ignores SIGCHLD, or waits for all children");
+        rc = conc_fail(
+            -ECHILD, "its status is lost: the program ignores SIGCHLD, or waits for all children");
     if (rc == 0 && status)
         *status = c->status;
     if (rc == 0 && l)
@@ -13937,7 +14578,7 @@ CONC_API int conc_child_close(conc_child *c)
 
 CONC_API void conc__auto_conc_child(conc_child *c) { conc_child_close(c); }
 
-/* ---- >>shared ------------------------------------------------------------------------------------------------- */
+/* ---- >>shared ------------------------------------------------------------------------------- */
 
 #ifdef __linux__
 
@@ -13956,7 +14597,8 @@ typedef struct conc__segment {
 static pthread_mutex_t conc__segments_mutex = PTHREAD_MUTEX_INITIALIZER;
 static conc__segment *conc__segments;
 
-/* Maps size bytes of a segment, here if address is not NULL. at_once: all of it is going to be used. */
+/* Maps size bytes of a segment, here if address is not NULL. at_once: all of it is going to be
+ * used. */
 CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, bool at_once)
 {
     enum { HERE = 0x100000 }; /* MAP_FIXED_NOREPLACE */
@@ -13970,13 +14612,15 @@ CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, bool a
     return NULL;
 }
 
-/* An address that another process of this program has most likely free too: not where mappings are usually put. */
+/* An address that another process of this program has most likely free too: not where mappings
+ * are usually put. */
 CONC__PRIVATE void *conc__far_address(void)
 {
 #ifdef __LP64__
     static uint64_t draws;
     uint64_t draw = (uint64_t)conc__clock() + __atomic_add_fetch(&draws, 1, __ATOMIC_RELAXED);
-    uintptr_t here = (uintptr_t)mmap(NULL, conc__page(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uintptr_t here =
+        (uintptr_t)mmap(NULL, conc__page(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if ((void *)here == MAP_FAILED)
         return NULL;
     munmap((void *)here, conc__page());
@@ -14073,9 +14717,10 @@ CONC_API void conc_shared_free(void *p)
     errno = saved;
 }
 
-/* ---- >>functions ---------------------------------------------------------------------------------------------- */
+/* ---- >>functions ---------------------------------------------------------------------------- */
 
-/* A function in words that another process of the same program understands: addresses differ there. */
+/* A function in words that another process of the same program understands: addresses differ
+ * there. */
 typedef struct conc__function {
     uint64_t offset;   /* in its module */
     char module[4000]; /* a path; "": the program itself */
@@ -14108,13 +14753,16 @@ typedef struct conc__module_search {
 CONC__PRIVATE bool conc__module_has(const conc__module_info *m, uintptr_t address)
 {
     for (int i = 0; i < m->count; i++)
-        if (m->parts[i].p_type == PT_LOAD && address - m->base - m->parts[i].p_vaddr < m->parts[i].p_memsz)
+        if (m->parts[i].p_type == PT_LOAD &&
+            address - m->base - m->parts[i].p_vaddr < m->parts[i].p_memsz)
             return true;
     return false;
 }
 
-/* The path of the file that is mapped at this address; if that cannot be told, the one that is given. */
-CONC__PRIVATE const char *conc__mapped_file(uintptr_t address, char *line, size_t size, const char *otherwise)
+/* The path of the file that is mapped at this address; if that cannot be told, the one that is
+ * given. */
+CONC__PRIVATE const char *conc__mapped_file(uintptr_t address, char *line, size_t size,
+                                            const char *otherwise)
 {
     FILE *maps = fopen("/proc/self/maps", "re");
     const char *found = NULL;
@@ -14134,12 +14782,15 @@ CONC__PRIVATE const char *conc__mapped_file(uintptr_t address, char *line, size_
 CONC__PRIVATE int conc__module_look(conc__module_info *m, size_t size, void *arg)
 {
     conc__module_search *s = arg;
-    char *real = s->seen++ && m->name && *m->name ? realpath(m->name, NULL) : NULL; /* the first is the program */
+    /* the first is the program */
+    char *real = s->seen++ && m->name && *m->name ? realpath(m->name, NULL) : NULL;
     const char *path = real ? real : s->seen > 1 && m->name ? m->name : "";
     char line[4400];
     (void)size;
-    s->found = s->address ? conc__module_has(m, s->address) : strcmp(path, s->path) == 0 && (*path || s->seen == 1);
-    if (s->found && *path && *path != '/' && s->address) /* the directory was changed since it was loaded */
+    s->found = s->address ? conc__module_has(m, s->address)
+                          : strcmp(path, s->path) == 0 && (*path || s->seen == 1);
+    /* the directory was changed since it was loaded */
+    if (s->found && *path && *path != '/' && s->address)
         path = conc__mapped_file(s->address, line, sizeof line, path);
     if (s->found) {
         s->base = m->base;
@@ -14182,11 +14833,12 @@ CONC__PRIVATE uintptr_t conc__function_find(const conc__function *f)
     return base + (uintptr_t)f->offset;
 }
 
-/* ---- >>workers ------------------------------------------------------------------------------------------------ */
+/* ---- >>workers ------------------------------------------------------------------------------ */
 
 enum {
-    CONC__SMALL = 128 * 1024, /* bytes that are copied by whoever sends a job, and not by the manager */
-    CONC__DESK_DATA = 8192,   /* where a desk's data begins */
+    /* bytes that are copied by whoever sends a job, and not by the manager */
+    CONC__SMALL = 128 * 1024,
+    CONC__DESK_DATA = 8192, /* where a desk's data begins */
     CONC__DESK_SIZE = CONC__DESK_DATA + CONC__SMALL,
     CONC__MOVED = 120,   /* a worker's exit status: an address that it needs is taken */
     CONC__FAILURES = 30, /* so many tenths of a worker may not come up in a row */
@@ -14213,11 +14865,13 @@ typedef struct conc__desk {
     bool keeps_going;
     int parent;
     uint64_t memory_limit;
-    uint64_t size;    /* of the desk */
-    uint64_t in, out; /* bytes; ASK_MAP: of each element, and how many there are. out's place is behind in's */
+    uint64_t size; /* of the desk */
+    /* bytes; ASK_MAP: of each element, and how many there are. out's place is behind in's */
+    uint64_t in, out;
     int64_t result;
-    uint64_t done; /* ASK_MAP: elements whose function returned; their results stand behind the data */
-    int words;     /* the result that text belongs to; 0: none */
+    /* ASK_MAP: elements whose function returned; their results stand behind the data */
+    uint64_t done;
+    int words; /* the result that text belongs to; 0: none */
     char text[96];
     conc__function function;
 } conc__desk;
@@ -14252,8 +14906,8 @@ CONC__PRIVATE int conc__sockets(int ends[2])
     return conc__ends_not_standard(ends);
 }
 
-/* The other end comes to the end of what was sent. A close alone would not do: a process that the program has forked may have
- * a copy of the socket. */
+/* The other end comes to the end of what was sent. A close alone would not do: a process that
+ * the program has forked may have a copy of the socket. */
 CONC__PRIVATE void conc__hang_up(int socket)
 {
     shutdown(socket, SHUT_RDWR);
@@ -14292,8 +14946,10 @@ CONC__PRIVATE int conc__handed(int socket, conc__handing *h, int *fd)
         char room[CMSG_SPACE(sizeof(int))];
     } control;
     struct iovec part = {h, sizeof *h};
-    struct msghdr m = {
-        .msg_iov = &part, .msg_iovlen = 1, .msg_control = control.room, .msg_controllen = sizeof control.room};
+    struct msghdr m = {.msg_iov = &part,
+                       .msg_iovlen = 1,
+                       .msg_control = control.room,
+                       .msg_controllen = sizeof control.room};
     ssize_t n;
     do
         n = recvmsg(socket, &m, MSG_CMSG_CLOEXEC);
@@ -14311,7 +14967,10 @@ CONC__PRIVATE void conc__futex_wait(unsigned *word, unsigned while_it_is)
     syscall(SYS_futex, word, FUTEX_WAIT, while_it_is, NULL, NULL, 0);
 }
 
-CONC__PRIVATE void conc__futex_wake(unsigned *word) { syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0); }
+CONC__PRIVATE void conc__futex_wake(unsigned *word)
+{
+    syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0);
+}
 
 CONC__PRIVATE size_t conc__aligned(size_t n) { return (n + 63) / 64 * 64; }
 
@@ -14342,7 +15001,8 @@ CONC__PRIVATE void conc__begin_to_watch(int parent)
     pthread_attr_setstacksize(&small, 128 * 1024);
     pthread_attr_setdetachstate(&small, PTHREAD_CREATE_DETACHED);
     if (fd < 0 || conc__quiet_thread(&id, &small, conc__watch_parent, (void *)(intptr_t)fd))
-        prctl(PR_SET_PDEATHSIG, SIGKILL); /* the next best: it goes with the thread that started it */
+        /* the next best: it goes with the thread that started it */
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
     pthread_attr_destroy(&small);
     if (fd < 0 ? getppid() != parent : kill(parent, 0) != 0 && errno == ESRCH)
         _exit(0); /* it has ended meanwhile */
@@ -14354,8 +15014,8 @@ CONC__PRIVATE void conc__worker_tells(conc__worker *w)
 {
     uint64_t one = 1;
     __atomic_fetch_add(&w->board->replies, 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&w->board->lookers, __ATOMIC_SEQ_CST) == 0 && write(w->bell, &one, sizeof one) < 0 &&
-        errno != EAGAIN)
+    if (__atomic_load_n(&w->board->lookers, __ATOMIC_SEQ_CST) == 0 &&
+        write(w->bell, &one, sizeof one) < 0 && errno != EAGAIN)
         _exit(1); /* the job has closed it: the end is heard all the same */
 }
 
@@ -14367,7 +15027,9 @@ CONC__PRIVATE bool conc__worker_awaits(conc__worker *w)
     unsigned state;
     while ((state = __atomic_load_n(&d->state, __ATOMIC_ACQUIRE)) == CONC__DESK_REPLY) {
         bool looks = conc__several_processors() && conc__clock() - start < CONC__PATIENCE;
-        for (int i = 0; i < 32 && looks && __atomic_load_n(&d->state, __ATOMIC_RELAXED) == CONC__DESK_REPLY; i++)
+        for (int i = 0;
+             i < 32 && looks && __atomic_load_n(&d->state, __ATOMIC_RELAXED) == CONC__DESK_REPLY;
+             i++)
             conc__relax();
         if (looks)
             continue;
@@ -14408,7 +15070,8 @@ CONC__PRIVATE void conc__worker_works(conc__worker *w)
         w->desk.address = d = p;
         w->desk.size = d->size;
     }
-    uintptr_t fn = d->function.offset || d->kind != CONC__ASK_INIT ? conc__function_find(&d->function) : 0;
+    uintptr_t fn =
+        d->function.offset || d->kind != CONC__ASK_INIT ? conc__function_find(&d->function) : 0;
     char *data = (char *)d + CONC__DESK_DATA;
     w->frame.asked = &d->asked;
     w->frame.text_rc = 0;
@@ -14438,7 +15101,8 @@ CONC__PRIVATE void conc__worker_serves(conc__worker *w)
     conc__desk *d = conc__desk_of(&w->desk);
     sigset_t none;
     sigemptyset(&none);
-    signal(SIGINT, SIG_IGN); /* the terminal's, for all of its processes: the parent decides what to do */
+    /* the terminal's, for all of its processes: the parent decides what to do */
+    signal(SIGINT, SIG_IGN);
     prctl(PR_SET_NAME, "conc worker");
     conc__begin_to_watch(d->parent);
     if (d->memory_limit) {
@@ -14464,7 +15128,8 @@ CONC__PRIVATE void conc__worker_takes(conc__worker *w, const conc__handing *h, i
 {
     switch (h->what) {
     case CONC__HAND_DESK:
-        w->desk = (conc__segment){.fd = fd, .size = h->size, .address = conc__segment_map(fd, NULL, h->size, false)};
+        w->desk = (conc__segment){
+            .fd = fd, .size = h->size, .address = conc__segment_map(fd, NULL, h->size, false)};
         break;
     case CONC__HAND_BOARD:
         w->board = conc__segment_map(fd, NULL, h->size, false);
@@ -14494,7 +15159,8 @@ CONC__COLD void conc__worker_main(int socket)
     _exit(1);
 }
 
-/* Which function of which module a worker has to begin with: in a program there may be several copies of this file. */
+/* Which function of which module a worker has to begin with: in a program there may be several
+ * copies of this file. */
 CONC__PRIVATE void conc__worker_mark(char *text, size_t size)
 {
     conc__function f;
@@ -14535,7 +15201,7 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *begins, int argc, char 
     }
 }
 
-/* ---- >>hub ---------------------------------------------------------------------------------------------------- */
+/* ---- >>hub ---------------------------------------------------------------------------------- */
 
 typedef enum conc__place_state {
     CONC__EMPTY,
@@ -14556,8 +15222,8 @@ typedef struct conc__station {
     int64_t since;  /* it has been free since then */
 } conc__station;
 
-/* The workers of a pool of processes, and the thread that starts and buries them, copies what is large, and sends jobs when
- * nobody else looks. All under the crew's mutex. */
+/* The workers of a pool of processes, and the thread that starts and buries them, copies what is
+ * large, and sends jobs when nobody else looks. All under the crew's mutex. */
 typedef struct conc__hub {
     conc__crew *crew;
     conc__segment board;
@@ -14613,7 +15279,8 @@ CONC__PRIVATE void conc__range_take(const conc__hub *h, const conc_job *j)
 {
     conc__parcel *p = j->parcel;
     conc__mapping *m = p->mapping;
-    size_t left = m->count - m->next, most = m->size ? CONC__SMALL / 2 / (m->size + sizeof(int)) : 4096;
+    size_t left = m->count - m->next,
+           most = m->size ? CONC__SMALL / 2 / (m->size + sizeof(int)) : 4096;
     size_t n = left / (2 * (size_t)h->crew->most);
     if (p->left || conc__map_stops(m))
         return;
@@ -14642,7 +15309,8 @@ CONC__PRIVATE int conc__job_load(const conc_job *j, conc__station *s)
     size_t bytes = conc__job_bytes(j), needed = CONC__DESK_DATA + bytes;
     if (bytes > SIZE_MAX / 4)
         return -ENOMEM;
-    if (needed > s->desk.size && !conc__segment_resize(&s->desk, (needed + (1 << 20) - 1) >> 20 << 20, !p))
+    if (needed > s->desk.size &&
+        !conc__segment_resize(&s->desk, (needed + (1 << 20) - 1) >> 20 << 20, !p))
         return -ENOMEM;
     conc__desk *d = conc__desk_of(&s->desk);
     char *data = (char *)d + CONC__DESK_DATA;
@@ -14747,7 +15415,10 @@ CONC__PRIVATE bool conc__runner_goes_on(conc__hub *h, conc_job *j, conc__desk *d
 }
 
 /* Is there more to copy than should be done by whoever comes? */
-CONC__PRIVATE bool conc__job_is_large(const conc_job *j) { return conc__job_bytes(j) > CONC__SMALL; }
+CONC__PRIVATE bool conc__job_is_large(const conc_job *j)
+{
+    return conc__job_bytes(j) > CONC__SMALL;
+}
 
 /* Sends the job, which was loaded, or tells why it could not be. */
 CONC__PRIVATE void conc__station_send(conc__hub *h, conc__station *s, int rc)
@@ -14779,7 +15450,8 @@ CONC__PRIVATE void conc__station_begin(conc__hub *h, conc__station *s, conc_job 
     conc__station_send(h, s, rc);
 }
 
-/* The worker that was busy last: what it needs is in its processor's caches, and it may not sleep yet. */
+/* The worker that was busy last: what it needs is in its processor's caches, and it may not
+ * sleep yet. */
 CONC__PRIVATE conc__station *conc__station_idle(conc__hub *h)
 {
     conc__station *best = NULL;
@@ -14821,7 +15493,8 @@ CONC__PRIVATE void conc__hub_send(conc__hub *h, bool manager)
             conc__station_begin(h, s, j);
     }
     if (c->queued && !manager &&
-        (conc__station_in(h, CONC__FREE) || (conc__station_in(h, CONC__EMPTY) && h->coming < (int)c->queued)))
+        (conc__station_in(h, CONC__FREE) ||
+         (conc__station_in(h, CONC__EMPTY) && h->coming < (int)c->queued)))
         conc__hub_ring(h);
 }
 
@@ -14876,7 +15549,8 @@ CONC__PRIVATE void conc__station_replied(conc__hub *h, conc__station *s)
         conc__station_unload(j, d);
         if (large)
             conc__lock_briefly(&h->crew->mutex);
-        result = j->parcel ? j->parcel->returned < 0 ? (int)j->parcel->returned : 0 : (int)d->result;
+        result =
+            j->parcel ? j->parcel->returned < 0 ? (int)j->parcel->returned : 0 : (int)d->result;
     }
     char words[96];
     conc__copy(words, sizeof words, result < 0 && d->words == result ? d->text : "");
@@ -14894,7 +15568,8 @@ CONC__PRIVATE void conc__station_ready(conc__hub *h, conc__station *s)
     s->since = conc__clock();
     if (d->result < 0 && !h->broken) {
         h->broken = -ENOTRECOVERABLE;
-        snprintf(h->why, sizeof h->why, "init failed: %.80s", d->words ? d->text : conc_strerror((int)d->result));
+        snprintf(h->why, sizeof h->why, "init failed: %.80s",
+                 d->words ? d->text : conc_strerror((int)d->result));
     }
 }
 
@@ -14945,7 +15620,8 @@ CONC__PRIVATE bool conc__hub_cancel(conc__crew *c, conc_job *j)
         if (its->parcel && its->parcel->mapping) {
             int error = 0;
             conc__desk *d = conc__desk_of(&s->desk);
-            conc__range_done(its->parcel, d, (size_t)__atomic_load_n(&d->done, __ATOMIC_ACQUIRE), &error);
+            conc__range_done(its->parcel, d, (size_t)__atomic_load_n(&d->done, __ATOMIC_ACQUIRE),
+                             &error);
             conc__range_drop(its->parcel, -ECANCELED);
         }
         s->job = NULL;
@@ -14957,7 +15633,7 @@ CONC__PRIVATE bool conc__hub_cancel(conc__crew *c, conc_job *j)
     return false;
 }
 
-/* ---- >>manager ------------------------------------------------------------------------------------------------ */
+/* ---- >>manager ------------------------------------------------------------------------------ */
 
 /* This program's path; where it was replaced, the way to what runs. */
 CONC__PRIVATE void conc__own_path(char *path, size_t size)
@@ -14970,7 +15646,8 @@ CONC__PRIVATE void conc__own_path(char *path, size_t size)
         conc__copy(path, size, "/proc/self/exe");
 }
 
-CONC__PRIVATE int conc__spawn_worker(const conc__hub *h, const char *path, char **env, int socket, int *pid)
+CONC__PRIVATE int conc__spawn_worker(const conc__hub *h, const char *path, char **env, int socket,
+                                     int *pid)
 {
     char *argv[] = {(char *)(uintptr_t)path, (char *)(uintptr_t) "(conc worker)", NULL};
     conc__spawning how;
@@ -15008,9 +15685,11 @@ CONC__PRIVATE char **conc__worker_environment(char *mark)
 
 CONC__PRIVATE int conc__hand_all(const conc__hub *h, const conc__station *s, int socket)
 {
-    int rc = conc__hand(socket, &(conc__handing){.what = CONC__HAND_DESK, .size = s->desk.size}, s->desk.fd);
+    int rc = conc__hand(socket, &(conc__handing){.what = CONC__HAND_DESK, .size = s->desk.size},
+                        s->desk.fd);
     if (rc == 0)
-        rc = conc__hand(socket, &(conc__handing){.what = CONC__HAND_BOARD, .size = h->board.size}, h->board.fd);
+        rc = conc__hand(socket, &(conc__handing){.what = CONC__HAND_BOARD, .size = h->board.size},
+                        h->board.fd);
     if (rc == 0)
         rc = conc__hand(socket, &(conc__handing){.what = CONC__HAND_BELL}, h->bell);
     pthread_mutex_lock(&conc__segments_mutex);
@@ -15033,7 +15712,8 @@ CONC__PRIVATE int conc__worker_exec(const conc__hub *h, conc__station *s)
     rc = env ? conc__spawn_worker(h, path, env, ends[1], &s->pid) : -ENOMEM;
     conc_free(env);
     close(ends[1]);
-    if (rc == 0 && (rc = conc__hand_all(h, s, ends[0])) != 0) { /* it must not serve with what it got */
+    /* it must not serve with what it got */
+    if (rc == 0 && (rc = conc__hand_all(h, s, ends[0])) != 0) {
         kill(s->pid, SIGKILL);
         while (waitpid(s->pid, NULL, 0) < 0 && errno == EINTR)
             ;
@@ -15118,8 +15798,8 @@ CONC__PRIVATE void conc__hub_fails(conc__hub *h, int rc, const char *why)
 CONC__PRIVATE void conc__hub_staff(conc__hub *h)
 {
     conc__crew *c = h->crew;
-    for (int i = 0; i < c->most && !h->broken && h->failures < CONC__FAILURES && h->coming < (int)c->queued &&
-                    !conc__station_in(h, CONC__FREE);
+    for (int i = 0; i < c->most && !h->broken && h->failures < CONC__FAILURES &&
+                    h->coming < (int)c->queued && !conc__station_in(h, CONC__FREE);
          i++) {
         conc__station *s = &h->stations[i];
         if (s->state != CONC__EMPTY)
@@ -15157,13 +15837,16 @@ CONC__PRIVATE void conc__death_in_words(int status, char *words, size_t size)
     if (status == -1)
         snprintf(words, size, "the worker died");
     else if (WIFSIGNALED(status))
-        snprintf(words, size, "the worker died of signal %d (%s)", WTERMSIG(status), strsignal(WTERMSIG(status)));
+        snprintf(words, size, "the worker died of signal %d (%s)", WTERMSIG(status),
+                 strsignal(WTERMSIG(status)));
     else
         snprintf(words, size, "the worker exited with status %d", WEXITSTATUS(status));
 }
 
-/* The worker of a runner died: the element it was at is lost, those behind it are for the next worker. */
-CONC__PRIVATE void conc__runner_bereaved(conc__hub *h, conc_job *j, conc__desk *d, const char *words)
+/* The worker of a runner died: the element it was at is lost, those behind it are for the next
+ * worker. */
+CONC__PRIVATE void conc__runner_bereaved(conc__hub *h, conc_job *j, conc__desk *d,
+                                         const char *words)
 {
     conc__parcel *p = j->parcel;
     conc__mapping *m = p->mapping;
@@ -15193,7 +15876,8 @@ CONC__PRIVATE void conc__runner_bereaved(conc__hub *h, conc_job *j, conc__desk *
 CONC__PRIVATE void conc__hub_judge(conc__hub *h, const char *words)
 {
     if (h->failures < CONC__FAILURES || h->broken || conc__station_in(h, CONC__FREE) ||
-        conc__station_in(h, CONC__BUSY) || conc__station_in(h, CONC__LOADING) || conc__station_in(h, CONC__COMING))
+        conc__station_in(h, CONC__BUSY) || conc__station_in(h, CONC__LOADING) ||
+        conc__station_in(h, CONC__COMING))
         return;
     h->broken = -ENOTRECOVERABLE;
     snprintf(h->why, sizeof h->why, "workers do not come up: %.60s", words);
@@ -15214,8 +15898,8 @@ CONC__PRIVATE void conc__station_bury(conc__hub *h, conc__station *s)
     s->state = CONC__EMPTY;
     conc__death_in_words(status, words, sizeof words);
     if (!came) {
-        bool chance =
-            status == -1 || (WIFEXITED(status) ? WEXITSTATUS(status) == CONC__MOVED : WTERMSIG(status) == SIGKILL);
+        bool chance = status == -1 || (WIFEXITED(status) ? WEXITSTATUS(status) == CONC__MOVED
+                                                         : WTERMSIG(status) == SIGKILL);
         h->coming--;
         h->failures += chance ? 1 : 10;
     }
@@ -15318,10 +16002,10 @@ CONC__PRIVATE void *conc__manager_main(void *arg)
     return NULL;
 }
 
-/* ---- >>zygote ------------------------------------------------------------------------------------------------- */
+/* ---- >>zygote ------------------------------------------------------------------------------- */
 
-/* With .fork the workers are forked by a process that was forked at open and has one thread: the parent may have many by
- * then. It does what it is told, and ends with the parent. */
+/* With .fork the workers are forked by a process that was forked at open and has one thread: the
+ * parent may have many by then. It does what it is told, and ends with the parent. */
 
 CONC__PRIVATE int conc__zygote_forks(const conc__hub *h, const conc__handing *told, int fd)
 {
@@ -15330,7 +16014,8 @@ CONC__PRIVATE int conc__zygote_forks(const conc__hub *h, const conc__handing *to
         return child < 0 ? -errno : child;
     conc__worker w = {.bell = h->bell, .board = h->board.address};
     close(h->zygote);
-    w.desk = (conc__segment){.fd = fd, .size = told->size, .address = conc__segment_map(fd, NULL, told->size, false)};
+    w.desk = (conc__segment){
+        .fd = fd, .size = told->size, .address = conc__segment_map(fd, NULL, told->size, false)};
     if (w.desk.address)
         conc__worker_serves(&w);
     _exit(1);
@@ -15341,7 +16026,8 @@ CONC__PRIVATE void conc__zygote_settles(void)
 {
     struct sigaction action;
     for (int number = 1; number < 65; number++)
-        if (sigaction(number, NULL, &action) == 0 && action.sa_handler != SIG_IGN && action.sa_handler != SIG_DFL)
+        if (sigaction(number, NULL, &action) == 0 && action.sa_handler != SIG_IGN &&
+            action.sa_handler != SIG_DFL)
             signal(number, SIG_DFL);
     signal(SIGINT, SIG_IGN);
     signal(SIGCHLD, SIG_DFL);
@@ -15384,7 +16070,8 @@ CONC__COLD void conc__zygote_main(const conc__hub *h, int parent)
 CONC__PRIVATE bool conc__has_threads(void)
 {
     struct stat st;
-    unsigned own = 3u + (unsigned)atomic_load(&conc__debug_runs); /* ".", "..", this one, and watchdogs */
+    /* ".", "..", this one, and watchdogs */
+    unsigned own = 3u + (unsigned)atomic_load(&conc__debug_runs);
     return stat("/proc/self/task", &st) == 0 && st.st_nlink > own;
 }
 
@@ -15413,7 +16100,7 @@ CONC__PRIVATE int conc__zygote_start(conc__hub *h)
     return rc;
 }
 
-/* ---- >>procs -------------------------------------------------------------------------------------------------- */
+/* ---- >>procs -------------------------------------------------------------------------------- */
 
 /* What a loop with tasks that wait for a process looks at before it falls asleep. */
 typedef struct conc__view {
@@ -15600,7 +16287,8 @@ CONC__PRIVATE void conc__procs_end(conc__crew *c)
 }
 
 /* A cancel changes nothing: the workers are to end at once already. */
-static const conc__wait_kind conc__wants_no_workers = {.what = "closes a pool, and waits for its workers' end"};
+static const conc__wait_kind conc__wants_no_workers = {
+    .what = "closes a pool, and waits for its workers' end"};
 
 /* Has the workers end, and waits for that. */
 CONC__PRIVATE void conc__hub_close(conc_loop *l, conc__crew *c)
@@ -15613,7 +16301,8 @@ CONC__PRIVATE void conc__hub_close(conc_loop *l, conc__crew *c)
     }
     conc__hub_ring(c->hub);
     conc__waiter w = {0};
-    conc__line_up(&c->hub->closer, &w); /* not the crew's: whatever settles there, the workers have not ended */
+    /* not the crew's: whatever settles there, the workers have not ended */
+    conc__line_up(&c->hub->closer, &w);
     conc__wait_outside(l, &w, &conc__wants_no_workers, c, &c->mutex, NULL);
 }
 
@@ -15628,7 +16317,8 @@ CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
 
 typedef struct conc__view conc__view;
 
-CONC__PRIVATE void conc__worker_check(void (*begins)(int, char **, char **), int argc, char **argv, char **env)
+CONC__PRIVATE void conc__worker_check(void (*begins)(int, char **, char **), int argc, char **argv,
+                                      char **env)
 {
     (void)begins, (void)argc, (void)argv, (void)env;
 }
@@ -15638,7 +16328,10 @@ CONC__PRIVATE void conc__hub_free(conc__hub *h) { (void)h; }
 CONC__PRIVATE bool conc__hub_cancel(conc__crew *c, conc_job *j) { return c && !j; }
 CONC__PRIVATE void conc__hub_close(conc_loop *l, conc__crew *c) { (void)l, (void)c; }
 CONC__PRIVATE void conc__hub_look_for(conc__crew *c, const bool *over) { (void)c, (void)over; }
-CONC__PRIVATE conc__view *conc__view_open(conc_loop *l, conc__crew *c) { return l && c ? NULL : NULL; }
+CONC__PRIVATE conc__view *conc__view_open(conc_loop *l, conc__crew *c)
+{
+    return l && c ? NULL : NULL;
+}
 CONC__PRIVATE void conc__view_close(conc_loop *l, conc__view *v) { (void)l, (void)v; }
 
 CONC_API void *conc_shared_alloc(size_t size) { return size ? NULL : NULL; }
@@ -15654,7 +16347,8 @@ CONC_API CONC__CALLED int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, 
     return p ? conc__crew_run(&p->crew, &p->users, fn, arg, size, NULL) : -EINVAL;
 }
 
-CONC_API CONC__CALLED int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg, size_t size)
+CONC_API CONC__CALLED int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg,
+                                            size_t size)
 {
     return p ? conc__submit(&p->crew, &p->users, j, fn, arg, size, NULL) : -EINVAL;
 }
@@ -15666,30 +16360,32 @@ CONC__PRIVATE int conc__call_job(void *arg)
     return 0;
 }
 
-CONC_API CONC__CALLED ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, const void *in, size_t in_size,
-                                              void *out, size_t out_size)
+CONC_API CONC__CALLED ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, const void *in,
+                                              size_t in_size, void *out, size_t out_size)
 {
-    conc__parcel parcel = {.call = fn, .in = in, .in_size = in_size, .out = out, .out_size = out_size};
+    conc__parcel parcel = {
+        .call = fn, .in = in, .in_size = in_size, .out = out, .out_size = out_size};
     if (!p || !fn || (in_size && !in) || (out_size && !out))
         return -EINVAL;
     int rc = conc__crew_run(&p->crew, &p->users, conc__call_job, NULL, 0, &parcel);
     return rc < 0 ? rc : parcel.returned;
 }
 
-CONC_API CONC__CALLED int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size)
+CONC_API CONC__CALLED int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count,
+                                         size_t size)
 {
     conc__mapping m = {.fn = fn, .args = args, .count = count, .size = size};
     return p ? conc__crew_map(&p->crew, &p->users, &m) : -EINVAL;
 }
 
-CONC_API CONC__CALLED int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size,
-                                             int *results)
+CONC_API CONC__CALLED int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count,
+                                             size_t size, int *results)
 {
     conc__mapping m = {fn, args, count, size, results, .keeps_going = true};
     return p ? conc__crew_map(&p->crew, &p->users, &m) : -EINVAL;
 }
 
-/* ---- >>beginning ---------------------------------------------------------------------------------------------- */
+/* ---- >>beginning ---------------------------------------------------------------------------- */
 
 /* The C library hands a constructor what main gets. */
 __attribute__((constructor)) static void conc__pool_begins(int argc, char **argv, char **env)

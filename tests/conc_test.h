@@ -1,13 +1,17 @@
-/* conc_test.h - what every test file includes: the implementation, Check, and a few words to write tests with.
+/* conc_test.h - what every test file includes: the implementation, Check, and a few words to
+ * write tests with.
  *
- *     TEST(a_join_returns_the_result) { CHECK_INT(conc_run(f, NULL), 42); }          -- called outside any run
- *     TASK_TEST(a_sleep_takes_its_time) { conc_sleep(2); CHECK_TIME(2); }            -- main_fn of a run, virtual clock
- *     ORDERED_TEST(..), ORDERED_TASK_TEST(..)   the same, left out under CONC_SEED, for what depends on FIFO order
- *     VARIANT_TEST(..)   a test once more in another way, left out under CONC_SEED and where TEST_ONCE is set
+ *     TEST(a_join_returns_the_result) { CHECK_INT(conc_run(f, NULL), 42); }          -- called
+ *     outside any run TASK_TEST(a_sleep_takes_its_time) { conc_sleep(2); CHECK_TIME(2); }
+ *     -- main_fn of a run, virtual clock ORDERED_TEST(..), ORDERED_TASK_TEST(..)   the same,
+ *     left out under CONC_SEED, for what depends on FIFO order VARIANT_TEST(..)   a test once
+ *     more in another way, left out under CONC_SEED and where TEST_ONCE is set
  *
- * #define TEST_SYNC before the include brings conc_sync.h, too, and TEST_POOL conc_pool.h. Tests register themselves; this header has main(). Each
- * runs in a process and with a time limit of its own. Built with CONC_TEST_PLAIN it needs no Check, for machines that have
- * none: same tests, same processes, same limits. Built with CONC_TEST_LINKED it leaves the implementation to another file.
+ * #define TEST_SYNC before the include brings conc_sync.h, too, and TEST_POOL conc_pool.h. Tests
+ * register themselves; this header has main(). Each runs in a process and with a time limit of
+ * its own. Built with CONC_TEST_PLAIN it needs no Check, for machines that have none: same
+ * tests, same processes, same limits. Built with CONC_TEST_LINKED it leaves the implementation
+ * to another file.
  */
 #ifndef CONC_TEST_H
 #define CONC_TEST_H
@@ -15,7 +19,8 @@
 #if !defined CONC_STATIC && !defined CONC_TEST_LINKED
 #define CONC_IMPLEMENTATION
 #endif
-#if defined TEST_SYNC && __has_include("conc_sync.h") /* else conc.h is the single file, which has it */
+#if defined TEST_SYNC && \
+    __has_include("conc_sync.h") /* else conc.h is the single file, which has it */
 #include "conc_sync.h"
 #endif
 #if defined TEST_POOL && __has_include("conc_pool.h")
@@ -33,13 +38,15 @@
 #include <unistd.h>
 
 #ifndef TEST_SECONDS
-#define TEST_SECONDS 20 /* the limit of one test; multiplied by CK_TIMEOUT_MULTIPLIER in the environment */
+#define TEST_SECONDS \
+    20 /* the limit of one test; multiplied by CK_TIMEOUT_MULTIPLIER in the environment */
 #endif
 
 #if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
 #define SANITIZED true
 #elif defined __has_feature
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || \
+    __has_feature(memory_sanitizer)
 #define SANITIZED true
 #endif
 #endif
@@ -87,28 +94,32 @@ static inline void test_add(test_case *t, bool left_out)
 #define TASK_TEST(name) TEST_TASK_(name, false)
 #define ORDERED_TASK_TEST(name) TEST_TASK_(name, test_seeded())
 
-#define CHECK(condition) ((condition) ? (void)0 : test_fail(__FILE__, __LINE__, "not true: %s", #condition))
+#define CHECK(condition) \
+    ((condition) ? (void)0 : test_fail(__FILE__, __LINE__, "not true: %s", #condition))
 #define CHECK_INT(actual, expected) \
     test_check_int(__FILE__, __LINE__, #actual, (long long)(actual), (long long)(expected))
-#define CHECK_STR(actual, expected) test_check_str(__FILE__, __LINE__, #actual, (actual), (expected))
+#define CHECK_STR(actual, expected) \
+    test_check_str(__FILE__, __LINE__, #actual, (actual), (expected))
 #define CHECK_CONTAINS(text, part) test_check_contains(__FILE__, __LINE__, #text, (text), (part))
 /* conc_now() is exactly t seconds on the virtual clock (compared in whole nanoseconds) */
 #define CHECK_TIME(t)                                                                           \
     test_check_int(__FILE__, __LINE__, "conc_now() in ns", (long long)(conc_now() * 1e9 + 0.5), \
                    (long long)((t)*1e9 + 0.5))
 /* fn() ends its process by this signal, with this text on stderr */
-#define CHECK_DIES(fn, signal_number, text) test_check_dies(__FILE__, __LINE__, (fn), (signal_number), (text))
+#define CHECK_DIES(fn, signal_number, text) \
+    test_check_dies(__FILE__, __LINE__, (fn), (signal_number), (text))
 
 #ifdef CONC_TEST_PLAIN
-#define TEST_FAIL_NOW(file, line, text) (fprintf(stderr, "%s:%d: %s\n", file, line, text), fflush(NULL), _exit(1))
+#define TEST_FAIL_NOW(file, line, text) \
+    (fprintf(stderr, "%s:%d: %s\n", file, line, text), fflush(NULL), _exit(1))
 #else
 #include <check.h>
 #define TEST_FAIL_NOW(file, line, text) \
     (fprintf(stderr, "%s:%d: %s\n", file, line, text), ck_abort_msg("%s:%d: %s", file, line, text))
 #endif
 
-__attribute__((__format__(__printf__, 3, 4))) static inline void test_fail(const char *file, int line, const char *fmt,
-                                                                           ...)
+__attribute__((__format__(__printf__, 3, 4))) static inline void
+test_fail(const char *file, int line, const char *fmt, ...)
 {
     static char text[4096];
     va_list args;
@@ -118,7 +129,8 @@ __attribute__((__format__(__printf__, 3, 4))) static inline void test_fail(const
     TEST_FAIL_NOW(file, line, text);
 }
 
-static inline void test_check_int(const char *file, int line, const char *what, long long actual, long long expected)
+static inline void test_check_int(const char *file, int line, const char *what, long long actual,
+                                  long long expected)
 {
     if (actual != expected)
         test_fail(file, line, "%s is %lld, not %lld", what, actual, expected);
@@ -128,10 +140,12 @@ static inline void test_check_str(const char *file, int line, const char *what, 
                                   const char *expected)
 {
     if (!actual || strcmp(actual, expected) != 0)
-        test_fail(file, line, "%s is \"%s\", not \"%s\"", what, actual ? actual : "(NULL)", expected);
+        test_fail(file, line, "%s is \"%s\", not \"%s\"", what, actual ? actual : "(NULL)",
+                  expected);
 }
 
-static inline void test_check_contains(const char *file, int line, const char *what, const char *text, const char *part)
+static inline void test_check_contains(const char *file, int line, const char *what,
+                                       const char *text, const char *part)
 {
     if (!text || !strstr(text, part))
         test_fail(file, line, "%s lacks \"%s\":\n%s", what, part, text ? text : "(NULL)");
@@ -163,13 +177,14 @@ static inline int test_in_process(void (*fn)(void), char *text, size_t size)
     return status;
 }
 
-static inline void test_check_dies(const char *file, int line, void (*fn)(void), int signal_number, const char *text)
+static inline void test_check_dies(const char *file, int line, void (*fn)(void), int signal_number,
+                                   const char *text)
 {
     char output[16384];
     int status = test_in_process(fn, output, sizeof output);
     if (!WIFSIGNALED(status) || WTERMSIG(status) != signal_number)
-        test_fail(file, line, "it should have died of signal %d; status 0x%x, stderr:\n%s", signal_number,
-                  (unsigned)status, output);
+        test_fail(file, line, "it should have died of signal %d; status 0x%x, stderr:\n%s",
+                  signal_number, (unsigned)status, output);
     test_check_contains(file, line, "stderr", output, text);
 }
 
@@ -258,15 +273,16 @@ static int test_main(void)
     }
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);
-    int passed = srunner_ntests_run(runner) - srunner_ntests_failed(runner), failed = srunner_ntests_failed(runner);
+    int passed = srunner_ntests_run(runner) - srunner_ntests_failed(runner),
+        failed = srunner_ntests_failed(runner);
     srunner_free(runner);
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
 }
 #endif
 
-/* Valgrind does not grow the main thread's stack for the frame of a signal whose handler has SA_ONSTACK, where there is
- * no alternate stack; so it grows before. */
+/* Valgrind does not grow the main thread's stack for the frame of a signal whose handler has
+ * SA_ONSTACK, where there is no alternate stack; so it grows before. */
 __attribute__((noinline)) static void test_grow_stack(void)
 {
     volatile char room[64 * 1024];

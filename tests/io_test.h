@@ -1,13 +1,15 @@
-/* io_test.h - what the tests of descriptors share: runs with each way of waiting, pairs of connected descriptors of
- * every kind, and tasks that use them.
+/* io_test.h - what the tests of descriptors share: runs with each way of waiting, pairs of
+ * connected descriptors of every kind, and tasks that use them.
  *
  *     IO_TEST(a_write_wakes_a_reader) { ... }    -- main_fn of a run on the virtual clock
  *     REAL_IO_TEST(..)                           the same on the real clock
- *     SLOW_IO_TEST(..)                           the same, left out under CONC_SEED: it takes its time
+ *     SLOW_IO_TEST(..)                           the same, left out under CONC_SEED: it takes
+ *                                                its time
  *
- * Each of them runs three times (under CONC_SEED once): with the loop's own choice, with poll(2) and with epoll(7).
- * After each run the open descriptors, the signal mask and the pending signals have to be what they were, and on_error
- * must have been called as often as the test said in io_failures.expected.
+ * Each of them runs three times (under CONC_SEED once): with the loop's own choice, with poll(2)
+ * and with epoll(7). After each run the open descriptors, the signal mask and the pending
+ * signals have to be what they were, and on_error must have been called as often as the test
+ * said in io_failures.expected.
  */
 #ifndef IO_TEST_H
 #define IO_TEST_H
@@ -94,11 +96,14 @@ static inline void io_run_each(void (*body)(void))
     io_run(body, IO_HAS_EPOLL ? "epoll" : "poll", true);
 }
 
-#define IO_TESTS_(kind_of_test, name, virtual_clock)                                                            \
-    static void body_of_##name(void);                                                                           \
-    kind_of_test(name) { io_run(body_of_##name, NULL, virtual_clock); }                                         \
-    VARIANT_TEST(name##_with_poll) { io_run(body_of_##name, "poll", virtual_clock); }                           \
-    VARIANT_TEST(name##_with_epoll) { io_run(body_of_##name, IO_HAS_EPOLL ? "epoll" : "poll", virtual_clock); } \
+#define IO_TESTS_(kind_of_test, name, virtual_clock)                                  \
+    static void body_of_##name(void);                                                 \
+    kind_of_test(name) { io_run(body_of_##name, NULL, virtual_clock); }               \
+    VARIANT_TEST(name##_with_poll) { io_run(body_of_##name, "poll", virtual_clock); } \
+    VARIANT_TEST(name##_with_epoll)                                                   \
+    {                                                                                 \
+        io_run(body_of_##name, IO_HAS_EPOLL ? "epoll" : "poll", virtual_clock);       \
+    }                                                                                 \
     static void body_of_##name(void)
 
 #define IO_TEST(name) IO_TESTS_(TEST, name, true)
@@ -112,7 +117,8 @@ static inline uint64_t io_polls(void)
     return s.polls;
 }
 
-/* ---- pairs of descriptors: what is written to end[1] is read from end[0], and with sockets the other way too ---- */
+/* ---- pairs of descriptors: what is written to end[1] is read from end[0], and with sockets the
+ * other way too ---- */
 
 typedef enum io_kind {
     IO_PIPE,        /* blocking, as pipe(2) makes it */
@@ -132,7 +138,8 @@ static inline void io_set_blocking(int fd, bool blocking)
     CHECK_INT(fcntl(fd, F_SETFL, blocking ? flags & ~O_NONBLOCK : flags | O_NONBLOCK), 0);
 }
 
-/* The connection of a new listening socket with itself: the side that dialled and the side that accepted. */
+/* The connection of a new listening socket with itself: the side that dialled and the side that
+ * accepted. */
 static inline void io_connect(const char *address, int *dialled, int *accepted)
 {
     char where[128];
@@ -165,7 +172,10 @@ static inline void io_close(int end[2])
 
 /* ---- plain system calls, on bytes that are there or not ---- */
 
-static inline void io_send(int fd, const char *text) { CHECK_INT(write(fd, text, strlen(text)), strlen(text)); }
+static inline void io_send(int fd, const char *text)
+{
+    CHECK_INT(write(fd, text, strlen(text)), strlen(text));
+}
 
 /* Writes until no more goes in: how much that was. The mode is as before. */
 static inline size_t io_fill(int fd)
@@ -244,7 +254,8 @@ static inline int io_reads(void *arg)
     return 0;
 }
 
-/* Bytes of a pattern in which no two pages are equal: a transfer of `n` of them, `step` at a time. */
+/* Bytes of a pattern in which no two pages are equal: a transfer of `n` of them, `step` at a
+ * time. */
 typedef struct io_bulk {
     int fd;
     size_t n, step, moved;

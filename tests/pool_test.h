@@ -1,14 +1,16 @@
-/* pool_test.h - what the tests of conc_pool.h share: tests that leave nothing behind, and jobs that are held at gates.
+/* pool_test.h - what the tests of conc_pool.h share: tests that leave nothing behind, and jobs
+ * that are held at gates.
  *
  * Included instead of conc_test.h. What #define before the include brings more:
  *
- *     TEST_THREADS      for jobs in threads: memory and threads can be refused, and none is left after a test. The file
- *                       defines CONC_MALLOC, CONC_REALLOC and CONC_FREE itself: by such an option it is known that it
- *                       needs an implementation of its own.
+ *     TEST_THREADS      for jobs in threads: memory and threads can be refused, and none is left
+ *                       after a test. The file defines CONC_MALLOC, CONC_REALLOC and CONC_FREE
+ *                       itself: by such an option it is known that it needs an implementation of
+ *                       its own.
  *     TEST_PROCESSES    for jobs in processes: gates in shared memory
  *
- * Before the first CLEAN_TEST there has to be call_clean(call, body), which has body called, by call, and looks whether
- * all is as it was. TEST_THREADS brings one.
+ * Before the first CLEAN_TEST there has to be call_clean(call, body), which has body called, by
+ * call, and looks whether all is as it was. TEST_THREADS brings one.
  */
 #ifndef POOL_TEST_H
 #define POOL_TEST_H
@@ -20,7 +22,8 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
-/* Memory and threads that cannot be had: the n-th allocation fails (or all from there on), and no thread starts. */
+/* Memory and threads that cannot be had: the n-th allocation fails (or all from there on), and
+ * no thread starts. */
 static atomic_long allocations, live_allocations, failing_allocation; /* 0: none */
 static atomic_bool failing_for_ever, no_threads;
 
@@ -43,7 +46,8 @@ static inline void test_free(void *p)
     free(p);
 }
 
-static inline int test_pthread_create(pthread_t *t, const pthread_attr_t *attributes, void *(*fn)(void *), void *arg)
+static inline int test_pthread_create(pthread_t *t, const pthread_attr_t *attributes,
+                                      void *(*fn)(void *), void *arg)
 {
     return no_threads ? EAGAIN : pthread_create(t, attributes, fn, arg);
 }
@@ -144,7 +148,10 @@ static inline void *side_main(void *arg)
     return NULL;
 }
 
-static inline void side_start(side *s) { CHECK_INT(pthread_create(&s->thread, NULL, side_main, s), 0); }
+static inline void side_start(side *s)
+{
+    CHECK_INT(pthread_create(&s->thread, NULL, side_main, s), 0);
+}
 
 static inline int side_end(side *s)
 {
@@ -211,8 +218,8 @@ static inline void *tell_id(void *id)
     return NULL;
 }
 
-/* How many threads there are when none of conc's is there. A first thread has come and gone before: sanitizers start
- * one of their own with it. */
+/* How many threads there are when none of conc's is there. A first thread has come and gone
+ * before: sanitizers start one of their own with it. */
 static inline int base_threads(void)
 {
     long id = 0;
@@ -335,7 +342,8 @@ static inline bool has_ended(pid_t pid)
     return false;
 }
 
-/* Where jobs wait for the test, or for each other. In shared memory, which is there before any pool. */
+/* Where jobs wait for the test, or for each other. In shared memory, which is there before any
+ * pool. */
 typedef struct gate {
     atomic_int entered, opened;
 } gate;
@@ -358,8 +366,8 @@ static inline bool reaches(const atomic_int *n, int least)
     return true;
 }
 
-/* Where a job runs; it waits until as many others as `meet` says are at its gate, and until that is opened if it has to
- * stay. */
+/* Where a job runs; it waits until as many others as `meet` says are at its gate, and until that
+ * is opened if it has to stay. */
 typedef struct visit {
     pid_t pid;
     gate *gate; /* NULL: it comes and goes */
@@ -374,7 +382,8 @@ static inline int visits(void *arg)
     v->pid = getpid();
     if (v->gate)
         atomic_fetch_add(&v->gate->entered, 1);
-    while (v->gate && (atomic_load(&v->gate->entered) < v->meet || (v->stays && !atomic_load(&v->gate->opened))))
+    while (v->gate && (atomic_load(&v->gate->entered) < v->meet ||
+                       (v->stays && !atomic_load(&v->gate->opened))))
         nap();
     return v->rc;
 }

@@ -1,5 +1,5 @@
-/* conc_listen, conc_listen_with, conc_dial and conc_address: addresses of every family, those that are none, and what
- * is left behind when listening or connecting fails.
+/* conc_listen, conc_listen_with, conc_dial and conc_address: addresses of every family, those
+ * that are none, and what is left behind when listening or connecting fails.
  *
  * Seeds: 40 (hardly anything there depends on the order of tasks)
  * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
@@ -129,7 +129,8 @@ static void check_conc_s_own(int fd)
 
 /* ---- there and back ---- */
 
-/* Listens at `address`, connects, and says hello both ways; `host` is what the address becomes, without its port. */
+/* Listens at `address`, connects, and says hello both ways; `host` is what the address becomes,
+ * without its port. */
 static void talk(const char *address, const char *host)
 {
     int l = listens(address);
@@ -205,7 +206,8 @@ IO_TEST(ipv6_is_for_ipv6_only)
     CHECK_INT(conc_close(l6), 0);
 }
 
-/* An address of the kind that needs a zone, "fe80::1%eth0", with the brackets; false where there is none. */
+/* An address of the kind that needs a zone, "fe80::1%eth0", with the brackets; false where there
+ * is none. */
 static bool find_link_local(char *host, size_t size)
 {
     struct ifaddrs *all = NULL;
@@ -490,9 +492,9 @@ IO_TEST(a_malformed_address_is_refused)
 }
 
 /* Whether these are names or numbers gone wrong may be seen either way. */
-static const char *const doubtful[] = {"256.0.0.1:80", "1.2.3:80",        "127.0.0.1.:80", "0x7f.1:80",
-                                       "a b:80",       "127.0.0.1 :80",   "local host:80", "-:80",
-                                       ".:80",         "example..com:80", "*:80",          "ex[ample:80"};
+static const char *const doubtful[] = {
+    "256.0.0.1:80",  "1.2.3:80", "127.0.0.1.:80", "0x7f.1:80",       "a b:80", "127.0.0.1 :80",
+    "local host:80", "-:80",     ".:80",          "example..com:80", "*:80",   "ex[ample:80"};
 
 static void check_no_address(const char *text)
 {
@@ -664,7 +666,8 @@ IO_TEST(with_reuse_port_several_sockets_share_the_port)
 
 #ifdef __linux__
 
-/* Of a socket that listens the kernel tells the backlog where it tells a connection's lost packets. */
+/* Of a socket that listens the kernel tells the backlog where it tells a connection's lost
+ * packets. */
 static void check_backlog(const char *address, const conc_listen_options *o, unsigned expected)
 {
     struct tcp_info info;
@@ -673,7 +676,8 @@ static void check_backlog(const char *address, const conc_listen_options *o, uns
     CHECK(l >= 0);
     memset(&info, 0, sizeof info);
     bool told = getsockopt(l, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 &&
-                size >= offsetof(struct tcp_info, tcpi_sacked) + sizeof info.tcpi_sacked; /* emulators tell less */
+                size >= offsetof(struct tcp_info, tcpi_sacked) +
+                            sizeof info.tcpi_sacked; /* emulators tell less */
     if (told && expected)
         CHECK_INT(info.tcpi_sacked, expected);
     CHECK_INT(conc_close(l), 0);
@@ -841,7 +845,8 @@ IO_TEST(in_a_cancelled_scope_nobody_is_dialled)
     CHECK_INT(conc_close(l), 0);
 }
 
-/* The backlog of a Unix socket is full: connect(2) fails with EAGAIN, and no poll tells when it will not. */
+/* The backlog of a Unix socket is full: connect(2) fails with EAGAIN, and no poll tells when it
+ * will not. */
 REAL_IO_TEST(a_dial_waits_for_room_in_the_backlog_of_a_unix_socket)
 {
     make_directory();

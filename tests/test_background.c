@@ -1,4 +1,5 @@
-/* Background tasks: nobody waits for them but the end of the run, which reports the errors that nobody else took. */
+/* Background tasks: nobody waits for them but the end of the run, which reports the errors that
+ * nobody else took. */
 #include "conc_test.h"
 
 typedef struct report {
@@ -318,7 +319,8 @@ static int spawns_in_a_cancelled_scope(void *arg)
     CHECK_INT(conc_scope_begin(&s, 2), 0);
     CHECK_INT(conc_spawn(NULL, sleeps_ten, arg), 0);
     CHECK_INT(conc_sleep(5), -ECANCELED);
-    CHECK_INT(conc_spawn(NULL, sleeps_ten, arg), 0); /* no checkpoint, and the limit is not theirs */
+    /* no checkpoint, and the limit is not theirs */
+    CHECK_INT(conc_spawn(NULL, sleeps_ten, arg), 0);
     CHECK_INT(conc_scope_end(&s, -ECANCELED), -ETIMEDOUT);
     return conc_sleep(20);
 }

@@ -1,7 +1,8 @@
-/* test_barriers.c - conc_barrier: parties that go on together, each with an index of its own, round after round.
+/* test_barriers.c - conc_barrier: parties that go on together, each with an index of its own,
+ * round after round.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks switch and wait is tested
- * elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
+ * switch and wait is tested elsewhere)
  */
 #define TEST_SYNC
 #include "conc_test.h"

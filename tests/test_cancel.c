@@ -117,11 +117,15 @@ static int wait_for_a_group(void *arg)
     return conc_group_wait(&g);
 }
 
-static int gather_it(void *arg) { return CONC_GATHER(CONC_CALL(sleep_for_ever, arg), CONC_CALL(sleep_for_ever, arg)); }
+static int gather_it(void *arg)
+{
+    return CONC_GATHER(CONC_CALL(sleep_for_ever, arg), CONC_CALL(sleep_for_ever, arg));
+}
 
 TASK_TEST(a_cancel_reaches_every_kind_of_wait)
 {
-    conc_fn *waits[] = {sleep_for_ever, start_it, next_of_sleepers, wait_for_room, wait_for_a_group, gather_it};
+    conc_fn *waits[] = {sleep_for_ever, start_it,         next_of_sleepers,
+                        wait_for_room,  wait_for_a_group, gather_it};
     conc_task t[CONC_LEN(waits)] = {{0}}, target = {0}, joiner = {0};
     conc_group g = {0};
     CHECK_INT(conc_spawn_task(&g, &target, sleep_for_ever, NULL), 0);

@@ -1,4 +1,5 @@
-/* test_cancel_budget.c - tasks that ignore their cancel, or never need to wait, hold up nobody but themselves. */
+/* test_cancel_budget.c - tasks that ignore their cancel, or never need to wait, hold up nobody
+ * but themselves. */
 #include "conc_test.h"
 
 static conc_task ended; /* a task that ended: to join it needs no wait */
@@ -75,11 +76,20 @@ static void check_time_goes_on_beside(conc_fn *call)
     CHECK(turns > 0);
 }
 
-TASK_TEST(time_goes_on_beside_a_task_that_ignores_its_cancelled_sleeps) { check_time_goes_on_beside(sleep_one); }
+TASK_TEST(time_goes_on_beside_a_task_that_ignores_its_cancelled_sleeps)
+{
+    check_time_goes_on_beside(sleep_one);
+}
 
-TASK_TEST(time_goes_on_beside_a_task_that_ignores_its_cancelled_yields) { check_time_goes_on_beside(yield_once); }
+TASK_TEST(time_goes_on_beside_a_task_that_ignores_its_cancelled_yields)
+{
+    check_time_goes_on_beside(yield_once);
+}
 
-TASK_TEST(time_goes_on_beside_a_task_that_ignores_its_cancelled_joins) { check_time_goes_on_beside(join_ended); }
+TASK_TEST(time_goes_on_beside_a_task_that_ignores_its_cancelled_joins)
+{
+    check_time_goes_on_beside(join_ended);
+}
 
 TASK_TEST(time_goes_on_beside_several_tasks_that_ignore_their_cancels)
 {
@@ -119,7 +129,10 @@ static int ignore_timeout(void *arg)
     return -ECANCELED;
 }
 
-static int run_ignore_timeout(void *arg) { return conc_timeout(2, ignore_timeout, arg) == -ETIMEDOUT ? 0 : -EIO; }
+static int run_ignore_timeout(void *arg)
+{
+    return conc_timeout(2, ignore_timeout, arg) == -ETIMEDOUT ? 0 : -EIO;
+}
 
 TASK_TEST(time_goes_on_beside_a_block_that_ignores_its_time_limit)
 {
@@ -185,7 +198,8 @@ static int stop_now(void *arg)
     return 0;
 }
 
-/* Makes calls that need not wait, at most a million, until another task, which is ready all the time, ran. */
+/* Makes calls that need not wait, at most a million, until another task, which is ready all the
+ * time, ran. */
 static void check_another_task_runs_beside(conc_fn *call, void *arg)
 {
     long n = 0;
@@ -215,7 +229,10 @@ static int wait_for_empty_group(void *arg)
     return conc_group_wait(&g);
 }
 
-TASK_TEST(waits_for_empty_groups_let_others_run) { check_another_task_runs_beside(wait_for_empty_group, NULL); }
+TASK_TEST(waits_for_empty_groups_let_others_run)
+{
+    check_another_task_runs_beside(wait_for_empty_group, NULL);
+}
 
 static int sleep_zero(void *arg)
 {

@@ -1,9 +1,9 @@
-/* test_channels.c - conc_channel: items go from any task, thread or job to any other, each exactly once and in order,
- * whoever is cancelled, times out or closes the channel meanwhile.
+/* test_channels.c - conc_channel: items go from any task, thread or job to any other, each
+ * exactly once and in order, whoever is cancelled, times out or closes the channel meanwhile.
  *
  * Seeds: 2 (most of what happens there is between threads)
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, riscv64, poll, gcc-asan, single, clang, static, valgrind (how
- * tasks switch and wait is tested elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, riscv64, poll, gcc-asan, single, clang,
+ * static, valgrind (how tasks switch and wait is tested elsewhere)
  */
 #define _GNU_SOURCE 1 /* syscall */
 #define TEST_POOL
@@ -17,7 +17,8 @@
 
 enum { UNDECIDED = 1000, UNTOUCHED = -77 }; /* what no call returns, and no item is */
 
-/* One who sends or receives: a task of this loop, a thread, a job, or the only task of another loop. */
+/* One who sends or receives: a task of this loop, a thread, a job, or the only task of another
+ * loop. */
 typedef enum kind { TASK, THREAD, JOB, LOOP, KINDS } kind;
 
 typedef struct client {
@@ -69,7 +70,8 @@ static void *in_loop(void *arg)
     return NULL;
 }
 
-/* Valgrind's threads sleep while another one runs, wherever they are: what asks for sleepers learns nothing there. */
+/* Valgrind's threads sleep while another one runs, wherever they are: what asks for sleepers
+ * learns nothing there. */
 static bool sleepers_are_seen(void)
 {
     const char *preloaded = getenv("LD_PRELOAD");
@@ -281,7 +283,8 @@ TASK_TEST(what_is_no_channel_or_no_item_is_refused)
     conc_channel overflows[] = {{.item_size = SIZE_MAX / 2 + 1, .capacity = 2},
                                 {.item_size = 2, .capacity = SIZE_MAX / 2 + 1},
                                 {.item_size = SIZE_MAX, .capacity = SIZE_MAX},
-                                {.item_size = (size_t)1 << (sizeof(size_t) * 4), /* the product is 0 */
+                                /* the product is 0 */
+                                {.item_size = (size_t)1 << (sizeof(size_t) * 4),
                                  .capacity = (size_t)1 << (sizeof(size_t) * 4)}};
     check_all_four(NULL, item, item, -EINVAL);
     check_all_four(&zero, item, item, -EINVAL);
@@ -423,7 +426,8 @@ TASK_TEST(two_tasks_pass_a_thousand_items_through_every_small_room)
 {
     for (size_t capacity = 1; capacity <= 4; capacity++) {
         conc_channel c = CONC_CHANNEL(int, capacity);
-        CHECK_INT(CONC_GATHER(CONC_CALL(sends_a_thousand, &c), CONC_CALL(receives_a_thousand, &c)), 0);
+        CHECK_INT(CONC_GATHER(CONC_CALL(sends_a_thousand, &c), CONC_CALL(receives_a_thousand, &c)),
+                  0);
         check_empty(&c);
         conc_channel_destroy(&c);
     }
@@ -773,7 +777,11 @@ TASK_TEST(an_item_and_a_deadline_in_the_same_moment_leave_the_item_in_one_place)
 {
     for (int i = 0; i < 6; i++) {
         double now = conc_now();
-        limited l = {.channel = CONC_CHANNEL(int, 1), .limit = 1, .other_at = now + (i < 2 ? 1 : i < 4 ? 0.5 : 1.5)};
+        limited l = {.channel = CONC_CHANNEL(int, 1),
+                     .limit = 1,
+                     .other_at = now + (i < 2   ? 1
+                                        : i < 4 ? 0.5
+                                                : 1.5)};
         bool served = meet(&l, i % 2);
         CHECK(i < 2 || served == (i < 4));
         CHECK_INT(l.c.item, served ? 5 : UNTOUCHED);
@@ -851,7 +859,8 @@ static void try_in_a_post(void *arg)
 
 TASK_TEST(a_posted_function_tries_but_never_waits)
 {
-    conc_channel empty = CONC_CHANNEL(int, 1), full = CONC_CHANNEL(int, 1), half = CONC_CHANNEL(int, 2);
+    conc_channel empty = CONC_CHANNEL(int, 1), full = CONC_CHANNEL(int, 1),
+                 half = CONC_CHANNEL(int, 2);
     posted p = {&empty, &full, &half, false};
     CHECK_INT(send_int(&full, 1), 0);
     CHECK_INT(send_int(&half, 1), 0);
@@ -878,7 +887,8 @@ static void serve_in_a_post(void *arg)
 
 TASK_TEST(a_posted_function_serves_who_waits)
 {
-    conc_channel empty = CONC_CHANNEL(int, 1), full = CONC_CHANNEL(int, 1), half = CONC_CHANNEL(int, 2);
+    conc_channel empty = CONC_CHANNEL(int, 1), full = CONC_CHANNEL(int, 1),
+                 half = CONC_CHANNEL(int, 2);
     posted p = {&empty, &full, &half, false};
     client c[3];
     conc_group g = {0};
@@ -917,7 +927,8 @@ TEST(outside_a_run_a_thread_uses_a_channel_as_well)
 /* Clients of all kinds, twice each, come one after another. */
 enum { CROWD = 2 * KINDS };
 
-static void crowd_arrives(conc_group *g, conc_pool *pool, client *c, conc_fn *fn, conc_channel *channel, int first)
+static void crowd_arrives(conc_group *g, conc_pool *pool, client *c, conc_fn *fn,
+                          conc_channel *channel, int first)
 {
     CHECK_INT(conc_pool_open(pool), 0);
     for (int i = 0; i < CROWD; i++) {
@@ -1005,7 +1016,8 @@ TASK_TEST(cancelled_tasks_in_a_crowd_of_receivers_strand_nobody)
         i % KINDS == TASK ? CHECK_INT(conc_cancel(&r[i].task), 0) : CHECK_INT(try_send(&c, i), 0);
     crowd_leaves(&g, &pool, r);
     for (int i = 0; i < CROWD; i++, next++)
-        check_clients(&r[i], 1, i % KINDS == TASK ? -ECANCELED : 0, i % KINDS == TASK ? UNTOUCHED : next);
+        check_clients(&r[i], 1, i % KINDS == TASK ? -ECANCELED : 0,
+                      i % KINDS == TASK ? UNTOUCHED : next);
     check_empty(&c);
     conc_channel_destroy(&c);
 }
@@ -1137,7 +1149,8 @@ TEST(two_loops_and_a_loop_and_a_thread_pass_a_ball_two_thousand_times)
     void *(*const players[])(void *) = {plays_in_loop, plays_in_thread};
     for (size_t i = 0; i < CONC_LEN(players); i++) {
         conc_channel to = CONC_CHANNEL(int, 1), from = CONC_CHANNEL(int, 1);
-        player other = {&to, &from, 2000, 0, pthread_self()}, me = {&from, &to, 2000, 0, pthread_self()};
+        player other = {&to, &from, 2000, 0, pthread_self()},
+               me = {&from, &to, 2000, 0, pthread_self()};
         CHECK_INT(pthread_create(&other.thread, NULL, players[i], &other), 0);
         CHECK_INT(conc_run(bounces, &me), 0);
         CHECK_INT(pthread_join(other.thread, NULL), 0);
@@ -1198,8 +1211,8 @@ typedef struct first_user {
 static int uses_first(void *arg)
 {
     first_user *u = arg;
-    int item = u->number,
-        rc = u->number % 2 ? conc_channel_send(u->channel, &item) : conc_channel_recv(u->channel, &item);
+    int item = u->number, rc = u->number % 2 ? conc_channel_send(u->channel, &item)
+                                             : conc_channel_recv(u->channel, &item);
     if (u->number % 2 == 0 && rc == 0)
         u->sum += item;
     return rc;
@@ -1271,16 +1284,20 @@ static unsigned random_below(worker *w, unsigned n)
     return (unsigned)(w->random >> 33) % n;
 }
 
-/* One call in a scope of its own, which may be cancelled or run out of time: what the call returned. */
+/* One call in a scope of its own, which may be cancelled or run out of time: what the call
+ * returned. */
 static int call_in_scope(worker *w, numbered *item, bool send)
 {
     conc_scope s = {0};
     unsigned kind_of_limit = random_below(w, 8);
-    double limit = kind_of_limit < 5 ? CONC_FOREVER : kind_of_limit == 5 ? 0 : random_below(w, 50) * 1e-6;
+    double limit = kind_of_limit < 5    ? CONC_FOREVER
+                   : kind_of_limit == 5 ? 0
+                                        : random_below(w, 50) * 1e-6;
     if (conc_scope_begin(&s, limit) != 0)
         return -EINVAL;
     w->scope = &s;
-    int rc = send ? conc_channel_send(&w->s->channel, item) : conc_channel_recv(&w->s->channel, item);
+    int rc =
+        send ? conc_channel_send(&w->s->channel, item) : conc_channel_recv(&w->s->channel, item);
     w->scope = NULL;
     if (conc_scope_end(&s, rc) == -ECANCELED) /* nobody outside is cancelled */
         return -EINVAL;
@@ -1291,8 +1308,10 @@ static int call_in_scope(worker *w, numbered *item, bool send)
 static int call_in_thread(worker *w, numbered *item, bool send)
 {
     if (random_below(w, 2))
-        return send ? conc_channel_send(&w->s->channel, item) : conc_channel_recv(&w->s->channel, item);
-    int rc = send ? conc_channel_try_send(&w->s->channel, item) : conc_channel_try_recv(&w->s->channel, item);
+        return send ? conc_channel_send(&w->s->channel, item)
+                    : conc_channel_recv(&w->s->channel, item);
+    int rc = send ? conc_channel_try_send(&w->s->channel, item)
+                  : conc_channel_try_recv(&w->s->channel, item);
     if (rc == -EAGAIN)
         sched_yield();
     return rc == -EAGAIN ? -ECANCELED : rc;
@@ -1301,7 +1320,8 @@ static int call_in_thread(worker *w, numbered *item, bool send)
 static int call_until_it_is_done(worker *w, numbered *item, bool send)
 {
     for (int rc;;)
-        if ((rc = w->plain ? call_in_thread(w, item, send) : call_in_scope(w, item, send)) != -ECANCELED)
+        if ((rc = w->plain ? call_in_thread(w, item, send) : call_in_scope(w, item, send)) !=
+            -ECANCELED)
             return rc;
 }
 
@@ -1320,12 +1340,14 @@ static int sends_numbers(void *arg)
 static void judge(worker *w, const numbered *item)
 {
     stress *s = w->s;
-    if (item->sender < 0 || item->sender >= SENDERS || item->number < 0 || item->number >= s->each) {
+    if (item->sender < 0 || item->sender >= SENDERS || item->number < 0 ||
+        item->number >= s->each) {
         s->wrong++;
         return;
     }
     s->wrong += s->seen[item->sender * s->each + item->number]++ != 0;
-    s->wrong += s->receivers == 1 ? item->number != w->last[item->sender] + 1 : item->number <= w->last[item->sender];
+    s->wrong += s->receivers == 1 ? item->number != w->last[item->sender] + 1
+                                  : item->number <= w->last[item->sender];
     w->last[item->sender] = item->number;
     s->received++;
 }
@@ -1398,7 +1420,8 @@ static void stress_a_channel(size_t capacity, int each, int receivers)
     CHECK(s.seen != NULL);
     for (int i = 0; i <= LOOPS; i++)
         for (int k = 0; k < 2; k++)
-            w[i][k] = (worker){.s = &s, .number = i, .plain = i == LOOPS, .random = (uint64_t)(2 * i + k) * 12345};
+            w[i][k] = (worker){
+                .s = &s, .number = i, .plain = i == LOOPS, .random = (uint64_t)(2 * i + k) * 12345};
     for (int i = 0; i < LOOPS; i++)
         CHECK_INT(pthread_create(&threads[i], NULL, loop_works, w[i]), 0);
     CHECK_INT(pthread_create(&threads[LOOPS], NULL, thread_sends, &w[LOOPS][0]), 0);
@@ -1480,7 +1503,9 @@ TEST(what_was_sent_before_a_close_from_elsewhere_is_received_and_nothing_else)
         closing c = {.channel = CONC_CHANNEL(int, (size_t)(1 + round % 3))};
         pthread_t t[4];
         for (int i = 0; i < 4; i++)
-            CHECK_INT(pthread_create(&t[i], NULL, i % 2 ? both_until_closed_in_loop : sends_until_closed_in_thread, &c),
+            CHECK_INT(pthread_create(
+                          &t[i], NULL,
+                          i % 2 ? both_until_closed_in_loop : sends_until_closed_in_thread, &c),
                       0);
         while (c.received < 20 * round)
             sched_yield();
@@ -1497,7 +1522,8 @@ TEST(what_was_sent_before_a_close_from_elsewhere_is_received_and_nothing_else)
 
 enum { SERVERS = 4, CONNECTIONS = 200 };
 
-static conc_channel ready = CONC_CHANNEL(int, 1), counts = CONC_CHANNEL(int, 1), stop = CONC_CHANNEL(int, 1);
+static conc_channel ready = CONC_CHANNEL(int, 1), counts = CONC_CHANNEL(int, 1),
+                    stop = CONC_CHANNEL(int, 1);
 
 typedef struct share {
     char address[120];
@@ -1561,7 +1587,8 @@ static int asks(void *address)
 static int asks_all(void *arg)
 {
     share *shares = arg;
-    int fd = CONC_TRY(conc_listen_with("127.0.0.1:0", &(conc_listen_options){.reuse_port = true})), sum = 0;
+    int fd = CONC_TRY(conc_listen_with("127.0.0.1:0", &(conc_listen_options){.reuse_port = true})),
+        sum = 0;
     char address[120];
     CHECK_INT(conc_address(fd, false, address, sizeof address), 0);
     for (int i = 0; i < SERVERS; i++) {

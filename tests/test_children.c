@@ -1,9 +1,10 @@
-/* test_children.c - conc_child: other programs, what they inherit, how they end, and that neither they nor descriptors
- * stay behind.
+/* test_children.c - conc_child: other programs, what they inherit, how they end, and that
+ * neither they nor descriptors stay behind.
  *
  * Seeds: 3 (it starts programs)
- * Not under: ucontext, no-epoll, save-fpu, poll, aarch64, aarch64-bti, riscv64, valgrind, gcc-asan, single, clang,
- * static (how tasks switch and wait is tested elsewhere; emulators and Valgrind make of vfork(2) a fork(2), and so of every start a success)
+ * Not under: ucontext, no-epoll, save-fpu, poll, aarch64, aarch64-bti, riscv64, valgrind,
+ * gcc-asan, single, clang, static (how tasks switch and wait is tested elsewhere; emulators and
+ * Valgrind make of vfork(2) a fork(2), and so of every start a success)
  */
 #define _GNU_SOURCE 1 /* pipe2 */
 #include "pool_test.h"
@@ -199,8 +200,10 @@ CHILD_TEST(each_of_the_three_has_a_pipe_of_its_own)
 
 CHILD_TEST(the_null_device_gives_nothing_and_takes_everything)
 {
-    conc_child c = {
-        .argv = SH("cat; echo out; echo err >&2; exit 4"), .input = CONC_NULL, .output = CONC_NULL, .error = CONC_NULL};
+    conc_child c = {.argv = SH("cat; echo out; echo err >&2; exit 4"),
+                    .input = CONC_NULL,
+                    .output = CONC_NULL,
+                    .error = CONC_NULL};
     start(&c);
     CHECK_INT(c.input, -1);
     CHECK_INT(c.output, -1);
@@ -222,7 +225,8 @@ CHILD_TEST(the_ends_that_a_program_gets_block)
 {
     const char *script = "for i in 0 1 2; do grep flags /proc/$$/fdinfo/$i; done";
     char text[256];
-    CONC_AUTO(conc_child, c) = {.argv = SH(script), .input = CONC_PIPE, .output = CONC_PIPE, .error = CONC_PIPE};
+    CONC_AUTO(conc_child, c) = {
+        .argv = SH(script), .input = CONC_PIPE, .output = CONC_PIPE, .error = CONC_PIPE};
     start(&c);
     const char *at = read_all(c.output, text, sizeof text);
     for (int i = 0; i < 3; i++, at++) {
@@ -238,7 +242,8 @@ CHILD_TEST(given_descriptors_stay_open)
     int in[2], out[2];
     CHECK_INT(pipe2(in, O_CLOEXEC), 0);
     CHECK_INT(pipe2(out, O_CLOEXEC), 0);
-    conc_child c = {.argv = SH("cat; echo err >&2"), .input = in[0], .output = out[1], .error = out[1]};
+    conc_child c = {
+        .argv = SH("cat; echo err >&2"), .input = in[0], .output = out[1], .error = out[1]};
     start(&c);
     CHECK_INT(c.input, -1);
     CHECK_INT(c.output, -1);
@@ -286,13 +291,15 @@ static void restore_standard(const standard *s)
     }
 }
 
-/* Starts a script that says "out" and "err" while 1 and 2 of this program are pipes: what came through these. */
+/* Starts a script that says "out" and "err" while 1 and 2 of this program are pipes: what came
+ * through these. */
 static void check_what_goes_where(int output, int error, const char *first, const char *second)
 {
     int one[2], two[2];
     CHECK_INT(pipe2(one, O_CLOEXEC), 0);
     CHECK_INT(pipe2(two, O_CLOEXEC), 0);
-    conc_child c = {.argv = SH("echo out; echo err >&2"), .input = CONC_NULL, .output = output, .error = error};
+    conc_child c = {
+        .argv = SH("echo out; echo err >&2"), .input = CONC_NULL, .output = output, .error = error};
     standard s = replace_standard((int[]){0, one[1], two[1]});
     int rc = conc_child_start(&c);
     restore_standard(&s);
@@ -334,7 +341,8 @@ CHILD_TEST(an_input_may_be_at_the_number_of_an_output)
         CHECK_INT(pipe2(in, O_CLOEXEC), 0);
         CHECK_INT(write(in[1], "abc", 3), 3);
         CHECK_INT(close(in[1]), 0);
-        conc_child c = {.argv = ARGV("cat"), .input = number, .output = CONC_PIPE, .error = CONC_NULL};
+        conc_child c = {
+            .argv = ARGV("cat"), .input = number, .output = CONC_PIPE, .error = CONC_NULL};
         with[number] = in[0];
         standard s = replace_standard(with);
         int rc = conc_child_start(&c);
@@ -352,7 +360,10 @@ CHILD_TEST(pipes_work_while_this_programs_own_descriptors_are_closed)
     static const int closed[][3] = {{-1, 1, 2}, {0, -1, 2}, {0, 1, -1}, {-1, -1, 2}, {-1, -1, -1}};
     for (size_t i = 0; i < CONC_LEN(closed); i++) {
         char out[64] = "", err[64] = "";
-        conc_child c = {.argv = SH("cat; echo err >&2"), .input = CONC_PIPE, .output = CONC_PIPE, .error = CONC_PIPE};
+        conc_child c = {.argv = SH("cat; echo err >&2"),
+                        .input = CONC_PIPE,
+                        .output = CONC_PIPE,
+                        .error = CONC_PIPE};
         standard s = replace_standard(closed[i]);
         int rc = conc_child_start(&c);
         ssize_t written = rc == 0 ? conc_write(c.input, "abc", 3) : -1;
@@ -378,10 +389,12 @@ CHILD_TEST(pipes_work_while_this_programs_own_descriptors_are_closed)
 CHILD_TEST(what_is_no_descriptor_is_an_error_and_nothing_starts)
 {
     static const int wrong[] = {-1, -4, -1000, 250, 100000};
-    CHECK_STR(output_of(ARGV("echo", "first")), "first\n"); /* what the module itself keeps open is open now */
+    /* what the module itself keeps open is open now */
+    CHECK_STR(output_of(ARGV("echo", "first")), "first\n");
     for (size_t i = 0; i < CONC_LEN(wrong); i++)
         for (int which = 0; which < 3; which++) {
-            conc_child c = {.argv = ARGV("true"), .input = CONC_PIPE, .output = CONC_PIPE, .error = CONC_PIPE};
+            conc_child c = {
+                .argv = ARGV("true"), .input = CONC_PIPE, .output = CONC_PIPE, .error = CONC_PIPE};
             *(which == 0 ? &c.input : which == 1 ? &c.output : &c.error) = wrong[i];
             int fds = test_count_fds(), rc = conc_child_start(&c);
             CHECK(rc == -EBADF || rc == -EINVAL);
@@ -398,7 +411,8 @@ CHILD_TEST(a_program_inherits_no_descriptor_but_three)
     CHECK_INT(pipe(ends), 0);
     CHECK_INT(dup2(ends[0], 100), 100);
     CHECK_INT(dup2(ends[1], 255), 255);
-    CHECK_STR(output_of(ARGV("ls", "/proc/self/fd")), "0\n1\n2\n3\n"); /* the last one is its own, for the listing */
+    /* the last one is its own, for the listing */
+    CHECK_STR(output_of(ARGV("ls", "/proc/self/fd")), "0\n1\n2\n3\n");
     CHECK_INT(close(100), 0);
     CHECK_INT(close(255), 0);
     CHECK_INT(close(ends[0]), 0);
@@ -454,7 +468,8 @@ CHILD_TEST(a_program_runs_where_it_is_told_to)
 
 CHILD_TEST(arguments_come_as_they_are)
 {
-    CHECK_STR(output_of(ARGV("printf", "[%s]", "", "a b", "$HOME", "\"'\\", "*")), "[][a b][$HOME][\"'\\][*]");
+    CHECK_STR(output_of(ARGV("printf", "[%s]", "", "a b", "$HOME", "\"'\\", "*")),
+              "[][a b][$HOME][\"'\\][*]");
 }
 
 /* A set of signals out of /proc/self/status; without those that are the C library's own. */
@@ -481,7 +496,8 @@ static int compare_status(void *arg)
 {
     char text[8192] = "";
     size_t n = 0;
-    conc_child c = {.argv = ARGV("cat", "/proc/self/status"), .input = CONC_NULL, .output = CONC_PIPE};
+    conc_child c = {
+        .argv = ARGV("cat", "/proc/self/status"), .input = CONC_NULL, .output = CONC_PIPE};
     (void)arg;
     CONC_TRY(conc_child_start(&c));
     while (n < sizeof text - 1) {
@@ -582,9 +598,11 @@ CHILD_TEST(a_signal_that_kills_is_told)
 CHILD_TEST(a_signal_that_does_not_kill_is_received)
 {
     char text[64];
-    conc_child c = {.argv = SH("trap 'echo got it; exit 6' TERM; echo ready; while :; do read x || sleep 0.01; done"),
-                    .input = CONC_NULL,
-                    .output = CONC_PIPE};
+    conc_child c = {
+        .argv = SH(
+            "trap 'echo got it; exit 6' TERM; echo ready; while :; do read x || sleep 0.01; done"),
+        .input = CONC_NULL,
+        .output = CONC_PIPE};
     start(&c);
     CHECK_INT(conc_read_full(c.output, text, 6), 6);
     CHECK_INT(conc_child_kill(&c, SIGTERM), 0);
@@ -701,7 +719,8 @@ CHILD_TEST(any_number_of_tasks_wait_and_a_cancel_of_one_is_its_own)
 CHILD_TEST(the_end_of_a_program_does_not_wait_for_who_else_has_its_pipes)
 {
     char text[64];
-    conc_child c = {.argv = SH("sleep 1000 & echo $!; exit 3"), .input = CONC_NULL, .output = CONC_PIPE};
+    conc_child c = {
+        .argv = SH("sleep 1000 & echo $!; exit 3"), .input = CONC_NULL, .output = CONC_PIPE};
     start(&c);
     check_exits(&c, 3);
     ssize_t n = conc_read(c.output, text, sizeof text - 1);
@@ -723,9 +742,11 @@ CHILD_TEST(waiting_for_a_program_alone_is_no_deadlock)
 
 CHILD_TEST(a_close_kills_and_waits)
 {
-    static const char *const scripts[] = {"exec cat", "trap '' TERM INT HUP; cat", "exit 3", "kill -TERM $$"};
+    static const char *const scripts[] = {"exec cat", "trap '' TERM INT HUP; cat", "exit 3",
+                                          "kill -TERM $$"};
     for (size_t i = 0; i < CONC_LEN(scripts); i++) {
-        conc_child c = {.argv = SH(scripts[i]), .input = CONC_PIPE, .output = CONC_PIPE, .error = CONC_PIPE};
+        conc_child c = {
+            .argv = SH(scripts[i]), .input = CONC_PIPE, .output = CONC_PIPE, .error = CONC_PIPE};
         start(&c);
         int pid = c.pid;
         CHECK_INT(conc_child_close(&c), 0);
@@ -740,7 +761,9 @@ CHILD_TEST(a_close_kills_and_waits)
 
 CHILD_TEST(what_never_started_is_closed_all_the_same)
 {
-    conc_child zero = {0}, prepared = {.argv = ARGV("true"), .input = CONC_PIPE, .output = CONC_NULL, .error = 1};
+    conc_child zero = {0},
+               prepared = {
+                   .argv = ARGV("true"), .input = CONC_PIPE, .output = CONC_NULL, .error = 1};
     CHECK_INT(conc_child_close(&zero), 0);
     CHECK_INT(conc_child_close(&prepared), 0);
     CHECK(fcntl(1, F_GETFD) >= 0);
@@ -828,7 +851,8 @@ static void check_start_fails(conc_child *c, int expected)
 {
     int fds = test_count_fds(), rc = conc_child_start(c);
     if (rc != expected)
-        test_fail(__FILE__, __LINE__, "the start of \"%s\" returned %d, not %d", c->argv[0], rc, expected);
+        test_fail(__FILE__, __LINE__, "the start of \"%s\" returned %d, not %d", c->argv[0], rc,
+                  expected);
     CHECK_INT(test_count_fds(), fds);
     check_no_children();
     CHECK_INT(conc_child_wait(c, NULL), -EINVAL);
@@ -848,7 +872,8 @@ static void check_start_fails(conc_child *c, int expected)
 CHILD_TEST(a_program_or_a_directory_that_is_not_there_is_not_started)
 {
     make_directory();
-    CHECK_INT(setenv("PATH", "/usr/local/bin:/usr/bin:/bin", 1), 0); /* no directory that may not be searched */
+    /* no directory that may not be searched */
+    CHECK_INT(setenv("PATH", "/usr/local/bin:/usr/bin:/bin", 1), 0);
     make_text("file", "", 0644);
     CHECK_STR(output_of(ARGV("echo", "first")), "first\n");
     CHECK_START_FAILS(-ENOENT, .argv = ARGV("/no/such/program"));
@@ -1059,7 +1084,8 @@ static int runs_one(void *arg)
     numbered *n = arg;
     char text[16];
     int status = 0;
-    CONC_AUTO(conc_child, c) = {.argv = SH("read x; exit $x"), .input = CONC_PIPE, .output = CONC_PIPE};
+    CONC_AUTO(conc_child,
+              c) = {.argv = SH("read x; exit $x"), .input = CONC_PIPE, .output = CONC_PIPE};
     CONC_TRY(conc_child_start(&c));
     int length = snprintf(text, sizeof text, "%d\n", n->number);
     if (conc_write_full(c.input, text, (size_t)length) != length)
@@ -1085,8 +1111,10 @@ static int lives_and_dies(void *arg)
     char text[64] = "";
     size_t n = 0;
     int status = 0;
-    CONC_AUTO(conc_child, c) = {
-        .argv = SH("cat; echo and more; exit 5"), .input = CONC_PIPE, .output = CONC_PIPE, .error = CONC_NULL};
+    CONC_AUTO(conc_child, c) = {.argv = SH("cat; echo and more; exit 5"),
+                                .input = CONC_PIPE,
+                                .output = CONC_PIPE,
+                                .error = CONC_NULL};
     (void)arg;
     CONC_TRY(conc_child_start(&c));
     if (write(c.input, "abc ", 4) != 4 || close(c.input) != 0)

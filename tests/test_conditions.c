@@ -1,7 +1,8 @@
-/* test_conditions.c - conc_cond: who is notified, in which order, and that a wait has its lock again on every return.
+/* test_conditions.c - conc_cond: who is notified, in which order, and that a wait has its lock
+ * again on every return.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks switch and wait is tested
- * elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
+ * switch and wait is tested elsewhere)
  */
 #define TEST_SYNC
 #include "conc_test.h"
@@ -125,7 +126,8 @@ TASK_TEST(a_wait_hands_the_lock_to_the_first_who_waits_for_it)
         CHECK_INT(conc_spawn_task(&g, &waiters[i].task, waits, &waiters[i]), 0);
         CHECK_INT(conc_settle(), 0);
     }
-    CHECK_INT(conc_timeout(1, waits_once, &(waiter){0}), -ETIMEDOUT); /* both get the lock, and wait too */
+    /* both get the lock, and wait too */
+    CHECK_INT(conc_timeout(1, waits_once, &(waiter){0}), -ETIMEDOUT);
     CHECK_TIME(1);
     CHECK(mine());
     CHECK_WAITING(waiters, 2);
@@ -291,7 +293,8 @@ TASK_TEST(who_is_notified_stands_behind_those_who_wait_for_the_lock)
 
 TASK_TEST(two_conditions_of_one_lock_are_notified_separately)
 {
-    waiter waiters[] = {WAITER("a"), WAITER("x", .cond = &other_cond), WAITER("b"), WAITER("y", .cond = &other_cond)};
+    waiter waiters[] = {WAITER("a"), WAITER("x", .cond = &other_cond), WAITER("b"),
+                        WAITER("y", .cond = &other_cond)};
     conc_group g = {0};
     ARRIVE(&g, waiters);
     notify_locked(&other_cond, 1);
@@ -357,7 +360,8 @@ TASK_TEST(a_thousand_who_are_notified_take_the_lock_in_turn_and_do_not_crowd_bef
     CHECK_INT(conc_group_wait(&g), 0);
     conc_get_stats(&after);
     CHECK_INT(went, 1000);
-    CHECK(after.switches - before.switches <= 3 * 1000); /* one to be notified, one to have the lock */
+    /* one to be notified, one to have the lock */
+    CHECK(after.switches - before.switches <= 3 * 1000);
 }
 
 /* ---- cancels ---- */
@@ -410,7 +414,8 @@ TASK_TEST(in_a_cancelled_scope_a_wait_keeps_its_lock_all_the_time)
     CHECK_STR(noted, "after");
 }
 
-/* Three wait; some are cancelled in this order, before or after n are notified. Who waited with success is noted. */
+/* Three wait; some are cancelled in this order, before or after n are notified. Who waited with
+ * success is noted. */
 static void check_cancels(const char *cancelled, int n, bool cancel_first, const char *expected)
 {
     char woken[8] = "";

@@ -1,4 +1,5 @@
-/* test_deadlock.c - when every task waits for ever: the report, -EDEADLK, and how everything unwinds. */
+/* test_deadlock.c - when every task waits for ever: the report, -EDEADLK, and how everything
+ * unwinds. */
 #include "conc_test.h"
 
 static char report[65536];

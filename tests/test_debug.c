@@ -1,5 +1,6 @@
-/* test_debug.c - debug mode: slow steps, and where they are while they last; what is left behind; cancels that are ignored;
- * calls from a wrong thread; what stacks were used; SIGUSR2; circles of a deadlock; the statistics of a run.
+/* test_debug.c - debug mode: slow steps, and where they are while they last; what is left
+ * behind; cancels that are ignored; calls from a wrong thread; what stacks were used; SIGUSR2;
+ * circles of a deadlock; the statistics of a run.
  *
  * Not under: no-epoll, save-fpu, aarch64-bti, poll, gcc-asan (which change nothing here)
  * Seeds: 5 (real time, and processes) */
@@ -83,7 +84,8 @@ TEST(a_slow_step_is_told_once_with_its_task_its_place_and_how_long_it_took)
 {
     run_for_report(one_slow_one_fast, debugging);
     CHECK_CONTAINS(report, placed("conc: holds at ", LINE_OF_SLOW, " held the loop for 0.300 s\n"));
-    CHECK_CONTAINS(report, placed("conc: the sluggard (spawned at ", LINE_OF_NAMED, ") held the loop for 0.300 s\n"));
+    CHECK_CONTAINS(report, placed("conc: the sluggard (spawned at ", LINE_OF_NAMED,
+                                  ") held the loop for 0.300 s\n"));
     CHECK_INT(count_in(report, "held the loop"), 2);
 }
 
@@ -106,7 +108,8 @@ TEST(without_debug_mode_nothing_is_said)
     CHECK_STR(report, "");
 }
 
-/* ---- the watchdog: stderr goes into a pipe, and the step lasts until the watchdog's words can be read there ---- */
+/* ---- the watchdog: stderr goes into a pipe, and the step lasts until the watchdog's words can
+ * be read there ---- */
 
 static char heard[65536];
 static size_t heard_size;
@@ -261,8 +264,10 @@ enum { LINE_OF_GENERATOR = __LINE__ - 11, LINE_OF_STREAM = __LINE__ - 9 };
 TEST(generators_and_streams_left_open_are_told_with_the_place_of_their_opening)
 {
     run_for_report(leaves_things_open, debugging);
-    CHECK_CONTAINS(report, placed("a generator is left open that was opened at ", LINE_OF_GENERATOR, "\n"));
-    CHECK_CONTAINS(report, placed("a stream is left open that was opened at ", LINE_OF_STREAM, "\n"));
+    CHECK_CONTAINS(report,
+                   placed("a generator is left open that was opened at ", LINE_OF_GENERATOR, "\n"));
+    CHECK_CONTAINS(report,
+                   placed("a stream is left open that was opened at ", LINE_OF_STREAM, "\n"));
     CHECK_INT(count_in(report, "left open"), 2);
 }
 
@@ -308,7 +313,8 @@ TEST(a_cancel_that_is_ignored_a_thousand_times_is_told_once)
 {
     cancel_count = 5000;
     run_for_report(cancels_the_stubborn, debugging);
-    CHECK_CONTAINS(report, placed("conc: ignores_its_cancel at ", LINE_OF_STUBBORN, ": it was cancelled: 1000 calls"));
+    CHECK_CONTAINS(report, placed("conc: ignores_its_cancel at ", LINE_OF_STUBBORN,
+                                  ": it was cancelled: 1000 calls"));
     CHECK_INT(count_in(report, "it was cancelled"), 1);
     cancel_count = 900;
     run_for_report(cancels_the_stubborn, debugging);
@@ -350,7 +356,8 @@ static int has_a_thread_ring(void *arg)
 TEST(a_call_from_another_thread_changes_nothing_and_is_told)
 {
     run_for_report(has_a_thread_ring, debugging);
-    CHECK_CONTAINS(report, "conc: a thread without a run: conc_event_set: a task of another loop waits there");
+    CHECK_CONTAINS(
+        report, "conc: a thread without a run: conc_event_set: a task of another loop waits there");
     if (!getenv("CONC_DEBUG")) {
         run_for_report(has_a_thread_ring, (conc_options){.virtual_clock = true});
         CHECK_STR(report, "");
@@ -386,8 +393,10 @@ TEST(every_call_from_another_thread_is_told)
 {
     run_for_report(has_a_thread_call, debugging);
     CHECK_CONTAINS(report, "conc: a thread without a run: conc_sleep: only a task may call it");
-    CHECK_CONTAINS(report, "conc: a thread without a run: conc_cancel: this is not the task's loop");
-    CHECK_CONTAINS(report, "conc: a thread without a run: a change of a scope or group: it is another loop's");
+    CHECK_CONTAINS(report,
+                   "conc: a thread without a run: conc_cancel: this is not the task's loop");
+    CHECK_CONTAINS(
+        report, "conc: a thread without a run: a change of a scope or group: it is another loop's");
     CHECK_INT(count_in(report, "a thread without a run"), 4);
 }
 
@@ -427,10 +436,12 @@ static int uses_stacks(void *arg)
 
 static size_t used_by(const char *name)
 {
-    for (const char *line = strstr(report, "conc: stacks: "); line; line = strstr(line + 1, "conc: stacks: ")) {
+    for (const char *line = strstr(report, "conc: stacks: "); line;
+         line = strstr(line + 1, "conc: stacks: ")) {
         size_t used, size;
         char who[128];
-        CHECK_INT(sscanf(line, "conc: stacks: %zu of %zu bytes used by %127s", &used, &size, who), 3);
+        CHECK_INT(sscanf(line, "conc: stacks: %zu of %zu bytes used by %127s", &used, &size, who),
+                  3);
         if (strcmp(who, name) == 0)
             return used;
     }
@@ -543,7 +554,8 @@ static int crowds(void *arg)
     conc_dump(out);
     CHECK_INT(fclose(out), 0);
     char expected[128];
-    snprintf(expected, sizeof expected, "  %d x i %% 10 ? sleeps_for_ever : wants_the_lock at ", n / 10 * 9);
+    snprintf(expected, sizeof expected, "  %d x i %% 10 ? sleeps_for_ever : wants_the_lock at ",
+             n / 10 * 9);
     CHECK_CONTAINS(text, expected);
     snprintf(expected, sizeof expected, "  %d x ", n / 10);
     CHECK_CONTAINS(text, expected);

@@ -1,5 +1,5 @@
-/* Descriptors of every kind: waiting for them, reading and writing without holding the loop, closing them under those
- * who wait, and cancelling without losing a byte.
+/* Descriptors of every kind: waiting for them, reading and writing without holding the loop,
+ * closing them under those who wait, and cancelling without losing a byte.
  *
  * Seeds: 20 (some take real time)
  * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
@@ -19,7 +19,8 @@
 
 enum { BOTH = CONC_READABLE | CONC_WRITABLE };
 
-/* Every call that waits for a descriptor, as a function of the descriptor alone, which returns 1 when it succeeded. */
+/* Every call that waits for a descriptor, as a function of the descriptor alone, which returns 1
+ * when it succeeded. */
 static char op_room[16];
 
 static ssize_t op_wait(int fd, int event)
@@ -94,7 +95,8 @@ static int does_op_to_its_result(void *arg)
     return (int)t->op->call(t->fd);
 }
 
-/* Starts every call on one end of a pair of sockets, where nothing can be read and nothing written: all wait. */
+/* Starts every call on one end of a pair of sockets, where nothing can be read and nothing
+ * written: all wait. */
 static void start_ops(conc_group *g, op_task *tasks, int fd)
 {
     io_fill(fd);
@@ -105,7 +107,8 @@ static void start_ops(conc_group *g, op_task *tasks, int fd)
     CHECK_INT(conc_settle(), 0);
     for (size_t i = 0; i < OPS; i++)
         if (tasks[i].done)
-            test_fail(__FILE__, __LINE__, "%s returned %zd instead of waiting", ops[i].name, tasks[i].rc);
+            test_fail(__FILE__, __LINE__, "%s returned %zd instead of waiting", ops[i].name,
+                      tasks[i].rc);
 }
 
 static void check_ops(const op_task *tasks, ssize_t expected)
@@ -232,7 +235,8 @@ IO_TEST(a_reader_and_a_writer_of_one_descriptor_wake_for_their_own_event_only)
         conc_group g = {0};
         io_open(IO_FREE_SOCKET, s);
         io_fill(s[0]);
-        io_waiter r = {.fd = s[0], .events = CONC_READABLE}, w = {.fd = s[0], .events = CONC_WRITABLE};
+        io_waiter r = {.fd = s[0], .events = CONC_READABLE},
+                  w = {.fd = s[0], .events = CONC_WRITABLE};
         CHECK_INT(conc_spawn(&g, io_waits, &r), 0);
         CHECK_INT(conc_spawn(&g, io_waits, &w), 0);
         CHECK_INT(conc_settle(), 0);
@@ -649,7 +653,8 @@ static int writes_parts_by_the_piece(void *arg)
     static char big[80000];
     io_bulk *b = arg;
     while (b->moved < b->n) {
-        struct iovec parts[] = {{big, 3}, {big, 0}, {big, 5000}, {big, 70000}, {big, 70000}, {big, 70000}};
+        struct iovec parts[] = {{big, 3},     {big, 0},     {big, 5000},
+                                {big, 70000}, {big, 70000}, {big, 70000}};
         size_t left = b->n - b->moved;
         for (size_t i = 0; i < CONC_LEN(parts); i++) {
             parts[i].iov_len = parts[i].iov_len < left ? parts[i].iov_len : left;
@@ -743,7 +748,8 @@ REAL_IO_TEST(writing_much_into_a_terminal_that_nobody_reads_does_not_hold_the_lo
     conc_group g = {0};
     if (!open_terminal(end))
         return;
-    io_bulk out = {.fd = end[1], .n = 50000, .step = 50000}, in = {.fd = end[0], .n = 50000, .step = 50000};
+    io_bulk out = {.fd = end[1], .n = 50000, .step = 50000},
+            in = {.fd = end[0], .n = 50000, .step = 50000};
     CHECK_INT(conc_spawn(&g, io_writes_bulk, &out), 0);
     CHECK_INT(conc_settle(), 0);
     CHECK_INT(conc_spawn(&g, io_reads_bulk, &in), 0);
@@ -983,7 +989,8 @@ IO_TEST(a_number_that_was_conc_s_own_serves_any_descriptor_next)
         io_open(kind, end);
         if (kind == 0)
             CHECK_INT(conc_close(s[0]), 0);
-        CHECK_INT(dup2(end[0], s[0]), s[0]); /* from the second one on it closes the one before, plainly */
+        /* from the second one on it closes the one before, plainly */
+        CHECK_INT(dup2(end[0], s[0]), s[0]);
         CHECK_INT(close(end[0]), 0);
         int flags = fcntl(s[0], F_GETFL);
         io_reader r = {.fd = s[0]};
@@ -1022,7 +1029,8 @@ SLOW_IO_TEST(a_plain_close_wakes_those_who_wait)
     CHECK_INT(close(p[1]), 0);
 }
 
-SLOW_IO_TEST(who_waited_for_a_plainly_closed_descriptor_takes_nothing_from_the_next_one_of_its_number)
+SLOW_IO_TEST(
+    who_waited_for_a_plainly_closed_descriptor_takes_nothing_from_the_next_one_of_its_number)
 {
     for (io_kind kind = 0; kind < IO_CONC; kind++) {
         int end[2], next[2];
@@ -1163,7 +1171,8 @@ static void *closes_in_a_thread(void *fd)
     return NULL;
 }
 
-/* A connection may be handed over to another thread, which closes it there as it has to be closed. */
+/* A connection may be handed over to another thread, which closes it there as it has to be
+ * closed. */
 SLOW_IO_TEST(a_number_whose_last_connection_was_closed_in_another_thread_serves_again)
 {
     for (io_kind kind = 0; kind < IO_CONC; kind++) {
@@ -1196,7 +1205,8 @@ SLOW_IO_TEST(a_number_whose_last_connection_was_closed_in_another_thread_serves_
 
 /* ---- closed within a batch ---- */
 
-/* Two readers whose bytes come in one batch; who runs first closes the other's descriptor and opens a new one there. */
+/* Two readers whose bytes come in one batch; who runs first closes the other's descriptor and
+ * opens a new one there. */
 typedef struct batch_reader {
     io_reader r;
     struct batch_reader *other;
@@ -1625,7 +1635,10 @@ IO_TEST(a_read_full_returns_what_came_before_the_end_a_cancel_or_an_error)
             if (bytes)
                 io_send(p[1], "abc");
             CHECK_INT(conc_settle(), 0);
-            CHECK_INT(what == END ? conc_close(p[1]) : what == CLOSE ? conc_close(p[0]) : conc_cancel(&task), 0);
+            CHECK_INT(what == END     ? conc_close(p[1])
+                      : what == CLOSE ? conc_close(p[0])
+                                      : conc_cancel(&task),
+                      0);
             CHECK_INT(conc_group_wait(&g), 0);
             CHECK_INT(w.rc, bytes ? 3 : next[what]);
             CHECK_INT(w.next, next[what]);
@@ -1654,7 +1667,10 @@ IO_TEST(a_write_full_returns_what_went_out_before_a_cancel_or_an_error)
             CHECK_INT(conc_settle(), 0);
             ssize_t out = (ssize_t)io_available(p[0]);
             CHECK(out > 0);
-            CHECK_INT(what == GONE ? conc_close(p[0]) : what == CLOSE ? conc_close(p[1]) : conc_cancel(&task), 0);
+            CHECK_INT(what == GONE    ? conc_close(p[0])
+                      : what == CLOSE ? conc_close(p[1])
+                                      : conc_cancel(&task),
+                      0);
             CHECK_INT(conc_group_wait(&g), 0);
             CHECK_INT(w.rc, full ? next[what] : out);
             CHECK_INT(w.next, next[what]);
@@ -1666,7 +1682,8 @@ IO_TEST(a_write_full_returns_what_went_out_before_a_cancel_or_an_error)
     }
 }
 
-/* Both sides write and read at once; with small buffers each write waits for the other side's read. */
+/* Both sides write and read at once; with small buffers each write waits for the other side's
+ * read. */
 static void exchange(int s[2], size_t n)
 {
     conc_group g = {0};
@@ -1756,7 +1773,8 @@ REAL_IO_TEST(urgent_data_does_not_make_a_reader_hang_or_the_loop_spin)
         io_send(s[1], "ab");
         CHECK_INT(send(s[1], "!", 1, MSG_OOB), 1);
         io_send(s[1], "cd");
-        io_expect(fd, "abcd"); /* the first read ends at the mark, with more to read and nothing new to come */
+        /* the first read ends at the mark, with more to read and nothing new to come */
+        io_expect(fd, "abcd");
         if (foreign)
             CHECK_INT(conc_close(fd), 0);
         io_close(s);
@@ -1931,7 +1949,8 @@ REAL_IO_TEST(a_datagram_to_an_address_waits_for_room_too)
     socklen_t size = sizeof where;
     conc_group g = {0};
     int to = socket(AF_UNIX, SOCK_DGRAM, 0), from = socket(AF_UNIX, SOCK_DGRAM, 0);
-    if (bind(to, (struct sockaddr *)&where, sizeof where.sun_family)) /* a name of the system's choice: Linux */
+    /* a name of the system's choice: Linux */
+    if (bind(to, (struct sockaddr *)&where, sizeof where.sun_family))
         where.sun_family = AF_UNSPEC;
     if (where.sun_family == AF_UNIX) {
         CHECK_INT(getsockname(to, (struct sockaddr *)&where, &size), 0);
@@ -2253,7 +2272,8 @@ IO_TEST(the_virtual_clock_stands_while_a_descriptor_is_ready)
         conc_group g = {0};
         double start = conc_now();
         io_open(kind, s);
-        player p[] = {{.fd = s[0], .serves = true, .ended = -1}, {.fd = s[1], .serves = false, .ended = -1}};
+        player p[] = {{.fd = s[0], .serves = true, .ended = -1},
+                      {.fd = s[1], .serves = false, .ended = -1}};
         CHECK_INT(conc_spawn(&g, plays, &p[0]), 0);
         CHECK_INT(conc_spawn(&g, plays, &p[1]), 0);
         CHECK_INT(conc_sleep(100), 0);
@@ -2459,16 +2479,17 @@ static bool sends_seven(small *s)
 static bool gets_seven(small *s)
 {
     struct iovec parts[] = {{s->buf, 1}, {s->buf + 1, 3}};
-    return conc_wait_fd(s->fd, CONC_READABLE) == CONC_READABLE && conc_read(s->fd, s->buf, 1) == 1 &&
-           conc_readv(s->fd, parts, 2) == 4 && conc_recv(s->fd, s->buf, 1, 0) == 1 &&
-           conc_read_full(s->fd, s->buf, 1) == 1;
+    return conc_wait_fd(s->fd, CONC_READABLE) == CONC_READABLE &&
+           conc_read(s->fd, s->buf, 1) == 1 && conc_readv(s->fd, parts, 2) == 4 &&
+           conc_recv(s->fd, s->buf, 1, 0) == 1 && conc_read_full(s->fd, s->buf, 1) == 1;
 }
 
 static int plays_on_a_small_stack(void *arg)
 {
     small *s = arg;
     for (int i = 0; i < 20 && !s->wrong; i++)
-        s->wrong = s->serves ? !sends_seven(s) || !gets_seven(s) : !gets_seven(s) || !sends_seven(s);
+        s->wrong =
+            s->serves ? !sends_seven(s) || !gets_seven(s) : !gets_seven(s) || !sends_seven(s);
     return 0;
 }
 

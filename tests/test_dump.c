@@ -1,4 +1,5 @@
-/* test_dump.c - conc_dump: the tree of groups and tasks, what each waits for, and where it was spawned. */
+/* test_dump.c - conc_dump: the tree of groups and tasks, what each waits for, and where it was
+ * spawned. */
 #include "conc_test.h"
 
 static char dumped[1 << 20];

@@ -1,4 +1,5 @@
-/* test_embed.c - conc_embed_*: a run inside a program that has a loop of its own, here one that waits in poll(2).
+/* test_embed.c - conc_embed_*: a run inside a program that has a loop of its own, here one that
+ * waits in poll(2).
  *
  * Seeds: 20 (real time)
  * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
@@ -66,7 +67,9 @@ static int turn(host *h)
 {
     double timeout = conc_embed_timeout(&h->e);
     CHECK(timeout >= 0);
-    is_readable(conc_embed_fd(&h->e), timeout > 1e6 ? -1 : timeout > 0 ? (int)(timeout * 1e3) + 1 : 0);
+    is_readable(conc_embed_fd(&h->e), timeout > 1e6 ? -1
+                                      : timeout > 0 ? (int)(timeout * 1e3) + 1
+                                                    : 0);
     return step(h);
 }
 
@@ -173,7 +176,10 @@ static int waits_for_many(void *arg)
     return 6;
 }
 
-EMBED_TEST(tasks_that_sleep_sleep_at_the_same_time) { CHECK_INT(host_run(waits_for_many, NULL), 6); }
+EMBED_TEST(tasks_that_sleep_sleep_at_the_same_time)
+{
+    CHECK_INT(host_run(waits_for_many, NULL), 6);
+}
 
 static int times_out(void *arg)
 {
@@ -445,7 +451,10 @@ static int waits_for_a_post(void *arg)
     return conc_scope_end(&s, 3);
 }
 
-EMBED_TEST(a_post_from_a_thread_wakes_a_host_that_waits) { CHECK_INT(host_run(waits_for_a_post, NULL), 3); }
+EMBED_TEST(a_post_from_a_thread_wakes_a_host_that_waits)
+{
+    CHECK_INT(host_run(waits_for_a_post, NULL), 3);
+}
 
 typedef struct flood {
     conc_loop *loop;
@@ -511,7 +520,10 @@ static int waits_for_a_signal(void *arg)
     return rc;
 }
 
-EMBED_TEST(a_signal_wakes_a_host_that_waits) { CHECK_INT(host_run(waits_for_a_signal, NULL), SIGUSR1); }
+EMBED_TEST(a_signal_wakes_a_host_that_waits)
+{
+    CHECK_INT(host_run(waits_for_a_signal, NULL), SIGUSR1);
+}
 
 /* ---- the host's code between the steps ---- */
 

@@ -1,6 +1,8 @@
-/* test_embed_libuv.c - conc_embed_* inside a libuv loop. Needs -luv; without <uv.h> it says that it is left out.
+/* test_embed_libuv.c - conc_embed_* inside a libuv loop. Needs -luv; without <uv.h> it says that
+ * it is left out.
  *
- * Not under: aarch64, aarch64-bti, riscv64 (the cross compilers find libuv's header, and there is no library for them)
+ * Not under: aarch64, aarch64-bti, riscv64 (the cross compilers find libuv's header, and there
+ * is no library for them)
  *
  * Seeds: 20 (real time)
  */
@@ -84,7 +86,8 @@ static void on_prepare(uv_prepare_t *handle)
     if (timeout > 1e6)
         CHECK_INT(uv_timer_stop(&h->due), 0);
     else
-        CHECK_INT(uv_timer_start(&h->due, on_due, timeout > 0 ? (uint64_t)(timeout * 1e3) + 1 : 0, 0), 0);
+        CHECK_INT(
+            uv_timer_start(&h->due, on_due, timeout > 0 ? (uint64_t)(timeout * 1e3) + 1 : 0, 0), 0);
 }
 
 static void begin(host *h, const conc_options *o, conc_fn *fn, void *arg)

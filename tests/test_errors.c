@@ -1,4 +1,5 @@
-/* test_errors.c - errors in words, from conc_fail to conc_strerror; on_error; CONC_TRY and CONC_AUTO. */
+/* test_errors.c - errors in words, from conc_fail to conc_strerror; on_error; CONC_TRY and
+ * CONC_AUTO. */
 #include "conc_test.h"
 
 /* What on_error was told, in the order of being told. */
@@ -175,8 +176,9 @@ TASK_TEST(a_gathered_text_is_cut_to_its_place)
 
 TEST(every_code_of_conc_has_words_of_its_own)
 {
-    int codes[] = {ECANCELED, ETIMEDOUT, EINVAL,    EPERM, EDEADLK, EBUSY,    EAGAIN,     ENOMEM, EALREADY,
-                   ESHUTDOWN, EPIPE,     EOVERFLOW, EINTR, ENOTSUP, EMSGSIZE, EOWNERDEAD, EBADF,  EADDRNOTAVAIL};
+    int codes[] = {ECANCELED, ETIMEDOUT, EINVAL,   EPERM,      EDEADLK, EBUSY,
+                   EAGAIN,    ENOMEM,    EALREADY, ESHUTDOWN,  EPIPE,   EOVERFLOW,
+                   EINTR,     ENOTSUP,   EMSGSIZE, EOWNERDEAD, EBADF,   EADDRNOTAVAIL};
     const char *texts[CONC_LEN(codes)];
     for (size_t i = 0; i < CONC_LEN(codes); i++) {
         texts[i] = conc_strerror(-codes[i]);
@@ -390,7 +392,8 @@ TEST(an_error_that_a_join_collected_is_not_reported)
 static int gather_failures(void *arg)
 {
     char a[] = "a", b[] = "b";
-    conc_call calls[] = {CONC_CALL(fail_after_one, a), CONC_CALL(fail_after_one, b), CONC_CALL(sleep_for_ever, NULL)};
+    conc_call calls[] = {CONC_CALL(fail_after_one, a), CONC_CALL(fail_after_one, b),
+                         CONC_CALL(sleep_for_ever, NULL)};
     (void)arg;
     CHECK_INT(conc_gather(calls, 3), -EPROTO);
     CHECK_INT(conc_timeout(1, sleep_for_ever, NULL), -ETIMEDOUT);

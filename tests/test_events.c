@@ -1,7 +1,8 @@
-/* test_events.c - conc_event: set wakes all who wait at that moment, and afterwards nobody needs the event.
+/* test_events.c - conc_event: set wakes all who wait at that moment, and afterwards nobody needs
+ * the event.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks switch and wait is tested
- * elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
+ * switch and wait is tested elsewhere)
  */
 #define TEST_SYNC
 #include "conc_test.h"

@@ -1,7 +1,8 @@
-/* test_faults.c - memory that cannot be had: the n-th allocation or mapping fails, for n = 1, 2, 3, ... until a program
- * that uses a little of everything runs through without a failure. Each time the program gets 0 or -ENOMEM from every
- * call, what was started runs, what was refused does not, no wait hangs, and at the end every allocation, mapping and
- * descriptor is given back.
+/* test_faults.c - memory that cannot be had: the n-th allocation or mapping fails, for n = 1, 2,
+ * 3, ... until a program that uses a little of everything runs through without a failure. Each
+ * time the program gets 0 or -ENOMEM from every call, what was started runs, what was refused
+ * does not, no wait hangs, and at the end every allocation, mapping and descriptor is given
+ * back.
  */
 #include <errno.h>
 #include <stdbool.h>
@@ -54,7 +55,8 @@ MAYBE_UNUSED static void faulty_free(void *p)
     free(p);
 }
 
-MAYBE_UNUSED static void *faulty_mmap(void *at, size_t size, int protection, int flags, int fd, off_t offset)
+MAYBE_UNUSED static void *faulty_mmap(void *at, size_t size, int protection, int flags, int fd,
+                                      off_t offset)
 {
     if (fails(&mmap_fault))
         return MAP_FAILED;
@@ -109,14 +111,17 @@ MAYBE_UNUSED static int faulty_madvise(void *at, size_t size, int advice)
 
 static double pace; /* seconds of one sleep */
 static bool main_ran, complete;
-static int due, ran; /* bodies that must have run, by the calls that returned 0, and those that did */
+/* bodies that must have run, by the calls that returned 0, and those that did */
+static int due, ran;
 static int posts_due, posts_ran, hook_calls;
 static conc_gen abandoned;
 static int abandoned_cleaned;
 
 static bool anything_injected(void)
 {
-    return malloc_fault.injected + mmap_fault.injected + protect_fault.injected + advise_fault.injected > 0;
+    return malloc_fault.injected + mmap_fault.injected + protect_fault.injected +
+               advise_fault.injected >
+           0;
 }
 
 /* Did the call do what it should? It may say -ENOMEM instead, but only after a fault. */
@@ -214,7 +219,8 @@ static void step_cancelled_group(void)
 static void step_gather_and_map(void)
 {
     int values[6] = {1, 2, 3, 4, 5, 6}, results[6] = {0};
-    conc_call calls[] = {CONC_CALL(body, &values[0]), CONC_CALL(body, &values[1]), CONC_CALL(body, NULL)};
+    conc_call calls[] = {CONC_CALL(body, &values[0]), CONC_CALL(body, &values[1]),
+                         CONC_CALL(body, NULL)};
     if (worked(conc_gather(calls, 3), 0)) {
         due += 3;
         CHECK_INT(calls[1].result, 2);
@@ -544,7 +550,10 @@ TEST(from_any_mapping_on_all_may_fail) { check_every_call(&mmap_fault, true, fal
 
 TEST(every_change_of_protection_may_fail) { check_every_call(&protect_fault, false, false); }
 
-TEST(from_any_change_of_protection_on_all_may_fail) { check_every_call(&protect_fault, true, false); }
+TEST(from_any_change_of_protection_on_all_may_fail)
+{
+    check_every_call(&protect_fault, true, false);
+}
 
 TEST(every_advice_may_fail) { check_every_call(&advise_fault, false, false); }
 

@@ -1,9 +1,9 @@
-/* test_files.c - conc_file_read, conc_file_write and conc_file_append: whole files of every kind, errors that leave
- * everything as it was, and a loop that goes on meanwhile.
+/* test_files.c - conc_file_read, conc_file_write and conc_file_append: whole files of every
+ * kind, errors that leave everything as it was, and a loop that goes on meanwhile.
  *
  * Seeds: 2 (jobs are threads)
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, riscv64, poll, gcc-asan, single, clang, static, valgrind (how
- * tasks switch and wait is tested elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, riscv64, poll, gcc-asan, single, clang,
+ * static, valgrind (how tasks switch and wait is tested elsewhere)
  */
 #define _GNU_SOURCE 1 /* setresuid */
 #include "pool_test.h"
@@ -61,7 +61,10 @@ static void in_directory(void (*body)(void), bool in_task, bool virtual_clock)
 
 /* ---- plain system calls ---- */
 
-static void make_text(const char *name, const char *text) { make_file(path_of(name), text, strlen(text), 0644); }
+static void make_text(const char *name, const char *text)
+{
+    make_file(path_of(name), text, strlen(text), 0644);
+}
 
 /* What the file holds, by read(2). */
 static char *contents(const char *path, size_t *size)
@@ -88,7 +91,10 @@ static void check_contents(const char *path, const void *expected, size_t size)
     free(data);
 }
 
-static void check_text(const char *name, const char *text) { check_contents(path_of(name), text, strlen(text)); }
+static void check_text(const char *name, const char *text)
+{
+    check_contents(path_of(name), text, strlen(text));
+}
 
 static mode_t mode_of(const char *path)
 {
@@ -132,8 +138,14 @@ static bool without_privileges(void)
 
 /* ---- the calls ---- */
 
-static int write_text(const char *path, const char *text) { return conc_file_write(path, text, strlen(text)); }
-static int append_text(const char *path, const char *text) { return conc_file_append(path, text, strlen(text)); }
+static int write_text(const char *path, const char *text)
+{
+    return conc_file_write(path, text, strlen(text));
+}
+static int append_text(const char *path, const char *text)
+{
+    return conc_file_append(path, text, strlen(text));
+}
 
 static void check_reads(const char *path, const void *expected, size_t size)
 {
@@ -147,7 +159,10 @@ static void check_reads(const char *path, const void *expected, size_t size)
     conc_free(data);
 }
 
-static void check_reads_text(const char *path, const char *text) { check_reads(path, text, strlen(text)); }
+static void check_reads_text(const char *path, const char *text)
+{
+    check_reads(path, text, strlen(text));
+}
 
 static void check_read_fails(const char *path, int rc)
 {
@@ -171,7 +186,8 @@ static void check_write_fails(const char *path, int rc)
 
 FILE_TEST(what_was_written_is_read)
 {
-    static const size_t sizes[] = {0, 1, 2, 4095, 4096, 4097, 65535, 65536, 65537, 1000000, MEGABYTES_10};
+    static const size_t sizes[] = {0,     1,     2,     4095,    4096,        4097,
+                                   65535, 65536, 65537, 1000000, MEGABYTES_10};
     char *data = pattern(MEGABYTES_10);
     for (size_t i = 0; i < CONC_LEN(sizes); i++) {
         CHECK_INT(conc_file_write(path_of("a"), data, sizes[i]), 0);
@@ -463,7 +479,8 @@ static void *spies(void *arg)
         for (struct dirent *e; d && (e = readdir(d)) != NULL;) {
             struct stat st;
             if (e->d_name[0] != '.' || strlen(e->d_name) > 2)
-                s->seen += fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 && (st.st_mode & 077) != 0;
+                s->seen += fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+                           (st.st_mode & 077) != 0;
         }
         if (d)
             closedir(d);
@@ -517,7 +534,8 @@ FILE_TEST(through_a_link_its_target_is_replaced_and_the_link_stays)
         CHECK_INT(write_text(path_of(links[i]), links[i]), 0);
         check_text("d/target", links[i]);
         CHECK_INT(append_text(path_of(links[i]), "+"), 0);
-        CHECK(is_link(path_of("d/near")) && is_link(path_of("chain")) && is_link(path_of("absolute")));
+        CHECK(is_link(path_of("d/near")) && is_link(path_of("chain")) &&
+              is_link(path_of("absolute")));
         CHECK(!is_link(path_of("d/target")));
         CHECK_INT(mode_of(path_of("d/target")), 0640);
         size_t n;
@@ -570,8 +588,9 @@ FILE_TEST(the_null_device_stays_what_it_is)
 
 FILE_TEST(files_of_proc_are_read_whole_though_their_size_is_said_to_be_nothing)
 {
-    static const char *const constant[] = {"/proc/filesystems", "/proc/version", "/proc/self/cmdline",
-                                           "/proc/self/environ", "/proc/sys/kernel/ostype"};
+    static const char *const constant[] = {"/proc/filesystems", "/proc/version",
+                                           "/proc/self/cmdline", "/proc/self/environ",
+                                           "/proc/sys/kernel/ostype"};
     for (size_t i = 0; i < CONC_LEN(constant); i++) {
         size_t n = 0;
         if (access(constant[i], R_OK) != 0)
@@ -671,7 +690,8 @@ FILE_TEST(a_pipe_with_a_name_takes_a_megabyte_and_stays_a_pipe)
     memset(text, 'x', size);
     text[size] = 0;
     for (int append = 0; append < 2; append++) {
-        call writer = {.path = path_of("fifo"), .text = text, .append = append}, reader = {.path = path_of("fifo")};
+        call writer = {.path = path_of("fifo"), .text = text, .append = append},
+             reader = {.path = path_of("fifo")};
         CHECK_INT(mkfifo(writer.path, 0600), 0);
         CHECK_INT(CONC_GATHER(CONC_CALL(calls, &writer), CONC_CALL(calls, &reader)), 0);
         CHECK_INT(writer.rc, 0);
@@ -715,7 +735,8 @@ FILE_TEST(a_file_that_is_being_written_is_not_the_standard_output)
         CHECK_INT(mkfifo(writer.path, 0600), 0);
         int fd = open(writer.path, O_RDWR | O_NONBLOCK | O_CLOEXEC), kept = close_output();
         CHECK_INT(conc_spawn(&g, calls, &writer), 0);
-        CHECK_INT(conc_wait_fd(fd, CONC_READABLE), CONC_READABLE); /* not all fits in: the file stays open */
+        /* not all fits in: the file stays open */
+        CHECK_INT(conc_wait_fd(fd, CONC_READABLE), CONC_READABLE);
         CHECK(is_closed(1));
         CHECK_INT(conc_read_full(fd, got, sizeof text - 1), sizeof text - 1);
         CHECK_INT(conc_group_wait(&g), 0);
@@ -1034,8 +1055,8 @@ FILE_TEST(jobs_call_directly_or_in_a_run_of_their_own)
     CHECK_INT(count_names(directory), 1);
 }
 
-/* Emulators (of a build without Check) end where a forked process starts threads, and Valgrind misses those of its
- * parent. */
+/* Emulators (of a build without Check) end where a forked process starts threads, and Valgrind
+ * misses those of its parent. */
 static bool forked_processes_are_real(void)
 {
     const char *preloaded = getenv("LD_PRELOAD");
@@ -1178,7 +1199,8 @@ REAL_FILE_TEST(a_limit_that_passes_meanwhile_comes_too_late)
     conc_free(c.data);
 }
 
-/* More than there can be threads: the last ones do not start before the gate, a FIFO without a writer, opens. */
+/* More than there can be threads: the last ones do not start before the gate, a FIFO without a
+ * writer, opens. */
 enum { CROWD = 48 };
 
 static int count_decided(const call *c)
@@ -1217,7 +1239,8 @@ FILE_TEST(of_a_crowd_that_is_cancelled_each_did_all_or_nothing)
     while (count_decided(writers) < CROWD || count_decided(readers) == 0)
         turn(1);
     CHECK_INT(close(fd), 0);
-    while (count_decided(readers) < CROWD) { /* who opened it after that close waits for another one */
+    /* who opened it after that close waits for another one */
+    while (count_decided(readers) < CROWD) {
         if ((fd = open(fifo, O_WRONLY | O_NONBLOCK | O_CLOEXEC)) >= 0)
             CHECK_INT(close(fd), 0);
         turn(1);

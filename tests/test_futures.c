@@ -1,7 +1,7 @@
 /* test_futures.c - conc_future: a result that is set once and read by whoever wants it.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks switch and wait is tested
- * elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
+ * switch and wait is tested elsewhere)
  */
 #define TEST_SYNC
 #include "conc_test.h"
@@ -32,7 +32,8 @@ static int waits(void *arg)
 static void arrive(conc_group *g, conc_future *f, waiter *waiters, int n)
 {
     for (int i = 0; i < n; i++) {
-        waiters[i] = (waiter){.future = f, .rc = UNDECIDED, .next = UNDECIDED, .value = &nothing_yet};
+        waiters[i] =
+            (waiter){.future = f, .rc = UNDECIDED, .next = UNDECIDED, .value = &nothing_yet};
         CHECK_INT(conc_spawn_task(g, &waiters[i].task, waits, &waiters[i]), 0);
     }
     CHECK_INT(conc_settle(), 0);

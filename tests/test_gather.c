@@ -155,8 +155,9 @@ TASK_TEST(every_call_has_its_error_in_words)
     char long_text[121];
     memset(long_text, 'x', sizeof long_text - 1);
     long_text[sizeof long_text - 1] = 0;
-    conc_call calls[] = {CONC_CALL(fails_with_words, "the milk is sour"), CONC_CALL(fails_without_words, NULL),
-                         CONC_CALL(mends_itself, NULL), CONC_CALL(fails_with_words, long_text)};
+    conc_call calls[] = {CONC_CALL(fails_with_words, "the milk is sour"),
+                         CONC_CALL(fails_without_words, NULL), CONC_CALL(mends_itself, NULL),
+                         CONC_CALL(fails_with_words, long_text)};
     for (size_t i = 0; i < CONC_LEN(calls); i++)
         strcpy(calls[i].text, "from before");
     CHECK_INT(conc_gather_all(calls, CONC_LEN(calls)), 0);
@@ -172,7 +173,9 @@ TASK_TEST(every_call_has_its_error_in_words)
 TASK_TEST(the_words_of_the_first_error_are_told_to_the_caller)
 {
     CHECK_STR(conc_last_error(), "");
-    CHECK_INT(CONC_GATHER(CONC_CALL(fails_with_words, "sour milk"), CONC_CALL(sleeps, &(double){9})), -EPROTO);
+    CHECK_INT(
+        CONC_GATHER(CONC_CALL(fails_with_words, "sour milk"), CONC_CALL(sleeps, &(double){9})),
+        -EPROTO);
     CHECK_STR(conc_last_error(), "sour milk");
     CHECK_INT(conc_map(fails_with_words, "no sugar", 1, 0), -EPROTO);
     CHECK_STR(conc_last_error(), "no sugar");
@@ -210,8 +213,8 @@ static int cancels_the_found(void *arg)
 TASK_TEST(a_gather_of_all_keeps_the_cancel_of_one_call_to_itself)
 {
     work w = {.seconds = 5, .rc = 2};
-    conc_call calls[] = {CONC_CALL(can_be_found, &(double){9}), CONC_CALL(cancels_the_found, &(double){1}),
-                         CONC_CALL(works, &w)};
+    conc_call calls[] = {CONC_CALL(can_be_found, &(double){9}),
+                         CONC_CALL(cancels_the_found, &(double){1}), CONC_CALL(works, &w)};
     CHECK_INT(conc_gather_all(calls, CONC_LEN(calls)), 0);
     CHECK_INT(calls[0].result, -ECANCELED);
     CHECK_INT(calls[1].result, 0);
@@ -271,7 +274,10 @@ TASK_TEST(the_first_error_of_a_map_cancels_the_rest)
 
 TASK_TEST(a_map_of_all_puts_every_result_in_its_place)
 {
-    work w[] = {{.seconds = 3, .rc = 3}, {.seconds = 1, .rc = -EIO}, {.seconds = 2, .rc = -EPIPE}, {.rc = 4}};
+    work w[] = {{.seconds = 3, .rc = 3},
+                {.seconds = 1, .rc = -EIO},
+                {.seconds = 2, .rc = -EPIPE},
+                {.rc = 4}};
     int results[4] = {9, 9, 9, 9};
     CHECK_INT(CONC_MAP_ALL(works, w, results), 0);
     CHECK_TIME(3);
@@ -299,13 +305,16 @@ static int adds(void *arg)
 
 TASK_TEST(arguments_may_have_commas)
 {
-    conc_call calls[] = {CONC_CALL(adds, &(pair){1, 2}), CONC_CALL(adds, &(pair){.a = 30, .b = 12})};
+    conc_call calls[] = {CONC_CALL(adds, &(pair){1, 2}),
+                         CONC_CALL(adds, &(pair){.a = 30, .b = 12})};
     int results[2] = {0};
     CHECK_INT(conc_gather(calls, CONC_LEN(calls)), 0);
     CHECK_INT(calls[0].result, 3);
     CHECK_INT(calls[1].result, 42);
     CHECK_INT(CONC_GATHER(CONC_CALL(adds, &(pair){1, 2}), CONC_CALL(adds, &(pair){3, -4})), -1);
-    CHECK_INT(conc_gather((conc_call[]){CONC_CALL(adds, &(pair){1, 2}), CONC_CALL(adds, &(pair){3, 4})}, 2), 0);
+    CHECK_INT(conc_gather(
+                  (conc_call[]){CONC_CALL(adds, &(pair){1, 2}), CONC_CALL(adds, &(pair){3, 4})}, 2),
+              0);
     CHECK_INT(conc_map(adds, (pair[]){{1, 2}, {3, 4}, {5, 6}}, 3, sizeof(pair)), 0);
     CHECK_INT(CONC_MAP(adds, ((pair[]){{1, 2}, {3, 4}})), 0);
     CHECK_INT(CONC_MAP_ALL(adds, ((pair[]){{1, 2}, {3, -14}}), results), 0);
@@ -322,12 +331,14 @@ static int gathers_two(void *arg)
 
 TASK_TEST(gathers_may_be_nested)
 {
-    work w[3][2] = {
-        {{.seconds = 1}, {.seconds = 2}}, {{.seconds = 3}, {.seconds = 4}}, {{.seconds = 5}, {.seconds = 6}}};
+    work w[3][2] = {{{.seconds = 1}, {.seconds = 2}},
+                    {{.seconds = 3}, {.seconds = 4}},
+                    {{.seconds = 5}, {.seconds = 6}}};
     CHECK_INT(CONC_MAP(gathers_two, w), 0);
     CHECK_TIME(6);
     w[1][0].rc = -EIO; /* at 3 s: it cancels its neighbour, then the other pairs */
-    conc_call calls[] = {CONC_CALL(gathers_two, w[0]), CONC_CALL(gathers_two, w[1]), CONC_CALL(gathers_two, w[2])};
+    conc_call calls[] = {CONC_CALL(gathers_two, w[0]), CONC_CALL(gathers_two, w[1]),
+                         CONC_CALL(gathers_two, w[2])};
     CHECK_INT(conc_gather(calls, CONC_LEN(calls)), -EIO);
     CHECK_TIME(9);
     CHECK_INT(calls[0].result, 0);
@@ -417,8 +428,9 @@ TASK_TEST(a_cancel_of_the_caller_reaches_all_calls_and_waits_for_them)
     int (*hows[])(conc_call *, size_t) = {gather_first, gather_all};
     for (size_t i = 0; i < CONC_LEN(hows); i++) {
         double start = conc_now();
-        gatherer g = {.works = {{.seconds = 9}, {.seconds = 9, .cleanup = 2}, {.seconds = 0.5, .rc = 6}},
-                      .how = hows[i]};
+        gatherer g = {
+            .works = {{.seconds = 9}, {.seconds = 9, .cleanup = 2}, {.seconds = 0.5, .rc = 6}},
+            .how = hows[i]};
         cancel_after_a_second(&g);
         CHECK_INT(g.rc, -ECANCELED);
         CHECK_INT(g.after, -ECANCELED);
@@ -432,8 +444,9 @@ TASK_TEST(a_cancel_of_the_caller_reaches_all_calls_and_waits_for_them)
 
 TASK_TEST(an_error_outranks_the_cancel_of_the_caller)
 {
-    gatherer g = {.works = {{.seconds = 9}, {.seconds = 9, .cleanup = 2, .cut_rc = -EIO}, {.seconds = 9}},
-                  .how = gather_first};
+    gatherer g = {
+        .works = {{.seconds = 9}, {.seconds = 9, .cleanup = 2, .cut_rc = -EIO}, {.seconds = 9}},
+        .how = gather_first};
     cancel_after_a_second(&g);
     CHECK_INT(g.rc, -EIO);
     CHECK_INT(g.after, -ECANCELED); /* still to be seen */

@@ -1,4 +1,5 @@
-/* test_generators.c - conc_gen: items one by one from a function that can wait, and how it is closed. */
+/* test_generators.c - conc_gen: items one by one from a function that can wait, and how it is
+ * closed. */
 #include "conc_test.h"
 
 static int cleaned; /* how many bodies ran their clean-up */
@@ -11,7 +12,8 @@ static int count_to(conc_gen *g, void *n)
     return 0;
 }
 
-/* Emits 1, 2, ... a second apart, and cleans up when that ends; arg: what the clean-up returns, or NULL. */
+/* Emits 1, 2, ... a second apart, and cleans up when that ends; arg: what the clean-up returns,
+ * or NULL. */
 static int tick(conc_gen *g, void *arg)
 {
     int rc = 0;

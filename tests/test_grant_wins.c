@@ -1,12 +1,14 @@
-/* test_grant_wins.c - what was handed to a waiter is its own, whatever comes between the hand-over and its waking up.
+/* test_grant_wins.c - what was handed to a waiter is its own, whatever comes between the
+ * hand-over and its waking up.
  *
- * One table over all primitives: a row sets up a thing to wait for, waits, grants, and says what is left. Each row is
- * run with each way to cut a wait short (a cancel of the task, of a scope, the end of a shield, a time limit), in both
- * orders of {grant; cancel} with no wait between, alone and with a second waiter behind the first, who must not be
- * stranded. 0 means the whole effect and -ECANCELED none, and after a grant the cancel is seen at the next checkpoint.
+ * One table over all primitives: a row sets up a thing to wait for, waits, grants, and says what
+ * is left. Each row is run with each way to cut a wait short (a cancel of the task, of a scope,
+ * the end of a shield, a time limit), in both orders of {grant; cancel} with no wait between,
+ * alone and with a second waiter behind the first, who must not be stranded. 0 means the whole
+ * effect and -ECANCELED none, and after a grant the cancel is seen at the next checkpoint.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks switch and wait is tested
- * elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
+ * switch and wait is tested elsewhere)
  */
 #define TEST_SYNC
 #include "conc_test.h"
@@ -39,7 +41,8 @@ typedef struct row {
 } row;
 
 typedef enum way { CANCEL_TASK, CANCEL_SCOPE, UNSHIELD, TIME_LIMIT, WAYS } way;
-static const char *const way_names[] = {"cancel of the task", "cancel of the scope", "end of the shield", "time limit"};
+static const char *const way_names[] = {"cancel of the task", "cancel of the scope",
+                                        "end of the shield", "time limit"};
 
 struct waiter {
     const row *row;
@@ -75,20 +78,23 @@ static struct world {
     const plan *plan;
 } w0;
 
-/* The token of the limiter and the moment of a timer come at 2 s; the waiter's time limit is before or behind that. */
+/* The token of the limiter and the moment of a timer come at 2 s; the waiter's time limit is
+ * before or behind that. */
 enum { EARLY = 1, MOMENT = 2, LATE = 3 };
 
 /* ---- reports that name the row */
 
-#define EXPECT(condition) ((condition) ? (void)0 : complain(__LINE__, "not true: " #condition, 1, 0))
-#define EXPECT_INT(actual, expected) expect_int(__LINE__, #actual, (long long)(actual), (long long)(expected))
+#define EXPECT(condition) \
+    ((condition) ? (void)0 : complain(__LINE__, "not true: " #condition, 1, 0))
+#define EXPECT_INT(actual, expected) \
+    expect_int(__LINE__, #actual, (long long)(actual), (long long)(expected))
 
 static void complain(int line, const char *what, long long actual, long long expected)
 {
     const plan *p = w0.plan;
     test_fail(__FILE__, line, "%s, %s, %s, %s: %s: %lld, not %lld", p->row->name, way_names[p->way],
-              p->grant_first ? "grant first" : "grant second", p->two ? "two waiters" : "one waiter", what, actual,
-              expected);
+              p->grant_first ? "grant first" : "grant second",
+              p->two ? "two waiters" : "one waiter", what, actual, expected);
 }
 
 static void expect_int(int line, const char *what, long long actual, long long expected)
@@ -107,7 +113,10 @@ static void lock_give_back(waiter *w)
     EXPECT(conc_lock_owner(&w0.lock) == &w->task);
     lock_give();
 }
-static void lock_check(const waiter *got) { EXPECT(conc_lock_owner(&w0.lock) == (got ? &got->task : NULL)); }
+static void lock_check(const waiter *got)
+{
+    EXPECT(conc_lock_owner(&w0.lock) == (got ? &got->task : NULL));
+}
 
 static void rwlock_take_read(void) { EXPECT_INT(conc_rwlock_try_acquire_read(&w0.rwlock), 0); }
 static void rwlock_take_write(void) { EXPECT_INT(conc_rwlock_try_acquire_write(&w0.rwlock), 0); }
@@ -145,8 +154,14 @@ static void event_pulse(void)
     conc_event_set(&w0.event);
     conc_event_clear(&w0.event);
 }
-static void event_check_set(const waiter *got) { (void)got, EXPECT_INT(conc_event_is_set(&w0.event), true); }
-static void event_check_clear(const waiter *got) { (void)got, EXPECT_INT(conc_event_is_set(&w0.event), false); }
+static void event_check_set(const waiter *got)
+{
+    (void)got, EXPECT_INT(conc_event_is_set(&w0.event), true);
+}
+static void event_check_clear(const waiter *got)
+{
+    (void)got, EXPECT_INT(conc_event_is_set(&w0.event), false);
+}
 
 static int cond_wait_for(waiter *w)
 {
@@ -179,7 +194,8 @@ static void barrier_complete(void)
     conc_scope s = {0};
     EXPECT_INT(conc_scope_begin(&s, 5), 0);
     EXPECT_INT(barrier_arrive(&index), 0);
-    EXPECT_INT(conc_scope_end(&s, index), w0.plan->grant_first ? w0.barrier.parties - 1 : -ETIMEDOUT);
+    EXPECT_INT(conc_scope_end(&s, index),
+               w0.plan->grant_first ? w0.barrier.parties - 1 : -ETIMEDOUT);
 }
 /* In place of the one that was cancelled others complete the barrier: nobody has broken it. */
 static void barrier_after(void)
@@ -212,12 +228,18 @@ static void latch_pulse(void)
     latch_add_one();
 }
 static void latch_check(const waiter *got) { (void)got, EXPECT_INT(conc_latch_wait(&w0.latch), 0); }
-static void latch_check_up(const waiter *got) { (void)got, EXPECT_INT(conc_latch_done(&w0.latch), 0); }
+static void latch_check_up(const waiter *got)
+{
+    (void)got, EXPECT_INT(conc_latch_done(&w0.latch), 0);
+}
 
 static int future_wait_for(waiter *w) { return conc_future_wait(&w0.future, &w->value); }
 static void future_set(void) { EXPECT_INT(conc_future_set(&w0.future, 7, &w0), 0); }
 static void future_fail(void) { EXPECT_INT(conc_future_set(&w0.future, -EIO, &w0), 0); }
-static void future_set_cancelled(void) { EXPECT_INT(conc_future_set(&w0.future, -ECANCELED, &w0), 0); }
+static void future_set_cancelled(void)
+{
+    EXPECT_INT(conc_future_set(&w0.future, -ECANCELED, &w0), 0);
+}
 static void future_check(const waiter *got)
 {
     EXPECT(conc_future_is_set(&w0.future));
@@ -241,7 +263,10 @@ static void queue_put_two(void)
     queue_put_next();
     queue_put_next();
 }
-static void queue_get_next(void) { EXPECT_INT(conc_queue_try_get(&w0.queue, &w0.got[w0.got_count++]), 0); }
+static void queue_get_next(void)
+{
+    EXPECT_INT(conc_queue_try_get(&w0.queue, &w0.got[w0.got_count++]), 0);
+}
 static int queue_wait_get(waiter *w) { return conc_queue_get(&w0.queue, &w->item); }
 static int queue_wait_put(waiter *w)
 {
@@ -278,7 +303,10 @@ static void queue_check_two(const waiter *got)
     EXPECT_INT(conc_queue_len(&w0.queue), w0.plan->grant_first ? 1 - others : 2 - others);
     EXPECT_INT(got ? got->item : FIRST_ITEM, FIRST_ITEM);
 }
-static void queue_check_put(const waiter *got) { EXPECT_INT(conc_queue_len(&w0.queue), got ? 1 : 0); }
+static void queue_check_put(const waiter *got)
+{
+    EXPECT_INT(conc_queue_len(&w0.queue), got ? 1 : 0);
+}
 static void queue_end_put(const waiter *first, const waiter *second)
 {
     int expected = 0;
@@ -316,8 +344,14 @@ static void queue_done_and_put(void)
     queue_done();
     queue_fill();
 }
-static void queue_check_join(const waiter *got) { (void)got, EXPECT_INT(conc_queue_join(&w0.queue), 0); }
-static void queue_check_rejoin(const waiter *got) { (void)got, EXPECT_INT(conc_queue_task_done(&w0.queue), 0); }
+static void queue_check_join(const waiter *got)
+{
+    (void)got, EXPECT_INT(conc_queue_join(&w0.queue), 0);
+}
+static void queue_check_rejoin(const waiter *got)
+{
+    (void)got, EXPECT_INT(conc_queue_task_done(&w0.queue), 0);
+}
 static void queue_destroy(void) { conc_queue_destroy(&w0.queue); }
 
 /* ---- limiter: time grants */
@@ -341,19 +375,29 @@ static void limiter_check(const waiter *got)
 static int select_one(conc_case wanted)
 {
     int item = 0;
-    conc_case c[] = {CONC_CASE_EVENT(&w0.never), wanted, CONC_CASE_GET(&w0.never_filled, &item), CONC_CASE_AFTER(1000)};
+    conc_case c[] = {CONC_CASE_EVENT(&w0.never), wanted, CONC_CASE_GET(&w0.never_filled, &item),
+                     CONC_CASE_AFTER(1000)};
     int chosen = conc_select(c, CONC_LEN(c));
     EXPECT(chosen < 0 || chosen == 1);
     return chosen < 0 ? chosen : c[1].result;
 }
-static int select_get(waiter *w) { return select_one((conc_case)CONC_CASE_GET(&w0.queue, &w->item)); }
+static int select_get(waiter *w)
+{
+    return select_one((conc_case)CONC_CASE_GET(&w0.queue, &w->item));
+}
 static int select_put(waiter *w)
 {
     int item = w->number * 10;
     return select_one((conc_case)CONC_CASE_PUT(&w0.queue, &item));
 }
-static int select_event(waiter *w) { return (void)w, select_one((conc_case)CONC_CASE_EVENT(&w0.event)); }
-static int select_after(waiter *w) { return (void)w, select_one((conc_case)CONC_CASE_AFTER(MOMENT)); }
+static int select_event(waiter *w)
+{
+    return (void)w, select_one((conc_case)CONC_CASE_EVENT(&w0.event));
+}
+static int select_after(waiter *w)
+{
+    return (void)w, select_one((conc_case)CONC_CASE_AFTER(MOMENT));
+}
 static void check_nothing(const waiter *got) { (void)got; }
 
 /* ---- the table */
@@ -570,14 +614,24 @@ static void run_rows(way way, bool debug)
         for (int variant = 0; variant < 4; variant++) {
             plan p = {&rows[i], way, variant & 1, variant & 2};
             conc_options o = {.virtual_clock = true, .debug = debug, .slow_step = 1000};
-            w0 = (struct world){.plan = &p, .queue = rows[i].queue, .never_filled = CONC_QUEUE(int, 1)};
+            w0 = (struct world){
+                .plan = &p, .queue = rows[i].queue, .never_filled = CONC_QUEUE(int, 1)};
             EXPECT_INT(conc_run_with(&o, run_case, &p), 0);
         }
 }
 
-TEST(a_grant_wins_over_a_later_cancel_of_the_task_and_an_earlier_one_wins) { run_rows(CANCEL_TASK, false); }
-TEST(a_grant_wins_over_a_later_cancel_of_the_scope_and_an_earlier_one_wins) { run_rows(CANCEL_SCOPE, false); }
-TEST(a_grant_wins_over_a_later_end_of_the_shield_and_an_earlier_one_wins) { run_rows(UNSHIELD, false); }
+TEST(a_grant_wins_over_a_later_cancel_of_the_task_and_an_earlier_one_wins)
+{
+    run_rows(CANCEL_TASK, false);
+}
+TEST(a_grant_wins_over_a_later_cancel_of_the_scope_and_an_earlier_one_wins)
+{
+    run_rows(CANCEL_SCOPE, false);
+}
+TEST(a_grant_wins_over_a_later_end_of_the_shield_and_an_earlier_one_wins)
+{
+    run_rows(UNSHIELD, false);
+}
 TEST(a_grant_wins_over_a_later_time_limit_and_an_earlier_one_wins) { run_rows(TIME_LIMIT, false); }
 
 TEST(a_grant_wins_in_debug_mode_as_well)
@@ -600,7 +654,8 @@ static int takes_a_permit(void *arg)
     return 0;
 }
 
-/* Of `count` waiters those whose bit is set in `cut` are cancelled, with `permits` releases before and as many after. */
+/* Of `count` waiters those whose bit is set in `cut` are cancelled, with `permits` releases
+ * before and as many after. */
 static void cancel_some(unsigned cut, int count, int before, int after)
 {
     taker takers[4];

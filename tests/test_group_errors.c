@@ -1,4 +1,5 @@
-/* Errors in groups: the first is the group's, the rest is counted and reported, and no cancel from outside is swallowed. */
+/* Errors in groups: the first is the group's, the rest is counted and reported, and no cancel
+ * from outside is swallowed. */
 #include "conc_test.h"
 
 typedef struct child {
@@ -120,7 +121,8 @@ TASK_TEST(a_group_returns_only_when_all_its_clean_up_is_done)
 static int two_children_fail(void *arg)
 {
     (void)arg;
-    child first = {.seconds = 1, .rc = -EIO}, second = {.seconds = 100, .cleanup = 1, .cut_rc = -EPIPE};
+    child first = {.seconds = 1, .rc = -EIO},
+          second = {.seconds = 100, .cleanup = 1, .cut_rc = -EPIPE};
     conc_group g = {0};
     CHECK_INT(conc_spawn(&g, works, &second), 0);
     CHECK_INT(conc_spawn(&g, works, &first), 0);
@@ -233,7 +235,8 @@ static int two_fail_uncollected(void *arg)
 
 TEST(a_group_waits_for_what_on_error_spawns_into_it_while_it_closes)
 {
-    conc_options options = {.virtual_clock = true, .on_error = spawns_into_the_closing_group, .user = &reported};
+    conc_options options = {
+        .virtual_clock = true, .on_error = spawns_into_the_closing_group, .user = &reported};
     CHECK_INT(conc_run_with(&options, two_fail_uncollected, NULL), 0);
     CHECK_INT(reported.count, 1);
 }

@@ -1,8 +1,7 @@
 /* test_guard_report.c - CONC_GUARD_REPORT: a stack overflow is reported without debug mode, too.
  *
- * Not under: asan, gcc-asan, tsan, valgrind (they report it in their own way), no-epoll, save-fpu, poll (which change nothing
- * here)
- * Seeds: 2 (each test starts processes) */
+ * Not under: asan, gcc-asan, tsan, valgrind (they report it in their own way), no-epoll,
+ * save-fpu, poll (which change nothing here) Seeds: 2 (each test starts processes) */
 #define CONC_GUARD_REPORT
 #include "conc_test.h"
 

@@ -1,5 +1,6 @@
-/* test_interrupt.c - SIGINT and SIGTERM under .interrupt: what they do to a run and its result, and to conc_main's.
- * Each program runs in a process of its own, which a second signal, or a mistake, would kill.
+/* test_interrupt.c - SIGINT and SIGTERM under .interrupt: what they do to a run and its result,
+ * and to conc_main's. Each program runs in a process of its own, which a second signal, or a
+ * mistake, would kill.
  *
  * Seeds: 10 (each starts processes and waits for them)
  * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
@@ -32,7 +33,8 @@ static void install(int n, void (*handler)(int))
     CHECK_INT(sigaction(n, &action, NULL), 0);
 }
 
-/* A program that nobody has told anything about signals (Check has handlers of its own), and that ends one day. */
+/* A program that nobody has told anything about signals (Check has handlers of its own), and
+ * that ends one day. */
 static void forget_handlers(void)
 {
     sigset_t none;
@@ -68,7 +70,8 @@ static bool same_set(const sigset_t *a, const sigset_t *b)
 static bool same_action(const struct sigaction *a, const struct sigaction *b)
 {
     /* those that a program can set; libc adds one of its own whenever it installs something */
-    int flags = SA_NOCLDSTOP | SA_NOCLDWAIT | SA_SIGINFO | SA_ONSTACK | SA_RESTART | SA_NODEFER | (int)SA_RESETHAND;
+    int flags = SA_NOCLDSTOP | SA_NOCLDWAIT | SA_SIGINFO | SA_ONSTACK | SA_RESTART | SA_NODEFER |
+                (int)SA_RESETHAND;
     return (a->sa_flags & flags) == (b->sa_flags & flags) && a->sa_handler == b->sa_handler &&
            same_set(&a->sa_mask, &b->sa_mask);
 }
@@ -107,7 +110,8 @@ static void check_process(void (*fn)(void))
     CHECK(!strstr(output, "conc:") || getenv("CONC_DEBUG"));
 }
 
-/* Runs fn as main_fn, once for each of the two signals. Both are treated alike, and put back; nothing is printed. */
+/* Runs fn as main_fn, once for each of the two signals. Both are treated alike, and put back;
+ * nothing is printed. */
 static void check_result(conc_fn *fn, int result)
 {
     program = fn;
@@ -118,7 +122,8 @@ static void check_result(conc_fn *fn, int result)
     }
 }
 
-/* The same for a program that is killed by a signal: the one of the test, or the other of the two. */
+/* The same for a program that is killed by a signal: the one of the test, or the other of the
+ * two. */
 static void check_killed(conc_fn *fn, bool by_the_other)
 {
     program = fn;
@@ -140,7 +145,8 @@ static void pause_for(double s)
     nanosleep(&t, NULL);
 }
 
-/* Another process sends it soon: by then the loop does what the test wants, most likely; the result is the same. */
+/* Another process sends it soon: by then the loop does what the test wants, most likely; the
+ * result is the same. */
 static void let_it_come_soon(void)
 {
     pid_t child = fork();
@@ -192,7 +198,10 @@ static int raise_and_sleep_for_ever(void *arg)
     return conc_sleep(CONC_FOREVER);
 }
 
-TEST(a_signal_that_came_is_seen_before_a_deadlock) { check_result(raise_and_sleep_for_ever, -EINTR); }
+TEST(a_signal_that_came_is_seen_before_a_deadlock)
+{
+    check_result(raise_and_sleep_for_ever, -EINTR);
+}
 
 static int raise_in_a_task(void *arg)
 {
@@ -215,7 +224,10 @@ static int sleep_until_it_comes(void *arg)
     return sleep_long(arg);
 }
 
-TEST(a_signal_from_another_process_wakes_a_loop_that_sleeps) { check_result(sleep_until_it_comes, -EINTR); }
+TEST(a_signal_from_another_process_wakes_a_loop_that_sleeps)
+{
+    check_result(sleep_until_it_comes, -EINTR);
+}
 
 TEST(a_signal_from_another_process_wakes_a_loop_that_sleeps_in_poll)
 {
@@ -239,7 +251,10 @@ static int sleep_while_a_thread_raises(void *arg)
     return rc;
 }
 
-TEST(a_signal_that_another_thread_gets_cancels_main) { check_result(sleep_while_a_thread_raises, -EINTR); }
+TEST(a_signal_that_another_thread_gets_cancels_main)
+{
+    check_result(sleep_while_a_thread_raises, -EINTR);
+}
 
 static int spin_until_it_comes(void *arg)
 {
@@ -247,7 +262,8 @@ static int spin_until_it_comes(void *arg)
     (void)arg;
     let_it_come_soon();
     while ((rc = conc_yield()) == 0)
-        CHECK(test_real_seconds() > 0); /* ThreadSanitizer lets signals in where libc is called, and only there */
+        /* ThreadSanitizer lets signals in where libc is called, and only there */
+        CHECK(test_real_seconds() > 0);
     return rc;
 }
 
@@ -266,7 +282,10 @@ static int read_until_it_comes(void *arg)
     return rc;
 }
 
-TEST(a_signal_cancels_a_main_that_waits_on_a_descriptor) { check_result(read_until_it_comes, -EINTR); }
+TEST(a_signal_cancels_a_main_that_waits_on_a_descriptor)
+{
+    check_result(read_until_it_comes, -EINTR);
+}
 
 static int block_until_it_comes(void *arg)
 {
@@ -277,7 +296,10 @@ static int block_until_it_comes(void *arg)
     return sleep_long(arg);
 }
 
-TEST(a_signal_while_main_blocks_the_loop_cancels_it_after_that) { check_result(block_until_it_comes, -EINTR); }
+TEST(a_signal_while_main_blocks_the_loop_cancels_it_after_that)
+{
+    check_result(block_until_it_comes, -EINTR);
+}
 
 static int compute_until_it_comes(void *arg)
 {
@@ -287,7 +309,10 @@ static int compute_until_it_comes(void *arg)
     return sleep_long(arg);
 }
 
-TEST(a_signal_while_main_computes_cancels_it_after_that) { check_result(compute_until_it_comes, -EINTR); }
+TEST(a_signal_while_main_computes_cancels_it_after_that)
+{
+    check_result(compute_until_it_comes, -EINTR);
+}
 
 static int child_cleaned;
 
@@ -309,7 +334,10 @@ static int wait_for_children(void *arg)
     return rc;
 }
 
-TEST(a_signal_cancels_the_children_of_main_and_they_clean_up) { check_result(wait_for_children, -EINTR); }
+TEST(a_signal_cancels_the_children_of_main_and_they_clean_up)
+{
+    check_result(wait_for_children, -EINTR);
+}
 
 static int raise_under_a_time_limit(void *arg)
 {
@@ -335,7 +363,10 @@ static int raise_in_a_cancelled_scope(void *arg)
     return sleep_long(arg);
 }
 
-TEST(a_signal_while_a_scope_of_main_is_cancelled_is_not_lost) { check_result(raise_in_a_cancelled_scope, -EINTR); }
+TEST(a_signal_while_a_scope_of_main_is_cancelled_is_not_lost)
+{
+    check_result(raise_in_a_cancelled_scope, -EINTR);
+}
 
 static int clean_up_under_a_shield(void *arg)
 {
@@ -377,7 +408,10 @@ static int clean_up_with_the_background(void *arg)
     return -ECANCELED;
 }
 
-TEST(background_tasks_go_on_until_main_has_cleaned_up) { check_result(clean_up_with_the_background, -EINTR); }
+TEST(background_tasks_go_on_until_main_has_cleaned_up)
+{
+    check_result(clean_up_with_the_background, -EINTR);
+}
 
 static int cleaner(void *arg)
 {
@@ -422,7 +456,10 @@ static int catch_and_fail(void *arg)
     return -EIO;
 }
 
-TEST(a_main_that_fails_while_it_cleans_up_has_its_own_result) { check_result(catch_and_fail, -EIO); }
+TEST(a_main_that_fails_while_it_cleans_up_has_its_own_result)
+{
+    check_result(catch_and_fail, -EIO);
+}
 
 static int cancel_itself_before(void *arg)
 {
@@ -431,7 +468,10 @@ static int cancel_itself_before(void *arg)
     return sleep_long(arg);
 }
 
-TEST(a_main_that_was_cancelled_before_has_its_own_result) { check_result(cancel_itself_before, -ECANCELED); }
+TEST(a_main_that_was_cancelled_before_has_its_own_result)
+{
+    check_result(cancel_itself_before, -ECANCELED);
+}
 
 static int cancel_itself_and_unwind(void *arg)
 {
@@ -442,7 +482,10 @@ static int cancel_itself_and_unwind(void *arg)
     return -ECANCELED;
 }
 
-TEST(a_main_that_unwinds_already_has_its_own_result) { check_result(cancel_itself_and_unwind, -ECANCELED); }
+TEST(a_main_that_unwinds_already_has_its_own_result)
+{
+    check_result(cancel_itself_and_unwind, -ECANCELED);
+}
 
 static int return_eintr(void *arg)
 {
@@ -497,7 +540,10 @@ static int leave_one_that_cleans_up_for_ever(void *arg)
     return 7;
 }
 
-TEST(a_second_signal_kills_after_main_returned) { check_killed(leave_one_that_cleans_up_for_ever, false); }
+TEST(a_second_signal_kills_after_main_returned)
+{
+    check_killed(leave_one_that_cleans_up_for_ever, false);
+}
 
 static int raise_and_hang(void *arg)
 {
@@ -509,7 +555,10 @@ static int raise_and_hang(void *arg)
     return 0;
 }
 
-TEST(a_second_signal_kills_a_program_that_hangs_since_the_first) { check_killed(raise_and_hang, false); }
+TEST(a_second_signal_kills_a_program_that_hangs_since_the_first)
+{
+    check_killed(raise_and_hang, false);
+}
 
 /* ---- what is left alone ---- */
 
@@ -753,7 +802,10 @@ static int open_after_it_came(void *arg)
     return sleep_long(arg);
 }
 
-TEST(a_signal_that_came_before_the_receiver_cancels_main) { check_result(open_after_it_came, -EINTR); }
+TEST(a_signal_that_came_before_the_receiver_cancels_main)
+{
+    check_result(open_after_it_came, -EINTR);
+}
 
 static int receive_the_other(void *arg)
 {
@@ -765,7 +817,10 @@ static int receive_the_other(void *arg)
     return sleep_long(arg);
 }
 
-TEST(a_receiver_of_the_other_signal_does_not_keep_this_one) { check_result(receive_the_other, -EINTR); }
+TEST(a_receiver_of_the_other_signal_does_not_keep_this_one)
+{
+    check_result(receive_the_other, -EINTR);
+}
 
 static int receive_while_it_cleans_up(void *arg)
 {
@@ -778,7 +833,10 @@ static int receive_while_it_cleans_up(void *arg)
     return sleep_long(arg);
 }
 
-TEST(a_second_signal_kills_though_there_was_a_receiver_in_between) { check_killed(receive_while_it_cleans_up, false); }
+TEST(a_second_signal_kills_though_there_was_a_receiver_in_between)
+{
+    check_killed(receive_while_it_cleans_up, false);
+}
 
 /* ---- conc_main ---- */
 
@@ -806,7 +864,8 @@ static void check_nothing_said(void)
 
 TEST(conc_main_returns_128_and_the_number_and_says_nothing)
 {
-    conc_fn *programs[] = {raise_and_sleep, sleep_until_it_comes, clean_up_under_a_shield, leave_a_cleaner};
+    conc_fn *programs[] = {raise_and_sleep, sleep_until_it_comes, clean_up_under_a_shield,
+                           leave_a_cleaner};
     for (size_t i = 0; i < CONC_LEN(programs); i++) {
         number = SIGINT;
         CHECK_INT(status_of_conc_main(programs[i]), 130);

@@ -241,7 +241,9 @@ static int joins_and_sleeps(void *arg)
     joiner *j = arg;
     joins(j);
     int slept = conc_sleep(10);
-    return j->rc == 0 && slept == -ECANCELED ? 1 : j->rc == -ECANCELED && slept == -ECANCELED ? 2 : 3;
+    return j->rc == 0 && slept == -ECANCELED            ? 1
+           : j->rc == -ECANCELED && slept == -ECANCELED ? 2
+                                                        : 3;
 }
 
 static int cancels(void *arg)
@@ -275,7 +277,8 @@ ORDERED_TASK_TEST(a_result_that_was_there_before_the_cancel_is_kept)
     conc_group g = {0};
     joiner j = {.target = &t};
     CHECK_INT(conc_spawn_task(&g, &t, works, (&(child){.seconds = 1, .rc = 6})), 0);
-    CHECK_INT(conc_spawn(&g, cancels, &waiting), 0); /* runs after t has ended, before the joiner does */
+    /* runs after t has ended, before the joiner does */
+    CHECK_INT(conc_spawn(&g, cancels, &waiting), 0);
     CHECK_INT(conc_spawn_task(&g, &waiting, joins_and_sleeps, &j), 0);
     CHECK_INT(conc_join(&waiting, &result), 0);
     CHECK_INT(result, 1);

@@ -1,7 +1,7 @@
 /* test_latches.c - conc_latch: waiting for a count to come down to zero.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks switch and wait is tested
- * elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
+ * switch and wait is tested elsewhere)
  */
 #define TEST_SYNC
 #include "conc_test.h"
@@ -142,7 +142,8 @@ TASK_TEST(more_work_right_after_the_last_was_done_takes_nothing_back)
     arrive(&g, &l, w, 3);
     CHECK_INT(conc_latch_done(&l), 0);
     CHECK_INT(conc_latch_add(&l, 1), 0);
-    CHECK_INT(conc_timeout(1, wait_here, &l), -ETIMEDOUT); /* who comes later waits for the new work */
+    /* who comes later waits for the new work */
+    CHECK_INT(conc_timeout(1, wait_here, &l), -ETIMEDOUT);
     for (int i = 0; i < 3; i++) {
         CHECK_INT(w[i].rc, 0);
         CHECK(w[i].at == 0);

@@ -1,7 +1,8 @@
-/* test_limiters.c - conc_limiter: who gets its tokens when, to the nanosecond of the virtual clock.
+/* test_limiters.c - conc_limiter: who gets its tokens when, to the nanosecond of the virtual
+ * clock.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks switch and wait is tested
- * elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
+ * switch and wait is tested elsewhere)
  */
 #define TEST_SYNC
 #include "conc_test.h"
@@ -48,8 +49,12 @@ static void arrive_for_one(conc_group *g, conc_limiter *l, taker *takers, int co
         arrive(g, l, &takers[i], 1);
 }
 
-/* When the i-th token after a full bucket of one is there, first moment that is not before i * per / rate seconds. */
-static int64_t due(int64_t i, int64_t rate, int64_t per) { return (i * per * SECOND + rate - 1) / rate; }
+/* When the i-th token after a full bucket of one is there, first moment that is not before i *
+ * per / rate seconds. */
+static int64_t due(int64_t i, int64_t rate, int64_t per)
+{
+    return (i * per * SECOND + rate - 1) / rate;
+}
 
 static int take_one(void *limiter) { return conc_limiter_acquire(limiter, 1); }
 
@@ -166,7 +171,8 @@ TASK_TEST(a_rate_finer_than_the_clock_is_no_trouble)
 
 TASK_TEST(a_rate_near_zero_gives_nothing_after_the_burst)
 {
-    conc_limiter limiters[] = {{.rate = 1e-9}, {.rate = 1e-12}, {.rate = 1e-300}, {.rate = 1, .per = CONC_FOREVER}};
+    conc_limiter limiters[] = {
+        {.rate = 1e-9}, {.rate = 1e-12}, {.rate = 1e-300}, {.rate = 1, .per = CONC_FOREVER}};
     for (size_t i = 0; i < CONC_LEN(limiters); i++) {
         conc_limiter *l = &limiters[i];
         CHECK_INT(conc_limiter_acquire(l, 1), 0);
@@ -212,8 +218,8 @@ TASK_TEST(those_who_wait_are_served_in_the_order_they_came)
     }
 }
 
-/* 20 wait at a limiter of 3 a second; at these times those with these numbers are cancelled. The others get the tokens
- * as they come, as if those who left had never been there. */
+/* 20 wait at a limiter of 3 a second; at these times those with these numbers are cancelled. The
+ * others get the tokens as they come, as if those who left had never been there. */
 typedef struct leaver {
     double at;
     int who;
@@ -248,10 +254,14 @@ static void check_grants_are_on_time(const leaver *leavers, int n)
 
 TASK_TEST(whoever_leaves_grants_come_on_time)
 {
-    static const leaver first[] = {{0, 1}}, last[] = {{0, 19}}, middle[] = {{0.5, 10}}, head[] = {{0.5, 2}};
-    static const leaver in_turn[] = {{0, 1}, {0, 2}, {0, 3}, {0.1, 4}, {0.4, 6}, {0.7, 8}, {0.7, 9}};
-    static const leaver backwards[] = {{0, 19}, {0, 18}, {0.5, 17}, {0.6, 16}, {1.5, 15}, {1.5, 14}, {2, 13}};
-    static const leaver mixed[] = {{0, 10}, {0.1, 1}, {0.2, 19}, {0.3, 2}, {0.4, 4}, {0.9, 12}, {1.2, 8}, {2.1, 18}};
+    static const leaver first[] = {{0, 1}}, last[] = {{0, 19}}, middle[] = {{0.5, 10}},
+                        head[] = {{0.5, 2}};
+    static const leaver in_turn[] = {{0, 1},   {0, 2},   {0, 3},  {0.1, 4},
+                                     {0.4, 6}, {0.7, 8}, {0.7, 9}};
+    static const leaver backwards[] = {{0, 19},   {0, 18},   {0.5, 17}, {0.6, 16},
+                                       {1.5, 15}, {1.5, 14}, {2, 13}};
+    static const leaver mixed[] = {{0, 10},  {0.1, 1},  {0.2, 19}, {0.3, 2},
+                                   {0.4, 4}, {0.9, 12}, {1.2, 8},  {2.1, 18}};
     static const leaver just_before[] = {{0.3, 1}, {0.333333333, 2}, {0.6666666, 4}};
     check_grants_are_on_time(first, 1);
     check_grants_are_on_time(last, 1);
@@ -513,8 +523,8 @@ static int buys_now_and_then(void *arg)
         conc_scope s = {0};
         CONC_TRY(conc_sleep(conc_random(0, 3)));
         CONC_TRY(conc_scope_begin(&s, conc_random(0, 6)));
-        int rc =
-            conc_random(0, 1) < 0.3 ? conc_limiter_try_acquire(t.limiter, t.n) : conc_limiter_acquire(t.limiter, t.n);
+        int rc = conc_random(0, 1) < 0.3 ? conc_limiter_try_acquire(t.limiter, t.n)
+                                         : conc_limiter_acquire(t.limiter, t.n);
         if (rc == 0) /* time stands still between a grant and here */
             c->sales[(*c->count)++] = (sale){conc_now(), t.n};
         rc = conc_scope_end(&s, rc);
@@ -662,7 +672,8 @@ TASK_TEST(senseless_limiters_are_refused)
 
 TASK_TEST(numbers_of_tokens_that_can_never_be_had_are_refused_at_once)
 {
-    conc_limiter plain = {.rate = 1}, wide = {.rate = 1, .burst = 2.5}, narrow = {.rate = 1, .burst = 0.5};
+    conc_limiter plain = {.rate = 1}, wide = {.rate = 1, .burst = 2.5},
+                 narrow = {.rate = 1, .burst = 0.5};
     struct {
         conc_limiter *limiter;
         int n;

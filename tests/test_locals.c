@@ -1,4 +1,5 @@
-/* test_locals.c - conc_local: a value for each task, inherited at the spawn, invisible to each other after it. */
+/* test_locals.c - conc_local: a value for each task, inherited at the spawn, invisible to each
+ * other after it. */
 #include "conc_test.h"
 
 static conc_local colour = {"colour"}, size = {NULL}, never_set = {"never set"};
@@ -68,7 +69,8 @@ TASK_TEST(a_child_starts_with_the_values_of_the_moment_of_its_spawn)
 
 TASK_TEST(what_a_child_sets_is_invisible_to_its_parent_and_its_siblings)
 {
-    looker first = {.set = &green, .wait = 2}, second = {.set = &blue, .wait = 2}, third = {.wait = 2};
+    looker first = {.set = &green, .wait = 2}, second = {.set = &blue, .wait = 2},
+           third = {.wait = 2};
     conc_group g = {0};
     CHECK_INT(conc_local_set(&colour, &red), 0);
     CHECK_INT(conc_spawn(&g, look, &first), 0);

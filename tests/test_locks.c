@@ -1,8 +1,8 @@
-/* test_locks.c - conc_lock and CONC_LOCKED: one owner at a time, in the order of asking, whatever is cancelled meanwhile,
- * and what is reported of a lock that stays held.
+/* test_locks.c - conc_lock and CONC_LOCKED: one owner at a time, in the order of asking,
+ * whatever is cancelled meanwhile, and what is reported of a lock that stays held.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks switch and wait is tested
- * elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
+ * switch and wait is tested elsewhere)
  */
 #define TEST_SYNC
 #include "conc_test.h"
@@ -218,7 +218,8 @@ TASK_TEST(one_release_wakes_one_waiter)
 TASK_TEST(who_asks_again_stands_behind_those_who_wait)
 {
     conc_lock l = {0};
-    user users[] = {USER(&l, "a", 0, .rounds = 5), USER(&l, "b", 0, .rounds = 5), USER(&l, "c", 0, .rounds = 5)};
+    user users[] = {USER(&l, "a", 0, .rounds = 5), USER(&l, "b", 0, .rounds = 5),
+                    USER(&l, "c", 0, .rounds = 5)};
     conc_group g = {0};
     CHECK_INT(conc_lock_acquire(&l), 0);
     ARRIVE(&g, users);
@@ -340,7 +341,8 @@ TASK_TEST(a_cancelled_waiter_is_passed_over)
 static void check_cancels(const char *cancelled, const char *expected)
 {
     conc_lock l = {0};
-    user users[] = {USER(&l, "a", 0), USER(&l, "b", 0), USER(&l, "c", 0), USER(&l, "d", 0), USER(&l, "e", 0)};
+    user users[] = {USER(&l, "a", 0), USER(&l, "b", 0), USER(&l, "c", 0), USER(&l, "d", 0),
+                    USER(&l, "e", 0)};
     conc_group g = {0};
     noted[0] = 0;
     CHECK_INT(conc_lock_acquire(&l), 0);
@@ -363,8 +365,9 @@ TASK_TEST(any_waiters_may_be_cancelled_while_the_lock_stays_held)
 {
     static const struct {
         const char *cancelled, *left;
-    } rows[] = {{"a", "b c d e"}, {"c", "a b d e"}, {"e", "a b c d"}, {"ab", "c d e"}, {"ba", "c d e"},
-                {"ed", "a b c"},  {"bd", "a c e"},  {"aec", "b d"},   {"bcd", "a e"},  {"cadbe", ""}};
+    } rows[] = {{"a", "b c d e"}, {"c", "a b d e"}, {"e", "a b c d"}, {"ab", "c d e"},
+                {"ba", "c d e"},  {"ed", "a b c"},  {"bd", "a c e"},  {"aec", "b d"},
+                {"bcd", "a e"},   {"cadbe", ""}};
     for (size_t i = 0; i < CONC_LEN(rows); i++)
         check_cancels(rows[i].cancelled, rows[i].left);
 }
@@ -434,7 +437,10 @@ static int sleeps_with_the_lock(void *arg)
     return rc;
 }
 
-static int sleeps_with_the_lock_for_two_seconds(void *arg) { return conc_timeout(2, sleeps_with_the_lock, arg); }
+static int sleeps_with_the_lock_for_two_seconds(void *arg)
+{
+    return conc_timeout(2, sleeps_with_the_lock, arg);
+}
 
 TASK_TEST(an_owner_out_of_time_releases_while_it_unwinds)
 {
@@ -625,9 +631,16 @@ TASK_TEST(a_locked_block_is_left_with_the_lock_released_however_that_happens)
     static const struct {
         int (*fn)(void);
         int rc;
-    } rows[] = {{leaves_at_the_end, 0}, {leaves_by_return, 1},     {leaves_by_break, 2}, {leaves_by_continue, 3},
-                {leaves_by_goto, 4},    {leaves_by_try, -ENOENT},  {nests, 5},           {nests_and_returns, 6},
-                {repeats, 7},           {nests_the_same, -EDEADLK}};
+    } rows[] = {{leaves_at_the_end, 0},
+                {leaves_by_return, 1},
+                {leaves_by_break, 2},
+                {leaves_by_continue, 3},
+                {leaves_by_goto, 4},
+                {leaves_by_try, -ENOENT},
+                {nests, 5},
+                {nests_and_returns, 6},
+                {repeats, 7},
+                {nests_the_same, -EDEADLK}};
     for (size_t i = 0; i < CONC_LEN(rows); i++) {
         noted[0] = 0;
         CHECK_INT(rows[i].fn(), rows[i].rc);
@@ -803,7 +816,8 @@ static void run_for_report(conc_fn *fn, bool debug, int rc)
     int status = test_in_process(run_reported, report, sizeof report);
     if (status)
         test_fail(__FILE__, __LINE__, "status 0x%x, stderr:\n%s", (unsigned)status, report);
-    char *stacks = strstr(report, "conc: stacks: "); /* the last that debug mode says is not about locks */
+    /* the last that debug mode says is not about locks */
+    char *stacks = strstr(report, "conc: stacks: ");
     if (stacks)
         *stacks = 0;
 }

@@ -1,4 +1,5 @@
-/* test_lost_scope.c - a scope or group that its function left open is lost memory: conc says which, and aborts. */
+/* test_lost_scope.c - a scope or group that its function left open is lost memory: conc says
+ * which, and aborts. */
 #include "conc_test.h"
 
 static conc_scope kept;
@@ -7,7 +8,8 @@ static conc_group kept_group;
 /* Tells where: the line of the begin, on stderr, just before it is made. */
 static void opening(int line) { fprintf(stderr, "opened on line %d\n", line); }
 
-/* AddressSanitizer may keep locals in a heap of its own, where nothing is lost when a function returns. */
+/* AddressSanitizer may keep locals in a heap of its own, where nothing is lost when a function
+ * returns. */
 __attribute__((noinline)) static bool locals_are_on_the_stack(void)
 {
     char local = 0, *volatile p = &local;
@@ -23,7 +25,8 @@ static void check_lost(void (*fn)(void), const char *what)
     char place[512];
     int line = 0, status = test_in_process(fn, text, sizeof text);
     if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGABRT)
-        test_fail(__FILE__, __LINE__, "it should have aborted; status 0x%x, stderr:\n%s", (unsigned)status, text);
+        test_fail(__FILE__, __LINE__, "it should have aborted; status 0x%x, stderr:\n%s",
+                  (unsigned)status, text);
     const char *opened = strstr(text, "opened on line ");
     CHECK(opened && sscanf(opened, "opened on line %d", &line) == 1);
     snprintf(place, sizeof place, "%s:%d", __FILE__, line);
@@ -43,7 +46,8 @@ static int sleep_for_ever(void *arg)
     return conc_sleep(CONC_FOREVER);
 }
 
-/* The functions that lose something do so well below their caller, so that the next call does not overwrite it. */
+/* The functions that lose something do so well below their caller, so that the next call does
+ * not overwrite it. */
 __attribute__((noinline)) static int below(int (*fn)(void))
 {
     volatile char room[16384];
@@ -145,13 +149,25 @@ static void group_then_wait(void) { run(lose_group_and_wait); }
 static void group_with_child_then_wait(void) { run(lose_group_with_child_and_wait); }
 static void scope_under_a_timeout(void) { run(lose_under_a_timeout); }
 
-TEST(a_scope_left_open_by_a_function_is_found_at_the_next_wait) { check_lost(scope_then_wait, "scope"); }
+TEST(a_scope_left_open_by_a_function_is_found_at_the_next_wait)
+{
+    check_lost(scope_then_wait, "scope");
+}
 
-TEST(a_scope_left_open_by_a_function_is_found_when_the_next_one_begins) { check_lost(scope_then_begin, "scope"); }
+TEST(a_scope_left_open_by_a_function_is_found_when_the_next_one_begins)
+{
+    check_lost(scope_then_begin, "scope");
+}
 
-TEST(a_scope_left_open_by_a_function_is_found_when_the_one_around_it_ends) { check_lost(scope_in_scope, "scope"); }
+TEST(a_scope_left_open_by_a_function_is_found_when_the_one_around_it_ends)
+{
+    check_lost(scope_in_scope, "scope");
+}
 
-TEST(a_scope_left_open_by_a_function_is_found_when_a_group_opens) { check_lost(scope_then_spawn, "scope"); }
+TEST(a_scope_left_open_by_a_function_is_found_when_a_group_opens)
+{
+    check_lost(scope_then_spawn, "scope");
+}
 
 TEST(a_scope_left_open_under_a_timeout_is_found) { check_lost(scope_under_a_timeout, "scope"); }
 
@@ -236,9 +252,15 @@ static void main_ends_with_group(void) { run(end_with_group); }
 static void child_ends_with_scope(void) { run(child_with_scope); }
 static void child_ends_with_group(void) { run(child_with_group); }
 
-TEST(a_main_function_that_ends_with_a_scope_open_is_told) { check_lost(main_ends_with_scope, "scope"); }
+TEST(a_main_function_that_ends_with_a_scope_open_is_told)
+{
+    check_lost(main_ends_with_scope, "scope");
+}
 
-TEST(a_main_function_that_ends_with_a_group_open_is_told) { check_lost(main_ends_with_group, "group"); }
+TEST(a_main_function_that_ends_with_a_group_open_is_told)
+{
+    check_lost(main_ends_with_group, "group");
+}
 
 TEST(a_task_that_ends_with_a_scope_open_is_told) { check_lost(child_ends_with_scope, "scope"); }
 
@@ -333,5 +355,6 @@ static void child_ends_with_signals(void) { run(leave_signals_open); }
 TEST(a_task_that_ends_with_signals_open_is_told)
 {
     if (locals_are_on_the_stack())
-        CHECK_DIES(child_ends_with_signals, SIGABRT, "it ended, with the conc_signals on its stack still open");
+        CHECK_DIES(child_ends_with_signals, SIGABRT,
+                   "it ended, with the conc_signals on its stack still open");
 }

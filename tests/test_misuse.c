@@ -348,8 +348,9 @@ TEST(senseless_options_of_a_run_are_refused)
 
 TEST(senseless_values_in_the_environment_fail_the_run)
 {
-    const char *senseless[][2] = {{"CONC_CLOCK", "sundial"}, {"CONC_SEED", "pumpkin"}, {"CONC_POLL", "guess"},
-                                  {"CONC_STACK", "12"},      {"CONC_STACK", "large"},  {"CONC_DEBUG", "perhaps"}};
+    const char *senseless[][2] = {{"CONC_CLOCK", "sundial"}, {"CONC_SEED", "pumpkin"},
+                                  {"CONC_POLL", "guess"},    {"CONC_STACK", "12"},
+                                  {"CONC_STACK", "large"},   {"CONC_DEBUG", "perhaps"}};
     for (size_t i = 0; i < CONC_LEN(senseless); i++) {
         char *before = getenv(senseless[i][0]);
         setenv(senseless[i][0], senseless[i][1], 1);
@@ -399,7 +400,9 @@ TEST(outside_a_run_questions_have_their_plain_answers)
     memset(&s, 0xff, sizeof s);
     memset(&zero, 0, sizeof zero);
     conc_get_stats(&s);
-    CHECK_INT(s.tasks + s.ready + s.timers + s.generators + s.holds + s.stacks + s.stacks_kept + s.stack_bytes, 0);
+    CHECK_INT(s.tasks + s.ready + s.timers + s.generators + s.holds + s.stacks + s.stacks_kept +
+                  s.stack_bytes,
+              0);
     CHECK_INT(s.spawned + s.switches + s.passes + s.polls, 0);
     CHECK(conc_self() == NULL);
     CHECK(conc_loop_self() == NULL);

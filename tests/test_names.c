@@ -1,18 +1,21 @@
-/* test_names.c - conc_resolve, and conc_dial and conc_listen by name: what is found, in words what is not, and a loop
- * that goes on while somebody looks it up. Most names are known to this file alone, which stands in for getaddrinfo(3);
- * those of the system are asked for, too, and those of a file of hosts where nss_wrapper is installed.
+/* test_names.c - conc_resolve, and conc_dial and conc_listen by name: what is found, in words
+ * what is not, and a loop that goes on while somebody looks it up. Most names are known to this
+ * file alone, which stands in for getaddrinfo(3); those of the system are asked for, too, and
+ * those of a file of hosts where nss_wrapper is installed.
  *
  * Seeds: 2 (jobs are threads)
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, riscv64, poll, gcc-asan, single, clang, static, valgrind (how
- * tasks switch and wait is tested elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, riscv64, poll, gcc-asan, single, clang,
+ * static, valgrind (how tasks switch and wait is tested elsewhere)
  */
 #define _GNU_SOURCE 1 /* EAI_ADDRFAMILY and its kin */
 #include <netdb.h>
 
-static int look_up(const char *host, const char *port, const struct addrinfo *hints, struct addrinfo **found);
+static int look_up(const char *host, const char *port, const struct addrinfo *hints,
+                   struct addrinfo **found);
 
 #define getaddrinfo look_up
-#define CONC_STACK_SIZE (256 * 1024) /* the default; an option gives this file an implementation of its own */
+#define CONC_STACK_SIZE \
+    (256 * 1024) /* the default; an option gives this file an implementation of its own */
 #include "pool_test.h"
 
 #include "io_test.h"
@@ -71,7 +74,8 @@ static int find_many(const char *port, const struct addrinfo *hints, struct addr
     return rc;
 }
 
-static int find_addresses(const known *k, const char *port, const struct addrinfo *hints, struct addrinfo **found)
+static int find_addresses(const known *k, const char *port, const struct addrinfo *hints,
+                          struct addrinfo **found)
 {
     struct addrinfo **end = found;
     if (strcmp(k->host, "many.test") == 0)
@@ -87,7 +91,8 @@ static int find_addresses(const known *k, const char *port, const struct addrinf
 }
 
 /* getaddrinfo(3), as the implementation in this file sees it. */
-static int look_up(const char *host, const char *port, const struct addrinfo *hints, struct addrinfo **found)
+static int look_up(const char *host, const char *port, const struct addrinfo *hints,
+                   struct addrinfo **found)
 {
     lookups++;
     for (size_t i = 0; host && i < CONC_LEN(names); i++) {
@@ -125,7 +130,8 @@ static const char *text_of(const struct sockaddr_storage *a)
     static char texts[4][128];
     static int next;
     char host[96], port[16], *text = texts[next++ % 4];
-    socklen_t size = a->ss_family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
+    socklen_t size =
+        a->ss_family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
     CHECK_INT(getnameinfo((const struct sockaddr *)a, size, host, sizeof host, port, sizeof port,
                           NI_NUMERICHOST | NI_NUMERICSERV),
               0);
@@ -198,7 +204,8 @@ static bool is_loopback(const struct sockaddr_storage *a)
 {
     if (a->ss_family == AF_INET6)
         return IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)a)->sin6_addr);
-    return a->ss_family == AF_INET && ntohl(((const struct sockaddr_in *)a)->sin_addr.s_addr) >> 24 == 127;
+    return a->ss_family == AF_INET &&
+           ntohl(((const struct sockaddr_in *)a)->sin_addr.s_addr) >> 24 == 127;
 }
 
 TASK_TEST(localhost_is_this_machine)
@@ -583,7 +590,8 @@ static void check_all_addresses_are_tried(const char *address, const char *const
         int listener = conc_listen(at(address, 0)), port = port_of(listener);
         int fds = test_count_fds(), fd = conc_dial(at(hosts[i], port));
         if (fd < 0)
-            test_fail(__FILE__, __LINE__, "conc_dial of %s, which is at %s, returned %d", hosts[i], address, fd);
+            test_fail(__FILE__, __LINE__, "conc_dial of %s, which is at %s, returned %d", hosts[i],
+                      address, fd);
         CHECK_INT(test_count_fds(), fds + 1);
         CHECK_INT(conc_address(fd, true, peer, sizeof peer), 0);
         CHECK_STR(peer, at(address, port));
@@ -642,7 +650,8 @@ TASK_TEST(a_name_without_a_port_is_malformed_and_not_looked_up)
     for (size_t i = 0; i < CONC_LEN(wrong); i++) {
         int dialled = conc_dial(wrong[i]), listened = conc_listen(wrong[i]);
         if (dialled != -EINVAL || listened != -EINVAL)
-            test_fail(__FILE__, __LINE__, "\"%s\": conc_dial %d, conc_listen %d", wrong[i], dialled, listened);
+            test_fail(__FILE__, __LINE__, "\"%s\": conc_dial %d, conc_listen %d", wrong[i], dialled,
+                      listened);
     }
     CHECK_INT(lookups, 0);
 }
@@ -679,7 +688,8 @@ TASK_TEST(a_cancel_of_who_dials_or_listens_by_name_returns_at_once)
     open_gate(2);
 }
 
-/* ---- names of a file of hosts, in this program executed anew with nss_wrapper before the C library ---- */
+/* ---- names of a file of hosts, in this program executed anew with nss_wrapper before the C
+ * library ---- */
 
 enum { SKIPPED = 77 };
 
@@ -729,13 +739,15 @@ static void execute_anew(void)
 {
     char options[512], program[4096] = "";
     const char *old = getenv("ASAN_OPTIONS");
-    snprintf(options, sizeof options, "%s%sverify_asan_link_order=0", old ? old : "", old ? ":" : "");
+    snprintf(options, sizeof options, "%s%sverify_asan_link_order=0", old ? old : "",
+             old ? ":" : "");
     setenv("ASAN_OPTIONS", options, 1);
     setenv("LD_PRELOAD", "libnss_wrapper.so", 1);
     setenv("NSS_WRAPPER_HOSTS", hosts_path, 1);
     setenv("RES_OPTIONS", "timeout:1 attempts:1", 1);
     setenv("TEST_NAMES_WITH_HOSTS", "1", 1);
-    ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1); /* under Valgrind its own is behind that */
+    /* under Valgrind its own is behind that */
+    ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
     if (n > 0)
         execl(program, "test_names", (char *)NULL);
     _exit(SKIPPED);

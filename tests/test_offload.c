@@ -1,9 +1,10 @@
-/* test_offload.c - conc_offload and conc_offload_abandon: the pool that all runs share, from the first use to the end of
- * the last run, and jobs that nobody waits for any more.
+/* test_offload.c - conc_offload and conc_offload_abandon: the pool that all runs share, from the
+ * first use to the end of the last run, and jobs that nobody waits for any more.
  *
  * Seeds: 2 (jobs are threads)
- * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, single, clang, static, gcc-asan, valgrind
- * (how tasks switch and wait is tested elsewhere; threads make these rows long)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, single, clang,
+ * static, gcc-asan, valgrind (how tasks switch and wait is tested elsewhere; threads make these
+ * rows long)
  */
 /* Options, with which this file has an implementation of its own: memory can be refused to it. */
 #define CONC_MALLOC(n) test_realloc(NULL, (n))
@@ -24,7 +25,8 @@ static void call_and_look(void)
     conc_stats s;
     body_in_task();
     conc_get_stats(&s);
-    for (int i = 0; i < 20000 && s.holds; i++) { /* the thread of a job that ended lets go of the loop soon after */
+    /* the thread of a job that ended lets go of the loop soon after */
+    for (int i = 0; i < 20000 && s.holds; i++) {
         nap();
         conc_get_stats(&s);
     }
@@ -153,7 +155,8 @@ static void cancel(caller *c)
 
 static void end(conc_group *g) { CHECK_INT(conc_group_wait(g), 0); }
 
-/* Starts as many held jobs as the shared pool has threads; so the next one has to wait in the queue. */
+/* Starts as many held jobs as the shared pool has threads; so the next one has to wait in the
+ * queue. */
 typedef struct crowd {
     held hold;
     conc_group group;
@@ -357,7 +360,10 @@ static int lets_others_offload(void *arg)
     return conc_offload(counts, NULL);
 }
 
-THREAD_TEST(runs_come_and_go_beside_one_that_lasts) { CHECK_INT(run_virtual(lets_others_offload, NULL), 4); }
+THREAD_TEST(runs_come_and_go_beside_one_that_lasts)
+{
+    CHECK_INT(run_virtual(lets_others_offload, NULL), 4);
+}
 
 static int runs_again_and_again(void *arg)
 {
@@ -852,7 +858,8 @@ THREAD_TEST(a_virtual_block_of_an_abandoned_job_does_not_outlast_its_run)
     count_wait(&s.freed, 1);
 }
 
-/* The run ends while a job of a pool of the program's blocks, which it began before the run had used the shared pool. */
+/* The run ends while a job of a pool of the program's blocks, which it began before the run had
+ * used the shared pool. */
 static int leaves_a_job_that_blocks(void *arg)
 {
     static conc_job job;
@@ -955,7 +962,8 @@ OFFLOAD_TEST(jobs_that_hang_do_not_use_up_the_shared_pool)
         check_freed(&h[i], 1);
 }
 
-/* Jobs that hang on all threads of the shared pool; their tasks, and those of jobs behind them, are in one group. */
+/* Jobs that hang on all threads of the shared pool; their tasks, and those of jobs behind them,
+ * are in one group. */
 typedef struct hanging {
     held hold[32];
     caller callers[32];
@@ -1065,7 +1073,8 @@ OFFLOAD_TEST(virtual_time_stands_for_a_job_while_as_many_abandoned_ones_block_as
     check_time_stands_while_a_job_works();
 }
 
-/* Cancelled while all threads of the shared pool are busy: it never ran, or it had a thread of its own. */
+/* Cancelled while all threads of the shared pool are busy: it never ran, or it had a thread of
+ * its own. */
 OFFLOAD_TEST(a_job_that_is_abandoned_before_it_began_never_runs)
 {
     static crowd c;
@@ -1203,7 +1212,10 @@ static int abandons_without_threads(void *arg)
     return rc;
 }
 
-static int abandons_without_threads_in_a_run(void *arg) { return run_virtual(abandons_without_threads, arg); }
+static int abandons_without_threads_in_a_run(void *arg)
+{
+    return run_virtual(abandons_without_threads, arg);
+}
 
 OFFLOAD_TEST(without_a_second_thread_a_run_inside_a_job_has_its_argument_freed)
 {
@@ -1283,9 +1295,13 @@ static int forks_in_a_run(void *arg)
     CHECK_INT(conc_offload(returns, &rc), 3);
     int status = test_in_process(offload_in_child, text, sizeof text);
     if (status)
-        test_fail(__FILE__, __LINE__, "the child's status is 0x%x, stderr:\n%s", (unsigned)status, text);
+        test_fail(__FILE__, __LINE__, "the child's status is 0x%x, stderr:\n%s", (unsigned)status,
+                  text);
     return conc_offload(returns, &rc);
 }
 
-THREAD_TEST(a_forked_child_has_a_shared_pool_of_its_own) { CHECK_INT(run_virtual(forks_in_a_run, NULL), 3); }
+THREAD_TEST(a_forked_child_has_a_shared_pool_of_its_own)
+{
+    CHECK_INT(run_virtual(forks_in_a_run, NULL), 3);
+}
 #endif

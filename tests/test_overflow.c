@@ -1,9 +1,8 @@
-/* test_overflow.c - a stack overflow is reported with the task, its place, its size and what to raise; what the program does
- * about SIGSEGV comes afterwards.
+/* test_overflow.c - a stack overflow is reported with the task, its place, its size and what to
+ * raise; what the program does about SIGSEGV comes afterwards.
  *
- * Not under: asan, gcc-asan, tsan, valgrind (they report it in their own way), no-epoll, save-fpu, poll (which change nothing
- * here)
- * Seeds: 2 (each test starts processes) */
+ * Not under: asan, gcc-asan, tsan, valgrind (they report it in their own way), no-epoll,
+ * save-fpu, poll (which change nothing here) Seeds: 2 (each test starts processes) */
 #include "conc_test.h"
 
 #include <sys/mman.h>
@@ -57,8 +56,8 @@ static int run_for_report(void (*fn)(void)) { return test_in_process(fn, report,
 static void check_died(int status, int number)
 {
     if (!WIFSIGNALED(status) || WTERMSIG(status) != number)
-        test_fail(__FILE__, __LINE__, "it should have died of signal %d; status 0x%x, stderr:\n%s", number,
-                  (unsigned)status, report);
+        test_fail(__FILE__, __LINE__, "it should have died of signal %d; status 0x%x, stderr:\n%s",
+                  number, (unsigned)status, report);
 }
 
 static void check_place(int line)
@@ -192,7 +191,8 @@ static void run_fork(void) { run_debugging(forks_a_child_that_overflows); }
 TEST(a_forked_child_has_its_own_report_and_dies)
 {
 #ifdef CONC_TEST_PLAIN
-    return; /* QEMU itself fails when a child starts a thread that was forked off a program with threads */
+    /* QEMU itself fails when a child starts a thread that was forked off a program with threads */
+    return;
 #endif
     size = 65536;
     CHECK_INT(run_for_report(run_fork), 0);
@@ -209,7 +209,8 @@ static void says_so(int number)
 
 static void says_more(int number, siginfo_t *info, void *context)
 {
-    (void)!write(2, info && context ? "the program's handler" : "no information", info && context ? 21 : 14);
+    (void)!write(2, info && context ? "the program's handler" : "no information",
+                 info && context ? 21 : 14);
     _exit(number == SIGSEGV ? 5 : 6);
 }
 
@@ -247,7 +248,10 @@ TEST(a_handler_of_the_program_is_called_afterwards)
 
 static struct sigaction chained;
 
-static void passes_on(int number, siginfo_t *info, void *context) { chained.sa_sigaction(number, info, context); }
+static void passes_on(int number, siginfo_t *info, void *context)
+{
+    chained.sa_sigaction(number, info, context);
+}
 
 static int installs_a_handler_that_passes_on(void *arg)
 {

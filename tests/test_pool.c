@@ -1,11 +1,13 @@
-/* test_pool.c - conc_pool and conc_job: threads that run plain functions for tasks, for other jobs and for plain threads.
+/* test_pool.c - conc_pool and conc_job: threads that run plain functions for tasks, for other
+ * jobs and for plain threads.
  *
- * Jobs are held at gates, so that every interleaving that matters is forced; and after each test there are as many
- * threads and descriptors as before it.
+ * Jobs are held at gates, so that every interleaving that matters is forced; and after each test
+ * there are as many threads and descriptors as before it.
  *
  * Seeds: 2 (jobs are threads)
- * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, single, clang, static, gcc-asan, valgrind
- * (how tasks switch and wait is tested elsewhere; threads make these rows long)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, single, clang,
+ * static, gcc-asan, valgrind (how tasks switch and wait is tested elsewhere; threads make these
+ * rows long)
  */
 /* Options, with which this file has an implementation of its own: memory can be refused to it. */
 #define CONC_MALLOC(n) test_realloc(NULL, (n))
@@ -18,7 +20,8 @@
 
 /* ---- threads, counters and gates ---- */
 
-/* Does the counter get there within some seconds? For what should happen, and would hang the test otherwise. */
+/* Does the counter get there within some seconds? For what should happen, and would hang the
+ * test otherwise. */
 static bool count_reaches(counter *c, int n)
 {
     struct timespec until;
@@ -279,8 +282,9 @@ static int fails(void *arg)
     return f->rc;
 }
 
-#define LONG_WORDS \
-    "a hundred bytes: 6789 123456789 123456789 123456789 123456789 123456789 123456789 123456789 123456789"
+#define LONG_WORDS                                                                                 \
+    "a hundred bytes: 6789 123456789 123456789 123456789 123456789 123456789 123456789 123456789 " \
+    "123456789"
 
 static failure failures[] = {{-EPROTO, -EPROTO, "line 12: no colon"},
                              {-EIO, 0, NULL},
@@ -306,7 +310,8 @@ POOL_TEST(the_words_of_an_error_come_with_the_result_and_stay_with_their_job)
     WITH_POOL(pool, 1);
     for (int i = 0; i < (int)CONC_LEN(failures); i++) {
         CHECK_INT(conc_pool_submit(&pool, &jobs[i], fails, &failures[i]), 0);
-        c[3 * i] = (caller){by_run, .pool = &pool, .fn = fails, .arg = &failures[i], .begun = COUNTER};
+        c[3 * i] =
+            (caller){by_run, .pool = &pool, .fn = fails, .arg = &failures[i], .begun = COUNTER};
         c[3 * i + 1] = (caller){by_wait, .job = &jobs[i], .begun = COUNTER};
         c[3 * i + 2] = (caller){by_wait, .job = &jobs[i], .begun = COUNTER};
         for (int k = 0; k < 3; k++)
@@ -660,7 +665,8 @@ POOL_TEST(a_cancelled_submit_has_submitted_nothing_and_strands_nobody)
     memset(jobs, 0, sizeof jobs);
     occupy(&pool, &h);
     for (int i = 0; i < 4; i++) {
-        c[i] = (caller){by_submit, &pool, &jobs[i], writes, &numbers[i == 3 ? 1 : i], .begun = COUNTER};
+        c[i] = (caller){by_submit,       &pool, &jobs[i], writes, &numbers[i == 3 ? 1 : i],
+                        .begun = COUNTER};
         start(&g, &c[i]);
     }
     cancel(&c[1]);
@@ -1080,7 +1086,8 @@ POOL_TEST(a_cancelled_task_that_closes_takes_the_queue_back_and_waits_for_what_r
     conc_group g = {0};
     OPEN_POOL(pool, 1);
     queue_fifty(&pool, &h);
-    caller run = {by_run, &pool, .fn = counts, .begun = COUNTER}, wait = {by_wait, .job = &fifty[20], .begun = COUNTER};
+    caller run = {by_run, &pool, .fn = counts, .begun = COUNTER},
+           wait = {by_wait, .job = &fifty[20], .begun = COUNTER};
     caller close = {by_close, &pool, .begun = COUNTER};
     start(&g, &run);
     start(&g, &wait);
@@ -1138,7 +1145,8 @@ POOL_TEST(a_submit_that_waits_for_a_place_when_the_pool_closes_is_decided)
     CHECK_INT(conc_pool_open(&pool), 0);
     occupy(&pool, &h);
     CHECK_INT(conc_pool_submit(&pool, &jobs[0], counts, NULL), 0);
-    caller c = {by_submit, &pool, &jobs[1], counts, .begun = COUNTER}, close = {by_close, &pool, .begun = COUNTER};
+    caller c = {by_submit, &pool, &jobs[1], counts, .begun = COUNTER},
+           close = {by_close, &pool, .begun = COUNTER};
     caller thread = {by_run, &pool, .fn = counts, .begun = COUNTER};
     side s = {.fn = calls_once, .arg = &thread};
     side_start(&s);
@@ -1191,7 +1199,8 @@ POOL_TEST(the_pools_own_jobs_may_submit_while_it_closes)
     }
 }
 
-/* A run in a job of a pool with one thread and one place: a third job waits for a place while the first is held. */
+/* A run in a job of a pool with one thread and one place: a third job waits for a place while
+ * the first is held. */
 typedef struct own_places {
     conc_pool pool;
     held hold;
@@ -1523,7 +1532,10 @@ typedef struct looped {
     conc_pool *pool;
 } looped;
 
-static int looped_run(void *arg) { return conc_pool_run(((looped *)arg)->pool, returns, &(int){8}); }
+static int looped_run(void *arg)
+{
+    return conc_pool_run(((looped *)arg)->pool, returns, &(int){8});
+}
 static int looped_map(void *arg)
 {
     CONC_TRY(conc_pool_map(((looped *)arg)->pool, counts, NULL, 5, 0));
@@ -1630,7 +1642,8 @@ POOL_TEST(a_wait_by_a_cancelled_task_takes_the_job_back_or_asks_it_to_end)
     WITH_POOL(pool, 1);
     occupy(&pool, &h);
     CHECK_INT(conc_pool_submit(&pool, &queued, counts, NULL), 0);
-    caller first = {by_wait, .job = &h.job, .begun = COUNTER}, second = {by_wait, .job = &queued, .begun = COUNTER};
+    caller first = {by_wait, .job = &h.job, .begun = COUNTER},
+           second = {by_wait, .job = &queued, .begun = COUNTER};
     start(&g, &first);
     start(&g, &second);
     cancel(&first);
@@ -1821,8 +1834,8 @@ POOL_TEST(a_job_can_be_cancelled_in_each_of_its_states)
     CHECK_INT(result_of(&queued[1]), 3); /* the cancel was of the one before */
 }
 
-/* {a job waits in a run: there is a second thread}; {that takes several jobs, and is held in the first}; {the run ends, and
- * its job runs the second of those}; {the thread ends}. */
+/* {a job waits in a run: there is a second thread}; {that takes several jobs, and is held in the
+ * first}; {the run ends, and its job runs the second of those}; {the thread ends}. */
 static struct {
     conc_pool pool;
     held first, second;
@@ -2098,8 +2111,14 @@ static void take_back_and_cancel(bool cancel_first)
     CHECK_INT(calls, 0);
 }
 
-POOL_TEST(a_job_that_is_taken_back_just_before_its_waiter_is_cancelled) { take_back_and_cancel(false); }
-POOL_TEST(a_job_that_is_taken_back_just_after_its_waiter_was_cancelled) { take_back_and_cancel(true); }
+POOL_TEST(a_job_that_is_taken_back_just_before_its_waiter_is_cancelled)
+{
+    take_back_and_cancel(false);
+}
+POOL_TEST(a_job_that_is_taken_back_just_after_its_waiter_was_cancelled)
+{
+    take_back_and_cancel(true);
+}
 
 /* {a place becomes free; the one who waits for it is cancelled}, or the other way round. */
 static void free_place_and_cancel(bool cancel_first)
@@ -2306,7 +2325,10 @@ static int blocks_and_writes(void *arg)
 POOL_TEST(jobs_that_block_end_in_the_order_of_their_times)
 {
     for (int round = 0; round < 20; round++) {
-        blocker b[] = {{{1, 2, 1}, .number = 3}, {{3}, .number = 2}, {{0.5, 0.5}, .number = 0}, {{2}, .number = 1}};
+        blocker b[] = {{{1, 2, 1}, .number = 3},
+                       {{3}, .number = 2},
+                       {{0.5, 0.5}, .number = 0},
+                       {{2}, .number = 1}};
         double begun = conc_now();
         WITH_POOL(pool, 4);
         written.n = 0;
@@ -2359,7 +2381,10 @@ static int works_a_while(void *arg)
 
 static conc_job left_job;
 
-static int leaves_work(void *pool) { return conc_pool_submit(pool, &left_job, works_a_while, NULL); }
+static int leaves_work(void *pool)
+{
+    return conc_pool_submit(pool, &left_job, works_a_while, NULL);
+}
 
 POOL_TEST(virtual_time_stands_while_a_job_runs_that_a_job_has_left)
 {
@@ -2398,7 +2423,10 @@ static int works_behind_a_block(void *pool)
     return conc_group_wait(&g);
 }
 
-static int works_behind_a_block_in_a_run(void *pool) { return run_virtual(works_behind_a_block, pool); }
+static int works_behind_a_block_in_a_run(void *pool)
+{
+    return run_virtual(works_behind_a_block, pool);
+}
 
 POOL_TEST(virtual_time_stands_in_a_run_inside_a_job_whose_pool_was_blocked)
 {
@@ -2541,7 +2569,10 @@ POOL_TEST(a_submit_above_the_limit_is_given_up_at_the_time_limit)
 static conc_pool lasting_pool;
 static conc_job lasting_job;
 
-static int leaves_a_job_behind(void *arg) { return conc_pool_submit(&lasting_pool, &lasting_job, blocks, arg); }
+static int leaves_a_job_behind(void *arg)
+{
+    return conc_pool_submit(&lasting_pool, &lasting_job, blocks, arg);
+}
 
 THREAD_TEST(a_pool_and_a_job_that_blocks_may_outlast_the_run)
 {
@@ -2659,7 +2690,8 @@ POOL_TEST(a_job_sees_the_locals_of_the_moment_of_its_submit)
 
 POOL_TEST(what_a_job_sets_is_seen_by_nobody_else)
 {
-    painter p = {.paint = &blue}, next = {0}, elements[3] = {{.paint = &red}, {0}, {.paint = &blue}};
+    painter p = {.paint = &blue}, next = {0},
+            elements[3] = {{.paint = &red}, {0}, {.paint = &blue}};
     WITH_POOL(pool, 1);
     CHECK_INT(conc_local_set(&colour, &green), 0);
     CHECK_INT(conc_pool_run(&pool, paints, &p), 0);
@@ -3097,7 +3129,8 @@ THREAD_TEST(in_a_forked_child_a_pool_is_dead_and_a_new_one_works)
         inherited_pool = &pool;
         int status = test_in_process(use_inherited_pool, text, sizeof text);
         if (status)
-            test_fail(__FILE__, __LINE__, "the child's status is 0x%x, stderr:\n%s", (unsigned)status, text);
+            test_fail(__FILE__, __LINE__, "the child's status is 0x%x, stderr:\n%s",
+                      (unsigned)status, text);
     }
     let_go(&h);
     CHECK_INT(conc_pool_run(&pool, returns, &rc), 3);
@@ -3154,7 +3187,8 @@ static void submit_some(conc_pool *p)
         CHECK_INT(conc_job_wait(&jobs[i], NULL), sent[i] ? 0 : -EINVAL);
 }
 
-/* A little of everything; each call returns what it should or -ENOMEM, and then has called nothing. */
+/* A little of everything; each call returns what it should or -ENOMEM, and then has called
+ * nothing. */
 static void use_everything(void)
 {
     int results[5];
@@ -3201,15 +3235,19 @@ static void fail_allocations(bool in_run, bool for_ever)
 }
 
 THREAD_TEST(every_allocation_for_a_plain_thread_may_fail) { fail_allocations(false, false); }
-THREAD_TEST(from_any_allocation_for_a_plain_thread_on_all_may_fail) { fail_allocations(false, true); }
+THREAD_TEST(from_any_allocation_for_a_plain_thread_on_all_may_fail)
+{
+    fail_allocations(false, true);
+}
 THREAD_TEST(every_allocation_for_a_task_may_fail) { fail_allocations(true, false); }
 THREAD_TEST(from_any_allocation_for_a_task_on_all_may_fail) { fail_allocations(true, true); }
 
 /* ---- random programs ---- */
 
-/* A few actors (tasks, threads in a run, threads without one) that use two pools at random, and cancel each other. Each
- * job knows what it has to return, and how often it was called. Jobs go from pool 0 to pool 1 and never back, so that
- * threads do not wait for each other in a circle; on a pool of its own a job helps itself. */
+/* A few actors (tasks, threads in a run, threads without one) that use two pools at random, and
+ * cancel each other. Each job knows what it has to return, and how often it was called. Jobs go
+ * from pool 0 to pool 1 and never back, so that threads do not wait for each other in a circle;
+ * on a pool of its own a job helps itself. */
 enum { TASKS = 4, THREADS = 2, DEPTH = 3, STEPS = 25 };
 
 static struct {
@@ -3218,7 +3256,8 @@ static struct {
     conc_scope *scope[TASKS]; /* that the others may cancel */
 } world;
 
-/* Where somebody is: its random numbers, the first pool that it may use, and how deep its jobs may nest. */
+/* Where somebody is: its random numbers, the first pool that it may use, and how deep its jobs
+ * may nest. */
 typedef struct actor {
     uint64_t state;
     int first_pool, depth, index;
@@ -3317,7 +3356,9 @@ static void step(actor *a)
     case 0: run_one(a); break;
     case 1: send_some(a); break;
     case 2: map_some(a); break;
-    case 3: expect(conc_run_with(&options, steps_in_a_run, a) == (conc_loop_self() ? -EBUSY : 0)); break;
+    case 3:
+        expect(conc_run_with(&options, steps_in_a_run, a) == (conc_loop_self() ? -EBUSY : 0));
+        break;
     default: sched_yield(); break;
     }
 }
@@ -3364,7 +3405,8 @@ static void run_random_program(uint64_t seed)
     side s[THREADS];
     conc_group g = {0};
     for (int i = 0; i < 2; i++) {
-        world.pool[i] = (conc_pool){.threads = 1 + (int)(seed >> i) % 3, .queue_limit = (int)(seed >> (2 + i)) % 4};
+        world.pool[i] = (conc_pool){.threads = 1 + (int)(seed >> i) % 3,
+                                    .queue_limit = (int)(seed >> (2 + i)) % 4};
         CHECK_INT(conc_pool_open(&world.pool[i]), 0);
     }
     for (int i = 0; i < TASKS + THREADS; i++)
@@ -3381,7 +3423,8 @@ static void run_random_program(uint64_t seed)
     close_pool(&world.pool[0]);
     close_pool(&world.pool[1]);
     if (world.wrong)
-        test_fail(__FILE__, __LINE__, "%d wrong results with seed %llu", world.wrong, (unsigned long long)seed);
+        test_fail(__FILE__, __LINE__, "%d wrong results with seed %llu", world.wrong,
+                  (unsigned long long)seed);
 }
 
 POOL_TEST(in_random_programs_every_job_has_its_result_or_never_ran)

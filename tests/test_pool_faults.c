@@ -1,11 +1,12 @@
-/* test_pool_faults.c - what the system refuses to pools, channels, files, names and child programs: the n-th call of each
- * kind fails, for n = 1, 2, 3, ... until a small program runs through without a failure; and then all from the n-th on.
- * Each time every job has its result or an error, what was refused was not called, arguments are as before after an
- * error, no wait hangs, the same pool works when the fault is gone, and nothing stays behind.
+/* test_pool_faults.c - what the system refuses to pools, channels, files, names and child
+ * programs: the n-th call of each kind fails, for n = 1, 2, 3, ... until a small program runs
+ * through without a failure; and then all from the n-th on. Each time every job has its result
+ * or an error, what was refused was not called, arguments are as before after an error, no wait
+ * hangs, the same pool works when the fault is gone, and nothing stays behind.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, single, clang, static, gcc-asan, valgrind
- * (how tasks switch and wait is tested elsewhere; it starts many processes, which emulators cannot)
- * Seeds: 2 (jobs are threads and processes)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, single, clang,
+ * static, gcc-asan, valgrind (how tasks switch and wait is tested elsewhere; it starts many
+ * processes, which emulators cannot) Seeds: 2 (jobs are threads and processes)
  */
 #include <dirent.h>
 #include <errno.h>
@@ -65,10 +66,11 @@ typedef enum kind {
 } kind;
 
 static const int error_of[KINDS] = {
-    [MEMORY] = ENOMEM, [MAPPING] = ENOMEM, [SIZING] = ENOSPC,  [MEMFD] = ENFILE,    [THREAD] = EAGAIN,
-    [KEY] = EAGAIN,    [EVENTFD] = EMFILE, [SOCKETS] = EMFILE, [SENDING] = ENOBUFS, [RECEIVING] = ENOBUFS,
-    [SPAWN] = EAGAIN,  [ACTIONS] = ENOMEM, [FORK] = EAGAIN,    [PIDFD] = EMFILE,    [PIPE] = EMFILE,
-    [OPEN] = EMFILE,   [FILE_WORK] = EIO,  [RESOLVER] = ENOMEM};
+    [MEMORY] = ENOMEM,   [MAPPING] = ENOMEM,    [SIZING] = ENOSPC,  [MEMFD] = ENFILE,
+    [THREAD] = EAGAIN,   [KEY] = EAGAIN,        [EVENTFD] = EMFILE, [SOCKETS] = EMFILE,
+    [SENDING] = ENOBUFS, [RECEIVING] = ENOBUFS, [SPAWN] = EAGAIN,   [ACTIONS] = ENOMEM,
+    [FORK] = EAGAIN,     [PIDFD] = EMFILE,      [PIPE] = EMFILE,    [OPEN] = EMFILE,
+    [FILE_WORK] = EIO,   [RESOLVER] = ENOMEM};
 
 typedef struct fault {
     atomic_long calls;    /* since the last reset */
@@ -77,7 +79,8 @@ typedef struct fault {
     atomic_long injected;
 } fault;
 
-/* Shared with all workers: forked ones inherit it, others find its descriptor in the environment. */
+/* Shared with all workers: forked ones inherit it, others find its descriptor in the
+ * environment. */
 static fault *faults;
 static fault before_faults[KINDS];
 static atomic_long live_allocations, mapped_bytes; /* of this process */
@@ -86,7 +89,8 @@ __attribute__((constructor(101))) static void find_faults(void)
 {
     const char *path = getenv("TEST_FAULTS");
     int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
-    void *p = fd < 0 ? MAP_FAILED : mmap(NULL, sizeof before_faults, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    void *p = fd < 0 ? MAP_FAILED
+                     : mmap(NULL, sizeof before_faults, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     faults = p == MAP_FAILED ? before_faults : p;
     if (fd >= 0)
         close(fd);
@@ -123,7 +127,8 @@ MAYBE_UNUSED static void faulty_free(void *p)
     free(p);
 }
 
-MAYBE_UNUSED static void *faulty_mmap(void *at, size_t size, int protection, int flags, int fd, off_t offset)
+MAYBE_UNUSED static void *faulty_mmap(void *at, size_t size, int protection, int flags, int fd,
+                                      off_t offset)
 {
     void *p = fails(MAPPING) ? MAP_FAILED : mmap(at, size, protection, flags, fd, offset);
     if (p != MAP_FAILED && !(flags & MAP_FIXED))
@@ -146,8 +151,8 @@ MAYBE_UNUSED static long faulty_syscall(long number, ...)
     for (int i = 0; i < 6; i++)
         a[i] = va_arg(args, long);
     va_end(args);
-    if ((number == SYS_memfd_create && fails(MEMFD)) || (number == SYS_pidfd_open && fails(PIDFD)) ||
-        (number == SYS_pipe2 && fails(PIPE)))
+    if ((number == SYS_memfd_create && fails(MEMFD)) ||
+        (number == SYS_pidfd_open && fails(PIDFD)) || (number == SYS_pipe2 && fails(PIPE)))
         return -1;
     return syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
@@ -185,11 +190,15 @@ MAYBE_UNUSED static ssize_t faulty_write(int fd, const void *from, size_t n)
 #define FAULTY(k, type, name, parameters, ...) \
     MAYBE_UNUSED static type faulty_##name parameters { return fails(k) ? -1 : name(__VA_ARGS__); }
 #define FAULTY_BY_NUMBER(k, name, parameters, ...) /* returns the error's number */ \
-    MAYBE_UNUSED static int faulty_##name parameters { return fails(k) ? error_of[k] : name(__VA_ARGS__); }
+    MAYBE_UNUSED static int faulty_##name parameters                                \
+    {                                                                               \
+        return fails(k) ? error_of[k] : name(__VA_ARGS__);                          \
+    }
 
 FAULTY(SIZING, int, ftruncate, (int fd, off_t size), fd, size)
 FAULTY(EVENTFD, int, eventfd, (unsigned n, int flags), n, flags)
-FAULTY(SOCKETS, int, socketpair, (int domain, int type, int protocol, int *ends), domain, type, protocol, ends)
+FAULTY(SOCKETS, int, socketpair, (int domain, int type, int protocol, int *ends), domain, type,
+       protocol, ends)
 FAULTY(SENDING, ssize_t, sendmsg, (int fd, const struct msghdr *m, int flags), fd, m, flags)
 FAULTY(RECEIVING, ssize_t, recvmsg, (int fd, struct msghdr *m, int flags), fd, m, flags)
 FAULTY(FORK, pid_t, fork, (void))
@@ -197,21 +206,23 @@ FAULTY(FILE_WORK, int, fsync, (int fd), fd)
 FAULTY(FILE_WORK, int, fchmod, (int fd, mode_t mode), fd, mode)
 FAULTY(FILE_WORK, int, renameat, (int d, const char *from, int e, const char *to), d, from, e, to)
 
-FAULTY_BY_NUMBER(THREAD, pthread_create, (pthread_t * t, const pthread_attr_t *a, void *(*fn)(void *), void *arg), t, a,
-                 fn, arg)
+FAULTY_BY_NUMBER(THREAD, pthread_create,
+                 (pthread_t * t, const pthread_attr_t *a, void *(*fn)(void *), void *arg), t, a, fn,
+                 arg)
 FAULTY_BY_NUMBER(KEY, pthread_key_create, (pthread_key_t * key, void (*fn)(void *)), key, fn)
-#define SPAWN_PARAMETERS                                                                                       \
-    (pid_t * pid, const char *path, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *attrs, \
-     char *const *argv, char *const *env)
+#define SPAWN_PARAMETERS                                                       \
+    (pid_t * pid, const char *path, const posix_spawn_file_actions_t *actions, \
+     const posix_spawnattr_t *attrs, char *const *argv, char *const *env)
 FAULTY_BY_NUMBER(SPAWN, posix_spawn, SPAWN_PARAMETERS, pid, path, actions, attrs, argv, env)
 FAULTY_BY_NUMBER(SPAWN, posix_spawnp, SPAWN_PARAMETERS, pid, path, actions, attrs, argv, env)
-FAULTY_BY_NUMBER(ACTIONS, posix_spawn_file_actions_init, (posix_spawn_file_actions_t * actions), actions)
-FAULTY_BY_NUMBER(ACTIONS, posix_spawn_file_actions_adddup2, (posix_spawn_file_actions_t * actions, int fd, int to),
-                 actions, fd, to)
+FAULTY_BY_NUMBER(ACTIONS, posix_spawn_file_actions_init, (posix_spawn_file_actions_t * actions),
+                 actions)
+FAULTY_BY_NUMBER(ACTIONS, posix_spawn_file_actions_adddup2,
+                 (posix_spawn_file_actions_t * actions, int fd, int to), actions, fd, to)
 FAULTY_BY_NUMBER(ACTIONS, posix_spawnattr_init, (posix_spawnattr_t * attrs), attrs)
 
-MAYBE_UNUSED static int faulty_getaddrinfo(const char *host, const char *port, const struct addrinfo *hints,
-                                           struct addrinfo **list)
+MAYBE_UNUSED static int faulty_getaddrinfo(const char *host, const char *port,
+                                           const struct addrinfo *hints, struct addrinfo **list)
 {
     return fails(RESOLVER) ? EAI_MEMORY : getaddrinfo(host, port, hints, list);
 }
@@ -299,8 +310,8 @@ static bool worked(int line, const char *what, long rc, long expected)
     if (rc == expected)
         return true;
     if (!is_refusal(rc))
-        test_fail(__FILE__, line, "%s is %ld, and not %ld, after %ld faults (%s)", what, rc, expected, injected(),
-                  conc_self() ? conc_last_error() : "no run");
+        test_fail(__FILE__, line, "%s is %ld, and not %ld, after %ld faults (%s)", what, rc,
+                  expected, injected(), conc_self() ? conc_last_error() : "no run");
     whole = false;
     return false;
 }
@@ -328,7 +339,8 @@ static before look_around(void)
     if (!looked && count_threads() > 1) {
         CHECK_INT(pthread_create(&first, NULL, does_nothing, NULL), 0);
         CHECK_INT(pthread_join(first, NULL), 0);
-        nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL); /* it is counted for a moment after its end */
+        /* it is counted for a moment after its end */
+        nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
     }
     looked = true;
     return (before){test_count_fds(), count_threads()};
@@ -336,10 +348,12 @@ static before look_around(void)
 
 static bool all_is_back(const before *b)
 {
-    return atomic_load(&live_allocations) == 0 && atomic_load(&mapped_bytes) == 0 && count_threads() == b->threads;
+    return atomic_load(&live_allocations) == 0 && atomic_load(&mapped_bytes) == 0 &&
+           count_threads() == b->threads;
 }
 
-/* A thread is counted for a moment after its end, and a job that was abandoned goes on for a while. */
+/* A thread is counted for a moment after its end, and a job that was abandoned goes on for a
+ * while. */
 static void check_nothing_is_left(const before *b)
 {
     for (double end = test_real_seconds() + 10; !all_is_back(b) && test_real_seconds() < end;)
@@ -414,8 +428,9 @@ static void check_kinds(conc_fn *program, bool in_run, const kind *kinds, size_t
     }
 }
 
-#define CHECK_KINDS(program, in_run, ...) \
-    check_kinds((program), (in_run), (kind[]){__VA_ARGS__}, sizeof(kind[]){__VA_ARGS__} / sizeof(kind))
+#define CHECK_KINDS(program, in_run, ...)                   \
+    check_kinds((program), (in_run), (kind[]){__VA_ARGS__}, \
+                sizeof(kind[]){__VA_ARGS__} / sizeof(kind))
 
 /* ---- jobs ---- */
 
@@ -830,7 +845,8 @@ TEST(without_descriptors_there_are_errors_until_there_are_some)
 
 static conc_channel channel = CONC_CHANNEL(int, 2);
 
-/* The first use of the channel may be refused; then it is new still. Their results are 0, or the line that was wrong. */
+/* The first use of the channel may be refused; then it is new still. Their results are 0, or the
+ * line that was wrong. */
 static int again(int rc)
 {
     if (!is_refusal(rc))
@@ -988,10 +1004,16 @@ static void in_new_directory(void (*fn)(void))
     rmdir(directory);
 }
 
-static void check_files_in_run(void) { CHECK_KINDS(use_files, true, MEMORY, THREAD, OPEN, FILE_WORK); }
+static void check_files_in_run(void)
+{
+    CHECK_KINDS(use_files, true, MEMORY, THREAD, OPEN, FILE_WORK);
+}
 static void check_files_in_thread(void) { CHECK_KINDS(use_files, false, MEMORY, OPEN, FILE_WORK); }
 
-TEST(a_file_that_cannot_be_written_is_as_before_and_nothing_else_lies_there) { in_new_directory(check_files_in_run); }
+TEST(a_file_that_cannot_be_written_is_as_before_and_nothing_else_lies_there)
+{
+    in_new_directory(check_files_in_run);
+}
 
 TEST(the_same_without_a_run) { in_new_directory(check_files_in_thread); }
 
@@ -1042,7 +1064,10 @@ static int use_names(void *arg)
     return DONE;
 }
 
-TEST(a_name_that_cannot_be_looked_up_is_an_error) { CHECK_KINDS(use_names, true, MEMORY, THREAD, EVENTFD, RESOLVER); }
+TEST(a_name_that_cannot_be_looked_up_is_an_error)
+{
+    CHECK_KINDS(use_names, true, MEMORY, THREAD, EVENTFD, RESOLVER);
+}
 
 TEST(a_name_is_looked_up_without_a_run_too) { CHECK_KINDS(use_names, false, MEMORY, RESOLVER); }
 
@@ -1141,7 +1166,10 @@ static int use_shared(void *arg)
     return DONE;
 }
 
-TEST(shared_memory_that_cannot_be_had_is_null) { CHECK_KINDS(use_shared, false, MEMORY, MAPPING, SIZING, MEMFD); }
+TEST(shared_memory_that_cannot_be_had_is_null)
+{
+    CHECK_KINDS(use_shared, false, MEMORY, MAPPING, SIZING, MEMFD);
+}
 
 /* ---- pools of processes ---- */
 
@@ -1210,7 +1238,8 @@ static void map_far(conc_procs *p)
         if (w[i].calls)
             CHECK_INT(results[i], w[i].number);
         else
-            CHECK(results[i] == WAITING || results[i] == -ECANCELED || !FAR_WORKED(results[i], WAITING));
+            CHECK(results[i] == WAITING || results[i] == -ECANCELED ||
+                  !FAR_WORKED(results[i], WAITING));
     }
     CHECK_INT(atomic_exchange(calls_seen, 0), done);
 }

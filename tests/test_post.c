@@ -1,5 +1,6 @@
-/* test_post.c - conc_post, conc_loop_hold and conc_loop_release: calls into a loop from elsewhere. Tests that have to
- * do with the loop's way of waiting run three times: with its own choice, with poll(2) and with epoll(7).
+/* test_post.c - conc_post, conc_loop_hold and conc_loop_release: calls into a loop from
+ * elsewhere. Tests that have to do with the loop's way of waiting run three times: with its own
+ * choice, with poll(2) and with epoll(7).
  */
 #include "conc_test.h"
 
@@ -74,7 +75,8 @@ TASK_TEST(posts_run_in_the_order_of_posting)
     char expected[200] = "";
     for (int i = 0; i < 50; i++) {
         snprintf(words[i], sizeof words[i], "%d", i);
-        snprintf(expected + strlen(expected), sizeof expected - strlen(expected), i ? " %d" : "%d", i);
+        snprintf(expected + strlen(expected), sizeof expected - strlen(expected), i ? " %d" : "%d",
+                 i);
         CHECK_INT(conc_post(conc_loop_self(), note_it, words[i]), 0);
     }
     CHECK_STR(noted, "");
@@ -83,7 +85,10 @@ TASK_TEST(posts_run_in_the_order_of_posting)
     CHECK_TIME(0);
 }
 
-static void post_a_cancel(void *scope) { CHECK_INT(conc_post(conc_loop_self(), cancel_scope, scope), 0); }
+static void post_a_cancel(void *scope)
+{
+    CHECK_INT(conc_post(conc_loop_self(), cancel_scope, scope), 0);
+}
 
 TASK_TEST(the_virtual_clock_waits_for_a_post_that_a_posted_function_made)
 {
@@ -590,7 +595,8 @@ TEST(a_loop_that_still_waits_for_ever_when_the_last_hold_is_released_is_deadlock
     CHECK(text[0] != 0);
 }
 
-/* A release and the loop's way to sleep, each after some turns of nothing, so that they meet everywhere. */
+/* A release and the loop's way to sleep, each after some turns of nothing, so that they meet
+ * everywhere. */
 typedef struct meeting {
     pthread_t thread;
     conc_loop *loop;

@@ -1,11 +1,13 @@
-/* test_procs.c - conc_procs and its jobs: what goes to a worker and comes back, which processes there are, what they
- * see of the program, and what a cancel does to them. What crashes is in test_procs_faults.c.
+/* test_procs.c - conc_procs and its jobs: what goes to a worker and comes back, which processes
+ * there are, what they see of the program, and what a cancel does to them. What crashes is in
+ * test_procs_faults.c.
  *
- * Jobs report by their bytes, their results and shared memory, and are held at gates in it. After each test there are
- * no children, and as many threads and descriptors as before it.
+ * Jobs report by their bytes, their results and shared memory, and are held at gates in it.
+ * After each test there are no children, and as many threads and descriptors as before it.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, seeds, valgrind, gcc-asan, single,
- * clang, static (they start processes, which emulators cannot, and older ones of valgrind cannot wait for)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, seeds, valgrind,
+ * gcc-asan, single, clang, static (they start processes, which emulators cannot, and older ones
+ * of valgrind cannot wait for)
  */
 #define _GNU_SOURCE 1 /* RTLD_NEXT */
 #define TEST_PROCESSES
@@ -39,7 +41,8 @@ static void call_clean(void (*call)(void (*)(void)), void (*body)(void))
     conc_shared_free(gates);
     check_no_children();
     CHECK_INT(test_count_fds(), fds);
-    if (!SANITIZED) /* else it may have one more, as sanitizers start one of their own with the program's first */
+    /* else it may have one more, as sanitizers start one of their own with the program's first */
+    if (!SANITIZED)
         check_threads(threads);
 }
 
@@ -219,13 +222,15 @@ static int uses_all_calls(void *arg)
     place p = {0};
     if (conc_procs_run(pool, looks_around, &p, sizeof p) != 42 || p.pid == getpid() || p.ran != 7)
         return __LINE__;
-    if (conc_procs_submit(pool, &j, adds_one, &n, sizeof n) || conc_job_wait(&j, &result) || result != 6 || n != 6)
+    if (conc_procs_submit(pool, &j, adds_one, &n, sizeof n) || conc_job_wait(&j, &result) ||
+        result != 6 || n != 6)
         return __LINE__;
     if (conc_procs_map(pool, adds_one, numbers, 3, sizeof(int)) || numbers[2] != 31)
         return __LINE__;
     if (conc_procs_map_all(pool, adds_one, numbers, 3, sizeof(int), results) || results[1] != 22)
         return __LINE__;
-    if (conc_procs_call(pool, turns_round, "abc", 3, out, sizeof out) != 3 || strcmp(out, "cba") != 0)
+    if (conc_procs_call(pool, turns_round, "abc", 3, out, sizeof out) != 3 ||
+        strcmp(out, "cba") != 0)
         return __LINE__;
     return 0;
 }
@@ -270,7 +275,8 @@ PROCS_TEST(three_hundred_tasks_use_a_pool_at_the_same_time)
     OPEN(pool, 2);
     for (int i = 0; i < N; i++) {
         numbers[i] = i;
-        c[i] = (caller){by_run, .pool = &pool, .fn = adds_one, .arg = &numbers[i], .size = sizeof(int)};
+        c[i] = (caller){by_run, .pool = &pool, .fn = adds_one, .arg = &numbers[i],
+                        .size = sizeof(int)};
         CHECK_INT(conc_spawn_task(&g, &c[i].task, calls_once, &c[i]), 0);
     }
     end(&g);
@@ -329,7 +335,8 @@ static void check_bulk(conc_procs *p, size_t n)
 
 PROCS_TEST(data_of_any_size_goes_to_the_worker_and_comes_back)
 {
-    static const size_t edges[] = {64, 256, 4096, 16384, 32768, 65536, 131072, 212992, 262144, MEGABYTE};
+    static const size_t edges[] = {64,    256,    4096,   16384,  32768,
+                                   65536, 131072, 212992, 262144, MEGABYTE};
     OPEN(pool, 1);
     for (size_t i = 0; i < CONC_LEN(edges); i++)
         for (size_t around = 0; around < 3; around++)
@@ -368,15 +375,17 @@ PROCS_TEST(the_bytes_are_aligned_for_anything_in_the_worker)
     OPEN(pool, 2);
     for (size_t i = 0; i < 20; i++)
         CHECK_INT(conc_procs_run(&pool, tells_alignment, bytes + i, 13 + i), 0);
-    CHECK_INT(conc_procs_map_all(&pool, tells_alignment, elements, 20, sizeof elements[0], results), 0);
+    CHECK_INT(conc_procs_map_all(&pool, tells_alignment, elements, 20, sizeof elements[0], results),
+              0);
     for (int i = 0; i < 20; i++)
         CHECK_INT(results[i], 0);
 }
 
 PROCS_TEST(a_result_is_handed_over_whatever_it_is)
 {
-    int values[] = {0,       1,      42,     INT_MAX, -1, -EIO, -ECANCELED, -ETIMEDOUT, -EOWNERDEAD, -ENOTRECOVERABLE,
-                    INT_MIN, -EPIPE, -EAGAIN};
+    int values[] = {0,       1,          42,         INT_MAX,     -1,
+                    -EIO,    -ECANCELED, -ETIMEDOUT, -EOWNERDEAD, -ENOTRECOVERABLE,
+                    INT_MIN, -EPIPE,     -EAGAIN};
     int results[CONC_LEN(values)];
     OPEN(pool, 2);
     for (size_t i = 0; i < CONC_LEN(values); i++) {
@@ -386,7 +395,8 @@ PROCS_TEST(a_result_is_handed_over_whatever_it_is)
         CHECK_INT(result_of(&j), values[i]);
         CHECK_INT(conc_yield(), 0);
     }
-    CHECK_INT(conc_procs_map_all(&pool, returns, values, CONC_LEN(values), sizeof(int), results), 0);
+    CHECK_INT(conc_procs_map_all(&pool, returns, values, CONC_LEN(values), sizeof(int), results),
+              0);
     for (size_t i = 0; i < CONC_LEN(values); i++)
         CHECK_INT(results[i], values[i]);
     check_healthy(&pool);
@@ -434,8 +444,9 @@ static int fails(void *arg)
     return f->rc;
 }
 
-#define LONG_WORDS \
-    "a hundred bytes: 6789 123456789 123456789 123456789 123456789 123456789 123456789 123456789 123456789"
+#define LONG_WORDS                                                                                 \
+    "a hundred bytes: 6789 123456789 123456789 123456789 123456789 123456789 123456789 123456789 " \
+    "123456789"
 
 static failure failures[] = {{-EPROTO, -EPROTO, "line 12: no colon"},
                              {-EIO, 0, ""},
@@ -568,7 +579,8 @@ THREAD_TEST(data_that_no_memory_can_hold_is_an_error)
     }
     for (size_t i = 0; i < CONC_LEN(sizes) && !SANITIZED; i++) {
         ssize_t rc = conc_procs_call(&pool, turns_round, &byte, 1, &byte, sizes[i]);
-        CHECK(rc == -ENOMEM || rc == -EINVAL || rc == 1); /* it need not be so large until so much is written */
+        /* it need not be so large until so much is written */
+        CHECK(rc == -ENOMEM || rc == -EINVAL || rc == 1);
     }
     check_healthy(&pool);
 }
@@ -609,7 +621,8 @@ static void calls_in_a_post(void *arg)
     posted.ran = conc_procs_run(posted.pool, returns, &posted.n, sizeof posted.n);
     posted.mapped = conc_procs_map(posted.pool, returns, &posted.n, 1, sizeof posted.n);
     posted.called = conc_procs_call(posted.pool, turns_round, "a", 1, &posted.n, sizeof posted.n);
-    posted.submitted = conc_procs_submit(posted.pool, &posted.job, returns, &posted.n, sizeof posted.n);
+    posted.submitted =
+        conc_procs_submit(posted.pool, &posted.job, returns, &posted.n, sizeof posted.n);
     posted.waited = conc_job_wait(&posted.job, NULL);
     posted.closed = conc_procs_close(posted.pool);
 }
@@ -685,7 +698,8 @@ PROCS_TEST(large_elements_are_mapped_too)
     }
     CHECK_INT(conc_procs_map(&pool, inverts, all, N, SIZE), 0);
     for (int i = 0; i < N; i++)
-        CHECK(is_filled(((bulk *)(void *)(all + (size_t)i * SIZE))->data, SIZE - sizeof(bulk), 0xff));
+        CHECK(
+            is_filled(((bulk *)(void *)(all + (size_t)i * SIZE))->data, SIZE - sizeof(bulk), 0xff));
     free(all);
 }
 
@@ -802,7 +816,8 @@ PROCS_TEST(two_hundred_thousand_elements_are_mapped)
     CHECK_INT(conc_procs_map_all(&pool, adds_one, numbers, N, sizeof *numbers, results), 0);
     for (int i = 0; i < N; i++)
         if (numbers[i] != 1 || results[i] != 1)
-            test_fail(__FILE__, __LINE__, "element %d is %d, its result %d", i, numbers[i], results[i]);
+            test_fail(__FILE__, __LINE__, "element %d is %d, its result %d", i, numbers[i],
+                      results[i]);
     free(numbers);
     free(results);
 }
@@ -907,8 +922,8 @@ static int count_different(const visit *v, size_t n)
     return different;
 }
 
-/* `count` jobs, the first of which wait until `workers` of them run: they are in so many processes, of which none is
- * this one. */
+/* `count` jobs, the first of which wait until `workers` of them run: they are in so many
+ * processes, of which none is this one. */
 static void check_crowd(conc_procs *p, int workers, size_t count)
 {
     conc_job *jobs = calloc(count, sizeof *jobs);
@@ -1089,7 +1104,8 @@ static int submits_held(void *arg)
 {
     caller *c = arg;
     visit *v = c->arg;
-    return conc_procs_open(c->pool) ? -EIO : conc_procs_submit(c->pool, c->job, visits, v, sizeof *v);
+    return conc_procs_open(c->pool) ? -EIO
+                                    : conc_procs_submit(c->pool, c->job, visits, v, sizeof *v);
 }
 
 THREAD_TEST(workers_live_on_when_the_thread_that_opened_the_pool_has_ended)
@@ -1209,11 +1225,11 @@ static void forked_child_main(void)
 static atomic_int forks_at_start; /* when a program is started next: -1; then the child */
 
 /* All that conc starts is started by this. */
-int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *how,
-                char *const *argv, char *const *env)
+int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions,
+                const posix_spawnattr_t *how, char *const *argv, char *const *env)
 {
-    int (*start_program)(pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *,
-                         char *const *, char *const *);
+    int (*start_program)(pid_t *, const char *, const posix_spawn_file_actions_t *,
+                         const posix_spawnattr_t *, char *const *, char *const *);
     void *symbol = dlsym(RTLD_NEXT, "posix_spawn");
     memcpy(&start_program, &symbol, sizeof symbol);
     if (atomic_load(&forks_at_start) == -1) {
@@ -1398,7 +1414,8 @@ PROCS_TEST(jobs_that_are_queued_when_the_pool_breaks_are_told)
     close_pool(&pool);
 }
 
-/* Makes a library of this text in a new directory, or in the one there is. False: there is no compiler. */
+/* Makes a library of this text in a new directory, or in the one there is. False: there is no
+ * compiler. */
 static bool make_library(const char *name, const char *text)
 {
     char command[600];
@@ -1408,15 +1425,16 @@ static bool make_library(const char *name, const char *text)
     CHECK(f != NULL);
     CHECK(fputs(text, f) >= 0);
     CHECK_INT(fclose(f), 0);
-    snprintf(command, sizeof command, "cc -shared -fPIC -o %s/%s %s/source.c 2>%s/errors", directory, name, directory,
-             directory);
+    snprintf(command, sizeof command, "cc -shared -fPIC -o %s/%s %s/source.c 2>%s/errors",
+             directory, name, directory, directory);
     return system(command) == 0;
 }
 
 static conc_fn *load_job(const char *path)
 {
     conc_fn *fn = NULL;
-    void *library = dlopen(path, RTLD_NOW), *symbol = library ? dlsym(library, "library_job") : NULL;
+    void *library = dlopen(path, RTLD_NOW),
+         *symbol = library ? dlsym(library, "library_job") : NULL;
     if (!symbol)
         test_fail(__FILE__, __LINE__, "%s", dlerror());
     memcpy(&fn, &symbol, sizeof fn);
@@ -1431,7 +1449,9 @@ static void remove_directory(void)
     CHECK_INT(rmdir(directory), 0);
 }
 
-#define LIBRARY(number) "static int calls; int library_job(void *arg) { return *(int *)arg * " #number " + calls++; }\n"
+#define LIBRARY(number)                                                                           \
+    "static int calls; int library_job(void *arg) { return *(int *)arg * " #number " + calls++; " \
+    "}\n"
 
 THREAD_TEST(functions_of_libraries_that_were_loaded_meanwhile_run_in_workers)
 {
@@ -1618,7 +1638,10 @@ static int run_without_standard(bool forks)
     return rc;
 }
 
-THREAD_TEST(a_program_without_standard_descriptors_has_workers_too) { CHECK_INT(run_without_standard(false), 6); }
+THREAD_TEST(a_program_without_standard_descriptors_has_workers_too)
+{
+    CHECK_INT(run_without_standard(false), 6);
+}
 
 THREAD_TEST(a_program_without_an_environment_has_workers_too)
 {
@@ -1643,15 +1666,16 @@ PROCS_TEST(jobs_have_a_whole_stack)
 }
 
 typedef struct dispositions {
-    int blocked, other; /* the first signal that is blocked, or whose disposition is not the default */
+    /* the first signal that is blocked, or whose disposition is not the default */
+    int blocked, other;
     bool ignores_interrupt;
 } dispositions;
 
 /* Is it one that sanitizers catch? */
 static bool is_fault(int number)
 {
-    return number == SIGSEGV || number == SIGBUS || number == SIGFPE || number == SIGILL || number == SIGABRT ||
-           number == SIGTRAP || number == SIGSYS;
+    return number == SIGSEGV || number == SIGBUS || number == SIGFPE || number == SIGILL ||
+           number == SIGABRT || number == SIGTRAP || number == SIGSYS;
 }
 
 static int looks_at_signals(void *arg)
@@ -1747,7 +1771,8 @@ static void check_memory_limit(bool forks)
     size_t small = 16 * MEGABYTE, large = 256 * (size_t)MEGABYTE;
     struct rlimit before, after;
     getrlimit(RLIMIT_DATA, &before);
-    CONC_AUTO(conc_procs, pool) = {.workers = 1, .memory_limit = 128 * (size_t)MEGABYTE, .fork = forks};
+    CONC_AUTO(conc_procs,
+              pool) = {.workers = 1, .memory_limit = 128 * (size_t)MEGABYTE, .fork = forks};
     CHECK_INT(conc_procs_open(&pool), 0);
     for (int i = 0; i < 2; i++) {
         CHECK_INT(conc_procs_run(&pool, sees_limit, &small, sizeof small), 1);
@@ -1989,7 +2014,8 @@ static int calls_while_cancelled(void *arg)
     CHECK_INT(conc_procs_run(pool_of_cancelled, visits, v, sizeof *v), -ECANCELED);
     CHECK_INT(conc_procs_submit(pool_of_cancelled, &j, visits, v, sizeof *v), -ECANCELED);
     CHECK_INT(conc_procs_map(pool_of_cancelled, visits, two, 2, sizeof *v), -ECANCELED);
-    CHECK_INT(conc_procs_map_all(pool_of_cancelled, visits, two, 2, sizeof *v, results), -ECANCELED);
+    CHECK_INT(conc_procs_map_all(pool_of_cancelled, visits, two, 2, sizeof *v, results),
+              -ECANCELED);
     CHECK(results[0] == -ECANCELED && results[1] == -ECANCELED);
     CHECK_INT(conc_procs_call(pool_of_cancelled, turns_round, "a", 1, &n, sizeof n), -ECANCELED);
     return 0;
@@ -2024,7 +2050,8 @@ static int transfers(void *arg)
     return conc_procs_run(t->pool, inverts, t->data, t->size);
 }
 
-/* At every moment of a large transfer: the bytes are as before or as after, and nobody's but the caller's. */
+/* At every moment of a large transfer: the bytes are as before or as after, and nobody's but the
+ * caller's. */
 REAL_TEST(large_jobs_are_cancelled_at_any_time)
 {
     enum { N = 4 * MEGABYTE };
@@ -2160,7 +2187,8 @@ static void check_map_cancel(conc_fn *how, int workers)
         results[i] = WAITING;
     }
     OPEN(pool, workers);
-    caller c = {how, .pool = &pool, .fn = visits, .arg = v, .size = sizeof *v, .count = N, .results = results};
+    caller c = {how,        .pool = &pool,     .fn = visits, .arg = v, .size = sizeof *v,
+                .count = N, .results = results};
     start(&g, &c);
     CHECK(reaches(&at->entered, workers));
     cancel_and_join(&c);
@@ -2185,8 +2213,14 @@ PROCS_TEST(a_map_of_all_that_is_cancelled_starts_no_more_and_kills_what_runs)
     check_map_cancel(by_map_all, 2);
 }
 
-static int visits_in_pool(void *arg) { return conc_procs_run(pool_of_cancelled, visits, arg, sizeof(visit)); }
-static int fails_in_pool(void *arg) { return run_numbered(pool_of_cancelled, returns, *(int *)arg); }
+static int visits_in_pool(void *arg)
+{
+    return conc_procs_run(pool_of_cancelled, visits, arg, sizeof(visit));
+}
+static int fails_in_pool(void *arg)
+{
+    return run_numbered(pool_of_cancelled, returns, *(int *)arg);
+}
 
 PROCS_TEST(an_error_in_a_group_ends_its_other_jobs)
 {
@@ -2194,7 +2228,8 @@ PROCS_TEST(an_error_in_a_group_ends_its_other_jobs)
     gate *at = new_gate();
     visit v = {.gate = at, .stays = true};
     pool_of_cancelled = &pool;
-    CHECK_INT(CONC_GATHER(CONC_CALL(visits_in_pool, &v), CONC_CALL(fails_in_pool, &(int){-EDOM})), -EDOM);
+    CHECK_INT(CONC_GATHER(CONC_CALL(visits_in_pool, &v), CONC_CALL(fails_in_pool, &(int){-EDOM})),
+              -EDOM);
     check_healthy(&pool);
     close_pool(&pool);
 }
@@ -2325,7 +2360,8 @@ PROCS_TEST(a_close_that_is_cancelled_while_the_workers_end_does_not_hold_the_loo
     conc_procs pool = {.workers = 1};
     CHECK_INT(conc_procs_open(&pool), 0);
     pid_t worker = worker_of(&pool);
-    CHECK_INT(kill(worker, SIGSTOP), 0); /* it ends when it is continued, or killed a second later */
+    /* it ends when it is continued, or killed a second later */
+    CHECK_INT(kill(worker, SIGSTOP), 0);
     caller c = {by_close, .pool = &pool};
     start(&g, &c);
     CHECK_INT(conc_cancel(&c.task), 0);
@@ -2401,7 +2437,8 @@ PROCS_TEST(a_close_waits_for_jobs_that_tasks_wait_for)
     visit v = {.gate = at, .stays = true, .rc = 9};
     conc_procs pool = {.workers = 1};
     CHECK_INT(conc_procs_open(&pool), 0);
-    caller c[2] = {{by_run, .pool = &pool, .fn = visits, .arg = &v, .size = sizeof v}, {by_close, .pool = &pool}};
+    caller c[2] = {{by_run, .pool = &pool, .fn = visits, .arg = &v, .size = sizeof v},
+                   {by_close, .pool = &pool}};
     start(&g, &c[0]);
     CHECK(reaches(&at->entered, 1));
     start(&g, &c[1]);
@@ -2430,7 +2467,8 @@ PROCS_TEST(the_result_of_a_job_is_there_when_the_pool_is_no_more)
 
 /* ---- without descriptors ---- */
 
-/* Every number of descriptors that may still be opened: an open or a run that fails, none that hangs, nothing lost. */
+/* Every number of descriptors that may still be opened: an open or a run that fails, none that
+ * hangs, nothing lost. */
 THREAD_TEST(a_lack_of_descriptors_is_an_error)
 {
     struct rlimit limit, low;
@@ -2440,7 +2478,8 @@ THREAD_TEST(a_lack_of_descriptors_is_an_error)
         low = (struct rlimit){(rlim_t)(fds + room), limit.rlim_max};
         conc_procs pool = {.workers = 1};
         CHECK_INT(setrlimit(RLIMIT_NOFILE, &low), 0);
-        int rc = conc_procs_open(&pool), ran = rc ? rc : conc_procs_run(&pool, adds_one, &n, sizeof n);
+        int rc = conc_procs_open(&pool),
+            ran = rc ? rc : conc_procs_run(&pool, adds_one, &n, sizeof n);
         CHECK_INT(setrlimit(RLIMIT_NOFILE, &limit), 0);
         close_pool(&pool);
         CHECK(ran < 0 || ran == n);
@@ -2585,8 +2624,14 @@ FORK_TEST(forked_workers_keep_the_descriptors_that_were_open_at_the_open)
     CHECK_INT(close(ends[0]), 0);
 }
 
-FORK_TEST(forked_workers_have_the_standard_output_and_error_and_an_empty_input) { check_standard(true); }
-FORK_THREAD_TEST(a_program_without_standard_descriptors_forks_workers_too) { CHECK_INT(run_without_standard(true), 6); }
+FORK_TEST(forked_workers_have_the_standard_output_and_error_and_an_empty_input)
+{
+    check_standard(true);
+}
+FORK_THREAD_TEST(a_program_without_standard_descriptors_forks_workers_too)
+{
+    CHECK_INT(run_without_standard(true), 6);
+}
 FORK_TEST(signals_do_in_forked_workers_what_they_do_by_default) { check_signals(true); }
 FORK_THREAD_TEST(what_forked_workers_print_appears_once_and_in_order) { check_printing(true); }
 FORK_TEST(forked_workers_have_no_more_memory_than_the_limit)
@@ -2643,7 +2688,8 @@ FORK_TEST(without_the_process_that_forks_them_workers_go_on_until_the_last_has_d
     CHECK_INT(kill(forker, SIGKILL), 0);
     CHECK_INT(waitid(P_PID, (id_t)forker, &end_of_it, WEXITED | WNOWAIT), 0);
     occupy(&pool, &h, 3);
-    CHECK_INT(conc_procs_submit(&pool, &j, returns, &n, sizeof n), 0); /* asks for the second worker */
+    /* asks for the second worker */
+    CHECK_INT(conc_procs_submit(&pool, &j, returns, &n, sizeof n), 0);
     end_held(&h, 3);
     CHECK_INT(result_of(&j), 4712);
     CHECK_INT(h.v.pid, worker);
@@ -2660,7 +2706,8 @@ static void enters_at_exit(void) { atomic_fetch_add(&at_exit->entered, 1); }
 
 FORK_THREAD_TEST(workers_that_end_do_not_do_what_the_program_does_at_its_exit)
 {
-    at_exit = mmap(NULL, sizeof *at_exit, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    at_exit =
+        mmap(NULL, sizeof *at_exit, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(at_exit != MAP_FAILED);
     CHECK_INT(atexit(enters_at_exit), 0);
     conc_procs pool = {.workers = 2, .fork = true};
@@ -2691,4 +2738,7 @@ static void receives_its_own_signals(void)
     CHECK_INT(conc_timeout(5, waits_for_signal, &signals), SIGUSR1);
 }
 
-FORK_THREAD_TEST(a_signal_of_a_forked_worker_does_not_reach_the_program) { in_real_task(receives_its_own_signals); }
+FORK_THREAD_TEST(a_signal_of_a_forked_worker_does_not_reach_the_program)
+{
+    in_real_task(receives_its_own_signals);
+}

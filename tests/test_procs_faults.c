@@ -1,10 +1,12 @@
-/* test_procs_faults.c - process pools whose workers crash, are killed, stopped or orphaned, and programs that reap what
- * is not theirs: one job is lost at most, and nothing hangs or stays behind.
+/* test_procs_faults.c - process pools whose workers crash, are killed, stopped or orphaned, and
+ * programs that reap what is not theirs: one job is lost at most, and nothing hangs or stays
+ * behind.
  *
  * PROCS_FAULT_JOBS=100000 in the environment makes the test with the killer a long one.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, seeds, valgrind, gcc-asan, single,
- * clang, static (they start processes, which emulators cannot, and older ones of valgrind cannot wait for)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, seeds, valgrind,
+ * gcc-asan, single, clang, static (they start processes, which emulators cannot, and older ones
+ * of valgrind cannot wait for)
  */
 #define TEST_PROCESSES
 #include "pool_test.h"
@@ -99,10 +101,11 @@ static int dies(void *arg)
     return 0;
 }
 
-static const death deaths[] = {{BY_SIGNAL, SIGSEGV, 0}, {BY_FAULT, SIGSEGV, 0},  {BY_ABORT, SIGABRT, 0},
-                               {BY_SIGNAL, SIGKILL, 0}, {BY_SIGNAL, SIGTERM, 0}, {BY_SIGNAL, SIGPIPE, 0},
-                               {BY_EXIT, 3, 0},         {BY_EXIT, 0, 0},         {BY_EXIT, 255, 0},
-                               {BY_LATE_EXIT, 7, 0},    {BY_THREAD_EXIT, -1, 0}, {BY_OVERFLOW, SIGSEGV, 0}};
+static const death deaths[] = {
+    {BY_SIGNAL, SIGSEGV, 0}, {BY_FAULT, SIGSEGV, 0},  {BY_ABORT, SIGABRT, 0},
+    {BY_SIGNAL, SIGKILL, 0}, {BY_SIGNAL, SIGTERM, 0}, {BY_SIGNAL, SIGPIPE, 0},
+    {BY_EXIT, 3, 0},         {BY_EXIT, 0, 0},         {BY_EXIT, 255, 0},
+    {BY_LATE_EXIT, 7, 0},    {BY_THREAD_EXIT, -1, 0}, {BY_OVERFLOW, SIGSEGV, 0}};
 
 static void check_words(const death *d, const char *text)
 {
@@ -169,7 +172,9 @@ PROCS_TEST(a_call_that_dies_is_an_error_and_its_bytes_stay_as_they_were)
     char out[100] = {0};
     OPEN(pool, .workers = 1);
     for (size_t i = 0; i < CONC_LEN(deaths); i += 4) {
-        CHECK_INT(conc_procs_call(&pool, dies_in_a_call, &deaths[i], sizeof deaths[i], out, sizeof out), -EOWNERDEAD);
+        CHECK_INT(
+            conc_procs_call(&pool, dies_in_a_call, &deaths[i], sizeof deaths[i], out, sizeof out),
+            -EOWNERDEAD);
         check_words(&deaths[i], conc_last_error());
         CHECK_INT(out[0] + out[99], 0);
     }
@@ -231,7 +236,10 @@ PROCS_TEST(elements_of_a_map_that_die_cost_only_themselves)
     check_map(false, 1, 99);
 }
 
-FORK_TEST(elements_of_a_map_that_die_in_forked_workers_cost_only_themselves) { check_map(true, 2, 13); }
+FORK_TEST(elements_of_a_map_that_die_in_forked_workers_cost_only_themselves)
+{
+    check_map(true, 2, 13);
+}
 
 PROCS_TEST(an_element_that_dies_keeps_the_rest_of_a_map_from_starting)
 {
@@ -265,7 +273,8 @@ static void *explodes(void *arg)
     return NULL;
 }
 
-/* Leaves a thread behind that kills the process a little later, while the result is on its way or the next job. */
+/* Leaves a thread behind that kills the process a little later, while the result is on its way
+ * or the next job. */
 static int primes(void *arg)
 {
     static long delay;
@@ -573,7 +582,9 @@ static int run_victims(conc_procs *p, victim *v, int n, bool as_map)
     if (as_map)
         CHECK_INT(conc_procs_map_all(p, offers_itself, v, (size_t)n, sizeof *v, results), 0);
     for (int i = 0; i < n && !as_map; i++)
-        CHECK_INT(conc_procs_submit(p, &jobs[i], offers_itself, &v[i], offsetof(victim, data) + v[i].n), 0);
+        CHECK_INT(
+            conc_procs_submit(p, &jobs[i], offers_itself, &v[i], offsetof(victim, data) + v[i].n),
+            0);
     for (int i = 0; i < n; i++) {
         v[i].rc = as_map ? results[i] : result_of(&jobs[i]);
         check_victim(&v[i]);
@@ -596,7 +607,9 @@ static void check_killer(bool forks)
     CHECK_INT(pthread_create(&killer, NULL, kills_at_random, NULL), 0);
     for (; done < jobs && (wanted || test_real_seconds() - begun < 1); done += ROUND) {
         for (int i = 0; i < ROUND; i++) {
-            v[i] = (victim){.shared = shared, .number = done + i, .n = i % 16 ? (size_t)i % 50 : sizeof v->data};
+            v[i] = (victim){.shared = shared,
+                            .number = done + i,
+                            .n = i % 16 ? (size_t)i % 50 : sizeof v->data};
             memset(v[i].data, 0, sizeof v[i].data);
         }
         lost += run_victims(&pool, v, ROUND, done / ROUND % 4 == 3);
@@ -613,7 +626,10 @@ static void check_killer(bool forks)
 }
 
 PROCS_TEST(while_workers_are_killed_at_random_every_job_is_done_or_lost) { check_killer(false); }
-FORK_TEST(while_forked_workers_are_killed_at_random_every_job_is_done_or_lost) { check_killer(true); }
+FORK_TEST(while_forked_workers_are_killed_at_random_every_job_is_done_or_lost)
+{
+    check_killer(true);
+}
 
 /* ---- programs that reap what is not theirs ---- */
 
@@ -881,7 +897,8 @@ static int act_map(void *arg)
         e[i] = (element){i, draw(a, 40) == 0, deaths[draw(a, CONC_LEN(deaths))], a->gate};
     int rc = conc_procs_map_all(a->pool, counts_or_dies, e, N, sizeof e[0], results);
     for (int i = 0; i < N; i++) {
-        EXPECT(a, results[i] == (e[i].deadly ? -EOWNERDEAD : i + 1) || (rc == -ECANCELED && results[i] == rc));
+        EXPECT(a, results[i] == (e[i].deadly ? -EOWNERDEAD : i + 1) ||
+                      (rc == -ECANCELED && results[i] == rc));
         EXPECT(a, e[i].number == i + (results[i] == i + 1));
     }
     return rc == 0 ? 1 : rc;
@@ -946,7 +963,8 @@ static void run_random_program(gate *never, unsigned seed)
     pthread_t t[2 + THREADS];
     OPEN(pool, .workers = 1 + (int)(seed % 3));
     for (int i = 0; i < (int)CONC_LEN(a); i++)
-        a[i] = (actor){&pool, never, seed * 1000003 + (unsigned)i * 7919, 6, i < 2 * TASKS, 0, 0, 0};
+        a[i] =
+            (actor){&pool, never, seed * 1000003 + (unsigned)i * 7919, 6, i < 2 * TASKS, 0, 0, 0};
     for (int i = 0; i < 2; i++)
         CHECK_INT(pthread_create(&t[i], NULL, acts_in_run, &a[i * TASKS]), 0);
     for (int i = 0; i < THREADS; i++)
@@ -955,7 +973,8 @@ static void run_random_program(gate *never, unsigned seed)
         CHECK_INT(pthread_join(t[i], NULL), 0);
     for (int i = 0; i < (int)CONC_LEN(a); i++)
         if (a[i].wrong)
-            test_fail(__FILE__, a[i].wrong, "seed %u, actor %d, way %d, result %d", seed, i, a[i].way, a[i].rc);
+            test_fail(__FILE__, a[i].wrong, "seed %u, actor %d, way %d, result %d", seed, i,
+                      a[i].way, a[i].rc);
 }
 
 THREAD_TEST(in_random_programs_every_job_has_its_result_or_never_ran)

@@ -1,8 +1,9 @@
-/* test_queue_faults.c - queues that cannot have the memory they want: the put returns -ENOMEM, and the queue is as it
- * was. The implementation here allocates through functions that refuse on demand.
+/* test_queue_faults.c - queues that cannot have the memory they want: the put returns -ENOMEM,
+ * and the queue is as it was. The implementation here allocates through functions that refuse on
+ * demand.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks switch and wait is tested
- * elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
+ * switch and wait is tested elsewhere)
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -70,7 +71,8 @@ static void refuse_after(long n)
     refused = 0;
 }
 
-/* What is put counts up, so FIFO and priority give the first of what lies in it and LIFO the last. */
+/* What is put counts up, so FIFO and priority give the first of what lies in it and LIFO the
+ * last. */
 static void check_all_come_out(conc_queue *q, int first, int last)
 {
     for (int i = first; i <= last; i++) {
@@ -83,8 +85,9 @@ static void check_all_come_out(conc_queue *q, int first, int last)
     CHECK_INT(conc_queue_task_done(q), -EOVERFLOW); /* what was refused does not count */
 }
 
-/* Puts 200 items, after `shift` others went through, so that the first one lies elsewhere; nth allocations succeed on
- * the way, then two puts are refused, then all is well. Returns whether there was a refusal. */
+/* Puts 200 items, after `shift` others went through, so that the first one lies elsewhere; nth
+ * allocations succeed on the way, then two puts are refused, then all is well. Returns whether
+ * there was a refusal. */
 static bool check_growth(int kind, long nth, int shift)
 {
     conc_queue q = queue_of(kind);
@@ -211,8 +214,9 @@ TASK_TEST(who_waited_for_room_needs_no_memory)
 
 TASK_TEST(sizes_that_overflow_are_refused)
 {
-    size_t sizes[] = {SIZE_MAX,         SIZE_MAX - 7,      SIZE_MAX / 2,      SIZE_MAX / 2 + 1, SIZE_MAX / 4 + 1,
-                      SIZE_MAX / 8 + 1, SIZE_MAX / 16 + 2, SIZE_MAX / 32 + 1, SIZE_MAX / 64 + 1};
+    size_t sizes[] = {SIZE_MAX,          SIZE_MAX - 7,      SIZE_MAX / 2,
+                      SIZE_MAX / 2 + 1,  SIZE_MAX / 4 + 1,  SIZE_MAX / 8 + 1,
+                      SIZE_MAX / 16 + 2, SIZE_MAX / 32 + 1, SIZE_MAX / 64 + 1};
     int item = 0;
     largest = 1 << 20;
     for (size_t i = 0; i < CONC_LEN(sizes); i++) {

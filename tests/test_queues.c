@@ -1,8 +1,8 @@
-/* test_queues.c - conc_queue: which item goes to whom, and that none is lost, doubled or out of its order, whoever is
- * cancelled or closes it. Running out of memory is in test_queue_faults.c.
+/* test_queues.c - conc_queue: which item goes to whom, and that none is lost, doubled or out of
+ * its order, whoever is cancelled or closes it. Running out of memory is in test_queue_faults.c.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks switch and wait is tested
- * elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
+ * switch and wait is tested elsewhere)
  */
 #define TEST_SYNC
 #include "conc_test.h"
@@ -164,13 +164,15 @@ TASK_TEST(a_hundred_thousand_items_come_out_sorted_and_equal_ones_in_the_order_o
     check_empty(&q);
 }
 
-/* Puts and gets at random beside an array in the order of the puts, in which the next item is looked for. */
+/* Puts and gets at random beside an array in the order of the puts, in which the next item is
+ * looked for. */
 static void check_beside_a_model(conc_queue *q, bool priority)
 {
     static job model[512];
     size_t n = 0;
     for (int i = 0; i < 20000; i++) {
-        bool putting = n == 0 || (n < CONC_LEN(model) && conc_random(0, 1) < (i / 1000 % 2 ? 0.4 : 0.6));
+        bool putting =
+            n == 0 || (n < CONC_LEN(model) && conc_random(0, 1) < (i / 1000 % 2 ? 0.4 : 0.6));
         job j = {(int)conc_random(0, 10), i};
         if (putting) {
             CHECK_INT(conc_queue_put(q, &j), 0);
@@ -192,7 +194,8 @@ static void check_beside_a_model(conc_queue *q, bool priority)
 TASK_TEST(any_mixture_of_puts_and_gets_keeps_the_order_of_the_kind)
 {
     conc_queue fifo = CONC_QUEUE(job, 0), lifo = CONC_QUEUE(job, 0, .kind = CONC_QUEUE_LIFO);
-    conc_queue priority = CONC_QUEUE(job, 0, .less = more_urgent), bounded = CONC_QUEUE(job, 512, .less = more_urgent);
+    conc_queue priority = CONC_QUEUE(job, 0, .less = more_urgent),
+               bounded = CONC_QUEUE(job, 512, .less = more_urgent);
     check_beside_a_model(&fifo, false);
     check_beside_a_model(&lifo, false);
     check_beside_a_model(&priority, true);
@@ -203,7 +206,8 @@ TASK_TEST(a_queue_may_grow_wherever_its_first_item_lies)
 {
     for (int shift = 0; shift < 70; shift++) {
         CONC_AUTO(conc_queue, q) = CONC_QUEUE(int, 0);
-        for (int lying = 0; lying < 4; lying++) { /* some always lie in it, so that the place moves on */
+        /* some always lie in it, so that the place moves on */
+        for (int lying = 0; lying < 4; lying++) {
             int in = 0, out = 0;
             for (; in < lying; in++)
                 put(&q, in);
@@ -234,7 +238,10 @@ TASK_TEST(without_a_capacity_there_is_no_limit)
 /* ---- items ---- */
 
 /* Each byte of an item says which item it is and which byte. */
-static unsigned char byte_of(size_t item, size_t i) { return (unsigned char)(item * 31 + i * 7 + (i >> 8)); }
+static unsigned char byte_of(size_t item, size_t i)
+{
+    return (unsigned char)(item * 31 + i * 7 + (i >> 8));
+}
 
 static void fill(unsigned char *bytes, size_t size, size_t item)
 {
@@ -286,7 +293,11 @@ static void check_items_of(conc_queue *q, unsigned char *in, unsigned char *out)
     for (size_t i = 0; i <= n; i++) {
         memset(out, 0xee, size + 1);
         CHECK_INT(conc_queue_get(q, out), 0);
-        check_bytes(out, size, q->kind == CONC_QUEUE_LIFO ? (i == 0 ? n - 1 : i == 1 ? n : n - i) : i);
+        check_bytes(out, size,
+                    q->kind == CONC_QUEUE_LIFO ? (i == 0   ? n - 1
+                                                  : i == 1 ? n
+                                                           : n - i)
+                                               : i);
     }
     memset(out, 0xee, size + 1);
     CHECK_INT(conc_spawn(&g, receives, &early), 0);
@@ -307,13 +318,15 @@ static bool never_less(const void *a, const void *b)
 
 TASK_TEST(items_of_any_size_arrive_whole)
 {
-    size_t sizes[] = {1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 24, 31, 33, 63, 65, 100, 255, 1000, 4097, 100003};
+    size_t sizes[] = {1,  2,  3,  5,  7,  8,   9,   15,   16,   17,
+                      24, 31, 33, 63, 65, 100, 255, 1000, 4097, 100003};
     for (size_t i = 0; i < CONC_LEN(sizes); i++) {
         unsigned char *in = malloc(sizes[i] + 1), *out = malloc(sizes[i] + 1);
         conc_queue queues[] = {
             {.item_size = sizes[i], .capacity = 5},
             {.item_size = sizes[i], .capacity = 5, .kind = CONC_QUEUE_LIFO},
-            {.item_size = sizes[i], .capacity = 5, .less = never_less}, /* all equal: as they came */
+            /* all equal: as they came */
+            {.item_size = sizes[i], .capacity = 5, .less = never_less},
         };
         CHECK(in && out);
         for (size_t k = 0; k < CONC_LEN(queues); k++) {
@@ -480,7 +493,8 @@ TASK_TEST(two_gets_at_once_let_two_putters_in)
 
 TASK_TEST(a_putter_who_waits_has_not_put_yet_however_urgent_its_item)
 {
-    conc_queue priority = CONC_QUEUE(int, 1, .less = int_less), lifo = CONC_QUEUE(int, 1, .kind = CONC_QUEUE_LIFO);
+    conc_queue priority = CONC_QUEUE(int, 1, .less = int_less),
+               lifo = CONC_QUEUE(int, 1, .kind = CONC_QUEUE_LIFO);
     conc_queue *queues[] = {&priority, &lifo};
     for (size_t i = 0; i < CONC_LEN(queues); i++) {
         conc_queue *q = queues[i];
@@ -669,7 +683,8 @@ TASK_TEST(whose_time_runs_out_leaves_the_queue_as_it_was)
     check_empty(&q);
     CHECK_INT(conc_timeout(1, join_here, &q), -ETIMEDOUT);
     CHECK_INT(conc_queue_task_done(&q), 0);
-    CHECK_INT(conc_queue_task_done(&q), -EOVERFLOW); /* the put that did not happen does not count */
+    /* the put that did not happen does not count */
+    CHECK_INT(conc_queue_task_done(&q), -EOVERFLOW);
     CHECK_TIME(3);
     conc_queue_destroy(&q);
 }
@@ -1091,7 +1106,8 @@ static int consumes_impatiently(void *arg)
 
 TASK_TEST(one_consumer_sees_the_items_of_each_producer_in_their_order)
 {
-    static market m = {.queue = CONC_QUEUE(job, 2), .producers_left = PRODUCERS, .last = {-1, -1, -1, -1}};
+    static market m = {
+        .queue = CONC_QUEUE(job, 2), .producers_left = PRODUCERS, .last = {-1, -1, -1, -1}};
     trader traders[PRODUCERS];
     conc_group g = {0};
     CHECK_INT(conc_spawn(&g, consumes_impatiently, &m), 0);

@@ -1,19 +1,22 @@
-/* test_random_programs.c - random programs beside a model that says what every call must return, and when.
+/* test_random_programs.c - random programs beside a model that says what every call must return,
+ * and when.
  *
- * A program is a tree of tasks that sleep, yield, hold the loop, open scopes and groups, spawn, start, gather, join,
- * cancel each other, move limits and shields, and use generators and locals; a number, its seed, determines it. The
- * model is no scheduler: it follows the program step by step, so it holds under any order of ready tasks. After each
- * call it knows
- *   - whether the caller is cancelled, and its deadline: conc_cancelled and conc_deadline must say the same;
+ * A program is a tree of tasks that sleep, yield, hold the loop, open scopes and groups, spawn,
+ * start, gather, join, cancel each other, move limits and shields, and use generators and
+ * locals; a number, its seed, determines it. The model is no scheduler: it follows the program
+ * step by step, so it holds under any order of ready tasks. After each call it knows
+ *   - whether the caller is cancelled, and its deadline: conc_cancelled and conc_deadline must
+ *   say the same;
  *   - of each wait, whether it was granted or cancelled first;
  *   - when time may move: only when no task is ready, and then to the next timer;
  *   - what a scope's or group's end returns, and which errors are counted.
- * Where the order of two things is left open (an error that cancels a waiter in the same moment that grants its wait)
- * both are right. No task makes more than three checkpoints in a row that are cut short: beyond that it ignores its
- * cancel.
+ * Where the order of two things is left open (an error that cancels a waiter in the same moment
+ * that grants its wait) both are right. No task makes more than three checkpoints in a row that
+ * are cut short: beyond that it ignores its cancel.
  *
- *     RANDOM_PROGRAMS=100000 RANDOM_FIRST=1 ./test_random_programs      many programs, from this seed on
- *     RANDOM_PROGRAMS=1 RANDOM_FIRST=4711 RANDOM_LOG=1 ./test_random_programs      one, with a log on stderr
+ *     RANDOM_PROGRAMS=100000 RANDOM_FIRST=1 ./test_random_programs      many programs, from this
+ *     seed on RANDOM_PROGRAMS=1 RANDOM_FIRST=4711 RANDOM_LOG=1 ./test_random_programs      one,
+ *     with a log on stderr
  */
 #define TEST_SECONDS 120
 #include "conc_test.h"
@@ -21,9 +24,17 @@
 #include <inttypes.h>
 
 #define NEVER INT64_MAX
-#define EIGHTH INT64_C(125000000) /* ns; all times are multiples of it, which a double holds exactly */
+#define EIGHTH \
+    INT64_C(125000000) /* ns; all times are multiples of it, which a double holds exactly */
 
-enum { MAX_TASKS = 48, MAX_SCOPES = 256, MAX_GROUPS = 64, MAX_DEPTH = 4, KEYS = 2, MAX_CUT_SHORT = 3 };
+enum {
+    MAX_TASKS = 48,
+    MAX_SCOPES = 256,
+    MAX_GROUPS = 64,
+    MAX_DEPTH = 4,
+    KEYS = 2,
+    MAX_CUT_SHORT = 3
+};
 
 typedef struct task task;
 typedef struct group group;
@@ -97,14 +108,18 @@ static bool verbose;
 
 /* ---- reports that name the program */
 
-#define EXPECT_INT(actual, expected) expect_int(__LINE__, #actual, (long long)(actual), (long long)(expected))
+#define EXPECT_INT(actual, expected) \
+    expect_int(__LINE__, #actual, (long long)(actual), (long long)(expected))
 #define EXPECT(condition) \
-    ((condition) ? (void)0 : test_fail(__FILE__, __LINE__, "program %" PRIu64 ": not true: %s", m.seed, #condition))
+    ((condition)          \
+         ? (void)0        \
+         : test_fail(__FILE__, __LINE__, "program %" PRIu64 ": not true: %s", m.seed, #condition))
 
 static void expect_int(int line, const char *what, long long actual, long long expected)
 {
     if (actual != expected)
-        test_fail(__FILE__, line, "program %" PRIu64 ": %s is %lld, not %lld", m.seed, what, actual, expected);
+        test_fail(__FILE__, line, "program %" PRIu64 ": %s is %lld, not %lld", m.seed, what, actual,
+                  expected);
 }
 
 static void say_seed_and_die(int signal_number)
@@ -121,7 +136,8 @@ static void log_step(const task *t, const char *what, long long value)
 {
     m.steps++;
     total.steps++;
-    m.log = (m.log ^ (uint64_t)m.now ^ (uint64_t)value ^ (uint64_t)t->index << 32 ^ (uint64_t)what[0] << 56) *
+    m.log = (m.log ^ (uint64_t)m.now ^ (uint64_t)value ^ (uint64_t)t->index << 32 ^
+             (uint64_t)what[0] << 56) *
             UINT64_C(0x100000001b3);
     if (verbose)
         fprintf(stderr, "%8.3f  task %d: %s %lld\n", (double)m.now * 1e-9, t->index, what, value);
@@ -182,7 +198,10 @@ static int64_t deadline(const task *t)
     }
 }
 
-static bool waits(const task *t) { return t->state == RUNNING && t->wait != NO_WAIT && !t->decided; }
+static bool waits(const task *t)
+{
+    return t->state == RUNNING && t->wait != NO_WAIT && !t->decided;
+}
 
 static void decide(task *t, int outcome)
 {
@@ -269,7 +288,8 @@ static void fire_until(int64_t now)
 
 static int64_t real_now(void) { return (int64_t)(conc_now() * 1e9 + 0.5); }
 
-/* Called whenever a task goes on. Time may have moved, but only while nobody was ready, and from timer to timer. */
+/* Called whenever a task goes on. Time may have moved, but only while nobody was ready, and from
+ * timer to timer. */
 static void follow_time(void)
 {
     scope *s;
@@ -278,10 +298,13 @@ static void follow_time(void)
     while (m.now < now) {
         for (int i = 0; i < m.task_count; i++) {
             task *other = &m.tasks[i];
-            bool waits_for_started = other->wait == START && other->given_up && other->target->state != ENDED;
-            if (other->state != UNUSED && other->state != ENDED && !waits(other) && !waits_for_started)
+            bool waits_for_started =
+                other->wait == START && other->given_up && other->target->state != ENDED;
+            if (other->state != UNUSED && other->state != ENDED && !waits(other) &&
+                !waits_for_started)
                 test_fail(__FILE__, __LINE__,
-                          "program %" PRIu64 ": time moved to %" PRId64 " while task %d (state %d, wait %d) was ready",
+                          "program %" PRIu64 ": time moved to %" PRId64
+                          " while task %d (state %d, wait %d) was ready",
                           m.seed, now, i, (int)other->state, (int)other->wait);
         }
         int64_t next = first_timer(&s, &t);
@@ -391,7 +414,8 @@ static int step_sleep(task *t)
     } else if (ns > 0) {
         EXPECT_INT(rc, end_wait(t));
     } else {
-        t->outcome = rc == -ECANCELED && cancelled(t) ? rc : 0; /* a yield that is cancelled meanwhile may say so */
+        /* a yield that is cancelled meanwhile may say so */
+        t->outcome = rc == -ECANCELED && cancelled(t) ? rc : 0;
         EXPECT_INT(rc, end_wait(t));
     }
     log_step(t, "sleep", rc);
@@ -433,7 +457,8 @@ static int64_t pick_limit(task *t)
     return i < 10 ? eighths[i] * EIGHTH : NEVER;
 }
 
-/* An error that a construct returned: swallowed or passed on. A cancel that is still in force always goes on. */
+/* An error that a construct returned: swallowed or passed on. A cancel that is still in force
+ * always goes on. */
 static int handle(task *t, int rc)
 {
     if (rc == -ECANCELED)
@@ -441,7 +466,10 @@ static int handle(task *t, int rc)
     return rc < 0 && one_in(t, 3) ? rc : 0;
 }
 
-static scope *new_scope(void) { return m.scope_count < MAX_SCOPES ? &m.scopes[m.scope_count++] : NULL; }
+static scope *new_scope(void)
+{
+    return m.scope_count < MAX_SCOPES ? &m.scopes[m.scope_count++] : NULL;
+}
 
 static int step_scope(task *t, int depth)
 {
@@ -495,8 +523,8 @@ static int step_call_inside(task *t, int depth)
     if (!i.s)
         return 0;
     log_step(t, i.shielded ? "call behind a shield" : "call with a limit", i.limit);
-    int got =
-        i.shielded ? conc_shield(seconds(i.limit), run_inside, &i) : conc_timeout(seconds(i.limit), run_inside, &i);
+    int got = i.shielded ? conc_shield(seconds(i.limit), run_inside, &i)
+                         : conc_timeout(seconds(i.limit), run_inside, &i);
     EXPECT_INT(got, close_scope(t, i.s, i.rc));
     log_step(t, "back from the call", got);
     check_task(t);
@@ -545,7 +573,8 @@ static void count_failure(group *g, int rc, const task *of)
     }
 }
 
-/* The end of a child, in its group. Who waits and is cancelled by the child's error in that moment may see either. */
+/* The end of a child, in its group. Who waits and is cancelled by the child's error in that
+ * moment may see either. */
 static void leave_group(task *t, bool start_failed)
 {
     group *g = t->group;
@@ -562,8 +591,8 @@ static void leave_group(task *t, bool start_failed)
     g->live--;
     if (g->by_next)
         g->finished[g->finished_count++] = t;
-    if (waits(owner) &&
-        ((owner->wait == ROOM && owner->inner == &g->scope) || (owner->wait == NEXT && owner->inner == &g->scope))) {
+    if (waits(owner) && ((owner->wait == ROOM && owner->inner == &g->scope) ||
+                         (owner->wait == NEXT && owner->inner == &g->scope))) {
         decide(owner, owner->wait == NEXT);
         granted = true;
     }
@@ -758,7 +787,10 @@ static int close_group(task *t, group *g, int rc, bool by_end)
     return handle(t, got);
 }
 
-static group *new_group(void) { return m.group_count < MAX_GROUPS ? &m.groups[m.group_count++] : NULL; }
+static group *new_group(void)
+{
+    return m.group_count < MAX_GROUPS ? &m.groups[m.group_count++] : NULL;
+}
 
 static int step_group(task *t, int depth)
 {
@@ -888,7 +920,8 @@ static int step_cancel_task(task *t)
     return 0;
 }
 
-/* Does a conc_start that was cancelled still wait for its child? Whether a new shield saves the child is left open. */
+/* Does a conc_start that was cancelled still wait for its child? Whether a new shield saves the
+ * child is left open. */
 static bool start_is_given_up(void)
 {
     for (int i = 0; i < m.task_count; i++)
@@ -1010,7 +1043,8 @@ static int run_body(conc_gen *g, void *arg)
     return b->rc = rc;
 }
 
-/* the call is a checkpoint itself: a cancel that is pending cuts it short before the body goes on */
+/* the call is a checkpoint itself: a cancel that is pending cuts it short before the body goes
+ * on */
 static int next_cut_short(task *t, conc_gen *g, int *item)
 {
     begin_wait(t, YIELD);
@@ -1156,8 +1190,8 @@ static uint64_t run_program(uint64_t seed, uint64_t order)
         m.groups[i].scope.at = NEVER;
     EXPECT_INT(conc_run_with(&o, run_main, &m.tasks[0]), 17);
     for (int i = 0; i < m.task_count; i++)
-        m.hook_least +=
-            m.tasks[i].counted && !m.tasks[i].joined && !m.tasks[i].group->by_next && !m.tasks[i].group->gathers;
+        m.hook_least += m.tasks[i].counted && !m.tasks[i].joined && !m.tasks[i].group->by_next &&
+                        !m.tasks[i].group->gathers;
     EXPECT(m.hook_calls >= m.hook_least);
     EXPECT(m.hook_calls <= m.hook_most);
     total.programs++;
@@ -1170,14 +1204,16 @@ static uint64_t number_in_environment(const char *name, uint64_t otherwise)
     return text ? strtoull(text, NULL, 10) : otherwise;
 }
 
-/* Runs that many programs (or RANDOM_PROGRAMS), each twice. Not ordered: ready tasks run in random order. */
+/* Runs that many programs (or RANDOM_PROGRAMS), each twice. Not ordered: ready tasks run in
+ * random order. */
 static void run_programs(uint64_t count, bool ordered)
 {
     const char *factor = getenv("CK_TIMEOUT_MULTIPLIER");
     uint64_t first = number_in_environment("RANDOM_FIRST", 1);
     int fds = test_count_fds();
     bool long_run = getenv("RANDOM_PROGRAMS") != NULL;
-    if (test_seeded() && !long_run) { /* other programs for each seed, instead of the same ones in another order */
+    /* other programs for each seed, instead of the same ones in another order */
+    if (test_seeded() && !long_run) {
         count /= 10;
         first += count * number_in_environment("CONC_SEED", 0);
     }
@@ -1196,20 +1232,25 @@ static void run_programs(uint64_t count, bool ordered)
     if (count >= 200) {
         CHECK(total.steps / total.programs > 30);
         CHECK(total.cut_short > 1000 && total.timed_out > 50 && total.granted_late > 0);
-        CHECK(total.joins > 100 && total.spawns > 1000 && total.items > 100 && total.failures > 100);
+        CHECK(total.joins > 100 && total.spawns > 1000 && total.items > 100 &&
+              total.failures > 100);
     }
     if (verbose)
         fprintf(stderr,
-                "%ld programs, %ld steps, %ld spawns, %ld joins, %ld cut short, %ld out of time, %ld granted late, %ld "
+                "%ld programs, %ld steps, %ld spawns, %ld joins, %ld cut short, %ld out of time, "
+                "%ld granted late, %ld "
                 "items, "
                 "%ld failures\n",
-                total.programs, total.steps, total.spawns, total.joins, total.cut_short, total.timed_out,
-                total.granted_late, total.items, total.failures);
+                total.programs, total.steps, total.spawns, total.joins, total.cut_short,
+                total.timed_out, total.granted_late, total.items, total.failures);
 }
 
 TEST(random_programs_agree_with_the_model_and_repeat_themselves) { run_programs(300, true); }
 
-TEST(random_programs_in_random_order_agree_with_the_model_and_repeat_themselves) { run_programs(300, false); }
+TEST(random_programs_in_random_order_agree_with_the_model_and_repeat_themselves)
+{
+    run_programs(300, false);
+}
 
 TEST(one_random_program_agrees_with_the_model_under_many_orders)
 {

@@ -1,20 +1,25 @@
-/* test_random_sync.c - random programs over all primitives of conc_sync.h, beside a model that says what each call does.
+/* test_random_sync.c - random programs over all primitives of conc_sync.h, beside a model that
+ * says what each call does.
  *
- * A program is a few tasks that acquire, release, wait, set, notify, put, get, close, select and limit, with time limits,
- * shields and cancels, and a main task that meddles and looks whenever all others wait. A number, its seed, determines
- * it. The model knows who waits in which line. It hears of each call just before it is made and decides each wait in the
- * moment of the grant, the cancel or the time limit, whichever comes first; so it holds under any order of ready tasks:
+ * A program is a few tasks that acquire, release, wait, set, notify, put, get, close, select and
+ * limit, with time limits, shields and cancels, and a main task that meddles and looks whenever
+ * all others wait. A number, its seed, determines it. The model knows who waits in which line.
+ * It hears of each call just before it is made and decides each wait in the moment of the grant,
+ * the cancel or the time limit, whichever comes first; so it holds under any order of ready
+ * tasks:
  *   - all or nothing: a call returns what was decided, and has had its effect or none;
  *   - conservation: permits held and free, items put, got and lying, owners and readers add up;
  *   - the order of waiters, and that no try_ call overtakes them;
- *   - no lost wake-up: when everything waits nobody waits for what is there, and nobody was granted what he waits for;
+ *   - no lost wake-up: when everything waits nobody waits for what is there, and nobody was
+ *   granted what he waits for;
  *   - at the end no task, timer, stack or line of waiters is left.
  *
- *     RANDOM_PROGRAMS=10000 RANDOM_FIRST=1 ./test_random_sync      many programs, from this seed on
- *     RANDOM_PROGRAMS=1 RANDOM_FIRST=4711 RANDOM_LOG=1 ./test_random_sync      one, with a log on stderr
+ *     RANDOM_PROGRAMS=10000 RANDOM_FIRST=1 ./test_random_sync      many programs, from this seed
+ *     on RANDOM_PROGRAMS=1 RANDOM_FIRST=4711 RANDOM_LOG=1 ./test_random_sync      one, with a
+ *     log on stderr
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, seeds, riscv64, gcc-asan (the programs have seeds of
- * their own)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, seeds, riscv64, gcc-asan (the
+ * programs have seeds of their own)
  */
 #define TEST_SECONDS 120
 #define TEST_SYNC
@@ -67,7 +72,8 @@ typedef struct task {
     int result;
     /* its wait */
     bool waits, decided, relocking;
-    int called, line, lock, amount, outcome, chosen, item, relocked; /* line: -1 when there are several, or none */
+    /* line: -1 when there are several, or none */
+    int called, line, lock, amount, outcome, chosen, item, relocked;
     int puts[CASES];
     int64_t due; /* of a sleep or the nearest AFTER */
     int due_case;
@@ -116,7 +122,8 @@ static struct model {
     bool set[EVENTS], future_set[FUTURES];
     int latch, future_rc[FUTURES];
     queue queues[QUEUES];
-    int64_t interval, full_at; /* of the limiter: ns for a token, and when the bucket is full again */
+    /* of the limiter: ns for a token, and when the bucket is full again */
+    int64_t interval, full_at;
     int burst;
     /* the real ones */
     conc_lock real_locks[LOCKS];
@@ -137,14 +144,18 @@ static bool verbose;
 
 /* ---- reports that name the program */
 
-#define EXPECT_INT(actual, expected) expect_int(__LINE__, #actual, (long long)(actual), (long long)(expected))
+#define EXPECT_INT(actual, expected) \
+    expect_int(__LINE__, #actual, (long long)(actual), (long long)(expected))
 #define EXPECT(condition) \
-    ((condition) ? (void)0 : test_fail(__FILE__, __LINE__, "program %" PRIu64 ": not true: %s", m.seed, #condition))
+    ((condition)          \
+         ? (void)0        \
+         : test_fail(__FILE__, __LINE__, "program %" PRIu64 ": not true: %s", m.seed, #condition))
 
 static void expect_int(int at, const char *what, long long actual, long long expected)
 {
     if (actual != expected)
-        test_fail(__FILE__, at, "program %" PRIu64 ": %s is %lld, not %lld", m.seed, what, actual, expected);
+        test_fail(__FILE__, at, "program %" PRIu64 ": %s is %lld, not %lld", m.seed, what, actual,
+                  expected);
 }
 
 static void say_seed_and_die(int signal_number)
@@ -160,10 +171,12 @@ static void say_seed_and_die(int signal_number)
 static void log_step(const task *t, const char *what, int which, long long value)
 {
     m.steps++;
-    m.log = (m.log ^ (uint64_t)m.now ^ (uint64_t)value ^ (uint64_t)t->index << 32 ^ (uint64_t)what[0] << 56) *
+    m.log = (m.log ^ (uint64_t)m.now ^ (uint64_t)value ^ (uint64_t)t->index << 32 ^
+             (uint64_t)what[0] << 56) *
             UINT64_C(0x100000001b3);
     if (verbose)
-        fprintf(stderr, "%12.9f  task %d: %s %d: %lld\n", (double)m.now * 1e-9, t->index, what, which, value);
+        fprintf(stderr, "%12.9f  task %d: %s %d: %lld\n", (double)m.now * 1e-9, t->index, what,
+                which, value);
 }
 
 /* ---- random numbers: each task has its own stream */
@@ -179,7 +192,8 @@ static uint64_t draw(task *t)
 static int pick(task *t, int n) { return (int)(draw(t) % (uint64_t)n); }
 static bool one_in(task *t, int n) { return pick(t, n) == 0; }
 
-/* A time from now, in ns, at which no other timer ends: then the order in which they end is known. */
+/* A time from now, in ns, at which no other timer ends: then the order in which they end is
+ * known. */
 static int64_t pick_time(task *t)
 {
     int64_t time = (1 + pick(t, 16)) * INT64_C(62500000) + pick(t, 1000000);
@@ -450,7 +464,8 @@ static void check_nobody_waits_for_what_is_there(void)
     EXPECT(!first(LIMITER) || limiter_due(first(LIMITER)->t->amount) > m.now);
 }
 
-/* All but main wait: who was granted or cancelled has gone on, and what the tasks have adds up with what is left. */
+/* All but main wait: who was granted or cancelled has gone on, and what the tasks have adds up
+ * with what is left. */
 static void check_settled(void)
 {
     int permits[SEMS] = {0}, items[QUEUES] = {0}, readers = 0;
@@ -458,7 +473,8 @@ static void check_settled(void)
         if (t->index)
             EXPECT(!t->started || t->ended || (t->waits && !t->decided));
         for (int i = 0; i < LOCKS; i++)
-            EXPECT_INT(t->locks[i] && !(t->waits && t->called == COND && t->lock == i), m.owners[i] == t);
+            EXPECT_INT(t->locks[i] && !(t->waits && t->called == COND && t->lock == i),
+                       m.owners[i] == t);
         EXPECT_INT(t->writes, m.writer == t);
         readers += t->reads;
         for (int i = 0; i < SEMS; i++)
@@ -607,7 +623,8 @@ static int real_call(call *c)
     switch (c->line) {
     case LOCK: return conc_lock_acquire(&m.real_locks[i]);
     case RWLOCK:
-        return c->amount ? conc_rwlock_acquire_write(&m.real_rwlock) : conc_rwlock_acquire_read(&m.real_rwlock);
+        return c->amount ? conc_rwlock_acquire_write(&m.real_rwlock)
+                         : conc_rwlock_acquire_read(&m.real_rwlock);
     case SEM: return conc_sem_acquire(&m.real_sems[i]);
     case EVENT: return conc_event_wait(&m.real_events[i]);
     case COND: return conc_cond_wait(&m.real_conds[i], &m.real_locks[c->amount]);
@@ -626,7 +643,8 @@ static int real_call(call *c)
 
 static void check_item(const task *t, const call *c, int line, int got)
 {
-    bool brings = (line >= GET && line < PUT && !m.queues[line - GET].counts) || (line >= JOIN && line < LINES);
+    bool brings = (line >= GET && line < PUT && !m.queues[line - GET].counts) ||
+                  (line >= JOIN && line < LINES);
     if (c->line == SELECT && line >= JOIN && line < LINES)
         got = c->cases[t->chosen].result;
     EXPECT_INT(got, brings && t->outcome == 0 ? t->item : -1);
@@ -676,9 +694,14 @@ static int make_call(task *t, call *c)
     if (c->line != SELECT || t->chosen < 0) {
         EXPECT_INT(rc, t->outcome);
         for (int k = 0; k < CASES; k++)
-            check_item(t, c, k || rc < 0 ? SLEEP : c->line < SLEEP ? c->line + c->which : SLEEP, c->got[k]);
+            check_item(t, c,
+                       k || rc < 0       ? SLEEP
+                       : c->line < SLEEP ? c->line + c->which
+                                         : SLEEP,
+                       c->got[k]);
         own(t, c, c->line < SLEEP ? c->line + c->which : SLEEP, rc);
-        EXPECT(c->pointer == (c->line == FUTURE && rc >= 0 ? (void *)&m.real_futures[c->which] : NULL));
+        EXPECT(c->pointer ==
+               (c->line == FUTURE && rc >= 0 ? (void *)&m.real_futures[c->which] : NULL));
     } else {
         EXPECT_INT(rc, t->chosen);
         int line = c->lines[rc];
@@ -940,7 +963,8 @@ static int set_future(task *t, int i)
 
 static int give_permit(task *t, int i)
 {
-    int rc = first(SEM + i) || !m.real_sems[i].max || m.permits[i] < m.real_sems[i].max ? 0 : -EOVERFLOW;
+    int rc =
+        first(SEM + i) || !m.real_sems[i].max || m.permits[i] < m.real_sems[i].max ? 0 : -EOVERFLOW;
     if (first(SEM + i))
         decide(first(SEM + i)->t, 0, 0, 0);
     else
@@ -1016,7 +1040,9 @@ static void meddle(task *t)
     case 2: rc = notify_cond(t, pick(t, CONDS)); break;
     case 3: rc = count_latch(t); break;
     case 4: rc = set_future(t, pick(t, FUTURES)); break;
-    case 5: rc = t->index && !t->permits[0] && !t->permits[1] ? 0 : give_permit(t, t->permits[1] > 0); break;
+    case 5:
+        rc = t->index && !t->permits[0] && !t->permits[1] ? 0 : give_permit(t, t->permits[1] > 0);
+        break;
     case 6:
     case 7: rc = try_queue(t, q); break;
     case 8:
@@ -1060,8 +1086,11 @@ static int release_rwlock(task *t)
 static int try_rwlock(task *t)
 {
     bool write = one_in(t, 2);
-    int rc = m.writer == t ? -EDEADLK : m.writer || first(RWLOCK) || (write && m.readers) ? -EAGAIN : 0;
-    EXPECT_INT(write ? conc_rwlock_try_acquire_write(&m.real_rwlock) : conc_rwlock_try_acquire_read(&m.real_rwlock),
+    int rc = m.writer == t                                       ? -EDEADLK
+             : m.writer || first(RWLOCK) || (write && m.readers) ? -EAGAIN
+                                                                 : 0;
+    EXPECT_INT(write ? conc_rwlock_try_acquire_write(&m.real_rwlock)
+                     : conc_rwlock_try_acquire_read(&m.real_rwlock),
                rc);
     if (rc == 0 && write)
         t->writes = (m.writer = t) != NULL;
@@ -1296,7 +1325,8 @@ static uint64_t number_in_environment(const char *name, uint64_t otherwise)
     return text ? strtoull(text, NULL, 10) : otherwise;
 }
 
-/* Runs that many programs (or RANDOM_PROGRAMS), every second in a random order of ready tasks, each twice. */
+/* Runs that many programs (or RANDOM_PROGRAMS), every second in a random order of ready tasks,
+ * each twice. */
 static void run_programs(uint64_t count)
 {
     uint64_t first_seed = number_in_environment("RANDOM_FIRST", 1);
@@ -1312,19 +1342,25 @@ static void run_programs(uint64_t count)
     }
     if (count >= 200) { /* the programs do what they are for */
         long programs = total.programs;
-        CHECK(total.steps / programs > 20 && total.waited / programs > 5 && total.granted / programs > 2);
+        CHECK(total.steps / programs > 20 && total.waited / programs > 5 &&
+              total.granted / programs > 2);
         CHECK(total.cut_short > programs && total.expired > programs / 4 && total.late > 0);
-        CHECK(total.selected > programs / 2 && total.items > programs && total.relocked > programs / 4);
+        CHECK(total.selected > programs / 2 && total.items > programs &&
+              total.relocked > programs / 4);
     }
     if (verbose)
         fprintf(stderr,
-                "%ld programs, %ld steps, %ld waits, %ld granted, %ld cut short, %ld out of time, %ld limits after a "
+                "%ld programs, %ld steps, %ld waits, %ld granted, %ld cut short, %ld out of time, "
+                "%ld limits after a "
                 "grant, %ld selects that waited, %ld conditions left, %ld items\n",
-                total.programs, total.steps, total.waited, total.granted, total.cut_short, total.expired, total.late,
-                total.selected, total.relocked, total.items);
+                total.programs, total.steps, total.waited, total.granted, total.cut_short,
+                total.expired, total.late, total.selected, total.relocked, total.items);
 }
 
-TEST(random_programs_over_all_primitives_agree_with_the_model_and_repeat_themselves) { run_programs(500); }
+TEST(random_programs_over_all_primitives_agree_with_the_model_and_repeat_themselves)
+{
+    run_programs(500);
+}
 
 TEST(one_random_program_agrees_with_the_model_under_many_orders)
 {

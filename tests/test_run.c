@@ -1,4 +1,5 @@
-/* A run seen from outside: its result, its options and environment, what it leaves behind, and what calls say outside it. */
+/* A run seen from outside: its result, its options and environment, what it leaves behind, and
+ * what calls say outside it. */
 #include "conc_test.h"
 
 #include <limits.h>
@@ -193,8 +194,9 @@ TEST(runs_in_several_threads_at_once_do_not_meet)
 
 TEST(options_without_sense_are_refused_before_anything_runs)
 {
-    conc_options bad[] = {{.stack_size = 1},  {.stack_size = 16383},    {.slow_step = -1},
-                          {.slow_step = NAN}, {.slow_step = -INFINITY}, {.debug = true, .slow_step = -0.5}};
+    conc_options bad[] = {{.stack_size = 1},        {.stack_size = 16383},
+                          {.slow_step = -1},        {.slow_step = NAN},
+                          {.slow_step = -INFINITY}, {.debug = true, .slow_step = -0.5}};
     for (size_t i = 0; i < CONC_LEN(bad); i++)
         CHECK_INT(conc_run_with(&bad[i], returns, &(int){1}), -EINVAL);
     CHECK_INT(calls, 0);
@@ -377,16 +379,18 @@ TEST(either_poller_can_be_asked_for)
 
 TEST(an_environment_without_sense_fails_the_run)
 {
-    static const char *bad[][2] = {{"CONC_DEBUG", "maybe"},  {"CONC_CLOCK", "sundial"},
-                                   {"CONC_POLL", "select"},  {"CONC_SEED", "seven"},
-                                   {"CONC_SEED", "7 seven"}, {"CONC_SEED", "-7"},
-                                   {"CONC_STACK", "big"},    {"CONC_SEED", "99999999999999999999999"},
-                                   {"CONC_STACK", "16383"},  {"CONC_STACK", "-65536"},
-                                   {"CONC_STACK", "64k"},    {"CONC_STACK", "99999999999999999999999"}};
+    static const char *bad[][2] = {
+        {"CONC_DEBUG", "maybe"},  {"CONC_CLOCK", "sundial"},
+        {"CONC_POLL", "select"},  {"CONC_SEED", "seven"},
+        {"CONC_SEED", "7 seven"}, {"CONC_SEED", "-7"},
+        {"CONC_STACK", "big"},    {"CONC_SEED", "99999999999999999999999"},
+        {"CONC_STACK", "16383"},  {"CONC_STACK", "-65536"},
+        {"CONC_STACK", "64k"},    {"CONC_STACK", "99999999999999999999999"}};
     conc_options options = {.virtual_clock = true, .seed = 7, .stack_size = 65536};
     for (size_t i = 0; i < CONC_LEN(bad); i++) {
         setenv(bad[i][0], bad[i][1], 1);
-        if (conc_run(returns, &(int){1}) != -EINVAL || conc_run_with(&options, returns, &(int){1}) != -EINVAL)
+        if (conc_run(returns, &(int){1}) != -EINVAL ||
+            conc_run_with(&options, returns, &(int){1}) != -EINVAL)
             test_fail(__FILE__, __LINE__, "%s=%s was accepted", bad[i][0], bad[i][1]);
         unsetenv(bad[i][0]);
     }
@@ -614,7 +618,8 @@ TEST(a_block_that_signals_interrupt_leaves_errno_alone_and_takes_its_time)
 TEST(the_version_of_the_header_is_that_of_the_implementation)
 {
     char version[32];
-    snprintf(version, sizeof version, "%d.%d.%d", CONC_VERSION_MAJOR, CONC_VERSION_MINOR, CONC_VERSION_PATCH);
+    snprintf(version, sizeof version, "%d.%d.%d", CONC_VERSION_MAJOR, CONC_VERSION_MINOR,
+             CONC_VERSION_PATCH);
     CHECK_STR(conc_version(), CONC_VERSION);
     CHECK_STR(conc_version(), version);
 }

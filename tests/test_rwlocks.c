@@ -1,7 +1,8 @@
-/* test_rwlocks.c - conc_rwlock: readers together, writers alone, neither starved, and what a cancel of a waiter sets free.
+/* test_rwlocks.c - conc_rwlock: readers together, writers alone, neither starved, and what a
+ * cancel of a waiter sets free.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks switch and wait is tested
- * elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
+ * switch and wait is tested elsewhere)
  */
 #define TEST_SYNC
 #include "conc_test.h"
@@ -32,7 +33,10 @@ static int readers, writers, most_readers; /* inside */
 
 static bool writes(const user *u) { return u->name[0] == 'w'; }
 
-static int take(bool write) { return write ? conc_rwlock_acquire_write(&lock) : conc_rwlock_acquire_read(&lock); }
+static int take(bool write)
+{
+    return write ? conc_rwlock_acquire_write(&lock) : conc_rwlock_acquire_read(&lock);
+}
 
 static int try(bool write)
 {
@@ -106,8 +110,9 @@ static void check_times(const user *users, size_t n, const char *expected)
 {
     char text[512] = "";
     for (size_t i = 0; i < n; i++)
-        snprintf(text + strlen(text), sizeof text - strlen(text), users[i].acquired < 0 ? "%s%s@%g:%d" : "%s%s@%g",
-                 i ? " " : "", users[i].name, users[i].at, users[i].acquired);
+        snprintf(text + strlen(text), sizeof text - strlen(text),
+                 users[i].acquired < 0 ? "%s%s@%g:%d" : "%s%s@%g", i ? " " : "", users[i].name,
+                 users[i].at, users[i].acquired);
     CHECK_STR(text, expected);
 }
 
@@ -200,7 +205,8 @@ TASK_TEST(writers_stand_behind_waiting_readers)
 
 TASK_TEST(readers_on_both_sides_of_a_writer_are_not_together)
 {
-    user users[] = {USER("w1", 1), USER("r1", 1), USER("r2", 5), USER("w2", 1), USER("r3", 1), USER("w3", 1)};
+    user users[] = {USER("w1", 1), USER("r1", 1), USER("r2", 5),
+                    USER("w2", 1), USER("r3", 1), USER("w3", 1)};
     CHECK_ALL(users, "w1@0 r1@1 r2@1 w2@6 r3@7 w3@8");
     CHECK_INT(most_readers, 2);
 }
@@ -225,7 +231,8 @@ TASK_TEST(a_stream_of_writers_does_not_starve_a_reader)
 
 TASK_TEST(who_asks_again_stands_behind_those_who_wait)
 {
-    user users[] = {USER("w1", 1, .rounds = 3), USER("r1", 1, .rounds = 3), USER("w2", 1, .rounds = 3)};
+    user users[] = {USER("w1", 1, .rounds = 3), USER("r1", 1, .rounds = 3),
+                    USER("w2", 1, .rounds = 3)};
     conc_group g = {0};
     ARRIVE(&g, users);
     CHECK_INT(conc_group_wait(&g), 0);
@@ -273,7 +280,8 @@ TASK_TEST(a_writers_release_hands_the_lock_to_the_readers_at_once)
 
 TASK_TEST(readers_go_in_at_once_when_the_writer_before_them_is_cancelled)
 {
-    user users[] = {USER("r1", 10), USER("w1", 1), USER("r2", 1), USER("r3", 1), USER("w2", 1), USER("r4", 1)};
+    user users[] = {USER("r1", 10), USER("w1", 1), USER("r2", 1),
+                    USER("r3", 1),  USER("w2", 1), USER("r4", 1)};
     conc_group g = {0};
     ARRIVE(&g, users);
     CHECK_INT(conc_sleep(2), 0);
@@ -291,8 +299,8 @@ TASK_TEST(readers_go_in_at_once_when_the_writer_before_them_is_cancelled)
 
 TASK_TEST(readers_go_in_at_once_when_the_writer_before_them_is_out_of_time)
 {
-    user users[] = {USER("r1", 10), USER("w1", 1, .timeout = 2), USER("r2", 1), USER("w2", 1, .timeout = 4),
-                    USER("r3", 1)};
+    user users[] = {USER("r1", 10), USER("w1", 1, .timeout = 2), USER("r2", 1),
+                    USER("w2", 1, .timeout = 4), USER("r3", 1)};
     conc_group g = {0};
     ARRIVE(&g, users);
     CHECK_INT(conc_group_wait(&g), 0);
@@ -328,8 +336,10 @@ TASK_TEST(a_cancelled_reader_between_two_writers_changes_nothing_for_them)
     check_free();
 }
 
-/* Two users wait for the caller to release, and the first of them is cancelled before or after that. */
-static void check_race(bool mine_writes, const char *first, const char *second, bool cancel_first, const char *granted)
+/* Two users wait for the caller to release, and the first of them is cancelled before or after
+ * that. */
+static void check_race(bool mine_writes, const char *first, const char *second, bool cancel_first,
+                       const char *granted)
 {
     user users[] = {USER(first, 1), USER(second, 1)};
     conc_group g = {0};

@@ -1,5 +1,5 @@
-/* test_seeds.c - random order of ready tasks that a seed repeats, and the virtual clock, which repeats everything. Each
- * test says its own seeds, so the one in the environment is put aside.
+/* test_seeds.c - random order of ready tasks that a seed repeats, and the virtual clock, which
+ * repeats everything. Each test says its own seeds, so the one in the environment is put aside.
  */
 #include "conc_test.h"
 

@@ -1,7 +1,9 @@
-/* test_select.c - conc_select: over any mix of queues, events, tasks, descriptors and time exactly one case happens, also
- * when several become ready in one moment and the caller is cancelled in that moment too; the others leave nothing.
+/* test_select.c - conc_select: over any mix of queues, events, tasks, descriptors and time
+ * exactly one case happens, also when several become ready in one moment and the caller is
+ * cancelled in that moment too; the others leave nothing.
  *
- * Not under: ucontext, save-fpu, aarch64-bti, riscv64, gcc-asan (how tasks switch and wait is tested elsewhere)
+ * Not under: ucontext, save-fpu, aarch64-bti, riscv64, gcc-asan (how tasks switch and wait is
+ * tested elsewhere)
  */
 #define TEST_SYNC
 #include "io_test.h"
@@ -32,7 +34,8 @@ static int ends_when_told(void *arg)
 
 static void open_scene(scene *s)
 {
-    *s = (scene){.empty = CONC_QUEUE(int, 1), .full = CONC_QUEUE(int, 1), .from = OURS, .target_rc = RESULT};
+    *s = (scene){
+        .empty = CONC_QUEUE(int, 1), .full = CONC_QUEUE(int, 1), .from = OURS, .target_rc = RESULT};
     s->group.keep_going = true;
     CHECK_INT(conc_queue_try_put(&s->full, &(int){LYING}), 0);
     CHECK_INT(pipe(s->ends), 0);
@@ -200,12 +203,13 @@ static void put_is_closed(scene *s) { conc_queue_close(&s->full); }
 static void fd_is_closed(scene *s) { CHECK_INT(conc_close(s->ends[0]), 0); }
 
 static const cause causes[] = {
-    {GET, get_gets_ready, 0},     {PUT, put_gets_ready, 0},     {EVENT, event_gets_ready, 0}, {AFTER, time_passes, 0},
-    {GET, get_is_closed, -EPIPE}, {PUT, put_is_closed, -EPIPE}, {FD, fd_is_closed, -EBADF},
+    {GET, get_gets_ready, 0},   {PUT, put_gets_ready, 0},     {EVENT, event_gets_ready, 0},
+    {AFTER, time_passes, 0},    {GET, get_is_closed, -EPIPE}, {PUT, put_is_closed, -EPIPE},
+    {FD, fd_is_closed, -EBADF},
 };
 
-/* What happens in one moment: the causes that are not NULL, with a cancel before one of them (3: none), and at last the
- * end of the task that does it, for which the select waits too. */
+/* What happens in one moment: the causes that are not NULL, with a cancel before one of them (3:
+ * none), and at last the end of the task that does it, for which the select waits too. */
 typedef struct moment {
     scene *s;
     const cause *causes[2];
@@ -266,14 +270,16 @@ TASK_TEST(of_two_things_in_one_moment_the_first_happens_and_a_cancel_counts_if_i
         for (int i = 0; i <= MORE; i++)
             for (int j = 0; j <= MORE; j++)
                 if (i == MORE || j == MORE || causes[i].kind != causes[j].kind)
-                    run_moment(i < MORE ? &causes[i] : NULL, j < MORE ? &causes[j] : NULL, cancel_before);
+                    run_moment(i < MORE ? &causes[i] : NULL, j < MORE ? &causes[j] : NULL,
+                               cancel_before);
 }
 
 static int ends_and_cancels_in_between(void *arg)
 {
     scene *s = arg;
     conc_event_set(&s->go);
-    CHECK_INT(conc_yield(), 0); /* the target ends, and the selector has its turn behind this task */
+    /* the target ends, and the selector has its turn behind this task */
+    CHECK_INT(conc_yield(), 0);
     CHECK(conc_done(&s->target) && !s->over);
     return conc_cancel(&s->selector);
 }
@@ -415,7 +421,8 @@ static void count_failure(const conc_failure *f, void *user)
     failures_told++;
 }
 
-/* A background task fails; a select over its end and an event that is set; arg: the end stands first. */
+/* A background task fails; a select over its end and an event that is set; arg: the end stands
+ * first. */
 static int selects_over_a_failed_task(void *arg)
 {
     conc_task t;
@@ -451,7 +458,8 @@ typedef struct hurried {
 static int selects_over_borrowed_things(void *arg)
 {
     hurried *h = arg;
-    conc_case c[] = {CONC_CASE_GET(h->queue, &h->item), CONC_CASE_EVENT(h->event), CONC_CASE_AFTER(5)};
+    conc_case c[] = {CONC_CASE_GET(h->queue, &h->item), CONC_CASE_EVENT(h->event),
+                     CONC_CASE_AFTER(5)};
     h->chosen = conc_select(c, CONC_LEN(c));
     return 0;
 }
@@ -702,11 +710,13 @@ TASK_TEST(a_select_over_ones_own_end_is_a_deadlock_that_is_told)
 
 TASK_TEST(the_nearest_time_happens_and_of_equal_ones_the_first)
 {
-    static const double times[][3] = {{3, 2, 1}, {1, 2, 3}, {2, 1, 1}, {1, 1, 1}, {CONC_FOREVER, 5, CONC_FOREVER}};
+    static const double times[][3] = {
+        {3, 2, 1}, {1, 2, 3}, {2, 1, 1}, {1, 1, 1}, {CONC_FOREVER, 5, CONC_FOREVER}};
     static const int chosen[] = {2, 0, 1, 0, 1};
     double now = 0;
     for (size_t i = 0; i < CONC_LEN(times); i++) {
-        conc_case c[] = {CONC_CASE_AFTER(times[i][0]), CONC_CASE_AFTER(times[i][1]), CONC_CASE_AFTER(times[i][2])};
+        conc_case c[] = {CONC_CASE_AFTER(times[i][0]), CONC_CASE_AFTER(times[i][1]),
+                         CONC_CASE_AFTER(times[i][2])};
         CHECK_INT(conc_select(c, 3), chosen[i]);
         CHECK_INT(c[chosen[i]].result, 0);
         CHECK_TIME(now += times[i][chosen[i]]);
@@ -716,7 +726,8 @@ TASK_TEST(the_nearest_time_happens_and_of_equal_ones_the_first)
 TASK_TEST(a_time_that_is_due_lets_what_stands_before_it_happen)
 {
     conc_event e = {0};
-    conc_case c[] = {CONC_CASE_EVENT(&e), CONC_CASE_AFTER(0)}, past[] = {CONC_CASE_EVENT(&e), CONC_CASE_AFTER(-1e300)};
+    conc_case c[] = {CONC_CASE_EVENT(&e), CONC_CASE_AFTER(0)},
+              past[] = {CONC_CASE_EVENT(&e), CONC_CASE_AFTER(-1e300)};
     CHECK_INT(conc_select(c, 2), 1); /* a look, without waiting */
     CHECK_INT(conc_select(past, 2), 1);
     conc_event_set(&e);
@@ -784,7 +795,8 @@ TASK_TEST(several_selects_with_two_cases_on_one_task_all_see_its_end)
         open_scene(&scenes[i]);
         scenes[i].n = 3;
         for (int k = 0; k < 3; k++)
-            scenes[i].cases[k] = k == i % 3 ? case_of(&scenes[i], EVENT) : case_of(&scenes[0], JOIN);
+            scenes[i].cases[k] =
+                k == i % 3 ? case_of(&scenes[i], EVENT) : case_of(&scenes[0], JOIN);
         start_selector(&scenes[i]);
     }
     conc_event_set(&scenes[0].go);
@@ -818,7 +830,8 @@ IO_TEST(each_kind_of_descriptor_can_be_selected_for_either_direction)
     for (io_kind kind = 0; kind < IO_KINDS; kind++) {
         int end[2];
         io_open(kind, end);
-        conc_case read = CONC_CASE_FD(end[0], CONC_READABLE), write = CONC_CASE_FD(end[1], CONC_WRITABLE);
+        conc_case read = CONC_CASE_FD(end[0], CONC_READABLE),
+                  write = CONC_CASE_FD(end[1], CONC_WRITABLE);
         conc_case both[] = {read, write}, quiet[] = {read, CONC_CASE_AFTER(1)};
         CHECK_INT(conc_select(both, 2), 1); /* there is room, and nothing to read */
         CHECK_INT(both[1].result, CONC_WRITABLE);
@@ -869,8 +882,10 @@ IO_TEST(several_selects_on_one_descriptor_all_go_on)
     watch w[3];
     io_open(IO_SOCKET, end);
     for (int i = 0; i < 3; i++) {
-        w[i] = (watch){
-            {CONC_CASE_FD(end[0], CONC_READABLE), CONC_CASE_FD(end[0], CONC_READABLE), CONC_CASE_AFTER(5)}, 3, -1};
+        w[i] = (watch){{CONC_CASE_FD(end[0], CONC_READABLE), CONC_CASE_FD(end[0], CONC_READABLE),
+                        CONC_CASE_AFTER(5)},
+                       3,
+                       -1};
         CHECK_INT(conc_spawn(&g, watches, &w[i]), 0);
     }
     CHECK_INT(conc_settle(), 0);
@@ -912,8 +927,10 @@ IO_TEST(a_descriptor_that_is_closed_meanwhile_is_the_result)
             conc_group g = {0};
             conc_stats s;
             io_open(kind, end);
-            watch w = {
-                {CONC_CASE_AFTER(5), CONC_CASE_FD(end[0], CONC_READABLE), CONC_CASE_FD(end[0], CONC_READABLE)}, 3, -1};
+            watch w = {{CONC_CASE_AFTER(5), CONC_CASE_FD(end[0], CONC_READABLE),
+                        CONC_CASE_FD(end[0], CONC_READABLE)},
+                       3,
+                       -1};
             CHECK_INT(conc_spawn(&g, watches, &w), 0);
             CHECK_INT(conc_settle(), 0);
             CHECK_INT(conc_close(end[0]), 0);
@@ -1173,8 +1190,8 @@ static int deadlocks(void *arg)
     conc_queue empty = CONC_QUEUE(int, 1), full = CONC_QUEUE(int, 1);
     CHECK_INT(conc_queue_try_put(&full, &item), 0);
     CHECK_INT(conc_spawn_task(&g, &other, waits_for_the_event, &e), 0);
-    conc_case c[] = {CONC_CASE_GET(&empty, at), CONC_CASE_PUT(&full, at), CONC_CASE_EVENT(&e), CONC_CASE_JOIN(&other),
-                     CONC_CASE_AFTER(CONC_FOREVER)};
+    conc_case c[] = {CONC_CASE_GET(&empty, at), CONC_CASE_PUT(&full, at), CONC_CASE_EVENT(&e),
+                     CONC_CASE_JOIN(&other), CONC_CASE_AFTER(CONC_FOREVER)};
     int rc = conc_select(c, CONC_LEN(c));
     CHECK_INT(rc, -ECANCELED);
     conc_queue_destroy(&full);
@@ -1215,8 +1232,8 @@ TEST(a_deadlock_is_reported_with_all_that_a_select_waits_for)
     int status = test_in_process(run_into_a_deadlock, report, sizeof report);
     if (status)
         test_fail(__FILE__, __LINE__, "status 0x%x:\n%s", (unsigned)status, report);
-    static const char *const words[] = {"the first of", "queue's item", "room in a queue", "an event",
-                                        "waits_for_the_event"};
+    static const char *const words[] = {"the first of", "queue's item", "room in a queue",
+                                        "an event", "waits_for_the_event"};
     for (size_t i = 0; i < CONC_LEN(words); i++)
         CHECK_CONTAINS(report, words[i]);
 }

@@ -1,8 +1,8 @@
-/* test_semaphores.c - conc_sem and CONC_PERMIT: permits go to those who wait in the order of asking, none is lost or made,
- * and what ten thousand waiters cost.
+/* test_semaphores.c - conc_sem and CONC_PERMIT: permits go to those who wait in the order of
+ * asking, none is lost or made, and what ten thousand waiters cost.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks switch and wait is tested
- * elsewhere)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
+ * switch and wait is tested elsewhere)
  */
 #define TEST_SYNC
 #include "conc_test.h"
@@ -171,7 +171,8 @@ TASK_TEST(permits_do_not_overflow)
 
 TASK_TEST(senseless_semaphores_are_refused)
 {
-    conc_sem rows[] = {CONC_SEM(-1), CONC_SEM(INT_MIN), CONC_SEM(1, .max = -1), CONC_SEM(3, .max = 2)};
+    conc_sem rows[] = {CONC_SEM(-1), CONC_SEM(INT_MIN), CONC_SEM(1, .max = -1),
+                       CONC_SEM(3, .max = 2)};
     for (size_t i = 0; i < CONC_LEN(rows); i++) {
         int permits = rows[i].permits;
         CHECK_INT(conc_sem_acquire(&rows[i]), -EINVAL);
@@ -253,7 +254,8 @@ TASK_TEST(waiters_get_permits_in_the_order_in_which_they_came)
 TASK_TEST(who_asks_again_stands_behind_those_who_wait)
 {
     conc_sem s = {0};
-    user users[] = {USER(&s, "a", 0, .rounds = 4), USER(&s, "b", 0, .rounds = 4), USER(&s, "c", 0, .rounds = 4)};
+    user users[] = {USER(&s, "a", 0, .rounds = 4), USER(&s, "b", 0, .rounds = 4),
+                    USER(&s, "c", 0, .rounds = 4)};
     conc_group g = {0};
     ARRIVE(&g, users);
     release(&s, 1);
@@ -307,7 +309,8 @@ TASK_TEST(three_permits_serve_the_waiter_the_one_who_gave_them_and_a_third)
 
 /* ---- cancels and time limits ---- */
 
-/* Of four waiters some are cancelled in this order, then n permits released; who got one is noted. */
+/* Of four waiters some are cancelled in this order, then n permits released; who got one is
+ * noted. */
 static void check_cancels(const char *cancelled, int n, const char *granted)
 {
     conc_sem s = {0};
@@ -550,7 +553,8 @@ TASK_TEST(ten_thousand_waiters_are_cancelled_in_any_order_in_less_time_than_they
         CHECK_INT(conc_cancel(&waiting[numbers[i]]), 0);
     double taken = cpu_seconds() - shuffled;
     if (taken > spawned - start)
-        test_fail(__FILE__, __LINE__, "the spawns took %.3f s, the cancels %.3f s", spawned - start, taken);
+        test_fail(__FILE__, __LINE__, "the spawns took %.3f s, the cancels %.3f s", spawned - start,
+                  taken);
     release(&scarce, 1);
     check_permits(&scarce, 1); /* nobody waits any more, though nobody has run yet */
     CHECK_INT(conc_group_wait(&g), 0);
@@ -635,8 +639,11 @@ TASK_TEST(a_block_with_a_permit_gives_it_back_however_it_is_left)
     static const struct {
         int (*fn)(void);
         int rc;
-    } rows[] = {
-        {leaves_at_the_end, 0}, {leaves_by_return, 1}, {leaves_by_break, 2}, {leaves_by_try, -ENOENT}, {nests, 3}};
+    } rows[] = {{leaves_at_the_end, 0},
+                {leaves_by_return, 1},
+                {leaves_by_break, 2},
+                {leaves_by_try, -ENOENT},
+                {nests, 3}};
     for (size_t i = 0; i < CONC_LEN(rows); i++) {
         noted[0] = 0;
         CHECK_INT(rows[i].fn(), rows[i].rc);

@@ -1,4 +1,5 @@
-/* conc_accept and conc_serve: connections taken one by one or by a server, its limit, its errors, and its end.
+/* conc_accept and conc_serve: connections taken one by one or by a server, its limit, its
+ * errors, and its end.
  *
  * Seeds: 20 (some take real time)
  * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
@@ -306,7 +307,8 @@ static int serves(void *arg)
     return 0;
 }
 
-static void start_serving(serving *v, door_kind kind, int (*handler)(int fd, void *arg), void *arg, int limit)
+static void start_serving(serving *v, door_kind kind, int (*handler)(int fd, void *arg), void *arg,
+                          int limit)
 {
     *v = (serving){.rc = 77};
     open_door(&v->door, kind);
@@ -431,7 +433,10 @@ static int returns_what_it_is_told(int fd, void *arg)
     char c;
     (void)arg;
     CONC_TRY(conc_read_full(fd, &c, 1));
-    return c == '+' ? 7 : c == '0' ? 0 : c == 'c' ? -ECANCELED : conc_fail(-EPROTO, "told to fail by '%c'", c);
+    return c == '+'   ? 7
+           : c == '0' ? 0
+           : c == 'c' ? -ECANCELED
+                      : conc_fail(-EPROTO, "told to fail by '%c'", c);
 }
 
 /* Sends a word to the server and waits until it closed the connection. */
@@ -749,7 +754,10 @@ IO_TEST(in_a_posted_function_nothing_is_served)
     CHECK_INT(conc_close(d.l), 0);
 }
 
-TEST(outside_a_run_nothing_is_served) { CHECK_INT(conc_serve((&(conc_server){0, never_called, NULL, 0})), -EPERM); }
+TEST(outside_a_run_nothing_is_served)
+{
+    CHECK_INT(conc_serve((&(conc_server){0, never_called, NULL, 0})), -EPERM);
+}
 
 /* ---- no more descriptors ---- */
 
@@ -777,7 +785,8 @@ static void give_descriptors_back(void)
     CHECK_INT(setrlimit(RLIMIT_NOFILE, &limit), 0);
 }
 
-/* Under valgrind the system takes the connection before the lack of a descriptor is seen: it is lost. */
+/* Under valgrind the system takes the connection before the lack of a descriptor is seen: it is
+ * lost. */
 static bool loses_connections(void)
 {
     door d;
@@ -869,7 +878,8 @@ static void replace_listener(serving *v)
     CHECK_INT(conc_close(v->door.l), 0);
 }
 
-IO_TEST(a_closed_server_that_waits_at_its_limit_or_backs_off_takes_nothing_from_the_next_listener_of_its_number)
+IO_TEST(
+    a_closed_server_that_waits_at_its_limit_or_backs_off_takes_nothing_from_the_next_listener_of_its_number)
 {
     serving v;
     seen = (__typeof__(seen)){0};

@@ -1,7 +1,9 @@
-/* test_shared.c - conc_shared_alloc: memory that workers of process pools see where the program sees it.
+/* test_shared.c - conc_shared_alloc: memory that workers of process pools see where the program
+ * sees it.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, seeds, valgrind, gcc-asan, single,
- * clang, static (they start processes, which emulators cannot, and older ones of valgrind cannot wait for)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, seeds, valgrind,
+ * gcc-asan, single, clang, static (they start processes, which emulators cannot, and older ones
+ * of valgrind cannot wait for)
  */
 #define TEST_PROCESSES
 #include "pool_test.h"
@@ -22,7 +24,8 @@ static int count_lines(const char *path, const char *word)
 
 static int count_shared_mappings(void) { return count_lines("/proc/self/maps", "rw-s"); }
 
-/* After the test there are no children, and as many descriptors and shared mappings as before it. */
+/* After the test there are no children, and as many descriptors and shared mappings as before
+ * it. */
 static void call_clean(void (*call)(void (*)(void)), void (*body)(void))
 {
     int fds = test_count_fds(), mappings = count_shared_mappings();
@@ -238,7 +241,8 @@ SHARED_TEST(a_pool_goes_on_when_a_block_that_it_does_not_use_is_freed)
     conc_shared_free(freed);
     CHECK_INT(overwrite(&pool, kept, 100, 1, 2), 5);
     CHECK_INT(conc_procs_run(&pool, kills_itself, NULL, 0), -EOWNERDEAD);
-    CHECK_INT(overwrite(&pool, kept, 100, 2, 3), 5); /* a new worker, which does not find it any more */
+    /* a new worker, which does not find it any more */
+    CHECK_INT(overwrite(&pool, kept, 100, 2, 3), 5);
     conc_shared_free(kept);
 }
 

@@ -1,4 +1,5 @@
-/* test_shield.c - shields: what is hidden, what is not, switching them while a task waits, grace and clean-up. */
+/* test_shield.c - shields: what is hidden, what is not, switching them while a task waits, grace
+ * and clean-up. */
 #include "conc_test.h"
 
 #include <math.h>

@@ -1,4 +1,5 @@
-/* test_signals.c - conc_signals_* and conc_wait_signal: signals that tasks receive, and how everything is put back.
+/* test_signals.c - conc_signals_* and conc_wait_signal: signals that tasks receive, and how
+ * everything is put back.
  *
  * Seeds: 10 (real signals take real time)
  * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
@@ -97,12 +98,14 @@ static bool same_set(const sigset_t *a, const sigset_t *b)
 static bool same_action(const struct sigaction *a, const struct sigaction *b)
 {
     /* those that a program can set; libc adds one of its own whenever it installs something */
-    int flags = SA_NOCLDSTOP | SA_NOCLDWAIT | SA_SIGINFO | SA_ONSTACK | SA_RESTART | SA_NODEFER | (int)SA_RESETHAND;
+    int flags = SA_NOCLDSTOP | SA_NOCLDWAIT | SA_SIGINFO | SA_ONSTACK | SA_RESTART | SA_NODEFER |
+                (int)SA_RESETHAND;
     if ((a->sa_flags & flags) != (b->sa_flags & flags))
         return false;
     if (a->sa_flags & SA_SIGINFO)
         return a->sa_sigaction == b->sa_sigaction && same_set(&a->sa_mask, &b->sa_mask);
-    bool no_handler = a->sa_handler == SIG_DFL || a->sa_handler == SIG_IGN; /* so its mask, if any, means nothing */
+    /* so its mask, if any, means nothing */
+    bool no_handler = a->sa_handler == SIG_DFL || a->sa_handler == SIG_IGN;
     return a->sa_handler == b->sa_handler && (no_handler || same_set(&a->sa_mask, &b->sa_mask));
 }
 
@@ -116,7 +119,10 @@ static void check_unchanged_since(const dispositions *before)
     CHECK(same_set(&before->mask, &now.mask));
 }
 
-static void open_for(conc_signals *s, int number) { CHECK_INT(conc_signals_open(s, &number, 1), 0); }
+static void open_for(conc_signals *s, int number)
+{
+    CHECK_INT(conc_signals_open(s, &number, 1), 0);
+}
 
 static void open_for_both(conc_signals *s)
 {
@@ -159,7 +165,10 @@ static int status_of(pid_t child)
     return status;
 }
 
-static void in_process(void (*fn)(int), int arg) { CHECK_INT(status_of(start_process(fn, arg)), 0); }
+static void in_process(void (*fn)(int), int arg)
+{
+    CHECK_INT(status_of(start_process(fn, arg)), 0);
+}
 
 static void check_process(void (*fn)(void))
 {
@@ -224,7 +233,8 @@ static void start_receiver(conc_group *g, receiver *r, conc_signals *from)
     CHECK_INT(conc_spawn_task(g, &r->task, receive_one, r), 0);
 }
 
-/* Main_fn of a run on the real clock, of one with each way of waiting, and of one on the virtual clock. */
+/* Main_fn of a run on the real clock, of one with each way of waiting, and of one on the virtual
+ * clock. */
 static void run_body(void (*body)(void), const char *poll, const char *clock)
 {
     test_task t = {body};
@@ -239,15 +249,19 @@ static void run_body(void (*body)(void), const char *poll, const char *clock)
     check_unchanged_since(&before);
 }
 
-#define LOOP_TEST(name)                                                                                 \
-    static void body_of_##name(void);                                                                   \
-    TEST(name) { run_body(body_of_##name, NULL, "real"); }                                              \
-    VARIANT_TEST(name##_with_poll) { run_body(body_of_##name, "poll", "real"); }                        \
-    VARIANT_TEST(name##_with_epoll) { run_body(body_of_##name, HAS_EPOLL ? "epoll" : "poll", "real"); } \
-    TEST(name##_on_the_virtual_clock) { run_body(body_of_##name, NULL, "virtual"); }                    \
+#define LOOP_TEST(name)                                                              \
+    static void body_of_##name(void);                                                \
+    TEST(name) { run_body(body_of_##name, NULL, "real"); }                           \
+    VARIANT_TEST(name##_with_poll) { run_body(body_of_##name, "poll", "real"); }     \
+    VARIANT_TEST(name##_with_epoll)                                                  \
+    {                                                                                \
+        run_body(body_of_##name, HAS_EPOLL ? "epoll" : "poll", "real");              \
+    }                                                                                \
+    TEST(name##_on_the_virtual_clock) { run_body(body_of_##name, NULL, "virtual"); } \
     static void body_of_##name(void)
 
-/* ThreadSanitizer keeps a signal until the task that it came upon calls into libc, and forgets it when there is none. */
+/* ThreadSanitizer keeps a signal until the task that it came upon calls into libc, and forgets
+ * it when there is none. */
 #define STORM_TEST(name)                                                          \
     static void body_of_##name(void);                                             \
     static void test_run_##name(void) { run_body(body_of_##name, NULL, "real"); } \
@@ -398,7 +412,8 @@ TASK_TEST(real_time_signals_which_the_kernel_does_not_merge_all_arrive)
     conc_signals s = {0};
     open_for(&s, SIGRTMIN);
     in_process(queue_a_hundred, SIGRTMIN);
-    for (int i = 0; i < (THREAD_SANITIZER ? 1 : 100); i++) /* which keeps one of each, until it is delivered */
+    /* which keeps one of each, until it is delivered */
+    for (int i = 0; i < (THREAD_SANITIZER ? 1 : 100); i++)
         CHECK_INT(next_if_any(&s), SIGRTMIN);
     CHECK(THREAD_SANITIZER || next_if_any(&s) == -ETIMEDOUT);
     close_it(&s);
@@ -406,8 +421,9 @@ TASK_TEST(real_time_signals_which_the_kernel_does_not_merge_all_arrive)
 
 TASK_TEST(every_signal_that_is_not_refused_can_be_received)
 {
-    int numbers[] = {SIGHUP,  SIGINT,  SIGQUIT, SIGALRM, SIGTERM,   SIGUSR1, SIGUSR2,  SIGCHLD, SIGCONT,     SIGTSTP,
-                     SIGTTIN, SIGTTOU, SIGURG,  SIGXCPU, SIGVTALRM, SIGPROF, SIGWINCH, SIGIO,   SIGRTMIN + 1};
+    int numbers[] = {SIGHUP,    SIGINT,  SIGQUIT,  SIGALRM, SIGTERM,     SIGUSR1, SIGUSR2,
+                     SIGCHLD,   SIGCONT, SIGTSTP,  SIGTTIN, SIGTTOU,     SIGURG,  SIGXCPU,
+                     SIGVTALRM, SIGPROF, SIGWINCH, SIGIO,   SIGRTMIN + 1};
     for (size_t i = 0; i < CONC_LEN(numbers); i++) {
         conc_signals s = {0};
         open_for(&s, numbers[i]);
@@ -799,10 +815,12 @@ static void count_with_info(int number, siginfo_t *info, void *context)
     count_it(number);
 }
 
-/* Four kinds of what may be there before: an elaborate handler, a plain one, ignored, default; two of them blocked. */
+/* Four kinds of what may be there before: an elaborate handler, a plain one, ignored, default;
+ * two of them blocked. */
 static void install_four_kinds(int numbers[4])
 {
-    struct sigaction elaborate = {.sa_sigaction = count_with_info, .sa_flags = SA_SIGINFO | SA_RESTART | SA_NODEFER};
+    struct sigaction elaborate = {.sa_sigaction = count_with_info,
+                                  .sa_flags = SA_SIGINFO | SA_RESTART | SA_NODEFER};
     sigaddset(&elaborate.sa_mask, SIGHUP);
     sigaddset(&elaborate.sa_mask, SIGRTMIN + 3);
     CHECK_INT(sigaction(numbers[0], &elaborate, NULL), 0);
@@ -1373,7 +1391,10 @@ static int close_and_sleep_for_ever(void *arg)
     return conc_sleep(CONC_FOREVER);
 }
 
-static void run_into_a_deadlock(void) { CHECK_INT(conc_run(close_and_sleep_for_ever, NULL), -EDEADLK); }
+static void run_into_a_deadlock(void)
+{
+    CHECK_INT(conc_run(close_and_sleep_for_ever, NULL), -EDEADLK);
+}
 
 TEST(a_receiver_that_is_closed_hides_no_deadlock) { check_process(run_into_a_deadlock); }
 
@@ -1737,4 +1758,7 @@ static void call_with_the_parents(int arg)
     CHECK_INT(conc_signals_open(&(conc_signals){0}, &(int){SIGUSR1}, 1), -EPERM);
 }
 
-TASK_TEST(in_a_forked_child_the_parents_loop_receives_nothing) { in_process(call_with_the_parents, 0); }
+TASK_TEST(in_a_forked_child_the_parents_loop_receives_nothing)
+{
+    in_process(call_with_the_parents, 0);
+}

@@ -1,4 +1,5 @@
-/* test_stacks.c - stacks of tasks and generators: sizes, overflow, many of them, giving back and reuse. */
+/* test_stacks.c - stacks of tasks and generators: sizes, overflow, many of them, giving back and
+ * reuse. */
 #include "conc_test.h"
 
 #include <alloca.h>
@@ -6,7 +7,8 @@
 #if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
 #define SANITIZED true
 #elif defined __has_feature
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || \
+    __has_feature(memory_sanitizer)
 #define SANITIZED true
 #endif
 #endif
@@ -169,7 +171,8 @@ static int fail_in_the_background(void *arg)
 TEST(tasks_on_the_smallest_stacks_may_fail_in_words_and_without)
 {
     int reports = 0;
-    conc_options o = {.virtual_clock = true, .stack_size = SMALLEST, .on_error = check_failure, .user = &reports};
+    conc_options o = {
+        .virtual_clock = true, .stack_size = SMALLEST, .on_error = check_failure, .user = &reports};
     unsetenv("CONC_STACK");
     CHECK_INT(conc_run_with(&o, fail_in_the_background, NULL), 0);
     CHECK_INT(reports, 4);
@@ -407,7 +410,8 @@ TASK_TEST(the_stack_that_was_given_back_last_is_used_first)
     for (int i = 0; i < 3; i++)
         CHECK_INT(conc_spawn(&g, note_place, &old[i]), 0);
     CHECK_INT(conc_sleep(5), 0);
-    CHECK(!on_one_stack(&old[0], &old[1]) && !on_one_stack(&old[1], &old[2]) && !on_one_stack(&old[0], &old[2]));
+    CHECK(!on_one_stack(&old[0], &old[1]) && !on_one_stack(&old[1], &old[2]) &&
+          !on_one_stack(&old[0], &old[2]));
     for (int i = 0; i < 3; i++) {
         CHECK_INT(conc_spawn(&g, note_place, &young[i]), 0);
         CHECK_INT(conc_settle(), 0);

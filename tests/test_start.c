@@ -414,7 +414,8 @@ TASK_TEST(a_word_given_before_the_cancel_counts)
     race r = {.group = &g};
     CHECK_INT(conc_group_begin(&outer), 0);
     CHECK_INT(conc_group_begin(&g), 0);
-    CHECK_INT(conc_spawn(&outer, starts_one_that_cancels_it, (&(runner){says_it_then_cancels, &r})), 0);
+    CHECK_INT(conc_spawn(&outer, starts_one_that_cancels_it, (&(runner){says_it_then_cancels, &r})),
+              0);
     CHECK_INT(conc_settle(), 0);
     CHECK_INT(r.started, 0);
     CHECK_INT(r.value, 4);
@@ -431,7 +432,8 @@ TASK_TEST(a_word_given_after_the_cancel_does_not_count)
     race r = {.group = &g};
     CHECK_INT(conc_group_begin(&outer), 0);
     CHECK_INT(conc_group_begin(&g), 0);
-    CHECK_INT(conc_spawn(&outer, starts_one_that_cancels_it, (&(runner){cancels_then_says_it, &r})), 0);
+    CHECK_INT(conc_spawn(&outer, starts_one_that_cancels_it, (&(runner){cancels_then_says_it, &r})),
+              0);
     CHECK_INT(conc_settle(), 0);
     CHECK_INT(r.started, -ECANCELED);
     CHECK_INT(r.value, -ECANCELED);

@@ -1,5 +1,6 @@
-/* test_static_variables.c - what another task writes is seen after every kind of wait, also where the compiler sees that no function
- * on the way to the switch writes it: a static variable whose address nobody takes may not stay in a register. */
+/* test_static_variables.c - what another task writes is seen after every kind of wait, also
+ * where the compiler sees that no function on the way to the switch writes it: a static variable
+ * whose address nobody takes may not stay in a register. */
 #include "conc_test.h"
 
 static int written; /* only ever touched by name */
@@ -90,7 +91,10 @@ TASK_TEST(a_start_shows_what_others_wrote)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(a_gather_shows_what_others_wrote) { CHECK_WRITTEN(CHECK_INT(CONC_GATHER(CONC_CALL(write_it, NULL)), 0)); }
+TASK_TEST(a_gather_shows_what_others_wrote)
+{
+    CHECK_WRITTEN(CHECK_INT(CONC_GATHER(CONC_CALL(write_it, NULL)), 0));
+}
 
 TASK_TEST(a_group_next_shows_what_others_wrote)
 {

@@ -1,9 +1,11 @@
-/* test_streams.c - conc_stream_*: buffers, both ways, over any descriptor. On the virtual clock a sleep ends only when
- * no descriptor is ready any more, which is how these tests wait until everybody did what he can. What has to do with
- * the way of waiting runs several times: with the loop's own choice, with poll(2), with epoll(7), and on a socket in
- * blocking mode. Every such test looks whether all memory and all descriptors were given back.
+/* test_streams.c - conc_stream_*: buffers, both ways, over any descriptor. On the virtual clock
+ * a sleep ends only when no descriptor is ready any more, which is how these tests wait until
+ * everybody did what he can. What has to do with the way of waiting runs several times: with the
+ * loop's own choice, with poll(2), with epoll(7), and on a socket in blocking mode. Every such
+ * test looks whether all memory and all descriptors were given back.
  *
- *     RANDOM_PROGRAMS=10000 RANDOM_FIRST=1 ./test_streams      many random programs, from this seed on
+ *     RANDOM_PROGRAMS=10000 RANDOM_FIRST=1 ./test_streams      many random programs, from this
+ *     seed on
  *
  * Seeds: 40 (they are many)
  * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
@@ -114,7 +116,8 @@ static void connect_two(kind k, int ends[2])
     set_blocking(ends[1], false);
 }
 
-/* A stream, and the other end of its descriptor, which the test speaks to with bare system calls. */
+/* A stream, and the other end of its descriptor, which the test speaks to with bare system
+ * calls. */
 typedef struct pair {
     conc_stream s;
     int peer;
@@ -168,7 +171,8 @@ static void check_bytes_at(int line, const char *actual, const char *expected, s
 {
     for (size_t i = 0; i < n; i++)
         if (actual[i] != expected[i])
-            test_fail(__FILE__, line, "byte %zu of %zu is %d, not %d", i, n, actual[i], expected[i]);
+            test_fail(__FILE__, line, "byte %zu of %zu is %d, not %d", i, n, actual[i],
+                      expected[i]);
 }
 
 #define CHECK_BYTES(actual, expected, n) check_bytes_at(__LINE__, (actual), (expected), (n))
@@ -226,12 +230,15 @@ static void run_io(void (*body)(void), const char *way, kind k)
 }
 
 /* Under seeds the first is enough: there are many of them. */
-#define IO_TEST(name)                                                                                  \
-    static void body_of_##name(void);                                                                  \
-    TEST(name) { run_io(body_of_##name, NULL, SOCKETS); }                                              \
-    VARIANT_TEST(name##_with_poll) { run_io(body_of_##name, "poll", SOCKETS); }                        \
-    VARIANT_TEST(name##_with_epoll) { run_io(body_of_##name, HAS_EPOLL ? "epoll" : "poll", SOCKETS); } \
-    VARIANT_TEST(name##_on_a_blocking_socket) { run_io(body_of_##name, NULL, BLOCKING_SOCKETS); }      \
+#define IO_TEST(name)                                                                             \
+    static void body_of_##name(void);                                                             \
+    TEST(name) { run_io(body_of_##name, NULL, SOCKETS); }                                         \
+    VARIANT_TEST(name##_with_poll) { run_io(body_of_##name, "poll", SOCKETS); }                   \
+    VARIANT_TEST(name##_with_epoll)                                                               \
+    {                                                                                             \
+        run_io(body_of_##name, HAS_EPOLL ? "epoll" : "poll", SOCKETS);                            \
+    }                                                                                             \
+    VARIANT_TEST(name##_on_a_blocking_socket) { run_io(body_of_##name, NULL, BLOCKING_SOCKETS); } \
     static void body_of_##name(void)
 
 /* For what does not depend on the way of waiting. */
@@ -240,7 +247,8 @@ static void run_io(void (*body)(void), const char *way, kind k)
     TEST(name) { run_io(body_of_##name, NULL, SOCKETS); } \
     static void body_of_##name(void)
 
-/* Until all others did what they can: on the virtual clock no descriptor is ready when a second has passed. */
+/* Until all others did what they can: on the virtual clock no descriptor is ready when a second
+ * has passed. */
 static void let_them_run(void) { CHECK_INT(conc_sleep(1), 0); }
 
 static void begin_cancelled(conc_scope *c)
@@ -321,8 +329,9 @@ static void begin_listening(conc_group *g, listener *l, int fd)
     CHECK_INT(conc_spawn_task(g, &l->task, listen_to_the_end, l), 0);
 }
 
-/* Waits for the writers, if any, and closes the stream while its peer takes everything: what came is in heard. Returns
- * how much. The group of the listener was opened before that of the writers. */
+/* Waits for the writers, if any, and closes the stream while its peer takes everything: what
+ * came is in heard. Returns how much. The group of the listener was opened before that of the
+ * writers. */
 static size_t finish_and_hear(pair *p, conc_group *listening, conc_group *writing)
 {
     static listener l;
@@ -509,7 +518,8 @@ IO_TEST(reading_until_the_end_of_file_yields_every_byte_in_order)
         size_t got = 0;
         open_both(&a, &b, usual_kind);
         CHECK_INT(conc_spawn(&g, speak_and_close, &k), 0);
-        for (ssize_t n; (n = conc_stream_read(&b, heard + got, 1 + got % 50000)) != 0; got += (size_t)n)
+        for (ssize_t n; (n = conc_stream_read(&b, heard + got, 1 + got % 50000)) != 0;
+             got += (size_t)n)
             CHECK(n > 0 && (size_t)n <= 1 + got % 50000);
         CHECK_INT(got, k.n);
         CHECK_BYTES(heard, pattern, got);
@@ -598,15 +608,17 @@ static void check_lines_at_all_splits(feed *f, const line *lines, size_t count)
 PLAIN_IO_TEST(lines_come_without_their_ends_wherever_the_reads_are_split)
 {
     static const char text[] = "one\ntwo\r\n\n\r\nth\rree\r\r\n\r\n\nfour\0and\0\n\0\nlast\n";
-    static const line lines[] = {LINE("one"), LINE("two"),         LINE(""),   LINE(""),    LINE("th\rree\r"), LINE(""),
-                                 LINE(""),    LINE("four\0and\0"), LINE("\0"), LINE("last")};
+    static const line lines[] = {LINE("one"),       LINE("two"), LINE(""), LINE(""),
+                                 LINE("th\rree\r"), LINE(""),    LINE(""), LINE("four\0and\0"),
+                                 LINE("\0"),        LINE("last")};
     feed f = {-1, text, sizeof text - 1, 0};
     check_lines_at_all_splits(&f, lines, CONC_LEN(lines));
 }
 
 PLAIN_IO_TEST(a_last_line_without_an_end_is_a_line)
 {
-    static const line plain[] = {LINE("one"), LINE("last")}, returned[] = {LINE("one"), LINE("last\r")};
+    static const line plain[] = {LINE("one"), LINE("last")},
+                      returned[] = {LINE("one"), LINE("last\r")};
     feed f = {-1, "one\nlast", 8, 0}, r = {-1, "one\nlast\r", 9, 0};
     check_lines_at_all_splits(&f, plain, 2);
     check_lines_at_all_splits(&r, returned, 2);
@@ -651,7 +663,8 @@ static size_t record_length(const char *text, size_t n, const char *delimiter, s
     return n;
 }
 
-static void check_records(feed *f, size_t split, size_t buffer_size, const char *delimiter, size_t d)
+static void check_records(feed *f, size_t split, size_t buffer_size, const char *delimiter,
+                          size_t d)
 {
     pair p = {.s = {.buffer_size = buffer_size}};
     conc_group g = {0};
@@ -677,7 +690,8 @@ static size_t append(char *text, size_t n, const char *more, size_t length)
     return n + length;
 }
 
-/* Records that begin like the delimiter: after each of its beginnings stands something else, or all of it. */
+/* Records that begin like the delimiter: after each of its beginnings stands something else, or
+ * all of it. */
 static void check_delimiter(const char *delimiter, size_t d)
 {
     static const size_t sizes[] = {1, 3, 4096};
@@ -700,7 +714,10 @@ static void check_delimiter(const char *delimiter, size_t d)
 
 #define FORTY "--------------------------------boundary"
 
-PLAIN_IO_TEST(a_delimiter_of_1_byte_is_found_wherever_the_reads_are_split) { check_delimiter(";", 1); }
+PLAIN_IO_TEST(a_delimiter_of_1_byte_is_found_wherever_the_reads_are_split)
+{
+    check_delimiter(";", 1);
+}
 
 PLAIN_IO_TEST(a_delimiter_of_2_bytes_is_found_wherever_the_reads_are_split)
 {
@@ -721,7 +738,10 @@ PLAIN_IO_TEST(a_delimiter_that_repeats_itself_is_found_wherever_the_reads_are_sp
     check_delimiter("abcabcabd", 9);
 }
 
-PLAIN_IO_TEST(a_delimiter_of_40_bytes_is_found_wherever_the_reads_are_split) { check_delimiter(FORTY, 40); }
+PLAIN_IO_TEST(a_delimiter_of_40_bytes_is_found_wherever_the_reads_are_split)
+{
+    check_delimiter(FORTY, 40);
+}
 
 PLAIN_IO_TEST(a_delimiter_of_NUL_bytes_is_found_wherever_the_reads_are_split)
 {
@@ -849,7 +869,8 @@ IO_TEST(a_delimiter_that_begins_in_what_a_cancelled_search_looked_at_is_found)
         open_pair(&p);
         say(p.peer, "12aa");
         CHECK_INT(conc_scope_begin(&c, 1), 0);
-        CHECK_INT(conc_scope_end(&c, (int)conc_stream_read_until(&p.s, "aaab", 4, &data)), -ETIMEDOUT);
+        CHECK_INT(conc_scope_end(&c, (int)conc_stream_read_until(&p.s, "aaab", 4, &data)),
+                  -ETIMEDOUT);
         CHECK_INT(conc_stream_read_full(&p.s, buf, taken), taken);
         say(p.peer, taken < 3 ? "ab" : "aab");
         CHECK_INT(conc_stream_read_until(&p.s, "aaab", 4, &data), taken < 3 ? 6 - taken : 4);
@@ -1112,7 +1133,8 @@ typedef enum order { CANCEL_FIRST, DATA_FIRST, CANCEL_ALONE, ORDERS } order;
 static const char lines_to_take[] = "first line\nsecond\n\nfour\n";
 enum { TO_TAKE = sizeof lines_to_take - 1 };
 
-/* The reader is cancelled after `before` bytes, when it waits for more or in the moment in which more come. */
+/* The reader is cancelled after `before` bytes, when it waits for more or in the moment in which
+ * more come. */
 static void check_cancelled_taker(call c, size_t before, order o)
 {
     pair p = {.s = {.buffer_size = 8}};
@@ -1193,7 +1215,8 @@ IO_TEST(in_a_cancelled_scope_no_read_has_an_effect)
         io reader = {.call = (call)c, .s = &p.s, .buf = buf, .n = 3};
         open_pair(&p);
         say(p.peer, "ab|cd\nef\n");
-        CHECK_INT(conc_stream_read_until(&p.s, "|", 1, &data), 3); /* the rest is in the buffer now */
+        /* the rest is in the buffer now */
+        CHECK_INT(conc_stream_read_until(&p.s, "|", 1, &data), 3);
         begin_cancelled(&cancelled);
         for (int i = 0; i < 5; i++)
             CHECK_INT(do_io(&reader), -ECANCELED);
@@ -1296,7 +1319,8 @@ IO_TEST(a_second_task_that_reads_is_busy_and_does_not_disturb_the_first)
             CHECK_INT(conc_stream_read_full(&p.s, other, 4), -EBUSY);
             CHECK_INT(conc_stream_read_until(&p.s, "a", 1, &data), -EBUSY);
             CHECK_INT(conc_stream_read_line(&p.s, &data), -EBUSY);
-            say(p.peer, round == 0 ? "ab\n" : "cd\n"); /* also while it is there and the reader did not run yet */
+            /* also while it is there and the reader did not run yet */
+            say(p.peer, round == 0 ? "ab\n" : "cd\n");
         }
         wait_for(&g);
         CHECK(reader.rc >= 2);
@@ -1660,7 +1684,8 @@ static int arrived[WRITERS], arrivals;
 static int write_block(void *arg)
 {
     block_writer *w = arg;
-    arrived[arrivals++] = (int)(w - writers); /* from here on it is in the queue: nothing waits in between */
+    /* from here on it is in the queue: nothing waits in between */
+    arrived[arrivals++] = (int)(w - writers);
     return io_task(&w->io);
 }
 
@@ -1674,7 +1699,8 @@ static void begin_blocks(conc_group *g, conc_stream *s)
     }
 }
 
-/* What was heard: of each writer as many bytes as its write returned, together, in the order of their coming. */
+/* What was heard: of each writer as many bytes as its write returned, together, in the order of
+ * their coming. */
 static void check_blocks(size_t n)
 {
     size_t at = 0;
@@ -1756,7 +1782,8 @@ IO_TEST(a_small_write_does_not_overtake_a_large_one_that_waits_for_its_turn)
 {
     pair p = {.s = {.buffer_size = MB}};
     conc_group g = {0}, listening = {0};
-    io flusher = {.call = FLUSH, .s = &p.s}, large = {.call = WRITE, .s = &p.s, .buf = pattern + MB, .n = 2 * MB};
+    io flusher = {.call = FLUSH, .s = &p.s},
+       large = {.call = WRITE, .s = &p.s, .buf = pattern + MB, .n = 2 * MB};
     io small = {.call = WRITE, .s = &p.s, .buf = pattern + 3 * MB, .n = 9};
     open_pair(&p);
     CHECK_INT(conc_group_begin(&listening), 0);
@@ -2214,7 +2241,8 @@ IO_TEST(what_is_written_in_the_moment_in_which_a_read_begins_to_wait_is_sent)
 {
     pair p = {0};
     open_pair(&p);
-    for (int quick = 0; quick < 600; quick++) { /* at one of them it is the wait that lets the writer run first */
+    /* at one of them it is the wait that lets the writer run first */
+    for (int quick = 0; quick < 600; quick++) {
         conc_group g = {0};
         char byte;
         CHECK_INT(conc_yield(), 0);
@@ -2319,7 +2347,8 @@ static size_t fill(pair *p)
 static void check_read_beside(call c)
 {
     pair p = {.s = {.buffer_size = 2 * MB}};
-    io sender = {.call = c, .s = &p.s, .buf = pattern, .n = 100}, reader = {.call = READ_LINE, .s = &p.s};
+    io sender = {.call = c, .s = &p.s, .buf = pattern, .n = 100},
+       reader = {.call = READ_LINE, .s = &p.s};
     conc_group g = {0};
     static listener l;
     open_pair(&p);
@@ -2721,7 +2750,8 @@ IO_TEST(two_tasks_that_close_at_once_close_once)
     wait_for(&g);
     CHECK(closers[0].rc == 0 || closers[1].rc == 0);
     for (int i = 0; i < 2; i++)
-        CHECK(closers[i].rc == 0 || closers[i].rc == -EPIPE); /* who still waited when it was closed */
+        /* who still waited when it was closed */
+        CHECK(closers[i].rc == 0 || closers[i].rc == -EPIPE);
     CHECK_BYTES(heard, pattern, 2 * MB);
     hang_up(&p);
 }
@@ -2998,9 +3028,15 @@ static void check_readable_end(bool blocking)
     close_after(&s, -EBADF);
 }
 
-IO_TEST(the_readable_end_of_a_pipe_cannot_be_written_to_but_still_read) { check_readable_end(false); }
+IO_TEST(the_readable_end_of_a_pipe_cannot_be_written_to_but_still_read)
+{
+    check_readable_end(false);
+}
 
-IO_TEST(the_readable_end_of_a_pipe_in_blocking_mode_cannot_be_written_to_but_still_read) { check_readable_end(true); }
+IO_TEST(the_readable_end_of_a_pipe_in_blocking_mode_cannot_be_written_to_but_still_read)
+{
+    check_readable_end(true);
+}
 
 static void check_writable_end(bool blocking)
 {
@@ -3018,9 +3054,15 @@ static void check_writable_end(bool blocking)
     CHECK_INT(close(ends[0]), 0);
 }
 
-IO_TEST(the_writable_end_of_a_pipe_cannot_be_read_but_still_written_to) { check_writable_end(false); }
+IO_TEST(the_writable_end_of_a_pipe_cannot_be_read_but_still_written_to)
+{
+    check_writable_end(false);
+}
 
-IO_TEST(the_writable_end_of_a_pipe_in_blocking_mode_cannot_be_read_but_still_written_to) { check_writable_end(true); }
+IO_TEST(the_writable_end_of_a_pipe_in_blocking_mode_cannot_be_read_but_still_written_to)
+{
+    check_writable_end(true);
+}
 
 IO_TEST(a_pipe_whose_reader_is_gone_is_EPIPE)
 {
@@ -3086,7 +3128,8 @@ IO_TEST(a_regular_file_is_written_and_read)
 }
 
 #ifdef __linux__
-/* The terminal end of a pseudo terminal, and in *other the end that types; -1 where there is none. */
+/* The terminal end of a pseudo terminal, and in *other the end that types; -1 where there is
+ * none. */
 static int open_terminal(int *other)
 {
     int unlocked = 0, number = -1;
@@ -3369,8 +3412,14 @@ static void check_every_allocation(bool for_ever, const char *way)
 }
 
 TEST(every_allocation_may_fail_and_nothing_is_lost) { check_every_allocation(false, NULL); }
-VARIANT_TEST(every_allocation_may_fail_and_nothing_is_lost_with_poll) { check_every_allocation(false, "poll"); }
-TEST(from_any_allocation_on_all_may_fail_and_nothing_is_lost) { check_every_allocation(true, NULL); }
+VARIANT_TEST(every_allocation_may_fail_and_nothing_is_lost_with_poll)
+{
+    check_every_allocation(false, "poll");
+}
+TEST(from_any_allocation_on_all_may_fail_and_nothing_is_lost)
+{
+    check_every_allocation(true, NULL);
+}
 VARIANT_TEST(from_any_allocation_on_all_may_fail_and_nothing_is_lost_with_poll)
 {
     check_every_allocation(true, "poll");
@@ -3434,17 +3483,21 @@ static size_t random_size(void)
 }
 
 #define EXPECT(condition) \
-    ((condition) ? (void)0 : test_fail(__FILE__, __LINE__, "program %" PRIu64 ": not true: %s", r.seed, #condition))
-#define EXPECT_INT(actual, expected) expect_int(__LINE__, #actual, (long long)(actual), (long long)(expected))
+    ((condition)          \
+         ? (void)0        \
+         : test_fail(__FILE__, __LINE__, "program %" PRIu64 ": not true: %s", r.seed, #condition))
+#define EXPECT_INT(actual, expected) \
+    expect_int(__LINE__, #actual, (long long)(actual), (long long)(expected))
 
 static void expect_int(int line_number, const char *what, long long actual, long long expected)
 {
     if (actual != expected)
-        test_fail(__FILE__, line_number, "program %" PRIu64 ": %s is %lld, not %lld", r.seed, what, actual, expected);
+        test_fail(__FILE__, line_number, "program %" PRIu64 ": %s is %lld, not %lld", r.seed, what,
+                  actual, expected);
 }
 
-/* What goes one way: the text is given, `written` bytes of it were taken, at least `sent` are with the system, and
- * `got` were read. */
+/* What goes one way: the text is given, `written` bytes of it were taken, at least `sent` are
+ * with the system, and `got` were read. */
 enum { TEXT = 1 << 20, TEXTS = TEXT + (1 << 18) };
 
 typedef struct way {
@@ -3455,7 +3508,8 @@ typedef struct way {
 
 static char texts[2][TEXTS];
 
-/* Few letters, so that there are many false beginnings of delimiters; with stretches that have none. */
+/* Few letters, so that there are many false beginnings of delimiters; with stretches that have
+ * none. */
 static void make_text(char *text)
 {
     for (size_t i = 0; i < TEXTS;) {
@@ -3471,20 +3525,23 @@ static void check_read(way *w, const char *data, size_t n)
     EXPECT(w->got + n <= w->offered);
     for (size_t i = 0; i < n; i++)
         if (data[i] != w->text[w->got + i])
-            test_fail(__FILE__, __LINE__, "program %" PRIu64 ": byte %zu is wrong", r.seed, w->got + i);
+            test_fail(__FILE__, __LINE__, "program %" PRIu64 ": byte %zu is wrong", r.seed,
+                      w->got + i);
     w->got += n;
     w->sent = w->sent > w->got ? w->sent : w->got;
     r.reads++;
 }
 
-/* Runs c under a time limit, 0: one that is over. Its result is in c->rc; returns whether the limit passed. */
+/* Runs c under a time limit, 0: one that is over. Its result is in c->rc; returns whether the
+ * limit passed. */
 static bool run_limited(io *c, const line *delimiter, double seconds)
 {
     conc_scope limit = {0};
     EXPECT_INT(conc_scope_begin(&limit, seconds), 0);
     c->data = NULL;
-    c->rc = c->call == READ_UNTIL && delimiter ? conc_stream_read_until(c->s, delimiter->text, delimiter->n, &c->data)
-                                               : do_io(c);
+    c->rc = c->call == READ_UNTIL && delimiter
+                ? conc_stream_read_until(c->s, delimiter->text, delimiter->n, &c->data)
+                : do_io(c);
     bool late = conc_cancelled();
     int rc = conc_scope_end(&limit, c->rc < 0 ? (int)c->rc : 0);
     EXPECT(c->rc == -ECANCELED ? rc == -ETIMEDOUT && late : rc == (c->rc < 0 ? c->rc : 0));
@@ -3556,7 +3613,8 @@ static void random_read(way *w, way *other)
     note_sent(other, late, seconds);
 }
 
-/* The record that begins at got: its length with and without the delimiter, which may lie behind all that was sent. */
+/* The record that begins at got: its length with and without the delimiter, which may lie behind
+ * all that was sent. */
 static size_t next_record(const way *w, const line *delimiter, bool is_line, size_t *body)
 {
     size_t n = record_length(w->text + w->got, TEXT - w->got, delimiter->text, delimiter->n);
@@ -3580,7 +3638,8 @@ static void check_record(way *w, const io *c, size_t whole, size_t body)
 
 static void random_record(way *w, way *other)
 {
-    static const line delimiters[] = {LINE("\n"), LINE("\r\n"), LINE("aab"), LINE("\n\n"), LINE("a\0")};
+    static const line delimiters[] = {LINE("\n"), LINE("\r\n"), LINE("aab"), LINE("\n\n"),
+                                      LINE("a\0")};
     bool is_line = one_in(2);
     const line *delimiter = &delimiters[is_line ? 0 : random_number(CONC_LEN(delimiters))];
     size_t body, there = w->sent - w->got, limit = w->to->limit;
@@ -3595,7 +3654,8 @@ static void random_record(way *w, way *other)
         for (int i = 0; i < 2; i++)
             random_read(w, other);
     } else if (c.rc == -ECANCELED) {
-        EXPECT(seconds <= 0 || (body <= limit ? whole > there : there < limit + delimiter->n + is_line));
+        EXPECT(seconds <= 0 ||
+               (body <= limit ? whole > there : there < limit + delimiter->n + is_line));
     } else {
         check_record(w, &c, whole, body);
     }
@@ -3616,7 +3676,8 @@ static void drain(way *w)
 
 static void random_options(conc_stream *s)
 {
-    static const size_t limits_[] = {5, 30, 1000, 65536}, sizes[] = {1, 7, 100, 4096, 16384, 300000};
+    static const size_t limits_[] = {5, 30, 1000, 65536},
+                        sizes[] = {1, 7, 100, 4096, 16384, 300000};
     s->limit = limits_[random_number(CONC_LEN(limits_))];
     s->buffer_size = sizes[random_number(CONC_LEN(sizes))];
 }
@@ -3756,7 +3817,10 @@ static void run_four_task_program(void)
 {
     conc_stream s[2] = {{0}, {0}};
     way ways[2] = {make_way(&s[0], &s[1], 0), make_way(&s[1], &s[0], 1)};
-    worker k[4] = {{&ways[0], NULL, false}, {&ways[1], NULL, false}, {&ways[0], NULL, false}, {&ways[1], NULL, false}};
+    worker k[4] = {{&ways[0], NULL, false},
+                   {&ways[1], NULL, false},
+                   {&ways[0], NULL, false},
+                   {&ways[1], NULL, false}};
     conc_group g = {0};
     random_options(&s[0]);
     random_options(&s[1]);

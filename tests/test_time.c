@@ -1,4 +1,5 @@
-/* Sleeping, yielding, blocking and settling: exactly on the virtual clock, never early on the real one. */
+/* Sleeping, yielding, blocking and settling: exactly on the virtual clock, never early on the
+ * real one. */
 #include "conc_test.h"
 
 #include <math.h>
@@ -74,14 +75,16 @@ TASK_TEST(a_sleep_until_a_time_never_returns_before_it)
 {
     sleeps_until_and_not_less(0.1 + 0.2);
     for (int i = 0; i < 500; i++) /* 1e-9 to 1e5 s ahead */
-        sleeps_until_and_not_less(conc_now() + ldexp((double)(random_bits() >> 11), -53 - 30 + i / 11));
+        sleeps_until_and_not_less(conc_now() +
+                                  ldexp((double)(random_bits() >> 11), -53 - 30 + i / 11));
 }
 
 /* From 2^53 ns on, after 104 days, the clock as a double is coarser than a nanosecond. */
 TASK_TEST(a_sleep_until_a_time_years_ahead_never_returns_before_it)
 {
     for (int i = 0; i < 500; i++)
-        sleeps_until_and_not_less(conc_now() + ldexp((double)(random_bits() >> 11), -53) * YEAR / 10);
+        sleeps_until_and_not_less(conc_now() +
+                                  ldexp((double)(random_bits() >> 11), -53) * YEAR / 10);
 }
 
 TASK_TEST(what_is_already_due_takes_no_time)
@@ -266,7 +269,8 @@ TASK_TEST(timers_from_a_nanosecond_to_centuries_are_exact)
 static int sleeps_and_times_out_at_random(void *arg)
 {
     for (int *rounds = arg, i = 0; i < *rounds; i++) {
-        double length = (double)(random_bits() >> (24 + random_bits() % 40)) * 1e-9; /* 0 to 1100 s */
+        /* 0 to 1100 s */
+        double length = (double)(random_bits() >> (24 + random_bits() % 40)) * 1e-9;
         double limit = (double)(random_bits() >> (24 + random_bits() % 40)) * 1e-9 + 1e-9;
         if (limit - length < 5e-9 && length - limit < 5e-9)
             limit += 1e-6;

@@ -1,4 +1,5 @@
-/* test_timeouts.c - time limits: conc_timeout, scopes with a timeout, and moving a limit while its task waits. */
+/* test_timeouts.c - time limits: conc_timeout, scopes with a timeout, and moving a limit while
+ * its task waits. */
 #include "conc_test.h"
 
 #include <math.h>
@@ -425,7 +426,8 @@ TASK_TEST(a_timeout_after_a_cancel_that_was_handled_works_by_itself)
 
 TASK_TEST(a_wait_that_was_granted_at_the_deadline_keeps_its_result)
 {
-    /* the sleep's timer was armed before the limit's: at 4 the sleep is granted first, and the limit is seen next */
+    /* the sleep's timer was armed before the limit's: at 4 the sleep is granted first, and the
+     * limit is seen next */
     waiter w = {.timeout = CONC_FOREVER, .sleep = 4};
     conc_group g = {0};
     CHECK_INT(conc_spawn(&g, wait_in_scope, &w), 0);

@@ -1,5 +1,5 @@
-/* test_trace.c - the trace: a file in Chrome's trace event format whose spans nest, whose arrows pair, and whose sums are
- * the run's own statistics.
+/* test_trace.c - the trace: a file in Chrome's trace event format whose spans nest, whose arrows
+ * pair, and whose sums are the run's own statistics.
  *
  * Not under: save-fpu, aarch64-bti, poll, gcc-asan (which change nothing here)
  * Seeds: 10 (files of many kilobytes) */
@@ -157,7 +157,8 @@ static long long sum_of(int row, const char *name)
 {
     long long sum = 0;
     for (int i = 0; i < event_count; i++)
-        if (events[i].phase == 'X' && (row < 0 || events[i].row == (unsigned)row) && strstr(events[i].name, name))
+        if (events[i].phase == 'X' && (row < 0 || events[i].row == (unsigned)row) &&
+            strstr(events[i].name, name))
             sum += events[i].took;
     return sum;
 }
@@ -166,7 +167,8 @@ static int count_of(int row, char phase, const char *name)
 {
     int n = 0;
     for (int i = 0; i < event_count; i++)
-        n += events[i].phase == phase && (row < 0 || events[i].row == (unsigned)row) && !strcmp(events[i].name, name);
+        n += events[i].phase == phase && (row < 0 || events[i].row == (unsigned)row) &&
+             !strcmp(events[i].name, name);
     return n;
 }
 
@@ -183,8 +185,9 @@ static int by_row_and_time(const void *a, const void *b)
 static const event *running_around(const event *e)
 {
     for (int i = 0; i < event_count; i++)
-        if (events[i].phase == 'X' && events[i].row == e->row && !strcmp(events[i].name, "running") &&
-            events[i].at <= e->at && e->at <= events[i].at + events[i].took)
+        if (events[i].phase == 'X' && events[i].row == e->row &&
+            !strcmp(events[i].name, "running") && events[i].at <= e->at &&
+            e->at <= events[i].at + events[i].took)
             return &events[i];
     return NULL;
 }
@@ -216,14 +219,18 @@ static void check_order(void)
         CHECK_INT(begun[i], ended[i]);
     qsort(sorted, (size_t)spans, sizeof sorted[0], by_row_and_time);
     for (int i = 1; i < spans; i++)
-        if (sorted[i].row == sorted[i - 1].row && sorted[i].at < sorted[i - 1].at + sorted[i - 1].took)
-            test_fail(__FILE__, __LINE__, "row %u: \"%s\" at %lld begins before \"%s\" ends", sorted[i].row,
-                      sorted[i].name, sorted[i].at, sorted[i - 1].name);
+        if (sorted[i].row == sorted[i - 1].row &&
+            sorted[i].at < sorted[i - 1].at + sorted[i - 1].took)
+            test_fail(__FILE__, __LINE__, "row %u: \"%s\" at %lld begins before \"%s\" ends",
+                      sorted[i].row, sorted[i].name, sorted[i].at, sorted[i - 1].name);
 }
 
 /* ---- writing one ---- */
 
-static void make_path(void) { snprintf(path, sizeof path, "/tmp/conc_trace_%ld.json", (long)getpid()); }
+static void make_path(void)
+{
+    snprintf(path, sizeof path, "/tmp/conc_trace_%ld.json", (long)getpid());
+}
 
 static int trace(conc_fn *fn, void *arg, bool virtual_clock)
 {
@@ -275,7 +282,8 @@ TEST(the_sums_of_the_spans_are_the_runs_statistics)
 {
     CHECK_INT(trace(three_cooks, NULL, true), 0);
     CHECK_INT(sum_of(-1, "running"), (long long)(at_the_end.running * 1e9 + 0.5));
-    CHECK_INT(sum_of(-1, "sleeps") + sum_of(-1, "waits"), (long long)(at_the_end.waiting * 1e9 + 0.5));
+    CHECK_INT(sum_of(-1, "sleeps") + sum_of(-1, "waits"),
+              (long long)(at_the_end.waiting * 1e9 + 0.5));
     CHECK_INT(sum_of(0, "idle"), (long long)(at_the_end.idle * 1e9 + 0.5));
     CHECK_INT(at_the_end.peak, 4);
 }
@@ -292,7 +300,8 @@ TEST(the_sums_agree_on_the_real_clock_too)
             last = events[i].took;
     CHECK((long long)(at_the_end.running * 1e9) <= running);
     CHECK((long long)(at_the_end.running * 1e9) >= running - last);
-    CHECK_INT(sum_of(-1, "sleeps") + sum_of(-1, "waits"), (long long)(at_the_end.waiting * 1e9 + 0.5));
+    CHECK_INT(sum_of(-1, "sleeps") + sum_of(-1, "waits"),
+              (long long)(at_the_end.waiting * 1e9 + 0.5));
     CHECK_INT(sum_of(0, "idle"), (long long)(at_the_end.idle * 1e9 + 0.5));
     check_order();
 }
@@ -334,8 +343,9 @@ TEST(an_arrow_leads_from_who_woke_to_whom)
     bool found = false;
     for (int i = 0; i < event_count; i++)
         for (int k = 0; k < event_count && events[i].phase == 's'; k++)
-            found |= events[k].phase == 'f' && events[k].id == events[i].id && events[i].row == ringer &&
-                     events[k].row == listener && events[i].at == 1000000000;
+            found |= events[k].phase == 'f' && events[k].id == events[i].id &&
+                     events[i].row == ringer && events[k].row == listener &&
+                     events[i].at == 1000000000;
     CHECK(found);
     CHECK_INT(count_of((int)listener, 'X', "waits for an event"), 1);
 }
@@ -440,7 +450,8 @@ TEST(random_programs_have_spans_that_nest_and_sums_that_agree)
         read_trace(path);
         check_order();
         CHECK_INT(sum_of(-1, "running"), (long long)(at_the_end.running * 1e9 + 0.5));
-        CHECK_INT(sum_of(-1, "sleeps") + sum_of(-1, "waits"), (long long)(at_the_end.waiting * 1e9 + 0.5));
+        CHECK_INT(sum_of(-1, "sleeps") + sum_of(-1, "waits"),
+                  (long long)(at_the_end.waiting * 1e9 + 0.5));
         CHECK_INT(sum_of(0, "idle"), (long long)(at_the_end.idle * 1e9 + 0.5));
     }
     CHECK_INT(unlink(path), 0);
@@ -560,7 +571,8 @@ static void run_nowhere(void)
 TEST(a_file_that_cannot_be_opened_is_an_error_before_anything_runs)
 {
     CHECK_INT(test_in_process(run_nowhere, report, sizeof report), 0);
-    CHECK_CONTAINS(report, "/nowhere/at/all/trace.json: no trace can be written there: No such file");
+    CHECK_CONTAINS(report,
+                   "/nowhere/at/all/trace.json: no trace can be written there: No such file");
 }
 
 static int runs_in_a_thread(void *arg);

@@ -1,4 +1,5 @@
-/* Hello, Goodbye: the smallest program. A task waits where it stands, and returns a result as any function does.
+/* Hello, Goodbye: the smallest program. A task waits where it stands, and returns a result as
+ * any function does.
  *   cc 01_hello_goodbye.c -o hello && ./hello        (CONC_CLOCK=virtual ./hello takes no time)
  */
 #define CONC_STATIC

@@ -24,7 +24,8 @@ static int fetch_three(double delay1, double delay2, double delay3)
 {
     request a = {"url1", delay1, ""}, b = {"url2", delay2, ""}, c = {"url3", delay3, ""};
     double start = conc_now();
-    CONC_TRY(CONC_GATHER(CONC_CALL(fetch_data, &a), CONC_CALL(fetch_data, &b), CONC_CALL(fetch_data, &c)));
+    CONC_TRY(CONC_GATHER(CONC_CALL(fetch_data, &a), CONC_CALL(fetch_data, &b),
+                         CONC_CALL(fetch_data, &c)));
     printf("All tasks completed: %s, %s, %s\n", a.data, b.data, c.data);
     printf("%.1f seconds\n", conc_now() - start);
     return 0;

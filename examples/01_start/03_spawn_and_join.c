@@ -1,4 +1,5 @@
-/* Spawn and join: a group starts any number of tasks, a handle waits for one of them; gather gives the same results.
+/* Spawn and join: a group starts any number of tasks, a handle waits for one of them; gather
+ * gives the same results.
  *   cc 03_spawn_and_join.c -o spawn && ./spawn        (CONC_CLOCK=virtual ./spawn takes no time)
  */
 #define CONC_STATIC

@@ -1,5 +1,7 @@
-/* The same work three ways: blocking and one by one cost the sum of the waits, together only the longest.
- *   cc 04_one_by_one_vs_together.c -o compare && ./compare        (CONC_CLOCK=virtual ./compare takes no time)
+/* The same work three ways: blocking and one by one cost the sum of the waits, together only the
+ * longest.
+ *   cc 04_one_by_one_vs_together.c -o compare && ./compare        (CONC_CLOCK=virtual ./compare
+ *   takes no time)
  */
 #define CONC_STATIC
 #include "../../conc.h"

@@ -1,6 +1,7 @@
-/* Inside the loop: spawned tasks stand in the ready queue, sleeping ones at the timers, and no task interrupts one that
- * does not wait. A thread does: it runs when the system likes.
- *   cc 05_loop_anatomy.c -o anatomy && ./anatomy        (CONC_CLOCK=virtual ./anatomy takes no time)
+/* Inside the loop: spawned tasks stand in the ready queue, sleeping ones at the timers, and no
+ * task interrupts one that does not wait. A thread does: it runs when the system likes.
+ *   cc 05_loop_anatomy.c -o anatomy && ./anatomy        (CONC_CLOCK=virtual ./anatomy takes no
+ *   time)
  */
 #define CONC_STATIC
 #include "../../conc.h"
@@ -23,10 +24,12 @@ static int fetch(void *number)
     return 100 + *(int *)number;
 }
 
-static int set_flag(void *flag) { return atomic_exchange((atomic_int *)flag, 1); } /* 0, what it was */
+/* 0, what it was */
+static int set_flag(void *flag) { return atomic_exchange((atomic_int *)flag, 1); }
 static void *set_in_thread(void *flag) { return set_flag(flag) ? flag : NULL; }
 
-static const char *busy_until_set(atomic_int *flag, long turns) /* no checkpoint in here: the task keeps the loop */
+/* no checkpoint in here: the task keeps the loop */
+static const char *busy_until_set(atomic_int *flag, long turns)
 {
     while (!*flag && turns-- > 0) {
     }

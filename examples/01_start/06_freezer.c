@@ -1,4 +1,5 @@
-/* The Freezer: one task that blocks stops all the others. Fixed, it waits by conc_sleep, and the others go on.
+/* The Freezer: one task that blocks stops all the others. Fixed, it waits by conc_sleep, and the
+ * others go on.
  *   cc 06_freezer.c -o freezer && ./freezer        (CONC_CLOCK=virtual ./freezer takes no time)
  *   CONC_DEBUG=1 ./freezer                         names the task that held the loop
  * What cannot wait in this way, such as a library's blocking call, belongs on a thread of its own.

@@ -1,5 +1,7 @@
-/* Status poller: asks for a status every second; between two questions a heartbeat goes on, and what you type is read.
- *   cc 07_status_poller.c -o poller && ./poller        (printf 'a\nb\n' | CONC_CLOCK=virtual ./poller takes no time)
+/* Status poller: asks for a status every second; between two questions a heartbeat goes on, and
+ * what you type is read.
+ *   cc 07_status_poller.c -o poller && ./poller        (printf 'a\nb\n' | CONC_CLOCK=virtual
+ *   ./poller takes no time)
  */
 #define CONC_STATIC
 #include "../../conc.h"
@@ -34,7 +36,8 @@ static int read_input(void *arg)
     CONC_TRY(conc_stream_open(&input, 0)); /* standard input: a terminal, a pipe or a file */
     while (CONC_TRY(conc_stream_read_line(&input, &line)) >= 0 && line)
         printf("%.1f s  you typed: %s\n", seconds(), line);
-    printf("%.1f s  end of input\n", seconds()); /* Ctrl+D: nothing more to read, all else goes on */
+    /* Ctrl+D: nothing more to read, all else goes on */
+    printf("%.1f s  end of input\n", seconds());
     return 0;
 }
 

@@ -1,7 +1,10 @@
-/* Slow steps: in debug mode a task that holds the loop for more than 0.1 s is reported, with the place of its spawn.
+/* Slow steps: in debug mode a task that holds the loop for more than 0.1 s is reported, with the
+ * place of its spawn.
  *   cc 08_slow_step_warning.c -o slow && ./slow        (CONC_CLOCK=virtual ./slow takes no time)
- *   ./slow --read                     blocks for real, until you press Enter; meanwhile you are told where it stands
- * This program asks for debug mode itself; CONC_DEBUG=1 in the environment does so for any, and CONC_DEBUG=0 forbids it.
+ *   ./slow --read                     blocks for real, until you press Enter; meanwhile you are
+ *   told where it stands
+ * This program asks for debug mode itself; CONC_DEBUG=1 in the environment does so for any, and
+ * CONC_DEBUG=0 forbids it.
  */
 #define CONC_STATIC
 #include "../../conc.h"
@@ -20,7 +23,8 @@ static int draw_poster(void *arg)
     return conc_block(0.3); /* nobody else runs meanwhile: this is the slow step */
 }
 
-static int draw_poster_in_strips(void *arg) /* the same work in six steps; conc_offload would move it off the loop */
+/* the same work in six steps; conc_offload would move it off the loop */
+static int draw_poster_in_strips(void *arg)
 {
     (void)arg;
     for (int strip = 0; strip < 6; strip++) {
@@ -36,7 +40,8 @@ static int ask(void *arg)
     (void)arg;
     printf("Press Enter: ");
     fflush(stdout);
-    return read(STDIN_FILENO, answer, sizeof answer) < 0 ? -errno : 0; /* the bug: conc_read lets the others run */
+    /* the bug: conc_read lets the others run */
+    return read(STDIN_FILENO, answer, sizeof answer) < 0 ? -errno : 0;
 }
 
 typedef enum { SLOW, IN_STRIPS, BLOCKING } way;

@@ -19,7 +19,8 @@ static int send_mail(void *arg)
     return conc_fail(-ECONNREFUSED, "the mail server is down");
 }
 
-/* 1. "coroutine was never awaited". In C a call is made, whatever is done with it; what gets lost is its result. Where
+/* 1. "coroutine was never awaited". In C a call is made, whatever is done with it; what gets
+ * lost is its result. Where
  *    that is most often a mistake, as with conc_group_wait, the compiler warns. */
 
 static int ignored_result(void *arg)
@@ -38,7 +39,8 @@ static int passed_on(void *arg)
     return 0;
 }
 
-/* 2. "Task was destroyed but it is pending", "Task exception was never retrieved". What nobody waits for is cancelled
+/* 2. "Task was destroyed but it is pending", "Task exception was never retrieved". What nobody
+ * waits for is cancelled
  *    when the run ends, and its error is reported then. A group waits. */
 
 static int forgotten_tasks(void *arg)
@@ -59,13 +61,15 @@ static int awaited_tasks(void *arg)
     return conc_group_wait(&g);
 }
 
-/* 3. "asyncio.run() cannot be called from a running event loop": there is one already. Just call the function. */
+/* 3. "asyncio.run() cannot be called from a running event loop": there is one already. Just call
+ * the function. */
 
 static int nested_run(void *arg)
 {
     (void)arg;
     int rc = conc_run(save, NULL);
-    printf("  conc_run returns %s: %s\n", rc == -EBUSY ? "-EBUSY" : "something else", conc_strerror(rc));
+    printf("  conc_run returns %s: %s\n", rc == -EBUSY ? "-EBUSY" : "something else",
+           conc_strerror(rc));
     return 0;
 }
 
@@ -75,7 +79,8 @@ static int plain_call(void *arg)
     return save(NULL);
 }
 
-/* 4. "This event loop is already running": it is somebody else's, that of a window toolkit, a game or a notebook. conc_run
+/* 4. "This event loop is already running": it is somebody else's, that of a window toolkit, a
+ * game or a notebook. conc_run
  *    would hold it up; conc_embed_step does what there is to do and returns. */
 
 static int loop_of_a_game(void)

@@ -1,5 +1,6 @@
 /* Coffee shop: three drinks at once take as long as the slowest, 5 s, not 12 s.
- *   cc 01_coffee_shop.c -o coffee_shop && ./coffee_shop        (CONC_CLOCK=virtual ./coffee_shop takes no time)
+ *   cc 01_coffee_shop.c -o coffee_shop && ./coffee_shop        (CONC_CLOCK=virtual ./coffee_shop
+ *   takes no time)
  */
 #define CONC_STATIC
 #include "../../conc.h"

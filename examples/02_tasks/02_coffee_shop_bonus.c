@@ -1,6 +1,8 @@
-/* Coffee shop, the bonus challenges: random times, a customer for each drink, and a queue of orders for two baristas.
- *   cc 02_coffee_shop_bonus.c -o coffee_shop && ./coffee_shop        (CONC_CLOCK=virtual ./coffee_shop takes no time)
- *   EX_SEED=1 CONC_CLOCK=virtual ./coffee_shop                       other random numbers
+/* Coffee shop, the bonus challenges: random times, a customer for each drink, and a queue of
+ * orders for two baristas.
+ *   cc 02_coffee_shop_bonus.c -o coffee_shop && ./coffee_shop        (CONC_CLOCK=virtual
+ *   ./coffee_shop takes no time) EX_SEED=1 CONC_CLOCK=virtual ./coffee_shop
+ *   other random numbers
  */
 #define CONC_STATIC
 #include "../../conc_sync.h"
@@ -31,7 +33,8 @@ static int random_times(void)
     CONC_TRY(CONC_MAP(make_drink, orders));
     for (size_t i = 0; i < CONC_LEN(orders); i++)
         longest = orders[i].seconds > longest ? orders[i].seconds : longest;
-    printf("All drinks prepared in %.1f seconds, the longest took %.1f\n", conc_now() - start, longest);
+    printf("All drinks prepared in %.1f seconds, the longest took %.1f\n", conc_now() - start,
+           longest);
     return 0;
 }
 

@@ -1,6 +1,6 @@
 /* Site checker: five random checks at once, and a report made of their results.
- *   cc 03_site_checker.c -o checker && ./checker        (CONC_CLOCK=virtual ./checker takes no time)
- *   EX_SEED=1 CONC_CLOCK=virtual ./checker              other random numbers
+ *   cc 03_site_checker.c -o checker && ./checker        (CONC_CLOCK=virtual ./checker takes no
+ *   time) EX_SEED=1 CONC_CLOCK=virtual ./checker              other random numbers
  */
 #define CONC_STATIC
 #include "../../conc.h"
@@ -23,10 +23,12 @@ static int monitor_websites(void *arg)
     for (int skip = seed ? atoi(seed) : 0; skip > 0; skip--)
         conc_random(0, 1);
 
-    const char *websites[] = {"google.com", "github.com", "stackoverflow.com", "python.org", "asyncio-docs.com"};
+    const char *websites[] = {"google.com", "github.com", "stackoverflow.com", "python.org",
+                              "asyncio-docs.com"};
     int results[CONC_LEN(websites)], total = CONC_LEN(websites), online = 0;
     double start = conc_now();
-    CONC_TRY(CONC_MAP_ALL(check_website, websites, results)); /* gather(..., return_exceptions=True) */
+    /* gather(..., return_exceptions=True) */
+    CONC_TRY(CONC_MAP_ALL(check_website, websites, results));
     for (int i = 0; i < total; i++)
         online += results[i] == 1;
     printf("\n=== Website Status Report ===\n");

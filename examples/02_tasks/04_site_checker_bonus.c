@@ -1,6 +1,8 @@
-/* Site checker, the bonus challenges: retries, a time limit, the response time of each site, and checks round by round.
- *   cc 04_site_checker_bonus.c -o checker && ./checker        (CONC_CLOCK=virtual ./checker takes no time)
- *   EX_SEED=1 CONC_CLOCK=virtual ./checker                    other random numbers
+/* Site checker, the bonus challenges: retries, a time limit, the response time of each site, and
+ * checks round by round.
+ *   cc 04_site_checker_bonus.c -o checker && ./checker        (CONC_CLOCK=virtual ./checker
+ *   takes no time) EX_SEED=1 CONC_CLOCK=virtual ./checker                    other random
+ *   numbers
  */
 #define CONC_STATIC
 #include "../../conc_sync.h"
@@ -65,7 +67,8 @@ static int check_in_time(void *arg)
 
 static int time_limit(void)
 {
-    site sites[] = {{"google.com", 1.5, "+"}, {"hanging.com", CONC_FOREVER, "+"}, {"github.com", 2.5, "-"}};
+    site sites[] = {
+        {"google.com", 1.5, "+"}, {"hanging.com", CONC_FOREVER, "+"}, {"github.com", 2.5, "-"}};
     printf("\n=== Time Limit ===\n");
     return CONC_MAP(check_in_time, sites);
 }
@@ -93,7 +96,8 @@ static int keep_checking(void *arg)
     int found[CONC_LEN(sites)], known[CONC_LEN(sites)] = {1, 1, 1}; /* online, as far as we know */
     double start = conc_now();
     for (;;) {
-        CONC_TRY(conc_sleep_until(start + m->rounds * 5)); /* sleep(5) would add the time that the checks take */
+        /* sleep(5) would add the time that the checks take */
+        CONC_TRY(conc_sleep_until(start + m->rounds * 5));
         m->rounds++;
         printf("%.0f s: round %d\n", conc_now() - start, m->rounds);
         CONC_TRY(CONC_MAP_ALL(check_website, sites, found));
@@ -118,7 +122,8 @@ static int monitoring(void)
     CONC_TRY_IN(&g, conc_event_wait(&m.seen_enough));
     CONC_TRY_IN(&g, conc_cancel(&task));
     CONC_TRY_IN(&g, conc_join(&task, &result));
-    printf("Monitoring %s after %d rounds\n", result == -ECANCELED ? "cancelled" : "ended", m.rounds);
+    printf("Monitoring %s after %d rounds\n", result == -ECANCELED ? "cancelled" : "ended",
+           m.rounds);
     return conc_group_wait(&g);
 }
 

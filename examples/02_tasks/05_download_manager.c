@@ -1,5 +1,7 @@
-/* Download manager: the same five files one after the other, then in parallel, and how much that gains.
- *   cc 05_download_manager.c -o downloads && ./downloads        (CONC_CLOCK=virtual ./downloads takes no time)
+/* Download manager: the same five files one after the other, then in parallel, and how much that
+ * gains.
+ *   cc 05_download_manager.c -o downloads && ./downloads        (CONC_CLOCK=virtual ./downloads
+ *   takes no time)
  */
 #define CONC_STATIC
 #include "../../conc.h"

@@ -1,5 +1,7 @@
-/* Download manager, the bonus challenges: a shared bandwidth limit, pause and resume, progress bars, and retries.
- *   cc 06_download_manager_bonus.c -o downloads && ./downloads        (CONC_CLOCK=virtual ./downloads takes no time)
+/* Download manager, the bonus challenges: a shared bandwidth limit, pause and resume, progress
+ * bars, and retries.
+ *   cc 06_download_manager_bonus.c -o downloads && ./downloads        (CONC_CLOCK=virtual
+ *   ./downloads takes no time)
  */
 #define CONC_STATIC
 #include "../../conc_sync.h"
@@ -9,8 +11,9 @@ typedef struct {
     double size_mb, done_mb;
 } file;
 
-static const file movie = {"movie.mp4", 500, 0}, music = {"music.mp3", 50, 0}, archive = {"archive.zip", 300, 0},
-                  document = {"document.pdf", 10, 0}, image = {"image.jpg", 5, 0};
+static const file movie = {"movie.mp4", 500, 0}, music = {"music.mp3", 50, 0},
+                  archive = {"archive.zip", 300, 0}, document = {"document.pdf", 10, 0},
+                  image = {"image.jpg", 5, 0};
 static double start; /* of the challenge */
 
 static int receive(file *f, double mb)
@@ -58,10 +61,12 @@ static int download_with_pauses(void *arg)
     file *f = arg;
     for (;;) {
         double begin = conc_now();
-        conc_case next[] = {CONC_CASE_EVENT(&paused), CONC_CASE_AFTER((f->size_mb - f->done_mb) / 100)};
+        conc_case next[] = {CONC_CASE_EVENT(&paused),
+                            CONC_CASE_AFTER((f->size_mb - f->done_mb) / 100)};
         int which = CONC_TRY(conc_select(next, CONC_LEN(next)));
         f->done_mb += (conc_now() - begin) * 100;
-        printf("%.1fs: %s %s at %.0f MB\n", conc_now() - start, f->name, which ? "done" : "paused", f->done_mb);
+        printf("%.1fs: %s %s at %.0f MB\n", conc_now() - start, f->name, which ? "done" : "paused",
+               f->done_mb);
         if (which == 1)
             return 0;
         CONC_TRY(conc_event_wait(&resumed));
@@ -138,7 +143,8 @@ static int download_with_retries(void *arg)
         printf("%s: connection lost at %.0f MB, again in %d s\n", f->name, f->done_mb, attempt);
         CONC_TRY(conc_sleep(attempt++));
     }
-    printf("%s %s: %.0f of %.0f MB, attempts: %d\n", rc ? "✗" : "✓", f->name, f->done_mb, f->size_mb, attempt);
+    printf("%s %s: %.0f of %.0f MB, attempts: %d\n", rc ? "✗" : "✓", f->name, f->done_mb,
+           f->size_mb, attempt);
     return rc;
 }
 
@@ -147,7 +153,8 @@ static int failures_and_retries(void)
     unreliable files[] = {{archive, {100, 250, 300}}, {music, {20, 20, 20}}};
     int results[CONC_LEN(files)];
     printf("\n=== Failures and Retries ===\n");
-    return CONC_MAP_ALL(download_with_retries, files, results); /* one that fails does not cancel the other */
+    /* one that fails does not cancel the other */
+    return CONC_MAP_ALL(download_with_retries, files, results);
 }
 
 static int app(void *arg)

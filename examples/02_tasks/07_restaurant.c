@@ -1,6 +1,6 @@
 /* Restaurant: four orders at once, each a gather of three dishes inside the gather of orders.
- *   cc 07_restaurant.c -o restaurant && ./restaurant        (CONC_CLOCK=virtual ./restaurant takes no time)
- *   EX_SEED=1 CONC_CLOCK=virtual ./restaurant               other random numbers
+ *   cc 07_restaurant.c -o restaurant && ./restaurant        (CONC_CLOCK=virtual ./restaurant
+ *   takes no time) EX_SEED=1 CONC_CLOCK=virtual ./restaurant               other random numbers
  */
 #define CONC_STATIC
 #include "../../conc.h"
@@ -21,17 +21,26 @@ static int prepare(int id, const char *dish, const char *ready, double low, doub
     return 0;
 }
 
-static int prepare_appetizer(void *o) { return prepare(((order *)o)->id, "appetizer", "Appetizer", 1, 2); }
-static int prepare_main_course(void *o) { return prepare(((order *)o)->id, "main course", "Main course", 3, 5); }
-static int prepare_dessert(void *o) { return prepare(((order *)o)->id, "dessert", "Dessert", 1, 3); }
+static int prepare_appetizer(void *o)
+{
+    return prepare(((order *)o)->id, "appetizer", "Appetizer", 1, 2);
+}
+static int prepare_main_course(void *o)
+{
+    return prepare(((order *)o)->id, "main course", "Main course", 3, 5);
+}
+static int prepare_dessert(void *o)
+{
+    return prepare(((order *)o)->id, "dessert", "Dessert", 1, 3);
+}
 
 static int process_order(void *arg)
 {
     order *o = arg;
     double start = conc_now();
     printf("Starting order %d for %s\n", o->id, o->customer);
-    CONC_TRY(
-        CONC_GATHER(CONC_CALL(prepare_appetizer, o), CONC_CALL(prepare_main_course, o), CONC_CALL(prepare_dessert, o)));
+    CONC_TRY(CONC_GATHER(CONC_CALL(prepare_appetizer, o), CONC_CALL(prepare_main_course, o),
+                         CONC_CALL(prepare_dessert, o)));
     o->time = conc_now() - start;
     printf("🔔 Order %d complete for %s! (%.1fs)\n", o->id, o->customer, o->time);
     return 0;

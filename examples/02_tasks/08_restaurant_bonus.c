@@ -1,5 +1,7 @@
-/* Restaurant, the bonus challenges: two main courses at once, VIPs first, orders that change, and a load balancer.
- *   cc 08_restaurant_bonus.c -o restaurant && ./restaurant        (CONC_CLOCK=virtual ./restaurant takes no time)
+/* Restaurant, the bonus challenges: two main courses at once, VIPs first, orders that change,
+ * and a load balancer.
+ *   cc 08_restaurant_bonus.c -o restaurant && ./restaurant        (CONC_CLOCK=virtual
+ *   ./restaurant takes no time)
  */
 #define CONC_STATIC
 #include "../../conc_sync.h"
@@ -48,7 +50,10 @@ static int capacity(void)
 
 /* 2. VIPs first */
 
-static bool comes_first(const void *a, const void *b) { return ((const order *)a)->vip > ((const order *)b)->vip; }
+static bool comes_first(const void *a, const void *b)
+{
+    return ((const order *)a)->vip > ((const order *)b)->vip;
+}
 
 static int cook_all(void *queue)
 {
@@ -61,7 +66,8 @@ static int cook_all(void *queue)
 
 static int vips_first(void)
 {
-    CONC_AUTO(conc_queue, queue) = CONC_QUEUE(order, 0, .less = comes_first); /* equal ones stay in their order */
+    /* equal ones stay in their order */
+    CONC_AUTO(conc_queue, queue) = CONC_QUEUE(order, 0, .less = comes_first);
     order orders[] = {{"Alice's order", 5, 0},
                       {"Bob's order", 1, 0},
                       {"VIP Charlie's order", 2, 1},
@@ -83,7 +89,8 @@ static int vips_first(void)
 static int change(conc_group *kitchen, conc_task *dish, order *to)
 {
     int rc = conc_cancel(dish);
-    printf("%.1fs: change to %s %s\n", conc_now() - opening, to->name, rc == 0 ? "accepted" : "refused, too late");
+    printf("%.1fs: change to %s %s\n", conc_now() - opening, to->name,
+           rc == 0 ? "accepted" : "refused, too late");
     if (rc == -EALREADY) /* the dish is done */
         return 0;
     CONC_TRY(rc);
@@ -93,7 +100,8 @@ static int change(conc_group *kitchen, conc_task *dish, order *to)
 
 static int modification(void)
 {
-    order steak = {"steak", 4, 0}, fish = {"fish", 3, 0}, soup = {"soup", 1, 0}, salad = {"salad", 1, 0};
+    order steak = {"steak", 4, 0}, fish = {"fish", 3, 0}, soup = {"soup", 1, 0},
+          salad = {"salad", 1, 0};
     conc_task starter = {0}, main_course = {0};
     conc_group kitchen = {0};
     heading("\n=== Changed Orders ===");
@@ -130,14 +138,16 @@ static int balance(order *dishes, size_t count)
     conc_queue_close(a.queue);
     conc_queue_close(b.queue);
     CONC_TRY(conc_group_wait(&kitchen));
-    printf("Station A: %d dishes in %.1fs, station B: %d in %.1fs\n", a.dishes, a.seconds, b.dishes, b.seconds);
+    printf("Station A: %d dishes in %.1fs, station B: %d in %.1fs\n", a.dishes, a.seconds, b.dishes,
+           b.seconds);
     return 0;
 }
 
 static int load_balancer(void)
 {
     order pizza = {"pizza", 2, 0}, equal[] = {pizza, pizza, pizza, pizza, pizza};
-    order different[] = {{"roast", 4, 0}, {"soup", 1, 0}, {"salad", 1.5, 0}, {"pasta", 2, 0}, {"cake", 1, 0}};
+    order different[] = {
+        {"roast", 4, 0}, {"soup", 1, 0}, {"salad", 1.5, 0}, {"pasta", 2, 0}, {"cake", 1, 0}};
     heading("\n=== Load Balancer, Equal Dishes ===");
     CONC_TRY(balance(equal, CONC_LEN(equal)));
     heading("\n=== Load Balancer, Different Dishes ===");

@@ -1,5 +1,7 @@
-/* Priority scheduler: all high tasks at once, then all low ones; a group for each batch, watched as its tasks finish.
- *   cc 09_priority_scheduler.c -o scheduler && ./scheduler        (CONC_CLOCK=virtual ./scheduler takes no time)
+/* Priority scheduler: all high tasks at once, then all low ones; a group for each batch, watched
+ * as its tasks finish.
+ *   cc 09_priority_scheduler.c -o scheduler && ./scheduler        (CONC_CLOCK=virtual
+ *   ./scheduler takes no time)
  */
 #define CONC_STATIC
 #include "../../conc.h"
@@ -41,8 +43,9 @@ static int process_priority_batch(const char *priority, job *jobs, size_t count,
 static int task_scheduler(void *arg)
 {
     (void)arg;
-    job high[] = {
-        {.id = "HIGH-1", .duration = 1.5}, {.id = "HIGH-2", .duration = 1.8}, {.id = "HIGH-3", .duration = 1.2}};
+    job high[] = {{.id = "HIGH-1", .duration = 1.5},
+                  {.id = "HIGH-2", .duration = 1.8},
+                  {.id = "HIGH-3", .duration = 1.2}};
     job low[] = {{.id = "LOW-1", .duration = 2.5},
                  {.id = "LOW-2", .duration = 3.0},
                  {.id = "LOW-3", .duration = 2.2},

@@ -1,6 +1,7 @@
-/* Priority scheduler, the bonus challenges: three levels, jobs that need others, cancelling, priorities that change,
- * and retries; also jobs that start at a given time.
- *   cc 10_priority_scheduler_bonus.c -o scheduler && ./scheduler        (CONC_CLOCK=virtual ./scheduler takes no time)
+/* Priority scheduler, the bonus challenges: three levels, jobs that need others, cancelling,
+ * priorities that change, and retries; also jobs that start at a given time.
+ *   cc 10_priority_scheduler_bonus.c -o scheduler && ./scheduler        (CONC_CLOCK=virtual
+ *   ./scheduler takes no time)
  */
 #define CONC_STATIC
 #include "../../conc_sync.h"
@@ -64,7 +65,8 @@ static int process_after_needs(void *arg)
         int result = 0;
         CONC_TRY(conc_join(&j->needs[i]->task, &result));
         if (result != 0) {
-            printf("%.1fs: %s skipped: %s was not completed\n", conc_now() - start, j->id, j->needs[i]->id);
+            printf("%.1fs: %s skipped: %s was not completed\n", conc_now() - start, j->id,
+                   j->needs[i]->id);
             return 1;
         }
     }
@@ -87,7 +89,8 @@ static int dependencies(void)
                   {.id = "compile A", .duration = 1, .needs = {&jobs[3]}},
                   {.id = "compile B", .duration = 2, .needs = {&jobs[3]}},
                   {.id = "configure", .duration = 1.5}};
-    job cycle[] = {{.id = "hen", .needs = {&cycle[1]}}, {.id = "egg", .needs = {&cycle[0]}}, {.id = "farm"}};
+    job cycle[] = {
+        {.id = "hen", .needs = {&cycle[1]}}, {.id = "egg", .needs = {&cycle[0]}}, {.id = "farm"}};
     conc_group g = {0}, none = {0};
     heading("\n=== Dependencies ===");
     CONC_TRY_IN(&g, spawn_all(&g, jobs, CONC_LEN(jobs)));
@@ -111,7 +114,8 @@ static int cancelling(void)
     return conc_group_wait(&g);
 }
 
-/* 4. Priorities that change: the job gets a new ticket, and the old one, still in the queue, does not count any more */
+/* 4. Priorities that change: the job gets a new ticket, and the old one, still in the queue,
+ * does not count any more */
 
 typedef struct {
     job *job;
@@ -125,7 +129,8 @@ static bool more_urgent(const void *a, const void *b)
 
 static int set_priority(conc_queue *q, job *j, int priority)
 {
-    printf("%.1fs: %s gets priority %d%s\n", conc_now() - start, j->id, priority, j->started ? ": too late" : "");
+    printf("%.1fs: %s gets priority %d%s\n", conc_now() - start, j->id, priority,
+           j->started ? ": too late" : "");
     if (j->started)
         return 0;
     j->priority = priority;
@@ -146,7 +151,8 @@ static int worker(void *queue)
 
 static int dynamic_priorities(void)
 {
-    CONC_AUTO(conc_queue, q) = CONC_QUEUE(ticket, 0, .less = more_urgent); /* equal ones stay in their order */
+    /* equal ones stay in their order */
+    CONC_AUTO(conc_queue, q) = CONC_QUEUE(ticket, 0, .less = more_urgent);
     job jobs[] = {{.id = "A"}, {.id = "B"}, {.id = "C"}, {.id = "D"}};
     conc_group g = {0};
     heading("\n=== Dynamic Priorities ===");
@@ -177,7 +183,8 @@ static int process_with_retries(void *arg)
     int rc, attempts = 1;
     while ((rc = attempt(j)) == -EIO && attempts < 3)
         attempts++;
-    printf("%.1fs: %s %s, attempts: %d\n", conc_now() - start, j->id, rc == 0 ? "completed" : "failed", attempts);
+    printf("%.1fs: %s %s, attempts: %d\n", conc_now() - start, j->id,
+           rc == 0 ? "completed" : "failed", attempts);
     return rc;
 }
 
@@ -188,7 +195,8 @@ static int retries(void)
                   {.id = "broken", .duration = 1, .failures = 99}};
     int results[CONC_LEN(jobs)];
     heading("\n=== Retries ===");
-    return CONC_MAP_ALL(process_with_retries, jobs, results); /* one that fails does not cancel the others */
+    /* one that fails does not cancel the others */
+    return CONC_MAP_ALL(process_with_retries, jobs, results);
 }
 
 /* And: at a given time */

@@ -1,5 +1,7 @@
-/* As completed: results in the order of finishing; and a wait with a time limit, which leaves the late ones running.
- *   cc 11_as_completed.c -o completed && ./completed        (CONC_CLOCK=virtual ./completed takes no time)
+/* As completed: results in the order of finishing; and a wait with a time limit, which leaves
+ * the late ones running.
+ *   cc 11_as_completed.c -o completed && ./completed        (CONC_CLOCK=virtual ./completed
+ *   takes no time)
  */
 #define CONC_STATIC
 #include "../../conc.h"

@@ -1,4 +1,5 @@
-/* Errors in a gather: by the first one the rest is cancelled; or all are waited for, errors being results like others.
+/* Errors in a gather: by the first one the rest is cancelled; or all are waited for, errors
+ * being results like others.
  *   cc 01_gather_errors.c -o errors && ./errors        (CONC_CLOCK=virtual ./errors takes no time)
  */
 #define CONC_STATIC
@@ -10,7 +11,8 @@ static int steady_operation(void *arg)
 {
     (void)arg;
     int rc = conc_sleep(1);
-    printf("%.1f s: the steady one is %s\n", conc_now() - start, rc == -ECANCELED ? "cancelled" : "done");
+    printf("%.1f s: the steady one is %s\n", conc_now() - start,
+           rc == -ECANCELED ? "cancelled" : "done");
     return rc < 0 ? rc : 42;
 }
 
@@ -41,7 +43,8 @@ static int app(void *arg)
 
     conc_call all[] = {CONC_CALL(steady_operation, NULL), CONC_CALL(risky_operation, NULL)};
     start = conc_now();
-    CONC_TRY(conc_gather_all(all, CONC_LEN(all))); /* return_exceptions=True: 0, whatever they returned */
+    /* return_exceptions=True: 0, whatever they returned */
+    CONC_TRY(conc_gather_all(all, CONC_LEN(all)));
     for (size_t i = 0; i < CONC_LEN(all); i++)
         if (all[i].result < 0)
             printf("Call %zu: %s\n", i + 1, all[i].text);

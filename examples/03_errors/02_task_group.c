@@ -1,4 +1,5 @@
-/* Task group: the first failure cancels the siblings; the group waits for all of them, and no failure gets lost.
+/* Task group: the first failure cancels the siblings; the group waits for all of them, and no
+ * failure gets lost.
  *   cc 02_task_group.c -o group && ./group        (CONC_CLOCK=virtual ./group takes no time)
  */
 #define CONC_STATIC
@@ -33,10 +34,8 @@ static int send_mail(void *arg)
     return rc;
 }
 
-static void also_failed(const conc_failure *f, void *text) /* called for each error that is nobody's result */
-{
-    snprintf(text, 64, "%s", f->text);
-}
+/* called for each error that is nobody's result */
+static void also_failed(const conc_failure *f, void *text) { snprintf(text, 64, "%s", f->text); }
 
 static int app(void *arg)
 {
@@ -47,7 +46,8 @@ static int app(void *arg)
     CONC_TRY_IN(&g, conc_spawn(&g, load_orders, NULL));
     CONC_TRY_IN(&g, conc_spawn(&g, send_mail, NULL));
     if (conc_group_wait(&g) < 0)
-        printf("%.0f s: %d failures, first %s\n", conc_now() - start, g.error_count, conc_last_error());
+        printf("%.0f s: %d failures, first %s\n", conc_now() - start, g.error_count,
+               conc_last_error());
     return 0;
 }
 

@@ -1,5 +1,7 @@
-/* Timeout and cancel: both end a task at the call where it waits; whoever asked goes on after its clean-up is done.
- *   cc 03_timeout_and_cancel.c -o timeout && ./timeout        (CONC_CLOCK=virtual ./timeout takes no time)
+/* Timeout and cancel: both end a task at the call where it waits; whoever asked goes on after
+ * its clean-up is done.
+ *   cc 03_timeout_and_cancel.c -o timeout && ./timeout        (CONC_CLOCK=virtual ./timeout
+ *   takes no time)
  */
 #define CONC_STATIC
 #include "../../conc.h"
@@ -17,7 +19,8 @@ static int slow_operation(void *resource)
 {
     int rc = conc_sleep(3600);
     if (rc == -ECANCELED && resource)
-        CONC_TRY(conc_shield(10, clean_up, resource)); /* once cancelled, only a shield still lets it wait */
+        /* once cancelled, only a shield still lets it wait */
+        CONC_TRY(conc_shield(10, clean_up, resource));
     return rc;
 }
 
@@ -41,7 +44,8 @@ static int cancel(void)
     CONC_TRY_IN(&g, conc_sleep(2));
     CONC_TRY_IN(&g, conc_cancel(&task)); /* asks, and returns at once */
     CONC_TRY_IN(&g, conc_join(&task, &result));
-    printf("%.0f s: Task %s\n", conc_now() - start, result == -ECANCELED ? "cancelled" : "finished");
+    printf("%.0f s: Task %s\n", conc_now() - start,
+           result == -ECANCELED ? "cancelled" : "finished");
     return conc_group_wait(&g);
 }
 

@@ -1,5 +1,7 @@
-/* Batch API fetcher: ten users at once; one request fails, one hangs and is given up after 2 s, the batch goes on.
- *   cc 04_batch_api_fetcher.c -o fetcher && ./fetcher        (CONC_CLOCK=virtual ./fetcher takes no time)
+/* Batch API fetcher: ten users at once; one request fails, one hangs and is given up after 2 s,
+ * the batch goes on.
+ *   cc 04_batch_api_fetcher.c -o fetcher && ./fetcher        (CONC_CLOCK=virtual ./fetcher takes
+ *   no time)
  */
 #define CONC_STATIC
 #include "../../conc.h"
@@ -47,7 +49,8 @@ static int fetch_batch(void *arg)
     }
     conc_stats s;
     conc_get_stats(&s);
-    printf("%d of 10 succeeded in %.1f seconds, %zu task is left\n", ok, conc_now() - start, s.tasks);
+    printf("%d of 10 succeeded in %.1f seconds, %zu task is left\n", ok, conc_now() - start,
+           s.tasks);
     return 0;
 }
 

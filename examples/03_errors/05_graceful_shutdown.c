@@ -1,7 +1,9 @@
 /* Graceful shutdown: Ctrl+C cancels the work, which cleans up; only then the program ends.
  *   cc 05_graceful_shutdown.c -o shutdown && ./shutdown        (and now press Ctrl+C)
- *   ./shutdown 3600                                            the clean-up hangs: a second Ctrl+C kills
- * The exit status is 128 + the signal's number: 130 after Ctrl+C (SIGINT), 143 after `kill` (SIGTERM).
+ *   ./shutdown 3600                                            the clean-up hangs: a second
+ *   Ctrl+C kills
+ * The exit status is 128 + the signal's number: 130 after Ctrl+C (SIGINT), 143 after `kill`
+ * (SIGTERM).
  */
 #define CONC_STATIC
 #include "../../conc.h"
@@ -20,7 +22,8 @@ static int background_task(void *seconds)
         printf("working: %d of 60\n", i);
         rc = conc_sleep(1); /* Ctrl+C arrives here, as -ECANCELED */
     }
-    CONC_TRY(conc_shield(10, clean_up, seconds)); /* finally: with Ctrl+C hidden from it, but no longer than 10 s */
+    /* finally: with Ctrl+C hidden from it, but no longer than 10 s */
+    CONC_TRY(conc_shield(10, clean_up, seconds));
     printf("Cleanup complete\n");
     return rc; /* -ECANCELED: the program ends as interrupted */
 }

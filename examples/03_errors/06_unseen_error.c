@@ -1,4 +1,5 @@
-/* Unseen errors: a task that nobody waits for fails, and is reported all the same; another one is joined, and is not.
+/* Unseen errors: a task that nobody waits for fails, and is reported all the same; another one
+ * is joined, and is not.
  *   cc 06_unseen_error.c -o unseen && ./unseen        (CONC_CLOCK=virtual ./unseen takes no time)
  */
 #define CONC_STATIC
@@ -25,7 +26,8 @@ static int app(void *arg)
     (void)arg;
     static conc_task report;
     int result = 0;
-    CONC_TRY(conc_spawn(NULL, send_mail, NULL)); /* fire and forget: a background task without a handle */
+    /* fire and forget: a background task without a handle */
+    CONC_TRY(conc_spawn(NULL, send_mail, NULL));
     CONC_TRY(conc_spawn_task(NULL, &report, write_report, NULL));
     CONC_TRY(conc_join(&report, &result));
     if (result < 0)
@@ -34,8 +36,8 @@ static int app(void *arg)
     return 0;
 }
 
-/* Called for each error that nobody collected; of background tasks at the end of the run, as until then somebody may
- * join them. Without a hook of your own the report goes to stderr. */
+/* Called for each error that nobody collected; of background tasks at the end of the run, as
+ * until then somebody may join them. Without a hook of your own the report goes to stderr. */
 static void log_error(const conc_failure *f, void *reports)
 {
     printf("on_error: %s failed: %s\n", f->task, f->text);
@@ -44,7 +46,8 @@ static void log_error(const conc_failure *f, void *reports)
 
 int main(void)
 {
-    int reports = 0, rc = conc_run_with(&(conc_options){.on_error = log_error, .user = &reports}, app, NULL);
+    int reports = 0,
+        rc = conc_run_with(&(conc_options){.on_error = log_error, .user = &reports}, app, NULL);
     printf("errors that nobody saw: %d\n", reports);
     return rc < 0;
 }

@@ -1,5 +1,7 @@
-/* Supervisor: calls a function again until it succeeds, with pauses of 1 s, 2 s, ...; the last error is the caller's.
- *   cc 07_supervisor_retry.c -o supervisor && ./supervisor        (CONC_CLOCK=virtual ./supervisor takes no time)
+/* Supervisor: calls a function again until it succeeds, with pauses of 1 s, 2 s, ...; the last
+ * error is the caller's.
+ *   cc 07_supervisor_retry.c -o supervisor && ./supervisor        (CONC_CLOCK=virtual
+ *   ./supervisor takes no time)
  */
 #define CONC_STATIC
 #include "../../conc.h"
@@ -14,16 +16,19 @@ static int fetch(void *arg)
 {
     service *s = arg;
     bool fails = ++s->calls <= s->down;
-    printf("%.0f s: attempt %d %s\n", conc_now() - s->start, s->calls, fails ? "fails" : "succeeds");
+    printf("%.0f s: attempt %d %s\n", conc_now() - s->start, s->calls,
+           fails ? "fails" : "succeeds");
     return fails ? conc_fail(-EIO, "503 Service Unavailable, call %d", s->calls) : 42;
 }
 
-/* Takes a function and its argument, which can be called again; a coroutine object can be awaited only once. */
+/* Takes a function and its argument, which can be called again; a coroutine object can be
+ * awaited only once. */
 static int supervisor(conc_fn *fn, void *arg, int max_retries)
 {
     for (int attempt = 0;; attempt++) {
         int rc = fn(arg);
-        if (rc >= 0 || rc == -ECANCELED || attempt == max_retries - 1) /* a cancel is no failure: never retry it */
+        /* a cancel is no failure: never retry it */
+        if (rc >= 0 || rc == -ECANCELED || attempt == max_retries - 1)
             return rc;
         CONC_TRY(conc_sleep(1 << attempt));
     }

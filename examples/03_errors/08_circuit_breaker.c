@@ -1,5 +1,7 @@
-/* Circuit breaker: after 5 failures nobody calls the service for 60 s; then one call tries it, and decides for all.
- *   cc 08_circuit_breaker.c -o breaker && CONC_CLOCK=virtual ./breaker        (in real time it takes two minutes)
+/* Circuit breaker: after 5 failures nobody calls the service for 60 s; then one call tries it,
+ * and decides for all.
+ *   cc 08_circuit_breaker.c -o breaker && CONC_CLOCK=virtual ./breaker        (in real time it
+ *   takes two minutes)
  */
 #define CONC_STATIC
 #include "../../conc.h"
@@ -18,12 +20,14 @@ static int breaker_call(circuit_breaker *b, conc_fn *fn, void *arg)
     if (b->state != CLOSED && !trial)
         return conc_fail(-EAGAIN, "refused, the circuit is open");
     if (trial)
-        b->state = HALF_OPEN; /* set before the call waits: all others are refused until it returns */
+        /* set before the call waits: all others are refused until it returns */
+        b->state = HALF_OPEN;
     int rc = fn(arg);
     if (!trial && b->state != CLOSED)
         return rc; /* it began before the circuit opened: old news */
     if (rc == -ECANCELED) {
-        b->state = trial ? OPEN : CLOSED; /* tells nothing about the service: the next call is the trial */
+        /* tells nothing about the service: the next call is the trial */
+        b->state = trial ? OPEN : CLOSED;
     } else if (rc >= 0) {
         b->failures = 0;
         b->state = CLOSED;

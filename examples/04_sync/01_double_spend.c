@@ -1,6 +1,7 @@
-/* Double spend: five withdrawals of 50 from a balance of 100. A wait between reading and writing is all it takes; then
- * a lock, which lets one at a time through.
- *   cc 01_double_spend.c -o double_spend && ./double_spend        (CONC_CLOCK=virtual ./double_spend takes no time)
+/* Double spend: five withdrawals of 50 from a balance of 100. A wait between reading and writing
+ * is all it takes; then a lock, which lets one at a time through.
+ *   cc 01_double_spend.c -o double_spend && ./double_spend        (CONC_CLOCK=virtual
+ *   ./double_spend takes no time)
  */
 #define CONC_STATIC
 #include "../../conc_sync.h"
@@ -50,8 +51,8 @@ static int attack(const char *how, conc_fn *withdraw)
     CONC_TRY(conc_map_all(withdraw, &account, CONC_LEN(results), 0, results));
     for (size_t i = 0; i < CONC_LEN(results); i++)
         approved += CONC_TRY(results[i]);
-    printf("%-17s %d approved, %d refused: %3d paid out of 100, balance %d\n", how, approved, 5 - approved,
-           approved * AMOUNT, account.balance);
+    printf("%-17s %d approved, %d refused: %3d paid out of 100, balance %d\n", how, approved,
+           5 - approved, approved * AMOUNT, account.balance);
     return 0;
 }
 

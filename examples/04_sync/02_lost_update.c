@@ -1,5 +1,7 @@
-/* Lost update: two tasks count in one dictionary, each reads, waits and writes; then a lock around the three.
- *   cc 02_lost_update.c -o lost_update && ./lost_update        (takes no time, CONC_CLOCK=virtual or not)
+/* Lost update: two tasks count in one dictionary, each reads, waits and writes; then a lock
+ * around the three.
+ *   cc 02_lost_update.c -o lost_update && ./lost_update        (takes no time,
+ *   CONC_CLOCK=virtual or not)
  */
 #define CONC_STATIC
 #include "../../conc_sync.h"

@@ -1,5 +1,7 @@
-/* Semaphore: twelve downloads are started at once, no more than 5 (then 10) are under way, and each waits for its turn.
- *   cc 03_semaphore_limit.c -o semaphore && ./semaphore        (CONC_CLOCK=virtual ./semaphore takes no time)
+/* Semaphore: twelve downloads are started at once, no more than 5 (then 10) are under way, and
+ * each waits for its turn.
+ *   cc 03_semaphore_limit.c -o semaphore && ./semaphore        (CONC_CLOCK=virtual ./semaphore
+ *   takes no time)
  */
 #define CONC_STATIC
 #include "../../conc_sync.h"
@@ -11,8 +13,8 @@ static double start;
 static int download(void *arg)
 {
     int number = *(int *)arg;
-    CONC_PERMIT(&downloads) /* async with: given back when the block is left, however that happens */
-    {
+    /* async with: given back when the block is left, however that happens */
+    CONC_PERMIT(&downloads) {
         if (++inside > peak)
             peak = inside;
         printf("%.0f s: download %d starts, %d under way\n", conc_now() - start, number, inside);

@@ -1,5 +1,5 @@
-/* Three a second: twenty requests through a semaphore of 3. That alone limits how many run at once; it becomes a rate
- * when each request keeps its permit for the whole second.
+/* Three a second: twenty requests through a semaphore of 3. That alone limits how many run at
+ * once; it becomes a rate when each request keeps its permit for the whole second.
  *   cc 04_three_per_second.c -o three && ./three        (CONC_CLOCK=virtual ./three takes no time)
  */
 #define CONC_STATIC
@@ -34,7 +34,8 @@ static int request_a_second(void *arg)
     (void)arg;
     CONC_PERMIT(&permits) {
         int n = CONC_TRY(request());
-        CONC_TRY(conc_sleep_until(starts[n] + 1)); /* the answer is here; the permit stays until its second is over */
+        /* the answer is here; the permit stays until its second is over */
+        CONC_TRY(conc_sleep_until(starts[n] + 1));
     }
     return 0;
 }

@@ -1,4 +1,5 @@
-/* Event: one task wakes all that wait; who comes later need not wait; after a clear one waits again.
+/* Event: one task wakes all that wait; who comes later need not wait; after a clear one waits
+ * again.
  *   cc 05_event_signal.c -o event && ./event        (CONC_CLOCK=virtual ./event takes no time)
  */
 #define CONC_STATIC
@@ -30,8 +31,8 @@ static int app(void *arg)
     (void)arg;
     const char *names[] = {"Alice", "Bob", "Charlie", "Diana", "Eve"};
     start = conc_now();
-    CONC_TRY(CONC_GATHER(CONC_CALL(waiter, &names[0]), CONC_CALL(waiter, &names[1]), CONC_CALL(waiter, &names[2]),
-                         CONC_CALL(setter, NULL)));
+    CONC_TRY(CONC_GATHER(CONC_CALL(waiter, &names[0]), CONC_CALL(waiter, &names[1]),
+                         CONC_CALL(waiter, &names[2]), CONC_CALL(setter, NULL)));
     CONC_TRY(waiter(&names[3])); /* late: returns at once */
 
     conc_event_clear(&event);

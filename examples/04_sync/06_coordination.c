@@ -1,6 +1,8 @@
-/* Coordination: a latch waits until all are ready, a barrier lets nobody on before the last is there, and a condition
- * hands items on through a buffer of two places, whose users wait while it is full or empty.
- *   cc 06_coordination.c -o coordination && ./coordination        (CONC_CLOCK=virtual ./coordination takes no time)
+/* Coordination: a latch waits until all are ready, a barrier lets nobody on before the last is
+ * there, and a condition hands items on through a buffer of two places, whose users wait while
+ * it is full or empty.
+ *   cc 06_coordination.c -o coordination && ./coordination        (CONC_CLOCK=virtual
+ *   ./coordination takes no time)
  */
 #define CONC_STATIC
 #include "../../conc_sync.h"
@@ -38,7 +40,8 @@ static int producer(void *items)
 {
     for (int i = 1; i <= *(int *)items; i++)
         CONC_LOCKED(&lock) {
-            while (count == 2) /* a loop: until this has the lock again, another one may have filled it */
+            /* a loop: until this has the lock again, another one may have filled it */
+            while (count == 2)
                 CONC_TRY(conc_cond_wait(&changed, &lock));
             buffer[count++] = i;
             printf("%.0f s: put %d, the buffer has %d\n", conc_now() - start, i, count);
@@ -69,8 +72,8 @@ static int app(void *arg)
     int seconds[] = {3, 1, 2}, items = 5;
     start = conc_now();
     CONC_TRY(conc_latch_add(&not_ready, CONC_LEN(seconds)));
-    CONC_TRY(CONC_GATHER(CONC_CALL(starter, NULL), CONC_CALL(runner, &seconds[0]), CONC_CALL(runner, &seconds[1]),
-                         CONC_CALL(runner, &seconds[2])));
+    CONC_TRY(CONC_GATHER(CONC_CALL(starter, NULL), CONC_CALL(runner, &seconds[0]),
+                         CONC_CALL(runner, &seconds[1]), CONC_CALL(runner, &seconds[2])));
     start = conc_now();
     return CONC_GATHER(CONC_CALL(consumer, &items), CONC_CALL(producer, &items));
 }

@@ -1,5 +1,7 @@
-/* Producer and consumer: a queue between two tasks; the consumer waits for items, and an empty one is the end.
- *   cc 07_producer_consumer.c -o producer && ./producer        (CONC_CLOCK=virtual ./producer takes no time)
+/* Producer and consumer: a queue between two tasks; the consumer waits for items, and an empty
+ * one is the end.
+ *   cc 07_producer_consumer.c -o producer && ./producer        (CONC_CLOCK=virtual ./producer
+ *   takes no time)
  */
 #define CONC_STATIC
 #include "../../conc_sync.h"
@@ -13,10 +15,12 @@ static int producer(void *queue)
     for (int i = 0; i < 10; i++) {
         item it = {""};
         snprintf(it.name, sizeof it.name, "item-%d", i);
-        CONC_TRY(conc_queue_put(queue, &it)); /* puts a copy; it would wait for a place if the queue had a capacity */
+        /* puts a copy; it would wait for a place if the queue had a capacity */
+        CONC_TRY(conc_queue_put(queue, &it));
         CONC_TRY(conc_sleep(0.1));
     }
-    return conc_queue_put(queue, &(item){""}); /* conc_queue_close says the same without an item, to any number */
+    /* conc_queue_close says the same without an item, to any number */
+    return conc_queue_put(queue, &(item){""});
 }
 
 static int consumer(void *queue)

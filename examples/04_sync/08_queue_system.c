@@ -1,4 +1,5 @@
-/* Queue system: producers, a queue of 10 places, 3 workers who take the most urgent task first; and how long it takes.
+/* Queue system: producers, a queue of 10 places, 3 workers who take the most urgent task first;
+ * and how long it takes.
  *   cc 08_queue_system.c -o queue && ./queue        (CONC_CLOCK=virtual ./queue takes no time)
  *   ./queue --goal                                  100 tasks of 5 producers: only the figures
  *   EX_SEED=1 CONC_CLOCK=virtual ./queue            other random numbers
@@ -17,7 +18,8 @@ typedef struct {
 
 static bool more_urgent(const void *a, const void *b)
 {
-    return ((const task *)a)->priority < ((const task *)b)->priority; /* equal ones keep their order */
+    /* equal ones keep their order */
+    return ((const task *)a)->priority < ((const task *)b)->priority;
 }
 
 static conc_queue queue = CONC_QUEUE(task, MAX_SIZE, .less = more_urgent);
@@ -61,8 +63,9 @@ static int worker(void *number)
         metrics.latency += done - t.created;
         metrics.times_done[t.producer * tasks_each + t.number]++;
         if (!goal)
-            printf("%.2f-%.2f s: worker %d, task %d.%d, priority %d%s\n", taken - start, done - start, *(int *)number,
-                   t.producer, t.number, t.priority, failed ? ", failed" : "");
+            printf("%.2f-%.2f s: worker %d, task %d.%d, priority %d%s\n", taken - start,
+                   done - start, *(int *)number, t.producer, t.number, t.priority,
+                   failed ? ", failed" : "");
         CONC_TRY(conc_queue_task_done(&queue));
     }
     return rc == -EPIPE ? 0 : rc; /* closed, and nothing is left */
@@ -73,7 +76,8 @@ static int report(double seconds)
     int total = producers * tasks_each, once = 0;
     for (int i = 0; i < total; i++)
         once += metrics.times_done[i] == 1;
-    printf("%d tasks: %d processed, %d failed, %d done exactly once\n", total, metrics.processed, metrics.failed, once);
+    printf("%d tasks: %d processed, %d failed, %d done exactly once\n", total, metrics.processed,
+           metrics.failed, once);
     printf("At most %zu in the queue, %d puts had to wait\n", metrics.max_size, metrics.blocked);
     printf("Average: %.3f s waiting + %.3f s processing = %.3f s latency\n", metrics.wait / total,
            metrics.processing / total, metrics.latency / total);

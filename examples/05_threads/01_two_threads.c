@@ -1,5 +1,6 @@
-/* Two threads: started with their arguments, at work at the same time, and joined. When a thread runs is up to the
- * system; here each waits for its turn, so that the output is the same every time. A sleep would only make it likely.
+/* Two threads: started with their arguments, at work at the same time, and joined. When a thread
+ * runs is up to the system; here each waits for its turn, so that the output is the same every
+ * time. A sleep would only make it likely.
  *   cc 01_two_threads.c -o two_threads && ./two_threads
  */
 #include <pthread.h>
@@ -64,9 +65,11 @@ static int run_two(void *(*run1)(void *), void *arg1, void *(*run2)(void *), voi
 {
     pthread_t thread1, thread2;
     turn = 0;
-    if (pthread_create(&thread1, NULL, run1, arg1) != 0 || pthread_create(&thread2, NULL, run2, arg2) != 0)
+    if (pthread_create(&thread1, NULL, run1, arg1) != 0 ||
+        pthread_create(&thread2, NULL, run2, arg2) != 0)
         return -1;
-    pthread_join(thread1, NULL); /* without the joins main would return, and that ends all threads, done or not; */
+    /* without the joins main would return, and that ends all threads, done or not; */
+    pthread_join(thread1, NULL);
     pthread_join(thread2, NULL); /* their arguments would be gone even before */
     return 0;
 }
@@ -74,7 +77,8 @@ static int run_two(void *(*run1)(void *), void *arg1, void *(*run2)(void *), voi
 int main(void)
 {
     worker_args alice = {"Alice", 0, 2}, bob = {"Bob", 1, 1};
-    if (run_two(worker, &alice, worker, &bob) < 0 || run_two(print_numbers, NULL, print_letters, NULL) < 0)
+    if (run_two(worker, &alice, worker, &bob) < 0 ||
+        run_two(print_numbers, NULL, print_letters, NULL) < 0)
         return 1;
     printf("Done!\n");
     return 0;

@@ -1,5 +1,5 @@
-/* An object that is a thread: a struct with the thread, its data and its result in it, and a run function of its own.
- * Whoever joins it may read the result.
+/* An object that is a thread: a struct with the thread, its data and its result in it, and a run
+ * function of its own. Whoever joins it may read the result.
  *   cc 02_worker_object.c -o worker && ./worker
  */
 #include <pthread.h>
@@ -42,7 +42,8 @@ static void worker_run(thread *self)
 static int worker_start(worker_thread *w, const char *name, int number)
 {
     *w = (worker_thread){.base.run = worker_run, .name = name, .number = number};
-    if (sem_init(&w->running, 0, 0) < 0 || sem_init(&w->work, 0, 0) < 0 || thread_start(&w->base) != 0)
+    if (sem_init(&w->running, 0, 0) < 0 || sem_init(&w->work, 0, 0) < 0 ||
+        thread_start(&w->base) != 0)
         return -1;
     sem_wait(&w->running); /* when this returns it runs for sure */
     return 0;

@@ -1,6 +1,7 @@
-/* Downloads one after the other take as long as all of them; each in a thread of its own, as long as the longest. The
- * network is simulated: a second has passed when all downloads that are under way wait for it. C has no GIL: what
- * computes gains from threads just as what waits, up to the number of processors.
+/* Downloads one after the other take as long as all of them; each in a thread of its own, as
+ * long as the longest. The network is simulated: a second has passed when all downloads that are
+ * under way wait for it. C has no GIL: what computes gains from threads just as what waits, up
+ * to the number of processors.
  *   cc 03_downloads_seq_vs_threads.c -o downloads && ./downloads
  */
 #define _POSIX_C_SOURCE 200809L /* barriers, also under -std=c11 */
@@ -15,7 +16,8 @@ static int turn, under_way, peak, seconds;
 typedef struct {
     pthread_t thread;
     int url, takes;
-    int start, end; /* its turns to print: threads have no order of their own, this output is to have one */
+    /* its turns to print: threads have no order of their own, this output is to have one */
+    int start, end;
 } download;
 
 static void print_in_turn(int number, int more, const char *format, int url)
@@ -63,7 +65,8 @@ static int threaded(int count, int takes)
     return 0;
 }
 
-static int measure(const char *how, int (*run)(int count, int takes), int count, int takes, int at_once)
+static int measure(const char *how, int (*run)(int count, int takes), int count, int takes,
+                   int at_once)
 {
     turn = peak = seconds = 0;
     if (pthread_barrier_init(&next_second, NULL, (unsigned)at_once) != 0 || run(count, takes) < 0)
@@ -83,4 +86,5 @@ static int compare(int count, int takes)
     return 0;
 }
 
-int main(void) { return compare(3, 2) < 0 || compare(5, 1) < 0; } /* three of 2 s each, then five of 1 s */
+/* three of 2 s each, then five of 1 s */
+int main(void) { return compare(3, 2) < 0 || compare(5, 1) < 0; }

@@ -1,5 +1,6 @@
-/* Thread pool: however many jobs, it has a few threads for them. Jobs are submitted and waited for; a map does both for
- * an array; the end of the block closes the pool, which waits for all. C has no GIL: computing jobs gain from it, too.
+/* Thread pool: however many jobs, it has a few threads for them. Jobs are submitted and waited
+ * for; a map does both for an array; the end of the block closes the pool, which waits for all.
+ * C has no GIL: computing jobs gain from it, too.
  *   cc 04_thread_pool.c -o pool && ./pool        (CONC_CLOCK=virtual ./pool takes no time)
  */
 #define CONC_STATIC
@@ -27,7 +28,8 @@ static int task(void *arg)
     static int turn;
     int n = *(int *)arg;
     pthread_mutex_lock(&lock);
-    while (turn != n) /* jobs are begun in the order of the submits, but threads print when the system likes */
+    /* jobs are begun in the order of the submits, but threads print when the system likes */
+    while (turn != n)
         pthread_cond_wait(&next_turn, &lock);
     printf("Task %d starting\n", turn++);
     pthread_cond_broadcast(&next_turn);
@@ -87,7 +89,8 @@ static int with_pool(int threads, int (*block)(conc_pool *pool))
     done = 0;
     workers = 0;
     {
-        CONC_AUTO(conc_pool, pool) = {.threads = threads}; /* with ThreadPoolExecutor(max_workers=threads) as pool: */
+        /* with ThreadPoolExecutor(max_workers=threads) as pool: */
+        CONC_AUTO(conc_pool, pool) = {.threads = threads};
         CONC_TRY(conc_pool_open(&pool));
         CONC_TRY(block(&pool));
     }

@@ -1,5 +1,5 @@
-/* Errors in a pool: when a job fails the others go on, and whoever waits for it is told, with its words. A map starts
- * no more jobs after the first error, and returns it.
+/* Errors in a pool: when a job fails the others go on, and whoever waits for it is told, with
+ * its words. A map starts no more jobs after the first error, and returns it.
  *   cc 05_pool_errors.c -o errors && ./errors
  */
 #define CONC_STATIC
@@ -17,7 +17,8 @@ static int app(void *arg)
 {
     (void)arg;
     int numbers[10];
-    conc_job jobs[CONC_LEN(numbers)]; /* futures: before the pool, as its close waits for jobs that use them */
+    /* futures: before the pool, as its close waits for jobs that use them */
+    conc_job jobs[CONC_LEN(numbers)];
     CONC_AUTO(conc_pool, pool) = {.threads = 0}; /* as many threads as processors */
     CONC_TRY(conc_pool_open(&pool));
     for (size_t i = 0; i < CONC_LEN(jobs); i++) {
@@ -26,7 +27,8 @@ static int app(void *arg)
     }
     for (size_t i = 0; i < CONC_LEN(jobs); i++) {
         int result;
-        CONC_TRY(conc_job_wait(&jobs[i], &result)); /* fails when the waiting does; the job's error is in its result */
+        /* fails when the waiting does; the job's error is in its result */
+        CONC_TRY(conc_job_wait(&jobs[i], &result));
         if (result < 0)
             printf("Error: %s\n", conc_last_error());
         else

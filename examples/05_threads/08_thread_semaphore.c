@@ -1,4 +1,5 @@
-/* Semaphore: of five threads two at a time get in; whoever comes then waits until one of them leaves.
+/* Semaphore: of five threads two at a time get in; whoever comes then waits until one of them
+ * leaves.
  *   cc 08_thread_semaphore.c -o semaphore && ./semaphore
  */
 #include <pthread.h>
@@ -14,7 +15,8 @@ static int inside, peak;
 typedef struct {
     char name[16];
     pthread_t thread;
-    sem_t said, leave; /* it has printed a line; it may leave: so that main, not chance, makes the order */
+    /* it has printed a line; it may leave: so that main, not chance, makes the order */
+    sem_t said, leave;
 } worker_args;
 
 static void count(int more)

@@ -1,5 +1,6 @@
-/* Queue: one thread produces, another one consumes, and a poison pill ends it. The queue is a lock, a condition and a
- * ring of places; who puts waits for a place, who gets for an item, who joins until all items were worked on.
+/* Queue: one thread produces, another one consumes, and a poison pill ends it. The queue is a
+ * lock, a condition and a ring of places; who puts waits for a place, who gets for an item, who
+ * joins until all items were worked on.
  *   cc 09_thread_queue.c -o queue && ./queue
  */
 #include <pthread.h>
@@ -17,7 +18,8 @@ typedef struct {
 static void queue_put(queue *q, int *item)
 {
     pthread_mutex_lock(&q->lock);
-    while (q->count == PLACES) /* a loop: until this has the lock again, another thread may have been faster */
+    /* a loop: until this has the lock again, another thread may have been faster */
+    while (q->count == PLACES)
         pthread_cond_wait(&q->changed, &q->lock);
     q->items[(q->first + q->count++) % PLACES] = item;
     q->unfinished++;
@@ -58,9 +60,11 @@ static void *producer(void *q)
 {
     static int items[] = {0, 1, 2, 3, 4};
     for (int i = 0; i < 5; i++) {
-        printf("Produced: %d\n", items[i]); /* before the put: after it the consumer may be faster with its line */
+        /* before the put: after it the consumer may be faster with its line */
+        printf("Produced: %d\n", items[i]);
         queue_put(q, &items[i]);
-        queue_join(q); /* until the consumer is done with it: this, not a sleep, makes the lines alternate */
+        /* until the consumer is done with it: this, not a sleep, makes the lines alternate */
+        queue_join(q);
     }
     return NULL;
 }

@@ -1,4 +1,5 @@
-/* Event: a thread waits until another one sets it. Once set it stays set, so nobody misses it who comes late.
+/* Event: a thread waits until another one sets it. Once set it stays set, so nobody misses it
+ * who comes late.
  *   cc 10_thread_event.c -o event && ./event
  */
 #include <pthread.h>
@@ -21,7 +22,8 @@ static event announced = EVENT, started = EVENT;
 static void event_wait(event *e)
 {
     pthread_mutex_lock(&e->lock);
-    while (!e->is_set) /* a condition alone forgets: who waits after the broadcast would wait for ever */
+    /* a condition alone forgets: who waits after the broadcast would wait for ever */
+    while (!e->is_set)
         pthread_cond_wait(&e->changed, &e->lock);
     pthread_mutex_unlock(&e->lock);
 }
@@ -54,7 +56,8 @@ static void *setter(void *arg)
 int main(void)
 {
     pthread_t thread1, thread2;
-    if (pthread_create(&thread1, NULL, waiter, NULL) != 0 || pthread_create(&thread2, NULL, setter, NULL) != 0)
+    if (pthread_create(&thread1, NULL, waiter, NULL) != 0 ||
+        pthread_create(&thread2, NULL, setter, NULL) != 0)
         return 1;
     pthread_join(thread1, NULL);
     pthread_join(thread2, NULL);

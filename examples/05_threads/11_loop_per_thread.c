@@ -1,5 +1,6 @@
-/* A loop per thread: four threads, each with a run and a listener of its own, serve one port; the system gives every
- * connection to one of them. What a loop's tasks share needs no lock; between the loops there are channels.
+/* A loop per thread: four threads, each with a run and a listener of its own, serve one port;
+ * the system gives every connection to one of them. What a loop's tasks share needs no lock;
+ * between the loops there are channels.
  *   cc 11_loop_per_thread.c -o loops && ./loops
  */
 #define CONC_STATIC
@@ -102,7 +103,8 @@ static int app(void *any_port)
     conc_channel_close(&stop);
     CONC_TRY(conc_group_end(&g, rc));
     for (int i = 0; i < THREADS; i++, sum += clients)
-        CONC_TRY(conc_channel_recv(&counts, &clients)); /* which loop had how many is up to the system */
+        /* which loop had how many is up to the system */
+        CONC_TRY(conc_channel_recv(&counts, &clients));
     printf("%d loops have served %d clients\n", THREADS, sum);
     return 0;
 }

@@ -1,5 +1,6 @@
-/* Two processes: started with their arguments, at work at the same time, and joined; each ends with a status. Memory is
- * not shared: what a process changes, no other one sees. Each is this program once more, with an argument.
+/* Two processes: started with their arguments, at work at the same time, and joined; each ends
+ * with a status. Memory is not shared: what a process changes, no other one sees. Each is this
+ * program once more, with an argument.
  *   cc 01_two_processes.c -o two_processes && ./two_processes
  */
 #define CONC_STATIC
@@ -15,7 +16,8 @@ static int worker(int number) /* what a child does: Process(target=worker, args=
     counter += number;
     printf("Process-%d starting\n", number);
     fflush(stdout); /* what goes into a pipe would lie in its buffer until the end */
-    getchar();      /* the work: lasts until the parent closes this pipe, so that it is the parent who says when */
+    /* the work: lasts until the parent closes this pipe, so that it is the parent who says when */
+    getchar();
     printf("Process-%d finished, counter is %d\n", number, counter);
     return counter;
 }
@@ -63,4 +65,7 @@ static int app(void *program)
     return 0;
 }
 
-int main(int argc, char **argv) { return argc == 2 ? worker(atoi(argv[1])) : conc_main(app, argv[0]); }
+int main(int argc, char **argv)
+{
+    return argc == 2 ? worker(atoi(argv[1])) : conc_main(app, argv[0]);
+}

@@ -1,5 +1,6 @@
-/* A process pool: three workers compute the squares of five numbers. The results come in the order of the numbers, also
- * when 3 is done before 1. A worker that dies costs its own job and nothing else: that is what processes are for.
+/* A process pool: three workers compute the squares of five numbers. The results come in the
+ * order of the numbers, also when 3 is done before 1. A worker that dies costs its own job and
+ * nothing else: that is what processes are for.
  *   cc 02_process_pool.c -o pool && ./pool
  */
 #define CONC_STATIC
@@ -42,9 +43,11 @@ static int app(void *arg)
     board *b = arg;
     number numbers[] = {{1, 0, 0, b}, {2, 0, 0, b}, {3, 0, 0, b}, {4, 0, 0, b}, {5, 0, 0, b}};
     int results[CONC_LEN(numbers)];
-    CONC_AUTO(conc_procs, pool) = {.workers = 3}; /* with ProcessPoolExecutor(max_workers=3) as pool: */
+    /* with ProcessPoolExecutor(max_workers=3) as pool: */
+    CONC_AUTO(conc_procs, pool) = {.workers = 3};
     CONC_TRY(conc_procs_open(&pool));
-    CONC_TRY(conc_procs_map_all(&pool, compute_square, numbers, CONC_LEN(numbers), sizeof numbers[0], results));
+    CONC_TRY(conc_procs_map_all(&pool, compute_square, numbers, CONC_LEN(numbers),
+                                sizeof numbers[0], results));
     for (size_t i = 0; i < CONC_LEN(numbers); i++)
         printf("Result: %d\n", CONC_TRY(results[i]));
     if (numbers[2].place < numbers[0].place && numbers[2].worker != numbers[0].worker)

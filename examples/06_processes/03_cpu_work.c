@@ -1,7 +1,10 @@
-/* Work for the processor: Fibonacci numbers and sums of squares, one after the other on the loop, then in four
- * processes, which is faster when there are several processors. The results are the same.
- *   cc 03_cpu_work.c -o cpu_work && ./cpu_work        (CONC_CLOCK=virtual: no times, as computing takes none)
- * In Python threads would not help, because of the GIL. C has none: conc_pool_map gains as much, and starts sooner.
+/* Work for the processor: Fibonacci numbers and sums of squares, one after the other on the
+ * loop, then in four processes, which is faster when there are several processors. The results
+ * are the same.
+ *   cc 03_cpu_work.c -o cpu_work && ./cpu_work        (CONC_CLOCK=virtual: no times, as
+ *   computing takes none)
+ * In Python threads would not help, because of the GIL. C has none: conc_pool_map gains as much,
+ * and starts sooner.
  */
 #define CONC_STATIC
 #include "../../conc_pool.h"
@@ -24,7 +27,8 @@ static void begin(work *w)
     w->worker = getpid();
 }
 
-static int64_t fib(int64_t n) { return n < 2 ? n : fib(n - 1) + fib(n - 2); } /* slow on purpose; up to 92 it fits */
+/* slow on purpose; up to 92 it fits */
+static int64_t fib(int64_t n) { return n < 2 ? n : fib(n - 1) + fib(n - 2); }
 
 static int fibonacci(void *arg)
 {
@@ -55,7 +59,8 @@ static int workers_of(const work *pooled)
     return different;
 }
 
-static int compare(const char *what, conc_fn *compute, work *sequential, conc_procs *pool, pthread_barrier_t *all)
+static int compare(const char *what, conc_fn *compute, work *sequential, conc_procs *pool,
+                   pthread_barrier_t *all)
 {
     work pooled[WORKERS];
     for (int i = 0; i < WORKERS; i++)
@@ -74,8 +79,8 @@ static int compare(const char *what, conc_fn *compute, work *sequential, conc_pr
     }
     printf("the same in %d processes\n", workers_of(pooled));
     if (end > middle)
-        printf("%.3f s one after the other, %.3f s in the pool: %.1f times as fast\n", middle - start, end - middle,
-               (middle - start) / (end - middle));
+        printf("%.3f s one after the other, %.3f s in the pool: %.1f times as fast\n",
+               middle - start, end - middle, (middle - start) / (end - middle));
     return 0;
 }
 

@@ -1,5 +1,6 @@
-/* Shared data: processes have a memory each; what is to be shared is allocated as such, and needs the care that threads
- * need: a lock that is made for several processes, or an atomic. Without, five processes that add 1 make 1.
+/* Shared data: processes have a memory each; what is to be shared is allocated as such, and
+ * needs the care that threads need: a lock that is made for several processes, or an atomic.
+ * Without, five processes that add 1 make 1.
  *   cc 04_shared_data.c -o shared && ./shared
  */
 #define CONC_STATIC
@@ -10,7 +11,8 @@
 
 enum { PROCESSES = 5 };
 
-typedef struct { /* no pointers but to this very memory, which has the same address in each process */
+/* no pointers but to this very memory, which has the same address in each process */
+typedef struct {
     struct {
         char key[16]; /* "": free */
         atomic_int value;
@@ -20,7 +22,8 @@ typedef struct { /* no pointers but to this very memory, which has the same addr
     pthread_barrier_t all;
 } shared;
 
-static atomic_int *item(shared *s, const char *key) /* there is one more key than are used, so it ends */
+/* there is one more key than are used, so it ends */
+static atomic_int *item(shared *s, const char *key)
 {
     int i = 0;
     while (*s->dict[i].key && strcmp(s->dict[i].key, key) != 0)
@@ -51,7 +54,8 @@ static int add_with_lock(void *arg)
 
 static int five_processes(const char *how, conc_fn *add, conc_procs *pool, shared *s)
 {
-    shared *each[PROCESSES] = {s, s, s, s, s}; /* a job gets a copy of its argument: here of the pointer */
+    /* a job gets a copy of its argument: here of the pointer */
+    shared *each[PROCESSES] = {s, s, s, s, s};
     strcpy(s->dict[0].key, "count");
     s->dict[0].value = s->value = 0;
     CONC_TRY(conc_procs_map(pool, add, each, PROCESSES, sizeof each[0]));
@@ -63,7 +67,8 @@ static int five_processes(const char *how, conc_fn *add, conc_procs *pool, share
 
 static int app(void *s)
 {
-    CONC_AUTO(conc_procs, pool) = {.workers = PROCESSES}; /* opened after the memory was allocated */
+    /* opened after the memory was allocated */
+    CONC_AUTO(conc_procs, pool) = {.workers = PROCESSES};
     CONC_TRY(conc_procs_open(&pool));
     CONC_TRY(five_processes("Read, then write", add_without_lock, &pool, s));
     return five_processes("With a lock, and with an atomic", add_with_lock, &pool, s);

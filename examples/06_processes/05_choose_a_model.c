@@ -1,14 +1,19 @@
-/* Choose a model: the same requests and the same sums by tasks, by threads and by processes, with the same results.
- *   cc 05_choose_a_model.c -o choose && ./choose        (CONC_CLOCK=virtual: no times, as computing takes none)
+/* Choose a model: the same requests and the same sums by tasks, by threads and by processes,
+ * with the same results.
+ *   cc 05_choose_a_model.c -o choose && ./choose        (CONC_CLOCK=virtual: no times, as
+ *   computing takes none)
  *
  *              run             memory           a crash ends   use them for
- *   tasks      one at a time   shared           everything     what waits: network, timers, 100,000 at once
- *   threads    at once         shared: locks    everything     what computes, and libraries that only block
+ *   tasks      one at a time   shared           everything     what waits: network, timers,
+ *              100,000 at once
+ *   threads    at once         shared: locks    everything     what computes, and libraries that
+ *              only block
  *   processes  at once         a copy for each  its own job    what may crash or must be killed
  *
- * Python's GIL lets one thread compute at a time, so that computing needs processes there; C has no GIL. What holds in
- * both: tasks do not compute faster, a call that blocks stops them all, what computes gains nothing from more threads
- * than processors, and a process takes its time to start.
+ * Python's GIL lets one thread compute at a time, so that computing needs processes there; C has
+ * no GIL. What holds in both: tasks do not compute faster, a call that blocks stops them all,
+ * what computes gains nothing from more threads than processors, and a process takes its time to
+ * start.
  */
 #define CONC_STATIC
 #include "../../conc_pool.h"
@@ -33,7 +38,8 @@ static int ask(void *arg) /* waits: asks a server for the square of n */
     return size < 0 ? (int)size : 0;
 }
 
-static int request(void *j) { return conc_self() ? ask(j) : conc_run(ask, j); } /* a thread or worker has no loop yet */
+/* a thread or worker has no loop yet */
+static int request(void *j) { return conc_self() ? ask(j) : conc_run(ask, j); }
 
 static int sum_of_squares(void *arg) /* computes: the squares below n, added up */
 {
@@ -49,7 +55,8 @@ static int answer(int fd, void *all)
 {
     int64_t n;
     CONC_TRY(conc_read_full(fd, &n, sizeof n));
-    CONC_TRY(conc_barrier_wait(all)); /* until all have asked: requests one after the other would hang */
+    /* until all have asked: requests one after the other would hang */
+    CONC_TRY(conc_barrier_wait(all));
     n *= n;
     return (int)CONC_TRY(conc_write_full(fd, &n, sizeof n));
 }
@@ -60,8 +67,14 @@ static conc_pool *threads;
 static conc_procs *processes;
 
 static int by_tasks(conc_fn *fn, job *jobs) { return conc_map(fn, jobs, JOBS, sizeof *jobs); }
-static int by_threads(conc_fn *fn, job *jobs) { return conc_pool_map(threads, fn, jobs, JOBS, sizeof *jobs); }
-static int by_processes(conc_fn *fn, job *jobs) { return conc_procs_map(processes, fn, jobs, JOBS, sizeof *jobs); }
+static int by_threads(conc_fn *fn, job *jobs)
+{
+    return conc_pool_map(threads, fn, jobs, JOBS, sizeof *jobs);
+}
+static int by_processes(conc_fn *fn, job *jobs)
+{
+    return conc_procs_map(processes, fn, jobs, JOBS, sizeof *jobs);
+}
 
 typedef struct {
     job requests[JOBS], sums[JOBS];
@@ -90,11 +103,13 @@ static int measure(outcome *o, int (*map)(conc_fn *fn, job *jobs), const char *a
 static int report(const char *model, const outcome *o, const outcome *tasks)
 {
     for (int i = 0; i < JOBS; i++)
-        if (o->requests[i].result != tasks->requests[i].result || o->sums[i].result != tasks->sums[i].result)
+        if (o->requests[i].result != tasks->requests[i].result ||
+            o->sums[i].result != tasks->sums[i].result)
             return conc_fail(-EIO, "%s have other results", model);
     printf("%s: the same results\n", model);
     if (o->sums_ms > 0)
-        printf("  %.2f ms to start, %.2f ms for the requests, %.2f ms for the sums: %.1f times as fast as tasks\n",
+        printf("  %.2f ms to start, %.2f ms for the requests, %.2f ms for the sums: %.1f times as "
+               "fast as tasks\n",
                o->start_ms, o->requests_ms, o->sums_ms, tasks->sums_ms / o->sums_ms);
     return 0;
 }
@@ -118,8 +133,10 @@ static int app(void *arg)
     CONC_TRY(measure(&by[1], by_threads, address));
     CONC_TRY(measure(&by[2], by_processes, address));
     for (int i = 0; i < JOBS; i++)
-        printf("The square of %" PRId64 " is %" PRId64 "; the squares below %" PRId64 " sum up to %" PRId64 "\n",
-               by[0].requests[i].n, by[0].requests[i].result, by[0].sums[i].n, by[0].sums[i].result);
+        printf("The square of %" PRId64 " is %" PRId64 "; the squares below %" PRId64
+               " sum up to %" PRId64 "\n",
+               by[0].requests[i].n, by[0].requests[i].result, by[0].sums[i].n,
+               by[0].sums[i].result);
     CONC_TRY(report("Tasks", &by[0], &by[0]));
     CONC_TRY(report("Threads", &by[1], &by[0]));
     return report("Processes", &by[2], &by[0]);

@@ -1,5 +1,7 @@
-/* A blocking call off the loop: conc_offload has a thread make the call; its task waits, and all the others go on.
- *   cc 01_blocking_call.c -o blocking && ./blocking        (CONC_CLOCK=virtual ./blocking takes no time)
+/* A blocking call off the loop: conc_offload has a thread make the call; its task waits, and all
+ * the others go on.
+ *   cc 01_blocking_call.c -o blocking && ./blocking        (CONC_CLOCK=virtual ./blocking takes
+ *   no time)
  */
 #define CONC_STATIC
 #include "../../conc_pool.h"
@@ -19,7 +21,8 @@ static int sync_in_async(void *arg)
 {
     (void)arg;
     const char *result;
-    CONC_TRY(conc_offload(blocking_io, &result)); /* await loop.run_in_executor(None, blocking_io) */
+    /* await loop.run_in_executor(None, blocking_io) */
+    CONC_TRY(conc_offload(blocking_io, &result));
     printf("%.1f s  %s\n", seconds(), result);
     return 0;
 }
@@ -39,13 +42,15 @@ typedef struct {
     char line[40];
 } mail;
 
-static int read_line(void *arg) /* the C library can only block; getaddrinfo() and most libraries are of this kind */
+/* the C library can only block; getaddrinfo() and most libraries are of this kind */
+static int read_line(void *arg)
 {
     mail *m = arg;
     FILE *in = fdopen(m->read_end, "r");
     if (!in)
         return -errno;
-    bool got = fgets(m->line, sizeof m->line, in); /* on the loop it would never return: nobody could write */
+    /* on the loop it would never return: nobody could write */
+    bool got = fgets(m->line, sizeof m->line, in);
     fclose(in);
     return got ? 0 : conc_fail(-EIO, "no mail");
 }

@@ -1,5 +1,6 @@
-/* The heavy calculator: a server answers "Pong" at once, but for as long as it computes on the loop it answers nobody.
- * In a process of its own, or in a thread, the computation leaves the loop free.
+/* The heavy calculator: a server answers "Pong" at once, but for as long as it computes on the
+ * loop it answers nobody. In a process of its own, or in a thread, the computation leaves the
+ * loop free.
  *   cc 02_heavy_calculator.c -o calculator && ./calculator
  */
 #define CONC_STATIC
@@ -8,7 +9,8 @@
 #include <inttypes.h>
 
 typedef struct {
-    uint64_t high, low; /* high * 10^18 + low: the sum has 21 digits, and 64 bits hold no more than 20 */
+    /* high * 10^18 + low: the sum has 21 digits, and 64 bits hold no more than 20 */
+    uint64_t high, low;
 } big;
 
 static int calculate(void *arg)
@@ -27,9 +29,12 @@ static int calculate(void *arg)
 
 static conc_procs *processes;
 
-static int on_the_loop(big *sum) { return calculate(sum); }                                          /* the bug */
-static int in_a_process(big *sum) { return conc_procs_run(processes, calculate, sum, sizeof *sum); } /* the fix */
-static int in_a_thread(big *sum) { return conc_offload(calculate, sum); } /* C has no GIL: this will do as well */
+/* the bug */
+static int on_the_loop(big *sum) { return calculate(sum); }
+/* the fix */
+static int in_a_process(big *sum) { return conc_procs_run(processes, calculate, sum, sizeof *sum); }
+/* C has no GIL: this will do as well */
+static int in_a_thread(big *sum) { return conc_offload(calculate, sum); }
 
 static int (*heavy)(big *sum);
 

@@ -1,5 +1,6 @@
-/* File reader: five large files are read by the threads of a pool, and the loop goes on. Every piece is reported to a
- * task through a channel with one place, so no file can be finished unless that task runs, too.
+/* File reader: five large files are read by the threads of a pool, and the loop goes on. Every
+ * piece is reported to a task through a channel with one place, so no file can be finished
+ * unless that task runs, too.
  *   cc 03_file_reader.c -o reader && ./reader        makes five files, reads and removes them
  *   ./reader *.c                                     lines and bytes of these, as wc -lc has them
  */
@@ -34,7 +35,8 @@ static int read_file(void *arg) /* in a thread: it may block */
     if (ferror(in))
         rc = conc_fail(-EIO, "%s: cannot be read", f->path);
     fclose(in);
-    return conc_job_cancelled() ? -ECANCELED : rc; /* Ctrl+C: nobody receives any more, or will want the counts */
+    /* Ctrl+C: nobody receives any more, or will want the counts */
+    return conc_job_cancelled() ? -ECANCELED : rc;
 }
 
 static int heartbeat(void *arg) /* on the loop */
@@ -81,7 +83,11 @@ static int make_file(void *arg)
 
 static int demonstrate(void)
 {
-    file files[] = {{"1.txt", 0, 0}, {"22.txt", 0, 0}, {"333.txt", 0, 0}, {"4444.txt", 0, 0}, {"55555.txt", 0, 0}};
+    file files[] = {{"1.txt", 0, 0},
+                    {"22.txt", 0, 0},
+                    {"333.txt", 0, 0},
+                    {"4444.txt", 0, 0},
+                    {"55555.txt", 0, 0}};
     char folder[] = "/tmp/file_reader_XXXXXX";
     if (!mkdtemp(folder) || chdir(folder) < 0)
         return -errno;

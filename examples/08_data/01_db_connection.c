@@ -1,5 +1,7 @@
-/* Database connection: opened, used, and always closed again, also when the work fails or is cancelled: "async with".
- *   cc 01_db_connection.c -o connection && ./connection        (CONC_CLOCK=virtual ./connection takes no time)
+/* Database connection: opened, used, and always closed again, also when the work fails or is
+ * cancelled: "async with".
+ *   cc 01_db_connection.c -o connection && ./connection        (CONC_CLOCK=virtual ./connection
+ *   takes no time)
  */
 #define CONC_STATIC
 #include "../../conc.h"
@@ -33,7 +35,8 @@ static int with_connection(conc_fn *work)
     connection c = {0};
     CONC_TRY(db_connect(&c)); /* __aenter__: failed or cancelled, it leaves nothing to release */
     int rc = work(&c);
-    int closed = conc_shield(5, db_disconnect, &c); /* __aexit__: may wait, also in a cancelled task, at most 5 s */
+    /* __aexit__: may wait, also in a cancelled task, at most 5 s */
+    int closed = conc_shield(5, db_disconnect, &c);
     return rc < 0 ? rc : closed;
 }
 

@@ -1,5 +1,7 @@
-/* Generators: a function that can wait hands out one item after the other, and goes on only when the next is wanted.
- *   cc 02_generators.c -o generators && ./generators        (CONC_CLOCK=virtual ./generators takes no time)
+/* Generators: a function that can wait hands out one item after the other, and goes on only when
+ * the next is wanted.
+ *   cc 02_generators.c -o generators && ./generators        (CONC_CLOCK=virtual ./generators
+ *   takes no time)
  */
 #define CONC_STATIC
 #include "../../conc.h"
@@ -56,7 +58,8 @@ static int read_pages(void)
     CONC_AUTO(conc_gen, g) = {0};
     CONC_TRY(conc_gen_open(&g, pages, &total, sizeof p));
     while (CONC_TRY(conc_gen_next(&g, &p)) > 0) {
-        CONC_TRY(conc_sleep(0.01)); /* process_page: as long as that takes, the next page is not fetched */
+        /* process_page: as long as that takes, the next page is not fetched */
+        CONC_TRY(conc_sleep(0.01));
         in_order += p.number == in_order + 1;
         too_early += fetched > p.number;
         if (p.number == 1 || p.number == total)

@@ -13,7 +13,8 @@ static int stock_prices(conc_gen *g, void *arg)
     int rc = 0, cents = 10000;
     (void)arg;
     for (int i = 1; rc == 0; i++) {
-        rc = conc_sleep_until(start + 0.5 * i); /* not a sleep of 0.5 s: the consumer's time would come on top */
+        /* not a sleep of 0.5 s: the consumer's time would come on top */
+        rc = conc_sleep_until(start + 0.5 * i);
         if (rc < 0)
             break;
         cents += (int)conc_random(-200, 100);
@@ -39,8 +40,10 @@ static int app(void *arg)
         if (cents < threshold)
             break;
     }
-    CONC_TRY(conc_gen_close(&ticker)); /* now, its clean-up included; CONC_AUTO would do it when the function returns */
-    printf("%.1f s: stopped, the price is below %d.%02d\n", conc_now() - start, threshold / 100, threshold % 100);
+    /* now, its clean-up included; CONC_AUTO would do it when the function returns */
+    CONC_TRY(conc_gen_close(&ticker));
+    printf("%.1f s: stopped, the price is below %d.%02d\n", conc_now() - start, threshold / 100,
+           threshold % 100);
     return 0;
 }
 

@@ -1,5 +1,7 @@
-/* Comprehensions: what a generator hands out is collected in a list and a dictionary; and a generator of batches of 5.
- *   cc 04_comprehensions.c -o comprehensions && ./comprehensions   (CONC_CLOCK=virtual ./comprehensions takes no time)
+/* Comprehensions: what a generator hands out is collected in a list and a dictionary; and a
+ * generator of batches of 5.
+ *   cc 04_comprehensions.c -o comprehensions && ./comprehensions   (CONC_CLOCK=virtual
+ *   ./comprehensions takes no time)
  */
 #define CONC_STATIC
 #include "../../conc.h"

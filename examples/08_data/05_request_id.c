@@ -1,4 +1,5 @@
-/* Request id: a variable of which each task has its own value, so that functions need no argument to know it.
+/* Request id: a variable of which each task has its own value, so that functions need no
+ * argument to know it.
  *   cc 05_request_id.c -o request && ./request        (CONC_CLOCK=virtual ./request takes no time)
  */
 #define CONC_STATIC
@@ -6,7 +7,10 @@
 
 static conc_local request_id = {"request id"}; /* a ContextVar */
 
-static void say(const char *what) { printf("[%s] %s\n", (char *)conc_local_get(&request_id), what); }
+static void say(const char *what)
+{
+    printf("[%s] %s\n", (char *)conc_local_get(&request_id), what);
+}
 
 static int query(void)
 {
@@ -17,7 +21,8 @@ static int query(void)
 
 static int handle_request(void *id)
 {
-    say("request handler starts");                             /* with the value of the task that spawned it */
+    /* with the value of the task that spawned it */
+    say("request handler starts");
     CONC_TRY(conc_local_set(&request_id, *(const char **)id)); /* this task's only */
     CONC_TRY(query());
     return query();
@@ -40,7 +45,8 @@ static int app(void *arg)
 
     conc_group g = {0};
     CONC_TRY_IN(&g, conc_spawn(&g, child, NULL));
-    CONC_TRY_IN(&g, conc_local_set(&request_id, "main, later")); /* before the child runs, but after its spawn */
+    /* before the child runs, but after its spawn */
+    CONC_TRY_IN(&g, conc_local_set(&request_id, "main, later"));
     CONC_TRY(conc_group_wait(&g));
     say("is the parent's");
     return 0;

@@ -1,6 +1,7 @@
-/* Echo server: a task for each connection sends back what it receives, and waits while its peer does not read.
- *   cc 01_echo_server.c -o echo && ./echo        with clients of its own, which check what comes back
- *   ./echo 127.0.0.1:7777                        serves until Ctrl+C: try nc 127.0.0.1 7777
+/* Echo server: a task for each connection sends back what it receives, and waits while its peer
+ * does not read.
+ *   cc 01_echo_server.c -o echo && ./echo        with clients of its own, which check what comes
+ *   back ./echo 127.0.0.1:7777                        serves until Ctrl+C: try nc 127.0.0.1 7777
  *   ./echo unix:echo.sock                        on a Unix socket: nc -U echo.sock
  */
 #define CONC_STATIC
@@ -14,9 +15,11 @@ static int handle_client(int fd, void *arg)
     ssize_t n;
     CONC_AUTO(conc_stream, peer) = {0}; /* closed when the function returns */
     CONC_TRY(conc_stream_open(&peer, fd));
-    while ((n = CONC_TRY(conc_stream_read(&peer, data, sizeof data))) > 0) { /* what there is; 0 at the end */
+    /* what there is; 0 at the end */
+    while ((n = CONC_TRY(conc_stream_read(&peer, data, sizeof data))) > 0) {
         CONC_TRY(conc_stream_write(&peer, data, (size_t)n));
-        CONC_TRY(conc_stream_flush(&peer)); /* drain: when the peer does not read, we do not read either */
+        /* drain: when the peer does not read, we do not read either */
+        CONC_TRY(conc_stream_flush(&peer));
     }
     return 0;
 }
@@ -55,7 +58,8 @@ static int send_much(void *arg)
     while (!f->enough)
         f->sent += (size_t)CONC_TRY(conc_stream_write(f->server, block, sizeof block));
     CONC_TRY(conc_stream_flush(f->server));
-    return shutdown(f->fd, SHUT_WR) ? -errno : 0; /* the end for the server; the other direction stays open */
+    /* the end for the server; the other direction stays open */
+    return shutdown(f->fd, SHUT_WR) ? -errno : 0;
 }
 
 static int read_late(flood *f)
@@ -103,8 +107,10 @@ static int demonstrate(conc_server *server, const char *address)
 static int app(void *wanted)
 {
     char address[120];
-    conc_server server = {.fd = CONC_TRY(conc_listen(wanted ? wanted : "localhost:0")), .handler = handle_client};
-    CONC_TRY(conc_address(server.fd, false, address, sizeof address)); /* with the port that the system chose for 0 */
+    conc_server server = {.fd = CONC_TRY(conc_listen(wanted ? wanted : "localhost:0")),
+                          .handler = handle_client};
+    /* with the port that the system chose for 0 */
+    CONC_TRY(conc_address(server.fd, false, address, sizeof address));
     if (!wanted)
         return demonstrate(&server, address);
     printf("Echoing at %s until Ctrl+C\n", address);

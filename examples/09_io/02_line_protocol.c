@@ -1,7 +1,8 @@
-/* A line protocol: SET, GET, ADD and QUIT, each a line, answered by a line. However the packets come, the stream makes
- * lines of them.
+/* A line protocol: SET, GET, ADD and QUIT, each a line, answered by a line. However the packets
+ * come, the stream makes lines of them.
  *   cc 02_line_protocol.c -o lines && ./lines        with a client of its own
- *   ./lines 127.0.0.1:7778                           serves until Ctrl+C: try nc 127.0.0.1 7778, or telnet
+ *   ./lines 127.0.0.1:7778                           serves until Ctrl+C: try nc 127.0.0.1 7778,
+ *   or telnet
  */
 #define CONC_STATIC
 #include "../../conc.h"
@@ -30,11 +31,13 @@ static ssize_t execute(conc_stream *peer, const char *line)
     char command[5] = "", key[16] = "", rest[2];
     double number = 0;
     int words = sscanf(line, "%4s %15s %lf %1s", command, key, &number, rest);
-    bool set = !strcmp(command, "SET"), add = !strcmp(command, "ADD"), get = !strcmp(command, "GET");
+    bool set = !strcmp(command, "SET"), add = !strcmp(command, "ADD"),
+         get = !strcmp(command, "GET");
     if (!set && !add && !get)
         return conc_stream_printf(peer, "ERROR unknown command\n");
     if (words != (get ? 2 : 3))
-        return conc_stream_printf(peer, "ERROR %s needs a key%s\n", command, get ? "" : " and a number");
+        return conc_stream_printf(peer, "ERROR %s needs a key%s\n", command,
+                                  get ? "" : " and a number");
     struct entry *e = find(key, !get);
     if (!e)
         return conc_stream_printf(peer, "ERROR no %s\n", get ? "such key" : "room");
@@ -43,7 +46,8 @@ static ssize_t execute(conc_stream *peer, const char *line)
     return conc_stream_printf(peer, "%g\n", e->value);
 }
 
-static ssize_t read_command(conc_stream *peer, char **line) /* as conc_stream_read_line, but refuses what is too long */
+/* as conc_stream_read_line, but refuses what is too long */
+static ssize_t read_command(conc_stream *peer, char **line)
 {
     char dropped[LIMIT];
     bool too_long = false;
@@ -68,7 +72,8 @@ static int handle_client(int fd, void *arg)
     CONC_AUTO(conc_stream, peer) = {.limit = LIMIT};
     CONC_TRY(conc_stream_open(&peer, fd));
     while (CONC_TRY(read_command(&peer, &line)) >= 0 && line && strcmp(line, "QUIT"))
-        CONC_TRY(execute(&peer, line)); /* waits when the peer does not read the replies: flow control */
+        /* waits when the peer does not read the replies: flow control */
+        CONC_TRY(execute(&peer, line));
     if (line)
         CONC_TRY(conc_stream_printf(&peer, "BYE\n"));
     return conc_stream_close(&peer);
@@ -94,9 +99,10 @@ static int serve(void *server) { return conc_serve(server); }
 static int demonstrate(conc_server *server, const char *address)
 {
     const char *text = "SET apples 3\nADD apples 4\nGET apples\nQUIT\n";
-    const char *wrong = "GET pears\nSET pears\nEAT pears\n"
-                        "GET a-line-that-is-longer-than-eighty-bytes-is-refused-and-does-not-end-the-connection\n"
-                        "GET apples\nQUIT\n";
+    const char *wrong =
+        "GET pears\nSET pears\nEAT pears\n"
+        "GET a-line-that-is-longer-than-eighty-bytes-is-refused-and-does-not-end-the-connection\n"
+        "GET apples\nQUIT\n";
     conc_group g = {0};
     CONC_TRY_IN(&g, conc_spawn(&g, serve, server));
     printf("Four lines in packets of 5 bytes:\n");
@@ -112,7 +118,8 @@ static int demonstrate(conc_server *server, const char *address)
 static int app(void *wanted)
 {
     char address[120];
-    conc_server server = {.fd = CONC_TRY(conc_listen(wanted ? wanted : "localhost:0")), .handler = handle_client};
+    conc_server server = {.fd = CONC_TRY(conc_listen(wanted ? wanted : "localhost:0")),
+                          .handler = handle_client};
     CONC_TRY(conc_address(server.fd, false, address, sizeof address));
     if (!wanted)
         return demonstrate(&server, address);

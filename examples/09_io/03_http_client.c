@@ -1,4 +1,5 @@
-/* HTTP client: libcurl speaks HTTP, the loop does its waiting. A task simply calls fetch(), and many can do so at once.
+/* HTTP client: libcurl speaks HTTP, the loop does its waiting. A task simply calls fetch(), and
+ * many can do so at once.
  *   cc 03_http_client.c -o http_client -lcurl
  *   ./http_client                                           asks a little server of its own
  *   ./http_client http://localhost/ https://example.com/    asks for these
@@ -9,11 +10,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-static CURLM *multi;                  /* curl's transfers, and the connections it keeps for the next ones */
+/* curl's transfers, and the connections it keeps for the next ones */
+static CURLM *multi;
 static long connections;              /* opened so far */
 static struct curl_slist *connect_to; /* where to, instead of the URL's host: the little server */
 
-/* ---- What a task calls --------------------------------------------------------------------------------------- */
+/* ---- What a task calls ---------------------------------------------------------------------- */
 
 typedef struct {
     char *body; /* release it with free() */
@@ -51,7 +53,8 @@ static int fetch(const char *url, response *out)
     conc_scope_begin(&t.waiting, CONC_FOREVER);
     if (curl_multi_add_handle(multi, easy) != CURLM_OK)
         conc_scope_cancel(&t.waiting);
-    int rc = conc_scope_end(&t.waiting, conc_sleep(CONC_FOREVER)); /* 0: ended; -ECANCELED: nobody wants it any more */
+    /* 0: ended; -ECANCELED: nobody wants it any more */
+    int rc = conc_scope_end(&t.waiting, conc_sleep(CONC_FOREVER));
 
     long opened = 0;
     curl_multi_remove_handle(multi, easy);
@@ -68,7 +71,8 @@ static int fetch(const char *url, response *out)
     return rc;
 }
 
-/* ---- curl on the loop: it says which sockets and what time to wait for; a task for each waits, then has it go on - */
+/* ---- curl on the loop: it says which sockets and what time to wait for; a task for each waits,
+ * then has it go on - */
 
 static void go_on(curl_socket_t fd, int ready) /* curl works until it would have to wait */
 {
@@ -89,7 +93,8 @@ typedef struct {
     conc_scope waiting; /* around the wait, cancelled when events changed */
 } watch;
 
-_Static_assert(CURL_POLL_IN == CONC_READABLE && CURL_POLL_OUT == CONC_WRITABLE, "curl's numbers are conc's");
+_Static_assert(CURL_POLL_IN == CONC_READABLE && CURL_POLL_OUT == CONC_WRITABLE,
+               "curl's numbers are conc's");
 _Static_assert(CURL_CSELECT_IN == CONC_READABLE && CURL_CSELECT_OUT == CONC_WRITABLE, "these, too");
 
 static int watch_socket(void *arg)
@@ -149,7 +154,7 @@ static int on_timer(CURLM *m, long milliseconds, void *user)
     return 0;
 }
 
-/* ---- The exercise -------------------------------------------------------------------------------------------- */
+/* ---- The exercise --------------------------------------------------------------------------- */
 
 typedef struct {
     const char *url;
@@ -196,8 +201,9 @@ static int answer(int fd, void *arg) /* each after a second, but for the one tha
             continue; /* an empty line ends the request */
         CONC_TRY(conc_sleep(strcmp(path, "/hangs") ? 1 : CONC_FOREVER));
         const char *status = strcmp(path, "/broken") ? "200 OK" : "500 Internal Server Error";
-        CONC_TRY(conc_stream_printf(&peer, "HTTP/1.1 %s\r\nContent-Length: %zu\r\n\r\n{\"path\": \"%s\"}", status,
-                                    strlen(path) + 12, path));
+        CONC_TRY(conc_stream_printf(&peer,
+                                    "HTTP/1.1 %s\r\nContent-Length: %zu\r\n\r\n{\"path\": \"%s\"}",
+                                    status, strlen(path) + 12, path));
     }
     return 0;
 }
@@ -207,8 +213,8 @@ static int serve(void *server) { return conc_serve(server); }
 static int demonstrate(void)
 {
     char address[120], there[130];
-    char *urls[] = {"http://demo/users/1", "http://demo/users/2", "http://demo/users/3", "http://demo/broken",
-                    "http://demo/hangs"};
+    char *urls[] = {"http://demo/users/1", "http://demo/users/2", "http://demo/users/3",
+                    "http://demo/broken", "http://demo/hangs"};
     static conc_server server = {.handler = answer}; /* it stays longer than this function */
     server.fd = CONC_TRY(conc_listen("localhost:0"));
     CONC_TRY(conc_address(server.fd, false, address, sizeof address));
@@ -220,7 +226,8 @@ static int demonstrate(void)
         double start = conc_now();
         connections = 0;
         CONC_TRY(fetch_all(urls, count));
-        printf("%zu requests, %ld new connections, %.0f s\n", count, connections, conc_now() - start);
+        printf("%zu requests, %ld new connections, %.0f s\n", count, connections,
+               conc_now() - start);
     }
     return 0;
 }

@@ -1,5 +1,6 @@
-/* A database: SQLite can only block, so its calls are made off the loop. Ten tasks insert at once, each in a
- * transaction of its own; one that is cancelled in the middle leaves nothing behind.
+/* A database: SQLite can only block, so its calls are made off the loop. Ten tasks insert at
+ * once, each in a transaction of its own; one that is cancelled in the middle leaves nothing
+ * behind.
  *   cc 04_database.c -o database -lsqlite3 && ./database
  */
 #define CONC_STATIC
@@ -10,7 +11,7 @@
 static sqlite3 *db;               /* one connection */
 static conc_lock has_transaction; /* whose transaction it is */
 
-/* ---- What a task calls --------------------------------------------------------------------------------------- */
+/* ---- What a task calls ---------------------------------------------------------------------- */
 
 typedef struct {
     const char *sql;
@@ -29,7 +30,8 @@ static int execute_here(void *arg) /* in a thread */
         code = sqlite3_step(prepared);
     if (code == SQLITE_ROW)
         s->result = sqlite3_column_int(prepared, 0);
-    int rc = code == SQLITE_ROW || code == SQLITE_DONE ? 0 : conc_fail(-EIO, "%s", sqlite3_errmsg(db));
+    int rc =
+        code == SQLITE_ROW || code == SQLITE_DONE ? 0 : conc_fail(-EIO, "%s", sqlite3_errmsg(db));
     sqlite3_finalize(prepared);
     return rc;
 }
@@ -57,7 +59,7 @@ static int transaction(conc_fn *body, void *arg)
     return 0;
 }
 
-/* ---- The exercise -------------------------------------------------------------------------------------------- */
+/* ---- The exercise --------------------------------------------------------------------------- */
 
 static int count_rows(void) { return execute("SELECT count(*) FROM numbers", NULL); }
 
@@ -94,7 +96,8 @@ static int use_database(void *arg)
     int tasks[10], again = 11;
     conc_event inserted = {0};
     conc_group g = {0};
-    CONC_TRY(execute("CREATE TABLE numbers (task INTEGER, number INTEGER, UNIQUE (task, number))", NULL));
+    CONC_TRY(execute("CREATE TABLE numbers (task INTEGER, number INTEGER, UNIQUE (task, number))",
+                     NULL));
 
     for (int i = 0; i < 10; i++)
         tasks[i] = i;

@@ -1,8 +1,9 @@
-/* Profiler: how long each task ran and waited, by how much the loop was late, who held it up, what was waited for most,
- * and a picture of it all. It reads the trace that a run writes.
+/* Profiler: how long each task ran and waited, by how much the loop was late, who held it up,
+ * what was waited for most, and a picture of it all. It reads the trace that a run writes.
  *   cc 04_profiler.c -o profiler && ./profiler
- *   ./profiler --trace trace.json    keeps the trace: open it in ui.perfetto.dev, or draw it with tests/timeline.py
- *   ./profiler trace.json            the report on any program's trace, made with CONC_TRACE=trace.json ./program
+ *   ./profiler --trace trace.json    keeps the trace: open it in ui.perfetto.dev, or draw it
+ *   with tests/timeline.py ./profiler trace.json            the report on any program's trace,
+ *   made with CONC_TRACE=trace.json ./program
  */
 #define CONC_STATIC
 #include "../../conc_sync.h"
@@ -10,7 +11,8 @@
 #include <string.h>
 #include <unistd.h>
 
-/* ---- the program that is profiled: orders share a database, and a poster is drawn on the loop ---- */
+/* ---- the program that is profiled: orders share a database, and a poster is drawn on the loop
+ * ---- */
 
 static conc_lock database;
 
@@ -32,7 +34,8 @@ static int poster(void *name)
     return conc_sleep(0.050);
 }
 
-static int probe(void *late) /* sleeps 10 ms again and again: what it is late by, the loop was held up */
+/* sleeps 10 ms again and again: what it is late by, the loop was held up */
+static int probe(void *late)
 {
     conc_set_name(conc_self(), "probe");
     for (;;) {
@@ -68,11 +71,15 @@ static event next_event(FILE *trace, span *s)
 {
     char line[1024];
     while (fgets(line, sizeof line, trace)) {
-        if (sscanf(line, "{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":%*d,\"tid\":%d,\"args\":{\"name\":\"%127[^\"]",
+        if (sscanf(line,
+                   "{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":%*d,\"tid\":%d,\"args\":{"
+                   "\"name\":\"%127[^\"]",
                    &s->task, s->name) == 2)
             return NAME;
-        if (sscanf(line, "{\"name\":\"%127[^\"]\",\"ph\":\"X\",\"ts\":%lf,\"dur\":%lf,\"pid\":%*d,\"tid\":%d", s->name,
-                   &s->start, &s->length, &s->task) == 4)
+        if (sscanf(line,
+                   "{\"name\":\"%127[^\"]\",\"ph\":\"X\",\"ts\":%lf,\"dur\":%lf,\"pid\":%*d,"
+                   "\"tid\":%d",
+                   s->name, &s->start, &s->length, &s->task) == 4)
             return SPAN;
     }
     return END;
@@ -196,17 +203,19 @@ static void print(profile *p)
     for (row *task = p->tasks; task < p->tasks + TASKS; task++) {
         double ready = task->died - task->born - task->running - task->waiting;
         if (task->name[0])
-            printf("  %-14.14s %10.3f %9.3f %9.3f\n", task->name, task->running / 1e3, task->waiting / 1e3,
-                   ready / 1e3);
+            printf("  %-14.14s %10.3f %9.3f %9.3f\n", task->name, task->running / 1e3,
+                   task->waiting / 1e3, ready / 1e3);
     }
     printf("\nWho held the loop, the longest step first\n");
     for (span *s = p->steps; s < p->steps + WORST && s->length > 0; s++)
-        printf("  %-14.14s %10.3f ms, from %.3f ms\n", p->tasks[s->task].name, s->length / 1e3, s->start / 1e3);
+        printf("  %-14.14s %10.3f ms, from %.3f ms\n", p->tasks[s->task].name, s->length / 1e3,
+               s->start / 1e3);
     printf("\nBottlenecks: what was waited for, except to sleep\n");
     qsort(p->reasons, REASONS, sizeof p->reasons[0], longer_first);
     for (total *t = p->reasons; t < p->reasons + REASONS && t->time > 0; t++)
         printf("  %9.3f ms in %2d waits: %s\n", t->time / 1e3, t->count, t->name);
-    printf("\n0 to %.3f ms: # running, - waiting, . ready to run while another task does\n", p->end / 1e3);
+    printf("\n0 to %.3f ms: # running, - waiting, . ready to run while another task does\n",
+           p->end / 1e3);
     for (row *task = p->tasks; task < p->tasks + TASKS; task++)
         if (task->name[0])
             printf("  %-14.14s |%s|\n", task->name, task->line);
@@ -230,7 +239,8 @@ static int report(const char *path)
 static int profile_app(const char *path)
 {
     double late = 0;
-    conc_options options = {.virtual_clock = true, .trace = path}; /* on the virtual clock the figures are exact */
+    /* on the virtual clock the figures are exact */
+    conc_options options = {.virtual_clock = true, .trace = path};
     CONC_TRY(conc_run_with(&options, app, &late));
     printf("The loop was late by %.3f ms at most\n\n", late * 1e3);
     return report(path);

@@ -1,7 +1,9 @@
-/* Testing: every test is a run of its own on the virtual clock, so an hour takes no time, a test that hangs ends at once,
- * and a task that is left behind is found. The order in which ready tasks run is the test's seed, and repeats.
+/* Testing: every test is a run of its own on the virtual clock, so an hour takes no time, a test
+ * that hangs ends at once, and a task that is left behind is found. The order in which ready
+ * tasks run is the test's seed, and repeats.
  *   cc 05_testing.c -o tests && ./tests        the output is TAP: `prove ./tests` understands it
- * Four tests fail on purpose, to be seen: they are marked TODO, and do not count. CONC_SEED=5 ./tests repeats one order.
+ * Four tests fail on purpose, to be seen: they are marked TODO, and do not count. CONC_SEED=5
+ * ./tests repeats one order.
  */
 #define CONC_STATIC
 #include "../../conc.h"
@@ -67,7 +69,8 @@ static bool passes(test *t, int number)
     unsigned seed = t->seed;
     double start = conc_now(); /* outside of a run that is the real clock */
     for (;; seed++) {
-        conc_options options = {.virtual_clock = true, .seed = seed, .on_error = unseen_error, .user = t};
+        conc_options options = {
+            .virtual_clock = true, .seed = seed, .on_error = unseen_error, .user = t};
         int rc = conc_run_with(&options, body_and_leftovers, t);
         if (rc < 0 && !t->why[0])
             snprintf(t->why, sizeof t->why, "%s", conc_strerror(rc));
@@ -162,9 +165,18 @@ int main(void)
         {.name = "leaves no task behind", .body = leaves_a_task, .todo = "it does"},
         {.name = "ends", .body = hangs, .todo = "it hangs"},
         {.name = "settings are used when they should be loaded", .body = guesses_when_loaded},
-        {.name = "the same, in a hundred orders", .body = guesses_when_loaded, .last_seed = 100, .todo = "a race"},
-        {.name = "the same, in that order", .body = guesses_when_loaded, .seed = 5, .last_seed = 5, .todo = "a race"},
-        {.name = "settings are waited for, in a hundred orders", .body = waits_until_loaded, .last_seed = 100},
+        {.name = "the same, in a hundred orders",
+         .body = guesses_when_loaded,
+         .last_seed = 100,
+         .todo = "a race"},
+        {.name = "the same, in that order",
+         .body = guesses_when_loaded,
+         .seed = 5,
+         .last_seed = 5,
+         .todo = "a race"},
+        {.name = "settings are waited for, in a hundred orders",
+         .body = waits_until_loaded,
+         .last_seed = 100},
     };
     int failed = 0;
     printf("TAP version 13\n1..%zu\n", CONC_LEN(tests));

@@ -1,7 +1,9 @@
-/* bench_conc NAME [COUNT [ARMED]]: one round of one benchmark, printed as "NAME value unit"; without arguments, the names.
+/* bench_conc NAME [COUNT [ARMED]]: one round of one benchmark, printed as "NAME value unit";
+ * without arguments, the names.
  *   cc -O2 bench_conc.c -o bench_conc && ./bench_conc switch2
- * COUNT is how often the measured thing is done, in thousands (sleepers: how many tasks); ARMED is how many timers stand by
- * in timer_arm. The programs for other libraries work the same way; run.sh runs them all.
+ * COUNT is how often the measured thing is done, in thousands (sleepers: how many tasks); ARMED
+ * is how many timers stand by in timer_arm. The programs for other libraries work the same way;
+ * run.sh runs them all.
  */
 #define CONC_NO_ENV
 #define CONC_IMPLEMENTATION
@@ -42,7 +44,7 @@ static void check(int rc)
     exit(1);
 }
 
-/* ---- what is measured: each does it n times ------------------------------------------------------------------- */
+/* ---- what is measured: each does it n times ------------------------------------------------- */
 
 static int yielder(void *arg)
 {
@@ -214,7 +216,7 @@ static void priority(long n)
     }
 }
 
-/* ---- the benchmarks ------------------------------------------------------------------------------------------- */
+/* ---- the benchmarks ------------------------------------------------------------------------- */
 
 typedef struct benchmark {
     const char *name;
@@ -224,7 +226,8 @@ typedef struct benchmark {
     void (*measure)(const struct benchmark *b); /* runs of its own */
 } benchmark;
 
-/* Processor time of a run in which one task yields, with a trace and without: the difference is the cost of an event. */
+/* Processor time of a run in which one task yields, with a trace and without: the difference is
+ * the cost of an event. */
 static double yielding_seconds(const char *trace)
 {
     conc_options o = {.virtual_clock = true, .trace = trace};
@@ -248,7 +251,11 @@ static const benchmark benchmarks[] = {
     {.name = "spawn_join", .count = 10000000, .loop = spawn_join},
     {.name = "spawn_group", .count = 10000000, .loop = spawn_group},
     {.name = "timeout", .count = 5000000, .loop = timeout},
-    {.name = "timer_arm", .count = 5000000, .loop = timer_arm, .before = arm_many, .after = disarm_many},
+    {.name = "timer_arm",
+     .count = 5000000,
+     .loop = timer_arm,
+     .before = arm_many,
+     .after = disarm_many},
     {.name = "lock", .count = 50000000, .loop = lock_free},
     {.name = "lock_pass", .count = 20000000, .loop = lock_pass},
     {.name = "queue1", .count = 20000000, .loop = pass_by_one},

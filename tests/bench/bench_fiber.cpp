@@ -21,7 +21,8 @@ static fibers::pooled_fixedsize_stack pool;
 
 static double seconds()
 {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
+        .count();
 }
 
 static void join_all(std::vector<fiber> &all)
@@ -131,7 +132,8 @@ int main(int argc, char **argv)
             b.loop(warm_up);
             double start = seconds();
             b.loop(count);
-            std::printf("%s %.2f ns\n", argv[1], (seconds() - start) * 1e9 / static_cast<double>(count));
+            std::printf("%s %.2f ns\n", argv[1],
+                        (seconds() - start) * 1e9 / static_cast<double>(count));
             return 0;
         }
     }

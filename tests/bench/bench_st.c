@@ -1,5 +1,6 @@
-/* bench_st NAME [COUNT]: the benchmarks of bench_conc.c with State Threads, where they apply. There is no yield, and
- * st_usleep(0) is a system call, so here each thread wakes the next one of a ring and waits to be woken.
+/* bench_st NAME [COUNT]: the benchmarks of bench_conc.c with State Threads, where they apply.
+ * There is no yield, and st_usleep(0) is a system call, so here each thread wakes the next one
+ * of a ring and waits to be woken.
  */
 #include <st.h>
 #include <stdio.h>
@@ -111,8 +112,9 @@ static const struct {
     long count;
     void (*loop)(long n);
 } benchmarks[] = {
-    {"switch2", 5000000, switch2},         {"switch1000", 5000000, switch1000}, {"spawn_join", 1000000, spawn_join},
-    {"spawn_group", 1000000, spawn_group}, {"sleepers", 1000000, sleepers},
+    {"switch2", 5000000, switch2},       {"switch1000", 5000000, switch1000},
+    {"spawn_join", 1000000, spawn_join}, {"spawn_group", 1000000, spawn_group},
+    {"sleepers", 1000000, sleepers},
 };
 
 int main(int argc, char **argv)

@@ -1,18 +1,21 @@
-/* client COMMAND: what no tool at hand does, for tests/clients.sh and tests/bench/run_io.sh. Knows nothing of conc.
+/* client COMMAND: what no tool at hand does, for tests/clients.sh and tests/bench/run_io.sh.
+ * Knows nothing of conc.
  *   once ADDRESS REQUESTS CONNECTIONS
- *       one request a connection, CONNECTIONS of them at a time, against a server that closes after its answer; prints
- *       how many a second
+ *       one request a connection, CONNECTIONS of them at a time, against a server that closes
+ *       after its answer; prints how many a second
  *   idle ADDRESS CONNECTIONS
- *       opens them, has one request answered on each, prints "N held", and holds them until its input ends. Meanwhile
- *       it does what lines of its input tell: "ask" has one more answered on each ("N answered"), "end" waits until the
- *       server has closed each ("N ended")
+ *       opens them, has one request answered on each, prints "N held", and holds them until its
+ *       input ends. Meanwhile it does what lines of its input tell: "ask" has one more answered
+ *       on each ("N answered"), "end" waits until the server has closed each ("N ended")
  *   pile ADDRESS LINES
- *       has one answered, sends as many more as it can without reading an answer, then reads and sends the rest. All
- *       answers have to come before it closes its side, and nothing after them; prints how many lines it had sent when
- *       it began to read
+ *       has one answered, sends as many more as it can without reading an answer, then reads and
+ *       sends the rest. All answers have to come before it closes its side, and nothing after
+ *       them; prints how many lines it had sent when it began to read
  *   cpu PID
- *       the nanoseconds of processor time that this process has used so far, all threads, user and system
- * ADDRESS is "127.0.0.1:PORT" or "unix:PATH". What is not as expected ends it with a message and exit status 1.
+ *       the nanoseconds of processor time that this process has used so far, all threads, user
+ *       and system
+ * ADDRESS is "127.0.0.1:PORT" or "unix:PATH". What is not as expected ends it with a message and
+ * exit status 1.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -54,7 +57,8 @@ static void parse_address(const char *text)
         memcpy(server.un.sun_path, text + 5, strlen(text + 5));
         return;
     }
-    if (sscanf(text, "%63[0-9.]:%hu", host, &port) != 2 || inet_pton(AF_INET, host, &server.in.sin_addr) != 1)
+    if (sscanf(text, "%63[0-9.]:%hu", host, &port) != 2 ||
+        inet_pton(AF_INET, host, &server.in.sin_addr) != 1)
         fail(text);
     server.in.sin_family = AF_INET;
     server.in.sin_port = htons(port);
@@ -93,7 +97,7 @@ static void hang_up(int fd)
     close(fd);
 }
 
-/* ---- once ----------------------------------------------------------------------------------------------------- */
+/* ---- once ----------------------------------------------------------------------------------- */
 
 typedef struct slot {
     int fd;
@@ -117,7 +121,8 @@ static bool receive(slot *s)
     if (n < 0)
         fail("recv");
     s->size += (size_t)n;
-    if (s->size > ANSWER_SIZE || (n == 0 && (s->size < ANSWER_SIZE || memcmp(s->received, answer, ANSWER_SIZE) != 0)))
+    if (s->size > ANSWER_SIZE ||
+        (n == 0 && (s->size < ANSWER_SIZE || memcmp(s->received, answer, ANSWER_SIZE) != 0)))
         fail("the answer");
     if (n == 0)
         hang_up(s->fd);
@@ -156,13 +161,14 @@ static void once(long requests, long connections)
     free(slots);
 }
 
-/* ---- idle ----------------------------------------------------------------------------------------------------- */
+/* ---- idle ----------------------------------------------------------------------------------- */
 
 static void expect_answer(int fd)
 {
     char received[ANSWER_SIZE];
     errno = 0;
-    if (recv(fd, received, ANSWER_SIZE, MSG_WAITALL) != ANSWER_SIZE || memcmp(received, answer, ANSWER_SIZE) != 0)
+    if (recv(fd, received, ANSWER_SIZE, MSG_WAITALL) != ANSWER_SIZE ||
+        memcmp(received, answer, ANSWER_SIZE) != 0)
         fail("the answer");
 }
 
@@ -217,7 +223,7 @@ static void idle(long count)
     free(fds);
 }
 
-/* ---- pile ----------------------------------------------------------------------------------------------------- */
+/* ---- pile ----------------------------------------------------------------------------------- */
 
 enum { QUESTION_SIZE = sizeof question - 1, PIECE = 60000, PAUSE = 200 };
 
@@ -254,7 +260,8 @@ static size_t receive_some(int fd, size_t received)
 static void pile(long lines)
 {
     int fd = dial();
-    size_t all = (size_t)lines * QUESTION_SIZE, due = (size_t)lines * ANSWER_SIZE, sent = 0, received = 0, first = 0;
+    size_t all = (size_t)lines * QUESTION_SIZE, due = (size_t)lines * ANSWER_SIZE, sent = 0,
+           received = 0, first = 0;
     fill_patterns();
     ask(fd);
     expect_answer(fd); /* from here on the server waits for more */
@@ -273,7 +280,7 @@ static void pile(long lines)
     printf("%zu\n", (first ? first : sent) / QUESTION_SIZE);
 }
 
-/* ---- cpu ------------------------------------------------------------------------------------------------------ */
+/* ---- cpu ------------------------------------------------------------------------------------ */
 
 static void cpu(int pid)
 {

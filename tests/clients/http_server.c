@@ -1,6 +1,7 @@
-/* http_server ADDRESS: just enough HTTP/1.1, with connections that are kept, for curl and wrk in tests/clients.sh.
- * GET and HEAD of / is "hello, world"; POST of / gives the body back; anything else is an error, as it should be.
- * Prints the address that it listens on (a port of 0 filled in).
+/* http_server ADDRESS: just enough HTTP/1.1, with connections that are kept, for curl and wrk in
+ * tests/clients.sh. GET and HEAD of / is "hello, world"; POST of / gives the body back; anything
+ * else is an error, as it should be. Prints the address that it listens on (a port of 0 filled
+ * in).
  */
 #define CONC_IMPLEMENTATION
 #include "../../conc.h"
@@ -19,10 +20,12 @@ typedef struct request {
     bool keep;   /* the connection, after the answer */
 } request;
 
-static int answer(conc_stream *s, const request *r, const char *status, const char *body, size_t size)
+static int answer(conc_stream *s, const request *r, const char *status, const char *body,
+                  size_t size)
 {
-    CONC_TRY(conc_stream_printf(s, "HTTP/1.1 %s\r\nContent-Type: text/plain\r\nContent-Length: %zu\r\n%s\r\n", status,
-                                size, r->keep ? "" : "Connection: close\r\n"));
+    CONC_TRY(conc_stream_printf(
+        s, "HTTP/1.1 %s\r\nContent-Type: text/plain\r\nContent-Length: %zu\r\n%s\r\n", status, size,
+        r->keep ? "" : "Connection: close\r\n"));
     if (strcmp(r->method, "HEAD") != 0)
         CONC_TRY(conc_stream_write(s, body, size));
     return 0;
@@ -31,12 +34,14 @@ static int answer(conc_stream *s, const request *r, const char *status, const ch
 static int answer_request(conc_stream *s, const request *r)
 {
     static const char hello[] = "hello, world\n", nothing[] = "not found\n";
-    bool get = strcmp(r->method, "GET") == 0 || strcmp(r->method, "HEAD") == 0, post = strcmp(r->method, "POST") == 0;
+    bool get = strcmp(r->method, "GET") == 0 || strcmp(r->method, "HEAD") == 0,
+         post = strcmp(r->method, "POST") == 0;
     if (!get && !post)
         return answer(s, r, "501 Not Implemented", "", 0);
     if (strcmp(r->path, "/") != 0)
         return answer(s, r, "404 Not Found", nothing, sizeof nothing - 1);
-    return get ? answer(s, r, "200 OK", hello, sizeof hello - 1) : answer(s, r, "200 OK", r->body, r->size);
+    return get ? answer(s, r, "200 OK", hello, sizeof hello - 1)
+               : answer(s, r, "200 OK", r->body, r->size);
 }
 
 /* The first line: 1 when it makes sense, 0 when not. */

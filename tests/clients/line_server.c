@@ -1,10 +1,12 @@
-/* line_server ADDRESS [pong|once|late|echo]: answers lines, for tests/clients.sh and tests/bench/run_io.sh.
+/* line_server ADDRESS [pong|once|late|echo]: answers lines, for tests/clients.sh and
+ * tests/bench/run_io.sh.
  *   pong   "+PONG" for each line: what redis-benchmark -t ping_inline asks for
  *   once   the same for one line, and then it closes the connection
- *   late   as once, but the handler goes on for a while, when the descriptor's number is another connection's already
+ *   late   as once, but the handler goes on for a while, when the descriptor's number is another
+ *          connection's already
  *   echo   the line itself
- * Prints the address that it listens on (a port of 0 filled in). SIGTERM or SIGINT ends it: it prints how many lines it
- * answered, and exits with 128 + the signal's number.
+ * Prints the address that it listens on (a port of 0 filled in). SIGTERM or SIGINT ends it: it
+ * prints how many lines it answered, and exits with 128 + the signal's number.
  */
 #define CONC_IMPLEMENTATION
 #include "../../conc.h"
@@ -53,7 +55,8 @@ typedef struct mode {
     double late; /* seconds from closing the connection to the handler's end */
 } mode;
 
-static const mode modes[] = {{"pong", pong, 0}, {"once", once, 0}, {"late", once, 0.01}, {"echo", echo, 0}};
+static const mode modes[] = {
+    {"pong", pong, 0}, {"once", once, 0}, {"late", once, 0.01}, {"echo", echo, 0}};
 
 static int serve(int fd, void *arg)
 {

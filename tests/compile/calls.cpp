@@ -185,7 +185,8 @@ static int descriptors(void *)
     int ends[2];
     char a[8];
     iovec in = {a, 2}, out = {const_cast<char *>("yz"), 2};
-    CHECK(pipe(ends) == 0 && conc_write(ends[1], "x", 1) == 1 && conc_writev(ends[1], &out, 1) == 2);
+    CHECK(pipe(ends) == 0 && conc_write(ends[1], "x", 1) == 1 &&
+          conc_writev(ends[1], &out, 1) == 2);
     CHECK(conc_wait_fd(ends[0], CONC_READABLE) == CONC_READABLE);
     CHECK(conc_read(ends[0], a, 1) == 1 && conc_readv(ends[0], &in, 1) == 2 && a[0] == 'y');
     CHECK(conc_write_full(ends[1], "abc", 3) == 3 && conc_read_full(ends[0], a, 3) == 3);
@@ -252,7 +253,8 @@ static bool is_less(const void *a, const void *b)
 static int locks(void *)
 {
     conc_lock l{};
-    CHECK(conc_lock_acquire(&l) == 0 && conc_lock_owner(&l) == conc_self() && conc_lock_try_acquire(&l) == -EDEADLK);
+    CHECK(conc_lock_acquire(&l) == 0 && conc_lock_owner(&l) == conc_self() &&
+          conc_lock_try_acquire(&l) == -EDEADLK);
     CHECK(conc_lock_release(&l) == 0);
     CONC_LOCKED(&l) {
         CHECK(conc_lock_owner(&l) == conc_self());
@@ -266,13 +268,15 @@ static int locks(void *)
     CHECK(conc_rwlock_acquire_write(&rw) == 0 && conc_rwlock_release(&rw) == 0);
     conc_sem s{};
     s.permits = 1;
-    CHECK(conc_sem_acquire(&s) == 0 && conc_sem_try_acquire(&s) == -EAGAIN && conc_sem_release(&s) == 0);
+    CHECK(conc_sem_acquire(&s) == 0 && conc_sem_try_acquire(&s) == -EAGAIN &&
+          conc_sem_release(&s) == 0);
     CONC_PERMIT(&s) {
         CHECK(s.permits == 0);
     }
     conc_limiter limiter{};
     limiter.rate = 10;
-    CHECK(conc_limiter_acquire(&limiter, 1) == 0 && conc_limiter_try_acquire(&limiter, 1) == -EAGAIN);
+    CHECK(conc_limiter_acquire(&limiter, 1) == 0 &&
+          conc_limiter_try_acquire(&limiter, 1) == -EAGAIN);
     return s.permits;
 }
 
@@ -300,7 +304,8 @@ static int events(void *)
     b.parties = 1;
     CHECK(conc_barrier_wait(&b) == 0);
     conc_latch latch{};
-    CHECK(conc_latch_add(&latch, 1) == 0 && conc_latch_done(&latch) == 0 && conc_latch_wait(&latch) == 0);
+    CHECK(conc_latch_add(&latch, 1) == 0 && conc_latch_done(&latch) == 0 &&
+          conc_latch_wait(&latch) == 0);
     conc_future f{};
     CHECK(!conc_future_is_set(&f) && conc_future_set(&f, 5, &f) == 0);
     CHECK(conc_future_wait(&f, &value) == 5 && value == &f);
@@ -313,9 +318,11 @@ static int queues(void *)
     CONC_AUTO(conc_queue, q){};
     q.item_size = sizeof item;
     q.less = is_less;
-    CHECK(conc_queue_put(&q, &item) == 0 && conc_queue_try_put(&q, &item) == 0 && conc_queue_len(&q) == 2);
+    CHECK(conc_queue_put(&q, &item) == 0 && conc_queue_try_put(&q, &item) == 0 &&
+          conc_queue_len(&q) == 2);
     CHECK(conc_queue_get(&q, &out) == 0 && conc_queue_try_get(&q, &out) == 0 && out == 3);
-    CHECK(conc_queue_task_done(&q) == 0 && conc_queue_task_done(&q) == 0 && conc_queue_join(&q) == 0);
+    CHECK(conc_queue_task_done(&q) == 0 && conc_queue_task_done(&q) == 0 &&
+          conc_queue_join(&q) == 0);
     conc_case cases[1]{};
     cases[0].what = CONC__PUT;
     cases[0].queue = &q;
@@ -339,11 +346,14 @@ static int pools(void *)
     p.threads = 2;
     conc_job j{};
     CHECK(conc_pool_open(&p) == 0 && conc_pool_run(&p, add_one, numbers) == 2);
-    CHECK(conc_pool_submit(&p, &j, add_one, numbers) == 0 && conc_job_wait(&j, &result) == 0 && result == 3);
+    CHECK(conc_pool_submit(&p, &j, add_one, numbers) == 0 && conc_job_wait(&j, &result) == 0 &&
+          result == 3);
     CHECK(conc_job_done(&j) && conc_job_cancel(&j) == -EALREADY && !conc_job_cancelled());
     CHECK(conc_pool_map(&p, add_one, numbers, 2, sizeof numbers[0]) == 0);
-    CHECK(conc_pool_map_all(&p, add_one, numbers, 2, sizeof numbers[0], results) == 0 && results[0] == 5);
-    CHECK(conc_offload(add_one, numbers) == 6 && conc_offload_abandon(add_one, numbers, nullptr) == 7);
+    CHECK(conc_pool_map_all(&p, add_one, numbers, 2, sizeof numbers[0], results) == 0 &&
+          results[0] == 5);
+    CHECK(conc_offload(add_one, numbers) == 6 &&
+          conc_offload_abandon(add_one, numbers, nullptr) == 7);
     return conc_pool_close(&p);
 }
 
@@ -355,11 +365,13 @@ static int processes(void *)
     CONC_AUTO(conc_procs, p){};
     p.workers = 1;
     conc_job j{};
-    CHECK(shared && conc_procs_open(&p) == 0 && conc_procs_run(&p, add_one, numbers, sizeof numbers[0]) == 2);
+    CHECK(shared && conc_procs_open(&p) == 0 &&
+          conc_procs_run(&p, add_one, numbers, sizeof numbers[0]) == 2);
     CHECK(conc_procs_submit(&p, &j, add_one, numbers, sizeof numbers[0]) == 0);
     CHECK(conc_job_wait(&j, &result) == 0 && result == 3 && numbers[0] == 3);
     CHECK(conc_procs_map(&p, add_one, numbers, 2, sizeof numbers[0]) == 0);
-    CHECK(conc_procs_map_all(&p, add_one, numbers, 2, sizeof numbers[0], results) == 0 && results[0] == 5);
+    CHECK(conc_procs_map_all(&p, add_one, numbers, 2, sizeof numbers[0], results) == 0 &&
+          results[0] == 5);
     CHECK(conc_procs_call(&p, echo, "ab", 3, out, sizeof out) == 3 && std::strcmp(out, "ab") == 0);
     conc_shared_free(shared);
     return conc_procs_close(&p);
@@ -388,7 +400,8 @@ static int outside(void *)
     sockaddr_storage address{};
     close(mkstemp(path));
     CHECK(conc_file_write(path, "a", 1) == 0 && conc_file_append(path, "b", 1) == 0);
-    CHECK(conc_file_read(path, &data, &size) == 0 && size == 2 && std::strcmp(static_cast<char *>(data), "ab") == 0);
+    CHECK(conc_file_read(path, &data, &size) == 0 && size == 2 &&
+          std::strcmp(static_cast<char *>(data), "ab") == 0);
     conc_free(data);
     unlink(path);
     CHECK(conc_resolve("127.0.0.1", "80", &address, 1) >= 1);
@@ -426,7 +439,8 @@ static int app(void *)
     streams(nullptr);
     signals(nullptr);
     CHECK(locks(nullptr) == 1 && events(nullptr) == 0 && queues(nullptr) == 0);
-    CHECK(pools(nullptr) == 0 && processes(nullptr) == 0 && channels(nullptr) == 0 && outside(nullptr) == 0);
+    CHECK(pools(nullptr) == 0 && processes(nullptr) == 0 && channels(nullptr) == 0 &&
+          outside(nullptr) == 0);
     return 0;
 }
 
@@ -436,7 +450,10 @@ static void count_error(const conc_failure *f, void *user)
     add_one(user);
 }
 
-static int leave_an_error(void *) { return conc_spawn(nullptr, refuse, nullptr) == 0 ? conc_yield() : -EPROTO; }
+static int leave_an_error(void *)
+{
+    return conc_spawn(nullptr, refuse, nullptr) == 0 ? conc_yield() : -EPROTO;
+}
 
 int main()
 {

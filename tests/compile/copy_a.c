@@ -1,5 +1,5 @@
-/* Two private copies in one program, this one's and that of copy_b.c: a run of the one inside a task of the other, and
- * one after the other. They know nothing of each other.
+/* Two private copies in one program, this one's and that of copy_b.c: a run of the one inside a
+ * task of the other, and one after the other. They know nothing of each other.
  */
 #define CONC_STATIC
 #include "all.h"
@@ -14,4 +14,8 @@ static int app(void *arg)
     return rc == 5 && conc_loop_self() ? 3 : -EPROTO;
 }
 
-int main(void) { return conc_run(app, NULL) != 3 || copy_b() != 5 || conc_run(app, NULL) != 3 || conc_loop_self(); }
+int main(void)
+{
+    return conc_run(app, NULL) != 3 || copy_b() != 5 || conc_run(app, NULL) != 3 ||
+           conc_loop_self();
+}

@@ -1,4 +1,5 @@
-/* A shared library with conc inside: it exports library_work alone, or, with a CONC_API that says so, conc as well. */
+/* A shared library with conc inside: it exports library_work alone, or, with a CONC_API that
+ * says so, conc as well. */
 #define CONC_IMPLEMENTATION
 #include "all.h"
 

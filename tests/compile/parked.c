@@ -1,4 +1,5 @@
-/* A program that stops in stop_here() while a task sleeps in deep_inside(): a debugger looks at that task's stack. */
+/* A program that stops in stop_here() while a task sleeps in deep_inside(): a debugger looks at
+ * that task's stack. */
 #define CONC_IMPLEMENTATION
 #include "conc.h"
 

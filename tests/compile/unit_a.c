@@ -1,4 +1,5 @@
-/* One implementation (impl.c) for two files, this and unit_b.c, which run tasks of the same loop. */
+/* One implementation (impl.c) for two files, this and unit_b.c, which run tasks of the same
+ * loop. */
 #include "all.h"
 
 int unit_b(void *arg);

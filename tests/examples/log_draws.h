@@ -1,4 +1,5 @@
-/* Included before an example (cc -include log_draws.h): every random number it draws goes to stderr, after its limits. */
+/* Included before an example (cc -include log_draws.h): every random number it draws goes to
+ * stderr, after its limits. */
 #define CONC_IMPLEMENTATION
 #include "../../conc.h"
 

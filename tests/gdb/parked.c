@@ -1,5 +1,6 @@
-/* parked.c - two threads with a run each. When all_parked() is called all tasks wait, but for the two that hold their
- * threads there, and one that has not started. A debugger looks at them then: the program never ends by itself. */
+/* parked.c - two threads with a run each. When all_parked() is called all tasks wait, but for
+ * the two that hold their threads there, and one that has not started. A debugger looks at them
+ * then: the program never ends by itself. */
 #ifndef CONC_STATIC
 #define CONC_IMPLEMENTATION
 #endif

@@ -1,5 +1,5 @@
-/* server_libuv ADDRESS [pong|once]: the line server of server_raw.c with libuv: one buffer for all reads, and answers
- * written at once with uv_try_write; only what does not fit is queued.
+/* server_libuv ADDRESS [pong|once]: the line server of server_raw.c with libuv: one buffer for
+ * all reads, and answers written at once with uv_try_write; only what does not fit is queued.
  *   cc -O2 server_libuv.c -o server_libuv -luv
  */
 #include <netinet/in.h>
@@ -76,7 +76,8 @@ static void write_answers(connection *c, size_t size)
 static size_t count_lines(const char *data, size_t size)
 {
     size_t lines = 0;
-    for (const char *end = data + size; (data = memchr(data, '\n', (size_t)(end - data))) != NULL; data++)
+    for (const char *end = data + size; (data = memchr(data, '\n', (size_t)(end - data))) != NULL;
+         data++)
         lines++;
     return lines;
 }
@@ -116,7 +117,8 @@ static void listen_at(uv_tcp_t *listener, const char *text)
     check(uv_tcp_bind(listener, (struct sockaddr *)&address, 0), "bind");
     check(uv_listen((uv_stream_t *)listener, BACKLOG, on_connection), "listen");
     check(uv_fileno((uv_handle_t *)listener, &fd), "uv_fileno");
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on); /* those that are accepted inherit it */
+    /* those that are accepted inherit it */
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     uv_tcp_getsockname(listener, (struct sockaddr *)&address, &size);
     printf("%s:%d\n", host, ntohs(address.sin_port));
     fflush(stdout);

@@ -1,6 +1,7 @@
-/* server_raw ADDRESS [pong|once]: the line server without any library, as tight as it gets with epoll: level-triggered,
- * one read of up to 16 KB an event, one write with the answers to all lines that it brought, and nothing copied.
- * ADDRESS is "127.0.0.1:PORT". Prints the address, a port of 0 filled in.
+/* server_raw ADDRESS [pong|once]: the line server without any library, as tight as it gets with
+ * epoll: level-triggered, one read of up to 16 KB an event, one write with the answers to all
+ * lines that it brought, and nothing copied. ADDRESS is "127.0.0.1:PORT". Prints the address, a
+ * port of 0 filled in.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -40,11 +41,13 @@ static int listen_at(const char *text)
     struct sockaddr_in address = {.sin_family = AF_INET};
     socklen_t size = sizeof address;
     int on = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (sscanf(text, "%63[0-9.]:%hu", host, &port) != 2 || inet_pton(AF_INET, host, &address.sin_addr) != 1)
+    if (sscanf(text, "%63[0-9.]:%hu", host, &port) != 2 ||
+        inet_pton(AF_INET, host, &address.sin_addr) != 1)
         fail(text);
     address.sin_port = htons(port);
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on); /* those that are accepted inherit it */
+    /* those that are accepted inherit it */
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     if (bind(fd, (struct sockaddr *)&address, sizeof address) != 0 || listen(fd, SOMAXCONN) != 0)
         fail("listen");
     getsockname(fd, (struct sockaddr *)&address, &size);
@@ -94,7 +97,8 @@ static void write_answers(connection *c)
 static size_t count_lines(const char *data, size_t size)
 {
     size_t lines = 0;
-    for (const char *end = data + size; (data = memchr(data, '\n', (size_t)(end - data))) != NULL; data++)
+    for (const char *end = data + size; (data = memchr(data, '\n', (size_t)(end - data))) != NULL;
+         data++)
         lines++;
     return lines;
 }

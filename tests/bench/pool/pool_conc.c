@@ -1,9 +1,10 @@
-/* pool_conc NAME [COUNT]: one round of one benchmark of conc_pool.h, printed as lines "NAME value unit"; without
- * arguments, the names.
+/* pool_conc NAME [COUNT]: one round of one benchmark of conc_pool.h, printed as lines "NAME
+ * value unit"; without arguments, the names.
  *   cc -O2 -pthread pool_conc.c -o pool_conc && ./pool_conc trip
- * COUNT is how often the measured thing is done (beats: for how many milliseconds). The programs for other libraries
- * work the same way; run_pool.sh runs them all. What conc is held against without a library, a bare round trip to a
- * thread, a memcpy and a bare sleep, is measured here too, in turn with it: so both see the same state of the machine.
+ * COUNT is how often the measured thing is done (beats: for how many milliseconds). The programs
+ * for other libraries work the same way; run_pool.sh runs them all. What conc is held against
+ * without a library, a bare round trip to a thread, a memcpy and a bare sleep, is measured here
+ * too, in turn with it: so both see the same state of the machine.
  */
 #define CONC_NO_ENV
 #define CONC_IMPLEMENTATION
@@ -48,14 +49,17 @@ static void *memory(size_t size)
     return p;
 }
 
-/* ---- what a thing takes, each time ---------------------------------------------------------------------------- */
+/* ---- what a thing takes, each time ---------------------------------------------------------- */
 
 typedef struct samples {
     double *at;
     long n, room;
 } samples;
 
-static samples room_for(long room) { return (samples){.at = memory((size_t)room * sizeof(double)), .room = room}; }
+static samples room_for(long room)
+{
+    return (samples){.at = memory((size_t)room * sizeof(double)), .room = room};
+}
 
 static void add(samples *s, double value)
 {
@@ -92,7 +96,7 @@ static void time_trips(const char *name, long n, void (*trip)(void))
     free(s.at);
 }
 
-/* ---- threads -------------------------------------------------------------------------------------------------- */
+/* ---- threads -------------------------------------------------------------------------------- */
 
 static int nothing(void *arg)
 {
@@ -109,14 +113,18 @@ static void trip(long n)
     check(conc_pool_close(&pool));
 }
 
-/* The least that a round trip takes: a futex wakes the thread, and a descriptor in an epoll wakes this one. */
+/* The least that a round trip takes: a futex wakes the thread, and a descriptor in an epoll
+ * wakes this one. */
 static struct {
     atomic_int calls, end;
     int answers, epoll;
     pthread_t thread;
 } bare;
 
-static void futex(atomic_int *word, int operation, int value) { syscall(SYS_futex, word, operation, value, NULL); }
+static void futex(atomic_int *word, int operation, int value)
+{
+    syscall(SYS_futex, word, operation, value, NULL);
+}
 
 static void *answer(void *arg)
 {
@@ -216,7 +224,7 @@ static void jobs(long n)
     free(all);
 }
 
-/* ---- processes ------------------------------------------------------------------------------------------------ */
+/* ---- processes ------------------------------------------------------------------------------ */
 
 static int touch(void *arg)
 {
@@ -293,7 +301,7 @@ static void proc_big(long n)
     free(copy.at);
 }
 
-/* ---- a heartbeat while others compute ------------------------------------------------------------------------- */
+/* ---- a heartbeat while others compute ------------------------------------------------------- */
 
 /* In memory that processes share. */
 typedef struct control {
@@ -394,7 +402,7 @@ static void beat_procs(long milliseconds)
     check(conc_procs_close(&procs));
 }
 
-/* ---- the benchmarks ------------------------------------------------------------------------------------------- */
+/* ---- the benchmarks ------------------------------------------------------------------------- */
 
 typedef struct {
     const char *name;
@@ -403,9 +411,11 @@ typedef struct {
 } benchmark;
 
 static const benchmark benchmarks[] = {
-    {"trip", 200000, trip},           {"trip_idle", 500, trip_idle},        {"jobs", 1000000, jobs},
-    {"proc_trip", 100000, proc_trip}, {"proc_map", 1000000, proc_map},      {"proc_big", 10, proc_big},
-    {"beat_idle", 2000, beat_idle},   {"beat_threads", 2000, beat_threads}, {"beat_procs", 2000, beat_procs},
+    {"trip", 200000, trip},           {"trip_idle", 500, trip_idle},
+    {"jobs", 1000000, jobs},          {"proc_trip", 100000, proc_trip},
+    {"proc_map", 1000000, proc_map},  {"proc_big", 10, proc_big},
+    {"beat_idle", 2000, beat_idle},   {"beat_threads", 2000, beat_threads},
+    {"beat_procs", 2000, beat_procs},
 };
 
 static long count;

@@ -1,6 +1,6 @@
-/* pool_libuv NAME [COUNT]: the benchmarks of pool_conc.c with the thread pool of libuv, as many threads as processors.
- * Its timers count whole milliseconds of a time that it reads once a turn, so that a heartbeat may come up to 1 ms too
- * soon.
+/* pool_libuv NAME [COUNT]: the benchmarks of pool_conc.c with the thread pool of libuv, as many
+ * threads as processors. Its timers count whole milliseconds of a time that it reads once a
+ * turn, so that a heartbeat may come up to 1 ms too soon.
  *   cc -O2 pool_libuv.c -o pool_libuv -luv
  */
 #include <stdatomic.h>
@@ -24,7 +24,7 @@ static void check(int rc)
 
 static double seconds(void) { return (double)uv_hrtime() * 1e-9; }
 
-/* ---- what a thing takes, each time ---------------------------------------------------------------------------- */
+/* ---- what a thing takes, each time ---------------------------------------------------------- */
 
 static double *samples;
 static long taken, wanted;
@@ -49,7 +49,7 @@ static double percentile(int percent)
     return taken ? samples[(taken - 1) * percent / 100] : 0;
 }
 
-/* ---- round trips ---------------------------------------------------------------------------------------------- */
+/* ---- round trips ---------------------------------------------------------------------------- */
 
 static uv_work_t work;
 static uv_timer_t timer;
@@ -108,7 +108,7 @@ static void trip_idle(long n)
     time_trips("trip_idle", n);
 }
 
-/* ---- many jobs ------------------------------------------------------------------------------------------------ */
+/* ---- many jobs ------------------------------------------------------------------------------ */
 
 static void ended(uv_work_t *w, int status)
 {
@@ -134,7 +134,7 @@ static void jobs(long n)
     printf("jobs %.4f us\n", (seconds() - start) * 1e6 / (double)n);
 }
 
-/* ---- a heartbeat while others compute ------------------------------------------------------------------------- */
+/* ---- a heartbeat while others compute ------------------------------------------------------- */
 
 static atomic_int computing;
 static atomic_bool stop;
@@ -193,7 +193,7 @@ static void beat_threads(long milliseconds)
     beat("beat_threads", milliseconds);
 }
 
-/* ---- the benchmarks ------------------------------------------------------------------------------------------- */
+/* ---- the benchmarks ------------------------------------------------------------------------- */
 
 static const struct {
     const char *name;

@@ -13,7 +13,8 @@ static const long warm_up = 10000;
 
 static double seconds()
 {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
+        .count();
 }
 
 static void run_and_wait(long n)
