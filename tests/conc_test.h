@@ -1,11 +1,14 @@
 /* conc_test.h - what every test file includes: the implementation, Check, and a few words to
  * write tests with.
  *
- *     TEST(a_join_returns_the_result) { CHECK_INT(conc_run(f, NULL), 42); }          -- called
- *     outside any run TASK_TEST(a_sleep_takes_its_time) { conc_sleep(2); CHECK_TIME(2); }
- *     -- main_fn of a run, virtual clock ORDERED_TEST(..), ORDERED_TASK_TEST(..)   the same,
- *     left out under CONC_SEED, for what depends on FIFO order VARIANT_TEST(..)   a test once
- *     more in another way, left out under CONC_SEED and where TEST_ONCE is set
+ *     TEST(a_join_returns_the_result) { CHECK_INT(conc_run(f, NULL), 42); }
+ *         is called outside any run
+ *     TASK_TEST(a_sleep_takes_its_time) { conc_sleep(2); CHECK_TIME(2); }
+ *         is main_fn of a run on the virtual clock
+ *     ORDERED_TEST(..), ORDERED_TASK_TEST(..)
+ *         the same, left out under CONC_SEED, for what depends on FIFO order
+ *     VARIANT_TEST(..)
+ *         a test once more in another way, left out under CONC_SEED and where TEST_ONCE is set
  *
  * #define TEST_SYNC before the include brings conc_sync.h, too, and TEST_POOL conc_pool.h. Tests
  * register themselves; this header has main(). Each runs in a process and with a time limit of

@@ -14,9 +14,8 @@
  * that grants its wait) both are right. No task makes more than three checkpoints in a row that
  * are cut short: beyond that it ignores its cancel.
  *
- *     RANDOM_PROGRAMS=100000 RANDOM_FIRST=1 ./test_random_programs      many programs, from this
- *     seed on RANDOM_PROGRAMS=1 RANDOM_FIRST=4711 RANDOM_LOG=1 ./test_random_programs      one,
- *     with a log on stderr
+ *     RANDOM_PROGRAMS=100000 RANDOM_FIRST=1 ./test_random_programs      many, from this seed on
+ *     RANDOM_PROGRAMS=1 RANDOM_FIRST=4711 RANDOM_LOG=1 ./test_random_programs      one, with a log
  */
 #define TEST_SECONDS 120
 #include "conc_test.h"

@@ -14,9 +14,8 @@
  *   granted what he waits for;
  *   - at the end no task, timer, stack or line of waiters is left.
  *
- *     RANDOM_PROGRAMS=10000 RANDOM_FIRST=1 ./test_random_sync      many programs, from this seed
- *     on RANDOM_PROGRAMS=1 RANDOM_FIRST=4711 RANDOM_LOG=1 ./test_random_sync      one, with a
- *     log on stderr
+ *     RANDOM_PROGRAMS=10000 RANDOM_FIRST=1 ./test_random_sync      many, from this seed on
+ *     RANDOM_PROGRAMS=1 RANDOM_FIRST=4711 RANDOM_LOG=1 ./test_random_sync      one, with a log
  *
  * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, seeds, riscv64, gcc-asan (the
  * programs have seeds of their own)
