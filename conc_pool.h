@@ -14,7 +14,7 @@
  *         CONC_AUTO(conc_pool, pool) = {.threads = 4};
  *         CONC_TRY(conc_pool_open(&pool));
  *         int words = CONC_TRY(conc_pool_run(&pool, load, "a.txt")); // only this task waits
- *         words += CONC_TRY(conc_offload(load, "b.txt"));            // on a pool that is always there
+ *         words += CONC_TRY(conc_offload(load, "b.txt"));            // on a shared pool
  *         CONC_AUTO(conc_procs, procs) = {.workers = 2};
  *         CONC_TRY(conc_procs_open(&procs));
  *         return conc_procs_run(&procs, crunch, &words, sizeof words); // a crash is -EOWNERDEAD

@@ -11273,8 +11273,8 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
  * What asyncio.to_thread, ThreadPoolExecutor, ProcessPoolExecutor and create_subprocess_exec are
  * to a Python program: the loop goes on while something blocks or computes.
  *
- *     static int load(void *path)                          // runs on a thread of the pool, and
- *     may block {
+ *     static int load(void *path)    // runs on a thread of the pool, and may block
+ *     {
  *         return count_words(path);
  *     }
  *     static int app(void *arg)
@@ -11282,11 +11282,11 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
  *         (void)arg;
  *         CONC_AUTO(conc_pool, pool) = {.threads = 4};
  *         CONC_TRY(conc_pool_open(&pool));
- *         int words = CONC_TRY(conc_pool_run(&pool, load, "a.txt")); // this task waits, the
- *         others go on words += CONC_TRY(conc_offload(load, "b.txt"));            // the same on
- *         a pool that is always there CONC_AUTO(conc_procs, procs) = {.workers = 2};
- *         CONC_TRY(conc_procs_open(&procs)); return conc_procs_run(&procs, crunch, &words,
- *         sizeof words); // it may crash: that is -EOWNERDEAD here
+ *         int words = CONC_TRY(conc_pool_run(&pool, load, "a.txt")); // only this task waits
+ *         words += CONC_TRY(conc_offload(load, "b.txt"));            // on a shared pool
+ *         CONC_AUTO(conc_procs, procs) = {.workers = 2};
+ *         CONC_TRY(conc_procs_open(&procs));
+ *         return conc_procs_run(&procs, crunch, &words, sizeof words); // a crash is -EOWNERDEAD
  *     }
  *
  * Include it where you include conc.h, which it includes itself; CONC_IMPLEMENTATION and
