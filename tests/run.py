@@ -7,6 +7,8 @@
     tests/run.py --list [word ...]   the names alone
     tests/run.py --times [word ...]  also says which took longest
 
+Words that no name has are an error.
+
 Nothing is to be registered: a new tests/test_*.c is found by its name. In its first comment it can leave configurations
 out by their names in CONFIGS and RUNS below, with the reason in brackets:
 
@@ -16,6 +18,7 @@ name a library that it needs ("Needs -luv"), and say how many of the 100 seeds i
 because it waits for real time or starts processes: "Seeds: 20 (real time)". CONC_SEED=n runs one more by hand.
 """
 import concurrent.futures
+import difflib
 import functools
 import os
 import pathlib
@@ -301,6 +304,7 @@ def checks_of_project():
     yield command_check("README.md", "tests/readme.py")
     yield command_check("single_include is up to date", "./amalgamate.py", "--check")
     yield command_check("format", "tests/format.sh")
+    yield command_check("run.py refuses words that choose nothing", "tests/run_test.py")
     for name in commands.run(["tests/compile/run.sh", "--list"]).split():
         for compiler, layout in (("gcc", "."), ("clang", "single_include")):
             label = "modules" if layout == "." else layout
@@ -387,12 +391,30 @@ def run_all(checks, times):
     return report.end(time.monotonic() - start)
 
 
+def chosen(checks, words):
+    """The checks with all these words in their names. Words that choose nothing end the program: a typing error must not
+    look like success."""
+    some = [c for c in checks if all(word in c[0] for word in words)]
+    if some:
+        return some
+    unknown = [word for word in words if not any(word in c[0] for c in checks)]
+    if unknown:
+        sys.exit("\n".join(f"no test has {word!r} in its name" + nearest(word, checks) for word in unknown))
+    sys.exit(f"no test has all of these in its name: {' '.join(words)}")
+
+
+def nearest(word, checks):
+    names = {name for c in checks for name in [*re.findall(r"[\w.-]+", c[0]), pathlib.Path(c[0].split(" ")[0]).stem]}
+    similar = difflib.get_close_matches(word, names, 3, 0.7)
+    return f"; there is {', '.join(similar)}" if similar else ""
+
+
 def main(arguments):
     options = {a for a in arguments if a.startswith("-")}
     if options - {"--quick", "--list", "--times"}:
         sys.exit(__doc__)
     words = [a for a in arguments if a not in options]
-    checks = [c for c in all_checks("--quick" in options) if all(word in c[0] for word in words)]
+    checks = chosen(all_checks("--quick" in options), words)
     if "--list" in options:
         print("\n".join(name for name, _, _ in checks))
         return 0
