@@ -317,7 +317,7 @@ struct conc_group {
     const char *error_by;
     conc__waits room, next, empty;
     conc_scope scope;
-    char text[128];
+    char text[128], error_name[48];
 };
 
 /* Opens the group here, as a scope of the calling task, which is its owner. The first spawn does
@@ -463,7 +463,7 @@ struct conc_task {
     conc_task *older, *younger;
     conc_task *next_marked;
     char name_copy[48];
-    char text_copy[128];
+    char text_copy[128 + 48];
 };
 
 /* Waits until the task ended; its result in *result (NULL: not wanted), its error text in
@@ -992,7 +992,8 @@ enum {
     /* under a seed: how many of the ready tasks the next is drawn from */
     CONC__CHOICE = 16,
     CONC__NAME = 48,
-    CONC__TEXT = 128
+    CONC__TEXT = 128,
+    CONC__DESCRIPTION = CONC__NAME + 256 /* of a task, in reports */
 };
 
 _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
@@ -1290,6 +1291,12 @@ static inline void conc__fpu_load(const conc__fpu *f) { (void)f; }
 
 /* ---- >>types -------------------------------------------------------------------------------- */
 
+/* Whose an error or a report is: the task's name of that moment, and the function and location of
+ * its spawn. The same pointer twice: it was given no name of its own. */
+typedef struct conc__source {
+    const char *name, *spawned;
+} conc__source;
+
 /* Why a task waits. */
 typedef struct conc__wait_kind {
     /* "joins": the dump's words, with whom() behind them */
@@ -1470,6 +1477,7 @@ struct conc_loop {
     const char *main_name;
     int rc;
     struct conc__gen *generators;
+    bool lists_tasks;             /* the report that is made has a line for each task */
     uint64_t run;                 /* which of the process's runs this is */
     const conc_task *asked_about; /* conc__lives: its last question */
     bool found_alive;
@@ -1568,14 +1576,17 @@ CONC__COLD void conc__step(conc_loop *l, conc_task *t);
 CONC__COLD void conc__step_last(conc_loop *l, conc_task *t);
 CONC__COLD void conc__woken(conc_loop *l, conc_task *t);
 CONC__COLD void conc__spawned(conc_loop *l, conc_task *t);
+CONC__COLD void conc__renamed(conc_loop *l, const conc_task *t);
 CONC__COLD void conc__trace_mark(conc_loop *l, const conc_task *t, const char *what);
 CONC__COLD void conc__trace_task(conc_loop *l, const conc_task *t);
-CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, const char *user);
+CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source user);
 CONC__PRIVATE void conc__stack_clear(conc__stack *s, char *from);
 CONC__COLD void conc__trace_catch_up(conc_loop *l);
 CONC__PRIVATE void conc__was_idle(conc_loop *l, int64_t from, int64_t to);
 CONC__PRIVATE const char *conc__place_of(const char *spawned);
-CONC__PRIVATE void conc__describe(char *to, size_t size, const char *name, const char *spawned);
+CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t);
+CONC__PRIVATE const char *conc__describe(char *to, size_t size, conc__source source);
+CONC__PRIVATE conc__source conc__source_of(const conc_task *t);
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place);
 
 /* ---- >>sanitizers --------------------------------------------------------------------------- */
@@ -2350,10 +2361,10 @@ static inline conc__stack *conc__stack_take(conc__pool *p)
 /* Also from a handler: it allocates nothing. t: who ran there, NULL if that is not known. */
 CONC__COLD void conc__tell_overflow(const conc_task *t, const conc__stack *s)
 {
-    char name[CONC__NAME + 256] = "a task", text[sizeof name + 256];
+    char name[CONC__DESCRIPTION] = "a task", text[sizeof name + 256];
     size_t size = s->pool->size;
     if (t)
-        conc__describe(name, sizeof name, t->name, t->spawned);
+        conc__describe(name, sizeof name, conc__source_of(t));
     conc__say(
         text,
         snprintf(
@@ -2642,8 +2653,7 @@ CONC__COLD int conc__refuse(conc_loop *l)
         if (l->debug && self->cancels_in_a_row < CONC__STUBBORN &&
             ++self->cancels_in_a_row == CONC__STUBBORN)
             conc__misused(0, "it was cancelled",
-                          "1000 calls in a row returned -ECANCELED, and it goes on",
-                          self->name == self->spawned ? NULL : conc__place_of(self->spawned));
+                          "1000 calls in a row returned -ECANCELED, and it goes on", NULL);
         conc__leave(l);
     }
     return -ECANCELED;
@@ -2752,9 +2762,12 @@ typedef struct conc__misuse {
 CONC__PRIVATE void conc__tell_misuse(conc_loop *l, void *arg)
 {
     const conc__misuse *m = arg;
+    char who[CONC__DESCRIPTION] = "the loop";
     (void)l;
-    fprintf(stderr, "conc: %s: %s: %s%s%s\n", m->task ? m->task->name : "the loop", m->call, m->why,
-            m->place ? ": " : "", m->place ? m->place : "");
+    if (m->task)
+        conc__describe(who, sizeof who, conc__source_of(m->task));
+    fprintf(stderr, "conc: %s: %s: %s%s%s\n", who, m->call, m->why, m->place ? ": " : "",
+            m->place ? m->place : "");
 }
 
 /* A call was wrong, and had no effect: rc. In debug mode that is said, with the object's place
@@ -3665,6 +3678,7 @@ CONC__PRIVATE void conc__group_open(conc_loop *l, conc_group *g, const char *pla
     g->scope.is_group = true;
     g->error = g->error_count = 0;
     g->error_by = NULL;
+    g->error_name[0] = 0;
     g->live = g->live_handles = 0;
     g->cut_short = g->background = false;
     g->children = g->finished = g->last_finished = NULL;
@@ -3820,7 +3834,8 @@ CONC__PRIVATE bool conc__start_cancel(conc__wait *w)
 
 CONC__PRIVATE void conc__whom_task(FILE *out, const conc__wait *w)
 {
-    fprintf(out, " %s", ((const conc_task *)w->on)->name);
+    fputc(' ', out);
+    conc__print_name(out, w->on);
 }
 
 CONC__PRIVATE const conc_task *conc__task_waited_for(const conc__wait *w) { return w->on; }
@@ -3876,33 +3891,56 @@ CONC__PRIVATE void conc__copy(char *to, size_t size, const char *from)
     to[n] = 0;
 }
 
-/* Where a task's newest error is put into words; NULL: no memory, and strerror has to do. */
+CONC__PRIVATE conc__source conc__source_of(const conc_task *t)
+{
+    return (conc__source){t->name, t->spawned};
+}
+
+/* Keeps a name that a task was given; "" for one that goes by its function. */
+CONC__PRIVATE void conc__keep_name(char to[CONC__NAME], conc__source source)
+{
+    conc__copy(to, CONC__NAME, source.name == source.spawned ? "" : source.name);
+}
+
+CONC__PRIVATE conc__source conc__kept_source(const char *name, const char *spawned)
+{
+    return (conc__source){*name ? name : spawned, spawned};
+}
+
+/* Where a task's newest error is put into words, and behind them the name of the task that it
+ * came from; NULL: no memory, and strerror has to do. */
 CONC__PRIVATE char *conc__text_room(conc_task *t)
 {
     if (!t->text) {
-        t->text = t->has_handle ? t->text_copy : conc__alloc(CONC__TEXT);
+        _Static_assert(sizeof t->text_copy == CONC__TEXT + CONC__NAME, "words, and a name");
+        t->text = t->has_handle ? t->text_copy : conc__alloc(CONC__TEXT + CONC__NAME);
         if (t->text)
-            t->text[0] = 0;
+            t->text[0] = t->text[CONC__TEXT] = 0;
     }
     return t->text;
 }
 
-/* The task has made or been told of an error: text NULL or "" if it has no words of its own; by:
- * whose it was. */
-CONC__PRIVATE void conc__tell(conc_task *t, int rc, const char *text, const char *by)
+/* The task has made or been told of an error. text: NULL or "" without words of its own; by: the
+ * task that it came from, {NULL, NULL} for this one. */
+CONC__PRIVATE void conc__tell(conc_task *t, int rc, const char *text, conc__source by)
 {
+    bool in_words = text && *text;
     t->last_rc = rc;
-    t->told_by = by;
+    t->told_by = by.spawned;
     if (t->text)
-        t->text[0] = 0;
-    if (text && *text && conc__text_room(t))
-        conc__copy(t->text, CONC__TEXT, text);
+        t->text[0] = t->text[CONC__TEXT] = 0;
+    if ((in_words || by.name != by.spawned) && conc__text_room(t)) {
+        conc__copy(t->text, CONC__TEXT, in_words ? text : "");
+        conc__keep_name(t->text + CONC__TEXT, by);
+    }
 }
 
-/* Whose error rc, which comes out of this task, was at first: name and place. */
-CONC__PRIVATE const char *conc__origin(const conc_task *t, int rc)
+/* The task that error rc, which comes out of this one, came from at first. Borrowed from t. */
+CONC__PRIVATE conc__source conc__origin(const conc_task *t, int rc)
 {
-    return t->last_rc == rc && t->told_by ? t->told_by : t->spawned;
+    if (t->last_rc != rc || !t->told_by)
+        return conc__source_of(t);
+    return conc__kept_source(t->text ? t->text + CONC__TEXT : "", t->told_by);
 }
 
 /* The words that go with rc out of this task; "": none. */
@@ -3927,7 +3965,7 @@ CONC_API int conc_fail(int rc, const char *fmt, ...)
     va_start(args, fmt);
     if (l) {
         vsnprintf(text, sizeof text, fmt, args);
-        conc__tell(l->self, rc, text, NULL);
+        conc__tell(l->self, rc, text, (conc__source){NULL, NULL});
     } else if (!conc__here && conc__extended.job_fail) {
         conc__extended.job_fail(rc, fmt, args);
     }
@@ -3987,8 +4025,8 @@ CONC_API void conc_set_name(conc_task *t, const char *name)
         return;
     conc__copy(room, CONC__NAME, name);
     t->name = room;
-    if (t->loop->trace && t->loop == conc__here)
-        conc__trace_task(t->loop, t);
+    if (t->loop->stepwise && t->loop == conc__here)
+        conc__renamed(t->loop, t);
 }
 
 CONC_API void conc_free(void *p)
@@ -4009,17 +4047,49 @@ CONC__PRIVATE const char *conc__place_of(const char *spawned)
     return place;
 }
 
-/* A task's name for reports, with the place of its spawn if the name does not have it. */
-CONC__PRIVATE void conc__describe(char *to, size_t size, const char *name, const char *spawned)
+/* What a report says behind the name of a task: "" if the name is its function and location. */
+CONC__PRIVATE void conc__describe_spawn(char *to, size_t size, conc__source source)
 {
-    conc__copy(to, size, name);
-    if (name == spawned)
-        return;
-    const char *parts[] = {" (spawned at ", conc__place_of(spawned), ")"};
-    for (size_t i = 0; i < CONC_LEN(parts); i++) {
-        size_t n = strlen(to);
-        conc__copy(to + n, size - n, parts[i]);
+    const char *place = conc__place_of(source.spawned);
+    if (strcmp(source.name, source.spawned) == 0)
+        *to = 0;
+    else if (place == source.spawned) /* a run's "main" */
+        snprintf(to, size, " (%s)", place);
+    else
+        snprintf(to, size, " (spawned at %s)", place);
+}
+
+/* A task, as every report calls it: its name of this moment, without control characters, and the
+ * location of its spawn. Of a text that is too long the middle is left out. Returns to. Also from
+ * a handler. */
+CONC__PRIVATE const char *conc__describe(char *to, size_t size, conc__source source)
+{
+    char spawn[CONC__DESCRIPTION - CONC__NAME];
+    conc__describe_spawn(spawn, sizeof spawn, source);
+    const char *place = conc__place_of(source.spawned);
+    size_t name = strlen(source.name), end;
+    if (!*spawn && place != source.spawned) { /* " at f.c:12" is to be kept */
+        conc__copy(spawn, sizeof spawn, place - strlen(" at "));
+        name = (size_t)(place - source.spawned) - strlen(" at ");
     }
+    end = strlen(spawn);
+    name = name < size - 1 - end ? name : size - 1 - end;
+    memcpy(to, source.name, name);
+    memcpy(to + name, spawn, end + 1);
+    for (unsigned char *c = (unsigned char *)to; *c; c++)
+        *c = *c < ' ' || *c == 0x7f ? '?' : *c;
+    return to;
+}
+
+/* The same in the line of another task. In a report that gives each task a line, its location
+ * stands there. */
+CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t)
+{
+    char text[CONC__DESCRIPTION];
+    conc__source source = conc__source_of(t);
+    if (conc__here->lists_tasks && source.name != source.spawned)
+        source.spawned = source.name;
+    fputs(conc__describe(text, sizeof text, source), out);
 }
 
 /* ---- >>finishing ---------------------------------------------------------------------------- */
@@ -4030,30 +4100,45 @@ CONC__PRIVATE void conc__locals_release(conc__locals *locals)
         CONC_FREE(locals);
 }
 
+typedef struct conc__reported {
+    conc_failure failure;
+    conc__source source;
+} conc__reported;
+
 CONC__PRIVATE void conc__call_hook(conc_loop *l, void *arg)
 {
-    const conc_failure *f = arg;
+    const conc__reported *r = arg;
     int saved = errno;
-    if (l->options.on_error)
-        l->options.on_error(f, l->options.user);
-    else if (strstr(f->task, f->place))
-        fprintf(stderr, "conc: %s failed: %s\n", f->task, f->text);
-    else
-        fprintf(stderr, "conc: %s (spawned at %s) failed: %s\n", f->task, f->place, f->text);
+    if (l->options.on_error) {
+        l->options.on_error(&r->failure, l->options.user);
+    } else {
+        char who[CONC__DESCRIPTION];
+        fprintf(stderr, "conc: %s failed: %s\n", conc__describe(who, sizeof who, r->source),
+                r->failure.text);
+    }
     errno = saved;
 }
 
 /* An error that nobody collected. */
-CONC__PRIVATE void conc__report(conc_loop *l, const char *name, const char *spawned, int rc,
-                                const char *words)
+CONC__PRIVATE void conc__report(conc_loop *l, conc__source source, int rc, const char *words)
 {
-    conc_failure f = {name, conc__place_of(spawned), conc__words_or(words, rc), rc};
-    conc__on_loop(l, conc__call_hook, &f);
+    conc__reported r = {
+        {source.name, conc__place_of(source.spawned), conc__words_or(words, rc), rc}, source};
+    conc__on_loop(l, conc__call_hook, &r);
 }
 
 CONC__PRIVATE void conc__report_task(conc_loop *l, const conc_task *t)
 {
-    conc__report(l, t->name, t->spawned, t->result, conc__words(t, t->result));
+    conc__report(l, conc__source_of(t), t->result, conc__words(t, t->result));
+}
+
+/* The running task could not close something as it should. */
+CONC__PRIVATE void conc__report_close(conc_loop *l, const char *what, int rc)
+{
+    char text[CONC__TEXT];
+    snprintf(text, sizeof text, "%s did not close well: %s", what,
+             conc__words_or(conc__words(l->self, rc), rc));
+    conc__report(l, conc__source_of(l->self), rc, text);
 }
 
 /* A background task failed and nobody has joined it: that is said at the end of the run. */
@@ -4065,7 +4150,7 @@ CONC__PRIVATE void conc__remember(conc_loop *l, const conc_task *t)
         return;
     }
     *f = (conc__failed){.task = t->has_handle ? t : NULL, .spawned = t->spawned, .rc = t->result};
-    conc__copy(f->name, sizeof f->name, t->name);
+    conc__keep_name(f->name, conc__source_of(t));
     conc__copy(f->text, sizeof f->text, conc__words(t, t->result));
     *l->last_failed = f;
     l->last_failed = &f->next;
@@ -4089,7 +4174,9 @@ CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_ta
 {
     if (g->error_count++ == 0 && !g->background) {
         g->error = rc;
-        g->error_by = conc__origin(t, rc);
+        conc__source by = conc__origin(t, rc);
+        g->error_by = by.spawned;
+        conc__keep_name(g->error_name, by);
         conc__copy(g->text, sizeof g->text, conc__words(t, rc));
         if (!g->keep_going)
             conc__cancel_scope(l, &g->scope);
@@ -4100,7 +4187,7 @@ CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_ta
     if (g->background)
         conc__remember(l, t);
     else if (!t->has_handle || t->state != CONC__DONE) /* else it may still be collected */
-        conc__report(l, t->name, t->spawned, rc, conc__words(t, rc));
+        conc__report(l, conc__source_of(t), rc, conc__words(t, rc));
     return false;
 }
 
@@ -4251,10 +4338,11 @@ CONC__COLD void conc__unnote(conc__holding **list, const void *object)
 /* Debug: a task that has ended holds locks, which nobody else can get now. */
 CONC__COLD void conc__tell_held(conc_task *t)
 {
+    char who[CONC__DESCRIPTION];
     int saved = errno;
+    conc__describe(who, sizeof who, conc__source_of(t));
     for (conc__holding *h; (h = t->held);) {
-        fprintf(stderr, "conc: %s ended with %s that it acquired at %s\n", t->name, h->what,
-                h->place);
+        fprintf(stderr, "conc: %s ended with %s that it acquired at %s\n", who, h->what, h->place);
         t->held = h->next;
         CONC_FREE(h);
     }
@@ -4416,6 +4504,12 @@ static const conc__wait_kind conc__choosing = {.what = "waits for the next to fi
                                                .whom = conc__whom_group,
                                                .cancel = conc__cancel_plainly};
 
+/* The task that the group's error came from. */
+CONC__PRIVATE conc__source conc__group_source(const conc_group *g)
+{
+    return conc__kept_source(g->error_name, g->error_by);
+}
+
 /* Yields once at least, and returns when no child is left. */
 CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
 {
@@ -4451,7 +4545,7 @@ CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc)
     bool outside = conc__cancelled_around(l, &g->scope);
     conc__scope_close(l, &g->scope);
     if (g->error) {
-        conc__tell(l->self, g->error, g->text, g->error_by);
+        conc__tell(l->self, g->error, g->text, conc__group_source(g));
         return g->error;
     }
     if (rc == -ECANCELED || g->cut_short)
@@ -4512,7 +4606,7 @@ CONC_API void conc__auto_conc_group(conc_group *g)
     conc__cancel_scope(l, &g->scope);
     int rc = conc__group_close(l, g, 0);
     if (rc < 0 && g->error)
-        conc__report(l, g->error_by, g->error_by, g->error, g->text);
+        conc__report(l, conc__group_source(g), g->error, g->text);
 }
 
 CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
@@ -4619,7 +4713,7 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
     bool outside = conc__cancelled_around(l, &g.scope);
     conc__scope_close(l, &g.scope);
     if (g.error && !b->seen)
-        conc__report(l, g.error_by, g.error_by, g.error, g.text);
+        conc__report(l, conc__group_source(&g), g.error, g.text);
     return outside && g.cut_short ? -ECANCELED : 0;
 }
 
@@ -4855,7 +4949,7 @@ CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
     char *used = NULL;
     if (CONC__UNLIKELY(l->debug)) {
         conc__unnote(&l->opened, g);
-        used = conc__usage_note(l, stack, "generators");
+        used = conc__usage_note(l, stack, (conc__source){"generators", "generators"});
     }
     conc__stack_give(l, stack);
     stack->has_generator = false;
@@ -4941,7 +5035,7 @@ CONC_API void conc__auto_conc_gen(conc_gen *g)
     int rc = conc_gen_close(g);
     conc_loop *l = conc__of_task();
     if (rc < 0 && l)
-        conc__report(l, "a generator", l->self->spawned, rc, "");
+        conc__report_close(l, "a generator", rc);
 }
 
 CONC__PRIVATE bool conc__gen_is_open(const conc_loop *l, const conc__gen *g)
@@ -4961,7 +5055,7 @@ CONC__PRIVATE void conc__close_generators(conc_loop *l)
             g = g->used_by;
         int rc = conc__gen_finish(l, g, NULL);
         if (rc < 0)
-            conc__report(l, "a generator", "left open until the end of the run", rc, "");
+            conc__report_close(l, "a generator that was left open", rc);
     }
 }
 
@@ -6094,7 +6188,7 @@ CONC__PRIVATE int conc__serve_one(void *arg)
         conc_close(fd);
     if (rc >= 0 || (rc == -ECANCELED && self->pending))
         return rc < 0 ? rc : 0;
-    conc__report(l, self->name, self->spawned, rc, conc__words(self, rc));
+    conc__report(l, conc__source_of(self), rc, conc__words(self, rc));
     return 0;
 }
 
@@ -6118,13 +6212,16 @@ CONC__PRIVATE int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_serv
  * what to end with. */
 CONC__PRIVATE int conc__serve_again(conc_loop *l, int rc, bool *told, const char *spawned)
 {
+    char text[CONC__TEXT];
     switch (rc) {
     case -EMFILE:
     case -ENFILE:
     case -ENOBUFS:
     case -ENOMEM:
-        if (!*told)
-            conc__report(l, spawned, spawned, rc, "");
+        if (!*told) {
+            snprintf(text, sizeof text, "%s: %s", spawned, conc_strerror(rc));
+            conc__report(l, conc__source_of(l->self), rc, text);
+        }
         *told = true;
         return conc_sleep(0.1);
     case -ECONNABORTED:
@@ -6853,7 +6950,7 @@ CONC_API void conc__auto_conc_stream(conc_stream *s)
     int rc = conc_stream_close(s);
     conc_loop *l = conc__of_task();
     if (rc < 0 && rc != -ECANCELED && l)
-        conc__report(l, "a stream", l->self->spawned, rc, "");
+        conc__report_close(l, "a stream", rc);
 }
 
 /* ---- >>signalling --------------------------------------------------------------------------- */
@@ -7472,16 +7569,19 @@ CONC__PRIVATE const char *conc__state_of(const conc_loop *l, const conc_task *t)
 
 CONC__PRIVATE void conc__print_task(FILE *out, const conc_loop *l, const conc_task *t, int depth)
 {
-    fprintf(out, "%*s%s: %s", depth * 2, "", t->name, conc__state_of(l, t));
+    char text[CONC__DESCRIPTION];
+    conc__source source = conc__source_of(t);
+    fprintf(out, "%*s%s: %s", depth * 2, "",
+            conc__describe(text, sizeof text, (conc__source){t->name, t->name}),
+            conc__state_of(l, t));
     if (t->wait && t->wait->kind->whom)
         t->wait->kind->whom(out, t->wait);
     if (t->wait)
         fprintf(out, " [%.3f s]", (double)(conc__time(l) - t->since) / 1e9);
     if (t->pending)
         fprintf(out, ", cancelled");
-    if (t->name != t->spawned)
-        fprintf(out, " (spawned at %s)", conc__place_of(t->spawned));
-    fputc('\n', out);
+    conc__describe_spawn(text, sizeof text, source);
+    fprintf(out, "%s\n", text);
 }
 
 CONC__PRIVATE void conc__print_group(FILE *out, const conc_group *g, int depth)
@@ -7637,10 +7737,12 @@ CONC__PRIVATE void conc__print_crowds(conc_loop *l, FILE *out)
 CONC__PRIVATE void conc__print_all(conc_loop *l, FILE *out)
 {
     l->asked_about = NULL;
+    l->lists_tasks = false;
     if (l->spawned - l->finished > CONC__CROWDED) {
         conc__print_crowds(l, out);
         return;
     }
+    l->lists_tasks = true;
     conc__print_task(out, l, &l->main, 1);
     conc__print_tree(out, l, conc__first_group(&l->main), 2);
     if (l->background.children)
@@ -7780,7 +7882,9 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
     const char *place = c->task->place,
                /* by its first spawn */
         *opened = strncmp(place, "the ", 4) == 0 ? "" : "the group of ";
-    fprintf(stderr, "conc: %s: %s, with %s%s still open\n", c->task->name, c->how, opened, place);
+    char who[CONC__DESCRIPTION];
+    fprintf(stderr, "conc: %s: %s, with %s%s still open\n",
+            conc__describe(who, sizeof who, conc__source_of(c->task)), c->how, opened, place);
     abort();
 }
 
@@ -8254,8 +8358,9 @@ CONC__PRIVATE void conc__faults_close(conc_loop *l)
 /* Debug: how much of their stacks the tasks of one place used. */
 typedef struct conc__usage {
     struct conc__usage *next;
-    const char *user; /* the name at the spawn */
+    const char *spawned;
     size_t most, size, users;
+    char name[CONC__NAME]; /* of the task that used most */
 } conc__usage;
 
 /* The lowest page of a stack that was ever touched: large ones are not to be read as a whole. */
@@ -8291,26 +8396,28 @@ CONC__UNSANITIZED CONC__PRIVATE char *conc__stack_lowest(conc__stack *s)
 }
 
 /* Counts used bytes of a stack for its user. Without memory only the report is lost. */
-CONC__PRIVATE void conc__usage_add(conc_loop *l, const char *user, size_t size, size_t used)
+CONC__PRIVATE void conc__usage_add(conc_loop *l, conc__source user, size_t size, size_t used)
 {
     conc__usage *u = l->usages;
-    while (u && (u->user != user || u->size != size))
+    while (u && (u->spawned != user.spawned || u->size != size))
         u = u->next;
     if (!u) {
         u = conc__alloc(sizeof *u);
         if (!u)
             return;
-        *u = (conc__usage){.next = l->usages, .user = user, .size = size};
+        *u = (conc__usage){.next = l->usages, .spawned = user.spawned, .size = size};
         l->usages = u;
     }
     u->users++;
-    if (used > u->most)
+    if (used > u->most) {
         u->most = used;
+        conc__keep_name(u->name, user);
+    }
 }
 
 /* A stack is about to be given back. Returns from where on it is to be cleared for its next
  * user; NULL: it need not be. */
-CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, const char *user)
+CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source user)
 {
     if (l->on_valgrind) /* to Valgrind, what was never written has no value */
         return NULL;
@@ -8330,6 +8437,7 @@ CONC__PRIVATE void conc__stack_clear(conc__stack *s, char *from)
 CONC__PRIVATE void conc__usage_tell(conc_loop *l)
 {
     enum { LINES = 20 };
+    char who[CONC__DESCRIPTION];
     for (int line = 0; l->usages; line++) {
         conc__usage **most = &l->usages;
         for (conc__usage **at = most; *at; at = &(*at)->next)
@@ -8337,9 +8445,10 @@ CONC__PRIVATE void conc__usage_tell(conc_loop *l)
                 most = at;
         conc__usage *u = *most;
         *most = u->next;
+        conc__describe(who, sizeof who, conc__kept_source(u->name, u->spawned));
         if (line < LINES)
             fprintf(stderr, "conc: stacks: %zu of %zu bytes used by %s (%zu of them)\n", u->most,
-                    u->size, u->user, u->users);
+                    u->size, who, u->users);
         CONC_FREE(u);
     }
 }
@@ -8566,7 +8675,8 @@ typedef struct conc__watchdog {
     bool ends, told, asks;
     /* of the step that runs, on the real clock; 0: none. In ns, what one may take */
     int64_t began, most;
-    char name[CONC__NAME + 256];
+    const conc_task *task; /* only compared */
+    char name[CONC__DESCRIPTION];
     sem_t answered;
     int count;
     void *frames[CONC__FRAMES];
@@ -8870,16 +8980,31 @@ CONC__COLD void conc__step_last(conc_loop *l, conc_task *t)
 {
     l->step_over = true;
     l->left_stack = t->stack;
-    l->left_used = l->debug ? conc__usage_note(l, t->stack, t->spawned) : NULL;
+    l->left_used = l->debug ? conc__usage_note(l, t->stack, conc__source_of(t)) : NULL;
 }
 
 CONC__PRIVATE void conc__step_watched(conc_loop *l, const conc_task *t)
 {
     conc__watchdog *d = l->watchdog;
     pthread_mutex_lock(&d->mutex);
-    conc__describe(d->name, sizeof d->name, t->name, t->spawned); /* the task may end */
+    d->task = t;
+    conc__describe(d->name, sizeof d->name, conc__source_of(t)); /* the task may end */
     d->told = false;
     d->began = conc__clock();
+    pthread_mutex_unlock(&d->mutex);
+}
+
+/* A task of this thread has another name from now on. */
+CONC__COLD void conc__renamed(conc_loop *l, const conc_task *t)
+{
+    conc__watchdog *d = l->watchdog;
+    if (l->trace)
+        conc__trace_task(l, t);
+    if (!d)
+        return;
+    pthread_mutex_lock(&d->mutex);
+    if (d->began && d->task == t)
+        conc__describe(d->name, sizeof d->name, conc__source_of(t));
     pthread_mutex_unlock(&d->mutex);
 }
 
@@ -9170,7 +9295,7 @@ CONC__PRIVATE void conc__wind_up(conc_loop *l)
     while (l->failed) {
         conc__failed *f = l->failed;
         l->failed = f->next;
-        conc__report(l, f->name, f->spawned, f->rc, f->text);
+        conc__report(l, conc__kept_source(f->name, f->spawned), f->rc, f->text);
         CONC_FREE(f);
     }
     l->last_failed = &l->failed;
@@ -9189,8 +9314,7 @@ CONC__PRIVATE int conc__main_task(void *arg)
 
 /* How a run ended, for conc_main. */
 typedef struct conc__outcome {
-    const char *by;
-    char text[CONC__TEXT];
+    char by[CONC__DESCRIPTION], text[CONC__TEXT];
     int signal; /* that interrupted it; 0: none */
 } conc__outcome;
 
@@ -9278,7 +9402,7 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
         rc = -EINTR;
         outcome->signal = l->interrupted_by;
     } else if (rc < 0) {
-        outcome->by = conc__origin(&l->main, rc);
+        conc__describe(outcome->by, sizeof outcome->by, conc__origin(&l->main, rc));
         conc__copy(outcome->text, sizeof outcome->text,
                    conc__words_or(conc__words(&l->main, rc), rc));
     }
@@ -9311,7 +9435,8 @@ CONC_API int conc_run(conc_fn *main_fn, void *arg) { return conc_run_with(NULL, 
 CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg)
 {
     const conc_options o = {.interrupt = true};
-    conc__outcome outcome = {spawned, "", 0};
+    conc__outcome outcome = {.signal = 0};
+    conc__describe(outcome.by, sizeof outcome.by, (conc__source){spawned, spawned});
     int rc = conc__run(&o, spawned, main_fn, arg, &outcome);
     if (outcome.signal)
         return 128 + outcome.signal;

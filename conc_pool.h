@@ -1456,7 +1456,7 @@ CONC__PRIVATE int conc__job_result(conc_loop *l, const conc_job *j)
     const char *words = conc__job_state(j) & CONC__JOB_WORDS ? j->text : NULL;
     conc__frame *frame = l || !words ? NULL : conc__frame_here();
     if (l && j->result < 0)
-        conc__tell(l->self, j->result, words, NULL);
+        conc__tell(l->self, j->result, words, (conc__source){NULL, NULL});
     if (frame) { /* so that it can pass them on */
         memcpy(frame->text, j->text, sizeof frame->text);
         frame->text_rc = j->result;

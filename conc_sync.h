@@ -520,9 +520,11 @@ CONC__FAST bool conc__is_of_run(const conc_loop *l, uint64_t serial)
 CONC__PRIVATE void conc__whom_owner(FILE *out, const conc_task *owner, uint64_t serial,
                                     const char *place)
 {
-    if (conc__lives(conc__here, owner) && owner->serial == serial)
-        fprintf(out, " that %s acquired at %s", owner->name, place);
-    else
+    if (conc__lives(conc__here, owner) && owner->serial == serial) {
+        fputs(" that ", out);
+        conc__print_name(out, owner);
+        fprintf(out, " acquired at %s", place);
+    } else
         fprintf(out, " acquired at %s by a task that is not there any more", place);
 }
 
@@ -1538,9 +1540,10 @@ CONC__PRIVATE void conc__choice_whom(FILE *out, const conc__wait *w)
     for (size_t i = 0; i < s->n; i++) {
         const conc_case *c = &s->cases[i];
         fprintf(out, i ? ", " : " ");
-        if (c->what == CONC__JOINED)
-            fprintf(out, "%s to end", c->task->name);
-        else if (c->what == CONC__FD)
+        if (c->what == CONC__JOINED) {
+            conc__print_name(out, c->task);
+            fprintf(out, " to end");
+        } else if (c->what == CONC__FD)
             fprintf(out, "descriptor %d", c->fd);
         else if (c->what == CONC__AFTER)
             fprintf(out, "%.9g s", c->seconds);
