@@ -210,8 +210,8 @@ CONC_API int conc_yield(void);
  * meanwhile are in force. NaN: -EINVAL. Not a checkpoint. */
 CONC_API int conc_block(double s);
 
-/* Returns when every other task waits and nothing is ready; time does not move for it. For
- * tests. Waits. */
+/* Returns when every other task waits and nothing is ready; time does not move for it. Posted
+ * functions that post each other for ever do not keep it. For tests. Waits. */
 CONC_API int conc_settle(void);
 
 /* ---- >>scopes ------------------------------------------------------------------------------- */
@@ -806,8 +806,9 @@ CONC_API conc_loop *conc_loop_self(void);
 CONC_API int conc_loop_hold(conc_loop *l);
 CONC_API int conc_loop_release(conc_loop *l);
 
-/* Has l call fn(arg) between two tasks, in the order of posting. From any thread, not from a
- * signal handler. A post that returned 0 is run. Without a hold it is for those who know that
+/* Has l call fn(arg) between two tasks, in the order of posting. However many are posted, timers,
+ * descriptors and signals have their turn between them. From any thread, not from a signal
+ * handler. A post that returned 0 is run. Without a hold it is for those who know that
  * the run still lasts. Errors: -EINVAL, -ENOMEM, -ESHUTDOWN once the run is over. */
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
 
@@ -895,10 +896,10 @@ static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc
  * *
  *  The implementation
  *
- *  A task gives up the processor by switching straight to the next ready one; every 64 switches,
- *  or when none is ready, it switches to the scheduler instead, which runs on the thread's own
- *  stack and looks at posted functions, the clock and the descriptors. Everything that may need
- *  a deep stack (hooks, reports) runs there too.
+ *  A task gives up the processor by switching straight to the next ready one; after a batch of 64
+ *  switches, fewer when they are slow, or when none is ready, it switches to the scheduler
+ *  instead, which runs on the thread's own stack and looks at posted functions, the clock and the
+ *  descriptors. Everything that may need a deep stack (hooks, reports) runs there too.
  *
  *  Contents: >>config >>switch >>types >>sanitizers >>system >>poll >>stacks >>timers
  *  >>scheduler >>waits >>cancellation >>spawning >>texts >>finishing >>joining >>grouping
@@ -982,8 +983,11 @@ static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc
 
 enum {
     CONC__LEAST_STACK = 16 * 1024, /* bytes */
-    CONC__TURNS = 64,              /* switches between two looks of the scheduler */
-    CONC__QUICK = 256,             /* checkpoints without a wait before one yields */
+    CONC__TURNS = 64,              /* switches between two looks of the scheduler, at most */
+    CONC__QUICK = 256,             /* checkpoints without a wait before one yields, at most */
+    CONC__LATE = 1000000,          /* ns between two looks, after which steps count as slow */
+    /* passes in a row that ran only posted functions, after which what waits for quiet goes on */
+    CONC__FLOOD = 64,
     /* refused checkpoints in a row that make a task one which ignores its cancel */
     CONC__SPIN = 16,
     CONC__STUBBORN = 1000,  /* refused checkpoints in a row that debug mode tells of */
@@ -1459,6 +1463,9 @@ struct conc_loop {
     conc__fpu fpu;    /* what a task starts with */
     void *scratch[3]; /* where a context goes that nobody will return to */
     int64_t now;
+    int64_t looked;        /* when the scheduler last looked around, on the loop's clock */
+    int batch, budget;     /* what turns and quick start with: fewer when steps are slow */
+    int flooded;           /* passes in a row that ran only posted functions */
     uint64_t picks, draws; /* states of the two random generators */
     conc__stack thread_stack;
 #if CONC__TSAN
@@ -2625,13 +2632,28 @@ CONC__SWITCHES void conc__leave(conc_loop *l)
     *l->errno_at = self->error_number;
 }
 
+/* The next switch goes to the scheduler. */
+CONC__PRIVATE void conc__end_batch(conc_loop *l)
+{
+    l->switches -= (uint64_t)l->turns; /* they are counted as if they had been used */
+    l->turns = 0;
+}
+
+/* The running task has read the clock: a long step ends the batch, and the budget of checkpoints
+ * that need not wait. */
+static inline void conc__time_passed(conc_loop *l, int64_t now)
+{
+    if (CONC__UNLIKELY(now - l->looked > CONC__LATE)) {
+        conc__end_batch(l);
+        l->quick = 1;
+    }
+}
+
 /* Behind every task that is ready. */
 CONC__PRIVATE void conc__pass(conc_loop *l)
 {
-    if (!l->ready) {                       /* the others may wait for the clock */
-        l->switches -= (uint64_t)l->turns; /* they are counted as if they had been used */
-        l->turns = 0;
-    }
+    if (!l->ready) /* the others may wait for the clock */
+        conc__end_batch(l);
     conc__make_ready(l, l->self);
     conc__leave(l);
 }
@@ -2694,7 +2716,7 @@ static inline int conc__checkpoint(conc_loop *l)
 static inline void conc__quick(conc_loop *l)
 {
     if (CONC__UNLIKELY(--l->quick <= 0)) {
-        l->quick = CONC__QUICK;
+        l->quick = l->budget;
         conc__pass(l);
     }
 }
@@ -2948,14 +2970,32 @@ CONC__PRIVATE int64_t conc__verify(conc_loop *l)
     return l->unverified ? EVERY : CONC__NEVER;
 }
 
+/* Tasks are always ready, or posted functions: descriptors are looked at all the same, now and
+ * then. */
+CONC__PRIVATE void conc__glance(conc_loop *l)
+{
+    enum { EVERY = 50000, PASSES = 16 };
+    bool is_time = l->now - l->polled >= EVERY || (l->virtual_clock && l->passes % PASSES == 0);
+    if (l->watched && is_time) {
+        conc__poll_now(l);
+        conc__verify(l);
+    }
+}
+
 /* Nothing can run: something has to come from the clock or from outside, else every task waits
  * for ever. */
 CONC__PRIVATE void conc__idle(conc_loop *l)
 {
     int64_t next = conc__wheel_next(&l->wheel), limit;
     bool at_work = conc__at_work(l);
-    if (atomic_load_explicit(&l->posted, memory_order_relaxed))
+    if (!atomic_load_explicit(&l->posted, memory_order_relaxed)) {
+        l->flooded = 0;
+    } else if (++l->flooded < CONC__FLOOD) {
+        conc__glance(l);
         return;
+    } else {
+        l->flooded = 0;
+    }
     if (conc__expects(l) && (l->settlers.first || (l->virtual_clock && next != CONC__NEVER))) {
         conc__poll_now(l); /* what is ready comes before time moves */
         conc__take_signals(l);
@@ -2992,26 +3032,28 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
     conc__poll_events(l, limit, false);
 }
 
-/* Tasks are always ready: descriptors are looked at all the same, now and then. */
-CONC__PRIVATE void conc__glance(conc_loop *l)
-{
-    enum { EVERY = 50000, PASSES = 16 };
-    if (!l->watched)
-        return;
-    if (!l->virtual_clock)
-        l->now = conc__clock();
-    if (l->virtual_clock ? l->passes % PASSES == 0 : l->now - l->polled >= EVERY) {
-        conc__poll_now(l);
-        conc__verify(l);
-    }
-}
-
-/* Reads the clock and fires what is due; the virtual clock moves elsewhere. Without timers the
- * loop's time may lag. */
+/* Reads the clock and fires what is due; the virtual clock moves elsewhere. */
 CONC__PRIVATE void conc__look(conc_loop *l)
 {
-    if (!l->virtual_clock && (l->wheel.count || l->passes % 16 == 0))
+    if (!l->virtual_clock)
         conc__advance(l, conc__clock());
+}
+
+/* So many switches, and checkpoints that need not wait, that the next look around comes within
+ * CONC__LATE, or after a single step that takes longer. */
+CONC__PRIVATE void conc__adapt_batch(conc_loop *l)
+{
+    int64_t took = l->now - l->looked;
+    if (took > CONC__LATE) {
+        l->batch = 1 + (int)(l->batch * (int64_t)(CONC__LATE / 2) / took);
+        l->budget = 1 + (int)(l->budget * (int64_t)(CONC__LATE / 2) / took);
+        l->quick = l->quick < l->budget ? l->quick : l->budget;
+    } else if (took < CONC__LATE / 4) {
+        bool awaits = l->wheel.count || conc__expects(l);
+        int most = awaits ? CONC__TURNS : CONC__TURNS * 4; /* then reading the clock costs less */
+        l->batch = l->batch < most / 2 ? l->batch * 2 : most;
+        l->budget = l->budget < CONC__QUICK / 2 ? l->budget * 2 : CONC__QUICK;
+    }
 }
 
 /* The scheduler's look around. */
@@ -3021,7 +3063,9 @@ CONC__PRIVATE void conc__tick(conc_loop *l)
     conc__run_posts(l);
     conc__take_signals(l);
     conc__look(l);
+    conc__adapt_batch(l);
     if (l->ready) {
+        l->flooded = 0;
         conc__glance(l);
     } else {
         conc__idle(l);
@@ -3035,13 +3079,14 @@ CONC__PRIVATE void conc__tick(conc_loop *l)
         l->spinners = NULL;
         l->next_round = l->passes + CONC__TURNS;
     }
+    l->looked = l->now;
 }
 
 /* One look around, and the tasks that are ready then; false: none is. */
 CONC__PRIVATE bool conc__pass_once(conc_loop *l)
 {
     conc__tick(l);
-    int turns = l->turns = l->seeded || l->stepwise ? 0 : CONC__TURNS;
+    int turns = l->turns = l->seeded || l->stepwise ? 0 : l->batch;
     conc_task *t = conc__pick(l);
     if (!t)
         return false;
@@ -3179,7 +3224,10 @@ static inline int64_t conc__time(const conc_loop *l)
 CONC_API double conc_now(void)
 {
     conc_loop *l = conc__here;
-    return (double)(l ? conc__time(l) : conc__clock()) / 1e9;
+    int64_t now = l ? conc__time(l) : conc__clock();
+    if (l)
+        conc__time_passed(l, now);
+    return (double)now / 1e9;
 }
 
 CONC_API CONC__CALLED int conc_sleep(double s)
@@ -3227,6 +3275,7 @@ CONC_API int conc_block(double s)
         for (int64_t left; (left = end - conc__clock()) > 0;)
             conc__doze(left);
     conc__advance(l, conc__time(l));
+    conc__time_passed(l, l->now);
     return 0;
 }
 
@@ -7536,25 +7585,43 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
     return rc;
 }
 
-CONC__PRIVATE conc__post *conc__take_posts(conc_loop *l)
+CONC__PRIVATE conc__post *conc__take_posts(conc_loop *l, conc__post **last)
 {
     pthread_mutex_lock(&l->mutex);
     conc__post *first = l->posted;
+    *last = l->last_posted;
     atomic_store_explicit(&l->posted, NULL, memory_order_relaxed);
     pthread_mutex_unlock(&l->mutex);
     return first;
 }
 
-/* In the scheduler: those posted meanwhile wait for the next pass. */
+/* Before those that were posted meanwhile. */
+CONC__PRIVATE void conc__put_posts_back(conc_loop *l, conc__post *first, conc__post *last)
+{
+    pthread_mutex_lock(&l->mutex);
+    last->next = l->posted;
+    if (!last->next)
+        l->last_posted = last;
+    atomic_store_explicit(&l->posted, first, memory_order_relaxed);
+    pthread_mutex_unlock(&l->mutex);
+}
+
+/* In the scheduler: no more of them than of switches between two looks around, so that they keep
+ * nothing else waiting. Those posted meanwhile wait for the next pass. */
 CONC__PRIVATE void conc__run_posts(conc_loop *l)
 {
     if (!atomic_load_explicit(&l->posted, memory_order_relaxed))
         return;
+    conc__post *last, *p = conc__take_posts(l, &last);
+    int64_t began = l->now;
     l->stirred = true;
-    for (conc__post *p = conc__take_posts(l), *next; p; p = next) {
-        next = p->next;
+    for (int n = 0; p && n < l->batch && l->now - began <= CONC__LATE; n++) {
+        conc__post *next = p->next;
         p->run(p);
+        p = next;
     }
+    if (p)
+        conc__put_posts_back(l, p, last);
 }
 
 /* ---- >>reporting ---------------------------------------------------------------------------- */
@@ -9260,12 +9327,14 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->on_valgrind = conc__on_valgrind();
     l->run = 1 + atomic_fetch_add_explicit(&runs, 1, memory_order_relaxed);
     l->spawned = l->finished = l->most = conc__first_serial(l);
-    l->quick = CONC__QUICK;
     l->errno_at = &errno;
     l->switch_stacks = conc__switch_plainly;
     l->now = o->virtual_clock ? 0 : conc__clock();
     l->wheel.elapsed = (uint64_t)l->now;
-    l->trimmed = l->verified = l->polled = l->began = l->now;
+    l->trimmed = l->verified = l->polled = l->began = l->looked = l->now;
+    /* on the real clock it is not known yet how slow steps are */
+    l->batch = o->virtual_clock ? CONC__TURNS : 1;
+    l->quick = l->budget = o->virtual_clock ? CONC__QUICK : CONC__QUICK / CONC__TURNS;
     l->picks = l->draws = o->seed;
     if (!o->seed && !o->virtual_clock)
         l->draws = (uint64_t)conc__clock() ^ (uint64_t)(uintptr_t)l;
@@ -9342,7 +9411,8 @@ CONC__PRIVATE void conc__last_posts(conc_loop *l)
     pthread_mutex_lock(&l->mutex);
     l->closed = true;
     pthread_mutex_unlock(&l->mutex);
-    conc__run_posts(l);
+    while (atomic_load_explicit(&l->posted, memory_order_relaxed))
+        conc__run_posts(l);
 }
 
 /* Opens a run, and makes it this thread's. */
@@ -9492,9 +9562,14 @@ CONC_API int conc_embed_step(conc_embed *e)
         return rc;
     conc_loop *l = e->loop;
     l->stepping = true;
-    conc__was_idle(l, l->left, conc__time(l));
-    for (int i = 0; i < PASSES && !l->over && conc__pass_once(l); i++)
-        continue;
+    l->looked = conc__time(l);
+    conc__was_idle(l, l->left, l->looked);
+    int64_t start = l->left = l->looked;
+    for (int i = 0; i < PASSES && l->left - start < CONC__LATE && !l->over; i++) {
+        if (!conc__pass_once(l))
+            break;
+        l->left = conc__time(l);
+    }
     l->stepping = false;
     l->left = conc__time(l);
     pthread_mutex_lock(&l->mutex);
