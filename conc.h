@@ -155,9 +155,9 @@ typedef struct conc_options {
      * thread; stack overflow; what stacks were used. `kill -USR2` prints the tasks. */
     bool debug;
     double slow_step; /* seconds; debug: report a task that holds the loop longer; 0: 0.1 */
-    /* SIGINT or SIGTERM cancels main_fn, which makes the run's result -EINTR; a second one
-     * kills. Not where a handler is installed or the signal is ignored, nor while a conc_signals
-     * has it. */
+    /* SIGINT or SIGTERM cancels main_fn, which makes the run's result -EINTR; a second one,
+     * 0.1 s later or more, kills. Not if the program handles or ignores the signal when the run
+     * begins, nor while a conc_signals receives it. */
     bool interrupt;
     /* Write a trace of all tasks to this file, in Chrome's trace event format, for Perfetto or
      * about:tracing: a row a task, spans for its steps and waits, arrows from who woke it, on
@@ -775,8 +775,8 @@ typedef struct conc_signals {
 } conc_signals;
 
 /* From here on these signals are received, and none is lost; the kernel may merge equal ones.
- * Each open conc_signals gets every signal of its numbers, in every thread. They are let through
- * in this thread if they were blocked. Errors: -EINVAL (NULL, n 0, open already, no such signal,
+ * Each open conc_signals gets every signal of its numbers, in every thread; a number that is in
+ * the list twice counts once. They are let through in this thread if they were blocked. Errors: -EINVAL (NULL, n 0, open already, no such signal,
  * or SIGKILL, SIGSTOP, SIGPIPE and those of faults), -ENOMEM; then nothing has changed. Not a
  * checkpoint. */
 CONC_API int conc_signals_open(conc_signals *s, const int *numbers, size_t n);
@@ -1504,8 +1504,7 @@ struct conc_loop {
     struct conc__watchdog *watchdog; /* debug */
     struct conc__usage *usages;      /* debug: of stacks */
     conc__holding *opened;           /* debug: what is to be closed before the end */
-    unsigned dumps;                  /* debug: SIGUSR2 came so often; */
-    /* conc's handlers for it and for SIGSEGV are installed for this run */
+    /* debug: conc's handlers for SIGUSR2 and for SIGSEGV are installed for this run */
     bool dumps_taken, faults_taken;
     conc__wheel wheel;
 
@@ -1532,12 +1531,13 @@ struct conc_loop {
 
     conc_signals *signals;
     int signal_waits, signal_slot, interrupted_by;
-    unsigned interrupt_numbers; /* which of conc__interrupting are taken, a bit each */
-    bool interrupts, interrupted_late, winding_up, embedded, stepping, pipe_was_blocked,
-        pipe_was_pending;
+    bool interrupted_late, winding_up, embedded, stepping, pipe_was_blocked, pipe_was_pending;
     void *signal_stack;
-    atomic_bool signalled;
-    atomic_int interrupt; /* a signal that is to cancel main_fn; 0: none */
+    /* the signals' handler writes these, but for the numbers, which it reads */
+    atomic_bool signalled, dump_asked;
+    atomic_uint interrupt_numbers;   /* which interrupt this run, a conc__interrupt_bit each */
+    atomic_int interrupt;            /* the signal that is to cancel main_fn; 0: none */
+    _Atomic(int64_t) interrupted_at; /* when the first came, on the real clock; 0: none did */
 
     /* shared with other threads; under the mutex, but for a look at `posted` */
     pthread_mutex_t mutex;
@@ -1967,6 +1967,26 @@ CONC__PRIVATE int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attrib
     int rc = pthread_create(id, attributes, fn, arg);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return rc;
+}
+
+/* Takes away a blocked signal, if it is pending. It waits for none: one that is sent to the
+ * process may be another thread's by now. */
+CONC__PRIVATE void conc__signal_discard(int number)
+{
+    sigset_t set;
+    sigset_t pending;
+    sigemptyset(&set);
+    sigaddset(&set, number);
+    if (sigpending(&pending) || !sigismember(&pending, number))
+        return;
+#ifdef __APPLE__
+    sigwait(&set, &number);
+#else
+    struct timespec now = {0, 0};
+    int saved = errno;
+    sigtimedwait(&set, NULL, &now);
+    errno = saved;
+#endif
 }
 
 /* A write for handlers and the watchdog, which may not wait for the lock of stderr. */
@@ -5582,12 +5602,8 @@ CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io)
 /* Takes away the signal that a write to a broken pipe leaves behind, blocked as it is. */
 CONC__PRIVATE void conc__drain_pipe_signal(const conc_loop *l)
 {
-    sigset_t pending, pipe;
-    int number;
-    sigemptyset(&pipe);
-    sigaddset(&pipe, SIGPIPE);
-    if (!l->pipe_was_pending && sigpending(&pending) == 0 && sigismember(&pending, SIGPIPE))
-        sigwait(&pipe, &number);
+    if (!l->pipe_was_pending)
+        conc__signal_discard(SIGPIPE);
 }
 
 CONC__PRIVATE bool conc__io_is_empty(const conc__io *io)
@@ -7006,24 +7022,56 @@ CONC_API void conc__auto_conc_stream(conc_stream *s)
 
 enum { CONC__SIGNALS = 65, CONC__SIGNAL_LOOPS = 256, CONC__SIGNAL_STACK = 65536 };
 
+/* What the handler does with a signal number is one atomic word: these flags, and above them a
+ * count of the signals that were received.
+ *
+ *     state         flags       disposition  what the handler does with a signal
+ *     free          none        the program's  (it was delivered before, or another restored
+ *                                            conc's handler): puts back, and raises it anew
+ *     interrupting  INTERRUPTS  conc's       interrupts the runs that want it, or kills
+ *     dumping       DUMPS       conc's       has the runs in debug mode print their tasks
+ *     received      RECEIVES,   conc's       counts it, and wakes the loops
+ *                   any others
+ *     leaving       LEAVING     changes      sets AGAIN: it is raised anew when this is over
+ *
+ *     from          to            by
+ *     any but leaving  + a flag   conc__signal_enter, under the mutex; then the disposition is set
+ *     any           - a flag      conc__signal_leave, under the mutex, for the last user
+ *     free          leaving, then free  conc__signal_put_back, after the last flag has gone, or in
+ *                                 the handler that finds it free; the disposition is put back
+ *
+ * So each signal is received, or interrupts, or does what it did before conc: which, is settled
+ * when the handler reads the word. The handler changes a disposition only to kill the process,
+ * or in the state leaving, which conc__signal_enter waits for. */
+enum { CONC__RECEIVES, CONC__INTERRUPTS, CONC__DUMPS, CONC__ROLES };
+
+#define CONC__ROLE(role) (1ul << (role))
+#define CONC__ALL_ROLES (CONC__ROLE(CONC__ROLES) - 1)
+#define CONC__LEAVING (1ul << 3)
+#define CONC__AGAIN (1ul << 4)
+#define CONC__CAME_ONE (1ul << 5)
+#define CONC__CAME(word) ((word) & ~(CONC__CAME_ONE - 1))
+
+/* In a conc_signals. */
 struct conc__signal_number {
     int number;
     bool was_blocked;
-    unsigned seen; /* how many of these were handed out, or came before the opening */
+    unsigned long seen; /* up to here in the count they were handed out, or came before */
 };
 
-/* Signals belong to the process, so this is shared by all loops: by the mutex, and what the
- * handler uses by atomics. */
+/* In the process. */
+typedef struct conc__signal {
+    _Atomic unsigned long word;
+    int users[CONC__ROLES];  /* open conc_signals, or runs; under the mutex, as is the rest */
+    unsigned long handed;    /* up to here in the count they were handed out to a receiver */
+    struct sigaction before; /* what was there before conc's handler */
+} conc__signal;
+
+/* Signals belong to the process, so this is shared by all loops. */
 static struct conc__signalling {
     pthread_mutex_t mutex;
-    int receivers[CONC__SIGNALS];           /* open conc_signals */
-    int interrupts[CONC__SIGNALS];          /* runs that it interrupts */
-    struct sigaction before[CONC__SIGNALS]; /* what was there before conc's handler */
-    /* the handler was installed for receivers: no interrupt wants it */
-    bool only_received[CONC__SIGNALS];
-    _Atomic unsigned came[CONC__SIGNALS]; /* how often */
-    unsigned handed[CONC__SIGNALS];       /* of these, how many somebody was given */
-    atomic_bool received[CONC__SIGNALS];  /* there are receivers, so it interrupts nobody */
+    conc__signal numbers[CONC__SIGNALS];
+    atomic_int process; /* that installed the handlers; in a child without fork's hooks another */
     _Atomic(conc_loop *) loops[CONC__SIGNAL_LOOPS];
     atomic_int running; /* handlers at work: what they may look at must stay */
     int faults;         /* runs that want the report of a stack overflow */
@@ -7036,73 +7084,173 @@ CONC__PRIVATE void conc__on_signal(int number);
 
 CONC__PRIVATE bool conc__signal_is_ours(int number, struct sigaction *now)
 {
-    return sigaction(number, NULL, now) == 0 && now->sa_handler == conc__on_signal;
+    return sigaction(number, NULL, now) == 0 && !(now->sa_flags & SA_SIGINFO) &&
+           now->sa_handler == conc__on_signal;
 }
 
-/* From here on the next interrupt finds what was there before: it kills a program that does not
- * react. */
-CONC__PRIVATE void conc__interrupt_once(void)
+/* Has the program left the number to the system? */
+CONC__PRIVATE bool conc__signal_is_default(int number)
 {
+    struct sigaction now = {.sa_handler = SIG_DFL};
+    if (conc__signal_is_ours(number, &now))
+        now = conc__signalling.numbers[number].before;
+    return !(now.sa_flags & SA_SIGINFO) && now.sa_handler == SIG_DFL;
+}
+
+/* If the number is free, its disposition is what it was before conc's, or became meanwhile. Also
+ * in the handler: only atomics and system calls. */
+CONC__PRIVATE void conc__signal_put_back(int number)
+{
+    conc__signal *n = &conc__signalling.numbers[number];
     struct sigaction now;
-    for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
-        int number = conc__interrupting[i];
-        if (!atomic_load(&conc__signalling.received[number]) && conc__signal_is_ours(number, &now))
-            sigaction(number, &conc__signalling.before[number], NULL);
+    unsigned long was = atomic_load(&n->word), free = CONC__CAME(was);
+    if (!atomic_compare_exchange_strong(&n->word, &free, free | CONC__LEAVING))
+        return;
+    if (conc__signal_is_ours(number, &now))
+        sigaction(number, &n->before, NULL);
+    was = atomic_fetch_and(&n->word, ~(CONC__LEAVING | CONC__AGAIN));
+    if (was & CONC__AGAIN)
+        kill(getpid(), number);
+}
+
+/* The default action, at once; the handler had blocked the signal. */
+CONC__PRIVATE void conc__signal_kills(int number)
+{
+    struct sigaction usual;
+    sigset_t set;
+    memset(&usual, 0, sizeof usual);
+    usual.sa_handler = SIG_DFL;
+    sigaction(number, &usual, NULL);
+    sigemptyset(&set);
+    sigaddset(&set, number);
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    raise(number);
+}
+
+CONC__PRIVATE unsigned conc__interrupt_bit(int number) { return number == SIGINT ? 1 : 2; }
+
+/* Interrupts a run. True: it was interrupted before, and does not end. One Ctrl+C may come
+ * twice, from the terminal and from a parent, so what comes within 0.1 s is one. */
+CONC__PRIVATE bool conc__interrupt(conc_loop *l, int number)
+{
+    enum { ONE = 100000000 };
+    int64_t now = conc__clock(), first = 0;
+    if (!(atomic_load(&l->interrupt_numbers) & conc__interrupt_bit(number)))
+        return false;
+    if (!atomic_compare_exchange_strong(&l->interrupted_at, &first, now))
+        return now - first >= ONE;
+    atomic_store(&l->interrupt, number);
+    return false;
+}
+
+/* To all loops. role: of the number, CONC__ROLES: none. True: it kills. */
+CONC__PRIVATE bool conc__signal_reaches(int number, unsigned long role)
+{
+    bool kills = false;
+    atomic_fetch_add(&conc__signalling.running, 1);
+    for (int i = 0; i < CONC__SIGNAL_LOOPS; i++) {
+        conc_loop *l = atomic_load(&conc__signalling.loops[i]);
+        if (!l)
+            continue;
+        if (role == CONC__INTERRUPTS)
+            kills |= conc__interrupt(l, number);
+        if (role == CONC__DUMPS)
+            atomic_store(&l->dump_asked, true);
+        atomic_store(&l->signalled, true);
+        conc__wake_up(l);
     }
+    atomic_fetch_sub(&conc__signalling.running, 1);
+    return kills;
+}
+
+/* What becomes of a signal: the word before it came. */
+CONC__PRIVATE unsigned long conc__signal_comes(conc__signal *n)
+{
+    unsigned long was = atomic_load(&n->word), next;
+    do {
+        next = was;
+        if (was & CONC__ROLE(CONC__RECEIVES))
+            next = was + CONC__CAME_ONE;
+        else if (was & CONC__LEAVING)
+            next = was | CONC__AGAIN;
+    } while (!atomic_compare_exchange_weak(&n->word, &was, next));
+    return was;
 }
 
 /* In whatever thread, at whatever moment: only atomics and system calls. */
 CONC__PRIVATE void conc__on_signal(int number)
 {
+    conc__signal *n = &conc__signalling.numbers[number];
     int saved = errno;
-    bool interrupts = number != SIGUSR2 && !atomic_load(&conc__signalling.received[number]);
-    atomic_fetch_add(&conc__signalling.running, 1);
-    atomic_fetch_add(&conc__signalling.came[number], 1);
-    if (interrupts)
-        conc__interrupt_once();
-    for (int i = 0; i < CONC__SIGNAL_LOOPS; i++) {
-        conc_loop *l = atomic_load(&conc__signalling.loops[i]);
-        if (!l)
-            continue;
-        if (interrupts && l->interrupts)
-            atomic_store(&l->interrupt, number);
-        atomic_store(&l->signalled, true);
-        conc__wake_up(l);
+    if (atomic_load(&conc__signalling.process) != getpid()) { /* a child's, before fork's hook */
+        sigaction(number, &n->before, NULL);
+        kill(getpid(), number);
+        errno = saved;
+        return;
     }
-    atomic_fetch_sub(&conc__signalling.running, 1);
+    unsigned long was = conc__signal_comes(n);
+    if (was & CONC__ROLE(CONC__RECEIVES)) {
+        conc__signal_reaches(number, CONC__RECEIVES);
+    } else if (was & CONC__ROLE(CONC__INTERRUPTS)) {
+        if (conc__signal_reaches(number, CONC__INTERRUPTS))
+            conc__signal_kills(number);
+    } else if (was & CONC__ROLE(CONC__DUMPS)) {
+        conc__signal_reaches(number, CONC__DUMPS);
+    } else if (!(was & CONC__LEAVING)) {
+        conc__signal_put_back(number);
+        kill(getpid(), number);
+    }
     errno = saved;
 }
 
-/* Under the mutex. */
-CONC__PRIVATE int conc__signal_take(int number)
+/* Adds a flag, and takes those of `without` away: the word before. */
+CONC__PRIVATE unsigned long conc__signal_flag(conc__signal *n, int role, unsigned long without)
 {
+    unsigned long was = atomic_load(&n->word);
+    for (;;) {
+        if (was & CONC__LEAVING) { /* a handler in another thread puts the disposition back */
+            sched_yield();
+            was = atomic_load(&n->word);
+        } else if (atomic_compare_exchange_weak(&n->word, &was,
+                                                (was & ~without) | CONC__ROLE(role))) {
+            return was;
+        }
+    }
+}
+
+/* Under the mutex: one more user of the number. */
+CONC__PRIVATE int conc__signal_enter(int number, int role, unsigned long *came)
+{
+    conc__signal *n = &conc__signalling.numbers[number];
     struct sigaction now, ours;
-    if (sigaction(number, NULL, &now))
-        return -EINVAL;
-    if (now.sa_handler == conc__on_signal)
-        return 0;
+    unsigned long without = 0;
+    if (!conc__signal_is_ours(number, &now)) {
+        n->before = now;
+        /* a handler that the program installed meanwhile is not to be interrupted */
+        without = role == CONC__RECEIVES ? CONC__ALL_ROLES : 0;
+    }
     memset(&ours, 0, sizeof ours);
     ours.sa_handler = conc__on_signal;
     ours.sa_flags = SA_RESTART | SA_ONSTACK;
     sigfillset(&ours.sa_mask);
-    conc__signalling.before[number] = now;
-    conc__signalling.only_received[number] = true;
-    conc__signalling.handed[number] = atomic_load(&conc__signalling.came[number]);
-    return sigaction(number, &ours, NULL) ? -EINVAL : 0;
+    atomic_store(&conc__signalling.process, getpid());
+    *came = CONC__CAME(conc__signal_flag(n, role, without));
+    if (role == CONC__RECEIVES && n->users[role] == 0)
+        n->handed = *came;
+    n->users[role]++;
+    return sigaction(number, &ours, NULL) ? -errno : 0;
 }
 
-/* Under the mutex: somebody does not want it any more. True: some came that nobody was given, or
- * will be. */
-CONC__PRIVATE bool conc__signal_leave(int number)
+/* Under the mutex: a user has had enough. */
+CONC__PRIVATE void conc__signal_leave(int number, int role)
 {
-    struct sigaction now;
-    bool interrupts =
-        conc__signalling.interrupts[number] && !conc__signalling.only_received[number];
-    if (conc__signalling.receivers[number])
-        return false;
-    if (!interrupts && conc__signal_is_ours(number, &now))
-        sigaction(number, &conc__signalling.before[number], NULL);
-    return conc__signalling.handed[number] != atomic_load(&conc__signalling.came[number]);
+    conc__signal *n = &conc__signalling.numbers[number];
+    if (--n->users[role])
+        return;
+    unsigned long was = atomic_fetch_and(&n->word, ~CONC__ROLE(role));
+    conc__signal_put_back(number);
+    if (role == CONC__RECEIVES && CONC__CAME(was) != n->handed)
+        kill(getpid(), number); /* nobody was given it, or will be */
 }
 
 /* Has signals wake this loop. A signal's frame takes up to 12 KiB where the processor has large
@@ -7148,14 +7296,15 @@ CONC__PRIVATE int conc__signals_find(conc_signals *s)
 {
     for (size_t i = 0; i < s->count; i++) {
         struct conc__signal_number *n = &s->numbers[(s->turn + i) % s->count];
-        unsigned came = atomic_load(&conc__signalling.came[n->number]);
+        conc__signal *all = &conc__signalling.numbers[n->number];
+        unsigned long came = CONC__CAME(atomic_load(&all->word));
         if (n->seen == came)
             continue;
-        n->seen++;
+        n->seen += CONC__CAME_ONE;
         s->turn = (s->turn + i + 1) % s->count;
         pthread_mutex_lock(&conc__signalling.mutex);
-        if (came - n->seen < came - conc__signalling.handed[n->number])
-            conc__signalling.handed[n->number] = n->seen;
+        if (came - n->seen < came - all->handed)
+            all->handed = n->seen;
         pthread_mutex_unlock(&conc__signalling.mutex);
         return n->number;
     }
@@ -7164,9 +7313,6 @@ CONC__PRIVATE int conc__signals_find(conc_signals *s)
 
 CONC__PRIVATE void conc__interrupt_main(conc_loop *l, int number)
 {
-    pthread_mutex_lock(&conc__signalling.mutex);
-    conc__signalling.handed[number] = atomic_load(&conc__signalling.came[number]);
-    pthread_mutex_unlock(&conc__signalling.mutex);
     if (l->winding_up) {
         l->interrupted_by = number;
         l->interrupted_late = true;
@@ -7176,19 +7322,6 @@ CONC__PRIVATE void conc__interrupt_main(conc_loop *l, int number)
     }
 }
 
-/* Debug: SIGUSR2 prints the tasks, where the program does not receive it itself. */
-CONC__PRIVATE void conc__dump_if_asked(conc_loop *l)
-{
-    unsigned came = atomic_load(&conc__signalling.came[SIGUSR2]);
-    if (came != l->dumps && !atomic_load(&conc__signalling.received[SIGUSR2]))
-        conc_dump(stderr);
-    l->dumps = came;
-    pthread_mutex_lock(&conc__signalling.mutex);
-    if (!atomic_load(&conc__signalling.received[SIGUSR2]))
-        conc__signalling.handed[SIGUSR2] = came;
-    pthread_mutex_unlock(&conc__signalling.mutex);
-}
-
 /* In the scheduler: hands out what came. */
 CONC__COLD void conc__take_signals_now(conc_loop *l)
 {
@@ -7196,8 +7329,8 @@ CONC__COLD void conc__take_signals_now(conc_loop *l)
     int interrupt = atomic_exchange(&l->interrupt, 0);
     if (interrupt)
         conc__interrupt_main(l, interrupt);
-    if (l->dumps_taken)
-        conc__dump_if_asked(l);
+    if (atomic_exchange(&l->dump_asked, false) && l->dumps_taken)
+        conc_dump(stderr);
     for (conc_signals *s = l->signals; s; s = s->next)
         for (int number; s->waits.first && (number = conc__signals_find(s)) != 0;) {
             l->signal_waits--;
@@ -7224,21 +7357,17 @@ CONC__PRIVATE bool conc__signal_may_be_received(int number)
 /* Takes them one by one; `taken` tells how many, when one fails. */
 CONC__PRIVATE int conc__signals_take(conc_signals *s, size_t *taken)
 {
-    for (*taken = 0; *taken < s->count; ++*taken) {
+    int rc = 0;
+    for (*taken = 0; rc == 0 && *taken < s->count; ++*taken) {
         struct conc__signal_number *n = &s->numbers[*taken];
         sigset_t set, before;
-        n->seen = atomic_load(&conc__signalling.came[n->number]);
-        int rc = conc__signal_take(n->number);
-        if (rc)
-            return rc;
-        conc__signalling.receivers[n->number]++;
-        atomic_store(&conc__signalling.received[n->number], true);
+        rc = conc__signal_enter(n->number, CONC__RECEIVES, &n->seen);
         sigemptyset(&set);
         sigaddset(&set, n->number);
         pthread_sigmask(SIG_UNBLOCK, &set, &before);
         n->was_blocked = sigismember(&before, n->number) == 1;
     }
-    return 0;
+    return rc;
 }
 
 CONC__PRIVATE void conc__signal_block(int number)
@@ -7269,10 +7398,7 @@ CONC__PRIVATE void conc__signals_give_back(const conc_loop *l, const conc_signal
         int number = s->numbers[n].number;
         if (s->numbers[n].was_blocked)
             conc__signal_block_again(l, number);
-        if (--conc__signalling.receivers[number] == 0)
-            atomic_store(&conc__signalling.received[number], false);
-        if (conc__signal_leave(number))
-            kill(getpid(), number);
+        conc__signal_leave(number, CONC__RECEIVES);
     }
 }
 
@@ -7282,6 +7408,15 @@ typedef struct conc__signal_call {
     size_t n;
     int rc;
 } conc__signal_call;
+
+/* Once, however often it stands in the list. */
+CONC__PRIVATE void conc__signals_add(conc_signals *s, int number)
+{
+    for (size_t i = 0; i < s->count; i++)
+        if (s->numbers[i].number == number)
+            return;
+    s->numbers[s->count++] = (struct conc__signal_number){.number = number};
+}
 
 CONC__PRIVATE void conc__open_signals(conc_loop *l, void *arg)
 {
@@ -7298,9 +7433,9 @@ CONC__PRIVATE void conc__open_signals(conc_loop *l, void *arg)
     else if (c->rc == 0)
         c->rc = -ENOMEM;
     if (c->rc == 0) {
-        *s = (conc_signals){.loop = l, .numbers = list, .count = c->n, .run = l->run};
+        *s = (conc_signals){.loop = l, .numbers = list, .run = l->run};
         for (size_t i = 0; i < c->n; i++)
-            list[i] = (struct conc__signal_number){.number = c->numbers[i]};
+            conc__signals_add(s, c->numbers[i]);
         pthread_mutex_lock(&conc__signalling.mutex);
         c->rc = conc__signals_take(s, &taken);
         if (c->rc)
@@ -7419,20 +7554,17 @@ CONC_API int conc_wait_signal(int number)
 /* The run begins: interrupts it where nothing else is to happen. */
 CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
 {
-    struct sigaction now;
+    unsigned long came;
     int rc = l->options.interrupt ? conc__signals_reach(l) : 0;
     if (rc || !l->options.interrupt)
         return rc;
-    l->interrupts = true;
     pthread_mutex_lock(&conc__signalling.mutex);
     for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
         int number = conc__interrupting[i];
-        bool ours = conc__signal_is_ours(number, &now);
-        if ((ours || now.sa_handler == SIG_DFL) && conc__signal_take(number) == 0) {
-            conc__signalling.interrupts[number]++;
-            conc__signalling.only_received[number] = false;
-            l->interrupt_numbers |= 1u << i;
-        }
+        if (!conc__signal_is_default(number))
+            continue;
+        atomic_fetch_or(&l->interrupt_numbers, conc__interrupt_bit(number));
+        conc__signal_enter(number, CONC__INTERRUPTS, &came);
     }
     pthread_mutex_unlock(&conc__signalling.mutex);
     return 0;
@@ -7444,11 +7576,11 @@ CONC__PRIVATE void conc__signals_end(conc_loop *l)
     while (l->signals)
         conc_signals_close(l->signals);
     pthread_mutex_lock(&conc__signalling.mutex);
-    for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++)
-        if (l->interrupt_numbers & 1u << i) {
-            conc__signalling.interrupts[conc__interrupting[i]]--;
-            conc__signal_leave(conc__interrupting[i]);
-        }
+    for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
+        int number = conc__interrupting[i];
+        if (atomic_load(&l->interrupt_numbers) & conc__interrupt_bit(number))
+            conc__signal_leave(number, CONC__INTERRUPTS);
+    }
     pthread_mutex_unlock(&conc__signalling.mutex);
     conc__signals_unreach(l);
     int late = atomic_load(&l->interrupt); /* after the last look */
@@ -7463,11 +7595,15 @@ CONC__PRIVATE void conc__signals_forget(void)
 {
     struct sigaction now;
     for (int number = 1; number < CONC__SIGNALS; number++) {
-        if ((conc__signalling.receivers[number] || conc__signalling.interrupts[number]) &&
-            conc__signal_is_ours(number, &now))
-            sigaction(number, &conc__signalling.before[number], NULL);
-        conc__signalling.receivers[number] = conc__signalling.interrupts[number] = 0;
-        atomic_store(&conc__signalling.received[number], false);
+        conc__signal *n = &conc__signalling.numbers[number];
+        bool used = false;
+        for (int role = 0; role < CONC__ROLES; role++) {
+            used |= n->users[role] > 0;
+            n->users[role] = 0;
+        }
+        if (used && conc__signal_is_ours(number, &now))
+            sigaction(number, &n->before, NULL);
+        atomic_store(&n->word, 0);
     }
     for (int i = 0; i < CONC__SIGNAL_LOOPS; i++)
         atomic_store(&conc__signalling.loops[i], NULL);
@@ -7488,9 +7624,11 @@ CONC__PRIVATE void conc__pipe_signal_block(conc_loop *l)
         l->pipe_was_blocked && sigpending(&before) == 0 && sigismember(&before, SIGPIPE) == 1;
 }
 
+/* What a write of a task's own, or of the host's between two steps, left behind goes first. */
 CONC__PRIVATE void conc__pipe_signal_unblock(const conc_loop *l)
 {
     sigset_t pipe;
+    conc__drain_pipe_signal(l);
     sigemptyset(&pipe);
     sigaddset(&pipe, SIGPIPE);
     if (!l->pipe_was_blocked)
@@ -8026,22 +8164,17 @@ typedef struct conc__trace {
 CONC__PRIVATE ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
 {
     static const int deadly[] = {SIGXFSZ, SIGPIPE};
-    sigset_t both, before, already, pending;
+    sigset_t both, before, already;
     sigemptyset(&both);
     for (size_t i = 0; i < CONC_LEN(deadly); i++)
         sigaddset(&both, deadly[i]);
     pthread_sigmask(SIG_BLOCK, &both, &before);
     sigpending(&already);
     ssize_t written = write(fd, data, n);
-    int saved = errno, number;
-    sigpending(&pending);
+    int saved = errno;
     for (size_t i = 0; i < CONC_LEN(deadly); i++)
-        if (sigismember(&pending, deadly[i]) && !sigismember(&already, deadly[i])) {
-            sigset_t one;
-            sigemptyset(&one);
-            sigaddset(&one, deadly[i]);
-            sigwait(&one, &number);
-        }
+        if (!sigismember(&already, deadly[i]))
+            conc__signal_discard(deadly[i]);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     errno = saved;
     return written;
@@ -8841,6 +8974,11 @@ CONC__PRIVATE void conc__on_question(int number, siginfo_t *info, void *context)
     errno = saved;
 }
 
+CONC__PRIVATE bool conc__is_question(const struct sigaction *a)
+{
+    return (a->sa_flags & SA_SIGINFO) && a->sa_sigaction == conc__on_question;
+}
+
 /* May the signal be sent? Not to a thread that sleeps, as that would end early; nor to a program
  * that has taken it since, or blocks it. */
 CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
@@ -8848,8 +8986,7 @@ CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
     struct sigaction now;
     char text[4096];
     unsigned long long blocked;
-    if (!d->asks || sigaction(SIGURG, NULL, &now) || !(now.sa_flags & SA_SIGINFO) ||
-        now.sa_sigaction != conc__on_question)
+    if (!d->asks || sigaction(SIGURG, NULL, &now) || !conc__is_question(&now))
         return false;
     if (conc__on_valgrind()) /* which stops all threads but one, so none is seen to run */
         return true;
@@ -8934,7 +9071,7 @@ CONC__PRIVATE bool conc__questions_open(const conc_loop *l)
     if (l->signal_slot < 0 || sigaltstack(NULL, &stack) || stack.ss_flags & SS_DISABLE ||
         sigaction(SIGURG, NULL, &now))
         return false;
-    bool mine = (now.sa_flags & SA_SIGINFO) && now.sa_sigaction == conc__on_question;
+    bool mine = conc__is_question(&now);
     if (!mine &&
         ((now.sa_flags & SA_SIGINFO) || (now.sa_handler != SIG_DFL && now.sa_handler != SIG_IGN)))
         return false;
@@ -8958,11 +9095,13 @@ CONC__PRIVATE bool conc__questions_open(const conc_loop *l)
 CONC__PRIVATE void conc__questions_close(void)
 {
 #ifdef CONC__BACKTRACE
-    struct sigaction now;
+    struct sigaction now, *covered = &conc__signalling.numbers[SIGURG].before;
     pthread_mutex_lock(&conc__signalling.mutex);
-    if (--conc__signalling.questions == 0 && sigaction(SIGURG, NULL, &now) == 0 &&
-        (now.sa_flags & SA_SIGINFO) && now.sa_sigaction == conc__on_question)
+    bool last = --conc__signalling.questions == 0;
+    if (last && sigaction(SIGURG, NULL, &now) == 0 && conc__is_question(&now))
         sigaction(SIGURG, &conc__question_before, NULL);
+    if (last && conc__is_question(covered)) /* a conc_signals that is still open puts this back */
+        *covered = conc__question_before;
     pthread_mutex_unlock(&conc__signalling.mutex);
 #endif
 }
@@ -9128,13 +9267,10 @@ CONC__PRIVATE void conc__opened_tell(conc_loop *l, const char *only)
 
 CONC__PRIVATE void conc__dumps_open(conc_loop *l)
 {
-    struct sigaction now;
+    unsigned long came;
     pthread_mutex_lock(&conc__signalling.mutex);
-    bool ours = conc__signal_is_ours(SIGUSR2, &now);
-    if ((ours || now.sa_handler == SIG_DFL) && conc__signal_take(SIGUSR2) == 0) {
-        conc__signalling.interrupts[SIGUSR2]++;
-        conc__signalling.only_received[SIGUSR2] = false;
-        l->dumps = atomic_load(&conc__signalling.came[SIGUSR2]);
+    if (conc__signal_is_default(SIGUSR2)) {
+        conc__signal_enter(SIGUSR2, CONC__DUMPS, &came);
         l->dumps_taken = true;
     }
     pthread_mutex_unlock(&conc__signalling.mutex);
@@ -9145,8 +9281,7 @@ CONC__PRIVATE void conc__dumps_close(conc_loop *l)
     if (!l->dumps_taken)
         return;
     pthread_mutex_lock(&conc__signalling.mutex);
-    conc__signalling.interrupts[SIGUSR2]--;
-    conc__signal_leave(SIGUSR2);
+    conc__signal_leave(SIGUSR2, CONC__DUMPS);
     pthread_mutex_unlock(&conc__signalling.mutex);
 }
 

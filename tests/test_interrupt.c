@@ -145,18 +145,25 @@ static void pause_for(double s)
     nanosleep(&t, NULL);
 }
 
-/* Another process sends it soon: by then the loop does what the test wants, most likely; the
- * result is the same. */
-static void let_it_come_soon(void)
+/* Within so long after the first, a second signal counts as the first. */
+static void let_the_first_pass(void) { pause_for(0.1); }
+
+static void let_it_come_after(double s)
 {
     pid_t child = fork();
     CHECK(child >= 0);
     if (child == 0) {
-        pause_for(0.03);
+        pause_for(s);
         kill(getppid(), number);
         _exit(0);
     }
 }
+
+/* Another process sends it soon: by then the loop does what the test wants, most likely; the
+ * result is the same. */
+static void let_it_come_soon(void) { let_it_come_after(0.03); }
+
+static void let_the_second_come(void) { let_it_come_after(0.1); }
 
 static int sleep_long(void *arg)
 {
@@ -500,6 +507,7 @@ TEST(a_main_that_nothing_interrupted_has_its_own_result) { check_result(return_e
 static int raise_twice(void *arg)
 {
     raise_it();
+    let_the_first_pass();
     raise_it();
     return sleep_long(arg);
 }
@@ -509,6 +517,7 @@ TEST(a_second_signal_kills) { check_killed(raise_twice, false); }
 static int raise_both(void *arg)
 {
     raise_it();
+    let_the_first_pass();
     raise_the_other();
     return sleep_long(arg);
 }
@@ -519,7 +528,7 @@ static int clean_up_for_ever(void *arg)
 {
     raise_it();
     CHECK_INT(sleep_long(arg), -ECANCELED);
-    let_it_come_soon();
+    let_the_second_come();
     return conc_shield(CONC_FOREVER, sleep_long, arg);
 }
 
@@ -529,7 +538,7 @@ static int clean_up_for_ever_after_main(void *arg)
 {
     CHECK_INT(sleep_long(arg), -ECANCELED);
     raise_it();
-    let_it_come_soon();
+    let_the_second_come();
     return conc_shield(CONC_FOREVER, sleep_long, arg);
 }
 
@@ -549,7 +558,7 @@ static int raise_and_hang(void *arg)
 {
     (void)arg;
     raise_it();
-    let_it_come_soon();
+    let_the_second_come();
     while (test_real_seconds() > 0) /* for ever, without a call of conc's */
         continue;
     return 0;
@@ -829,6 +838,7 @@ static int receive_while_it_cleans_up(void *arg)
     CHECK_INT(sleep_long(arg), -ECANCELED);
     open_it(&s);
     CHECK_INT(conc_signals_close(&s), 0);
+    let_the_first_pass();
     raise_it();
     return sleep_long(arg);
 }
