@@ -7022,32 +7022,31 @@ CONC_API void conc__auto_conc_stream(conc_stream *s)
 
 enum { CONC__SIGNALS = 65, CONC__SIGNAL_LOOPS = 256, CONC__SIGNAL_STACK = 65536 };
 
-/* What the handler does with a signal number is one atomic word: these flags, and above them a
- * count of the signals that were received.
+/* One atomic word for each signal number tells the handler what to do: the flags below, and above
+ * them a count of the signals that were received.
  *
- *     state         flags       disposition  what the handler does with a signal
- *     free          none        the program's  (it was delivered before, or another restored
- *                                            conc's handler): puts back, and raises it anew
- *     interrupting  INTERRUPTS  conc's       interrupts the runs that want it, or kills
- *     dumping       DUMPS       conc's       has the runs in debug mode print their tasks
- *     received      RECEIVES,   conc's       counts it, and wakes the loops
- *                   any others
- *     leaving       LEAVING     changes      sets AGAIN: it is raised anew when this is over
+ *   state         flags               disposition    a signal
+ *   free          none                the program's  puts back what was before, and is raised anew
+ *   interrupting  INTERRUPTS          conc's         interrupts the runs that want it, or kills
+ *   dumping       DUMPS               conc's         has runs in debug mode print their tasks
+ *   received      RECEIVES, any more  conc's         is counted, and wakes the loops
+ *   restoring     RESTORING           changes        sets AGAIN, and is raised anew afterwards
  *
- *     from          to            by
- *     any but leaving  + a flag   conc__signal_enter, under the mutex; then the disposition is set
- *     any           - a flag      conc__signal_leave, under the mutex, for the last user
- *     free          leaving, then free  conc__signal_put_back, after the last flag has gone, or in
- *                                 the handler that finds it free; the disposition is put back
+ *   from          to                  by
+ *   not restoring a flag more         conc__signal_enter, under the mutex: then it sets the handler
+ *   any           a flag less         conc__signal_leave, under the mutex, for the last user
+ *   free          restoring, free     conc__signal_put_back: conc__signal_leave calls it after the
+ *                                     last flag, and the handler when it finds the number free
  *
- * So each signal is received, or interrupts, or does what it did before conc: which, is settled
- * when the handler reads the word. The handler changes a disposition only to kill the process,
- * or in the state leaving, which conc__signal_enter waits for. */
+ * The handler finds a number free if the last user left after the kernel had called the handler,
+ * or if a library saved conc's handler and installs it again. It reads the word once: so a
+ * signal either is received, or interrupts, or does what it did before. The handler changes a
+ * disposition only to kill the process, or while restoring, which conc__signal_enter waits for. */
 enum { CONC__RECEIVES, CONC__INTERRUPTS, CONC__DUMPS, CONC__ROLES };
 
 #define CONC__ROLE(role) (1ul << (role))
 #define CONC__ALL_ROLES (CONC__ROLE(CONC__ROLES) - 1)
-#define CONC__LEAVING (1ul << 3)
+#define CONC__RESTORING (1ul << 3)
 #define CONC__AGAIN (1ul << 4)
 #define CONC__CAME_ONE (1ul << 5)
 #define CONC__CAME(word) ((word) & ~(CONC__CAME_ONE - 1))
@@ -7104,11 +7103,11 @@ CONC__PRIVATE void conc__signal_put_back(int number)
     conc__signal *n = &conc__signalling.numbers[number];
     struct sigaction now;
     unsigned long was = atomic_load(&n->word), free = CONC__CAME(was);
-    if (!atomic_compare_exchange_strong(&n->word, &free, free | CONC__LEAVING))
+    if (!atomic_compare_exchange_strong(&n->word, &free, free | CONC__RESTORING))
         return;
     if (conc__signal_is_ours(number, &now))
         sigaction(number, &n->before, NULL);
-    was = atomic_fetch_and(&n->word, ~(CONC__LEAVING | CONC__AGAIN));
+    was = atomic_fetch_and(&n->word, ~(CONC__RESTORING | CONC__AGAIN));
     if (was & CONC__AGAIN)
         kill(getpid(), number);
 }
@@ -7171,7 +7170,7 @@ CONC__PRIVATE unsigned long conc__signal_comes(conc__signal *n)
         next = was;
         if (was & CONC__ROLE(CONC__RECEIVES))
             next = was + CONC__CAME_ONE;
-        else if (was & CONC__LEAVING)
+        else if (was & CONC__RESTORING)
             next = was | CONC__AGAIN;
     } while (!atomic_compare_exchange_weak(&n->word, &was, next));
     return was;
@@ -7196,7 +7195,7 @@ CONC__PRIVATE void conc__on_signal(int number)
             conc__signal_kills(number);
     } else if (was & CONC__ROLE(CONC__DUMPS)) {
         conc__signal_reaches(number, CONC__DUMPS);
-    } else if (!(was & CONC__LEAVING)) {
+    } else if (!(was & CONC__RESTORING)) {
         conc__signal_put_back(number);
         kill(getpid(), number);
     }
@@ -7208,7 +7207,7 @@ CONC__PRIVATE unsigned long conc__signal_flag(conc__signal *n, int role, unsigne
 {
     unsigned long was = atomic_load(&n->word);
     for (;;) {
-        if (was & CONC__LEAVING) { /* a handler in another thread puts the disposition back */
+        if (was & CONC__RESTORING) { /* a handler in another thread puts the disposition back */
             sched_yield();
             was = atomic_load(&n->word);
         } else if (atomic_compare_exchange_weak(&n->word, &was,
