@@ -600,15 +600,32 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
 
 /* Descriptors that conc opened (conc_listen, conc_accept, conc_dial) are non-blocking and
  * close-on-exec, and have to be closed with conc_close. All calls here take any other descriptor
- * as well, leave its flags alone, and do not hold the loop: on a blocking one they look first,
- * and write at most PIPE_BUF bytes at a time. Each makes its system call first and waits only
- * where that would have to. Several tasks may wait on one descriptor; all of them go on when it
- * is ready. No call raises SIGPIPE, which a run blocks in its thread; a broken pipe is -EPIPE. */
+ * as well. Each makes its system call first and waits only where that would have to. Several
+ * tasks may wait on one descriptor; all of them go on when it is ready. No call raises SIGPIPE,
+ * which a run blocks in its thread; a broken pipe is -EPIPE.
+ *
+ * A descriptor in blocking mode stays so, apart from a listener (conc_accept), and does not hold
+ * the loop: Linux has calls for sockets and pipes that do not wait, terminals and named pipes are
+ * opened anew for the time of the call, and all others are asked by poll(2) first and written at
+ * most PIPE_BUF bytes at a time. What remains: regular files and directories, where the disk is
+ * waited for (conc_pool.h reads and writes files off the loop), and descriptors of other kinds, as
+ * inotify's, or pipes on other systems, that several processes use at once, where another one may
+ * be faster after poll(2) was asked.
+ *
+ * A descriptor may be ready in name only: a socket with messages in its error queue, a full Unix
+ * datagram peer, an eventfd that has no room for so large a number. A call that finds that so
+ * pauses before it tries again, 1 ms and then longer, up to 64 ms.
+ *
+ * A task that waits for a descriptor that is closed with close(2) gets -EBADF within a quarter of
+ * a second (of some thousands of such descriptors, within as many times that as there are 500s).
+ * If the number is used again at once, for a file of the same kind, the poll(2) backend may take
+ * that for the old one where the system gives both the same inode, as it does to eventfds. */
 
 /* Waits until fd can be read from, written to, or either: returns those of `events` that it is
- * ready for, which may be more than zero for end of file, an error, or a peer that hung up. A
- * regular file is always ready. Errors: -EBADF (not open, or closed meanwhile), -EINVAL (events
- * is neither), or the system's. */
+ * ready for, which may be more than zero for end of file, an error, or a peer that hung up. With
+ * events 0 it waits for a hang-up or an error alone: 0. A regular file is always ready, and never
+ * hangs up. Errors: -EBADF (not open, or closed meanwhile), -EINVAL (other events), or the
+ * system's. */
 CONC_API int conc_wait_fd(int fd, int events);
 
 /* The POSIX calls, which wait instead of blocking or of failing with EAGAIN: a count, 0 at the
@@ -648,7 +665,9 @@ typedef struct conc_listen_options {
 CONC_API int conc_listen(const char *address);
 CONC_API int conc_listen_with(const char *address, const conc_listen_options *o);
 
-/* Waits for a connection: its descriptor. A cancel leaves it to the next accept. */
+/* Waits for a connection: its descriptor. A cancel leaves it to the next accept. A listener in
+ * blocking mode is set to non-blocking, in all processes that have it: else the loop would wait
+ * where another process took the connection first. */
 CONC_API int conc_accept(int fd);
 
 /* Connects: the descriptor, with TCP_NODELAY. Errors: -EINVAL, -ECONNREFUSED and others of the
@@ -663,7 +682,8 @@ CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
 
 /* Closes fd, which need not be conc's, and wakes all of this loop's tasks that wait on it with
  * -EBADF. Not a checkpoint. From anywhere; outside a run it only closes. Errors: close(2)'s; the
- * descriptor is gone all the same. */
+ * descriptor is gone all the same. A socket with SO_LINGER set to a time holds the loop so long,
+ * in non-blocking mode too, while data is unsent: close that one by conc_offload. */
 CONC_API int conc_close(int fd);
 
 typedef struct conc_server {
@@ -1407,22 +1427,50 @@ typedef struct conc__locals {
     } entries[];
 } conc__locals;
 
-/* What the loop knows of a descriptor: that conc opened it, and who waits. */
+/* Beside CONC_READABLE and CONC_WRITABLE: the peer has hung up, or there is an error. It comes to
+ * all that wait for a descriptor. */
+enum { CONC__HANG_UP = 4 };
+
+/* Lists of the tasks that wait for a descriptor: by the events that they wait for, 0 meaning a
+ * hang-up alone, and behind those the tasks that pause because it is ready in name only. */
+enum { CONC__PAUSING = 4, CONC__FD_LISTS };
+
+/* What the loop knows of a number, and so of the file that it stands for.
+ *
+ *   state     what holds                                      changes
+ *   UNKNOWN   the loop knows nothing of the file, and the     a task waits: to FOREIGN, unless epoll
+ *             poller does not have it; at most tasks that     refuses the file; conc opens a socket
+ *             pause are in the lists                          with this number: to OWN
+ *   FOREIGN   conc did not open it, and close(2) may take     the poller finds out that the number
+ *             it away unseen; the poller has it, and          means another file or none: to UNKNOWN
+ *             reports one event for each arming
+ *   OWN       conc opened it: a non-blocking socket, which    a task waits: to EDGE
+ *             conc_close closes; no task has waited yet
+ *   EDGE      as OWN, and the poller reports every change,    as FOREIGN
+ *             for ever
+ *
+ * conc_close changes every state to UNKNOWN. Each change to UNKNOWN, and no other, changes `id`
+ * (conc__fd_gone): the number with its id is the file's identity. A task that waited, a server and
+ * an event of the kernel's compare it to learn whether they still speak of the same file. */
+typedef enum conc__fd_state {
+    CONC__FD_UNKNOWN,
+    CONC__FD_FOREIGN,
+    CONC__FD_OWN,
+    CONC__FD_EDGE
+} conc__fd_state;
+
 typedef struct conc__fd {
-    conc__waits waits;
-    struct conc__fd *next, *prev; /* among those that somebody waits for */
-    uint64_t file;                /* poll(2): which file it was when the wait began */
-    uint32_t life;                /* how often conc opened or closed the number */
-    unsigned closings;            /* of any thread, when it was last known to be what conc opened */
-    /* what the kernel's events carry; another number for each life and arming */
-    uint32_t stamp;
+    conc__waits waits[CONC__FD_LISTS];
+    struct conc__fd *next, *prev; /* among those that a task waits for */
+    uint64_t inode;               /* poll(2): what tells files apart there */
+    uint32_t id;
+    unsigned closings; /* what conc__closings_of said when it was last certain which file it is */
     int number;
-    /* conc opened it: a non-blocking socket, registered edge-triggered with its first wait */
-    bool owned;
-    bool registered; /* epoll knows it (and if it is not owned, may have fired since) */
-    bool tcp;        /* a short read has taken everything */
-    bool drained;    /* there was nothing left to read, and no event came since */
-    bool foreign;    /* not owned when it came into the list of those that are waited for */
+    int read_error, write_error; /* which the next call is to return; 0: none */
+    conc__fd_state state;
+    bool tcp;     /* a short read has taken everything */
+    bool drained; /* there was nothing left to read, and no event came since */
+    bool failed;  /* read_error or write_error is set */
     /* end of file or urgent data came: what a short read means is not certain any more */
     bool special;
 } conc__fd;
@@ -1519,6 +1567,11 @@ struct conc_loop {
     int64_t verified, polled;
     struct pollfd *polls_for; /* poll(2) */
     size_t polls_room;
+    /* epoll: events that no task waited for; those of files that were closed here */
+    unsigned unheard, orphans;
+    bool blind; /* descriptors cannot be waited for any more */
+    int doom;   /* the error with which every task was cancelled; 0: none was */
+    char doom_text[CONC__TEXT];
     conc__spare *spares;
     int spare_count;
 
@@ -1569,13 +1622,18 @@ static conc__extension conc__extended;
 CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result);
 CONC__PRIVATE void conc__run_posts(conc_loop *l);
 CONC__COLD void conc__deadlock(conc_loop *l);
+CONC__COLD void conc__doom(conc_loop *l, int rc);
 CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g);
 static inline int64_t conc__time(const conc_loop *l);
 CONC__PRIVATE void conc__copy(char *to, size_t size, const char *from);
 CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool special);
 CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f);
+CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f);
 CONC__PRIVATE conc__fd *conc__fd_find(const conc_loop *l, int number);
 CONC__PRIVATE int conc__fd_wanted(const conc__fd *f);
+CONC__PRIVATE bool conc__fd_has_waits(const conc__fd *f);
+CONC__PRIVATE bool conc__fd_is_own(const conc__fd *f);
+CONC__PRIVATE bool conc__fd_is_polled(const conc__fd *f);
 static inline void conc__take_signals(conc_loop *l);
 CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f);
 CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how);
@@ -2046,12 +2104,16 @@ typedef struct conc__backend {
     const char *name;
     int (*open)(conc_loop *l);
     void (*close)(conc_loop *l);
-    /* a task is going to wait. 1: it need not, f is a file */
-    int (*watch)(conc_loop *l, conc__fd *f, int events);
-    /* for who still waits; false: by now f is closed, or another file */
-    bool (*rearm)(conc_loop *l, conc__fd *f);
-    /* at most so long, 0: only look, CONC__NEVER: no limit */
-    void (*wait)(conc_loop *l, int64_t ns);
+    /* f is new to the poller. 0; 1: it is refused, because it is always ready; or an error */
+    int (*add)(conc_loop *l, conc__fd *f, int events);
+    /* f, a foreign one, is to report these events, once. False: it is closed, or another file */
+    bool (*arm)(conc_loop *l, conc__fd *f, int events);
+    /* does the number still mean the file that was added? */
+    bool (*confirm)(conc_loop *l, const conc__fd *f);
+    /* conc is about to close f, which other processes may have open */
+    void (*remove)(conc_loop *l, const conc__fd *f);
+    /* at most so long, 0: only look, CONC__NEVER: no limit. 0, or why that cannot be waited for */
+    int (*wait)(conc_loop *l, int64_t ns);
 } conc__backend;
 
 static inline int conc__milliseconds(int64_t ns)
@@ -2066,6 +2128,73 @@ static inline int conc__milliseconds(int64_t ns)
 #define CONC__NS_WAITS 0
 #endif
 
+/* poll(2) by means of select(2), whose descriptors RLIMIT_NOFILE does not count. A hang-up alone
+ * cannot be waited for. */
+CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
+{
+    enum { BITS = 8 * sizeof(long) };
+    int top = -1, closed = 0, count = 0;
+    for (size_t i = 0; i < n; i++)
+        top = polls[i].fd > top ? polls[i].fd : top;
+    size_t words = (size_t)(top + 1) / BITS + 1, size = words * sizeof(long);
+    unsigned long *reads = CONC_MALLOC(2 * size), *writes = reads + words;
+    if (!reads)
+        return -1;
+    memset(reads, 0, 2 * size);
+    for (size_t i = 0; i < n; i++) {
+        unsigned long bit = 1ul << (polls[i].fd % BITS);
+        polls[i].revents = fcntl(polls[i].fd, F_GETFD) < 0 ? POLLNVAL : 0;
+        closed += polls[i].revents != 0;
+        if (!polls[i].revents && polls[i].events & POLLIN)
+            reads[polls[i].fd / BITS] |= bit;
+        if (!polls[i].revents && polls[i].events & POLLOUT)
+            writes[polls[i].fd / BITS] |= bit;
+    }
+    ns = closed ? 0 : ns;
+    struct timespec limit = {(time_t)(ns / 1000000000), (long)(ns % 1000000000)};
+    int rc = pselect(top + 1, (fd_set *)(void *)reads, (fd_set *)(void *)writes, NULL,
+                     ns == CONC__NEVER ? NULL : &limit, NULL);
+    for (size_t i = 0; i < n && rc >= 0; i++) {
+        unsigned long bit = 1ul << (polls[i].fd % BITS);
+        if (!polls[i].revents && reads[polls[i].fd / BITS] & bit)
+            polls[i].revents |= POLLIN;
+        if (!(polls[i].revents & POLLNVAL) && writes[polls[i].fd / BITS] & bit)
+            polls[i].revents |= POLLOUT;
+        count += polls[i].revents != 0;
+    }
+    CONC_FREE(reads);
+    return rc < 0 ? rc : count;
+}
+
+/* poll(2) with a limit in nanoseconds. */
+CONC__PRIVATE int conc__poll_call(struct pollfd *polls, size_t n, int64_t ns)
+{
+    int rc = -1;
+    errno = ENOSYS;
+#if CONC__NS_WAITS
+    struct timespec limit = {ns / 1000000000, ns % 1000000000};
+    rc = (int)syscall(SYS_ppoll, polls, n, ns == CONC__NEVER ? NULL : &limit, NULL, (size_t)8);
+#endif
+    if (rc < 0 && (errno == ENOSYS || errno == EPERM))
+        rc = poll(polls, (nfds_t)n, ns == CONC__NEVER ? -1 : conc__milliseconds(ns));
+    if (rc < 0 && errno == EINVAL) /* more than RLIMIT_NOFILE, which may have been lowered */
+        rc = conc__select(polls, n, ns);
+    return rc;
+}
+
+CONC__PRIVATE short conc__poll_wanted(int events)
+{
+    return (short)((events & CONC_READABLE ? POLLIN : 0) | (events & CONC_WRITABLE ? POLLOUT : 0));
+}
+
+CONC__PRIVATE int conc__poll_got(const struct pollfd *p)
+{
+    if (p->revents & (POLLHUP | POLLERR))
+        return CONC_READABLE | CONC_WRITABLE | CONC__HANG_UP;
+    int readable = p->revents & POLLIN ? CONC_READABLE : 0;
+    return readable | (p->revents & POLLOUT ? CONC_WRITABLE : 0);
+}
+
 CONC__PRIVATE int conc__poll_open(conc_loop *l)
 {
     (void)l;
@@ -2074,40 +2203,52 @@ CONC__PRIVATE int conc__poll_open(conc_loop *l)
 
 CONC__PRIVATE void conc__poll_close(conc_loop *l) { CONC_FREE(l->polls_for); }
 
-/* Tells open files apart, in which a number that was used again differs; 0: not open. */
-CONC__PRIVATE uint64_t conc__file_of(int number)
+/* Tells open files apart; 0: not open. Sockets and pipes have an inode each. Eventfds, timerfds
+ * and their kin share one: of those the kinds differ, but one eventfd is taken for another that
+ * got its number while a task waited. */
+CONC__PRIVATE uint64_t conc__inode_of(int number)
 {
     struct stat st;
-    return fstat(number, &st) ? 0 : ((uint64_t)st.st_dev << 40 ^ (uint64_t)st.st_ino) + 1;
+    if (fstat(number, &st))
+        return 0;
+    uint64_t inode = (uint64_t)st.st_dev << 40 ^ (uint64_t)st.st_ino;
+#ifdef __linux__
+    char path[32], kind[64];
+    ssize_t n = -1;
+    if (!(st.st_mode & S_IFMT)) {
+        snprintf(path, sizeof path, "/proc/self/fd/%d", number);
+        n = readlink(path, kind, sizeof kind);
+    }
+    for (ssize_t i = 0; i < n; i++)
+        inode = inode * 31 + (unsigned char)kind[i];
+#endif
+    return inode + 1;
 }
 
-CONC__PRIVATE int conc__poll_watch(conc_loop *l, conc__fd *f, int events)
-{
-    (void)events;
-    uint64_t file = conc__file_of(f->number);
-    if (!file)
-        return -EBADF;
-    if (f->waits.first && f->file != file)
-        conc__fd_gone(l, f);
-    f->file = file;
-    f->registered = true;
-    return 0;
-}
-
-CONC__PRIVATE bool conc__poll_rearm(conc_loop *l, conc__fd *f)
+CONC__PRIVATE int conc__poll_add(conc_loop *l, conc__fd *f, int events)
 {
     (void)l;
-    return conc__file_of(f->number) == f->file;
+    (void)events;
+    f->inode = conc__inode_of(f->number);
+    return f->inode ? 0 : -EBADF;
 }
 
-CONC__PRIVATE int conc__poll_pause(struct pollfd *polls, size_t n, int64_t ns)
+CONC__PRIVATE bool conc__poll_confirm(conc_loop *l, const conc__fd *f)
 {
-#if CONC__NS_WAITS
-    struct timespec limit = {ns / 1000000000, ns % 1000000000};
-    return (int)syscall(SYS_ppoll, polls, n, ns == CONC__NEVER ? NULL : &limit, NULL, (size_t)8);
-#else
-    return poll(polls, (nfds_t)n, ns == CONC__NEVER ? -1 : conc__milliseconds(ns));
-#endif
+    (void)l;
+    return conc__inode_of(f->number) == f->inode;
+}
+
+CONC__PRIVATE bool conc__poll_arm(conc_loop *l, conc__fd *f, int events)
+{
+    (void)events;
+    return conc__poll_confirm(l, f);
+}
+
+CONC__PRIVATE void conc__poll_remove(conc_loop *l, const conc__fd *f)
+{
+    (void)l;
+    (void)f;
 }
 
 /* Room for n descriptors; fewer when there is no memory: the others have to wait. */
@@ -2126,54 +2267,65 @@ CONC__PRIVATE size_t conc__poll_room(conc_loop *l, size_t n)
 CONC__PRIVATE void conc__poll_event(conc_loop *l, const struct pollfd *p)
 {
     conc__fd *f = conc__fd_find(l, p->fd);
-    bool both = p->revents & (POLLHUP | POLLERR);
-    if (!f || !f->waits.first)
+    if (!f || !conc__fd_has_waits(f))
         return;
-    if ((p->revents & POLLNVAL) || (!f->owned && !conc__poll_rearm(l, f)))
+    bool known = f->state != CONC__FD_FOREIGN || conc__poll_confirm(l, f);
+    if (p->revents & POLLNVAL || !known)
         conc__fd_gone(l, f);
     else
-        conc__fd_event(
-            l, f, (p->revents & POLLIN || both ? 1 : 0) | (p->revents & POLLOUT || both ? 2 : 0),
-            both);
+        conc__fd_event(l, f, conc__poll_got(p), p->revents & (POLLHUP | POLLERR));
 }
 
-CONC__PRIVATE void conc__poll_wait(conc_loop *l, int64_t ns)
+CONC__PRIVATE int conc__poll_wait(conc_loop *l, int64_t ns)
 {
     struct pollfd wake, *polls = &wake;
     size_t n = 1;
     if (conc__poll_room(l, l->watched_count + 1) > 1) {
         polls = l->polls_for;
-        for (conc__fd *f = l->watched; f && n < l->polls_room; f = f->next) {
-            int wanted = conc__fd_wanted(f);
-            short events = (short)((wanted & CONC_READABLE ? POLLIN : 0) |
-                                   (wanted & CONC_WRITABLE ? POLLOUT : 0));
-            polls[n++] = (struct pollfd){f->number, events, 0};
-        }
+        for (conc__fd *f = l->watched; f && n < l->polls_room; f = f->next)
+            if (conc__fd_has_waits(f))
+                polls[n++] = (struct pollfd){f->number, conc__poll_wanted(conc__fd_wanted(f)), 0};
     }
     polls[0] = (struct pollfd){l->wake_out, POLLIN, 0};
-    if (conc__poll_pause(polls, n, ns) <= 0)
-        return;
+    int count = conc__poll_call(polls, n, ns);
+    if (count <= 0)
+        return count == 0 || errno == EINTR ? 0 : -errno;
+    if (polls[0].revents & POLLNVAL)
+        return -EBADF;
     if (polls[0].revents)
         conc__wake_drain(l);
     for (size_t i = 1; i < n; i++)
         if (polls[i].revents)
             conc__poll_event(l, &polls[i]);
+    return 0;
 }
 
-static const conc__backend conc__poll = {"poll",           conc__poll_open,  conc__poll_close,
-                                         conc__poll_watch, conc__poll_rearm, conc__poll_wait};
+static const conc__backend conc__poll = {
+    "poll",         conc__poll_open,    conc__poll_close,  conc__poll_add,
+    conc__poll_arm, conc__poll_confirm, conc__poll_remove, conc__poll_wait};
 
 #ifndef CONC_NO_EPOLL
 
 #define CONC__WAKE_KEY UINT64_MAX
 
+/* A new epoll instance that has only the descriptor which wakes the loop; or an error. */
+CONC__PRIVATE int conc__epoll_make(const conc_loop *l)
+{
+    int fd = conc__not_standard(epoll_create1(EPOLL_CLOEXEC));
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = CONC__WAKE_KEY};
+    if (fd < 0)
+        return -errno;
+    if (epoll_ctl(fd, EPOLL_CTL_ADD, l->wake_out, &event) == 0)
+        return fd;
+    int rc = -errno;
+    close(fd);
+    return rc;
+}
+
 CONC__PRIVATE int conc__epoll_open(conc_loop *l)
 {
-    l->poll_fd = conc__not_standard(epoll_create1(EPOLL_CLOEXEC));
-    if (l->poll_fd < 0)
-        return -errno;
-    struct epoll_event event = {.events = EPOLLIN, .data.u64 = CONC__WAKE_KEY};
-    return epoll_ctl(l->poll_fd, EPOLL_CTL_ADD, l->wake_out, &event) ? -errno : 0;
+    l->poll_fd = conc__epoll_make(l);
+    return l->poll_fd < 0 ? l->poll_fd : 0;
 }
 
 CONC__PRIVATE void conc__epoll_close(conc_loop *l)
@@ -2186,8 +2338,8 @@ CONC__PRIVATE void conc__epoll_close(conc_loop *l)
  * them away unseen. */
 CONC__PRIVATE int conc__epoll_control(const conc_loop *l, const conc__fd *f, int what, int events)
 {
-    struct epoll_event e = {.data.u64 = (uint64_t)f->stamp << 32 | (uint32_t)f->number};
-    if (f->owned)
+    struct epoll_event e = {.data.u64 = (uint64_t)f->id << 32 | (uint32_t)f->number};
+    if (conc__fd_is_own(f))
         e.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET;
     else
         e.events = EPOLLONESHOT | (events & CONC_READABLE ? EPOLLIN | EPOLLRDHUP : 0u) |
@@ -2195,66 +2347,123 @@ CONC__PRIVATE int conc__epoll_control(const conc_loop *l, const conc__fd *f, int
     return epoll_ctl(l->poll_fd, what, f->number, &e) ? -errno : 0;
 }
 
-CONC__PRIVATE int conc__epoll_watch(conc_loop *l, conc__fd *f, int events)
+CONC__PRIVATE int conc__epoll_add(conc_loop *l, conc__fd *f, int events)
 {
-    if (f->owned && f->registered)
-        return 0;
-    f->stamp++;
-    int rc = conc__epoll_control(l, f, f->registered ? EPOLL_CTL_MOD : EPOLL_CTL_ADD,
-                                 events | conc__fd_wanted(f));
-    if (rc == -ENOENT) { /* the number is another file's by now */
-        conc__fd_gone(l, f);
-        f->stamp++;
-        rc = conc__epoll_control(l, f, EPOLL_CTL_ADD, events);
-    } else if (rc == -EEXIST) {
-        rc = conc__epoll_control(l, f, EPOLL_CTL_MOD, events | conc__fd_wanted(f));
-    }
-    f->registered = rc == 0;
+    int rc = conc__epoll_control(l, f, EPOLL_CTL_ADD, events);
+    if (rc == -EEXIST)
+        rc = conc__epoll_control(l, f, EPOLL_CTL_MOD, events);
     return rc == -EPERM ? 1 : rc;
 }
 
-CONC__PRIVATE bool conc__epoll_rearm(conc_loop *l, conc__fd *f)
+CONC__PRIVATE bool conc__epoll_arm(conc_loop *l, conc__fd *f, int events)
 {
-    return conc__epoll_control(l, f, EPOLL_CTL_MOD, conc__fd_wanted(f)) == 0;
+    return conc__epoll_control(l, f, EPOLL_CTL_MOD, events) == 0;
 }
 
+/* The kernel's key is the file and its number. An attempt to add it once more fails and changes
+ * nothing, while a change would arm it for errors. */
+CONC__PRIVATE bool conc__epoll_confirm(conc_loop *l, const conc__fd *f)
+{
+    struct epoll_event nothing = {.events = EPOLLONESHOT};
+    if (epoll_ctl(l->poll_fd, EPOLL_CTL_ADD, f->number, &nothing))
+        return errno == EEXIST;
+    epoll_ctl(l->poll_fd, EPOLL_CTL_DEL, f->number, &nothing);
+    return false;
+}
+
+CONC__PRIVATE void conc__epoll_remove(conc_loop *l, const conc__fd *f)
+{
+    struct epoll_event nothing = {0};
+    epoll_ctl(l->poll_fd, EPOLL_CTL_DEL, f->number, &nothing);
+}
+
+/* Not every sandbox and old kernel has epoll_pwait2, which alone takes nanoseconds. */
 CONC__PRIVATE int conc__epoll_pause(conc_loop *l, struct epoll_event *events, int max, int64_t ns)
 {
 #if CONC__NS_WAITS && defined SYS_epoll_pwait2
-    if (ns > 0 && ns != CONC__NEVER && !l->on_valgrind) { /* which does not know this call */
+    static atomic_bool refused;
+    bool exact = ns > 0 && ns != CONC__NEVER && !l->on_valgrind; /* which does not know the call */
+    if (exact && !atomic_load_explicit(&refused, memory_order_relaxed)) {
         struct timespec limit = {ns / 1000000000, ns % 1000000000};
         int n = (int)syscall(SYS_epoll_pwait2, l->poll_fd, events, max, &limit, NULL, (size_t)8);
-        if (n >= 0 || errno != ENOSYS)
+        if (n >= 0 || errno == EINTR)
             return n;
+        n = epoll_wait(l->poll_fd, events, max, conc__milliseconds(ns));
+        if (n >= 0)
+            atomic_store_explicit(&refused, true, memory_order_relaxed);
+        return n;
     }
 #endif
     return epoll_wait(l->poll_fd, events, max, ns == CONC__NEVER ? -1 : conc__milliseconds(ns));
 }
 
-CONC__PRIVATE void conc__epoll_event(conc_loop *l, const struct epoll_event *e)
+/* Adds everything to a new instance. Files that were closed here with close(2), and that other
+ * processes still have open, stay in the old one for good, as only their number could remove
+ * them. A host that embeds the loop knows the old one's number, so there it has to stay. */
+CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
 {
-    bool both = e->events & (EPOLLHUP | EPOLLERR);
-    conc__fd *f = conc__fd_find(l, (int)(uint32_t)e->data.u64);
-    if (f && f->stamp == e->data.u64 >> 32) /* else one of an earlier life */
-        conc__fd_event(l, f,
-                       (e->events & (EPOLLIN | EPOLLRDHUP) || both ? 1 : 0) |
-                           (e->events & EPOLLOUT || both ? 2 : 0),
-                       both || (e->events & (EPOLLRDHUP | EPOLLPRI)));
+    int fresh = l->embedded ? -1 : conc__epoll_make(l);
+    if (fresh < 0)
+        return;
+    int old = l->poll_fd, numbers = (int)l->fd_blocks * CONC__FDS;
+    for (int i = 0; i < numbers; i++) {
+        conc__fd *f = conc__fd_find(l, i);
+        if (f && conc__fd_is_polled(f) && !conc__epoll_confirm(l, f))
+            conc__fd_gone(l, f);
+    }
+    l->poll_fd = fresh;
+    for (int i = 0; i < numbers; i++) {
+        conc__fd *f = conc__fd_find(l, i);
+        if (f && conc__fd_is_polled(f) && conc__epoll_add(l, f, conc__fd_wanted(f)))
+            conc__fd_gone(l, f);
+    }
+    close(old);
 }
 
-CONC__PRIVATE void conc__epoll_wait(conc_loop *l, int64_t ns)
+/* An event of a file that was closed here, or one that no task waits for and that may be such. */
+CONC__PRIVATE void conc__epoll_unwanted(conc_loop *l, conc__fd *f, bool known)
+{
+    enum { LOOK = 64, RENEW = 16 };
+    if (known && ++l->unheard % LOOK == 0 && !conc__epoll_confirm(l, f))
+        conc__fd_gone(l, f);
+    l->orphans += !known;
+    if (l->orphans >= RENEW) {
+        l->orphans = 0;
+        conc__epoll_renew(l);
+    }
+}
+
+CONC__PRIVATE void conc__epoll_event(conc_loop *l, const struct epoll_event *e)
+{
+    bool hang_up = e->events & (EPOLLHUP | EPOLLERR);
+    int ready = hang_up ? CONC_READABLE | CONC_WRITABLE | CONC__HANG_UP : 0;
+    conc__fd *f = conc__fd_find(l, (int)(uint32_t)e->data.u64);
+    bool known = f && f->id == e->data.u64 >> 32, wanted = known && conc__fd_has_waits(f);
+    ready |= e->events & (EPOLLIN | EPOLLRDHUP) ? CONC_READABLE : 0;
+    ready |= e->events & EPOLLOUT ? CONC_WRITABLE : 0;
+    if (known)
+        conc__fd_event(l, f, ready, hang_up || (e->events & (EPOLLRDHUP | EPOLLPRI)));
+    if (!wanted)
+        conc__epoll_unwanted(l, f, known);
+}
+
+CONC__PRIVATE int conc__epoll_wait(conc_loop *l, int64_t ns)
 {
     struct epoll_event events[128];
     int n = conc__epoll_pause(l, events, 128, ns);
+    if (n < 0)
+        return errno == EINTR ? 0 : -errno;
     for (int i = 0; i < n; i++)
         if (events[i].data.u64 == CONC__WAKE_KEY)
             conc__wake_drain(l);
         else
             conc__epoll_event(l, &events[i]);
+    return 0;
 }
 
-static const conc__backend conc__epoll = {"epoll",           conc__epoll_open,  conc__epoll_close,
-                                          conc__epoll_watch, conc__epoll_rearm, conc__epoll_wait};
+static const conc__backend conc__epoll = {
+    "epoll",         conc__epoll_open,    conc__epoll_close,  conc__epoll_add,
+    conc__epoll_arm, conc__epoll_confirm, conc__epoll_remove, conc__epoll_wait};
 #define CONC__BEST_BACKEND conc__epoll
 
 #else
@@ -2875,12 +3084,57 @@ CONC__PRIVATE bool conc__expects(const conc_loop *l)
     return l->watched || l->signal_waits || l->awaited;
 }
 
+/* Are these the descriptors that wake the loop? A program that closed them may have opened other
+ * files with their numbers. */
+CONC__PRIVATE bool conc__wake_is_ours(const conc_loop *l)
+{
+    bool ours = fcntl(l->wake_out, F_GETFD) >= 0;
+#ifdef __linux__
+    char path[32], kind[32] = "";
+    snprintf(path, sizeof path, "/proc/self/fd/%d", l->wake_out);
+    ssize_t n = readlink(path, kind, sizeof kind - 1);
+    ours = ours && (n < 0 || strcmp(kind, "anon_inode:[eventfd]") == 0);
+#endif
+    return ours;
+}
+
+/* The system refuses to wait for descriptors, as when the program has closed those of the loop:
+ * every task is cancelled, and the run ends with this error. */
+CONC__COLD void conc__poller_failed(conc_loop *l, int rc)
+{
+    bool closed = rc == -EBADF || rc == -EINVAL;
+    char why[40];
+    conc__copy(why, sizeof why, conc_strerror(rc));
+    snprintf(l->doom_text, sizeof l->doom_text, "the wait for descriptors failed: %s%s", why,
+             closed ? "; the program has closed the loop's own" : "");
+    fprintf(stderr, "conc: %s; every task is cancelled\n", l->doom_text);
+    pthread_mutex_lock(&l->mutex);
+    l->blind = true;
+    if (!conc__wake_is_ours(l))
+        l->wake_in = l->wake_out = -1;
+    pthread_mutex_unlock(&l->mutex);
+    if (closed)
+        l->poll_fd = -1; /* it is closed, or another file */
+    conc__doom(l, rc);
+}
+
+/* Waits for events at most so long, 0: only looks. */
+CONC__PRIVATE void conc__poll_wait_for(conc_loop *l, int64_t ns)
+{
+    enum { NAP = 1000000 };
+    l->polls++;
+    int rc = l->blind ? 0 : l->backend->wait(l, ns);
+    if (rc)
+        conc__poller_failed(l, rc);
+    else if (l->blind && ns > 0)
+        conc__doze(ns < NAP ? ns : NAP); /* posts are still seen */
+}
+
 /* Looks for events, without waiting. */
 CONC__PRIVATE void conc__poll_now(conc_loop *l)
 {
-    l->polls++;
     l->polled = l->now;
-    l->backend->wait(l, 0);
+    conc__poll_wait_for(l, 0);
 }
 
 /* Are there jobs for which the virtual clock stands still? What one led to is posted before it
@@ -2929,8 +3183,7 @@ CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
     if (CONC__UNLIKELY(l->trace && sleeps))
         conc__trace_catch_up(l);
     int64_t start = sleeps ? conc__time(l) : 0;
-    l->polls++;
-    l->backend->wait(l, sleeps ? ns : 0);
+    conc__poll_wait_for(l, sleeps ? ns : 0);
     if (sleeps) {
         l->now = conc__time(l);
         conc__was_idle(l, start, l->now);
@@ -2964,30 +3217,45 @@ CONC__PRIVATE int64_t conc__trim(conc_loop *l)
     return l->to_trim ? TRIM : CONC__NEVER;
 }
 
-/* close(2) takes a descriptor that conc has not opened away from who waits for it, and tells
- * nobody. So when the loop has become quiet, all of them are looked at once, some at a time.
- * Returns the time until it wants to be called again. */
+/* Is this the process's only thread? Then no other can close a descriptor while it sleeps. */
+CONC__PRIVATE bool conc__is_only_thread(void)
+{
+#ifdef __linux__
+    struct stat threads;
+    return stat("/proc/self/task", &threads) == 0 && threads.st_nlink == 3;
+#else
+    return false;
+#endif
+}
+
+enum { CONC__VERIFY_EVERY = 250000000 };
+
+/* close(2) takes a descriptor that conc has not opened away from the tasks that wait for it, and
+ * the poller does not report that. So they are looked at now and then, some at a time: all of
+ * them once when the loop has become quiet, and again and again where another thread or the host
+ * of an embedded loop may close them. Returns the time until it wants to be called again. */
 CONC__PRIVATE int64_t conc__verify(conc_loop *l)
 {
-    enum { EVERY = 250000000, AT_ONCE = 512 };
+    enum { AT_ONCE = 512 };
     if (!l->foreign_count)
         return CONC__NEVER;
     if (l->stirred || l->unverified > l->watched_count)
         l->unverified = l->watched_count;
     l->stirred = false;
-    if (!l->unverified)
+    if (!l->unverified && !l->embedded && conc__is_only_thread())
         return CONC__NEVER;
+    if (!l->unverified)
+        l->unverified = l->watched_count;
     int64_t now = conc__clock();
-    if (now - l->verified >= EVERY) {
-        l->verified = now;
-        for (int n = 0; n < AT_ONCE && l->unverified && l->watched; n++, l->unverified--) {
-            conc__fd *f = l->watched;
-            conc__fd_last(l, f);
-            if (!f->owned && !l->backend->rearm(l, f))
-                conc__fd_gone(l, f);
-        }
+    if (now - l->verified < CONC__VERIFY_EVERY)
+        return CONC__VERIFY_EVERY - (now - l->verified);
+    l->verified = now;
+    for (int n = 0; n < AT_ONCE && l->unverified && l->watched; n++, l->unverified--) {
+        conc__fd *f = l->watched;
+        conc__fd_last(l, f);
+        conc__fd_confirm(l, f);
     }
-    return l->unverified ? EVERY : CONC__NEVER;
+    return CONC__VERIFY_EVERY;
 }
 
 /* Tasks are always ready, or posted functions: descriptors are looked at all the same, now and
@@ -5169,11 +5437,29 @@ CONC__PRIVATE conc__fd *conc__fd_of(conc_loop *l, int number)
     return &l->fds[block][number % CONC__FDS];
 }
 
-/* Tells whether a number still means what it did. */
-CONC__PRIVATE uint32_t conc__life(const conc_loop *l, int number)
+CONC__PRIVATE void conc__fds_free(conc_loop *l)
+{
+    for (size_t i = 0; i < l->fd_blocks; i++)
+        CONC_FREE(l->fds[i]);
+    CONC_FREE(l->fds);
+}
+
+/* Tells whether a number still means the same file. */
+CONC__PRIVATE uint32_t conc__fd_id(const conc_loop *l, int number)
 {
     const conc__fd *f = conc__fd_find(l, number);
-    return f ? f->life : 0;
+    return f ? f->id : 0;
+}
+
+CONC__PRIVATE bool conc__fd_is_own(const conc__fd *f)
+{
+    return f->state == CONC__FD_OWN || f->state == CONC__FD_EDGE;
+}
+
+/* Does the poller have it? */
+CONC__PRIVATE bool conc__fd_is_polled(const conc__fd *f)
+{
+    return f->state == CONC__FD_FOREIGN || f->state == CONC__FD_EDGE;
 }
 
 /* How often conc_close was called, in all threads, for numbers with the same remainder. A
@@ -5186,36 +5472,34 @@ CONC__PRIVATE atomic_uint *conc__closings_of(int number)
     return &conc__closings[number % (int)CONC_LEN(conc__closings)];
 }
 
+/* Is it certain, without asking the kernel, that the poller reports what happens to it? */
 CONC__PRIVATE bool conc__fd_is_certain(const conc__fd *f)
 {
-    return f && f->owned && f->registered &&
+    return f->state == CONC__FD_EDGE &&
            f->closings == atomic_load_explicit(conc__closings_of(f->number), memory_order_relaxed);
 }
 
-CONC__PRIVATE void conc__fds_free(conc_loop *l)
+CONC__PRIVATE bool conc__fd_is_listed(const conc_loop *l, const conc__fd *f)
 {
-    for (size_t i = 0; i < l->fd_blocks; i++)
-        CONC_FREE(l->fds[i]);
-    CONC_FREE(l->fds);
+    return f->prev || l->watched == f;
 }
 
 CONC__PRIVATE void conc__fd_unlist(conc_loop *l, conc__fd *f)
 {
     *(f->prev ? &f->prev->next : &l->watched) = f->next;
     *(f->next ? &f->next->prev : &l->last_watched) = f->prev;
+    f->next = f->prev = NULL;
     l->watched_count--;
-    l->foreign_count -= f->foreign;
+    l->foreign_count -= f->state == CONC__FD_FOREIGN;
 }
 
 CONC__PRIVATE void conc__fd_list(conc_loop *l, conc__fd *f)
 {
-    f->next = NULL;
     f->prev = l->last_watched;
     *(l->last_watched ? &l->last_watched->next : &l->watched) = f;
     l->last_watched = f;
-    f->foreign = !f->owned;
     l->watched_count++;
-    l->foreign_count += f->foreign;
+    l->foreign_count += f->state == CONC__FD_FOREIGN;
 }
 
 CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f)
@@ -5224,51 +5508,58 @@ CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f)
     conc__fd_list(l, f);
 }
 
-/* What those who wait want. */
+/* The events that its waiting tasks want. */
 CONC__PRIVATE int conc__fd_wanted(const conc__fd *f)
 {
-    int events = 0;
-    for (const conc__wait *w = f->waits.first; w; w = w->next)
-        events |= w->value;
-    return events;
+    enum { BOTH = CONC_READABLE | CONC_WRITABLE };
+    if (f->waits[BOTH].first)
+        return BOTH;
+    int readable = f->waits[CONC_READABLE].first ? CONC_READABLE : 0;
+    return readable | (f->waits[CONC_WRITABLE].first ? CONC_WRITABLE : 0);
 }
 
-/* Wakes those who wait for any of these events. */
-CONC__PRIVATE void conc__fd_wake(conc_loop *l, conc__fd *f, int events, int result)
+/* Does a task wait for any event of it? */
+CONC__PRIVATE bool conc__fd_has_waits(const conc__fd *f)
 {
-    if (!f->waits.first)
-        return;
-    for (conc__wait *w = f->waits.first, *next; w; w = next) {
-        next = w->next;
-        if (w->value & events) {
-            w->value &= events;
-            conc__wake(l, w, result);
-            if (next && !next->list) /* another wait of the same task */
-                next = f->waits.first;
-        }
-    }
-    if (!f->waits.first)
+    return conc__fd_wanted(f) || f->waits[0].first;
+}
+
+/* A wait is over: the last one takes f out of the list of those that are waited for. */
+CONC__PRIVATE void conc__fd_left(conc_loop *l, conc__fd *f)
+{
+    bool waits = conc__fd_has_waits(f) || f->waits[CONC__PAUSING].first;
+    if (!waits && conc__fd_is_listed(l, f))
         conc__fd_unlist(l, f);
 }
 
-/* The kernel says that f is ready for this. special: end of file, urgent data or an error may be
- * a part of it. */
-CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool special)
+CONC__PRIVATE void conc__fd_append(conc_loop *l, conc__fd *f, conc__wait *w, int list)
 {
-    f->special |= special;
-    f->drained = false;
-    conc__fd_wake(l, f, ready, 0);
-    if (f->waits.first && !f->owned && !l->backend->rearm(l, f))
-        conc__fd_gone(l, f);
+    w->on = f;
+    if (!conc__fd_is_listed(l, f))
+        conc__fd_list(l, f);
+    conc__append(&f->waits[list], w);
+}
+
+/* Wakes all tasks of one of the lists. */
+CONC__PRIVATE void conc__fd_wake(conc_loop *l, conc__fd *f, int list, int ready, int result)
+{
+    conc__waits *waits = &f->waits[list];
+    while (waits->first) {
+        waits->first->value &= ready;
+        conc__wake(l, waits->first, result);
+    }
 }
 
 /* The number means another file from here on, or none. */
 CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
 {
-    f->life++;
-    f->stamp++;
-    f->owned = f->registered = f->tcp = f->drained = f->special = false;
-    conc__fd_wake(l, f, CONC_READABLE | CONC_WRITABLE, -EBADF);
+    f->id++;
+    for (int list = 0; list < CONC__FD_LISTS; list++)
+        conc__fd_wake(l, f, list, 0, -EBADF);
+    conc__fd_left(l, f);
+    f->state = CONC__FD_UNKNOWN;
+    f->tcp = f->drained = f->failed = f->special = false;
+    f->read_error = f->write_error = 0;
 }
 
 /* conc has opened this socket. -ENOMEM: it is closed again. */
@@ -5279,26 +5570,103 @@ CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
         close(number);
         return -ENOMEM;
     }
-    conc__fd_gone(l, f); /* its last life may have ended by close(2) */
+    conc__fd_gone(l, f); /* its last file may have been closed by close(2) */
     f->closings = atomic_load(conc__closings_of(number));
-    f->owned = true;
+    f->state = CONC__FD_OWN;
     f->tcp = tcp;
     return number;
+}
+
+/* Does the number still mean the same file? Else that is gone. */
+CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
+{
+    if (!conc__fd_is_polled(f) || conc__fd_is_certain(f))
+        return true;
+    int saved = errno;
+    f->closings = atomic_load(conc__closings_of(f->number));
+    bool same = l->backend->confirm(l, f);
+    if (!same)
+        conc__fd_gone(l, f);
+    errno = saved;
+    return same;
+}
+
+/* The same for one that the poller has, and it is armed for these events too. */
+CONC__PRIVATE bool conc__fd_arm(conc_loop *l, conc__fd *f, int events)
+{
+    if (f->state != CONC__FD_FOREIGN)
+        return conc__fd_confirm(l, f);
+    int saved = errno;
+    bool same = l->backend->arm(l, f, events | conc__fd_wanted(f));
+    if (!same)
+        conc__fd_gone(l, f);
+    errno = saved;
+    return same;
+}
+
+/* The kernel says that f is ready for this. special: end of file, urgent data or an error may be
+ * a part of it. */
+CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool special)
+{
+    f->special |= special;
+    f->drained = false;
+    if (ready & CONC__HANG_UP)
+        conc__fd_wake(l, f, 0, 0, 0);
+    for (int list = CONC_READABLE; list < CONC__PAUSING; list++)
+        if (list & ready)
+            conc__fd_wake(l, f, list, ready, 0);
+    conc__fd_left(l, f);
+    if (f->state == CONC__FD_FOREIGN && conc__fd_has_waits(f))
+        conc__fd_arm(l, f, 0);
+}
+
+/* conc__fd_watch for all but the usual case. */
+CONC__PRIVATE int conc__fd_watch_slowly(conc_loop *l, int number, int events, conc__fd **out)
+{
+    conc__fd *f = *out;
+    bool open = number >= 0 && (f || fcntl(number, F_GETFD) >= 0);
+    if (!f)
+        f = *out = open ? conc__fd_of(l, number) : NULL;
+    if (!f)
+        return open ? -ENOMEM : -EBADF;
+    if (conc__fd_is_polled(f) && conc__fd_arm(l, f, events))
+        return 0;
+    if (f->state == CONC__FD_OWN && f->closings != atomic_load(conc__closings_of(number)))
+        conc__fd_gone(l, f); /* closed in another thread, perhaps */
+    int rc = l->backend->add(l, f, events);
+    if (rc == 0) {
+        f->state = f->state == CONC__FD_OWN ? CONC__FD_EDGE : CONC__FD_FOREIGN;
+        if (conc__fd_is_listed(l, f)) /* a task pauses */
+            l->foreign_count += f->state == CONC__FD_FOREIGN;
+    }
+    return rc;
+}
+
+/* Makes sure that the loop is told of the events. 0: a wait for them may join *out's lists; 1:
+ * none is needed, as the file is always ready; or an error. */
+CONC__PRIVATE int conc__fd_watch(conc_loop *l, int number, int events, conc__fd **out)
+{
+    conc__fd *f = *out = conc__fd_find(l, number);
+    if (f && conc__fd_is_certain(f))
+        return 0;
+    int saved = errno, rc = conc__fd_watch_slowly(l, number, events, out);
+    errno = saved;
+    return rc;
 }
 
 CONC__PRIVATE bool conc__fd_cancel(conc__wait *w)
 {
     conc__fd *f = (conc__fd *)(uintptr_t)w->on;
     conc__unlink(w);
-    if (!f->waits.first)
-        conc__fd_unlist(conc__here, f);
+    conc__fd_left(conc__here, f);
     return true;
 }
 
 CONC__PRIVATE void conc__fd_whom(FILE *out, const conc__wait *w)
 {
-    static const char *const what[] = {"", "readable", "writable", "readable or writable"};
-    fprintf(out, " descriptor %d to be %s", ((const conc__fd *)w->on)->number, what[w->value & 3]);
+    static const char *const what[] = {"hang up", "be readable", "be writable",
+                                       "be readable or writable"};
+    fprintf(out, " descriptor %d to %s", ((const conc__fd *)w->on)->number, what[w->value & 3]);
 }
 
 static const conc__wait_kind conc__watching = {.what = "waits for",
@@ -5306,114 +5674,125 @@ static const conc__wait_kind conc__watching = {.what = "waits for",
                                                .whom = conc__fd_whom,
                                                .cancel = conc__fd_cancel};
 
-/* A look at a descriptor before or after a wait, where there is room for library calls. */
-typedef struct conc__fd_look {
-    conc__fd *f;
-    int number, events, rc;
-} conc__fd_look;
-
-CONC__PRIVATE void conc__fd_before(conc_loop *l, void *arg)
+/* A task was woken by f: the events that came, or -EBADF if the number means another file by
+ * now. */
+CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd *f, uint32_t id, const conc__wait *w)
 {
-    conc__fd_look *look = arg;
-    int saved = errno;
-    look->f = conc__fd_find(l, look->number);
-    if (look->f && look->f->registered && look->f->owned) {
-        look->f->closings = atomic_load(conc__closings_of(look->number));
-        if (!l->backend->rearm(l, look->f))
-            conc__fd_gone(l, look->f);
-    }
-    if (!look->f)
-        look->f = fcntl(look->number, F_GETFD) < 0 ? NULL : conc__fd_of(l, look->number);
-    look->rc = look->f                            ? l->backend->watch(l, look->f, look->events)
-               : fcntl(look->number, F_GETFD) < 0 ? -EBADF
-                                                  : -ENOMEM;
-    errno = saved;
-}
-
-CONC__PRIVATE void conc__fd_after(conc_loop *l, void *arg)
-{
-    conc__fd_look *look = arg;
-    int saved = errno;
-    look->rc = l->backend->rearm(l, look->f) ? 0 : -EBADF;
-    if (look->rc)
-        conc__fd_gone(l, look->f);
-    errno = saved;
-}
-
-/* Makes sure that the loop will be told of the events: 0, or how the wait has ended before it
- * began. */
-CONC__PRIVATE int conc__fd_watch(conc_loop *l, conc__fd_look *look)
-{
-    look->f = conc__fd_find(l, look->number);
-    if (!conc__fd_is_certain(look->f))
-        conc__fd_before(l, look);
-    return look->rc <= 0 ? look->rc : look->events;
-}
-
-CONC__PRIVATE void conc__fd_append(conc_loop *l, conc__fd *f, conc__wait *w)
-{
-    w->on = f;
-    if (!f->waits.first)
-        conc__fd_list(l, f);
-    conc__append(&f->waits, w);
-}
-
-/* Was the event that w was woken by the descriptor's, or that of another with its number? The
- * events, or an error. */
-CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd_look *look, uint32_t life,
-                               const conc__wait *w)
-{
-    if (!look->f->owned && look->f->life == life) {
-        conc__fd_after(l, look);
-        if (look->rc)
-            return look->rc;
-    }
-    return look->f->life == life ? w->value : -EBADF; /* closed since it was ready */
+    return f->id == id && conc__fd_confirm(l, f) ? w->value : -EBADF;
 }
 
 /* Waits until the descriptor is ready for any of the events: those, or an error. */
 CONC__PRIVATE int conc__fd_park(conc_loop *l, int number, int events)
 {
+    conc__fd *f;
     int rc = conc__checkpoint(l);
-    if (rc)
-        return rc;
-    conc__fd_look look = {.number = number, .events = events};
-    rc = conc__fd_watch(l, &look);
+    if (rc == 0)
+        rc = conc__fd_watch(l, number, events, &f);
+    if (rc == 1) /* such a file does not hang up */
+        return events ? events : conc__sleep_to(l, CONC__NEVER);
     if (rc)
         return rc;
     conc__wait w = {.task = l->self, .kind = &conc__watching, .value = events};
-    uint32_t life = look.f->life;
-    conc__fd_append(l, look.f, &w);
+    uint32_t id = f->id;
+    conc__fd_append(l, f, &w, events);
     rc = conc__park(l, &w);
-    return rc ? rc : conc__fd_got(l, &look, life, &w);
+    return rc ? rc : conc__fd_got(l, f, id, &w);
 }
 
-CONC__PRIVATE int conc__poll_one(int fd, int events)
+/* The task that waits by w shall wake for these events too. */
+CONC__PRIVATE void conc__fd_widen(conc_loop *l, conc__wait *w, int events)
 {
-    struct pollfd p = {
-        fd, (short)((events & CONC_READABLE ? POLLIN : 0) | (events & CONC_WRITABLE ? POLLOUT : 0)),
-        0};
-    int n;
+    conc__fd *f = (conc__fd *)(uintptr_t)w->on;
+    conc__unlink(w);
+    w->value |= events;
+    conc__append(&f->waits[w->value], w);
+    conc__fd_arm(l, f, events);
+}
+
+/* What a descriptor is ready for, of these events (none: CONC__HANG_UP): 0 nothing, or an error. */
+CONC__PRIVATE int conc__fd_ready(int number, int events)
+{
+    struct pollfd p = {number, conc__poll_wanted(events), 0};
+    int n, saved = errno, wanted = events ? events : CONC__HANG_UP;
     do
-        n = poll(&p, 1, 0);
+        n = conc__poll_call(&p, 1, 0);
     while (n < 0 && errno == EINTR);
-    if (n < 0)
-        return -errno;
-    if (p.revents & POLLNVAL)
-        return -EBADF;
-    if (p.revents & (POLLHUP | POLLERR))
-        return events;
-    return events &
-           ((p.revents & POLLIN ? CONC_READABLE : 0) | (p.revents & POLLOUT ? CONC_WRITABLE : 0));
+    int rc = n < 0 ? -errno : conc__poll_got(&p) & wanted;
+    errno = saved;
+    return p.revents & POLLNVAL ? -EBADF : rc;
 }
 
-CONC__PRIVATE void conc__fd_ready(conc_loop *l, void *arg)
+typedef struct conc__pause {
+    conc__wait wait;
+    conc__timer timer;
+} conc__pause;
+
+CONC__PRIVATE void conc__pause_over(conc__timer *t)
 {
-    conc__fd_look *look = arg;
-    int saved = errno;
-    (void)l;
-    look->rc = conc__poll_one(look->number, look->events);
-    errno = saved;
+    conc__pause *p = (conc__pause *)(void *)((char *)t - offsetof(conc__pause, timer));
+    conc__fd *f = (conc__fd *)(uintptr_t)p->wait.on;
+    conc__wake(conc__here, &p->wait, 0);
+    conc__fd_left(conc__here, f);
+}
+
+CONC__PRIVATE void conc__pause_won(conc__wait *w)
+{
+    conc__disarm(conc__here, &((conc__pause *)(void *)w)->timer);
+}
+
+CONC__PRIVATE bool conc__pause_cancel(conc__wait *w)
+{
+    conc__pause_won(w);
+    return conc__fd_cancel(w);
+}
+
+static const conc__wait_kind conc__pausing = {.what = "pauses, and waits for",
+                                              .brief = "pauses before it tries a descriptor again",
+                                              .whom = conc__fd_whom,
+                                              .cancel = conc__pause_cancel,
+                                              .won = conc__pause_won};
+
+/* Sleeps so long; a close of the descriptor ends that with -EBADF. */
+CONC__PRIVATE int conc__fd_pause(conc_loop *l, conc__fd *f, int events, int64_t ns)
+{
+    int rc = conc__checkpoint(l);
+    if (rc)
+        return rc;
+    conc__pause p = {.wait = {.task = l->self, .kind = &conc__pausing, .value = events}};
+    uint32_t id = f->id;
+    conc__fd_append(l, f, &p.wait, CONC__PAUSING);
+    conc__arm(l, &p.timer, conc__later(conc__time(l), ns), conc__pause_over);
+    rc = conc__park(l, &p.wait);
+    return rc ? rc : conc__fd_got(l, f, id, &p.wait);
+}
+
+/* What a call has seen of the descriptor that it waits for, from one try to the next. */
+typedef struct conc__patience {
+    int ready; /* the events for which the call was woken last */
+    int64_t pause;
+} conc__patience;
+
+/* Waits before a call tries once more, all zero in *p at first: the events, or an error. A
+ * descriptor may be ready in name only: it has an error queue, the peer's buffer is full, it is a
+ * file that is always ready. Another wait would be over at once, again and again. So a call that
+ * was woken and had to wait all the same, while poll(2) still says that it need not, pauses. */
+CONC__PRIVATE int conc__fd_await(conc_loop *l, int number, int events, conc__patience *p)
+{
+    enum { LEAST = 1000000, MOST = 64000000 };
+    conc__fd *f = conc__fd_find(l, number);
+    int in_name = f && p->ready & events ? conc__fd_ready(number, p->ready & events) : 0, rc;
+    if (in_name < 0)
+        return in_name;
+    if (in_name) {
+        p->pause = p->pause ? p->pause * 2 : LEAST;
+        p->pause = p->pause < MOST ? p->pause : MOST;
+        rc = conc__fd_pause(l, f, in_name, p->pause);
+    } else {
+        p->pause = 0;
+        rc = conc__fd_park(l, number, events);
+    }
+    p->ready = rc > 0 ? rc : 0;
+    return rc;
 }
 
 CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
@@ -5421,65 +5800,51 @@ CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    if (events <= 0 || events & ~(CONC_READABLE | CONC_WRITABLE))
+    if (events & ~(CONC_READABLE | CONC_WRITABLE))
         return -EINVAL;
     int rc = fd < 0 ? -EBADF : conc__checkpoint(l);
     if (rc)
         return rc;
     conc__find_lost(l, __builtin_frame_address(0));
-    conc__fd_look look = {.number = fd, .events = events};
-    conc__fd_ready(l, &look);
-    if (look.rc == 0)
+    rc = conc__fd_ready(fd, events);
+    if (rc == 0)
         return conc__fd_park(l, fd, events);
     conc__quick(l);
-    return look.rc;
-}
-
-CONC__PRIVATE void conc__close_now(conc_loop *l, void *arg)
-{
-    conc__fd_look *look = arg;
-    int saved = errno;
-    conc__fd *f = l ? conc__fd_find(l, look->number) : NULL;
-    if (f)
-        conc__fd_gone(l, f);
-    atomic_fetch_add(conc__closings_of(look->number), 1);
-    look->rc = close(look->number) && errno != EINTR ? -errno : 0;
-    errno = saved;
+    return rc < 0 ? rc : rc & events;
 }
 
 CONC_API int conc_close(int fd)
 {
     conc_loop *l = conc__here;
-    conc__fd_look look = {.number = fd};
+    int saved = errno;
     if (fd < 0)
         return -EBADF;
-    conc__close_now(l, &look);
-    return look.rc;
+    conc__fd *f = l ? conc__fd_find(l, fd) : NULL;
+    if (f && conc__fd_is_polled(f))
+        l->backend->remove(l, f); /* else its events would go on if another process has it too */
+    if (f)
+        conc__fd_gone(l, f);
+    atomic_fetch_add(conc__closings_of(fd), 1);
+    int rc = close(fd) && errno != EINTR ? -errno : 0;
+    errno = saved;
+    return rc;
 }
 
 /* ---- >>moving ------------------------------------------------------------------------------- */
 
-enum {
-    CONC__READ,
-    CONC__RECEIVE,
-    CONC__READ_PARTS,
-    CONC__ACCEPT,
-    CONC__WRITE,
-    CONC__SEND,
-    CONC__WRITE_PARTS
-};
-
-/* A system call that moves bytes, to be tried until it need not wait. */
+/* Bytes that a call is to move, as many of them as the system takes at once. */
 typedef struct conc__io {
-    int what, fd, flags, count;
-    bool owned;
-    void *bytes; /* or: */
-    struct iovec *parts;
-    size_t n;
-    struct sockaddr *address;
+    int fd;
+    int flags; /* of a socket call: MSG_... */
+    bool any;  /* read(2), write(2) or their kin was called, which take any file */
+    int count; /* of the parts */
+    const struct iovec *parts;
+    struct sockaddr *address; /* NULL: none */
     socklen_t *address_size;
-    ssize_t result;
 } conc__io;
+
+/* One try to receive or send: a count, or an error, which is -EAGAIN if it would have to wait. */
+typedef ssize_t conc__io_fn(conc_loop *l, const conc__io *io);
 
 #ifdef IOV_MAX
 enum { CONC__PARTS = IOV_MAX };
@@ -5487,116 +5852,26 @@ enum { CONC__PARTS = IOV_MAX };
 enum { CONC__PARTS = 1024 }; /* what Linux takes; its headers tell only who asks for X/Open */
 #endif
 
-CONC__PRIVATE int conc__io_events(const conc__io *io)
-{
-    return io->what < CONC__WRITE ? CONC_READABLE : CONC_WRITABLE;
-}
-
-CONC__PRIVATE int conc__accept_now(int fd)
-{
-#ifdef __linux__
-    return (int)syscall(SYS_accept4, fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-#else
-    int got = accept(fd, NULL, NULL);
-    if (got >= 0) {
-        fcntl(got, F_SETFD, FD_CLOEXEC);
-        fcntl(got, F_SETFL, O_NONBLOCK);
-    }
-    return got;
-#endif
-}
-
 #ifndef MSG_NOSIGNAL
 #define MSG_NOSIGNAL 0
 #endif
 
-/* On a socket, where nothing has to wait. */
-CONC__PRIVATE ssize_t conc__io_socket(const conc__io *io)
+CONC__PRIVATE bool conc__io_is_empty(const conc__io *io)
 {
-    struct msghdr message = {.msg_iov = io->parts};
-    message.msg_iovlen = io->parts ? (size_t)io->count : 0;
-    switch (io->what) {
-    case CONC__READ:
-    case CONC__RECEIVE:
-        return recvfrom(io->fd, io->bytes, io->n, io->flags | MSG_DONTWAIT, io->address,
-                        io->address_size);
-    case CONC__READ_PARTS: return recvmsg(io->fd, &message, MSG_DONTWAIT);
-    case CONC__WRITE:
-    case CONC__SEND:
-        return sendto(io->fd, io->bytes, io->n, io->flags | MSG_DONTWAIT | MSG_NOSIGNAL,
-                      io->address, io->address_size ? *io->address_size : 0);
-    case CONC__WRITE_PARTS: return sendmsg(io->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-    default: return conc__accept_now(io->fd);
-    }
+    for (int i = 0; i < io->count; i++)
+        if (io->parts[i].iov_len)
+            return false;
+    return true;
 }
 
-CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io)
+/* -1 and errno, as a system call has them, become an error. */
+static inline ssize_t conc__io_result(conc_loop *l, ssize_t n, int saved)
 {
-    switch (io->what) {
-    case CONC__READ: return read(io->fd, io->bytes, io->n);
-    case CONC__READ_PARTS: return readv(io->fd, io->parts, io->count);
-    case CONC__WRITE: return write(io->fd, io->bytes, io->n);
-    case CONC__WRITE_PARTS: return writev(io->fd, io->parts, io->count);
-    default: return conc__accept_now(io->fd);
+    if (CONC__UNLIKELY(n < 0)) {
+        n = *l->errno_at == EWOULDBLOCK ? -EAGAIN : -*l->errno_at;
+        *l->errno_at = saved;
     }
-}
-
-/* At most so much that a write that poll(2) calls possible does not block. */
-CONC__PRIVATE ssize_t conc__io_some(const conc__io *io)
-{
-    struct iovec first = {io->bytes, io->n};
-    int i = 0;
-    if (io->what == CONC__WRITE_PARTS) { /* as many whole ones as fit, or a part of the first */
-        size_t n = 0;
-        while (i < io->count && io->parts[i].iov_len <= PIPE_BUF - n)
-            n += io->parts[i++].iov_len;
-        if (n || i == io->count)
-            return writev(io->fd, io->parts, i);
-        first = io->parts[i];
-    }
-    return write(io->fd, first.iov_base, first.iov_len < PIPE_BUF ? first.iov_len : PIPE_BUF);
-}
-
-/* poll(2) calls a terminal writable that has room for a single byte, and a write of more would
- * block. Its flags belong to all who have it open, so it is opened anew; the end of a terminal's
- * program cannot be, and gets byte after byte. */
-CONC__PRIVATE ssize_t conc__io_terminal(const conc__io *io)
-{
-    char path[64];
-    int fd = -1, i = 0;
-    unsigned master;
-#ifdef TIOCGPTN
-    if (ioctl(io->fd, TIOCGPTN, &master))
-#else
-    (void)master;
-#endif
-        if (ttyname_r(io->fd, path, sizeof path) == 0)
-            fd = open(path, O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
-    while (io->parts && i < io->count - 1 && !io->parts[i].iov_len)
-        i++;
-    if (fd < 0)
-        return write(io->fd, io->parts ? io->parts[i].iov_base : io->bytes, 1);
-    ssize_t n = io->parts ? writev(fd, io->parts, io->count) : write(fd, io->bytes, io->n);
-    int saved = errno;
-    close(fd);
-    errno = saved;
     return n;
-}
-
-/* In blocking mode, and no socket. */
-CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io)
-{
-    struct stat st;
-    int ready = conc__poll_one(io->fd, conc__io_events(io));
-    if (ready <= 0) {
-        errno = ready ? -ready : EAGAIN;
-        return -1;
-    }
-    bool told = fstat(io->fd, &st) == 0;
-    if (conc__io_events(io) == CONC_READABLE || (told && S_ISREG(st.st_mode)))
-        return conc__io_plain(io);
-    return told && S_ISCHR(st.st_mode) && isatty(io->fd) ? conc__io_terminal(io)
-                                                         : conc__io_some(io);
 }
 
 /* Takes away the signal that a write to a broken pipe leaves behind, blocked as it is. */
@@ -5606,201 +5881,355 @@ CONC__PRIVATE void conc__drain_pipe_signal(const conc_loop *l)
         conc__signal_discard(SIGPIPE);
 }
 
-CONC__PRIVATE bool conc__io_is_empty(const conc__io *io)
+/* The error that came after some bytes of an earlier call had moved: it is returned once. */
+CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
 {
-    for (int i = 0; i < io->count; i++)
-        if (io->parts[i].iov_len)
-            return false;
-    return !io->n && io->what != CONC__ACCEPT;
+    int rc = conc__fd_confirm(l, f) ? *error : 0;
+    *error = 0;
+    f->failed = f->read_error || f->write_error;
+    return rc;
 }
 
-/* A wait for what can never come would be for ever: is the call one that the descriptor cannot
- * do? errno tells. */
-CONC__PRIVATE bool conc__io_is_wrong(const conc__io *io, int flags)
+/* Keeps an error for the next call. A file that epoll refuses has the same one again then, and a
+ * cancel is the task's own. */
+CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
 {
-    int listens = 0, access = flags & O_ACCMODE;
-    socklen_t size = sizeof listens;
-    if (io->what == CONC__ACCEPT) {
-        if (getsockopt(io->fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size))
-            return true;
-        errno = EINVAL;
-        return !listens;
-    }
-    errno = EBADF;
-    return access == (conc__io_events(io) == CONC_READABLE ? O_WRONLY : O_RDONLY);
+    conc__fd *f;
+    if (rc == -ECANCELED || rc == -EBADF || conc__fd_watch(l, fd, 0, &f))
+        return;
+    *(events == CONC_READABLE ? &f->read_error : &f->write_error) = rc;
+    f->failed = true;
 }
 
-CONC__PRIVATE ssize_t conc__io_foreign(const conc_loop *l, const conc__io *io)
+/* -- files in blocking mode that are no sockets. They belong to other processes too, so their
+ * flags stay as they are. The system is asked for a call that does not wait (RWF_NOWAIT), which
+ * Linux has for pipes; terminals and named pipes are opened anew; for what remains poll(2) is
+ * asked first, and a write has at most PIPE_BUF bytes. That holds the loop only where another
+ * process is faster. -- */
+
+enum { CONC__READS = O_RDONLY, CONC__WRITES = O_WRONLY };
+
+/* preadv2 or pwritev2, which must not wait. False: not for this file, or this system. */
+CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
 {
-    ssize_t n;
-    if (io->what != CONC__ACCEPT) {
-        n = conc__io_socket(io);
-        if (n >= 0 || errno != ENOTSOCK || io->what == CONC__RECEIVE || io->what == CONC__SEND)
-            return n;
-    }
-    int flags = fcntl(io->fd, F_GETFL);
-    if (flags < 0 || conc__io_is_wrong(io, flags))
+    enum { NO_WAIT = 8 }; /* RWF_NOWAIT */
+#if defined __linux__ && defined SYS_preadv2
+    long call = access == CONC__READS ? SYS_preadv2 : SYS_pwritev2;
+    *n = syscall(call, io->fd, io->parts, (long)io->count, -1L, -1L, NO_WAIT);
+#else
+    (void)io;
+    (void)access;
+    *n = NO_WAIT - NO_WAIT - 1;
+    errno = ENOSYS;
+#endif
+    bool refused = errno == EOPNOTSUPP || errno == ENOSYS || errno == EPERM || errno == EINVAL ||
+                   errno == ESPIPE;
+    return *n >= 0 || !refused;
+}
+
+/* The same named pipe or terminal, open in non-blocking mode; -1: it cannot be, as the end of a
+ * terminal's program. */
+CONC__PRIVATE int conc__io_open_anew(int fd, int access, const struct stat *st)
+{
+    char path[64];
+    bool terminal = S_ISCHR(st->st_mode) && isatty(fd);
+    if (!terminal && !S_ISFIFO(st->st_mode))
         return -1;
-    n = flags & O_NONBLOCK || conc__io_is_empty(io) ? conc__io_plain(io) : conc__io_blocking(io);
-    if (n < 0 && errno == EPIPE)
-        conc__drain_pipe_signal(l);
+#ifdef TIOCGPTN
+    unsigned master;
+    if (terminal && ioctl(fd, TIOCGPTN, &master) == 0)
+        return -1;
+#endif
+#ifdef __linux__
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+#else
+    if (!terminal || ttyname_r(fd, path, sizeof path))
+        return -1;
+#endif
+    return open(path, access | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+}
+
+/* Is the sum of an eventfd so large that this number does not fit? poll(2) tells only that there
+ * is room for 1. */
+CONC__PRIVATE bool conc__io_is_full_eventfd(const conc__io *io, const struct stat *st)
+{
+#ifdef __linux__
+    char path[40], text[256], *at;
+    uint64_t more;
+    if (st->st_mode & S_IFMT || io->count != 1 || io->parts->iov_len != sizeof more)
+        return false;
+    snprintf(path, sizeof path, "/proc/self/fdinfo/%d", io->fd);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
+    text[n > 0 ? n : 0] = 0;
+    at = strstr(text, "eventfd-count:");
+    memcpy(&more, io->parts->iov_base, sizeof more);
+    return at && more > UINT64_MAX - 1 - strtoull(at + 14, NULL, 16);
+#else
+    (void)io;
+    (void)st;
+    return false;
+#endif
+}
+
+/* At most so much that a write that poll(2) calls possible does not block: as many whole parts as
+ * fit, or a piece of the first. */
+CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
+{
+    size_t n = 0;
+    int i = 0, first = 0;
+    while (i < io->count && io->parts[i].iov_len <= most - n)
+        n += io->parts[i++].iov_len;
+    if (n || i == io->count)
+        return writev(io->fd, io->parts, i);
+    first = i; /* those before it are empty */
+    return write(io->fd, io->parts[first].iov_base, most);
+}
+
+CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io, int fd, int access)
+{
+    return access == CONC__READS ? readv(fd, io->parts, io->count)
+                                 : writev(fd, io->parts, io->count);
+}
+
+CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io, int access)
+{
+    struct stat st;
+    ssize_t n;
+    if (fstat(io->fd, &st))
+        return -1;
+    if (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) || S_ISDIR(st.st_mode))
+        return conc__io_plain(io, io->fd, access);
+    if (conc__io_no_wait(io, access, &n))
+        return n;
+    int ready = conc__fd_ready(io->fd, access == CONC__READS ? CONC_READABLE : CONC_WRITABLE);
+    bool full = ready > 0 && access == CONC__WRITES && conc__io_is_full_eventfd(io, &st);
+    if (ready <= 0 || full) {
+        errno = ready < 0 ? -ready : EAGAIN;
+        return -1;
+    }
+    int fd = conc__io_open_anew(io->fd, access, &st);
+    if (fd >= 0) {
+        n = conc__io_plain(io, fd, access);
+        int saved = errno;
+        close(fd);
+        errno = saved;
+        return n;
+    }
+    if (access == CONC__READS)
+        return conc__io_plain(io, io->fd, access);
+    return conc__io_write_some(io, S_ISCHR(st.st_mode) && isatty(io->fd) ? 1 : PIPE_BUF);
+}
+
+/* -- one try -- */
+
+/* A file that is no socket. */
+CONC__PRIVATE ssize_t conc__io_file(const conc__io *io, int access)
+{
+    int flags = fcntl(io->fd, F_GETFL);
+    if (flags < 0)
+        return -1;
+    if ((flags & O_ACCMODE) != access && (flags & O_ACCMODE) != O_RDWR) {
+        errno = EBADF; /* a wait for what can never come would be for ever */
+        return -1;
+    }
+    bool returns = flags & O_NONBLOCK || conc__io_is_empty(io);
+    return returns ? conc__io_plain(io, io->fd, access) : conc__io_blocking(io, access);
+}
+
+static inline ssize_t conc__io_recv(const conc__io *io)
+{
+    if (io->count == 1)
+        return recvfrom(io->fd, io->parts->iov_base, io->parts->iov_len, io->flags | MSG_DONTWAIT,
+                        io->address, io->address_size);
+    struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)io->parts};
+    message.msg_iovlen = (size_t)io->count;
+    return recvmsg(io->fd, &message, io->flags | MSG_DONTWAIT);
+}
+
+static inline ssize_t conc__io_send(const conc__io *io)
+{
+    int flags = io->flags | MSG_DONTWAIT | MSG_NOSIGNAL;
+    if (io->count == 1)
+        return sendto(io->fd, io->parts->iov_base, io->parts->iov_len, flags, io->address,
+                      io->address ? *io->address_size : 0);
+    struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)io->parts};
+    message.msg_iovlen = (size_t)io->count;
+    return sendmsg(io->fd, &message, flags);
+}
+
+/* Receives from any file. */
+CONC__PRIVATE ssize_t conc__receive_slowly(conc_loop *l, const conc__io *io)
+{
+    conc__fd *f = conc__fd_find(l, io->fd);
+    if (f && f->failed && f->read_error) {
+        ssize_t rc = conc__io_kept_error(l, f, &f->read_error);
+        if (rc)
+            return rc;
+    }
+    bool nothing = io->any && conc__io_is_empty(io); /* a socket call would take a datagram */
+    int saved = errno;
+    ssize_t n;
+    do {
+        n = nothing ? -1 : conc__io_recv(io);
+        bool file = !nothing && n < 0 && errno == ENOTSOCK;
+        if (file && f && conc__fd_is_own(f))
+            conc__fd_gone(l, f); /* closed by close(2), and the number used again */
+        if (nothing || (file && io->any))
+            n = conc__io_file(io, CONC__READS);
+    } while (n < 0 && errno == EINTR);
+    return conc__io_result(l, n, saved);
+}
+
+/* Receives bytes, without waiting. A TCP connection that had fewer than were asked for has none
+ * left, as epoll(7) says, and the next come with an event: that saves a server one system call
+ * for each request. */
+static inline ssize_t conc__receive(conc_loop *l, const conc__io *io)
+{
+    conc__fd *f = conc__fd_find(l, io->fd);
+    size_t room = io->count == 1 ? io->parts->iov_len : 0;
+    if (CONC__UNLIKELY(!f || !conc__fd_is_own(f) || f->failed || !room))
+        return conc__receive_slowly(l, io);
+    if (f->drained && !io->flags)
+        return -EAGAIN;
+    int saved = *l->errno_at;
+    ssize_t n;
+    do
+        n = conc__io_recv(io);
+    while (n < 0 && *l->errno_at == EINTR);
+    n = conc__io_result(l, n, saved);
+    if (CONC__UNLIKELY(n == -ENOTSOCK))
+        return conc__receive_slowly(l, io);
+    if (f->tcp && f->state == CONC__FD_EDGE && !f->special && !io->flags)
+        f->drained = n == -EAGAIN || (n > 0 && (size_t)n < room);
     return n;
 }
 
-/* One try: the result, -EAGAIN when it would have to wait. */
-CONC__PRIVATE void conc__io_try(conc_loop *l, void *arg)
-{
-    conc__io *io = arg;
-    int saved = errno;
-    ssize_t n;
-    bool reads_nothing =
-        (io->what == CONC__READ || io->what == CONC__READ_PARTS) && conc__io_is_empty(io);
-    do
-        n = reads_nothing ? conc__io_plain(io)
-            : io->owned   ? conc__io_socket(io)
-                          : conc__io_foreign(l, io);
-    while (n < 0 && errno == EINTR);
-    io->result = n >= 0 ? n : errno == EWOULDBLOCK ? -EAGAIN : -errno;
-    const conc__fd *listener = conc__fd_find(l, io->fd);
-    if (io->what == CONC__ACCEPT && n >= 0)
-        io->result = conc__fd_adopt(l, (int)n, listener && listener->tcp);
-    errno = saved;
-}
-
-/* Tries, unless there is certainly nothing to read. A TCP read that got less than it asked for
- * has taken everything, as epoll(7) says, and the next bytes come with an event: one system call
- * less for each request of a server. */
-CONC__PRIVATE ssize_t conc__io_once(conc_loop *l, conc__io *io)
+/* Sends to any file. */
+CONC__PRIVATE ssize_t conc__send_slowly(conc_loop *l, const conc__io *io)
 {
     conc__fd *f = conc__fd_find(l, io->fd);
-    bool reads = io->what == CONC__READ || (io->what == CONC__RECEIVE && !io->flags);
-    if (f && f->drained && reads && io->n)
-        return -EAGAIN;
-    io->owned = f && f->owned;
-    conc__io_try(l, io);
-    /* closed by close(2), and opened by somebody else */
-    if (CONC__UNLIKELY(io->result == -ENOTSOCK && io->owned)) {
-        conc__fd_gone(l, f);
-        return conc__io_once(l, io);
+    if (f && f->failed && f->write_error) {
+        ssize_t rc = conc__io_kept_error(l, f, &f->write_error);
+        if (rc)
+            return rc;
     }
-    if (reads && f && f->tcp && f->registered && !f->special && io->n)
-        f->drained = io->result == -EAGAIN || (io->result > 0 && (size_t)io->result < io->n);
-    return io->result;
+    int saved = errno;
+    ssize_t n;
+    do {
+        n = conc__io_send(io);
+        bool file = n < 0 && errno == ENOTSOCK;
+        if (file && f && conc__fd_is_own(f))
+            conc__fd_gone(l, f);
+        if (file && io->any) {
+            n = conc__io_file(io, CONC__WRITES);
+            if (n < 0 && errno == EPIPE)
+                conc__drain_pipe_signal(l);
+        }
+    } while (n < 0 && errno == EINTR);
+    return conc__io_result(l, n, saved);
 }
 
-/* The usual case, a read or write on a socket of conc's, without the detour. */
-static inline ssize_t conc__io_direct(conc_loop *l, conc__fd *f, int what, void *bytes, size_t n)
+/* Sends bytes, without waiting. */
+static inline ssize_t conc__send(conc_loop *l, const conc__io *io)
 {
+    conc__fd *f = conc__fd_find(l, io->fd);
+    if (CONC__UNLIKELY(!f || !conc__fd_is_own(f) || f->failed))
+        return conc__send_slowly(l, io);
     int saved = *l->errno_at;
-    ssize_t got;
+    ssize_t n;
     do
-        got = what == CONC__READ ? recv(f->number, bytes, n, MSG_DONTWAIT)
-                                 : send(f->number, bytes, n, MSG_DONTWAIT | MSG_NOSIGNAL);
-    while (got < 0 && *l->errno_at == EINTR);
-    if (CONC__UNLIKELY(got < 0)) {
-        got = *l->errno_at == EWOULDBLOCK ? -EAGAIN : -*l->errno_at;
-        *l->errno_at = saved;
-    }
-    if (what == CONC__READ && f->tcp && f->registered && !f->special)
-        f->drained = got == -EAGAIN || (got > 0 && (size_t)got < n);
-    return got;
+        n = conc__io_send(io);
+    while (n < 0 && *l->errno_at == EINTR);
+    n = conc__io_result(l, n, saved);
+    return CONC__UNLIKELY(n == -ENOTSOCK) ? conc__send_slowly(l, io) : n;
 }
 
-/* The same as conc__io_once for n bytes, not 0, between a descriptor and memory. */
-static inline ssize_t conc__io_bytes(conc_loop *l, int what, int fd, void *bytes, size_t n)
+/* -- the calls -- */
+
+/* Tries again and again, and waits in between. */
+CONC__PRIVATE ssize_t conc__io_wait(conc_loop *l, conc__io_fn *once, int events, const conc__io *io)
 {
-    conc__fd *f = conc__fd_find(l, fd);
-    if (CONC__UNLIKELY(!f || !f->owned)) {
-        conc__io io = {.what = what, .fd = fd, .bytes = bytes, .n = n};
-        return conc__io_once(l, &io);
-    }
-    if (what == CONC__READ && f->drained)
-        return -EAGAIN;
-    ssize_t got = conc__io_direct(l, f, what, bytes, n);
-    if (CONC__UNLIKELY(got == -ENOTSOCK)) { /* closed by close(2), and opened by somebody else */
-        conc__fd_gone(l, f);
-        return conc__io_bytes(l, what, fd, bytes, n);
-    }
-    return got;
+    conc__patience patience = {0, 0};
+    ssize_t n;
+    do {
+        int rc = conc__fd_await(l, io->fd, events, &patience);
+        if (rc < 0)
+            return rc;
+        n = once(l, io);
+    } while (n == -EAGAIN);
+    return n;
 }
 
-CONC__PRIVATE ssize_t conc__io_run(conc__io *io)
+static inline ssize_t conc__io_run(conc__io_fn *once, int events, const conc__io *io)
 {
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    if (!io->bytes && io->n)
+    bool valid = io->count >= 0 && io->count <= CONC__PARTS && (io->parts || !io->count);
+    if (!valid || (io->count == 1 && !io->parts->iov_base && io->parts->iov_len))
         return -EINVAL;
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    for (;;) {
-        ssize_t n = conc__io_once(l, io);
-        if (n != -EAGAIN || io->flags & MSG_DONTWAIT) {
-            conc__quick(l);
-            return n;
-        }
-        rc = conc__fd_park(l, io->fd, conc__io_events(io));
-        if (rc < 0)
-            return rc;
-    }
-}
-
-CONC_API ssize_t conc_read(int fd, void *buf, size_t n)
-{
-    conc__io io = {.what = CONC__READ, .fd = fd, .bytes = buf, .n = n};
-    return conc__io_run(&io);
-}
-
-CONC_API ssize_t conc_write(int fd, const void *buf, size_t n)
-{
-    conc__io io = {.what = CONC__WRITE, .fd = fd, .bytes = (void *)(uintptr_t)buf, .n = n};
-    return conc__io_run(&io);
-}
-
-CONC__PRIVATE ssize_t conc__io_parts(int what, int fd, const struct iovec *parts, int count)
-{
-    conc__io io = {
-        .what = what, .fd = fd, .parts = (struct iovec *)(uintptr_t)parts, .count = count};
-    if (count < 0 || count > CONC__PARTS || (!parts && count))
-        return conc__in_task() ? -EINVAL : -EPERM;
-    return conc__io_run(&io);
+    ssize_t n = once(l, io);
+    if (n == -EAGAIN && !(io->flags & MSG_DONTWAIT))
+        n = conc__io_wait(l, once, events, io);
+    if (n >= 0 || !l->self->pending)
+        conc__quick(l);
+    return n;
 }
 
 CONC_API ssize_t conc_readv(int fd, const struct iovec *parts, int count)
 {
-    return conc__io_parts(CONC__READ_PARTS, fd, parts, count);
+    const conc__io io = {.fd = fd, .any = true, .parts = parts, .count = count};
+    return conc__io_run(conc__receive, CONC_READABLE, &io);
 }
 
 CONC_API ssize_t conc_writev(int fd, const struct iovec *parts, int count)
 {
-    return conc__io_parts(CONC__WRITE_PARTS, fd, parts, count);
+    const conc__io io = {.fd = fd, .any = true, .parts = parts, .count = count};
+    return conc__io_run(conc__send, CONC_WRITABLE, &io);
+}
+
+CONC_API ssize_t conc_read(int fd, void *buf, size_t n)
+{
+    const struct iovec part = {buf, n};
+    return conc_readv(fd, &part, 1);
+}
+
+CONC_API ssize_t conc_write(int fd, const void *buf, size_t n)
+{
+    const struct iovec part = {(void *)(uintptr_t)buf, n};
+    return conc_writev(fd, &part, 1);
 }
 
 CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *from,
                                socklen_t *from_size)
 {
-    conc__io io = {.what = CONC__RECEIVE,
-                   .fd = fd,
-                   .bytes = buf,
-                   .n = n,
-                   .flags = flags,
-                   .address = from,
-                   .address_size = from ? from_size : NULL};
-    return conc__io_run(&io);
+    const struct iovec part = {buf, n};
+    const conc__io io = {.fd = fd,
+                         .flags = flags,
+                         .parts = &part,
+                         .count = 1,
+                         .address = from,
+                         .address_size = from ? from_size : NULL};
+    return conc__io_run(conc__receive, CONC_READABLE, &io);
 }
 
 CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
                              const struct sockaddr *to, socklen_t to_size)
 {
-    conc__io io = {.what = CONC__SEND,
-                   .fd = fd,
-                   .bytes = (void *)(uintptr_t)buf,
-                   .n = n,
-                   .flags = flags,
-                   .address = (struct sockaddr *)(uintptr_t)to,
-                   .address_size = &to_size};
-    return conc__io_run(&io);
+    const struct iovec part = {(void *)(uintptr_t)buf, n};
+    const conc__io io = {.fd = fd,
+                         .flags = flags,
+                         .parts = &part,
+                         .count = 1,
+                         .address = (struct sockaddr *)(uintptr_t)to,
+                         .address_size = &to_size};
+    return conc__io_run(conc__send, CONC_WRITABLE, &io);
 }
 
 CONC_API ssize_t conc_recv(int fd, void *buf, size_t n, int flags)
@@ -5814,14 +6243,17 @@ CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags)
 }
 
 /* Again and again until n bytes have moved, the end of file, or an error; a count outranks that. */
-CONC__PRIVATE ssize_t conc__io_full(int what, int fd, char *bytes, size_t n)
+CONC__PRIVATE ssize_t conc__io_full(conc__io_fn *once, int events, int fd, char *bytes, size_t n)
 {
     size_t done = 0;
     if (!bytes && n)
         return conc__in_task() ? -EINVAL : -EPERM;
     do {
-        conc__io io = {.what = what, .fd = fd, .bytes = n ? bytes + done : NULL, .n = n - done};
-        ssize_t got = conc__io_run(&io);
+        const struct iovec part = {n ? bytes + done : NULL, n - done};
+        const conc__io io = {.fd = fd, .any = true, .parts = &part, .count = 1};
+        ssize_t got = conc__io_run(once, events, &io);
+        if (got < 0 && done)
+            conc__io_keep_error(conc__here, fd, events, (int)got);
         if (got <= 0)
             return done ? (ssize_t)done : got;
         done += (size_t)got;
@@ -5831,18 +6263,70 @@ CONC__PRIVATE ssize_t conc__io_full(int what, int fd, char *bytes, size_t n)
 
 CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n)
 {
-    return conc__io_full(CONC__READ, fd, buf, n);
+    return conc__io_full(conc__receive, CONC_READABLE, fd, buf, n);
 }
 
 CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n)
 {
-    return conc__io_full(CONC__WRITE, fd, (char *)(uintptr_t)buf, n);
+    return conc__io_full(conc__send, CONC_WRITABLE, fd, (char *)(uintptr_t)buf, n);
+}
+
+CONC__PRIVATE int conc__accept_call(int fd)
+{
+#ifdef __linux__
+    int got = (int)syscall(SYS_accept4, fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (got >= 0 || (errno != ENOSYS && errno != EPERM))
+        return got;
+#else
+    int got;
+#endif
+    got = accept(fd, NULL, NULL);
+    if (got >= 0) {
+        fcntl(got, F_SETFD, FD_CLOEXEC);
+        fcntl(got, F_SETFL, O_NONBLOCK);
+    }
+    return got;
+}
+
+/* A listener that conc did not open is set to non-blocking: another process that has it too may
+ * take the connection first. */
+CONC__PRIVATE int conc__accept_foreign(int fd)
+{
+    int listens = 0, flags = fcntl(fd, F_GETFL);
+    socklen_t size = sizeof listens;
+    if (flags < 0 || getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size))
+        return -1;
+    if (!listens) {
+        errno = EINVAL; /* a wait would be for ever */
+        return -1;
+    }
+    if (!(flags & O_NONBLOCK) && fcntl(fd, F_SETFL, flags | O_NONBLOCK))
+        return -1;
+    return conc__accept_call(fd);
+}
+
+/* Accepts, without waiting. */
+CONC__PRIVATE ssize_t conc__accept(conc_loop *l, const conc__io *io)
+{
+    conc__fd *f = conc__fd_find(l, io->fd);
+    bool own = f && conc__fd_is_own(f);
+    int saved = errno;
+    ssize_t n;
+    do
+        n = own ? conc__accept_call(io->fd) : conc__accept_foreign(io->fd);
+    while (n < 0 && errno == EINTR);
+    n = conc__io_result(l, n, saved);
+    if (n == -ENOTSOCK && own) {
+        conc__fd_gone(l, f);
+        return conc__accept(l, io);
+    }
+    return n < 0 ? n : conc__fd_adopt(l, (int)n, f && f->tcp);
 }
 
 CONC_API int conc_accept(int fd)
 {
-    conc__io io = {.what = CONC__ACCEPT, .fd = fd};
-    return (int)conc__io_run(&io);
+    const conc__io io = {.fd = fd};
+    return (int)conc__io_run(conc__accept, CONC_READABLE, &io);
 }
 
 /* ---- >>connecting --------------------------------------------------------------------------- */
@@ -6245,11 +6729,11 @@ CONC__PRIVATE int conc__serve_one(void *arg)
     conc_loop *l = conc__here;
     conc_task *self = l->self;
     int fd = (int)(intptr_t)self->sink;
-    uint32_t life = conc__life(l, fd);
+    uint32_t id = conc__fd_id(l, fd);
     int rc = s->handler(fd, s->arg);
     if (conc__here != l)
-        return rc;                 /* a forked child */
-    if (conc__life(l, fd) == life) /* else the handler closed it, and the number may be another's */
+        return rc;                /* a forked child */
+    if (conc__fd_id(l, fd) == id) /* else the handler closed it, and the number may be another's */
         conc_close(fd);
     if (rc >= 0 || (rc == -ECANCELED && self->pending))
         return rc < 0 ? rc : 0;
@@ -6304,13 +6788,13 @@ CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server
                                   const char *spawned)
 {
     bool told = false;
-    uint32_t life = conc__life(l, s->fd);
+    uint32_t id = conc__fd_id(l, s->fd);
     for (;;) {
         int rc = s->limit && g->live >= s->limit ? conc__wait_for_room(l, g) : 0;
-        if (conc__life(l, s->fd) != life)
+        if (conc__fd_id(l, s->fd) != id)
             return rc; /* conc_close has ended the serving */
         int fd = rc ? rc : conc_accept(s->fd);
-        if (fd == -EBADF && conc__life(l, s->fd) != life)
+        if (fd == -EBADF && conc__fd_id(l, s->fd) != id)
             return 0;
         if (fd >= 0)
             rc = conc__serve_spawn(l, g, s, fd, spawned);
@@ -6439,15 +6923,13 @@ CONC__PRIVATE int conc__stream_state(const conc_stream *s)
 CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place)
 {
     conc_loop *l = conc__here;
-    conc__fd_look look = {.number = fd, .events = CONC_READABLE};
     if (!l)
         return -EPERM;
     if (!s || s->state == CONC__STREAM_OPEN)
         return conc__misused(-EINVAL, "conc_stream_open", "no stream, or it is open", NULL);
     const conc__fd *f = conc__fd_find(l, fd);
-    if (!f || !f->owned)
-        conc__fd_ready(l, &look);
-    if (fd < 0 || look.rc < 0)
+    bool own = f && conc__fd_is_own(f);
+    if (fd < 0 || (!own && conc__fd_ready(fd, CONC_READABLE) < 0))
         return -EBADF;
     /* so that sums cannot overflow */
     size_t limit = s->limit < PTRDIFF_MAX / 4 ? s->limit : PTRDIFF_MAX / 4;
@@ -6475,7 +6957,9 @@ CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
 {
     conc__buffer *b = &s->out;
     while (b->start < b->end) {
-        ssize_t n = conc__io_bytes(l, CONC__WRITE, s->fd, b->data + b->start, b->end - b->start);
+        const struct iovec part = {b->data + b->start, b->end - b->start};
+        ssize_t n =
+            conc__send(l, &(conc__io){.fd = s->fd, .any = true, .parts = &part, .count = 1});
         if (n < 0)
             return n == -EAGAIN ? -EAGAIN : conc__stream_broke(l, s, (int)n);
         b->start += (size_t)n;
@@ -6485,14 +6969,14 @@ CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
 }
 
 /* Waits for bytes, and sends what was written: the peer may have to read that first. */
-CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s)
+CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__patience *p)
 {
     int events = CONC_READABLE;
     if (conc__buffered(&s->out) && !s->writing && conc__stream_push(l, s) == -EAGAIN)
         events |= CONC_WRITABLE;
     if (!conc__buffered(&s->in))
         conc__buffer_drop(l, &s->in);
-    int rc = conc__fd_park(l, s->fd, events);
+    int rc = conc__fd_await(l, s->fd, events, p);
     if (s->state != CONC__STREAM_OPEN)
         return -EPIPE;
     if (rc > 0 && rc & CONC_WRITABLE && !s->writing)
@@ -6518,6 +7002,7 @@ CONC__PRIVATE int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
  * may become as large as n. Returns the count, 0 at the end of file, or an error. */
 CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
+    conc__patience patience = {0, 0};
     if (s->at_end || s->read_error)
         return s->read_error;
     for (;;) {
@@ -6526,9 +7011,11 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
             int rc = to ? 0 : conc__stream_room(l, s, n);
             if (rc)
                 return rc;
-            ssize_t got = to ? conc__io_bytes(l, CONC__READ, s->fd, to, n)
-                             : conc__io_bytes(l, CONC__READ, s->fd, s->in.data + s->in.end,
-                                              s->in.size - s->in.end);
+            struct iovec part = {s->in.data + s->in.end, s->in.size - s->in.end};
+            if (to)
+                part = (struct iovec){to, n};
+            ssize_t got =
+                conc__receive(l, &(conc__io){.fd = s->fd, .any = true, .parts = &part, .count = 1});
             if (got != -EAGAIN) {
                 s->at_end = got == 0;
                 s->read_error = got < 0 ? (int)got : 0;
@@ -6536,7 +7023,7 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
                 return got;
             }
         }
-        int rc = conc__stream_await(l, s);
+        int rc = conc__stream_await(l, s, &patience);
         if (rc < 0)
             return rc;
     }
@@ -6778,11 +7265,11 @@ CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
 CONC__PRIVATE void conc__stream_hurry(conc_loop *l, conc_stream *s)
 {
     conc__wait *w = s->reader && !s->writing ? s->reader->wait : NULL;
-    if (!w || w->kind != &conc__watching || conc__stream_push(l, s) != -EAGAIN)
+    bool for_fd = w && (w->kind == &conc__watching || w->kind == &conc__pausing);
+    if (!for_fd || conc__stream_push(l, s) != -EAGAIN)
         return;
-    conc__fd_look look = {.number = s->fd, .events = CONC_WRITABLE};
-    w->value |= CONC_WRITABLE;
-    conc__fd_before(l, &look);
+    if (w->kind == &conc__watching)
+        conc__fd_widen(l, w, CONC_WRITABLE);
 }
 
 CONC__PRIVATE void conc__stream_turn_over(conc_loop *l, conc_stream *s)
@@ -6819,11 +7306,9 @@ CONC__PRIVATE ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char
     size_t kept = conc__buffered(b);
     struct iovec parts[2] = {{b->data ? b->data + b->start : NULL, kept},
                              {(void *)(uintptr_t)bytes, n}};
-    conc__io io = {.what = CONC__WRITE_PARTS,
-                   .fd = s->fd,
-                   .parts = kept ? parts : parts + 1,
-                   .count = kept ? 2 : 1};
-    ssize_t sent = conc__io_once(l, &io);
+    const conc__io io = {
+        .fd = s->fd, .any = true, .parts = kept ? parts : parts + 1, .count = kept ? 2 : 1};
+    ssize_t sent = conc__send(l, &io);
     if (sent < 0)
         return sent == -EAGAIN ? sent : conc__stream_broke(l, s, (int)sent);
     if ((size_t)sent < kept) {
@@ -6837,6 +7322,7 @@ CONC__PRIVATE ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char
 /* In its turn: all n bytes are sent or kept. */
 CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
+    conc__patience patience = {0, 0};
     size_t done = 0;
     for (;;) {
         bool full = n - done > s->buffer_size - conc__buffered(&s->out);
@@ -6850,7 +7336,7 @@ CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char 
         done += (size_t)took;
         if (done == n)
             return (ssize_t)n;
-        int rc = waits ? conc__fd_park(l, s->fd, CONC_WRITABLE) : 0;
+        int rc = waits ? conc__fd_await(l, s->fd, CONC_WRITABLE, &patience) : 0;
         if (s->state != CONC__STREAM_OPEN)
             return -EPIPE;
         if (rc < 0)
@@ -6953,12 +7439,13 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
 /* In its turn: waits until everything is out. */
 CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
 {
+    conc__patience patience = {0, 0};
     size_t before = conc__buffered(&s->out);
     for (;;) {
         int rc = conc__stream_push(l, s);
         if (rc != -EAGAIN)
             return rc;
-        rc = conc__fd_park(l, s->fd, CONC_WRITABLE);
+        rc = conc__fd_await(l, s->fd, CONC_WRITABLE, &patience);
         if (s->state != CONC__STREAM_OPEN)
             return -EPIPE;
         if (rc < 0)
@@ -8059,6 +8546,16 @@ CONC__PRIVATE void conc__print_deadlock(FILE *out, conc_loop *l)
 
 /* Every task waits, and nothing is left that could wake one: says so, and cancels everything,
  * through every shield. */
+/* Cancels every task, through every shield: the run ends with this error. */
+CONC__COLD void conc__doom(conc_loop *l, int rc)
+{
+    l->doomed = true;
+    l->doom = l->doom ? l->doom : rc;
+    conc__mark(l, &l->main);
+    conc__spread(l, NULL, &l->background.scope, true);
+    conc__spread_marked(l);
+}
+
 CONC__COLD void conc__deadlock(conc_loop *l)
 {
     fprintf(stderr, "conc: deadlock: every task waits, and nothing can wake one\n");
@@ -8068,10 +8565,7 @@ CONC__COLD void conc__deadlock(conc_loop *l)
         fprintf(stderr, "conc: they were cancelled already, and do not end\n");
         abort();
     }
-    l->doomed = true;
-    conc__mark(l, &l->main);
-    conc__spread(l, NULL, &l->background.scope, true);
-    conc__spread_marked(l);
+    conc__doom(l, -EDEADLK);
 }
 
 typedef struct conc__lost_call {
@@ -9601,14 +10095,14 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
     conc__signals_end(l);
     conc__here = NULL;
     conc__pipe_signal_unblock(l);
-    int rc = l->doomed ? -EDEADLK : l->main.result;
+    int rc = l->doomed ? l->doom : l->main.result;
     if (l->interrupted_late || (l->interrupted_by && rc == -ECANCELED)) {
         rc = -EINTR;
         outcome->signal = l->interrupted_by;
     } else if (rc < 0) {
         conc__describe(outcome->by, sizeof outcome->by, conc__origin(&l->main, rc));
         conc__copy(outcome->text, sizeof outcome->text,
-                   conc__words_or(conc__words(&l->main, rc), rc));
+                   *l->doom_text ? l->doom_text : conc__words_or(conc__words(&l->main, rc), rc));
     }
     conc__loop_close(l);
     return rc;
@@ -9682,10 +10176,12 @@ CONC_API double conc_embed_timeout(conc_embed *e)
     if (l->over || l->ready || l->spinners || l->settlers.first || atomic_load(&l->posted) ||
         atomic_load(&l->signalled) || (l->virtual_clock && next != CONC__NEVER))
         return 0;
+    int64_t now = conc__clock(), verify = l->verified + CONC__VERIFY_EVERY;
+    if (l->foreign_count && verify < next) /* the host may close a descriptor */
+        next = verify;
     if (next == CONC__NEVER)
         return CONC_FOREVER;
-    int64_t left = next - conc__clock();
-    return left > 0 ? (double)left / 1e9 : 0;
+    return next > now ? (double)(next - now) / 1e9 : 0;
 }
 
 CONC_API int conc_embed_step(conc_embed *e)

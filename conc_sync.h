@@ -350,7 +350,7 @@ typedef struct conc_case {
     int result;
     /* private */
     struct conc__choice *choice;
-    uint32_t life;
+    uint32_t id;
     conc__wait wait;
 } conc_case;
 
@@ -386,6 +386,7 @@ enum { CONC__GET = 1, CONC__PUT, CONC__EVENT, CONC__JOINED, CONC__FD, CONC__AFTE
  * array and what it points to is borrowed until the call returns, and may be used again.
  *     conc_case c[] = {CONC_CASE_GET(&jobs, &job), CONC_CASE_EVENT(&stop), CONC_CASE_AFTER(1.5)};
  *     switch (conc_select(c, CONC_LEN(c))) { case 0: ...
+ * A descriptor with events 0 is waited for to hang up, and the result is 0 then.
  * Errors, and none has happened: -EINVAL (no cases, one that is not valid), -EDEADLK (the join
  * of oneself), -EBADF (a negative descriptor), -EPERM, -ECANCELED. */
 CONC_API int conc_select(conc_case *cases, size_t n) CONC_NODISCARD;
@@ -1609,22 +1610,22 @@ CONC__PRIVATE int conc__case_check(const conc_loop *l, const conc_case *c)
                : c->task->state == CONC__LIVE && c->task->loop != l ? -EPERM
                                                                     : 0;
     if (c->what == CONC__FD)
-        return c->events <= 0 || c->events & ~(CONC_READABLE | CONC_WRITABLE) ? -EINVAL
-               : c->fd < 0                                                    ? -EBADF
-                                                                              : 0;
+        return c->events & ~(CONC_READABLE | CONC_WRITABLE) ? -EINVAL : c->fd < 0 ? -EBADF : 0;
     return c->what != CONC__AFTER || __builtin_isnan(c->seconds) ? -EINVAL : 0;
 }
 
 /* Does it if it can be done at once. -EAGAIN: it cannot. */
 CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
 {
-    conc__fd_look look = {.number = c->fd, .events = c->events};
+    int ready = 0;
     switch (c->what) {
     case CONC__GET: return conc__queue_pull(l, c->queue, c->to);
     case CONC__PUT: return conc__queue_push(l, c->queue, c->from);
     case CONC__EVENT: return c->event->set ? 0 : -EAGAIN;
     case CONC__JOINED: return c->task->state == CONC__DONE ? 0 : -EAGAIN;
-    case CONC__FD: conc__fd_ready(l, &look); return look.rc ? look.rc : -EAGAIN;
+    case CONC__FD:
+        ready = conc__fd_ready(c->fd, c->events);
+        return ready > 0 ? ready & c->events : ready ? ready : -EAGAIN;
     default: return c->seconds <= 0 ? 0 : -EAGAIN;
     }
 }
@@ -1645,13 +1646,15 @@ CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c)
     } else if (c->what == CONC__JOINED) {
         conc__append(&c->task->joiners, &c->wait);
     } else if (c->what == CONC__FD) {
-        conc__fd_look look = {.number = c->fd, .events = c->events};
-        int rc = conc__fd_watch(l, &look);
+        conc__fd *f;
+        int rc = conc__fd_watch(l, c->fd, c->events, &f);
+        if (rc == 1) /* such a file does not hang up */
+            return c->events;
         if (rc)
             return rc;
         c->wait.value = c->events;
-        c->life = look.f->life;
-        conc__fd_append(l, look.f, &c->wait);
+        c->id = f->id;
+        conc__fd_append(l, f, &c->wait, c->events);
     } else {
         int64_t at = c->seconds >= CONC_FOREVER ? CONC__NEVER
                                                 : conc__later(conc__time(l), conc__ns(c->seconds));
@@ -1666,11 +1669,8 @@ CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c)
 /* What the case that was chosen has brought, after the wait. */
 CONC__PRIVATE int conc__case_result(conc_loop *l, const conc_case *c)
 {
-    if (c->what == CONC__FD && c->wait.result == 0) {
-        conc__fd_look look = {
-            .f = (conc__fd *)(uintptr_t)c->wait.on, .number = c->fd, .events = c->events};
-        return conc__fd_got(l, &look, c->life, &c->wait);
-    }
+    if (c->what == CONC__FD && c->wait.result == 0)
+        return conc__fd_got(l, (conc__fd *)(uintptr_t)c->wait.on, c->id, &c->wait);
     return c->what == CONC__JOINED ? c->wait.value : c->wait.result;
 }
 

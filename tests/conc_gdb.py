@@ -165,8 +165,9 @@ def of_lock(wait):
 
 
 def of_descriptor(wait):
-    events = ["", "readable", "writable", "readable or writable"][int(wait["value"]) & 3]
-    return f"descriptor {wait['on'].cast(gdb.lookup_type('conc__fd').pointer())['number']} to be {events}"
+    wanted = ["hang up", "be readable", "be writable", "be readable or writable"]
+    events = wanted[int(wait["value"]) & 3]
+    return f"descriptor {wait['on'].cast(gdb.lookup_type('conc__fd').pointer())['number']} to {events}"
 
 
 # By the function with which conc_dump finishes the sentence

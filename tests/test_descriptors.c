@@ -2057,7 +2057,7 @@ IO_TEST(events_that_do_not_exist_are_refused)
 {
     int p[2];
     io_open(IO_PIPE, p);
-    CHECK_INT(conc_wait_fd(p[1], 0), -EINVAL);
+    CHECK_INT(conc_wait_fd(p[1], -1), -EINVAL);
     CHECK_INT(conc_wait_fd(p[1], 4), -EINVAL);
     CHECK_INT(conc_wait_fd(p[1], 1 << 30), -EINVAL);
     io_close(p);

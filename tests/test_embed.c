@@ -283,7 +283,7 @@ EMBED_TEST(the_descriptor_becomes_readable_when_a_task_can_go_on)
     int fd = conc_embed_fd(&h.e);
     CHECK(fd >= 0);
     step_until_idle(&h);
-    CHECK(conc_embed_timeout(&h.e) == CONC_FOREVER);
+    CHECK(conc_embed_timeout(&h.e) > 0); /* it looks now and then whether ends[0] was closed */
     CHECK_INT(conc_embed_fd(&h.e), fd);
     CHECK(!is_readable(fd, 20));
     CHECK_INT(write(ends[1], "x", 1), 1);

@@ -72,7 +72,7 @@ static void check_empty(const door *d)
     CHECK_INT(fcntl(d->l, F_SETFL, flags), 0);
 }
 
-IO_TEST(an_accept_waits_for_a_connection_and_leaves_the_listener_s_flags_alone)
+IO_TEST(an_accept_waits_for_a_connection_and_its_listener_is_non_blocking_from_then_on)
 {
     for (door_kind kind = 0; kind < DOOR_KINDS; kind++) {
         door d;
@@ -83,12 +83,12 @@ IO_TEST(an_accept_waits_for_a_connection_and_leaves_the_listener_s_flags_alone)
         CHECK_INT(conc_spawn(&g, accepts, &a), 0);
         CHECK_INT(conc_settle(), 0);
         CHECK(!a.done);
-        CHECK_INT(fcntl(d.l, F_GETFL), flags);
+        CHECK_INT(fcntl(d.l, F_GETFL), flags | O_NONBLOCK);
         int fd = conc_dial(d.where);
         CHECK(fd >= 0);
         CHECK_INT(conc_group_wait(&g), 0);
         CHECK(a.got >= 0);
-        CHECK_INT(fcntl(d.l, F_GETFL), flags);
+        CHECK_INT(fcntl(d.l, F_GETFL), flags | O_NONBLOCK);
         CHECK(fcntl(a.got, F_GETFL) & O_NONBLOCK);
         CHECK(fcntl(a.got, F_GETFD) & FD_CLOEXEC);
         CHECK_INT(conc_write(fd, "x", 1), 1);
