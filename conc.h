@@ -329,10 +329,11 @@ CONC_API int conc__group_begin(conc_group *g, const char *place);
 
 /* Starts fn(arg) as a task of the group; g NULL: of the run's own background group, which the
  * run's end cancels. Returns 0 at once, and fn runs when the caller waits next; 0 guarantees
- * that it runs. Waits only under a limit that is reached.
+ * that it runs. Waits only under a limit that is reached. A background task that fails is
+ * reported to on_error when it ends; with a handle at the run's end, unless a task joined it.
  *     int conc_spawn(conc_group *g, conc_fn *fn, void *arg);
- * Errors, fn is not run and arg stays yours: -ECANCELED (the group is cancelled, or the caller
- * while it waited for room), -EINVAL (NULL fn, a group that was closed), -ENOMEM, -EPERM
+ * Errors, fn is not run, arg stays yours, and a group that this would have opened is as fresh as
+ * before: -ECANCELED (the group is cancelled, or the caller while it waited for room), -EINVAL (NULL fn, a group that was closed), -ENOMEM, -EPERM
  * (another loop's group). */
 #define conc_spawn(g, fn, ...) conc__spawn((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__spawn(conc_group *g, const char *spawned, conc_fn *fn, void *arg);
@@ -347,8 +348,8 @@ CONC_API int conc__spawn_task(conc_group *g, conc_task *t, const char *spawned, 
                               void *arg);
 
 /* Starts fn as conc_spawn does, and waits until it called conc_started(value): returns value.
- * When fn ended before that its error is returned (-EINVAL if it had none) and the group is as
- * before. A cancel of the caller cancels fn, and is returned when fn ended. Waits.
+ * If fn ended before that, its error is returned (-EINVAL if it had none) and the group is as
+ * before: fresh if this call opened it and nothing else is in it. A cancel of the caller cancels fn, and is returned when fn ended. Waits.
  *     int conc_start(conc_group *g, conc_fn *fn, void *arg); */
 #define conc_start(g, fn, ...) conc__start((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__start(conc_group *g, const char *spawned, conc_fn *fn, void *arg);
@@ -374,7 +375,8 @@ CONC_API int conc_group_end(conc_group *g, int rc) CONC_NODISCARD;
 CONC_API void conc_group_cancel(conc_group *g);
 
 /* Waits for the next child to finish that has a handle and was not collected before: 1 and the
- * handle in *t, in the order of finishing; 0 when none is left. Errors: -EINVAL, -ECANCELED. */
+ * handle in *t, in the order of finishing, and its error in conc_last_error; 0 when none is left.
+ * Errors: -EINVAL, -EPERM (another run's), -ECANCELED. */
 CONC_API int conc_group_next(conc_group *g, conc_task **t) CONC_NODISCARD;
 
 /* One call of a gather. result is its value, text its error in words ("" when it succeeded). */
@@ -468,7 +470,8 @@ struct conc_task {
 
 /* Waits until the task ended; its result in *result (NULL: not wanted), its error text in
  * conc_last_error. Never cancels it; any number may join. Errors: -ECANCELED (the caller's own
- * cancel; the target goes on), -EDEADLK (oneself), -EINVAL. */
+ * cancel; the target goes on), -EDEADLK (oneself), -EPERM (another run's task, ended or not),
+ * -EINVAL. */
 CONC_API int conc_join(conc_task *t, int *result);
 
 /* Cancels the task's outermost scope: each of its checkpoints returns -ECANCELED from now on.
@@ -1410,14 +1413,22 @@ typedef struct conc__ending {
     void (*end)(conc_loop *l, struct conc__ending *self);
 } conc__ending;
 
-/* A failed background task, until the end of the run. */
+/* The error of a background task with a handle, until a join or the end of the run. It is found by
+ * the task's serial number, as the handle may be gone or used again. */
 typedef struct conc__failed {
-    struct conc__failed *next;
-    const conc_task *task; /* only compared, never followed */
+    struct conc__failed *next, *prev; /* in the order of the failures */
+    struct conc__failed *same_slot;
+    uint64_t serial;
     const char *spawned;
     int rc;
     char name[CONC__NAME], text[CONC__TEXT];
 } conc__failed;
+
+typedef struct conc__failures {
+    conc__failed *first, *last;
+    conc__failed **slots; /* a hash table; a power of two of them, or none */
+    size_t slot_count, count;
+} conc__failures;
 
 typedef struct conc__locals {
     int references, count;
@@ -1525,7 +1536,7 @@ struct conc_loop {
     int64_t trimmed;
     bool to_trim;
     conc_group background;
-    conc__failed *failed, **last_failed;
+    conc__failures failures;
     conc_task main;
     conc_fn *main_fn;
     void *main_arg;
@@ -3909,6 +3920,12 @@ CONC__PRIVATE void conc__task_main(void);
 /* The serial number of a run's first task. */
 CONC__FAST uint64_t conc__first_serial(const conc_loop *l) { return l->run << 40; }
 
+/* Is a task with this serial number one of this run? */
+CONC__FAST bool conc__is_of_run(const conc_loop *l, uint64_t serial)
+{
+    return serial - conc__first_serial(l) < 1ull << 40;
+}
+
 /* Fills in a task; it is not in any list yet. */
 CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, conc__stack *stack,
                                 conc_fn *fn, void *arg, const char *spawned)
@@ -4023,6 +4040,13 @@ CONC__PRIVATE void conc__group_open(conc_loop *l, conc_group *g, const char *pla
     g->text[0] = 0;
 }
 
+/* The spawn that opened the group is refused: the group is as fresh as before. */
+CONC__COLD void conc__group_unopen(conc_loop *l, conc_group *g)
+{
+    conc__scope_close(l, &g->scope);
+    *g = (conc_group){.limit = g->limit, .keep_going = g->keep_going, .stack_size = g->stack_size};
+}
+
 CONC_API CONC__CALLED int conc__group_begin(conc_group *g, const char *place)
 {
     conc_loop *l = conc__in_task();
@@ -4068,8 +4092,11 @@ CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *spawne
         if (!l->self)
             return -EPERM;
         int rc = conc__group_begin(g, spawned);
-        if (rc)
-            return rc;
+        if (rc == 0 && g->scope.effective) {
+            conc__group_unopen(l, g);
+            rc = -ECANCELED;
+        }
+        return rc;
     }
     if (g->scope.state != CONC__OPEN)
         return conc__misused(-EINVAL, "a spawn", "the group was closed before", spawned);
@@ -4089,16 +4116,15 @@ CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *spawne
     return 0;
 }
 
-/* If not, the storage gets a new task, and an error that the last one left no longer goes by its
- * address. */
-CONC__COLD bool conc__handle_in_use(const conc_task *t)
+/* Is there a task in this storage that runs, or that its group has not given up yet? The storage
+ * may have any content, so only the seal and the state are read, which any bytes are good for. */
+CONC__FAST bool conc__handle_in_use(const conc_task *t)
 {
-    if (conc__is_task(t) && (t->seal ^ conc__seal(t)) != CONC__ENDED_SEAL)
-        return true;
-    for (conc__failed *f = conc__here->failed; f; f = f->next)
-        if (f->task == t)
-            f->task = NULL;
-    return false;
+    int broken = t->seal ^ conc__seal(t);
+    if (CONC__UNLIKELY(broken == 0))
+        return t->state == CONC__LIVE;
+    bool listed = broken == (CONC__ENDED_SEAL ^ CONC__LISTED_SEAL);
+    return CONC__UNLIKELY(listed) && t->state == CONC__DONE;
 }
 
 CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *spawned, conc_fn *fn,
@@ -4113,8 +4139,10 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *spaw
         g = &l->background;
     if (l->self)
         conc__find_lost(l, __builtin_frame_address(0));
+    bool opens = false;
     if (CONC__UNLIKELY(g->scope.state != CONC__OPEN || g->scope.effective || g->limit > 0 ||
                        g->scope.task != l->self)) {
+        opens = g->scope.state == CONC__FRESH;
         int rc = conc__enter_group(l, g, spawned);
         if (rc)
             return rc;
@@ -4126,6 +4154,8 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *spaw
     *out = conc__task_new(l, g, handle, fn, arg, spawned);
     if (CONC__UNLIKELY(!*out)) {
         conc__child_gone(l, g);
+        if (opens)
+            conc__group_unopen(l, g);
         return -ENOMEM;
     }
     return 0;
@@ -4147,8 +4177,7 @@ CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, con
         return -EINVAL;
     if (CONC__UNLIKELY(conc__here->on_valgrind))
         conc__excuse(handle, sizeof *handle);
-    if (CONC__UNLIKELY(handle->state != CONC__DONE || handle->in_finished || conc__here->failed) &&
-        conc__handle_in_use(handle))
+    if (CONC__UNLIKELY(conc__handle_in_use(handle)))
         return conc__misused(-EBUSY, "conc_spawn_task", "the handle is in use", spawned);
     return conc__spawn_in(g, handle, spawned, fn, arg, &t);
 }
@@ -4183,6 +4212,13 @@ static const conc__wait_kind conc__starting = {.what = "waits for the start of",
                                                .cancel = conc__start_cancel,
                                                .owner = conc__task_waited_for};
 
+/* Is nothing in this group of the running task, and has nothing failed there? */
+CONC__PRIVATE bool conc__is_untouched(const conc_loop *l, const conc_group *g)
+{
+    bool innermost = l->self->scope == &g->scope, empty = !g->live && !g->finished;
+    return innermost && empty && !g->error_count;
+}
+
 CONC_API CONC__CALLED int conc__start(conc_group *g, const char *spawned, conc_fn *fn, void *arg)
 {
     conc_loop *l = conc__in_task();
@@ -4194,13 +4230,21 @@ CONC_API CONC__CALLED int conc__start(conc_group *g, const char *spawned, conc_f
     if (rc)
         return rc;
     conc__starter s = {.wait = {.task = l->self, .kind = &conc__starting}};
+    bool opens = g && g->scope.state == CONC__FRESH;
     rc = conc__spawn_in(g, NULL, spawned, fn, arg, &s.child);
     if (rc)
         return rc;
     s.wait.on = s.child;
     s.child->sink = &s;
     s.child->sink_kind = CONC__START_SINK;
-    return conc__park(l, &s.wait);
+    if (CONC__UNLIKELY(l->self->pending)) { /* since the wait for room was granted */
+        conc__start_cancel(&s.wait);
+        conc__spread_marked(l);
+    }
+    rc = conc__park(l, &s.wait);
+    if (rc < 0 && opens && conc__is_untouched(l, g))
+        conc__group_unopen(l, g);
+    return rc;
 }
 
 CONC_API int conc_started(int value)
@@ -4286,6 +4330,13 @@ CONC__PRIVATE const char *conc__words(const conc_task *t, int rc)
     return t->last_rc == rc && t->text ? t->text : "";
 }
 
+/* The task is told the result of t, which has ended. */
+CONC__FAST void conc__tell_result(conc_task *task, const conc_task *t)
+{
+    if (CONC__UNLIKELY(t->result < 0))
+        conc__tell(task, t->result, conc__words(t, t->result), conc__origin(t, t->result));
+}
+
 CONC__PRIVATE const char *conc__words_or(const char *words, int rc)
 {
     return *words ? words : conc_strerror(rc);
@@ -4340,6 +4391,7 @@ CONC_API const char *conc_strerror(int rc)
     case -EALREADY: return "already done";
     case -EMSGSIZE: return "longer than the limit";
     case -EOWNERDEAD: return "the owner died";
+    case -EOVERFLOW: return "the count would leave its range";
     default: break;
     }
     if (rc >= 0)
@@ -4355,6 +4407,10 @@ CONC_API void conc_set_name(conc_task *t, const char *name)
 {
     if (!conc__is_task(t) || !name || t->state != CONC__LIVE)
         return;
+    if (t->loop != conc__here) {
+        conc__misused(-EPERM, "conc_set_name", "the task is another run's", NULL);
+        return;
+    }
     char *room = t->has_handle           ? t->name_copy
                  : t->name != t->spawned ? (char *)(uintptr_t)t->name
                                          : conc__alloc(CONC__NAME);
@@ -4362,7 +4418,7 @@ CONC_API void conc_set_name(conc_task *t, const char *name)
         return;
     conc__copy(room, CONC__NAME, name);
     t->name = room;
-    if (t->loop->stepwise && t->loop == conc__here)
+    if (t->loop->stepwise)
         conc__renamed(t->loop, t);
 }
 
@@ -4478,31 +4534,92 @@ CONC__PRIVATE void conc__report_close(conc_loop *l, const char *what, int rc)
     conc__report(l, conc__source_of(l->self), rc, text);
 }
 
-/* A background task failed and nobody has joined it: that is said at the end of the run. */
+CONC__PRIVATE conc__failed **conc__failure_slot(const conc__failures *all, uint64_t serial)
+{
+    return &all->slots[serial & (all->slot_count - 1)];
+}
+
+/* Room for one more. Serial numbers count up, so they fill the slots evenly. Without memory the
+ * slots stay as they are; false: there is not even one. */
+CONC__PRIVATE bool conc__failures_grow(conc__failures *all)
+{
+    enum { LEAST = 64 };
+    if (all->count < all->slot_count)
+        return true;
+    conc__failures more = *all;
+    more.slot_count = all->slot_count ? all->slot_count * 2 : LEAST;
+    more.slots = conc__alloc(more.slot_count * sizeof(conc__failed *));
+    if (!more.slots)
+        return all->slot_count > 0;
+    memset(more.slots, 0, more.slot_count * sizeof(conc__failed *));
+    for (conc__failed *f = all->first; f; f = f->next) {
+        conc__failed **slot = conc__failure_slot(&more, f->serial);
+        f->same_slot = *slot;
+        *slot = f;
+    }
+    CONC_FREE(all->slots);
+    *all = more;
+    return true;
+}
+
+/* A background task with a handle failed, and no task has joined it yet: the run's end reports
+ * it. */
 CONC__PRIVATE void conc__remember(conc_loop *l, const conc_task *t)
 {
-    conc__failed *f = conc__alloc(sizeof *f);
+    conc__failures *all = &l->failures;
+    conc__failed *f = conc__failures_grow(all) ? conc__alloc(sizeof *f) : NULL;
     if (!f) {
         conc__report_task(l, t);
         return;
     }
-    *f = (conc__failed){.task = t->has_handle ? t : NULL, .spawned = t->spawned, .rc = t->result};
+    conc__failed **slot = conc__failure_slot(all, t->serial);
+    *f = (conc__failed){.prev = all->last,
+                        .same_slot = *slot,
+                        .serial = t->serial,
+                        .spawned = t->spawned,
+                        .rc = t->result};
     conc__keep_name(f->name, conc__source_of(t));
     conc__copy(f->text, sizeof f->text, conc__words(t, t->result));
-    *l->last_failed = f;
-    l->last_failed = &f->next;
+    *slot = f;
+    *(all->last ? &all->last->next : &all->first) = f;
+    all->last = f;
+    all->count++;
 }
 
+CONC__PRIVATE void conc__failure_remove(conc__failures *all, conc__failed *f)
+{
+    conc__failed **at = conc__failure_slot(all, f->serial);
+    while (*at != f)
+        at = &(*at)->same_slot;
+    *at = f->same_slot;
+    *(f->prev ? &f->prev->next : &all->first) = f->next;
+    *(f->next ? &f->next->prev : &all->last) = f->prev;
+    all->count--;
+    CONC_FREE(f);
+}
+
+/* A join has taken the error of this task. */
 CONC__PRIVATE void conc__forget(conc_loop *l, const conc_task *t)
 {
-    for (conc__failed **at = &l->failed, *f; (f = *at); at = &f->next)
-        if (f->task == t) {
-            *at = f->next;
-            if (!f->next)
-                l->last_failed = at;
-            CONC_FREE(f);
-            return;
-        }
+    conc__failures *all = &l->failures;
+    conc__failed *f = *conc__failure_slot(all, t->serial);
+    while (f && f->serial != t->serial)
+        f = f->same_slot;
+    if (f)
+        conc__failure_remove(all, f);
+}
+
+/* The end of the run: what no join has taken. */
+CONC__PRIVATE void conc__report_failures(conc_loop *l)
+{
+    conc__failures *all = &l->failures;
+    while (all->first) {
+        conc__failed *f = all->first;
+        conc__report(l, conc__kept_source(f->name, f->spawned), f->rc, f->text);
+        conc__failure_remove(all, f);
+    }
+    CONC_FREE(all->slots);
+    *all = (conc__failures){0};
 }
 
 /* The group's error is its first; later ones belong to whoever collects their task, or to
@@ -4521,7 +4638,7 @@ CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_ta
     }
     if (t->collected)
         return false;
-    if (g->background)
+    if (g->background && t->has_handle)
         conc__remember(l, t);
     else if (!t->has_handle || t->state != CONC__DONE) /* else it may still be collected */
         conc__report(l, conc__source_of(t), rc, conc__words(t, rc));
@@ -4548,6 +4665,7 @@ CONC__PRIVATE void conc__list_finished(conc_loop *l, conc_group *g, conc_task *t
     if (g->next.first) {
         conc__chooser *c = (conc__chooser *)(void *)g->next.first;
         c->task = t;
+        conc__tell_result(c->wait.task, t);
         conc__wake(l, &c->wait, 1);
         return;
     }
@@ -4574,8 +4692,7 @@ CONC__FAST void conc__tell_joiners(conc_loop *l, conc_task *t, bool stepwise)
             w->kind->won(w); /* others of its waits may be in this list, behind it */
         next = w->next;
         w->value = t->result;
-        if (CONC__UNLIKELY(t->result < 0))
-            conc__tell(w->task, t->result, conc__words(t, t->result), conc__origin(t, t->result));
+        conc__tell_result(w->task, t);
         w->list = NULL; /* all of them leave it, so none is unlinked from its neighbours */
         w->result = 0;
         if (stepwise && w->task->wait)
@@ -4766,11 +4883,10 @@ CONC__PRIVATE void conc__collect(conc_loop *l, conc_task *t)
 {
     if (t->in_finished)
         conc__unlist_finished(t->group, t);
-    if (t->failed && !t->collected && l->failed)
+    if (t->failed && !t->collected && l->failures.count)
         conc__forget(l, t);
     t->collected = true;
-    if (t->result < 0)
-        conc__tell(l->self, t->result, conc__words(t, t->result), conc__origin(t, t->result));
+    conc__tell_result(l->self, t);
 }
 
 CONC_API int conc_join(conc_task *t, int *result)
@@ -4780,6 +4896,8 @@ CONC_API int conc_join(conc_task *t, int *result)
         return -EPERM;
     if (!conc__is_task(t))
         return conc__misused(-EINVAL, "conc_join", "no task was spawned with this handle", NULL);
+    if (CONC__UNLIKELY(!conc__is_of_run(l, t->serial)))
+        return conc__misused(-EPERM, "conc_join", "the task is another run's", NULL);
     if (t == l->self)
         return conc__misused(-EDEADLK, "conc_join", "a task would wait for itself", NULL);
     int rc = conc__checkpoint(l);
@@ -4787,8 +4905,6 @@ CONC_API int conc_join(conc_task *t, int *result)
         return rc;
     conc__wait w = {.task = l->self, .kind = &conc__joining, .on = t, .value = t->result};
     if (t->state == CONC__LIVE) {
-        if (t->loop != l)
-            return conc__misused(-EPERM, "conc_join", "the task is another loop's", NULL);
         conc__append(&t->joiners, &w);
         rc = conc__park(l, &w);
         if (rc)
@@ -4959,7 +5075,8 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     if (g->scope.state == CONC__FRESH)
         return 0;
     if (g->scope.task->loop != l)
-        return -EPERM;
+        return conc__misused(-EPERM, "conc_group_next", "the group is another run's",
+                             g->scope.place);
     if (g->finished) {
         *t = g->finished;
         conc__collect(l, *t);
@@ -9966,7 +10083,6 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->picks = l->draws = o->seed;
     if (!o->seed && !o->virtual_clock)
         l->draws = (uint64_t)conc__clock() ^ (uint64_t)(uintptr_t)l;
-    l->last_failed = &l->failed;
     conc__fpu_save(&l->fpu);
 #if CONC__TSAN
     l->thread_stack.tsan_fiber = __tsan_get_current_fiber();
@@ -9989,13 +10105,7 @@ CONC__PRIVATE void conc__wind_up(conc_loop *l)
         conc__wait_until_empty(l, &l->background);
     conc__opened_tell(l, "a generator"); /* what is open in them they may close now */
     conc__close_generators(l);
-    while (l->failed) {
-        conc__failed *f = l->failed;
-        l->failed = f->next;
-        conc__report(l, conc__kept_source(f->name, f->spawned), f->rc, f->text);
-        CONC_FREE(f);
-    }
-    l->last_failed = &l->failed;
+    conc__report_failures(l);
 }
 
 CONC__PRIVATE int conc__main_task(void *arg)

@@ -314,8 +314,8 @@ CONC_API int conc_queue_try_get(conc_queue *q, void *item) CONC_NODISCARD;
 /* Items that lie in the queue. */
 CONC_API size_t conc_queue_len(const conc_queue *q);
 
-/* One of the items that were taken is done with. -EOVERFLOW: as many were done as were put. Not
- * a checkpoint. */
+/* One of the items that were taken is done with, also after the queue was destroyed. -EOVERFLOW:
+ * as many were done as were put. Not a checkpoint. */
 CONC_API int conc_queue_task_done(conc_queue *q);
 
 /* Waits until every item that was put is done with. Errors: -ECANCELED, -EPIPE (destroyed
@@ -326,7 +326,8 @@ CONC_API int conc_queue_join(conc_queue *q) CONC_NODISCARD;
  * can still be taken. Closing twice does nothing. Not a checkpoint. */
 CONC_API void conc_queue_close(conc_queue *q);
 
-/* Closes it for good, drops what lies in it, and frees the storage. CONC_AUTO(conc_queue, q) =
+/* Closes it for good, drops what lies in it, and frees the storage. Items that were taken are still
+ * to be done with: conc_queue_task_done and conc_queue_join go on working. CONC_AUTO(conc_queue, q) =
  * CONC_QUEUE(int, 10); does it when the block ends. */
 CONC_API void conc_queue_destroy(conc_queue *q);
 CONC_API void conc__auto_conc_queue(conc_queue *q);
@@ -388,7 +389,7 @@ enum { CONC__GET = 1, CONC__PUT, CONC__EVENT, CONC__JOINED, CONC__FD, CONC__AFTE
  *     switch (conc_select(c, CONC_LEN(c))) { case 0: ...
  * A descriptor with events 0 is waited for to hang up, and the result is 0 then.
  * Errors, and none has happened: -EINVAL (no cases, one that is not valid), -EDEADLK (the join
- * of oneself), -EBADF (a negative descriptor), -EPERM, -ECANCELED. */
+ * of oneself), -EBADF (a negative descriptor), -EPERM (another run's), -ECANCELED. */
 CONC_API int conc_select(conc_case *cases, size_t n) CONC_NODISCARD;
 
 /* ---- >>limiter ------------------------------------------------------------------------------ */
@@ -447,7 +448,7 @@ CONC__COLD int conc__foreign(const char *call)
 CONC__FAST int conc__may_wait(conc_loop *l, const conc__waits *waits)
 {
     if (CONC__UNLIKELY(!conc__ours(l, waits)))
-        return -EPERM;
+        return conc__foreign("a wait");
     return conc__checkpoint(l);
 }
 
@@ -510,12 +511,6 @@ CONC__PRIVATE void conc__wake_all(conc_loop *l, conc__waits *list, int result)
 {
     while (list->first)
         conc__wake(l, list->first, result);
-}
-
-/* Is a task with this serial number one of this run? */
-CONC__FAST bool conc__is_of_run(const conc_loop *l, uint64_t serial)
-{
-    return serial - conc__first_serial(l) < 1ull << 40;
 }
 
 CONC__PRIVATE void conc__whom_owner(FILE *out, const conc_task *owner, uint64_t serial,
@@ -1391,8 +1386,10 @@ CONC__PRIVATE CONC__CALLED int conc__queue_put_slowly(conc_queue *q, const void 
     if (CONC__UNLIKELY(rc))
         return rc;
     rc = conc__may_wait(l, &q->putters);
-    if (CONC__UNLIKELY(rc || !conc__ours(l, &q->getters)))
-        return rc ? rc : -EPERM;
+    if (CONC__UNLIKELY(rc))
+        return rc;
+    if (CONC__UNLIKELY(!conc__ours(l, &q->getters)))
+        return conc__foreign("conc_queue_put");
     rc = conc__queue_push(l, q, item);
     if (rc == -EAGAIN)
         return conc__queue_wait(l, q, true, item);
@@ -1421,8 +1418,10 @@ CONC__PRIVATE CONC__CALLED int conc__queue_get_slowly(conc_queue *q, void *item)
     if (CONC__UNLIKELY(rc))
         return rc;
     rc = conc__may_wait(l, &q->getters);
-    if (CONC__UNLIKELY(rc || !conc__ours(l, &q->putters)))
-        return rc ? rc : -EPERM;
+    if (CONC__UNLIKELY(rc))
+        return rc;
+    if (CONC__UNLIKELY(!conc__ours(l, &q->putters)))
+        return conc__foreign("conc_queue_get");
     rc = conc__queue_pull(l, q, item);
     if (rc == -EAGAIN)
         return conc__queue_wait(l, q, false, item);
@@ -1446,8 +1445,10 @@ CONC_API CONC__CALLED int conc_queue_try_put(conc_queue *q, const void *item)
 {
     conc_loop *l = conc__here;
     int rc = conc__queue_valid(q, item);
-    if (rc || !conc__queue_is_ours(l, q))
-        return rc ? rc : -EPERM;
+    if (rc)
+        return rc;
+    if (!conc__queue_is_ours(l, q))
+        return conc__foreign("conc_queue_try_put");
     return conc__queue_push(l, q, item);
 }
 
@@ -1455,8 +1456,10 @@ CONC_API CONC__CALLED int conc_queue_try_get(conc_queue *q, void *item)
 {
     conc_loop *l = conc__here;
     int rc = conc__queue_valid(q, item);
-    if (rc || !conc__queue_is_ours(l, q))
-        return rc ? rc : -EPERM;
+    if (rc)
+        return rc;
+    if (!conc__queue_is_ours(l, q))
+        return conc__foreign("conc_queue_try_get");
     return conc__queue_pull(l, q, item);
 }
 
@@ -1514,7 +1517,8 @@ CONC_API void conc_queue_destroy(conc_queue *q)
     conc_free(q->orders);
     q->items = NULL;
     q->orders = NULL;
-    q->room = q->head = q->count = q->unfinished = 0; /* and so is the limit, since it was closed */
+    q->unfinished -= q->count;        /* what was taken and is not done with yet stays in it */
+    q->room = q->head = q->count = 0; /* and so is the limit, since it was closed */
 }
 
 CONC_API void conc__auto_conc_queue(conc_queue *q) { conc_queue_destroy(q); }
@@ -1596,19 +1600,30 @@ static const conc__wait_kind conc__selecting = {.what = "waits for the first of"
                                                 .cancel = conc__choice_cancel};
 static const conc__wait_kind conc__candidate = {.what = "", .won = conc__choice_won};
 
+CONC__PRIVATE int conc__case_check_join(const conc_loop *l, const conc_task *t)
+{
+    if (!conc__is_task(t))
+        return -EINVAL;
+    if (!conc__is_of_run(l, t->serial))
+        return conc__misused(-EPERM, "conc_select", "the task is another run's", NULL);
+    return t == l->self ? -EDEADLK : 0;
+}
+
 CONC__PRIVATE int conc__case_check(const conc_loop *l, const conc_case *c)
 {
     if (c->what == CONC__GET || c->what == CONC__PUT) {
         int rc = conc__queue_valid(c->queue, c->what == CONC__GET ? c->to : c->from);
-        return rc ? rc : conc__queue_is_ours(l, c->queue) ? 0 : -EPERM;
+        if (rc)
+            return rc;
+        return conc__queue_is_ours(l, c->queue) ? 0 : conc__foreign("conc_select");
     }
-    if (c->what == CONC__EVENT)
-        return !c->event ? -EINVAL : conc__ours(l, &c->event->waits) ? 0 : -EPERM;
+    if (c->what == CONC__EVENT) {
+        if (!c->event)
+            return -EINVAL;
+        return conc__ours(l, &c->event->waits) ? 0 : conc__foreign("conc_select");
+    }
     if (c->what == CONC__JOINED)
-        return !conc__is_task(c->task)                              ? -EINVAL
-               : c->task == l->self                                 ? -EDEADLK
-               : c->task->state == CONC__LIVE && c->task->loop != l ? -EPERM
-                                                                    : 0;
+        return conc__case_check_join(l, c->task);
     if (c->what == CONC__FD)
         return c->events & ~(CONC_READABLE | CONC_WRITABLE) ? -EINVAL : c->fd < 0 ? -EBADF : 0;
     return c->what != CONC__AFTER || __builtin_isnan(c->seconds) ? -EINVAL : 0;
@@ -1826,7 +1841,7 @@ CONC_API int conc_limiter_try_acquire(conc_limiter *k, int n)
     if (!conc__limiter_is_valid(k, n))
         return -EINVAL;
     if (!conc__ours(l, &k->waits))
-        return -EPERM;
+        return conc__foreign("conc_limiter_try_acquire");
     int64_t now = conc__time(l);
     conc__limiter_fill(l, k, now);
     if (k->waits.first || conc__limiter_due(k, n) > now)

@@ -14,7 +14,7 @@ out by their names in CONFIGS and RUNS below, with the reason in brackets:
 
     Not under: valgrind, seeds (it measures real time)
 
-name a library that it needs ("Needs -luv"), and say how many of the 100 seeds it is run with, when it takes long
+name a library or compiler option that it needs ("Needs -luv"), and say how many of the 100 seeds it is run with, when it takes long
 because it waits for real time or starts processes: "Seeds: 20 (real time)". CONC_SEED=n runs one more by hand.
 """
 import concurrent.futures
@@ -205,7 +205,7 @@ class Builds:
         if config.linked and not has_options(source):
             command += ["-DCONC_TEST_LINKED", "-O0", self.get(IMPLEMENTATION, config)]
         command += ["-DCONC_TEST_PLAIN", "-lm"] if config.plain else check_library()
-        command += re.findall(r"Needs (-l\w+)", first_comment(source))
+        command += re.findall(r"Needs (-[lf][\w=-]+)", first_comment(source))
         commands.run(command)
         return result
 

@@ -24,12 +24,14 @@ static void remember(const conc_failure *f, void *user)
 }
 
 static reports seen;
+static bool hooked;      /* errors go there */
 static conc_task handle; /* main_fn's variables are gone when the last of its tasks end */
 
 static int run_reported(conc_fn *fn, void *arg)
 {
     conc_options options = {.virtual_clock = true, .on_error = remember, .user = &seen};
     seen.count = 0;
+    hooked = true;
     return conc_run_with(&options, fn, arg);
 }
 
@@ -53,12 +55,14 @@ static int lets_a_cup_fall(void *arg)
 {
     static int three = 3;
     CHECK_INT(conc_spawn(NULL, breaks_a_cup, &three), 0);
+    CHECK_INT(conc_sleep(0.5), 0);
+    CHECK_INT(seen.count, 0);
     CHECK_INT(conc_sleep(5), 0); /* it does not cancel main_fn */
-    CHECK_INT(seen.count, 0);    /* not yet */
+    CHECK_INT(seen.count, hooked);
     return *(int *)arg;
 }
 
-TEST(an_error_of_a_background_task_is_reported_at_the_end_of_the_run)
+TEST(an_error_of_a_background_task_is_reported_when_it_ends)
 {
     CHECK_INT(run_reported(lets_a_cup_fall, &(int){7}), 7);
     CHECK_INT(seen.count, 1);
@@ -185,6 +189,73 @@ TEST(an_error_that_was_passed_on_is_reported_once)
     CHECK_INT(seen.count, 1);
     CHECK_INT(seen.last.rc, -EPROTO);
     CHECK_CONTAINS(seen.last.task, "passes_on_the_error_of_a_group");
+}
+
+static conc_task handles[5];
+
+static int joins_all_but_the_second(void *arg)
+{
+    static int codes[5] = {-1001, -1002, -1003, -1004, -1005};
+    static const int order[] = {4, 0, 3, 2}; /* of the joins */
+    (void)arg;
+    for (int i = 0; i < 5; i++)
+        CHECK_INT(conc_spawn_task(NULL, &handles[i], returns, &codes[i]), 0);
+    CHECK_INT(conc_sleep(1), 0);
+    for (size_t i = 0; i < CONC_LEN(order); i++) {
+        int result = 0;
+        CHECK_INT(conc_join(&handles[order[i]], &result), 0);
+        CHECK_INT(result, codes[order[i]]);
+    }
+    CHECK_INT(seen.count, 0);
+    return 0;
+}
+
+TEST(with_a_handle_an_error_is_reported_at_the_end_unless_it_was_joined)
+{
+    CHECK_INT(run_reported(joins_all_but_the_second, NULL), 0);
+    CHECK_INT(seen.count, 1);
+    CHECK_INT(seen.last.rc, -1002);
+}
+
+static int uses_a_failed_handle_again(void *arg)
+{
+    static int codes[2] = {-1001, -1002};
+    (void)arg;
+    for (int i = 0; i < 2; i++) {
+        CHECK_INT(conc_spawn_task(NULL, &handle, returns, &codes[i]), 0);
+        CHECK_INT(conc_sleep(1), 0);
+    }
+    return conc_join(&handle, NULL);
+}
+
+TEST(a_handle_that_is_used_again_leaves_its_first_error_to_the_end)
+{
+    CHECK_INT(run_reported(uses_a_failed_handle_again, NULL), 0);
+    CHECK_INT(seen.count, 1);
+    CHECK_INT(seen.last.rc, -1001);
+}
+
+static int leaves_many_failures(void *arg)
+{
+    static conc_task many[100];
+    static int codes[100];
+    (void)arg;
+    for (int i = 0; i < 100; i++) {
+        codes[i] = -1000 - i;
+        CHECK_INT(conc_spawn_task(NULL, &many[i], returns, &codes[i]), 0);
+        CHECK_INT(conc_sleep(1), 0);
+    }
+    for (int i = 0; i < 100; i += 2)
+        CHECK_INT(conc_join(&many[i], NULL), 0);
+    return 0;
+}
+
+TEST(what_no_task_joined_is_reported_in_the_order_of_the_failures)
+{
+    CHECK_INT(run_reported(leaves_many_failures, NULL), 0);
+    CHECK_INT(seen.count, 50);
+    for (int i = 0; i < 50; i++)
+        CHECK_INT(seen.all[i].rc, -1001 - 2 * i);
 }
 
 /* ---- not reported ---- */

@@ -185,6 +185,7 @@ TEST(every_code_of_conc_has_words_of_its_own)
         CHECK(texts[i] != NULL && strlen(texts[i]) > 2);
         CHECK(strstr(texts[i], "nknown") == NULL);
     }
+    CHECK(strcmp(conc_strerror(-EOVERFLOW), strerror(EOVERFLOW)) != 0);
     for (size_t i = 0; i < CONC_LEN(codes); i++) {
         CHECK_STR(texts[i], conc_strerror(-codes[i]));
         for (size_t j = 0; j < i; j++)

@@ -451,3 +451,27 @@ TASK_TEST(a_cancel_just_before_the_end_takes_the_next_but_not_the_result)
     CHECK_TIME(1);
     CHECK_INT(conc_group_wait(&g), 0);
 }
+
+static int breaks(void *arg)
+{
+    CONC_TRY(conc_sleep(1));
+    return conc_fail(-EIO, "disk %d is gone", *(int *)arg);
+}
+
+TASK_TEST(the_words_of_a_child_come_with_it_whether_or_not_the_call_waits)
+{
+    int disks[] = {1, 2};
+    conc_task t[2], *next;
+    conc_group g = {.keep_going = true};
+    for (int i = 0; i < 2; i++)
+        CHECK_INT(conc_spawn_task(&g, &t[i], breaks, &disks[i]), 0);
+    (void)conc_fail(-EINVAL, "an older error");
+    for (int i = 0; i < 2; i++) {
+        char words[32];
+        snprintf(words, sizeof words, "disk %d is gone", disks[i]);
+        CHECK_INT(conc_group_next(&g, &next), 1);
+        CHECK(next == &t[i]);
+        CHECK_STR(conc_last_error(), words);
+    }
+    CHECK_INT(conc_group_wait(&g), -EIO);
+}

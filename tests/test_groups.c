@@ -563,3 +563,84 @@ TASK_TEST(groups_left_together_close_the_last_declared_first)
     CHECK_STR(noted, "inner outer");
     CHECK_TIME(1);
 }
+
+/* ---- a first spawn that is refused ---- */
+
+static const conc_group fresh_options = {.limit = 2, .keep_going = true, .stack_size = 65536};
+
+static bool is_fresh(const conc_group *g) { return memcmp(g, &fresh_options, sizeof *g) == 0; }
+
+static int try_first_spawns(void *arg)
+{
+    conc_group g;
+    conc_task t;
+    (void)arg;
+    memcpy(&g, &fresh_options, sizeof g);
+    CHECK_INT(conc_sleep(10), -ECANCELED);
+    CHECK_INT(conc_spawn(&g, sleeps, NULL), -ECANCELED);
+    CHECK(is_fresh(&g));
+    CHECK_INT(conc_spawn_task(&g, &t, sleeps, NULL), -ECANCELED);
+    CHECK(is_fresh(&g));
+    CHECK_INT(conc_start(&g, sleeps, NULL), -ECANCELED);
+    CHECK(is_fresh(&g));
+    CONC_TRY(conc_spawn(&g, sleeps, NULL)); /* leaves with nothing open */
+    return conc_group_wait(&g);
+}
+
+TASK_TEST(a_first_spawn_in_a_cancelled_scope_leaves_the_group_fresh)
+{
+    CHECK_INT(conc_timeout(1, try_first_spawns, NULL), -ETIMEDOUT);
+    CHECK_TIME(1);
+}
+
+static int needs_too_much_memory(void *arg)
+{
+    conc_group g = {.stack_size = (size_t)1 << (sizeof(size_t) * 8 - 14)};
+    conc_task t;
+    (void)arg;
+    CHECK_INT(conc_spawn(&g, sleeps, NULL), -ENOMEM);
+    CHECK_INT(conc_spawn_task(&g, &t, sleeps, NULL), -ENOMEM);
+    CONC_TRY(conc_start(&g, sleeps, NULL));
+    return conc_group_wait(&g);
+}
+
+TASK_TEST(a_first_spawn_without_memory_leaves_the_group_fresh)
+{
+    CHECK_INT(needs_too_much_memory(NULL), -ENOMEM);
+}
+
+static int makes_mistakes(void *arg)
+{
+    conc_group g, senseless = {.limit = -1};
+    memcpy(&g, &fresh_options, sizeof g);
+    CHECK_INT(conc_spawn_task(&g, arg, sleeps, NULL), -EBUSY);
+    CHECK(is_fresh(&g));
+    CHECK_INT(conc_spawn_task(&g, NULL, sleeps, NULL), -EINVAL);
+    CHECK(is_fresh(&g));
+    CHECK_INT(conc_spawn(&g, NULL, NULL), -EINVAL);
+    CHECK(is_fresh(&g));
+    CONC_TRY(conc_spawn(&senseless, sleeps, NULL));
+    return conc_group_wait(&g);
+}
+
+TASK_TEST(a_first_spawn_that_is_a_mistake_leaves_the_group_fresh)
+{
+    conc_task busy;
+    conc_group g = {0};
+    CHECK_INT(conc_spawn_task(&g, &busy, sleeps, &(double){1}), 0);
+    CHECK_INT(makes_mistakes(&busy), -EINVAL);
+    CHECK_INT(conc_group_wait(&g), 0);
+}
+
+TASK_TEST(a_group_is_of_use_after_its_first_spawn_was_refused)
+{
+    conc_group g = {0};
+    conc_task busy;
+    conc_group other = {0};
+    CHECK_INT(conc_spawn_task(&other, &busy, sleeps, &(double){1}), 0);
+    CHECK_INT(conc_spawn_task(&g, &busy, sleeps, &(double){1}), -EBUSY);
+    CHECK_INT(conc_group_wait(&other), 0);
+    CHECK_INT(conc_spawn_task(&g, &busy, sleeps, &(double){1}), 0);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_TIME(2);
+}

@@ -387,3 +387,80 @@ TASK_TEST(a_child_may_join_its_siblings_and_other_groups_children)
     CHECK_INT(stranger.result, 2);
     CHECK(stranger.at == 2);
 }
+
+/* ---- another run's handles ---- */
+
+typedef struct two_runs {
+    conc_task tasks[2];
+    int result;
+} two_runs;
+
+static int joins_what_is_not_its_own(void *arg)
+{
+    two_runs *r = arg;
+    for (int i = 0; i < 2; i++) {
+        r->result = 12345;
+        CHECK_INT(conc_join(&r->tasks[i], &r->result), -EPERM);
+        CHECK_INT(r->result, 12345);
+        CHECK(conc_done(&r->tasks[i]));
+        CHECK_STR(conc_error_text(&r->tasks[i]), i ? conc_strerror(-EIO) : "");
+    }
+    return 0;
+}
+
+static void *joins_in_another_run(void *arg)
+{
+    CHECK_INT(conc_run(joins_what_is_not_its_own, arg), 0);
+    return NULL;
+}
+
+TASK_TEST(a_handle_of_another_thread_cannot_be_joined_and_stays_in_its_group)
+{
+    two_runs r = {.result = 0};
+    int codes[] = {0, -EIO}, collected = 0;
+    conc_task *next;
+    conc_group g = {.keep_going = true};
+    pthread_t thread;
+    for (int i = 0; i < 2; i++)
+        CHECK_INT(conc_spawn_task(&g, &r.tasks[i], returns, &codes[i]), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(pthread_create(&thread, NULL, joins_in_another_run, &r), 0);
+    CHECK_INT(pthread_join(thread, NULL), 0);
+    while (conc_group_next(&g, &next) == 1)
+        collected++;
+    CHECK_INT(collected, 2);
+    CHECK_INT(conc_group_wait(&g), -EIO);
+}
+
+static two_runs earlier;
+
+static int leaves_ended_tasks(void *arg)
+{
+    static int codes[] = {0, -EIO};
+    conc_group g = {.keep_going = true};
+    (void)arg;
+    for (int i = 0; i < 2; i++)
+        CHECK_INT(conc_spawn_task(&g, &earlier.tasks[i], returns, &codes[i]), 0);
+    CHECK_INT(conc_group_wait(&g), -EIO);
+    return 0;
+}
+
+TEST(a_handle_of_an_earlier_run_cannot_be_joined_and_its_result_is_readable)
+{
+    CHECK_INT(conc_run(leaves_ended_tasks, NULL), 0);
+    CHECK_INT(conc_run(joins_what_is_not_its_own, &earlier), 0);
+}
+
+static void joins_in_debug_mode(void)
+{
+    conc_options o = {.debug = true, .virtual_clock = true};
+    CHECK_INT(conc_run(leaves_ended_tasks, NULL), 0);
+    CHECK_INT(conc_run_with(&o, joins_what_is_not_its_own, &earlier), 0);
+}
+
+TEST(debug_mode_tells_of_a_join_of_another_run)
+{
+    char text[4096];
+    CHECK_INT(test_in_process(joins_in_debug_mode, text, sizeof text), 0);
+    CHECK_CONTAINS(text, "conc_join: the task is another run's");
+}

@@ -422,12 +422,15 @@ static conc_task foreign_task;
 
 static int use_foreign_objects(void *arg)
 {
-    conc_task t = {0};
+    conc_task t = {0}, *next;
     (void)arg;
     CHECK_INT(conc_spawn(&foreign_group, must_not_run, NULL), -EPERM);
     CHECK_INT(conc_spawn_task(&foreign_group, &t, must_not_run, NULL), -EPERM);
     CHECK_INT(conc_group_wait(&foreign_group), -EPERM);
     CHECK_INT(conc_cancel(&foreign_task), -EPERM);
+    CHECK_INT(conc_join(&foreign_task, NULL), -EPERM);
+    CHECK_INT(conc_group_next(&foreign_group, &next), -EPERM);
+    conc_set_name(&foreign_task, "mine now");
     return 0;
 }
 
@@ -448,6 +451,7 @@ TASK_TEST(the_tasks_and_groups_of_another_loop_are_out_of_reach)
     CHECK_INT(pthread_join(thread, NULL), 0);
     CHECK_INT(conc_settle(), 0);
     CHECK(!conc_done(&foreign_task));
+    CHECK_CONTAINS(conc_name(&foreign_task), "sleep_for_ever");
     CHECK_INT(conc_cancel(&foreign_task), 0);
     CHECK_INT(conc_join(&foreign_task, &rc), 0);
     CHECK_INT(rc, -ECANCELED);

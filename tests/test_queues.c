@@ -1342,3 +1342,38 @@ TASK_TEST(no_item_is_refused)
     check_next(&q, 1);
     conc_queue_destroy(&q);
 }
+
+/* ---- a queue that is destroyed while its items are worked on ---- */
+
+static int works_on_one(void *arg)
+{
+    int item;
+    CONC_TRY(conc_queue_get(arg, &item));
+    CONC_TRY(conc_sleep(2));
+    return conc_queue_task_done(arg);
+}
+
+static int joins_the_queue(void *arg) { return conc_queue_join(arg); }
+
+TASK_TEST(items_in_flight_stay_in_the_count_of_a_destroyed_queue)
+{
+    conc_queue q = CONC_QUEUE(int, 10);
+    conc_task joiner;
+    conc_group g = {.keep_going = true};
+    for (int i = 0; i < 5; i++)
+        CHECK_INT(conc_queue_put(&q, &i), 0);
+    for (int i = 0; i < 2; i++)
+        CHECK_INT(conc_spawn(&g, works_on_one, &q), 0);
+    CHECK_INT(conc_spawn_task(&g, &joiner, joins_the_queue, &q), 0);
+    CHECK_INT(conc_sleep(1), 0);
+    conc_queue_destroy(&q);
+    CHECK_INT(conc_queue_len(&q), 0);
+    CHECK_INT(conc_sleep(0), 0);
+    CHECK(conc_done(&joiner));
+    CHECK_INT(conc_queue_join(&q), 0); /* the two in flight */
+    CHECK_TIME(2);
+    conc_queue_destroy(&q);
+    CHECK_INT(conc_queue_task_done(&q), -EOVERFLOW);
+    CHECK_INT(conc_group_wait(&g), -EPIPE);
+    CHECK_INT(g.error_count, 1); /* the joiner that waited at that moment */
+}

@@ -1236,3 +1236,57 @@ TEST(a_deadlock_is_reported_with_all_that_a_select_waits_for)
     for (size_t i = 0; i < CONC_LEN(words); i++)
         CHECK_CONTAINS(report, words[i]);
 }
+
+/* ---- a handle of another run ---- */
+
+static conc_task earlier;
+
+static int breaks_at_once(void *arg)
+{
+    (void)arg;
+    return conc_fail(-EIO, "it broke");
+}
+
+static int leaves_an_ended_task(void *arg)
+{
+    conc_group g = {.keep_going = true};
+    (void)arg;
+    CHECK_INT(conc_spawn_task(&g, &earlier, breaks_at_once, NULL), 0);
+    CHECK_INT(conc_group_wait(&g), -EIO);
+    return 0;
+}
+
+static int selects_the_ended_task(void *arg)
+{
+    conc_case c[] = {CONC_CASE_JOIN(&earlier), CONC_CASE_AFTER(1)};
+    (void)arg;
+    return conc_select(c, 2);
+}
+
+TEST(the_join_of_a_task_of_an_earlier_run_is_refused)
+{
+    conc_options o = {.virtual_clock = true};
+    CHECK_INT(conc_run_with(&o, leaves_an_ended_task, NULL), 0);
+    CHECK_INT(conc_run_with(&o, selects_the_ended_task, NULL), -EPERM);
+}
+
+static int breaks_in_a_second(void *arg)
+{
+    CONC_TRY(conc_sleep(1));
+    return breaks_at_once(arg);
+}
+
+TASK_TEST(the_join_of_a_failed_task_has_its_words_whether_or_not_it_waits)
+{
+    conc_task t;
+    conc_group g = {.keep_going = true};
+    CHECK_INT(conc_spawn_task(&g, &t, breaks_in_a_second, NULL), 0);
+    for (int i = 0; i < 2; i++) {
+        conc_case c[] = {CONC_CASE_JOIN(&t), CONC_CASE_AFTER(5)};
+        (void)conc_fail(-EINVAL, "an older error");
+        CHECK_INT(conc_select(c, 2), 0);
+        CHECK_INT(c[0].result, -EIO);
+        CHECK_STR(conc_last_error(), "it broke");
+    }
+    CHECK_INT(conc_group_wait(&g), -EIO);
+}

@@ -442,3 +442,75 @@ TASK_TEST(a_word_given_after_the_cancel_does_not_count)
     CHECK_TIME(0);
     CHECK_INT(conc_group_wait(&outer), 0);
 }
+
+/* ---- groups that the start would open ---- */
+
+static int starts_what_fails(void *arg)
+{
+    conc_group g = {0};
+    CONC_TRY(conc_start(&g, serves, arg)); /* leaves with nothing open */
+    return conc_group_wait(&g);
+}
+
+TASK_TEST(a_failed_start_in_a_fresh_group_leaves_it_fresh)
+{
+    service s = {.before = 1, .value = -ENOENT};
+    CHECK_INT(starts_what_fails(&s), -ENOENT);
+    CHECK_STR(conc_last_error(), "not today");
+    CHECK_INT(conc_timeout(0.5, starts_what_fails, &s), -ETIMEDOUT);
+    CHECK_TIME(1.5);
+}
+
+static int spawns_a_sibling_and_fails(void *arg)
+{
+    static double two = 2;
+    CHECK_INT(conc_spawn(arg, sleeps, &two), 0);
+    return -ENOENT;
+}
+
+TASK_TEST(a_group_in_which_another_child_was_spawned_meanwhile_stays_open)
+{
+    conc_group g = {0};
+    CHECK_INT(conc_start(&g, spawns_a_sibling_and_fails, &g), -ENOENT);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_TIME(2);
+}
+
+/* ---- a cancel between the wait for room and the wait for the start ---- */
+
+typedef struct full_group {
+    conc_group group;
+    conc_task starter, child_before;
+    service service;
+    int rc;
+} full_group;
+
+static int starts_when_there_is_room(void *arg)
+{
+    full_group *f = arg;
+    f->rc = conc_start(&f->group, serves, &f->service);
+    return f->rc;
+}
+
+static int cancels_the_starter(void *arg)
+{
+    full_group *f = arg;
+    CONC_TRY(conc_join(&f->child_before, NULL)); /* the starter was given the room: it is ready */
+    return conc_cancel(&f->starter);
+}
+
+ORDERED_TASK_TEST(a_cancel_that_comes_when_room_was_granted_reaches_the_child)
+{
+    full_group f = {.group = {.limit = 1}, .service = {.before = 1000, .value = 7}};
+    conc_group own = {0};
+    CHECK_INT(conc_group_begin(&f.group), 0);
+    CHECK_INT(conc_spawn_task(&f.group, &f.child_before, sleeps, &(double){1}), 0);
+    CHECK_INT(conc_spawn(&own, cancels_the_starter, &f), 0);
+    CHECK_INT(conc_spawn_task(&own, &f.starter, starts_when_there_is_room, &f), 0);
+    CHECK_INT(conc_group_wait(&own), 0);
+    CHECK_TIME(1);
+    CHECK_INT(f.rc, -ECANCELED);
+    CHECK_INT(f.service.slept, -ECANCELED);
+    CHECK_INT(conc_group_wait(&f.group), 0);
+    CHECK_TIME(1);
+}

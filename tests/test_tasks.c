@@ -331,7 +331,7 @@ TASK_TEST(a_handle_is_free_again_when_its_group_closed)
 
 TASK_TEST(a_new_handle_may_hold_anything)
 {
-    static const int fill[] = {0x00, 0x01, 0x55, 0xA5, 0xFF};
+    int fill[] = {0x00, 0x01, 0x02, 0x55, 0xA5, 0xFF}; /* 2 is the state of an ended task */
     int result = 0;
     conc_group g = {0};
     for (size_t i = 0; i < CONC_LEN(fill); i++) {

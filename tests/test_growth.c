@@ -1,0 +1,101 @@
+/* Growth: ten times as many tasks take about ten times as much work, and not a hundred times. The
+ * work is counted in basic blocks of conc's own code, so nothing else on the machine matters.
+ *
+ * Needs -fsanitize-coverage=trace-pc
+ * Not under: seeds (they change nothing here)
+ */
+#define CONC_STACK_SIZE (32 * 1024) /* and an implementation of its own, which counts */
+#define TEST_SYNC
+#include "conc_test.h"
+
+static long blocks;
+
+/* The compiler puts a call of this in front of every basic block. */
+void __sanitizer_cov_trace_pc(void);
+#ifdef __clang__
+__attribute__((no_sanitize("coverage")))
+#else
+__attribute__((no_sanitize_coverage))
+#endif
+void __sanitizer_cov_trace_pc(void)
+{
+    blocks++;
+}
+
+enum { MOST = 10000 };
+static int many; /* how many of each to make; at most MOST */
+
+static void ignore_failure(const conc_failure *f, void *user)
+{
+    (void)f;
+    (void)user;
+}
+
+static long count_blocks(conc_fn *fn, int n)
+{
+    conc_options options = {.virtual_clock = true, .on_error = ignore_failure};
+    many = n;
+    blocks = 0;
+    CHECK_INT(conc_run_with(&options, fn, NULL), 0);
+    return blocks;
+}
+
+static void check_grows_evenly(conc_fn *fn, int n)
+{
+    long few = count_blocks(fn, n), more = count_blocks(fn, 10 * n);
+    CHECK(few > n);
+    if (more > 20 * few)
+        test_fail(__FILE__, __LINE__, "%d take %ld blocks, and %d take %ld", n, few, 10 * n, more);
+}
+
+#define GROWTH_TEST(name, fn, n) \
+    TEST(name) { check_grows_evenly((fn), (n)); }
+
+/* ---- failed background tasks ---- */
+
+static conc_task tasks[MOST];
+
+static int fails(void *arg)
+{
+    (void)arg;
+    return -EIO;
+}
+
+static int returns_zero(void *arg)
+{
+    (void)arg;
+    return 0;
+}
+
+static int spawn_failures(conc_fn *fn)
+{
+    for (int i = 0; i < many; i++)
+        CONC_TRY(conc_spawn_task(NULL, &tasks[i], fn, NULL));
+    return conc_settle();
+}
+
+static int joins_failures_from_the_last(void *arg)
+{
+    (void)arg;
+    CONC_TRY(spawn_failures(fails));
+    for (int i = many; i-- > 0;)
+        CONC_TRY(conc_join(&tasks[i], NULL));
+    return 0;
+}
+
+static int spawns_beside_failures(void *arg)
+{
+    (void)arg;
+    CONC_TRY(spawn_failures(fails));
+    for (int i = 0; i < many; i++) {
+        conc_task t;
+        CONC_TRY(conc_spawn_task(NULL, &t, returns_zero, NULL));
+        CONC_TRY(conc_join(&t, NULL));
+    }
+    for (int i = 0; i < many; i++)
+        CONC_TRY(conc_join(&tasks[i], NULL));
+    return 0;
+}
+
+GROWTH_TEST(joins_of_failed_background_tasks, joins_failures_from_the_last, 1000)
+GROWTH_TEST(spawns_and_joins_beside_failed_background_tasks, spawns_beside_failures, 1000)
