@@ -699,9 +699,10 @@ typedef struct conc_server {
 
 /* Accepts connections and starts a task for each, until it is cancelled, which cancels the
  * handlers and waits for them, or until conc_close(s->fd), after which it waits for the handlers
- * and returns 0. A handler's error goes to on_error, and serving goes on. When there are no more
- * descriptors or memory, that goes to on_error once, and it tries again ten times a second. *s
- * is read once. The caller closes s->fd. Errors: -EINVAL, accept's.
+ * and returns 0. A handler's error goes to on_error, and serving goes on. So it does after an
+ * error of accept(2) that means one connection. When there are no more descriptors or memory, it
+ * tries again ten times a second; that goes to on_error once, and again only after accepting has
+ * worked for a second. *s is read once. The caller closes s->fd. Errors: -EINVAL, accept's.
  *     int conc_serve(const conc_server *s); */
 #define conc_serve(s) conc__serve((s), "conc_serve at " CONC__PLACE)
 CONC_API int conc__serve(const conc_server *s, const char *spawned);
@@ -4362,6 +4363,23 @@ CONC_API int conc_fail(int rc, const char *fmt, ...)
     return rc;
 }
 
+/* strerror, but never a buffer that is used again. */
+CONC__PRIVATE const char *conc__system_words(int rc)
+{
+    const char *text = rc > -4096 ? strerror(-rc) : "Unknown error";
+    return strncmp(text, "Unknown", 7) == 0 ? "unknown error" : text;
+}
+
+/* Returns rc. If it is an error, it came from the system: it goes with the system's words, which
+ * may be other than conc_strerror's, and with what the call was about (NULL: nothing). */
+CONC__PRIVATE int conc__system_failed(int rc, const char *about)
+{
+    if (rc >= 0 || rc == -ECANCELED)
+        return rc;
+    const char *words = conc__system_words(rc);
+    return about ? conc_fail(rc, "%.80s: %s", about, words) : conc_fail(rc, "%s", words);
+}
+
 CONC_API const char *conc_error_text(const conc_task *t)
 {
     if (!conc__is_task(t) || t->state != CONC__DONE || t->result >= 0)
@@ -4394,11 +4412,7 @@ CONC_API const char *conc_strerror(int rc)
     case -EOVERFLOW: return "the count would leave its range";
     default: break;
     }
-    if (rc >= 0)
-        return "success";
-    const char *text = rc > -4096 ? strerror(-rc) : "Unknown error";
-    /* else it lies in a buffer that is used again */
-    return strncmp(text, "Unknown", 7) == 0 ? "unknown error" : text;
+    return rc >= 0 ? "success" : conc__system_words(rc);
 }
 
 CONC_API const char *conc_name(const conc_task *t) { return conc__is_task(t) ? t->name : NULL; }
@@ -6454,6 +6468,7 @@ typedef struct conc__address {
         struct sockaddr_in v4;
         struct sockaddr_in6 v6;
         struct sockaddr_un local;
+        char bytes[sizeof(struct sockaddr_un) + 1]; /* so that a path of any length ends in a NUL */
     } as;
     socklen_t size;
 } conc__address;
@@ -6473,19 +6488,24 @@ CONC__PRIVATE bool conc__parse_port(const char *text, in_port_t *port)
 CONC__PRIVATE int conc__parse_local(const char *path, conc__address *out)
 {
     struct sockaddr_un *a = &out->as.local;
-    size_t n = strnlen(path, sizeof a->sun_path);
+    size_t room = sizeof a->sun_path, n = strnlen(path, room + 1);
     bool abstract = path[0] == '@';
-#ifndef __linux__
+#ifdef __linux__
+    size_t longest = room; /* an abstract name has no NUL, and a path that fills it needs none */
+#else
+    size_t longest = room - 1;
     if (abstract)
         return -EINVAL;
 #endif
-    if (n < 1 + (size_t)abstract || n >= sizeof a->sun_path)
+    if (n < 1 + (size_t)abstract || n > longest)
         return -EINVAL;
     a->sun_family = AF_UNIX;
     memcpy(a->sun_path, path, n);
     if (abstract)
         a->sun_path[0] = 0;
-    out->size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + n + !abstract);
+    else if (n < room)
+        n++;
+    out->size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + n);
     return 1;
 }
 
@@ -6530,8 +6550,8 @@ CONC__PRIVATE bool conc__is_host_name(const char *host)
     return strspn(last, ".0123456789") != strlen(last);
 }
 
-/* Puts into words for the kernel what an address text means: how many there are, or -EINVAL,
- * -EADDRNOTAVAIL. */
+/* Parses an address into at most CONC__ADDRESSES of the kernel's: how many, -EINVAL (malformed) or
+ * -EADDRNOTAVAIL (a host name). */
 CONC__PRIVATE int conc__parse_address(const char *text, conc__address *out)
 {
     char host[256];
@@ -6578,67 +6598,121 @@ CONC__PRIVATE void conc__set_option(int fd, int level, int option)
     setsockopt(fd, level, option, &on, sizeof on);
 }
 
-/* Is there a socket file that nobody listens on? */
-CONC__PRIVATE bool conc__is_stale(const conc__address *a)
+/* The process, or the system, is short of something. */
+CONC__PRIVATE bool conc__is_lack(int rc)
 {
-    struct stat st;
-    if (a->as.any.sa_family != AF_UNIX || !a->as.local.sun_path[0] ||
-        lstat(a->as.local.sun_path, &st) || !S_ISSOCK(st.st_mode))
+    switch (rc) {
+    case -EMFILE:
+    case -ENFILE:
+    case -ENOBUFS:
+    case -ENOMEM:
+#ifdef ENOSR
+    case -ENOSR:
+#endif
+        return true;
+    default: return false;
+    }
+}
+
+/* ---- the file of a Unix socket ----
+ *
+ * A socket file outlives its process, and the next one to listen there has to take it away. Two
+ * that do so at once must not take away each other's. So whoever listens on a path holds a lock
+ * on a file beside it from before bind(2) until after listen(2): between these two, the socket
+ * file looks as if nobody listened on it. The system drops the lock of a process that dies, and
+ * the next one uses the file that it leaves behind. */
+
+typedef struct conc__path_lock {
+    char name[sizeof(struct sockaddr_un) + 16];
+    int fd; /* -1: it is not locked */
+} conc__path_lock;
+
+enum { CONC__LOCK_TRIES = 50 }; /* a millisecond each */
+
+/* Locks a file that may have been taken away before the lock was there: then the lock is worth
+ * nothing. */
+CONC__PRIVATE bool conc__lock_once(const conc__path_lock *k)
+{
+    struct stat here, there;
+    if (flock(k->fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
+        return false;
+    return fstat(k->fd, &here) == 0 && lstat(k->name, &there) == 0 && here.st_dev == there.st_dev &&
+           here.st_ino == there.st_ino;
+}
+
+/* 0, or -EADDRINUSE: another process is about to listen there. Where the directory does not allow
+ * a file, it is not locked. */
+CONC__PRIVATE int conc__lock_path(const conc__address *a, conc__path_lock *k)
+{
+    snprintf(k->name, sizeof k->name, "%s.conc-lock",
+             a->as.bytes + offsetof(struct sockaddr_un, sun_path));
+    for (int i = 0; i < CONC__LOCK_TRIES; i++) {
+        k->fd = open(k->name, O_RDONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0444);
+        if (k->fd < 0)
+            return conc__is_lack(-errno) ? -errno : 0;
+        if (conc__lock_once(k))
+            return 0;
+        close(k->fd);
+        conc__doze(1000000);
+    }
+    k->fd = -1;
+    return -EADDRINUSE;
+}
+
+CONC__PRIVATE void conc__unlock_path(const conc__path_lock *k)
+{
+    if (k->fd < 0)
+        return;
+    unlink(k->name);
+    close(k->fd);
+}
+
+/* Is there a socket file, and which? */
+CONC__PRIVATE bool conc__is_socket_file(const conc__address *a, struct stat *st)
+{
+    const char *path = a->as.bytes + offsetof(struct sockaddr_un, sun_path);
+    return lstat(path, st) == 0 && S_ISSOCK(st->st_mode);
+}
+
+/* Takes away a socket file that nobody listens on, and no other: was there one? */
+CONC__PRIVATE bool conc__unlink_stale(const conc__address *a)
+{
+    struct stat before, after;
+    if (!conc__is_socket_file(a, &before))
         return false;
     int fd = conc__socket(AF_UNIX);
     bool stale = fd >= 0 && connect(fd, &a->as.any, a->size) && errno == ECONNREFUSED;
     if (fd >= 0)
         close(fd);
-    return stale;
+    return stale && conc__is_socket_file(a, &after) && before.st_dev == after.st_dev &&
+           before.st_ino == after.st_ino && unlink(a->as.local.sun_path) == 0;
 }
 
-CONC__PRIVATE int conc__bind(int fd, const conc__address *a)
+CONC__PRIVATE int conc__bind_and_listen(int fd, const conc__address *a, int backlog, bool replaces)
 {
-    if (bind(fd, &a->as.any, a->size) == 0)
-        return 0;
-    if (errno != EADDRINUSE)
-        return -1;
-    if (!conc__is_stale(a)) {
-        errno = EADDRINUSE;
-        return -1;
-    }
-    unlink(a->as.local.sun_path);
-    return bind(fd, &a->as.any, a->size);
+    int rc = bind(fd, &a->as.any, a->size) ? -errno : 0;
+    if (rc == -EADDRINUSE && replaces && conc__unlink_stale(a))
+        rc = bind(fd, &a->as.any, a->size) ? -errno : 0;
+    if (rc == 0)
+        rc = listen(fd, backlog) ? -errno : 0;
+    return rc;
 }
 
-/* An attempt to listen or to connect, where there is room for library calls. */
-typedef struct conc__opening {
-    const char *text;
-    const conc_listen_options *options;
-    conc__address addresses[CONC__ADDRESSES], *found; /* found: of a host name, instead */
-    int count, which, fd, rc;
-} conc__opening;
-
-CONC__PRIVATE void conc__resolve(conc_loop *l, void *arg)
+CONC__PRIVATE int conc__listen_on_path(int fd, const conc__address *a, int backlog)
 {
-    conc__opening *o = arg;
-    (void)l;
-    o->count = conc__parse_address(o->text, o->addresses);
-}
-
-/* What the address text means: how many there are, or a negative error. Waits if it is a host
- * name. */
-CONC__PRIVATE int conc__look_up(conc_loop *l, conc__opening *o)
-{
-    conc__resolve(l, o);
-    if (o->count == -EADDRNOTAVAIL && conc__extended.resolve)
-        o->count = conc__extended.resolve(o->text, &o->found);
-    return o->count;
-}
-
-CONC__PRIVATE const conc__address *conc__this_address(const conc__opening *o)
-{
-    return (o->found ? o->found : o->addresses) + o->which;
+    conc__path_lock k;
+    int rc = conc__lock_path(a, &k);
+    if (rc == 0)
+        rc = conc__bind_and_listen(fd, a, backlog, k.fd >= 0);
+    conc__unlock_path(&k);
+    return rc;
 }
 
 CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_options *o)
 {
     int family = a->as.any.sa_family, fd = conc__socket(family);
+    int backlog = o->backlog ? o->backlog : SOMAXCONN;
+    bool path = family == AF_UNIX && a->as.local.sun_path[0];
     if (fd < 0)
         return -errno;
     if (family != AF_UNIX) {
@@ -6651,139 +6725,288 @@ CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_opti
     if (o->reuse_port && family != AF_UNIX)
         conc__set_option(fd, SOL_SOCKET, SO_REUSEPORT);
 #endif
-    if (conc__bind(fd, a) || listen(fd, o->backlog ? o->backlog : SOMAXCONN)) {
-        int rc = -errno;
-        close(fd);
-        return rc;
-    }
-    return fd;
+    int rc =
+        path ? conc__listen_on_path(fd, a, backlog) : conc__bind_and_listen(fd, a, backlog, false);
+    if (rc == 0)
+        return fd;
+    close(fd);
+    return rc;
 }
 
-CONC__PRIVATE void conc__open_listener(conc_loop *l, void *arg)
+/* What an address text means. */
+typedef struct conc__addresses {
+    conc__address own[CONC__ADDRESSES];
+    conc__address *all; /* own, or allocated, where a host name was looked up */
+    int count;
+} conc__addresses;
+
+/* How many there are, or a negative error, in words. Waits if it is a host name. */
+CONC__PRIVATE int conc__look_up(const char *text, conc__addresses *found)
 {
-    conc__opening *o = arg;
-    int saved = errno;
-    for (o->which = 0; o->which < o->count; o->which++) {
-        o->fd = conc__listen_at(conc__this_address(o), o->options);
-        if (o->fd >= 0)
-            o->fd = conc__fd_adopt(l, o->fd, conc__this_address(o)->as.any.sa_family != AF_UNIX);
-        if (o->fd >= 0 || o->fd == -EADDRINUSE)
+    found->all = found->own;
+    int count = conc__parse_address(text, found->own);
+    if (count == -EADDRNOTAVAIL && conc__extended.resolve) {
+        found->all = NULL;
+        count = conc__extended.resolve(text, &found->all);
+    } else if (count < 0) {
+        conc_fail(count,
+                  count == -EINVAL ? "%.90s: malformed address"
+                                   : "%.60s: host names are looked up with conc_pool.h alone",
+                  text);
+    }
+    found->count = count > 0 ? count : 0;
+    return count;
+}
+
+CONC__PRIVATE void conc__addresses_free(conc__addresses *found)
+{
+    if (found->all != found->own)
+        conc_free(found->all);
+}
+
+CONC__PRIVATE int conc__listen(conc_loop *l, const char *text, const conc_listen_options *o)
+{
+    conc__addresses found;
+    int rc = conc__look_up(text, &found);
+    for (int i = 0; i < found.count; i++) {
+        const conc__address *a = &found.all[i];
+        rc = conc__listen_at(a, o);
+        if (rc >= 0)
+            rc = conc__fd_adopt(l, rc, a->as.any.sa_family != AF_UNIX);
+        if (rc >= 0 || rc == -EADDRINUSE)
             break;
     }
-    errno = saved;
+    if (found.count)
+        conc__system_failed(rc, text);
+    conc__addresses_free(&found);
+    return rc;
 }
 
 CONC_API int conc_listen_with(const char *address, const conc_listen_options *options)
 {
     static const conc_listen_options usual;
     conc_loop *l = conc__here;
-    conc__opening o = {.text = address, .options = options ? options : &usual};
+    const conc_listen_options *o = options ? options : &usual;
+    int saved = errno;
     if (!l)
         return -EPERM;
-    if (!address || o.options->backlog < 0)
+    if (!address || o->backlog < 0)
         return -EINVAL;
-    o.fd = conc__look_up(l, &o);
-    if (o.fd > 0)
-        conc__open_listener(l, &o);
-    conc_free(o.found);
-    return o.fd;
+    int rc = conc__listen(l, address, o);
+    errno = saved;
+    return rc;
 }
 
 CONC_API int conc_listen(const char *address) { return conc_listen_with(address, NULL); }
 
-/* Starts to connect: fd, and in rc 0, -EINPROGRESS, or why it could not. */
-CONC__PRIVATE void conc__start_connecting(conc_loop *l, void *arg)
+/* A socket to connect to the address with. */
+CONC__PRIVATE int conc__socket_for(conc_loop *l, const conc__address *a)
 {
-    conc__opening *o = arg;
-    const conc__address *a = conc__this_address(o);
     bool tcp = a->as.any.sa_family != AF_UNIX;
-    int saved = errno;
-    if (o->fd < 0) {
-        o->fd = conc__socket(a->as.any.sa_family);
-        o->fd = o->fd < 0 ? -errno : conc__fd_adopt(l, o->fd, tcp);
-    }
-    if (o->fd >= 0 && tcp)
-        conc__set_option(o->fd, IPPROTO_TCP, TCP_NODELAY);
-    o->rc = o->fd < 0 ? o->fd : connect(o->fd, &a->as.any, a->size) ? -errno : 0;
-    errno = saved;
+    int fd = conc__socket(a->as.any.sa_family);
+    fd = fd < 0 ? -errno : conc__fd_adopt(l, fd, tcp);
+    if (fd >= 0 && tcp)
+        conc__set_option(fd, IPPROTO_TCP, TCP_NODELAY);
+    return fd;
 }
 
-CONC__PRIVATE void conc__ask_connected(conc_loop *l, void *arg)
+/* Connects this socket: 0 or an error. */
+CONC__PRIVATE int conc__connect_socket(conc_loop *l, int fd, const conc__address *a)
 {
-    conc__opening *o = arg;
-    int saved = errno, why = 0;
+    int rc = connect(fd, &a->as.any, a->size) ? -errno : 0, why = 0;
     socklen_t size = sizeof why;
-    (void)l;
-    o->rc = getsockopt(o->fd, SOL_SOCKET, SO_ERROR, &why, &size) ? -errno : -why;
-    errno = saved;
+    for (double pause = 0.001; rc == -EAGAIN; pause = pause < 0.05 ? pause * 2 : pause) {
+        /* a Unix socket's backlog is full, and nothing tells when it no longer is */
+        rc = conc_sleep(pause);
+        if (rc == 0)
+            rc = connect(fd, &a->as.any, a->size) ? -errno : 0;
+    }
+    if (rc != -EINPROGRESS)
+        return rc;
+    rc = conc__fd_park(l, fd, CONC_WRITABLE);
+    if (rc > 0)
+        rc = getsockopt(fd, SOL_SOCKET, SO_ERROR, &why, &size) ? -errno : -why;
+    return rc;
 }
 
-/* Connects to one of the addresses: the descriptor, or an error, and then nothing is open. */
-CONC__PRIVATE int conc__connect(conc_loop *l, conc__opening *o)
+/* A client that takes the port of its peer for its own, where nobody listens, is connected with
+ * itself: TCP calls that a simultaneous open. */
+CONC__PRIVATE bool conc__is_its_own_peer(int fd, const conc__address *a)
 {
-    double pause = 0.001;
-    o->fd = -1;
-    for (;;) {
-        conc__start_connecting(l, o);
-        if (o->rc != -EAGAIN || o->fd < 0)
-            break;
-        /* a Unix socket's backlog is full, and nobody tells when it no longer is */
-        o->rc = conc_sleep(pause);
-        if (o->rc)
-            break;
-        pause = pause < 0.05 ? pause * 2 : pause;
+    conc__address own = {.size = sizeof own.as}, peer = {.size = sizeof peer.as};
+    if (a->as.any.sa_family == AF_UNIX || getsockname(fd, &own.as.any, &own.size))
+        return false;
+    bool six = own.as.any.sa_family == AF_INET6;
+    /* the port is at the same place in both */
+    if (own.as.v4.sin_port != a->as.v4.sin_port || getpeername(fd, &peer.as.any, &peer.size) ||
+        own.as.v4.sin_port != peer.as.v4.sin_port)
+        return false;
+    return six ? memcmp(&own.as.v6.sin6_addr, &peer.as.v6.sin6_addr, 16) == 0
+               : own.as.v4.sin_addr.s_addr == peer.as.v4.sin_addr.s_addr;
+}
+
+/* Gives a connection up at once, so that no port is left in TIME_WAIT. */
+CONC__PRIVATE void conc__reset_connection(int fd)
+{
+    struct linger at_once = {1, 0};
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+}
+
+enum { CONC__CONNECTS = 3 }; /* that may lead to the socket itself */
+
+/* Connects to one address: the descriptor, or an error, and then nothing is open. */
+CONC__PRIVATE int conc__connect(conc_loop *l, const conc__address *a)
+{
+    for (int i = 0; i < CONC__CONNECTS; i++) {
+        int fd = conc__socket_for(l, a), rc = fd < 0 ? fd : conc__connect_socket(l, fd, a);
+        if (rc == 0 && !conc__is_its_own_peer(fd, a))
+            return fd;
+        if (rc == 0)
+            conc__reset_connection(fd);
+        if (fd >= 0 && rc != -EBADF) /* else it was closed by another task */
+            conc_close(fd);
+        if (rc)
+            return rc;
     }
-    if (o->fd < 0)
-        return o->rc;
-    if (o->rc == -EINPROGRESS) {
-        o->rc = conc__fd_park(l, o->fd, CONC_WRITABLE);
-        if (o->rc > 0)
-            conc__ask_connected(l, o);
+    return -ECONNREFUSED;
+}
+
+/* ---- several addresses: RFC 8305 ----
+ *
+ * A task for each attempt; the first starts at once, each further one a while after the one
+ * before it, or as soon as one has failed. The first that connects wins, and the others are
+ * cancelled. */
+
+typedef struct conc__race {
+    conc_group group;
+    const conc__address *addresses;
+    int begun;              /* attempts that run or ran */
+    int failures;           /* that have not led to another attempt yet */
+    int error;              /* of the first address */
+    int fd;                 /* -1: none has connected yet */
+    conc__sleeper *waiting; /* the task that starts the attempts, between two of them */
+} conc__race;
+
+static const int64_t conc__attempt_delay = 250000000;
+
+/* Families take turns, beginning with that of the first address. */
+CONC__PRIVATE void conc__interleave(conc__address *a, int count)
+{
+    for (int i = 1; i < count; i++) {
+        int other = i;
+        while (other < count && a[other].as.any.sa_family == a[i - 1].as.any.sa_family)
+            other++;
+        if (other == count)
+            return;
+        conc__address next = a[other];
+        memmove(a + i + 1, a + i, (size_t)(other - i) * sizeof *a);
+        a[i] = next;
     }
-    if (o->rc == 0)
-        return o->fd;
-    if (o->rc != -EBADF) /* else it was closed by another task */
-        conc_close(o->fd);
-    return o->rc;
+}
+
+CONC__PRIVATE int conc__attempt(void *arg)
+{
+    conc__race *r = arg;
+    conc_loop *l = conc__here;
+    int saved = errno, which = r->begun++, fd = conc__connect(l, &r->addresses[which]);
+    if (fd >= 0 && r->fd >= 0) {
+        conc_close(fd); /* two in the same turn of the loop */
+    } else if (fd >= 0) {
+        r->fd = fd;
+        conc_group_cancel(&r->group);
+    } else {
+        r->failures++;
+        r->error = which == 0 ? fd : r->error;
+    }
+    if (r->waiting && conc__armed(&r->waiting->timer)) {
+        conc__disarm(l, &r->waiting->timer);
+        conc__wake(l, &r->waiting->wait, 0);
+    }
+    errno = saved;
+    return 0;
+}
+
+/* Waits until it is time for the next attempt: 0 or -ECANCELED. */
+CONC__PRIVATE int conc__race_pause(conc_loop *l, conc__race *r)
+{
+    conc__sleeper s = {.wait = {.task = l->self, .kind = &conc__sleeping}};
+    int rc = 0;
+    if (!r->failures) {
+        rc = conc__checkpoint(l);
+        if (rc)
+            return rc;
+        conc__arm(l, &s.timer, conc__later(conc__time(l), conc__attempt_delay), conc__sleep_over);
+        r->waiting = &s;
+        rc = conc__park(l, &s.wait);
+        r->waiting = NULL;
+    }
+    if (r->failures)
+        r->failures--;
+    return rc;
+}
+
+CONC__PRIVATE int conc__connect_any(conc_loop *l, conc__addresses *found)
+{
+    conc__race r = {.group = {.keep_going = true}, .addresses = found->all, .fd = -1};
+    conc__interleave(found->all, found->count);
+    conc__group_open(l, &r.group, "conc_dial");
+    int rc = 0;
+    for (int i = 0; i < found->count && rc == 0 && r.fd < 0; i++) {
+        if (r.group.scope.effective) {
+            rc = -ECANCELED;
+            break;
+        }
+        if (!conc__task_new(l, &r.group, NULL, conc__attempt, &r, "conc_dial")) {
+            r.error = i ? r.error : -ENOMEM;
+            break; /* those that run may do */
+        }
+        if (i + 1 < found->count)
+            rc = conc__race_pause(l, &r);
+    }
+    if (rc)
+        conc__cancel_scope(l, &r.group.scope);
+    rc = conc__group_close(l, &r.group, rc);
+    if (r.fd >= 0)
+        return r.fd;
+    return rc ? rc : r.error;
+}
+
+CONC__PRIVATE int conc__dial(conc_loop *l, const char *address)
+{
+    conc__addresses found;
+    int rc = conc__look_up(address, &found);
+    if (found.count == 1)
+        rc = conc__connect(l, found.all);
+    else if (found.count)
+        rc = conc__connect_any(l, &found);
+    if (found.count)
+        conc__system_failed(rc, address);
+    conc__addresses_free(&found);
+    return rc;
 }
 
 CONC_API int conc_dial(const char *address)
 {
     conc_loop *l = conc__in_task();
+    int saved = errno;
     if (!l)
         return -EPERM;
     if (!address)
         return -EINVAL;
-    int rc = conc__checkpoint(l), first = 0;
+    int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__opening o = {.text = address};
-    first = rc = conc__look_up(l, &o);
-    if (rc > 0)
-        first = 0;
-    for (o.which = 0; o.which < o.count; o.which++) {
-        rc = conc__connect(l, &o);
-        if (rc >= 0 || rc == -ECANCELED)
-            break;
-        first = first ? first : rc;
-    }
-    conc_free(o.found);
+    rc = conc__dial(l, address);
+    errno = saved;
     if (rc >= 0)
         conc__quick(l);
-    return rc >= 0 || rc == -ECANCELED ? rc : first;
+    return rc;
 }
-
-typedef struct conc__asking {
-    char *buf;
-    size_t size;
-    int fd, rc;
-    bool peer;
-} conc__asking;
 
 CONC__PRIVATE void conc__print_address(const conc__address *a, char *buf, size_t size)
 {
     char host[64], zone[IF_NAMESIZE + 1] = "%";
-    const struct sockaddr_un *local = &a->as.local;
+    const char *path = a->as.bytes + offsetof(struct sockaddr_un, sun_path);
     size_t n = a->size - offsetof(struct sockaddr_un, sun_path);
     if (a->as.any.sa_family == AF_INET) {
         inet_ntop(AF_INET, &a->as.v4.sin_addr, host, sizeof host);
@@ -6795,48 +7018,40 @@ CONC__PRIVATE void conc__print_address(const conc__address *a, char *buf, size_t
         snprintf(buf, size, "[%s%s]:%u", host, zone, ntohs(a->as.v6.sin6_port));
     } else if (a->size <= offsetof(struct sockaddr_un, sun_path)) {
         snprintf(buf, size, "unix:");
-    } else if (local->sun_path[0]) {
-        snprintf(buf, size, "unix:%.*s", (int)n, local->sun_path);
+    } else if (*path) {
+        snprintf(buf, size, "unix:%.*s", (int)n, path);
     } else {
-        snprintf(buf, size, "unix:@%.*s", (int)n - 1, local->sun_path + 1);
+        snprintf(buf, size, "unix:@%.*s", (int)n - 1, path + 1);
     }
 }
 
-CONC__PRIVATE void conc__ask_address(conc_loop *l, void *arg)
+CONC__PRIVATE int conc__ask_address(int fd, bool peer, char *buf, size_t size)
 {
-    conc__asking *q = arg;
-    conc__address a = {.size = sizeof a.as};
+    conc__address a;
     char text[160];
-    int saved = errno;
-    (void)l;
-    int failed =
-        q->peer ? getpeername(q->fd, &a.as.any, &a.size) : getsockname(q->fd, &a.as.any, &a.size);
-    q->rc = failed ? -errno : 0;
-    errno = saved;
-    if (q->rc)
-        return;
-    if (a.as.any.sa_family != AF_INET && a.as.any.sa_family != AF_INET6 &&
-        a.as.any.sa_family != AF_UNIX) {
-        q->rc = -EAFNOSUPPORT;
-        return;
-    }
+    memset(&a, 0, sizeof a);
+    a.size = sizeof a.as;
+    int failed = peer ? getpeername(fd, &a.as.any, &a.size) : getsockname(fd, &a.as.any, &a.size);
+    if (failed)
+        return -errno;
+    int family = a.as.any.sa_family;
+    if (family != AF_INET && family != AF_INET6 && family != AF_UNIX)
+        return -EAFNOSUPPORT;
     conc__print_address(&a, text, sizeof text);
-    if (strlen(text) >= q->size)
-        q->rc = -ENOSPC;
-    else
-        memcpy(q->buf, text, strlen(text) + 1);
+    if (strlen(text) >= size)
+        return -ENOSPC;
+    memcpy(buf, text, strlen(text) + 1);
+    return 0;
 }
 
 CONC_API int conc_address(int fd, bool peer, char *buf, size_t size)
 {
-    conc__asking q = {buf, size, fd, 0, peer};
+    int saved = errno;
     if (!buf)
         return -EINVAL;
-    if (conc__here)
-        conc__ask_address(conc__here, &q);
-    else
-        conc__ask_address(NULL, &q);
-    return q.rc;
+    int rc = conc__ask_address(fd, peer, buf, size);
+    errno = saved;
+    return rc;
 }
 
 /* Serves one connection, whose descriptor is where a conc_start would have its sink. */
@@ -6874,53 +7089,97 @@ CONC__PRIVATE int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_serv
     return rc;
 }
 
-/* An error of accept: 0 when it only meant one connection, or after a pause for more room; else
- * what to end with. */
-CONC__PRIVATE int conc__serve_again(conc_loop *l, int rc, bool *told, const char *spawned)
+/* How accepting went so far. */
+typedef struct conc__accepting {
+    int failures; /* connections in a row that failed */
+    bool told;
+    double works_since; /* of the first connection after the last report; 0: none came yet */
+} conc__accepting;
+
+/* So many failures in a row make it pause, and so many more mean that it does not work at all. */
+enum { CONC__REFUSALS = 16, CONC__REFUSALS_TOLD = 1000 };
+
+/* The errors of accept(2) that tell of the connection, which then is gone, not of the listener. */
+CONC__PRIVATE bool conc__is_of_one_connection(int rc)
 {
-    char text[CONC__TEXT];
     switch (rc) {
-    case -EMFILE:
-    case -ENFILE:
-    case -ENOBUFS:
-    case -ENOMEM:
-        if (!*told) {
-            snprintf(text, sizeof text, "%s: %s", spawned, conc_strerror(rc));
-            conc__report(l, conc__source_of(l->self), rc, text);
-        }
-        *told = true;
-        return conc_sleep(0.1);
     case -ECONNABORTED:
+    case -ECONNRESET:
+    case -EPERM: /* a firewall */
     case -EPROTO:
+    case -ENOPROTOOPT:
+    case -EPROTONOSUPPORT:
+    case -EOPNOTSUPP:
     case -ENETDOWN:
     case -ENETUNREACH:
     case -EHOSTDOWN:
-    case -EHOSTUNREACH: return 0;
-    default: return rc;
+    case -EHOSTUNREACH:
+#ifdef ENONET
+    case -ENONET:
+#endif
+#ifdef ESOCKTNOSUPPORT
+    case -ESOCKTNOSUPPORT:
+#endif
+    case -ETIMEDOUT: return true;
+    default: return false;
     }
+}
+
+/* Reports once, until accepting has worked for a second. */
+CONC__PRIVATE void conc__serve_tell(conc_loop *l, int rc, conc__accepting *a, const char *spawned)
+{
+    char text[CONC__TEXT];
+    if (a->told && a->works_since > 0 && conc_now() - a->works_since >= 1)
+        a->told = false;
+    if (!a->told) {
+        snprintf(text, sizeof text, "%s: %s", spawned,
+                 conc__words_or(conc__words(l->self, rc), rc));
+        conc__report(l, conc__source_of(l->self), rc, text);
+    }
+    a->told = true;
+    a->works_since = 0;
+}
+
+/* An error of accept: 0 when it only meant one connection, or after a pause for more room; else
+ * what to end with. */
+CONC__PRIVATE int conc__serve_again(conc_loop *l, int rc, conc__accepting *a, const char *spawned)
+{
+    if (conc__is_lack(rc)) {
+        conc__serve_tell(l, rc, a, spawned);
+        return conc_sleep(0.1);
+    }
+    if (!conc__is_of_one_connection(rc))
+        return rc;
+    if (++a->failures == CONC__REFUSALS_TOLD)
+        conc__serve_tell(l, rc, a, spawned);
+    return a->failures < CONC__REFUSALS ? 0 : conc_sleep(0.001);
+}
+
+CONC__PRIVATE void conc__serve_works(conc__accepting *a)
+{
+    a->failures = 0;
+    if (a->told && a->works_since <= 0)
+        a->works_since = conc_now();
 }
 
 /* Accepts until that fails for good. */
 CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server *s,
                                   const char *spawned)
 {
-    bool told = false;
+    conc__accepting a = {0};
     uint32_t id = conc__fd_id(l, s->fd);
     for (;;) {
         int rc = s->limit && g->live >= s->limit ? conc__wait_for_room(l, g) : 0;
-        if (conc__fd_id(l, s->fd) != id)
+        if (rc || conc__fd_id(l, s->fd) != id)
             return rc; /* conc_close has ended the serving */
-        int fd = rc ? rc : conc_accept(s->fd);
+        int fd = conc_accept(s->fd);
         if (fd == -EBADF && conc__fd_id(l, s->fd) != id)
             return 0;
-        if (fd >= 0)
-            rc = conc__serve_spawn(l, g, s, fd, spawned);
+        rc = fd < 0 ? fd : conc__serve_spawn(l, g, s, fd, spawned);
+        if (rc == 0)
+            conc__serve_works(&a);
         else
-            rc = rc ? rc : conc__serve_again(l, fd, &told, spawned);
-        if (rc == -ENOMEM)
-            rc = conc__serve_again(l, rc, &told, spawned);
-        else if (fd >= 0)
-            told = false;
+            rc = conc__serve_again(l, rc, &a, spawned);
         if (rc)
             return rc;
     }

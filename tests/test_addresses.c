@@ -284,6 +284,36 @@ IO_TEST(the_path_of_a_unix_socket_may_have_107_bytes_and_colons)
     remove_directory(name);
 }
 
+#ifdef __linux__
+
+/* The kernel takes a path that leaves no room for its NUL, and abstract names have none. */
+IO_TEST(a_path_or_an_abstract_name_may_fill_all_the_room_there_is)
+{
+    char name[130], file[112];
+    make_directory();
+    memset(file, 'x', sizeof file);
+    file[108 - strlen(path_of(""))] = 0;
+    CHECK_INT(strlen(path_of(file)), 108);
+    talk_unix(unix_of(file));
+    talk_unix(unix_of(file));
+    int l = listens(unix_of(file));
+    CHECK_INT(conc_listen(unix_of(file)), -EADDRINUSE);
+    CHECK_INT(conc_close(l), 0);
+    for (int i = 106; i <= 107; i++) {
+        snprintf(name, sizeof name, "unix:@%0*d", i, (int)getpid());
+        talk_unix(name);
+    }
+    strcat(name, "x");
+    CHECK_INT(conc_listen(name), -EINVAL);
+    CHECK_INT(conc_dial(name), -EINVAL);
+    strcat(file, "x");
+    CHECK_INT(conc_listen(unix_of(file)), -EINVAL);
+    file[strlen(file) - 1] = 0;
+    remove_directory(file);
+}
+
+#endif
+
 IO_TEST(a_path_that_is_too_long_is_refused)
 {
     static char text[100000];
@@ -762,6 +792,45 @@ IO_TEST(a_connection_that_hangs_can_be_timed_out_and_leaves_nothing_open)
         CHECK_INT(test_count_fds(), fds);
     }
     close_full_port(&p);
+}
+
+IO_TEST(localhost_is_dialled_at_its_second_address_when_the_first_does_not_answer)
+{
+    full_port p;
+    open_full_port(&p);
+    int port = port_of(p.where, "127.0.0.1"), l = conc_listen(with_port("[::1]", port));
+    if (l >= 0) { /* IPv6 is there, and the port free */
+        int fds = test_count_fds(), fd = dials(with_port("localhost", port));
+        CHECK_TIME(0.25);
+        CHECK_STR(address_of(fd, true), with_port("[::1]", port));
+        CHECK_INT(test_count_fds(), fds + 1);
+        CHECK_INT(conc_close(fd), 0);
+        CHECK_INT(conc_close(l), 0);
+    }
+    close_full_port(&p);
+}
+
+/* ---- errors in words ---- */
+
+static void check_words(int rc, int expected, const char *about, const char *words)
+{
+    CHECK_INT(rc, expected);
+    CHECK_CONTAINS(conc_last_error(), about);
+    CHECK_CONTAINS(conc_last_error(), words);
+}
+
+IO_TEST(an_error_names_the_address_and_says_what_the_system_says)
+{
+    int l = listens("127.0.0.1:0");
+    const char *where = address_of(l, false);
+    check_words(conc_listen(where), -EADDRINUSE, where, strerror(EADDRINUSE));
+    CHECK_INT(conc_close(l), 0);
+    check_words(conc_dial(where), -ECONNREFUSED, where, strerror(ECONNREFUSED));
+    check_words(conc_dial("unix:/nowhere/x"), -ENOENT, "unix:/nowhere/x", strerror(ENOENT));
+    check_words(conc_listen("unix:/nowhere/x"), -ENOENT, "unix:/nowhere/x", strerror(ENOENT));
+    check_words(conc_dial("127.0.0.1"), -EINVAL, "127.0.0.1", "malformed");
+    check_words(conc_listen("127.0.0.1:x"), -EINVAL, "127.0.0.1:x", "malformed");
+    check_words(conc_dial("[fe80::1%nope]:80"), -EINVAL, "[fe80::1%nope]:80", "malformed");
 }
 
 typedef struct dialler {

@@ -31,7 +31,7 @@ enum { UNDECIDED = 100000, MOST = 8 };
 
 typedef struct known {
     const char *host;
-    const char *addresses[3];
+    const char *addresses[5];
     int error;        /* instead of the addresses */
     int error_number; /* errno, where that says more */
     bool held;        /* waits at the gate first */
@@ -43,6 +43,8 @@ static const known names[] = {
     {.host = "turned.test", .addresses = {"127.0.0.2", "127.0.0.1"}},
     {.host = "three.test", .addresses = {"127.0.0.7", "::7", "127.0.0.8"}},
     {.host = "mixed.test", .addresses = {"::1", "127.0.0.2"}},
+    {.host = "race.test", .addresses = {"127.0.0.5", "127.0.0.6", "127.0.0.7", "127.0.0.8"}},
+    {.host = "families.test", .addresses = {"127.0.0.5", "127.0.0.6", "127.0.0.7", "::1"}},
     {.host = "held.test", .addresses = {"127.0.0.9"}, .held = true},
     {.host = "unknown.test", .error = EAI_NONAME},
     {.host = "silent.test", .error = EAI_AGAIN},
@@ -686,6 +688,135 @@ TASK_TEST(a_cancel_of_who_dials_or_listens_by_name_returns_at_once)
     CHECK_INT(past_the_gate, 0);
     CHECK_INT(test_count_fds(), fds);
     open_gate(2);
+}
+
+/* ---- several addresses at once ---- */
+
+/* Ports where a connection hangs in the middle of the handshake: the backlog is full. */
+typedef struct hole {
+    int l, clients[4];
+} hole;
+
+static hole open_hole(const char *host, int port)
+{
+    hole h;
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+    socklen_t size = sizeof a;
+    CHECK_INT(inet_pton(AF_INET, host, &a.sin_addr), 1);
+    h.l = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK_INT(bind(h.l, (struct sockaddr *)&a, size), 0);
+    CHECK_INT(listen(h.l, 0), 0);
+    CHECK_INT(getsockname(h.l, (struct sockaddr *)&a, &size), 0);
+    for (size_t i = 0; i < CONC_LEN(h.clients); i++) {
+        h.clients[i] = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+        CHECK(h.clients[i] >= 0);
+        (void)connect(h.clients[i], (struct sockaddr *)&a, size);
+    }
+    return h;
+}
+
+static void close_hole(const hole *h)
+{
+    for (size_t i = 0; i < CONC_LEN(h->clients); i++)
+        CHECK_INT(close(h->clients[i]), 0);
+    CHECK_INT(close(h->l), 0);
+}
+
+/* Dials a name with a listener at its last address, and holes at some of the others: how long it
+ * took, in 1/100 s. */
+static int time_race(const char *name, const char *last, const char *const *holes, size_t n)
+{
+    hole h[4];
+    char peer[120];
+    int l = conc_listen(at(last, 0)), port = port_of(l);
+    CHECK_INT(ask(name, "80").rc, 4);
+    for (size_t i = 0; i < n; i++)
+        h[i] = open_hole(holes[i], port);
+    int fds = test_count_fds();
+    double start = conc_now();
+    int fd = conc_dial(at(name, port));
+    double end = conc_now();
+    CHECK(fd >= 0);
+    CHECK_INT(test_count_fds(), fds + 1);
+    CHECK_INT(conc_address(fd, true, peer, sizeof peer), 0);
+    CHECK_STR(peer, at(last, port));
+    check_connected(l, fd);
+    for (size_t i = 0; i < n; i++)
+        close_hole(&h[i]);
+    return (int)((end - start) * 100 + 0.5);
+}
+
+static const char *const race_hosts[] = {"127.0.0.5", "127.0.0.6", "127.0.0.7", "127.0.0.8"};
+
+TASK_TEST(the_next_address_is_tried_after_a_quarter_of_a_second_or_at_once_when_one_fails)
+{
+    for (size_t i = 0; i <= 3; i++) /* the others refuse */
+        CHECK_INT(time_race("race.test", "127.0.0.8", race_hosts, i), 25 * i);
+    for (size_t i = 0; i < 3; i++)
+        CHECK_INT(time_race("race.test", "127.0.0.8", race_hosts + i, 1), 25);
+}
+
+TASK_TEST(the_first_address_that_answers_is_enough)
+{
+    CHECK_INT(time_race("race.test", "127.0.0.5", race_hosts + 1, 3), 0);
+    CHECK_INT(time_race("race.test", "127.0.0.6", race_hosts + 2, 2), 0);
+}
+
+TASK_TEST(families_of_addresses_take_turns)
+{
+    int l = conc_listen("[::1]:0");
+    if (l < 0)
+        return; /* no IPv6 here */
+    CHECK_INT(conc_close(l), 0);
+    CHECK_INT(time_race("families.test", "[::1]", race_hosts, 3), 25);
+}
+
+static int dials_and_closes(void *name)
+{
+    int fd = conc_dial(name);
+    return fd < 0 ? fd : conc_close(fd);
+}
+
+static void check_limit(char *where, double limit)
+{
+    double start = conc_now();
+    int fds = test_count_fds();
+    CHECK_INT(conc_timeout(limit, dials_and_closes, where), -ETIMEDOUT);
+    CHECK_TIME(start + limit);
+    CHECK_INT(test_count_fds(), fds);
+    conc_group g = {0};
+    dialler d = {.address = where};
+    CHECK_INT(conc_spawn(&g, dials_or_listens, &d), 0);
+    CHECK_INT(conc_sleep(limit), 0);
+    conc_group_cancel(&g);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(d.rc, -ECANCELED);
+    CHECK_INT(test_count_fds(), fds);
+}
+
+TASK_TEST(a_limit_or_a_cancel_ends_all_attempts)
+{
+    hole h[4] = {open_hole(race_hosts[0], 0)};
+    int port = port_of(h[0].l);
+    char where[64];
+    for (int i = 1; i < 4; i++)
+        h[i] = open_hole(race_hosts[i], port);
+    snprintf(where, sizeof where, "race.test:%d", port);
+    CHECK_INT(ask("race.test", "80").rc, 4);
+    for (int i = 1; i < 12; i++)
+        check_limit(where, 0.1 * i);
+    for (int i = 0; i < 4; i++)
+        close_hole(&h[i]);
+}
+
+TASK_TEST(the_error_is_that_of_the_first_address)
+{
+    int l = conc_listen("127.0.0.5:0"), port = port_of(l);
+    CHECK_INT(conc_close(l), 0);
+    CHECK_INT(conc_dial(at("race.test", port)), -ECONNREFUSED);
+    CHECK_CONTAINS(conc_last_error(), at("race.test", port));
+    CHECK_CONTAINS(conc_last_error(), strerror(ECONNREFUSED));
+    CHECK_INT(conc_timeout(10, dials_and_closes, "race.test:0"), -ECONNREFUSED);
 }
 
 /* ---- names of a file of hosts, in this program executed anew with nss_wrapper before the C

@@ -1,0 +1,508 @@
+/* test_net_faults.c - system calls of the network that fail, or that something else happens
+ * between: accept's errors, a socket that connects to itself, and several processes that listen
+ * on one path.
+ *
+ * Seeds: 5 (hardly anything there depends on the order of tasks)
+ * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* What the next calls do instead of what they should, or before. */
+static struct {
+    int accept_error; /* the next accepts fail with this, */
+    long accept_times;
+    int self_connects; /* so many sockets are bound to the address that they connect to */
+    int connect_error; /* the next connect fails with this */
+    void (*before_bind)(void);
+    void (*before_listen)(void);
+    void (*before_unlink)(void);
+} faults;
+
+static void happen(void (**what)(void))
+{
+    void (*call)(void) = *what;
+    *what = NULL;
+    if (call)
+        call();
+}
+
+static long faulty_accept(long number, int fd, void *address, void *size, int flags)
+{
+    if (faults.accept_times > 0) {
+        faults.accept_times--;
+        errno = faults.accept_error;
+        return -1;
+    }
+    return syscall(number, fd, address, size, flags);
+}
+
+/* What is called where accept4(2) is forbidden. */
+static int plain_accept(int fd, struct sockaddr *address, socklen_t *size)
+{
+    if (faults.accept_times > 0) {
+        errno = faults.accept_error;
+        return -1;
+    }
+    return accept(fd, address, size);
+}
+
+static int faulty_connect(int fd, const struct sockaddr *address, socklen_t size)
+{
+    if (faults.connect_error) {
+        errno = faults.connect_error;
+        faults.connect_error = 0;
+        return -1;
+    }
+    if (faults.self_connects > 0 && address->sa_family == AF_INET) {
+        faults.self_connects--;
+        if (bind(fd, address, size))
+            return -1;
+    }
+    return connect(fd, address, size);
+}
+
+static int late_bind(int fd, const struct sockaddr *address, socklen_t size)
+{
+    happen(&faults.before_bind);
+    return bind(fd, address, size);
+}
+
+static int late_listen(int fd, int backlog)
+{
+    happen(&faults.before_listen);
+    return listen(fd, backlog);
+}
+
+static int late_unlink(const char *path)
+{
+    happen(&faults.before_unlink);
+    return unlink(path);
+}
+
+static long faulty_syscall(long number, long a, long b, long c, long d, long e, long f)
+{
+    if (number == SYS_accept4)
+        return faulty_accept(number, (int)a, (void *)b, (void *)c, (int)d);
+    return syscall(number, a, b, c, d, e, f);
+}
+
+/* With as many arguments as a system call can have. */
+#define syscall(...) SYSCALL_(__VA_ARGS__, 0, 0, 0, 0, 0, 0, 0)
+#define SYSCALL_(number, a, b, c, d, e, f, ...) \
+    faulty_syscall((number), (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+#define accept(fd, address, size) plain_accept((fd), (address), (size))
+#define connect faulty_connect
+#define bind late_bind
+#define listen late_listen
+#define unlink late_unlink
+#define CONC_STACK_SIZE \
+    (256 * 1024) /* the default; an option gives this file an implementation of its own */
+
+#include "io_test.h"
+
+#include <sys/un.h>
+
+#undef syscall
+#undef accept
+#undef connect
+#undef bind
+#undef listen
+#undef unlink
+
+/* ---- accept's errors ---- */
+
+static int ends_at_once(int fd, void *arg)
+{
+    (void)fd;
+    ++*(int *)arg;
+    return 0;
+}
+
+typedef struct serving {
+    conc_server server;
+    conc_group group;
+    conc_task task;
+    int rc, served;
+    bool done;
+    char where[128];
+} serving;
+
+static int serves(void *arg)
+{
+    serving *v = arg;
+    v->rc = conc_serve(&v->server);
+    v->done = true;
+    return 0;
+}
+
+static void start_serving(serving *v)
+{
+    *v = (serving){.rc = 77};
+    v->server = (conc_server){.fd = conc_listen("127.0.0.1:0"), ends_at_once, &v->served};
+    CHECK(v->server.fd >= 0);
+    CHECK_INT(conc_address(v->server.fd, false, v->where, sizeof v->where), 0);
+    CHECK_INT(conc_spawn_task(&v->group, &v->task, serves, v), 0);
+}
+
+static void stop_serving(serving *v)
+{
+    CHECK(!v->done);
+    CHECK_INT(conc_close(v->server.fd), 0);
+    CHECK_INT(conc_group_wait(&v->group), 0);
+    CHECK_INT(v->rc, 0);
+}
+
+/* Returns when the server has closed the connection. */
+static void be_served(const serving *v)
+{
+    char c;
+    int fd = conc_dial(v->where);
+    CHECK(fd >= 0);
+    CHECK_INT(conc_read(fd, &c, 1), 0);
+    CHECK_INT(conc_close(fd), 0);
+}
+
+static const int passing[] = {
+    ECONNABORTED,    ECONNRESET, EPERM,       EPROTO,    ENOPROTOOPT,  EPROTONOSUPPORT,
+    EOPNOTSUPP,      ENETDOWN,   ENETUNREACH, EHOSTDOWN, EHOSTUNREACH, ETIMEDOUT,
+#ifdef ENONET
+    ENONET,
+#endif
+#ifdef ESOCKTNOSUPPORT
+    ESOCKTNOSUPPORT,
+#endif
+};
+
+IO_TEST(an_error_of_one_connection_does_not_end_the_serving)
+{
+    for (size_t i = 0; i < CONC_LEN(passing); i++)
+        for (int times = 1; times <= 100; times *= 10) {
+            serving v;
+            start_serving(&v);
+            faults.accept_error = passing[i];
+            faults.accept_times = times;
+            be_served(&v);
+            be_served(&v);
+            CHECK_INT(faults.accept_times, 0);
+            CHECK_INT(v.served, 2);
+            stop_serving(&v);
+        }
+}
+
+IO_TEST(an_accept_that_always_fails_is_reported_once_and_does_not_spin)
+{
+    serving v;
+    io_failures.expected = 1;
+    start_serving(&v);
+    faults.accept_error = EPERM;
+    faults.accept_times = LONG_MAX;
+    CHECK_INT(conc_sleep(100), 0);
+    CHECK(LONG_MAX - faults.accept_times <= 100 * 1000 + 16);
+    CHECK_INT(io_failures.count, 1);
+    CHECK_INT(io_failures.rc, -EPERM);
+    CHECK_INT(conc_cancel(&v.task), 0);
+    CHECK_INT(conc_group_wait(&v.group), 0);
+    CHECK_INT(v.rc, -ECANCELED);
+    CHECK_INT(conc_close(v.server.fd), 0);
+    faults.accept_times = 0;
+}
+
+static const int lasting[] = {EBADF, EINVAL, EFAULT, EACCES};
+
+IO_TEST(an_error_of_the_listener_ends_the_serving)
+{
+    for (size_t i = 0; i < CONC_LEN(lasting); i++) {
+        serving v;
+        start_serving(&v);
+        faults.accept_error = lasting[i];
+        faults.accept_times = 1;
+        CHECK_INT(conc_group_wait(&v.group), 0);
+        CHECK_INT(v.rc, -lasting[i]);
+        CHECK_INT(conc_close(v.server.fd), 0);
+    }
+}
+
+static const int lacks[] = {EMFILE, ENFILE, ENOBUFS, ENOMEM};
+
+/* At the edge: again and again one connection is accepted, and the next is not. */
+IO_TEST(a_lack_at_the_edge_is_reported_once_until_accepting_has_worked_for_a_second)
+{
+    for (size_t i = 0; i < CONC_LEN(lacks); i++) {
+        serving v;
+        io_failures.count = 0;
+        io_failures.expected = 2;
+        start_serving(&v);
+        faults.accept_error = lacks[i];
+        for (int k = 0; k < 50; k++) {
+            faults.accept_times = 1 + k % 3;
+            be_served(&v);
+        }
+        CHECK_INT(io_failures.count, 1);
+        CHECK_INT(io_failures.rc, -lacks[i]);
+        CHECK_INT(conc_sleep(0.8), 0);
+        faults.accept_times = 1;
+        be_served(&v); /* it has worked for less than a second */
+        CHECK_INT(io_failures.count, 1);
+        CHECK_INT(conc_sleep(1), 0);
+        be_served(&v);
+        faults.accept_times = 2;
+        be_served(&v);
+        CHECK_INT(io_failures.count, 2);
+        stop_serving(&v);
+    }
+}
+
+/* A lack that lasts while nobody comes is still the same one. */
+IO_TEST(a_lack_is_not_reported_again_before_a_connection_was_accepted)
+{
+    serving v;
+    io_failures.expected = 1;
+    start_serving(&v);
+    for (int i = 0; i < 3; i++) {
+        faults.accept_error = EMFILE;
+        faults.accept_times = 100;
+        int fd = conc_dial(v.where);
+        CHECK(fd >= 0);
+        CHECK_INT(conc_sleep(5), 0);
+        CHECK_INT(io_failures.count, 1);
+        CHECK_INT(conc_close(fd), 0);
+    }
+    faults.accept_times = 0;
+    CHECK_INT(conc_sleep(1), 0);
+    stop_serving(&v);
+}
+
+/* ---- a socket that connects to itself ---- */
+
+static void unused_port(char *where, size_t size)
+{
+    int l = conc_listen("127.0.0.1:0");
+    CHECK(l >= 0);
+    CHECK_INT(conc_address(l, false, where, size), 0);
+    CHECK_INT(conc_close(l), 0);
+}
+
+IO_TEST(a_dial_of_a_port_where_nobody_listens_is_no_connection_with_itself)
+{
+    char where[128];
+    int fds = test_count_fds();
+    for (int times = 0; times < 10; times++) {
+        unused_port(where, sizeof where);
+        faults.self_connects = times;
+        CHECK_INT(conc_dial(where), -ECONNREFUSED);
+        CHECK_INT(test_count_fds(), fds);
+    }
+    faults.self_connects = 0;
+    CHECK_CONTAINS(conc_last_error(), where);
+}
+
+IO_TEST(a_dial_of_all_addresses_is_no_connection_with_itself_either)
+{
+    char where[128], any[160];
+    unused_port(where, sizeof where);
+    snprintf(any, sizeof any, "0.0.0.0:%s", strrchr(where, ':') + 1);
+    faults.self_connects = 1000;
+    CHECK_INT(conc_dial(any), -ECONNREFUSED);
+    faults.self_connects = 0;
+}
+
+/* ---- several processes that listen on one path ---- */
+
+static char directory[64], path[100], address[160];
+
+static void make_path(void)
+{
+    snprintf(directory, sizeof directory, "%s/conc_XXXXXX", P_tmpdir);
+    CHECK(mkdtemp(directory) != NULL);
+    snprintf(path, sizeof path, "%s/socket", directory);
+    snprintf(address, sizeof address, "unix:%s", path);
+}
+
+/* Nothing but the socket was left behind. */
+static void remove_path(void)
+{
+    CHECK_INT(unlink(path), 0);
+    CHECK_INT(rmdir(directory), 0);
+}
+
+static void make_stale(void)
+{
+    struct sockaddr_un a = {.sun_family = AF_UNIX};
+    snprintf(a.sun_path, sizeof a.sun_path, "%s", path);
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    CHECK_INT(bind(fd, (struct sockaddr *)&a, sizeof a), 0);
+    CHECK_INT(close(fd), 0);
+}
+
+static int listens_here(void *arg)
+{
+    (void)arg;
+    int fd = conc_listen(address);
+    return fd < 0 ? fd : 1;
+}
+
+static int other_result;
+
+/* Another process listens on the path, and ends: what it got. */
+static void listen_in_another_process(void)
+{
+    int status = -1;
+    pid_t child = fork();
+    if (child == 0) {
+        int rc = conc_run(listens_here, NULL);
+        _exit(rc == 1 ? 1 : rc == -EADDRINUSE ? 2 : 3);
+    }
+    CHECK_INT(waitpid(child, &status, 0), child);
+    CHECK(WIFEXITED(status));
+    other_result = WEXITSTATUS(status);
+}
+
+static void check_that_one_listens(void (**when)(void), bool stale)
+{
+    make_path();
+    if (stale)
+        make_stale();
+    other_result = 77;
+    *when = listen_in_another_process;
+    int l = conc_listen(address);
+    CHECK(l >= 0);
+    CHECK_INT(other_result, 2);
+    int fd = conc_dial(address), got = conc_accept(l);
+    CHECK(fd >= 0 && got >= 0);
+    CHECK_INT(conc_close(fd), 0);
+    CHECK_INT(conc_close(got), 0);
+    CHECK_INT(conc_close(l), 0);
+    remove_path();
+}
+
+IO_TEST(while_one_process_is_about_to_listen_on_a_path_another_finds_it_in_use)
+{
+    check_that_one_listens(&faults.before_bind, false);
+    check_that_one_listens(&faults.before_listen, false);
+    check_that_one_listens(&faults.before_bind, true);
+    check_that_one_listens(&faults.before_unlink, true);
+    check_that_one_listens(&faults.before_listen, true);
+}
+
+/* A process dies between two steps. */
+static void check_that_the_next_listens(void (**when)(void), bool stale)
+{
+    int status;
+    make_path();
+    if (stale)
+        make_stale();
+    pid_t child = fork();
+    if (child == 0) {
+        *when = abort;
+        signal(SIGABRT, SIG_DFL);
+        struct rlimit none = {0, 0};
+        setrlimit(RLIMIT_CORE, &none);
+        conc_run(listens_here, NULL);
+        _exit(0);
+    }
+    CHECK_INT(waitpid(child, &status, 0), child);
+    CHECK(WIFSIGNALED(status));
+    listen_in_another_process();
+    CHECK_INT(other_result, 1);
+    int l = conc_listen(address);
+    CHECK(l >= 0);
+    CHECK_INT(conc_close(l), 0);
+    remove_path();
+}
+
+IO_TEST(a_process_that_dies_while_it_begins_to_listen_keeps_nobody_from_it)
+{
+    check_that_the_next_listens(&faults.before_bind, false);
+    check_that_the_next_listens(&faults.before_listen, false);
+    check_that_the_next_listens(&faults.before_bind, true);
+    check_that_the_next_listens(&faults.before_unlink, true);
+    check_that_the_next_listens(&faults.before_listen, true);
+}
+
+static void put_a_file_there(void)
+{
+    CHECK_INT(unlink(path), 0);
+    int fd = open(path, O_CREAT | O_WRONLY | O_EXCL, 0600);
+    CHECK(fd >= 0);
+    CHECK_INT(close(fd), 0);
+}
+
+static void put_a_file_there_and_refuse(void)
+{
+    put_a_file_there();
+    faults.connect_error = ECONNREFUSED;
+}
+
+IO_TEST(a_file_that_takes_the_place_of_a_socket_is_not_taken_away)
+{
+    struct stat st;
+    make_path();
+    make_stale();
+    faults.before_bind = put_a_file_there_and_refuse;
+    CHECK_INT(conc_listen(address), -EADDRINUSE);
+    faults.connect_error = 0;
+    CHECK_INT(stat(path, &st), 0);
+    CHECK(S_ISREG(st.st_mode));
+    remove_path();
+}
+
+/* ---- many at once ---- */
+
+enum { PROCESSES = 8, ROUNDS = 100 };
+
+typedef struct field {
+    atomic_int arrived, won[ROUNDS], in_use[ROUNDS];
+} field;
+
+/* All of them at once. */
+static void line_up(field *f, int n)
+{
+    atomic_fetch_add(&f->arrived, 1);
+    while (atomic_load(&f->arrived) < n * PROCESSES)
+        sched_yield();
+}
+
+static int listens_again_and_again(void *arg)
+{
+    field *f = arg;
+    for (int i = 0; i < ROUNDS; i++) {
+        line_up(f, 2 * i + 1);
+        int fd = conc_listen(address);
+        atomic_fetch_add(&f->won[i], fd >= 0);
+        atomic_fetch_add(&f->in_use[i], fd == -EADDRINUSE);
+        line_up(f, 2 * i + 2);
+        if (fd >= 0)
+            CHECK_INT(conc_close(fd), 0);
+    }
+    return 0;
+}
+
+TEST(of_many_processes_that_listen_on_one_path_at_once_one_does)
+{
+    field *f = mmap(NULL, sizeof *f, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(f != MAP_FAILED);
+    make_path();
+    make_stale();
+    for (int i = 0; i < PROCESSES; i++)
+        if (fork() == 0)
+            _exit(conc_run(listens_again_and_again, f) != 0);
+    for (int i = 0, status; i < PROCESSES; i++) {
+        CHECK(wait(&status) > 0);
+        CHECK_INT(status, 0);
+    }
+    for (int i = 0; i < ROUNDS; i++) {
+        CHECK_INT(f->won[i], 1);
+        CHECK_INT(f->in_use[i], PROCESSES - 1);
+    }
+    remove_path();
+    CHECK_INT(munmap(f, sizeof *f), 0);
+}
