@@ -1576,6 +1576,7 @@ struct conc_loop {
     size_t watched_count, foreign_count, unverified;
     /* since conc__verify was last called something ran that may have closed a descriptor */
     bool stirred;
+    bool was_alone; /* this was the only thread when conc__verify last began with the first one */
     int64_t verified, polled;
     struct pollfd *polls_for; /* poll(2) */
     size_t polls_room;
@@ -3251,13 +3252,15 @@ CONC__PRIVATE int64_t conc__verify(conc_loop *l)
     enum { AT_ONCE = 512 };
     if (!l->foreign_count)
         return CONC__NEVER;
-    if (l->stirred || l->unverified > l->watched_count)
+    if (l->stirred)
+        l->was_alone = false;
+    else if (!l->unverified && l->was_alone)
+        return CONC__NEVER;
+    else if (!l->unverified)
+        l->was_alone = !l->embedded && conc__is_only_thread();
+    if (l->stirred || !l->unverified || l->unverified > l->watched_count)
         l->unverified = l->watched_count;
     l->stirred = false;
-    if (!l->unverified && !l->embedded && conc__is_only_thread())
-        return CONC__NEVER;
-    if (!l->unverified)
-        l->unverified = l->watched_count;
     int64_t now = conc__clock();
     if (now - l->verified < CONC__VERIFY_EVERY)
         return CONC__VERIFY_EVERY - (now - l->verified);
