@@ -1899,6 +1899,9 @@ CONC__PRIVATE const char *conc__env(const char *name)
 #endif
 }
 
+/* Does the system not have a call, or a sandbox not allow it? Then there is another way. */
+CONC__PRIVATE bool conc__refused(int error) { return error == ENOSYS || error == EPERM; }
+
 /* How many processors this process may use. */
 CONC__PRIVATE int conc__processors(void)
 {
@@ -1906,6 +1909,7 @@ CONC__PRIVATE int conc__processors(void)
     int n = atomic_load_explicit(&known, memory_order_relaxed);
     if (n)
         return n;
+    int saved = errno;
 #ifdef __linux__
     unsigned long mask[128];
     long size = syscall(SYS_sched_getaffinity, 0, sizeof mask, mask);
@@ -1915,6 +1919,7 @@ CONC__PRIVATE int conc__processors(void)
     if (n <= 0)
         n = (int)sysconf(_SC_NPROCESSORS_ONLN);
     n = n > 0 ? n : 1;
+    errno = saved;
     atomic_store_explicit(&known, n, memory_order_relaxed);
     return n;
 }
@@ -2067,24 +2072,24 @@ CONC__PRIVATE void conc__say(const char *text, int n, size_t size)
     (void)rc;
 }
 
-/* The descriptor that wakes a sleeping loop: an eventfd, or a pipe where there is none. */
+/* The descriptor that wakes a sleeping loop: an eventfd, or a pipe where the system has none, or
+ * refuses it. */
 CONC__PRIVATE int conc__wake_open(conc_loop *l)
 {
+    int ends[2];
 #ifdef __linux__
     l->wake_out = l->wake_in = conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    return l->wake_out < 0 ? -errno : 0;
-#else
-    int ends[2];
+    if (l->wake_out >= 0)
+        return 0;
+#endif
     if (pipe(ends))
         return -errno;
     l->wake_out = ends[0] = conc__not_standard(ends[0]);
     l->wake_in = ends[1] = conc__not_standard(ends[1]);
-    for (int i = 0; i < 2; i++) {
-        fcntl(ends[i], F_SETFD, FD_CLOEXEC);
-        fcntl(ends[i], F_SETFL, O_NONBLOCK);
-    }
+    for (int i = 0; i < 2; i++)
+        if (fcntl(ends[i], F_SETFD, FD_CLOEXEC) || fcntl(ends[i], F_SETFL, O_NONBLOCK))
+            return -errno;
     return 0;
-#endif
 }
 
 CONC__PRIVATE void conc__wake_close(conc_loop *l)
@@ -2104,9 +2109,9 @@ CONC__PRIVATE void conc__wake_up(conc_loop *l)
 
 CONC__PRIVATE void conc__wake_drain(conc_loop *l)
 {
-    uint64_t count[8];
-    ssize_t n = read(l->wake_out, count, sizeof count);
-    (void)n;
+    uint64_t count[64];
+    while (read(l->wake_out, count, sizeof count) == (ssize_t)sizeof count)
+        continue; /* a pipe that has more */
 }
 
 /* ---- >>poll --------------------------------------------------------------------------------- */
@@ -10289,6 +10294,22 @@ CONC__PRIVATE void conc__forget_loop(void)
 
 CONC__PRIVATE void conc__watch_forks(void) { pthread_atfork(NULL, NULL, conc__forget_loop); }
 
+/* Where the system refuses the best way to wait, poll(2) does; but it has no descriptor that a
+ * host could wait for. */
+CONC__PRIVATE int conc__poller_open(conc_loop *l, const conc__backend *backend)
+{
+    l->backend = backend;
+    int rc = backend->open(l);
+    if (!conc__refused(-rc))
+        return rc;
+    if (l->embedded)
+        return -ENOTSUP;
+    backend->close(l);
+    l->poll_fd = -1;
+    l->backend = &conc__poll;
+    return conc__poll.open(l);
+}
+
 CONC__PRIVATE int conc__loop_open(conc_loop *l, const conc__backend *backend)
 {
     static pthread_once_t forks = PTHREAD_ONCE_INIT;
@@ -10296,9 +10317,8 @@ CONC__PRIVATE int conc__loop_open(conc_loop *l, const conc__backend *backend)
     l->pool = conc__pool_for(l, l->options.stack_size);
     if (!l->pool)
         return -ENOMEM;
-    l->backend = backend;
     int rc = conc__wake_open(l);
-    return rc ? rc : backend->open(l);
+    return rc ? rc : conc__poller_open(l, backend);
 }
 
 CONC__PRIVATE void conc__loop_close(conc_loop *l)

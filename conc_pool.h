@@ -2983,14 +2983,15 @@ CONC__PRIVATE int conc__ends_not_standard(int ends[2])
 CONC__PRIVATE int conc__pipe(int ends[2])
 {
 #if defined __linux__ && defined SYS_pipe2
-    if (syscall(SYS_pipe2, ends, O_CLOEXEC))
+    if (syscall(SYS_pipe2, ends, O_CLOEXEC) == 0)
+        return conc__ends_not_standard(ends);
+    if (!conc__refused(errno))
         return -errno;
-#else
+#endif
     if (pipe(ends))
         return -errno;
     fcntl(ends[0], F_SETFD, FD_CLOEXEC);
     fcntl(ends[1], F_SETFD, FD_CLOEXEC);
-#endif
     return conc__ends_not_standard(ends);
 }
 

@@ -1,0 +1,401 @@
+/* test_sandbox.c - system calls that a sandbox or an old kernel refuses: each part of a program
+ * either works in another way, or fails with an error in words that name the call; nothing spins,
+ * hangs or crashes.
+ *
+ * Seeds: 2 (each starts processes and waits for them)
+ * Not under: valgrind (it would be refused them too), asan, gcc-asan, tsan (so would these),
+ *   save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
+ */
+#define TEST_SYNC
+#define TEST_POOL
+#include "conc_test.h"
+
+#include <pthread.h>
+
+#ifdef __linux__
+
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+
+/* ---- the sandbox ---- */
+
+enum { LIMIT = 20, MOST_POLLS = 5000 };
+
+static bool refuse(long call, int error)
+{
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)call, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (unsigned)error),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {CONC_LEN(filter), filter};
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+           prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+/* ---- the parts of the program ---- */
+
+static int nap(void *arg)
+{
+    (void)arg;
+    return conc_sleep(0.002);
+}
+
+static int tasks_and_timers(void *arg)
+{
+    conc_group g = {0};
+    for (int i = 0; i < 20; i++)
+        CONC_TRY_IN(&g, conc_spawn(&g, nap, arg));
+    CONC_TRY(conc_group_wait(&g));
+    CHECK_INT(conc_timeout(0.01, nap, arg), 0);
+    return 0;
+}
+
+static int send_a_byte(void *fd)
+{
+    CONC_TRY(conc_sleep(0.01));
+    return (int)conc_write(*(int *)fd, "x", 1);
+}
+
+/* While a timer is armed and while none is; on a blocking pipe, which conc did not make. */
+static int pipes(void *arg)
+{
+    int ends[2];
+    char byte = 0;
+    (void)arg;
+    CHECK_INT(pipe(ends), 0);
+    for (int i = 0; i < 2; i++) {
+        conc_group g = {0};
+        conc_scope s = {0};
+        CONC_TRY(conc_spawn(&g, send_a_byte, &ends[1]));
+        CONC_TRY_IN(&g, conc_scope_begin(&s, i ? 10 : CONC_FOREVER));
+        int rc = conc_scope_end(&s, (int)conc_read(ends[0], &byte, 1));
+        CHECK_INT(conc_group_end(&g, rc < 0 ? rc : 0), 0);
+        CHECK_INT(rc, 1);
+        CHECK_INT(byte, 'x');
+    }
+    close(ends[0]);
+    close(ends[1]);
+    return 0;
+}
+
+static int echo(int fd, void *arg)
+{
+    conc_stream s = {0};
+    char *line;
+    (void)arg;
+    CONC_TRY(conc_stream_open(&s, fd));
+    while (conc_stream_read_line(&s, &line) >= 0 && line) {
+        CONC_TRY(conc_stream_printf(&s, "%s again\n", line));
+        CONC_TRY(conc_stream_flush(&s));
+    }
+    return conc_stream_close(&s);
+}
+
+static int serve(void *server) { return conc_serve(server); }
+
+static int talk(const char *address)
+{
+    conc_stream s = {0};
+    char *line = NULL;
+    CONC_TRY(conc_stream_open(&s, CONC_TRY(conc_dial(address))));
+    for (int i = 0; i < 3; i++) {
+        CONC_TRY(conc_stream_printf(&s, "hello\n"));
+        CONC_TRY(conc_stream_flush(&s));
+        CONC_TRY((int)conc_stream_read_line(&s, &line));
+        CHECK_STR(line, "hello again");
+    }
+    return conc_stream_close(&s);
+}
+
+static int sockets_and_streams(void *arg)
+{
+    char address[64];
+    conc_group g = {0};
+    (void)arg;
+    int fd = CONC_TRY(conc_listen("127.0.0.1:0"));
+    conc_server server = {.fd = fd, .handler = echo};
+    CHECK(conc_address(fd, false, address, sizeof address) >= 0);
+    CONC_TRY(conc_spawn(&g, serve, &server));
+    for (int i = 0; i < 2; i++)
+        CONC_TRY_IN(&g, talk(address));
+    conc_group_cancel(&g);
+    CHECK_INT(conc_group_wait(&g), 0);
+    return conc_close(fd);
+}
+
+static void *send_a_signal(void *arg)
+{
+    nanosleep(&(struct timespec){0, 10000000}, NULL);
+    kill(getpid(), SIGUSR1);
+    return arg;
+}
+
+static int signals(void *arg)
+{
+    pthread_t t;
+    conc_signals s = {0};
+    (void)arg;
+    CONC_TRY(conc_signals_open(&s, &(int){SIGUSR1}, 1));
+    CHECK_INT(pthread_create(&t, NULL, send_a_signal, NULL), 0);
+    CHECK_INT(conc_signals_next(&s), SIGUSR1);
+    CHECK_INT(pthread_join(t, NULL), 0);
+    return conc_signals_close(&s);
+}
+
+static void set_event(void *event) { conc_event_set(event); }
+
+static conc_loop *here;
+
+static void *post(void *event)
+{
+    nanosleep(&(struct timespec){0, 10000000}, NULL);
+    CHECK_INT(conc_post(here, set_event, event), 0);
+    return NULL;
+}
+
+static int posts(void *arg)
+{
+    pthread_t t;
+    conc_event event = {0};
+    (void)arg;
+    here = conc_loop_self();
+    CHECK_INT(conc_loop_hold(here), 0);
+    CHECK_INT(pthread_create(&t, NULL, post, &event), 0);
+    CHECK_INT(conc_event_wait(&event), 0);
+    CHECK_INT(pthread_join(t, NULL), 0);
+    return conc_loop_release(here);
+}
+
+static int add_one(void *number) { return ++*(int *)number; }
+
+static int threads_and_files(void *arg)
+{
+    conc_pool p = {.threads = 2};
+    int numbers[20] = {0};
+    char path[] = "/tmp/conc_test_XXXXXX";
+    void *data = NULL;
+    size_t size = 0;
+    (void)arg;
+    CONC_TRY(conc_pool_open(&p));
+    CHECK_INT(conc_pool_map(&p, add_one, numbers, 20, sizeof numbers[0]), 0);
+    CHECK_INT(conc_pool_close(&p), 0);
+    for (int i = 0; i < 20; i++)
+        CHECK_INT(numbers[i], 1);
+    CHECK_INT(conc_offload(add_one, &numbers[0]), 2);
+    int fd = mkstemp(path);
+    CHECK(fd >= 0);
+    close(fd);
+    int rc = conc_file_write(path, "hello", 5);
+    if (rc == 0)
+        rc = conc_file_read(path, &data, &size);
+    unlink(path);
+    if (rc == 0)
+        CHECK_INT(size, 5);
+    conc_free(data);
+    return rc;
+}
+
+static int children(void *arg)
+{
+    const char *const argv[] = {"sh", "-c", "read x; echo got $x", NULL};
+    conc_child c = {.argv = argv, .input = CONC_PIPE, .output = CONC_PIPE};
+    char text[32] = {0};
+    int status = -1;
+    (void)arg;
+    CONC_TRY(conc_child_start(&c));
+    CHECK_INT(conc_write_full(c.input, "it\n", 3), 3);
+    CHECK_INT(conc_read_full(c.output, text, sizeof text - 1), 7);
+    CHECK_STR(text, "got it\n");
+    int rc = conc_child_wait(&c, &status);
+    CHECK_INT(conc_child_close(&c), 0);
+    if (rc == 0)
+        CHECK_INT(status, 0);
+    return rc;
+}
+
+static int processes(void *arg)
+{
+    conc_procs p = {.workers = 1};
+    int number = 1;
+    (void)arg;
+    CONC_TRY(conc_procs_open(&p));
+    int rc = conc_procs_run(&p, add_one, &number, sizeof number);
+    if (rc >= 0)
+        CHECK_INT(number, 2);
+    const char *words = conc_last_error();
+    char text[128];
+    snprintf(text, sizeof text, "%s", words);
+    CHECK_INT(conc_procs_close(&p), 0);
+    return rc < 0 ? conc_fail(rc, "%s", text) : 0;
+}
+
+static int shared_memory(void *arg)
+{
+    (void)arg;
+    int *p = conc_shared_alloc(100);
+    if (!p)
+        return conc_fail(-ENOMEM, "%s", conc_last_error());
+    p[0] = 1;
+    conc_shared_free(p);
+    return 0;
+}
+
+typedef struct part {
+    const char *name;
+    conc_fn *fn;
+} part;
+
+static const part parts[] = {
+    {"tasks and timers", tasks_and_timers},
+    {"pipes", pipes},
+    {"sockets and streams", sockets_and_streams},
+    {"signals", signals},
+    {"posts", posts},
+    {"threads and files", threads_and_files},
+    {"children", children},
+    {"processes", processes},
+    {"shared memory", shared_memory},
+};
+
+/* ---- one refused call ---- */
+
+static struct {
+    const char *name;
+    long call;
+    int error;
+    const char *fails; /* the parts that may fail, and then name it; NULL: none */
+} refused;
+
+static int run_the_parts(void *arg)
+{
+    (void)arg;
+    for (size_t i = 0; i < CONC_LEN(parts); i++) {
+        conc_stats before, after;
+        conc_get_stats(&before);
+        int rc = parts[i].fn(NULL);
+        conc_get_stats(&after);
+        if (after.polls - before.polls > MOST_POLLS)
+            test_fail(__FILE__, __LINE__, "%s: it spins: %llu polls", parts[i].name,
+                      (unsigned long long)(after.polls - before.polls));
+        if (rc >= 0)
+            continue;
+        const char *words = conc_last_error();
+        if (!refused.fails || !strstr(refused.fails, parts[i].name))
+            test_fail(__FILE__, __LINE__, "%s: %d (%s)", parts[i].name, rc, words);
+        if (!strstr(words, refused.name))
+            test_fail(__FILE__, __LINE__, "%s: %d: the words do not name the call: %s",
+                      parts[i].name, rc, words);
+    }
+    return 0;
+}
+
+static void run_refused(void)
+{
+    signal(SIGALRM, SIG_DFL);
+    alarm(LIMIT);
+    if (!refuse(refused.call, refused.error))
+        return; /* no filters here: in a sandbox that refuses these, or an emulator */
+    int rc = conc_run(run_the_parts, NULL);
+    if (rc)
+        test_fail(__FILE__, __LINE__, "conc_run: %d", rc);
+}
+
+static void check_refused(const char *name, long call, const char *fails)
+{
+    static char output[8192];
+    static const int errors[] = {EPERM, ENOSYS};
+    unsetenv("CONC_CLOCK");
+    for (size_t i = 0; i < CONC_LEN(errors); i++) {
+        refused.name = name;
+        refused.call = call;
+        refused.error = errors[i];
+        refused.fails = fails;
+        int status = test_in_process(run_refused, output, sizeof output);
+        if (status)
+            test_fail(__FILE__, __LINE__, "%s refused with %s: status 0x%x:\n%s", name,
+                      strerror(errors[i]), (unsigned)status, output);
+    }
+}
+
+/* SYS_name, where the system's headers have it. */
+#define REFUSED(name, fails) \
+    TEST(refused_##name) { check_refused(#name, SYS_##name, fails); }
+
+REFUSED(epoll_create1, NULL)
+REFUSED(epoll_ctl, NULL)
+REFUSED(eventfd2, "processes")
+REFUSED(accept4, NULL)
+REFUSED(pipe2, NULL)
+REFUSED(madvise, NULL)
+REFUSED(getrandom, NULL)
+REFUSED(sched_getaffinity, NULL)
+REFUSED(sched_setaffinity, NULL)
+REFUSED(memfd_create, "processes, shared memory")
+REFUSED(timerfd_create, NULL)
+REFUSED(signalfd4, NULL)
+REFUSED(prctl, NULL)
+REFUSED(sigaltstack, NULL)
+REFUSED(preadv2, NULL)
+REFUSED(pwritev2, NULL)
+#ifdef SYS_epoll_pwait2
+REFUSED(epoll_pwait2, NULL)
+#endif
+#ifdef SYS_close_range
+REFUSED(close_range, NULL)
+#endif
+#ifdef SYS_pidfd_open
+REFUSED(pidfd_open, "processes")
+#endif
+#ifdef SYS_pidfd_send_signal
+REFUSED(pidfd_send_signal, NULL)
+#endif
+#ifdef SYS_rseq
+REFUSED(rseq, NULL)
+#endif
+#ifdef SYS_statx
+REFUSED(statx, NULL)
+#endif
+#ifdef SYS_renameat2
+REFUSED(renameat2, NULL)
+#endif
+#ifdef SYS_copy_file_range
+REFUSED(copy_file_range, NULL)
+#endif
+#ifdef SYS_membarrier
+REFUSED(membarrier, NULL)
+#endif
+#ifdef SYS_faccessat2
+REFUSED(faccessat2, NULL)
+#endif
+#ifdef SYS_futex_waitv
+REFUSED(futex_waitv, NULL)
+#endif
+
+TEST(refused_nothing) { check_refused("nothing", 0x7fffffff, NULL); }
+
+static int return_arg(void *arg) { return arg ? 1 : 0; }
+
+static void embed_without_epoll(void)
+{
+    conc_embed e = {0};
+    if (refuse(SYS_epoll_create1, EPERM))
+        CHECK_INT(conc_embed_begin(&e, NULL, return_arg, NULL), -ENOTSUP);
+}
+
+TEST(without_epoll_nothing_is_embedded)
+{
+    static char output[8192];
+    unsetenv("CONC_POLL");
+    CHECK_INT(test_in_process(embed_without_epoll, output, sizeof output), 0);
+}
+
+#else
+
+TEST(nothing_can_be_refused_here) {}
+
+#endif
