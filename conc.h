@@ -2072,6 +2072,48 @@ CONC__PRIVATE void conc__say(const char *text, int n, size_t size)
     (void)rc;
 }
 
+/* On failure none of the two is open. */
+CONC__PRIVATE int conc__ends_not_standard(int ends[2])
+{
+    for (int i = 0; i < 2; i++)
+        if ((ends[i] = conc__not_standard(ends[i])) < 0) {
+            int rc = -errno;
+            close(ends[1 - i]);
+            return rc;
+        }
+    return 0;
+}
+
+/* A pipe without pipe2, behind which some C libraries have pipe, too. */
+CONC__PRIVATE int conc__pipe_otherwise(int ends[2])
+{
+#if defined __linux__ && defined SYS_pipe
+    bool made = syscall(SYS_pipe, ends) == 0;
+#elif defined __linux__
+    bool made = socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0;
+#else
+    bool made = pipe(ends) == 0;
+#endif
+    if (!made)
+        return -errno;
+    fcntl(ends[0], F_SETFD, FD_CLOEXEC);
+    fcntl(ends[1], F_SETFD, FD_CLOEXEC);
+    return 0;
+}
+
+/* Both ends are close-on-exec. */
+CONC__PRIVATE int conc__pipe(int ends[2])
+{
+#if defined __linux__ && defined SYS_pipe2
+    int rc = syscall(SYS_pipe2, ends, O_CLOEXEC) ? -errno : 0;
+    if (conc__refused(-rc))
+        rc = conc__pipe_otherwise(ends);
+#else
+    int rc = conc__pipe_otherwise(ends);
+#endif
+    return rc ? rc : conc__ends_not_standard(ends);
+}
+
 /* The descriptor that wakes a sleeping loop: an eventfd, or a pipe where the system has none, or
  * refuses it. */
 CONC__PRIVATE int conc__wake_open(conc_loop *l)
@@ -2082,13 +2124,13 @@ CONC__PRIVATE int conc__wake_open(conc_loop *l)
     if (l->wake_out >= 0)
         return 0;
 #endif
-    if (pipe(ends))
-        return -errno;
-    l->wake_out = ends[0] = conc__not_standard(ends[0]);
-    l->wake_in = ends[1] = conc__not_standard(ends[1]);
-    for (int i = 0; i < 2; i++)
-        if (fcntl(ends[i], F_SETFD, FD_CLOEXEC) || fcntl(ends[i], F_SETFL, O_NONBLOCK))
-            return -errno;
+    int rc = conc__pipe(ends);
+    if (rc)
+        return rc;
+    l->wake_out = ends[0];
+    l->wake_in = ends[1];
+    fcntl(ends[0], F_SETFL, O_NONBLOCK);
+    fcntl(ends[1], F_SETFL, O_NONBLOCK);
     return 0;
 }
 
@@ -4423,6 +4465,13 @@ CONC_API const char *conc_strerror(int rc)
     return rc >= 0 ? "success" : conc__system_words(rc);
 }
 
+/* A system call failed, which says errno: its words name it, as a sandbox may refuse it. */
+CONC__COLD int conc__call_failed(const char *call)
+{
+    int rc = -errno;
+    return conc_fail(rc, "%s: %s", call, strerror(-rc));
+}
+
 CONC_API const char *conc_name(const conc_task *t) { return conc__is_task(t) ? t->name : NULL; }
 
 CONC_API void conc_set_name(conc_task *t, const char *name)
@@ -6414,7 +6463,7 @@ CONC__PRIVATE int conc__accept_call(int fd)
 {
 #ifdef __linux__
     int got = (int)syscall(SYS_accept4, fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (got >= 0 || (errno != ENOSYS && errno != EPERM))
+    if (got >= 0 || !conc__refused(errno))
         return got;
 #else
     int got;

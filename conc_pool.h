@@ -2968,33 +2968,6 @@ extern int conc__spawn_chdir(posix_spawn_file_actions_t *a, const char *dir) __a
 /* Over the state of all children: a process is reaped once, and not signalled after that. */
 static pthread_mutex_t conc__children = PTHREAD_MUTEX_INITIALIZER;
 
-/* On failure none of the two is open. */
-CONC__PRIVATE int conc__ends_not_standard(int ends[2])
-{
-    for (int i = 0; i < 2; i++)
-        if ((ends[i] = conc__not_standard(ends[i])) < 0) {
-            int rc = -errno;
-            close(ends[1 - i]);
-            return rc;
-        }
-    return 0;
-}
-
-CONC__PRIVATE int conc__pipe(int ends[2])
-{
-#if defined __linux__ && defined SYS_pipe2
-    if (syscall(SYS_pipe2, ends, O_CLOEXEC) == 0)
-        return conc__ends_not_standard(ends);
-    if (!conc__refused(errno))
-        return -errno;
-#endif
-    if (pipe(ends))
-        return -errno;
-    fcntl(ends[0], F_SETFD, FD_CLOEXEC);
-    fcntl(ends[1], F_SETFD, FD_CLOEXEC);
-    return conc__ends_not_standard(ends);
-}
-
 /* The mask that the program had before conc changed it. */
 CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 {
@@ -3369,7 +3342,7 @@ CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, bool far_awa
     enum { CLOEXEC = 1 }; /* MFD_CLOEXEC */
     s->fd = conc__not_standard((int)syscall(SYS_memfd_create, "conc", CLOEXEC));
     if (s->fd < 0)
-        return -errno;
+        return conc__call_failed("memfd_create");
     s->size = size;
     bool sized = ftruncate(s->fd, (off_t)size) == 0;
     s->address = NULL;
@@ -4484,9 +4457,11 @@ CONC__PRIVATE int conc__worker_fork(conc__hub *h, conc__station *s)
     return rc < 0 ? rc : 0;
 }
 
-/* Starts a worker, outside the mutex: the station is marked. */
-CONC__PRIVATE int conc__worker_start(conc__hub *h, conc__station *s)
+/* Starts a worker, outside the mutex: the station is marked. call: the system call that failed,
+ * NULL: it was none. */
+CONC__PRIVATE int conc__worker_start(conc__hub *h, conc__station *s, const char **call)
 {
+    *call = "memfd_create";
     int rc = s->desk.address ? 0 : conc__segment_open(&s->desk, CONC__DESK_SIZE, false);
     if (rc)
         return rc;
@@ -4495,6 +4470,7 @@ CONC__PRIVATE int conc__worker_start(conc__hub *h, conc__station *s)
     d->parent = getpid();
     d->memory_limit = h->memory_limit;
     d->size = s->desk.size;
+    *call = NULL;
     rc = conc__desk_set(d, (uintptr_t)h->init, CONC__ASK_INIT);
     if (rc)
         return rc;
@@ -4502,6 +4478,7 @@ CONC__PRIVATE int conc__worker_start(conc__hub *h, conc__station *s)
     rc = h->forks ? conc__worker_fork(h, s) : conc__worker_exec(h, s);
     if (rc)
         return rc;
+    *call = "pidfd_open";
     s->pidfd = conc__pidfd(s->pid);
     if (s->pidfd >= 0)
         return 0;
@@ -4538,13 +4515,18 @@ CONC__PRIVATE void conc__hub_staff(conc__hub *h)
             continue;
         s->state = CONC__LEAVING; /* not to be looked at */
         pthread_mutex_unlock(&c->mutex);
-        int rc = conc__worker_start(h, s);
+        const char *call;
+        int rc = conc__worker_start(h, s, &call);
         conc__lock_briefly(&c->mutex);
         s->state = rc ? CONC__EMPTY : CONC__COMING;
         h->coming += rc == 0;
         if (rc) {
             char why[96];
-            snprintf(why, sizeof why, "no worker can be started: %.60s", conc_strerror(rc));
+            if (call)
+                snprintf(why, sizeof why, "no worker can be started: %s: %.40s", call,
+                         strerror(-rc));
+            else
+                snprintf(why, sizeof why, "no worker can be started: %.60s", conc_strerror(rc));
             conc__hub_fails(h, rc == -EINVAL ? -EINVAL : -EAGAIN, why);
             break;
         }
@@ -4967,7 +4949,7 @@ CONC__PRIVATE int conc__hub_open(conc__hub *h)
         return rc;
     h->bell = conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (h->bell < 0)
-        return -errno;
+        return conc__call_failed("eventfd2");
     conc__original_mask(&h->mask);
     conc__opening_hub o = {h, 0};
     if (h->forks && conc__here) /* on the thread's own stack: it becomes that of the workers */
