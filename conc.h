@@ -35,6 +35,9 @@
  *             time: clean up and return.
  *   Threads   a task stays on the thread of its run. Only conc_post and the two hold calls may
  *             come from other threads.
+ *   Forks     in a forked child the parent's runs are dead: calls in their tasks return -EPERM. A
+ *             run of the child's own may use the same handles, groups, locks and queues: what the
+ *             parent's tasks have or wait for does not count there.
  *   Time      is in seconds, as a double, rounded up to whole nanoseconds inside; nothing ever
  *             wakes early.
  *   Memory    an all-zero object is valid; options are its first fields, and zero is their
@@ -1615,6 +1618,11 @@ struct conc_loop {
 };
 
 static CONC_TLS _Thread_local conc_loop *conc__here;
+
+static atomic_uint_least64_t conc__runs; /* how many there were in this process and its ancestors */
+/* In a forked child: the runs up to this number were the parent's. No task of theirs ever goes on
+ * here, so what they left in locks, lists, groups and handles does not count. 0: no fork. */
+static uint64_t conc__inherited_runs;
 
 struct conc__address;
 
@@ -3457,6 +3465,13 @@ CONC__PRIVATE void conc__schedule(conc_loop *l)
 
 /* ---- >>waits -------------------------------------------------------------------------------- */
 
+/* Did the task with this serial number belong to the process that this one was forked from? Runs
+ * count from 1, so 0, which no task has, did. */
+CONC__FAST bool conc__is_inherited(uint64_t serial)
+{
+    return CONC__UNLIKELY(serial >> 40 <= conc__inherited_runs);
+}
+
 CONC__PRIVATE void conc__append(conc__waits *list, conc__wait *w)
 {
     w->list = list;
@@ -3651,6 +3666,13 @@ CONC_API int conc_settle(void)
 
 enum { CONC__FRESH, CONC__OPEN, CONC__CLOSED };
 
+/* A scope that a task of the parent process had open. */
+CONC__FAST bool conc__scope_is_inherited(const conc_scope *s)
+{
+    return CONC__UNLIKELY(conc__inherited_runs) && s->state == CONC__OPEN && s->task &&
+           conc__is_inherited(s->task->serial);
+}
+
 CONC__PRIVATE conc_group *conc__group_of(conc_scope *s)
 {
     return (conc_group *)(void *)((char *)s - offsetof(conc_group, scope));
@@ -3809,6 +3831,8 @@ CONC_API CONC__CALLED int conc__scope_begin(conc_scope *s, double timeout, const
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
+    if (s && conc__scope_is_inherited(s))
+        *s = (conc_scope){.state = CONC__FRESH};
     if (!s || __builtin_isnan(timeout) || s->state != CONC__FRESH)
         return conc__misused(-EINVAL, "conc_scope_begin",
                              "no number, or a scope that was used before", place);
@@ -4091,11 +4115,17 @@ CONC__PRIVATE void conc__group_open(conc_loop *l, conc_group *g, const char *pla
     g->text[0] = 0;
 }
 
+/* As it was before it was opened. */
+CONC__PRIVATE void conc__group_renew(conc_group *g)
+{
+    *g = (conc_group){.limit = g->limit, .keep_going = g->keep_going, .stack_size = g->stack_size};
+}
+
 /* The spawn that opened the group is refused: the group is as fresh as before. */
 CONC__COLD void conc__group_unopen(conc_loop *l, conc_group *g)
 {
     conc__scope_close(l, &g->scope);
-    *g = (conc_group){.limit = g->limit, .keep_going = g->keep_going, .stack_size = g->stack_size};
+    conc__group_renew(g);
 }
 
 CONC_API CONC__CALLED int conc__group_begin(conc_group *g, const char *place)
@@ -4103,6 +4133,8 @@ CONC_API CONC__CALLED int conc__group_begin(conc_group *g, const char *place)
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
+    if (g && conc__scope_is_inherited(&g->scope))
+        conc__group_renew(g);
     if (!g || g->scope.state != CONC__FRESH || g->limit < 0 ||
         (g->stack_size && !conc__stack_fits(g->stack_size)))
         return -EINVAL;
@@ -4172,10 +4204,27 @@ CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *spawne
 CONC__FAST bool conc__handle_in_use(const conc_task *t)
 {
     int broken = t->seal ^ conc__seal(t);
-    if (CONC__UNLIKELY(broken == 0))
-        return t->state == CONC__LIVE;
-    bool listed = broken == (CONC__ENDED_SEAL ^ CONC__LISTED_SEAL);
-    return CONC__UNLIKELY(listed) && t->state == CONC__DONE;
+    bool lives = broken == 0 && t->state == CONC__LIVE;
+    bool listed = broken == (CONC__ENDED_SEAL ^ CONC__LISTED_SEAL) && t->state == CONC__DONE;
+    return CONC__UNLIKELY(lives || listed);
+}
+
+/* A handle that is in use is free all the same in a forked child if its task is the parent's. The
+ * scopes that this task had open are fresh then, as they would seem to be the new task's. */
+CONC__COLD bool conc__handle_taken_over(const conc_task *t)
+{
+    if (!conc__is_inherited(t->serial))
+        return false;
+    conc_scope *s = t->state == CONC__LIVE ? t->scope : NULL;
+    while (s) {
+        conc_scope *outer = s->outer;
+        if (s->is_group)
+            conc__group_renew(conc__group_of(s));
+        else
+            *s = (conc_scope){.state = CONC__FRESH};
+        s = outer;
+    }
+    return true;
 }
 
 CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *spawned, conc_fn *fn,
@@ -4193,11 +4242,14 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *spaw
     bool opens = false;
     if (CONC__UNLIKELY(g->scope.state != CONC__OPEN || g->scope.effective || g->limit > 0 ||
                        g->scope.task != l->self)) {
+        if (conc__scope_is_inherited(&g->scope))
+            conc__group_renew(g);
         opens = g->scope.state == CONC__FRESH;
         int rc = conc__enter_group(l, g, spawned);
         if (rc)
             return rc;
-        if (handle && conc__handle_in_use(handle)) { /* by now */
+        bool waited = g->limit > 0 && handle;
+        if (waited && conc__handle_in_use(handle) && !conc__is_inherited(handle->serial)) {
             conc__child_gone(l, g);
             return -EBUSY;
         }
@@ -4228,7 +4280,7 @@ CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, con
         return -EINVAL;
     if (CONC__UNLIKELY(conc__here->on_valgrind))
         conc__excuse(handle, sizeof *handle);
-    if (CONC__UNLIKELY(conc__handle_in_use(handle)))
+    if (conc__handle_in_use(handle) && !conc__handle_taken_over(handle))
         return conc__misused(-EBUSY, "conc_spawn_task", "the handle is in use", spawned);
     return conc__spawn_in(g, handle, spawned, fn, arg, &t);
 }
@@ -4281,7 +4333,7 @@ CONC_API CONC__CALLED int conc__start(conc_group *g, const char *spawned, conc_f
     if (rc)
         return rc;
     conc__starter s = {.wait = {.task = l->self, .kind = &conc__starting}};
-    bool opens = g && g->scope.state == CONC__FRESH;
+    bool opens = g && (g->scope.state == CONC__FRESH || conc__scope_is_inherited(&g->scope));
     rc = conc__spawn_in(g, NULL, spawned, fn, arg, &s.child);
     if (rc)
         return rc;
@@ -10337,6 +10389,7 @@ CONC__PRIVATE void conc__forget_loop(void)
             if (s->numbers[i].was_blocked)
                 conc__signal_block(s->numbers[i].number);
     conc__here = NULL;
+    conc__inherited_runs = atomic_load(&conc__runs);
     conc__signals_forget();
     conc__diagnosis_forget();
 }
@@ -10388,7 +10441,6 @@ CONC__PRIVATE void conc__loop_close(conc_loop *l)
 
 CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
 {
-    static atomic_uint_least64_t runs;
     conc_loop *l = conc__alloc(sizeof *l);
     if (!l)
         return NULL;
@@ -10401,7 +10453,7 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->debug = o->debug;
     l->stepwise = o->debug || o->trace;
     l->on_valgrind = conc__on_valgrind();
-    l->run = 1 + atomic_fetch_add_explicit(&runs, 1, memory_order_relaxed);
+    l->run = 1 + atomic_fetch_add_explicit(&conc__runs, 1, memory_order_relaxed);
     l->spawned = l->finished = l->most = conc__first_serial(l);
     l->errno_at = &errno;
     l->switch_stacks = conc__switch_plainly;

@@ -66,7 +66,8 @@ typedef struct conc_lock {
 
 /* The lock belongs to the calling task when it returns 0. Waits.
  *     int conc_lock_acquire(conc_lock *l);
- * Errors: -EDEADLK (the task has it already), -ECANCELED. */
+ * Errors: -EDEADLK (the task has it already), -EPERM (a task of another run has it, which may be
+ * over), -ECANCELED. */
 #define conc_lock_acquire(l) conc__lock_acquire((l), CONC__PLACE)
 CONC_API int conc__lock_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 
@@ -112,15 +113,16 @@ CONC_API void conc__lock_leave(conc__entered *g);
 typedef struct conc_rwlock {
     /* private */
     conc_task *writer;
-    uint64_t serial; /* the writer's */
+    uint64_t serial; /* the writer's, or a reader's */
     int readers;
     conc__waits waits;
-    const char *place; /* where the writer acquired it */
+    const char *place; /* where it was acquired last */
 } conc_rwlock;
 
 /* Waits.
  *     int conc_rwlock_acquire_read(conc_rwlock *l), conc_rwlock_acquire_write(conc_rwlock *l);
- * Errors: -EDEADLK (the task has it for writing already), -ECANCELED. A task that reads
+ * Errors: -EDEADLK (the task has it for writing already), -EPERM (a task of another run has it,
+ * which may be over), -ECANCELED. A task that reads
  * releases it before it writes, and does not acquire it twice, as a writer may be waiting in
  * between: it would wait for itself. */
 #define conc_rwlock_acquire_read(l) conc__rwlock_acquire((l), CONC__READER, CONC__PLACE)
@@ -128,7 +130,7 @@ typedef struct conc_rwlock {
 enum { CONC__READER, CONC__WRITER };
 CONC_API int conc__rwlock_acquire(conc_rwlock *l, int how, const char *place) CONC_NODISCARD;
 
-/* The same without waiting.
+/* The same without waiting: -EAGAIN if it would have to wait.
  *     int conc_rwlock_try_acquire_read(conc_rwlock *l),
  *     conc_rwlock_try_acquire_write(conc_rwlock *l); */
 #define conc_rwlock_try_acquire_read(l) conc__rwlock_try_acquire((l), CONC__READER, CONC__PLACE)
@@ -433,10 +435,29 @@ CONC_API int conc_limiter_try_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 
 /* ---- >>sharing ------------------------------------------------------------------------------ */
 
-/* Nobody waits here, or tasks of this thread's run. */
-CONC__FAST bool conc__ours(const conc_loop *l, const conc__waits *waits)
+static const conc__wait_kind conc__candidate;
+CONC__PRIVATE const conc__wait *conc__parked_on(const conc__wait *candidate);
+
+/* In a forked child: does the task of a wait still belong to the parent process? A handle may have
+ * got a new task since, which then waits for something else. */
+CONC__COLD bool conc__wait_is_inherited(const conc__wait *w)
 {
-    return CONC__UNLIKELY(waits->first != NULL) ? waits->first->task->loop == l : true;
+    const conc__wait *parked = w->kind == &conc__candidate ? conc__parked_on(w) : w;
+    return conc__is_inherited(w->task->serial) || w->task->wait != parked;
+}
+
+/* No task waits here, or tasks of this thread's run. In a forked child the parent's tasks leave
+ * the list; as no task joins a list before it was looked at here, they are all in it or none. */
+CONC__FAST bool conc__ours(const conc_loop *l, conc__waits *waits)
+{
+    conc__wait *first = waits->first;
+    if (!CONC__UNLIKELY(first != NULL))
+        return true;
+    if (CONC__UNLIKELY(conc__inherited_runs) && conc__wait_is_inherited(first)) {
+        *waits = (conc__waits){NULL, NULL};
+        return true;
+    }
+    return first->task->loop == l;
 }
 
 CONC__COLD int conc__foreign(const char *call)
@@ -445,7 +466,7 @@ CONC__COLD int conc__foreign(const char *call)
 }
 
 /* At the start of a call that may wait: 0, -EPERM or -ECANCELED. */
-CONC__FAST int conc__may_wait(conc_loop *l, const conc__waits *waits)
+CONC__FAST int conc__may_wait(conc_loop *l, conc__waits *waits)
 {
     if (CONC__UNLIKELY(!conc__ours(l, waits)))
         return conc__foreign("a wait");
@@ -556,6 +577,17 @@ CONC__PRIVATE bool conc__lock_is_lost(conc_loop *l, const conc_lock *k)
     return !conc__lives(l, k->owner) || k->owner->serial != k->serial;
 }
 
+/* Why a try cannot have a lock or rwlock. */
+CONC__COLD int conc__held_by_other(const conc_loop *l, const conc_task *owner, uint64_t serial,
+                                   const char *call, const char *place)
+{
+    if (owner == l->self && serial == l->self->serial)
+        return -EDEADLK;
+    if (conc__is_of_run(l, serial))
+        return -EAGAIN;
+    return conc__misused(-EPERM, call, "a task of another run has it, acquired", place);
+}
+
 CONC__FAST void conc__lock_give(conc_loop *l, conc_lock *k, conc_task *t, const char *place)
 {
     k->owner = t;
@@ -592,6 +624,8 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
         return -EPERM;
     if (CONC__UNLIKELY(!k))
         return -EINVAL;
+    if (CONC__UNLIKELY(conc__is_inherited(k->serial)))
+        k->owner = NULL;
     if (CONC__UNLIKELY(conc__lock_is_mine(l, k)))
         return conc__misused(-EDEADLK, "conc_lock_acquire",
                              "the task has this lock already, acquired", k->place);
@@ -634,10 +668,8 @@ CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
         return -EPERM;
     if (!k)
         return -EINVAL;
-    if (k->owner)
-        return conc__lock_is_mine(l, k)        ? -EDEADLK
-               : conc__is_of_run(l, k->serial) ? -EAGAIN
-                                               : -EPERM;
+    if (k->owner && !conc__is_inherited(k->serial))
+        return conc__held_by_other(l, k->owner, k->serial, "conc_lock_try_acquire", k->place);
     conc__lock_give(l, k, l->self, place);
     return 0;
 }
@@ -669,7 +701,9 @@ CONC_API int conc_lock_release(conc_lock *k) { return conc__lock_drop(k); }
 CONC_API conc_task *conc_lock_owner(const conc_lock *k)
 {
     conc_loop *l = conc__here;
-    if (!k || (l && l->self && k->owner == l->self && !conc__lock_is_mine(l, k)))
+    if (!k || conc__is_inherited(k->serial))
+        return NULL;
+    if (l && l->self && k->owner == l->self && !conc__lock_is_mine(l, k))
         return NULL;
     return k->owner;
 }
@@ -703,6 +737,21 @@ CONC__PRIVATE bool conc__rwlock_is_mine(const conc_loop *l, const conc_rwlock *k
     return k->writer && k->writer == l->self && k->serial == l->self->serial;
 }
 
+/* What tasks of the parent process have does not count in a forked child. */
+CONC__PRIVATE void conc__rwlock_take_over(conc_rwlock *k)
+{
+    if (!conc__is_inherited(k->serial))
+        return;
+    k->writer = NULL;
+    k->readers = 0;
+}
+
+/* Does a task of another run have it, which may be over? */
+CONC__PRIVATE bool conc__rwlock_is_foreign(const conc_loop *l, const conc_rwlock *k)
+{
+    return (k->writer || k->readers) && !conc__is_of_run(l, k->serial);
+}
+
 CONC__PRIVATE bool conc__rwlock_is_free(const conc_rwlock *k, int how)
 {
     return !k->writer && (how == CONC__READER || !k->readers);
@@ -711,13 +760,12 @@ CONC__PRIVATE bool conc__rwlock_is_free(const conc_rwlock *k, int how)
 CONC__PRIVATE void conc__rwlock_give(conc_loop *l, conc_rwlock *k, int how, conc_task *t,
                                      const char *place)
 {
-    if (how == CONC__READER) {
+    if (how == CONC__READER)
         k->readers++;
-    } else {
+    else
         k->writer = t;
-        k->serial = t->serial;
-        k->place = place;
-    }
+    k->serial = t->serial;
+    k->place = place;
     if (l->debug)
         conc__note(&t->held, k, how == CONC__READER ? "a rwlock to read" : "a rwlock to write",
                    place);
@@ -760,12 +808,16 @@ CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const ch
         return -EPERM;
     if (!k)
         return -EINVAL;
+    conc__rwlock_take_over(k);
     if (conc__rwlock_is_mine(l, k))
         return conc__misused(-EDEADLK, "conc_rwlock_acquire",
                              "the task has this rwlock already, acquired", k->place);
     int rc = conc__may_wait(l, &k->waits);
     if (rc)
         return rc;
+    if (conc__rwlock_is_foreign(l, k))
+        return conc__misused(-EPERM, "conc_rwlock_acquire",
+                             "a task of another run has this rwlock, acquired", k->place);
     if (k->waits.first || !conc__rwlock_is_free(k, how)) {
         conc__wait w = {.task = l->self,
                         .kind = &conc__rwlocking,
@@ -786,10 +838,11 @@ CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place
         return -EPERM;
     if (!k)
         return -EINVAL;
-    if (conc__rwlock_is_mine(l, k))
-        return -EDEADLK;
-    if (k->waits.first || !conc__rwlock_is_free(k, how))
-        return -EAGAIN;
+    conc__rwlock_take_over(k);
+    if (!conc__ours(l, &k->waits))
+        return conc__foreign("conc_rwlock_try_acquire");
+    if (k->waits.first || !conc__rwlock_is_free(k, how) || conc__rwlock_is_foreign(l, k))
+        return conc__held_by_other(l, k->writer, k->serial, "conc_rwlock_try_acquire", k->place);
     conc__rwlock_give(l, k, how, l->self, place);
     return 0;
 }
@@ -799,7 +852,9 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
     conc_loop *l = conc__in_task();
     if (!k)
         return -EINVAL;
-    if (!l || (k->writer ? !conc__rwlock_is_mine(l, k) : !k->readers) || !conc__ours(l, &k->waits))
+    bool has = l && (k->writer ? conc__rwlock_is_mine(l, k) : k->readers > 0) &&
+               conc__is_of_run(l, k->serial);
+    if (!has || !conc__ours(l, &k->waits))
         return conc__misused(-EPERM, "conc_rwlock_release", "the task does not have this rwlock",
                              NULL);
     if (k->writer)
@@ -1018,6 +1073,8 @@ CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
     int rc = conc__may_wait(l, &b->waits);
     if (rc)
         return rc;
+    if (!b->waits.first)
+        b->arrived = 0; /* in a forked child: those that had come are the parent's */
     if (b->arrived + 1 < b->parties) {
         conc__wait w = {.task = l->self, .kind = &conc__gathering, .on = b};
         b->arrived++;
@@ -1362,7 +1419,7 @@ CONC__FAST int conc__queue_pull(conc_loop *l, conc_queue *q, void *item)
     return 0;
 }
 
-CONC__FAST bool conc__queue_is_ours(const conc_loop *l, const conc_queue *q)
+CONC__FAST bool conc__queue_is_ours(const conc_loop *l, conc_queue *q)
 {
     return conc__ours(l, &q->getters) && conc__ours(l, &q->putters);
 }
@@ -1600,6 +1657,13 @@ static const conc__wait_kind conc__selecting = {.what = "waits for the first of"
                                                 .cancel = conc__choice_cancel};
 static const conc__wait_kind conc__candidate = {.what = "", .won = conc__choice_won};
 
+/* The wait that the task of a case's wait is parked on. */
+CONC__PRIVATE const conc__wait *conc__parked_on(const conc__wait *candidate)
+{
+    const char *at = (const char *)candidate - offsetof(conc_case, wait);
+    return &((const conc_case *)(const void *)at)->choice->wait;
+}
+
 CONC__PRIVATE int conc__case_check_join(const conc_loop *l, const conc_task *t)
 {
     if (!conc__is_task(t))
@@ -1833,6 +1897,15 @@ CONC__PRIVATE void conc__limiter_whom(FILE *out, const conc__wait *w)
 static const conc__wait_kind conc__limited = {
     .what = "waits for a limiter", .whom = conc__limiter_whom, .cancel = conc__limiter_cancel};
 
+CONC__PRIVATE bool conc__limiter_is_ours(const conc_loop *l, conc_limiter *k)
+{
+    if (!conc__ours(l, &k->waits))
+        return false;
+    if (!k->waits.first)
+        k->timer.next = NULL; /* in a forked child: it is armed in the parent's loop */
+    return true;
+}
+
 CONC_API int conc_limiter_try_acquire(conc_limiter *k, int n)
 {
     conc_loop *l = conc__here;
@@ -1840,7 +1913,7 @@ CONC_API int conc_limiter_try_acquire(conc_limiter *k, int n)
         return -EPERM;
     if (!conc__limiter_is_valid(k, n))
         return -EINVAL;
-    if (!conc__ours(l, &k->waits))
+    if (!conc__limiter_is_ours(l, k))
         return conc__foreign("conc_limiter_try_acquire");
     int64_t now = conc__time(l);
     conc__limiter_fill(l, k, now);

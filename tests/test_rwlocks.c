@@ -731,3 +731,55 @@ TEST(debug_mode_has_nothing_to_say_about_locks_that_were_released)
     run_for_report(runs_users, true, 0);
     CHECK(strstr(report, "rwlock that") == NULL && strstr(report, "ended with") == NULL);
 }
+
+/* ---- another run ---- */
+
+static conc_rwlock left_behind;
+
+static int keeps_it(void *arg)
+{
+    return *(int *)arg == CONC__READER ? conc_rwlock_acquire_read(&left_behind)
+                                       : conc_rwlock_acquire_write(&left_behind);
+}
+
+static int wants_what_an_ended_run_has(void *arg)
+{
+    (void)arg;
+    CHECK_INT(conc_rwlock_try_acquire_write(&left_behind), -EPERM);
+    CHECK_INT(conc_rwlock_try_acquire_read(&left_behind), -EPERM);
+    CHECK_INT(conc_rwlock_acquire_write(&left_behind), -EPERM);
+    CHECK_INT(conc_rwlock_acquire_read(&left_behind), -EPERM);
+    CHECK_INT(conc_rwlock_release(&left_behind), -EPERM);
+    return 0;
+}
+
+TEST(a_rwlock_that_a_task_of_an_ended_run_has_is_refused)
+{
+    conc_options o = {.virtual_clock = true};
+    int hows[] = {CONC__READER, CONC__WRITER};
+    for (int i = 0; i < 2; i++) {
+        left_behind = (conc_rwlock){0};
+        CHECK_INT(conc_run_with(&o, keeps_it, &hows[i]), 0);
+        CHECK_INT(conc_run_with(&o, wants_what_an_ended_run_has, NULL), 0);
+    }
+}
+
+static void *wants_it_in_a_thread(void *arg)
+{
+    conc_options o = {.virtual_clock = true};
+    CHECK_INT(conc_run_with(&o, wants_what_an_ended_run_has, arg), 0);
+    return NULL;
+}
+
+TASK_TEST(a_rwlock_stays_with_its_tasks_when_another_loop_wants_it)
+{
+    pthread_t thread;
+    for (int i = 0; i < 2; i++) {
+        CHECK_INT(i ? conc_rwlock_acquire_read(&left_behind)
+                    : conc_rwlock_acquire_write(&left_behind),
+                  0);
+        CHECK_INT(pthread_create(&thread, NULL, wants_it_in_a_thread, NULL), 0);
+        CHECK_INT(pthread_join(thread, NULL), 0);
+        CHECK_INT(conc_rwlock_release(&left_behind), 0);
+    }
+}

@@ -1,0 +1,259 @@
+/* test_forks.c - a forked child has no tasks but those of its own runs: what the parent's tasks
+ * held, waited for or had open is free, empty or fresh in a run of the child's own, and the parent
+ * goes on as if nothing had been.
+ *
+ * Not under: tsan (it cannot follow a fork with fibers)
+ */
+#define TEST_SYNC
+#include "conc_test.h"
+
+static conc_task handle, ended, reader;
+static conc_group group, other_group;
+static conc_scope scope;
+static conc_lock lock, cond_lock;
+static conc_rwlock read_locked, write_locked;
+static conc_sem sem;
+static conc_event event, selected;
+static conc_cond cond;
+static conc_barrier barrier = CONC_BARRIER(2);
+static conc_latch latch;
+static conc_future future;
+static conc_queue empty = CONC_QUEUE(int, 1), full = CONC_QUEUE(int, 1);
+static conc_limiter limiter = {.rate = 1};
+static conc_gen gen;
+
+static int waits_for_sem(void *arg)
+{
+    (void)arg;
+    return conc_sem_acquire(&sem);
+}
+
+static int waits_for_event(void *arg)
+{
+    (void)arg;
+    return conc_event_wait(&event);
+}
+
+static int waits_for_cond(void *arg)
+{
+    (void)arg;
+    CONC_TRY(conc_lock_acquire(&cond_lock));
+    int rc = conc_cond_wait(&cond, &cond_lock);
+    conc_lock_release(&cond_lock);
+    return rc;
+}
+
+static int waits_at_barrier(void *arg)
+{
+    (void)arg;
+    return conc_barrier_wait(&barrier);
+}
+
+static int waits_for_latch(void *arg)
+{
+    (void)arg;
+    return conc_latch_wait(&latch);
+}
+
+static int waits_for_future(void *arg)
+{
+    (void)arg;
+    return conc_future_wait(&future, NULL);
+}
+
+static int waits_to_get(void *arg)
+{
+    int item;
+    (void)arg;
+    return conc_queue_get(&empty, &item);
+}
+
+static int waits_to_put(void *arg)
+{
+    int item = 2;
+    (void)arg;
+    return conc_queue_put(&full, &item);
+}
+
+static int waits_for_tokens(void *arg)
+{
+    (void)arg;
+    CONC_TRY(conc_limiter_acquire(&limiter, 1));
+    return conc_limiter_acquire(&limiter, 1);
+}
+
+static int selects(void *arg)
+{
+    conc_case c[] = {CONC_CASE_EVENT(&selected), CONC_CASE_AFTER(1000)};
+    (void)arg;
+    return conc_select(c, 2);
+}
+
+static int reads_and_opens_a_group(void *arg)
+{
+    (void)arg;
+    CONC_TRY(conc_rwlock_acquire_read(&read_locked));
+    CONC_TRY(conc_group_begin(&other_group));
+    CONC_TRY(conc_scope_begin(&scope, 1000));
+    int rc = conc_scope_end(&scope, conc_sleep(1000));
+    conc_rwlock_release(&read_locked);
+    return conc_group_end(&other_group, rc);
+}
+
+static int emits(conc_gen *g, void *arg)
+{
+    int rc = 0;
+    (void)arg;
+    for (int i = 1; rc == 0; i++)
+        rc = conc_gen_emit(g, &i);
+    return rc;
+}
+
+static int returns_three(void *arg)
+{
+    (void)arg;
+    return 3;
+}
+
+typedef int call(void *arg);
+static call *const waiters[] = {waits_for_sem,    waits_for_event, waits_for_cond,
+                                waits_at_barrier, waits_for_latch, waits_for_future,
+                                waits_to_get,     waits_to_put,    waits_for_tokens,
+                                selects,          waits_for_cond};
+
+/* Everything is in use. */
+static void occupy_all(void)
+{
+    int item = 1;
+    CHECK_INT(conc_group_begin(&group), 0);
+    CHECK_INT(conc_latch_add(&latch, 1), 0);
+    CHECK_INT(conc_queue_try_put(&full, &item), 0);
+    CHECK_INT(conc_lock_acquire(&lock), 0);
+    CHECK_INT(conc_rwlock_acquire_write(&write_locked), 0);
+    CHECK_INT(conc_spawn_task(&group, &handle, waiters[0], NULL), 0);
+    CHECK_INT(conc_spawn_task(&group, &ended, returns_three, NULL), 0);
+    CHECK_INT(conc_spawn_task(&group, &reader, reads_and_opens_a_group, NULL), 0);
+    for (size_t i = 1; i < CONC_LEN(waiters); i++)
+        CHECK_INT(conc_spawn(&group, waiters[i], NULL), 0);
+    CHECK_INT(conc_gen_open(&gen, emits, NULL, sizeof item), 0);
+    CHECK_INT(conc_gen_next(&gen, &item), 1);
+    CHECK_INT(conc_settle(), 0);
+}
+
+static void free_all(void)
+{
+    conc_group_cancel(&group);
+    conc_lock_release(&lock);
+    conc_rwlock_release(&write_locked);
+    CHECK_INT(conc_group_wait(&group), 0);
+    CHECK_INT(conc_gen_close(&gen), 0);
+}
+
+/* In the child: the same once more, and each waiter gets what it waits for. */
+static int uses_all(void *arg)
+{
+    int item = 0, result = 0;
+    (void)arg;
+    CHECK(conc_lock_owner(&lock) == NULL);
+    CHECK(!conc_done(&handle));
+    CHECK_INT(conc_queue_try_get(&full, &item), 0);
+    CHECK_INT(item, 1);
+    CHECK_INT(conc_latch_done(&latch), 0);
+    occupy_all();
+    CHECK_INT(conc_group_next(&group, &(conc_task *){NULL}), 1);
+    CHECK_INT(conc_sem_release(&sem), 0);
+    CHECK_INT(conc_join(&handle, &result), 0);
+    CHECK_INT(result, 0);
+    CHECK_INT(conc_lock_acquire(&cond_lock), 0);
+    conc_lock_release(&cond_lock);
+    conc_event_set(&event);
+    conc_event_set(&selected);
+    conc_cond_notify_all(&cond);
+    CHECK_INT(conc_barrier_wait(&barrier), 1);
+    CHECK_INT(conc_latch_done(&latch), 0);
+    CHECK_INT(conc_future_set(&future, 0, NULL), 0);
+    CHECK_INT(conc_queue_put(&empty, &item), 0);
+    CHECK_INT(conc_queue_get(&full, &item), 0);
+    CHECK_INT(conc_sleep(10), 0); /* for the tokens */
+    CHECK_INT(conc_cancel(&reader), 0);
+    conc_lock_release(&lock);
+    conc_rwlock_release(&write_locked);
+    CHECK_INT(conc_rwlock_acquire_write(&write_locked), 0);
+    conc_rwlock_release(&write_locked);
+    CHECK_INT(conc_group_wait(&group), 0);
+    CHECK_INT(conc_rwlock_try_acquire_write(&read_locked), 0);
+    conc_rwlock_release(&read_locked);
+    return conc_gen_close(&gen);
+}
+
+static void in_the_child(void)
+{
+    conc_options o = {.virtual_clock = true};
+    CHECK_INT(conc_sleep(1), -EPERM);
+    CHECK_INT(conc_spawn(&group, returns_three, NULL), -EPERM);
+    alarm(10);
+    CHECK_INT(conc_run_with(&o, uses_all, NULL), 0);
+}
+
+TASK_TEST(what_was_in_use_in_the_parent_is_of_use_in_a_run_of_a_forked_child)
+{
+    int status;
+    occupy_all();
+    fflush(NULL);
+    pid_t child = fork();
+    if (child == 0) {
+        in_the_child();
+        _exit(0);
+    }
+    CHECK_INT(waitpid(child, &status, 0), child);
+    CHECK_INT(status, 0);
+    free_all();
+}
+
+/* A try is often the first call. */
+static int tries_all(void *arg)
+{
+    int item = 0;
+    (void)arg;
+    CHECK_INT(conc_lock_try_acquire(&lock), 0);
+    CHECK_INT(conc_lock_release(&lock), 0);
+    CHECK_INT(conc_lock_try_acquire(&cond_lock), 0);
+    CHECK_INT(conc_lock_release(&cond_lock), 0);
+    CHECK_INT(conc_rwlock_try_acquire_write(&write_locked), 0);
+    CHECK_INT(conc_rwlock_release(&write_locked), 0);
+    CHECK_INT(conc_rwlock_try_acquire_write(&read_locked), 0);
+    CHECK_INT(conc_rwlock_release(&read_locked), 0);
+    CHECK_INT(conc_sem_release(&sem), 0);
+    CHECK_INT(conc_sem_try_acquire(&sem), 0);
+    CHECK_INT(conc_limiter_try_acquire(&limiter, 1), -EAGAIN);
+    CHECK_INT(conc_sleep(1), 0);
+    CHECK_INT(conc_limiter_try_acquire(&limiter, 1), 0);
+    CHECK_INT(conc_queue_try_put(&empty, &item), 0);
+    CHECK_INT(conc_queue_try_get(&full, &item), 0);
+    CHECK_INT(conc_queue_try_get(&full, &item), -EAGAIN); /* no putter of the parent's comes in */
+    CHECK_INT(conc_spawn_task(NULL, &ended, returns_three, NULL), 0);
+    CHECK_INT(conc_spawn(&other_group, returns_three, NULL), 0);
+    return conc_group_wait(&other_group);
+}
+
+static void tries_in_the_child(void)
+{
+    conc_options o = {.virtual_clock = true};
+    alarm(10);
+    CHECK_INT(conc_run_with(&o, tries_all, NULL), 0);
+}
+
+TASK_TEST(what_was_in_use_in_the_parent_can_be_tried_in_a_run_of_a_forked_child)
+{
+    int status;
+    occupy_all();
+    fflush(NULL);
+    pid_t child = fork();
+    if (child == 0) {
+        tries_in_the_child();
+        _exit(0);
+    }
+    CHECK_INT(waitpid(child, &status, 0), child);
+    CHECK_INT(status, 0);
+    free_all();
+}
