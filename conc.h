@@ -434,11 +434,15 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 
 /* ---- >>tasks -------------------------------------------------------------------------------- */
 
+/* Private: where a stack stands that does not run, as {stack pointer, program counter, frame
+ * pointer, base pointer}. */
+typedef void *conc__context[4];
+
 /* All private. Tasks without a handle live at the top of their own stack, and end before
  * name_copy. */
 struct conc_task {
     conc_task *next; /* the ready queue */
-    void *context[3];
+    conc__context context;
     conc_loop *loop;
     struct conc__stack *stack;
     int error_number;
@@ -1058,7 +1062,9 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 #define CONC__UNSANITIZED __attribute__((no_sanitize("address", "thread")))
 /* How each function of the implementation starts; a function of a line or two that is called
  * everywhere, which costs nanoseconds if it is not inline; one that seldom runs. CONC__CALLED:
- * its frame lies below its caller's, which conc__find_lost relies on. */
+ * its frame lies below its caller's, which conc__find_lost relies on; and if it sets a variable
+ * of its caller's, GCC does not look for ways on which it fails and yet seems to return 0, to warn
+ * of the variable there. */
 #ifdef __OPTIMIZE__
 #define CONC__PRIVATE static
 #define CONC__FAST static inline __attribute__((always_inline))
@@ -1073,12 +1079,18 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 
 /* ---- >>switch ------------------------------------------------------------------------------- */
 
-/* conc__jump(from, to) saves where this stack stands in from, and goes on where `to` stands:
- * {stack pointer, program counter, frame pointer}. It pushes nothing, so the debug information
- * of the place that waits holds for a parked stack too; all other registers are declared as
- * lost, so the compiler keeps only what it needs, on the stack. The jump is indirect, without a
- * return: a return would miss in the processor's return predictor. conc__prepare(context, low,
- * top, entry) makes a context that starts entry() on the stack below top. */
+/* conc__jump(from, to) saves where this stack stands in from, and goes on where `to` stands. It
+ * pushes nothing, so the debug information of the place that waits holds for a parked stack too.
+ * The jump is indirect, without a return: a return would miss in the processor's return
+ * predictor. conc__prepare(context, low, top, entry) makes a context that starts entry() on the
+ * stack below top.
+ *
+ * It is inlined into the user's functions, so a compiler may address the frame around it by any
+ * register that it uses for that, and must find it unchanged: stack pointer, frame pointer (rbp,
+ * x29, s0) and Clang's base pointer (rbx, x19, s1; for frames with an alignment or a size that the
+ * other two cannot serve). The context holds these, as Clang ignores them in a list of clobbers.
+ * All other registers are declared as lost: the compiler keeps only what it needs, on the
+ * stack. */
 
 #if defined CONC_USE_UCONTEXT || !defined __LP64__ || defined __riscv_vector || \
     !(defined __x86_64__ || defined __aarch64__ || defined __riscv)
@@ -1160,16 +1172,18 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
                      "movq %%rsp, (%0)\n\t"
                      "movq %%rax, 8(%0)\n\t"
                      "movq %%rbp, 16(%0)\n\t"
+                     "movq %%rbx, 24(%0)\n\t"
                      "movq (%1), %%rsp\n\t"
                      "movq 16(%1), %%rbp\n\t"
+                     "movq 24(%1), %%rbx\n\t"
                      "jmpq *8(%1)\n"
                      "1:\n\t" CONC__LANDING
                      : "+D"(from), "+S"(to)
                      :
-                     : "rax", "rbx", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
-                       "r15", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7",
-                       "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "st",
-                       "st(1)", "st(2)", "st(3)", "st(4)", "st(5)", "st(6)", "st(7)", "cc",
+                     : "rax", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+                       "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
+                       "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "st", "st(1)",
+                       "st(2)", "st(3)", "st(4)", "st(5)", "st(6)", "st(7)", "cc",
                        "memory" CONC__MORE_CLOBBERS);
 }
 
@@ -1181,6 +1195,7 @@ CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*en
     context[0] = stack;
     context[1] = (void *)(uintptr_t)entry;
     context[2] = NULL;
+    context[3] = NULL;
 }
 
 #elif defined __aarch64__
@@ -1206,9 +1221,9 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
     __asm__ volatile("adr x16, 1f\n\t"
                      "mov x17, sp\n\t"
                      "stp x17, x16, [%0]\n\t"
-                     "str x29, [%0, #16]\n\t"
+                     "stp x29, x19, [%0, #16]\n\t"
                      "ldp x17, x16, [%1]\n\t"
-                     "ldr x29, [%1, #16]\n\t"
+                     "ldp x29, x19, [%1, #16]\n\t"
                      "mov sp, x17\n\t"
                      "mov x30, xzr\n\t"
                      "br x16\n"
@@ -1217,11 +1232,11 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
                      : "+r"(out), "+r"(in)
                      :
                      : "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13",
-                       "x14", "x15", "x16", "x17", CONC__X18 "x19", "x20", "x21", "x22", "x23",
-                       "x24", "x25", "x26", "x27", "x28", "x30", "v0", "v1", "v2", "v3", "v4", "v5",
-                       "v6", "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15", "v16",
-                       "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27",
-                       "v28", "v29", "v30", "v31", "cc", "memory" CONC__MORE_CLOBBERS);
+                       "x14", "x15", "x16", "x17", CONC__X18 "x20", "x21", "x22", "x23", "x24",
+                       "x25", "x26", "x27", "x28", "x30", "v0", "v1", "v2", "v3", "v4", "v5", "v6",
+                       "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15", "v16", "v17",
+                       "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27", "v28",
+                       "v29", "v30", "v31", "cc", "memory" CONC__MORE_CLOBBERS);
 }
 
 CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*entry)(void))
@@ -1230,6 +1245,7 @@ CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*en
     context[0] = top - (uintptr_t)top % 16;
     context[1] = (void *)(uintptr_t)entry;
     context[2] = NULL;
+    context[3] = NULL;
 }
 
 #else /* RISC-V, 64 bits */
@@ -1252,16 +1268,18 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
                      "sd sp, 0(%0)\n\t"
                      "sd t0, 8(%0)\n\t"
                      "sd s0, 16(%0)\n\t"
+                     "sd s1, 24(%0)\n\t"
                      "ld sp, 0(%1)\n\t"
                      "ld t0, 8(%1)\n\t"
                      "ld s0, 16(%1)\n\t"
+                     "ld s1, 24(%1)\n\t"
                      "li ra, 0\n\t"
                      "jr t0\n"
                      "1:\n\t"
                      : "+r"(out), "+r"(in)
                      :
                      : "ra", "t0", "t1", "t2", "t3", "t4", "t5", "t6", "a2", "a3", "a4", "a5", "a6",
-                       "a7", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11",
+                       "a7", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11",
                        "memory" CONC__MORE_CLOBBERS);
 }
 
@@ -1271,6 +1289,7 @@ CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*en
     context[0] = top - (uintptr_t)top % 16;
     context[1] = (void *)(uintptr_t)entry;
     context[2] = NULL;
+    context[3] = NULL;
 }
 
 #endif
@@ -1510,7 +1529,7 @@ struct conc_loop {
     conc_task *ready;
     int turns, quick;
     conc_task *last_ready;
-    void *context[3]; /* the scheduler's */
+    conc__context context; /* the scheduler's */
     conc__switch_fn *switch_stacks;
 
     bool virtual_clock, seeded, debug, on_valgrind, doomed, over, refreshing;
@@ -1523,8 +1542,8 @@ struct conc_loop {
     conc__waits settlers;
     void (*call)(conc_loop *l, void *arg);
     void *call_arg;
-    conc__fpu fpu;    /* what a task starts with */
-    void *scratch[3]; /* where a context goes that nobody will return to */
+    conc__fpu fpu;         /* what a task starts with */
+    conc__context scratch; /* where a context goes that nobody will return to */
     int64_t now;
     int64_t looked;        /* when the scheduler last looked around, on the loop's clock */
     int batch, budget;     /* what turns and quick start with: fewer when steps are slow */
@@ -5012,7 +5031,7 @@ CONC__PRIVATE void conc__collect(conc_loop *l, conc_task *t)
     conc__tell_result(l->self, t);
 }
 
-CONC_API int conc_join(conc_task *t, int *result)
+CONC_API CONC__CALLED int conc_join(conc_task *t, int *result)
 {
     conc_loop *l = conc__in_task();
     if (!l)
@@ -5420,7 +5439,7 @@ typedef struct conc__gen {
     conc_gen face; /* what the body is given */
     struct conc__gen *next, *prev;
     conc__stack *stack, *outside; /* its own; the consumer's, while it is inside */
-    void *inner[3], *outer[3];    /* the contexts on them */
+    conc__context inner, outer;   /* the contexts on them */
     conc_gen_fn *fn;
     void *arg;
     const void *emitted; /* where the item was put that the consumer copies; NULL: none */
@@ -5550,7 +5569,7 @@ CONC_API int conc_gen_emit(conc_gen *face, const void *item)
     return g->closing ? -ECANCELED : 0;
 }
 
-CONC_API int conc_gen_next(conc_gen *face, void *item)
+CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
 {
     conc_loop *l = conc__in_task();
     if (!l)
@@ -6501,7 +6520,7 @@ CONC__PRIVATE ssize_t conc__io_full(conc__io_fn *once, int events, int fd, char 
     return (ssize_t)done;
 }
 
-CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n)
+CONC_API CONC__CALLED ssize_t conc_read_full(int fd, void *buf, size_t n)
 {
     return conc__io_full(conc__receive, CONC_READABLE, fd, buf, n);
 }
@@ -7153,7 +7172,7 @@ CONC__PRIVATE int conc__ask_address(int fd, bool peer, char *buf, size_t size)
     return 0;
 }
 
-CONC_API int conc_address(int fd, bool peer, char *buf, size_t size)
+CONC_API CONC__CALLED int conc_address(int fd, bool peer, char *buf, size_t size)
 {
     int saved = errno;
     if (!buf)
@@ -7551,7 +7570,7 @@ CONC__PRIVATE size_t conc__stream_copy(conc_stream *s, char *to, size_t n)
     return count;
 }
 
-CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n)
+CONC_API CONC__CALLED ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n)
 {
     conc_loop *l = conc__in_task();
     int rc = conc__stream_begin(l, s);
@@ -7568,7 +7587,7 @@ CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n)
     return conc__stream_done(s, got);
 }
 
-CONC_API ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n)
+CONC_API CONC__CALLED ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n)
 {
     conc_loop *l = conc__in_task();
     int rc = conc__stream_begin(l, s);
@@ -7653,8 +7672,8 @@ CONC__PRIVATE ssize_t conc__stream_record(conc_stream *s, conc__record *r, char 
     return conc__stream_done(s, conc__record_read(l, s, r, data));
 }
 
-CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, size_t n,
-                                        char **data)
+CONC_API CONC__CALLED ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter,
+                                                     size_t n, char **data)
 {
     conc__record r = {.delimiter = delimiter, .size = n, .slack = n};
     if (!data || !delimiter || !n || n > PTRDIFF_MAX / 4)
@@ -7700,7 +7719,7 @@ CONC__PRIVATE CONC__CALLED ssize_t conc__stream_line(conc_stream *s, char **line
     return conc__stream_record(s, &r, line);
 }
 
-CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line)
+CONC_API CONC__CALLED ssize_t conc_stream_read_line(conc_stream *s, char **line)
 {
     ssize_t length = line ? conc__stream_next_line(conc__in_task(), s, line) : -1;
     return CONC__UNLIKELY(length < 0) ? conc__stream_line(s, line) : length;
@@ -10605,7 +10624,7 @@ CONC__PRIVATE int conc__run(const conc_options *options, const char *spawned, co
                             void *arg, conc__outcome *outcome)
 {
     int saved = errno;
-    conc_loop *l;
+    conc_loop *l = NULL; /* GCC might warn of it otherwise */
     int rc = conc__begin(&l, false, options, spawned, main_fn, arg);
     if (rc == 0) {
         conc__schedule(l);

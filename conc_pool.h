@@ -2542,7 +2542,7 @@ CONC_API int conc_channel_try_send(conc_channel *c, const void *item)
     return conc__channel_move(c, (void *)(uintptr_t)item, true, false);
 }
 
-CONC_API int conc_channel_try_recv(conc_channel *c, void *item)
+CONC_API CONC__CALLED int conc_channel_try_recv(conc_channel *c, void *item)
 {
     return conc__channel_move(c, item, false, false);
 }
@@ -2634,7 +2634,7 @@ CONC__PRIVATE int conc__file_reads(void *arg)
     return rc;
 }
 
-CONC_API int conc_file_read(const char *path, void **data, size_t *size)
+CONC_API CONC__CALLED int conc_file_read(const char *path, void **data, size_t *size)
 {
     conc__file_call f = {path, NULL, 0};
     if (data)
@@ -2891,8 +2891,8 @@ CONC__PRIVATE bool conc__is_port(const char *port)
            (letter || conc__parse_port(port, &number));
 }
 
-CONC_API int conc_resolve(const char *host, const char *port, struct sockaddr_storage *out,
-                          size_t max)
+CONC_API CONC__CALLED int conc_resolve(const char *host, const char *port,
+                                       struct sockaddr_storage *out, size_t max)
 {
     if (!host || !port || (max && !out))
         return -EINVAL;
@@ -3212,7 +3212,7 @@ CONC__PRIVATE int conc__child_await(conc_child *c)
     return rc < 0 && !conc__child_ended(c) ? rc : 0;
 }
 
-CONC_API int conc_child_wait(conc_child *c, int *status)
+CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
 {
     conc_loop *l;
     int rc = conc__caller(&l);

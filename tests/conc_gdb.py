@@ -26,11 +26,11 @@ import types
 import gdb
 import gdb.unwinder
 
-# Program counter, stack pointer and frame pointer, by gdb's names of the processors
+# Program counter, stack pointer, frame pointer and base pointer, by gdb's names of the processors
 REGISTERS = {
-    "i386:x86-64": ("rip", "rsp", "rbp"),
-    "aarch64": ("pc", "sp", "x29"),
-    "riscv:rv64": ("pc", "sp", "fp"),
+    "i386:x86-64": ("rip", "rsp", "rbp", "rbx"),
+    "aarch64": ("pc", "sp", "x29", "x19"),
+    "riscv:rv64": ("pc", "sp", "fp", "s1"),
 }
 DONE = 2  # CONC__DONE
 
@@ -228,7 +228,7 @@ class Parked(gdb.unwinder.Unwinder):
         names = REGISTERS[frame.architecture().name()]
         now = [frame.read_register(name) for name in names]
         self.innermost = [int(value) for value in now[:2]]
-        then = (context[1], context[0], context[2])
+        then = (context[1], context[0], context[2], context[3])
         self.saved = [(name, gdb.Value(int(t)).cast(n.type)) for name, t, n in zip(names, then, now)]
         self.enabled, self.used = True, False
         gdb.invalidate_cached_frames()
@@ -238,7 +238,7 @@ class Parked(gdb.unwinder.Unwinder):
         gdb.invalidate_cached_frames()
 
     def __call__(self, pending):
-        (pc, _), (sp, _), _ = self.saved
+        (pc, _), (sp, _), *_ = self.saved
         if [int(pending.read_register(name)) for name in (pc, sp)] != self.innermost:
             return None
         # gdb refuses callers whose frames lie below: nothing lies below 0

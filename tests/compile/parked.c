@@ -5,16 +5,21 @@
 
 static conc_task sleeper;
 
-__attribute__((noinline)) static int deep_inside(void)
+/* Its frame has a base pointer where the compiler knows such. */
+__attribute__((noinline)) static int deep_inside(size_t size)
 {
+    _Alignas(64) char aligned[64];
+    char sized[size];
+    memset(aligned, 42, sizeof aligned);
+    __asm__ volatile("" : : "r"(aligned), "r"(sized) : "memory");
     int rc = conc_sleep(5);
-    return rc + (int)errno; /* no tail call */
+    return rc + aligned[0] - 42;
 }
 
 static int sleep_deep_inside(void *arg)
 {
     (void)arg;
-    int rc = deep_inside();
+    int rc = deep_inside(8);
     return rc ? -EIO : 0;
 }
 

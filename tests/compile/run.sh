@@ -41,6 +41,62 @@ check_warnings() {
     cxx -fsyntax-only -x c++ $here/decl.c
 }
 
+# No warning about a user's variables, or about conc's own when they are inlined into the user's functions. Only GCC's
+# depend on how it optimises.
+check_warnings_in_users() {
+    local option options hello=(O0 O2) user=(O2)
+    case $CC in
+        *clang*) ;;
+        *)
+            hello=(O0 Og O1 Os O2 O3 'O1 -fsanitize=address,undefined' 'O2 -fsanitize=thread' 'O2 -flto=auto')
+            user=(Og O1 O2 O3 'O1 -fsanitize=address,undefined' 'O2 -flto=auto')
+            ;;
+    esac
+    for option in "${hello[@]}"; do
+        read -r -a options <<<"-$option"
+        cc "${options[@]}" $here/hello.c -o "$out/hello"
+    done
+    for option in "${user[@]}"; do
+        read -r -a options <<<"-$option"
+        cc "${options[@]}" $here/user.c -o "$out/user"
+    done
+    "$out/user" >/dev/null
+}
+
+# Functions that wait find their variables unchanged, however the compiler addresses their frames. On other processors
+# too, where there are compilers and emulators for them.
+check_frames() {
+    local option options machine native
+    native=$(uname -m)
+    for option in O0 'O1 -fno-omit-frame-pointer' 'O2 -march=native -DFRAMES_WITH_ALL' 'O3 -fomit-frame-pointer' Os; do
+        read -r -a options <<<"-$option"
+        frames "${options[@]}"
+    done
+    for machine in aarch64 riscv64; do
+        command -v qemu-$machine >/dev/null && command -v $machine-linux-gnu-gcc >/dev/null || continue
+        [ $machine != "$native" ] || continue
+        for option in O0 O1 O2 O3; do
+            frames_on $machine -$option
+        done
+    done
+}
+
+# frames OPTION...: this one is for this processor, and the next one for another
+frames() {
+    cc "$@" $here/frames.c -o "$out/frames"
+    timeout 60 "$out/frames" || fail "frames.c with $*"
+}
+
+frames_on() {
+    local machine=$1 target=(--target="$1-linux-gnu" --gcc-toolchain=/usr)
+    shift
+    case $CC in
+        *clang*) cc "${target[@]}" "$@" -static $here/frames.c -o "$out/frames" ;;
+        *) CC=$machine-linux-gnu-gcc cc "$@" -static $here/frames.c -o "$out/frames" ;;
+    esac
+    timeout 60 "qemu-$machine" "$out/frames" || fail "frames.c on $machine with $*"
+}
+
 # C++17 calls every declared function, linked with an implementation in C. What has two underscores is called by the macro
 # that has one; without such a macro it belongs to C-only ones.
 check_cpp() {
@@ -139,12 +195,15 @@ check_debugger_unwinds_a_parked_task() {
     [ "$(uname -m)" = x86_64 ] || return 0 # the names of the registers below
     # shellcheck disable=SC2016 # they are gdb's variables
     commands=(-ex 'break stop_here' -ex run -ex 'set $rsp = (long)sleeper.context[0]'
-        -ex 'set $rbp = (long)sleeper.context[2]' -ex 'set $pc = (long)sleeper.context[1]' -ex bt)
+        -ex 'set $rbp = (long)sleeper.context[2]' -ex 'set $rbx = (long)sleeper.context[3]'
+        -ex 'set $pc = (long)sleeper.context[1]' -ex bt -ex 'frame function deep_inside' -ex 'print aligned[63]')
     for option in O0 O2; do
         cc -std=c11 -$option -g $here/parked.c -o "$out/parked"
         gdb -nx -batch "${commands[@]}" "$out/parked" >"$out/trace" 2>&1
         tr '\n' ' ' <"$out/trace" | grep -qE 'conc_sleep.*deep_inside.*sleep_deep_inside.*conc__task_main' ||
             fail "gdb does not see the parked task's functions at -$option:" "$(cat "$out/trace")"
+        grep -q "^\$1 = 42 '\*'" "$out/trace" ||
+            fail "gdb does not see the variables of a parked task at -$option:" "$(cat "$out/trace")"
     done
 }
 
