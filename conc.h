@@ -4536,13 +4536,6 @@ CONC_API const char *conc_strerror(int rc)
     return rc >= 0 ? "success" : conc__system_words(rc);
 }
 
-/* A system call failed, which says errno: its words name it, as a sandbox may refuse it. */
-CONC__COLD int conc__call_failed(const char *call)
-{
-    int rc = -errno;
-    return conc_fail(rc, "%s: %s", call, strerror(-rc));
-}
-
 CONC_API const char *conc_name(const conc_task *t) { return conc__is_task(t) ? t->name : NULL; }
 
 CONC_API void conc_set_name(conc_task *t, const char *name)

@@ -3336,6 +3336,13 @@ CONC__PRIVATE void *conc__far_address(void)
 #endif
 }
 
+/* A system call failed, which says errno: its words name it, as a sandbox may refuse it. */
+CONC__COLD int conc__call_failed(const char *call)
+{
+    int rc = -errno;
+    return conc_fail(rc, "%s: %s", call, strerror(-rc));
+}
+
 /* far_away: where other processes have most likely nothing. */
 CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, bool far_away)
 {
