@@ -160,7 +160,9 @@ typedef struct conc_options {
     double slow_step; /* seconds; debug: report a task that holds the loop longer; 0: 0.1 */
     /* SIGINT or SIGTERM cancels main_fn, which makes the run's result -EINTR; a second one,
      * 0.1 s later or more, kills. Not if the program handles or ignores the signal when the run
-     * begins, nor while a conc_signals receives it. */
+     * begins, nor while a conc_signals receives it. On the real clock main_fn may sleep for ever
+     * (conc_sleep(CONC_FOREVER)) to wait for the signal: no deadlock, unless other tasks wait for
+     * each other in a circle. */
     bool interrupt;
     /* Write a trace of all tasks to this file, in Chrome's trace event format, for Perfetto or
      * about:tracing: a row a task, spans for its steps and waits, arrows from who woke it, on
@@ -1558,6 +1560,7 @@ struct conc_loop {
     conc__pool *pool, *pools; /* the tasks', and all */
     int64_t trimmed;
     bool to_trim;
+    bool awaits_interrupt; /* nothing but a signal, or a post, will wake main_fn, as it wants */
     conc_group background;
     conc__failures failures;
     conc_task main;
@@ -1662,6 +1665,7 @@ static conc__extension conc__extended;
 CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result);
 CONC__PRIVATE void conc__run_posts(conc_loop *l);
 CONC__COLD void conc__deadlock(conc_loop *l);
+CONC__COLD bool conc__awaits_interrupt(conc_loop *l);
 CONC__COLD void conc__doom(conc_loop *l, int rc);
 CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g);
 static inline int64_t conc__time(const conc_loop *l);
@@ -3263,9 +3267,9 @@ CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
         conc__linger(l, ns, for_work))
         return;
     pthread_mutex_lock(&l->mutex);
-    bool sleeps = l->asleep =
-        !l->posted && ns != 0 && (!for_work || conc__at_work(l)) &&
-        (ns != CONC__NEVER || l->holds || conc__expects(l)); /* else nothing could wake it */
+    bool sleeps = l->asleep = !l->posted && ns != 0 && (!for_work || conc__at_work(l)) &&
+                              (ns != CONC__NEVER || l->holds || conc__expects(l) ||
+                               l->awaits_interrupt); /* else nothing could wake it */
     pthread_mutex_unlock(&l->mutex);
     if (CONC__UNLIKELY(l->trace && sleeps))
         conc__trace_catch_up(l);
@@ -3401,12 +3405,16 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
     if (l->spinners || l->embedded || l->ready)
         limit = 0;
     else if (next == CONC__NEVER && !conc__expects(l) && !conc__held(l)) {
-        conc__deadlock(l);
-        return;
+        l->awaits_interrupt = conc__awaits_interrupt(l);
+        if (!l->awaits_interrupt) {
+            conc__deadlock(l);
+            return;
+        }
     }
     if (next != CONC__NEVER && next - l->now < limit)
         limit = next > l->now ? next - l->now : 0;
     conc__poll_events(l, limit, false);
+    l->awaits_interrupt = false;
 }
 
 /* Reads the clock and fires what is due; the virtual clock moves elsewhere. */
@@ -9011,7 +9019,8 @@ CONC__PRIVATE bool conc__find_cycle(FILE *out, const conc_loop *l, conc_task *t)
         while (to && to->marked && back && back != to)
             back = back->next;
         if (to && to->marked && back) {
-            conc__print_cycle(out, l, t, to);
+            if (out)
+                conc__print_cycle(out, l, t, to);
             return true;
         }
         if (to && !to->marked) {
@@ -9029,7 +9038,8 @@ CONC__PRIVATE bool conc__find_cycle(FILE *out, const conc_loop *l, conc_task *t)
     return false;
 }
 
-CONC__PRIVATE void conc__print_deadlock(FILE *out, conc_loop *l)
+/* Is there a circle of tasks? It is printed; out NULL: it is not. */
+CONC__PRIVATE bool conc__find_deadlock(FILE *out, conc_loop *l)
 {
     const conc_task *roots[] = {&l->main, l->background.children};
     bool found = false;
@@ -9039,10 +9049,25 @@ CONC__PRIVATE void conc__print_deadlock(FILE *out, conc_loop *l)
     for (size_t i = 0; i < CONC_LEN(roots); i++)
         for (const conc_task *t = roots[i]; t; t = conc__task_after(t))
             ((conc_task *)(uintptr_t)t)->marked = false;
+    return found;
 }
 
-/* Every task waits, and nothing is left that could wake one: says so, and cancels everything,
- * through every shield. */
+/* Every task waits. Does main_fn sleep for ever, to be woken by the signal that ends the program?
+ * Not if a shield hides that, and not if other tasks wait for each other in a circle. */
+CONC__COLD bool conc__awaits_interrupt(conc_loop *l)
+{
+    const conc__wait *w = l->main.wait;
+    if (l->virtual_clock || !atomic_load(&l->interrupt_numbers) || !w)
+        return false;
+    bool shielded = false;
+    for (const conc_scope *s = l->main.scope; s; s = s->outer)
+        shielded |= s->shielded;
+    if (shielded || w->kind != &conc__sleeping)
+        return false;
+    l->asked_about = NULL;
+    return !conc__find_deadlock(NULL, l);
+}
+
 /* Cancels every task, through every shield: the run ends with this error. */
 CONC__COLD void conc__doom(conc_loop *l, int rc)
 {
@@ -9053,11 +9078,13 @@ CONC__COLD void conc__doom(conc_loop *l, int rc)
     conc__spread_marked(l);
 }
 
+/* Every task waits, and nothing is left that could wake one: says so, and cancels everything,
+ * through every shield. */
 CONC__COLD void conc__deadlock(conc_loop *l)
 {
     fprintf(stderr, "conc: deadlock: every task waits, and nothing can wake one\n");
     conc__print_all(l, stderr);
-    conc__print_deadlock(stderr, l);
+    conc__find_deadlock(stderr, l);
     if (l->doomed) {
         fprintf(stderr, "conc: they were cancelled already, and do not end\n");
         abort();

@@ -210,6 +210,99 @@ TEST(a_signal_that_came_is_seen_before_a_deadlock)
     check_result(raise_and_sleep_for_ever, -EINTR);
 }
 
+/* ---- a main that waits for nothing but the signal ---- */
+
+static int sleep_for_ever(void *arg)
+{
+    (void)arg;
+    return conc_sleep(CONC_FOREVER);
+}
+
+static int wait_for_the_signal(void *arg)
+{
+    let_it_come_soon();
+    return sleep_for_ever(arg);
+}
+
+static int wait_for_the_signal_until_for_ever(void *arg)
+{
+    (void)arg;
+    let_it_come_soon();
+    return conc_sleep_until(CONC_FOREVER);
+}
+
+static int wait_beside_tasks_that_sleep(void *arg)
+{
+    conc_group g = {0};
+    CONC_TRY_IN(&g, conc_spawn(&g, sleep_for_ever, arg));
+    CONC_TRY_IN(&g, conc_spawn(NULL, sleep_for_ever, arg));
+    let_it_come_soon();
+    return conc_group_end(&g, conc_sleep(CONC_FOREVER));
+}
+
+TEST(a_main_that_sleeps_for_ever_waits_for_the_signal)
+{
+    check_result(wait_for_the_signal, -EINTR);
+    check_result(wait_for_the_signal_until_for_ever, -EINTR);
+    check_result(wait_beside_tasks_that_sleep, -EINTR);
+}
+
+TEST(a_main_that_sleeps_for_ever_waits_for_the_signal_in_poll)
+{
+    setenv("CONC_POLL", "poll", 1);
+    check_result(wait_for_the_signal, -EINTR);
+}
+
+static conc_task crossed[2];
+
+static int join_the_other(void *arg)
+{
+    CONC_TRY(conc_yield());
+    return conc_join(arg, NULL);
+}
+
+static int sleep_beside_a_circle(void *arg)
+{
+    conc_group g = {0};
+    for (int i = 0; i < 2; i++)
+        CONC_TRY_IN(&g, conc_spawn_task(&g, &crossed[i], join_the_other, &crossed[!i]));
+    return conc_group_end(&g, sleep_for_ever(arg));
+}
+
+static int sleep_in_a_shield(void *arg) { return conc_shield(CONC_FOREVER, sleep_for_ever, arg); }
+
+static int wait_for_sleepers(void *arg)
+{
+    (void)arg;
+    return CONC_GATHER(CONC_CALL(sleep_for_ever, NULL), CONC_CALL(sleep_for_ever, NULL));
+}
+
+static void check_deadlock(conc_fn *fn)
+{
+    program = fn;
+    wanted = -EDEADLK;
+    number = SIGINT;
+    int status = test_in_process(run_program, output, sizeof output);
+    CHECK_INT(status, 0);
+    CHECK_CONTAINS(output, "conc: deadlock");
+}
+
+TEST(a_circle_beside_a_main_that_sleeps_for_ever_is_a_deadlock)
+{
+    check_deadlock(sleep_beside_a_circle);
+    CHECK_CONTAINS(output, "in a circle");
+}
+
+TEST(a_sleep_for_ever_that_no_signal_could_end_is_a_deadlock)
+{
+    check_deadlock(sleep_in_a_shield);
+    check_deadlock(wait_for_sleepers);
+    virtual_clock = true;
+    check_deadlock(sleep_for_ever);
+}
+
+/* ---- where else it finds main ---- */
+
 static int raise_in_a_task(void *arg)
 {
     (void)arg;
