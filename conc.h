@@ -585,14 +585,13 @@ struct conc_gen {
  * first next on.
  *     int conc_gen_open(conc_gen *g, conc_gen_fn *fn, void *arg, size_t item_size);
  * Errors: -EINVAL (NULL, open already), -ENOMEM. Close it with conc_gen_close. */
-#define conc_gen_open(g, fn, arg, item_size) \
-    conc__gen_open((g), (fn), (arg), (item_size), CONC__PLACE)
-CONC_API int conc__gen_open(conc_gen *g, conc_gen_fn *fn, void *arg, size_t item_size,
-                            const char *place);
+#define conc_gen_open(g, fn, ...) conc__gen_open((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
+CONC_API int conc__gen_open(conc_gen *g, const char *opened, conc_gen_fn *fn, void *arg,
+                            size_t item_size);
 
 /* In the body: hands a copy of item_size bytes to the consumer, and returns when it wants the
- * next: 0. -ECANCELED: the consumer is closing, clean up and return. -EINVAL: not in this
- * generator's body, or a scope or group of the body is open. */
+ * next: 0. -ECANCELED: the consumer is closing, clean up and return; so does every emit from then
+ * on, at once. -EINVAL: not in this generator's body, or a scope or group of the body is open. */
 CONC_API int conc_gen_emit(conc_gen *g, const void *item);
 
 /* In the consumer: 1 and the next item, 0 at the end (and after it), negative the body's error.
@@ -601,9 +600,10 @@ CONC_API int conc_gen_emit(conc_gen *g, const void *item);
 CONC_API int conc_gen_next(conc_gen *g, void *item);
 
 /* Ends the body, whose emit returns -ECANCELED, waits for its clean-up, and frees the stack.
- * Returns 0, the error of the clean-up, or -EINVAL when the body emitted again instead of ending
- * (it is abandoned). Closing twice, or what was never opened: 0. -EBUSY as above. The body's own
- * waits still work while it cleans up. */
+ * Returns 0 or the error of the clean-up. A body that emits 1000 times more instead of ending is
+ * stopped for good: on_error is told, -EINVAL is returned, and the stack is kept until the run
+ * ends. Closing twice, or what was never opened: 0. -EBUSY as above. The body's own waits still
+ * work while it cleans up. */
 CONC_API int conc_gen_close(conc_gen *g);
 
 /* ---- >>descriptors -------------------------------------------------------------------------- */
@@ -811,8 +811,12 @@ typedef struct conc_signals {
  * Each open conc_signals gets every signal of its numbers, in every thread; a number that is in
  * the list twice counts once. They are let through in this thread if they were blocked. Errors: -EINVAL (NULL, n 0, open already, no such signal,
  * or SIGKILL, SIGSTOP, SIGPIPE and those of faults), -ENOMEM; then nothing has changed. Not a
- * checkpoint. */
-CONC_API int conc_signals_open(conc_signals *s, const int *numbers, size_t n);
+ * checkpoint. One on a task's stack has to be closed before its function returns: one that is
+ * lost there is told, and ends the program.
+ *     int conc_signals_open(conc_signals *s, const int *numbers, size_t n); */
+#define conc_signals_open(s, ...) \
+    conc__signals_open((s), "the conc_signals opened at " CONC__PLACE, __VA_ARGS__)
+CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *numbers, size_t n);
 
 /* Waits for the next signal: its number. Of several that came, each number has its turn. -EPIPE:
  * not open, or closed meanwhile. */
@@ -1364,7 +1368,8 @@ typedef struct conc__wait_kind {
     const conc_task *(*owner)(const conc__wait *wait);
 } conc__wait_kind;
 
-/* Debug: a lock that a task holds, or something that was opened and not closed. */
+/* Debug: a lock that a task holds, or something that was opened and not closed. Always: a
+ * conc_signals that is open. */
 typedef struct conc__holding {
     struct conc__holding *next;
     const void *object;
@@ -1569,6 +1574,7 @@ struct conc_loop {
     const char *main_name;
     int rc;
     struct conc__gen *generators;
+    conc__stack *stopped;         /* of generators that were stopped for good */
     bool lists_tasks;             /* the report that is made has a line for each task */
     uint64_t run;                 /* which of the process's runs this is */
     const conc_task *asked_about; /* conc__lives: its last question */
@@ -1621,6 +1627,7 @@ struct conc_loop {
     conc__ending *endings;
 
     conc_signals *signals;
+    conc__holding *receiving; /* the same, in memory that is not theirs */
     int signal_waits, signal_slot, interrupted_by;
     bool interrupted_late, winding_up, embedded, stepping, pipe_was_blocked, pipe_was_pending;
     void *signal_stack;
@@ -2770,6 +2777,8 @@ CONC__PRIVATE bool conc__stacks_trim(conc_loop *l, int looks)
 
 CONC__PRIVATE void conc__stacks_close(conc_loop *l)
 {
+    for (conc__stack *s = l->stopped; s; s = s->next)
+        conc__stack_ends(l, s);
     for (conc__pool *p = l->pools, *next; p; p = next) {
         next = p->next;
         for (conc__slab *s = p->slabs, *after; s; s = after) {
@@ -3517,6 +3526,19 @@ CONC__PRIVATE void conc__unlink(conc__wait *w)
     w->list = NULL;
 }
 
+/* Signals that are received in memory which is lost: on the stack where the task runs, below an
+ * address. */
+CONC__COLD void conc__find_lost_signals(conc_loop *l, conc_task *t, const void *below,
+                                        const char *how)
+{
+    uintptr_t low = (uintptr_t)t->stack->low, size = (uintptr_t)below - low;
+    for (const conc__holding *h = l->receiving; h; h = h->next)
+        if ((uintptr_t)h->object - low < size) {
+            t->place = h->place;
+            conc__lost(l, t, how);
+        }
+}
+
 /* A scope that lies below the frame of a call into conc, on the same stack, belongs to a
  * function that has returned. */
 static inline void conc__find_lost(conc_loop *l, const void *frame)
@@ -3526,6 +3548,8 @@ static inline void conc__find_lost(conc_loop *l, const void *frame)
     if (CONC__UNLIKELY(self->scope && (uintptr_t)((char *)self->scope - low) <
                                           (uintptr_t)((const char *)frame - low)))
         conc__lost(l, self, "a function returned");
+    if (CONC__UNLIKELY(l->receiving))
+        conc__find_lost_signals(l, self, frame, "a function returned");
 }
 
 /* The running task waits until somebody wakes w. */
@@ -4901,17 +4925,7 @@ CONC__COLD void conc__free_strings(conc_task *t)
     CONC_FREE(t->text);
 }
 
-/* Signals that are received in memory which is gone with the task's stack. */
-CONC__COLD void conc__find_lost_signals(conc_loop *l, conc_task *t)
-{
-    for (const conc_signals *s = l->signals; s; s = s->next)
-        if ((const char *)s >= t->stack->low && (const char *)s < (const char *)t->stack) {
-            t->place = "the conc_signals on its stack";
-            conc__lost(l, t, "it ended");
-        }
-}
-
-/* Debug: remembers something that is to be given back. Without memory only its report is lost. */
+/* Remembers something that is to be given back. Without memory only its report is lost. */
 CONC__COLD void conc__note(conc__holding **list, const void *object, const char *what,
                            const char *place)
 {
@@ -4953,8 +4967,8 @@ static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
     conc_group *g = t->group;
     if (CONC__UNLIKELY(t->scope))
         conc__lost(l, t, "it ended");
-    if (CONC__UNLIKELY(l->signals))
-        conc__find_lost_signals(l, t);
+    if (CONC__UNLIKELY(l->receiving))
+        conc__find_lost_signals(l, t, t->stack, "it ended");
     if (CONC__UNLIKELY(t->held))
         conc__tell_held(t);
     t->result = rc;
@@ -5447,11 +5461,15 @@ typedef struct conc__gen {
     size_t item_size;
     conc_task *consumer; /* who is inside; NULL: nobody */
     conc_scope *scope;   /* its innermost scope then */
-    /* the generator whose body asked last, which may be gone by now; NULL: a task */
+    /* the generator whose body asked last; NULL: a task, or a generator that has ended */
     struct conc__gen *used_by;
-    int rc;
-    bool started, ended, closing;
+    struct conc__gen *sources, *next_source, *prev_source; /* those that it used so */
+    const char *opened;                                    /* "fn at file.c:12" */
+    int rc, late_emits;
+    bool started, ended, closing, stopped;
 } conc__gen;
+
+enum { CONC__LATE_EMITS = 1000 }; /* while it is being closed, after which a body is stopped */
 
 static conc__gen conc__exhausted; /* what a conc_gen points to whose body has ended */
 
@@ -5461,17 +5479,31 @@ CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
     return s->has_generator ? (conc__gen *)(void *)conc__stack_top(s) : NULL;
 }
 
+CONC__PRIVATE conc__source conc__gen_source(const conc__gen *g)
+{
+    return (conc__source){g->opened, g->opened};
+}
+
+/* The body has returned: what it left open on its stack is lost. */
+CONC__PRIVATE void conc__gen_find_lost(conc_loop *l, const conc__gen *g)
+{
+    char how[CONC__NAME + CONC__TEXT];
+    if (l->self->scope == g->scope && !l->receiving)
+        return;
+    snprintf(how, sizeof how, "the generator %s ended", g->opened);
+    if (l->self->scope != g->scope)
+        conc__lost(l, l->self, how);
+    conc__find_lost_signals(l, l->self, g->stack, how);
+}
+
 CONC__PRIVATE void conc__gen_main(void)
 {
     CONC__BOTTOM();
     conc_loop *l = conc__here;
-    conc_task *self = l->self;
-    conc__gen *g = conc__gen_on(self->stack);
+    conc__gen *g = conc__gen_on(l->self->stack);
     conc__arrived(l, g->stack);
     g->rc = g->fn(&g->face, g->arg);
-    self = l->self; /* the last consumer need not be the first */
-    if (self->scope != g->scope)
-        conc__lost(l, self, "a generator ended");
+    conc__gen_find_lost(l, g);
     g->ended = true;
     conc__leaving(NULL, g->outside);
     conc__jump(l->scratch, g->outer);
@@ -5484,8 +5516,45 @@ CONC__PRIVATE conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
     return face && face->run == l->run ? face->body : NULL;
 }
 
-CONC_API int conc__gen_open(conc_gen *face, conc_gen_fn *fn, void *arg, size_t item_size,
-                            const char *place)
+/* Before the first. */
+CONC__PRIVATE void conc__gen_link(conc_loop *l, conc__gen *g)
+{
+    g->prev = NULL;
+    g->next = l->generators;
+    if (g->next)
+        g->next->prev = g;
+    l->generators = g;
+}
+
+CONC__PRIVATE void conc__gen_unlink(conc_loop *l, conc__gen *g)
+{
+    *(g->prev ? &g->prev->next : &l->generators) = g->next;
+    if (g->next)
+        g->next->prev = g->prev;
+}
+
+/* g is used by a body, NULL: by a task; at the run's end consumers are closed first. */
+CONC__PRIVATE void conc__gen_set_user(conc__gen *g, conc__gen *user)
+{
+    if (g->used_by == user)
+        return;
+    if (g->used_by) {
+        *(g->prev_source ? &g->prev_source->next_source : &g->used_by->sources) = g->next_source;
+        if (g->next_source)
+            g->next_source->prev_source = g->prev_source;
+    }
+    g->used_by = user;
+    if (!user)
+        return;
+    g->prev_source = NULL;
+    g->next_source = user->sources;
+    if (g->next_source)
+        g->next_source->prev_source = g;
+    user->sources = g;
+}
+
+CONC_API int conc__gen_open(conc_gen *face, const char *opened, conc_gen_fn *fn, void *arg,
+                            size_t item_size)
 {
     conc_loop *l = conc__in_task();
     if (!l)
@@ -5500,21 +5569,19 @@ CONC_API int conc__gen_open(conc_gen *face, conc_gen_fn *fn, void *arg, size_t i
     char *top = conc__stack_top(stack);
     conc__gen *g = (conc__gen *)(void *)top;
     *g = (conc__gen){.face = {g, l->run},
-                     .next = l->generators,
                      .stack = stack,
                      .fn = fn,
                      .arg = arg,
-                     .item_size = item_size};
-    if (l->generators)
-        l->generators->prev = g;
-    l->generators = g;
+                     .item_size = item_size,
+                     .opened = opened};
+    conc__gen_link(l, g);
     l->generator_count++;
     stack->has_generator = true;
     conc__prepare(g->inner, stack->low, top, conc__gen_main);
     face->body = g;
     face->run = l->run;
     if (CONC__UNLIKELY(l->debug))
-        conc__note(&l->opened, g, "a generator", place);
+        conc__note(&l->opened, g, "a generator", conc__place_of(opened));
     return 0;
 }
 
@@ -5526,7 +5593,7 @@ CONC__PRIVATE void conc__gen_enter(conc_loop *l, conc__gen *g)
     g->emitted = NULL;
     g->consumer = self;
     g->scope = self->scope;
-    g->used_by = conc__gen_on(self->stack);
+    conc__gen_set_user(g, conc__gen_on(self->stack));
     g->outside = self->stack;
     self->stack = g->stack;
     l->switch_stacks(l, g->outside, g->outer, g->stack, g->inner);
@@ -5534,37 +5601,65 @@ CONC__PRIVATE void conc__gen_enter(conc_loop *l, conc__gen *g)
     g->consumer = NULL;
 }
 
-/* The body has ended, or is abandoned: its stack goes back, and its result comes out. */
-CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
+/* The body has ended: its stack goes back. That of a body which was stopped is kept, as others
+ * may know what lies on it. */
+CONC__PRIVATE void conc__gen_give_stack(conc_loop *l, conc__gen *g)
 {
-    int rc = g->rc;
-    *(g->prev ? &g->prev->next : &l->generators) = g->next;
-    if (g->next)
-        g->next->prev = g->prev;
-    l->generator_count--;
     conc__stack *stack = g->stack;
     char *used = NULL;
-    if (CONC__UNLIKELY(l->debug)) {
-        conc__unnote(&l->opened, g);
-        used = conc__usage_note(l, stack, (conc__source){"generators", "generators"});
+    if (g->stopped) {
+        stack->next = l->stopped;
+        l->stopped = stack;
+        return;
     }
+    if (CONC__UNLIKELY(l->debug))
+        used = conc__usage_note(l, stack, conc__gen_source(g));
     conc__stack_give(l, stack);
     stack->has_generator = false;
     conc__stack_clear(stack, used);
+}
+
+/* The body has ended, or is stopped: its result. */
+CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
+{
+    int rc = g->rc;
+    conc__gen_unlink(l, g);
+    conc__gen_set_user(g, NULL);
+    while (g->sources)
+        conc__gen_set_user(g->sources, NULL);
+    l->generator_count--;
+    if (CONC__UNLIKELY(l->debug))
+        conc__unnote(&l->opened, g);
+    conc__gen_give_stack(l, g);
     if (face)
         face->body = &conc__exhausted;
     return rc;
 }
 
-CONC_API int conc_gen_emit(conc_gen *face, const void *item)
+/* The body emits though it is being closed. */
+CONC__COLD int conc__gen_emit_late(conc_loop *l, conc__gen *g)
+{
+    if (++g->late_emits < CONC__LATE_EMITS)
+        return -ECANCELED;
+    g->stopped = true;
+    l->switch_stacks(l, g->stack, g->inner, g->outside, g->outer);
+    __builtin_unreachable();
+}
+
+CONC_API CONC__CALLED int conc_gen_emit(conc_gen *face, const void *item)
 {
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
     conc__gen *g = conc__gen_of(l, face);
-    if (!g || g == &conc__exhausted || l->self->stack != g->stack || l->self->scope != g->scope ||
-        (!item && g->item_size))
+    if (!g || g == &conc__exhausted || l->self->stack != g->stack || (!item && g->item_size))
         return -EINVAL;
+    if (CONC__UNLIKELY(l->self->scope != g->scope)) {
+        conc__find_lost(l, __builtin_frame_address(0));
+        return -EINVAL;
+    }
+    if (CONC__UNLIKELY(g->closing))
+        return conc__gen_emit_late(l, g);
     g->emitted = item ? item : g;
     l->switch_stacks(l, g->stack, g->inner, g->outside, g->outer);
     return g->closing ? -ECANCELED : 0;
@@ -5596,16 +5691,30 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     return 1;
 }
 
-CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face)
+/* Ends the body; *stopped: for good, as it would not end. The error that comes out of it is the
+ * task's newest, and has no words but those of the body. */
+CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, bool *stopped)
 {
+    conc_task *self = l->self;
+    const char *words = "";
+    int told = self->last_rc;
     g->closing = true;
-    if (g->started && !g->ended) {
+    self->last_rc = 0;
+    if (g->started)
         conc__gen_enter(l, g);
-        if (!g->ended)
-            g->rc = -EINVAL; /* it emitted again; nobody will go on there */
+    *stopped = g->stopped;
+    if (*stopped) {
+        g->rc = -EINVAL;
+        self->last_rc = 0;
+        words = "it emitted 1000 times while it was closed, and is stopped for good";
     }
     int rc = conc__gen_free(l, g, face);
-    return rc < 0 && rc != -ECANCELED ? rc : 0;
+    rc = rc < 0 && rc != -ECANCELED ? rc : 0;
+    if (rc && self->last_rc != rc)
+        conc__tell(self, rc, words, (conc__source){NULL, NULL});
+    else if (!self->last_rc)
+        self->last_rc = told;
+    return rc;
 }
 
 CONC_API int conc_gen_close(conc_gen *face)
@@ -5622,37 +5731,56 @@ CONC_API int conc_gen_close(conc_gen *face)
         return -EPERM;
     if (g->consumer)
         return -EBUSY;
-    int rc = conc__gen_finish(l, g, face);
+    bool stopped;
+    conc__source source = conc__gen_source(g);
+    int rc = conc__gen_finish(l, g, face, &stopped);
+    if (stopped)
+        conc__report(l, source, rc, conc__words(l->self, rc));
     face->body = NULL;
     return rc;
 }
 
-CONC_API void conc__auto_conc_gen(conc_gen *g)
+/* Closes a generator whose error no call returns: it goes to on_error, and the task's own newest
+ * error stays what it was. */
+CONC__PRIVATE void conc__gen_close_unseen(conc_loop *l, conc__gen *g, conc_gen *face)
 {
-    int rc = conc_gen_close(g);
+    conc_task *self = l->self;
+    conc__source source = conc__gen_source(g), by = conc__origin(self, self->last_rc);
+    char text[CONC__TEXT], name[CONC__NAME];
+    int last_rc = self->last_rc;
+    bool by_another = self->told_by != NULL, stopped;
+    conc__copy(text, sizeof text, conc__words(self, last_rc));
+    conc__keep_name(name, by);
+    int rc = conc__gen_finish(l, g, face, &stopped);
+    if (rc < 0)
+        conc__report(l, source, rc, conc__words(self, rc));
+    by = by_another ? conc__kept_source(name, by.spawned) : (conc__source){NULL, NULL};
+    conc__tell(self, last_rc, text, by);
+}
+
+CONC_API void conc__auto_conc_gen(conc_gen *face)
+{
     conc_loop *l = conc__of_task();
-    if (rc < 0 && l)
-        conc__report_close(l, "a generator", rc);
+    conc__gen *g = l ? conc__gen_of(l, face) : NULL;
+    if (g && g != &conc__exhausted && !g->consumer)
+        conc__gen_close_unseen(l, g, face);
+    else if (g && g->consumer)
+        conc__report(l, conc__gen_source(g), -EBUSY, "");
+    face->body = NULL;
 }
 
-CONC__PRIVATE bool conc__gen_is_open(const conc_loop *l, const conc__gen *g)
-{
-    const conc__gen *open = g ? l->generators : NULL;
-    while (open && open != g)
-        open = open->next;
-    return open != NULL;
-}
-
-/* The end of a run: consumers are closed before what they consume. */
+/* The end of a run: consumers are closed before what they consume. Each that is passed on the
+ * way to a consumer is put before the others, so none is passed twice. */
 CONC__PRIVATE void conc__close_generators(conc_loop *l)
 {
     while (l->generators) {
         conc__gen *g = l->generators;
-        for (size_t n = l->generator_count; conc__gen_is_open(l, g->used_by) && n; n--)
+        while (g->used_by) {
             g = g->used_by;
-        int rc = conc__gen_finish(l, g, NULL);
-        if (rc < 0)
-            conc__report_close(l, "a generator that was left open", rc);
+            conc__gen_unlink(l, g);
+            conc__gen_link(l, g);
+        }
+        conc__gen_close_unseen(l, g, NULL);
     }
 }
 
@@ -8444,7 +8572,7 @@ CONC__PRIVATE void conc__open_signals(conc_loop *l, void *arg)
     errno = saved;
 }
 
-CONC_API int conc_signals_open(conc_signals *s, const int *numbers, size_t n)
+CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *numbers, size_t n)
 {
     conc_loop *l = conc__here;
     conc__signal_call c = {s, numbers, n, 0};
@@ -8453,6 +8581,8 @@ CONC_API int conc_signals_open(conc_signals *s, const int *numbers, size_t n)
     if (!s || !numbers || !n || n > CONC__SIGNALS || (s->loop && s->run == l->run))
         return conc__misused(-EINVAL, "conc_signals_open", "no numbers, or it is open", NULL);
     conc__on_loop(l, conc__open_signals, &c);
+    if (c.rc == 0)
+        conc__note(&l->receiving, s, "signals", place);
     return c.rc;
 }
 
@@ -8522,6 +8652,7 @@ CONC_API int conc_signals_close(conc_signals *s)
         conc__wake(l, s->waits.first, -EPIPE);
     }
     conc__on_loop(l, conc__close_signals, &c);
+    conc__unnote(&l->receiving, s);
     s->numbers = NULL;
     s->loop = NULL;
     return 0;

@@ -241,31 +241,248 @@ TASK_TEST(a_close_returns_the_error_of_the_clean_up)
     CHECK_INT(cleaned, 4);
 }
 
+typedef struct told {
+    int count, rc;
+    char task[128], place[128], text[256];
+} told;
+
+static void keep_failure(const conc_failure *f, void *user)
+{
+    told *t = user;
+    t->count++;
+    t->rc = f->rc;
+    snprintf(t->task, sizeof t->task, "%s", f->task);
+    snprintf(t->place, sizeof t->place, "%s", f->place);
+    snprintf(t->text, sizeof t->text, "%s", f->text);
+}
+
+/* A run that tells what on_error is told. */
+static told run_telling(conc_fn *fn, int expected)
+{
+    told t = {0};
+    conc_options o = {.virtual_clock = true, .on_error = keep_failure, .user = &t};
+    CHECK_INT(conc_run_with(&o, fn, NULL), expected);
+    return t;
+}
+
+static int emits; /* how often a body called it */
+
+static int emit_again(conc_gen *g, void *times)
+{
+    int rc = conc_gen_emit(g, &emits);
+    for (emits = 0; emits < *(int *)times; emits++) {
+        CHECK_INT(conc_gen_emit(g, &emits), -ECANCELED);
+        CHECK_INT(conc_gen_emit(g, &emits), -ECANCELED);
+    }
+    cleaned++;
+    return rc;
+}
+
+TASK_TEST(while_it_is_closed_every_emit_returns_at_once_and_the_body_ends)
+{
+    int times = 499, item = 7;
+    conc_stats before, after;
+    conc_gen g = {0};
+    CHECK_INT(conc_gen_open(&g, emit_again, &times, sizeof item), 0);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    conc_get_stats(&before);
+    CHECK_INT(conc_gen_close(&g), 0);
+    conc_get_stats(&after);
+    CHECK_INT(emits, times);
+    CHECK_INT(cleaned, 1);
+    CHECK_INT(after.switches, before.switches);
+    CHECK_INT(after.generators, 0);
+    CHECK_INT(after.stacks, before.stacks - 1);
+}
+
 static int never_end(conc_gen *g, void *arg)
 {
-    int *emitted = arg;
-    while (*emitted < 1000) {
-        (*emitted)++;
-        (void)conc_gen_emit(g, emitted);
-    }
+    for (emits = 0; !arg; emits++)
+        (void)conc_gen_emit(g, &emits);
     return 0;
 }
 
-TASK_TEST(a_body_that_emits_again_instead_of_ending_is_abandoned)
+static int close_what_never_ends(void *arg)
 {
-    int emitted = 0, item = 0;
+    int item, three_times = 3;
     conc_stats before, after;
-    conc_gen g = {0};
+    conc_gen g = {0}, next = {0};
+    (void)arg;
+    CHECK_INT(conc_gen_open(&g, never_end, NULL, sizeof item), 0);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
     conc_get_stats(&before);
-    CHECK_INT(conc_gen_open(&g, never_end, &emitted, sizeof item), 0);
+    CHECK_INT(conc_gen_close(&g), -EINVAL);
+    CHECK_INT(emits, 1000);
+    CHECK_CONTAINS(conc_last_error(), "stopped for good");
+    CHECK_INT(conc_gen_close(&g), 0);
+    conc_get_stats(&after);
+    CHECK_INT(after.generators, before.generators - 1);
+    CHECK_INT(after.stacks, before.stacks); /* it is kept */
+    CHECK_INT(conc_gen_open(&g, count_to, &three_times, sizeof item), 0);
+    CHECK_INT(conc_gen_open(&next, count_to, &three_times, sizeof item), 0);
+    for (int i = 1; i <= 3; i++)
+        CHECK(conc_gen_next(&g, &item) == 1 && item == i && conc_gen_next(&next, &item) == 1);
+    CHECK_INT(emits, 1000);
+    CHECK_INT(conc_gen_close(&next), 0);
+    return conc_gen_close(&g);
+}
+
+static int leave_what_never_ends(void *arg)
+{
+    static conc_gen left;
+    int item;
+    (void)arg;
+    CONC_AUTO(conc_gen, g) = {0};
+    CHECK_INT(conc_gen_open(&left, never_end, NULL, sizeof item), 0);
+    CHECK_INT(conc_gen_next(&left, &item), 1);
+    CHECK_INT(conc_gen_open(&g, never_end, NULL, sizeof item), 0);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    return 0;
+}
+
+TEST(a_body_that_emits_1000_times_more_is_stopped_for_good_and_told)
+{
+    told t = run_telling(close_what_never_ends, 0);
+    CHECK_INT(t.count, 1);
+    CHECK_INT(t.rc, -EINVAL);
+    CHECK_CONTAINS(t.task, "never_end at ");
+    CHECK_CONTAINS(t.text, "emitted 1000 times");
+    CHECK_INT(run_telling(leave_what_never_ends, 0).count, 2);
+}
+
+static int signal_number = SIGUSR1;
+
+/* What it has open on its stack is still there when its stack is kept. */
+static int never_end_with_signals(conc_gen *g, void *arg)
+{
+    conc_signals s = {0};
+    conc_gen inner = {0};
+    int item;
+    CONC_TRY(conc_signals_open(&s, &signal_number, 1));
+    CONC_TRY(conc_gen_open(&inner, count_to, arg, sizeof item));
+    CONC_TRY(conc_gen_next(&inner, &item));
+    for (;;)
+        (void)conc_gen_emit(g, &item);
+}
+
+static int raise_after_the_stop(void *arg)
+{
+    int item, n = 5;
+    conc_gen g = {0};
+    (void)arg;
+    CHECK_INT(conc_gen_open(&g, never_end_with_signals, &n, sizeof item), 0);
     CHECK_INT(conc_gen_next(&g, &item), 1);
     CHECK_INT(conc_gen_close(&g), -EINVAL);
-    CHECK_INT(emitted, 2);
-    CHECK_INT(conc_gen_close(&g), 0);
-    CHECK_INT(emitted, 2);
-    conc_get_stats(&after);
-    CHECK_INT(after.generators, before.generators);
-    CHECK_INT(after.stacks, before.stacks);
+    CHECK_INT(open_generators(), 1);
+    signal(SIGUSR1, SIG_IGN);
+    raise(SIGUSR1);
+    return conc_sleep(1);
+}
+
+TEST(what_a_stopped_body_had_open_does_no_harm)
+{
+    CHECK_INT(run_telling(raise_after_the_stop, 0).count, 1);
+}
+
+/* ---- the words of a clean-up that fails */
+
+static int fail_in_words(conc_gen *g, void *arg)
+{
+    int one = 1, rc = conc_gen_emit(g, &one);
+    (void)arg;
+    return rc == -ECANCELED ? conc_fail(-EIO, "could not flush the cursor") : rc;
+}
+
+static int fail_without_words(conc_gen *g, void *arg)
+{
+    int one = 1, rc = conc_gen_emit(g, &one);
+    (void)arg;
+    return rc == -ECANCELED ? -EIO : rc;
+}
+
+static int begin(conc_gen *g, conc_gen_fn *fn)
+{
+    int item;
+    CHECK_INT(conc_gen_open(g, fn, NULL, sizeof item), 0);
+    return conc_gen_next(g, &item) == 1 ? 0 : -EIO;
+}
+
+TASK_TEST(the_words_of_the_clean_up_are_the_consumers_newest_error)
+{
+    conc_gen g = {0};
+    CHECK_INT(begin(&g, fail_in_words), 0);
+    CHECK_INT(conc_gen_close(&g), -EIO);
+    CHECK_STR(conc_last_error(), "could not flush the cursor");
+    CHECK_INT(begin(&g, fail_without_words), 0);
+    CHECK_INT(conc_gen_close(&g), -EIO);
+    CHECK_STR(conc_last_error(), conc_strerror(-EIO));
+}
+
+static int line_of_open;
+
+static int leave_open(void *arg)
+{
+    static conc_gen left;
+    int item;
+    line_of_open = __LINE__ + 1;
+    CHECK_INT(conc_gen_open(&left, fail_in_words, NULL, sizeof item), 0);
+    CHECK_INT(conc_gen_next(&left, &item), 1);
+    return arg ? 0 : conc_fail(-EPROTO, "line 12");
+}
+
+static int leave_automatic(void *arg)
+{
+    int item;
+    CONC_AUTO(conc_gen, g) = {0};
+    line_of_open = __LINE__ + 1;
+    CHECK_INT(conc_gen_open(&g, fail_in_words, NULL, sizeof item), 0);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    return arg ? 0 : conc_fail(-EIO, "line 12");
+}
+
+static int join_both(void *arg)
+{
+    int rc;
+    conc_group group = {.keep_going = true};
+    conc_task t = {0};
+    (void)arg;
+    CHECK_INT(conc_spawn_task(&group, &t, leave_automatic, NULL), 0);
+    CHECK_INT(conc_join(&t, &rc), 0);
+    CHECK_STR(conc_error_text(&t), "line 12");
+    CHECK_INT(conc_group_wait(&group), -EIO);
+    return 0;
+}
+
+static void check_told(const told *t)
+{
+    char place[256];
+    snprintf(place, sizeof place, "test_generators.c:%d", line_of_open);
+    CHECK_INT(t->count, 1);
+    CHECK_STR(t->text, "could not flush the cursor");
+    CHECK_CONTAINS(t->place, place);
+    CHECK_CONTAINS(t->task, "fail_in_words at ");
+}
+
+TEST(a_clean_up_that_fails_is_told_in_its_words_and_the_tasks_own_stay)
+{
+    told t = run_telling(join_both, 0);
+    check_told(&t);
+    t = run_telling(leave_open, -EPROTO);
+    check_told(&t);
+}
+
+static int leave_wordless(void *arg)
+{
+    CONC_AUTO(conc_gen, g) = {0};
+    CHECK_INT(begin(&g, fail_without_words), 0);
+    return arg ? 0 : conc_fail(-EIO, "line 12");
+}
+
+TEST(a_clean_up_without_words_does_not_get_those_of_its_task)
+{
+    told t = run_telling(leave_wordless, -EIO);
+    CHECK_INT(t.count, 1);
+    CHECK_STR(t.text, conc_strerror(-EIO));
 }
 
 static int take_one(void *gen)

@@ -99,3 +99,47 @@ static int spawns_beside_failures(void *arg)
 
 GROWTH_TEST(joins_of_failed_background_tasks, joins_failures_from_the_last, 1000)
 GROWTH_TEST(spawns_and_joins_beside_failed_background_tasks, spawns_beside_failures, 1000)
+
+/* ---- open generators, each of which consumes the next ---- */
+
+static conc_gen chain[MOST];
+static int first_closed;
+static bool closed_any;
+
+static int passes_on_from_the_next(conc_gen *g, void *arg)
+{
+    long i = (long)(intptr_t)arg;
+    int item = (int)i, rc = i + 1 < many ? conc_gen_next(&chain[i + 1], &item) : 1;
+    while (rc == 1) {
+        rc = conc_gen_emit(g, &item);
+        if (rc == 0)
+            rc = i + 1 < many ? conc_gen_next(&chain[i + 1], &item) : 1;
+    }
+    if (!closed_any)
+        first_closed = (int)i;
+    closed_any = true;
+    return rc;
+}
+
+static int opens_a_chain(int from, int step)
+{
+    int item;
+    closed_any = false;
+    first_closed = -1;
+    memset(chain, 0, sizeof chain);
+    for (int k = 0, i = from; k < many; k++, i += step)
+        CONC_TRY(
+            conc_gen_open(&chain[i], passes_on_from_the_next, (void *)(intptr_t)i, sizeof item));
+    return conc_gen_next(&chain[0], &item) == 1 ? 0 : -EIO;
+}
+
+static int opens_a_chain_from_the_first(void *arg) { return arg ? 0 : opens_a_chain(0, 1); }
+static int opens_a_chain_from_the_last(void *arg) { return arg ? 0 : opens_a_chain(many - 1, -1); }
+
+TEST(closing_a_chain_of_generators_at_the_runs_end)
+{
+    check_grows_evenly(opens_a_chain_from_the_first, 100);
+    CHECK_INT(first_closed, 0);
+    check_grows_evenly(opens_a_chain_from_the_last, 100);
+    CHECK_INT(first_closed, 0);
+}

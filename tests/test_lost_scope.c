@@ -343,18 +343,136 @@ TASK_TEST(objects_in_the_heap_may_stay_open_when_a_function_returns)
     free(g);
 }
 
-static int leave_signals_open(void *arg)
+/* ---- signals, which the loop receives into them */
+
+__attribute__((noinline)) static int lose_signals(void)
 {
     conc_signals s = {0};
-    (void)arg;
+    opening(__LINE__ + 1);
     return conc_signals_open(&s, &(int){SIGUSR1}, 1);
 }
 
-static void child_ends_with_signals(void) { run(leave_signals_open); }
+static int lose_signals_and_wait(void *arg)
+{
+    (void)arg;
+    CHECK_INT(below(lose_signals), 0);
+    return conc_sleep(1);
+}
+
+static int end_with_signals(void *arg)
+{
+    conc_signals s = {0};
+    (void)arg;
+    opening(__LINE__ + 1);
+    return conc_signals_open(&s, &(int){SIGUSR1}, 1);
+}
+
+static int child_with_signals(void *arg)
+{
+    (void)arg;
+    return spawn_and_wait(end_with_signals);
+}
+
+static void signals_then_wait(void) { run(lose_signals_and_wait); }
+static void main_ends_with_signals(void) { run(end_with_signals); }
+static void child_ends_with_signals(void) { run(child_with_signals); }
+
+TEST(signals_left_open_by_a_function_are_found_at_the_next_wait)
+{
+    check_lost(signals_then_wait, "a function returned, with the conc_signals");
+}
+
+TEST(a_main_function_that_ends_with_signals_open_is_told)
+{
+    check_lost(main_ends_with_signals, "conc_signals");
+}
 
 TEST(a_task_that_ends_with_signals_open_is_told)
 {
-    if (locals_are_on_the_stack())
-        CHECK_DIES(child_ends_with_signals, SIGABRT,
-                   "it ended, with the conc_signals on its stack still open");
+    check_lost(child_ends_with_signals, "ended, with the conc_signals");
+}
+
+TASK_TEST(signals_that_were_closed_or_lie_above_are_not_lost)
+{
+    conc_signals s = {0}, *kept_open = calloc(1, sizeof s);
+    CHECK(kept_open != NULL);
+    CHECK_INT(conc_signals_open(&s, &(int){SIGUSR1}, 1), 0);
+    CHECK_INT(conc_signals_open(kept_open, &(int){SIGUSR1}, 1), 0);
+    CHECK_INT(wait_deep(20), 0);
+    CHECK_INT(conc_signals_close(&s), 0);
+    CHECK_INT(wait_deep(5), 0);
+    CHECK_INT(conc_signals_close(kept_open), 0);
+    free(kept_open);
+}
+
+/* ---- the same on a generator's stack */
+
+static int body_that_loses(conc_gen *g, int (*lose)(void))
+{
+    int item = 1;
+    CONC_TRY(conc_gen_emit(g, &item));
+    CHECK_INT(below(lose), 0);
+    return conc_gen_emit(g, &item);
+}
+
+static int body_loses_scope(conc_gen *g, void *arg)
+{
+    (void)arg;
+    return body_that_loses(g, lose_a_scope);
+}
+
+static int body_loses_group(conc_gen *g, void *arg)
+{
+    (void)arg;
+    return body_that_loses(g, lose_a_group);
+}
+
+static int body_loses_signals(conc_gen *g, void *arg)
+{
+    (void)g, (void)arg;
+    CHECK_INT(below(lose_signals), 0);
+    return conc_sleep(1);
+}
+
+static int body_ends_with_signals(conc_gen *g, void *arg)
+{
+    int item = 1;
+    conc_signals s = {0};
+    (void)arg;
+    opening(__LINE__ + 1);
+    CONC_TRY(conc_signals_open(&s, &(int){SIGUSR1}, 1));
+    return conc_gen_emit(g, &item); /* closing: without conc_signals_close */
+}
+
+#define CONSUMER(name, fn)                                      \
+    static int name(void *arg)                                  \
+    {                                                           \
+        int item;                                               \
+        conc_gen g = {0};                                       \
+        CHECK_INT(conc_gen_open(&g, fn, NULL, sizeof item), 0); \
+        (void)conc_gen_next(&g, &item);                         \
+        (void)conc_gen_next(&g, &item);                         \
+        return arg ? 0 : conc_gen_close(&g);                    \
+    }
+CONSUMER(consume_lost_scope, body_loses_scope)
+CONSUMER(consume_lost_group, body_loses_group)
+CONSUMER(consume_lost_signals, body_loses_signals)
+CONSUMER(consume_signals, body_ends_with_signals)
+
+static void body_and_scope(void) { run(consume_lost_scope); }
+static void body_and_group(void) { run(consume_lost_group); }
+static void body_and_signals(void) { run(consume_lost_signals); }
+static void body_and_end(void) { run(consume_signals); }
+
+TEST(what_a_function_of_a_generator_left_open_is_found)
+{
+    check_lost(body_and_scope, "scope");
+    check_lost(body_and_group, "group");
+    check_lost(body_and_signals, "conc_signals");
+}
+
+TEST(a_generator_that_ends_with_signals_open_is_told)
+{
+    check_lost(body_and_end, "the generator body_ends_with_signals at ");
+    check_lost(body_and_end, "ended, with the conc_signals");
 }
