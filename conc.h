@@ -1460,12 +1460,14 @@ typedef struct conc__failures {
     size_t slot_count, count;
 } conc__failures;
 
+/* A node of a task's locals, with those below it: a search tree by the bits of each key's hash.
+ * Tasks share what neither has changed since the spawn. A node that can be reached from two sides
+ * has two references, or lies below one that has; it does not change any more. */
 typedef struct conc__locals {
-    int references, count;
-    struct {
-        const conc_local *key;
-        const void *value;
-    } entries[];
+    int references;
+    const conc_local *key;
+    const void *value;
+    struct conc__locals *below[2]; /* by the next bit of the hash */
 } conc__locals;
 
 /* Beside CONC_READABLE and CONC_WRITABLE: the peer has hung up, or there is an error. It comes to
@@ -4654,10 +4656,15 @@ CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t)
 
 /* ---- >>finishing ---------------------------------------------------------------------------- */
 
+/* The tree is at most 64 deep, mostly much less. */
 CONC__PRIVATE void conc__locals_release(conc__locals *locals)
 {
-    if (locals && __atomic_sub_fetch(&locals->references, 1, __ATOMIC_ACQ_REL) == 0)
+    while (locals && __atomic_sub_fetch(&locals->references, 1, __ATOMIC_ACQ_REL) == 0) {
+        conc__locals *right = locals->below[1];
+        conc__locals_release(locals->below[0]);
         CONC_FREE(locals);
+        locals = right;
+    }
 }
 
 typedef struct conc__reported {
@@ -5389,16 +5396,52 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 
 /* ---- >>keys --------------------------------------------------------------------------------- */
 
-CONC__PRIVATE conc__locals *conc__locals_with_room(const conc__locals *old, int count)
+/* A key's hash. No two keys have the same one, as each step can be undone. */
+CONC__PRIVATE uint64_t conc__local_hash(const conc_local *key)
 {
-    conc__locals *fresh = conc__alloc(sizeof *fresh + (size_t)count * sizeof fresh->entries[0]);
-    if (!fresh)
-        return NULL;
-    fresh->references = 1;
-    fresh->count = old ? old->count : 0;
-    if (old)
-        memcpy(fresh->entries, old->entries, (size_t)old->count * sizeof old->entries[0]);
-    return fresh;
+    uint64_t x = (uint64_t)(uintptr_t)key * 0x9e3779b97f4a7c15u;
+    x = (x ^ x >> 32) * 0xd6e8feb86659fd93u;
+    return x ^ x >> 32;
+}
+
+CONC__PRIVATE bool conc__locals_are_shared(const conc__locals *locals)
+{
+    return __atomic_load_n(&locals->references, __ATOMIC_ACQUIRE) > 1;
+}
+
+CONC__PRIVATE void conc__locals_share(conc__locals *locals)
+{
+    if (locals)
+        __atomic_fetch_add(&locals->references, 1, __ATOMIC_RELAXED);
+}
+
+/* Copies the nodes from `old` down to the key, which has the value in the copy; what hangs beside
+ * this path is shared. NULL: no memory. */
+CONC__PRIVATE conc__locals *conc__locals_with(const conc__locals *old, const conc_local *key,
+                                              const void *value, uint64_t hash)
+{
+    conc__locals *top = NULL, **end = &top;
+    bool found = false;
+    while (!found) {
+        conc__locals *copy = conc__alloc(sizeof *copy);
+        if (!copy) {
+            conc__locals_release(top);
+            return NULL;
+        }
+        found = !old || old->key == key;
+        *copy = (conc__locals){.references = 1, .key = found ? key : old->key};
+        copy->value = found ? value : old->value;
+        for (unsigned way = 0; old && way < 2; way++)
+            if (found || way != (hash & 1)) {
+                copy->below[way] = old->below[way];
+                conc__locals_share(copy->below[way]);
+            }
+        *end = copy;
+        end = &copy->below[hash & 1];
+        old = old ? old->below[hash & 1] : NULL;
+        hash >>= 1;
+    }
+    return top;
 }
 
 /* Where the running task's locals hang, or those of the job that runs on this thread; NULL:
@@ -5418,31 +5461,28 @@ CONC_API int conc_local_set(conc_local *key, const void *value)
         return -EPERM;
     if (!key)
         return -EINVAL;
-    conc__locals *old = *at, *now = old;
-    int i = 0, count = old ? old->count : 0;
-    while (i < count && old->entries[i].key != key)
-        i++;
-    /* others see the old values: copy */
-    if (i == count || __atomic_load_n(&old->references, __ATOMIC_ACQUIRE) > 1) {
-        now = conc__locals_with_room(old, count + (i == count));
-        if (!now)
-            return -ENOMEM;
-        conc__locals_release(old);
-        *at = now;
-        now->count = count + (i == count);
+    uint64_t hash = conc__local_hash(key);
+    for (; *at && !conc__locals_are_shared(*at); hash >>= 1) {
+        if ((*at)->key == key) {
+            (*at)->value = value;
+            return 0;
+        }
+        at = &(*at)->below[hash & 1];
     }
-    now->entries[i].key = key;
-    now->entries[i].value = value;
+    conc__locals *old = *at, *now = conc__locals_with(old, key, value, hash);
+    if (!now)
+        return -ENOMEM;
+    *at = now;
+    conc__locals_release(old);
     return 0;
 }
 
 CONC_API void *conc_local_get(conc_local *key)
 {
     conc__locals **at = conc__locals_here(), *locals = at ? *at : NULL;
-    for (int i = 0; locals && i < locals->count; i++)
-        if (locals->entries[i].key == key)
-            return (void *)(uintptr_t)locals->entries[i].value;
-    return NULL;
+    for (uint64_t hash = conc__local_hash(key); locals && locals->key != key; hash >>= 1)
+        locals = locals->below[hash & 1];
+    return locals ? (void *)(uintptr_t)locals->value : NULL;
 }
 
 /* ---- >>generating --------------------------------------------------------------------------- */

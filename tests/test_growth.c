@@ -143,3 +143,37 @@ TEST(closing_a_chain_of_generators_at_the_runs_end)
     check_grows_evenly(opens_a_chain_from_the_last, 100);
     CHECK_INT(first_closed, 0);
 }
+
+/* ---- locals ---- */
+
+static conc_local keys[MOST];
+
+static int gets_them_all(void *arg)
+{
+    for (int i = 0; i < many; i++)
+        if (conc_local_get(&keys[i]) != arg)
+            return -EINVAL;
+    return 0;
+}
+
+static int sets_locals(void *arg)
+{
+    (void)arg;
+    for (int i = 0; i < many; i++)
+        CONC_TRY(conc_local_set(&keys[i], &many));
+    return gets_them_all(&many);
+}
+
+static int sets_locals_between_spawns(void *arg)
+{
+    (void)arg;
+    for (int i = 0; i < many; i++) {
+        CONC_TRY(conc_local_set(&keys[i], &many));
+        CONC_TRY(conc_spawn(NULL, returns_zero, NULL)); /* shares them */
+    }
+    CONC_TRY(conc_settle());
+    return gets_them_all(&many);
+}
+
+GROWTH_TEST(locals, sets_locals, 1000)
+GROWTH_TEST(locals_that_every_task_shares, sets_locals_between_spawns, 500)

@@ -275,3 +275,58 @@ TASK_TEST(a_local_without_a_key_is_refused)
     CHECK_INT(conc_local_set(NULL, &red), -EINVAL);
     CHECK(conc_local_get(NULL) == NULL);
 }
+
+/* ---- many keys ---- */
+
+enum { KEYS = 300, TASKS = 40 };
+static conc_local many_keys[KEYS];
+static int numbers[1000];
+
+typedef struct snapshot {
+    int *values[KEYS];
+} snapshot;
+
+static void set_some(snapshot *s, uint64_t *state)
+{
+    for (int i = 0; i < 50; i++) {
+        *state = *state * 6364136223846793005u + 1442695040888963407u;
+        int key = (int)(*state >> 33) % KEYS, number = (int)(*state >> 45) % 1000;
+        s->values[key] = &numbers[number];
+        CHECK_INT(conc_local_set(&many_keys[key], &numbers[number]), 0);
+    }
+}
+
+static void check_all(const snapshot *s)
+{
+    for (int i = 0; i < KEYS; i++)
+        CHECK(conc_local_get(&many_keys[i]) == s->values[i]);
+}
+
+static int inherits_and_sets(void *arg)
+{
+    snapshot *s = arg;
+    uint64_t state = (uint64_t)(uintptr_t)s;
+    for (int i = 0; i < 3; i++) {
+        check_all(s);
+        set_some(s, &state);
+        CONC_TRY(conc_yield());
+    }
+    check_all(s);
+    return 0;
+}
+
+TASK_TEST(each_task_of_many_has_its_own_values_of_many_keys)
+{
+    static snapshot mine, theirs[TASKS];
+    uint64_t state = 1;
+    conc_group g = {0};
+    for (int i = 0; i < TASKS; i++) {
+        set_some(&mine, &state);
+        theirs[i] = mine;
+        CHECK_INT(conc_spawn(&g, inherits_and_sets, &theirs[i]), 0);
+        if (i % 3 == 0)
+            CHECK_INT(conc_yield(), 0);
+    }
+    CHECK_INT(conc_group_wait(&g), 0);
+    check_all(&mine);
+}
