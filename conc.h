@@ -75,10 +75,13 @@
 #ifndef CONC_H
 #define CONC_H
 
-/* A strict -std=c11 hides what the implementation needs of POSIX; this asks for it, before any
- * system header. */
-#if defined __STRICT_ANSI__ && !defined _DEFAULT_SOURCE
+/* A strict -std=c11, and _POSIX_C_SOURCE or _XOPEN_SOURCE in any mode, hide what the
+ * implementation needs; this asks for it, before any system header. */
+#ifndef _DEFAULT_SOURCE
 #define _DEFAULT_SOURCE 1
+#endif
+#if defined __APPLE__ && !defined _DARWIN_C_SOURCE
+#define _DARWIN_C_SOURCE 1
 #endif
 
 #include <errno.h>
@@ -973,14 +976,50 @@ static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/select.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
-#ifndef MAP_ANONYMOUS
+/* A system header that was included before conc.h has decided what all of them show. POSIX of
+ * 2008, which _POSIX_C_SOURCE or _XOPEN_SOURCE may have asked for, suffices: what the system has
+ * beyond it is declared here. */
+#if !defined MAP_ANONYMOUS && (!defined _POSIX_C_SOURCE || _POSIX_C_SOURCE < 200809L)
 #error \
-    "conc.h: strict -std=c11, and a system header first: include conc.h first, or -D_DEFAULT_SOURCE"
+    "conc.h: a system header came first and hides POSIX: include conc.h first, or -D_DEFAULT_SOURCE"
+#endif
+#if defined __linux__ && !defined __USE_MISC
+long syscall(long number, ...);
+int madvise(void *address, size_t size, int advice);
+int mincore(void *address, size_t size, unsigned char *pages);
+char *realpath(const char *path, char *resolved);
+int sigaltstack(const stack_t *stack, stack_t *old);
+#endif
+#ifndef MAP_ANONYMOUS
+#if !(defined __linux__ && (defined __x86_64__ || defined __i386__ || defined __arm__ || \
+                            defined __aarch64__ || defined __riscv))
+#error \
+    "conc.h: a system header first, and _POSIX_C_SOURCE: include conc.h first, or -D_DEFAULT_SOURCE"
+#endif
+#define CONC__MAP_ANONYMOUS 0x20
+#define CONC__MAP_STACK (0x20000 | 0x4000) /* MAP_STACK and MAP_NORESERVE */
+#define CONC__MAP_POPULATE 0x8000
+#define CONC__MADV_NOHUGEPAGE 15
+#define CONC__SA_ONSTACK 0x08000000
+#define CONC__SS_DISABLE 2
+#else
+#define CONC__MAP_ANONYMOUS MAP_ANONYMOUS
+#ifdef __linux__
+#define CONC__MAP_STACK (MAP_STACK | MAP_NORESERVE)
+#define CONC__MAP_POPULATE MAP_POPULATE
+#define CONC__MADV_NOHUGEPAGE MADV_NOHUGEPAGE
+#else
+#define CONC__MAP_STACK 0
+#define CONC__MAP_POPULATE 0
+#endif
+#define CONC__SA_ONSTACK SA_ONSTACK
+#define CONC__SS_DISABLE SS_DISABLE
 #endif
 
 #ifdef __has_include
@@ -1999,18 +2038,13 @@ CONC__PRIVATE size_t conc__page(void)
 
 CONC__PRIVATE void *conc__map_pages(size_t size)
 {
-    int flags = MAP_PRIVATE | MAP_ANONYMOUS;
-#ifdef MAP_NORESERVE
-    flags |= MAP_NORESERVE;
-#endif
-#ifdef MAP_STACK
-    flags |= MAP_STACK;
-#endif
+    int flags = MAP_PRIVATE | CONC__MAP_ANONYMOUS | CONC__MAP_STACK;
     void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (p == MAP_FAILED)
         return NULL;
-#ifdef MADV_NOHUGEPAGE
-    madvise(p, size, MADV_NOHUGEPAGE); /* else the first byte of a stack could cost two megabytes */
+#ifdef CONC__MADV_NOHUGEPAGE
+    madvise(p, size,
+            CONC__MADV_NOHUGEPAGE); /* else the first byte of a stack could cost two megabytes */
 #endif
 #if CONC__ASAN
     __lsan_register_root_region(p, size);
@@ -8390,7 +8424,7 @@ CONC__PRIVATE int conc__signal_enter(int number, int role, unsigned long *came)
     }
     memset(&ours, 0, sizeof ours);
     ours.sa_handler = conc__on_signal;
-    ours.sa_flags = SA_RESTART | SA_ONSTACK;
+    ours.sa_flags = SA_RESTART | CONC__SA_ONSTACK;
     sigfillset(&ours.sa_mask);
     atomic_store(&conc__signalling.process, getpid());
     *came = CONC__CAME(conc__signal_flag(n, role, without));
@@ -8424,7 +8458,7 @@ CONC__PRIVATE int conc__signals_reach(conc_loop *l)
         if (!atomic_compare_exchange_strong(&conc__signalling.loops[i], &nobody, l))
             continue;
         l->signal_slot = i;
-        if (sigaltstack(NULL, &now) == 0 && now.ss_flags & SS_DISABLE)
+        if (sigaltstack(NULL, &now) == 0 && now.ss_flags & CONC__SS_DISABLE)
             none.ss_sp = l->signal_stack = conc__map_pages(CONC__SIGNAL_STACK);
         none.ss_size = CONC__SIGNAL_STACK;
         if (l->signal_stack)
@@ -8436,7 +8470,7 @@ CONC__PRIVATE int conc__signals_reach(conc_loop *l)
 
 CONC__PRIVATE void conc__signals_unreach(conc_loop *l)
 {
-    stack_t none = {.ss_flags = SS_DISABLE}, now;
+    stack_t none = {.ss_flags = CONC__SS_DISABLE}, now;
     if (l->signal_slot < 0)
         return;
     atomic_store(&conc__signalling.loops[l->signal_slot], NULL);
@@ -9713,7 +9747,7 @@ CONC__PRIVATE void conc__faults_open(conc_loop *l)
         struct sigaction ours;
         memset(&ours, 0, sizeof ours);
         ours.sa_sigaction = conc__on_fault;
-        ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+        ours.sa_flags = SA_SIGINFO | CONC__SA_ONSTACK | SA_NODEFER;
         if (!conc__fault_is_ours(conc__fault_numbers[i]))
             sigaction(conc__fault_numbers[i], &ours, &conc__fault_before[i]);
     }
@@ -10130,7 +10164,8 @@ CONC__PRIVATE int conc__frames_on_stack(uintptr_t sp, uintptr_t pc)
 CONC__PRIVATE uintptr_t conc__interrupted_at(const void *context)
 {
 #if defined __linux__ && defined __x86_64__
-    return (uintptr_t)((const ucontext_t *)context)->uc_mcontext.gregs[16];
+    /* in its array of registers, which has two names, and comes first */
+    return ((const uintptr_t *)(const void *)&((const ucontext_t *)context)->uc_mcontext)[16];
 #elif defined __linux__ && defined __aarch64__
     return (uintptr_t)((const ucontext_t *)context)->uc_mcontext.pc;
 #elif defined __linux__ && defined __riscv
@@ -10256,7 +10291,7 @@ CONC__PRIVATE bool conc__questions_open(const conc_loop *l)
     struct sigaction now, ours;
     stack_t stack;
     void *frames[4];
-    if (l->signal_slot < 0 || sigaltstack(NULL, &stack) || stack.ss_flags & SS_DISABLE ||
+    if (l->signal_slot < 0 || sigaltstack(NULL, &stack) || stack.ss_flags & CONC__SS_DISABLE ||
         sigaction(SIGURG, NULL, &now))
         return false;
     bool mine = conc__is_question(&now);
@@ -10266,7 +10301,7 @@ CONC__PRIVATE bool conc__questions_open(const conc_loop *l)
     backtrace(frames, 4); /* the first call may load a library */
     memset(&ours, 0, sizeof ours);
     ours.sa_sigaction = conc__on_question;
-    ours.sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK;
+    ours.sa_flags = SA_SIGINFO | SA_RESTART | CONC__SA_ONSTACK;
     pthread_mutex_lock(&conc__signalling.mutex);
     if (!mine)
         conc__question_before = now;

@@ -3307,7 +3307,7 @@ static conc__segment *conc__segments;
 CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, bool at_once)
 {
     enum { HERE = 0x100000 }; /* MAP_FIXED_NOREPLACE */
-    int flags = MAP_SHARED | (at_once ? MAP_POPULATE : 0) | (address ? HERE : 0);
+    int flags = MAP_SHARED | (at_once ? CONC__MAP_POPULATE : 0) | (address ? HERE : 0);
     void *p = mmap(address, size, PROT_READ | PROT_WRITE, flags, fd, 0);
     if (p == MAP_FAILED)
         return NULL;
@@ -3325,7 +3325,7 @@ CONC__PRIVATE void *conc__far_address(void)
     static uint64_t draws;
     uint64_t draw = (uint64_t)conc__clock() + __atomic_add_fetch(&draws, 1, __ATOMIC_RELAXED);
     uintptr_t here =
-        (uintptr_t)mmap(NULL, conc__page(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        (uintptr_t)mmap(NULL, conc__page(), PROT_NONE, MAP_PRIVATE | CONC__MAP_ANONYMOUS, -1, 0);
     if ((void *)here == MAP_FAILED)
         return NULL;
     munmap((void *)here, conc__page());

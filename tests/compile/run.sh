@@ -159,6 +159,24 @@ check_strict_system_header_first() {
         fail "its first error is not the #error about the system header:" "$(head -n 20 "$out/errors")"
 }
 
+# A program that asks for a POSIX gets it, and conc what it needs beyond; also after a system header, if it is that of 2008.
+check_posix_source() {
+    local option
+    for option in POSIX_C_SOURCE={199309,200809}L XOPEN_SOURCE={500,700} POSIX_SOURCE GNU_SOURCE; do
+        cc -D_$option -fsyntax-only $here/impl.c
+    done
+    for option in '' -DCONC_USE_UCONTEXT; do
+        cc -std=gnu11 -D_POSIX_C_SOURCE=200809L ${option:+"$option"} $here/strict_late.c -o "$out/late"
+        "$out/late"
+    done
+    cc -std=c11 -D_POSIX_C_SOURCE=200809L -fsyntax-only $here/strict_late.c
+    cc -std=gnu11 -D_XOPEN_SOURCE=700 -fsyntax-only $here/strict_late.c
+    ! cc -std=gnu11 -D_POSIX_C_SOURCE=199309L -fsyntax-only $here/strict_late.c 2>"$out/errors" ||
+        fail "$here/strict_late.c compiles with a POSIX of 1993, which lacks what the implementation needs"
+    grep -E 'error:' "$out/errors" | head -n 1 | grep -qE 'conc\.h:.*system header' ||
+        fail "its first error is not the #error about the system header:" "$(head -n 20 "$out/errors")"
+}
+
 # conc inside a shared library stays inside, unless CONC_API says otherwise.
 check_library_hidden() {
     cc -O2 -fPIC -shared $here/library.c -o "$out/liblibrary.so"
