@@ -1482,6 +1482,13 @@ typedef struct conc__ending {
     void (*end)(conc_loop *l, struct conc__ending *self);
 } conc__ending;
 
+/* Which tasks lived when no more than these had been spawned and had ended. */
+typedef struct conc__census {
+    uint64_t *serials; /* in order */
+    size_t count;
+    uint64_t spawned, finished;
+} conc__census;
+
 /* The error of a background task with a handle, until a join or the end of the run. It is found by
  * the task's serial number, as the handle may be gone or used again. */
 typedef struct conc__failed {
@@ -1615,9 +1622,10 @@ struct conc_loop {
     const char *main_name;
     int rc;
     struct conc__gen *generators;
-    conc__stack *stopped;         /* of generators that were stopped for good */
-    bool lists_tasks;             /* the report that is made has a line for each task */
-    uint64_t run;                 /* which of the process's runs this is */
+    conc__stack *stopped; /* of generators that were stopped for good */
+    bool lists_tasks;     /* the report that is made has a line for each task */
+    uint64_t run;         /* which of the process's runs this is */
+    conc__census census;
     const conc_task *asked_about; /* conc__lives: its last question */
     bool found_alive;
     size_t generator_count;
@@ -9047,6 +9055,42 @@ static inline bool conc__lives(conc_loop *l, const conc_task *t)
     return l->found_alive;
 }
 
+CONC__PRIVATE int conc__serial_order(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* Brings the census up to date. False: no memory. */
+CONC__PRIVATE bool conc__census_take(conc_loop *l)
+{
+    conc__census *c = &l->census;
+    const conc_task *roots[] = {&l->main, l->background.children};
+    if (c->serials && c->spawned == l->spawned && c->finished == l->finished)
+        return true;
+    CONC_FREE(c->serials);
+    *c = (conc__census){.spawned = l->spawned, .finished = l->finished};
+    c->serials = conc__alloc((size_t)(l->spawned - l->finished) * sizeof *c->serials);
+    if (!c->serials)
+        return false;
+    for (size_t i = 0; i < CONC_LEN(roots); i++)
+        for (const conc_task *t = roots[i]; t; t = conc__task_after(t))
+            c->serials[c->count++] = t->serial;
+    qsort(c->serials, c->count, sizeof *c->serials, conc__serial_order);
+    return true;
+}
+
+/* The same for very many questions while no task begins or ends. t is not followed, either. */
+static inline bool conc__lives_on(conc_loop *l, const conc_task *t, uint64_t serial)
+{
+    const conc__census *c = &l->census;
+    if (!conc__census_take(l)) {
+        l->asked_about = NULL;
+        return conc__lives(l, t) && t->serial == serial;
+    }
+    return bsearch(&serial, c->serials, c->count, sizeof *c->serials, conc__serial_order) != NULL;
+}
+
 /* The tree below a task, without recursion: it may be deep. */
 CONC__PRIVATE void conc__print_tree(FILE *out, const conc_loop *l, const conc_group *g, int depth)
 {
@@ -10675,6 +10719,7 @@ CONC__PRIVATE void conc__loop_close(conc_loop *l)
     conc__stacks_close(l);
     conc__fds_free(l);
     conc__spares_free(l);
+    CONC_FREE(l->census.serials);
     pthread_mutex_lock(&l->mutex);
     l->closed = l->over_for_good = true;
     conc__wake_close(l);

@@ -573,8 +573,7 @@ CONC__FAST bool conc__lock_is_mine(const conc_loop *l, const conc_lock *k)
 /* Has the owner ended without a release? */
 CONC__PRIVATE bool conc__lock_is_lost(conc_loop *l, const conc_lock *k)
 {
-    l->asked_about = NULL;
-    return !conc__lives(l, k->owner) || k->owner->serial != k->serial;
+    return !conc__lives_on(l, k->owner, k->serial);
 }
 
 /* Why a try cannot have a lock or rwlock. */

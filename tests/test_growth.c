@@ -23,7 +23,8 @@ void __sanitizer_cov_trace_pc(void)
 }
 
 enum { MOST = 10000 };
-static int many; /* how many of each to make; at most MOST */
+static int result; /* of each run */
+static int many;   /* how many of each to make; at most MOST */
 
 static void ignore_failure(const conc_failure *f, void *user)
 {
@@ -36,7 +37,7 @@ static long count_blocks(conc_fn *fn, int n)
     conc_options options = {.virtual_clock = true, .on_error = ignore_failure};
     many = n;
     blocks = 0;
-    CHECK_INT(conc_run_with(&options, fn, NULL), 0);
+    CHECK_INT(conc_run_with(&options, fn, NULL), result);
     return blocks;
 }
 
@@ -177,3 +178,198 @@ static int sets_locals_between_spawns(void *arg)
 
 GROWTH_TEST(locals, sets_locals, 1000)
 GROWTH_TEST(locals_that_every_task_shares, sets_locals_between_spawns, 500)
+
+/* ---- very many waits that are cancelled at once ---- */
+
+static conc_fn *waits;
+static conc_lock locks[MOST];
+static conc_cond conds[MOST];
+static conc_rwlock rwlock;
+static conc_sem sem;
+static conc_event event;
+static conc_latch latch;
+static conc_future future;
+static conc_barrier barrier = CONC_BARRIER(MOST + 1);
+static conc_queue empty = CONC_QUEUE(int, 1), full = CONC_QUEUE(int, 1);
+static conc_limiter limiter = {.rate = 1e-6};
+static conc_task target;
+static conc_group limited;
+
+static int sleeps_for_ever(void *arg)
+{
+    (void)arg;
+    return conc_sleep(CONC_FOREVER);
+}
+
+static int waits_with_lock(conc_cond *c, conc_lock *k)
+{
+    CONC_LOCKED(k) {
+        return conc_cond_wait(c, k);
+    }
+    return 0;
+}
+
+static int waits_for_one_cond(void *arg)
+{
+    (void)arg;
+    return waits_with_lock(&conds[0], &locks[0]);
+}
+
+static int waits_for_cond_of_pair(void *arg)
+{
+    long i = (conc_task *)arg - tasks;
+    return waits_with_lock(&conds[i / 2], &locks[i / 2]);
+}
+
+static int waits_for_lock(void *arg)
+{
+    (void)arg;
+    CONC_LOCKED(&locks[0]) {
+        return conc_sleep(CONC_FOREVER);
+    }
+    return 0;
+}
+
+static int waits_to_read_or_write(void *arg)
+{
+    bool writes = ((conc_task *)arg - tasks) % 2 == 0;
+    int rc = writes ? conc_rwlock_acquire_write(&rwlock) : conc_rwlock_acquire_read(&rwlock);
+    if (rc == 0) {
+        rc = conc_sleep(CONC_FOREVER);
+        conc_rwlock_release(&rwlock);
+    }
+    return rc;
+}
+
+static int waits_for_sem(void *arg)
+{
+    (void)arg;
+    return conc_sem_acquire(&sem);
+}
+
+static int waits_for_event(void *arg)
+{
+    (void)arg;
+    return conc_event_wait(&event);
+}
+
+static int waits_for_latch(void *arg)
+{
+    (void)arg;
+    return conc_latch_wait(&latch);
+}
+
+static int waits_for_future(void *arg)
+{
+    (void)arg;
+    return conc_future_wait(&future, NULL);
+}
+
+static int waits_at_barrier(void *arg)
+{
+    (void)arg;
+    return conc_barrier_wait(&barrier);
+}
+
+static int waits_to_get(void *arg)
+{
+    int item;
+    (void)arg;
+    return conc_queue_get(&empty, &item);
+}
+
+static int waits_to_put(void *arg)
+{
+    int item = 1;
+    (void)arg;
+    return conc_queue_put(&full, &item);
+}
+
+static int waits_for_tokens(void *arg)
+{
+    (void)arg;
+    CONC_TRY(conc_limiter_acquire(&limiter, 1));
+    return conc_limiter_acquire(&limiter, 1);
+}
+
+static int waits_to_join(void *arg)
+{
+    (void)arg;
+    return conc_join(&target, NULL);
+}
+
+static int waits_for_the_first(void *arg)
+{
+    int item;
+    conc_case c[] = {CONC_CASE_EVENT(&event), CONC_CASE_GET(&empty, &item), CONC_CASE_JOIN(&target),
+                     CONC_CASE_AFTER(1000)};
+    (void)arg;
+    return conc_select(c, CONC_LEN(c));
+}
+
+static int waits_for_room(void *arg)
+{
+    (void)arg;
+    return conc_spawn(&limited, sleeps_for_ever, NULL);
+}
+
+static int spawn_waiters(conc_group *g)
+{
+    for (int i = 0; i < many; i++)
+        CONC_TRY(conc_spawn_task(g, &tasks[i], waits, &tasks[i]));
+    return conc_settle();
+}
+
+static int cancels_waiters(void *arg)
+{
+    int item = 1;
+    conc_group g = {0}, targets = {0};
+    (void)arg;
+    if (!conc_queue_len(&full))
+        CONC_TRY(conc_queue_try_put(&full, &item));
+    limited = (conc_group){.limit = 1};
+    CONC_TRY(conc_latch_add(&latch, 1));
+    CONC_TRY(conc_spawn_task(&targets, &target, sleeps_for_ever, NULL));
+    CONC_TRY_IN(&targets, conc_spawn(&limited, sleeps_for_ever, NULL));
+    CONC_TRY(conc_group_begin(&g));
+    CONC_TRY(spawn_waiters(&g));
+    conc_group_cancel(&g);
+    CONC_TRY(conc_group_wait(&g));
+    conc_group_cancel(&limited);
+    CONC_TRY(conc_group_wait(&limited));
+    conc_group_cancel(&targets);
+    CONC_TRY(conc_group_wait(&targets));
+    return conc_latch_done(&latch);
+}
+
+static int leaves_waiters_in_a_deadlock(void *arg)
+{
+    conc_group g = {0};
+    (void)arg;
+    CONC_TRY(spawn_waiters(&g));
+    return conc_group_wait(&g);
+}
+
+TEST(cancels_of_many_waiters)
+{
+    conc_fn *kinds[] = {waits_for_one_cond,     waits_for_cond_of_pair, waits_for_lock,
+                        waits_to_read_or_write, waits_for_sem,          waits_for_event,
+                        waits_for_latch,        waits_for_future,       waits_at_barrier,
+                        waits_to_get,           waits_to_put,           waits_for_tokens,
+                        waits_to_join,          waits_for_the_first,    waits_for_room};
+    for (size_t i = 0; i < CONC_LEN(kinds); i++) {
+        waits = kinds[i];
+        check_grows_evenly(cancels_waiters, 200);
+    }
+}
+
+TEST(the_end_of_many_condition_waiters_after_a_deadlock)
+{
+    conc_fn *kinds[] = {waits_for_one_cond, waits_for_cond_of_pair};
+    result = -EDEADLK;
+    CHECK(freopen("/dev/null", "w", stderr) != NULL); /* the report is long */
+    for (size_t i = 0; i < CONC_LEN(kinds); i++) {
+        waits = kinds[i];
+        check_grows_evenly(leaves_waiters_in_a_deadlock, 200);
+    }
+}
