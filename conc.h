@@ -738,14 +738,15 @@ struct conc_stream {
     char covered;
     bool at_end, writing, unsaid; /* unsaid: the error that ended writing was not returned yet */
     conc_task *reader;
-    conc__waits writers;
+    int inside; /* calls that may wait, and have not returned */
+    conc__waits writers, closers;
 };
 typedef struct conc_stream conc_stream;
 
 /* Opens a stream on fd and owns it: conc_stream_close closes it.
  *     int conc_stream_open(conc_stream *s, int fd);
- * Errors: -EINVAL (NULL, open already), -EBADF; then fd
- * stays yours. Not a checkpoint. Memory is taken when bytes are there and given back when none
+ * Errors: -EINVAL (NULL, open already), -EBUSY (closed, and a task has not left it yet), -EBADF;
+ * then fd stays yours. Not a checkpoint. Memory is taken when bytes are there and given back when none
  * are. */
 #define conc_stream_open(s, fd) conc__stream_open((s), (fd), CONC__PLACE)
 CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place);
@@ -792,9 +793,11 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes (not in a task that is cancelled), closes, and frees: 0, the error of the flush, or an
- * earlier one of writing that no call has told yet. Who waits in the stream gets -EPIPE. Closing
- * twice, or what was never opened, does nothing. Waits, but is not to be repeated after an
- * error. Outside a run, and in a posted function, it does not flush. */
+ * earlier one of writing that no call has told yet. Tasks that wait in the stream get -EPIPE, and
+ * the close returns when all of them have left it: its memory may be freed then. A cancel does not
+ * cut that short. Closing twice, or what was never opened, does nothing. Waits, but is not to be
+ * repeated after an error. Outside a run, and in a posted function, it neither flushes nor waits:
+ * there the stream's memory has to stay until the tasks inside have returned. */
 CONC_API int conc_stream_close(conc_stream *s);
 CONC_API void conc__auto_conc_stream(conc_stream *s);
 
@@ -7547,28 +7550,26 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *spa
 
 /* ---- >>streaming ---------------------------------------------------------------------------- */
 
-enum { CONC__RECORD_LIMIT = 65536, CONC__BUFFER = 16384, CONC__SPARES = 64 };
+/* PIECE: so much is moved at a time; after each piece other tasks may get their turn. */
+enum {
+    CONC__RECORD_LIMIT = 65536,
+    CONC__BUFFER = 16384,
+    CONC__SPARES = 64,
+    CONC__PIECE = 64 * 1024
+};
 
 /* Buffers have a byte more than their size, for a NUL. Those of the usual size go from stream to
  * stream. */
-typedef struct conc__buffering {
-    conc__buffer *buffer;
-    size_t size;
-} conc__buffering;
-
-CONC__PRIVATE void conc__buffer_change(conc_loop *l, void *arg)
+CONC__PRIVATE int conc__buffer_resize(conc__buffer *b, size_t size)
 {
-    conc__buffering *b = arg;
-    (void)l;
     int saved = errno;
-    char *data = b->size ? CONC_REALLOC(b->buffer->data, b->size + 1) : NULL;
-    if (!b->size)
-        CONC_FREE(b->buffer->data);
+    char *data = size < PTRDIFF_MAX ? CONC_REALLOC(b->data, size + 1) : NULL;
     errno = saved;
-    if (data || !b->size) {
-        b->buffer->data = data;
-        b->buffer->size = b->size;
-    }
+    if (!data)
+        return -ENOMEM;
+    b->data = data;
+    b->size = size;
+    return 0;
 }
 
 /* Makes a buffer as large as size, which is more than it has. */
@@ -7582,26 +7583,20 @@ CONC__PRIVATE int conc__buffer_grow(conc_loop *l, conc__buffer *b, size_t size)
         b->size = size;
         return 0;
     }
-    conc__buffering change = {b, size};
-    if (size < PTRDIFF_MAX)
-        conc__buffer_change(l, &change);
-    return b->size == size ? 0 : -ENOMEM;
+    return conc__buffer_resize(b, size);
 }
 
 CONC__PRIVATE void conc__buffer_drop(conc_loop *l, conc__buffer *b)
 {
     if (!b->data)
         return;
-    conc__buffering change = {b, 0};
     if (b->size == CONC__BUFFER && l && l->spare_count < CONC__SPARES) {
         conc__spare *spare = (conc__spare *)(void *)b->data;
         spare->next = l->spares;
         l->spares = spare;
         l->spare_count++;
-    } else if (l) {
-        conc__buffer_change(l, &change);
     } else {
-        conc__buffer_change(NULL, &change);
+        conc_free(b->data);
     }
     *b = (conc__buffer){NULL, 0, 0, 0};
 }
@@ -7635,6 +7630,35 @@ CONC__PRIVATE int conc__stream_state(const conc_stream *s)
     return s->state == CONC__STREAM_OPEN ? 0 : -EPIPE;
 }
 
+/* A call that may wait ends: the stream is no longer touched, if it was closed meanwhile. */
+CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t result)
+{
+    s->inside--;
+    while (!s->inside && s->closers.first)
+        conc__wake(l, s->closers.first, 0);
+    return result;
+}
+
+/* It begins: 0, and a conc_stream_close waits until it has left; or an error. */
+CONC__PRIVATE int conc__stream_enter(conc_loop *l, conc_stream *s)
+{
+    int rc = l ? conc__stream_state(s) : -EPERM;
+    if (rc)
+        return rc;
+    s->inside++;
+    rc = conc__checkpoint(l);
+    return rc ? (int)conc__stream_leave(l, s, rc) : 0;
+}
+
+/* Between two pieces of one call that need not wait: 0, -EPIPE (closed meanwhile) or -ECANCELED. */
+CONC__PRIVATE int conc__stream_pass(conc_loop *l, const conc_stream *s)
+{
+    conc__quick(l);
+    return s->state == CONC__STREAM_OPEN ? conc__checkpoint(l) : -EPIPE;
+}
+
+CONC__PRIVATE size_t conc__piece(size_t n) { return n < CONC__PIECE ? n : CONC__PIECE; }
+
 CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place)
 {
     conc_loop *l = conc__here;
@@ -7642,6 +7666,8 @@ CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place)
         return -EPERM;
     if (!s || s->state == CONC__STREAM_OPEN)
         return conc__misused(-EINVAL, "conc_stream_open", "no stream, or it is open", NULL);
+    if (s->inside)
+        return -EBUSY;
     const conc__fd *f = conc__fd_find(l, fd);
     bool own = f && conc__fd_is_own(f);
     if (fd < 0 || (!own && conc__fd_ready(fd, CONC_READABLE) < 0))
@@ -7666,21 +7692,34 @@ CONC__PRIVATE int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
     return rc;
 }
 
-/* Sends what was written as far as that need not wait: 0, -EAGAIN, or the error that ends
- * writing. */
-CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
+/* Sends a piece of what was written, if that need not wait: 1 (there is more), 0 (there is none),
+ * -EAGAIN, or the error that ends writing. */
+CONC__PRIVATE int conc__stream_push_piece(conc_loop *l, conc_stream *s)
 {
     conc__buffer *b = &s->out;
-    while (b->start < b->end) {
-        const struct iovec part = {b->data + b->start, b->end - b->start};
-        ssize_t n =
-            conc__send(l, &(conc__io){.fd = s->fd, .any = true, .parts = &part, .count = 1});
-        if (n < 0)
-            return n == -EAGAIN ? -EAGAIN : conc__stream_broke(l, s, (int)n);
-        b->start += (size_t)n;
+    const struct iovec part = {b->data + b->start, conc__piece(b->end - b->start)};
+    if (!part.iov_len) {
+        conc__buffer_drop(l, b);
+        return 0;
     }
+    ssize_t n = conc__send(l, &(conc__io){.fd = s->fd, .any = true, .parts = &part, .count = 1});
+    if (n < 0)
+        return n == -EAGAIN ? -EAGAIN : conc__stream_broke(l, s, (int)n);
+    b->start += (size_t)n;
+    if (b->start < b->end)
+        return 1;
     conc__buffer_drop(l, b);
     return 0;
+}
+
+/* Sends as much of it as need not wait, in the middle of another call, which soon lets other tasks
+ * have their turn. */
+CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
+{
+    int rc = conc__stream_push_piece(l, s);
+    for (; rc == 1; rc = conc__stream_push_piece(l, s))
+        l->quick--;
+    return rc;
 }
 
 /* Waits for bytes, and sends what was written: the peer may have to read that first. */
@@ -7726,7 +7765,7 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
             int rc = to ? 0 : conc__stream_room(l, s, n);
             if (rc)
                 return rc;
-            struct iovec part = {s->in.data + s->in.end, s->in.size - s->in.end};
+            struct iovec part = {s->in.data + s->in.end, conc__piece(s->in.size - s->in.end)};
             if (to)
                 part = (struct iovec){to, n};
             ssize_t got =
@@ -7751,13 +7790,16 @@ CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s)
     if (rc == 0 && s->reader)
         rc = conc__misused(-EBUSY, "a read of a stream", "another task is reading", NULL);
     if (rc == 0)
-        rc = conc__checkpoint(l);
-    if (rc == 0)
-        conc__quick(l); /* here, as what is handed out is good only until somebody else reads */
-    if (rc == 0 && (s->state != CONC__STREAM_OPEN || s->reader))
-        rc = s->reader ? -EBUSY : -EPIPE;
+        rc = conc__stream_enter(l, s);
     if (rc)
         return rc;
+    conc__quick(l); /* here, as what is handed out is good only until somebody else reads */
+    if (s->state != CONC__STREAM_OPEN)
+        rc = -EPIPE;
+    else if (s->reader)
+        rc = -EBUSY;
+    if (rc)
+        return (int)conc__stream_leave(l, s, rc);
     if (s->ended)
         *s->ended = s->covered;
     s->ended = NULL;
@@ -7765,10 +7807,10 @@ CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-CONC__PRIVATE ssize_t conc__stream_done(conc_stream *s, ssize_t result)
+CONC__PRIVATE ssize_t conc__stream_done(conc_loop *l, conc_stream *s, ssize_t result)
 {
     s->reader = NULL;
-    return result;
+    return conc__stream_leave(l, s, result);
 }
 
 /* Out of the buffer: how many. */
@@ -7789,13 +7831,13 @@ CONC_API CONC__CALLED ssize_t conc_stream_read(conc_stream *s, void *buf, size_t
         return rc;
     ssize_t got = (ssize_t)conc__stream_copy(s, buf, n);
     if (got || !n)
-        return conc__stream_done(s, got);
+        return conc__stream_done(l, s, got);
     if (n >= s->buffer_size)
-        return conc__stream_done(s, conc__stream_pull(l, s, buf, n));
+        return conc__stream_done(l, s, conc__stream_pull(l, s, buf, n));
     got = conc__stream_pull(l, s, NULL, s->buffer_size);
     if (got > 0)
         got = (ssize_t)conc__stream_copy(s, buf, n);
-    return conc__stream_done(s, got);
+    return conc__stream_done(l, s, got);
 }
 
 CONC_API CONC__CALLED ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n)
@@ -7806,9 +7848,16 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_full(conc_stream *s, void *buf, s
         return rc;
     size_t done = conc__stream_copy(s, buf, n);
     ssize_t got = 0;
-    while (done < n && (got = conc__stream_pull(l, s, (char *)buf + done, n - done)) > 0)
+    while (done < n) {
+        got = conc__stream_pull(l, s, (char *)buf + done, conc__piece(n - done));
+        if (got <= 0)
+            break;
         done += (size_t)got;
-    return conc__stream_done(s, done ? (ssize_t)done : got);
+        got = done < n ? conc__stream_pass(l, s) : 0;
+        if (got)
+            break;
+    }
+    return conc__stream_done(l, s, done ? (ssize_t)done : got);
 }
 
 typedef struct conc__record {
@@ -7852,6 +7901,14 @@ static inline ssize_t conc__record_take(conc_stream *s, size_t length, size_t to
     return (ssize_t)length;
 }
 
+/* At the end of file, where no delimiter is. */
+CONC__PRIVATE ssize_t conc__record_rest(conc_stream *s, size_t n, char **data)
+{
+    if (!n)
+        return 0;
+    return n > s->limit ? -EMSGSIZE : conc__record_take(s, n, n, data);
+}
+
 CONC__PRIVATE ssize_t conc__record_read(conc_loop *l, conc_stream *s, conc__record *r, char **data)
 {
     for (;;) {
@@ -7865,12 +7922,12 @@ CONC__PRIVATE ssize_t conc__record_read(conc_loop *l, conc_stream *s, conc__reco
         if (there >= s->limit + r->slack)
             return -EMSGSIZE;
         ssize_t got = conc__stream_pull(l, s, NULL, s->limit + r->slack);
+        if (got > 0)
+            got = conc__stream_pass(l, s);
+        else if (got == 0)
+            return conc__record_rest(s, there, data);
         if (got < 0)
             return got;
-        if (got == 0)
-            return !there             ? 0
-                   : there > s->limit ? -EMSGSIZE
-                                      : conc__record_take(s, there, there, data);
     }
 }
 
@@ -7880,7 +7937,7 @@ CONC__PRIVATE ssize_t conc__stream_record(conc_stream *s, conc__record *r, char 
     int rc = conc__stream_begin(l, s);
     if (rc)
         return rc;
-    return conc__stream_done(s, conc__record_read(l, s, r, data));
+    return conc__stream_done(l, s, conc__record_read(l, s, r, data));
 }
 
 CONC_API CONC__CALLED ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter,
@@ -7954,12 +8011,12 @@ CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
 }
 
 /* A writing call begins: 0, or its error. */
-CONC__PRIVATE int conc__stream_writable(conc_loop *l, conc_stream *s)
+CONC__PRIVATE int conc__stream_begin_writing(conc_loop *l, conc_stream *s)
 {
-    int rc = l ? conc__stream_state(s) : -EPERM;
-    if (rc == 0)
-        rc = conc__checkpoint(l);
-    return rc ? rc : s->state != CONC__STREAM_OPEN ? -EPIPE : conc__stream_said(s, s->write_error);
+    int rc = conc__stream_enter(l, s);
+    if (rc == 0 && s->write_error)
+        rc = (int)conc__stream_leave(l, s, conc__stream_said(s, s->write_error));
+    return rc;
 }
 
 /* Waits until no other task writes. */
@@ -8020,7 +8077,7 @@ CONC__PRIVATE ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char
     conc__buffer *b = &s->out;
     size_t kept = conc__buffered(b);
     struct iovec parts[2] = {{b->data ? b->data + b->start : NULL, kept},
-                             {(void *)(uintptr_t)bytes, n}};
+                             {(void *)(uintptr_t)bytes, conc__piece(n)}};
     const conc__io io = {
         .fd = s->fd, .any = true, .parts = kept ? parts : parts + 1, .count = kept ? 2 : 1};
     ssize_t sent = conc__send(l, &io);
@@ -8051,12 +8108,19 @@ CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char 
         done += (size_t)took;
         if (done == n)
             return (ssize_t)n;
-        int rc = waits ? conc__fd_await(l, s->fd, CONC_WRITABLE, &patience) : 0;
+        int rc =
+            waits ? conc__fd_await(l, s->fd, CONC_WRITABLE, &patience) : conc__stream_pass(l, s);
         if (s->state != CONC__STREAM_OPEN)
             return -EPIPE;
         if (rc < 0)
             return done ? (ssize_t)done : rc;
     }
+}
+
+/* The error that keeps a task from writing, whose turn it is; 0: none. */
+CONC__PRIVATE int conc__stream_writable(const conc_stream *s)
+{
+    return s->state == CONC__STREAM_OPEN ? s->write_error : -EPIPE;
 }
 
 CONC__PRIVATE ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, const char *bytes,
@@ -8070,9 +8134,9 @@ CONC__PRIVATE ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, con
         took = conc__stream_turn(l, s);
         if (took)
             return took;
-        took = s->state != CONC__STREAM_OPEN ? -EPIPE
-               : s->write_error              ? s->write_error
-                                             : conc__stream_put(l, s, bytes, n);
+        took = conc__stream_writable(s);
+        if (took == 0)
+            took = conc__stream_put(l, s, bytes, n);
         conc__stream_turn_over(l, s);
     }
     if (took >= 0)
@@ -8084,12 +8148,11 @@ CONC__PRIVATE CONC__CALLED ssize_t conc__stream_write_slowly(conc_stream *s, con
                                                              size_t n)
 {
     conc_loop *l = conc__in_task();
-    int rc = conc__stream_writable(l, s);
+    int rc = conc__stream_begin_writing(l, s);
     if (rc)
         return rc;
-    if (n > SSIZE_MAX || (!buf && n))
-        return -EINVAL;
-    return conc__stream_write_bytes(l, s, buf, n);
+    bool valid = n <= SSIZE_MAX && (buf || !n);
+    return conc__stream_leave(l, s, valid ? conc__stream_write_bytes(l, s, buf, n) : -EINVAL);
 }
 
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
@@ -8104,51 +8167,41 @@ CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
     return (ssize_t)n;
 }
 
-typedef struct conc__formatting {
-    char *text; /* NULL: no memory */
-    const char *fmt;
-    va_list args;
-    int length;
-} conc__formatting;
-
-CONC__PRIVATE void conc__format(conc_loop *l, void *arg)
+/* Formats into memory of its own: the length, -EINVAL or -ENOMEM. */
+CONC__PRIVATE int conc__format(char **text, const char *fmt, va_list args)
 {
-    conc__formatting *f = arg;
     va_list again;
     int saved = errno;
-    (void)l;
-    va_copy(again, f->args);
-    f->length = vsnprintf(NULL, 0, f->fmt, f->args);
-    f->text = f->length < 0 ? NULL : CONC_MALLOC((size_t)f->length + 1);
-    if (f->text)
-        vsnprintf(f->text, (size_t)f->length + 1, f->fmt, again);
+    va_copy(again, args);
+    int length = vsnprintf(NULL, 0, fmt, args);
+    *text = length < 0 ? NULL : conc__alloc((size_t)length + 1);
+    if (*text)
+        vsnprintf(*text, (size_t)length + 1, fmt, again);
+    else
+        length = length < 0 ? -EINVAL : -ENOMEM;
     va_end(again);
     errno = saved;
-}
-
-CONC__PRIVATE void conc__format_over(conc_loop *l, void *arg)
-{
-    (void)l;
-    CONC_FREE(((conc__formatting *)arg)->text);
+    return length;
 }
 
 CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
 {
     conc_loop *l = conc__in_task();
-    conc__formatting f = {.fmt = fmt};
-    ssize_t rc = conc__stream_writable(l, s);
+    char *text;
+    va_list args;
+    int rc = conc__stream_begin_writing(l, s);
     if (rc)
         return rc;
     if (!fmt)
-        return -EINVAL;
-    va_start(f.args, fmt);
-    conc__format(l, &f);
-    va_end(f.args);
-    if (!f.text)
-        return f.length < 0 ? -EINVAL : -ENOMEM;
-    rc = conc__stream_write_bytes(l, s, f.text, (size_t)f.length);
-    conc__format_over(l, &f);
-    return rc;
+        return conc__stream_leave(l, s, -EINVAL);
+    va_start(args, fmt);
+    ssize_t n = conc__format(&text, fmt, args);
+    va_end(args);
+    if (n >= 0) {
+        n = conc__stream_write_bytes(l, s, text, (size_t)n);
+        conc_free(text);
+    }
+    return conc__stream_leave(l, s, n);
 }
 
 /* In its turn: waits until everything is out. */
@@ -8157,59 +8210,89 @@ CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
     conc__patience patience = {0, 0};
     size_t before = conc__buffered(&s->out);
     for (;;) {
-        int rc = conc__stream_push(l, s);
-        if (rc != -EAGAIN)
+        int rc = conc__stream_push_piece(l, s);
+        if (rc == -EAGAIN)
+            rc = conc__fd_await(l, s->fd, CONC_WRITABLE, &patience);
+        else if (rc == 1)
+            rc = conc__stream_pass(l, s);
+        else
             return rc;
-        rc = conc__fd_await(l, s->fd, CONC_WRITABLE, &patience);
         if (s->state != CONC__STREAM_OPEN)
             return -EPIPE;
+        size_t done = before - conc__buffered(&s->out);
         if (rc < 0)
-            return before > conc__buffered(&s->out) && rc == -ECANCELED
-                       ? (int)(before - conc__buffered(&s->out))
-                       : rc;
+            return rc == -ECANCELED && done ? (int)done : rc;
     }
 }
 
-CONC_API int conc_stream_flush(conc_stream *s)
+CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s)
 {
-    conc_loop *l = conc__in_task();
-    int rc = conc__stream_writable(l, s);
+    int rc = conc__stream_turn(l, s);
     if (rc)
         return rc;
-    rc = conc__stream_turn(l, s);
-    if (rc)
-        return rc;
-    rc = s->state != CONC__STREAM_OPEN ? -EPIPE
-         : s->write_error              ? s->write_error
-                                       : conc__stream_flush_all(l, s);
+    rc = conc__stream_writable(s);
+    if (rc == 0)
+        rc = conc__stream_flush_all(l, s);
     conc__stream_turn_over(l, s);
     if (rc == 0)
         conc__quick(l);
     return conc__stream_said(s, rc);
 }
 
-CONC_API int conc_stream_close(conc_stream *s)
+CONC_API int conc_stream_flush(conc_stream *s)
 {
-    conc_loop *l = conc__here;
-    int rc = 0;
-    if (conc__stream_state(s))
-        return 0;
-    if (l && l->self && !l->self->pending && conc__buffered(&s->out))
-        rc = conc_stream_flush(s);
-    if (s->state != CONC__STREAM_OPEN)
-        return rc;
+    conc_loop *l = conc__in_task();
+    int rc = conc__stream_begin_writing(l, s);
+    return rc ? rc : (int)conc__stream_leave(l, s, conc__stream_flush(l, s));
+}
+
+static const conc__wait_kind conc__vacating = {
+    .what = "waits until all tasks have left the stream that it closed"};
+
+/* Waits until no call of another task is inside. A cancel does not cut that short: the close has
+ * woken all of them. Only a task can wait. */
+CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s)
+{
+    if (!l || !l->self || !s->inside)
+        return;
+    conc__wait w = {.task = l->self, .kind = &conc__vacating, .on = s};
+    conc__append(&s->closers, &w);
+    conc__park(l, &w);
+}
+
+/* Closes, and frees what the stream has: conc_close's result. */
+CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
+{
     s->state = CONC__STREAM_CLOSED;
     if (l && l->debug)
         conc__unnote(&l->opened, s);
     while (s->writers.first)
         conc__wake(l, s->writers.first, -EPIPE);
-    int closed = conc_close(s->fd);
-    rc = rc || !s->unsaid ? rc : s->write_error;
+    int rc = conc_close(s->fd);
     s->fd = -1;
     s->ended = NULL;
     conc__buffer_drop(l, &s->in);
     conc__buffer_drop(l, &s->out);
-    return rc > 0 ? -ECANCELED : rc < 0 ? rc : closed;
+    return rc;
+}
+
+CONC_API int conc_stream_close(conc_stream *s)
+{
+    conc_loop *l = conc__here;
+    int rc = 0, closed = 0;
+    if (!s || s->state == CONC__STREAM_FRESH)
+        return 0;
+    bool open = s->state == CONC__STREAM_OPEN;
+    if (open && l && l->self && !l->self->pending && conc__buffered(&s->out))
+        rc = conc_stream_flush(s);
+    if (s->state == CONC__STREAM_OPEN) { /* else another task closes it, too */
+        closed = conc__stream_shut(l, s);
+        rc = rc || !s->unsaid ? rc : s->write_error;
+    }
+    conc__stream_vacate(l, s);
+    if (rc == 0)
+        return closed;
+    return rc > 0 ? -ECANCELED : rc;
 }
 
 CONC_API void conc__auto_conc_stream(conc_stream *s)

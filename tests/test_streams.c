@@ -3868,3 +3868,301 @@ IO_TEST(random_readers_and_writers_that_are_cancelled_lose_and_double_nothing)
 {
     run_programs(test_seeded() ? 2 : 8, 0);
 }
+
+/* ---- a stream that is freed as soon as it was closed ---- */
+
+typedef enum inside_call {
+    IN_READ,
+    IN_READ_FULL,
+    IN_READ_UNTIL,
+    IN_READ_LINE,
+    IN_WRITE,
+    IN_PRINTF,
+    IN_FLUSH,
+    INSIDE_CALLS
+} inside_call;
+
+typedef struct insider {
+    conc_stream *s;
+    inside_call call;
+    ssize_t rc;
+    bool done;
+} insider;
+
+static int goes_inside(void *arg)
+{
+    static char large[1 << 20];
+    insider *i = arg;
+    char *data;
+    switch (i->call) {
+    case IN_READ: i->rc = conc_stream_read(i->s, large, 1); break;
+    case IN_READ_FULL: i->rc = conc_stream_read_full(i->s, large, sizeof large); break;
+    case IN_READ_UNTIL: i->rc = conc_stream_read_until(i->s, "|", 1, &data); break;
+    case IN_READ_LINE: i->rc = conc_stream_read_line(i->s, &data); break;
+    case IN_WRITE: i->rc = conc_stream_write(i->s, large, sizeof large); break;
+    case IN_PRINTF: i->rc = conc_stream_printf(i->s, "%*d", (int)sizeof large, 1); break;
+    default: i->rc = conc_stream_flush(i->s);
+    }
+    i->done = true;
+    return 0;
+}
+
+/* A stream of its own in memory of its own, whose peer reads nothing. */
+static conc_stream *open_on_heap(int ends[2])
+{
+    conc_stream *s = calloc(1, sizeof *s);
+    CHECK(s != NULL);
+    CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+    CHECK_INT(conc_stream_open(s, ends[0]), 0);
+    return s;
+}
+
+static void close_and_free(conc_stream *s)
+{
+    (void)conc_stream_close(s);
+    memset(s, 0x55, sizeof *s); /* where no sanitizer looks */
+    free(s);
+}
+
+/* One reader, and two writers, the second of which waits for its turn; begun turns of the loop
+ * before the close. */
+static void close_around(inside_call read, inside_call write, int turns, bool cancelled)
+{
+    int ends[2];
+    conc_stream *s = open_on_heap(ends);
+    insider in[3] = {{.s = s, .call = read}, {.s = s, .call = write}, {.s = s, .call = IN_WRITE}};
+    conc_group g = {0};
+    conc_scope c = {0};
+    for (int i = 0; i < 3; i++)
+        CHECK_INT(conc_spawn(&g, goes_inside, &in[i]), 0);
+    for (int i = 0; i < turns; i++)
+        CHECK_INT(conc_yield(), 0);
+    if (turns < 0)
+        let_them_run();
+    CHECK_INT(conc_scope_begin(&c, 5), 0); /* the flush waits for a peer that reads nothing */
+    if (cancelled)
+        conc_scope_cancel(&c);
+    CHECK(conc_stream_close(s) <= 0);
+    bool inside = false;
+    for (int i = 0; i < 3; i++)
+        inside |= !in[i].done && turns < 0; /* else it may not have begun */
+    CHECK(!inside);
+    CHECK_INT(conc_scope_end(&c, 0), 0);
+    if (turns < 0) {
+        memset(s, 0x55, sizeof *s);
+        free(s);
+    }
+    CHECK_INT(conc_group_wait(&g), 0);
+    for (int i = 0; i < 3; i++)
+        CHECK(in[i].rc == -EPIPE || in[i].rc == 0);
+    if (turns >= 0)
+        free(s);
+    CHECK_INT(close(ends[1]), 0);
+}
+
+IO_TEST(a_close_returns_when_all_calls_of_other_tasks_have_returned)
+{
+    for (inside_call read = IN_READ; read <= IN_READ_LINE; read++)
+        for (inside_call write = IN_WRITE; write <= IN_FLUSH; write++)
+            for (int turns = -1; turns < 4; turns++)
+                for (int cancelled = 0; cancelled < 2; cancelled++)
+                    close_around(read, write, turns, cancelled);
+}
+
+static int closes(void *arg)
+{
+    (void)conc_stream_close(arg);
+    return 0;
+}
+
+IO_TEST(of_several_who_close_all_wait_until_the_stream_is_left)
+{
+    int ends[2];
+    conc_stream *s = open_on_heap(ends);
+    insider in = {.s = s, .call = IN_READ};
+    conc_group g = {0}, closers = {0};
+    CHECK_INT(conc_spawn(&g, goes_inside, &in), 0);
+    let_them_run();
+    CHECK_INT(conc_group_begin(&closers), 0);
+    for (int i = 0; i < 3; i++)
+        CHECK_INT(conc_spawn(&closers, closes, s), 0);
+    CHECK_INT(conc_group_wait(&closers), 0);
+    CHECK(in.done);
+    close_and_free(s);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(close(ends[1]), 0);
+}
+
+/* The budget makes a task that need not wait yield in the middle of a call. */
+static int uses_until_it_is_closed(void *arg)
+{
+    insider *i = arg;
+    char byte, *data;
+    do
+        switch (i->call) {
+        case IN_READ: i->rc = conc_stream_read(i->s, &byte, 1); break;
+        case IN_READ_UNTIL: i->rc = conc_stream_read_until(i->s, "", 1, &data); break;
+        case IN_READ_FULL: i->rc = conc_stream_read_full(i->s, &byte, 1); break;
+        default: i->rc = conc_stream_printf(i->s, "x");
+        }
+    while (i->rc >= 0);
+    CHECK_INT(i->rc, -EPIPE);
+    return 0;
+}
+
+IO_TEST(a_call_that_lets_others_have_their_turn_is_inside_too)
+{
+    static const inside_call calls[] = {IN_READ, IN_READ_UNTIL, IN_READ_FULL, IN_PRINTF};
+    for (size_t i = 0; i < CONC_LEN(calls); i++) {
+        conc_stream *s = calloc(1, sizeof *s);
+        bool writes = calls[i] == IN_PRINTF;
+        int fd = open(writes ? "/dev/null" : "/dev/zero", writes ? O_WRONLY : O_RDONLY);
+        insider in = {.s = s, .call = calls[i]};
+        conc_group g = {0};
+        CHECK(s != NULL && fd >= 0);
+        CHECK_INT(conc_stream_open(s, fd), 0);
+        CHECK_INT(conc_spawn(&g, uses_until_it_is_closed, &in), 0);
+        for (int k = 0; k < 3; k++)
+            CHECK_INT(conc_yield(), 0);
+        close_and_free(s);
+        CHECK_INT(conc_group_wait(&g), 0);
+    }
+}
+
+static void closes_posted(void *arg) { CHECK_INT(conc_stream_close(arg), 0); }
+
+IO_TEST(a_posted_function_closes_without_waiting_and_the_stream_is_not_opened_until_it_is_left)
+{
+    int ends[2], more[2];
+    conc_stream *s = open_on_heap(ends);
+    insider in = {.s = s, .call = IN_READ};
+    conc_group g = {0}, again = {0};
+    CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM, 0, more), 0);
+    CHECK_INT(conc_spawn(&g, goes_inside, &in), 0);
+    let_them_run();
+    CHECK_INT(conc_stream_close(s), 0);
+    CHECK(in.done);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(conc_stream_open(s, more[0]), 0);
+    in.done = false;
+    CHECK_INT(conc_spawn(&again, goes_inside, &in), 0);
+    let_them_run();
+    CHECK_INT(conc_post(conc_loop_self(), closes_posted, s), 0);
+    for (int i = 0; i < 10 && !in.done; i++) {
+        int fd = dup(more[1]), rc = conc_stream_open(s, fd);
+        CHECK(rc == -EINVAL || rc == -EBUSY); /* it is open, or left by none yet */
+        CHECK_INT(close(fd), 0);
+        CHECK_INT(conc_yield(), 0);
+    }
+    CHECK_INT(conc_group_wait(&again), 0);
+    CHECK_INT(in.rc, -EPIPE);
+    free(s);
+    CHECK_INT(close(ends[1]), 0);
+    CHECK_INT(close(more[1]), 0);
+}
+
+/* ---- calls that never have to wait ---- */
+
+static int counts_its_turns(void *arg)
+{
+    for (;;) {
+        ++*(int *)arg;
+        CONC_TRY(conc_yield());
+    }
+}
+
+enum { MUCH = 64 << 20 };
+
+typedef ssize_t lengthy(conc_stream *s, char *memory);
+
+static ssize_t reads_much(conc_stream *s, char *memory)
+{
+    return conc_stream_read_full(s, memory, MUCH);
+}
+
+static ssize_t reads_a_long_record(conc_stream *s, char *memory)
+{
+    (void)memory;
+    char *data;
+    return conc_stream_read_until(s, "x", 1, &data);
+}
+
+static ssize_t writes_much(conc_stream *s, char *memory)
+{
+    return conc_stream_write(s, memory, MUCH);
+}
+
+static ssize_t flushes_much(conc_stream *s, char *memory)
+{
+    CHECK_INT(conc_stream_write(s, memory, s->buffer_size), s->buffer_size);
+    return conc_stream_flush(s);
+}
+
+static const struct {
+    lengthy *call;
+    const char *file;
+    int mode;
+    ssize_t result;
+    size_t limit, buffer;
+} lengthy_calls[] = {
+    {reads_much, "/dev/zero", O_RDONLY, MUCH, 0, 0},
+    {reads_a_long_record, "/dev/zero", O_RDONLY, -EMSGSIZE, MUCH, 0},
+    {writes_much, "/dev/null", O_WRONLY, MUCH, 0, 0},
+    {writes_much, "/dev/null", O_WRONLY | O_NONBLOCK, MUCH, 0, 0},
+    {flushes_much, "/dev/null", O_WRONLY, 0, 0, MUCH},
+};
+
+PLAIN_IO_TEST(a_call_that_never_waits_lets_others_have_their_turns)
+{
+    char *memory = calloc(1, MUCH);
+    CHECK(memory != NULL);
+    for (size_t i = 0; i < CONC_LEN(lengthy_calls); i++) {
+        conc_stream s = {.limit = lengthy_calls[i].limit, .buffer_size = lengthy_calls[i].buffer};
+        conc_group g = {0};
+        int turns = 0;
+        CHECK_INT(conc_stream_open(&s, open(lengthy_calls[i].file, lengthy_calls[i].mode)), 0);
+        CHECK_INT(conc_spawn(&g, counts_its_turns, &turns), 0);
+        CHECK_INT(lengthy_calls[i].call(&s, memory), lengthy_calls[i].result);
+        if (turns < 3 || turns > 5000)
+            test_fail(__FILE__, __LINE__, "call %zu: %d turns of the other task", i, turns);
+        conc_group_cancel(&g);
+        CHECK_INT(conc_group_wait(&g), 0);
+        CHECK_INT(conc_stream_close(&s), 0);
+    }
+    free(memory);
+}
+
+typedef struct canceller {
+    conc_scope *scope;
+    int after;
+} canceller;
+
+static int cancels_after_some_turns(void *arg)
+{
+    canceller *c = arg;
+    for (int i = 0; i < c->after; i++)
+        CONC_TRY(conc_yield());
+    conc_scope_cancel(c->scope);
+    return 0;
+}
+
+PLAIN_IO_TEST(a_call_that_never_waits_can_be_cancelled)
+{
+    char *memory = calloc(1, MUCH);
+    CHECK(memory != NULL);
+    for (size_t i = 0; i < CONC_LEN(lengthy_calls); i++) {
+        conc_stream s = {.limit = lengthy_calls[i].limit, .buffer_size = lengthy_calls[i].buffer};
+        conc_scope scope = {0};
+        conc_group g = {0};
+        canceller c = {&scope, 2};
+        CHECK_INT(conc_stream_open(&s, open(lengthy_calls[i].file, lengthy_calls[i].mode)), 0);
+        CHECK_INT(conc_spawn(&g, cancels_after_some_turns, &c), 0);
+        CHECK_INT(conc_scope_begin(&scope, CONC_FOREVER), 0);
+        ssize_t rc = lengthy_calls[i].call(&s, memory);
+        CHECK(rc == -ECANCELED || (rc > 0 && rc < MUCH));
+        CHECK_INT(conc_scope_end(&scope, -ECANCELED), 0);
+        CHECK_INT(conc_group_wait(&g), 0);
+        CHECK_INT(conc_stream_close(&s), 0);
+    }
+    free(memory);
+}
