@@ -13,20 +13,13 @@
  *   - no lost wake-up: when everything waits nobody waits for what is there, and nobody was
  *   granted what he waits for;
  *   - at the end no task, timer, stack or line of waiters is left.
- *
- *     RANDOM_PROGRAMS=10000 RANDOM_FIRST=1 ./test_random_sync      many, from this seed on
- *     RANDOM_PROGRAMS=1 RANDOM_FIRST=4711 RANDOM_LOG=1 ./test_random_sync      one, with a log
+ * random_test.h tells how to repeat one by hand.
  *
  * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, seeds, riscv64, gcc-asan (the
  * programs have seeds of their own)
  */
-#define TEST_SECONDS 120
 #define TEST_SYNC
-#include "conc_test.h"
-
-#include <inttypes.h>
-
-#define NEVER INT64_MAX
+#include "random_test.h"
 
 enum {
     TASKS = 9, /* 0 is main */
@@ -108,7 +101,6 @@ typedef struct queue {
 } queue;
 
 static struct model {
-    uint64_t seed, log;
     int64_t now;
     int64_t times[MAX_TIMES]; /* of all timers ever: no two are the same */
     int time_count, steps, items;
@@ -139,56 +131,15 @@ static struct model {
 static struct {
     long programs, steps, waited, granted, cut_short, expired, late, relocked, selected, items;
 } total;
-static bool verbose;
-
-/* ---- reports that name the program */
-
-#define EXPECT_INT(actual, expected) \
-    expect_int(__LINE__, #actual, (long long)(actual), (long long)(expected))
-#define EXPECT(condition) \
-    ((condition)          \
-         ? (void)0        \
-         : test_fail(__FILE__, __LINE__, "program %" PRIu64 ": not true: %s", m.seed, #condition))
-
-static void expect_int(int at, const char *what, long long actual, long long expected)
-{
-    if (actual != expected)
-        test_fail(__FILE__, at, "program %" PRIu64 ": %s is %lld, not %lld", m.seed, what, actual,
-                  expected);
-}
-
-static void say_seed_and_die(int signal_number)
-{
-    char text[80];
-    int n = snprintf(text, sizeof text, "program %" PRIu64 ": signal %d\n", m.seed, signal_number);
-    if (write(2, text, (size_t)n) < 0)
-        _exit(2);
-    signal(signal_number, SIG_DFL);
-    raise(signal_number);
-}
 
 static void log_step(const task *t, const char *what, int which, long long value)
 {
     m.steps++;
-    m.log = (m.log ^ (uint64_t)m.now ^ (uint64_t)value ^ (uint64_t)t->index << 32 ^
-             (uint64_t)what[0] << 56) *
-            UINT64_C(0x100000001b3);
-    if (verbose)
-        fprintf(stderr, "%12.9f  task %d: %s %d: %lld\n", (double)m.now * 1e-9, t->index, what,
-                which, value);
+    random_log(m.now, t->index, what, which, value);
 }
 
-/* ---- random numbers: each task has its own stream */
-
-static uint64_t draw(task *t)
-{
-    uint64_t z = t->random += UINT64_C(0x9e3779b97f4a7c15);
-    z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
-    return z ^ z >> 31;
-}
-
-static int pick(task *t, int n) { return (int)(draw(t) % (uint64_t)n); }
+static uint64_t draw(task *t) { return random_draw(&t->random); }
+static int pick(task *t, int n) { return random_pick(&t->random, n); }
 static bool one_in(task *t, int n) { return pick(t, n) == 0; }
 
 /* A time from now, in ns, at which no other timer ends: then the order in which they end is
@@ -205,8 +156,6 @@ static int64_t pick_time(task *t)
     m.times[m.time_count++] = m.now + time;
     return time;
 }
-
-static double seconds(int64_t ns) { return (double)ns / 1e9; }
 
 /* ---- the model: lines and waits */
 
@@ -406,7 +355,7 @@ static int64_t next_timer(task **whose)
 static void follow_time(void)
 {
     task *t;
-    m.now = (int64_t)(conc_now() * 1e9 + 0.5);
+    m.now = random_now();
     for (int64_t at; (at = next_timer(&t)) <= m.now;) {
         if (!t) {
             const entry head = *first(LIMITER);
@@ -635,7 +584,7 @@ static int real_call(call *c)
     case FINISH: return conc_queue_join(&m.queues[i].real);
     case LIMITER: return conc_limiter_acquire(&m.real_limiter, c->amount);
     case JOIN: return conc_join(&m.tasks[i].handle, &c->got[0]);
-    case SLEEP: return conc_sleep(seconds(c->time));
+    case SLEEP: return conc_sleep(random_seconds(c->time));
     default: return conc_select(c->cases, (size_t)c->n);
     }
 }
@@ -758,7 +707,7 @@ static void fill_case(task *t, call *c, int k)
     default:
         c->lines[k] = SLEEP;
         c->times[k] = one_in(t, 6) ? at_once[pick(t, 2)] : pick_time(t);
-        c->cases[k] = (conc_case)CONC_CASE_AFTER(seconds(c->times[k]));
+        c->cases[k] = (conc_case)CONC_CASE_AFTER(random_seconds(c->times[k]));
         break;
     }
 }
@@ -892,7 +841,8 @@ static void step_in_scope(task *t)
     t->cancelled = t->expired = limit == 0;
     t->limit = limit == NEVER || limit == 0 ? NEVER : m.now + limit;
     t->shielded = !m.closing && one_in(t, 5);
-    EXPECT_INT(conc_scope_begin(&t->scope, limit == NEVER ? CONC_FOREVER : seconds(limit)), 0);
+    EXPECT_INT(conc_scope_begin(&t->scope, limit == NEVER ? CONC_FOREVER : random_seconds(limit)),
+               0);
     if (t->shielded)
         conc_scope_shield(&t->scope, true);
     EXPECT_INT(conc_cancelled(), cancelled(t));
@@ -1014,7 +964,8 @@ static int destroy_queue(int i)
     queue *q = &m.queues[i];
     model_close(i);
     q->dropped += q->count;
-    q->count = q->unfinished = 0;
+    q->unfinished -= q->count; /* those that were taken are still to be done with */
+    q->count = 0;
     serve_all(FINISH + i, -EPIPE);
     conc_queue_destroy(&q->real);
     return 1;
@@ -1126,7 +1077,7 @@ static int cancel_other(task *t, task *other)
     } else if (what == 3 && other->open) {
         int64_t limit = pick_time(t);
         rc = other->cancelled ? -EINVAL : 0;
-        EXPECT_INT(conc_scope_set_timeout(&other->scope, seconds(limit)), rc);
+        EXPECT_INT(conc_scope_set_timeout(&other->scope, random_seconds(limit)), rc);
         other->limit = rc ? NEVER : m.now + limit;
     }
     cut_wait_short(other);
@@ -1135,7 +1086,7 @@ static int cancel_other(task *t, task *other)
 
 static int block(task *t)
 {
-    EXPECT_INT(conc_block(seconds(pick_time(t))), 0);
+    EXPECT_INT(conc_block(random_seconds(pick_time(t))), 0);
     follow_time();
     return 0;
 }
@@ -1277,11 +1228,10 @@ static bool before_in_groups(const void *a, const void *b)
 static void set_up(uint64_t seed)
 {
     memset(&m, 0, sizeof m);
-    m.seed = seed;
     for (int i = 0; i < TASKS; i++)
         m.tasks[i] = (task){.index = i, .line = -1, .due = NEVER, .limit = NEVER};
     task *main = &m.tasks[0];
-    main->random = seed * UINT64_C(0x2545f4914f6cdd1d);
+    main->random = random_source(seed);
     for (int i = 1; i < TASKS; i++)
         m.tasks[i].random = draw(main);
     for (int i = 0; i < SEMS; i++) {
@@ -1304,67 +1254,42 @@ static void set_up(uint64_t seed)
     m.real_barrier = (conc_barrier)CONC_BARRIER(PARTIES);
     m.interval = INT64_C(100000000) + pick(main, 300000000);
     m.burst = 1 + pick(main, 3);
-    m.real_limiter = (conc_limiter){.rate = 1, .per = seconds(m.interval), .burst = m.burst};
+    m.real_limiter = (conc_limiter){.rate = 1, .per = random_seconds(m.interval), .burst = m.burst};
 }
 
-/* Runs one program; returns its log. */
-static uint64_t run_program(uint64_t seed, uint64_t order)
+static void run_program(uint64_t seed, uint64_t order)
 {
     conc_options o = {.virtual_clock = true, .seed = order};
     set_up(seed);
     EXPECT_INT(conc_run_with(&o, run_main, &m.tasks[0]), 17);
     total.programs++;
     total.steps += m.steps;
-    return m.log;
 }
 
-static uint64_t number_in_environment(const char *name, uint64_t otherwise)
+static void check_that_programs_do_what_they_are_for(void)
 {
-    const char *text = getenv(name);
-    return text ? strtoull(text, NULL, 10) : otherwise;
-}
-
-/* Runs that many programs (or RANDOM_PROGRAMS), every second in a random order of ready tasks,
- * each twice. */
-static void run_programs(uint64_t count)
-{
-    uint64_t first_seed = number_in_environment("RANDOM_FIRST", 1);
-    int fds = test_count_fds();
-    count = number_in_environment("RANDOM_PROGRAMS", count);
-    verbose = getenv("RANDOM_LOG") != NULL;
-    signal(SIGABRT, say_seed_and_die);
-    signal(SIGALRM, say_seed_and_die);
-    for (uint64_t seed = first_seed; seed < first_seed + count; seed++) {
-        uint64_t order = seed % 2 ? 0 : seed, once = run_program(seed, order);
-        EXPECT(run_program(seed, order) == once);
-        EXPECT_INT(test_count_fds(), fds);
-    }
-    if (count >= 200) { /* the programs do what they are for */
-        long programs = total.programs;
-        CHECK(total.steps / programs > 20 && total.waited / programs > 5 &&
-              total.granted / programs > 2);
-        CHECK(total.cut_short > programs && total.expired > programs / 4 && total.late > 0);
-        CHECK(total.selected > programs / 2 && total.items > programs &&
-              total.relocked > programs / 4);
-    }
-    if (verbose)
-        fprintf(stderr,
-                "%ld programs, %ld steps, %ld waits, %ld granted, %ld cut short, %ld out of time, "
-                "%ld limits after a "
-                "grant, %ld selects that waited, %ld conditions left, %ld items\n",
-                total.programs, total.steps, total.waited, total.granted, total.cut_short,
-                total.expired, total.late, total.selected, total.relocked, total.items);
+    long programs = total.programs;
+    CHECK(total.steps / programs > 20 && total.waited / programs > 5);
+    CHECK(total.granted / programs > 2 && total.late > 0);
+    CHECK(total.cut_short > programs && total.expired > programs / 4);
+    CHECK(total.selected > programs / 2 && total.items > programs);
+    CHECK(total.relocked > programs / 4);
 }
 
 TEST(random_programs_over_all_primitives_agree_with_the_model_and_repeat_themselves)
 {
-    run_programs(500);
+    if (random_repeat(500, RANDOM_MIXED, run_program) >= 200)
+        check_that_programs_do_what_they_are_for();
+    if (random_program.verbose)
+        fprintf(stderr,
+                "%ld programs, %ld steps, %ld waits, %ld granted, %ld cut short, %ld out of time, "
+                "%ld limits after a grant, %ld selects that waited, %ld conditions left, "
+                "%ld items\n",
+                total.programs, total.steps, total.waited, total.granted, total.cut_short,
+                total.expired, total.late, total.selected, total.relocked, total.items);
 }
 
 TEST(one_random_program_agrees_with_the_model_under_many_orders)
 {
-    uint64_t first_seed = number_in_environment("RANDOM_FIRST", 1);
-    for (uint64_t seed = first_seed; seed < first_seed + 10; seed++)
-        for (uint64_t order = 0; order < 20; order++)
-            (void)run_program(seed, order);
+    random_repeat_orders(20, run_program);
 }
