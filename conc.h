@@ -1990,7 +1990,10 @@ CONC__PRIVATE const char *conc__env(const char *name)
 }
 
 /* Does the system not have a call, or a sandbox not allow it? Then there is another way. */
-CONC__PRIVATE bool conc__refused(int error) { return error == ENOSYS || error == EPERM; }
+CONC__PRIVATE bool conc__refused(int error)
+{
+    return error == ENOSYS || error == EPERM || error == EACCES;
+}
 
 /* How many processors this process may use. */
 CONC__PRIVATE int conc__processors(void)
@@ -2320,7 +2323,7 @@ CONC__PRIVATE int conc__poll_call(struct pollfd *polls, size_t n, int64_t ns)
     struct timespec limit = {ns / 1000000000, ns % 1000000000};
     rc = (int)syscall(SYS_ppoll, polls, n, ns == CONC__NEVER ? NULL : &limit, NULL, (size_t)8);
 #endif
-    if (rc < 0 && (errno == ENOSYS || errno == EPERM))
+    if (rc < 0 && conc__refused(errno))
         rc = poll(polls, (nfds_t)n, ns == CONC__NEVER ? -1 : conc__milliseconds(ns));
     if (rc < 0 && errno == EINVAL) /* more than RLIMIT_NOFILE, which may have been lowered */
         rc = conc__select(polls, n, ns);
@@ -6395,9 +6398,8 @@ CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
     *n = NO_WAIT - NO_WAIT - 1;
     errno = ENOSYS;
 #endif
-    bool refused = errno == EOPNOTSUPP || errno == ENOSYS || errno == EPERM || errno == EINVAL ||
-                   errno == ESPIPE;
-    return *n >= 0 || !refused;
+    bool wrong_file = errno == EOPNOTSUPP || errno == EINVAL || errno == ESPIPE;
+    return *n >= 0 || (!wrong_file && !conc__refused(errno));
 }
 
 /* The same named pipe or terminal, open in non-blocking mode; -1: it cannot be, as the end of a

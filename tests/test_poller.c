@@ -1,0 +1,609 @@
+/* What a loop waits with: system calls that a sandbox refuses, waits that fail, descriptors that
+ * are ready in name only, and files that live on elsewhere after they were closed here.
+ *
+ * Seeds: 20 (some take real time)
+ * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
+ */
+#define _GNU_SOURCE 1 /* posix_openpt */
+#include "io_test.h"
+
+#include <poll.h>
+#include <pthread.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <termios.h>
+#ifdef __linux__
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/timerfd.h>
+#endif
+
+/* fn() in a process of its own ends well; text: what it wrote to stderr. */
+static char text[16384];
+
+static void check_ends_well(void (*fn)(void))
+{
+    int status = test_in_process(fn, text, sizeof text);
+    if (status)
+        test_fail(__FILE__, __LINE__, "status 0x%x, stderr:\n%s", (unsigned)status, text);
+}
+
+/* ---- system calls that are refused ---- */
+
+#if defined __linux__ && defined SYS_epoll_pwait2 && defined SYS_preadv2
+
+static int refused_with;
+
+/* From here on the newer ones of the system calls that a loop waits and moves bytes with fail. */
+static void refuse_newer_calls(void)
+{
+    static const long calls[] = {SYS_epoll_pwait2, SYS_preadv2, SYS_pwritev2, SYS_accept4};
+    enum { CALLS = CONC_LEN(calls) };
+    struct sock_filter rules[CALLS + 3];
+    rules[0] =
+        (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
+    for (unsigned i = 0; i < CALLS; i++)
+        rules[1 + i] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)calls[i],
+                                                    (uint8_t)(CALLS - i), 0);
+    rules[CALLS + 1] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    rules[CALLS + 2] =
+        (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (unsigned)refused_with);
+    struct sock_fprog program = {CONC_LEN(rules), rules};
+    CHECK_INT(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+    CHECK_INT(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program), 0);
+}
+
+static int waits_and_moves(void *arg)
+{
+    (void)arg;
+    int p[2], c[2];
+    conc_group g = {0};
+    io_open(IO_PIPE, p);
+    io_open(IO_CONC, c);
+    io_reader from_pipe = {.fd = p[0]}, from_socket = {.fd = c[0]};
+    CHECK_INT(conc_spawn(&g, io_reads, &from_pipe), 0);
+    CHECK_INT(conc_spawn(&g, io_reads, &from_socket), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(conc_write(p[1], "x", 1), 1);
+    CHECK_INT(conc_write(c[1], "y", 1), 1);
+    CHECK_INT(conc_group_wait(&g), 0);
+    io_close(p);
+    io_close(c);
+    return 0;
+}
+
+static int waits_beside_a_timer(void *arg)
+{
+    conc_scope s = {0};
+    uint64_t before = io_polls();
+    CHECK_INT(conc_scope_begin(&s, 20), 0);
+    CHECK_INT(conc_scope_end(&s, waits_and_moves(arg)), 0);
+    CHECK_INT(conc_sleep(0.05), 0);
+    CHECK(io_polls() - before < 50);
+    return 0;
+}
+
+static void runs_where_calls_are_refused(void)
+{
+    unsetenv("CONC_CLOCK");
+    refuse_newer_calls();
+    CHECK_INT(conc_run(waits_beside_a_timer, NULL), 0);
+}
+
+TEST(system_calls_that_a_sandbox_refuses_have_a_way_round)
+{
+    static const int errors[] = {EPERM, ENOSYS, EACCES};
+    for (size_t i = 0; i < CONC_LEN(errors); i++) {
+        refused_with = errors[i];
+        check_ends_well(runs_where_calls_are_refused);
+    }
+}
+#endif
+
+/* ---- a wait that fails ---- */
+
+static bool reopen;
+
+/* As a library does that wants to start afresh: among them are the loop's. */
+static void close_everything(void)
+{
+    for (int fd = 3; fd < 256; fd++)
+        close(fd);
+    for (int i = 0; reopen && i < 20; i++)
+        CHECK(open("/dev/null", O_RDWR) >= 0);
+}
+
+static int shielded_sleep(void *arg)
+{
+    (void)arg;
+    return conc_sleep(CONC_FOREVER);
+}
+
+static int closes_everything(void *arg)
+{
+    int p[2];
+    conc_group g = {0};
+    io_open(IO_PIPE, p);
+    io_reader r = {.fd = p[0]};
+    CHECK_INT(conc_spawn(&g, io_reads, &r), 0);
+    CHECK_INT(conc_settle(), 0);
+    close_everything();
+    int rc = conc_shield(CONC_FOREVER, shielded_sleep, arg);
+    CHECK(rc == -ECANCELED);
+    rc = conc_group_end(&g, rc);
+    CHECK(r.rc == -ECANCELED || r.rc == -EBADF);
+    return rc;
+}
+
+static void runs_without_its_descriptors(void)
+{
+    unsetenv("CONC_CLOCK");
+    for (int again = 0; again < 2; again++) {
+        reopen = again;
+        int rc = conc_run(closes_everything, NULL);
+        CHECK(rc == -EBADF || rc == -EINVAL);
+    }
+    for (int fd = 3; fd < 23; fd++)
+        CHECK_INT(fcntl(fd, F_GETFD), 0); /* these are the program's now, and none was closed */
+}
+
+static void runs_without_its_descriptors_under_poll(void)
+{
+    setenv("CONC_POLL", "poll", 1);
+    unsetenv("CONC_CLOCK");
+    reopen = false;
+    CHECK_INT(conc_run(closes_everything, NULL), -EBADF);
+}
+
+TEST(a_run_whose_descriptors_were_closed_ends_with_the_error_in_words)
+{
+    if (SANITIZED)
+        return; /* they have descriptors of their own */
+    if (IO_HAS_EPOLL)
+        check_ends_well(runs_without_its_descriptors);
+    check_ends_well(runs_without_its_descriptors_under_poll);
+    CHECK_CONTAINS(text, "the wait for descriptors failed");
+    CHECK_CONTAINS(text, "Bad file descriptor");
+}
+
+/* ---- fewer descriptors allowed than are open ---- */
+
+static int reads_under_a_limit(void *limit)
+{
+    int p[4][2];
+    io_reader r[4];
+    conc_group g = {0};
+    for (int i = 0; i < 4; i++) {
+        io_open(IO_PIPE, p[i]);
+        r[i] = (io_reader){.fd = p[i][0]};
+        CHECK_INT(conc_spawn(&g, io_reads, &r[i]), 0);
+    }
+    struct rlimit few = {*(rlim_t *)limit, 4096};
+    CHECK_INT(setrlimit(RLIMIT_NOFILE, &few), 0);
+    CHECK_INT(conc_settle(), 0);
+    uint64_t before = io_polls();
+    CHECK_INT(conc_sleep(0.05), 0);
+    CHECK(io_polls() - before < 20);
+    for (int i = 0; i < 4; i++) {
+        CHECK(!r[i].done);
+        CHECK_INT(conc_wait_fd(p[i][1], CONC_READABLE | CONC_WRITABLE), CONC_WRITABLE);
+        CHECK_INT(conc_write(p[i][1], "x", 1), 1);
+    }
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(conc_wait_fd(99, CONC_READABLE), -EBADF);
+    io_reader late = {.fd = p[0][0]};
+    conc_group h = {0};
+    CHECK_INT(conc_spawn(&h, io_reads, &late), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(close(p[0][0]), 0);
+    CHECK_INT(conc_group_wait(&h), 0);
+    CHECK_INT(late.rc, -EBADF);
+    return 0;
+}
+
+static rlim_t limit_of_descriptors;
+
+static void runs_under_a_limit(void)
+{
+    static const char *const backends[] = {"poll", IO_HAS_EPOLL ? "epoll" : "poll"};
+    unsetenv("CONC_CLOCK");
+    for (int i = 0; i < 2; i++) {
+        struct rlimit enough = {256, 4096};
+        CHECK_INT(setrlimit(RLIMIT_NOFILE, &enough), 0);
+        setenv("CONC_POLL", backends[i], 1);
+        CHECK_INT(conc_run(reads_under_a_limit, &limit_of_descriptors), 0);
+    }
+}
+
+TEST(fewer_descriptors_allowed_than_are_open_neither_hang_nor_spin)
+{
+    for (limit_of_descriptors = 0; limit_of_descriptors < 2; limit_of_descriptors++)
+        check_ends_well(runs_under_a_limit);
+}
+
+/* ---- ready in name only ---- */
+
+typedef struct mover {
+    ssize_t (*call)(int fd);
+    int fd;
+    ssize_t rc;
+    bool done;
+} mover;
+
+static int moves(void *arg)
+{
+    mover *m = arg;
+    m->rc = m->call(m->fd);
+    m->done = true;
+    return 0;
+}
+
+/* For ten seconds the call has to wait, and the loop looks about six times in each. */
+static void check_patience(ssize_t (*call)(int fd), int fd, void (*release)(int fd))
+{
+    conc_group g = {0};
+    mover m = {.call = call, .fd = fd};
+    CHECK_INT(conc_spawn(&g, moves, &m), 0);
+    CHECK_INT(conc_settle(), 0);
+    uint64_t before = io_polls();
+    double start = conc_now();
+    CHECK_INT(conc_sleep(10), 0);
+    CHECK(!m.done);
+    CHECK(conc_now() - start >= 10);
+    CHECK(io_polls() - before < 1000);
+    release(fd);
+    start = conc_now();
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK(m.rc > 0);
+    CHECK(conc_now() - start <= 0.0641);
+}
+
+#ifdef __linux__
+static ssize_t adds_ten(int fd)
+{
+    uint64_t ten = 10;
+    return conc_write(fd, &ten, sizeof ten);
+}
+
+static ssize_t adds_ten_by_parts(int fd)
+{
+    uint64_t ten = 10;
+    return conc_writev(fd, &(struct iovec){&ten, sizeof ten}, 1);
+}
+
+static ssize_t adds_ten_by_stream(int fd)
+{
+    uint64_t ten = 10;
+    conc_stream s = {0};
+    int copy = dup(fd);
+    CHECK_INT(conc_stream_open(&s, copy), 0);
+    CHECK_INT(conc_stream_write(&s, &ten, sizeof ten), sizeof ten);
+    int rc = conc_stream_flush(&s);
+    CHECK_INT(conc_stream_close(&s), 0);
+    return rc == 0 ? 8 : rc;
+}
+
+static void empty_eventfd(int fd)
+{
+    uint64_t sum;
+    CHECK_INT(read(fd, &sum, sizeof sum), sizeof sum);
+}
+
+IO_TEST(a_number_that_does_not_fit_into_an_eventfd_neither_spins_nor_holds_the_loop)
+{
+    static ssize_t (*const calls[])(int) = {adds_ten, adds_ten_by_parts, adds_ten_by_stream};
+    for (int flags = 0; flags <= EFD_NONBLOCK; flags += EFD_NONBLOCK) {
+        for (size_t i = 0; i < CONC_LEN(calls); i++) {
+            int fd = eventfd(0, flags);
+            uint64_t nearly = UINT64_MAX - 3;
+            CHECK_INT(write(fd, &nearly, sizeof nearly), sizeof nearly);
+            check_patience(calls[i], fd, empty_eventfd);
+            CHECK_INT(fcntl(fd, F_GETFL) & O_NONBLOCK, flags ? O_NONBLOCK : 0);
+            CHECK_INT(conc_close(fd), 0);
+        }
+    }
+}
+
+static int bound_udp(struct sockaddr_in *address)
+{
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    socklen_t size = sizeof *address;
+    CHECK_INT(bind(fd, (void *)address, sizeof *address), 0);
+    CHECK_INT(getsockname(fd, (void *)address, &size), 0);
+    return fd;
+}
+
+/* A UDP socket with an error in its queue, which poll(2) reports for ever. */
+static struct sockaddr_in udp_address, udp_peer;
+
+static int open_udp(bool stamped)
+{
+    enum { TIMESTAMPING = 37, TX_SOFTWARE = 2, SOFTWARE = 16 };
+    struct sockaddr_in any = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int stamps = TX_SOFTWARE | SOFTWARE, on = 1;
+    udp_address = udp_peer = any;
+    int fd = bound_udp(&udp_address), nobody = bound_udp(&udp_peer);
+    CHECK_INT(close(nobody), 0);
+    if (stamped)
+        CHECK_INT(setsockopt(fd, SOL_SOCKET, TIMESTAMPING, &stamps, sizeof stamps), 0);
+    else
+        CHECK_INT(setsockopt(fd, IPPROTO_IP, IP_RECVERR, &on, sizeof on), 0);
+    CHECK_INT(connect(fd, (void *)&udp_peer, sizeof udp_peer), 0);
+    CHECK_INT(send(fd, "x", 1, 0), 1);
+    struct pollfd p = {fd, 0, 0};
+    CHECK_INT(poll(&p, 1, 5000), 1);
+    char c;
+    CHECK_INT(recv(fd, &c, 1, MSG_DONTWAIT), -1); /* the error itself */
+    return fd;
+}
+
+static ssize_t receives(int fd)
+{
+    char c;
+    return conc_recv(fd, &c, 1, 0);
+}
+
+static ssize_t reads_a_byte(int fd)
+{
+    char c;
+    return conc_read(fd, &c, 1);
+}
+
+static void send_udp(int fd)
+{
+    int peer = bound_udp(&udp_peer);
+    (void)fd;
+    CHECK_INT(sendto(peer, "x", 1, 0, (void *)&udp_address, sizeof udp_address), 1);
+    CHECK_INT(close(peer), 0);
+}
+
+IO_TEST(an_error_queue_that_is_not_empty_does_not_make_a_reader_spin)
+{
+    static ssize_t (*const calls[])(int) = {receives, reads_a_byte};
+    for (int stamped = 0; stamped < 2; stamped++) {
+        for (size_t i = 0; i < CONC_LEN(calls); i++) {
+            int fd = open_udp(stamped);
+            check_patience(calls[i], fd, send_udp);
+            CHECK_INT(conc_close(fd), 0);
+        }
+    }
+}
+
+static struct sockaddr_un full_peer = {.sun_family = AF_UNIX, .sun_path = "\0conc-full-peer"};
+static int full_reader;
+
+static ssize_t sends_to_the_full_peer(int fd)
+{
+    return conc_sendto(fd, "x", 1, 0, (void *)&full_peer, sizeof full_peer);
+}
+
+static void read_from_the_full_peer(int fd)
+{
+    char c;
+    (void)fd;
+    CHECK_INT(recv(full_reader, &c, 1, MSG_DONTWAIT), 1);
+}
+
+IO_TEST(a_datagram_for_a_full_peer_does_not_make_its_sender_spin)
+{
+    int fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+    full_reader = socket(AF_UNIX, SOCK_DGRAM, 0);
+    snprintf(full_peer.sun_path + 1, sizeof full_peer.sun_path - 1, "conc-full-%d", (int)getpid());
+    CHECK_INT(bind(full_reader, (void *)&full_peer, sizeof full_peer), 0);
+    while (sendto(fd, "x", 1, MSG_DONTWAIT, (void *)&full_peer, sizeof full_peer) == 1)
+        continue;
+    CHECK_INT(errno, EAGAIN);
+    check_patience(sends_to_the_full_peer, fd, read_from_the_full_peer);
+    CHECK_INT(conc_close(fd), 0);
+    CHECK_INT(conc_close(full_reader), 0);
+}
+
+IO_TEST(a_pause_ends_when_its_descriptor_is_closed_or_its_task_cancelled)
+{
+    for (int cancels = 0; cancels < 2; cancels++) {
+        int fd = eventfd(0, EFD_NONBLOCK);
+        uint64_t nearly = UINT64_MAX - 3;
+        conc_group g = {0};
+        conc_task t;
+        mover m = {.call = adds_ten, .fd = fd};
+        CHECK_INT(write(fd, &nearly, sizeof nearly), sizeof nearly);
+        CHECK_INT(conc_spawn_task(&g, &t, moves, &m), 0);
+        CHECK_INT(conc_sleep(1), 0);
+        CHECK_INT(cancels ? conc_cancel(&t) : conc_close(fd), 0);
+        double start = conc_now();
+        CHECK_INT(conc_group_wait(&g), 0);
+        CHECK(conc_now() == start);
+        CHECK_INT(m.rc, cancels ? -ECANCELED : -EBADF);
+        if (cancels)
+            CHECK_INT(conc_close(fd), 0);
+    }
+}
+
+/* /proc/self/autogroup has no poll(2), and takes one write in 100 ms from an ordinary user. */
+static int autogroup;
+
+static int beats(void *count)
+{
+    for (;;) {
+        CONC_TRY(conc_sleep(0.001));
+        ++*(int *)count;
+    }
+}
+
+static int writes_to_autogroup(void *arg)
+{
+    (void)arg;
+    int beaten = 0;
+    CHECK_INT(conc_spawn(NULL, beats, &beaten), 0);
+    for (int i = 0; i < 2; i++)
+        CHECK_INT(conc_write(autogroup, "0", 1), 1);
+    CHECK(beaten > 10);
+    return 0;
+}
+
+static void writes_as_an_ordinary_user(void)
+{
+    unsetenv("CONC_CLOCK");
+    autogroup = open("/proc/self/autogroup", O_WRONLY);
+    if (autogroup < 0 || (geteuid() == 0 && seteuid(65534)) || write(autogroup, "0", 1) != 1)
+        return; /* there is none */
+    CHECK_INT(conc_run(writes_to_autogroup, NULL), 0);
+}
+
+TEST(a_file_that_epoll_refuses_and_that_is_not_ready_does_not_hold_the_loop)
+{
+    check_ends_well(writes_as_an_ordinary_user);
+}
+#endif
+
+IO_TEST(a_terminal_in_raw_mode_is_read_without_waiting_for_more)
+{
+    int master = posix_openpt(O_RDWR | O_NOCTTY);
+    CHECK(master >= 0);
+    CHECK_INT(grantpt(master), 0);
+    CHECK_INT(unlockpt(master), 0);
+    int fd = open(ptsname(master), O_RDWR | O_NOCTTY);
+    CHECK(fd >= 0);
+    struct termios t;
+    CHECK_INT(tcgetattr(fd, &t), 0);
+    cfmakeraw(&t);
+    t.c_cc[VMIN] = 5; /* a plain read would wait for five bytes, or two seconds after the first */
+    t.c_cc[VTIME] = 20;
+    CHECK_INT(tcsetattr(fd, TCSANOW, &t), 0);
+    io_send(master, "x");
+    char buf[10];
+    double start = test_real_seconds();
+    CHECK_INT(conc_read(fd, buf, sizeof buf), 1);
+    CHECK(test_real_seconds() - start < 1.9);
+    CHECK_INT(conc_close(fd), 0);
+    CHECK_INT(conc_close(master), 0);
+}
+
+/* ---- a hang-up alone ---- */
+
+IO_TEST(a_wait_for_no_event_ends_when_the_peer_hangs_up)
+{
+    for (io_kind kind = 0; kind < IO_KINDS; kind++) {
+        int end[2];
+        conc_group g = {0};
+        io_open(kind, end);
+        io_waiter w = {.fd = end[0], .events = 0, .rc = -1};
+        CHECK_INT(conc_spawn(&g, io_waits, &w), 0);
+        CHECK_INT(conc_settle(), 0);
+        io_send(end[1], "x");
+        CHECK_INT(conc_wait_fd(end[0], CONC_READABLE), CONC_READABLE);
+        CHECK_INT(conc_settle(), 0);
+        CHECK(!w.done);
+        if (kind == IO_CONC)
+            CHECK_INT(shutdown(end[0], SHUT_WR), 0); /* TCP hangs up when both sides have ended */
+        CHECK_INT(conc_close(end[1]), 0);
+        CHECK_INT(conc_group_wait(&g), 0);
+        CHECK_INT(w.rc, 0);
+        if (kind != IO_CONC)
+            CHECK_INT(conc_wait_fd(end[0], 0), 0);
+        CHECK_INT(conc_close(end[0]), 0);
+    }
+}
+
+/* ---- closed where conc cannot see it ---- */
+
+static void *closes_in_a_while(void *fd)
+{
+    /* the loop sleeps by then; were it earlier, the wait would end sooner */
+    poll(NULL, 0, 600);
+    close(*(int *)fd);
+    return NULL;
+}
+
+SLOW_IO_TEST(a_descriptor_that_another_thread_closes_wakes_the_task_of_a_sleeping_loop)
+{
+    for (io_kind kind = 0; kind < IO_CONC; kind++) {
+        int end[2];
+        pthread_t thread;
+        io_open(kind, end);
+        io_reader r = {.fd = end[0]};
+        int fd = end[0];
+        CHECK_INT(pthread_create(&thread, NULL, closes_in_a_while, &fd), 0);
+        CHECK_INT(conc_timeout(10, io_reads, &r), 0);
+        CHECK_INT(r.rc, -EBADF);
+        CHECK_INT(pthread_join(thread, NULL), 0);
+        CHECK_INT(close(end[1]), 0);
+    }
+}
+
+/* Something happens to the file 20,000 times: in another process, as it were. */
+enum { HAPPENINGS = 20000 };
+
+typedef struct elsewhere {
+    int from, to;
+    conc_loop *loop;
+    bool over;
+} elsewhere;
+
+static void is_over(void *arg) { ((elsewhere *)arg)->over = true; }
+
+static void *goes_on_elsewhere(void *arg)
+{
+    elsewhere *e = arg;
+    char c = 0;
+    for (int i = 0; i < HAPPENINGS; i++)
+        if (write(e->from, &c, 1) != 1 || read(e->to, &c, 1) != 1)
+            break;
+    conc_post(e->loop, is_over, e);
+    return NULL;
+}
+
+SLOW_IO_TEST(a_connection_that_was_passed_on_and_closed_here_does_not_wake_the_loop)
+{
+    for (int plainly = 0; plainly < 2; plainly++) {
+        int end[2], p[2];
+        pthread_t thread;
+        io_open(IO_CONC, end);
+        io_open(IO_PIPE, p);
+        conc_group g = {0};
+        io_reader r = {.fd = end[0]}, other = {.fd = p[0]};
+        CHECK_INT(conc_spawn(&g, io_reads, &r), 0);
+        CHECK_INT(conc_settle(), 0);
+        io_send(end[1], "x");
+        CHECK_INT(conc_group_wait(&g), 0);
+        elsewhere e = {.from = end[1], .to = dup(end[0]), .loop = conc_loop_self()};
+        CHECK_INT(plainly ? close(end[0]) : conc_close(end[0]), 0);
+        CHECK_INT(conc_loop_hold(e.loop), 0);
+        conc_group h = {0};
+        CHECK_INT(conc_spawn(&h, io_reads, &other), 0); /* so that the loop waits for something */
+        uint64_t before = io_polls();
+        CHECK_INT(pthread_create(&thread, NULL, goes_on_elsewhere, &e), 0);
+        while (!e.over)
+            CHECK_INT(conc_sleep(0.01), 0);
+        CHECK_INT(pthread_join(thread, NULL), 0);
+        CHECK(io_polls() - before < HAPPENINGS / 10);
+        CHECK_INT(conc_loop_release(e.loop), 0);
+        io_send(p[1], "y");
+        CHECK_INT(conc_group_wait(&h), 0);
+        CHECK_INT(close(e.to), 0);
+        CHECK_INT(conc_close(end[1]), 0);
+        io_close(p);
+    }
+}
+
+#ifdef __linux__
+/* The number of a timerfd, which eventfds share their inode with, is used again. */
+SLOW_IO_TEST(a_number_that_another_kind_of_file_has_by_now_wakes_its_former_waiter)
+{
+    conc_group g = {0};
+    uint64_t one = 1;
+    int fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK), next = eventfd(0, EFD_NONBLOCK);
+    io_waiter w = {.fd = fd, .events = CONC_READABLE};
+    CHECK_INT(conc_spawn(&g, io_waits, &w), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(dup2(next, fd), fd);
+    CHECK_INT(write(fd, &one, sizeof one), sizeof one);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(w.rc, -EBADF);
+    CHECK_INT(close(fd), 0);
+    CHECK_INT(close(next), 0);
+}
+#endif
