@@ -1599,6 +1599,20 @@ static int writes_the_whole(void *arg)
     return 0;
 }
 
+static int reads_a_part(void *arg)
+{
+    whole *w = arg;
+    w->rc = conc_read_full(w->fd, whole_room, w->n);
+    return 0;
+}
+
+static int writes_a_part(void *arg)
+{
+    whole *w = arg;
+    w->rc = conc_write_full(w->fd, whole_room, w->n);
+    return 0;
+}
+
 IO_TEST(a_read_full_waits_for_all_of_its_bytes)
 {
     for (io_kind kind = 0; kind < IO_KINDS; kind++) {
@@ -1703,6 +1717,88 @@ static void exchange(int s[2], size_t n)
         CHECK_INT(out[i].moved, n);
         CHECK_INT(in[i].moved, n);
     }
+}
+
+/* Resets the connection. */
+static void reset(int fd)
+{
+    struct linger at_once = {1, 0};
+    CHECK_INT(setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once), 0);
+    CHECK_INT(conc_close(fd), 0);
+}
+
+/* A connection whose one end is the test's own: conc does not know it, or it opened it. */
+static void open_near_end(bool foreign, int end[2])
+{
+    io_open(IO_CONC, end);
+    if (foreign) {
+        int copy = dup(end[0]);
+        CHECK_INT(conc_close(end[0]), 0);
+        end[0] = copy;
+    }
+}
+
+REAL_IO_TEST(an_error_after_some_bytes_were_read_is_returned_by_the_next_call)
+{
+    static ssize_t (*const calls[])(int fd) = {op_read, op_readv, op_recv, op_recvfrom,
+                                               op_read_full};
+    for (int foreign = 0; foreign < 2; foreign++) {
+        for (size_t i = 0; i < CONC_LEN(calls); i++) {
+            int end[2];
+            conc_group g = {0};
+            open_near_end(foreign, end);
+            whole w = {.fd = end[0], .n = 10};
+            CHECK_INT(conc_spawn(&g, reads_a_part, &w), 0);
+            io_send(end[1], "data");
+            CHECK_INT(conc_settle(), 0);
+            reset(end[1]);
+            CHECK_INT(conc_group_wait(&g), 0);
+            CHECK_INT(w.rc, 4);
+            CHECK_INT(calls[i](end[0]), -ECONNRESET);
+            CHECK_INT(calls[i](end[0]), 0);
+            CHECK_INT(conc_close(end[0]), 0);
+        }
+    }
+}
+
+REAL_IO_TEST(an_error_after_some_bytes_were_written_is_returned_by_the_next_call)
+{
+    for (int foreign = 0; foreign < 2; foreign++) {
+        int end[2], small = 4096;
+        conc_group g = {0};
+        open_near_end(foreign, end);
+        CHECK_INT(setsockopt(end[0], SOL_SOCKET, SO_SNDBUF, &small, sizeof small), 0);
+        CHECK_INT(setsockopt(end[1], SOL_SOCKET, SO_RCVBUF, &small, sizeof small), 0);
+        whole w = {.fd = end[0], .n = sizeof whole_room};
+        CHECK_INT(conc_spawn(&g, writes_a_part, &w), 0);
+        CHECK_INT(conc_settle(), 0);
+        reset(end[1]);
+        CHECK_INT(conc_group_wait(&g), 0);
+        CHECK(w.rc > 0 && w.rc < (ssize_t)sizeof whole_room);
+        CHECK_INT(conc_write(end[0], "x", 1), -ECONNRESET);
+        CHECK_INT(conc_write(end[0], "x", 1), -EPIPE);
+        CHECK_INT(conc_close(end[0]), 0);
+    }
+}
+
+REAL_IO_TEST(an_error_that_was_kept_is_not_the_next_file_s)
+{
+    int end[2], p[2];
+    conc_group g = {0};
+    open_near_end(true, end);
+    io_open(IO_PIPE, p);
+    whole w = {.fd = end[0], .n = 10};
+    CHECK_INT(conc_spawn(&g, reads_a_part, &w), 0);
+    io_send(end[1], "data");
+    CHECK_INT(conc_settle(), 0);
+    reset(end[1]);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(w.rc, 4);
+    CHECK_INT(dup2(p[0], end[0]), end[0]);
+    io_send(p[1], "x");
+    CHECK_INT(op_read(end[0]), 1);
+    CHECK_INT(conc_close(end[0]), 0);
+    io_close(p);
 }
 
 REAL_IO_TEST(a_megabyte_goes_both_ways_at_once_through_small_buffers)

@@ -293,6 +293,83 @@ EMBED_TEST(the_descriptor_becomes_readable_when_a_task_can_go_on)
     close(ends[1]);
 }
 
+/* The host sleeps as long as conc allows, and nothing runs that could tell the loop. */
+EMBED_TEST(a_descriptor_that_the_host_closes_wakes_its_task)
+{
+    host h;
+    int ends[2];
+    CHECK_INT(pipe(ends), 0);
+    begin(&h, reads, &ends[0]);
+    step_until_idle(&h);
+    for (int i = 0; i < 3; i++)
+        CHECK_INT(turn(&h), 1);
+    close(ends[0]);
+    CHECK_INT(finish(&h), -EBADF);
+    CHECK(h.steps < 20);
+    close(ends[1]);
+}
+
+static int passed_on; /* a copy, as another process would have it */
+
+static int passes_a_connection_on(void *arg)
+{
+    char where[64], c;
+    int l = CONC_TRY(conc_listen("127.0.0.1:0"));
+    CHECK_INT(conc_address(l, false, where, sizeof where), 0);
+    int *peer = arg, fd;
+    *peer = CONC_TRY(conc_dial(where));
+    fd = CONC_TRY(conc_accept(l));
+    CHECK_INT(write(*peer, "x", 1), 1);
+    CHECK_INT(conc_wait_fd(fd, CONC_READABLE), CONC_READABLE);
+    CHECK_INT(conc_read(fd, &c, 1), 1);
+    conc_scope s = {0};
+    CHECK_INT(conc_scope_begin(&s, 0.001), 0);
+    CHECK_INT(conc_scope_end(&s, conc_wait_fd(fd, CONC_READABLE)), -ETIMEDOUT);
+    passed_on = dup(fd);
+    CHECK_INT(conc_close(fd), 0);
+    CHECK_INT(conc_close(l), 0);
+    return conc_sleep(CONC_FOREVER);
+}
+
+EMBED_TEST(what_happens_to_a_file_that_was_closed_here_is_no_event)
+{
+    host h;
+    int peer = -1;
+    begin(&h, passes_a_connection_on, &peer);
+    while (conc_embed_timeout(&h.e) < 1e6)
+        CHECK_INT(turn(&h), 1);
+    CHECK(!is_readable(conc_embed_fd(&h.e), 0));
+    CHECK_INT(write(peer, "y", 1), 1);
+    CHECK(is_readable(passed_on, 5000));
+    CHECK(!is_readable(conc_embed_fd(&h.e), 0));
+    CHECK_INT(conc_embed_end(&h.e), -ECANCELED);
+    close(passed_on);
+    close(peer);
+}
+
+static void loses_its_descriptors(void)
+{
+    host h;
+    int ends[2];
+    CHECK_INT(pipe(ends), 0);
+    begin(&h, reads, &ends[0]);
+    step_until_idle(&h);
+    for (int fd = 3; fd < 64; fd++)
+        close(fd);
+    CHECK_INT(finish(&h), -EBADF);
+}
+
+EMBED_TEST(a_host_that_closes_the_loop_s_descriptors_ends_the_run_with_that_error)
+{
+    static char text[16384];
+    if (SANITIZED)
+        return; /* they have descriptors of their own */
+    int status = test_in_process(loses_its_descriptors, text, sizeof text);
+    if (status)
+        test_fail(__FILE__, __LINE__, "status 0x%x, stderr:\n%s", (unsigned)status, text);
+    CHECK(strstr(text, "the wait for descriptors failed: Bad file descriptor"));
+}
+
 EMBED_TEST(the_time_to_wait_is_that_to_the_next_deadline)
 {
     host h;

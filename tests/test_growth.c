@@ -8,6 +8,11 @@
 #define TEST_SYNC
 #include "conc_test.h"
 
+#ifdef __linux__
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#endif
+
 static long blocks;
 
 /* The compiler puts a call of this in front of every basic block. */
@@ -305,6 +310,53 @@ static int waits_for_the_first(void *arg)
                      CONC_CASE_AFTER(1000)};
     (void)arg;
     return conc_select(c, CONC_LEN(c));
+
+/* ---- tasks that wait for one descriptor ---- */
+
+#ifdef __linux__
+static int stop;
+
+static int waits_for_stop(void *arg)
+{
+    (void)arg;
+    int rc = conc_wait_fd(stop, CONC_READABLE);
+    return rc < 0 ? rc : 0;
+}
+
+static int selects_stop(void *arg)
+{
+    (void)arg;
+    conc_case c[] = {CONC_CASE_FD(stop, CONC_READABLE), CONC_CASE_AFTER(1000)};
+    int rc = conc_select(c, 2);
+    return rc < 0 ? rc : c[0].result < 0;
+}
+
+static int starts_and_stops(conc_fn *fn)
+{
+    uint64_t one = 1;
+    conc_group g = {0};
+    stop = eventfd(0, EFD_NONBLOCK);
+    for (int i = 0; i < many; i++) {
+        CONC_TRY_IN(&g, conc_spawn(&g, fn, NULL));
+        CONC_TRY_IN(&g, conc_yield());
+    }
+    CONC_TRY_IN(&g, conc_settle());
+    CHECK_INT(write(stop, &one, sizeof one), sizeof one);
+    int rc = conc_group_wait(&g);
+    CHECK_INT(close(stop), 0);
+    return rc;
+}
+
+static int many_wait_for_one_descriptor(void *arg)
+{
+    (void)arg;
+    return starts_and_stops(waits_for_stop);
+}
+
+static int many_select_one_descriptor(void *arg)
+{
+    (void)arg;
+    return starts_and_stops(selects_stop);
 }
 
 static int waits_for_room(void *arg)
@@ -373,3 +425,42 @@ TEST(the_end_of_many_condition_waiters_after_a_deadlock)
         check_grows_evenly(leaves_waiters_in_a_deadlock, 200);
     }
 }
+
+    int rc = conc_wait_fd(stop, CONC_WRITABLE);
+    return rc < 0 ? rc : 0;
+}
+
+/* Events for one writer leave the many readers alone, and each cancel takes one wait back. */
+static int others_come_and_go(void *arg)
+{
+    static char block[8192];
+    int ends[2];
+    conc_group g = {.keep_going = true};
+    conc_task writer;
+    (void)arg;
+    CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+    stop = ends[0];
+    for (int i = 0; i < many; i++)
+        CONC_TRY_IN(&g, conc_spawn_task(&g, &tasks[i], waits_for_stop, NULL));
+    for (int i = 0; i < many; i++) {
+        while (send(stop, block, sizeof block, MSG_DONTWAIT) > 0)
+            continue;
+        CONC_TRY_IN(&g, conc_spawn_task(&g, &writer, waits_for_room, NULL));
+        CONC_TRY_IN(&g, conc_yield());
+        while (recv(ends[1], block, sizeof block, MSG_DONTWAIT) > 0)
+            continue;
+        CONC_TRY_IN(&g, conc_join(&writer, NULL));
+    }
+    for (int i = 0; i < many; i++) {
+        CHECK_INT(conc_cancel(&tasks[i]), 0);
+        CONC_TRY_IN(&g, conc_join(&tasks[i], NULL));
+    }
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(close(ends[1]), 0);
+    return close(stop);
+}
+
+GROWTH_TEST(waits_for_one_descriptor, many_wait_for_one_descriptor, 1000)
+GROWTH_TEST(selects_of_one_descriptor, many_select_one_descriptor, 1000)
+GROWTH_TEST(waits_beside_others_for_one_descriptor, others_come_and_go, 1000)
+#endif
