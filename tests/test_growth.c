@@ -310,53 +310,6 @@ static int waits_for_the_first(void *arg)
                      CONC_CASE_AFTER(1000)};
     (void)arg;
     return conc_select(c, CONC_LEN(c));
-
-/* ---- tasks that wait for one descriptor ---- */
-
-#ifdef __linux__
-static int stop;
-
-static int waits_for_stop(void *arg)
-{
-    (void)arg;
-    int rc = conc_wait_fd(stop, CONC_READABLE);
-    return rc < 0 ? rc : 0;
-}
-
-static int selects_stop(void *arg)
-{
-    (void)arg;
-    conc_case c[] = {CONC_CASE_FD(stop, CONC_READABLE), CONC_CASE_AFTER(1000)};
-    int rc = conc_select(c, 2);
-    return rc < 0 ? rc : c[0].result < 0;
-}
-
-static int starts_and_stops(conc_fn *fn)
-{
-    uint64_t one = 1;
-    conc_group g = {0};
-    stop = eventfd(0, EFD_NONBLOCK);
-    for (int i = 0; i < many; i++) {
-        CONC_TRY_IN(&g, conc_spawn(&g, fn, NULL));
-        CONC_TRY_IN(&g, conc_yield());
-    }
-    CONC_TRY_IN(&g, conc_settle());
-    CHECK_INT(write(stop, &one, sizeof one), sizeof one);
-    int rc = conc_group_wait(&g);
-    CHECK_INT(close(stop), 0);
-    return rc;
-}
-
-static int many_wait_for_one_descriptor(void *arg)
-{
-    (void)arg;
-    return starts_and_stops(waits_for_stop);
-}
-
-static int many_select_one_descriptor(void *arg)
-{
-    (void)arg;
-    return starts_and_stops(selects_stop);
 }
 
 static int waits_for_room(void *arg)
@@ -426,6 +379,57 @@ TEST(the_end_of_many_condition_waiters_after_a_deadlock)
     }
 }
 
+/* ---- tasks that wait for one descriptor ---- */
+
+#ifdef __linux__
+static int stop;
+
+static int waits_for_stop(void *arg)
+{
+    (void)arg;
+    int rc = conc_wait_fd(stop, CONC_READABLE);
+    return rc < 0 ? rc : 0;
+}
+
+static int selects_stop(void *arg)
+{
+    (void)arg;
+    conc_case c[] = {CONC_CASE_FD(stop, CONC_READABLE), CONC_CASE_AFTER(1000)};
+    int rc = conc_select(c, 2);
+    return rc < 0 ? rc : c[0].result < 0;
+}
+
+static int starts_and_stops(conc_fn *fn)
+{
+    uint64_t one = 1;
+    conc_group g = {0};
+    stop = eventfd(0, EFD_NONBLOCK);
+    for (int i = 0; i < many; i++) {
+        CONC_TRY_IN(&g, conc_spawn(&g, fn, NULL));
+        CONC_TRY_IN(&g, conc_yield());
+    }
+    CONC_TRY_IN(&g, conc_settle());
+    CHECK_INT(write(stop, &one, sizeof one), sizeof one);
+    int rc = conc_group_wait(&g);
+    CHECK_INT(close(stop), 0);
+    return rc;
+}
+
+static int many_wait_for_one_descriptor(void *arg)
+{
+    (void)arg;
+    return starts_and_stops(waits_for_stop);
+}
+
+static int many_select_one_descriptor(void *arg)
+{
+    (void)arg;
+    return starts_and_stops(selects_stop);
+}
+
+static int waits_for_room(void *arg)
+{
+    (void)arg;
     int rc = conc_wait_fd(stop, CONC_WRITABLE);
     return rc < 0 ? rc : 0;
 }
