@@ -427,7 +427,7 @@ static int many_select_one_descriptor(void *arg)
     return starts_and_stops(selects_stop);
 }
 
-static int waits_for_room(void *arg)
+static int waits_to_send(void *arg)
 {
     (void)arg;
     int rc = conc_wait_fd(stop, CONC_WRITABLE);
@@ -449,7 +449,7 @@ static int others_come_and_go(void *arg)
     for (int i = 0; i < many; i++) {
         while (send(stop, block, sizeof block, MSG_DONTWAIT) > 0)
             continue;
-        CONC_TRY_IN(&g, conc_spawn_task(&g, &writer, waits_for_room, NULL));
+        CONC_TRY_IN(&g, conc_spawn_task(&g, &writer, waits_to_send, NULL));
         CONC_TRY_IN(&g, conc_yield());
         while (recv(ends[1], block, sizeof block, MSG_DONTWAIT) > 0)
             continue;
