@@ -1629,8 +1629,6 @@ struct conc_loop {
     bool lists_tasks;     /* the report that is made has a line for each task */
     uint64_t run;         /* which of the process's runs this is */
     conc__census census;
-    const conc_task *asked_about; /* conc__lives: its last question */
-    bool found_alive;
     size_t generator_count;
     uint64_t spawned, finished; /* both counted from conc__first_serial */
     uint64_t most;              /* what `spawned` would be with as many tasks alive as ever were */
@@ -1742,6 +1740,7 @@ CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f);
 CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how);
 CONC__COLD void conc__step(conc_loop *l, conc_task *t);
 CONC__COLD void conc__step_last(conc_loop *l, conc_task *t);
+CONC__COLD void conc__waited(conc_loop *l, conc_task *t);
 CONC__COLD void conc__woken(conc_loop *l, conc_task *t);
 CONC__COLD void conc__spawned(conc_loop *l, conc_task *t);
 CONC__COLD void conc__renamed(conc_loop *l, const conc_task *t);
@@ -3803,7 +3802,8 @@ CONC__PRIVATE void conc__mark(conc_loop *l, conc_task *t)
 CONC__PRIVATE void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
 {
     conc__wait *w = t->wait;
-    if (t->pending == pending)
+    bool doomed = pending && l->doomed; /* wakes waits that went on in spite of a cancel */
+    if (t->pending == pending && !doomed)
         return;
     t->pending = pending;
     t->cancels_in_a_row = 0;
@@ -9061,12 +9061,23 @@ CONC__PRIVATE const char *conc__state_of(const conc_loop *l, const conc_task *t)
                                     : "ready";
 }
 
+/* Two columns a level; so that a deep tree stays readable and its dump linear, further levels are
+ * a number. */
+CONC__PRIVATE void conc__indent(FILE *out, int depth)
+{
+    enum { DEEPEST = 24 };
+    if (depth <= DEEPEST)
+        fprintf(out, "%*s", depth * 2, "");
+    else
+        fprintf(out, "%*s(level %d) ", DEEPEST * 2, "", depth);
+}
+
 CONC__PRIVATE void conc__print_task(FILE *out, const conc_loop *l, const conc_task *t, int depth)
 {
     char text[CONC__DESCRIPTION];
     conc__source source = conc__source_of(t);
-    fprintf(out, "%*s%s: %s", depth * 2, "",
-            conc__describe(text, sizeof text, (conc__source){t->name, t->name}),
+    conc__indent(out, depth);
+    fprintf(out, "%s: %s", conc__describe(text, sizeof text, (conc__source){t->name, t->name}),
             conc__state_of(l, t));
     if (t->wait && t->wait->kind->whom)
         t->wait->kind->whom(out, t->wait);
@@ -9080,10 +9091,11 @@ CONC__PRIVATE void conc__print_task(FILE *out, const conc_loop *l, const conc_ta
 
 CONC__PRIVATE void conc__print_group(FILE *out, const conc_group *g, int depth)
 {
+    conc__indent(out, depth);
     if (g->background)
-        fprintf(out, "%*sbackground", depth * 2, "");
+        fprintf(out, "background");
     else
-        fprintf(out, "%*sgroup at %s", depth * 2, "", conc__place_of(g->scope.place));
+        fprintf(out, "group at %s", conc__place_of(g->scope.place));
     fprintf(out, ", %d %s%s:\n", g->live, g->live == 1 ? "child" : "children",
             g->scope.effective ? ", cancelled" : "");
 }
@@ -9127,19 +9139,6 @@ CONC__PRIVATE bool conc__is_in_tree(const conc_task *first, const conc_task *t)
     return first;
 }
 
-/* Is t a task of the loop that has not ended? It may be a pointer to one that has, which is only
- * compared. Reports ask it for each task that waits, mostly about the same one. Inline, as only
- * other modules call it. */
-static inline bool conc__lives(conc_loop *l, const conc_task *t)
-{
-    if (t != l->asked_about) {
-        l->asked_about = t;
-        l->found_alive =
-            conc__is_in_tree(&l->main, t) || conc__is_in_tree(l->background.children, t);
-    }
-    return l->found_alive;
-}
-
 CONC__PRIVATE int conc__serial_order(const void *a, const void *b)
 {
     uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
@@ -9165,15 +9164,19 @@ CONC__PRIVATE bool conc__census_take(conc_loop *l)
     return true;
 }
 
-/* The same for very many questions while no task begins or ends. t is not followed, either. */
-static inline bool conc__lives_on(conc_loop *l, const conc_task *t, uint64_t serial)
+/* Is t, with this serial number, a task of the loop that has not ended? It may be NULL, or a
+ * pointer to one that has, which is not followed. Reports ask it about the owner of each lock
+ * that is waited for; without memory each of these questions walks through all tasks. Inline, as
+ * only other modules call it. */
+static inline bool conc__lives(conc_loop *l, const conc_task *t, uint64_t serial)
 {
     const conc__census *c = &l->census;
-    if (!conc__census_take(l)) {
-        l->asked_about = NULL;
-        return conc__lives(l, t) && t->serial == serial;
-    }
-    return bsearch(&serial, c->serials, c->count, sizeof *c->serials, conc__serial_order) != NULL;
+    if (!t)
+        return false;
+    if (conc__census_take(l))
+        return bsearch(&serial, c->serials, c->count, sizeof *c->serials, conc__serial_order);
+    return (conc__is_in_tree(&l->main, t) || conc__is_in_tree(l->background.children, t)) &&
+           t->serial == serial;
 }
 
 /* The tree below a task, without recursion: it may be deep. */
@@ -9266,7 +9269,6 @@ CONC__PRIVATE void conc__print_crowds(conc_loop *l, FILE *out)
 
 CONC__PRIVATE void conc__print_all(conc_loop *l, FILE *out)
 {
-    l->asked_about = NULL;
     l->lists_tasks = false;
     if (l->spawned - l->finished > CONC__CROWDED) {
         conc__print_crowds(l, out);
@@ -9289,9 +9291,11 @@ CONC__PRIVATE void conc__dump_on_loop(conc_loop *l, void *arg)
     conc__dump_call *d = arg;
     l->self = d->self; /* so that it shows as running */
     size_t tasks = (size_t)(l->spawned - l->finished);
+    flockfile(d->out); /* no line of another thread comes between */
     fprintf(d->out, "conc: %zu %s, time %.9f, %zu %s\n", tasks, tasks == 1 ? "task" : "tasks",
             (double)conc__time(l) / 1e9, l->wheel.count, l->wheel.count == 1 ? "timer" : "timers");
     conc__print_all(l, d->out);
+    funlockfile(d->out);
     l->self = NULL;
 }
 
@@ -9305,7 +9309,9 @@ CONC_API void conc_dump(FILE *out)
         return;
     }
     conc__dump_call d = {out, l->self};
+    int saved = errno;
     conc__on_loop(l, conc__dump_on_loop, &d);
+    errno = saved;
 }
 
 /* The next task, after `last`, that t cannot go on without; NULL: none. A group waits for all of
@@ -9340,19 +9346,18 @@ CONC__PRIVATE void conc__print_cycle(FILE *out, const conc_loop *l, conc_task *l
             fprintf(out, "  ... and so on ...\n");
 }
 
-/* Goes from t to whom it waits for, and on, and prints the first circle. The path back is kept
- * in `next`, which tasks that wait do not use, and `marked` tells who was seen. */
+/* Goes from t to whom it waits for, and on, and prints the first circle. Of each task that was
+ * seen `marked` is set; of those on the path from t, `next` leads back, which tasks that wait do
+ * not use, and `next_marked` points to the task itself. */
 CONC__PRIVATE bool conc__find_cycle(FILE *out, const conc_loop *l, conc_task *t)
 {
     const conc_task *last = NULL;
     t->next = NULL;
     t->marked = true;
+    t->next_marked = t;
     while (t) {
         conc_task *to = (conc_task *)(uintptr_t)conc__blocker(t, last);
-        const conc_task *back = t;
-        while (to && to->marked && back && back != to)
-            back = back->next;
-        if (to && to->marked && back) {
+        if (to && to->marked && to->next_marked == to) {
             if (out)
                 conc__print_cycle(out, l, t, to);
             return true;
@@ -9360,12 +9365,14 @@ CONC__PRIVATE bool conc__find_cycle(FILE *out, const conc_loop *l, conc_task *t)
         if (to && !to->marked) {
             to->next = t;
             to->marked = true;
+            to->next_marked = to;
             t = to;
             last = NULL;
         } else if (to) {
             last = to;
         } else {
             last = t;
+            t->next_marked = NULL;
             t = t->next;
         }
     }
@@ -9398,8 +9405,18 @@ CONC__COLD bool conc__awaits_interrupt(conc_loop *l)
         shielded |= s->shielded;
     if (shielded || w->kind != &conc__sleeping)
         return false;
-    l->asked_about = NULL;
     return !conc__find_deadlock(NULL, l);
+}
+
+CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)
+{
+    flockfile(out); /* no line of another thread comes between */
+    fprintf(out, "conc: deadlock: every task waits, and nothing can wake one\n");
+    conc__print_all(l, out);
+    conc__find_deadlock(out, l);
+    if (l->doomed)
+        fprintf(out, "conc: they were cancelled already, and do not end\n");
+    funlockfile(out);
 }
 
 /* Cancels every task, through every shield: the run ends with this error. */
@@ -9412,18 +9429,15 @@ CONC__COLD void conc__doom(conc_loop *l, int rc)
     conc__spread_marked(l);
 }
 
-/* Every task waits, and nothing is left that could wake one: says so, and cancels everything,
- * through every shield. */
+/* Every task waits, and nothing is left that could wake one: says so, and cancels everything. */
 CONC__COLD void conc__deadlock(conc_loop *l)
 {
-    fprintf(stderr, "conc: deadlock: every task waits, and nothing can wake one\n");
-    conc__print_all(l, stderr);
-    conc__find_deadlock(stderr, l);
-    if (l->doomed) {
-        fprintf(stderr, "conc: they were cancelled already, and do not end\n");
+    int saved = errno;
+    conc__print_deadlock(l, stderr);
+    if (l->doomed)
         abort();
-    }
     conc__doom(l, -EDEADLK);
+    errno = saved;
 }
 
 typedef struct conc__lost_call {
@@ -10521,16 +10535,24 @@ CONC__COLD void conc__spawned(conc_loop *l, conc_task *t)
     conc__trace_leads(l, t);
 }
 
-/* A task's wait is over. */
-CONC__COLD void conc__woken(conc_loop *l, conc_task *t)
+/* A task's wait has lasted until now, and becomes one of another kind, or ends. */
+CONC__COLD void conc__waited(conc_loop *l, conc_task *t)
 {
     const conc__wait_kind *kind = t->wait->kind;
     int64_t now = conc__time(l);
     l->waited += now - t->since;
-    if (!l->trace)
-        return;
-    conc__trace_span(l, conc__row_of(l, t), kind->brief ? kind->brief : kind->what, t->since, now);
-    conc__trace_leads(l, t);
+    if (l->trace)
+        conc__trace_span(l, conc__row_of(l, t), kind->brief ? kind->brief : kind->what, t->since,
+                         now);
+    t->since = now;
+}
+
+/* A task's wait is over. */
+CONC__COLD void conc__woken(conc_loop *l, conc_task *t)
+{
+    conc__waited(l, t);
+    if (l->trace)
+        conc__trace_leads(l, t);
 }
 
 /* The running task has ended; its stack is given back next. */

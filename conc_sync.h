@@ -534,15 +534,26 @@ CONC__PRIVATE void conc__wake_all(conc_loop *l, conc__waits *list, int result)
         conc__wake(l, list->first, result);
 }
 
+/* The owner of a lock, as it was noted, if that task has not ended; else NULL. */
+CONC__PRIVATE const conc_task *conc__living_owner(const conc_task *owner, uint64_t serial)
+{
+    return conc__lives(conc__here, owner, serial) ? owner : NULL;
+}
+
 CONC__PRIVATE void conc__whom_owner(FILE *out, const conc_task *owner, uint64_t serial,
                                     const char *place)
 {
-    if (conc__lives(conc__here, owner) && owner->serial == serial) {
+    if (!owner) { /* a task that was woken has it, and has not run since */
+        fprintf(out, " that is free");
+    } else if (conc__living_owner(owner, serial)) {
         fputs(" that ", out);
         conc__print_name(out, owner);
         fprintf(out, " acquired at %s", place);
-    } else
+    } else if (conc__is_of_run(conc__here, serial)) {
         fprintf(out, " acquired at %s by a task that is not there any more", place);
+    } else {
+        fprintf(out, " acquired at %s by a task of another run", place);
+    }
 }
 
 /* ---- >>lock --------------------------------------------------------------------------------- */
@@ -557,7 +568,7 @@ CONC__PRIVATE void conc__lock_whom(FILE *out, const conc__wait *w)
 CONC__PRIVATE const conc_task *conc__lock_owner(const conc__wait *w)
 {
     const conc_lock *k = w->on;
-    return conc__lives(conc__here, k->owner) && k->owner->serial == k->serial ? k->owner : NULL;
+    return conc__living_owner(k->owner, k->serial);
 }
 
 static const conc__wait_kind conc__locking = {.what = "waits for a lock",
@@ -573,7 +584,7 @@ CONC__FAST bool conc__lock_is_mine(const conc_loop *l, const conc_lock *k)
 /* Has the owner ended without a release? */
 CONC__PRIVATE bool conc__lock_is_lost(conc_loop *l, const conc_lock *k)
 {
-    return !conc__lives_on(l, k->owner, k->serial);
+    return !conc__lives(l, k->owner, k->serial);
 }
 
 /* Why a try cannot have a lock or rwlock. */
@@ -792,7 +803,7 @@ CONC__PRIVATE bool conc__rwlock_cancel(conc__wait *w)
 CONC__PRIVATE const conc_task *conc__rwlock_owner(const conc__wait *w)
 {
     const conc_rwlock *k = w->on;
-    return conc__lives(conc__here, k->writer) && k->writer->serial == k->serial ? k->writer : NULL;
+    return conc__living_owner(k->writer, k->serial);
 }
 
 static const conc__wait_kind conc__rwlocking = {.what = "waits for a rwlock",
@@ -982,8 +993,22 @@ CONC_API bool conc_event_is_set(const conc_event *e) { return e && e->set; }
 /* Who was notified or cancelled goes over to those who wait for the lock, without running in
  * between. */
 
-static const conc__wait_kind conc__relocking = {
-    .what = "waits to have a lock again", .whom = conc__lock_whom, .owner = conc__lock_owner};
+/* It waits in spite of a cancel; after a deadlock it takes a lock that nobody will release. */
+CONC__PRIVATE bool conc__relock_cancel(conc__wait *w)
+{
+    conc_loop *l = conc__here;
+    conc_lock *k = (conc_lock *)(uintptr_t)w->on;
+    if (!l->doomed || !conc__lock_is_lost(l, k))
+        return false;
+    conc__unlink(w);
+    conc__lock_give(l, k, w->task, w->item);
+    return true;
+}
+
+static const conc__wait_kind conc__relocking = {.what = "waits to have a lock again",
+                                                .whom = conc__lock_whom,
+                                                .cancel = conc__relock_cancel,
+                                                .owner = conc__lock_owner};
 
 /* Who waited for a condition wants its lock; result is what its wait will return. True: it has
  * it. */
@@ -992,9 +1017,11 @@ CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
     conc_lock *k = (conc_lock *)(uintptr_t)w->on;
     conc__unlink(w);
     w->value = result;
-    w->kind = &conc__relocking;
     /* after a deadlock everything unwinds */
     if (k->owner && !(l->doomed && conc__lock_is_lost(l, k))) {
+        if (CONC__UNLIKELY(l->stepwise))
+            conc__waited(l, w->task);
+        w->kind = &conc__relocking;
         conc__append(&k->waits, w);
         return false;
     }
@@ -1598,9 +1625,14 @@ CONC__PRIVATE void conc__choice_whom(FILE *out, const conc__wait *w)
 {
     const conc__choice *s = (const conc__choice *)(const void *)w;
     static const char *const what[] = {"", "a queue's item", "room in a queue", "an event"};
+    enum { MOST = 8 };
     for (size_t i = 0; i < s->n; i++) {
         const conc_case *c = &s->cases[i];
         fprintf(out, i ? ", " : " ");
+        if (i == MOST) {
+            fprintf(out, "and %zu more", s->n - i);
+            break;
+        }
         if (c->what == CONC__JOINED) {
             conc__print_name(out, c->task);
             fprintf(out, " to end");
