@@ -52,7 +52,12 @@
  *   CONC_STATIC          instead of it: every function static, a private copy for this file, a
  *                        world of its own
  *   CONC_API             put before every function; by default hidden visibility
- *   CONC_STACK_SIZE      bytes of a task's stack (256 KiB of address space, committed as touched)
+ *   CONC_STACK_SIZE      bytes of a task's stack (256 KiB of address space, committed as touched;
+ *                        64 KiB on 32 bits)
+ *   CONC_GUARD_SIZE      bytes of address space below each stack that fault when touched, in whole
+ *                        pages (64 KiB, 16 KiB on 32 bits; in debug mode at least 1 MiB, 64 KiB on
+ *                        32 bits). A frame that reaches past them is caught under the compiler's
+ *                        -fstack-clash-protection, whatever its size
  *   CONC_MALLOC(n), CONC_REALLOC(p, n), CONC_FREE(p)    all three or none (malloc, realloc, free)
  *   CONC_TLS             attribute of the one thread-local pointer, such as
  *                        __attribute__((tls_model("initial-exec")))
@@ -1053,9 +1058,18 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 #error "conc.h: define all of CONC_MALLOC, CONC_REALLOC and CONC_FREE, or none"
 #endif
 
-#ifndef CONC_STACK_SIZE
-#define CONC_STACK_SIZE (256 * 1024)
+#if UINTPTR_MAX > 0xffffffffu
+#define CONC__SPACE(large, small) (large)
+#else
+#define CONC__SPACE(large, small) (small) /* there is little address space */
 #endif
+#ifndef CONC_STACK_SIZE
+#define CONC_STACK_SIZE (CONC__SPACE(256, 64) * 1024)
+#endif
+#ifndef CONC_GUARD_SIZE
+#define CONC_GUARD_SIZE (CONC__SPACE(64, 16) * 1024)
+#endif
+#define CONC__DEBUG_GUARD_SIZE (CONC__SPACE(1024, 64) * 1024)
 #ifndef CONC_TLS
 #define CONC_TLS
 #endif
@@ -1436,16 +1450,17 @@ typedef struct conc__stack {
     uint32_t valgrind_id;
 } conc__stack;
 
-/* Stacks are carved from slabs, one mapping each. */
+/* Stacks are carved from slabs, one mapping each. A stack is in use, or free with what it needed
+ * still in memory, or dropped: its pages were given back, and it is carved anew for its next use. */
 typedef struct conc__slab {
-    struct conc__slab *next;
+    struct conc__slab *next, *prev;
+    struct conc__slab *next_hole, *prev_hole; /* of those with stacks that were dropped */
     struct conc__pool *pool;
     char *base;
-    int carved;  /* stacks that were made so far, from below */
-    int guarded; /* stacks whose guard region stands */
-    int idle;    /* for how many looks of conc__pool_trim it was not used */
-    int unused;  /* stacks in the free list, as conc__pool_count last found */
-    bool leaving;
+    int carved;       /* stacks that were made so far, from below */
+    int guarded;      /* stacks whose guard region stands */
+    int unused;       /* stacks in the free list, as conc__pool_count last found */
+    uint64_t dropped; /* which stacks, a bit each */
 } conc__slab;
 
 /* All stacks of one size. */
@@ -1454,7 +1469,12 @@ typedef struct conc__pool {
     size_t size, guard, stride;
     int per_slab;
     conc__slab *slabs; /* newest first; only the first may have stacks to carve */
+    conc__slab *holes;
     conc__stack *free;
+    conc__stack *old;  /* free since the last trim, with all below it in the list; NULL: none */
+    conc__stack *cold; /* taken out of that list, to be given back */
+    size_t resident;   /* stacks in use or free */
+    bool trimmed;      /* the last trim left none that the next could give back */
 } conc__pool;
 
 enum { CONC__LEVELS = 11, CONC__SLOTS = 64 };
@@ -2650,7 +2670,11 @@ CONC__PRIVATE conc__pool *conc__pool_for(conc_loop *l, size_t size)
     size_t page = conc__page(),
            pages = conc__round_up(size + CONC__CORE + CONC__RECORD + CONC__STAGGER, page) / page;
     *p = (conc__pool){.next = l->pools, .size = size};
-    p->guard = (pages % 2 ? 2 : 1) * page;
+    size_t guard = CONC_GUARD_SIZE;
+    if (l->debug && guard < CONC__DEBUG_GUARD_SIZE)
+        guard = CONC__DEBUG_GUARD_SIZE;
+    p->guard = guard > page ? conc__round_up(guard, page) : page;
+    p->guard += (pages + p->guard / page) % 2 ? 0 : page;
     p->stride = pages * page + p->guard;
     size_t fit = (size_t)16 * 1024 * 1024 / p->stride;
     p->per_slab = fit < 1 ? 1 : fit > 64 ? 64 : (int)fit;
@@ -2669,6 +2693,8 @@ CONC__PRIVATE bool conc__slab_open(conc__pool *p)
         return false;
     }
     *slab = (conc__slab){.next = p->slabs, .pool = p, .base = base};
+    if (slab->next)
+        slab->next->prev = slab;
     p->slabs = slab;
     return true;
 }
@@ -2684,7 +2710,8 @@ CONC__PRIVATE conc__stack *conc__stack_at(const conc__slab *slab, int i)
 CONC__PRIVATE void conc__slab_close(conc__slab *slab)
 {
     for (int i = 0; i < slab->carved; i++)
-        conc__stack_untold(conc__stack_at(slab, i));
+        if (!(slab->dropped >> i & 1))
+            conc__stack_untold(conc__stack_at(slab, i));
     conc__unmap_pages(slab->base, slab->pool->stride * (size_t)slab->pool->per_slab);
     CONC_FREE(slab);
 }
@@ -2704,20 +2731,60 @@ CONC__PRIVATE void conc__slab_guard(conc__slab *slab)
     slab->guarded += n;
 }
 
+CONC__PRIVATE void conc__hole_open(conc__pool *p, conc__slab *slab)
+{
+    slab->prev_hole = NULL;
+    slab->next_hole = p->holes;
+    if (p->holes)
+        p->holes->prev_hole = slab;
+    p->holes = slab;
+}
+
+CONC__PRIVATE void conc__hole_close(conc__pool *p, const conc__slab *slab)
+{
+    *(slab->prev_hole ? &slab->prev_hole->next_hole : &p->holes) = slab->next_hole;
+    if (slab->next_hole)
+        slab->next_hole->prev_hole = slab->prev_hole;
+}
+
+/* A stack that was dropped is used again. */
+CONC__PRIVATE int conc__hole_fill(conc__pool *p, conc__slab *slab)
+{
+    int i = __builtin_ctzll(slab->dropped);
+    slab->dropped &= slab->dropped - 1;
+    if (!slab->dropped)
+        conc__hole_close(p, slab);
+    return i;
+}
+
+/* The next stack that was never used, with its guard region. */
+CONC__PRIVATE int conc__slab_carve(conc__slab *slab)
+{
+    if (slab->carved == slab->guarded)
+        conc__slab_guard(slab);
+    return slab->carved++;
+}
+
 CONC__COLD conc__stack *conc__stack_carve(conc__pool *p)
 {
     int saved = errno;
-    bool opened = (p->slabs && p->slabs->carved < p->per_slab) || conc__slab_open(p);
-    conc__slab *slab = p->slabs;
-    if (opened && slab->carved == slab->guarded)
-        conc__slab_guard(slab);
-    errno = saved;
-    if (!opened)
+    conc__stack *s = p->cold;
+    if (s) {
+        p->cold = s->next;
+        return s;
+    }
+    bool room = p->holes || (p->slabs && p->slabs->carved < p->per_slab) || conc__slab_open(p);
+    if (!room) {
+        errno = saved;
         return NULL;
-    conc__stack *s = conc__stack_at(slab, slab->carved);
-    char *slot = slab->base + (size_t)slab->carved * p->stride;
-    slab->carved++;
-    *s = (conc__stack){.pool = p, .slab = slab, .low = slot + p->guard};
+    }
+    conc__slab *slab = p->holes ? p->holes : p->slabs;
+    int i = p->holes ? conc__hole_fill(p, slab) : conc__slab_carve(slab);
+    errno = saved;
+    s = conc__stack_at(slab, i);
+    *s = (conc__stack){
+        .pool = p, .slab = slab, .low = slab->base + (size_t)i * p->stride + p->guard};
+    p->resident++;
     conc__stack_told(s);
     return s;
 }
@@ -2736,7 +2803,8 @@ static inline conc__stack *conc__stack_take(conc__pool *p)
         p->free = s->next;
     if (CONC__UNLIKELY(!s))
         return NULL;
-    s->slab->idle = 0;
+    if (CONC__UNLIKELY(s == p->old))
+        p->old = s->next;
     conc__stack_begins(s);
     return s;
 }
@@ -2766,62 +2834,99 @@ static inline void conc__stack_give(conc_loop *l, conc__stack *s)
     p->free = s;
 }
 
-/* Takes the stacks of the slabs that leave out of the free list, and then the slabs away. */
-CONC__PRIVATE void conc__pool_sweep(conc__pool *p)
-{
-    for (conc__stack **at = &p->free; *at;)
-        if ((*at)->slab->leaving)
-            *at = (*at)->next;
-        else
-            at = &(*at)->next;
-    for (conc__slab **at = &p->slabs; *at;) {
-        conc__slab *slab = *at;
-        if (slab->leaving) {
-            *at = slab->next;
-            conc__slab_close(slab);
-        } else {
-            at = &slab->next;
-        }
-    }
-}
-
 CONC__PRIVATE void conc__pool_count(conc__pool *p)
 {
     for (conc__slab *slab = p->slabs; slab; slab = slab->next)
         slab->unused = 0;
     for (conc__stack *s = p->free; s; s = s->next)
         s->slab->unused++;
+    for (conc__stack *s = p->cold; s; s = s->next)
+        s->slab->unused++;
 }
 
-/* Gives back what a burst needed: stacks are reused newest first, so a slab that nobody used for
- * a while was for the burst. True: there will be more to give back. */
-CONC__PRIVATE bool conc__pool_trim(conc__pool *p, int looks)
+/* Stacks of a slab whose pages are not given back. */
+CONC__PRIVATE int conc__slab_resident(const conc__slab *slab)
 {
-    enum { LONG = 8 };
-    bool more = false, leaving = false;
-    if (!p->slabs || !p->slabs->next)
-        return false;
-    conc__pool_count(p);
-    for (conc__slab *s = p->slabs; s; s = s->next) {
-        if (s->unused < s->carved || s == p->slabs)
-            continue;
-        s->idle = looks < LONG - s->idle ? s->idle + looks : LONG;
-        if (s->idle == LONG)
-            leaving = s->leaving = true;
-        else
-            more = true;
+    return slab->carved - __builtin_popcountll(slab->dropped);
+}
+
+/* Gives back the pages of a stack that is in no list, and the slab once all of its are. */
+CONC__PRIVATE void conc__stack_drop(conc__stack *s)
+{
+    conc__slab *slab = s->slab;
+    conc__pool *p = s->pool;
+    char *low = s->low;
+    conc__stack_untold(s);
+    madvise(low, p->stride - p->guard, MADV_DONTNEED);
+    if (!slab->dropped)
+        conc__hole_open(p, slab);
+    slab->dropped |= (uint64_t)1 << ((size_t)(low - slab->base) / p->stride);
+    p->resident--;
+    if (conc__slab_resident(slab) || slab == p->slabs)
+        return;
+    conc__hole_close(p, slab);
+    slab->prev->next = slab->next; /* it is not the first */
+    if (slab->next)
+        slab->next->prev = slab->prev;
+    conc__slab_close(slab);
+}
+
+enum {
+    CONC__KEPT = 16,  /* free stacks that stay, however long they are not used */
+    CONC__DROPS = 256 /* stacks that one trim gives back at most */
+};
+
+/* Gives back what a burst needed: stacks are reused newest first, so those that lie below the
+ * ones that were used since the last trim were for the burst. */
+CONC__PRIVATE void conc__pool_trim(conc__pool *p)
+{
+    conc__stack **at = &p->free;
+    bool below = false; /* the first in the list that is old */
+    bool goes_on = p->cold != NULL;
+    size_t kept = 0;
+    for (; *at && !goes_on; at = &(*at)->next, kept++) {
+        below |= *at == p->old;
+        if (below && kept >= CONC__KEPT) {
+            p->cold = *at;
+            *at = NULL;
+            break;
+        }
     }
-    if (leaving)
-        conc__pool_sweep(p);
-    return more;
+    for (int n = 0; p->cold && n < CONC__DROPS; n++) {
+        conc__stack *s = p->cold;
+        p->cold = s->next;
+        conc__stack_drop(s);
+    }
+    if (!p->cold)
+        p->old = p->free;
+    p->trimmed = !goes_on && kept <= CONC__KEPT;
 }
 
-CONC__PRIVATE bool conc__stacks_trim(conc_loop *l, int looks)
+/* Is there something to trim? Not in what was not touched since the last time. */
+CONC__PRIVATE bool conc__pool_grew(const conc__pool *p)
 {
-    bool more = false;
-    for (conc__pool *p = l->pools; p; p = p->next)
-        more |= conc__pool_trim(p, looks);
-    return more;
+    bool unchanged = p->trimmed && p->free == p->old;
+    return p->cold || (p->resident > CONC__KEPT && p->free && !unchanged);
+}
+
+/* Returns whether to trim again soon. */
+CONC__PRIVATE bool conc__stacks_trim(conc_loop *l)
+{
+    bool soon = false;
+    for (conc__pool *p = l->pools; p; p = p->next) {
+        if (conc__pool_grew(p))
+            conc__pool_trim(p);
+        soon |= p->cold != NULL;
+    }
+    return soon;
+}
+
+CONC__PRIVATE bool conc__stacks_grew(const conc_loop *l)
+{
+    for (const conc__pool *p = l->pools; p; p = p->next)
+        if (conc__pool_grew(p))
+            return true;
+    return false;
 }
 
 CONC__PRIVATE void conc__stacks_close(conc_loop *l)
@@ -3353,17 +3458,18 @@ CONC__PRIVATE bool conc__held(conc_loop *l)
 /* Gives back stacks that a burst needed; the time until it wants to be called again. */
 CONC__PRIVATE int64_t conc__trim(conc_loop *l)
 {
-    enum { TRIM = 50000000 };
-    if (!l->to_trim && !(l->pool->slabs && l->pool->slabs->next) && !l->pools->next)
-        return CONC__NEVER; /* nothing can be given back */
+    enum { EVERY = 200000000, SOON = 10000000 };
+    if (!conc__stacks_grew(l))
+        return CONC__NEVER;
     if (!l->virtual_clock)
         l->now = conc__clock();
-    if (l->now - l->trimmed >= TRIM) {
-        int64_t looks = (l->now - l->trimmed) / TRIM;
+    if (l->now - l->trimmed >= (l->to_trim ? SOON : EVERY)) {
         l->trimmed = l->now;
-        l->to_trim = conc__stacks_trim(l, looks < INT32_MAX ? (int)looks : INT32_MAX);
+        l->to_trim = conc__stacks_trim(l);
+        if (!conc__stacks_grew(l))
+            return CONC__NEVER;
     }
-    return l->to_trim ? TRIM : CONC__NEVER;
+    return l->to_trim ? SOON : EVERY;
 }
 
 /* Is this the process's only thread? Then no other can close a descriptor while it sleeps. */
@@ -9479,7 +9585,7 @@ CONC_API void conc_get_stats(conc_stats *s)
     for (conc__pool *p = l->pools; p; p = p->next) {
         conc__pool_count(p);
         for (const conc__slab *slab = p->slabs; slab; slab = slab->next) {
-            s->stacks += (size_t)(slab->carved - slab->unused);
+            s->stacks += (size_t)(conc__slab_resident(slab) - slab->unused);
             s->stacks_kept += (size_t)slab->unused;
             s->stack_bytes += p->stride * (size_t)p->per_slab;
         }

@@ -468,3 +468,25 @@ GROWTH_TEST(waits_for_one_descriptor, many_wait_for_one_descriptor, 1000)
 GROWTH_TEST(selects_of_one_descriptor, many_select_one_descriptor, 1000)
 GROWTH_TEST(waits_beside_others_for_one_descriptor, others_come_and_go, 1000)
 #endif
+
+/* ---- an idle loop after a burst of tasks, of which every 64th lives on ---- */
+
+static int sleeps_on(void *lives)
+{
+    CONC_TRY(conc_sleep(0.001));
+    return lives ? conc_sleep(CONC_FOREVER) : 0;
+}
+
+static int idles_after_a_burst(void *arg)
+{
+    conc_group g = {.stack_size = 16384};
+    for (int i = 0; i < many; i++)
+        CONC_TRY_IN(&g, conc_spawn(&g, sleeps_on, i % 64 ? NULL : tasks));
+    for (int i = 0; i < many; i++)
+        CONC_TRY_IN(&g, conc_sleep(1));
+    (void)arg;
+    conc_group_cancel(&g);
+    return conc_group_wait(&g);
+}
+
+GROWTH_TEST(an_idle_loop_after_a_burst, idles_after_a_burst, 1000)

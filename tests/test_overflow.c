@@ -290,3 +290,54 @@ TEST(after_the_run_everything_is_as_before)
     CHECK_INT(sigaction(SIGBUS, NULL, &now), 0);
     CHECK(now.sa_handler == SIG_DFL);
 }
+
+/* ---- local arrays that are larger than the stack */
+
+/* Touches the far end alone, as a read into the array does first. */
+static int has_300_kib(void *arg)
+{
+    volatile char room[300 * 1024];
+    room[0] = 1;
+    (void)arg;
+    return room[0];
+}
+
+static int has_1200_kib(void *arg)
+{
+    volatile char room[1200 * 1024];
+    room[0] = 1;
+    (void)arg;
+    return room[0];
+}
+
+static conc_fn *large;
+static bool in_debug_mode;
+
+static int spawns_it_between_others(void *arg)
+{
+    conc_group g = {0};
+    for (int i = 0; i < 9; i++)
+        CHECK_INT(conc_spawn(&g, i == 4 ? large : waits, arg), 0);
+    return conc_group_wait(&g);
+}
+
+static void run_large(void)
+{
+    conc_options o = debugging;
+    o.debug = in_debug_mode;
+    unsetenv("CONC_STACK");
+    unsetenv("CONC_DEBUG");
+    (void)conc_run_with(&o, spawns_it_between_others, NULL);
+}
+
+TEST(a_local_array_larger_than_the_stack_hits_the_guard_region)
+{
+    large = has_300_kib;
+    check_died(run_for_report(run_large), SIGSEGV);
+    in_debug_mode = true;
+    check_died(run_for_report(run_large), SIGSEGV);
+    CHECK_CONTAINS(report, "conc: stack overflow: ");
+    large = has_1200_kib;
+    check_died(run_for_report(run_large), SIGSEGV);
+    CHECK_CONTAINS(report, "conc: stack overflow: ");
+}

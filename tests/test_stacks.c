@@ -3,6 +3,7 @@
 #include "conc_test.h"
 
 #include <alloca.h>
+#include <sys/mman.h>
 
 #if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
 #define SANITIZED true
@@ -381,6 +382,102 @@ TASK_TEST(a_hundred_thousand_tasks_one_after_another_need_the_memory_of_one)
     CHECK_INT(after.stacks, before.stacks);
     CHECK_INT(after.stack_bytes, before.stack_bytes);
     CHECK_INT(conc_group_wait(&g), 0);
+}
+
+/* ---- after a burst */
+
+enum { BURST = 3000, LIVES_ON = 64, NEVER_DROPPED = 16 };
+static char *stack_of[BURST];
+static bool burst_over;
+
+static int take_part(void *arg)
+{
+    int i = (int)(intptr_t)arg;
+    stack_of[i] = __builtin_frame_address(0);
+    CONC_TRY(conc_sleep(0.001));
+    return i % LIVES_ON == 0 ? conc_sleep(CONC_FOREVER) : 0;
+}
+
+static int resident_pages(int i)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    char *at = (char *)((uintptr_t)stack_of[i] / page * page);
+    unsigned char in_memory;
+    return mincore(at, page, (void *)&in_memory) == 0 && (in_memory & 1);
+}
+
+static int spawn_burst(conc_group *g)
+{
+    for (int i = 0; i < BURST; i++)
+        CONC_TRY(conc_spawn(g, take_part, (void *)(intptr_t)i));
+    return conc_sleep(0.01);
+}
+
+TASK_TEST(the_memory_of_stacks_that_a_burst_needed_goes_back_though_some_tasks_live_on)
+{
+    conc_group g = {.stack_size = SMALLEST};
+    conc_stats s;
+    int resident = 0;
+    CHECK_INT(spawn_burst(&g), 0);
+    for (int i = 0; i < 40; i++)
+        CHECK_INT(conc_sleep(1), 0);
+    for (int i = 0; i < BURST; i++)
+        resident += i % LIVES_ON != 0 && resident_pages(i);
+    CHECK(resident <= NEVER_DROPPED);
+    s = stats();
+    CHECK_INT(s.tasks, 1 + (BURST + LIVES_ON - 1) / LIVES_ON);
+    CHECK_INT(s.stacks, s.tasks);
+    CHECK(s.stacks_kept <= NEVER_DROPPED);
+    size_t bytes = s.stack_bytes;
+    CHECK_INT(spawn_burst(&g), 0); /* on the same stacks */
+    CHECK(stats().stack_bytes <= bytes + bytes / 8);
+    conc_group_cancel(&g);
+    CHECK_INT(conc_group_wait(&g), 0);
+    for (int i = 0; i < 40; i++)
+        CHECK_INT(conc_sleep(1), 0);
+    CHECK(stats().stack_bytes <= bytes / 2);
+}
+
+static int sleep_after_a_burst(void *arg)
+{
+    conc_group g = {.stack_size = SMALLEST};
+    conc_stats before, after;
+    (void)arg;
+    CHECK_INT(spawn_burst(&g), 0);
+    CHECK_INT(conc_sleep(1.5), 0);
+    before = stats();
+    CHECK_INT(conc_sleep(0.6), 0);
+    after = stats();
+    CHECK(after.polls - before.polls <= 3);
+    CHECK(after.stacks_kept <= NEVER_DROPPED);
+    burst_over = true;
+    conc_group_cancel(&g);
+    return conc_group_wait(&g);
+}
+
+TEST(an_idle_loop_sleeps_after_a_burst)
+{
+    unsetenv("CONC_CLOCK");
+    CHECK_INT(conc_run(sleep_after_a_burst, NULL), 0);
+    CHECK(burst_over);
+}
+
+TASK_TEST(stacks_that_are_used_now_and_then_stay)
+{
+    int n = 0;
+    conc_stats before, after;
+    for (int round = 0; round < 30; round++) {
+        conc_group g = {.stack_size = SMALLEST};
+        for (int i = 0; i < 100; i++)
+            CHECK_INT(conc_spawn(&g, do_nothing, &n), 0);
+        CHECK_INT(conc_group_wait(&g), 0);
+        CHECK_INT(conc_sleep(0.05), 0);
+        if (round == 0)
+            before = stats();
+    }
+    after = stats();
+    CHECK_INT(after.stack_bytes, before.stack_bytes);
+    CHECK_INT(after.stacks_kept, before.stacks_kept);
 }
 
 /* ---- reuse */
