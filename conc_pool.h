@@ -2818,6 +2818,8 @@ CONC__PRIVATE int conc__file_appends(void *arg)
 CONC__PRIVATE int conc__file_change(conc_fn *fn, const char *path, const void *data, size_t size)
 {
     conc__file_call f = {path, (char *)(uintptr_t)data, size};
+    if (path && !*path)
+        return -ENOENT; /* not that the directory "" cannot be written to */
     return path && (data || !size) ? conc_offload(fn, &f) : -EINVAL;
 }
 

@@ -293,8 +293,26 @@ __attribute__((noinline)) static void test_grow_stack(void)
         room[sizeof room - 1 - i] = 0;
 }
 
+/* A test starts with what a shell gives, however this was started: in the background, under
+ * nohup, from cron, with closed descriptors. */
+static void test_settle_in(void)
+{
+    static const int numbers[] = {SIGHUP,  SIGINT,  SIGQUIT, SIGPIPE, SIGALRM, SIGTERM, SIGUSR1,
+                                  SIGUSR2, SIGCHLD, SIGCONT, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG};
+    sigset_t none;
+    int fd;
+    for (size_t i = 0; i < CONC_LEN(numbers); i++)
+        signal(numbers[i], SIG_DFL);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    while ((fd = open("/dev/null", O_RDWR)) >= 0 && fd <= 2)
+        continue;
+    close(fd);
+}
+
 int main(void)
 {
+    test_settle_in();
     test_grow_stack();
     return test_main();
 }

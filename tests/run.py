@@ -120,10 +120,19 @@ class Skipped(Exception):
     """Its text says why the check does not apply here."""
 
 
+def with_default_signals():
+    """What to put before a command so that it is not born with signals ignored, as in the background or under nohup."""
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGTSTP, signal.SIGTTIN,
+               signal.SIGTTOU)
+    ignored = [number.name[3:] for number in numbers if signal.getsignal(number) == signal.SIG_IGN]
+    return ["env", "--default-signal=" + ",".join(ignored)] if ignored else []
+
+
 class Commands:
     """Runs commands, and can end those that still run."""
 
     def __init__(self):
+        self.prefix = with_default_signals()
         self.lock = threading.Lock()
         self.running = set()
         self.stopped = False
@@ -134,8 +143,8 @@ class Commands:
         with self.lock:
             if self.stopped:
                 raise Failed("interrupted")
-            process = subprocess.Popen(argv, cwd=TOP, env={**ENVIRONMENT, **environment}, stdin=subprocess.DEVNULL,
-                                       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+            process = subprocess.Popen([*self.prefix, *argv], cwd=TOP, env={**ENVIRONMENT, **environment},
+                                       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
             self.running.add(process)
         try:
             output, _ = process.communicate(timeout=LIMIT)
@@ -419,6 +428,7 @@ def main(arguments):
         print("\n".join(name for name, _, _ in checks))
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     return run_all(checks, "--times" in options)
 
 

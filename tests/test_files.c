@@ -713,7 +713,7 @@ static bool is_closed(int fd) { return fcntl(fd, F_GETFD) < 0 && errno == EBADF;
 
 static int close_output(void)
 {
-    int kept = fcntl(1, F_DUPFD_CLOEXEC, 600);
+    int kept = fcntl(1, F_DUPFD_CLOEXEC, 200);
     CHECK(kept >= 0);
     CHECK_INT(close(1), 0);
     return kept;

@@ -1535,7 +1535,7 @@ PROCS_TEST(workers_inherit_no_other_descriptors)
     descriptors d = {0};
     struct stat s;
     CHECK_INT(pipe(ends), 0);
-    fds[0] = fcntl(ends[0], F_DUPFD, 500); /* none of these is close-on-exec */
+    fds[0] = fcntl(ends[0], F_DUPFD, 200); /* none of these is close-on-exec */
     fds[1] = fcntl(ends[1], F_DUPFD, 3);
     fds[2] = open("/", O_RDONLY);
     for (int i = 0; i < 3; i++) {
@@ -1579,7 +1579,7 @@ static int looks_at_standard(void *arg)
 /* Puts another descriptor into this place; restore() puts the old one back. */
 static int replace(int fd, int by)
 {
-    int kept = fcntl(fd, F_DUPFD_CLOEXEC, 600);
+    int kept = fcntl(fd, F_DUPFD_CLOEXEC, 200);
     by >= 0 ? dup2(by, fd) : close(fd);
     return kept;
 }
@@ -1701,7 +1701,10 @@ static void on_signal(int number) { (void)number; }
 
 static void check_signals(bool forks)
 {
+    static const int inherited[] = {SIGHUP, SIGINT, SIGQUIT, SIGPIPE, SIGTSTP, SIGTTIN, SIGTTOU};
     dispositions d = {0};
+    for (size_t i = 0; i < CONC_LEN(inherited); i++)
+        signal(inherited[i], SIG_DFL);
     signal(SIGUSR1, on_signal);
     signal(SIGTERM, on_signal);
     CONC_AUTO(conc_procs, pool) = {.workers = 1, .fork = forks};

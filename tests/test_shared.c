@@ -120,7 +120,7 @@ static size_t size_of(int i) { return (size_t)(i * 7919 % 97 + 1) * (i % 10 ? 1 
 
 SHARED_TEST(many_blocks_are_apart_and_seen_by_a_worker)
 {
-    enum { N = 300 };
+    enum { N = 150 };
     static unsigned char *p[N];
     for (int i = 0; i < N; i++) {
         p[i] = shared(size_of(i));
