@@ -297,8 +297,9 @@ __attribute__((noinline)) static void test_grow_stack(void)
  * nohup, from cron, with closed descriptors. */
 static void test_settle_in(void)
 {
-    static const int numbers[] = {SIGHUP,  SIGINT,  SIGQUIT, SIGPIPE, SIGALRM, SIGTERM, SIGUSR1,
-                                  SIGUSR2, SIGCHLD, SIGCONT, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG};
+    static const int numbers[] = {SIGHUP,  SIGINT,  SIGQUIT, SIGPIPE, SIGALRM, SIGTERM,
+                                  SIGUSR1, SIGUSR2, SIGCHLD, SIGCONT, SIGTSTP, SIGTTIN,
+                                  SIGTTOU, SIGURG,  SIGXCPU, SIGXFSZ};
     sigset_t none;
     int fd;
     for (size_t i = 0; i < CONC_LEN(numbers); i++)

@@ -144,7 +144,8 @@ class Commands:
             if self.stopped:
                 raise Failed("interrupted")
             process = subprocess.Popen([*self.prefix, *argv], cwd=TOP, env={**ENVIRONMENT, **environment},
-                                       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+                                       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                       start_new_session=True)
             self.running.add(process)
         try:
             output, _ = process.communicate(timeout=LIMIT)

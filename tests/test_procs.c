@@ -1701,10 +1701,10 @@ static void on_signal(int number) { (void)number; }
 
 static void check_signals(bool forks)
 {
-    static const int inherited[] = {SIGHUP, SIGINT, SIGQUIT, SIGPIPE, SIGTSTP, SIGTTIN, SIGTTOU};
     dispositions d = {0};
-    for (size_t i = 0; i < CONC_LEN(inherited); i++)
-        signal(inherited[i], SIG_DFL);
+    for (int i = 1; i < 65; i++) /* fails for some */
+        if (!is_fault(i))
+            signal(i, SIG_DFL);
     signal(SIGUSR1, on_signal);
     signal(SIGTERM, on_signal);
     CONC_AUTO(conc_procs, pool) = {.workers = 1, .fork = forks};
