@@ -303,7 +303,7 @@ static void test_settle_in(void)
     sigset_t none;
     int fd;
     for (size_t i = 0; i < CONC_LEN(numbers); i++)
-        signal(numbers[i], SIG_DFL);
+        sigaction(numbers[i], &(struct sigaction){.sa_handler = SIG_DFL}, NULL);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     while ((fd = open("/dev/null", O_RDWR)) >= 0 && fd <= 2)
