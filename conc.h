@@ -1645,7 +1645,7 @@ struct conc_loop {
     const char *main_name;
     int rc;
     struct conc__gen *generators;
-    conc__stack *stopped; /* of generators that were stopped for good */
+    conc__stack *stopped; /* of generators that were stopped for good, or closed at the end */
     bool lists_tasks;     /* the report that is made has a line for each task */
     uint64_t run;         /* which of the process's runs this is */
     conc__census census;
@@ -5661,6 +5661,7 @@ typedef struct conc__gen {
     const char *opened;                                    /* "fn at file.c:12" */
     int rc, late_emits;
     bool started, ended, closing, stopped;
+    bool gone; /* closed by the end of the run, unseen by the conc_gen that still points here */
 } conc__gen;
 
 enum { CONC__LATE_EMITS = 1000 }; /* while it is being closed, after which a body is stopped */
@@ -5704,10 +5705,12 @@ CONC__PRIVATE void conc__gen_main(void)
     __builtin_unreachable();
 }
 
-/* NULL: not open, or in a run that is over, which has closed it */
+/* NULL: not open, closed by the end of the run, or in a run that is over */
 CONC__PRIVATE conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
 {
-    return face && face->run == l->run ? face->body : NULL;
+    if (!face || face->run != l->run || !face->body)
+        return NULL;
+    return face->body->gone ? NULL : face->body;
 }
 
 /* Before the first. */
@@ -5796,18 +5799,18 @@ CONC__PRIVATE void conc__gen_enter(conc_loop *l, conc__gen *g)
 }
 
 /* The body has ended: its stack goes back. That of a body which was stopped is kept, as others
- * may know what lies on it. */
+ * may know what lies on it, and so is one that a conc_gen still points to. */
 CONC__PRIVATE void conc__gen_give_stack(conc_loop *l, conc__gen *g)
 {
     conc__stack *stack = g->stack;
     char *used = NULL;
-    if (g->stopped) {
+    if (CONC__UNLIKELY(l->debug && !g->stopped))
+        used = conc__usage_note(l, stack, conc__gen_source(g));
+    if (g->stopped || g->gone) {
         stack->next = l->stopped;
         l->stopped = stack;
         return;
     }
-    if (CONC__UNLIKELY(l->debug))
-        used = conc__usage_note(l, stack, conc__gen_source(g));
     conc__stack_give(l, stack);
     stack->has_generator = false;
     conc__stack_clear(stack, used);
@@ -5824,6 +5827,7 @@ CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
     l->generator_count--;
     if (CONC__UNLIKELY(l->debug))
         conc__unnote(&l->opened, g);
+    g->gone = !face;
     conc__gen_give_stack(l, g);
     if (face)
         face->body = &conc__exhausted;

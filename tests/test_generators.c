@@ -881,6 +881,45 @@ TEST(a_generator_outlives_its_task_and_may_wait_when_the_run_closes_it)
     CHECK_INT(cleaned, 1);
 }
 
+/* Closed after the generator that a body uses when it cleans up, which the body did not consume
+ * before. */
+static conc_gen used_late[4];
+
+static int uses_what_is_closed(conc_gen *g, void *arg)
+{
+    static int n = 3;
+    int item = 0;
+    CHECK_INT(conc_gen_emit(g, &item), -ECANCELED);
+    CHECK_INT(conc_gen_next(&used_late[1], &item), -EINVAL);
+    CHECK_INT(conc_gen_emit(&used_late[1], &item), -EINVAL);
+    CHECK_INT(conc_gen_close(&used_late[1]), 0);
+    for (int i = 2; i < 4; i++)
+        CHECK_INT(conc_gen_open(&used_late[i], count_to, &n, sizeof item), 0);
+    for (int i = 2; i < 4; i++) {
+        CHECK_INT(conc_gen_next(&used_late[i], &item), 1);
+        CHECK_INT(item, 1);
+    }
+    *(bool *)arg = true;
+    return 0;
+}
+
+static int leaves_both_open(void *arg)
+{
+    static int n = 3;
+    int item;
+    CHECK_INT(conc_gen_open(&used_late[0], uses_what_is_closed, arg, sizeof item), 0);
+    CHECK_INT(conc_gen_open(&used_late[1], count_to, &n, sizeof item), 0);
+    CHECK_INT(conc_gen_next(&used_late[0], &item), 1);
+    return conc_gen_next(&used_late[1], &item) - 1;
+}
+
+TEST(a_body_may_use_a_generator_that_the_end_of_the_run_has_closed)
+{
+    bool cleaned_up = false;
+    CHECK_INT(conc_run(leaves_both_open, &cleaned_up), 0);
+    CHECK(cleaned_up);
+}
+
 TASK_TEST(a_million_items_come_through)
 {
     int n = 1000000, item = 0, expected = 0;
