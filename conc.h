@@ -119,8 +119,18 @@ extern "C" {
  * where they come from */
 #define CONC__STRING(x) #x
 #define CONC__LINE(x) CONC__STRING(x)
-#define CONC__PLACE __FILE__ ":" CONC__LINE(__LINE__)
-#define CONC__NAMED(fn) #fn " at " CONC__PLACE
+#ifdef __FILE_NAME__ /* GCC 12, Clang 9: the file without its directories */
+#define CONC__AT(text) text __FILE_NAME__ ":" CONC__LINE(__LINE__)
+#else
+#define CONC__AT(text)                                                              \
+    __extension__({                                                                 \
+        static char conc__room[sizeof(text __FILE__ ":" CONC__LINE(__LINE__)) + 1]; \
+        conc__at(conc__room, text, __FILE__ ":" CONC__LINE(__LINE__));              \
+    })
+#endif
+CONC_API const char *conc__at(char *room, const char *text, const char *place);
+#define CONC__PLACE CONC__AT("")
+#define CONC__NAMED(fn) CONC__AT(#fn " at ")
 #define CONC__JOIN(a, b) CONC__JOIN2(a, b)
 #define CONC__JOIN2(a, b) a##b
 
@@ -275,7 +285,7 @@ struct conc_scope {
  *     int conc_scope_begin(conc_scope *s, double timeout);
  * Errors: -EINVAL (NULL, NaN, used before). Not a checkpoint. */
 #define conc_scope_begin(s, timeout) \
-    conc__scope_begin((s), (timeout), "the scope opened at " CONC__PLACE)
+    conc__scope_begin((s), (timeout), CONC__AT("the scope opened at "))
 CONC_API int conc__scope_begin(conc_scope *s, double timeout, const char *place);
 
 /* Leaves the task's innermost scope with the block's result, and returns the result to go on
@@ -337,7 +347,7 @@ struct conc_group {
  * the same.
  *     int conc_group_begin(conc_group *g);
  * Errors: -EINVAL (NULL, used before, negative limit). Not a checkpoint. */
-#define conc_group_begin(g) conc__group_begin((g), "the group opened at " CONC__PLACE)
+#define conc_group_begin(g) conc__group_begin((g), CONC__AT("the group opened at "))
 CONC_API int conc__group_begin(conc_group *g, const char *place);
 
 /* Starts fn(arg) as a task of the group; g NULL: of the run's own background group, which the
@@ -404,7 +414,7 @@ typedef struct conc_call {
  * and is returned; 0 when none failed. Every result is in its call. n 0 is 0 at once. Errors
  * before anything ran: -EINVAL, -ENOMEM. Waits.
  *     int conc_gather(conc_call *calls, size_t n); */
-#define conc_gather(...) conc__gather("conc_gather at " CONC__PLACE, __VA_ARGS__)
+#define conc_gather(...) conc__gather(CONC__AT("conc_gather at "), __VA_ARGS__)
 CONC_API int conc__gather(const char *spawned, conc_call *calls, size_t n);
 /* the calls are nobody's to read */
 CONC_API int conc__gather_unseen(const char *spawned, conc_call *calls, size_t n);
@@ -412,7 +422,7 @@ CONC_API int conc__gather_unseen(const char *spawned, conc_call *calls, size_t n
 /* The same, and errors cancel nothing (return_exceptions=True): 0, or -ECANCELED when the caller
  * was cancelled.
  *     int conc_gather_all(conc_call *calls, size_t n); */
-#define conc_gather_all(...) conc__gather_all("conc_gather_all at " CONC__PLACE, __VA_ARGS__)
+#define conc_gather_all(...) conc__gather_all(CONC__AT("conc_gather_all at "), __VA_ARGS__)
 CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n);
 
 /* fn on each of count elements of size bytes, all at once, with the address of the element;
@@ -721,7 +731,7 @@ typedef struct conc_server {
  * tries again ten times a second; that goes to on_error once, and again only after accepting has
  * worked for a second. *s is read once. The caller closes s->fd. Errors: -EINVAL, accept's.
  *     int conc_serve(const conc_server *s); */
-#define conc_serve(s) conc__serve((s), "conc_serve at " CONC__PLACE)
+#define conc_serve(s) conc__serve((s), CONC__AT("conc_serve at "))
 CONC_API int conc__serve(const conc_server *s, const char *spawned);
 
 /* ---- >>streams ------------------------------------------------------------------------------ */
@@ -826,7 +836,7 @@ typedef struct conc_signals {
  * lost there is told, and ends the program.
  *     int conc_signals_open(conc_signals *s, const int *numbers, size_t n); */
 #define conc_signals_open(s, ...) \
-    conc__signals_open((s), "the conc_signals opened at " CONC__PLACE, __VA_ARGS__)
+    conc__signals_open((s), CONC__AT("the conc_signals opened at "), __VA_ARGS__)
 CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *numbers, size_t n);
 
 /* Waits for the next signal: its number. Of several that came, each number has its turn. -EPIPE:
@@ -4574,6 +4584,24 @@ CONC_API int conc_started(int value)
 }
 
 /* ---- >>texts -------------------------------------------------------------------------------- */
+
+/* For compilers without __FILE_NAME__: text and the place, without its directories, in the
+ * caller's room, whose first byte says that it has been written. */
+CONC_API const char *conc__at(char *room, const char *text, const char *place)
+{
+    static pthread_mutex_t writing = PTHREAD_MUTEX_INITIALIZER;
+    if (__atomic_load_n(room, __ATOMIC_ACQUIRE))
+        return room + 1;
+    pthread_mutex_lock(&writing);
+    if (!__atomic_load_n(room, __ATOMIC_RELAXED)) {
+        const char *slash = strrchr(place, '/');
+        strcpy(room + 1, text);
+        strcat(room + 1, slash ? slash + 1 : place);
+        __atomic_store_n(room, 1, __ATOMIC_RELEASE);
+    }
+    pthread_mutex_unlock(&writing);
+    return room + 1;
+}
 
 CONC__PRIVATE void conc__copy(char *to, size_t size, const char *from)
 {

@@ -97,6 +97,9 @@ static inline void test_add(test_case *t, bool left_out)
 #define TASK_TEST(name) TEST_TASK_(name, false)
 #define ORDERED_TASK_TEST(name) TEST_TASK_(name, test_seeded())
 
+/* This file as conc's places name it, without directories. */
+#define TEST_FILE (strrchr("/" __FILE__, '/') + 1)
+
 #define CHECK(condition) \
     ((condition) ? (void)0 : test_fail(__FILE__, __LINE__, "not true: %s", #condition))
 #define CHECK_INT(actual, expected) \

@@ -39,13 +39,13 @@ static void check_deadlock(conc_fn *fn)
 
 static void check_nothing_reported(void)
 {
-    CHECK(strstr(report, __FILE__) == NULL && strstr(report, "eadlock") == NULL);
+    CHECK(strstr(report, TEST_FILE) == NULL && strstr(report, "eadlock") == NULL);
 }
 
 static void check_reported(const char *name, int line)
 {
     char place[512];
-    snprintf(place, sizeof place, "%s:%d", __FILE__, line);
+    snprintf(place, sizeof place, "%s:%d", TEST_FILE, line);
     CHECK_CONTAINS(report, name);
     CHECK_CONTAINS(report, place);
 }

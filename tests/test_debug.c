@@ -52,7 +52,7 @@ static int count_in(const char *text, const char *part)
 static const char *placed(const char *before, int line, const char *after)
 {
     static char text[512];
-    snprintf(text, sizeof text, "%s%s:%d%s", before, __FILE__, line, after);
+    snprintf(text, sizeof text, "%s%s:%d%s", before, TEST_FILE, line, after);
     return text;
 }
 

@@ -40,7 +40,7 @@ static void check_before(const char *first, const char *second)
 static void check_place(int line)
 {
     char place[512];
-    snprintf(place, sizeof place, "%s:%d", __FILE__, line);
+    snprintf(place, sizeof place, "%s:%d", TEST_FILE, line);
     CHECK_CONTAINS(dumped, place);
 }
 
@@ -347,5 +347,5 @@ TASK_TEST(a_dump_of_a_thousand_tasks_lists_every_one)
 TEST(a_dump_outside_a_run_is_harmless)
 {
     dump();
-    CHECK(strstr(dumped, __FILE__) == NULL);
+    CHECK(strstr(dumped, TEST_FILE) == NULL);
 }

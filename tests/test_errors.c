@@ -245,7 +245,7 @@ TEST(an_error_of_a_background_task_is_reported_once_with_name_place_text_and_cod
     char place[512];
     CHECK_INT(run_hooked(fail_in_background), 2);
     CHECK_INT(hook_calls, 1);
-    snprintf(place, sizeof place, "%s:%d", __FILE__, line_of_background);
+    snprintf(place, sizeof place, "%s:%d", TEST_FILE, line_of_background);
     CHECK_CONTAINS(hooked[0].task, "fail_with_words");
     CHECK_CONTAINS(hooked[0].place, place);
     CHECK_STR(hooked[0].text, "line 12: no colon");
@@ -577,7 +577,7 @@ TEST(without_a_hook_errors_are_printed)
     const char *said = strstr(text, "line ");
     while (said && sscanf(said, "line %d", &line) == 1 && strstr(said + 1, "line "))
         said = strstr(said + 1, "line ");
-    snprintf(place, sizeof place, "%s:%d", __FILE__, line);
+    snprintf(place, sizeof place, "%s:%d", TEST_FILE, line);
     CHECK_CONTAINS(text, "fail_with_words");
     CHECK_CONTAINS(text, place);
     CHECK_CONTAINS(text, "line 12: no colon");

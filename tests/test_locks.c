@@ -826,7 +826,7 @@ static void run_for_report(conc_fn *fn, bool debug, int rc)
 static void check_line(const char *who, const char *what, int place)
 {
     char at[256];
-    snprintf(at, sizeof at, "%s:%d", __FILE__, place);
+    snprintf(at, sizeof at, "%s:%d", TEST_FILE, place);
     for (char *line = report, *end; *line; line = end + (*end == '\n')) {
         end = line + strcspn(line, "\n");
         char *text = strndup(line, (size_t)(end - line));

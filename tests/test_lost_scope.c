@@ -29,7 +29,7 @@ static void check_lost(void (*fn)(void), const char *what)
                   (unsigned)status, text);
     const char *opened = strstr(text, "opened on line ");
     CHECK(opened && sscanf(opened, "opened on line %d", &line) == 1);
-    snprintf(place, sizeof place, "%s:%d", __FILE__, line);
+    snprintf(place, sizeof place, "%s:%d", TEST_FILE, line);
     CHECK_CONTAINS(text, place);
     CHECK_CONTAINS(text, what);
 }

@@ -63,7 +63,7 @@ static void check_died(int status, int number)
 static void check_place(int line)
 {
     char place[256];
-    snprintf(place, sizeof place, "%s:%d", __FILE__, line);
+    snprintf(place, sizeof place, "%s:%d", TEST_FILE, line);
     CHECK_CONTAINS(report, place);
 }
 

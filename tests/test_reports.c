@@ -12,7 +12,7 @@ static char report[1 << 20];
 static void expect(const char *before, const char *name, int line, const char *after)
 {
     char text[512];
-    snprintf(text, sizeof text, "%s%s (spawned at %s:%d)%s", before, name, __FILE__, line, after);
+    snprintf(text, sizeof text, "%s%s (spawned at %s:%d)%s", before, name, TEST_FILE, line, after);
     CHECK_CONTAINS(report, text);
 }
 
@@ -126,7 +126,7 @@ TEST(on_error_is_told_the_name_of_the_moment_and_the_place_of_the_spawn)
         char place[300];
         memset(&told, 0, sizeof told);
         CHECK_INT(conc_run_with(&o, mains[i], NULL), 0);
-        snprintf(place, sizeof place, "%s:%d", __FILE__, line_of_spawn);
+        snprintf(place, sizeof place, "%s:%d", TEST_FILE, line_of_spawn);
         CHECK_INT(told.count, 1);
         CHECK_STR(told.task, "second name");
         CHECK_STR(told.place, place);
@@ -179,7 +179,7 @@ TEST(what_does_not_close_well_is_told_with_the_task_that_closed_it)
         char place[300];
         memset(&told, 0, sizeof told);
         CHECK_INT(conc_run_with(&o, closes_in_a_task, &closers[i]), 0);
-        snprintf(place, sizeof place, "%s:%d", __FILE__, line_of_spawn);
+        snprintf(place, sizeof place, "%s:%d", TEST_FILE, line_of_spawn);
         CHECK_INT(told.count, 1);
         CHECK_STR(told.task, "plumber");
         CHECK_STR(told.place, place);
@@ -361,7 +361,7 @@ enum { LINE_OF_LONG = __LINE__ - 5 };
 TEST(a_long_name_keeps_its_place)
 {
     char place[300];
-    snprintf(place, sizeof place, " at %s:%d: ready\n", __FILE__, LINE_OF_LONG);
+    snprintf(place, sizeof place, " at %s:%d: ready\n", TEST_FILE, LINE_OF_LONG);
     CHECK_INT(run_for_report(has_a_long_name, (conc_options){.virtual_clock = true}), 0);
     CHECK_CONTAINS(report, "wild[(((((((0 + 0)");
     CHECK_CONTAINS(report, place);

@@ -625,7 +625,7 @@ static void run_for_report(conc_fn *fn, bool debug, int rc)
 static void check_reported(const char *words, int line)
 {
     char place[256];
-    snprintf(place, sizeof place, "%s:%d", __FILE__, line);
+    snprintf(place, sizeof place, "%s:%d", TEST_FILE, line);
     CHECK_CONTAINS(report, words);
     CHECK_CONTAINS(report, place);
 }

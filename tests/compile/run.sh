@@ -97,6 +97,23 @@ frames_on() {
     timeout 60 "qemu-$machine" "$out/frames" || fail "frames.c on $machine with $*"
 }
 
+# Places and names have the file without its directories, whatever the compiler is called with; also where it does not know
+# __FILE_NAME__. The program ends itself by a mistake that is reported.
+check_places() {
+    local option options place
+    for option in -O0 '-O2 -U__FILE_NAME__ -Wno-builtin-macro-redefined'; do
+        read -r -a options <<<"$option"
+        cc "${options[@]}" "$PWD/$here/places.c" -o "$out/places"
+        ! "$out/places" "$out/trace" >"$out/said" 2>&1 || fail "the mistake at its end goes unseen"
+        cat "$out/trace" >>"$out/said"
+        ! grep -e '/places\.c' "$out/said" || fail "the lines above have a directory, with $option"
+        grep -o '[^"]* at places\.c:[0-9]*' "$out/said" | sort -u >"$out/found"
+        for place in child group acquired conc_gather element 'generator.*' 'stream.*' 'scope opened'; do
+            grep -q "$place at places" "$out/found" || fail "no place of '$place'" "$(cat "$out/said")"
+        done
+    done
+}
+
 # C++17 calls every declared function, linked with an implementation in C. What has two underscores is called by the macro
 # that has one; without such a macro it belongs to C-only ones.
 check_cpp() {
