@@ -1128,6 +1128,14 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 #ifndef CONC__TSAN
 #define CONC__TSAN 0
 #endif
+#if defined __has_feature
+#if __has_feature(memory_sanitizer)
+#define CONC__MSAN 1
+#endif
+#endif
+#ifndef CONC__MSAN
+#define CONC__MSAN 0
+#endif
 
 #define CONC__UNLIKELY(x) __builtin_expect(!!(x), 0)
 /* A function that may read what sanitizers have closed, as unused parts of stacks. */
@@ -1795,6 +1803,9 @@ void __asan_unpoison_memory_region(void const volatile *address, size_t size);
 void __lsan_register_root_region(const void *address, size_t size);
 void __lsan_unregister_root_region(const void *address, size_t size);
 #endif
+#if CONC__MSAN
+void __msan_unpoison(const volatile void *address, size_t size);
+#endif
 #if CONC__TSAN
 void *__tsan_get_current_fiber(void);
 void *__tsan_create_fiber(unsigned flags);
@@ -1902,6 +1913,9 @@ enum {
 /* A handle need not be set to anything, though it is read. */
 CONC__PRIVATE void conc__excuse(const void *handle, size_t size)
 {
+#if CONC__MSAN
+    __msan_unpoison(handle, size);
+#endif
     conc__valgrind(CONC__VALGRIND_DEFINED, (uintptr_t)handle, size);
 }
 
@@ -4495,7 +4509,7 @@ CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, con
         return -EPERM;
     if (!handle)
         return -EINVAL;
-    if (CONC__UNLIKELY(conc__here->on_valgrind))
+    if (CONC__MSAN || CONC__UNLIKELY(conc__here->on_valgrind))
         conc__excuse(handle, sizeof *handle);
     if (conc__handle_in_use(handle) && !conc__handle_taken_over(handle))
         return conc__misused(-EBUSY, "conc_spawn_task", "the handle is in use", spawned);

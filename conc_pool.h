@@ -1879,7 +1879,7 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
     conc__crew *c = conc__pool_enter(crew, users, &rc);
     if (!c)
         return rc;
-    if (c->on_valgrind)
+    if (CONC__MSAN || c->on_valgrind)
         conc__excuse(j, sizeof *j);
     if (conc__job_in_use(j))
         rc = conc__misused(-EBUSY, "conc_pool_submit", "the job is in use", NULL);
