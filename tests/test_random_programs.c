@@ -54,6 +54,7 @@ struct group {
     task *owner;
     int limit, live, error, errors;
     bool keep_going, by_next, opened, closing, closed, cut_short, gathers;
+    bool begun; /* a call has opened the real one: a start that fails then leaves it open */
     bool cancelled_around; /* was the owner cancelled when the last child ended? */
     task *finished[MAX_TASKS];
     int finished_count, taken;
@@ -687,12 +688,28 @@ static int step_spawn(task *t, group *g)
         EXPECT_INT(rc, refused ? -ECANCELED : 0);
     }
     log_step(t, "spawn", rc == 0 ? child->index : rc);
-    if (rc == 0)
+    if (rc == 0) {
+        g->begun = true;
         spawned(child, t);
-    else
+    } else {
         child->has_handle = false;
+    }
     check_task(t);
     return rc;
+}
+
+/* A failed start of a group that it opened, and in which nothing else is, leaves it fresh; then the
+ * program opens it. */
+static void start_failed(task *t, group *g)
+{
+    if (g->live || g->errors || g->real.finished)
+        return;
+    t->inner = g->scope.outer;
+    memset(&g->scope, 0, sizeof g->scope);
+    g->cut_short = false;
+    EXPECT_INT(conc_group_begin(&g->real), 0);
+    open_group(t, g);
+    g->begun = true;
 }
 
 static int step_start(task *t, group *g)
@@ -709,6 +726,8 @@ static int step_start(task *t, group *g)
     }
     child->starter = t;
     child->says = !one_in(t, 4);
+    bool opens = !g->begun;
+    g->begun = true;
     spawned(child, t);
     begin_wait(t, START);
     t->target = child;
@@ -718,6 +737,8 @@ static int step_start(task *t, group *g)
     EXPECT_INT(rc, end_wait(t));
     EXPECT(!gave_up || child->state == ENDED);
     log_step(t, "start returned", rc);
+    if (rc < 0 && opens)
+        start_failed(t, g);
     check_task(t);
     return rc == -ECANCELED ? rc : 0;
 }
@@ -799,7 +820,8 @@ static int step_group(task *t, int depth)
     g->real.limit = g->limit = one_in(t, 3) ? 1 + pick(t, 3) : 0;
     g->real.keep_going = g->keep_going = one_in(t, 2);
     g->by_next = one_in(t, 4);
-    if (one_in(t, 2) || cancelled(t)) /* else the first spawn opens it */
+    g->begun = one_in(t, 2) || cancelled(t);
+    if (g->begun) /* else the first spawn opens it */
         EXPECT_INT(conc_group_begin(&g->real), 0);
     open_group(t, g);
     log_step(t, "open a group", g->limit);
