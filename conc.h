@@ -1567,17 +1567,17 @@ enum { CONC__PAUSING = 4, CONC__FD_LISTS };
 
 /* What the loop knows of a number, and so of the file that it stands for.
  *
- *   state     what holds                                      changes
- *   UNKNOWN   the loop knows nothing of the file, and the     a task waits: to FOREIGN, unless epoll
- *             poller does not have it; at most tasks that     refuses the file; conc opens a socket
- *             pause are in the lists                          with this number: to OWN
- *   FOREIGN   conc did not open it, and close(2) may take     the poller finds out that the number
- *             it away unseen; the poller has it, and          means another file or none: to UNKNOWN
- *             reports one event for each arming
- *   OWN       conc opened it: a non-blocking socket, which    a task waits: to EDGE
- *             conc_close closes; no task has waited yet
- *   EDGE      as OWN, and the poller reports every change,    as FOREIGN
- *             for ever
+ *   state    what holds                                     changes
+ *   UNKNOWN  the loop knows nothing of the file, and the    a task waits: to FOREIGN, unless
+ *            poller does not have it; only tasks that       epoll refuses the file; conc opens
+ *            pause may be in the lists                      a socket of this number: to OWN
+ *   FOREIGN  conc did not open it, and close(2) may take    the poller finds that the number
+ *            it away unseen; the poller has it, and         means another file, or none: to
+ *            reports one event for each arming              UNKNOWN
+ *   OWN      conc opened it: a non-blocking socket that     a task waits: to EDGE
+ *            conc_close closes; no task has waited yet
+ *   EDGE     as OWN, and the poller reports every change,   as FOREIGN
+ *            for ever
  *
  * conc_close changes every state to UNKNOWN. Each change to UNKNOWN, and no other, changes `id`
  * (conc__fd_gone): the number with its id is the file's identity. A task that waited, a server and
