@@ -6,7 +6,8 @@
  * raise the signal there; so does the clock.
  *
  * Seeds: 10 (what it does hardly depends on the order of tasks)
- * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
+ * Not under: aarch64, aarch64-bti, riscv64 (the emulator crashes in a storm of signals while
+ *   threads begin and end)
  */
 #include <pthread.h>
 #include <sched.h>
@@ -344,6 +345,8 @@ static int close_while_a_handler_begins(void *arg)
 
 TEST(a_signal_that_was_delivered_before_the_close_and_is_handled_after_it_is_not_lost)
 {
+    if (SANITIZED) /* which object to a close in a handler; here it is between two statements */
+        return;
     forget_everything();
     install(SIGTERM, count_it);
     CHECK_INT(run_plainly(close_while_a_handler_begins, NULL), 0);
