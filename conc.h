@@ -1023,6 +1023,7 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 #define CONC__MAP_ANONYMOUS 0x20
 #define CONC__MAP_STACK (0x20000 | 0x4000) /* MAP_STACK and MAP_NORESERVE */
 #define CONC__MAP_POPULATE 0x8000
+#define CONC__MADV_DONTNEED 4
 #define CONC__MADV_NOHUGEPAGE 15
 #define CONC__SA_ONSTACK 0x08000000
 #define CONC__SS_DISABLE 2
@@ -1036,6 +1037,7 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 #define CONC__MAP_STACK 0
 #define CONC__MAP_POPULATE 0
 #endif
+#define CONC__MADV_DONTNEED MADV_DONTNEED
 #define CONC__SA_ONSTACK SA_ONSTACK
 #define CONC__SS_DISABLE SS_DISABLE
 #endif
@@ -2881,7 +2883,7 @@ CONC__PRIVATE void conc__stack_drop(conc__stack *s)
     conc__pool *p = s->pool;
     char *low = s->low;
     conc__stack_untold(s);
-    madvise(low, p->stride - p->guard, MADV_DONTNEED);
+    madvise(low, p->stride - p->guard, CONC__MADV_DONTNEED);
     if (!slab->dropped)
         conc__hole_open(p, slab);
     slab->dropped |= (uint64_t)1 << ((size_t)(low - slab->base) / p->stride);
