@@ -948,3 +948,24 @@ TASK_TEST(open_and_close_leave_nothing_behind)
     CHECK_INT(after.tasks, before.tasks);
     CHECK(after.stacks_kept <= before.stacks_kept + 1);
 }
+
+static int closes_what_is_not_its_own(void *arg) { return conc_gen_close(arg); }
+
+static void *closes_in_another_run(void *arg)
+{
+    CHECK_INT(conc_run(closes_what_is_not_its_own, arg), 0);
+    return NULL;
+}
+
+TASK_TEST(a_close_in_another_threads_run_leaves_a_generator_open)
+{
+    int n = 2, item = 0;
+    pthread_t thread;
+    CONC_AUTO(conc_gen, g) = {0};
+    CHECK_INT(conc_gen_open(&g, count_to, &n, sizeof item), 0);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    CHECK_INT(pthread_create(&thread, NULL, closes_in_another_run, &g), 0);
+    CHECK_INT(pthread_join(thread, NULL), 0);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    CHECK_INT(item, 2);
+}
