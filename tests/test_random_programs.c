@@ -13,16 +13,10 @@
  * Where the order of two things is left open (an error that cancels a waiter in the same moment
  * that grants its wait) both are right. No task makes more than three checkpoints in a row that
  * are cut short: beyond that it ignores its cancel.
- *
- *     RANDOM_PROGRAMS=100000 RANDOM_FIRST=1 ./test_random_programs      many, from this seed on
- *     RANDOM_PROGRAMS=1 RANDOM_FIRST=4711 RANDOM_LOG=1 ./test_random_programs      one, with a log
+ * random_test.h tells how to repeat one by hand.
  */
-#define TEST_SECONDS 120
-#include "conc_test.h"
+#include "random_test.h"
 
-#include <inttypes.h>
-
-#define NEVER INT64_MAX
 #define EIGHTH \
     INT64_C(125000000) /* ns; all times are multiples of it, which a double holds exactly */
 
@@ -54,14 +48,16 @@ struct group {
     task *owner;
     int limit, live, error, errors;
     bool keep_going, by_next, opened, closing, closed, cut_short, gathers;
-    bool begun; /* a call has opened the real one: a start that fails then leaves it open */
     bool cancelled_around; /* was the owner cancelled when the last child ended? */
     task *finished[MAX_TASKS];
     int finished_count, taken;
+    task *room[MAX_TASKS]; /* those that wait for a place under the limit, the first first */
+    int room_count;
 };
 
 typedef enum kind { NO_WAIT, SLEEP, YIELD, JOIN, ROOM, NEXT, CLOSE, START } kind;
-typedef enum state { UNUSED, SPAWNED, RUNNING, ENDED } state;
+/* COMING: its conc_start waits for room, or was granted it and has not gone on yet */
+typedef enum state { UNUSED, COMING, SPAWNED, RUNNING, ENDED } state;
 
 struct task {
     conc_task handle;
@@ -80,13 +76,13 @@ struct task {
     int64_t at;
     uint64_t armed;
     task *target; /* of a join or start */
+    group *wants; /* room in it */
     /* conc_start */
     task *starter;
     bool says, said, given_up;
 };
 
 static struct model {
-    uint64_t seed;
     int64_t now;
     uint64_t arms;
     task tasks[MAX_TASKS];
@@ -96,64 +92,24 @@ static struct model {
     group groups[MAX_GROUPS];
     int group_count;
     int generators, hook_calls, hook_least, hook_most;
-    uint64_t log;
     long steps;
 } m;
 
 static conc_local keys[KEYS];
 static struct {
     long programs, steps, cut_short, timed_out, granted_late, joins, spawns, items, failures;
+    long late_starts, refused;
 } total;
-static bool verbose;
-
-/* ---- reports that name the program */
-
-#define EXPECT_INT(actual, expected) \
-    expect_int(__LINE__, #actual, (long long)(actual), (long long)(expected))
-#define EXPECT(condition) \
-    ((condition)          \
-         ? (void)0        \
-         : test_fail(__FILE__, __LINE__, "program %" PRIu64 ": not true: %s", m.seed, #condition))
-
-static void expect_int(int line, const char *what, long long actual, long long expected)
-{
-    if (actual != expected)
-        test_fail(__FILE__, line, "program %" PRIu64 ": %s is %lld, not %lld", m.seed, what, actual,
-                  expected);
-}
-
-static void say_seed_and_die(int signal_number)
-{
-    char text[80];
-    int n = snprintf(text, sizeof text, "program %" PRIu64 ": signal %d\n", m.seed, signal_number);
-    if (write(2, text, (size_t)n) < 0)
-        _exit(2);
-    signal(signal_number, SIG_DFL);
-    raise(signal_number);
-}
 
 static void log_step(const task *t, const char *what, long long value)
 {
     m.steps++;
     total.steps++;
-    m.log = (m.log ^ (uint64_t)m.now ^ (uint64_t)value ^ (uint64_t)t->index << 32 ^
-             (uint64_t)what[0] << 56) *
-            UINT64_C(0x100000001b3);
-    if (verbose)
-        fprintf(stderr, "%8.3f  task %d: %s %lld\n", (double)m.now * 1e-9, t->index, what, value);
+    random_log(m.now, t->index, what, 0, value);
 }
 
-/* ---- random numbers: each task has its own stream */
-
-static uint64_t draw(task *t)
-{
-    uint64_t z = t->random += UINT64_C(0x9e3779b97f4a7c15);
-    z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
-    return z ^ z >> 31;
-}
-
-static int pick(task *t, int n) { return (int)(draw(t) % (uint64_t)n); }
+static uint64_t draw(task *t) { return random_draw(&t->random); }
+static int pick(task *t, int n) { return random_pick(&t->random, n); }
 static bool one_in(task *t, int n) { return pick(t, n) == 0; }
 
 /* ---- the model: cancels */
@@ -212,16 +168,37 @@ static void decide(task *t, int outcome)
     t->at = NEVER;
 }
 
-/* After anything that may have cancelled somebody. */
+static void leave_room_line(const task *t)
+{
+    group *g = t->wants;
+    int kept = 0;
+    for (int i = 0; i < g->room_count; i++)
+        if (g->room[i] != t)
+            g->room[kept++] = g->room[i];
+    g->room_count = kept;
+}
+
+/* Ends the wait of a task that is cancelled. True: that has cancelled another one. */
+static bool cut_wait_short(task *t)
+{
+    bool refused = t->wait == ROOM && group_cancelled(t->wants);
+    if (!waits(t) || t->wait == CLOSE || !(cancelled(t) || refused))
+        return false;
+    decide(t, -ECANCELED);
+    if (t->wait == ROOM)
+        leave_room_line(t);
+    t->given_up = t->wait == START;
+    if (t->given_up)
+        t->target->asked = true;
+    return t->given_up;
+}
+
+/* After anything that may have cancelled a task. */
 static void wake_cancelled(void)
 {
-    for (int i = 0; i < m.task_count; i++) {
-        task *t = &m.tasks[i];
-        if (waits(t) && t->wait != CLOSE && cancelled(t)) {
-            decide(t, -ECANCELED);
-            t->given_up = t->wait == START;
-        }
-    }
+    for (int i = 0; i < m.task_count; i++)
+        if (cut_wait_short(&m.tasks[i]))
+            i = -1;
 }
 
 static void cancel_scope(scope *s)
@@ -286,26 +263,24 @@ static void fire_until(int64_t now)
     }
 }
 
-static int64_t real_now(void) { return (int64_t)(conc_now() * 1e9 + 0.5); }
-
 /* Called whenever a task goes on. Time may have moved, but only while nobody was ready, and from
  * timer to timer. */
 static void follow_time(void)
 {
     scope *s;
     task *t;
-    int64_t now = real_now();
+    int64_t now = random_now();
     while (m.now < now) {
         for (int i = 0; i < m.task_count; i++) {
             task *other = &m.tasks[i];
             bool waits_for_started =
                 other->wait == START && other->given_up && other->target->state != ENDED;
-            if (other->state != UNUSED && other->state != ENDED && !waits(other) &&
-                !waits_for_started)
+            bool exists = other->state == SPAWNED || other->state == RUNNING;
+            if (exists && !waits(other) && !waits_for_started)
                 test_fail(__FILE__, __LINE__,
                           "program %" PRIu64 ": time moved to %" PRId64
                           " while task %d (state %d, wait %d) was ready",
-                          m.seed, now, i, (int)other->state, (int)other->wait);
+                          random_program.seed, now, i, (int)other->state, (int)other->wait);
         }
         int64_t next = first_timer(&s, &t);
         EXPECT(next <= now);
@@ -392,8 +367,6 @@ static void check_cut_short(task *t, int rc)
 static int run_block(task *t, int depth);
 static int run_task(void *arg);
 
-static double seconds(int64_t ns) { return ns == NEVER ? CONC_FOREVER : (double)ns / 1e9; }
-
 static int step_sleep(task *t)
 {
     static const int eighths[] = {-8, 0, 1, 2, 3, 4, 6, 8, 8, 12, 16, 24, 80};
@@ -407,8 +380,8 @@ static int step_sleep(task *t)
         decide(t, 0);
     if (cut)
         t->wait = NO_WAIT, t->at = NEVER;
-    double target = seconds(m.now + ns);
-    int rc = until ? conc_sleep_until(target) : conc_sleep(seconds(ns));
+    double target = random_seconds(m.now + ns);
+    int rc = until ? conc_sleep_until(target) : conc_sleep(random_seconds(ns));
     if (cut) {
         check_cut_short(t, rc);
     } else if (ns > 0) {
@@ -443,8 +416,8 @@ static int step_yield(task *t)
 static int step_block(task *t)
 {
     int64_t until = m.now + pick(t, 12) * EIGHTH;
-    EXPECT_INT(conc_block(seconds(until - m.now)), 0);
-    EXPECT_INT(real_now(), until);
+    EXPECT_INT(conc_block(random_seconds(until - m.now)), 0);
+    EXPECT_INT(random_now(), until);
     fire_until(until);
     log_step(t, "hold the loop", 0);
     return 0;
@@ -477,7 +450,7 @@ static int step_scope(task *t, int depth)
     if (!s)
         return 0;
     int64_t limit = pick_limit(t);
-    EXPECT_INT(conc_scope_begin(&s->real, seconds(limit)), 0);
+    EXPECT_INT(conc_scope_begin(&s->real, random_seconds(limit)), 0);
     open_scope(t, s, limit);
     s->named = true;
     if (one_in(t, 4)) {
@@ -523,8 +496,8 @@ static int step_call_inside(task *t, int depth)
     if (!i.s)
         return 0;
     log_step(t, i.shielded ? "call behind a shield" : "call with a limit", i.limit);
-    int got = i.shielded ? conc_shield(seconds(i.limit), run_inside, &i)
-                         : conc_timeout(seconds(i.limit), run_inside, &i);
+    int got = i.shielded ? conc_shield(random_seconds(i.limit), run_inside, &i)
+                         : conc_timeout(random_seconds(i.limit), run_inside, &i);
     EXPECT_INT(got, close_scope(t, i.s, i.rc));
     log_step(t, "back from the call", got);
     check_task(t);
@@ -573,8 +546,31 @@ static void count_failure(group *g, int rc, const task *of)
     }
 }
 
-/* The end of a child, in its group. Who waits and is cancelled by the child's error in that
- * moment may see either. */
+/* Free places go to the first that wait for one, and count as taken from then on. */
+static void hand_over_room(group *g)
+{
+    while (g->room_count && g->live < g->limit) {
+        task *t = g->room[0];
+        g->live++;
+        leave_room_line(t);
+        decide(t, 0);
+    }
+}
+
+/* A child has ended, or a place that was handed over is not used. */
+static void leave_place(group *g)
+{
+    g->live--;
+    hand_over_room(g);
+    if (g->live > 0)
+        return;
+    g->cancelled_around = cancelled_around(g);
+    if (g->owner->wait == CLOSE && g->owner->inner == &g->scope)
+        decide(g->owner, 0);
+}
+
+/* The end of a child, in its group. A waiter that the child's error cancels in that moment may
+ * see either. */
 static void leave_group(task *t, bool start_failed)
 {
     group *g = t->group;
@@ -588,23 +584,17 @@ static void leave_group(task *t, bool start_failed)
         t->counted = g->error != 0;
         count_failure(g, t->result, t);
     }
-    g->live--;
     if (g->by_next)
         g->finished[g->finished_count++] = t;
-    if (waits(owner) && ((owner->wait == ROOM && owner->inner == &g->scope) ||
-                         (owner->wait == NEXT && owner->inner == &g->scope))) {
-        decide(owner, owner->wait == NEXT);
+    if (waits(owner) && owner->wait == NEXT && owner->inner == &g->scope) {
+        decide(owner, 1);
         granted = true;
     }
     if (aborts)
         cancel_scope(&g->scope);
+    leave_place(g);
     if (granted && aborts)
         owner->either = true;
-    if (g->live == 0) {
-        g->cancelled_around = cancelled_around(g);
-        if (owner->wait == CLOSE && owner->inner == &g->scope)
-            decide(owner, 0);
-    }
 }
 
 static int end_task(task *t, int rc)
@@ -637,10 +627,26 @@ static int end_task(task *t, int rc)
     return rc;
 }
 
+/* The conc_start of this task was granted room and has gone on, to wait for conc_started. If it
+ * was cancelled in between, that reaches the child. */
+static void arrive(task *t)
+{
+    task *starter = t->starter;
+    EXPECT(starter->wait == ROOM && starter->decided && starter->outcome == 0);
+    t->group->live--;
+    spawned(t, starter);
+    starter->wait = START;
+    starter->decided = false;
+    wake_cancelled();
+    total.late_starts += starter->given_up;
+}
+
 static int run_task(void *arg)
 {
     task *t = arg;
     follow_time();
+    if (t->state == COMING)
+        arrive(t);
     EXPECT_INT(t->state, SPAWNED);
     EXPECT(!t->has_handle || conc_self() == &t->handle);
     t->state = RUNNING;
@@ -667,49 +673,74 @@ static int run_task(void *arg)
     return end_task(t, rc);
 }
 
+static bool is_full(const group *g) { return g->limit && (g->live >= g->limit || g->room_count); }
+
+static void wait_for_room(task *t, group *g)
+{
+    begin_wait(t, ROOM);
+    t->wants = g;
+    g->room[g->room_count++] = t;
+}
+
+/* After the wait for room of a conc_spawn, which returned rc. */
+static void check_room(task *t, group *g, int rc)
+{
+    int outcome = end_wait(t);
+    if (rc == 0 || outcome < 0 || !group_cancelled(g))
+        EXPECT_INT(rc, outcome);
+    else
+        EXPECT_INT(rc, -ECANCELED);
+    if (rc == 0)
+        g->live--; /* the child counts instead */
+    else if (outcome == 0)
+        leave_place(g);
+}
+
 static int step_spawn(task *t, group *g)
 {
     task *child = new_task(t, g);
     if (!child)
         return 0;
-    bool refused = group_cancelled(g);
-    bool full = g->limit && g->live >= g->limit && !refused;
+    bool refused = group_cancelled(g), full = is_full(g) && !refused;
+    bool cut = full && cancelled(t);
     child->has_handle = g->by_next || one_in(t, 2);
     child->joinable = child->has_handle && !g->by_next;
-    if (full)
-        begin_wait(t, ROOM);
+    if (full && !cut)
+        wait_for_room(t, g);
     int rc = child->has_handle ? conc_spawn_task(&g->real, &child->handle, run_task, child)
                                : conc_spawn(&g->real, run_task, child);
-    if (full) {
-        int outcome = end_wait(t);
-        if (!(t->either || (outcome == 0 && group_cancelled(g))) || rc != -ECANCELED)
-            EXPECT_INT(rc, t->either && rc == 0 ? 0 : outcome);
-    } else {
+    if (cut)
+        check_cut_short(t, rc);
+    else if (full)
+        check_room(t, g, rc);
+    else
         EXPECT_INT(rc, refused ? -ECANCELED : 0);
-    }
     log_step(t, "spawn", rc == 0 ? child->index : rc);
-    if (rc == 0) {
-        g->begun = true;
+    if (rc == 0)
         spawned(child, t);
-    } else {
+    else
         child->has_handle = false;
-    }
     check_task(t);
     return rc;
 }
 
-/* A failed start of a group that it opened, and in which nothing else is, leaves it fresh; then the
- * program opens it. */
-static void start_failed(task *t, group *g)
+/* A conc_start returned without having started its child: it was cut short while it waited for
+ * room, or just after it was granted. */
+static int check_start_without_child(task *t, group *g, int rc)
 {
-    if (g->live || g->errors || g->real.finished)
-        return;
-    t->inner = g->scope.outer;
-    memset(&g->scope, 0, sizeof g->scope);
-    g->cut_short = false;
-    EXPECT_INT(conc_group_begin(&g->real), 0);
-    open_group(t, g);
-    g->begun = true;
+    follow_time();
+    bool granted = t->outcome == 0;
+    t->target->state = UNUSED;
+    if (granted)
+        EXPECT(cancelled(t) || group_cancelled(g));
+    t->outcome = -ECANCELED;
+    EXPECT_INT(rc, end_wait(t));
+    if (granted)
+        leave_place(g);
+    total.late_starts += granted;
+    log_step(t, "start was cut short", granted);
+    check_task(t);
+    return rc;
 }
 
 static int step_start(task *t, group *g)
@@ -717,28 +748,29 @@ static int step_start(task *t, group *g)
     task *child = new_task(t, g);
     if (!child)
         return 0;
-    if (group_cancelled(g)) {
-        EXPECT_INT(conc_start(&g->real, run_task, child), -ECANCELED);
-        follow_time();
-        t->cut_short++;
+    if (group_cancelled(g) || cancelled(t)) {
+        check_cut_short(t, conc_start(&g->real, run_task, child));
         check_task(t);
         return -ECANCELED;
     }
     child->starter = t;
     child->says = !one_in(t, 4);
-    bool opens = !g->begun;
-    g->begun = true;
-    spawned(child, t);
-    begin_wait(t, START);
-    t->target = child;
     log_step(t, "start", child->index);
+    if (is_full(g)) {
+        wait_for_room(t, g);
+        child->state = COMING;
+    } else {
+        spawned(child, t);
+        begin_wait(t, START);
+    }
+    t->target = child;
     int rc = conc_start(&g->real, run_task, child);
+    if (child->state == COMING)
+        return check_start_without_child(t, g, rc);
     bool gave_up = t->given_up;
     EXPECT_INT(rc, end_wait(t));
     EXPECT(!gave_up || child->state == ENDED);
     log_step(t, "start returned", rc);
-    if (rc < 0 && opens)
-        start_failed(t, g);
     check_task(t);
     return rc == -ECANCELED ? rc : 0;
 }
@@ -812,6 +844,37 @@ static group *new_group(void)
     return m.group_count < MAX_GROUPS ? &m.groups[m.group_count++] : NULL;
 }
 
+/* A fresh group's first spawn that is refused leaves it fresh: it need not be closed, and may be
+ * used as if nothing had been. */
+static void refuse_first_spawn(task *t, conc_group *g)
+{
+    bool cut = cancelled(t), starts = one_in(t, 4);
+    conc_task handle = {0};
+    int rc;
+    g->stack_size = (size_t)1 << 50;
+    if (starts)
+        rc = conc_start(g, run_task, t);
+    else
+        rc = one_in(t, 2) ? conc_spawn(g, run_task, t) : conc_spawn_task(g, &handle, run_task, t);
+    if (cut && starts)
+        check_cut_short(t, rc);
+    else
+        EXPECT_INT(rc, cut ? -ECANCELED : -ENOMEM);
+    g->stack_size = 0;
+    EXPECT_INT(g->error, 0);
+    EXPECT_INT(g->error_count, 0);
+    total.refused++;
+    log_step(t, "first spawn refused", rc);
+    check_task(t);
+}
+
+static int return_early(task *t)
+{
+    conc_group local = {.limit = pick(t, 2)};
+    refuse_first_spawn(t, &local);
+    return 0;
+}
+
 static int step_group(task *t, int depth)
 {
     group *g = new_group();
@@ -820,14 +883,17 @@ static int step_group(task *t, int depth)
     g->real.limit = g->limit = one_in(t, 3) ? 1 + pick(t, 3) : 0;
     g->real.keep_going = g->keep_going = one_in(t, 2);
     g->by_next = one_in(t, 4);
-    g->begun = one_in(t, 2) || cancelled(t);
-    if (g->begun) /* else the first spawn opens it */
+    if (one_in(t, 8))
+        refuse_first_spawn(t, &g->real);
+    bool begun = one_in(t, 2) || cancelled(t); /* else the first spawn opens it */
+    if (begun)
         EXPECT_INT(conc_group_begin(&g->real), 0);
     open_group(t, g);
     log_step(t, "open a group", g->limit);
     int rc = 0, children = 1 + pick(t, 4);
     for (int i = 0; i < children && rc >= 0 && t->cut_short < MAX_CUT_SHORT; i++) {
-        rc = !g->limit && !g->by_next && one_in(t, 5) ? step_start(t, g) : step_spawn(t, g);
+        bool starts = !g->by_next && (begun || i) && one_in(t, 4);
+        rc = starts ? step_start(t, g) : step_spawn(t, g);
         if (rc >= 0 && one_in(t, 3))
             rc = run_block(t, depth + 2);
     }
@@ -941,13 +1007,15 @@ static int step_cancel_task(task *t)
     return 0;
 }
 
-/* Does a conc_start that was cancelled still wait for its child? Whether a new shield saves the
- * child is left open. */
+/* Does a conc_start that was cancelled still wait for its child, or could a cancel come between
+ * its two waits? Whether a new shield saves the child is left open. */
 static bool start_is_given_up(void)
 {
-    for (int i = 0; i < m.task_count; i++)
-        if (m.tasks[i].wait == START && m.tasks[i].given_up)
+    for (int i = 0; i < m.task_count; i++) {
+        const task *t = &m.tasks[i];
+        if ((t->wait == START && t->given_up) || t->state == COMING)
             return true;
+    }
     return false;
 }
 
@@ -969,7 +1037,7 @@ static int step_meddle_with_scope(task *t)
     } else if (what > 1) {
         int64_t limit = pick_limit(t);
         bool can = s->open && !s->cancelled;
-        EXPECT_INT(conc_scope_set_timeout(&s->real, seconds(limit)), can ? 0 : -EINVAL);
+        EXPECT_INT(conc_scope_set_timeout(&s->real, random_seconds(limit)), can ? 0 : -EINVAL);
         if (can)
             set_limit(s, limit);
     }
@@ -977,17 +1045,37 @@ static int step_meddle_with_scope(task *t)
     return 0;
 }
 
+/* Spawns or starts in a group that need not be the task's own. A time limit ends the wait for
+ * room where only the task itself, or one that waits for it, could make some. */
+static int step_elsewhere(task *t, group *g)
+{
+    scope *s = new_scope();
+    if (!s)
+        return 0;
+    int64_t limit = (1 + pick(t, 12)) * EIGHTH;
+    EXPECT_INT(conc_scope_begin(&s->real, random_seconds(limit)), 0);
+    open_scope(t, s, limit);
+    int rc = one_in(t, 2) ? step_start(t, g) : step_spawn(t, g);
+    int expected = close_scope(t, s, rc), got = conc_scope_end(&s->real, rc);
+    EXPECT_INT(got, expected);
+    log_step(t, "spawned elsewhere", got);
+    check_task(t);
+    return handle(t, got);
+}
+
 static int step_meddle_with_group(task *t)
 {
     group *g = m.group_count ? &m.groups[pick(t, m.group_count)] : NULL;
+    for (int i = 0; i < m.group_count && g->closed; i++) /* better one that is open */
+        g = &m.groups[i];
     if (!g || !g->opened || g->gathers)
         return 0;
-    if (one_in(t, 3)) {
+    if (one_in(t, 4)) {
         conc_group_cancel(&g->real);
         cancel_scope(&g->scope);
         log_step(t, "cancel a group", g->closed);
-    } else if (!g->limit && !g->by_next && g->live > 0 && !g->closed) {
-        (void)step_spawn(t, g);
+    } else if (!g->by_next && g->live > 0 && !g->closed) {
+        return step_elsewhere(t, g);
     } else if (g->closed) {
         EXPECT_INT(conc_spawn(&g->real, run_task, t), -EINVAL);
     }
@@ -1019,15 +1107,16 @@ static int step_stats(task *t)
 {
     conc_stats s;
     scope *sc;
-    size_t alive = 0, timers = 0;
+    size_t alive = 0, coming = 0, timers = 0;
     conc_get_stats(&s);
     for (int i = 0; i < m.task_count; i++) {
+        coming += m.tasks[i].state == COMING && !waits(m.tasks[i].starter);
         alive += m.tasks[i].state == SPAWNED || m.tasks[i].state == RUNNING;
         timers += waits(&m.tasks[i]) && m.tasks[i].at != NEVER;
     }
     for (sc = m.scopes; sc < m.scopes + m.scope_count; sc++)
         timers += sc->open && sc->at != NEVER;
-    EXPECT_INT(s.tasks, alive);
+    EXPECT(s.tasks >= alive && s.tasks <= alive + coming);
     EXPECT_INT(s.timers, timers);
     EXPECT_INT(s.generators, m.generators);
     log_step(t, "count", (long long)alive);
@@ -1132,7 +1221,7 @@ static int run_step(task *t, int depth)
     case 15: return step_join(t);
     case 16: return step_cancel_task(t);
     case 17:
-    case 18: return step_meddle_with_scope(t);
+    case 18: return one_in(t, 8) ? return_early(t) : step_meddle_with_scope(t);
     case 19: return step_meddle_with_group(t);
     case 20: return step_background(t);
     case 21: return step_local(t);
@@ -1195,14 +1284,12 @@ static void count_error(const conc_failure *f, void *user)
     m.hook_calls++;
 }
 
-/* Runs one program; returns its log. */
-static uint64_t run_program(uint64_t seed, uint64_t order)
+static void run_program(uint64_t seed, uint64_t order)
 {
     conc_options o = {.virtual_clock = true, .seed = order, .on_error = count_error, .user = &m};
     memset(&m, 0, sizeof m);
-    m.seed = seed;
     m.task_count = 1;
-    m.tasks[0].random = seed * UINT64_C(0x2545f4914f6cdd1d);
+    m.tasks[0].random = random_source(seed);
     for (int i = 0; i < MAX_TASKS; i++)
         m.tasks[i].at = NEVER;
     for (int i = 0; i < MAX_SCOPES; i++)
@@ -1216,69 +1303,35 @@ static uint64_t run_program(uint64_t seed, uint64_t order)
     EXPECT(m.hook_calls >= m.hook_least);
     EXPECT(m.hook_calls <= m.hook_most);
     total.programs++;
-    return m.log;
 }
 
-static uint64_t number_in_environment(const char *name, uint64_t otherwise)
+static void run_programs(random_order how)
 {
-    const char *text = getenv(name);
-    return text ? strtoull(text, NULL, 10) : otherwise;
-}
-
-/* Runs that many programs (or RANDOM_PROGRAMS), each twice. Not ordered: ready tasks run in
- * random order. */
-static void run_programs(uint64_t count, bool ordered)
-{
-    const char *factor = getenv("CK_TIMEOUT_MULTIPLIER");
-    uint64_t first = number_in_environment("RANDOM_FIRST", 1);
-    int fds = test_count_fds();
-    bool long_run = getenv("RANDOM_PROGRAMS") != NULL;
-    /* other programs for each seed, instead of the same ones in another order */
-    if (test_seeded() && !long_run) {
-        count /= 10;
-        first += count * number_in_environment("CONC_SEED", 0);
-    }
-    count = number_in_environment("RANDOM_PROGRAMS", count);
-    verbose = getenv("RANDOM_LOG") != NULL;
-    signal(SIGABRT, say_seed_and_die);
-    signal(SIGALRM, say_seed_and_die);
-    if (!long_run)
-        alarm((TEST_SECONDS - 5) * (unsigned)(factor ? atoi(factor) : 1));
-    for (uint64_t seed = first; seed < first + count; seed++) {
-        uint64_t order = ordered ? 0 : seed | UINT64_C(1) << 40;
-        uint64_t once = run_program(seed, order), again = run_program(seed, order);
-        EXPECT(once == again);
-        EXPECT_INT(test_count_fds(), fds);
-    }
-    if (count >= 200) {
+    if (random_repeat(300, how, run_program) >= 200) { /* the programs do what they are for */
         CHECK(total.steps / total.programs > 30);
         CHECK(total.cut_short > 1000 && total.timed_out > 50 && total.granted_late > 0);
         CHECK(total.joins > 100 && total.spawns > 1000 && total.items > 100 &&
               total.failures > 100);
+        CHECK(total.refused > 100);
     }
-    if (verbose)
+    if (random_program.verbose)
         fprintf(stderr,
                 "%ld programs, %ld steps, %ld spawns, %ld joins, %ld cut short, %ld out of time, "
-                "%ld granted late, %ld "
-                "items, "
-                "%ld failures\n",
+                "%ld granted late, %ld items, %ld failures, %ld starts cut short when granted, "
+                "%ld first spawns refused\n",
                 total.programs, total.steps, total.spawns, total.joins, total.cut_short,
-                total.timed_out, total.granted_late, total.items, total.failures);
+                total.timed_out, total.granted_late, total.items, total.failures, total.late_starts,
+                total.refused);
 }
 
-TEST(random_programs_agree_with_the_model_and_repeat_themselves) { run_programs(300, true); }
+TEST(random_programs_agree_with_the_model_and_repeat_themselves) { run_programs(RANDOM_FIFO); }
 
 TEST(random_programs_in_random_order_agree_with_the_model_and_repeat_themselves)
 {
-    run_programs(300, false);
+    run_programs(RANDOM_SHUFFLED);
 }
 
 TEST(one_random_program_agrees_with_the_model_under_many_orders)
 {
-    uint64_t first = number_in_environment("RANDOM_FIRST", 1),
-             orders = test_seeded() ? 1 : 30; /* CONC_SEED is the order */
-    for (uint64_t seed = first; seed < first + 10; seed++)
-        for (uint64_t order = 0; order < orders; order++)
-            (void)run_program(seed, order);
-    CHECK_INT(total.programs, (int64_t)(10 * orders));
+    random_repeat_orders(30, run_program);
 }
