@@ -3199,9 +3199,13 @@ static inline conc_loop *conc__of_task(void)
 
 CONC__COLD conc_loop *conc__not_in_task(const char *call)
 {
+    /* the public name of conc__x, behind a macro, and of conc__x_slowly is conc_x */
     char name[CONC__NAME] = "conc_";
-    bool behind_macro = strncmp(call, "conc__", 6) == 0; /* which has one underscore less */
-    conc__copy(name + (behind_macro ? 5 : 0), sizeof name - 5, behind_macro ? call + 6 : call);
+    bool internal = strncmp(call, "conc__", 6) == 0;
+    conc__copy(name + (internal ? 5 : 0), sizeof name - 5, internal ? call + 6 : call);
+    char *slowly = internal ? strstr(name, "_slowly") : NULL;
+    if (slowly)
+        *slowly = 0;
     conc__misused(-EPERM, name, "only a task may call it", NULL);
     return NULL;
 }
@@ -4140,10 +4144,11 @@ CONC__PRIVATE int conc__call_in_scope(double s, bool shielded, conc_fn *fn, void
                                       const char *place)
 {
     conc_scope scope = {0};
-    if (!conc__in_task())
+    const char *call = shielded ? "conc_shield" : "conc_timeout";
+    if (!conc__in_task_of(call))
         return -EPERM;
     if (!fn)
-        return conc__misused(-EINVAL, place, "no function", NULL);
+        return conc__misused(-EINVAL, call, "no function", NULL);
     int rc = conc__scope_begin(&scope, s, place);
     if (rc)
         return rc;
@@ -5386,9 +5391,9 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g)
     return 0;
 }
 
-CONC_API CONC__CALLED int conc_group_end(conc_group *g, int rc)
+CONC__PRIVATE CONC__CALLED int conc__group_finish(conc_group *g, int rc, const char *call)
 {
-    conc_loop *l = conc__in_task();
+    conc_loop *l = conc__in_task_of(call);
     if (l)
         conc__find_lost(l, __builtin_frame_address(0));
     int may = conc__may_close(l, g);
@@ -5403,7 +5408,12 @@ CONC_API CONC__CALLED int conc_group_end(conc_group *g, int rc)
     return conc__group_close(l, g, rc);
 }
 
-CONC_API int conc_group_wait(conc_group *g) { return conc_group_end(g, 0); }
+CONC_API int conc_group_end(conc_group *g, int rc)
+{
+    return conc__group_finish(g, rc, "conc_group_end");
+}
+
+CONC_API int conc_group_wait(conc_group *g) { return conc__group_finish(g, 0, "conc_group_wait"); }
 
 CONC_API void conc_group_cancel(conc_group *g)
 {
@@ -5536,7 +5546,7 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
 CONC__PRIVATE int conc__run_calls(const char *spawned, conc_call *calls, size_t n, bool keep_going,
                                   bool seen)
 {
-    conc_loop *l = conc__in_task();
+    conc_loop *l = conc__in_task_of(keep_going ? "conc_gather_all" : "conc_gather");
     if (!l)
         return -EPERM;
     if (!calls && n)
@@ -5565,7 +5575,7 @@ CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n)
 
 CONC__PRIVATE int conc__run_map(const char *spawned, conc__batch *b)
 {
-    conc_loop *l = conc__in_task();
+    conc_loop *l = conc__in_task_of(b->keep_going ? "conc_map_all" : "conc_map");
     if (!l)
         return -EPERM;
     if (!b->fn || (!b->args && b->count && b->size))
@@ -6794,9 +6804,10 @@ CONC__PRIVATE ssize_t conc__io_wait(conc_loop *l, conc__io_fn *once, int events,
     return n;
 }
 
-static inline ssize_t conc__io_run(conc__io_fn *once, int events, const conc__io *io)
+static inline ssize_t conc__io_run_of(const char *call, conc__io_fn *once, int events,
+                                      const conc__io *io)
 {
-    conc_loop *l = conc__in_task();
+    conc_loop *l = conc__in_task_of(call);
     if (!l)
         return -EPERM;
     bool valid = io->count >= 0 && io->count <= CONC__PARTS && (io->parts || !io->count);
@@ -6812,6 +6823,7 @@ static inline ssize_t conc__io_run(conc__io_fn *once, int events, const conc__io
         conc__quick(l);
     return n;
 }
+#define conc__io_run(...) conc__io_run_of(__func__, __VA_ARGS__)
 
 CONC_API ssize_t conc_readv(int fd, const struct iovec *parts, int count)
 {
@@ -6828,13 +6840,15 @@ CONC_API ssize_t conc_writev(int fd, const struct iovec *parts, int count)
 CONC_API ssize_t conc_read(int fd, void *buf, size_t n)
 {
     const struct iovec part = {buf, n};
-    return conc_readv(fd, &part, 1);
+    const conc__io io = {.fd = fd, .any = true, .parts = &part, .count = 1};
+    return conc__io_run(conc__receive, CONC_READABLE, &io);
 }
 
 CONC_API ssize_t conc_write(int fd, const void *buf, size_t n)
 {
     const struct iovec part = {(void *)(uintptr_t)buf, n};
-    return conc_writev(fd, &part, 1);
+    const conc__io io = {.fd = fd, .any = true, .parts = &part, .count = 1};
+    return conc__io_run(conc__send, CONC_WRITABLE, &io);
 }
 
 CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *from,
@@ -6865,24 +6879,29 @@ CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
 
 CONC_API ssize_t conc_recv(int fd, void *buf, size_t n, int flags)
 {
-    return conc_recvfrom(fd, buf, n, flags, NULL, NULL);
+    const struct iovec part = {buf, n};
+    const conc__io io = {.fd = fd, .flags = flags, .parts = &part, .count = 1};
+    return conc__io_run(conc__receive, CONC_READABLE, &io);
 }
 
 CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags)
 {
-    return conc_sendto(fd, buf, n, flags, NULL, 0);
+    const struct iovec part = {(void *)(uintptr_t)buf, n};
+    const conc__io io = {.fd = fd, .flags = flags, .parts = &part, .count = 1};
+    return conc__io_run(conc__send, CONC_WRITABLE, &io);
 }
 
 /* Again and again until n bytes have moved, the end of file, or an error; a count outranks that. */
-CONC__PRIVATE ssize_t conc__io_full(conc__io_fn *once, int events, int fd, char *bytes, size_t n)
+CONC__PRIVATE ssize_t conc__io_full(const char *call, conc__io_fn *once, int events, int fd,
+                                    char *bytes, size_t n)
 {
     size_t done = 0;
     if (!bytes && n)
-        return conc__in_task() ? -EINVAL : -EPERM;
+        return conc__in_task_of(call) ? -EINVAL : -EPERM;
     do {
         const struct iovec part = {n ? bytes + done : NULL, n - done};
         const conc__io io = {.fd = fd, .any = true, .parts = &part, .count = 1};
-        ssize_t got = conc__io_run(once, events, &io);
+        ssize_t got = conc__io_run_of(call, once, events, &io);
         if (got < 0 && done)
             conc__io_keep_error(conc__here, fd, events, (int)got);
         if (got <= 0)
@@ -6894,12 +6913,12 @@ CONC__PRIVATE ssize_t conc__io_full(conc__io_fn *once, int events, int fd, char 
 
 CONC_API CONC__CALLED ssize_t conc_read_full(int fd, void *buf, size_t n)
 {
-    return conc__io_full(conc__receive, CONC_READABLE, fd, buf, n);
+    return conc__io_full(__func__, conc__receive, CONC_READABLE, fd, buf, n);
 }
 
 CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n)
 {
-    return conc__io_full(conc__send, CONC_WRITABLE, fd, (char *)(uintptr_t)buf, n);
+    return conc__io_full(__func__, conc__send, CONC_WRITABLE, fd, (char *)(uintptr_t)buf, n);
 }
 
 CONC__PRIVATE int conc__accept_call(int fd)
@@ -8089,9 +8108,10 @@ CONC__PRIVATE ssize_t conc__record_read(conc_loop *l, conc_stream *s, conc__reco
     }
 }
 
-CONC__PRIVATE ssize_t conc__stream_record(conc_stream *s, conc__record *r, char **data)
+CONC__PRIVATE ssize_t conc__stream_record(const char *call, conc_stream *s, conc__record *r,
+                                          char **data)
 {
-    conc_loop *l = conc__in_task();
+    conc_loop *l = conc__in_task_of(call);
     int rc = conc__stream_begin(l, s);
     if (rc)
         return rc;
@@ -8105,7 +8125,7 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_until(conc_stream *s, const void 
     if (!data || !delimiter || !n || n > PTRDIFF_MAX / 4)
         return conc__in_task() ? -EINVAL : -EPERM;
     *data = NULL;
-    return conc__stream_record(s, &r, data);
+    return conc__stream_record("conc_stream_read_until", s, &r, data);
 }
 
 /* May a call take its effect without a look at the rest? */
@@ -8140,14 +8160,14 @@ CONC__PRIVATE CONC__CALLED ssize_t conc__stream_line(conc_stream *s, char **line
 {
     conc__record r = {.delimiter = "\n", .size = 1, .slack = 2, .line = true};
     if (!line)
-        return conc__in_task() ? -EINVAL : -EPERM;
+        return conc__in_task_of("conc_stream_read_line") ? -EINVAL : -EPERM;
     *line = NULL;
-    return conc__stream_record(s, &r, line);
+    return conc__stream_record("conc_stream_read_line", s, &r, line);
 }
 
 CONC_API CONC__CALLED ssize_t conc_stream_read_line(conc_stream *s, char **line)
 {
-    ssize_t length = line ? conc__stream_next_line(conc__in_task(), s, line) : -1;
+    ssize_t length = line ? conc__stream_next_line(conc__of_task(), s, line) : -1;
     return CONC__UNLIKELY(length < 0) ? conc__stream_line(s, line) : length;
 }
 
@@ -8315,7 +8335,7 @@ CONC__PRIVATE CONC__CALLED ssize_t conc__stream_write_slowly(conc_stream *s, con
 
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
 {
-    conc_loop *l = conc__in_task();
+    conc_loop *l = conc__of_task();
     if (!conc__stream_is_calm(l, s) || s->writing || !s->out.data || !buf ||
         n > s->out.size - s->out.end)
         return conc__stream_write_slowly(s, buf, n);

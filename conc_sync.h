@@ -509,10 +509,10 @@ CONC__FAST void conc__wake_first(conc_loop *l, conc__waits *list, int result)
 
 /* The whole of a call that waits for something to be so: it waits in the list of `on` unless it
  * is so already. */
-CONC__PRIVATE CONC__CALLED int conc__wait_unless(bool so, const void *on, conc__waits *list,
-                                                 const conc__wait_kind *kind)
+CONC__PRIVATE CONC__CALLED int conc__wait_unless(const char *call, bool so, const void *on,
+                                                 conc__waits *list, const conc__wait_kind *kind)
 {
-    conc_loop *l = conc__in_task_of("a wait");
+    conc_loop *l = conc__in_task_of(call);
     if (!l)
         return -EPERM;
     if (!on)
@@ -687,9 +687,9 @@ CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
 CONC__PRIVATE CONC__CALLED int conc__lock_release_slowly(conc_lock *k)
 {
     conc_loop *l = conc__in_task();
-    if (CONC__UNLIKELY(!k))
-        return -EINVAL;
-    if (CONC__UNLIKELY(!l || !conc__lock_is_mine(l, k) || !conc__ours(l, &k->waits)))
+    if (CONC__UNLIKELY(!l || !k))
+        return k ? -EPERM : -EINVAL;
+    if (CONC__UNLIKELY(!conc__lock_is_mine(l, k) || !conc__ours(l, &k->waits)))
         return conc__misused(-EPERM, "conc_lock_release", "the task does not have this lock", NULL);
     conc__lock_pass(l, k);
     return 0;
@@ -813,21 +813,23 @@ static const conc__wait_kind conc__rwlocking = {.what = "waits for a rwlock",
 
 CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const char *place)
 {
-    conc_loop *l = conc__in_task();
+    const char *call =
+        how == CONC__READER ? "conc_rwlock_acquire_read" : "conc_rwlock_acquire_write";
+    conc_loop *l = conc__in_task_of(call);
     if (!l)
         return -EPERM;
     if (!k)
         return -EINVAL;
     conc__rwlock_take_over(k);
     if (conc__rwlock_is_mine(l, k))
-        return conc__misused(-EDEADLK, "conc_rwlock_acquire",
-                             "the task has this rwlock already, acquired", k->place);
+        return conc__misused(-EDEADLK, call, "the task has this rwlock already, acquired",
+                             k->place);
     int rc = conc__may_wait(l, &k->waits);
     if (rc)
         return rc;
     if (conc__rwlock_is_foreign(l, k))
-        return conc__misused(-EPERM, "conc_rwlock_acquire",
-                             "a task of another run has this rwlock, acquired", k->place);
+        return conc__misused(-EPERM, call, "a task of another run has this rwlock, acquired",
+                             k->place);
     if (k->waits.first || !conc__rwlock_is_free(k, how)) {
         conc__wait w = {.task = l->self,
                         .kind = &conc__rwlocking,
@@ -843,16 +845,18 @@ CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const ch
 
 CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place)
 {
-    conc_loop *l = conc__in_task();
+    const char *call =
+        how == CONC__READER ? "conc_rwlock_try_acquire_read" : "conc_rwlock_try_acquire_write";
+    conc_loop *l = conc__in_task_of(call);
     if (!l)
         return -EPERM;
     if (!k)
         return -EINVAL;
     conc__rwlock_take_over(k);
     if (!conc__ours(l, &k->waits))
-        return conc__foreign("conc_rwlock_try_acquire");
+        return conc__foreign(call);
     if (k->waits.first || !conc__rwlock_is_free(k, how) || conc__rwlock_is_foreign(l, k))
-        return conc__held_by_other(l, k->writer, k->serial, "conc_rwlock_try_acquire", k->place);
+        return conc__held_by_other(l, k->writer, k->serial, call, k->place);
     conc__rwlock_give(l, k, how, l->self, place);
     return 0;
 }
@@ -860,10 +864,10 @@ CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place
 CONC_API int conc_rwlock_release(conc_rwlock *k)
 {
     conc_loop *l = conc__in_task();
-    if (!k)
-        return -EINVAL;
-    bool has = l && (k->writer ? conc__rwlock_is_mine(l, k) : k->readers > 0) &&
-               conc__is_of_run(l, k->serial);
+    if (!l || !k)
+        return k ? -EPERM : -EINVAL;
+    bool has =
+        (k->writer ? conc__rwlock_is_mine(l, k) : k->readers > 0) && conc__is_of_run(l, k->serial);
     if (!has || !conc__ours(l, &k->waits))
         return conc__misused(-EPERM, "conc_rwlock_release", "the task does not have this rwlock",
                              NULL);
@@ -964,7 +968,7 @@ static const conc__wait_kind conc__awaiting_event = {.what = "waits for an event
 
 CONC_API int conc_event_wait(conc_event *e)
 {
-    return conc__wait_unless(e && e->set, e, e ? &e->waits : NULL, &conc__awaiting_event);
+    return conc__wait_unless(__func__, e && e->set, e, e ? &e->waits : NULL, &conc__awaiting_event);
 }
 
 CONC_API void conc_event_set(conc_event *e)
@@ -1040,9 +1044,9 @@ static const conc__wait_kind conc__awaiting_cond = {.what = "waits for a conditi
 CONC_API CONC__CALLED int conc_cond_wait(conc_cond *c, conc_lock *k)
 {
     conc_loop *l = conc__in_task();
-    if (!c || !k)
-        return -EINVAL;
-    if (!l || !conc__lock_is_mine(l, k) || !conc__ours(l, &k->waits))
+    if (!l || !c || !k)
+        return c && k ? -EPERM : -EINVAL;
+    if (!conc__lock_is_mine(l, k) || !conc__ours(l, &k->waits))
         return conc__misused(-EPERM, "conc_cond_wait", "the task does not have the lock", NULL);
     int rc = conc__may_wait(l, &c->waits);
     if (rc)
@@ -1144,7 +1148,8 @@ CONC_API int conc_latch_done(conc_latch *k) { return conc_latch_add(k, -1); }
 
 CONC_API int conc_latch_wait(conc_latch *k)
 {
-    return conc__wait_unless(k && !k->count, k, k ? &k->waits : NULL, &conc__awaiting_latch);
+    return conc__wait_unless(__func__, k && !k->count, k, k ? &k->waits : NULL,
+                             &conc__awaiting_latch);
 }
 
 /* ---- >>future ------------------------------------------------------------------------------- */
@@ -1565,7 +1570,8 @@ CONC_API int conc_queue_task_done(conc_queue *q)
 
 CONC_API int conc_queue_join(conc_queue *q)
 {
-    return conc__wait_unless(q && !q->unfinished, q, q ? &q->joiners : NULL, &conc__finishing);
+    return conc__wait_unless(__func__, q && !q->unfinished, q, q ? &q->joiners : NULL,
+                             &conc__finishing);
 }
 
 CONC_API void conc_queue_close(conc_queue *q)

@@ -146,22 +146,6 @@ static int flushes_into_a_closed_pipe(void *arg)
     return (int)conc_stream_write(&s, "x", 1) - 1;
 }
 
-static int cleans_up_badly(conc_gen *g, void *arg)
-{
-    (void)arg;
-    CHECK_INT(conc_gen_emit(g, NULL), -ECANCELED);
-    return conc_fail(-EIO, "no more soap");
-}
-
-static int closes_a_generator(void *arg)
-{
-    conc_set_name(conc_self(), "plumber");
-    CONC_AUTO(conc_gen, g) = {0};
-    CONC_TRY(conc_gen_open(&g, cleans_up_badly, arg, 0));
-    CHECK_INT(conc_gen_next(&g, NULL), 1);
-    return 0;
-}
-
 static int closes_in_a_task(void *fn)
 {
     conc_group g = {0};
@@ -172,8 +156,8 @@ static int closes_in_a_task(void *fn)
 
 TEST(what_does_not_close_well_is_told_with_the_task_that_closed_it)
 {
-    conc_fn *closers[] = {flushes_into_a_closed_pipe, closes_a_generator};
-    static const char *const words[] = {"a stream", "no more soap"};
+    conc_fn *closers[] = {flushes_into_a_closed_pipe};
+    static const char *const words[] = {"a stream"};
     for (size_t i = 0; i < CONC_LEN(closers); i++) {
         conc_options o = {.virtual_clock = true, .on_error = keeps};
         char place[300];
@@ -365,4 +349,121 @@ TEST(a_long_name_keeps_its_place)
     CHECK_INT(run_for_report(has_a_long_name, (conc_options){.virtual_clock = true}), 0);
     CHECK_CONTAINS(report, "wild[(((((((0 + 0)");
     CHECK_CONTAINS(report, place);
+}
+
+/* ---- public names ---- */
+
+static conc_gen gen;
+static conc_stream stream;
+static conc_queue queue;
+static conc_rwlock rwlock;
+static conc_sem permits;
+static conc_event event;
+static conc_cond cond;
+static conc_latch latch = {.count = 1};
+static conc_future future;
+static conc_limiter limiter = {.rate = 1};
+static char *line_read;
+static char one_byte[1];
+static conc_scope a_scope;
+static conc_group a_group;
+
+/* Calls it, and says between which marks its reports are to be found. */
+#define CALL(call)                        \
+    do {                                  \
+        fprintf(stderr, "<%s>\n", #call); \
+        (void)!(int)(call);               \
+    } while (0)
+
+static void calls_everything(void *arg)
+{
+    static conc_barrier barrier = CONC_BARRIER(2);
+    int item = 0;
+    conc_task *t;
+    conc_call calls[] = {CONC_CALL(fails_renamed, NULL)};
+    conc_case cases[] = {CONC_CASE_EVENT(&event)};
+    (void)arg;
+    CALL(conc_sleep(0));
+    CALL(conc_sleep_until(0));
+    CALL(conc_yield());
+    CALL(conc_settle());
+    CALL(conc_scope_begin(&a_scope, 1));
+    CALL(conc_scope_end(&a_scope, 0));
+    CALL(conc_timeout(1, fails_renamed, NULL));
+    CALL(conc_shield(1, fails_renamed, NULL));
+    CALL(conc_group_begin(&a_group));
+    CALL(conc_group_wait(&a_group));
+    CALL(conc_group_end(&a_group, 0));
+    CALL(conc_group_next(&a_group, &t));
+    CALL(conc_start(&a_group, fails_renamed, NULL));
+    CALL(conc_started(1));
+    CALL(conc_join(NULL, NULL));
+    CALL(conc_gather(calls, 1));
+    CALL(conc_gather_all(calls, 1));
+    CALL(conc_map(fails_renamed, &item, 1, sizeof item));
+    CALL(conc_map_all(fails_renamed, &item, 1, sizeof item, NULL));
+    CALL(conc_gen_emit(&gen, NULL));
+    CALL(conc_gen_next(&gen, &item));
+    CALL(conc_wait_fd(0, CONC_READABLE));
+    CALL(conc_read(0, one_byte, 1));
+    CALL(conc_write(0, one_byte, 1));
+    CALL(conc_recv(0, one_byte, 1, 0));
+    CALL(conc_send(0, one_byte, 1, 0));
+    CALL(conc_recvfrom(0, one_byte, 1, 0, NULL, NULL));
+    CALL(conc_sendto(0, one_byte, 1, 0, NULL, 0));
+    CALL(conc_read_full(0, one_byte, 1));
+    CALL(conc_write_full(0, one_byte, 1));
+    CALL(conc_read_full(0, NULL, 1));
+    CALL(conc_accept(0));
+    CALL(conc_dial("127.0.0.1:1"));
+    CALL(conc_stream_read(&stream, one_byte, 1));
+    CALL(conc_stream_read_full(&stream, one_byte, 1));
+    CALL(conc_stream_read_until(&stream, "x", 1, &line_read));
+    CALL(conc_stream_read_line(&stream, &line_read));
+    CALL(conc_stream_write(&stream, "x", 1));
+    CALL(conc_stream_printf(&stream, "x"));
+    CALL(conc_stream_flush(&stream));
+    CALL(conc_wait_signal(SIGUSR1));
+    CALL(conc_lock_acquire(&kept));
+    CALL(conc_lock_try_acquire(&kept));
+    CALL(conc_lock_release(&kept));
+    CALL(conc_rwlock_acquire_read(&rwlock));
+    CALL(conc_rwlock_acquire_write(&rwlock));
+    CALL(conc_rwlock_try_acquire_read(&rwlock));
+    CALL(conc_rwlock_try_acquire_write(&rwlock));
+    CALL(conc_rwlock_release(&rwlock));
+    CALL(conc_sem_acquire(&permits));
+    CALL(conc_event_wait(&event));
+    CALL(conc_cond_wait(&cond, &kept));
+    CALL(conc_barrier_wait(&barrier));
+    CALL(conc_latch_wait(&latch));
+    CALL(conc_future_wait(&future, NULL));
+    CALL(conc_queue_put(&queue, &item));
+    CALL(conc_queue_get(&queue, &item));
+    CALL(conc_queue_join(&queue));
+    CALL(conc_select(cases, 1));
+    CALL(conc_limiter_acquire(&limiter, 1));
+    fprintf(stderr, "<>\n");
+}
+
+static int posts_it(void *arg)
+{
+    CHECK_INT(conc_post(conc_loop_self(), calls_everything, arg), 0);
+    return conc_sleep(1);
+}
+
+TEST(each_mistake_is_told_once_with_the_public_name)
+{
+    CHECK_INT(run_for_report(posts_it, (conc_options){.debug = true, .virtual_clock = true}), 0);
+    for (char *at = strstr(report, "<"), *next; at && at[1] != '>'; at = next) {
+        char call[64], expected[128];
+        next = strstr(at + 1, "\n<");
+        CHECK(next != NULL);
+        *next++ = 0;
+        CHECK(sscanf(at, "<%63[a-z_]", call) == 1);
+        snprintf(expected, sizeof expected, ">\nconc: the loop: %s: only a task may call it", call);
+        const char *told_of = strstr(at, ">\n");
+        if (!told_of || strcmp(told_of, expected) != 0)
+            test_fail(__FILE__, __LINE__, "not once, or not as %s:\n%s", call, at);
+    }
 }
