@@ -6819,6 +6819,8 @@ static inline ssize_t conc__io_run_of(const char *call, conc__io_fn *once, int e
     ssize_t n = once(l, io);
     if (n == -EAGAIN && !(io->flags & MSG_DONTWAIT))
         n = conc__io_wait(l, once, events, io);
+    if (CONC__UNLIKELY(n < 0) && n != -EAGAIN)
+        conc__system_failed((int)n, NULL);
     if (n >= 0 || !l->self->pending)
         conc__quick(l);
     return n;
@@ -7987,6 +7989,8 @@ CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s)
 CONC__PRIVATE ssize_t conc__stream_done(conc_loop *l, conc_stream *s, ssize_t result)
 {
     s->reader = NULL;
+    if (result < 0 && result == s->read_error)
+        conc__system_failed(s->read_error, NULL);
     return conc__stream_leave(l, s, result);
 }
 
@@ -8185,7 +8189,7 @@ static const conc__wait_kind conc__queueing = {.what = "waits for its turn to wr
 CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
 {
     s->unsaid &= rc != s->write_error;
-    return rc;
+    return rc == s->write_error ? conc__system_failed(rc, NULL) : rc;
 }
 
 /* A writing call begins: 0, or its error. */

@@ -302,7 +302,9 @@ typedef struct conc_child {
     int input, output,
         /* 0: this program's; CONC_PIPE, CONC_NULL, or a descriptor, which stays yours. After the
          * start the near end of a pipe, else -1, for conc_read and conc_write. conc_child_close
-         * closes it; to end the child's input sooner, conc_close it and set it to -1 */
+         * closes it; to end the child's input sooner, conc_close it and set it to -1. A socket
+         * is set to blocking, as programs expect it, for this program too, where conc's calls do
+         * not mind; a socket that listens is not */
         error;
     int pid; /* set by conc_child_start */
     /* private */
@@ -2645,7 +2647,7 @@ CONC_API CONC__CALLED int conc_file_read(const char *path, void **data, size_t *
     *data = f.data;
     if (size)
         *size = f.data ? f.size : 0;
-    return rc;
+    return conc__system_failed(rc, path);
 }
 
 CONC__PRIVATE int conc__write_all(int fd, const conc__file_call *f)
@@ -2818,9 +2820,11 @@ CONC__PRIVATE int conc__file_appends(void *arg)
 CONC__PRIVATE int conc__file_change(conc_fn *fn, const char *path, const void *data, size_t size)
 {
     conc__file_call f = {path, (char *)(uintptr_t)data, size};
-    if (path && !*path)
+    if (!path || (!data && size))
+        return -EINVAL;
+    if (!*path)
         return -ENOENT; /* not that the directory "" cannot be written to */
-    return path && (data || !size) ? conc_offload(fn, &f) : -EINVAL;
+    return conc__system_failed(conc_offload(fn, &f), path);
 }
 
 CONC_API int conc_file_write(const char *path, const void *data, size_t size)
@@ -2993,6 +2997,7 @@ typedef struct conc__child_starting {
     conc_child *child;
     const char *path; /* NULL: argv[0], looked for in PATH */
     int far_ends[3], near_ends[3];
+    bool was_free[3]; /* a socket that did not block before */
     sigset_t mask;
     pid_t pid;
 } conc__child_starting;
@@ -3026,6 +3031,29 @@ CONC__PRIVATE int conc__child_end(conc__child_starting *s, int number, int wante
         rc = -EINVAL;
     }
     return rc;
+}
+
+/* Ordinary programs do not expect that their input or output does not block, and a socket's mode
+ * is the same in both processes. conc itself never relies on it (MSG_DONTWAIT), but for a
+ * listener, which accept(2) has no such flag for. */
+CONC__PRIVATE void conc__child_socket_blocks(conc__child_starting *s, int number)
+{
+    int fd = s->far_ends[number] >= 0 ? s->far_ends[number] : number, listens = 0;
+    int flags = fcntl(fd, F_GETFL);
+    socklen_t size = sizeof listens;
+    if (flags < 0 || !(flags & O_NONBLOCK) ||
+        getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) || listens)
+        return;
+    s->was_free[number] = fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) == 0;
+}
+
+/* Nothing was started. */
+CONC__PRIVATE void conc__child_socket_as_before(const conc__child_starting *s, int number)
+{
+    int fd = s->far_ends[number] >= 0 ? s->far_ends[number] : number;
+    int flags = s->was_free[number] ? fcntl(fd, F_GETFL) : -1;
+    if (flags >= 0)
+        fcntl(fd, F_SETFL, flags | O_NONBLOCK);
 }
 
 CONC__PRIVATE int conc__close_others(posix_spawn_file_actions_t *actions, int from)
@@ -3115,8 +3143,12 @@ CONC__PRIVATE int conc__child_starts(void *arg)
         s->near_ends[i] = s->far_ends[i] = -1;
     for (int i = 0; i < 3 && rc == 0; i++)
         rc = conc__child_end(s, i, wanted[i]);
+    for (int i = 0; i < 3 && rc == 0; i++)
+        conc__child_socket_blocks(s, i);
     if (rc == 0)
         rc = conc__spawn_program(s);
+    for (int i = 2; i >= 0 && rc; i--)
+        conc__child_socket_as_before(s, i);
     conc__close_ends(s->far_ends);
     if (rc)
         conc__close_ends(s->near_ends);
@@ -3154,7 +3186,7 @@ CONC_API int conc_child_start(conc_child *c)
     rc = conc_offload(conc__child_starts, &s);
     if (rc) {
         __atomic_store_n(&c->state, 0, __ATOMIC_RELEASE);
-        return rc;
+        return conc__system_failed(rc, c->argv[0]);
     }
     c->input = s.near_ends[0];
     c->output = s.near_ends[1];
@@ -3240,13 +3272,13 @@ CONC_API int conc_child_kill(conc_child *c, int signal)
         return -EINVAL;
     if (conc__child_ended(c))
         return -EALREADY;
-    int saved = errno, rc = -EALREADY;
+    int saved = errno;
     pthread_mutex_lock(&conc__children);
-    if (c->state == CONC__CHILD_RUNS)
-        rc = kill(c->pid, signal) ? -errno : 0;
+    bool runs = c->state == CONC__CHILD_RUNS;
+    int rc = runs && kill(c->pid, signal) ? -errno : 0;
     pthread_mutex_unlock(&conc__children);
     errno = saved;
-    return rc;
+    return runs ? conc__system_failed(rc, NULL) : -EALREADY;
 }
 
 CONC__PRIVATE int conc__child_await_all(void *arg)

@@ -1384,3 +1384,104 @@ CHILD_TEST(children_of_others_are_left_to_them)
     CHECK_INT(waitpid(own, &status, 0), own);
     CHECK_INT(WEXITSTATUS(status), 17);
 }
+
+/* ---- sockets ---- */
+
+static bool blocks(int fd) { return !(fcntl(fd, F_GETFL) & O_NONBLOCK); }
+
+static int reads_a_byte(void *fd)
+{
+    char c;
+    return (int)conc_read(*(int *)fd, &c, 1);
+}
+
+/* The child reads a line and answers, as programs do that know nothing of O_NONBLOCK. */
+static void talk_through(int given, int far)
+{
+    static const char *const argv[] = {"sh", "-c", "read x && echo you said $x && echo >&2 done",
+                                       NULL};
+    conc_child c = {.argv = argv, .input = given, .output = given, .error = given};
+    char text[64] = "";
+    int status = -1;
+    CHECK_INT(conc_child_start(&c), 0);
+    CHECK(blocks(given));
+    CHECK_INT(conc_sleep(0.05), 0);
+    CHECK_INT(conc_write(far, "hello\n", 6), 6);
+    CHECK_INT(conc_read_full(far, text, 20), 20);
+    CHECK_STR(text, "you said hello\ndone\n");
+    CHECK_INT(conc_child_wait(&c, &status), 0);
+    CHECK_INT(status, 0);
+    CHECK_INT(conc_child_close(&c), 0);
+    /* conc goes on without holding the loop */
+    CHECK_INT(conc_timeout(0.01, reads_a_byte, &given), -ETIMEDOUT);
+    CHECK_INT(conc_write(given, "x", 1), 1);
+    CHECK_INT(conc_read(far, text, sizeof text), 1);
+}
+
+static int words_of_sockets(void *arg)
+{
+    char where[128];
+    int l = conc_listen("127.0.0.1:0"), pair[2];
+    (void)arg;
+    CHECK_INT(conc_address(l, false, where, sizeof where), 0);
+    int dialled = conc_dial(where), accepted = conc_accept(l);
+    talk_through(dialled, accepted);
+    talk_through(accepted, dialled);
+    CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
+    talk_through(pair[0], pair[1]);
+    CHECK(!blocks(pair[1]));
+    int fds[] = {l, dialled, accepted, pair[0], pair[1]};
+    for (size_t i = 0; i < CONC_LEN(fds); i++)
+        CHECK_INT(conc_close(fds[i]), 0);
+    return 0;
+}
+
+TEST(a_socket_that_a_program_gets_blocks_and_conc_does_not_mind)
+{
+    CHECK_INT(conc_run(words_of_sockets, NULL), 0);
+}
+
+static int gives_what_stays(void *arg)
+{
+    static const char *const argv[] = {"true", NULL}, *const none[] = {"/no/such/program", NULL};
+    int l = conc_listen("127.0.0.1:0"), pair[2];
+    conc_child c = {.argv = argv, .input = l};
+    (void)arg;
+    CHECK_INT(conc_child_start(&c), 0);
+    CHECK(!blocks(l)); /* accept(2) would hold the loop */
+    CHECK_INT(conc_child_close(&c), 0);
+    CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair), 0);
+    c = (conc_child){.argv = none, .input = pair[0], .output = pair[0]};
+    CHECK_INT(conc_child_start(&c), -ENOENT);
+    CHECK(!blocks(pair[0])); /* nothing was started */
+    CHECK_CONTAINS(conc_last_error(), "/no/such/program");
+    CHECK_INT(conc_close(pair[0]), 0);
+    CHECK_INT(conc_close(pair[1]), 0);
+    return conc_close(l);
+}
+
+TEST(a_listener_stays_as_it_is_and_so_does_a_socket_when_nothing_is_started)
+{
+    CHECK_INT(conc_run(gives_what_stays, NULL), 0);
+}
+
+static int gives_its_own_input(void *arg)
+{
+    static const char *const argv[] = {"sh", "-c", "read x", NULL};
+    conc_child c = {.argv = argv};
+    int *far = arg, status = -1;
+    CHECK_INT(conc_child_start(&c), 0);
+    CHECK_INT(conc_sleep(0.05), 0);
+    CHECK_INT(conc_write(*far, "hello\n", 6), 6);
+    CHECK_INT(conc_child_wait(&c, &status), 0);
+    CHECK_INT(status, 0);
+    return conc_child_close(&c);
+}
+
+TEST(an_inherited_socket_blocks_too)
+{
+    int pair[2];
+    CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
+    CHECK_INT(dup2(pair[0], 0), 0);
+    CHECK_INT(conc_run(gives_its_own_input, &pair[1]), 0);
+}

@@ -506,3 +506,53 @@ TEST(of_many_processes_that_listen_on_one_path_at_once_one_does)
     remove_path();
     CHECK_INT(munmap(f, sizeof *f), 0);
 }
+
+/* ---- errors that mean something else in conc keep the system's words ---- */
+
+static const int renamed[] = {EPERM,   EBUSY,   EPIPE,    ETIMEDOUT, EALREADY,
+                              EDEADLK, ENOTSUP, EMSGSIZE, ESHUTDOWN, EOWNERDEAD};
+
+IO_TEST(a_dial_that_the_system_refuses_is_told_in_its_words)
+{
+    for (size_t i = 0; i < CONC_LEN(renamed); i++) {
+        faults.connect_error = renamed[i];
+        CHECK_INT(conc_dial("127.0.0.1:1"), -renamed[i]);
+        CHECK_CONTAINS(conc_last_error(), "127.0.0.1:1");
+        CHECK_CONTAINS(conc_last_error(), strerror(renamed[i]));
+    }
+}
+
+IO_TEST(an_accept_that_the_system_refuses_is_told_in_its_words)
+{
+    int l = conc_listen("127.0.0.1:0");
+    CHECK(l >= 0);
+    for (size_t i = 0; i < CONC_LEN(renamed); i++) {
+        faults.accept_error = renamed[i];
+        faults.accept_times = 2; /* accept(2) is tried where accept4(2) is forbidden */
+        CHECK_INT(conc_accept(l), -renamed[i]);
+        faults.accept_times = 0;
+        CHECK_STR(conc_last_error(), strerror(renamed[i]));
+    }
+    CHECK_INT(conc_close(l), 0);
+}
+
+IO_TEST(a_datagram_that_is_too_long_and_a_broken_pipe_are_told_in_the_system_s_words)
+{
+    static char large[70000];
+    int ends[2], fd = socket(AF_INET, SOCK_DGRAM, 0);
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons(9)};
+    conc_stream s = {0};
+    a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    CHECK_INT(conc_sendto(fd, large, sizeof large, 0, (struct sockaddr *)&a, sizeof a), -EMSGSIZE);
+    CHECK_STR(conc_last_error(), strerror(EMSGSIZE));
+    CHECK_INT(conc_close(fd), 0);
+    CHECK_INT(pipe(ends), 0);
+    CHECK_INT(close(ends[0]), 0);
+    CHECK_INT(conc_write(ends[1], "x", 1), -EPIPE);
+    CHECK_STR(conc_last_error(), strerror(EPIPE));
+    CHECK_INT(conc_stream_open(&s, ends[1]), 0);
+    CHECK_INT(conc_stream_write(&s, "x", 1), 1);
+    CHECK_INT(conc_stream_flush(&s), -EPIPE);
+    CHECK_STR(conc_last_error(), strerror(EPIPE));
+    CHECK_INT(conc_stream_close(&s), 0);
+}
