@@ -224,8 +224,9 @@ IO_TEST(an_error_of_the_listener_ends_the_serving)
         serving v;
         start_serving(&v);
         faults.accept_error = lasting[i];
-        faults.accept_times = 1;
+        faults.accept_times = LONG_MAX;
         CHECK_INT(conc_group_wait(&v.group), 0);
+        faults.accept_times = 0;
         CHECK_INT(v.rc, -lasting[i]);
         CHECK_INT(conc_close(v.server.fd), 0);
     }
