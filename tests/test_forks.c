@@ -1,9 +1,6 @@
 /* test_forks.c - a forked child has no tasks but those of its own runs: what the parent's tasks
  * held, waited for or had open is free, empty or fresh in a run of the child's own, and the parent
- * goes on as if nothing had been.
- *
- * Not under: tsan (it cannot follow a fork with fibers)
- */
+ * goes on as if nothing had been. */
 #define TEST_SYNC
 #include "conc_test.h"
 
