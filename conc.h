@@ -7876,11 +7876,11 @@ CONC__PRIVATE int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
 CONC__PRIVATE int conc__stream_push_piece(conc_loop *l, conc_stream *s)
 {
     conc__buffer *b = &s->out;
-    const struct iovec part = {b->data + b->start, conc__piece(b->end - b->start)};
-    if (!part.iov_len) {
+    if (b->start == b->end) {
         conc__buffer_drop(l, b);
         return 0;
     }
+    const struct iovec part = {b->data + b->start, conc__piece(b->end - b->start)};
     ssize_t n = conc__send(l, &(conc__io){.fd = s->fd, .any = true, .parts = &part, .count = 1});
     if (n < 0)
         return n == -EAGAIN ? -EAGAIN : conc__stream_broke(l, s, (int)n);
@@ -7944,9 +7944,9 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
             int rc = to ? 0 : conc__stream_room(l, s, n);
             if (rc)
                 return rc;
-            struct iovec part = {s->in.data + s->in.end, conc__piece(s->in.size - s->in.end)};
-            if (to)
-                part = (struct iovec){to, n};
+            struct iovec part = {to, n};
+            if (!to)
+                part = (struct iovec){s->in.data + s->in.end, conc__piece(s->in.size - s->in.end)};
             ssize_t got =
                 conc__receive(l, &(conc__io){.fd = s->fd, .any = true, .parts = &part, .count = 1});
             if (got != -EAGAIN) {
