@@ -973,3 +973,26 @@ IO_TEST(a_task_with_the_smallest_stack_listens_and_dials)
     CHECK_INT(conc_group_wait(&g), 0);
     CHECK_INT(c.rc, 0);
 }
+
+/* ---- errno ---- */
+
+IO_TEST(errno_is_left_alone_whether_an_address_works_or_not)
+{
+    static const char *const texts[] = {"[fe80::1%nope]:80", "[fe80::1%lo]:0", "nope",
+                                        "1.2.3:4",           "127.0.0.1:1",    "localhost:1",
+                                        "unix:/nope/x",      "127.0.0.1:0",    "unix:"};
+    char room[128];
+    for (size_t i = 0; i < CONC_LEN(texts); i++) {
+        errno = 77;
+        int dialled = conc_dial(texts[i]);
+        CHECK_INT(errno, 77);
+        int l = conc_listen(texts[i]);
+        CHECK_INT(errno, 77);
+        (void)conc_address(l, false, room, sizeof room);
+        (void)conc_address(l, true, room, sizeof room);
+        CHECK_INT(errno, 77);
+        (void)conc_close(dialled);
+        (void)conc_close(l);
+        CHECK_INT(errno, 77);
+    }
+}
