@@ -349,3 +349,23 @@ TEST(a_dump_outside_a_run_is_harmless)
     dump();
     CHECK(strstr(dumped, TEST_FILE) == NULL);
 }
+
+static int dump_at_the_end(void *arg)
+{
+    intptr_t depth = (intptr_t)arg;
+    conc_group g = {0};
+    if (depth == 0) {
+        dump();
+        return 0;
+    }
+    CHECK_INT(conc_spawn(&g, dump_at_the_end, (void *)(depth - 1)), 0);
+    return conc_group_wait(&g);
+}
+
+TASK_TEST(the_dump_of_a_deep_chain_is_linear_in_bytes)
+{
+    CHECK_INT(dump_at_the_end((void *)(intptr_t)100), 0);
+    size_t few = strlen(dumped);
+    CHECK_INT(dump_at_the_end((void *)(intptr_t)1000), 0);
+    CHECK(strlen(dumped) > few * 5 && strlen(dumped) < few * 12);
+}
