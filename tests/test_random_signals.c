@@ -497,9 +497,9 @@ static int run_flood(void *arg)
         if (i != BY_SPAWN)
             EXPECT_INT(conc_spawn_task(&f.group, &w->task, run_waiter, w), 0);
     }
+    EXPECT_INT(conc_settle(), 0); /* all of them wait */
     if (one_in(&f.driver, 3))
         EXPECT_INT(conc_spawn(&f.group, yields, NULL), 0);
-    EXPECT_INT(conc_yield(), 0);
     for (int i = 0; i < CHAINS; i++) {
         f.chains[i] = (chain){.index = i, .next = pick(&f.driver, CHAINS)};
         if (i == 0 || one_in(&f.driver, 2))
