@@ -40,6 +40,9 @@
  *             time: clean up and return.
  *   Threads   a task stays on the thread of its run. Only conc_post and the two hold calls may
  *             come from other threads.
+ *   Forks     in a forked child the parent's runs are dead: calls in their tasks return -EPERM. A
+ *             run of the child's own may use the same handles, groups, locks and queues: what the
+ *             parent's tasks have or wait for does not count there.
  *   Time      is in seconds, as a double, rounded up to whole nanoseconds inside; nothing ever
  *             wakes early.
  *   Memory    an all-zero object is valid; options are its first fields, and zero is their
@@ -54,7 +57,12 @@
  *   CONC_STATIC          instead of it: every function static, a private copy for this file, a
  *                        world of its own
  *   CONC_API             put before every function; by default hidden visibility
- *   CONC_STACK_SIZE      bytes of a task's stack (256 KiB of address space, committed as touched)
+ *   CONC_STACK_SIZE      bytes of a task's stack (256 KiB of address space, committed as touched;
+ *                        64 KiB on 32 bits)
+ *   CONC_GUARD_SIZE      bytes of address space below each stack that fault when touched, in whole
+ *                        pages (64 KiB, 16 KiB on 32 bits; in debug mode at least 1 MiB, 64 KiB on
+ *                        32 bits). A frame that reaches past them is caught under the compiler's
+ *                        -fstack-clash-protection, whatever its size
  *   CONC_MALLOC(n), CONC_REALLOC(p, n), CONC_FREE(p)    all three or none (malloc, realloc, free)
  *   CONC_TLS             attribute of the one thread-local pointer, such as
  *                        __attribute__((tls_model("initial-exec")))
@@ -77,10 +85,13 @@
 #ifndef CONC_H
 #define CONC_H
 
-/* A strict -std=c11 hides what the implementation needs of POSIX; this asks for it, before any
- * system header. */
-#if defined __STRICT_ANSI__ && !defined _DEFAULT_SOURCE
+/* A strict -std=c11, and _POSIX_C_SOURCE or _XOPEN_SOURCE in any mode, hide what the
+ * implementation needs; this asks for it, before any system header. */
+#ifndef _DEFAULT_SOURCE
 #define _DEFAULT_SOURCE 1
+#endif
+#if defined __APPLE__ && !defined _DARWIN_C_SOURCE
+#define _DARWIN_C_SOURCE 1
 #endif
 
 #include <errno.h>
@@ -113,8 +124,18 @@ extern "C" {
  * where they come from */
 #define CONC__STRING(x) #x
 #define CONC__LINE(x) CONC__STRING(x)
-#define CONC__PLACE __FILE__ ":" CONC__LINE(__LINE__)
-#define CONC__NAMED(fn) #fn " at " CONC__PLACE
+#ifdef __FILE_NAME__ /* GCC 12, Clang 9: the file without its directories */
+#define CONC__AT(text) text __FILE_NAME__ ":" CONC__LINE(__LINE__)
+#else
+#define CONC__AT(text)                                                              \
+    __extension__({                                                                 \
+        static char conc__room[sizeof(text __FILE__ ":" CONC__LINE(__LINE__)) + 1]; \
+        conc__at(conc__room, text, __FILE__ ":" CONC__LINE(__LINE__));              \
+    })
+#endif
+CONC_API const char *conc__at(char *room, const char *text, const char *place);
+#define CONC__PLACE CONC__AT("")
+#define CONC__NAMED(fn) CONC__AT(#fn " at ")
 #define CONC__JOIN(a, b) CONC__JOIN2(a, b)
 #define CONC__JOIN2(a, b) a##b
 
@@ -160,9 +181,11 @@ typedef struct conc_options {
      * thread; stack overflow; what stacks were used. `kill -USR2` prints the tasks. */
     bool debug;
     double slow_step; /* seconds; debug: report a task that holds the loop longer; 0: 0.1 */
-    /* SIGINT or SIGTERM cancels main_fn, which makes the run's result -EINTR; a second one
-     * kills. Not where a handler is installed or the signal is ignored, nor while a conc_signals
-     * has it. */
+    /* SIGINT or SIGTERM cancels main_fn, which makes the run's result -EINTR; a second one,
+     * 0.1 s later or more, kills. Not if the program handles or ignores the signal when the run
+     * begins, nor while a conc_signals receives it. On the real clock main_fn may sleep for ever
+     * (conc_sleep(CONC_FOREVER)) to wait for the signal: no deadlock, unless other tasks wait for
+     * each other in a circle. */
     bool interrupt;
     /* Write a trace of all tasks to this file, in Chrome's trace event format, for Perfetto or
      * about:tracing: a row a task, spans for its steps and waits, arrows from who woke it, on
@@ -215,8 +238,8 @@ CONC_API int conc_yield(void);
  * meanwhile are in force. NaN: -EINVAL. Not a checkpoint. */
 CONC_API int conc_block(double s);
 
-/* Returns when every other task waits and nothing is ready; time does not move for it. For
- * tests. Waits. */
+/* Returns when every other task waits and nothing is ready; time does not move for it. Posted
+ * functions that post each other for ever do not keep it. For tests. Waits. */
 CONC_API int conc_settle(void);
 
 /* ---- >>scopes ------------------------------------------------------------------------------- */
@@ -267,7 +290,7 @@ struct conc_scope {
  *     int conc_scope_begin(conc_scope *s, double timeout);
  * Errors: -EINVAL (NULL, NaN, used before). Not a checkpoint. */
 #define conc_scope_begin(s, timeout) \
-    conc__scope_begin((s), (timeout), "the scope opened at " CONC__PLACE)
+    conc__scope_begin((s), (timeout), CONC__AT("the scope opened at "))
 CONC_API int conc__scope_begin(conc_scope *s, double timeout, const char *place);
 
 /* Leaves the task's innermost scope with the block's result, and returns the result to go on
@@ -322,22 +345,23 @@ struct conc_group {
     const char *error_by;
     conc__waits room, next, empty;
     conc_scope scope;
-    char text[128];
+    char text[128], error_name[48];
 };
 
 /* Opens the group here, as a scope of the calling task, which is its owner. The first spawn does
  * the same.
  *     int conc_group_begin(conc_group *g);
  * Errors: -EINVAL (NULL, used before, negative limit). Not a checkpoint. */
-#define conc_group_begin(g) conc__group_begin((g), "the group opened at " CONC__PLACE)
+#define conc_group_begin(g) conc__group_begin((g), CONC__AT("the group opened at "))
 CONC_API int conc__group_begin(conc_group *g, const char *place);
 
 /* Starts fn(arg) as a task of the group; g NULL: of the run's own background group, which the
  * run's end cancels. Returns 0 at once, and fn runs when the caller waits next; 0 guarantees
- * that it runs. Waits only under a limit that is reached.
+ * that it runs. Waits only under a limit that is reached. A background task that fails is
+ * reported to on_error when it ends; with a handle at the run's end, unless a task joined it.
  *     int conc_spawn(conc_group *g, conc_fn *fn, void *arg);
- * Errors, fn is not run and arg stays yours: -ECANCELED (the group is cancelled, or the caller
- * while it waited for room), -EINVAL (NULL fn, a group that was closed), -ENOMEM, -EPERM
+ * Errors, fn is not run, arg stays yours, and a group that this would have opened is as fresh as
+ * before: -ECANCELED (the group is cancelled, or the caller while it waited for room), -EINVAL (NULL fn, a group that was closed), -ENOMEM, -EPERM
  * (another loop's group). */
 #define conc_spawn(g, fn, ...) conc__spawn((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__spawn(conc_group *g, const char *spawned, conc_fn *fn, void *arg);
@@ -352,8 +376,8 @@ CONC_API int conc__spawn_task(conc_group *g, conc_task *t, const char *spawned, 
                               void *arg);
 
 /* Starts fn as conc_spawn does, and waits until it called conc_started(value): returns value.
- * When fn ended before that its error is returned (-EINVAL if it had none) and the group is as
- * before. A cancel of the caller cancels fn, and is returned when fn ended. Waits.
+ * If fn ended before that, its error is returned (-EINVAL if it had none) and the group is as
+ * before: fresh if this call opened it and nothing else is in it. A cancel of the caller cancels fn, and is returned when fn ended. Waits.
  *     int conc_start(conc_group *g, conc_fn *fn, void *arg); */
 #define conc_start(g, fn, ...) conc__start((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__start(conc_group *g, const char *spawned, conc_fn *fn, void *arg);
@@ -379,7 +403,8 @@ CONC_API int conc_group_end(conc_group *g, int rc) CONC_NODISCARD;
 CONC_API void conc_group_cancel(conc_group *g);
 
 /* Waits for the next child to finish that has a handle and was not collected before: 1 and the
- * handle in *t, in the order of finishing; 0 when none is left. Errors: -EINVAL, -ECANCELED. */
+ * handle in *t, in the order of finishing, and its error in conc_last_error; 0 when none is left.
+ * Errors: -EINVAL, -EPERM (another run's), -ECANCELED. */
 CONC_API int conc_group_next(conc_group *g, conc_task **t) CONC_NODISCARD;
 
 /* One call of a gather. result is its value, text its error in words ("" when it succeeded). */
@@ -394,7 +419,7 @@ typedef struct conc_call {
  * and is returned; 0 when none failed. Every result is in its call. n 0 is 0 at once. Errors
  * before anything ran: -EINVAL, -ENOMEM. Waits.
  *     int conc_gather(conc_call *calls, size_t n); */
-#define conc_gather(...) conc__gather("conc_gather at " CONC__PLACE, __VA_ARGS__)
+#define conc_gather(...) conc__gather(CONC__AT("conc_gather at "), __VA_ARGS__)
 CONC_API int conc__gather(const char *spawned, conc_call *calls, size_t n);
 /* the calls are nobody's to read */
 CONC_API int conc__gather_unseen(const char *spawned, conc_call *calls, size_t n);
@@ -402,7 +427,7 @@ CONC_API int conc__gather_unseen(const char *spawned, conc_call *calls, size_t n
 /* The same, and errors cancel nothing (return_exceptions=True): 0, or -ECANCELED when the caller
  * was cancelled.
  *     int conc_gather_all(conc_call *calls, size_t n); */
-#define conc_gather_all(...) conc__gather_all("conc_gather_all at " CONC__PLACE, __VA_ARGS__)
+#define conc_gather_all(...) conc__gather_all(CONC__AT("conc_gather_all at "), __VA_ARGS__)
 CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n);
 
 /* fn on each of count elements of size bytes, all at once, with the address of the element;
@@ -434,11 +459,15 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 
 /* ---- >>tasks -------------------------------------------------------------------------------- */
 
+/* Private: where a stack stands that does not run, as {stack pointer, program counter, frame
+ * pointer, base pointer}. */
+typedef void *conc__context[4];
+
 /* All private. Tasks without a handle live at the top of their own stack, and end before
  * name_copy. */
 struct conc_task {
     conc_task *next; /* the ready queue */
-    void *context[3];
+    conc__context context;
     conc_loop *loop;
     struct conc__stack *stack;
     int error_number;
@@ -468,12 +497,13 @@ struct conc_task {
     conc_task *older, *younger;
     conc_task *next_marked;
     char name_copy[48];
-    char text_copy[128];
+    char text_copy[128 + 48];
 };
 
 /* Waits until the task ended; its result in *result (NULL: not wanted), its error text in
  * conc_last_error. Never cancels it; any number may join. Errors: -ECANCELED (the caller's own
- * cancel; the target goes on), -EDEADLK (oneself), -EINVAL. */
+ * cancel; the target goes on), -EDEADLK (oneself), -EPERM (another run's task, ended or not),
+ * -EINVAL. */
 CONC_API int conc_join(conc_task *t, int *result);
 
 /* Cancels the task's outermost scope: each of its checkpoints returns -ECANCELED from now on.
@@ -578,14 +608,13 @@ struct conc_gen {
  * first next on.
  *     int conc_gen_open(conc_gen *g, conc_gen_fn *fn, void *arg, size_t item_size);
  * Errors: -EINVAL (NULL, open already), -ENOMEM. Close it with conc_gen_close. */
-#define conc_gen_open(g, fn, arg, item_size) \
-    conc__gen_open((g), (fn), (arg), (item_size), CONC__PLACE)
-CONC_API int conc__gen_open(conc_gen *g, conc_gen_fn *fn, void *arg, size_t item_size,
-                            const char *place);
+#define conc_gen_open(g, fn, ...) conc__gen_open((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
+CONC_API int conc__gen_open(conc_gen *g, const char *opened, conc_gen_fn *fn, void *arg,
+                            size_t item_size);
 
 /* In the body: hands a copy of item_size bytes to the consumer, and returns when it wants the
- * next: 0. -ECANCELED: the consumer is closing, clean up and return. -EINVAL: not in this
- * generator's body, or a scope or group of the body is open. */
+ * next: 0. -ECANCELED: the consumer is closing, clean up and return; so does every emit from then
+ * on, at once. -EINVAL: not in this generator's body, or a scope or group of the body is open. */
 CONC_API int conc_gen_emit(conc_gen *g, const void *item);
 
 /* In the consumer: 1 and the next item, 0 at the end (and after it), negative the body's error.
@@ -594,9 +623,10 @@ CONC_API int conc_gen_emit(conc_gen *g, const void *item);
 CONC_API int conc_gen_next(conc_gen *g, void *item);
 
 /* Ends the body, whose emit returns -ECANCELED, waits for its clean-up, and frees the stack.
- * Returns 0, the error of the clean-up, or -EINVAL when the body emitted again instead of ending
- * (it is abandoned). Closing twice, or what was never opened: 0. -EBUSY as above. The body's own
- * waits still work while it cleans up. */
+ * Returns 0 or the error of the clean-up. A body that emits 1000 times more instead of ending is
+ * stopped for good: on_error is told, -EINVAL is returned, and the stack is kept until the run
+ * ends. Closing twice, or what was never opened: 0. -EBUSY as above. The body's own waits still
+ * work while it cleans up. */
 CONC_API int conc_gen_close(conc_gen *g);
 
 /* ---- >>descriptors -------------------------------------------------------------------------- */
@@ -605,15 +635,32 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
 
 /* Descriptors that conc opened (conc_listen, conc_accept, conc_dial) are non-blocking and
  * close-on-exec, and have to be closed with conc_close. All calls here take any other descriptor
- * as well, leave its flags alone, and do not hold the loop: on a blocking one they look first,
- * and write at most PIPE_BUF bytes at a time. Each makes its system call first and waits only
- * where that would have to. Several tasks may wait on one descriptor; all of them go on when it
- * is ready. No call raises SIGPIPE, which a run blocks in its thread; a broken pipe is -EPIPE. */
+ * as well. Each makes its system call first and waits only where that would have to. Several
+ * tasks may wait on one descriptor; all of them go on when it is ready. No call raises SIGPIPE,
+ * which a run blocks in its thread; a broken pipe is -EPIPE.
+ *
+ * A descriptor in blocking mode stays so, apart from a listener (conc_accept), and does not hold
+ * the loop: Linux has calls for sockets and pipes that do not wait, terminals and named pipes are
+ * opened anew for the time of the call, and all others are asked by poll(2) first and written at
+ * most PIPE_BUF bytes at a time. What remains: regular files and directories, where the disk is
+ * waited for (conc_pool.h reads and writes files off the loop), and descriptors of other kinds, as
+ * inotify's, or pipes on other systems, that several processes use at once, where another one may
+ * be faster after poll(2) was asked.
+ *
+ * A descriptor may be ready in name only: a socket with messages in its error queue, a full Unix
+ * datagram peer, an eventfd that has no room for so large a number. A call that finds that so
+ * pauses before it tries again, 1 ms and then longer, up to 64 ms.
+ *
+ * A task that waits for a descriptor that is closed with close(2) gets -EBADF within a quarter of
+ * a second (of some thousands of such descriptors, within as many times that as there are 500s).
+ * If the number is used again at once, for a file of the same kind, the poll(2) backend may take
+ * that for the old one where the system gives both the same inode, as it does to eventfds. */
 
 /* Waits until fd can be read from, written to, or either: returns those of `events` that it is
- * ready for, which may be more than zero for end of file, an error, or a peer that hung up. A
- * regular file is always ready. Errors: -EBADF (not open, or closed meanwhile), -EINVAL (events
- * is neither), or the system's. */
+ * ready for, which may be more than zero for end of file, an error, or a peer that hung up. With
+ * events 0 it waits for a hang-up or an error alone: 0. A regular file is always ready, and never
+ * hangs up. Errors: -EBADF (not open, or closed meanwhile), -EINVAL (other events), or the
+ * system's. */
 CONC_API int conc_wait_fd(int fd, int events);
 
 /* The POSIX calls, which wait instead of blocking or of failing with EAGAIN: a count, 0 at the
@@ -653,7 +700,9 @@ typedef struct conc_listen_options {
 CONC_API int conc_listen(const char *address);
 CONC_API int conc_listen_with(const char *address, const conc_listen_options *o);
 
-/* Waits for a connection: its descriptor. A cancel leaves it to the next accept. */
+/* Waits for a connection: its descriptor. A cancel leaves it to the next accept. A listener in
+ * blocking mode is set to non-blocking, in all processes that have it: else the loop would wait
+ * where another process took the connection first. */
 CONC_API int conc_accept(int fd);
 
 /* Connects: the descriptor, with TCP_NODELAY. Errors: -EINVAL, -ECONNREFUSED and others of the
@@ -668,7 +717,8 @@ CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
 
 /* Closes fd, which need not be conc's, and wakes all of this loop's tasks that wait on it with
  * -EBADF. Not a checkpoint. From anywhere; outside a run it only closes. Errors: close(2)'s; the
- * descriptor is gone all the same. */
+ * descriptor is gone all the same. A socket with SO_LINGER set to a time holds the loop so long,
+ * in non-blocking mode too, while data is unsent: close that one by conc_offload. */
 CONC_API int conc_close(int fd);
 
 typedef struct conc_server {
@@ -681,11 +731,12 @@ typedef struct conc_server {
 
 /* Accepts connections and starts a task for each, until it is cancelled, which cancels the
  * handlers and waits for them, or until conc_close(s->fd), after which it waits for the handlers
- * and returns 0. A handler's error goes to on_error, and serving goes on. When there are no more
- * descriptors or memory, that goes to on_error once, and it tries again ten times a second. *s
- * is read once. The caller closes s->fd. Errors: -EINVAL, accept's.
+ * and returns 0. A handler's error goes to on_error, and serving goes on. So it does after an
+ * error of accept(2) that means one connection. When there are no more descriptors or memory, it
+ * tries again ten times a second; that goes to on_error once, and again only after accepting has
+ * worked for a second. *s is read once. The caller closes s->fd. Errors: -EINVAL, accept's.
  *     int conc_serve(const conc_server *s); */
-#define conc_serve(s) conc__serve((s), "conc_serve at " CONC__PLACE)
+#define conc_serve(s) conc__serve((s), CONC__AT("conc_serve at "))
 CONC_API int conc__serve(const conc_server *s, const char *spawned);
 
 /* ---- >>streams ------------------------------------------------------------------------------ */
@@ -707,14 +758,15 @@ struct conc_stream {
     char covered;
     bool at_end, writing, unsaid; /* unsaid: the error that ended writing was not returned yet */
     conc_task *reader;
-    conc__waits writers;
+    int inside; /* calls that may wait, and have not returned */
+    conc__waits writers, closers;
 };
 typedef struct conc_stream conc_stream;
 
 /* Opens a stream on fd and owns it: conc_stream_close closes it.
  *     int conc_stream_open(conc_stream *s, int fd);
- * Errors: -EINVAL (NULL, open already), -EBADF; then fd
- * stays yours. Not a checkpoint. Memory is taken when bytes are there and given back when none
+ * Errors: -EINVAL (NULL, open already), -EBUSY (closed, and a task has not left it yet), -EBADF;
+ * then fd stays yours. Not a checkpoint. Memory is taken when bytes are there and given back when none
  * are. */
 #define conc_stream_open(s, fd) conc__stream_open((s), (fd), CONC__PLACE)
 CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place);
@@ -761,9 +813,11 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes (not in a task that is cancelled), closes, and frees: 0, the error of the flush, or an
- * earlier one of writing that no call has told yet. Who waits in the stream gets -EPIPE. Closing
- * twice, or what was never opened, does nothing. Waits, but is not to be repeated after an
- * error. Outside a run, and in a posted function, it does not flush. */
+ * earlier one of writing that no call has told yet. Tasks that wait in the stream get -EPIPE, and
+ * the close returns when all of them have left it: its memory may be freed then. A cancel does not
+ * cut that short. Closing twice, or what was never opened, does nothing. Waits, but is not to be
+ * repeated after an error. Outside a run, and in a posted function, it neither flushes nor waits:
+ * there the stream's memory has to stay until the tasks inside have returned. */
 CONC_API int conc_stream_close(conc_stream *s);
 CONC_API void conc__auto_conc_stream(conc_stream *s);
 
@@ -780,11 +834,15 @@ typedef struct conc_signals {
 } conc_signals;
 
 /* From here on these signals are received, and none is lost; the kernel may merge equal ones.
- * Each open conc_signals gets every signal of its numbers, in every thread. They are let through
- * in this thread if they were blocked. Errors: -EINVAL (NULL, n 0, open already, no such signal,
+ * Each open conc_signals gets every signal of its numbers, in every thread; a number that is in
+ * the list twice counts once. They are let through in this thread if they were blocked. Errors: -EINVAL (NULL, n 0, open already, no such signal,
  * or SIGKILL, SIGSTOP, SIGPIPE and those of faults), -ENOMEM; then nothing has changed. Not a
- * checkpoint. */
-CONC_API int conc_signals_open(conc_signals *s, const int *numbers, size_t n);
+ * checkpoint. One on a task's stack has to be closed before its function returns: one that is
+ * lost there is told, and ends the program.
+ *     int conc_signals_open(conc_signals *s, const int *numbers, size_t n); */
+#define conc_signals_open(s, ...) \
+    conc__signals_open((s), CONC__AT("the conc_signals opened at "), __VA_ARGS__)
+CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *numbers, size_t n);
 
 /* Waits for the next signal: its number. Of several that came, each number has its turn. -EPIPE:
  * not open, or closed meanwhile. */
@@ -811,8 +869,9 @@ CONC_API conc_loop *conc_loop_self(void);
 CONC_API int conc_loop_hold(conc_loop *l);
 CONC_API int conc_loop_release(conc_loop *l);
 
-/* Has l call fn(arg) between two tasks, in the order of posting. From any thread, not from a
- * signal handler. A post that returned 0 is run. Without a hold it is for those who know that
+/* Has l call fn(arg) between two tasks, in the order of posting. However many are posted, timers,
+ * descriptors and signals have their turn between them. From any thread, not from a signal
+ * handler. A post that returned 0 is run. Without a hold it is for those who know that
  * the run still lasts. Errors: -EINVAL, -ENOMEM, -ESHUTDOWN once the run is over. */
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
 
@@ -900,10 +959,10 @@ static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc
  * *
  *  The implementation
  *
- *  A task gives up the processor by switching straight to the next ready one; every 64 switches,
- *  or when none is ready, it switches to the scheduler instead, which runs on the thread's own
- *  stack and looks at posted functions, the clock and the descriptors. Everything that may need
- *  a deep stack (hooks, reports) runs there too.
+ *  A task gives up the processor by switching straight to the next ready one; after a batch of 64
+ *  switches, fewer when they are slow, or when none is ready, it switches to the scheduler
+ *  instead, which runs on the thread's own stack and looks at posted functions, the clock and the
+ *  descriptors. Everything that may need a deep stack (hooks, reports) runs there too.
  *
  *  Contents: >>config >>switch >>types >>sanitizers >>system >>poll >>stacks >>timers
  *  >>scheduler >>waits >>cancellation >>spawning >>texts >>finishing >>joining >>grouping
@@ -940,14 +999,52 @@ static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/select.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
-#ifndef MAP_ANONYMOUS
+/* A system header that was included before conc.h has decided what all of them show. POSIX of
+ * 2008, which _POSIX_C_SOURCE or _XOPEN_SOURCE may have asked for, suffices: what the system has
+ * beyond it is declared here. */
+#if !defined MAP_ANONYMOUS && (!defined _POSIX_C_SOURCE || _POSIX_C_SOURCE < 200809L)
 #error \
-    "conc.h: strict -std=c11, and a system header first: include conc.h first, or -D_DEFAULT_SOURCE"
+    "conc.h: a system header came first and hides POSIX: include conc.h first, or -D_DEFAULT_SOURCE"
+#endif
+#if defined __linux__ && !defined __USE_MISC
+long syscall(long number, ...);
+int madvise(void *address, size_t size, int advice);
+int mincore(void *address, size_t size, unsigned char *pages);
+char *realpath(const char *path, char *resolved);
+int sigaltstack(const stack_t *stack, stack_t *old);
+#endif
+#ifndef MAP_ANONYMOUS
+#if !(defined __linux__ && (defined __x86_64__ || defined __i386__ || defined __arm__ || \
+                            defined __aarch64__ || defined __riscv))
+#error \
+    "conc.h: a system header first, and _POSIX_C_SOURCE: include conc.h first, or -D_DEFAULT_SOURCE"
+#endif
+#define CONC__MAP_ANONYMOUS 0x20
+#define CONC__MAP_STACK (0x20000 | 0x4000) /* MAP_STACK and MAP_NORESERVE */
+#define CONC__MAP_POPULATE 0x8000
+#define CONC__MADV_DONTNEED 4
+#define CONC__MADV_NOHUGEPAGE 15
+#define CONC__SA_ONSTACK 0x08000000
+#define CONC__SS_DISABLE 2
+#else
+#define CONC__MAP_ANONYMOUS MAP_ANONYMOUS
+#ifdef __linux__
+#define CONC__MAP_STACK (MAP_STACK | MAP_NORESERVE)
+#define CONC__MAP_POPULATE MAP_POPULATE
+#define CONC__MADV_NOHUGEPAGE MADV_NOHUGEPAGE
+#else
+#define CONC__MAP_STACK 0
+#define CONC__MAP_POPULATE 0
+#endif
+#define CONC__MADV_DONTNEED MADV_DONTNEED
+#define CONC__SA_ONSTACK SA_ONSTACK
+#define CONC__SS_DISABLE SS_DISABLE
 #endif
 
 #ifdef __has_include
@@ -978,17 +1075,29 @@ static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc
 #error "conc.h: define all of CONC_MALLOC, CONC_REALLOC and CONC_FREE, or none"
 #endif
 
-#ifndef CONC_STACK_SIZE
-#define CONC_STACK_SIZE (256 * 1024)
+#if UINTPTR_MAX > 0xffffffffu
+#define CONC__SPACE(large, small) (large)
+#else
+#define CONC__SPACE(large, small) (small) /* there is little address space */
 #endif
+#ifndef CONC_STACK_SIZE
+#define CONC_STACK_SIZE (CONC__SPACE(256, 64) * 1024)
+#endif
+#ifndef CONC_GUARD_SIZE
+#define CONC_GUARD_SIZE (CONC__SPACE(64, 16) * 1024)
+#endif
+#define CONC__DEBUG_GUARD_SIZE (CONC__SPACE(1024, 64) * 1024)
 #ifndef CONC_TLS
 #define CONC_TLS
 #endif
 
 enum {
     CONC__LEAST_STACK = 16 * 1024, /* bytes */
-    CONC__TURNS = 64,              /* switches between two looks of the scheduler */
-    CONC__QUICK = 256,             /* checkpoints without a wait before one yields */
+    CONC__TURNS = 64,              /* switches between two looks of the scheduler, at most */
+    CONC__QUICK = 256,             /* checkpoints without a wait before one yields, at most */
+    CONC__LATE = 1000000,          /* ns between two looks, after which steps count as slow */
+    /* passes in a row that ran only posted functions, after which what waits for quiet goes on */
+    CONC__FLOOD = 64,
     /* refused checkpoints in a row that make a task one which ignores its cancel */
     CONC__SPIN = 16,
     CONC__STUBBORN = 1000,  /* refused checkpoints in a row that debug mode tells of */
@@ -997,7 +1106,8 @@ enum {
     /* under a seed: how many of the ready tasks the next is drawn from */
     CONC__CHOICE = 16,
     CONC__NAME = 48,
-    CONC__TEXT = 128
+    CONC__TEXT = 128,
+    CONC__DESCRIPTION = CONC__NAME + 256 /* of a task, in reports */
 };
 
 _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
@@ -1025,13 +1135,23 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 #ifndef CONC__TSAN
 #define CONC__TSAN 0
 #endif
+#if defined __has_feature
+#if __has_feature(memory_sanitizer)
+#define CONC__MSAN 1
+#endif
+#endif
+#ifndef CONC__MSAN
+#define CONC__MSAN 0
+#endif
 
 #define CONC__UNLIKELY(x) __builtin_expect(!!(x), 0)
 /* A function that may read what sanitizers have closed, as unused parts of stacks. */
 #define CONC__UNSANITIZED __attribute__((no_sanitize("address", "thread")))
 /* How each function of the implementation starts; a function of a line or two that is called
  * everywhere, which costs nanoseconds if it is not inline; one that seldom runs. CONC__CALLED:
- * its frame lies below its caller's, which conc__find_lost relies on. */
+ * its frame lies below its caller's, which conc__find_lost relies on; and if it sets a variable
+ * of its caller's, GCC does not look for ways on which it fails and yet seems to return 0, to warn
+ * of the variable there. */
 #ifdef __OPTIMIZE__
 #define CONC__PRIVATE static
 #define CONC__FAST static inline __attribute__((always_inline))
@@ -1046,12 +1166,18 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 
 /* ---- >>switch ------------------------------------------------------------------------------- */
 
-/* conc__jump(from, to) saves where this stack stands in from, and goes on where `to` stands:
- * {stack pointer, program counter, frame pointer}. It pushes nothing, so the debug information
- * of the place that waits holds for a parked stack too; all other registers are declared as
- * lost, so the compiler keeps only what it needs, on the stack. The jump is indirect, without a
- * return: a return would miss in the processor's return predictor. conc__prepare(context, low,
- * top, entry) makes a context that starts entry() on the stack below top. */
+/* conc__jump(from, to) saves where this stack stands in from, and goes on where `to` stands. It
+ * pushes nothing, so the debug information of the place that waits holds for a parked stack too.
+ * The jump is indirect, without a return: a return would miss in the processor's return
+ * predictor. conc__prepare(context, low, top, entry) makes a context that starts entry() on the
+ * stack below top.
+ *
+ * It is inlined into the user's functions, so a compiler may address the frame around it by any
+ * register that it uses for that, and must find it unchanged: stack pointer, frame pointer (rbp,
+ * x29, s0) and Clang's base pointer (rbx, x19, s1; for frames with an alignment or a size that the
+ * other two cannot serve). The context holds these, as Clang ignores them in a list of clobbers.
+ * All other registers are declared as lost: the compiler keeps only what it needs, on the
+ * stack. */
 
 #if defined CONC_USE_UCONTEXT || !defined __LP64__ || defined __riscv_vector || \
     !(defined __x86_64__ || defined __aarch64__ || defined __riscv)
@@ -1133,16 +1259,18 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
                      "movq %%rsp, (%0)\n\t"
                      "movq %%rax, 8(%0)\n\t"
                      "movq %%rbp, 16(%0)\n\t"
+                     "movq %%rbx, 24(%0)\n\t"
                      "movq (%1), %%rsp\n\t"
                      "movq 16(%1), %%rbp\n\t"
+                     "movq 24(%1), %%rbx\n\t"
                      "jmpq *8(%1)\n"
                      "1:\n\t" CONC__LANDING
                      : "+D"(from), "+S"(to)
                      :
-                     : "rax", "rbx", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
-                       "r15", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7",
-                       "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "st",
-                       "st(1)", "st(2)", "st(3)", "st(4)", "st(5)", "st(6)", "st(7)", "cc",
+                     : "rax", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+                       "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
+                       "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "st", "st(1)",
+                       "st(2)", "st(3)", "st(4)", "st(5)", "st(6)", "st(7)", "cc",
                        "memory" CONC__MORE_CLOBBERS);
 }
 
@@ -1154,6 +1282,7 @@ CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*en
     context[0] = stack;
     context[1] = (void *)(uintptr_t)entry;
     context[2] = NULL;
+    context[3] = NULL;
 }
 
 #elif defined __aarch64__
@@ -1179,9 +1308,9 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
     __asm__ volatile("adr x16, 1f\n\t"
                      "mov x17, sp\n\t"
                      "stp x17, x16, [%0]\n\t"
-                     "str x29, [%0, #16]\n\t"
+                     "stp x29, x19, [%0, #16]\n\t"
                      "ldp x17, x16, [%1]\n\t"
-                     "ldr x29, [%1, #16]\n\t"
+                     "ldp x29, x19, [%1, #16]\n\t"
                      "mov sp, x17\n\t"
                      "mov x30, xzr\n\t"
                      "br x16\n"
@@ -1190,11 +1319,11 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
                      : "+r"(out), "+r"(in)
                      :
                      : "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13",
-                       "x14", "x15", "x16", "x17", CONC__X18 "x19", "x20", "x21", "x22", "x23",
-                       "x24", "x25", "x26", "x27", "x28", "x30", "v0", "v1", "v2", "v3", "v4", "v5",
-                       "v6", "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15", "v16",
-                       "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27",
-                       "v28", "v29", "v30", "v31", "cc", "memory" CONC__MORE_CLOBBERS);
+                       "x14", "x15", "x16", "x17", CONC__X18 "x20", "x21", "x22", "x23", "x24",
+                       "x25", "x26", "x27", "x28", "x30", "v0", "v1", "v2", "v3", "v4", "v5", "v6",
+                       "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15", "v16", "v17",
+                       "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27", "v28",
+                       "v29", "v30", "v31", "cc", "memory" CONC__MORE_CLOBBERS);
 }
 
 CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*entry)(void))
@@ -1203,6 +1332,7 @@ CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*en
     context[0] = top - (uintptr_t)top % 16;
     context[1] = (void *)(uintptr_t)entry;
     context[2] = NULL;
+    context[3] = NULL;
 }
 
 #else /* RISC-V, 64 bits */
@@ -1225,16 +1355,18 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
                      "sd sp, 0(%0)\n\t"
                      "sd t0, 8(%0)\n\t"
                      "sd s0, 16(%0)\n\t"
+                     "sd s1, 24(%0)\n\t"
                      "ld sp, 0(%1)\n\t"
                      "ld t0, 8(%1)\n\t"
                      "ld s0, 16(%1)\n\t"
+                     "ld s1, 24(%1)\n\t"
                      "li ra, 0\n\t"
                      "jr t0\n"
                      "1:\n\t"
                      : "+r"(out), "+r"(in)
                      :
                      : "ra", "t0", "t1", "t2", "t3", "t4", "t5", "t6", "a2", "a3", "a4", "a5", "a6",
-                       "a7", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11",
+                       "a7", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11",
                        "memory" CONC__MORE_CLOBBERS);
 }
 
@@ -1244,6 +1376,7 @@ CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*en
     context[0] = top - (uintptr_t)top % 16;
     context[1] = (void *)(uintptr_t)entry;
     context[2] = NULL;
+    context[3] = NULL;
 }
 
 #endif
@@ -1295,6 +1428,12 @@ static inline void conc__fpu_load(const conc__fpu *f) { (void)f; }
 
 /* ---- >>types -------------------------------------------------------------------------------- */
 
+/* Whose an error or a report is: the task's name of that moment, and the function and location of
+ * its spawn. The same pointer twice: it was given no name of its own. */
+typedef struct conc__source {
+    const char *name, *spawned;
+} conc__source;
+
 /* Why a task waits. */
 typedef struct conc__wait_kind {
     /* "joins": the dump's words, with whom() behind them */
@@ -1310,7 +1449,8 @@ typedef struct conc__wait_kind {
     const conc_task *(*owner)(const conc__wait *wait);
 } conc__wait_kind;
 
-/* Debug: a lock that a task holds, or something that was opened and not closed. */
+/* Debug: a lock that a task holds, or something that was opened and not closed. Always: a
+ * conc_signals that is open. */
 typedef struct conc__holding {
     struct conc__holding *next;
     const void *object;
@@ -1335,16 +1475,17 @@ typedef struct conc__stack {
     uint32_t valgrind_id;
 } conc__stack;
 
-/* Stacks are carved from slabs, one mapping each. */
+/* Stacks are carved from slabs, one mapping each. A stack is in use, or free with what it needed
+ * still in memory, or dropped: its pages were given back, and it is carved anew for its next use. */
 typedef struct conc__slab {
-    struct conc__slab *next;
+    struct conc__slab *next, *prev;
+    struct conc__slab *next_hole, *prev_hole; /* of those with stacks that were dropped */
     struct conc__pool *pool;
     char *base;
-    int carved;  /* stacks that were made so far, from below */
-    int guarded; /* stacks whose guard region stands */
-    int idle;    /* for how many looks of conc__pool_trim it was not used */
-    int unused;  /* stacks in the free list, as conc__pool_count last found */
-    bool leaving;
+    int carved;       /* stacks that were made so far, from below */
+    int guarded;      /* stacks whose guard region stands */
+    int unused;       /* stacks in the free list, as conc__pool_count last found */
+    uint64_t dropped; /* which stacks, a bit each */
 } conc__slab;
 
 /* All stacks of one size. */
@@ -1353,7 +1494,12 @@ typedef struct conc__pool {
     size_t size, guard, stride;
     int per_slab;
     conc__slab *slabs; /* newest first; only the first may have stacks to carve */
+    conc__slab *holes;
     conc__stack *free;
+    conc__stack *old;  /* free since the last trim, with all below it in the list; NULL: none */
+    conc__stack *cold; /* taken out of that list, to be given back */
+    size_t resident;   /* stacks in use or free */
+    bool trimmed;      /* the last trim left none that the next could give back */
 } conc__pool;
 
 enum { CONC__LEVELS = 11, CONC__SLOTS = 64 };
@@ -1384,39 +1530,84 @@ typedef struct conc__ending {
     void (*end)(conc_loop *l, struct conc__ending *self);
 } conc__ending;
 
-/* A failed background task, until the end of the run. */
+/* Which tasks lived when no more than these had been spawned and had ended. */
+typedef struct conc__census {
+    uint64_t *serials; /* in order */
+    size_t count;
+    uint64_t spawned, finished;
+} conc__census;
+
+/* The error of a background task with a handle, until a join or the end of the run. It is found by
+ * the task's serial number, as the handle may be gone or used again. */
 typedef struct conc__failed {
-    struct conc__failed *next;
-    const conc_task *task; /* only compared, never followed */
+    struct conc__failed *next, *prev; /* in the order of the failures */
+    struct conc__failed *same_slot;
+    uint64_t serial;
     const char *spawned;
     int rc;
     char name[CONC__NAME], text[CONC__TEXT];
 } conc__failed;
 
+typedef struct conc__failures {
+    conc__failed *first, *last;
+    conc__failed **slots; /* a hash table; a power of two of them, or none */
+    size_t slot_count, count;
+} conc__failures;
+
+/* A node of a task's locals, with those below it: a search tree by the bits of each key's hash.
+ * Tasks share what neither has changed since the spawn. A node that can be reached from two sides
+ * has two references, or lies below one that has; it does not change any more. */
 typedef struct conc__locals {
-    int references, count;
-    struct {
-        const conc_local *key;
-        const void *value;
-    } entries[];
+    int references;
+    const conc_local *key;
+    const void *value;
+    struct conc__locals *below[2]; /* by the next bit of the hash */
 } conc__locals;
 
-/* What the loop knows of a descriptor: that conc opened it, and who waits. */
+/* Beside CONC_READABLE and CONC_WRITABLE: the peer has hung up, or there is an error. It comes to
+ * all that wait for a descriptor. */
+enum { CONC__HANG_UP = 4 };
+
+/* Lists of the tasks that wait for a descriptor: by the events that they wait for, 0 meaning a
+ * hang-up alone, and behind those the tasks that pause because it is ready in name only. */
+enum { CONC__PAUSING = 4, CONC__FD_LISTS };
+
+/* What the loop knows of a number, and so of the file that it stands for.
+ *
+ *   state    what holds                                     changes
+ *   UNKNOWN  the loop knows nothing of the file, and the    a task waits: to FOREIGN, unless
+ *            poller does not have it; only tasks that       epoll refuses the file; conc opens
+ *            pause may be in the lists                      a socket of this number: to OWN
+ *   FOREIGN  conc did not open it, and close(2) may take    the poller finds that the number
+ *            it away unseen; the poller has it, and         means another file, or none: to
+ *            reports one event for each arming              UNKNOWN
+ *   OWN      conc opened it: a non-blocking socket that     a task waits: to EDGE
+ *            conc_close closes; no task has waited yet
+ *   EDGE     as OWN, and the poller reports every change,   as FOREIGN
+ *            for ever
+ *
+ * conc_close changes every state to UNKNOWN. Each change to UNKNOWN, and no other, changes `id`
+ * (conc__fd_gone): the number with its id is the file's identity. A task that waited, a server and
+ * an event of the kernel's compare it to learn whether they still speak of the same file. */
+typedef enum conc__fd_state {
+    CONC__FD_UNKNOWN,
+    CONC__FD_FOREIGN,
+    CONC__FD_OWN,
+    CONC__FD_EDGE
+} conc__fd_state;
+
 typedef struct conc__fd {
-    conc__waits waits;
-    struct conc__fd *next, *prev; /* among those that somebody waits for */
-    uint64_t file;                /* poll(2): which file it was when the wait began */
-    uint32_t life;                /* how often conc opened or closed the number */
-    unsigned closings;            /* of any thread, when it was last known to be what conc opened */
-    /* what the kernel's events carry; another number for each life and arming */
-    uint32_t stamp;
+    conc__waits waits[CONC__FD_LISTS];
+    struct conc__fd *next, *prev; /* among those that a task waits for */
+    uint64_t inode;               /* poll(2): what tells files apart there */
+    uint32_t id;
+    unsigned closings; /* what conc__closings_of said when it was last certain which file it is */
     int number;
-    /* conc opened it: a non-blocking socket, registered edge-triggered with its first wait */
-    bool owned;
-    bool registered; /* epoll knows it (and if it is not owned, may have fired since) */
-    bool tcp;        /* a short read has taken everything */
-    bool drained;    /* there was nothing left to read, and no event came since */
-    bool foreign;    /* not owned when it came into the list of those that are waited for */
+    int read_error, write_error; /* which the next call is to return; 0: none */
+    conc__fd_state state;
+    bool tcp;     /* a short read has taken everything */
+    bool drained; /* there was nothing left to read, and no event came since */
+    bool failed;  /* read_error or write_error is set */
     /* end of file or urgent data came: what a short read means is not certain any more */
     bool special;
 } conc__fd;
@@ -1441,7 +1632,7 @@ struct conc_loop {
     conc_task *ready;
     int turns, quick;
     conc_task *last_ready;
-    void *context[3]; /* the scheduler's */
+    conc__context context; /* the scheduler's */
     conc__switch_fn *switch_stacks;
 
     bool virtual_clock, seeded, debug, on_valgrind, doomed, over, refreshing;
@@ -1454,9 +1645,12 @@ struct conc_loop {
     conc__waits settlers;
     void (*call)(conc_loop *l, void *arg);
     void *call_arg;
-    conc__fpu fpu;    /* what a task starts with */
-    void *scratch[3]; /* where a context goes that nobody will return to */
+    conc__fpu fpu;         /* what a task starts with */
+    conc__context scratch; /* where a context goes that nobody will return to */
     int64_t now;
+    int64_t looked;        /* when the scheduler last looked around, on the loop's clock */
+    int batch, budget;     /* what turns and quick start with: fewer when steps are slow */
+    int flooded;           /* passes in a row that ran only posted functions */
     uint64_t picks, draws; /* states of the two random generators */
     conc__stack thread_stack;
 #if CONC__TSAN
@@ -1467,17 +1661,19 @@ struct conc_loop {
     conc__pool *pool, *pools; /* the tasks', and all */
     int64_t trimmed;
     bool to_trim;
+    bool awaits_interrupt; /* nothing but a signal, or a post, will wake main_fn, as it wants */
     conc_group background;
-    conc__failed *failed, **last_failed;
+    conc__failures failures;
     conc_task main;
     conc_fn *main_fn;
     void *main_arg;
     const char *main_name;
     int rc;
     struct conc__gen *generators;
-    uint64_t run;                 /* which of the process's runs this is */
-    const conc_task *asked_about; /* conc__lives: its last question */
-    bool found_alive;
+    conc__stack *stopped; /* of generators that were stopped for good, or closed at the end */
+    bool lists_tasks;     /* the report that is made has a line for each task */
+    uint64_t run;         /* which of the process's runs this is */
+    conc__census census;
     size_t generator_count;
     uint64_t spawned, finished; /* both counted from conc__first_serial */
     uint64_t most;              /* what `spawned` would be with as many tasks alive as ever were */
@@ -1494,8 +1690,7 @@ struct conc_loop {
     struct conc__watchdog *watchdog; /* debug */
     struct conc__usage *usages;      /* debug: of stacks */
     conc__holding *opened;           /* debug: what is to be closed before the end */
-    unsigned dumps;                  /* debug: SIGUSR2 came so often; */
-    /* conc's handlers for it and for SIGSEGV are installed for this run */
+    /* debug: conc's handlers for SIGUSR2 and for SIGSEGV are installed for this run */
     bool dumps_taken, faults_taken;
     conc__wheel wheel;
 
@@ -1507,9 +1702,15 @@ struct conc_loop {
     size_t watched_count, foreign_count, unverified;
     /* since conc__verify was last called something ran that may have closed a descriptor */
     bool stirred;
+    bool was_alone; /* this was the only thread when conc__verify last began with the first one */
     int64_t verified, polled;
     struct pollfd *polls_for; /* poll(2) */
     size_t polls_room;
+    /* epoll: events that no task waited for; those of files that were closed here */
+    unsigned unheard, orphans;
+    bool blind; /* descriptors cannot be waited for any more */
+    int doom;   /* the error with which every task was cancelled; 0: none was */
+    char doom_text[CONC__TEXT];
     conc__spare *spares;
     int spare_count;
 
@@ -1521,13 +1722,15 @@ struct conc_loop {
     conc__ending *endings;
 
     conc_signals *signals;
+    conc__holding *receiving; /* the same, in memory that is not theirs */
     int signal_waits, signal_slot, interrupted_by;
-    unsigned interrupt_numbers; /* which of conc__interrupting are taken, a bit each */
-    bool interrupts, interrupted_late, winding_up, embedded, stepping, pipe_was_blocked,
-        pipe_was_pending;
+    bool interrupted_late, winding_up, embedded, stepping, pipe_was_blocked, pipe_was_pending;
     void *signal_stack;
-    atomic_bool signalled;
-    atomic_int interrupt; /* a signal that is to cancel main_fn; 0: none */
+    /* the signals' handler writes these, but for the numbers, which it reads */
+    atomic_bool signalled, dump_asked;
+    atomic_uint interrupt_numbers;   /* which interrupt this run, a conc__interrupt_bit each */
+    atomic_int interrupt;            /* the signal that is to cancel main_fn; 0: none */
+    _Atomic(int64_t) interrupted_at; /* when the first came, on the real clock; 0: none did */
 
     /* shared with other threads; under the mutex, but for a look at `posted` */
     pthread_mutex_t mutex;
@@ -1539,6 +1742,11 @@ struct conc_loop {
 };
 
 static CONC_TLS _Thread_local conc_loop *conc__here;
+
+static atomic_uint_least64_t conc__runs; /* how many there were in this process and its ancestors */
+/* In a forked child: the runs up to this number were the parent's. No task of theirs ever goes on
+ * here, so what they left in locks, lists, groups and handles does not count. 0: no fork. */
+static uint64_t conc__inherited_runs;
 
 struct conc__address;
 
@@ -1559,28 +1767,38 @@ static conc__extension conc__extended;
 CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result);
 CONC__PRIVATE void conc__run_posts(conc_loop *l);
 CONC__COLD void conc__deadlock(conc_loop *l);
+CONC__COLD bool conc__awaits_interrupt(conc_loop *l);
+CONC__COLD void conc__doom(conc_loop *l, int rc);
 CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g);
 static inline int64_t conc__time(const conc_loop *l);
 CONC__PRIVATE void conc__copy(char *to, size_t size, const char *from);
 CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool special);
 CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f);
+CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f);
 CONC__PRIVATE conc__fd *conc__fd_find(const conc_loop *l, int number);
 CONC__PRIVATE int conc__fd_wanted(const conc__fd *f);
+CONC__PRIVATE bool conc__fd_has_waits(const conc__fd *f);
+CONC__PRIVATE bool conc__fd_is_own(const conc__fd *f);
+CONC__PRIVATE bool conc__fd_is_polled(const conc__fd *f);
 static inline void conc__take_signals(conc_loop *l);
 CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f);
 CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how);
 CONC__COLD void conc__step(conc_loop *l, conc_task *t);
 CONC__COLD void conc__step_last(conc_loop *l, conc_task *t);
+CONC__COLD void conc__waited(conc_loop *l, conc_task *t);
 CONC__COLD void conc__woken(conc_loop *l, conc_task *t);
 CONC__COLD void conc__spawned(conc_loop *l, conc_task *t);
+CONC__COLD void conc__renamed(conc_loop *l, const conc_task *t);
 CONC__COLD void conc__trace_mark(conc_loop *l, const conc_task *t, const char *what);
 CONC__COLD void conc__trace_task(conc_loop *l, const conc_task *t);
-CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, const char *user);
+CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source user);
 CONC__PRIVATE void conc__stack_clear(conc__stack *s, char *from);
 CONC__COLD void conc__trace_catch_up(conc_loop *l);
 CONC__PRIVATE void conc__was_idle(conc_loop *l, int64_t from, int64_t to);
 CONC__PRIVATE const char *conc__place_of(const char *spawned);
-CONC__PRIVATE void conc__describe(char *to, size_t size, const char *name, const char *spawned);
+CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t);
+CONC__PRIVATE const char *conc__describe(char *to, size_t size, conc__source source);
+CONC__PRIVATE conc__source conc__source_of(const conc_task *t);
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place);
 
 /* ---- >>sanitizers --------------------------------------------------------------------------- */
@@ -1591,6 +1809,9 @@ void __sanitizer_finish_switch_fiber(void *frames, const void **old_low, size_t 
 void __asan_unpoison_memory_region(void const volatile *address, size_t size);
 void __lsan_register_root_region(const void *address, size_t size);
 void __lsan_unregister_root_region(const void *address, size_t size);
+#endif
+#if CONC__MSAN
+void __msan_unpoison(const volatile void *address, size_t size);
 #endif
 #if CONC__TSAN
 void *__tsan_get_current_fiber(void);
@@ -1699,6 +1920,9 @@ enum {
 /* A handle need not be set to anything, though it is read. */
 CONC__PRIVATE void conc__excuse(const void *handle, size_t size)
 {
+#if CONC__MSAN
+    __msan_unpoison(handle, size);
+#endif
     conc__valgrind(CONC__VALGRIND_DEFINED, (uintptr_t)handle, size);
 }
 
@@ -1815,6 +2039,12 @@ CONC__PRIVATE const char *conc__env(const char *name)
 #endif
 }
 
+/* Does the system not have a call, or a sandbox not allow it? Then there is another way. */
+CONC__PRIVATE bool conc__refused(int error)
+{
+    return error == ENOSYS || error == EPERM || error == EACCES;
+}
+
 /* How many processors this process may use. */
 CONC__PRIVATE int conc__processors(void)
 {
@@ -1822,6 +2052,7 @@ CONC__PRIVATE int conc__processors(void)
     int n = atomic_load_explicit(&known, memory_order_relaxed);
     if (n)
         return n;
+    int saved = errno;
 #ifdef __linux__
     unsigned long mask[128];
     long size = syscall(SYS_sched_getaffinity, 0, sizeof mask, mask);
@@ -1831,6 +2062,7 @@ CONC__PRIVATE int conc__processors(void)
     if (n <= 0)
         n = (int)sysconf(_SC_NPROCESSORS_ONLN);
     n = n > 0 ? n : 1;
+    errno = saved;
     atomic_store_explicit(&known, n, memory_order_relaxed);
     return n;
 }
@@ -1870,18 +2102,13 @@ CONC__PRIVATE size_t conc__page(void)
 
 CONC__PRIVATE void *conc__map_pages(size_t size)
 {
-    int flags = MAP_PRIVATE | MAP_ANONYMOUS;
-#ifdef MAP_NORESERVE
-    flags |= MAP_NORESERVE;
-#endif
-#ifdef MAP_STACK
-    flags |= MAP_STACK;
-#endif
+    int flags = MAP_PRIVATE | CONC__MAP_ANONYMOUS | CONC__MAP_STACK;
     void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (p == MAP_FAILED)
         return NULL;
-#ifdef MADV_NOHUGEPAGE
-    madvise(p, size, MADV_NOHUGEPAGE); /* else the first byte of a stack could cost two megabytes */
+#ifdef CONC__MADV_NOHUGEPAGE
+    madvise(p, size,
+            CONC__MADV_NOHUGEPAGE); /* else the first byte of a stack could cost two megabytes */
 #endif
 #if CONC__ASAN
     __lsan_register_root_region(p, size);
@@ -1956,6 +2183,26 @@ CONC__PRIVATE int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attrib
     return rc;
 }
 
+/* Takes away a blocked signal, if it is pending. It waits for none: one that is sent to the
+ * process may be another thread's by now. */
+CONC__PRIVATE void conc__signal_discard(int number)
+{
+    sigset_t set;
+    sigset_t pending;
+    sigemptyset(&set);
+    sigaddset(&set, number);
+    if (sigpending(&pending) || !sigismember(&pending, number))
+        return;
+#ifdef __APPLE__
+    sigwait(&set, &number);
+#else
+    struct timespec now = {0, 0};
+    int saved = errno;
+    sigtimedwait(&set, NULL, &now);
+    errno = saved;
+#endif
+}
+
 /* A write for handlers and the watchdog, which may not wait for the lock of stderr. */
 CONC__PRIVATE void conc__say(const char *text, int n, size_t size)
 {
@@ -1963,24 +2210,66 @@ CONC__PRIVATE void conc__say(const char *text, int n, size_t size)
     (void)rc;
 }
 
-/* The descriptor that wakes a sleeping loop: an eventfd, or a pipe where there is none. */
+/* On failure none of the two is open. */
+CONC__PRIVATE int conc__ends_not_standard(int ends[2])
+{
+    for (int i = 0; i < 2; i++)
+        if ((ends[i] = conc__not_standard(ends[i])) < 0) {
+            int rc = -errno;
+            close(ends[1 - i]);
+            return rc;
+        }
+    return 0;
+}
+
+/* A pipe without pipe2, behind which some C libraries have pipe, too. */
+CONC__PRIVATE int conc__pipe_otherwise(int ends[2])
+{
+#if defined __linux__ && defined SYS_pipe
+    bool made = syscall(SYS_pipe, ends) == 0;
+#elif defined __linux__
+    bool made = socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0;
+#else
+    bool made = pipe(ends) == 0;
+#endif
+    if (!made)
+        return -errno;
+    fcntl(ends[0], F_SETFD, FD_CLOEXEC);
+    fcntl(ends[1], F_SETFD, FD_CLOEXEC);
+    return 0;
+}
+
+/* Both ends are close-on-exec. */
+CONC__PRIVATE int conc__pipe(int ends[2])
+{
+#if defined __linux__ && defined SYS_pipe2
+    int rc = syscall(SYS_pipe2, ends, O_CLOEXEC) ? -errno : 0;
+    if (conc__refused(-rc))
+        rc = conc__pipe_otherwise(ends);
+#else
+    int rc = conc__pipe_otherwise(ends);
+#endif
+    return rc ? rc : conc__ends_not_standard(ends);
+}
+
+/* The descriptor that wakes a sleeping loop: an eventfd, or a pipe where the system has none, or
+ * refuses it. */
 CONC__PRIVATE int conc__wake_open(conc_loop *l)
 {
+    int ends[2];
 #ifdef __linux__
     l->wake_out = l->wake_in = conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    return l->wake_out < 0 ? -errno : 0;
-#else
-    int ends[2];
-    if (pipe(ends))
-        return -errno;
-    l->wake_out = ends[0] = conc__not_standard(ends[0]);
-    l->wake_in = ends[1] = conc__not_standard(ends[1]);
-    for (int i = 0; i < 2; i++) {
-        fcntl(ends[i], F_SETFD, FD_CLOEXEC);
-        fcntl(ends[i], F_SETFL, O_NONBLOCK);
-    }
-    return 0;
+    if (l->wake_out >= 0)
+        return 0;
 #endif
+    int rc = conc__pipe(ends);
+    if (rc)
+        return rc;
+    l->wake_out = ends[0];
+    l->wake_in = ends[1];
+    fcntl(ends[0], F_SETFL, O_NONBLOCK);
+    fcntl(ends[1], F_SETFL, O_NONBLOCK);
+    return 0;
 }
 
 CONC__PRIVATE void conc__wake_close(conc_loop *l)
@@ -2000,9 +2289,9 @@ CONC__PRIVATE void conc__wake_up(conc_loop *l)
 
 CONC__PRIVATE void conc__wake_drain(conc_loop *l)
 {
-    uint64_t count[8];
-    ssize_t n = read(l->wake_out, count, sizeof count);
-    (void)n;
+    uint64_t count[64];
+    while (read(l->wake_out, count, sizeof count) == (ssize_t)sizeof count)
+        continue; /* a pipe that has more */
 }
 
 /* ---- >>poll --------------------------------------------------------------------------------- */
@@ -2013,12 +2302,16 @@ typedef struct conc__backend {
     const char *name;
     int (*open)(conc_loop *l);
     void (*close)(conc_loop *l);
-    /* a task is going to wait. 1: it need not, f is a file */
-    int (*watch)(conc_loop *l, conc__fd *f, int events);
-    /* for who still waits; false: by now f is closed, or another file */
-    bool (*rearm)(conc_loop *l, conc__fd *f);
-    /* at most so long, 0: only look, CONC__NEVER: no limit */
-    void (*wait)(conc_loop *l, int64_t ns);
+    /* f is new to the poller. 0; 1: it is refused, because it is always ready; or an error */
+    int (*add)(conc_loop *l, conc__fd *f, int events);
+    /* f, a foreign one, is to report these events, once. False: it is closed, or another file */
+    bool (*arm)(conc_loop *l, conc__fd *f, int events);
+    /* does the number still mean the file that was added? */
+    bool (*confirm)(conc_loop *l, const conc__fd *f);
+    /* conc is about to close f, which other processes may have open */
+    void (*remove)(conc_loop *l, const conc__fd *f);
+    /* at most so long, 0: only look, CONC__NEVER: no limit. 0, or why that cannot be waited for */
+    int (*wait)(conc_loop *l, int64_t ns);
 } conc__backend;
 
 static inline int conc__milliseconds(int64_t ns)
@@ -2033,6 +2326,73 @@ static inline int conc__milliseconds(int64_t ns)
 #define CONC__NS_WAITS 0
 #endif
 
+/* poll(2) by means of select(2), whose descriptors RLIMIT_NOFILE does not count. A hang-up alone
+ * cannot be waited for. */
+CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
+{
+    enum { BITS = 8 * sizeof(long) };
+    int top = -1, closed = 0, count = 0;
+    for (size_t i = 0; i < n; i++)
+        top = polls[i].fd > top ? polls[i].fd : top;
+    size_t words = (size_t)(top + 1) / BITS + 1, size = words * sizeof(long);
+    unsigned long *reads = CONC_MALLOC(2 * size), *writes = reads + words;
+    if (!reads)
+        return -1;
+    memset(reads, 0, 2 * size);
+    for (size_t i = 0; i < n; i++) {
+        unsigned long bit = 1ul << (polls[i].fd % BITS);
+        polls[i].revents = fcntl(polls[i].fd, F_GETFD) < 0 ? POLLNVAL : 0;
+        closed += polls[i].revents != 0;
+        if (!polls[i].revents && polls[i].events & POLLIN)
+            reads[polls[i].fd / BITS] |= bit;
+        if (!polls[i].revents && polls[i].events & POLLOUT)
+            writes[polls[i].fd / BITS] |= bit;
+    }
+    ns = closed ? 0 : ns;
+    struct timespec limit = {(time_t)(ns / 1000000000), (long)(ns % 1000000000)};
+    int rc = pselect(top + 1, (fd_set *)(void *)reads, (fd_set *)(void *)writes, NULL,
+                     ns == CONC__NEVER ? NULL : &limit, NULL);
+    for (size_t i = 0; i < n && rc >= 0; i++) {
+        unsigned long bit = 1ul << (polls[i].fd % BITS);
+        if (!polls[i].revents && reads[polls[i].fd / BITS] & bit)
+            polls[i].revents |= POLLIN;
+        if (!(polls[i].revents & POLLNVAL) && writes[polls[i].fd / BITS] & bit)
+            polls[i].revents |= POLLOUT;
+        count += polls[i].revents != 0;
+    }
+    CONC_FREE(reads);
+    return rc < 0 ? rc : count;
+}
+
+/* poll(2) with a limit in nanoseconds. */
+CONC__PRIVATE int conc__poll_call(struct pollfd *polls, size_t n, int64_t ns)
+{
+    int rc = -1;
+    errno = ENOSYS;
+#if CONC__NS_WAITS
+    struct timespec limit = {ns / 1000000000, ns % 1000000000};
+    rc = (int)syscall(SYS_ppoll, polls, n, ns == CONC__NEVER ? NULL : &limit, NULL, (size_t)8);
+#endif
+    if (rc < 0 && conc__refused(errno))
+        rc = poll(polls, (nfds_t)n, ns == CONC__NEVER ? -1 : conc__milliseconds(ns));
+    if (rc < 0 && errno == EINVAL) /* more than RLIMIT_NOFILE, which may have been lowered */
+        rc = conc__select(polls, n, ns);
+    return rc;
+}
+
+CONC__PRIVATE short conc__poll_wanted(int events)
+{
+    return (short)((events & CONC_READABLE ? POLLIN : 0) | (events & CONC_WRITABLE ? POLLOUT : 0));
+}
+
+CONC__PRIVATE int conc__poll_got(const struct pollfd *p)
+{
+    if (p->revents & (POLLHUP | POLLERR))
+        return CONC_READABLE | CONC_WRITABLE | CONC__HANG_UP;
+    int readable = p->revents & POLLIN ? CONC_READABLE : 0;
+    return readable | (p->revents & POLLOUT ? CONC_WRITABLE : 0);
+}
+
 CONC__PRIVATE int conc__poll_open(conc_loop *l)
 {
     (void)l;
@@ -2041,40 +2401,52 @@ CONC__PRIVATE int conc__poll_open(conc_loop *l)
 
 CONC__PRIVATE void conc__poll_close(conc_loop *l) { CONC_FREE(l->polls_for); }
 
-/* Tells open files apart, in which a number that was used again differs; 0: not open. */
-CONC__PRIVATE uint64_t conc__file_of(int number)
+/* Tells open files apart; 0: not open. Sockets and pipes have an inode each. Eventfds, timerfds
+ * and their kin share one: of those the kinds differ, but one eventfd is taken for another that
+ * got its number while a task waited. */
+CONC__PRIVATE uint64_t conc__inode_of(int number)
 {
     struct stat st;
-    return fstat(number, &st) ? 0 : ((uint64_t)st.st_dev << 40 ^ (uint64_t)st.st_ino) + 1;
+    if (fstat(number, &st))
+        return 0;
+    uint64_t inode = (uint64_t)st.st_dev << 40 ^ (uint64_t)st.st_ino;
+#ifdef __linux__
+    char path[32], kind[64];
+    ssize_t n = -1;
+    if (!(st.st_mode & S_IFMT)) {
+        snprintf(path, sizeof path, "/proc/self/fd/%d", number);
+        n = readlink(path, kind, sizeof kind);
+    }
+    for (ssize_t i = 0; i < n; i++)
+        inode = inode * 31 + (unsigned char)kind[i];
+#endif
+    return inode + 1;
 }
 
-CONC__PRIVATE int conc__poll_watch(conc_loop *l, conc__fd *f, int events)
-{
-    (void)events;
-    uint64_t file = conc__file_of(f->number);
-    if (!file)
-        return -EBADF;
-    if (f->waits.first && f->file != file)
-        conc__fd_gone(l, f);
-    f->file = file;
-    f->registered = true;
-    return 0;
-}
-
-CONC__PRIVATE bool conc__poll_rearm(conc_loop *l, conc__fd *f)
+CONC__PRIVATE int conc__poll_add(conc_loop *l, conc__fd *f, int events)
 {
     (void)l;
-    return conc__file_of(f->number) == f->file;
+    (void)events;
+    f->inode = conc__inode_of(f->number);
+    return f->inode ? 0 : -EBADF;
 }
 
-CONC__PRIVATE int conc__poll_pause(struct pollfd *polls, size_t n, int64_t ns)
+CONC__PRIVATE bool conc__poll_confirm(conc_loop *l, const conc__fd *f)
 {
-#if CONC__NS_WAITS
-    struct timespec limit = {ns / 1000000000, ns % 1000000000};
-    return (int)syscall(SYS_ppoll, polls, n, ns == CONC__NEVER ? NULL : &limit, NULL, (size_t)8);
-#else
-    return poll(polls, (nfds_t)n, ns == CONC__NEVER ? -1 : conc__milliseconds(ns));
-#endif
+    (void)l;
+    return conc__inode_of(f->number) == f->inode;
+}
+
+CONC__PRIVATE bool conc__poll_arm(conc_loop *l, conc__fd *f, int events)
+{
+    (void)events;
+    return conc__poll_confirm(l, f);
+}
+
+CONC__PRIVATE void conc__poll_remove(conc_loop *l, const conc__fd *f)
+{
+    (void)l;
+    (void)f;
 }
 
 /* Room for n descriptors; fewer when there is no memory: the others have to wait. */
@@ -2093,54 +2465,65 @@ CONC__PRIVATE size_t conc__poll_room(conc_loop *l, size_t n)
 CONC__PRIVATE void conc__poll_event(conc_loop *l, const struct pollfd *p)
 {
     conc__fd *f = conc__fd_find(l, p->fd);
-    bool both = p->revents & (POLLHUP | POLLERR);
-    if (!f || !f->waits.first)
+    if (!f || !conc__fd_has_waits(f))
         return;
-    if ((p->revents & POLLNVAL) || (!f->owned && !conc__poll_rearm(l, f)))
+    bool known = f->state != CONC__FD_FOREIGN || conc__poll_confirm(l, f);
+    if (p->revents & POLLNVAL || !known)
         conc__fd_gone(l, f);
     else
-        conc__fd_event(
-            l, f, (p->revents & POLLIN || both ? 1 : 0) | (p->revents & POLLOUT || both ? 2 : 0),
-            both);
+        conc__fd_event(l, f, conc__poll_got(p), p->revents & (POLLHUP | POLLERR));
 }
 
-CONC__PRIVATE void conc__poll_wait(conc_loop *l, int64_t ns)
+CONC__PRIVATE int conc__poll_wait(conc_loop *l, int64_t ns)
 {
     struct pollfd wake, *polls = &wake;
     size_t n = 1;
     if (conc__poll_room(l, l->watched_count + 1) > 1) {
         polls = l->polls_for;
-        for (conc__fd *f = l->watched; f && n < l->polls_room; f = f->next) {
-            int wanted = conc__fd_wanted(f);
-            short events = (short)((wanted & CONC_READABLE ? POLLIN : 0) |
-                                   (wanted & CONC_WRITABLE ? POLLOUT : 0));
-            polls[n++] = (struct pollfd){f->number, events, 0};
-        }
+        for (conc__fd *f = l->watched; f && n < l->polls_room; f = f->next)
+            if (conc__fd_has_waits(f))
+                polls[n++] = (struct pollfd){f->number, conc__poll_wanted(conc__fd_wanted(f)), 0};
     }
     polls[0] = (struct pollfd){l->wake_out, POLLIN, 0};
-    if (conc__poll_pause(polls, n, ns) <= 0)
-        return;
+    int count = conc__poll_call(polls, n, ns);
+    if (count <= 0)
+        return count == 0 || errno == EINTR ? 0 : -errno;
+    if (polls[0].revents & POLLNVAL)
+        return -EBADF;
     if (polls[0].revents)
         conc__wake_drain(l);
     for (size_t i = 1; i < n; i++)
         if (polls[i].revents)
             conc__poll_event(l, &polls[i]);
+    return 0;
 }
 
-static const conc__backend conc__poll = {"poll",           conc__poll_open,  conc__poll_close,
-                                         conc__poll_watch, conc__poll_rearm, conc__poll_wait};
+static const conc__backend conc__poll = {
+    "poll",         conc__poll_open,    conc__poll_close,  conc__poll_add,
+    conc__poll_arm, conc__poll_confirm, conc__poll_remove, conc__poll_wait};
 
 #ifndef CONC_NO_EPOLL
 
 #define CONC__WAKE_KEY UINT64_MAX
 
+/* A new epoll instance that has only the descriptor which wakes the loop; or an error. */
+CONC__PRIVATE int conc__epoll_make(const conc_loop *l)
+{
+    int fd = conc__not_standard(epoll_create1(EPOLL_CLOEXEC));
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = CONC__WAKE_KEY};
+    if (fd < 0)
+        return -errno;
+    if (epoll_ctl(fd, EPOLL_CTL_ADD, l->wake_out, &event) == 0)
+        return fd;
+    int rc = -errno;
+    close(fd);
+    return rc;
+}
+
 CONC__PRIVATE int conc__epoll_open(conc_loop *l)
 {
-    l->poll_fd = conc__not_standard(epoll_create1(EPOLL_CLOEXEC));
-    if (l->poll_fd < 0)
-        return -errno;
-    struct epoll_event event = {.events = EPOLLIN, .data.u64 = CONC__WAKE_KEY};
-    return epoll_ctl(l->poll_fd, EPOLL_CTL_ADD, l->wake_out, &event) ? -errno : 0;
+    l->poll_fd = conc__epoll_make(l);
+    return l->poll_fd < 0 ? l->poll_fd : 0;
 }
 
 CONC__PRIVATE void conc__epoll_close(conc_loop *l)
@@ -2153,8 +2536,8 @@ CONC__PRIVATE void conc__epoll_close(conc_loop *l)
  * them away unseen. */
 CONC__PRIVATE int conc__epoll_control(const conc_loop *l, const conc__fd *f, int what, int events)
 {
-    struct epoll_event e = {.data.u64 = (uint64_t)f->stamp << 32 | (uint32_t)f->number};
-    if (f->owned)
+    struct epoll_event e = {.data.u64 = (uint64_t)f->id << 32 | (uint32_t)f->number};
+    if (conc__fd_is_own(f))
         e.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET;
     else
         e.events = EPOLLONESHOT | (events & CONC_READABLE ? EPOLLIN | EPOLLRDHUP : 0u) |
@@ -2162,66 +2545,123 @@ CONC__PRIVATE int conc__epoll_control(const conc_loop *l, const conc__fd *f, int
     return epoll_ctl(l->poll_fd, what, f->number, &e) ? -errno : 0;
 }
 
-CONC__PRIVATE int conc__epoll_watch(conc_loop *l, conc__fd *f, int events)
+CONC__PRIVATE int conc__epoll_add(conc_loop *l, conc__fd *f, int events)
 {
-    if (f->owned && f->registered)
-        return 0;
-    f->stamp++;
-    int rc = conc__epoll_control(l, f, f->registered ? EPOLL_CTL_MOD : EPOLL_CTL_ADD,
-                                 events | conc__fd_wanted(f));
-    if (rc == -ENOENT) { /* the number is another file's by now */
-        conc__fd_gone(l, f);
-        f->stamp++;
-        rc = conc__epoll_control(l, f, EPOLL_CTL_ADD, events);
-    } else if (rc == -EEXIST) {
-        rc = conc__epoll_control(l, f, EPOLL_CTL_MOD, events | conc__fd_wanted(f));
-    }
-    f->registered = rc == 0;
+    int rc = conc__epoll_control(l, f, EPOLL_CTL_ADD, events);
+    if (rc == -EEXIST)
+        rc = conc__epoll_control(l, f, EPOLL_CTL_MOD, events);
     return rc == -EPERM ? 1 : rc;
 }
 
-CONC__PRIVATE bool conc__epoll_rearm(conc_loop *l, conc__fd *f)
+CONC__PRIVATE bool conc__epoll_arm(conc_loop *l, conc__fd *f, int events)
 {
-    return conc__epoll_control(l, f, EPOLL_CTL_MOD, conc__fd_wanted(f)) == 0;
+    return conc__epoll_control(l, f, EPOLL_CTL_MOD, events) == 0;
 }
 
+/* The kernel's key is the file and its number. An attempt to add it once more fails and changes
+ * nothing, while a change would arm it for errors. */
+CONC__PRIVATE bool conc__epoll_confirm(conc_loop *l, const conc__fd *f)
+{
+    struct epoll_event nothing = {.events = EPOLLONESHOT};
+    if (epoll_ctl(l->poll_fd, EPOLL_CTL_ADD, f->number, &nothing))
+        return errno == EEXIST;
+    epoll_ctl(l->poll_fd, EPOLL_CTL_DEL, f->number, &nothing);
+    return false;
+}
+
+CONC__PRIVATE void conc__epoll_remove(conc_loop *l, const conc__fd *f)
+{
+    struct epoll_event nothing = {0};
+    epoll_ctl(l->poll_fd, EPOLL_CTL_DEL, f->number, &nothing);
+}
+
+/* Not every sandbox and old kernel has epoll_pwait2, which alone takes nanoseconds. */
 CONC__PRIVATE int conc__epoll_pause(conc_loop *l, struct epoll_event *events, int max, int64_t ns)
 {
 #if CONC__NS_WAITS && defined SYS_epoll_pwait2
-    if (ns > 0 && ns != CONC__NEVER && !l->on_valgrind) { /* which does not know this call */
+    static atomic_bool refused;
+    bool exact = ns > 0 && ns != CONC__NEVER && !l->on_valgrind; /* which does not know the call */
+    if (exact && !atomic_load_explicit(&refused, memory_order_relaxed)) {
         struct timespec limit = {ns / 1000000000, ns % 1000000000};
         int n = (int)syscall(SYS_epoll_pwait2, l->poll_fd, events, max, &limit, NULL, (size_t)8);
-        if (n >= 0 || errno != ENOSYS)
+        if (n >= 0 || errno == EINTR)
             return n;
+        n = epoll_wait(l->poll_fd, events, max, conc__milliseconds(ns));
+        if (n >= 0)
+            atomic_store_explicit(&refused, true, memory_order_relaxed);
+        return n;
     }
 #endif
     return epoll_wait(l->poll_fd, events, max, ns == CONC__NEVER ? -1 : conc__milliseconds(ns));
 }
 
-CONC__PRIVATE void conc__epoll_event(conc_loop *l, const struct epoll_event *e)
+/* Adds everything to a new instance. Files that were closed here with close(2), and that other
+ * processes still have open, stay in the old one for good, as only their number could remove
+ * them. A host that embeds the loop knows the old one's number, so there it has to stay. */
+CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
 {
-    bool both = e->events & (EPOLLHUP | EPOLLERR);
-    conc__fd *f = conc__fd_find(l, (int)(uint32_t)e->data.u64);
-    if (f && f->stamp == e->data.u64 >> 32) /* else one of an earlier life */
-        conc__fd_event(l, f,
-                       (e->events & (EPOLLIN | EPOLLRDHUP) || both ? 1 : 0) |
-                           (e->events & EPOLLOUT || both ? 2 : 0),
-                       both || (e->events & (EPOLLRDHUP | EPOLLPRI)));
+    int fresh = l->embedded ? -1 : conc__epoll_make(l);
+    if (fresh < 0)
+        return;
+    int old = l->poll_fd, numbers = (int)l->fd_blocks * CONC__FDS;
+    for (int i = 0; i < numbers; i++) {
+        conc__fd *f = conc__fd_find(l, i);
+        if (f && conc__fd_is_polled(f) && !conc__epoll_confirm(l, f))
+            conc__fd_gone(l, f);
+    }
+    l->poll_fd = fresh;
+    for (int i = 0; i < numbers; i++) {
+        conc__fd *f = conc__fd_find(l, i);
+        if (f && conc__fd_is_polled(f) && conc__epoll_add(l, f, conc__fd_wanted(f)))
+            conc__fd_gone(l, f);
+    }
+    close(old);
 }
 
-CONC__PRIVATE void conc__epoll_wait(conc_loop *l, int64_t ns)
+/* An event of a file that was closed here, or one that no task waits for and that may be such. */
+CONC__PRIVATE void conc__epoll_unwanted(conc_loop *l, conc__fd *f, bool known)
+{
+    enum { LOOK = 64, RENEW = 16 };
+    if (known && ++l->unheard % LOOK == 0 && !conc__epoll_confirm(l, f))
+        conc__fd_gone(l, f);
+    l->orphans += !known;
+    if (l->orphans >= RENEW) {
+        l->orphans = 0;
+        conc__epoll_renew(l);
+    }
+}
+
+CONC__PRIVATE void conc__epoll_event(conc_loop *l, const struct epoll_event *e)
+{
+    bool hang_up = e->events & (EPOLLHUP | EPOLLERR);
+    int ready = hang_up ? CONC_READABLE | CONC_WRITABLE | CONC__HANG_UP : 0;
+    conc__fd *f = conc__fd_find(l, (int)(uint32_t)e->data.u64);
+    bool known = f && f->id == e->data.u64 >> 32, wanted = known && conc__fd_has_waits(f);
+    ready |= e->events & (EPOLLIN | EPOLLRDHUP) ? CONC_READABLE : 0;
+    ready |= e->events & EPOLLOUT ? CONC_WRITABLE : 0;
+    if (known)
+        conc__fd_event(l, f, ready, hang_up || (e->events & (EPOLLRDHUP | EPOLLPRI)));
+    if (!wanted)
+        conc__epoll_unwanted(l, f, known);
+}
+
+CONC__PRIVATE int conc__epoll_wait(conc_loop *l, int64_t ns)
 {
     struct epoll_event events[128];
     int n = conc__epoll_pause(l, events, 128, ns);
+    if (n < 0)
+        return errno == EINTR ? 0 : -errno;
     for (int i = 0; i < n; i++)
         if (events[i].data.u64 == CONC__WAKE_KEY)
             conc__wake_drain(l);
         else
             conc__epoll_event(l, &events[i]);
+    return 0;
 }
 
-static const conc__backend conc__epoll = {"epoll",           conc__epoll_open,  conc__epoll_close,
-                                          conc__epoll_watch, conc__epoll_rearm, conc__epoll_wait};
+static const conc__backend conc__epoll = {
+    "epoll",         conc__epoll_open,    conc__epoll_close,  conc__epoll_add,
+    conc__epoll_arm, conc__epoll_confirm, conc__epoll_remove, conc__epoll_wait};
 #define CONC__BEST_BACKEND conc__epoll
 
 #else
@@ -2261,7 +2701,11 @@ CONC__PRIVATE conc__pool *conc__pool_for(conc_loop *l, size_t size)
     size_t page = conc__page(),
            pages = conc__round_up(size + CONC__CORE + CONC__RECORD + CONC__STAGGER, page) / page;
     *p = (conc__pool){.next = l->pools, .size = size};
-    p->guard = (pages % 2 ? 2 : 1) * page;
+    size_t guard = CONC_GUARD_SIZE;
+    if (l->debug && guard < CONC__DEBUG_GUARD_SIZE)
+        guard = CONC__DEBUG_GUARD_SIZE;
+    p->guard = guard > page ? conc__round_up(guard, page) : page;
+    p->guard += (pages + p->guard / page) % 2 ? 0 : page;
     p->stride = pages * page + p->guard;
     size_t fit = (size_t)16 * 1024 * 1024 / p->stride;
     p->per_slab = fit < 1 ? 1 : fit > 64 ? 64 : (int)fit;
@@ -2280,6 +2724,8 @@ CONC__PRIVATE bool conc__slab_open(conc__pool *p)
         return false;
     }
     *slab = (conc__slab){.next = p->slabs, .pool = p, .base = base};
+    if (slab->next)
+        slab->next->prev = slab;
     p->slabs = slab;
     return true;
 }
@@ -2295,7 +2741,8 @@ CONC__PRIVATE conc__stack *conc__stack_at(const conc__slab *slab, int i)
 CONC__PRIVATE void conc__slab_close(conc__slab *slab)
 {
     for (int i = 0; i < slab->carved; i++)
-        conc__stack_untold(conc__stack_at(slab, i));
+        if (!(slab->dropped >> i & 1))
+            conc__stack_untold(conc__stack_at(slab, i));
     conc__unmap_pages(slab->base, slab->pool->stride * (size_t)slab->pool->per_slab);
     CONC_FREE(slab);
 }
@@ -2315,20 +2762,60 @@ CONC__PRIVATE void conc__slab_guard(conc__slab *slab)
     slab->guarded += n;
 }
 
+CONC__PRIVATE void conc__hole_open(conc__pool *p, conc__slab *slab)
+{
+    slab->prev_hole = NULL;
+    slab->next_hole = p->holes;
+    if (p->holes)
+        p->holes->prev_hole = slab;
+    p->holes = slab;
+}
+
+CONC__PRIVATE void conc__hole_close(conc__pool *p, const conc__slab *slab)
+{
+    *(slab->prev_hole ? &slab->prev_hole->next_hole : &p->holes) = slab->next_hole;
+    if (slab->next_hole)
+        slab->next_hole->prev_hole = slab->prev_hole;
+}
+
+/* A stack that was dropped is used again. */
+CONC__PRIVATE int conc__hole_fill(conc__pool *p, conc__slab *slab)
+{
+    int i = __builtin_ctzll(slab->dropped);
+    slab->dropped &= slab->dropped - 1;
+    if (!slab->dropped)
+        conc__hole_close(p, slab);
+    return i;
+}
+
+/* The next stack that was never used, with its guard region. */
+CONC__PRIVATE int conc__slab_carve(conc__slab *slab)
+{
+    if (slab->carved == slab->guarded)
+        conc__slab_guard(slab);
+    return slab->carved++;
+}
+
 CONC__COLD conc__stack *conc__stack_carve(conc__pool *p)
 {
     int saved = errno;
-    bool opened = (p->slabs && p->slabs->carved < p->per_slab) || conc__slab_open(p);
-    conc__slab *slab = p->slabs;
-    if (opened && slab->carved == slab->guarded)
-        conc__slab_guard(slab);
-    errno = saved;
-    if (!opened)
+    conc__stack *s = p->cold;
+    if (s) {
+        p->cold = s->next;
+        return s;
+    }
+    bool room = p->holes || (p->slabs && p->slabs->carved < p->per_slab) || conc__slab_open(p);
+    if (!room) {
+        errno = saved;
         return NULL;
-    conc__stack *s = conc__stack_at(slab, slab->carved);
-    char *slot = slab->base + (size_t)slab->carved * p->stride;
-    slab->carved++;
-    *s = (conc__stack){.pool = p, .slab = slab, .low = slot + p->guard};
+    }
+    conc__slab *slab = p->holes ? p->holes : p->slabs;
+    int i = p->holes ? conc__hole_fill(p, slab) : conc__slab_carve(slab);
+    errno = saved;
+    s = conc__stack_at(slab, i);
+    *s = (conc__stack){
+        .pool = p, .slab = slab, .low = slab->base + (size_t)i * p->stride + p->guard};
+    p->resident++;
     conc__stack_told(s);
     return s;
 }
@@ -2347,7 +2834,8 @@ static inline conc__stack *conc__stack_take(conc__pool *p)
         p->free = s->next;
     if (CONC__UNLIKELY(!s))
         return NULL;
-    s->slab->idle = 0;
+    if (CONC__UNLIKELY(s == p->old))
+        p->old = s->next;
     conc__stack_begins(s);
     return s;
 }
@@ -2355,10 +2843,10 @@ static inline conc__stack *conc__stack_take(conc__pool *p)
 /* Also from a handler: it allocates nothing. t: who ran there, NULL if that is not known. */
 CONC__COLD void conc__tell_overflow(const conc_task *t, const conc__stack *s)
 {
-    char name[CONC__NAME + 256] = "a task", text[sizeof name + 256];
+    char name[CONC__DESCRIPTION] = "a task", text[sizeof name + 256];
     size_t size = s->pool->size;
     if (t)
-        conc__describe(name, sizeof name, t->name, t->spawned);
+        conc__describe(name, sizeof name, conc__source_of(t));
     conc__say(
         text,
         snprintf(
@@ -2377,66 +2865,105 @@ static inline void conc__stack_give(conc_loop *l, conc__stack *s)
     p->free = s;
 }
 
-/* Takes the stacks of the slabs that leave out of the free list, and then the slabs away. */
-CONC__PRIVATE void conc__pool_sweep(conc__pool *p)
-{
-    for (conc__stack **at = &p->free; *at;)
-        if ((*at)->slab->leaving)
-            *at = (*at)->next;
-        else
-            at = &(*at)->next;
-    for (conc__slab **at = &p->slabs; *at;) {
-        conc__slab *slab = *at;
-        if (slab->leaving) {
-            *at = slab->next;
-            conc__slab_close(slab);
-        } else {
-            at = &slab->next;
-        }
-    }
-}
-
 CONC__PRIVATE void conc__pool_count(conc__pool *p)
 {
     for (conc__slab *slab = p->slabs; slab; slab = slab->next)
         slab->unused = 0;
     for (conc__stack *s = p->free; s; s = s->next)
         s->slab->unused++;
+    for (conc__stack *s = p->cold; s; s = s->next)
+        s->slab->unused++;
 }
 
-/* Gives back what a burst needed: stacks are reused newest first, so a slab that nobody used for
- * a while was for the burst. True: there will be more to give back. */
-CONC__PRIVATE bool conc__pool_trim(conc__pool *p, int looks)
+/* Stacks of a slab whose pages are not given back. */
+CONC__PRIVATE int conc__slab_resident(const conc__slab *slab)
 {
-    enum { LONG = 8 };
-    bool more = false, leaving = false;
-    if (!p->slabs || !p->slabs->next)
-        return false;
-    conc__pool_count(p);
-    for (conc__slab *s = p->slabs; s; s = s->next) {
-        if (s->unused < s->carved || s == p->slabs)
-            continue;
-        s->idle = looks < LONG - s->idle ? s->idle + looks : LONG;
-        if (s->idle == LONG)
-            leaving = s->leaving = true;
-        else
-            more = true;
+    return slab->carved - __builtin_popcountll(slab->dropped);
+}
+
+/* Gives back the pages of a stack that is in no list, and the slab once all of its are. */
+CONC__PRIVATE void conc__stack_drop(conc__stack *s)
+{
+    conc__slab *slab = s->slab;
+    conc__pool *p = s->pool;
+    char *low = s->low;
+    conc__stack_untold(s);
+    madvise(low, p->stride - p->guard, CONC__MADV_DONTNEED);
+    if (!slab->dropped)
+        conc__hole_open(p, slab);
+    slab->dropped |= (uint64_t)1 << ((size_t)(low - slab->base) / p->stride);
+    p->resident--;
+    if (conc__slab_resident(slab) || slab == p->slabs)
+        return;
+    conc__hole_close(p, slab);
+    slab->prev->next = slab->next; /* it is not the first */
+    if (slab->next)
+        slab->next->prev = slab->prev;
+    conc__slab_close(slab);
+}
+
+enum {
+    CONC__KEPT = 16,  /* free stacks that stay, however long they are not used */
+    CONC__DROPS = 256 /* stacks that one trim gives back at most */
+};
+
+/* Gives back what a burst needed: stacks are reused newest first, so those that lie below the
+ * ones that were used since the last trim were for the burst. */
+CONC__PRIVATE void conc__pool_trim(conc__pool *p)
+{
+    conc__stack **at = &p->free;
+    bool below = false; /* the first in the list that is old */
+    bool goes_on = p->cold != NULL;
+    size_t kept = 0;
+    for (; *at && !goes_on; at = &(*at)->next, kept++) {
+        below |= *at == p->old;
+        if (below && kept >= CONC__KEPT) {
+            p->cold = *at;
+            *at = NULL;
+            break;
+        }
     }
-    if (leaving)
-        conc__pool_sweep(p);
-    return more;
+    for (int n = 0; p->cold && n < CONC__DROPS; n++) {
+        conc__stack *s = p->cold;
+        p->cold = s->next;
+        conc__stack_drop(s);
+    }
+    if (!p->cold)
+        p->old = p->free;
+    p->trimmed = !goes_on && kept <= CONC__KEPT;
 }
 
-CONC__PRIVATE bool conc__stacks_trim(conc_loop *l, int looks)
+/* Is there something to trim? Not in what was not touched since the last time. */
+CONC__PRIVATE bool conc__pool_grew(const conc__pool *p)
 {
-    bool more = false;
-    for (conc__pool *p = l->pools; p; p = p->next)
-        more |= conc__pool_trim(p, looks);
-    return more;
+    bool unchanged = p->trimmed && p->free == p->old;
+    return p->cold || (p->resident > CONC__KEPT && p->free && !unchanged);
+}
+
+/* Returns whether to trim again soon. */
+CONC__PRIVATE bool conc__stacks_trim(conc_loop *l)
+{
+    bool soon = false;
+    for (conc__pool *p = l->pools; p; p = p->next) {
+        if (conc__pool_grew(p))
+            conc__pool_trim(p);
+        soon |= p->cold != NULL;
+    }
+    return soon;
+}
+
+CONC__PRIVATE bool conc__stacks_grew(const conc_loop *l)
+{
+    for (const conc__pool *p = l->pools; p; p = p->next)
+        if (conc__pool_grew(p))
+            return true;
+    return false;
 }
 
 CONC__PRIVATE void conc__stacks_close(conc_loop *l)
 {
+    for (conc__stack *s = l->stopped; s; s = s->next)
+        conc__stack_ends(l, s);
     for (conc__pool *p = l->pools, *next; p; p = next) {
         next = p->next;
         for (conc__slab *s = p->slabs, *after; s; s = after) {
@@ -2619,13 +3146,28 @@ CONC__SWITCHES void conc__leave(conc_loop *l)
     *l->errno_at = self->error_number;
 }
 
+/* The next switch goes to the scheduler. */
+CONC__PRIVATE void conc__end_batch(conc_loop *l)
+{
+    l->switches -= (uint64_t)l->turns; /* they are counted as if they had been used */
+    l->turns = 0;
+}
+
+/* The running task has read the clock: a long step ends the batch, and the budget of checkpoints
+ * that need not wait. */
+static inline void conc__time_passed(conc_loop *l, int64_t now)
+{
+    if (CONC__UNLIKELY(now - l->looked > CONC__LATE)) {
+        conc__end_batch(l);
+        l->quick = 1;
+    }
+}
+
 /* Behind every task that is ready. */
 CONC__PRIVATE void conc__pass(conc_loop *l)
 {
-    if (!l->ready) {                       /* the others may wait for the clock */
-        l->switches -= (uint64_t)l->turns; /* they are counted as if they had been used */
-        l->turns = 0;
-    }
+    if (!l->ready) /* the others may wait for the clock */
+        conc__end_batch(l);
     conc__make_ready(l, l->self);
     conc__leave(l);
 }
@@ -2647,8 +3189,7 @@ CONC__COLD int conc__refuse(conc_loop *l)
         if (l->debug && self->cancels_in_a_row < CONC__STUBBORN &&
             ++self->cancels_in_a_row == CONC__STUBBORN)
             conc__misused(0, "it was cancelled",
-                          "1000 calls in a row returned -ECANCELED, and it goes on",
-                          self->name == self->spawned ? NULL : conc__place_of(self->spawned));
+                          "1000 calls in a row returned -ECANCELED, and it goes on", NULL);
         conc__leave(l);
     }
     return -ECANCELED;
@@ -2663,9 +3204,13 @@ static inline conc_loop *conc__of_task(void)
 
 CONC__COLD conc_loop *conc__not_in_task(const char *call)
 {
+    /* the public name of conc__x, behind a macro, and of conc__x_slowly is conc_x */
     char name[CONC__NAME] = "conc_";
-    bool behind_macro = strncmp(call, "conc__", 6) == 0; /* which has one underscore less */
-    conc__copy(name + (behind_macro ? 5 : 0), sizeof name - 5, behind_macro ? call + 6 : call);
+    bool internal = strncmp(call, "conc__", 6) == 0;
+    conc__copy(name + (internal ? 5 : 0), sizeof name - 5, internal ? call + 6 : call);
+    char *slowly = internal ? strstr(name, "_slowly") : NULL;
+    if (slowly)
+        *slowly = 0;
     conc__misused(-EPERM, name, "only a task may call it", NULL);
     return NULL;
 }
@@ -2689,7 +3234,7 @@ static inline int conc__checkpoint(conc_loop *l)
 static inline void conc__quick(conc_loop *l)
 {
     if (CONC__UNLIKELY(--l->quick <= 0)) {
-        l->quick = CONC__QUICK;
+        l->quick = l->budget;
         conc__pass(l);
     }
 }
@@ -2757,9 +3302,12 @@ typedef struct conc__misuse {
 CONC__PRIVATE void conc__tell_misuse(conc_loop *l, void *arg)
 {
     const conc__misuse *m = arg;
+    char who[CONC__DESCRIPTION] = "the loop";
     (void)l;
-    fprintf(stderr, "conc: %s: %s: %s%s%s\n", m->task ? m->task->name : "the loop", m->call, m->why,
-            m->place ? ": " : "", m->place ? m->place : "");
+    if (m->task)
+        conc__describe(who, sizeof who, conc__source_of(m->task));
+    fprintf(stderr, "conc: %s: %s: %s%s%s\n", who, m->call, m->why, m->place ? ": " : "",
+            m->place ? m->place : "");
 }
 
 /* A call was wrong, and had no effect: rc. In debug mode that is said, with the object's place
@@ -2825,12 +3373,57 @@ CONC__PRIVATE bool conc__expects(const conc_loop *l)
     return l->watched || l->signal_waits || l->awaited;
 }
 
+/* Are these the descriptors that wake the loop? A program that closed them may have opened other
+ * files with their numbers. */
+CONC__PRIVATE bool conc__wake_is_ours(const conc_loop *l)
+{
+    bool ours = fcntl(l->wake_out, F_GETFD) >= 0;
+#ifdef __linux__
+    char path[32], kind[32] = "";
+    snprintf(path, sizeof path, "/proc/self/fd/%d", l->wake_out);
+    ssize_t n = readlink(path, kind, sizeof kind - 1);
+    ours = ours && (n < 0 || strcmp(kind, "anon_inode:[eventfd]") == 0);
+#endif
+    return ours;
+}
+
+/* The system refuses to wait for descriptors, as when the program has closed those of the loop:
+ * every task is cancelled, and the run ends with this error. */
+CONC__COLD void conc__poller_failed(conc_loop *l, int rc)
+{
+    bool closed = rc == -EBADF || rc == -EINVAL;
+    char why[40];
+    conc__copy(why, sizeof why, conc_strerror(rc));
+    snprintf(l->doom_text, sizeof l->doom_text, "the wait for descriptors failed: %s%s", why,
+             closed ? "; the program has closed the loop's own" : "");
+    fprintf(stderr, "conc: %s; every task is cancelled\n", l->doom_text);
+    pthread_mutex_lock(&l->mutex);
+    l->blind = true;
+    if (!conc__wake_is_ours(l))
+        l->wake_in = l->wake_out = -1;
+    pthread_mutex_unlock(&l->mutex);
+    if (closed)
+        l->poll_fd = -1; /* it is closed, or another file */
+    conc__doom(l, rc);
+}
+
+/* Waits for events at most so long, 0: only looks. */
+CONC__PRIVATE void conc__poll_wait_for(conc_loop *l, int64_t ns)
+{
+    enum { NAP = 1000000 };
+    l->polls++;
+    int rc = l->blind ? 0 : l->backend->wait(l, ns);
+    if (rc)
+        conc__poller_failed(l, rc);
+    else if (l->blind && ns > 0)
+        conc__doze(ns < NAP ? ns : NAP); /* posts are still seen */
+}
+
 /* Looks for events, without waiting. */
 CONC__PRIVATE void conc__poll_now(conc_loop *l)
 {
-    l->polls++;
     l->polled = l->now;
-    l->backend->wait(l, 0);
+    conc__poll_wait_for(l, 0);
 }
 
 /* Are there jobs for which the virtual clock stands still? What one led to is posted before it
@@ -2872,15 +3465,14 @@ CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
         conc__linger(l, ns, for_work))
         return;
     pthread_mutex_lock(&l->mutex);
-    bool sleeps = l->asleep =
-        !l->posted && ns != 0 && (!for_work || conc__at_work(l)) &&
-        (ns != CONC__NEVER || l->holds || conc__expects(l)); /* else nothing could wake it */
+    bool sleeps = l->asleep = !l->posted && ns != 0 && (!for_work || conc__at_work(l)) &&
+                              (ns != CONC__NEVER || l->holds || conc__expects(l) ||
+                               l->awaits_interrupt); /* else nothing could wake it */
     pthread_mutex_unlock(&l->mutex);
     if (CONC__UNLIKELY(l->trace && sleeps))
         conc__trace_catch_up(l);
     int64_t start = sleeps ? conc__time(l) : 0;
-    l->polls++;
-    l->backend->wait(l, sleeps ? ns : 0);
+    conc__poll_wait_for(l, sleeps ? ns : 0);
     if (sleeps) {
         l->now = conc__time(l);
         conc__was_idle(l, start, l->now);
@@ -2901,43 +3493,73 @@ CONC__PRIVATE bool conc__held(conc_loop *l)
 /* Gives back stacks that a burst needed; the time until it wants to be called again. */
 CONC__PRIVATE int64_t conc__trim(conc_loop *l)
 {
-    enum { TRIM = 50000000 };
-    if (!l->to_trim && !(l->pool->slabs && l->pool->slabs->next) && !l->pools->next)
-        return CONC__NEVER; /* nothing can be given back */
+    enum { EVERY = 200000000, SOON = 10000000 };
+    if (!conc__stacks_grew(l))
+        return CONC__NEVER;
     if (!l->virtual_clock)
         l->now = conc__clock();
-    if (l->now - l->trimmed >= TRIM) {
-        int64_t looks = (l->now - l->trimmed) / TRIM;
+    if (l->now - l->trimmed >= (l->to_trim ? SOON : EVERY)) {
         l->trimmed = l->now;
-        l->to_trim = conc__stacks_trim(l, looks < INT32_MAX ? (int)looks : INT32_MAX);
+        l->to_trim = conc__stacks_trim(l);
+        if (!conc__stacks_grew(l))
+            return CONC__NEVER;
     }
-    return l->to_trim ? TRIM : CONC__NEVER;
+    return l->to_trim ? SOON : EVERY;
 }
 
-/* close(2) takes a descriptor that conc has not opened away from who waits for it, and tells
- * nobody. So when the loop has become quiet, all of them are looked at once, some at a time.
- * Returns the time until it wants to be called again. */
+/* Is this the process's only thread? Then no other can close a descriptor while it sleeps. */
+CONC__PRIVATE bool conc__is_only_thread(void)
+{
+#ifdef __linux__
+    struct stat threads;
+    return stat("/proc/self/task", &threads) == 0 && threads.st_nlink == 3;
+#else
+    return false;
+#endif
+}
+
+enum { CONC__VERIFY_EVERY = 250000000 };
+
+/* close(2) takes a descriptor that conc has not opened away from the tasks that wait for it, and
+ * the poller does not report that. So they are looked at now and then, some at a time: all of
+ * them once when the loop has become quiet, and again and again where another thread or the host
+ * of an embedded loop may close them. Returns the time until it wants to be called again. */
 CONC__PRIVATE int64_t conc__verify(conc_loop *l)
 {
-    enum { EVERY = 250000000, AT_ONCE = 512 };
+    enum { AT_ONCE = 512 };
     if (!l->foreign_count)
         return CONC__NEVER;
-    if (l->stirred || l->unverified > l->watched_count)
+    if (l->stirred)
+        l->was_alone = false;
+    else if (!l->unverified && l->was_alone)
+        return CONC__NEVER;
+    else if (!l->unverified)
+        l->was_alone = !l->embedded && conc__is_only_thread();
+    if (l->stirred || !l->unverified || l->unverified > l->watched_count)
         l->unverified = l->watched_count;
     l->stirred = false;
-    if (!l->unverified)
-        return CONC__NEVER;
     int64_t now = conc__clock();
-    if (now - l->verified >= EVERY) {
-        l->verified = now;
-        for (int n = 0; n < AT_ONCE && l->unverified && l->watched; n++, l->unverified--) {
-            conc__fd *f = l->watched;
-            conc__fd_last(l, f);
-            if (!f->owned && !l->backend->rearm(l, f))
-                conc__fd_gone(l, f);
-        }
+    if (now - l->verified < CONC__VERIFY_EVERY)
+        return CONC__VERIFY_EVERY - (now - l->verified);
+    l->verified = now;
+    for (int n = 0; n < AT_ONCE && l->unverified && l->watched; n++, l->unverified--) {
+        conc__fd *f = l->watched;
+        conc__fd_last(l, f);
+        conc__fd_confirm(l, f);
     }
-    return l->unverified ? EVERY : CONC__NEVER;
+    return CONC__VERIFY_EVERY;
+}
+
+/* Tasks are always ready, or posted functions: descriptors are looked at all the same, now and
+ * then. */
+CONC__PRIVATE void conc__glance(conc_loop *l)
+{
+    enum { EVERY = 50000, PASSES = 16 };
+    bool is_time = l->now - l->polled >= EVERY || (l->virtual_clock && l->passes % PASSES == 0);
+    if (l->watched && is_time) {
+        conc__poll_now(l);
+        conc__verify(l);
+    }
 }
 
 /* Nothing can run: something has to come from the clock or from outside, else every task waits
@@ -2946,8 +3568,14 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
 {
     int64_t next = conc__wheel_next(&l->wheel), limit;
     bool at_work = conc__at_work(l);
-    if (atomic_load_explicit(&l->posted, memory_order_relaxed))
+    if (!atomic_load_explicit(&l->posted, memory_order_relaxed)) {
+        l->flooded = 0;
+    } else if (++l->flooded < CONC__FLOOD) {
+        conc__glance(l);
         return;
+    } else {
+        l->flooded = 0;
+    }
     if (conc__expects(l) && (l->settlers.first || (l->virtual_clock && next != CONC__NEVER))) {
         conc__poll_now(l); /* what is ready comes before time moves */
         conc__take_signals(l);
@@ -2976,34 +3604,40 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
     if (l->spinners || l->embedded || l->ready)
         limit = 0;
     else if (next == CONC__NEVER && !conc__expects(l) && !conc__held(l)) {
-        conc__deadlock(l);
-        return;
+        l->awaits_interrupt = conc__awaits_interrupt(l);
+        if (!l->awaits_interrupt) {
+            conc__deadlock(l);
+            return;
+        }
     }
     if (next != CONC__NEVER && next - l->now < limit)
         limit = next > l->now ? next - l->now : 0;
     conc__poll_events(l, limit, false);
+    l->awaits_interrupt = false;
 }
 
-/* Tasks are always ready: descriptors are looked at all the same, now and then. */
-CONC__PRIVATE void conc__glance(conc_loop *l)
-{
-    enum { EVERY = 50000, PASSES = 16 };
-    if (!l->watched)
-        return;
-    if (!l->virtual_clock)
-        l->now = conc__clock();
-    if (l->virtual_clock ? l->passes % PASSES == 0 : l->now - l->polled >= EVERY) {
-        conc__poll_now(l);
-        conc__verify(l);
-    }
-}
-
-/* Reads the clock and fires what is due; the virtual clock moves elsewhere. Without timers the
- * loop's time may lag. */
+/* Reads the clock and fires what is due; the virtual clock moves elsewhere. */
 CONC__PRIVATE void conc__look(conc_loop *l)
 {
-    if (!l->virtual_clock && (l->wheel.count || l->passes % 16 == 0))
+    if (!l->virtual_clock)
         conc__advance(l, conc__clock());
+}
+
+/* So many switches, and checkpoints that need not wait, that the next look around comes within
+ * CONC__LATE, or after a single step that takes longer. */
+CONC__PRIVATE void conc__adapt_batch(conc_loop *l)
+{
+    int64_t took = l->now - l->looked;
+    if (took > CONC__LATE) {
+        l->batch = 1 + (int)(l->batch * (int64_t)(CONC__LATE / 2) / took);
+        l->budget = 1 + (int)(l->budget * (int64_t)(CONC__LATE / 2) / took);
+        l->quick = l->quick < l->budget ? l->quick : l->budget;
+    } else if (took < CONC__LATE / 4) {
+        bool awaits = l->wheel.count || conc__expects(l);
+        int most = awaits ? CONC__TURNS : CONC__TURNS * 4; /* then reading the clock costs less */
+        l->batch = l->batch < most / 2 ? l->batch * 2 : most;
+        l->budget = l->budget < CONC__QUICK / 2 ? l->budget * 2 : CONC__QUICK;
+    }
 }
 
 /* The scheduler's look around. */
@@ -3013,7 +3647,9 @@ CONC__PRIVATE void conc__tick(conc_loop *l)
     conc__run_posts(l);
     conc__take_signals(l);
     conc__look(l);
+    conc__adapt_batch(l);
     if (l->ready) {
+        l->flooded = 0;
         conc__glance(l);
     } else {
         conc__idle(l);
@@ -3027,13 +3663,14 @@ CONC__PRIVATE void conc__tick(conc_loop *l)
         l->spinners = NULL;
         l->next_round = l->passes + CONC__TURNS;
     }
+    l->looked = l->now;
 }
 
 /* One look around, and the tasks that are ready then; false: none is. */
 CONC__PRIVATE bool conc__pass_once(conc_loop *l)
 {
     conc__tick(l);
-    int turns = l->turns = l->seeded || l->stepwise ? 0 : CONC__TURNS;
+    int turns = l->turns = l->seeded || l->stepwise ? 0 : l->batch;
     conc_task *t = conc__pick(l);
     if (!t)
         return false;
@@ -3054,6 +3691,13 @@ CONC__PRIVATE void conc__schedule(conc_loop *l)
 
 /* ---- >>waits -------------------------------------------------------------------------------- */
 
+/* Did the task with this serial number belong to the process that this one was forked from? Runs
+ * count from 1, so 0, which no task has, did. */
+CONC__FAST bool conc__is_inherited(uint64_t serial)
+{
+    return CONC__UNLIKELY(serial >> 40 <= conc__inherited_runs);
+}
+
 CONC__PRIVATE void conc__append(conc__waits *list, conc__wait *w)
 {
     w->list = list;
@@ -3072,6 +3716,19 @@ CONC__PRIVATE void conc__unlink(conc__wait *w)
     w->list = NULL;
 }
 
+/* Signals that are received in memory which is lost: on the stack where the task runs, below an
+ * address. */
+CONC__COLD void conc__find_lost_signals(conc_loop *l, conc_task *t, const void *below,
+                                        const char *how)
+{
+    uintptr_t low = (uintptr_t)t->stack->low, size = (uintptr_t)below - low;
+    for (const conc__holding *h = l->receiving; h; h = h->next)
+        if ((uintptr_t)h->object - low < size) {
+            t->place = h->place;
+            conc__lost(l, t, how);
+        }
+}
+
 /* A scope that lies below the frame of a call into conc, on the same stack, belongs to a
  * function that has returned. */
 static inline void conc__find_lost(conc_loop *l, const void *frame)
@@ -3081,6 +3738,8 @@ static inline void conc__find_lost(conc_loop *l, const void *frame)
     if (CONC__UNLIKELY(self->scope && (uintptr_t)((char *)self->scope - low) <
                                           (uintptr_t)((const char *)frame - low)))
         conc__lost(l, self, "a function returned");
+    if (CONC__UNLIKELY(l->receiving))
+        conc__find_lost_signals(l, self, frame, "a function returned");
 }
 
 /* The running task waits until somebody wakes w. */
@@ -3171,7 +3830,10 @@ static inline int64_t conc__time(const conc_loop *l)
 CONC_API double conc_now(void)
 {
     conc_loop *l = conc__here;
-    return (double)(l ? conc__time(l) : conc__clock()) / 1e9;
+    int64_t now = l ? conc__time(l) : conc__clock();
+    if (l)
+        conc__time_passed(l, now);
+    return (double)now / 1e9;
 }
 
 CONC_API CONC__CALLED int conc_sleep(double s)
@@ -3219,6 +3881,7 @@ CONC_API int conc_block(double s)
         for (int64_t left; (left = end - conc__clock()) > 0;)
             conc__doze(left);
     conc__advance(l, conc__time(l));
+    conc__time_passed(l, l->now);
     return 0;
 }
 
@@ -3243,6 +3906,13 @@ CONC_API int conc_settle(void)
  * group it marks the children, whose turn comes from a list, so depth costs no stack. */
 
 enum { CONC__FRESH, CONC__OPEN, CONC__CLOSED };
+
+/* A scope that a task of the parent process had open. */
+CONC__FAST bool conc__scope_is_inherited(const conc_scope *s)
+{
+    return CONC__UNLIKELY(conc__inherited_runs) && s->state == CONC__OPEN && s->task &&
+           conc__is_inherited(s->task->serial);
+}
 
 CONC__PRIVATE conc_group *conc__group_of(conc_scope *s)
 {
@@ -3273,7 +3943,8 @@ CONC__PRIVATE void conc__mark(conc_loop *l, conc_task *t)
 CONC__PRIVATE void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
 {
     conc__wait *w = t->wait;
-    if (t->pending == pending)
+    bool doomed = pending && l->doomed; /* wakes waits that went on in spite of a cancel */
+    if (t->pending == pending && !doomed)
         return;
     t->pending = pending;
     t->cancels_in_a_row = 0;
@@ -3402,6 +4073,8 @@ CONC_API CONC__CALLED int conc__scope_begin(conc_scope *s, double timeout, const
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
+    if (s && conc__scope_is_inherited(s))
+        *s = (conc_scope){.state = CONC__FRESH};
     if (!s || __builtin_isnan(timeout) || s->state != CONC__FRESH)
         return conc__misused(-EINVAL, "conc_scope_begin",
                              "no number, or a scope that was used before", place);
@@ -3476,10 +4149,11 @@ CONC__PRIVATE int conc__call_in_scope(double s, bool shielded, conc_fn *fn, void
                                       const char *place)
 {
     conc_scope scope = {0};
-    if (!conc__in_task())
+    const char *call = shielded ? "conc_shield" : "conc_timeout";
+    if (!conc__in_task_of(call))
         return -EPERM;
     if (!fn)
-        return conc__misused(-EINVAL, place, "no function", NULL);
+        return conc__misused(-EINVAL, call, "no function", NULL);
     int rc = conc__scope_begin(&scope, s, place);
     if (rc)
         return rc;
@@ -3563,6 +4237,12 @@ CONC__PRIVATE void conc__task_main(void);
 
 /* The serial number of a run's first task. */
 CONC__FAST uint64_t conc__first_serial(const conc_loop *l) { return l->run << 40; }
+
+/* Is a task with this serial number one of this run? */
+CONC__FAST bool conc__is_of_run(const conc_loop *l, uint64_t serial)
+{
+    return serial - conc__first_serial(l) < 1ull << 40;
+}
 
 /* Fills in a task; it is not in any list yet. */
 CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, conc__stack *stack,
@@ -3670,6 +4350,7 @@ CONC__PRIVATE void conc__group_open(conc_loop *l, conc_group *g, const char *pla
     g->scope.is_group = true;
     g->error = g->error_count = 0;
     g->error_by = NULL;
+    g->error_name[0] = 0;
     g->live = g->live_handles = 0;
     g->cut_short = g->background = false;
     g->children = g->finished = g->last_finished = NULL;
@@ -3677,11 +4358,26 @@ CONC__PRIVATE void conc__group_open(conc_loop *l, conc_group *g, const char *pla
     g->text[0] = 0;
 }
 
+/* As it was before it was opened. */
+CONC__PRIVATE void conc__group_renew(conc_group *g)
+{
+    *g = (conc_group){.limit = g->limit, .keep_going = g->keep_going, .stack_size = g->stack_size};
+}
+
+/* The spawn that opened the group is refused: the group is as fresh as before. */
+CONC__COLD void conc__group_unopen(conc_loop *l, conc_group *g)
+{
+    conc__scope_close(l, &g->scope);
+    conc__group_renew(g);
+}
+
 CONC_API CONC__CALLED int conc__group_begin(conc_group *g, const char *place)
 {
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
+    if (g && conc__scope_is_inherited(&g->scope))
+        conc__group_renew(g);
     if (!g || g->scope.state != CONC__FRESH || g->limit < 0 ||
         (g->stack_size && !conc__stack_fits(g->stack_size)))
         return -EINVAL;
@@ -3722,8 +4418,11 @@ CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *spawne
         if (!l->self)
             return -EPERM;
         int rc = conc__group_begin(g, spawned);
-        if (rc)
-            return rc;
+        if (rc == 0 && g->scope.effective) {
+            conc__group_unopen(l, g);
+            rc = -ECANCELED;
+        }
+        return rc;
     }
     if (g->scope.state != CONC__OPEN)
         return conc__misused(-EINVAL, "a spawn", "the group was closed before", spawned);
@@ -3743,16 +4442,32 @@ CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *spawne
     return 0;
 }
 
-/* If not, the storage gets a new task, and an error that the last one left no longer goes by its
- * address. */
-CONC__COLD bool conc__handle_in_use(const conc_task *t)
+/* Is there a task in this storage that runs, or that its group has not given up yet? The storage
+ * may have any content, so only the seal and the state are read, which any bytes are good for. */
+CONC__FAST bool conc__handle_in_use(const conc_task *t)
 {
-    if (conc__is_task(t) && (t->seal ^ conc__seal(t)) != CONC__ENDED_SEAL)
-        return true;
-    for (conc__failed *f = conc__here->failed; f; f = f->next)
-        if (f->task == t)
-            f->task = NULL;
-    return false;
+    int broken = t->seal ^ conc__seal(t);
+    bool lives = broken == 0 && t->state == CONC__LIVE;
+    bool listed = broken == (CONC__ENDED_SEAL ^ CONC__LISTED_SEAL) && t->state == CONC__DONE;
+    return CONC__UNLIKELY(lives || listed);
+}
+
+/* A handle that is in use is free all the same in a forked child if its task is the parent's. The
+ * scopes that this task had open are fresh then, as they would seem to be the new task's. */
+CONC__COLD bool conc__handle_taken_over(const conc_task *t)
+{
+    if (!conc__is_inherited(t->serial))
+        return false;
+    conc_scope *s = t->state == CONC__LIVE ? t->scope : NULL;
+    while (s) {
+        conc_scope *outer = s->outer;
+        if (s->is_group)
+            conc__group_renew(conc__group_of(s));
+        else
+            *s = (conc_scope){.state = CONC__FRESH};
+        s = outer;
+    }
+    return true;
 }
 
 CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *spawned, conc_fn *fn,
@@ -3767,12 +4482,17 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *spaw
         g = &l->background;
     if (l->self)
         conc__find_lost(l, __builtin_frame_address(0));
+    bool opens = false;
     if (CONC__UNLIKELY(g->scope.state != CONC__OPEN || g->scope.effective || g->limit > 0 ||
                        g->scope.task != l->self)) {
+        if (conc__scope_is_inherited(&g->scope))
+            conc__group_renew(g);
+        opens = g->scope.state == CONC__FRESH;
         int rc = conc__enter_group(l, g, spawned);
         if (rc)
             return rc;
-        if (handle && conc__handle_in_use(handle)) { /* by now */
+        bool waited = g->limit > 0 && handle;
+        if (waited && conc__handle_in_use(handle) && !conc__is_inherited(handle->serial)) {
             conc__child_gone(l, g);
             return -EBUSY;
         }
@@ -3780,6 +4500,8 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *spaw
     *out = conc__task_new(l, g, handle, fn, arg, spawned);
     if (CONC__UNLIKELY(!*out)) {
         conc__child_gone(l, g);
+        if (opens)
+            conc__group_unopen(l, g);
         return -ENOMEM;
     }
     return 0;
@@ -3799,10 +4521,9 @@ CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, con
         return -EPERM;
     if (!handle)
         return -EINVAL;
-    if (CONC__UNLIKELY(conc__here->on_valgrind))
+    if (CONC__MSAN || CONC__UNLIKELY(conc__here->on_valgrind))
         conc__excuse(handle, sizeof *handle);
-    if (CONC__UNLIKELY(handle->state != CONC__DONE || handle->in_finished || conc__here->failed) &&
-        conc__handle_in_use(handle))
+    if (conc__handle_in_use(handle) && !conc__handle_taken_over(handle))
         return conc__misused(-EBUSY, "conc_spawn_task", "the handle is in use", spawned);
     return conc__spawn_in(g, handle, spawned, fn, arg, &t);
 }
@@ -3825,7 +4546,8 @@ CONC__PRIVATE bool conc__start_cancel(conc__wait *w)
 
 CONC__PRIVATE void conc__whom_task(FILE *out, const conc__wait *w)
 {
-    fprintf(out, " %s", ((const conc_task *)w->on)->name);
+    fputc(' ', out);
+    conc__print_name(out, w->on);
 }
 
 CONC__PRIVATE const conc_task *conc__task_waited_for(const conc__wait *w) { return w->on; }
@@ -3835,6 +4557,13 @@ static const conc__wait_kind conc__starting = {.what = "waits for the start of",
                                                .whom = conc__whom_task,
                                                .cancel = conc__start_cancel,
                                                .owner = conc__task_waited_for};
+
+/* Is nothing in this group of the running task, and has nothing failed there? */
+CONC__PRIVATE bool conc__is_untouched(const conc_loop *l, const conc_group *g)
+{
+    bool innermost = l->self->scope == &g->scope, empty = !g->live && !g->finished;
+    return innermost && empty && !g->error_count;
+}
 
 CONC_API CONC__CALLED int conc__start(conc_group *g, const char *spawned, conc_fn *fn, void *arg)
 {
@@ -3847,13 +4576,21 @@ CONC_API CONC__CALLED int conc__start(conc_group *g, const char *spawned, conc_f
     if (rc)
         return rc;
     conc__starter s = {.wait = {.task = l->self, .kind = &conc__starting}};
+    bool opens = g && (g->scope.state == CONC__FRESH || conc__scope_is_inherited(&g->scope));
     rc = conc__spawn_in(g, NULL, spawned, fn, arg, &s.child);
     if (rc)
         return rc;
     s.wait.on = s.child;
     s.child->sink = &s;
     s.child->sink_kind = CONC__START_SINK;
-    return conc__park(l, &s.wait);
+    if (CONC__UNLIKELY(l->self->pending)) { /* since the wait for room was granted */
+        conc__start_cancel(&s.wait);
+        conc__spread_marked(l);
+    }
+    rc = conc__park(l, &s.wait);
+    if (rc < 0 && opens && conc__is_untouched(l, g))
+        conc__group_unopen(l, g);
+    return rc;
 }
 
 CONC_API int conc_started(int value)
@@ -3874,6 +4611,24 @@ CONC_API int conc_started(int value)
 
 /* ---- >>texts -------------------------------------------------------------------------------- */
 
+/* For compilers without __FILE_NAME__: text and the place, without its directories, in the
+ * caller's room, whose first byte says that it has been written. */
+CONC_API const char *conc__at(char *room, const char *text, const char *place)
+{
+    static pthread_mutex_t writing = PTHREAD_MUTEX_INITIALIZER;
+    if (__atomic_load_n(room, __ATOMIC_ACQUIRE))
+        return room + 1;
+    pthread_mutex_lock(&writing);
+    if (!__atomic_load_n(room, __ATOMIC_RELAXED)) {
+        const char *slash = strrchr(place, '/');
+        strcpy(room + 1, text);
+        strcat(room + 1, slash ? slash + 1 : place);
+        __atomic_store_n(room, 1, __ATOMIC_RELEASE);
+    }
+    pthread_mutex_unlock(&writing);
+    return room + 1;
+}
+
 CONC__PRIVATE void conc__copy(char *to, size_t size, const char *from)
 {
     size_t n = strnlen(from, size - 1);
@@ -3881,39 +4636,69 @@ CONC__PRIVATE void conc__copy(char *to, size_t size, const char *from)
     to[n] = 0;
 }
 
-/* Where a task's newest error is put into words; NULL: no memory, and strerror has to do. */
+CONC__PRIVATE conc__source conc__source_of(const conc_task *t)
+{
+    return (conc__source){t->name, t->spawned};
+}
+
+/* Keeps a name that a task was given; "" for one that goes by its function. */
+CONC__PRIVATE void conc__keep_name(char to[CONC__NAME], conc__source source)
+{
+    conc__copy(to, CONC__NAME, source.name == source.spawned ? "" : source.name);
+}
+
+CONC__PRIVATE conc__source conc__kept_source(const char *name, const char *spawned)
+{
+    return (conc__source){*name ? name : spawned, spawned};
+}
+
+/* Where a task's newest error is put into words, and behind them the name of the task that it
+ * came from; NULL: no memory, and strerror has to do. */
 CONC__PRIVATE char *conc__text_room(conc_task *t)
 {
     if (!t->text) {
-        t->text = t->has_handle ? t->text_copy : conc__alloc(CONC__TEXT);
+        _Static_assert(sizeof t->text_copy == CONC__TEXT + CONC__NAME, "words, and a name");
+        t->text = t->has_handle ? t->text_copy : conc__alloc(CONC__TEXT + CONC__NAME);
         if (t->text)
-            t->text[0] = 0;
+            t->text[0] = t->text[CONC__TEXT] = 0;
     }
     return t->text;
 }
 
-/* The task has made or been told of an error: text NULL or "" if it has no words of its own; by:
- * whose it was. */
-CONC__PRIVATE void conc__tell(conc_task *t, int rc, const char *text, const char *by)
+/* The task has made or been told of an error. text: NULL or "" without words of its own; by: the
+ * task that it came from, {NULL, NULL} for this one. */
+CONC__PRIVATE void conc__tell(conc_task *t, int rc, const char *text, conc__source by)
 {
+    bool in_words = text && *text;
     t->last_rc = rc;
-    t->told_by = by;
+    t->told_by = by.spawned;
     if (t->text)
-        t->text[0] = 0;
-    if (text && *text && conc__text_room(t))
-        conc__copy(t->text, CONC__TEXT, text);
+        t->text[0] = t->text[CONC__TEXT] = 0;
+    if ((in_words || by.name != by.spawned) && conc__text_room(t)) {
+        conc__copy(t->text, CONC__TEXT, in_words ? text : "");
+        conc__keep_name(t->text + CONC__TEXT, by);
+    }
 }
 
-/* Whose error rc, which comes out of this task, was at first: name and place. */
-CONC__PRIVATE const char *conc__origin(const conc_task *t, int rc)
+/* The task that error rc, which comes out of this one, came from at first. Borrowed from t. */
+CONC__PRIVATE conc__source conc__origin(const conc_task *t, int rc)
 {
-    return t->last_rc == rc && t->told_by ? t->told_by : t->spawned;
+    if (t->last_rc != rc || !t->told_by)
+        return conc__source_of(t);
+    return conc__kept_source(t->text ? t->text + CONC__TEXT : "", t->told_by);
 }
 
 /* The words that go with rc out of this task; "": none. */
 CONC__PRIVATE const char *conc__words(const conc_task *t, int rc)
 {
     return t->last_rc == rc && t->text ? t->text : "";
+}
+
+/* The task is told the result of t, which has ended. */
+CONC__FAST void conc__tell_result(conc_task *task, const conc_task *t)
+{
+    if (CONC__UNLIKELY(t->result < 0))
+        conc__tell(task, t->result, conc__words(t, t->result), conc__origin(t, t->result));
 }
 
 CONC__PRIVATE const char *conc__words_or(const char *words, int rc)
@@ -3932,13 +4717,30 @@ CONC_API int conc_fail(int rc, const char *fmt, ...)
     va_start(args, fmt);
     if (l) {
         vsnprintf(text, sizeof text, fmt, args);
-        conc__tell(l->self, rc, text, NULL);
+        conc__tell(l->self, rc, text, (conc__source){NULL, NULL});
     } else if (!conc__here && conc__extended.job_fail) {
         conc__extended.job_fail(rc, fmt, args);
     }
     va_end(args);
     errno = saved;
     return rc;
+}
+
+/* strerror, but never a buffer that is used again. */
+CONC__PRIVATE const char *conc__system_words(int rc)
+{
+    const char *text = rc > -4096 ? strerror(-rc) : "Unknown error";
+    return strncmp(text, "Unknown", 7) == 0 ? "unknown error" : text;
+}
+
+/* Returns rc. If it is an error, it came from the system: it goes with the system's words, which
+ * may be other than conc_strerror's, and with what the call was about (NULL: nothing). */
+CONC__PRIVATE int conc__system_failed(int rc, const char *about)
+{
+    if (rc >= 0 || rc == -ECANCELED)
+        return rc;
+    const char *words = conc__system_words(rc);
+    return about ? conc_fail(rc, "%.80s: %s", about, words) : conc_fail(rc, "%s", words);
 }
 
 CONC_API const char *conc_error_text(const conc_task *t)
@@ -3970,13 +4772,10 @@ CONC_API const char *conc_strerror(int rc)
     case -EALREADY: return "already done";
     case -EMSGSIZE: return "longer than the limit";
     case -EOWNERDEAD: return "the owner died";
+    case -EOVERFLOW: return "the count would leave its range";
     default: break;
     }
-    if (rc >= 0)
-        return "success";
-    const char *text = rc > -4096 ? strerror(-rc) : "Unknown error";
-    /* else it lies in a buffer that is used again */
-    return strncmp(text, "Unknown", 7) == 0 ? "unknown error" : text;
+    return rc >= 0 ? "success" : conc__system_words(rc);
 }
 
 CONC_API const char *conc_name(const conc_task *t) { return conc__is_task(t) ? t->name : NULL; }
@@ -3985,6 +4784,10 @@ CONC_API void conc_set_name(conc_task *t, const char *name)
 {
     if (!conc__is_task(t) || !name || t->state != CONC__LIVE)
         return;
+    if (t->loop != conc__here) {
+        conc__misused(-EPERM, "conc_set_name", "the task is another run's", NULL);
+        return;
+    }
     char *room = t->has_handle           ? t->name_copy
                  : t->name != t->spawned ? (char *)(uintptr_t)t->name
                                          : conc__alloc(CONC__NAME);
@@ -3992,8 +4795,8 @@ CONC_API void conc_set_name(conc_task *t, const char *name)
         return;
     conc__copy(room, CONC__NAME, name);
     t->name = room;
-    if (t->loop->trace && t->loop == conc__here)
-        conc__trace_task(t->loop, t);
+    if (t->loop->stepwise)
+        conc__renamed(t->loop, t);
 }
 
 CONC_API void conc_free(void *p)
@@ -4014,78 +4817,191 @@ CONC__PRIVATE const char *conc__place_of(const char *spawned)
     return place;
 }
 
-/* A task's name for reports, with the place of its spawn if the name does not have it. */
-CONC__PRIVATE void conc__describe(char *to, size_t size, const char *name, const char *spawned)
+/* What a report says behind the name of a task: "" if the name is its function and location. */
+CONC__PRIVATE void conc__describe_spawn(char *to, size_t size, conc__source source)
 {
-    conc__copy(to, size, name);
-    if (name == spawned)
-        return;
-    const char *parts[] = {" (spawned at ", conc__place_of(spawned), ")"};
-    for (size_t i = 0; i < CONC_LEN(parts); i++) {
-        size_t n = strlen(to);
-        conc__copy(to + n, size - n, parts[i]);
+    const char *place = conc__place_of(source.spawned);
+    if (strcmp(source.name, source.spawned) == 0)
+        *to = 0;
+    else if (place == source.spawned) /* a run's "main" */
+        snprintf(to, size, " (%s)", place);
+    else
+        snprintf(to, size, " (spawned at %s)", place);
+}
+
+/* A task, as every report calls it: its name of this moment, without control characters, and the
+ * location of its spawn. Of a text that is too long the middle is left out. Returns to. Also from
+ * a handler. */
+CONC__PRIVATE const char *conc__describe(char *to, size_t size, conc__source source)
+{
+    char spawn[CONC__DESCRIPTION - CONC__NAME];
+    conc__describe_spawn(spawn, sizeof spawn, source);
+    const char *place = conc__place_of(source.spawned);
+    size_t name = strlen(source.name), end;
+    if (!*spawn && place != source.spawned) { /* " at f.c:12" is to be kept */
+        conc__copy(spawn, sizeof spawn, place - strlen(" at "));
+        name = (size_t)(place - source.spawned) - strlen(" at ");
     }
+    end = strlen(spawn);
+    name = name < size - 1 - end ? name : size - 1 - end;
+    memcpy(to, source.name, name);
+    memcpy(to + name, spawn, end + 1);
+    for (unsigned char *c = (unsigned char *)to; *c; c++)
+        *c = *c < ' ' || *c == 0x7f ? '?' : *c;
+    return to;
+}
+
+/* The same in the line of another task. In a report that gives each task a line, its location
+ * stands there. */
+CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t)
+{
+    char text[CONC__DESCRIPTION];
+    conc__source source = conc__source_of(t);
+    if (conc__here->lists_tasks && source.name != source.spawned)
+        source.spawned = source.name;
+    fputs(conc__describe(text, sizeof text, source), out);
 }
 
 /* ---- >>finishing ---------------------------------------------------------------------------- */
 
+/* The tree is at most 64 deep, mostly much less. */
 CONC__PRIVATE void conc__locals_release(conc__locals *locals)
 {
-    if (locals && __atomic_sub_fetch(&locals->references, 1, __ATOMIC_ACQ_REL) == 0)
+    while (locals && __atomic_sub_fetch(&locals->references, 1, __ATOMIC_ACQ_REL) == 0) {
+        conc__locals *right = locals->below[1];
+        conc__locals_release(locals->below[0]);
         CONC_FREE(locals);
+        locals = right;
+    }
 }
+
+typedef struct conc__reported {
+    conc_failure failure;
+    conc__source source;
+} conc__reported;
 
 CONC__PRIVATE void conc__call_hook(conc_loop *l, void *arg)
 {
-    const conc_failure *f = arg;
+    const conc__reported *r = arg;
     int saved = errno;
-    if (l->options.on_error)
-        l->options.on_error(f, l->options.user);
-    else if (strstr(f->task, f->place))
-        fprintf(stderr, "conc: %s failed: %s\n", f->task, f->text);
-    else
-        fprintf(stderr, "conc: %s (spawned at %s) failed: %s\n", f->task, f->place, f->text);
+    if (l->options.on_error) {
+        l->options.on_error(&r->failure, l->options.user);
+    } else {
+        char who[CONC__DESCRIPTION];
+        fprintf(stderr, "conc: %s failed: %s\n", conc__describe(who, sizeof who, r->source),
+                r->failure.text);
+    }
     errno = saved;
 }
 
 /* An error that nobody collected. */
-CONC__PRIVATE void conc__report(conc_loop *l, const char *name, const char *spawned, int rc,
-                                const char *words)
+CONC__PRIVATE void conc__report(conc_loop *l, conc__source source, int rc, const char *words)
 {
-    conc_failure f = {name, conc__place_of(spawned), conc__words_or(words, rc), rc};
-    conc__on_loop(l, conc__call_hook, &f);
+    conc__reported r = {
+        {source.name, conc__place_of(source.spawned), conc__words_or(words, rc), rc}, source};
+    conc__on_loop(l, conc__call_hook, &r);
 }
 
 CONC__PRIVATE void conc__report_task(conc_loop *l, const conc_task *t)
 {
-    conc__report(l, t->name, t->spawned, t->result, conc__words(t, t->result));
+    conc__report(l, conc__source_of(t), t->result, conc__words(t, t->result));
 }
 
-/* A background task failed and nobody has joined it: that is said at the end of the run. */
+/* The running task could not close something as it should. */
+CONC__PRIVATE void conc__report_close(conc_loop *l, const char *what, int rc)
+{
+    char text[CONC__TEXT];
+    snprintf(text, sizeof text, "%s did not close well: %s", what,
+             conc__words_or(conc__words(l->self, rc), rc));
+    conc__report(l, conc__source_of(l->self), rc, text);
+}
+
+CONC__PRIVATE conc__failed **conc__failure_slot(const conc__failures *all, uint64_t serial)
+{
+    return &all->slots[serial & (all->slot_count - 1)];
+}
+
+/* Room for one more. Serial numbers count up, so they fill the slots evenly. Without memory the
+ * slots stay as they are; false: there is not even one. */
+CONC__PRIVATE bool conc__failures_grow(conc__failures *all)
+{
+    enum { LEAST = 64 };
+    if (all->count < all->slot_count)
+        return true;
+    conc__failures more = *all;
+    more.slot_count = all->slot_count ? all->slot_count * 2 : LEAST;
+    more.slots = conc__alloc(more.slot_count * sizeof(conc__failed *));
+    if (!more.slots)
+        return all->slot_count > 0;
+    memset(more.slots, 0, more.slot_count * sizeof(conc__failed *));
+    for (conc__failed *f = all->first; f; f = f->next) {
+        conc__failed **slot = conc__failure_slot(&more, f->serial);
+        f->same_slot = *slot;
+        *slot = f;
+    }
+    CONC_FREE(all->slots);
+    *all = more;
+    return true;
+}
+
+/* A background task with a handle failed, and no task has joined it yet: the run's end reports
+ * it. */
 CONC__PRIVATE void conc__remember(conc_loop *l, const conc_task *t)
 {
-    conc__failed *f = conc__alloc(sizeof *f);
+    conc__failures *all = &l->failures;
+    conc__failed *f = conc__failures_grow(all) ? conc__alloc(sizeof *f) : NULL;
     if (!f) {
         conc__report_task(l, t);
         return;
     }
-    *f = (conc__failed){.task = t->has_handle ? t : NULL, .spawned = t->spawned, .rc = t->result};
-    conc__copy(f->name, sizeof f->name, t->name);
+    conc__failed **slot = conc__failure_slot(all, t->serial);
+    *f = (conc__failed){.prev = all->last,
+                        .same_slot = *slot,
+                        .serial = t->serial,
+                        .spawned = t->spawned,
+                        .rc = t->result};
+    conc__keep_name(f->name, conc__source_of(t));
     conc__copy(f->text, sizeof f->text, conc__words(t, t->result));
-    *l->last_failed = f;
-    l->last_failed = &f->next;
+    *slot = f;
+    *(all->last ? &all->last->next : &all->first) = f;
+    all->last = f;
+    all->count++;
 }
 
+CONC__PRIVATE void conc__failure_remove(conc__failures *all, conc__failed *f)
+{
+    conc__failed **at = conc__failure_slot(all, f->serial);
+    while (*at != f)
+        at = &(*at)->same_slot;
+    *at = f->same_slot;
+    *(f->prev ? &f->prev->next : &all->first) = f->next;
+    *(f->next ? &f->next->prev : &all->last) = f->prev;
+    all->count--;
+    CONC_FREE(f);
+}
+
+/* A join has taken the error of this task. */
 CONC__PRIVATE void conc__forget(conc_loop *l, const conc_task *t)
 {
-    for (conc__failed **at = &l->failed, *f; (f = *at); at = &f->next)
-        if (f->task == t) {
-            *at = f->next;
-            if (!f->next)
-                l->last_failed = at;
-            CONC_FREE(f);
-            return;
-        }
+    conc__failures *all = &l->failures;
+    conc__failed *f = *conc__failure_slot(all, t->serial);
+    while (f && f->serial != t->serial)
+        f = f->same_slot;
+    if (f)
+        conc__failure_remove(all, f);
+}
+
+/* The end of the run: what no join has taken. */
+CONC__PRIVATE void conc__report_failures(conc_loop *l)
+{
+    conc__failures *all = &l->failures;
+    while (all->first) {
+        conc__failed *f = all->first;
+        conc__report(l, conc__kept_source(f->name, f->spawned), f->rc, f->text);
+        conc__failure_remove(all, f);
+    }
+    CONC_FREE(all->slots);
+    *all = (conc__failures){0};
 }
 
 /* The group's error is its first; later ones belong to whoever collects their task, or to
@@ -4094,7 +5010,9 @@ CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_ta
 {
     if (g->error_count++ == 0 && !g->background) {
         g->error = rc;
-        g->error_by = conc__origin(t, rc);
+        conc__source by = conc__origin(t, rc);
+        g->error_by = by.spawned;
+        conc__keep_name(g->error_name, by);
         conc__copy(g->text, sizeof g->text, conc__words(t, rc));
         if (!g->keep_going)
             conc__cancel_scope(l, &g->scope);
@@ -4102,10 +5020,10 @@ CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_ta
     }
     if (t->collected)
         return false;
-    if (g->background)
+    if (g->background && t->has_handle)
         conc__remember(l, t);
     else if (!t->has_handle || t->state != CONC__DONE) /* else it may still be collected */
-        conc__report(l, t->name, t->spawned, rc, conc__words(t, rc));
+        conc__report(l, conc__source_of(t), rc, conc__words(t, rc));
     return false;
 }
 
@@ -4129,6 +5047,7 @@ CONC__PRIVATE void conc__list_finished(conc_loop *l, conc_group *g, conc_task *t
     if (g->next.first) {
         conc__chooser *c = (conc__chooser *)(void *)g->next.first;
         c->task = t;
+        conc__tell_result(c->wait.task, t);
         conc__wake(l, &c->wait, 1);
         return;
     }
@@ -4155,8 +5074,7 @@ CONC__FAST void conc__tell_joiners(conc_loop *l, conc_task *t, bool stepwise)
             w->kind->won(w); /* others of its waits may be in this list, behind it */
         next = w->next;
         w->value = t->result;
-        if (CONC__UNLIKELY(t->result < 0))
-            conc__tell(w->task, t->result, conc__words(t, t->result), conc__origin(t, t->result));
+        conc__tell_result(w->task, t);
         w->list = NULL; /* all of them leave it, so none is unlinked from its neighbours */
         w->result = 0;
         if (stepwise && w->task->wait)
@@ -4222,17 +5140,7 @@ CONC__COLD void conc__free_strings(conc_task *t)
     CONC_FREE(t->text);
 }
 
-/* Signals that are received in memory which is gone with the task's stack. */
-CONC__COLD void conc__find_lost_signals(conc_loop *l, conc_task *t)
-{
-    for (const conc_signals *s = l->signals; s; s = s->next)
-        if ((const char *)s >= t->stack->low && (const char *)s < (const char *)t->stack) {
-            t->place = "the conc_signals on its stack";
-            conc__lost(l, t, "it ended");
-        }
-}
-
-/* Debug: remembers something that is to be given back. Without memory only its report is lost. */
+/* Remembers something that is to be given back. Without memory only its report is lost. */
 CONC__COLD void conc__note(conc__holding **list, const void *object, const char *what,
                            const char *place)
 {
@@ -4256,10 +5164,11 @@ CONC__COLD void conc__unnote(conc__holding **list, const void *object)
 /* Debug: a task that has ended holds locks, which nobody else can get now. */
 CONC__COLD void conc__tell_held(conc_task *t)
 {
+    char who[CONC__DESCRIPTION];
     int saved = errno;
+    conc__describe(who, sizeof who, conc__source_of(t));
     for (conc__holding *h; (h = t->held);) {
-        fprintf(stderr, "conc: %s ended with %s that it acquired at %s\n", t->name, h->what,
-                h->place);
+        fprintf(stderr, "conc: %s ended with %s that it acquired at %s\n", who, h->what, h->place);
         t->held = h->next;
         CONC_FREE(h);
     }
@@ -4273,8 +5182,8 @@ static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
     conc_group *g = t->group;
     if (CONC__UNLIKELY(t->scope))
         conc__lost(l, t, "it ended");
-    if (CONC__UNLIKELY(l->signals))
-        conc__find_lost_signals(l, t);
+    if (CONC__UNLIKELY(l->receiving))
+        conc__find_lost_signals(l, t, t->stack, "it ended");
     if (CONC__UNLIKELY(t->held))
         conc__tell_held(t);
     t->result = rc;
@@ -4346,20 +5255,21 @@ CONC__PRIVATE void conc__collect(conc_loop *l, conc_task *t)
 {
     if (t->in_finished)
         conc__unlist_finished(t->group, t);
-    if (t->failed && !t->collected && l->failed)
+    if (t->failed && !t->collected && l->failures.count)
         conc__forget(l, t);
     t->collected = true;
-    if (t->result < 0)
-        conc__tell(l->self, t->result, conc__words(t, t->result), conc__origin(t, t->result));
+    conc__tell_result(l->self, t);
 }
 
-CONC_API int conc_join(conc_task *t, int *result)
+CONC_API CONC__CALLED int conc_join(conc_task *t, int *result)
 {
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
     if (!conc__is_task(t))
         return conc__misused(-EINVAL, "conc_join", "no task was spawned with this handle", NULL);
+    if (CONC__UNLIKELY(!conc__is_of_run(l, t->serial)))
+        return conc__misused(-EPERM, "conc_join", "the task is another run's", NULL);
     if (t == l->self)
         return conc__misused(-EDEADLK, "conc_join", "a task would wait for itself", NULL);
     int rc = conc__checkpoint(l);
@@ -4367,8 +5277,6 @@ CONC_API int conc_join(conc_task *t, int *result)
         return rc;
     conc__wait w = {.task = l->self, .kind = &conc__joining, .on = t, .value = t->result};
     if (t->state == CONC__LIVE) {
-        if (t->loop != l)
-            return conc__misused(-EPERM, "conc_join", "the task is another loop's", NULL);
         conc__append(&t->joiners, &w);
         rc = conc__park(l, &w);
         if (rc)
@@ -4421,6 +5329,12 @@ static const conc__wait_kind conc__choosing = {.what = "waits for the next to fi
                                                .whom = conc__whom_group,
                                                .cancel = conc__cancel_plainly};
 
+/* The task that the group's error came from. */
+CONC__PRIVATE conc__source conc__group_source(const conc_group *g)
+{
+    return conc__kept_source(g->error_name, g->error_by);
+}
+
 /* Yields once at least, and returns when no child is left. */
 CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
 {
@@ -4456,7 +5370,7 @@ CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc)
     bool outside = conc__cancelled_around(l, &g->scope);
     conc__scope_close(l, &g->scope);
     if (g->error) {
-        conc__tell(l->self, g->error, g->text, g->error_by);
+        conc__tell(l->self, g->error, g->text, conc__group_source(g));
         return g->error;
     }
     if (rc == -ECANCELED || g->cut_short)
@@ -4482,9 +5396,9 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g)
     return 0;
 }
 
-CONC_API CONC__CALLED int conc_group_end(conc_group *g, int rc)
+CONC__PRIVATE CONC__CALLED int conc__group_finish(conc_group *g, int rc, const char *call)
 {
-    conc_loop *l = conc__in_task();
+    conc_loop *l = conc__in_task_of(call);
     if (l)
         conc__find_lost(l, __builtin_frame_address(0));
     int may = conc__may_close(l, g);
@@ -4499,7 +5413,12 @@ CONC_API CONC__CALLED int conc_group_end(conc_group *g, int rc)
     return conc__group_close(l, g, rc);
 }
 
-CONC_API int conc_group_wait(conc_group *g) { return conc_group_end(g, 0); }
+CONC_API int conc_group_end(conc_group *g, int rc)
+{
+    return conc__group_finish(g, rc, "conc_group_end");
+}
+
+CONC_API int conc_group_wait(conc_group *g) { return conc__group_finish(g, 0, "conc_group_wait"); }
 
 CONC_API void conc_group_cancel(conc_group *g)
 {
@@ -4517,7 +5436,7 @@ CONC_API void conc__auto_conc_group(conc_group *g)
     conc__cancel_scope(l, &g->scope);
     int rc = conc__group_close(l, g, 0);
     if (rc < 0 && g->error)
-        conc__report(l, g->error_by, g->error_by, g->error, g->text);
+        conc__report(l, conc__group_source(g), g->error, g->text);
 }
 
 CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
@@ -4533,7 +5452,8 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     if (g->scope.state == CONC__FRESH)
         return 0;
     if (g->scope.task->loop != l)
-        return -EPERM;
+        return conc__misused(-EPERM, "conc_group_next", "the group is another run's",
+                             g->scope.place);
     if (g->finished) {
         *t = g->finished;
         conc__collect(l, *t);
@@ -4624,14 +5544,14 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
     bool outside = conc__cancelled_around(l, &g.scope);
     conc__scope_close(l, &g.scope);
     if (g.error && !b->seen)
-        conc__report(l, g.error_by, g.error_by, g.error, g.text);
+        conc__report(l, conc__group_source(&g), g.error, g.text);
     return outside && g.cut_short ? -ECANCELED : 0;
 }
 
 CONC__PRIVATE int conc__run_calls(const char *spawned, conc_call *calls, size_t n, bool keep_going,
                                   bool seen)
 {
-    conc_loop *l = conc__in_task();
+    conc_loop *l = conc__in_task_of(keep_going ? "conc_gather_all" : "conc_gather");
     if (!l)
         return -EPERM;
     if (!calls && n)
@@ -4660,7 +5580,7 @@ CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n)
 
 CONC__PRIVATE int conc__run_map(const char *spawned, conc__batch *b)
 {
-    conc_loop *l = conc__in_task();
+    conc_loop *l = conc__in_task_of(b->keep_going ? "conc_map_all" : "conc_map");
     if (!l)
         return -EPERM;
     if (!b->fn || (!b->args && b->count && b->size))
@@ -4689,16 +5609,52 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 
 /* ---- >>keys --------------------------------------------------------------------------------- */
 
-CONC__PRIVATE conc__locals *conc__locals_with_room(const conc__locals *old, int count)
+/* A key's hash. No two keys have the same one, as each step can be undone. */
+CONC__PRIVATE uint64_t conc__local_hash(const conc_local *key)
 {
-    conc__locals *fresh = conc__alloc(sizeof *fresh + (size_t)count * sizeof fresh->entries[0]);
-    if (!fresh)
-        return NULL;
-    fresh->references = 1;
-    fresh->count = old ? old->count : 0;
-    if (old)
-        memcpy(fresh->entries, old->entries, (size_t)old->count * sizeof old->entries[0]);
-    return fresh;
+    uint64_t x = (uint64_t)(uintptr_t)key * 0x9e3779b97f4a7c15u;
+    x = (x ^ x >> 32) * 0xd6e8feb86659fd93u;
+    return x ^ x >> 32;
+}
+
+CONC__PRIVATE bool conc__locals_are_shared(const conc__locals *locals)
+{
+    return __atomic_load_n(&locals->references, __ATOMIC_ACQUIRE) > 1;
+}
+
+CONC__PRIVATE void conc__locals_share(conc__locals *locals)
+{
+    if (locals)
+        __atomic_fetch_add(&locals->references, 1, __ATOMIC_RELAXED);
+}
+
+/* Copies the nodes from `old` down to the key, which has the value in the copy; what hangs beside
+ * this path is shared. NULL: no memory. */
+CONC__PRIVATE conc__locals *conc__locals_with(const conc__locals *old, const conc_local *key,
+                                              const void *value, uint64_t hash)
+{
+    conc__locals *top = NULL, **end = &top;
+    bool found = false;
+    while (!found) {
+        conc__locals *copy = conc__alloc(sizeof *copy);
+        if (!copy) {
+            conc__locals_release(top);
+            return NULL;
+        }
+        found = !old || old->key == key;
+        *copy = (conc__locals){.references = 1, .key = found ? key : old->key};
+        copy->value = found ? value : old->value;
+        for (unsigned way = 0; old && way < 2; way++)
+            if (found || way != (hash & 1)) {
+                copy->below[way] = old->below[way];
+                conc__locals_share(copy->below[way]);
+            }
+        *end = copy;
+        end = &copy->below[hash & 1];
+        old = old ? old->below[hash & 1] : NULL;
+        hash >>= 1;
+    }
+    return top;
 }
 
 /* Where the running task's locals hang, or those of the job that runs on this thread; NULL:
@@ -4718,31 +5674,28 @@ CONC_API int conc_local_set(conc_local *key, const void *value)
         return -EPERM;
     if (!key)
         return -EINVAL;
-    conc__locals *old = *at, *now = old;
-    int i = 0, count = old ? old->count : 0;
-    while (i < count && old->entries[i].key != key)
-        i++;
-    /* others see the old values: copy */
-    if (i == count || __atomic_load_n(&old->references, __ATOMIC_ACQUIRE) > 1) {
-        now = conc__locals_with_room(old, count + (i == count));
-        if (!now)
-            return -ENOMEM;
-        conc__locals_release(old);
-        *at = now;
-        now->count = count + (i == count);
+    uint64_t hash = conc__local_hash(key);
+    for (; *at && !conc__locals_are_shared(*at); hash >>= 1) {
+        if ((*at)->key == key) {
+            (*at)->value = value;
+            return 0;
+        }
+        at = &(*at)->below[hash & 1];
     }
-    now->entries[i].key = key;
-    now->entries[i].value = value;
+    conc__locals *old = *at, *now = conc__locals_with(old, key, value, hash);
+    if (!now)
+        return -ENOMEM;
+    *at = now;
+    conc__locals_release(old);
     return 0;
 }
 
 CONC_API void *conc_local_get(conc_local *key)
 {
     conc__locals **at = conc__locals_here(), *locals = at ? *at : NULL;
-    for (int i = 0; locals && i < locals->count; i++)
-        if (locals->entries[i].key == key)
-            return (void *)(uintptr_t)locals->entries[i].value;
-    return NULL;
+    for (uint64_t hash = conc__local_hash(key); locals && locals->key != key; hash >>= 1)
+        locals = locals->below[hash & 1];
+    return locals ? (void *)(uintptr_t)locals->value : NULL;
 }
 
 /* ---- >>generating --------------------------------------------------------------------------- */
@@ -4754,18 +5707,23 @@ typedef struct conc__gen {
     conc_gen face; /* what the body is given */
     struct conc__gen *next, *prev;
     conc__stack *stack, *outside; /* its own; the consumer's, while it is inside */
-    void *inner[3], *outer[3];    /* the contexts on them */
+    conc__context inner, outer;   /* the contexts on them */
     conc_gen_fn *fn;
     void *arg;
     const void *emitted; /* where the item was put that the consumer copies; NULL: none */
     size_t item_size;
     conc_task *consumer; /* who is inside; NULL: nobody */
     conc_scope *scope;   /* its innermost scope then */
-    /* the generator whose body asked last, which may be gone by now; NULL: a task */
+    /* the generator whose body asked last; NULL: a task, or a generator that has ended */
     struct conc__gen *used_by;
-    int rc;
-    bool started, ended, closing;
+    struct conc__gen *sources, *next_source, *prev_source; /* those that it used so */
+    const char *opened;                                    /* "fn at file.c:12" */
+    int rc, late_emits;
+    bool started, ended, closing, stopped;
+    bool gone; /* closed by the end of the run, unseen by the conc_gen that still points here */
 } conc__gen;
+
+enum { CONC__LATE_EMITS = 1000 }; /* while it is being closed, after which a body is stopped */
 
 static conc__gen conc__exhausted; /* what a conc_gen points to whose body has ended */
 
@@ -4775,31 +5733,84 @@ CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
     return s->has_generator ? (conc__gen *)(void *)conc__stack_top(s) : NULL;
 }
 
+CONC__PRIVATE conc__source conc__gen_source(const conc__gen *g)
+{
+    return (conc__source){g->opened, g->opened};
+}
+
+/* The body has returned: what it left open on its stack is lost. */
+CONC__PRIVATE void conc__gen_find_lost(conc_loop *l, const conc__gen *g)
+{
+    char how[CONC__NAME + CONC__TEXT];
+    if (l->self->scope == g->scope && !l->receiving)
+        return;
+    snprintf(how, sizeof how, "the generator %s ended", g->opened);
+    if (l->self->scope != g->scope)
+        conc__lost(l, l->self, how);
+    conc__find_lost_signals(l, l->self, g->stack, how);
+}
+
 CONC__PRIVATE void conc__gen_main(void)
 {
     CONC__BOTTOM();
     conc_loop *l = conc__here;
-    conc_task *self = l->self;
-    conc__gen *g = conc__gen_on(self->stack);
+    conc__gen *g = conc__gen_on(l->self->stack);
     conc__arrived(l, g->stack);
     g->rc = g->fn(&g->face, g->arg);
-    self = l->self; /* the last consumer need not be the first */
-    if (self->scope != g->scope)
-        conc__lost(l, self, "a generator ended");
+    conc__gen_find_lost(l, g);
     g->ended = true;
     conc__leaving(NULL, g->outside);
     conc__jump(l->scratch, g->outer);
     __builtin_unreachable();
 }
 
-/* NULL: not open, or in a run that is over, which has closed it */
+/* NULL: not open, closed by the end of the run, or in a run that is over */
 CONC__PRIVATE conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
 {
-    return face && face->run == l->run ? face->body : NULL;
+    if (!face || face->run != l->run || !face->body)
+        return NULL;
+    return face->body->gone ? NULL : face->body;
 }
 
-CONC_API int conc__gen_open(conc_gen *face, conc_gen_fn *fn, void *arg, size_t item_size,
-                            const char *place)
+/* Before the first. */
+CONC__PRIVATE void conc__gen_link(conc_loop *l, conc__gen *g)
+{
+    g->prev = NULL;
+    g->next = l->generators;
+    if (g->next)
+        g->next->prev = g;
+    l->generators = g;
+}
+
+CONC__PRIVATE void conc__gen_unlink(conc_loop *l, conc__gen *g)
+{
+    *(g->prev ? &g->prev->next : &l->generators) = g->next;
+    if (g->next)
+        g->next->prev = g->prev;
+}
+
+/* g is used by a body, NULL: by a task; at the run's end consumers are closed first. */
+CONC__PRIVATE void conc__gen_set_user(conc__gen *g, conc__gen *user)
+{
+    if (g->used_by == user)
+        return;
+    if (g->used_by) {
+        *(g->prev_source ? &g->prev_source->next_source : &g->used_by->sources) = g->next_source;
+        if (g->next_source)
+            g->next_source->prev_source = g->prev_source;
+    }
+    g->used_by = user;
+    if (!user)
+        return;
+    g->prev_source = NULL;
+    g->next_source = user->sources;
+    if (g->next_source)
+        g->next_source->prev_source = g;
+    user->sources = g;
+}
+
+CONC_API int conc__gen_open(conc_gen *face, const char *opened, conc_gen_fn *fn, void *arg,
+                            size_t item_size)
 {
     conc_loop *l = conc__in_task();
     if (!l)
@@ -4814,21 +5825,19 @@ CONC_API int conc__gen_open(conc_gen *face, conc_gen_fn *fn, void *arg, size_t i
     char *top = conc__stack_top(stack);
     conc__gen *g = (conc__gen *)(void *)top;
     *g = (conc__gen){.face = {g, l->run},
-                     .next = l->generators,
                      .stack = stack,
                      .fn = fn,
                      .arg = arg,
-                     .item_size = item_size};
-    if (l->generators)
-        l->generators->prev = g;
-    l->generators = g;
+                     .item_size = item_size,
+                     .opened = opened};
+    conc__gen_link(l, g);
     l->generator_count++;
     stack->has_generator = true;
     conc__prepare(g->inner, stack->low, top, conc__gen_main);
     face->body = g;
     face->run = l->run;
     if (CONC__UNLIKELY(l->debug))
-        conc__note(&l->opened, g, "a generator", place);
+        conc__note(&l->opened, g, "a generator", conc__place_of(opened));
     return 0;
 }
 
@@ -4840,7 +5849,7 @@ CONC__PRIVATE void conc__gen_enter(conc_loop *l, conc__gen *g)
     g->emitted = NULL;
     g->consumer = self;
     g->scope = self->scope;
-    g->used_by = conc__gen_on(self->stack);
+    conc__gen_set_user(g, conc__gen_on(self->stack));
     g->outside = self->stack;
     self->stack = g->stack;
     l->switch_stacks(l, g->outside, g->outer, g->stack, g->inner);
@@ -4848,43 +5857,72 @@ CONC__PRIVATE void conc__gen_enter(conc_loop *l, conc__gen *g)
     g->consumer = NULL;
 }
 
-/* The body has ended, or is abandoned: its stack goes back, and its result comes out. */
-CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
+/* The body has ended: its stack goes back. That of a body which was stopped is kept, as others
+ * may know what lies on it, and so is one that a conc_gen still points to. */
+CONC__PRIVATE void conc__gen_give_stack(conc_loop *l, conc__gen *g)
 {
-    int rc = g->rc;
-    *(g->prev ? &g->prev->next : &l->generators) = g->next;
-    if (g->next)
-        g->next->prev = g->prev;
-    l->generator_count--;
     conc__stack *stack = g->stack;
     char *used = NULL;
-    if (CONC__UNLIKELY(l->debug)) {
-        conc__unnote(&l->opened, g);
-        used = conc__usage_note(l, stack, "generators");
+    if (CONC__UNLIKELY(l->debug && !g->stopped))
+        used = conc__usage_note(l, stack, conc__gen_source(g));
+    if (g->stopped || g->gone) {
+        stack->next = l->stopped;
+        l->stopped = stack;
+        return;
     }
     conc__stack_give(l, stack);
     stack->has_generator = false;
     conc__stack_clear(stack, used);
+}
+
+/* The body has ended, or is stopped: its result. */
+CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
+{
+    int rc = g->rc;
+    conc__gen_unlink(l, g);
+    conc__gen_set_user(g, NULL);
+    while (g->sources)
+        conc__gen_set_user(g->sources, NULL);
+    l->generator_count--;
+    if (CONC__UNLIKELY(l->debug))
+        conc__unnote(&l->opened, g);
+    g->gone = !face;
+    conc__gen_give_stack(l, g);
     if (face)
         face->body = &conc__exhausted;
     return rc;
 }
 
-CONC_API int conc_gen_emit(conc_gen *face, const void *item)
+/* The body emits though it is being closed. */
+CONC__COLD int conc__gen_emit_late(conc_loop *l, conc__gen *g)
+{
+    if (++g->late_emits < CONC__LATE_EMITS)
+        return -ECANCELED;
+    g->stopped = true;
+    l->switch_stacks(l, g->stack, g->inner, g->outside, g->outer);
+    __builtin_unreachable();
+}
+
+CONC_API CONC__CALLED int conc_gen_emit(conc_gen *face, const void *item)
 {
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
     conc__gen *g = conc__gen_of(l, face);
-    if (!g || g == &conc__exhausted || l->self->stack != g->stack || l->self->scope != g->scope ||
-        (!item && g->item_size))
+    if (!g || g == &conc__exhausted || l->self->stack != g->stack || (!item && g->item_size))
         return -EINVAL;
+    if (CONC__UNLIKELY(l->self->scope != g->scope)) {
+        conc__find_lost(l, __builtin_frame_address(0));
+        return -EINVAL;
+    }
+    if (CONC__UNLIKELY(g->closing))
+        return conc__gen_emit_late(l, g);
     g->emitted = item ? item : g;
     l->switch_stacks(l, g->stack, g->inner, g->outside, g->outer);
     return g->closing ? -ECANCELED : 0;
 }
 
-CONC_API int conc_gen_next(conc_gen *face, void *item)
+CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
 {
     conc_loop *l = conc__in_task();
     if (!l)
@@ -4910,16 +5948,30 @@ CONC_API int conc_gen_next(conc_gen *face, void *item)
     return 1;
 }
 
-CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face)
+/* Ends the body; *stopped: for good, as it would not end. The error that comes out of it is the
+ * task's newest, and has no words but those of the body. */
+CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, bool *stopped)
 {
+    conc_task *self = l->self;
+    const char *words = "";
+    int told = self->last_rc;
     g->closing = true;
-    if (g->started && !g->ended) {
+    self->last_rc = 0;
+    if (g->started)
         conc__gen_enter(l, g);
-        if (!g->ended)
-            g->rc = -EINVAL; /* it emitted again; nobody will go on there */
+    *stopped = g->stopped;
+    if (*stopped) {
+        g->rc = -EINVAL;
+        self->last_rc = 0;
+        words = "it emitted 1000 times while it was closed, and is stopped for good";
     }
     int rc = conc__gen_free(l, g, face);
-    return rc < 0 && rc != -ECANCELED ? rc : 0;
+    rc = rc < 0 && rc != -ECANCELED ? rc : 0;
+    if (rc && self->last_rc != rc)
+        conc__tell(self, rc, words, (conc__source){NULL, NULL});
+    else if (!self->last_rc)
+        self->last_rc = told;
+    return rc;
 }
 
 CONC_API int conc_gen_close(conc_gen *face)
@@ -4928,7 +5980,9 @@ CONC_API int conc_gen_close(conc_gen *face)
     if (!face)
         return -EINVAL;
     conc__gen *g = l ? conc__gen_of(l, face) : face->body;
-    if (!g || g == &conc__exhausted) {
+    if (!g)
+        return 0; /* it may be open in another thread's run: nothing is written there */
+    if (g == &conc__exhausted) {
         face->body = NULL;
         return 0;
     }
@@ -4936,37 +5990,56 @@ CONC_API int conc_gen_close(conc_gen *face)
         return -EPERM;
     if (g->consumer)
         return -EBUSY;
-    int rc = conc__gen_finish(l, g, face);
+    bool stopped;
+    conc__source source = conc__gen_source(g);
+    int rc = conc__gen_finish(l, g, face, &stopped);
+    if (stopped)
+        conc__report(l, source, rc, conc__words(l->self, rc));
     face->body = NULL;
     return rc;
 }
 
-CONC_API void conc__auto_conc_gen(conc_gen *g)
+/* Closes a generator whose error no call returns: it goes to on_error, and the task's own newest
+ * error stays what it was. */
+CONC__PRIVATE void conc__gen_close_unseen(conc_loop *l, conc__gen *g, conc_gen *face)
 {
-    int rc = conc_gen_close(g);
+    conc_task *self = l->self;
+    conc__source source = conc__gen_source(g), by = conc__origin(self, self->last_rc);
+    char text[CONC__TEXT], name[CONC__NAME];
+    int last_rc = self->last_rc;
+    bool by_another = self->told_by != NULL, stopped;
+    conc__copy(text, sizeof text, conc__words(self, last_rc));
+    conc__keep_name(name, by);
+    int rc = conc__gen_finish(l, g, face, &stopped);
+    if (rc < 0)
+        conc__report(l, source, rc, conc__words(self, rc));
+    by = by_another ? conc__kept_source(name, by.spawned) : (conc__source){NULL, NULL};
+    conc__tell(self, last_rc, text, by);
+}
+
+CONC_API void conc__auto_conc_gen(conc_gen *face)
+{
     conc_loop *l = conc__of_task();
-    if (rc < 0 && l)
-        conc__report(l, "a generator", l->self->spawned, rc, "");
+    conc__gen *g = l ? conc__gen_of(l, face) : NULL;
+    if (g && g != &conc__exhausted && !g->consumer)
+        conc__gen_close_unseen(l, g, face);
+    else if (g && g->consumer)
+        conc__report(l, conc__gen_source(g), -EBUSY, "");
+    face->body = NULL;
 }
 
-CONC__PRIVATE bool conc__gen_is_open(const conc_loop *l, const conc__gen *g)
-{
-    const conc__gen *open = g ? l->generators : NULL;
-    while (open && open != g)
-        open = open->next;
-    return open != NULL;
-}
-
-/* The end of a run: consumers are closed before what they consume. */
+/* The end of a run: consumers are closed before what they consume. Each that is passed on the
+ * way to a consumer is put before the others, so none is passed twice. */
 CONC__PRIVATE void conc__close_generators(conc_loop *l)
 {
     while (l->generators) {
         conc__gen *g = l->generators;
-        for (size_t n = l->generator_count; conc__gen_is_open(l, g->used_by) && n; n--)
+        while (g->used_by) {
             g = g->used_by;
-        int rc = conc__gen_finish(l, g, NULL);
-        if (rc < 0)
-            conc__report(l, "a generator", "left open until the end of the run", rc, "");
+            conc__gen_unlink(l, g);
+            conc__gen_link(l, g);
+        }
+        conc__gen_close_unseen(l, g, NULL);
     }
 }
 
@@ -5011,11 +6084,29 @@ CONC__PRIVATE conc__fd *conc__fd_of(conc_loop *l, int number)
     return &l->fds[block][number % CONC__FDS];
 }
 
-/* Tells whether a number still means what it did. */
-CONC__PRIVATE uint32_t conc__life(const conc_loop *l, int number)
+CONC__PRIVATE void conc__fds_free(conc_loop *l)
+{
+    for (size_t i = 0; i < l->fd_blocks; i++)
+        CONC_FREE(l->fds[i]);
+    CONC_FREE(l->fds);
+}
+
+/* Tells whether a number still means the same file. */
+CONC__PRIVATE uint32_t conc__fd_id(const conc_loop *l, int number)
 {
     const conc__fd *f = conc__fd_find(l, number);
-    return f ? f->life : 0;
+    return f ? f->id : 0;
+}
+
+CONC__PRIVATE bool conc__fd_is_own(const conc__fd *f)
+{
+    return f->state == CONC__FD_OWN || f->state == CONC__FD_EDGE;
+}
+
+/* Does the poller have it? */
+CONC__PRIVATE bool conc__fd_is_polled(const conc__fd *f)
+{
+    return f->state == CONC__FD_FOREIGN || f->state == CONC__FD_EDGE;
 }
 
 /* How often conc_close was called, in all threads, for numbers with the same remainder. A
@@ -5028,36 +6119,34 @@ CONC__PRIVATE atomic_uint *conc__closings_of(int number)
     return &conc__closings[number % (int)CONC_LEN(conc__closings)];
 }
 
+/* Is it certain, without asking the kernel, that the poller reports what happens to it? */
 CONC__PRIVATE bool conc__fd_is_certain(const conc__fd *f)
 {
-    return f && f->owned && f->registered &&
+    return f->state == CONC__FD_EDGE &&
            f->closings == atomic_load_explicit(conc__closings_of(f->number), memory_order_relaxed);
 }
 
-CONC__PRIVATE void conc__fds_free(conc_loop *l)
+CONC__PRIVATE bool conc__fd_is_listed(const conc_loop *l, const conc__fd *f)
 {
-    for (size_t i = 0; i < l->fd_blocks; i++)
-        CONC_FREE(l->fds[i]);
-    CONC_FREE(l->fds);
+    return f->prev || l->watched == f;
 }
 
 CONC__PRIVATE void conc__fd_unlist(conc_loop *l, conc__fd *f)
 {
     *(f->prev ? &f->prev->next : &l->watched) = f->next;
     *(f->next ? &f->next->prev : &l->last_watched) = f->prev;
+    f->next = f->prev = NULL;
     l->watched_count--;
-    l->foreign_count -= f->foreign;
+    l->foreign_count -= f->state == CONC__FD_FOREIGN;
 }
 
 CONC__PRIVATE void conc__fd_list(conc_loop *l, conc__fd *f)
 {
-    f->next = NULL;
     f->prev = l->last_watched;
     *(l->last_watched ? &l->last_watched->next : &l->watched) = f;
     l->last_watched = f;
-    f->foreign = !f->owned;
     l->watched_count++;
-    l->foreign_count += f->foreign;
+    l->foreign_count += f->state == CONC__FD_FOREIGN;
 }
 
 CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f)
@@ -5066,51 +6155,58 @@ CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f)
     conc__fd_list(l, f);
 }
 
-/* What those who wait want. */
+/* The events that its waiting tasks want. */
 CONC__PRIVATE int conc__fd_wanted(const conc__fd *f)
 {
-    int events = 0;
-    for (const conc__wait *w = f->waits.first; w; w = w->next)
-        events |= w->value;
-    return events;
+    enum { BOTH = CONC_READABLE | CONC_WRITABLE };
+    if (f->waits[BOTH].first)
+        return BOTH;
+    int readable = f->waits[CONC_READABLE].first ? CONC_READABLE : 0;
+    return readable | (f->waits[CONC_WRITABLE].first ? CONC_WRITABLE : 0);
 }
 
-/* Wakes those who wait for any of these events. */
-CONC__PRIVATE void conc__fd_wake(conc_loop *l, conc__fd *f, int events, int result)
+/* Does a task wait for any event of it? */
+CONC__PRIVATE bool conc__fd_has_waits(const conc__fd *f)
 {
-    if (!f->waits.first)
-        return;
-    for (conc__wait *w = f->waits.first, *next; w; w = next) {
-        next = w->next;
-        if (w->value & events) {
-            w->value &= events;
-            conc__wake(l, w, result);
-            if (next && !next->list) /* another wait of the same task */
-                next = f->waits.first;
-        }
-    }
-    if (!f->waits.first)
+    return conc__fd_wanted(f) || f->waits[0].first;
+}
+
+/* A wait is over: the last one takes f out of the list of those that are waited for. */
+CONC__PRIVATE void conc__fd_left(conc_loop *l, conc__fd *f)
+{
+    bool waits = conc__fd_has_waits(f) || f->waits[CONC__PAUSING].first;
+    if (!waits && conc__fd_is_listed(l, f))
         conc__fd_unlist(l, f);
 }
 
-/* The kernel says that f is ready for this. special: end of file, urgent data or an error may be
- * a part of it. */
-CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool special)
+CONC__PRIVATE void conc__fd_append(conc_loop *l, conc__fd *f, conc__wait *w, int list)
 {
-    f->special |= special;
-    f->drained = false;
-    conc__fd_wake(l, f, ready, 0);
-    if (f->waits.first && !f->owned && !l->backend->rearm(l, f))
-        conc__fd_gone(l, f);
+    w->on = f;
+    if (!conc__fd_is_listed(l, f))
+        conc__fd_list(l, f);
+    conc__append(&f->waits[list], w);
+}
+
+/* Wakes all tasks of one of the lists. */
+CONC__PRIVATE void conc__fd_wake(conc_loop *l, conc__fd *f, int list, int ready, int result)
+{
+    conc__waits *waits = &f->waits[list];
+    while (waits->first) {
+        waits->first->value &= ready;
+        conc__wake(l, waits->first, result);
+    }
 }
 
 /* The number means another file from here on, or none. */
 CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
 {
-    f->life++;
-    f->stamp++;
-    f->owned = f->registered = f->tcp = f->drained = f->special = false;
-    conc__fd_wake(l, f, CONC_READABLE | CONC_WRITABLE, -EBADF);
+    f->id++;
+    for (int list = 0; list < CONC__FD_LISTS; list++)
+        conc__fd_wake(l, f, list, 0, -EBADF);
+    conc__fd_left(l, f);
+    f->state = CONC__FD_UNKNOWN;
+    f->tcp = f->drained = f->failed = f->special = false;
+    f->read_error = f->write_error = 0;
 }
 
 /* conc has opened this socket. -ENOMEM: it is closed again. */
@@ -5121,26 +6217,103 @@ CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
         close(number);
         return -ENOMEM;
     }
-    conc__fd_gone(l, f); /* its last life may have ended by close(2) */
+    conc__fd_gone(l, f); /* its last file may have been closed by close(2) */
     f->closings = atomic_load(conc__closings_of(number));
-    f->owned = true;
+    f->state = CONC__FD_OWN;
     f->tcp = tcp;
     return number;
+}
+
+/* Does the number still mean the same file? Else that is gone. */
+CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
+{
+    if (!conc__fd_is_polled(f) || conc__fd_is_certain(f))
+        return true;
+    int saved = errno;
+    f->closings = atomic_load(conc__closings_of(f->number));
+    bool same = l->backend->confirm(l, f);
+    if (!same)
+        conc__fd_gone(l, f);
+    errno = saved;
+    return same;
+}
+
+/* The same for one that the poller has, and it is armed for these events too. */
+CONC__PRIVATE bool conc__fd_arm(conc_loop *l, conc__fd *f, int events)
+{
+    if (f->state != CONC__FD_FOREIGN)
+        return conc__fd_confirm(l, f);
+    int saved = errno;
+    bool same = l->backend->arm(l, f, events | conc__fd_wanted(f));
+    if (!same)
+        conc__fd_gone(l, f);
+    errno = saved;
+    return same;
+}
+
+/* The kernel says that f is ready for this. special: end of file, urgent data or an error may be
+ * a part of it. */
+CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool special)
+{
+    f->special |= special;
+    f->drained = false;
+    if (ready & CONC__HANG_UP)
+        conc__fd_wake(l, f, 0, 0, 0);
+    for (int list = CONC_READABLE; list < CONC__PAUSING; list++)
+        if (list & ready)
+            conc__fd_wake(l, f, list, ready, 0);
+    conc__fd_left(l, f);
+    if (f->state == CONC__FD_FOREIGN && conc__fd_has_waits(f))
+        conc__fd_arm(l, f, 0);
+}
+
+/* conc__fd_watch for all but the usual case. */
+CONC__PRIVATE int conc__fd_watch_slowly(conc_loop *l, int number, int events, conc__fd **out)
+{
+    conc__fd *f = *out;
+    bool open = number >= 0 && (f || fcntl(number, F_GETFD) >= 0);
+    if (!f)
+        f = *out = open ? conc__fd_of(l, number) : NULL;
+    if (!f)
+        return open ? -ENOMEM : -EBADF;
+    if (conc__fd_is_polled(f) && conc__fd_arm(l, f, events))
+        return 0;
+    if (f->state == CONC__FD_OWN && f->closings != atomic_load(conc__closings_of(number)))
+        conc__fd_gone(l, f); /* closed in another thread, perhaps */
+    int rc = l->backend->add(l, f, events);
+    if (rc == 0) {
+        f->state = f->state == CONC__FD_OWN ? CONC__FD_EDGE : CONC__FD_FOREIGN;
+        if (conc__fd_is_listed(l, f)) /* a task pauses */
+            l->foreign_count += f->state == CONC__FD_FOREIGN;
+    }
+    return rc;
+}
+
+/* Makes sure that the loop is told of the events. 0: a wait for them may join *out's lists; 1:
+ * none is needed, as the file is always ready; or an error. */
+CONC__PRIVATE int conc__fd_watch(conc_loop *l, int number, int events, conc__fd **out)
+{
+    conc__fd *f = *out = conc__fd_find(l, number);
+    if (f && conc__fd_is_certain(f))
+        return 0;
+    int saved = errno, rc = conc__fd_watch_slowly(l, number, events, out);
+    errno = saved;
+    return rc;
 }
 
 CONC__PRIVATE bool conc__fd_cancel(conc__wait *w)
 {
     conc__fd *f = (conc__fd *)(uintptr_t)w->on;
     conc__unlink(w);
-    if (!f->waits.first)
-        conc__fd_unlist(conc__here, f);
+    conc__fd_left(conc__here, f);
     return true;
 }
 
 CONC__PRIVATE void conc__fd_whom(FILE *out, const conc__wait *w)
 {
-    static const char *const what[] = {"", "readable", "writable", "readable or writable"};
-    fprintf(out, " descriptor %d to be %s", ((const conc__fd *)w->on)->number, what[w->value & 3]);
+    static const char *const what[] = {"hang up", "be readable", "be writable",
+                                       "be readable or writable"};
+    fprintf(out, " descriptor %d to %s", ((const conc__fd *)w->on)->number, what[w->value & 3]);
 }
 
 static const conc__wait_kind conc__watching = {.what = "waits for",
@@ -5148,114 +6321,125 @@ static const conc__wait_kind conc__watching = {.what = "waits for",
                                                .whom = conc__fd_whom,
                                                .cancel = conc__fd_cancel};
 
-/* A look at a descriptor before or after a wait, where there is room for library calls. */
-typedef struct conc__fd_look {
-    conc__fd *f;
-    int number, events, rc;
-} conc__fd_look;
-
-CONC__PRIVATE void conc__fd_before(conc_loop *l, void *arg)
+/* A task was woken by f: the events that came, or -EBADF if the number means another file by
+ * now. */
+CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd *f, uint32_t id, const conc__wait *w)
 {
-    conc__fd_look *look = arg;
-    int saved = errno;
-    look->f = conc__fd_find(l, look->number);
-    if (look->f && look->f->registered && look->f->owned) {
-        look->f->closings = atomic_load(conc__closings_of(look->number));
-        if (!l->backend->rearm(l, look->f))
-            conc__fd_gone(l, look->f);
-    }
-    if (!look->f)
-        look->f = fcntl(look->number, F_GETFD) < 0 ? NULL : conc__fd_of(l, look->number);
-    look->rc = look->f                            ? l->backend->watch(l, look->f, look->events)
-               : fcntl(look->number, F_GETFD) < 0 ? -EBADF
-                                                  : -ENOMEM;
-    errno = saved;
-}
-
-CONC__PRIVATE void conc__fd_after(conc_loop *l, void *arg)
-{
-    conc__fd_look *look = arg;
-    int saved = errno;
-    look->rc = l->backend->rearm(l, look->f) ? 0 : -EBADF;
-    if (look->rc)
-        conc__fd_gone(l, look->f);
-    errno = saved;
-}
-
-/* Makes sure that the loop will be told of the events: 0, or how the wait has ended before it
- * began. */
-CONC__PRIVATE int conc__fd_watch(conc_loop *l, conc__fd_look *look)
-{
-    look->f = conc__fd_find(l, look->number);
-    if (!conc__fd_is_certain(look->f))
-        conc__fd_before(l, look);
-    return look->rc <= 0 ? look->rc : look->events;
-}
-
-CONC__PRIVATE void conc__fd_append(conc_loop *l, conc__fd *f, conc__wait *w)
-{
-    w->on = f;
-    if (!f->waits.first)
-        conc__fd_list(l, f);
-    conc__append(&f->waits, w);
-}
-
-/* Was the event that w was woken by the descriptor's, or that of another with its number? The
- * events, or an error. */
-CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd_look *look, uint32_t life,
-                               const conc__wait *w)
-{
-    if (!look->f->owned && look->f->life == life) {
-        conc__fd_after(l, look);
-        if (look->rc)
-            return look->rc;
-    }
-    return look->f->life == life ? w->value : -EBADF; /* closed since it was ready */
+    return f->id == id && conc__fd_confirm(l, f) ? w->value : -EBADF;
 }
 
 /* Waits until the descriptor is ready for any of the events: those, or an error. */
 CONC__PRIVATE int conc__fd_park(conc_loop *l, int number, int events)
 {
+    conc__fd *f;
     int rc = conc__checkpoint(l);
-    if (rc)
-        return rc;
-    conc__fd_look look = {.number = number, .events = events};
-    rc = conc__fd_watch(l, &look);
+    if (rc == 0)
+        rc = conc__fd_watch(l, number, events, &f);
+    if (rc == 1) /* such a file does not hang up */
+        return events ? events : conc__sleep_to(l, CONC__NEVER);
     if (rc)
         return rc;
     conc__wait w = {.task = l->self, .kind = &conc__watching, .value = events};
-    uint32_t life = look.f->life;
-    conc__fd_append(l, look.f, &w);
+    uint32_t id = f->id;
+    conc__fd_append(l, f, &w, events);
     rc = conc__park(l, &w);
-    return rc ? rc : conc__fd_got(l, &look, life, &w);
+    return rc ? rc : conc__fd_got(l, f, id, &w);
 }
 
-CONC__PRIVATE int conc__poll_one(int fd, int events)
+/* The task that waits by w shall wake for these events too. */
+CONC__PRIVATE void conc__fd_widen(conc_loop *l, conc__wait *w, int events)
 {
-    struct pollfd p = {
-        fd, (short)((events & CONC_READABLE ? POLLIN : 0) | (events & CONC_WRITABLE ? POLLOUT : 0)),
-        0};
-    int n;
+    conc__fd *f = (conc__fd *)(uintptr_t)w->on;
+    conc__unlink(w);
+    w->value |= events;
+    conc__append(&f->waits[w->value], w);
+    conc__fd_arm(l, f, events);
+}
+
+/* What a descriptor is ready for, of these events (none: CONC__HANG_UP): 0 nothing, or an error. */
+CONC__PRIVATE int conc__fd_ready(int number, int events)
+{
+    struct pollfd p = {number, conc__poll_wanted(events), 0};
+    int n, saved = errno, wanted = events ? events : CONC__HANG_UP;
     do
-        n = poll(&p, 1, 0);
+        n = conc__poll_call(&p, 1, 0);
     while (n < 0 && errno == EINTR);
-    if (n < 0)
-        return -errno;
-    if (p.revents & POLLNVAL)
-        return -EBADF;
-    if (p.revents & (POLLHUP | POLLERR))
-        return events;
-    return events &
-           ((p.revents & POLLIN ? CONC_READABLE : 0) | (p.revents & POLLOUT ? CONC_WRITABLE : 0));
+    int rc = n < 0 ? -errno : conc__poll_got(&p) & wanted;
+    errno = saved;
+    return p.revents & POLLNVAL ? -EBADF : rc;
 }
 
-CONC__PRIVATE void conc__fd_ready(conc_loop *l, void *arg)
+typedef struct conc__pause {
+    conc__wait wait;
+    conc__timer timer;
+} conc__pause;
+
+CONC__PRIVATE void conc__pause_over(conc__timer *t)
 {
-    conc__fd_look *look = arg;
-    int saved = errno;
-    (void)l;
-    look->rc = conc__poll_one(look->number, look->events);
-    errno = saved;
+    conc__pause *p = (conc__pause *)(void *)((char *)t - offsetof(conc__pause, timer));
+    conc__fd *f = (conc__fd *)(uintptr_t)p->wait.on;
+    conc__wake(conc__here, &p->wait, 0);
+    conc__fd_left(conc__here, f);
+}
+
+CONC__PRIVATE void conc__pause_won(conc__wait *w)
+{
+    conc__disarm(conc__here, &((conc__pause *)(void *)w)->timer);
+}
+
+CONC__PRIVATE bool conc__pause_cancel(conc__wait *w)
+{
+    conc__pause_won(w);
+    return conc__fd_cancel(w);
+}
+
+static const conc__wait_kind conc__pausing = {.what = "pauses, and waits for",
+                                              .brief = "pauses before it tries a descriptor again",
+                                              .whom = conc__fd_whom,
+                                              .cancel = conc__pause_cancel,
+                                              .won = conc__pause_won};
+
+/* Sleeps so long; a close of the descriptor ends that with -EBADF. */
+CONC__PRIVATE int conc__fd_pause(conc_loop *l, conc__fd *f, int events, int64_t ns)
+{
+    int rc = conc__checkpoint(l);
+    if (rc)
+        return rc;
+    conc__pause p = {.wait = {.task = l->self, .kind = &conc__pausing, .value = events}};
+    uint32_t id = f->id;
+    conc__fd_append(l, f, &p.wait, CONC__PAUSING);
+    conc__arm(l, &p.timer, conc__later(conc__time(l), ns), conc__pause_over);
+    rc = conc__park(l, &p.wait);
+    return rc ? rc : conc__fd_got(l, f, id, &p.wait);
+}
+
+/* What a call has seen of the descriptor that it waits for, from one try to the next. */
+typedef struct conc__patience {
+    int ready; /* the events for which the call was woken last */
+    int64_t pause;
+} conc__patience;
+
+/* Waits before a call tries once more, all zero in *p at first: the events, or an error. A
+ * descriptor may be ready in name only: it has an error queue, the peer's buffer is full, it is a
+ * file that is always ready. Another wait would be over at once, again and again. So a call that
+ * was woken and had to wait all the same, while poll(2) still says that it need not, pauses. */
+CONC__PRIVATE int conc__fd_await(conc_loop *l, int number, int events, conc__patience *p)
+{
+    enum { LEAST = 1000000, MOST = 64000000 };
+    conc__fd *f = conc__fd_find(l, number);
+    int in_name = f && p->ready & events ? conc__fd_ready(number, p->ready & events) : 0, rc;
+    if (in_name < 0)
+        return in_name;
+    if (in_name) {
+        p->pause = p->pause ? p->pause * 2 : LEAST;
+        p->pause = p->pause < MOST ? p->pause : MOST;
+        rc = conc__fd_pause(l, f, in_name, p->pause);
+    } else {
+        p->pause = 0;
+        rc = conc__fd_park(l, number, events);
+    }
+    p->ready = rc > 0 ? rc : 0;
+    return rc;
 }
 
 CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
@@ -5263,65 +6447,51 @@ CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    if (events <= 0 || events & ~(CONC_READABLE | CONC_WRITABLE))
+    if (events & ~(CONC_READABLE | CONC_WRITABLE))
         return -EINVAL;
     int rc = fd < 0 ? -EBADF : conc__checkpoint(l);
     if (rc)
         return rc;
     conc__find_lost(l, __builtin_frame_address(0));
-    conc__fd_look look = {.number = fd, .events = events};
-    conc__fd_ready(l, &look);
-    if (look.rc == 0)
+    rc = conc__fd_ready(fd, events);
+    if (rc == 0)
         return conc__fd_park(l, fd, events);
     conc__quick(l);
-    return look.rc;
-}
-
-CONC__PRIVATE void conc__close_now(conc_loop *l, void *arg)
-{
-    conc__fd_look *look = arg;
-    int saved = errno;
-    conc__fd *f = l ? conc__fd_find(l, look->number) : NULL;
-    if (f)
-        conc__fd_gone(l, f);
-    atomic_fetch_add(conc__closings_of(look->number), 1);
-    look->rc = close(look->number) && errno != EINTR ? -errno : 0;
-    errno = saved;
+    return rc < 0 ? rc : rc & events;
 }
 
 CONC_API int conc_close(int fd)
 {
     conc_loop *l = conc__here;
-    conc__fd_look look = {.number = fd};
+    int saved = errno;
     if (fd < 0)
         return -EBADF;
-    conc__close_now(l, &look);
-    return look.rc;
+    conc__fd *f = l ? conc__fd_find(l, fd) : NULL;
+    if (f && conc__fd_is_polled(f))
+        l->backend->remove(l, f); /* else its events would go on if another process has it too */
+    if (f)
+        conc__fd_gone(l, f);
+    atomic_fetch_add(conc__closings_of(fd), 1);
+    int rc = close(fd) && errno != EINTR ? -errno : 0;
+    errno = saved;
+    return rc;
 }
 
 /* ---- >>moving ------------------------------------------------------------------------------- */
 
-enum {
-    CONC__READ,
-    CONC__RECEIVE,
-    CONC__READ_PARTS,
-    CONC__ACCEPT,
-    CONC__WRITE,
-    CONC__SEND,
-    CONC__WRITE_PARTS
-};
-
-/* A system call that moves bytes, to be tried until it need not wait. */
+/* Bytes that a call is to move, as many of them as the system takes at once. */
 typedef struct conc__io {
-    int what, fd, flags, count;
-    bool owned;
-    void *bytes; /* or: */
-    struct iovec *parts;
-    size_t n;
-    struct sockaddr *address;
+    int fd;
+    int flags; /* of a socket call: MSG_... */
+    bool any;  /* read(2), write(2) or their kin was called, which take any file */
+    int count; /* of the parts */
+    const struct iovec *parts;
+    struct sockaddr *address; /* NULL: none */
     socklen_t *address_size;
-    ssize_t result;
 } conc__io;
+
+/* One try to receive or send: a count, or an error, which is -EAGAIN if it would have to wait. */
+typedef ssize_t conc__io_fn(conc_loop *l, const conc__io *io);
 
 #ifdef IOV_MAX
 enum { CONC__PARTS = IOV_MAX };
@@ -5329,345 +6499,418 @@ enum { CONC__PARTS = IOV_MAX };
 enum { CONC__PARTS = 1024 }; /* what Linux takes; its headers tell only who asks for X/Open */
 #endif
 
-CONC__PRIVATE int conc__io_events(const conc__io *io)
-{
-    return io->what < CONC__WRITE ? CONC_READABLE : CONC_WRITABLE;
-}
-
-CONC__PRIVATE int conc__accept_now(int fd)
-{
-#ifdef __linux__
-    return (int)syscall(SYS_accept4, fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-#else
-    int got = accept(fd, NULL, NULL);
-    if (got >= 0) {
-        fcntl(got, F_SETFD, FD_CLOEXEC);
-        fcntl(got, F_SETFL, O_NONBLOCK);
-    }
-    return got;
-#endif
-}
-
 #ifndef MSG_NOSIGNAL
 #define MSG_NOSIGNAL 0
 #endif
-
-/* On a socket, where nothing has to wait. */
-CONC__PRIVATE ssize_t conc__io_socket(const conc__io *io)
-{
-    struct msghdr message = {.msg_iov = io->parts};
-    message.msg_iovlen = io->parts ? (size_t)io->count : 0;
-    switch (io->what) {
-    case CONC__READ:
-    case CONC__RECEIVE:
-        return recvfrom(io->fd, io->bytes, io->n, io->flags | MSG_DONTWAIT, io->address,
-                        io->address_size);
-    case CONC__READ_PARTS: return recvmsg(io->fd, &message, MSG_DONTWAIT);
-    case CONC__WRITE:
-    case CONC__SEND:
-        return sendto(io->fd, io->bytes, io->n, io->flags | MSG_DONTWAIT | MSG_NOSIGNAL,
-                      io->address, io->address_size ? *io->address_size : 0);
-    case CONC__WRITE_PARTS: return sendmsg(io->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-    default: return conc__accept_now(io->fd);
-    }
-}
-
-CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io)
-{
-    switch (io->what) {
-    case CONC__READ: return read(io->fd, io->bytes, io->n);
-    case CONC__READ_PARTS: return readv(io->fd, io->parts, io->count);
-    case CONC__WRITE: return write(io->fd, io->bytes, io->n);
-    case CONC__WRITE_PARTS: return writev(io->fd, io->parts, io->count);
-    default: return conc__accept_now(io->fd);
-    }
-}
-
-/* At most so much that a write that poll(2) calls possible does not block. */
-CONC__PRIVATE ssize_t conc__io_some(const conc__io *io)
-{
-    struct iovec first = {io->bytes, io->n};
-    int i = 0;
-    if (io->what == CONC__WRITE_PARTS) { /* as many whole ones as fit, or a part of the first */
-        size_t n = 0;
-        while (i < io->count && io->parts[i].iov_len <= PIPE_BUF - n)
-            n += io->parts[i++].iov_len;
-        if (n || i == io->count)
-            return writev(io->fd, io->parts, i);
-        first = io->parts[i];
-    }
-    return write(io->fd, first.iov_base, first.iov_len < PIPE_BUF ? first.iov_len : PIPE_BUF);
-}
-
-/* poll(2) calls a terminal writable that has room for a single byte, and a write of more would
- * block. Its flags belong to all who have it open, so it is opened anew; the end of a terminal's
- * program cannot be, and gets byte after byte. */
-CONC__PRIVATE ssize_t conc__io_terminal(const conc__io *io)
-{
-    char path[64];
-    int fd = -1, i = 0;
-    unsigned master;
-#ifdef TIOCGPTN
-    if (ioctl(io->fd, TIOCGPTN, &master))
-#else
-    (void)master;
-#endif
-        if (ttyname_r(io->fd, path, sizeof path) == 0)
-            fd = open(path, O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
-    while (io->parts && i < io->count - 1 && !io->parts[i].iov_len)
-        i++;
-    if (fd < 0)
-        return write(io->fd, io->parts ? io->parts[i].iov_base : io->bytes, 1);
-    ssize_t n = io->parts ? writev(fd, io->parts, io->count) : write(fd, io->bytes, io->n);
-    int saved = errno;
-    close(fd);
-    errno = saved;
-    return n;
-}
-
-/* In blocking mode, and no socket. */
-CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io)
-{
-    struct stat st;
-    int ready = conc__poll_one(io->fd, conc__io_events(io));
-    if (ready <= 0) {
-        errno = ready ? -ready : EAGAIN;
-        return -1;
-    }
-    bool told = fstat(io->fd, &st) == 0;
-    if (conc__io_events(io) == CONC_READABLE || (told && S_ISREG(st.st_mode)))
-        return conc__io_plain(io);
-    return told && S_ISCHR(st.st_mode) && isatty(io->fd) ? conc__io_terminal(io)
-                                                         : conc__io_some(io);
-}
-
-/* Takes away the signal that a write to a broken pipe leaves behind, blocked as it is. */
-CONC__PRIVATE void conc__drain_pipe_signal(const conc_loop *l)
-{
-    sigset_t pending, pipe;
-    int number;
-    sigemptyset(&pipe);
-    sigaddset(&pipe, SIGPIPE);
-    if (!l->pipe_was_pending && sigpending(&pending) == 0 && sigismember(&pending, SIGPIPE))
-        sigwait(&pipe, &number);
-}
 
 CONC__PRIVATE bool conc__io_is_empty(const conc__io *io)
 {
     for (int i = 0; i < io->count; i++)
         if (io->parts[i].iov_len)
             return false;
-    return !io->n && io->what != CONC__ACCEPT;
+    return true;
 }
 
-/* A wait for what can never come would be for ever: is the call one that the descriptor cannot
- * do? errno tells. */
-CONC__PRIVATE bool conc__io_is_wrong(const conc__io *io, int flags)
+/* -1 and errno, as a system call has them, become an error. */
+static inline ssize_t conc__io_result(conc_loop *l, ssize_t n, int saved)
 {
-    int listens = 0, access = flags & O_ACCMODE;
-    socklen_t size = sizeof listens;
-    if (io->what == CONC__ACCEPT) {
-        if (getsockopt(io->fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size))
-            return true;
-        errno = EINVAL;
-        return !listens;
+    if (CONC__UNLIKELY(n < 0)) {
+        n = *l->errno_at == EWOULDBLOCK ? -EAGAIN : -*l->errno_at;
+        *l->errno_at = saved;
     }
-    errno = EBADF;
-    return access == (conc__io_events(io) == CONC_READABLE ? O_WRONLY : O_RDONLY);
-}
-
-CONC__PRIVATE ssize_t conc__io_foreign(const conc_loop *l, const conc__io *io)
-{
-    ssize_t n;
-    if (io->what != CONC__ACCEPT) {
-        n = conc__io_socket(io);
-        if (n >= 0 || errno != ENOTSOCK || io->what == CONC__RECEIVE || io->what == CONC__SEND)
-            return n;
-    }
-    int flags = fcntl(io->fd, F_GETFL);
-    if (flags < 0 || conc__io_is_wrong(io, flags))
-        return -1;
-    n = flags & O_NONBLOCK || conc__io_is_empty(io) ? conc__io_plain(io) : conc__io_blocking(io);
-    if (n < 0 && errno == EPIPE)
-        conc__drain_pipe_signal(l);
     return n;
 }
 
-/* One try: the result, -EAGAIN when it would have to wait. */
-CONC__PRIVATE void conc__io_try(conc_loop *l, void *arg)
+/* Takes away the signal that a write to a broken pipe leaves behind, blocked as it is. */
+CONC__PRIVATE void conc__drain_pipe_signal(const conc_loop *l)
 {
-    conc__io *io = arg;
-    int saved = errno;
-    ssize_t n;
-    bool reads_nothing =
-        (io->what == CONC__READ || io->what == CONC__READ_PARTS) && conc__io_is_empty(io);
-    do
-        n = reads_nothing ? conc__io_plain(io)
-            : io->owned   ? conc__io_socket(io)
-                          : conc__io_foreign(l, io);
-    while (n < 0 && errno == EINTR);
-    io->result = n >= 0 ? n : errno == EWOULDBLOCK ? -EAGAIN : -errno;
-    const conc__fd *listener = conc__fd_find(l, io->fd);
-    if (io->what == CONC__ACCEPT && n >= 0)
-        io->result = conc__fd_adopt(l, (int)n, listener && listener->tcp);
-    errno = saved;
+    if (!l->pipe_was_pending)
+        conc__signal_discard(SIGPIPE);
 }
 
-/* Tries, unless there is certainly nothing to read. A TCP read that got less than it asked for
- * has taken everything, as epoll(7) says, and the next bytes come with an event: one system call
- * less for each request of a server. */
-CONC__PRIVATE ssize_t conc__io_once(conc_loop *l, conc__io *io)
+/* The error that came after some bytes of an earlier call had moved: it is returned once. */
+CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
+{
+    int rc = conc__fd_confirm(l, f) ? *error : 0;
+    *error = 0;
+    f->failed = f->read_error || f->write_error;
+    return rc;
+}
+
+/* Keeps an error for the next call. A file that epoll refuses has the same one again then, and a
+ * cancel is the task's own. */
+CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
+{
+    conc__fd *f;
+    if (rc == -ECANCELED || rc == -EBADF || conc__fd_watch(l, fd, 0, &f))
+        return;
+    *(events == CONC_READABLE ? &f->read_error : &f->write_error) = rc;
+    f->failed = true;
+}
+
+/* -- files in blocking mode that are no sockets. They belong to other processes too, so their
+ * flags stay as they are. The system is asked for a call that does not wait (RWF_NOWAIT), which
+ * Linux has for pipes; terminals and named pipes are opened anew; for what remains poll(2) is
+ * asked first, and a write has at most PIPE_BUF bytes. That holds the loop only where another
+ * process is faster. -- */
+
+enum { CONC__READS = O_RDONLY, CONC__WRITES = O_WRONLY };
+
+/* preadv2 or pwritev2, which must not wait. False: not for this file, or this system. */
+CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
+{
+    enum { NO_WAIT = 8 }; /* RWF_NOWAIT */
+#if defined __linux__ && defined SYS_preadv2
+    long call = access == CONC__READS ? SYS_preadv2 : SYS_pwritev2;
+    *n = syscall(call, io->fd, io->parts, (long)io->count, -1L, -1L, NO_WAIT);
+#else
+    (void)io;
+    (void)access;
+    *n = NO_WAIT - NO_WAIT - 1;
+    errno = ENOSYS;
+#endif
+    bool wrong_file = errno == EOPNOTSUPP || errno == EINVAL || errno == ESPIPE;
+    return *n >= 0 || (!wrong_file && !conc__refused(errno));
+}
+
+/* The same named pipe or terminal, open in non-blocking mode; -1: it cannot be, as the end of a
+ * terminal's program. */
+CONC__PRIVATE int conc__io_open_anew(int fd, int access, const struct stat *st)
+{
+    char path[64];
+    bool terminal = S_ISCHR(st->st_mode) && isatty(fd);
+    if (!terminal && !S_ISFIFO(st->st_mode))
+        return -1;
+#ifdef TIOCGPTN
+    unsigned master;
+    if (terminal && ioctl(fd, TIOCGPTN, &master) == 0)
+        return -1;
+#endif
+#ifdef __linux__
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+#else
+    if (!terminal || ttyname_r(fd, path, sizeof path))
+        return -1;
+#endif
+    return open(path, access | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+}
+
+/* Is the sum of an eventfd so large that this number does not fit? poll(2) tells only that there
+ * is room for 1. */
+CONC__PRIVATE bool conc__io_is_full_eventfd(const conc__io *io, const struct stat *st)
+{
+#ifdef __linux__
+    char path[40], text[256], *at;
+    uint64_t more;
+    if (st->st_mode & S_IFMT || io->count != 1 || io->parts->iov_len != sizeof more)
+        return false;
+    snprintf(path, sizeof path, "/proc/self/fdinfo/%d", io->fd);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
+    text[n > 0 ? n : 0] = 0;
+    at = strstr(text, "eventfd-count:");
+    memcpy(&more, io->parts->iov_base, sizeof more);
+    return at && more > UINT64_MAX - 1 - strtoull(at + 14, NULL, 16);
+#else
+    (void)io;
+    (void)st;
+    return false;
+#endif
+}
+
+/* At most so much that a write that poll(2) calls possible does not block: as many whole parts as
+ * fit, or a piece of the first. */
+CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
+{
+    size_t n = 0;
+    int i = 0, first = 0;
+    while (i < io->count && io->parts[i].iov_len <= most - n)
+        n += io->parts[i++].iov_len;
+    if (n || i == io->count)
+        return writev(io->fd, io->parts, i);
+    first = i; /* those before it are empty */
+    return write(io->fd, io->parts[first].iov_base, most);
+}
+
+CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io, int fd, int access)
+{
+    return access == CONC__READS ? readv(fd, io->parts, io->count)
+                                 : writev(fd, io->parts, io->count);
+}
+
+CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io, int access)
+{
+    struct stat st;
+    ssize_t n;
+    if (fstat(io->fd, &st))
+        return -1;
+    if (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) || S_ISDIR(st.st_mode))
+        return conc__io_plain(io, io->fd, access);
+    if (conc__io_no_wait(io, access, &n))
+        return n;
+    int ready = conc__fd_ready(io->fd, access == CONC__READS ? CONC_READABLE : CONC_WRITABLE);
+    bool full = ready > 0 && access == CONC__WRITES && conc__io_is_full_eventfd(io, &st);
+    if (ready <= 0 || full) {
+        errno = ready < 0 ? -ready : EAGAIN;
+        return -1;
+    }
+    int fd = conc__io_open_anew(io->fd, access, &st);
+    if (fd >= 0) {
+        n = conc__io_plain(io, fd, access);
+        int saved = errno;
+        close(fd);
+        errno = saved;
+        return n;
+    }
+    if (access == CONC__READS)
+        return conc__io_plain(io, io->fd, access);
+    return conc__io_write_some(io, S_ISCHR(st.st_mode) && isatty(io->fd) ? 1 : PIPE_BUF);
+}
+
+/* -- one try -- */
+
+/* A file that is no socket. */
+CONC__PRIVATE ssize_t conc__io_file(const conc__io *io, int access)
+{
+    int flags = fcntl(io->fd, F_GETFL);
+    if (flags < 0)
+        return -1;
+    if ((flags & O_ACCMODE) != access && (flags & O_ACCMODE) != O_RDWR) {
+        errno = EBADF; /* a wait for what can never come would be for ever */
+        return -1;
+    }
+    bool returns = flags & O_NONBLOCK || conc__io_is_empty(io);
+    return returns ? conc__io_plain(io, io->fd, access) : conc__io_blocking(io, access);
+}
+
+static inline ssize_t conc__io_recv(const conc__io *io)
+{
+    if (io->count == 1)
+        return recvfrom(io->fd, io->parts->iov_base, io->parts->iov_len, io->flags | MSG_DONTWAIT,
+                        io->address, io->address_size);
+    struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)io->parts};
+    message.msg_iovlen = (size_t)io->count;
+    return recvmsg(io->fd, &message, io->flags | MSG_DONTWAIT);
+}
+
+static inline ssize_t conc__io_send(const conc__io *io)
+{
+    int flags = io->flags | MSG_DONTWAIT | MSG_NOSIGNAL;
+    if (io->count == 1)
+        return sendto(io->fd, io->parts->iov_base, io->parts->iov_len, flags, io->address,
+                      io->address ? *io->address_size : 0);
+    struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)io->parts};
+    message.msg_iovlen = (size_t)io->count;
+    return sendmsg(io->fd, &message, flags);
+}
+
+/* Receives from any file. */
+CONC__PRIVATE ssize_t conc__receive_slowly(conc_loop *l, const conc__io *io)
 {
     conc__fd *f = conc__fd_find(l, io->fd);
-    bool reads = io->what == CONC__READ || (io->what == CONC__RECEIVE && !io->flags);
-    if (f && f->drained && reads && io->n)
-        return -EAGAIN;
-    io->owned = f && f->owned;
-    conc__io_try(l, io);
-    /* closed by close(2), and opened by somebody else */
-    if (CONC__UNLIKELY(io->result == -ENOTSOCK && io->owned)) {
-        conc__fd_gone(l, f);
-        return conc__io_once(l, io);
+    if (f && f->failed && f->read_error) {
+        ssize_t rc = conc__io_kept_error(l, f, &f->read_error);
+        if (rc)
+            return rc;
     }
-    if (reads && f && f->tcp && f->registered && !f->special && io->n)
-        f->drained = io->result == -EAGAIN || (io->result > 0 && (size_t)io->result < io->n);
-    return io->result;
+    bool nothing = io->any && conc__io_is_empty(io); /* a socket call would take a datagram */
+    int saved = errno;
+    ssize_t n;
+    do {
+        n = nothing ? -1 : conc__io_recv(io);
+        bool file = !nothing && n < 0 && errno == ENOTSOCK;
+        if (file && f && conc__fd_is_own(f))
+            conc__fd_gone(l, f); /* closed by close(2), and the number used again */
+        if (nothing || (file && io->any))
+            n = conc__io_file(io, CONC__READS);
+    } while (n < 0 && errno == EINTR);
+    return conc__io_result(l, n, saved);
 }
 
-/* The usual case, a read or write on a socket of conc's, without the detour. */
-static inline ssize_t conc__io_direct(conc_loop *l, conc__fd *f, int what, void *bytes, size_t n)
+/* Receives bytes, without waiting. A TCP connection that had fewer than were asked for has none
+ * left, as epoll(7) says, and the next come with an event: that saves a server one system call
+ * for each request. */
+static inline ssize_t conc__receive(conc_loop *l, const conc__io *io)
 {
+    conc__fd *f = conc__fd_find(l, io->fd);
+    size_t room = io->count == 1 ? io->parts->iov_len : 0;
+    if (CONC__UNLIKELY(!f || !conc__fd_is_own(f) || f->failed || !room))
+        return conc__receive_slowly(l, io);
+    if (f->drained && !io->flags)
+        return -EAGAIN;
     int saved = *l->errno_at;
-    ssize_t got;
+    ssize_t n;
     do
-        got = what == CONC__READ ? recv(f->number, bytes, n, MSG_DONTWAIT)
-                                 : send(f->number, bytes, n, MSG_DONTWAIT | MSG_NOSIGNAL);
-    while (got < 0 && *l->errno_at == EINTR);
-    if (CONC__UNLIKELY(got < 0)) {
-        got = *l->errno_at == EWOULDBLOCK ? -EAGAIN : -*l->errno_at;
-        *l->errno_at = saved;
-    }
-    if (what == CONC__READ && f->tcp && f->registered && !f->special)
-        f->drained = got == -EAGAIN || (got > 0 && (size_t)got < n);
-    return got;
+        n = conc__io_recv(io);
+    while (n < 0 && *l->errno_at == EINTR);
+    n = conc__io_result(l, n, saved);
+    if (CONC__UNLIKELY(n == -ENOTSOCK))
+        return conc__receive_slowly(l, io);
+    if (f->tcp && f->state == CONC__FD_EDGE && !f->special && !io->flags)
+        f->drained = n == -EAGAIN || (n > 0 && (size_t)n < room);
+    return n;
 }
 
-/* The same as conc__io_once for n bytes, not 0, between a descriptor and memory. */
-static inline ssize_t conc__io_bytes(conc_loop *l, int what, int fd, void *bytes, size_t n)
+/* Sends to any file. */
+CONC__PRIVATE ssize_t conc__send_slowly(conc_loop *l, const conc__io *io)
 {
-    conc__fd *f = conc__fd_find(l, fd);
-    if (CONC__UNLIKELY(!f || !f->owned)) {
-        conc__io io = {.what = what, .fd = fd, .bytes = bytes, .n = n};
-        return conc__io_once(l, &io);
+    conc__fd *f = conc__fd_find(l, io->fd);
+    if (f && f->failed && f->write_error) {
+        ssize_t rc = conc__io_kept_error(l, f, &f->write_error);
+        if (rc)
+            return rc;
     }
-    if (what == CONC__READ && f->drained)
-        return -EAGAIN;
-    ssize_t got = conc__io_direct(l, f, what, bytes, n);
-    if (CONC__UNLIKELY(got == -ENOTSOCK)) { /* closed by close(2), and opened by somebody else */
-        conc__fd_gone(l, f);
-        return conc__io_bytes(l, what, fd, bytes, n);
-    }
-    return got;
+    int saved = errno;
+    ssize_t n;
+    do {
+        n = conc__io_send(io);
+        bool file = n < 0 && errno == ENOTSOCK;
+        if (file && f && conc__fd_is_own(f))
+            conc__fd_gone(l, f);
+        if (file && io->any) {
+            n = conc__io_file(io, CONC__WRITES);
+            if (n < 0 && errno == EPIPE)
+                conc__drain_pipe_signal(l);
+        }
+    } while (n < 0 && errno == EINTR);
+    return conc__io_result(l, n, saved);
 }
 
-CONC__PRIVATE ssize_t conc__io_run(conc__io *io)
+/* Sends bytes, without waiting. */
+static inline ssize_t conc__send(conc_loop *l, const conc__io *io)
 {
-    conc_loop *l = conc__in_task();
+    conc__fd *f = conc__fd_find(l, io->fd);
+    if (CONC__UNLIKELY(!f || !conc__fd_is_own(f) || f->failed))
+        return conc__send_slowly(l, io);
+    int saved = *l->errno_at;
+    ssize_t n;
+    do
+        n = conc__io_send(io);
+    while (n < 0 && *l->errno_at == EINTR);
+    n = conc__io_result(l, n, saved);
+    return CONC__UNLIKELY(n == -ENOTSOCK) ? conc__send_slowly(l, io) : n;
+}
+
+/* -- the calls -- */
+
+/* Tries again and again, and waits in between. */
+CONC__PRIVATE ssize_t conc__io_wait(conc_loop *l, conc__io_fn *once, int events, const conc__io *io)
+{
+    conc__patience patience = {0, 0};
+    ssize_t n;
+    do {
+        int rc = conc__fd_await(l, io->fd, events, &patience);
+        if (rc < 0)
+            return rc;
+        n = once(l, io);
+    } while (n == -EAGAIN);
+    return n;
+}
+
+static inline ssize_t conc__io_run_of(const char *call, conc__io_fn *once, int events,
+                                      const conc__io *io)
+{
+    conc_loop *l = conc__in_task_of(call);
     if (!l)
         return -EPERM;
-    if (!io->bytes && io->n)
+    bool valid = io->count >= 0 && io->count <= CONC__PARTS && (io->parts || !io->count);
+    if (!valid || (io->count == 1 && !io->parts->iov_base && io->parts->iov_len))
         return -EINVAL;
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    for (;;) {
-        ssize_t n = conc__io_once(l, io);
-        if (n != -EAGAIN || io->flags & MSG_DONTWAIT) {
-            conc__quick(l);
-            return n;
-        }
-        rc = conc__fd_park(l, io->fd, conc__io_events(io));
-        if (rc < 0)
-            return rc;
-    }
+    ssize_t n = once(l, io);
+    if (n == -EAGAIN && !(io->flags & MSG_DONTWAIT))
+        n = conc__io_wait(l, once, events, io);
+    if (CONC__UNLIKELY(n < 0) && n != -EAGAIN)
+        conc__system_failed((int)n, NULL);
+    if (n >= 0 || !l->self->pending)
+        conc__quick(l);
+    return n;
 }
-
-CONC_API ssize_t conc_read(int fd, void *buf, size_t n)
-{
-    conc__io io = {.what = CONC__READ, .fd = fd, .bytes = buf, .n = n};
-    return conc__io_run(&io);
-}
-
-CONC_API ssize_t conc_write(int fd, const void *buf, size_t n)
-{
-    conc__io io = {.what = CONC__WRITE, .fd = fd, .bytes = (void *)(uintptr_t)buf, .n = n};
-    return conc__io_run(&io);
-}
-
-CONC__PRIVATE ssize_t conc__io_parts(int what, int fd, const struct iovec *parts, int count)
-{
-    conc__io io = {
-        .what = what, .fd = fd, .parts = (struct iovec *)(uintptr_t)parts, .count = count};
-    if (count < 0 || count > CONC__PARTS || (!parts && count))
-        return conc__in_task() ? -EINVAL : -EPERM;
-    return conc__io_run(&io);
-}
+#define conc__io_run(...) conc__io_run_of(__func__, __VA_ARGS__)
 
 CONC_API ssize_t conc_readv(int fd, const struct iovec *parts, int count)
 {
-    return conc__io_parts(CONC__READ_PARTS, fd, parts, count);
+    const conc__io io = {.fd = fd, .any = true, .parts = parts, .count = count};
+    return conc__io_run(conc__receive, CONC_READABLE, &io);
 }
 
 CONC_API ssize_t conc_writev(int fd, const struct iovec *parts, int count)
 {
-    return conc__io_parts(CONC__WRITE_PARTS, fd, parts, count);
+    const conc__io io = {.fd = fd, .any = true, .parts = parts, .count = count};
+    return conc__io_run(conc__send, CONC_WRITABLE, &io);
+}
+
+CONC_API ssize_t conc_read(int fd, void *buf, size_t n)
+{
+    const struct iovec part = {buf, n};
+    const conc__io io = {.fd = fd, .any = true, .parts = &part, .count = 1};
+    return conc__io_run(conc__receive, CONC_READABLE, &io);
+}
+
+CONC_API ssize_t conc_write(int fd, const void *buf, size_t n)
+{
+    const struct iovec part = {(void *)(uintptr_t)buf, n};
+    const conc__io io = {.fd = fd, .any = true, .parts = &part, .count = 1};
+    return conc__io_run(conc__send, CONC_WRITABLE, &io);
 }
 
 CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *from,
                                socklen_t *from_size)
 {
-    conc__io io = {.what = CONC__RECEIVE,
-                   .fd = fd,
-                   .bytes = buf,
-                   .n = n,
-                   .flags = flags,
-                   .address = from,
-                   .address_size = from ? from_size : NULL};
-    return conc__io_run(&io);
+    const struct iovec part = {buf, n};
+    const conc__io io = {.fd = fd,
+                         .flags = flags,
+                         .parts = &part,
+                         .count = 1,
+                         .address = from,
+                         .address_size = from ? from_size : NULL};
+    return conc__io_run(conc__receive, CONC_READABLE, &io);
 }
 
 CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
                              const struct sockaddr *to, socklen_t to_size)
 {
-    conc__io io = {.what = CONC__SEND,
-                   .fd = fd,
-                   .bytes = (void *)(uintptr_t)buf,
-                   .n = n,
-                   .flags = flags,
-                   .address = (struct sockaddr *)(uintptr_t)to,
-                   .address_size = &to_size};
-    return conc__io_run(&io);
+    const struct iovec part = {(void *)(uintptr_t)buf, n};
+    const conc__io io = {.fd = fd,
+                         .flags = flags,
+                         .parts = &part,
+                         .count = 1,
+                         .address = (struct sockaddr *)(uintptr_t)to,
+                         .address_size = &to_size};
+    return conc__io_run(conc__send, CONC_WRITABLE, &io);
 }
 
 CONC_API ssize_t conc_recv(int fd, void *buf, size_t n, int flags)
 {
-    return conc_recvfrom(fd, buf, n, flags, NULL, NULL);
+    const struct iovec part = {buf, n};
+    const conc__io io = {.fd = fd, .flags = flags, .parts = &part, .count = 1};
+    return conc__io_run(conc__receive, CONC_READABLE, &io);
 }
 
 CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags)
 {
-    return conc_sendto(fd, buf, n, flags, NULL, 0);
+    const struct iovec part = {(void *)(uintptr_t)buf, n};
+    const conc__io io = {.fd = fd, .flags = flags, .parts = &part, .count = 1};
+    return conc__io_run(conc__send, CONC_WRITABLE, &io);
 }
 
 /* Again and again until n bytes have moved, the end of file, or an error; a count outranks that. */
-CONC__PRIVATE ssize_t conc__io_full(int what, int fd, char *bytes, size_t n)
+CONC__PRIVATE ssize_t conc__io_full(const char *call, conc__io_fn *once, int events, int fd,
+                                    char *bytes, size_t n)
 {
     size_t done = 0;
     if (!bytes && n)
-        return conc__in_task() ? -EINVAL : -EPERM;
+        return conc__in_task_of(call) ? -EINVAL : -EPERM;
     do {
-        conc__io io = {.what = what, .fd = fd, .bytes = n ? bytes + done : NULL, .n = n - done};
-        ssize_t got = conc__io_run(&io);
+        const struct iovec part = {n ? bytes + done : NULL, n - done};
+        const conc__io io = {.fd = fd, .any = true, .parts = &part, .count = 1};
+        ssize_t got = conc__io_run_of(call, once, events, &io);
+        if (got < 0 && done)
+            conc__io_keep_error(conc__here, fd, events, (int)got);
         if (got <= 0)
             return done ? (ssize_t)done : got;
         done += (size_t)got;
@@ -5675,20 +6918,72 @@ CONC__PRIVATE ssize_t conc__io_full(int what, int fd, char *bytes, size_t n)
     return (ssize_t)done;
 }
 
-CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n)
+CONC_API CONC__CALLED ssize_t conc_read_full(int fd, void *buf, size_t n)
 {
-    return conc__io_full(CONC__READ, fd, buf, n);
+    return conc__io_full(__func__, conc__receive, CONC_READABLE, fd, buf, n);
 }
 
 CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n)
 {
-    return conc__io_full(CONC__WRITE, fd, (char *)(uintptr_t)buf, n);
+    return conc__io_full(__func__, conc__send, CONC_WRITABLE, fd, (char *)(uintptr_t)buf, n);
+}
+
+CONC__PRIVATE int conc__accept_call(int fd)
+{
+#ifdef __linux__
+    int got = (int)syscall(SYS_accept4, fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (got >= 0 || !conc__refused(errno))
+        return got;
+#else
+    int got;
+#endif
+    got = accept(fd, NULL, NULL);
+    if (got >= 0) {
+        fcntl(got, F_SETFD, FD_CLOEXEC);
+        fcntl(got, F_SETFL, O_NONBLOCK);
+    }
+    return got;
+}
+
+/* A listener that conc did not open is set to non-blocking: another process that has it too may
+ * take the connection first. */
+CONC__PRIVATE int conc__accept_foreign(int fd)
+{
+    int listens = 0, flags = fcntl(fd, F_GETFL);
+    socklen_t size = sizeof listens;
+    if (flags < 0 || getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size))
+        return -1;
+    if (!listens) {
+        errno = EINVAL; /* a wait would be for ever */
+        return -1;
+    }
+    if (!(flags & O_NONBLOCK) && fcntl(fd, F_SETFL, flags | O_NONBLOCK))
+        return -1;
+    return conc__accept_call(fd);
+}
+
+/* Accepts, without waiting. */
+CONC__PRIVATE ssize_t conc__accept(conc_loop *l, const conc__io *io)
+{
+    conc__fd *f = conc__fd_find(l, io->fd);
+    bool own = f && conc__fd_is_own(f);
+    int saved = errno;
+    ssize_t n;
+    do
+        n = own ? conc__accept_call(io->fd) : conc__accept_foreign(io->fd);
+    while (n < 0 && errno == EINTR);
+    n = conc__io_result(l, n, saved);
+    if (n == -ENOTSOCK && own) {
+        conc__fd_gone(l, f);
+        return conc__accept(l, io);
+    }
+    return n < 0 ? n : conc__fd_adopt(l, (int)n, f && f->tcp);
 }
 
 CONC_API int conc_accept(int fd)
 {
-    conc__io io = {.what = CONC__ACCEPT, .fd = fd};
-    return (int)conc__io_run(&io);
+    const conc__io io = {.fd = fd};
+    return (int)conc__io_run(conc__accept, CONC_READABLE, &io);
 }
 
 /* ---- >>connecting --------------------------------------------------------------------------- */
@@ -5699,6 +6994,7 @@ typedef struct conc__address {
         struct sockaddr_in v4;
         struct sockaddr_in6 v6;
         struct sockaddr_un local;
+        char bytes[sizeof(struct sockaddr_un) + 1]; /* so that a path of any length ends in a NUL */
     } as;
     socklen_t size;
 } conc__address;
@@ -5718,19 +7014,24 @@ CONC__PRIVATE bool conc__parse_port(const char *text, in_port_t *port)
 CONC__PRIVATE int conc__parse_local(const char *path, conc__address *out)
 {
     struct sockaddr_un *a = &out->as.local;
-    size_t n = strnlen(path, sizeof a->sun_path);
+    size_t room = sizeof a->sun_path, n = strnlen(path, room + 1);
     bool abstract = path[0] == '@';
-#ifndef __linux__
+#ifdef __linux__
+    size_t longest = room; /* an abstract name has no NUL, and a path that fills it needs none */
+#else
+    size_t longest = room - 1;
     if (abstract)
         return -EINVAL;
 #endif
-    if (n < 1 + (size_t)abstract || n >= sizeof a->sun_path)
+    if (n < 1 + (size_t)abstract || n > longest)
         return -EINVAL;
     a->sun_family = AF_UNIX;
     memcpy(a->sun_path, path, n);
     if (abstract)
         a->sun_path[0] = 0;
-    out->size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + n + !abstract);
+    else if (n < room)
+        n++;
+    out->size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + n);
     return 1;
 }
 
@@ -5775,8 +7076,8 @@ CONC__PRIVATE bool conc__is_host_name(const char *host)
     return strspn(last, ".0123456789") != strlen(last);
 }
 
-/* Puts into words for the kernel what an address text means: how many there are, or -EINVAL,
- * -EADDRNOTAVAIL. */
+/* Parses an address into at most CONC__ADDRESSES of the kernel's: how many, -EINVAL (malformed) or
+ * -EADDRNOTAVAIL (a host name). */
 CONC__PRIVATE int conc__parse_address(const char *text, conc__address *out)
 {
     char host[256];
@@ -5823,67 +7124,121 @@ CONC__PRIVATE void conc__set_option(int fd, int level, int option)
     setsockopt(fd, level, option, &on, sizeof on);
 }
 
-/* Is there a socket file that nobody listens on? */
-CONC__PRIVATE bool conc__is_stale(const conc__address *a)
+/* The process, or the system, is short of something. */
+CONC__PRIVATE bool conc__is_lack(int rc)
 {
-    struct stat st;
-    if (a->as.any.sa_family != AF_UNIX || !a->as.local.sun_path[0] ||
-        lstat(a->as.local.sun_path, &st) || !S_ISSOCK(st.st_mode))
+    switch (rc) {
+    case -EMFILE:
+    case -ENFILE:
+    case -ENOBUFS:
+    case -ENOMEM:
+#ifdef ENOSR
+    case -ENOSR:
+#endif
+        return true;
+    default: return false;
+    }
+}
+
+/* ---- the file of a Unix socket ----
+ *
+ * A socket file outlives its process, and the next one to listen there has to take it away. Two
+ * that do so at once must not take away each other's. So whoever listens on a path holds a lock
+ * on a file beside it from before bind(2) until after listen(2): between these two, the socket
+ * file looks as if nobody listened on it. The system drops the lock of a process that dies, and
+ * the next one uses the file that it leaves behind. */
+
+typedef struct conc__path_lock {
+    char name[sizeof(struct sockaddr_un) + 16];
+    int fd; /* -1: it is not locked */
+} conc__path_lock;
+
+enum { CONC__LOCK_TRIES = 50 }; /* a millisecond each */
+
+/* Locks a file that may have been taken away before the lock was there: then the lock is worth
+ * nothing. */
+CONC__PRIVATE bool conc__lock_once(const conc__path_lock *k)
+{
+    struct stat here, there;
+    if (flock(k->fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
+        return false;
+    return fstat(k->fd, &here) == 0 && lstat(k->name, &there) == 0 && here.st_dev == there.st_dev &&
+           here.st_ino == there.st_ino;
+}
+
+/* 0, or -EADDRINUSE: another process is about to listen there. Where the directory does not allow
+ * a file, it is not locked. */
+CONC__PRIVATE int conc__lock_path(const conc__address *a, conc__path_lock *k)
+{
+    snprintf(k->name, sizeof k->name, "%s.conc-lock",
+             a->as.bytes + offsetof(struct sockaddr_un, sun_path));
+    for (int i = 0; i < CONC__LOCK_TRIES; i++) {
+        k->fd = open(k->name, O_RDONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0444);
+        if (k->fd < 0)
+            return conc__is_lack(-errno) ? -errno : 0;
+        if (conc__lock_once(k))
+            return 0;
+        close(k->fd);
+        conc__doze(1000000);
+    }
+    k->fd = -1;
+    return -EADDRINUSE;
+}
+
+CONC__PRIVATE void conc__unlock_path(const conc__path_lock *k)
+{
+    if (k->fd < 0)
+        return;
+    unlink(k->name);
+    close(k->fd);
+}
+
+/* Is there a socket file, and which? */
+CONC__PRIVATE bool conc__is_socket_file(const conc__address *a, struct stat *st)
+{
+    const char *path = a->as.bytes + offsetof(struct sockaddr_un, sun_path);
+    return lstat(path, st) == 0 && S_ISSOCK(st->st_mode);
+}
+
+/* Takes away a socket file that nobody listens on, and no other: was there one? */
+CONC__PRIVATE bool conc__unlink_stale(const conc__address *a)
+{
+    struct stat before, after;
+    if (!conc__is_socket_file(a, &before))
         return false;
     int fd = conc__socket(AF_UNIX);
     bool stale = fd >= 0 && connect(fd, &a->as.any, a->size) && errno == ECONNREFUSED;
     if (fd >= 0)
         close(fd);
-    return stale;
+    return stale && conc__is_socket_file(a, &after) && before.st_dev == after.st_dev &&
+           before.st_ino == after.st_ino && unlink(a->as.local.sun_path) == 0;
 }
 
-CONC__PRIVATE int conc__bind(int fd, const conc__address *a)
+CONC__PRIVATE int conc__bind_and_listen(int fd, const conc__address *a, int backlog, bool replaces)
 {
-    if (bind(fd, &a->as.any, a->size) == 0)
-        return 0;
-    if (errno != EADDRINUSE)
-        return -1;
-    if (!conc__is_stale(a)) {
-        errno = EADDRINUSE;
-        return -1;
-    }
-    unlink(a->as.local.sun_path);
-    return bind(fd, &a->as.any, a->size);
+    int rc = bind(fd, &a->as.any, a->size) ? -errno : 0;
+    if (rc == -EADDRINUSE && replaces && conc__unlink_stale(a))
+        rc = bind(fd, &a->as.any, a->size) ? -errno : 0;
+    if (rc == 0)
+        rc = listen(fd, backlog) ? -errno : 0;
+    return rc;
 }
 
-/* An attempt to listen or to connect, where there is room for library calls. */
-typedef struct conc__opening {
-    const char *text;
-    const conc_listen_options *options;
-    conc__address addresses[CONC__ADDRESSES], *found; /* found: of a host name, instead */
-    int count, which, fd, rc;
-} conc__opening;
-
-CONC__PRIVATE void conc__resolve(conc_loop *l, void *arg)
+CONC__PRIVATE int conc__listen_on_path(int fd, const conc__address *a, int backlog)
 {
-    conc__opening *o = arg;
-    (void)l;
-    o->count = conc__parse_address(o->text, o->addresses);
-}
-
-/* What the address text means: how many there are, or a negative error. Waits if it is a host
- * name. */
-CONC__PRIVATE int conc__look_up(conc_loop *l, conc__opening *o)
-{
-    conc__resolve(l, o);
-    if (o->count == -EADDRNOTAVAIL && conc__extended.resolve)
-        o->count = conc__extended.resolve(o->text, &o->found);
-    return o->count;
-}
-
-CONC__PRIVATE const conc__address *conc__this_address(const conc__opening *o)
-{
-    return (o->found ? o->found : o->addresses) + o->which;
+    conc__path_lock k;
+    int rc = conc__lock_path(a, &k);
+    if (rc == 0)
+        rc = conc__bind_and_listen(fd, a, backlog, k.fd >= 0);
+    conc__unlock_path(&k);
+    return rc;
 }
 
 CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_options *o)
 {
     int family = a->as.any.sa_family, fd = conc__socket(family);
+    int backlog = o->backlog ? o->backlog : SOMAXCONN;
+    bool path = family == AF_UNIX && a->as.local.sun_path[0];
     if (fd < 0)
         return -errno;
     if (family != AF_UNIX) {
@@ -5896,139 +7251,288 @@ CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_opti
     if (o->reuse_port && family != AF_UNIX)
         conc__set_option(fd, SOL_SOCKET, SO_REUSEPORT);
 #endif
-    if (conc__bind(fd, a) || listen(fd, o->backlog ? o->backlog : SOMAXCONN)) {
-        int rc = -errno;
-        close(fd);
-        return rc;
-    }
-    return fd;
+    int rc =
+        path ? conc__listen_on_path(fd, a, backlog) : conc__bind_and_listen(fd, a, backlog, false);
+    if (rc == 0)
+        return fd;
+    close(fd);
+    return rc;
 }
 
-CONC__PRIVATE void conc__open_listener(conc_loop *l, void *arg)
+/* What an address text means. */
+typedef struct conc__addresses {
+    conc__address own[CONC__ADDRESSES];
+    conc__address *all; /* own, or allocated, where a host name was looked up */
+    int count;
+} conc__addresses;
+
+/* How many there are, or a negative error, in words. Waits if it is a host name. */
+CONC__PRIVATE int conc__look_up(const char *text, conc__addresses *found)
 {
-    conc__opening *o = arg;
-    int saved = errno;
-    for (o->which = 0; o->which < o->count; o->which++) {
-        o->fd = conc__listen_at(conc__this_address(o), o->options);
-        if (o->fd >= 0)
-            o->fd = conc__fd_adopt(l, o->fd, conc__this_address(o)->as.any.sa_family != AF_UNIX);
-        if (o->fd >= 0 || o->fd == -EADDRINUSE)
+    found->all = found->own;
+    int count = conc__parse_address(text, found->own);
+    if (count == -EADDRNOTAVAIL && conc__extended.resolve) {
+        found->all = NULL;
+        count = conc__extended.resolve(text, &found->all);
+    } else if (count < 0) {
+        conc_fail(count,
+                  count == -EINVAL ? "%.90s: malformed address"
+                                   : "%.60s: host names are looked up with conc_pool.h alone",
+                  text);
+    }
+    found->count = count > 0 ? count : 0;
+    return count;
+}
+
+CONC__PRIVATE void conc__addresses_free(conc__addresses *found)
+{
+    if (found->all != found->own)
+        conc_free(found->all);
+}
+
+CONC__PRIVATE int conc__listen(conc_loop *l, const char *text, const conc_listen_options *o)
+{
+    conc__addresses found;
+    int rc = conc__look_up(text, &found);
+    for (int i = 0; i < found.count; i++) {
+        const conc__address *a = &found.all[i];
+        rc = conc__listen_at(a, o);
+        if (rc >= 0)
+            rc = conc__fd_adopt(l, rc, a->as.any.sa_family != AF_UNIX);
+        if (rc >= 0 || rc == -EADDRINUSE)
             break;
     }
-    errno = saved;
+    if (found.count)
+        conc__system_failed(rc, text);
+    conc__addresses_free(&found);
+    return rc;
 }
 
 CONC_API int conc_listen_with(const char *address, const conc_listen_options *options)
 {
     static const conc_listen_options usual;
     conc_loop *l = conc__here;
-    conc__opening o = {.text = address, .options = options ? options : &usual};
+    const conc_listen_options *o = options ? options : &usual;
+    int saved = errno;
     if (!l)
         return -EPERM;
-    if (!address || o.options->backlog < 0)
+    if (!address || o->backlog < 0)
         return -EINVAL;
-    o.fd = conc__look_up(l, &o);
-    if (o.fd > 0)
-        conc__open_listener(l, &o);
-    conc_free(o.found);
-    return o.fd;
+    int rc = conc__listen(l, address, o);
+    errno = saved;
+    return rc;
 }
 
 CONC_API int conc_listen(const char *address) { return conc_listen_with(address, NULL); }
 
-/* Starts to connect: fd, and in rc 0, -EINPROGRESS, or why it could not. */
-CONC__PRIVATE void conc__start_connecting(conc_loop *l, void *arg)
+/* A socket to connect to the address with. */
+CONC__PRIVATE int conc__socket_for(conc_loop *l, const conc__address *a)
 {
-    conc__opening *o = arg;
-    const conc__address *a = conc__this_address(o);
     bool tcp = a->as.any.sa_family != AF_UNIX;
-    int saved = errno;
-    if (o->fd < 0) {
-        o->fd = conc__socket(a->as.any.sa_family);
-        o->fd = o->fd < 0 ? -errno : conc__fd_adopt(l, o->fd, tcp);
-    }
-    if (o->fd >= 0 && tcp)
-        conc__set_option(o->fd, IPPROTO_TCP, TCP_NODELAY);
-    o->rc = o->fd < 0 ? o->fd : connect(o->fd, &a->as.any, a->size) ? -errno : 0;
-    errno = saved;
+    int fd = conc__socket(a->as.any.sa_family);
+    fd = fd < 0 ? -errno : conc__fd_adopt(l, fd, tcp);
+    if (fd >= 0 && tcp)
+        conc__set_option(fd, IPPROTO_TCP, TCP_NODELAY);
+    return fd;
 }
 
-CONC__PRIVATE void conc__ask_connected(conc_loop *l, void *arg)
+/* Connects this socket: 0 or an error. */
+CONC__PRIVATE int conc__connect_socket(conc_loop *l, int fd, const conc__address *a)
 {
-    conc__opening *o = arg;
-    int saved = errno, why = 0;
+    int rc = connect(fd, &a->as.any, a->size) ? -errno : 0, why = 0;
     socklen_t size = sizeof why;
-    (void)l;
-    o->rc = getsockopt(o->fd, SOL_SOCKET, SO_ERROR, &why, &size) ? -errno : -why;
-    errno = saved;
+    for (double pause = 0.001; rc == -EAGAIN; pause = pause < 0.05 ? pause * 2 : pause) {
+        /* a Unix socket's backlog is full, and nothing tells when it no longer is */
+        rc = conc_sleep(pause);
+        if (rc == 0)
+            rc = connect(fd, &a->as.any, a->size) ? -errno : 0;
+    }
+    if (rc != -EINPROGRESS)
+        return rc;
+    rc = conc__fd_park(l, fd, CONC_WRITABLE);
+    if (rc > 0)
+        rc = getsockopt(fd, SOL_SOCKET, SO_ERROR, &why, &size) ? -errno : -why;
+    return rc;
 }
 
-/* Connects to one of the addresses: the descriptor, or an error, and then nothing is open. */
-CONC__PRIVATE int conc__connect(conc_loop *l, conc__opening *o)
+/* A client that takes the port of its peer for its own, where nobody listens, is connected with
+ * itself: TCP calls that a simultaneous open. */
+CONC__PRIVATE bool conc__is_its_own_peer(int fd, const conc__address *a)
 {
-    double pause = 0.001;
-    o->fd = -1;
-    for (;;) {
-        conc__start_connecting(l, o);
-        if (o->rc != -EAGAIN || o->fd < 0)
-            break;
-        /* a Unix socket's backlog is full, and nobody tells when it no longer is */
-        o->rc = conc_sleep(pause);
-        if (o->rc)
-            break;
-        pause = pause < 0.05 ? pause * 2 : pause;
+    conc__address own = {.size = sizeof own.as}, peer = {.size = sizeof peer.as};
+    if (a->as.any.sa_family == AF_UNIX || getsockname(fd, &own.as.any, &own.size))
+        return false;
+    bool six = own.as.any.sa_family == AF_INET6;
+    /* the port is at the same place in both */
+    if (own.as.v4.sin_port != a->as.v4.sin_port || getpeername(fd, &peer.as.any, &peer.size) ||
+        own.as.v4.sin_port != peer.as.v4.sin_port)
+        return false;
+    return six ? memcmp(&own.as.v6.sin6_addr, &peer.as.v6.sin6_addr, 16) == 0
+               : own.as.v4.sin_addr.s_addr == peer.as.v4.sin_addr.s_addr;
+}
+
+/* Gives a connection up at once, so that no port is left in TIME_WAIT. */
+CONC__PRIVATE void conc__reset_connection(int fd)
+{
+    struct linger at_once = {1, 0};
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+}
+
+enum { CONC__CONNECTS = 3 }; /* that may lead to the socket itself */
+
+/* Connects to one address: the descriptor, or an error, and then nothing is open. */
+CONC__PRIVATE int conc__connect(conc_loop *l, const conc__address *a)
+{
+    for (int i = 0; i < CONC__CONNECTS; i++) {
+        int fd = conc__socket_for(l, a), rc = fd < 0 ? fd : conc__connect_socket(l, fd, a);
+        if (rc == 0 && !conc__is_its_own_peer(fd, a))
+            return fd;
+        if (rc == 0)
+            conc__reset_connection(fd);
+        if (fd >= 0 && rc != -EBADF) /* else it was closed by another task */
+            conc_close(fd);
+        if (rc)
+            return rc;
     }
-    if (o->fd < 0)
-        return o->rc;
-    if (o->rc == -EINPROGRESS) {
-        o->rc = conc__fd_park(l, o->fd, CONC_WRITABLE);
-        if (o->rc > 0)
-            conc__ask_connected(l, o);
+    return -ECONNREFUSED;
+}
+
+/* ---- several addresses: RFC 8305 ----
+ *
+ * A task for each attempt; the first starts at once, each further one a while after the one
+ * before it, or as soon as one has failed. The first that connects wins, and the others are
+ * cancelled. */
+
+typedef struct conc__race {
+    conc_group group;
+    const conc__address *addresses;
+    int begun;              /* attempts that run or ran */
+    int failures;           /* that have not led to another attempt yet */
+    int error;              /* of the first address */
+    int fd;                 /* -1: none has connected yet */
+    conc__sleeper *waiting; /* the task that starts the attempts, between two of them */
+} conc__race;
+
+static const int64_t conc__attempt_delay = 250000000;
+
+/* Families take turns, beginning with that of the first address. */
+CONC__PRIVATE void conc__interleave(conc__address *a, int count)
+{
+    for (int i = 1; i < count; i++) {
+        int other = i;
+        while (other < count && a[other].as.any.sa_family == a[i - 1].as.any.sa_family)
+            other++;
+        if (other == count)
+            return;
+        conc__address next = a[other];
+        memmove(a + i + 1, a + i, (size_t)(other - i) * sizeof *a);
+        a[i] = next;
     }
-    if (o->rc == 0)
-        return o->fd;
-    if (o->rc != -EBADF) /* else it was closed by another task */
-        conc_close(o->fd);
-    return o->rc;
+}
+
+CONC__PRIVATE int conc__attempt(void *arg)
+{
+    conc__race *r = arg;
+    conc_loop *l = conc__here;
+    int saved = errno, which = r->begun++, fd = conc__connect(l, &r->addresses[which]);
+    if (fd >= 0 && r->fd >= 0) {
+        conc_close(fd); /* two in the same turn of the loop */
+    } else if (fd >= 0) {
+        r->fd = fd;
+        conc_group_cancel(&r->group);
+    } else {
+        r->failures++;
+        r->error = which == 0 ? fd : r->error;
+    }
+    if (r->waiting && conc__armed(&r->waiting->timer)) {
+        conc__disarm(l, &r->waiting->timer);
+        conc__wake(l, &r->waiting->wait, 0);
+    }
+    errno = saved;
+    return 0;
+}
+
+/* Waits until it is time for the next attempt: 0 or -ECANCELED. */
+CONC__PRIVATE int conc__race_pause(conc_loop *l, conc__race *r)
+{
+    conc__sleeper s = {.wait = {.task = l->self, .kind = &conc__sleeping}};
+    int rc = 0;
+    if (!r->failures) {
+        rc = conc__checkpoint(l);
+        if (rc)
+            return rc;
+        conc__arm(l, &s.timer, conc__later(conc__time(l), conc__attempt_delay), conc__sleep_over);
+        r->waiting = &s;
+        rc = conc__park(l, &s.wait);
+        r->waiting = NULL;
+    }
+    if (r->failures)
+        r->failures--;
+    return rc;
+}
+
+CONC__PRIVATE int conc__connect_any(conc_loop *l, conc__addresses *found)
+{
+    conc__race r = {.group = {.keep_going = true}, .addresses = found->all, .fd = -1};
+    conc__interleave(found->all, found->count);
+    conc__group_open(l, &r.group, "conc_dial");
+    int rc = 0;
+    for (int i = 0; i < found->count && rc == 0 && r.fd < 0; i++) {
+        if (r.group.scope.effective) {
+            rc = -ECANCELED;
+            break;
+        }
+        if (!conc__task_new(l, &r.group, NULL, conc__attempt, &r, "conc_dial")) {
+            r.error = i ? r.error : -ENOMEM;
+            break; /* those that run may do */
+        }
+        if (i + 1 < found->count)
+            rc = conc__race_pause(l, &r);
+    }
+    if (rc)
+        conc__cancel_scope(l, &r.group.scope);
+    rc = conc__group_close(l, &r.group, rc);
+    if (r.fd >= 0)
+        return r.fd;
+    return rc ? rc : r.error;
+}
+
+CONC__PRIVATE int conc__dial(conc_loop *l, const char *address)
+{
+    conc__addresses found;
+    int rc = conc__look_up(address, &found);
+    if (found.count == 1)
+        rc = conc__connect(l, found.all);
+    else if (found.count)
+        rc = conc__connect_any(l, &found);
+    if (found.count)
+        conc__system_failed(rc, address);
+    conc__addresses_free(&found);
+    return rc;
 }
 
 CONC_API int conc_dial(const char *address)
 {
     conc_loop *l = conc__in_task();
+    int saved = errno;
     if (!l)
         return -EPERM;
     if (!address)
         return -EINVAL;
-    int rc = conc__checkpoint(l), first = 0;
+    int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__opening o = {.text = address};
-    first = rc = conc__look_up(l, &o);
-    if (rc > 0)
-        first = 0;
-    for (o.which = 0; o.which < o.count; o.which++) {
-        rc = conc__connect(l, &o);
-        if (rc >= 0 || rc == -ECANCELED)
-            break;
-        first = first ? first : rc;
-    }
-    conc_free(o.found);
+    rc = conc__dial(l, address);
+    errno = saved;
     if (rc >= 0)
         conc__quick(l);
-    return rc >= 0 || rc == -ECANCELED ? rc : first;
+    return rc;
 }
-
-typedef struct conc__asking {
-    char *buf;
-    size_t size;
-    int fd, rc;
-    bool peer;
-} conc__asking;
 
 CONC__PRIVATE void conc__print_address(const conc__address *a, char *buf, size_t size)
 {
     char host[64], zone[IF_NAMESIZE + 1] = "%";
-    const struct sockaddr_un *local = &a->as.local;
+    const char *path = a->as.bytes + offsetof(struct sockaddr_un, sun_path);
     size_t n = a->size - offsetof(struct sockaddr_un, sun_path);
     if (a->as.any.sa_family == AF_INET) {
         inet_ntop(AF_INET, &a->as.v4.sin_addr, host, sizeof host);
@@ -6040,48 +7544,40 @@ CONC__PRIVATE void conc__print_address(const conc__address *a, char *buf, size_t
         snprintf(buf, size, "[%s%s]:%u", host, zone, ntohs(a->as.v6.sin6_port));
     } else if (a->size <= offsetof(struct sockaddr_un, sun_path)) {
         snprintf(buf, size, "unix:");
-    } else if (local->sun_path[0]) {
-        snprintf(buf, size, "unix:%.*s", (int)n, local->sun_path);
+    } else if (*path) {
+        snprintf(buf, size, "unix:%.*s", (int)n, path);
     } else {
-        snprintf(buf, size, "unix:@%.*s", (int)n - 1, local->sun_path + 1);
+        snprintf(buf, size, "unix:@%.*s", (int)n - 1, path + 1);
     }
 }
 
-CONC__PRIVATE void conc__ask_address(conc_loop *l, void *arg)
+CONC__PRIVATE int conc__ask_address(int fd, bool peer, char *buf, size_t size)
 {
-    conc__asking *q = arg;
-    conc__address a = {.size = sizeof a.as};
+    conc__address a;
     char text[160];
-    int saved = errno;
-    (void)l;
-    int failed =
-        q->peer ? getpeername(q->fd, &a.as.any, &a.size) : getsockname(q->fd, &a.as.any, &a.size);
-    q->rc = failed ? -errno : 0;
-    errno = saved;
-    if (q->rc)
-        return;
-    if (a.as.any.sa_family != AF_INET && a.as.any.sa_family != AF_INET6 &&
-        a.as.any.sa_family != AF_UNIX) {
-        q->rc = -EAFNOSUPPORT;
-        return;
-    }
+    memset(&a, 0, sizeof a);
+    a.size = sizeof a.as;
+    int failed = peer ? getpeername(fd, &a.as.any, &a.size) : getsockname(fd, &a.as.any, &a.size);
+    if (failed)
+        return -errno;
+    int family = a.as.any.sa_family;
+    if (family != AF_INET && family != AF_INET6 && family != AF_UNIX)
+        return -EAFNOSUPPORT;
     conc__print_address(&a, text, sizeof text);
-    if (strlen(text) >= q->size)
-        q->rc = -ENOSPC;
-    else
-        memcpy(q->buf, text, strlen(text) + 1);
+    if (strlen(text) >= size)
+        return -ENOSPC;
+    memcpy(buf, text, strlen(text) + 1);
+    return 0;
 }
 
-CONC_API int conc_address(int fd, bool peer, char *buf, size_t size)
+CONC_API CONC__CALLED int conc_address(int fd, bool peer, char *buf, size_t size)
 {
-    conc__asking q = {buf, size, fd, 0, peer};
+    int saved = errno;
     if (!buf)
         return -EINVAL;
-    if (conc__here)
-        conc__ask_address(conc__here, &q);
-    else
-        conc__ask_address(NULL, &q);
-    return q.rc;
+    int rc = conc__ask_address(fd, peer, buf, size);
+    errno = saved;
+    return rc;
 }
 
 /* Serves one connection, whose descriptor is where a conc_start would have its sink. */
@@ -6091,15 +7587,15 @@ CONC__PRIVATE int conc__serve_one(void *arg)
     conc_loop *l = conc__here;
     conc_task *self = l->self;
     int fd = (int)(intptr_t)self->sink;
-    uint32_t life = conc__life(l, fd);
+    uint32_t id = conc__fd_id(l, fd);
     int rc = s->handler(fd, s->arg);
     if (conc__here != l)
-        return rc;                 /* a forked child */
-    if (conc__life(l, fd) == life) /* else the handler closed it, and the number may be another's */
+        return rc;                /* a forked child */
+    if (conc__fd_id(l, fd) == id) /* else the handler closed it, and the number may be another's */
         conc_close(fd);
     if (rc >= 0 || (rc == -ECANCELED && self->pending))
         return rc < 0 ? rc : 0;
-    conc__report(l, self->name, self->spawned, rc, conc__words(self, rc));
+    conc__report(l, conc__source_of(self), rc, conc__words(self, rc));
     return 0;
 }
 
@@ -6119,50 +7615,97 @@ CONC__PRIVATE int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_serv
     return rc;
 }
 
-/* An error of accept: 0 when it only meant one connection, or after a pause for more room; else
- * what to end with. */
-CONC__PRIVATE int conc__serve_again(conc_loop *l, int rc, bool *told, const char *spawned)
+/* How accepting went so far. */
+typedef struct conc__accepting {
+    int failures; /* connections in a row that failed */
+    bool told;
+    double works_since; /* of the first connection after the last report; 0: none came yet */
+} conc__accepting;
+
+/* So many failures in a row make it pause, and so many more mean that it does not work at all. */
+enum { CONC__REFUSALS = 16, CONC__REFUSALS_TOLD = 1000 };
+
+/* The errors of accept(2) that tell of the connection, which then is gone, not of the listener. */
+CONC__PRIVATE bool conc__is_of_one_connection(int rc)
 {
     switch (rc) {
-    case -EMFILE:
-    case -ENFILE:
-    case -ENOBUFS:
-    case -ENOMEM:
-        if (!*told)
-            conc__report(l, spawned, spawned, rc, "");
-        *told = true;
-        return conc_sleep(0.1);
     case -ECONNABORTED:
+    case -ECONNRESET:
+    case -EPERM: /* a firewall */
     case -EPROTO:
+    case -ENOPROTOOPT:
+    case -EPROTONOSUPPORT:
+    case -EOPNOTSUPP:
     case -ENETDOWN:
     case -ENETUNREACH:
     case -EHOSTDOWN:
-    case -EHOSTUNREACH: return 0;
-    default: return rc;
+    case -EHOSTUNREACH:
+#ifdef ENONET
+    case -ENONET:
+#endif
+#ifdef ESOCKTNOSUPPORT
+    case -ESOCKTNOSUPPORT:
+#endif
+    case -ETIMEDOUT: return true;
+    default: return false;
     }
+}
+
+/* Reports once, until accepting has worked for a second. */
+CONC__PRIVATE void conc__serve_tell(conc_loop *l, int rc, conc__accepting *a, const char *spawned)
+{
+    char text[CONC__TEXT];
+    if (a->told && a->works_since > 0 && conc_now() - a->works_since >= 1)
+        a->told = false;
+    if (!a->told) {
+        snprintf(text, sizeof text, "%s: %s", spawned,
+                 conc__words_or(conc__words(l->self, rc), rc));
+        conc__report(l, conc__source_of(l->self), rc, text);
+    }
+    a->told = true;
+    a->works_since = 0;
+}
+
+/* An error of accept: 0 when it only meant one connection, or after a pause for more room; else
+ * what to end with. */
+CONC__PRIVATE int conc__serve_again(conc_loop *l, int rc, conc__accepting *a, const char *spawned)
+{
+    if (conc__is_lack(rc)) {
+        conc__serve_tell(l, rc, a, spawned);
+        return conc_sleep(0.1);
+    }
+    if (!conc__is_of_one_connection(rc))
+        return rc;
+    if (++a->failures == CONC__REFUSALS_TOLD)
+        conc__serve_tell(l, rc, a, spawned);
+    return a->failures < CONC__REFUSALS ? 0 : conc_sleep(0.001);
+}
+
+CONC__PRIVATE void conc__serve_works(conc__accepting *a)
+{
+    a->failures = 0;
+    if (a->told && a->works_since <= 0)
+        a->works_since = conc_now();
 }
 
 /* Accepts until that fails for good. */
 CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server *s,
                                   const char *spawned)
 {
-    bool told = false;
-    uint32_t life = conc__life(l, s->fd);
+    conc__accepting a = {0};
+    uint32_t id = conc__fd_id(l, s->fd);
     for (;;) {
         int rc = s->limit && g->live >= s->limit ? conc__wait_for_room(l, g) : 0;
-        if (conc__life(l, s->fd) != life)
+        if (rc || conc__fd_id(l, s->fd) != id)
             return rc; /* conc_close has ended the serving */
-        int fd = rc ? rc : conc_accept(s->fd);
-        if (fd == -EBADF && conc__life(l, s->fd) != life)
+        int fd = conc_accept(s->fd);
+        if (fd == -EBADF && conc__fd_id(l, s->fd) != id)
             return 0;
-        if (fd >= 0)
-            rc = conc__serve_spawn(l, g, s, fd, spawned);
+        rc = fd < 0 ? fd : conc__serve_spawn(l, g, s, fd, spawned);
+        if (rc == 0)
+            conc__serve_works(&a);
         else
-            rc = rc ? rc : conc__serve_again(l, fd, &told, spawned);
-        if (rc == -ENOMEM)
-            rc = conc__serve_again(l, rc, &told, spawned);
-        else if (fd >= 0)
-            told = false;
+            rc = conc__serve_again(l, rc, &a, spawned);
         if (rc)
             return rc;
     }
@@ -6191,28 +7734,26 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *spa
 
 /* ---- >>streaming ---------------------------------------------------------------------------- */
 
-enum { CONC__RECORD_LIMIT = 65536, CONC__BUFFER = 16384, CONC__SPARES = 64 };
+/* PIECE: so much is moved at a time; after each piece other tasks may get their turn. */
+enum {
+    CONC__RECORD_LIMIT = 65536,
+    CONC__BUFFER = 16384,
+    CONC__SPARES = 64,
+    CONC__PIECE = 64 * 1024
+};
 
 /* Buffers have a byte more than their size, for a NUL. Those of the usual size go from stream to
  * stream. */
-typedef struct conc__buffering {
-    conc__buffer *buffer;
-    size_t size;
-} conc__buffering;
-
-CONC__PRIVATE void conc__buffer_change(conc_loop *l, void *arg)
+CONC__PRIVATE int conc__buffer_resize(conc__buffer *b, size_t size)
 {
-    conc__buffering *b = arg;
-    (void)l;
     int saved = errno;
-    char *data = b->size ? CONC_REALLOC(b->buffer->data, b->size + 1) : NULL;
-    if (!b->size)
-        CONC_FREE(b->buffer->data);
+    char *data = size < PTRDIFF_MAX ? CONC_REALLOC(b->data, size + 1) : NULL;
     errno = saved;
-    if (data || !b->size) {
-        b->buffer->data = data;
-        b->buffer->size = b->size;
-    }
+    if (!data)
+        return -ENOMEM;
+    b->data = data;
+    b->size = size;
+    return 0;
 }
 
 /* Makes a buffer as large as size, which is more than it has. */
@@ -6226,26 +7767,20 @@ CONC__PRIVATE int conc__buffer_grow(conc_loop *l, conc__buffer *b, size_t size)
         b->size = size;
         return 0;
     }
-    conc__buffering change = {b, size};
-    if (size < PTRDIFF_MAX)
-        conc__buffer_change(l, &change);
-    return b->size == size ? 0 : -ENOMEM;
+    return conc__buffer_resize(b, size);
 }
 
 CONC__PRIVATE void conc__buffer_drop(conc_loop *l, conc__buffer *b)
 {
     if (!b->data)
         return;
-    conc__buffering change = {b, 0};
     if (b->size == CONC__BUFFER && l && l->spare_count < CONC__SPARES) {
         conc__spare *spare = (conc__spare *)(void *)b->data;
         spare->next = l->spares;
         l->spares = spare;
         l->spare_count++;
-    } else if (l) {
-        conc__buffer_change(l, &change);
     } else {
-        conc__buffer_change(NULL, &change);
+        conc_free(b->data);
     }
     *b = (conc__buffer){NULL, 0, 0, 0};
 }
@@ -6279,18 +7814,47 @@ CONC__PRIVATE int conc__stream_state(const conc_stream *s)
     return s->state == CONC__STREAM_OPEN ? 0 : -EPIPE;
 }
 
+/* A call that may wait ends: the stream is no longer touched, if it was closed meanwhile. */
+CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t result)
+{
+    s->inside--;
+    while (!s->inside && s->closers.first)
+        conc__wake(l, s->closers.first, 0);
+    return result;
+}
+
+/* It begins: 0, and a conc_stream_close waits until it has left; or an error. */
+CONC__PRIVATE int conc__stream_enter(conc_loop *l, conc_stream *s)
+{
+    int rc = l ? conc__stream_state(s) : -EPERM;
+    if (rc)
+        return rc;
+    s->inside++;
+    rc = conc__checkpoint(l);
+    return rc ? (int)conc__stream_leave(l, s, rc) : 0;
+}
+
+/* Between two pieces of one call that need not wait: 0, -EPIPE (closed meanwhile) or -ECANCELED. */
+CONC__PRIVATE int conc__stream_pass(conc_loop *l, const conc_stream *s)
+{
+    conc__quick(l);
+    return s->state == CONC__STREAM_OPEN ? conc__checkpoint(l) : -EPIPE;
+}
+
+CONC__PRIVATE size_t conc__piece(size_t n) { return n < CONC__PIECE ? n : CONC__PIECE; }
+
 CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place)
 {
     conc_loop *l = conc__here;
-    conc__fd_look look = {.number = fd, .events = CONC_READABLE};
     if (!l)
         return -EPERM;
     if (!s || s->state == CONC__STREAM_OPEN)
         return conc__misused(-EINVAL, "conc_stream_open", "no stream, or it is open", NULL);
+    if (s->inside)
+        return -EBUSY;
     const conc__fd *f = conc__fd_find(l, fd);
-    if (!f || !f->owned)
-        conc__fd_ready(l, &look);
-    if (fd < 0 || look.rc < 0)
+    bool own = f && conc__fd_is_own(f);
+    if (fd < 0 || (!own && conc__fd_ready(fd, CONC_READABLE) < 0))
         return -EBADF;
     /* so that sums cannot overflow */
     size_t limit = s->limit < PTRDIFF_MAX / 4 ? s->limit : PTRDIFF_MAX / 4;
@@ -6312,30 +7876,45 @@ CONC__PRIVATE int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
     return rc;
 }
 
-/* Sends what was written as far as that need not wait: 0, -EAGAIN, or the error that ends
- * writing. */
-CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
+/* Sends a piece of what was written, if that need not wait: 1 (there is more), 0 (there is none),
+ * -EAGAIN, or the error that ends writing. */
+CONC__PRIVATE int conc__stream_push_piece(conc_loop *l, conc_stream *s)
 {
     conc__buffer *b = &s->out;
-    while (b->start < b->end) {
-        ssize_t n = conc__io_bytes(l, CONC__WRITE, s->fd, b->data + b->start, b->end - b->start);
-        if (n < 0)
-            return n == -EAGAIN ? -EAGAIN : conc__stream_broke(l, s, (int)n);
-        b->start += (size_t)n;
+    if (b->start == b->end) {
+        conc__buffer_drop(l, b);
+        return 0;
     }
+    const struct iovec part = {b->data + b->start, conc__piece(b->end - b->start)};
+    ssize_t n = conc__send(l, &(conc__io){.fd = s->fd, .any = true, .parts = &part, .count = 1});
+    if (n < 0)
+        return n == -EAGAIN ? -EAGAIN : conc__stream_broke(l, s, (int)n);
+    b->start += (size_t)n;
+    if (b->start < b->end)
+        return 1;
     conc__buffer_drop(l, b);
     return 0;
 }
 
+/* Sends as much of it as need not wait, in the middle of another call, which soon lets other tasks
+ * have their turn. */
+CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
+{
+    int rc = conc__stream_push_piece(l, s);
+    for (; rc == 1; rc = conc__stream_push_piece(l, s))
+        l->quick--;
+    return rc;
+}
+
 /* Waits for bytes, and sends what was written: the peer may have to read that first. */
-CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s)
+CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__patience *p)
 {
     int events = CONC_READABLE;
     if (conc__buffered(&s->out) && !s->writing && conc__stream_push(l, s) == -EAGAIN)
         events |= CONC_WRITABLE;
     if (!conc__buffered(&s->in))
         conc__buffer_drop(l, &s->in);
-    int rc = conc__fd_park(l, s->fd, events);
+    int rc = conc__fd_await(l, s->fd, events, p);
     if (s->state != CONC__STREAM_OPEN)
         return -EPIPE;
     if (rc > 0 && rc & CONC_WRITABLE && !s->writing)
@@ -6361,6 +7940,7 @@ CONC__PRIVATE int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
  * may become as large as n. Returns the count, 0 at the end of file, or an error. */
 CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
+    conc__patience patience = {0, 0};
     if (s->at_end || s->read_error)
         return s->read_error;
     for (;;) {
@@ -6369,9 +7949,11 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
             int rc = to ? 0 : conc__stream_room(l, s, n);
             if (rc)
                 return rc;
-            ssize_t got = to ? conc__io_bytes(l, CONC__READ, s->fd, to, n)
-                             : conc__io_bytes(l, CONC__READ, s->fd, s->in.data + s->in.end,
-                                              s->in.size - s->in.end);
+            struct iovec part = {to, n};
+            if (!to)
+                part = (struct iovec){s->in.data + s->in.end, conc__piece(s->in.size - s->in.end)};
+            ssize_t got =
+                conc__receive(l, &(conc__io){.fd = s->fd, .any = true, .parts = &part, .count = 1});
             if (got != -EAGAIN) {
                 s->at_end = got == 0;
                 s->read_error = got < 0 ? (int)got : 0;
@@ -6379,7 +7961,7 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
                 return got;
             }
         }
-        int rc = conc__stream_await(l, s);
+        int rc = conc__stream_await(l, s, &patience);
         if (rc < 0)
             return rc;
     }
@@ -6392,13 +7974,16 @@ CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s)
     if (rc == 0 && s->reader)
         rc = conc__misused(-EBUSY, "a read of a stream", "another task is reading", NULL);
     if (rc == 0)
-        rc = conc__checkpoint(l);
-    if (rc == 0)
-        conc__quick(l); /* here, as what is handed out is good only until somebody else reads */
-    if (rc == 0 && (s->state != CONC__STREAM_OPEN || s->reader))
-        rc = s->reader ? -EBUSY : -EPIPE;
+        rc = conc__stream_enter(l, s);
     if (rc)
         return rc;
+    conc__quick(l); /* here, as what is handed out is good only until somebody else reads */
+    if (s->state != CONC__STREAM_OPEN)
+        rc = -EPIPE;
+    else if (s->reader)
+        rc = -EBUSY;
+    if (rc)
+        return (int)conc__stream_leave(l, s, rc);
     if (s->ended)
         *s->ended = s->covered;
     s->ended = NULL;
@@ -6406,10 +7991,12 @@ CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-CONC__PRIVATE ssize_t conc__stream_done(conc_stream *s, ssize_t result)
+CONC__PRIVATE ssize_t conc__stream_done(conc_loop *l, conc_stream *s, ssize_t result)
 {
     s->reader = NULL;
-    return result;
+    if (result < 0 && result == s->read_error)
+        conc__system_failed(s->read_error, NULL);
+    return conc__stream_leave(l, s, result);
 }
 
 /* Out of the buffer: how many. */
@@ -6422,7 +8009,7 @@ CONC__PRIVATE size_t conc__stream_copy(conc_stream *s, char *to, size_t n)
     return count;
 }
 
-CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n)
+CONC_API CONC__CALLED ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n)
 {
     conc_loop *l = conc__in_task();
     int rc = conc__stream_begin(l, s);
@@ -6430,16 +8017,16 @@ CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n)
         return rc;
     ssize_t got = (ssize_t)conc__stream_copy(s, buf, n);
     if (got || !n)
-        return conc__stream_done(s, got);
+        return conc__stream_done(l, s, got);
     if (n >= s->buffer_size)
-        return conc__stream_done(s, conc__stream_pull(l, s, buf, n));
+        return conc__stream_done(l, s, conc__stream_pull(l, s, buf, n));
     got = conc__stream_pull(l, s, NULL, s->buffer_size);
     if (got > 0)
         got = (ssize_t)conc__stream_copy(s, buf, n);
-    return conc__stream_done(s, got);
+    return conc__stream_done(l, s, got);
 }
 
-CONC_API ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n)
+CONC_API CONC__CALLED ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n)
 {
     conc_loop *l = conc__in_task();
     int rc = conc__stream_begin(l, s);
@@ -6447,9 +8034,16 @@ CONC_API ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n)
         return rc;
     size_t done = conc__stream_copy(s, buf, n);
     ssize_t got = 0;
-    while (done < n && (got = conc__stream_pull(l, s, (char *)buf + done, n - done)) > 0)
+    while (done < n) {
+        got = conc__stream_pull(l, s, (char *)buf + done, conc__piece(n - done));
+        if (got <= 0)
+            break;
         done += (size_t)got;
-    return conc__stream_done(s, done ? (ssize_t)done : got);
+        got = done < n ? conc__stream_pass(l, s) : 0;
+        if (got)
+            break;
+    }
+    return conc__stream_done(l, s, done ? (ssize_t)done : got);
 }
 
 typedef struct conc__record {
@@ -6493,6 +8087,14 @@ static inline ssize_t conc__record_take(conc_stream *s, size_t length, size_t to
     return (ssize_t)length;
 }
 
+/* At the end of file, where no delimiter is. */
+CONC__PRIVATE ssize_t conc__record_rest(conc_stream *s, size_t n, char **data)
+{
+    if (!n)
+        return 0;
+    return n > s->limit ? -EMSGSIZE : conc__record_take(s, n, n, data);
+}
+
 CONC__PRIVATE ssize_t conc__record_read(conc_loop *l, conc_stream *s, conc__record *r, char **data)
 {
     for (;;) {
@@ -6506,32 +8108,33 @@ CONC__PRIVATE ssize_t conc__record_read(conc_loop *l, conc_stream *s, conc__reco
         if (there >= s->limit + r->slack)
             return -EMSGSIZE;
         ssize_t got = conc__stream_pull(l, s, NULL, s->limit + r->slack);
+        if (got > 0)
+            got = conc__stream_pass(l, s);
+        else if (got == 0)
+            return conc__record_rest(s, there, data);
         if (got < 0)
             return got;
-        if (got == 0)
-            return !there             ? 0
-                   : there > s->limit ? -EMSGSIZE
-                                      : conc__record_take(s, there, there, data);
     }
 }
 
-CONC__PRIVATE ssize_t conc__stream_record(conc_stream *s, conc__record *r, char **data)
+CONC__PRIVATE ssize_t conc__stream_record(const char *call, conc_stream *s, conc__record *r,
+                                          char **data)
 {
-    conc_loop *l = conc__in_task();
+    conc_loop *l = conc__in_task_of(call);
     int rc = conc__stream_begin(l, s);
     if (rc)
         return rc;
-    return conc__stream_done(s, conc__record_read(l, s, r, data));
+    return conc__stream_done(l, s, conc__record_read(l, s, r, data));
 }
 
-CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, size_t n,
-                                        char **data)
+CONC_API CONC__CALLED ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter,
+                                                     size_t n, char **data)
 {
     conc__record r = {.delimiter = delimiter, .size = n, .slack = n};
     if (!data || !delimiter || !n || n > PTRDIFF_MAX / 4)
         return conc__in_task() ? -EINVAL : -EPERM;
     *data = NULL;
-    return conc__stream_record(s, &r, data);
+    return conc__stream_record("conc_stream_read_until", s, &r, data);
 }
 
 /* May a call take its effect without a look at the rest? */
@@ -6566,14 +8169,14 @@ CONC__PRIVATE CONC__CALLED ssize_t conc__stream_line(conc_stream *s, char **line
 {
     conc__record r = {.delimiter = "\n", .size = 1, .slack = 2, .line = true};
     if (!line)
-        return conc__in_task() ? -EINVAL : -EPERM;
+        return conc__in_task_of("conc_stream_read_line") ? -EINVAL : -EPERM;
     *line = NULL;
-    return conc__stream_record(s, &r, line);
+    return conc__stream_record("conc_stream_read_line", s, &r, line);
 }
 
-CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line)
+CONC_API CONC__CALLED ssize_t conc_stream_read_line(conc_stream *s, char **line)
 {
-    ssize_t length = line ? conc__stream_next_line(conc__in_task(), s, line) : -1;
+    ssize_t length = line ? conc__stream_next_line(conc__of_task(), s, line) : -1;
     return CONC__UNLIKELY(length < 0) ? conc__stream_line(s, line) : length;
 }
 
@@ -6591,16 +8194,16 @@ static const conc__wait_kind conc__queueing = {.what = "waits for its turn to wr
 CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
 {
     s->unsaid &= rc != s->write_error;
-    return rc;
+    return rc == s->write_error ? conc__system_failed(rc, NULL) : rc;
 }
 
 /* A writing call begins: 0, or its error. */
-CONC__PRIVATE int conc__stream_writable(conc_loop *l, conc_stream *s)
+CONC__PRIVATE int conc__stream_begin_writing(conc_loop *l, conc_stream *s)
 {
-    int rc = l ? conc__stream_state(s) : -EPERM;
-    if (rc == 0)
-        rc = conc__checkpoint(l);
-    return rc ? rc : s->state != CONC__STREAM_OPEN ? -EPIPE : conc__stream_said(s, s->write_error);
+    int rc = conc__stream_enter(l, s);
+    if (rc == 0 && s->write_error)
+        rc = (int)conc__stream_leave(l, s, conc__stream_said(s, s->write_error));
+    return rc;
 }
 
 /* Waits until no other task writes. */
@@ -6621,11 +8224,11 @@ CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
 CONC__PRIVATE void conc__stream_hurry(conc_loop *l, conc_stream *s)
 {
     conc__wait *w = s->reader && !s->writing ? s->reader->wait : NULL;
-    if (!w || w->kind != &conc__watching || conc__stream_push(l, s) != -EAGAIN)
+    bool for_fd = w && (w->kind == &conc__watching || w->kind == &conc__pausing);
+    if (!for_fd || conc__stream_push(l, s) != -EAGAIN)
         return;
-    conc__fd_look look = {.number = s->fd, .events = CONC_WRITABLE};
-    w->value |= CONC_WRITABLE;
-    conc__fd_before(l, &look);
+    if (w->kind == &conc__watching)
+        conc__fd_widen(l, w, CONC_WRITABLE);
 }
 
 CONC__PRIVATE void conc__stream_turn_over(conc_loop *l, conc_stream *s)
@@ -6661,12 +8264,10 @@ CONC__PRIVATE ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char
     conc__buffer *b = &s->out;
     size_t kept = conc__buffered(b);
     struct iovec parts[2] = {{b->data ? b->data + b->start : NULL, kept},
-                             {(void *)(uintptr_t)bytes, n}};
-    conc__io io = {.what = CONC__WRITE_PARTS,
-                   .fd = s->fd,
-                   .parts = kept ? parts : parts + 1,
-                   .count = kept ? 2 : 1};
-    ssize_t sent = conc__io_once(l, &io);
+                             {(void *)(uintptr_t)bytes, conc__piece(n)}};
+    const conc__io io = {
+        .fd = s->fd, .any = true, .parts = kept ? parts : parts + 1, .count = kept ? 2 : 1};
+    ssize_t sent = conc__send(l, &io);
     if (sent < 0)
         return sent == -EAGAIN ? sent : conc__stream_broke(l, s, (int)sent);
     if ((size_t)sent < kept) {
@@ -6680,6 +8281,7 @@ CONC__PRIVATE ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char
 /* In its turn: all n bytes are sent or kept. */
 CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
+    conc__patience patience = {0, 0};
     size_t done = 0;
     for (;;) {
         bool full = n - done > s->buffer_size - conc__buffered(&s->out);
@@ -6693,12 +8295,19 @@ CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char 
         done += (size_t)took;
         if (done == n)
             return (ssize_t)n;
-        int rc = waits ? conc__fd_park(l, s->fd, CONC_WRITABLE) : 0;
+        int rc =
+            waits ? conc__fd_await(l, s->fd, CONC_WRITABLE, &patience) : conc__stream_pass(l, s);
         if (s->state != CONC__STREAM_OPEN)
             return -EPIPE;
         if (rc < 0)
             return done ? (ssize_t)done : rc;
     }
+}
+
+/* The error that keeps a task from writing, whose turn it is; 0: none. */
+CONC__PRIVATE int conc__stream_writable(const conc_stream *s)
+{
+    return s->state == CONC__STREAM_OPEN ? s->write_error : -EPIPE;
 }
 
 CONC__PRIVATE ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, const char *bytes,
@@ -6712,9 +8321,9 @@ CONC__PRIVATE ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, con
         took = conc__stream_turn(l, s);
         if (took)
             return took;
-        took = s->state != CONC__STREAM_OPEN ? -EPIPE
-               : s->write_error              ? s->write_error
-                                             : conc__stream_put(l, s, bytes, n);
+        took = conc__stream_writable(s);
+        if (took == 0)
+            took = conc__stream_put(l, s, bytes, n);
         conc__stream_turn_over(l, s);
     }
     if (took >= 0)
@@ -6726,17 +8335,16 @@ CONC__PRIVATE CONC__CALLED ssize_t conc__stream_write_slowly(conc_stream *s, con
                                                              size_t n)
 {
     conc_loop *l = conc__in_task();
-    int rc = conc__stream_writable(l, s);
+    int rc = conc__stream_begin_writing(l, s);
     if (rc)
         return rc;
-    if (n > SSIZE_MAX || (!buf && n))
-        return -EINVAL;
-    return conc__stream_write_bytes(l, s, buf, n);
+    bool valid = n <= SSIZE_MAX && (buf || !n);
+    return conc__stream_leave(l, s, valid ? conc__stream_write_bytes(l, s, buf, n) : -EINVAL);
 }
 
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
 {
-    conc_loop *l = conc__in_task();
+    conc_loop *l = conc__of_task();
     if (!conc__stream_is_calm(l, s) || s->writing || !s->out.data || !buf ||
         n > s->out.size - s->out.end)
         return conc__stream_write_slowly(s, buf, n);
@@ -6746,111 +8354,132 @@ CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
     return (ssize_t)n;
 }
 
-typedef struct conc__formatting {
-    char *text; /* NULL: no memory */
-    const char *fmt;
-    va_list args;
-    int length;
-} conc__formatting;
-
-CONC__PRIVATE void conc__format(conc_loop *l, void *arg)
+/* Formats into memory of its own: the length, -EINVAL or -ENOMEM. */
+CONC__PRIVATE int conc__format(char **text, const char *fmt, va_list args)
 {
-    conc__formatting *f = arg;
     va_list again;
     int saved = errno;
-    (void)l;
-    va_copy(again, f->args);
-    f->length = vsnprintf(NULL, 0, f->fmt, f->args);
-    f->text = f->length < 0 ? NULL : CONC_MALLOC((size_t)f->length + 1);
-    if (f->text)
-        vsnprintf(f->text, (size_t)f->length + 1, f->fmt, again);
+    va_copy(again, args);
+    int length = vsnprintf(NULL, 0, fmt, args);
+    *text = length < 0 ? NULL : conc__alloc((size_t)length + 1);
+    if (*text)
+        vsnprintf(*text, (size_t)length + 1, fmt, again);
+    else
+        length = length < 0 ? -EINVAL : -ENOMEM;
     va_end(again);
     errno = saved;
-}
-
-CONC__PRIVATE void conc__format_over(conc_loop *l, void *arg)
-{
-    (void)l;
-    CONC_FREE(((conc__formatting *)arg)->text);
+    return length;
 }
 
 CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
 {
     conc_loop *l = conc__in_task();
-    conc__formatting f = {.fmt = fmt};
-    ssize_t rc = conc__stream_writable(l, s);
+    char *text;
+    va_list args;
+    int rc = conc__stream_begin_writing(l, s);
     if (rc)
         return rc;
     if (!fmt)
-        return -EINVAL;
-    va_start(f.args, fmt);
-    conc__format(l, &f);
-    va_end(f.args);
-    if (!f.text)
-        return f.length < 0 ? -EINVAL : -ENOMEM;
-    rc = conc__stream_write_bytes(l, s, f.text, (size_t)f.length);
-    conc__format_over(l, &f);
-    return rc;
+        return conc__stream_leave(l, s, -EINVAL);
+    va_start(args, fmt);
+    ssize_t n = conc__format(&text, fmt, args);
+    va_end(args);
+    if (n >= 0) {
+        n = conc__stream_write_bytes(l, s, text, (size_t)n);
+        conc_free(text);
+    }
+    return conc__stream_leave(l, s, n);
 }
 
 /* In its turn: waits until everything is out. */
 CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
 {
+    conc__patience patience = {0, 0};
     size_t before = conc__buffered(&s->out);
     for (;;) {
-        int rc = conc__stream_push(l, s);
-        if (rc != -EAGAIN)
+        int rc = conc__stream_push_piece(l, s);
+        if (rc == -EAGAIN)
+            rc = conc__fd_await(l, s->fd, CONC_WRITABLE, &patience);
+        else if (rc == 1)
+            rc = conc__stream_pass(l, s);
+        else
             return rc;
-        rc = conc__fd_park(l, s->fd, CONC_WRITABLE);
         if (s->state != CONC__STREAM_OPEN)
             return -EPIPE;
+        size_t done = before - conc__buffered(&s->out);
         if (rc < 0)
-            return before > conc__buffered(&s->out) && rc == -ECANCELED
-                       ? (int)(before - conc__buffered(&s->out))
-                       : rc;
+            return rc == -ECANCELED && done ? (int)done : rc;
     }
 }
 
-CONC_API int conc_stream_flush(conc_stream *s)
+CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s)
 {
-    conc_loop *l = conc__in_task();
-    int rc = conc__stream_writable(l, s);
+    int rc = conc__stream_turn(l, s);
     if (rc)
         return rc;
-    rc = conc__stream_turn(l, s);
-    if (rc)
-        return rc;
-    rc = s->state != CONC__STREAM_OPEN ? -EPIPE
-         : s->write_error              ? s->write_error
-                                       : conc__stream_flush_all(l, s);
+    rc = conc__stream_writable(s);
+    if (rc == 0)
+        rc = conc__stream_flush_all(l, s);
     conc__stream_turn_over(l, s);
     if (rc == 0)
         conc__quick(l);
     return conc__stream_said(s, rc);
 }
 
-CONC_API int conc_stream_close(conc_stream *s)
+CONC_API int conc_stream_flush(conc_stream *s)
 {
-    conc_loop *l = conc__here;
-    int rc = 0;
-    if (conc__stream_state(s))
-        return 0;
-    if (l && l->self && !l->self->pending && conc__buffered(&s->out))
-        rc = conc_stream_flush(s);
-    if (s->state != CONC__STREAM_OPEN)
-        return rc;
+    conc_loop *l = conc__in_task();
+    int rc = conc__stream_begin_writing(l, s);
+    return rc ? rc : (int)conc__stream_leave(l, s, conc__stream_flush(l, s));
+}
+
+static const conc__wait_kind conc__vacating = {
+    .what = "waits until all tasks have left the stream that it closed"};
+
+/* Waits until no call of another task is inside. A cancel does not cut that short: the close has
+ * woken all of them. Only a task can wait. */
+CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s)
+{
+    if (!l || !l->self || !s->inside)
+        return;
+    conc__wait w = {.task = l->self, .kind = &conc__vacating, .on = s};
+    conc__append(&s->closers, &w);
+    conc__park(l, &w);
+}
+
+/* Closes, and frees what the stream has: conc_close's result. */
+CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
+{
     s->state = CONC__STREAM_CLOSED;
     if (l && l->debug)
         conc__unnote(&l->opened, s);
     while (s->writers.first)
         conc__wake(l, s->writers.first, -EPIPE);
-    int closed = conc_close(s->fd);
-    rc = rc || !s->unsaid ? rc : s->write_error;
+    int rc = conc_close(s->fd);
     s->fd = -1;
     s->ended = NULL;
     conc__buffer_drop(l, &s->in);
     conc__buffer_drop(l, &s->out);
-    return rc > 0 ? -ECANCELED : rc < 0 ? rc : closed;
+    return rc;
+}
+
+CONC_API int conc_stream_close(conc_stream *s)
+{
+    conc_loop *l = conc__here;
+    int rc = 0, closed = 0;
+    if (!s || s->state == CONC__STREAM_FRESH)
+        return 0;
+    bool open = s->state == CONC__STREAM_OPEN;
+    if (open && l && l->self && !l->self->pending && conc__buffered(&s->out))
+        rc = conc_stream_flush(s);
+    if (s->state == CONC__STREAM_OPEN) { /* else another task closes it, too */
+        closed = conc__stream_shut(l, s);
+        rc = rc || !s->unsaid ? rc : s->write_error;
+    }
+    conc__stream_vacate(l, s);
+    if (rc == 0)
+        return closed;
+    return rc > 0 ? -ECANCELED : rc;
 }
 
 CONC_API void conc__auto_conc_stream(conc_stream *s)
@@ -6858,31 +8487,62 @@ CONC_API void conc__auto_conc_stream(conc_stream *s)
     int rc = conc_stream_close(s);
     conc_loop *l = conc__of_task();
     if (rc < 0 && rc != -ECANCELED && l)
-        conc__report(l, "a stream", l->self->spawned, rc, "");
+        conc__report_close(l, "a stream", rc);
 }
 
 /* ---- >>signalling --------------------------------------------------------------------------- */
 
 enum { CONC__SIGNALS = 65, CONC__SIGNAL_LOOPS = 256, CONC__SIGNAL_STACK = 65536 };
 
+/* One atomic word for each signal number tells the handler what to do: the flags below, and above
+ * them a count of the signals that were received.
+ *
+ *   state         flags               disposition    a signal
+ *   free          none                the program's  puts back what was before, and is raised anew
+ *   interrupting  INTERRUPTS          conc's         interrupts the runs that want it, or kills
+ *   dumping       DUMPS               conc's         has runs in debug mode print their tasks
+ *   received      RECEIVES, any more  conc's         is counted, and wakes the loops
+ *   restoring     RESTORING           changes        sets AGAIN, and is raised anew afterwards
+ *
+ *   from          to                  by
+ *   not restoring a flag more         conc__signal_enter, under the mutex: then it sets the handler
+ *   any           a flag less         conc__signal_leave, under the mutex, for the last user
+ *   free          restoring, free     conc__signal_put_back: conc__signal_leave calls it after the
+ *                                     last flag, and the handler when it finds the number free
+ *
+ * The handler finds a number free if the last user left after the kernel had called the handler,
+ * or if a library saved conc's handler and installs it again. It reads the word once: so a
+ * signal either is received, or interrupts, or does what it did before. The handler changes a
+ * disposition only to kill the process, or while restoring, which conc__signal_enter waits for. */
+enum { CONC__RECEIVES, CONC__INTERRUPTS, CONC__DUMPS, CONC__ROLES };
+
+#define CONC__ROLE(role) (1ul << (role))
+#define CONC__ALL_ROLES (CONC__ROLE(CONC__ROLES) - 1)
+#define CONC__RESTORING (1ul << 3)
+#define CONC__AGAIN (1ul << 4)
+#define CONC__CAME_ONE (1ul << 5)
+#define CONC__CAME(word) ((word) & ~(CONC__CAME_ONE - 1))
+
+/* In a conc_signals. */
 struct conc__signal_number {
     int number;
     bool was_blocked;
-    unsigned seen; /* how many of these were handed out, or came before the opening */
+    unsigned long seen; /* up to here in the count they were handed out, or came before */
 };
 
-/* Signals belong to the process, so this is shared by all loops: by the mutex, and what the
- * handler uses by atomics. */
+/* In the process. */
+typedef struct conc__signal {
+    _Atomic unsigned long word;
+    int users[CONC__ROLES];  /* open conc_signals, or runs; under the mutex, as is the rest */
+    unsigned long handed;    /* up to here in the count they were handed out to a receiver */
+    struct sigaction before; /* what was there before conc's handler */
+} conc__signal;
+
+/* Signals belong to the process, so this is shared by all loops. */
 static struct conc__signalling {
     pthread_mutex_t mutex;
-    int receivers[CONC__SIGNALS];           /* open conc_signals */
-    int interrupts[CONC__SIGNALS];          /* runs that it interrupts */
-    struct sigaction before[CONC__SIGNALS]; /* what was there before conc's handler */
-    /* the handler was installed for receivers: no interrupt wants it */
-    bool only_received[CONC__SIGNALS];
-    _Atomic unsigned came[CONC__SIGNALS]; /* how often */
-    unsigned handed[CONC__SIGNALS];       /* of these, how many somebody was given */
-    atomic_bool received[CONC__SIGNALS];  /* there are receivers, so it interrupts nobody */
+    conc__signal numbers[CONC__SIGNALS];
+    atomic_int process; /* that installed the handlers; in a child without fork's hooks another */
     _Atomic(conc_loop *) loops[CONC__SIGNAL_LOOPS];
     atomic_int running; /* handlers at work: what they may look at must stay */
     int faults;         /* runs that want the report of a stack overflow */
@@ -6895,73 +8555,173 @@ CONC__PRIVATE void conc__on_signal(int number);
 
 CONC__PRIVATE bool conc__signal_is_ours(int number, struct sigaction *now)
 {
-    return sigaction(number, NULL, now) == 0 && now->sa_handler == conc__on_signal;
+    return sigaction(number, NULL, now) == 0 && !(now->sa_flags & SA_SIGINFO) &&
+           now->sa_handler == conc__on_signal;
 }
 
-/* From here on the next interrupt finds what was there before: it kills a program that does not
- * react. */
-CONC__PRIVATE void conc__interrupt_once(void)
+/* Has the program left the number to the system? */
+CONC__PRIVATE bool conc__signal_is_default(int number)
 {
+    struct sigaction now = {.sa_handler = SIG_DFL};
+    if (conc__signal_is_ours(number, &now))
+        now = conc__signalling.numbers[number].before;
+    return !(now.sa_flags & SA_SIGINFO) && now.sa_handler == SIG_DFL;
+}
+
+/* If the number is free, its disposition is what it was before conc's, or became meanwhile. Also
+ * in the handler: only atomics and system calls. */
+CONC__PRIVATE void conc__signal_put_back(int number)
+{
+    conc__signal *n = &conc__signalling.numbers[number];
     struct sigaction now;
-    for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
-        int number = conc__interrupting[i];
-        if (!atomic_load(&conc__signalling.received[number]) && conc__signal_is_ours(number, &now))
-            sigaction(number, &conc__signalling.before[number], NULL);
+    unsigned long was = atomic_load(&n->word), free = CONC__CAME(was);
+    if (!atomic_compare_exchange_strong(&n->word, &free, free | CONC__RESTORING))
+        return;
+    if (conc__signal_is_ours(number, &now))
+        sigaction(number, &n->before, NULL);
+    was = atomic_fetch_and(&n->word, ~(CONC__RESTORING | CONC__AGAIN));
+    if (was & CONC__AGAIN)
+        kill(getpid(), number);
+}
+
+/* The default action, at once; the handler had blocked the signal. */
+CONC__PRIVATE void conc__signal_kills(int number)
+{
+    struct sigaction usual;
+    sigset_t set;
+    memset(&usual, 0, sizeof usual);
+    usual.sa_handler = SIG_DFL;
+    sigaction(number, &usual, NULL);
+    sigemptyset(&set);
+    sigaddset(&set, number);
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    raise(number);
+}
+
+CONC__PRIVATE unsigned conc__interrupt_bit(int number) { return number == SIGINT ? 1 : 2; }
+
+/* Interrupts a run. True: it was interrupted before, and does not end. One Ctrl+C may come
+ * twice, from the terminal and from a parent, so what comes within 0.1 s is one. */
+CONC__PRIVATE bool conc__interrupt(conc_loop *l, int number)
+{
+    enum { ONE = 100000000 };
+    int64_t now = conc__clock(), first = 0;
+    if (!(atomic_load(&l->interrupt_numbers) & conc__interrupt_bit(number)))
+        return false;
+    if (!atomic_compare_exchange_strong(&l->interrupted_at, &first, now))
+        return now - first >= ONE;
+    atomic_store(&l->interrupt, number);
+    return false;
+}
+
+/* To all loops. role: of the number, CONC__ROLES: none. True: it kills. */
+CONC__PRIVATE bool conc__signal_reaches(int number, unsigned long role)
+{
+    bool kills = false;
+    atomic_fetch_add(&conc__signalling.running, 1);
+    for (int i = 0; i < CONC__SIGNAL_LOOPS; i++) {
+        conc_loop *l = atomic_load(&conc__signalling.loops[i]);
+        if (!l)
+            continue;
+        if (role == CONC__INTERRUPTS)
+            kills |= conc__interrupt(l, number);
+        if (role == CONC__DUMPS)
+            atomic_store(&l->dump_asked, true);
+        atomic_store(&l->signalled, true);
+        conc__wake_up(l);
     }
+    atomic_fetch_sub(&conc__signalling.running, 1);
+    return kills;
+}
+
+/* What becomes of a signal: the word before it came. */
+CONC__PRIVATE unsigned long conc__signal_comes(conc__signal *n)
+{
+    unsigned long was = atomic_load(&n->word), next;
+    do {
+        next = was;
+        if (was & CONC__ROLE(CONC__RECEIVES))
+            next = was + CONC__CAME_ONE;
+        else if (was & CONC__RESTORING)
+            next = was | CONC__AGAIN;
+    } while (!atomic_compare_exchange_weak(&n->word, &was, next));
+    return was;
 }
 
 /* In whatever thread, at whatever moment: only atomics and system calls. */
 CONC__PRIVATE void conc__on_signal(int number)
 {
+    conc__signal *n = &conc__signalling.numbers[number];
     int saved = errno;
-    bool interrupts = number != SIGUSR2 && !atomic_load(&conc__signalling.received[number]);
-    atomic_fetch_add(&conc__signalling.running, 1);
-    atomic_fetch_add(&conc__signalling.came[number], 1);
-    if (interrupts)
-        conc__interrupt_once();
-    for (int i = 0; i < CONC__SIGNAL_LOOPS; i++) {
-        conc_loop *l = atomic_load(&conc__signalling.loops[i]);
-        if (!l)
-            continue;
-        if (interrupts && l->interrupts)
-            atomic_store(&l->interrupt, number);
-        atomic_store(&l->signalled, true);
-        conc__wake_up(l);
+    if (atomic_load(&conc__signalling.process) != getpid()) { /* a child's, before fork's hook */
+        sigaction(number, &n->before, NULL);
+        kill(getpid(), number);
+        errno = saved;
+        return;
     }
-    atomic_fetch_sub(&conc__signalling.running, 1);
+    unsigned long was = conc__signal_comes(n);
+    if (was & CONC__ROLE(CONC__RECEIVES)) {
+        conc__signal_reaches(number, CONC__RECEIVES);
+    } else if (was & CONC__ROLE(CONC__INTERRUPTS)) {
+        if (conc__signal_reaches(number, CONC__INTERRUPTS))
+            conc__signal_kills(number);
+    } else if (was & CONC__ROLE(CONC__DUMPS)) {
+        conc__signal_reaches(number, CONC__DUMPS);
+    } else if (!(was & CONC__RESTORING)) {
+        conc__signal_put_back(number);
+        kill(getpid(), number);
+    }
     errno = saved;
 }
 
-/* Under the mutex. */
-CONC__PRIVATE int conc__signal_take(int number)
+/* Adds a flag, and takes those of `without` away: the word before. */
+CONC__PRIVATE unsigned long conc__signal_flag(conc__signal *n, int role, unsigned long without)
 {
-    struct sigaction now, ours;
-    if (sigaction(number, NULL, &now))
-        return -EINVAL;
-    if (now.sa_handler == conc__on_signal)
-        return 0;
-    memset(&ours, 0, sizeof ours);
-    ours.sa_handler = conc__on_signal;
-    ours.sa_flags = SA_RESTART | SA_ONSTACK;
-    sigfillset(&ours.sa_mask);
-    conc__signalling.before[number] = now;
-    conc__signalling.only_received[number] = true;
-    conc__signalling.handed[number] = atomic_load(&conc__signalling.came[number]);
-    return sigaction(number, &ours, NULL) ? -EINVAL : 0;
+    unsigned long was = atomic_load(&n->word);
+    for (;;) {
+        if (was & CONC__RESTORING) { /* a handler in another thread puts the disposition back */
+            sched_yield();
+            was = atomic_load(&n->word);
+        } else if (atomic_compare_exchange_weak(&n->word, &was,
+                                                (was & ~without) | CONC__ROLE(role))) {
+            return was;
+        }
+    }
 }
 
-/* Under the mutex: somebody does not want it any more. True: some came that nobody was given, or
- * will be. */
-CONC__PRIVATE bool conc__signal_leave(int number)
+/* Under the mutex: one more user of the number. */
+CONC__PRIVATE int conc__signal_enter(int number, int role, unsigned long *came)
 {
-    struct sigaction now;
-    bool interrupts =
-        conc__signalling.interrupts[number] && !conc__signalling.only_received[number];
-    if (conc__signalling.receivers[number])
-        return false;
-    if (!interrupts && conc__signal_is_ours(number, &now))
-        sigaction(number, &conc__signalling.before[number], NULL);
-    return conc__signalling.handed[number] != atomic_load(&conc__signalling.came[number]);
+    conc__signal *n = &conc__signalling.numbers[number];
+    struct sigaction now, ours;
+    unsigned long without = 0;
+    if (!conc__signal_is_ours(number, &now)) {
+        n->before = now;
+        /* a handler that the program installed meanwhile is not to be interrupted */
+        without = role == CONC__RECEIVES ? CONC__ALL_ROLES : 0;
+    }
+    memset(&ours, 0, sizeof ours);
+    ours.sa_handler = conc__on_signal;
+    ours.sa_flags = SA_RESTART | CONC__SA_ONSTACK;
+    sigfillset(&ours.sa_mask);
+    atomic_store(&conc__signalling.process, getpid());
+    *came = CONC__CAME(conc__signal_flag(n, role, without));
+    if (role == CONC__RECEIVES && n->users[role] == 0)
+        n->handed = *came;
+    n->users[role]++;
+    return sigaction(number, &ours, NULL) ? -errno : 0;
+}
+
+/* Under the mutex: a user has had enough. */
+CONC__PRIVATE void conc__signal_leave(int number, int role)
+{
+    conc__signal *n = &conc__signalling.numbers[number];
+    if (--n->users[role])
+        return;
+    unsigned long was = atomic_fetch_and(&n->word, ~CONC__ROLE(role));
+    conc__signal_put_back(number);
+    if (role == CONC__RECEIVES && CONC__CAME(was) != n->handed)
+        kill(getpid(), number); /* nobody was given it, or will be */
 }
 
 /* Has signals wake this loop. A signal's frame takes up to 12 KiB where the processor has large
@@ -6976,7 +8736,7 @@ CONC__PRIVATE int conc__signals_reach(conc_loop *l)
         if (!atomic_compare_exchange_strong(&conc__signalling.loops[i], &nobody, l))
             continue;
         l->signal_slot = i;
-        if (sigaltstack(NULL, &now) == 0 && now.ss_flags & SS_DISABLE)
+        if (sigaltstack(NULL, &now) == 0 && now.ss_flags & CONC__SS_DISABLE)
             none.ss_sp = l->signal_stack = conc__map_pages(CONC__SIGNAL_STACK);
         none.ss_size = CONC__SIGNAL_STACK;
         if (l->signal_stack)
@@ -6988,7 +8748,7 @@ CONC__PRIVATE int conc__signals_reach(conc_loop *l)
 
 CONC__PRIVATE void conc__signals_unreach(conc_loop *l)
 {
-    stack_t none = {.ss_flags = SS_DISABLE}, now;
+    stack_t none = {.ss_flags = CONC__SS_DISABLE}, now;
     if (l->signal_slot < 0)
         return;
     atomic_store(&conc__signalling.loops[l->signal_slot], NULL);
@@ -7007,14 +8767,15 @@ CONC__PRIVATE int conc__signals_find(conc_signals *s)
 {
     for (size_t i = 0; i < s->count; i++) {
         struct conc__signal_number *n = &s->numbers[(s->turn + i) % s->count];
-        unsigned came = atomic_load(&conc__signalling.came[n->number]);
+        conc__signal *all = &conc__signalling.numbers[n->number];
+        unsigned long came = CONC__CAME(atomic_load(&all->word));
         if (n->seen == came)
             continue;
-        n->seen++;
+        n->seen += CONC__CAME_ONE;
         s->turn = (s->turn + i + 1) % s->count;
         pthread_mutex_lock(&conc__signalling.mutex);
-        if (came - n->seen < came - conc__signalling.handed[n->number])
-            conc__signalling.handed[n->number] = n->seen;
+        if (came - n->seen < came - all->handed)
+            all->handed = n->seen;
         pthread_mutex_unlock(&conc__signalling.mutex);
         return n->number;
     }
@@ -7023,9 +8784,6 @@ CONC__PRIVATE int conc__signals_find(conc_signals *s)
 
 CONC__PRIVATE void conc__interrupt_main(conc_loop *l, int number)
 {
-    pthread_mutex_lock(&conc__signalling.mutex);
-    conc__signalling.handed[number] = atomic_load(&conc__signalling.came[number]);
-    pthread_mutex_unlock(&conc__signalling.mutex);
     if (l->winding_up) {
         l->interrupted_by = number;
         l->interrupted_late = true;
@@ -7035,19 +8793,6 @@ CONC__PRIVATE void conc__interrupt_main(conc_loop *l, int number)
     }
 }
 
-/* Debug: SIGUSR2 prints the tasks, where the program does not receive it itself. */
-CONC__PRIVATE void conc__dump_if_asked(conc_loop *l)
-{
-    unsigned came = atomic_load(&conc__signalling.came[SIGUSR2]);
-    if (came != l->dumps && !atomic_load(&conc__signalling.received[SIGUSR2]))
-        conc_dump(stderr);
-    l->dumps = came;
-    pthread_mutex_lock(&conc__signalling.mutex);
-    if (!atomic_load(&conc__signalling.received[SIGUSR2]))
-        conc__signalling.handed[SIGUSR2] = came;
-    pthread_mutex_unlock(&conc__signalling.mutex);
-}
-
 /* In the scheduler: hands out what came. */
 CONC__COLD void conc__take_signals_now(conc_loop *l)
 {
@@ -7055,8 +8800,8 @@ CONC__COLD void conc__take_signals_now(conc_loop *l)
     int interrupt = atomic_exchange(&l->interrupt, 0);
     if (interrupt)
         conc__interrupt_main(l, interrupt);
-    if (l->dumps_taken)
-        conc__dump_if_asked(l);
+    if (atomic_exchange(&l->dump_asked, false) && l->dumps_taken)
+        conc_dump(stderr);
     for (conc_signals *s = l->signals; s; s = s->next)
         for (int number; s->waits.first && (number = conc__signals_find(s)) != 0;) {
             l->signal_waits--;
@@ -7083,21 +8828,17 @@ CONC__PRIVATE bool conc__signal_may_be_received(int number)
 /* Takes them one by one; `taken` tells how many, when one fails. */
 CONC__PRIVATE int conc__signals_take(conc_signals *s, size_t *taken)
 {
-    for (*taken = 0; *taken < s->count; ++*taken) {
+    int rc = 0;
+    for (*taken = 0; rc == 0 && *taken < s->count; ++*taken) {
         struct conc__signal_number *n = &s->numbers[*taken];
         sigset_t set, before;
-        n->seen = atomic_load(&conc__signalling.came[n->number]);
-        int rc = conc__signal_take(n->number);
-        if (rc)
-            return rc;
-        conc__signalling.receivers[n->number]++;
-        atomic_store(&conc__signalling.received[n->number], true);
+        rc = conc__signal_enter(n->number, CONC__RECEIVES, &n->seen);
         sigemptyset(&set);
         sigaddset(&set, n->number);
         pthread_sigmask(SIG_UNBLOCK, &set, &before);
         n->was_blocked = sigismember(&before, n->number) == 1;
     }
-    return 0;
+    return rc;
 }
 
 CONC__PRIVATE void conc__signal_block(int number)
@@ -7128,10 +8869,7 @@ CONC__PRIVATE void conc__signals_give_back(const conc_loop *l, const conc_signal
         int number = s->numbers[n].number;
         if (s->numbers[n].was_blocked)
             conc__signal_block_again(l, number);
-        if (--conc__signalling.receivers[number] == 0)
-            atomic_store(&conc__signalling.received[number], false);
-        if (conc__signal_leave(number))
-            kill(getpid(), number);
+        conc__signal_leave(number, CONC__RECEIVES);
     }
 }
 
@@ -7141,6 +8879,15 @@ typedef struct conc__signal_call {
     size_t n;
     int rc;
 } conc__signal_call;
+
+/* Once, however often it stands in the list. */
+CONC__PRIVATE void conc__signals_add(conc_signals *s, int number)
+{
+    for (size_t i = 0; i < s->count; i++)
+        if (s->numbers[i].number == number)
+            return;
+    s->numbers[s->count++] = (struct conc__signal_number){.number = number};
+}
 
 CONC__PRIVATE void conc__open_signals(conc_loop *l, void *arg)
 {
@@ -7157,9 +8904,9 @@ CONC__PRIVATE void conc__open_signals(conc_loop *l, void *arg)
     else if (c->rc == 0)
         c->rc = -ENOMEM;
     if (c->rc == 0) {
-        *s = (conc_signals){.loop = l, .numbers = list, .count = c->n, .run = l->run};
+        *s = (conc_signals){.loop = l, .numbers = list, .run = l->run};
         for (size_t i = 0; i < c->n; i++)
-            list[i] = (struct conc__signal_number){.number = c->numbers[i]};
+            conc__signals_add(s, c->numbers[i]);
         pthread_mutex_lock(&conc__signalling.mutex);
         c->rc = conc__signals_take(s, &taken);
         if (c->rc)
@@ -7177,7 +8924,7 @@ CONC__PRIVATE void conc__open_signals(conc_loop *l, void *arg)
     errno = saved;
 }
 
-CONC_API int conc_signals_open(conc_signals *s, const int *numbers, size_t n)
+CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *numbers, size_t n)
 {
     conc_loop *l = conc__here;
     conc__signal_call c = {s, numbers, n, 0};
@@ -7186,6 +8933,8 @@ CONC_API int conc_signals_open(conc_signals *s, const int *numbers, size_t n)
     if (!s || !numbers || !n || n > CONC__SIGNALS || (s->loop && s->run == l->run))
         return conc__misused(-EINVAL, "conc_signals_open", "no numbers, or it is open", NULL);
     conc__on_loop(l, conc__open_signals, &c);
+    if (c.rc == 0)
+        conc__note(&l->receiving, s, "signals", place);
     return c.rc;
 }
 
@@ -7255,6 +9004,7 @@ CONC_API int conc_signals_close(conc_signals *s)
         conc__wake(l, s->waits.first, -EPIPE);
     }
     conc__on_loop(l, conc__close_signals, &c);
+    conc__unnote(&l->receiving, s);
     s->numbers = NULL;
     s->loop = NULL;
     return 0;
@@ -7278,20 +9028,17 @@ CONC_API int conc_wait_signal(int number)
 /* The run begins: interrupts it where nothing else is to happen. */
 CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
 {
-    struct sigaction now;
+    unsigned long came;
     int rc = l->options.interrupt ? conc__signals_reach(l) : 0;
     if (rc || !l->options.interrupt)
         return rc;
-    l->interrupts = true;
     pthread_mutex_lock(&conc__signalling.mutex);
     for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
         int number = conc__interrupting[i];
-        bool ours = conc__signal_is_ours(number, &now);
-        if ((ours || now.sa_handler == SIG_DFL) && conc__signal_take(number) == 0) {
-            conc__signalling.interrupts[number]++;
-            conc__signalling.only_received[number] = false;
-            l->interrupt_numbers |= 1u << i;
-        }
+        if (!conc__signal_is_default(number))
+            continue;
+        atomic_fetch_or(&l->interrupt_numbers, conc__interrupt_bit(number));
+        conc__signal_enter(number, CONC__INTERRUPTS, &came);
     }
     pthread_mutex_unlock(&conc__signalling.mutex);
     return 0;
@@ -7303,11 +9050,11 @@ CONC__PRIVATE void conc__signals_end(conc_loop *l)
     while (l->signals)
         conc_signals_close(l->signals);
     pthread_mutex_lock(&conc__signalling.mutex);
-    for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++)
-        if (l->interrupt_numbers & 1u << i) {
-            conc__signalling.interrupts[conc__interrupting[i]]--;
-            conc__signal_leave(conc__interrupting[i]);
-        }
+    for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
+        int number = conc__interrupting[i];
+        if (atomic_load(&l->interrupt_numbers) & conc__interrupt_bit(number))
+            conc__signal_leave(number, CONC__INTERRUPTS);
+    }
     pthread_mutex_unlock(&conc__signalling.mutex);
     conc__signals_unreach(l);
     int late = atomic_load(&l->interrupt); /* after the last look */
@@ -7322,11 +9069,15 @@ CONC__PRIVATE void conc__signals_forget(void)
 {
     struct sigaction now;
     for (int number = 1; number < CONC__SIGNALS; number++) {
-        if ((conc__signalling.receivers[number] || conc__signalling.interrupts[number]) &&
-            conc__signal_is_ours(number, &now))
-            sigaction(number, &conc__signalling.before[number], NULL);
-        conc__signalling.receivers[number] = conc__signalling.interrupts[number] = 0;
-        atomic_store(&conc__signalling.received[number], false);
+        conc__signal *n = &conc__signalling.numbers[number];
+        bool used = false;
+        for (int role = 0; role < CONC__ROLES; role++) {
+            used |= n->users[role] > 0;
+            n->users[role] = 0;
+        }
+        if (used && conc__signal_is_ours(number, &now))
+            sigaction(number, &n->before, NULL);
+        atomic_store(&n->word, 0);
     }
     for (int i = 0; i < CONC__SIGNAL_LOOPS; i++)
         atomic_store(&conc__signalling.loops[i], NULL);
@@ -7347,9 +9098,11 @@ CONC__PRIVATE void conc__pipe_signal_block(conc_loop *l)
         l->pipe_was_blocked && sigpending(&before) == 0 && sigismember(&before, SIGPIPE) == 1;
 }
 
+/* What a write of a task's own, or of the host's between two steps, left behind goes first. */
 CONC__PRIVATE void conc__pipe_signal_unblock(const conc_loop *l)
 {
     sigset_t pipe;
+    conc__drain_pipe_signal(l);
     sigemptyset(&pipe);
     sigaddset(&pipe, SIGPIPE);
     if (!l->pipe_was_blocked)
@@ -7444,25 +9197,43 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
     return rc;
 }
 
-CONC__PRIVATE conc__post *conc__take_posts(conc_loop *l)
+CONC__PRIVATE conc__post *conc__take_posts(conc_loop *l, conc__post **last)
 {
     pthread_mutex_lock(&l->mutex);
     conc__post *first = l->posted;
+    *last = l->last_posted;
     atomic_store_explicit(&l->posted, NULL, memory_order_relaxed);
     pthread_mutex_unlock(&l->mutex);
     return first;
 }
 
-/* In the scheduler: those posted meanwhile wait for the next pass. */
+/* Before those that were posted meanwhile. */
+CONC__PRIVATE void conc__put_posts_back(conc_loop *l, conc__post *first, conc__post *last)
+{
+    pthread_mutex_lock(&l->mutex);
+    last->next = l->posted;
+    if (!last->next)
+        l->last_posted = last;
+    atomic_store_explicit(&l->posted, first, memory_order_relaxed);
+    pthread_mutex_unlock(&l->mutex);
+}
+
+/* In the scheduler: no more of them than of switches between two looks around, so that they keep
+ * nothing else waiting. Those posted meanwhile wait for the next pass. */
 CONC__PRIVATE void conc__run_posts(conc_loop *l)
 {
     if (!atomic_load_explicit(&l->posted, memory_order_relaxed))
         return;
+    conc__post *last, *p = conc__take_posts(l, &last);
+    int64_t began = l->now;
     l->stirred = true;
-    for (conc__post *p = conc__take_posts(l), *next; p; p = next) {
-        next = p->next;
+    for (int n = 0; p && n < l->batch && l->now - began <= CONC__LATE; n++) {
+        conc__post *next = p->next;
         p->run(p);
+        p = next;
     }
+    if (p)
+        conc__put_posts_back(l, p, last);
 }
 
 /* ---- >>reporting ---------------------------------------------------------------------------- */
@@ -7475,26 +9246,41 @@ CONC__PRIVATE const char *conc__state_of(const conc_loop *l, const conc_task *t)
                                     : "ready";
 }
 
+/* Two columns a level; so that a deep tree stays readable and its dump linear, further levels are
+ * a number. */
+CONC__PRIVATE void conc__indent(FILE *out, int depth)
+{
+    enum { DEEPEST = 24 };
+    if (depth <= DEEPEST)
+        fprintf(out, "%*s", depth * 2, "");
+    else
+        fprintf(out, "%*s(level %d) ", DEEPEST * 2, "", depth);
+}
+
 CONC__PRIVATE void conc__print_task(FILE *out, const conc_loop *l, const conc_task *t, int depth)
 {
-    fprintf(out, "%*s%s: %s", depth * 2, "", t->name, conc__state_of(l, t));
+    char text[CONC__DESCRIPTION];
+    conc__source source = conc__source_of(t);
+    conc__indent(out, depth);
+    fprintf(out, "%s: %s", conc__describe(text, sizeof text, (conc__source){t->name, t->name}),
+            conc__state_of(l, t));
     if (t->wait && t->wait->kind->whom)
         t->wait->kind->whom(out, t->wait);
     if (t->wait)
         fprintf(out, " [%.3f s]", (double)(conc__time(l) - t->since) / 1e9);
     if (t->pending)
         fprintf(out, ", cancelled");
-    if (t->name != t->spawned)
-        fprintf(out, " (spawned at %s)", conc__place_of(t->spawned));
-    fputc('\n', out);
+    conc__describe_spawn(text, sizeof text, source);
+    fprintf(out, "%s\n", text);
 }
 
 CONC__PRIVATE void conc__print_group(FILE *out, const conc_group *g, int depth)
 {
+    conc__indent(out, depth);
     if (g->background)
-        fprintf(out, "%*sbackground", depth * 2, "");
+        fprintf(out, "background");
     else
-        fprintf(out, "%*sgroup at %s", depth * 2, "", conc__place_of(g->scope.place));
+        fprintf(out, "group at %s", conc__place_of(g->scope.place));
     fprintf(out, ", %d %s%s:\n", g->live, g->live == 1 ? "child" : "children",
             g->scope.effective ? ", cancelled" : "");
 }
@@ -7538,17 +9324,44 @@ CONC__PRIVATE bool conc__is_in_tree(const conc_task *first, const conc_task *t)
     return first;
 }
 
-/* Is t a task of the loop that has not ended? It may be a pointer to one that has, which is only
- * compared. Reports ask it for each task that waits, mostly about the same one. Inline, as only
- * other modules call it. */
-static inline bool conc__lives(conc_loop *l, const conc_task *t)
+CONC__PRIVATE int conc__serial_order(const void *a, const void *b)
 {
-    if (t != l->asked_about) {
-        l->asked_about = t;
-        l->found_alive =
-            conc__is_in_tree(&l->main, t) || conc__is_in_tree(l->background.children, t);
-    }
-    return l->found_alive;
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* Brings the census up to date. False: no memory. */
+CONC__PRIVATE bool conc__census_take(conc_loop *l)
+{
+    conc__census *c = &l->census;
+    const conc_task *roots[] = {&l->main, l->background.children};
+    if (c->serials && c->spawned == l->spawned && c->finished == l->finished)
+        return true;
+    CONC_FREE(c->serials);
+    *c = (conc__census){.spawned = l->spawned, .finished = l->finished};
+    c->serials = conc__alloc((size_t)(l->spawned - l->finished) * sizeof *c->serials);
+    if (!c->serials)
+        return false;
+    for (size_t i = 0; i < CONC_LEN(roots); i++)
+        for (const conc_task *t = roots[i]; t; t = conc__task_after(t))
+            c->serials[c->count++] = t->serial;
+    qsort(c->serials, c->count, sizeof *c->serials, conc__serial_order);
+    return true;
+}
+
+/* Is t, with this serial number, a task of the loop that has not ended? It may be NULL, or a
+ * pointer to one that has, which is not followed. Reports ask it about the owner of each lock
+ * that is waited for; without memory each of these questions walks through all tasks. Inline, as
+ * only other modules call it. */
+static inline bool conc__lives(conc_loop *l, const conc_task *t, uint64_t serial)
+{
+    const conc__census *c = &l->census;
+    if (!t)
+        return false;
+    if (conc__census_take(l))
+        return bsearch(&serial, c->serials, c->count, sizeof *c->serials, conc__serial_order);
+    return (conc__is_in_tree(&l->main, t) || conc__is_in_tree(l->background.children, t)) &&
+           t->serial == serial;
 }
 
 /* The tree below a task, without recursion: it may be deep. */
@@ -7641,11 +9454,12 @@ CONC__PRIVATE void conc__print_crowds(conc_loop *l, FILE *out)
 
 CONC__PRIVATE void conc__print_all(conc_loop *l, FILE *out)
 {
-    l->asked_about = NULL;
+    l->lists_tasks = false;
     if (l->spawned - l->finished > CONC__CROWDED) {
         conc__print_crowds(l, out);
         return;
     }
+    l->lists_tasks = true;
     conc__print_task(out, l, &l->main, 1);
     conc__print_tree(out, l, conc__first_group(&l->main), 2);
     if (l->background.children)
@@ -7662,9 +9476,11 @@ CONC__PRIVATE void conc__dump_on_loop(conc_loop *l, void *arg)
     conc__dump_call *d = arg;
     l->self = d->self; /* so that it shows as running */
     size_t tasks = (size_t)(l->spawned - l->finished);
+    flockfile(d->out); /* no line of another thread comes between */
     fprintf(d->out, "conc: %zu %s, time %.9f, %zu %s\n", tasks, tasks == 1 ? "task" : "tasks",
             (double)conc__time(l) / 1e9, l->wheel.count, l->wheel.count == 1 ? "timer" : "timers");
     conc__print_all(l, d->out);
+    funlockfile(d->out);
     l->self = NULL;
 }
 
@@ -7678,7 +9494,9 @@ CONC_API void conc_dump(FILE *out)
         return;
     }
     conc__dump_call d = {out, l->self};
+    int saved = errno;
     conc__on_loop(l, conc__dump_on_loop, &d);
+    errno = saved;
 }
 
 /* The next task, after `last`, that t cannot go on without; NULL: none. A group waits for all of
@@ -7713,38 +9531,41 @@ CONC__PRIVATE void conc__print_cycle(FILE *out, const conc_loop *l, conc_task *l
             fprintf(out, "  ... and so on ...\n");
 }
 
-/* Goes from t to whom it waits for, and on, and prints the first circle. The path back is kept
- * in `next`, which tasks that wait do not use, and `marked` tells who was seen. */
+/* Goes from t to whom it waits for, and on, and prints the first circle. Of each task that was
+ * seen `marked` is set; of those on the path from t, `next` leads back, which tasks that wait do
+ * not use, and `next_marked` points to the task itself. */
 CONC__PRIVATE bool conc__find_cycle(FILE *out, const conc_loop *l, conc_task *t)
 {
     const conc_task *last = NULL;
     t->next = NULL;
     t->marked = true;
+    t->next_marked = t;
     while (t) {
         conc_task *to = (conc_task *)(uintptr_t)conc__blocker(t, last);
-        const conc_task *back = t;
-        while (to && to->marked && back && back != to)
-            back = back->next;
-        if (to && to->marked && back) {
-            conc__print_cycle(out, l, t, to);
+        if (to && to->marked && to->next_marked == to) {
+            if (out)
+                conc__print_cycle(out, l, t, to);
             return true;
         }
         if (to && !to->marked) {
             to->next = t;
             to->marked = true;
+            to->next_marked = to;
             t = to;
             last = NULL;
         } else if (to) {
             last = to;
         } else {
             last = t;
+            t->next_marked = NULL;
             t = t->next;
         }
     }
     return false;
 }
 
-CONC__PRIVATE void conc__print_deadlock(FILE *out, conc_loop *l)
+/* Is there a circle of tasks? It is printed; out NULL: it is not. */
+CONC__PRIVATE bool conc__find_deadlock(FILE *out, conc_loop *l)
 {
     const conc_task *roots[] = {&l->main, l->background.children};
     bool found = false;
@@ -7754,23 +9575,54 @@ CONC__PRIVATE void conc__print_deadlock(FILE *out, conc_loop *l)
     for (size_t i = 0; i < CONC_LEN(roots); i++)
         for (const conc_task *t = roots[i]; t; t = conc__task_after(t))
             ((conc_task *)(uintptr_t)t)->marked = false;
+    return found;
 }
 
-/* Every task waits, and nothing is left that could wake one: says so, and cancels everything,
- * through every shield. */
-CONC__COLD void conc__deadlock(conc_loop *l)
+/* Every task waits. Does main_fn sleep for ever, to be woken by the signal that ends the program?
+ * Not if a shield hides that, and not if other tasks wait for each other in a circle. */
+CONC__COLD bool conc__awaits_interrupt(conc_loop *l)
 {
-    fprintf(stderr, "conc: deadlock: every task waits, and nothing can wake one\n");
-    conc__print_all(l, stderr);
-    conc__print_deadlock(stderr, l);
-    if (l->doomed) {
-        fprintf(stderr, "conc: they were cancelled already, and do not end\n");
-        abort();
-    }
+    const conc__wait *w = l->main.wait;
+    if (l->virtual_clock || !atomic_load(&l->interrupt_numbers) || !w)
+        return false;
+    bool shielded = false;
+    for (const conc_scope *s = l->main.scope; s; s = s->outer)
+        shielded |= s->shielded;
+    if (shielded || w->kind != &conc__sleeping)
+        return false;
+    return !conc__find_deadlock(NULL, l);
+}
+
+CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)
+{
+    flockfile(out); /* no line of another thread comes between */
+    fprintf(out, "conc: deadlock: every task waits, and nothing can wake one\n");
+    conc__print_all(l, out);
+    conc__find_deadlock(out, l);
+    if (l->doomed)
+        fprintf(out, "conc: they were cancelled already, and do not end\n");
+    funlockfile(out);
+}
+
+/* Cancels every task, through every shield: the run ends with this error. */
+CONC__COLD void conc__doom(conc_loop *l, int rc)
+{
     l->doomed = true;
+    l->doom = l->doom ? l->doom : rc;
     conc__mark(l, &l->main);
     conc__spread(l, NULL, &l->background.scope, true);
     conc__spread_marked(l);
+}
+
+/* Every task waits, and nothing is left that could wake one: says so, and cancels everything. */
+CONC__COLD void conc__deadlock(conc_loop *l)
+{
+    int saved = errno;
+    conc__print_deadlock(l, stderr);
+    if (l->doomed)
+        abort();
+    conc__doom(l, -EDEADLK);
+    errno = saved;
 }
 
 typedef struct conc__lost_call {
@@ -7785,7 +9637,9 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
     const char *place = c->task->place,
                /* by its first spawn */
         *opened = strncmp(place, "the ", 4) == 0 ? "" : "the group of ";
-    fprintf(stderr, "conc: %s: %s, with %s%s still open\n", c->task->name, c->how, opened, place);
+    char who[CONC__DESCRIPTION];
+    fprintf(stderr, "conc: %s: %s, with %s%s still open\n",
+            conc__describe(who, sizeof who, conc__source_of(c->task)), c->how, opened, place);
     abort();
 }
 
@@ -7810,7 +9664,7 @@ CONC_API void conc_get_stats(conc_stats *s)
     for (conc__pool *p = l->pools; p; p = p->next) {
         conc__pool_count(p);
         for (const conc__slab *slab = p->slabs; slab; slab = slab->next) {
-            s->stacks += (size_t)(slab->carved - slab->unused);
+            s->stacks += (size_t)(conc__slab_resident(slab) - slab->unused);
             s->stacks_kept += (size_t)slab->unused;
             s->stack_bytes += p->stride * (size_t)p->per_slab;
         }
@@ -7860,22 +9714,17 @@ typedef struct conc__trace {
 CONC__PRIVATE ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
 {
     static const int deadly[] = {SIGXFSZ, SIGPIPE};
-    sigset_t both, before, already, pending;
+    sigset_t both, before, already;
     sigemptyset(&both);
     for (size_t i = 0; i < CONC_LEN(deadly); i++)
         sigaddset(&both, deadly[i]);
     pthread_sigmask(SIG_BLOCK, &both, &before);
     sigpending(&already);
     ssize_t written = write(fd, data, n);
-    int saved = errno, number;
-    sigpending(&pending);
+    int saved = errno;
     for (size_t i = 0; i < CONC_LEN(deadly); i++)
-        if (sigismember(&pending, deadly[i]) && !sigismember(&already, deadly[i])) {
-            sigset_t one;
-            sigemptyset(&one);
-            sigaddset(&one, deadly[i]);
-            sigwait(&one, &number);
-        }
+        if (!sigismember(&already, deadly[i]))
+            conc__signal_discard(deadly[i]);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     errno = saved;
     return written;
@@ -8226,7 +10075,7 @@ CONC__PRIVATE void conc__faults_open(conc_loop *l)
         struct sigaction ours;
         memset(&ours, 0, sizeof ours);
         ours.sa_sigaction = conc__on_fault;
-        ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+        ours.sa_flags = SA_SIGINFO | CONC__SA_ONSTACK | SA_NODEFER;
         if (!conc__fault_is_ours(conc__fault_numbers[i]))
             sigaction(conc__fault_numbers[i], &ours, &conc__fault_before[i]);
     }
@@ -8259,8 +10108,9 @@ CONC__PRIVATE void conc__faults_close(conc_loop *l)
 /* Debug: how much of their stacks the tasks of one place used. */
 typedef struct conc__usage {
     struct conc__usage *next;
-    const char *user; /* the name at the spawn */
+    const char *spawned;
     size_t most, size, users;
+    char name[CONC__NAME]; /* of the task that used most */
 } conc__usage;
 
 /* The lowest page of a stack that was ever touched: large ones are not to be read as a whole. */
@@ -8296,26 +10146,28 @@ CONC__UNSANITIZED CONC__PRIVATE char *conc__stack_lowest(conc__stack *s)
 }
 
 /* Counts used bytes of a stack for its user. Without memory only the report is lost. */
-CONC__PRIVATE void conc__usage_add(conc_loop *l, const char *user, size_t size, size_t used)
+CONC__PRIVATE void conc__usage_add(conc_loop *l, conc__source user, size_t size, size_t used)
 {
     conc__usage *u = l->usages;
-    while (u && (u->user != user || u->size != size))
+    while (u && (u->spawned != user.spawned || u->size != size))
         u = u->next;
     if (!u) {
         u = conc__alloc(sizeof *u);
         if (!u)
             return;
-        *u = (conc__usage){.next = l->usages, .user = user, .size = size};
+        *u = (conc__usage){.next = l->usages, .spawned = user.spawned, .size = size};
         l->usages = u;
     }
     u->users++;
-    if (used > u->most)
+    if (used > u->most) {
         u->most = used;
+        conc__keep_name(u->name, user);
+    }
 }
 
 /* A stack is about to be given back. Returns from where on it is to be cleared for its next
  * user; NULL: it need not be. */
-CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, const char *user)
+CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source user)
 {
     if (l->on_valgrind) /* to Valgrind, what was never written has no value */
         return NULL;
@@ -8335,6 +10187,7 @@ CONC__PRIVATE void conc__stack_clear(conc__stack *s, char *from)
 CONC__PRIVATE void conc__usage_tell(conc_loop *l)
 {
     enum { LINES = 20 };
+    char who[CONC__DESCRIPTION];
     for (int line = 0; l->usages; line++) {
         conc__usage **most = &l->usages;
         for (conc__usage **at = most; *at; at = &(*at)->next)
@@ -8342,9 +10195,10 @@ CONC__PRIVATE void conc__usage_tell(conc_loop *l)
                 most = at;
         conc__usage *u = *most;
         *most = u->next;
+        conc__describe(who, sizeof who, conc__kept_source(u->name, u->spawned));
         if (line < LINES)
             fprintf(stderr, "conc: stacks: %zu of %zu bytes used by %s (%zu of them)\n", u->most,
-                    u->size, u->user, u->users);
+                    u->size, who, u->users);
         CONC_FREE(u);
     }
 }
@@ -8571,7 +10425,8 @@ typedef struct conc__watchdog {
     bool ends, told, asks;
     /* of the step that runs, on the real clock; 0: none. In ns, what one may take */
     int64_t began, most;
-    char name[CONC__NAME + 256];
+    const conc_task *task; /* only compared */
+    char name[CONC__DESCRIPTION];
     sem_t answered;
     int count;
     void *frames[CONC__FRAMES];
@@ -8637,7 +10492,8 @@ CONC__PRIVATE int conc__frames_on_stack(uintptr_t sp, uintptr_t pc)
 CONC__PRIVATE uintptr_t conc__interrupted_at(const void *context)
 {
 #if defined __linux__ && defined __x86_64__
-    return (uintptr_t)((const ucontext_t *)context)->uc_mcontext.gregs[16];
+    /* in its array of registers, which has two names, and comes first */
+    return ((const uintptr_t *)(const void *)&((const ucontext_t *)context)->uc_mcontext)[16];
 #elif defined __linux__ && defined __aarch64__
     return (uintptr_t)((const ucontext_t *)context)->uc_mcontext.pc;
 #elif defined __linux__ && defined __riscv
@@ -8669,6 +10525,11 @@ CONC__PRIVATE void conc__on_question(int number, siginfo_t *info, void *context)
     errno = saved;
 }
 
+CONC__PRIVATE bool conc__is_question(const struct sigaction *a)
+{
+    return (a->sa_flags & SA_SIGINFO) && a->sa_sigaction == conc__on_question;
+}
+
 /* May the signal be sent? Not to a thread that sleeps, as that would end early; nor to a program
  * that has taken it since, or blocks it. */
 CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
@@ -8676,8 +10537,7 @@ CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
     struct sigaction now;
     char text[4096];
     unsigned long long blocked;
-    if (!d->asks || sigaction(SIGURG, NULL, &now) || !(now.sa_flags & SA_SIGINFO) ||
-        now.sa_sigaction != conc__on_question)
+    if (!d->asks || sigaction(SIGURG, NULL, &now) || !conc__is_question(&now))
         return false;
     if (conc__on_valgrind()) /* which stops all threads but one, so none is seen to run */
         return true;
@@ -8759,17 +10619,17 @@ CONC__PRIVATE bool conc__questions_open(const conc_loop *l)
     struct sigaction now, ours;
     stack_t stack;
     void *frames[4];
-    if (l->signal_slot < 0 || sigaltstack(NULL, &stack) || stack.ss_flags & SS_DISABLE ||
+    if (l->signal_slot < 0 || sigaltstack(NULL, &stack) || stack.ss_flags & CONC__SS_DISABLE ||
         sigaction(SIGURG, NULL, &now))
         return false;
-    bool mine = (now.sa_flags & SA_SIGINFO) && now.sa_sigaction == conc__on_question;
+    bool mine = conc__is_question(&now);
     if (!mine &&
         ((now.sa_flags & SA_SIGINFO) || (now.sa_handler != SIG_DFL && now.sa_handler != SIG_IGN)))
         return false;
     backtrace(frames, 4); /* the first call may load a library */
     memset(&ours, 0, sizeof ours);
     ours.sa_sigaction = conc__on_question;
-    ours.sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK;
+    ours.sa_flags = SA_SIGINFO | SA_RESTART | CONC__SA_ONSTACK;
     pthread_mutex_lock(&conc__signalling.mutex);
     if (!mine)
         conc__question_before = now;
@@ -8786,11 +10646,13 @@ CONC__PRIVATE bool conc__questions_open(const conc_loop *l)
 CONC__PRIVATE void conc__questions_close(void)
 {
 #ifdef CONC__BACKTRACE
-    struct sigaction now;
+    struct sigaction now, *covered = &conc__signalling.numbers[SIGURG].before;
     pthread_mutex_lock(&conc__signalling.mutex);
-    if (--conc__signalling.questions == 0 && sigaction(SIGURG, NULL, &now) == 0 &&
-        (now.sa_flags & SA_SIGINFO) && now.sa_sigaction == conc__on_question)
+    bool last = --conc__signalling.questions == 0;
+    if (last && sigaction(SIGURG, NULL, &now) == 0 && conc__is_question(&now))
         sigaction(SIGURG, &conc__question_before, NULL);
+    if (last && conc__is_question(covered)) /* a conc_signals that is still open puts this back */
+        *covered = conc__question_before;
     pthread_mutex_unlock(&conc__signalling.mutex);
 #endif
 }
@@ -8858,16 +10720,24 @@ CONC__COLD void conc__spawned(conc_loop *l, conc_task *t)
     conc__trace_leads(l, t);
 }
 
-/* A task's wait is over. */
-CONC__COLD void conc__woken(conc_loop *l, conc_task *t)
+/* A task's wait has lasted until now, and becomes one of another kind, or ends. */
+CONC__COLD void conc__waited(conc_loop *l, conc_task *t)
 {
     const conc__wait_kind *kind = t->wait->kind;
     int64_t now = conc__time(l);
     l->waited += now - t->since;
-    if (!l->trace)
-        return;
-    conc__trace_span(l, conc__row_of(l, t), kind->brief ? kind->brief : kind->what, t->since, now);
-    conc__trace_leads(l, t);
+    if (l->trace)
+        conc__trace_span(l, conc__row_of(l, t), kind->brief ? kind->brief : kind->what, t->since,
+                         now);
+    t->since = now;
+}
+
+/* A task's wait is over. */
+CONC__COLD void conc__woken(conc_loop *l, conc_task *t)
+{
+    conc__waited(l, t);
+    if (l->trace)
+        conc__trace_leads(l, t);
 }
 
 /* The running task has ended; its stack is given back next. */
@@ -8875,16 +10745,31 @@ CONC__COLD void conc__step_last(conc_loop *l, conc_task *t)
 {
     l->step_over = true;
     l->left_stack = t->stack;
-    l->left_used = l->debug ? conc__usage_note(l, t->stack, t->spawned) : NULL;
+    l->left_used = l->debug ? conc__usage_note(l, t->stack, conc__source_of(t)) : NULL;
 }
 
 CONC__PRIVATE void conc__step_watched(conc_loop *l, const conc_task *t)
 {
     conc__watchdog *d = l->watchdog;
     pthread_mutex_lock(&d->mutex);
-    conc__describe(d->name, sizeof d->name, t->name, t->spawned); /* the task may end */
+    d->task = t;
+    conc__describe(d->name, sizeof d->name, conc__source_of(t)); /* the task may end */
     d->told = false;
     d->began = conc__clock();
+    pthread_mutex_unlock(&d->mutex);
+}
+
+/* A task of this thread has another name from now on. */
+CONC__COLD void conc__renamed(conc_loop *l, const conc_task *t)
+{
+    conc__watchdog *d = l->watchdog;
+    if (l->trace)
+        conc__trace_task(l, t);
+    if (!d)
+        return;
+    pthread_mutex_lock(&d->mutex);
+    if (d->began && d->task == t)
+        conc__describe(d->name, sizeof d->name, conc__source_of(t));
     pthread_mutex_unlock(&d->mutex);
 }
 
@@ -8941,13 +10826,10 @@ CONC__PRIVATE void conc__opened_tell(conc_loop *l, const char *only)
 
 CONC__PRIVATE void conc__dumps_open(conc_loop *l)
 {
-    struct sigaction now;
+    unsigned long came;
     pthread_mutex_lock(&conc__signalling.mutex);
-    bool ours = conc__signal_is_ours(SIGUSR2, &now);
-    if ((ours || now.sa_handler == SIG_DFL) && conc__signal_take(SIGUSR2) == 0) {
-        conc__signalling.interrupts[SIGUSR2]++;
-        conc__signalling.only_received[SIGUSR2] = false;
-        l->dumps = atomic_load(&conc__signalling.came[SIGUSR2]);
+    if (conc__signal_is_default(SIGUSR2)) {
+        conc__signal_enter(SIGUSR2, CONC__DUMPS, &came);
         l->dumps_taken = true;
     }
     pthread_mutex_unlock(&conc__signalling.mutex);
@@ -8958,8 +10840,7 @@ CONC__PRIVATE void conc__dumps_close(conc_loop *l)
     if (!l->dumps_taken)
         return;
     pthread_mutex_lock(&conc__signalling.mutex);
-    conc__signalling.interrupts[SIGUSR2]--;
-    conc__signal_leave(SIGUSR2);
+    conc__signal_leave(SIGUSR2, CONC__DUMPS);
     pthread_mutex_unlock(&conc__signalling.mutex);
 }
 
@@ -9089,11 +10970,28 @@ CONC__PRIVATE void conc__forget_loop(void)
             if (s->numbers[i].was_blocked)
                 conc__signal_block(s->numbers[i].number);
     conc__here = NULL;
+    conc__inherited_runs = atomic_load(&conc__runs);
     conc__signals_forget();
     conc__diagnosis_forget();
 }
 
 CONC__PRIVATE void conc__watch_forks(void) { pthread_atfork(NULL, NULL, conc__forget_loop); }
+
+/* Where the system refuses the best way to wait, poll(2) does; but it has no descriptor that a
+ * host could wait for. */
+CONC__PRIVATE int conc__poller_open(conc_loop *l, const conc__backend *backend)
+{
+    l->backend = backend;
+    int rc = backend->open(l);
+    if (!conc__refused(-rc))
+        return rc;
+    if (l->embedded)
+        return -ENOTSUP;
+    backend->close(l);
+    l->poll_fd = -1;
+    l->backend = &conc__poll;
+    return conc__poll.open(l);
+}
 
 CONC__PRIVATE int conc__loop_open(conc_loop *l, const conc__backend *backend)
 {
@@ -9102,9 +11000,8 @@ CONC__PRIVATE int conc__loop_open(conc_loop *l, const conc__backend *backend)
     l->pool = conc__pool_for(l, l->options.stack_size);
     if (!l->pool)
         return -ENOMEM;
-    l->backend = backend;
     int rc = conc__wake_open(l);
-    return rc ? rc : backend->open(l);
+    return rc ? rc : conc__poller_open(l, backend);
 }
 
 CONC__PRIVATE void conc__loop_close(conc_loop *l)
@@ -9114,6 +11011,7 @@ CONC__PRIVATE void conc__loop_close(conc_loop *l)
     conc__stacks_close(l);
     conc__fds_free(l);
     conc__spares_free(l);
+    CONC_FREE(l->census.serials);
     pthread_mutex_lock(&l->mutex);
     l->closed = l->over_for_good = true;
     conc__wake_close(l);
@@ -9125,7 +11023,6 @@ CONC__PRIVATE void conc__loop_close(conc_loop *l)
 
 CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
 {
-    static atomic_uint_least64_t runs;
     conc_loop *l = conc__alloc(sizeof *l);
     if (!l)
         return NULL;
@@ -9138,18 +11035,19 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->debug = o->debug;
     l->stepwise = o->debug || o->trace;
     l->on_valgrind = conc__on_valgrind();
-    l->run = 1 + atomic_fetch_add_explicit(&runs, 1, memory_order_relaxed);
+    l->run = 1 + atomic_fetch_add_explicit(&conc__runs, 1, memory_order_relaxed);
     l->spawned = l->finished = l->most = conc__first_serial(l);
-    l->quick = CONC__QUICK;
     l->errno_at = &errno;
     l->switch_stacks = conc__switch_plainly;
     l->now = o->virtual_clock ? 0 : conc__clock();
     l->wheel.elapsed = (uint64_t)l->now;
-    l->trimmed = l->verified = l->polled = l->began = l->now;
+    l->trimmed = l->verified = l->polled = l->began = l->looked = l->now;
+    /* on the real clock it is not known yet how slow steps are */
+    l->batch = o->virtual_clock ? CONC__TURNS : 1;
+    l->quick = l->budget = o->virtual_clock ? CONC__QUICK : CONC__QUICK / CONC__TURNS;
     l->picks = l->draws = o->seed;
     if (!o->seed && !o->virtual_clock)
         l->draws = (uint64_t)conc__clock() ^ (uint64_t)(uintptr_t)l;
-    l->last_failed = &l->failed;
     conc__fpu_save(&l->fpu);
 #if CONC__TSAN
     l->thread_stack.tsan_fiber = __tsan_get_current_fiber();
@@ -9172,13 +11070,7 @@ CONC__PRIVATE void conc__wind_up(conc_loop *l)
         conc__wait_until_empty(l, &l->background);
     conc__opened_tell(l, "a generator"); /* what is open in them they may close now */
     conc__close_generators(l);
-    while (l->failed) {
-        conc__failed *f = l->failed;
-        l->failed = f->next;
-        conc__report(l, f->name, f->spawned, f->rc, f->text);
-        CONC_FREE(f);
-    }
-    l->last_failed = &l->failed;
+    conc__report_failures(l);
 }
 
 CONC__PRIVATE int conc__main_task(void *arg)
@@ -9194,8 +11086,7 @@ CONC__PRIVATE int conc__main_task(void *arg)
 
 /* How a run ended, for conc_main. */
 typedef struct conc__outcome {
-    const char *by;
-    char text[CONC__TEXT];
+    char by[CONC__DESCRIPTION], text[CONC__TEXT];
     int signal; /* that interrupted it; 0: none */
 } conc__outcome;
 
@@ -9223,7 +11114,8 @@ CONC__PRIVATE void conc__last_posts(conc_loop *l)
     pthread_mutex_lock(&l->mutex);
     l->closed = true;
     pthread_mutex_unlock(&l->mutex);
-    conc__run_posts(l);
+    while (atomic_load_explicit(&l->posted, memory_order_relaxed))
+        conc__run_posts(l);
 }
 
 /* Opens a run, and makes it this thread's. */
@@ -9278,14 +11170,14 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
     conc__signals_end(l);
     conc__here = NULL;
     conc__pipe_signal_unblock(l);
-    int rc = l->doomed ? -EDEADLK : l->main.result;
+    int rc = l->doomed ? l->doom : l->main.result;
     if (l->interrupted_late || (l->interrupted_by && rc == -ECANCELED)) {
         rc = -EINTR;
         outcome->signal = l->interrupted_by;
     } else if (rc < 0) {
-        outcome->by = conc__origin(&l->main, rc);
+        conc__describe(outcome->by, sizeof outcome->by, conc__origin(&l->main, rc));
         conc__copy(outcome->text, sizeof outcome->text,
-                   conc__words_or(conc__words(&l->main, rc), rc));
+                   *l->doom_text ? l->doom_text : conc__words_or(conc__words(&l->main, rc), rc));
     }
     conc__loop_close(l);
     return rc;
@@ -9295,7 +11187,7 @@ CONC__PRIVATE int conc__run(const conc_options *options, const char *spawned, co
                             void *arg, conc__outcome *outcome)
 {
     int saved = errno;
-    conc_loop *l;
+    conc_loop *l = NULL; /* GCC might warn of it otherwise */
     int rc = conc__begin(&l, false, options, spawned, main_fn, arg);
     if (rc == 0) {
         conc__schedule(l);
@@ -9316,7 +11208,8 @@ CONC_API int conc_run(conc_fn *main_fn, void *arg) { return conc_run_with(NULL, 
 CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg)
 {
     const conc_options o = {.interrupt = true};
-    conc__outcome outcome = {spawned, "", 0};
+    conc__outcome outcome = {.signal = 0};
+    conc__describe(outcome.by, sizeof outcome.by, (conc__source){spawned, spawned});
     int rc = conc__run(&o, spawned, main_fn, arg, &outcome);
     if (outcome.signal)
         return 128 + outcome.signal;
@@ -9358,10 +11251,12 @@ CONC_API double conc_embed_timeout(conc_embed *e)
     if (l->over || l->ready || l->spinners || l->settlers.first || atomic_load(&l->posted) ||
         atomic_load(&l->signalled) || (l->virtual_clock && next != CONC__NEVER))
         return 0;
+    int64_t now = conc__clock(), verify = l->verified + CONC__VERIFY_EVERY;
+    if (l->foreign_count && verify < next) /* the host may close a descriptor */
+        next = verify;
     if (next == CONC__NEVER)
         return CONC_FOREVER;
-    int64_t left = next - conc__clock();
-    return left > 0 ? (double)left / 1e9 : 0;
+    return next > now ? (double)(next - now) / 1e9 : 0;
 }
 
 CONC_API int conc_embed_step(conc_embed *e)
@@ -9372,9 +11267,14 @@ CONC_API int conc_embed_step(conc_embed *e)
         return rc;
     conc_loop *l = e->loop;
     l->stepping = true;
-    conc__was_idle(l, l->left, conc__time(l));
-    for (int i = 0; i < PASSES && !l->over && conc__pass_once(l); i++)
-        continue;
+    l->looked = conc__time(l);
+    conc__was_idle(l, l->left, l->looked);
+    int64_t start = l->left = l->looked;
+    for (int i = 0; i < PASSES && l->left - start < CONC__LATE && !l->over; i++) {
+        if (!conc__pass_once(l))
+            break;
+        l->left = conc__time(l);
+    }
     l->stepping = false;
     l->left = conc__time(l);
     pthread_mutex_lock(&l->mutex);
@@ -9477,7 +11377,8 @@ typedef struct conc_lock {
 
 /* The lock belongs to the calling task when it returns 0. Waits.
  *     int conc_lock_acquire(conc_lock *l);
- * Errors: -EDEADLK (the task has it already), -ECANCELED. */
+ * Errors: -EDEADLK (the task has it already), -EPERM (a task of another run has it, which may be
+ * over), -ECANCELED. */
 #define conc_lock_acquire(l) conc__lock_acquire((l), CONC__PLACE)
 CONC_API int conc__lock_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 
@@ -9523,15 +11424,16 @@ CONC_API void conc__lock_leave(conc__entered *g);
 typedef struct conc_rwlock {
     /* private */
     conc_task *writer;
-    uint64_t serial; /* the writer's */
+    uint64_t serial; /* the writer's, or a reader's */
     int readers;
     conc__waits waits;
-    const char *place; /* where the writer acquired it */
+    const char *place; /* where it was acquired last */
 } conc_rwlock;
 
 /* Waits.
  *     int conc_rwlock_acquire_read(conc_rwlock *l), conc_rwlock_acquire_write(conc_rwlock *l);
- * Errors: -EDEADLK (the task has it for writing already), -ECANCELED. A task that reads
+ * Errors: -EDEADLK (the task has it for writing already), -EPERM (a task of another run has it,
+ * which may be over), -ECANCELED. A task that reads
  * releases it before it writes, and does not acquire it twice, as a writer may be waiting in
  * between: it would wait for itself. */
 #define conc_rwlock_acquire_read(l) conc__rwlock_acquire((l), CONC__READER, CONC__PLACE)
@@ -9539,7 +11441,7 @@ typedef struct conc_rwlock {
 enum { CONC__READER, CONC__WRITER };
 CONC_API int conc__rwlock_acquire(conc_rwlock *l, int how, const char *place) CONC_NODISCARD;
 
-/* The same without waiting.
+/* The same without waiting: -EAGAIN if it would have to wait.
  *     int conc_rwlock_try_acquire_read(conc_rwlock *l),
  *     conc_rwlock_try_acquire_write(conc_rwlock *l); */
 #define conc_rwlock_try_acquire_read(l) conc__rwlock_try_acquire((l), CONC__READER, CONC__PLACE)
@@ -9725,8 +11627,8 @@ CONC_API int conc_queue_try_get(conc_queue *q, void *item) CONC_NODISCARD;
 /* Items that lie in the queue. */
 CONC_API size_t conc_queue_len(const conc_queue *q);
 
-/* One of the items that were taken is done with. -EOVERFLOW: as many were done as were put. Not
- * a checkpoint. */
+/* One of the items that were taken is done with, also after the queue was destroyed. -EOVERFLOW:
+ * as many were done as were put. Not a checkpoint. */
 CONC_API int conc_queue_task_done(conc_queue *q);
 
 /* Waits until every item that was put is done with. Errors: -ECANCELED, -EPIPE (destroyed
@@ -9737,7 +11639,8 @@ CONC_API int conc_queue_join(conc_queue *q) CONC_NODISCARD;
  * can still be taken. Closing twice does nothing. Not a checkpoint. */
 CONC_API void conc_queue_close(conc_queue *q);
 
-/* Closes it for good, drops what lies in it, and frees the storage. CONC_AUTO(conc_queue, q) =
+/* Closes it for good, drops what lies in it, and frees the storage. Items that were taken are still
+ * to be done with: conc_queue_task_done and conc_queue_join go on working. CONC_AUTO(conc_queue, q) =
  * CONC_QUEUE(int, 10); does it when the block ends. */
 CONC_API void conc_queue_destroy(conc_queue *q);
 CONC_API void conc__auto_conc_queue(conc_queue *q);
@@ -9761,7 +11664,7 @@ typedef struct conc_case {
     int result;
     /* private */
     struct conc__choice *choice;
-    uint32_t life;
+    uint32_t id;
     conc__wait wait;
 } conc_case;
 
@@ -9797,8 +11700,9 @@ enum { CONC__GET = 1, CONC__PUT, CONC__EVENT, CONC__JOINED, CONC__FD, CONC__AFTE
  * array and what it points to is borrowed until the call returns, and may be used again.
  *     conc_case c[] = {CONC_CASE_GET(&jobs, &job), CONC_CASE_EVENT(&stop), CONC_CASE_AFTER(1.5)};
  *     switch (conc_select(c, CONC_LEN(c))) { case 0: ...
+ * A descriptor with events 0 is waited for to hang up, and the result is 0 then.
  * Errors, and none has happened: -EINVAL (no cases, one that is not valid), -EDEADLK (the join
- * of oneself), -EBADF (a negative descriptor), -EPERM, -ECANCELED. */
+ * of oneself), -EBADF (a negative descriptor), -EPERM (another run's), -ECANCELED. */
 CONC_API int conc_select(conc_case *cases, size_t n) CONC_NODISCARD;
 
 /* ---- >>limiter ------------------------------------------------------------------------------ */
@@ -9842,10 +11746,29 @@ CONC_API int conc_limiter_try_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 
 /* ---- >>sharing ------------------------------------------------------------------------------ */
 
-/* Nobody waits here, or tasks of this thread's run. */
-CONC__FAST bool conc__ours(const conc_loop *l, const conc__waits *waits)
+static const conc__wait_kind conc__candidate;
+CONC__PRIVATE const conc__wait *conc__parked_on(const conc__wait *candidate);
+
+/* In a forked child: does the task of a wait still belong to the parent process? A handle may have
+ * got a new task since, which then waits for something else. */
+CONC__COLD bool conc__wait_is_inherited(const conc__wait *w)
 {
-    return CONC__UNLIKELY(waits->first != NULL) ? waits->first->task->loop == l : true;
+    const conc__wait *parked = w->kind == &conc__candidate ? conc__parked_on(w) : w;
+    return conc__is_inherited(w->task->serial) || w->task->wait != parked;
+}
+
+/* No task waits here, or tasks of this thread's run. In a forked child the parent's tasks leave
+ * the list; as no task joins a list before it was looked at here, they are all in it or none. */
+CONC__FAST bool conc__ours(const conc_loop *l, conc__waits *waits)
+{
+    conc__wait *first = waits->first;
+    if (!CONC__UNLIKELY(first != NULL))
+        return true;
+    if (CONC__UNLIKELY(conc__inherited_runs) && conc__wait_is_inherited(first)) {
+        *waits = (conc__waits){NULL, NULL};
+        return true;
+    }
+    return first->task->loop == l;
 }
 
 CONC__COLD int conc__foreign(const char *call)
@@ -9854,10 +11777,10 @@ CONC__COLD int conc__foreign(const char *call)
 }
 
 /* At the start of a call that may wait: 0, -EPERM or -ECANCELED. */
-CONC__FAST int conc__may_wait(conc_loop *l, const conc__waits *waits)
+CONC__FAST int conc__may_wait(conc_loop *l, conc__waits *waits)
 {
     if (CONC__UNLIKELY(!conc__ours(l, waits)))
-        return -EPERM;
+        return conc__foreign("a wait");
     return conc__checkpoint(l);
 }
 
@@ -9897,10 +11820,10 @@ CONC__FAST void conc__wake_first(conc_loop *l, conc__waits *list, int result)
 
 /* The whole of a call that waits for something to be so: it waits in the list of `on` unless it
  * is so already. */
-CONC__PRIVATE CONC__CALLED int conc__wait_unless(bool so, const void *on, conc__waits *list,
-                                                 const conc__wait_kind *kind)
+CONC__PRIVATE CONC__CALLED int conc__wait_unless(const char *call, bool so, const void *on,
+                                                 conc__waits *list, const conc__wait_kind *kind)
 {
-    conc_loop *l = conc__in_task_of("a wait");
+    conc_loop *l = conc__in_task_of(call);
     if (!l)
         return -EPERM;
     if (!on)
@@ -9922,19 +11845,26 @@ CONC__PRIVATE void conc__wake_all(conc_loop *l, conc__waits *list, int result)
         conc__wake(l, list->first, result);
 }
 
-/* Is a task with this serial number one of this run? */
-CONC__FAST bool conc__is_of_run(const conc_loop *l, uint64_t serial)
+/* The owner of a lock, as it was noted, if that task has not ended; else NULL. */
+CONC__PRIVATE const conc_task *conc__living_owner(const conc_task *owner, uint64_t serial)
 {
-    return serial - conc__first_serial(l) < 1ull << 40;
+    return conc__lives(conc__here, owner, serial) ? owner : NULL;
 }
 
 CONC__PRIVATE void conc__whom_owner(FILE *out, const conc_task *owner, uint64_t serial,
                                     const char *place)
 {
-    if (conc__lives(conc__here, owner) && owner->serial == serial)
-        fprintf(out, " that %s acquired at %s", owner->name, place);
-    else
+    if (!owner) { /* a task that was woken has it, and has not run since */
+        fprintf(out, " that is free");
+    } else if (conc__living_owner(owner, serial)) {
+        fputs(" that ", out);
+        conc__print_name(out, owner);
+        fprintf(out, " acquired at %s", place);
+    } else if (conc__is_of_run(conc__here, serial)) {
         fprintf(out, " acquired at %s by a task that is not there any more", place);
+    } else {
+        fprintf(out, " acquired at %s by a task of another run", place);
+    }
 }
 
 /* ---- >>lock --------------------------------------------------------------------------------- */
@@ -9949,7 +11879,7 @@ CONC__PRIVATE void conc__lock_whom(FILE *out, const conc__wait *w)
 CONC__PRIVATE const conc_task *conc__lock_owner(const conc__wait *w)
 {
     const conc_lock *k = w->on;
-    return conc__lives(conc__here, k->owner) && k->owner->serial == k->serial ? k->owner : NULL;
+    return conc__living_owner(k->owner, k->serial);
 }
 
 static const conc__wait_kind conc__locking = {.what = "waits for a lock",
@@ -9965,8 +11895,18 @@ CONC__FAST bool conc__lock_is_mine(const conc_loop *l, const conc_lock *k)
 /* Has the owner ended without a release? */
 CONC__PRIVATE bool conc__lock_is_lost(conc_loop *l, const conc_lock *k)
 {
-    l->asked_about = NULL;
-    return !conc__lives(l, k->owner) || k->owner->serial != k->serial;
+    return !conc__lives(l, k->owner, k->serial);
+}
+
+/* Why a try cannot have a lock or rwlock. */
+CONC__COLD int conc__held_by_other(const conc_loop *l, const conc_task *owner, uint64_t serial,
+                                   const char *call, const char *place)
+{
+    if (owner == l->self && serial == l->self->serial)
+        return -EDEADLK;
+    if (conc__is_of_run(l, serial))
+        return -EAGAIN;
+    return conc__misused(-EPERM, call, "a task of another run has it, acquired", place);
 }
 
 CONC__FAST void conc__lock_give(conc_loop *l, conc_lock *k, conc_task *t, const char *place)
@@ -10005,6 +11945,8 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
         return -EPERM;
     if (CONC__UNLIKELY(!k))
         return -EINVAL;
+    if (CONC__UNLIKELY(conc__is_inherited(k->serial)))
+        k->owner = NULL;
     if (CONC__UNLIKELY(conc__lock_is_mine(l, k)))
         return conc__misused(-EDEADLK, "conc_lock_acquire",
                              "the task has this lock already, acquired", k->place);
@@ -10047,10 +11989,8 @@ CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
         return -EPERM;
     if (!k)
         return -EINVAL;
-    if (k->owner)
-        return conc__lock_is_mine(l, k)        ? -EDEADLK
-               : conc__is_of_run(l, k->serial) ? -EAGAIN
-                                               : -EPERM;
+    if (k->owner && !conc__is_inherited(k->serial))
+        return conc__held_by_other(l, k->owner, k->serial, "conc_lock_try_acquire", k->place);
     conc__lock_give(l, k, l->self, place);
     return 0;
 }
@@ -10058,9 +11998,9 @@ CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
 CONC__PRIVATE CONC__CALLED int conc__lock_release_slowly(conc_lock *k)
 {
     conc_loop *l = conc__in_task();
-    if (CONC__UNLIKELY(!k))
-        return -EINVAL;
-    if (CONC__UNLIKELY(!l || !conc__lock_is_mine(l, k) || !conc__ours(l, &k->waits)))
+    if (CONC__UNLIKELY(!l || !k))
+        return k ? -EPERM : -EINVAL;
+    if (CONC__UNLIKELY(!conc__lock_is_mine(l, k) || !conc__ours(l, &k->waits)))
         return conc__misused(-EPERM, "conc_lock_release", "the task does not have this lock", NULL);
     conc__lock_pass(l, k);
     return 0;
@@ -10082,7 +12022,9 @@ CONC_API int conc_lock_release(conc_lock *k) { return conc__lock_drop(k); }
 CONC_API conc_task *conc_lock_owner(const conc_lock *k)
 {
     conc_loop *l = conc__here;
-    if (!k || (l && l->self && k->owner == l->self && !conc__lock_is_mine(l, k)))
+    if (!k || conc__is_inherited(k->serial))
+        return NULL;
+    if (l && l->self && k->owner == l->self && !conc__lock_is_mine(l, k))
         return NULL;
     return k->owner;
 }
@@ -10116,6 +12058,21 @@ CONC__PRIVATE bool conc__rwlock_is_mine(const conc_loop *l, const conc_rwlock *k
     return k->writer && k->writer == l->self && k->serial == l->self->serial;
 }
 
+/* What tasks of the parent process have does not count in a forked child. */
+CONC__PRIVATE void conc__rwlock_take_over(conc_rwlock *k)
+{
+    if (!conc__is_inherited(k->serial))
+        return;
+    k->writer = NULL;
+    k->readers = 0;
+}
+
+/* Does a task of another run have it, which may be over? */
+CONC__PRIVATE bool conc__rwlock_is_foreign(const conc_loop *l, const conc_rwlock *k)
+{
+    return (k->writer || k->readers) && !conc__is_of_run(l, k->serial);
+}
+
 CONC__PRIVATE bool conc__rwlock_is_free(const conc_rwlock *k, int how)
 {
     return !k->writer && (how == CONC__READER || !k->readers);
@@ -10124,13 +12081,12 @@ CONC__PRIVATE bool conc__rwlock_is_free(const conc_rwlock *k, int how)
 CONC__PRIVATE void conc__rwlock_give(conc_loop *l, conc_rwlock *k, int how, conc_task *t,
                                      const char *place)
 {
-    if (how == CONC__READER) {
+    if (how == CONC__READER)
         k->readers++;
-    } else {
+    else
         k->writer = t;
-        k->serial = t->serial;
-        k->place = place;
-    }
+    k->serial = t->serial;
+    k->place = place;
     if (l->debug)
         conc__note(&t->held, k, how == CONC__READER ? "a rwlock to read" : "a rwlock to write",
                    place);
@@ -10158,7 +12114,7 @@ CONC__PRIVATE bool conc__rwlock_cancel(conc__wait *w)
 CONC__PRIVATE const conc_task *conc__rwlock_owner(const conc__wait *w)
 {
     const conc_rwlock *k = w->on;
-    return conc__lives(conc__here, k->writer) && k->writer->serial == k->serial ? k->writer : NULL;
+    return conc__living_owner(k->writer, k->serial);
 }
 
 static const conc__wait_kind conc__rwlocking = {.what = "waits for a rwlock",
@@ -10168,17 +12124,23 @@ static const conc__wait_kind conc__rwlocking = {.what = "waits for a rwlock",
 
 CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const char *place)
 {
-    conc_loop *l = conc__in_task();
+    const char *call =
+        how == CONC__READER ? "conc_rwlock_acquire_read" : "conc_rwlock_acquire_write";
+    conc_loop *l = conc__in_task_of(call);
     if (!l)
         return -EPERM;
     if (!k)
         return -EINVAL;
+    conc__rwlock_take_over(k);
     if (conc__rwlock_is_mine(l, k))
-        return conc__misused(-EDEADLK, "conc_rwlock_acquire",
-                             "the task has this rwlock already, acquired", k->place);
+        return conc__misused(-EDEADLK, call, "the task has this rwlock already, acquired",
+                             k->place);
     int rc = conc__may_wait(l, &k->waits);
     if (rc)
         return rc;
+    if (conc__rwlock_is_foreign(l, k))
+        return conc__misused(-EPERM, call, "a task of another run has this rwlock, acquired",
+                             k->place);
     if (k->waits.first || !conc__rwlock_is_free(k, how)) {
         conc__wait w = {.task = l->self,
                         .kind = &conc__rwlocking,
@@ -10194,15 +12156,18 @@ CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const ch
 
 CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place)
 {
-    conc_loop *l = conc__in_task();
+    const char *call =
+        how == CONC__READER ? "conc_rwlock_try_acquire_read" : "conc_rwlock_try_acquire_write";
+    conc_loop *l = conc__in_task_of(call);
     if (!l)
         return -EPERM;
     if (!k)
         return -EINVAL;
-    if (conc__rwlock_is_mine(l, k))
-        return -EDEADLK;
-    if (k->waits.first || !conc__rwlock_is_free(k, how))
-        return -EAGAIN;
+    conc__rwlock_take_over(k);
+    if (!conc__ours(l, &k->waits))
+        return conc__foreign(call);
+    if (k->waits.first || !conc__rwlock_is_free(k, how) || conc__rwlock_is_foreign(l, k))
+        return conc__held_by_other(l, k->writer, k->serial, call, k->place);
     conc__rwlock_give(l, k, how, l->self, place);
     return 0;
 }
@@ -10210,9 +12175,11 @@ CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place
 CONC_API int conc_rwlock_release(conc_rwlock *k)
 {
     conc_loop *l = conc__in_task();
-    if (!k)
-        return -EINVAL;
-    if (!l || (k->writer ? !conc__rwlock_is_mine(l, k) : !k->readers) || !conc__ours(l, &k->waits))
+    if (!l || !k)
+        return k ? -EPERM : -EINVAL;
+    bool has =
+        (k->writer ? conc__rwlock_is_mine(l, k) : k->readers > 0) && conc__is_of_run(l, k->serial);
+    if (!has || !conc__ours(l, &k->waits))
         return conc__misused(-EPERM, "conc_rwlock_release", "the task does not have this rwlock",
                              NULL);
     if (k->writer)
@@ -10312,7 +12279,7 @@ static const conc__wait_kind conc__awaiting_event = {.what = "waits for an event
 
 CONC_API int conc_event_wait(conc_event *e)
 {
-    return conc__wait_unless(e && e->set, e, e ? &e->waits : NULL, &conc__awaiting_event);
+    return conc__wait_unless(__func__, e && e->set, e, e ? &e->waits : NULL, &conc__awaiting_event);
 }
 
 CONC_API void conc_event_set(conc_event *e)
@@ -10341,8 +12308,22 @@ CONC_API bool conc_event_is_set(const conc_event *e) { return e && e->set; }
 /* Who was notified or cancelled goes over to those who wait for the lock, without running in
  * between. */
 
-static const conc__wait_kind conc__relocking = {
-    .what = "waits to have a lock again", .whom = conc__lock_whom, .owner = conc__lock_owner};
+/* It waits in spite of a cancel; after a deadlock it takes a lock that nobody will release. */
+CONC__PRIVATE bool conc__relock_cancel(conc__wait *w)
+{
+    conc_loop *l = conc__here;
+    conc_lock *k = (conc_lock *)(uintptr_t)w->on;
+    if (!l->doomed || !conc__lock_is_lost(l, k))
+        return false;
+    conc__unlink(w);
+    conc__lock_give(l, k, w->task, w->item);
+    return true;
+}
+
+static const conc__wait_kind conc__relocking = {.what = "waits to have a lock again",
+                                                .whom = conc__lock_whom,
+                                                .cancel = conc__relock_cancel,
+                                                .owner = conc__lock_owner};
 
 /* Who waited for a condition wants its lock; result is what its wait will return. True: it has
  * it. */
@@ -10351,9 +12332,11 @@ CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
     conc_lock *k = (conc_lock *)(uintptr_t)w->on;
     conc__unlink(w);
     w->value = result;
-    w->kind = &conc__relocking;
     /* after a deadlock everything unwinds */
     if (k->owner && !(l->doomed && conc__lock_is_lost(l, k))) {
+        if (CONC__UNLIKELY(l->stepwise))
+            conc__waited(l, w->task);
+        w->kind = &conc__relocking;
         conc__append(&k->waits, w);
         return false;
     }
@@ -10372,9 +12355,9 @@ static const conc__wait_kind conc__awaiting_cond = {.what = "waits for a conditi
 CONC_API CONC__CALLED int conc_cond_wait(conc_cond *c, conc_lock *k)
 {
     conc_loop *l = conc__in_task();
-    if (!c || !k)
-        return -EINVAL;
-    if (!l || !conc__lock_is_mine(l, k) || !conc__ours(l, &k->waits))
+    if (!l || !c || !k)
+        return c && k ? -EPERM : -EINVAL;
+    if (!conc__lock_is_mine(l, k) || !conc__ours(l, &k->waits))
         return conc__misused(-EPERM, "conc_cond_wait", "the task does not have the lock", NULL);
     int rc = conc__may_wait(l, &c->waits);
     if (rc)
@@ -10431,6 +12414,8 @@ CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
     int rc = conc__may_wait(l, &b->waits);
     if (rc)
         return rc;
+    if (!b->waits.first)
+        b->arrived = 0; /* in a forked child: those that had come are the parent's */
     if (b->arrived + 1 < b->parties) {
         conc__wait w = {.task = l->self, .kind = &conc__gathering, .on = b};
         b->arrived++;
@@ -10474,7 +12459,8 @@ CONC_API int conc_latch_done(conc_latch *k) { return conc_latch_add(k, -1); }
 
 CONC_API int conc_latch_wait(conc_latch *k)
 {
-    return conc__wait_unless(k && !k->count, k, k ? &k->waits : NULL, &conc__awaiting_latch);
+    return conc__wait_unless(__func__, k && !k->count, k, k ? &k->waits : NULL,
+                             &conc__awaiting_latch);
 }
 
 /* ---- >>future ------------------------------------------------------------------------------- */
@@ -10775,7 +12761,7 @@ CONC__FAST int conc__queue_pull(conc_loop *l, conc_queue *q, void *item)
     return 0;
 }
 
-CONC__FAST bool conc__queue_is_ours(const conc_loop *l, const conc_queue *q)
+CONC__FAST bool conc__queue_is_ours(const conc_loop *l, conc_queue *q)
 {
     return conc__ours(l, &q->getters) && conc__ours(l, &q->putters);
 }
@@ -10799,8 +12785,10 @@ CONC__PRIVATE CONC__CALLED int conc__queue_put_slowly(conc_queue *q, const void 
     if (CONC__UNLIKELY(rc))
         return rc;
     rc = conc__may_wait(l, &q->putters);
-    if (CONC__UNLIKELY(rc || !conc__ours(l, &q->getters)))
-        return rc ? rc : -EPERM;
+    if (CONC__UNLIKELY(rc))
+        return rc;
+    if (CONC__UNLIKELY(!conc__ours(l, &q->getters)))
+        return conc__foreign("conc_queue_put");
     rc = conc__queue_push(l, q, item);
     if (rc == -EAGAIN)
         return conc__queue_wait(l, q, true, item);
@@ -10829,8 +12817,10 @@ CONC__PRIVATE CONC__CALLED int conc__queue_get_slowly(conc_queue *q, void *item)
     if (CONC__UNLIKELY(rc))
         return rc;
     rc = conc__may_wait(l, &q->getters);
-    if (CONC__UNLIKELY(rc || !conc__ours(l, &q->putters)))
-        return rc ? rc : -EPERM;
+    if (CONC__UNLIKELY(rc))
+        return rc;
+    if (CONC__UNLIKELY(!conc__ours(l, &q->putters)))
+        return conc__foreign("conc_queue_get");
     rc = conc__queue_pull(l, q, item);
     if (rc == -EAGAIN)
         return conc__queue_wait(l, q, false, item);
@@ -10854,8 +12844,10 @@ CONC_API CONC__CALLED int conc_queue_try_put(conc_queue *q, const void *item)
 {
     conc_loop *l = conc__here;
     int rc = conc__queue_valid(q, item);
-    if (rc || !conc__queue_is_ours(l, q))
-        return rc ? rc : -EPERM;
+    if (rc)
+        return rc;
+    if (!conc__queue_is_ours(l, q))
+        return conc__foreign("conc_queue_try_put");
     return conc__queue_push(l, q, item);
 }
 
@@ -10863,8 +12855,10 @@ CONC_API CONC__CALLED int conc_queue_try_get(conc_queue *q, void *item)
 {
     conc_loop *l = conc__here;
     int rc = conc__queue_valid(q, item);
-    if (rc || !conc__queue_is_ours(l, q))
-        return rc ? rc : -EPERM;
+    if (rc)
+        return rc;
+    if (!conc__queue_is_ours(l, q))
+        return conc__foreign("conc_queue_try_get");
     return conc__queue_pull(l, q, item);
 }
 
@@ -10887,7 +12881,8 @@ CONC_API int conc_queue_task_done(conc_queue *q)
 
 CONC_API int conc_queue_join(conc_queue *q)
 {
-    return conc__wait_unless(q && !q->unfinished, q, q ? &q->joiners : NULL, &conc__finishing);
+    return conc__wait_unless(__func__, q && !q->unfinished, q, q ? &q->joiners : NULL,
+                             &conc__finishing);
 }
 
 CONC_API void conc_queue_close(conc_queue *q)
@@ -10922,7 +12917,8 @@ CONC_API void conc_queue_destroy(conc_queue *q)
     conc_free(q->orders);
     q->items = NULL;
     q->orders = NULL;
-    q->room = q->head = q->count = q->unfinished = 0; /* and so is the limit, since it was closed */
+    q->unfinished -= q->count;        /* what was taken and is not done with yet stays in it */
+    q->room = q->head = q->count = 0; /* and so is the limit, since it was closed */
 }
 
 CONC_API void conc__auto_conc_queue(conc_queue *q) { conc_queue_destroy(q); }
@@ -10946,12 +12942,18 @@ CONC__PRIVATE void conc__choice_whom(FILE *out, const conc__wait *w)
 {
     const conc__choice *s = (const conc__choice *)(const void *)w;
     static const char *const what[] = {"", "a queue's item", "room in a queue", "an event"};
+    enum { MOST = 8 };
     for (size_t i = 0; i < s->n; i++) {
         const conc_case *c = &s->cases[i];
         fprintf(out, i ? ", " : " ");
-        if (c->what == CONC__JOINED)
-            fprintf(out, "%s to end", c->task->name);
-        else if (c->what == CONC__FD)
+        if (i == MOST) {
+            fprintf(out, "and %zu more", s->n - i);
+            break;
+        }
+        if (c->what == CONC__JOINED) {
+            conc__print_name(out, c->task);
+            fprintf(out, " to end");
+        } else if (c->what == CONC__FD)
             fprintf(out, "descriptor %d", c->fd);
         else if (c->what == CONC__AFTER)
             fprintf(out, "%.9g s", c->seconds);
@@ -11003,36 +13005,54 @@ static const conc__wait_kind conc__selecting = {.what = "waits for the first of"
                                                 .cancel = conc__choice_cancel};
 static const conc__wait_kind conc__candidate = {.what = "", .won = conc__choice_won};
 
+/* The wait that the task of a case's wait is parked on. */
+CONC__PRIVATE const conc__wait *conc__parked_on(const conc__wait *candidate)
+{
+    const char *at = (const char *)candidate - offsetof(conc_case, wait);
+    return &((const conc_case *)(const void *)at)->choice->wait;
+}
+
+CONC__PRIVATE int conc__case_check_join(const conc_loop *l, const conc_task *t)
+{
+    if (!conc__is_task(t))
+        return -EINVAL;
+    if (!conc__is_of_run(l, t->serial))
+        return conc__misused(-EPERM, "conc_select", "the task is another run's", NULL);
+    return t == l->self ? -EDEADLK : 0;
+}
+
 CONC__PRIVATE int conc__case_check(const conc_loop *l, const conc_case *c)
 {
     if (c->what == CONC__GET || c->what == CONC__PUT) {
         int rc = conc__queue_valid(c->queue, c->what == CONC__GET ? c->to : c->from);
-        return rc ? rc : conc__queue_is_ours(l, c->queue) ? 0 : -EPERM;
+        if (rc)
+            return rc;
+        return conc__queue_is_ours(l, c->queue) ? 0 : conc__foreign("conc_select");
     }
-    if (c->what == CONC__EVENT)
-        return !c->event ? -EINVAL : conc__ours(l, &c->event->waits) ? 0 : -EPERM;
+    if (c->what == CONC__EVENT) {
+        if (!c->event)
+            return -EINVAL;
+        return conc__ours(l, &c->event->waits) ? 0 : conc__foreign("conc_select");
+    }
     if (c->what == CONC__JOINED)
-        return !conc__is_task(c->task)                              ? -EINVAL
-               : c->task == l->self                                 ? -EDEADLK
-               : c->task->state == CONC__LIVE && c->task->loop != l ? -EPERM
-                                                                    : 0;
+        return conc__case_check_join(l, c->task);
     if (c->what == CONC__FD)
-        return c->events <= 0 || c->events & ~(CONC_READABLE | CONC_WRITABLE) ? -EINVAL
-               : c->fd < 0                                                    ? -EBADF
-                                                                              : 0;
+        return c->events & ~(CONC_READABLE | CONC_WRITABLE) ? -EINVAL : c->fd < 0 ? -EBADF : 0;
     return c->what != CONC__AFTER || __builtin_isnan(c->seconds) ? -EINVAL : 0;
 }
 
 /* Does it if it can be done at once. -EAGAIN: it cannot. */
 CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
 {
-    conc__fd_look look = {.number = c->fd, .events = c->events};
+    int ready = 0;
     switch (c->what) {
     case CONC__GET: return conc__queue_pull(l, c->queue, c->to);
     case CONC__PUT: return conc__queue_push(l, c->queue, c->from);
     case CONC__EVENT: return c->event->set ? 0 : -EAGAIN;
     case CONC__JOINED: return c->task->state == CONC__DONE ? 0 : -EAGAIN;
-    case CONC__FD: conc__fd_ready(l, &look); return look.rc ? look.rc : -EAGAIN;
+    case CONC__FD:
+        ready = conc__fd_ready(c->fd, c->events);
+        return ready > 0 ? ready & c->events : ready ? ready : -EAGAIN;
     default: return c->seconds <= 0 ? 0 : -EAGAIN;
     }
 }
@@ -11053,13 +13073,15 @@ CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c)
     } else if (c->what == CONC__JOINED) {
         conc__append(&c->task->joiners, &c->wait);
     } else if (c->what == CONC__FD) {
-        conc__fd_look look = {.number = c->fd, .events = c->events};
-        int rc = conc__fd_watch(l, &look);
+        conc__fd *f;
+        int rc = conc__fd_watch(l, c->fd, c->events, &f);
+        if (rc == 1) /* such a file does not hang up */
+            return c->events;
         if (rc)
             return rc;
         c->wait.value = c->events;
-        c->life = look.f->life;
-        conc__fd_append(l, look.f, &c->wait);
+        c->id = f->id;
+        conc__fd_append(l, f, &c->wait, c->events);
     } else {
         int64_t at = c->seconds >= CONC_FOREVER ? CONC__NEVER
                                                 : conc__later(conc__time(l), conc__ns(c->seconds));
@@ -11074,11 +13096,8 @@ CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c)
 /* What the case that was chosen has brought, after the wait. */
 CONC__PRIVATE int conc__case_result(conc_loop *l, const conc_case *c)
 {
-    if (c->what == CONC__FD && c->wait.result == 0) {
-        conc__fd_look look = {
-            .f = (conc__fd *)(uintptr_t)c->wait.on, .number = c->fd, .events = c->events};
-        return conc__fd_got(l, &look, c->life, &c->wait);
-    }
+    if (c->what == CONC__FD && c->wait.result == 0)
+        return conc__fd_got(l, (conc__fd *)(uintptr_t)c->wait.on, c->id, &c->wait);
     return c->what == CONC__JOINED ? c->wait.value : c->wait.result;
 }
 
@@ -11226,6 +13245,15 @@ CONC__PRIVATE void conc__limiter_whom(FILE *out, const conc__wait *w)
 static const conc__wait_kind conc__limited = {
     .what = "waits for a limiter", .whom = conc__limiter_whom, .cancel = conc__limiter_cancel};
 
+CONC__PRIVATE bool conc__limiter_is_ours(const conc_loop *l, conc_limiter *k)
+{
+    if (!conc__ours(l, &k->waits))
+        return false;
+    if (!k->waits.first)
+        k->timer.next = NULL; /* in a forked child: it is armed in the parent's loop */
+    return true;
+}
+
 CONC_API int conc_limiter_try_acquire(conc_limiter *k, int n)
 {
     conc_loop *l = conc__here;
@@ -11233,8 +13261,8 @@ CONC_API int conc_limiter_try_acquire(conc_limiter *k, int n)
         return -EPERM;
     if (!conc__limiter_is_valid(k, n))
         return -EINVAL;
-    if (!conc__ours(l, &k->waits))
-        return -EPERM;
+    if (!conc__limiter_is_ours(l, k))
+        return conc__foreign("conc_limiter_try_acquire");
     int64_t now = conc__time(l);
     conc__limiter_fill(l, k, now);
     if (k->waits.first || conc__limiter_due(k, n) > now)
@@ -11571,7 +13599,9 @@ typedef struct conc_child {
     int input, output,
         /* 0: this program's; CONC_PIPE, CONC_NULL, or a descriptor, which stays yours. After the
          * start the near end of a pipe, else -1, for conc_read and conc_write. conc_child_close
-         * closes it; to end the child's input sooner, conc_close it and set it to -1 */
+         * closes it; to end the child's input sooner, conc_close it and set it to -1. A socket
+         * is set to blocking, as programs expect it, for this program too, where conc's calls do
+         * not mind; a socket that listens is not */
         error;
     int pid; /* set by conc_child_start */
     /* private */
@@ -12725,7 +14755,7 @@ CONC__PRIVATE int conc__job_result(conc_loop *l, const conc_job *j)
     const char *words = conc__job_state(j) & CONC__JOB_WORDS ? j->text : NULL;
     conc__frame *frame = l || !words ? NULL : conc__frame_here();
     if (l && j->result < 0)
-        conc__tell(l->self, j->result, words, NULL);
+        conc__tell(l->self, j->result, words, (conc__source){NULL, NULL});
     if (frame) { /* so that it can pass them on */
         memcpy(frame->text, j->text, sizeof frame->text);
         frame->text_rc = j->result;
@@ -13148,7 +15178,7 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
     conc__crew *c = conc__pool_enter(crew, users, &rc);
     if (!c)
         return rc;
-    if (c->on_valgrind)
+    if (CONC__MSAN || c->on_valgrind)
         conc__excuse(j, sizeof *j);
     if (conc__job_in_use(j))
         rc = conc__misused(-EBUSY, "conc_pool_submit", "the job is in use", NULL);
@@ -13811,7 +15841,7 @@ CONC_API int conc_channel_try_send(conc_channel *c, const void *item)
     return conc__channel_move(c, (void *)(uintptr_t)item, true, false);
 }
 
-CONC_API int conc_channel_try_recv(conc_channel *c, void *item)
+CONC_API CONC__CALLED int conc_channel_try_recv(conc_channel *c, void *item)
 {
     return conc__channel_move(c, item, false, false);
 }
@@ -13903,7 +15933,7 @@ CONC__PRIVATE int conc__file_reads(void *arg)
     return rc;
 }
 
-CONC_API int conc_file_read(const char *path, void **data, size_t *size)
+CONC_API CONC__CALLED int conc_file_read(const char *path, void **data, size_t *size)
 {
     conc__file_call f = {path, NULL, 0};
     if (data)
@@ -13914,7 +15944,7 @@ CONC_API int conc_file_read(const char *path, void **data, size_t *size)
     *data = f.data;
     if (size)
         *size = f.data ? f.size : 0;
-    return rc;
+    return conc__system_failed(rc, path);
 }
 
 CONC__PRIVATE int conc__write_all(int fd, const conc__file_call *f)
@@ -14087,7 +16117,11 @@ CONC__PRIVATE int conc__file_appends(void *arg)
 CONC__PRIVATE int conc__file_change(conc_fn *fn, const char *path, const void *data, size_t size)
 {
     conc__file_call f = {path, (char *)(uintptr_t)data, size};
-    return path && (data || !size) ? conc_offload(fn, &f) : -EINVAL;
+    if (!path || (!data && size))
+        return -EINVAL;
+    if (!*path)
+        return -ENOENT; /* not that the directory "" cannot be written to */
+    return conc__system_failed(conc_offload(fn, &f), path);
 }
 
 CONC_API int conc_file_write(const char *path, const void *data, size_t size)
@@ -14160,8 +16194,8 @@ CONC__PRIVATE bool conc__is_port(const char *port)
            (letter || conc__parse_port(port, &number));
 }
 
-CONC_API int conc_resolve(const char *host, const char *port, struct sockaddr_storage *out,
-                          size_t max)
+CONC_API CONC__CALLED int conc_resolve(const char *host, const char *port,
+                                       struct sockaddr_storage *out, size_t max)
 {
     if (!host || !port || (max && !out))
         return -EINVAL;
@@ -14237,32 +16271,6 @@ extern int conc__spawn_chdir(posix_spawn_file_actions_t *a, const char *dir) __a
 /* Over the state of all children: a process is reaped once, and not signalled after that. */
 static pthread_mutex_t conc__children = PTHREAD_MUTEX_INITIALIZER;
 
-/* On failure none of the two is open. */
-CONC__PRIVATE int conc__ends_not_standard(int ends[2])
-{
-    for (int i = 0; i < 2; i++)
-        if ((ends[i] = conc__not_standard(ends[i])) < 0) {
-            int rc = -errno;
-            close(ends[1 - i]);
-            return rc;
-        }
-    return 0;
-}
-
-CONC__PRIVATE int conc__pipe(int ends[2])
-{
-#if defined __linux__ && defined SYS_pipe2
-    if (syscall(SYS_pipe2, ends, O_CLOEXEC))
-        return -errno;
-#else
-    if (pipe(ends))
-        return -errno;
-    fcntl(ends[0], F_SETFD, FD_CLOEXEC);
-    fcntl(ends[1], F_SETFD, FD_CLOEXEC);
-#endif
-    return conc__ends_not_standard(ends);
-}
-
 /* The mask that the program had before conc changed it. */
 CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 {
@@ -14286,6 +16294,7 @@ typedef struct conc__child_starting {
     conc_child *child;
     const char *path; /* NULL: argv[0], looked for in PATH */
     int far_ends[3], near_ends[3];
+    bool was_free[3]; /* a socket that did not block before */
     sigset_t mask;
     pid_t pid;
 } conc__child_starting;
@@ -14319,6 +16328,29 @@ CONC__PRIVATE int conc__child_end(conc__child_starting *s, int number, int wante
         rc = -EINVAL;
     }
     return rc;
+}
+
+/* Ordinary programs do not expect that their input or output does not block, and a socket's mode
+ * is the same in both processes. conc itself never relies on it (MSG_DONTWAIT), but for a
+ * listener, which accept(2) has no such flag for. */
+CONC__PRIVATE void conc__child_socket_blocks(conc__child_starting *s, int number)
+{
+    int fd = s->far_ends[number] >= 0 ? s->far_ends[number] : number, listens = 0;
+    int flags = fcntl(fd, F_GETFL);
+    socklen_t size = sizeof listens;
+    if (flags < 0 || !(flags & O_NONBLOCK) ||
+        getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) || listens)
+        return;
+    s->was_free[number] = fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) == 0;
+}
+
+/* Nothing was started. */
+CONC__PRIVATE void conc__child_socket_as_before(const conc__child_starting *s, int number)
+{
+    int fd = s->far_ends[number] >= 0 ? s->far_ends[number] : number;
+    int flags = s->was_free[number] ? fcntl(fd, F_GETFL) : -1;
+    if (flags >= 0)
+        fcntl(fd, F_SETFL, flags | O_NONBLOCK);
 }
 
 CONC__PRIVATE int conc__close_others(posix_spawn_file_actions_t *actions, int from)
@@ -14408,8 +16440,12 @@ CONC__PRIVATE int conc__child_starts(void *arg)
         s->near_ends[i] = s->far_ends[i] = -1;
     for (int i = 0; i < 3 && rc == 0; i++)
         rc = conc__child_end(s, i, wanted[i]);
+    for (int i = 0; i < 3 && rc == 0; i++)
+        conc__child_socket_blocks(s, i);
     if (rc == 0)
         rc = conc__spawn_program(s);
+    for (int i = 2; i >= 0 && rc; i--)
+        conc__child_socket_as_before(s, i);
     conc__close_ends(s->far_ends);
     if (rc)
         conc__close_ends(s->near_ends);
@@ -14447,7 +16483,7 @@ CONC_API int conc_child_start(conc_child *c)
     rc = conc_offload(conc__child_starts, &s);
     if (rc) {
         __atomic_store_n(&c->state, 0, __ATOMIC_RELEASE);
-        return rc;
+        return conc__system_failed(rc, c->argv[0]);
     }
     c->input = s.near_ends[0];
     c->output = s.near_ends[1];
@@ -14507,7 +16543,7 @@ CONC__PRIVATE int conc__child_await(conc_child *c)
     return rc < 0 && !conc__child_ended(c) ? rc : 0;
 }
 
-CONC_API int conc_child_wait(conc_child *c, int *status)
+CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
 {
     conc_loop *l;
     int rc = conc__caller(&l);
@@ -14533,13 +16569,13 @@ CONC_API int conc_child_kill(conc_child *c, int signal)
         return -EINVAL;
     if (conc__child_ended(c))
         return -EALREADY;
-    int saved = errno, rc = -EALREADY;
+    int saved = errno;
     pthread_mutex_lock(&conc__children);
-    if (c->state == CONC__CHILD_RUNS)
-        rc = kill(c->pid, signal) ? -errno : 0;
+    bool runs = c->state == CONC__CHILD_RUNS;
+    int rc = runs && kill(c->pid, signal) ? -errno : 0;
     pthread_mutex_unlock(&conc__children);
     errno = saved;
-    return rc;
+    return runs ? conc__system_failed(rc, NULL) : -EALREADY;
 }
 
 CONC__PRIVATE int conc__child_await_all(void *arg)
@@ -14602,7 +16638,7 @@ static conc__segment *conc__segments;
 CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, bool at_once)
 {
     enum { HERE = 0x100000 }; /* MAP_FIXED_NOREPLACE */
-    int flags = MAP_SHARED | (at_once ? MAP_POPULATE : 0) | (address ? HERE : 0);
+    int flags = MAP_SHARED | (at_once ? CONC__MAP_POPULATE : 0) | (address ? HERE : 0);
     void *p = mmap(address, size, PROT_READ | PROT_WRITE, flags, fd, 0);
     if (p == MAP_FAILED)
         return NULL;
@@ -14620,7 +16656,7 @@ CONC__PRIVATE void *conc__far_address(void)
     static uint64_t draws;
     uint64_t draw = (uint64_t)conc__clock() + __atomic_add_fetch(&draws, 1, __ATOMIC_RELAXED);
     uintptr_t here =
-        (uintptr_t)mmap(NULL, conc__page(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        (uintptr_t)mmap(NULL, conc__page(), PROT_NONE, MAP_PRIVATE | CONC__MAP_ANONYMOUS, -1, 0);
     if ((void *)here == MAP_FAILED)
         return NULL;
     munmap((void *)here, conc__page());
@@ -14631,13 +16667,20 @@ CONC__PRIVATE void *conc__far_address(void)
 #endif
 }
 
+/* A system call failed, which says errno: its words name it, as a sandbox may refuse it. */
+CONC__COLD int conc__call_failed(const char *call)
+{
+    int rc = -errno;
+    return conc_fail(rc, "%s: %s", call, strerror(-rc));
+}
+
 /* far_away: where other processes have most likely nothing. */
 CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, bool far_away)
 {
     enum { CLOEXEC = 1 }; /* MFD_CLOEXEC */
     s->fd = conc__not_standard((int)syscall(SYS_memfd_create, "conc", CLOEXEC));
     if (s->fd < 0)
-        return -errno;
+        return conc__call_failed("memfd_create");
     s->size = size;
     bool sized = ftruncate(s->fd, (off_t)size) == 0;
     s->address = NULL;
@@ -15752,9 +17795,11 @@ CONC__PRIVATE int conc__worker_fork(conc__hub *h, conc__station *s)
     return rc < 0 ? rc : 0;
 }
 
-/* Starts a worker, outside the mutex: the station is marked. */
-CONC__PRIVATE int conc__worker_start(conc__hub *h, conc__station *s)
+/* Starts a worker, outside the mutex: the station is marked. call: the system call that failed,
+ * NULL: it was none. */
+CONC__PRIVATE int conc__worker_start(conc__hub *h, conc__station *s, const char **call)
 {
+    *call = "memfd_create";
     int rc = s->desk.address ? 0 : conc__segment_open(&s->desk, CONC__DESK_SIZE, false);
     if (rc)
         return rc;
@@ -15763,6 +17808,7 @@ CONC__PRIVATE int conc__worker_start(conc__hub *h, conc__station *s)
     d->parent = getpid();
     d->memory_limit = h->memory_limit;
     d->size = s->desk.size;
+    *call = NULL;
     rc = conc__desk_set(d, (uintptr_t)h->init, CONC__ASK_INIT);
     if (rc)
         return rc;
@@ -15770,6 +17816,7 @@ CONC__PRIVATE int conc__worker_start(conc__hub *h, conc__station *s)
     rc = h->forks ? conc__worker_fork(h, s) : conc__worker_exec(h, s);
     if (rc)
         return rc;
+    *call = "pidfd_open";
     s->pidfd = conc__pidfd(s->pid);
     if (s->pidfd >= 0)
         return 0;
@@ -15806,13 +17853,18 @@ CONC__PRIVATE void conc__hub_staff(conc__hub *h)
             continue;
         s->state = CONC__LEAVING; /* not to be looked at */
         pthread_mutex_unlock(&c->mutex);
-        int rc = conc__worker_start(h, s);
+        const char *call;
+        int rc = conc__worker_start(h, s, &call);
         conc__lock_briefly(&c->mutex);
         s->state = rc ? CONC__EMPTY : CONC__COMING;
         h->coming += rc == 0;
         if (rc) {
             char why[96];
-            snprintf(why, sizeof why, "no worker can be started: %.60s", conc_strerror(rc));
+            if (call)
+                snprintf(why, sizeof why, "no worker can be started: %s: %.40s", call,
+                         strerror(-rc));
+            else
+                snprintf(why, sizeof why, "no worker can be started: %.60s", conc_strerror(rc));
             conc__hub_fails(h, rc == -EINVAL ? -EINVAL : -EAGAIN, why);
             break;
         }
@@ -16235,7 +18287,7 @@ CONC__PRIVATE int conc__hub_open(conc__hub *h)
         return rc;
     h->bell = conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (h->bell < 0)
-        return -errno;
+        return conc__call_failed("eventfd2");
     conc__original_mask(&h->mask);
     conc__opening_hub o = {h, 0};
     if (h->forks && conc__here) /* on the thread's own stack: it becomes that of the workers */
