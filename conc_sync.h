@@ -328,8 +328,8 @@ CONC_API int conc_queue_join(conc_queue *q) CONC_NODISCARD;
  * can still be taken. Closing twice does nothing. Not a checkpoint. */
 CONC_API void conc_queue_close(conc_queue *q);
 
-/* Closes it for good, drops what lies in it, and frees the storage. Items that were taken are still
- * to be done with: conc_queue_task_done and conc_queue_join go on working. CONC_AUTO(conc_queue, q) =
+/* Closes it for good, drops what lies in it, and frees the storage. Items that were taken still
+ * count: conc_queue_task_done and conc_queue_join go on working. CONC_AUTO(conc_queue, q) =
  * CONC_QUEUE(int, 10); does it when the block ends. */
 CONC_API void conc_queue_destroy(conc_queue *q);
 CONC_API void conc__auto_conc_queue(conc_queue *q);
@@ -1828,8 +1828,7 @@ CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
             conc__choice_end(&s, NULL);
             return conc__select_at_once(l, cases, s.n, rc);
         }
-    if (s.chosen >=
-        0) { /* the look at a descriptor found that it was closed, and woke a case before: the task is ready */
+    if (s.chosen >= 0) { /* a look at a descriptor found it closed, and woke an earlier case */
         conc__choice_end(&s, NULL);
         conc__leave(l);
     } else {

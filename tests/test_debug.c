@@ -11,6 +11,12 @@
 #include <poll.h>
 #include <pthread.h>
 
+#if defined __linux__ && !defined CONC_NO_EPOLL
+#define IO_POLLER "epoll"
+#else
+#define IO_POLLER "poll"
+#endif
+
 #ifdef CONC_TEST_PLAIN
 enum { PLAIN = true }; /* run by an emulator of another processor */
 #else
@@ -86,6 +92,52 @@ TEST(a_slow_step_is_told_once_with_its_task_its_place_and_how_long_it_took)
     CHECK_CONTAINS(report, placed("conc: holds at ", LINE_OF_SLOW, " held the loop for 0.300 s\n"));
     CHECK_CONTAINS(report, placed("conc: the sluggard (spawned at ", LINE_OF_NAMED,
                                   ") held the loop for 0.300 s\n"));
+    CHECK_INT(count_in(report, "held the loop"), 2);
+}
+
+static void holds_in_a_post(void *seconds) { (void)conc_block(*(double *)seconds); }
+
+static void holds_in_a_hook(const conc_failure *f, void *seconds)
+{
+    CHECK_INT(f->rc, -EIO);
+    (void)conc_block(*(double *)seconds);
+}
+
+static int fails_in_the_end(void *arg)
+{
+    (void)arg;
+    return -EIO;
+}
+
+/* Its own step is quick: only what the loop calls in the middle of it is slow. */
+static int has_slow_functions_called(void *arg)
+{
+    static double slow = 0.3, fast = 0.05;
+    conc_group g = {.keep_going = true};
+    (void)arg;
+    CHECK_INT(conc_post(conc_loop_self(), holds_in_a_post, &slow), 0);
+    CHECK_INT(conc_post(conc_loop_self(), holds_in_a_post, &fast), 0);
+    CHECK_INT(conc_spawn(&g, fails_in_the_end, NULL), 0);
+    CHECK_INT(conc_spawn(&g, fails_in_the_end, NULL), 0);
+    CHECK_INT(conc_group_wait(&g), -EIO);
+    return 0;
+}
+
+TEST(a_slow_function_that_the_loop_calls_is_told_by_its_own_name)
+{
+    static double slow = 0.2;
+    conc_options o = debugging;
+    o.on_error = holds_in_a_hook;
+    o.user = &slow;
+    run_for_report(has_slow_functions_called, o);
+    const char *post =
+        PLAIN ? "conc: the posted function " : "conc: the posted function holds_in_a_post held";
+    const char *hook =
+        PLAIN ? "conc: the on_error hook " : "conc: the on_error hook holds_in_a_hook held";
+    CHECK_INT(count_in(report, post), 1);
+    CHECK_CONTAINS(report, " held the loop for 0.300 s\n");
+    CHECK_INT(count_in(report, hook), 1);
+    CHECK_CONTAINS(report, " held the loop for 0.200 s\n");
     CHECK_INT(count_in(report, "held the loop"), 2);
 }
 
@@ -211,6 +263,29 @@ TEST(while_a_step_is_blocked_in_a_system_call_it_is_said_where)
     CHECK_INT(count_in(heard, "holds the loop"), 1);
     if (!PLAIN)
         CHECK_CONTAINS(heard, " blocks_until_it_is_told_of+0x");
+}
+
+static void computes_in_a_post(void *arg)
+{
+    (void)arg;
+    computes_until_it_is_told_of();
+}
+
+static int posts_computing(void *arg)
+{
+    listen_to_stderr();
+    CHECK_INT(conc_post(conc_loop_self(), computes_in_a_post, arg), 0);
+    return conc_sleep(0.001);
+}
+
+TEST(while_a_posted_function_computes_it_is_said_where)
+{
+    run_watched(posts_computing);
+    CHECK_INT(count_in(heard, "holds the loop"), 1);
+    CHECK_CONTAINS(heard, PLAIN ? "conc: the posted function "
+                                : "conc: the posted function computes_in_a_post holds the loop");
+    if (!PLAIN)
+        CHECK_CONTAINS(heard, " computes_until_it_is_told_of+0x");
 }
 
 static int naps(void *arg)
@@ -398,6 +473,78 @@ TEST(every_call_from_another_thread_is_told)
     CHECK_CONTAINS(
         report, "conc: a thread without a run: a change of a scope or group: it is another loop's");
     CHECK_INT(count_in(report, "a thread without a run"), 4);
+}
+
+/* ---- descriptors of conc that are closed by other means ---- */
+
+static int reads_a_byte(void *fd)
+{
+    char byte;
+    CHECK_INT(conc_read(*(int *)fd, &byte, 1), -EBADF);
+    return 0;
+}
+
+typedef struct line_of_two {
+    int listener, dialled, accepted;
+} line_of_two;
+
+static void open_line(line_of_two *line)
+{
+    char address[64];
+    line->listener = conc_listen("127.0.0.1:0");
+    CHECK_INT(conc_address(line->listener, false, address, sizeof address), 0);
+    line->dialled = conc_dial(address);
+    line->accepted = conc_accept(line->listener);
+    CHECK(line->dialled >= 0 && line->accepted >= 0);
+}
+
+static int closes_under_a_reader(void *arg)
+{
+    line_of_two line;
+    conc_group g = {0};
+    (void)arg;
+    open_line(&line);
+    CHECK_INT(conc_spawn(&g, reads_a_byte, &line.dialled), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(close(line.dialled), 0);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(conc_close(line.accepted), 0);
+    return conc_close(line.listener);
+}
+
+/* The number becomes another file's: the loop's knowledge of the old one must not count. */
+static int has_the_number_used_again(void *arg)
+{
+    line_of_two line;
+    char byte = 'x';
+    int ends[2];
+    (void)arg;
+    open_line(&line);
+    CHECK_INT(conc_write(line.accepted, &byte, 1), 1);
+    CHECK_INT(conc_read(line.dialled, &byte, 1), 1);
+    CHECK_INT(conc_wait_fd(line.dialled, CONC_WRITABLE), CONC_WRITABLE);
+    CHECK_INT(close(line.dialled), 0);
+    CHECK_INT(pipe(ends), 0);
+    CHECK_INT(dup2(ends[0], line.dialled), line.dialled);
+    CHECK_INT(write(ends[1], "y", 1), 1);
+    CHECK_INT(conc_read(line.dialled, &byte, 1), 1);
+    CHECK(byte == 'y');
+    return 0;
+}
+
+/* On the real clock: a close that no call sees is found when the loop has been quiet a while. */
+TEST(a_descriptor_of_conc_that_is_closed_behind_its_back_is_told)
+{
+    conc_options o = {.debug = true, .slow_step = 10};
+    for (int i = 0; i < 2; i++) {
+        setenv("CONC_POLL", i ? "poll" : IO_POLLER, 1);
+        run_for_report(closes_under_a_reader, o);
+        CHECK_INT(count_in(report, ", which conc opened: it was closed, but not with conc_close"),
+                  1);
+        run_for_report(has_the_number_used_again, o);
+        CHECK_INT(count_in(report, ", which conc opened: it was closed, but not with conc_close"),
+                  1);
+    }
 }
 
 /* ---- stacks ---- */
