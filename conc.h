@@ -691,8 +691,10 @@ typedef struct conc_listen_options {
 
 /* Opens a socket that listens: the descriptor. Its address may be used again at once
  * (SO_REUSEADDR), IPv6 is for IPv6 only, TCP connections have TCP_NODELAY. A Unix socket's file
- * that nobody listens on is replaced. Port 0: one that is free, which conc_address tells.
- * Errors: -EINVAL, -EADDRINUSE and others of the system's. Not a checkpoint. */
+ * that no process listens on is replaced; meanwhile a file PATH.conc-lock lies beside it, and
+ * while another process holds that, the call holds the loop for 50 ms at most. Port 0: one that
+ * is free, which conc_address tells. Errors: -EINVAL, -EADDRINUSE and others of the system's. Not
+ * a checkpoint. */
 CONC_API int conc_listen(const char *address);
 CONC_API int conc_listen_with(const char *address, const conc_listen_options *o);
 
@@ -833,8 +835,9 @@ typedef struct conc_signals {
  * Each open conc_signals gets every signal of its numbers, in every thread; a number that is in
  * the list twice counts once. They are let through in this thread if they were blocked.
  * Errors: -EINVAL (NULL, n 0, open already, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and
- * those of faults), -ENOMEM; then nothing has changed. Not a checkpoint. One on a task's stack has to be closed before its function returns: one that is
- * lost there is told, and ends the program.
+ * those of faults), -ENOMEM; then nothing has changed. Not a checkpoint. One on a task's stack
+ * has to be closed before its function returns: one that is lost there ends the program, with a
+ * report.
  *     int conc_signals_open(conc_signals *s, const int *numbers, size_t n); */
 #define conc_signals_open(s, ...) \
     conc__signals_open((s), CONC__AT("the conc_signals opened at "), __VA_ARGS__)
@@ -971,8 +974,7 @@ static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc
 #define CONC__IMPLEMENTED
 
 #ifdef __cplusplus
-#error \
-    "conc.h: the implementation is C: put CONC_IMPLEMENTATION into a .c file; C++ has the declarations"
+#error "conc.h: the implementation is C: put CONC_IMPLEMENTATION into a .c file; C++ may declare"
 #endif
 
 /* ---- >>config ------------------------------------------------------------------------------- */
@@ -6947,11 +6949,15 @@ CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags)
 CONC__PRIVATE ssize_t conc__io_full(const char *call, conc__io_fn *once, int events, int fd,
                                     char *bytes, size_t n)
 {
+    enum {
+        AT_ONCE = 1024 * 1024
+    }; /* larger than any datagram; more would hold the loop too long */
     size_t done = 0;
     if (!bytes && n)
         return conc__in_task_of(call) ? -EINVAL : -EPERM;
     do {
-        const struct iovec part = {n ? bytes + done : NULL, n - done};
+        size_t left = n - done;
+        const struct iovec part = {n ? bytes + done : NULL, left < AT_ONCE ? left : AT_ONCE};
         const conc__io io = {.fd = fd, .any = true, .parts = &part, .count = 1};
         ssize_t got = conc__io_run_of(call, once, events, &io);
         if (got < 0 && done)

@@ -361,8 +361,8 @@ CONC_API int conc__group_begin(conc_group *g, const char *place);
  * reported to on_error when it ends; with a handle at the run's end, unless a task joined it.
  *     int conc_spawn(conc_group *g, conc_fn *fn, void *arg);
  * Errors, fn is not run, arg stays yours, and a group that this would have opened is as fresh as
- * before: -ECANCELED (the group is cancelled, or the caller while it waited for room), -EINVAL (NULL fn, a group that was closed), -ENOMEM, -EPERM
- * (another loop's group). */
+ * before: -ECANCELED (the group is cancelled, or the caller while it waited for room), -EINVAL
+ * (NULL fn, a group that was closed), -ENOMEM, -EPERM (another loop's group). */
 #define conc_spawn(g, fn, ...) conc__spawn((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__spawn(conc_group *g, const char *spawned, conc_fn *fn, void *arg);
 
@@ -377,7 +377,8 @@ CONC_API int conc__spawn_task(conc_group *g, conc_task *t, const char *spawned, 
 
 /* Starts fn as conc_spawn does, and waits until it called conc_started(value): returns value.
  * If fn ended before that, its error is returned (-EINVAL if it had none) and the group is as
- * before: fresh if this call opened it and nothing else is in it. A cancel of the caller cancels fn, and is returned when fn ended. Waits.
+ * before: fresh if this call opened it and nothing else is in it. A cancel of the caller cancels
+ * fn, and is returned when fn ended. Waits.
  *     int conc_start(conc_group *g, conc_fn *fn, void *arg); */
 #define conc_start(g, fn, ...) conc__start((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__start(conc_group *g, const char *spawned, conc_fn *fn, void *arg);
@@ -695,8 +696,10 @@ typedef struct conc_listen_options {
 
 /* Opens a socket that listens: the descriptor. Its address may be used again at once
  * (SO_REUSEADDR), IPv6 is for IPv6 only, TCP connections have TCP_NODELAY. A Unix socket's file
- * that nobody listens on is replaced. Port 0: one that is free, which conc_address tells.
- * Errors: -EINVAL, -EADDRINUSE and others of the system's. Not a checkpoint. */
+ * that no process listens on is replaced; meanwhile a file PATH.conc-lock lies beside it, and
+ * while another process holds that, the call holds the loop for 50 ms at most. Port 0: one that
+ * is free, which conc_address tells. Errors: -EINVAL, -EADDRINUSE and others of the system's. Not
+ * a checkpoint. */
 CONC_API int conc_listen(const char *address);
 CONC_API int conc_listen_with(const char *address, const conc_listen_options *o);
 
@@ -766,8 +769,8 @@ typedef struct conc_stream conc_stream;
 /* Opens a stream on fd and owns it: conc_stream_close closes it.
  *     int conc_stream_open(conc_stream *s, int fd);
  * Errors: -EINVAL (NULL, open already), -EBUSY (closed, and a task has not left it yet), -EBADF;
- * then fd stays yours. Not a checkpoint. Memory is taken when bytes are there and given back when none
- * are. */
+ * then fd stays yours. Not a checkpoint. Memory is taken when bytes are there and given back
+ * when none are. */
 #define conc_stream_open(s, fd) conc__stream_open((s), (fd), CONC__PLACE)
 CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place);
 
@@ -835,10 +838,11 @@ typedef struct conc_signals {
 
 /* From here on these signals are received, and none is lost; the kernel may merge equal ones.
  * Each open conc_signals gets every signal of its numbers, in every thread; a number that is in
- * the list twice counts once. They are let through in this thread if they were blocked. Errors: -EINVAL (NULL, n 0, open already, no such signal,
- * or SIGKILL, SIGSTOP, SIGPIPE and those of faults), -ENOMEM; then nothing has changed. Not a
- * checkpoint. One on a task's stack has to be closed before its function returns: one that is
- * lost there is told, and ends the program.
+ * the list twice counts once. They are let through in this thread if they were blocked.
+ * Errors: -EINVAL (NULL, n 0, open already, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and
+ * those of faults), -ENOMEM; then nothing has changed. Not a checkpoint. One on a task's stack
+ * has to be closed before its function returns: one that is lost there ends the program, with a
+ * report.
  *     int conc_signals_open(conc_signals *s, const int *numbers, size_t n); */
 #define conc_signals_open(s, ...) \
     conc__signals_open((s), CONC__AT("the conc_signals opened at "), __VA_ARGS__)
@@ -975,8 +979,7 @@ static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc
 #define CONC__IMPLEMENTED
 
 #ifdef __cplusplus
-#error \
-    "conc.h: the implementation is C; C++ includes the declarations: put CONC_IMPLEMENTATION into a .c"
+#error "conc.h: the implementation is C: put CONC_IMPLEMENTATION into a .c file; C++ may declare"
 #endif
 
 /* ---- >>config ------------------------------------------------------------------------------- */
@@ -1476,7 +1479,8 @@ typedef struct conc__stack {
 } conc__stack;
 
 /* Stacks are carved from slabs, one mapping each. A stack is in use, or free with what it needed
- * still in memory, or dropped: its pages were given back, and it is carved anew for its next use. */
+ * still in memory, or dropped: its pages were given back, and it is carved anew for its next
+ * use. */
 typedef struct conc__slab {
     struct conc__slab *next, *prev;
     struct conc__slab *next_hole, *prev_hole; /* of those with stacks that were dropped */
@@ -1683,6 +1687,7 @@ struct conc_loop {
     /* stepwise: the running step's start; the sum of all; of all waits that are over */
     int64_t stepped, ran, waited;
     bool step_over; /* stepwise: the task that was resumed has ended */
+    int64_t called; /* debug: what calls of the program's functions took of the running step */
     /* whose stack this was, and from where on it was used; NULL: that is no matter */
     conc__stack *left_stack;
     char *left_used;
@@ -1699,7 +1704,7 @@ struct conc_loop {
     conc__fd **fds; /* blocks of CONC__FDS, by number */
     size_t fd_blocks;
     conc__fd *watched, *last_watched;
-    size_t watched_count, foreign_count, unverified;
+    size_t watched_count, verify_count, unverified;
     /* since conc__verify was last called something ran that may have closed a descriptor */
     bool stirred;
     bool was_alone; /* this was the only thread when conc__verify last began with the first one */
@@ -1774,6 +1779,7 @@ static inline int64_t conc__time(const conc_loop *l);
 CONC__PRIVATE void conc__copy(char *to, size_t size, const char *from);
 CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool special);
 CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f);
+CONC__COLD void conc__fd_lost(conc_loop *l, conc__fd *f);
 CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f);
 CONC__PRIVATE conc__fd *conc__fd_find(const conc_loop *l, int number);
 CONC__PRIVATE int conc__fd_wanted(const conc__fd *f);
@@ -1799,6 +1805,8 @@ CONC__PRIVATE const char *conc__place_of(const char *spawned);
 CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t);
 CONC__PRIVATE const char *conc__describe(char *to, size_t size, conc__source source);
 CONC__PRIVATE conc__source conc__source_of(const conc_task *t);
+CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
+                                   void (*run)(void *), void *arg);
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place);
 
 /* ---- >>sanitizers --------------------------------------------------------------------------- */
@@ -2469,7 +2477,7 @@ CONC__PRIVATE void conc__poll_event(conc_loop *l, const struct pollfd *p)
         return;
     bool known = f->state != CONC__FD_FOREIGN || conc__poll_confirm(l, f);
     if (p->revents & POLLNVAL || !known)
-        conc__fd_gone(l, f);
+        conc__fd_lost(l, f);
     else
         conc__fd_event(l, f, conc__poll_got(p), p->revents & (POLLHUP | POLLERR));
 }
@@ -2607,7 +2615,7 @@ CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
     for (int i = 0; i < numbers; i++) {
         conc__fd *f = conc__fd_find(l, i);
         if (f && conc__fd_is_polled(f) && !conc__epoll_confirm(l, f))
-            conc__fd_gone(l, f);
+            conc__fd_lost(l, f);
     }
     l->poll_fd = fresh;
     for (int i = 0; i < numbers; i++) {
@@ -2623,7 +2631,7 @@ CONC__PRIVATE void conc__epoll_unwanted(conc_loop *l, conc__fd *f, bool known)
 {
     enum { LOOK = 64, RENEW = 16 };
     if (known && ++l->unheard % LOOK == 0 && !conc__epoll_confirm(l, f))
-        conc__fd_gone(l, f);
+        conc__fd_lost(l, f);
     l->orphans += !known;
     if (l->orphans >= RENEW) {
         l->orphans = 0;
@@ -3527,7 +3535,7 @@ enum { CONC__VERIFY_EVERY = 250000000 };
 CONC__PRIVATE int64_t conc__verify(conc_loop *l)
 {
     enum { AT_ONCE = 512 };
-    if (!l->foreign_count)
+    if (!l->verify_count)
         return CONC__NEVER;
     if (l->stirred)
         l->was_alone = false;
@@ -4875,22 +4883,39 @@ CONC__PRIVATE void conc__locals_release(conc__locals *locals)
     }
 }
 
+/* run(arg), which calls the program's function fn, outside all tasks. */
+CONC__PRIVATE void conc__call_outside(conc_loop *l, const char *role, uintptr_t fn,
+                                      void (*run)(void *), void *arg)
+{
+    if (CONC__UNLIKELY(l->watchdog))
+        conc__call_watched(l, role, fn, run, arg);
+    else
+        run(arg);
+}
+
 typedef struct conc__reported {
     conc_failure failure;
     conc__source source;
+    const conc_options *options;
 } conc__reported;
 
-CONC__PRIVATE void conc__call_hook(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__call_hook(void *arg)
 {
     const conc__reported *r = arg;
+    r->options->on_error(&r->failure, r->options->user);
+}
+
+CONC__PRIVATE void conc__report_on_loop(conc_loop *l, void *arg)
+{
+    conc__reported *r = arg;
+    char who[CONC__DESCRIPTION];
     int saved = errno;
-    if (l->options.on_error) {
-        l->options.on_error(&r->failure, l->options.user);
-    } else {
-        char who[CONC__DESCRIPTION];
+    if (l->options.on_error)
+        conc__call_outside(l, "the on_error hook", (uintptr_t)l->options.on_error, conc__call_hook,
+                           r);
+    else
         fprintf(stderr, "conc: %s failed: %s\n", conc__describe(who, sizeof who, r->source),
                 r->failure.text);
-    }
     errno = saved;
 }
 
@@ -4898,8 +4923,10 @@ CONC__PRIVATE void conc__call_hook(conc_loop *l, void *arg)
 CONC__PRIVATE void conc__report(conc_loop *l, conc__source source, int rc, const char *words)
 {
     conc__reported r = {
-        {source.name, conc__place_of(source.spawned), conc__words_or(words, rc), rc}, source};
-    conc__on_loop(l, conc__call_hook, &r);
+        .failure = {source.name, conc__place_of(source.spawned), conc__words_or(words, rc), rc},
+        .source = source,
+        .options = &l->options};
+    conc__on_loop(l, conc__report_on_loop, &r);
 }
 
 CONC__PRIVATE void conc__report_task(conc_loop *l, const conc_task *t)
@@ -6119,11 +6146,23 @@ CONC__PRIVATE atomic_uint *conc__closings_of(int number)
     return &conc__closings[number % (int)CONC_LEN(conc__closings)];
 }
 
-/* Is it certain, without asking the kernel, that the poller reports what happens to it? */
-CONC__PRIVATE bool conc__fd_is_certain(const conc__fd *f)
+/* Was conc_close not called, in any thread, since the number was last looked at? */
+CONC__PRIVATE bool conc__fd_not_closed(const conc__fd *f)
 {
-    return f->state == CONC__FD_EDGE &&
-           f->closings == atomic_load_explicit(conc__closings_of(f->number), memory_order_relaxed);
+    return f->closings == atomic_load_explicit(conc__closings_of(f->number), memory_order_relaxed);
+}
+
+/* Is it certain, without asking the kernel, that the poller reports what happens to it? Debug
+ * mode asks all the same, so that a close by other means is told. */
+CONC__PRIVATE bool conc__fd_is_certain(const conc_loop *l, const conc__fd *f)
+{
+    return f->state == CONC__FD_EDGE && conc__fd_not_closed(f) && !l->debug;
+}
+
+/* Does conc__verify look at it while tasks wait for it? */
+CONC__PRIVATE bool conc__fd_is_verified(const conc_loop *l, const conc__fd *f)
+{
+    return f->state == CONC__FD_FOREIGN || (f->state == CONC__FD_EDGE && l->debug);
 }
 
 CONC__PRIVATE bool conc__fd_is_listed(const conc_loop *l, const conc__fd *f)
@@ -6137,7 +6176,7 @@ CONC__PRIVATE void conc__fd_unlist(conc_loop *l, conc__fd *f)
     *(f->next ? &f->next->prev : &l->last_watched) = f->prev;
     f->next = f->prev = NULL;
     l->watched_count--;
-    l->foreign_count -= f->state == CONC__FD_FOREIGN;
+    l->verify_count -= conc__fd_is_verified(l, f);
 }
 
 CONC__PRIVATE void conc__fd_list(conc_loop *l, conc__fd *f)
@@ -6146,7 +6185,7 @@ CONC__PRIVATE void conc__fd_list(conc_loop *l, conc__fd *f)
     *(l->last_watched ? &l->last_watched->next : &l->watched) = f;
     l->last_watched = f;
     l->watched_count++;
-    l->foreign_count += f->state == CONC__FD_FOREIGN;
+    l->verify_count += conc__fd_is_verified(l, f);
 }
 
 CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f)
@@ -6209,6 +6248,17 @@ CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
     f->read_error = f->write_error = 0;
 }
 
+/* The same, as the file was closed by other means than a conc_close of this loop. If conc had
+ * opened it, debug mode tells. */
+CONC__COLD void conc__fd_lost(conc_loop *l, conc__fd *f)
+{
+    char what[64];
+    snprintf(what, sizeof what, "descriptor %d, which conc opened", f->number);
+    if (conc__fd_is_own(f) && conc__fd_not_closed(f))
+        conc__misused(-EBADF, what, "it was closed, but not with conc_close", NULL);
+    conc__fd_gone(l, f);
+}
+
 /* conc has opened this socket. -ENOMEM: it is closed again. */
 CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
 {
@@ -6217,7 +6267,7 @@ CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
         close(number);
         return -ENOMEM;
     }
-    conc__fd_gone(l, f); /* its last file may have been closed by close(2) */
+    conc__fd_lost(l, f);
     f->closings = atomic_load(conc__closings_of(number));
     f->state = CONC__FD_OWN;
     f->tcp = tcp;
@@ -6227,13 +6277,15 @@ CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
 /* Does the number still mean the same file? Else that is gone. */
 CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
 {
-    if (!conc__fd_is_polled(f) || conc__fd_is_certain(f))
+    if (!conc__fd_is_polled(f) || conc__fd_is_certain(l, f))
         return true;
     int saved = errno;
-    f->closings = atomic_load(conc__closings_of(f->number));
+    unsigned closings = atomic_load(conc__closings_of(f->number));
     bool same = l->backend->confirm(l, f);
-    if (!same)
-        conc__fd_gone(l, f);
+    if (same)
+        f->closings = closings;
+    else
+        conc__fd_lost(l, f);
     errno = saved;
     return same;
 }
@@ -6284,7 +6336,7 @@ CONC__PRIVATE int conc__fd_watch_slowly(conc_loop *l, int number, int events, co
     if (rc == 0) {
         f->state = f->state == CONC__FD_OWN ? CONC__FD_EDGE : CONC__FD_FOREIGN;
         if (conc__fd_is_listed(l, f)) /* a task pauses */
-            l->foreign_count += f->state == CONC__FD_FOREIGN;
+            l->verify_count += conc__fd_is_verified(l, f);
     }
     return rc;
 }
@@ -6294,7 +6346,7 @@ CONC__PRIVATE int conc__fd_watch_slowly(conc_loop *l, int number, int events, co
 CONC__PRIVATE int conc__fd_watch(conc_loop *l, int number, int events, conc__fd **out)
 {
     conc__fd *f = *out = conc__fd_find(l, number);
-    if (f && conc__fd_is_certain(f))
+    if (f && conc__fd_is_certain(l, f))
         return 0;
     int saved = errno, rc = conc__fd_watch_slowly(l, number, events, out);
     errno = saved;
@@ -6722,7 +6774,7 @@ CONC__PRIVATE ssize_t conc__receive_slowly(conc_loop *l, const conc__io *io)
         n = nothing ? -1 : conc__io_recv(io);
         bool file = !nothing && n < 0 && errno == ENOTSOCK;
         if (file && f && conc__fd_is_own(f))
-            conc__fd_gone(l, f); /* closed by close(2), and the number used again */
+            conc__fd_lost(l, f); /* and the number was used again */
         if (nothing || (file && io->any))
             n = conc__io_file(io, CONC__READS);
     } while (n < 0 && errno == EINTR);
@@ -6768,7 +6820,7 @@ CONC__PRIVATE ssize_t conc__send_slowly(conc_loop *l, const conc__io *io)
         n = conc__io_send(io);
         bool file = n < 0 && errno == ENOTSOCK;
         if (file && f && conc__fd_is_own(f))
-            conc__fd_gone(l, f);
+            conc__fd_lost(l, f);
         if (file && io->any) {
             n = conc__io_file(io, CONC__WRITES);
             if (n < 0 && errno == EPIPE)
@@ -6902,11 +6954,15 @@ CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags)
 CONC__PRIVATE ssize_t conc__io_full(const char *call, conc__io_fn *once, int events, int fd,
                                     char *bytes, size_t n)
 {
+    enum {
+        AT_ONCE = 1024 * 1024
+    }; /* larger than any datagram; more would hold the loop too long */
     size_t done = 0;
     if (!bytes && n)
         return conc__in_task_of(call) ? -EINVAL : -EPERM;
     do {
-        const struct iovec part = {n ? bytes + done : NULL, n - done};
+        size_t left = n - done;
+        const struct iovec part = {n ? bytes + done : NULL, left < AT_ONCE ? left : AT_ONCE};
         const conc__io io = {.fd = fd, .any = true, .parts = &part, .count = 1};
         ssize_t got = conc__io_run_of(call, once, events, &io);
         if (got < 0 && done)
@@ -9179,7 +9235,7 @@ typedef struct conc__posted_call {
 CONC__PRIVATE void conc__run_posted_call(conc__post *p)
 {
     conc__posted_call *call = (conc__posted_call *)(void *)p;
-    call->fn(call->arg);
+    conc__call_outside(conc__here, "the posted function", (uintptr_t)call->fn, call->fn, call->arg);
     CONC_FREE(call);
 }
 
@@ -10415,6 +10471,16 @@ CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *p
 
 /* ---- >>watchdog ----------------------------------------------------------------------------- */
 
+/* Debug: what holds the loop now. Either a task's step, or a call of one of the program's
+ * functions outside all tasks, which may come in the middle of a task's step. */
+typedef struct conc__held_by {
+    int64_t began;         /* on the real clock; 0: nothing holds it */
+    const conc_task *task; /* only compared; NULL: a call */
+    const char *role;      /* of the function that is called: "the posted function" */
+    uintptr_t fn;
+    bool told;
+} conc__held_by;
+
 /* Debug: a thread that looks, several times in the time a step may take, whether the same step
  * still runs. */
 typedef struct conc__watchdog {
@@ -10422,11 +10488,10 @@ typedef struct conc__watchdog {
     long of_number;
     pthread_mutex_t mutex; /* over all the rest but `frames` */
     pthread_cond_t changed;
-    bool ends, told, asks;
-    /* of the step that runs, on the real clock; 0: none. In ns, what one may take */
-    int64_t began, most;
-    const conc_task *task; /* only compared */
-    char name[CONC__DESCRIPTION];
+    bool ends, asks;
+    int64_t most; /* ns that a step may take */
+    conc__held_by step;
+    char name[CONC__DESCRIPTION]; /* of the step's task, which may end in it */
     sem_t answered;
     int count;
     void *frames[CONC__FRAMES];
@@ -10445,22 +10510,46 @@ CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
     return (struct timespec){(time_t)(at / 1000000000), (long)(at % 1000000000)};
 }
 
-CONC__PRIVATE void conc__print_frame(int number, uintptr_t address)
+/* Code at an address as reports name it: "function+0x12 (module+0x345)", as far as that is known.
+ * Under conc__telling. */
+CONC__PRIVATE void conc__name_code(char *text, size_t size, uintptr_t address)
 {
-    char text[PATH_MAX + 256];
-    int n;
+    unsigned long long number = address;
 #ifdef __linux__
     static conc__symbol s;
-    if (conc__symbol_at(address, &s))
-        n = s.name[0]
-                ? snprintf(text, sizeof text, "    #%d %s+0x%llx (%s+0x%llx)\n", number, s.name,
-                           (unsigned long long)s.offset, s.module, (unsigned long long)s.address)
-                : snprintf(text, sizeof text, "    #%d %s+0x%llx\n", number, s.module,
-                           (unsigned long long)s.address);
-    else
+    if (conc__symbol_at(address, &s)) {
+        unsigned long long in_module = s.address, in_function = s.offset;
+        if (s.name[0])
+            snprintf(text, size, "%s+0x%llx (%s+0x%llx)", s.name, in_function, s.module, in_module);
+        else
+            snprintf(text, size, "%s+0x%llx", s.module, in_module);
+        return;
+    }
 #endif
-        n = snprintf(text, sizeof text, "    #%d 0x%llx\n", number, (unsigned long long)address);
-    conc__say(text, n, sizeof text);
+    snprintf(text, size, "0x%llx", number);
+}
+
+CONC__PRIVATE void conc__print_frame(int number, uintptr_t address)
+{
+    char code[PATH_MAX + 256], text[sizeof code + 32];
+    conc__name_code(code, sizeof code, address);
+    conc__say(text, snprintf(text, sizeof text, "    #%d %s\n", number, code), sizeof text);
+}
+
+/* What holds the loop, in words. Under conc__telling. */
+CONC__PRIVATE void conc__name_step(char *text, size_t size, const conc__held_by *step,
+                                   const char *task)
+{
+    char code[PATH_MAX + 256];
+    if (!step->role) {
+        conc__copy(text, size, task);
+        return;
+    }
+    conc__name_code(code, sizeof code, step->fn);
+    char *offset = strstr(code, "+0x0 ("); /* behind a function's name: it is that function */
+    if (offset)
+        *offset = 0;
+    snprintf(text, size, "%s %s", step->role, code);
 }
 
 #ifdef __linux__
@@ -10568,14 +10657,15 @@ CONC__PRIVATE int conc__frames_by_question(conc__watchdog *d)
 /* Under the mutex, so that the step cannot end meanwhile. */
 CONC__PRIVATE void conc__watchdog_tell(conc__watchdog *d)
 {
-    char text[sizeof d->name + 128];
+    char name[CONC__DESCRIPTION], text[sizeof name + 128];
     int frames = 0;
     uintptr_t sp, pc;
     pthread_mutex_lock(&conc__telling);
+    conc__name_step(name, sizeof name, &d->step, d->name);
     bool sleeps = !conc__on_valgrind() && conc__in_system_call(d->of_number, &sp, &pc);
     conc__say(text,
-              snprintf(text, sizeof text, "conc: %s holds the loop for %.3f s so far, %s\n",
-                       d->name, (double)(conc__clock() - d->began) / 1e9,
+              snprintf(text, sizeof text, "conc: %s holds the loop for %.3f s so far, %s\n", name,
+                       (double)(conc__clock() - d->step.began) / 1e9,
                        sleeps ? "in a system call, called from (some of these may have returned):"
                               : "at:"),
               sizeof text);
@@ -10600,8 +10690,9 @@ CONC__PRIVATE void *conc__watchdog_main(void *arg)
     while (!d->ends) {
         struct timespec limit = conc__real_time_in(d->most / 4 > LEAST ? d->most / 4 : LEAST);
         pthread_cond_timedwait(&d->changed, &d->mutex, &limit);
-        if (!d->ends && d->began && !d->told && conc__clock() - d->began > d->most) {
-            d->told = true;
+        bool silent = !d->ends && d->step.began && !d->step.told;
+        if (silent && conc__clock() - d->step.began > d->most) {
+            d->step.told = true;
             conc__watchdog_tell(d);
         }
     }
@@ -10752,10 +10843,8 @@ CONC__PRIVATE void conc__step_watched(conc_loop *l, const conc_task *t)
 {
     conc__watchdog *d = l->watchdog;
     pthread_mutex_lock(&d->mutex);
-    d->task = t;
-    conc__describe(d->name, sizeof d->name, conc__source_of(t)); /* the task may end */
-    d->told = false;
-    d->began = conc__clock();
+    conc__describe(d->name, sizeof d->name, conc__source_of(t));
+    d->step = (conc__held_by){.began = conc__clock(), .task = t};
     pthread_mutex_unlock(&d->mutex);
 }
 
@@ -10768,19 +10857,48 @@ CONC__COLD void conc__renamed(conc_loop *l, const conc_task *t)
     if (!d)
         return;
     pthread_mutex_lock(&d->mutex);
-    if (d->began && d->task == t)
+    if (d->step.began && d->step.task == t)
         conc__describe(d->name, sizeof d->name, conc__source_of(t));
     pthread_mutex_unlock(&d->mutex);
 }
 
-CONC__PRIVATE void conc__step_told(conc_loop *l, int64_t took)
+/* A step is over that took so many ns, and what it interrupted goes on. */
+CONC__PRIVATE void conc__step_told(conc_loop *l, int64_t took, const conc__held_by *interrupted)
 {
+    char name[CONC__DESCRIPTION];
     conc__watchdog *d = l->watchdog;
     pthread_mutex_lock(&d->mutex);
-    d->began = 0;
+    conc__held_by over = d->step;
+    d->step = *interrupted;
     pthread_mutex_unlock(&d->mutex);
-    if (took > d->most)
-        fprintf(stderr, "conc: %s held the loop for %.3f s\n", d->name, (double)took / 1e9);
+    if (took <= d->most)
+        return;
+    pthread_mutex_lock(&conc__telling);
+    conc__name_step(name, sizeof name, &over, d->name);
+    pthread_mutex_unlock(&conc__telling);
+    fprintf(stderr, "conc: %s held the loop for %.3f s\n", name, (double)took / 1e9);
+}
+
+/* run(arg), which calls the program's function fn on the loop, outside all tasks. In debug mode
+ * it is a step of its own, whose time does not count for the task that it interrupts. */
+CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
+                                   void (*run)(void *), void *arg)
+{
+    conc__watchdog *d = l->watchdog;
+    int64_t start = conc__time(l), began = conc__clock(), before = l->called;
+    pthread_mutex_lock(&d->mutex);
+    conc__held_by interrupted = d->step;
+    d->step = (conc__held_by){.began = began, .role = role, .fn = fn};
+    pthread_mutex_unlock(&d->mutex);
+    l->called = 0;
+    run(arg);
+    if (conc__here != l)
+        return; /* a forked child */
+    int64_t took = conc__time(l) - start;
+    if (interrupted.began)
+        interrupted.began += conc__clock() - began;
+    conc__step_told(l, took - l->called, &interrupted);
+    l->called = before + took;
 }
 
 /* A task's step, which is measured. */
@@ -10796,6 +10914,7 @@ CONC__COLD void conc__step(conc_loop *l, conc_task *t)
     }
     l->now = start;
     l->step_over = false;
+    l->called = 0;
     conc__resume(l, t);
     int64_t end = conc__time(l);
     l->ran += end - start;
@@ -10806,7 +10925,7 @@ CONC__COLD void conc__step(conc_loop *l, conc_task *t)
     if (l->trace)
         conc__trace_span(l, row, "running", start, end);
     if (l->watchdog)
-        conc__step_told(l, end - start);
+        conc__step_told(l, end - start - l->called, &(conc__held_by){0});
 }
 
 /* What was opened in the run and not closed; only: of this kind, NULL: any. */
@@ -11252,7 +11371,7 @@ CONC_API double conc_embed_timeout(conc_embed *e)
         atomic_load(&l->signalled) || (l->virtual_clock && next != CONC__NEVER))
         return 0;
     int64_t now = conc__clock(), verify = l->verified + CONC__VERIFY_EVERY;
-    if (l->foreign_count && verify < next) /* the host may close a descriptor */
+    if (l->verify_count && verify < next) /* the host may close a descriptor */
         next = verify;
     if (next == CONC__NEVER)
         return CONC_FOREVER;
@@ -11639,8 +11758,8 @@ CONC_API int conc_queue_join(conc_queue *q) CONC_NODISCARD;
  * can still be taken. Closing twice does nothing. Not a checkpoint. */
 CONC_API void conc_queue_close(conc_queue *q);
 
-/* Closes it for good, drops what lies in it, and frees the storage. Items that were taken are still
- * to be done with: conc_queue_task_done and conc_queue_join go on working. CONC_AUTO(conc_queue, q) =
+/* Closes it for good, drops what lies in it, and frees the storage. Items that were taken still
+ * count: conc_queue_task_done and conc_queue_join go on working. CONC_AUTO(conc_queue, q) =
  * CONC_QUEUE(int, 10); does it when the block ends. */
 CONC_API void conc_queue_destroy(conc_queue *q);
 CONC_API void conc__auto_conc_queue(conc_queue *q);
@@ -13139,8 +13258,7 @@ CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
             conc__choice_end(&s, NULL);
             return conc__select_at_once(l, cases, s.n, rc);
         }
-    if (s.chosen >=
-        0) { /* the look at a descriptor found that it was closed, and woke a case before: the task is ready */
+    if (s.chosen >= 0) { /* a look at a descriptor found it closed, and woke an earlier case */
         conc__choice_end(&s, NULL);
         conc__leave(l);
     } else {

@@ -7,6 +7,8 @@
 #define _GNU_SOURCE 1 /* posix_openpt */
 #include "io_test.h"
 
+#include <sys/mman.h>
+
 #include <pthread.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -2557,6 +2559,33 @@ IO_TEST(two_thousand_descriptors_are_waited_for_at_once)
         io_close(s[i]);
         CHECK_INT(fcntl(s[i][0], F_GETFD), -1);
     }
+}
+
+static int cancels_at_its_turn(void *scope)
+{
+    conc_scope_cancel(scope);
+    return 0;
+}
+
+/* Nothing has to wait, and no page of the gigabyte is touched. */
+IO_TEST(a_full_write_that_never_waits_lets_others_have_their_turns)
+{
+    size_t much = (size_t)1 << 30;
+    char *memory = mmap(NULL, much, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    int fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    conc_scope s = {0};
+    conc_group g = {0};
+    CHECK(memory != MAP_FAILED);
+    CHECK_INT(conc_group_begin(&g), 0);
+    CHECK_INT(conc_scope_begin(&s, CONC_FOREVER), 0);
+    CHECK_INT(conc_spawn(&g, cancels_at_its_turn, &s), 0);
+    ssize_t done = conc_write_full(fd, memory, much);
+    CHECK(done > 0 && done < (ssize_t)much);
+    CHECK_INT(conc_scope_end(&s, conc_yield()), 0);
+    CHECK(s.cancel_caught);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(close(fd), 0);
+    CHECK_INT(munmap(memory, much), 0);
 }
 
 typedef struct small {
