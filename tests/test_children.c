@@ -1403,15 +1403,16 @@ static void talk_through(int given, int far)
     conc_child c = {.argv = argv, .input = given, .output = given, .error = given};
     char text[64] = "";
     int status = -1;
+    CHECK(!blocks(given));
     CHECK_INT(conc_child_start(&c), 0);
-    CHECK(blocks(given));
-    CHECK_INT(conc_sleep(0.05), 0);
+    CHECK(blocks(given)); /* so a child that reads before there is anything to read waits */
     CHECK_INT(conc_write(far, "hello\n", 6), 6);
     CHECK_INT(conc_read_full(far, text, 20), 20);
     CHECK_STR(text, "you said hello\ndone\n");
     CHECK_INT(conc_child_wait(&c, &status), 0);
     CHECK_INT(status, 0);
     CHECK_INT(conc_child_close(&c), 0);
+    CHECK(blocks(given));
     /* conc goes on without holding the loop */
     CHECK_INT(conc_timeout(0.01, reads_a_byte, &given), -ETIMEDOUT);
     CHECK_INT(conc_write(given, "x", 1), 1);
@@ -1470,8 +1471,9 @@ static int gives_its_own_input(void *arg)
     static const char *const argv[] = {"sh", "-c", "read x", NULL};
     conc_child c = {.argv = argv};
     int *far = arg, status = -1;
+    CHECK(!blocks(0));
     CHECK_INT(conc_child_start(&c), 0);
-    CHECK_INT(conc_sleep(0.05), 0);
+    CHECK(blocks(0));
     CHECK_INT(conc_write(*far, "hello\n", 6), 6);
     CHECK_INT(conc_child_wait(&c, &status), 0);
     CHECK_INT(status, 0);
