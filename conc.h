@@ -3871,12 +3871,13 @@ CONC_API CONC__CALLED int conc_sleep_until(double t)
 CONC_API int conc_block(double s)
 {
     conc_loop *l = conc__here;
-    if (!l && !conc__extended.job_block)
-        return -EPERM;
-    if (__builtin_isnan(s))
+    bool outside = !l && !conc__extended.job_block;
+    if (!outside && __builtin_isnan(s))
         return -EINVAL;
+    if (!l && !outside && conc__extended.job_block(conc__ns(s)))
+        return 0;
     if (!l)
-        return conc__extended.job_block(conc__ns(s)) ? 0 : -EPERM;
+        return conc__misused(-EPERM, "conc_block", "there is no loop, and no job", NULL);
     int64_t end = conc__later(conc__time(l), conc__ns(s));
     if (l->virtual_clock)
         l->now = end;
@@ -4108,28 +4109,30 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
     return s->expired ? -ETIMEDOUT : 0;
 }
 
-/* The loop on which an open scope may be changed from here; NULL: it may not. */
-CONC__PRIVATE conc_loop *conc__loop_of(const conc_scope *s)
+/* The loop on which `call` may change an open scope from here; NULL: it may not. */
+CONC__PRIVATE conc_loop *conc__loop_of(const conc_scope *s, const char *call)
 {
     conc_loop *l = conc__here;
     if (!s || s->state != CONC__OPEN)
         return NULL;
     if (l && (!s->task || s->task->loop == l))
         return l;
-    conc__misused(-EPERM, "a change of a scope or group", "it is another loop's", s->place);
+    conc__misused(-EPERM, call, "it is another loop's", s->place);
     return NULL;
 }
 
-CONC_API void conc_scope_cancel(conc_scope *s)
+CONC__PRIVATE void conc__scope_cancel(conc_scope *s, const char *call)
 {
-    conc_loop *l = conc__loop_of(s);
+    conc_loop *l = conc__loop_of(s, call);
     if (l)
         conc__cancel_scope(l, s);
 }
 
+CONC_API void conc_scope_cancel(conc_scope *s) { conc__scope_cancel(s, "conc_scope_cancel"); }
+
 CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now)
 {
-    conc_loop *l = conc__loop_of(s);
+    conc_loop *l = conc__loop_of(s, "conc_scope_set_timeout");
     if (!l)
         return conc__here ? -EINVAL : -EPERM;
     if (__builtin_isnan(s_from_now) || s->cancel_called)
@@ -4141,7 +4144,7 @@ CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now)
 
 CONC_API void conc_scope_shield(conc_scope *s, bool on)
 {
-    conc_loop *l = conc__loop_of(s);
+    conc_loop *l = conc__loop_of(s, "conc_scope_shield");
     if (!l)
         return;
     s->shielded = on;
@@ -4393,8 +4396,6 @@ CONC_API CONC__CALLED int conc__group_begin(conc_group *g, const char *place)
  * from then on. */
 CONC__PRIVATE int conc__wait_for_room(conc_loop *l, conc_group *g)
 {
-    if (!l->self)
-        return -EPERM;
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -4414,12 +4415,12 @@ CONC__PRIVATE void conc__hand_over_room(conc_loop *l, conc_group *g)
     }
 }
 
-/* May a task be spawned here now? Opens a fresh group, waits under a limit. 0: go on. */
-CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *spawned)
+/* May `call` spawn a task here now? Opens a fresh group, waits under a limit. 0: go on. */
+CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *call, const char *spawned)
 {
     if (g->scope.state == CONC__FRESH) {
         if (!l->self)
-            return -EPERM;
+            return conc__misused(-EPERM, call, "only a task may open a group", spawned);
         int rc = conc__group_begin(g, spawned);
         if (rc == 0 && g->scope.effective) {
             conc__group_unopen(l, g);
@@ -4428,12 +4429,15 @@ CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *spawne
         return rc;
     }
     if (g->scope.state != CONC__OPEN)
-        return conc__misused(-EINVAL, "a spawn", "the group was closed before", spawned);
+        return conc__misused(-EINVAL, call, "the group was closed before", spawned);
     if (g->scope.task && g->scope.task->loop != l)
-        return conc__misused(-EPERM, "a spawn", "the group is another loop's", spawned);
+        return conc__misused(-EPERM, call, "the group is another loop's", spawned);
     if (g->scope.effective)
         return -ECANCELED;
     if (g->limit > 0 && (g->live >= g->limit || g->room.first)) {
+        if (!l->self)
+            return conc__misused(-EPERM, call, "the group is full, and only a task may wait",
+                                 spawned);
         int rc = conc__wait_for_room(l, g);
         if (rc)
             return rc;
@@ -4473,14 +4477,14 @@ CONC__COLD bool conc__handle_taken_over(const conc_task *t)
     return true;
 }
 
-CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *spawned, conc_fn *fn,
-                              void *arg, conc_task **out)
+CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *call,
+                              const char *spawned, conc_fn *fn, void *arg, conc_task **out)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!l))
-        return conc__misused(-EPERM, "a spawn", "the group is another loop's", spawned);
+        return conc__misused(-EPERM, call, "the group is another loop's", spawned);
     if (CONC__UNLIKELY(!fn))
-        return conc__misused(-EINVAL, "a spawn", "no function", spawned);
+        return conc__misused(-EINVAL, call, "no function", spawned);
     if (!g)
         g = &l->background;
     if (l->self)
@@ -4491,7 +4495,7 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *spaw
         if (conc__scope_is_inherited(&g->scope))
             conc__group_renew(g);
         opens = g->scope.state == CONC__FRESH;
-        int rc = conc__enter_group(l, g, spawned);
+        int rc = conc__enter_group(l, g, call, spawned);
         if (rc)
             return rc;
         bool waited = g->limit > 0 && handle;
@@ -4513,7 +4517,7 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *spaw
 CONC_API CONC__CALLED int conc__spawn(conc_group *g, const char *spawned, conc_fn *fn, void *arg)
 {
     conc_task *t;
-    return conc__spawn_in(g, NULL, spawned, fn, arg, &t);
+    return conc__spawn_in(g, NULL, "conc_spawn", spawned, fn, arg, &t);
 }
 
 CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, const char *spawned,
@@ -4521,14 +4525,14 @@ CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, con
 {
     conc_task *t;
     if (!conc__here)
-        return -EPERM;
+        return conc__misused(-EPERM, "conc_spawn_task", "the group is another loop's", spawned);
     if (!handle)
         return -EINVAL;
     if (CONC__MSAN || CONC__UNLIKELY(conc__here->on_valgrind))
         conc__excuse(handle, sizeof *handle);
     if (conc__handle_in_use(handle) && !conc__handle_taken_over(handle))
         return conc__misused(-EBUSY, "conc_spawn_task", "the handle is in use", spawned);
-    return conc__spawn_in(g, handle, spawned, fn, arg, &t);
+    return conc__spawn_in(g, handle, "conc_spawn_task", spawned, fn, arg, &t);
 }
 
 /* A conc_start that waits, on the starter's stack. */
@@ -4580,7 +4584,7 @@ CONC_API CONC__CALLED int conc__start(conc_group *g, const char *spawned, conc_f
         return rc;
     conc__starter s = {.wait = {.task = l->self, .kind = &conc__starting}};
     bool opens = g && (g->scope.state == CONC__FRESH || conc__scope_is_inherited(&g->scope));
-    rc = conc__spawn_in(g, NULL, spawned, fn, arg, &s.child);
+    rc = conc__spawn_in(g, NULL, "conc_start", spawned, fn, arg, &s.child);
     if (rc)
         return rc;
     s.wait.on = s.child;
@@ -5400,21 +5404,20 @@ CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc)
     return rc;
 }
 
-/* 0: the calling task may close this group; 1: it was never opened. */
-CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g)
+/* 0: `call` of the running task may close this group; 1: it was never opened. */
+CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char *call)
 {
     if (!l)
         return -EPERM;
     if (!g || g->scope.state == CONC__CLOSED)
-        return conc__misused(-EINVAL, "the end of a group", "it was closed before",
+        return conc__misused(-EINVAL, call, "the group was closed before",
                              g ? g->scope.place : NULL);
     if (g->scope.state == CONC__FRESH)
         return 1;
     if (g->scope.task != l->self)
-        return conc__misused(-EPERM, "the end of a group", "it is another task's", g->scope.place);
+        return conc__misused(-EPERM, call, "the group is another task's", g->scope.place);
     if (l->self->scope != &g->scope)
-        return conc__misused(-EINVAL, "the end of a group", "something inside is still open",
-                             l->self->place);
+        return conc__misused(-EINVAL, call, "something inside is still open", l->self->place);
     return 0;
 }
 
@@ -5423,7 +5426,7 @@ CONC__PRIVATE CONC__CALLED int conc__group_finish(conc_group *g, int rc, const c
     conc_loop *l = conc__in_task_of(call);
     if (l)
         conc__find_lost(l, __builtin_frame_address(0));
-    int may = conc__may_close(l, g);
+    int may = conc__may_close(l, g, call);
     if (may < 0)
         return may;
     if (may == 1)
@@ -5445,7 +5448,7 @@ CONC_API int conc_group_wait(conc_group *g) { return conc__group_finish(g, 0, "c
 CONC_API void conc_group_cancel(conc_group *g)
 {
     if (g)
-        conc_scope_cancel(&g->scope);
+        conc__scope_cancel(&g->scope, "conc_group_cancel");
 }
 
 CONC_API void conc__auto_conc_group(conc_group *g)
@@ -5693,7 +5696,7 @@ CONC_API int conc_local_set(conc_local *key, const void *value)
 {
     conc__locals **at = conc__locals_here();
     if (!at)
-        return -EPERM;
+        return conc__misused(-EPERM, "conc_local_set", "only a task may call it", NULL);
     if (!key)
         return -EINVAL;
     uint64_t hash = conc__local_hash(key);
@@ -7366,7 +7369,7 @@ CONC_API int conc_listen_with(const char *address, const conc_listen_options *op
     const conc_listen_options *o = options ? options : &usual;
     int saved = errno;
     if (!l)
-        return -EPERM;
+        return conc__misused(-EPERM, "conc_listen", "there is no loop", NULL);
     if (!address || o->backlog < 0)
         return -EINVAL;
     int rc = conc__listen(l, address, o);
@@ -7898,7 +7901,7 @@ CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place)
 {
     conc_loop *l = conc__here;
     if (!l)
-        return -EPERM;
+        return conc__misused(-EPERM, "conc_stream_open", "there is no loop", NULL);
     if (!s || s->state == CONC__STREAM_OPEN)
         return conc__misused(-EINVAL, "conc_stream_open", "no stream, or it is open", NULL);
     if (s->inside)
@@ -8018,12 +8021,12 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
     }
 }
 
-/* A reading call begins: 0, or its error. */
-CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s)
+/* `call`, which reads, begins: 0, or its error. */
+CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *call)
 {
     int rc = l ? conc__stream_state(s) : -EPERM;
     if (rc == 0 && s->reader)
-        rc = conc__misused(-EBUSY, "a read of a stream", "another task is reading", NULL);
+        rc = conc__misused(-EBUSY, call, "another task is reading", NULL);
     if (rc == 0)
         rc = conc__stream_enter(l, s);
     if (rc)
@@ -8063,7 +8066,7 @@ CONC__PRIVATE size_t conc__stream_copy(conc_stream *s, char *to, size_t n)
 CONC_API CONC__CALLED ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n)
 {
     conc_loop *l = conc__in_task();
-    int rc = conc__stream_begin(l, s);
+    int rc = conc__stream_begin(l, s, __func__);
     if (rc)
         return rc;
     ssize_t got = (ssize_t)conc__stream_copy(s, buf, n);
@@ -8080,7 +8083,7 @@ CONC_API CONC__CALLED ssize_t conc_stream_read(conc_stream *s, void *buf, size_t
 CONC_API CONC__CALLED ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n)
 {
     conc_loop *l = conc__in_task();
-    int rc = conc__stream_begin(l, s);
+    int rc = conc__stream_begin(l, s, __func__);
     if (rc)
         return rc;
     size_t done = conc__stream_copy(s, buf, n);
@@ -8172,7 +8175,7 @@ CONC__PRIVATE ssize_t conc__stream_record(const char *call, conc_stream *s, conc
                                           char **data)
 {
     conc_loop *l = conc__in_task_of(call);
-    int rc = conc__stream_begin(l, s);
+    int rc = conc__stream_begin(l, s, call);
     if (rc)
         return rc;
     return conc__stream_done(l, s, conc__record_read(l, s, r, data));
@@ -8980,7 +8983,7 @@ CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *n
     conc_loop *l = conc__here;
     conc__signal_call c = {s, numbers, n, 0};
     if (!l)
-        return -EPERM;
+        return conc__misused(-EPERM, "conc_signals_open", "there is no loop", NULL);
     if (!s || !numbers || !n || n > CONC__SIGNALS || (s->loop && s->run == l->run))
         return conc__misused(-EINVAL, "conc_signals_open", "no numbers, or it is open", NULL);
     conc__on_loop(l, conc__open_signals, &c);
@@ -9012,7 +9015,7 @@ CONC_API int conc_signals_next(conc_signals *s)
     if (!s->loop)
         return -EPIPE;
     if (s->loop != l || s->run != l->run)
-        return -EPERM;
+        return conc__misused(-EPERM, "conc_signals_next", "it is another run's", NULL);
     rc = s->waits.first ? 0 : conc__signals_find(s);
     if (rc) {
         conc__quick(l);
@@ -9049,7 +9052,7 @@ CONC_API int conc_signals_close(conc_signals *s)
     if (!s->loop)
         return 0;
     if (!l || s->loop != l || s->run != l->run)
-        return -EPERM;
+        return conc__misused(-EPERM, "conc_signals_close", "it is another run's", NULL);
     while (s->waits.first) {
         l->signal_waits--;
         conc__wake(l, s->waits.first, -EPIPE);
@@ -11346,12 +11349,14 @@ CONC_API int conc_embed_begin(conc_embed *e, const conc_options *options, conc_f
     return rc;
 }
 
-/* 0: a step or an end may be made from here. */
-CONC__PRIVATE int conc__embed_usable(const conc_embed *e)
+/* 0: `call` may make a step or an end from here. */
+CONC__PRIVATE int conc__embed_usable(const conc_embed *e, const char *call)
 {
     if (!e || !e->loop)
         return -EINVAL;
-    return e->loop != conc__here || e->loop->self || e->loop->stepping ? -EPERM : 0;
+    if (e->loop != conc__here || e->loop->self || e->loop->stepping)
+        return conc__misused(-EPERM, call, "not between two steps, on the run's thread", NULL);
+    return 0;
 }
 
 CONC_API int conc_embed_fd(conc_embed *e) { return e && e->loop ? e->loop->poll_fd : -EINVAL; }
@@ -11376,7 +11381,7 @@ CONC_API double conc_embed_timeout(conc_embed *e)
 CONC_API int conc_embed_step(conc_embed *e)
 {
     enum { PASSES = 16 }; /* before the host has its turn */
-    int rc = conc__embed_usable(e), saved = errno;
+    int rc = conc__embed_usable(e, "conc_embed_step"), saved = errno;
     if (rc)
         return rc;
     conc_loop *l = e->loop;
@@ -11403,7 +11408,7 @@ CONC_API int conc_embed_end(conc_embed *e)
     conc__outcome outcome = {0};
     if (e && !e->loop)
         return 0;
-    int rc = conc__embed_usable(e), saved = errno;
+    int rc = conc__embed_usable(e, "conc_embed_end"), saved = errno;
     if (rc)
         return rc;
     conc_loop *l = e->loop;

@@ -505,12 +505,18 @@ CONC__PRIVATE void conc__look_for(const bool *over)
 
 CONC__PRIVATE void conc__crew_look_for(struct conc__crew *c, const bool *over);
 
-/* At the start of a call that may wait: 0 and the caller's loop (NULL: a thread or a job), or
+/* A call that would wait, in a posted function. */
+CONC__COLD int conc__caller_refused(const char *call)
+{
+    return conc__misused(-EPERM, call, "only a task may call it", NULL);
+}
+
+/* At the start of `call`, which may wait: 0 and the caller's loop (NULL: a thread or a job), or
  * -EPERM (a posted function). */
-CONC__PRIVATE int conc__caller(conc_loop **l)
+static inline int conc__caller(conc_loop **l, const char *call)
 {
     *l = conc__here;
-    return *l && !(*l)->self ? -EPERM : 0;
+    return CONC__UNLIKELY(*l && !(*l)->self) ? conc__caller_refused(call) : 0;
 }
 
 /* The caller waits until it is woken: the result. It stands in the list already; unlock(mutex)
@@ -1283,7 +1289,8 @@ CONC__PRIVATE void conc__crew_help(conc__crew *c, conc__frame *frame)
 }
 
 /* Has the crew do the job, which was begun; leaves the pool. An error: it was refused. */
-CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l, conc_job *j)
+CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l, conc_job *j,
+                                    const char *call)
 {
     /* which with a run inside the job cannot help */
     conc__frame *own = c->limit ? conc__frame_of(c) : NULL;
@@ -1310,7 +1317,7 @@ CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l
     }
     conc__crew_unlock(c);
     conc__pool_leave(users);
-    return rc;
+    return rc == -EPERM ? conc__caller_refused(call) : rc;
 }
 
 /* Asks a job to end that has not, in the queue or not, under its crew's mutex. */
@@ -1473,7 +1480,7 @@ CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
         return -EINVAL;
     bool was_done = conc__job_state(j) & CONC__JOB_DONE;
     if (!was_done && l && !l->self)
-        return -EPERM;
+        return conc__caller_refused("conc_job_wait");
     for (conc__frame *f = was_done ? NULL : conc__frame_here(); f; f = f->outer)
         if (f->job == j)
             return -EDEADLK;
@@ -1835,10 +1842,11 @@ CONC__PRIVATE void conc__crew_end(conc__crew **crew, unsigned *users, void (*end
     errno = saved;
 }
 
-CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*end)(conc__crew *c))
+CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*end)(conc__crew *c),
+                                   const char *call)
 {
     conc_loop *l;
-    int rc = conc__caller(&l);
+    int rc = conc__caller(&l, call);
     if (rc)
         return rc;
     conc__crew *c = conc__pool_enter(crew, users, &rc);
@@ -1866,13 +1874,14 @@ CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*en
 
 CONC_API CONC__CALLED int conc_pool_close(conc_pool *p)
 {
-    return p ? conc__pool_close(&p->crew, &p->users, conc__threads_end) : -EINVAL;
+    return p ? conc__pool_close(&p->crew, &p->users, conc__threads_end, __func__) : -EINVAL;
 }
 
 CONC_API void conc__auto_conc_pool(conc_pool *p) { conc_pool_close(p); }
 
+/* conc_pool_submit or conc_procs_submit, for `call`; NULL: no mistake is possible. */
 CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, conc_fn *fn,
-                               void *arg, size_t size, conc__parcel *parcel)
+                               void *arg, size_t size, conc__parcel *parcel, const char *call)
 {
     conc_loop *l = conc__here;
     int rc = !j || !fn || (size && !arg) ? -EINVAL : 0;
@@ -1884,7 +1893,7 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
     if (CONC__MSAN || c->on_valgrind)
         conc__excuse(j, sizeof *j);
     if (conc__job_in_use(j))
-        rc = conc__misused(-EBUSY, "conc_pool_submit", "the job is in use", NULL);
+        rc = conc__misused(-EBUSY, call, "the job is in use", NULL);
     if (rc || (l && l->self && l->self->pending)) {
         /* before the task switches: who closes the pool on this thread waits for it */
         conc__pool_leave(users);
@@ -1892,7 +1901,7 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
     }
     conc__job_begin(j, fn, arg, parcel, 0);
     j->size = size;
-    rc = conc__crew_submit(c, users, l, j);
+    rc = conc__crew_submit(c, users, l, j, call);
     if (rc)
         conc__job_refuse(j);
     else if (l && l->self)
@@ -1902,22 +1911,22 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
 
 CONC_API CONC__CALLED int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg)
 {
-    return p ? conc__submit(&p->crew, &p->users, j, fn, arg, 0, NULL) : -EINVAL;
+    return p ? conc__submit(&p->crew, &p->users, j, fn, arg, 0, NULL, __func__) : -EINVAL;
 }
 
 /* Runs a job, and waits for it. In a job of the same pool the function is simply called. */
 CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn, void *arg,
-                                 size_t size, conc__parcel *parcel)
+                                 size_t size, conc__parcel *parcel, const char *call)
 {
     conc_loop *l;
     conc_job j;
-    int rc = conc__caller(&l);
+    int rc = conc__caller(&l, call);
     if (rc)
         return rc;
     if (!l && fn && conc__frame_of(__atomic_load_n(crew, __ATOMIC_ACQUIRE)))
         return fn(arg);
     j.state = 0;
-    rc = conc__submit(crew, users, &j, fn, arg, size, parcel);
+    rc = conc__submit(crew, users, &j, fn, arg, size, parcel, call);
     if (rc)
         return rc;
     conc__job_wait(l, &j, NULL);
@@ -1926,7 +1935,7 @@ CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn
 
 CONC_API CONC__CALLED int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg)
 {
-    return p ? conc__crew_run(&p->crew, &p->users, fn, arg, 0, NULL) : -EINVAL;
+    return p ? conc__crew_run(&p->crew, &p->users, fn, arg, 0, NULL, __func__) : -EINVAL;
 }
 
 /* ---- >>mapping ------------------------------------------------------------------------------ */
@@ -1995,8 +2004,8 @@ CONC__PRIVATE int conc__map_start(conc__crew **crew, unsigned *users, conc__mapp
         conc__runner *r = &runners[started];
         r->job.state = 0;
         r->parcel = (conc__parcel){.mapping = m};
-        *rc = processes ? conc__submit(crew, users, &r->job, m->fn, NULL, 0, &r->parcel)
-                        : conc__submit(crew, users, &r->job, conc__map_runner, m, 0, NULL);
+        *rc = processes ? conc__submit(crew, users, &r->job, m->fn, NULL, 0, &r->parcel, NULL)
+                        : conc__submit(crew, users, &r->job, conc__map_runner, m, 0, NULL, NULL);
     }
     return started;
 }
@@ -2015,10 +2024,11 @@ CONC__PRIVATE int conc__map_wait(conc_loop *l, conc__mapping *m, conc__runner *r
     return rc;
 }
 
-CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mapping *m)
+CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mapping *m,
+                                 const char *call)
 {
     conc_loop *l;
-    int rc = conc__caller(&l);
+    int rc = conc__caller(&l, call);
     if (rc == 0 && (!m->fn || (!m->args && m->count && m->size) ||
                     __builtin_mul_overflow(m->count, m->size, &(size_t){0})))
         rc = -EINVAL;
@@ -2054,14 +2064,14 @@ CONC_API CONC__CALLED int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, s
                                         size_t size)
 {
     conc__mapping m = {.fn = fn, .args = args, .count = count, .size = size};
-    return p ? conc__crew_map(&p->crew, &p->users, &m) : -EINVAL;
+    return p ? conc__crew_map(&p->crew, &p->users, &m, __func__) : -EINVAL;
 }
 
 CONC_API CONC__CALLED int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count,
                                             size_t size, int *results)
 {
     conc__mapping m = {fn, args, count, size, results, .keeps_going = true};
-    return p ? conc__crew_map(&p->crew, &p->users, &m) : -EINVAL;
+    return p ? conc__crew_map(&p->crew, &p->users, &m, __func__) : -EINVAL;
 }
 
 /* ---- >>blocking ----------------------------------------------------------------------------- */
@@ -2235,16 +2245,22 @@ CONC__PRIVATE conc_pool *conc__offloads_of(conc_loop *l, int *rc)
     return *rc ? NULL : &conc__offloads.pool;
 }
 
-CONC_API CONC__CALLED int conc_offload(conc_fn *fn, void *arg)
+/* conc_offload, for `call`. */
+CONC__PRIVATE CONC__CALLED int conc__offload(conc_fn *fn, void *arg, const char *call)
 {
     conc_loop *l;
-    int rc = conc__caller(&l);
+    int rc = conc__caller(&l, call);
     if (rc || !fn)
         return rc ? rc : -EINVAL;
     if (!l)
         return fn(arg);
     conc_pool *p = conc__offloads_of(l, &rc);
     return p ? conc_pool_run(p, fn, arg) : rc;
+}
+
+CONC_API CONC__CALLED int conc_offload(conc_fn *fn, void *arg)
+{
+    return conc__offload(fn, arg, __func__);
 }
 
 /* A job that its task may leave. */
@@ -2324,7 +2340,7 @@ CONC__PRIVATE int conc__abandoned_submit(conc_loop *l, conc__abandoned *a)
     if (!c)
         return rc;
     conc__job_begin(&a->job, conc__abandoned_run, a, NULL, CONC__JOB_OWNED);
-    rc = conc__crew_submit(c, &p->users, l, &a->job);
+    rc = conc__crew_submit(c, &p->users, l, &a->job, NULL);
     if (rc)
         conc__job_refuse(&a->job);
     return rc;
@@ -2363,10 +2379,12 @@ CONC__PRIVATE int conc__offload_abandon(conc_loop *l, conc_fn *fn, void *arg,
     return rc;
 }
 
-CONC_API CONC__CALLED int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *))
+/* conc_offload_abandon, for `call`. */
+CONC__PRIVATE CONC__CALLED int conc__offload_for(conc_fn *fn, void *arg, void (*free_arg)(void *),
+                                                 const char *call)
 {
     conc_loop *l;
-    int rc = conc__caller(&l);
+    int rc = conc__caller(&l, call);
     if (rc == 0 && !fn)
         rc = -EINVAL;
     if (rc == 0 && l)
@@ -2378,6 +2396,11 @@ CONC_API CONC__CALLED int conc_offload_abandon(conc_fn *fn, void *arg, void (*fr
     if (free_arg)
         free_arg(arg);
     return rc;
+}
+
+CONC_API CONC__CALLED int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *))
+{
+    return conc__offload_for(fn, arg, free_arg, __func__);
 }
 
 /* ---- >>channel ------------------------------------------------------------------------------ */
@@ -2507,8 +2530,9 @@ CONC__PRIVATE int conc__channel_take(const conc_channel *c, conc__channel *inner
 /* The whole of a send or a receive. */
 CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, bool waits)
 {
+    const char *call = sends ? "conc_channel_send" : "conc_channel_recv";
     conc_loop *l = NULL;
-    int rc = waits ? conc__caller(&l) : 0;
+    int rc = waits ? conc__caller(&l, call) : 0;
     if (rc == 0 && (!c || (c->item_size && !item)))
         rc = -EINVAL;
     if (rc == 0 && l)
@@ -2643,7 +2667,7 @@ CONC_API CONC__CALLED int conc_file_read(const char *path, void **data, size_t *
         *data = NULL;
     if (!path || !data)
         return -EINVAL;
-    int rc = conc_offload(conc__file_reads, &f);
+    int rc = conc__offload(conc__file_reads, &f, __func__);
     *data = f.data;
     if (size)
         *size = f.data ? f.size : 0;
@@ -2817,24 +2841,25 @@ CONC__PRIVATE int conc__file_appends(void *arg)
     return rc;
 }
 
-CONC__PRIVATE int conc__file_change(conc_fn *fn, const char *path, const void *data, size_t size)
+CONC__PRIVATE int conc__file_change(conc_fn *fn, const char *path, const void *data, size_t size,
+                                    const char *call)
 {
     conc__file_call f = {path, (char *)(uintptr_t)data, size};
     if (!path || (!data && size))
         return -EINVAL;
     if (!*path)
         return -ENOENT; /* not that the directory "" cannot be written to */
-    return conc__system_failed(conc_offload(fn, &f), path);
+    return conc__system_failed(conc__offload(fn, &f, call), path);
 }
 
 CONC_API int conc_file_write(const char *path, const void *data, size_t size)
 {
-    return conc__file_change(conc__file_writes, path, data, size);
+    return conc__file_change(conc__file_writes, path, data, size, __func__);
 }
 
 CONC_API int conc_file_append(const char *path, const void *data, size_t size)
 {
-    return conc__file_change(conc__file_appends, path, data, size);
+    return conc__file_change(conc__file_appends, path, data, size, __func__);
 }
 
 /* ---- >>names -------------------------------------------------------------------------------- */
@@ -2897,8 +2922,10 @@ CONC__PRIVATE bool conc__is_port(const char *port)
            (letter || conc__parse_port(port, &number));
 }
 
-CONC_API CONC__CALLED int conc_resolve(const char *host, const char *port,
-                                       struct sockaddr_storage *out, size_t max)
+/* conc_resolve, for `call`. */
+CONC__PRIVATE CONC__CALLED int conc__resolve(const char *host, const char *port,
+                                             struct sockaddr_storage *out, size_t max,
+                                             const char *call)
 {
     if (!host || !port || (max && !out))
         return -EINVAL;
@@ -2915,7 +2942,7 @@ CONC_API CONC__CALLED int conc_resolve(const char *host, const char *port,
     q->max = max;
     strcpy(q->host, host);
     strcpy(q->port, port);
-    int rc = conc_offload_abandon(conc__ask_resolver, q, conc__question_drop);
+    int rc = conc__offload_for(conc__ask_resolver, q, conc__question_drop, call);
     if (rc == 0 && (q->code || !q->count))
         rc = conc__no_answer(q);
     if (rc == 0) {
@@ -2927,7 +2954,13 @@ CONC_API CONC__CALLED int conc_resolve(const char *host, const char *port,
     return rc;
 }
 
-/* For conc_dial and conc_listen: "name:port", which was found to be well-formed. */
+CONC_API CONC__CALLED int conc_resolve(const char *host, const char *port,
+                                       struct sockaddr_storage *out, size_t max)
+{
+    return conc__resolve(host, port, out, max, __func__);
+}
+
+/* For conc_listen, and for conc_dial in a task: "name:port", which was found to be well-formed. */
 CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **found)
 {
     char host[256];
@@ -2935,7 +2968,8 @@ CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **fo
     conc__copy(host, (size_t)(colon - text) + 1, text);
     struct sockaddr_storage *all = conc__alloc(CONC__FOUND * sizeof *all);
     *found = conc__alloc(CONC__FOUND * sizeof **found);
-    int rc = all && *found ? conc_resolve(host, colon + 1, all, CONC__FOUND) : -ENOMEM;
+    int rc =
+        all && *found ? conc__resolve(host, colon + 1, all, CONC__FOUND, "conc_listen") : -ENOMEM;
     rc = rc < CONC__FOUND ? rc : CONC__FOUND;
     for (int i = 0; i < rc; i++) {
         bool six = all[i].ss_family == AF_INET6;
@@ -3174,7 +3208,7 @@ CONC__PRIVATE bool conc__child_is_there(const conc_child *c)
 CONC_API int conc_child_start(conc_child *c)
 {
     conc_loop *l;
-    int rc = conc__caller(&l);
+    int rc = conc__caller(&l, __func__);
     if (rc == 0 && (!c || !c->argv || !c->argv[0]))
         rc = -EINVAL;
     if (rc == 0 && !conc__child_claim(c))
@@ -3249,7 +3283,7 @@ CONC__PRIVATE int conc__child_await(conc_child *c)
 CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
 {
     conc_loop *l;
-    int rc = conc__caller(&l);
+    int rc = conc__caller(&l, __func__);
     if (rc == 0 && !conc__child_is_there(c))
         rc = -EINVAL;
     if (rc == 0 && l)
@@ -5063,7 +5097,7 @@ CONC__PRIVATE void conc__hub_close(conc_loop *l, conc__crew *c)
 
 CONC_API CONC__CALLED int conc_procs_close(conc_procs *p)
 {
-    return p ? conc__pool_close(&p->crew, &p->users, conc__procs_end) : -EINVAL;
+    return p ? conc__pool_close(&p->crew, &p->users, conc__procs_end, __func__) : -EINVAL;
 }
 
 CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
@@ -5099,13 +5133,13 @@ CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
 
 CONC_API CONC__CALLED int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size)
 {
-    return p ? conc__crew_run(&p->crew, &p->users, fn, arg, size, NULL) : -EINVAL;
+    return p ? conc__crew_run(&p->crew, &p->users, fn, arg, size, NULL, __func__) : -EINVAL;
 }
 
 CONC_API CONC__CALLED int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg,
                                             size_t size)
 {
-    return p ? conc__submit(&p->crew, &p->users, j, fn, arg, size, NULL) : -EINVAL;
+    return p ? conc__submit(&p->crew, &p->users, j, fn, arg, size, NULL, __func__) : -EINVAL;
 }
 
 /* The job of a conc_procs_call is not called itself. */
@@ -5122,7 +5156,7 @@ CONC_API CONC__CALLED ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, 
         .call = fn, .in = in, .in_size = in_size, .out = out, .out_size = out_size};
     if (!p || !fn || (in_size && !in) || (out_size && !out))
         return -EINVAL;
-    int rc = conc__crew_run(&p->crew, &p->users, conc__call_job, NULL, 0, &parcel);
+    int rc = conc__crew_run(&p->crew, &p->users, conc__call_job, NULL, 0, &parcel, __func__);
     return rc < 0 ? rc : parcel.returned;
 }
 
@@ -5130,14 +5164,14 @@ CONC_API CONC__CALLED int conc_procs_map(conc_procs *p, conc_fn *fn, void *args,
                                          size_t size)
 {
     conc__mapping m = {.fn = fn, .args = args, .count = count, .size = size};
-    return p ? conc__crew_map(&p->crew, &p->users, &m) : -EINVAL;
+    return p ? conc__crew_map(&p->crew, &p->users, &m, __func__) : -EINVAL;
 }
 
 CONC_API CONC__CALLED int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count,
                                              size_t size, int *results)
 {
     conc__mapping m = {fn, args, count, size, results, .keeps_going = true};
-    return p ? conc__crew_map(&p->crew, &p->users, &m) : -EINVAL;
+    return p ? conc__crew_map(&p->crew, &p->users, &m, __func__) : -EINVAL;
 }
 
 /* ---- >>beginning ---------------------------------------------------------------------------- */

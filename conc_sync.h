@@ -465,11 +465,11 @@ CONC__COLD int conc__foreign(const char *call)
     return conc__misused(-EPERM, call, "a task of another loop waits there", NULL);
 }
 
-/* At the start of a call that may wait: 0, -EPERM or -ECANCELED. */
-CONC__FAST int conc__may_wait(conc_loop *l, conc__waits *waits)
+/* At the start of `call`, which may wait: 0, -EPERM or -ECANCELED. */
+CONC__FAST int conc__may_wait(conc_loop *l, conc__waits *waits, const char *call)
 {
     if (CONC__UNLIKELY(!conc__ours(l, waits)))
-        return conc__foreign("a wait");
+        return conc__foreign(call);
     return conc__checkpoint(l);
 }
 
@@ -517,7 +517,7 @@ CONC__PRIVATE CONC__CALLED int conc__wait_unless(const char *call, bool so, cons
         return -EPERM;
     if (!on)
         return -EINVAL;
-    int rc = conc__may_wait(l, list);
+    int rc = conc__may_wait(l, list, call);
     if (rc)
         return rc;
     if (!so) {
@@ -639,7 +639,7 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
     if (CONC__UNLIKELY(conc__lock_is_mine(l, k)))
         return conc__misused(-EDEADLK, "conc_lock_acquire",
                              "the task has this lock already, acquired", k->place);
-    int rc = conc__may_wait(l, &k->waits);
+    int rc = conc__may_wait(l, &k->waits, "conc_lock_acquire");
     if (rc)
         return rc;
     if (k->owner) {
@@ -824,7 +824,7 @@ CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const ch
     if (conc__rwlock_is_mine(l, k))
         return conc__misused(-EDEADLK, call, "the task has this rwlock already, acquired",
                              k->place);
-    int rc = conc__may_wait(l, &k->waits);
+    int rc = conc__may_wait(l, &k->waits, call);
     if (rc)
         return rc;
     if (conc__rwlock_is_foreign(l, k))
@@ -899,7 +899,7 @@ CONC__PRIVATE CONC__CALLED int conc__sem_acquire_slowly(conc_sem *s)
         return -EPERM;
     if (CONC__UNLIKELY(!conc__sem_is_valid(s)))
         return -EINVAL;
-    int rc = conc__may_wait(l, &s->waits);
+    int rc = conc__may_wait(l, &s->waits, "conc_sem_acquire");
     if (rc)
         return rc;
     if (s->permits == 0 || s->waits.first) {
@@ -1048,7 +1048,7 @@ CONC_API CONC__CALLED int conc_cond_wait(conc_cond *c, conc_lock *k)
         return c && k ? -EPERM : -EINVAL;
     if (!conc__lock_is_mine(l, k) || !conc__ours(l, &k->waits))
         return conc__misused(-EPERM, "conc_cond_wait", "the task does not have the lock", NULL);
-    int rc = conc__may_wait(l, &c->waits);
+    int rc = conc__may_wait(l, &c->waits, "conc_cond_wait");
     if (rc)
         return rc;
     conc__wait w = {.task = l->self,
@@ -1060,13 +1060,13 @@ CONC_API CONC__CALLED int conc_cond_wait(conc_cond *c, conc_lock *k)
     return w.value;
 }
 
-CONC_API void conc_cond_notify(conc_cond *c, int n)
+CONC__PRIVATE void conc__cond_notify(conc_cond *c, int n, const char *call)
 {
     conc_loop *l = conc__here;
     if (!c)
         return;
     if (!conc__ours(l, &c->waits)) {
-        conc__foreign("conc_cond_notify");
+        conc__foreign(call);
         return;
     }
     for (conc__wait *w; n > 0 && (w = c->waits.first); n--)
@@ -1074,7 +1074,12 @@ CONC_API void conc_cond_notify(conc_cond *c, int n)
             conc__wake(l, w, 0);
 }
 
-CONC_API void conc_cond_notify_all(conc_cond *c) { conc_cond_notify(c, INT_MAX); }
+CONC_API void conc_cond_notify(conc_cond *c, int n) { conc__cond_notify(c, n, "conc_cond_notify"); }
+
+CONC_API void conc_cond_notify_all(conc_cond *c)
+{
+    conc__cond_notify(c, INT_MAX, "conc_cond_notify_all");
+}
 
 /* ---- >>barrier ------------------------------------------------------------------------------ */
 
@@ -1100,7 +1105,7 @@ CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
         return -EPERM;
     if (!b || b->parties <= 0)
         return -EINVAL;
-    int rc = conc__may_wait(l, &b->waits);
+    int rc = conc__may_wait(l, &b->waits, "conc_barrier_wait");
     if (rc)
         return rc;
     if (!b->waits.first)
@@ -1128,23 +1133,28 @@ CONC__PRIVATE void conc__latch_whom(FILE *out, const conc__wait *w)
 static const conc__wait_kind conc__awaiting_latch = {
     .what = "waits for a latch", .whom = conc__latch_whom, .cancel = conc__cancel_plainly};
 
-CONC_API int conc_latch_add(conc_latch *k, int n)
+CONC__PRIVATE int conc__latch_add(conc_latch *k, int n, const char *call)
 {
     conc_loop *l = conc__here;
     if (!k)
         return -EINVAL;
     if (!conc__ours(l, &k->waits))
-        return conc__foreign("conc_latch_add");
+        return conc__foreign(call);
     int64_t count = (int64_t)k->count + n;
     if (count < 0 || count > INT_MAX)
-        return conc__misused(-EOVERFLOW, "conc_latch_add", "the count would leave its range", NULL);
+        return conc__misused(-EOVERFLOW, call, "the count would leave its range", NULL);
     k->count = (int)count;
     if (count == 0)
         conc__wake_all(l, &k->waits, 0);
     return 0;
 }
 
-CONC_API int conc_latch_done(conc_latch *k) { return conc_latch_add(k, -1); }
+CONC_API int conc_latch_add(conc_latch *k, int n)
+{
+    return conc__latch_add(k, n, "conc_latch_add");
+}
+
+CONC_API int conc_latch_done(conc_latch *k) { return conc__latch_add(k, -1, "conc_latch_done"); }
 
 CONC_API int conc_latch_wait(conc_latch *k)
 {
@@ -1184,7 +1194,7 @@ CONC_API CONC__CALLED int conc_future_wait(conc_future *f, void **value)
         return -EPERM;
     if (!f)
         return -EINVAL;
-    int rc = conc__may_wait(l, &f->waits);
+    int rc = conc__may_wait(l, &f->waits, "conc_future_wait");
     if (rc)
         return rc;
     if (!f->set) { /* whoever runs first when it is set may free it: the result comes in w */
@@ -1473,7 +1483,7 @@ CONC__PRIVATE CONC__CALLED int conc__queue_put_slowly(conc_queue *q, const void 
     int rc = conc__queue_valid(q, item);
     if (CONC__UNLIKELY(rc))
         return rc;
-    rc = conc__may_wait(l, &q->putters);
+    rc = conc__may_wait(l, &q->putters, "conc_queue_put");
     if (CONC__UNLIKELY(rc))
         return rc;
     if (CONC__UNLIKELY(!conc__ours(l, &q->getters)))
@@ -1505,7 +1515,7 @@ CONC__PRIVATE CONC__CALLED int conc__queue_get_slowly(conc_queue *q, void *item)
     int rc = conc__queue_valid(q, item);
     if (CONC__UNLIKELY(rc))
         return rc;
-    rc = conc__may_wait(l, &q->getters);
+    rc = conc__may_wait(l, &q->getters, "conc_queue_get");
     if (CONC__UNLIKELY(rc))
         return rc;
     if (CONC__UNLIKELY(!conc__ours(l, &q->putters)))
@@ -1946,7 +1956,7 @@ CONC_API int conc_limiter_try_acquire(conc_limiter *k, int n)
 {
     conc_loop *l = conc__here;
     if (!l)
-        return -EPERM;
+        return conc__misused(-EPERM, "conc_limiter_try_acquire", "there is no loop", NULL);
     if (!conc__limiter_is_valid(k, n))
         return -EINVAL;
     if (!conc__limiter_is_ours(l, k))
@@ -1966,7 +1976,7 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
         return -EPERM;
     if (!conc__limiter_is_valid(k, n))
         return -EINVAL;
-    int rc = conc__may_wait(l, &k->waits);
+    int rc = conc__may_wait(l, &k->waits, "conc_limiter_acquire");
     if (rc)
         return rc;
     if (conc_limiter_try_acquire(k, n) == 0) {

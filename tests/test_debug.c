@@ -470,8 +470,7 @@ TEST(every_call_from_another_thread_is_told)
     CHECK_CONTAINS(report, "conc: a thread without a run: conc_sleep: only a task may call it");
     CHECK_CONTAINS(report,
                    "conc: a thread without a run: conc_cancel: this is not the task's loop");
-    CHECK_CONTAINS(
-        report, "conc: a thread without a run: a change of a scope or group: it is another loop's");
+    CHECK_CONTAINS(report, "conc: a thread without a run: conc_group_cancel: it is another loop's");
     CHECK_INT(count_in(report, "a thread without a run"), 4);
 }
 

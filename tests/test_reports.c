@@ -7,6 +7,8 @@
 #define TEST_POOL
 #include "conc_test.h"
 
+#include <pthread.h>
+
 static char report[1 << 20];
 
 static void expect(const char *before, const char *name, int line, const char *after)
@@ -367,6 +369,26 @@ static char *line_read;
 static char one_byte[1];
 static conc_scope a_scope;
 static conc_group a_group;
+static conc_signals signals;
+static conc_local local;
+static conc_pool pool;
+static conc_procs procs;
+static conc_channel channel = CONC_CHANNEL(int, 1);
+static void *data;
+
+static int yields_one(conc_gen *g, void *arg) { return conc_gen_emit(g, arg); }
+
+static int closes_fd(int fd, void *arg)
+{
+    (void)arg;
+    return fd;
+}
+
+static ssize_t copies(const void *in, size_t in_size, void *out, size_t out_size)
+{
+    (void)in, (void)in_size, (void)out;
+    return (ssize_t)out_size;
+}
 
 /* Calls it, and says between which marks its reports are to be found. */
 #define CALL(call)                        \
@@ -375,6 +397,36 @@ static conc_group a_group;
         (void)!(int)(call);               \
     } while (0)
 
+/* Every function of conc_pool.h that is refused in a posted function. */
+static void calls_all_of_pool(void)
+{
+    static const char *const argv[] = {"true", NULL};
+    int item = 0;
+    conc_child child = {.argv = argv};
+    struct sockaddr_storage address;
+    CALL(conc_pool_close(&pool));
+    CALL(conc_pool_run(&pool, fails_renamed, NULL));
+    CALL(conc_pool_map(&pool, fails_renamed, &item, 1, sizeof item));
+    CALL(conc_pool_map_all(&pool, fails_renamed, &item, 1, sizeof item, NULL));
+    CALL(conc_offload(fails_renamed, NULL));
+    CALL(conc_offload_abandon(fails_renamed, NULL, NULL));
+    CALL(conc_procs_run(&procs, fails_renamed, &item, sizeof item));
+    CALL(conc_procs_map(&procs, fails_renamed, &item, 1, sizeof item));
+    CALL(conc_procs_map_all(&procs, fails_renamed, &item, 1, sizeof item, NULL));
+    CALL(conc_procs_call(&procs, copies, NULL, 0, NULL, 0));
+    CALL(conc_channel_send(&channel, &item));
+    CALL(conc_channel_recv(&channel, &item));
+    CALL(conc_file_read("/dev/null", &data, NULL));
+    CALL(conc_file_write("/dev/null", "", 0));
+    CALL(conc_file_append("/dev/null", "", 0));
+    CALL(conc_resolve("a.name", "1", &address, 1));
+    CALL(conc_child_start(&child));
+    CALL(conc_child_wait(&child, NULL));
+#ifdef __linux__
+    CALL(conc_procs_close(&procs));
+#endif
+}
+
 static void calls_everything(void *arg)
 {
     static conc_barrier barrier = CONC_BARRIER(2);
@@ -382,6 +434,8 @@ static void calls_everything(void *arg)
     conc_task *t;
     conc_call calls[] = {CONC_CALL(fails_renamed, NULL)};
     conc_case cases[] = {CONC_CASE_EVENT(&event)};
+    conc_server server = {.fd = 0, .handler = closes_fd};
+    struct iovec part = {one_byte, 1};
     (void)arg;
     CALL(conc_sleep(0));
     CALL(conc_sleep_until(0));
@@ -402,11 +456,15 @@ static void calls_everything(void *arg)
     CALL(conc_gather_all(calls, 1));
     CALL(conc_map(fails_renamed, &item, 1, sizeof item));
     CALL(conc_map_all(fails_renamed, &item, 1, sizeof item, NULL));
+    CALL(conc_local_set(&local, &item));
+    CALL(conc_gen_open(&gen, yields_one, &item, sizeof item));
     CALL(conc_gen_emit(&gen, NULL));
     CALL(conc_gen_next(&gen, &item));
     CALL(conc_wait_fd(0, CONC_READABLE));
     CALL(conc_read(0, one_byte, 1));
     CALL(conc_write(0, one_byte, 1));
+    CALL(conc_readv(0, &part, 1));
+    CALL(conc_writev(0, &part, 1));
     CALL(conc_recv(0, one_byte, 1, 0));
     CALL(conc_send(0, one_byte, 1, 0));
     CALL(conc_recvfrom(0, one_byte, 1, 0, NULL, NULL));
@@ -416,6 +474,9 @@ static void calls_everything(void *arg)
     CALL(conc_read_full(0, NULL, 1));
     CALL(conc_accept(0));
     CALL(conc_dial("127.0.0.1:1"));
+    CALL(conc_dial("a.name:1"));
+    CALL(conc_listen("a.name:1"));
+    CALL(conc_serve(&server));
     CALL(conc_stream_read(&stream, one_byte, 1));
     CALL(conc_stream_read_full(&stream, one_byte, 1));
     CALL(conc_stream_read_until(&stream, "x", 1, &line_read));
@@ -423,6 +484,7 @@ static void calls_everything(void *arg)
     CALL(conc_stream_write(&stream, "x", 1));
     CALL(conc_stream_printf(&stream, "x"));
     CALL(conc_stream_flush(&stream));
+    CALL(conc_signals_next(&signals));
     CALL(conc_wait_signal(SIGUSR1));
     CALL(conc_lock_acquire(&kept));
     CALL(conc_lock_try_acquire(&kept));
@@ -443,8 +505,11 @@ static void calls_everything(void *arg)
     CALL(conc_queue_join(&queue));
     CALL(conc_select(cases, 1));
     CALL(conc_limiter_acquire(&limiter, 1));
+    calls_all_of_pool();
     fprintf(stderr, "<>\n");
 }
+
+static int returns_at_once(void *arg) { return arg ? 1 : 0; }
 
 static int posts_it(void *arg)
 {
@@ -465,5 +530,140 @@ TEST(each_mistake_is_told_once_with_the_public_name)
         const char *told_of = strstr(at, ">\n");
         if (!told_of || strcmp(told_of, expected) != 0)
             test_fail(__FILE__, __LINE__, "not once, or not as %s:\n%s", call, at);
+    }
+}
+
+/* ---- the rest of the mistakes name the public function, too ---- */
+
+static conc_job running, queued, refused;
+static int calls_refused;
+
+static int receives(void *arg) { return conc_channel_recv(&channel, arg); }
+
+static void finds_the_pool_full(void *arg)
+{
+    calls_refused += conc_pool_submit(&pool, &refused, fails_renamed, arg) == -EPERM;
+    calls_refused += conc_job_wait(&running, NULL) == -EPERM;
+    calls_refused += conc_spawn(&(conc_group){0}, fails_renamed, arg) == -EPERM;
+    calls_refused += conc_spawn(&a_group, fails_renamed, arg) == -EPERM;
+}
+
+static int posts_into_a_full_pool(void *arg)
+{
+    static int received, item = 1;
+    a_group = (conc_group){.limit = 1};
+    pool = (conc_pool){.threads = 1, .queue_limit = 1};
+    CONC_TRY(conc_pool_open(&pool));
+    CONC_TRY(conc_pool_submit(&pool, &running, receives, &received));
+    CONC_TRY(conc_pool_submit(&pool, &queued, receives, &received));
+    CONC_TRY(conc_spawn(&a_group, renames_itself_and_holds_the_loop, arg));
+    CHECK_INT(conc_post(conc_loop_self(), finds_the_pool_full, arg), 0);
+    (void)!conc_yield();
+    while (calls_refused < 4)
+        (void)!conc_yield();
+    CHECK_INT(conc_pool_submit(&pool, &queued, receives, arg), -EBUSY);
+    CHECK_INT(conc_channel_send(&channel, &item), 0);
+    CHECK_INT(conc_channel_send(&channel, &item), 0);
+    CHECK_INT(conc_group_wait(&a_group), 0);
+    return conc_pool_close(&pool);
+}
+
+static void count_below_zero(conc_latch *l) { CHECK_INT(conc_latch_done(l), -EOVERFLOW); }
+
+static int makes_mistakes(void *arg)
+{
+    conc_group g = {0}, inner = {0}, closed = {0};
+    conc_latch none = {0};
+    conc_task t;
+    (void)arg;
+    CHECK_INT(conc_group_wait(&closed), 0);
+    CHECK_INT(conc_spawn(&closed, returns_at_once, NULL), -EINVAL);
+    CHECK_INT(conc_spawn_task(&closed, &t, returns_at_once, NULL), -EINVAL);
+    CHECK_INT(conc_start(&closed, returns_at_once, NULL), -EINVAL);
+    CHECK_INT(conc_group_wait(&closed), -EINVAL);
+    CHECK_INT(conc_group_end(&closed, 0), -EINVAL);
+    CHECK_INT(conc_group_begin(&g), 0);
+    CHECK_INT(conc_group_begin(&inner), 0);
+    CHECK_INT(conc_group_wait(&g), -EINVAL);
+    CHECK_INT(conc_group_end(&g, 0), -EINVAL);
+    CHECK_INT(conc_group_wait(&inner), 0);
+    count_below_zero(&none);
+    return conc_group_wait(&g);
+}
+
+TEST(mistakes_name_the_public_function)
+{
+    static const char *const words[] = {
+        "conc_spawn: the group was closed before",
+        "conc_spawn_task: the group was closed before",
+        "conc_start: the group was closed before",
+        "conc_group_wait: the group was closed before",
+        "conc_group_end: the group was closed before",
+        "conc_group_wait: something inside is still open",
+        "conc_group_end: something inside is still open",
+        "conc_latch_done: the count would leave its range",
+    };
+    CHECK_INT(run_for_report(makes_mistakes, (conc_options){.debug = true}), 0);
+    for (size_t i = 0; i < CONC_LEN(words); i++)
+        CHECK_CONTAINS(report, words[i]);
+}
+
+TEST(mistakes_of_posted_functions_name_the_public_function)
+{
+    static const char *const words[] = {
+        "conc: the loop: conc_pool_submit: only a task may call it\n",
+        "conc: the loop: conc_job_wait: only a task may call it\n",
+        "conc: the loop: conc_spawn: only a task may open a group: ",
+        "conc: the loop: conc_spawn: the group is full, and only a task may wait: ",
+        ": conc_pool_submit: the job is in use\n",
+    };
+    CHECK_INT(run_for_report(posts_into_a_full_pool, (conc_options){.debug = true}), 0);
+    for (size_t i = 0; i < CONC_LEN(words); i++)
+        CHECK_CONTAINS(report, words[i]);
+}
+
+static void *changes_another_loop(void *arg)
+{
+    (void)arg;
+    conc_scope_cancel(&a_scope);
+    conc_group_cancel(&a_group);
+    conc_scope_shield(&a_scope, true);
+    (void)!conc_scope_set_timeout(&a_scope, 1);
+    (void)!conc_spawn(&a_group, fails_renamed, NULL);
+    (void)!conc_spawn_task(&a_group, &(conc_task){0}, fails_renamed, NULL);
+    (void)!conc_stream_open(&stream, 0);
+    (void)!conc_signals_open(&signals, &(int){SIGUSR1}, 1);
+    (void)!conc_listen("127.0.0.1:0");
+    (void)!conc_limiter_try_acquire(&limiter, 1);
+    (void)!conc_block(0);
+    return NULL;
+}
+
+static int is_changed_by_another_thread(void *arg)
+{
+    pthread_t thread;
+    (void)arg;
+    a_group = (conc_group){0};
+    CHECK_INT(conc_group_begin(&a_group), 0);
+    CHECK_INT(conc_scope_begin(&a_scope, 1), 0);
+    CHECK_INT(pthread_create(&thread, NULL, changes_another_loop, NULL), 0);
+    CHECK_INT(pthread_join(thread, NULL), 0);
+    CHECK_INT(conc_scope_end(&a_scope, 0), 0);
+    return conc_group_wait(&a_group);
+}
+
+TEST(mistakes_of_other_threads_name_the_public_function)
+{
+    static const char *const names[] = {
+        "conc_scope_cancel",        "conc_group_cancel", "conc_scope_shield",
+        "conc_scope_set_timeout",   "conc_spawn",        "conc_spawn_task",
+        "conc_stream_open",         "conc_signals_open", "conc_listen",
+        "conc_limiter_try_acquire", "conc_block",
+    };
+    CHECK_INT(run_for_report(is_changed_by_another_thread, (conc_options){.debug = true}), 0);
+    for (size_t i = 0; i < CONC_LEN(names); i++) {
+        char expected[128];
+        snprintf(expected, sizeof expected, "conc: a thread without a run: %s: ", names[i]);
+        CHECK_CONTAINS(report, expected);
     }
 }
