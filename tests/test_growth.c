@@ -2,7 +2,8 @@
  * work is counted in basic blocks of conc's own code, so nothing else on the machine matters.
  *
  * Needs -fsanitize-coverage=trace-pc
- * Not under: seeds (they change nothing here)
+ * Not under: seeds, poll, valgrind, asan, gcc-asan, tsan, ucontext, no-epoll, save-fpu, static,
+ * single, aarch64, aarch64-bti, riscv64 (the same is counted in all of them)
  */
 #define CONC_STACK_SIZE (32 * 1024) /* and an implementation of its own, which counts */
 #define TEST_SYNC

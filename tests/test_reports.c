@@ -114,7 +114,7 @@ static int in_a_gather(void *arg)
     return conc_sleep(1) == -ECANCELED ? 0 : -EPROTO;
 }
 
-TEST(on_error_is_told_the_name_of_the_moment_and_the_place_of_the_spawn)
+ORDERED_TEST(on_error_is_told_the_name_of_the_moment_and_the_place_of_the_spawn)
 {
     static conc_fn *const mains[] = {in_auto_group,
                                      in_map,
