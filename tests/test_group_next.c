@@ -458,7 +458,7 @@ static int breaks(void *arg)
     return conc_fail(-EIO, "disk %d is gone", *(int *)arg);
 }
 
-TASK_TEST(the_words_of_a_child_come_with_it_whether_or_not_the_call_waits)
+ORDERED_TASK_TEST(the_words_of_a_child_come_with_it_whether_or_not_the_call_waits)
 {
     int disks[] = {1, 2};
     conc_task t[2], *next;

@@ -181,7 +181,9 @@ static int reads_under_a_limit(void *limit)
         r[i] = (io_reader){.fd = p[i][0]};
         CHECK_INT(conc_spawn(&g, io_reads, &r[i]), 0);
     }
-    struct rlimit few = {*(rlim_t *)limit, 4096};
+    struct rlimit few;
+    CHECK_INT(getrlimit(RLIMIT_NOFILE, &few), 0);
+    few.rlim_cur = *(rlim_t *)limit;
     CHECK_INT(setrlimit(RLIMIT_NOFILE, &few), 0);
     CHECK_INT(conc_settle(), 0);
     uint64_t before = io_polls();
@@ -211,7 +213,9 @@ static void runs_under_a_limit(void)
     static const char *const backends[] = {"poll", IO_HAS_EPOLL ? "epoll" : "poll"};
     unsetenv("CONC_CLOCK");
     for (int i = 0; i < 2; i++) {
-        struct rlimit enough = {256, 4096};
+        struct rlimit enough;
+        CHECK_INT(getrlimit(RLIMIT_NOFILE, &enough), 0);
+        enough.rlim_cur = 256;
         CHECK_INT(setrlimit(RLIMIT_NOFILE, &enough), 0);
         setenv("CONC_POLL", backends[i], 1);
         CHECK_INT(conc_run(reads_under_a_limit, &limit_of_descriptors), 0);
@@ -435,8 +439,8 @@ static int beats(void *count)
 
 static int writes_to_autogroup(void *arg)
 {
+    static int beaten; /* the background task outlives this function */
     (void)arg;
-    int beaten = 0;
     CHECK_INT(conc_spawn(NULL, beats, &beaten), 0);
     for (int i = 0; i < 2; i++)
         CHECK_INT(conc_write(autogroup, "0", 1), 1);

@@ -6,8 +6,8 @@
  * raise the signal there; so does the clock.
  *
  * Seeds: 10 (what it does hardly depends on the order of tasks)
- * Not under: aarch64, aarch64-bti, riscv64 (the emulator crashes in a storm of signals while
- *   threads begin and end)
+ * Not under: aarch64, aarch64-bti, riscv64, valgrind (emulators crash in a storm of signals while
+ * threads begin and end, and Valgrind takes a handler's stack for no memory)
  */
 #include <pthread.h>
 #include <sched.h>

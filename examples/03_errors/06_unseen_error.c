@@ -36,8 +36,9 @@ static int app(void *arg)
     return 0;
 }
 
-/* Called for each error that nobody collected; of background tasks at the end of the run, as
- * until then somebody may join them. Without a hook of your own the report goes to stderr. */
+/* Called for each error that no join, group or result collected: of a background task when it
+ * fails, or if it has a handle at the end of the run, as until then a task may join it. Without a
+ * hook of your own the report goes to stderr. */
 static void log_error(const conc_failure *f, void *reports)
 {
     printf("on_error: %s failed: %s\n", f->task, f->text);

@@ -2,8 +2,12 @@
  * wait in calls that are inlined into them, and find their variables as they left them.
  * FRAMES_WITH_ALL: in every kind of call, else in those of a few. */
 #define CONC_STATIC
+#if __has_include("conc_sync.h") /* else conc.h is the single file, which has all of it */
 #include "conc_sync.h"
-#ifdef FRAMES_WITH_ALL
+#else
+#include "conc.h"
+#endif
+#if defined FRAMES_WITH_ALL && __has_include("conc_pool.h")
 #include "conc_pool.h"
 #endif
 

@@ -1,7 +1,11 @@
 /* Everything here is reported with its place: tasks, groups, locks, generators, streams, signals,
  * scopes; in a dump, a trace, and what debug mode says. */
 #define CONC_IMPLEMENTATION
+#if __has_include("conc_sync.h") /* else conc.h is the single file, which has all of it */
 #include "conc_sync.h"
+#else
+#include "conc.h"
+#endif
 
 #include <stdio.h>
 #include <unistd.h>

@@ -2,8 +2,12 @@
 #ifndef CONC_IMPLEMENTATION
 #define CONC_STATIC
 #endif
+#if __has_include("conc_pool.h") /* else conc.h is the single file, which has all of it */
 #include "conc_pool.h"
 #include "conc_sync.h"
+#else
+#include "conc.h"
+#endif
 #include <stdio.h>
 
 static conc_queue queue = CONC_QUEUE(int, 10);
