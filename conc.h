@@ -1661,6 +1661,8 @@ struct conc_loop {
     int64_t trimmed;
     bool to_trim;
     bool awaits_interrupt; /* nothing but a signal, or a post, will wake main_fn, as it wants */
+    int64_t searched;      /* meanwhile: when circles of tasks were looked for; */
+    uint64_t unsearched;   /* and the loop's pauses since then */
     conc_group background;
     conc__failures failures;
     conc_task main;
@@ -1767,7 +1769,7 @@ static conc__extension conc__extended;
 CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result);
 CONC__PRIVATE void conc__run_posts(conc_loop *l);
 CONC__COLD void conc__deadlock(conc_loop *l);
-CONC__COLD bool conc__awaits_interrupt(conc_loop *l);
+CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit);
 CONC__COLD void conc__doom(conc_loop *l, int rc);
 CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g);
 static inline int64_t conc__time(const conc_loop *l);
@@ -3607,7 +3609,7 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
     if (l->spinners || l->embedded || l->ready)
         limit = 0;
     else if (next == CONC__NEVER && !conc__expects(l) && !conc__held(l)) {
-        l->awaits_interrupt = conc__awaits_interrupt(l);
+        l->awaits_interrupt = conc__awaits_interrupt(l, &limit);
         if (!l->awaits_interrupt) {
             conc__deadlock(l);
             return;
@@ -9632,9 +9634,25 @@ CONC__PRIVATE bool conc__find_deadlock(FILE *out, conc_loop *l)
     return found;
 }
 
+/* The search for a circle visits every task. Posts of other threads may wake the loop very often
+ * while all tasks wait: then most of its pauses go without a search, until one is long enough.
+ * True: the search is left out now, and `limit` says when to look again. */
+CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
+{
+    enum { TASKS = 64, EVERY = 50 * 1000 * 1000 }; /* at most so many tasks a pause; ns */
+    int64_t now = conc__clock(), left = l->searched + EVERY - now;
+    if (left <= 0 || ++l->unsearched * TASKS >= l->spawned - l->finished) {
+        l->searched = now;
+        l->unsearched = 0;
+        return false;
+    }
+    *limit = left < *limit ? left : *limit;
+    return true;
+}
+
 /* Every task waits. Does main_fn sleep for ever, to be woken by the signal that ends the program?
  * Not if a shield hides that, and not if other tasks wait for each other in a circle. */
-CONC__COLD bool conc__awaits_interrupt(conc_loop *l)
+CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
 {
     const conc__wait *w = l->main.wait;
     if (l->virtual_clock || !atomic_load(&l->interrupt_numbers) || !w)
@@ -9644,7 +9662,7 @@ CONC__COLD bool conc__awaits_interrupt(conc_loop *l)
         shielded |= s->shielded;
     if (shielded || w->kind != &conc__sleeping)
         return false;
-    return !conc__find_deadlock(NULL, l);
+    return conc__search_can_wait(l, limit) || !conc__find_deadlock(NULL, l);
 }
 
 CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)

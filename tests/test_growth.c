@@ -9,12 +9,15 @@
 #define TEST_SYNC
 #include "conc_test.h"
 
+#include <pthread.h>
+#include <sched.h>
+
 #ifdef __linux__
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #endif
 
-static long blocks;
+static _Thread_local long blocks; /* of the thread that runs the loop */
 
 /* The compiler puts a call of this in front of every basic block. */
 void __sanitizer_cov_trace_pc(void);
@@ -491,3 +494,197 @@ static int idles_after_a_burst(void *arg)
 }
 
 GROWTH_TEST(an_idle_loop_after_a_burst, idles_after_a_burst, 1000)
+
+/* ---- reports of many tasks, and the search for circles ---- */
+
+static conc_fn *reported; /* of each task */
+static conc_task sleeper;
+
+static int waits_for_the_next_lock(void *arg)
+{
+    long i = (conc_task *)arg - tasks;
+    CONC_TRY(conc_lock_acquire(&locks[i]));
+    CONC_TRY(conc_yield()); /* until each task has its own */
+    int rc = conc_lock_acquire(&locks[(i + 1) % many]);
+    if (rc == 0)
+        (void)!conc_lock_release(&locks[(i + 1) % many]);
+    (void)!conc_lock_release(&locks[i]);
+    return rc;
+}
+
+static int joins_the_next(void *arg)
+{
+    long i = (conc_task *)arg - tasks;
+    return conc_join(i + 1 < many ? &tasks[i + 1] : &sleeper, NULL);
+}
+
+/* A chain of tasks, each of which waits for its group, and the last for ever. */
+static int has_the_next_in_a_group(void *arg)
+{
+    conc_task *t = arg;
+    conc_group g = {0};
+    if (t + 1 == tasks + many)
+        return conc_event_wait(&event);
+    CONC_TRY(conc_spawn_task(&g, t + 1, has_the_next_in_a_group, t + 1));
+    return conc_group_wait(&g);
+}
+
+static int spawn_reported(conc_group *g)
+{
+    int n = reported == has_the_next_in_a_group ? 1 : many;
+    for (int i = 0; i < n; i++)
+        CONC_TRY(conc_spawn_task(g, &tasks[i], reported, &tasks[i]));
+    return 0;
+}
+
+static int has_a_deadlock_reported(void *arg)
+{
+    conc_group g = {0};
+    CONC_TRY(conc_spawn_task(&g, &sleeper, waits_for_event, arg));
+    CONC_TRY(spawn_reported(&g));
+    return conc_group_wait(&g);
+}
+
+static int dumps_everything(void *arg)
+{
+    conc_group g = {0};
+    CONC_TRY(conc_spawn_task(&g, &sleeper, waits_for_event, arg));
+    CONC_TRY(spawn_reported(&g));
+    CONC_TRY(conc_settle());
+    for (int i = 0; i < 10; i++)
+        conc_dump(stderr);
+    conc_group_cancel(&g);
+    return conc_group_wait(&g);
+}
+
+static conc_fn *const kinds_reported[] = {waits_for_the_next_lock, joins_the_next, waits_for_lock,
+                                          waits_to_read_or_write, has_the_next_in_a_group};
+
+TEST(reports_of_deadlocks)
+{
+    result = -EDEADLK;
+    CHECK(freopen("/dev/null", "w", stderr) != NULL);
+    for (size_t i = 0; i < CONC_LEN(kinds_reported); i++) {
+        reported = kinds_reported[i];
+        check_grows_evenly(has_a_deadlock_reported, 150);
+        check_grows_evenly(has_a_deadlock_reported, 1000); /* of so many only kinds are listed */
+    }
+}
+
+TEST(dumps)
+{
+    CHECK(freopen("/dev/null", "w", stderr) != NULL);
+    for (size_t i = 0; i < CONC_LEN(kinds_reported); i++) {
+        reported = kinds_reported[i];
+        check_grows_evenly(dumps_everything, 150);
+    }
+}
+
+/* ---- a loop that others wake often while main_fn waits for the signal that ends it ---- */
+
+static conc_loop *woken;
+static void does_nothing(void *arg) { (void)arg; }
+
+static void interrupts(void *arg)
+{
+    (void)arg;
+    raise(SIGTERM);
+}
+
+static void wait_until_asleep(void)
+{
+    for (bool asleep = false; !asleep; sched_yield()) {
+        pthread_mutex_lock(&woken->mutex);
+        asleep = woken->asleep;
+        pthread_mutex_unlock(&woken->mutex);
+    }
+}
+
+/* As often as there are tasks, and each time when the loop sleeps. */
+static void *wakes_the_loop(void *arg)
+{
+    for (int i = 0; i < many; i++) {
+        wait_until_asleep();
+        conc_post(woken, does_nothing, NULL);
+    }
+    conc_post(woken, interrupts, NULL);
+    return arg;
+}
+
+static int waits_for_the_end(void *arg)
+{
+    pthread_t thread;
+    conc_group g = {.stack_size = 16384};
+    CONC_TRY(conc_spawn_task(&g, &sleeper, sleeps_for_ever, arg));
+    CONC_TRY(spawn_reported(&g));
+    CONC_TRY(conc_settle());
+    woken = conc_loop_self();
+    CHECK_INT(pthread_create(&thread, NULL, wakes_the_loop, NULL), 0);
+    int rc = conc_sleep(CONC_FOREVER);
+    CHECK_INT(pthread_join(thread, NULL), 0);
+    return conc_group_end(&g, rc);
+}
+
+static long count_blocks_until_interrupt(int n)
+{
+    conc_options options = {.interrupt = true};
+    many = n;
+    blocks = 0;
+    CHECK_INT(conc_run_with(&options, waits_for_the_end, NULL), -EINTR);
+    return blocks;
+}
+
+TEST(searches_for_circles_in_a_loop_that_is_woken_often)
+{
+    signal(SIGTERM, SIG_DFL); /* as the test runner has a handler */
+    reported = joins_the_next;
+    long few = count_blocks_until_interrupt(500), more = count_blocks_until_interrupt(5000);
+    if (more > 20 * few)
+        test_fail(__FILE__, __LINE__, "500 take %ld blocks, and 5000 take %ld", few, more);
+}
+
+static void deadlocks(void *arg)
+{
+    (void)arg;
+    conc_event_set(&event);
+}
+
+static void *wakes_the_loop_into_a_deadlock(void *arg)
+{
+    for (int i = 0; i < 3; i++) {
+        wait_until_asleep();
+        conc_post(woken, i < 2 ? does_nothing : deadlocks, NULL);
+    }
+    return arg;
+}
+
+static int joins_the_other(void *arg)
+{
+    long i = (conc_task *)arg - tasks;
+    CONC_TRY(conc_event_wait(&event));
+    return conc_join(&tasks[1 - i], NULL);
+}
+
+static int waits_beside_a_circle(void *arg)
+{
+    pthread_t thread;
+    conc_group g = {.stack_size = 16384};
+    for (int i = 0; i < 1000; i++)
+        CONC_TRY(
+            conc_spawn_task(&g, &tasks[i], i < 2 ? joins_the_other : sleeps_for_ever, &tasks[i]));
+    CONC_TRY(conc_settle());
+    woken = conc_loop_self();
+    CHECK_INT(pthread_create(&thread, NULL, wakes_the_loop_into_a_deadlock, arg), 0);
+    int rc = conc_sleep(CONC_FOREVER);
+    CHECK_INT(pthread_join(thread, NULL), 0);
+    return conc_group_end(&g, rc);
+}
+
+TEST(a_circle_of_tasks_is_found_though_the_loop_was_woken_just_before)
+{
+    conc_options options = {.interrupt = true};
+    signal(SIGTERM, SIG_DFL);
+    CHECK(freopen("/dev/null", "w", stderr) != NULL);
+    event = (conc_event){0};
+    CHECK_INT(conc_run_with(&options, waits_beside_a_circle, NULL), -EDEADLK);
+}
