@@ -2337,8 +2337,12 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
 {
     enum { BITS = 8 * sizeof(long) };
     int top = -1, closed = 0, count = 0;
-    for (size_t i = 0; i < n; i++)
-        top = polls[i].fd > top ? polls[i].fd : top;
+    for (size_t i = 0; i < n; i++) {
+        polls[i].revents = fcntl(polls[i].fd, F_GETFD) < 0 ? POLLNVAL : 0;
+        closed += polls[i].revents != 0;
+        if (!polls[i].revents && polls[i].fd > top)
+            top = polls[i].fd;
+    }
     size_t words = (size_t)(top + 1) / BITS + 1, size = words * sizeof(long);
     unsigned long *reads = CONC_MALLOC(2 * size), *writes = reads + words;
     if (!reads)
@@ -2346,8 +2350,6 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
     memset(reads, 0, 2 * size);
     for (size_t i = 0; i < n; i++) {
         unsigned long bit = 1ul << (polls[i].fd % BITS);
-        polls[i].revents = fcntl(polls[i].fd, F_GETFD) < 0 ? POLLNVAL : 0;
-        closed += polls[i].revents != 0;
         if (!polls[i].revents && polls[i].events & POLLIN)
             reads[polls[i].fd / BITS] |= bit;
         if (!polls[i].revents && polls[i].events & POLLOUT)
@@ -3321,6 +3323,7 @@ CONC__PRIVATE void conc__tell_misuse(conc_loop *l, void *arg)
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place)
 {
     conc_loop *l = conc__here;
+    int saved = errno;
     if (l && l->debug) {
         conc__misuse m = {l->self, call, why, place};
         conc__on_loop(l, conc__tell_misuse, &m);
@@ -3328,6 +3331,7 @@ CONC__COLD int conc__misused(int rc, const char *call, const char *why, const ch
         fprintf(stderr, "conc: a thread without a run: %s: %s; conc_post runs it on the loop\n",
                 call, why);
     }
+    errno = saved;
     return rc;
 }
 
@@ -6778,7 +6782,9 @@ CONC__PRIVATE ssize_t conc__receive_slowly(conc_loop *l, const conc__io *io)
         if (nothing || (file && io->any))
             n = conc__io_file(io, CONC__READS);
     } while (n < 0 && errno == EINTR);
-    return conc__io_result(l, n, saved);
+    n = conc__io_result(l, n, saved);
+    errno = saved; /* ENOTSOCK came before the file's own call */
+    return n;
 }
 
 /* Receives bytes, without waiting. A TCP connection that had fewer than were asked for has none
@@ -6827,7 +6833,9 @@ CONC__PRIVATE ssize_t conc__send_slowly(conc_loop *l, const conc__io *io)
                 conc__drain_pipe_signal(l);
         }
     } while (n < 0 && errno == EINTR);
-    return conc__io_result(l, n, saved);
+    n = conc__io_result(l, n, saved);
+    errno = saved;
+    return n;
 }
 
 /* Sends bytes, without waiting. */
@@ -7033,6 +7041,7 @@ CONC__PRIVATE ssize_t conc__accept(conc_loop *l, const conc__io *io)
         conc__fd_gone(l, f);
         return conc__accept(l, io);
     }
+    *l->errno_at = saved; /* accept4 may have been refused before accept worked */
     return n < 0 ? n : conc__fd_adopt(l, (int)n, f && f->tcp);
 }
 
@@ -11348,8 +11357,10 @@ CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg)
     int rc = conc__run(&o, spawned, main_fn, arg, &outcome);
     if (outcome.signal)
         return 128 + outcome.signal;
+    int saved = errno;
     if (rc < 0)
         fprintf(stderr, "conc: %s failed: %s\n", outcome.by, conc__words_or(outcome.text, rc));
+    errno = saved;
     return rc < 0;
 }
 

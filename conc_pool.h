@@ -3226,7 +3226,9 @@ CONC_API int conc_child_start(conc_child *c)
     c->output = s.near_ends[1];
     c->error = s.near_ends[2];
     c->pid = (int)s.pid;
+    int saved = errno;
     c->pidfd = conc__pidfd(s.pid); /* it is not reaped before, so the number is its own */
+    errno = saved;
     c->status = 0;
     __atomic_store_n(&c->state, CONC__CHILD_RUNS, __ATOMIC_RELEASE);
     return 0;
@@ -3261,7 +3263,9 @@ CONC__PRIVATE int conc__child_pause(const conc_loop *l, const conc_child *c, dou
         return conc_wait_fd(c->pidfd, CONC_READABLE);
     if (c->pidfd >= 0) {
         struct pollfd p = {c->pidfd, POLLIN, 0};
+        int saved = errno;
         poll(&p, 1, -1);
+        errno = saved;
         return 0;
     }
     *pause = *pause < 0.05 ? *pause * 2 : *pause;

@@ -275,7 +275,9 @@ static int run_the_parts(void *arg)
     for (size_t i = 0; i < CONC_LEN(parts); i++) {
         conc_stats before, after;
         conc_get_stats(&before);
+        errno = 77;
         int rc = parts[i].fn(NULL);
+        CHECK_INT(errno, 77);
         conc_get_stats(&after);
         if (after.polls - before.polls > MOST_POLLS)
             test_fail(__FILE__, __LINE__, "%s: it spins: %llu polls", parts[i].name,
