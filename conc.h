@@ -1804,6 +1804,7 @@ CONC__PRIVATE const char *conc__describe(char *to, size_t size, conc__source sou
 CONC__PRIVATE conc__source conc__source_of(const conc_task *t);
 CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
                                    void (*run)(void *), void *arg);
+CONC__COLD int conc__own_error(int rc);
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place);
 
 /* ---- >>sanitizers --------------------------------------------------------------------------- */
@@ -3332,7 +3333,7 @@ CONC__COLD int conc__misused(int rc, const char *call, const char *why, const ch
                 call, why);
     }
     errno = saved;
-    return rc;
+    return rc < 0 ? conc__own_error(rc) : rc;
 }
 
 CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
@@ -3852,7 +3853,7 @@ CONC_API CONC__CALLED int conc_sleep(double s)
     if (!l)
         return -EPERM;
     if (__builtin_isnan(s))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     conc__find_lost(l, __builtin_frame_address(0));
     if (!ns)
         return conc__yield_slowly();
@@ -3865,7 +3866,7 @@ CONC_API CONC__CALLED int conc_sleep_until(double t)
     if (!l)
         return -EPERM;
     if (__builtin_isnan(t))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     conc__find_lost(l, __builtin_frame_address(0));
     int64_t at = t >= CONC_FOREVER ? CONC__NEVER : conc__ns(t);
     for (int64_t more = 1; (double)at / 1e9 < t && at < CONC__NEVER - 8192;
@@ -3879,7 +3880,7 @@ CONC_API int conc_block(double s)
     conc_loop *l = conc__here;
     bool outside = !l && !conc__extended.job_block;
     if (!outside && __builtin_isnan(s))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (!l && !outside && conc__extended.job_block(conc__ns(s)))
         return 0;
     if (!l)
@@ -4112,7 +4113,7 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
     if (rc != -ECANCELED || !mine)
         return rc;
     s->cancel_caught = true;
-    return s->expired ? -ETIMEDOUT : 0;
+    return s->expired ? conc__own_error(-ETIMEDOUT) : 0;
 }
 
 /* The loop on which `call` may change an open scope from here; NULL: it may not. */
@@ -4123,7 +4124,7 @@ CONC__PRIVATE conc_loop *conc__loop_of(const conc_scope *s, const char *call)
         return NULL;
     if (l && (!s->task || s->task->loop == l))
         return l;
-    conc__misused(-EPERM, call, "it is another loop's", s->place);
+    conc__misused(0, call, "it is another loop's", s->place);
     return NULL;
 }
 
@@ -4142,7 +4143,7 @@ CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now)
     if (!l)
         return conc__here ? -EINVAL : -EPERM;
     if (__builtin_isnan(s_from_now) || s->cancel_called)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     conc__disarm(l, &s->timer);
     conc__set_limit(l, s, s_from_now);
     return 0;
@@ -4392,7 +4393,7 @@ CONC_API CONC__CALLED int conc__group_begin(conc_group *g, const char *place)
         conc__group_renew(g);
     if (!g || g->scope.state != CONC__FRESH || g->limit < 0 ||
         (g->stack_size && !conc__stack_fits(g->stack_size)))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     conc__find_lost(l, __builtin_frame_address(0));
     conc__group_open(l, g, place);
     return 0;
@@ -4507,7 +4508,7 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *call
         bool waited = g->limit > 0 && handle;
         if (waited && conc__handle_in_use(handle) && !conc__is_inherited(handle->serial)) {
             conc__child_gone(l, g);
-            return -EBUSY;
+            return conc__own_error(-EBUSY);
         }
     }
     *out = conc__task_new(l, g, handle, fn, arg, spawned);
@@ -4533,7 +4534,7 @@ CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, con
     if (!conc__here)
         return conc__misused(-EPERM, "conc_spawn_task", "the group is another loop's", spawned);
     if (!handle)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (CONC__MSAN || CONC__UNLIKELY(conc__here->on_valgrind))
         conc__excuse(handle, sizeof *handle);
     if (conc__handle_in_use(handle) && !conc__handle_taken_over(handle))
@@ -4584,7 +4585,7 @@ CONC_API CONC__CALLED int conc__start(conc_group *g, const char *spawned, conc_f
     if (!l)
         return -EPERM;
     if (!fn)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -4739,6 +4740,17 @@ CONC_API int conc_fail(int rc, const char *fmt, ...)
     return rc;
 }
 
+/* Returns rc, an error that conc makes here: it goes with conc_strerror's words, not with those of
+ * an earlier error that has the same number and came from the system. */
+CONC__COLD int conc__own_error(int rc)
+{
+    conc_loop *l = conc__of_task();
+    if (!l)
+        return conc_fail(rc, "%s", conc_strerror(rc)); /* in a job */
+    conc__tell(l->self, rc, NULL, (conc__source){NULL, NULL});
+    return rc;
+}
+
 /* strerror, but never a buffer that is used again. */
 CONC__PRIVATE const char *conc__system_words(int rc)
 {
@@ -4753,6 +4765,8 @@ CONC__PRIVATE int conc__system_failed(int rc, const char *about)
     if (rc >= 0 || rc == -ECANCELED)
         return rc;
     const char *words = conc__system_words(rc);
+    if (about && !*about)
+        about = "\"\"";
     return about ? conc_fail(rc, "%.80s: %s", about, words) : conc_fail(rc, "%s", words);
 }
 
@@ -4798,7 +4812,7 @@ CONC_API void conc_set_name(conc_task *t, const char *name)
     if (!conc__is_task(t) || !name || t->state != CONC__LIVE)
         return;
     if (t->loop != conc__here) {
-        conc__misused(-EPERM, "conc_set_name", "the task is another run's", NULL);
+        conc__misused(0, "conc_set_name", "the task is another run's", NULL);
         return;
     }
     char *room = t->has_handle           ? t->name_copy
@@ -5328,9 +5342,9 @@ CONC_API int conc_cancel(conc_task *t)
     if (!l)
         return conc__misused(-EPERM, "conc_cancel", "this is not the task's loop", NULL);
     if (!conc__is_task(t))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (t->state == CONC__DONE)
-        return -EALREADY;
+        return conc__own_error(-EALREADY);
     if (t->loop != l)
         return conc__misused(-EPERM, "conc_cancel", "the task is another loop's", NULL);
     conc__task_cancel(l, t);
@@ -5476,7 +5490,7 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     if (!l)
         return -EPERM;
     if (!g || !t || g->scope.state == CONC__CLOSED)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -5704,7 +5718,7 @@ CONC_API int conc_local_set(conc_local *key, const void *value)
     if (!at)
         return conc__misused(-EPERM, "conc_local_set", "only a task may call it", NULL);
     if (!key)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     uint64_t hash = conc__local_hash(key);
     for (; *at && !conc__locals_are_shared(*at); hash >>= 1) {
         if ((*at)->key == key) {
@@ -5847,7 +5861,7 @@ CONC_API int conc__gen_open(conc_gen *face, const char *opened, conc_gen_fn *fn,
     if (!l)
         return -EPERM;
     if (!face || !fn || (conc__gen_of(l, face) && face->body != &conc__exhausted))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     conc__stack *stack = conc__stack_take(l->pool);
     if (!stack)
         return -ENOMEM;
@@ -5941,10 +5955,10 @@ CONC_API CONC__CALLED int conc_gen_emit(conc_gen *face, const void *item)
         return -EPERM;
     conc__gen *g = conc__gen_of(l, face);
     if (!g || g == &conc__exhausted || l->self->stack != g->stack || (!item && g->item_size))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (CONC__UNLIKELY(l->self->scope != g->scope)) {
         conc__find_lost(l, __builtin_frame_address(0));
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     }
     if (CONC__UNLIKELY(g->closing))
         return conc__gen_emit_late(l, g);
@@ -5964,11 +5978,11 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     conc__quick(l); /* before the look at the generator: others may close it meanwhile */
     conc__gen *g = conc__gen_of(l, face);
     if (!g || (!item && g->item_size))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (g == &conc__exhausted)
         return 0;
     if (g->consumer)
-        return -EBUSY;
+        return conc__own_error(-EBUSY);
     conc__gen_enter(l, g);
     if (g->ended) {
         rc = conc__gen_free(l, g, face);
@@ -6009,7 +6023,7 @@ CONC_API int conc_gen_close(conc_gen *face)
 {
     conc_loop *l = conc__of_task();
     if (!face)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     conc__gen *g = l ? conc__gen_of(l, face) : face->body;
     if (!g)
         return 0; /* it may be open in another thread's run: nothing is written there */
@@ -6020,7 +6034,7 @@ CONC_API int conc_gen_close(conc_gen *face)
     if (!l)
         return -EPERM;
     if (g->consumer)
-        return -EBUSY;
+        return conc__own_error(-EBUSY);
     bool stopped;
     conc__source source = conc__gen_source(g);
     int rc = conc__gen_finish(l, g, face, &stopped);
@@ -6504,16 +6518,21 @@ CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
     if (!l)
         return -EPERM;
     if (events & ~(CONC_READABLE | CONC_WRITABLE))
-        return -EINVAL;
-    int rc = fd < 0 ? -EBADF : conc__checkpoint(l);
+        return conc__own_error(-EINVAL);
+    if (CONC__UNLIKELY(fd < 0))
+        return conc__own_error(-EBADF);
+    int rc = conc__checkpoint(l);
     if (rc)
         return rc;
     conc__find_lost(l, __builtin_frame_address(0));
     rc = conc__fd_ready(fd, events);
-    if (rc == 0)
-        return conc__fd_park(l, fd, events);
-    conc__quick(l);
-    return rc < 0 ? rc : rc & events;
+    if (rc == 0) {
+        rc = conc__fd_park(l, fd, events);
+    } else {
+        conc__quick(l);
+        rc = rc < 0 ? rc : rc & events;
+    }
+    return CONC__UNLIKELY(rc < 0) ? conc__system_failed(rc, NULL) : rc;
 }
 
 CONC_API int conc_close(int fd)
@@ -7382,7 +7401,7 @@ CONC_API int conc_listen_with(const char *address, const conc_listen_options *op
     if (!l)
         return conc__misused(-EPERM, "conc_listen", "there is no loop", NULL);
     if (!address || o->backlog < 0)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__listen(l, address, o);
     errno = saved;
     return rc;
@@ -7583,7 +7602,7 @@ CONC_API int conc_dial(const char *address)
     if (!l)
         return -EPERM;
     if (!address)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -7639,7 +7658,7 @@ CONC_API CONC__CALLED int conc_address(int fd, bool peer, char *buf, size_t size
 {
     int saved = errno;
     if (!buf)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__ask_address(fd, peer, buf, size);
     errno = saved;
     return rc;
@@ -7782,7 +7801,7 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *spa
     if (!l)
         return -EPERM;
     if (!server || !server->handler || server->limit < 0)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     conc_server s = *server;
     conc_group g = {.limit = s.limit, .keep_going = true};
     int rc = conc__checkpoint(l);
@@ -7875,8 +7894,8 @@ enum { CONC__STREAM_FRESH, CONC__STREAM_OPEN, CONC__STREAM_CLOSED };
 CONC__PRIVATE int conc__stream_state(const conc_stream *s)
 {
     if (!s || s->state == CONC__STREAM_FRESH)
-        return -EINVAL;
-    return s->state == CONC__STREAM_OPEN ? 0 : -EPIPE;
+        return conc__own_error(-EINVAL);
+    return s->state == CONC__STREAM_OPEN ? 0 : conc__own_error(-EPIPE);
 }
 
 /* A call that may wait ends: the stream is no longer touched, if it was closed meanwhile. */
@@ -7916,7 +7935,7 @@ CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place)
     if (!s || s->state == CONC__STREAM_OPEN)
         return conc__misused(-EINVAL, "conc_stream_open", "no stream, or it is open", NULL);
     if (s->inside)
-        return -EBUSY;
+        return conc__own_error(-EBUSY);
     const conc__fd *f = conc__fd_find(l, fd);
     bool own = f && conc__fd_is_own(f);
     if (fd < 0 || (!own && conc__fd_ready(fd, CONC_READABLE) < 0))
@@ -9000,7 +9019,7 @@ CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *n
     conc__on_loop(l, conc__open_signals, &c);
     if (c.rc == 0)
         conc__note(&l->receiving, s, "signals", place);
-    return c.rc;
+    return conc__system_failed(c.rc, NULL);
 }
 
 CONC__PRIVATE bool conc__receive_cancel(conc__wait *w)
@@ -9019,12 +9038,12 @@ CONC_API int conc_signals_next(conc_signals *s)
     if (!l)
         return -EPERM;
     if (!s)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
     if (!s->loop)
-        return -EPIPE;
+        return conc__own_error(-EPIPE);
     if (s->loop != l || s->run != l->run)
         return conc__misused(-EPERM, "conc_signals_next", "it is another run's", NULL);
     rc = s->waits.first ? 0 : conc__signals_find(s);
@@ -9059,7 +9078,7 @@ CONC_API int conc_signals_close(conc_signals *s)
     conc_loop *l = conc__here;
     conc__signal_call c = {.s = s};
     if (!s)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (!s->loop)
         return 0;
     if (!l || s->loop != l || s->run != l->run)
@@ -9187,7 +9206,7 @@ CONC__PRIVATE void conc__loop_free(conc_loop *l)
 CONC_API int conc_loop_hold(conc_loop *l)
 {
     if (!l)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     pthread_mutex_lock(&l->mutex);
     l->holds++;
     pthread_mutex_unlock(&l->mutex);
@@ -9197,11 +9216,11 @@ CONC_API int conc_loop_hold(conc_loop *l)
 CONC_API int conc_loop_release(conc_loop *l)
 {
     if (!l)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     pthread_mutex_lock(&l->mutex);
     if (!l->holds) {
         pthread_mutex_unlock(&l->mutex);
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     }
     bool last = --l->holds == 0 && l->over_for_good;
     /* without a hold its wait may have become a deadlock */
@@ -9251,7 +9270,7 @@ CONC__PRIVATE void conc__run_posted_call(conc__post *p)
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
 {
     if (!l || !fn)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     conc__posted_call *call = conc__alloc(sizeof *call);
     if (!call)
         return -ENOMEM;
@@ -11370,7 +11389,7 @@ CONC_API int conc_embed_begin(conc_embed *e, const conc_options *options, conc_f
                               void *arg)
 {
     if (!e || (e->loop && e->loop == conc__here))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int saved = errno, rc = conc__begin(&e->loop, true, options, "main", main_fn, arg);
     errno = saved;
     if (rc)

@@ -1477,13 +1477,13 @@ CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
 {
     conc_loop *l = conc__here;
     if (!conc__is_job(j))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     bool was_done = conc__job_state(j) & CONC__JOB_DONE;
     if (!was_done && l && !l->self)
         return conc__caller_refused("conc_job_wait");
     for (conc__frame *f = was_done ? NULL : conc__frame_here(); f; f = f->outer)
         if (f->job == j)
-            return -EDEADLK;
+            return conc__own_error(-EDEADLK);
     l = conc__of_task();
     if (!was_done)
         conc__job_wait(l, j, NULL);
@@ -1737,9 +1737,9 @@ CONC__PRIVATE int conc__pool_opens(conc__crew **crew, unsigned *users, conc__cre
 CONC_API int conc_pool_open(conc_pool *p)
 {
     if (!p || p->threads < 0 || p->queue_limit < 0 || p->threads > 1 << 16)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (p->crew && p->crew->forks == conc__forks)
-        return -EBUSY;
+        return conc__own_error(-EBUSY);
     conc__crews_need();
     if (!conc__frames_there)
         return -EAGAIN;
@@ -2666,7 +2666,7 @@ CONC_API CONC__CALLED int conc_file_read(const char *path, void **data, size_t *
     if (data)
         *data = NULL;
     if (!path || !data)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__offload(conc__file_reads, &f, __func__);
     *data = f.data;
     if (size)
@@ -2846,9 +2846,9 @@ CONC__PRIVATE int conc__file_change(conc_fn *fn, const char *path, const void *d
 {
     conc__file_call f = {path, (char *)(uintptr_t)data, size};
     if (!path || (!data && size))
-        return -EINVAL;
-    if (!*path)
-        return -ENOENT; /* not that the directory "" cannot be written to */
+        return conc__own_error(-EINVAL);
+    if (!*path) /* not that the directory "" cannot be written to */
+        return conc__system_failed(-ENOENT, path);
     return conc__system_failed(conc__offload(fn, &f, call), path);
 }
 
@@ -3214,7 +3214,7 @@ CONC_API int conc_child_start(conc_child *c)
     if (rc == 0 && !conc__child_claim(c))
         rc = -EBUSY;
     if (rc)
-        return rc;
+        return conc__own_error(rc);
     conc__child_starting s = {.child = c};
     conc__original_mask(&s.mask);
     rc = conc_offload(conc__child_starts, &s);
@@ -3304,19 +3304,26 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
     return rc;
 }
 
-CONC_API int conc_child_kill(conc_child *c, int signal)
+/* -EALREADY: it has ended. */
+CONC__PRIVATE int conc__child_signal(conc_child *c, int signal)
 {
-    if (!conc__child_is_there(c))
-        return -EINVAL;
     if (conc__child_ended(c))
         return -EALREADY;
-    int saved = errno;
+    int saved = errno, rc = -EALREADY;
     pthread_mutex_lock(&conc__children);
-    bool runs = c->state == CONC__CHILD_RUNS;
-    int rc = runs && kill(c->pid, signal) ? -errno : 0;
+    if (c->state == CONC__CHILD_RUNS)
+        rc = kill(c->pid, signal) ? -errno : 0;
     pthread_mutex_unlock(&conc__children);
     errno = saved;
-    return runs ? conc__system_failed(rc, NULL) : -EALREADY;
+    return rc;
+}
+
+CONC_API int conc_child_kill(conc_child *c, int signal)
+{
+    int rc = conc__child_is_there(c) ? conc__child_signal(c, signal) : -EINVAL;
+    if (rc == -EALREADY)
+        return conc__own_error(rc);
+    return conc__system_failed(rc, NULL);
 }
 
 CONC__PRIVATE int conc__child_await_all(void *arg)
@@ -3337,13 +3344,13 @@ CONC_API int conc_child_close(conc_child *c)
 {
     conc_loop *l = conc__here;
     if (!c)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (!conc__child_is_there(c))
         return c->state ? -EBUSY : 0;
     conc__close_end(&c->input);
     conc__close_end(&c->output);
     conc__close_end(&c->error);
-    conc_child_kill(c, SIGKILL);
+    conc__child_signal(c, SIGKILL);
     if (l && l->self)
         conc_shield(CONC_FOREVER, conc__child_await_all, c);
     else
@@ -5041,9 +5048,9 @@ CONC__PRIVATE int conc__hub_open(conc__hub *h)
 CONC_API int conc_procs_open(conc_procs *p)
 {
     if (!p || p->workers < 0 || p->workers > 1 << 12)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (p->crew && p->crew->forks == conc__forks)
-        return -EBUSY;
+        return conc__own_error(-EBUSY);
     if (!p->fork && getauxval(AT_SECURE))
         return -EPERM;
     conc__crews_need();
@@ -5159,7 +5166,7 @@ CONC_API CONC__CALLED ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, 
     conc__parcel parcel = {
         .call = fn, .in = in, .in_size = in_size, .out = out, .out_size = out_size};
     if (!p || !fn || (in_size && !in) || (out_size && !out))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__crew_run(&p->crew, &p->users, conc__call_job, NULL, 0, &parcel, __func__);
     return rc < 0 ? rc : parcel.returned;
 }

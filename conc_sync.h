@@ -677,7 +677,7 @@ CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
     if (!l)
         return -EPERM;
     if (!k)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (k->owner && !conc__is_inherited(k->serial))
         return conc__held_by_other(l, k->owner, k->serial, "conc_lock_try_acquire", k->place);
     conc__lock_give(l, k, l->self, place);
@@ -819,7 +819,7 @@ CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const ch
     if (!l)
         return -EPERM;
     if (!k)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     conc__rwlock_take_over(k);
     if (conc__rwlock_is_mine(l, k))
         return conc__misused(-EDEADLK, call, "the task has this rwlock already, acquired",
@@ -851,7 +851,7 @@ CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place
     if (!l)
         return -EPERM;
     if (!k)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     conc__rwlock_take_over(k);
     if (!conc__ours(l, &k->waits))
         return conc__foreign(call);
@@ -898,7 +898,7 @@ CONC__PRIVATE CONC__CALLED int conc__sem_acquire_slowly(conc_sem *s)
     if (CONC__UNLIKELY(!l))
         return -EPERM;
     if (CONC__UNLIKELY(!conc__sem_is_valid(s)))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__may_wait(l, &s->waits, "conc_sem_acquire");
     if (rc)
         return rc;
@@ -924,7 +924,7 @@ CONC_API int conc_sem_acquire(conc_sem *s)
 CONC_API int conc_sem_try_acquire(conc_sem *s)
 {
     if (!conc__sem_is_valid(s))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (s->permits == 0 || s->waits.first)
         return -EAGAIN;
     s->permits--;
@@ -935,7 +935,7 @@ CONC_API int conc_sem_release(conc_sem *s)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!conc__sem_is_valid(s)))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (CONC__UNLIKELY(!conc__ours(l, &s->waits)))
         return conc__foreign("conc_sem_release");
     if (s->waits.first) {
@@ -1104,7 +1104,7 @@ CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
     if (!l)
         return -EPERM;
     if (!b || b->parties <= 0)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__may_wait(l, &b->waits, "conc_barrier_wait");
     if (rc)
         return rc;
@@ -1171,9 +1171,9 @@ CONC_API int conc_future_set(conc_future *f, int rc, void *value)
 {
     conc_loop *l = conc__here;
     if (!f)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (f->set)
-        return -EALREADY;
+        return conc__own_error(-EALREADY);
     if (!conc__ours(l, &f->waits))
         return conc__foreign("conc_future_set");
     f->set = true;
@@ -1193,7 +1193,7 @@ CONC_API CONC__CALLED int conc_future_wait(conc_future *f, void **value)
     if (!l)
         return -EPERM;
     if (!f)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__may_wait(l, &f->waits, "conc_future_wait");
     if (rc)
         return rc;
@@ -1277,7 +1277,7 @@ CONC__COLD int conc__queue_check(conc_queue *q)
 {
     if (q->kind < CONC_QUEUE_FIFO || q->kind > CONC_QUEUE_PRIORITY ||
         (q->kind == CONC_QUEUE_PRIORITY && !q->less) || (q->kind == CONC_QUEUE_LIFO && q->less))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     q->checked = true;
     return 0;
 }
@@ -1285,7 +1285,7 @@ CONC__COLD int conc__queue_check(conc_queue *q)
 CONC__FAST int conc__queue_valid(conc_queue *q, const void *item)
 {
     if (CONC__UNLIKELY(!q || (!item && q->item_size)))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     return CONC__UNLIKELY(!q->checked) ? conc__queue_check(q) : 0;
 }
 
@@ -1431,7 +1431,7 @@ CONC__FAST int conc__queue_push(conc_loop *l, conc_queue *q, const void *item)
 {
     conc__wait *getter = q->getters.first;
     if (CONC__UNLIKELY(q->closed))
-        return -EPIPE;
+        return conc__own_error(-EPIPE);
     if (getter) {
         conc__item_copy(q, getter->item, item);
         q->unfinished++;
@@ -1451,7 +1451,7 @@ CONC__FAST int conc__queue_pull(conc_loop *l, conc_queue *q, void *item)
 {
     conc__wait *putter = q->putters.first;
     if (!q->count)
-        return q->closed ? -EPIPE : -EAGAIN;
+        return q->closed ? conc__own_error(-EPIPE) : -EAGAIN;
     conc__queue_take(q, item);
     if (putter) {
         conc__queue_store(q, putter->item);
@@ -1567,7 +1567,7 @@ CONC_API int conc_queue_task_done(conc_queue *q)
 {
     conc_loop *l = conc__here;
     if (!q)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (!conc__ours(l, &q->joiners))
         return conc__foreign("conc_queue_task_done");
     if (!q->unfinished)
@@ -1958,7 +1958,7 @@ CONC_API int conc_limiter_try_acquire(conc_limiter *k, int n)
     if (!l)
         return conc__misused(-EPERM, "conc_limiter_try_acquire", "there is no loop", NULL);
     if (!conc__limiter_is_valid(k, n))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (!conc__limiter_is_ours(l, k))
         return conc__foreign("conc_limiter_try_acquire");
     int64_t now = conc__time(l);
@@ -1975,7 +1975,7 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
     if (!l)
         return -EPERM;
     if (!conc__limiter_is_valid(k, n))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__may_wait(l, &k->waits, "conc_limiter_acquire");
     if (rc)
         return rc;

@@ -249,6 +249,18 @@ FILE_TEST(what_is_appended_stands_at_the_end)
     free(data);
 }
 
+FILE_TEST(an_empty_path_is_told_in_words)
+{
+    void *data;
+    CHECK_INT(conc_file_write("", "a", 1), -ENOENT);
+    CHECK_CONTAINS(conc_last_error(), "\"\": ");
+    CHECK_CONTAINS(conc_last_error(), strerror(ENOENT));
+    CHECK_INT(conc_file_write(NULL, "a", 1), -EINVAL);
+    CHECK_STR(conc_last_error(), strerror(EINVAL));
+    CHECK_INT(conc_file_read("", &data, NULL), -ENOENT);
+    CHECK_CONTAINS(conc_last_error(), "\"\": ");
+}
+
 FILE_TEST(errno_is_left_alone)
 {
     errno = 77;

@@ -7,6 +7,7 @@
  */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -107,6 +108,7 @@ static long faulty_syscall(long number, long a, long b, long c, long d, long e, 
 #define CONC_STACK_SIZE \
     (256 * 1024) /* the default; an option gives this file an implementation of its own */
 
+#define TEST_SYNC
 #include "io_test.h"
 
 #include <sys/un.h>
@@ -521,6 +523,79 @@ IO_TEST(a_dial_that_the_system_refuses_is_told_in_its_words)
         CHECK_CONTAINS(conc_last_error(), "127.0.0.1:1");
         CHECK_CONTAINS(conc_last_error(), strerror(renamed[i]));
     }
+}
+
+/* An accept that the system refuses with this error, which conc has other words for. */
+static void fail_in_the_systems_words(int l, int error)
+{
+    faults.accept_error = error;
+    faults.accept_times = 2;
+    CHECK_INT(conc_accept(l), -error);
+    faults.accept_times = 0;
+    CHECK_STR(conc_last_error(), strerror(error));
+}
+
+/* The same error again, and conc made it. */
+#define FAILS_IN_CONCS_WORDS(error, call)                      \
+    do {                                                       \
+        fail_in_the_systems_words(l, (error));                 \
+        CHECK_INT((call), -(error));                           \
+        CHECK_STR(conc_last_error(), conc_strerror(-(error))); \
+    } while (0)
+
+static int sleeps_for_ever(void *arg)
+{
+    (void)arg;
+    return conc_sleep(CONC_FOREVER);
+}
+
+IO_TEST(an_error_that_conc_makes_after_one_of_the_systems_is_told_in_concs_words)
+{
+    int l = conc_listen("127.0.0.1:0"), end[2];
+    conc_lock lock = {0};
+    conc_future future = {0};
+    conc_queue closed = CONC_QUEUE(int, 1);
+    conc_stream stream = {0};
+    conc_latch latch = {0};
+    conc_task t;
+    conc_group g = {0};
+    CHECK(l >= 0);
+    conc_queue_close(&closed);
+    CHECK_INT(conc_future_set(&future, 0, NULL), 0);
+    CHECK_INT(conc_spawn_task(&g, &t, sleeps_for_ever, NULL), 0);
+    FAILS_IN_CONCS_WORDS(EPERM, conc_lock_release(&lock));
+    FAILS_IN_CONCS_WORDS(ETIMEDOUT, conc_timeout(1, sleeps_for_ever, NULL));
+    FAILS_IN_CONCS_WORDS(EALREADY, conc_future_set(&future, 0, NULL));
+    FAILS_IN_CONCS_WORDS(EDEADLK, conc_join(conc_self(), NULL));
+    FAILS_IN_CONCS_WORDS(EOVERFLOW, conc_latch_done(&latch));
+    FAILS_IN_CONCS_WORDS(EPIPE, conc_queue_try_put(&closed, &l));
+    FAILS_IN_CONCS_WORDS(EPIPE, conc_queue_get(&closed, &l));
+    FAILS_IN_CONCS_WORDS(EBUSY, conc_spawn_task(&g, &t, sleeps_for_ever, NULL));
+    io_open(IO_SOCKET, end);
+    CHECK_INT(conc_stream_open(&stream, end[0]), 0);
+    CHECK_INT(conc_stream_close(&stream), 0);
+    FAILS_IN_CONCS_WORDS(EPIPE, (int)conc_stream_read(&stream, end, 1));
+    CHECK_INT(conc_close(end[1]), 0);
+    conc_group_cancel(&g);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(conc_close(l), 0);
+}
+
+IO_TEST(a_wrong_argument_is_not_told_in_the_words_of_a_malformed_address)
+{
+    CHECK_INT(conc_dial("nope"), -EINVAL);
+    CHECK_CONTAINS(conc_last_error(), "malformed");
+    CHECK_INT(conc_sleep(NAN), -EINVAL);
+    CHECK_STR(conc_last_error(), strerror(EINVAL));
+    CHECK_INT(conc_dial("nope"), -EINVAL);
+    CHECK_INT(conc_wait_fd(-1, CONC_READABLE), -EBADF);
+    CHECK_STR(conc_last_error(), strerror(EBADF));
+    CHECK_INT(conc_dial("nope"), -EINVAL);
+    CHECK_INT(conc_wait_fd(999, CONC_READABLE), -EBADF);
+    CHECK_STR(conc_last_error(), strerror(EBADF));
+    CHECK_INT(conc_dial("nope"), -EINVAL);
+    CHECK_INT(conc_signals_open(&(conc_signals){0}, (const int[]){SIGKILL}, 1), -EINVAL);
+    CHECK_STR(conc_last_error(), strerror(EINVAL));
 }
 
 IO_TEST(an_accept_that_the_system_refuses_is_told_in_its_words)
