@@ -1450,7 +1450,10 @@ typedef struct conc__wait_kind {
 /* Debug: a lock that a task holds, or something that was opened and not closed. Always: a
  * conc_signals that is open. */
 typedef struct conc__holding {
-    struct conc__holding *next;
+    struct conc__holding *below[2]; /* by the next bit of the hash of the object's address */
+    struct conc__holding *same;     /* older, of the same object: a rwlock that is read twice */
+    struct conc__holding *older, *newer; /* of all */
+    struct conc__holding *newest;        /* of all: in the tree's root */
     const void *object;
     const char *what, *place; /* "a lock", and where it was acquired */
 } conc__holding;
@@ -3732,7 +3735,7 @@ CONC__COLD void conc__find_lost_signals(conc_loop *l, conc_task *t, const void *
                                         const char *how)
 {
     uintptr_t low = (uintptr_t)t->stack->low, size = (uintptr_t)below - low;
-    for (const conc__holding *h = l->receiving; h; h = h->next)
+    for (const conc__holding *h = l->receiving->newest; h; h = h->older)
         if ((uintptr_t)h->object - low < size) {
             t->place = h->place;
             conc__lost(l, t, how);
@@ -5186,25 +5189,72 @@ CONC__COLD void conc__free_strings(conc_task *t)
     CONC_FREE(t->text);
 }
 
-/* Remembers something that is to be given back. Without memory only its report is lost. */
-CONC__COLD void conc__note(conc__holding **list, const void *object, const char *what,
-                           const char *place)
+/* No two addresses have the same hash, as each step can be undone. */
+CONC__PRIVATE uint64_t conc__address_hash(const void *address)
 {
-    conc__holding *h = conc__alloc(sizeof *h);
-    if (!h)
-        return;
-    *h = (conc__holding){*list, object, what, place};
-    *list = h;
+    uint64_t x = (uint64_t)(uintptr_t)address * 0x9e3779b97f4a7c15u;
+    x = (x ^ x >> 32) * 0xd6e8feb86659fd93u;
+    return x ^ x >> 32;
 }
 
-CONC__COLD void conc__unnote(conc__holding **list, const void *object)
+/* Where in a tree the newest holding of an object is, or would be. */
+CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void *object)
 {
-    for (conc__holding **at = list, *h; (h = *at); at = &h->next)
-        if (h->object == object) {
-            *at = h->next;
-            CONC_FREE(h);
-            return;
-        }
+    uint64_t hash = conc__address_hash(object);
+    for (; *at && (*at)->object != object; hash >>= 1)
+        at = &(*at)->below[hash & 1];
+    return at;
+}
+
+/* Remembers something that is to be given back. Without memory only its report is lost. */
+CONC__COLD void conc__note(conc__holding **tree, const void *object, const char *what,
+                           const char *place)
+{
+    conc__holding *h = conc__alloc(sizeof *h), **at = conc__holding_find(tree, object);
+    if (!h)
+        return;
+    *h = (conc__holding){.object = object, .what = what, .place = place, .same = *at};
+    if (*tree)
+        h->older = (*tree)->newest;
+    if (h->older)
+        h->older->newer = h;
+    if (h->same)
+        memcpy(h->below, h->same->below, sizeof h->below);
+    *at = h;
+    (*tree)->newest = h;
+}
+
+/* Takes a holding out of its tree: another takes its place, if there is one below. */
+CONC__PRIVATE void conc__holding_remove(conc__holding **at)
+{
+    conc__holding *h = *at, *other = h->same;
+    if (!other) {
+        conc__holding **leaf = at;
+        while ((*leaf)->below[0] || (*leaf)->below[1])
+            leaf = &(*leaf)->below[!(*leaf)->below[0]];
+        other = *leaf;
+        *leaf = NULL;
+    }
+    if (other == h)
+        return;
+    memcpy(other->below, h->below, sizeof h->below);
+    *at = other;
+}
+
+CONC__COLD void conc__unnote(conc__holding **tree, const void *object)
+{
+    conc__holding **at = conc__holding_find(tree, object), *h = *at;
+    if (!h)
+        return;
+    conc__holding *newest = h->newer ? (*tree)->newest : h->older;
+    if (h->newer)
+        h->newer->older = h->older;
+    if (h->older)
+        h->older->newer = h->newer;
+    conc__holding_remove(at);
+    if (*tree)
+        (*tree)->newest = newest;
+    CONC_FREE(h);
 }
 
 /* Debug: a task that has ended holds locks, which nobody else can get now. */
@@ -5213,10 +5263,10 @@ CONC__COLD void conc__tell_held(conc_task *t)
     char who[CONC__DESCRIPTION];
     int saved = errno;
     conc__describe(who, sizeof who, conc__source_of(t));
-    for (conc__holding *h; (h = t->held);) {
+    while (t->held) {
+        const conc__holding *h = t->held->newest;
         fprintf(stderr, "conc: %s ended with %s that it acquired at %s\n", who, h->what, h->place);
-        t->held = h->next;
-        CONC_FREE(h);
+        conc__unnote(&t->held, h->object);
     }
     errno = saved;
 }
@@ -5654,14 +5704,6 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 
 /* ---- >>keys --------------------------------------------------------------------------------- */
 
-/* A key's hash. No two keys have the same one, as each step can be undone. */
-CONC__PRIVATE uint64_t conc__local_hash(const conc_local *key)
-{
-    uint64_t x = (uint64_t)(uintptr_t)key * 0x9e3779b97f4a7c15u;
-    x = (x ^ x >> 32) * 0xd6e8feb86659fd93u;
-    return x ^ x >> 32;
-}
-
 CONC__PRIVATE bool conc__locals_are_shared(const conc__locals *locals)
 {
     return __atomic_load_n(&locals->references, __ATOMIC_ACQUIRE) > 1;
@@ -5719,7 +5761,7 @@ CONC_API int conc_local_set(conc_local *key, const void *value)
         return conc__misused(-EPERM, "conc_local_set", "only a task may call it", NULL);
     if (!key)
         return conc__own_error(-EINVAL);
-    uint64_t hash = conc__local_hash(key);
+    uint64_t hash = conc__address_hash(key);
     for (; *at && !conc__locals_are_shared(*at); hash >>= 1) {
         if ((*at)->key == key) {
             (*at)->value = value;
@@ -5738,7 +5780,7 @@ CONC_API int conc_local_set(conc_local *key, const void *value)
 CONC_API void *conc_local_get(conc_local *key)
 {
     conc__locals **at = conc__locals_here(), *locals = at ? *at : NULL;
-    for (uint64_t hash = conc__local_hash(key); locals && locals->key != key; hash >>= 1)
+    for (uint64_t hash = conc__address_hash(key); locals && locals->key != key; hash >>= 1)
         locals = locals->below[hash & 1];
     return locals ? (void *)(uintptr_t)locals->value : NULL;
 }
@@ -10975,15 +11017,14 @@ CONC__COLD void conc__step(conc_loop *l, conc_task *t)
 /* What was opened in the run and not closed; only: of this kind, NULL: any. */
 CONC__PRIVATE void conc__opened_tell(conc_loop *l, const char *only)
 {
-    for (conc__holding **at = &l->opened, *h; (h = *at);) {
-        if (only && strcmp(h->what, only) != 0) {
-            at = &h->next;
+    conc__holding *h = l->opened ? l->opened->newest : NULL, *older;
+    for (; h; h = older) {
+        older = h->older;
+        if (only && strcmp(h->what, only) != 0)
             continue;
-        }
-        *at = h->next;
         if (conc__here == l)
             fprintf(stderr, "conc: %s is left open that was opened at %s\n", h->what, h->place);
-        CONC_FREE(h);
+        conc__unnote(&l->opened, h->object);
     }
 }
 

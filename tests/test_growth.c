@@ -34,6 +34,7 @@ void __sanitizer_cov_trace_pc(void)
 enum { MOST = 10000 };
 static int result; /* of each run */
 static int many;   /* how many of each to make; at most MOST */
+static bool debug;
 
 static void ignore_failure(const conc_failure *f, void *user)
 {
@@ -43,7 +44,7 @@ static void ignore_failure(const conc_failure *f, void *user)
 
 static long count_blocks(conc_fn *fn, int n)
 {
-    conc_options options = {.virtual_clock = true, .on_error = ignore_failure};
+    conc_options options = {.virtual_clock = true, .on_error = ignore_failure, .debug = debug};
     many = n;
     blocks = 0;
     CHECK_INT(conc_run_with(&options, fn, NULL), result);
@@ -687,4 +688,44 @@ TEST(a_circle_of_tasks_is_found_though_the_loop_was_woken_just_before)
     CHECK(freopen("/dev/null", "w", stderr) != NULL);
     event = (conc_event){0};
     CHECK_INT(conc_run_with(&options, waits_beside_a_circle, NULL), -EDEADLK);
+}
+
+/* ---- what debug mode remembers, given back in the order in which it was acquired ---- */
+
+static int releases_locks(void *arg)
+{
+    (void)arg;
+    for (int i = 0; i < many; i++)
+        CONC_TRY(conc_lock_acquire(&locks[i]));
+    for (int i = 0; i < many; i++)
+        CONC_TRY(conc_lock_release(&locks[i]));
+    for (int i = 0; i < many; i++)
+        CONC_TRY(conc_rwlock_acquire_read(&rwlock));
+    for (int i = 0; i < many; i++)
+        CONC_TRY(conc_rwlock_release(&rwlock));
+    return 0;
+}
+
+static int closes_streams(void *arg)
+{
+    static conc_stream streams[1000];
+    (void)arg;
+    for (int i = 0; i < many; i++) {
+        int fd = dup(0);
+        streams[i] = (conc_stream){0};
+        CHECK(fd >= 0);
+        CONC_TRY(conc_stream_open(&streams[i], fd));
+    }
+    for (int i = 0; i < many; i++)
+        CONC_TRY(conc_stream_close(&streams[i]));
+    return 0;
+}
+
+TEST(debug_mode)
+{
+    CHECK(freopen("/dev/null", "r", stdin) != NULL);
+    CHECK(freopen("/dev/null", "w", stderr) != NULL);
+    debug = true;
+    check_grows_evenly(releases_locks, 1000);
+    check_grows_evenly(closes_streams, 50);
 }
