@@ -5650,10 +5650,10 @@ CONC__PRIVATE int conc__run_calls(const char *spawned, conc_call *calls, size_t 
     if (!l)
         return -EPERM;
     if (!calls && n)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     for (size_t i = 0; i < n; i++)
         if (!calls[i].fn)
-            return -EINVAL;
+            return conc__own_error(-EINVAL);
     conc__batch b = {.calls = calls, .count = n, .keep_going = keep_going, .seen = seen};
     return conc__run_batch(l, &b, spawned);
 }
@@ -5679,7 +5679,7 @@ CONC__PRIVATE int conc__run_map(const char *spawned, conc__batch *b)
     if (!l)
         return -EPERM;
     if (!b->fn || (!b->args && b->count && b->size))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     return conc__run_batch(l, b, spawned);
 }
 

@@ -1356,7 +1356,8 @@ CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
 
 CONC_API int conc_job_cancel(conc_job *j)
 {
-    return conc__is_job(j) ? conc__job_cancel(j, false) : -EINVAL;
+    int rc = conc__is_job(j) ? conc__job_cancel(j, false) : -EINVAL;
+    return rc ? conc__own_error(rc) : 0;
 }
 
 CONC_API bool conc_job_done(const conc_job *j)
@@ -1884,12 +1885,12 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
                                void *arg, size_t size, conc__parcel *parcel, const char *call)
 {
     conc_loop *l = conc__here;
-    int rc = !j || !fn || (size && !arg) ? -EINVAL : 0;
-    if (rc)
-        return rc;
+    if (!j || !fn || (size && !arg))
+        return conc__own_error(-EINVAL);
+    int rc = 0;
     conc__crew *c = conc__pool_enter(crew, users, &rc);
     if (!c)
-        return rc;
+        return conc__own_error(rc);
     if (CONC__MSAN || c->on_valgrind)
         conc__excuse(j, sizeof *j);
     if (conc__job_in_use(j))
@@ -2036,7 +2037,7 @@ CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mappi
         return rc;
     conc__crew *c = conc__pool_enter(crew, users, &rc);
     if (!c)
-        return conc__map_refused(m, rc);
+        return conc__map_refused(m, conc__own_error(rc));
     bool processes = c->hub, own = !l && conc__frame_of(c);
     int most = (m->count < (size_t)c->most ? (int)m->count : c->most) - (own && m->count);
     conc__pool_leave(users);
@@ -2539,18 +2540,19 @@ CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, b
         rc = conc__checkpoint(l);
     conc__channel *inner = rc ? NULL : conc__channel_lock(c, &rc);
     if (!inner)
-        return rc;
+        return rc == -EINVAL ? conc__own_error(rc) : rc;
     rc = sends ? conc__channel_put(c, inner, item) : conc__channel_take(c, inner, item);
     if (rc == -EAGAIN && waits) {
         conc__waiter w = {.item = item};
         conc__line_up(sends ? &inner->senders : &inner->receivers, &w);
-        return conc__wait_outside(l, &w, sends ? &conc__channel_sends : &conc__channel_receives,
-                                  inner, &inner->mutex, NULL);
+        rc = conc__wait_outside(l, &w, sends ? &conc__channel_sends : &conc__channel_receives,
+                                inner, &inner->mutex, NULL);
+        return rc == -EPIPE ? conc__own_error(rc) : rc;
     }
     pthread_mutex_unlock(&inner->mutex);
     if (rc == 0 && l)
         conc__quick(l);
-    return rc;
+    return rc == -EPIPE ? conc__own_error(rc) : rc;
 }
 
 CONC_API CONC__CALLED int conc_channel_send(conc_channel *c, const void *item)

@@ -530,8 +530,11 @@ CONC__PRIVATE CONC__CALLED int conc__wait_unless(const char *call, bool so, cons
 
 CONC__PRIVATE void conc__wake_all(conc_loop *l, conc__waits *list, int result)
 {
-    while (list->first)
+    while (list->first) {
+        if (result < 0)
+            conc__tell(list->first->task, result, NULL, (conc__source){NULL, NULL});
         conc__wake(l, list->first, result);
+    }
 }
 
 /* The owner of a lock, as it was noted, if that task has not ended; else NULL. */

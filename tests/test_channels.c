@@ -329,6 +329,20 @@ TASK_TEST(a_channel_that_is_too_large_takes_nothing_and_can_be_closed_and_made_s
     conc_channel_destroy(&c);
 }
 
+TASK_TEST(a_closed_channel_is_told_in_words_that_take_the_place_of_older_ones)
+{
+    conc_channel c = CONC_CHANNEL(int, 1);
+    int item = 0;
+    conc_channel_close(&c);
+    CHECK_INT(conc_fail(-EPIPE, "older"), -EPIPE);
+    CHECK_INT(conc_channel_send(&c, &item), -EPIPE);
+    CHECK_STR(conc_last_error(), conc_strerror(-EPIPE));
+    CHECK_INT(conc_fail(-EPIPE, "older"), -EPIPE);
+    CHECK_INT(conc_channel_try_recv(&c, &item), -EPIPE);
+    CHECK_STR(conc_last_error(), conc_strerror(-EPIPE));
+    conc_channel_destroy(&c);
+}
+
 TASK_TEST(errno_is_left_alone)
 {
     conc_channel c = CONC_CHANNEL(int, 1);

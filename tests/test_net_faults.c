@@ -549,12 +549,19 @@ static int sleeps_for_ever(void *arg)
     return conc_sleep(CONC_FOREVER);
 }
 
+static int closes_late(void *queue)
+{
+    int rc = conc_sleep(1);
+    conc_queue_close(queue);
+    return rc;
+}
+
 IO_TEST(an_error_that_conc_makes_after_one_of_the_systems_is_told_in_concs_words)
 {
-    int l = conc_listen("127.0.0.1:0"), end[2];
+    int l = conc_listen("127.0.0.1:0"), end[2], item = 0;
     conc_lock lock = {0};
     conc_future future = {0};
-    conc_queue closed = CONC_QUEUE(int, 1);
+    conc_queue closed = CONC_QUEUE(int, 1), open = CONC_QUEUE(int, 1);
     conc_stream stream = {0};
     conc_latch latch = {0};
     conc_task t;
@@ -568,14 +575,16 @@ IO_TEST(an_error_that_conc_makes_after_one_of_the_systems_is_told_in_concs_words
     FAILS_IN_CONCS_WORDS(EALREADY, conc_future_set(&future, 0, NULL));
     FAILS_IN_CONCS_WORDS(EDEADLK, conc_join(conc_self(), NULL));
     FAILS_IN_CONCS_WORDS(EOVERFLOW, conc_latch_done(&latch));
-    FAILS_IN_CONCS_WORDS(EPIPE, conc_queue_try_put(&closed, &l));
-    FAILS_IN_CONCS_WORDS(EPIPE, conc_queue_get(&closed, &l));
+    FAILS_IN_CONCS_WORDS(EPIPE, conc_queue_try_put(&closed, &item));
+    FAILS_IN_CONCS_WORDS(EPIPE, conc_queue_get(&closed, &item));
     FAILS_IN_CONCS_WORDS(EBUSY, conc_spawn_task(&g, &t, sleeps_for_ever, NULL));
     io_open(IO_SOCKET, end);
     CHECK_INT(conc_stream_open(&stream, end[0]), 0);
     CHECK_INT(conc_stream_close(&stream), 0);
     FAILS_IN_CONCS_WORDS(EPIPE, (int)conc_stream_read(&stream, end, 1));
     CHECK_INT(conc_close(end[1]), 0);
+    CHECK_INT(conc_spawn(&g, closes_late, &open), 0);
+    FAILS_IN_CONCS_WORDS(EPIPE, conc_queue_get(&open, &item)); /* closed while it waits */
     conc_group_cancel(&g);
     CHECK_INT(conc_group_wait(&g), 0);
     CHECK_INT(conc_close(l), 0);
