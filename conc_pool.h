@@ -39,7 +39,7 @@
  *             timer; that holds for the jobs of a job, too. A job that waits in a call of this
  *             module does not run.
  *   Forks     in a forked child inherited pools are dead: -EPERM, and closing them only frees
- *             memory.
+ *             memory. A channel has what lay in it, and none of the parent's waiters.
  *
  * Environment: CONC__WORKER marks a worker process that this program started; it is not to be
  * set by hand.
@@ -2413,6 +2413,7 @@ typedef struct conc__channel {
     conc__waiter *senders, *receivers;
     size_t head, count;
     bool closed;
+    unsigned forks; /* how many forks the process descended from when this was made */
     _Alignas(max_align_t) char items[];
 } conc__channel;
 
@@ -2426,6 +2427,7 @@ CONC__PRIVATE conc__channel *conc__channel_make(size_t size)
     if (made) {
         memset(made, 0, sizeof *made);
         pthread_mutex_init(&made->mutex, NULL);
+        made->forks = conc__forks;
     }
     return made;
 }
@@ -2436,6 +2438,20 @@ CONC__PRIVATE void conc__channel_free(conc__channel *inner)
         return;
     pthread_mutex_destroy(&inner->mutex);
     conc_free(inner);
+}
+
+/* The first call in a forked child, for a channel that the parent used: its waiters are the
+ * parent's, and its mutex may be locked for ever. What lay in it stays; an item that a thread of
+ * the parent was copying when the process forked may be incomplete. */
+CONC__COLD void conc__channel_take_over(conc__channel *inner)
+{
+    pthread_mutex_lock(&conc__crews); /* other threads of the child may come, too */
+    if (inner->forks != conc__forks) {
+        pthread_mutex_init(&inner->mutex, NULL);
+        inner->senders = inner->receivers = NULL;
+        __atomic_store_n(&inner->forks, conc__forks, __ATOMIC_RELEASE);
+    }
+    pthread_mutex_unlock(&conc__crews);
 }
 
 /* What is behind a channel, locked; made by the first call. NULL: *rc says why. */
@@ -2450,6 +2466,7 @@ CONC__PRIVATE conc__channel *conc__channel_lock(conc_channel *c, int *rc)
     if (*rc)
         return NULL;
     if (!inner) {
+        conc__crews_need(); /* so that forks are counted */
         conc__channel *made = conc__channel_make(size);
         *rc = made ? 0 : -ENOMEM;
         if (!made)
@@ -2460,6 +2477,8 @@ CONC__PRIVATE conc__channel *conc__channel_lock(conc_channel *c, int *rc)
         else /* another thread was first */
             conc__channel_free(made);
     }
+    if (CONC__UNLIKELY(__atomic_load_n(&inner->forks, __ATOMIC_ACQUIRE) != conc__forks))
+        conc__channel_take_over(inner);
     conc__lock_briefly(&inner->mutex);
     return inner;
 }

@@ -2,6 +2,7 @@
  * held, waited for or had open is free, empty or fresh in a run of the child's own, and the parent
  * goes on as if nothing had been. */
 #define TEST_SYNC
+#define TEST_POOL
 #include "conc_test.h"
 
 static conc_task handle, ended, reader;
@@ -253,4 +254,84 @@ TASK_TEST(what_was_in_use_in_the_parent_can_be_tried_in_a_run_of_a_forked_child)
     CHECK_INT(waitpid(child, &status, 0), child);
     CHECK_INT(status, 0);
     free_all();
+}
+
+/* ---- channels ---- */
+
+static conc_channel no_items = CONC_CHANNEL(int, 1), no_room = CONC_CHANNEL(int, 1);
+
+static int waits_to_receive(void *arg)
+{
+    int item;
+    (void)arg;
+    return conc_channel_recv(&no_items, &item);
+}
+
+static int waits_to_send(void *arg)
+{
+    int item = 2;
+    (void)arg;
+    return conc_channel_send(&no_room, &item);
+}
+
+static int uses_channels(void *arg)
+{
+    int item = 3;
+    conc_group g = {0};
+    (void)arg;
+    CHECK_INT(conc_channel_try_recv(&no_items, &item), -EAGAIN);
+    CHECK_INT(conc_channel_try_send(&no_items, &item), 0); /* no receiver of the parent gets it */
+    CHECK_INT(conc_channel_recv(&no_items, &item), 0);
+    CHECK_INT(item, 3);
+    CHECK_INT(conc_channel_recv(&no_room, &item), 0);
+    CHECK_INT(item, 1);
+    CHECK_INT(conc_channel_try_recv(&no_room, &item), -EAGAIN); /* nor does a sender send it */
+    CHECK_INT(conc_spawn(&g, waits_to_receive, NULL), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(conc_channel_send(&no_items, &item), 0);
+    CHECK_INT(conc_group_wait(&g), 0);
+    conc_channel_close(&no_items);
+    conc_channel_destroy(&no_items);
+    conc_channel_destroy(&no_room);
+    return 0;
+}
+
+static void uses_channels_in_the_child(void)
+{
+    conc_options o = {.virtual_clock = true};
+    alarm(10);
+    CHECK_INT(conc_run_with(&o, uses_channels, NULL), 0);
+}
+
+/* As if another thread had been sending when the process forked. */
+static pid_t fork_amid_a_send(void)
+{
+    pthread_mutex_lock(&no_items.inner->mutex);
+    pid_t child = fork();
+    if (child)
+        pthread_mutex_unlock(&no_items.inner->mutex);
+    return child;
+}
+
+TASK_TEST(channels_of_the_parent_are_of_use_in_a_run_of_a_forked_child)
+{
+    int status, item = 1;
+    conc_group g = {0};
+    CHECK_INT(conc_channel_try_send(&no_room, &item), 0);
+    CHECK_INT(conc_spawn(&g, waits_to_receive, NULL), 0);
+    CHECK_INT(conc_spawn(&g, waits_to_send, NULL), 0);
+    CHECK_INT(conc_settle(), 0);
+    fflush(NULL);
+    pid_t child = fork_amid_a_send();
+    if (child == 0) {
+        uses_channels_in_the_child();
+        _exit(0);
+    }
+    CHECK_INT(waitpid(child, &status, 0), child);
+    CHECK_INT(status, 0);
+    CHECK_INT(conc_channel_try_send(&no_items, &item), 0);
+    CHECK_INT(conc_channel_try_recv(&no_room, &item), 0);
+    CHECK_INT(conc_group_wait(&g), 0);
+    conc_channel_destroy(&no_items);
+    conc_channel_destroy(&no_room);
 }
