@@ -3876,12 +3876,13 @@ CONC_API CONC__CALLED int conc_sleep_until(double t)
 CONC_API int conc_block(double s)
 {
     conc_loop *l = conc__here;
-    if (!l && !conc__extended.job_block)
-        return -EPERM;
-    if (__builtin_isnan(s))
+    bool outside = !l && !conc__extended.job_block;
+    if (!outside && __builtin_isnan(s))
         return -EINVAL;
+    if (!l && !outside && conc__extended.job_block(conc__ns(s)))
+        return 0;
     if (!l)
-        return conc__extended.job_block(conc__ns(s)) ? 0 : -EPERM;
+        return conc__misused(-EPERM, "conc_block", "there is no loop, and no job", NULL);
     int64_t end = conc__later(conc__time(l), conc__ns(s));
     if (l->virtual_clock)
         l->now = end;
@@ -4113,28 +4114,30 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
     return s->expired ? -ETIMEDOUT : 0;
 }
 
-/* The loop on which an open scope may be changed from here; NULL: it may not. */
-CONC__PRIVATE conc_loop *conc__loop_of(const conc_scope *s)
+/* The loop on which `call` may change an open scope from here; NULL: it may not. */
+CONC__PRIVATE conc_loop *conc__loop_of(const conc_scope *s, const char *call)
 {
     conc_loop *l = conc__here;
     if (!s || s->state != CONC__OPEN)
         return NULL;
     if (l && (!s->task || s->task->loop == l))
         return l;
-    conc__misused(-EPERM, "a change of a scope or group", "it is another loop's", s->place);
+    conc__misused(-EPERM, call, "it is another loop's", s->place);
     return NULL;
 }
 
-CONC_API void conc_scope_cancel(conc_scope *s)
+CONC__PRIVATE void conc__scope_cancel(conc_scope *s, const char *call)
 {
-    conc_loop *l = conc__loop_of(s);
+    conc_loop *l = conc__loop_of(s, call);
     if (l)
         conc__cancel_scope(l, s);
 }
 
+CONC_API void conc_scope_cancel(conc_scope *s) { conc__scope_cancel(s, "conc_scope_cancel"); }
+
 CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now)
 {
-    conc_loop *l = conc__loop_of(s);
+    conc_loop *l = conc__loop_of(s, "conc_scope_set_timeout");
     if (!l)
         return conc__here ? -EINVAL : -EPERM;
     if (__builtin_isnan(s_from_now) || s->cancel_called)
@@ -4146,7 +4149,7 @@ CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now)
 
 CONC_API void conc_scope_shield(conc_scope *s, bool on)
 {
-    conc_loop *l = conc__loop_of(s);
+    conc_loop *l = conc__loop_of(s, "conc_scope_shield");
     if (!l)
         return;
     s->shielded = on;
@@ -4398,8 +4401,6 @@ CONC_API CONC__CALLED int conc__group_begin(conc_group *g, const char *place)
  * from then on. */
 CONC__PRIVATE int conc__wait_for_room(conc_loop *l, conc_group *g)
 {
-    if (!l->self)
-        return -EPERM;
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -4419,12 +4420,12 @@ CONC__PRIVATE void conc__hand_over_room(conc_loop *l, conc_group *g)
     }
 }
 
-/* May a task be spawned here now? Opens a fresh group, waits under a limit. 0: go on. */
-CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *spawned)
+/* May `call` spawn a task here now? Opens a fresh group, waits under a limit. 0: go on. */
+CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *call, const char *spawned)
 {
     if (g->scope.state == CONC__FRESH) {
         if (!l->self)
-            return -EPERM;
+            return conc__misused(-EPERM, call, "only a task may open a group", spawned);
         int rc = conc__group_begin(g, spawned);
         if (rc == 0 && g->scope.effective) {
             conc__group_unopen(l, g);
@@ -4433,12 +4434,15 @@ CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *spawne
         return rc;
     }
     if (g->scope.state != CONC__OPEN)
-        return conc__misused(-EINVAL, "a spawn", "the group was closed before", spawned);
+        return conc__misused(-EINVAL, call, "the group was closed before", spawned);
     if (g->scope.task && g->scope.task->loop != l)
-        return conc__misused(-EPERM, "a spawn", "the group is another loop's", spawned);
+        return conc__misused(-EPERM, call, "the group is another loop's", spawned);
     if (g->scope.effective)
         return -ECANCELED;
     if (g->limit > 0 && (g->live >= g->limit || g->room.first)) {
+        if (!l->self)
+            return conc__misused(-EPERM, call, "the group is full, and only a task may wait",
+                                 spawned);
         int rc = conc__wait_for_room(l, g);
         if (rc)
             return rc;
@@ -4478,14 +4482,14 @@ CONC__COLD bool conc__handle_taken_over(const conc_task *t)
     return true;
 }
 
-CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *spawned, conc_fn *fn,
-                              void *arg, conc_task **out)
+CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *call,
+                              const char *spawned, conc_fn *fn, void *arg, conc_task **out)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!l))
-        return conc__misused(-EPERM, "a spawn", "the group is another loop's", spawned);
+        return conc__misused(-EPERM, call, "the group is another loop's", spawned);
     if (CONC__UNLIKELY(!fn))
-        return conc__misused(-EINVAL, "a spawn", "no function", spawned);
+        return conc__misused(-EINVAL, call, "no function", spawned);
     if (!g)
         g = &l->background;
     if (l->self)
@@ -4496,7 +4500,7 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *spaw
         if (conc__scope_is_inherited(&g->scope))
             conc__group_renew(g);
         opens = g->scope.state == CONC__FRESH;
-        int rc = conc__enter_group(l, g, spawned);
+        int rc = conc__enter_group(l, g, call, spawned);
         if (rc)
             return rc;
         bool waited = g->limit > 0 && handle;
@@ -4518,7 +4522,7 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *spaw
 CONC_API CONC__CALLED int conc__spawn(conc_group *g, const char *spawned, conc_fn *fn, void *arg)
 {
     conc_task *t;
-    return conc__spawn_in(g, NULL, spawned, fn, arg, &t);
+    return conc__spawn_in(g, NULL, "conc_spawn", spawned, fn, arg, &t);
 }
 
 CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, const char *spawned,
@@ -4526,14 +4530,14 @@ CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, con
 {
     conc_task *t;
     if (!conc__here)
-        return -EPERM;
+        return conc__misused(-EPERM, "conc_spawn_task", "the group is another loop's", spawned);
     if (!handle)
         return -EINVAL;
     if (CONC__MSAN || CONC__UNLIKELY(conc__here->on_valgrind))
         conc__excuse(handle, sizeof *handle);
     if (conc__handle_in_use(handle) && !conc__handle_taken_over(handle))
         return conc__misused(-EBUSY, "conc_spawn_task", "the handle is in use", spawned);
-    return conc__spawn_in(g, handle, spawned, fn, arg, &t);
+    return conc__spawn_in(g, handle, "conc_spawn_task", spawned, fn, arg, &t);
 }
 
 /* A conc_start that waits, on the starter's stack. */
@@ -4585,7 +4589,7 @@ CONC_API CONC__CALLED int conc__start(conc_group *g, const char *spawned, conc_f
         return rc;
     conc__starter s = {.wait = {.task = l->self, .kind = &conc__starting}};
     bool opens = g && (g->scope.state == CONC__FRESH || conc__scope_is_inherited(&g->scope));
-    rc = conc__spawn_in(g, NULL, spawned, fn, arg, &s.child);
+    rc = conc__spawn_in(g, NULL, "conc_start", spawned, fn, arg, &s.child);
     if (rc)
         return rc;
     s.wait.on = s.child;
@@ -5405,21 +5409,20 @@ CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc)
     return rc;
 }
 
-/* 0: the calling task may close this group; 1: it was never opened. */
-CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g)
+/* 0: `call` of the running task may close this group; 1: it was never opened. */
+CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char *call)
 {
     if (!l)
         return -EPERM;
     if (!g || g->scope.state == CONC__CLOSED)
-        return conc__misused(-EINVAL, "the end of a group", "it was closed before",
+        return conc__misused(-EINVAL, call, "the group was closed before",
                              g ? g->scope.place : NULL);
     if (g->scope.state == CONC__FRESH)
         return 1;
     if (g->scope.task != l->self)
-        return conc__misused(-EPERM, "the end of a group", "it is another task's", g->scope.place);
+        return conc__misused(-EPERM, call, "the group is another task's", g->scope.place);
     if (l->self->scope != &g->scope)
-        return conc__misused(-EINVAL, "the end of a group", "something inside is still open",
-                             l->self->place);
+        return conc__misused(-EINVAL, call, "something inside is still open", l->self->place);
     return 0;
 }
 
@@ -5428,7 +5431,7 @@ CONC__PRIVATE CONC__CALLED int conc__group_finish(conc_group *g, int rc, const c
     conc_loop *l = conc__in_task_of(call);
     if (l)
         conc__find_lost(l, __builtin_frame_address(0));
-    int may = conc__may_close(l, g);
+    int may = conc__may_close(l, g, call);
     if (may < 0)
         return may;
     if (may == 1)
@@ -5450,7 +5453,7 @@ CONC_API int conc_group_wait(conc_group *g) { return conc__group_finish(g, 0, "c
 CONC_API void conc_group_cancel(conc_group *g)
 {
     if (g)
-        conc_scope_cancel(&g->scope);
+        conc__scope_cancel(&g->scope, "conc_group_cancel");
 }
 
 CONC_API void conc__auto_conc_group(conc_group *g)
@@ -5698,7 +5701,7 @@ CONC_API int conc_local_set(conc_local *key, const void *value)
 {
     conc__locals **at = conc__locals_here();
     if (!at)
-        return -EPERM;
+        return conc__misused(-EPERM, "conc_local_set", "only a task may call it", NULL);
     if (!key)
         return -EINVAL;
     uint64_t hash = conc__local_hash(key);
@@ -7371,7 +7374,7 @@ CONC_API int conc_listen_with(const char *address, const conc_listen_options *op
     const conc_listen_options *o = options ? options : &usual;
     int saved = errno;
     if (!l)
-        return -EPERM;
+        return conc__misused(-EPERM, "conc_listen", "there is no loop", NULL);
     if (!address || o->backlog < 0)
         return -EINVAL;
     int rc = conc__listen(l, address, o);
@@ -7903,7 +7906,7 @@ CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place)
 {
     conc_loop *l = conc__here;
     if (!l)
-        return -EPERM;
+        return conc__misused(-EPERM, "conc_stream_open", "there is no loop", NULL);
     if (!s || s->state == CONC__STREAM_OPEN)
         return conc__misused(-EINVAL, "conc_stream_open", "no stream, or it is open", NULL);
     if (s->inside)
@@ -8023,12 +8026,12 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
     }
 }
 
-/* A reading call begins: 0, or its error. */
-CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s)
+/* `call`, which reads, begins: 0, or its error. */
+CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *call)
 {
     int rc = l ? conc__stream_state(s) : -EPERM;
     if (rc == 0 && s->reader)
-        rc = conc__misused(-EBUSY, "a read of a stream", "another task is reading", NULL);
+        rc = conc__misused(-EBUSY, call, "another task is reading", NULL);
     if (rc == 0)
         rc = conc__stream_enter(l, s);
     if (rc)
@@ -8068,7 +8071,7 @@ CONC__PRIVATE size_t conc__stream_copy(conc_stream *s, char *to, size_t n)
 CONC_API CONC__CALLED ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n)
 {
     conc_loop *l = conc__in_task();
-    int rc = conc__stream_begin(l, s);
+    int rc = conc__stream_begin(l, s, __func__);
     if (rc)
         return rc;
     ssize_t got = (ssize_t)conc__stream_copy(s, buf, n);
@@ -8085,7 +8088,7 @@ CONC_API CONC__CALLED ssize_t conc_stream_read(conc_stream *s, void *buf, size_t
 CONC_API CONC__CALLED ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n)
 {
     conc_loop *l = conc__in_task();
-    int rc = conc__stream_begin(l, s);
+    int rc = conc__stream_begin(l, s, __func__);
     if (rc)
         return rc;
     size_t done = conc__stream_copy(s, buf, n);
@@ -8177,7 +8180,7 @@ CONC__PRIVATE ssize_t conc__stream_record(const char *call, conc_stream *s, conc
                                           char **data)
 {
     conc_loop *l = conc__in_task_of(call);
-    int rc = conc__stream_begin(l, s);
+    int rc = conc__stream_begin(l, s, call);
     if (rc)
         return rc;
     return conc__stream_done(l, s, conc__record_read(l, s, r, data));
@@ -8985,7 +8988,7 @@ CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *n
     conc_loop *l = conc__here;
     conc__signal_call c = {s, numbers, n, 0};
     if (!l)
-        return -EPERM;
+        return conc__misused(-EPERM, "conc_signals_open", "there is no loop", NULL);
     if (!s || !numbers || !n || n > CONC__SIGNALS || (s->loop && s->run == l->run))
         return conc__misused(-EINVAL, "conc_signals_open", "no numbers, or it is open", NULL);
     conc__on_loop(l, conc__open_signals, &c);
@@ -9017,7 +9020,7 @@ CONC_API int conc_signals_next(conc_signals *s)
     if (!s->loop)
         return -EPIPE;
     if (s->loop != l || s->run != l->run)
-        return -EPERM;
+        return conc__misused(-EPERM, "conc_signals_next", "it is another run's", NULL);
     rc = s->waits.first ? 0 : conc__signals_find(s);
     if (rc) {
         conc__quick(l);
@@ -9054,7 +9057,7 @@ CONC_API int conc_signals_close(conc_signals *s)
     if (!s->loop)
         return 0;
     if (!l || s->loop != l || s->run != l->run)
-        return -EPERM;
+        return conc__misused(-EPERM, "conc_signals_close", "it is another run's", NULL);
     while (s->waits.first) {
         l->signal_waits--;
         conc__wake(l, s->waits.first, -EPIPE);
@@ -11351,12 +11354,14 @@ CONC_API int conc_embed_begin(conc_embed *e, const conc_options *options, conc_f
     return rc;
 }
 
-/* 0: a step or an end may be made from here. */
-CONC__PRIVATE int conc__embed_usable(const conc_embed *e)
+/* 0: `call` may make a step or an end from here. */
+CONC__PRIVATE int conc__embed_usable(const conc_embed *e, const char *call)
 {
     if (!e || !e->loop)
         return -EINVAL;
-    return e->loop != conc__here || e->loop->self || e->loop->stepping ? -EPERM : 0;
+    if (e->loop != conc__here || e->loop->self || e->loop->stepping)
+        return conc__misused(-EPERM, call, "not between two steps, on the run's thread", NULL);
+    return 0;
 }
 
 CONC_API int conc_embed_fd(conc_embed *e) { return e && e->loop ? e->loop->poll_fd : -EINVAL; }
@@ -11381,7 +11386,7 @@ CONC_API double conc_embed_timeout(conc_embed *e)
 CONC_API int conc_embed_step(conc_embed *e)
 {
     enum { PASSES = 16 }; /* before the host has its turn */
-    int rc = conc__embed_usable(e), saved = errno;
+    int rc = conc__embed_usable(e, "conc_embed_step"), saved = errno;
     if (rc)
         return rc;
     conc_loop *l = e->loop;
@@ -11408,7 +11413,7 @@ CONC_API int conc_embed_end(conc_embed *e)
     conc__outcome outcome = {0};
     if (e && !e->loop)
         return 0;
-    int rc = conc__embed_usable(e), saved = errno;
+    int rc = conc__embed_usable(e, "conc_embed_end"), saved = errno;
     if (rc)
         return rc;
     conc_loop *l = e->loop;
@@ -11895,11 +11900,11 @@ CONC__COLD int conc__foreign(const char *call)
     return conc__misused(-EPERM, call, "a task of another loop waits there", NULL);
 }
 
-/* At the start of a call that may wait: 0, -EPERM or -ECANCELED. */
-CONC__FAST int conc__may_wait(conc_loop *l, conc__waits *waits)
+/* At the start of `call`, which may wait: 0, -EPERM or -ECANCELED. */
+CONC__FAST int conc__may_wait(conc_loop *l, conc__waits *waits, const char *call)
 {
     if (CONC__UNLIKELY(!conc__ours(l, waits)))
-        return conc__foreign("a wait");
+        return conc__foreign(call);
     return conc__checkpoint(l);
 }
 
@@ -11947,7 +11952,7 @@ CONC__PRIVATE CONC__CALLED int conc__wait_unless(const char *call, bool so, cons
         return -EPERM;
     if (!on)
         return -EINVAL;
-    int rc = conc__may_wait(l, list);
+    int rc = conc__may_wait(l, list, call);
     if (rc)
         return rc;
     if (!so) {
@@ -12069,7 +12074,7 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
     if (CONC__UNLIKELY(conc__lock_is_mine(l, k)))
         return conc__misused(-EDEADLK, "conc_lock_acquire",
                              "the task has this lock already, acquired", k->place);
-    int rc = conc__may_wait(l, &k->waits);
+    int rc = conc__may_wait(l, &k->waits, "conc_lock_acquire");
     if (rc)
         return rc;
     if (k->owner) {
@@ -12254,7 +12259,7 @@ CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const ch
     if (conc__rwlock_is_mine(l, k))
         return conc__misused(-EDEADLK, call, "the task has this rwlock already, acquired",
                              k->place);
-    int rc = conc__may_wait(l, &k->waits);
+    int rc = conc__may_wait(l, &k->waits, call);
     if (rc)
         return rc;
     if (conc__rwlock_is_foreign(l, k))
@@ -12329,7 +12334,7 @@ CONC__PRIVATE CONC__CALLED int conc__sem_acquire_slowly(conc_sem *s)
         return -EPERM;
     if (CONC__UNLIKELY(!conc__sem_is_valid(s)))
         return -EINVAL;
-    int rc = conc__may_wait(l, &s->waits);
+    int rc = conc__may_wait(l, &s->waits, "conc_sem_acquire");
     if (rc)
         return rc;
     if (s->permits == 0 || s->waits.first) {
@@ -12478,7 +12483,7 @@ CONC_API CONC__CALLED int conc_cond_wait(conc_cond *c, conc_lock *k)
         return c && k ? -EPERM : -EINVAL;
     if (!conc__lock_is_mine(l, k) || !conc__ours(l, &k->waits))
         return conc__misused(-EPERM, "conc_cond_wait", "the task does not have the lock", NULL);
-    int rc = conc__may_wait(l, &c->waits);
+    int rc = conc__may_wait(l, &c->waits, "conc_cond_wait");
     if (rc)
         return rc;
     conc__wait w = {.task = l->self,
@@ -12490,13 +12495,13 @@ CONC_API CONC__CALLED int conc_cond_wait(conc_cond *c, conc_lock *k)
     return w.value;
 }
 
-CONC_API void conc_cond_notify(conc_cond *c, int n)
+CONC__PRIVATE void conc__cond_notify(conc_cond *c, int n, const char *call)
 {
     conc_loop *l = conc__here;
     if (!c)
         return;
     if (!conc__ours(l, &c->waits)) {
-        conc__foreign("conc_cond_notify");
+        conc__foreign(call);
         return;
     }
     for (conc__wait *w; n > 0 && (w = c->waits.first); n--)
@@ -12504,7 +12509,12 @@ CONC_API void conc_cond_notify(conc_cond *c, int n)
             conc__wake(l, w, 0);
 }
 
-CONC_API void conc_cond_notify_all(conc_cond *c) { conc_cond_notify(c, INT_MAX); }
+CONC_API void conc_cond_notify(conc_cond *c, int n) { conc__cond_notify(c, n, "conc_cond_notify"); }
+
+CONC_API void conc_cond_notify_all(conc_cond *c)
+{
+    conc__cond_notify(c, INT_MAX, "conc_cond_notify_all");
+}
 
 /* ---- >>barrier ------------------------------------------------------------------------------ */
 
@@ -12530,7 +12540,7 @@ CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
         return -EPERM;
     if (!b || b->parties <= 0)
         return -EINVAL;
-    int rc = conc__may_wait(l, &b->waits);
+    int rc = conc__may_wait(l, &b->waits, "conc_barrier_wait");
     if (rc)
         return rc;
     if (!b->waits.first)
@@ -12558,23 +12568,28 @@ CONC__PRIVATE void conc__latch_whom(FILE *out, const conc__wait *w)
 static const conc__wait_kind conc__awaiting_latch = {
     .what = "waits for a latch", .whom = conc__latch_whom, .cancel = conc__cancel_plainly};
 
-CONC_API int conc_latch_add(conc_latch *k, int n)
+CONC__PRIVATE int conc__latch_add(conc_latch *k, int n, const char *call)
 {
     conc_loop *l = conc__here;
     if (!k)
         return -EINVAL;
     if (!conc__ours(l, &k->waits))
-        return conc__foreign("conc_latch_add");
+        return conc__foreign(call);
     int64_t count = (int64_t)k->count + n;
     if (count < 0 || count > INT_MAX)
-        return conc__misused(-EOVERFLOW, "conc_latch_add", "the count would leave its range", NULL);
+        return conc__misused(-EOVERFLOW, call, "the count would leave its range", NULL);
     k->count = (int)count;
     if (count == 0)
         conc__wake_all(l, &k->waits, 0);
     return 0;
 }
 
-CONC_API int conc_latch_done(conc_latch *k) { return conc_latch_add(k, -1); }
+CONC_API int conc_latch_add(conc_latch *k, int n)
+{
+    return conc__latch_add(k, n, "conc_latch_add");
+}
+
+CONC_API int conc_latch_done(conc_latch *k) { return conc__latch_add(k, -1, "conc_latch_done"); }
 
 CONC_API int conc_latch_wait(conc_latch *k)
 {
@@ -12614,7 +12629,7 @@ CONC_API CONC__CALLED int conc_future_wait(conc_future *f, void **value)
         return -EPERM;
     if (!f)
         return -EINVAL;
-    int rc = conc__may_wait(l, &f->waits);
+    int rc = conc__may_wait(l, &f->waits, "conc_future_wait");
     if (rc)
         return rc;
     if (!f->set) { /* whoever runs first when it is set may free it: the result comes in w */
@@ -12903,7 +12918,7 @@ CONC__PRIVATE CONC__CALLED int conc__queue_put_slowly(conc_queue *q, const void 
     int rc = conc__queue_valid(q, item);
     if (CONC__UNLIKELY(rc))
         return rc;
-    rc = conc__may_wait(l, &q->putters);
+    rc = conc__may_wait(l, &q->putters, "conc_queue_put");
     if (CONC__UNLIKELY(rc))
         return rc;
     if (CONC__UNLIKELY(!conc__ours(l, &q->getters)))
@@ -12935,7 +12950,7 @@ CONC__PRIVATE CONC__CALLED int conc__queue_get_slowly(conc_queue *q, void *item)
     int rc = conc__queue_valid(q, item);
     if (CONC__UNLIKELY(rc))
         return rc;
-    rc = conc__may_wait(l, &q->getters);
+    rc = conc__may_wait(l, &q->getters, "conc_queue_get");
     if (CONC__UNLIKELY(rc))
         return rc;
     if (CONC__UNLIKELY(!conc__ours(l, &q->putters)))
@@ -13376,7 +13391,7 @@ CONC_API int conc_limiter_try_acquire(conc_limiter *k, int n)
 {
     conc_loop *l = conc__here;
     if (!l)
-        return -EPERM;
+        return conc__misused(-EPERM, "conc_limiter_try_acquire", "there is no loop", NULL);
     if (!conc__limiter_is_valid(k, n))
         return -EINVAL;
     if (!conc__limiter_is_ours(l, k))
@@ -13396,7 +13411,7 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
         return -EPERM;
     if (!conc__limiter_is_valid(k, n))
         return -EINVAL;
-    int rc = conc__may_wait(l, &k->waits);
+    int rc = conc__may_wait(l, &k->waits, "conc_limiter_acquire");
     if (rc)
         return rc;
     if (conc_limiter_try_acquire(k, n) == 0) {
@@ -13920,12 +13935,18 @@ CONC__PRIVATE void conc__look_for(const bool *over)
 
 CONC__PRIVATE void conc__crew_look_for(struct conc__crew *c, const bool *over);
 
-/* At the start of a call that may wait: 0 and the caller's loop (NULL: a thread or a job), or
+/* A call that would wait, in a posted function. */
+CONC__COLD int conc__caller_refused(const char *call)
+{
+    return conc__misused(-EPERM, call, "only a task may call it", NULL);
+}
+
+/* At the start of `call`, which may wait: 0 and the caller's loop (NULL: a thread or a job), or
  * -EPERM (a posted function). */
-CONC__PRIVATE int conc__caller(conc_loop **l)
+static inline int conc__caller(conc_loop **l, const char *call)
 {
     *l = conc__here;
-    return *l && !(*l)->self ? -EPERM : 0;
+    return CONC__UNLIKELY(*l && !(*l)->self) ? conc__caller_refused(call) : 0;
 }
 
 /* The caller waits until it is woken: the result. It stands in the list already; unlock(mutex)
@@ -14698,7 +14719,8 @@ CONC__PRIVATE void conc__crew_help(conc__crew *c, conc__frame *frame)
 }
 
 /* Has the crew do the job, which was begun; leaves the pool. An error: it was refused. */
-CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l, conc_job *j)
+CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l, conc_job *j,
+                                    const char *call)
 {
     /* which with a run inside the job cannot help */
     conc__frame *own = c->limit ? conc__frame_of(c) : NULL;
@@ -14725,7 +14747,7 @@ CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l
     }
     conc__crew_unlock(c);
     conc__pool_leave(users);
-    return rc;
+    return rc == -EPERM ? conc__caller_refused(call) : rc;
 }
 
 /* Asks a job to end that has not, in the queue or not, under its crew's mutex. */
@@ -14888,7 +14910,7 @@ CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
         return -EINVAL;
     bool was_done = conc__job_state(j) & CONC__JOB_DONE;
     if (!was_done && l && !l->self)
-        return -EPERM;
+        return conc__caller_refused("conc_job_wait");
     for (conc__frame *f = was_done ? NULL : conc__frame_here(); f; f = f->outer)
         if (f->job == j)
             return -EDEADLK;
@@ -15250,10 +15272,11 @@ CONC__PRIVATE void conc__crew_end(conc__crew **crew, unsigned *users, void (*end
     errno = saved;
 }
 
-CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*end)(conc__crew *c))
+CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*end)(conc__crew *c),
+                                   const char *call)
 {
     conc_loop *l;
-    int rc = conc__caller(&l);
+    int rc = conc__caller(&l, call);
     if (rc)
         return rc;
     conc__crew *c = conc__pool_enter(crew, users, &rc);
@@ -15281,13 +15304,14 @@ CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*en
 
 CONC_API CONC__CALLED int conc_pool_close(conc_pool *p)
 {
-    return p ? conc__pool_close(&p->crew, &p->users, conc__threads_end) : -EINVAL;
+    return p ? conc__pool_close(&p->crew, &p->users, conc__threads_end, __func__) : -EINVAL;
 }
 
 CONC_API void conc__auto_conc_pool(conc_pool *p) { conc_pool_close(p); }
 
+/* conc_pool_submit or conc_procs_submit, for `call`; NULL: no mistake is possible. */
 CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, conc_fn *fn,
-                               void *arg, size_t size, conc__parcel *parcel)
+                               void *arg, size_t size, conc__parcel *parcel, const char *call)
 {
     conc_loop *l = conc__here;
     int rc = !j || !fn || (size && !arg) ? -EINVAL : 0;
@@ -15299,7 +15323,7 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
     if (CONC__MSAN || c->on_valgrind)
         conc__excuse(j, sizeof *j);
     if (conc__job_in_use(j))
-        rc = conc__misused(-EBUSY, "conc_pool_submit", "the job is in use", NULL);
+        rc = conc__misused(-EBUSY, call, "the job is in use", NULL);
     if (rc || (l && l->self && l->self->pending)) {
         /* before the task switches: who closes the pool on this thread waits for it */
         conc__pool_leave(users);
@@ -15307,7 +15331,7 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
     }
     conc__job_begin(j, fn, arg, parcel, 0);
     j->size = size;
-    rc = conc__crew_submit(c, users, l, j);
+    rc = conc__crew_submit(c, users, l, j, call);
     if (rc)
         conc__job_refuse(j);
     else if (l && l->self)
@@ -15317,22 +15341,22 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
 
 CONC_API CONC__CALLED int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg)
 {
-    return p ? conc__submit(&p->crew, &p->users, j, fn, arg, 0, NULL) : -EINVAL;
+    return p ? conc__submit(&p->crew, &p->users, j, fn, arg, 0, NULL, __func__) : -EINVAL;
 }
 
 /* Runs a job, and waits for it. In a job of the same pool the function is simply called. */
 CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn, void *arg,
-                                 size_t size, conc__parcel *parcel)
+                                 size_t size, conc__parcel *parcel, const char *call)
 {
     conc_loop *l;
     conc_job j;
-    int rc = conc__caller(&l);
+    int rc = conc__caller(&l, call);
     if (rc)
         return rc;
     if (!l && fn && conc__frame_of(__atomic_load_n(crew, __ATOMIC_ACQUIRE)))
         return fn(arg);
     j.state = 0;
-    rc = conc__submit(crew, users, &j, fn, arg, size, parcel);
+    rc = conc__submit(crew, users, &j, fn, arg, size, parcel, call);
     if (rc)
         return rc;
     conc__job_wait(l, &j, NULL);
@@ -15341,7 +15365,7 @@ CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn
 
 CONC_API CONC__CALLED int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg)
 {
-    return p ? conc__crew_run(&p->crew, &p->users, fn, arg, 0, NULL) : -EINVAL;
+    return p ? conc__crew_run(&p->crew, &p->users, fn, arg, 0, NULL, __func__) : -EINVAL;
 }
 
 /* ---- >>mapping ------------------------------------------------------------------------------ */
@@ -15410,8 +15434,8 @@ CONC__PRIVATE int conc__map_start(conc__crew **crew, unsigned *users, conc__mapp
         conc__runner *r = &runners[started];
         r->job.state = 0;
         r->parcel = (conc__parcel){.mapping = m};
-        *rc = processes ? conc__submit(crew, users, &r->job, m->fn, NULL, 0, &r->parcel)
-                        : conc__submit(crew, users, &r->job, conc__map_runner, m, 0, NULL);
+        *rc = processes ? conc__submit(crew, users, &r->job, m->fn, NULL, 0, &r->parcel, NULL)
+                        : conc__submit(crew, users, &r->job, conc__map_runner, m, 0, NULL, NULL);
     }
     return started;
 }
@@ -15430,10 +15454,11 @@ CONC__PRIVATE int conc__map_wait(conc_loop *l, conc__mapping *m, conc__runner *r
     return rc;
 }
 
-CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mapping *m)
+CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mapping *m,
+                                 const char *call)
 {
     conc_loop *l;
-    int rc = conc__caller(&l);
+    int rc = conc__caller(&l, call);
     if (rc == 0 && (!m->fn || (!m->args && m->count && m->size) ||
                     __builtin_mul_overflow(m->count, m->size, &(size_t){0})))
         rc = -EINVAL;
@@ -15469,14 +15494,14 @@ CONC_API CONC__CALLED int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, s
                                         size_t size)
 {
     conc__mapping m = {.fn = fn, .args = args, .count = count, .size = size};
-    return p ? conc__crew_map(&p->crew, &p->users, &m) : -EINVAL;
+    return p ? conc__crew_map(&p->crew, &p->users, &m, __func__) : -EINVAL;
 }
 
 CONC_API CONC__CALLED int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count,
                                             size_t size, int *results)
 {
     conc__mapping m = {fn, args, count, size, results, .keeps_going = true};
-    return p ? conc__crew_map(&p->crew, &p->users, &m) : -EINVAL;
+    return p ? conc__crew_map(&p->crew, &p->users, &m, __func__) : -EINVAL;
 }
 
 /* ---- >>blocking ----------------------------------------------------------------------------- */
@@ -15650,16 +15675,22 @@ CONC__PRIVATE conc_pool *conc__offloads_of(conc_loop *l, int *rc)
     return *rc ? NULL : &conc__offloads.pool;
 }
 
-CONC_API CONC__CALLED int conc_offload(conc_fn *fn, void *arg)
+/* conc_offload, for `call`. */
+CONC__PRIVATE CONC__CALLED int conc__offload(conc_fn *fn, void *arg, const char *call)
 {
     conc_loop *l;
-    int rc = conc__caller(&l);
+    int rc = conc__caller(&l, call);
     if (rc || !fn)
         return rc ? rc : -EINVAL;
     if (!l)
         return fn(arg);
     conc_pool *p = conc__offloads_of(l, &rc);
     return p ? conc_pool_run(p, fn, arg) : rc;
+}
+
+CONC_API CONC__CALLED int conc_offload(conc_fn *fn, void *arg)
+{
+    return conc__offload(fn, arg, __func__);
 }
 
 /* A job that its task may leave. */
@@ -15739,7 +15770,7 @@ CONC__PRIVATE int conc__abandoned_submit(conc_loop *l, conc__abandoned *a)
     if (!c)
         return rc;
     conc__job_begin(&a->job, conc__abandoned_run, a, NULL, CONC__JOB_OWNED);
-    rc = conc__crew_submit(c, &p->users, l, &a->job);
+    rc = conc__crew_submit(c, &p->users, l, &a->job, NULL);
     if (rc)
         conc__job_refuse(&a->job);
     return rc;
@@ -15778,10 +15809,12 @@ CONC__PRIVATE int conc__offload_abandon(conc_loop *l, conc_fn *fn, void *arg,
     return rc;
 }
 
-CONC_API CONC__CALLED int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *))
+/* conc_offload_abandon, for `call`. */
+CONC__PRIVATE CONC__CALLED int conc__offload_for(conc_fn *fn, void *arg, void (*free_arg)(void *),
+                                                 const char *call)
 {
     conc_loop *l;
-    int rc = conc__caller(&l);
+    int rc = conc__caller(&l, call);
     if (rc == 0 && !fn)
         rc = -EINVAL;
     if (rc == 0 && l)
@@ -15793,6 +15826,11 @@ CONC_API CONC__CALLED int conc_offload_abandon(conc_fn *fn, void *arg, void (*fr
     if (free_arg)
         free_arg(arg);
     return rc;
+}
+
+CONC_API CONC__CALLED int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *))
+{
+    return conc__offload_for(fn, arg, free_arg, __func__);
 }
 
 /* ---- >>channel ------------------------------------------------------------------------------ */
@@ -15922,8 +15960,9 @@ CONC__PRIVATE int conc__channel_take(const conc_channel *c, conc__channel *inner
 /* The whole of a send or a receive. */
 CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, bool waits)
 {
+    const char *call = sends ? "conc_channel_send" : "conc_channel_recv";
     conc_loop *l = NULL;
-    int rc = waits ? conc__caller(&l) : 0;
+    int rc = waits ? conc__caller(&l, call) : 0;
     if (rc == 0 && (!c || (c->item_size && !item)))
         rc = -EINVAL;
     if (rc == 0 && l)
@@ -16058,7 +16097,7 @@ CONC_API CONC__CALLED int conc_file_read(const char *path, void **data, size_t *
         *data = NULL;
     if (!path || !data)
         return -EINVAL;
-    int rc = conc_offload(conc__file_reads, &f);
+    int rc = conc__offload(conc__file_reads, &f, __func__);
     *data = f.data;
     if (size)
         *size = f.data ? f.size : 0;
@@ -16232,24 +16271,25 @@ CONC__PRIVATE int conc__file_appends(void *arg)
     return rc;
 }
 
-CONC__PRIVATE int conc__file_change(conc_fn *fn, const char *path, const void *data, size_t size)
+CONC__PRIVATE int conc__file_change(conc_fn *fn, const char *path, const void *data, size_t size,
+                                    const char *call)
 {
     conc__file_call f = {path, (char *)(uintptr_t)data, size};
     if (!path || (!data && size))
         return -EINVAL;
     if (!*path)
         return -ENOENT; /* not that the directory "" cannot be written to */
-    return conc__system_failed(conc_offload(fn, &f), path);
+    return conc__system_failed(conc__offload(fn, &f, call), path);
 }
 
 CONC_API int conc_file_write(const char *path, const void *data, size_t size)
 {
-    return conc__file_change(conc__file_writes, path, data, size);
+    return conc__file_change(conc__file_writes, path, data, size, __func__);
 }
 
 CONC_API int conc_file_append(const char *path, const void *data, size_t size)
 {
-    return conc__file_change(conc__file_appends, path, data, size);
+    return conc__file_change(conc__file_appends, path, data, size, __func__);
 }
 
 /* ---- >>names -------------------------------------------------------------------------------- */
@@ -16312,8 +16352,10 @@ CONC__PRIVATE bool conc__is_port(const char *port)
            (letter || conc__parse_port(port, &number));
 }
 
-CONC_API CONC__CALLED int conc_resolve(const char *host, const char *port,
-                                       struct sockaddr_storage *out, size_t max)
+/* conc_resolve, for `call`. */
+CONC__PRIVATE CONC__CALLED int conc__resolve(const char *host, const char *port,
+                                             struct sockaddr_storage *out, size_t max,
+                                             const char *call)
 {
     if (!host || !port || (max && !out))
         return -EINVAL;
@@ -16330,7 +16372,7 @@ CONC_API CONC__CALLED int conc_resolve(const char *host, const char *port,
     q->max = max;
     strcpy(q->host, host);
     strcpy(q->port, port);
-    int rc = conc_offload_abandon(conc__ask_resolver, q, conc__question_drop);
+    int rc = conc__offload_for(conc__ask_resolver, q, conc__question_drop, call);
     if (rc == 0 && (q->code || !q->count))
         rc = conc__no_answer(q);
     if (rc == 0) {
@@ -16342,7 +16384,13 @@ CONC_API CONC__CALLED int conc_resolve(const char *host, const char *port,
     return rc;
 }
 
-/* For conc_dial and conc_listen: "name:port", which was found to be well-formed. */
+CONC_API CONC__CALLED int conc_resolve(const char *host, const char *port,
+                                       struct sockaddr_storage *out, size_t max)
+{
+    return conc__resolve(host, port, out, max, __func__);
+}
+
+/* For conc_listen, and for conc_dial in a task: "name:port", which was found to be well-formed. */
 CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **found)
 {
     char host[256];
@@ -16350,7 +16398,8 @@ CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **fo
     conc__copy(host, (size_t)(colon - text) + 1, text);
     struct sockaddr_storage *all = conc__alloc(CONC__FOUND * sizeof *all);
     *found = conc__alloc(CONC__FOUND * sizeof **found);
-    int rc = all && *found ? conc_resolve(host, colon + 1, all, CONC__FOUND) : -ENOMEM;
+    int rc =
+        all && *found ? conc__resolve(host, colon + 1, all, CONC__FOUND, "conc_listen") : -ENOMEM;
     rc = rc < CONC__FOUND ? rc : CONC__FOUND;
     for (int i = 0; i < rc; i++) {
         bool six = all[i].ss_family == AF_INET6;
@@ -16589,7 +16638,7 @@ CONC__PRIVATE bool conc__child_is_there(const conc_child *c)
 CONC_API int conc_child_start(conc_child *c)
 {
     conc_loop *l;
-    int rc = conc__caller(&l);
+    int rc = conc__caller(&l, __func__);
     if (rc == 0 && (!c || !c->argv || !c->argv[0]))
         rc = -EINVAL;
     if (rc == 0 && !conc__child_claim(c))
@@ -16664,7 +16713,7 @@ CONC__PRIVATE int conc__child_await(conc_child *c)
 CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
 {
     conc_loop *l;
-    int rc = conc__caller(&l);
+    int rc = conc__caller(&l, __func__);
     if (rc == 0 && !conc__child_is_there(c))
         rc = -EINVAL;
     if (rc == 0 && l)
@@ -18478,7 +18527,7 @@ CONC__PRIVATE void conc__hub_close(conc_loop *l, conc__crew *c)
 
 CONC_API CONC__CALLED int conc_procs_close(conc_procs *p)
 {
-    return p ? conc__pool_close(&p->crew, &p->users, conc__procs_end) : -EINVAL;
+    return p ? conc__pool_close(&p->crew, &p->users, conc__procs_end, __func__) : -EINVAL;
 }
 
 CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
@@ -18514,13 +18563,13 @@ CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
 
 CONC_API CONC__CALLED int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size)
 {
-    return p ? conc__crew_run(&p->crew, &p->users, fn, arg, size, NULL) : -EINVAL;
+    return p ? conc__crew_run(&p->crew, &p->users, fn, arg, size, NULL, __func__) : -EINVAL;
 }
 
 CONC_API CONC__CALLED int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg,
                                             size_t size)
 {
-    return p ? conc__submit(&p->crew, &p->users, j, fn, arg, size, NULL) : -EINVAL;
+    return p ? conc__submit(&p->crew, &p->users, j, fn, arg, size, NULL, __func__) : -EINVAL;
 }
 
 /* The job of a conc_procs_call is not called itself. */
@@ -18537,7 +18586,7 @@ CONC_API CONC__CALLED ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, 
         .call = fn, .in = in, .in_size = in_size, .out = out, .out_size = out_size};
     if (!p || !fn || (in_size && !in) || (out_size && !out))
         return -EINVAL;
-    int rc = conc__crew_run(&p->crew, &p->users, conc__call_job, NULL, 0, &parcel);
+    int rc = conc__crew_run(&p->crew, &p->users, conc__call_job, NULL, 0, &parcel, __func__);
     return rc < 0 ? rc : parcel.returned;
 }
 
@@ -18545,14 +18594,14 @@ CONC_API CONC__CALLED int conc_procs_map(conc_procs *p, conc_fn *fn, void *args,
                                          size_t size)
 {
     conc__mapping m = {.fn = fn, .args = args, .count = count, .size = size};
-    return p ? conc__crew_map(&p->crew, &p->users, &m) : -EINVAL;
+    return p ? conc__crew_map(&p->crew, &p->users, &m, __func__) : -EINVAL;
 }
 
 CONC_API CONC__CALLED int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count,
                                              size_t size, int *results)
 {
     conc__mapping m = {fn, args, count, size, results, .keeps_going = true};
-    return p ? conc__crew_map(&p->crew, &p->users, &m) : -EINVAL;
+    return p ? conc__crew_map(&p->crew, &p->users, &m, __func__) : -EINVAL;
 }
 
 /* ---- >>beginning ---------------------------------------------------------------------------- */
