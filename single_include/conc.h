@@ -1455,7 +1455,10 @@ typedef struct conc__wait_kind {
 /* Debug: a lock that a task holds, or something that was opened and not closed. Always: a
  * conc_signals that is open. */
 typedef struct conc__holding {
-    struct conc__holding *next;
+    struct conc__holding *below[2]; /* by the next bit of the hash of the object's address */
+    struct conc__holding *same;     /* older, of the same object: a rwlock that is read twice */
+    struct conc__holding *older, *newer; /* of all */
+    struct conc__holding *newest;        /* of all: in the tree's root */
     const void *object;
     const char *what, *place; /* "a lock", and where it was acquired */
 } conc__holding;
@@ -1666,6 +1669,8 @@ struct conc_loop {
     int64_t trimmed;
     bool to_trim;
     bool awaits_interrupt; /* nothing but a signal, or a post, will wake main_fn, as it wants */
+    int64_t searched;      /* meanwhile: when circles of tasks were looked for; */
+    uint64_t unsearched;   /* and the loop's pauses since then */
     conc_group background;
     conc__failures failures;
     conc_task main;
@@ -1772,7 +1777,7 @@ static conc__extension conc__extended;
 CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result);
 CONC__PRIVATE void conc__run_posts(conc_loop *l);
 CONC__COLD void conc__deadlock(conc_loop *l);
-CONC__COLD bool conc__awaits_interrupt(conc_loop *l);
+CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit);
 CONC__COLD void conc__doom(conc_loop *l, int rc);
 CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g);
 static inline int64_t conc__time(const conc_loop *l);
@@ -1807,6 +1812,7 @@ CONC__PRIVATE const char *conc__describe(char *to, size_t size, conc__source sou
 CONC__PRIVATE conc__source conc__source_of(const conc_task *t);
 CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
                                    void (*run)(void *), void *arg);
+CONC__COLD int conc__own_error(int rc);
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place);
 
 /* ---- >>sanitizers --------------------------------------------------------------------------- */
@@ -2340,8 +2346,12 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
 {
     enum { BITS = 8 * sizeof(long) };
     int top = -1, closed = 0, count = 0;
-    for (size_t i = 0; i < n; i++)
-        top = polls[i].fd > top ? polls[i].fd : top;
+    for (size_t i = 0; i < n; i++) {
+        polls[i].revents = fcntl(polls[i].fd, F_GETFD) < 0 ? POLLNVAL : 0;
+        closed += polls[i].revents != 0;
+        if (!polls[i].revents && polls[i].fd > top)
+            top = polls[i].fd;
+    }
     size_t words = (size_t)(top + 1) / BITS + 1, size = words * sizeof(long);
     unsigned long *reads = CONC_MALLOC(2 * size), *writes = reads + words;
     if (!reads)
@@ -2349,8 +2359,6 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
     memset(reads, 0, 2 * size);
     for (size_t i = 0; i < n; i++) {
         unsigned long bit = 1ul << (polls[i].fd % BITS);
-        polls[i].revents = fcntl(polls[i].fd, F_GETFD) < 0 ? POLLNVAL : 0;
-        closed += polls[i].revents != 0;
         if (!polls[i].revents && polls[i].events & POLLIN)
             reads[polls[i].fd / BITS] |= bit;
         if (!polls[i].revents && polls[i].events & POLLOUT)
@@ -3324,6 +3332,7 @@ CONC__PRIVATE void conc__tell_misuse(conc_loop *l, void *arg)
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place)
 {
     conc_loop *l = conc__here;
+    int saved = errno;
     if (l && l->debug) {
         conc__misuse m = {l->self, call, why, place};
         conc__on_loop(l, conc__tell_misuse, &m);
@@ -3331,7 +3340,8 @@ CONC__COLD int conc__misused(int rc, const char *call, const char *why, const ch
         fprintf(stderr, "conc: a thread without a run: %s: %s; conc_post runs it on the loop\n",
                 call, why);
     }
-    return rc;
+    errno = saved;
+    return rc < 0 ? conc__own_error(rc) : rc;
 }
 
 CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
@@ -3612,7 +3622,7 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
     if (l->spinners || l->embedded || l->ready)
         limit = 0;
     else if (next == CONC__NEVER && !conc__expects(l) && !conc__held(l)) {
-        l->awaits_interrupt = conc__awaits_interrupt(l);
+        l->awaits_interrupt = conc__awaits_interrupt(l, &limit);
         if (!l->awaits_interrupt) {
             conc__deadlock(l);
             return;
@@ -3730,7 +3740,7 @@ CONC__COLD void conc__find_lost_signals(conc_loop *l, conc_task *t, const void *
                                         const char *how)
 {
     uintptr_t low = (uintptr_t)t->stack->low, size = (uintptr_t)below - low;
-    for (const conc__holding *h = l->receiving; h; h = h->next)
+    for (const conc__holding *h = l->receiving->newest; h; h = h->older)
         if ((uintptr_t)h->object - low < size) {
             t->place = h->place;
             conc__lost(l, t, how);
@@ -3851,7 +3861,7 @@ CONC_API CONC__CALLED int conc_sleep(double s)
     if (!l)
         return -EPERM;
     if (__builtin_isnan(s))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     conc__find_lost(l, __builtin_frame_address(0));
     if (!ns)
         return conc__yield_slowly();
@@ -3864,7 +3874,7 @@ CONC_API CONC__CALLED int conc_sleep_until(double t)
     if (!l)
         return -EPERM;
     if (__builtin_isnan(t))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     conc__find_lost(l, __builtin_frame_address(0));
     int64_t at = t >= CONC_FOREVER ? CONC__NEVER : conc__ns(t);
     for (int64_t more = 1; (double)at / 1e9 < t && at < CONC__NEVER - 8192;
@@ -3878,7 +3888,7 @@ CONC_API int conc_block(double s)
     conc_loop *l = conc__here;
     bool outside = !l && !conc__extended.job_block;
     if (!outside && __builtin_isnan(s))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (!l && !outside && conc__extended.job_block(conc__ns(s)))
         return 0;
     if (!l)
@@ -4111,7 +4121,7 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
     if (rc != -ECANCELED || !mine)
         return rc;
     s->cancel_caught = true;
-    return s->expired ? -ETIMEDOUT : 0;
+    return s->expired ? conc__own_error(-ETIMEDOUT) : 0;
 }
 
 /* The loop on which `call` may change an open scope from here; NULL: it may not. */
@@ -4122,7 +4132,7 @@ CONC__PRIVATE conc_loop *conc__loop_of(const conc_scope *s, const char *call)
         return NULL;
     if (l && (!s->task || s->task->loop == l))
         return l;
-    conc__misused(-EPERM, call, "it is another loop's", s->place);
+    conc__misused(0, call, "it is another loop's", s->place);
     return NULL;
 }
 
@@ -4141,7 +4151,7 @@ CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now)
     if (!l)
         return conc__here ? -EINVAL : -EPERM;
     if (__builtin_isnan(s_from_now) || s->cancel_called)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     conc__disarm(l, &s->timer);
     conc__set_limit(l, s, s_from_now);
     return 0;
@@ -4391,7 +4401,7 @@ CONC_API CONC__CALLED int conc__group_begin(conc_group *g, const char *place)
         conc__group_renew(g);
     if (!g || g->scope.state != CONC__FRESH || g->limit < 0 ||
         (g->stack_size && !conc__stack_fits(g->stack_size)))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     conc__find_lost(l, __builtin_frame_address(0));
     conc__group_open(l, g, place);
     return 0;
@@ -4506,7 +4516,7 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *call
         bool waited = g->limit > 0 && handle;
         if (waited && conc__handle_in_use(handle) && !conc__is_inherited(handle->serial)) {
             conc__child_gone(l, g);
-            return -EBUSY;
+            return conc__own_error(-EBUSY);
         }
     }
     *out = conc__task_new(l, g, handle, fn, arg, spawned);
@@ -4532,7 +4542,7 @@ CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, con
     if (!conc__here)
         return conc__misused(-EPERM, "conc_spawn_task", "the group is another loop's", spawned);
     if (!handle)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (CONC__MSAN || CONC__UNLIKELY(conc__here->on_valgrind))
         conc__excuse(handle, sizeof *handle);
     if (conc__handle_in_use(handle) && !conc__handle_taken_over(handle))
@@ -4583,7 +4593,7 @@ CONC_API CONC__CALLED int conc__start(conc_group *g, const char *spawned, conc_f
     if (!l)
         return -EPERM;
     if (!fn)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -4738,6 +4748,17 @@ CONC_API int conc_fail(int rc, const char *fmt, ...)
     return rc;
 }
 
+/* Returns rc, an error that conc makes here: it goes with conc_strerror's words, not with those of
+ * an earlier error that has the same number and came from the system. */
+CONC__COLD int conc__own_error(int rc)
+{
+    conc_loop *l = conc__of_task();
+    if (!l)
+        return conc_fail(rc, "%s", conc_strerror(rc)); /* in a job */
+    conc__tell(l->self, rc, NULL, (conc__source){NULL, NULL});
+    return rc;
+}
+
 /* strerror, but never a buffer that is used again. */
 CONC__PRIVATE const char *conc__system_words(int rc)
 {
@@ -4752,6 +4773,8 @@ CONC__PRIVATE int conc__system_failed(int rc, const char *about)
     if (rc >= 0 || rc == -ECANCELED)
         return rc;
     const char *words = conc__system_words(rc);
+    if (about && !*about)
+        about = "\"\"";
     return about ? conc_fail(rc, "%.80s: %s", about, words) : conc_fail(rc, "%s", words);
 }
 
@@ -4797,7 +4820,7 @@ CONC_API void conc_set_name(conc_task *t, const char *name)
     if (!conc__is_task(t) || !name || t->state != CONC__LIVE)
         return;
     if (t->loop != conc__here) {
-        conc__misused(-EPERM, "conc_set_name", "the task is another run's", NULL);
+        conc__misused(0, "conc_set_name", "the task is another run's", NULL);
         return;
     }
     char *room = t->has_handle           ? t->name_copy
@@ -5171,25 +5194,72 @@ CONC__COLD void conc__free_strings(conc_task *t)
     CONC_FREE(t->text);
 }
 
-/* Remembers something that is to be given back. Without memory only its report is lost. */
-CONC__COLD void conc__note(conc__holding **list, const void *object, const char *what,
-                           const char *place)
+/* No two addresses have the same hash, as each step can be undone. */
+CONC__PRIVATE uint64_t conc__address_hash(const void *address)
 {
-    conc__holding *h = conc__alloc(sizeof *h);
-    if (!h)
-        return;
-    *h = (conc__holding){*list, object, what, place};
-    *list = h;
+    uint64_t x = (uint64_t)(uintptr_t)address * 0x9e3779b97f4a7c15u;
+    x = (x ^ x >> 32) * 0xd6e8feb86659fd93u;
+    return x ^ x >> 32;
 }
 
-CONC__COLD void conc__unnote(conc__holding **list, const void *object)
+/* Where in a tree the newest holding of an object is, or would be. */
+CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void *object)
 {
-    for (conc__holding **at = list, *h; (h = *at); at = &h->next)
-        if (h->object == object) {
-            *at = h->next;
-            CONC_FREE(h);
-            return;
-        }
+    uint64_t hash = conc__address_hash(object);
+    for (; *at && (*at)->object != object; hash >>= 1)
+        at = &(*at)->below[hash & 1];
+    return at;
+}
+
+/* Remembers something that is to be given back. Without memory only its report is lost. */
+CONC__COLD void conc__note(conc__holding **tree, const void *object, const char *what,
+                           const char *place)
+{
+    conc__holding *h = conc__alloc(sizeof *h), **at = conc__holding_find(tree, object);
+    if (!h)
+        return;
+    *h = (conc__holding){.object = object, .what = what, .place = place, .same = *at};
+    if (*tree)
+        h->older = (*tree)->newest;
+    if (h->older)
+        h->older->newer = h;
+    if (h->same)
+        memcpy(h->below, h->same->below, sizeof h->below);
+    *at = h;
+    (*tree)->newest = h;
+}
+
+/* Takes a holding out of its tree: another takes its place, if there is one below. */
+CONC__PRIVATE void conc__holding_remove(conc__holding **at)
+{
+    conc__holding *h = *at, *other = h->same;
+    if (!other) {
+        conc__holding **leaf = at;
+        while ((*leaf)->below[0] || (*leaf)->below[1])
+            leaf = &(*leaf)->below[!(*leaf)->below[0]];
+        other = *leaf;
+        *leaf = NULL;
+    }
+    if (other == h)
+        return;
+    memcpy(other->below, h->below, sizeof h->below);
+    *at = other;
+}
+
+CONC__COLD void conc__unnote(conc__holding **tree, const void *object)
+{
+    conc__holding **at = conc__holding_find(tree, object), *h = *at;
+    if (!h)
+        return;
+    conc__holding *newest = h->newer ? (*tree)->newest : h->older;
+    if (h->newer)
+        h->newer->older = h->older;
+    if (h->older)
+        h->older->newer = h->newer;
+    conc__holding_remove(at);
+    if (*tree)
+        (*tree)->newest = newest;
+    CONC_FREE(h);
 }
 
 /* Debug: a task that has ended holds locks, which nobody else can get now. */
@@ -5198,10 +5268,10 @@ CONC__COLD void conc__tell_held(conc_task *t)
     char who[CONC__DESCRIPTION];
     int saved = errno;
     conc__describe(who, sizeof who, conc__source_of(t));
-    for (conc__holding *h; (h = t->held);) {
+    while (t->held) {
+        const conc__holding *h = t->held->newest;
         fprintf(stderr, "conc: %s ended with %s that it acquired at %s\n", who, h->what, h->place);
-        t->held = h->next;
-        CONC_FREE(h);
+        conc__unnote(&t->held, h->object);
     }
     errno = saved;
 }
@@ -5327,9 +5397,9 @@ CONC_API int conc_cancel(conc_task *t)
     if (!l)
         return conc__misused(-EPERM, "conc_cancel", "this is not the task's loop", NULL);
     if (!conc__is_task(t))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (t->state == CONC__DONE)
-        return -EALREADY;
+        return conc__own_error(-EALREADY);
     if (t->loop != l)
         return conc__misused(-EPERM, "conc_cancel", "the task is another loop's", NULL);
     conc__task_cancel(l, t);
@@ -5475,7 +5545,7 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     if (!l)
         return -EPERM;
     if (!g || !t || g->scope.state == CONC__CLOSED)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -5585,10 +5655,10 @@ CONC__PRIVATE int conc__run_calls(const char *spawned, conc_call *calls, size_t 
     if (!l)
         return -EPERM;
     if (!calls && n)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     for (size_t i = 0; i < n; i++)
         if (!calls[i].fn)
-            return -EINVAL;
+            return conc__own_error(-EINVAL);
     conc__batch b = {.calls = calls, .count = n, .keep_going = keep_going, .seen = seen};
     return conc__run_batch(l, &b, spawned);
 }
@@ -5614,7 +5684,7 @@ CONC__PRIVATE int conc__run_map(const char *spawned, conc__batch *b)
     if (!l)
         return -EPERM;
     if (!b->fn || (!b->args && b->count && b->size))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     return conc__run_batch(l, b, spawned);
 }
 
@@ -5638,14 +5708,6 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 }
 
 /* ---- >>keys --------------------------------------------------------------------------------- */
-
-/* A key's hash. No two keys have the same one, as each step can be undone. */
-CONC__PRIVATE uint64_t conc__local_hash(const conc_local *key)
-{
-    uint64_t x = (uint64_t)(uintptr_t)key * 0x9e3779b97f4a7c15u;
-    x = (x ^ x >> 32) * 0xd6e8feb86659fd93u;
-    return x ^ x >> 32;
-}
 
 CONC__PRIVATE bool conc__locals_are_shared(const conc__locals *locals)
 {
@@ -5703,8 +5765,8 @@ CONC_API int conc_local_set(conc_local *key, const void *value)
     if (!at)
         return conc__misused(-EPERM, "conc_local_set", "only a task may call it", NULL);
     if (!key)
-        return -EINVAL;
-    uint64_t hash = conc__local_hash(key);
+        return conc__own_error(-EINVAL);
+    uint64_t hash = conc__address_hash(key);
     for (; *at && !conc__locals_are_shared(*at); hash >>= 1) {
         if ((*at)->key == key) {
             (*at)->value = value;
@@ -5723,7 +5785,7 @@ CONC_API int conc_local_set(conc_local *key, const void *value)
 CONC_API void *conc_local_get(conc_local *key)
 {
     conc__locals **at = conc__locals_here(), *locals = at ? *at : NULL;
-    for (uint64_t hash = conc__local_hash(key); locals && locals->key != key; hash >>= 1)
+    for (uint64_t hash = conc__address_hash(key); locals && locals->key != key; hash >>= 1)
         locals = locals->below[hash & 1];
     return locals ? (void *)(uintptr_t)locals->value : NULL;
 }
@@ -5846,7 +5908,7 @@ CONC_API int conc__gen_open(conc_gen *face, const char *opened, conc_gen_fn *fn,
     if (!l)
         return -EPERM;
     if (!face || !fn || (conc__gen_of(l, face) && face->body != &conc__exhausted))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     conc__stack *stack = conc__stack_take(l->pool);
     if (!stack)
         return -ENOMEM;
@@ -5940,10 +6002,10 @@ CONC_API CONC__CALLED int conc_gen_emit(conc_gen *face, const void *item)
         return -EPERM;
     conc__gen *g = conc__gen_of(l, face);
     if (!g || g == &conc__exhausted || l->self->stack != g->stack || (!item && g->item_size))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (CONC__UNLIKELY(l->self->scope != g->scope)) {
         conc__find_lost(l, __builtin_frame_address(0));
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     }
     if (CONC__UNLIKELY(g->closing))
         return conc__gen_emit_late(l, g);
@@ -5963,11 +6025,11 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     conc__quick(l); /* before the look at the generator: others may close it meanwhile */
     conc__gen *g = conc__gen_of(l, face);
     if (!g || (!item && g->item_size))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (g == &conc__exhausted)
         return 0;
     if (g->consumer)
-        return -EBUSY;
+        return conc__own_error(-EBUSY);
     conc__gen_enter(l, g);
     if (g->ended) {
         rc = conc__gen_free(l, g, face);
@@ -6008,7 +6070,7 @@ CONC_API int conc_gen_close(conc_gen *face)
 {
     conc_loop *l = conc__of_task();
     if (!face)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     conc__gen *g = l ? conc__gen_of(l, face) : face->body;
     if (!g)
         return 0; /* it may be open in another thread's run: nothing is written there */
@@ -6019,7 +6081,7 @@ CONC_API int conc_gen_close(conc_gen *face)
     if (!l)
         return -EPERM;
     if (g->consumer)
-        return -EBUSY;
+        return conc__own_error(-EBUSY);
     bool stopped;
     conc__source source = conc__gen_source(g);
     int rc = conc__gen_finish(l, g, face, &stopped);
@@ -6503,16 +6565,21 @@ CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
     if (!l)
         return -EPERM;
     if (events & ~(CONC_READABLE | CONC_WRITABLE))
-        return -EINVAL;
-    int rc = fd < 0 ? -EBADF : conc__checkpoint(l);
+        return conc__own_error(-EINVAL);
+    if (CONC__UNLIKELY(fd < 0))
+        return conc__own_error(-EBADF);
+    int rc = conc__checkpoint(l);
     if (rc)
         return rc;
     conc__find_lost(l, __builtin_frame_address(0));
     rc = conc__fd_ready(fd, events);
-    if (rc == 0)
-        return conc__fd_park(l, fd, events);
-    conc__quick(l);
-    return rc < 0 ? rc : rc & events;
+    if (rc == 0) {
+        rc = conc__fd_park(l, fd, events);
+    } else {
+        conc__quick(l);
+        rc = rc < 0 ? rc : rc & events;
+    }
+    return CONC__UNLIKELY(rc < 0) ? conc__system_failed(rc, NULL) : rc;
 }
 
 CONC_API int conc_close(int fd)
@@ -6781,7 +6848,9 @@ CONC__PRIVATE ssize_t conc__receive_slowly(conc_loop *l, const conc__io *io)
         if (nothing || (file && io->any))
             n = conc__io_file(io, CONC__READS);
     } while (n < 0 && errno == EINTR);
-    return conc__io_result(l, n, saved);
+    n = conc__io_result(l, n, saved);
+    errno = saved; /* ENOTSOCK came before the file's own call */
+    return n;
 }
 
 /* Receives bytes, without waiting. A TCP connection that had fewer than were asked for has none
@@ -6830,7 +6899,9 @@ CONC__PRIVATE ssize_t conc__send_slowly(conc_loop *l, const conc__io *io)
                 conc__drain_pipe_signal(l);
         }
     } while (n < 0 && errno == EINTR);
-    return conc__io_result(l, n, saved);
+    n = conc__io_result(l, n, saved);
+    errno = saved;
+    return n;
 }
 
 /* Sends bytes, without waiting. */
@@ -7036,6 +7107,7 @@ CONC__PRIVATE ssize_t conc__accept(conc_loop *l, const conc__io *io)
         conc__fd_gone(l, f);
         return conc__accept(l, io);
     }
+    *l->errno_at = saved; /* accept4 may have been refused before accept worked */
     return n < 0 ? n : conc__fd_adopt(l, (int)n, f && f->tcp);
 }
 
@@ -7376,7 +7448,7 @@ CONC_API int conc_listen_with(const char *address, const conc_listen_options *op
     if (!l)
         return conc__misused(-EPERM, "conc_listen", "there is no loop", NULL);
     if (!address || o->backlog < 0)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__listen(l, address, o);
     errno = saved;
     return rc;
@@ -7577,7 +7649,7 @@ CONC_API int conc_dial(const char *address)
     if (!l)
         return -EPERM;
     if (!address)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -7633,7 +7705,7 @@ CONC_API CONC__CALLED int conc_address(int fd, bool peer, char *buf, size_t size
 {
     int saved = errno;
     if (!buf)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__ask_address(fd, peer, buf, size);
     errno = saved;
     return rc;
@@ -7776,7 +7848,7 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *spa
     if (!l)
         return -EPERM;
     if (!server || !server->handler || server->limit < 0)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     conc_server s = *server;
     conc_group g = {.limit = s.limit, .keep_going = true};
     int rc = conc__checkpoint(l);
@@ -7869,8 +7941,8 @@ enum { CONC__STREAM_FRESH, CONC__STREAM_OPEN, CONC__STREAM_CLOSED };
 CONC__PRIVATE int conc__stream_state(const conc_stream *s)
 {
     if (!s || s->state == CONC__STREAM_FRESH)
-        return -EINVAL;
-    return s->state == CONC__STREAM_OPEN ? 0 : -EPIPE;
+        return conc__own_error(-EINVAL);
+    return s->state == CONC__STREAM_OPEN ? 0 : conc__own_error(-EPIPE);
 }
 
 /* A call that may wait ends: the stream is no longer touched, if it was closed meanwhile. */
@@ -7910,7 +7982,7 @@ CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place)
     if (!s || s->state == CONC__STREAM_OPEN)
         return conc__misused(-EINVAL, "conc_stream_open", "no stream, or it is open", NULL);
     if (s->inside)
-        return -EBUSY;
+        return conc__own_error(-EBUSY);
     const conc__fd *f = conc__fd_find(l, fd);
     bool own = f && conc__fd_is_own(f);
     if (fd < 0 || (!own && conc__fd_ready(fd, CONC_READABLE) < 0))
@@ -8994,7 +9066,7 @@ CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *n
     conc__on_loop(l, conc__open_signals, &c);
     if (c.rc == 0)
         conc__note(&l->receiving, s, "signals", place);
-    return c.rc;
+    return conc__system_failed(c.rc, NULL);
 }
 
 CONC__PRIVATE bool conc__receive_cancel(conc__wait *w)
@@ -9013,12 +9085,12 @@ CONC_API int conc_signals_next(conc_signals *s)
     if (!l)
         return -EPERM;
     if (!s)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
     if (!s->loop)
-        return -EPIPE;
+        return conc__own_error(-EPIPE);
     if (s->loop != l || s->run != l->run)
         return conc__misused(-EPERM, "conc_signals_next", "it is another run's", NULL);
     rc = s->waits.first ? 0 : conc__signals_find(s);
@@ -9053,7 +9125,7 @@ CONC_API int conc_signals_close(conc_signals *s)
     conc_loop *l = conc__here;
     conc__signal_call c = {.s = s};
     if (!s)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (!s->loop)
         return 0;
     if (!l || s->loop != l || s->run != l->run)
@@ -9181,7 +9253,7 @@ CONC__PRIVATE void conc__loop_free(conc_loop *l)
 CONC_API int conc_loop_hold(conc_loop *l)
 {
     if (!l)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     pthread_mutex_lock(&l->mutex);
     l->holds++;
     pthread_mutex_unlock(&l->mutex);
@@ -9191,11 +9263,11 @@ CONC_API int conc_loop_hold(conc_loop *l)
 CONC_API int conc_loop_release(conc_loop *l)
 {
     if (!l)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     pthread_mutex_lock(&l->mutex);
     if (!l->holds) {
         pthread_mutex_unlock(&l->mutex);
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     }
     bool last = --l->holds == 0 && l->over_for_good;
     /* without a hold its wait may have become a deadlock */
@@ -9245,7 +9317,7 @@ CONC__PRIVATE void conc__run_posted_call(conc__post *p)
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
 {
     if (!l || !fn)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     conc__posted_call *call = conc__alloc(sizeof *call);
     if (!call)
         return -ENOMEM;
@@ -9637,9 +9709,25 @@ CONC__PRIVATE bool conc__find_deadlock(FILE *out, conc_loop *l)
     return found;
 }
 
+/* The search for a circle visits every task. Posts of other threads may wake the loop very often
+ * while all tasks wait: then most of its pauses go without a search, until one is long enough.
+ * True: the search is left out now, and `limit` says when to look again. */
+CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
+{
+    enum { TASKS = 64, EVERY = 50 * 1000 * 1000 }; /* at most so many tasks a pause; ns */
+    int64_t now = conc__clock(), left = l->searched + EVERY - now;
+    if (left <= 0 || ++l->unsearched * TASKS >= l->spawned - l->finished) {
+        l->searched = now;
+        l->unsearched = 0;
+        return false;
+    }
+    *limit = left < *limit ? left : *limit;
+    return true;
+}
+
 /* Every task waits. Does main_fn sleep for ever, to be woken by the signal that ends the program?
  * Not if a shield hides that, and not if other tasks wait for each other in a circle. */
-CONC__COLD bool conc__awaits_interrupt(conc_loop *l)
+CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
 {
     const conc__wait *w = l->main.wait;
     if (l->virtual_clock || !atomic_load(&l->interrupt_numbers) || !w)
@@ -9649,7 +9737,7 @@ CONC__COLD bool conc__awaits_interrupt(conc_loop *l)
         shielded |= s->shielded;
     if (shielded || w->kind != &conc__sleeping)
         return false;
-    return !conc__find_deadlock(NULL, l);
+    return conc__search_can_wait(l, limit) || !conc__find_deadlock(NULL, l);
 }
 
 CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)
@@ -10934,15 +11022,14 @@ CONC__COLD void conc__step(conc_loop *l, conc_task *t)
 /* What was opened in the run and not closed; only: of this kind, NULL: any. */
 CONC__PRIVATE void conc__opened_tell(conc_loop *l, const char *only)
 {
-    for (conc__holding **at = &l->opened, *h; (h = *at);) {
-        if (only && strcmp(h->what, only) != 0) {
-            at = &h->next;
+    conc__holding *h = l->opened ? l->opened->newest : NULL, *older;
+    for (; h; h = older) {
+        older = h->older;
+        if (only && strcmp(h->what, only) != 0)
             continue;
-        }
-        *at = h->next;
         if (conc__here == l)
             fprintf(stderr, "conc: %s is left open that was opened at %s\n", h->what, h->place);
-        CONC_FREE(h);
+        conc__unnote(&l->opened, h->object);
     }
 }
 
@@ -11335,8 +11422,10 @@ CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg)
     int rc = conc__run(&o, spawned, main_fn, arg, &outcome);
     if (outcome.signal)
         return 128 + outcome.signal;
+    int saved = errno;
     if (rc < 0)
         fprintf(stderr, "conc: %s failed: %s\n", outcome.by, conc__words_or(outcome.text, rc));
+    errno = saved;
     return rc < 0;
 }
 
@@ -11346,7 +11435,7 @@ CONC_API int conc_embed_begin(conc_embed *e, const conc_options *options, conc_f
                               void *arg)
 {
     if (!e || (e->loop && e->loop == conc__here))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int saved = errno, rc = conc__begin(&e->loop, true, options, "main", main_fn, arg);
     errno = saved;
     if (rc)
@@ -11965,8 +12054,11 @@ CONC__PRIVATE CONC__CALLED int conc__wait_unless(const char *call, bool so, cons
 
 CONC__PRIVATE void conc__wake_all(conc_loop *l, conc__waits *list, int result)
 {
-    while (list->first)
+    while (list->first) {
+        if (result < 0)
+            conc__tell(list->first->task, result, NULL, (conc__source){NULL, NULL});
         conc__wake(l, list->first, result);
+    }
 }
 
 /* The owner of a lock, as it was noted, if that task has not ended; else NULL. */
@@ -12112,7 +12204,7 @@ CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
     if (!l)
         return -EPERM;
     if (!k)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (k->owner && !conc__is_inherited(k->serial))
         return conc__held_by_other(l, k->owner, k->serial, "conc_lock_try_acquire", k->place);
     conc__lock_give(l, k, l->self, place);
@@ -12254,7 +12346,7 @@ CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const ch
     if (!l)
         return -EPERM;
     if (!k)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     conc__rwlock_take_over(k);
     if (conc__rwlock_is_mine(l, k))
         return conc__misused(-EDEADLK, call, "the task has this rwlock already, acquired",
@@ -12286,7 +12378,7 @@ CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place
     if (!l)
         return -EPERM;
     if (!k)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     conc__rwlock_take_over(k);
     if (!conc__ours(l, &k->waits))
         return conc__foreign(call);
@@ -12333,7 +12425,7 @@ CONC__PRIVATE CONC__CALLED int conc__sem_acquire_slowly(conc_sem *s)
     if (CONC__UNLIKELY(!l))
         return -EPERM;
     if (CONC__UNLIKELY(!conc__sem_is_valid(s)))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__may_wait(l, &s->waits, "conc_sem_acquire");
     if (rc)
         return rc;
@@ -12359,7 +12451,7 @@ CONC_API int conc_sem_acquire(conc_sem *s)
 CONC_API int conc_sem_try_acquire(conc_sem *s)
 {
     if (!conc__sem_is_valid(s))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (s->permits == 0 || s->waits.first)
         return -EAGAIN;
     s->permits--;
@@ -12370,7 +12462,7 @@ CONC_API int conc_sem_release(conc_sem *s)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!conc__sem_is_valid(s)))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (CONC__UNLIKELY(!conc__ours(l, &s->waits)))
         return conc__foreign("conc_sem_release");
     if (s->waits.first) {
@@ -12539,7 +12631,7 @@ CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
     if (!l)
         return -EPERM;
     if (!b || b->parties <= 0)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__may_wait(l, &b->waits, "conc_barrier_wait");
     if (rc)
         return rc;
@@ -12606,9 +12698,9 @@ CONC_API int conc_future_set(conc_future *f, int rc, void *value)
 {
     conc_loop *l = conc__here;
     if (!f)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (f->set)
-        return -EALREADY;
+        return conc__own_error(-EALREADY);
     if (!conc__ours(l, &f->waits))
         return conc__foreign("conc_future_set");
     f->set = true;
@@ -12628,7 +12720,7 @@ CONC_API CONC__CALLED int conc_future_wait(conc_future *f, void **value)
     if (!l)
         return -EPERM;
     if (!f)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__may_wait(l, &f->waits, "conc_future_wait");
     if (rc)
         return rc;
@@ -12712,7 +12804,7 @@ CONC__COLD int conc__queue_check(conc_queue *q)
 {
     if (q->kind < CONC_QUEUE_FIFO || q->kind > CONC_QUEUE_PRIORITY ||
         (q->kind == CONC_QUEUE_PRIORITY && !q->less) || (q->kind == CONC_QUEUE_LIFO && q->less))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     q->checked = true;
     return 0;
 }
@@ -12720,7 +12812,7 @@ CONC__COLD int conc__queue_check(conc_queue *q)
 CONC__FAST int conc__queue_valid(conc_queue *q, const void *item)
 {
     if (CONC__UNLIKELY(!q || (!item && q->item_size)))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     return CONC__UNLIKELY(!q->checked) ? conc__queue_check(q) : 0;
 }
 
@@ -12866,7 +12958,7 @@ CONC__FAST int conc__queue_push(conc_loop *l, conc_queue *q, const void *item)
 {
     conc__wait *getter = q->getters.first;
     if (CONC__UNLIKELY(q->closed))
-        return -EPIPE;
+        return conc__own_error(-EPIPE);
     if (getter) {
         conc__item_copy(q, getter->item, item);
         q->unfinished++;
@@ -12886,7 +12978,7 @@ CONC__FAST int conc__queue_pull(conc_loop *l, conc_queue *q, void *item)
 {
     conc__wait *putter = q->putters.first;
     if (!q->count)
-        return q->closed ? -EPIPE : -EAGAIN;
+        return q->closed ? conc__own_error(-EPIPE) : -EAGAIN;
     conc__queue_take(q, item);
     if (putter) {
         conc__queue_store(q, putter->item);
@@ -13002,7 +13094,7 @@ CONC_API int conc_queue_task_done(conc_queue *q)
 {
     conc_loop *l = conc__here;
     if (!q)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (!conc__ours(l, &q->joiners))
         return conc__foreign("conc_queue_task_done");
     if (!q->unfinished)
@@ -13393,7 +13485,7 @@ CONC_API int conc_limiter_try_acquire(conc_limiter *k, int n)
     if (!l)
         return conc__misused(-EPERM, "conc_limiter_try_acquire", "there is no loop", NULL);
     if (!conc__limiter_is_valid(k, n))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (!conc__limiter_is_ours(l, k))
         return conc__foreign("conc_limiter_try_acquire");
     int64_t now = conc__time(l);
@@ -13410,7 +13502,7 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
     if (!l)
         return -EPERM;
     if (!conc__limiter_is_valid(k, n))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__may_wait(l, &k->waits, "conc_limiter_acquire");
     if (rc)
         return rc;
@@ -13469,7 +13561,7 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
  *             timer; that holds for the jobs of a job, too. A job that waits in a call of this
  *             module does not run.
  *   Forks     in a forked child inherited pools are dead: -EPERM, and closing them only frees
- *             memory.
+ *             memory. A channel has what lay in it, and none of the parent's waiters.
  *
  * Environment: CONC__WORKER marks a worker process that this program started; it is not to be
  * set by hand.
@@ -14786,7 +14878,8 @@ CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
 
 CONC_API int conc_job_cancel(conc_job *j)
 {
-    return conc__is_job(j) ? conc__job_cancel(j, false) : -EINVAL;
+    int rc = conc__is_job(j) ? conc__job_cancel(j, false) : -EINVAL;
+    return rc ? conc__own_error(rc) : 0;
 }
 
 CONC_API bool conc_job_done(const conc_job *j)
@@ -14907,13 +15000,13 @@ CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
 {
     conc_loop *l = conc__here;
     if (!conc__is_job(j))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     bool was_done = conc__job_state(j) & CONC__JOB_DONE;
     if (!was_done && l && !l->self)
         return conc__caller_refused("conc_job_wait");
     for (conc__frame *f = was_done ? NULL : conc__frame_here(); f; f = f->outer)
         if (f->job == j)
-            return -EDEADLK;
+            return conc__own_error(-EDEADLK);
     l = conc__of_task();
     if (!was_done)
         conc__job_wait(l, j, NULL);
@@ -15167,9 +15260,9 @@ CONC__PRIVATE int conc__pool_opens(conc__crew **crew, unsigned *users, conc__cre
 CONC_API int conc_pool_open(conc_pool *p)
 {
     if (!p || p->threads < 0 || p->queue_limit < 0 || p->threads > 1 << 16)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (p->crew && p->crew->forks == conc__forks)
-        return -EBUSY;
+        return conc__own_error(-EBUSY);
     conc__crews_need();
     if (!conc__frames_there)
         return -EAGAIN;
@@ -15314,12 +15407,12 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
                                void *arg, size_t size, conc__parcel *parcel, const char *call)
 {
     conc_loop *l = conc__here;
-    int rc = !j || !fn || (size && !arg) ? -EINVAL : 0;
-    if (rc)
-        return rc;
+    if (!j || !fn || (size && !arg))
+        return conc__own_error(-EINVAL);
+    int rc = 0;
     conc__crew *c = conc__pool_enter(crew, users, &rc);
     if (!c)
-        return rc;
+        return conc__own_error(rc);
     if (CONC__MSAN || c->on_valgrind)
         conc__excuse(j, sizeof *j);
     if (conc__job_in_use(j))
@@ -15466,7 +15559,7 @@ CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mappi
         return rc;
     conc__crew *c = conc__pool_enter(crew, users, &rc);
     if (!c)
-        return conc__map_refused(m, rc);
+        return conc__map_refused(m, conc__own_error(rc));
     bool processes = c->hub, own = !l && conc__frame_of(c);
     int most = (m->count < (size_t)c->most ? (int)m->count : c->most) - (own && m->count);
     conc__pool_leave(users);
@@ -15842,6 +15935,7 @@ typedef struct conc__channel {
     conc__waiter *senders, *receivers;
     size_t head, count;
     bool closed;
+    unsigned forks; /* how many forks the process descended from when this was made */
     _Alignas(max_align_t) char items[];
 } conc__channel;
 
@@ -15855,6 +15949,7 @@ CONC__PRIVATE conc__channel *conc__channel_make(size_t size)
     if (made) {
         memset(made, 0, sizeof *made);
         pthread_mutex_init(&made->mutex, NULL);
+        made->forks = conc__forks;
     }
     return made;
 }
@@ -15865,6 +15960,20 @@ CONC__PRIVATE void conc__channel_free(conc__channel *inner)
         return;
     pthread_mutex_destroy(&inner->mutex);
     conc_free(inner);
+}
+
+/* The first call in a forked child, for a channel that the parent used: its waiters are the
+ * parent's, and its mutex may be locked for ever. What lay in it stays; an item that a thread of
+ * the parent was copying when the process forked may be incomplete. */
+CONC__COLD void conc__channel_take_over(conc__channel *inner)
+{
+    pthread_mutex_lock(&conc__crews); /* other threads of the child may come, too */
+    if (inner->forks != conc__forks) {
+        pthread_mutex_init(&inner->mutex, NULL);
+        inner->senders = inner->receivers = NULL;
+        __atomic_store_n(&inner->forks, conc__forks, __ATOMIC_RELEASE);
+    }
+    pthread_mutex_unlock(&conc__crews);
 }
 
 /* What is behind a channel, locked; made by the first call. NULL: *rc says why. */
@@ -15879,6 +15988,7 @@ CONC__PRIVATE conc__channel *conc__channel_lock(conc_channel *c, int *rc)
     if (*rc)
         return NULL;
     if (!inner) {
+        conc__crews_need(); /* so that forks are counted */
         conc__channel *made = conc__channel_make(size);
         *rc = made ? 0 : -ENOMEM;
         if (!made)
@@ -15889,6 +15999,8 @@ CONC__PRIVATE conc__channel *conc__channel_lock(conc_channel *c, int *rc)
         else /* another thread was first */
             conc__channel_free(made);
     }
+    if (CONC__UNLIKELY(__atomic_load_n(&inner->forks, __ATOMIC_ACQUIRE) != conc__forks))
+        conc__channel_take_over(inner);
     conc__lock_briefly(&inner->mutex);
     return inner;
 }
@@ -15969,18 +16081,19 @@ CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, b
         rc = conc__checkpoint(l);
     conc__channel *inner = rc ? NULL : conc__channel_lock(c, &rc);
     if (!inner)
-        return rc;
+        return rc == -EINVAL ? conc__own_error(rc) : rc;
     rc = sends ? conc__channel_put(c, inner, item) : conc__channel_take(c, inner, item);
     if (rc == -EAGAIN && waits) {
         conc__waiter w = {.item = item};
         conc__line_up(sends ? &inner->senders : &inner->receivers, &w);
-        return conc__wait_outside(l, &w, sends ? &conc__channel_sends : &conc__channel_receives,
-                                  inner, &inner->mutex, NULL);
+        rc = conc__wait_outside(l, &w, sends ? &conc__channel_sends : &conc__channel_receives,
+                                inner, &inner->mutex, NULL);
+        return rc == -EPIPE ? conc__own_error(rc) : rc;
     }
     pthread_mutex_unlock(&inner->mutex);
     if (rc == 0 && l)
         conc__quick(l);
-    return rc;
+    return rc == -EPIPE ? conc__own_error(rc) : rc;
 }
 
 CONC_API CONC__CALLED int conc_channel_send(conc_channel *c, const void *item)
@@ -16096,7 +16209,7 @@ CONC_API CONC__CALLED int conc_file_read(const char *path, void **data, size_t *
     if (data)
         *data = NULL;
     if (!path || !data)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__offload(conc__file_reads, &f, __func__);
     *data = f.data;
     if (size)
@@ -16276,9 +16389,9 @@ CONC__PRIVATE int conc__file_change(conc_fn *fn, const char *path, const void *d
 {
     conc__file_call f = {path, (char *)(uintptr_t)data, size};
     if (!path || (!data && size))
-        return -EINVAL;
-    if (!*path)
-        return -ENOENT; /* not that the directory "" cannot be written to */
+        return conc__own_error(-EINVAL);
+    if (!*path) /* not that the directory "" cannot be written to */
+        return conc__system_failed(-ENOENT, path);
     return conc__system_failed(conc__offload(fn, &f, call), path);
 }
 
@@ -16644,7 +16757,7 @@ CONC_API int conc_child_start(conc_child *c)
     if (rc == 0 && !conc__child_claim(c))
         rc = -EBUSY;
     if (rc)
-        return rc;
+        return conc__own_error(rc);
     conc__child_starting s = {.child = c};
     conc__original_mask(&s.mask);
     rc = conc_offload(conc__child_starts, &s);
@@ -16656,7 +16769,9 @@ CONC_API int conc_child_start(conc_child *c)
     c->output = s.near_ends[1];
     c->error = s.near_ends[2];
     c->pid = (int)s.pid;
+    int saved = errno;
     c->pidfd = conc__pidfd(s.pid); /* it is not reaped before, so the number is its own */
+    errno = saved;
     c->status = 0;
     __atomic_store_n(&c->state, CONC__CHILD_RUNS, __ATOMIC_RELEASE);
     return 0;
@@ -16691,7 +16806,9 @@ CONC__PRIVATE int conc__child_pause(const conc_loop *l, const conc_child *c, dou
         return conc_wait_fd(c->pidfd, CONC_READABLE);
     if (c->pidfd >= 0) {
         struct pollfd p = {c->pidfd, POLLIN, 0};
+        int saved = errno;
         poll(&p, 1, -1);
+        errno = saved;
         return 0;
     }
     *pause = *pause < 0.05 ? *pause * 2 : *pause;
@@ -16730,19 +16847,26 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
     return rc;
 }
 
-CONC_API int conc_child_kill(conc_child *c, int signal)
+/* -EALREADY: it has ended. */
+CONC__PRIVATE int conc__child_signal(conc_child *c, int signal)
 {
-    if (!conc__child_is_there(c))
-        return -EINVAL;
     if (conc__child_ended(c))
         return -EALREADY;
-    int saved = errno;
+    int saved = errno, rc = -EALREADY;
     pthread_mutex_lock(&conc__children);
-    bool runs = c->state == CONC__CHILD_RUNS;
-    int rc = runs && kill(c->pid, signal) ? -errno : 0;
+    if (c->state == CONC__CHILD_RUNS)
+        rc = kill(c->pid, signal) ? -errno : 0;
     pthread_mutex_unlock(&conc__children);
     errno = saved;
-    return runs ? conc__system_failed(rc, NULL) : -EALREADY;
+    return rc;
+}
+
+CONC_API int conc_child_kill(conc_child *c, int signal)
+{
+    int rc = conc__child_is_there(c) ? conc__child_signal(c, signal) : -EINVAL;
+    if (rc == -EALREADY)
+        return conc__own_error(rc);
+    return conc__system_failed(rc, NULL);
 }
 
 CONC__PRIVATE int conc__child_await_all(void *arg)
@@ -16763,13 +16887,13 @@ CONC_API int conc_child_close(conc_child *c)
 {
     conc_loop *l = conc__here;
     if (!c)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (!conc__child_is_there(c))
         return c->state ? -EBUSY : 0;
     conc__close_end(&c->input);
     conc__close_end(&c->output);
     conc__close_end(&c->error);
-    conc_child_kill(c, SIGKILL);
+    conc__child_signal(c, SIGKILL);
     if (l && l->self)
         conc_shield(CONC_FOREVER, conc__child_await_all, c);
     else
@@ -18467,9 +18591,9 @@ CONC__PRIVATE int conc__hub_open(conc__hub *h)
 CONC_API int conc_procs_open(conc_procs *p)
 {
     if (!p || p->workers < 0 || p->workers > 1 << 12)
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     if (p->crew && p->crew->forks == conc__forks)
-        return -EBUSY;
+        return conc__own_error(-EBUSY);
     if (!p->fork && getauxval(AT_SECURE))
         return -EPERM;
     conc__crews_need();
@@ -18585,7 +18709,7 @@ CONC_API CONC__CALLED ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, 
     conc__parcel parcel = {
         .call = fn, .in = in, .in_size = in_size, .out = out, .out_size = out_size};
     if (!p || !fn || (in_size && !in) || (out_size && !out))
-        return -EINVAL;
+        return conc__own_error(-EINVAL);
     int rc = conc__crew_run(&p->crew, &p->users, conc__call_job, NULL, 0, &parcel, __func__);
     return rc < 0 ? rc : parcel.returned;
 }
