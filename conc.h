@@ -10635,7 +10635,10 @@ CONC__PRIVATE void conc__name_step(char *text, size_t size, const conc__held_by 
     char *offset = strstr(code, "+0x0 ("); /* behind a function's name: it is that function */
     if (offset)
         *offset = 0;
-    snprintf(text, size, "%s %s", step->role, code);
+    size_t role = strlen(step->role);
+    conc__copy(text, size, step->role);
+    conc__copy(text + role, size - role, " ");
+    conc__copy(text + role + 1, size - role - 1, code);
 }
 
 #ifdef __linux__
