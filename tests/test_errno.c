@@ -12,6 +12,7 @@
 #define TEST_SYNC
 #include "io_test.h"
 
+#include <limits.h>
 #include <netdb.h>
 #include <pthread.h>
 #include <sys/resource.h>

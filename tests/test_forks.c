@@ -1,6 +1,8 @@
 /* test_forks.c - a forked child has no tasks but those of its own runs: what the parent's tasks
  * held, waited for or had open is free, empty or fresh in a run of the child's own, and the parent
  * goes on as if nothing had been. */
+/* the default; an option gives this file an implementation of its own, whose insides it sees */
+#define CONC_STACK_SIZE (256 * 1024)
 #define TEST_SYNC
 #define TEST_POOL
 #include "conc_test.h"

@@ -1,6 +1,8 @@
 /* Joining: everybody gets the result, nobody disturbs the task. */
 #include "conc_test.h"
 
+#include <pthread.h>
+
 static int returns(void *arg) { return *(int *)arg; }
 
 typedef struct child {

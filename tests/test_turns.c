@@ -5,6 +5,7 @@
 #include "conc_test.h"
 
 #include <poll.h>
+#include <pthread.h>
 
 /* ---- floods of posted functions */
 
