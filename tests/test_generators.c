@@ -301,7 +301,8 @@ static int never_end(conc_gen *g, void *arg)
 {
     (void)arg;
     for (emits = 0;; emits++)
-        (void)conc_gen_emit(g, &emits);
+        if (conc_gen_emit(g, &emits) > 0)
+            return 0;
 }
 
 static int close_what_never_ends(void *arg)
