@@ -151,7 +151,7 @@ static void all_of_conc_are_wrong(void)
     DOES(conc_free(NULL));
     GIVES(-EINVAL, conc_embed_begin(NULL, NULL, NULL, NULL));
     KEEPS(conc_embed_fd(NULL));
-    KEEPS(conc_embed_timeout(NULL));
+    KEEPS(conc_embed_timeout(NULL) > 0);
     KEEPS(conc_embed_step(NULL));
     KEEPS(conc_embed_end(NULL));
 }
@@ -347,7 +347,7 @@ static void all_that_needs_no_run_works(void)
     KEEPS(conc_version() != NULL);
     KEEPS(conc_random(0, 1) > 2);
     KEEPS(conc_now());
-    KEEPS(conc_deadline());
+    KEEPS(conc_deadline() > 0);
     KEEPS(conc_cancelled());
     KEEPS(conc_self() != NULL);
     KEEPS(conc_loop_self() != NULL);
@@ -876,7 +876,7 @@ TEST(runs_in_another_programs_loop_leave_errno_alone)
     GIVES(-EINVAL, conc_embed_begin(&e, NULL, takes_two_turns, &seven));
     GIVES(-EBUSY, conc_embed_begin(&(conc_embed){0}, NULL, takes_two_turns, &seven));
     KEEPS(conc_embed_fd(&e));
-    KEEPS(conc_embed_timeout(&e));
+    KEEPS(conc_embed_timeout(&e) > 0);
     GIVES(-EPERM, conc_sleep(1));
     GIVES(0, conc_spawn(NULL, returns, &zero));
     while ((errno = OWN, conc_embed_step(&e)))
