@@ -883,8 +883,7 @@ static void replace_listener(serving *v)
     CHECK_INT(conc_close(v->door.l), 0);
 }
 
-IO_TEST(
-    a_closed_server_that_waits_at_its_limit_or_backs_off_takes_nothing_from_the_next_listener_of_its_number)
+IO_TEST(a_closed_server_that_waits_takes_nothing_from_the_next_listener_of_its_number)
 {
     serving v;
     seen = (__typeof__(seen)){0};
