@@ -9366,10 +9366,11 @@ CONC__PRIVATE void conc__run_posts(conc_loop *l)
 
 CONC__PRIVATE const char *conc__state_of(const conc_loop *l, const conc_task *t)
 {
-    return t == l->self             ? "running"
-           : t->wait                ? t->wait->kind->what
-           : t->state == CONC__DONE ? "ended"
-                                    : "ready";
+    if (t == l->self)
+        return "running";
+    if (t->wait)
+        return t->wait->kind->what;
+    return t->state == CONC__DONE ? "ended" : "ready";
 }
 
 /* Two columns a level; so that a deep tree stays readable and its dump linear, further levels are
