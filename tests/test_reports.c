@@ -517,9 +517,12 @@ static int posts_it(void *arg)
     return conc_sleep(1);
 }
 
+/* However slow the machine is, nothing else is reported. */
+static const conc_options for_mistakes = {.debug = true, .virtual_clock = true, .slow_step = 1000};
+
 TEST(each_mistake_is_told_once_with_the_public_name)
 {
-    CHECK_INT(run_for_report(posts_it, (conc_options){.debug = true, .virtual_clock = true}), 0);
+    CHECK_INT(run_for_report(posts_it, for_mistakes), 0);
     for (char *at = strstr(report, "<"), *next; at && at[1] != '>'; at = next) {
         char call[64], expected[128];
         next = strstr(at + 1, "\n<");
@@ -603,7 +606,7 @@ TEST(mistakes_name_the_public_function)
         "conc_group_end: something inside is still open",
         "conc_latch_done: the count would leave its range",
     };
-    CHECK_INT(run_for_report(makes_mistakes, (conc_options){.debug = true}), 0);
+    CHECK_INT(run_for_report(makes_mistakes, for_mistakes), 0);
     for (size_t i = 0; i < CONC_LEN(words); i++)
         CHECK_CONTAINS(report, words[i]);
 }
@@ -617,7 +620,7 @@ TEST(mistakes_of_posted_functions_name_the_public_function)
         "conc: the loop: conc_spawn: the group is full, and only a task may wait: ",
         ": conc_pool_submit: the job is in use\n",
     };
-    CHECK_INT(run_for_report(posts_into_a_full_pool, (conc_options){.debug = true}), 0);
+    CHECK_INT(run_for_report(posts_into_a_full_pool, for_mistakes), 0);
     for (size_t i = 0; i < CONC_LEN(words); i++)
         CHECK_CONTAINS(report, words[i]);
 }
@@ -660,7 +663,7 @@ TEST(mistakes_of_other_threads_name_the_public_function)
         "conc_stream_open",         "conc_signals_open", "conc_listen",
         "conc_limiter_try_acquire", "conc_block",
     };
-    CHECK_INT(run_for_report(is_changed_by_another_thread, (conc_options){.debug = true}), 0);
+    CHECK_INT(run_for_report(is_changed_by_another_thread, for_mistakes), 0);
     for (size_t i = 0; i < CONC_LEN(names); i++) {
         char expected[128];
         snprintf(expected, sizeof expected, "conc: a thread without a run: %s: ", names[i]);
