@@ -51,17 +51,19 @@ class Config:
     plain: bool = False  # without the Check library, which cross compilers do not have
     runner: str = ""  # put before the program
     sanitized: bool = False
-    linked: bool = True  # the implementation is compiled once, and linked with each test file, which is not optimised
+    linked: bool = True  # the implementation is compiled once, and linked with each test file, which is not optimised;
+    # else it stands in each test file, as in most programs of users, and the compiler inlines it into the tests
     variants: bool = False  # tests also run in further ways of waiting; else in one, as where programs run slowly
     only: str = ""  # a pattern of the files it is for; empty: all
 
 
 SWITCHES = r"test_(errors|generators|random_\w+|stacks|static_variables|tasks|timeouts|overflow)\.c"
+INLINED = r"test_(descriptors|errno|futures|gather|group\w*|guard_report|locals|locks|queues|scopes|streams|time)\.c|" + SWITCHES
 
 # Each option of conc.h has a row, and so has each layout, compiler and processor; optimisation levels ride along. What changes
 # nothing but how stacks are switched is for the files that are about that, and for random programs.
 CONFIGS = [
-    Config("gcc", f"gcc -std=gnu11 -O2 {WARNINGS}", linked=False, variants=True),
+    Config("gcc", f"gcc -std=gnu11 -O2 {WARNINGS}", variants=True),
     Config("single", "gcc -O2", layout="single_include"),
     Config("clang", f"clang -O2 {WARNINGS}"),
     Config("asan", f"clang -O1 -fsanitize=address,undefined {SANITIZE}", sanitized=True),
@@ -69,8 +71,8 @@ CONFIGS = [
     Config("tsan", f"clang -O1 -fsanitize=thread {SANITIZE}", sanitized=True),
     Config("ucontext", "gcc -O0 -DCONC_USE_UCONTEXT"),
     Config("no-epoll", "clang -O0 -DCONC_NO_EPOLL", variants=True),
-    Config("save-fpu", "gcc -O3 -DCONC_SAVE_FPU" + " -fcf-protection=full" * X86, only=SWITCHES),
-    Config("static", "clang -O3 -DCONC_STATIC", layout="single_include", linked=False),
+    Config("save-fpu", "gcc -O3 -DCONC_SAVE_FPU" + " -fcf-protection=full" * X86, linked=False, only=SWITCHES),
+    Config("static", "clang -O3 -DCONC_STATIC", layout="single_include", linked=False, only=INLINED),
     Config("aarch64", "aarch64-linux-gnu-gcc -O2 -static", plain=True, runner="qemu-aarch64"),
     Config("aarch64-bti", "aarch64-linux-gnu-gcc -O3 -static -mbranch-protection=standard", plain=True,
            runner="qemu-aarch64", only=SWITCHES),
