@@ -2,8 +2,8 @@
  * are ready in name only, and files that live on elsewhere after they were closed here.
  *
  * Seeds: 20 (some take real time)
- * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else),
- * aarch64, riscv64 (emulators have neither filters of system calls nor all options of sockets)
+ * Not under: save-fpu, aarch64-bti, aarch64, riscv64 (the first change how stacks are switched, and
+ * nothing else; emulators have neither filters of system calls nor all options of sockets)
  */
 #define _GNU_SOURCE 1 /* posix_openpt */
 #include "io_test.h"
