@@ -51,14 +51,15 @@ class Config:
     plain: bool = False  # without the Check library, which cross compilers do not have
     runner: str = ""  # put before the program
     sanitized: bool = False
-    linked: bool = True  # the implementation is compiled once, and linked with each test file, which is not optimised;
-    # else it stands in each test file, as in most programs of users, and the compiler inlines it into the tests
+    linked: bool = True  # one implementation is linked with each test file, which is not optimised; False: each test
+    # file includes its own, as users' programs do, so that the compiler can inline it there
     variants: bool = False  # tests also run in further ways of waiting; else in one, as where programs run slowly
     only: str = ""  # a pattern of the files it is for; empty: all
 
 
 SWITCHES = r"test_(errors|generators|random_\w+|stacks|static_variables|tasks|timeouts|overflow)\.c"
-INLINED = r"test_(descriptors|errno|futures|gather|group\w*|guard_report|locals|locks|queues|scopes|streams|time)\.c|" + SWITCHES
+INLINED = SWITCHES + (r"|test_(descriptors|errno|futures|gather|group\w*|guard_report|locals|locks)\.c"
+                      r"|test_(queues|scopes|streams|time)\.c")
 
 # Each option of conc.h has a row, and so has each layout, compiler and processor; optimisation levels ride along. What changes
 # nothing but how stacks are switched is for the files that are about that, and for random programs.
