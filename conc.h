@@ -890,19 +890,21 @@ typedef struct conc_embed {
 } conc_embed;
 
 /* Begins the run; main_fn starts with the first step. o: as for conc_run_with. Errors: -EBUSY
- * (this thread has a run), -EINVAL, -ENOMEM, and -ENOTSUP where the loop waits with poll(2),
- * which has no descriptor. */
+ * (this thread has a run, or e has one in any thread), -EINVAL, -ENOMEM, and -ENOTSUP where the
+ * loop waits with poll(2), which has no descriptor. On an error e is as it was. */
 CONC_API int conc_embed_begin(conc_embed *e, const conc_options *o, conc_fn *main_fn, void *arg);
 
-/* What to wait for, readable; the same for the whole run. -EINVAL: not begun. */
+/* What to wait for, readable; the same for the whole run. Errors: -EINVAL (not begun), -EPERM
+ * (another thread, or a forked child of it). */
 CONC_API int conc_embed_fd(conc_embed *e);
 
 /* How long to wait at most, in seconds: 0 when there is something to do now, CONC_FOREVER when
- * only the descriptor counts. To be asked anew before each wait. */
+ * only the descriptor counts, also while the virtual clock stands still for a job. To be asked
+ * anew before each wait. Not begun: CONC_FOREVER. -EPERM as above. */
 CONC_API double conc_embed_timeout(conc_embed *e);
 
 /* Runs what is ready, without waiting: 1 while there is more to come, 0 once the run is over.
- * -EINVAL: not begun, -EPERM: in a task, or another thread. */
+ * Errors: -EINVAL (not begun), -EPERM (in a task, another thread, or a forked child). */
 CONC_API int conc_embed_step(conc_embed *e);
 
 /* Ends the run and returns main_fn's result. Before it is over, main_fn is cancelled, and this
@@ -3575,6 +3577,13 @@ CONC__PRIVATE void conc__glance(conc_loop *l)
     }
 }
 
+/* Nothing can run, and the virtual clock stands still for a job. */
+CONC__PRIVATE void conc__idle_for_work(conc_loop *l)
+{
+    int64_t limit = l->watched ? conc__verify(l) : CONC__NEVER;
+    conc__poll_events(l, l->embedded || l->ready ? 0 : limit, true);
+}
+
 /* Nothing can run: something has to come from the clock or from outside, else every task waits
  * for ever. */
 CONC__PRIVATE void conc__idle(conc_loop *l)
@@ -3601,7 +3610,7 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
     }
     limit = conc__trim(l);
     if (at_work) {
-        conc__poll_events(l, CONC__NEVER, true);
+        conc__idle_for_work(l);
         return;
     }
     if (l->virtual_clock && next != CONC__NEVER) {
@@ -11430,39 +11439,67 @@ CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg)
 
 /* ---- >>embedding ---------------------------------------------------------------------------- */
 
+/* Has e a run of this process? One that a forked child inherited is dead. */
+CONC__PRIVATE bool conc__embed_is_live(const conc_embed *e)
+{
+    return e->loop && e->loop->run > conc__inherited_runs;
+}
+
 CONC_API int conc_embed_begin(conc_embed *e, const conc_options *options, conc_fn *main_fn,
                               void *arg)
 {
-    if (!e || (e->loop && e->loop == conc__here))
+    if (!e)
         return conc__own_error(-EINVAL);
-    int saved = errno, rc = conc__begin(&e->loop, true, options, "main", main_fn, arg);
+    if (conc__embed_is_live(e))
+        return conc__misused(-EBUSY, "conc_embed_begin", "it has a run already", NULL);
+    conc_loop *l = NULL;
+    int saved = errno, rc = conc__begin(&l, true, options, "main", main_fn, arg);
     errno = saved;
-    if (rc)
-        e->loop = NULL;
+    if (rc == 0)
+        e->loop = l;
     return rc;
+}
+
+/* 0: e's run is that of this thread. */
+CONC__PRIVATE int conc__embed_check(const conc_embed *e)
+{
+    if (!e || !e->loop)
+        return -EINVAL;
+    return e->loop == conc__here ? 0 : -EPERM;
 }
 
 /* 0: `call` may make a step or an end from here. */
 CONC__PRIVATE int conc__embed_usable(const conc_embed *e, const char *call)
 {
-    if (!e || !e->loop)
-        return -EINVAL;
-    if (e->loop != conc__here || e->loop->self || e->loop->stepping)
+    int rc = conc__embed_check(e);
+    if (rc == -EPERM || (rc == 0 && (e->loop->self || e->loop->stepping)))
         return conc__misused(-EPERM, call, "not between two steps, on the run's thread", NULL);
-    return 0;
+    return rc;
 }
 
-CONC_API int conc_embed_fd(conc_embed *e) { return e && e->loop ? e->loop->poll_fd : -EINVAL; }
+CONC_API int conc_embed_fd(conc_embed *e)
+{
+    int rc = conc__embed_check(e);
+    return rc ? rc : e->loop->poll_fd;
+}
+
+/* Is there something to do now? */
+CONC__PRIVATE bool conc__embed_is_due(conc_loop *l, bool at_work)
+{
+    bool ready = l->over || l->ready || l->spinners || l->settlers.first;
+    bool jumps = l->virtual_clock && !at_work && conc__wheel_next(&l->wheel) != CONC__NEVER;
+    return ready || jumps || atomic_load(&l->posted) || atomic_load(&l->signalled);
+}
 
 CONC_API double conc_embed_timeout(conc_embed *e)
 {
-    conc_loop *l = e ? e->loop : NULL;
-    if (!l)
-        return CONC_FOREVER;
-    int64_t next = conc__wheel_next(&l->wheel);
-    if (l->over || l->ready || l->spinners || l->settlers.first || atomic_load(&l->posted) ||
-        atomic_load(&l->signalled) || (l->virtual_clock && next != CONC__NEVER))
+    int rc = conc__embed_check(e);
+    if (rc)
+        return rc == -EPERM ? rc : CONC_FOREVER;
+    conc_loop *l = e->loop;
+    if (conc__embed_is_due(l, conc__at_work(l)))
         return 0;
+    int64_t next = l->virtual_clock ? CONC__NEVER : conc__wheel_next(&l->wheel);
     int64_t now = conc__clock(), verify = l->verified + CONC__VERIFY_EVERY;
     if (l->verify_count && verify < next) /* the host may close a descriptor */
         next = verify;

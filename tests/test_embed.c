@@ -4,11 +4,13 @@
  * Seeds: 20 (real time)
  * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
  */
+#define TEST_POOL
 #include "conc_test.h"
 
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdatomic.h>
 
 #if defined __linux__ && !defined CONC_NO_EPOLL
 #define HAS_EPOLL true
@@ -724,7 +726,7 @@ EMBED_TEST(between_the_steps_no_other_run_begins)
     for (int i = 0; i < 2; i++) {
         CHECK_INT(conc_run(must_not_run, NULL), -EBUSY);
         CHECK_INT(conc_embed_begin(&other, NULL, must_not_run, NULL), -EBUSY);
-        CHECK(conc_embed_begin(&h.e, NULL, must_not_run, NULL) < 0);
+        CHECK_INT(conc_embed_begin(&h.e, NULL, must_not_run, NULL), -EBUSY);
         CHECK_INT(conc_embed_end(&other), 0);
         CHECK_INT(step(&h), 1);
     }
@@ -788,6 +790,88 @@ EMBED_TEST(the_virtual_clock_jumps)
     }
     CHECK_INT(rc, 0);
     CHECK_INT(conc_embed_end(&h.e), 5);
+}
+
+static atomic_bool job_began;
+
+static int waits_for_the_host(void *fd)
+{
+    char c = 0;
+    atomic_store(&job_began, true);
+    while (read(*(int *)fd, &c, 1) < 0 && errno == EINTR)
+        continue;
+    return c;
+}
+
+static int offloads(void *fd) { return conc_offload(waits_for_the_host, fd); }
+static int offloads_with_a_limit(void *fd) { return conc_timeout(1000, offloads, fd); }
+
+EMBED_TEST(while_a_job_holds_the_virtual_clock_the_host_has_its_turn)
+{
+    host h;
+    int ends[2];
+    conc_options o = {.virtual_clock = true};
+    CHECK_INT(pipe(ends), 0);
+    begin_with(&h, &o, offloads_with_a_limit, &ends[0]);
+    step_until_idle(&h);
+    CHECK(conc_embed_timeout(&h.e) == CONC_FOREVER);
+    for (int i = 0; i < 5; i++)
+        CHECK_INT(step(&h), 1);
+    CHECK(conc_embed_timeout(&h.e) == CONC_FOREVER);
+    CHECK(conc_now() == 0);
+    CHECK_INT(write(ends[1], "x", 1), 1);
+    CHECK_INT(finish(&h), 'x');
+    CHECK(h.steps < 20);
+    close(ends[0]);
+    close(ends[1]);
+}
+
+EMBED_TEST(an_end_waits_for_a_job_that_holds_the_virtual_clock)
+{
+    host h;
+    int ends[2];
+    conc_options o = {.virtual_clock = true};
+    CHECK_INT(pipe(ends), 0);
+    begin_with(&h, &o, offloads_with_a_limit, &ends[0]);
+    step_until_idle(&h);
+    while (!atomic_load(&job_began))
+        sched_yield();
+    CHECK_INT(write(ends[1], "x", 1), 1);
+    CHECK_INT(conc_embed_end(&h.e), 'x');
+    close(ends[0]);
+    close(ends[1]);
+}
+
+static int reads_while_a_job_runs(void *arg)
+{
+    int *fds = arg; /* the job's, the task's */
+    conc_group g = {0};
+    CONC_TRY(conc_spawn(&g, offloads_with_a_limit, &fds[0]));
+    int rc = reads(&fds[1]);
+    note("woken");
+    CHECK(conc_group_end(&g, 0) == 0);
+    return rc;
+}
+
+EMBED_TEST(while_a_job_holds_the_virtual_clock_closed_descriptors_are_looked_for)
+{
+    host h;
+    int to_job[2], to_task[2];
+    conc_options o = {.virtual_clock = true};
+    CHECK_INT(pipe(to_job) | pipe(to_task), 0);
+    begin_with(&h, &o, reads_while_a_job_runs, (int[]){to_job[0], to_task[0]});
+    step_until_idle(&h);
+    for (int i = 0; i < 3; i++)
+        CHECK_INT(turn(&h), 1);
+    close(to_task[0]);
+    while (!noted[0])
+        CHECK_INT(turn(&h), 1);
+    CHECK_INT(write(to_job[1], "x", 1), 1);
+    CHECK_INT(finish(&h), -EBADF);
+    CHECK(h.steps < 30);
+    close(to_job[0]);
+    close(to_job[1]);
+    close(to_task[1]);
 }
 
 /* ---- the end ---- */
@@ -965,6 +1049,8 @@ EMBED_TEST(a_posted_function_cannot_step_or_end_its_own_loop)
 static void *call_from_afar(void *arg)
 {
     host *h = arg;
+    CHECK_INT(conc_embed_fd(&h->e), -EPERM);
+    CHECK(conc_embed_timeout(&h->e) == -EPERM);
     CHECK_INT(conc_embed_step(&h->e), -EPERM);
     CHECK_INT(conc_embed_end(&h->e), -EPERM);
     return NULL;
@@ -979,6 +1065,92 @@ EMBED_TEST(another_thread_cannot_step_or_end_it)
     CHECK_INT(pthread_create(&t, NULL, call_from_afar, &h), 0);
     CHECK_INT(pthread_join(t, NULL), 0);
     CHECK_INT(finish(&h), 5);
+}
+
+static void *begin_from_afar(void *arg)
+{
+    host *h = arg, own;
+    conc_options bad = {.stack_size = 1};
+    for (int i = 0; i < 2; i++) {
+        CHECK_INT(conc_embed_begin(&h->e, NULL, must_not_run, NULL), -EBUSY);
+        CHECK_INT(conc_embed_begin(&h->e, &bad, must_not_run, NULL), -EBUSY);
+        CHECK(conc_embed_begin(&h->e, NULL, NULL, NULL) < 0);
+        if (i == 0)
+            begin(&own, sleeps_for_ever, NULL);
+    }
+    CHECK_INT(conc_embed_end(&own.e), -ECANCELED);
+    return NULL;
+}
+
+EMBED_TEST(what_another_thread_has_begun_is_not_begun_again)
+{
+    host h;
+    pthread_t t;
+    double seconds = 0.01;
+    begin(&h, sleeps, &seconds);
+    CHECK_INT(pthread_create(&t, NULL, begin_from_afar, &h), 0);
+    CHECK_INT(pthread_join(t, NULL), 0);
+    CHECK_INT(finish(&h), 5);
+}
+
+static void be_a_child(host *h)
+{
+    double seconds = 0.001;
+    conc_embed other = {0};
+    for (int i = 0; i < 2; i++) {
+        CHECK_INT(conc_embed_fd(&h->e), -EPERM);
+        CHECK(conc_embed_timeout(&h->e) == -EPERM);
+        CHECK_INT(conc_embed_step(&h->e), -EPERM);
+        CHECK_INT(conc_embed_end(&h->e), -EPERM);
+        CHECK(conc_embed_begin(&h->e, NULL, NULL, NULL) < 0);
+        if (i == 0)
+            CHECK_INT(conc_embed_begin(&other, NULL, sleeps_for_ever, NULL), 0);
+    }
+    CHECK_INT(conc_embed_end(&other), -ECANCELED);
+    begin(h, sleeps, &seconds);
+    CHECK_INT(finish(h), 5);
+    CHECK_INT(conc_embed_begin(&h->e, NULL, sleeps, &seconds), 0);
+    CHECK_INT(finish(h), 5);
+}
+
+EMBED_TEST(in_a_forked_child_the_parents_run_is_refused_and_another_one_begins)
+{
+    host h;
+    double seconds = 0.01;
+    int status = -1;
+    begin(&h, sleeps, &seconds);
+    CHECK_INT(step(&h), 1);
+    pid_t pid = fork();
+    if (pid == 0) {
+        be_a_child(&h);
+        _exit(0);
+    }
+    CHECK_INT(waitpid(pid, &status, 0), pid);
+    CHECK_INT(status, 0);
+    CHECK_INT(finish(&h), 5);
+}
+
+/* The inherited run stays in the child's object. */
+static void begin_over_the_parents(void)
+{
+    conc_embed e = {0};
+    int status = -1;
+    CHECK_INT(conc_embed_begin(&e, NULL, sleeps_for_ever, NULL), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        CHECK_INT(conc_embed_begin(&e, NULL, returns, &(int){4}), 0);
+        while (conc_embed_step(&e) == 1)
+            continue;
+        _exit(conc_embed_end(&e) == 4 ? 0 : 1);
+    }
+    CHECK_INT(waitpid(pid, &status, 0), pid);
+    CHECK_INT(status, 0);
+    CHECK_INT(conc_embed_end(&e), -ECANCELED);
+}
+
+EMBED_TEST(a_forked_child_begins_a_run_in_its_parents_object)
+{
+    check_process(begin_over_the_parents);
 }
 
 static int begins_inside(void *arg)
