@@ -603,26 +603,29 @@ struct conc_gen {
 /* Opens a generator: fn(g, arg) will run in the consumer's task, on a stack of its own, from the
  * first next on.
  *     int conc_gen_open(conc_gen *g, conc_gen_fn *fn, void *arg, size_t item_size);
- * Errors: -EINVAL (NULL, open already), -ENOMEM. Close it with conc_gen_close. */
+ * Errors: -EINVAL (NULL, open already), -EBUSY (open in another thread's run), -ENOMEM. Close it
+ * with conc_gen_close. */
 #define conc_gen_open(g, fn, ...) conc__gen_open((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__gen_open(conc_gen *g, const char *opened, conc_gen_fn *fn, void *arg,
                             size_t item_size);
 
 /* In the body: hands a copy of item_size bytes to the consumer, and returns when it wants the
  * next: 0. -ECANCELED: the consumer is closing, clean up and return; so does every emit from then
- * on, at once. -EINVAL: not in this generator's body, or a scope or group of the body is open. */
+ * on, at once. -EINVAL: not in this generator's body, or a scope or group of the body is open. The
+ * body cannot end a scope or group that its consumer has open: -EINVAL. */
 CONC_API int conc_gen_emit(conc_gen *g, const void *item);
 
 /* In the consumer: 1 and the next item, 0 at the end (and after it), negative the body's error.
  * A cancel of the consumer reaches the waits of the body. -EBUSY: another task, or the body
- * itself, is inside; -EINVAL: not open. Waits as the body does. */
+ * itself, is inside; -EPERM: another run's; -EINVAL: not open. Waits as the body does. */
 CONC_API int conc_gen_next(conc_gen *g, void *item);
 
 /* Ends the body, whose emit returns -ECANCELED, waits for its clean-up, and frees the stack.
  * Returns 0 or the error of the clean-up. A body that emits 1000 times more instead of ending is
- * stopped for good: on_error is told, -EINVAL is returned, and the stack is kept until the run
- * ends. Closing twice, or what was never opened: 0. -EBUSY as above. The body's own waits still
- * work while it cleans up. */
+ * stopped for good: what it has open is closed, its groups' children are cancelled and waited for,
+ * on_error is told, -EINVAL is returned, and the stack is kept until the run ends. Closing twice,
+ * what was never opened, or after the run: 0. -EBUSY and -EPERM as above. The body's own waits
+ * still work while it cleans up. */
 CONC_API int conc_gen_close(conc_gen *g);
 
 /* ---- >>descriptors -------------------------------------------------------------------------- */
@@ -835,7 +838,7 @@ typedef struct conc_signals {
  * Each open conc_signals gets every signal of its numbers, in every thread; a number that is in
  * the list twice counts once. They are let through in this thread if they were blocked.
  * Errors: -EINVAL (NULL, n 0, open already, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and
- * those of faults), -ENOMEM; then nothing has changed. Not a checkpoint. One on a task's stack
+ * those of faults), -EBUSY (open in another thread's run), -ENOMEM; then nothing has changed. Not a checkpoint. One on a task's stack
  * has to be closed before its function returns: one that is lost there ends the program, with a
  * report.
  *     int conc_signals_open(conc_signals *s, const int *numbers, size_t n); */
@@ -1679,6 +1682,7 @@ struct conc_loop {
     conc__stack *stopped; /* of generators that were stopped for good, or closed at the end */
     bool lists_tasks;     /* the report that is made has a line for each task */
     uint64_t run;         /* which of the process's runs this is */
+    conc_loop *next_run;  /* in conc__live_runs */
     conc__census census;
     size_t generator_count;
     uint64_t spawned, finished; /* both counted from conc__first_serial */
@@ -1755,6 +1759,12 @@ static atomic_uint_least64_t conc__runs; /* how many there were in this process 
  * here, so what they left in locks, lists, groups and handles does not count. 0: no fork. */
 static uint64_t conc__inherited_runs;
 
+/* The runs of this process that have begun and are not over, of all threads. */
+static struct {
+    pthread_mutex_t mutex;
+    conc_loop *first;
+} conc__live_runs = {PTHREAD_MUTEX_INITIALIZER, NULL};
+
 struct conc__address;
 
 /* What conc_pool.h does for this module where it is in the program too; else all NULL. */
@@ -1777,6 +1787,8 @@ CONC__COLD void conc__deadlock(conc_loop *l);
 CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit);
 CONC__COLD void conc__doom(conc_loop *l, int rc);
 CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g);
+CONC__PRIVATE bool conc__gen_is_inside(const conc_loop *l, const conc_scope *s);
+CONC__COLD int conc__gen_may_not_end(const conc_scope *s, const char *call);
 static inline int64_t conc__time(const conc_loop *l);
 CONC__PRIVATE void conc__copy(char *to, size_t size, const char *from);
 CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool special);
@@ -3720,6 +3732,20 @@ CONC__FAST bool conc__is_inherited(uint64_t serial)
     return CONC__UNLIKELY(serial >> 40 <= conc__inherited_runs);
 }
 
+/* Is this the number of a run of another thread, which is not over? What is open in it is not to
+ * be touched here. 0 is no run's. */
+CONC__PRIVATE bool conc__run_is_elsewhere(const conc_loop *l, uint64_t run)
+{
+    if (!run || (l && l->run == run))
+        return false;
+    pthread_mutex_lock(&conc__live_runs.mutex);
+    const conc_loop *other = conc__live_runs.first;
+    while (other && other->run != run)
+        other = other->next_run;
+    pthread_mutex_unlock(&conc__live_runs.mutex);
+    return other != NULL;
+}
+
 CONC__PRIVATE void conc__append(conc__waits *list, conc__wait *w)
 {
     w->list = list;
@@ -4120,6 +4146,8 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
     if (l->self->scope != s)
         return conc__misused(-EINVAL, "conc_scope_end", "not the innermost, which is",
                              l->self->place);
+    if (CONC__UNLIKELY(l->self->stack->has_generator) && conc__gen_is_inside(l, s))
+        return conc__gen_may_not_end(s, "conc_scope_end");
     bool mine = s->cancel_called && (s->shielded || !conc__cancelled_around(l, s)) && !l->doomed;
     conc__scope_close(l, s);
     if (rc != -ECANCELED || !mine)
@@ -5497,6 +5525,8 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
         return conc__misused(-EPERM, call, "the group is another task's", g->scope.place);
     if (l->self->scope != &g->scope)
         return conc__misused(-EINVAL, call, "something inside is still open", l->self->place);
+    if (CONC__UNLIKELY(l->self->stack->has_generator) && conc__gen_is_inside(l, &g->scope))
+        return conc__gen_may_not_end(&g->scope, call);
     return 0;
 }
 
@@ -5829,6 +5859,19 @@ CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
     return s->has_generator ? (conc__gen *)(void *)conc__stack_top(s) : NULL;
 }
 
+/* Does a generator's body run on this stack, whose consumer opened the scope? s is the innermost
+ * of the task. */
+CONC__PRIVATE bool conc__gen_is_inside(const conc_loop *l, const conc_scope *s)
+{
+    return conc__gen_on(l->self->stack)->scope == s;
+}
+
+CONC__COLD int conc__gen_may_not_end(const conc_scope *s, const char *call)
+{
+    static const char why[] = "a generator's body cannot end what its consumer has open";
+    return conc_fail(conc__misused(-EINVAL, call, why, s->place), "%s", why);
+}
+
 CONC__PRIVATE conc__source conc__gen_source(const conc__gen *g)
 {
     return (conc__source){g->opened, g->opened};
@@ -5860,12 +5903,27 @@ CONC__PRIVATE void conc__gen_main(void)
     __builtin_unreachable();
 }
 
+/* Is it open in another thread's run? */
+CONC__PRIVATE bool conc__gen_is_elsewhere(const conc_loop *l, const conc_gen *face)
+{
+    bool open = face->body && face->body != &conc__exhausted;
+    return open && conc__run_is_elsewhere(l, face->run);
+}
+
 /* NULL: not open, closed by the end of the run, or in a run that is over */
 CONC__PRIVATE conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
 {
     if (!face || face->run != l->run || !face->body)
         return NULL;
     return face->body->gone ? NULL : face->body;
+}
+
+/* Why a generator cannot be used that conc__gen_of does not find. */
+CONC__COLD int conc__gen_unusable(const conc_loop *l, const conc_gen *face, const char *call)
+{
+    if (face && conc__gen_is_elsewhere(l, face))
+        return conc__misused(-EPERM, call, "the generator is another run's", NULL);
+    return conc__own_error(-EINVAL);
 }
 
 /* Before the first. */
@@ -5913,6 +5971,8 @@ CONC_API int conc__gen_open(conc_gen *face, const char *opened, conc_gen_fn *fn,
         return -EPERM;
     if (!face || !fn || (conc__gen_of(l, face) && face->body != &conc__exhausted))
         return conc__own_error(-EINVAL);
+    if (conc__gen_is_elsewhere(l, face))
+        return conc__misused(-EBUSY, "conc_gen_open", "it is open in another thread's run", NULL);
     conc__stack *stack = conc__stack_take(l->pool);
     if (!stack)
         return -ENOMEM;
@@ -5989,9 +6049,13 @@ CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
     return rc;
 }
 
-/* The body emits though it is being closed. */
-CONC__COLD int conc__gen_emit_late(conc_loop *l, conc__gen *g)
+/* The body emits though it is being closed, or has a scope or group open. */
+CONC__COLD int conc__gen_emit_badly(conc_loop *l, conc__gen *g, const void *frame)
 {
+    conc__find_lost(l, frame);
+    if (!g->closing)
+        return conc__misused(-EINVAL, "conc_gen_emit", "a scope or group of the body is open",
+                             l->self->place);
     if (++g->late_emits < CONC__LATE_EMITS)
         return -ECANCELED;
     g->stopped = true;
@@ -6005,14 +6069,12 @@ CONC_API CONC__CALLED int conc_gen_emit(conc_gen *face, const void *item)
     if (!l)
         return -EPERM;
     conc__gen *g = conc__gen_of(l, face);
-    if (!g || g == &conc__exhausted || l->self->stack != g->stack || (!item && g->item_size))
+    if (!g || g == &conc__exhausted || l->self->stack != g->stack)
+        return conc__gen_unusable(l, face, "conc_gen_emit");
+    if (CONC__UNLIKELY(g->closing || l->self->scope != g->scope))
+        return conc__gen_emit_badly(l, g, __builtin_frame_address(0));
+    if (!item && g->item_size)
         return conc__own_error(-EINVAL);
-    if (CONC__UNLIKELY(l->self->scope != g->scope)) {
-        conc__find_lost(l, __builtin_frame_address(0));
-        return conc__own_error(-EINVAL);
-    }
-    if (CONC__UNLIKELY(g->closing))
-        return conc__gen_emit_late(l, g);
     g->emitted = item ? item : g;
     l->switch_stacks(l, g->stack, g->inner, g->outside, g->outer);
     return g->closing ? -ECANCELED : 0;
@@ -6028,7 +6090,9 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
         return rc;
     conc__quick(l); /* before the look at the generator: others may close it meanwhile */
     conc__gen *g = conc__gen_of(l, face);
-    if (!g || (!item && g->item_size))
+    if (!g)
+        return conc__gen_unusable(l, face, "conc_gen_next");
+    if (!item && g->item_size)
         return conc__own_error(-EINVAL);
     if (g == &conc__exhausted)
         return 0;
@@ -6044,6 +6108,20 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     return 1;
 }
 
+/* Closes in place of a body that was stopped what it has open. */
+CONC__COLD void conc__gen_unwind(conc_loop *l, conc__gen *g)
+{
+    g->consumer = l->self; /* it may have to wait, and others must not enter the body */
+    while (l->self->scope != g->scope) {
+        conc_scope *s = l->self->scope;
+        if (s->is_group)
+            conc__auto_conc_group(conc__group_of(s));
+        else
+            conc__scope_close(l, s);
+    }
+    g->consumer = NULL;
+}
+
 /* Ends the body; *stopped: for good, as it would not end. The error that comes out of it is the
  * task's newest, and has no words but those of the body. */
 CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, bool *stopped)
@@ -6057,6 +6135,7 @@ CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, b
         conc__gen_enter(l, g);
     *stopped = g->stopped;
     if (*stopped) {
+        conc__gen_unwind(l, g);
         g->rc = -EINVAL;
         self->last_rc = 0;
         words = "it emitted 1000 times while it was closed, and is stopped for good";
@@ -6072,18 +6151,20 @@ CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, b
 
 CONC_API int conc_gen_close(conc_gen *face)
 {
-    conc_loop *l = conc__of_task();
+    conc_loop *l = conc__here;
     if (!face)
         return conc__own_error(-EINVAL);
-    conc__gen *g = l ? conc__gen_of(l, face) : face->body;
+    conc__gen *g = l ? conc__gen_of(l, face) : NULL;
+    if (!g && conc__gen_is_elsewhere(l, face))
+        return conc__misused(-EPERM, "conc_gen_close", "the generator is another run's", NULL);
     if (!g)
-        return 0; /* it may be open in another thread's run: nothing is written there */
+        return 0;
     if (g == &conc__exhausted) {
         face->body = NULL;
         return 0;
     }
-    if (!l)
-        return -EPERM;
+    if (!l->self)
+        return conc__misused(-EPERM, "conc_gen_close", "only a task may call it", NULL);
     if (g->consumer)
         return conc__own_error(-EBUSY);
     bool stopped;
@@ -9067,6 +9148,9 @@ CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *n
         return conc__misused(-EPERM, "conc_signals_open", "there is no loop", NULL);
     if (!s || !numbers || !n || n > CONC__SIGNALS || (s->loop && s->run == l->run))
         return conc__misused(-EINVAL, "conc_signals_open", "no numbers, or it is open", NULL);
+    if (s->loop && conc__run_is_elsewhere(l, s->run))
+        return conc__misused(-EBUSY, "conc_signals_open", "it is open in another thread's run",
+                             NULL);
     conc__on_loop(l, conc__open_signals, &c);
     if (c.rc == 0)
         conc__note(&l->receiving, s, "signals", place);
@@ -11187,6 +11271,8 @@ CONC__PRIVATE void conc__forget_loop(void)
             if (s->numbers[i].was_blocked)
                 conc__signal_block(s->numbers[i].number);
     conc__here = NULL;
+    pthread_mutex_init(&conc__live_runs.mutex, NULL);
+    conc__live_runs.first = NULL;
     conc__inherited_runs = atomic_load(&conc__runs);
     conc__signals_forget();
     conc__diagnosis_forget();
@@ -11335,6 +11421,25 @@ CONC__PRIVATE void conc__last_posts(conc_loop *l)
         conc__run_posts(l);
 }
 
+CONC__PRIVATE void conc__run_enlist(conc_loop *l)
+{
+    pthread_mutex_lock(&conc__live_runs.mutex);
+    l->next_run = conc__live_runs.first;
+    conc__live_runs.first = l;
+    pthread_mutex_unlock(&conc__live_runs.mutex);
+}
+
+CONC__PRIVATE void conc__run_delist(conc_loop *l)
+{
+    pthread_mutex_lock(&conc__live_runs.mutex);
+    for (conc_loop **at = &conc__live_runs.first; *at; at = &(*at)->next_run)
+        if (*at == l) {
+            *at = l->next_run;
+            break;
+        }
+    pthread_mutex_unlock(&conc__live_runs.mutex);
+}
+
 /* Opens a run, and makes it this thread's. */
 CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options *options,
                               const char *spawned, conc_fn *main_fn, void *arg)
@@ -11371,6 +11476,7 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
         return rc;
     }
     conc__pipe_signal_block(l);
+    conc__run_enlist(l);
     conc__here = *out = l;
     return 0;
 }
@@ -11385,6 +11491,7 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
     }
     conc__diagnosis_close(l);
     conc__signals_end(l);
+    conc__run_delist(l);
     conc__here = NULL;
     conc__pipe_signal_unblock(l);
     int rc = l->doomed ? l->doom : l->main.result;

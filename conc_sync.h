@@ -926,8 +926,11 @@ CONC_API int conc_sem_acquire(conc_sem *s)
 
 CONC_API int conc_sem_try_acquire(conc_sem *s)
 {
+    conc_loop *l = conc__here;
     if (!conc__sem_is_valid(s))
         return conc__own_error(-EINVAL);
+    if (!conc__ours(l, &s->waits))
+        return conc__foreign("conc_sem_try_acquire");
     if (s->permits == 0 || s->waits.first)
         return -EAGAIN;
     s->permits--;

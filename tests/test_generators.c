@@ -952,23 +952,278 @@ TASK_TEST(open_and_close_leave_nothing_behind)
     CHECK(after.stacks_kept <= before.stacks_kept + 1);
 }
 
-static int closes_what_is_not_its_own(void *arg) { return conc_gen_close(arg); }
+/* ---- generators of other runs ---- */
 
-static void *closes_in_another_run(void *arg)
+static int use_what_is_not_its_own(void *arg)
 {
-    CHECK_INT(conc_run(closes_what_is_not_its_own, arg), 0);
+    int n = 2, item = 0;
+    CHECK_INT(conc_gen_next(arg, &item), -EPERM);
+    CHECK_INT(conc_gen_emit(arg, &item), -EPERM);
+    CHECK_INT(conc_gen_close(arg), -EPERM);
+    CHECK_INT(conc_gen_open(arg, count_to, &n, sizeof item), -EBUSY);
+    return 0;
+}
+
+static void *use_without_and_in_another_run(void *arg)
+{
+    CHECK_INT(conc_gen_close(arg), -EPERM);
+    CHECK_INT(conc_run(use_what_is_not_its_own, arg), 0);
     return NULL;
 }
 
-TASK_TEST(a_close_in_another_threads_run_leaves_a_generator_open)
+static void in_thread(void *(*fn)(void *), void *arg)
+{
+    pthread_t thread;
+    CHECK_INT(pthread_create(&thread, NULL, fn, arg), 0);
+    CHECK_INT(pthread_join(thread, NULL), 0);
+}
+
+TASK_TEST(a_generator_is_out_of_reach_of_other_threads_runs)
 {
     int n = 2, item = 0;
-    pthread_t thread;
     CONC_AUTO(conc_gen, g) = {0};
     CHECK_INT(conc_gen_open(&g, count_to, &n, sizeof item), 0);
+    in_thread(use_without_and_in_another_run, &g);
     CHECK_INT(conc_gen_next(&g, &item), 1);
-    CHECK_INT(pthread_create(&thread, NULL, closes_in_another_run, &g), 0);
-    CHECK_INT(pthread_join(thread, NULL), 0);
+    in_thread(use_without_and_in_another_run, &g);
     CHECK_INT(conc_gen_next(&g, &item), 1);
     CHECK_INT(item, 2);
+}
+
+static int open_one(void *g)
+{
+    static int n = 2;
+    int item = 0;
+    CHECK_INT(conc_gen_open(g, count_to, &n, sizeof item), 0);
+    CHECK_INT(conc_gen_next(g, &item), 1);
+    return item - 1;
+}
+
+static void *open_in_another_run(void *g)
+{
+    CHECK_INT(conc_run(open_one, g), 0);
+    return NULL;
+}
+
+TASK_TEST(a_generator_whose_run_is_over_can_be_opened_in_another)
+{
+    int item = 0;
+    conc_gen g = {0};
+    in_thread(open_in_another_run, &g);
+    CHECK_INT(conc_gen_next(&g, &item), -EINVAL);
+    CHECK_INT(conc_gen_close(&g), 0);
+    in_thread(open_in_another_run, &g);
+    CHECK_INT(open_one(&g), 0);
+    CHECK_INT(conc_gen_close(&g), 0);
+}
+
+TEST(a_close_after_the_run_is_not_an_error)
+{
+    conc_gen g = {0};
+    CHECK_INT(conc_run(open_one, &g), 0);
+    CHECK_INT(conc_gen_close(&g), 0);
+}
+
+static void close_in_a_post(void *g) { CHECK_INT(conc_gen_close(g), -EPERM); }
+
+TASK_TEST(a_posted_function_cannot_close_a_generator)
+{
+    int item = 0;
+    conc_gen g = {0};
+    CHECK_INT(open_one(&g), 0);
+    CHECK_INT(conc_post(conc_loop_self(), close_in_a_post, &g), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    CHECK_INT(conc_gen_close(&g), 0);
+}
+
+/* ---- scopes and groups around a generator, and in its body ---- */
+
+typedef struct ending {
+    conc_scope *scope;
+    conc_group *group;
+} ending;
+
+static int end_what_is_around(const ending *e)
+{
+    if (e->scope)
+        return conc_scope_end(e->scope, 0);
+    return conc_group_end(e->group, -EIO);
+}
+
+/* Ends what its consumer has open, then a scope of its own, and emits. */
+static int end_the_consumers(conc_gen *g, void *arg)
+{
+    const ending *e = arg;
+    int one = 1;
+    conc_scope own = {0};
+    conc_group empty = {0};
+    CHECK_INT(end_what_is_around(e), -EINVAL);
+    CHECK_CONTAINS(conc_last_error(), "a generator's body cannot end");
+    if (e->group)
+        CHECK_INT(conc_group_wait(e->group), -EINVAL);
+    CHECK_INT(conc_scope_begin(&own, 5), 0);
+    CHECK_INT(end_what_is_around(e), -EINVAL);
+    CHECK_INT(conc_group_wait(&empty), 0);
+    CHECK_INT(conc_scope_end(&own, 0), 0);
+    CHECK_INT(end_what_is_around(e), -EINVAL);
+    return conc_gen_emit(g, &one);
+}
+
+/* Has another generator, which it consumes, try the same in a scope of its own. */
+static int end_them_from_within(conc_gen *g, void *arg)
+{
+    int item = 0;
+    CONC_AUTO(conc_gen, inner) = {0};
+    conc_scope own = {0};
+    const ending *outer = arg;
+    ending its = {.scope = &own};
+    for (int i = 0; i < 2; i++) {
+        CHECK_INT(conc_gen_open(&inner, end_the_consumers, i ? &its : arg, sizeof item), 0);
+        if (i)
+            CHECK_INT(conc_scope_begin(&own, 5), 0);
+        CHECK_INT(conc_gen_next(&inner, &item), 1);
+        CHECK_INT(end_what_is_around(outer), -EINVAL);
+        if (i)
+            CHECK_INT(conc_scope_end(&own, 0), 0);
+        CHECK_INT(conc_gen_close(&inner), 0);
+    }
+    return conc_gen_emit(g, &item);
+}
+
+static int wait_a_second(void *arg)
+{
+    *(bool *)arg = true;
+    return conc_sleep(1);
+}
+
+TASK_TEST(a_body_cannot_end_what_its_consumer_has_open)
+{
+    conc_gen_fn *const bodies[] = {end_the_consumers, end_them_from_within};
+    for (int i = 0; i < 4; i++) {
+        int item = 0;
+        bool ran = false;
+        conc_scope s = {0};
+        conc_group group = {0};
+        ending e = {.scope = i & 1 ? &s : NULL, .group = i & 1 ? NULL : &group};
+        CONC_AUTO(conc_gen, g) = {0};
+        CHECK_INT(conc_gen_open(&g, bodies[i / 2], &e, sizeof item), 0);
+        CHECK_INT(e.scope ? conc_scope_begin(&s, 5) : conc_spawn(&group, wait_a_second, &ran), 0);
+        CHECK_INT(conc_gen_next(&g, &item), 1);
+        CHECK_INT(item, 1);
+        CHECK_INT(e.scope ? conc_scope_end(&s, -EIO) : conc_group_wait(&group), e.scope ? -EIO : 0);
+        CHECK(ran == (e.group != NULL));
+    }
+}
+
+static int cancel_the_consumers(conc_gen *g, void *arg)
+{
+    int one = 1;
+    conc_scope_cancel(arg);
+    CHECK_INT(conc_sleep(1), -ECANCELED);
+    return conc_gen_emit(g, &one);
+}
+
+TASK_TEST(a_body_may_cancel_the_scope_around_it)
+{
+    int item = 0;
+    conc_gen g = {0};
+    conc_scope s = {0};
+    CHECK_INT(conc_gen_open(&g, cancel_the_consumers, &s, sizeof item), 0);
+    CHECK_INT(conc_scope_begin(&s, 5), 0);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    CHECK_INT(conc_scope_end(&s, conc_sleep(1)), 0);
+    CHECK_INT(conc_gen_close(&g), 0);
+}
+
+static int late_emits, late_children;
+
+static int sleep_a_second(void *arg)
+{
+    (void)arg;
+    return conc_sleep(1);
+}
+
+static int clean_up_for_a_second(void *arg)
+{
+    CHECK_INT(conc_sleep(CONC_FOREVER), -ECANCELED);
+    CHECK_INT(conc_shield(5, sleep_a_second, arg), 0);
+    late_children++;
+    return -EIO; /* on_error is told */
+}
+
+/* Emits for ever while it is closed, inside scopes and groups of its own, and without an item. */
+static int never_end_in_a_scope(conc_gen *g, void *arg)
+{
+    int one = 1;
+    conc_scope s = {0}, limit = {0};
+    conc_group group = {.keep_going = true};
+    (void)arg;
+    CHECK_INT(conc_gen_emit(g, &one), -ECANCELED);
+    CHECK_INT(conc_scope_begin(&s, 1000), 0);
+    CHECK_INT(conc_spawn(&group, clean_up_for_a_second, NULL), 0);
+    CHECK_INT(conc_scope_begin(&limit, 500), 0);
+    CHECK_INT(conc_sleep(1), 0);
+    for (int rc = -ECANCELED; rc == -ECANCELED; late_emits++)
+        rc = conc_gen_emit(g, late_emits % 2 ? &one : NULL);
+    return 0;
+}
+
+static conc_gen scoped;
+
+static int try_to_use_it(void *arg)
+{
+    int item;
+    (void)arg;
+    CHECK_INT(conc_sleep(1.5), 0); /* the body is stopped, and its child cleans up */
+    CHECK_INT(conc_gen_next(&scoped, &item), -EBUSY);
+    CHECK_INT(conc_gen_close(&scoped), -EBUSY);
+    return 0;
+}
+
+static int close_the_scoped(void *arg)
+{
+    int item;
+    conc_stats before, after;
+    conc_scope around = {0};
+    CHECK_INT(conc_spawn(NULL, try_to_use_it, NULL), 0);
+    conc_get_stats(&before);
+    CHECK_INT(conc_gen_open(&scoped, never_end_in_a_scope, arg, sizeof item), 0);
+    CHECK_INT(conc_gen_next(&scoped, &item), 1);
+    CHECK_INT(conc_scope_begin(&around, CONC_FOREVER), 0);
+    CHECK_INT(conc_gen_close(&scoped), -EINVAL);
+    CHECK_CONTAINS(conc_last_error(), "stopped for good");
+    CHECK_INT(late_emits, 999); /* the last did not return */
+    CHECK_INT(late_children, 1);
+    conc_get_stats(&after);
+    CHECK_INT(after.timers, before.timers);
+    CHECK_INT(after.tasks, before.tasks - 1);
+    CHECK(!conc_cancelled());
+    return conc_scope_end(&around, conc_sleep(1));
+}
+
+TEST(emits_in_a_scope_while_closing_are_refused_and_counted)
+{
+    CHECK_INT(run_telling(close_the_scoped, 0).count, 2);
+}
+
+static int end_after_late_emits(conc_gen *g, void *arg)
+{
+    int one = 1;
+    conc_scope s = {0};
+    (void)arg;
+    CHECK_INT(conc_gen_emit(g, &one), -ECANCELED);
+    CHECK_INT(conc_scope_begin(&s, 5), 0);
+    for (int i = 0; i < 900; i++)
+        CHECK_INT(conc_gen_emit(g, &one), -ECANCELED);
+    return conc_scope_end(&s, 0);
+}
+
+TASK_TEST(a_body_that_ends_after_emits_in_a_scope_is_closed_well)
+{
+    int item;
+    conc_gen g = {0};
+    CHECK_INT(conc_gen_open(&g, end_after_late_emits, NULL, sizeof item), 0);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    CHECK_INT(conc_gen_close(&g), 0);
 }

@@ -1153,23 +1153,24 @@ TASK_TEST(in_a_posted_function_nothing_waits_for_signals)
     close_it(&s);
 }
 
-static int close_anothers(void *s)
+static int use_anothers(void *s)
 {
     CHECK_INT(conc_signals_close(s), -EPERM);
+    CHECK_INT(conc_signals_open(s, &(int){SIGUSR2}, 1), -EBUSY);
     return 0;
 }
 
-static void *run_and_close(void *s)
+static void *run_and_use(void *s)
 {
-    CHECK_INT(conc_run(close_anothers, s), 0);
+    CHECK_INT(conc_run(use_anothers, s), 0);
     return NULL;
 }
 
-TASK_TEST(another_run_cannot_close_a_receiver)
+TASK_TEST(another_run_cannot_close_or_open_a_receiver)
 {
     conc_signals s = {0};
     open_for(&s, SIGUSR1);
-    in_thread(run_and_close, &s);
+    in_thread(run_and_use, &s);
     CHECK_INT(raise(SIGUSR1), 0);
     CHECK_INT(next_if_any(&s), SIGUSR1);
     close_it(&s);
