@@ -36,8 +36,9 @@
  *   Threads   a task stays on the thread of its run. Only conc_post and the two hold calls may
  *             come from other threads.
  *   Forks     in a forked child the parent's runs are dead: calls in their tasks return -EPERM. A
- *             run of the child's own may use the same handles, groups, locks and queues: what the
- *             parent's tasks have or wait for does not count there.
+ *             run of the child's own may use the same handles, groups, locks, queues and streams:
+ *             what the parent's tasks have or wait for does not count there. A stream has the
+ *             bytes that lay in its buffers, as stdio's files do.
  *   Time      is in seconds, as a double, rounded up to whole nanoseconds inside; nothing ever
  *             wakes early.
  *   Memory    an all-zero object is valid; options are its first fields, and zero is their
@@ -761,6 +762,7 @@ struct conc_stream {
     conc_task *reader;
     int inside; /* calls that may wait, and have not returned */
     conc__waits writers, closers;
+    uint64_t run; /* in which it was opened, or first used in a forked child */
 };
 typedef struct conc_stream conc_stream;
 
@@ -8023,8 +8025,26 @@ CONC__PRIVATE void conc__buffer_pack(conc__buffer *b)
 
 enum { CONC__STREAM_FRESH, CONC__STREAM_OPEN, CONC__STREAM_CLOSED };
 
-CONC__PRIVATE int conc__stream_state(const conc_stream *s)
+/* A stream of the parent, in a forked child: no task of the parent's is inside or waits. */
+CONC__COLD void conc__stream_take_over(conc_stream *s)
 {
+    s->inside = 0;
+    s->reader = NULL;
+    s->writing = false;
+    s->writers = s->closers = (conc__waits){NULL, NULL};
+    s->run = conc__here ? conc__here->run : UINT64_MAX;
+}
+
+CONC__PRIVATE void conc__stream_renew(conc_stream *s)
+{
+    if (CONC__UNLIKELY(s->run <= conc__inherited_runs))
+        conc__stream_take_over(s);
+}
+
+CONC__PRIVATE int conc__stream_state(conc_stream *s)
+{
+    if (s)
+        conc__stream_renew(s);
     if (!s || s->state == CONC__STREAM_FRESH)
         return conc__own_error(-EINVAL);
     return s->state == CONC__STREAM_OPEN ? 0 : conc__own_error(-EPIPE);
@@ -8066,6 +8086,7 @@ CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place)
         return conc__misused(-EPERM, "conc_stream_open", "there is no loop", NULL);
     if (!s || s->state == CONC__STREAM_OPEN)
         return conc__misused(-EINVAL, "conc_stream_open", "no stream, or it is open", NULL);
+    conc__stream_renew(s);
     if (s->inside)
         return conc__own_error(-EBUSY);
     const conc__fd *f = conc__fd_find(l, fd);
@@ -8077,7 +8098,8 @@ CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place)
     *s = (conc_stream){.limit = limit ? limit : CONC__RECORD_LIMIT,
                        .buffer_size = s->buffer_size ? s->buffer_size : CONC__BUFFER,
                        .fd = fd,
-                       .state = CONC__STREAM_OPEN};
+                       .state = CONC__STREAM_OPEN,
+                       .run = l->run};
     if (CONC__UNLIKELY(l->debug))
         conc__note(&l->opened, s, "a stream", place);
     return 0;
@@ -8685,6 +8707,7 @@ CONC_API int conc_stream_close(conc_stream *s)
     int rc = 0, closed = 0;
     if (!s || s->state == CONC__STREAM_FRESH)
         return 0;
+    conc__stream_renew(s);
     bool open = s->state == CONC__STREAM_OPEN;
     if (open && l && l->self && !l->self->pending && conc__buffered(&s->out))
         rc = conc_stream_flush(s);

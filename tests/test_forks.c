@@ -337,3 +337,160 @@ TASK_TEST(channels_of_the_parent_are_of_use_in_a_run_of_a_forked_child)
     conc_channel_destroy(&no_items);
     conc_channel_destroy(&no_room);
 }
+
+/* ---- streams ---- */
+
+static conc_stream stream, closing;
+
+static int reads_stream(void *arg)
+{
+    char byte;
+    return (int)conc_stream_read(arg, &byte, 1);
+}
+
+/* More than a socket takes. */
+static int fills_stream(void *arg)
+{
+    static char bytes[1 << 20];
+    return (int)conc_stream_write(arg, bytes, sizeof bytes);
+}
+
+static int flushes_stream(void *arg) { return conc_stream_flush(arg); }
+static int closes_stream(void *arg) { return conc_stream_close(arg); }
+
+/* main_fn has a run, and a limit, of its own. */
+static void run_in_a_child(conc_fn *main_fn, void *arg)
+{
+    int status;
+    fflush(NULL);
+    pid_t child = fork();
+    if (child == 0) {
+        alarm(10);
+        CHECK_INT(conc_run(main_fn, arg), 0);
+        _exit(0);
+    }
+    CHECK_INT(waitpid(child, &status, 0), child);
+    CHECK_INT(status, 0);
+}
+
+static int reads_and_closes(void *arg)
+{
+    int *ends = arg;
+    char byte;
+    conc_group g = {0};
+    CHECK_INT(write(ends[1], "xy", 2), 2);
+    CHECK_INT(conc_stream_read(&stream, &byte, 1), 1);
+    CHECK_INT(conc_spawn(&g, reads_stream, &stream), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(conc_spawn(&g, reads_stream, &stream), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(conc_stream_close(&stream), 0);
+    CHECK_INT(conc_group_wait(&g), -EPIPE);
+    return 0;
+}
+
+TASK_TEST(a_stream_that_a_task_of_the_parent_reads_can_be_read_and_closed_in_a_forked_child)
+{
+    int ends[2];
+    conc_group g = {0};
+    CHECK_INT(pipe(ends), 0);
+    CHECK_INT(conc_stream_open(&stream, ends[0]), 0);
+    CHECK_INT(conc_spawn(&g, reads_stream, &stream), 0);
+    CHECK_INT(conc_settle(), 0);
+    run_in_a_child(reads_and_closes, ends);
+    conc_group_cancel(&g);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(conc_stream_close(&stream), 0);
+    CHECK_INT(close(ends[1]), 0);
+}
+
+static int drains(void *arg)
+{
+    static char bytes[1 << 16];
+    ssize_t n;
+    do
+        n = conc_read(*(int *)arg, bytes, sizeof bytes);
+    while (n > 0);
+    return (int)n;
+}
+
+/* Its own bytes follow what lay in the buffer. */
+static int writes_and_closes(void *arg)
+{
+    int *ends = arg;
+    conc_group g = {0};
+    CHECK_INT(conc_spawn(&g, drains, &ends[1]), 0);
+    CHECK_INT(conc_stream_write(&stream, "x", 1), 1);
+    CHECK_INT(conc_stream_flush(&stream), 0);
+    CHECK_INT(conc_stream_close(&stream), 0);
+    conc_group_cancel(&g);
+    return conc_group_wait(&g);
+}
+
+static int returns_nothing(void *arg)
+{
+    (void)arg;
+    return 0;
+}
+
+static void fork_while_tasks_write(conc_fn *main_fn, bool close_before)
+{
+    int ends[2], status;
+    conc_group g = {0};
+    CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+    CHECK_INT(conc_stream_open(&stream, ends[0]), 0);
+    CHECK_INT(conc_spawn(&g, fills_stream, &stream), 0);
+    CHECK_INT(conc_spawn(&g, fills_stream, &stream), 0);
+    CHECK_INT(conc_spawn(&g, flushes_stream, &stream), 0);
+    CHECK_INT(conc_settle(), 0);
+    fflush(NULL);
+    pid_t child = fork();
+    if (child == 0) {
+        alarm(10);
+        if (close_before)
+            CHECK_INT(conc_stream_close(&stream), 0);
+        CHECK_INT(conc_run(main_fn, ends), 0);
+        _exit(0);
+    }
+    CHECK_INT(waitpid(child, &status, 0), child);
+    CHECK_INT(status, 0);
+    conc_group_cancel(&g);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(close(ends[1]), 0);
+    conc_stream_close(&stream);
+}
+
+TASK_TEST(a_stream_that_tasks_of_the_parent_write_to_can_be_written_in_a_forked_child)
+{
+    fork_while_tasks_write(writes_and_closes, false);
+}
+
+TASK_TEST(a_stream_that_tasks_of_the_parent_write_to_can_be_closed_in_a_forked_child_before_a_run)
+{
+    fork_while_tasks_write(returns_nothing, true);
+}
+
+static int opens_again(void *arg)
+{
+    int *ends = arg;
+    CHECK_INT(conc_stream_close(&closing), 0);
+    CHECK_INT(conc_stream_open(&closing, ends[1]), 0);
+    return conc_stream_close(&closing);
+}
+
+/* The reader has not run since the close, which waits for it. */
+ORDERED_TASK_TEST(a_stream_that_is_closed_in_the_parent_can_be_opened_in_a_forked_child)
+{
+    int ends[2];
+    conc_group g = {0};
+    CHECK_INT(pipe(ends), 0);
+    CHECK_INT(conc_stream_open(&closing, ends[0]), 0);
+    CHECK_INT(conc_spawn(&g, reads_stream, &closing), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(conc_spawn(&g, closes_stream, &closing), 0);
+    CHECK_INT(conc_yield(), 0);
+    CHECK(closing.inside > 0);
+    run_in_a_child(opens_again, ends);
+    CHECK_INT(conc_group_wait(&g), -EPIPE);
+    CHECK_INT(close(ends[1]), 0);
+}
