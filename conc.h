@@ -869,14 +869,16 @@ CONC_API conc_loop *conc_loop_self(void);
 
 /* Tells that somebody outside will post (the virtual clock goes on all the same): while held,
  * waiting is no deadlock, and the loop stays valid, even after its run, until it is released as
- * often as held. From any thread. -EINVAL: NULL, released too often. */
+ * often as held. From any thread. Errors: -EINVAL: NULL, released too often; -EPERM: the loop is
+ * the parent process's. */
 CONC_API int conc_loop_hold(conc_loop *l);
 CONC_API int conc_loop_release(conc_loop *l);
 
 /* Has l call fn(arg) between two tasks, in the order of posting. However many are posted, timers,
  * descriptors and signals have their turn between them. From any thread, not from a signal
  * handler. A post that returned 0 is run. Without a hold it is for those who know that
- * the run still lasts. Errors: -EINVAL, -ENOMEM, -ESHUTDOWN once the run is over. */
+ * the run still lasts. Errors: -EINVAL, -ENOMEM, -ESHUTDOWN once the run is over, -EPERM if it is
+ * the parent process's. */
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
 
 /* Releases what conc handed over to be freed. NULL does nothing. From anywhere. */
@@ -9361,10 +9363,21 @@ CONC__PRIVATE void conc__loop_free(conc_loop *l)
     CONC_FREE(l);
 }
 
-CONC_API int conc_loop_hold(conc_loop *l)
+/* Its mutex may be held by a thread that this process does not have. */
+CONC__PRIVATE int conc__loop_can_be_told(const conc_loop *l)
 {
     if (!l)
         return conc__own_error(-EINVAL);
+    if (l->run <= conc__inherited_runs)
+        return conc_fail(-EPERM, "the loop is the parent process's");
+    return 0;
+}
+
+CONC_API int conc_loop_hold(conc_loop *l)
+{
+    int rc = conc__loop_can_be_told(l);
+    if (rc)
+        return rc;
     pthread_mutex_lock(&l->mutex);
     l->holds++;
     pthread_mutex_unlock(&l->mutex);
@@ -9373,8 +9386,9 @@ CONC_API int conc_loop_hold(conc_loop *l)
 
 CONC_API int conc_loop_release(conc_loop *l)
 {
-    if (!l)
-        return conc__own_error(-EINVAL);
+    int rc = conc__loop_can_be_told(l);
+    if (rc)
+        return rc;
     pthread_mutex_lock(&l->mutex);
     if (!l->holds) {
         pthread_mutex_unlock(&l->mutex);
@@ -9427,13 +9441,14 @@ CONC__PRIVATE void conc__run_posted_call(conc__post *p)
 
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
 {
-    if (!l || !fn)
-        return conc__own_error(-EINVAL);
+    int rc = fn ? conc__loop_can_be_told(l) : conc__own_error(-EINVAL);
+    if (rc)
+        return rc;
     conc__posted_call *call = conc__alloc(sizeof *call);
     if (!call)
         return -ENOMEM;
     *call = (conc__posted_call){{NULL, conc__run_posted_call}, fn, arg};
-    int rc = conc__post_to(l, &call->post);
+    rc = conc__post_to(l, &call->post);
     if (rc)
         CONC_FREE(call);
     return rc;

@@ -494,3 +494,32 @@ ORDERED_TASK_TEST(a_stream_that_is_closed_in_the_parent_can_be_opened_in_a_forke
     CHECK_INT(conc_group_wait(&g), -EPIPE);
     CHECK_INT(close(ends[1]), 0);
 }
+
+/* ---- loops ---- */
+
+static void is_not_called(void *arg)
+{
+    (void)arg;
+    abort();
+}
+
+/* Another thread may hold the loop's mutex when the process forks: nothing waits for it. */
+TASK_TEST(a_loop_of_the_parent_is_refused_in_a_forked_child)
+{
+    int status;
+    conc_loop *l = conc_loop_self();
+    CHECK_INT(conc_loop_hold(l), 0);
+    pthread_mutex_lock(&l->mutex);
+    pid_t child = fork();
+    if (child == 0) {
+        alarm(10);
+        CHECK_INT(conc_post(l, is_not_called, NULL), -EPERM);
+        CHECK_INT(conc_loop_hold(l), -EPERM);
+        CHECK_INT(conc_loop_release(l), -EPERM);
+        _exit(0);
+    }
+    pthread_mutex_unlock(&l->mutex);
+    CHECK_INT(waitpid(child, &status, 0), child);
+    CHECK_INT(status, 0);
+    CHECK_INT(conc_loop_release(l), 0);
+}
