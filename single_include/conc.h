@@ -609,26 +609,29 @@ struct conc_gen {
 /* Opens a generator: fn(g, arg) will run in the consumer's task, on a stack of its own, from the
  * first next on.
  *     int conc_gen_open(conc_gen *g, conc_gen_fn *fn, void *arg, size_t item_size);
- * Errors: -EINVAL (NULL, open already), -ENOMEM. Close it with conc_gen_close. */
+ * Errors: -EINVAL (NULL, open already), -EBUSY (open in another thread's run), -ENOMEM. Close it
+ * with conc_gen_close. */
 #define conc_gen_open(g, fn, ...) conc__gen_open((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__gen_open(conc_gen *g, const char *opened, conc_gen_fn *fn, void *arg,
                             size_t item_size);
 
 /* In the body: hands a copy of item_size bytes to the consumer, and returns when it wants the
  * next: 0. -ECANCELED: the consumer is closing, clean up and return; so does every emit from then
- * on, at once. -EINVAL: not in this generator's body, or a scope or group of the body is open. */
+ * on, at once. -EINVAL: not in this generator's body, or a scope or group of the body is open. The
+ * body cannot end a scope or group that its consumer has open: -EINVAL. */
 CONC_API int conc_gen_emit(conc_gen *g, const void *item);
 
 /* In the consumer: 1 and the next item, 0 at the end (and after it), negative the body's error.
  * A cancel of the consumer reaches the waits of the body. -EBUSY: another task, or the body
- * itself, is inside; -EINVAL: not open. Waits as the body does. */
+ * itself, is inside; -EPERM: another run's; -EINVAL: not open. Waits as the body does. */
 CONC_API int conc_gen_next(conc_gen *g, void *item);
 
 /* Ends the body, whose emit returns -ECANCELED, waits for its clean-up, and frees the stack.
  * Returns 0 or the error of the clean-up. A body that emits 1000 times more instead of ending is
- * stopped for good: on_error is told, -EINVAL is returned, and the stack is kept until the run
- * ends. Closing twice, or what was never opened: 0. -EBUSY as above. The body's own waits still
- * work while it cleans up. */
+ * stopped for good: what it has open is closed, its groups' children are cancelled and waited for,
+ * on_error is told, -EINVAL is returned, and the stack is kept until the run ends. Closing twice,
+ * what was never opened, or after the run: 0. -EBUSY and -EPERM as above. The body's own waits
+ * still work while it cleans up. */
 CONC_API int conc_gen_close(conc_gen *g);
 
 /* ---- >>descriptors -------------------------------------------------------------------------- */
@@ -842,7 +845,7 @@ typedef struct conc_signals {
  * Each open conc_signals gets every signal of its numbers, in every thread; a number that is in
  * the list twice counts once. They are let through in this thread if they were blocked.
  * Errors: -EINVAL (NULL, n 0, open already, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and
- * those of faults), -ENOMEM; then nothing has changed. Not a checkpoint. One on a task's stack
+ * those of faults), -EBUSY (open in another thread's run), -ENOMEM; then nothing has changed. Not a checkpoint. One on a task's stack
  * has to be closed before its function returns: one that is lost there ends the program, with a
  * report.
  *     int conc_signals_open(conc_signals *s, const int *numbers, size_t n); */
@@ -871,14 +874,16 @@ CONC_API conc_loop *conc_loop_self(void);
 
 /* Tells that somebody outside will post (the virtual clock goes on all the same): while held,
  * waiting is no deadlock, and the loop stays valid, even after its run, until it is released as
- * often as held. From any thread. -EINVAL: NULL, released too often. */
+ * often as held. From any thread. Errors: -EINVAL: NULL, released too often; -EPERM: the loop is
+ * the parent process's. */
 CONC_API int conc_loop_hold(conc_loop *l);
 CONC_API int conc_loop_release(conc_loop *l);
 
 /* Has l call fn(arg) between two tasks, in the order of posting. However many are posted, timers,
  * descriptors and signals have their turn between them. From any thread, not from a signal
  * handler. A post that returned 0 is run. Without a hold it is for those who know that
- * the run still lasts. Errors: -EINVAL, -ENOMEM, -ESHUTDOWN once the run is over. */
+ * the run still lasts. Errors: -EINVAL, -ENOMEM, -ESHUTDOWN once the run is over, -EPERM if it is
+ * the parent process's. */
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
 
 /* Releases what conc handed over to be freed. NULL does nothing. From anywhere. */
@@ -897,19 +902,21 @@ typedef struct conc_embed {
 } conc_embed;
 
 /* Begins the run; main_fn starts with the first step. o: as for conc_run_with. Errors: -EBUSY
- * (this thread has a run), -EINVAL, -ENOMEM, and -ENOTSUP where the loop waits with poll(2),
- * which has no descriptor. */
+ * (this thread has a run, or e has one in any thread), -EINVAL, -ENOMEM, and -ENOTSUP where the
+ * loop waits with poll(2), which has no descriptor. On an error e is as it was. */
 CONC_API int conc_embed_begin(conc_embed *e, const conc_options *o, conc_fn *main_fn, void *arg);
 
-/* What to wait for, readable; the same for the whole run. -EINVAL: not begun. */
+/* What to wait for, readable; the same for the whole run. Errors: -EINVAL (not begun), -EPERM
+ * (another thread, or a forked child of it). */
 CONC_API int conc_embed_fd(conc_embed *e);
 
 /* How long to wait at most, in seconds: 0 when there is something to do now, CONC_FOREVER when
- * only the descriptor counts. To be asked anew before each wait. */
+ * only the descriptor counts, also while the virtual clock stands still for a job. To be asked
+ * anew before each wait. Not begun: CONC_FOREVER. -EPERM as above. */
 CONC_API double conc_embed_timeout(conc_embed *e);
 
 /* Runs what is ready, without waiting: 1 while there is more to come, 0 once the run is over.
- * -EINVAL: not begun, -EPERM: in a task, or another thread. */
+ * Errors: -EINVAL (not begun), -EPERM (in a task, another thread, or a forked child). */
 CONC_API int conc_embed_step(conc_embed *e);
 
 /* Ends the run and returns main_fn's result. Before it is over, main_fn is cancelled, and this
@@ -1684,6 +1691,7 @@ struct conc_loop {
     conc__stack *stopped; /* of generators that were stopped for good, or closed at the end */
     bool lists_tasks;     /* the report that is made has a line for each task */
     uint64_t run;         /* which of the process's runs this is */
+    conc_loop *next_run;  /* in conc__live_runs */
     conc__census census;
     size_t generator_count;
     uint64_t spawned, finished; /* both counted from conc__first_serial */
@@ -1760,6 +1768,12 @@ static atomic_uint_least64_t conc__runs; /* how many there were in this process 
  * here, so what they left in locks, lists, groups and handles does not count. 0: no fork. */
 static uint64_t conc__inherited_runs;
 
+/* The runs of this process that have begun and are not over, of all threads. */
+static struct {
+    pthread_mutex_t mutex;
+    conc_loop *first;
+} conc__live_runs = {PTHREAD_MUTEX_INITIALIZER, NULL};
+
 struct conc__address;
 
 /* What conc_pool.h does for this module where it is in the program too; else all NULL. */
@@ -1782,6 +1796,8 @@ CONC__COLD void conc__deadlock(conc_loop *l);
 CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit);
 CONC__COLD void conc__doom(conc_loop *l, int rc);
 CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g);
+CONC__PRIVATE bool conc__gen_is_inside(const conc_loop *l, const conc_scope *s);
+CONC__COLD int conc__gen_may_not_end(const conc_scope *s, const char *call);
 static inline int64_t conc__time(const conc_loop *l);
 CONC__PRIVATE void conc__copy(char *to, size_t size, const char *from);
 CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool special);
@@ -3582,6 +3598,13 @@ CONC__PRIVATE void conc__glance(conc_loop *l)
     }
 }
 
+/* Nothing can run, and the virtual clock stands still for a job. */
+CONC__PRIVATE void conc__idle_for_work(conc_loop *l)
+{
+    int64_t limit = l->watched ? conc__verify(l) : CONC__NEVER;
+    conc__poll_events(l, l->embedded || l->ready ? 0 : limit, true);
+}
+
 /* Nothing can run: something has to come from the clock or from outside, else every task waits
  * for ever. */
 CONC__PRIVATE void conc__idle(conc_loop *l)
@@ -3608,7 +3631,7 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
     }
     limit = conc__trim(l);
     if (at_work) {
-        conc__poll_events(l, CONC__NEVER, true);
+        conc__idle_for_work(l);
         return;
     }
     if (l->virtual_clock && next != CONC__NEVER) {
@@ -3716,6 +3739,20 @@ CONC__PRIVATE void conc__schedule(conc_loop *l)
 CONC__FAST bool conc__is_inherited(uint64_t serial)
 {
     return CONC__UNLIKELY(serial >> 40 <= conc__inherited_runs);
+}
+
+/* Is this the number of a run of another thread, which is not over? What is open in it is not to
+ * be touched here. 0 is no run's. */
+CONC__PRIVATE bool conc__run_is_elsewhere(const conc_loop *l, uint64_t run)
+{
+    if (!run || (l && l->run == run))
+        return false;
+    pthread_mutex_lock(&conc__live_runs.mutex);
+    const conc_loop *other = conc__live_runs.first;
+    while (other && other->run != run)
+        other = other->next_run;
+    pthread_mutex_unlock(&conc__live_runs.mutex);
+    return other != NULL;
 }
 
 CONC__PRIVATE void conc__append(conc__waits *list, conc__wait *w)
@@ -4118,6 +4155,8 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
     if (l->self->scope != s)
         return conc__misused(-EINVAL, "conc_scope_end", "not the innermost, which is",
                              l->self->place);
+    if (CONC__UNLIKELY(l->self->stack->has_generator) && conc__gen_is_inside(l, s))
+        return conc__gen_may_not_end(s, "conc_scope_end");
     bool mine = s->cancel_called && (s->shielded || !conc__cancelled_around(l, s)) && !l->doomed;
     conc__scope_close(l, s);
     if (rc != -ECANCELED || !mine)
@@ -5495,6 +5534,8 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
         return conc__misused(-EPERM, call, "the group is another task's", g->scope.place);
     if (l->self->scope != &g->scope)
         return conc__misused(-EINVAL, call, "something inside is still open", l->self->place);
+    if (CONC__UNLIKELY(l->self->stack->has_generator) && conc__gen_is_inside(l, &g->scope))
+        return conc__gen_may_not_end(&g->scope, call);
     return 0;
 }
 
@@ -5827,6 +5868,19 @@ CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
     return s->has_generator ? (conc__gen *)(void *)conc__stack_top(s) : NULL;
 }
 
+/* Does a generator's body run on this stack, whose consumer opened the scope? s is the innermost
+ * of the task. */
+CONC__PRIVATE bool conc__gen_is_inside(const conc_loop *l, const conc_scope *s)
+{
+    return conc__gen_on(l->self->stack)->scope == s;
+}
+
+CONC__COLD int conc__gen_may_not_end(const conc_scope *s, const char *call)
+{
+    static const char why[] = "a generator's body cannot end what its consumer has open";
+    return conc_fail(conc__misused(-EINVAL, call, why, s->place), "%s", why);
+}
+
 CONC__PRIVATE conc__source conc__gen_source(const conc__gen *g)
 {
     return (conc__source){g->opened, g->opened};
@@ -5858,12 +5912,27 @@ CONC__PRIVATE void conc__gen_main(void)
     __builtin_unreachable();
 }
 
+/* Is it open in another thread's run? */
+CONC__PRIVATE bool conc__gen_is_elsewhere(const conc_loop *l, const conc_gen *face)
+{
+    bool open = face->body && face->body != &conc__exhausted;
+    return open && conc__run_is_elsewhere(l, face->run);
+}
+
 /* NULL: not open, closed by the end of the run, or in a run that is over */
 CONC__PRIVATE conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
 {
     if (!face || face->run != l->run || !face->body)
         return NULL;
     return face->body->gone ? NULL : face->body;
+}
+
+/* Why a generator cannot be used that conc__gen_of does not find. */
+CONC__COLD int conc__gen_unusable(const conc_loop *l, const conc_gen *face, const char *call)
+{
+    if (face && conc__gen_is_elsewhere(l, face))
+        return conc__misused(-EPERM, call, "the generator is another run's", NULL);
+    return conc__own_error(-EINVAL);
 }
 
 /* Before the first. */
@@ -5911,6 +5980,8 @@ CONC_API int conc__gen_open(conc_gen *face, const char *opened, conc_gen_fn *fn,
         return -EPERM;
     if (!face || !fn || (conc__gen_of(l, face) && face->body != &conc__exhausted))
         return conc__own_error(-EINVAL);
+    if (conc__gen_is_elsewhere(l, face))
+        return conc__misused(-EBUSY, "conc_gen_open", "it is open in another thread's run", NULL);
     conc__stack *stack = conc__stack_take(l->pool);
     if (!stack)
         return -ENOMEM;
@@ -5987,9 +6058,13 @@ CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
     return rc;
 }
 
-/* The body emits though it is being closed. */
-CONC__COLD int conc__gen_emit_late(conc_loop *l, conc__gen *g)
+/* The body emits though it is being closed, or has a scope or group open. */
+CONC__COLD int conc__gen_emit_badly(conc_loop *l, conc__gen *g, const void *frame)
 {
+    conc__find_lost(l, frame);
+    if (!g->closing)
+        return conc__misused(-EINVAL, "conc_gen_emit", "a scope or group of the body is open",
+                             l->self->place);
     if (++g->late_emits < CONC__LATE_EMITS)
         return -ECANCELED;
     g->stopped = true;
@@ -6003,14 +6078,12 @@ CONC_API CONC__CALLED int conc_gen_emit(conc_gen *face, const void *item)
     if (!l)
         return -EPERM;
     conc__gen *g = conc__gen_of(l, face);
-    if (!g || g == &conc__exhausted || l->self->stack != g->stack || (!item && g->item_size))
+    if (!g || g == &conc__exhausted || l->self->stack != g->stack)
+        return conc__gen_unusable(l, face, "conc_gen_emit");
+    if (CONC__UNLIKELY(g->closing || l->self->scope != g->scope))
+        return conc__gen_emit_badly(l, g, __builtin_frame_address(0));
+    if (!item && g->item_size)
         return conc__own_error(-EINVAL);
-    if (CONC__UNLIKELY(l->self->scope != g->scope)) {
-        conc__find_lost(l, __builtin_frame_address(0));
-        return conc__own_error(-EINVAL);
-    }
-    if (CONC__UNLIKELY(g->closing))
-        return conc__gen_emit_late(l, g);
     g->emitted = item ? item : g;
     l->switch_stacks(l, g->stack, g->inner, g->outside, g->outer);
     return g->closing ? -ECANCELED : 0;
@@ -6026,7 +6099,9 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
         return rc;
     conc__quick(l); /* before the look at the generator: others may close it meanwhile */
     conc__gen *g = conc__gen_of(l, face);
-    if (!g || (!item && g->item_size))
+    if (!g)
+        return conc__gen_unusable(l, face, "conc_gen_next");
+    if (!item && g->item_size)
         return conc__own_error(-EINVAL);
     if (g == &conc__exhausted)
         return 0;
@@ -6042,6 +6117,20 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     return 1;
 }
 
+/* Closes in place of a body that was stopped what it has open. */
+CONC__COLD void conc__gen_unwind(conc_loop *l, conc__gen *g)
+{
+    g->consumer = l->self; /* it may have to wait, and others must not enter the body */
+    while (l->self->scope != g->scope) {
+        conc_scope *s = l->self->scope;
+        if (s->is_group)
+            conc__auto_conc_group(conc__group_of(s));
+        else
+            conc__scope_close(l, s);
+    }
+    g->consumer = NULL;
+}
+
 /* Ends the body; *stopped: for good, as it would not end. The error that comes out of it is the
  * task's newest, and has no words but those of the body. */
 CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, bool *stopped)
@@ -6055,6 +6144,7 @@ CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, b
         conc__gen_enter(l, g);
     *stopped = g->stopped;
     if (*stopped) {
+        conc__gen_unwind(l, g);
         g->rc = -EINVAL;
         self->last_rc = 0;
         words = "it emitted 1000 times while it was closed, and is stopped for good";
@@ -6070,18 +6160,20 @@ CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, b
 
 CONC_API int conc_gen_close(conc_gen *face)
 {
-    conc_loop *l = conc__of_task();
+    conc_loop *l = conc__here;
     if (!face)
         return conc__own_error(-EINVAL);
-    conc__gen *g = l ? conc__gen_of(l, face) : face->body;
+    conc__gen *g = l ? conc__gen_of(l, face) : NULL;
+    if (!g && conc__gen_is_elsewhere(l, face))
+        return conc__misused(-EPERM, "conc_gen_close", "the generator is another run's", NULL);
     if (!g)
-        return 0; /* it may be open in another thread's run: nothing is written there */
+        return 0;
     if (g == &conc__exhausted) {
         face->body = NULL;
         return 0;
     }
-    if (!l)
-        return -EPERM;
+    if (!l->self)
+        return conc__misused(-EPERM, "conc_gen_close", "only a task may call it", NULL);
     if (g->consumer)
         return conc__own_error(-EBUSY);
     bool stopped;
@@ -9086,6 +9178,9 @@ CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *n
         return conc__misused(-EPERM, "conc_signals_open", "there is no loop", NULL);
     if (!s || !numbers || !n || n > CONC__SIGNALS || (s->loop && s->run == l->run))
         return conc__misused(-EINVAL, "conc_signals_open", "no numbers, or it is open", NULL);
+    if (s->loop && conc__run_is_elsewhere(l, s->run))
+        return conc__misused(-EBUSY, "conc_signals_open", "it is open in another thread's run",
+                             NULL);
     conc__on_loop(l, conc__open_signals, &c);
     if (c.rc == 0)
         conc__note(&l->receiving, s, "signals", place);
@@ -9273,10 +9368,21 @@ CONC__PRIVATE void conc__loop_free(conc_loop *l)
     CONC_FREE(l);
 }
 
-CONC_API int conc_loop_hold(conc_loop *l)
+/* Its mutex may be held by a thread that this process does not have. */
+CONC__PRIVATE int conc__loop_can_be_told(const conc_loop *l)
 {
     if (!l)
         return conc__own_error(-EINVAL);
+    if (l->run <= conc__inherited_runs)
+        return conc_fail(-EPERM, "the loop is the parent process's");
+    return 0;
+}
+
+CONC_API int conc_loop_hold(conc_loop *l)
+{
+    int rc = conc__loop_can_be_told(l);
+    if (rc)
+        return rc;
     pthread_mutex_lock(&l->mutex);
     l->holds++;
     pthread_mutex_unlock(&l->mutex);
@@ -9285,8 +9391,9 @@ CONC_API int conc_loop_hold(conc_loop *l)
 
 CONC_API int conc_loop_release(conc_loop *l)
 {
-    if (!l)
-        return conc__own_error(-EINVAL);
+    int rc = conc__loop_can_be_told(l);
+    if (rc)
+        return rc;
     pthread_mutex_lock(&l->mutex);
     if (!l->holds) {
         pthread_mutex_unlock(&l->mutex);
@@ -9339,13 +9446,14 @@ CONC__PRIVATE void conc__run_posted_call(conc__post *p)
 
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
 {
-    if (!l || !fn)
-        return conc__own_error(-EINVAL);
+    int rc = fn ? conc__loop_can_be_told(l) : conc__own_error(-EINVAL);
+    if (rc)
+        return rc;
     conc__posted_call *call = conc__alloc(sizeof *call);
     if (!call)
         return -ENOMEM;
     *call = (conc__posted_call){{NULL, conc__run_posted_call}, fn, arg};
-    int rc = conc__post_to(l, &call->post);
+    rc = conc__post_to(l, &call->post);
     if (rc)
         CONC_FREE(call);
     return rc;
@@ -11206,6 +11314,8 @@ CONC__PRIVATE void conc__forget_loop(void)
             if (s->numbers[i].was_blocked)
                 conc__signal_block(s->numbers[i].number);
     conc__here = NULL;
+    pthread_mutex_init(&conc__live_runs.mutex, NULL);
+    conc__live_runs.first = NULL;
     conc__inherited_runs = atomic_load(&conc__runs);
     conc__signals_forget();
     conc__diagnosis_forget();
@@ -11354,6 +11464,25 @@ CONC__PRIVATE void conc__last_posts(conc_loop *l)
         conc__run_posts(l);
 }
 
+CONC__PRIVATE void conc__run_enlist(conc_loop *l)
+{
+    pthread_mutex_lock(&conc__live_runs.mutex);
+    l->next_run = conc__live_runs.first;
+    conc__live_runs.first = l;
+    pthread_mutex_unlock(&conc__live_runs.mutex);
+}
+
+CONC__PRIVATE void conc__run_delist(conc_loop *l)
+{
+    pthread_mutex_lock(&conc__live_runs.mutex);
+    for (conc_loop **at = &conc__live_runs.first; *at; at = &(*at)->next_run)
+        if (*at == l) {
+            *at = l->next_run;
+            break;
+        }
+    pthread_mutex_unlock(&conc__live_runs.mutex);
+}
+
 /* Opens a run, and makes it this thread's. */
 CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options *options,
                               const char *spawned, conc_fn *main_fn, void *arg)
@@ -11390,6 +11519,7 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
         return rc;
     }
     conc__pipe_signal_block(l);
+    conc__run_enlist(l);
     conc__here = *out = l;
     return 0;
 }
@@ -11404,6 +11534,7 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
     }
     conc__diagnosis_close(l);
     conc__signals_end(l);
+    conc__run_delist(l);
     conc__here = NULL;
     conc__pipe_signal_unblock(l);
     int rc = l->doomed ? l->doom : l->main.result;
@@ -11458,39 +11589,67 @@ CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg)
 
 /* ---- >>embedding ---------------------------------------------------------------------------- */
 
+/* Has e a run of this process? One that a forked child inherited is dead. */
+CONC__PRIVATE bool conc__embed_is_live(const conc_embed *e)
+{
+    return e->loop && e->loop->run > conc__inherited_runs;
+}
+
 CONC_API int conc_embed_begin(conc_embed *e, const conc_options *options, conc_fn *main_fn,
                               void *arg)
 {
-    if (!e || (e->loop && e->loop == conc__here))
+    if (!e)
         return conc__own_error(-EINVAL);
-    int saved = errno, rc = conc__begin(&e->loop, true, options, "main", main_fn, arg);
+    if (conc__embed_is_live(e))
+        return conc__misused(-EBUSY, "conc_embed_begin", "it has a run already", NULL);
+    conc_loop *l = NULL;
+    int saved = errno, rc = conc__begin(&l, true, options, "main", main_fn, arg);
     errno = saved;
-    if (rc)
-        e->loop = NULL;
+    if (rc == 0)
+        e->loop = l;
     return rc;
+}
+
+/* 0: e's run is that of this thread. */
+CONC__PRIVATE int conc__embed_check(const conc_embed *e)
+{
+    if (!e || !e->loop)
+        return -EINVAL;
+    return e->loop == conc__here ? 0 : -EPERM;
 }
 
 /* 0: `call` may make a step or an end from here. */
 CONC__PRIVATE int conc__embed_usable(const conc_embed *e, const char *call)
 {
-    if (!e || !e->loop)
-        return -EINVAL;
-    if (e->loop != conc__here || e->loop->self || e->loop->stepping)
+    int rc = conc__embed_check(e);
+    if (rc == -EPERM || (rc == 0 && (e->loop->self || e->loop->stepping)))
         return conc__misused(-EPERM, call, "not between two steps, on the run's thread", NULL);
-    return 0;
+    return rc;
 }
 
-CONC_API int conc_embed_fd(conc_embed *e) { return e && e->loop ? e->loop->poll_fd : -EINVAL; }
+CONC_API int conc_embed_fd(conc_embed *e)
+{
+    int rc = conc__embed_check(e);
+    return rc ? rc : e->loop->poll_fd;
+}
+
+/* Is there something to do now? */
+CONC__PRIVATE bool conc__embed_is_due(conc_loop *l, bool at_work)
+{
+    bool ready = l->over || l->ready || l->spinners || l->settlers.first;
+    bool jumps = l->virtual_clock && !at_work && conc__wheel_next(&l->wheel) != CONC__NEVER;
+    return ready || jumps || atomic_load(&l->posted) || atomic_load(&l->signalled);
+}
 
 CONC_API double conc_embed_timeout(conc_embed *e)
 {
-    conc_loop *l = e ? e->loop : NULL;
-    if (!l)
-        return CONC_FOREVER;
-    int64_t next = conc__wheel_next(&l->wheel);
-    if (l->over || l->ready || l->spinners || l->settlers.first || atomic_load(&l->posted) ||
-        atomic_load(&l->signalled) || (l->virtual_clock && next != CONC__NEVER))
+    int rc = conc__embed_check(e);
+    if (rc)
+        return rc == -EPERM ? rc : CONC_FOREVER;
+    conc_loop *l = e->loop;
+    if (conc__embed_is_due(l, conc__at_work(l)))
         return 0;
+    int64_t next = l->virtual_clock ? CONC__NEVER : conc__wheel_next(&l->wheel);
     int64_t now = conc__clock(), verify = l->verified + CONC__VERIFY_EVERY;
     if (l->verify_count && verify < next) /* the host may close a descriptor */
         next = verify;
@@ -12477,8 +12636,11 @@ CONC_API int conc_sem_acquire(conc_sem *s)
 
 CONC_API int conc_sem_try_acquire(conc_sem *s)
 {
+    conc_loop *l = conc__here;
     if (!conc__sem_is_valid(s))
         return conc__own_error(-EINVAL);
+    if (!conc__ours(l, &s->waits))
+        return conc__foreign("conc_sem_try_acquire");
     if (s->permits == 0 || s->waits.first)
         return -EAGAIN;
     s->permits--;
