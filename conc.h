@@ -696,7 +696,8 @@ typedef struct conc_listen_options {
 /* Opens a socket that listens: the descriptor. Its address may be used again at once
  * (SO_REUSEADDR), IPv6 is for IPv6 only, TCP connections have TCP_NODELAY. A Unix socket's file
  * that no process listens on is replaced; meanwhile a file PATH.conc-lock lies beside it, and
- * while another process holds that, the call holds the loop for 50 ms at most. Port 0: one that
+ * while another process holds that, the call holds the loop for 50 ms at most. Where the system
+ * has no locks for it, such a file stays: flock(2)'s error. Port 0: one that
  * is free, which conc_address tells. Errors: -EINVAL, -EADDRINUSE and others of the system's. Not
  * a checkpoint. */
 CONC_API int conc_listen(const char *address);
@@ -1586,23 +1587,29 @@ enum { CONC__PAUSING = 4, CONC__FD_LISTS };
 /* What the loop knows of a number, and so of the file that it stands for.
  *
  *   state    what holds                                     changes
- *   UNKNOWN  the loop knows nothing of the file, and the    a task waits: to FOREIGN, unless
- *            poller does not have it; only tasks that       epoll refuses the file; conc opens
- *            pause may be in the lists                      a socket of this number: to OWN
+ *   UNKNOWN  the loop knows nothing of the file, and the    a task waits: to FOREIGN, or to
+ *            poller does not have it; only tasks that       REFUSED; conc opens a socket of this
+ *            pause may be in the lists                      number: to OWN
  *   FOREIGN  conc did not open it, and close(2) may take    the poller finds that the number
  *            it away unseen; the poller has it, and         means another file, or none: to
  *            reports one event for each arming              UNKNOWN
+ *   REFUSED  as FOREIGN, but epoll refuses the file, which  fstat(2) finds the same: to
+ *            is always ready; a task waits for a hang-up    UNKNOWN
+ *            alone, which only a close ends
  *   OWN      conc opened it: a non-blocking socket that     a task waits: to EDGE
  *            conc_close closes; no task has waited yet
  *   EDGE     as OWN, and the poller reports every change,   as FOREIGN
  *            for ever
  *
- * conc_close changes every state to UNKNOWN. Each change to UNKNOWN, and no other, changes `id`
- * (conc__fd_gone): the number with its id is the file's identity. A task that waited, a server and
- * an event of the kernel's compare it to learn whether they still speak of the same file. */
+ * conc_close changes every state to UNKNOWN. `id` changes whenever the number means another file
+ * or none (conc__fd_gone): the number with its id is the file's identity. A task that waited, a
+ * server and an event of the kernel's compare it to learn whether they still speak of the same
+ * file. An OWN one becomes UNKNOWN, and keeps its id, when another thread's conc_close may have
+ * been for it, and may not. */
 typedef enum conc__fd_state {
     CONC__FD_UNKNOWN,
     CONC__FD_FOREIGN,
+    CONC__FD_REFUSED,
     CONC__FD_OWN,
     CONC__FD_EDGE
 } conc__fd_state;
@@ -1610,7 +1617,7 @@ typedef enum conc__fd_state {
 typedef struct conc__fd {
     conc__waits waits[CONC__FD_LISTS];
     struct conc__fd *next, *prev; /* among those that a task waits for */
-    uint64_t inode;               /* poll(2): what tells files apart there */
+    uint64_t inode;               /* poll(2), or REFUSED: what tells files apart there */
     uint32_t id;
     unsigned closings; /* what conc__closings_of said when it was last certain which file it is */
     int number;
@@ -1717,8 +1724,11 @@ struct conc_loop {
     size_t watched_count, verify_count, unverified;
     /* since conc__verify was last called something ran that may have closed a descriptor */
     bool stirred;
-    bool was_alone; /* this was the only thread when conc__verify last began with the first one */
-    int64_t verified, polled;
+    bool was_alone;   /* this was the only thread when conc__verify last began with the first one */
+    int64_t verified; /* when conc__verify last looked at some, on the real clock */
+    int64_t verified_until; /* virtual clock: when conc__verify_until last did */
+    bool retried;           /* virtual clock: conc__jump_clock is to wait for others, as it says */
+    int64_t polled;
     struct pollfd *polls_for; /* poll(2) */
     size_t polls_room;
     /* epoll: events that no task waited for; those of files that were closed here */
@@ -3554,31 +3564,58 @@ enum { CONC__VERIFY_EVERY = 250000000 };
 /* close(2) takes a descriptor that conc has not opened away from the tasks that wait for it, and
  * the poller does not report that. So they are looked at now and then, some at a time: all of
  * them once when the loop has become quiet, and again and again where another thread or the host
- * of an embedded loop may close them. Returns the time until it wants to be called again. */
-CONC__PRIVATE int64_t conc__verify(conc_loop *l)
+ * of an embedded loop may close them. Is one of them due? */
+CONC__PRIVATE bool conc__verifies(conc_loop *l)
 {
-    enum { AT_ONCE = 512 };
     if (!l->verify_count)
-        return CONC__NEVER;
+        return false;
     if (l->stirred)
         l->was_alone = false;
     else if (!l->unverified && l->was_alone)
-        return CONC__NEVER;
+        return false;
     else if (!l->unverified)
         l->was_alone = !l->embedded && conc__is_only_thread();
     if (l->stirred || !l->unverified || l->unverified > l->watched_count)
         l->unverified = l->watched_count;
     l->stirred = false;
-    int64_t now = conc__clock();
-    if (now - l->verified < CONC__VERIFY_EVERY)
-        return CONC__VERIFY_EVERY - (now - l->verified);
-    l->verified = now;
+    return true;
+}
+
+CONC__PRIVATE void conc__verify_some(conc_loop *l)
+{
+    enum { AT_ONCE = 512 };
     for (int n = 0; n < AT_ONCE && l->unverified && l->watched; n++, l->unverified--) {
         conc__fd *f = l->watched;
         conc__fd_last(l, f);
         conc__fd_confirm(l, f);
     }
+}
+
+/* Looks at some of them if it is time. Returns the time until it wants to be called again. */
+CONC__PRIVATE int64_t conc__verify(conc_loop *l)
+{
+    if (!conc__verifies(l))
+        return CONC__NEVER;
+    int64_t now = conc__clock();
+    if (now - l->verified < CONC__VERIFY_EVERY)
+        return CONC__VERIFY_EVERY - (now - l->verified);
+    l->verified = now;
+    conc__verify_some(l);
     return CONC__VERIFY_EVERY;
+}
+
+/* Virtual clock: looks at as many as it would until then. */
+CONC__PRIVATE void conc__verify_until(conc_loop *l, int64_t then)
+{
+    if (then - l->verified_until < CONC__VERIFY_EVERY)
+        return;
+    bool verifies = conc__verifies(l);
+    int64_t at = l->verified_until;
+    while (verifies && l->unverified && then - at >= CONC__VERIFY_EVERY) {
+        conc__verify_some(l);
+        at += CONC__VERIFY_EVERY;
+    }
+    l->verified_until = l->now;
 }
 
 /* Tasks are always ready, or posted functions: descriptors are looked at all the same, now and
@@ -3593,52 +3630,45 @@ CONC__PRIVATE void conc__glance(conc_loop *l)
     }
 }
 
-/* Nothing can run, and the virtual clock stands still for a job. */
-CONC__PRIVATE void conc__idle_for_work(conc_loop *l)
+/* Have functions been posted? After so many passes in a row that ran nothing else this says no, so
+ * that the rest has its turn. */
+CONC__PRIVATE bool conc__has_posts(conc_loop *l)
 {
-    int64_t limit = l->watched ? conc__verify(l) : CONC__NEVER;
-    conc__poll_events(l, l->embedded || l->ready ? 0 : limit, true);
+    bool posted = atomic_load_explicit(&l->posted, memory_order_relaxed) != NULL;
+    l->flooded = posted ? l->flooded + 1 : 0;
+    if (l->flooded < CONC__FLOOD)
+        return posted;
+    l->flooded = 0;
+    return false;
 }
 
-/* Nothing can run: something has to come from the clock or from outside, else every task waits
- * for ever. */
-CONC__PRIVATE void conc__idle(conc_loop *l)
+enum { CONC__MOMENT = 1000000 };
+
+/* The virtual clock moves to the next deadline. A task that tries something again and again, which
+ * only another process or thread can make possible, gets nowhere in no time: they have a moment of
+ * real time before it tries again. */
+CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
 {
-    int64_t next = conc__wheel_next(&l->wheel), limit;
-    bool at_work = conc__at_work(l);
-    if (!atomic_load_explicit(&l->posted, memory_order_relaxed)) {
-        l->flooded = 0;
-    } else if (++l->flooded < CONC__FLOOD) {
-        conc__glance(l);
+    int64_t before = l->now;
+    bool flooded = atomic_load_explicit(&l->posted, memory_order_relaxed) != NULL;
+    conc__verify_until(l, next);
+    if (l->retried && l->embedded)
+        return; /* until the next step, before which the host waits so long */
+    if (l->retried && !l->ready) {
+        l->retried = false;
+        conc__poll_events(l, CONC__MOMENT, false);
+    }
+    bool posted = !flooded && atomic_load_explicit(&l->posted, memory_order_relaxed);
+    if (l->ready || posted)
         return;
-    } else {
-        l->flooded = 0;
-    }
-    if (conc__expects(l) && (l->settlers.first || (l->virtual_clock && next != CONC__NEVER))) {
-        conc__poll_now(l); /* what is ready comes before time moves */
-        conc__take_signals(l);
-        if (l->ready)
-            return;
-    }
-    if (l->settlers.first) {
-        conc__wake(l, l->settlers.first, 0);
-        return;
-    }
-    limit = conc__trim(l);
-    if (at_work) {
-        conc__idle_for_work(l);
-        return;
-    }
-    if (l->virtual_clock && next != CONC__NEVER) {
-        int64_t before = l->now;
-        conc__advance(l, next > before ? next : before);
-        conc__was_idle(l, before, l->now);
-        return;
-    }
-    if (l->watched) {
-        int64_t verify = conc__verify(l);
-        limit = verify < limit ? verify : limit;
-    }
+    conc__advance(l, next > before ? next : before);
+    conc__was_idle(l, before, l->now);
+}
+
+/* Sleeps until the next deadline, an event or a post, at most so long. If none of these can come,
+ * every task waits for ever. */
+CONC__PRIVATE void conc__rest(conc_loop *l, int64_t next, int64_t limit)
+{
     if (l->spinners || l->embedded || l->ready)
         limit = 0;
     else if (next == CONC__NEVER && !conc__expects(l) && !conc__held(l)) {
@@ -3652,6 +3682,38 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
         limit = next > l->now ? next - l->now : 0;
     conc__poll_events(l, limit, false);
     l->awaits_interrupt = false;
+}
+
+/* Nothing can run: something has to come from the clock or from outside. */
+CONC__PRIVATE void conc__idle(conc_loop *l)
+{
+    int64_t next = conc__wheel_next(&l->wheel);
+    bool at_work = conc__at_work(l), jumps = l->virtual_clock && next != CONC__NEVER;
+    if (conc__has_posts(l)) {
+        conc__glance(l);
+        return;
+    }
+    if (conc__expects(l) && (l->settlers.first || jumps)) {
+        conc__poll_now(l); /* what is ready comes before time moves */
+        conc__take_signals(l);
+        if (l->ready)
+            return;
+    }
+    if (l->settlers.first) {
+        conc__wake(l, l->settlers.first, 0);
+        return;
+    }
+    int64_t limit = conc__trim(l);
+    if (jumps && !at_work) {
+        conc__jump_clock(l, next);
+        return;
+    }
+    int64_t verify = conc__verify(l);
+    limit = verify < limit ? verify : limit;
+    if (at_work)
+        conc__poll_events(l, l->embedded || l->ready ? 0 : limit, true);
+    else
+        conc__rest(l, next, limit);
 }
 
 /* Reads the clock and fires what is due; the virtual clock moves elsewhere. */
@@ -3900,6 +3962,14 @@ CONC_API CONC__CALLED int conc_sleep(double s)
     if (!ns)
         return conc__yield_slowly();
     return conc__sleep_to(l, s >= CONC_FOREVER ? CONC__NEVER : conc__later(conc__time(l), ns));
+}
+
+/* Sleeps before something is tried again that another process or thread may make possible. */
+CONC__PRIVATE int conc__sleep_to_retry(conc_loop *l, double s)
+{
+    int rc = conc_sleep(s);
+    l->retried = l->virtual_clock;
+    return rc;
 }
 
 CONC_API CONC__CALLED int conc_sleep_until(double t)
@@ -6272,11 +6342,20 @@ CONC__PRIVATE void conc__fds_free(conc_loop *l)
     CONC_FREE(l->fds);
 }
 
-/* Tells whether a number still means the same file. */
+/* Tells whether a number still means the same file, where conc__fd_note was called for it. */
 CONC__PRIVATE uint32_t conc__fd_id(const conc_loop *l, int number)
 {
     const conc__fd *f = conc__fd_find(l, number);
     return f ? f->id : 0;
+}
+
+/* From here on the id of an open descriptor changes when it is closed. -ENOMEM. */
+CONC__PRIVATE int conc__fd_note(conc_loop *l, int number)
+{
+    int saved = errno;
+    bool open = number >= 0 && fcntl(number, F_GETFD) >= 0;
+    errno = saved;
+    return open && !conc__fd_of(l, number) ? conc__own_error(-ENOMEM) : 0;
 }
 
 CONC__PRIVATE bool conc__fd_is_own(const conc__fd *f)
@@ -6290,17 +6369,22 @@ CONC__PRIVATE bool conc__fd_is_polled(const conc__fd *f)
     return f->state == CONC__FD_FOREIGN || f->state == CONC__FD_EDGE;
 }
 
-/* How often conc_close was called, in all threads, for numbers with the same remainder. A
- * descriptor that conc opened may be handed to another thread and closed there, and its number
- * then be another file's in this one. */
-static atomic_uint conc__closings[1024];
+/* Numbers below the first have a counter each; those above it share the others by their
+ * remainders. */
+enum { CONC__COUNTED = 65536, CONC__SHARED = 1024 };
+
+/* How often conc_close was called for a number, in all threads. A descriptor that conc opened may
+ * be handed to another thread and closed there, and its number then be another file's in this
+ * one. */
+static atomic_uint conc__closings[CONC__COUNTED + CONC__SHARED];
 
 CONC__PRIVATE atomic_uint *conc__closings_of(int number)
 {
-    return &conc__closings[number % (int)CONC_LEN(conc__closings)];
+    return &conc__closings[number < CONC__COUNTED ? number : CONC__COUNTED + number % CONC__SHARED];
 }
 
-/* Was conc_close not called, in any thread, since the number was last looked at? */
+/* Was conc_close not called, in any thread, since the number was last looked at? True is certain;
+ * false is so where the number has a counter of its own. */
 CONC__PRIVATE bool conc__fd_not_closed(const conc__fd *f)
 {
     return f->closings == atomic_load_explicit(conc__closings_of(f->number), memory_order_relaxed);
@@ -6316,7 +6400,8 @@ CONC__PRIVATE bool conc__fd_is_certain(const conc_loop *l, const conc__fd *f)
 /* Does conc__verify look at it while tasks wait for it? */
 CONC__PRIVATE bool conc__fd_is_verified(const conc_loop *l, const conc__fd *f)
 {
-    return f->state == CONC__FD_FOREIGN || (f->state == CONC__FD_EDGE && l->debug);
+    bool foreign = f->state == CONC__FD_FOREIGN || f->state == CONC__FD_REFUSED;
+    return foreign || (f->state == CONC__FD_EDGE && l->debug);
 }
 
 CONC__PRIVATE bool conc__fd_is_listed(const conc_loop *l, const conc__fd *f)
@@ -6428,14 +6513,32 @@ CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
     return number;
 }
 
+/* The same for a file that conc opened and that the poller does not have. Where another number's
+ * conc_close may have been counted, the loop forgets what it knew of the file, which is looked at
+ * anew then; that is no sign of another file. */
+CONC__PRIVATE bool conc__fd_own_confirm(conc_loop *l, conc__fd *f)
+{
+    if (conc__fd_not_closed(f))
+        return true;
+    if (f->number < CONC__COUNTED) {
+        conc__fd_gone(l, f);
+        return false;
+    }
+    f->state = CONC__FD_UNKNOWN;
+    return true;
+}
+
 /* Does the number still mean the same file? Else that is gone. */
 CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
 {
-    if (!conc__fd_is_polled(f) || conc__fd_is_certain(l, f))
+    if (f->state == CONC__FD_UNKNOWN || conc__fd_is_certain(l, f))
         return true;
+    if (f->state == CONC__FD_OWN)
+        return conc__fd_own_confirm(l, f);
     int saved = errno;
     unsigned closings = atomic_load(conc__closings_of(f->number));
-    bool same = l->backend->confirm(l, f);
+    bool same = f->state == CONC__FD_REFUSED ? conc__inode_of(f->number) == f->inode
+                                             : l->backend->confirm(l, f);
     if (same)
         f->closings = closings;
     else
@@ -6473,6 +6576,24 @@ CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool spe
         conc__fd_arm(l, f, 0);
 }
 
+/* The poller shall have f, which is UNKNOWN or OWN. Returns what conc__fd_watch does. */
+CONC__PRIVATE int conc__fd_add(conc_loop *l, conc__fd *f, int events)
+{
+    if (f->state == CONC__FD_OWN)
+        conc__fd_own_confirm(l, f);
+    int rc = l->backend->add(l, f, events);
+    if (rc < 0 || (rc == 1 && events))
+        return rc;
+    f->state = f->state == CONC__FD_OWN ? CONC__FD_EDGE : CONC__FD_FOREIGN;
+    if (rc == 1) {
+        f->state = CONC__FD_REFUSED;
+        f->inode = conc__inode_of(f->number);
+    }
+    if (conc__fd_is_listed(l, f)) /* a task pauses */
+        l->verify_count += conc__fd_is_verified(l, f);
+    return 0;
+}
+
 /* conc__fd_watch for all but the usual case. */
 CONC__PRIVATE int conc__fd_watch_slowly(conc_loop *l, int number, int events, conc__fd **out)
 {
@@ -6484,19 +6605,13 @@ CONC__PRIVATE int conc__fd_watch_slowly(conc_loop *l, int number, int events, co
         return open ? -ENOMEM : -EBADF;
     if (conc__fd_is_polled(f) && conc__fd_arm(l, f, events))
         return 0;
-    if (f->state == CONC__FD_OWN && f->closings != atomic_load(conc__closings_of(number)))
-        conc__fd_gone(l, f); /* closed in another thread, perhaps */
-    int rc = l->backend->add(l, f, events);
-    if (rc == 0) {
-        f->state = f->state == CONC__FD_OWN ? CONC__FD_EDGE : CONC__FD_FOREIGN;
-        if (conc__fd_is_listed(l, f)) /* a task pauses */
-            l->verify_count += conc__fd_is_verified(l, f);
-    }
-    return rc;
+    if (f->state == CONC__FD_REFUSED && conc__fd_confirm(l, f))
+        return events != 0;
+    return conc__fd_add(l, f, events);
 }
 
 /* Makes sure that the loop is told of the events. 0: a wait for them may join *out's lists; 1:
- * none is needed, as the file is always ready; or an error. */
+ * none is needed, as the file is always ready for these events; or an error. */
 CONC__PRIVATE int conc__fd_watch(conc_loop *l, int number, int events, conc__fd **out)
 {
     conc__fd *f = *out = conc__fd_find(l, number);
@@ -6541,8 +6656,8 @@ CONC__PRIVATE int conc__fd_park(conc_loop *l, int number, int events)
     int rc = conc__checkpoint(l);
     if (rc == 0)
         rc = conc__fd_watch(l, number, events, &f);
-    if (rc == 1) /* such a file does not hang up */
-        return events ? events : conc__sleep_to(l, CONC__NEVER);
+    if (rc == 1)
+        return events;
     if (rc)
         return rc;
     conc__wait w = {.task = l->self, .kind = &conc__watching, .value = events};
@@ -6584,8 +6699,10 @@ CONC__PRIVATE void conc__pause_over(conc__timer *t)
 {
     conc__pause *p = (conc__pause *)(void *)((char *)t - offsetof(conc__pause, timer));
     conc__fd *f = (conc__fd *)(uintptr_t)p->wait.on;
-    conc__wake(conc__here, &p->wait, 0);
-    conc__fd_left(conc__here, f);
+    conc_loop *l = conc__here;
+    conc__wake(l, &p->wait, 0);
+    conc__fd_left(l, f);
+    l->retried = l->virtual_clock;
 }
 
 CONC__PRIVATE void conc__pause_won(conc__wait *w)
@@ -7164,19 +7281,28 @@ CONC__PRIVATE int conc__accept_call(int fd)
     return got;
 }
 
-/* A listener that conc did not open is set to non-blocking: another process that has it too may
- * take the connection first. */
-CONC__PRIVATE int conc__accept_foreign(int fd)
+/* Does it listen? Else a wait would be for ever. */
+CONC__PRIVATE bool conc__listens(int fd)
 {
-    int listens = 0, flags = fcntl(fd, F_GETFL);
+    int listens = 0;
     socklen_t size = sizeof listens;
-    if (flags < 0 || getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size))
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size))
+        return false;
+    errno = EINVAL;
+    return listens;
+}
+
+/* A listener in blocking mode is set to non-blocking: another process that has it too may take the
+ * connection first. The program may have set one that conc opened to blocking. */
+CONC__PRIVATE int conc__accept_once(int fd, bool own)
+{
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0)
         return -1;
-    if (!listens) {
-        errno = EINVAL; /* a wait would be for ever */
+    bool blocks = !(flags & O_NONBLOCK);
+    if ((blocks || !own) && !conc__listens(fd))
         return -1;
-    }
-    if (!(flags & O_NONBLOCK) && fcntl(fd, F_SETFL, flags | O_NONBLOCK))
+    if (blocks && fcntl(fd, F_SETFL, flags | O_NONBLOCK))
         return -1;
     return conc__accept_call(fd);
 }
@@ -7189,7 +7315,7 @@ CONC__PRIVATE ssize_t conc__accept(conc_loop *l, const conc__io *io)
     int saved = errno;
     ssize_t n;
     do
-        n = own ? conc__accept_call(io->fd) : conc__accept_foreign(io->fd);
+        n = conc__accept_once(io->fd, own);
     while (n < 0 && errno == EINTR);
     n = conc__io_result(l, n, saved);
     if (n == -ENOTSOCK && own) {
@@ -7263,18 +7389,27 @@ CONC__PRIVATE int conc__set_v4(const char *host, in_port_t port, conc__address *
     return inet_pton(AF_INET, host, &out->as.v4.sin_addr) == 1 ? 1 : -EINVAL;
 }
 
+/* A zone's number, of which it has the name or the digits; 0: neither. */
+CONC__PRIVATE uint32_t conc__parse_zone(const char *zone)
+{
+    uint64_t n = 0;
+    size_t length = strlen(zone), i = 0;
+    uint32_t named = length < IF_NAMESIZE ? if_nametoindex(zone) : 0; /* which may cut it */
+    if (named)
+        return named;
+    while (zone[i] >= '0' && zone[i] <= '9' && n <= UINT32_MAX)
+        n = n * 10 + (unsigned)(zone[i++] - '0');
+    return i == length && n <= UINT32_MAX ? (uint32_t)n : 0;
+}
+
 /* host may be changed: it ends at its zone. */
 CONC__PRIVATE int conc__set_v6(char *host, in_port_t port, conc__address *out)
 {
     char *zone = strchr(host, '%');
     if (zone) {
         *zone++ = 0;
-        unsigned number = if_nametoindex(zone);
-        for (const char *at = zone; !number && *at >= '0' && *at <= '9' && at - zone < 9; at++)
-            out->as.v6.sin6_scope_id = out->as.v6.sin6_scope_id * 10 + (unsigned)(*at - '0');
-        if (number)
-            out->as.v6.sin6_scope_id = number;
-        else if (!out->as.v6.sin6_scope_id || zone[strspn(zone, "0123456789")])
+        out->as.v6.sin6_scope_id = conc__parse_zone(zone);
+        if (!out->as.v6.sin6_scope_id)
             return -EINVAL;
     }
     out->as.v6.sin6_family = AF_INET6;
@@ -7370,39 +7505,55 @@ CONC__PRIVATE bool conc__is_lack(int rc)
 
 typedef struct conc__path_lock {
     char name[sizeof(struct sockaddr_un) + 16];
-    int fd; /* -1: it is not locked */
+    int fd;      /* -1: it is not locked */
+    int refused; /* why not: the system's error for a lock. 0: there can be no such file */
 } conc__path_lock;
 
 enum { CONC__LOCK_TRIES = 50 }; /* a millisecond each */
 
-/* Locks a file that may have been taken away before the lock was there: then the lock is worth
- * nothing. */
-CONC__PRIVATE bool conc__lock_once(const conc__path_lock *k)
+/* Is it the file of that name? It may have been taken away before the lock was there: then the
+ * lock is worth nothing. */
+CONC__PRIVATE bool conc__locks_its_name(const conc__path_lock *k)
 {
     struct stat here, there;
-    if (flock(k->fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
-        return false;
     return fstat(k->fd, &here) == 0 && lstat(k->name, &there) == 0 && here.st_dev == there.st_dev &&
            here.st_ino == there.st_ino;
 }
 
-/* 0, or -EADDRINUSE: another process is about to listen there. Where the directory does not allow
- * a file, it is not locked. */
+/* Locks the path: 1; 0, another process has the lock; or an error, as a file system without locks
+ * has, or a sandbox. Then the file is of no use to other processes either. */
+CONC__PRIVATE int conc__lock_once(const conc__path_lock *k)
+{
+    int rc = flock(k->fd, LOCK_EX | LOCK_NB) ? -errno : 1;
+    if (rc == 1 && conc__locks_its_name(k))
+        return 1;
+    bool held = rc == 1 || rc == -EWOULDBLOCK || rc == -EINTR;
+    if (!held)
+        unlink(k->name);
+    close(k->fd);
+    return held ? 0 : rc;
+}
+
+/* 0, or an error, which is -EADDRINUSE when another process is about to listen there. Where the
+ * directory does not allow a file, or the system no lock, it is not locked. */
 CONC__PRIVATE int conc__lock_path(const conc__address *a, conc__path_lock *k)
 {
+    int locked = 0;
+    k->refused = 0;
     snprintf(k->name, sizeof k->name, "%s.conc-lock",
              a->as.bytes + offsetof(struct sockaddr_un, sun_path));
-    for (int i = 0; i < CONC__LOCK_TRIES; i++) {
+    for (int i = 0; i < CONC__LOCK_TRIES && !locked; i++) {
         k->fd = open(k->name, O_RDONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0444);
         if (k->fd < 0)
             return conc__is_lack(-errno) ? -errno : 0;
-        if (conc__lock_once(k))
-            return 0;
-        close(k->fd);
-        conc__doze(1000000);
+        locked = conc__lock_once(k);
+        if (!locked)
+            conc__doze(1000000);
     }
-    k->fd = -1;
-    return -EADDRINUSE;
+    if (locked != 1)
+        k->fd = -1;
+    k->refused = locked < 0 ? locked : 0;
+    return locked ? 0 : -EADDRINUSE;
 }
 
 CONC__PRIVATE void conc__unlock_path(const conc__path_lock *k)
@@ -7420,28 +7571,48 @@ CONC__PRIVATE bool conc__is_socket_file(const conc__address *a, struct stat *st)
     return lstat(path, st) == 0 && S_ISSOCK(st->st_mode);
 }
 
-/* Takes away a socket file that nobody listens on, and no other: was there one? */
-CONC__PRIVATE bool conc__unlink_stale(const conc__address *a)
+/* Is there a socket file that nobody listens on, and which? 1, 0, or an error: the process lacks
+ * what it takes to find out. */
+CONC__PRIVATE int conc__is_stale(const conc__address *a, struct stat *st)
 {
-    struct stat before, after;
-    if (!conc__is_socket_file(a, &before))
-        return false;
+    if (!conc__is_socket_file(a, st))
+        return 0;
     int fd = conc__socket(AF_UNIX);
-    bool stale = fd >= 0 && connect(fd, &a->as.any, a->size) && errno == ECONNREFUSED;
-    if (fd >= 0)
-        close(fd);
-    return stale && conc__is_socket_file(a, &after) && before.st_dev == after.st_dev &&
-           before.st_ino == after.st_ino && unlink(a->as.local.sun_path) == 0;
+    if (fd < 0)
+        return -errno;
+    int rc = connect(fd, &a->as.any, a->size) ? -errno : 0;
+    close(fd);
+    if (conc__is_lack(rc))
+        return rc;
+    return rc == -ECONNREFUSED;
 }
 
-CONC__PRIVATE int conc__bind_and_listen(int fd, const conc__address *a, int backlog, bool replaces)
+/* Takes away this socket file, and no other. */
+CONC__PRIVATE bool conc__unlink_stale(const conc__address *a, const struct stat *st)
 {
-    int rc = bind(fd, &a->as.any, a->size) ? -errno : 0;
-    if (rc == -EADDRINUSE && replaces && conc__unlink_stale(a))
-        rc = bind(fd, &a->as.any, a->size) ? -errno : 0;
-    if (rc == 0)
-        rc = listen(fd, backlog) ? -errno : 0;
-    return rc;
+    struct stat now;
+    return conc__is_socket_file(a, &now) && st->st_dev == now.st_dev && st->st_ino == now.st_ino &&
+           unlink(a->as.local.sun_path) == 0;
+}
+
+CONC__PRIVATE int conc__bind(int fd, const conc__address *a)
+{
+    return bind(fd, &a->as.any, a->size) ? -errno : 0;
+}
+
+/* The same for a path, where a file that is stale is replaced. Without a lock it is not. */
+CONC__PRIVATE int conc__bind_path(int fd, const conc__address *a, const conc__path_lock *k)
+{
+    struct stat st;
+    int rc = conc__bind(fd, a);
+    if (rc != -EADDRINUSE || (k->fd < 0 && !k->refused))
+        return rc;
+    int stale = conc__is_stale(a, &st);
+    if (stale <= 0)
+        return stale ? stale : rc;
+    if (k->fd < 0)
+        return k->refused;
+    return conc__unlink_stale(a, &st) ? conc__bind(fd, a) : rc;
 }
 
 CONC__PRIVATE int conc__listen_on_path(int fd, const conc__address *a, int backlog)
@@ -7449,9 +7620,17 @@ CONC__PRIVATE int conc__listen_on_path(int fd, const conc__address *a, int backl
     conc__path_lock k;
     int rc = conc__lock_path(a, &k);
     if (rc == 0)
-        rc = conc__bind_and_listen(fd, a, backlog, k.fd >= 0);
+        rc = conc__bind_path(fd, a, &k);
+    if (rc == 0 && listen(fd, backlog))
+        rc = -errno;
     conc__unlock_path(&k);
     return rc;
+}
+
+CONC__PRIVATE int conc__listen_on_port(int fd, const conc__address *a, int backlog)
+{
+    int rc = conc__bind(fd, a);
+    return rc == 0 && listen(fd, backlog) ? -errno : rc;
 }
 
 CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_options *o)
@@ -7471,8 +7650,7 @@ CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_opti
     if (o->reuse_port && family != AF_UNIX)
         conc__set_option(fd, SOL_SOCKET, SO_REUSEPORT);
 #endif
-    int rc =
-        path ? conc__listen_on_path(fd, a, backlog) : conc__bind_and_listen(fd, a, backlog, false);
+    int rc = path ? conc__listen_on_path(fd, a, backlog) : conc__listen_on_port(fd, a, backlog);
     if (rc == 0)
         return fd;
     close(fd);
@@ -7563,7 +7741,7 @@ CONC__PRIVATE int conc__connect_socket(conc_loop *l, int fd, const conc__address
     socklen_t size = sizeof why;
     for (double pause = 0.001; rc == -EAGAIN; pause = pause < 0.05 ? pause * 2 : pause) {
         /* a Unix socket's backlog is full, and nothing tells when it no longer is */
-        rc = conc_sleep(pause);
+        rc = conc__sleep_to_retry(l, pause);
         if (rc == 0)
             rc = connect(fd, &a->as.any, a->size) ? -errno : 0;
     }
@@ -7807,12 +7985,13 @@ CONC__PRIVATE int conc__serve_one(void *arg)
     conc_loop *l = conc__here;
     conc_task *self = l->self;
     int fd = (int)(intptr_t)self->sink;
-    uint32_t id = conc__fd_id(l, fd);
+    conc__fd *f = conc__fd_find(l, fd);
+    uint32_t id = f->id;
     int rc = s->handler(fd, s->arg);
     if (conc__here != l)
-        return rc;                /* a forked child */
-    if (conc__fd_id(l, fd) == id) /* else the handler closed it, and the number may be another's */
-        conc_close(fd);
+        return rc; /* a forked child */
+    if (f->id == id && conc__fd_confirm(l, f))
+        conc_close(fd); /* else it was closed, and the number may be another's */
     if (rc >= 0 || (rc == -ECANCELED && self->pending))
         return rc < 0 ? rc : 0;
     conc__report(l, conc__source_of(self), rc, conc__words(self, rc));
@@ -7892,7 +8071,7 @@ CONC__PRIVATE int conc__serve_again(conc_loop *l, int rc, conc__accepting *a, co
 {
     if (conc__is_lack(rc)) {
         conc__serve_tell(l, rc, a, spawned);
-        return conc_sleep(0.1);
+        return conc__sleep_to_retry(l, 0.1);
     }
     if (!conc__is_of_one_connection(rc))
         return rc;
@@ -7913,9 +8092,10 @@ CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server
                                   const char *spawned)
 {
     conc__accepting a = {0};
+    int rc = conc__fd_note(l, s->fd);
     uint32_t id = conc__fd_id(l, s->fd);
-    for (;;) {
-        int rc = s->limit && g->live >= s->limit ? conc__wait_for_room(l, g) : 0;
+    while (rc == 0) {
+        rc = s->limit && g->live >= s->limit ? conc__wait_for_room(l, g) : 0;
         if (rc || conc__fd_id(l, s->fd) != id)
             return rc; /* conc_close has ended the serving */
         int fd = conc_accept(s->fd);
@@ -7926,9 +8106,8 @@ CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server
             conc__serve_works(&a);
         else
             rc = conc__serve_again(l, rc, &a, spawned);
-        if (rc)
-            return rc;
     }
+    return rc;
 }
 
 CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *spawned)
@@ -11632,7 +11811,8 @@ CONC_API int conc_embed_fd(conc_embed *e)
 CONC__PRIVATE bool conc__embed_is_due(conc_loop *l, bool at_work)
 {
     bool ready = l->over || l->ready || l->spinners || l->settlers.first;
-    bool jumps = l->virtual_clock && !at_work && conc__wheel_next(&l->wheel) != CONC__NEVER;
+    bool stands = at_work || l->retried;
+    bool jumps = l->virtual_clock && !stands && conc__wheel_next(&l->wheel) != CONC__NEVER;
     return ready || jumps || atomic_load(&l->posted) || atomic_load(&l->signalled);
 }
 
@@ -11648,6 +11828,8 @@ CONC_API double conc_embed_timeout(conc_embed *e)
     int64_t now = conc__clock(), verify = l->verified + CONC__VERIFY_EVERY;
     if (l->verify_count && verify < next) /* the host may close a descriptor */
         next = verify;
+    if (l->retried && now + CONC__MOMENT < next)
+        next = now + CONC__MOMENT;
     if (next == CONC__NEVER)
         return CONC_FOREVER;
     return next > now ? (double)(next - now) / 1e9 : 0;
@@ -11661,6 +11843,7 @@ CONC_API int conc_embed_step(conc_embed *e)
         return rc;
     conc_loop *l = e->loop;
     l->stepping = true;
+    l->retried = false;
     l->looked = conc__time(l);
     conc__was_idle(l, l->left, l->looked);
     int64_t start = l->left = l->looked;

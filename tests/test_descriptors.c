@@ -503,6 +503,54 @@ IO_TEST(a_regular_file_is_always_ready)
     CHECK_TIME(0);
 }
 
+#ifdef __linux__
+static void waits_and_closes_plainly(void)
+{
+    int fd = open("/proc/self/exe", O_RDONLY);
+    conc_group g = {0};
+    io_waiter w = {.fd = fd};
+    CHECK_INT(conc_spawn(&g, io_waits, &w), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(close(fd), 0);
+    CHECK_INT(conc_sleep(1), 0);
+    CHECK(w.done);
+    CHECK_INT(w.rc, -EBADF);
+    CHECK_INT(conc_group_wait(&g), 0);
+}
+#endif
+
+/* epoll refuses these, and poll(2) has no event for them. */
+static const char *const without_events[] = {"/proc/self/exe", "/dev/null", "/"};
+
+IO_TEST(a_wait_for_a_hang_up_of_a_file_that_has_none_ends_when_it_is_closed)
+{
+    for (size_t i = 0; i < CONC_LEN(without_events); i++) {
+        int fd = open(without_events[i], O_RDONLY);
+        conc_group g = {0};
+        io_waiter w[2] = {{.fd = fd, .rc = 77}, {.fd = fd, .rc = 77}};
+        CHECK_INT(conc_spawn(&g, io_waits, &w[0]), 0);
+        CHECK_INT(conc_sleep(1), 0);
+        CHECK_INT(conc_spawn(&g, io_waits, &w[1]), 0);
+        CHECK_INT(conc_settle(), 0);
+        CHECK_INT(conc_wait_fd(fd, CONC_READABLE), CONC_READABLE);
+        CHECK(!w[0].done && !w[1].done);
+        CHECK_INT(conc_close(fd), 0);
+        double start = conc_now();
+        CHECK_INT(conc_group_wait(&g), 0);
+        CHECK(conc_now() == start);
+        CHECK_INT(w[0].rc, -EBADF);
+        CHECK_INT(w[1].rc, -EBADF);
+    }
+}
+
+#ifdef __linux__
+/* With poll(2) that has no event even for a close. */
+TEST(a_wait_for_a_hang_up_of_a_file_that_has_none_ends_when_it_is_plainly_closed)
+{
+    io_run(waits_and_closes_plainly, "epoll", true);
+}
+#endif
+
 IO_TEST(null_is_always_ready)
 {
     int fd = open("/dev/null", O_RDWR);
@@ -667,6 +715,43 @@ static int writes_parts_by_the_piece(void *arg)
         b->moved += (size_t)rc;
     }
     return 0;
+}
+
+static int accepts(void *fd)
+{
+    int rc = conc_accept(*(int *)fd);
+    return rc < 0 ? rc : conc_close(rc);
+}
+
+/* Another process that has the listener takes the connection, and leaves it in blocking mode. */
+static int takes_the_connection(void *fd)
+{
+    int l = *(int *)fd;
+    CHECK_INT(conc_sleep(1), 0);
+    io_set_blocking(l, true);
+    int s = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in where;
+    socklen_t size = sizeof where;
+    CHECK_INT(getsockname(l, (void *)&where, &size), 0);
+    CHECK_INT(connect(s, (void *)&where, size), 0);
+    int taken = accept(l, NULL, NULL);
+    CHECK(taken >= 0);
+    CHECK_INT(close(taken), 0);
+    CHECK_INT(close(s), 0);
+    return 0;
+}
+
+IO_TEST(a_listener_of_conc_s_that_the_program_set_to_blocking_does_not_hold_the_loop)
+{
+    int l = conc_listen("127.0.0.1:0");
+    conc_group g = {0};
+    CHECK(l >= 0);
+    io_set_blocking(l, true);
+    CHECK_INT(conc_spawn(&g, takes_the_connection, &l), 0);
+    CHECK_INT(conc_timeout(5, accepts, &l), -ETIMEDOUT);
+    CHECK_TIME(5);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(conc_close(l), 0);
 }
 
 IO_TEST(a_write_larger_than_a_pipe_does_not_hold_the_loop)
@@ -1031,6 +1116,65 @@ SLOW_IO_TEST(a_plain_close_wakes_those_who_wait)
     CHECK_INT(close(p[1]), 0);
 }
 
+/* The clock moves on all the time, and does not jump over the close. */
+static void check_plain_close(double step)
+{
+    int p[2];
+    conc_group g = {0};
+    io_open(IO_PIPE, p);
+    io_reader r = {.fd = p[0]};
+    CHECK_INT(conc_spawn(&g, io_reads, &r), 0);
+    CHECK_INT(conc_sleep(100), 0);
+    CHECK_INT(close(p[0]), 0);
+    double start = conc_now();
+    do
+        CHECK_INT(conc_sleep(step), 0);
+    while (!r.done && conc_now() - start < 10);
+    CHECK(r.done);
+    CHECK(conc_now() - start <= 0.2501 + step);
+    CHECK_INT(r.rc, -EBADF);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(close(p[1]), 0);
+}
+
+IO_TEST(a_plain_close_is_seen_on_the_virtual_clock_in_a_quarter_of_a_second_of_its_time)
+{
+    check_plain_close(0.001);
+    check_plain_close(0.3);
+    check_plain_close(1000);
+}
+
+/* All of them, if the clock jumps so far. */
+IO_TEST(a_plain_close_of_one_of_many_is_seen_before_the_virtual_clock_jumps_far)
+{
+    enum { MANY = 1200 };
+    static io_reader r[MANY];
+    int p[2];
+    conc_group g = {0};
+    struct rlimit limit;
+    CHECK_INT(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    limit.rlim_cur = limit.rlim_max;
+    CHECK_INT(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    io_open(IO_PIPE, p);
+    for (int i = 0; i < MANY; i++) {
+        r[i] = (io_reader){.fd = dup(p[0])};
+        CHECK(r[i].fd >= 0);
+        CHECK_INT(conc_spawn(&g, io_reads, &r[i]), 0);
+    }
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(close(r[MANY / 2].fd), 0);
+    CHECK_INT(conc_sleep(1000), 0);
+    CHECK(r[MANY / 2].done);
+    CHECK_INT(r[MANY / 2].rc, -EBADF);
+    CHECK(!r[0].done && !r[MANY - 1].done);
+    conc_group_cancel(&g);
+    CHECK_INT(conc_group_wait(&g), 0);
+    for (int i = 0; i < MANY; i++)
+        if (i != MANY / 2)
+            CHECK_INT(close(r[i].fd), 0);
+    io_close(p);
+}
+
 SLOW_IO_TEST(
     who_waited_for_a_plainly_closed_descriptor_takes_nothing_from_the_next_one_of_its_number)
 {
@@ -1202,6 +1346,134 @@ SLOW_IO_TEST(a_number_whose_last_connection_was_closed_in_another_thread_serves_
         CHECK_INT(young.rc, 3);
         io_close(s);
         io_close(next);
+    }
+}
+
+/* Closes numbers that are not open, and that have remainders in common with fd. */
+static void *closes_strays(void *fd)
+{
+    for (int shift = 8; shift < 24; shift++)
+        CHECK_INT(conc_close(*(int *)fd + (1 << shift)), -EBADF);
+    return NULL;
+}
+
+static void close_strays(int fd)
+{
+    pthread_t thread;
+    CHECK_INT(pthread_create(&thread, NULL, closes_strays, &fd), 0);
+    CHECK_INT(pthread_join(thread, NULL), 0);
+}
+
+static int reads_after_strays(int fd, void *arg)
+{
+    char c;
+    close_strays(*(int *)arg);
+    close_strays(fd);
+    ssize_t n = conc_read(fd, &c, 1);
+    return n < 0 ? (int)n : 0;
+}
+
+static int serves_it(void *server) { return conc_serve((conc_server *)server); }
+
+/* As many connections come and go while a server runs. */
+static void be_served(int l, int times)
+{
+    char where[128], c;
+    CHECK_INT(conc_address(l, false, where, sizeof where), 0);
+    for (int i = 0; i < times; i++) {
+        int fd = conc_dial(where);
+        CHECK(fd >= 0);
+        CHECK_INT(conc_write(fd, "x", 1), 1);
+        CHECK(conc_read(fd, &c, 1) <= 0); /* the server has closed it */
+        CHECK_INT(conc_close(fd), 0);
+    }
+}
+
+IO_TEST(a_close_of_another_number_in_another_thread_ends_no_serving_and_leaks_nothing)
+{
+    conc_group g = {0};
+    conc_task t;
+    int l = conc_listen("127.0.0.1:0"), result = 77;
+    conc_server s = {.fd = l, .handler = reads_after_strays, .arg = &l};
+    CHECK_INT(conc_spawn_task(&g, &t, serves_it, &s), 0);
+    close_strays(l);
+    CHECK_INT(conc_settle(), 0);
+    int fds = test_count_fds();
+    be_served(l, 5);
+    CHECK(!conc_done(&t));
+    CHECK_INT(test_count_fds(), fds);
+    CHECK_INT(conc_close(l), 0);
+    CHECK_INT(conc_join(&t, &result), 0);
+    CHECK_INT(result, 0);
+    CHECK_INT(conc_group_wait(&g), 0);
+}
+
+/* The same for numbers above those that are counted one by one, where there may be such. */
+#ifdef __linux__
+static void serve_high_numbers(void)
+{
+    enum { FIRST = 65536 };
+    struct rlimit limit = {FIRST + 300, FIRST + 300};
+    if (setrlimit(RLIMIT_NOFILE, &limit))
+        return; /* it is not allowed */
+    int fd = -1, null = open("/dev/null", O_RDONLY);
+    while ((fd = fcntl(null, F_DUPFD, 0)) < FIRST - 1)
+        CHECK(fd >= 0);
+    int last = fd, l = conc_listen("127.0.0.1:0");
+    conc_group g = {0};
+    conc_task t;
+    conc_server s = {.fd = l, .handler = reads_after_strays, .arg = &l};
+    CHECK(l >= FIRST);
+    CHECK_INT(conc_spawn_task(&g, &t, serves_it, &s), 0);
+    close_strays(l);
+    CHECK_INT(conc_settle(), 0);
+    be_served(l, 3);
+    CHECK(!conc_done(&t));
+    int next = dup(null);
+    CHECK_INT(next, l + 1);
+    CHECK_INT(close(next), 0);
+    CHECK_INT(conc_close(l), 0);
+    CHECK_INT(conc_group_wait(&g), 0);
+    for (fd = null; fd <= last; fd++)
+        close(fd);
+}
+
+TEST(a_close_of_another_number_in_another_thread_ends_no_serving_of_high_numbers_either)
+{
+    io_run(serve_high_numbers, "epoll", true);
+}
+#endif
+
+/* The connection is handed over to another thread, which closes it; its number is another file's
+ * when the handler returns. */
+static int hands_over(int fd, void *arg)
+{
+    pthread_t thread;
+    char c;
+    bool waits = *(int *)arg & 1;
+    if (waits)
+        CHECK_INT(conc_read(fd, &c, 1), 1);
+    CHECK_INT(pthread_create(&thread, NULL, closes_in_a_thread, &fd), 0);
+    CHECK_INT(pthread_join(thread, NULL), 0);
+    CHECK_INT(dup2(0, fd), fd);
+    *(int *)arg = fd;
+    return 0;
+}
+
+IO_TEST(a_number_that_was_closed_in_another_thread_is_not_closed_after_the_handler)
+{
+    for (int waits = 0; waits < 2; waits++) {
+        conc_group g = {0};
+        int l = conc_listen("127.0.0.1:0"), number = waits;
+        conc_server s = {.fd = l, .handler = hands_over, .arg = &number};
+        CHECK_INT(conc_spawn(&g, serves_it, &s), 0);
+        CHECK_INT(conc_settle(), 0);
+        be_served(l, 1);
+        CHECK_INT(conc_settle(), 0);
+        CHECK(fcntl(number, F_GETFD) >= 0);
+        CHECK_INT(close(number), 0);
+        CHECK_INT(conc_close(l), 0);
+        CHECK_INT(conc_group_wait(&g), 0);
     }
 }
 
