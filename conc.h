@@ -831,7 +831,7 @@ CONC_API void conc__auto_conc_stream(conc_stream *s);
 typedef struct conc_signals {
     conc_loop *loop; /* NULL: not open */
     uint64_t run;
-    struct conc_signals *next;
+    struct conc_signals *next, *prev;
     struct conc__signal_number *numbers;
     size_t count, turn;
     conc__waits waits;
@@ -1457,10 +1457,12 @@ typedef struct conc__wait_kind {
     const conc_task *(*owner)(const conc__wait *wait);
 } conc__wait_kind;
 
+#define CONC__HIGHEST_BIT (UINTPTR_MAX / 2 + 1)
+
 /* Debug: a lock that a task holds, or something that was opened and not closed. Always: a
  * conc_signals that is open. */
 typedef struct conc__holding {
-    struct conc__holding *below[2]; /* by the next bit of the hash of the object's address */
+    struct conc__holding *below[2]; /* by the next lower bit of the object's address */
     struct conc__holding *same;     /* older, of the same object: a rwlock that is read twice */
     struct conc__holding *older, *newer; /* of all */
     struct conc__holding *newest;        /* of all: in the tree's root */
@@ -1522,6 +1524,8 @@ typedef struct conc__wheel {
     conc__timer *slots[CONC__LEVELS][CONC__SLOTS];
     size_t count;
 } conc__wheel;
+
+enum { CONC__SIGNALS = 65 }; /* one more than the highest number */
 
 /* Something that a loop is to do between two tasks. */
 typedef struct conc__post {
@@ -1748,6 +1752,13 @@ struct conc_loop {
 
     conc_signals *signals;
     conc__holding *receiving; /* the same, in memory that is not theirs */
+    /* by signal number: those of the receivers that are open, and the count up to which the loop
+     * has handed it out to them */
+    struct conc__signal_list {
+        struct conc__signal_number *first;
+        unsigned long handed;
+    } received[CONC__SIGNALS];
+    uint64_t unblocked; /* a bit each: signals that were blocked before they were received */
     int signal_waits, signal_slot, interrupted_by;
     bool interrupted_late, winding_up, embedded, stepping, pipe_was_blocked, pipe_was_pending;
     void *signal_stack;
@@ -3812,6 +3823,17 @@ CONC__PRIVATE bool conc__run_is_elsewhere(const conc_loop *l, uint64_t run)
     return other != NULL;
 }
 
+/* Is it the loop of a run of this process that is not over? It may be any pointer. */
+CONC__PRIVATE bool conc__is_live(const conc_loop *l)
+{
+    pthread_mutex_lock(&conc__live_runs.mutex);
+    const conc_loop *live = conc__live_runs.first;
+    while (live && live != l)
+        live = live->next_run;
+    pthread_mutex_unlock(&conc__live_runs.mutex);
+    return live != NULL;
+}
+
 CONC__PRIVATE void conc__append(conc__waits *list, conc__wait *w)
 {
     w->list = list;
@@ -3830,12 +3852,48 @@ CONC__PRIVATE void conc__unlink(conc__wait *w)
     w->list = NULL;
 }
 
+/* Does a holding in this part of a tree, whose objects all lie on one side of one end of the
+ * range, lie within the range? inner: on which side of that end the range is, 1 above. bit: by
+ * which the holding's next ones differ. */
+CONC__PRIVATE bool conc__holds_inside(const conc__holding *h, uintptr_t bit, uintptr_t end,
+                                      int inner)
+{
+    for (; h; bit >>= 1) {
+        uintptr_t object = (uintptr_t)h->object;
+        int side = (end & bit) != 0;
+        if (inner ? object >= end : object <= end)
+            return true;
+        if (side != inner && h->below[inner]) /* all of these are inside */
+            return true;
+        h = h->below[side];
+    }
+    return false;
+}
+
+/* Does a tree have a holding of an object in this range of addresses, both ends included? */
+CONC__PRIVATE bool conc__holds_between(const conc__holding *h, uintptr_t first, uintptr_t last)
+{
+    uintptr_t bit = CONC__HIGHEST_BIT;
+    for (; h; bit >>= 1) {
+        uintptr_t object = (uintptr_t)h->object;
+        if (object >= first && object <= last)
+            return true;
+        if ((first ^ last) & bit)
+            return conc__holds_inside(h->below[0], bit >> 1, first, 1) ||
+                   conc__holds_inside(h->below[1], bit >> 1, last, 0);
+        h = h->below[(first & bit) != 0];
+    }
+    return false;
+}
+
 /* Signals that are received in memory which is lost: on the stack where the task runs, below an
  * address. */
 CONC__COLD void conc__find_lost_signals(conc_loop *l, conc_task *t, const void *below,
                                         const char *how)
 {
     uintptr_t low = (uintptr_t)t->stack->low, size = (uintptr_t)below - low;
+    if (!conc__holds_between(l->receiving, low, (uintptr_t)below - 1))
+        return;
     for (const conc__holding *h = l->receiving->newest; h; h = h->older)
         if ((uintptr_t)h->object - low < size) {
             t->place = h->place;
@@ -5311,9 +5369,9 @@ CONC__PRIVATE uint64_t conc__address_hash(const void *address)
 /* Where in a tree the newest holding of an object is, or would be. */
 CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void *object)
 {
-    uint64_t hash = conc__address_hash(object);
-    for (; *at && (*at)->object != object; hash >>= 1)
-        at = &(*at)->below[hash & 1];
+    uintptr_t bit = CONC__HIGHEST_BIT, address = (uintptr_t)object;
+    for (; *at && (*at)->object != object; bit >>= 1)
+        at = &(*at)->below[(address & bit) != 0];
     return at;
 }
 
@@ -8912,7 +8970,7 @@ CONC_API void conc__auto_conc_stream(conc_stream *s)
 
 /* ---- >>signalling --------------------------------------------------------------------------- */
 
-enum { CONC__SIGNALS = 65, CONC__SIGNAL_LOOPS = 256, CONC__SIGNAL_STACK = 65536 };
+enum { CONC__SIGNAL_LOOPS = 256, CONC__SIGNAL_STACK = 65536 };
 
 /* One atomic word for each signal number tells the handler what to do: the flags below, and above
  * them a count of the signals that were received.
@@ -8946,9 +9004,12 @@ enum { CONC__RECEIVES, CONC__INTERRUPTS, CONC__DUMPS, CONC__ROLES };
 /* In a conc_signals. */
 struct conc__signal_number {
     int number;
-    bool was_blocked;
     unsigned long seen; /* up to here in the count they were handed out, or came before */
+    conc_signals *receiver;
+    struct conc__signal_number *next, *prev; /* of the loop's with this number */
 };
+
+CONC__PRIVATE uint64_t conc__signal_bit(int number) { return (uint64_t)1 << (number - 1); }
 
 /* In the process. */
 typedef struct conc__signal {
@@ -9213,6 +9274,25 @@ CONC__PRIVATE void conc__interrupt_main(conc_loop *l, int number)
     }
 }
 
+/* Wakes the tasks that wait for this number, if it came since the last time. */
+CONC__PRIVATE void conc__signal_hand_out(conc_loop *l, int number)
+{
+    struct conc__signal_list *list = &l->received[number];
+    if (!list->first)
+        return;
+    unsigned long came = CONC__CAME(atomic_load(&conc__signalling.numbers[number].word));
+    if (list->handed == came)
+        return;
+    list->handed = came;
+    for (struct conc__signal_number *n = list->first; n; n = n->next) {
+        conc_signals *s = n->receiver;
+        for (int found; s->waits.first && (found = conc__signals_find(s)) != 0;) {
+            l->signal_waits--;
+            conc__wake(l, s->waits.first, found);
+        }
+    }
+}
+
 /* In the scheduler: hands out what came. */
 CONC__COLD void conc__take_signals_now(conc_loop *l)
 {
@@ -9222,11 +9302,8 @@ CONC__COLD void conc__take_signals_now(conc_loop *l)
         conc__interrupt_main(l, interrupt);
     if (atomic_exchange(&l->dump_asked, false) && l->dumps_taken)
         conc_dump(stderr);
-    for (conc_signals *s = l->signals; s; s = s->next)
-        for (int number; s->waits.first && (number = conc__signals_find(s)) != 0;) {
-            l->signal_waits--;
-            conc__wake(l, s->waits.first, number);
-        }
+    for (int number = 1; number < CONC__SIGNALS && l->signals; number++)
+        conc__signal_hand_out(l, number);
 }
 
 static inline void conc__take_signals(conc_loop *l)
@@ -9245,22 +9322,6 @@ CONC__PRIVATE bool conc__signal_may_be_received(int number)
     return number > 0 && number < CONC__SIGNALS && sigaction(number, NULL, &now) == 0;
 }
 
-/* Takes them one by one; `taken` tells how many, when one fails. */
-CONC__PRIVATE int conc__signals_take(conc_signals *s, size_t *taken)
-{
-    int rc = 0;
-    for (*taken = 0; rc == 0 && *taken < s->count; ++*taken) {
-        struct conc__signal_number *n = &s->numbers[*taken];
-        sigset_t set, before;
-        rc = conc__signal_enter(n->number, CONC__RECEIVES, &n->seen);
-        sigemptyset(&set);
-        sigaddset(&set, n->number);
-        pthread_sigmask(SIG_UNBLOCK, &set, &before);
-        n->was_blocked = sigismember(&before, n->number) == 1;
-    }
-    return rc;
-}
-
 CONC__PRIVATE void conc__signal_block(int number)
 {
     sigset_t set;
@@ -9269,28 +9330,58 @@ CONC__PRIVATE void conc__signal_block(int number)
     pthread_sigmask(SIG_BLOCK, &set, NULL);
 }
 
-/* Blocks a signal again that was blocked; but while this loop has other receivers of it, that is
- * left to them. */
-CONC__PRIVATE void conc__signal_block_again(const conc_loop *l, int number)
+/* Lets a signal through in this thread. */
+CONC__PRIVATE void conc__signal_unblock(conc_loop *l, int number)
 {
-    for (const conc_signals *s = l->signals; s; s = s->next)
-        for (size_t i = 0; i < s->count; i++)
-            if (s->numbers[i].number == number) {
-                s->numbers[i].was_blocked = true;
-                return;
-            }
-    conc__signal_block(number);
+    sigset_t set, before;
+    sigemptyset(&set);
+    sigaddset(&set, number);
+    pthread_sigmask(SIG_UNBLOCK, &set, &before);
+    if (sigismember(&before, number) == 1)
+        l->unblocked |= conc__signal_bit(number);
+}
+
+CONC__PRIVATE int conc__signal_take(conc_loop *l, struct conc__signal_number *n)
+{
+    struct conc__signal_list *list = &l->received[n->number];
+    int rc = conc__signal_enter(n->number, CONC__RECEIVES, &n->seen);
+    n->next = list->first;
+    n->prev = NULL;
+    if (list->first)
+        list->first->prev = n;
+    list->first = n;
+    conc__signal_unblock(l, n->number);
+    return rc;
+}
+
+/* It is blocked again if it was before the loop's first receiver of it. */
+CONC__PRIVATE void conc__signal_give_back(conc_loop *l, const struct conc__signal_number *n)
+{
+    struct conc__signal_list *list = &l->received[n->number];
+    *(n->prev ? &n->prev->next : &list->first) = n->next;
+    if (n->next)
+        n->next->prev = n->prev;
+    if (!list->first && l->unblocked & conc__signal_bit(n->number)) {
+        l->unblocked &= ~conc__signal_bit(n->number);
+        conc__signal_block(n->number);
+    }
+    conc__signal_leave(n->number, CONC__RECEIVES);
+}
+
+/* Takes one after the other; `taken` tells how many, when one fails. */
+CONC__PRIVATE int conc__signals_take(conc_loop *l, const conc_signals *s, size_t *taken)
+{
+    int rc = 0;
+    for (*taken = 0; rc == 0 && *taken < s->count; ++*taken)
+        rc = conc__signal_take(l, &s->numbers[*taken]);
+    return rc;
 }
 
 /* Gives the first n back, the last one first. */
-CONC__PRIVATE void conc__signals_give_back(const conc_loop *l, const conc_signals *s, size_t n)
+CONC__PRIVATE void conc__signals_give_back(conc_loop *l, const conc_signals *s, size_t n)
 {
-    while (n--) {
-        int number = s->numbers[n].number;
-        if (s->numbers[n].was_blocked)
-            conc__signal_block_again(l, number);
-        conc__signal_leave(number, CONC__RECEIVES);
-    }
+    while (n--)
+        conc__signal_give_back(l, &s->numbers[n]);
 }
 
 typedef struct conc__signal_call {
@@ -9300,13 +9391,51 @@ typedef struct conc__signal_call {
     int rc;
 } conc__signal_call;
 
-/* Once, however often it stands in the list. */
-CONC__PRIVATE void conc__signals_add(conc_signals *s, int number)
+/* The numbers in the list, a bit each; 0: one cannot be received. */
+CONC__PRIVATE uint64_t conc__signals_in(const int *numbers, size_t n)
 {
-    for (size_t i = 0; i < s->count; i++)
-        if (s->numbers[i].number == number)
-            return;
-    s->numbers[s->count++] = (struct conc__signal_number){.number = number};
+    uint64_t all = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (!conc__signal_may_be_received(numbers[i]))
+            return 0;
+        all |= conc__signal_bit(numbers[i]);
+    }
+    return all;
+}
+
+/* The receiver gets each number once, in the order of the list. */
+CONC__PRIVATE int conc__signals_fill(conc_loop *l, const conc__signal_call *c)
+{
+    conc_signals *s = c->s;
+    uint64_t left = conc__signals_in(c->numbers, c->n);
+    size_t count = (size_t)__builtin_popcountll(left);
+    struct conc__signal_number *list = left ? conc__alloc(count * sizeof *list) : NULL;
+    if (!list)
+        return left ? -ENOMEM : -EINVAL;
+    *s = (conc_signals){.numbers = list, .run = l->run};
+    for (size_t i = 0; left; i++) {
+        int number = c->numbers[i];
+        if (left & conc__signal_bit(number))
+            list[s->count++] = (struct conc__signal_number){.number = number, .receiver = s};
+        left &= ~conc__signal_bit(number);
+    }
+    return 0;
+}
+
+CONC__PRIVATE void conc__signals_link(conc_loop *l, conc_signals *s)
+{
+    s->loop = l;
+    s->next = l->signals;
+    if (s->next)
+        s->next->prev = s;
+    l->signals = s;
+}
+
+CONC__PRIVATE void conc__signals_unlink(conc_loop *l, const conc_signals *s)
+{
+    *(s->prev ? &s->prev->next : &l->signals) = s->next;
+    if (s->next)
+        s->next->prev = s->prev;
 }
 
 CONC__PRIVATE void conc__open_signals(conc_loop *l, void *arg)
@@ -9315,31 +9444,22 @@ CONC__PRIVATE void conc__open_signals(conc_loop *l, void *arg)
     conc_signals *s = c->s;
     size_t taken = 0;
     int saved = errno;
-    for (size_t i = 0; i < c->n && c->rc == 0; i++)
-        if (!conc__signal_may_be_received(c->numbers[i]))
-            c->rc = -EINVAL;
-    struct conc__signal_number *list = c->rc ? NULL : conc__alloc(c->n * sizeof *list);
-    if (list)
+    c->rc = conc__signals_fill(l, c);
+    bool filled = c->rc == 0;
+    if (filled)
         c->rc = conc__signals_reach(l);
-    else if (c->rc == 0)
-        c->rc = -ENOMEM;
     if (c->rc == 0) {
-        *s = (conc_signals){.loop = l, .numbers = list, .run = l->run};
-        for (size_t i = 0; i < c->n; i++)
-            conc__signals_add(s, c->numbers[i]);
         pthread_mutex_lock(&conc__signalling.mutex);
-        c->rc = conc__signals_take(s, &taken);
+        c->rc = conc__signals_take(l, s, &taken);
         if (c->rc)
             conc__signals_give_back(l, s, taken);
         pthread_mutex_unlock(&conc__signalling.mutex);
     }
     if (c->rc == 0) {
-        s->next = l->signals;
-        l->signals = s;
-    } else {
-        CONC_FREE(list);
-        s->numbers = NULL;
-        s->loop = NULL;
+        conc__signals_link(l, s);
+    } else if (filled) {
+        CONC_FREE(s->numbers);
+        *s = (conc_signals){0};
     }
     errno = saved;
 }
@@ -9350,7 +9470,7 @@ CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *n
     conc__signal_call c = {s, numbers, n, 0};
     if (!l)
         return conc__misused(-EPERM, "conc_signals_open", "there is no loop", NULL);
-    if (!s || !numbers || !n || n > CONC__SIGNALS || (s->loop && s->run == l->run))
+    if (!s || !numbers || !n || (s->loop && s->run == l->run))
         return conc__misused(-EINVAL, "conc_signals_open", "no numbers, or it is open", NULL);
     if (s->loop && conc__run_is_elsewhere(l, s->run))
         return conc__misused(-EBUSY, "conc_signals_open", "it is open in another thread's run",
@@ -9400,11 +9520,7 @@ CONC__PRIVATE void conc__close_signals(conc_loop *l, void *arg)
 {
     conc_signals *s = ((conc__signal_call *)arg)->s;
     int saved = errno;
-    for (conc_signals **at = &l->signals; *at; at = &(*at)->next)
-        if (*at == s) {
-            *at = s->next;
-            break;
-        }
+    conc__signals_unlink(l, s);
     pthread_mutex_lock(&conc__signalling.mutex);
     conc__signals_give_back(l, s, s->count);
     pthread_mutex_unlock(&conc__signalling.mutex);
@@ -11483,10 +11599,9 @@ CONC__PRIVATE void conc__forget_loop(void)
     conc_loop *l = conc__here;
     if (l)
         conc__pipe_signal_unblock(l);
-    for (const conc_signals *s = l ? l->signals : NULL; s; s = s->next)
-        for (size_t i = 0; i < s->count; i++)
-            if (s->numbers[i].was_blocked)
-                conc__signal_block(s->numbers[i].number);
+    for (int number = 1; l && number < CONC__SIGNALS; number++)
+        if (l->unblocked & conc__signal_bit(number))
+            conc__signal_block(number);
     conc__here = NULL;
     pthread_mutex_init(&conc__live_runs.mutex, NULL);
     conc__live_runs.first = NULL;
@@ -11763,18 +11878,12 @@ CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg)
 
 /* ---- >>embedding ---------------------------------------------------------------------------- */
 
-/* Has e a run of this process? One that a forked child inherited is dead. */
-CONC__PRIVATE bool conc__embed_is_live(const conc_embed *e)
-{
-    return e->loop && e->loop->run > conc__inherited_runs;
-}
-
 CONC_API int conc_embed_begin(conc_embed *e, const conc_options *options, conc_fn *main_fn,
                               void *arg)
 {
     if (!e)
         return conc__own_error(-EINVAL);
-    if (conc__embed_is_live(e))
+    if (conc__is_live(e->loop))
         return conc__misused(-EBUSY, "conc_embed_begin", "it has a run already", NULL);
     conc_loop *l = NULL;
     int saved = errno, rc = conc__begin(&l, true, options, "main", main_fn, arg);

@@ -3041,10 +3041,9 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
     }
     if (l && !l->pipe_was_blocked)
         sigdelset(mask, SIGPIPE);
-    for (const conc_signals *s = l ? l->signals : NULL; s; s = s->next)
-        for (size_t i = 0; i < s->count; i++)
-            if (s->numbers[i].was_blocked)
-                sigaddset(mask, s->numbers[i].number);
+    for (int number = 1; l && number < CONC__SIGNALS; number++)
+        if (l->unblocked & conc__signal_bit(number))
+            sigaddset(mask, number);
 }
 
 /* A start on its way: for each of the three descriptors the child's end, and this program's. */

@@ -690,6 +690,134 @@ TEST(a_circle_of_tasks_is_found_though_the_loop_was_woken_just_before)
     CHECK_INT(conc_run_with(&options, waits_beside_a_circle, NULL), -EDEADLK);
 }
 
+/* ---- very many receivers of signals ---- */
+
+static conc_signals receivers[MOST];
+
+static int open_receivers(void)
+{
+    for (int i = 0; i < many; i++)
+        CONC_TRY(conc_signals_open(&receivers[i], (int[]){SIGUSR1, SIGHUP}, 2));
+    return 0;
+}
+
+static int waits_for_a_signal(void *arg)
+{
+    (void)arg;
+    int rc = conc_wait_signal(SIGUSR1);
+    return rc < 0 ? rc : 0;
+}
+
+static int cancels_waits_for_signals(void *arg)
+{
+    conc_group g = {.keep_going = true};
+    for (int i = 0; i < many; i++)
+        CONC_TRY(conc_spawn(&g, waits_for_a_signal, arg));
+    CONC_TRY(conc_settle());
+    conc_group_cancel(&g);
+    return conc_group_wait(&g);
+}
+
+static int ends_waits_for_signals(void *arg)
+{
+    conc_group g = {0};
+    for (int i = 0; i < many; i++)
+        CONC_TRY(conc_spawn(&g, waits_for_a_signal, arg));
+    CONC_TRY(conc_settle());
+    CHECK_INT(raise(SIGUSR1), 0);
+    return conc_group_wait(&g);
+}
+
+static int closes_receivers_from_the_first(void *arg)
+{
+    CONC_TRY(open_receivers());
+    for (int i = 0; i < many; i++)
+        CONC_TRY(conc_signals_close(&receivers[i]));
+    return arg != NULL;
+}
+
+static int closes_receivers_from_the_last(void *arg)
+{
+    CONC_TRY(open_receivers());
+    for (int i = many; i-- > 0;)
+        CONC_TRY(conc_signals_close(&receivers[i]));
+    return arg != NULL;
+}
+
+/* The run's end closes them. */
+static int leaves_receivers_open(void *arg)
+{
+    memset(receivers, 0, sizeof receivers);
+    return arg ? -EINVAL : open_receivers();
+}
+
+static int sleeps_beside_receivers(void *arg)
+{
+    conc_group g = {0};
+    memset(receivers, 0, sizeof receivers);
+    CONC_TRY(open_receivers());
+    for (int i = 0; i < many; i++) {
+        CONC_TRY(conc_sleep(1));
+        CONC_TRY(conc_spawn(&g, returns_zero, arg));
+    }
+    return conc_group_wait(&g);
+}
+
+static int receives_and_sleeps(void *arg)
+{
+    conc_signals s = {0};
+    CONC_TRY(conc_signals_open(&s, (int[]){SIGUSR1}, 1));
+    int rc = conc_sleep(1);
+    CONC_TRY(conc_signals_close(&s));
+    return arg ? -EINVAL : rc;
+}
+
+static int sleeps_with_receivers(void *arg)
+{
+    conc_group g = {0};
+    for (int i = 0; i < many; i++)
+        CONC_TRY(conc_spawn(&g, receives_and_sleeps, arg));
+    return conc_group_wait(&g);
+}
+
+static int receives_others_than_many_wait_for(void *arg)
+{
+    conc_group g = {0};
+    conc_signals s = {0};
+    for (int i = 0; i < many; i++)
+        CONC_TRY(conc_spawn(&g, waits_for_a_signal, arg));
+    CONC_TRY(conc_settle());
+    CONC_TRY(conc_signals_open(&s, (int[]){SIGUSR2}, 1));
+    for (int i = 0; i < many; i++) {
+        CHECK_INT(raise(SIGUSR2), 0);
+        CHECK_INT(conc_settle(), 0);
+        CHECK_INT(conc_signals_next(&s), SIGUSR2);
+    }
+    CONC_TRY(conc_signals_close(&s));
+    CHECK_INT(raise(SIGUSR1), 0);
+    return conc_group_wait(&g);
+}
+
+GROWTH_TEST(cancels_of_waits_for_signals, cancels_waits_for_signals, 1000)
+GROWTH_TEST(waits_for_signals, ends_waits_for_signals, 1000)
+GROWTH_TEST(receivers_closed_from_the_first, closes_receivers_from_the_first, 1000)
+GROWTH_TEST(receivers_closed_from_the_last, closes_receivers_from_the_last, 1000)
+GROWTH_TEST(receivers_that_the_run_closes, leaves_receivers_open, 1000)
+GROWTH_TEST(sleeps_beside_receivers_of_signals, sleeps_beside_receivers, 1000)
+GROWTH_TEST(sleeps_of_tasks_with_receivers_of_signals, sleeps_with_receivers, 1000)
+GROWTH_TEST(signals_beside_waits_for_others, receives_others_than_many_wait_for, 1000)
+
+TEST(receivers_of_signals_that_were_blocked)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR1);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    check_grows_evenly(closes_receivers_from_the_first, 1000);
+    check_grows_evenly(closes_receivers_from_the_last, 1000);
+    check_grows_evenly(cancels_waits_for_signals, 1000);
+}
+
 /* ---- what debug mode remembers, given back in the order in which it was acquired ---- */
 
 static int releases_locks(void *arg)

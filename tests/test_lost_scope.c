@@ -373,6 +373,31 @@ static int child_with_signals(void *arg)
     return spawn_and_wait(end_with_signals);
 }
 
+/* Around those that are lost lie many that are not, in other stacks and on the heap. */
+static int receives_until_cancelled(void *arg)
+{
+    conc_signals s = {0};
+    CONC_TRY(conc_signals_open(&s, &(int){SIGUSR1}, 1));
+    int rc = conc_sleep(CONC_FOREVER);
+    conc_signals_close(&s);
+    return arg ? 0 : rc;
+}
+
+static int lose_signals_among_many(void *arg)
+{
+    static conc_signals others[100];
+    conc_group g = {0};
+    for (size_t i = 0; i < CONC_LEN(others); i++) {
+        CONC_TRY(conc_signals_open(&others[i], &(int){SIGUSR1}, 1));
+        CONC_TRY(conc_spawn(&g, receives_until_cancelled, arg));
+    }
+    for (int i = 0; i < 3; i++)
+        CONC_TRY(conc_sleep(0.001));
+    CONC_TRY(conc_spawn(&g, lose_signals_and_wait, arg));
+    return conc_group_wait(&g);
+}
+
+static void signals_among_many(void) { run(lose_signals_among_many); }
 static void signals_then_wait(void) { run(lose_signals_and_wait); }
 static void main_ends_with_signals(void) { run(end_with_signals); }
 static void child_ends_with_signals(void) { run(child_with_signals); }
@@ -380,6 +405,11 @@ static void child_ends_with_signals(void) { run(child_with_signals); }
 TEST(signals_left_open_by_a_function_are_found_at_the_next_wait)
 {
     check_lost(signals_then_wait, "a function returned, with the conc_signals");
+}
+
+TEST(signals_left_open_are_found_among_many)
+{
+    check_lost(signals_among_many, "a function returned, with the conc_signals");
 }
 
 TEST(a_main_function_that_ends_with_signals_open_is_told)

@@ -1122,6 +1122,28 @@ TASK_TEST(a_number_that_is_in_the_list_twice_counts_once)
     check_unchanged_since(&before);
 }
 
+TASK_TEST(a_list_may_be_longer_than_there_are_signals)
+{
+    conc_signals s = {0};
+    int numbers[1000];
+    dispositions before;
+    look_around(&before);
+    for (size_t i = 0; i < CONC_LEN(numbers); i++)
+        numbers[i] = i % 100 < 50 ? SIGUSR2 : SIGUSR1;
+    CHECK_INT(conc_signals_open(&s, numbers, CONC_LEN(numbers)), 0);
+    CHECK_INT(raise(SIGUSR1), 0);
+    CHECK_INT(raise(SIGUSR2), 0);
+    CHECK_INT(next_if_any(&s), SIGUSR2);
+    CHECK_INT(next_if_any(&s), SIGUSR1);
+    CHECK_INT(next_if_any(&s), -ETIMEDOUT);
+    close_it(&s);
+    numbers[CONC_LEN(numbers) - 1] = SIGKILL;
+    CHECK_INT(conc_signals_open(&s, numbers, CONC_LEN(numbers)), -EINVAL);
+    CHECK_INT(conc_signals_open(&s, numbers, CONC_LEN(numbers) - 1), 0);
+    close_it(&s);
+    check_unchanged_since(&before);
+}
+
 TEST(outside_a_run_nothing_is_opened)
 {
     conc_signals s = {0};
