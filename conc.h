@@ -473,6 +473,7 @@ struct conc_task {
     uint16_t cancels_in_a_row;
     bool has_handle, in_finished, collected, failed;
     uint16_t seal;
+    uint32_t tellings; /* counts conc__tell, from any number on */
     conc__wait *wait;
     conc_scope *scope;
     const char *place; /* the scope's, for the report when the scope is lost */
@@ -531,8 +532,10 @@ CONC_API int conc_fail(int rc, const char *fmt, ...) __attribute__((__format__(_
  * an error. Borrowed. */
 CONC_API const char *conc_error_text(const conc_task *t);
 
-/* The newest error that this task made or was told of by a join, group or gather, in words; ""
- * when there was none. Borrowed until the next one. */
+/* The newest error that a call of conc_fail, or of conc, returned in this task, or that a join,
+ * group or gather told it of, in words; "" when there was none. -ECANCELED is no error here: the
+ * words of the one before it stay. Outside a run: the error of the thread's last run, or of the
+ * conc_run that was refused; "" if it succeeded. Borrowed until the next one. */
 CONC_API const char *conc_last_error(void);
 
 /* Any negative errno, in words: what it means in conc where that differs from the system's.
@@ -1117,6 +1120,10 @@ enum {
     CONC__TEXT = 128,
     CONC__DESCRIPTION = CONC__NAME + 256 /* of a task, in reports */
 };
+
+/* No process has more bytes of addresses than these, so what asks for more is out of memory at
+ * once. */
+#define CONC__ADDRESS_SPACE (SIZE_MAX >> (sizeof(size_t) == 8 ? 16 : 0))
 
 _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
                "conc.h: CONC_STACK_SIZE must be at least 16384");
@@ -1779,6 +1786,9 @@ struct conc_loop {
 
 static CONC_TLS _Thread_local conc_loop *conc__here;
 
+/* What conc_last_error returns on this thread while no run is open there. */
+static CONC_TLS _Thread_local char conc__words_of_run[CONC__TEXT];
+
 static atomic_uint_least64_t conc__runs; /* how many there were in this process and its ancestors */
 /* In a forked child: the runs up to this number were the parent's. No task of theirs ever goes on
  * here, so what they left in locks, lists, groups and handles does not count. 0: no fork. */
@@ -1797,6 +1807,8 @@ typedef struct conc__extension {
     conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none does */
     bool (*job_block)(int64_t ns);      /* conc_block in a job; false: none runs here */
     void (*job_fail)(int rc, const char *fmt, va_list args);
+    /* the newest error of the job that runs on this thread, "": none; NULL: no job does */
+    const char *(*job_words)(void);
     /* a host name: how many, for conc_free */
     int (*resolve)(const char *text, struct conc__address **found);
     /* in all pools of the program */
@@ -1847,6 +1859,8 @@ CONC__PRIVATE conc__source conc__source_of(const conc_task *t);
 CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
                                    void (*run)(void *), void *arg);
 CONC__COLD int conc__own_error(int rc);
+CONC__FAST int conc__hand_on(conc_loop *l, int rc);
+CONC__FAST int conc__hand_on_since(conc_loop *l, int rc, uint32_t before);
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place);
 
 /* ---- >>sanitizers --------------------------------------------------------------------------- */
@@ -3254,14 +3268,7 @@ static inline conc_loop *conc__of_task(void)
 
 CONC__COLD conc_loop *conc__not_in_task(const char *call)
 {
-    /* the public name of conc__x, behind a macro, and of conc__x_slowly is conc_x */
-    char name[CONC__NAME] = "conc_";
-    bool internal = strncmp(call, "conc__", 6) == 0;
-    conc__copy(name + (internal ? 5 : 0), sizeof name - 5, internal ? call + 6 : call);
-    char *slowly = internal ? strstr(name, "_slowly") : NULL;
-    if (slowly)
-        *slowly = 0;
-    conc__misused(-EPERM, name, "only a task may call it", NULL);
+    conc__misused(-EPERM, call, "only a task may call it", NULL);
     return NULL;
 }
 
@@ -3360,19 +3367,34 @@ CONC__PRIVATE void conc__tell_misuse(conc_loop *l, void *arg)
             m->place ? m->place : "");
 }
 
+/* The name that the user knows a call by: conc__x, behind a macro, and conc__x_slowly are
+ * conc_x. */
+CONC__PRIVATE void conc__public_name(char name[CONC__NAME], const char *call)
+{
+    bool internal = strncmp(call, "conc__", 6) == 0;
+    memcpy(name, "conc_", 5);
+    conc__copy(name + (internal ? 5 : 0), CONC__NAME - 5, internal ? call + 6 : call);
+    char *slowly = internal ? strstr(name, "_slowly") : NULL;
+    if (slowly)
+        *slowly = 0;
+}
+
 /* A call was wrong, and had no effect: rc. In debug mode that is said, with the object's place
  * (NULL: it has none); on a thread without a run, where a run of another thread is in debug
  * mode. */
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place)
 {
     conc_loop *l = conc__here;
+    char name[CONC__NAME];
     int saved = errno;
     if (l && l->debug) {
-        conc__misuse m = {l->self, call, why, place};
+        conc__public_name(name, call);
+        conc__misuse m = {l->self, name, why, place};
         conc__on_loop(l, conc__tell_misuse, &m);
     } else if (!l && atomic_load_explicit(&conc__debug_runs, memory_order_relaxed)) {
-        fprintf(stderr, "conc: a thread without a run: %s: %s; conc_post runs it on the loop\n",
-                call, why);
+        conc__public_name(name, call);
+        fprintf(stderr, "conc: a thread without a run: %s: %s%s\n", name, why,
+                rc == -EPERM ? "; conc_post runs it on the loop" : "");
     }
     errno = saved;
     return rc < 0 ? conc__own_error(rc) : rc;
@@ -4015,7 +4037,7 @@ CONC_API CONC__CALLED int conc_sleep(double s)
     if (!l)
         return -EPERM;
     if (__builtin_isnan(s))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "the time is not a number", NULL);
     conc__find_lost(l, __builtin_frame_address(0));
     if (!ns)
         return conc__yield_slowly();
@@ -4036,7 +4058,7 @@ CONC_API CONC__CALLED int conc_sleep_until(double t)
     if (!l)
         return -EPERM;
     if (__builtin_isnan(t))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "the time is not a number", NULL);
     conc__find_lost(l, __builtin_frame_address(0));
     int64_t at = t >= CONC_FOREVER ? CONC__NEVER : conc__ns(t);
     for (int64_t more = 1; (double)at / 1e9 < t && at < CONC__NEVER - 8192;
@@ -4050,7 +4072,7 @@ CONC_API int conc_block(double s)
     conc_loop *l = conc__here;
     bool outside = !l && !conc__extended.job_block;
     if (!outside && __builtin_isnan(s))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "the time is not a number", NULL);
     if (!l && !outside && conc__extended.job_block(conc__ns(s)))
         return 0;
     if (!l)
@@ -4256,9 +4278,12 @@ CONC_API CONC__CALLED int conc__scope_begin(conc_scope *s, double timeout, const
         return -EPERM;
     if (s && conc__scope_is_inherited(s))
         *s = (conc_scope){.state = CONC__FRESH};
-    if (!s || __builtin_isnan(timeout) || s->state != CONC__FRESH)
-        return conc__misused(-EINVAL, "conc_scope_begin",
-                             "no number, or a scope that was used before", place);
+    if (!s)
+        return conc__misused(-EINVAL, __func__, "no scope", place);
+    if (__builtin_isnan(timeout))
+        return conc__misused(-EINVAL, __func__, "the timeout is not a number", place);
+    if (s->state != CONC__FRESH)
+        return conc__misused(-EINVAL, __func__, "the scope was used before", place);
     conc__find_lost(l, __builtin_frame_address(0));
     conc__scope_open(l, s, place);
     conc__set_limit(l, s, timeout);
@@ -4283,7 +4308,7 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
     bool mine = s->cancel_called && (s->shielded || !conc__cancelled_around(l, s)) && !l->doomed;
     conc__scope_close(l, s);
     if (rc != -ECANCELED || !mine)
-        return rc;
+        return conc__hand_on(l, rc);
     s->cancel_caught = true;
     return s->expired ? conc__own_error(-ETIMEDOUT) : 0;
 }
@@ -4311,11 +4336,17 @@ CONC_API void conc_scope_cancel(conc_scope *s) { conc__scope_cancel(s, "conc_sco
 
 CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now)
 {
-    conc_loop *l = conc__loop_of(s, "conc_scope_set_timeout");
+    conc_loop *l = conc__here;
     if (!l)
-        return conc__here ? -EINVAL : -EPERM;
-    if (__builtin_isnan(s_from_now) || s->cancel_called)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EPERM, __func__, "only a task may call it", NULL);
+    if (!s || s->state != CONC__OPEN)
+        return conc__misused(-EINVAL, __func__, "the scope is not open", NULL);
+    if (s->task && s->task->loop != l)
+        return conc__misused(-EPERM, __func__, "it is another loop's", s->place);
+    if (__builtin_isnan(s_from_now))
+        return conc__misused(-EINVAL, __func__, "the timeout is not a number", s->place);
+    if (s->cancel_called)
+        return conc__misused(-EINVAL, __func__, "the scope is cancelled already", s->place);
     conc__disarm(l, &s->timer);
     conc__set_limit(l, s, s_from_now);
     return 0;
@@ -4335,16 +4366,21 @@ CONC__PRIVATE int conc__call_in_scope(double s, bool shielded, conc_fn *fn, void
 {
     conc_scope scope = {0};
     const char *call = shielded ? "conc_shield" : "conc_timeout";
-    if (!conc__in_task_of(call))
+    conc_loop *l = conc__in_task_of(call);
+    if (!l)
         return -EPERM;
     if (!fn)
         return conc__misused(-EINVAL, call, "no function", NULL);
+    if (__builtin_isnan(s))
+        return conc__misused(-EINVAL, call, "the time is not a number", NULL);
     int rc = conc__scope_begin(&scope, s, place);
     if (rc)
         return rc;
     if (shielded)
         conc_scope_shield(&scope, true);
-    return conc_scope_end(&scope, fn(arg));
+    uint32_t before = l->self->tellings;
+    rc = fn(arg);
+    return conc_scope_end(&scope, conc__hand_on_since(l, rc, before));
 }
 
 CONC_API int conc_timeout(double s, conc_fn *fn, void *arg)
@@ -4556,6 +4592,20 @@ CONC__COLD void conc__group_unopen(conc_loop *l, conc_group *g)
     conc__group_renew(g);
 }
 
+/* Why this group cannot be opened; NULL: it can. */
+CONC__PRIVATE const char *conc__group_is_wrong(const conc_group *g)
+{
+    if (!g)
+        return "no group";
+    if (g->scope.state != CONC__FRESH)
+        return "the group was used before";
+    if (g->limit < 0)
+        return "the limit is negative";
+    if (g->stack_size && !conc__stack_fits(g->stack_size))
+        return "the stack size is out of range";
+    return NULL;
+}
+
 CONC_API CONC__CALLED int conc__group_begin(conc_group *g, const char *place)
 {
     conc_loop *l = conc__in_task();
@@ -4563,9 +4613,9 @@ CONC_API CONC__CALLED int conc__group_begin(conc_group *g, const char *place)
         return -EPERM;
     if (g && conc__scope_is_inherited(&g->scope))
         conc__group_renew(g);
-    if (!g || g->scope.state != CONC__FRESH || g->limit < 0 ||
-        (g->stack_size && !conc__stack_fits(g->stack_size)))
-        return conc__own_error(-EINVAL);
+    const char *wrong = conc__group_is_wrong(g);
+    if (wrong)
+        return conc__misused(-EINVAL, __func__, wrong, place);
     conc__find_lost(l, __builtin_frame_address(0));
     conc__group_open(l, g, place);
     return 0;
@@ -4600,12 +4650,14 @@ CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *call, 
     if (g->scope.state == CONC__FRESH) {
         if (!l->self)
             return conc__misused(-EPERM, call, "only a task may open a group", spawned);
-        int rc = conc__group_begin(g, spawned);
-        if (rc == 0 && g->scope.effective) {
-            conc__group_unopen(l, g);
-            rc = -ECANCELED;
-        }
-        return rc;
+        const char *wrong = conc__group_is_wrong(g);
+        if (wrong)
+            return conc__misused(-EINVAL, call, wrong, spawned);
+        conc__group_open(l, g, spawned);
+        if (!g->scope.effective)
+            return 0;
+        conc__group_unopen(l, g);
+        return -ECANCELED;
     }
     if (g->scope.state != CONC__OPEN)
         return conc__misused(-EINVAL, call, "the group was closed before", spawned);
@@ -4680,7 +4732,7 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *call
         bool waited = g->limit > 0 && handle;
         if (waited && conc__handle_in_use(handle) && !conc__is_inherited(handle->serial)) {
             conc__child_gone(l, g);
-            return conc__own_error(-EBUSY);
+            return conc__misused(-EBUSY, call, "the handle is in use", spawned);
         }
     }
     *out = conc__task_new(l, g, handle, fn, arg, spawned);
@@ -4688,7 +4740,7 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *call
         conc__child_gone(l, g);
         if (opens)
             conc__group_unopen(l, g);
-        return -ENOMEM;
+        return conc__own_error(-ENOMEM);
     }
     return 0;
 }
@@ -4706,7 +4758,7 @@ CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, con
     if (!conc__here)
         return conc__misused(-EPERM, "conc_spawn_task", "the group is another loop's", spawned);
     if (!handle)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no handle", spawned);
     if (CONC__MSAN || CONC__UNLIKELY(conc__here->on_valgrind))
         conc__excuse(handle, sizeof *handle);
     if (conc__handle_in_use(handle) && !conc__handle_taken_over(handle))
@@ -4757,7 +4809,7 @@ CONC_API CONC__CALLED int conc__start(conc_group *g, const char *spawned, conc_f
     if (!l)
         return -EPERM;
     if (!fn)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no function", spawned);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -4856,6 +4908,7 @@ CONC__PRIVATE char *conc__text_room(conc_task *t)
 CONC__PRIVATE void conc__tell(conc_task *t, int rc, const char *text, conc__source by)
 {
     bool in_words = text && *text;
+    t->tellings++;
     t->last_rc = rc;
     t->told_by = by.spawned;
     if (t->text)
@@ -4899,7 +4952,7 @@ CONC_API int conc_fail(int rc, const char *fmt, ...)
     int saved = errno;
     va_list args;
     if (!fmt)
-        return rc;
+        return conc__own_error(rc);
     va_start(args, fmt);
     if (l) {
         vsnprintf(text, sizeof text, fmt, args);
@@ -4921,6 +4974,23 @@ CONC__COLD int conc__own_error(int rc)
         return conc_fail(rc, "%s", conc_strerror(rc)); /* in a job */
     conc__tell(l->self, rc, NULL, (conc__source){NULL, NULL});
     return rc;
+}
+
+/* Returns rc, which the task was given by a function of the user's and passes to its caller. An
+ * error other than the newest becomes the newest. A cancel is none: the words of the error that
+ * led to it are worth more. */
+CONC__FAST int conc__hand_on(conc_loop *l, int rc)
+{
+    bool untold = rc < 0 && rc != -ECANCELED && l->self->last_rc != rc;
+    return CONC__UNLIKELY(untold) ? conc__own_error(rc) : rc;
+}
+
+/* The same if the function began when the task had been told of `before` errors: words of an
+ * older error are not about this one. */
+CONC__FAST int conc__hand_on_since(conc_loop *l, int rc, uint32_t before)
+{
+    bool silent = rc < 0 && rc != -ECANCELED && l->self->tellings == before;
+    return CONC__UNLIKELY(silent) ? conc__own_error(rc) : conc__hand_on(l, rc);
 }
 
 /* strerror, but never a buffer that is used again. */
@@ -4952,6 +5022,10 @@ CONC_API const char *conc_error_text(const conc_task *t)
 CONC_API const char *conc_last_error(void)
 {
     conc_loop *l = conc__of_task();
+    if (!conc__here) {
+        const char *job = conc__extended.job_words ? conc__extended.job_words() : NULL;
+        return job ? job : conc__words_of_run;
+    }
     if (!l || !l->self->last_rc)
         return "";
     return conc__words_or(conc__words(l->self, l->self->last_rc), l->self->last_rc);
@@ -5561,7 +5635,7 @@ CONC_API int conc_cancel(conc_task *t)
     if (!l)
         return conc__misused(-EPERM, "conc_cancel", "this is not the task's loop", NULL);
     if (!conc__is_task(t))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no task was spawned with this handle", NULL);
     if (t->state == CONC__DONE)
         return conc__own_error(-EALREADY);
     if (t->loop != l)
@@ -5710,8 +5784,10 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    if (!g || !t || g->scope.state == CONC__CLOSED)
-        return conc__own_error(-EINVAL);
+    if (!g || !t)
+        return conc__misused(-EINVAL, __func__, "no group, or nowhere to put the task", NULL);
+    if (g->scope.state == CONC__CLOSED)
+        return conc__misused(-EINVAL, __func__, "the group was closed before", g->scope.place);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -5737,6 +5813,14 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
 }
 
 /* ---- >>gathering ---------------------------------------------------------------------------- */
+
+/* Can there be count elements of this size there? Elements of size 0 need no memory. */
+CONC__PRIVATE bool conc__is_array(const void *elements, size_t count, size_t size)
+{
+    if (!count || !size)
+        return true;
+    return elements && count <= (size_t)PTRDIFF_MAX / size;
+}
 
 /* What a gather or map runs, and where the results go. */
 typedef struct conc__batch {
@@ -5794,6 +5878,8 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
         conc__quick(l);
         return 0;
     }
+    if (b->count > CONC__ADDRESS_SPACE / l->pool->size)
+        return conc__own_error(-ENOMEM); /* so many stacks cannot be */
     conc_group g = {.keep_going = b->keep_going};
     conc_task *last = l->ready ? l->last_ready : NULL;
     conc__find_lost(l, __builtin_frame_address(0));
@@ -5802,7 +5888,7 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
         if (!conc__batch_spawn(l, &g, b, i, spawned)) {
             conc__unspawn(l, &g, last);
             conc__scope_close(l, &g.scope);
-            return -ENOMEM;
+            return conc__own_error(-ENOMEM);
         }
     if (!b->keep_going)
         return conc__group_close(l, &g, 0);
@@ -5817,14 +5903,15 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
 CONC__PRIVATE int conc__run_calls(const char *spawned, conc_call *calls, size_t n, bool keep_going,
                                   bool seen)
 {
-    conc_loop *l = conc__in_task_of(keep_going ? "conc_gather_all" : "conc_gather");
+    const char *call = keep_going ? "conc_gather_all" : "conc_gather";
+    conc_loop *l = conc__in_task_of(call);
     if (!l)
         return -EPERM;
-    if (!calls && n)
-        return conc__own_error(-EINVAL);
+    if (!conc__is_array(calls, n, sizeof *calls))
+        return conc__misused(-EINVAL, call, "no calls, or an impossible number of them", spawned);
     for (size_t i = 0; i < n; i++)
         if (!calls[i].fn)
-            return conc__own_error(-EINVAL);
+            return conc__misused(-EINVAL, call, "a call without a function", spawned);
     conc__batch b = {.calls = calls, .count = n, .keep_going = keep_going, .seen = seen};
     return conc__run_batch(l, &b, spawned);
 }
@@ -5846,11 +5933,16 @@ CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n)
 
 CONC__PRIVATE int conc__run_map(const char *spawned, conc__batch *b)
 {
-    conc_loop *l = conc__in_task_of(b->keep_going ? "conc_map_all" : "conc_map");
+    const char *call = b->keep_going ? "conc_map_all" : "conc_map";
+    conc_loop *l = conc__in_task_of(call);
     if (!l)
         return -EPERM;
-    if (!b->fn || (!b->args && b->count && b->size))
-        return conc__own_error(-EINVAL);
+    if (!b->fn)
+        return conc__misused(-EINVAL, call, "no function", spawned);
+    bool results_fit = !b->results || conc__is_array(b->results, b->count, sizeof *b->results);
+    if (!conc__is_array(b->args, b->count, b->size) || !results_fit)
+        return conc__misused(-EINVAL, call, "no elements, or an impossible number of them",
+                             spawned);
     return conc__run_batch(l, b, spawned);
 }
 
@@ -5931,7 +6023,7 @@ CONC_API int conc_local_set(conc_local *key, const void *value)
     if (!at)
         return conc__misused(-EPERM, "conc_local_set", "only a task may call it", NULL);
     if (!key)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no key", NULL);
     uint64_t hash = conc__address_hash(key);
     for (; *at && !conc__locals_are_shared(*at); hash >>= 1) {
         if ((*at)->key == key) {
@@ -5942,7 +6034,7 @@ CONC_API int conc_local_set(conc_local *key, const void *value)
     }
     conc__locals *old = *at, *now = conc__locals_with(old, key, value, hash);
     if (!now)
-        return -ENOMEM;
+        return conc__own_error(-ENOMEM);
     *at = now;
     conc__locals_release(old);
     return 0;
@@ -6055,7 +6147,7 @@ CONC__COLD int conc__gen_unusable(const conc_loop *l, const conc_gen *face, cons
 {
     if (face && conc__gen_is_elsewhere(l, face))
         return conc__misused(-EPERM, call, "the generator is another run's", NULL);
-    return conc__own_error(-EINVAL);
+    return conc__misused(-EINVAL, call, "no generator is open there, or not its body calls", NULL);
 }
 
 /* Before the first. */
@@ -6101,13 +6193,15 @@ CONC_API int conc__gen_open(conc_gen *face, const char *opened, conc_gen_fn *fn,
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    if (!face || !fn || (conc__gen_of(l, face) && face->body != &conc__exhausted))
-        return conc__own_error(-EINVAL);
+    if (!face || !fn)
+        return conc__misused(-EINVAL, __func__, "no generator, or no function", opened);
+    if (conc__gen_of(l, face) && face->body != &conc__exhausted)
+        return conc__misused(-EINVAL, __func__, "the generator is open", opened);
     if (conc__gen_is_elsewhere(l, face))
         return conc__misused(-EBUSY, "conc_gen_open", "it is open in another thread's run", NULL);
     conc__stack *stack = conc__stack_take(l->pool);
     if (!stack)
-        return -ENOMEM;
+        return conc__own_error(-ENOMEM);
     _Static_assert(sizeof(conc__gen) <= CONC__CORE,
                    "a generator lies where a task without a handle would");
     char *top = conc__stack_top(stack);
@@ -6206,7 +6300,7 @@ CONC_API CONC__CALLED int conc_gen_emit(conc_gen *face, const void *item)
     if (CONC__UNLIKELY(g->closing || l->self->scope != g->scope))
         return conc__gen_emit_badly(l, g, __builtin_frame_address(0));
     if (!item && g->item_size)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no item", conc__place_of(g->opened));
     g->emitted = item ? item : g;
     l->switch_stacks(l, g->stack, g->inner, g->outside, g->outer);
     return g->closing ? -ECANCELED : 0;
@@ -6225,15 +6319,18 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     if (!g)
         return conc__gen_unusable(l, face, "conc_gen_next");
     if (!item && g->item_size)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "nowhere to put the item",
+                             conc__place_of(g->opened));
     if (g == &conc__exhausted)
         return 0;
     if (g->consumer)
-        return conc__own_error(-EBUSY);
+        return conc__misused(-EBUSY, __func__, "another task is inside, or this one",
+                             conc__place_of(g->opened));
+    uint32_t before = l->self->tellings;
     conc__gen_enter(l, g);
     if (g->ended) {
         rc = conc__gen_free(l, g, face);
-        return rc < 0 ? rc : 0;
+        return rc < 0 ? conc__hand_on_since(l, rc, before) : 0;
     }
     if (g->item_size)
         memcpy(item, g->emitted, g->item_size);
@@ -6285,7 +6382,7 @@ CONC_API int conc_gen_close(conc_gen *face)
 {
     conc_loop *l = conc__here;
     if (!face)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no generator", NULL);
     conc__gen *g = l ? conc__gen_of(l, face) : NULL;
     if (!g && conc__gen_is_elsewhere(l, face))
         return conc__misused(-EPERM, "conc_gen_close", "the generator is another run's", NULL);
@@ -6298,7 +6395,8 @@ CONC_API int conc_gen_close(conc_gen *face)
     if (!l->self)
         return conc__misused(-EPERM, "conc_gen_close", "only a task may call it", NULL);
     if (g->consumer)
-        return conc__own_error(-EBUSY);
+        return conc__misused(-EBUSY, __func__, "another task is inside, or this one",
+                             conc__place_of(g->opened));
     bool stopped;
     conc__source source = conc__gen_source(g);
     int rc = conc__gen_finish(l, g, face, &stopped);
@@ -11565,6 +11663,14 @@ CONC__PRIVATE bool conc__env_word(const char *name, const char *zero, const char
     return false;
 }
 
+/* A run was asked for that cannot be. There is no loop yet that could say so. */
+CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *why)
+{
+    if (o->debug)
+        fprintf(stderr, "conc: conc_run: %s\n", why);
+    return -EINVAL;
+}
+
 /* Fills in what the environment says and the defaults. */
 CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **backend)
 {
@@ -11586,8 +11692,10 @@ CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **
     o->virtual_clock = clock;
     o->debug = debug;
     o->slow_step = o->slow_step == 0 ? 0.1 : o->slow_step;
-    if (!conc__stack_fits(o->stack_size) || !(o->slow_step > 0))
-        return -EINVAL;
+    if (!conc__stack_fits(o->stack_size))
+        return conc__run_misused(o, "the stack size is out of range");
+    if (!(o->slow_step > 0))
+        return conc__run_misused(o, "slow_step is not a positive number");
     if (conc__env("CONC_TRACE"))
         o->trace = conc__env("CONC_TRACE");
     return 0;
@@ -11772,15 +11880,24 @@ CONC__PRIVATE void conc__run_delist(conc_loop *l)
     pthread_mutex_unlock(&conc__live_runs.mutex);
 }
 
+/* No run is open on this thread any more: rc was the last one's result, or the reason why it did
+ * not begin. */
+CONC__PRIVATE void conc__keep_words_of_run(int rc, const char *text)
+{
+    conc__copy(conc__words_of_run, sizeof conc__words_of_run, rc < 0 ? text : "");
+    if (rc < 0)
+        conc_fail(rc, "%s", text); /* a job of a pool has made this error */
+}
+
 /* Opens a run, and makes it this thread's. */
-CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options *options,
-                              const char *spawned, conc_fn *main_fn, void *arg)
+CONC__PRIVATE int conc__open_run(conc_loop **out, bool embedded, const conc_options *options,
+                                 const char *spawned, conc_fn *main_fn, void *arg)
 {
     conc_options o = options ? *options : (conc_options){0};
     const conc__backend *backend;
-    if (conc__here)
-        return -EBUSY;
-    int rc = main_fn ? conc__options_complete(&o, &backend) : -EINVAL;
+    int rc = conc__options_complete(&o, &backend);
+    if (rc == 0 && !main_fn)
+        rc = conc__run_misused(&o, "no function");
     if (rc == 0 && (conc__shadow_stack() || (embedded && backend == &conc__poll)))
         rc = -ENOTSUP;
     if (rc)
@@ -11813,6 +11930,18 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
     return 0;
 }
 
+CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options *options,
+                              const char *spawned, conc_fn *main_fn, void *arg)
+{
+    if (conc__here)
+        return conc__misused(-EBUSY, embedded ? "conc_embed_begin" : "conc_run",
+                             "a run is open on this thread", NULL);
+    int rc = conc__open_run(out, embedded, options, spawned, main_fn, arg);
+    if (rc)
+        conc__keep_words_of_run(rc, conc_strerror(rc));
+    return rc;
+}
+
 /* The run is over: its result. */
 CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
 {
@@ -11830,12 +11959,14 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
     if (l->interrupted_late || (l->interrupted_by && rc == -ECANCELED)) {
         rc = -EINTR;
         outcome->signal = l->interrupted_by;
+        conc__copy(outcome->text, sizeof outcome->text, conc_strerror(rc));
     } else if (rc < 0) {
         conc__describe(outcome->by, sizeof outcome->by, conc__origin(&l->main, rc));
         conc__copy(outcome->text, sizeof outcome->text,
                    *l->doom_text ? l->doom_text : conc__words_or(conc__words(&l->main, rc), rc));
     }
     conc__loop_close(l);
+    conc__keep_words_of_run(rc, outcome->text);
     return rc;
 }
 
@@ -11882,7 +12013,7 @@ CONC_API int conc_embed_begin(conc_embed *e, const conc_options *options, conc_f
                               void *arg)
 {
     if (!e)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no conc_embed", NULL);
     if (conc__is_live(e->loop))
         return conc__misused(-EBUSY, "conc_embed_begin", "it has a run already", NULL);
     conc_loop *l = NULL;
@@ -11905,6 +12036,8 @@ CONC__PRIVATE int conc__embed_check(const conc_embed *e)
 CONC__PRIVATE int conc__embed_usable(const conc_embed *e, const char *call)
 {
     int rc = conc__embed_check(e);
+    if (rc == -EINVAL)
+        return conc__misused(rc, call, "no run is open there", NULL);
     if (rc == -EPERM || (rc == 0 && (e->loop->self || e->loop->stepping)))
         return conc__misused(-EPERM, call, "not between two steps, on the run's thread", NULL);
     return rc;
@@ -11913,7 +12046,9 @@ CONC__PRIVATE int conc__embed_usable(const conc_embed *e, const char *call)
 CONC_API int conc_embed_fd(conc_embed *e)
 {
     int rc = conc__embed_check(e);
-    return rc ? rc : e->loop->poll_fd;
+    if (rc)
+        return conc__misused(rc, __func__, "no run is open there, or it is the parent's", NULL);
+    return e->loop->poll_fd;
 }
 
 /* Is there something to do now? */

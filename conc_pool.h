@@ -2094,6 +2094,14 @@ CONC__PRIVATE void conc__job_fail(int rc, const char *fmt, va_list args)
     errno = saved;
 }
 
+CONC__PRIVATE const char *conc__job_words(void)
+{
+    conc__frame *f = conc__frame_here();
+    if (!f)
+        return NULL;
+    return f->text_rc < 0 ? f->text : "";
+}
+
 /* A job is in conc_block on a virtual clock: a timer of its loop opens the gate. */
 typedef struct conc__block {
     conc__post post;
@@ -5213,6 +5221,7 @@ __attribute__((constructor)) static void conc__pool_begins(int argc, char **argv
     conc__extended.job_locals = conc__job_locals;
     conc__extended.job_block = conc__job_block;
     conc__extended.job_fail = conc__job_fail;
+    conc__extended.job_words = conc__job_words;
     conc__extended.resolve = conc__resolve_name;
     conc__extended.jobs_queued = conc__jobs_queued;
     conc__worker_check(conc__pool_begins, argc, argv, env);

@@ -1,0 +1,263 @@
+/* test_last_error.c - a call that fails makes the newest error of its caller, whatever that was
+ * before; a call that was wrong is reported in debug mode, under its public name, and no other.
+ *
+ * Not under: no-epoll, save-fpu, aarch64-bti, poll (which change nothing here)
+ * Seeds: 5 (processes) */
+#define TEST_SYNC
+#define TEST_POOL
+#include "conc_test.h"
+
+#include <math.h>
+#include <netdb.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+static char report[1 << 20];
+
+#define STALE "an older error"
+
+/* The call fails with this error, in words of its own, also after an older error with the same
+ * number. text goes to stderr before the call's reports. */
+#define TRIES(call, expected, text)                                \
+    do {                                                           \
+        const int before[] = {-EXDEV, (expected)};                 \
+        fprintf(stderr, "%s\n", text);                             \
+        for (int i_ = 0; i_ < 2; i_++) {                           \
+            (void)conc_fail(before[i_], STALE);                    \
+            CHECK_INT(call, expected);                             \
+            if (strstr(conc_last_error(), STALE))                  \
+                test_fail(TEST_FILE, __LINE__, "stale: %s", text); \
+        }                                                          \
+    } while (0)
+/* the call is wrong: debug mode says so */
+#define MISUSE(call, expected) TRIES(call, expected, "<wrong>" #call)
+/* the call is right, and fails: debug mode says nothing */
+#define FAILS(call, expected) TRIES(call, expected, "<right>" #call)
+
+static int nothing(void *arg) { return arg ? 1 : 0; }
+
+static int is_out_of_order(void *arg)
+{
+    (void)arg;
+    return -EIO;
+}
+
+static void misuse_time_and_scopes(void)
+{
+    conc_scope s = {0};
+    MISUSE(conc_sleep((double)NAN), -EINVAL);
+    MISUSE(conc_sleep_until((double)NAN), -EINVAL);
+    MISUSE(conc_block((double)NAN), -EINVAL);
+    MISUSE(conc_timeout((double)NAN, nothing, NULL), -EINVAL);
+    MISUSE(conc_timeout(1, NULL, NULL), -EINVAL);
+    MISUSE(conc_shield((double)NAN, nothing, NULL), -EINVAL);
+    MISUSE(conc_shield(1, NULL, NULL), -EINVAL);
+    MISUSE(conc_scope_begin(NULL, 1), -EINVAL);
+    MISUSE(conc_scope_begin(&s, (double)NAN), -EINVAL);
+    MISUSE(conc_scope_end(NULL, 0), -EINVAL);
+    MISUSE(conc_scope_end(&s, 0), -EINVAL);
+    MISUSE(conc_scope_set_timeout(NULL, 1), -EINVAL);
+    MISUSE(conc_scope_set_timeout(&s, 1), -EINVAL);
+    CHECK_INT(conc_scope_begin(&s, 1), 0);
+    MISUSE(conc_scope_begin(&s, 1), -EINVAL);
+    MISUSE(conc_scope_set_timeout(&s, (double)NAN), -EINVAL);
+    conc_scope_cancel(&s);
+    MISUSE(conc_scope_set_timeout(&s, 1), -EINVAL);
+    CHECK_INT(conc_scope_end(&s, 0), 0);
+    MISUSE(conc_scope_end(&s, 0), -EINVAL);
+    FAILS(conc_timeout(1, is_out_of_order, NULL), -EIO);
+    FAILS(conc_shield(1, is_out_of_order, NULL), -EIO);
+}
+
+static void misuse_groups(void)
+{
+    conc_group g = {.limit = -1}, thin = {.stack_size = 1}, none = {0};
+    conc_group wide = {.stack_size = (size_t)1 << (sizeof(size_t) * 8 - 17)};
+    conc_task t = {0}, *next;
+    MISUSE(conc_run(nothing, NULL), -EBUSY);
+    MISUSE(conc_run(NULL, NULL), -EBUSY);
+    MISUSE(conc_group_begin(NULL), -EINVAL);
+    MISUSE(conc_group_begin(&g), -EINVAL);
+    MISUSE(conc_group_begin(&thin), -EINVAL);
+    MISUSE(conc_spawn(&g, nothing, NULL), -EINVAL);
+    MISUSE(conc_spawn(&thin, nothing, NULL), -EINVAL);
+    MISUSE(conc_spawn(NULL, NULL, NULL), -EINVAL);
+    MISUSE(conc_spawn_task(&none, NULL, nothing, NULL), -EINVAL);
+    MISUSE(conc_spawn_task(&none, &t, NULL, NULL), -EINVAL);
+    MISUSE(conc_spawn_task(&none, conc_self(), nothing, NULL), -EBUSY);
+    MISUSE(conc_start(&none, NULL, NULL), -EINVAL);
+    MISUSE(conc_started(1), -EINVAL);
+    FAILS(conc_spawn(&wide, nothing, NULL), -ENOMEM);
+    FAILS(conc_spawn_task(&wide, &t, nothing, NULL), -ENOMEM);
+    FAILS(conc_start(&wide, nothing, NULL), -ENOMEM);
+    MISUSE(conc_join(NULL, NULL), -EINVAL);
+    MISUSE(conc_join(conc_self(), NULL), -EDEADLK);
+    MISUSE(conc_cancel(NULL), -EINVAL);
+    MISUSE(conc_group_next(NULL, &next), -EINVAL);
+    MISUSE(conc_group_next(&none, NULL), -EINVAL);
+    MISUSE(conc_group_wait(NULL), -EINVAL);
+    MISUSE(conc_group_end(NULL, 0), -EINVAL);
+    CHECK_INT(conc_group_wait(&none), 0);
+    MISUSE(conc_group_begin(&none), -EINVAL);
+    MISUSE(conc_group_next(&none, &next), -EINVAL);
+    MISUSE(conc_group_wait(&none), -EINVAL);
+    MISUSE(conc_local_set(NULL, NULL), -EINVAL);
+}
+
+static void misuse_gathering(void)
+{
+    int item = 0;
+    conc_call call = {0};
+    MISUSE(conc_gather(NULL, 1), -EINVAL);
+    MISUSE(conc_gather_all(NULL, 1), -EINVAL);
+    MISUSE(conc_gather(&call, 1), -EINVAL);
+    MISUSE(conc_gather(&call, SIZE_MAX), -EINVAL);
+    MISUSE(conc_gather_all(&call, SIZE_MAX / sizeof call), -EINVAL);
+    MISUSE(conc_map(NULL, &item, 1, sizeof item), -EINVAL);
+    MISUSE(conc_map(nothing, NULL, 1, sizeof item), -EINVAL);
+    MISUSE(conc_map(nothing, &item, SIZE_MAX, sizeof item), -EINVAL);
+    MISUSE(conc_map(nothing, &item, 2, SIZE_MAX), -EINVAL);
+    MISUSE(conc_map_all(nothing, &item, SIZE_MAX / 4, sizeof item, NULL), -EINVAL);
+    MISUSE(conc_map_all(nothing, &item, SIZE_MAX / 4, 0, &item), -EINVAL);
+    FAILS(conc_map(nothing, &item, SIZE_MAX, 0), -ENOMEM);
+    FAILS(conc_map_all(nothing, &item, PTRDIFF_MAX, 1, NULL), -ENOMEM);
+    call.fn = is_out_of_order;
+    FAILS(conc_gather(&call, 1), -EIO);
+    FAILS(conc_map(is_out_of_order, &item, 1, sizeof item), -EIO);
+}
+
+static int misuses_emit(conc_gen *g, void *arg)
+{
+    int item = 1;
+    conc_scope s = {0};
+    MISUSE(conc_gen_emit(NULL, &item), -EINVAL);
+    MISUSE(conc_gen_emit(g, NULL), -EINVAL);
+    MISUSE(conc_gen_next(g, &item), -EBUSY);
+    MISUSE(conc_gen_close(g), -EBUSY);
+    CHECK_INT(conc_scope_begin(&s, CONC_FOREVER), 0);
+    MISUSE(conc_gen_emit(g, &item), -EINVAL);
+    CHECK_INT(conc_scope_end(&s, 0), 0);
+    return arg ? 1 : conc_gen_emit(g, &item);
+}
+
+static int fails_to_generate(conc_gen *g, void *arg)
+{
+    (void)g;
+    return *(int *)arg;
+}
+
+static int conc_gen_next_of(int rc)
+{
+    int item;
+    conc_gen g = {0};
+    CHECK_INT(conc_gen_open(&g, fails_to_generate, &rc, sizeof item), 0);
+    int result = conc_gen_next(&g, &item);
+    CHECK_INT(conc_gen_close(&g), 0);
+    return result;
+}
+
+static void misuse_generators(void)
+{
+    int item;
+    conc_gen g = {0};
+    MISUSE(conc_gen_open(NULL, misuses_emit, NULL, sizeof item), -EINVAL);
+    MISUSE(conc_gen_open(&g, NULL, NULL, sizeof item), -EINVAL);
+    MISUSE(conc_gen_next(NULL, &item), -EINVAL);
+    MISUSE(conc_gen_next(&g, &item), -EINVAL);
+    MISUSE(conc_gen_close(NULL), -EINVAL);
+    CHECK_INT(conc_gen_open(&g, misuses_emit, NULL, sizeof item), 0);
+    MISUSE(conc_gen_open(&g, misuses_emit, NULL, sizeof item), -EINVAL);
+    MISUSE(conc_gen_next(&g, NULL), -EINVAL);
+    CHECK_INT(conc_gen_next(&g, &item), 1);
+    CHECK_INT(conc_gen_close(&g), 0);
+    FAILS(conc_gen_next_of(-EIO), -EIO);
+}
+
+static int misuses_core(void *arg)
+{
+    (void)arg;
+    misuse_time_and_scopes();
+    misuse_groups();
+    misuse_gathering();
+    misuse_generators();
+    fprintf(stderr, "<>\n");
+    return 0;
+}
+
+/* ---- the reports ---- */
+
+static conc_fn *body;
+
+static void run_body(void)
+{
+    /* however slow the machine is, nothing else is reported */
+    const conc_options o = {.debug = true, .slow_step = 1000, .virtual_clock = true};
+    CHECK_INT(conc_run_with(&o, body, NULL), 0);
+}
+
+/* How many reports of this call are in the text? -1: there are others, too. */
+static int reports_of(const char *call, size_t length, const char *text)
+{
+    int n = 0;
+    for (const char *at = strstr(text, "conc: "); at; at = strstr(at + 1, "\nconc: ")) {
+        const char *name = strstr(at, ": conc_");
+        if (!name || strncmp(name + 2, call, length) != 0 || name[2 + length] != ':')
+            return -1;
+        n++;
+    }
+    return n;
+}
+
+/* Runs fn in debug mode. Each <wrong> call is reported, twice, as it was made twice. */
+static void check_reports(conc_fn *fn)
+{
+    body = fn;
+    CHECK_INT(test_in_process(run_body, report, sizeof report), 0);
+    char *at = strstr(report, "<"), *next;
+    CHECK(at != NULL);
+    for (; at[1] != '>'; at = next) {
+        next = strstr(at, "\n<");
+        CHECK(next != NULL);
+        *next++ = 0;
+        const char *call = strchr(at, '>') + 1;
+        int wrong = strncmp(at, "<wrong>", 7) == 0 ? 2 : 0;
+        if (reports_of(call, strcspn(call, "("), call) != wrong)
+            test_fail(TEST_FILE, __LINE__, "not reported %d times by its name:\n%s", wrong, at);
+    }
+}
+
+TEST(a_wrong_call_of_the_core_is_the_newest_error_and_reported) { check_reports(misuses_core); }
+
+/* ---- outside a run ---- */
+
+static int fails_in_words(void *arg)
+{
+    (void)arg;
+    return conc_fail(-EPROTO, "line 12: no colon");
+}
+
+TEST(the_words_of_the_last_run_stay_on_its_thread)
+{
+    const conc_options wrong = {.stack_size = 1};
+    CHECK_STR(conc_last_error(), "");
+    CHECK_INT(conc_run(fails_in_words, NULL), -EPROTO);
+    CHECK_STR(conc_last_error(), "line 12: no colon");
+    CHECK_INT(conc_run_with(&wrong, nothing, NULL), -EINVAL);
+    CHECK_STR(conc_last_error(), conc_strerror(-EINVAL));
+    CHECK_INT(conc_run(is_out_of_order, NULL), -EIO);
+    CHECK_STR(conc_last_error(), conc_strerror(-EIO));
+    CHECK_INT(conc_run(nothing, NULL), 0);
+    CHECK_STR(conc_last_error(), "");
+}
+
+TASK_TEST(a_cancel_leaves_the_words_of_the_error_before_it)
+{
+    conc_scope s = {0};
+    CHECK_INT(conc_scope_begin(&s, CONC_FOREVER), 0);
+    CHECK_INT(conc_fail(-EIO, "disk on fire"), -EIO);
+    conc_scope_cancel(&s);
+    CHECK_INT(conc_sleep(1), -ECANCELED);
+    CHECK_STR(conc_last_error(), "disk on fire");
+    CHECK_INT(conc_scope_end(&s, -EIO), -EIO);
+    CHECK_STR(conc_last_error(), "disk on fire");
+}
