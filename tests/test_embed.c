@@ -11,6 +11,10 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <sys/syscall.h>
+#ifdef __linux__
+#include <sys/eventfd.h>
+#endif
 
 #if defined __linux__ && !defined CONC_NO_EPOLL
 #define HAS_EPOLL true
@@ -310,6 +314,68 @@ EMBED_TEST(a_descriptor_that_the_host_closes_wakes_its_task)
     CHECK(h.steps < 20);
     close(ends[1]);
 }
+
+static void *closes_in_a_while(void *fd)
+{
+    poll(NULL, 0, 400); /* the host waits by then; were it earlier, it would wait less often */
+    syscall(SYS_close, *(int *)fd); /* ThreadSanitizer would call it a race, which it is */
+    return NULL;
+}
+
+static int reads_beside_a_timer(void *fd)
+{
+    conc_group g = {0};
+    double day = 86400;
+    CHECK_INT(conc_spawn(&g, sleeps, &day), 0);
+    int rc = reads(fd);
+    conc_group_cancel(&g);
+    CHECK_INT(conc_group_wait(&g), 0);
+    return rc;
+}
+
+EMBED_TEST(a_descriptor_that_another_thread_closes_wakes_its_task)
+{
+    static conc_fn *const fns[] = {reads, reads_beside_a_timer};
+    for (size_t i = 0; i < CONC_LEN(fns); i++) {
+        host h;
+        int ends[2], fd;
+        pthread_t thread;
+        CHECK_INT(pipe(ends), 0);
+        fd = ends[0];
+        begin(&h, fns[i], &ends[0]);
+        CHECK_INT(pthread_create(&thread, NULL, closes_in_a_while, &fd), 0);
+        CHECK_INT(finish(&h), -EBADF);
+        CHECK(h.steps < 30);
+        CHECK_INT(pthread_join(thread, NULL), 0);
+        close(ends[1]);
+    }
+}
+
+#ifdef __linux__
+static int adds_ten(void *fd)
+{
+    uint64_t ten = 10;
+    return (int)conc_write(*(int *)fd, &ten, sizeof ten);
+}
+
+/* It waits about a millisecond each time, though the virtual clock jumps. */
+EMBED_TEST(a_host_takes_few_steps_while_a_task_tries_again_on_the_virtual_clock)
+{
+    host h;
+    conc_options o = {.virtual_clock = true};
+    int fd = eventfd(0, EFD_NONBLOCK);
+    uint64_t nearly = UINT64_MAX - 3;
+    CHECK_INT(write(fd, &nearly, sizeof nearly), sizeof nearly);
+    begin_with(&h, &o, adds_ten, &fd);
+    double start = test_real_seconds();
+    while (test_real_seconds() - start < 0.2)
+        CHECK_INT(turn(&h), 1);
+    CHECK(h.steps < 400);
+    CHECK_INT(read(fd, &nearly, sizeof nearly), sizeof nearly);
+    CHECK_INT(finish(&h), sizeof nearly);
+    close(fd);
+}
+#endif
 
 static int passed_on; /* a copy, as another process would have it */
 static bool is_passed_on;

@@ -7,9 +7,11 @@
  */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -23,6 +25,7 @@ static struct {
     long accept_times;
     int self_connects; /* so many sockets are bound to the address that they connect to */
     int connect_error; /* the next connect fails with this */
+    int flock_error;   /* every flock fails with this */
     void (*before_bind)(void);
     void (*before_listen)(void);
     void (*before_unlink)(void);
@@ -71,6 +74,15 @@ static int faulty_connect(int fd, const struct sockaddr *address, socklen_t size
     return connect(fd, address, size);
 }
 
+static int faulty_flock(int fd, int operation)
+{
+    if (faults.flock_error) {
+        errno = faults.flock_error;
+        return -1;
+    }
+    return flock(fd, operation);
+}
+
 static int late_bind(int fd, const struct sockaddr *address, socklen_t size)
 {
     happen(&faults.before_bind);
@@ -102,6 +114,7 @@ static long faulty_syscall(long number, long a, long b, long c, long d, long e, 
     faulty_syscall((number), (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
 #define accept(fd, address, size) plain_accept((fd), (address), (size))
 #define connect faulty_connect
+#define flock(fd, operation) faulty_flock((fd), (operation))
 #define bind late_bind
 #define listen late_listen
 #define unlink late_unlink
@@ -115,6 +128,7 @@ static long faulty_syscall(long number, long a, long b, long c, long d, long e, 
 
 #undef syscall
 #undef accept
+#undef flock
 #undef connect
 #undef bind
 #undef listen
@@ -456,6 +470,115 @@ IO_TEST(a_file_that_takes_the_place_of_a_socket_is_not_taken_away)
     CHECK_INT(stat(path, &st), 0);
     CHECK(S_ISREG(st.st_mode));
     remove_path();
+}
+
+static bool is_there(const char *suffix)
+{
+    char name[128];
+    struct stat st;
+    snprintf(name, sizeof name, "%s%s", path, suffix);
+    return lstat(name, &st) == 0;
+}
+
+/* Each of the descriptors that it takes is missing once. */
+IO_TEST(a_socket_file_that_nobody_listens_on_is_no_address_in_use_where_descriptors_are_short)
+{
+    struct rlimit before, now;
+    int short_of = 0, rc = -EMFILE;
+    make_path();
+    make_stale();
+    CHECK_INT(getrlimit(RLIMIT_NOFILE, &before), 0);
+    now = before;
+    for (int room = 0; rc == -EMFILE && room < 10; room++) {
+        int next = dup(0);
+        CHECK_INT(close(next), 0);
+        now.rlim_cur = (rlim_t)(next + room);
+        CHECK_INT(setrlimit(RLIMIT_NOFILE, &now), 0);
+        rc = conc_listen(address);
+        CHECK_INT(setrlimit(RLIMIT_NOFILE, &before), 0);
+        short_of += rc == -EMFILE;
+        CHECK(is_there(""));
+        CHECK(!is_there(".conc-lock"));
+    }
+    CHECK(rc >= 0);
+    CHECK(short_of >= 3);
+    CHECK_INT(conc_close(rc), 0);
+    remove_path();
+}
+
+IO_TEST(a_lock_that_the_system_refuses_is_not_taken_for_one)
+{
+    static const int errors[] = {ENOLCK, EPERM, EACCES, ENOSYS, EOPNOTSUPP, EINVAL, EIO};
+    for (size_t i = 0; i < CONC_LEN(errors); i++) {
+        make_path();
+        faults.flock_error = errors[i];
+        int l = conc_listen(address); /* there is nothing to replace */
+        CHECK(l >= 0);
+        CHECK(!is_there(".conc-lock"));
+        CHECK_INT(conc_listen(address), -EADDRINUSE);
+        CHECK_INT(conc_close(l), 0);
+        CHECK_INT(conc_listen(address), -errors[i]);
+        CHECK(strstr(conc_last_error(), path) != NULL);
+        CHECK(is_there(""));
+        CHECK(!is_there(".conc-lock"));
+        faults.flock_error = 0;
+        l = conc_listen(address);
+        CHECK(l >= 0);
+        CHECK_INT(conc_close(l), 0);
+        remove_path();
+    }
+}
+
+IO_TEST(a_lock_that_another_process_has_is_waited_for_and_then_an_address_in_use)
+{
+    make_path();
+    make_stale();
+    faults.flock_error = EWOULDBLOCK;
+    CHECK_INT(conc_listen(address), -EADDRINUSE);
+    faults.flock_error = 0;
+    int l = conc_listen(address);
+    CHECK(l >= 0);
+    CHECK_INT(conc_close(l), 0);
+    remove_path();
+}
+
+/* ---- a listener that conc did not open ---- */
+
+typedef struct foreign_server {
+    int listener, served;
+} foreign_server;
+
+static int closes_the_listener(int fd, void *arg)
+{
+    foreign_server *s = arg;
+    (void)fd;
+    CHECK_INT(conc_close(s->listener), s->served++ ? -EBADF : 0);
+    return 0;
+}
+
+/* conc knows nothing of the number, and never waits for it, as all connections are there. */
+IO_TEST(a_foreign_listener_that_its_handler_closes_ends_the_serving_well)
+{
+    for (int limit = 0; limit < 2; limit++) {
+        int l = socket(AF_INET, SOCK_STREAM, 0), fds[3];
+        struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        socklen_t size = sizeof a;
+        CHECK_INT(bind(l, (void *)&a, sizeof a), 0);
+        CHECK_INT(listen(l, 10), 0);
+        CHECK_INT(getsockname(l, (void *)&a, &size), 0);
+        foreign_server s = {fcntl(l, F_DUPFD, 900 + 64 * limit), 0};
+        CHECK(s.listener >= 900);
+        CHECK_INT(close(l), 0);
+        for (int i = 0; i < 3; i++) {
+            fds[i] = socket(AF_INET, SOCK_STREAM, 0);
+            CHECK_INT(connect(fds[i], (void *)&a, sizeof a), 0);
+        }
+        conc_server server = {s.listener, closes_the_listener, &s, .limit = limit};
+        CHECK_INT(conc_serve(&server), 0);
+        CHECK(s.served > 0);
+        for (int i = 0; i < 3; i++)
+            CHECK_INT(close(fds[i]), 0);
+    }
 }
 
 /* ---- many at once ---- */

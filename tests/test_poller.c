@@ -435,6 +435,64 @@ IO_TEST(a_pause_ends_when_its_descriptor_is_closed_or_its_task_cancelled)
     }
 }
 
+/* Another thread is what the task waits for: the loop leaves it the processor. */
+static void *empties_in_a_while(void *fd)
+{
+    poll(NULL, 0, 300);
+    empty_eventfd(*(int *)fd);
+    return NULL;
+}
+
+static void *accepts_in_a_while(void *fd)
+{
+    poll(NULL, 0, 300);
+    int accepted = accept(*(int *)fd, NULL, NULL);
+    CHECK(accepted >= 0);
+    CHECK_INT(close(accepted), 0);
+    return NULL;
+}
+
+/* The loop looks about twice in each millisecond of real time, though the virtual clock jumps. */
+static ssize_t poll_in_measure(ssize_t (*call)(int fd), void *(*release)(void *fd), int fd)
+{
+    pthread_t thread;
+    uint64_t before = io_polls();
+    double start = test_real_seconds();
+    CHECK_INT(pthread_create(&thread, NULL, release, &fd), 0);
+    ssize_t rc = call(fd);
+    double took = test_real_seconds() - start;
+    CHECK((double)(io_polls() - before) < 100 + took * 5000);
+    CHECK_INT(pthread_join(thread, NULL), 0);
+    return rc;
+}
+
+static char full_listener[108];
+
+static ssize_t dials_the_full_one(int fd)
+{
+    (void)fd;
+    return conc_dial(full_listener);
+}
+
+IO_TEST(a_pause_on_the_virtual_clock_leaves_others_the_processor)
+{
+    int fd = eventfd(0, EFD_NONBLOCK);
+    uint64_t nearly = UINT64_MAX - 3;
+    CHECK_INT(write(fd, &nearly, sizeof nearly), sizeof nearly);
+    CHECK_INT(poll_in_measure(adds_ten, empties_in_a_while, fd), sizeof nearly);
+    CHECK_INT(conc_close(fd), 0);
+    snprintf(full_listener, sizeof full_listener, "unix:@conc-backlog-%d", (int)getpid());
+    int l = conc_listen_with(full_listener, &(conc_listen_options){.backlog = 1});
+    int first = conc_dial(full_listener), second = conc_dial(full_listener);
+    CHECK(l >= 0 && first >= 0 && second >= 0);
+    ssize_t third = poll_in_measure(dials_the_full_one, accepts_in_a_while, l);
+    CHECK(third >= 0);
+    CHECK_INT(conc_close(first), 0);
+    CHECK_INT(conc_close(second), 0);
+    CHECK_INT(conc_close((int)third), 0);
+    CHECK_INT(conc_close(l), 0);
+}
+
 /* /proc/self/autogroup has no poll(2), and takes one write in 100 ms from an ordinary user. */
 static int autogroup;
 

@@ -919,6 +919,20 @@ IO_TEST(a_listening_socket_is_readable_when_somebody_dials)
     CHECK_INT(conc_close(l), 0);
 }
 
+IO_TEST(a_wait_for_a_hang_up_of_a_file_that_has_none_ends_when_it_is_closed)
+{
+    int fd = open("/dev/null", O_RDONLY);
+    conc_group g = {0};
+    watch w = {{CONC_CASE_FD(fd, 0), CONC_CASE_AFTER(CONC_FOREVER)}, 2, -1};
+    CHECK_INT(conc_spawn(&g, watches, &w), 0);
+    CHECK_INT(conc_sleep(1), 0);
+    CHECK_INT(w.chosen, -1);
+    CHECK_INT(conc_close(fd), 0);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(w.chosen, 0);
+    CHECK_INT(w.cases[0].result, -EBADF);
+}
+
 IO_TEST(a_descriptor_that_is_closed_meanwhile_is_the_result)
 {
     for (io_kind kind = 0; kind < IO_KINDS; kind++)
