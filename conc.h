@@ -663,7 +663,11 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * ready for, which may be more than zero for end of file, an error, or a peer that hung up. With
  * events 0 it waits for a hang-up or an error alone: 0. A regular file is always ready, and never
  * hangs up. Errors: -EBADF (not open, or closed meanwhile), -EINVAL (other events), or the
- * system's. */
+ * system's.
+ *
+ * It says what poll(2) says, however often. A loop of the program's own around it and a call as
+ * recv(2) with MSG_DONTWAIT never pauses where that call fails with EAGAIN although the descriptor
+ * is ready, in name only: conc does not see the call's result. conc_recv and its kin do pause. */
 CONC_API int conc_wait_fd(int fd, int events);
 
 /* The POSIX calls, which wait instead of blocking or of failing with EAGAIN: a count, 0 at the
