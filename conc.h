@@ -4980,6 +4980,13 @@ CONC__COLD int conc__own_error(int rc)
     return rc;
 }
 
+/* Returns what a wait or a try came to: an error becomes the newest, a cancel does not. */
+CONC__FAST int conc__came_to(int rc)
+{
+    bool failed = rc < 0 && rc != -ECANCELED;
+    return CONC__UNLIKELY(failed) ? conc__own_error(rc) : rc;
+}
+
 /* Returns rc, which the task was given by a function of the user's and passes to its caller. An
  * error other than the newest becomes the newest. A cancel is none: the words of the error that
  * led to it are worth more. */

@@ -254,10 +254,12 @@ typedef struct conc_future {
     bool set;
     int rc;
     void *value;
+    char text[128];
     conc__waits waits;
 } conc_future;
 
-/* Sets the result: rc, and a value (borrowed). Once; then -EALREADY. Who was woken may free the
+/* Sets the result: rc, and a value (borrowed); the words of an error (conc_fail) go with it to all
+ * that wait. Once; then -EALREADY. Who was woken may free the
  * future. Not a checkpoint. */
 CONC_API int conc_future_set(conc_future *f, int rc, void *value);
 
@@ -516,13 +518,13 @@ CONC__PRIVATE CONC__CALLED int conc__wait_unless(const char *call, bool so, cons
     if (!l)
         return -EPERM;
     if (!on)
-        return -EINVAL;
+        return conc__misused(-EINVAL, call, "there is nothing to wait for", NULL);
     int rc = conc__may_wait(l, list, call);
     if (rc)
         return rc;
     if (!so) {
         conc__wait w = {.task = l->self, .kind = kind, .on = on};
-        return conc__wait_in(l, list, &w);
+        return conc__came_to(conc__wait_in(l, list, &w));
     }
     conc__quick(l);
     return 0;
@@ -595,9 +597,9 @@ CONC__COLD int conc__held_by_other(const conc_loop *l, const conc_task *owner, u
                                    const char *call, const char *place)
 {
     if (owner == l->self && serial == l->self->serial)
-        return -EDEADLK;
+        return conc__misused(-EDEADLK, call, "the task has it already, acquired", place);
     if (conc__is_of_run(l, serial))
-        return -EAGAIN;
+        return conc__own_error(-EAGAIN);
     return conc__misused(-EPERM, call, "a task of another run has it, acquired", place);
 }
 
@@ -636,7 +638,7 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
     if (CONC__UNLIKELY(!l))
         return -EPERM;
     if (CONC__UNLIKELY(!k))
-        return -EINVAL;
+        return conc__misused(-EINVAL, __func__, "no lock", NULL);
     if (CONC__UNLIKELY(conc__is_inherited(k->serial)))
         k->owner = NULL;
     if (CONC__UNLIKELY(conc__lock_is_mine(l, k)))
@@ -680,7 +682,7 @@ CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
     if (!l)
         return -EPERM;
     if (!k)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no lock", NULL);
     if (k->owner && !conc__is_inherited(k->serial))
         return conc__held_by_other(l, k->owner, k->serial, "conc_lock_try_acquire", k->place);
     conc__lock_give(l, k, l->self, place);
@@ -689,9 +691,11 @@ CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
 
 CONC__PRIVATE CONC__CALLED int conc__lock_release_slowly(conc_lock *k)
 {
+    if (CONC__UNLIKELY(!k))
+        return conc__misused(-EINVAL, __func__, "no lock", NULL);
     conc_loop *l = conc__in_task();
-    if (CONC__UNLIKELY(!l || !k))
-        return k ? -EPERM : -EINVAL;
+    if (CONC__UNLIKELY(!l))
+        return -EPERM;
     if (CONC__UNLIKELY(!conc__lock_is_mine(l, k) || !conc__ours(l, &k->waits)))
         return conc__misused(-EPERM, "conc_lock_release", "the task does not have this lock", NULL);
     conc__lock_pass(l, k);
@@ -822,7 +826,7 @@ CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const ch
     if (!l)
         return -EPERM;
     if (!k)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, call, "no rwlock", NULL);
     conc__rwlock_take_over(k);
     if (conc__rwlock_is_mine(l, k))
         return conc__misused(-EDEADLK, call, "the task has this rwlock already, acquired",
@@ -854,7 +858,7 @@ CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place
     if (!l)
         return -EPERM;
     if (!k)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, call, "no rwlock", NULL);
     conc__rwlock_take_over(k);
     if (!conc__ours(l, &k->waits))
         return conc__foreign(call);
@@ -866,9 +870,11 @@ CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place
 
 CONC_API int conc_rwlock_release(conc_rwlock *k)
 {
+    if (!k)
+        return conc__misused(-EINVAL, __func__, "no rwlock", NULL);
     conc_loop *l = conc__in_task();
-    if (!l || !k)
-        return k ? -EPERM : -EINVAL;
+    if (!l)
+        return -EPERM;
     bool has =
         (k->writer ? conc__rwlock_is_mine(l, k) : k->readers > 0) && conc__is_of_run(l, k->serial);
     if (!has || !conc__ours(l, &k->waits))
@@ -889,6 +895,8 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
 static const conc__wait_kind conc__permitting = {.what = "waits for a permit of a semaphore",
                                                  .cancel = conc__cancel_plainly};
 
+static const char conc__bad_sem[] = "no semaphore, or permits outside of 0 and the maximum";
+
 CONC__FAST bool conc__sem_is_valid(const conc_sem *s)
 {
     /* a negative max is below them, too */
@@ -901,7 +909,7 @@ CONC__PRIVATE CONC__CALLED int conc__sem_acquire_slowly(conc_sem *s)
     if (CONC__UNLIKELY(!l))
         return -EPERM;
     if (CONC__UNLIKELY(!conc__sem_is_valid(s)))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, conc__bad_sem, NULL);
     int rc = conc__may_wait(l, &s->waits, "conc_sem_acquire");
     if (rc)
         return rc;
@@ -928,11 +936,11 @@ CONC_API int conc_sem_try_acquire(conc_sem *s)
 {
     conc_loop *l = conc__here;
     if (!conc__sem_is_valid(s))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, conc__bad_sem, NULL);
     if (!conc__ours(l, &s->waits))
         return conc__foreign("conc_sem_try_acquire");
     if (s->permits == 0 || s->waits.first)
-        return -EAGAIN;
+        return conc__own_error(-EAGAIN);
     s->permits--;
     return 0;
 }
@@ -941,7 +949,7 @@ CONC_API int conc_sem_release(conc_sem *s)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!conc__sem_is_valid(s)))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, conc__bad_sem, NULL);
     if (CONC__UNLIKELY(!conc__ours(l, &s->waits)))
         return conc__foreign("conc_sem_release");
     if (s->waits.first) {
@@ -1049,9 +1057,11 @@ static const conc__wait_kind conc__awaiting_cond = {.what = "waits for a conditi
 
 CONC_API CONC__CALLED int conc_cond_wait(conc_cond *c, conc_lock *k)
 {
+    if (!c || !k)
+        return conc__misused(-EINVAL, __func__, "no condition, or no lock", NULL);
     conc_loop *l = conc__in_task();
-    if (!l || !c || !k)
-        return c && k ? -EPERM : -EINVAL;
+    if (!l)
+        return -EPERM;
     if (!conc__lock_is_mine(l, k) || !conc__ours(l, &k->waits))
         return conc__misused(-EPERM, "conc_cond_wait", "the task does not have the lock", NULL);
     int rc = conc__may_wait(l, &c->waits, "conc_cond_wait");
@@ -1110,7 +1120,7 @@ CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
     if (!l)
         return -EPERM;
     if (!b || b->parties <= 0)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no barrier, or no parties", NULL);
     int rc = conc__may_wait(l, &b->waits, "conc_barrier_wait");
     if (rc)
         return rc;
@@ -1143,7 +1153,7 @@ CONC__PRIVATE int conc__latch_add(conc_latch *k, int n, const char *call)
 {
     conc_loop *l = conc__here;
     if (!k)
-        return -EINVAL;
+        return conc__misused(-EINVAL, call, "no latch", NULL);
     if (!conc__ours(l, &k->waits))
         return conc__foreign(call);
     int64_t count = (int64_t)k->count + n;
@@ -1173,11 +1183,18 @@ CONC_API int conc_latch_wait(conc_latch *k)
 static const conc__wait_kind conc__awaiting_future = {.what = "waits for a future",
                                                       .cancel = conc__cancel_plainly};
 
+/* The task is given the result. */
+CONC__PRIVATE void conc__future_tell(conc_task *t, const conc_future *f)
+{
+    if (f->rc < 0 && f->rc != -ECANCELED)
+        conc__tell(t, f->rc, f->text, (conc__source){NULL, NULL});
+}
+
 CONC_API int conc_future_set(conc_future *f, int rc, void *value)
 {
     conc_loop *l = conc__here;
     if (!f)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no future", NULL);
     if (f->set)
         return conc__own_error(-EALREADY);
     if (!conc__ours(l, &f->waits))
@@ -1185,9 +1202,12 @@ CONC_API int conc_future_set(conc_future *f, int rc, void *value)
     f->set = true;
     f->rc = rc;
     f->value = value;
+    bool in_words = rc < 0 && l && l->self;
+    conc__copy(f->text, sizeof f->text, in_words ? conc__words(l->self, rc) : "");
     for (conc__wait *w; (w = f->waits.first);) {
         w->item = value;
         w->value = 1;
+        conc__future_tell(w->task, f);
         conc__wake(l, w, rc);
     }
     return 0;
@@ -1199,7 +1219,7 @@ CONC_API CONC__CALLED int conc_future_wait(conc_future *f, void **value)
     if (!l)
         return -EPERM;
     if (!f)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no future", NULL);
     int rc = conc__may_wait(l, &f->waits, "conc_future_wait");
     if (rc)
         return rc;
@@ -1213,6 +1233,7 @@ CONC_API CONC__CALLED int conc_future_wait(conc_future *f, void **value)
     if (value)
         *value = f->value;
     rc = f->rc;
+    conc__future_tell(l->self, f);
     conc__quick(l); /* others may run, and free it */
     return rc;
 }
@@ -1279,20 +1300,21 @@ CONC__FAST void conc__item_save(const conc_queue *q, size_t i, const void *item)
 }
 
 /* Is it a queue that can work, as its options say? */
-CONC__COLD int conc__queue_check(conc_queue *q)
+CONC__COLD int conc__queue_check(conc_queue *q, const char *call)
 {
-    if (q->kind < CONC_QUEUE_FIFO || q->kind > CONC_QUEUE_PRIORITY ||
-        (q->kind == CONC_QUEUE_PRIORITY && !q->less) || (q->kind == CONC_QUEUE_LIFO && q->less))
-        return conc__own_error(-EINVAL);
+    if (q->kind < CONC_QUEUE_FIFO || q->kind > CONC_QUEUE_PRIORITY)
+        return conc__misused(-EINVAL, call, "the queue has an unknown kind", NULL);
+    if ((q->kind == CONC_QUEUE_PRIORITY && !q->less) || (q->kind == CONC_QUEUE_LIFO && q->less))
+        return conc__misused(-EINVAL, call, "the queue's kind and its less do not fit", NULL);
     q->checked = true;
     return 0;
 }
 
-CONC__FAST int conc__queue_valid(conc_queue *q, const void *item)
+CONC__FAST int conc__queue_valid(conc_queue *q, const void *item, const char *call)
 {
     if (CONC__UNLIKELY(!q || (!item && q->item_size)))
-        return conc__own_error(-EINVAL);
-    return CONC__UNLIKELY(!q->checked) ? conc__queue_check(q) : 0;
+        return conc__misused(-EINVAL, call, "no queue, or no item", NULL);
+    return CONC__UNLIKELY(!q->checked) ? conc__queue_check(q, call) : 0;
 }
 
 /* Twice the room; the items come to lie in their order from the start. 0, or -ENOMEM. */
@@ -1447,7 +1469,7 @@ CONC__FAST int conc__queue_push(conc_loop *l, conc_queue *q, const void *item)
     if ((q->capacity && q->count >= q->capacity) || q->putters.first)
         return -EAGAIN;
     if (CONC__UNLIKELY(q->count == q->room) && q->item_size && conc__queue_grow(q))
-        return -ENOMEM;
+        return conc__own_error(-ENOMEM);
     conc__queue_store(q, item);
     return 0;
 }
@@ -1478,7 +1500,7 @@ CONC__PRIVATE CONC__CALLED int conc__queue_wait(conc_loop *l, conc_queue *q, boo
                     .kind = puts ? &conc__putting : &conc__getting,
                     .on = q,
                     .item = (void *)(uintptr_t)item};
-    return conc__wait_in(l, puts ? &q->putters : &q->getters, &w);
+    return conc__came_to(conc__wait_in(l, puts ? &q->putters : &q->getters, &w));
 }
 
 CONC__PRIVATE CONC__CALLED int conc__queue_put_slowly(conc_queue *q, const void *item)
@@ -1486,7 +1508,7 @@ CONC__PRIVATE CONC__CALLED int conc__queue_put_slowly(conc_queue *q, const void 
     conc_loop *l = conc__in_task();
     if (CONC__UNLIKELY(!l))
         return -EPERM;
-    int rc = conc__queue_valid(q, item);
+    int rc = conc__queue_valid(q, item, __func__);
     if (CONC__UNLIKELY(rc))
         return rc;
     rc = conc__may_wait(l, &q->putters, "conc_queue_put");
@@ -1518,7 +1540,7 @@ CONC__PRIVATE CONC__CALLED int conc__queue_get_slowly(conc_queue *q, void *item)
     conc_loop *l = conc__in_task();
     if (CONC__UNLIKELY(!l))
         return -EPERM;
-    int rc = conc__queue_valid(q, item);
+    int rc = conc__queue_valid(q, item, __func__);
     if (CONC__UNLIKELY(rc))
         return rc;
     rc = conc__may_wait(l, &q->getters, "conc_queue_get");
@@ -1548,23 +1570,23 @@ CONC_API CONC__CALLED int conc_queue_get(conc_queue *q, void *item)
 CONC_API CONC__CALLED int conc_queue_try_put(conc_queue *q, const void *item)
 {
     conc_loop *l = conc__here;
-    int rc = conc__queue_valid(q, item);
+    int rc = conc__queue_valid(q, item, __func__);
     if (rc)
         return rc;
     if (!conc__queue_is_ours(l, q))
         return conc__foreign("conc_queue_try_put");
-    return conc__queue_push(l, q, item);
+    return conc__came_to(conc__queue_push(l, q, item));
 }
 
 CONC_API CONC__CALLED int conc_queue_try_get(conc_queue *q, void *item)
 {
     conc_loop *l = conc__here;
-    int rc = conc__queue_valid(q, item);
+    int rc = conc__queue_valid(q, item, __func__);
     if (rc)
         return rc;
     if (!conc__queue_is_ours(l, q))
         return conc__foreign("conc_queue_try_get");
-    return conc__queue_pull(l, q, item);
+    return conc__came_to(conc__queue_pull(l, q, item));
 }
 
 CONC_API size_t conc_queue_len(const conc_queue *q) { return q ? q->count : 0; }
@@ -1573,7 +1595,7 @@ CONC_API int conc_queue_task_done(conc_queue *q)
 {
     conc_loop *l = conc__here;
     if (!q)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no queue", NULL);
     if (!conc__ours(l, &q->joiners))
         return conc__foreign("conc_queue_task_done");
     if (!q->unfinished)
@@ -1720,30 +1742,38 @@ CONC__PRIVATE const conc__wait *conc__parked_on(const conc__wait *candidate)
 CONC__PRIVATE int conc__case_check_join(const conc_loop *l, const conc_task *t)
 {
     if (!conc__is_task(t))
-        return -EINVAL;
+        return conc__misused(-EINVAL, "conc_select", "no task was spawned with this handle", NULL);
     if (!conc__is_of_run(l, t->serial))
         return conc__misused(-EPERM, "conc_select", "the task is another run's", NULL);
-    return t == l->self ? -EDEADLK : 0;
+    if (t == l->self)
+        return conc__misused(-EDEADLK, "conc_select", "a task would wait for itself", NULL);
+    return 0;
 }
 
 CONC__PRIVATE int conc__case_check(const conc_loop *l, const conc_case *c)
 {
     if (c->what == CONC__GET || c->what == CONC__PUT) {
-        int rc = conc__queue_valid(c->queue, c->what == CONC__GET ? c->to : c->from);
+        int rc = conc__queue_valid(c->queue, c->what == CONC__GET ? c->to : c->from, "conc_select");
         if (rc)
             return rc;
         return conc__queue_is_ours(l, c->queue) ? 0 : conc__foreign("conc_select");
     }
     if (c->what == CONC__EVENT) {
         if (!c->event)
-            return -EINVAL;
+            return conc__misused(-EINVAL, "conc_select", "a case without an event", NULL);
         return conc__ours(l, &c->event->waits) ? 0 : conc__foreign("conc_select");
     }
     if (c->what == CONC__JOINED)
         return conc__case_check_join(l, c->task);
+    if (c->what == CONC__FD && c->events & ~(CONC_READABLE | CONC_WRITABLE))
+        return conc__misused(-EINVAL, "conc_select", "a case with unknown events", NULL);
     if (c->what == CONC__FD)
-        return c->events & ~(CONC_READABLE | CONC_WRITABLE) ? -EINVAL : c->fd < 0 ? -EBADF : 0;
-    return c->what != CONC__AFTER || __builtin_isnan(c->seconds) ? -EINVAL : 0;
+        return c->fd < 0 ? conc__own_error(-EBADF) : 0;
+    if (c->what != CONC__AFTER)
+        return conc__misused(-EINVAL, "conc_select", "a case of no kind", NULL);
+    if (__builtin_isnan(c->seconds))
+        return conc__misused(-EINVAL, "conc_select", "a time that is not a number", NULL);
+    return 0;
 }
 
 /* Does it if it can be done at once. -EAGAIN: it cannot. */
@@ -1824,7 +1854,9 @@ CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    int rc = !cases || !n || n > INT_MAX ? -EINVAL : 0;
+    if (!cases || !n || n > INT_MAX)
+        return conc__misused(-EINVAL, __func__, "no cases, or an impossible number of them", NULL);
+    int rc = 0;
     for (size_t i = 0; i < n && rc == 0; i++)
         rc = conc__case_check(l, &cases[i]);
     if (rc == 0)
@@ -1958,21 +1990,29 @@ CONC__PRIVATE bool conc__limiter_is_ours(const conc_loop *l, conc_limiter *k)
     return true;
 }
 
+/* Takes n tokens if they are there and no task waits. */
+CONC__PRIVATE bool conc__limiter_take(conc_loop *l, conc_limiter *k, int n)
+{
+    int64_t now = conc__time(l);
+    conc__limiter_fill(l, k, now);
+    if (k->waits.first || conc__limiter_due(k, n) > now)
+        return false;
+    k->taken += n;
+    return true;
+}
+
+static const char conc__bad_limiter[] = "no limiter, without a rate, or n not from 1 to the burst";
+
 CONC_API int conc_limiter_try_acquire(conc_limiter *k, int n)
 {
     conc_loop *l = conc__here;
     if (!l)
         return conc__misused(-EPERM, "conc_limiter_try_acquire", "there is no loop", NULL);
     if (!conc__limiter_is_valid(k, n))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, conc__bad_limiter, NULL);
     if (!conc__limiter_is_ours(l, k))
         return conc__foreign("conc_limiter_try_acquire");
-    int64_t now = conc__time(l);
-    conc__limiter_fill(l, k, now);
-    if (k->waits.first || conc__limiter_due(k, n) > now)
-        return -EAGAIN;
-    k->taken += n;
-    return 0;
+    return conc__limiter_take(l, k, n) ? 0 : conc__own_error(-EAGAIN);
 }
 
 CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
@@ -1981,11 +2021,13 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
     if (!l)
         return -EPERM;
     if (!conc__limiter_is_valid(k, n))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, conc__bad_limiter, NULL);
     int rc = conc__may_wait(l, &k->waits, "conc_limiter_acquire");
     if (rc)
         return rc;
-    if (conc_limiter_try_acquire(k, n) == 0) {
+    if (!conc__limiter_is_ours(l, k))
+        return conc__foreign("conc_limiter_acquire");
+    if (conc__limiter_take(l, k, n)) {
         conc__quick(l);
         return 0;
     }

@@ -184,6 +184,175 @@ static int misuses_core(void *arg)
     return 0;
 }
 
+/* ---- conc_sync.h ---- */
+
+static conc_lock lock;
+static conc_rwlock rwlock;
+
+static int holds_locks(void *arg)
+{
+    (void)arg;
+    CHECK_INT(conc_lock_acquire(&lock), 0);
+    CHECK_INT(conc_rwlock_acquire_write(&rwlock), 0);
+    int rc = conc_sleep(CONC_FOREVER);
+    CHECK_INT(conc_lock_release(&lock), 0);
+    CHECK_INT(conc_rwlock_release(&rwlock), 0);
+    return rc;
+}
+
+static void misuse_no_locks(void)
+{
+    conc_cond cond = {0};
+    MISUSE(conc_lock_acquire(NULL), -EINVAL);
+    MISUSE(conc_lock_try_acquire(NULL), -EINVAL);
+    MISUSE(conc_lock_release(NULL), -EINVAL);
+    MISUSE(conc_rwlock_acquire_read(NULL), -EINVAL);
+    MISUSE(conc_rwlock_acquire_write(NULL), -EINVAL);
+    MISUSE(conc_rwlock_try_acquire_read(NULL), -EINVAL);
+    MISUSE(conc_rwlock_try_acquire_write(NULL), -EINVAL);
+    MISUSE(conc_rwlock_release(NULL), -EINVAL);
+    MISUSE(conc_cond_wait(NULL, &lock), -EINVAL);
+    MISUSE(conc_cond_wait(&cond, NULL), -EINVAL);
+    MISUSE(conc_cond_wait(&cond, &lock), -EPERM);
+}
+
+static void misuse_locks(void)
+{
+    conc_group g = {0};
+    misuse_no_locks();
+    CHECK_INT(conc_spawn(&g, holds_locks, NULL), 0);
+    CHECK_INT(conc_settle(), 0);
+    MISUSE(conc_lock_release(&lock), -EPERM);
+    MISUSE(conc_rwlock_release(&rwlock), -EPERM);
+    FAILS(conc_lock_try_acquire(&lock), -EAGAIN);
+    FAILS(conc_rwlock_try_acquire_read(&rwlock), -EAGAIN);
+    FAILS(conc_rwlock_try_acquire_write(&rwlock), -EAGAIN);
+    conc_group_cancel(&g);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(conc_lock_acquire(&lock), 0);
+    MISUSE(conc_lock_acquire(&lock), -EDEADLK);
+    MISUSE(conc_lock_try_acquire(&lock), -EDEADLK);
+    CHECK_INT(conc_lock_release(&lock), 0);
+}
+
+static void misuse_counts(void)
+{
+    conc_sem empty = {0}, full = {.permits = 1, .max = 1}, wrong = {.permits = -1};
+    conc_barrier none = {0};
+    conc_latch latch = {0};
+    conc_limiter limiter = {.rate = 1}, unlimited = {0};
+    MISUSE(conc_sem_acquire(NULL), -EINVAL);
+    MISUSE(conc_sem_acquire(&wrong), -EINVAL);
+    MISUSE(conc_sem_try_acquire(NULL), -EINVAL);
+    MISUSE(conc_sem_release(NULL), -EINVAL);
+    MISUSE(conc_sem_release(&full), -EOVERFLOW);
+    FAILS(conc_sem_try_acquire(&empty), -EAGAIN);
+    MISUSE(conc_event_wait(NULL), -EINVAL);
+    MISUSE(conc_barrier_wait(NULL), -EINVAL);
+    MISUSE(conc_barrier_wait(&none), -EINVAL);
+    MISUSE(conc_latch_add(NULL, 1), -EINVAL);
+    MISUSE(conc_latch_add(&latch, -1), -EOVERFLOW);
+    MISUSE(conc_latch_done(NULL), -EINVAL);
+    MISUSE(conc_latch_wait(NULL), -EINVAL);
+    MISUSE(conc_limiter_acquire(NULL, 1), -EINVAL);
+    MISUSE(conc_limiter_acquire(&unlimited, 1), -EINVAL);
+    MISUSE(conc_limiter_acquire(&limiter, 2), -EINVAL);
+    MISUSE(conc_limiter_try_acquire(NULL, 1), -EINVAL);
+    MISUSE(conc_limiter_try_acquire(&limiter, 0), -EINVAL);
+    CHECK_INT(conc_limiter_try_acquire(&limiter, 1), 0);
+    FAILS(conc_limiter_try_acquire(&limiter, 1), -EAGAIN);
+}
+
+static void misuse_futures(void)
+{
+    conc_future future = {0};
+    MISUSE(conc_future_set(NULL, 0, NULL), -EINVAL);
+    MISUSE(conc_future_wait(NULL, NULL), -EINVAL);
+    CHECK_INT(conc_future_set(&future, -EIO, NULL), 0);
+    FAILS(conc_future_set(&future, 0, NULL), -EALREADY);
+    FAILS(conc_future_wait(&future, NULL), -EIO);
+}
+
+static void misuse_queues(void)
+{
+    int item = 1;
+    conc_queue queue = CONC_QUEUE(int, 1), odd = {.item_size = sizeof item, .kind = 77};
+    conc_queue huge = {.item_size = SIZE_MAX}, less = {.kind = CONC_QUEUE_PRIORITY};
+    MISUSE(conc_queue_put(NULL, &item), -EINVAL);
+    MISUSE(conc_queue_put(&queue, NULL), -EINVAL);
+    MISUSE(conc_queue_put(&odd, &item), -EINVAL);
+    MISUSE(conc_queue_put(&less, &item), -EINVAL);
+    MISUSE(conc_queue_get(NULL, &item), -EINVAL);
+    MISUSE(conc_queue_get(&queue, NULL), -EINVAL);
+    MISUSE(conc_queue_try_put(NULL, &item), -EINVAL);
+    MISUSE(conc_queue_try_get(NULL, &item), -EINVAL);
+    MISUSE(conc_queue_task_done(NULL), -EINVAL);
+    MISUSE(conc_queue_task_done(&queue), -EOVERFLOW);
+    MISUSE(conc_queue_join(NULL), -EINVAL);
+    FAILS(conc_queue_put(&huge, &item), -ENOMEM);
+    FAILS(conc_queue_try_put(&huge, &item), -ENOMEM);
+    FAILS(conc_queue_try_get(&queue, &item), -EAGAIN);
+    CHECK_INT(conc_queue_try_put(&queue, &item), 0);
+    FAILS(conc_queue_try_put(&queue, &item), -EAGAIN);
+    conc_queue_close(&queue);
+    FAILS(conc_queue_put(&queue, &item), -EPIPE);
+    FAILS(conc_queue_try_put(&queue, &item), -EPIPE);
+    conc_queue_destroy(&queue);
+    FAILS(conc_queue_get(&queue, &item), -EPIPE);
+}
+
+static int closes(void *queue)
+{
+    (void)!conc_yield();
+    conc_queue_close(queue);
+    return 0;
+}
+
+static int conc_queue_get_closed_meanwhile(void)
+{
+    int item;
+    conc_queue queue = CONC_QUEUE(int, 1);
+    conc_group g = {0};
+    CHECK_INT(conc_spawn(&g, closes, &queue), 0);
+    int rc = conc_queue_get(&queue, &item);
+    CHECK_INT(conc_group_wait(&g), 0);
+    conc_queue_destroy(&queue);
+    return rc;
+}
+
+static void misuse_select(void)
+{
+    int item = 1;
+    conc_case late[] = {CONC_CASE_AFTER((double)NAN)}, none[] = {CONC_CASE_JOIN(NULL)};
+    conc_case self[] = {CONC_CASE_JOIN(conc_self())}, nowhere[] = {CONC_CASE_FD(-1, CONC_READABLE)};
+    conc_case odd[] = {CONC_CASE_FD(0, 77)}, get[] = {CONC_CASE_GET(NULL, &item)};
+    conc_case event[] = {CONC_CASE_EVENT(NULL)}, empty[] = {{0}};
+    MISUSE(conc_select(NULL, 1), -EINVAL);
+    MISUSE(conc_select(event, 0), -EINVAL);
+    MISUSE(conc_select(event, SIZE_MAX), -EINVAL);
+    MISUSE(conc_select(late, 1), -EINVAL);
+    MISUSE(conc_select(none, 1), -EINVAL);
+    MISUSE(conc_select(self, 1), -EDEADLK);
+    MISUSE(conc_select(odd, 1), -EINVAL);
+    MISUSE(conc_select(get, 1), -EINVAL);
+    MISUSE(conc_select(event, 1), -EINVAL);
+    MISUSE(conc_select(empty, 1), -EINVAL);
+    FAILS(conc_select(nowhere, 1), -EBADF);
+}
+
+static int misuses_sync(void *arg)
+{
+    (void)arg;
+    misuse_locks();
+    misuse_counts();
+    misuse_futures();
+    misuse_queues();
+    FAILS(conc_queue_get_closed_meanwhile(), -EPIPE);
+    misuse_select();
+    fprintf(stderr, "<>\n");
+    return 0;
+}
+
 /* ---- the reports ---- */
 
 static conc_fn *body;
@@ -227,6 +396,38 @@ static void check_reports(conc_fn *fn)
 }
 
 TEST(a_wrong_call_of_the_core_is_the_newest_error_and_reported) { check_reports(misuses_core); }
+
+TEST(a_wrong_call_of_conc_sync_is_the_newest_error_and_reported) { check_reports(misuses_sync); }
+
+/* ---- where words come from ---- */
+
+static int waits_for_it(void *future)
+{
+    CHECK_INT(conc_future_wait(future, NULL), -EPROTO);
+    CHECK_STR(conc_last_error(), "line 12: no colon");
+    return 0;
+}
+
+TASK_TEST(the_words_of_an_error_go_with_a_future)
+{
+    conc_future f = {0};
+    conc_group g = {0};
+    CHECK_INT(conc_spawn(&g, waits_for_it, &f), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(conc_future_set(&f, conc_fail(-EPROTO, "line 12: no colon"), NULL), 0);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(conc_fail(-EPROTO, STALE), -EPROTO);
+    CHECK_INT(waits_for_it(&f), 0);
+}
+
+TASK_TEST(a_wait_for_a_limiter_is_no_error)
+{
+    conc_limiter limiter = {.rate = 1};
+    CHECK_INT(conc_limiter_acquire(&limiter, 1), 0);
+    CHECK_INT(conc_limiter_acquire(&limiter, 1), 0);
+    CHECK_TIME(1);
+    CHECK_STR(conc_last_error(), "");
+}
 
 /* ---- outside a run ---- */
 
