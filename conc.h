@@ -364,7 +364,8 @@ CONC_API int conc__spawn(conc_group *g, const char *spawned, conc_fn *fn, void *
 
 /* The same with a handle, in storage of yours, of any content, that stays where it is until the
  * task was joined, was returned by conc_group_next, or its group closed. -EBUSY: the handle is
- * in use.
+ * in use. A handle of a function that returned earlier ends the program with a report, where it is
+ * found: debug mode looks at each wait, else the end of the group does.
  *     int conc_spawn_task(conc_group *g, conc_task *t, conc_fn *fn, void *arg); */
 #define conc_spawn_task(g, t, fn, ...) \
     conc__spawn_task((g), (t), CONC__NAMED(fn), (fn), __VA_ARGS__)
@@ -1763,6 +1764,8 @@ struct conc_loop {
 
     conc_signals *signals;
     conc__holding *receiving; /* the same, in memory that is not theirs */
+    conc__holding *handles;   /* debug: of tasks that have not ended, on the stacks of others */
+    bool lent;                /* one of these two is not empty */
     /* by signal number: those of the receivers that are open, and the count up to which the loop
      * has handed it out to them */
     struct conc__signal_list {
@@ -1844,6 +1847,8 @@ CONC__PRIVATE bool conc__fd_is_polled(const conc__fd *f);
 static inline void conc__take_signals(conc_loop *l);
 CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f);
 CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how);
+#define CONC__HANDLE_OF "the handle of "
+CONC__COLD void conc__lend_handle(conc_loop *l, const conc_task *t);
 CONC__COLD void conc__step(conc_loop *l, conc_task *t);
 CONC__COLD void conc__step_last(conc_loop *l, conc_task *t);
 CONC__COLD void conc__waited(conc_loop *l, conc_task *t);
@@ -3912,19 +3917,37 @@ CONC__PRIVATE bool conc__holds_between(const conc__holding *h, uintptr_t first, 
     return false;
 }
 
-/* Signals that are received in memory which is lost: on the stack where the task runs, below an
- * address. */
-CONC__COLD void conc__find_lost_signals(conc_loop *l, conc_task *t, const void *below,
-                                        const char *how)
+/* A holding of an object that lies on the stack where the task runs, below an address; NULL: there
+ * is none. */
+CONC__PRIVATE const conc__holding *conc__find_below(const conc__holding *tree, const conc_task *t,
+                                                    const void *below)
 {
     uintptr_t low = (uintptr_t)t->stack->low, size = (uintptr_t)below - low;
-    if (!conc__holds_between(l->receiving, low, (uintptr_t)below - 1))
-        return;
-    for (const conc__holding *h = l->receiving->newest; h; h = h->older)
-        if ((uintptr_t)h->object - low < size) {
-            t->place = h->place;
-            conc__lost(l, t, how);
-        }
+    if (!conc__holds_between(tree, low, (uintptr_t)below - 1))
+        return NULL;
+    const conc__holding *h = tree->newest;
+    while (h && (uintptr_t)h->object - low >= size)
+        h = h->older;
+    return h;
+}
+
+/* What conc still needs in memory that is lost: on the stack where the task runs, below an
+ * address. */
+CONC__COLD void conc__find_lost_loans(conc_loop *l, conc_task *t, const void *below,
+                                      const char *how)
+{
+    char handle[CONC__DESCRIPTION];
+    const conc__holding *h = conc__find_below(l->receiving, t, below);
+    if (h) {
+        t->place = h->place;
+        conc__lost(l, t, how);
+    }
+    h = conc__find_below(l->handles, t, below);
+    if (h) {
+        snprintf(handle, sizeof handle, CONC__HANDLE_OF "%s", h->place);
+        t->place = handle;
+        conc__lost(l, t, how);
+    }
 }
 
 /* A scope that lies below the frame of a call into conc, on the same stack, belongs to a
@@ -3936,8 +3959,8 @@ static inline void conc__find_lost(conc_loop *l, const void *frame)
     if (CONC__UNLIKELY(self->scope && (uintptr_t)((char *)self->scope - low) <
                                           (uintptr_t)((const char *)frame - low)))
         conc__lost(l, self, "a function returned");
-    if (CONC__UNLIKELY(l->receiving))
-        conc__find_lost_signals(l, self, frame, "a function returned");
+    if (CONC__UNLIKELY(l->lent))
+        conc__find_lost_loans(l, self, frame, "a function returned");
 }
 
 /* The running task waits until somebody wakes w. */
@@ -4767,7 +4790,10 @@ CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, con
         conc__excuse(handle, sizeof *handle);
     if (conc__handle_in_use(handle) && !conc__handle_taken_over(handle))
         return conc__misused(-EBUSY, "conc_spawn_task", "the handle is in use", spawned);
-    return conc__spawn_in(g, handle, "conc_spawn_task", spawned, fn, arg, &t);
+    int rc = conc__spawn_in(g, handle, "conc_spawn_task", spawned, fn, arg, &t);
+    if (CONC__UNLIKELY(conc__here->debug) && rc == 0)
+        conc__lend_handle(conc__here, handle);
+    return rc;
 }
 
 /* A conc_start that waits, on the starter's stack. */
@@ -5532,8 +5558,8 @@ static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
     conc_group *g = t->group;
     if (CONC__UNLIKELY(t->scope))
         conc__lost(l, t, "it ended");
-    if (CONC__UNLIKELY(l->receiving))
-        conc__find_lost_signals(l, t, t->stack, "it ended");
+    if (CONC__UNLIKELY(l->lent))
+        conc__find_lost_loans(l, t, t->stack, "it ended");
     if (CONC__UNLIKELY(t->held))
         conc__tell_held(t);
     t->result = rc;
@@ -5747,6 +5773,22 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
     return 0;
 }
 
+/* Lies a handle of the group's below the frame of a call, on the same stack? The function that had
+ * it has returned. Nothing is read of what lies there, as it may have been overwritten; and only
+ * the first few are looked at, so that a group of many costs no more. */
+CONC__COLD void conc__find_lost_handles(conc_loop *l, const conc_group *g, const void *frame)
+{
+    enum { LOOKS = 16 };
+    const conc_task *lists[] = {g->children, g->finished};
+    uintptr_t low = (uintptr_t)l->self->stack->low, size = (uintptr_t)frame - low;
+    for (size_t i = 0; i < CONC_LEN(lists); i++) {
+        int looks = LOOKS;
+        for (const conc_task *t = lists[i]; t && looks; t = t->younger, looks--)
+            if ((uintptr_t)t - low < size)
+                conc__lost(l, l->self, "a function returned that had a task's handle");
+    }
+}
+
 CONC__PRIVATE CONC__CALLED int conc__group_finish(conc_group *g, int rc, const char *call)
 {
     conc_loop *l = conc__in_task_of(call);
@@ -5755,6 +5797,8 @@ CONC__PRIVATE CONC__CALLED int conc__group_finish(conc_group *g, int rc, const c
     int may = conc__may_close(l, g, call);
     if (may < 0)
         return may;
+    if (may == 0 && (g->live_handles || g->finished))
+        conc__find_lost_handles(l, g, __builtin_frame_address(0));
     if (may == 1)
         conc__group_open(l, g, "the group opened by its end");
     if (rc < 0 && !(rc == -ECANCELED && g->scope.effective)) {
@@ -6116,12 +6160,12 @@ CONC__PRIVATE conc__source conc__gen_source(const conc__gen *g)
 CONC__PRIVATE void conc__gen_find_lost(conc_loop *l, const conc__gen *g)
 {
     char how[CONC__NAME + CONC__TEXT];
-    if (l->self->scope == g->scope && !l->receiving)
+    if (l->self->scope == g->scope && !l->lent)
         return;
     snprintf(how, sizeof how, "the generator %s ended", g->opened);
     if (l->self->scope != g->scope)
         conc__lost(l, l->self, how);
-    conc__find_lost_signals(l, l->self, g->stack, how);
+    conc__find_lost_loans(l, l->self, g->stack, how);
 }
 
 CONC__PRIVATE void conc__gen_main(void)
@@ -9585,8 +9629,10 @@ CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *n
         return conc__misused(-EBUSY, "conc_signals_open", "it is open in another thread's run",
                              NULL);
     conc__on_loop(l, conc__open_signals, &c);
-    if (c.rc == 0)
+    if (c.rc == 0) {
         conc__note(&l->receiving, s, "signals", place);
+        l->lent = true;
+    }
     return conc__system_failed(c.rc, NULL);
 }
 
@@ -9653,6 +9699,7 @@ CONC_API int conc_signals_close(conc_signals *s)
     }
     conc__on_loop(l, conc__close_signals, &c);
     conc__unnote(&l->receiving, s);
+    l->lent = l->receiving || l->handles;
     s->numbers = NULL;
     s->loop = NULL;
     return 0;
@@ -10313,12 +10360,27 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
     const conc__lost_call *c = arg;
     (void)l;
     const char *place = c->task->place,
+               *state = "open",
                /* by its first spawn */
-        *opened = strncmp(place, "the ", 4) == 0 ? "" : "the group of ";
+                   *opened = strncmp(place, "the ", 4) == 0 ? "" : "the group of ";
     char who[CONC__DESCRIPTION];
-    fprintf(stderr, "conc: %s: %s, with %s%s still open\n",
-            conc__describe(who, sizeof who, conc__source_of(c->task)), c->how, opened, place);
+    if (strncmp(place, CONC__HANDLE_OF, strlen(CONC__HANDLE_OF)) == 0)
+        state = "in use";
+    fprintf(stderr, "conc: %s: %s, with %s%s still %s\n",
+            conc__describe(who, sizeof who, conc__source_of(c->task)), c->how, opened, place,
+            state);
     abort();
+}
+
+/* Debug: the handle must last until its task has ended. */
+CONC__COLD void conc__lend_handle(conc_loop *l, const conc_task *t)
+{
+    const conc_task *self = l->self;
+    const char *top = self ? conc__stack_top(self->stack) : NULL;
+    if (!self || (const char *)t < self->stack->low || (const char *)t >= top)
+        return; /* not on the stack of the running task */
+    conc__note(&l->handles, t, "a handle", t->spawned);
+    l->lent = true;
 }
 
 /* The task's innermost scope is gone with the memory it lay in, and the loop still points there:
@@ -11459,6 +11521,10 @@ CONC__COLD void conc__woken(conc_loop *l, conc_task *t)
 /* The running task has ended; its stack is given back next. */
 CONC__COLD void conc__step_last(conc_loop *l, conc_task *t)
 {
+    if (CONC__UNLIKELY(l->handles && t->has_handle)) {
+        conc__unnote(&l->handles, t);
+        l->lent = l->receiving || l->handles;
+    }
     l->step_over = true;
     l->left_stack = t->stack;
     l->left_used = l->debug ? conc__usage_note(l, t->stack, conc__source_of(t)) : NULL;

@@ -506,3 +506,155 @@ TEST(a_generator_that_ends_with_signals_open_is_told)
     check_lost(body_and_end, "the generator body_ends_with_signals at ");
     check_lost(body_and_end, "ended, with the conc_signals");
 }
+
+/* ---- handles of tasks that have not ended */
+
+static conc_group *handles_group;
+
+__attribute__((noinline)) static int lose_a_handle(void)
+{
+    conc_task t;
+    opening(__LINE__ + 1);
+    return conc_spawn_task(handles_group, &t, sleep_for_ever, NULL);
+}
+
+static int lose_handle_and_wait(void *arg)
+{
+    conc_group g = {0};
+    (void)arg;
+    handles_group = &g;
+    CHECK_INT(conc_group_begin(&g), 0);
+    CHECK_INT(below(lose_a_handle), 0);
+    (void)conc_sleep(1);
+    return conc_group_wait(&g);
+}
+
+static int lose_background_handle(void *arg)
+{
+    (void)arg;
+    handles_group = NULL;
+    CHECK_INT(below(lose_a_handle), 0);
+    return conc_sleep(1);
+}
+
+static int end_with_handle(void *arg)
+{
+    conc_task t;
+    opening(__LINE__ + 1);
+    return conc_spawn_task(arg, &t, sleep_for_ever, NULL);
+}
+
+static int child_with_handle(void *arg)
+{
+    conc_group g = {0};
+    (void)arg;
+    CHECK_INT(conc_spawn(&g, end_with_handle, &g), 0);
+    return conc_group_wait(&g);
+}
+
+static int body_loses_handle(conc_gen *g, void *arg)
+{
+    (void)g, (void)arg;
+    handles_group = NULL;
+    CHECK_INT(below(lose_a_handle), 0);
+    return conc_sleep(1);
+}
+CONSUMER(consume_lost_handle, body_loses_handle)
+
+static void run_debugging(conc_fn *fn)
+{
+    conc_options o = {.virtual_clock = true, .debug = true};
+    (void)conc_run_with(&o, fn, NULL);
+}
+
+static void handle_then_wait(void) { run_debugging(lose_handle_and_wait); }
+static void background_handle_then_wait(void) { run_debugging(lose_background_handle); }
+static void child_ends_with_handle(void) { run_debugging(child_with_handle); }
+static void body_and_handle(void) { run_debugging(consume_lost_handle); }
+
+TEST(debug_mode_finds_a_handle_that_a_function_left_to_a_running_task)
+{
+    check_lost(handle_then_wait, "a function returned, with the handle of sleep_for_ever at");
+    check_lost(background_handle_then_wait, "still in use");
+    check_lost(body_and_handle, "the handle of sleep_for_ever at");
+}
+
+TEST(debug_mode_finds_a_handle_that_a_task_left_to_a_running_task)
+{
+    check_lost(child_ends_with_handle, "ended, with the handle of sleep_for_ever at");
+}
+
+/* The group was opened by this, so that its line is the one that is told. */
+static int lose_handle_and_close(void *arg)
+{
+    conc_group g = {0};
+    (void)arg;
+    handles_group = &g;
+    CHECK_INT(below(lose_a_handle), 0);
+    return conc_group_wait(&g);
+}
+
+static int lose_ended_handle_and_close(void *arg)
+{
+    conc_group g = {0};
+    conc_task first;
+    (void)arg;
+    handles_group = &g;
+    CHECK_INT(conc_spawn_task(&g, &first, sleep_for_ever, NULL), 0);
+    CHECK_INT(below(lose_a_handle), 0);
+    conc_group_cancel(&g);
+    return conc_group_wait(&g);
+}
+
+static void handle_then_close(void) { run(lose_handle_and_close); }
+
+static void handle_after_another_then_close(void) { run(lose_ended_handle_and_close); }
+
+TEST(the_end_of_a_group_finds_handles_that_are_lost)
+{
+    check_lost(handle_then_close, "a function returned that had a task's handle");
+    char text[4096];
+    if (!locals_are_on_the_stack())
+        return;
+    int status = test_in_process(handle_after_another_then_close, text, sizeof text);
+    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+    CHECK_CONTAINS(text, "a function returned that had a task's handle");
+}
+
+__attribute__((noinline)) static int use_a_handle(void)
+{
+    conc_task t;
+    int rc = 0;
+    CHECK_INT(conc_spawn_task(handles_group, &t, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_sleep(1), 0);
+    CHECK_INT(conc_cancel(&t), 0);
+    CHECK_INT(conc_join(&t, &rc), 0);
+    return rc == -ECANCELED ? 0 : rc;
+}
+
+static int keep_all_handles(void *arg)
+{
+    conc_task above, *in_heap = calloc(1, sizeof *in_heap);
+    conc_group g = {0};
+    (void)arg;
+    CHECK(in_heap != NULL);
+    handles_group = &g;
+    CHECK_INT(conc_group_begin(&g), 0);
+    CHECK_INT(conc_spawn_task(&g, &above, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn_task(&g, in_heap, sleep_for_ever, NULL), 0);
+    for (int i = 0; i < 3; i++) {
+        CHECK_INT(below(use_a_handle), 0);
+        CHECK_INT(wait_deep(20), 0);
+    }
+    conc_group_cancel(&g);
+    CHECK_INT(conc_group_wait(&g), 0);
+    free(in_heap);
+    return conc_sleep(1);
+}
+
+TEST(handles_of_tasks_that_were_joined_or_that_lie_above_are_not_lost)
+{
+    conc_options o = {.virtual_clock = true, .debug = true};
+    CHECK_INT(conc_run_with(&o, keep_all_handles, NULL), 0);
+    CHECK_INT(conc_run(keep_all_handles, NULL), 0);
+}
