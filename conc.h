@@ -849,9 +849,9 @@ typedef struct conc_signals {
  * Each open conc_signals gets every signal of its numbers, in every thread; a number that is in
  * the list twice counts once. They are let through in this thread if they were blocked.
  * Errors: -EINVAL (NULL, n 0, open already, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and
- * those of faults), -EBUSY (open in another thread's run), -ENOMEM; then nothing has changed. Not a checkpoint. One on a task's stack
- * has to be closed before its function returns: one that is lost there ends the program, with a
- * report.
+ * those of faults), -EBUSY (open in another thread's run), -ENOMEM, and what the system refuses;
+ * then nothing has changed. Not a checkpoint. One on a task's stack has to be closed before its
+ * function returns: one that is lost there ends the program, with a report.
  *     int conc_signals_open(conc_signals *s, const int *numbers, size_t n); */
 #define conc_signals_open(s, ...) \
     conc__signals_open((s), CONC__AT("the conc_signals opened at "), __VA_ARGS__)
@@ -1773,9 +1773,10 @@ struct conc_loop {
         unsigned long handed;
     } received[CONC__SIGNALS];
     uint64_t unblocked; /* a bit each: signals that were blocked before they were received */
-    int signal_waits, signal_slot, interrupted_by;
+    int signal_waits, interrupted_by;
     bool interrupted_late, winding_up, embedded, stepping, pipe_was_blocked, pipe_was_pending;
     void *signal_stack;
+    _Atomic(conc_loop *) *signal_slot; /* where its handler finds this loop; NULL: nowhere */
     /* the signals' handler writes these, but for the numbers, which it reads */
     atomic_bool signalled, dump_asked;
     atomic_uint interrupt_numbers;   /* which interrupt this run, a conc__interrupt_bit each */
@@ -2254,24 +2255,34 @@ CONC__PRIVATE int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attrib
     return rc;
 }
 
+/* A pending signal that becomes ignored is gone, though it is blocked; even another thread's. */
+CONC__PRIVATE void conc__signal_drop(int number)
+{
+    struct sigaction before, ignored;
+    memset(&ignored, 0, sizeof ignored);
+    ignored.sa_handler = SIG_IGN;
+    if (sigaction(number, &ignored, &before) == 0)
+        sigaction(number, &before, NULL);
+}
+
 /* Takes away a blocked signal, if it is pending. It waits for none: one that is sent to the
  * process may be another thread's by now. */
 CONC__PRIVATE void conc__signal_discard(int number)
 {
+    int saved = errno;
     sigset_t set;
-    sigset_t pending;
     sigemptyset(&set);
     sigaddset(&set, number);
-    if (sigpending(&pending) || !sigismember(&pending, number))
-        return;
 #ifdef __APPLE__
-    sigwait(&set, &number);
+    sigset_t pending;
+    if (sigpending(&pending) == 0 && sigismember(&pending, number))
+        sigwait(&set, &number);
 #else
     struct timespec now = {0, 0};
-    int saved = errno;
-    sigtimedwait(&set, NULL, &now);
-    errno = saved;
+    if (sigtimedwait(&set, NULL, &now) < 0 && conc__refused(errno))
+        conc__signal_drop(number);
 #endif
+    errno = saved;
 }
 
 /* A write for handlers and the watchdog, which may not wait for the lock of stderr. */
@@ -9125,6 +9136,13 @@ CONC_API void conc__auto_conc_stream(conc_stream *s)
 
 enum { CONC__SIGNAL_LOOPS = 256, CONC__SIGNAL_STACK = 65536 };
 
+/* Loops that signals wake; NULL: a free place. When all are taken, there are more, which stay, as
+ * a handler may be at work in them at any time. */
+typedef struct conc__signal_loops {
+    _Atomic(conc_loop *) loops[CONC__SIGNAL_LOOPS];
+    _Atomic(struct conc__signal_loops *) more;
+} conc__signal_loops;
+
 /* One atomic word for each signal number tells the handler what to do: the flags below, and above
  * them a count of the signals that were received.
  *
@@ -9177,7 +9195,7 @@ static struct conc__signalling {
     pthread_mutex_t mutex;
     conc__signal numbers[CONC__SIGNALS];
     atomic_int process; /* that installed the handlers; in a child without fork's hooks another */
-    _Atomic(conc_loop *) loops[CONC__SIGNAL_LOOPS];
+    conc__signal_loops reached;
     atomic_int running; /* handlers at work: what they may look at must stay */
     int faults;         /* runs that want the report of a stack overflow */
     int questions;      /* runs whose watchdog may ask where their thread is */
@@ -9202,6 +9220,13 @@ CONC__PRIVATE bool conc__signal_is_default(int number)
     return !(now.sa_flags & SA_SIGINFO) && now.sa_handler == SIG_DFL;
 }
 
+/* A signal that came to conc's handler, which nobody wanted. */
+CONC__PRIVATE void conc__signal_again(int number)
+{
+    if (kill(getpid(), number))
+        raise(number); /* a sandbox may refuse the other */
+}
+
 /* If the number is free, its disposition is what it was before conc's, or became meanwhile. Also
  * in the handler: only atomics and system calls. */
 CONC__PRIVATE void conc__signal_put_back(int number)
@@ -9215,7 +9240,7 @@ CONC__PRIVATE void conc__signal_put_back(int number)
         sigaction(number, &n->before, NULL);
     was = atomic_fetch_and(&n->word, ~(CONC__RESTORING | CONC__AGAIN));
     if (was & CONC__AGAIN)
-        kill(getpid(), number);
+        conc__signal_again(number);
 }
 
 /* The default action, at once; the handler had blocked the signal. */
@@ -9248,22 +9273,29 @@ CONC__PRIVATE bool conc__interrupt(conc_loop *l, int number)
     return false;
 }
 
+/* True: it kills. */
+CONC__PRIVATE bool conc__signal_reaches_loop(conc_loop *l, int number, unsigned long role)
+{
+    bool kills = role == CONC__INTERRUPTS && conc__interrupt(l, number);
+    if (role == CONC__DUMPS)
+        atomic_store(&l->dump_asked, true);
+    atomic_store(&l->signalled, true);
+    conc__wake_up(l);
+    return kills;
+}
+
 /* To all loops. role: of the number, CONC__ROLES: none. True: it kills. */
 CONC__PRIVATE bool conc__signal_reaches(int number, unsigned long role)
 {
     bool kills = false;
     atomic_fetch_add(&conc__signalling.running, 1);
-    for (int i = 0; i < CONC__SIGNAL_LOOPS; i++) {
-        conc_loop *l = atomic_load(&conc__signalling.loops[i]);
-        if (!l)
-            continue;
-        if (role == CONC__INTERRUPTS)
-            kills |= conc__interrupt(l, number);
-        if (role == CONC__DUMPS)
-            atomic_store(&l->dump_asked, true);
-        atomic_store(&l->signalled, true);
-        conc__wake_up(l);
-    }
+    conc__signal_loops *all = &conc__signalling.reached;
+    for (; all; all = atomic_load(&all->more))
+        for (int i = 0; i < CONC__SIGNAL_LOOPS; i++) {
+            conc_loop *l = atomic_load(&all->loops[i]);
+            if (l)
+                kills |= conc__signal_reaches_loop(l, number, role);
+        }
     atomic_fetch_sub(&conc__signalling.running, 1);
     return kills;
 }
@@ -9289,7 +9321,7 @@ CONC__PRIVATE void conc__on_signal(int number)
     int saved = errno;
     if (atomic_load(&conc__signalling.process) != getpid()) { /* a child's, before fork's hook */
         sigaction(number, &n->before, NULL);
-        kill(getpid(), number);
+        conc__signal_again(number);
         errno = saved;
         return;
     }
@@ -9303,7 +9335,7 @@ CONC__PRIVATE void conc__on_signal(int number)
         conc__signal_reaches(number, CONC__DUMPS);
     } else if (!(was & CONC__RESTORING)) {
         conc__signal_put_back(number);
-        kill(getpid(), number);
+        conc__signal_again(number);
     }
     errno = saved;
 }
@@ -9355,7 +9387,32 @@ CONC__PRIVATE void conc__signal_leave(int number, int role)
     unsigned long was = atomic_fetch_and(&n->word, ~CONC__ROLE(role));
     conc__signal_put_back(number);
     if (role == CONC__RECEIVES && CONC__CAME(was) != n->handed)
-        kill(getpid(), number); /* nobody was given it, or will be */
+        conc__signal_again(number); /* nobody was given it, or will be */
+}
+
+/* A free place, which is the loop's from now on; NULL: no memory for more. */
+CONC__PRIVATE _Atomic(conc_loop *) *conc__signal_slot_take(conc_loop *l)
+{
+    conc__signal_loops *all = &conc__signalling.reached, *more, *none;
+    for (;; all = more) {
+        for (int i = 0; i < CONC__SIGNAL_LOOPS; i++) {
+            conc_loop *nobody = NULL;
+            if (atomic_compare_exchange_strong(&all->loops[i], &nobody, l))
+                return &all->loops[i];
+        }
+        none = NULL;
+        more = atomic_load(&all->more);
+        if (more)
+            continue;
+        more = conc__alloc(sizeof *more);
+        if (!more)
+            return NULL;
+        memset(more, 0, sizeof *more);
+        if (!atomic_compare_exchange_strong(&all->more, &none, more)) {
+            CONC_FREE(more);
+            more = none;
+        }
+    }
 }
 
 /* Has signals wake this loop. A signal's frame takes up to 12 KiB where the processor has large
@@ -9363,29 +9420,25 @@ CONC__PRIVATE void conc__signal_leave(int number, int role)
 CONC__PRIVATE int conc__signals_reach(conc_loop *l)
 {
     stack_t none = {0}, now;
-    if (l->signal_slot >= 0)
+    if (l->signal_slot)
         return 0;
-    for (int i = 0; i < CONC__SIGNAL_LOOPS; i++) {
-        conc_loop *nobody = NULL;
-        if (!atomic_compare_exchange_strong(&conc__signalling.loops[i], &nobody, l))
-            continue;
-        l->signal_slot = i;
-        if (sigaltstack(NULL, &now) == 0 && now.ss_flags & CONC__SS_DISABLE)
-            none.ss_sp = l->signal_stack = conc__map_pages(CONC__SIGNAL_STACK);
-        none.ss_size = CONC__SIGNAL_STACK;
-        if (l->signal_stack)
-            sigaltstack(&none, NULL);
-        return 0;
-    }
-    return -EMFILE;
+    l->signal_slot = conc__signal_slot_take(l);
+    if (!l->signal_slot)
+        return -ENOMEM;
+    if (sigaltstack(NULL, &now) == 0 && now.ss_flags & CONC__SS_DISABLE)
+        none.ss_sp = l->signal_stack = conc__map_pages(CONC__SIGNAL_STACK);
+    none.ss_size = CONC__SIGNAL_STACK;
+    if (l->signal_stack)
+        sigaltstack(&none, NULL);
+    return 0;
 }
 
 CONC__PRIVATE void conc__signals_unreach(conc_loop *l)
 {
     stack_t none = {.ss_flags = CONC__SS_DISABLE}, now;
-    if (l->signal_slot < 0)
+    if (!l->signal_slot)
         return;
-    atomic_store(&conc__signalling.loops[l->signal_slot], NULL);
+    atomic_store(l->signal_slot, NULL);
     while (atomic_load(&conc__signalling.running))
         sched_yield();
     if (l->signal_stack) {
@@ -9393,7 +9446,7 @@ CONC__PRIVATE void conc__signals_unreach(conc_loop *l)
             sigaltstack(&none, NULL);
         conc__unmap_pages(l->signal_stack, CONC__SIGNAL_STACK);
     }
-    l->signal_slot = -1;
+    l->signal_slot = NULL;
 }
 
 /* A signal that a conc_signals has not handed out yet; 0: there is none. */
@@ -9465,14 +9518,17 @@ static inline void conc__take_signals(conc_loop *l)
         conc__take_signals_now(l);
 }
 
-CONC__PRIVATE bool conc__signal_may_be_received(int number)
+/* 0, -EINVAL, or why the system refuses it. */
+CONC__PRIVATE int conc__signal_may_be_received(int number)
 {
     static const int never[] = {SIGKILL, SIGSTOP, SIGPIPE, SIGSEGV, SIGBUS, SIGFPE, SIGILL};
     struct sigaction now;
     for (size_t i = 0; i < CONC_LEN(never); i++)
         if (number == never[i])
-            return false;
-    return number > 0 && number < CONC__SIGNALS && sigaction(number, NULL, &now) == 0;
+            return -EINVAL;
+    if (number <= 0 || number >= CONC__SIGNALS)
+        return -EINVAL;
+    return sigaction(number, NULL, &now) ? -errno : 0;
 }
 
 CONC__PRIVATE void conc__signal_block(int number)
@@ -9488,6 +9544,7 @@ CONC__PRIVATE void conc__signal_unblock(conc_loop *l, int number)
 {
     sigset_t set, before;
     sigemptyset(&set);
+    sigemptyset(&before);
     sigaddset(&set, number);
     pthread_sigmask(SIG_UNBLOCK, &set, &before);
     if (sigismember(&before, number) == 1)
@@ -9544,27 +9601,21 @@ typedef struct conc__signal_call {
     int rc;
 } conc__signal_call;
 
-/* The numbers in the list, a bit each; 0: one cannot be received. */
-CONC__PRIVATE uint64_t conc__signals_in(const int *numbers, size_t n)
-{
-    uint64_t all = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (!conc__signal_may_be_received(numbers[i]))
-            return 0;
-        all |= conc__signal_bit(numbers[i]);
-    }
-    return all;
-}
-
 /* The receiver gets each number once, in the order of the list. */
 CONC__PRIVATE int conc__signals_fill(conc_loop *l, const conc__signal_call *c)
 {
     conc_signals *s = c->s;
-    uint64_t left = conc__signals_in(c->numbers, c->n);
+    uint64_t left = 0;
+    for (size_t i = 0; i < c->n; i++) {
+        int rc = conc__signal_may_be_received(c->numbers[i]);
+        if (rc)
+            return rc;
+        left |= conc__signal_bit(c->numbers[i]);
+    }
     size_t count = (size_t)__builtin_popcountll(left);
-    struct conc__signal_number *list = left ? conc__alloc(count * sizeof *list) : NULL;
+    struct conc__signal_number *list = conc__alloc(count * sizeof *list);
     if (!list)
-        return left ? -ENOMEM : -EINVAL;
+        return -ENOMEM;
     *s = (conc_signals){.numbers = list, .run = l->run};
     for (size_t i = 0; left; i++) {
         int number = c->numbers[i];
@@ -9633,7 +9684,7 @@ CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *n
         conc__note(&l->receiving, s, "signals", place);
         l->lent = true;
     }
-    return conc__system_failed(c.rc, NULL);
+    return conc__system_failed(c.rc, conc__refused(-c.rc) ? "rt_sigaction" : NULL);
 }
 
 CONC__PRIVATE bool conc__receive_cancel(conc__wait *w)
@@ -9774,8 +9825,10 @@ CONC__PRIVATE void conc__signals_forget(void)
             sigaction(number, &n->before, NULL);
         atomic_store(&n->word, 0);
     }
-    for (int i = 0; i < CONC__SIGNAL_LOOPS; i++)
-        atomic_store(&conc__signalling.loops[i], NULL);
+    conc__signal_loops *all = &conc__signalling.reached;
+    for (; all; all = atomic_load(&all->more))
+        for (int i = 0; i < CONC__SIGNAL_LOOPS; i++)
+            atomic_store(&all->loops[i], NULL);
     atomic_store(&conc__signalling.running, 0);
     conc__signalling.faults = conc__signalling.questions = 0;
     pthread_mutex_init(&conc__signalling.mutex, NULL);
@@ -9786,6 +9839,7 @@ CONC__PRIVATE void conc__pipe_signal_block(conc_loop *l)
 {
     sigset_t pipe, before;
     sigemptyset(&pipe);
+    sigemptyset(&before);
     sigaddset(&pipe, SIGPIPE);
     pthread_sigmask(SIG_BLOCK, &pipe, &before);
     l->pipe_was_blocked = sigismember(&before, SIGPIPE) == 1;
@@ -10456,6 +10510,7 @@ CONC__PRIVATE ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
     static const int deadly[] = {SIGXFSZ, SIGPIPE};
     sigset_t both, before, already;
     sigemptyset(&both);
+    sigemptyset(&already);
     for (size_t i = 0; i < CONC_LEN(deadly); i++)
         sigaddset(&both, deadly[i]);
     pthread_sigmask(SIG_BLOCK, &both, &before);
@@ -11397,7 +11452,7 @@ CONC__PRIVATE bool conc__questions_open(const conc_loop *l)
     struct sigaction now, ours;
     stack_t stack;
     void *frames[4];
-    if (l->signal_slot < 0 || sigaltstack(NULL, &stack) || stack.ss_flags & CONC__SS_DISABLE ||
+    if (!l->signal_slot || sigaltstack(NULL, &stack) || stack.ss_flags & CONC__SS_DISABLE ||
         sigaction(SIGURG, NULL, &now))
         return false;
     bool mine = conc__is_question(&now);
@@ -11848,7 +11903,7 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
         return NULL;
     memset(l, 0, sizeof *l);
     pthread_mutex_init(&l->mutex, NULL);
-    l->poll_fd = l->wake_in = l->wake_out = l->signal_slot = -1;
+    l->poll_fd = l->wake_in = l->wake_out = -1;
     l->options = *o;
     l->virtual_clock = o->virtual_clock;
     l->seeded = o->seed != 0;

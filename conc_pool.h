@@ -2793,14 +2793,14 @@ CONC__PRIVATE int conc__replace(const char *path, const struct stat *before,
 CONC__PRIVATE int conc__write_special(const conc__file_call *f)
 {
     sigset_t pipe_signal, before, pending;
-    struct timespec now = {0, 0};
     sigemptyset(&pipe_signal);
+    sigemptyset(&pending);
     sigaddset(&pipe_signal, SIGPIPE);
     sigpending(&pending);
     pthread_sigmask(SIG_BLOCK, &pipe_signal, &before);
     int rc = conc__write_to(f->path, O_WRONLY, f);
     if (rc == -EPIPE && !sigismember(&pending, SIGPIPE))
-        sigtimedwait(&pipe_signal, NULL, &now);
+        conc__signal_discard(SIGPIPE);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return rc;
 }

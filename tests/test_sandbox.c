@@ -126,10 +126,18 @@ static int sockets_and_streams(void *arg)
     return conc_close(fd);
 }
 
+static void send_sigusr1(void)
+{
+    int saved = errno;
+    if (kill(getpid(), SIGUSR1))
+        CHECK_INT(raise(SIGUSR1), 0);
+    errno = saved;
+}
+
 static void *send_a_signal(void *arg)
 {
     nanosleep(&(struct timespec){0, 10000000}, NULL);
-    kill(getpid(), SIGUSR1);
+    send_sigusr1();
     return arg;
 }
 
@@ -143,6 +151,46 @@ static int signals(void *arg)
     CHECK_INT(conc_signals_next(&s), SIGUSR1);
     CHECK_INT(pthread_join(t, NULL), 0);
     return conc_signals_close(&s);
+}
+
+static int broken_end;
+
+static int broken_pipes(void *arg)
+{
+    int saved = errno;
+    (void)arg;
+    CHECK_INT(conc_write(broken_end, "x", 1), -EPIPE);
+    CHECK_INT(write(broken_end, "x", 1), -1);
+    errno = saved;
+    return 0;
+}
+
+static int handled;
+
+static void handle(int number)
+{
+    (void)number;
+    handled++;
+}
+
+/* It goes to the handler of before. */
+static int a_signal_nobody_takes(void *arg)
+{
+    conc_signals s = {0};
+    (void)arg;
+    int saved = errno;
+    handled = 0;
+    signal(SIGUSR1, handle);
+    int rc = conc_signals_open(&s, &(int){SIGUSR1}, 1);
+    if (rc == 0) {
+        send_sigusr1();
+        CHECK_INT(conc_signals_close(&s), 0);
+        CHECK_INT(conc_yield(), 0);
+        CHECK_INT(handled, 1);
+    }
+    signal(SIGUSR1, SIG_DFL);
+    errno = saved;
+    return rc;
 }
 
 static void set_event(void *event) { conc_event_set(event); }
@@ -163,7 +211,9 @@ static int posts(void *arg)
     (void)arg;
     here = conc_loop_self();
     CHECK_INT(conc_loop_hold(here), 0);
+    int saved = errno;
     CHECK_INT(pthread_create(&t, NULL, post, &event), 0);
+    errno = saved; /* the C library tries a signal call of its own */
     CHECK_INT(conc_event_wait(&event), 0);
     CHECK_INT(pthread_join(t, NULL), 0);
     return conc_loop_release(here);
@@ -253,6 +303,8 @@ static const part parts[] = {
     {"pipes", pipes},
     {"sockets and streams", sockets_and_streams},
     {"signals", signals},
+    {"broken pipes", broken_pipes},
+    {"a signal nobody takes", a_signal_nobody_takes},
     {"posts", posts},
     {"threads and files", threads_and_files},
     {"children", children},
@@ -277,7 +329,8 @@ static int run_the_parts(void *arg)
         conc_get_stats(&before);
         errno = 77;
         int rc = parts[i].fn(NULL);
-        CHECK_INT(errno, 77);
+        if (errno != 77)
+            test_fail(__FILE__, __LINE__, "%s: errno is %d", parts[i].name, errno);
         conc_get_stats(&after);
         if (after.polls - before.polls > MOST_POLLS)
             test_fail(__FILE__, __LINE__, "%s: it spins: %llu polls", parts[i].name,
@@ -299,6 +352,10 @@ static void run_refused(void)
     signal(SIGALRM, SIG_DFL);
     alarm(LIMIT);
     CHECK_INT(pipe(pipe_ends), 0);
+    int broken[2];
+    CHECK_INT(pipe(broken), 0);
+    close(broken[0]);
+    broken_end = broken[1];
     if (!refuse(refused.call, refused.error))
         return; /* no filters here: in a sandbox that refuses these, or an emulator */
     int rc = conc_run(run_the_parts, NULL);
@@ -339,6 +396,11 @@ REFUSED(sched_setaffinity, NULL)
 REFUSED(memfd_create, "processes, shared memory")
 REFUSED(timerfd_create, NULL)
 REFUSED(signalfd4, NULL)
+REFUSED(rt_sigtimedwait, NULL)
+REFUSED(rt_sigpending, NULL)
+REFUSED(rt_sigaction, "signals, a signal nobody takes")
+REFUSED(kill, NULL)
+REFUSED(tgkill, NULL)
 REFUSED(prctl, NULL)
 REFUSED(sigaltstack, NULL)
 REFUSED(preadv2, NULL)

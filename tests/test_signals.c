@@ -1668,6 +1668,32 @@ TEST(loops_in_several_threads_all_get_a_signal_of_the_process)
     check_unchanged_since(&before);
 }
 
+static void *run_interruptible_receiver(void *t)
+{
+    conc_options o = {.interrupt = true};
+    CHECK_INT(conc_run_with(&o, receive_in_a_thread, t), 0);
+    return NULL;
+}
+
+TEST(loops_in_very_many_threads_all_get_a_signal_of_the_process)
+{
+    enum { MANY = 260 };
+    static loop_thread t[MANY];
+    dispositions before;
+    unsetenv("CONC_CLOCK");
+    look_around(&before);
+    for (int i = 0; i < MANY; i++)
+        start_thread(&t[i].thread, run_interruptible_receiver, &t[i]);
+    wait_until(&opened, MANY);
+    CHECK_INT(kill(getpid(), SIGUSR1), 0);
+    CHECK_INT(kill(getpid(), SIGUSR2), 0);
+    for (int i = 0; i < MANY; i++) {
+        join_thread(t[i].thread);
+        CHECK_INT(t[i].got[0] + t[i].got[1], SIGUSR1 + SIGUSR2);
+    }
+    check_unchanged_since(&before);
+}
+
 static int open_and_close(void *arg)
 {
     (void)arg;
