@@ -6975,6 +6975,8 @@ CONC__PRIVATE int conc__fd_await(conc_loop *l, int number, int events, conc__pat
     int in_name = f && p->ready & events ? conc__fd_ready(number, p->ready & events) : 0, rc;
     if (in_name < 0)
         return in_name;
+    if (in_name & CONC_READABLE) /* another reader took what the event told of; this came since, */
+        f->drained = false;      /* and a pause takes no events, so the next try must ask */
     if (in_name) {
         p->pause = p->pause ? p->pause * 2 : LEAST;
         p->pause = p->pause < MOST ? p->pause : MOST;

@@ -357,6 +357,48 @@ IO_TEST(two_numbers_of_one_pipe_are_two_descriptors)
 
 /* ---- the end of file, hang-ups and errors ---- */
 
+/* Takes all, and then there is more at once. */
+static int reads_and_has_more_sent(void *arg)
+{
+    const int *s = arg;
+    char bytes[64];
+    CHECK_INT(conc_read(s[0], bytes, sizeof bytes), 3);
+    io_send(s[1], "more");
+    return 0;
+}
+
+static int reads_what_came_last(void *arg)
+{
+    const int *s = arg;
+    char bytes[64];
+    conc_scope limit = {0};
+    CHECK_INT(conc_scope_begin(&limit, 1), 0);
+    ssize_t n = conc_read(s[0], bytes, sizeof bytes);
+    CHECK_INT(conc_scope_end(&limit, (int)n), 4);
+    return 0;
+}
+
+static void body_of_bytes_between_readers(void)
+{
+    for (io_kind kind = 0; kind < IO_KINDS; kind++) {
+        int s[2];
+        conc_group g = {0};
+        io_open(kind, s);
+        CHECK_INT(conc_spawn(&g, reads_and_has_more_sent, s), 0);
+        CHECK_INT(conc_spawn(&g, reads_what_came_last, s), 0);
+        CHECK_INT(conc_settle(), 0);
+        io_send(s[1], "all");
+        CHECK_INT(conc_group_wait(&g), 0);
+        io_close(s);
+    }
+}
+
+/* Both readers wake for the same event, and the second one's bytes come before any other event. */
+ORDERED_TEST(bytes_that_come_between_two_woken_readers_go_to_the_second)
+{
+    io_run_each(body_of_bytes_between_readers);
+}
+
 IO_TEST(the_end_of_file_wakes_a_reader_and_can_be_read_again_and_again)
 {
     for (io_kind kind = 0; kind < IO_KINDS; kind++) {
