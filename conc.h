@@ -698,7 +698,7 @@ CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n);
 
 typedef struct conc_listen_options {
     int backlog;     /* connections that may wait to be accepted; 0: the system's maximum */
-    bool reuse_port; /* SO_REUSEPORT: several sockets share the port */
+    bool reuse_port; /* SO_REUSEPORT: several sockets share the port; no matter for "unix:" */
 } conc_listen_options;
 
 /* Opens a socket that listens: the descriptor. Its address may be used again at once
@@ -7108,6 +7108,22 @@ CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
 
 enum { CONC__READS = O_RDONLY, CONC__WRITES = O_WRONLY };
 
+/* The process, or the system, is short of something. */
+CONC__PRIVATE bool conc__is_lack(int rc)
+{
+    switch (rc) {
+    case -EMFILE:
+    case -ENFILE:
+    case -ENOBUFS:
+    case -ENOMEM:
+#ifdef ENOSR
+    case -ENOSR:
+#endif
+        return true;
+    default: return false;
+    }
+}
+
 /* preadv2 or pwritev2, which must not wait. False: not for this file, or this system. */
 CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
 {
@@ -7159,11 +7175,13 @@ CONC__PRIVATE bool conc__io_is_full_eventfd(const conc__io *io, const struct sta
     snprintf(path, sizeof path, "/proc/self/fdinfo/%d", io->fd);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+    memcpy(&more, io->parts->iov_base, sizeof more);
+    if (fd < 0 && conc__is_lack(-errno))
+        return more > 1; /* perhaps: it is tried again */
     if (fd >= 0)
         close(fd);
     text[n > 0 ? n : 0] = 0;
     at = strstr(text, "eventfd-count:");
-    memcpy(&more, io->parts->iov_base, sizeof more);
     return at && more > UINT64_MAX - 1 - strtoull(at + 14, NULL, 16);
 #else
     (void)io;
@@ -7192,6 +7210,19 @@ CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io, int fd, int access)
                                  : writev(fd, io->parts, io->count);
 }
 
+/* Not more than a terminal has: in raw mode it may have been told to wait for more bytes, unless
+ * fewer are asked for. */
+CONC__PRIVATE ssize_t conc__io_read_some(const conc__io *io)
+{
+    int there = 0, i = 0;
+    if (ioctl(io->fd, FIONREAD, &there) || there <= 0)
+        return conc__io_plain(io, io->fd, CONC__READS);
+    while (!io->parts[i].iov_len)
+        i++;
+    size_t most = io->parts[i].iov_len, n = (size_t)there;
+    return read(io->fd, io->parts[i].iov_base, n < most ? n : most);
+}
+
 CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io, int access)
 {
     struct stat st;
@@ -7216,9 +7247,10 @@ CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io, int access)
         errno = saved;
         return n;
     }
-    if (access == CONC__READS)
-        return conc__io_plain(io, io->fd, access);
-    return conc__io_write_some(io, S_ISCHR(st.st_mode) && isatty(io->fd) ? 1 : PIPE_BUF);
+    bool terminal = S_ISCHR(st.st_mode) && isatty(io->fd);
+    if (access == CONC__WRITES)
+        return conc__io_write_some(io, terminal ? 1 : PIPE_BUF);
+    return terminal ? conc__io_read_some(io) : conc__io_plain(io, io->fd, access);
 }
 
 /* -- one try -- */
@@ -7697,26 +7729,10 @@ CONC__PRIVATE int conc__socket(int family)
 #endif
 }
 
-CONC__PRIVATE void conc__set_option(int fd, int level, int option)
+CONC__PRIVATE int conc__set_option(int fd, int level, int option)
 {
     int on = 1;
-    setsockopt(fd, level, option, &on, sizeof on);
-}
-
-/* The process, or the system, is short of something. */
-CONC__PRIVATE bool conc__is_lack(int rc)
-{
-    switch (rc) {
-    case -EMFILE:
-    case -ENFILE:
-    case -ENOBUFS:
-    case -ENOMEM:
-#ifdef ENOSR
-    case -ENOSR:
-#endif
-        return true;
-    default: return false;
-    }
+    return setsockopt(fd, level, option, &on, sizeof on) ? -errno : 0;
 }
 
 /* ---- the file of a Unix socket ----
@@ -7857,6 +7873,23 @@ CONC__PRIVATE int conc__listen_on_port(int fd, const conc__address *a, int backl
     return rc == 0 && listen(fd, backlog) ? -errno : rc;
 }
 
+/* What must hold is an error where the system refuses it; the rest is a convenience. */
+CONC__PRIVATE int conc__set_up_port(int fd, int family, const conc_listen_options *o)
+{
+    int rc = 0;
+    conc__set_option(fd, SOL_SOCKET, SO_REUSEADDR);
+    conc__set_option(fd, IPPROTO_TCP, TCP_NODELAY); /* what is accepted inherits it */
+    if (family == AF_INET6)
+        rc = conc__set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY);
+#ifdef SO_REUSEPORT
+    if (rc == 0 && o->reuse_port)
+        rc = conc__set_option(fd, SOL_SOCKET, SO_REUSEPORT);
+#else
+    rc = o->reuse_port ? -ENOPROTOOPT : rc;
+#endif
+    return rc;
+}
+
 CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_options *o)
 {
     int family = a->as.any.sa_family, fd = conc__socket(family);
@@ -7864,17 +7897,11 @@ CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_opti
     bool path = family == AF_UNIX && a->as.local.sun_path[0];
     if (fd < 0)
         return -errno;
-    if (family != AF_UNIX) {
-        conc__set_option(fd, SOL_SOCKET, SO_REUSEADDR);
-        conc__set_option(fd, IPPROTO_TCP, TCP_NODELAY); /* what is accepted inherits it */
-    }
-    if (family == AF_INET6)
-        conc__set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY);
-#ifdef SO_REUSEPORT
-    if (o->reuse_port && family != AF_UNIX)
-        conc__set_option(fd, SOL_SOCKET, SO_REUSEPORT);
-#endif
-    int rc = path ? conc__listen_on_path(fd, a, backlog) : conc__listen_on_port(fd, a, backlog);
+    int rc = family == AF_UNIX ? 0 : conc__set_up_port(fd, family, o);
+    if (rc == 0 && path)
+        rc = conc__listen_on_path(fd, a, backlog);
+    else if (rc == 0)
+        rc = conc__listen_on_port(fd, a, backlog);
     if (rc == 0)
         return fd;
     close(fd);

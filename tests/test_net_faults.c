@@ -26,6 +26,7 @@ static struct {
     int self_connects; /* so many sockets are bound to the address that they connect to */
     int connect_error; /* the next connect fails with this */
     int flock_error;   /* every flock fails with this */
+    int option_level, option, option_error; /* such a setsockopt fails with this */
     void (*before_bind)(void);
     void (*before_listen)(void);
     void (*before_unlink)(void);
@@ -83,6 +84,15 @@ static int faulty_flock(int fd, int operation)
     return flock(fd, operation);
 }
 
+static int faulty_setsockopt(int fd, int level, int option, const void *value, socklen_t size)
+{
+    if (faults.option == option && faults.option_level == level) {
+        errno = faults.option_error;
+        return -1;
+    }
+    return setsockopt(fd, level, option, value, size);
+}
+
 static int late_bind(int fd, const struct sockaddr *address, socklen_t size)
 {
     happen(&faults.before_bind);
@@ -115,6 +125,7 @@ static long faulty_syscall(long number, long a, long b, long c, long d, long e, 
 #define accept(fd, address, size) plain_accept((fd), (address), (size))
 #define connect faulty_connect
 #define flock(fd, operation) faulty_flock((fd), (operation))
+#define setsockopt faulty_setsockopt
 #define bind late_bind
 #define listen late_listen
 #define unlink late_unlink
@@ -129,6 +140,7 @@ static long faulty_syscall(long number, long a, long b, long c, long d, long e, 
 #undef syscall
 #undef accept
 #undef flock
+#undef setsockopt
 #undef connect
 #undef bind
 #undef listen
@@ -578,6 +590,27 @@ IO_TEST(a_foreign_listener_that_its_handler_closes_ends_the_serving_well)
         CHECK(s.served > 0);
         for (int i = 0; i < 3; i++)
             CHECK_INT(close(fds[i]), 0);
+    }
+}
+
+/* ---- options of a socket that the system refuses ---- */
+
+IO_TEST(what_was_asked_of_a_listener_holds_or_is_an_error)
+{
+    static const int errors[] = {ENOPROTOOPT, EPERM, ENOSYS};
+    conc_listen_options shared = {.reuse_port = true};
+    for (size_t i = 0; i < CONC_LEN(errors); i++) {
+        faults.option_error = errors[i];
+        faults.option_level = SOL_SOCKET;
+        faults.option = SO_REUSEPORT;
+        CHECK_INT(conc_listen_with("127.0.0.1:0", &shared), -errors[i]);
+        int l = conc_listen("127.0.0.1:0");
+        CHECK(l >= 0);
+        CHECK_INT(conc_close(l), 0);
+        faults.option_level = IPPROTO_IPV6;
+        faults.option = IPV6_V6ONLY;
+        CHECK_INT(conc_listen("[::1]:0"), -errors[i]);
+        faults.option_level = faults.option = 0;
     }
 }
 

@@ -530,6 +530,47 @@ TEST(a_file_that_epoll_refuses_and_that_is_not_ready_does_not_hold_the_loop)
 }
 #endif
 
+/* No more descriptors can be opened. */
+static struct rlimit open_files;
+
+static void allow_no_more(void)
+{
+    CHECK_INT(getrlimit(RLIMIT_NOFILE, &open_files), 0);
+    struct rlimit none = {0, open_files.rlim_max};
+    CHECK_INT(setrlimit(RLIMIT_NOFILE, &none), 0);
+}
+
+static void allow_as_before(void) { CHECK_INT(setrlimit(RLIMIT_NOFILE, &open_files), 0); }
+
+#ifdef __linux__
+static int frees_descriptors(void *arg)
+{
+    (void)arg;
+    CHECK_INT(conc_sleep(1), 0);
+    allow_as_before();
+    return 0;
+}
+
+IO_TEST(a_number_that_may_not_fit_into_an_eventfd_waits_for_a_descriptor_to_find_out)
+{
+    int fd = eventfd(0, 0);
+    uint64_t nearly = UINT64_MAX - 20;
+    conc_group g = {0};
+    CHECK_INT(write(fd, &nearly, sizeof nearly), sizeof nearly);
+    CHECK_INT(conc_spawn(&g, frees_descriptors, NULL), 0);
+    allow_no_more();
+    CHECK_INT(adds_ten(fd), sizeof nearly);
+    allow_no_more();
+    conc_scope s = {0};
+    CHECK_INT(conc_scope_begin(&s, 1), 0);
+    int rc = (int)adds_ten(fd); /* this does not fit */
+    allow_as_before();
+    CHECK_INT(conc_scope_end(&s, rc), -ETIMEDOUT);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(conc_close(fd), 0);
+}
+#endif
+
 IO_TEST(a_terminal_in_raw_mode_is_read_without_waiting_for_more)
 {
     int master = posix_openpt(O_RDWR | O_NOCTTY);
@@ -549,6 +590,18 @@ IO_TEST(a_terminal_in_raw_mode_is_read_without_waiting_for_more)
     double start = test_real_seconds();
     CHECK_INT(conc_read(fd, buf, sizeof buf), 1);
     CHECK(test_real_seconds() - start < 1.9);
+    io_send(master, "abc"); /* nor where no descriptor can be opened for it */
+    struct iovec parts[] = {{buf, 0}, {buf, 2}, {buf + 2, 8}};
+    CHECK_INT(conc_wait_fd(fd, CONC_READABLE), CONC_READABLE);
+    allow_no_more();
+    start = test_real_seconds();
+    ssize_t first = conc_readv(fd, parts, 3), second = conc_read(fd, buf + 2, 8);
+    double took = test_real_seconds() - start;
+    allow_as_before();
+    CHECK_INT(first, 2);
+    CHECK_INT(second, 1);
+    CHECK(memcmp(buf, "abc", 3) == 0);
+    CHECK(took < 1.9);
     CHECK_INT(conc_close(fd), 0);
     CHECK_INT(conc_close(master), 0);
 }
