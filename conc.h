@@ -12278,6 +12278,7 @@ CONC_API int conc_embed_end(conc_embed *e)
     l->embedded = false;
     l->stepping = true;
     conc__was_idle(l, l->left, conc__time(l));
+    conc__take_signals(l); /* an interrupt that came since the last step is why it ends */
     if (!l->winding_up)
         conc__task_cancel(l, &l->main);
     conc__schedule(l);

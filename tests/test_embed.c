@@ -831,6 +831,27 @@ static void be_interrupted(void)
 
 EMBED_TEST(an_interrupt_cancels_main_and_wakes_the_host) { check_process(be_interrupted); }
 
+static void end_after_an_interrupt(void)
+{
+    host h;
+    conc_options o = {.interrupt = true};
+    signal(SIGTERM, SIG_DFL);
+    begin_with(&h, &o, sleeps_for_ever, NULL);
+    CHECK_INT(step(&h), 1);
+    CHECK_INT(raise(SIGTERM), 0);
+    CHECK_INT(conc_embed_end(&h.e), -EINTR);
+    begin_with(&h, &o, sleeps_for_ever, NULL);
+    CHECK_INT(raise(SIGTERM), 0);
+    CHECK_INT(conc_embed_end(&h.e), -EINTR);
+    begin_with(&h, &o, sleeps_for_ever, NULL);
+    CHECK_INT(conc_embed_end(&h.e), -ECANCELED);
+}
+
+EMBED_TEST(an_interrupt_between_the_last_step_and_the_end_is_why_it_ends)
+{
+    check_process(end_after_an_interrupt);
+}
+
 /* ---- the virtual clock ---- */
 
 static int sleeps_a_day(void *arg)
