@@ -98,7 +98,7 @@ static struct model {
 static conc_local keys[KEYS];
 static struct {
     long programs, steps, cut_short, timed_out, granted_late, joins, spawns, items, failures;
-    long late_starts, refused;
+    long late_starts, refused, without_memory;
 } total;
 
 static void log_step(const task *t, const char *what, long long value)
@@ -106,6 +106,16 @@ static void log_step(const task *t, const char *what, long long value)
     m.steps++;
     total.steps++;
     random_log(m.now, t->index, what, 0, value);
+}
+
+/* Has the call said that there is no memory? Only if something was refused since `before`. */
+static bool lacks_memory(int rc, long before)
+{
+    if (rc != -ENOMEM)
+        return false;
+    EXPECT(random_faults.refused > before);
+    total.without_memory++;
+    return true;
 }
 
 static uint64_t draw(task *t) { return random_draw(&t->random); }
@@ -622,6 +632,8 @@ static int end_task(task *t, int rc)
         decide(t->starter, rc < 0 ? rc : -EINVAL);
     if (t->group)
         leave_group(t, start_failed);
+    else if (rc < 0 && random_faults.on) /* no memory to remember it: reported at once, perhaps */
+        m.hook_most++;
     for (int i = 0; i < joiner_count; i++)
         joiners[i]->either = cancelled(joiners[i]) && rc < 0;
     return rc;
@@ -641,6 +653,16 @@ static void arrive(task *t)
     total.late_starts += starter->given_up;
 }
 
+static void set_local(task *t, int i, const void *value)
+{
+    long before = random_faults.refused;
+    int rc = conc_local_set(&keys[i], value);
+    if (lacks_memory(rc, before))
+        return;
+    EXPECT_INT(rc, 0);
+    t->locals[i] = value;
+}
+
 static int run_task(void *arg)
 {
     task *t = arg;
@@ -653,8 +675,7 @@ static int run_task(void *arg)
     check_task(t);
     log_step(t, "begin", 0);
     if (one_in(t, 2)) {
-        t->locals[0] = t;
-        EXPECT_INT(conc_local_set(&keys[0], t), 0);
+        set_local(t, 0, t);
     }
     int rc = run_block(t, 0);
     if (t->says && !t->said && rc >= 0) {
@@ -686,7 +707,9 @@ static void wait_for_room(task *t, group *g)
 static void check_room(task *t, group *g, int rc)
 {
     int outcome = end_wait(t);
-    if (rc == 0 || outcome < 0 || !group_cancelled(g))
+    if (rc == -ENOMEM)
+        EXPECT_INT(outcome, 0);
+    else if (rc == 0 || outcome < 0 || !group_cancelled(g))
         EXPECT_INT(rc, outcome);
     else
         EXPECT_INT(rc, -ECANCELED);
@@ -707,13 +730,15 @@ static int step_spawn(task *t, group *g)
     child->joinable = child->has_handle && !g->by_next;
     if (full && !cut)
         wait_for_room(t, g);
+    long before = random_faults.refused;
     int rc = child->has_handle ? conc_spawn_task(&g->real, &child->handle, run_task, child)
                                : conc_spawn(&g->real, run_task, child);
+    bool failed = lacks_memory(rc, before);
     if (cut)
         check_cut_short(t, rc);
     else if (full)
         check_room(t, g, rc);
-    else
+    else if (!failed)
         EXPECT_INT(rc, refused ? -ECANCELED : 0);
     log_step(t, "spawn", rc == 0 ? child->index : rc);
     if (rc == 0)
@@ -722,6 +747,24 @@ static int step_spawn(task *t, group *g)
         child->has_handle = false;
     check_task(t);
     return rc;
+}
+
+/* A conc_start had no memory for its child. */
+static int check_start_without_memory(task *t, group *g)
+{
+    follow_time();
+    bool had_room = t->target->state == SPAWNED;
+    t->target->state = UNUSED;
+    if (had_room)
+        g->live--;
+    else
+        EXPECT_INT(end_wait(t), 0);
+    t->wait = NO_WAIT;
+    if (!had_room)
+        leave_place(g);
+    log_step(t, "start had no memory", had_room);
+    check_task(t);
+    return -ENOMEM;
 }
 
 /* A conc_start returned without having started its child: it was cut short while it waited for
@@ -764,7 +807,11 @@ static int step_start(task *t, group *g)
         begin_wait(t, START);
     }
     t->target = child;
+    long before = random_faults.refused;
     int rc = conc_start(&g->real, run_task, child);
+    bool is_own = child->state == ENDED; /* the child's own error */
+    if (!is_own && lacks_memory(rc, before))
+        return check_start_without_memory(t, g);
     if (child->state == COMING)
         return check_start_without_child(t, g, rc);
     bool gave_up = t->given_up;
@@ -894,6 +941,8 @@ static int step_group(task *t, int depth)
     for (int i = 0; i < children && rc >= 0 && t->cut_short < MAX_CUT_SHORT; i++) {
         bool starts = !g->by_next && (begun || i) && one_in(t, 4);
         rc = starts ? step_start(t, g) : step_spawn(t, g);
+        if (rc == -ENOMEM && !begun && i == 0) /* the group is as fresh as it was */
+            EXPECT_INT(conc_group_begin(&g->real), 0);
         if (rc >= 0 && one_in(t, 3))
             rc = run_block(t, depth + 2);
     }
@@ -903,6 +952,24 @@ static int step_group(task *t, int depth)
     if (rc == -ECANCELED && !group_cancelled(g))
         rc = 0;
     return close_group(t, g, rc, rc < 0 || one_in(t, 2));
+}
+
+/* None of the children has run, or ever will. */
+static int end_gather_without_memory(task *t, group *g, task *const *children, int n)
+{
+    follow_time();
+    for (int i = 0; i < n; i++) {
+        EXPECT_INT(children[i]->state, SPAWNED);
+        children[i]->state = UNUSED;
+    }
+    g->live = 0;
+    t->wait = NO_WAIT;
+    t->inner = g->scope.outer;
+    g->scope.open = false;
+    g->closed = true;
+    log_step(t, "gather had no memory", n);
+    check_task(t);
+    return handle(t, -ENOMEM);
 }
 
 static int step_gather(task *t)
@@ -924,7 +991,10 @@ static int step_gather(task *t)
     }
     log_step(t, "gather", n);
     begin_wait(t, CLOSE);
+    long before = random_faults.refused;
     int got = all ? conc_gather_all(calls, (size_t)n) : conc_gather(calls, (size_t)n);
+    if (!g->error && lacks_memory(got, before))
+        return end_gather_without_memory(t, g, children, n);
     (void)end_wait(t);
     bool around = cancelled_around(g);
     t->inner = g->scope.outer;
@@ -1088,7 +1158,13 @@ static int step_background(task *t)
     if (!child)
         return 0;
     child->has_handle = child->joinable = true;
-    EXPECT_INT(conc_spawn_task(NULL, &child->handle, run_task, child), 0);
+    long before = random_faults.refused;
+    int rc = conc_spawn_task(NULL, &child->handle, run_task, child);
+    if (lacks_memory(rc, before)) {
+        child->has_handle = child->joinable = false;
+        return 0;
+    }
+    EXPECT_INT(rc, 0);
     spawned(child, t);
     log_step(t, "spawn in the background", child->index);
     return 0;
@@ -1097,8 +1173,7 @@ static int step_background(task *t)
 static int step_local(task *t)
 {
     int i = pick(t, KEYS);
-    t->locals[i] = one_in(t, 4) ? NULL : &m.tasks[pick(t, MAX_TASKS)];
-    EXPECT_INT(conc_local_set(&keys[i], t->locals[i]), 0);
+    set_local(t, i, one_in(t, 4) ? NULL : &m.tasks[pick(t, MAX_TASKS)]);
     log_step(t, "set a local", i);
     return 0;
 }
@@ -1170,7 +1245,13 @@ static int step_generator(task *t)
     conc_gen g = {0};
     body b = {t, pick(t, 6), 0, 0, false, false};
     int take = pick(t, 8), item = 0, rc = 1;
-    EXPECT_INT(conc_gen_open(&g, run_body, &b, sizeof item), 0);
+    long before = random_faults.refused;
+    int opened = conc_gen_open(&g, run_body, &b, sizeof item);
+    if (lacks_memory(opened, before)) {
+        EXPECT_INT(conc_gen_close(&g), 0);
+        return 0;
+    }
+    EXPECT_INT(opened, 0);
     m.generators++;
     for (int i = 1; i <= take && rc == 1; i++) {
         if (cancelled(t)) {
@@ -1253,6 +1334,7 @@ static int run_main(void *arg)
     conc_get_stats(&before);
     t->state = RUNNING;
     check_task(t);
+    random_faults.on = random_faults.random != 0;
     for (int i = 0; i < 3; i++)
         (void)run_block(t, 0);
     EXPECT(t->inner == NULL && !cancelled(t));
@@ -1267,6 +1349,7 @@ static int run_main(void *arg)
     }
     for (int i = 1; i < m.task_count; i++)
         EXPECT(m.tasks[i].state == UNUSED || m.tasks[i].state == ENDED);
+    random_faults.on = false;
     conc_get_stats(&after);
     EXPECT_INT(after.tasks, 1);
     EXPECT_INT(after.ready, 0);
@@ -1287,6 +1370,10 @@ static void count_error(const conc_failure *f, void *user)
 static void run_program(uint64_t seed, uint64_t order)
 {
     conc_options o = {.virtual_clock = true, .seed = order, .on_error = count_error, .user = &m};
+#ifdef RANDOM_FAULTS
+    o.stack_size = (size_t)5 << 20; /* few in a mapping */
+    random_faults.random = random_source(seed) | 1;
+#endif
     memset(&m, 0, sizeof m);
     m.task_count = 1;
     m.tasks[0].random = random_source(seed);
@@ -1305,33 +1392,39 @@ static void run_program(uint64_t seed, uint64_t order)
     total.programs++;
 }
 
-static void run_programs(random_order how)
+static void run_programs_of(random_fn *run, random_order how)
 {
-    if (random_repeat(300, how, run_program) >= 200) { /* the programs do what they are for */
+    if (random_repeat(300, how, run) >= 200) { /* the programs do what they are for */
         CHECK(total.steps / total.programs > 30);
         CHECK(total.cut_short > 1000 && total.timed_out > 50 && total.granted_late > 0);
         CHECK(total.joins > 100 && total.spawns > 1000 && total.items > 100 &&
               total.failures > 100);
         CHECK(total.refused > 100);
+        CHECK(!random_faults.random || total.without_memory > 1000);
     }
     if (random_program.verbose)
         fprintf(stderr,
                 "%ld programs, %ld steps, %ld spawns, %ld joins, %ld cut short, %ld out of time, "
                 "%ld granted late, %ld items, %ld failures, %ld starts cut short when granted, "
-                "%ld first spawns refused\n",
+                "%ld first spawns refused, %ld calls without memory\n",
                 total.programs, total.steps, total.spawns, total.joins, total.cut_short,
                 total.timed_out, total.granted_late, total.items, total.failures, total.late_starts,
-                total.refused);
+                total.refused, total.without_memory);
 }
 
-TEST(random_programs_agree_with_the_model_and_repeat_themselves) { run_programs(RANDOM_FIFO); }
+#ifndef RANDOM_FAULTS /* test_random_faults.c has tests of its own */
+TEST(random_programs_agree_with_the_model_and_repeat_themselves)
+{
+    run_programs_of(run_program, RANDOM_FIFO);
+}
 
 TEST(random_programs_in_random_order_agree_with_the_model_and_repeat_themselves)
 {
-    run_programs(RANDOM_SHUFFLED);
+    run_programs_of(run_program, RANDOM_SHUFFLED);
 }
 
 TEST(one_random_program_agrees_with_the_model_under_many_orders)
 {
     random_repeat_orders(30, run_program);
 }
+#endif
