@@ -1764,7 +1764,7 @@ struct conc_loop {
 
     conc_signals *signals;
     conc__holding *receiving; /* the same, in memory that is not theirs */
-    conc__holding *handles;   /* debug: of tasks that have not ended, on the stacks of others */
+    conc__holding *handles;   /* debug: of tasks and jobs that may not have ended, on stacks */
     bool lent;                /* one of these two is not empty */
     /* by signal number: those of the receivers that are open, and the count up to which the loop
      * has handed it out to them */
@@ -1821,6 +1821,8 @@ typedef struct conc__extension {
     int (*resolve)(const char *text, struct conc__address **found);
     /* in all pools of the program */
     size_t (*jobs_queued)(void);
+    /* a conc_job, in memory of any content */
+    bool (*job_in_use)(const void *job);
 } conc__extension;
 
 static conc__extension conc__extended;
@@ -1849,7 +1851,9 @@ static inline void conc__take_signals(conc_loop *l);
 CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f);
 CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how);
 #define CONC__HANDLE_OF "the handle of "
-CONC__COLD void conc__lend_handle(conc_loop *l, const conc_task *t);
+#define CONC__A_JOB "a job"
+CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *what);
+CONC__COLD void conc__unnote(conc__holding **tree, const void *object);
 CONC__COLD void conc__step(conc_loop *l, conc_task *t);
 CONC__COLD void conc__step_last(conc_loop *l, conc_task *t);
 CONC__COLD void conc__waited(conc_loop *l, conc_task *t);
@@ -3942,6 +3946,12 @@ CONC__PRIVATE const conc__holding *conc__find_below(const conc__holding *tree, c
     return h;
 }
 
+/* A job ends in another thread. One whose handle has been overwritten is taken to have ended. */
+CONC__PRIVATE bool conc__loan_is_over(const conc__holding *h)
+{
+    return strcmp(h->place, CONC__A_JOB) == 0 && !conc__extended.job_in_use(h->object);
+}
+
 /* What conc still needs in memory that is lost: on the stack where the task runs, below an
  * address. */
 CONC__COLD void conc__find_lost_loans(conc_loop *l, conc_task *t, const void *below,
@@ -3953,7 +3963,8 @@ CONC__COLD void conc__find_lost_loans(conc_loop *l, conc_task *t, const void *be
         t->place = h->place;
         conc__lost(l, t, how);
     }
-    h = conc__find_below(l->handles, t, below);
+    while ((h = conc__find_below(l->handles, t, below)) && conc__loan_is_over(h))
+        conc__unnote(&l->handles, h->object);
     if (h) {
         snprintf(handle, sizeof handle, CONC__HANDLE_OF "%s", h->place);
         t->place = handle;
@@ -4803,7 +4814,7 @@ CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, con
         return conc__misused(-EBUSY, "conc_spawn_task", "the handle is in use", spawned);
     int rc = conc__spawn_in(g, handle, "conc_spawn_task", spawned, fn, arg, &t);
     if (CONC__UNLIKELY(conc__here->debug) && rc == 0)
-        conc__lend_handle(conc__here, handle);
+        conc__lend_handle(conc__here, handle, spawned);
     return rc;
 }
 
@@ -10455,15 +10466,17 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
     abort();
 }
 
-/* Debug: the handle must last until its task has ended. */
-CONC__COLD void conc__lend_handle(conc_loop *l, const conc_task *t)
+/* Debug: the handle of a task, or of a job, is to last until that has ended. what: the task's name,
+ * or CONC__A_JOB. */
+CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *what)
 {
     const conc_task *self = l->self;
-    const char *top = self ? conc__stack_top(self->stack) : NULL;
-    if (!self || (const char *)t < self->stack->low || (const char *)t >= top)
-        return; /* not on the stack of the running task */
-    conc__note(&l->handles, t, "a handle", t->spawned);
-    l->lent = true;
+    const char *at = handle, *top = self ? conc__stack_top(self->stack) : NULL;
+    if (!self || at < self->stack->low || at >= top)
+        return;                        /* not on the stack of the running task */
+    conc__unnote(&l->handles, handle); /* an earlier job's, which has ended */
+    conc__note(&l->handles, handle, "a handle", what);
+    l->lent = l->receiving || l->handles;
 }
 
 /* The task's innermost scope is gone with the memory it lay in, and the loop still points there:
@@ -11776,6 +11789,8 @@ CONC__PRIVATE void conc__diagnosis_close(conc_loop *l)
     conc__dumps_close(l);
     conc__faults_close(l);
     conc__opened_tell(l, NULL);
+    while (l->handles) /* of jobs that have ended */
+        conc__unnote(&l->handles, l->handles->newest->object);
     conc__usage_tell(l);
     conc__trace_close(l);
 }

@@ -721,6 +721,14 @@ CONC__PRIVATE bool conc__job_in_use(const conc_job *j)
     return (conc__job_state(j) & ~(uintptr_t)CONC__JOB_BITS) == conc__job_seal(j);
 }
 
+/* The same of memory that may be a stack's below its pointer. */
+CONC__UNSANITIZED CONC__PRIVATE bool conc__handle_is_at_work(const void *job)
+{
+    const conc_job *j = job;
+    uintptr_t state = __atomic_load_n(&j->state, __ATOMIC_RELAXED);
+    return (state & ~(uintptr_t)CONC__JOB_BITS) == conc__job_seal(j);
+}
+
 /* Was it ever submitted? */
 static inline bool conc__is_job(const conc_job *j)
 {
@@ -1905,7 +1913,9 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
     rc = conc__crew_submit(c, users, l, j, call);
     if (rc)
         conc__job_refuse(j);
-    else if (l && l->self)
+    else if (l && l->debug)
+        conc__lend_handle(l, j, CONC__A_JOB);
+    if (rc == 0 && l && l->self)
         conc__quick(l);
     return rc;
 }
@@ -5224,6 +5234,7 @@ __attribute__((constructor)) static void conc__pool_begins(int argc, char **argv
     conc__extended.job_words = conc__job_words;
     conc__extended.resolve = conc__resolve_name;
     conc__extended.jobs_queued = conc__jobs_queued;
+    conc__extended.job_in_use = conc__handle_is_at_work;
     conc__worker_check(conc__pool_begins, argc, argv, env);
 }
 

@@ -3242,6 +3242,119 @@ THREAD_TEST(from_any_allocation_for_a_plain_thread_on_all_may_fail)
 THREAD_TEST(every_allocation_for_a_task_may_fail) { fail_allocations(true, false); }
 THREAD_TEST(from_any_allocation_for_a_task_on_all_may_fail) { fail_allocations(true, true); }
 
+/* ---- handles of jobs in functions that have returned */
+
+static conc_pool lender;
+
+static int never_end(void *arg)
+{
+    while (pause() != 0) /* it never is */
+        ;
+    return arg != NULL;
+}
+
+static int end_now(void *arg) { return (void)arg, 3; }
+
+/* In these two the room keeps the next call from overwriting the handle. */
+__attribute__((noinline)) static int leave_a_running_job(void)
+{
+    conc_job j;
+    volatile char room[16384];
+    room[0] = 0;
+    return conc_pool_submit(&lender, &j, never_end, NULL) + room[0];
+}
+
+__attribute__((noinline)) static int leave_a_job_that_ended(void)
+{
+    conc_job j;
+    volatile char room[16384];
+    room[0] = 0;
+    CHECK_INT(conc_pool_submit(&lender, &j, end_now, NULL), 0);
+    while (!conc_job_done(&j))
+        CHECK_INT(conc_block(0.001), 0);
+    return room[0];
+}
+
+__attribute__((noinline)) static int deeper(int (*fn)(void))
+{
+    volatile char room[16384];
+    room[0] = 0;
+    int rc = fn();
+    return rc + room[0];
+}
+
+static int leave_and_wait(void *arg)
+{
+    (void)arg;
+    CHECK_INT(deeper(leave_a_running_job), 0);
+    return conc_sleep(1);
+}
+
+static int leave_and_end(void *arg)
+{
+    conc_job j;
+    (void)arg;
+    return conc_pool_submit(&lender, &j, never_end, NULL);
+}
+
+static int have_a_task_leave_one(void *arg)
+{
+    conc_group g = {0};
+    CHECK_INT(conc_spawn(&g, leave_and_end, arg), 0);
+    return conc_group_wait(&g);
+}
+
+static int leave_only_what_ended(void *arg)
+{
+    conc_job j;
+    (void)arg;
+    for (int i = 0; i < 3; i++) {
+        CHECK_INT(deeper(leave_a_job_that_ended), 0);
+        CHECK_INT(conc_sleep(1), 0);
+        CHECK_INT(conc_pool_submit(&lender, &j, end_now, NULL), 0);
+        CHECK_INT(conc_job_wait(&j, NULL), 0);
+    }
+    return conc_pool_run(&lender, end_now, NULL);
+}
+
+static conc_fn *leaver;
+
+static void run_the_leaver(void)
+{
+    conc_options o = {.virtual_clock = true, .debug = true};
+    CHECK_INT(conc_pool_open(&lender), 0);
+    CHECK_INT(conc_run_with(&o, leaver, NULL), 3);
+    CHECK_INT(conc_pool_close(&lender), 0);
+}
+
+__attribute__((noinline)) static bool locals_are_on_the_stack(void)
+{
+    char local = 0, *volatile p = &local;
+    intptr_t distance = (intptr_t)p - (intptr_t)__builtin_frame_address(0);
+    return distance > -100000 && distance < 100000;
+}
+
+TEST(debug_mode_finds_the_handle_of_a_running_job_in_a_function_that_returned)
+{
+    static char text[4096];
+    conc_fn *const leavers[] = {leave_and_wait, have_a_task_leave_one};
+    if (!locals_are_on_the_stack())
+        return;
+    for (size_t i = 0; i < CONC_LEN(leavers); i++) {
+        leaver = leavers[i];
+        int status = test_in_process(run_the_leaver, text, sizeof text);
+        CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+        CHECK_CONTAINS(text, i ? "it ended" : "a function returned");
+        CHECK_CONTAINS(text, ", with the handle of a job still in use");
+    }
+}
+
+TEST(debug_mode_lets_handles_of_jobs_go_that_have_ended)
+{
+    leaver = leave_only_what_ended;
+    run_the_leaver();
+}
+
 /* ---- random programs ---- */
 
 /* A few actors (tasks, threads in a run, threads without one) that use two pools at random, and
