@@ -7006,7 +7006,7 @@ CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
     if (!l)
         return -EPERM;
     if (events & ~(CONC_READABLE | CONC_WRITABLE))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "unknown events", NULL);
     if (CONC__UNLIKELY(fd < 0))
         return conc__own_error(-EBADF);
     int rc = conc__checkpoint(l);
@@ -7028,7 +7028,7 @@ CONC_API int conc_close(int fd)
     conc_loop *l = conc__here;
     int saved = errno;
     if (fd < 0)
-        return -EBADF;
+        return conc__own_error(-EBADF);
     conc__fd *f = l ? conc__fd_find(l, fd) : NULL;
     if (f && conc__fd_is_polled(f))
         l->backend->remove(l, f); /* else its events would go on if another process has it too */
@@ -7037,7 +7037,7 @@ CONC_API int conc_close(int fd)
     atomic_fetch_add(conc__closings_of(fd), 1);
     int rc = close(fd) && errno != EINTR ? -errno : 0;
     errno = saved;
-    return rc;
+    return conc__system_failed(rc, NULL);
 }
 
 /* ---- >>moving ------------------------------------------------------------------------------- */
@@ -7415,15 +7415,19 @@ static inline ssize_t conc__io_run_of(const char *call, conc__io_fn *once, int e
     if (!l)
         return -EPERM;
     bool valid = io->count >= 0 && io->count <= CONC__PARTS && (io->parts || !io->count);
-    if (!valid || (io->count == 1 && !io->parts->iov_base && io->parts->iov_len))
-        return -EINVAL;
+    if (!valid)
+        return conc__misused(-EINVAL, call, "no parts, or an impossible number of them", NULL);
+    if (io->count == 1 && !io->parts->iov_base && io->parts->iov_len)
+        return conc__misused(-EINVAL, call, "no buffer", NULL);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
     ssize_t n = once(l, io);
     if (n == -EAGAIN && !(io->flags & MSG_DONTWAIT))
         n = conc__io_wait(l, once, events, io);
-    if (CONC__UNLIKELY(n < 0) && n != -EAGAIN)
+    if (CONC__UNLIKELY(n == -EAGAIN))
+        conc__own_error(-EAGAIN);
+    else if (CONC__UNLIKELY(n < 0))
         conc__system_failed((int)n, NULL);
     if (n >= 0 || !l->self->pending)
         conc__quick(l);
@@ -7505,8 +7509,10 @@ CONC__PRIVATE ssize_t conc__io_full(const char *call, conc__io_fn *once, int eve
         AT_ONCE = 1024 * 1024
     }; /* larger than any datagram; more would hold the loop too long */
     size_t done = 0;
-    if (!bytes && n)
-        return conc__in_task_of(call) ? -EINVAL : -EPERM;
+    if (!conc__in_task_of(call))
+        return -EPERM;
+    if (!conc__is_array(bytes, n, 1))
+        return conc__misused(-EINVAL, call, "no buffer, or an impossible size", NULL);
     do {
         size_t left = n - done;
         const struct iovec part = {n ? bytes + done : NULL, left < AT_ONCE ? left : AT_ONCE};
@@ -7977,7 +7983,7 @@ CONC_API int conc_listen_with(const char *address, const conc_listen_options *op
     if (!l)
         return conc__misused(-EPERM, "conc_listen", "there is no loop", NULL);
     if (!address || o->backlog < 0)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, "conc_listen", "no address, or a negative backlog", NULL);
     int rc = conc__listen(l, address, o);
     errno = saved;
     return rc;
@@ -8178,7 +8184,7 @@ CONC_API int conc_dial(const char *address)
     if (!l)
         return -EPERM;
     if (!address)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no address", NULL);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -8234,10 +8240,10 @@ CONC_API CONC__CALLED int conc_address(int fd, bool peer, char *buf, size_t size
 {
     int saved = errno;
     if (!buf)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no buffer", NULL);
     int rc = conc__ask_address(fd, peer, buf, size);
     errno = saved;
-    return rc;
+    return conc__system_failed(rc, NULL);
 }
 
 /* Serves one connection, whose descriptor is where a conc_start would have its sink. */
@@ -8378,7 +8384,7 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *spa
     if (!l)
         return -EPERM;
     if (!server || !server->handler || server->limit < 0)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no handler, or a negative limit", spawned);
     conc_server s = *server;
     conc_group g = {.limit = s.limit, .keep_going = true};
     int rc = conc__checkpoint(l);
@@ -8390,7 +8396,7 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *spa
     if (rc)
         conc__cancel_scope(l, &g.scope);
     int end = conc__group_close(l, &g, rc);
-    return end == 0 && rc != -ECANCELED ? rc : end;
+    return conc__hand_on(l, end == 0 && rc != -ECANCELED ? rc : end);
 }
 
 /* ---- >>streaming ---------------------------------------------------------------------------- */
@@ -8484,18 +8490,30 @@ CONC__PRIVATE void conc__stream_renew(conc_stream *s)
         conc__stream_take_over(s);
 }
 
-CONC__PRIVATE int conc__stream_state(conc_stream *s)
+CONC__PRIVATE int conc__stream_state(conc_stream *s, const char *call)
 {
     if (s)
         conc__stream_renew(s);
     if (!s || s->state == CONC__STREAM_FRESH)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, call, "no stream, or it was never opened", NULL);
     return s->state == CONC__STREAM_OPEN ? 0 : conc__own_error(-EPIPE);
+}
+
+/* The error that a call on a stream returns becomes the newest. The system's, which end reading or
+ * writing for good, have the system's words each time. */
+CONC__COLD void conc__stream_failed(const conc_stream *s, int rc)
+{
+    if (rc == s->read_error || rc == s->write_error)
+        conc__system_failed(rc, NULL);
+    else if (rc != -ECANCELED)
+        conc__own_error(rc);
 }
 
 /* A call that may wait ends: the stream is no longer touched, if it was closed meanwhile. */
 CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t result)
 {
+    if (CONC__UNLIKELY(result < 0))
+        conc__stream_failed(s, (int)result);
     s->inside--;
     while (!s->inside && s->closers.first)
         conc__wake(l, s->closers.first, 0);
@@ -8503,9 +8521,9 @@ CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t r
 }
 
 /* It begins: 0, and a conc_stream_close waits until it has left; or an error. */
-CONC__PRIVATE int conc__stream_enter(conc_loop *l, conc_stream *s)
+CONC__PRIVATE int conc__stream_enter(conc_loop *l, conc_stream *s, const char *call)
 {
-    int rc = l ? conc__stream_state(s) : -EPERM;
+    int rc = l ? conc__stream_state(s, call) : -EPERM;
     if (rc)
         return rc;
     s->inside++;
@@ -8531,11 +8549,12 @@ CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place)
         return conc__misused(-EINVAL, "conc_stream_open", "no stream, or it is open", NULL);
     conc__stream_renew(s);
     if (s->inside)
-        return conc__own_error(-EBUSY);
+        return conc__misused(-EBUSY, "conc_stream_open", "other tasks have not left the stream yet",
+                             NULL);
     const conc__fd *f = conc__fd_find(l, fd);
     bool own = f && conc__fd_is_own(f);
     if (fd < 0 || (!own && conc__fd_ready(fd, CONC_READABLE) < 0))
-        return -EBADF;
+        return conc__own_error(-EBADF);
     /* so that sums cannot overflow */
     size_t limit = s->limit < PTRDIFF_MAX / 4 ? s->limit : PTRDIFF_MAX / 4;
     *s = (conc_stream){.limit = limit ? limit : CONC__RECORD_LIMIT,
@@ -8651,18 +8670,18 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
 /* `call`, which reads, begins: 0, or its error. */
 CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *call)
 {
-    int rc = l ? conc__stream_state(s) : -EPERM;
+    int rc = l ? conc__stream_state(s, call) : -EPERM;
     if (rc == 0 && s->reader)
         rc = conc__misused(-EBUSY, call, "another task is reading", NULL);
     if (rc == 0)
-        rc = conc__stream_enter(l, s);
+        rc = conc__stream_enter(l, s, call);
     if (rc)
         return rc;
     conc__quick(l); /* here, as what is handed out is good only until somebody else reads */
     if (s->state != CONC__STREAM_OPEN)
         rc = -EPIPE;
     else if (s->reader)
-        rc = -EBUSY;
+        rc = conc__misused(-EBUSY, call, "another task is reading", NULL);
     if (rc)
         return (int)conc__stream_leave(l, s, rc);
     if (s->ended)
@@ -8675,8 +8694,6 @@ CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *c
 CONC__PRIVATE ssize_t conc__stream_done(conc_loop *l, conc_stream *s, ssize_t result)
 {
     s->reader = NULL;
-    if (result < 0 && result == s->read_error)
-        conc__system_failed(s->read_error, NULL);
     return conc__stream_leave(l, s, result);
 }
 
@@ -8690,12 +8707,19 @@ CONC__PRIVATE size_t conc__stream_copy(conc_stream *s, char *to, size_t n)
     return count;
 }
 
+CONC__COLD int conc__bad_buffer(const char *call)
+{
+    return conc__misused(-EINVAL, call, "no buffer, or an impossible size", NULL);
+}
+
 CONC_API CONC__CALLED ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n)
 {
     conc_loop *l = conc__in_task();
     int rc = conc__stream_begin(l, s, __func__);
     if (rc)
         return rc;
+    if (!conc__is_array(buf, n, 1))
+        return conc__stream_done(l, s, conc__bad_buffer(__func__));
     ssize_t got = (ssize_t)conc__stream_copy(s, buf, n);
     if (got || !n)
         return conc__stream_done(l, s, got);
@@ -8713,6 +8737,8 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_full(conc_stream *s, void *buf, s
     int rc = conc__stream_begin(l, s, __func__);
     if (rc)
         return rc;
+    if (!conc__is_array(buf, n, 1))
+        return conc__stream_done(l, s, conc__bad_buffer(__func__));
     size_t done = conc__stream_copy(s, buf, n);
     ssize_t got = 0;
     while (done < n) {
@@ -8812,8 +8838,10 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_until(conc_stream *s, const void 
                                                      size_t n, char **data)
 {
     conc__record r = {.delimiter = delimiter, .size = n, .slack = n};
+    if (!conc__in_task())
+        return -EPERM;
     if (!data || !delimiter || !n || n > PTRDIFF_MAX / 4)
-        return conc__in_task() ? -EINVAL : -EPERM;
+        return conc__misused(-EINVAL, __func__, "no delimiter, or nowhere to put the data", NULL);
     *data = NULL;
     return conc__stream_record("conc_stream_read_until", s, &r, data);
 }
@@ -8849,8 +8877,10 @@ static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char 
 CONC__PRIVATE CONC__CALLED ssize_t conc__stream_line(conc_stream *s, char **line)
 {
     conc__record r = {.delimiter = "\n", .size = 1, .slack = 2, .line = true};
+    if (!conc__in_task_of("conc_stream_read_line"))
+        return -EPERM;
     if (!line)
-        return conc__in_task_of("conc_stream_read_line") ? -EINVAL : -EPERM;
+        return conc__misused(-EINVAL, "conc_stream_read_line", "nowhere to put the line", NULL);
     *line = NULL;
     return conc__stream_record("conc_stream_read_line", s, &r, line);
 }
@@ -8875,13 +8905,13 @@ static const conc__wait_kind conc__queueing = {.what = "waits for its turn to wr
 CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
 {
     s->unsaid &= rc != s->write_error;
-    return rc == s->write_error ? conc__system_failed(rc, NULL) : rc;
+    return rc;
 }
 
 /* A writing call begins: 0, or its error. */
-CONC__PRIVATE int conc__stream_begin_writing(conc_loop *l, conc_stream *s)
+CONC__PRIVATE int conc__stream_begin_writing(conc_loop *l, conc_stream *s, const char *call)
 {
-    int rc = conc__stream_enter(l, s);
+    int rc = conc__stream_enter(l, s, call);
     if (rc == 0 && s->write_error)
         rc = (int)conc__stream_leave(l, s, conc__stream_said(s, s->write_error));
     return rc;
@@ -9016,11 +9046,12 @@ CONC__PRIVATE CONC__CALLED ssize_t conc__stream_write_slowly(conc_stream *s, con
                                                              size_t n)
 {
     conc_loop *l = conc__in_task();
-    int rc = conc__stream_begin_writing(l, s);
+    int rc = conc__stream_begin_writing(l, s, __func__);
     if (rc)
         return rc;
-    bool valid = n <= SSIZE_MAX && (buf || !n);
-    return conc__stream_leave(l, s, valid ? conc__stream_write_bytes(l, s, buf, n) : -EINVAL);
+    if (!conc__is_array(buf, n, 1))
+        return conc__stream_leave(l, s, conc__bad_buffer(__func__));
+    return conc__stream_leave(l, s, conc__stream_write_bytes(l, s, buf, n));
 }
 
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
@@ -9057,11 +9088,11 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
     conc_loop *l = conc__in_task();
     char *text;
     va_list args;
-    int rc = conc__stream_begin_writing(l, s);
+    int rc = conc__stream_begin_writing(l, s, __func__);
     if (rc)
         return rc;
     if (!fmt)
-        return conc__stream_leave(l, s, -EINVAL);
+        return conc__stream_leave(l, s, conc__misused(-EINVAL, __func__, "no format", NULL));
     va_start(args, fmt);
     ssize_t n = conc__format(&text, fmt, args);
     va_end(args);
@@ -9110,7 +9141,7 @@ CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s)
 CONC_API int conc_stream_flush(conc_stream *s)
 {
     conc_loop *l = conc__in_task();
-    int rc = conc__stream_begin_writing(l, s);
+    int rc = conc__stream_begin_writing(l, s, __func__);
     return rc ? rc : (int)conc__stream_leave(l, s, conc__stream_flush(l, s));
 }
 
@@ -9156,7 +9187,8 @@ CONC_API int conc_stream_close(conc_stream *s)
         rc = conc_stream_flush(s);
     if (s->state == CONC__STREAM_OPEN) { /* else another task closes it, too */
         closed = conc__stream_shut(l, s);
-        rc = rc || !s->unsaid ? rc : s->write_error;
+        if (rc == 0 && s->unsaid)
+            rc = conc__system_failed(s->write_error, NULL);
     }
     conc__stream_vacate(l, s);
     if (rc == 0)
@@ -9641,6 +9673,8 @@ typedef struct conc__signal_call {
     int rc;
 } conc__signal_call;
 
+static const char conc__bad_number[] = "a number that no task can receive";
+
 /* The receiver gets each number once, in the order of the list. */
 CONC__PRIVATE int conc__signals_fill(conc_loop *l, const conc__signal_call *c)
 {
@@ -9714,7 +9748,7 @@ CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *n
     conc__signal_call c = {s, numbers, n, 0};
     if (!l)
         return conc__misused(-EPERM, "conc_signals_open", "there is no loop", NULL);
-    if (!s || !numbers || !n || (s->loop && s->run == l->run))
+    if (!s || !n || !conc__is_array(numbers, n, sizeof *numbers) || (s->loop && s->run == l->run))
         return conc__misused(-EINVAL, "conc_signals_open", "no numbers, or it is open", NULL);
     if (s->loop && conc__run_is_elsewhere(l, s->run))
         return conc__misused(-EBUSY, "conc_signals_open", "it is open in another thread's run",
@@ -9724,6 +9758,8 @@ CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *n
         conc__note(&l->receiving, s, "signals", place);
         l->lent = true;
     }
+    if (c.rc == -EINVAL)
+        return conc__misused(-EINVAL, "conc_signals_open", conc__bad_number, NULL);
     return conc__system_failed(c.rc, conc__refused(-c.rc) ? "rt_sigaction" : NULL);
 }
 
@@ -9743,7 +9779,7 @@ CONC_API int conc_signals_next(conc_signals *s)
     if (!l)
         return -EPERM;
     if (!s)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no conc_signals", NULL);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -9759,7 +9795,7 @@ CONC_API int conc_signals_next(conc_signals *s)
     conc__wait w = {.task = l->self, .kind = &conc__receiving, .on = s};
     conc__append(&s->waits, &w);
     l->signal_waits++;
-    return conc__park(l, &w);
+    return conc__came_to(conc__park(l, &w));
 }
 
 CONC__PRIVATE void conc__close_signals(conc_loop *l, void *arg)
@@ -9779,7 +9815,7 @@ CONC_API int conc_signals_close(conc_signals *s)
     conc_loop *l = conc__here;
     conc__signal_call c = {.s = s};
     if (!s)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no conc_signals", NULL);
     if (!s->loop)
         return 0;
     if (!l || s->loop != l || s->run != l->run)
@@ -9801,7 +9837,12 @@ CONC_API void conc__auto_conc_signals(conc_signals *s) { conc_signals_close(s); 
 CONC_API int conc_wait_signal(int number)
 {
     conc_signals s = {0};
-    int rc = conc__in_task() ? conc__checkpoint(conc__here) : -EPERM;
+    conc_loop *l = conc__in_task();
+    if (!l)
+        return -EPERM;
+    if (conc__signal_may_be_received(number) == -EINVAL)
+        return conc__misused(-EINVAL, __func__, conc__bad_number, NULL);
+    int rc = conc__checkpoint(l);
     if (rc == 0)
         rc = conc_signals_open(&s, &number, 1);
     if (rc)
@@ -9909,10 +9950,10 @@ CONC__PRIVATE void conc__loop_free(conc_loop *l)
 }
 
 /* Its mutex may be held by a thread that this process does not have. */
-CONC__PRIVATE int conc__loop_can_be_told(const conc_loop *l)
+CONC__PRIVATE int conc__loop_can_be_told(const conc_loop *l, const char *call)
 {
     if (!l)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, call, "no loop", NULL);
     if (l->run <= conc__inherited_runs)
         return conc_fail(-EPERM, "the loop is the parent process's");
     return 0;
@@ -9920,7 +9961,7 @@ CONC__PRIVATE int conc__loop_can_be_told(const conc_loop *l)
 
 CONC_API int conc_loop_hold(conc_loop *l)
 {
-    int rc = conc__loop_can_be_told(l);
+    int rc = conc__loop_can_be_told(l, __func__);
     if (rc)
         return rc;
     pthread_mutex_lock(&l->mutex);
@@ -9931,13 +9972,13 @@ CONC_API int conc_loop_hold(conc_loop *l)
 
 CONC_API int conc_loop_release(conc_loop *l)
 {
-    int rc = conc__loop_can_be_told(l);
+    int rc = conc__loop_can_be_told(l, __func__);
     if (rc)
         return rc;
     pthread_mutex_lock(&l->mutex);
     if (!l->holds) {
         pthread_mutex_unlock(&l->mutex);
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "the loop is not held", NULL);
     }
     bool last = --l->holds == 0 && l->over_for_good;
     /* without a hold its wait may have become a deadlock */
@@ -9986,17 +10027,20 @@ CONC__PRIVATE void conc__run_posted_call(conc__post *p)
 
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
 {
-    int rc = fn ? conc__loop_can_be_told(l) : conc__own_error(-EINVAL);
+    if (!fn)
+        return conc__misused(-EINVAL, __func__, "no function", NULL);
+    int rc = conc__loop_can_be_told(l, __func__);
     if (rc)
         return rc;
     conc__posted_call *call = conc__alloc(sizeof *call);
     if (!call)
-        return -ENOMEM;
+        return conc__own_error(-ENOMEM);
     *call = (conc__posted_call){{NULL, conc__run_posted_call}, fn, arg};
     rc = conc__post_to(l, &call->post);
-    if (rc)
-        CONC_FREE(call);
-    return rc;
+    if (rc == 0)
+        return 0;
+    CONC_FREE(call);
+    return conc__own_error(rc);
 }
 
 CONC__PRIVATE conc__post *conc__take_posts(conc_loop *l, conc__post **last)

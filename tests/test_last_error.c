@@ -184,6 +184,127 @@ static int misuses_core(void *arg)
     return 0;
 }
 
+/* ---- descriptors, streams, signals, other threads ---- */
+
+static void misuse_descriptors(const int fds[2])
+{
+    char byte = 0, text[100];
+    struct iovec part = {&byte, 1};
+    int closed = dup(0);
+    CHECK_INT(close(closed), 0);
+    MISUSE(conc_wait_fd(fds[0], 77), -EINVAL);
+    FAILS(conc_wait_fd(-1, CONC_READABLE), -EBADF);
+    MISUSE(conc_readv(fds[0], &part, -1), -EINVAL);
+    MISUSE(conc_readv(fds[0], NULL, 1), -EINVAL);
+    MISUSE(conc_writev(fds[1], &part, 1 << 20), -EINVAL);
+    MISUSE(conc_read(fds[0], NULL, 1), -EINVAL);
+    MISUSE(conc_write(fds[1], NULL, 1), -EINVAL);
+    MISUSE(conc_recv(fds[0], NULL, 1, 0), -EINVAL);
+    MISUSE(conc_sendto(fds[1], NULL, 1, 0, NULL, 0), -EINVAL);
+    MISUSE(conc_read_full(fds[0], NULL, 1), -EINVAL);
+    MISUSE(conc_read_full(fds[0], &byte, SIZE_MAX), -EINVAL);
+    MISUSE(conc_write_full(fds[1], NULL, 1), -EINVAL);
+    MISUSE(conc_write_full(fds[1], &byte, SIZE_MAX), -EINVAL);
+    FAILS(conc_recv(fds[0], &byte, 1, MSG_DONTWAIT), -EAGAIN);
+    FAILS(conc_read(closed, &byte, 1), -EBADF);
+    FAILS(conc_close(-1), -EBADF);
+    FAILS(conc_close(closed), -EBADF);
+    MISUSE(conc_listen(NULL), -EINVAL);
+    MISUSE(conc_dial(NULL), -EINVAL);
+    MISUSE(conc_serve(NULL), -EINVAL);
+    MISUSE(conc_address(fds[0], false, NULL, 0), -EINVAL);
+    FAILS(conc_address(fds[0], false, text, 2), -ENOSPC);
+    FAILS(conc_address(closed, true, text, sizeof text), -EBADF);
+}
+
+static void misuse_no_streams(void)
+{
+    char byte = 0, *data;
+    conc_stream none = {0};
+    MISUSE(conc_stream_open(NULL, 0), -EINVAL);
+    FAILS(conc_stream_open(&none, -1), -EBADF);
+    MISUSE(conc_stream_read(NULL, &byte, 1), -EINVAL);
+    MISUSE(conc_stream_read(&none, &byte, 1), -EINVAL);
+    MISUSE(conc_stream_read_full(NULL, &byte, 1), -EINVAL);
+    MISUSE(conc_stream_read_line(NULL, &data), -EINVAL);
+    MISUSE(conc_stream_read_until(NULL, "x", 1, &data), -EINVAL);
+    MISUSE(conc_stream_write(NULL, &byte, 1), -EINVAL);
+    MISUSE(conc_stream_write(&none, &byte, 1), -EINVAL);
+    MISUSE(conc_stream_printf(NULL, "x"), -EINVAL);
+    MISUSE(conc_stream_flush(NULL), -EINVAL);
+}
+
+static void misuse_streams(const int fds[2])
+{
+    char byte = 0, *data;
+    conc_stream s = {.limit = 4}, huge = {.buffer_size = SIZE_MAX};
+    misuse_no_streams();
+    CHECK_INT(conc_stream_open(&s, dup(fds[0])), 0);
+    MISUSE(conc_stream_open(&s, 0), -EINVAL);
+    MISUSE(conc_stream_read(&s, NULL, 1), -EINVAL);
+    MISUSE(conc_stream_read(&s, &byte, SIZE_MAX), -EINVAL);
+    MISUSE(conc_stream_read_full(&s, NULL, 1), -EINVAL);
+    MISUSE(conc_stream_read_full(&s, &byte, SIZE_MAX), -EINVAL);
+    MISUSE(conc_stream_read_line(&s, NULL), -EINVAL);
+    MISUSE(conc_stream_read_until(&s, NULL, 1, &data), -EINVAL);
+    MISUSE(conc_stream_read_until(&s, "x", 0, &data), -EINVAL);
+    MISUSE(conc_stream_read_until(&s, "x", SIZE_MAX, &data), -EINVAL);
+    MISUSE(conc_stream_read_until(&s, "x", 1, NULL), -EINVAL);
+    MISUSE(conc_stream_write(&s, NULL, 1), -EINVAL);
+    MISUSE(conc_stream_write(&s, &byte, SIZE_MAX), -EINVAL);
+    CHECK_INT(write(fds[1], "too long\n", 9), 9);
+    FAILS(conc_stream_read_line(&s, &data), -EMSGSIZE);
+    FAILS(conc_stream_read_until(&s, "xy", 2, &data), -EMSGSIZE);
+    CHECK_INT(conc_stream_close(&s), 0);
+    FAILS(conc_stream_read(&s, &byte, 1), -EPIPE);
+    FAILS(conc_stream_flush(&s), -EPIPE);
+    CHECK_INT(conc_stream_open(&huge, dup(fds[0])), 0);
+    FAILS(conc_stream_read(&huge, &byte, 1), -ENOMEM);
+    FAILS(conc_stream_write(&huge, &byte, 1), -ENOMEM);
+    CHECK_INT(conc_stream_close(&huge), 0);
+}
+
+static void does_nothing(void *arg) { (void)arg; }
+
+static void misuse_signals_and_loops(void)
+{
+    const int number = SIGUSR1, killing = SIGKILL;
+    conc_signals s = {0};
+    MISUSE(conc_signals_open(NULL, &number, 1), -EINVAL);
+    MISUSE(conc_signals_open(&s, NULL, 1), -EINVAL);
+    MISUSE(conc_signals_open(&s, &number, 0), -EINVAL);
+    MISUSE(conc_signals_open(&s, &number, SIZE_MAX), -EINVAL);
+    MISUSE(conc_signals_open(&s, &killing, 1), -EINVAL);
+    MISUSE(conc_signals_next(NULL), -EINVAL);
+    FAILS(conc_signals_next(&s), -EPIPE);
+    MISUSE(conc_signals_close(NULL), -EINVAL);
+    MISUSE(conc_wait_signal(SIGKILL), -EINVAL);
+    MISUSE(conc_wait_signal(-1), -EINVAL);
+    MISUSE(conc_post(NULL, does_nothing, NULL), -EINVAL);
+    MISUSE(conc_post(conc_loop_self(), NULL, NULL), -EINVAL);
+    MISUSE(conc_loop_hold(NULL), -EINVAL);
+    MISUSE(conc_loop_release(NULL), -EINVAL);
+    MISUSE(conc_loop_release(conc_loop_self()), -EINVAL);
+    MISUSE(conc_embed_begin(NULL, NULL, nothing, NULL), -EINVAL);
+    MISUSE(conc_embed_step(NULL), -EINVAL);
+    MISUSE(conc_embed_end(NULL), -EINVAL);
+    MISUSE(conc_embed_fd(NULL), -EINVAL);
+}
+
+static int misuses_io(void *arg)
+{
+    int fds[2];
+    (void)arg;
+    CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
+    misuse_descriptors(fds);
+    misuse_streams(fds);
+    misuse_signals_and_loops();
+    CHECK_INT(conc_close(fds[0]), 0);
+    CHECK_INT(conc_close(fds[1]), 0);
+    fprintf(stderr, "<>\n");
+    return 0;
+}
+
 /* ---- conc_sync.h ---- */
 
 static conc_lock lock;
@@ -396,6 +517,8 @@ static void check_reports(conc_fn *fn)
 }
 
 TEST(a_wrong_call_of_the_core_is_the_newest_error_and_reported) { check_reports(misuses_core); }
+
+TEST(a_wrong_call_with_a_descriptor_is_the_newest_error_and_reported) { check_reports(misuses_io); }
 
 TEST(a_wrong_call_of_conc_sync_is_the_newest_error_and_reported) { check_reports(misuses_sync); }
 
