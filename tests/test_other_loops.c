@@ -109,6 +109,7 @@ static void try_what_need_not_wait(bool in_a_loop)
     CHECK_INT(conc_queue_try_put(&full, &item), -EPERM);
     CHECK_INT(conc_queue_task_done(&joined), -EPERM);
     CHECK_INT(conc_limiter_try_acquire(&limiter, 1), -EPERM);
+    CHECK_INT(conc_scope_set_timeout(&scope, 0), -EPERM);
     CHECK_INT(conc_cancel(&sleeper), -EPERM);
     CHECK_INT(conc_spawn(&group, end_at_once, NULL), -EPERM);
     CHECK_INT(conc_gen_close(&gen), -EPERM);
