@@ -53,6 +53,7 @@ struct group {
     int finished_count, taken;
     task *room[MAX_TASKS]; /* those that wait for a place under the limit, the first first */
     int room_count;
+    int starved; /* waits for room that will find no memory */
 };
 
 typedef enum kind { NO_WAIT, SLEEP, YIELD, JOIN, ROOM, NEXT, CLOSE, START } kind;
@@ -92,6 +93,7 @@ static struct model {
     group groups[MAX_GROUPS];
     int group_count;
     int generators, hook_calls, hook_least, hook_most;
+    int starved; /* of all groups */
     long steps;
 } m;
 
@@ -113,7 +115,7 @@ static bool lacks_memory(int rc, long before)
 {
     if (rc != -ENOMEM)
         return false;
-    EXPECT(random_faults.refused > before);
+    EXPECT(random_faults.refused > before || m.starved);
     total.without_memory++;
     return true;
 }
@@ -719,6 +721,15 @@ static void check_room(task *t, group *g, int rc)
         leave_place(g);
 }
 
+/* A child that leaves its place leaves its stack too, so that a stack of a size that the system does
+ * not have is needed where memory shall run out just then. */
+static void starve(group *g, int by)
+{
+    g->starved += by;
+    m.starved += by;
+    g->real.stack_size = g->starved ? (size_t)1 << 50 : 0;
+}
+
 static int step_spawn(task *t, group *g)
 {
     task *child = new_task(t, g);
@@ -728,12 +739,17 @@ static int step_spawn(task *t, group *g)
     bool cut = full && cancelled(t);
     child->has_handle = g->by_next || one_in(t, 2);
     child->joinable = child->has_handle && !g->by_next;
+    bool starves = random_faults.on && full && !cut && one_in(t, 3);
     if (full && !cut)
         wait_for_room(t, g);
+    if (starves)
+        starve(g, 1);
     long before = random_faults.refused;
     int rc = child->has_handle ? conc_spawn_task(&g->real, &child->handle, run_task, child)
                                : conc_spawn(&g->real, run_task, child);
     bool failed = lacks_memory(rc, before);
+    if (starves)
+        starve(g, -1);
     if (cut)
         check_cut_short(t, rc);
     else if (full)
