@@ -1883,7 +1883,9 @@ CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*en
 
 CONC_API CONC__CALLED int conc_pool_close(conc_pool *p)
 {
-    return p ? conc__pool_close(&p->crew, &p->users, conc__threads_end, __func__) : -EINVAL;
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return conc__pool_close(&p->crew, &p->users, conc__threads_end, __func__);
 }
 
 CONC_API void conc__auto_conc_pool(conc_pool *p) { conc_pool_close(p); }
@@ -1922,7 +1924,9 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
 
 CONC_API CONC__CALLED int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg)
 {
-    return p ? conc__submit(&p->crew, &p->users, j, fn, arg, 0, NULL, __func__) : -EINVAL;
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return conc__submit(&p->crew, &p->users, j, fn, arg, 0, NULL, __func__);
 }
 
 /* Runs a job, and waits for it. In a job of the same pool the function is simply called. */
@@ -1946,7 +1950,9 @@ CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn
 
 CONC_API CONC__CALLED int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg)
 {
-    return p ? conc__crew_run(&p->crew, &p->users, fn, arg, 0, NULL, __func__) : -EINVAL;
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return conc__crew_run(&p->crew, &p->users, fn, arg, 0, NULL, __func__);
 }
 
 /* ---- >>mapping ------------------------------------------------------------------------------ */
@@ -2040,11 +2046,13 @@ CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mappi
 {
     conc_loop *l;
     int rc = conc__caller(&l, call);
-    if (rc == 0 && (!m->fn || (!m->args && m->count && m->size) ||
-                    __builtin_mul_overflow(m->count, m->size, &(size_t){0})))
-        rc = -EINVAL;
     if (rc)
         return rc;
+    bool results_fit = !m->results || conc__is_array(m->results, m->count, sizeof *m->results);
+    if (!m->fn)
+        return conc__misused(-EINVAL, call, "no function", NULL);
+    if (!conc__is_array(m->args, m->count, m->size) || !results_fit)
+        return conc__misused(-EINVAL, call, "no elements, or an impossible number of them", NULL);
     conc__crew *c = conc__pool_enter(crew, users, &rc);
     if (!c)
         return conc__map_refused(m, conc__own_error(rc));
@@ -2075,14 +2083,18 @@ CONC_API CONC__CALLED int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, s
                                         size_t size)
 {
     conc__mapping m = {.fn = fn, .args = args, .count = count, .size = size};
-    return p ? conc__crew_map(&p->crew, &p->users, &m, __func__) : -EINVAL;
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return conc__crew_map(&p->crew, &p->users, &m, __func__);
 }
 
 CONC_API CONC__CALLED int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count,
                                             size_t size, int *results)
 {
     conc__mapping m = {fn, args, count, size, results, .keeps_going = true};
-    return p ? conc__crew_map(&p->crew, &p->users, &m, __func__) : -EINVAL;
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return conc__crew_map(&p->crew, &p->users, &m, __func__);
 }
 
 /* ---- >>blocking ----------------------------------------------------------------------------- */
@@ -2269,8 +2281,10 @@ CONC__PRIVATE CONC__CALLED int conc__offload(conc_fn *fn, void *arg, const char 
 {
     conc_loop *l;
     int rc = conc__caller(&l, call);
-    if (rc || !fn)
-        return rc ? rc : -EINVAL;
+    if (rc)
+        return rc;
+    if (!fn)
+        return conc__misused(-EINVAL, call, "no function", NULL);
     if (!l)
         return fn(arg);
     conc_pool *p = conc__offloads_of(l, &rc);
@@ -2405,7 +2419,7 @@ CONC__PRIVATE CONC__CALLED int conc__offload_for(conc_fn *fn, void *arg, void (*
     conc_loop *l;
     int rc = conc__caller(&l, call);
     if (rc == 0 && !fn)
-        rc = -EINVAL;
+        rc = conc__misused(-EINVAL, call, "no function", NULL);
     if (rc == 0 && l)
         rc = conc__checkpoint(l);
     if (rc == 0 && l)
@@ -2577,19 +2591,19 @@ CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, b
         rc = conc__checkpoint(l);
     conc__channel *inner = rc ? NULL : conc__channel_lock(c, &rc);
     if (!inner)
-        return rc == -EINVAL ? conc__own_error(rc) : rc;
+        return conc__came_to(rc);
     rc = sends ? conc__channel_put(c, inner, item) : conc__channel_take(c, inner, item);
     if (rc == -EAGAIN && waits) {
         conc__waiter w = {.item = item};
         conc__line_up(sends ? &inner->senders : &inner->receivers, &w);
         rc = conc__wait_outside(l, &w, sends ? &conc__channel_sends : &conc__channel_receives,
                                 inner, &inner->mutex, NULL);
-        return rc == -EPIPE ? conc__own_error(rc) : rc;
+        return conc__came_to(rc);
     }
     pthread_mutex_unlock(&inner->mutex);
     if (rc == 0 && l)
         conc__quick(l);
-    return rc == -EPIPE ? conc__own_error(rc) : rc;
+    return conc__came_to(rc);
 }
 
 CONC_API CONC__CALLED int conc_channel_send(conc_channel *c, const void *item)
@@ -2967,7 +2981,7 @@ CONC__PRIVATE CONC__CALLED int conc__resolve(const char *host, const char *port,
                                              const char *call)
 {
     if (!host || !port || (max && !out))
-        return -EINVAL;
+        return conc__misused(-EINVAL, call, "no host, no port, or nowhere to put them", NULL);
     if (!conc__is_port(port))
         return conc_fail(-EINVAL, "%.40s: no such port", port);
     if (!*host || strlen(host) >= sizeof((conc__question *)0)->host)
@@ -3327,7 +3341,7 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
     conc_loop *l;
     int rc = conc__caller(&l, __func__);
     if (rc == 0 && !conc__child_is_there(c))
-        rc = -EINVAL;
+        return conc__misused(-EINVAL, __func__, "no child was started there", NULL);
     if (rc == 0 && l)
         rc = conc__checkpoint(l);
     if (rc == 0)
@@ -5146,7 +5160,9 @@ CONC__PRIVATE void conc__hub_close(conc_loop *l, conc__crew *c)
 
 CONC_API CONC__CALLED int conc_procs_close(conc_procs *p)
 {
-    return p ? conc__pool_close(&p->crew, &p->users, conc__procs_end, __func__) : -EINVAL;
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return conc__pool_close(&p->crew, &p->users, conc__procs_end, __func__);
 }
 
 CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
@@ -5182,13 +5198,17 @@ CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
 
 CONC_API CONC__CALLED int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size)
 {
-    return p ? conc__crew_run(&p->crew, &p->users, fn, arg, size, NULL, __func__) : -EINVAL;
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return conc__crew_run(&p->crew, &p->users, fn, arg, size, NULL, __func__);
 }
 
 CONC_API CONC__CALLED int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg,
                                             size_t size)
 {
-    return p ? conc__submit(&p->crew, &p->users, j, fn, arg, size, NULL, __func__) : -EINVAL;
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return conc__submit(&p->crew, &p->users, j, fn, arg, size, NULL, __func__);
 }
 
 /* The job of a conc_procs_call is not called itself. */
@@ -5213,14 +5233,18 @@ CONC_API CONC__CALLED int conc_procs_map(conc_procs *p, conc_fn *fn, void *args,
                                          size_t size)
 {
     conc__mapping m = {.fn = fn, .args = args, .count = count, .size = size};
-    return p ? conc__crew_map(&p->crew, &p->users, &m, __func__) : -EINVAL;
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return conc__crew_map(&p->crew, &p->users, &m, __func__);
 }
 
 CONC_API CONC__CALLED int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count,
                                              size_t size, int *results)
 {
     conc__mapping m = {fn, args, count, size, results, .keeps_going = true};
-    return p ? conc__crew_map(&p->crew, &p->users, &m, __func__) : -EINVAL;
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return conc__crew_map(&p->crew, &p->users, &m, __func__);
 }
 
 /* ---- >>beginning ---------------------------------------------------------------------------- */

@@ -474,6 +474,47 @@ static int misuses_sync(void *arg)
     return 0;
 }
 
+/* ---- conc_pool.h ---- */
+
+static void misuse_maps(conc_pool *p)
+{
+    int item = 0;
+    MISUSE(conc_pool_map(NULL, nothing, &item, 1, sizeof item), -EINVAL);
+    MISUSE(conc_pool_map(p, NULL, &item, 1, sizeof item), -EINVAL);
+    MISUSE(conc_pool_map(p, nothing, NULL, 1, sizeof item), -EINVAL);
+    MISUSE(conc_pool_map(p, nothing, &item, SIZE_MAX, 1), -EINVAL);
+    MISUSE(conc_pool_map_all(p, nothing, &item, SIZE_MAX / 4, sizeof item, NULL), -EINVAL);
+    MISUSE(conc_pool_map_all(p, nothing, &item, SIZE_MAX / 4, 0, &item), -EINVAL);
+    MISUSE(conc_procs_map(NULL, nothing, &item, 1, sizeof item), -EINVAL);
+}
+
+static int misuses_pools(void *arg)
+{
+    int item = 0;
+    conc_pool p = {.threads = 1};
+    conc_channel channel = CONC_CHANNEL(int, 1);
+    struct sockaddr_storage address;
+    CHECK_INT(conc_pool_open(&p), 0);
+    misuse_maps(&p);
+    CHECK_INT(conc_pool_close(&p), 0);
+    MISUSE(conc_pool_close(NULL), -EINVAL);
+    MISUSE(conc_pool_run(NULL, nothing, NULL), -EINVAL);
+    MISUSE(conc_pool_submit(NULL, arg, nothing, NULL), -EINVAL);
+    MISUSE(conc_procs_close(NULL), -EINVAL);
+    MISUSE(conc_procs_run(NULL, nothing, &item, sizeof item), -EINVAL);
+    MISUSE(conc_offload(NULL, NULL), -EINVAL);
+    MISUSE(conc_offload_abandon(NULL, NULL, NULL), -EINVAL);
+    FAILS(conc_channel_try_recv(&channel, &item), -EAGAIN);
+    CHECK_INT(conc_channel_try_send(&channel, &item), 0);
+    FAILS(conc_channel_try_send(&channel, &item), -EAGAIN);
+    conc_channel_destroy(&channel);
+    MISUSE(conc_resolve(NULL, "80", &address, 1), -EINVAL);
+    MISUSE(conc_resolve("localhost", NULL, &address, 1), -EINVAL);
+    MISUSE(conc_child_wait(NULL, NULL), -EINVAL);
+    fprintf(stderr, "<>\n");
+    return 0;
+}
+
 /* ---- the reports ---- */
 
 static conc_fn *body;
@@ -521,6 +562,8 @@ TEST(a_wrong_call_of_the_core_is_the_newest_error_and_reported) { check_reports(
 TEST(a_wrong_call_with_a_descriptor_is_the_newest_error_and_reported) { check_reports(misuses_io); }
 
 TEST(a_wrong_call_of_conc_sync_is_the_newest_error_and_reported) { check_reports(misuses_sync); }
+
+TEST(a_wrong_call_of_conc_pool_is_the_newest_error_and_reported) { check_reports(misuses_pools); }
 
 /* ---- where words come from ---- */
 
