@@ -28,13 +28,6 @@ static struct random_program {
     bool differs; /* a thread or the network takes part: its steps need not repeat */
 } random_program;
 
-/* Where a file makes the allocator fail: how often it has. */
-static struct random_faults {
-    bool on;
-    uint64_t random; /* 0: it never does */
-    long refused;
-} random_faults;
-
 /* ---- reports that name the program ---- */
 
 #define EXPECT_INT(actual, expected) \

@@ -97,6 +97,13 @@ static struct model {
     long steps;
 } m;
 
+/* How often the allocator failed, in test_random_faults.c. */
+static struct random_faults {
+    bool on;
+    uint64_t random; /* 0: it never does */
+    long refused;
+} random_faults;
+
 static conc_local keys[KEYS];
 static struct {
     long programs, steps, cut_short, timed_out, granted_late, joins, spawns, items, failures;
