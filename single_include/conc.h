@@ -369,7 +369,8 @@ CONC_API int conc__spawn(conc_group *g, const char *spawned, conc_fn *fn, void *
 
 /* The same with a handle, in storage of yours, of any content, that stays where it is until the
  * task was joined, was returned by conc_group_next, or its group closed. -EBUSY: the handle is
- * in use.
+ * in use. A handle of a function that returned earlier ends the program with a report, where it is
+ * found: debug mode looks at each wait, else the end of the group does.
  *     int conc_spawn_task(conc_group *g, conc_task *t, conc_fn *fn, void *arg); */
 #define conc_spawn_task(g, t, fn, ...) \
     conc__spawn_task((g), (t), CONC__NAMED(fn), (fn), __VA_ARGS__)
@@ -478,6 +479,7 @@ struct conc_task {
     uint16_t cancels_in_a_row;
     bool has_handle, in_finished, collected, failed;
     uint16_t seal;
+    uint32_t tellings; /* counts conc__tell, from any number on */
     conc__wait *wait;
     conc_scope *scope;
     const char *place; /* the scope's, for the report when the scope is lost */
@@ -536,8 +538,10 @@ CONC_API int conc_fail(int rc, const char *fmt, ...) __attribute__((__format__(_
  * an error. Borrowed. */
 CONC_API const char *conc_error_text(const conc_task *t);
 
-/* The newest error that this task made or was told of by a join, group or gather, in words; ""
- * when there was none. Borrowed until the next one. */
+/* The newest error that a call of conc_fail, or of conc, returned in this task, or that a join,
+ * group or gather told it of, in words; "" when there was none. -ECANCELED is no error here: the
+ * words of the one before it stay. Outside a run: the error of the thread's last run, or of the
+ * conc_run that was refused; "" if it succeeded. Borrowed until the next one. */
 CONC_API const char *conc_last_error(void);
 
 /* Any negative errno, in words: what it means in conc where that differs from the system's.
@@ -665,7 +669,11 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * ready for, which may be more than zero for end of file, an error, or a peer that hung up. With
  * events 0 it waits for a hang-up or an error alone: 0. A regular file is always ready, and never
  * hangs up. Errors: -EBADF (not open, or closed meanwhile), -EINVAL (other events), or the
- * system's. */
+ * system's.
+ *
+ * It says what poll(2) says, however often. A loop of the program's own around it and a call as
+ * recv(2) with MSG_DONTWAIT never pauses where that call fails with EAGAIN although the descriptor
+ * is ready, in name only: conc does not see the call's result. conc_recv and its kin do pause. */
 CONC_API int conc_wait_fd(int fd, int events);
 
 /* The POSIX calls, which wait instead of blocking or of failing with EAGAIN: a count, 0 at the
@@ -701,7 +709,8 @@ typedef struct conc_listen_options {
 /* Opens a socket that listens: the descriptor. Its address may be used again at once
  * (SO_REUSEADDR), IPv6 is for IPv6 only, TCP connections have TCP_NODELAY. A Unix socket's file
  * that no process listens on is replaced; meanwhile a file PATH.conc-lock lies beside it, and
- * while another process holds that, the call holds the loop for 50 ms at most. Port 0: one that
+ * while another process holds that, the call holds the loop for 50 ms at most. Where the system
+ * has no locks for it, such a file stays: flock(2)'s error. Port 0: one that
  * is free, which conc_address tells. Errors: -EINVAL, -EADDRINUSE and others of the system's. Not
  * a checkpoint. */
 CONC_API int conc_listen(const char *address);
@@ -835,7 +844,7 @@ CONC_API void conc__auto_conc_stream(conc_stream *s);
 typedef struct conc_signals {
     conc_loop *loop; /* NULL: not open */
     uint64_t run;
-    struct conc_signals *next;
+    struct conc_signals *next, *prev;
     struct conc__signal_number *numbers;
     size_t count, turn;
     conc__waits waits;
@@ -845,9 +854,9 @@ typedef struct conc_signals {
  * Each open conc_signals gets every signal of its numbers, in every thread; a number that is in
  * the list twice counts once. They are let through in this thread if they were blocked.
  * Errors: -EINVAL (NULL, n 0, open already, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and
- * those of faults), -EBUSY (open in another thread's run), -ENOMEM; then nothing has changed. Not a checkpoint. One on a task's stack
- * has to be closed before its function returns: one that is lost there ends the program, with a
- * report.
+ * those of faults), -EBUSY (open in another thread's run), -ENOMEM, and what the system refuses;
+ * then nothing has changed. Not a checkpoint. One on a task's stack has to be closed before its
+ * function returns: one that is lost there ends the program, with a report.
  *     int conc_signals_open(conc_signals *s, const int *numbers, size_t n); */
 #define conc_signals_open(s, ...) \
     conc__signals_open((s), CONC__AT("the conc_signals opened at "), __VA_ARGS__)
@@ -1121,6 +1130,10 @@ enum {
     CONC__TEXT = 128,
     CONC__DESCRIPTION = CONC__NAME + 256 /* of a task, in reports */
 };
+
+/* No process has more bytes of addresses than these, so what asks for more is out of memory at
+ * once. */
+#define CONC__ADDRESS_SPACE (SIZE_MAX >> (sizeof(size_t) == 8 ? 16 : 0))
 
 _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
                "conc.h: CONC_STACK_SIZE must be at least 16384");
@@ -1461,10 +1474,12 @@ typedef struct conc__wait_kind {
     const conc_task *(*owner)(const conc__wait *wait);
 } conc__wait_kind;
 
+#define CONC__HIGHEST_BIT (UINTPTR_MAX / 2 + 1)
+
 /* Debug: a lock that a task holds, or something that was opened and not closed. Always: a
  * conc_signals that is open. */
 typedef struct conc__holding {
-    struct conc__holding *below[2]; /* by the next bit of the hash of the object's address */
+    struct conc__holding *below[2]; /* by the next lower bit of the object's address */
     struct conc__holding *same;     /* older, of the same object: a rwlock that is read twice */
     struct conc__holding *older, *newer; /* of all */
     struct conc__holding *newest;        /* of all: in the tree's root */
@@ -1526,6 +1541,8 @@ typedef struct conc__wheel {
     conc__timer *slots[CONC__LEVELS][CONC__SLOTS];
     size_t count;
 } conc__wheel;
+
+enum { CONC__SIGNALS = 65 }; /* one more than the highest number */
 
 /* Something that a loop is to do between two tasks. */
 typedef struct conc__post {
@@ -1591,23 +1608,29 @@ enum { CONC__PAUSING = 4, CONC__FD_LISTS };
 /* What the loop knows of a number, and so of the file that it stands for.
  *
  *   state    what holds                                     changes
- *   UNKNOWN  the loop knows nothing of the file, and the    a task waits: to FOREIGN, unless
- *            poller does not have it; only tasks that       epoll refuses the file; conc opens
- *            pause may be in the lists                      a socket of this number: to OWN
+ *   UNKNOWN  the loop knows nothing of the file, and the    a task waits: to FOREIGN, or to
+ *            poller does not have it; only tasks that       REFUSED; conc opens a socket of this
+ *            pause may be in the lists                      number: to OWN
  *   FOREIGN  conc did not open it, and close(2) may take    the poller finds that the number
  *            it away unseen; the poller has it, and         means another file, or none: to
  *            reports one event for each arming              UNKNOWN
+ *   REFUSED  as FOREIGN, but epoll refuses the file, which  fstat(2) finds the same: to
+ *            is always ready; a task waits for a hang-up    UNKNOWN
+ *            alone, which only a close ends
  *   OWN      conc opened it: a non-blocking socket that     a task waits: to EDGE
  *            conc_close closes; no task has waited yet
  *   EDGE     as OWN, and the poller reports every change,   as FOREIGN
  *            for ever
  *
- * conc_close changes every state to UNKNOWN. Each change to UNKNOWN, and no other, changes `id`
- * (conc__fd_gone): the number with its id is the file's identity. A task that waited, a server and
- * an event of the kernel's compare it to learn whether they still speak of the same file. */
+ * conc_close changes every state to UNKNOWN. `id` changes whenever the number means another file
+ * or none (conc__fd_gone): the number with its id is the file's identity. A task that waited, a
+ * server and an event of the kernel's compare it to learn whether they still speak of the same
+ * file. An OWN one becomes UNKNOWN, and keeps its id, when another thread's conc_close may have
+ * been for it, and may not. */
 typedef enum conc__fd_state {
     CONC__FD_UNKNOWN,
     CONC__FD_FOREIGN,
+    CONC__FD_REFUSED,
     CONC__FD_OWN,
     CONC__FD_EDGE
 } conc__fd_state;
@@ -1615,7 +1638,7 @@ typedef enum conc__fd_state {
 typedef struct conc__fd {
     conc__waits waits[CONC__FD_LISTS];
     struct conc__fd *next, *prev; /* among those that a task waits for */
-    uint64_t inode;               /* poll(2): what tells files apart there */
+    uint64_t inode;               /* poll(2), or REFUSED: what tells files apart there */
     uint32_t id;
     unsigned closings; /* what conc__closings_of said when it was last certain which file it is */
     int number;
@@ -1722,8 +1745,11 @@ struct conc_loop {
     size_t watched_count, verify_count, unverified;
     /* since conc__verify was last called something ran that may have closed a descriptor */
     bool stirred;
-    bool was_alone; /* this was the only thread when conc__verify last began with the first one */
-    int64_t verified, polled;
+    bool was_alone;   /* this was the only thread when conc__verify last began with the first one */
+    int64_t verified; /* when conc__verify last looked at some, on the real clock */
+    int64_t verified_until; /* virtual clock: when conc__verify_until last did */
+    bool retried;           /* virtual clock: conc__jump_clock is to wait for others, as it says */
+    int64_t polled;
     struct pollfd *polls_for; /* poll(2) */
     size_t polls_room;
     /* epoll: events that no task waited for; those of files that were closed here */
@@ -1743,9 +1769,19 @@ struct conc_loop {
 
     conc_signals *signals;
     conc__holding *receiving; /* the same, in memory that is not theirs */
-    int signal_waits, signal_slot, interrupted_by;
+    conc__holding *handles;   /* debug: of tasks that have not ended, on the stacks of others */
+    bool lent;                /* one of these two is not empty */
+    /* by signal number: those of the receivers that are open, and the count up to which the loop
+     * has handed it out to them */
+    struct conc__signal_list {
+        struct conc__signal_number *first;
+        unsigned long handed;
+    } received[CONC__SIGNALS];
+    uint64_t unblocked; /* a bit each: signals that were blocked before they were received */
+    int signal_waits, interrupted_by;
     bool interrupted_late, winding_up, embedded, stepping, pipe_was_blocked, pipe_was_pending;
     void *signal_stack;
+    _Atomic(conc_loop *) *signal_slot; /* where its handler finds this loop; NULL: nowhere */
     /* the signals' handler writes these, but for the numbers, which it reads */
     atomic_bool signalled, dump_asked;
     atomic_uint interrupt_numbers;   /* which interrupt this run, a conc__interrupt_bit each */
@@ -1762,6 +1798,9 @@ struct conc_loop {
 };
 
 static CONC_TLS _Thread_local conc_loop *conc__here;
+
+/* What conc_last_error returns on this thread while no run is open there. */
+static CONC_TLS _Thread_local char conc__words_of_run[CONC__TEXT];
 
 static atomic_uint_least64_t conc__runs; /* how many there were in this process and its ancestors */
 /* In a forked child: the runs up to this number were the parent's. No task of theirs ever goes on
@@ -1781,6 +1820,8 @@ typedef struct conc__extension {
     conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none does */
     bool (*job_block)(int64_t ns);      /* conc_block in a job; false: none runs here */
     void (*job_fail)(int rc, const char *fmt, va_list args);
+    /* the newest error of the job that runs on this thread, "": none; NULL: no job does */
+    const char *(*job_words)(void);
     /* a host name: how many, for conc_free */
     int (*resolve)(const char *text, struct conc__address **found);
     /* in all pools of the program */
@@ -1812,6 +1853,8 @@ CONC__PRIVATE bool conc__fd_is_polled(const conc__fd *f);
 static inline void conc__take_signals(conc_loop *l);
 CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f);
 CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how);
+#define CONC__HANDLE_OF "the handle of "
+CONC__COLD void conc__lend_handle(conc_loop *l, const conc_task *t);
 CONC__COLD void conc__step(conc_loop *l, conc_task *t);
 CONC__COLD void conc__step_last(conc_loop *l, conc_task *t);
 CONC__COLD void conc__waited(conc_loop *l, conc_task *t);
@@ -1831,6 +1874,8 @@ CONC__PRIVATE conc__source conc__source_of(const conc_task *t);
 CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
                                    void (*run)(void *), void *arg);
 CONC__COLD int conc__own_error(int rc);
+CONC__FAST int conc__hand_on(conc_loop *l, int rc);
+CONC__FAST int conc__hand_on_since(conc_loop *l, int rc, uint32_t before);
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place);
 
 /* ---- >>sanitizers --------------------------------------------------------------------------- */
@@ -2215,24 +2260,34 @@ CONC__PRIVATE int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attrib
     return rc;
 }
 
+/* A pending signal that becomes ignored is gone, though it is blocked; even another thread's. */
+CONC__PRIVATE void conc__signal_drop(int number)
+{
+    struct sigaction before, ignored;
+    memset(&ignored, 0, sizeof ignored);
+    ignored.sa_handler = SIG_IGN;
+    if (sigaction(number, &ignored, &before) == 0)
+        sigaction(number, &before, NULL);
+}
+
 /* Takes away a blocked signal, if it is pending. It waits for none: one that is sent to the
  * process may be another thread's by now. */
 CONC__PRIVATE void conc__signal_discard(int number)
 {
+    int saved = errno;
     sigset_t set;
-    sigset_t pending;
     sigemptyset(&set);
     sigaddset(&set, number);
-    if (sigpending(&pending) || !sigismember(&pending, number))
-        return;
 #ifdef __APPLE__
-    sigwait(&set, &number);
+    sigset_t pending;
+    if (sigpending(&pending) == 0 && sigismember(&pending, number))
+        sigwait(&set, &number);
 #else
     struct timespec now = {0, 0};
-    int saved = errno;
-    sigtimedwait(&set, NULL, &now);
-    errno = saved;
+    if (sigtimedwait(&set, NULL, &now) < 0 && conc__refused(errno))
+        conc__signal_drop(number);
 #endif
+    errno = saved;
 }
 
 /* A write for handlers and the watchdog, which may not wait for the lock of stderr. */
@@ -3238,14 +3293,7 @@ static inline conc_loop *conc__of_task(void)
 
 CONC__COLD conc_loop *conc__not_in_task(const char *call)
 {
-    /* the public name of conc__x, behind a macro, and of conc__x_slowly is conc_x */
-    char name[CONC__NAME] = "conc_";
-    bool internal = strncmp(call, "conc__", 6) == 0;
-    conc__copy(name + (internal ? 5 : 0), sizeof name - 5, internal ? call + 6 : call);
-    char *slowly = internal ? strstr(name, "_slowly") : NULL;
-    if (slowly)
-        *slowly = 0;
-    conc__misused(-EPERM, name, "only a task may call it", NULL);
+    conc__misused(-EPERM, call, "only a task may call it", NULL);
     return NULL;
 }
 
@@ -3344,19 +3392,34 @@ CONC__PRIVATE void conc__tell_misuse(conc_loop *l, void *arg)
             m->place ? m->place : "");
 }
 
+/* The name that the user knows a call by: conc__x, behind a macro, and conc__x_slowly are
+ * conc_x. */
+CONC__PRIVATE void conc__public_name(char name[CONC__NAME], const char *call)
+{
+    bool internal = strncmp(call, "conc__", 6) == 0;
+    memcpy(name, "conc_", 5);
+    conc__copy(name + (internal ? 5 : 0), CONC__NAME - 5, internal ? call + 6 : call);
+    char *slowly = internal ? strstr(name, "_slowly") : NULL;
+    if (slowly)
+        *slowly = 0;
+}
+
 /* A call was wrong, and had no effect: rc. In debug mode that is said, with the object's place
  * (NULL: it has none); on a thread without a run, where a run of another thread is in debug
  * mode. */
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place)
 {
     conc_loop *l = conc__here;
+    char name[CONC__NAME];
     int saved = errno;
     if (l && l->debug) {
-        conc__misuse m = {l->self, call, why, place};
+        conc__public_name(name, call);
+        conc__misuse m = {l->self, name, why, place};
         conc__on_loop(l, conc__tell_misuse, &m);
     } else if (!l && atomic_load_explicit(&conc__debug_runs, memory_order_relaxed)) {
-        fprintf(stderr, "conc: a thread without a run: %s: %s; conc_post runs it on the loop\n",
-                call, why);
+        conc__public_name(name, call);
+        fprintf(stderr, "conc: a thread without a run: %s: %s%s\n", name, why,
+                rc == -EPERM ? "; conc_post runs it on the loop" : "");
     }
     errno = saved;
     return rc < 0 ? conc__own_error(rc) : rc;
@@ -3559,31 +3622,58 @@ enum { CONC__VERIFY_EVERY = 250000000 };
 /* close(2) takes a descriptor that conc has not opened away from the tasks that wait for it, and
  * the poller does not report that. So they are looked at now and then, some at a time: all of
  * them once when the loop has become quiet, and again and again where another thread or the host
- * of an embedded loop may close them. Returns the time until it wants to be called again. */
-CONC__PRIVATE int64_t conc__verify(conc_loop *l)
+ * of an embedded loop may close them. Is one of them due? */
+CONC__PRIVATE bool conc__verifies(conc_loop *l)
 {
-    enum { AT_ONCE = 512 };
     if (!l->verify_count)
-        return CONC__NEVER;
+        return false;
     if (l->stirred)
         l->was_alone = false;
     else if (!l->unverified && l->was_alone)
-        return CONC__NEVER;
+        return false;
     else if (!l->unverified)
         l->was_alone = !l->embedded && conc__is_only_thread();
     if (l->stirred || !l->unverified || l->unverified > l->watched_count)
         l->unverified = l->watched_count;
     l->stirred = false;
-    int64_t now = conc__clock();
-    if (now - l->verified < CONC__VERIFY_EVERY)
-        return CONC__VERIFY_EVERY - (now - l->verified);
-    l->verified = now;
+    return true;
+}
+
+CONC__PRIVATE void conc__verify_some(conc_loop *l)
+{
+    enum { AT_ONCE = 512 };
     for (int n = 0; n < AT_ONCE && l->unverified && l->watched; n++, l->unverified--) {
         conc__fd *f = l->watched;
         conc__fd_last(l, f);
         conc__fd_confirm(l, f);
     }
+}
+
+/* Looks at some of them if it is time. Returns the time until it wants to be called again. */
+CONC__PRIVATE int64_t conc__verify(conc_loop *l)
+{
+    if (!conc__verifies(l))
+        return CONC__NEVER;
+    int64_t now = conc__clock();
+    if (now - l->verified < CONC__VERIFY_EVERY)
+        return CONC__VERIFY_EVERY - (now - l->verified);
+    l->verified = now;
+    conc__verify_some(l);
     return CONC__VERIFY_EVERY;
+}
+
+/* Virtual clock: looks at as many as it would until then. */
+CONC__PRIVATE void conc__verify_until(conc_loop *l, int64_t then)
+{
+    if (then - l->verified_until < CONC__VERIFY_EVERY)
+        return;
+    bool verifies = conc__verifies(l);
+    int64_t at = l->verified_until;
+    while (verifies && l->unverified && then - at >= CONC__VERIFY_EVERY) {
+        conc__verify_some(l);
+        at += CONC__VERIFY_EVERY;
+    }
+    l->verified_until = l->now;
 }
 
 /* Tasks are always ready, or posted functions: descriptors are looked at all the same, now and
@@ -3598,52 +3688,45 @@ CONC__PRIVATE void conc__glance(conc_loop *l)
     }
 }
 
-/* Nothing can run, and the virtual clock stands still for a job. */
-CONC__PRIVATE void conc__idle_for_work(conc_loop *l)
+/* Have functions been posted? After so many passes in a row that ran nothing else this says no, so
+ * that the rest has its turn. */
+CONC__PRIVATE bool conc__has_posts(conc_loop *l)
 {
-    int64_t limit = l->watched ? conc__verify(l) : CONC__NEVER;
-    conc__poll_events(l, l->embedded || l->ready ? 0 : limit, true);
+    bool posted = atomic_load_explicit(&l->posted, memory_order_relaxed) != NULL;
+    l->flooded = posted ? l->flooded + 1 : 0;
+    if (l->flooded < CONC__FLOOD)
+        return posted;
+    l->flooded = 0;
+    return false;
 }
 
-/* Nothing can run: something has to come from the clock or from outside, else every task waits
- * for ever. */
-CONC__PRIVATE void conc__idle(conc_loop *l)
+enum { CONC__MOMENT = 1000000 };
+
+/* The virtual clock moves to the next deadline. A task that tries something again and again, which
+ * only another process or thread can make possible, gets nowhere in no time: they have a moment of
+ * real time before it tries again. */
+CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
 {
-    int64_t next = conc__wheel_next(&l->wheel), limit;
-    bool at_work = conc__at_work(l);
-    if (!atomic_load_explicit(&l->posted, memory_order_relaxed)) {
-        l->flooded = 0;
-    } else if (++l->flooded < CONC__FLOOD) {
-        conc__glance(l);
+    int64_t before = l->now;
+    bool flooded = atomic_load_explicit(&l->posted, memory_order_relaxed) != NULL;
+    conc__verify_until(l, next);
+    if (l->retried && l->embedded)
+        return; /* until the next step, before which the host waits so long */
+    if (l->retried && !l->ready) {
+        l->retried = false;
+        conc__poll_events(l, CONC__MOMENT, false);
+    }
+    bool posted = !flooded && atomic_load_explicit(&l->posted, memory_order_relaxed);
+    if (l->ready || posted)
         return;
-    } else {
-        l->flooded = 0;
-    }
-    if (conc__expects(l) && (l->settlers.first || (l->virtual_clock && next != CONC__NEVER))) {
-        conc__poll_now(l); /* what is ready comes before time moves */
-        conc__take_signals(l);
-        if (l->ready)
-            return;
-    }
-    if (l->settlers.first) {
-        conc__wake(l, l->settlers.first, 0);
-        return;
-    }
-    limit = conc__trim(l);
-    if (at_work) {
-        conc__idle_for_work(l);
-        return;
-    }
-    if (l->virtual_clock && next != CONC__NEVER) {
-        int64_t before = l->now;
-        conc__advance(l, next > before ? next : before);
-        conc__was_idle(l, before, l->now);
-        return;
-    }
-    if (l->watched) {
-        int64_t verify = conc__verify(l);
-        limit = verify < limit ? verify : limit;
-    }
+    conc__advance(l, next > before ? next : before);
+    conc__was_idle(l, before, l->now);
+}
+
+/* Sleeps until the next deadline, an event or a post, at most so long. If none of these can come,
+ * every task waits for ever. */
+CONC__PRIVATE void conc__rest(conc_loop *l, int64_t next, int64_t limit)
+{
     if (l->spinners || l->embedded || l->ready)
         limit = 0;
     else if (next == CONC__NEVER && !conc__expects(l) && !conc__held(l)) {
@@ -3657,6 +3740,38 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
         limit = next > l->now ? next - l->now : 0;
     conc__poll_events(l, limit, false);
     l->awaits_interrupt = false;
+}
+
+/* Nothing can run: something has to come from the clock or from outside. */
+CONC__PRIVATE void conc__idle(conc_loop *l)
+{
+    int64_t next = conc__wheel_next(&l->wheel);
+    bool at_work = conc__at_work(l), jumps = l->virtual_clock && next != CONC__NEVER;
+    if (conc__has_posts(l)) {
+        conc__glance(l);
+        return;
+    }
+    if (conc__expects(l) && (l->settlers.first || jumps)) {
+        conc__poll_now(l); /* what is ready comes before time moves */
+        conc__take_signals(l);
+        if (l->ready)
+            return;
+    }
+    if (l->settlers.first) {
+        conc__wake(l, l->settlers.first, 0);
+        return;
+    }
+    int64_t limit = conc__trim(l);
+    if (jumps && !at_work) {
+        conc__jump_clock(l, next);
+        return;
+    }
+    int64_t verify = conc__verify(l);
+    limit = verify < limit ? verify : limit;
+    if (at_work)
+        conc__poll_events(l, l->embedded || l->ready ? 0 : limit, true);
+    else
+        conc__rest(l, next, limit);
 }
 
 /* Reads the clock and fires what is due; the virtual clock moves elsewhere. */
@@ -3755,6 +3870,17 @@ CONC__PRIVATE bool conc__run_is_elsewhere(const conc_loop *l, uint64_t run)
     return other != NULL;
 }
 
+/* Is it the loop of a run of this process that is not over? It may be any pointer. */
+CONC__PRIVATE bool conc__is_live(const conc_loop *l)
+{
+    pthread_mutex_lock(&conc__live_runs.mutex);
+    const conc_loop *live = conc__live_runs.first;
+    while (live && live != l)
+        live = live->next_run;
+    pthread_mutex_unlock(&conc__live_runs.mutex);
+    return live != NULL;
+}
+
 CONC__PRIVATE void conc__append(conc__waits *list, conc__wait *w)
 {
     w->list = list;
@@ -3773,17 +3899,71 @@ CONC__PRIVATE void conc__unlink(conc__wait *w)
     w->list = NULL;
 }
 
-/* Signals that are received in memory which is lost: on the stack where the task runs, below an
- * address. */
-CONC__COLD void conc__find_lost_signals(conc_loop *l, conc_task *t, const void *below,
-                                        const char *how)
+/* Does a holding in this part of a tree, whose objects all lie on one side of one end of the
+ * range, lie within the range? inner: on which side of that end the range is, 1 above. bit: by
+ * which the holding's next ones differ. */
+CONC__PRIVATE bool conc__holds_inside(const conc__holding *h, uintptr_t bit, uintptr_t end,
+                                      int inner)
+{
+    for (; h; bit >>= 1) {
+        uintptr_t object = (uintptr_t)h->object;
+        int side = (end & bit) != 0;
+        if (inner ? object >= end : object <= end)
+            return true;
+        if (side != inner && h->below[inner]) /* all of these are inside */
+            return true;
+        h = h->below[side];
+    }
+    return false;
+}
+
+/* Does a tree have a holding of an object in this range of addresses, both ends included? */
+CONC__PRIVATE bool conc__holds_between(const conc__holding *h, uintptr_t first, uintptr_t last)
+{
+    uintptr_t bit = CONC__HIGHEST_BIT;
+    for (; h; bit >>= 1) {
+        uintptr_t object = (uintptr_t)h->object;
+        if (object >= first && object <= last)
+            return true;
+        if ((first ^ last) & bit)
+            return conc__holds_inside(h->below[0], bit >> 1, first, 1) ||
+                   conc__holds_inside(h->below[1], bit >> 1, last, 0);
+        h = h->below[(first & bit) != 0];
+    }
+    return false;
+}
+
+/* A holding of an object that lies on the stack where the task runs, below an address; NULL: there
+ * is none. */
+CONC__PRIVATE const conc__holding *conc__find_below(const conc__holding *tree, const conc_task *t,
+                                                    const void *below)
 {
     uintptr_t low = (uintptr_t)t->stack->low, size = (uintptr_t)below - low;
-    for (const conc__holding *h = l->receiving->newest; h; h = h->older)
-        if ((uintptr_t)h->object - low < size) {
-            t->place = h->place;
-            conc__lost(l, t, how);
-        }
+    if (!conc__holds_between(tree, low, (uintptr_t)below - 1))
+        return NULL;
+    const conc__holding *h = tree->newest;
+    while (h && (uintptr_t)h->object - low >= size)
+        h = h->older;
+    return h;
+}
+
+/* What conc still needs in memory that is lost: on the stack where the task runs, below an
+ * address. */
+CONC__COLD void conc__find_lost_loans(conc_loop *l, conc_task *t, const void *below,
+                                      const char *how)
+{
+    char handle[CONC__DESCRIPTION];
+    const conc__holding *h = conc__find_below(l->receiving, t, below);
+    if (h) {
+        t->place = h->place;
+        conc__lost(l, t, how);
+    }
+    h = conc__find_below(l->handles, t, below);
+    if (h) {
+        snprintf(handle, sizeof handle, CONC__HANDLE_OF "%s", h->place);
+        t->place = handle;
+        conc__lost(l, t, how);
+    }
 }
 
 /* A scope that lies below the frame of a call into conc, on the same stack, belongs to a
@@ -3795,8 +3975,8 @@ static inline void conc__find_lost(conc_loop *l, const void *frame)
     if (CONC__UNLIKELY(self->scope && (uintptr_t)((char *)self->scope - low) <
                                           (uintptr_t)((const char *)frame - low)))
         conc__lost(l, self, "a function returned");
-    if (CONC__UNLIKELY(l->receiving))
-        conc__find_lost_signals(l, self, frame, "a function returned");
+    if (CONC__UNLIKELY(l->lent))
+        conc__find_lost_loans(l, self, frame, "a function returned");
 }
 
 /* The running task waits until somebody wakes w. */
@@ -3900,11 +4080,19 @@ CONC_API CONC__CALLED int conc_sleep(double s)
     if (!l)
         return -EPERM;
     if (__builtin_isnan(s))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "the time is not a number", NULL);
     conc__find_lost(l, __builtin_frame_address(0));
     if (!ns)
         return conc__yield_slowly();
     return conc__sleep_to(l, s >= CONC_FOREVER ? CONC__NEVER : conc__later(conc__time(l), ns));
+}
+
+/* Sleeps before something is tried again that another process or thread may make possible. */
+CONC__PRIVATE int conc__sleep_to_retry(conc_loop *l, double s)
+{
+    int rc = conc_sleep(s);
+    l->retried = l->virtual_clock;
+    return rc;
 }
 
 CONC_API CONC__CALLED int conc_sleep_until(double t)
@@ -3913,7 +4101,7 @@ CONC_API CONC__CALLED int conc_sleep_until(double t)
     if (!l)
         return -EPERM;
     if (__builtin_isnan(t))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "the time is not a number", NULL);
     conc__find_lost(l, __builtin_frame_address(0));
     int64_t at = t >= CONC_FOREVER ? CONC__NEVER : conc__ns(t);
     for (int64_t more = 1; (double)at / 1e9 < t && at < CONC__NEVER - 8192;
@@ -3927,7 +4115,7 @@ CONC_API int conc_block(double s)
     conc_loop *l = conc__here;
     bool outside = !l && !conc__extended.job_block;
     if (!outside && __builtin_isnan(s))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "the time is not a number", NULL);
     if (!l && !outside && conc__extended.job_block(conc__ns(s)))
         return 0;
     if (!l)
@@ -4133,9 +4321,12 @@ CONC_API CONC__CALLED int conc__scope_begin(conc_scope *s, double timeout, const
         return -EPERM;
     if (s && conc__scope_is_inherited(s))
         *s = (conc_scope){.state = CONC__FRESH};
-    if (!s || __builtin_isnan(timeout) || s->state != CONC__FRESH)
-        return conc__misused(-EINVAL, "conc_scope_begin",
-                             "no number, or a scope that was used before", place);
+    if (!s)
+        return conc__misused(-EINVAL, __func__, "no scope", place);
+    if (__builtin_isnan(timeout))
+        return conc__misused(-EINVAL, __func__, "the timeout is not a number", place);
+    if (s->state != CONC__FRESH)
+        return conc__misused(-EINVAL, __func__, "the scope was used before", place);
     conc__find_lost(l, __builtin_frame_address(0));
     conc__scope_open(l, s, place);
     conc__set_limit(l, s, timeout);
@@ -4160,7 +4351,7 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
     bool mine = s->cancel_called && (s->shielded || !conc__cancelled_around(l, s)) && !l->doomed;
     conc__scope_close(l, s);
     if (rc != -ECANCELED || !mine)
-        return rc;
+        return conc__hand_on(l, rc);
     s->cancel_caught = true;
     return s->expired ? conc__own_error(-ETIMEDOUT) : 0;
 }
@@ -4188,11 +4379,17 @@ CONC_API void conc_scope_cancel(conc_scope *s) { conc__scope_cancel(s, "conc_sco
 
 CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now)
 {
-    conc_loop *l = conc__loop_of(s, "conc_scope_set_timeout");
+    conc_loop *l = conc__here;
     if (!l)
-        return conc__here ? -EINVAL : -EPERM;
-    if (__builtin_isnan(s_from_now) || s->cancel_called)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EPERM, __func__, "only a task may call it", NULL);
+    if (!s || s->state != CONC__OPEN)
+        return conc__misused(-EINVAL, __func__, "the scope is not open", NULL);
+    if (s->task && s->task->loop != l)
+        return conc__misused(-EPERM, __func__, "it is another loop's", s->place);
+    if (__builtin_isnan(s_from_now))
+        return conc__misused(-EINVAL, __func__, "the timeout is not a number", s->place);
+    if (s->cancel_called)
+        return conc__misused(-EINVAL, __func__, "the scope is cancelled already", s->place);
     conc__disarm(l, &s->timer);
     conc__set_limit(l, s, s_from_now);
     return 0;
@@ -4212,16 +4409,21 @@ CONC__PRIVATE int conc__call_in_scope(double s, bool shielded, conc_fn *fn, void
 {
     conc_scope scope = {0};
     const char *call = shielded ? "conc_shield" : "conc_timeout";
-    if (!conc__in_task_of(call))
+    conc_loop *l = conc__in_task_of(call);
+    if (!l)
         return -EPERM;
     if (!fn)
         return conc__misused(-EINVAL, call, "no function", NULL);
+    if (__builtin_isnan(s))
+        return conc__misused(-EINVAL, call, "the time is not a number", NULL);
     int rc = conc__scope_begin(&scope, s, place);
     if (rc)
         return rc;
     if (shielded)
         conc_scope_shield(&scope, true);
-    return conc_scope_end(&scope, fn(arg));
+    uint32_t before = l->self->tellings;
+    rc = fn(arg);
+    return conc_scope_end(&scope, conc__hand_on_since(l, rc, before));
 }
 
 CONC_API int conc_timeout(double s, conc_fn *fn, void *arg)
@@ -4433,6 +4635,20 @@ CONC__COLD void conc__group_unopen(conc_loop *l, conc_group *g)
     conc__group_renew(g);
 }
 
+/* Why this group cannot be opened; NULL: it can. */
+CONC__PRIVATE const char *conc__group_is_wrong(const conc_group *g)
+{
+    if (!g)
+        return "no group";
+    if (g->scope.state != CONC__FRESH)
+        return "the group was used before";
+    if (g->limit < 0)
+        return "the limit is negative";
+    if (g->stack_size && !conc__stack_fits(g->stack_size))
+        return "the stack size is out of range";
+    return NULL;
+}
+
 CONC_API CONC__CALLED int conc__group_begin(conc_group *g, const char *place)
 {
     conc_loop *l = conc__in_task();
@@ -4440,9 +4656,9 @@ CONC_API CONC__CALLED int conc__group_begin(conc_group *g, const char *place)
         return -EPERM;
     if (g && conc__scope_is_inherited(&g->scope))
         conc__group_renew(g);
-    if (!g || g->scope.state != CONC__FRESH || g->limit < 0 ||
-        (g->stack_size && !conc__stack_fits(g->stack_size)))
-        return conc__own_error(-EINVAL);
+    const char *wrong = conc__group_is_wrong(g);
+    if (wrong)
+        return conc__misused(-EINVAL, __func__, wrong, place);
     conc__find_lost(l, __builtin_frame_address(0));
     conc__group_open(l, g, place);
     return 0;
@@ -4477,12 +4693,14 @@ CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *call, 
     if (g->scope.state == CONC__FRESH) {
         if (!l->self)
             return conc__misused(-EPERM, call, "only a task may open a group", spawned);
-        int rc = conc__group_begin(g, spawned);
-        if (rc == 0 && g->scope.effective) {
-            conc__group_unopen(l, g);
-            rc = -ECANCELED;
-        }
-        return rc;
+        const char *wrong = conc__group_is_wrong(g);
+        if (wrong)
+            return conc__misused(-EINVAL, call, wrong, spawned);
+        conc__group_open(l, g, spawned);
+        if (!g->scope.effective)
+            return 0;
+        conc__group_unopen(l, g);
+        return -ECANCELED;
     }
     if (g->scope.state != CONC__OPEN)
         return conc__misused(-EINVAL, call, "the group was closed before", spawned);
@@ -4557,7 +4775,7 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *call
         bool waited = g->limit > 0 && handle;
         if (waited && conc__handle_in_use(handle) && !conc__is_inherited(handle->serial)) {
             conc__child_gone(l, g);
-            return conc__own_error(-EBUSY);
+            return conc__misused(-EBUSY, call, "the handle is in use", spawned);
         }
     }
     *out = conc__task_new(l, g, handle, fn, arg, spawned);
@@ -4565,7 +4783,7 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *call
         conc__child_gone(l, g);
         if (opens)
             conc__group_unopen(l, g);
-        return -ENOMEM;
+        return conc__own_error(-ENOMEM);
     }
     return 0;
 }
@@ -4583,12 +4801,15 @@ CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, con
     if (!conc__here)
         return conc__misused(-EPERM, "conc_spawn_task", "the group is another loop's", spawned);
     if (!handle)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no handle", spawned);
     if (CONC__MSAN || CONC__UNLIKELY(conc__here->on_valgrind))
         conc__excuse(handle, sizeof *handle);
     if (conc__handle_in_use(handle) && !conc__handle_taken_over(handle))
         return conc__misused(-EBUSY, "conc_spawn_task", "the handle is in use", spawned);
-    return conc__spawn_in(g, handle, "conc_spawn_task", spawned, fn, arg, &t);
+    int rc = conc__spawn_in(g, handle, "conc_spawn_task", spawned, fn, arg, &t);
+    if (CONC__UNLIKELY(conc__here->debug) && rc == 0)
+        conc__lend_handle(conc__here, handle);
+    return rc;
 }
 
 /* A conc_start that waits, on the starter's stack. */
@@ -4634,7 +4855,7 @@ CONC_API CONC__CALLED int conc__start(conc_group *g, const char *spawned, conc_f
     if (!l)
         return -EPERM;
     if (!fn)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no function", spawned);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -4733,6 +4954,7 @@ CONC__PRIVATE char *conc__text_room(conc_task *t)
 CONC__PRIVATE void conc__tell(conc_task *t, int rc, const char *text, conc__source by)
 {
     bool in_words = text && *text;
+    t->tellings++;
     t->last_rc = rc;
     t->told_by = by.spawned;
     if (t->text)
@@ -4776,7 +4998,7 @@ CONC_API int conc_fail(int rc, const char *fmt, ...)
     int saved = errno;
     va_list args;
     if (!fmt)
-        return rc;
+        return conc__own_error(rc);
     va_start(args, fmt);
     if (l) {
         vsnprintf(text, sizeof text, fmt, args);
@@ -4798,6 +5020,30 @@ CONC__COLD int conc__own_error(int rc)
         return conc_fail(rc, "%s", conc_strerror(rc)); /* in a job */
     conc__tell(l->self, rc, NULL, (conc__source){NULL, NULL});
     return rc;
+}
+
+/* Returns what a wait or a try came to: an error becomes the newest, a cancel does not. */
+CONC__FAST int conc__came_to(int rc)
+{
+    bool failed = rc < 0 && rc != -ECANCELED;
+    return CONC__UNLIKELY(failed) ? conc__own_error(rc) : rc;
+}
+
+/* Returns rc, which the task was given by a function of the user's and passes to its caller. An
+ * error other than the newest becomes the newest. A cancel is none: the words of the error that
+ * led to it are worth more. */
+CONC__FAST int conc__hand_on(conc_loop *l, int rc)
+{
+    bool untold = rc < 0 && rc != -ECANCELED && l->self->last_rc != rc;
+    return CONC__UNLIKELY(untold) ? conc__own_error(rc) : rc;
+}
+
+/* The same if the function began when the task had been told of `before` errors: words of an
+ * older error are not about this one. */
+CONC__FAST int conc__hand_on_since(conc_loop *l, int rc, uint32_t before)
+{
+    bool silent = rc < 0 && rc != -ECANCELED && l->self->tellings == before;
+    return CONC__UNLIKELY(silent) ? conc__own_error(rc) : conc__hand_on(l, rc);
 }
 
 /* strerror, but never a buffer that is used again. */
@@ -4829,6 +5075,10 @@ CONC_API const char *conc_error_text(const conc_task *t)
 CONC_API const char *conc_last_error(void)
 {
     conc_loop *l = conc__of_task();
+    if (!conc__here) {
+        const char *job = conc__extended.job_words ? conc__extended.job_words() : NULL;
+        return job ? job : conc__words_of_run;
+    }
     if (!l || !l->self->last_rc)
         return "";
     return conc__words_or(conc__words(l->self, l->self->last_rc), l->self->last_rc);
@@ -5246,9 +5496,9 @@ CONC__PRIVATE uint64_t conc__address_hash(const void *address)
 /* Where in a tree the newest holding of an object is, or would be. */
 CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void *object)
 {
-    uint64_t hash = conc__address_hash(object);
-    for (; *at && (*at)->object != object; hash >>= 1)
-        at = &(*at)->below[hash & 1];
+    uintptr_t bit = CONC__HIGHEST_BIT, address = (uintptr_t)object;
+    for (; *at && (*at)->object != object; bit >>= 1)
+        at = &(*at)->below[(address & bit) != 0];
     return at;
 }
 
@@ -5324,8 +5574,8 @@ static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
     conc_group *g = t->group;
     if (CONC__UNLIKELY(t->scope))
         conc__lost(l, t, "it ended");
-    if (CONC__UNLIKELY(l->receiving))
-        conc__find_lost_signals(l, t, t->stack, "it ended");
+    if (CONC__UNLIKELY(l->lent))
+        conc__find_lost_loans(l, t, t->stack, "it ended");
     if (CONC__UNLIKELY(t->held))
         conc__tell_held(t);
     t->result = rc;
@@ -5438,7 +5688,7 @@ CONC_API int conc_cancel(conc_task *t)
     if (!l)
         return conc__misused(-EPERM, "conc_cancel", "this is not the task's loop", NULL);
     if (!conc__is_task(t))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no task was spawned with this handle", NULL);
     if (t->state == CONC__DONE)
         return conc__own_error(-EALREADY);
     if (t->loop != l)
@@ -5539,6 +5789,22 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
     return 0;
 }
 
+/* Lies a handle of the group's below the frame of a call, on the same stack? The function that had
+ * it has returned. Nothing is read of what lies there, as it may have been overwritten; and only
+ * the first few are looked at, so that a group of many costs no more. */
+CONC__COLD void conc__find_lost_handles(conc_loop *l, const conc_group *g, const void *frame)
+{
+    enum { LOOKS = 16 };
+    const conc_task *lists[] = {g->children, g->finished};
+    uintptr_t low = (uintptr_t)l->self->stack->low, size = (uintptr_t)frame - low;
+    for (size_t i = 0; i < CONC_LEN(lists); i++) {
+        int looks = LOOKS;
+        for (const conc_task *t = lists[i]; t && looks; t = t->younger, looks--)
+            if ((uintptr_t)t - low < size)
+                conc__lost(l, l->self, "a function returned that had a task's handle");
+    }
+}
+
 CONC__PRIVATE CONC__CALLED int conc__group_finish(conc_group *g, int rc, const char *call)
 {
     conc_loop *l = conc__in_task_of(call);
@@ -5547,6 +5813,8 @@ CONC__PRIVATE CONC__CALLED int conc__group_finish(conc_group *g, int rc, const c
     int may = conc__may_close(l, g, call);
     if (may < 0)
         return may;
+    if (may == 0 && (g->live_handles || g->finished))
+        conc__find_lost_handles(l, g, __builtin_frame_address(0));
     if (may == 1)
         conc__group_open(l, g, "the group opened by its end");
     if (rc < 0 && !(rc == -ECANCELED && g->scope.effective)) {
@@ -5587,8 +5855,10 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    if (!g || !t || g->scope.state == CONC__CLOSED)
-        return conc__own_error(-EINVAL);
+    if (!g || !t)
+        return conc__misused(-EINVAL, __func__, "no group, or nowhere to put the task", NULL);
+    if (g->scope.state == CONC__CLOSED)
+        return conc__misused(-EINVAL, __func__, "the group was closed before", g->scope.place);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -5614,6 +5884,14 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
 }
 
 /* ---- >>gathering ---------------------------------------------------------------------------- */
+
+/* Can there be count elements of this size there? Elements of size 0 need no memory. */
+CONC__PRIVATE bool conc__is_array(const void *elements, size_t count, size_t size)
+{
+    if (!count || !size)
+        return true;
+    return elements && count <= (size_t)PTRDIFF_MAX / size;
+}
 
 /* What a gather or map runs, and where the results go. */
 typedef struct conc__batch {
@@ -5671,6 +5949,8 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
         conc__quick(l);
         return 0;
     }
+    if (b->count > CONC__ADDRESS_SPACE / l->pool->size)
+        return conc__own_error(-ENOMEM); /* so many stacks cannot be */
     conc_group g = {.keep_going = b->keep_going};
     conc_task *last = l->ready ? l->last_ready : NULL;
     conc__find_lost(l, __builtin_frame_address(0));
@@ -5679,7 +5959,7 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
         if (!conc__batch_spawn(l, &g, b, i, spawned)) {
             conc__unspawn(l, &g, last);
             conc__scope_close(l, &g.scope);
-            return -ENOMEM;
+            return conc__own_error(-ENOMEM);
         }
     if (!b->keep_going)
         return conc__group_close(l, &g, 0);
@@ -5694,14 +5974,15 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
 CONC__PRIVATE int conc__run_calls(const char *spawned, conc_call *calls, size_t n, bool keep_going,
                                   bool seen)
 {
-    conc_loop *l = conc__in_task_of(keep_going ? "conc_gather_all" : "conc_gather");
+    const char *call = keep_going ? "conc_gather_all" : "conc_gather";
+    conc_loop *l = conc__in_task_of(call);
     if (!l)
         return -EPERM;
-    if (!calls && n)
-        return conc__own_error(-EINVAL);
+    if (!conc__is_array(calls, n, sizeof *calls))
+        return conc__misused(-EINVAL, call, "no calls, or an impossible number of them", spawned);
     for (size_t i = 0; i < n; i++)
         if (!calls[i].fn)
-            return conc__own_error(-EINVAL);
+            return conc__misused(-EINVAL, call, "a call without a function", spawned);
     conc__batch b = {.calls = calls, .count = n, .keep_going = keep_going, .seen = seen};
     return conc__run_batch(l, &b, spawned);
 }
@@ -5723,11 +6004,16 @@ CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n)
 
 CONC__PRIVATE int conc__run_map(const char *spawned, conc__batch *b)
 {
-    conc_loop *l = conc__in_task_of(b->keep_going ? "conc_map_all" : "conc_map");
+    const char *call = b->keep_going ? "conc_map_all" : "conc_map";
+    conc_loop *l = conc__in_task_of(call);
     if (!l)
         return -EPERM;
-    if (!b->fn || (!b->args && b->count && b->size))
-        return conc__own_error(-EINVAL);
+    if (!b->fn)
+        return conc__misused(-EINVAL, call, "no function", spawned);
+    bool results_fit = !b->results || conc__is_array(b->results, b->count, sizeof *b->results);
+    if (!conc__is_array(b->args, b->count, b->size) || !results_fit)
+        return conc__misused(-EINVAL, call, "no elements, or an impossible number of them",
+                             spawned);
     return conc__run_batch(l, b, spawned);
 }
 
@@ -5808,7 +6094,7 @@ CONC_API int conc_local_set(conc_local *key, const void *value)
     if (!at)
         return conc__misused(-EPERM, "conc_local_set", "only a task may call it", NULL);
     if (!key)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no key", NULL);
     uint64_t hash = conc__address_hash(key);
     for (; *at && !conc__locals_are_shared(*at); hash >>= 1) {
         if ((*at)->key == key) {
@@ -5819,7 +6105,7 @@ CONC_API int conc_local_set(conc_local *key, const void *value)
     }
     conc__locals *old = *at, *now = conc__locals_with(old, key, value, hash);
     if (!now)
-        return -ENOMEM;
+        return conc__own_error(-ENOMEM);
     *at = now;
     conc__locals_release(old);
     return 0;
@@ -5890,12 +6176,12 @@ CONC__PRIVATE conc__source conc__gen_source(const conc__gen *g)
 CONC__PRIVATE void conc__gen_find_lost(conc_loop *l, const conc__gen *g)
 {
     char how[CONC__NAME + CONC__TEXT];
-    if (l->self->scope == g->scope && !l->receiving)
+    if (l->self->scope == g->scope && !l->lent)
         return;
     snprintf(how, sizeof how, "the generator %s ended", g->opened);
     if (l->self->scope != g->scope)
         conc__lost(l, l->self, how);
-    conc__find_lost_signals(l, l->self, g->stack, how);
+    conc__find_lost_loans(l, l->self, g->stack, how);
 }
 
 CONC__PRIVATE void conc__gen_main(void)
@@ -5932,7 +6218,7 @@ CONC__COLD int conc__gen_unusable(const conc_loop *l, const conc_gen *face, cons
 {
     if (face && conc__gen_is_elsewhere(l, face))
         return conc__misused(-EPERM, call, "the generator is another run's", NULL);
-    return conc__own_error(-EINVAL);
+    return conc__misused(-EINVAL, call, "no generator is open there, or not its body calls", NULL);
 }
 
 /* Before the first. */
@@ -5978,13 +6264,15 @@ CONC_API int conc__gen_open(conc_gen *face, const char *opened, conc_gen_fn *fn,
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    if (!face || !fn || (conc__gen_of(l, face) && face->body != &conc__exhausted))
-        return conc__own_error(-EINVAL);
+    if (!face || !fn)
+        return conc__misused(-EINVAL, __func__, "no generator, or no function", opened);
+    if (conc__gen_of(l, face) && face->body != &conc__exhausted)
+        return conc__misused(-EINVAL, __func__, "the generator is open", opened);
     if (conc__gen_is_elsewhere(l, face))
         return conc__misused(-EBUSY, "conc_gen_open", "it is open in another thread's run", NULL);
     conc__stack *stack = conc__stack_take(l->pool);
     if (!stack)
-        return -ENOMEM;
+        return conc__own_error(-ENOMEM);
     _Static_assert(sizeof(conc__gen) <= CONC__CORE,
                    "a generator lies where a task without a handle would");
     char *top = conc__stack_top(stack);
@@ -6083,7 +6371,7 @@ CONC_API CONC__CALLED int conc_gen_emit(conc_gen *face, const void *item)
     if (CONC__UNLIKELY(g->closing || l->self->scope != g->scope))
         return conc__gen_emit_badly(l, g, __builtin_frame_address(0));
     if (!item && g->item_size)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no item", conc__place_of(g->opened));
     g->emitted = item ? item : g;
     l->switch_stacks(l, g->stack, g->inner, g->outside, g->outer);
     return g->closing ? -ECANCELED : 0;
@@ -6102,15 +6390,18 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     if (!g)
         return conc__gen_unusable(l, face, "conc_gen_next");
     if (!item && g->item_size)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "nowhere to put the item",
+                             conc__place_of(g->opened));
     if (g == &conc__exhausted)
         return 0;
     if (g->consumer)
-        return conc__own_error(-EBUSY);
+        return conc__misused(-EBUSY, __func__, "another task is inside, or this one",
+                             conc__place_of(g->opened));
+    uint32_t before = l->self->tellings;
     conc__gen_enter(l, g);
     if (g->ended) {
         rc = conc__gen_free(l, g, face);
-        return rc < 0 ? rc : 0;
+        return rc < 0 ? conc__hand_on_since(l, rc, before) : 0;
     }
     if (g->item_size)
         memcpy(item, g->emitted, g->item_size);
@@ -6162,7 +6453,7 @@ CONC_API int conc_gen_close(conc_gen *face)
 {
     conc_loop *l = conc__here;
     if (!face)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no generator", NULL);
     conc__gen *g = l ? conc__gen_of(l, face) : NULL;
     if (!g && conc__gen_is_elsewhere(l, face))
         return conc__misused(-EPERM, "conc_gen_close", "the generator is another run's", NULL);
@@ -6175,7 +6466,8 @@ CONC_API int conc_gen_close(conc_gen *face)
     if (!l->self)
         return conc__misused(-EPERM, "conc_gen_close", "only a task may call it", NULL);
     if (g->consumer)
-        return conc__own_error(-EBUSY);
+        return conc__misused(-EBUSY, __func__, "another task is inside, or this one",
+                             conc__place_of(g->opened));
     bool stopped;
     conc__source source = conc__gen_source(g);
     int rc = conc__gen_finish(l, g, face, &stopped);
@@ -6277,11 +6569,20 @@ CONC__PRIVATE void conc__fds_free(conc_loop *l)
     CONC_FREE(l->fds);
 }
 
-/* Tells whether a number still means the same file. */
+/* Tells whether a number still means the same file, where conc__fd_note was called for it. */
 CONC__PRIVATE uint32_t conc__fd_id(const conc_loop *l, int number)
 {
     const conc__fd *f = conc__fd_find(l, number);
     return f ? f->id : 0;
+}
+
+/* From here on the id of an open descriptor changes when it is closed. -ENOMEM. */
+CONC__PRIVATE int conc__fd_note(conc_loop *l, int number)
+{
+    int saved = errno;
+    bool open = number >= 0 && fcntl(number, F_GETFD) >= 0;
+    errno = saved;
+    return open && !conc__fd_of(l, number) ? conc__own_error(-ENOMEM) : 0;
 }
 
 CONC__PRIVATE bool conc__fd_is_own(const conc__fd *f)
@@ -6295,17 +6596,22 @@ CONC__PRIVATE bool conc__fd_is_polled(const conc__fd *f)
     return f->state == CONC__FD_FOREIGN || f->state == CONC__FD_EDGE;
 }
 
-/* How often conc_close was called, in all threads, for numbers with the same remainder. A
- * descriptor that conc opened may be handed to another thread and closed there, and its number
- * then be another file's in this one. */
-static atomic_uint conc__closings[1024];
+/* Numbers below the first have a counter each; those above it share the others by their
+ * remainders. */
+enum { CONC__COUNTED = 65536, CONC__SHARED = 1024 };
+
+/* How often conc_close was called for a number, in all threads. A descriptor that conc opened may
+ * be handed to another thread and closed there, and its number then be another file's in this
+ * one. */
+static atomic_uint conc__closings[CONC__COUNTED + CONC__SHARED];
 
 CONC__PRIVATE atomic_uint *conc__closings_of(int number)
 {
-    return &conc__closings[number % (int)CONC_LEN(conc__closings)];
+    return &conc__closings[number < CONC__COUNTED ? number : CONC__COUNTED + number % CONC__SHARED];
 }
 
-/* Was conc_close not called, in any thread, since the number was last looked at? */
+/* Was conc_close not called, in any thread, since the number was last looked at? True is certain;
+ * false is so where the number has a counter of its own. */
 CONC__PRIVATE bool conc__fd_not_closed(const conc__fd *f)
 {
     return f->closings == atomic_load_explicit(conc__closings_of(f->number), memory_order_relaxed);
@@ -6321,7 +6627,8 @@ CONC__PRIVATE bool conc__fd_is_certain(const conc_loop *l, const conc__fd *f)
 /* Does conc__verify look at it while tasks wait for it? */
 CONC__PRIVATE bool conc__fd_is_verified(const conc_loop *l, const conc__fd *f)
 {
-    return f->state == CONC__FD_FOREIGN || (f->state == CONC__FD_EDGE && l->debug);
+    bool foreign = f->state == CONC__FD_FOREIGN || f->state == CONC__FD_REFUSED;
+    return foreign || (f->state == CONC__FD_EDGE && l->debug);
 }
 
 CONC__PRIVATE bool conc__fd_is_listed(const conc_loop *l, const conc__fd *f)
@@ -6433,14 +6740,32 @@ CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
     return number;
 }
 
+/* The same for a file that conc opened and that the poller does not have. Where another number's
+ * conc_close may have been counted, the loop forgets what it knew of the file, which is looked at
+ * anew then; that is no sign of another file. */
+CONC__PRIVATE bool conc__fd_own_confirm(conc_loop *l, conc__fd *f)
+{
+    if (conc__fd_not_closed(f))
+        return true;
+    if (f->number < CONC__COUNTED) {
+        conc__fd_gone(l, f);
+        return false;
+    }
+    f->state = CONC__FD_UNKNOWN;
+    return true;
+}
+
 /* Does the number still mean the same file? Else that is gone. */
 CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
 {
-    if (!conc__fd_is_polled(f) || conc__fd_is_certain(l, f))
+    if (f->state == CONC__FD_UNKNOWN || conc__fd_is_certain(l, f))
         return true;
+    if (f->state == CONC__FD_OWN)
+        return conc__fd_own_confirm(l, f);
     int saved = errno;
     unsigned closings = atomic_load(conc__closings_of(f->number));
-    bool same = l->backend->confirm(l, f);
+    bool same = f->state == CONC__FD_REFUSED ? conc__inode_of(f->number) == f->inode
+                                             : l->backend->confirm(l, f);
     if (same)
         f->closings = closings;
     else
@@ -6478,6 +6803,24 @@ CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool spe
         conc__fd_arm(l, f, 0);
 }
 
+/* The poller shall have f, which is UNKNOWN or OWN. Returns what conc__fd_watch does. */
+CONC__PRIVATE int conc__fd_add(conc_loop *l, conc__fd *f, int events)
+{
+    if (f->state == CONC__FD_OWN)
+        conc__fd_own_confirm(l, f);
+    int rc = l->backend->add(l, f, events);
+    if (rc < 0 || (rc == 1 && events))
+        return rc;
+    f->state = f->state == CONC__FD_OWN ? CONC__FD_EDGE : CONC__FD_FOREIGN;
+    if (rc == 1) {
+        f->state = CONC__FD_REFUSED;
+        f->inode = conc__inode_of(f->number);
+    }
+    if (conc__fd_is_listed(l, f)) /* a task pauses */
+        l->verify_count += conc__fd_is_verified(l, f);
+    return 0;
+}
+
 /* conc__fd_watch for all but the usual case. */
 CONC__PRIVATE int conc__fd_watch_slowly(conc_loop *l, int number, int events, conc__fd **out)
 {
@@ -6489,19 +6832,13 @@ CONC__PRIVATE int conc__fd_watch_slowly(conc_loop *l, int number, int events, co
         return open ? -ENOMEM : -EBADF;
     if (conc__fd_is_polled(f) && conc__fd_arm(l, f, events))
         return 0;
-    if (f->state == CONC__FD_OWN && f->closings != atomic_load(conc__closings_of(number)))
-        conc__fd_gone(l, f); /* closed in another thread, perhaps */
-    int rc = l->backend->add(l, f, events);
-    if (rc == 0) {
-        f->state = f->state == CONC__FD_OWN ? CONC__FD_EDGE : CONC__FD_FOREIGN;
-        if (conc__fd_is_listed(l, f)) /* a task pauses */
-            l->verify_count += conc__fd_is_verified(l, f);
-    }
-    return rc;
+    if (f->state == CONC__FD_REFUSED && conc__fd_confirm(l, f))
+        return events != 0;
+    return conc__fd_add(l, f, events);
 }
 
 /* Makes sure that the loop is told of the events. 0: a wait for them may join *out's lists; 1:
- * none is needed, as the file is always ready; or an error. */
+ * none is needed, as the file is always ready for these events; or an error. */
 CONC__PRIVATE int conc__fd_watch(conc_loop *l, int number, int events, conc__fd **out)
 {
     conc__fd *f = *out = conc__fd_find(l, number);
@@ -6546,8 +6883,8 @@ CONC__PRIVATE int conc__fd_park(conc_loop *l, int number, int events)
     int rc = conc__checkpoint(l);
     if (rc == 0)
         rc = conc__fd_watch(l, number, events, &f);
-    if (rc == 1) /* such a file does not hang up */
-        return events ? events : conc__sleep_to(l, CONC__NEVER);
+    if (rc == 1)
+        return events;
     if (rc)
         return rc;
     conc__wait w = {.task = l->self, .kind = &conc__watching, .value = events};
@@ -6589,8 +6926,10 @@ CONC__PRIVATE void conc__pause_over(conc__timer *t)
 {
     conc__pause *p = (conc__pause *)(void *)((char *)t - offsetof(conc__pause, timer));
     conc__fd *f = (conc__fd *)(uintptr_t)p->wait.on;
-    conc__wake(conc__here, &p->wait, 0);
-    conc__fd_left(conc__here, f);
+    conc_loop *l = conc__here;
+    conc__wake(l, &p->wait, 0);
+    conc__fd_left(l, f);
+    l->retried = l->virtual_clock;
 }
 
 CONC__PRIVATE void conc__pause_won(conc__wait *w)
@@ -7169,19 +7508,28 @@ CONC__PRIVATE int conc__accept_call(int fd)
     return got;
 }
 
-/* A listener that conc did not open is set to non-blocking: another process that has it too may
- * take the connection first. */
-CONC__PRIVATE int conc__accept_foreign(int fd)
+/* Does it listen? Else a wait would be for ever. */
+CONC__PRIVATE bool conc__listens(int fd)
 {
-    int listens = 0, flags = fcntl(fd, F_GETFL);
+    int listens = 0;
     socklen_t size = sizeof listens;
-    if (flags < 0 || getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size))
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size))
+        return false;
+    errno = EINVAL;
+    return listens;
+}
+
+/* A listener in blocking mode is set to non-blocking: another process that has it too may take the
+ * connection first. The program may have set one that conc opened to blocking. */
+CONC__PRIVATE int conc__accept_once(int fd, bool own)
+{
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0)
         return -1;
-    if (!listens) {
-        errno = EINVAL; /* a wait would be for ever */
+    bool blocks = !(flags & O_NONBLOCK);
+    if ((blocks || !own) && !conc__listens(fd))
         return -1;
-    }
-    if (!(flags & O_NONBLOCK) && fcntl(fd, F_SETFL, flags | O_NONBLOCK))
+    if (blocks && fcntl(fd, F_SETFL, flags | O_NONBLOCK))
         return -1;
     return conc__accept_call(fd);
 }
@@ -7194,7 +7542,7 @@ CONC__PRIVATE ssize_t conc__accept(conc_loop *l, const conc__io *io)
     int saved = errno;
     ssize_t n;
     do
-        n = own ? conc__accept_call(io->fd) : conc__accept_foreign(io->fd);
+        n = conc__accept_once(io->fd, own);
     while (n < 0 && errno == EINTR);
     n = conc__io_result(l, n, saved);
     if (n == -ENOTSOCK && own) {
@@ -7268,18 +7616,27 @@ CONC__PRIVATE int conc__set_v4(const char *host, in_port_t port, conc__address *
     return inet_pton(AF_INET, host, &out->as.v4.sin_addr) == 1 ? 1 : -EINVAL;
 }
 
+/* A zone's number, of which it has the name or the digits; 0: neither. */
+CONC__PRIVATE uint32_t conc__parse_zone(const char *zone)
+{
+    uint64_t n = 0;
+    size_t length = strlen(zone), i = 0;
+    uint32_t named = length < IF_NAMESIZE ? if_nametoindex(zone) : 0; /* which may cut it */
+    if (named)
+        return named;
+    while (zone[i] >= '0' && zone[i] <= '9' && n <= UINT32_MAX)
+        n = n * 10 + (unsigned)(zone[i++] - '0');
+    return i == length && n <= UINT32_MAX ? (uint32_t)n : 0;
+}
+
 /* host may be changed: it ends at its zone. */
 CONC__PRIVATE int conc__set_v6(char *host, in_port_t port, conc__address *out)
 {
     char *zone = strchr(host, '%');
     if (zone) {
         *zone++ = 0;
-        unsigned number = if_nametoindex(zone);
-        for (const char *at = zone; !number && *at >= '0' && *at <= '9' && at - zone < 9; at++)
-            out->as.v6.sin6_scope_id = out->as.v6.sin6_scope_id * 10 + (unsigned)(*at - '0');
-        if (number)
-            out->as.v6.sin6_scope_id = number;
-        else if (!out->as.v6.sin6_scope_id || zone[strspn(zone, "0123456789")])
+        out->as.v6.sin6_scope_id = conc__parse_zone(zone);
+        if (!out->as.v6.sin6_scope_id)
             return -EINVAL;
     }
     out->as.v6.sin6_family = AF_INET6;
@@ -7375,39 +7732,55 @@ CONC__PRIVATE bool conc__is_lack(int rc)
 
 typedef struct conc__path_lock {
     char name[sizeof(struct sockaddr_un) + 16];
-    int fd; /* -1: it is not locked */
+    int fd;      /* -1: it is not locked */
+    int refused; /* why not: the system's error for a lock. 0: there can be no such file */
 } conc__path_lock;
 
 enum { CONC__LOCK_TRIES = 50 }; /* a millisecond each */
 
-/* Locks a file that may have been taken away before the lock was there: then the lock is worth
- * nothing. */
-CONC__PRIVATE bool conc__lock_once(const conc__path_lock *k)
+/* Is it the file of that name? It may have been taken away before the lock was there: then the
+ * lock is worth nothing. */
+CONC__PRIVATE bool conc__locks_its_name(const conc__path_lock *k)
 {
     struct stat here, there;
-    if (flock(k->fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
-        return false;
     return fstat(k->fd, &here) == 0 && lstat(k->name, &there) == 0 && here.st_dev == there.st_dev &&
            here.st_ino == there.st_ino;
 }
 
-/* 0, or -EADDRINUSE: another process is about to listen there. Where the directory does not allow
- * a file, it is not locked. */
+/* Locks the path: 1; 0, another process has the lock; or an error, as a file system without locks
+ * has, or a sandbox. Then the file is of no use to other processes either. */
+CONC__PRIVATE int conc__lock_once(const conc__path_lock *k)
+{
+    int rc = flock(k->fd, LOCK_EX | LOCK_NB) ? -errno : 1;
+    if (rc == 1 && conc__locks_its_name(k))
+        return 1;
+    bool held = rc == 1 || rc == -EWOULDBLOCK || rc == -EINTR;
+    if (!held)
+        unlink(k->name);
+    close(k->fd);
+    return held ? 0 : rc;
+}
+
+/* 0, or an error, which is -EADDRINUSE when another process is about to listen there. Where the
+ * directory does not allow a file, or the system no lock, it is not locked. */
 CONC__PRIVATE int conc__lock_path(const conc__address *a, conc__path_lock *k)
 {
+    int locked = 0;
+    k->refused = 0;
     snprintf(k->name, sizeof k->name, "%s.conc-lock",
              a->as.bytes + offsetof(struct sockaddr_un, sun_path));
-    for (int i = 0; i < CONC__LOCK_TRIES; i++) {
+    for (int i = 0; i < CONC__LOCK_TRIES && !locked; i++) {
         k->fd = open(k->name, O_RDONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0444);
         if (k->fd < 0)
             return conc__is_lack(-errno) ? -errno : 0;
-        if (conc__lock_once(k))
-            return 0;
-        close(k->fd);
-        conc__doze(1000000);
+        locked = conc__lock_once(k);
+        if (!locked)
+            conc__doze(1000000);
     }
-    k->fd = -1;
-    return -EADDRINUSE;
+    if (locked != 1)
+        k->fd = -1;
+    k->refused = locked < 0 ? locked : 0;
+    return locked ? 0 : -EADDRINUSE;
 }
 
 CONC__PRIVATE void conc__unlock_path(const conc__path_lock *k)
@@ -7425,28 +7798,48 @@ CONC__PRIVATE bool conc__is_socket_file(const conc__address *a, struct stat *st)
     return lstat(path, st) == 0 && S_ISSOCK(st->st_mode);
 }
 
-/* Takes away a socket file that nobody listens on, and no other: was there one? */
-CONC__PRIVATE bool conc__unlink_stale(const conc__address *a)
+/* Is there a socket file that nobody listens on, and which? 1, 0, or an error: the process lacks
+ * what it takes to find out. */
+CONC__PRIVATE int conc__is_stale(const conc__address *a, struct stat *st)
 {
-    struct stat before, after;
-    if (!conc__is_socket_file(a, &before))
-        return false;
+    if (!conc__is_socket_file(a, st))
+        return 0;
     int fd = conc__socket(AF_UNIX);
-    bool stale = fd >= 0 && connect(fd, &a->as.any, a->size) && errno == ECONNREFUSED;
-    if (fd >= 0)
-        close(fd);
-    return stale && conc__is_socket_file(a, &after) && before.st_dev == after.st_dev &&
-           before.st_ino == after.st_ino && unlink(a->as.local.sun_path) == 0;
+    if (fd < 0)
+        return -errno;
+    int rc = connect(fd, &a->as.any, a->size) ? -errno : 0;
+    close(fd);
+    if (conc__is_lack(rc))
+        return rc;
+    return rc == -ECONNREFUSED;
 }
 
-CONC__PRIVATE int conc__bind_and_listen(int fd, const conc__address *a, int backlog, bool replaces)
+/* Takes away this socket file, and no other. */
+CONC__PRIVATE bool conc__unlink_stale(const conc__address *a, const struct stat *st)
 {
-    int rc = bind(fd, &a->as.any, a->size) ? -errno : 0;
-    if (rc == -EADDRINUSE && replaces && conc__unlink_stale(a))
-        rc = bind(fd, &a->as.any, a->size) ? -errno : 0;
-    if (rc == 0)
-        rc = listen(fd, backlog) ? -errno : 0;
-    return rc;
+    struct stat now;
+    return conc__is_socket_file(a, &now) && st->st_dev == now.st_dev && st->st_ino == now.st_ino &&
+           unlink(a->as.local.sun_path) == 0;
+}
+
+CONC__PRIVATE int conc__bind(int fd, const conc__address *a)
+{
+    return bind(fd, &a->as.any, a->size) ? -errno : 0;
+}
+
+/* The same for a path, where a file that is stale is replaced. Without a lock it is not. */
+CONC__PRIVATE int conc__bind_path(int fd, const conc__address *a, const conc__path_lock *k)
+{
+    struct stat st;
+    int rc = conc__bind(fd, a);
+    if (rc != -EADDRINUSE || (k->fd < 0 && !k->refused))
+        return rc;
+    int stale = conc__is_stale(a, &st);
+    if (stale <= 0)
+        return stale ? stale : rc;
+    if (k->fd < 0)
+        return k->refused;
+    return conc__unlink_stale(a, &st) ? conc__bind(fd, a) : rc;
 }
 
 CONC__PRIVATE int conc__listen_on_path(int fd, const conc__address *a, int backlog)
@@ -7454,9 +7847,17 @@ CONC__PRIVATE int conc__listen_on_path(int fd, const conc__address *a, int backl
     conc__path_lock k;
     int rc = conc__lock_path(a, &k);
     if (rc == 0)
-        rc = conc__bind_and_listen(fd, a, backlog, k.fd >= 0);
+        rc = conc__bind_path(fd, a, &k);
+    if (rc == 0 && listen(fd, backlog))
+        rc = -errno;
     conc__unlock_path(&k);
     return rc;
+}
+
+CONC__PRIVATE int conc__listen_on_port(int fd, const conc__address *a, int backlog)
+{
+    int rc = conc__bind(fd, a);
+    return rc == 0 && listen(fd, backlog) ? -errno : rc;
 }
 
 CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_options *o)
@@ -7476,8 +7877,7 @@ CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_opti
     if (o->reuse_port && family != AF_UNIX)
         conc__set_option(fd, SOL_SOCKET, SO_REUSEPORT);
 #endif
-    int rc =
-        path ? conc__listen_on_path(fd, a, backlog) : conc__bind_and_listen(fd, a, backlog, false);
+    int rc = path ? conc__listen_on_path(fd, a, backlog) : conc__listen_on_port(fd, a, backlog);
     if (rc == 0)
         return fd;
     close(fd);
@@ -7568,7 +7968,7 @@ CONC__PRIVATE int conc__connect_socket(conc_loop *l, int fd, const conc__address
     socklen_t size = sizeof why;
     for (double pause = 0.001; rc == -EAGAIN; pause = pause < 0.05 ? pause * 2 : pause) {
         /* a Unix socket's backlog is full, and nothing tells when it no longer is */
-        rc = conc_sleep(pause);
+        rc = conc__sleep_to_retry(l, pause);
         if (rc == 0)
             rc = connect(fd, &a->as.any, a->size) ? -errno : 0;
     }
@@ -7812,12 +8212,13 @@ CONC__PRIVATE int conc__serve_one(void *arg)
     conc_loop *l = conc__here;
     conc_task *self = l->self;
     int fd = (int)(intptr_t)self->sink;
-    uint32_t id = conc__fd_id(l, fd);
+    conc__fd *f = conc__fd_find(l, fd);
+    uint32_t id = f->id;
     int rc = s->handler(fd, s->arg);
     if (conc__here != l)
-        return rc;                /* a forked child */
-    if (conc__fd_id(l, fd) == id) /* else the handler closed it, and the number may be another's */
-        conc_close(fd);
+        return rc; /* a forked child */
+    if (f->id == id && conc__fd_confirm(l, f))
+        conc_close(fd); /* else it was closed, and the number may be another's */
     if (rc >= 0 || (rc == -ECANCELED && self->pending))
         return rc < 0 ? rc : 0;
     conc__report(l, conc__source_of(self), rc, conc__words(self, rc));
@@ -7897,7 +8298,7 @@ CONC__PRIVATE int conc__serve_again(conc_loop *l, int rc, conc__accepting *a, co
 {
     if (conc__is_lack(rc)) {
         conc__serve_tell(l, rc, a, spawned);
-        return conc_sleep(0.1);
+        return conc__sleep_to_retry(l, 0.1);
     }
     if (!conc__is_of_one_connection(rc))
         return rc;
@@ -7918,9 +8319,10 @@ CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server
                                   const char *spawned)
 {
     conc__accepting a = {0};
+    int rc = conc__fd_note(l, s->fd);
     uint32_t id = conc__fd_id(l, s->fd);
-    for (;;) {
-        int rc = s->limit && g->live >= s->limit ? conc__wait_for_room(l, g) : 0;
+    while (rc == 0) {
+        rc = s->limit && g->live >= s->limit ? conc__wait_for_room(l, g) : 0;
         if (rc || conc__fd_id(l, s->fd) != id)
             return rc; /* conc_close has ended the serving */
         int fd = conc_accept(s->fd);
@@ -7931,9 +8333,8 @@ CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server
             conc__serve_works(&a);
         else
             rc = conc__serve_again(l, rc, &a, spawned);
-        if (rc)
-            return rc;
     }
+    return rc;
 }
 
 CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *spawned)
@@ -8738,7 +9139,14 @@ CONC_API void conc__auto_conc_stream(conc_stream *s)
 
 /* ---- >>signalling --------------------------------------------------------------------------- */
 
-enum { CONC__SIGNALS = 65, CONC__SIGNAL_LOOPS = 256, CONC__SIGNAL_STACK = 65536 };
+enum { CONC__SIGNAL_LOOPS = 256, CONC__SIGNAL_STACK = 65536 };
+
+/* Loops that signals wake; NULL: a free place. When all are taken, there are more, which stay, as
+ * a handler may be at work in them at any time. */
+typedef struct conc__signal_loops {
+    _Atomic(conc_loop *) loops[CONC__SIGNAL_LOOPS];
+    _Atomic(struct conc__signal_loops *) more;
+} conc__signal_loops;
 
 /* One atomic word for each signal number tells the handler what to do: the flags below, and above
  * them a count of the signals that were received.
@@ -8772,9 +9180,12 @@ enum { CONC__RECEIVES, CONC__INTERRUPTS, CONC__DUMPS, CONC__ROLES };
 /* In a conc_signals. */
 struct conc__signal_number {
     int number;
-    bool was_blocked;
     unsigned long seen; /* up to here in the count they were handed out, or came before */
+    conc_signals *receiver;
+    struct conc__signal_number *next, *prev; /* of the loop's with this number */
 };
+
+CONC__PRIVATE uint64_t conc__signal_bit(int number) { return (uint64_t)1 << (number - 1); }
 
 /* In the process. */
 typedef struct conc__signal {
@@ -8789,7 +9200,7 @@ static struct conc__signalling {
     pthread_mutex_t mutex;
     conc__signal numbers[CONC__SIGNALS];
     atomic_int process; /* that installed the handlers; in a child without fork's hooks another */
-    _Atomic(conc_loop *) loops[CONC__SIGNAL_LOOPS];
+    conc__signal_loops reached;
     atomic_int running; /* handlers at work: what they may look at must stay */
     int faults;         /* runs that want the report of a stack overflow */
     int questions;      /* runs whose watchdog may ask where their thread is */
@@ -8814,6 +9225,13 @@ CONC__PRIVATE bool conc__signal_is_default(int number)
     return !(now.sa_flags & SA_SIGINFO) && now.sa_handler == SIG_DFL;
 }
 
+/* A signal that came to conc's handler, which nobody wanted. */
+CONC__PRIVATE void conc__signal_again(int number)
+{
+    if (kill(getpid(), number))
+        raise(number); /* a sandbox may refuse the other */
+}
+
 /* If the number is free, its disposition is what it was before conc's, or became meanwhile. Also
  * in the handler: only atomics and system calls. */
 CONC__PRIVATE void conc__signal_put_back(int number)
@@ -8827,7 +9245,7 @@ CONC__PRIVATE void conc__signal_put_back(int number)
         sigaction(number, &n->before, NULL);
     was = atomic_fetch_and(&n->word, ~(CONC__RESTORING | CONC__AGAIN));
     if (was & CONC__AGAIN)
-        kill(getpid(), number);
+        conc__signal_again(number);
 }
 
 /* The default action, at once; the handler had blocked the signal. */
@@ -8860,22 +9278,29 @@ CONC__PRIVATE bool conc__interrupt(conc_loop *l, int number)
     return false;
 }
 
+/* True: it kills. */
+CONC__PRIVATE bool conc__signal_reaches_loop(conc_loop *l, int number, unsigned long role)
+{
+    bool kills = role == CONC__INTERRUPTS && conc__interrupt(l, number);
+    if (role == CONC__DUMPS)
+        atomic_store(&l->dump_asked, true);
+    atomic_store(&l->signalled, true);
+    conc__wake_up(l);
+    return kills;
+}
+
 /* To all loops. role: of the number, CONC__ROLES: none. True: it kills. */
 CONC__PRIVATE bool conc__signal_reaches(int number, unsigned long role)
 {
     bool kills = false;
     atomic_fetch_add(&conc__signalling.running, 1);
-    for (int i = 0; i < CONC__SIGNAL_LOOPS; i++) {
-        conc_loop *l = atomic_load(&conc__signalling.loops[i]);
-        if (!l)
-            continue;
-        if (role == CONC__INTERRUPTS)
-            kills |= conc__interrupt(l, number);
-        if (role == CONC__DUMPS)
-            atomic_store(&l->dump_asked, true);
-        atomic_store(&l->signalled, true);
-        conc__wake_up(l);
-    }
+    conc__signal_loops *all = &conc__signalling.reached;
+    for (; all; all = atomic_load(&all->more))
+        for (int i = 0; i < CONC__SIGNAL_LOOPS; i++) {
+            conc_loop *l = atomic_load(&all->loops[i]);
+            if (l)
+                kills |= conc__signal_reaches_loop(l, number, role);
+        }
     atomic_fetch_sub(&conc__signalling.running, 1);
     return kills;
 }
@@ -8901,7 +9326,7 @@ CONC__PRIVATE void conc__on_signal(int number)
     int saved = errno;
     if (atomic_load(&conc__signalling.process) != getpid()) { /* a child's, before fork's hook */
         sigaction(number, &n->before, NULL);
-        kill(getpid(), number);
+        conc__signal_again(number);
         errno = saved;
         return;
     }
@@ -8915,7 +9340,7 @@ CONC__PRIVATE void conc__on_signal(int number)
         conc__signal_reaches(number, CONC__DUMPS);
     } else if (!(was & CONC__RESTORING)) {
         conc__signal_put_back(number);
-        kill(getpid(), number);
+        conc__signal_again(number);
     }
     errno = saved;
 }
@@ -8967,7 +9392,32 @@ CONC__PRIVATE void conc__signal_leave(int number, int role)
     unsigned long was = atomic_fetch_and(&n->word, ~CONC__ROLE(role));
     conc__signal_put_back(number);
     if (role == CONC__RECEIVES && CONC__CAME(was) != n->handed)
-        kill(getpid(), number); /* nobody was given it, or will be */
+        conc__signal_again(number); /* nobody was given it, or will be */
+}
+
+/* A free place, which is the loop's from now on; NULL: no memory for more. */
+CONC__PRIVATE _Atomic(conc_loop *) *conc__signal_slot_take(conc_loop *l)
+{
+    conc__signal_loops *all = &conc__signalling.reached, *more, *none;
+    for (;; all = more) {
+        for (int i = 0; i < CONC__SIGNAL_LOOPS; i++) {
+            conc_loop *nobody = NULL;
+            if (atomic_compare_exchange_strong(&all->loops[i], &nobody, l))
+                return &all->loops[i];
+        }
+        none = NULL;
+        more = atomic_load(&all->more);
+        if (more)
+            continue;
+        more = conc__alloc(sizeof *more);
+        if (!more)
+            return NULL;
+        memset(more, 0, sizeof *more);
+        if (!atomic_compare_exchange_strong(&all->more, &none, more)) {
+            CONC_FREE(more);
+            more = none;
+        }
+    }
 }
 
 /* Has signals wake this loop. A signal's frame takes up to 12 KiB where the processor has large
@@ -8975,29 +9425,25 @@ CONC__PRIVATE void conc__signal_leave(int number, int role)
 CONC__PRIVATE int conc__signals_reach(conc_loop *l)
 {
     stack_t none = {0}, now;
-    if (l->signal_slot >= 0)
+    if (l->signal_slot)
         return 0;
-    for (int i = 0; i < CONC__SIGNAL_LOOPS; i++) {
-        conc_loop *nobody = NULL;
-        if (!atomic_compare_exchange_strong(&conc__signalling.loops[i], &nobody, l))
-            continue;
-        l->signal_slot = i;
-        if (sigaltstack(NULL, &now) == 0 && now.ss_flags & CONC__SS_DISABLE)
-            none.ss_sp = l->signal_stack = conc__map_pages(CONC__SIGNAL_STACK);
-        none.ss_size = CONC__SIGNAL_STACK;
-        if (l->signal_stack)
-            sigaltstack(&none, NULL);
-        return 0;
-    }
-    return -EMFILE;
+    l->signal_slot = conc__signal_slot_take(l);
+    if (!l->signal_slot)
+        return -ENOMEM;
+    if (sigaltstack(NULL, &now) == 0 && now.ss_flags & CONC__SS_DISABLE)
+        none.ss_sp = l->signal_stack = conc__map_pages(CONC__SIGNAL_STACK);
+    none.ss_size = CONC__SIGNAL_STACK;
+    if (l->signal_stack)
+        sigaltstack(&none, NULL);
+    return 0;
 }
 
 CONC__PRIVATE void conc__signals_unreach(conc_loop *l)
 {
     stack_t none = {.ss_flags = CONC__SS_DISABLE}, now;
-    if (l->signal_slot < 0)
+    if (!l->signal_slot)
         return;
-    atomic_store(&conc__signalling.loops[l->signal_slot], NULL);
+    atomic_store(l->signal_slot, NULL);
     while (atomic_load(&conc__signalling.running))
         sched_yield();
     if (l->signal_stack) {
@@ -9005,7 +9451,7 @@ CONC__PRIVATE void conc__signals_unreach(conc_loop *l)
             sigaltstack(&none, NULL);
         conc__unmap_pages(l->signal_stack, CONC__SIGNAL_STACK);
     }
-    l->signal_slot = -1;
+    l->signal_slot = NULL;
 }
 
 /* A signal that a conc_signals has not handed out yet; 0: there is none. */
@@ -9039,6 +9485,25 @@ CONC__PRIVATE void conc__interrupt_main(conc_loop *l, int number)
     }
 }
 
+/* Wakes the tasks that wait for this number, if it came since the last time. */
+CONC__PRIVATE void conc__signal_hand_out(conc_loop *l, int number)
+{
+    struct conc__signal_list *list = &l->received[number];
+    if (!list->first)
+        return;
+    unsigned long came = CONC__CAME(atomic_load(&conc__signalling.numbers[number].word));
+    if (list->handed == came)
+        return;
+    list->handed = came;
+    for (struct conc__signal_number *n = list->first; n; n = n->next) {
+        conc_signals *s = n->receiver;
+        for (int found; s->waits.first && (found = conc__signals_find(s)) != 0;) {
+            l->signal_waits--;
+            conc__wake(l, s->waits.first, found);
+        }
+    }
+}
+
 /* In the scheduler: hands out what came. */
 CONC__COLD void conc__take_signals_now(conc_loop *l)
 {
@@ -9048,11 +9513,8 @@ CONC__COLD void conc__take_signals_now(conc_loop *l)
         conc__interrupt_main(l, interrupt);
     if (atomic_exchange(&l->dump_asked, false) && l->dumps_taken)
         conc_dump(stderr);
-    for (conc_signals *s = l->signals; s; s = s->next)
-        for (int number; s->waits.first && (number = conc__signals_find(s)) != 0;) {
-            l->signal_waits--;
-            conc__wake(l, s->waits.first, number);
-        }
+    for (int number = 1; number < CONC__SIGNALS && l->signals; number++)
+        conc__signal_hand_out(l, number);
 }
 
 static inline void conc__take_signals(conc_loop *l)
@@ -9061,30 +9523,17 @@ static inline void conc__take_signals(conc_loop *l)
         conc__take_signals_now(l);
 }
 
-CONC__PRIVATE bool conc__signal_may_be_received(int number)
+/* 0, -EINVAL, or why the system refuses it. */
+CONC__PRIVATE int conc__signal_may_be_received(int number)
 {
     static const int never[] = {SIGKILL, SIGSTOP, SIGPIPE, SIGSEGV, SIGBUS, SIGFPE, SIGILL};
     struct sigaction now;
     for (size_t i = 0; i < CONC_LEN(never); i++)
         if (number == never[i])
-            return false;
-    return number > 0 && number < CONC__SIGNALS && sigaction(number, NULL, &now) == 0;
-}
-
-/* Takes them one by one; `taken` tells how many, when one fails. */
-CONC__PRIVATE int conc__signals_take(conc_signals *s, size_t *taken)
-{
-    int rc = 0;
-    for (*taken = 0; rc == 0 && *taken < s->count; ++*taken) {
-        struct conc__signal_number *n = &s->numbers[*taken];
-        sigset_t set, before;
-        rc = conc__signal_enter(n->number, CONC__RECEIVES, &n->seen);
-        sigemptyset(&set);
-        sigaddset(&set, n->number);
-        pthread_sigmask(SIG_UNBLOCK, &set, &before);
-        n->was_blocked = sigismember(&before, n->number) == 1;
-    }
-    return rc;
+            return -EINVAL;
+    if (number <= 0 || number >= CONC__SIGNALS)
+        return -EINVAL;
+    return sigaction(number, NULL, &now) ? -errno : 0;
 }
 
 CONC__PRIVATE void conc__signal_block(int number)
@@ -9095,28 +9544,59 @@ CONC__PRIVATE void conc__signal_block(int number)
     pthread_sigmask(SIG_BLOCK, &set, NULL);
 }
 
-/* Blocks a signal again that was blocked; but while this loop has other receivers of it, that is
- * left to them. */
-CONC__PRIVATE void conc__signal_block_again(const conc_loop *l, int number)
+/* Lets a signal through in this thread. */
+CONC__PRIVATE void conc__signal_unblock(conc_loop *l, int number)
 {
-    for (const conc_signals *s = l->signals; s; s = s->next)
-        for (size_t i = 0; i < s->count; i++)
-            if (s->numbers[i].number == number) {
-                s->numbers[i].was_blocked = true;
-                return;
-            }
-    conc__signal_block(number);
+    sigset_t set, before;
+    sigemptyset(&set);
+    sigemptyset(&before);
+    sigaddset(&set, number);
+    pthread_sigmask(SIG_UNBLOCK, &set, &before);
+    if (sigismember(&before, number) == 1)
+        l->unblocked |= conc__signal_bit(number);
+}
+
+CONC__PRIVATE int conc__signal_take(conc_loop *l, struct conc__signal_number *n)
+{
+    struct conc__signal_list *list = &l->received[n->number];
+    int rc = conc__signal_enter(n->number, CONC__RECEIVES, &n->seen);
+    n->next = list->first;
+    n->prev = NULL;
+    if (list->first)
+        list->first->prev = n;
+    list->first = n;
+    conc__signal_unblock(l, n->number);
+    return rc;
+}
+
+/* It is blocked again if it was before the loop's first receiver of it. */
+CONC__PRIVATE void conc__signal_give_back(conc_loop *l, const struct conc__signal_number *n)
+{
+    struct conc__signal_list *list = &l->received[n->number];
+    *(n->prev ? &n->prev->next : &list->first) = n->next;
+    if (n->next)
+        n->next->prev = n->prev;
+    if (!list->first && l->unblocked & conc__signal_bit(n->number)) {
+        l->unblocked &= ~conc__signal_bit(n->number);
+        conc__signal_block(n->number);
+    }
+    conc__signal_leave(n->number, CONC__RECEIVES);
+}
+
+/* Takes one after the other; `taken` tells how many, when one fails. */
+CONC__PRIVATE int conc__signals_take(conc_loop *l, const conc_signals *s, size_t *taken)
+{
+    int rc = 0;
+    for (*taken = 0; rc == 0 && *taken < s->count; ++*taken)
+        rc = conc__signal_take(l, &s->numbers[*taken]);
+    return rc;
 }
 
 /* Gives the first n back, the last one first. */
-CONC__PRIVATE void conc__signals_give_back(const conc_loop *l, const conc_signals *s, size_t n)
+CONC__PRIVATE void conc__signals_give_back(conc_loop *l, const conc_signals *s, size_t n)
 {
-    while (n--) {
-        int number = s->numbers[n].number;
-        if (s->numbers[n].was_blocked)
-            conc__signal_block_again(l, number);
-        conc__signal_leave(number, CONC__RECEIVES);
-    }
+    while (n--)
+        conc__signal_give_back(l, &s->numbers[n]);
 }
 
 typedef struct conc__signal_call {
@@ -9126,13 +9606,45 @@ typedef struct conc__signal_call {
     int rc;
 } conc__signal_call;
 
-/* Once, however often it stands in the list. */
-CONC__PRIVATE void conc__signals_add(conc_signals *s, int number)
+/* The receiver gets each number once, in the order of the list. */
+CONC__PRIVATE int conc__signals_fill(conc_loop *l, const conc__signal_call *c)
 {
-    for (size_t i = 0; i < s->count; i++)
-        if (s->numbers[i].number == number)
-            return;
-    s->numbers[s->count++] = (struct conc__signal_number){.number = number};
+    conc_signals *s = c->s;
+    uint64_t left = 0;
+    for (size_t i = 0; i < c->n; i++) {
+        int rc = conc__signal_may_be_received(c->numbers[i]);
+        if (rc)
+            return rc;
+        left |= conc__signal_bit(c->numbers[i]);
+    }
+    size_t count = (size_t)__builtin_popcountll(left);
+    struct conc__signal_number *list = conc__alloc(count * sizeof *list);
+    if (!list)
+        return -ENOMEM;
+    *s = (conc_signals){.numbers = list, .run = l->run};
+    for (size_t i = 0; left; i++) {
+        int number = c->numbers[i];
+        if (left & conc__signal_bit(number))
+            list[s->count++] = (struct conc__signal_number){.number = number, .receiver = s};
+        left &= ~conc__signal_bit(number);
+    }
+    return 0;
+}
+
+CONC__PRIVATE void conc__signals_link(conc_loop *l, conc_signals *s)
+{
+    s->loop = l;
+    s->next = l->signals;
+    if (s->next)
+        s->next->prev = s;
+    l->signals = s;
+}
+
+CONC__PRIVATE void conc__signals_unlink(conc_loop *l, const conc_signals *s)
+{
+    *(s->prev ? &s->prev->next : &l->signals) = s->next;
+    if (s->next)
+        s->next->prev = s->prev;
 }
 
 CONC__PRIVATE void conc__open_signals(conc_loop *l, void *arg)
@@ -9141,31 +9653,22 @@ CONC__PRIVATE void conc__open_signals(conc_loop *l, void *arg)
     conc_signals *s = c->s;
     size_t taken = 0;
     int saved = errno;
-    for (size_t i = 0; i < c->n && c->rc == 0; i++)
-        if (!conc__signal_may_be_received(c->numbers[i]))
-            c->rc = -EINVAL;
-    struct conc__signal_number *list = c->rc ? NULL : conc__alloc(c->n * sizeof *list);
-    if (list)
+    c->rc = conc__signals_fill(l, c);
+    bool filled = c->rc == 0;
+    if (filled)
         c->rc = conc__signals_reach(l);
-    else if (c->rc == 0)
-        c->rc = -ENOMEM;
     if (c->rc == 0) {
-        *s = (conc_signals){.loop = l, .numbers = list, .run = l->run};
-        for (size_t i = 0; i < c->n; i++)
-            conc__signals_add(s, c->numbers[i]);
         pthread_mutex_lock(&conc__signalling.mutex);
-        c->rc = conc__signals_take(s, &taken);
+        c->rc = conc__signals_take(l, s, &taken);
         if (c->rc)
             conc__signals_give_back(l, s, taken);
         pthread_mutex_unlock(&conc__signalling.mutex);
     }
     if (c->rc == 0) {
-        s->next = l->signals;
-        l->signals = s;
-    } else {
-        CONC_FREE(list);
-        s->numbers = NULL;
-        s->loop = NULL;
+        conc__signals_link(l, s);
+    } else if (filled) {
+        CONC_FREE(s->numbers);
+        *s = (conc_signals){0};
     }
     errno = saved;
 }
@@ -9176,15 +9679,17 @@ CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *n
     conc__signal_call c = {s, numbers, n, 0};
     if (!l)
         return conc__misused(-EPERM, "conc_signals_open", "there is no loop", NULL);
-    if (!s || !numbers || !n || n > CONC__SIGNALS || (s->loop && s->run == l->run))
+    if (!s || !numbers || !n || (s->loop && s->run == l->run))
         return conc__misused(-EINVAL, "conc_signals_open", "no numbers, or it is open", NULL);
     if (s->loop && conc__run_is_elsewhere(l, s->run))
         return conc__misused(-EBUSY, "conc_signals_open", "it is open in another thread's run",
                              NULL);
     conc__on_loop(l, conc__open_signals, &c);
-    if (c.rc == 0)
+    if (c.rc == 0) {
         conc__note(&l->receiving, s, "signals", place);
-    return conc__system_failed(c.rc, NULL);
+        l->lent = true;
+    }
+    return conc__system_failed(c.rc, conc__refused(-c.rc) ? "rt_sigaction" : NULL);
 }
 
 CONC__PRIVATE bool conc__receive_cancel(conc__wait *w)
@@ -9226,11 +9731,7 @@ CONC__PRIVATE void conc__close_signals(conc_loop *l, void *arg)
 {
     conc_signals *s = ((conc__signal_call *)arg)->s;
     int saved = errno;
-    for (conc_signals **at = &l->signals; *at; at = &(*at)->next)
-        if (*at == s) {
-            *at = s->next;
-            break;
-        }
+    conc__signals_unlink(l, s);
     pthread_mutex_lock(&conc__signalling.mutex);
     conc__signals_give_back(l, s, s->count);
     pthread_mutex_unlock(&conc__signalling.mutex);
@@ -9254,6 +9755,7 @@ CONC_API int conc_signals_close(conc_signals *s)
     }
     conc__on_loop(l, conc__close_signals, &c);
     conc__unnote(&l->receiving, s);
+    l->lent = l->receiving || l->handles;
     s->numbers = NULL;
     s->loop = NULL;
     return 0;
@@ -9328,8 +9830,10 @@ CONC__PRIVATE void conc__signals_forget(void)
             sigaction(number, &n->before, NULL);
         atomic_store(&n->word, 0);
     }
-    for (int i = 0; i < CONC__SIGNAL_LOOPS; i++)
-        atomic_store(&conc__signalling.loops[i], NULL);
+    conc__signal_loops *all = &conc__signalling.reached;
+    for (; all; all = atomic_load(&all->more))
+        for (int i = 0; i < CONC__SIGNAL_LOOPS; i++)
+            atomic_store(&all->loops[i], NULL);
     atomic_store(&conc__signalling.running, 0);
     conc__signalling.faults = conc__signalling.questions = 0;
     pthread_mutex_init(&conc__signalling.mutex, NULL);
@@ -9340,6 +9844,7 @@ CONC__PRIVATE void conc__pipe_signal_block(conc_loop *l)
 {
     sigset_t pipe, before;
     sigemptyset(&pipe);
+    sigemptyset(&before);
     sigaddset(&pipe, SIGPIPE);
     pthread_sigmask(SIG_BLOCK, &pipe, &before);
     l->pipe_was_blocked = sigismember(&before, SIGPIPE) == 1;
@@ -9914,12 +10419,27 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
     const conc__lost_call *c = arg;
     (void)l;
     const char *place = c->task->place,
+               *state = "open",
                /* by its first spawn */
-        *opened = strncmp(place, "the ", 4) == 0 ? "" : "the group of ";
+                   *opened = strncmp(place, "the ", 4) == 0 ? "" : "the group of ";
     char who[CONC__DESCRIPTION];
-    fprintf(stderr, "conc: %s: %s, with %s%s still open\n",
-            conc__describe(who, sizeof who, conc__source_of(c->task)), c->how, opened, place);
+    if (strncmp(place, CONC__HANDLE_OF, strlen(CONC__HANDLE_OF)) == 0)
+        state = "in use";
+    fprintf(stderr, "conc: %s: %s, with %s%s still %s\n",
+            conc__describe(who, sizeof who, conc__source_of(c->task)), c->how, opened, place,
+            state);
     abort();
+}
+
+/* Debug: the handle must last until its task has ended. */
+CONC__COLD void conc__lend_handle(conc_loop *l, const conc_task *t)
+{
+    const conc_task *self = l->self;
+    const char *top = self ? conc__stack_top(self->stack) : NULL;
+    if (!self || (const char *)t < self->stack->low || (const char *)t >= top)
+        return; /* not on the stack of the running task */
+    conc__note(&l->handles, t, "a handle", t->spawned);
+    l->lent = true;
 }
 
 /* The task's innermost scope is gone with the memory it lay in, and the loop still points there:
@@ -9995,6 +10515,7 @@ CONC__PRIVATE ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
     static const int deadly[] = {SIGXFSZ, SIGPIPE};
     sigset_t both, before, already;
     sigemptyset(&both);
+    sigemptyset(&already);
     for (size_t i = 0; i < CONC_LEN(deadly); i++)
         sigaddset(&both, deadly[i]);
     pthread_sigmask(SIG_BLOCK, &both, &before);
@@ -10936,7 +11457,7 @@ CONC__PRIVATE bool conc__questions_open(const conc_loop *l)
     struct sigaction now, ours;
     stack_t stack;
     void *frames[4];
-    if (l->signal_slot < 0 || sigaltstack(NULL, &stack) || stack.ss_flags & CONC__SS_DISABLE ||
+    if (!l->signal_slot || sigaltstack(NULL, &stack) || stack.ss_flags & CONC__SS_DISABLE ||
         sigaction(SIGURG, NULL, &now))
         return false;
     bool mine = conc__is_question(&now);
@@ -11060,6 +11581,10 @@ CONC__COLD void conc__woken(conc_loop *l, conc_task *t)
 /* The running task has ended; its stack is given back next. */
 CONC__COLD void conc__step_last(conc_loop *l, conc_task *t)
 {
+    if (CONC__UNLIKELY(l->handles && t->has_handle)) {
+        conc__unnote(&l->handles, t);
+        l->lent = l->receiving || l->handles;
+    }
     l->step_over = true;
     l->left_stack = t->stack;
     l->left_used = l->debug ? conc__usage_note(l, t->stack, conc__source_of(t)) : NULL;
@@ -11275,6 +11800,14 @@ CONC__PRIVATE bool conc__env_word(const char *name, const char *zero, const char
     return false;
 }
 
+/* A run was asked for that cannot be. There is no loop yet that could say so. */
+CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *why)
+{
+    if (o->debug)
+        fprintf(stderr, "conc: conc_run: %s\n", why);
+    return -EINVAL;
+}
+
 /* Fills in what the environment says and the defaults. */
 CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **backend)
 {
@@ -11296,8 +11829,10 @@ CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **
     o->virtual_clock = clock;
     o->debug = debug;
     o->slow_step = o->slow_step == 0 ? 0.1 : o->slow_step;
-    if (!conc__stack_fits(o->stack_size) || !(o->slow_step > 0))
-        return -EINVAL;
+    if (!conc__stack_fits(o->stack_size))
+        return conc__run_misused(o, "the stack size is out of range");
+    if (!(o->slow_step > 0))
+        return conc__run_misused(o, "slow_step is not a positive number");
     if (conc__env("CONC_TRACE"))
         o->trace = conc__env("CONC_TRACE");
     return 0;
@@ -11309,10 +11844,9 @@ CONC__PRIVATE void conc__forget_loop(void)
     conc_loop *l = conc__here;
     if (l)
         conc__pipe_signal_unblock(l);
-    for (const conc_signals *s = l ? l->signals : NULL; s; s = s->next)
-        for (size_t i = 0; i < s->count; i++)
-            if (s->numbers[i].was_blocked)
-                conc__signal_block(s->numbers[i].number);
+    for (int number = 1; l && number < CONC__SIGNALS; number++)
+        if (l->unblocked & conc__signal_bit(number))
+            conc__signal_block(number);
     conc__here = NULL;
     pthread_mutex_init(&conc__live_runs.mutex, NULL);
     conc__live_runs.first = NULL;
@@ -11374,7 +11908,7 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
         return NULL;
     memset(l, 0, sizeof *l);
     pthread_mutex_init(&l->mutex, NULL);
-    l->poll_fd = l->wake_in = l->wake_out = l->signal_slot = -1;
+    l->poll_fd = l->wake_in = l->wake_out = -1;
     l->options = *o;
     l->virtual_clock = o->virtual_clock;
     l->seeded = o->seed != 0;
@@ -11483,15 +12017,24 @@ CONC__PRIVATE void conc__run_delist(conc_loop *l)
     pthread_mutex_unlock(&conc__live_runs.mutex);
 }
 
+/* No run is open on this thread any more: rc was the last one's result, or the reason why it did
+ * not begin. */
+CONC__PRIVATE void conc__keep_words_of_run(int rc, const char *text)
+{
+    conc__copy(conc__words_of_run, sizeof conc__words_of_run, rc < 0 ? text : "");
+    if (rc < 0)
+        conc_fail(rc, "%s", text); /* a job of a pool has made this error */
+}
+
 /* Opens a run, and makes it this thread's. */
-CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options *options,
-                              const char *spawned, conc_fn *main_fn, void *arg)
+CONC__PRIVATE int conc__open_run(conc_loop **out, bool embedded, const conc_options *options,
+                                 const char *spawned, conc_fn *main_fn, void *arg)
 {
     conc_options o = options ? *options : (conc_options){0};
     const conc__backend *backend;
-    if (conc__here)
-        return -EBUSY;
-    int rc = main_fn ? conc__options_complete(&o, &backend) : -EINVAL;
+    int rc = conc__options_complete(&o, &backend);
+    if (rc == 0 && !main_fn)
+        rc = conc__run_misused(&o, "no function");
     if (rc == 0 && (conc__shadow_stack() || (embedded && backend == &conc__poll)))
         rc = -ENOTSUP;
     if (rc)
@@ -11524,6 +12067,18 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
     return 0;
 }
 
+CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options *options,
+                              const char *spawned, conc_fn *main_fn, void *arg)
+{
+    if (conc__here)
+        return conc__misused(-EBUSY, embedded ? "conc_embed_begin" : "conc_run",
+                             "a run is open on this thread", NULL);
+    int rc = conc__open_run(out, embedded, options, spawned, main_fn, arg);
+    if (rc)
+        conc__keep_words_of_run(rc, conc_strerror(rc));
+    return rc;
+}
+
 /* The run is over: its result. */
 CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
 {
@@ -11541,12 +12096,14 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
     if (l->interrupted_late || (l->interrupted_by && rc == -ECANCELED)) {
         rc = -EINTR;
         outcome->signal = l->interrupted_by;
+        conc__copy(outcome->text, sizeof outcome->text, conc_strerror(rc));
     } else if (rc < 0) {
         conc__describe(outcome->by, sizeof outcome->by, conc__origin(&l->main, rc));
         conc__copy(outcome->text, sizeof outcome->text,
                    *l->doom_text ? l->doom_text : conc__words_or(conc__words(&l->main, rc), rc));
     }
     conc__loop_close(l);
+    conc__keep_words_of_run(rc, outcome->text);
     return rc;
 }
 
@@ -11589,18 +12146,12 @@ CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg)
 
 /* ---- >>embedding ---------------------------------------------------------------------------- */
 
-/* Has e a run of this process? One that a forked child inherited is dead. */
-CONC__PRIVATE bool conc__embed_is_live(const conc_embed *e)
-{
-    return e->loop && e->loop->run > conc__inherited_runs;
-}
-
 CONC_API int conc_embed_begin(conc_embed *e, const conc_options *options, conc_fn *main_fn,
                               void *arg)
 {
     if (!e)
-        return conc__own_error(-EINVAL);
-    if (conc__embed_is_live(e))
+        return conc__misused(-EINVAL, __func__, "no conc_embed", NULL);
+    if (conc__is_live(e->loop))
         return conc__misused(-EBUSY, "conc_embed_begin", "it has a run already", NULL);
     conc_loop *l = NULL;
     int saved = errno, rc = conc__begin(&l, true, options, "main", main_fn, arg);
@@ -11622,6 +12173,8 @@ CONC__PRIVATE int conc__embed_check(const conc_embed *e)
 CONC__PRIVATE int conc__embed_usable(const conc_embed *e, const char *call)
 {
     int rc = conc__embed_check(e);
+    if (rc == -EINVAL)
+        return conc__misused(rc, call, "no run is open there", NULL);
     if (rc == -EPERM || (rc == 0 && (e->loop->self || e->loop->stepping)))
         return conc__misused(-EPERM, call, "not between two steps, on the run's thread", NULL);
     return rc;
@@ -11630,14 +12183,17 @@ CONC__PRIVATE int conc__embed_usable(const conc_embed *e, const char *call)
 CONC_API int conc_embed_fd(conc_embed *e)
 {
     int rc = conc__embed_check(e);
-    return rc ? rc : e->loop->poll_fd;
+    if (rc)
+        return conc__misused(rc, __func__, "no run is open there, or it is the parent's", NULL);
+    return e->loop->poll_fd;
 }
 
 /* Is there something to do now? */
 CONC__PRIVATE bool conc__embed_is_due(conc_loop *l, bool at_work)
 {
     bool ready = l->over || l->ready || l->spinners || l->settlers.first;
-    bool jumps = l->virtual_clock && !at_work && conc__wheel_next(&l->wheel) != CONC__NEVER;
+    bool stands = at_work || l->retried;
+    bool jumps = l->virtual_clock && !stands && conc__wheel_next(&l->wheel) != CONC__NEVER;
     return ready || jumps || atomic_load(&l->posted) || atomic_load(&l->signalled);
 }
 
@@ -11653,6 +12209,8 @@ CONC_API double conc_embed_timeout(conc_embed *e)
     int64_t now = conc__clock(), verify = l->verified + CONC__VERIFY_EVERY;
     if (l->verify_count && verify < next) /* the host may close a descriptor */
         next = verify;
+    if (l->retried && now + CONC__MOMENT < next)
+        next = now + CONC__MOMENT;
     if (next == CONC__NEVER)
         return CONC_FOREVER;
     return next > now ? (double)(next - now) / 1e9 : 0;
@@ -11666,6 +12224,7 @@ CONC_API int conc_embed_step(conc_embed *e)
         return rc;
     conc_loop *l = e->loop;
     l->stepping = true;
+    l->retried = false;
     l->looked = conc__time(l);
     conc__was_idle(l, l->left, l->looked);
     int64_t start = l->left = l->looked;
@@ -11964,10 +12523,12 @@ typedef struct conc_future {
     bool set;
     int rc;
     void *value;
+    char text[128];
     conc__waits waits;
 } conc_future;
 
-/* Sets the result: rc, and a value (borrowed). Once; then -EALREADY. Who was woken may free the
+/* Sets the result: rc, and a value (borrowed); the words of an error (conc_fail) go with it to all
+ * that wait. Once; then -EALREADY. Who was woken may free the
  * future. Not a checkpoint. */
 CONC_API int conc_future_set(conc_future *f, int rc, void *value);
 
@@ -12226,13 +12787,13 @@ CONC__PRIVATE CONC__CALLED int conc__wait_unless(const char *call, bool so, cons
     if (!l)
         return -EPERM;
     if (!on)
-        return -EINVAL;
+        return conc__misused(-EINVAL, call, "there is nothing to wait for", NULL);
     int rc = conc__may_wait(l, list, call);
     if (rc)
         return rc;
     if (!so) {
         conc__wait w = {.task = l->self, .kind = kind, .on = on};
-        return conc__wait_in(l, list, &w);
+        return conc__came_to(conc__wait_in(l, list, &w));
     }
     conc__quick(l);
     return 0;
@@ -12305,9 +12866,9 @@ CONC__COLD int conc__held_by_other(const conc_loop *l, const conc_task *owner, u
                                    const char *call, const char *place)
 {
     if (owner == l->self && serial == l->self->serial)
-        return -EDEADLK;
+        return conc__misused(-EDEADLK, call, "the task has it already, acquired", place);
     if (conc__is_of_run(l, serial))
-        return -EAGAIN;
+        return conc__own_error(-EAGAIN);
     return conc__misused(-EPERM, call, "a task of another run has it, acquired", place);
 }
 
@@ -12346,7 +12907,7 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
     if (CONC__UNLIKELY(!l))
         return -EPERM;
     if (CONC__UNLIKELY(!k))
-        return -EINVAL;
+        return conc__misused(-EINVAL, __func__, "no lock", NULL);
     if (CONC__UNLIKELY(conc__is_inherited(k->serial)))
         k->owner = NULL;
     if (CONC__UNLIKELY(conc__lock_is_mine(l, k)))
@@ -12390,7 +12951,7 @@ CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
     if (!l)
         return -EPERM;
     if (!k)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no lock", NULL);
     if (k->owner && !conc__is_inherited(k->serial))
         return conc__held_by_other(l, k->owner, k->serial, "conc_lock_try_acquire", k->place);
     conc__lock_give(l, k, l->self, place);
@@ -12399,9 +12960,11 @@ CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
 
 CONC__PRIVATE CONC__CALLED int conc__lock_release_slowly(conc_lock *k)
 {
+    if (CONC__UNLIKELY(!k))
+        return conc__misused(-EINVAL, __func__, "no lock", NULL);
     conc_loop *l = conc__in_task();
-    if (CONC__UNLIKELY(!l || !k))
-        return k ? -EPERM : -EINVAL;
+    if (CONC__UNLIKELY(!l))
+        return -EPERM;
     if (CONC__UNLIKELY(!conc__lock_is_mine(l, k) || !conc__ours(l, &k->waits)))
         return conc__misused(-EPERM, "conc_lock_release", "the task does not have this lock", NULL);
     conc__lock_pass(l, k);
@@ -12532,7 +13095,7 @@ CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const ch
     if (!l)
         return -EPERM;
     if (!k)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, call, "no rwlock", NULL);
     conc__rwlock_take_over(k);
     if (conc__rwlock_is_mine(l, k))
         return conc__misused(-EDEADLK, call, "the task has this rwlock already, acquired",
@@ -12564,7 +13127,7 @@ CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place
     if (!l)
         return -EPERM;
     if (!k)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, call, "no rwlock", NULL);
     conc__rwlock_take_over(k);
     if (!conc__ours(l, &k->waits))
         return conc__foreign(call);
@@ -12576,9 +13139,11 @@ CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place
 
 CONC_API int conc_rwlock_release(conc_rwlock *k)
 {
+    if (!k)
+        return conc__misused(-EINVAL, __func__, "no rwlock", NULL);
     conc_loop *l = conc__in_task();
-    if (!l || !k)
-        return k ? -EPERM : -EINVAL;
+    if (!l)
+        return -EPERM;
     bool has =
         (k->writer ? conc__rwlock_is_mine(l, k) : k->readers > 0) && conc__is_of_run(l, k->serial);
     if (!has || !conc__ours(l, &k->waits))
@@ -12599,6 +13164,8 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
 static const conc__wait_kind conc__permitting = {.what = "waits for a permit of a semaphore",
                                                  .cancel = conc__cancel_plainly};
 
+static const char conc__bad_sem[] = "no semaphore, or permits outside of 0 and the maximum";
+
 CONC__FAST bool conc__sem_is_valid(const conc_sem *s)
 {
     /* a negative max is below them, too */
@@ -12611,7 +13178,7 @@ CONC__PRIVATE CONC__CALLED int conc__sem_acquire_slowly(conc_sem *s)
     if (CONC__UNLIKELY(!l))
         return -EPERM;
     if (CONC__UNLIKELY(!conc__sem_is_valid(s)))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, conc__bad_sem, NULL);
     int rc = conc__may_wait(l, &s->waits, "conc_sem_acquire");
     if (rc)
         return rc;
@@ -12638,11 +13205,11 @@ CONC_API int conc_sem_try_acquire(conc_sem *s)
 {
     conc_loop *l = conc__here;
     if (!conc__sem_is_valid(s))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, conc__bad_sem, NULL);
     if (!conc__ours(l, &s->waits))
         return conc__foreign("conc_sem_try_acquire");
     if (s->permits == 0 || s->waits.first)
-        return -EAGAIN;
+        return conc__own_error(-EAGAIN);
     s->permits--;
     return 0;
 }
@@ -12651,7 +13218,7 @@ CONC_API int conc_sem_release(conc_sem *s)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!conc__sem_is_valid(s)))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, conc__bad_sem, NULL);
     if (CONC__UNLIKELY(!conc__ours(l, &s->waits)))
         return conc__foreign("conc_sem_release");
     if (s->waits.first) {
@@ -12759,9 +13326,11 @@ static const conc__wait_kind conc__awaiting_cond = {.what = "waits for a conditi
 
 CONC_API CONC__CALLED int conc_cond_wait(conc_cond *c, conc_lock *k)
 {
+    if (!c || !k)
+        return conc__misused(-EINVAL, __func__, "no condition, or no lock", NULL);
     conc_loop *l = conc__in_task();
-    if (!l || !c || !k)
-        return c && k ? -EPERM : -EINVAL;
+    if (!l)
+        return -EPERM;
     if (!conc__lock_is_mine(l, k) || !conc__ours(l, &k->waits))
         return conc__misused(-EPERM, "conc_cond_wait", "the task does not have the lock", NULL);
     int rc = conc__may_wait(l, &c->waits, "conc_cond_wait");
@@ -12820,7 +13389,7 @@ CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
     if (!l)
         return -EPERM;
     if (!b || b->parties <= 0)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no barrier, or no parties", NULL);
     int rc = conc__may_wait(l, &b->waits, "conc_barrier_wait");
     if (rc)
         return rc;
@@ -12853,7 +13422,7 @@ CONC__PRIVATE int conc__latch_add(conc_latch *k, int n, const char *call)
 {
     conc_loop *l = conc__here;
     if (!k)
-        return -EINVAL;
+        return conc__misused(-EINVAL, call, "no latch", NULL);
     if (!conc__ours(l, &k->waits))
         return conc__foreign(call);
     int64_t count = (int64_t)k->count + n;
@@ -12883,11 +13452,18 @@ CONC_API int conc_latch_wait(conc_latch *k)
 static const conc__wait_kind conc__awaiting_future = {.what = "waits for a future",
                                                       .cancel = conc__cancel_plainly};
 
+/* The task is given the result. */
+CONC__PRIVATE void conc__future_tell(conc_task *t, const conc_future *f)
+{
+    if (f->rc < 0 && f->rc != -ECANCELED)
+        conc__tell(t, f->rc, f->text, (conc__source){NULL, NULL});
+}
+
 CONC_API int conc_future_set(conc_future *f, int rc, void *value)
 {
     conc_loop *l = conc__here;
     if (!f)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no future", NULL);
     if (f->set)
         return conc__own_error(-EALREADY);
     if (!conc__ours(l, &f->waits))
@@ -12895,9 +13471,12 @@ CONC_API int conc_future_set(conc_future *f, int rc, void *value)
     f->set = true;
     f->rc = rc;
     f->value = value;
+    bool in_words = rc < 0 && l && l->self;
+    conc__copy(f->text, sizeof f->text, in_words ? conc__words(l->self, rc) : "");
     for (conc__wait *w; (w = f->waits.first);) {
         w->item = value;
         w->value = 1;
+        conc__future_tell(w->task, f);
         conc__wake(l, w, rc);
     }
     return 0;
@@ -12909,7 +13488,7 @@ CONC_API CONC__CALLED int conc_future_wait(conc_future *f, void **value)
     if (!l)
         return -EPERM;
     if (!f)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no future", NULL);
     int rc = conc__may_wait(l, &f->waits, "conc_future_wait");
     if (rc)
         return rc;
@@ -12923,6 +13502,7 @@ CONC_API CONC__CALLED int conc_future_wait(conc_future *f, void **value)
     if (value)
         *value = f->value;
     rc = f->rc;
+    conc__future_tell(l->self, f);
     conc__quick(l); /* others may run, and free it */
     return rc;
 }
@@ -12989,20 +13569,21 @@ CONC__FAST void conc__item_save(const conc_queue *q, size_t i, const void *item)
 }
 
 /* Is it a queue that can work, as its options say? */
-CONC__COLD int conc__queue_check(conc_queue *q)
+CONC__COLD int conc__queue_check(conc_queue *q, const char *call)
 {
-    if (q->kind < CONC_QUEUE_FIFO || q->kind > CONC_QUEUE_PRIORITY ||
-        (q->kind == CONC_QUEUE_PRIORITY && !q->less) || (q->kind == CONC_QUEUE_LIFO && q->less))
-        return conc__own_error(-EINVAL);
+    if (q->kind < CONC_QUEUE_FIFO || q->kind > CONC_QUEUE_PRIORITY)
+        return conc__misused(-EINVAL, call, "the queue has an unknown kind", NULL);
+    if ((q->kind == CONC_QUEUE_PRIORITY && !q->less) || (q->kind == CONC_QUEUE_LIFO && q->less))
+        return conc__misused(-EINVAL, call, "the queue's kind and its less do not fit", NULL);
     q->checked = true;
     return 0;
 }
 
-CONC__FAST int conc__queue_valid(conc_queue *q, const void *item)
+CONC__FAST int conc__queue_valid(conc_queue *q, const void *item, const char *call)
 {
     if (CONC__UNLIKELY(!q || (!item && q->item_size)))
-        return conc__own_error(-EINVAL);
-    return CONC__UNLIKELY(!q->checked) ? conc__queue_check(q) : 0;
+        return conc__misused(-EINVAL, call, "no queue, or no item", NULL);
+    return CONC__UNLIKELY(!q->checked) ? conc__queue_check(q, call) : 0;
 }
 
 /* Twice the room; the items come to lie in their order from the start. 0, or -ENOMEM. */
@@ -13157,7 +13738,7 @@ CONC__FAST int conc__queue_push(conc_loop *l, conc_queue *q, const void *item)
     if ((q->capacity && q->count >= q->capacity) || q->putters.first)
         return -EAGAIN;
     if (CONC__UNLIKELY(q->count == q->room) && q->item_size && conc__queue_grow(q))
-        return -ENOMEM;
+        return conc__own_error(-ENOMEM);
     conc__queue_store(q, item);
     return 0;
 }
@@ -13188,7 +13769,7 @@ CONC__PRIVATE CONC__CALLED int conc__queue_wait(conc_loop *l, conc_queue *q, boo
                     .kind = puts ? &conc__putting : &conc__getting,
                     .on = q,
                     .item = (void *)(uintptr_t)item};
-    return conc__wait_in(l, puts ? &q->putters : &q->getters, &w);
+    return conc__came_to(conc__wait_in(l, puts ? &q->putters : &q->getters, &w));
 }
 
 CONC__PRIVATE CONC__CALLED int conc__queue_put_slowly(conc_queue *q, const void *item)
@@ -13196,7 +13777,7 @@ CONC__PRIVATE CONC__CALLED int conc__queue_put_slowly(conc_queue *q, const void 
     conc_loop *l = conc__in_task();
     if (CONC__UNLIKELY(!l))
         return -EPERM;
-    int rc = conc__queue_valid(q, item);
+    int rc = conc__queue_valid(q, item, __func__);
     if (CONC__UNLIKELY(rc))
         return rc;
     rc = conc__may_wait(l, &q->putters, "conc_queue_put");
@@ -13228,7 +13809,7 @@ CONC__PRIVATE CONC__CALLED int conc__queue_get_slowly(conc_queue *q, void *item)
     conc_loop *l = conc__in_task();
     if (CONC__UNLIKELY(!l))
         return -EPERM;
-    int rc = conc__queue_valid(q, item);
+    int rc = conc__queue_valid(q, item, __func__);
     if (CONC__UNLIKELY(rc))
         return rc;
     rc = conc__may_wait(l, &q->getters, "conc_queue_get");
@@ -13258,23 +13839,23 @@ CONC_API CONC__CALLED int conc_queue_get(conc_queue *q, void *item)
 CONC_API CONC__CALLED int conc_queue_try_put(conc_queue *q, const void *item)
 {
     conc_loop *l = conc__here;
-    int rc = conc__queue_valid(q, item);
+    int rc = conc__queue_valid(q, item, __func__);
     if (rc)
         return rc;
     if (!conc__queue_is_ours(l, q))
         return conc__foreign("conc_queue_try_put");
-    return conc__queue_push(l, q, item);
+    return conc__came_to(conc__queue_push(l, q, item));
 }
 
 CONC_API CONC__CALLED int conc_queue_try_get(conc_queue *q, void *item)
 {
     conc_loop *l = conc__here;
-    int rc = conc__queue_valid(q, item);
+    int rc = conc__queue_valid(q, item, __func__);
     if (rc)
         return rc;
     if (!conc__queue_is_ours(l, q))
         return conc__foreign("conc_queue_try_get");
-    return conc__queue_pull(l, q, item);
+    return conc__came_to(conc__queue_pull(l, q, item));
 }
 
 CONC_API size_t conc_queue_len(const conc_queue *q) { return q ? q->count : 0; }
@@ -13283,7 +13864,7 @@ CONC_API int conc_queue_task_done(conc_queue *q)
 {
     conc_loop *l = conc__here;
     if (!q)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no queue", NULL);
     if (!conc__ours(l, &q->joiners))
         return conc__foreign("conc_queue_task_done");
     if (!q->unfinished)
@@ -13430,30 +14011,38 @@ CONC__PRIVATE const conc__wait *conc__parked_on(const conc__wait *candidate)
 CONC__PRIVATE int conc__case_check_join(const conc_loop *l, const conc_task *t)
 {
     if (!conc__is_task(t))
-        return -EINVAL;
+        return conc__misused(-EINVAL, "conc_select", "no task was spawned with this handle", NULL);
     if (!conc__is_of_run(l, t->serial))
         return conc__misused(-EPERM, "conc_select", "the task is another run's", NULL);
-    return t == l->self ? -EDEADLK : 0;
+    if (t == l->self)
+        return conc__misused(-EDEADLK, "conc_select", "a task would wait for itself", NULL);
+    return 0;
 }
 
 CONC__PRIVATE int conc__case_check(const conc_loop *l, const conc_case *c)
 {
     if (c->what == CONC__GET || c->what == CONC__PUT) {
-        int rc = conc__queue_valid(c->queue, c->what == CONC__GET ? c->to : c->from);
+        int rc = conc__queue_valid(c->queue, c->what == CONC__GET ? c->to : c->from, "conc_select");
         if (rc)
             return rc;
         return conc__queue_is_ours(l, c->queue) ? 0 : conc__foreign("conc_select");
     }
     if (c->what == CONC__EVENT) {
         if (!c->event)
-            return -EINVAL;
+            return conc__misused(-EINVAL, "conc_select", "a case without an event", NULL);
         return conc__ours(l, &c->event->waits) ? 0 : conc__foreign("conc_select");
     }
     if (c->what == CONC__JOINED)
         return conc__case_check_join(l, c->task);
+    if (c->what == CONC__FD && c->events & ~(CONC_READABLE | CONC_WRITABLE))
+        return conc__misused(-EINVAL, "conc_select", "a case with unknown events", NULL);
     if (c->what == CONC__FD)
-        return c->events & ~(CONC_READABLE | CONC_WRITABLE) ? -EINVAL : c->fd < 0 ? -EBADF : 0;
-    return c->what != CONC__AFTER || __builtin_isnan(c->seconds) ? -EINVAL : 0;
+        return c->fd < 0 ? conc__own_error(-EBADF) : 0;
+    if (c->what != CONC__AFTER)
+        return conc__misused(-EINVAL, "conc_select", "a case of no kind", NULL);
+    if (__builtin_isnan(c->seconds))
+        return conc__misused(-EINVAL, "conc_select", "a time that is not a number", NULL);
+    return 0;
 }
 
 /* Does it if it can be done at once. -EAGAIN: it cannot. */
@@ -13534,7 +14123,9 @@ CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    int rc = !cases || !n || n > INT_MAX ? -EINVAL : 0;
+    if (!cases || !n || n > INT_MAX)
+        return conc__misused(-EINVAL, __func__, "no cases, or an impossible number of them", NULL);
+    int rc = 0;
     for (size_t i = 0; i < n && rc == 0; i++)
         rc = conc__case_check(l, &cases[i]);
     if (rc == 0)
@@ -13668,21 +14259,29 @@ CONC__PRIVATE bool conc__limiter_is_ours(const conc_loop *l, conc_limiter *k)
     return true;
 }
 
+/* Takes n tokens if they are there and no task waits. */
+CONC__PRIVATE bool conc__limiter_take(conc_loop *l, conc_limiter *k, int n)
+{
+    int64_t now = conc__time(l);
+    conc__limiter_fill(l, k, now);
+    if (k->waits.first || conc__limiter_due(k, n) > now)
+        return false;
+    k->taken += n;
+    return true;
+}
+
+static const char conc__bad_limiter[] = "no limiter, without a rate, or n not from 1 to the burst";
+
 CONC_API int conc_limiter_try_acquire(conc_limiter *k, int n)
 {
     conc_loop *l = conc__here;
     if (!l)
         return conc__misused(-EPERM, "conc_limiter_try_acquire", "there is no loop", NULL);
     if (!conc__limiter_is_valid(k, n))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, conc__bad_limiter, NULL);
     if (!conc__limiter_is_ours(l, k))
         return conc__foreign("conc_limiter_try_acquire");
-    int64_t now = conc__time(l);
-    conc__limiter_fill(l, k, now);
-    if (k->waits.first || conc__limiter_due(k, n) > now)
-        return -EAGAIN;
-    k->taken += n;
-    return 0;
+    return conc__limiter_take(l, k, n) ? 0 : conc__own_error(-EAGAIN);
 }
 
 CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
@@ -13691,11 +14290,13 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
     if (!l)
         return -EPERM;
     if (!conc__limiter_is_valid(k, n))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, conc__bad_limiter, NULL);
     int rc = conc__may_wait(l, &k->waits, "conc_limiter_acquire");
     if (rc)
         return rc;
-    if (conc_limiter_try_acquire(k, n) == 0) {
+    if (!conc__limiter_is_ours(l, k))
+        return conc__foreign("conc_limiter_acquire");
+    if (conc__limiter_take(l, k, n)) {
         conc__quick(l);
         return 0;
     }
@@ -15805,6 +16406,14 @@ CONC__PRIVATE void conc__job_fail(int rc, const char *fmt, va_list args)
     errno = saved;
 }
 
+CONC__PRIVATE const char *conc__job_words(void)
+{
+    conc__frame *f = conc__frame_here();
+    if (!f)
+        return NULL;
+    return f->text_rc < 0 ? f->text : "";
+}
+
 /* A job is in conc_block on a virtual clock: a timer of its loop opens the gate. */
 typedef struct conc__block {
     conc__post post;
@@ -16496,14 +17105,14 @@ CONC__PRIVATE int conc__replace(const char *path, const struct stat *before,
 CONC__PRIVATE int conc__write_special(const conc__file_call *f)
 {
     sigset_t pipe_signal, before, pending;
-    struct timespec now = {0, 0};
     sigemptyset(&pipe_signal);
+    sigemptyset(&pending);
     sigaddset(&pipe_signal, SIGPIPE);
     sigpending(&pending);
     pthread_sigmask(SIG_BLOCK, &pipe_signal, &before);
     int rc = conc__write_to(f->path, O_WRONLY, f);
     if (rc == -EPIPE && !sigismember(&pending, SIGPIPE))
-        sigtimedwait(&pipe_signal, NULL, &now);
+        conc__signal_discard(SIGPIPE);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return rc;
 }
@@ -16752,10 +17361,9 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
     }
     if (l && !l->pipe_was_blocked)
         sigdelset(mask, SIGPIPE);
-    for (const conc_signals *s = l ? l->signals : NULL; s; s = s->next)
-        for (size_t i = 0; i < s->count; i++)
-            if (s->numbers[i].was_blocked)
-                sigaddset(mask, s->numbers[i].number);
+    for (int number = 1; l && number < CONC__SIGNALS; number++)
+        if (l->unblocked & conc__signal_bit(number))
+            sigaddset(mask, number);
 }
 
 /* A start on its way: for each of the three descriptors the child's end, and this program's. */
@@ -18925,6 +19533,7 @@ __attribute__((constructor)) static void conc__pool_begins(int argc, char **argv
     conc__extended.job_locals = conc__job_locals;
     conc__extended.job_block = conc__job_block;
     conc__extended.job_fail = conc__job_fail;
+    conc__extended.job_words = conc__job_words;
     conc__extended.resolve = conc__resolve_name;
     conc__extended.jobs_queued = conc__jobs_queued;
     conc__worker_check(conc__pool_begins, argc, argv, env);
