@@ -703,7 +703,7 @@ CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n);
 
 typedef struct conc_listen_options {
     int backlog;     /* connections that may wait to be accepted; 0: the system's maximum */
-    bool reuse_port; /* SO_REUSEPORT: several sockets share the port */
+    bool reuse_port; /* SO_REUSEPORT: several sockets share the port; no matter for "unix:" */
 } conc_listen_options;
 
 /* Opens a socket that listens: the descriptor. Its address may be used again at once
@@ -1769,7 +1769,7 @@ struct conc_loop {
 
     conc_signals *signals;
     conc__holding *receiving; /* the same, in memory that is not theirs */
-    conc__holding *handles;   /* debug: of tasks that have not ended, on the stacks of others */
+    conc__holding *handles;   /* debug: of tasks and jobs that may not have ended, on stacks */
     bool lent;                /* one of these two is not empty */
     /* by signal number: those of the receivers that are open, and the count up to which the loop
      * has handed it out to them */
@@ -1826,6 +1826,8 @@ typedef struct conc__extension {
     int (*resolve)(const char *text, struct conc__address **found);
     /* in all pools of the program */
     size_t (*jobs_queued)(void);
+    /* a conc_job, in memory of any content */
+    bool (*job_in_use)(const void *job);
 } conc__extension;
 
 static conc__extension conc__extended;
@@ -1854,7 +1856,9 @@ static inline void conc__take_signals(conc_loop *l);
 CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f);
 CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how);
 #define CONC__HANDLE_OF "the handle of "
-CONC__COLD void conc__lend_handle(conc_loop *l, const conc_task *t);
+#define CONC__A_JOB "a job"
+CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *what);
+CONC__COLD void conc__unnote(conc__holding **tree, const void *object);
 CONC__COLD void conc__step(conc_loop *l, conc_task *t);
 CONC__COLD void conc__step_last(conc_loop *l, conc_task *t);
 CONC__COLD void conc__waited(conc_loop *l, conc_task *t);
@@ -3947,6 +3951,12 @@ CONC__PRIVATE const conc__holding *conc__find_below(const conc__holding *tree, c
     return h;
 }
 
+/* A job ends in another thread. One whose handle has been overwritten is taken to have ended. */
+CONC__PRIVATE bool conc__loan_is_over(const conc__holding *h)
+{
+    return strcmp(h->place, CONC__A_JOB) == 0 && !conc__extended.job_in_use(h->object);
+}
+
 /* What conc still needs in memory that is lost: on the stack where the task runs, below an
  * address. */
 CONC__COLD void conc__find_lost_loans(conc_loop *l, conc_task *t, const void *below,
@@ -3958,7 +3968,8 @@ CONC__COLD void conc__find_lost_loans(conc_loop *l, conc_task *t, const void *be
         t->place = h->place;
         conc__lost(l, t, how);
     }
-    h = conc__find_below(l->handles, t, below);
+    while ((h = conc__find_below(l->handles, t, below)) && conc__loan_is_over(h))
+        conc__unnote(&l->handles, h->object);
     if (h) {
         snprintf(handle, sizeof handle, CONC__HANDLE_OF "%s", h->place);
         t->place = handle;
@@ -4808,7 +4819,7 @@ CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, con
         return conc__misused(-EBUSY, "conc_spawn_task", "the handle is in use", spawned);
     int rc = conc__spawn_in(g, handle, "conc_spawn_task", spawned, fn, arg, &t);
     if (CONC__UNLIKELY(conc__here->debug) && rc == 0)
-        conc__lend_handle(conc__here, handle);
+        conc__lend_handle(conc__here, handle, spawned);
     return rc;
 }
 
@@ -6980,6 +6991,8 @@ CONC__PRIVATE int conc__fd_await(conc_loop *l, int number, int events, conc__pat
     int in_name = f && p->ready & events ? conc__fd_ready(number, p->ready & events) : 0, rc;
     if (in_name < 0)
         return in_name;
+    if (in_name & CONC_READABLE) /* another reader took what the event told of; this came since, */
+        f->drained = false;      /* and a pause takes no events, so the next try must ask */
     if (in_name) {
         p->pause = p->pause ? p->pause * 2 : LEAST;
         p->pause = p->pause < MOST ? p->pause : MOST;
@@ -6998,7 +7011,7 @@ CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
     if (!l)
         return -EPERM;
     if (events & ~(CONC_READABLE | CONC_WRITABLE))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "unknown events", NULL);
     if (CONC__UNLIKELY(fd < 0))
         return conc__own_error(-EBADF);
     int rc = conc__checkpoint(l);
@@ -7020,7 +7033,7 @@ CONC_API int conc_close(int fd)
     conc_loop *l = conc__here;
     int saved = errno;
     if (fd < 0)
-        return -EBADF;
+        return conc__own_error(-EBADF);
     conc__fd *f = l ? conc__fd_find(l, fd) : NULL;
     if (f && conc__fd_is_polled(f))
         l->backend->remove(l, f); /* else its events would go on if another process has it too */
@@ -7029,7 +7042,7 @@ CONC_API int conc_close(int fd)
     atomic_fetch_add(conc__closings_of(fd), 1);
     int rc = close(fd) && errno != EINTR ? -errno : 0;
     errno = saved;
-    return rc;
+    return conc__system_failed(rc, NULL);
 }
 
 /* ---- >>moving ------------------------------------------------------------------------------- */
@@ -7111,6 +7124,22 @@ CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
 
 enum { CONC__READS = O_RDONLY, CONC__WRITES = O_WRONLY };
 
+/* The process, or the system, is short of something. */
+CONC__PRIVATE bool conc__is_lack(int rc)
+{
+    switch (rc) {
+    case -EMFILE:
+    case -ENFILE:
+    case -ENOBUFS:
+    case -ENOMEM:
+#ifdef ENOSR
+    case -ENOSR:
+#endif
+        return true;
+    default: return false;
+    }
+}
+
 /* preadv2 or pwritev2, which must not wait. False: not for this file, or this system. */
 CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
 {
@@ -7162,11 +7191,13 @@ CONC__PRIVATE bool conc__io_is_full_eventfd(const conc__io *io, const struct sta
     snprintf(path, sizeof path, "/proc/self/fdinfo/%d", io->fd);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+    memcpy(&more, io->parts->iov_base, sizeof more);
+    if (fd < 0 && conc__is_lack(-errno))
+        return more > 1; /* perhaps: it is tried again */
     if (fd >= 0)
         close(fd);
     text[n > 0 ? n : 0] = 0;
     at = strstr(text, "eventfd-count:");
-    memcpy(&more, io->parts->iov_base, sizeof more);
     return at && more > UINT64_MAX - 1 - strtoull(at + 14, NULL, 16);
 #else
     (void)io;
@@ -7195,6 +7226,19 @@ CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io, int fd, int access)
                                  : writev(fd, io->parts, io->count);
 }
 
+/* Not more than a terminal has: in raw mode it may have been told to wait for more bytes, unless
+ * fewer are asked for. */
+CONC__PRIVATE ssize_t conc__io_read_some(const conc__io *io)
+{
+    int there = 0, i = 0;
+    if (ioctl(io->fd, FIONREAD, &there) || there <= 0)
+        return conc__io_plain(io, io->fd, CONC__READS);
+    while (!io->parts[i].iov_len)
+        i++;
+    size_t most = io->parts[i].iov_len, n = (size_t)there;
+    return read(io->fd, io->parts[i].iov_base, n < most ? n : most);
+}
+
 CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io, int access)
 {
     struct stat st;
@@ -7219,9 +7263,10 @@ CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io, int access)
         errno = saved;
         return n;
     }
-    if (access == CONC__READS)
-        return conc__io_plain(io, io->fd, access);
-    return conc__io_write_some(io, S_ISCHR(st.st_mode) && isatty(io->fd) ? 1 : PIPE_BUF);
+    bool terminal = S_ISCHR(st.st_mode) && isatty(io->fd);
+    if (access == CONC__WRITES)
+        return conc__io_write_some(io, terminal ? 1 : PIPE_BUF);
+    return terminal ? conc__io_read_some(io) : conc__io_plain(io, io->fd, access);
 }
 
 /* -- one try -- */
@@ -7375,15 +7420,19 @@ static inline ssize_t conc__io_run_of(const char *call, conc__io_fn *once, int e
     if (!l)
         return -EPERM;
     bool valid = io->count >= 0 && io->count <= CONC__PARTS && (io->parts || !io->count);
-    if (!valid || (io->count == 1 && !io->parts->iov_base && io->parts->iov_len))
-        return -EINVAL;
+    if (!valid)
+        return conc__misused(-EINVAL, call, "no parts, or an impossible number of them", NULL);
+    if (io->count == 1 && !io->parts->iov_base && io->parts->iov_len)
+        return conc__misused(-EINVAL, call, "no buffer", NULL);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
     ssize_t n = once(l, io);
     if (n == -EAGAIN && !(io->flags & MSG_DONTWAIT))
         n = conc__io_wait(l, once, events, io);
-    if (CONC__UNLIKELY(n < 0) && n != -EAGAIN)
+    if (CONC__UNLIKELY(n == -EAGAIN))
+        conc__own_error(-EAGAIN);
+    else if (CONC__UNLIKELY(n < 0))
         conc__system_failed((int)n, NULL);
     if (n >= 0 || !l->self->pending)
         conc__quick(l);
@@ -7465,8 +7514,10 @@ CONC__PRIVATE ssize_t conc__io_full(const char *call, conc__io_fn *once, int eve
         AT_ONCE = 1024 * 1024
     }; /* larger than any datagram; more would hold the loop too long */
     size_t done = 0;
-    if (!bytes && n)
-        return conc__in_task_of(call) ? -EINVAL : -EPERM;
+    if (!conc__in_task_of(call))
+        return -EPERM;
+    if (!conc__is_array(bytes, n, 1))
+        return conc__misused(-EINVAL, call, "no buffer, or an impossible size", NULL);
     do {
         size_t left = n - done;
         const struct iovec part = {n ? bytes + done : NULL, left < AT_ONCE ? left : AT_ONCE};
@@ -7700,26 +7751,10 @@ CONC__PRIVATE int conc__socket(int family)
 #endif
 }
 
-CONC__PRIVATE void conc__set_option(int fd, int level, int option)
+CONC__PRIVATE int conc__set_option(int fd, int level, int option)
 {
     int on = 1;
-    setsockopt(fd, level, option, &on, sizeof on);
-}
-
-/* The process, or the system, is short of something. */
-CONC__PRIVATE bool conc__is_lack(int rc)
-{
-    switch (rc) {
-    case -EMFILE:
-    case -ENFILE:
-    case -ENOBUFS:
-    case -ENOMEM:
-#ifdef ENOSR
-    case -ENOSR:
-#endif
-        return true;
-    default: return false;
-    }
+    return setsockopt(fd, level, option, &on, sizeof on) ? -errno : 0;
 }
 
 /* ---- the file of a Unix socket ----
@@ -7860,6 +7895,23 @@ CONC__PRIVATE int conc__listen_on_port(int fd, const conc__address *a, int backl
     return rc == 0 && listen(fd, backlog) ? -errno : rc;
 }
 
+/* What must hold is an error where the system refuses it; the rest is a convenience. */
+CONC__PRIVATE int conc__set_up_port(int fd, int family, const conc_listen_options *o)
+{
+    int rc = 0;
+    conc__set_option(fd, SOL_SOCKET, SO_REUSEADDR);
+    conc__set_option(fd, IPPROTO_TCP, TCP_NODELAY); /* what is accepted inherits it */
+    if (family == AF_INET6)
+        rc = conc__set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY);
+#ifdef SO_REUSEPORT
+    if (rc == 0 && o->reuse_port)
+        rc = conc__set_option(fd, SOL_SOCKET, SO_REUSEPORT);
+#else
+    rc = o->reuse_port ? -ENOPROTOOPT : rc;
+#endif
+    return rc;
+}
+
 CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_options *o)
 {
     int family = a->as.any.sa_family, fd = conc__socket(family);
@@ -7867,17 +7919,11 @@ CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_opti
     bool path = family == AF_UNIX && a->as.local.sun_path[0];
     if (fd < 0)
         return -errno;
-    if (family != AF_UNIX) {
-        conc__set_option(fd, SOL_SOCKET, SO_REUSEADDR);
-        conc__set_option(fd, IPPROTO_TCP, TCP_NODELAY); /* what is accepted inherits it */
-    }
-    if (family == AF_INET6)
-        conc__set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY);
-#ifdef SO_REUSEPORT
-    if (o->reuse_port && family != AF_UNIX)
-        conc__set_option(fd, SOL_SOCKET, SO_REUSEPORT);
-#endif
-    int rc = path ? conc__listen_on_path(fd, a, backlog) : conc__listen_on_port(fd, a, backlog);
+    int rc = family == AF_UNIX ? 0 : conc__set_up_port(fd, family, o);
+    if (rc == 0 && path)
+        rc = conc__listen_on_path(fd, a, backlog);
+    else if (rc == 0)
+        rc = conc__listen_on_port(fd, a, backlog);
     if (rc == 0)
         return fd;
     close(fd);
@@ -7942,7 +7988,7 @@ CONC_API int conc_listen_with(const char *address, const conc_listen_options *op
     if (!l)
         return conc__misused(-EPERM, "conc_listen", "there is no loop", NULL);
     if (!address || o->backlog < 0)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, "conc_listen", "no address, or a negative backlog", NULL);
     int rc = conc__listen(l, address, o);
     errno = saved;
     return rc;
@@ -8143,7 +8189,7 @@ CONC_API int conc_dial(const char *address)
     if (!l)
         return -EPERM;
     if (!address)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no address", NULL);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -8199,10 +8245,10 @@ CONC_API CONC__CALLED int conc_address(int fd, bool peer, char *buf, size_t size
 {
     int saved = errno;
     if (!buf)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no buffer", NULL);
     int rc = conc__ask_address(fd, peer, buf, size);
     errno = saved;
-    return rc;
+    return conc__system_failed(rc, NULL);
 }
 
 /* Serves one connection, whose descriptor is where a conc_start would have its sink. */
@@ -8343,7 +8389,7 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *spa
     if (!l)
         return -EPERM;
     if (!server || !server->handler || server->limit < 0)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no handler, or a negative limit", spawned);
     conc_server s = *server;
     conc_group g = {.limit = s.limit, .keep_going = true};
     int rc = conc__checkpoint(l);
@@ -8355,7 +8401,7 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *spa
     if (rc)
         conc__cancel_scope(l, &g.scope);
     int end = conc__group_close(l, &g, rc);
-    return end == 0 && rc != -ECANCELED ? rc : end;
+    return conc__hand_on(l, end == 0 && rc != -ECANCELED ? rc : end);
 }
 
 /* ---- >>streaming ---------------------------------------------------------------------------- */
@@ -8449,18 +8495,30 @@ CONC__PRIVATE void conc__stream_renew(conc_stream *s)
         conc__stream_take_over(s);
 }
 
-CONC__PRIVATE int conc__stream_state(conc_stream *s)
+CONC__PRIVATE int conc__stream_state(conc_stream *s, const char *call)
 {
     if (s)
         conc__stream_renew(s);
     if (!s || s->state == CONC__STREAM_FRESH)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, call, "no stream, or it was never opened", NULL);
     return s->state == CONC__STREAM_OPEN ? 0 : conc__own_error(-EPIPE);
+}
+
+/* The error that a call on a stream returns becomes the newest. The system's, which end reading or
+ * writing for good, have the system's words each time. */
+CONC__COLD void conc__stream_failed(const conc_stream *s, int rc)
+{
+    if (rc == s->read_error || rc == s->write_error)
+        conc__system_failed(rc, NULL);
+    else if (rc != -ECANCELED)
+        conc__own_error(rc);
 }
 
 /* A call that may wait ends: the stream is no longer touched, if it was closed meanwhile. */
 CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t result)
 {
+    if (CONC__UNLIKELY(result < 0))
+        conc__stream_failed(s, (int)result);
     s->inside--;
     while (!s->inside && s->closers.first)
         conc__wake(l, s->closers.first, 0);
@@ -8468,9 +8526,9 @@ CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t r
 }
 
 /* It begins: 0, and a conc_stream_close waits until it has left; or an error. */
-CONC__PRIVATE int conc__stream_enter(conc_loop *l, conc_stream *s)
+CONC__PRIVATE int conc__stream_enter(conc_loop *l, conc_stream *s, const char *call)
 {
-    int rc = l ? conc__stream_state(s) : -EPERM;
+    int rc = l ? conc__stream_state(s, call) : -EPERM;
     if (rc)
         return rc;
     s->inside++;
@@ -8496,11 +8554,12 @@ CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place)
         return conc__misused(-EINVAL, "conc_stream_open", "no stream, or it is open", NULL);
     conc__stream_renew(s);
     if (s->inside)
-        return conc__own_error(-EBUSY);
+        return conc__misused(-EBUSY, "conc_stream_open", "other tasks have not left the stream yet",
+                             NULL);
     const conc__fd *f = conc__fd_find(l, fd);
     bool own = f && conc__fd_is_own(f);
     if (fd < 0 || (!own && conc__fd_ready(fd, CONC_READABLE) < 0))
-        return -EBADF;
+        return conc__own_error(-EBADF);
     /* so that sums cannot overflow */
     size_t limit = s->limit < PTRDIFF_MAX / 4 ? s->limit : PTRDIFF_MAX / 4;
     *s = (conc_stream){.limit = limit ? limit : CONC__RECORD_LIMIT,
@@ -8616,18 +8675,18 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
 /* `call`, which reads, begins: 0, or its error. */
 CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *call)
 {
-    int rc = l ? conc__stream_state(s) : -EPERM;
+    int rc = l ? conc__stream_state(s, call) : -EPERM;
     if (rc == 0 && s->reader)
         rc = conc__misused(-EBUSY, call, "another task is reading", NULL);
     if (rc == 0)
-        rc = conc__stream_enter(l, s);
+        rc = conc__stream_enter(l, s, call);
     if (rc)
         return rc;
     conc__quick(l); /* here, as what is handed out is good only until somebody else reads */
     if (s->state != CONC__STREAM_OPEN)
         rc = -EPIPE;
     else if (s->reader)
-        rc = -EBUSY;
+        rc = conc__misused(-EBUSY, call, "another task is reading", NULL);
     if (rc)
         return (int)conc__stream_leave(l, s, rc);
     if (s->ended)
@@ -8640,8 +8699,6 @@ CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *c
 CONC__PRIVATE ssize_t conc__stream_done(conc_loop *l, conc_stream *s, ssize_t result)
 {
     s->reader = NULL;
-    if (result < 0 && result == s->read_error)
-        conc__system_failed(s->read_error, NULL);
     return conc__stream_leave(l, s, result);
 }
 
@@ -8655,12 +8712,19 @@ CONC__PRIVATE size_t conc__stream_copy(conc_stream *s, char *to, size_t n)
     return count;
 }
 
+CONC__COLD int conc__bad_buffer(const char *call)
+{
+    return conc__misused(-EINVAL, call, "no buffer, or an impossible size", NULL);
+}
+
 CONC_API CONC__CALLED ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n)
 {
     conc_loop *l = conc__in_task();
     int rc = conc__stream_begin(l, s, __func__);
     if (rc)
         return rc;
+    if (!conc__is_array(buf, n, 1))
+        return conc__stream_done(l, s, conc__bad_buffer(__func__));
     ssize_t got = (ssize_t)conc__stream_copy(s, buf, n);
     if (got || !n)
         return conc__stream_done(l, s, got);
@@ -8678,6 +8742,8 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_full(conc_stream *s, void *buf, s
     int rc = conc__stream_begin(l, s, __func__);
     if (rc)
         return rc;
+    if (!conc__is_array(buf, n, 1))
+        return conc__stream_done(l, s, conc__bad_buffer(__func__));
     size_t done = conc__stream_copy(s, buf, n);
     ssize_t got = 0;
     while (done < n) {
@@ -8777,8 +8843,10 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_until(conc_stream *s, const void 
                                                      size_t n, char **data)
 {
     conc__record r = {.delimiter = delimiter, .size = n, .slack = n};
+    if (!conc__in_task())
+        return -EPERM;
     if (!data || !delimiter || !n || n > PTRDIFF_MAX / 4)
-        return conc__in_task() ? -EINVAL : -EPERM;
+        return conc__misused(-EINVAL, __func__, "no delimiter, or nowhere to put the data", NULL);
     *data = NULL;
     return conc__stream_record("conc_stream_read_until", s, &r, data);
 }
@@ -8814,8 +8882,10 @@ static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char 
 CONC__PRIVATE CONC__CALLED ssize_t conc__stream_line(conc_stream *s, char **line)
 {
     conc__record r = {.delimiter = "\n", .size = 1, .slack = 2, .line = true};
+    if (!conc__in_task_of("conc_stream_read_line"))
+        return -EPERM;
     if (!line)
-        return conc__in_task_of("conc_stream_read_line") ? -EINVAL : -EPERM;
+        return conc__misused(-EINVAL, "conc_stream_read_line", "nowhere to put the line", NULL);
     *line = NULL;
     return conc__stream_record("conc_stream_read_line", s, &r, line);
 }
@@ -8840,13 +8910,13 @@ static const conc__wait_kind conc__queueing = {.what = "waits for its turn to wr
 CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
 {
     s->unsaid &= rc != s->write_error;
-    return rc == s->write_error ? conc__system_failed(rc, NULL) : rc;
+    return rc;
 }
 
 /* A writing call begins: 0, or its error. */
-CONC__PRIVATE int conc__stream_begin_writing(conc_loop *l, conc_stream *s)
+CONC__PRIVATE int conc__stream_begin_writing(conc_loop *l, conc_stream *s, const char *call)
 {
-    int rc = conc__stream_enter(l, s);
+    int rc = conc__stream_enter(l, s, call);
     if (rc == 0 && s->write_error)
         rc = (int)conc__stream_leave(l, s, conc__stream_said(s, s->write_error));
     return rc;
@@ -8981,11 +9051,12 @@ CONC__PRIVATE CONC__CALLED ssize_t conc__stream_write_slowly(conc_stream *s, con
                                                              size_t n)
 {
     conc_loop *l = conc__in_task();
-    int rc = conc__stream_begin_writing(l, s);
+    int rc = conc__stream_begin_writing(l, s, __func__);
     if (rc)
         return rc;
-    bool valid = n <= SSIZE_MAX && (buf || !n);
-    return conc__stream_leave(l, s, valid ? conc__stream_write_bytes(l, s, buf, n) : -EINVAL);
+    if (!conc__is_array(buf, n, 1))
+        return conc__stream_leave(l, s, conc__bad_buffer(__func__));
+    return conc__stream_leave(l, s, conc__stream_write_bytes(l, s, buf, n));
 }
 
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
@@ -9022,11 +9093,11 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
     conc_loop *l = conc__in_task();
     char *text;
     va_list args;
-    int rc = conc__stream_begin_writing(l, s);
+    int rc = conc__stream_begin_writing(l, s, __func__);
     if (rc)
         return rc;
     if (!fmt)
-        return conc__stream_leave(l, s, -EINVAL);
+        return conc__stream_leave(l, s, conc__misused(-EINVAL, __func__, "no format", NULL));
     va_start(args, fmt);
     ssize_t n = conc__format(&text, fmt, args);
     va_end(args);
@@ -9075,7 +9146,7 @@ CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s)
 CONC_API int conc_stream_flush(conc_stream *s)
 {
     conc_loop *l = conc__in_task();
-    int rc = conc__stream_begin_writing(l, s);
+    int rc = conc__stream_begin_writing(l, s, __func__);
     return rc ? rc : (int)conc__stream_leave(l, s, conc__stream_flush(l, s));
 }
 
@@ -9121,7 +9192,8 @@ CONC_API int conc_stream_close(conc_stream *s)
         rc = conc_stream_flush(s);
     if (s->state == CONC__STREAM_OPEN) { /* else another task closes it, too */
         closed = conc__stream_shut(l, s);
-        rc = rc || !s->unsaid ? rc : s->write_error;
+        if (rc == 0 && s->unsaid)
+            rc = conc__system_failed(s->write_error, NULL);
     }
     conc__stream_vacate(l, s);
     if (rc == 0)
@@ -9606,6 +9678,8 @@ typedef struct conc__signal_call {
     int rc;
 } conc__signal_call;
 
+static const char conc__bad_number[] = "a number that no task can receive";
+
 /* The receiver gets each number once, in the order of the list. */
 CONC__PRIVATE int conc__signals_fill(conc_loop *l, const conc__signal_call *c)
 {
@@ -9679,7 +9753,7 @@ CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *n
     conc__signal_call c = {s, numbers, n, 0};
     if (!l)
         return conc__misused(-EPERM, "conc_signals_open", "there is no loop", NULL);
-    if (!s || !numbers || !n || (s->loop && s->run == l->run))
+    if (!s || !n || !conc__is_array(numbers, n, sizeof *numbers) || (s->loop && s->run == l->run))
         return conc__misused(-EINVAL, "conc_signals_open", "no numbers, or it is open", NULL);
     if (s->loop && conc__run_is_elsewhere(l, s->run))
         return conc__misused(-EBUSY, "conc_signals_open", "it is open in another thread's run",
@@ -9689,6 +9763,8 @@ CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *n
         conc__note(&l->receiving, s, "signals", place);
         l->lent = true;
     }
+    if (c.rc == -EINVAL)
+        return conc__misused(-EINVAL, "conc_signals_open", conc__bad_number, NULL);
     return conc__system_failed(c.rc, conc__refused(-c.rc) ? "rt_sigaction" : NULL);
 }
 
@@ -9708,7 +9784,7 @@ CONC_API int conc_signals_next(conc_signals *s)
     if (!l)
         return -EPERM;
     if (!s)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no conc_signals", NULL);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -9724,7 +9800,7 @@ CONC_API int conc_signals_next(conc_signals *s)
     conc__wait w = {.task = l->self, .kind = &conc__receiving, .on = s};
     conc__append(&s->waits, &w);
     l->signal_waits++;
-    return conc__park(l, &w);
+    return conc__came_to(conc__park(l, &w));
 }
 
 CONC__PRIVATE void conc__close_signals(conc_loop *l, void *arg)
@@ -9744,7 +9820,7 @@ CONC_API int conc_signals_close(conc_signals *s)
     conc_loop *l = conc__here;
     conc__signal_call c = {.s = s};
     if (!s)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no conc_signals", NULL);
     if (!s->loop)
         return 0;
     if (!l || s->loop != l || s->run != l->run)
@@ -9766,7 +9842,12 @@ CONC_API void conc__auto_conc_signals(conc_signals *s) { conc_signals_close(s); 
 CONC_API int conc_wait_signal(int number)
 {
     conc_signals s = {0};
-    int rc = conc__in_task() ? conc__checkpoint(conc__here) : -EPERM;
+    conc_loop *l = conc__in_task();
+    if (!l)
+        return -EPERM;
+    if (conc__signal_may_be_received(number) == -EINVAL)
+        return conc__misused(-EINVAL, __func__, conc__bad_number, NULL);
+    int rc = conc__checkpoint(l);
     if (rc == 0)
         rc = conc_signals_open(&s, &number, 1);
     if (rc)
@@ -9874,10 +9955,10 @@ CONC__PRIVATE void conc__loop_free(conc_loop *l)
 }
 
 /* Its mutex may be held by a thread that this process does not have. */
-CONC__PRIVATE int conc__loop_can_be_told(const conc_loop *l)
+CONC__PRIVATE int conc__loop_can_be_told(const conc_loop *l, const char *call)
 {
     if (!l)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, call, "no loop", NULL);
     if (l->run <= conc__inherited_runs)
         return conc_fail(-EPERM, "the loop is the parent process's");
     return 0;
@@ -9885,7 +9966,7 @@ CONC__PRIVATE int conc__loop_can_be_told(const conc_loop *l)
 
 CONC_API int conc_loop_hold(conc_loop *l)
 {
-    int rc = conc__loop_can_be_told(l);
+    int rc = conc__loop_can_be_told(l, __func__);
     if (rc)
         return rc;
     pthread_mutex_lock(&l->mutex);
@@ -9896,13 +9977,13 @@ CONC_API int conc_loop_hold(conc_loop *l)
 
 CONC_API int conc_loop_release(conc_loop *l)
 {
-    int rc = conc__loop_can_be_told(l);
+    int rc = conc__loop_can_be_told(l, __func__);
     if (rc)
         return rc;
     pthread_mutex_lock(&l->mutex);
     if (!l->holds) {
         pthread_mutex_unlock(&l->mutex);
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "the loop is not held", NULL);
     }
     bool last = --l->holds == 0 && l->over_for_good;
     /* without a hold its wait may have become a deadlock */
@@ -9951,17 +10032,20 @@ CONC__PRIVATE void conc__run_posted_call(conc__post *p)
 
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
 {
-    int rc = fn ? conc__loop_can_be_told(l) : conc__own_error(-EINVAL);
+    if (!fn)
+        return conc__misused(-EINVAL, __func__, "no function", NULL);
+    int rc = conc__loop_can_be_told(l, __func__);
     if (rc)
         return rc;
     conc__posted_call *call = conc__alloc(sizeof *call);
     if (!call)
-        return -ENOMEM;
+        return conc__own_error(-ENOMEM);
     *call = (conc__posted_call){{NULL, conc__run_posted_call}, fn, arg};
     rc = conc__post_to(l, &call->post);
-    if (rc)
-        CONC_FREE(call);
-    return rc;
+    if (rc == 0)
+        return 0;
+    CONC_FREE(call);
+    return conc__own_error(rc);
 }
 
 CONC__PRIVATE conc__post *conc__take_posts(conc_loop *l, conc__post **last)
@@ -10431,15 +10515,17 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
     abort();
 }
 
-/* Debug: the handle must last until its task has ended. */
-CONC__COLD void conc__lend_handle(conc_loop *l, const conc_task *t)
+/* Debug: the handle of a task, or of a job, is to last until that has ended. what: the task's name,
+ * or CONC__A_JOB. */
+CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *what)
 {
     const conc_task *self = l->self;
-    const char *top = self ? conc__stack_top(self->stack) : NULL;
-    if (!self || (const char *)t < self->stack->low || (const char *)t >= top)
-        return; /* not on the stack of the running task */
-    conc__note(&l->handles, t, "a handle", t->spawned);
-    l->lent = true;
+    const char *at = handle, *top = self ? conc__stack_top(self->stack) : NULL;
+    if (!self || at < self->stack->low || at >= top)
+        return;                        /* not on the stack of the running task */
+    conc__unnote(&l->handles, handle); /* an earlier job's, which has ended */
+    conc__note(&l->handles, handle, "a handle", what);
+    l->lent = l->receiving || l->handles;
 }
 
 /* The task's innermost scope is gone with the memory it lay in, and the loop still points there:
@@ -11752,6 +11838,8 @@ CONC__PRIVATE void conc__diagnosis_close(conc_loop *l)
     conc__dumps_close(l);
     conc__faults_close(l);
     conc__opened_tell(l, NULL);
+    while (l->handles) /* of jobs that have ended */
+        conc__unnote(&l->handles, l->handles->newest->object);
     conc__usage_tell(l);
     conc__trace_close(l);
 }
@@ -12254,6 +12342,7 @@ CONC_API int conc_embed_end(conc_embed *e)
     l->embedded = false;
     l->stepping = true;
     conc__was_idle(l, l->left, conc__time(l));
+    conc__take_signals(l); /* an interrupt that came since the last step is why it ends */
     if (!l->winding_up)
         conc__task_cancel(l, &l->main);
     conc__schedule(l);
@@ -15033,6 +15122,14 @@ CONC__PRIVATE bool conc__job_in_use(const conc_job *j)
     return (conc__job_state(j) & ~(uintptr_t)CONC__JOB_BITS) == conc__job_seal(j);
 }
 
+/* The same of memory that may be a stack's below its pointer. */
+CONC__UNSANITIZED CONC__PRIVATE bool conc__handle_is_at_work(const void *job)
+{
+    const conc_job *j = job;
+    uintptr_t state = __atomic_load_n(&j->state, __ATOMIC_RELAXED);
+    return (state & ~(uintptr_t)CONC__JOB_BITS) == conc__job_seal(j);
+}
+
 /* Was it ever submitted? */
 static inline bool conc__is_job(const conc_job *j)
 {
@@ -16187,7 +16284,9 @@ CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*en
 
 CONC_API CONC__CALLED int conc_pool_close(conc_pool *p)
 {
-    return p ? conc__pool_close(&p->crew, &p->users, conc__threads_end, __func__) : -EINVAL;
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return conc__pool_close(&p->crew, &p->users, conc__threads_end, __func__);
 }
 
 CONC_API void conc__auto_conc_pool(conc_pool *p) { conc_pool_close(p); }
@@ -16217,14 +16316,18 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
     rc = conc__crew_submit(c, users, l, j, call);
     if (rc)
         conc__job_refuse(j);
-    else if (l && l->self)
+    else if (l && l->debug)
+        conc__lend_handle(l, j, CONC__A_JOB);
+    if (rc == 0 && l && l->self)
         conc__quick(l);
     return rc;
 }
 
 CONC_API CONC__CALLED int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg)
 {
-    return p ? conc__submit(&p->crew, &p->users, j, fn, arg, 0, NULL, __func__) : -EINVAL;
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return conc__submit(&p->crew, &p->users, j, fn, arg, 0, NULL, __func__);
 }
 
 /* Runs a job, and waits for it. In a job of the same pool the function is simply called. */
@@ -16248,7 +16351,9 @@ CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn
 
 CONC_API CONC__CALLED int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg)
 {
-    return p ? conc__crew_run(&p->crew, &p->users, fn, arg, 0, NULL, __func__) : -EINVAL;
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return conc__crew_run(&p->crew, &p->users, fn, arg, 0, NULL, __func__);
 }
 
 /* ---- >>mapping ------------------------------------------------------------------------------ */
@@ -16342,11 +16447,13 @@ CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mappi
 {
     conc_loop *l;
     int rc = conc__caller(&l, call);
-    if (rc == 0 && (!m->fn || (!m->args && m->count && m->size) ||
-                    __builtin_mul_overflow(m->count, m->size, &(size_t){0})))
-        rc = -EINVAL;
     if (rc)
         return rc;
+    bool results_fit = !m->results || conc__is_array(m->results, m->count, sizeof *m->results);
+    if (!m->fn)
+        return conc__misused(-EINVAL, call, "no function", NULL);
+    if (!conc__is_array(m->args, m->count, m->size) || !results_fit)
+        return conc__misused(-EINVAL, call, "no elements, or an impossible number of them", NULL);
     conc__crew *c = conc__pool_enter(crew, users, &rc);
     if (!c)
         return conc__map_refused(m, conc__own_error(rc));
@@ -16377,14 +16484,18 @@ CONC_API CONC__CALLED int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, s
                                         size_t size)
 {
     conc__mapping m = {.fn = fn, .args = args, .count = count, .size = size};
-    return p ? conc__crew_map(&p->crew, &p->users, &m, __func__) : -EINVAL;
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return conc__crew_map(&p->crew, &p->users, &m, __func__);
 }
 
 CONC_API CONC__CALLED int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count,
                                             size_t size, int *results)
 {
     conc__mapping m = {fn, args, count, size, results, .keeps_going = true};
-    return p ? conc__crew_map(&p->crew, &p->users, &m, __func__) : -EINVAL;
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return conc__crew_map(&p->crew, &p->users, &m, __func__);
 }
 
 /* ---- >>blocking ----------------------------------------------------------------------------- */
@@ -16571,8 +16682,10 @@ CONC__PRIVATE CONC__CALLED int conc__offload(conc_fn *fn, void *arg, const char 
 {
     conc_loop *l;
     int rc = conc__caller(&l, call);
-    if (rc || !fn)
-        return rc ? rc : -EINVAL;
+    if (rc)
+        return rc;
+    if (!fn)
+        return conc__misused(-EINVAL, call, "no function", NULL);
     if (!l)
         return fn(arg);
     conc_pool *p = conc__offloads_of(l, &rc);
@@ -16707,7 +16820,7 @@ CONC__PRIVATE CONC__CALLED int conc__offload_for(conc_fn *fn, void *arg, void (*
     conc_loop *l;
     int rc = conc__caller(&l, call);
     if (rc == 0 && !fn)
-        rc = -EINVAL;
+        rc = conc__misused(-EINVAL, call, "no function", NULL);
     if (rc == 0 && l)
         rc = conc__checkpoint(l);
     if (rc == 0 && l)
@@ -16879,19 +16992,19 @@ CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, b
         rc = conc__checkpoint(l);
     conc__channel *inner = rc ? NULL : conc__channel_lock(c, &rc);
     if (!inner)
-        return rc == -EINVAL ? conc__own_error(rc) : rc;
+        return conc__came_to(rc);
     rc = sends ? conc__channel_put(c, inner, item) : conc__channel_take(c, inner, item);
     if (rc == -EAGAIN && waits) {
         conc__waiter w = {.item = item};
         conc__line_up(sends ? &inner->senders : &inner->receivers, &w);
         rc = conc__wait_outside(l, &w, sends ? &conc__channel_sends : &conc__channel_receives,
                                 inner, &inner->mutex, NULL);
-        return rc == -EPIPE ? conc__own_error(rc) : rc;
+        return conc__came_to(rc);
     }
     pthread_mutex_unlock(&inner->mutex);
     if (rc == 0 && l)
         conc__quick(l);
-    return rc == -EPIPE ? conc__own_error(rc) : rc;
+    return conc__came_to(rc);
 }
 
 CONC_API CONC__CALLED int conc_channel_send(conc_channel *c, const void *item)
@@ -17269,7 +17382,7 @@ CONC__PRIVATE CONC__CALLED int conc__resolve(const char *host, const char *port,
                                              const char *call)
 {
     if (!host || !port || (max && !out))
-        return -EINVAL;
+        return conc__misused(-EINVAL, call, "no host, no port, or nowhere to put them", NULL);
     if (!conc__is_port(port))
         return conc_fail(-EINVAL, "%.40s: no such port", port);
     if (!*host || strlen(host) >= sizeof((conc__question *)0)->host)
@@ -17629,7 +17742,7 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
     conc_loop *l;
     int rc = conc__caller(&l, __func__);
     if (rc == 0 && !conc__child_is_there(c))
-        rc = -EINVAL;
+        return conc__misused(-EINVAL, __func__, "no child was started there", NULL);
     if (rc == 0 && l)
         rc = conc__checkpoint(l);
     if (rc == 0)
@@ -19448,7 +19561,9 @@ CONC__PRIVATE void conc__hub_close(conc_loop *l, conc__crew *c)
 
 CONC_API CONC__CALLED int conc_procs_close(conc_procs *p)
 {
-    return p ? conc__pool_close(&p->crew, &p->users, conc__procs_end, __func__) : -EINVAL;
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return conc__pool_close(&p->crew, &p->users, conc__procs_end, __func__);
 }
 
 CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
@@ -19484,13 +19599,17 @@ CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
 
 CONC_API CONC__CALLED int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size)
 {
-    return p ? conc__crew_run(&p->crew, &p->users, fn, arg, size, NULL, __func__) : -EINVAL;
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return conc__crew_run(&p->crew, &p->users, fn, arg, size, NULL, __func__);
 }
 
 CONC_API CONC__CALLED int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg,
                                             size_t size)
 {
-    return p ? conc__submit(&p->crew, &p->users, j, fn, arg, size, NULL, __func__) : -EINVAL;
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return conc__submit(&p->crew, &p->users, j, fn, arg, size, NULL, __func__);
 }
 
 /* The job of a conc_procs_call is not called itself. */
@@ -19515,14 +19634,18 @@ CONC_API CONC__CALLED int conc_procs_map(conc_procs *p, conc_fn *fn, void *args,
                                          size_t size)
 {
     conc__mapping m = {.fn = fn, .args = args, .count = count, .size = size};
-    return p ? conc__crew_map(&p->crew, &p->users, &m, __func__) : -EINVAL;
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return conc__crew_map(&p->crew, &p->users, &m, __func__);
 }
 
 CONC_API CONC__CALLED int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count,
                                              size_t size, int *results)
 {
     conc__mapping m = {fn, args, count, size, results, .keeps_going = true};
-    return p ? conc__crew_map(&p->crew, &p->users, &m, __func__) : -EINVAL;
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return conc__crew_map(&p->crew, &p->users, &m, __func__);
 }
 
 /* ---- >>beginning ---------------------------------------------------------------------------- */
@@ -19536,6 +19659,7 @@ __attribute__((constructor)) static void conc__pool_begins(int argc, char **argv
     conc__extended.job_words = conc__job_words;
     conc__extended.resolve = conc__resolve_name;
     conc__extended.jobs_queued = conc__jobs_queued;
+    conc__extended.job_in_use = conc__handle_is_at_work;
     conc__worker_check(conc__pool_begins, argc, argv, env);
 }
 
