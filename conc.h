@@ -3972,17 +3972,26 @@ CONC__COLD void conc__find_lost_loans(conc_loop *l, conc_task *t, const void *be
     }
 }
 
-/* A scope that lies below the frame of a call into conc, on the same stack, belongs to a
- * function that has returned. */
+/* Lies the task's innermost scope below the frame of a call into conc, on the same stack? Then it
+ * belongs to a function that has returned. */
+static inline bool conc__scope_is_lost(const conc_task *t, const void *frame)
+{
+    uintptr_t low = (uintptr_t)t->stack->low;
+    return t->scope && (uintptr_t)t->scope - low < (uintptr_t)frame - low;
+}
+
+CONC__COLD void conc__find_lost_now(conc_loop *l, const void *frame)
+{
+    static const char how[] = "a function returned";
+    if (conc__scope_is_lost(l->self, frame))
+        conc__lost(l, l->self, how);
+    conc__find_lost_loans(l, l->self, frame, how);
+}
+
 static inline void conc__find_lost(conc_loop *l, const void *frame)
 {
-    conc_task *self = l->self;
-    char *low = self->stack->low;
-    if (CONC__UNLIKELY(self->scope && (uintptr_t)((char *)self->scope - low) <
-                                          (uintptr_t)((const char *)frame - low)))
-        conc__lost(l, self, "a function returned");
-    if (CONC__UNLIKELY(l->lent))
-        conc__find_lost_loans(l, self, frame, "a function returned");
+    if (CONC__UNLIKELY(l->lent || conc__scope_is_lost(l->self, frame)))
+        conc__find_lost_now(l, frame);
 }
 
 /* The running task waits until somebody wakes w. */
@@ -4320,23 +4329,57 @@ static inline void conc__scope_close(conc_loop *l, conc_scope *s)
         conc__set_pending(l, self, conc__cancelled_around(l, s));
 }
 
+/* Makes a scope fresh that a task of the parent process had open; else the call is wrong. */
+CONC__COLD int conc__scope_renew(conc_scope *s, double timeout, const char *place)
+{
+    static const char call[] = "conc_scope_begin";
+    if (!s)
+        return conc__misused(-EINVAL, call, "no scope", place);
+    if (__builtin_isnan(timeout))
+        return conc__misused(-EINVAL, call, "the timeout is not a number", place);
+    if (!conc__scope_is_inherited(s) && s->state != CONC__FRESH)
+        return conc__misused(-EINVAL, call, "the scope was used before", place);
+    *s = (conc_scope){.state = CONC__FRESH};
+    return 0;
+}
+
 CONC_API CONC__CALLED int conc__scope_begin(conc_scope *s, double timeout, const char *place)
 {
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    if (s && conc__scope_is_inherited(s))
-        *s = (conc_scope){.state = CONC__FRESH};
-    if (!s)
-        return conc__misused(-EINVAL, __func__, "no scope", place);
-    if (__builtin_isnan(timeout))
-        return conc__misused(-EINVAL, __func__, "the timeout is not a number", place);
-    if (s->state != CONC__FRESH)
-        return conc__misused(-EINVAL, __func__, "the scope was used before", place);
+    bool fresh = s && s->state == CONC__FRESH && !__builtin_isnan(timeout);
+    int rc = CONC__UNLIKELY(!fresh) ? conc__scope_renew(s, timeout, place) : 0;
+    if (rc)
+        return rc;
     conc__find_lost(l, __builtin_frame_address(0));
     conc__scope_open(l, s, place);
     conc__set_limit(l, s, timeout);
     return 0;
+}
+
+/* 0: the task may leave the scope. */
+CONC__COLD int conc__scope_may_end(conc_loop *l, const conc_scope *s)
+{
+    static const char call[] = "conc_scope_end";
+    if (!s || s->state != CONC__OPEN)
+        return conc__misused(-EINVAL, call, "the scope is not open", NULL);
+    if (s->task != l->self)
+        return conc__misused(-EPERM, call, "another task's scope", s->place);
+    if (l->self->scope != s)
+        return conc__misused(-EINVAL, call, "not the innermost, which is", l->self->place);
+    return conc__gen_is_inside(l, s) ? conc__gen_may_not_end(s, call) : 0;
+}
+
+/* Leaves a scope with an error: what conc_scope_end returns. */
+CONC__COLD int conc__scope_end_failed(conc_loop *l, conc_scope *s, int rc)
+{
+    bool mine = s->cancel_called && (s->shielded || !conc__cancelled_around(l, s)) && !l->doomed;
+    conc__scope_close(l, s);
+    if (rc != -ECANCELED || !mine)
+        return conc__hand_on(l, rc);
+    s->cancel_caught = true;
+    return s->expired ? conc__own_error(-ETIMEDOUT) : 0;
 }
 
 CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
@@ -4344,22 +4387,17 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    if (!s || s->state != CONC__OPEN)
-        return conc__misused(-EINVAL, "conc_scope_end", "the scope is not open", NULL);
-    if (s->task != l->self)
-        return conc__misused(-EPERM, "conc_scope_end", "another task's scope", s->place);
     conc__find_lost(l, __builtin_frame_address(0));
-    if (l->self->scope != s)
-        return conc__misused(-EINVAL, "conc_scope_end", "not the innermost, which is",
-                             l->self->place);
-    if (CONC__UNLIKELY(l->self->stack->has_generator) && conc__gen_is_inside(l, s))
-        return conc__gen_may_not_end(s, "conc_scope_end");
-    bool mine = s->cancel_called && (s->shielded || !conc__cancelled_around(l, s)) && !l->doomed;
+    bool innermost = s && s == l->self->scope && s->state == CONC__OPEN;
+    if (CONC__UNLIKELY(!innermost || l->self->stack->has_generator)) {
+        int wrong = conc__scope_may_end(l, s);
+        if (wrong)
+            return wrong;
+    }
+    if (CONC__UNLIKELY(rc < 0))
+        return conc__scope_end_failed(l, s, rc);
     conc__scope_close(l, s);
-    if (rc != -ECANCELED || !mine)
-        return conc__hand_on(l, rc);
-    s->cancel_caught = true;
-    return s->expired ? conc__own_error(-ETIMEDOUT) : 0;
+    return rc;
 }
 
 /* The loop on which `call` may change an open scope from here; NULL: it may not. */
@@ -5790,7 +5828,7 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
         return conc__misused(-EPERM, call, "the group is another task's", g->scope.place);
     if (l->self->scope != &g->scope)
         return conc__misused(-EINVAL, call, "something inside is still open", l->self->place);
-    if (CONC__UNLIKELY(l->self->stack->has_generator) && conc__gen_is_inside(l, &g->scope))
+    if (CONC__UNLIKELY(conc__gen_is_inside(l, &g->scope)))
         return conc__gen_may_not_end(&g->scope, call);
     return 0;
 }
@@ -6164,7 +6202,7 @@ CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
  * of the task. */
 CONC__PRIVATE bool conc__gen_is_inside(const conc_loop *l, const conc_scope *s)
 {
-    return conc__gen_on(l->self->stack)->scope == s;
+    return l->self->stack->has_generator && conc__gen_on(l->self->stack)->scope == s;
 }
 
 CONC__COLD int conc__gen_may_not_end(const conc_scope *s, const char *call)
