@@ -3395,10 +3395,12 @@ CONC__PRIVATE void conc__tell_misuse(conc_loop *l, void *arg)
  * conc_x. */
 CONC__PRIVATE void conc__public_name(char name[CONC__NAME], const char *call)
 {
-    bool internal = strncmp(call, "conc__", 6) == 0;
-    memcpy(name, "conc_", 5);
-    conc__copy(name + (internal ? 5 : 0), CONC__NAME - 5, internal ? call + 6 : call);
-    char *slowly = internal ? strstr(name, "_slowly") : NULL;
+    if (strncmp(call, "conc__", 6)) {
+        conc__copy(name, CONC__NAME, call);
+        return;
+    }
+    snprintf(name, CONC__NAME, "conc_%s", call + 6);
+    char *slowly = strstr(name, "_slowly");
     if (slowly)
         *slowly = 0;
 }
