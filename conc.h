@@ -2387,7 +2387,6 @@ CONC__PRIVATE void conc__wake_drain(conc_loop *l)
 typedef struct conc__backend {
     const char *name;
     int (*open)(conc_loop *l);
-    void (*close)(conc_loop *l);
     /* f is new to the poller. 0; 1: it is refused, because it is always ready; or an error */
     int (*add)(conc_loop *l, conc__fd *f, int events);
     /* f, a foreign one, is to report these events, once. False: it is closed, or another file */
@@ -2487,7 +2486,14 @@ CONC__PRIVATE int conc__poll_open(conc_loop *l)
     return 0;
 }
 
-CONC__PRIVATE void conc__poll_close(conc_loop *l) { CONC_FREE(l->polls_for); }
+/* Of any backend. */
+CONC__PRIVATE void conc__poller_close(conc_loop *l)
+{
+    if (l->poll_fd >= 0)
+        close(l->poll_fd);
+    l->poll_fd = -1;
+    CONC_FREE(l->polls_for);
+}
 
 /* Tells open files apart; 0: not open. Sockets and pipes have an inode each. Eventfds, timerfds
  * and their kin share one: of those the kinds differ, but one eventfd is taken for another that
@@ -2586,9 +2592,9 @@ CONC__PRIVATE int conc__poll_wait(conc_loop *l, int64_t ns)
     return 0;
 }
 
-static const conc__backend conc__poll = {
-    "poll",         conc__poll_open,    conc__poll_close,  conc__poll_add,
-    conc__poll_arm, conc__poll_confirm, conc__poll_remove, conc__poll_wait};
+static const conc__backend conc__poll = {"poll",         conc__poll_open,    conc__poll_add,
+                                         conc__poll_arm, conc__poll_confirm, conc__poll_remove,
+                                         conc__poll_wait};
 
 #ifndef CONC_NO_EPOLL
 
@@ -2614,10 +2620,28 @@ CONC__PRIVATE int conc__epoll_open(conc_loop *l)
     return l->poll_fd < 0 ? l->poll_fd : 0;
 }
 
-CONC__PRIVATE void conc__epoll_close(conc_loop *l)
+/* A call was refused: is it epoll that is, not the file? */
+CONC__COLD bool conc__epoll_is_refused(const conc_loop *l, int rc)
 {
-    if (l->poll_fd >= 0)
-        close(l->poll_fd);
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = CONC__WAKE_KEY};
+    return conc__refused(-rc) && epoll_ctl(l->poll_fd, EPOLL_CTL_MOD, l->wake_out, &event) &&
+           conc__refused(errno);
+}
+
+/* A sandbox that the program has set up during the run refuses epoll: the loop goes on with
+ * poll(2). False: the host of an embedded loop waits for the epoll descriptor, so it has to stay. */
+CONC__COLD bool conc__epoll_give_up(conc_loop *l)
+{
+    int numbers = (int)l->fd_blocks * CONC__FDS;
+    if (l->embedded)
+        return false;
+    for (int i = 0; i < numbers; i++) {
+        conc__fd *f = conc__fd_find(l, i);
+        if (f && conc__fd_is_polled(f))
+            f->inode = conc__inode_of(f->number);
+    }
+    l->backend = &conc__poll;
+    return true;
 }
 
 /* Conc's own descriptors report every change, for ever; others' fire once, as close(2) takes
@@ -2638,12 +2662,17 @@ CONC__PRIVATE int conc__epoll_add(conc_loop *l, conc__fd *f, int events)
     int rc = conc__epoll_control(l, f, EPOLL_CTL_ADD, events);
     if (rc == -EEXIST)
         rc = conc__epoll_control(l, f, EPOLL_CTL_MOD, events);
+    if (rc < 0 && conc__epoll_is_refused(l, rc))
+        return conc__epoll_give_up(l) ? conc__poll_add(l, f, events) : rc;
     return rc == -EPERM ? 1 : rc;
 }
 
 CONC__PRIVATE bool conc__epoll_arm(conc_loop *l, conc__fd *f, int events)
 {
-    return conc__epoll_control(l, f, EPOLL_CTL_MOD, events) == 0;
+    int rc = conc__epoll_control(l, f, EPOLL_CTL_MOD, events);
+    if (rc < 0 && conc__epoll_is_refused(l, rc) && conc__epoll_give_up(l))
+        return conc__poll_arm(l, f, events);
+    return rc == 0;
 }
 
 /* The kernel's key is the file and its number. An attempt to add it once more fails and changes
@@ -2651,16 +2680,22 @@ CONC__PRIVATE bool conc__epoll_arm(conc_loop *l, conc__fd *f, int events)
 CONC__PRIVATE bool conc__epoll_confirm(conc_loop *l, const conc__fd *f)
 {
     struct epoll_event nothing = {.events = EPOLLONESHOT};
-    if (epoll_ctl(l->poll_fd, EPOLL_CTL_ADD, f->number, &nothing))
-        return errno == EEXIST;
-    epoll_ctl(l->poll_fd, EPOLL_CTL_DEL, f->number, &nothing);
+    int rc = epoll_ctl(l->poll_fd, EPOLL_CTL_ADD, f->number, &nothing) ? -errno : 0;
+    if (rc == -EEXIST)
+        return true;
+    if (rc < 0 && conc__epoll_is_refused(l, rc) && conc__epoll_give_up(l))
+        return conc__poll_confirm(l, f);
+    if (rc == 0)
+        epoll_ctl(l->poll_fd, EPOLL_CTL_DEL, f->number, &nothing);
     return false;
 }
 
 CONC__PRIVATE void conc__epoll_remove(conc_loop *l, const conc__fd *f)
 {
     struct epoll_event nothing = {0};
-    epoll_ctl(l->poll_fd, EPOLL_CTL_DEL, f->number, &nothing);
+    int rc = epoll_ctl(l->poll_fd, EPOLL_CTL_DEL, f->number, &nothing) ? -errno : 0;
+    if (rc < 0 && conc__epoll_is_refused(l, rc))
+        conc__epoll_give_up(l);
 }
 
 /* Not every sandbox and old kernel has epoll_pwait2, which alone takes nanoseconds. */
@@ -2737,9 +2772,12 @@ CONC__PRIVATE int conc__epoll_wait(conc_loop *l, int64_t ns)
 {
     struct epoll_event events[128];
     int n = conc__epoll_pause(l, events, 128, ns);
+    if (n < 0 && conc__refused(errno) && conc__epoll_give_up(l))
+        return conc__poll_wait(l, ns);
     if (n < 0)
         return errno == EINTR ? 0 : -errno;
-    for (int i = 0; i < n; i++)
+    /* once it is given up, the rest of the events is found by poll(2) */
+    for (int i = 0; i < n && l->backend != &conc__poll; i++)
         if (events[i].data.u64 == CONC__WAKE_KEY)
             conc__wake_drain(l);
         else
@@ -2747,9 +2785,9 @@ CONC__PRIVATE int conc__epoll_wait(conc_loop *l, int64_t ns)
     return 0;
 }
 
-static const conc__backend conc__epoll = {
-    "epoll",         conc__epoll_open,    conc__epoll_close,  conc__epoll_add,
-    conc__epoll_arm, conc__epoll_confirm, conc__epoll_remove, conc__epoll_wait};
+static const conc__backend conc__epoll = {"epoll",         conc__epoll_open,    conc__epoll_add,
+                                          conc__epoll_arm, conc__epoll_confirm, conc__epoll_remove,
+                                          conc__epoll_wait};
 #define CONC__BEST_BACKEND conc__epoll
 
 #else
@@ -11990,7 +12028,6 @@ CONC__PRIVATE int conc__poller_open(conc_loop *l, const conc__backend *backend)
         return rc;
     if (l->embedded)
         return -ENOTSUP;
-    backend->close(l);
     l->poll_fd = -1;
     l->backend = &conc__poll;
     return conc__poll.open(l);
@@ -12009,8 +12046,7 @@ CONC__PRIVATE int conc__loop_open(conc_loop *l, const conc__backend *backend)
 
 CONC__PRIVATE void conc__loop_close(conc_loop *l)
 {
-    if (l->backend)
-        l->backend->close(l);
+    conc__poller_close(l);
     conc__stacks_close(l);
     conc__fds_free(l);
     conc__spares_free(l);
@@ -12330,7 +12366,9 @@ CONC_API double conc_embed_timeout(conc_embed *e)
         return 0;
     int64_t next = l->virtual_clock ? CONC__NEVER : conc__wheel_next(&l->wheel);
     int64_t now = conc__clock(), verify = l->verified + CONC__VERIFY_EVERY;
-    if (l->verify_count && verify < next) /* the host may close a descriptor */
+    /* the host may close a descriptor; while l->retried is set, the virtual clock is about to
+     * jump, and conc__jump_clock looks */
+    if (l->verify_count && !l->retried && verify < next)
         next = verify;
     if (l->retried && now + CONC__MOMENT < next)
         next = now + CONC__MOMENT;

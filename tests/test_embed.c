@@ -375,6 +375,26 @@ EMBED_TEST(a_host_takes_few_steps_while_a_task_tries_again_on_the_virtual_clock)
     CHECK_INT(finish(&h), sizeof nearly);
     close(fd);
 }
+
+static int adds_ten_for_a_second(void *fd) { return conc_timeout(1, adds_ten, fd); }
+
+EMBED_TEST(before_each_try_on_the_virtual_clock_a_host_waits)
+{
+    host h;
+    conc_options o = {.virtual_clock = true};
+    int fd = eventfd(0, EFD_NONBLOCK), tries = 0, at_once = 0;
+    uint64_t nearly = UINT64_MAX - 3;
+    CHECK_INT(write(fd, &nearly, sizeof nearly), sizeof nearly);
+    begin_with(&h, &o, adds_ten_for_a_second, &fd);
+    while (turn(&h) == 1) {
+        tries++;
+        at_once += conc_embed_timeout(&h.e) == 0;
+    }
+    CHECK(tries > 10);
+    CHECK(at_once <= tries / 2);
+    CHECK_INT(conc_embed_end(&h.e), -ETIMEDOUT);
+    close(fd);
+}
 #endif
 
 static int passed_on; /* a copy, as another process would have it */

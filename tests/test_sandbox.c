@@ -363,7 +363,7 @@ static void run_refused(void)
         test_fail(__FILE__, __LINE__, "conc_run: %d", rc);
 }
 
-static void check_refused(const char *name, long call, const char *fails)
+static void check_each(const char *name, long call, const char *fails, void (*run)(void))
 {
     static char output[8192];
     static const int errors[] = {EPERM, ENOSYS};
@@ -373,11 +373,16 @@ static void check_refused(const char *name, long call, const char *fails)
         refused.call = call;
         refused.error = errors[i];
         refused.fails = fails;
-        int status = test_in_process(run_refused, output, sizeof output);
+        int status = test_in_process(run, output, sizeof output);
         if (status)
             test_fail(__FILE__, __LINE__, "%s refused with %s: status 0x%x:\n%s", name,
                       strerror(errors[i]), (unsigned)status, output);
     }
+}
+
+static void check_refused(const char *name, long call, const char *fails)
+{
+    check_each(name, call, fails, run_refused);
 }
 
 /* SYS_name, where the system's headers have it. */
@@ -386,6 +391,10 @@ static void check_refused(const char *name, long call, const char *fails)
 
 REFUSED(epoll_create1, NULL)
 REFUSED(epoll_ctl, NULL)
+#ifdef SYS_epoll_wait
+REFUSED(epoll_wait, NULL) /* one of the two is what epoll_wait(3) calls */
+#endif
+REFUSED(epoll_pwait, NULL)
 REFUSED(eventfd2, "processes")
 REFUSED(accept4, NULL)
 REFUSED(pipe2, NULL)
@@ -437,6 +446,87 @@ REFUSED(futex_waitv, NULL)
 #endif
 
 TEST(refused_nothing) { check_refused("nothing", 0x7fffffff, NULL); }
+
+/* -- a sandbox that the program sets up while tasks wait for descriptors -- */
+
+static int read_a_byte(void *fd)
+{
+    char byte;
+    return conc_read(*(int *)fd, &byte, 1) == 1 ? 0 : -EIO;
+}
+
+static int refuse_while_tasks_wait(void *arg)
+{
+    char address[64];
+    int ends[2];
+    conc_group readers = {0}, servers = {0};
+    CHECK_INT(pipe(ends), 0);
+    int fd = CONC_TRY(conc_listen("127.0.0.1:0"));
+    conc_server server = {.fd = fd, .handler = echo};
+    CHECK_INT(conc_address(fd, false, address, sizeof address), 0);
+    CONC_TRY(conc_spawn(&servers, serve, &server));
+    CONC_TRY_IN(&servers, conc_spawn(&readers, read_a_byte, &ends[0]));
+    CONC_TRY_IN(&servers, conc_settle());
+    if (refuse(refused.call, refused.error))
+        CHECK_INT(run_the_parts(arg), 0);
+    CHECK_INT(conc_write(ends[1], "x", 1), 1);
+    CHECK_INT(conc_group_wait(&readers), 0);
+    CHECK_INT(talk(address), 0);
+    conc_group_cancel(&servers);
+    CHECK_INT(conc_group_wait(&servers), 0);
+    close(ends[0]);
+    close(ends[1]);
+    return conc_close(fd);
+}
+
+static void run_refused_later(void)
+{
+    signal(SIGALRM, SIG_DFL);
+    alarm(LIMIT);
+    CHECK_INT(pipe(pipe_ends), 0);
+    int broken[2];
+    CHECK_INT(pipe(broken), 0);
+    close(broken[0]);
+    broken_end = broken[1];
+    int before = test_count_fds();
+    CHECK_INT(conc_run(refuse_while_tasks_wait, NULL), 0);
+    CHECK_INT(test_count_fds(), before);
+}
+
+TEST(epoll_refused_during_the_run_is_replaced)
+{
+    check_each("epoll_ctl", SYS_epoll_ctl, NULL, run_refused_later);
+#ifdef SYS_epoll_wait
+    check_each("epoll_wait", SYS_epoll_wait, NULL, run_refused_later);
+#endif
+    check_each("epoll_pwait", SYS_epoll_pwait, NULL, run_refused_later);
+}
+
+static int wait_where_epoll_is_refused(void *arg)
+{
+    (void)arg;
+    if (refuse(SYS_epoll_ctl, EPERM))
+        CHECK_INT(conc_wait_fd(pipe_ends[0], CONC_READABLE), -EPERM);
+    return 0;
+}
+
+static void embed_where_epoll_becomes_refused(void)
+{
+    conc_embed e = {0};
+    signal(SIGALRM, SIG_DFL);
+    alarm(LIMIT);
+    CHECK_INT(pipe(pipe_ends), 0);
+    CHECK_INT(conc_embed_begin(&e, NULL, wait_where_epoll_is_refused, NULL), 0);
+    CHECK_INT(conc_embed_step(&e), 0);
+    CHECK_INT(conc_embed_end(&e), 0);
+}
+
+TEST(epoll_refused_during_an_embedded_run_is_an_error)
+{
+    static char output[8192];
+    unsetenv("CONC_POLL");
+    CHECK_INT(test_in_process(embed_where_epoll_becomes_refused, output, sizeof output), 0);
+}
 
 static int return_arg(void *arg) { return arg ? 1 : 0; }
 
