@@ -727,7 +727,7 @@ CONC_API int conc_dial(const char *address);
 CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
 
 /* Closes fd, which need not be conc's, and wakes all of this loop's tasks that wait on it with
- * -EBADF. Not a checkpoint. From anywhere; outside a run it only closes. Errors: close(2)'s; the
+ * -EBADF, and another loop's a little later. Not a checkpoint. From anywhere; outside a run it only closes. Errors: close(2)'s; the
  * descriptor is gone all the same. A socket with SO_LINGER set to a time holds the loop so long,
  * in non-blocking mode too, while data is unsent: close that one by conc_offload. */
 CONC_API int conc_close(int fd);
@@ -1830,6 +1830,7 @@ static conc__extension conc__extended;
 /* used before they are written */
 CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result);
 CONC__PRIVATE void conc__run_posts(conc_loop *l);
+CONC__PRIVATE int conc__post_to(conc_loop *l, conc__post *p);
 CONC__COLD void conc__deadlock(conc_loop *l);
 CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit);
 CONC__COLD void conc__doom(conc_loop *l, int rc);
@@ -6680,18 +6681,39 @@ CONC__PRIVATE bool conc__fd_is_polled(const conc__fd *f)
     return f->state == CONC__FD_FOREIGN || f->state == CONC__FD_EDGE;
 }
 
-/* Numbers below the first have a counter each; those above it share the others by their
+/* What all threads know of a number. A descriptor that conc opened may be handed to another thread
+ * and closed there, and its number then be another file's in this one. */
+typedef struct conc__shared_fd {
+    atomic_uint closings; /* how often conc_close was called for it */
+    atomic_uint run;      /* low bits of the run that has it in the state EDGE; 0: none has */
+} conc__shared_fd;
+
+/* Numbers below the first have an entry each; those above it share the others by their
  * remainders. */
 enum { CONC__COUNTED = 65536, CONC__SHARED = 1024 };
 
-/* How often conc_close was called for a number, in all threads. A descriptor that conc opened may
- * be handed to another thread and closed there, and its number then be another file's in this
- * one. */
-static atomic_uint conc__closings[CONC__COUNTED + CONC__SHARED];
+static conc__shared_fd conc__shared_fds[CONC__COUNTED + CONC__SHARED];
+
+CONC__PRIVATE conc__shared_fd *conc__shared_fd_of(int number)
+{
+    bool alone = number < CONC__COUNTED;
+    return &conc__shared_fds[alone ? number : CONC__COUNTED + number % CONC__SHARED];
+}
 
 CONC__PRIVATE atomic_uint *conc__closings_of(int number)
 {
-    return &conc__closings[number < CONC__COUNTED ? number : CONC__COUNTED + number % CONC__SHARED];
+    return &conc__shared_fd_of(number)->closings;
+}
+
+/* The loop's poller is about to have a file of conc's, or does not have it any more. */
+CONC__PRIVATE void conc__fd_tell_edge(const conc_loop *l, const conc__fd *f, bool has)
+{
+    unsigned run = (unsigned)l->run;
+    atomic_uint *at = &conc__shared_fd_of(f->number)->run;
+    if (has)
+        atomic_store(at, run);
+    else
+        atomic_compare_exchange_strong(at, &run, 0);
 }
 
 /* Was conc_close not called, in any thread, since the number was last looked at? True is certain;
@@ -6793,6 +6815,8 @@ CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
     for (int list = 0; list < CONC__FD_LISTS; list++)
         conc__fd_wake(l, f, list, 0, -EBADF);
     conc__fd_left(l, f);
+    if (f->state == CONC__FD_EDGE)
+        conc__fd_tell_edge(l, f, false);
     f->state = CONC__FD_UNKNOWN;
     f->tcp = f->drained = f->failed = f->special = false;
     f->read_error = f->write_error = 0;
@@ -6892,6 +6916,8 @@ CONC__PRIVATE int conc__fd_add(conc_loop *l, conc__fd *f, int events)
 {
     if (f->state == CONC__FD_OWN)
         conc__fd_own_confirm(l, f);
+    if (f->state == CONC__FD_OWN)
+        conc__fd_tell_edge(l, f, true); /* first, so that another thread's close tells this loop */
     int rc = l->backend->add(l, f, events);
     if (rc < 0 || (rc == 1 && events))
         return rc;
@@ -7101,6 +7127,38 @@ CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
     return CONC__UNLIKELY(rc < 0) ? conc__system_failed(rc, NULL) : rc;
 }
 
+/* A conc_close in another thread may have been for a file that this loop's tasks wait for. */
+typedef struct conc__far_close {
+    conc__post post;
+    int number;
+} conc__far_close;
+
+CONC__PRIVATE void conc__closed_elsewhere(conc__post *p)
+{
+    conc_loop *l = conc__here;
+    conc__fd *f = conc__fd_find(l, ((conc__far_close *)(void *)p)->number);
+    if (f && conc__fd_is_polled(f) && !l->backend->confirm(l, f))
+        conc__fd_gone(l, f);
+    CONC_FREE(p);
+}
+
+/* Tells the run that had the number, if it lasts. Without memory its tasks wait on. */
+CONC__COLD void conc__tell_of_close(unsigned run, int number)
+{
+    conc__far_close *c = conc__alloc(sizeof *c);
+    if (!c)
+        return;
+    *c = (conc__far_close){{NULL, conc__closed_elsewhere}, number};
+    int rc = -ESHUTDOWN;
+    pthread_mutex_lock(&conc__live_runs.mutex);
+    for (conc_loop *l = conc__live_runs.first; l && rc; l = l->next_run)
+        if ((unsigned)l->run == run)
+            rc = conc__post_to(l, &c->post);
+    pthread_mutex_unlock(&conc__live_runs.mutex);
+    if (rc)
+        CONC_FREE(c);
+}
+
 CONC_API int conc_close(int fd)
 {
     conc_loop *l = conc__here;
@@ -7114,6 +7172,9 @@ CONC_API int conc_close(int fd)
         conc__fd_gone(l, f);
     atomic_fetch_add(conc__closings_of(fd), 1);
     int rc = close(fd) && errno != EINTR ? -errno : 0;
+    unsigned other = atomic_load(&conc__shared_fd_of(fd)->run);
+    if (CONC__UNLIKELY(other && (!l || other != (unsigned)l->run)))
+        conc__tell_of_close(other, fd);
     errno = saved;
     return conc__system_failed(rc, NULL);
 }

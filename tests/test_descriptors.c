@@ -1381,6 +1381,59 @@ SLOW_IO_TEST(a_number_whose_last_connection_was_closed_in_another_thread_serves_
     }
 }
 
+static int closes_in_a_task(void *fd)
+{
+    CHECK_INT(conc_close(*(int *)fd), 0);
+    return 0;
+}
+
+static void *closes_in_a_loop(void *fd)
+{
+    CHECK_INT(conc_run(closes_in_a_task, fd), 0);
+    return NULL;
+}
+
+static void *closes_while_the_loop_sleeps(void *fd)
+{
+    poll(NULL, 0, 50); /* were it earlier, the wait would end sooner */
+    return closes_in_a_thread(fd);
+}
+
+/* Two tasks wait for a connection of conc's, which is closed there. */
+static void wait_for_a_close(void *(*closes)(void *), bool joins)
+{
+    int s[2];
+    pthread_t thread;
+    conc_group g = {.keep_going = true};
+    conc_scope limit = {0};
+    io_open(IO_CONC, s);
+    io_reader first = {.fd = s[0]}, second = {.fd = s[0]};
+    CHECK_INT(conc_scope_begin(&limit, 10), 0);
+    CHECK_INT(conc_spawn(&g, io_reads, &first), 0);
+    CHECK_INT(conc_spawn(&g, io_reads, &second), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(pthread_create(&thread, NULL, closes, &s[0]), 0);
+    if (joins)
+        CHECK_INT(pthread_join(thread, NULL), 0);
+    CHECK_INT(conc_scope_end(&limit, conc_group_wait(&g)), 0);
+    CHECK_INT(first.rc, -EBADF);
+    CHECK_INT(second.rc, -EBADF);
+    if (!joins)
+        CHECK_INT(pthread_join(thread, NULL), 0);
+    CHECK_INT(conc_close(s[1]), 0);
+}
+
+IO_TEST(a_conc_close_in_another_thread_wakes_those_who_wait)
+{
+    wait_for_a_close(closes_in_a_thread, true);
+    wait_for_a_close(closes_in_a_loop, true);
+}
+
+SLOW_IO_TEST(a_conc_close_in_another_thread_wakes_a_loop_that_sleeps)
+{
+    wait_for_a_close(closes_while_the_loop_sleeps, false);
+}
+
 /* Closes numbers that are not open, and that have remainders in common with fd. */
 static void *closes_strays(void *fd)
 {
