@@ -768,6 +768,7 @@ struct conc_stream {
     char *ended; /* where a NUL stands instead of `covered` */
     char covered;
     bool at_end, writing, unsaid; /* unsaid: the error that ended writing was not returned yet */
+    bool dropped;                 /* the close dropped bytes */
     conc_task *reader;
     int inside; /* calls that may wait, and have not returned */
     conc__waits writers, closers;
@@ -824,10 +825,10 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
  * cancel came after the first. */
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
 
-/* Flushes (not in a task that is cancelled), closes, and frees: 0, the error of the flush, or an
- * earlier one of writing that no call has told yet. Tasks that wait in the stream get -EPIPE, and
- * the close returns when all of them have left it: its memory may be freed then. A cancel does not
- * cut that short. Closing twice, or what was never opened, does nothing. Waits, but is not to be
+/* Flushes behind the write that is under way (not in a task that is cancelled), closes, and frees:
+ * 0, the error of the flush, or an earlier one of writing that no call has told yet. Tasks that
+ * wait in the stream get -EPIPE, and the close returns when all of them have left it: its memory
+ * may be freed then. A cancel does not cut that short. Closing twice, or what was never opened, does nothing. Waits, but is not to be
  * repeated after an error. Outside a run, and in a posted function, it neither flushes nor waits:
  * there the stream's memory has to stay until the tasks inside have returned. */
 CONC_API int conc_stream_close(conc_stream *s);
@@ -9272,8 +9273,6 @@ CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s)
     if (rc == 0)
         rc = conc__stream_flush_all(l, s);
     conc__stream_turn_over(l, s);
-    if (rc == 0)
-        conc__quick(l);
     return conc__stream_said(s, rc);
 }
 
@@ -9281,7 +9280,25 @@ CONC_API int conc_stream_flush(conc_stream *s)
 {
     conc_loop *l = conc__in_task();
     int rc = conc__stream_begin_writing(l, s, __func__);
-    return rc ? rc : (int)conc__stream_leave(l, s, conc__stream_flush(l, s));
+    if (rc)
+        return rc;
+    rc = conc__stream_flush(l, s);
+    if (rc == 0)
+        conc__quick(l);
+    return (int)conc__stream_leave(l, s, rc);
+}
+
+/* Before a close, which comes before any other task's turn: else bytes that were written meanwhile
+ * would be lost. 0 too if another task has closed the stream and dropped nothing. */
+CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
+{
+    int rc = conc__stream_begin_writing(l, s, "conc_stream_close");
+    if (rc)
+        return rc;
+    rc = conc__stream_flush(l, s);
+    if (s->state != CONC__STREAM_OPEN && !s->dropped)
+        rc = 0;
+    return (int)conc__stream_leave(l, s, rc);
 }
 
 static const conc__wait_kind conc__vacating = {
@@ -9302,6 +9319,7 @@ CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s)
 CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
 {
     s->state = CONC__STREAM_CLOSED;
+    s->dropped = conc__buffered(&s->out);
     if (l && l->debug)
         conc__unnote(&l->opened, s);
     while (s->writers.first)
@@ -9322,8 +9340,9 @@ CONC_API int conc_stream_close(conc_stream *s)
         return 0;
     conc__stream_renew(s);
     bool open = s->state == CONC__STREAM_OPEN;
-    if (open && l && l->self && !l->self->pending && conc__buffered(&s->out))
-        rc = conc_stream_flush(s);
+    bool kept = open && (conc__buffered(&s->out) || s->writing);
+    if (kept && l && l->self && !l->self->pending)
+        rc = conc__stream_flush_last(l, s);
     if (s->state == CONC__STREAM_OPEN) { /* else another task closes it, too */
         closed = conc__stream_shut(l, s);
         if (rc == 0 && s->unsaid)
