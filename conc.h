@@ -7143,18 +7143,21 @@ CONC__PRIVATE void conc__closed_elsewhere(conc__post *p)
     CONC_FREE(p);
 }
 
-/* Tells the run that had the number, if it lasts. Without memory its tasks wait on. */
-CONC__COLD void conc__tell_of_close(unsigned run, int number)
+/* Tells the run that had the number, if it lasts, and is not l's. Without memory its tasks wait
+ * on. */
+CONC__COLD void conc__tell_of_close(const conc_loop *l, unsigned run, int number)
 {
+    if (!run || (l && run == (unsigned)l->run))
+        return;
     conc__far_close *c = conc__alloc(sizeof *c);
     if (!c)
         return;
     *c = (conc__far_close){{NULL, conc__closed_elsewhere}, number};
     int rc = -ESHUTDOWN;
     pthread_mutex_lock(&conc__live_runs.mutex);
-    for (conc_loop *l = conc__live_runs.first; l && rc; l = l->next_run)
-        if ((unsigned)l->run == run)
-            rc = conc__post_to(l, &c->post);
+    for (conc_loop *to = conc__live_runs.first; to && rc; to = to->next_run)
+        if ((unsigned)to->run == run)
+            rc = conc__post_to(to, &c->post);
     pthread_mutex_unlock(&conc__live_runs.mutex);
     if (rc)
         CONC_FREE(c);
@@ -7172,10 +7175,14 @@ CONC_API int conc_close(int fd)
     if (f)
         conc__fd_gone(l, f);
     atomic_fetch_add(conc__closings_of(fd), 1);
+    atomic_uint *run = &conc__shared_fd_of(fd)->run;
+    unsigned before = atomic_load(run);
     int rc = close(fd) && errno != EINTR ? -errno : 0;
-    unsigned other = atomic_load(&conc__shared_fd_of(fd)->run);
-    if (CONC__UNLIKELY(other && (!l || other != (unsigned)l->run)))
-        conc__tell_of_close(other, fd);
+    unsigned after = atomic_load(run);
+    if (CONC__UNLIKELY(before))
+        conc__tell_of_close(l, before, fd);
+    if (CONC__UNLIKELY(after != before)) /* it began to wait meanwhile, or has the next file */
+        conc__tell_of_close(l, after, fd);
     errno = saved;
     return conc__system_failed(rc, NULL);
 }
