@@ -287,6 +287,12 @@ static int test_main(void)
 }
 #endif
 
+static inline bool test_on_valgrind(void)
+{
+    const char *preloaded = getenv("LD_PRELOAD");
+    return preloaded && strstr(preloaded, "vgpreload");
+}
+
 /* Valgrind does not grow the main thread's stack for the frame of a signal whose handler has
  * SA_ONSTACK, where there is no alternate stack; so it grows before. */
 __attribute__((noinline)) static void test_grow_stack(void)

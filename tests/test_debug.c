@@ -23,12 +23,6 @@ enum { PLAIN = true }; /* run by an emulator of another processor */
 enum { PLAIN = false };
 #endif
 
-static bool on_valgrind(void)
-{
-    const char *preloaded = getenv("LD_PRELOAD");
-    return preloaded && strstr(preloaded, "vgpreload");
-}
-
 static char report[1 << 20];
 static conc_fn *body;
 static conc_options options;
@@ -302,7 +296,8 @@ static int naps(void *arg)
 TEST(a_sleep_of_the_system_is_not_cut_short_by_the_question_where_it_is)
 {
     conc_options o = {.debug = true, .slow_step = 0.02};
-    if (!PLAIN && !on_valgrind()) /* where nothing is known of system calls, and a signal asks */
+    if (!PLAIN &&
+        !test_on_valgrind()) /* where nothing is known of system calls, and a signal asks */
         CHECK_INT(conc_run_with(&o, naps, NULL), 0);
 }
 
@@ -597,7 +592,7 @@ static size_t used_by(const char *name)
 
 TEST(at_the_end_it_is_said_what_was_used_of_the_stacks_the_largest_first)
 {
-    if (SANITIZED || on_valgrind())
+    if (SANITIZED || test_on_valgrind())
         return; /* there are other frames, and none is looked at under Valgrind */
     run_for_report(uses_stacks, debugging);
     CHECK(used_by("takes_much") >= 60000);
@@ -689,7 +684,7 @@ static int wants_the_lock(void *arg)
 static int crowds(void *arg)
 {
     static char text[65536];
-    int n = SANITIZED || PLAIN || test_seeded() || on_valgrind() ? 5000 : 100000;
+    int n = SANITIZED || PLAIN || test_seeded() || test_on_valgrind() ? 5000 : 100000;
     conc_group g = {0};
     CHECK_INT(conc_lock_acquire(&locked), 0);
     for (int i = 0; i < n; i++)

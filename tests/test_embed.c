@@ -1237,12 +1237,15 @@ EMBED_TEST(in_a_forked_child_the_parents_run_is_refused_and_another_one_begins)
     CHECK_INT(finish(&h), 5);
 }
 
+static conc_loop *parents_loop; /* so that it is not taken for lost in the child */
+
 /* The inherited run stays in the child's object. */
 static void begin_over_the_parents(void)
 {
     conc_embed e = {0};
     int status = -1;
     CHECK_INT(conc_embed_begin(&e, NULL, sleeps_for_ever, NULL), 0);
+    parents_loop = conc_loop_self();
     pid_t pid = fork();
     if (pid == 0) {
         CHECK_INT(conc_embed_begin(&e, NULL, returns, &(int){4}), 0);

@@ -356,6 +356,7 @@ UV_TEST(a_post_from_a_thread_wakes_a_libuv_loop)
     host h;
     pthread_t t;
     begin(&h, NULL, waits_in_a_scope, NULL);
+    step_host(&h); /* opens the scope that the post cancels */
     CHECK_INT(conc_loop_hold(conc_loop_self()), 0);
     CHECK_INT(pthread_create(&t, NULL, post_soon, conc_loop_self()), 0);
     CHECK_INT(finish(&h), 8);

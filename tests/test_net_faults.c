@@ -510,7 +510,8 @@ IO_TEST(a_socket_file_that_nobody_listens_on_is_no_address_in_use_where_descript
         CHECK_INT(setrlimit(RLIMIT_NOFILE, &before), 0);
         short_of += rc == -EMFILE;
         CHECK(is_there(""));
-        CHECK(!is_there(".conc-lock"));
+        if (!test_on_valgrind()) /* which makes a file, and then refuses its descriptor */
+            CHECK(!is_there(".conc-lock"));
     }
     CHECK(rc >= 0);
     CHECK(short_of >= 3);
