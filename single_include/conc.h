@@ -732,7 +732,7 @@ CONC_API int conc_dial(const char *address);
 CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
 
 /* Closes fd, which need not be conc's, and wakes all of this loop's tasks that wait on it with
- * -EBADF. Not a checkpoint. From anywhere; outside a run it only closes. Errors: close(2)'s; the
+ * -EBADF, and another loop's a little later. Not a checkpoint. From anywhere; outside a run it only closes. Errors: close(2)'s; the
  * descriptor is gone all the same. A socket with SO_LINGER set to a time holds the loop so long,
  * in non-blocking mode too, while data is unsent: close that one by conc_offload. */
 CONC_API int conc_close(int fd);
@@ -773,6 +773,7 @@ struct conc_stream {
     char *ended; /* where a NUL stands instead of `covered` */
     char covered;
     bool at_end, writing, unsaid; /* unsaid: the error that ended writing was not returned yet */
+    bool dropped;                 /* the close dropped bytes */
     conc_task *reader;
     int inside; /* calls that may wait, and have not returned */
     conc__waits writers, closers;
@@ -829,10 +830,10 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
  * cancel came after the first. */
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
 
-/* Flushes (not in a task that is cancelled), closes, and frees: 0, the error of the flush, or an
- * earlier one of writing that no call has told yet. Tasks that wait in the stream get -EPIPE, and
- * the close returns when all of them have left it: its memory may be freed then. A cancel does not
- * cut that short. Closing twice, or what was never opened, does nothing. Waits, but is not to be
+/* Flushes behind the write that is under way (not in a task that is cancelled), closes, and frees:
+ * 0, the error of the flush, or an earlier one of writing that no call has told yet. Tasks that
+ * wait in the stream get -EPIPE, and the close returns when all of them have left it: its memory
+ * may be freed then. A cancel does not cut that short. Closing twice, or what was never opened, does nothing. Waits, but is not to be
  * repeated after an error. Outside a run, and in a posted function, it neither flushes nor waits:
  * there the stream's memory has to stay until the tasks inside have returned. */
 CONC_API int conc_stream_close(conc_stream *s);
@@ -1835,6 +1836,7 @@ static conc__extension conc__extended;
 /* used before they are written */
 CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result);
 CONC__PRIVATE void conc__run_posts(conc_loop *l);
+CONC__PRIVATE int conc__post_to(conc_loop *l, conc__post *p);
 CONC__COLD void conc__deadlock(conc_loop *l);
 CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit);
 CONC__COLD void conc__doom(conc_loop *l, int rc);
@@ -2392,7 +2394,6 @@ CONC__PRIVATE void conc__wake_drain(conc_loop *l)
 typedef struct conc__backend {
     const char *name;
     int (*open)(conc_loop *l);
-    void (*close)(conc_loop *l);
     /* f is new to the poller. 0; 1: it is refused, because it is always ready; or an error */
     int (*add)(conc_loop *l, conc__fd *f, int events);
     /* f, a foreign one, is to report these events, once. False: it is closed, or another file */
@@ -2492,7 +2493,14 @@ CONC__PRIVATE int conc__poll_open(conc_loop *l)
     return 0;
 }
 
-CONC__PRIVATE void conc__poll_close(conc_loop *l) { CONC_FREE(l->polls_for); }
+/* Of any backend. */
+CONC__PRIVATE void conc__poller_close(conc_loop *l)
+{
+    if (l->poll_fd >= 0)
+        close(l->poll_fd);
+    l->poll_fd = -1;
+    CONC_FREE(l->polls_for);
+}
 
 /* Tells open files apart; 0: not open. Sockets and pipes have an inode each. Eventfds, timerfds
  * and their kin share one: of those the kinds differ, but one eventfd is taken for another that
@@ -2591,9 +2599,9 @@ CONC__PRIVATE int conc__poll_wait(conc_loop *l, int64_t ns)
     return 0;
 }
 
-static const conc__backend conc__poll = {
-    "poll",         conc__poll_open,    conc__poll_close,  conc__poll_add,
-    conc__poll_arm, conc__poll_confirm, conc__poll_remove, conc__poll_wait};
+static const conc__backend conc__poll = {"poll",         conc__poll_open,    conc__poll_add,
+                                         conc__poll_arm, conc__poll_confirm, conc__poll_remove,
+                                         conc__poll_wait};
 
 #ifndef CONC_NO_EPOLL
 
@@ -2619,10 +2627,28 @@ CONC__PRIVATE int conc__epoll_open(conc_loop *l)
     return l->poll_fd < 0 ? l->poll_fd : 0;
 }
 
-CONC__PRIVATE void conc__epoll_close(conc_loop *l)
+/* A call was refused: is it epoll that is, not the file? */
+CONC__COLD bool conc__epoll_is_refused(const conc_loop *l, int rc)
 {
-    if (l->poll_fd >= 0)
-        close(l->poll_fd);
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = CONC__WAKE_KEY};
+    return conc__refused(-rc) && epoll_ctl(l->poll_fd, EPOLL_CTL_MOD, l->wake_out, &event) &&
+           conc__refused(errno);
+}
+
+/* A sandbox that the program has set up during the run refuses epoll: the loop goes on with
+ * poll(2). False: the host of an embedded loop waits for the epoll descriptor, so it has to stay. */
+CONC__COLD bool conc__epoll_give_up(conc_loop *l)
+{
+    int numbers = (int)l->fd_blocks * CONC__FDS;
+    if (l->embedded)
+        return false;
+    for (int i = 0; i < numbers; i++) {
+        conc__fd *f = conc__fd_find(l, i);
+        if (f && conc__fd_is_polled(f))
+            f->inode = conc__inode_of(f->number);
+    }
+    l->backend = &conc__poll;
+    return true;
 }
 
 /* Conc's own descriptors report every change, for ever; others' fire once, as close(2) takes
@@ -2643,12 +2669,17 @@ CONC__PRIVATE int conc__epoll_add(conc_loop *l, conc__fd *f, int events)
     int rc = conc__epoll_control(l, f, EPOLL_CTL_ADD, events);
     if (rc == -EEXIST)
         rc = conc__epoll_control(l, f, EPOLL_CTL_MOD, events);
+    if (rc < 0 && conc__epoll_is_refused(l, rc))
+        return conc__epoll_give_up(l) ? conc__poll_add(l, f, events) : rc;
     return rc == -EPERM ? 1 : rc;
 }
 
 CONC__PRIVATE bool conc__epoll_arm(conc_loop *l, conc__fd *f, int events)
 {
-    return conc__epoll_control(l, f, EPOLL_CTL_MOD, events) == 0;
+    int rc = conc__epoll_control(l, f, EPOLL_CTL_MOD, events);
+    if (rc < 0 && conc__epoll_is_refused(l, rc) && conc__epoll_give_up(l))
+        return conc__poll_arm(l, f, events);
+    return rc == 0;
 }
 
 /* The kernel's key is the file and its number. An attempt to add it once more fails and changes
@@ -2656,16 +2687,22 @@ CONC__PRIVATE bool conc__epoll_arm(conc_loop *l, conc__fd *f, int events)
 CONC__PRIVATE bool conc__epoll_confirm(conc_loop *l, const conc__fd *f)
 {
     struct epoll_event nothing = {.events = EPOLLONESHOT};
-    if (epoll_ctl(l->poll_fd, EPOLL_CTL_ADD, f->number, &nothing))
-        return errno == EEXIST;
-    epoll_ctl(l->poll_fd, EPOLL_CTL_DEL, f->number, &nothing);
+    int rc = epoll_ctl(l->poll_fd, EPOLL_CTL_ADD, f->number, &nothing) ? -errno : 0;
+    if (rc == -EEXIST)
+        return true;
+    if (rc < 0 && conc__epoll_is_refused(l, rc) && conc__epoll_give_up(l))
+        return conc__poll_confirm(l, f);
+    if (rc == 0)
+        epoll_ctl(l->poll_fd, EPOLL_CTL_DEL, f->number, &nothing);
     return false;
 }
 
 CONC__PRIVATE void conc__epoll_remove(conc_loop *l, const conc__fd *f)
 {
     struct epoll_event nothing = {0};
-    epoll_ctl(l->poll_fd, EPOLL_CTL_DEL, f->number, &nothing);
+    int rc = epoll_ctl(l->poll_fd, EPOLL_CTL_DEL, f->number, &nothing) ? -errno : 0;
+    if (rc < 0 && conc__epoll_is_refused(l, rc))
+        conc__epoll_give_up(l);
 }
 
 /* Not every sandbox and old kernel has epoll_pwait2, which alone takes nanoseconds. */
@@ -2742,9 +2779,12 @@ CONC__PRIVATE int conc__epoll_wait(conc_loop *l, int64_t ns)
 {
     struct epoll_event events[128];
     int n = conc__epoll_pause(l, events, 128, ns);
+    if (n < 0 && conc__refused(errno) && conc__epoll_give_up(l))
+        return conc__poll_wait(l, ns);
     if (n < 0)
         return errno == EINTR ? 0 : -errno;
-    for (int i = 0; i < n; i++)
+    /* once it is given up, the rest of the events is found by poll(2) */
+    for (int i = 0; i < n && l->backend != &conc__poll; i++)
         if (events[i].data.u64 == CONC__WAKE_KEY)
             conc__wake_drain(l);
         else
@@ -2752,9 +2792,9 @@ CONC__PRIVATE int conc__epoll_wait(conc_loop *l, int64_t ns)
     return 0;
 }
 
-static const conc__backend conc__epoll = {
-    "epoll",         conc__epoll_open,    conc__epoll_close,  conc__epoll_add,
-    conc__epoll_arm, conc__epoll_confirm, conc__epoll_remove, conc__epoll_wait};
+static const conc__backend conc__epoll = {"epoll",         conc__epoll_open,    conc__epoll_add,
+                                          conc__epoll_arm, conc__epoll_confirm, conc__epoll_remove,
+                                          conc__epoll_wait};
 #define CONC__BEST_BACKEND conc__epoll
 
 #else
@@ -6647,18 +6687,39 @@ CONC__PRIVATE bool conc__fd_is_polled(const conc__fd *f)
     return f->state == CONC__FD_FOREIGN || f->state == CONC__FD_EDGE;
 }
 
-/* Numbers below the first have a counter each; those above it share the others by their
+/* What all threads know of a number. A descriptor that conc opened may be handed to another thread
+ * and closed there, and its number then be another file's in this one. */
+typedef struct conc__shared_fd {
+    atomic_uint closings; /* how often conc_close was called for it */
+    atomic_uint run;      /* low bits of the run that has it in the state EDGE; 0: none has */
+} conc__shared_fd;
+
+/* Numbers below the first have an entry each; those above it share the others by their
  * remainders. */
 enum { CONC__COUNTED = 65536, CONC__SHARED = 1024 };
 
-/* How often conc_close was called for a number, in all threads. A descriptor that conc opened may
- * be handed to another thread and closed there, and its number then be another file's in this
- * one. */
-static atomic_uint conc__closings[CONC__COUNTED + CONC__SHARED];
+static conc__shared_fd conc__shared_fds[CONC__COUNTED + CONC__SHARED];
+
+CONC__PRIVATE conc__shared_fd *conc__shared_fd_of(int number)
+{
+    bool alone = number < CONC__COUNTED;
+    return &conc__shared_fds[alone ? number : CONC__COUNTED + number % CONC__SHARED];
+}
 
 CONC__PRIVATE atomic_uint *conc__closings_of(int number)
 {
-    return &conc__closings[number < CONC__COUNTED ? number : CONC__COUNTED + number % CONC__SHARED];
+    return &conc__shared_fd_of(number)->closings;
+}
+
+/* The loop's poller is about to have a file of conc's, or does not have it any more. */
+CONC__PRIVATE void conc__fd_tell_edge(const conc_loop *l, const conc__fd *f, bool has)
+{
+    unsigned run = (unsigned)l->run;
+    atomic_uint *at = &conc__shared_fd_of(f->number)->run;
+    if (has)
+        atomic_store(at, run);
+    else
+        atomic_compare_exchange_strong(at, &run, 0);
 }
 
 /* Was conc_close not called, in any thread, since the number was last looked at? True is certain;
@@ -6760,6 +6821,8 @@ CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
     for (int list = 0; list < CONC__FD_LISTS; list++)
         conc__fd_wake(l, f, list, 0, -EBADF);
     conc__fd_left(l, f);
+    if (f->state == CONC__FD_EDGE)
+        conc__fd_tell_edge(l, f, false);
     f->state = CONC__FD_UNKNOWN;
     f->tcp = f->drained = f->failed = f->special = false;
     f->read_error = f->write_error = 0;
@@ -6859,6 +6922,8 @@ CONC__PRIVATE int conc__fd_add(conc_loop *l, conc__fd *f, int events)
 {
     if (f->state == CONC__FD_OWN)
         conc__fd_own_confirm(l, f);
+    if (f->state == CONC__FD_OWN)
+        conc__fd_tell_edge(l, f, true); /* first, so that another thread's close tells this loop */
     int rc = l->backend->add(l, f, events);
     if (rc < 0 || (rc == 1 && events))
         return rc;
@@ -7068,6 +7133,41 @@ CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
     return CONC__UNLIKELY(rc < 0) ? conc__system_failed(rc, NULL) : rc;
 }
 
+/* A conc_close in another thread may have been for a file that this loop's tasks wait for. */
+typedef struct conc__far_close {
+    conc__post post;
+    int number;
+} conc__far_close;
+
+CONC__PRIVATE void conc__closed_elsewhere(conc__post *p)
+{
+    conc_loop *l = conc__here;
+    conc__fd *f = conc__fd_find(l, ((conc__far_close *)(void *)p)->number);
+    if (f && conc__fd_is_polled(f) && !l->backend->confirm(l, f))
+        conc__fd_gone(l, f);
+    CONC_FREE(p);
+}
+
+/* Tells the run that had the number, if it lasts, and is not l's. Without memory its tasks wait
+ * on. */
+CONC__COLD void conc__tell_of_close(const conc_loop *l, unsigned run, int number)
+{
+    if (!run || (l && run == (unsigned)l->run))
+        return;
+    conc__far_close *c = conc__alloc(sizeof *c);
+    if (!c)
+        return;
+    *c = (conc__far_close){{NULL, conc__closed_elsewhere}, number};
+    int rc = -ESHUTDOWN;
+    pthread_mutex_lock(&conc__live_runs.mutex);
+    for (conc_loop *to = conc__live_runs.first; to && rc; to = to->next_run)
+        if ((unsigned)to->run == run)
+            rc = conc__post_to(to, &c->post);
+    pthread_mutex_unlock(&conc__live_runs.mutex);
+    if (rc)
+        CONC_FREE(c);
+}
+
 CONC_API int conc_close(int fd)
 {
     conc_loop *l = conc__here;
@@ -7080,7 +7180,14 @@ CONC_API int conc_close(int fd)
     if (f)
         conc__fd_gone(l, f);
     atomic_fetch_add(conc__closings_of(fd), 1);
+    atomic_uint *run = &conc__shared_fd_of(fd)->run;
+    unsigned before = atomic_load(run);
     int rc = close(fd) && errno != EINTR ? -errno : 0;
+    unsigned after = atomic_load(run);
+    if (CONC__UNLIKELY(before))
+        conc__tell_of_close(l, before, fd);
+    if (CONC__UNLIKELY(after != before)) /* it began to wait meanwhile, or has the next file */
+        conc__tell_of_close(l, after, fd);
     errno = saved;
     return conc__system_failed(rc, NULL);
 }
@@ -9178,8 +9285,6 @@ CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s)
     if (rc == 0)
         rc = conc__stream_flush_all(l, s);
     conc__stream_turn_over(l, s);
-    if (rc == 0)
-        conc__quick(l);
     return conc__stream_said(s, rc);
 }
 
@@ -9187,7 +9292,25 @@ CONC_API int conc_stream_flush(conc_stream *s)
 {
     conc_loop *l = conc__in_task();
     int rc = conc__stream_begin_writing(l, s, __func__);
-    return rc ? rc : (int)conc__stream_leave(l, s, conc__stream_flush(l, s));
+    if (rc)
+        return rc;
+    rc = conc__stream_flush(l, s);
+    if (rc == 0)
+        conc__quick(l);
+    return (int)conc__stream_leave(l, s, rc);
+}
+
+/* Before a close, which comes before any other task's turn: else bytes that were written meanwhile
+ * would be lost. 0 too if another task has closed the stream and dropped nothing. */
+CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
+{
+    int rc = conc__stream_begin_writing(l, s, "conc_stream_close");
+    if (rc)
+        return rc;
+    rc = conc__stream_flush(l, s);
+    if (s->state != CONC__STREAM_OPEN && !s->dropped)
+        rc = 0;
+    return (int)conc__stream_leave(l, s, rc);
 }
 
 static const conc__wait_kind conc__vacating = {
@@ -9208,6 +9331,7 @@ CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s)
 CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
 {
     s->state = CONC__STREAM_CLOSED;
+    s->dropped = conc__buffered(&s->out);
     if (l && l->debug)
         conc__unnote(&l->opened, s);
     while (s->writers.first)
@@ -9228,8 +9352,9 @@ CONC_API int conc_stream_close(conc_stream *s)
         return 0;
     conc__stream_renew(s);
     bool open = s->state == CONC__STREAM_OPEN;
-    if (open && l && l->self && !l->self->pending && conc__buffered(&s->out))
-        rc = conc_stream_flush(s);
+    bool kept = open && (conc__buffered(&s->out) || s->writing);
+    if (kept && l && l->self && !l->self->pending)
+        rc = conc__stream_flush_last(l, s);
     if (s->state == CONC__STREAM_OPEN) { /* else another task closes it, too */
         closed = conc__stream_shut(l, s);
         if (rc == 0 && s->unsaid)
@@ -11995,7 +12120,6 @@ CONC__PRIVATE int conc__poller_open(conc_loop *l, const conc__backend *backend)
         return rc;
     if (l->embedded)
         return -ENOTSUP;
-    backend->close(l);
     l->poll_fd = -1;
     l->backend = &conc__poll;
     return conc__poll.open(l);
@@ -12014,8 +12138,7 @@ CONC__PRIVATE int conc__loop_open(conc_loop *l, const conc__backend *backend)
 
 CONC__PRIVATE void conc__loop_close(conc_loop *l)
 {
-    if (l->backend)
-        l->backend->close(l);
+    conc__poller_close(l);
     conc__stacks_close(l);
     conc__fds_free(l);
     conc__spares_free(l);
@@ -12335,7 +12458,9 @@ CONC_API double conc_embed_timeout(conc_embed *e)
         return 0;
     int64_t next = l->virtual_clock ? CONC__NEVER : conc__wheel_next(&l->wheel);
     int64_t now = conc__clock(), verify = l->verified + CONC__VERIFY_EVERY;
-    if (l->verify_count && verify < next) /* the host may close a descriptor */
+    /* the host may close a descriptor; while l->retried is set, the virtual clock is about to
+     * jump, and conc__jump_clock looks */
+    if (l->verify_count && !l->retried && verify < next)
         next = verify;
     if (l->retried && now + CONC__MOMENT < next)
         next = now + CONC__MOMENT;
