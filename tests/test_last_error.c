@@ -162,6 +162,7 @@ static void misuse_generators(void)
     conc_gen g = {0};
     MISUSE(conc_gen_open(NULL, misuses_emit, NULL, sizeof item), -EINVAL);
     MISUSE(conc_gen_open(&g, NULL, NULL, sizeof item), -EINVAL);
+    MISUSE(conc_gen_open(&g, misuses_emit, NULL, SIZE_MAX), -EINVAL);
     MISUSE(conc_gen_next(NULL, &item), -EINVAL);
     MISUSE(conc_gen_next(&g, &item), -EINVAL);
     MISUSE(conc_gen_close(NULL), -EINVAL);
@@ -627,4 +628,110 @@ TASK_TEST(a_cancel_leaves_the_words_of_the_error_before_it)
     CHECK_STR(conc_last_error(), "disk on fire");
     CHECK_INT(conc_scope_end(&s, -EIO), -EIO);
     CHECK_STR(conc_last_error(), "disk on fire");
+}
+
+static int sleeps_for_ever(void *arg)
+{
+    (void)arg;
+    return conc_sleep(CONC_FOREVER);
+}
+
+TASK_TEST(another_tasks_cancel_leaves_the_words_of_the_error_before_it)
+{
+    conc_group g = {0};
+    conc_task first, second, *next;
+    int rc = 0;
+    CHECK_INT(conc_spawn_task(&g, &first, sleeps_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn_task(&g, &second, sleeps_for_ever, NULL), 0);
+    CHECK_INT(conc_cancel(&first), 0);
+    CHECK_INT(conc_join(&first, &rc), 0);
+    CHECK_INT(rc, -ECANCELED);
+    CHECK_STR(conc_last_error(), "");
+    (void)conc_fail(-EIO, "disk on fire");
+    CHECK_INT(conc_join(&first, &rc), 0);
+    CHECK_STR(conc_last_error(), "disk on fire");
+    CHECK_INT(conc_cancel(&second), 0);
+    CHECK_INT(conc_group_next(&g, &next), 1);
+    CHECK_STR(conc_error_text(next), conc_strerror(-ECANCELED));
+    CHECK_STR(conc_last_error(), "disk on fire");
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_STR(conc_last_error(), "disk on fire");
+}
+
+TASK_TEST(a_cancelled_start_leaves_the_words_of_the_error_before_it)
+{
+    conc_scope s = {0};
+    conc_group g = {0};
+    (void)conc_fail(-EIO, "disk on fire");
+    CHECK_INT(conc_scope_begin(&s, 1), 0);
+    CHECK_INT(conc_start(&g, sleeps_for_ever, NULL), -ECANCELED);
+    CHECK_STR(conc_last_error(), "disk on fire");
+    CHECK_INT(conc_scope_end(&s, 0), 0);
+}
+
+/* ---- what is closed by CONC_AUTO after `return conc_fail(...)` */
+
+static char unseen[256];
+
+static void keep_unseen(const conc_failure *f, void *user)
+{
+    (void)user;
+    snprintf(unseen, sizeof unseen, "%s", f->text);
+}
+
+static int fails_when_it_is_cancelled(void *arg)
+{
+    (void)arg;
+    CHECK_INT(conc_sleep(CONC_FOREVER), -ECANCELED);
+    return conc_fail(-EPROTO, "not cleaned up");
+}
+
+static int fails_beside_a_group(void *arg)
+{
+    CONC_AUTO(conc_group, g) = {0};
+    CHECK_INT(conc_spawn(&g, arg ? fails_in_words : fails_when_it_is_cancelled, NULL), 0);
+    CHECK_INT(conc_yield(), arg ? -ECANCELED : 0);
+    return conc_fail(-EIO, "disk on fire");
+}
+
+static int fails_beside_a_stream(void *arg)
+{
+    CONC_AUTO(conc_stream, s) = {0};
+    int ends[2];
+    (void)arg;
+    CHECK_INT(pipe(ends), 0);
+    CHECK_INT(conc_close(ends[0]), 0);
+    CHECK_INT(conc_stream_open(&s, ends[1]), 0);
+    CHECK_INT(conc_stream_write(&s, "x", 1), 1);
+    return conc_fail(-EIO, "disk on fire");
+}
+
+static void check_words_beside(conc_fn *fn, void *arg, const char *expected)
+{
+    conc_options o = {.on_error = keep_unseen};
+    CHECK_INT(conc_run_with(&o, fn, arg), -EIO);
+    CHECK_STR(conc_last_error(), "disk on fire");
+    CHECK_CONTAINS(unseen, expected);
+}
+
+TEST(what_closes_by_itself_leaves_the_words_of_the_error_that_is_returned)
+{
+    check_words_beside(fails_beside_a_group, NULL, "not cleaned up");
+    check_words_beside(fails_beside_a_group, unseen, "line 12: no colon");
+    check_words_beside(fails_beside_a_stream, NULL, "a stream did not close well");
+}
+
+static int has_a_silent_error(void *arg)
+{
+    CONC_AUTO(conc_group, g) = {0};
+    CHECK_INT(conc_spawn(&g, nothing, NULL), 0);
+    (void)arg;
+    return -EIO;
+}
+
+TASK_TEST(what_closes_by_itself_does_not_make_older_words_new)
+{
+    (void)conc_fail(-EIO, STALE);
+    CHECK_INT(conc_timeout(1, has_a_silent_error, NULL), -EIO);
+    CHECK_STR(conc_last_error(), conc_strerror(-EIO));
 }

@@ -584,6 +584,64 @@ TEST(debug_mode_finds_a_handle_that_a_task_left_to_a_running_task)
     check_lost(child_ends_with_handle, "ended, with the handle of sleep_for_ever at");
 }
 
+static int spawn_with_handle(void *arg)
+{
+    opening(__LINE__ + 1);
+    return conc_spawn_task(NULL, arg, sleep_for_ever, NULL);
+}
+
+__attribute__((noinline)) static int lend_a_handle(void)
+{
+    conc_group g = {0};
+    conc_task t;
+    CHECK_INT(conc_spawn(&g, spawn_with_handle, &t), 0);
+    return conc_group_wait(&g);
+}
+
+static int lose_lent_handle(void *arg)
+{
+    (void)arg;
+    CHECK_INT(below(lend_a_handle), 0);
+    return conc_sleep(1);
+}
+
+static void lent_handle_then_wait(void) { run_debugging(lose_lent_handle); }
+
+TEST(debug_mode_finds_a_handle_in_which_another_task_started_one)
+{
+    check_lost(lent_handle_then_wait, "a function returned, with the handle of sleep_for_ever at");
+}
+
+static int return_with_handle(void *arg)
+{
+    conc_task t;
+    CHECK_INT(spawn_with_handle(&t), 0);
+    return arg ? 1 : conc_yield();
+}
+
+static int return_with_lost_handle(void *arg)
+{
+    (void)arg;
+    return spawn_with_handle(&(conc_task){0}) ? 1 : conc_yield();
+}
+
+static void main_ends_with_handle(void) { run(return_with_handle); }
+static void main_ends_with_lost_handle(void) { run(return_with_lost_handle); }
+static void main_ends_with_handle_debugging(void) { run_debugging(return_with_handle); }
+
+TEST(the_end_of_main_finds_handles_of_background_tasks)
+{
+    char text[4096];
+    void (*const ends[])(void) = {main_ends_with_handle, main_ends_with_lost_handle};
+    check_lost(main_ends_with_handle_debugging,
+               "main_fn returned, with the handle of sleep_for_ever at");
+    for (size_t i = 0; i < CONC_LEN(ends) && locals_are_on_the_stack(); i++) {
+        int status = test_in_process(ends[i], text, sizeof text);
+        CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+        CHECK_CONTAINS(text, "main_fn returned, with the handle of ");
+    }
+}
+
 /* The group was opened by this, so that its line is the one that is told. */
 static int lose_handle_and_close(void *arg)
 {
