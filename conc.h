@@ -7175,9 +7175,13 @@ CONC__PRIVATE void conc__closed_elsewhere(conc__post *p)
 {
     conc_loop *l = conc__here;
     conc__fd *f = conc__fd_find(l, ((conc__far_close *)(void *)p)->number);
-    if (f && conc__fd_is_polled(f) && !l->backend->confirm(l, f))
-        conc__fd_gone(l, f);
     CONC_FREE(p);
+    if (!f || f->state != CONC__FD_EDGE)
+        return;
+    /* where it is, the number may be the other thread's by now, and is not asked about */
+    bool certain = f->number < CONC__COUNTED && !conc__fd_not_closed(f);
+    if (certain || !l->backend->confirm(l, f))
+        conc__fd_gone(l, f);
 }
 
 /* Tells the run that had the number, if it lasts, and is not l's. Without memory its tasks wait

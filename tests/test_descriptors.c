@@ -1434,6 +1434,108 @@ SLOW_IO_TEST(a_conc_close_in_another_thread_wakes_a_loop_that_sleeps)
     wait_for_a_close(closes_while_the_loop_sleeps, false);
 }
 
+static int serves_it(void *server) { return conc_serve((conc_server *)server); }
+
+/* Loops of several threads, whose connections any of them closes, so that numbers are soon used
+ * again by another one. */
+enum { CLOSERS = 3, CONNECTIONS = 100 };
+
+static struct closers {
+    pthread_mutex_t mutex;
+    char where[64];
+    int open[CLOSERS * CONNECTIONS], count, working;
+    atomic_int lost;
+} closers = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+
+static void offer_to_close(int fd)
+{
+    pthread_mutex_lock(&closers.mutex);
+    closers.open[closers.count++] = fd;
+    pthread_mutex_unlock(&closers.mutex);
+}
+
+/* False: every connection was made and is closed. */
+static bool close_one(bool is_done)
+{
+    pthread_mutex_lock(&closers.mutex);
+    closers.working -= is_done;
+    int which = closers.count ? rand() % closers.count : -1, fd = -1;
+    if (which >= 0) {
+        fd = closers.open[which];
+        closers.open[which] = closers.open[--closers.count];
+    }
+    bool more = fd >= 0 || closers.working;
+    pthread_mutex_unlock(&closers.mutex);
+    if (fd >= 0)
+        CHECK_INT(conc_close(fd), 0);
+    return more;
+}
+
+static int waits_for_its_close(void *fd)
+{
+    io_reader r = {.fd = *(int *)fd};
+    conc_timeout(10, io_reads, &r);
+    closers.lost += r.rc != -EBADF;
+    return 0;
+}
+
+static int connects_and_closes(void *arg)
+{
+    int fds[CONNECTIONS];
+    conc_group g = {0};
+    (void)arg;
+    for (int i = 0; i < CONNECTIONS; i++) {
+        fds[i] = CONC_TRY_IN(&g, conc_dial(closers.where));
+        CONC_TRY_IN(&g, conc_spawn(&g, waits_for_its_close, &fds[i]));
+        CONC_TRY_IN(&g, conc_yield());
+        offer_to_close(fds[i]);
+        if (i % 2)
+            close_one(false);
+    }
+    for (bool more = close_one(true); more; more = close_one(false))
+        CONC_TRY_IN(&g, conc_sleep(0.0001));
+    return conc_group_wait(&g);
+}
+
+static void *runs_connects_and_closes(void *arg)
+{
+    CHECK_INT(conc_run(connects_and_closes, NULL), 0);
+    return arg;
+}
+
+static int waits_for_the_peers_close(int fd, void *arg)
+{
+    char c;
+    (void)arg;
+    CHECK(conc_read(fd, &c, 1) <= 0);
+    return 0;
+}
+
+SLOW_IO_TEST(connections_that_any_thread_closes_wake_those_who_wait_and_are_not_mistaken)
+{
+    pthread_t threads[CLOSERS];
+    conc_group g = {0};
+    int l = conc_listen("127.0.0.1:0");
+    conc_server s = {.fd = l, .handler = waits_for_the_peers_close};
+    CHECK_INT(conc_address(l, false, closers.where, sizeof closers.where), 0);
+    CHECK_INT(conc_spawn(&g, serves_it, &s), 0);
+    int working = closers.working = CLOSERS;
+    closers.lost = 0;
+    for (int i = 0; i < CLOSERS; i++)
+        CHECK_INT(pthread_create(&threads[i], NULL, runs_connects_and_closes, NULL), 0);
+    do {
+        CHECK_INT(conc_sleep(0.01), 0);
+        pthread_mutex_lock(&closers.mutex);
+        working = closers.working;
+        pthread_mutex_unlock(&closers.mutex);
+    } while (working);
+    for (int i = 0; i < CLOSERS; i++)
+        CHECK_INT(pthread_join(threads[i], NULL), 0);
+    CHECK_INT(closers.lost, 0);
+    CHECK_INT(conc_close(s.fd), 0);
+    CHECK_INT(conc_group_wait(&g), 0);
+}
+
 /* Closes numbers that are not open, and that have remainders in common with fd. */
 static void *closes_strays(void *fd)
 {
@@ -1457,8 +1559,6 @@ static int reads_after_strays(int fd, void *arg)
     ssize_t n = conc_read(fd, &c, 1);
     return n < 0 ? (int)n : 0;
 }
-
-static int serves_it(void *server) { return conc_serve((conc_server *)server); }
 
 /* As many connections come and go while a server runs. */
 static void be_served(int l, int times)
