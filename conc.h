@@ -11057,7 +11057,9 @@ CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
     tr->fd = conc__trace_file(path);
     if (tr->fd < 0) {
         int rc = tr->fd;
-        fprintf(stderr, "conc: %s: no trace can be written there: %s\n", path, conc_strerror(rc));
+        const char *words = conc__system_words(rc);
+        fprintf(stderr, "conc: %s: no trace can be written there: %s\n", path, words);
+        snprintf(conc__words_of_run, sizeof conc__words_of_run, "%.80s: %s", path, words);
         CONC_FREE(tr);
         return rc;
     }
@@ -12384,9 +12386,10 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
     if (conc__here)
         return conc__misused(-EBUSY, embedded ? "conc_embed_begin" : "conc_run",
                              "a run is open on this thread", NULL);
+    *conc__words_of_run = 0; /* the call that fails may write others there */
     int rc = conc__open_run(out, embedded, options, spawned, main_fn, arg);
     if (rc)
-        conc__keep_words_of_run(rc, conc_strerror(rc));
+        conc__keep_words_of_run(rc, conc__words_or(conc__words_of_run, rc));
     return rc;
 }
 

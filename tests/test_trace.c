@@ -565,7 +565,9 @@ static void run_nowhere(void)
 {
     conc_options o = {.trace = "/nowhere/at/all/trace.json"};
     CHECK_INT(conc_run_with(&o, returns_7, NULL), -ENOENT);
+    CHECK_CONTAINS(conc_last_error(), "/nowhere/at/all/trace.json: No such file");
     CHECK_INT(conc_run(returns_7, NULL), 7);
+    CHECK_STR(conc_last_error(), "");
 }
 
 TEST(a_file_that_cannot_be_opened_is_an_error_before_anything_runs)
