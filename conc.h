@@ -9307,8 +9307,10 @@ CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
         if (s->state != CONC__STREAM_OPEN)
             return -EPIPE;
         size_t done = before - conc__buffered(&s->out);
+        if (rc == -ECANCELED && done)
+            return done < INT_MAX ? (int)done : INT_MAX;
         if (rc < 0)
-            return rc == -ECANCELED && done ? (int)done : rc;
+            return rc;
     }
 }
 

@@ -5045,6 +5045,8 @@ CONC__PRIVATE char *conc__text_room(conc_task *t)
 CONC__PRIVATE void conc__tell(conc_task *t, int rc, const char *text, conc__source by)
 {
     bool in_words = text && *text;
+    if (rc == -ECANCELED && !in_words && t->last_rc)
+        return; /* the words of the error before it stay */
     t->tellings++;
     t->last_rc = rc;
     t->told_by = by.spawned;
@@ -5172,7 +5174,8 @@ CONC_API const char *conc_last_error(void)
     }
     if (!l || !l->self->last_rc)
         return "";
-    return conc__words_or(conc__words(l->self, l->self->last_rc), l->self->last_rc);
+    const char *words = conc__words(l->self, l->self->last_rc);
+    return l->self->last_rc == -ECANCELED ? words : conc__words_or(words, l->self->last_rc);
 }
 
 CONC_API const char *conc_strerror(int rc)
@@ -5341,6 +5344,35 @@ CONC__PRIVATE void conc__report(conc_loop *l, conc__source source, int rc, const
 CONC__PRIVATE void conc__report_task(conc_loop *l, const conc_task *t)
 {
     conc__report(l, conc__source_of(t), t->result, conc__words(t, t->result));
+}
+
+/* A task's newest error. */
+typedef struct conc__kept_error {
+    int rc;
+    uint32_t tellings;
+    const char *told_by;
+    char text[CONC__TEXT], name[CONC__NAME];
+} conc__kept_error;
+
+/* Keeps the newest error of a task that closes something, where no call returns the error of that
+ * close: it may be the one that the task is about to return. */
+CONC__PRIVATE void conc__error_keep(conc__kept_error *kept, const conc_task *t)
+{
+    kept->rc = t->last_rc;
+    kept->tellings = t->tellings;
+    kept->told_by = t->told_by;
+    conc__copy(kept->text, sizeof kept->text, conc__words(t, t->last_rc));
+    conc__keep_name(kept->name, conc__origin(t, t->last_rc));
+}
+
+CONC__PRIVATE void conc__error_restore(conc_task *t, const conc__kept_error *kept)
+{
+    conc__source by = {NULL, NULL};
+    if (kept->told_by)
+        by = conc__kept_source(kept->name, kept->told_by);
+    t->last_rc = 0;
+    conc__tell(t, kept->rc, kept->text, by);
+    t->tellings = kept->tellings;
 }
 
 /* The running task could not close something as it should. */
@@ -5843,8 +5875,8 @@ CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
 }
 
 /* Waits for the children of an open group, ends its scope, and returns what is to be returned
- * when the body's result was rc. */
-CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc)
+ * when the body's result was rc. The task is not told of it: its newest error stays. */
+CONC__PRIVATE int conc__group_close_unseen(conc_loop *l, conc_group *g, int rc)
 {
     do {
         conc__wait_until_empty(l, g);
@@ -5852,12 +5884,18 @@ CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc)
     } while (g->live); /* on_error may spawn */
     bool outside = conc__cancelled_around(l, &g->scope);
     conc__scope_close(l, &g->scope);
-    if (g->error) {
-        conc__tell(l->self, g->error, g->text, conc__group_source(g));
+    if (g->error)
         return g->error;
-    }
     if (rc == -ECANCELED || g->cut_short)
         return outside ? -ECANCELED : rc < 0 ? 0 : rc;
+    return rc;
+}
+
+CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc)
+{
+    rc = conc__group_close_unseen(l, g, rc);
+    if (CONC__UNLIKELY(g->error))
+        conc__tell(l->self, g->error, g->text, conc__group_source(g));
     return rc;
 }
 
@@ -5866,9 +5904,10 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
 {
     if (!l)
         return -EPERM;
-    if (!g || g->scope.state == CONC__CLOSED)
-        return conc__misused(-EINVAL, call, "the group was closed before",
-                             g ? g->scope.place : NULL);
+    if (!g)
+        return conc__misused(-EINVAL, call, "no group", NULL);
+    if (g->scope.state == CONC__CLOSED)
+        return conc__misused(-EINVAL, call, "the group was closed before", g->scope.place);
     if (g->scope.state == CONC__FRESH)
         return 1;
     if (g->scope.task != l->self)
@@ -5936,8 +5975,8 @@ CONC_API void conc__auto_conc_group(conc_group *g)
     if (l->self->scope != &g->scope)
         conc__lost(l, l->self, "the block of a CONC_AUTO group ended");
     conc__cancel_scope(l, &g->scope);
-    int rc = conc__group_close(l, g, 0);
-    if (rc < 0 && g->error)
+    conc__group_close_unseen(l, g, 0);
+    if (g->error)
         conc__report(l, conc__group_source(g), g->error, g->text);
 }
 
@@ -6357,6 +6396,8 @@ CONC_API int conc__gen_open(conc_gen *face, const char *opened, conc_gen_fn *fn,
         return -EPERM;
     if (!face || !fn)
         return conc__misused(-EINVAL, __func__, "no generator, or no function", opened);
+    if (item_size > PTRDIFF_MAX)
+        return conc__misused(-EINVAL, __func__, "an impossible size of an item", opened);
     if (conc__gen_of(l, face) && face->body != &conc__exhausted)
         return conc__misused(-EINVAL, __func__, "the generator is open", opened);
     if (conc__gen_is_elsewhere(l, face))
@@ -6572,18 +6613,14 @@ CONC_API int conc_gen_close(conc_gen *face)
  * error stays what it was. */
 CONC__PRIVATE void conc__gen_close_unseen(conc_loop *l, conc__gen *g, conc_gen *face)
 {
-    conc_task *self = l->self;
-    conc__source source = conc__gen_source(g), by = conc__origin(self, self->last_rc);
-    char text[CONC__TEXT], name[CONC__NAME];
-    int last_rc = self->last_rc;
-    bool by_another = self->told_by != NULL, stopped;
-    conc__copy(text, sizeof text, conc__words(self, last_rc));
-    conc__keep_name(name, by);
+    conc__source source = conc__gen_source(g);
+    conc__kept_error kept;
+    bool stopped;
+    conc__error_keep(&kept, l->self);
     int rc = conc__gen_finish(l, g, face, &stopped);
     if (rc < 0)
-        conc__report(l, source, rc, conc__words(self, rc));
-    by = by_another ? conc__kept_source(name, by.spawned) : (conc__source){NULL, NULL};
-    conc__tell(self, last_rc, text, by);
+        conc__report(l, source, rc, conc__words(l->self, rc));
+    conc__error_restore(l->self, &kept);
 }
 
 CONC_API void conc__auto_conc_gen(conc_gen *face)
@@ -7143,9 +7180,13 @@ CONC__PRIVATE void conc__closed_elsewhere(conc__post *p)
 {
     conc_loop *l = conc__here;
     conc__fd *f = conc__fd_find(l, ((conc__far_close *)(void *)p)->number);
-    if (f && conc__fd_is_polled(f) && !l->backend->confirm(l, f))
-        conc__fd_gone(l, f);
     CONC_FREE(p);
+    if (!f || f->state != CONC__FD_EDGE)
+        return;
+    /* where it is, the number may be the other thread's by now, and is not asked about */
+    bool certain = f->number < CONC__COUNTED && !conc__fd_not_closed(f);
+    if (certain || !l->backend->confirm(l, f))
+        conc__fd_gone(l, f);
 }
 
 /* Tells the run that had the number, if it lasts, and is not l's. Without memory its tasks wait
@@ -9271,8 +9312,10 @@ CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
         if (s->state != CONC__STREAM_OPEN)
             return -EPIPE;
         size_t done = before - conc__buffered(&s->out);
+        if (rc == -ECANCELED && done)
+            return done < INT_MAX ? (int)done : INT_MAX;
         if (rc < 0)
-            return rc == -ECANCELED && done ? (int)done : rc;
+            return rc;
     }
 }
 
@@ -9368,10 +9411,15 @@ CONC_API int conc_stream_close(conc_stream *s)
 
 CONC_API void conc__auto_conc_stream(conc_stream *s)
 {
-    int rc = conc_stream_close(s);
     conc_loop *l = conc__of_task();
+    conc__kept_error kept;
+    if (l)
+        conc__error_keep(&kept, l->self);
+    int rc = conc_stream_close(s);
     if (rc < 0 && rc != -ECANCELED && l)
         conc__report_close(l, "a stream", rc);
+    if (l)
+        conc__error_restore(l->self, &kept);
 }
 
 /* ---- >>signalling --------------------------------------------------------------------------- */
@@ -10686,7 +10734,8 @@ CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *
 {
     const conc_task *self = l->self;
     const char *at = handle, *top = self ? conc__stack_top(self->stack) : NULL;
-    if (!self || at < self->stack->low || at >= top)
+    bool is_job = strcmp(what, CONC__A_JOB) == 0; /* whose end in another thread is not noted */
+    if (is_job && (!self || at < self->stack->low || at >= top))
         return;                        /* not on the stack of the running task */
     conc__unnote(&l->handles, handle); /* an earlier job's, which has ended */
     conc__note(&l->handles, handle, "a handle", what);
@@ -11015,7 +11064,9 @@ CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
     tr->fd = conc__trace_file(path);
     if (tr->fd < 0) {
         int rc = tr->fd;
-        fprintf(stderr, "conc: %s: no trace can be written there: %s\n", path, conc_strerror(rc));
+        const char *words = conc__system_words(rc);
+        fprintf(stderr, "conc: %s: no trace can be written there: %s\n", path, words);
+        snprintf(conc__words_of_run, sizeof conc__words_of_run, "%.80s: %s", path, words);
         CONC_FREE(tr);
         return rc;
     }
@@ -12186,12 +12237,29 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     return l;
 }
 
+/* main_fn has returned to `frame`: what is still in use in memory of the frames below it is lost. Of
+ * a handle that lies there nothing is read, as it may have been overwritten. */
+CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
+{
+    static const char how[] = "main_fn returned";
+    conc_task *self = l->self;
+    uintptr_t low = (uintptr_t)self->stack->low, size = (uintptr_t)frame - low;
+    if (self->scope)
+        conc__lost(l, self, how);
+    if (l->lent)
+        conc__find_lost_loans(l, self, frame, how);
+    const conc_task *t = l->background.live_handles ? l->background.children : NULL;
+    for (; t; t = t->younger)
+        if ((uintptr_t)t - low < size) {
+            self->place = CONC__HANDLE_OF "a background task";
+            conc__lost(l, self, how);
+        }
+}
+
 /* What is left when main_fn has returned; in its task. */
 CONC__PRIVATE void conc__wind_up(conc_loop *l)
 {
     conc_task *self = l->self;
-    if (self->scope)
-        conc__lost(l, self, "main_fn returned");
     l->winding_up = true;
     self->asked = false; /* its cancel is over: what follows waits */
     conc__mark(l, self);
@@ -12210,6 +12278,7 @@ CONC__PRIVATE int conc__main_task(void *arg)
     int rc = l->main_fn(l->main_arg);
     if (conc__here != l)
         return rc; /* a forked child */
+    conc__find_lost_of_main(l, __builtin_frame_address(0));
     conc__wind_up(l);
     l->over = true;
     return rc;
@@ -12324,9 +12393,10 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
     if (conc__here)
         return conc__misused(-EBUSY, embedded ? "conc_embed_begin" : "conc_run",
                              "a run is open on this thread", NULL);
+    *conc__words_of_run = 0; /* the call that fails may write others there */
     int rc = conc__open_run(out, embedded, options, spawned, main_fn, arg);
     if (rc)
-        conc__keep_words_of_run(rc, conc_strerror(rc));
+        conc__keep_words_of_run(rc, conc__words_or(conc__words_of_run, rc));
     return rc;
 }
 
