@@ -5875,8 +5875,8 @@ CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
 }
 
 /* Waits for the children of an open group, ends its scope, and returns what is to be returned
- * when the body's result was rc. The task is not told of it: its newest error stays. */
-CONC__PRIVATE int conc__group_close_unseen(conc_loop *l, conc_group *g, int rc)
+ * when the body's result was rc. unseen: no call returns that, and the task's newest error stays. */
+CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc, bool unseen)
 {
     do {
         conc__wait_until_empty(l, g);
@@ -5884,18 +5884,13 @@ CONC__PRIVATE int conc__group_close_unseen(conc_loop *l, conc_group *g, int rc)
     } while (g->live); /* on_error may spawn */
     bool outside = conc__cancelled_around(l, &g->scope);
     conc__scope_close(l, &g->scope);
-    if (g->error)
+    if (g->error) {
+        if (!unseen)
+            conc__tell(l->self, g->error, g->text, conc__group_source(g));
         return g->error;
+    }
     if (rc == -ECANCELED || g->cut_short)
         return outside ? -ECANCELED : rc < 0 ? 0 : rc;
-    return rc;
-}
-
-CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc)
-{
-    rc = conc__group_close_unseen(l, g, rc);
-    if (CONC__UNLIKELY(g->error))
-        conc__tell(l->self, g->error, g->text, conc__group_source(g));
     return rc;
 }
 
@@ -5951,7 +5946,7 @@ CONC__PRIVATE CONC__CALLED int conc__group_finish(conc_group *g, int rc, const c
         conc__group_failed(l, g, l->self, rc);
         conc__cancel_scope(l, &g->scope);
     }
-    return conc__group_close(l, g, rc);
+    return conc__group_close(l, g, rc, false);
 }
 
 CONC_API int conc_group_end(conc_group *g, int rc)
@@ -5975,7 +5970,7 @@ CONC_API void conc__auto_conc_group(conc_group *g)
     if (l->self->scope != &g->scope)
         conc__lost(l, l->self, "the block of a CONC_AUTO group ended");
     conc__cancel_scope(l, &g->scope);
-    conc__group_close_unseen(l, g, 0);
+    conc__group_close(l, g, 0, true);
     if (g->error)
         conc__report(l, conc__group_source(g), g->error, g->text);
 }
@@ -6092,7 +6087,7 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
             return conc__own_error(-ENOMEM);
         }
     if (!b->keep_going)
-        return conc__group_close(l, &g, 0);
+        return conc__group_close(l, &g, 0, false);
     conc__wait_until_empty(l, &g);
     bool outside = conc__cancelled_around(l, &g.scope);
     conc__scope_close(l, &g.scope);
@@ -8350,7 +8345,7 @@ CONC__PRIVATE int conc__connect_any(conc_loop *l, conc__addresses *found)
     }
     if (rc)
         conc__cancel_scope(l, &r.group.scope);
-    rc = conc__group_close(l, &r.group, rc);
+    rc = conc__group_close(l, &r.group, rc, false);
     if (r.fd >= 0)
         return r.fd;
     return rc ? rc : r.error;
@@ -8588,7 +8583,7 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *spa
     rc = conc__serve_all(l, &g, &s, spawned);
     if (rc)
         conc__cancel_scope(l, &g.scope);
-    int end = conc__group_close(l, &g, rc);
+    int end = conc__group_close(l, &g, rc, false);
     return conc__hand_on(l, end == 0 && rc != -ECANCELED ? rc : end);
 }
 
