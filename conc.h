@@ -727,9 +727,10 @@ CONC_API int conc_dial(const char *address);
 CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
 
 /* Closes fd, which need not be conc's, and wakes all of this loop's tasks that wait on it with
- * -EBADF, and another loop's a little later. Not a checkpoint. From anywhere; outside a run it only closes. Errors: close(2)'s; the
- * descriptor is gone all the same. A socket with SO_LINGER set to a time holds the loop so long,
- * in non-blocking mode too, while data is unsent: close that one by conc_offload. */
+ * -EBADF, and another loop's a little later. Not a checkpoint. From anywhere; outside a run it only
+ * closes. Errors: close(2)'s; the descriptor is gone all the same. A socket with SO_LINGER set to a
+ * time holds the loop so long, in non-blocking mode too, while data is unsent: close that one by
+ * conc_offload. */
 CONC_API int conc_close(int fd);
 
 typedef struct conc_server {
@@ -828,9 +829,10 @@ CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
 /* Flushes behind the write that is under way (not in a task that is cancelled), closes, and frees:
  * 0, the error of the flush, or an earlier one of writing that no call has told yet. Tasks that
  * wait in the stream get -EPIPE, and the close returns when all of them have left it: its memory
- * may be freed then. A cancel does not cut that short. Closing twice, or what was never opened, does nothing. Waits, but is not to be
- * repeated after an error. Outside a run, and in a posted function, it neither flushes nor waits:
- * there the stream's memory has to stay until the tasks inside have returned. */
+ * may be freed then. A cancel does not cut that short. Closing twice, or what was never opened,
+ * does nothing. Waits, but is not to be repeated after an error. Outside a run, and in a posted
+ * function, it neither flushes nor waits: there the stream's memory has to stay until the tasks
+ * inside have returned. */
 CONC_API int conc_stream_close(conc_stream *s);
 CONC_API void conc__auto_conc_stream(conc_stream *s);
 
@@ -2631,7 +2633,7 @@ CONC__COLD bool conc__epoll_is_refused(const conc_loop *l, int rc)
 }
 
 /* A sandbox that the program has set up during the run refuses epoll: the loop goes on with
- * poll(2). False: the host of an embedded loop waits for the epoll descriptor, so it has to stay. */
+ * poll(2). False: the loop is embedded, and its host waits for the epoll descriptor. */
 CONC__COLD bool conc__epoll_give_up(conc_loop *l)
 {
     int numbers = (int)l->fd_blocks * CONC__FDS;
@@ -5869,9 +5871,9 @@ CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
     }
 }
 
-/* Waits for the children of an open group, ends its scope, and returns what is to be returned
- * when the body's result was rc. unseen: no call returns that, and the task's newest error stays. */
-CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc, bool unseen)
+/* Waits for the children of an open group, ends its scope, and returns what is to be returned when
+ * the body's result was rc. */
+CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc)
 {
     do {
         conc__wait_until_empty(l, g);
@@ -5880,8 +5882,7 @@ CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc, bool un
     bool outside = conc__cancelled_around(l, &g->scope);
     conc__scope_close(l, &g->scope);
     if (g->error) {
-        if (!unseen)
-            conc__tell(l->self, g->error, g->text, conc__group_source(g));
+        conc__tell(l->self, g->error, g->text, conc__group_source(g));
         return g->error;
     }
     if (rc == -ECANCELED || g->cut_short)
@@ -5941,7 +5942,7 @@ CONC__PRIVATE CONC__CALLED int conc__group_finish(conc_group *g, int rc, const c
         conc__group_failed(l, g, l->self, rc);
         conc__cancel_scope(l, &g->scope);
     }
-    return conc__group_close(l, g, rc, false);
+    return conc__group_close(l, g, rc);
 }
 
 CONC_API int conc_group_end(conc_group *g, int rc)
@@ -5965,9 +5966,12 @@ CONC_API void conc__auto_conc_group(conc_group *g)
     if (l->self->scope != &g->scope)
         conc__lost(l, l->self, "the block of a CONC_AUTO group ended");
     conc__cancel_scope(l, &g->scope);
-    conc__group_close(l, g, 0, true);
+    conc__kept_error kept;
+    conc__error_keep(&kept, l->self);
+    conc__group_close(l, g, 0);
     if (g->error)
         conc__report(l, conc__group_source(g), g->error, g->text);
+    conc__error_restore(l->self, &kept);
 }
 
 CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
@@ -6082,7 +6086,7 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
             return conc__own_error(-ENOMEM);
         }
     if (!b->keep_going)
-        return conc__group_close(l, &g, 0, false);
+        return conc__group_close(l, &g, 0);
     conc__wait_until_empty(l, &g);
     bool outside = conc__cancelled_around(l, &g.scope);
     conc__scope_close(l, &g.scope);
@@ -8340,7 +8344,7 @@ CONC__PRIVATE int conc__connect_any(conc_loop *l, conc__addresses *found)
     }
     if (rc)
         conc__cancel_scope(l, &r.group.scope);
-    rc = conc__group_close(l, &r.group, rc, false);
+    rc = conc__group_close(l, &r.group, rc);
     if (r.fd >= 0)
         return r.fd;
     return rc ? rc : r.error;
@@ -8578,7 +8582,7 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *spa
     rc = conc__serve_all(l, &g, &s, spawned);
     if (rc)
         conc__cancel_scope(l, &g.scope);
-    int end = conc__group_close(l, &g, rc, false);
+    int end = conc__group_close(l, &g, rc);
     return conc__hand_on(l, end == 0 && rc != -ECANCELED ? rc : end);
 }
 
@@ -12227,8 +12231,8 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     return l;
 }
 
-/* main_fn has returned to `frame`: what is still in use in memory of the frames below it is lost. Of
- * a handle that lies there nothing is read, as it may have been overwritten. */
+/* main_fn has returned to `frame`: what is still in use in memory of the frames below it is lost.
+ * Of a handle that lies there nothing is read, as it may have been overwritten. */
 CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
 {
     static const char how[] = "main_fn returned";

@@ -2,9 +2,9 @@
  * now and then, and mappings of stacks that do.
  *
  * A call that says -ENOMEM has had no effect, which the model checks as it goes on: a spawn that is
- * refused leaves its group as it was, and a fresh one fresh; a place under a limit goes to the next;
- * of a gather no child runs; a local keeps its value. No call says so unless something was refused,
- * and at the end all memory is given back.
+ * refused leaves its group as it was, and a fresh one fresh; a place under a limit goes to the
+ * next; of a gather no child runs; a local keeps its value. No call says so unless something was
+ * refused, and at the end all memory is given back.
  *
  * Not under: ucontext, save-fpu, aarch64, aarch64-bti, riscv64, seeds (the programs have seeds of
  * their own; emulators have little memory for large stacks)

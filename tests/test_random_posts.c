@@ -2,9 +2,9 @@
  *
  * Threads post functions in bursts, alone or in floods, and wait in between until the loop has run
  * them, so that it sleeps often when the next one comes. The functions put items, wake tasks, give
- * permits, cancel scopes, spawn, and post again. Tasks wait for all that, under time limits or none,
- * on the virtual or the real clock, in a run of its own or embedded. Some threads go on until the
- * loop refuses, after main_fn's end. Checked are
+ * permits, cancel scopes, spawn, and post again. Tasks wait for all that, under time limits or
+ * none, on the virtual or the real clock, in a run of its own or embedded. Some threads go on until
+ * the loop refuses, after main_fn's end. Checked are
  *   - that each accepted post runs, once, in the loop's thread, in the order of its thread, and
  *     soon; none runs after the run;
  *   - that nothing which a post does is lost: items, permits, wake-ups, spawned tasks;

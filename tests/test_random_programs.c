@@ -728,8 +728,8 @@ static void check_room(task *t, group *g, int rc)
         leave_place(g);
 }
 
-/* A child that leaves its place leaves its stack too, so that a stack of a size that the system does
- * not have is needed where memory shall run out just then. */
+/* A child that leaves its place leaves its stack too, so that a stack of a size that the system
+ * does not have is needed where memory shall run out just then. */
 static void starve(group *g, int by)
 {
     g->starved += by;
