@@ -3245,9 +3245,11 @@ THREAD_TEST(from_any_allocation_for_a_task_on_all_may_fail) { fail_allocations(t
 /* ---- handles of jobs in functions that have returned */
 
 static conc_pool lender;
+static atomic_bool begun;
 
 static int never_end(void *arg)
 {
+    begun = true;
     while (pause() != 0) /* it never is */
         ;
     return arg != NULL;
@@ -3255,13 +3257,22 @@ static int never_end(void *arg)
 
 static int end_now(void *arg) { return (void)arg, 3; }
 
+/* The thread has read the handle: it may be overwritten. */
+static int submit_and_see_it_begin(conc_job *j)
+{
+    CHECK_INT(conc_pool_submit(&lender, j, never_end, NULL), 0);
+    while (!begun)
+        sched_yield();
+    return 0;
+}
+
 /* In these two the room keeps the next call from overwriting the handle. */
 __attribute__((noinline)) static int leave_a_running_job(void)
 {
     conc_job j;
     volatile char room[16384];
     room[0] = 0;
-    return conc_pool_submit(&lender, &j, never_end, NULL) + room[0];
+    return submit_and_see_it_begin(&j) + room[0];
 }
 
 __attribute__((noinline)) static int leave_a_job_that_ended(void)
@@ -3294,7 +3305,7 @@ static int leave_and_end(void *arg)
 {
     conc_job j;
     (void)arg;
-    return conc_pool_submit(&lender, &j, never_end, NULL);
+    return submit_and_see_it_begin(&j);
 }
 
 static int have_a_task_leave_one(void *arg)
