@@ -9,7 +9,9 @@
 
 #include <sys/mman.h>
 
+#include <poll.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/un.h>
