@@ -1153,6 +1153,18 @@ EMBED_TEST(a_posted_function_cannot_step_or_end_its_own_loop)
     CHECK_STR(noted, "refused");
 }
 
+/* fn gets the host, whose run goes on. */
+static void while_another_thread_calls(void *(*fn)(void *))
+{
+    host h;
+    pthread_t t;
+    double seconds = 0.01;
+    begin(&h, sleeps, &seconds);
+    CHECK_INT(pthread_create(&t, NULL, fn, &h), 0);
+    CHECK_INT(pthread_join(t, NULL), 0);
+    CHECK_INT(finish(&h), 5);
+}
+
 static void *call_from_afar(void *arg)
 {
     host *h = arg;
@@ -1163,16 +1175,7 @@ static void *call_from_afar(void *arg)
     return NULL;
 }
 
-EMBED_TEST(another_thread_cannot_step_or_end_it)
-{
-    host h;
-    pthread_t t;
-    double seconds = 0.01;
-    begin(&h, sleeps, &seconds);
-    CHECK_INT(pthread_create(&t, NULL, call_from_afar, &h), 0);
-    CHECK_INT(pthread_join(t, NULL), 0);
-    CHECK_INT(finish(&h), 5);
-}
+EMBED_TEST(another_thread_cannot_step_or_end_it) { while_another_thread_calls(call_from_afar); }
 
 static void *begin_from_afar(void *arg)
 {
@@ -1191,13 +1194,7 @@ static void *begin_from_afar(void *arg)
 
 EMBED_TEST(what_another_thread_has_begun_is_not_begun_again)
 {
-    host h;
-    pthread_t t;
-    double seconds = 0.01;
-    begin(&h, sleeps, &seconds);
-    CHECK_INT(pthread_create(&t, NULL, begin_from_afar, &h), 0);
-    CHECK_INT(pthread_join(t, NULL), 0);
-    CHECK_INT(finish(&h), 5);
+    while_another_thread_calls(begin_from_afar);
 }
 
 static void be_a_child(host *h)

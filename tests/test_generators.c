@@ -1105,13 +1105,20 @@ TASK_TEST(a_body_cannot_end_what_its_consumer_has_open)
         bool ran = false;
         conc_scope s = {0};
         conc_group group = {0};
-        ending e = {.scope = i & 1 ? &s : NULL, .group = i & 1 ? NULL : &group};
+        ending e = {0};
         CONC_AUTO(conc_gen, g) = {0};
+        if (i & 1)
+            e.scope = &s;
+        else
+            e.group = &group;
         CHECK_INT(conc_gen_open(&g, bodies[i / 2], &e, sizeof item), 0);
         CHECK_INT(e.scope ? conc_scope_begin(&s, 5) : conc_spawn(&group, wait_a_second, &ran), 0);
         CHECK_INT(conc_gen_next(&g, &item), 1);
         CHECK_INT(item, 1);
-        CHECK_INT(e.scope ? conc_scope_end(&s, -EIO) : conc_group_wait(&group), e.scope ? -EIO : 0);
+        if (e.scope)
+            CHECK_INT(conc_scope_end(&s, -EIO), -EIO);
+        else
+            CHECK_INT(conc_group_wait(&group), 0);
         CHECK(ran == (e.group != NULL));
     }
 }

@@ -213,7 +213,8 @@ static void connect_by_hand(task *t, int fds[2])
 
 static kind open_kind(task *t, int fds[2])
 {
-    kind kind = (enum kind)pick(t, with_tcp ? KINDS : conc_cancelled() ? CONC_SOCKET : TCP);
+    int kinds = conc_cancelled() ? CONC_SOCKET : TCP;
+    kind kind = (enum kind)pick(t, with_tcp ? KINDS : kinds);
     if (kind == CONC_SOCKET && conc_cancelled())
         kind = SOCKET;
     if (kind == CONC_SOCKET || kind == CONC_TCP)

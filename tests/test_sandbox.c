@@ -347,15 +347,20 @@ static int run_the_parts(void *arg)
     return 0;
 }
 
-static void run_refused(void)
+static void set_up(void)
 {
+    int broken[2];
     signal(SIGALRM, SIG_DFL);
     alarm(LIMIT);
     CHECK_INT(pipe(pipe_ends), 0);
-    int broken[2];
     CHECK_INT(pipe(broken), 0);
     close(broken[0]);
     broken_end = broken[1];
+}
+
+static void run_refused(void)
+{
+    set_up();
     if (!refuse(refused.call, refused.error))
         return; /* no filters here: in a sandbox that refuses these, or an emulator */
     int rc = conc_run(run_the_parts, NULL);
@@ -481,13 +486,7 @@ static int refuse_while_tasks_wait(void *arg)
 
 static void run_refused_later(void)
 {
-    signal(SIGALRM, SIG_DFL);
-    alarm(LIMIT);
-    CHECK_INT(pipe(pipe_ends), 0);
-    int broken[2];
-    CHECK_INT(pipe(broken), 0);
-    close(broken[0]);
-    broken_end = broken[1];
+    set_up();
     int before = test_count_fds();
     CHECK_INT(conc_run(refuse_while_tasks_wait, NULL), 0);
     CHECK_INT(test_count_fds(), before);
