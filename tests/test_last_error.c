@@ -690,7 +690,7 @@ static int fails_beside_a_group(void *arg)
 {
     CONC_AUTO(conc_group, g) = {0};
     CHECK_INT(conc_spawn(&g, arg ? fails_in_words : fails_when_it_is_cancelled, NULL), 0);
-    CHECK_INT(conc_yield(), arg ? -ECANCELED : 0);
+    CHECK_INT(conc_settle(), arg ? -ECANCELED : 0);
     return conc_fail(-EIO, "disk on fire");
 }
 
