@@ -3,7 +3,8 @@
 # the libraries that its first lines name. On the virtual clock the output must be that in
 # tests/examples/<folder>__<name>.out, byte for byte; where it is random, it must follow from the numbers drawn. Those
 # that deal with the world outside are also driven from there, by the Python scripts in tests/examples.
-# CC chooses the compiler; --single takes single_include/conc.h, which is then what the example includes.
+# CC chooses the compiler; --single takes single_include/conc.h, which is then what the example includes. Further words
+# are the folders to take instead of all.
 # Needs bash, coreutils, diffutils, awk, Python 3, nc of OpenBSD, socat, libcurl and SQLite.
 set -u
 export LC_ALL=C
@@ -13,19 +14,18 @@ cd "$(dirname "$0")/.." || exit 2
 root=$PWD
 headers=("$root"/conc*.h)
 included='s/^$//' # the example as it is
-case "${1-}" in
-"") ;;
---single)
+if [ "${1-}" = --single ]; then
+    shift
     headers=("$root/single_include/conc.h")
     included='s,^#include "../../conc_[a-z]*.h",#include "../../conc.h",'
-    ;;
-*) echo "usage: $0 [--single]" >&2 && exit 2 ;;
-esac
+fi
+[ $# -gt 0 ] || set -- "$root"/examples/*/
+folders=("${@%/}")
+for folder in "${folders[@]}"; do
+    [ -d "$root/examples/${folder##*/}" ] || { echo "usage: $0 [--single] [FOLDER...]" >&2 && exit 2; }
+done
 read -ra cc <<<"${CC:-cc}"
-warnings=(-std=c11 -O2 -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes -Wundef)
-
-look=(-c -o x.o)
-[[ ${cc[0]} != *clang* ]] || look=(-fsyntax-only) # its warnings need no optimisation
+warnings=(-std=c11 -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes -Wundef)
 
 tmp=$(mktemp -d) || exit 2
 trap 'rm -rf "$tmp"' EXIT
@@ -161,7 +161,19 @@ scenarios() {
     done
 }
 
-for source in "$root"/examples/*/*.c; do
+# no_warnings NAME: neither the example with the implementation inside, nor the example alone where it is optimised
+no_warnings() {
+    "${cc[@]}" "${warnings[@]}" -fsyntax-only "${1#*/}.c" >"$box/wrong" 2>&1
+    sed '/^#define CONC_STATIC$/d' "${1#*/}.c" >declared.c
+    "${cc[@]}" "${warnings[@]}" -O2 -c declared.c -o declared.o >>"$box/wrong" 2>&1
+    check "$1: no warnings" "$box/wrong"
+}
+
+sources=()
+for folder in "${folders[@]##*/}"; do
+    sources+=("$root/examples/$folder"/*.c)
+done
+for source in "${sources[@]}"; do
     name=$(basename "$source" .c)
     folder=$(basename "$(dirname "$source")")
     expected=$root/tests/examples/${folder}__$name.out
@@ -173,8 +185,7 @@ for source in "$root"/examples/*/*.c; do
     "${cc[@]}" "$name.c" -o x "${libraries[@]}" >"$box/wrong" 2>&1
     check "$folder/$name: cc $name.c -o x ${libraries[*]}" "$box/wrong"
     [ -x x ] || continue
-    "${cc[@]}" "${warnings[@]}" "${look[@]}" "$name.c" >"$box/wrong" 2>&1
-    check "$folder/$name: no warnings" "$box/wrong"
+    no_warnings "$folder/$name"
 
     : >"$box/wrong"
     CONC_CLOCK=virtual run_it ./x

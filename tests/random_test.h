@@ -130,13 +130,15 @@ static inline void random_prepare(void)
         alarm((TEST_SECONDS - 5) * (unsigned)(factor ? atoi(factor) : 1));
 }
 
-/* Runs `count` programs (or RANDOM_PROGRAMS) twice each: how many programs that were. Under
- * CONC_SEED it runs fewer, and other ones for each of its values. */
+/* Runs `count` programs (or RANDOM_PROGRAMS) twice each: how many programs that were. It runs
+ * fewer under Valgrind, which is slow, and under CONC_SEED, other ones for each of its values. */
 static inline uint64_t random_repeat(uint64_t count, random_order how, random_fn *run)
 {
     uint64_t first = random_environment("RANDOM_FIRST", 1);
     bool by_hand = getenv("RANDOM_PROGRAMS") != NULL;
     int fds = test_count_fds();
+    if (test_on_valgrind())
+        count /= 4;
     if (test_seeded() && !by_hand) {
         count /= 10;
         first += count * random_environment("CONC_SEED", 0);

@@ -1,7 +1,7 @@
 /* conc_listen, conc_listen_with, conc_dial and conc_address: addresses of every family, those
  * that are none, and what is left behind when listening or connecting fails.
  *
- * Seeds: 40 (hardly anything there depends on the order of tasks)
+ * Seeds: 10 (hardly anything there depends on the order of tasks)
  * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
  */
 #define _GNU_SOURCE 1 /* getifaddrs, struct tcp_info */

@@ -1,7 +1,7 @@
 /* Descriptors of every kind: waiting for them, reading and writing without holding the loop,
  * closing them under those who wait, and cancelling without losing a byte.
  *
- * Seeds: 20 (some take real time)
+ * Seeds: 5 (some take real time)
  * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
  */
 #define _GNU_SOURCE 1 /* posix_openpt */

@@ -1,7 +1,7 @@
 /* test_embed.c - conc_embed_*: a run inside a program that has a loop of its own, here one that
  * waits in poll(2).
  *
- * Seeds: 20 (real time)
+ * Seeds: 5 (real time)
  * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
  */
 #define TEST_POOL

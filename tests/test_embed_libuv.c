@@ -4,7 +4,7 @@
  * Not under: aarch64, aarch64-bti, riscv64 (the cross compilers find libuv's header, and there
  * is no library for them)
  *
- * Seeds: 20 (real time)
+ * Seeds: 5 (real time)
  */
 #include "conc_test.h"
 

@@ -2,7 +2,7 @@
  * and to conc_main's. Each program runs in a process of its own, which a second signal, or a
  * mistake, would kill.
  *
- * Seeds: 10 (each starts processes and waits for them)
+ * Seeds: 3 (each starts processes and waits for them)
  * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
  */
 #include "conc_test.h"

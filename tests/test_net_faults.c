@@ -2,7 +2,7 @@
  * between: accept's errors, a socket that connects to itself, and several processes that listen
  * on one path.
  *
- * Seeds: 5 (hardly anything there depends on the order of tasks)
+ * Seeds: 3 (hardly anything there depends on the order of tasks)
  * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
  */
 #include <arpa/inet.h>

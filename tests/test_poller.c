@@ -1,7 +1,7 @@
 /* What a loop waits with: system calls that a sandbox refuses, waits that fail, descriptors that
  * are ready in name only, and files that live on elsewhere after they were closed here.
  *
- * Seeds: 20 (some take real time)
+ * Seeds: 5 (some take real time)
  * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
  */
 #define _GNU_SOURCE 1 /* posix_openpt */

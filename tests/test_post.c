@@ -1,6 +1,8 @@
 /* test_post.c - conc_post, conc_loop_hold and conc_loop_release: calls into a loop from
  * elsewhere. Tests that have to do with the loop's way of waiting run three times: with its own
  * choice, with poll(2) and with epoll(7).
+ *
+ * Seeds: 20 (other threads take real time)
  */
 #include "conc_test.h"
 

@@ -3,6 +3,7 @@
  *
  * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
  * switch and wait is tested elsewhere)
+ * Seeds: 40 (tens of thousands of waiters)
  */
 #define TEST_SYNC
 #include "conc_test.h"

@@ -1,7 +1,7 @@
 /* conc_accept and conc_serve: connections taken one by one or by a server, its limit, its
  * errors, and its end.
  *
- * Seeds: 20 (some take real time)
+ * Seeds: 5 (some take real time)
  * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
  */
 #include "io_test.h"

@@ -1,7 +1,7 @@
 /* test_signals.c - conc_signals_* and conc_wait_signal: signals that tasks receive, and how
  * everything is put back.
  *
- * Seeds: 10 (real signals take real time)
+ * Seeds: 5 (real signals take real time)
  * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
  */
 #include "conc_test.h"

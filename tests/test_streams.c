@@ -7,7 +7,7 @@
  *     RANDOM_PROGRAMS=10000 RANDOM_FIRST=1 ./test_streams      many random programs, from this
  *     seed on
  *
- * Seeds: 40 (they are many)
+ * Seeds: 15 (they are many)
  * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
  */
 #include <errno.h>

@@ -2,7 +2,7 @@
  * pair, and whose sums are the run's own statistics.
  *
  * Not under: save-fpu, aarch64-bti, poll, gcc-asan (which change nothing here)
- * Seeds: 10 (files of many kilobytes) */
+ * Seeds: 3 (files of many kilobytes) */
 #define TEST_SYNC
 #include "conc_test.h"
 
