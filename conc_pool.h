@@ -61,7 +61,9 @@ extern "C" {
 typedef struct conc_pool {
     /* at most; 0: one for each processor. They start when they are first needed */
     int threads;
-    int queue_limit;  /* jobs that may lie in the queue; a submit above it waits; 0: no limit */
+    /* jobs that may lie in the queue; a submit above it waits, but for those of the pool's own
+     * jobs; 0: no limit */
+    int queue_limit;
     const char *name; /* of its threads, for debuggers, 15 bytes; NULL: "conc" */
     /* private */
     struct conc__crew *crew;
@@ -103,8 +105,9 @@ CONC_API void conc__auto_conc_pool(conc_pool *p);
 CONC_API int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg) CONC_NODISCARD;
 
 /* Has fn(arg) called by a thread of the pool, first come, first served, and returns: 0. Waits
- * only for a place under a queue_limit; a job of the pool runs another one meanwhile. Errors,
- * the job is not submitted: as above, and -EBUSY (j is in the queue or runs). */
+ * only for a place under a queue_limit. In a job of the same pool, and in a run inside one, it
+ * never waits: there the queue may go over its limit. Errors, the job is not submitted: as
+ * above, and -EBUSY (j is in the queue or runs). */
 CONC_API int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg) CONC_NODISCARD;
 
 /* fn on each of count elements of size bytes, with the address of the element, in the order of
@@ -374,6 +377,14 @@ typedef struct conc__gate {
     bool open;
 } conc__gate;
 
+/* How a job ended: a copy for each waiter, as the first to go on may free the job or use it
+ * again. */
+typedef struct conc__answer {
+    int result;
+    bool has_words;
+    char text[96];
+} conc__answer;
+
 /* Somebody who waits for another thread. It stands in a list, and whoever wakes it takes it out,
  * under the list's mutex. */
 typedef struct conc__waiter {
@@ -382,14 +393,14 @@ typedef struct conc__waiter {
     conc_loop *loop; /* a task's; NULL: a thread */
     conc__wait *wait;
     conc__post post;
-    conc__gate *gate; /* a thread's */
-    void *item;       /* what the wait is for, or where its item comes from or goes to */
-    bool *stop;       /* set when the waiting task is cancelled; NULL: nothing */
+    conc__gate *gate;     /* a thread's */
+    void *item;           /* what the wait is for, or where its item comes from or goes to */
+    conc__answer *answer; /* where it goes, of a job that is waited for */
+    bool *stop;           /* set when the waiting task is cancelled; NULL: nothing */
     /* a thread's: a crew of processes, whose replies it may take; it has a reference */
     struct conc__crew *looks_at;
     struct conc__frame *frame; /* a job's: its clock goes on meanwhile */
     int result;
-    bool own;  /* of the crew that it waits for: one of its jobs waits */
     bool over; /* it was woken: nothing of the list's owner is to be touched any more */
 } conc__waiter;
 
@@ -609,6 +620,7 @@ typedef struct conc__crew {
     conc__waiter *places; /* submits that wait, with their jobs */
     conc__waiter *closer, *other_closers;
     bool closing, stopping, ask_all, on_valgrind;
+    bool over;    /* it was closed: nobody else needs its pool */
     bool stalled; /* all threads are in conc_block on a virtual clock */
     unsigned forks;
     int references;        /* to free it: the pool's and those of threads that were left behind */
@@ -833,13 +845,35 @@ CONC__PRIVATE void conc__crew_free(conc__crew *c)
     conc_free(c);
 }
 
+/* Closes the gaps that jobs have left which were taken back. */
+CONC__PRIVATE void conc__backlog_compact(conc__crew *c)
+{
+    size_t to = c->head;
+    for (size_t from = c->head; from != c->tail; from++) {
+        conc_job *j = c->queue[from & (c->room - 1)];
+        if (!j)
+            continue;
+        j->place = (unsigned)to & ~CONC__IN_BATCH;
+        c->queue[to++ & (c->room - 1)] = j;
+    }
+    c->tail = to;
+}
+
 CONC__PRIVATE bool conc__backlog_has_room(conc__crew *c)
 {
     if (c->tail - c->head < c->room)
         return true;
+    if (c->queued < c->room / 2) { /* not for one gap: the next would come soon */
+        conc__backlog_compact(c);
+        return true;
+    }
     size_t room = c->room ? c->room * 2 : 64;
     conc_job **bigger =
         room > SIZE_MAX / sizeof *bigger ? NULL : conc__alloc(room * sizeof *bigger);
+    if (!bigger && c->queued < c->room) {
+        conc__backlog_compact(c);
+        return true;
+    }
     if (!bigger)
         return false;
     for (size_t i = c->head; i != c->tail; i++)
@@ -1011,13 +1045,23 @@ CONC__PRIVATE void conc__job_refuse(conc_job *j)
     __atomic_store_n(&j->state, 0, __ATOMIC_RELAXED);
 }
 
-/* Under the mutex: the job has ended. Who waits is still to be called; the job's memory is its
+/* Of a job that has ended. */
+CONC__PRIVATE void conc__answer_read(conc__answer *a, const conc_job *j, uintptr_t state)
+{
+    a->result = j->result;
+    a->has_words = state & CONC__JOB_WORDS;
+    if (a->has_words)
+        memcpy(a->text, j->text, sizeof a->text);
+}
+
+/* Under the mutex: the job has ended. The waiters are still to be called; the job's memory is its
  * owner's again. */
 CONC__PRIVATE conc__waiter *conc__job_settle(conc_job *j, uintptr_t state)
 {
     conc__waiter *first = j->waiters, *w = first;
     if (first)
         do {
+            conc__answer_read(w->answer, j, state);
             conc__waiter_answer(w, 0);
             w = w->next;
         } while (w != first);
@@ -1069,7 +1113,7 @@ CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result,
 }
 
 /* last: the thread has no other to do, and will look into the queue. */
-CONC__PRIVATE void conc__job_run(conc__crew *c, conc__frame *frame, conc_job *j, bool last)
+CONC__PRIVATE int conc__job_run(conc__crew *c, conc__frame *frame, conc_job *j, bool last)
 {
     frame->job = j;
     frame->locals = j->locals;
@@ -1082,6 +1126,7 @@ CONC__PRIVATE void conc__job_run(conc__crew *c, conc__frame *frame, conc_job *j,
         __atomic_fetch_add(&c->finishing, 1, __ATOMIC_RELAXED);
     }
     conc__crew_end_job(c, j, rc, frame, false);
+    return rc;
 }
 
 /* A thread that waits, or is in conc_block, does nothing: its jobs do not hold their clocks
@@ -1093,11 +1138,15 @@ CONC__PRIVATE void conc__frames_at_work(conc__frame *f, bool at_work)
 }
 
 /* Inside another job of the same thread. */
-CONC__PRIVATE void conc__job_run_inside(conc__crew *c, conc__frame *outer, conc_job *j)
+CONC__PRIVATE void conc__job_run_inside(conc__crew *c, conc__frame *outer, conc_job *j,
+                                        conc__answer *answer)
 {
     conc__frame frame = {.outer = outer, .thread = outer->thread};
     pthread_setspecific(conc__frames, &frame);
-    conc__job_run(c, &frame, j, false);
+    answer->result = conc__job_run(c, &frame, j, false);
+    answer->has_words = answer->result < 0 && frame.text_rc == answer->result;
+    if (answer->has_words)
+        memcpy(answer->text, frame.text, sizeof answer->text);
     pthread_setspecific(conc__frames, outer);
 }
 
@@ -1223,7 +1272,7 @@ CONC__PRIVATE void conc__crew_unlock(conc__crew *c)
         sem_post(&c->work);
 }
 
-/* Under the mutex, below the limit. */
+/* Under the mutex. */
 CONC__PRIVATE int conc__crew_queue(conc__crew *c, conc_job *j)
 {
     int rc = conc__backlog_has_room(c) ? c->hub ? conc__hub_begin(c->hub) : 0 : -ENOMEM;
@@ -1284,44 +1333,27 @@ CONC__PRIVATE void conc__pool_leave(unsigned *users)
     __atomic_fetch_sub(users, 1, __ATOMIC_RELEASE);
 }
 
-/* In a job of the crew: makes a place in the queue by doing what is first in it. */
-CONC__PRIVATE void conc__crew_help(conc__crew *c, conc__frame *frame)
-{
-    conc_job *first = conc__backlog_pop(c);
-    if (first) {
-        conc__backlog_fill(c);
-        pthread_mutex_unlock(&c->mutex);
-        conc__job_run_inside(c, frame, first);
-        conc__lock_briefly(&c->mutex);
-    }
-}
-
-/* Has the crew do the job, which was begun; leaves the pool. An error: it was refused. */
+/* Has the crew do the job, which was begun; leaves the pool. An error: it was refused. A job of
+ * the crew may be what the others wait for, so it never waits, nor does a run inside it: the
+ * queue goes over its limit instead. */
 CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l, conc_job *j,
                                     const char *call)
 {
-    /* which with a run inside the job cannot help */
-    conc__frame *own = c->limit ? conc__frame_of(c) : NULL;
     int rc;
     j->crew = c;
     conc__lock_briefly(&c->mutex);
-    while (own && !l && c->queued >= c->limit)
-        conc__crew_help(c, own);
-    if (c->closing && !own && !(own = conc__frame_of(c))) {
+    bool full = c->limit && c->queued >= c->limit, own = (full || c->closing) && conc__frame_of(c);
+    if (c->closing && !own) {
         rc = -EPIPE;
-    } else if (c->limit && c->queued >= c->limit && l && !l->self) {
+    } else if (!full || own) {
+        rc = conc__crew_queue(c, j);
+    } else if (l && !l->self) {
         rc = -EPERM;
-    } else if (c->limit && c->queued >= c->limit && (rc = conc__crew_spare(c, own, l, 1)) != 0) {
-        conc__crew_spare(c, own, l, -1);
-    } else if (c->limit && c->queued >= c->limit) {
-        conc__waiter w = {.item = j, .own = own};
+    } else {
+        conc__waiter w = {.item = j};
         conc__line_up(&c->places, &w);
         conc__pool_leave(users);
-        rc = conc__wait_outside(l, &w, &conc__wants_place, c, &c->mutex, NULL);
-        conc__crew_spare_back(c, own, l);
-        return rc;
-    } else {
-        rc = conc__crew_queue(c, j);
+        return conc__wait_outside(l, &w, &conc__wants_place, c, &c->mutex, NULL);
     }
     conc__crew_unlock(c);
     conc__pool_leave(users);
@@ -1407,17 +1439,19 @@ static const conc__wait_kind conc__wants_job = {.what = "waits for a job",
                                                 .cancel = conc__job_wait_cancel};
 
 /* In a thread of the crew: runs the job here if it is still in the queue. */
-CONC__PRIVATE void conc__job_claim(conc__frame *frame, conc_job *j)
+CONC__PRIVATE bool conc__job_claim(conc__frame *frame, conc_job *j, conc__answer *answer)
 {
     conc__crew *c = frame->thread->crew;
     conc__lock_briefly(&c->mutex);
     bool mine = !(conc__job_state(j) & CONC__JOB_DONE) && conc__crew_take_back(c, j);
     pthread_mutex_unlock(&c->mutex);
     if (mine)
-        conc__job_run_inside(c, frame, j);
+        conc__job_run_inside(c, frame, j, answer);
+    return mine;
 }
 
-/* Waits in the job's line with a wait of this kind: the wait's result, 0 when the job has ended. */
+/* Waits in the job's line with a wait of this kind: the wait's result, 0 when the job has ended;
+ * then the waiter has the answer. */
 CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
                                      const conc__wait_kind *kind)
 {
@@ -1430,6 +1464,7 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
             int rc = conc__crew_spare(c, own, l, 1);
             if (rc && conc__crew_take_back(c, j)) {
                 conc__crew_end_job(c, j, rc, NULL, true);
+                conc__answer_read(w->answer, j, conc__job_state(j));
                 conc__crew_spare(c, own, l, -1);
                 pthread_mutex_unlock(&c->mutex);
                 pthread_mutex_unlock(&conc__crews);
@@ -1447,44 +1482,44 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
         }
         pthread_mutex_unlock(&c->mutex);
     }
+    conc__answer_read(w->answer, j, conc__job_state(j));
     pthread_mutex_unlock(&conc__crews);
     return 0;
 }
 
 /* Waits until the job has ended. stop (NULL: nothing) is set when that is to be soon. */
-CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop)
+CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__answer *answer)
 {
     conc__frame *frame = l ? NULL : conc__frame_of(j->crew);
-    if (frame)
-        conc__job_claim(frame, j);
+    if (frame && conc__job_claim(frame, j, answer))
+        return;
     if (l && l->self->pending) {
         if (stop)
             __atomic_store_n(stop, true, __ATOMIC_RELAXED);
         conc__job_cancel(j, true);
     }
-    if (conc__job_state(j) & CONC__JOB_DONE)
-        return;
-    conc__waiter w = {.stop = stop};
+    conc__waiter w = {.stop = stop, .answer = answer};
     conc__job_wait_as(l, j, &w, &conc__wants_job);
 }
 
 /* What a job that ended hands to the caller. */
-CONC__PRIVATE int conc__job_result(conc_loop *l, const conc_job *j)
+CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__answer *a)
 {
-    const char *words = conc__job_state(j) & CONC__JOB_WORDS ? j->text : NULL;
+    const char *words = a->has_words ? a->text : NULL;
     conc__frame *frame = l || !words ? NULL : conc__frame_here();
-    if (l && j->result < 0)
-        conc__tell(l->self, j->result, words, (conc__source){NULL, NULL});
+    if (l && a->result < 0)
+        conc__tell(l->self, a->result, words, (conc__source){NULL, NULL});
     if (frame) { /* so that it can pass them on */
-        memcpy(frame->text, j->text, sizeof frame->text);
-        frame->text_rc = j->result;
+        memcpy(frame->text, a->text, sizeof frame->text);
+        frame->text_rc = a->result;
     }
-    return j->result;
+    return a->result;
 }
 
 CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
 {
     conc_loop *l = conc__here;
+    conc__answer answer;
     if (!conc__is_job(j))
         return conc__own_error(-EINVAL);
     bool was_done = conc__job_state(j) & CONC__JOB_DONE;
@@ -1494,11 +1529,13 @@ CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
         if (f->job == j)
             return conc__own_error(-EDEADLK);
     l = conc__of_task();
-    if (!was_done)
-        conc__job_wait(l, j, NULL);
-    else if (l)
+    if (was_done)
+        conc__answer_read(&answer, j, conc__job_state(j));
+    else
+        conc__job_wait(l, j, NULL, &answer);
+    if (was_done && l)
         conc__quick(l);
-    int rc = conc__job_result(l, j);
+    int rc = conc__job_result(l, &answer);
     if (result)
         *result = rc;
     return 0;
@@ -1791,64 +1828,76 @@ CONC__PRIVATE bool conc__close_cancel(conc__wait *wait)
     return false;
 }
 
-/* Submits that wait are refused, but for those of the crew's own jobs. */
-CONC__PRIVATE void conc__places_close(conc__crew *c)
-{
-    conc__waiter *w = c->places, *last = w ? w->prev : NULL, *next;
-    for (bool more = w; more; w = next) {
-        next = w->next;
-        more = w != last;
-        if (!w->own)
-            conc__waiter_wake(w, -EPIPE);
-    }
-}
-
 static const conc__wait_kind conc__wants_end = {.what = "closes a pool, and waits for its jobs",
                                                 .cancel = conc__close_cancel};
 
-/* Refuses new jobs, and waits for all there are. False: somebody else does that; the pool was
- * left, and that one has closed it. */
-CONC__PRIVATE bool conc__crew_close(conc_loop *l, conc__crew *c, unsigned *users)
+/* Refuses new jobs, and has the queue taken back if the caller is cancelled. True: the caller is
+ * the first to close the crew, and is to end it. */
+CONC__PRIVATE bool conc__crew_close(conc_loop *l, conc__crew *c)
 {
-    conc__waiter w = {0};
-    conc__lock_briefly(&c->mutex);
     bool first = !c->closing;
     c->closing = true;
-    conc__places_close(c);
+    while (c->places) /* none is of a job of the crew: these do not wait */
+        conc__waiter_wake(c->places, -EPIPE);
     if (l && l->self->pending)
         conc__crew_ask_all(c);
-    if (!first)
-        conc__pool_leave(users);
-    if (!first || c->queued || c->idle < c->started) {
-        conc__line_up(first ? &c->closer : &c->other_closers, &w);
-        conc__wait_outside(l, &w, &conc__wants_end, c, &c->mutex, NULL);
-    } else {
-        pthread_mutex_unlock(&c->mutex);
-    }
     return first;
 }
 
-/* The crew has done everything: ends it. */
-CONC__PRIVATE void conc__crew_end(conc__crew **crew, unsigned *users, void (*end)(conc__crew *c))
+/* Waits for all jobs, or for the first closer to be done; unlocks. */
+CONC__PRIVATE void conc__crew_await_end(conc_loop *l, conc__crew *c, bool first)
 {
-    conc__crew *c = *crew;
+    conc__waiter w = {0};
+    bool over = first ? !c->queued && c->idle == c->started : c->over;
+    if (over) {
+        pthread_mutex_unlock(&c->mutex);
+        return;
+    }
+    conc__line_up(first ? &c->closer : &c->other_closers, &w);
+    conc__wait_outside(l, &w, &conc__wants_end, c, &c->mutex, NULL);
+}
+
+/* The crew has done everything: ends it. */
+CONC__PRIVATE void conc__crew_end(conc__crew *c, conc__crew **crew, unsigned *users,
+                                  void (*end)(conc__crew *c))
+{
     int saved = errno;
-    conc__lock_briefly(&c->mutex);
-    /* for those who close it too: they are told when all is over, and have left the pool to us */
-    c->references++;
-    pthread_mutex_unlock(&c->mutex);
     __atomic_fetch_or(users, CONC__POOL_CLOSED, __ATOMIC_ACQ_REL);
-    /* the 1 is the closer */
-    while (__atomic_load_n(users, __ATOMIC_ACQUIRE) != (CONC__POOL_CLOSED | 1))
+    while (__atomic_load_n(users, __ATOMIC_ACQUIRE) != CONC__POOL_CLOSED)
         sched_yield();
     end(c);
-    conc__pool_leave(users);
+    pthread_mutex_lock(&conc__crews);
     __atomic_store_n(crew, NULL, __ATOMIC_RELEASE); /* the pool is its owner's again */
+    pthread_mutex_unlock(&conc__crews);
     conc__lock_briefly(&c->mutex);
+    c->over = true;
     while (c->other_closers)
         conc__waiter_wake(c->other_closers, 0);
-    conc__crew_release(c);
+    pthread_mutex_unlock(&c->mutex);
     errno = saved;
+}
+
+/* The crew that is to be closed, locked, with a reference for the caller: whoever frees the pool
+ * when the first close has returned, the others do not look at it any more. NULL: there is none,
+ * or *rc says why. */
+CONC__PRIVATE conc__crew *conc__pool_grasp(conc__crew **crew, unsigned *users, int *rc)
+{
+    pthread_mutex_lock(&conc__crews);
+    conc__crew *c = __atomic_load_n(crew, __ATOMIC_ACQUIRE);
+    bool inherited = c && c->forks != conc__forks, own = c && conc__frame_of(c);
+    *rc = own && !inherited ? -EDEADLK : 0;
+    if (inherited) {
+        if (!own) /* else the job that has forked still looks at it */
+            conc__crew_free(c);
+        conc__pool_disown(crew, users);
+    }
+    c = inherited || own ? NULL : c;
+    if (c) {
+        conc__lock_briefly(&c->mutex);
+        c->references++;
+    }
+    pthread_mutex_unlock(&conc__crews);
+    return c;
 }
 
 CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*end)(conc__crew *c),
@@ -1858,26 +1907,17 @@ CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*en
     int rc = conc__caller(&l, call);
     if (rc)
         return rc;
-    conc__crew *c = conc__pool_enter(crew, users, &rc);
-    if (!c) {
-        if (rc == -EPERM && *crew) { /* a parent's */
-            pthread_mutex_lock(&conc__crews);
-            if (!conc__frame_of(*crew)) /* else the job that has forked still looks at it */
-                conc__crew_free(*crew);
-            pthread_mutex_unlock(&conc__crews);
-            conc__pool_disown(crew, users);
-        }
-        return 0;
-    }
-    if (conc__frame_of(c)) {
-        conc__pool_leave(users);
-        return -EDEADLK;
-    }
-    if (!conc__crew_close(l, c, users))
-        return 0;
-    if (c->hub)
+    conc__crew *c = conc__pool_grasp(crew, users, &rc);
+    if (!c)
+        return rc;
+    bool first = conc__crew_close(l, c);
+    conc__crew_await_end(l, c, first);
+    if (first && c->hub)
         conc__hub_close(l, c);
-    conc__crew_end(crew, users, end);
+    if (first)
+        conc__crew_end(c, crew, users, end);
+    conc__lock_briefly(&c->mutex);
+    conc__crew_release(c);
     return 0;
 }
 
@@ -1935,6 +1975,7 @@ CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn
 {
     conc_loop *l;
     conc_job j;
+    conc__answer answer;
     int rc = conc__caller(&l, call);
     if (rc)
         return rc;
@@ -1944,8 +1985,8 @@ CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn
     rc = conc__submit(crew, users, &j, fn, arg, size, parcel, call);
     if (rc)
         return rc;
-    conc__job_wait(l, &j, NULL);
-    return conc__job_result(l, &j);
+    conc__job_wait(l, &j, NULL, &answer);
+    return conc__job_result(l, &answer);
 }
 
 CONC_API CONC__CALLED int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg)
@@ -2033,10 +2074,10 @@ CONC__PRIVATE int conc__map_wait(conc_loop *l, conc__mapping *m, conc__runner *r
                                  int rc)
 {
     for (int i = 0; i < n; i++) {
-        conc_job *j = &runners[i].job;
-        conc__job_wait(l, j, &m->stop);
-        if (j->result < 0 && j->result != -ECANCELED)
-            rc = conc__job_result(l, j);
+        conc__answer answer;
+        conc__job_wait(l, &runners[i].job, &m->stop, &answer);
+        if (answer.result < 0 && answer.result != -ECANCELED)
+            rc = conc__job_result(l, &answer);
     }
     return rc;
 }
@@ -2381,9 +2422,10 @@ CONC__PRIVATE int conc__abandoned_submit(conc_loop *l, conc__abandoned *a)
 
 CONC__PRIVATE int conc__abandoned_wait(conc_loop *l, conc__abandoned *a)
 {
-    conc__waiter w = {0};
+    conc__answer answer;
+    conc__waiter w = {.answer = &answer};
     int rc = conc__job_wait_as(l, &a->job, &w, &conc__wants_until_cancel);
-    return rc ? rc : conc__job_result(l, &a->job);
+    return rc ? rc : conc__job_result(l, &answer);
 }
 
 CONC__PRIVATE int conc__offload_abandon(conc_loop *l, conc_fn *fn, void *arg,

@@ -367,6 +367,113 @@ POOL_TEST(the_result_of_a_job_stays_there_for_whoever_asks)
     CHECK_INT(result, 5);
 }
 
+/* Two who wait for one job in memory of its own, and what the first does with it then. */
+typedef struct shared_job {
+    conc_pool *pool;
+    conc_job *job;
+    held hold;
+    bool frees;
+} shared_job;
+
+static int fails_in_another_way(void *arg)
+{
+    (void)arg;
+    return conc_fail(-EIO, "another job");
+}
+
+static int fails_when_let_go(void *arg)
+{
+    held *h = arg;
+    holds(h);
+    return conc_fail(h->rc, "the job");
+}
+
+static int waits_and_uses_the_job_again(void *arg)
+{
+    shared_job *s = arg;
+    CHECK_INT(result_of(s->job), s->hold.rc);
+    CHECK_STR(conc_last_error(), "the job");
+    if (s->frees) {
+        memset(s->job, 0, sizeof *s->job);
+        free(s->job);
+    } else {
+        CHECK_INT(conc_pool_submit(s->pool, s->job, fails_in_another_way, NULL), 0);
+        spin_until_done(s->job);
+    }
+    return 0;
+}
+
+static int waits_for_it_too(void *arg)
+{
+    shared_job *s = arg;
+    int result = WAITING;
+    CHECK_INT(conc_job_wait(s->job, &result), 0);
+    CHECK_INT(result, s->hold.rc);
+    CHECK_STR(conc_last_error(), "the job");
+    return 0;
+}
+
+static void wait_in_two_tasks(bool frees)
+{
+    conc_group g = {0};
+    WITH_POOL(pool, 1);
+    shared_job s = {&pool, malloc(sizeof *s.job), HELD(-EPROTO), frees};
+    CHECK(s.job != NULL);
+    CHECK_INT(conc_pool_submit(&pool, s.job, fails_when_let_go, &s.hold), 0);
+    CHECK_INT(conc_spawn(&g, waits_and_uses_the_job_again, &s), 0);
+    for (int i = 0; i < 3; i++)
+        CHECK_INT(conc_spawn(&g, waits_for_it_too, &s), 0);
+    CHECK_INT(conc_settle(), 0);
+    let_go(&s.hold);
+    end(&g);
+    if (!frees)
+        free(s.job);
+}
+
+POOL_TEST(each_of_several_who_wait_for_a_job_gets_its_result_though_the_job_is_used_again)
+{
+    wait_in_two_tasks(false);
+}
+
+POOL_TEST(each_of_several_who_wait_for_a_job_gets_its_result_though_the_job_is_freed)
+{
+    wait_in_two_tasks(true);
+}
+
+static int waits_and_frees(void *arg)
+{
+    shared_job *s = arg;
+    CHECK_INT(result_of(s->job), -EPROTO);
+    free(s->job);
+    return 0;
+}
+
+/* A job of the pool runs the queued one itself, for which a thread waits too. */
+POOL_TEST(a_job_that_runs_another_itself_gets_its_result_though_that_is_freed)
+{
+    for (int i = 0; i < 50; i++) {
+        held first = HELD(0);
+        conc_job outer;
+        WITH_POOL(pool, 1);
+        shared_job s = {&pool, malloc(sizeof *s.job), HELD(-EPROTO), true};
+        CHECK(s.job != NULL);
+        occupy(&pool, &first);
+        CHECK_INT(conc_pool_submit(&pool, &outer, waits_for_it_too, &s), 0);
+        CHECK_INT(conc_pool_submit(&pool, s.job, fails_when_let_go, &s.hold), 0);
+        let_go(&s.hold);
+        side waiter = {.fn = waits_and_frees, .arg = &s};
+        side_start(&waiter);
+        for (bool waits = false; !waits; sched_yield()) {
+            pthread_mutex_lock(&pool.crew->mutex);
+            waits = s.job->waiters != NULL;
+            pthread_mutex_unlock(&pool.crew->mutex);
+        }
+        let_go(&first);
+        side_end(&waiter);
+        CHECK_INT(result_of(&outer), 0);
+    }
+}
+
 POOL_TEST(the_storage_of_a_job_may_hold_anything_before_the_submit)
 {
     static const int patterns[] = {0x00, 0x01, 0x02, 0x5a, 0x80, 0xff};
@@ -788,7 +895,7 @@ POOL_TEST(a_plain_thread_that_waits_for_a_place_gets_it)
         CHECK_INT(result_of(&h[i].job), i);
 }
 
-POOL_TEST(a_job_of_the_pool_runs_another_while_it_waits_for_a_place)
+POOL_TEST(a_job_of_the_pool_submits_above_the_limit_without_waiting)
 {
     static flood f;
     CONC_AUTO(conc_pool, pool) = {.threads = 1, .queue_limit = 2};
@@ -797,6 +904,89 @@ POOL_TEST(a_job_of_the_pool_runs_another_while_it_waits_for_a_place)
     CHECK_INT(conc_pool_run(&pool, floods, &f), 0);
     CHECK_INT(calls, CONC_LEN(f.jobs));
     CHECK_INT(count_threads(), base + 1);
+}
+
+/* A job that submits others while it holds a mutex, which each of them takes. */
+typedef struct guarded {
+    conc_pool *pool;
+    pthread_mutex_t lock;
+    int submitted, done, refused;
+    conc_job jobs[30];
+} guarded;
+
+static int submits_under_a_lock(void *arg)
+{
+    guarded *g = arg;
+    if (pthread_mutex_trylock(&g->lock) != 0) /* one thread: another job is inside this one */
+        return -EDEADLK;
+    for (int i = 0; i < 3 && g->submitted < (int)CONC_LEN(g->jobs); i++) {
+        conc_job *j = &g->jobs[g->submitted++];
+        g->refused += conc_pool_submit(g->pool, j, submits_under_a_lock, g) != 0;
+    }
+    g->done++;
+    pthread_mutex_unlock(&g->lock);
+    return 0;
+}
+
+static int submits_under_a_lock_in_a_run(void *arg)
+{
+    return run_virtual(submits_under_a_lock, arg);
+}
+
+static int submits_inside_another(void *g)
+{
+    return conc_pool_run(((guarded *)g)->pool, submits_under_a_lock, g);
+}
+
+static void submit_under_a_lock(conc_fn *first)
+{
+    guarded g = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    conc_pool pool = {.threads = 1, .queue_limit = 1};
+    CHECK_INT(conc_pool_open(&pool), 0);
+    g.pool = &pool;
+    CHECK_INT(conc_pool_run(&pool, first, &g), 0);
+    close_pool(&pool);
+    CHECK_INT(g.refused, 0);
+    CHECK_INT(g.done, 1 + CONC_LEN(g.jobs));
+    for (size_t i = 0; i < CONC_LEN(g.jobs); i++)
+        CHECK_INT(result_of(&g.jobs[i]), 0);
+}
+
+POOL_TEST(a_submit_in_a_job_of_the_pool_runs_no_other_job_inside_it)
+{
+    submit_under_a_lock(submits_under_a_lock);
+}
+
+POOL_TEST(a_submit_in_a_run_inside_a_job_of_the_pool_does_not_wait_either)
+{
+    submit_under_a_lock(submits_under_a_lock_in_a_run);
+}
+
+POOL_TEST(a_submit_in_what_a_job_of_the_pool_calls_runs_no_other_job_either)
+{
+    submit_under_a_lock(submits_inside_another);
+}
+
+POOL_TEST(a_submit_from_outside_waits_until_the_queue_is_below_its_limit_again)
+{
+    static flood f;
+    held h = HELD(1);
+    conc_group g = {0};
+    conc_job j, flooding, last;
+    CONC_AUTO(conc_pool, pool) = {.threads = 1, .queue_limit = 2};
+    CHECK_INT(conc_pool_open(&pool), 0);
+    f.pool = &pool;
+    occupy(&pool, &h);
+    CHECK_INT(conc_pool_submit(&pool, &flooding, floods, &f), 0);
+    CHECK_INT(conc_pool_submit(&pool, &j, counts, NULL), 0);
+    caller c = {by_submit, &pool, &last, counts, .begun = COUNTER};
+    start(&g, &c);
+    CHECK_INT(c.rc, WAITING);
+    let_go(&h);
+    end(&g);
+    CHECK_INT(c.rc, 0);
+    CHECK_INT(result_of(&flooding), 0);
+    CHECK(result_of(&last) >= (int)CONC_LEN(f.jobs));
 }
 
 /* A tree of jobs, each of which submits three others, and leaves them to themselves. */
@@ -841,6 +1031,54 @@ POOL_TEST(jobs_that_submit_jobs_above_the_limit_get_all_of_them_done_also_while_
     grow_trees(1, 2);
     grow_trees(3, 1);
     grow_trees(3, 0);
+}
+
+POOL_TEST(jobs_that_were_taken_back_leave_no_room_in_the_queue)
+{
+    enum { KEPT = 40, ROUNDS = 10000 };
+    static conc_job kept[KEPT];
+    held h = HELD(0);
+    conc_job j;
+    WITH_POOL(pool, 1);
+    occupy(&pool, &h);
+    for (int i = 0; i < KEPT; i++)
+        CHECK_INT(conc_pool_submit(&pool, &kept[i], writes, &numbers[i]), 0);
+    long before = 0;
+    for (int i = 0; i < ROUNDS; i++) {
+        before = i == ROUNDS / 10 ? allocations : before;
+        CHECK_INT(conc_pool_submit(&pool, &j, counts, NULL), 0);
+        CHECK_INT(conc_job_cancel(&j), 0);
+    }
+    CHECK_INT(allocations, before);
+    for (int i = KEPT - 1; i > 0; i -= 2) /* those that were moved can be taken back, too */
+        CHECK_INT(conc_job_cancel(&kept[i]), 0);
+    let_go(&h);
+    CHECK_INT(result_of(&h.job), 0);
+    CHECK_INT(conc_pool_run(&pool, counts, NULL), 1);
+    CHECK_INT(written.n, KEPT / 2);
+    for (int i = 0; i < KEPT; i++)
+        CHECK_INT(result_of(&kept[i]), i % 2 ? -ECANCELED : i);
+    for (int i = 0; i < KEPT / 2; i++)
+        CHECK_INT(written.numbers[i], 2 * i);
+}
+
+POOL_TEST(without_memory_a_queue_uses_the_room_of_jobs_that_were_taken_back)
+{
+    held h = HELD(0);
+    static conc_job jobs[64];
+    WITH_POOL(pool, 1);
+    occupy(&pool, &h);
+    for (int i = 0; i < 64; i++)
+        CHECK_INT(conc_pool_submit(&pool, &jobs[i], counts, NULL), 0);
+    CHECK_INT(conc_job_cancel(&jobs[30]), 0);
+    failing_allocation = allocations + 1;
+    failing_for_ever = true;
+    CHECK_INT(conc_pool_submit(&pool, &jobs[30], counts, NULL), 0);
+    CHECK_INT(conc_job_cancel(&jobs[30]), 0);
+    failing_allocation = 0;
+    failing_for_ever = false;
+    let_go(&h);
+    CHECK_INT(result_of(&jobs[63]), 63);
 }
 
 /* ---- opening and closing ---- */
@@ -1014,6 +1252,91 @@ POOL_TEST(a_task_and_threads_that_close_a_pool_at_the_same_time_all_wait)
         side_end(&s[i]);
         CHECK_INT(c[i].rc, 0);
         CHECK_INT(c[i].result, true);
+    }
+}
+
+/* A thread of the pool that takes its time to end: the first close is still at work. */
+static pthread_key_t slow_key;
+
+static void ends_slowly(void *arg)
+{
+    held *h = arg;
+    count_up(&h->entered);
+    count_wait(&h->gate, 1);
+}
+
+static int makes_its_thread_slow(void *h) { return -pthread_setspecific(slow_key, h); }
+
+/* second: it closes while the first waits for the thread's end. */
+static void close_late(bool second_is_thread)
+{
+    held h = HELD(0);
+    conc_group g = {0};
+    OPEN_POOL(pool, 1);
+    caller first = {by_close, &pool, .begun = COUNTER}, second = first;
+    side a = {.fn = calls_once, .arg = &first}, b = {.fn = calls_once, .arg = &second};
+    CHECK_INT(pthread_key_create(&slow_key, ends_slowly), 0);
+    CHECK_INT(conc_pool_run(&pool, makes_its_thread_slow, &h), 0);
+    side_start(&a);
+    count_wait(&h.entered, 1);
+    if (second_is_thread)
+        side_start(&b);
+    else
+        start(&g, &second);
+    count_wait(&second.begun, 1);
+    CHECK_INT(conc_pool_run(&pool, counts, NULL), -EPIPE);
+    if (!second_is_thread)
+        CHECK_INT(second.rc, WAITING);
+    CHECK_INT(conc_pool_open(&pool), -EBUSY);
+    let_go(&h);
+    end(&g);
+    if (second_is_thread)
+        side_end(&b);
+    side_end(&a);
+    CHECK_INT(first.rc, 0);
+    CHECK_INT(second.rc, 0);
+    CHECK_INT(pthread_key_delete(slow_key), 0);
+    CHECK_INT(conc_pool_open(&pool), 0);
+    close_pool(&pool);
+}
+
+POOL_TEST(a_close_that_comes_late_waits_until_the_pool_is_the_owners_again) { close_late(false); }
+POOL_TEST(a_close_by_a_thread_that_comes_late_waits_too) { close_late(true); }
+
+static int closes_and_frees(void *arg)
+{
+    conc_pool **pool = arg;
+    CHECK_INT(conc_pool_close(*pool), 0);
+    memset(*pool, 0xee, sizeof **pool);
+    free(*pool);
+    return 0;
+}
+
+/* The first that comes back from a close frees the pool: the other is not to look at it. */
+POOL_TEST(a_pool_may_be_freed_when_one_of_two_closes_has_returned)
+{
+    for (int i = 0; i < 50; i++) {
+        held h = HELD(7);
+        conc_group g = {0};
+        conc_pool *pool = calloc(1, sizeof *pool);
+        CHECK(pool != NULL);
+        pool->threads = 1 + i % 3;
+        CHECK_INT(conc_pool_open(pool), 0);
+        occupy(pool, &h);
+        caller second = {by_close, pool, .begun = COUNTER};
+        side owner = {.fn = closes_and_frees, .arg = &pool};
+        start(&g, &second);
+        side_start(&owner);
+        /* until both are inside: closes are under this mutex */
+        for (bool inside = false; !inside; sched_yield()) {
+            pthread_mutex_lock(&pool->crew->mutex);
+            inside = pool->crew->references >= 4; /* the pool's, the thread's, and theirs */
+            pthread_mutex_unlock(&pool->crew->mutex);
+        }
+        let_go(&h);
+        end(&g);
+        side_end(&owner);
+        CHECK_INT(second.rc, 0);
     }
 }
 
@@ -1199,38 +1522,31 @@ POOL_TEST(the_pools_own_jobs_may_submit_while_it_closes)
     }
 }
 
-/* A run in a job of a pool with one thread and one place: a third job waits for a place while
- * the first is held. */
-typedef struct own_places {
+/* A job, or a run inside it, submits three jobs to its pool with one thread and one place. */
+typedef struct own_jobs {
     conc_pool pool;
     held hold;
     conc_job outer, jobs[2];
-    counter waits;
-} own_places;
-
-static int tells_that_the_other_waits(void *arg) { return count_up(arg) - 1; }
+} own_jobs;
 
 static int submits_three(void *arg)
 {
-    own_places *o = arg;
-    conc_group g = {0};
+    own_jobs *o = arg;
     CONC_TRY(conc_pool_submit(&o->pool, &o->hold.job, holds, &o->hold));
     CONC_TRY(conc_pool_submit(&o->pool, &o->jobs[0], counts, NULL));
-    CONC_TRY(conc_spawn(&g, tells_that_the_other_waits, &o->waits));
-    int rc = conc_pool_submit(&o->pool, &o->jobs[1], counts, NULL);
-    return conc_group_end(&g, rc);
+    return conc_pool_submit(&o->pool, &o->jobs[1], counts, NULL);
 }
 
 static int submits_three_in_a_run(void *arg) { return run_virtual(submits_three, arg); }
 
-static void close_while_an_own_job_waits_for_a_place(bool cancelled)
+static void close_with_own_jobs_above_the_limit(conc_fn *submits, bool cancelled)
 {
-    own_places o = {.pool = {.threads = 1, .queue_limit = 1}, .hold = HELD(0), .waits = COUNTER};
+    own_jobs o = {.pool = {.threads = 1, .queue_limit = 1}, .hold = HELD(0)};
     conc_group g = {0};
     caller close = {by_close, &o.pool, .begun = COUNTER};
     CHECK_INT(conc_pool_open(&o.pool), 0);
-    CHECK_INT(conc_pool_submit(&o.pool, &o.outer, submits_three_in_a_run, &o), 0);
-    count_wait(&o.waits, 1);
+    CHECK_INT(conc_pool_submit(&o.pool, &o.outer, submits, &o), 0);
+    count_wait(&o.hold.entered, 1);
     start(&g, &close);
     if (cancelled)
         cancel(&close);
@@ -1239,17 +1555,20 @@ static void close_while_an_own_job_waits_for_a_place(bool cancelled)
     CHECK_INT(close.rc, 0);
     CHECK_INT(result_of(&o.outer), 0);
     CHECK_INT(result_of(&o.jobs[0]), cancelled ? -ECANCELED : 1);
-    CHECK_INT(result_of(&o.jobs[1]), cancelled ? 1 : 2);
+    CHECK_INT(result_of(&o.jobs[1]), cancelled ? -ECANCELED : 2);
 }
 
-POOL_TEST(a_job_of_the_pools_own_gets_its_place_while_the_pool_closes)
+POOL_TEST(a_close_waits_for_what_the_pools_own_jobs_submitted_above_the_limit)
 {
-    close_while_an_own_job_waits_for_a_place(false);
+    close_with_own_jobs_above_the_limit(submits_three, false);
+    calls = 0;
+    close_with_own_jobs_above_the_limit(submits_three_in_a_run, false);
 }
 
-POOL_TEST(a_job_of_the_pools_own_gets_its_place_also_when_the_close_is_cancelled)
+POOL_TEST(a_cancelled_close_takes_back_what_the_pools_own_jobs_submitted_above_the_limit)
 {
-    close_while_an_own_job_waits_for_a_place(true);
+    close_with_own_jobs_above_the_limit(submits_three, true);
+    close_with_own_jobs_above_the_limit(submits_three_in_a_run, true);
 }
 
 /* Someone who submits until the pool is closed; every job that was accepted has to run. */
