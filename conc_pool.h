@@ -159,16 +159,18 @@ CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void 
 /* A pool of processes, for what may crash or must be killed. Linux. The first four fields are
  * yours to set before conc_procs_open.
  *
- * Workers are this program executed anew, taken over before main: they see globals as at the
- * program's start, inherit standard output and error and nothing else, and get functions by
- * module and offset (a library that was loaded later is loaded in them too). Standard output is
- * flushed after each job. They ignore SIGINT, and end with their parent. */
+ * Workers are this program executed anew. When all constructors have run they begin to work, in
+ * place of main: they see globals as at the program's start, inherit standard output and error
+ * and nothing else, and have the environment and the signal mask of the opener. They get
+ * functions by module, build and offset; a library that was loaded later is loaded in them too,
+ * one that was replaced meanwhile is refused (-ENOEXEC). Standard output is flushed after each
+ * job. SIGINT and SIGTERM, which come to all processes of a terminal or service, are left to the
+ * program. Workers end with it, and so do processes that their jobs fork. */
 typedef struct conc_procs {
     /* at most (4096); 0: one for each processor. They start when they are first needed */
     int workers;
     size_t memory_limit; /* bytes of data that a worker may have (RLIMIT_DATA); 0: no limit */
-    /* forked instead, at open, with globals and descriptors as they are then, but no input */
-    bool fork;
+    int max_jobs;        /* a worker is replaced after so many; 0: never */
     /* called first in each worker; a negative result breaks the pool; NULL: nothing */
     int (*init)(void);
     /* private */
@@ -176,9 +178,9 @@ typedef struct conc_procs {
     unsigned users;
 } conc_procs;
 
-/* Opens the pool, in a run or outside. Errors: -EINVAL (NULL, negative workers), -EBUSY (open;
- * or .fork and the process has other threads), -EAGAIN and others of pthread_create, fork, mmap
- * and socketpair, -ENOMEM, -ENOTSUP (not Linux), -EPERM (a set-user-ID program, without .fork). */
+/* Opens the pool, in a run or outside. Errors: -EINVAL (NULL, negative fields), -EBUSY (open),
+ * those of memfd_create, mmap and eventfd, -ENOMEM, -ENOTSUP (not Linux), -EPERM (a set-user-ID
+ * program). */
 CONC_API int conc_procs_open(conc_procs *p);
 
 /* As conc_pool_close; jobs that run are killed when its task is cancelled. When it returns all
@@ -343,18 +345,13 @@ CONC_API void conc__auto_conc_child(conc_child *c);
  * *
  *  The implementation
  *
- *  A crew is a queue of jobs and those who do them: the threads of a conc_pool, or the processes
- *  of a conc_procs. Whoever waits for one of them is a task, whose loop goes on, or a thread,
- *  which sleeps; both are conc__waiters.
- *
- *  A process is reached through its desk, memory that it shares with this one: whoever has a job
- *  for it writes that there, and whoever waits for one reads the answer; the pool's manager, a
- *  thread, does so when nobody is awake, starts workers, and buries them. Between two that are
- *  awake nothing goes through the kernel.
+ *  A crew is a queue of jobs and those who do them: the threads of a conc_pool, or the workers
+ *  of a conc_procs, which a supervisor starts, watches and replaces (>>workers draws how). A
+ *  waiter is a task, whose loop goes on, or a thread, which sleeps.
  *
  *  Contents: >>waiting >>crew >>jobs >>threads >>pool >>mapping >>blocking >>offloading
- *  >>channel >>files >>names >>children >>shared >>functions >>workers >>hub >>manager >>zygote
- *  >>procs >>beginning
+ *  >>channel >>files >>names >>children >>shared >>functions >>workers >>supervisor >>procs
+ *  >>beginning
  * ============================================================================================== */
 
 #if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__POOL_IMPLEMENTED
@@ -623,8 +620,8 @@ typedef struct conc__crew {
     bool over;    /* it was closed: nobody else needs its pool */
     bool stalled; /* all threads are in conc_block on a virtual clock */
     unsigned forks;
-    int references;        /* to free it: the pool's and those of threads that were left behind */
-    struct conc__hub *hub; /* NULL: a crew of threads */
+    int references; /* to free it: the pool's and those of threads that were left behind */
+    struct conc__supervisor *supervisor; /* NULL: a crew of threads */
 
     /* what threads sleep on; it has `wakes`, but for `calls`, which are due once the mutex is
      * free */
@@ -696,12 +693,12 @@ CONC__PRIVATE void conc__range_drop(conc__parcel *p, int rc)
     }
 }
 
-CONC__PRIVATE void conc__hub_rouse(struct conc__crew *c);
-CONC__PRIVATE bool conc__hub_cancel(struct conc__crew *c, conc_job *j);
-CONC__PRIVATE int conc__hub_begin(struct conc__hub *h);
-CONC__PRIVATE void conc__hub_free(struct conc__hub *h);
-CONC__PRIVATE void conc__hub_close(conc_loop *l, struct conc__crew *c);
-CONC__PRIVATE void conc__hub_look_for(struct conc__crew *c, const bool *over);
+CONC__PRIVATE void conc__supervisor_rouse(struct conc__crew *c);
+CONC__PRIVATE bool conc__supervisor_cancel(struct conc__crew *c, conc_job *j);
+CONC__PRIVATE int conc__supervisor_begin(struct conc__supervisor *h);
+CONC__PRIVATE void conc__supervisor_free(struct conc__supervisor *h);
+CONC__PRIVATE void conc__supervisor_close(conc_loop *l, struct conc__crew *c);
+CONC__PRIVATE void conc__supervisor_look_for(struct conc__crew *c, const bool *over);
 CONC__PRIVATE struct conc__view *conc__view_open(conc_loop *l, struct conc__crew *c);
 CONC__PRIVATE void conc__view_close(conc_loop *l, struct conc__view *v);
 
@@ -752,15 +749,28 @@ static inline bool conc__is_job(const conc_job *j)
 
 CONC__PRIVATE void conc__offloads_forget(void);
 
+CONC__PRIVATE void conc__segments_hold(void);
+CONC__PRIVATE void conc__segments_let(void);
+
+/* Across a fork: another thread may not have these locks then. */
+CONC__PRIVATE void conc__keep_crews(void)
+{
+    pthread_mutex_lock(&conc__crews);
+    conc__segments_hold();
+}
+
+CONC__PRIVATE void conc__let_crews(void)
+{
+    conc__segments_let();
+    pthread_mutex_unlock(&conc__crews);
+}
+
 CONC__PRIVATE void conc__forget_crews(void)
 {
     conc__forks++;
     conc__offloads_forget();
-    pthread_mutex_unlock(&conc__crews);
+    conc__let_crews();
 }
-
-CONC__PRIVATE void conc__keep_crews(void) { pthread_mutex_lock(&conc__crews); }
-CONC__PRIVATE void conc__let_crews(void) { pthread_mutex_unlock(&conc__crews); }
 
 /* A job has ended its thread. */
 CONC__COLD void conc__frame_lost(void *value)
@@ -832,7 +842,7 @@ CONC__PRIVATE void conc__crew_free(conc__crew *c)
     while (*at != c)
         at = &(*at)->next;
     *at = c->next;
-    conc__hub_free(c->hub);
+    conc__supervisor_free(c->supervisor);
     /* else other threads may have had them, when the process forked */
     if (c->forks == conc__forks) {
         sem_destroy(&c->work);
@@ -1177,8 +1187,8 @@ CONC__PRIVATE void conc__has_woken(bool woke)
 /* Under the mutex: somebody comes for what lies in the queue. */
 CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
 {
-    if (c->hub) {
-        conc__hub_rouse(c);
+    if (c->supervisor) {
+        conc__supervisor_rouse(c);
         return 0;
     }
     conc__has_woken(false);
@@ -1275,7 +1285,8 @@ CONC__PRIVATE void conc__crew_unlock(conc__crew *c)
 /* Under the mutex. */
 CONC__PRIVATE int conc__crew_queue(conc__crew *c, conc_job *j)
 {
-    int rc = conc__backlog_has_room(c) ? c->hub ? conc__hub_begin(c->hub) : 0 : -ENOMEM;
+    int rc = conc__backlog_has_room(c) ? c->supervisor ? conc__supervisor_begin(c->supervisor) : 0
+                                       : -ENOMEM;
     if (rc)
         return rc;
     conc__backlog_accept(c, j);
@@ -1363,7 +1374,7 @@ CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l
 /* Asks a job to end that has not, in the queue or not, under its crew's mutex. */
 CONC__PRIVATE void conc__job_ask(conc__crew *c, conc_job *j)
 {
-    if (c->hub ? conc__hub_cancel(c, j) : conc__crew_take_back(c, j)) {
+    if (c->supervisor ? conc__supervisor_cancel(c, j) : conc__crew_take_back(c, j)) {
         conc__crew_end_job(c, j, -ECANCELED, NULL, true);
         conc__crew_settled(c);
     } else if (!(conc__job_state(j) & CONC__JOB_DONE)) {
@@ -1470,9 +1481,9 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
                 pthread_mutex_unlock(&conc__crews);
                 return 0;
             }
-            struct conc__view *view = l && c->hub ? conc__view_open(l, c) : NULL;
+            struct conc__view *view = l && c->supervisor ? conc__view_open(l, c) : NULL;
             w->item = j;
-            w->looks_at = !l && c->hub ? c : NULL;
+            w->looks_at = !l && c->supervisor ? c : NULL;
             c->references += w->looks_at != NULL;
             conc__line_up(&j->waiters, w);
             rc = conc__wait_outside(l, w, kind, j, &c->mutex, &conc__crews);
@@ -1655,7 +1666,7 @@ CONC__PRIVATE void conc__crew_release(conc__crew *c)
 /* A thread that waits for a crew of processes; gives its reference back. */
 CONC__PRIVATE void conc__crew_look_for(conc__crew *c, const bool *over)
 {
-    conc__hub_look_for(c, over);
+    conc__supervisor_look_for(c, over);
     conc__lock_briefly(&c->mutex);
     conc__crew_release(c);
 }
@@ -1809,8 +1820,8 @@ CONC__PRIVATE void conc__crew_ask_all(conc__crew *c)
             if (j)
                 conc__crew_end_job(c, j, -ECANCELED, NULL, true);
         }
-    if (c->hub)
-        conc__hub_cancel(c, NULL);
+    if (c->supervisor)
+        conc__supervisor_cancel(c, NULL);
     conc__backlog_fill(c);
     conc__crew_settled(c);
 }
@@ -1912,8 +1923,8 @@ CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*en
         return rc;
     bool first = conc__crew_close(l, c);
     conc__crew_await_end(l, c, first);
-    if (first && c->hub)
-        conc__hub_close(l, c);
+    if (first && c->supervisor)
+        conc__supervisor_close(l, c);
     if (first)
         conc__crew_end(c, crew, users, end);
     conc__lock_briefly(&c->mutex);
@@ -2097,7 +2108,7 @@ CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mappi
     conc__crew *c = conc__pool_enter(crew, users, &rc);
     if (!c)
         return conc__map_refused(m, conc__own_error(rc));
-    bool processes = c->hub, own = !l && conc__frame_of(c);
+    bool processes = c->supervisor, own = !l && conc__frame_of(c);
     int most = (m->count < (size_t)c->most ? (int)m->count : c->most) - (own && m->count);
     conc__pool_leave(users);
     if (l && (rc = conc__checkpoint(l)))
@@ -3461,12 +3472,13 @@ CONC_API void conc__auto_conc_child(conc_child *c) { conc_child_close(c); }
 #ifdef __linux__
 
 #include <elf.h>
-#include <linux/futex.h>
 #include <sys/resource.h>
 
-/* A piece of memory that has a descriptor, so that other processes can map it. */
+/* A piece of memory that has a descriptor, so that other processes can map it. Its size is
+ * sealed: no process can make it smaller while another one uses it. */
 typedef struct conc__segment {
-    struct conc__segment *next; /* of those that the program allocated */
+    struct conc__segment
+        *next; /* of those that the program allocated, or that are unmapped later */
     void *address;
     size_t size;
     int fd;
@@ -3475,13 +3487,12 @@ typedef struct conc__segment {
 static pthread_mutex_t conc__segments_mutex = PTHREAD_MUTEX_INITIALIZER;
 static conc__segment *conc__segments;
 
-/* Maps size bytes of a segment, here if address is not NULL. at_once: all of it is going to be
- * used. */
-CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, bool at_once)
+/* Maps size bytes of a segment, at this address if it is not NULL. */
+CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, int protection, int more)
 {
-    enum { HERE = 0x100000 }; /* MAP_FIXED_NOREPLACE */
-    int flags = MAP_SHARED | (at_once ? CONC__MAP_POPULATE : 0) | (address ? HERE : 0);
-    void *p = mmap(address, size, PROT_READ | PROT_WRITE, flags, fd, 0);
+    enum { NOREPLACE = 0x100000 }; /* MAP_FIXED_NOREPLACE */
+    int flags = MAP_SHARED | more | (address ? NOREPLACE : 0);
+    void *p = mmap(address, size, protection, flags, fd, 0);
     if (p == MAP_FAILED)
         return NULL;
     if (!address || p == address)
@@ -3516,30 +3527,6 @@ CONC__COLD int conc__call_failed(const char *call)
     return conc_fail(rc, "%s: %s", call, strerror(-rc));
 }
 
-/* far_away: where other processes have most likely nothing. */
-CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, bool far_away)
-{
-    enum { CLOEXEC = 1 }; /* MFD_CLOEXEC */
-    s->fd = conc__not_standard((int)syscall(SYS_memfd_create, "conc", CLOEXEC));
-    if (s->fd < 0)
-        return conc__call_failed("memfd_create");
-    s->size = size;
-    bool sized = ftruncate(s->fd, (off_t)size) == 0;
-    s->address = NULL;
-    for (int tries = 0; sized && far_away && !s->address && tries < 4; tries++) {
-        void *address = conc__far_address();
-        s->address = address ? conc__segment_map(s->fd, address, size, false) : NULL;
-    }
-    if (sized && !s->address)
-        s->address = conc__segment_map(s->fd, NULL, size, false);
-    if (s->address)
-        return 0;
-    int rc = -errno;
-    close(s->fd);
-    s->fd = -1;
-    return rc;
-}
-
 CONC__PRIVATE void conc__segment_close(conc__segment *s)
 {
     if (s->address)
@@ -3550,21 +3537,48 @@ CONC__PRIVATE void conc__segment_close(conc__segment *s)
     s->fd = -1;
 }
 
-/* Makes it larger or smaller; its address may change. On failure it is as before. */
-CONC__PRIVATE bool conc__segment_resize(conc__segment *s, size_t size, bool at_once)
+/* A descriptor of so many bytes of memory. It does not grow beyond RLIMIT_FSIZE, where the kernel
+ * would end the program by SIGXFSZ. */
+CONC__PRIVATE int conc__segment_fd(size_t size)
 {
-    if (size > s->size && ftruncate(s->fd, (off_t)size))
-        return false;
-    void *p = conc__segment_map(s->fd, NULL, size, at_once);
-    if (!p)
-        return false;
-    munmap(s->address, s->size);
-    if (size < s->size && ftruncate(s->fd, (off_t)size)) {
-        /* the memory comes back later */
+    enum { CLOEXEC = 1, SEALABLE = 2, ADD_SEALS = 1033, SEAL = 1, SHRINK = 2, GROW = 4 };
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && size > limit.rlim_cur)
+        return conc_fail(-EFBIG, "%zu bytes of shared memory are above the limit of a file's size",
+                         size);
+    int fd = conc__not_standard((int)syscall(SYS_memfd_create, "conc", CLOEXEC | SEALABLE));
+    if (fd < 0)
+        return conc__call_failed("memfd_create");
+    if (ftruncate(fd, (off_t)size)) {
+        int rc = conc__call_failed("ftruncate of a memfd");
+        close(fd);
+        return rc;
     }
-    s->address = p;
-    s->size = size;
-    return true;
+    fcntl(fd, ADD_SEALS, SEAL | SHRINK | GROW); /* a kernel without seals trusts its processes */
+    return fd;
+}
+
+/* far_away: where other processes have most likely nothing. */
+CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, bool far_away)
+{
+    *s = (conc__segment){.fd = conc__segment_fd(size), .size = size};
+    if (s->fd < 0) {
+        int rc = s->fd;
+        s->fd = -1;
+        return rc;
+    }
+    for (int tries = 0; far_away && !s->address && tries < 4; tries++) {
+        void *address = conc__far_address();
+        if (address)
+            s->address = conc__segment_map(s->fd, address, size, PROT_READ | PROT_WRITE, 0);
+    }
+    if (!s->address)
+        s->address = conc__segment_map(s->fd, NULL, size, PROT_READ | PROT_WRITE, 0);
+    if (s->address)
+        return 0;
+    int rc = conc__call_failed("mmap");
+    conc__segment_close(s);
+    return rc;
 }
 
 CONC_API void *conc_shared_alloc(size_t size)
@@ -3602,24 +3616,34 @@ CONC_API void conc_shared_free(void *p)
     errno = saved;
 }
 
+CONC__PRIVATE void conc__segments_hold(void) { pthread_mutex_lock(&conc__segments_mutex); }
+CONC__PRIVATE void conc__segments_let(void) { pthread_mutex_unlock(&conc__segments_mutex); }
+
 /* ---- >>functions ---------------------------------------------------------------------------- */
 
 /* A function in words that another process of the same program understands: addresses differ
- * there. */
+ * there. The identity keeps a process that has another build of the module from calling what
+ * stands at the offset there. */
 typedef struct conc__function {
     uint64_t offset;   /* in its module */
+    uint64_t identity; /* of the module: 0 where it cannot be told */
     char module[4000]; /* a path; "": the program itself */
 } conc__function;
+
+#ifdef __LP64__
+typedef Elf64_Phdr conc__module_part;
+typedef Elf64_Dyn conc__module_entry;
+#else
+typedef Elf32_Phdr conc__module_part;
+typedef Elf32_Dyn conc__module_entry;
+#endif
 
 typedef struct conc__module_info { /* struct dl_phdr_info, which the system's header hides */
     uintptr_t base;
     const char *name;
-#ifdef __LP64__
-    const Elf64_Phdr *parts;
-#else
-    const Elf32_Phdr *parts;
-#endif
+    const conc__module_part *parts;
     uint16_t count;
+    unsigned long long loads, unloads; /* of modules so far, where size says that they are there */
 } conc__module_info;
 
 extern int conc__each_module(int (*fn)(conc__module_info *info, size_t size, void *arg),
@@ -3630,9 +3654,10 @@ typedef struct conc__module_search {
     int seen;
     uintptr_t address; /* looked for; 0: a path is */
     const char *path;
-    uintptr_t base;
     bool found;
-    char *name; /* 4000 bytes for the path that was found */
+    uintptr_t base;
+    uint64_t identity;
+    char *name; /* 4000 bytes for the path that was found; NULL: not wanted */
 } conc__module_search;
 
 CONC__PRIVATE bool conc__module_has(const conc__module_info *m, uintptr_t address)
@@ -3644,41 +3669,107 @@ CONC__PRIVATE bool conc__module_has(const conc__module_info *m, uintptr_t addres
     return false;
 }
 
-/* The path of the file that is mapped at this address; if that cannot be told, the one that is
- * given. */
-CONC__PRIVATE const char *conc__mapped_file(uintptr_t address, char *line, size_t size,
-                                            const char *otherwise)
+/* FNV-1a, by Fowler, Noll and Vo. */
+CONC__PRIVATE uint64_t conc__hash(const void *bytes, size_t n)
+{
+    uint64_t hash = 0xcbf29ce484222325u;
+    for (const unsigned char *p = bytes; n; n--)
+        hash = (hash ^ *p++) * 0x100000001b3u;
+    return hash;
+}
+
+/* The file that is mapped at an address, by /proc/self/maps. */
+typedef struct conc__mapped_file {
+    char line[4400];
+    const char *path;  /* in the line; NULL: not found */
+    uint64_t identity; /* of its device and inode */
+} conc__mapped_file;
+
+CONC__PRIVATE void conc__find_mapped_file(uintptr_t address, conc__mapped_file *f)
 {
     FILE *maps = fopen("/proc/self/maps", "re");
-    const char *found = NULL;
-    while (maps && !found && fgets(line, (int)size, maps)) {
-        char *end, *slash = strchr(line, '/');
-        uintptr_t from = strtoul(line, &end, 16), to = *end == '-' ? strtoul(end + 1, NULL, 16) : 0;
-        if (slash && from <= address && address < to) {
-            slash[strcspn(slash, "\n")] = 0;
-            found = slash;
-        }
+    f->path = NULL;
+    f->identity = 0;
+    while (maps && !f->path && fgets(f->line, sizeof f->line, maps)) {
+        char *end, *slash = strchr(f->line, '/');
+        uintptr_t from = strtoul(f->line, &end, 16);
+        uintptr_t to = *end == '-' ? strtoul(end + 1, &end, 16) : 0;
+        if (!slash || address < from || address >= to)
+            continue;
+        for (int field = 0; field < 2 && *end; field++) /* the access and the offset */
+            end += 1 + strcspn(end + 1, " ");
+        char *last = slash;
+        while (last > end && last[-1] == ' ')
+            last--;
+        f->identity = conc__hash(end, (size_t)(last - end));
+        slash[strcspn(slash, "\n")] = 0;
+        f->path = slash;
     }
     if (maps)
         fclose(maps);
-    return found ? found : otherwise;
+}
+
+/* The hash of a build-id in these notes; 0: none. */
+CONC__PRIVATE uint64_t conc__build_id(const char *notes, size_t size, size_t align)
+{
+    enum { BUILD_ID = 3 }; /* NT_GNU_BUILD_ID */
+    Elf64_Nhdr head;       /* that of 32 bits is the same */
+    for (size_t at = 0; size - at > sizeof head;) {
+        memcpy(&head, notes + at, sizeof head);
+        size_t name = at + sizeof head;
+        size_t value = (name + head.n_namesz + align - 1) / align * align;
+        if (value > size || head.n_descsz > size - value)
+            break;
+        if (head.n_type == BUILD_ID && head.n_namesz == 4 && !memcmp(notes + name, "GNU", 4))
+            return conc__hash(notes + value, head.n_descsz) | 1;
+        at = (value + head.n_descsz + align - 1) / align * align;
+        if (at > size)
+            break;
+    }
+    return 0;
+}
+
+/* What tells two builds of a module apart: its build-id, or else its file. */
+CONC__PRIVATE uint64_t conc__module_identity(const conc__module_info *m)
+{
+    conc__mapped_file file;
+    for (int i = 0; i < m->count; i++) {
+        const conc__module_part *part = &m->parts[i];
+        const char *notes = (const char *)(m->base + part->p_vaddr);
+        size_t align = part->p_align == 8 ? 8 : 4;
+        uint64_t id = 0;
+        if (part->p_type == PT_NOTE)
+            id = conc__build_id(notes, part->p_memsz, align);
+        if (id)
+            return id;
+    }
+    for (int i = 0; i < m->count; i++)
+        if (m->parts[i].p_type == PT_LOAD) {
+            conc__find_mapped_file(m->base + m->parts[i].p_vaddr, &file);
+            return file.identity;
+        }
+    return 0;
 }
 
 CONC__PRIVATE int conc__module_look(conc__module_info *m, size_t size, void *arg)
 {
     conc__module_search *s = arg;
-    /* the first is the program */
-    char *real = s->seen++ && m->name && *m->name ? realpath(m->name, NULL) : NULL;
-    const char *path = real ? real : s->seen > 1 && m->name ? m->name : "";
-    char line[4400];
+    bool program = s->seen++ == 0; /* the first is the program */
+    char *real = !program && m->name && *m->name ? realpath(m->name, NULL) : NULL;
+    const char *path = program || !m->name ? "" : m->name;
+    conc__mapped_file file;
     (void)size;
+    path = real ? real : path;
     s->found = s->address ? conc__module_has(m, s->address)
-                          : strcmp(path, s->path) == 0 && (*path || s->seen == 1);
-    /* the directory was changed since it was loaded */
-    if (s->found && *path && *path != '/' && s->address)
-        path = conc__mapped_file(s->address, line, sizeof line, path);
+                          : strcmp(path, s->path) == 0 && (*path || program);
+    if (s->found && *path && *path != '/' && s->address) {
+        /* the directory was changed since it was loaded */
+        conc__find_mapped_file(s->address, &file);
+        path = file.path ? file.path : path;
+    }
     if (s->found) {
         s->base = m->base;
+        s->identity = conc__module_identity(m);
         if (s->name)
             conc__copy(s->name, sizeof((conc__function *)0)->module, path);
     }
@@ -3693,15 +3784,17 @@ CONC__PRIVATE bool conc__function_name(uintptr_t fn, conc__function *out)
     int saved = errno;
     conc__each_module(conc__module_look, &s);
     out->offset = fn - s.base;
+    out->identity = s.identity;
     errno = saved;
     return s.found;
 }
 
-/* 0: its module is not there and cannot be loaded. */
+/* The function; 0: its module is not there and cannot be loaded, or is another build, and the
+ * newest error says which. */
 CONC__PRIVATE uintptr_t conc__function_find(const conc__function *f)
 {
     enum { NOW = 2 }; /* RTLD_NOW */
-    static uintptr_t base;
+    static conc__module_search last;
     static char module[sizeof f->module] = "?"; /* of the last one */
     if (strcmp(module, f->module) != 0) {
         conc__module_search s = {.path = f->module};
@@ -3710,28 +3803,73 @@ CONC__PRIVATE uintptr_t conc__function_find(const conc__function *f)
             s.seen = 0;
             conc__each_module(conc__module_look, &s);
         }
-        if (!s.found)
+        if (!s.found) {
+            conc_fail(-ENOEXEC, "%s cannot be loaded", f->module);
             return 0;
-        base = s.base;
+        }
+        last = s;
         strcpy(module, f->module);
     }
-    return base + (uintptr_t)f->offset;
+    if (f->identity == last.identity)
+        return last.base + (uintptr_t)f->offset;
+    conc_fail(-ENOEXEC, "%s is another build in the worker", *module ? module : "the program");
+    return 0;
 }
 
-/* ---- >>workers ------------------------------------------------------------------------------ */
+/* How many modules were loaded and unloaded so far: as long as these stay, so does the name of a
+ * function. */
+typedef struct conc__module_counts {
+    unsigned long long loads, unloads;
+} conc__module_counts;
+
+CONC__PRIVATE int conc__module_count(conc__module_info *m, size_t size, void *arg)
+{
+    if (size >= offsetof(conc__module_info, unloads) + sizeof m->unloads)
+        *(conc__module_counts *)arg = (conc__module_counts){m->loads, m->unloads};
+    return 1;
+}
+
+/* ---- >>workers ------------------------------------------------------------------------------ *
+ *
+ * A pool of processes
+ *
+ *   The supervisor, a thread of the program, starts the workers, watches them, and replaces those
+ *   that died. A worker is this program executed anew; it does one message after another. Each
+ *   has a channel of its own, memory that it shares with the program, and a socket:
+ *
+ *     program                                   worker
+ *     ------------------------------------      ---------------------------------------------
+ *     a job is taken from the queue
+ *     channel: request, and data up to SMALL
+ *     socket:  larger data's segment, if new
+ *     channel: turn = WORKER, futex wake   -->  begun = 1, calls the function, writes the reply
+ *     sees it while it looks             <--    channel: turn = PROGRAM
+ *     or the supervisor wakes up         <--    socket: one byte, if nobody looks
+ *     copies the result, ends the job
+ *
+ *   A task's loop and a thread that wait look at the channels for a little before they sleep: as
+ *   long as both sides are awake nothing goes through the kernel. What is larger than SMALL is
+ *   copied by the supervisor.
+ *
+ *   What the program trusts: its own numbers. Of what a worker writes it takes the result and the
+ *   words of an error, how many elements of a map are done (at most as many as it sent), and the
+ *   bytes at the places that it gave out. Workers map the board, on which the program says that
+ *   it looks, for reading alone.
+ */
 
 enum {
-    /* bytes that are copied by whoever sends a job, and not by the manager */
-    CONC__SMALL = 128 * 1024,
-    CONC__DESK_DATA = 8192, /* where a desk's data begins */
-    CONC__DESK_SIZE = CONC__DESK_DATA + CONC__SMALL,
-    CONC__MOVED = 120,   /* a worker's exit status: an address that it needs is taken */
-    CONC__FAILURES = 30, /* so many tenths of a worker may not come up in a row */
+    CONC__CHANNEL_DATA = 8192, /* where a channel's data begins */
+    CONC__SMALL = 128 * 1024,  /* bytes of data that fit there */
+    CONC__CHANNEL_SIZE = CONC__CHANNEL_DATA + CONC__SMALL,
 
-    /* a desk's state, which its worker and the parent change in turn */
-    CONC__DESK_REPLY = 0, /* the parent's turn; at the start too */
-    CONC__DESK_REQUEST = 1,
-    CONC__DESK_QUIT = 2,
+    /* a worker's exit status */
+    CONC__MOVED = 120,       /* an address of shared memory is taken */
+    CONC__OTHER_BUILD = 121, /* it is another build of the module that has conc */
+
+    /* whose turn it is; the side that has it passes it on */
+    CONC__TURN_PROGRAM = 0,
+    CONC__TURN_WORKER = 1,
+    CONC__TURN_QUIT = 2,
 
     /* kinds of requests */
     CONC__ASK_INIT = 0,
@@ -3740,63 +3878,52 @@ enum {
     CONC__ASK_MAP
 };
 
-/* What a worker and its parent share: one request at a time. */
-typedef struct conc__desk {
-    unsigned state;  /* a futex */
-    unsigned asleep; /* the worker waits in the kernel */
-    unsigned asked;  /* the job is to end */
-    unsigned begun;  /* the worker has seen the request */
+/* Written by the program while it has the turn. */
+typedef struct conc__request {
     int kind;
     bool keeps_going;
-    int parent;
-    uint64_t memory_limit;
-    uint64_t size; /* of the desk */
-    /* bytes; ASK_MAP: of each element, and how many there are. out's place is behind in's */
-    uint64_t in, out;
+    bool in_segment;  /* else the channel has the data */
+    uint64_t in, out; /* bytes; ASK_MAP: of each element, and how many. out's stand behind in's */
+    uint64_t segment_size;    /* of the segment for larger data; 0: there is none */
+    uint64_t segment_version; /* a new one comes through the socket */
+    conc__function function;
+} conc__request;
+
+typedef struct conc__worker_channel {
+    unsigned turn;   /* a futex */
+    unsigned asked;  /* the program: the job is to end */
+    unsigned asleep; /* the worker sleeps on `turn` */
+    unsigned begun;  /* the worker has seen the request */
+    uint64_t done;   /* ASK_MAP: so many have returned; their results stand behind the data */
     int64_t result;
-    /* ASK_MAP: elements whose function returned; their results stand behind the data */
-    uint64_t done;
     int words; /* the result that text belongs to; 0: none */
     char text[96];
-    conc__function function;
-} conc__desk;
+    conc__request request;
+} conc__worker_channel;
 
-_Static_assert(sizeof(conc__desk) <= CONC__DESK_DATA, "a desk's head has to fit");
+_Static_assert(sizeof(conc__worker_channel) <= CONC__CHANNEL_DATA, "a channel's head has to fit");
 
-/* What all workers of a pool share with the parent. */
+/* What all workers of a pool see of the program. */
 typedef struct conc__board {
-    unsigned replies; /* how many there were */
-    unsigned lookers; /* threads of the parent that look at the replies: nobody needs to be woken */
+    unsigned lookers; /* threads of the program that look at the channels: no need to wake one */
 } conc__board;
 
-/* A message to a worker that starts: a descriptor, and what it is. */
+/* What a worker is given when it starts, each with a descriptor; and later its data. */
 typedef struct conc__handing {
-    enum {
-        CONC__HAND_DESK,
-        CONC__HAND_BOARD,
-        CONC__HAND_BELL,
-        CONC__HAND_SHARED,
-        CONC__HAND_FORK,
-        CONC__HAND_REAP
-    } what;
-    int number; /* a process or its status */
+    enum { CONC__HAND_CHANNEL, CONC__HAND_BOARD, CONC__HAND_SHARED, CONC__HAND_START } what;
+    int program; /* START, without a descriptor: its process, */
+    uint64_t memory_limit;
+    sigset_t mask; /* and the mask for jobs */
     void *address;
     size_t size;
+    uint64_t version; /* of a segment for larger data */
 } conc__handing;
 
 CONC__PRIVATE int conc__sockets(int ends[2])
 {
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends))
-        return -errno;
+        return conc__call_failed("socketpair");
     return conc__ends_not_standard(ends);
-}
-
-/* The other end comes to the end of what was sent. A close alone would not do: a process that
- * the program has forked may have a copy of the socket. */
-CONC__PRIVATE void conc__hang_up(int socket)
-{
-    shutdown(socket, SHUT_RDWR);
-    close(socket);
 }
 
 CONC__PRIVATE int conc__hand(int socket, const conc__handing *h, int fd)
@@ -3839,36 +3966,42 @@ CONC__PRIVATE int conc__handed(int socket, conc__handing *h, int *fd)
     do
         n = recvmsg(socket, &m, MSG_CMSG_CLOEXEC);
     while (n < 0 && errno == EINTR);
-    *fd = -1;
-    if (n == (ssize_t)sizeof *h && m.msg_controllen >= CMSG_LEN(sizeof(int)))
-        memcpy(fd, CMSG_DATA(&control.head), sizeof *fd);
     int rc = n < 0 ? -errno : n == (ssize_t)sizeof *h;
+    *fd = -1;
+    if (rc == 1 && m.msg_controllen >= CMSG_LEN(sizeof(int)))
+        memcpy(fd, CMSG_DATA(&control.head), sizeof *fd);
     *fd = conc__not_standard(*fd); /* else a job that prints would write into it */
     return rc;
 }
 
 CONC__PRIVATE void conc__futex_wait(unsigned *word, unsigned while_it_is)
 {
-    syscall(SYS_futex, word, FUTEX_WAIT, while_it_is, NULL, NULL, 0);
+    enum { WAIT = 0 }; /* FUTEX_WAIT */
+    syscall(SYS_futex, word, WAIT, while_it_is, NULL, NULL, 0);
 }
 
 CONC__PRIVATE void conc__futex_wake(unsigned *word)
 {
-    syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0);
+    enum { WAKE = 1 }; /* FUTEX_WAKE */
+    syscall(SYS_futex, word, WAKE, 1, NULL, NULL, 0);
 }
 
 CONC__PRIVATE size_t conc__aligned(size_t n) { return (n + 63) / 64 * 64; }
 
-/* In a worker: what it works with. */
-typedef struct conc__worker {
-    conc__segment desk;
-    conc__board *board;
-    int bell;
+/* In a worker: the process itself. */
+static struct conc__worker_process {
+    int pid, program; /* 0: this is no worker */
+    int socket;
+    ino_t socket_file;
+    conc__worker_channel *channel;
+    const conc__board *board;
+    char *segment; /* for larger data; NULL: none */
+    uint64_t segment_size, segment_version;
     conc__frame frame;
-} conc__worker;
+} conc__worker_process;
 
-/* In a worker: ends it when the parent has ended. */
-CONC__PRIVATE void *conc__watch_parent(void *arg)
+/* Ends this process when the program has ended. */
+CONC__PRIVATE void *conc__watch_program(void *arg)
 {
     struct pollfd p = {(int)(intptr_t)arg, POLLIN, 0};
     while (poll(&p, 1, -1) < 0 && errno == EINTR)
@@ -3877,298 +4010,490 @@ CONC__PRIVATE void *conc__watch_parent(void *arg)
     return NULL;
 }
 
-CONC__PRIVATE void conc__begin_to_watch(int parent)
+CONC__PRIVATE void conc__begin_to_watch(int program)
 {
     pthread_attr_t small;
     pthread_t id;
-    int fd = conc__pidfd(parent);
+    int fd = conc__pidfd(program);
+    if (fd < 0)
+        return;
     pthread_attr_init(&small);
     pthread_attr_setstacksize(&small, 128 * 1024);
     pthread_attr_setdetachstate(&small, PTHREAD_CREATE_DETACHED);
-    if (fd < 0 || conc__quiet_thread(&id, &small, conc__watch_parent, (void *)(intptr_t)fd))
-        /* the next best: it goes with the thread that started it */
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
+    conc__quiet_thread(&id, &small, conc__watch_program, (void *)(intptr_t)fd);
     pthread_attr_destroy(&small);
-    if (fd < 0 ? getppid() != parent : kill(parent, 0) != 0 && errno == ESRCH)
+}
+
+/* A process that a job forked: it does not outlive the program either. */
+CONC__PRIVATE void conc__worker_forked(void)
+{
+    if (conc__worker_process.program)
+        conc__begin_to_watch(conc__worker_process.program);
+}
+
+/* It ends with the program: by the kernel with the supervisor, which is the thread that started
+ * it, also when a job executes another program; and by a thread, also when a job has changed its
+ * user. */
+CONC__PRIVATE void conc__worker_ends_with(int program)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    conc__begin_to_watch(program);
+    pthread_atfork(NULL, NULL, conc__worker_forked);
+    if (getppid() != program)
         _exit(0); /* it has ended meanwhile */
 }
 
-CONC__PRIVATE conc__desk *conc__desk_of(const conc__segment *s) { return s->address; }
-
-CONC__PRIVATE void conc__worker_tells(conc__worker *w)
+/* Wakes the program unless it looks. A job may have closed the socket, and its number may be
+ * another file's; then the program is told by the end of this process: it takes the reply all
+ * the same. */
+CONC__PRIVATE void conc__worker_tells(void)
 {
-    uint64_t one = 1;
-    __atomic_fetch_add(&w->board->replies, 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&w->board->lookers, __ATOMIC_SEQ_CST) == 0 &&
-        write(w->bell, &one, sizeof one) < 0 && errno != EAGAIN)
-        _exit(1); /* the job has closed it: the end is heard all the same */
+    const struct conc__worker_process *w = &conc__worker_process;
+    struct stat st;
+    if (__atomic_load_n(&w->board->lookers, __ATOMIC_SEQ_CST) > 0)
+        return;
+    bool own = fstat(w->socket, &st) == 0 && st.st_ino == w->socket_file;
+    ssize_t n = own ? send(w->socket, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) : -1;
+    bool told = n == 1 || (own && (errno == EAGAIN || errno == EWOULDBLOCK));
+    if (!told)
+        _exit(1);
 }
 
 /* Until there is a request: false when the worker is to end. */
-CONC__PRIVATE bool conc__worker_awaits(conc__worker *w)
+CONC__PRIVATE bool conc__worker_awaits(conc__worker_channel *c)
 {
-    conc__desk *d = conc__desk_of(&w->desk);
     int64_t start = conc__clock();
-    unsigned state;
-    while ((state = __atomic_load_n(&d->state, __ATOMIC_ACQUIRE)) == CONC__DESK_REPLY) {
+    unsigned turn;
+    while ((turn = __atomic_load_n(&c->turn, __ATOMIC_ACQUIRE)) == CONC__TURN_PROGRAM) {
         bool looks = conc__several_processors() && conc__clock() - start < CONC__PATIENCE;
-        for (int i = 0;
-             i < 32 && looks && __atomic_load_n(&d->state, __ATOMIC_RELAXED) == CONC__DESK_REPLY;
-             i++)
+        for (int i = 0; i < 32 && looks; i++) {
+            if (__atomic_load_n(&c->turn, __ATOMIC_RELAXED) != CONC__TURN_PROGRAM)
+                break;
             conc__relax();
+        }
         if (looks)
             continue;
-        __atomic_store_n(&d->asleep, 1, __ATOMIC_SEQ_CST);
-        if (__atomic_load_n(&d->state, __ATOMIC_SEQ_CST) == CONC__DESK_REPLY)
-            conc__futex_wait(&d->state, CONC__DESK_REPLY);
-        __atomic_store_n(&d->asleep, 0, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&c->asleep, 1, __ATOMIC_SEQ_CST);
+        if (__atomic_load_n(&c->turn, __ATOMIC_SEQ_CST) == CONC__TURN_PROGRAM)
+            conc__futex_wait(&c->turn, CONC__TURN_PROGRAM);
+        __atomic_store_n(&c->asleep, 0, __ATOMIC_SEQ_CST);
     }
-    return state == CONC__DESK_REQUEST;
+    return turn == CONC__TURN_WORKER;
 }
 
-CONC__PRIVATE void conc__worker_maps(conc__desk *d, conc_fn *fn, char *data)
+/* Maps the newest segment for larger data in place of the one before. The program may have given
+ * up others that are still on their way. */
+CONC__PRIVATE void conc__worker_new_segment(const conc__request *r)
 {
-    int *results = (int *)(void *)(data + conc__aligned(d->in * d->out));
-    for (uint64_t i = 0; i < d->out && !__atomic_load_n(&d->asked, __ATOMIC_RELAXED); i++) {
-        int rc = fn(d->in ? data + i * d->in : NULL);
+    struct conc__worker_process *w = &conc__worker_process;
+    conc__handing h = {.version = w->segment_version};
+    if (w->segment)
+        munmap(w->segment, w->segment_size);
+    w->segment = NULL;
+    w->segment_size = r->segment_size;
+    w->segment_version = r->segment_version;
+    for (int fd; r->segment_size && h.version != r->segment_version; close(fd)) {
+        if (conc__handed(w->socket, &h, &fd) != 1)
+            _exit(1); /* a job has closed the socket */
+        if (h.version == r->segment_version)
+            w->segment = conc__segment_map(fd, NULL, r->segment_size, PROT_READ | PROT_WRITE,
+                                           r->kind == CONC__ASK_RUN ? CONC__MAP_POPULATE : 0);
+    }
+}
+
+/* The request's data; NULL: its segment cannot be mapped. */
+CONC__PRIVATE char *conc__worker_data(const conc__request *r)
+{
+    struct conc__worker_process *w = &conc__worker_process;
+    if (r->segment_version != w->segment_version)
+        conc__worker_new_segment(r);
+    return r->in_segment ? w->segment : (char *)w->channel + CONC__CHANNEL_DATA;
+}
+
+CONC__PRIVATE int64_t conc__worker_maps(conc__worker_channel *c, conc_fn *fn, char *data)
+{
+    const conc__request *r = &c->request;
+    int *results = (int *)(void *)(data + conc__aligned(r->in * r->out));
+    for (uint64_t i = 0; i < r->out && !__atomic_load_n(&c->asked, __ATOMIC_RELAXED); i++) {
+        int rc = fn(r->in ? data + i * r->in : NULL);
         results[i] = rc;
-        __atomic_store_n(&d->done, i + 1, __ATOMIC_RELEASE);
-        if (rc < 0 && !d->keeps_going) {
-            d->result = rc;
-            break;
-        }
+        __atomic_store_n(&c->done, i + 1, __ATOMIC_RELEASE);
+        if (rc < 0 && !r->keeps_going)
+            return rc;
     }
+    return 0;
 }
 
-/* Does what the desk asks for. */
-CONC__PRIVATE void conc__worker_works(conc__worker *w)
+CONC__PRIVATE int64_t conc__worker_calls(conc__worker_channel *c)
 {
-    conc__desk *d = conc__desk_of(&w->desk);
-    d->words = 0;
-    if (d->size > w->desk.size) { /* the parent made it larger */
-        void *p = conc__segment_map(w->desk.fd, NULL, d->size, d->kind == CONC__ASK_RUN);
-        if (!p) {
-            d->result = -ENOMEM;
-            return;
-        }
-        munmap(w->desk.address, w->desk.size);
-        w->desk.address = d = p;
-        w->desk.size = d->size;
-    }
-    uintptr_t fn =
-        d->function.offset || d->kind != CONC__ASK_INIT ? conc__function_find(&d->function) : 0;
-    char *data = (char *)d + CONC__DESK_DATA;
-    w->frame.asked = &d->asked;
-    w->frame.text_rc = 0;
-    d->result = 0;
+    const conc__request *r = &c->request;
+    bool wanted = r->kind != CONC__ASK_INIT || r->function.offset;
+    char *data = conc__worker_data(r);
+    if (!wanted)
+        return 0;
+    if (!data)
+        return -ENOMEM;
+    uintptr_t fn = conc__function_find(&r->function);
     if (!fn)
-        d->result = d->kind == CONC__ASK_INIT && !d->function.offset
-                        ? 0
-                        : conc_fail(-ENOEXEC, "%s cannot be loaded", d->function.module);
-    else if (d->kind == CONC__ASK_INIT)
-        d->result = ((int (*)(void))fn)();
-    else if (d->kind == CONC__ASK_RUN)
-        d->result = ((conc_fn *)fn)(d->in ? data : NULL);
-    else if (d->kind == CONC__ASK_CALL)
-        d->result = ((conc_procs_fn *)fn)(data, d->in, data + conc__aligned(d->in), d->out);
-    else
-        conc__worker_maps(d, (conc_fn *)fn, data);
-    fflush(stdout);
-    if (d->result < 0 && w->frame.text_rc == (int)d->result) {
-        memcpy(d->text, w->frame.text, sizeof d->text);
-        d->words = w->frame.text_rc;
+        return -ENOEXEC;
+    switch (r->kind) {
+    case CONC__ASK_INIT: return ((int (*)(void))fn)();
+    case CONC__ASK_RUN: return ((conc_fn *)fn)(r->in ? data : NULL);
+    case CONC__ASK_CALL:
+        return ((conc_procs_fn *)fn)(data, r->in, data + conc__aligned(r->in), r->out);
+    default: return conc__worker_maps(c, (conc_fn *)fn, data);
     }
 }
 
-/* The whole life of a worker. */
-CONC__PRIVATE void conc__worker_serves(conc__worker *w)
+/* Does what the request says, and replies. A process that a job forked and that comes back from
+ * it is no worker. */
+CONC__PRIVATE void conc__worker_works(void)
 {
-    conc__desk *d = conc__desk_of(&w->desk);
-    sigset_t none;
-    sigemptyset(&none);
-    /* the terminal's, for all of its processes: the parent decides what to do */
-    signal(SIGINT, SIG_IGN);
+    struct conc__worker_process *w = &conc__worker_process;
+    conc__worker_channel *c = w->channel;
+    w->frame.asked = &c->asked;
+    w->frame.text_rc = 0;
+    c->words = 0;
+    int64_t result = conc__worker_calls(c);
+    fflush(stdout);
+    if (getpid() != w->pid)
+        _exit(0);
+    c->result = result;
+    if (result < 0 && w->frame.text_rc == (int)result) {
+        memcpy(c->text, w->frame.text, sizeof c->text);
+        c->words = w->frame.text_rc;
+    }
+    __atomic_store_n(&c->turn, CONC__TURN_PROGRAM, __ATOMIC_SEQ_CST);
+    conc__worker_tells();
+}
+
+/* Whether the program ends on SIGINT and SIGTERM, which a terminal or a service manager sends to
+ * all its processes, the program decides. A job that sends itself SIGTERM means itself. */
+CONC__PRIVATE void conc__worker_signalled(int number, siginfo_t *info, void *context)
+{
+    (void)context;
+    bool own = info->si_pid == getpid() && info->si_code <= 0;
+    if (number != SIGTERM || !own)
+        return;
+    signal(SIGTERM, SIG_DFL);
+    raise(SIGTERM);
+}
+
+/* Handlers, as programs that a job starts would inherit it if the signals were ignored. */
+CONC__PRIVATE void conc__worker_signals(const sigset_t *mask)
+{
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_sigaction = conc__worker_signalled;
+    action.sa_flags = SA_RESTART | SA_SIGINFO;
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    pthread_sigmask(SIG_SETMASK, mask, NULL);
+}
+
+/* The whole life of a worker once it has what it needs. */
+CONC__PRIVATE void conc__worker_serves(const conc__handing *start)
+{
+    struct conc__worker_process *w = &conc__worker_process;
+    struct stat st;
+    w->pid = getpid();
+    w->program = start->program;
+    w->socket_file = fstat(w->socket, &st) == 0 ? st.st_ino : 0;
     prctl(PR_SET_NAME, "conc worker");
-    conc__begin_to_watch(d->parent);
-    if (d->memory_limit) {
-        struct rlimit limit = {d->memory_limit, d->memory_limit};
+    conc__worker_ends_with(start->program);
+    if (start->memory_limit) {
+        struct rlimit limit = {start->memory_limit, start->memory_limit};
         setrlimit(RLIMIT_DATA, &limit);
     }
     conc__crews_need();
     if (conc__frames_there)
         pthread_setspecific(conc__frames, &w->frame);
-    while (conc__worker_awaits(w)) {
-        __atomic_store_n(&d->begun, 1, __ATOMIC_RELAXED);
-        conc__worker_works(w);
-        d = conc__desk_of(&w->desk);
-        __atomic_store_n(&d->state, CONC__DESK_REPLY, __ATOMIC_SEQ_CST);
-        conc__worker_tells(w);
+    conc__worker_signals(&start->mask);
+    while (conc__worker_awaits(w->channel)) {
+        __atomic_store_n(&w->channel->begun, 1, __ATOMIC_RELAXED);
+        conc__worker_works();
     }
     fflush(NULL);
     _exit(0);
 }
 
-/* Takes one thing that the parent hands over. */
-CONC__PRIVATE void conc__worker_takes(conc__worker *w, const conc__handing *h, int fd)
+/* Takes what the program hands over. */
+CONC__PRIVATE void conc__worker_takes(const conc__handing *h, int fd)
 {
+    struct conc__worker_process *w = &conc__worker_process;
     switch (h->what) {
-    case CONC__HAND_DESK:
-        w->desk = (conc__segment){
-            .fd = fd, .size = h->size, .address = conc__segment_map(fd, NULL, h->size, false)};
+    case CONC__HAND_CHANNEL:
+        w->channel = conc__segment_map(fd, NULL, h->size, PROT_READ | PROT_WRITE, 0);
         break;
-    case CONC__HAND_BOARD:
-        w->board = conc__segment_map(fd, NULL, h->size, false);
-        close(fd);
-        break;
-    case CONC__HAND_BELL: w->bell = fd; break;
+    case CONC__HAND_BOARD: w->board = conc__segment_map(fd, NULL, h->size, PROT_READ, 0); break;
     default:
-        if (conc__segment_map(fd, h->address, h->size, false) != h->address)
+        if (conc__segment_map(fd, h->address, h->size, PROT_READ | PROT_WRITE, 0) != h->address)
             _exit(CONC__MOVED);
-        close(fd);
         break;
     }
+    close(fd);
 }
 
 /* This program was started as a worker: it never gets to main. */
-CONC__COLD void conc__worker_main(int socket)
+CONC__COLD void conc__worker_main(void)
 {
-    conc__worker w = {.bell = -1};
+    enum { SOCKET = 3 };
+    struct conc__worker_process *w = &conc__worker_process;
     conc__handing h;
-    int fd, rc;
-    fcntl(socket, F_SETFD, FD_CLOEXEC);
-    while ((rc = conc__handed(socket, &h, &fd)) == 1)
-        conc__worker_takes(&w, &h, fd);
-    close(socket);
-    if (rc == 0 && w.desk.address && w.board)
-        conc__worker_serves(&w);
+    int fd;
+    w->socket = SOCKET;
+    fcntl(SOCKET, F_SETFD, FD_CLOEXEC);
+    while (conc__handed(SOCKET, &h, &fd) == 1) {
+        if (h.what != CONC__HAND_START)
+            conc__worker_takes(&h, fd);
+        else if (w->channel && w->board)
+            conc__worker_serves(&h);
+        else
+            break;
+    }
     _exit(1);
 }
 
-/* Which function of which module a worker has to begin with: in a program there may be several
- * copies of this file. */
-CONC__PRIVATE void conc__worker_mark(char *text, size_t size)
+/* How a worker knows that it is one: by the function that it begins with. In a program there may
+ * be several copies of this file. */
+CONC__PRIVATE bool conc__worker_mark(char *text, size_t size)
 {
     conc__function f;
-    conc__function_name((uintptr_t)conc__worker_main, &f);
-    snprintf(text, size, "CONC__WORKER=%llx", (unsigned long long)f.offset);
+    if (!conc__function_name((uintptr_t)conc__worker_main, &f))
+        return false;
+    int n = snprintf(text, size, "CONC__WORKER=%llx.%llx.%s", (unsigned long long)f.offset,
+                     (unsigned long long)f.identity, f.module);
+    return n > 0 && (size_t)n < size;
 }
 
 typedef void conc__constructor(int argc, char **argv, char **env);
 
-/* The program's constructors, where the linker says where they are. */
-extern conc__constructor *conc__constructors[] __asm__("__init_array_start")
+/* The program's constructors where it is linked statically; the linker says where they are. */
+extern conc__constructor *conc__static_constructors[] __asm__("__init_array_start")
     __attribute__((weak, visibility("hidden")));
-extern conc__constructor *conc__constructors_end[] __asm__("__init_array_end")
+extern conc__constructor *conc__static_constructors_end[] __asm__("__init_array_end")
     __attribute__((weak, visibility("hidden")));
 
-/* Runs those behind this one, as they would have been: jobs see what they made. */
-CONC__PRIVATE void conc__construct(conc__constructor *own, int argc, char **argv, char **env)
-{
-    conc__constructor **at = conc__constructors, **end = conc__constructors_end;
-    while (at && at < end && *at != own)
-        at++;
-    for (at += at && at < end; at && at < end; at++)
-        (*at)(argc, argv, env);
-}
+typedef struct conc__constructors {
+    conc__constructor **first, **end;
+} conc__constructors;
 
-/* Before main: own is the constructor that calls this. */
-CONC__PRIVATE void conc__worker_check(conc__constructor *begins, int argc, char **argv, char **env)
+/* Those of the program are in the first module. */
+CONC__PRIVATE int conc__constructors_look(conc__module_info *m, size_t size, void *arg)
 {
-    const char *mark = getenv("CONC__WORKER");
-    char own[64];
-    if (!mark || getauxval(AT_SECURE))
-        return;
-    conc__worker_mark(own, sizeof own);
-    if (strcmp(strchr(own, '=') + 1, mark) == 0) {
-        unsetenv("CONC__WORKER");
-        conc__construct(begins, argc, argv, env);
-        conc__worker_main(3);
+    conc__constructors *c = arg;
+    uintptr_t first = 0, bytes = 0;
+    (void)size;
+    for (int i = 0; i < m->count; i++) {
+        if (m->parts[i].p_type != PT_DYNAMIC)
+            continue;
+        const conc__module_entry *e = (const conc__module_entry *)(m->base + m->parts[i].p_vaddr);
+        for (; e->d_tag != DT_NULL; e++) {
+            if (e->d_tag == DT_INIT_ARRAY)
+                first = m->base + e->d_un.d_ptr;
+            if (e->d_tag == DT_INIT_ARRAYSZ)
+                bytes = e->d_un.d_val;
+        }
     }
+    if (first) {
+        c->first = (conc__constructor **)first;
+        c->end = c->first + bytes / sizeof *c->first;
+    }
+    return 1;
 }
 
-/* ---- >>hub ---------------------------------------------------------------------------------- */
+static conc__constructor *conc__last_constructor;
 
-typedef enum conc__place_state {
-    CONC__EMPTY,
-    CONC__COMING, /* its init has not replied */
-    CONC__FREE,
-    CONC__LOADING, /* the manager copies, outside the mutex */
-    CONC__BUSY,
-    CONC__LEAVING /* was told to end, or killed */
-} conc__place_state;
+CONC__PRIVATE void conc__construct_and_serve(int argc, char **argv, char **env)
+{
+    conc__last_constructor(argc, argv, env);
+    conc__worker_main();
+}
 
-/* A worker, seen from the parent. */
-typedef struct conc__station {
-    conc__place_state state;
-    conc__segment desk;
-    int pid, pidfd;
+/* Has the worker begin when all constructors have run, so that jobs see what these made: takes
+ * the place of the program's last one. own: the one that runs. */
+CONC__PRIVATE void conc__worker_begins_last(conc__constructor *own)
+{
+    conc__constructors c = {conc__static_constructors, conc__static_constructors_end};
+    conc__each_module(conc__constructors_look, &c);
+    bool none = !c.first || c.first == c.end;
+    if (none || c.end[-1] == own)
+        conc__worker_main();
+    uintptr_t page = conc__page(), at = (uintptr_t)&c.end[-1] / page * page;
+    if (mprotect((void *)at, page, PROT_READ | PROT_WRITE))
+        _exit(1);
+    conc__last_constructor = c.end[-1];
+    c.end[-1] = conc__construct_and_serve;
+}
+
+/* In a constructor, which is own: is this process a worker of the copy of conc in this module? */
+CONC__PRIVATE void conc__worker_check(conc__constructor *own)
+{
+    static char mark[4200];
+    const char *given = getenv("CONC__WORKER");
+    if (!given || getauxval(AT_SECURE) || !conc__worker_mark(mark, sizeof mark))
+        return;
+    const char *own_mark = strchr(mark, '=') + 1;
+    if (strcmp(given, own_mark) == 0) {
+        unsetenv("CONC__WORKER");
+        conc__worker_begins_last(own);
+        return;
+    }
+    /* the same module, of another build: the program may not run in its place */
+    const char *module = strchr(strchr(own_mark, '.') + 1, '.');
+    size_t end = strlen(given), tail = strlen(module);
+    bool same_module = module[1] && end > tail && strcmp(given + end - tail, module) == 0;
+    if (same_module)
+        _exit(CONC__OTHER_BUILD);
+}
+
+/* ---- >>supervisor --------------------------------------------------------------------------- *
+ *
+ * A worker, as the program sees it, under the mutex of the job queue
+ *
+ *   NONE      there is no process
+ *   STARTING  the process was started and calls init; nobody else can have its place
+ *   IDLE      waits for a request
+ *   COPYING   the supervisor copies large data to it or from it, without the mutex
+ *   BUSY      has a request; `awaited`, if its reply may be taken by anybody
+ *   LEAVING   was killed or told to quit; its job has its result already
+ *
+ *   NONE      -> STARTING  the supervisor: jobs are in the queue and nobody is idle
+ *   STARTING  -> IDLE      anybody: init has returned
+ *   IDLE      -> BUSY      anybody: a small job; the supervisor, by way of COPYING: any job
+ *   BUSY      -> IDLE      anybody: the reply to a small job; the supervisor: to any
+ *   BUSY      -> LEAVING   anybody: the job was cancelled
+ *   IDLE      -> LEAVING   the supervisor: the pool is closed; anybody: max_jobs are done
+ *   any       -> NONE      the supervisor: the process has ended. A job that it had not begun goes
+ *                          back to the queue, another one is lost
+ *
+ * Order of locks: conc__crews, the queue's mutex, conc__segments_mutex.
+ */
+
+typedef enum conc__worker_state {
+    CONC__WORKER_NONE,
+    CONC__WORKER_STARTING,
+    CONC__WORKER_IDLE,
+    CONC__WORKER_COPYING,
+    CONC__WORKER_BUSY,
+    CONC__WORKER_LEAVING
+} conc__worker_state;
+
+typedef struct conc__worker {
+    conc__worker_state state;
+    conc__worker_channel *channel; /* loaded by those that look without the mutex */
+    bool awaited;                  /* the same */
+    bool cancelled;                /* the job is, while its data is copied */
+    int pid, pidfd, socket;
+    conc__segment channel_memory, data;
+    uint64_t data_version;     /* changes with the segment */
+    unsigned function_version; /* of the one that stands in the channel's request */
     conc_job *job;
-    bool cancelled; /* the job is, while it is loaded or unloaded */
-    int64_t since;  /* it has been free since then */
-} conc__station;
+    int jobs; /* that it has had */
+    int64_t idle_since;
+} conc__worker;
 
-/* The workers of a pool of processes, and the thread that starts and buries them, copies what is
- * large, and sends jobs when nobody else looks. All under the crew's mutex. */
-typedef struct conc__hub {
-    conc__crew *crew;
-    conc__segment board;
-    int bell;
-    bool rung, manages, ending, forks;
-    pthread_t manager;
-    sigset_t mask;
-    int zygote, zygote_pid; /* .fork: a process that forks the workers */
-    int failures;           /* workers in a row that did not come up */
-    int broken;
-    char why[96];
-    int (*init)(void);
+/* A function's name, which is looked up once for many requests with the same function. */
+typedef struct conc__named_function {
+    uintptr_t fn;
+    conc__module_counts counts;
+    unsigned version;
+    conc__function function;
+} conc__named_function;
+
+typedef struct conc__supervisor {
+    conc__crew *crew; /* the job queue */
+    conc__segment board_memory;
+    conc__board *board;
+    int bell; /* wakes the supervisor */
+    bool rung, runs, ending;
+    pthread_t thread;
+    conc__frame frame;   /* of that thread: for the words of its errors */
+    sigset_t mask;       /* of the pool's opener: for jobs */
+    char **environment;  /* as it was when the pool was opened, with the worker's mark */
+    conc__function init; /* its offset is 0: none */
     size_t memory_limit;
-    int coming;
-    conc__waiter *closer; /* waits for the manager's end */
+    int max_jobs;
+    int starting;
+    int failures; /* tenths of workers in a row that did not come up */
+    int broken;   /* an error: no more workers are started */
+    char why[96];
+    conc__waiter *closer;  /* waits for the supervisor's end */
+    conc__segment *unused; /* channels of workers that have ended: somebody may look at them */
+    conc__named_function named;
     struct pollfd *polls;
-    conc__station stations[];
-} conc__hub;
+    conc__worker workers[];
+} conc__supervisor;
 
-CONC__PRIVATE conc__board *conc__board_of(const conc__hub *h) { return h->board.address; }
+enum { CONC__FAILURES = 30 };
 
-CONC__PRIVATE void conc__hub_ring(conc__hub *h)
+CONC__PRIVATE void conc__supervisor_ring(conc__supervisor *s)
 {
     uint64_t one = 1;
-    if (!h->rung && write(h->bell, &one, sizeof one) < 0) {
+    if (!s->rung && write(s->bell, &one, sizeof one) < 0) {
         /* it is rung already */
     }
-    h->rung = true;
+    s->rung = true;
 }
 
-CONC__PRIVATE int conc__desk_set(conc__desk *d, uintptr_t fn, int kind)
+/* ---- Messages ---- */
+
+/* Names the function in the request. */
+CONC__PRIVATE int conc__request_function(conc__supervisor *s, conc__worker *w, uintptr_t fn)
 {
-    d->kind = kind;
-    d->asked = d->begun = 0;
-    d->done = 0;
-    d->in = d->out = 0;
-    d->function.offset = 0;
-    d->function.module[0] = 0;
-    return fn && !conc__function_name(fn, &d->function) ? -EINVAL : 0;
+    conc__named_function *named = &s->named;
+    conc__function *to = &w->channel->request.function;
+    conc__module_counts counts = {0, 0};
+    int saved = errno;
+    conc__each_module(conc__module_count, &counts);
+    errno = saved;
+    if (named->fn != fn || memcmp(&named->counts, &counts, sizeof counts)) {
+        named->fn = 0;
+        if (!conc__function_name(fn, &named->function))
+            return -EINVAL;
+        named->fn = fn;
+        named->counts = counts;
+        named->version++;
+    }
+    if (w->function_version != named->version) {
+        size_t head = offsetof(conc__function, module), n = strlen(named->function.module) + 1;
+        memcpy(to, &named->function, head + n);
+        w->function_version = named->version;
+    }
+    return 0;
 }
 
-CONC__PRIVATE void conc__desk_send(conc__desk *d)
+CONC__PRIVATE void conc__request_send(conc__worker *w)
 {
-    __atomic_store_n(&d->state, CONC__DESK_REQUEST, __ATOMIC_SEQ_CST);
-    bool asleep = __atomic_load_n(&d->asleep, __ATOMIC_SEQ_CST);
+    conc__worker_channel *c = w->channel;
+    c->asked = c->begun = 0;
+    c->done = 0;
+    __atomic_store_n(&w->awaited, true, __ATOMIC_RELAXED);
+    __atomic_store_n(&c->turn, CONC__TURN_WORKER, __ATOMIC_SEQ_CST);
+    bool asleep = __atomic_load_n(&c->asleep, __ATOMIC_SEQ_CST);
     if (asleep)
-        conc__futex_wake(&d->state);
+        conc__futex_wake(&c->turn);
     conc__has_woken(asleep);
 }
 
+CONC__PRIVATE bool conc__worker_has_replied(const conc__worker_channel *c)
+{
+    return __atomic_load_n(&c->turn, __ATOMIC_SEQ_CST) == CONC__TURN_PROGRAM;
+}
+
 /* The elements that a runner gets next: at first many, at last one by one. */
-CONC__PRIVATE void conc__range_take(const conc__hub *h, const conc_job *j)
+CONC__PRIVATE void conc__range_take(const conc__supervisor *s, const conc_job *j)
 {
     conc__parcel *p = j->parcel;
     conc__mapping *m = p->mapping;
-    size_t left = m->count - m->next,
-           most = m->size ? CONC__SMALL / 2 / (m->size + sizeof(int)) : 4096;
-    size_t n = left / (2 * (size_t)h->crew->most);
+    size_t left = m->count - m->next, most = 4096;
+    size_t n = left / (2 * (size_t)s->crew->most);
     if (p->left || conc__map_stops(m))
         return;
+    if (m->size)
+        most = CONC__SMALL / 2 / (m->size + sizeof(int));
+    if (s->max_jobs && most > (size_t)s->max_jobs)
+        most = (size_t)s->max_jobs;
     n = n > most ? most : n;
     n = n < 1 && left ? 1 : n;
     p->first = m->next;
@@ -4176,64 +4501,107 @@ CONC__PRIVATE void conc__range_take(const conc__hub *h, const conc_job *j)
     m->next += n;
 }
 
-/* How many bytes the job's request takes on a desk. */
+/* Where the results of a map's elements stand behind its data. */
+CONC__PRIVATE size_t conc__range_results(const conc__parcel *p)
+{
+    return conc__aligned(p->left * p->mapping->size);
+}
+
+/* How many bytes of data the job's request takes; SIZE_MAX: too many. */
 CONC__PRIVATE size_t conc__job_bytes(const conc_job *j)
 {
     const conc__parcel *p = j->parcel;
     if (!p)
         return j->size;
-    if (!p->mapping)
-        return conc__aligned(p->in_size) + p->out_size;
-    return conc__aligned(p->left * p->mapping->size) + p->left * sizeof(int);
+    if (p->mapping)
+        return conc__range_results(p) + p->left * sizeof(int);
+    bool too_many = p->in_size > SIZE_MAX / 4 || p->out_size > SIZE_MAX / 4;
+    return too_many ? SIZE_MAX : conc__aligned(p->in_size) + p->out_size;
 }
 
-/* Writes the job's request on the desk. */
-CONC__PRIVATE int conc__job_load(const conc_job *j, conc__station *s)
+CONC__PRIVATE bool conc__job_is_large(const conc_job *j)
+{
+    return conc__job_bytes(j) > CONC__SMALL;
+}
+
+/* Where the job's data stands for this side. */
+CONC__PRIVATE char *conc__job_data(const conc__worker *w, const conc_job *j)
+{
+    return conc__job_is_large(j) ? w->data.address : (char *)w->channel + CONC__CHANNEL_DATA;
+}
+
+/* Gives the worker a segment that is large enough; size 0: none. */
+CONC__PRIVATE int conc__worker_room(conc__worker *w, size_t size)
+{
+    enum { STEP = 1 << 20 };
+    if (size > SIZE_MAX / 4)
+        return -ENOMEM;
+    if (size ? size <= w->data.size : w->data.size == 0)
+        return 0;
+    conc__segment_close(&w->data);
+    w->data.size = 0;
+    w->data_version++;
+    if (!size)
+        return 0;
+    int rc = conc__segment_open(&w->data, (size + STEP - 1) / STEP * STEP, false);
+    conc__handing h = {.what = CONC__HAND_SHARED, .version = w->data_version};
+    if (rc == 0)
+        rc = conc__hand(w->socket, &h, w->data.fd);
+    bool gone = rc == -EPIPE || rc == -ECONNRESET || rc == -EBADF;
+    if (rc == 0 || gone) /* the end of its process is heard */
+        return 0;
+    conc__segment_close(&w->data);
+    w->data.size = 0;
+    return rc == -EFBIG ? rc : -ENOMEM;
+}
+
+/* Writes the job's request and data into the channel; its function stands there already. */
+CONC__PRIVATE int conc__job_load(conc_job *j, conc__worker *w)
 {
     const conc__parcel *p = j->parcel;
-    size_t bytes = conc__job_bytes(j), needed = CONC__DESK_DATA + bytes;
-    if (bytes > SIZE_MAX / 4)
-        return -ENOMEM;
-    if (needed > s->desk.size &&
-        !conc__segment_resize(&s->desk, (needed + (1 << 20) - 1) >> 20 << 20, !p))
-        return -ENOMEM;
-    conc__desk *d = conc__desk_of(&s->desk);
-    char *data = (char *)d + CONC__DESK_DATA;
-    bool maps = p && p->mapping;
-    int rc = conc__desk_set(d,
-                            p && !maps ? (uintptr_t)p->call
-                            : maps     ? (uintptr_t)p->mapping->fn
-                                       : (uintptr_t)j->fn,
-                            maps ? CONC__ASK_MAP
-                            : p  ? CONC__ASK_CALL
-                                 : CONC__ASK_RUN);
-    d->size = s->desk.size;
-    if (maps) {
-        d->in = p->mapping->size;
-        d->out = p->left;
-        d->keeps_going = p->mapping->keeps_going;
-        if (d->in)
-            memcpy(data, p->mapping->args + p->first * d->in, p->left * d->in);
-    } else {
-        const void *from = p ? p->in : j->arg;
-        d->in = p ? p->in_size : j->size;
-        d->out = p ? p->out_size : 0;
-        if (d->in)
-            memcpy(data, from, d->in);
+    bool large = conc__job_is_large(j);
+    int rc = large ? conc__worker_room(w, conc__job_bytes(j)) : 0;
+    if (rc)
+        return rc;
+    conc__request *r = &w->channel->request;
+    char *data = conc__job_data(w, j);
+    const void *from = j->arg;
+    size_t bytes = j->size;
+    r->kind = CONC__ASK_RUN;
+    r->in = j->size;
+    r->out = 0;
+    if (p && p->mapping) {
+        r->kind = CONC__ASK_MAP;
+        r->keeps_going = p->mapping->keeps_going;
+        r->in = p->mapping->size;
+        r->out = p->left;
+        from = p->mapping->args ? p->mapping->args + p->first * p->mapping->size : NULL;
+        bytes = p->left * p->mapping->size;
+    } else if (p) {
+        r->kind = CONC__ASK_CALL;
+        r->in = bytes = p->in_size;
+        r->out = p->out_size;
+        from = p->in;
     }
-    return rc;
+    r->in_segment = large;
+    r->segment_size = w->data.size;
+    r->segment_version = w->data_version;
+    if (bytes)
+        memcpy(data, from, bytes);
+    return 0;
 }
 
-CONC__PRIVATE void conc__station_free(conc__hub *h, conc__station *s)
+CONC__PRIVATE uintptr_t conc__job_function(const conc_job *j)
 {
-    s->job = NULL;
-    s->cancelled = false;
-    s->state = CONC__FREE;
-    s->since = conc__clock();
-    h->crew->started--;
+    const conc__parcel *p = j->parcel;
+    if (p && p->mapping)
+        return (uintptr_t)p->mapping->fn;
+    return p ? (uintptr_t)p->call : (uintptr_t)j->fn;
 }
 
-/* The job that the station had is over: result, and words if they are not "". */
+/* ---- Results ---- */
+
+/* The job that a worker had is over: its result, and words if they are not "". */
 CONC__PRIVATE void conc__job_over(conc__crew *c, conc_job *j, int result, const char *words)
 {
     conc__frame f = {.locals = j->locals, .text_rc = *words ? result : 0};
@@ -4254,262 +4622,300 @@ CONC__PRIVATE void conc__job_undone(conc__crew *c, conc_job *j, int rc, const ch
     conc__job_over(c, j, rc, words);
 }
 
-/* The first n of a runner's elements have returned: their bytes, results, and the first error. */
-CONC__PRIVATE void conc__range_done(conc__parcel *p, conc__desk *d, size_t n, int *error)
+/* How many of a runner's elements its worker says that it has done. */
+CONC__PRIVATE size_t conc__range_counted(const conc__worker *w)
 {
+    uint64_t done = __atomic_load_n(&w->channel->done, __ATOMIC_ACQUIRE);
+    size_t left = w->job->parcel->left;
+    return done < left ? (size_t)done : left;
+}
+
+/* The first n of a runner's elements have returned: their bytes, results, and the first error. */
+CONC__PRIVATE void conc__range_done(const conc__worker *w, size_t n, int *error)
+{
+    conc__parcel *p = w->job->parcel;
     conc__mapping *m = p->mapping;
-    const char *data = (const char *)d + CONC__DESK_DATA;
-    const int *results = (const int *)(const void *)(data + conc__aligned(d->in * d->out));
-    n = n < p->left ? n : p->left;
+    const char *data = conc__job_data(w, w->job);
+    const char *results = data + conc__range_results(p);
     if (m->size)
         memcpy(m->args + p->first * m->size, data, n * m->size);
     for (size_t i = 0; i < n; i++) {
+        int rc;
+        memcpy(&rc, results + i * sizeof rc, sizeof rc);
         if (m->results)
-            m->results[p->first + i] = results[i];
-        if (results[i] < 0 && !m->error && !m->keeps_going)
-            *error = m->error = results[i];
+            m->results[p->first + i] = rc;
+        if (rc < 0 && !m->error && !m->keeps_going)
+            *error = m->error = rc;
     }
     p->first += n;
     p->left -= n;
 }
 
 /* An error of one element keeps the rest from starting. */
-CONC__PRIVATE void conc__mapping_stop(conc__hub *h, conc__mapping *m)
+CONC__PRIVATE void conc__mapping_stop(conc__supervisor *s, conc__mapping *m)
 {
     __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
-    for (int i = 0; i < h->crew->most; i++) {
-        conc__station *s = &h->stations[i];
-        if (s->state == CONC__BUSY && s->job->parcel && s->job->parcel->mapping == m)
-            __atomic_store_n(&conc__desk_of(&s->desk)->asked, 1, __ATOMIC_RELAXED);
+    for (int i = 0; i < s->crew->most; i++) {
+        conc__worker *w = &s->workers[i];
+        bool takes_part =
+            w->state == CONC__WORKER_BUSY && w->job->parcel && w->job->parcel->mapping == m;
+        if (takes_part)
+            __atomic_store_n(&w->channel->asked, 1, __ATOMIC_RELAXED);
     }
 }
 
 /* A runner's request was answered. True: there is more for it to do. */
-CONC__PRIVATE bool conc__runner_goes_on(conc__hub *h, conc_job *j, conc__desk *d, int *error)
+CONC__PRIVATE bool conc__runner_goes_on(conc__supervisor *s, conc__worker *w, int result,
+                                        int *error)
 {
+    conc_job *j = w->job;
     conc__parcel *p = j->parcel;
-    conc__range_done(p, d, (size_t)d->done, error);
-    if (d->result < 0 && d->done == 0 && !*error) /* the function was not found */
-        conc__range_drop(p, p->mapping->error = *error = (int)d->result);
+    size_t done = conc__range_counted(w);
+    conc__range_done(w, done, error);
+    if (result < 0 && done == 0 && !*error) /* the function was not found */
+        conc__range_drop(p, p->mapping->error = *error = result);
     if (*error)
-        conc__mapping_stop(h, p->mapping);
+        conc__mapping_stop(s, p->mapping);
     if (conc__map_stops(p->mapping))
         conc__range_drop(p, -ECANCELED);
-    conc__range_take(h, j);
+    conc__range_take(s, j);
     return p->left > 0;
 }
 
-/* Is there more to copy than should be done by whoever comes? */
-CONC__PRIVATE bool conc__job_is_large(const conc_job *j)
+/* Takes the result of a job that is no map's from its worker. */
+CONC__PRIVATE int conc__job_unload(const conc__worker *w, int64_t result)
 {
-    return conc__job_bytes(j) > CONC__SMALL;
-}
-
-/* Sends the job, which was loaded, or tells why it could not be. */
-CONC__PRIVATE void conc__station_send(conc__hub *h, conc__station *s, int rc)
-{
-    if (rc == 0 && !s->cancelled) {
-        s->state = CONC__BUSY;
-        conc__desk_send(conc__desk_of(&s->desk));
-        return;
-    }
-    conc_job *j = s->job;
-    rc = rc ? rc : -ECANCELED;
-    conc__station_free(h, s);
-    conc__job_undone(h->crew, j, rc, "");
-}
-
-/* Gives the station a job. Large ones only from the manager, which unlocks meanwhile. */
-CONC__PRIVATE void conc__station_begin(conc__hub *h, conc__station *s, conc_job *j)
-{
-    if (s->state == CONC__FREE)
-        h->crew->started++;
-    s->job = j;
-    s->state = CONC__LOADING;
-    bool large = conc__job_is_large(j);
-    if (large)
-        pthread_mutex_unlock(&h->crew->mutex);
-    int rc = conc__job_load(j, s);
-    if (large)
-        conc__lock_briefly(&h->crew->mutex);
-    conc__station_send(h, s, rc);
-}
-
-/* The worker that was busy last: what it needs is in its processor's caches, and it may not
- * sleep yet. */
-CONC__PRIVATE conc__station *conc__station_idle(conc__hub *h)
-{
-    conc__station *best = NULL;
-    for (int i = 0; i < h->crew->most; i++) {
-        conc__station *s = &h->stations[i];
-        if (s->state == CONC__FREE && (!best || s->since > best->since))
-            best = s;
-    }
-    return best;
-}
-
-CONC__PRIVATE conc__station *conc__station_in(conc__hub *h, conc__place_state state)
-{
-    for (int i = 0; i < h->crew->most; i++)
-        if (h->stations[i].state == state)
-            return &h->stations[i];
-    return NULL;
-}
-
-/* Sends what is in the queue to those who are free; calls the manager for what only it does. */
-CONC__PRIVATE void conc__hub_send(conc__hub *h, bool manager)
-{
-    conc__crew *c = h->crew;
-    conc__station *s;
-    for (conc_job *j; (j = conc__backlog_first(c));) {
-        if (h->broken) {
-            conc__job_undone(c, conc__backlog_pop(c), h->broken, h->why);
-            continue;
-        }
-        s = conc__station_idle(h);
-        if (j->parcel && j->parcel->mapping)
-            conc__range_take(h, j);
-        if (!s || (conc__job_is_large(j) && !manager))
-            break;
-        conc__backlog_pop(c);
-        if (j->parcel && j->parcel->mapping && !j->parcel->left)
-            conc__job_over(c, j, 0, "");
-        else
-            conc__station_begin(h, s, j);
-    }
-    if (c->queued && !manager &&
-        (conc__station_in(h, CONC__FREE) ||
-         (conc__station_in(h, CONC__EMPTY) && h->coming < (int)c->queued)))
-        conc__hub_ring(h);
-}
-
-CONC__PRIVATE void *conc__manager_main(void *arg);
-
-CONC__PRIVATE void conc__hub_rouse(conc__crew *c) { conc__hub_send(c->hub, false); }
-
-/* Under the mutex, before the first job. */
-CONC__PRIVATE int conc__hub_begin(conc__hub *h)
-{
-    if (h->manages)
-        return 0;
-    conc__original_mask(&h->mask);
-    int rc = conc__quiet_thread(&h->manager, NULL, conc__manager_main, h);
-    h->manages = rc == 0;
-    return -rc;
-}
-
-CONC__PRIVATE void conc__station_unload(conc_job *j, conc__desk *d)
-{
+    const conc_job *j = w->job;
     conc__parcel *p = j->parcel;
-    const char *data = (const char *)d + CONC__DESK_DATA;
+    const char *data = conc__job_data(w, j);
     if (!p) {
         if (j->size)
             memcpy(j->arg, data, j->size);
-        return;
+        return (int)result;
     }
-    p->returned = (ssize_t)d->result;
+    p->returned = (ssize_t)result;
     if (p->returned > 0 && (size_t)p->returned > p->out_size)
         p->returned = -EMSGSIZE;
     else if (p->returned > 0)
         memcpy(p->out, data + conc__aligned(p->in_size), (size_t)p->returned);
+    return p->returned < 0 ? (int)p->returned : 0;
+}
+
+/* ---- States of a worker ---- */
+
+CONC__PRIVATE void conc__worker_quits(conc__worker *w)
+{
+    w->state = CONC__WORKER_LEAVING;
+    __atomic_store_n(&w->channel->turn, CONC__TURN_QUIT, __ATOMIC_SEQ_CST);
+    conc__futex_wake(&w->channel->turn);
+}
+
+/* It has done its job. */
+CONC__PRIVATE void conc__worker_rests(conc__supervisor *s, conc__worker *w)
+{
+    w->job = NULL;
+    w->cancelled = false;
+    w->state = CONC__WORKER_IDLE;
+    w->idle_since = conc__clock();
+    s->crew->started--;
+    if (s->max_jobs && w->jobs >= s->max_jobs)
+        conc__worker_quits(w);
+}
+
+/* Gives the worker a job. A large one only from the supervisor, which unlocks meanwhile. */
+CONC__PRIVATE void conc__worker_begins(conc__supervisor *s, conc__worker *w, conc_job *j)
+{
+    conc__parcel *p = j->parcel;
+    if (w->state == CONC__WORKER_IDLE)
+        s->crew->started++;
+    w->job = j;
+    w->state = CONC__WORKER_COPYING;
+    w->jobs += p && p->mapping ? (int)p->left : 1;
+    bool large = conc__job_is_large(j);
+    int rc = conc__request_function(s, w, conc__job_function(j));
+    if (rc == 0) {
+        if (large)
+            pthread_mutex_unlock(&s->crew->mutex);
+        rc = conc__job_load(j, w);
+        if (large)
+            conc__lock_briefly(&s->crew->mutex);
+    }
+    if (rc == 0 && !w->cancelled) {
+        w->state = CONC__WORKER_BUSY;
+        conc__request_send(w);
+        return;
+    }
+    conc__worker_rests(s, w);
+    conc__job_undone(s->crew, j, rc ? rc : -ECANCELED, "");
+}
+
+/* The worker that was busy last: what it needs is in its processor's caches, and it may not
+ * sleep yet. */
+CONC__PRIVATE conc__worker *conc__worker_idle(conc__supervisor *s)
+{
+    conc__worker *best = NULL;
+    for (int i = 0; i < s->crew->most; i++) {
+        conc__worker *w = &s->workers[i];
+        if (w->state == CONC__WORKER_IDLE && (!best || w->idle_since > best->idle_since))
+            best = w;
+    }
+    return best;
+}
+
+CONC__PRIVATE conc__worker *conc__worker_in(conc__supervisor *s, conc__worker_state state)
+{
+    for (int i = 0; i < s->crew->most; i++)
+        if (s->workers[i].state == state)
+            return &s->workers[i];
+    return NULL;
+}
+
+/* Sends what is in the queue to idle workers; calls the supervisor for what only it does. */
+CONC__PRIVATE void conc__supervisor_send(conc__supervisor *s, bool supervisor)
+{
+    conc__crew *c = s->crew;
+    for (conc_job *j; (j = conc__backlog_first(c));) {
+        if (s->broken) {
+            conc__job_undone(c, conc__backlog_pop(c), s->broken, s->why);
+            continue;
+        }
+        conc__worker *w = conc__worker_idle(s);
+        bool maps = j->parcel && j->parcel->mapping;
+        if (maps)
+            conc__range_take(s, j);
+        if (!w || (conc__job_is_large(j) && !supervisor))
+            break;
+        conc__backlog_pop(c);
+        if (maps && !j->parcel->left)
+            conc__job_over(c, j, 0, "");
+        else
+            conc__worker_begins(s, w, j);
+    }
+    bool more = c->queued && !supervisor;
+    bool may_start = conc__worker_in(s, CONC__WORKER_NONE) && s->starting < (int)c->queued;
+    if (more && (may_start || conc__worker_in(s, CONC__WORKER_IDLE)))
+        conc__supervisor_ring(s);
 }
 
 /* The worker has replied, and what it wrote is to be copied. */
-CONC__PRIVATE void conc__station_replied(conc__hub *h, conc__station *s)
+CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
 {
-    conc_job *j = s->job;
-    conc__desk *d = conc__desk_of(&s->desk);
+    conc_job *j = w->job;
+    const conc__worker_channel *c = w->channel;
+    int64_t full_result = c->result;
+    char words[sizeof c->text];
     int result = 0;
+    memcpy(words, c->text, sizeof words);
+    words[sizeof words - 1] = 0;
     if (j->parcel && j->parcel->mapping) {
-        if (conc__runner_goes_on(h, j, d, &result) && !s->cancelled) {
-            conc__station_begin(h, s, j);
+        bool more = conc__runner_goes_on(s, w, (int)full_result, &result);
+        bool worn_out = s->max_jobs && w->jobs >= s->max_jobs;
+        if (more && !w->cancelled && !worn_out) {
+            conc__worker_begins(s, w, j);
+            return;
+        }
+        if (more && !w->cancelled && conc__backlog_has_room(s->crew)) { /* another worker does it */
+            conc__worker_rests(s, w);
+            conc__backlog_push(s->crew, j);
             return;
         }
         conc__range_drop(j->parcel, -ECANCELED);
     } else {
         bool large = conc__job_is_large(j);
-        s->state = CONC__LOADING;
+        w->state = CONC__WORKER_COPYING;
         if (large)
-            pthread_mutex_unlock(&h->crew->mutex);
-        conc__station_unload(j, d);
+            pthread_mutex_unlock(&s->crew->mutex);
+        result = conc__job_unload(w, full_result);
         if (large)
-            conc__lock_briefly(&h->crew->mutex);
-        result =
-            j->parcel ? j->parcel->returned < 0 ? (int)j->parcel->returned : 0 : (int)d->result;
+            conc__lock_briefly(&s->crew->mutex);
     }
-    char words[96];
-    conc__copy(words, sizeof words, result < 0 && d->words == result ? d->text : "");
-    conc__station_free(h, s);
-    conc__job_over(h->crew, j, result, words);
+    if (result >= 0 || c->words != result)
+        words[0] = 0;
+    conc__worker_rests(s, w);
+    conc__job_over(s->crew, j, result, words);
 }
 
 /* A worker's init has returned. */
-CONC__PRIVATE void conc__station_ready(conc__hub *h, conc__station *s)
+CONC__PRIVATE void conc__worker_ready(conc__supervisor *s, conc__worker *w)
 {
-    const conc__desk *d = conc__desk_of(&s->desk);
-    h->coming--;
-    h->failures = 0;
-    s->state = CONC__FREE;
-    s->since = conc__clock();
-    if (d->result < 0 && !h->broken) {
-        h->broken = -ENOTRECOVERABLE;
-        snprintf(h->why, sizeof h->why, "init failed: %.80s",
-                 d->words ? d->text : conc_strerror((int)d->result));
-    }
+    const conc__worker_channel *c = w->channel;
+    int rc = (int)c->result;
+    s->starting--;
+    s->failures = 0;
+    w->state = CONC__WORKER_IDLE;
+    w->idle_since = conc__clock();
+    if (rc >= 0 || s->broken)
+        return;
+    char words[sizeof c->text];
+    memcpy(words, c->text, sizeof words);
+    words[sizeof words - 1] = 0;
+    s->broken = -ENOTRECOVERABLE;
+    snprintf(s->why, sizeof s->why, "init failed: %.80s", c->words ? words : conc_strerror(rc));
 }
 
-/* Takes the replies. */
-CONC__PRIVATE void conc__hub_collect(conc__hub *h, bool manager)
+/* Takes the replies. Those to large jobs are left to the supervisor. */
+CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool supervisor)
 {
-    for (int i = 0; i < h->crew->most; i++) {
-        conc__station *s = &h->stations[i];
-        if ((s->state != CONC__BUSY && s->state != CONC__COMING) ||
-            __atomic_load_n(&conc__desk_of(&s->desk)->state, __ATOMIC_ACQUIRE) != CONC__DESK_REPLY)
+    for (int i = 0; i < s->crew->most; i++) {
+        conc__worker *w = &s->workers[i];
+        bool waits = w->state == CONC__WORKER_BUSY || w->state == CONC__WORKER_STARTING;
+        if (!waits || !conc__worker_has_replied(w->channel))
             continue;
-        if (s->state == CONC__COMING)
-            conc__station_ready(h, s);
-        else if (!manager && conc__job_is_large(s->job))
-            conc__hub_ring(h);
+        __atomic_store_n(&w->awaited, false, __ATOMIC_RELAXED);
+        if (w->state == CONC__WORKER_STARTING)
+            conc__worker_ready(s, w);
+        else if (!supervisor && conc__job_is_large(w->job))
+            conc__supervisor_ring(s);
         else
-            conc__station_replied(h, s);
+            conc__worker_replied(s, w);
     }
-    conc__hub_send(h, manager);
+    conc__supervisor_send(s, supervisor);
+}
+
+/* Its number cannot be another process's: nobody but the supervisor reaps it, unless the program
+ * reaps all its children; then the descriptor still says which process is meant. */
+CONC__PRIVATE void conc__worker_signal(const conc__worker *w, int number)
+{
+#ifdef SYS_pidfd_send_signal
+    bool sent = w->pidfd >= 0 && syscall(SYS_pidfd_send_signal, w->pidfd, number, NULL, 0) == 0;
+    if (sent || (w->pidfd >= 0 && errno == ESRCH))
+        return;
+#endif
+    kill(w->pid, number);
 }
 
 /* Kills the worker; its job is over for the caller if this returns true. */
-CONC__PRIVATE bool conc__station_kill(conc__station *s)
+CONC__PRIVATE bool conc__worker_kill(conc__worker *w)
 {
-    if (s->state == CONC__LOADING)
-        s->cancelled = true; /* whoever copies ends it */
-    if (s->state != CONC__BUSY ||
-        __atomic_load_n(&conc__desk_of(&s->desk)->state, __ATOMIC_ACQUIRE) == CONC__DESK_REPLY)
+    if (w->state == CONC__WORKER_COPYING)
+        w->cancelled = true; /* the supervisor ends it when it has copied */
+    if (w->state != CONC__WORKER_BUSY || conc__worker_has_replied(w->channel))
         return false;
-    kill(s->pid, SIGKILL);
-    s->state = CONC__LEAVING;
+    conc__worker_signal(w, SIGKILL);
+    __atomic_store_n(&w->awaited, false, __ATOMIC_RELAXED);
+    w->state = CONC__WORKER_LEAVING;
     return true;
 }
 
 /* The job is cancelled (NULL: all of them): true when it is over with that. */
-CONC__PRIVATE bool conc__hub_cancel(conc__crew *c, conc_job *j)
+CONC__PRIVATE bool conc__supervisor_cancel(conc__crew *c, conc_job *j)
 {
-    conc__hub *h = c->hub;
+    conc__supervisor *s = c->supervisor;
     if (j && conc__crew_take_back(c, j)) {
         conc__range_drop(j->parcel, -ECANCELED);
         return true;
     }
     for (int i = 0; i < c->most; i++) {
-        conc__station *s = &h->stations[i];
-        conc_job *its = s->job;
-        if (!its || (j && its != j) || !conc__station_kill(s))
+        conc__worker *w = &s->workers[i];
+        conc_job *its = w->job;
+        if (!its || (j && its != j) || !conc__worker_kill(w))
             continue;
         if (its->parcel && its->parcel->mapping) {
             int error = 0;
-            conc__desk *d = conc__desk_of(&s->desk);
-            conc__range_done(its->parcel, d, (size_t)__atomic_load_n(&d->done, __ATOMIC_ACQUIRE),
-                             &error);
+            conc__range_done(w, conc__range_counted(w), &error);
             conc__range_drop(its->parcel, -ECANCELED);
         }
-        s->job = NULL;
+        w->job = NULL;
         c->started--;
         if (j)
             return true;
@@ -4518,213 +4924,250 @@ CONC__PRIVATE bool conc__hub_cancel(conc__crew *c, conc_job *j)
     return false;
 }
 
-/* ---- >>manager ------------------------------------------------------------------------------ */
+/* ---- Starting workers ---- */
 
-/* This program's path; where it was replaced, the way to what runs. */
-CONC__PRIVATE void conc__own_path(char *path, size_t size)
+/* What executes this program anew: the file that runs, though another one may have its name now.
+ * Where the program was started by the dynamic loader, that is the loader, and the program's
+ * path is its argument. */
+typedef struct conc__own_program {
+    const char *argv[4];
+    char path[4096];
+    conc__mapped_file file;
+} conc__own_program;
+
+CONC__PRIVATE int conc__first_module(conc__module_info *m, size_t size, void *arg)
 {
-    static const char deleted[] = " (deleted)";
-    ssize_t n = readlink("/proc/self/exe", path, size - 1);
-    path[n > 0 ? n : 0] = 0;
-    size_t end = strlen(path), tail = sizeof deleted - 1;
-    if (n <= 0 || (end > tail && strcmp(path + end - tail, deleted) == 0))
-        conc__copy(path, size, "/proc/self/exe");
+    (void)size;
+    for (int i = 0; i < m->count && !*(uintptr_t *)arg; i++)
+        if (m->parts[i].p_type == PT_LOAD)
+            *(uintptr_t *)arg = m->base + m->parts[i].p_vaddr;
+    return 1;
 }
 
-CONC__PRIVATE int conc__spawn_worker(const conc__hub *h, const char *path, char **env, int socket,
-                                     int *pid)
+CONC__PRIVATE void conc__own_program_find(conc__own_program *p)
 {
-    char *argv[] = {(char *)(uintptr_t)path, (char *)(uintptr_t) "(conc worker)", NULL};
+    struct stat executed, mapped;
+    uintptr_t address = 0;
+    ssize_t n = readlink("/proc/self/exe", p->path, sizeof p->path - 1);
+    p->path[n > 0 ? n : 0] = 0;
+    conc__each_module(conc__first_module, &address);
+    conc__find_mapped_file(address, &p->file);
+    bool by_loader = p->file.path && stat("/proc/self/exe", &executed) == 0 &&
+                     stat(p->file.path, &mapped) == 0 &&
+                     (executed.st_dev != mapped.st_dev || executed.st_ino != mapped.st_ino) &&
+                     strcmp(p->file.path, p->path) != 0 && !strstr(p->file.path, " (deleted)");
+    int i = 0;
+    p->argv[i++] = *p->path ? p->path : "/proc/self/exe";
+    if (by_loader)
+        p->argv[i++] = p->file.path;
+    p->argv[i++] = "(conc worker)";
+    p->argv[i] = NULL;
+}
+
+/* All signals are blocked until the worker has handlers: the terminal's interrupt comes to it
+ * too. */
+CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int *pid)
+{
+    enum { SOCKET = 3 };
+    conc__own_program program;
     conc__spawning how;
     pid_t child = 0;
-    int rc = conc__spawning_open(&how, &h->mask);
+    sigset_t all;
+    sigfillset(&all);
+    conc__own_program_find(&program);
+    int rc = conc__spawning_open(&how, &all);
     if (rc)
         return -rc;
-    rc = posix_spawn_file_actions_adddup2(&how.actions, socket, 3);
+    rc = posix_spawn_file_actions_adddup2(&how.actions, socket, SOCKET);
     if (rc == 0)
         rc = posix_spawn_file_actions_addopen(&how.actions, 0, "/dev/null", O_RDONLY, 0);
     if (rc == 0)
-        rc = conc__close_others(&how.actions, 4);
+        rc = conc__close_others(&how.actions, SOCKET + 1);
     if (rc == 0)
-        rc = posix_spawn(&child, path, &how.actions, &how.attributes, argv, env);
+        rc = posix_spawn(&child, "/proc/self/exe", &how.actions, &how.attributes,
+                         (char *const *)(uintptr_t)program.argv, s->environment);
     conc__spawning_close(&how);
     *pid = child;
     return -rc;
 }
 
-/* The environment with a worker's mark, for conc_free. */
-CONC__PRIVATE char **conc__worker_environment(char *mark)
+/* A copy of the environment with a worker's mark, in one piece: the program may change its own
+ * while workers are started. */
+CONC__PRIVATE char **conc__worker_environment(void)
 {
-    size_t n = 0;
-    while (environ && environ[n])
-        n++;
-    char **env = conc__alloc((n + 2) * sizeof *env);
-    if (env) {
-        if (n)
-            memcpy(env + 1, environ, n * sizeof *env);
-        env[0] = mark;
-        env[n + 1] = NULL;
+    static const size_t room = 4200; /* of the mark */
+    size_t n = 0, bytes = room;
+    for (; environ && environ[n]; n++)
+        bytes += strlen(environ[n]) + 1;
+    char **env = conc__alloc((n + 2) * sizeof *env + bytes);
+    char *text = env ? (char *)(env + n + 2) : NULL;
+    if (!env || !conc__worker_mark(text, room)) {
+        conc_free(env);
+        return NULL;
     }
+    env[0] = text;
+    text += room;
+    for (size_t i = 0; i < n; i++) {
+        size_t size = strlen(environ[i]) + 1;
+        env[i + 1] = memcpy(text, environ[i], size);
+        text += size;
+    }
+    env[n + 1] = NULL;
     return env;
 }
 
-CONC__PRIVATE int conc__hand_all(const conc__hub *h, const conc__station *s, int socket)
+CONC__PRIVATE int conc__worker_hand_all(const conc__supervisor *s, const conc__worker *w)
 {
-    int rc = conc__hand(socket, &(conc__handing){.what = CONC__HAND_DESK, .size = s->desk.size},
-                        s->desk.fd);
+    conc__handing start = {.what = CONC__HAND_START,
+                           .program = getpid(),
+                           .memory_limit = s->memory_limit,
+                           .mask = s->mask};
+    int rc = conc__hand(
+        w->socket, &(conc__handing){.what = CONC__HAND_CHANNEL, .size = w->channel_memory.size},
+        w->channel_memory.fd);
     if (rc == 0)
-        rc = conc__hand(socket, &(conc__handing){.what = CONC__HAND_BOARD, .size = h->board.size},
-                        h->board.fd);
-    if (rc == 0)
-        rc = conc__hand(socket, &(conc__handing){.what = CONC__HAND_BELL}, h->bell);
+        rc = conc__hand(w->socket,
+                        &(conc__handing){.what = CONC__HAND_BOARD, .size = s->board_memory.size},
+                        s->board_memory.fd);
     pthread_mutex_lock(&conc__segments_mutex);
     for (conc__segment *m = conc__segments; m && rc == 0; m = m->next)
-        rc = conc__hand(socket, &(conc__handing){CONC__HAND_SHARED, 0, m->address, m->size}, m->fd);
+        rc = conc__hand(
+            w->socket,
+            &(conc__handing){.what = CONC__HAND_SHARED, .address = m->address, .size = m->size},
+            m->fd);
     pthread_mutex_unlock(&conc__segments_mutex);
-    return rc;
+    return rc ? rc : conc__hand(w->socket, &start, -1);
 }
 
-/* Starts this program anew as a worker. */
-CONC__PRIVATE int conc__worker_exec(const conc__hub *h, conc__station *s)
+/* Waits for the process's end: its status as of waitpid, -1 if nobody knows. */
+CONC__PRIVATE int conc__worker_reap(const conc__worker *w)
 {
-    char path[4096], mark[64];
-    int ends[2], rc = conc__sockets(ends);
+    int status = -1;
+    while (waitpid(w->pid, &status, 0) < 0 && errno == EINTR)
+        ;
+    return status;
+}
+
+/* The socket is closed for the worker too, though a process that the program has forked may have
+ * a copy of this end. */
+CONC__PRIVATE void conc__worker_close_socket(conc__worker *w)
+{
+    if (w->socket >= 0) {
+        shutdown(w->socket, SHUT_RDWR);
+        close(w->socket);
+    }
+    w->socket = -1;
+}
+
+/* Starts the process, with a channel that is new: processes that the last worker's jobs forked
+ * may still write to the old one. */
+CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
+{
+    int ends[2], rc = conc__segment_open(&w->channel_memory, CONC__CHANNEL_SIZE, false);
     if (rc)
         return rc;
-    conc__own_path(path, sizeof path);
-    conc__worker_mark(mark, sizeof mark);
-    char **env = conc__worker_environment(mark);
-    rc = env ? conc__spawn_worker(h, path, env, ends[1], &s->pid) : -ENOMEM;
-    conc_free(env);
+    conc__worker_channel *c = w->channel_memory.address;
+    __atomic_store_n(&w->channel, c, __ATOMIC_SEQ_CST);
+    w->function_version = 0;
+    w->data_version = 0;
+    w->jobs = 0;
+    rc = conc__sockets(ends);
+    if (rc)
+        return rc;
+    c->request.kind = CONC__ASK_INIT;
+    c->request.function = s->init;
+    c->turn = CONC__TURN_WORKER;
+    w->socket = ends[0];
+    rc = conc__worker_spawn(s, ends[1], &w->pid);
     close(ends[1]);
-    /* it must not serve with what it got */
-    if (rc == 0 && (rc = conc__hand_all(h, s, ends[0])) != 0) {
-        kill(s->pid, SIGKILL);
-        while (waitpid(s->pid, NULL, 0) < 0 && errno == EINTR)
-            ;
-    }
-    conc__hang_up(ends[0]);
-    return rc;
-}
-
-/* Has the zygote end, if it has not. */
-CONC__PRIVATE void conc__zygote_leave(conc__hub *h)
-{
-    if (h->zygote >= 0)
-        conc__hang_up(h->zygote);
-    h->zygote = -1;
-}
-
-/* The zygote's answer to a question; if it cannot be had, the zygote is given up. */
-CONC__PRIVATE int conc__zygote_asked(conc__hub *h, conc__handing *told, int fd)
-{
-    int none, rc = h->zygote < 0 ? -ECHILD : conc__hand(h->zygote, told, fd);
-    bool gone = rc == -EPIPE || rc == -ECONNRESET;
-    if (gone || (rc == 0 && conc__handed(h->zygote, told, &none) != 1)) {
-        conc__zygote_leave(h);
-        rc = -ECHILD;
+    if (rc)
+        return conc_fail(rc, "posix_spawn of /proc/self/exe: %s", strerror(-rc));
+    w->pidfd = conc__pidfd(w->pid); /* -1: the supervisor asks after its end again and again */
+    rc = conc__worker_hand_all(s, w);
+    if (rc == -EPIPE || rc == -ECONNRESET)
+        return 0; /* it has ended, which is heard */
+    if (rc) {     /* it must not serve with what it got */
+        conc__worker_signal(w, SIGKILL);
+        conc__worker_reap(w);
     }
     return rc;
 }
 
-/* Has the zygote fork a worker. */
-CONC__PRIVATE int conc__worker_fork(conc__hub *h, conc__station *s)
+/* Gives back what a worker that has ended, or was not started, had. */
+CONC__PRIVATE void conc__worker_clear(conc__supervisor *s, conc__worker *w)
 {
-    conc__handing told = {.what = CONC__HAND_FORK, .size = s->desk.size};
-    int rc = conc__zygote_asked(h, &told, s->desk.fd);
-    rc = rc ? rc : told.number;
-    s->pid = rc > 0 ? rc : 0;
-    return rc < 0 ? rc : 0;
+    conc__segment *old = w->channel_memory.address ? conc__alloc(sizeof *old) : NULL;
+    conc__worker_close_socket(w);
+    if (w->pidfd >= 0)
+        close(w->pidfd);
+    w->pidfd = -1;
+    w->pid = 0;
+    conc__segment_close(&w->data);
+    w->data.size = 0;
+    __atomic_store_n(&w->awaited, false, __ATOMIC_RELAXED);
+    __atomic_store_n(&w->channel, NULL, __ATOMIC_SEQ_CST);
+    if (old) {
+        *old = w->channel_memory;
+        old->next = s->unused;
+        s->unused = old;
+    } /* else it stays mapped: somebody may look at it */
+    w->channel_memory = (conc__segment){.fd = -1};
+    w->job = NULL;
+    w->cancelled = false;
+    w->state = CONC__WORKER_NONE;
 }
 
-/* Starts a worker, outside the mutex: the station is marked. call: the system call that failed,
- * NULL: it was none. */
-CONC__PRIVATE int conc__worker_start(conc__hub *h, conc__station *s, const char **call)
+/* Channels that are not used any more, once nobody looks. */
+CONC__PRIVATE void conc__supervisor_unmap(conc__supervisor *s, bool nobody_looks)
 {
-    *call = "memfd_create";
-    int rc = s->desk.address ? 0 : conc__segment_open(&s->desk, CONC__DESK_SIZE, false);
-    if (rc)
-        return rc;
-    conc__desk *d = conc__desk_of(&s->desk);
-    d->asleep = 0;
-    d->parent = getpid();
-    d->memory_limit = h->memory_limit;
-    d->size = s->desk.size;
-    *call = NULL;
-    rc = conc__desk_set(d, (uintptr_t)h->init, CONC__ASK_INIT);
-    if (rc)
-        return rc;
-    __atomic_store_n(&d->state, CONC__DESK_REQUEST, __ATOMIC_SEQ_CST);
-    rc = h->forks ? conc__worker_fork(h, s) : conc__worker_exec(h, s);
-    if (rc)
-        return rc;
-    *call = "pidfd_open";
-    s->pidfd = conc__pidfd(s->pid);
-    if (s->pidfd >= 0)
-        return 0;
-    rc = -errno;
-    kill(s->pid, SIGKILL);
-    waitpid(s->pid, NULL, 0);
-    return rc;
+    nobody_looks |= __atomic_load_n(&s->board->lookers, __ATOMIC_SEQ_CST) == 0;
+    for (conc__segment *old; nobody_looks && (old = s->unused);) {
+        s->unused = old->next;
+        conc__segment_close(old);
+        conc_free(old);
+    }
 }
 
 /* No worker comes up: nobody is to wait for one. */
-CONC__PRIVATE void conc__hub_fails(conc__hub *h, int rc, const char *why)
+CONC__PRIVATE void conc__supervisor_fails(conc__supervisor *s, int rc, const char *why)
 {
-    for (int i = 0; i < h->crew->most; i++)
-        if (h->stations[i].state != CONC__EMPTY)
+    for (int i = 0; i < s->crew->most; i++)
+        if (s->workers[i].state != CONC__WORKER_NONE)
             return; /* the others go on */
-    if (h->forks && h->zygote < 0) {
-        rc = h->broken = -ENOTRECOVERABLE;
-        why = "the process that forks the workers has ended";
-        conc__copy(h->why, sizeof h->why, why);
-    }
-    while (h->crew->queued)
-        conc__job_undone(h->crew, conc__backlog_pop(h->crew), rc, why);
+    while (s->crew->queued)
+        conc__job_undone(s->crew, conc__backlog_pop(s->crew), rc, why);
 }
 
 /* Starts the workers that are needed. */
-CONC__PRIVATE void conc__hub_staff(conc__hub *h)
+CONC__PRIVATE void conc__supervisor_staff(conc__supervisor *s)
 {
-    conc__crew *c = h->crew;
-    for (int i = 0; i < c->most && !h->broken && h->failures < CONC__FAILURES &&
-                    h->coming < (int)c->queued && !conc__station_in(h, CONC__FREE);
-         i++) {
-        conc__station *s = &h->stations[i];
-        if (s->state != CONC__EMPTY)
+    conc__crew *c = s->crew;
+    for (int i = 0; i < c->most && !s->broken && s->failures < CONC__FAILURES; i++) {
+        conc__worker *w = &s->workers[i];
+        if (s->starting >= (int)c->queued || conc__worker_in(s, CONC__WORKER_IDLE))
+            return;
+        if (w->state != CONC__WORKER_NONE)
             continue;
-        s->state = CONC__LEAVING; /* not to be looked at */
+        w->state = CONC__WORKER_LEAVING; /* not to be looked at */
         pthread_mutex_unlock(&c->mutex);
-        const char *call;
-        int rc = conc__worker_start(h, s, &call);
+        int rc = conc__worker_exec(s, w);
         conc__lock_briefly(&c->mutex);
-        s->state = rc ? CONC__EMPTY : CONC__COMING;
-        h->coming += rc == 0;
-        if (rc) {
-            char why[96];
-            if (call)
-                snprintf(why, sizeof why, "no worker can be started: %s: %.40s", call,
-                         strerror(-rc));
-            else
-                snprintf(why, sizeof why, "no worker can be started: %.60s", conc_strerror(rc));
-            conc__hub_fails(h, rc == -EINVAL ? -EINVAL : -EAGAIN, why);
-            break;
+        if (rc == 0) {
+            w->state = CONC__WORKER_STARTING;
+            __atomic_store_n(&w->awaited, true, __ATOMIC_RELAXED);
+            s->starting++;
+            continue;
         }
+        conc__worker_clear(s, w);
+        char why[96];
+        const char *words = s->frame.text_rc == rc ? s->frame.text : conc_strerror(rc);
+        snprintf(why, sizeof why, "no worker can be started: %.68s", words);
+        conc__supervisor_fails(s, -EAGAIN, why);
+        return;
     }
 }
 
-/* How the worker ended: its status as of waitpid, -1 if nobody knows. */
-CONC__PRIVATE int conc__worker_reap(conc__hub *h, const conc__station *s)
-{
-    int status = -1;
-    conc__handing told = {.what = CONC__HAND_REAP, .number = s->pid};
-    if (!h->forks) {
-        while (waitpid(s->pid, &status, 0) < 0 && errno == EINTR)
-            ;
-        return status;
-    }
-    return conc__zygote_asked(h, &told, -1) == 0 ? told.number : status;
-}
+/* ---- Ends of workers ---- */
 
 CONC__PRIVATE void conc__death_in_words(int status, char *words, size_t size)
 {
@@ -4733,19 +5176,21 @@ CONC__PRIVATE void conc__death_in_words(int status, char *words, size_t size)
     else if (WIFSIGNALED(status))
         snprintf(words, size, "the worker died of signal %d (%s)", WTERMSIG(status),
                  strsignal(WTERMSIG(status)));
+    else if (WEXITSTATUS(status) == CONC__OTHER_BUILD)
+        snprintf(words, size, "the worker has another build of the module that has conc");
     else
         snprintf(words, size, "the worker exited with status %d", WEXITSTATUS(status));
 }
 
 /* The worker of a runner died: the element it was at is lost, those behind it are for the next
  * worker. */
-CONC__PRIVATE void conc__runner_bereaved(conc__hub *h, conc_job *j, conc__desk *d,
-                                         const char *words)
+CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w, const char *words)
 {
+    conc_job *j = w->job;
     conc__parcel *p = j->parcel;
     conc__mapping *m = p->mapping;
     int error = 0;
-    conc__range_done(p, d, (size_t)d->done, &error);
+    conc__range_done(w, conc__range_counted(w), &error);
     size_t left = p->left;
     if (left) {
         p->left = 1;
@@ -4756,242 +5201,194 @@ CONC__PRIVATE void conc__runner_bereaved(conc__hub *h, conc_job *j, conc__desk *
             m->error = error = -EOWNERDEAD;
     }
     if (error)
-        conc__mapping_stop(h, m);
-    bool stops = conc__map_stops(m) || h->crew->ask_all;
-    if (stops || !conc__backlog_has_room(h->crew)) {
-        conc__range_drop(p, stops ? -ECANCELED : -EOWNERDEAD);
-        conc__job_over(h->crew, j, error, error == -EOWNERDEAD ? words : "");
-    } else {
-        conc__backlog_push(h->crew, j);
-    }
-}
-
-/* So many workers have not come up that no more are started; without any the pool is broken. */
-CONC__PRIVATE void conc__hub_judge(conc__hub *h, const char *words)
-{
-    if (h->failures < CONC__FAILURES || h->broken || conc__station_in(h, CONC__FREE) ||
-        conc__station_in(h, CONC__BUSY) || conc__station_in(h, CONC__LOADING) ||
-        conc__station_in(h, CONC__COMING))
+        conc__mapping_stop(s, m);
+    bool stops = conc__map_stops(m) || s->crew->ask_all;
+    if (!stops && conc__backlog_has_room(s->crew)) {
+        conc__backlog_push(s->crew, j);
         return;
-    h->broken = -ENOTRECOVERABLE;
-    snprintf(h->why, sizeof h->why, "workers do not come up: %.60s", words);
+    }
+    conc__range_drop(p, stops ? -ECANCELED : -EOWNERDEAD);
+    conc__job_over(s->crew, j, error, error == -EOWNERDEAD ? words : "");
 }
 
-/* The worker has ended. */
-CONC__PRIVATE void conc__station_bury(conc__hub *h, conc__station *s)
+/* A worker has not come up. A signal may have come from outside and be no fault of the program:
+ * that counts less. When there were too many, and no worker is left, the pool is broken. */
+CONC__PRIVATE void conc__supervisor_counts(conc__supervisor *s, int status, const char *words)
+{
+    bool moved = status != -1 && WIFEXITED(status) && WEXITSTATUS(status) == CONC__MOVED;
+    int signal = status != -1 && WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+    bool sent = signal == SIGKILL || signal == SIGTERM || signal == SIGINT || signal == SIGHUP;
+    s->starting--;
+    s->failures += status == -1 || moved || sent ? 1 : 10;
+    if (s->failures < CONC__FAILURES || s->broken)
+        return;
+    for (int i = 0; i < s->crew->most; i++) {
+        conc__worker_state state = s->workers[i].state;
+        if (state != CONC__WORKER_NONE && state != CONC__WORKER_LEAVING)
+            return;
+    }
+    s->broken = -ENOTRECOVERABLE;
+    snprintf(s->why, sizeof s->why, "workers do not come up: %.70s", words);
+}
+
+/* The worker's process has ended. */
+CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
 {
     char words[96];
-    conc_job *j = s->job;
-    conc__desk *d = conc__desk_of(&s->desk);
-    bool came = s->state != CONC__COMING;
-    int status = conc__worker_reap(h, s);
-    close(s->pidfd);
-    s->pidfd = -1;
-    s->job = NULL;
-    s->cancelled = false;
-    s->state = CONC__EMPTY;
+    conc__crew *c = s->crew;
+    conc_job *j = w->job;
+    bool came_up = w->state != CONC__WORKER_STARTING;
+    int status = conc__worker_reap(w);
     conc__death_in_words(status, words, sizeof words);
-    if (!came) {
-        bool chance = status == -1 || (WIFEXITED(status) ? WEXITSTATUS(status) == CONC__MOVED
-                                                         : WTERMSIG(status) == SIGKILL);
-        h->coming--;
-        h->failures += chance ? 1 : 10;
+    w->state = CONC__WORKER_LEAVING;
+    if (!came_up)
+        conc__supervisor_counts(s, status, words);
+    if (j) {
+        c->started--;
+        bool begun = __atomic_load_n(&w->channel->begun, __ATOMIC_RELAXED);
+        if (!begun && conc__backlog_has_room(c))
+            conc__backlog_push_back(c, j);
+        else if (j->parcel && j->parcel->mapping)
+            conc__runner_lost(s, w, words);
+        else
+            conc__job_over(c, j, -EOWNERDEAD, words);
     }
-    conc__hub_judge(h, words);
-    if (!j)
-        return;
-    h->crew->started--;
-    if (!__atomic_load_n(&d->begun, __ATOMIC_RELAXED) && conc__backlog_has_room(h->crew))
-        conc__backlog_push_back(h->crew, j);
-    else if (j->parcel && j->parcel->mapping)
-        conc__runner_bereaved(h, j, d, words);
-    else
-        conc__job_over(h->crew, j, -EOWNERDEAD, words);
-    conc__crew_settled(h->crew);
+    conc__worker_clear(s, w);
+    conc__crew_settled(c);
 }
 
-/* Desks that large jobs have left large are given back when they were not used for a while. */
-CONC__PRIVATE int conc__hub_trim(conc__hub *h)
+/* Has the process ended? Where there is no descriptor of it. */
+CONC__PRIVATE bool conc__worker_has_ended(const conc__worker *w)
+{
+    siginfo_t info;
+    info.si_pid = 0;
+    int rc = waitid(P_PID, (id_t)w->pid, &info, WEXITED | WNOHANG | WNOWAIT);
+    return rc == 0 ? info.si_pid != 0 : errno == ECHILD;
+}
+
+/* ---- The supervisor ---- */
+
+/* Data segments that large jobs have left are given back when they were not used for a while:
+ * how many milliseconds until the next; -1: none. */
+CONC__PRIVATE int conc__supervisor_trim(conc__supervisor *s)
 {
     enum { UNUSED = 1000 }; /* ms */
     int next = -1;
-    for (int i = 0; i < h->crew->most; i++) {
-        conc__station *s = &h->stations[i];
-        if (s->state != CONC__FREE || s->desk.size <= CONC__DESK_SIZE + (1 << 20))
+    for (int i = 0; i < s->crew->most; i++) {
+        conc__worker *w = &s->workers[i];
+        if (w->state != CONC__WORKER_IDLE || !w->data.size)
             continue;
-        if ((conc__clock() - s->since) / 1000000 >= UNUSED)
-            conc__segment_resize(&s->desk, CONC__DESK_SIZE, false);
-        else
+        if ((conc__clock() - w->idle_since) / 1000000 < UNUSED) {
             next = UNUSED;
+            continue;
+        }
+        conc__worker_room(w, 0);
     }
     return next;
 }
 
-/* Waits until something happens: a worker died, or somebody rang. */
-CONC__PRIVATE void conc__hub_wait(conc__hub *h, int limit)
+/* Takes a worker's wake-ups, which say nothing else. It may have closed its end. */
+CONC__PRIVATE void conc__worker_hear(conc__worker *w)
 {
-    conc__crew *c = h->crew;
-    nfds_t n = 1;
+    char some[8];
+    ssize_t n;
+    while ((n = recv(w->socket, some, sizeof some, MSG_DONTWAIT)) > 0)
+        ;
+    if (n == 0)
+        conc__worker_close_socket(w);
+}
+
+/* Waits until something happens: a worker replied or died, or the bell was rung. */
+CONC__PRIVATE void conc__supervisor_wait(conc__supervisor *s, int limit)
+{
+    enum { AGAIN = 20 }; /* ms between questions for ends that no descriptor tells */
+    conc__crew *c = s->crew;
+    struct pollfd *of_processes = s->polls + 1, *of_sockets = of_processes + c->most;
     uint64_t count;
-    h->polls[0] = (struct pollfd){h->bell, POLLIN, 0};
-    for (int i = 0; i < c->most; i++)
-        if (h->stations[i].pidfd >= 0)
-            h->polls[n++] = (struct pollfd){h->stations[i].pidfd, POLLIN, 0};
+    s->polls[0] = (struct pollfd){s->bell, POLLIN, 0};
+    for (int i = 0; i < c->most; i++) { /* -1 is passed over */
+        const conc__worker *w = &s->workers[i];
+        of_processes[i] = (struct pollfd){w->pidfd, POLLIN, 0};
+        of_sockets[i] = (struct pollfd){w->socket, POLLIN, 0};
+        if (w->pid && w->pidfd < 0)
+            limit = AGAIN;
+    }
     pthread_mutex_unlock(&c->mutex);
-    poll(h->polls, n, limit);
-    if (h->polls[0].revents && read(h->bell, &count, sizeof count) < 0) {
-        /* somebody else has read it */
+    poll(s->polls, 1 + 2 * (nfds_t)c->most, limit);
+    if (s->polls[0].revents && read(s->bell, &count, sizeof count) < 0) {
+        /* nothing lies there */
     }
     conc__lock_briefly(&c->mutex);
-    h->rung = false;
-    conc__hub_collect(h, true); /* who has replied has replied, though it died then */
-    for (nfds_t k = 1; k < n; k++)
-        for (int i = 0; i < c->most && h->polls[k].revents; i++)
-            if (h->stations[i].pidfd == h->polls[k].fd)
-                conc__station_bury(h, &h->stations[i]);
+    s->rung = false;
+    for (int i = 0; i < c->most; i++)
+        if (of_sockets[i].revents)
+            conc__worker_hear(&s->workers[i]);
+    conc__supervisor_collect(s, true); /* a worker that has replied has, though it died then */
+    for (int i = 0; i < c->most; i++) {
+        conc__worker *w = &s->workers[i];
+        bool ended = of_processes[i].revents;
+        if (w->pid && w->pidfd < 0)
+            ended = conc__worker_has_ended(w);
+        if (ended)
+            conc__worker_ended(s, w);
+    }
 }
 
 /* Has all workers end, and kills those that do not within a second. */
-CONC__PRIVATE void conc__hub_dismiss(conc__hub *h)
+CONC__PRIVATE void conc__supervisor_dismiss(conc__supervisor *s)
 {
     int64_t start = conc__clock();
     for (;;) {
         bool any = false, late = conc__clock() - start > 1000000000;
-        for (int i = 0; i < h->crew->most; i++) {
-            conc__station *s = &h->stations[i];
-            if (s->pidfd < 0)
-                continue;
-            any = true;
-            if (late || s->state == CONC__COMING)
-                kill(s->pid, SIGKILL);
-            if (s->state == CONC__FREE) {
-                conc__desk *d = conc__desk_of(&s->desk);
-                s->state = CONC__LEAVING;
-                __atomic_store_n(&d->state, CONC__DESK_QUIT, __ATOMIC_SEQ_CST);
-                conc__futex_wake(&d->state);
-            }
+        for (int i = 0; i < s->crew->most; i++) {
+            conc__worker *w = &s->workers[i];
+            any |= w->pid != 0;
+            if (w->pid && (late || w->state == CONC__WORKER_STARTING))
+                conc__worker_signal(w, SIGKILL);
+            if (w->state == CONC__WORKER_IDLE)
+                conc__worker_quits(w);
         }
         if (!any)
             return;
-        conc__hub_wait(h, 100);
+        conc__supervisor_wait(s, 100);
     }
 }
 
-CONC__PRIVATE void *conc__manager_main(void *arg)
+CONC__PRIVATE void *conc__supervisor_main(void *arg)
 {
-    conc__hub *h = arg;
-    conc__crew *c = h->crew;
+    conc__supervisor *s = arg;
+    conc__crew *c = s->crew;
     prctl(PR_SET_NAME, "conc procs");
+    pthread_setspecific(conc__frames, &s->frame);
     conc__lock_briefly(&c->mutex);
-    while (!h->ending) {
-        conc__hub_send(h, true);
-        conc__hub_staff(h);
-        conc__hub_collect(h, true); /* a reply may have come while nobody looked at its station */
-        if (!h->ending)
-            conc__hub_wait(h, conc__hub_trim(h));
+    while (!s->ending) {
+        conc__supervisor_send(s, true);
+        conc__supervisor_staff(s);
+        conc__supervisor_unmap(s, false);
+        conc__supervisor_collect(s, true); /* a reply may have come while nobody looked there */
+        if (!s->ending)
+            conc__supervisor_wait(s, conc__supervisor_trim(s));
     }
-    conc__hub_dismiss(h);
-    conc__waiter_wake(h->closer, 0);
+    conc__supervisor_dismiss(s);
+    conc__waiter_wake(s->closer, 0);
     pthread_mutex_unlock(&c->mutex);
+    pthread_setspecific(conc__frames, NULL);
     return NULL;
 }
 
-/* ---- >>zygote ------------------------------------------------------------------------------- */
-
-/* With .fork the workers are forked by a process that was forked at open and has one thread: the
- * parent may have many by then. It does what it is told, and ends with the parent. */
-
-CONC__PRIVATE int conc__zygote_forks(const conc__hub *h, const conc__handing *told, int fd)
+CONC__PRIVATE void conc__supervisor_rouse(conc__crew *c)
 {
-    pid_t child = fork();
-    if (child)
-        return child < 0 ? -errno : child;
-    conc__worker w = {.bell = h->bell, .board = h->board.address};
-    close(h->zygote);
-    w.desk = (conc__segment){
-        .fd = fd, .size = told->size, .address = conc__segment_map(fd, NULL, told->size, false)};
-    if (w.desk.address)
-        conc__worker_serves(&w);
-    _exit(1);
+    conc__supervisor_send(c->supervisor, false);
 }
 
-/* What the program does on signals, and its input, are not for its workers. */
-CONC__PRIVATE void conc__zygote_settles(void)
+/* Under the mutex, before the first job. */
+CONC__PRIVATE int conc__supervisor_begin(conc__supervisor *s)
 {
-    struct sigaction action;
-    for (int number = 1; number < 65; number++)
-        if (sigaction(number, NULL, &action) == 0 && action.sa_handler != SIG_IGN &&
-            action.sa_handler != SIG_DFL)
-            signal(number, SIG_DFL);
-    signal(SIGINT, SIG_IGN);
-    signal(SIGCHLD, SIG_DFL);
-    int null = open("/dev/null", O_RDONLY);
-    if (null > 0) {
-        dup2(null, 0);
-        close(null);
-    }
-}
-
-CONC__COLD void conc__zygote_main(const conc__hub *h, int parent)
-{
-    struct pollfd polls[2] = {{h->zygote, POLLIN, 0}, {conc__pidfd(parent), POLLIN, 0}};
-    prctl(PR_SET_NAME, "conc zygote");
-    conc__zygote_settles();
-    for (;;) {
-        conc__handing h2;
-        int fd, status = -1;
-        if ((poll(polls, 2, -1) < 0 && errno != EINTR) || polls[1].revents)
-            _exit(0);
-        if (!polls[0].revents)
-            continue;
-        if (conc__handed(h->zygote, &h2, &fd) != 1)
-            _exit(0);
-        if (h2.what == CONC__HAND_FORK)
-            h2.number = conc__zygote_forks(h, &h2, fd);
-        else
-            h2.number = waitpid(h2.number, &status, 0) < 0 ? -1 : status;
-        if (fd >= 0)
-            close(fd);
-        if (conc__hand(h->zygote, &h2, -1) == 0)
-            continue;
-        if (h2.what == CONC__HAND_FORK && h2.number > 0) /* nobody learns its number */
-            kill(h2.number, SIGKILL);
-        _exit(1); /* the parent hears that */
-    }
-}
-
-/* Has the process another thread? */
-CONC__PRIVATE bool conc__has_threads(void)
-{
-    struct stat st;
-    /* ".", "..", this one, and watchdogs */
-    unsigned own = 3u + (unsigned)atomic_load(&conc__debug_runs);
-    return stat("/proc/self/task", &st) == 0 && st.st_nlink > own;
-}
-
-CONC__PRIVATE int conc__zygote_start(conc__hub *h)
-{
-    int ends[2], parent = getpid(), rc = conc__has_threads() ? -EBUSY : conc__sockets(ends);
-    if (rc)
-        return rc;
-    fflush(NULL); /* else each worker would write it too */
-    pid_t pid = fork();
-    if (pid == 0) {
-        sigset_t mask = h->mask;
-        close(ends[0]);
-        h->zygote = ends[1];
-        pthread_sigmask(SIG_SETMASK, &mask, NULL);
-        conc__zygote_main(h, parent);
-    }
-    rc = pid < 0 ? -errno : 0;
-    close(ends[1]);
-    h->zygote = ends[0];
-    h->zygote_pid = pid > 0 ? (int)pid : 0;
-    if (rc) {
-        close(ends[0]);
-        h->zygote = -1;
-    }
-    return rc;
+    if (s->runs)
+        return 0;
+    int rc = conc__quiet_thread(&s->thread, NULL, conc__supervisor_main, s);
+    s->runs = rc == 0;
+    return -rc;
 }
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
@@ -5000,28 +5397,44 @@ CONC__PRIVATE int conc__zygote_start(conc__hub *h)
 typedef struct conc__view {
     conc__lookout lookout;
     conc__crew *crew;
-    unsigned seen; /* of the board's replies */
+    bool watches; /* it is counted among the lookers: what it looks at stays mapped */
     int users;
 } conc__view;
+
+/* Is there a reply that anybody may take? */
+CONC__PRIVATE bool conc__view_sees(const conc__view *v)
+{
+    const conc__supervisor *s = v->crew->supervisor;
+    for (int i = 0; i < v->crew->most; i++) {
+        const conc__worker *w = &s->workers[i];
+        if (!__atomic_load_n(&w->awaited, __ATOMIC_RELAXED))
+            continue;
+        const conc__worker_channel *c = __atomic_load_n(&w->channel, __ATOMIC_SEQ_CST);
+        if (c && conc__worker_has_replied(c))
+            return true;
+    }
+    return false;
+}
 
 CONC__PRIVATE bool conc__view_look(conc__lookout *o)
 {
     conc__view *v = (conc__view *)(void *)o;
-    unsigned replies = __atomic_load_n(&conc__board_of(v->crew->hub)->replies, __ATOMIC_SEQ_CST);
-    if (replies == v->seen)
+    if (v->watches && !conc__view_sees(v))
         return false;
-    v->seen = replies;
     conc__lock_briefly(&v->crew->mutex);
-    if (!v->crew->hub->ending)
-        conc__hub_collect(v->crew->hub, false);
+    bool sees = conc__view_sees(v);
+    if (sees && !v->crew->supervisor->ending)
+        conc__supervisor_collect(v->crew->supervisor, false);
     pthread_mutex_unlock(&v->crew->mutex);
-    return true;
+    return sees;
 }
 
 CONC__PRIVATE void conc__view_watch(conc__lookout *o, bool on)
 {
     conc__view *v = (conc__view *)(void *)o;
-    __atomic_fetch_add(&conc__board_of(v->crew->hub)->lookers, on ? 1u : -1u, __ATOMIC_SEQ_CST);
+    unsigned *lookers = &v->crew->supervisor->board->lookers;
+    __atomic_fetch_add(lookers, on ? 1u : -1u, __ATOMIC_SEQ_CST);
+    v->watches = on;
 }
 
 CONC__PRIVATE conc__view *conc__view_open(conc_loop *l, conc__crew *c)
@@ -5035,9 +5448,8 @@ CONC__PRIVATE conc__view *conc__view_open(conc_loop *l, conc__crew *c)
         }
     }
     v = conc__alloc(sizeof *v);
-    if (v) { /* else the manager takes the replies */
-        *v = (conc__view){{l->lookouts, conc__view_look, conc__view_watch}, c, 0, 1};
-        v->seen = __atomic_load_n(&conc__board_of(c->hub)->replies, __ATOMIC_SEQ_CST) - 1;
+    if (v) { /* else the supervisor takes the replies */
+        *v = (conc__view){{l->lookouts, conc__view_look, conc__view_watch}, c, false, 1};
         c->references++;
         l->lookouts = &v->lookout;
     }
@@ -5058,7 +5470,7 @@ CONC__PRIVATE void conc__view_close(conc_loop *l, conc__view *v)
 }
 
 /* A thread that waits takes the replies itself for a little while. */
-CONC__PRIVATE void conc__hub_look_for(conc__crew *c, const bool *over)
+CONC__PRIVATE void conc__supervisor_look_for(conc__crew *c, const bool *over)
 {
     conc__view v = {.crew = c};
     int64_t end = conc__clock() + CONC__PATIENCE;
@@ -5074,86 +5486,82 @@ CONC__PRIVATE void conc__hub_look_for(conc__crew *c, const bool *over)
     conc__view_look(&v.lookout);
 }
 
-CONC__PRIVATE void conc__hub_free(conc__hub *h)
+CONC__PRIVATE void conc__supervisor_free(conc__supervisor *s)
 {
-    for (int i = 0; h && i < h->crew->most; i++)
-        conc__segment_close(&h->stations[i].desk);
-    if (h) {
-        conc__segment_close(&h->board);
-        if (h->bell >= 0)
-            close(h->bell);
-        if (h->zygote >= 0)
-            close(h->zygote);
-        conc_free(h->polls);
+    for (int i = 0; s && i < s->crew->most; i++) {
+        conc__worker *w = &s->workers[i];
+        conc__segment_close(&w->channel_memory);
+        conc__segment_close(&w->data);
+        if (w->socket >= 0)
+            close(w->socket);
+        if (w->pidfd >= 0)
+            close(w->pidfd);
     }
-    conc_free(h);
+    if (!s)
+        return;
+    conc__supervisor_unmap(s, true);
+    conc__segment_close(&s->board_memory);
+    if (s->bell >= 0)
+        close(s->bell);
+    conc_free(s->environment);
+    conc_free(s->polls);
+    conc_free(s);
 }
 
-CONC__PRIVATE conc__hub *conc__hub_new(conc__crew *c, const conc_procs *p)
+CONC__PRIVATE conc__supervisor *conc__supervisor_new(conc__crew *c)
 {
     size_t most = (size_t)c->most;
-    conc__hub *h = conc__alloc(sizeof *h + most * sizeof h->stations[0]);
-    if (!h)
+    conc__supervisor *s = conc__alloc(sizeof *s + most * sizeof s->workers[0]);
+    if (!s)
         return NULL;
-    memset(h, 0, sizeof *h + most * sizeof h->stations[0]);
-    h->crew = c;
-    h->init = p->init;
-    h->memory_limit = p->memory_limit;
-    h->forks = p->fork;
-    h->bell = h->zygote = h->board.fd = -1;
-    for (size_t i = 0; i < most; i++)
-        h->stations[i].desk.fd = h->stations[i].pidfd = -1;
-    h->polls = conc__alloc((most + 1) * sizeof *h->polls);
-    if (h->polls)
-        return h;
-    conc_free(h);
+    memset(s, 0, sizeof *s + most * sizeof s->workers[0]);
+    s->crew = c;
+    s->bell = s->board_memory.fd = -1;
+    for (size_t i = 0; i < most; i++) {
+        conc__worker *w = &s->workers[i];
+        w->channel_memory.fd = w->data.fd = w->pidfd = w->socket = -1;
+    }
+    s->polls = conc__alloc((1 + 2 * most) * sizeof *s->polls);
+    if (s->polls)
+        return s;
+    conc_free(s);
     return NULL;
 }
 
-typedef struct conc__opening_hub {
-    conc__hub *hub;
-    int rc;
-} conc__opening_hub;
-
-CONC__PRIVATE void conc__hub_open_zygote(conc_loop *l, void *arg)
+CONC__PRIVATE int conc__supervisor_open(conc__supervisor *s, const conc_procs *p)
 {
-    conc__opening_hub *o = arg;
-    (void)l;
-    o->rc = conc__zygote_start(o->hub);
-}
-
-CONC__PRIVATE int conc__hub_open(conc__hub *h)
-{
-    int rc = conc__segment_open(&h->board, conc__page(), false);
+    s->memory_limit = p->memory_limit;
+    s->max_jobs = p->max_jobs;
+    conc__original_mask(&s->mask);
+    if (p->init && !conc__function_name((uintptr_t)p->init, &s->init))
+        return conc_fail(-EINVAL, "init is in no module of the program");
+    s->environment = conc__worker_environment();
+    if (!s->environment)
+        return -ENOMEM;
+    int rc = conc__segment_open(&s->board_memory, conc__page(), false);
     if (rc)
         return rc;
-    h->bell = conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    if (h->bell < 0)
-        return conc__call_failed("eventfd2");
-    conc__original_mask(&h->mask);
-    conc__opening_hub o = {h, 0};
-    if (h->forks && conc__here) /* on the thread's own stack: it becomes that of the workers */
-        conc__on_loop(conc__here, conc__hub_open_zygote, &o);
-    else if (h->forks)
-        conc__hub_open_zygote(NULL, &o);
-    return o.rc;
+    s->board = s->board_memory.address;
+    s->bell = conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    return s->bell < 0 ? conc__call_failed("eventfd2") : 0;
 }
 
 CONC_API int conc_procs_open(conc_procs *p)
 {
-    if (!p || p->workers < 0 || p->workers > 1 << 12)
-        return conc__own_error(-EINVAL);
+    bool possible = p && p->workers >= 0 && p->workers <= 1 << 12 && p->max_jobs >= 0;
+    if (!possible)
+        return conc__misused(-EINVAL, __func__, "no pool, or negative fields", NULL);
     if (p->crew && p->crew->forks == conc__forks)
-        return conc__own_error(-EBUSY);
-    if (!p->fork && getauxval(AT_SECURE))
-        return -EPERM;
+        return conc__misused(-EBUSY, __func__, "the pool is open", NULL);
+    if (getauxval(AT_SECURE))
+        return conc_fail(-EPERM, "a set-user-ID program has no worker processes");
     conc__crews_need();
     int saved = errno;
     conc__crew *c = conc__frames_there ? conc__crew_new(p->workers, 0) : NULL;
-    conc__hub *h = c ? conc__hub_new(c, p) : NULL;
-    int rc = h ? conc__hub_open(h) : -ENOMEM;
+    conc__supervisor *s = c ? conc__supervisor_new(c) : NULL;
+    int rc = s ? conc__supervisor_open(s, p) : -ENOMEM;
     if (c)
-        c->hub = h;
+        c->supervisor = s;
     if (rc && c) {
         pthread_mutex_lock(&conc__crews);
         conc__crew_free(c);
@@ -5162,20 +5570,15 @@ CONC_API int conc_procs_open(conc_procs *p)
     if (rc == 0)
         rc = conc__pool_opens(&p->crew, &p->users, c);
     errno = saved;
-    return rc;
+    return rc == -ENOMEM ? conc_fail(rc, "no memory for a pool of processes") : rc;
 }
 
-/* The jobs are done: the workers end, then the manager, then the zygote. */
+/* The jobs are done, and the workers have ended. */
 CONC__PRIVATE void conc__procs_end(conc__crew *c)
 {
-    conc__hub *h = c->hub;
-    if (h->manages)
-        pthread_join(h->manager, NULL);
-    conc__zygote_leave(h);
-    while (h->zygote_pid && waitpid(h->zygote_pid, NULL, 0) < 0 && errno == EINTR)
-        ;
-    for (int i = 0; i < c->most; i++)
-        conc__segment_close(&h->stations[i].desk);
+    conc__supervisor *s = c->supervisor;
+    if (s->runs)
+        pthread_join(s->thread, NULL);
     conc__lock_briefly(&c->mutex);
     conc__crew_release(c);
 }
@@ -5185,18 +5588,18 @@ static const conc__wait_kind conc__wants_no_workers = {
     .what = "closes a pool, and waits for its workers' end"};
 
 /* Has the workers end, and waits for that. */
-CONC__PRIVATE void conc__hub_close(conc_loop *l, conc__crew *c)
+CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__crew *c)
 {
     conc__lock_briefly(&c->mutex);
-    c->hub->ending = true;
-    if (!c->hub->manages) {
+    c->supervisor->ending = true;
+    if (!c->supervisor->runs) {
         pthread_mutex_unlock(&c->mutex);
         return;
     }
-    conc__hub_ring(c->hub);
+    conc__supervisor_ring(c->supervisor);
     conc__waiter w = {0};
     /* not the crew's: whatever settles there, the workers have not ended */
-    conc__line_up(&c->hub->closer, &w);
+    conc__line_up(&c->supervisor->closer, &w);
     conc__wait_outside(l, &w, &conc__wants_no_workers, c, &c->mutex, NULL);
 }
 
@@ -5213,27 +5616,39 @@ CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
 
 typedef struct conc__view conc__view;
 
-CONC__PRIVATE void conc__worker_check(void (*begins)(int, char **, char **), int argc, char **argv,
-                                      char **env)
+CONC__PRIVATE void conc__segments_hold(void) {}
+CONC__PRIVATE void conc__segments_let(void) {}
+CONC__PRIVATE int conc__supervisor_begin(conc__supervisor *s) { return s ? -ENOTSUP : 0; }
+CONC__PRIVATE void conc__supervisor_rouse(conc__crew *c) { (void)c; }
+CONC__PRIVATE void conc__supervisor_free(conc__supervisor *s) { (void)s; }
+CONC__PRIVATE bool conc__supervisor_cancel(conc__crew *c, conc_job *j) { return c && !j; }
+CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__crew *c) { (void)l, (void)c; }
+CONC__PRIVATE void conc__supervisor_look_for(conc__crew *c, const bool *over)
 {
-    (void)begins, (void)argc, (void)argv, (void)env;
+    (void)c, (void)over;
 }
-CONC__PRIVATE int conc__hub_begin(conc__hub *h) { return h ? -ENOTSUP : 0; }
-CONC__PRIVATE void conc__hub_rouse(conc__crew *c) { (void)c; }
-CONC__PRIVATE void conc__hub_free(conc__hub *h) { (void)h; }
-CONC__PRIVATE bool conc__hub_cancel(conc__crew *c, conc_job *j) { return c && !j; }
-CONC__PRIVATE void conc__hub_close(conc_loop *l, conc__crew *c) { (void)l, (void)c; }
-CONC__PRIVATE void conc__hub_look_for(conc__crew *c, const bool *over) { (void)c, (void)over; }
 CONC__PRIVATE conc__view *conc__view_open(conc_loop *l, conc__crew *c)
 {
-    return l && c ? NULL : NULL;
+    (void)l, (void)c;
+    return NULL;
 }
 CONC__PRIVATE void conc__view_close(conc_loop *l, conc__view *v) { (void)l, (void)v; }
 
-CONC_API void *conc_shared_alloc(size_t size) { return size ? NULL : NULL; }
+CONC_API void *conc_shared_alloc(size_t size)
+{
+    (void)size;
+    return NULL;
+}
 CONC_API void conc_shared_free(void *p) { (void)p; }
-CONC_API int conc_procs_open(conc_procs *p) { return p ? -ENOTSUP : -EINVAL; }
-CONC_API int conc_procs_close(conc_procs *p) { return p ? 0 : -EINVAL; }
+CONC_API int conc_procs_open(conc_procs *p)
+{
+    return p ? conc_fail(-ENOTSUP, "pools of processes are for Linux")
+             : conc__misused(-EINVAL, __func__, "no pool", NULL);
+}
+CONC_API int conc_procs_close(conc_procs *p)
+{
+    return p ? 0 : conc__misused(-EINVAL, __func__, "no pool", NULL);
+}
 CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
 
 #endif
@@ -5291,9 +5706,9 @@ CONC_API CONC__CALLED int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *a
 
 /* ---- >>beginning ---------------------------------------------------------------------------- */
 
-/* The C library hands a constructor what main gets. */
-__attribute__((constructor)) static void conc__pool_begins(int argc, char **argv, char **env)
+static void conc__pool_begins(int argc, char **argv, char **env)
 {
+    (void)argc, (void)argv, (void)env;
     conc__extended.job_locals = conc__job_locals;
     conc__extended.job_block = conc__job_block;
     conc__extended.job_fail = conc__job_fail;
@@ -5301,8 +5716,23 @@ __attribute__((constructor)) static void conc__pool_begins(int argc, char **argv
     conc__extended.resolve = conc__resolve_name;
     conc__extended.jobs_queued = conc__jobs_queued;
     conc__extended.job_in_use = conc__handle_is_at_work;
-    conc__worker_check(conc__pool_begins, argc, argv, env);
+#ifdef __linux__
+    conc__worker_check(conc__pool_begins);
+#endif
 }
+
+#ifdef __linux__
+/* As data, and not by the attribute: a compiler that optimises the whole program puts all
+ * constructors into one function, and no worker would know then which of them are left. */
+__attribute__((section(".init_array"),
+               used)) static void (*conc__pool_constructor)(int argc, char **argv,
+                                                            char **env) = conc__pool_begins;
+#else
+__attribute__((constructor)) static void conc__pool_constructor(void)
+{
+    conc__pool_begins(0, NULL, NULL);
+}
+#endif
 
 #endif /* CONC_IMPLEMENTATION */
 

@@ -98,21 +98,12 @@ static inline void check_no_children(void)
     CHECK_INT(errno, ECHILD);
 }
 
-/* A process with another thread is not forked into workers: some sanitizers have one. */
-static inline bool can_fork(void) { return count_threads() == 1; }
-
 static inline void just_call(void (*body)(void)) { body(); }
 
-#define CLEAN_TEST_(name, condition, call)      \
-    static void body_of_##name(void);           \
-    TEST(name)                                  \
-    {                                           \
-        if (condition)                          \
-            call_clean((call), body_of_##name); \
-    }                                           \
+#define CLEAN_TEST(name, call)                         \
+    static void body_of_##name(void);                  \
+    TEST(name) { call_clean((call), body_of_##name); } \
     static void body_of_##name(void)
-#define CLEAN_TEST(name, call) CLEAN_TEST_(name, true, call)
-#define CLEAN_FORK_TEST(name, call) CLEAN_TEST_(name, can_fork(), call)
 #define THREAD_TEST(name) CLEAN_TEST(name, just_call) /* in a thread without a run */
 
 /* ---- tasks, threads and jobs ---- */

@@ -56,7 +56,6 @@ typedef enum kind {
     RECEIVING,
     SPAWN,
     ACTIONS, /* what is prepared for a spawn */
-    FORK,
     PIDFD,
     PIPE,
     OPEN,
@@ -69,8 +68,8 @@ static const int error_of[KINDS] = {
     [MEMORY] = ENOMEM,   [MAPPING] = ENOMEM,    [SIZING] = ENOSPC,  [MEMFD] = ENFILE,
     [THREAD] = EAGAIN,   [KEY] = EAGAIN,        [EVENTFD] = EMFILE, [SOCKETS] = EMFILE,
     [SENDING] = ENOBUFS, [RECEIVING] = ENOBUFS, [SPAWN] = EAGAIN,   [ACTIONS] = ENOMEM,
-    [FORK] = EAGAIN,     [PIDFD] = EMFILE,      [PIPE] = EMFILE,    [OPEN] = EMFILE,
-    [FILE_WORK] = EIO,   [RESOLVER] = ENOMEM};
+    [PIDFD] = EMFILE,    [PIPE] = EMFILE,       [OPEN] = EMFILE,    [FILE_WORK] = EIO,
+    [RESOLVER] = ENOMEM};
 
 typedef struct fault {
     atomic_long calls;    /* since the last reset */
@@ -79,8 +78,7 @@ typedef struct fault {
     atomic_long injected;
 } fault;
 
-/* Shared with all workers: forked ones inherit it, others find its descriptor in the
- * environment. */
+/* Shared with all workers, which find its path in the environment. */
 static fault *faults;
 static fault before_faults[KINDS];
 static atomic_long live_allocations, mapped_bytes; /* of this process */
@@ -201,7 +199,6 @@ FAULTY(SOCKETS, int, socketpair, (int domain, int type, int protocol, int *ends)
        protocol, ends)
 FAULTY(SENDING, ssize_t, sendmsg, (int fd, const struct msghdr *m, int flags), fd, m, flags)
 FAULTY(RECEIVING, ssize_t, recvmsg, (int fd, struct msghdr *m, int flags), fd, m, flags)
-FAULTY(FORK, pid_t, fork, (void))
 FAULTY(FILE_WORK, int, fsync, (int fd), fd)
 FAULTY(FILE_WORK, int, fchmod, (int fd, mode_t mode), fd, mode)
 FAULTY(FILE_WORK, int, renameat, (int d, const char *from, int e, const char *to), d, from, e, to)
@@ -242,7 +239,6 @@ MAYBE_UNUSED static int faulty_getaddrinfo(const char *host, const char *port,
 #define socketpair faulty_socketpair
 #define sendmsg faulty_sendmsg
 #define recvmsg faulty_recvmsg
-#define fork() faulty_fork() /* fields of this name, which are public, are not */
 #define fsync faulty_fsync
 #define fchmod faulty_fchmod
 #define renameat faulty_renameat
@@ -271,7 +267,6 @@ MAYBE_UNUSED static int faulty_getaddrinfo(const char *host, const char *port,
 #undef socketpair
 #undef sendmsg
 #undef recvmsg
-#undef fork
 #undef pthread_create
 
 enum { N = 20, DONE = 7, LARGE = MEGABYTE };
@@ -1274,9 +1269,9 @@ static void send_much(conc_procs *p)
     CHECK_STR(out, good ? "manymany" : "");
 }
 
-static void use_far_pool(bool fork)
+static void use_far_pool(void)
 {
-    conc_procs p = {.workers = 2, .fork = fork};
+    conc_procs p = {.workers = 2};
     broken = false;
     calls_seen = conc_shared_alloc(sizeof *calls_seen);
     if (!WORKED(calls_seen ? 0 : -ENOMEM, 0)) {
@@ -1311,15 +1306,7 @@ static int use_procs(void *arg)
 {
     (void)arg;
     main_ran = true;
-    use_far_pool(false);
-    return DONE;
-}
-
-static int use_forked(void *arg)
-{
-    (void)arg;
-    main_ran = true;
-    use_far_pool(true);
+    use_far_pool();
     return DONE;
 }
 
@@ -1337,28 +1324,4 @@ TEST(processes_are_refused) { CHECK_KINDS(use_procs, true, SPAWN, ACTIONS); }
 TEST(processes_of_a_thread_without_a_run_are_refused_what_they_need)
 {
     CHECK_KINDS(use_procs, false, MEMORY, THREAD, SENDING, PIDFD, SPAWN);
-}
-
-TEST(forked_processes_are_refused_memory)
-{
-    if (can_fork())
-        CHECK_KINDS(use_forked, true, MEMORY, MAPPING, SIZING, MEMFD);
-}
-
-TEST(forked_processes_are_refused_descriptors)
-{
-    if (can_fork())
-        CHECK_KINDS(use_forked, true, EVENTFD, SOCKETS, SENDING, RECEIVING, PIDFD);
-}
-
-TEST(forked_processes_are_refused)
-{
-    if (can_fork())
-        CHECK_KINDS(use_forked, true, FORK, THREAD, OPEN);
-}
-
-TEST(forked_processes_of_a_thread_without_a_run_are_refused_what_they_need)
-{
-    if (can_fork())
-        CHECK_KINDS(use_forked, false, FORK, THREAD, SENDING, RECEIVING);
 }

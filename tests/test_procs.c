@@ -46,9 +46,6 @@ static void call_clean(void (*call)(void (*)(void)), void (*body)(void))
         check_threads(threads);
 }
 
-#define FORK_TEST(name) CLEAN_FORK_TEST(name, test_in_task)
-#define FORK_THREAD_TEST(name) CLEAN_FORK_TEST(name, just_call)
-
 /* ---- jobs ---- */
 
 static int returns_seven(void *arg)
@@ -1339,12 +1336,12 @@ static int init_crashes(void) { return kill(getpid(), SIGKILL); }
 static int init_leaves(void) { _exit(9); }
 
 /* Jobs that are queued, and those that come later, are told of it, and nothing hangs. */
-static void check_broken(int (*init)(void), bool forks, const char *words)
+static void check_broken(int (*init)(void), const char *words)
 {
     enum { N = 20 };
     conc_job jobs[N];
     int n = 3, results[N], many[N] = {0};
-    conc_procs pool = {.workers = 2, .init = init, .fork = forks};
+    conc_procs pool = {.workers = 2, .init = init};
     CHECK_INT(conc_procs_open(&pool), 0);
     for (int i = 0; i < N; i++) {
         int rc = conc_procs_submit(&pool, &jobs[i], adds_one, &n, sizeof n);
@@ -1365,14 +1362,14 @@ static void check_broken(int (*init)(void), bool forks, const char *words)
 
 PROCS_TEST(a_failing_init_breaks_the_pool)
 {
-    check_broken(init_fails, false, "no licence");
-    check_broken(init_fails_silently, false, "");
+    check_broken(init_fails, "no licence");
+    check_broken(init_fails_silently, "");
 }
 
 PROCS_TEST(a_worker_that_dies_in_init_breaks_the_pool)
 {
-    check_broken(init_crashes, false, "");
-    check_broken(init_leaves, false, "");
+    check_broken(init_crashes, "");
+    check_broken(init_leaves, "");
 }
 
 /* The gate travels in the environment, as init has no argument. */
@@ -1590,7 +1587,7 @@ static void restore(int fd, int kept)
     close(kept);
 }
 
-static void check_standard(bool forks)
+static void check_standard(void)
 {
     int ends[2];
     standard here = {0}, there = {0};
@@ -1598,7 +1595,7 @@ static void check_standard(bool forks)
     CHECK_INT(pipe(ends), 0);
     CHECK_INT(write(ends[1], "x", 1), 1);
     int kept = replace(0, ends[0]);
-    conc_procs pool = {.workers = 1, .fork = forks};
+    conc_procs pool = {.workers = 1};
     CHECK_INT(conc_procs_open(&pool), 0);
     CHECK_INT(conc_procs_run(&pool, looks_at_standard, &there, sizeof there), 0);
     close_pool(&pool);
@@ -1613,7 +1610,7 @@ static void check_standard(bool forks)
         CHECK(here.devices[fd] == there.devices[fd] && here.numbers[fd] == there.numbers[fd]);
 }
 
-PROCS_TEST(workers_have_the_standard_output_and_error_and_an_empty_input) { check_standard(false); }
+PROCS_TEST(workers_have_the_standard_output_and_error_and_an_empty_input) { check_standard(); }
 
 static int adds_one_and_prints(void *arg)
 {
@@ -1623,10 +1620,10 @@ static int adds_one_and_prints(void *arg)
 }
 
 /* Standard descriptors are closed, and jobs print: 6. */
-static int run_without_standard(bool forks)
+static int run_without_standard(void)
 {
     int kept[3], rc, n = 0;
-    conc_procs pool = {.workers = 2, .fork = forks};
+    conc_procs pool = {.workers = 2};
     for (int fd = 0; fd < 3; fd++)
         kept[fd] = replace(fd, -1);
     rc = conc_procs_open(&pool);
@@ -1640,7 +1637,7 @@ static int run_without_standard(bool forks)
 
 THREAD_TEST(a_program_without_standard_descriptors_has_workers_too)
 {
-    CHECK_INT(run_without_standard(false), 6);
+    CHECK_INT(run_without_standard(), 6);
 }
 
 THREAD_TEST(a_program_without_an_environment_has_workers_too)
@@ -1666,9 +1663,9 @@ PROCS_TEST(jobs_have_a_whole_stack)
 }
 
 typedef struct dispositions {
-    /* the first signal that is blocked, or whose disposition is not the default */
+    /* the first signal that is blocked, or whose disposition is not the default; those that
+     * the program decides about have handlers */
     int blocked, other;
-    bool ignores_interrupt;
 } dispositions;
 
 /* Is it one that sanitizers catch? */
@@ -1689,9 +1686,8 @@ static int looks_at_signals(void *arg)
             d->blocked = i;
         if (sigaction(i, NULL, &a) || (SANITIZED && is_fault(i)))
             continue;
-        if (i == SIGINT)
-            d->ignores_interrupt = a.sa_handler == SIG_IGN;
-        else if (!d->other && a.sa_handler != SIG_DFL)
+        bool left = i == SIGINT || i == SIGTERM;
+        if (!d->other && (left ? a.sa_handler == SIG_IGN : a.sa_handler != SIG_DFL))
             d->other = i;
     }
     return 0;
@@ -1699,7 +1695,7 @@ static int looks_at_signals(void *arg)
 
 static void on_signal(int number) { (void)number; }
 
-static void check_signals(bool forks)
+static void check_signals(void)
 {
     dispositions d = {0};
     for (int i = 1; i < 65; i++) /* fails for some */
@@ -1707,15 +1703,14 @@ static void check_signals(bool forks)
             signal(i, SIG_DFL);
     signal(SIGUSR1, on_signal);
     signal(SIGTERM, on_signal);
-    CONC_AUTO(conc_procs, pool) = {.workers = 1, .fork = forks};
+    CONC_AUTO(conc_procs, pool) = {.workers = 1};
     CHECK_INT(conc_procs_open(&pool), 0);
     CHECK_INT(conc_procs_run(&pool, looks_at_signals, &d, sizeof d), 0);
     CHECK_INT(d.blocked, 0); /* what the run blocks is not */
     CHECK_INT(d.other, 0);
-    CHECK(d.ignores_interrupt);
 }
 
-PROCS_TEST(signals_do_in_workers_what_they_do_by_default) { check_signals(false); }
+PROCS_TEST(signals_do_in_workers_what_they_do_by_default) { check_signals(); }
 
 /* A handler that no system call is begun again after. */
 static void disturb(long microseconds)
@@ -1749,13 +1744,27 @@ static int interrupts_itself(void *arg)
     return kill(getpid(), SIGINT) || raise(SIGINT) ? -EIO : 3;
 }
 
-PROCS_TEST(workers_ignore_the_interrupt_of_the_terminal)
+PROCS_TEST(workers_leave_the_signals_of_a_terminal_and_a_service_manager_to_the_program)
 {
     OPEN(pool, 1);
     pid_t worker = worker_of(&pool);
     CHECK_INT(conc_procs_run(&pool, interrupts_itself, NULL, 0), 3);
     CHECK_INT(kill(worker, SIGINT), 0);
+    CHECK_INT(kill(worker, SIGTERM), 0);
     CHECK_INT(worker_of(&pool), worker);
+}
+
+static int runs_kill(void *arg)
+{
+    (void)arg;
+    int status = system("kill -INT $$; exit 7");
+    return WIFSIGNALED(status) ? WTERMSIG(status) : -EIO;
+}
+
+PROCS_TEST(programs_that_a_job_starts_do_not_ignore_signals)
+{
+    OPEN(pool, 1);
+    CHECK_INT(conc_procs_run(&pool, runs_kill, NULL, 0), SIGINT);
 }
 
 static int sees_limit(void *arg)
@@ -1769,13 +1778,12 @@ static int sees_limit(void *arg)
     return there;
 }
 
-static void check_memory_limit(bool forks)
+static void check_memory_limit(void)
 {
     size_t small = 16 * MEGABYTE, large = 256 * (size_t)MEGABYTE;
     struct rlimit before, after;
     getrlimit(RLIMIT_DATA, &before);
-    CONC_AUTO(conc_procs,
-              pool) = {.workers = 1, .memory_limit = 128 * (size_t)MEGABYTE, .fork = forks};
+    CONC_AUTO(conc_procs, pool) = {.workers = 1, .memory_limit = 128 * (size_t)MEGABYTE};
     CHECK_INT(conc_procs_open(&pool), 0);
     for (int i = 0; i < 2; i++) {
         CHECK_INT(conc_procs_run(&pool, sees_limit, &small, sizeof small), 1);
@@ -1790,7 +1798,7 @@ static void check_memory_limit(bool forks)
 PROCS_TEST(workers_have_no_more_memory_than_the_limit)
 {
     if (!SANITIZED)
-        check_memory_limit(false);
+        check_memory_limit();
 }
 
 /* ---- output ---- */
@@ -1827,11 +1835,9 @@ static int prints(void *arg)
     return *n == 3 ? -EIO : 0;
 }
 
-static bool printing_forks;
-
 static void prints_in_jobs(void)
 {
-    conc_procs pool = {.workers = 1, .fork = printing_forks};
+    conc_procs pool = {.workers = 1};
     printf("before.");
     if (conc_procs_open(&pool))
         _exit(3);
@@ -1848,10 +1854,9 @@ static void prints_in_jobs(void)
 }
 
 /* Each worker's and the program's own words are there once, and in order. */
-static void check_printing(bool forks)
+static void check_printing(void)
 {
     char text[1000], own[1000] = "", jobs[1000] = "";
-    printing_forks = forks;
     CHECK_INT(output_of(prints_in_jobs, text, sizeof text), 0);
     for (char *rest = text, *word; (word = strtok_r(rest, ".", &rest));) {
         strcat(strncmp(word, "job", 3) ? own : jobs, word);
@@ -1861,7 +1866,7 @@ static void check_printing(bool forks)
     CHECK_STR(jobs, "job 1.job 2.job 3.job 4.job 5.job 6.job 7.");
 }
 
-THREAD_TEST(what_jobs_print_appears_once_and_in_order) { check_printing(false); }
+THREAD_TEST(what_jobs_print_appears_once_and_in_order) { check_printing(); }
 
 static void prints_and_waits(void)
 {
@@ -2491,257 +2496,4 @@ THREAD_TEST(a_lack_of_descriptors_is_an_error)
         check_no_children();
     }
     CHECK(worked > 0);
-}
-
-/* ---- forked workers ---- */
-
-FORK_TEST(forked_workers_see_globals_as_they_were_at_the_open)
-{
-    global = 100;
-    CONC_AUTO(conc_procs, pool) = {.workers = 1, .fork = true};
-    CHECK_INT(conc_procs_open(&pool), 0);
-    global = 200;
-    CHECK_INT(run_counts(&pool), 100);
-    CHECK_INT(run_counts(&pool), 101);
-    CHECK_INT(global, 200);
-}
-
-static int reads_heap(void *arg) { return **(int **)arg; }
-
-FORK_TEST(forked_workers_see_the_heap_as_it_was_at_the_open)
-{
-    int *heap = malloc(sizeof *heap);
-    CHECK(heap != NULL);
-    *heap = 17;
-    CONC_AUTO(conc_procs, pool) = {.workers = 2, .fork = true};
-    CHECK_INT(conc_procs_open(&pool), 0);
-    *heap = 18;
-    CHECK_INT(conc_procs_run(&pool, reads_heap, &heap, sizeof heap), 17);
-    free(heap);
-}
-
-FORK_TEST(a_forked_worker_that_is_replaced_sees_them_so_too)
-{
-    global = 100;
-    CONC_AUTO(conc_procs, pool) = {.workers = 1, .fork = true};
-    CHECK_INT(conc_procs_open(&pool), 0);
-    global = 200;
-    for (int i = 0; i < 3; i++) {
-        CHECK_INT(run_counts(&pool), 100);
-        CHECK_INT(conc_procs_run(&pool, kills_itself, NULL, 0), -EOWNERDEAD);
-    }
-}
-
-FORK_THREAD_TEST(forked_workers_do_all_that_others_do)
-{
-    place p = {0};
-    CONC_AUTO(conc_procs, pool) = {.workers = 2, .fork = true};
-    CHECK_INT(conc_procs_open(&pool), 0);
-    CHECK_INT(uses_all_calls(&pool), 0);
-    CHECK_INT(conc_run(uses_all_calls, &pool), 0);
-    CHECK_INT(conc_procs_run(&pool, looks_around, &p, sizeof p), 42);
-    check_place(&p);
-    check_bulk(&pool, 10 * MEGABYTE);
-    CHECK_INT(run_numbered(&pool, uses_the_module, 10), 14);
-}
-
-FORK_TEST(jobs_of_forked_workers_have_a_whole_stack_also_when_the_pool_was_opened_in_a_task)
-{
-    CONC_AUTO(conc_procs, pool) = {.workers = 1, .fork = true};
-    CHECK_INT(conc_procs_open(&pool), 0);
-    CHECK_INT(run_numbered(&pool, uses_stack, 5), 7);
-}
-
-FORK_TEST(a_forked_worker_is_in_no_run_though_its_pool_was_opened_in_one)
-{
-    place p = {0};
-    CONC_AUTO(conc_procs, pool) = {.workers = 1, .fork = true};
-    CHECK_INT(conc_procs_open(&pool), 0);
-    CHECK_INT(conc_procs_run(&pool, looks_around, &p, sizeof p), 42);
-    check_place(&p);
-}
-
-static void *stays(void *arg)
-{
-    gate *g = arg;
-    atomic_store(&g->entered, 1);
-    while (!atomic_load(&g->opened))
-        nap();
-    return NULL;
-}
-
-FORK_THREAD_TEST(a_process_with_other_threads_is_not_forked_into_workers)
-{
-    gate g = {0};
-    pthread_t t;
-    conc_procs pool = {.workers = 1, .fork = true};
-    CHECK_INT(pthread_create(&t, NULL, stays, &g), 0);
-    CHECK(reaches(&g.entered, 1));
-    CHECK_INT(conc_procs_open(&pool), -EBUSY);
-    CHECK_INT(conc_procs_run(&pool, returns_seven, NULL, 0), -EINVAL);
-    check_no_children();
-    atomic_store(&g.opened, 1);
-    CHECK_INT(pthread_join(t, NULL), 0);
-    if (!SANITIZED)
-        check_threads(1);
-    if (count_threads() > 1)
-        return; /* a sanitizer's */
-    CHECK_INT(conc_procs_open(&pool), 0);
-    check_healthy(&pool);
-    close_pool(&pool);
-}
-
-FORK_TEST(forked_workers_call_init_once_each)
-{
-    visit v = {0};
-    CONC_AUTO(conc_procs, pool) = {.workers = 1, .fork = true, .init = init_counts};
-    CHECK_INT(conc_procs_open(&pool), 0);
-    for (int i = 0; i < 3; i++) {
-        CHECK_INT(conc_procs_run(&pool, tells_inits, &v, sizeof v), 1000);
-        CHECK_INT(v.rc, 1);
-    }
-}
-
-FORK_TEST(a_failing_init_breaks_a_forked_pool) { check_broken(init_fails, true, "no licence"); }
-FORK_TEST(a_worker_that_dies_in_init_breaks_a_forked_pool) { check_broken(init_crashes, true, ""); }
-
-static int writes_to_it(void *arg) { return (int)write(*(int *)arg, "hello", 5); }
-
-FORK_TEST(forked_workers_keep_the_descriptors_that_were_open_at_the_open)
-{
-    char text[6] = "";
-    int ends[2];
-    CHECK_INT(pipe(ends), 0);
-    CONC_AUTO(conc_procs, pool) = {.workers = 1, .fork = true};
-    CHECK_INT(conc_procs_open(&pool), 0);
-    CHECK_INT(run_numbered(&pool, writes_to_it, ends[1]), 5);
-    CHECK_INT(conc_procs_run(&pool, kills_itself, NULL, 0), -EOWNERDEAD);
-    CHECK_INT(close(ends[1]), 0);
-    CHECK_INT(run_numbered(&pool, writes_to_it, ends[1]), 5); /* the next one still has it */
-    for (int i = 0; i < 2; i++) {
-        CHECK_INT(read(ends[0], text, 5), 5);
-        CHECK_STR(text, "hello");
-    }
-    close_pool(&pool);
-    CHECK_INT(read(ends[0], text, 5), 0); /* the end of the file */
-    CHECK_INT(close(ends[0]), 0);
-}
-
-FORK_TEST(forked_workers_have_the_standard_output_and_error_and_an_empty_input)
-{
-    check_standard(true);
-}
-FORK_THREAD_TEST(a_program_without_standard_descriptors_forks_workers_too)
-{
-    CHECK_INT(run_without_standard(true), 6);
-}
-FORK_TEST(signals_do_in_forked_workers_what_they_do_by_default) { check_signals(true); }
-FORK_THREAD_TEST(what_forked_workers_print_appears_once_and_in_order) { check_printing(true); }
-FORK_TEST(forked_workers_have_no_more_memory_than_the_limit)
-{
-    if (!SANITIZED)
-        check_memory_limit(true);
-}
-
-FORK_THREAD_TEST(forked_pools_are_closed_in_any_order)
-{
-    conc_procs pools[3];
-    for (int i = 0; i < 3; i++) {
-        pools[i] = (conc_procs){.workers = 1, .fork = true};
-        CHECK_INT(conc_procs_open(&pools[i]), 0);
-    }
-    for (int i = 0; i < 3; i++)
-        check_healthy(&pools[i]);
-    close_pool(&pools[0]);
-    check_healthy(&pools[1]);
-    close_pool(&pools[1]);
-    check_healthy(&pools[2]);
-    close_pool(&pools[2]);
-}
-
-FORK_THREAD_TEST(a_forked_pool_is_closed_while_a_child_of_the_program_lives)
-{
-    gate *at = new_gate();
-    pid_t children[2]; /* one keeps what it inherited, one closes it */
-    conc_procs pool = {.workers = 1, .fork = true};
-    CHECK_INT(conc_procs_open(&pool), 0);
-    fflush(NULL);
-    for (int i = 0; i < 2; i++)
-        if ((children[i] = fork()) == 0) {
-            if (i == 1 && conc_procs_close(&pool) == 0)
-                atomic_store(&at->entered, 1);
-            forked_child_main();
-        }
-    CHECK(reaches(&at->entered, 1));
-    check_healthy(&pool);
-    close_pool(&pool);
-    for (int i = 0; i < 2; i++)
-        end_forked_child(children[i]);
-}
-
-FORK_TEST(without_the_process_that_forks_them_workers_go_on_until_the_last_has_died)
-{
-    held h;
-    conc_job j;
-    int n = 4712;
-    siginfo_t end_of_it;
-    OPEN(pool, 2, .fork = true);
-    pid_t worker = worker_of(&pool), forker = parent_of(worker);
-    CHECK(forker > 0 && forker != getpid());
-    CHECK_INT(kill(forker, SIGKILL), 0);
-    CHECK_INT(waitid(P_PID, (id_t)forker, &end_of_it, WEXITED | WNOWAIT), 0);
-    occupy(&pool, &h, 3);
-    /* asks for the second worker */
-    CHECK_INT(conc_procs_submit(&pool, &j, returns, &n, sizeof n), 0);
-    end_held(&h, 3);
-    CHECK_INT(result_of(&j), 4712);
-    CHECK_INT(h.v.pid, worker);
-    CHECK_INT(kill(worker, SIGKILL), 0);
-    for (int i = 0; i < 3; i++) {
-        CHECK_INT(run_numbered(&pool, returns, i), -ENOTRECOVERABLE);
-        CHECK_STR(conc_last_error(), "the process that forks the workers has ended");
-    }
-}
-
-static gate *at_exit;
-
-static void enters_at_exit(void) { atomic_fetch_add(&at_exit->entered, 1); }
-
-FORK_THREAD_TEST(workers_that_end_do_not_do_what_the_program_does_at_its_exit)
-{
-    at_exit =
-        mmap(NULL, sizeof *at_exit, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    CHECK(at_exit != MAP_FAILED);
-    CHECK_INT(atexit(enters_at_exit), 0);
-    conc_procs pool = {.workers = 2, .fork = true};
-    CHECK_INT(conc_procs_open(&pool), 0);
-    check_healthy(&pool);
-    close_pool(&pool);
-    CHECK_INT(atomic_load(&at_exit->entered), 0);
-}
-
-static int signals_itself(void *arg)
-{
-    (void)arg;
-    return kill(getpid(), SIGUSR1);
-}
-
-static int waits_for_signal(void *arg) { return conc_signals_next(arg); }
-
-static void receives_its_own_signals(void)
-{
-    CONC_AUTO(conc_signals, signals) = {0};
-    CHECK_INT(conc_signals_open(&signals, &(int){SIGUSR1}, 1), 0);
-    CONC_AUTO(conc_procs, pool) = {.workers = 1, .fork = true};
-    CHECK_INT(conc_procs_open(&pool), 0);
-    int rc = conc_procs_run(&pool, signals_itself, NULL, 0);
-    CHECK(rc == 0 || rc == -EOWNERDEAD);
-    CHECK_INT(conc_timeout(0.05, waits_for_signal, &signals), -ETIMEDOUT);
-    CHECK_INT(kill(getpid(), SIGUSR1), 0);
-    CHECK_INT(conc_timeout(5, waits_for_signal, &signals), SIGUSR1);
-}
-
-FORK_THREAD_TEST(a_signal_of_a_forked_worker_does_not_reach_the_program)
-{
-    in_real_task(receives_its_own_signals);
 }

@@ -38,8 +38,6 @@ static void call_clean(void (*call)(void (*)(void)), void (*body)(void))
     CHECK_INT(test_count_fds(), fds);
 }
 
-#define FORK_TEST(name) CLEAN_FORK_TEST(name, just_call)
-
 static void check_healthy(conc_procs *p)
 {
     for (int i = 0; i < 3; i++)
@@ -153,12 +151,6 @@ THREAD_TEST(a_job_of_a_plain_thread_that_dies_is_an_error_too)
     check_deaths(&pool);
 }
 
-FORK_TEST(a_job_that_dies_in_a_forked_worker_is_an_error_too)
-{
-    OPEN(pool, .workers = 2, .fork = true);
-    check_deaths(&pool);
-}
-
 static ssize_t dies_in_a_call(const void *in, size_t in_size, void *out, size_t out_size)
 {
     death d;
@@ -212,13 +204,13 @@ static int counts_or_dies(void *arg)
     return e->deadly ? dies(&e->death) : e->number;
 }
 
-static void check_map(bool forks, int workers, int every)
+static void check_map(int workers, int every)
 {
     enum { N = 200 };
     static element e[N];
     static int results[N];
     gate *at = new_gate();
-    OPEN(pool, .workers = workers, .fork = forks);
+    OPEN(pool, .workers = workers);
     for (int i = 0; i < N; i++)
         e[i] = (element){i, i % every == every / 2, deaths[(size_t)i % CONC_LEN(deaths)], at};
     CHECK_INT(conc_procs_map_all(&pool, counts_or_dies, e, N, sizeof e[0], results), 0);
@@ -232,13 +224,8 @@ static void check_map(bool forks, int workers, int every)
 
 PROCS_TEST(elements_of_a_map_that_die_cost_only_themselves)
 {
-    check_map(false, 2, 13);
-    check_map(false, 1, 99);
-}
-
-FORK_TEST(elements_of_a_map_that_die_in_forked_workers_cost_only_themselves)
-{
-    check_map(true, 2, 13);
+    check_map(2, 13);
+    check_map(1, 99);
 }
 
 PROCS_TEST(an_element_that_dies_keeps_the_rest_of_a_map_from_starting)
@@ -504,25 +491,6 @@ REAL_TEST(an_idle_worker_that_was_killed_costs_no_job)
     }
 }
 
-static int kills_its_parent(void *arg)
-{
-    pid_t program = *(pid_t *)arg, parent = getppid();
-    return parent != program && parent != 1 ? kill(parent, SIGKILL) : 0;
-}
-
-FORK_TEST(a_process_that_forks_workers_and_is_killed_hangs_nobody)
-{
-    pid_t program = getpid();
-    OPEN(pool, .workers = 2, .fork = true);
-    check_healthy(&pool);
-    int rc = conc_procs_run(&pool, kills_its_parent, &program, sizeof program);
-    CHECK(rc == 0 || rc == -EOWNERDEAD);
-    for (int i = 0; i < 20; i++) {
-        rc = run_numbered(&pool, returns, i);
-        CHECK(rc == i || rc == -EOWNERDEAD || rc == -ENOTRECOVERABLE);
-    }
-}
-
 /* ---- a killer ---- */
 
 static atomic_bool killer_stops;
@@ -593,7 +561,7 @@ static int run_victims(conc_procs *p, victim *v, int n, bool as_map)
     return lost;
 }
 
-static void check_killer(bool forks)
+static void check_killer(void)
 {
     enum { ROUND = 200 };
     const char *wanted = getenv("PROCS_FAULT_JOBS");
@@ -602,7 +570,7 @@ static void check_killer(bool forks)
     victim *v = malloc(ROUND * sizeof *v);
     pthread_t killer;
     CHECK(v != NULL);
-    OPEN(pool, .workers = 3, .fork = forks);
+    OPEN(pool, .workers = 3);
     check_healthy(&pool);
     CHECK_INT(pthread_create(&killer, NULL, kills_at_random, NULL), 0);
     for (; done < jobs && (wanted || test_real_seconds() - begun < 1); done += ROUND) {
@@ -625,11 +593,7 @@ static void check_killer(bool forks)
     free(v);
 }
 
-PROCS_TEST(while_workers_are_killed_at_random_every_job_is_done_or_lost) { check_killer(false); }
-FORK_TEST(while_forked_workers_are_killed_at_random_every_job_is_done_or_lost)
-{
-    check_killer(true);
-}
+PROCS_TEST(while_workers_are_killed_at_random_every_job_is_done_or_lost) { check_killer(); }
 
 /* ---- programs that reap what is not theirs ---- */
 
@@ -653,11 +617,11 @@ static void check_unreaped(conc_procs *p)
     }
 }
 
-static void check_reaper(bool forks)
+static void check_reaper(void)
 {
     atomic_bool stop = false;
     pthread_t reaper;
-    OPEN(pool, .workers = 2, .fork = forks);
+    OPEN(pool, .workers = 2);
     CHECK_INT(pthread_create(&reaper, NULL, reaps, &stop), 0);
     check_unreaped(&pool);
     close_pool(&pool);
@@ -665,15 +629,14 @@ static void check_reaper(bool forks)
     CHECK_INT(pthread_join(reaper, NULL), 0);
 }
 
-THREAD_TEST(a_program_that_reaps_all_children_does_not_hang_a_pool) { check_reaper(false); }
-FORK_TEST(a_program_that_reaps_all_children_does_not_hang_a_forked_pool) { check_reaper(true); }
+THREAD_TEST(a_program_that_reaps_all_children_does_not_hang_a_pool) { check_reaper(); }
 
-static void check_ignored(bool forks, int flags)
+static void check_ignored(int flags)
 {
     struct sigaction ignore = {.sa_flags = flags}, old;
     ignore.sa_handler = flags ? SIG_DFL : SIG_IGN;
     CHECK_INT(sigaction(SIGCHLD, &ignore, &old), 0);
-    OPEN(pool, .workers = 2, .fork = forks);
+    OPEN(pool, .workers = 2);
     check_unreaped(&pool);
     close_pool(&pool);
     CHECK_INT(sigaction(SIGCHLD, &old, NULL), 0);
@@ -681,14 +644,8 @@ static void check_ignored(bool forks, int flags)
 
 THREAD_TEST(a_program_that_ignores_its_children_does_not_hang_a_pool)
 {
-    check_ignored(false, 0);
-    check_ignored(false, SA_NOCLDWAIT);
-}
-
-FORK_TEST(a_program_that_ignores_its_children_does_not_hang_a_forked_pool)
-{
-    check_ignored(true, 0);
-    check_ignored(true, SA_NOCLDWAIT);
+    check_ignored(0);
+    check_ignored(SA_NOCLDWAIT);
 }
 
 static atomic_int children_ended;
@@ -715,7 +672,6 @@ REAL_TEST(a_handler_that_reaps_all_children_does_not_hang_a_pool)
 
 /* Shared by the test with the process that it kills, which has pools of its own. */
 static struct middle {
-    bool forks;
     bool leaves_child;
     atomic_int ready, may_end, left;
     pid_t workers[2], child;
@@ -737,7 +693,7 @@ static void leave_child(void)
 static void be_killed(void)
 {
     conc_job j;
-    conc_procs pool = {.workers = 2, .fork = middle->forks};
+    conc_procs pool = {.workers = 2};
     shared = conc_shared_alloc(sizeof *shared);
     if (!shared || conc_procs_open(&pool))
         _exit(3);
@@ -769,12 +725,11 @@ static bool all_end(pid_t but, double seconds)
     return false;
 }
 
-static void check_orphans(bool forks, bool leaves_child)
+static void check_orphans(bool leaves_child)
 {
     CHECK_INT(prctl(PR_SET_CHILD_SUBREAPER, 1), 0); /* the orphans are ours */
     middle = mmap(NULL, sizeof *middle, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(middle != MAP_FAILED);
-    middle->forks = forks;
     middle->leaves_child = leaves_child;
     pid_t pid = fork();
     if (pid == 0) {
@@ -789,10 +744,8 @@ static void check_orphans(bool forks, bool leaves_child)
     munmap(middle, sizeof *middle);
 }
 
-THREAD_TEST(workers_end_when_the_program_is_killed) { check_orphans(false, false); }
-FORK_TEST(forked_workers_end_when_the_program_is_killed) { check_orphans(true, false); }
-THREAD_TEST(a_forked_child_that_lives_on_does_not_keep_workers) { check_orphans(false, true); }
-FORK_TEST(a_forked_child_that_lives_on_does_not_keep_forked_workers) { check_orphans(true, true); }
+THREAD_TEST(workers_end_when_the_program_is_killed) { check_orphans(false); }
+THREAD_TEST(a_forked_child_that_lives_on_does_not_keep_workers) { check_orphans(true); }
 
 static void be_left(void)
 {

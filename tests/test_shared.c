@@ -36,7 +36,6 @@ static void call_clean(void (*call)(void (*)(void)), void (*body)(void))
 }
 
 #define SHARED_TEST(name) CLEAN_TEST(name, test_in_task) /* in a task, on the virtual clock */
-#define FORK_TEST(name) CLEAN_FORK_TEST(name, just_call)
 
 static void *shared(size_t size)
 {
@@ -286,19 +285,6 @@ SHARED_TEST(shared_memory_does_not_count_in_a_workers_memory_limit)
     conc_shared_free(p);
 }
 
-FORK_TEST(forked_workers_see_it_too)
-{
-    unsigned char *p = shared(100000);
-    p[0] = 0;
-    OPEN(pool, .workers = 2, .fork = true);
-    for (int i = 0; i < 5; i++) {
-        CHECK_INT(overwrite(&pool, p, 100000, i, i + 1), 5);
-        CHECK(is_filled(p, 100000, i + 1));
-        CHECK_INT(conc_procs_run(&pool, kills_itself, NULL, 0), -EOWNERDEAD);
-    }
-    conc_shared_free(p);
-}
-
 /* A worker's own memory, and the program's, in a pool of the worker's. */
 static int opens_a_pool(void *arg)
 {
@@ -378,29 +364,28 @@ static void init_mutex(counters *c)
 }
 
 /* As many of them at once as there are workers. */
-static void run_at_once(bool forks, conc_fn *fn, counters *c)
+static void run_at_once(conc_fn *fn, counters *c)
 {
     counters *args[WORKERS] = {c, c, c, c};
-    OPEN(pool, .workers = WORKERS, .fork = forks);
+    OPEN(pool, .workers = WORKERS);
     CHECK_INT(conc_procs_map(&pool, fn, args, WORKERS, sizeof args[0]), 0);
 }
 
-static void count_at_once(bool forks)
+static void count_at_once(void)
 {
     counters *c = shared(sizeof *c);
-    run_at_once(forks, counts, c);
+    run_at_once(counts, c);
     CHECK_INT(atomic_load(&c->counted), WORKERS * ROUNDS);
     conc_shared_free(c);
 }
 
-SHARED_TEST(workers_count_together_with_atomics) { count_at_once(false); }
-FORK_TEST(forked_workers_count_together_with_atomics) { count_at_once(true); }
+SHARED_TEST(workers_count_together_with_atomics) { count_at_once(); }
 
 SHARED_TEST(workers_take_turns_with_a_mutex_for_several_processes)
 {
     counters *c = shared(sizeof *c);
     init_mutex(c);
-    run_at_once(false, counts_under_lock, c);
+    run_at_once(counts_under_lock, c);
     CHECK_INT(c->guarded, WORKERS * ROUNDS);
     CHECK(!c->torn);
     CHECK_INT(pthread_mutex_destroy(&c->mutex), 0);
