@@ -3995,7 +3995,8 @@ static struct conc__worker_process {
     ino_t socket_file;
     conc__worker_channel *channel;
     const conc__board *board;
-    char *segment; /* for larger data; NULL: none */
+    char *segment;  /* for larger data; NULL: not mapped */
+    int segment_fd; /* until it is mapped; 0: none */
     uint64_t segment_size, segment_version;
     conc__frame frame;
 } conc__worker_process;
@@ -4043,18 +4044,23 @@ CONC__PRIVATE void conc__worker_ends_with(int program)
         _exit(0); /* it has ended meanwhile */
 }
 
-/* Wakes the program unless it looks. A job may have closed the socket, and its number may be
- * another file's; then the program is told by the end of this process: it takes the reply all
- * the same. */
-CONC__PRIVATE void conc__worker_tells(void)
+/* Is the number still the worker's socket? A job may have closed it, and opened another file. */
+CONC__PRIVATE bool conc__worker_has_socket(void)
 {
     const struct conc__worker_process *w = &conc__worker_process;
     struct stat st;
+    return fstat(w->socket, &st) == 0 && st.st_ino == w->socket_file;
+}
+
+/* Wakes the program unless it looks. Where a job has closed the socket, the end of this process
+ * tells the program, which takes the reply all the same. */
+CONC__PRIVATE void conc__worker_tells(void)
+{
+    const struct conc__worker_process *w = &conc__worker_process;
     if (__atomic_load_n(&w->board->lookers, __ATOMIC_SEQ_CST) > 0)
         return;
-    bool own = fstat(w->socket, &st) == 0 && st.st_ino == w->socket_file;
-    ssize_t n = own ? send(w->socket, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) : -1;
-    bool told = n == 1 || (own && (errno == EAGAIN || errno == EWOULDBLOCK));
+    bool told = conc__worker_has_socket() &&
+                (send(w->socket, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) == 1 || errno == EAGAIN);
     if (!told)
         _exit(1);
 }
@@ -4081,32 +4087,51 @@ CONC__PRIVATE bool conc__worker_awaits(conc__worker_channel *c)
     return turn == CONC__TURN_WORKER;
 }
 
-/* Maps the newest segment for larger data in place of the one before. The program may have given
- * up others that are still on their way. */
-CONC__PRIVATE void conc__worker_new_segment(const conc__request *r)
+/* Receives the newest segment for larger data, in place of the one before. The program may have
+ * given up others that are still on their way. False: another request may try again. */
+CONC__PRIVATE bool conc__worker_receives(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
     conc__handing h = {.version = w->segment_version};
     if (w->segment)
         munmap(w->segment, w->segment_size);
+    if (w->segment_fd > 0)
+        close(w->segment_fd);
     w->segment = NULL;
+    w->segment_fd = 0;
     w->segment_size = r->segment_size;
-    w->segment_version = r->segment_version;
-    for (int fd; r->segment_size && h.version != r->segment_version; close(fd)) {
-        if (conc__handed(w->socket, &h, &fd) != 1)
-            _exit(1); /* a job has closed the socket */
-        if (h.version == r->segment_version)
-            w->segment = conc__segment_map(fd, NULL, r->segment_size, PROT_READ | PROT_WRITE,
-                                           r->kind == CONC__ASK_RUN ? CONC__MAP_POPULATE : 0);
+    while (r->segment_size && h.version != r->segment_version) {
+        if (!conc__worker_has_socket())
+            _exit(1); /* a new worker has one */
+        if (w->segment_fd > 0)
+            close(w->segment_fd);
+        if (conc__handed(w->socket, &h, &w->segment_fd) != 1)
+            return false;
     }
+    w->segment_version = r->segment_version;
+    return true;
 }
 
-/* The request's data; NULL: its segment cannot be mapped. */
+/* The segment is mapped when it is first needed. */
+CONC__PRIVATE void conc__worker_maps_segment(const conc__request *r)
+{
+    struct conc__worker_process *w = &conc__worker_process;
+    w->segment = conc__segment_map(w->segment_fd, NULL, w->segment_size, PROT_READ | PROT_WRITE,
+                                   r->kind == CONC__ASK_RUN ? CONC__MAP_POPULATE : 0);
+    if (!w->segment)
+        return;
+    close(w->segment_fd);
+    w->segment_fd = 0;
+}
+
+/* The request's data; NULL: its segment cannot be had. */
 CONC__PRIVATE char *conc__worker_data(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
-    if (r->segment_version != w->segment_version)
-        conc__worker_new_segment(r);
+    if (r->segment_version != w->segment_version && !conc__worker_receives(r))
+        return NULL;
+    if (r->in_segment && !w->segment)
+        conc__worker_maps_segment(r);
     return r->in_segment ? w->segment : (char *)w->channel + CONC__CHANNEL_DATA;
 }
 
@@ -4468,8 +4493,8 @@ CONC__PRIVATE void conc__request_send(conc__worker *w)
     conc__worker_channel *c = w->channel;
     c->asked = c->begun = 0;
     c->done = 0;
-    __atomic_store_n(&w->awaited, true, __ATOMIC_RELAXED);
     __atomic_store_n(&c->turn, CONC__TURN_WORKER, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&w->awaited, true, __ATOMIC_RELEASE);
     bool asleep = __atomic_load_n(&c->asleep, __ATOMIC_SEQ_CST);
     if (asleep)
         conc__futex_wake(&c->turn);
@@ -5120,7 +5145,7 @@ CONC__PRIVATE void conc__worker_clear(conc__supervisor *s, conc__worker *w)
 /* Channels that are not used any more, once nobody looks. */
 CONC__PRIVATE void conc__supervisor_unmap(conc__supervisor *s, bool nobody_looks)
 {
-    nobody_looks |= __atomic_load_n(&s->board->lookers, __ATOMIC_SEQ_CST) == 0;
+    nobody_looks = nobody_looks || __atomic_load_n(&s->board->lookers, __ATOMIC_SEQ_CST) == 0;
     for (conc__segment *old; nobody_looks && (old = s->unused);) {
         s->unused = old->next;
         conc__segment_close(old);
@@ -5154,7 +5179,7 @@ CONC__PRIVATE void conc__supervisor_staff(conc__supervisor *s)
         conc__lock_briefly(&c->mutex);
         if (rc == 0) {
             w->state = CONC__WORKER_STARTING;
-            __atomic_store_n(&w->awaited, true, __ATOMIC_RELAXED);
+            __atomic_store_n(&w->awaited, true, __ATOMIC_RELEASE);
             s->starting++;
             continue;
         }
@@ -5407,7 +5432,7 @@ CONC__PRIVATE bool conc__view_sees(const conc__view *v)
     const conc__supervisor *s = v->crew->supervisor;
     for (int i = 0; i < v->crew->most; i++) {
         const conc__worker *w = &s->workers[i];
-        if (!__atomic_load_n(&w->awaited, __ATOMIC_RELAXED))
+        if (!__atomic_load_n(&w->awaited, __ATOMIC_ACQUIRE))
             continue;
         const conc__worker_channel *c = __atomic_load_n(&w->channel, __ATOMIC_SEQ_CST);
         if (c && conc__worker_has_replied(c))
