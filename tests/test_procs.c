@@ -1219,7 +1219,8 @@ static void forked_child_main(void)
         pause();
 }
 
-static atomic_int forks_at_start; /* when a program is started next: -1; then the child */
+static atomic_int forks_at_start;  /* when a program is started next: -1; then the child */
+static atomic_int signal_at_start; /* it gets this as soon as it is started; 0: none */
 
 /* All that conc starts is started by this. */
 int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions,
@@ -1235,7 +1236,10 @@ int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions_t *
             forked_child_main();
         atomic_store(&forks_at_start, child);
     }
-    return start_program(pid, path, actions, how, argv, env);
+    int rc = start_program(pid, path, actions, how, argv, env);
+    if (rc == 0 && atomic_load(&signal_at_start))
+        kill(*pid, atomic_load(&signal_at_start));
+    return rc;
 }
 
 static void end_forked_child(pid_t child)
@@ -1251,6 +1255,133 @@ THREAD_TEST(a_worker_starts_though_the_program_forks_at_that_moment)
     atomic_store(&forks_at_start, -1);
     check_healthy(&pool);
     end_forked_child(atomic_load(&forks_at_start));
+}
+
+/* As a terminal's or a service manager's, which come to all processes. */
+THREAD_TEST(workers_that_start_leave_signals_to_the_program)
+{
+    static const int numbers[] = {SIGINT, SIGTERM};
+    for (int i = 0; i < 20; i++) {
+        OPEN(pool, 2);
+        atomic_store(&signal_at_start, numbers[i % 2]);
+        CHECK_INT(run_numbered(&pool, adds_one, i), i + 1);
+        atomic_store(&signal_at_start, 0);
+    }
+}
+
+static int counts_jobs(void *arg)
+{
+    static int jobs;
+    (void)arg;
+    return ++jobs;
+}
+
+THREAD_TEST(a_worker_is_replaced_after_so_many_jobs)
+{
+    CONC_AUTO(conc_procs, pool) = {.workers = 1, .max_jobs = 3};
+    int results[8];
+    CHECK_INT(conc_procs_open(&pool), 0);
+    for (int i = 0; i < 10; i++)
+        CHECK_INT(conc_procs_run(&pool, counts_jobs, NULL, 0), i % 3 + 1);
+    CHECK_INT(conc_procs_run(&pool, counts_jobs, NULL, 0), 2);
+    CHECK_INT(conc_procs_run(&pool, counts_jobs, NULL, 0), 3);
+    CHECK_INT(conc_procs_map_all(&pool, counts_jobs, NULL, 8, 0, results), 0);
+    for (int i = 0; i < 8; i++) {
+        CHECK(results[i] >= 1 && results[i] <= 3);
+        CHECK_INT(results[i], i % 3 + 1);
+    }
+}
+
+THREAD_TEST(no_worker_has_a_negative_number_of_jobs)
+{
+    conc_procs pool = {.workers = 1, .max_jobs = -1};
+    CHECK_INT(conc_procs_open(&pool), -EINVAL);
+}
+
+static int reads_environment(void *arg)
+{
+    const char *value = getenv(arg);
+    return value ? atoi(value) : -ENOENT;
+}
+
+static void *changes_environment(void *arg)
+{
+    char value[4096];
+    memset(value, 'x', sizeof value - 1);
+    value[sizeof value - 1] = 0;
+    for (int i = 0; !atomic_load((atomic_bool *)arg); i++) {
+        char name[16];
+        snprintf(name, sizeof name, "V%d", i % 200);
+        if (i / 200 % 2)
+            unsetenv(name);
+        else
+            setenv(name, value + i % 4000, 1);
+    }
+    return NULL;
+}
+
+/* It is copied when the pool is opened. */
+THREAD_TEST(workers_have_the_environment_of_the_opener_whatever_becomes_of_it)
+{
+    char name[] = "PROCS_TEST_VALUE";
+    atomic_bool stop = false;
+    pthread_t changer;
+    setenv(name, "7", 1);
+    OPEN(pool, 1);
+    setenv(name, "8", 1);
+    CHECK_INT(pthread_create(&changer, NULL, changes_environment, &stop), 0);
+    for (int i = 0; i < 20; i++) {
+        CHECK_INT(conc_procs_run(&pool, reads_environment, name, sizeof name), 7);
+        CHECK_INT(kill(worker_of(&pool), SIGKILL), 0);
+    }
+    atomic_store(&stop, true);
+    CHECK_INT(pthread_join(changer, NULL), 0);
+    unsetenv(name);
+}
+
+PROCS_TEST(memory_above_the_limit_of_a_files_size_is_an_error_in_words)
+{
+    enum { SIZE = 4 * MEGABYTE };
+    struct rlimit limit, low;
+    char *bytes = calloc(1, SIZE);
+    CHECK(bytes != NULL);
+    OPEN(pool, 1);
+    check_healthy(&pool);
+    CHECK_INT(getrlimit(RLIMIT_FSIZE, &limit), 0);
+    low = (struct rlimit){MEGABYTE, limit.rlim_max};
+    CHECK_INT(setrlimit(RLIMIT_FSIZE, &low), 0);
+    CHECK_INT(conc_procs_run(&pool, returns_seven, bytes, SIZE), -EFBIG);
+    CHECK(conc_shared_alloc(SIZE) == NULL);
+    check_healthy(&pool);
+    low.rlim_cur = 4096;
+    CHECK_INT(setrlimit(RLIMIT_FSIZE, &low), 0);
+    CHECK_INT(kill(worker_of(&pool), SIGKILL), 0);
+    CHECK_INT(conc_procs_run(&pool, returns_seven, NULL, 0), -EAGAIN);
+    CHECK_CONTAINS(conc_last_error(), "limit of a file's size");
+    CHECK_INT(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    check_healthy(&pool);
+    free(bytes);
+}
+
+static int blocked_signal(void *arg)
+{
+    sigset_t mask;
+    (void)arg;
+    pthread_sigmask(SIG_BLOCK, NULL, &mask);
+    return sigismember(&mask, SIGUSR2) * 2 + sigismember(&mask, SIGUSR1);
+}
+
+THREAD_TEST(jobs_have_the_signal_mask_of_the_opener)
+{
+    sigset_t mask, before;
+    sigemptyset(&mask);
+    sigaddset(&mask, SIGUSR2);
+    CHECK_INT(pthread_sigmask(SIG_SETMASK, &mask, &before), 0);
+    OPEN(pool, 1);
+    sigaddset(&mask, SIGUSR1);
+    CHECK_INT(pthread_sigmask(SIG_SETMASK, &mask, NULL), 0);
+    CHECK_INT(conc_procs_run(&pool, blocked_signal, NULL, 0), 2);
+    CHECK_INT(pthread_sigmask(SIG_SETMASK, &before, NULL), 0);
 }
 
 /* ---- globals, init and libraries ---- */
@@ -1474,6 +1605,24 @@ THREAD_TEST(a_library_that_the_worker_cannot_load_is_an_error_of_that_job)
         CHECK_INT(unlink(path_of("one.so")), 0);
         OPEN(pool, 1);
         CHECK(run_numbered(&pool, fn, 7) < 0);
+        check_healthy(&pool);
+    }
+    remove_directory();
+}
+
+PROCS_TEST(a_library_that_was_replaced_is_an_error_of_its_jobs)
+{
+    if (make_library("one.so", LIBRARY(10))) {
+        conc_fn *fn = load_job(path_of("one.so"));
+        OPEN(pool, 2);
+        CHECK_INT(run_numbered(&pool, fn, 7), 70);
+        CHECK_INT(unlink(path_of("one.so")), 0);
+        if (make_library("one.so", "int before(void) { return 1; }\n" LIBRARY(1000))) {
+            CHECK_INT(run_numbered(&pool, fn, 7), 71); /* the worker has what the program has */
+            CHECK_INT(kill(worker_of(&pool), SIGKILL), 0);
+            CHECK_INT(run_numbered(&pool, fn, 7), -ENOEXEC);
+            CHECK_CONTAINS(conc_last_error(), "another build");
+        }
         check_healthy(&pool);
     }
     remove_directory();

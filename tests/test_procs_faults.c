@@ -418,6 +418,147 @@ PROCS_TEST(a_child_that_a_job_leaves_behind_does_not_hold_up_the_close)
     CHECK(reaches(&at->entered, 2));
 }
 
+/* ---- jobs that leave their process ---- */
+
+typedef struct identity {
+    gate *gate;
+    int value, pid;
+} identity;
+
+static int becomes_a_daemon(void *arg)
+{
+    identity *i = arg;
+    if (daemon(1, 1))
+        return -EIO;
+    atomic_store(&i->gate->entered, getpid());
+    while (!atomic_load(&i->gate->opened))
+        nap();
+    i->value = 666;
+    i->pid = getpid();
+    return 666;
+}
+
+static int doubles_slowly(void *arg)
+{
+    identity *i = arg;
+    atomic_store(&i->gate->opened, 1); /* the daemon comes back from its job now */
+    for (int n = 0; n < 50 && kill(atomic_load(&i->gate->entered), 0) == 0; n++)
+        nap();
+    i->value *= 2;
+    i->pid = getpid();
+    return 42;
+}
+
+PROCS_TEST(a_process_that_a_job_has_become_answers_for_no_other)
+{
+    gate *at = new_gate();
+    identity first = {at, 1, 0}, second = {at, 21, 0};
+    OPEN(pool, .workers = 1);
+    CHECK_INT(conc_procs_run(&pool, becomes_a_daemon, &first, sizeof first), -EOWNERDEAD);
+    CHECK_INT(first.value, 1);
+    CHECK(reaches(&at->entered, 2));
+    int daemon = atomic_load(&at->entered);
+    CHECK_INT(conc_procs_run(&pool, doubles_slowly, &second, sizeof second), 42);
+    CHECK_INT(second.value, 42);
+    CHECK(second.pid != daemon);
+    CHECK(has_ended(daemon));
+}
+
+static int comes_back_twice(void *arg)
+{
+    pid_t child = fork();
+    if (child)
+        waitpid(child, NULL, 0);
+    return *(int *)arg + (child ? 1 : 1000);
+}
+
+PROCS_TEST(a_child_of_a_job_that_comes_back_from_it_ends)
+{
+    OPEN(pool, .workers = 1);
+    for (int i = 0; i < 20; i++)
+        CHECK_INT(run_numbered(&pool, comes_back_twice, i), i + 1);
+    check_healthy(&pool);
+}
+
+/* ---- jobs that write anywhere ---- */
+
+/* Overwrites all memory that the process shares with another one and may write to. */
+static void overwrite_what_is_shared(unsigned char with)
+{
+    static char line[5000];
+    FILE *maps = fopen("/proc/self/maps", "r");
+    unsigned long from, to;
+    char access[5];
+    while (maps && fgets(line, sizeof line, maps))
+        if (sscanf(line, "%lx-%lx %4s", &from, &to, access) == 3 && !strcmp(access, "rw-s"))
+            memset((void *)from, with, to - from);
+    if (maps)
+        fclose(maps);
+}
+
+static int overwrites(void *arg)
+{
+    overwrite_what_is_shared(*(unsigned char *)arg);
+    return 5;
+}
+
+static int overwrites_and_dies(void *arg)
+{
+    overwrite_what_is_shared(*(unsigned char *)arg);
+    return kill(getpid(), SIGKILL);
+}
+
+static int run_overwriting(void *arg)
+{
+    struct {
+        conc_procs *pool;
+        conc_fn *fn;
+        unsigned char with;
+    } *o = arg;
+    unsigned char bytes[1000] = {o->with};
+    int results[50];
+    unsigned char elements[50][16] = {{0}};
+    for (int i = 0; i < 50; i++)
+        elements[i][0] = o->with;
+    (void)conc_procs_map_all(o->pool, o->fn, elements, 50, sizeof elements[0], results);
+    return conc_procs_run(o->pool, o->fn, bytes, sizeof bytes);
+}
+
+/* Whatever such a job's own result is, the program and other jobs go on. */
+REAL_TEST(a_job_that_overwrites_all_shared_memory_costs_at_most_its_own_result)
+{
+    OPEN(pool, .workers = 2);
+    for (int with = 0; with < 256; with += with ? 127 : 1) {
+        struct {
+            conc_procs *pool;
+            conc_fn *fn;
+            unsigned char with;
+        } o = {&pool, with % 2 ? overwrites : overwrites_and_dies, (unsigned char)with};
+        (void)conc_timeout(0.5, run_overwriting, &o);
+        for (int i = 0; i < 20; i++) {
+            int rc = run_numbered(&pool, returns, i);
+            CHECK(rc == i || rc == -EOWNERDEAD);
+        }
+        check_healthy(&pool);
+    }
+}
+
+static int shrinks_what_is_shared(void *arg)
+{
+    (void)arg;
+    int failed = 0;
+    for (int fd = 3; fd < 100; fd++)
+        failed |= fcntl(fd, F_GETFD) >= 0 && ftruncate(fd, 0) == 0;
+    return failed;
+}
+
+PROCS_TEST(no_job_makes_shared_memory_smaller)
+{
+    OPEN(pool, .workers = 1);
+    CHECK_INT(conc_procs_run(&pool, shrinks_what_is_shared, NULL, 0), 0);
+    check_healthy(&pool);
+}
+
 static int stops_itself(void *arg)
 {
     gate *g = *(gate **)arg;

@@ -227,6 +227,23 @@ check_stack_not_executable() {
     done
 }
 
+# Workers begin to work when all constructors have run: however the program is optimised and linked, also where it is started
+# by the dynamic loader.
+check_workers() {
+    local option options loader
+    for option in 'O0 -fno-pie -no-pie' 'O1 -flto' 'O0 -static'; do
+        read -r -a options <<<"-$option"
+        cc "${options[@]}" $here/workers.c $here/impl.c -o "$out/workers"
+        "$out/workers" || fail "workers.c with -$option"
+    done
+    options=('-DCONC_API=__attribute__((visibility("default")))')
+    cc "${options[@]}" -fPIC -shared $here/impl.c -o "$out/libimpl.so"
+    cc "${options[@]}" $here/workers.c -L"$out" -limpl -Wl,-rpath,"$PWD/$out" -o "$out/workers"
+    "$out/workers" || fail "workers.c with conc in a library"
+    loader=$(readelf -lW "$out/workers" | sed -n 's/.*interpreter: \(.*\)]/\1/p')
+    "$loader" "$out/workers" || fail "workers.c started by $loader"
+}
+
 # A debugger that is given the registers of a task that waits can unwind its stack, down to the task's first function.
 check_debugger_unwinds_a_parked_task() {
     local option commands
