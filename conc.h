@@ -1537,8 +1537,17 @@ typedef struct conc__wheel {
     uint64_t elapsed;
     uint64_t occupied[CONC__LEVELS];
     conc__timer *slots[CONC__LEVELS][CONC__SLOTS];
-    size_t count;
+    size_t armed, disarmed; /* how often; the difference is the number of timers */
 } conc__wheel;
+
+/* For how long the virtual clock has stood still for a child program: see conc__stand_still. */
+typedef struct conc__standstill {
+    int64_t began;   /* on the real clock; 0: it has not */
+    int64_t until;   /* embedded: the host is to wait so long, on the real clock; 0: it need not */
+    int64_t now;     /* the loop's clock, */
+    size_t armed;    /* the timers that were armed, */
+    unsigned starts; /* and the programs that were started, when it began */
+} conc__standstill;
 
 enum { CONC__SIGNALS = 65 }; /* one more than the highest number */
 
@@ -1747,6 +1756,8 @@ struct conc_loop {
     int64_t verified; /* when conc__verify last looked at some, on the real clock */
     int64_t verified_until; /* virtual clock: when conc__verify_until last did */
     bool retried;           /* virtual clock: conc__jump_clock is to wait for others, as it says */
+    int ends_awaited;       /* tasks that wait for the end of a child program, which runs */
+    conc__standstill standstill;
     int64_t polled;
     struct pollfd *polls_for; /* poll(2) */
     size_t polls_room;
@@ -1826,6 +1837,8 @@ typedef struct conc__extension {
     size_t (*jobs_queued)(void);
     /* a conc_job, in memory of any content */
     bool (*job_in_use)(const void *job);
+    /* does a task wait for a pipe of a child program that runs? And how many were started */
+    bool (*pipe_awaited)(const conc_loop *l, unsigned *starts);
 } conc__extension;
 
 static conc__extension conc__extended;
@@ -3159,12 +3172,14 @@ static inline void conc__wheel_remove(conc__wheel *w, conc__timer *t)
     t->next = NULL;
 }
 
+static inline size_t conc__wheel_count(const conc__wheel *w) { return w->armed - w->disarmed; }
+
 static inline void conc__arm(conc_loop *l, conc__timer *t, int64_t at, void (*fire)(conc__timer *))
 {
     t->at = at;
     t->fire = fire;
     conc__wheel_insert(&l->wheel, t);
-    l->wheel.count++;
+    l->wheel.armed++;
 }
 
 static inline void conc__disarm(conc_loop *l, conc__timer *t)
@@ -3172,7 +3187,7 @@ static inline void conc__disarm(conc_loop *l, conc__timer *t)
     if (!conc__armed(t))
         return;
     conc__wheel_remove(&l->wheel, t);
-    l->wheel.count--;
+    l->wheel.disarmed++;
 }
 
 /* The first occupied slot: the time at which it begins, its level and number. False: no timer is
@@ -3215,7 +3230,8 @@ CONC__PRIVATE void conc__wheel_advance(conc_loop *l, int64_t now)
     conc__wheel *w = &l->wheel;
     uint64_t start;
     int level, slot;
-    while (w->count && conc__wheel_first(w, &start, &level, &slot) && start <= (uint64_t)now) {
+    while (conc__wheel_count(w) && conc__wheel_first(w, &start, &level, &slot) &&
+           start <= (uint64_t)now) {
         conc__timer *t = w->slots[level][slot];
         if (level > 0 && (t->next != t || t->at > now)) {
             conc__wheel_cascade(w, start, level, slot);
@@ -3743,6 +3759,26 @@ CONC__PRIVATE bool conc__has_posts(conc_loop *l)
     return false;
 }
 
+/* A child program takes real time, which a task that waits for it would not see pass. So while one
+ * runs and a task waits for its end or a pipe of it, the virtual clock jumps over d seconds only
+ * after d real ones. These are counted anew when the clock has moved, a timer was armed or a
+ * program was started: a limit on one program says nothing of the next. Returns how long the clock
+ * still stands. */
+CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
+{
+    unsigned starts = 0;
+    bool pipe = conc__extended.pipe_awaited && conc__extended.pipe_awaited(l, &starts);
+    if (!pipe && !l->ends_awaited)
+        return 0;
+    conc__standstill *s = &l->standstill;
+    int64_t clock = conc__clock();
+    bool same = s->now == l->now && s->armed == l->wheel.armed && s->starts == starts;
+    if (!s->began || !same)
+        *s = (conc__standstill){clock, 0, l->now, l->wheel.armed, starts};
+    int64_t left = next - l->now - (clock - s->began);
+    return left > 0 ? left : 0;
+}
+
 enum { CONC__MOMENT = 1000000 };
 
 /* The virtual clock moves to the next deadline. A task that tries something again and again, which
@@ -3762,6 +3798,13 @@ CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
     bool posted = !flooded && atomic_load_explicit(&l->posted, memory_order_relaxed);
     if (l->ready || posted)
         return;
+    int64_t stands = conc__stand_still(l, next), verify = stands ? conc__verify(l) : 0;
+    if (stands && l->embedded)
+        l->standstill.until = conc__clock() + stands;
+    else if (stands)
+        conc__poll_events(l, stands < verify ? stands : verify, false);
+    if (stands)
+        return; /* what came meanwhile comes first */
     conc__advance(l, next > before ? next : before);
     conc__was_idle(l, before, l->now);
 }
@@ -3834,7 +3877,7 @@ CONC__PRIVATE void conc__adapt_batch(conc_loop *l)
         l->budget = 1 + (int)(l->budget * (int64_t)(CONC__LATE / 2) / took);
         l->quick = l->quick < l->budget ? l->quick : l->budget;
     } else if (took < CONC__LATE / 4) {
-        bool awaits = l->wheel.count || conc__expects(l);
+        bool awaits = conc__wheel_count(&l->wheel) || conc__expects(l);
         int most = awaits ? CONC__TURNS : CONC__TURNS * 4; /* then reading the clock costs less */
         l->batch = l->batch < most / 2 ? l->batch * 2 : most;
         l->budget = l->budget < CONC__QUICK / 2 ? l->budget * 2 : CONC__QUICK;
@@ -10536,8 +10579,9 @@ CONC__PRIVATE void conc__dump_on_loop(conc_loop *l, void *arg)
     l->self = d->self; /* so that it shows as running */
     size_t tasks = (size_t)(l->spawned - l->finished);
     flockfile(d->out); /* no line of another thread comes between */
+    size_t timers = conc__wheel_count(&l->wheel);
     fprintf(d->out, "conc: %zu %s, time %.9f, %zu %s\n", tasks, tasks == 1 ? "task" : "tasks",
-            (double)conc__time(l) / 1e9, l->wheel.count, l->wheel.count == 1 ? "timer" : "timers");
+            (double)conc__time(l) / 1e9, timers, timers == 1 ? "timer" : "timers");
     conc__print_all(l, d->out);
     funlockfile(d->out);
     l->self = NULL;
@@ -10763,7 +10807,7 @@ CONC_API void conc_get_stats(conc_stats *s)
         }
     }
     s->tasks = (size_t)(l->spawned - l->finished);
-    s->timers = l->wheel.count;
+    s->timers = conc__wheel_count(&l->wheel);
     s->generators = l->generator_count;
     s->descriptors = l->watched_count;
     for (const conc_signals *open = l->signals; open; open = open->next)
@@ -12507,7 +12551,7 @@ CONC_API int conc_embed_fd(conc_embed *e)
 CONC__PRIVATE bool conc__embed_is_due(conc_loop *l, bool at_work)
 {
     bool ready = l->over || l->ready || l->spinners || l->settlers.first;
-    bool stands = at_work || l->retried;
+    bool stands = at_work || l->retried || l->standstill.until > conc__clock();
     bool jumps = l->virtual_clock && !stands && conc__wheel_next(&l->wheel) != CONC__NEVER;
     return ready || jumps || atomic_load(&l->posted) || atomic_load(&l->signalled);
 }
@@ -12528,6 +12572,8 @@ CONC_API double conc_embed_timeout(conc_embed *e)
         next = verify;
     if (l->retried && now + CONC__MOMENT < next)
         next = now + CONC__MOMENT;
+    if (l->standstill.until > now && l->standstill.until < next)
+        next = l->standstill.until;
     if (next == CONC__NEVER)
         return CONC_FOREVER;
     return next > now ? (double)(next - now) / 1e9 : 0;
@@ -12542,6 +12588,7 @@ CONC_API int conc_embed_step(conc_embed *e)
     conc_loop *l = e->loop;
     l->stepping = true;
     l->retried = false;
+    l->standstill.until = 0;
     l->looked = conc__time(l);
     conc__was_idle(l, l->left, l->looked);
     int64_t start = l->left = l->looked;

@@ -39,7 +39,8 @@
  *             timer; that holds for the jobs of a job, too. A job that waits in a call of this
  *             module does not run.
  *   Forks     in a forked child inherited pools are dead: -EPERM, and closing them only frees
- *             memory. A channel has what lay in it, and none of the parent's waiters.
+ *             memory. The same goes for child programs, which run on. A channel has what lay
+ *             in it, and none of the parent's waiters.
  *
  * Environment: CONC__WORKER marks a worker process that this program started; it is not to be
  * set by hand.
@@ -311,28 +312,66 @@ typedef struct conc_child {
          * is set to blocking, as programs expect it, for this program too, where conc's calls do
          * not mind; a socket that listens is not */
         error;
+    /* it leads a process group of its own, with all that it starts: conc_child_kill and
+     * conc_child_close reach the whole group, even when the child itself has ended, until it is
+     * closed. A terminal's Ctrl+C no longer reaches it */
+    bool group;
+    /* seconds that conc_child_close gives it to end by SIGTERM, before SIGKILL; 0: SIGKILL at
+     * once */
+    double grace;
     int pid; /* set by conc_child_start */
     /* private */
     int pidfd, status, state;
+    unsigned forks; /* how many forks the process descended from when it started this */
+    bool reaped;
+    unsigned long long began;
+    struct conc__program *program;
 } conc_child;
 
 /* Starts the program, with the original signal mask and no descriptors but these three. Waits.
- * Errors: -ENOENT (no such program or directory), -EACCES and others of the system's, -EINVAL
- * (NULL, no argv), -EBUSY (started and not closed). No SIGCHLD handler is needed or disturbed. */
+ * Errors: -ENOENT (no such program or directory: conc_last_error says which), -EACCES and others
+ * of the system's, -EINVAL (NULL, no argv, a negative grace), -EBUSY (started and not closed),
+ * -ENOMEM. No SIGCHLD handler is needed or disturbed. */
 CONC_API int conc_child_start(conc_child *c);
 
 /* Waits until it has ended: 0, and its status as of waitpid(2) in *status (NULL: not wanted):
- * WIFEXITED, WEXITSTATUS, WTERMSIG. A cancel leaves it running. -EINVAL: not started. */
+ * WIFEXITED, WEXITSTATUS, WTERMSIG. A cancel leaves it running. -EINVAL: not started; -ECHILD: it
+ * has ended, and the program ignores SIGCHLD or has waited for it by other means; -EPERM: this is
+ * a forked process, and its parent started the child. */
 CONC_API int conc_child_wait(conc_child *c, int *status);
 
-/* Sends it a signal: 0, -EALREADY (it has ended), -EINVAL. Never to another process that has its
- * number by now. */
+/* Sends it a signal, with .group to all of its group: 0, -EALREADY (it has ended), -EINVAL,
+ * -EPERM. Never to another process that has its number by now. */
 CONC_API int conc_child_kill(conc_child *c, int signal);
 
-/* Closes the pipes, kills the child if it still runs, and waits for its end, which a cancel does
- * not cut short: 0. Closing twice, or what was never started, does nothing. -EBUSY: somebody is
- * just starting it. */
+/* Closes the pipes and ends the child if it still runs, which a cancel does not cut short: by
+ * SIGKILL, or with .grace by SIGTERM (and SIGCONT, in case it is stopped) and so many seconds
+ * later SIGKILL; its output can be read until then. With .group all of its group, of which the
+ * grace waits for the last one. Waits for the child's end: 0. In a posted function, which holds
+ * the loop meanwhile, there is no grace.
+ * Closing twice, or what was never started, does nothing; in a forked process a child of its
+ * parent runs on. -EBUSY: somebody is just starting it. */
 CONC_API int conc_child_close(conc_child *c);
+
+/* What conc_child_communicate writes and reads. All zero but for what you set. */
+typedef struct conc_child_io {
+    const void *in; /* what the child gets as its input, */
+    size_t in_size; /* so many bytes; without any its input just ends */
+    size_t limit;   /* the most bytes of its output, and of its errors; 0: no limit */
+    /* what it wrote to the pipes of its output and of its errors, with a NUL behind, to be released
+     * with conc_free, whatever the call returned; NULL where there is no pipe */
+    char *out, *error;
+    size_t out_size, error_size; /* without the NUL */
+} conc_child_io;
+
+/* Writes the input and reads all output at the same time, through those of the three that are
+ * pipes, until they are at their end and the child has ended: 0, and its status as for
+ * conc_child_wait. A child that does not read its input is no error. Waits. After -ECANCELED what
+ * was read is in *io, and what was not written yet is left in io->in: the child runs, and another
+ * call goes on. Errors: -EMSGSIZE (more than the limit; the child is closed), -ECHILD (all was
+ * read, but the status is lost), -EINVAL (NULL, not started, input without a pipe), -ENOMEM,
+ * -EPERM, and others of the system's. */
+CONC_API int conc_child_communicate(conc_child *c, conc_child_io *io, int *status);
 CONC_API void conc__auto_conc_child(conc_child *c);
 
 #ifdef __cplusplus
@@ -357,6 +396,7 @@ CONC_API void conc__auto_conc_child(conc_child *c);
 #if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__POOL_IMPLEMENTED
 #define CONC__POOL_IMPLEMENTED
 
+#include <dirent.h>
 #include <netdb.h>
 #include <semaphore.h>
 #include <spawn.h>
@@ -406,6 +446,9 @@ typedef struct conc__waiter {
 static pthread_mutex_t conc__crews = PTHREAD_MUTEX_INITIALIZER;
 static unsigned conc__forks; /* how many forks this process descends from */
 static struct conc__crew *conc__all_crews;
+
+/* Over the state of all child programs: one is reaped once, and not signalled after that. */
+static pthread_mutex_t conc__children = PTHREAD_MUTEX_INITIALIZER;
 
 /* What holds these mutexes takes less time than to fall asleep. */
 CONC__PRIVATE void conc__lock_briefly(pthread_mutex_t *mutex)
@@ -752,16 +795,19 @@ CONC__PRIVATE void conc__offloads_forget(void);
 CONC__PRIVATE void conc__segments_hold(void);
 CONC__PRIVATE void conc__segments_let(void);
 
-/* Across a fork: another thread may not have these locks then. */
+/* A fork takes place while no other thread holds one of these, as it would hold it for ever in the
+ * forked process. */
 CONC__PRIVATE void conc__keep_crews(void)
 {
     pthread_mutex_lock(&conc__crews);
+    pthread_mutex_lock(&conc__children);
     conc__segments_hold();
 }
 
 CONC__PRIVATE void conc__let_crews(void)
 {
     conc__segments_let();
+    pthread_mutex_unlock(&conc__children);
     pthread_mutex_unlock(&conc__crews);
 }
 
@@ -3088,7 +3134,23 @@ CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **fo
 
 /* ---- >>children ----------------------------------------------------------------------------- */
 
-enum { CONC__CHILD_RUNS = 1, CONC__CHILD_ENDED, CONC__CHILD_LOST, CONC__CHILD_STARTS };
+/* A child's state, under conc__children:
+ *
+ *   NONE       never started, or closed
+ *   STARTS     conc_child_start is at work
+ *   RUNS       its end was not seen yet; it has not been reaped, so its number is its own
+ *   ENDED      `status` says how; with .group it is not reaped until it is closed (unless
+ *              `reaped`), so that its number stays the group's
+ *   LOST       it has ended, and somebody else has taken its status
+ *   INHERITED  another process, which forked this one, started it */
+typedef enum conc__child_state {
+    CONC__CHILD_NONE,
+    CONC__CHILD_STARTS,
+    CONC__CHILD_RUNS,
+    CONC__CHILD_ENDED,
+    CONC__CHILD_LOST,
+    CONC__CHILD_INHERITED
+} conc__child_state;
 
 extern char **environ;
 
@@ -3108,11 +3170,12 @@ extern char **environ;
 #endif
 extern int conc__spawn_close_from(posix_spawn_file_actions_t *a, int from) __asm__(
     "posix_spawn_file_actions_addclosefrom_np") CONC__CLOSE_FROM_THERE;
+#ifdef CONC__NO_SPAWN_CHDIR /* for tests: a C library that lacks it */
+static int (*const conc__spawn_chdir)(posix_spawn_file_actions_t *a, const char *dir) = NULL;
+#else
 extern int conc__spawn_chdir(posix_spawn_file_actions_t *a, const char *dir) __asm__(
     "posix_spawn_file_actions_addchdir_np") CONC__CHDIR_THERE;
-
-/* Over the state of all children: a process is reaped once, and not signalled after that. */
-static pthread_mutex_t conc__children = PTHREAD_MUTEX_INITIALIZER;
+#endif
 
 /* The mask that the program had before conc changed it. */
 CONC__PRIVATE void conc__original_mask(sigset_t *mask)
@@ -3131,6 +3194,83 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
             sigaddset(mask, number);
 }
 
+/* -- the processes that the virtual clock stands still for -- */
+
+/* A program that was started and has not been reaped. */
+typedef struct conc__program {
+    struct conc__program *next;
+    unsigned forks;
+    pid_t pid;
+    dev_t devices[3];
+    ino_t inodes[3]; /* of this program's ends of its pipes; 0: no pipe */
+} conc__program;
+
+/* Under conc__children. */
+static conc__program *conc__programs;
+static unsigned conc__program_starts;
+
+CONC__PRIVATE void conc__program_add(conc__program *p, pid_t pid, const int pipes[3])
+{
+    struct stat st;
+    *p = (conc__program){.forks = conc__forks, .pid = pid};
+    for (int i = 0; i < 3; i++)
+        if (pipes[i] >= 0 && fstat(pipes[i], &st) == 0) {
+            p->devices[i] = st.st_dev;
+            p->inodes[i] = st.st_ino;
+        }
+    p->next = conc__programs;
+    __atomic_store_n(&conc__programs, p, __ATOMIC_RELAXED);
+    conc__program_starts++;
+}
+
+CONC__PRIVATE void conc__program_remove(conc__program *p)
+{
+    conc__program **at = &conc__programs;
+    while (*at && *at != p)
+        at = &(*at)->next;
+    if (*at)
+        __atomic_store_n(at, p->next, __ATOMIC_RELAXED);
+    conc_free(p);
+}
+
+CONC__PRIVATE bool conc__program_runs(const conc__program *p)
+{
+    siginfo_t info;
+    info.si_pid = 0;
+    return p->forks == conc__forks &&
+           waitid(P_PID, (id_t)p->pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == 0;
+}
+
+CONC__PRIVATE bool conc__program_has_pipe(const conc__program *p, const struct stat *st)
+{
+    for (int i = 0; i < 3; i++)
+        if (p->inodes[i] && p->inodes[i] == st->st_ino && p->devices[i] == st->st_dev)
+            return true;
+    return false;
+}
+
+/* Does a task wait for a pipe of a program that runs? */
+CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
+{
+    bool found = false;
+    int saved = errno;
+    if (!__atomic_load_n(&conc__programs, __ATOMIC_RELAXED))
+        return false;
+    pthread_mutex_lock(&conc__children);
+    *starts = conc__program_starts;
+    for (const conc__fd *f = l->watched; f && !found; f = f->next) {
+        struct stat st;
+        bool known = fstat(f->number, &st) == 0;
+        for (const conc__program *p = conc__programs; p && known && !found; p = p->next)
+            found = conc__program_has_pipe(p, &st) && conc__program_runs(p);
+    }
+    pthread_mutex_unlock(&conc__children);
+    errno = saved;
+    return found;
+}
+
+/* -- the start -- */
+
 /* A start on its way: for each of the three descriptors the child's end, and this program's. */
 typedef struct conc__child_starting {
     conc_child *child;
@@ -3139,6 +3279,7 @@ typedef struct conc__child_starting {
     bool was_free[3]; /* a socket that did not block before */
     sigset_t mask;
     pid_t pid;
+    char about[96]; /* what an error is about; "": the program */
 } conc__child_starting;
 
 CONC__PRIVATE void conc__close_ends(int *ends)
@@ -3169,6 +3310,8 @@ CONC__PRIVATE int conc__child_end(conc__child_starting *s, int number, int wante
     } else if (wanted < 0) {
         rc = -EINVAL;
     }
+    if (rc && wanted)
+        snprintf(s->about, sizeof s->about, "the program's descriptor %d", number);
     return rc;
 }
 
@@ -3237,30 +3380,123 @@ CONC__PRIVATE void conc__spawning_close(conc__spawning *s)
     posix_spawn_file_actions_destroy(&s->actions);
 }
 
+/* The arguments and the environment, as the exec calls want them. */
+CONC__PRIVATE char *const *conc__child_argv(const conc_child *c)
+{
+    return (char *const *)(uintptr_t)c->argv;
+}
+
+CONC__PRIVATE char *const *conc__child_env(const conc_child *c)
+{
+    return c->env ? (char *const *)(uintptr_t)c->env : environ;
+}
+
 CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
 {
     const conc_child *c = s->child;
-    char *const *argv = (char *const *)(uintptr_t)c->argv, *const *env =
-                                                               (char *const *)(uintptr_t)c->env;
-    int (*change)(posix_spawn_file_actions_t *, const char *) = conc__spawn_chdir;
+    char *const *argv = conc__child_argv(c), *const *env = conc__child_env(c);
     conc__spawning how;
     int rc = conc__spawning_open(&how, &s->mask);
     if (rc)
         return -rc;
+    if (c->group)
+        posix_spawnattr_setflags(&how.attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETPGROUP);
     if (c->dir)
-        rc = change ? change(&how.actions, c->dir) : ENOTSUP;
+        rc = conc__spawn_chdir(&how.actions, c->dir);
     for (int i = 0; i < 3 && rc == 0; i++)
         if (s->far_ends[i] >= 0)
             rc = posix_spawn_file_actions_adddup2(&how.actions, s->far_ends[i], i);
     if (rc == 0)
         rc = conc__close_others(&how.actions, 3);
-    if (rc == 0)
-        rc = s->path ? posix_spawn(&s->pid, s->path, &how.actions, &how.attributes, argv,
-                                   env ? env : environ)
-                     : posix_spawnp(&s->pid, argv[0], &how.actions, &how.attributes, argv,
-                                    env ? env : environ);
+    if (rc == 0 && s->path)
+        rc = posix_spawn(&s->pid, s->path, &how.actions, &how.attributes, argv, env);
+    else if (rc == 0)
+        rc = posix_spawnp(&s->pid, argv[0], &how.actions, &how.attributes, argv, env);
     conc__spawning_close(&how);
     return -rc;
+}
+
+/* In the forked process: becomes the program, or returns the error. Only calls that are safe in a
+ * signal handler. */
+CONC__PRIVATE int conc__become_program(const conc__child_starting *s, int most)
+{
+    const conc_child *c = s->child;
+    if (c->group && setpgid(0, 0))
+        return errno;
+    if (c->dir && chdir(c->dir))
+        return errno;
+    for (int i = 0; i < 3; i++)
+        if (s->far_ends[i] >= 0 && dup2(s->far_ends[i], i) < 0)
+            return errno;
+    for (int fd = 3; fd < most; fd++) {
+        int flags = fcntl(fd, F_GETFD);
+        if (flags >= 0 && !(flags & FD_CLOEXEC))
+            close(fd);
+    }
+    pthread_sigmask(SIG_SETMASK, &s->mask, NULL);
+    environ = (char **)(uintptr_t)conc__child_env(c);
+    if (s->path)
+        execv(s->path, conc__child_argv(c));
+    else
+        execvp(c->argv[0], conc__child_argv(c));
+    return errno;
+}
+
+/* The same for a C library whose posix_spawn cannot change the directory. No handler of this
+ * program's may run in the forked process, which shares files with it. */
+CONC__PRIVATE int conc__fork_program(conc__child_starting *s)
+{
+    int ends[2], error = 0, most = (int)sysconf(_SC_OPEN_MAX), rc = conc__pipe(ends);
+    sigset_t all, before;
+    if (rc)
+        return rc;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    s->pid = fork();
+    if (s->pid == 0) {
+        for (int number = 1; number < CONC__SIGNALS; number++) {
+            struct sigaction a;
+            bool handled = sigaction(number, NULL, &a) == 0 && a.sa_handler != SIG_IGN;
+            if (handled && a.sa_handler != SIG_DFL)
+                signal(number, SIG_DFL);
+        }
+        error = conc__become_program(s, most > 0 && most < 65536 ? most : 65536);
+        _exit(write(ends[1], &error, sizeof error) == sizeof error ? 127 : 126);
+    }
+    rc = s->pid < 0 ? -errno : 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    close(ends[1]);
+    ssize_t n = 0;
+    while (rc == 0 && (n = read(ends[0], &error, sizeof error)) < 0 && errno == EINTR)
+        continue;
+    close(ends[0]);
+    if (rc || n == 0)
+        return rc;
+    while (waitpid(s->pid, NULL, 0) < 0 && errno == EINTR)
+        continue;
+    return n == sizeof error ? -error : -EIO;
+}
+
+/* The start has failed with rc, for the directory's sake? */
+CONC__PRIVATE bool conc__dir_failed(const char *dir, int rc)
+{
+    struct stat st;
+    if (!dir ||
+        (rc != -ENOENT && rc != -ENOTDIR && rc != -EACCES && rc != -ELOOP && rc != -ENAMETOOLONG))
+        return false;
+    return stat(dir, &st) || !S_ISDIR(st.st_mode) || access(dir, X_OK);
+}
+
+/* The start has failed with rc: names what is missing, unless it is the program. */
+CONC__PRIVATE void conc__child_blames(conc__child_starting *s, int rc)
+{
+    const conc_child *c = s->child;
+    const char *program = s->path ? s->path : c->argv[0];
+    bool is_path = strchr(program, '/') && (*program == '/' || !c->dir);
+    if (conc__dir_failed(c->dir, rc))
+        snprintf(s->about, sizeof s->about, "the directory %.70s", c->dir);
+    else if (rc == -ENOENT && is_path && access(program, F_OK) == 0)
+        snprintf(s->about, sizeof s->about, "the interpreter of %.60s", program);
 }
 
 CONC__PRIVATE int conc__pidfd(pid_t pid)
@@ -3278,14 +3514,18 @@ CONC__PRIVATE int conc__child_starts(void *arg)
     conc__child_starting *s = arg;
     conc_child *c = s->child;
     int saved = errno, wanted[3] = {c->input, c->output, c->error}, rc = 0;
+    int (*change)(posix_spawn_file_actions_t *, const char *) = conc__spawn_chdir;
     for (int i = 0; i < 3; i++)
         s->near_ends[i] = s->far_ends[i] = -1;
     for (int i = 0; i < 3 && rc == 0; i++)
         rc = conc__child_end(s, i, wanted[i]);
     for (int i = 0; i < 3 && rc == 0; i++)
         conc__child_socket_blocks(s, i);
-    if (rc == 0)
-        rc = conc__spawn_program(s);
+    if (rc == 0) {
+        rc = c->dir && !change ? conc__fork_program(s) : conc__spawn_program(s);
+        if (rc)
+            conc__child_blames(s, rc);
+    }
     for (int i = 2; i >= 0 && rc; i--)
         conc__child_socket_as_before(s, i);
     conc__close_ends(s->far_ends);
@@ -3295,111 +3535,329 @@ CONC__PRIVATE int conc__child_starts(void *arg)
     return rc;
 }
 
+/* Under conc__children. In a forked process no start of its parent ever ends. */
+CONC__PRIVATE conc__child_state conc__child_state_of(conc_child *c)
+{
+    if (CONC__UNLIKELY(c->state && c->forks != conc__forks)) {
+        if (c->state != CONC__CHILD_STARTS)
+            return CONC__CHILD_INHERITED;
+        c->state = CONC__CHILD_NONE;
+    }
+    return (conc__child_state)c->state;
+}
+
+CONC__PRIVATE conc__child_state conc__child_state_now(conc_child *c)
+{
+    pthread_mutex_lock(&conc__children);
+    conc__child_state state = conc__child_state_of(c);
+    pthread_mutex_unlock(&conc__children);
+    return state;
+}
+
+/* May the call wait for the child, or signal it? 0, or the error. */
+CONC__PRIVATE int conc__child_usable(conc_child *c, const char *call)
+{
+    conc__child_state state = c ? conc__child_state_now(c) : CONC__CHILD_NONE;
+    if (state == CONC__CHILD_NONE || state == CONC__CHILD_STARTS)
+        return conc__misused(-EINVAL, call, "no child was started there", NULL);
+    if (state == CONC__CHILD_INHERITED)
+        return conc_fail(-EPERM, "the child belongs to the process that forked this one");
+    return 0;
+}
+
 /* False: it was started, or is being. */
 CONC__PRIVATE bool conc__child_claim(conc_child *c)
 {
-    int none = 0;
-    return __atomic_compare_exchange_n(&c->state, &none, CONC__CHILD_STARTS, false,
-                                       __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+    conc__crews_need(); /* so that forks are counted */
+    pthread_mutex_lock(&conc__children);
+    bool unused = conc__child_state_of(c) == CONC__CHILD_NONE;
+    if (unused) {
+        c->state = CONC__CHILD_STARTS;
+        c->forks = conc__forks;
+    }
+    pthread_mutex_unlock(&conc__children);
+    return unused;
 }
 
-/* Was it started, and not closed? */
-CONC__PRIVATE bool conc__child_is_there(const conc_child *c)
+CONC__PRIVATE void conc__child_set_state(conc_child *c, conc__child_state state)
 {
-    int state = c ? __atomic_load_n(&c->state, __ATOMIC_ACQUIRE) : 0;
-    return state && state != CONC__CHILD_STARTS;
+    pthread_mutex_lock(&conc__children);
+    c->state = (int)state;
+    pthread_mutex_unlock(&conc__children);
+}
+
+/* -- processes by their numbers, where there is no better way -- */
+
+/* What /proc says of a process. */
+typedef struct conc__process {
+    char state;
+    int group;
+    unsigned long long began; /* when it was started */
+} conc__process;
+
+/* False: it is not there, or nobody knows. */
+CONC__PRIVATE bool conc__process_find(const char *number, conc__process *p)
+{
+    char path[64], text[1024];
+    snprintf(path, sizeof path, "/proc/%.20s/stat", number);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    text[n > 0 ? n : 0] = 0;
+    const char *at = strrchr(text, ')'); /* the program's name may hold anything */
+    return at && sscanf(at,
+                        ") %c %*d %d %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
+                        "%*s %llu",
+                        &p->state, &p->group, &p->began) == 3;
+}
+
+CONC__PRIVATE unsigned long long conc__process_began(pid_t pid)
+{
+    conc__process p;
+    char number[24];
+    snprintf(number, sizeof number, "%d", (int)pid);
+    return conc__process_find(number, &p) ? p.began : 0;
+}
+
+/* Is a process of this group alive? -1: nobody knows. */
+CONC__PRIVATE int conc__group_lives(pid_t group)
+{
+    int saved = errno, lives = 0;
+    DIR *d = opendir("/proc");
+    if (!d || conc__process_began(getpid()) == 0)
+        lives = -1;
+    for (struct dirent *e; lives == 0 && (e = readdir(d)) != NULL;) {
+        conc__process p;
+        bool is_process = *e->d_name >= '1' && *e->d_name <= '9';
+        if (is_process && conc__process_find(e->d_name, &p) && p.group == group)
+            lives = p.state != 'Z' && p.state != 'X';
+    }
+    if (d)
+        closedir(d);
+    errno = saved;
+    return lives;
+}
+
+/* Is the number still the child's, as far as one can tell? Somebody else may have reaped it, or
+ * the kernel, where SIGCHLD is ignored. */
+CONC__PRIVATE bool conc__child_has_number(const conc_child *c)
+{
+    return !c->began || conc__process_began(c->pid) == c->began;
+}
+
+/* -- its end -- */
+
+/* waitid(2)'s result as waitpid(2) says it. */
+CONC__PRIVATE int conc__wait_status(const siginfo_t *info)
+{
+    if (info->si_code == CLD_EXITED)
+        return (info->si_status & 0xff) << 8;
+    return (info->si_status & 0x7f) | (info->si_code == CLD_DUMPED ? 0x80 : 0);
+}
+
+/* Without waitid: the child is reaped whatever was asked for. */
+CONC__PRIVATE int conc__child_look_plainly(conc_child *c)
+{
+    int status;
+    pid_t pid = waitpid(c->pid, &status, WNOHANG);
+    if (pid > 0) {
+        c->status = status;
+        c->reaped = true;
+    }
+    return pid < 0 ? -1 : pid > 0;
+}
+
+/* Has it ended? 1: yes, and it is reaped if that is asked for; 0: it runs; -1: it is not there. */
+CONC__PRIVATE int conc__child_look(conc_child *c, bool reap)
+{
+    enum { BY_PIDFD = 3 }; /* P_PIDFD, Linux 5.4 */
+    siginfo_t info;
+    int options = WEXITED | WNOHANG | (reap ? 0 : WNOWAIT), rc = -1;
+    bool by_pidfd = c->pidfd >= 0;
+    info.si_pid = 0;
+    if (by_pidfd) {
+        rc = waitid((idtype_t)BY_PIDFD, (id_t)c->pidfd, &info, options);
+        by_pidfd = rc == 0 || errno == ECHILD;
+    }
+    if (!by_pidfd) {
+        if (!conc__child_has_number(c))
+            return -1;
+        rc = waitid(P_PID, (id_t)c->pid, &info, options);
+        if (rc && conc__refused(errno))
+            return conc__child_look_plainly(c);
+    }
+    if (rc || !info.si_pid)
+        return rc ? -1 : 0;
+    c->status = conc__wait_status(&info);
+    c->reaped = reap;
+    return 1;
+}
+
+/* Under conc__children: looks whether it has ended. A group's leader is not reaped yet. */
+CONC__PRIVATE conc__child_state conc__child_update(conc_child *c)
+{
+    conc__child_state state = conc__child_state_of(c);
+    if (state != CONC__CHILD_RUNS)
+        return state;
+    int saved = errno, ended = conc__child_look(c, !c->group);
+    errno = saved;
+    if (!ended)
+        return state;
+    c->state = ended > 0 ? CONC__CHILD_ENDED : CONC__CHILD_LOST;
+    c->reaped |= ended < 0;
+    return (conc__child_state)c->state;
+}
+
+CONC__PRIVATE bool conc__child_ended(conc_child *c)
+{
+    pthread_mutex_lock(&conc__children);
+    bool ended = conc__child_update(c) != CONC__CHILD_RUNS;
+    pthread_mutex_unlock(&conc__children);
+    return ended;
+}
+
+/* The child runs, or has ended by now. Where SIGCHLD is ignored its number may even be another
+ * process's. */
+CONC__PRIVATE void conc__child_started(conc_child *c, const conc__child_starting *s)
+{
+    int saved = errno;
+    c->input = s->near_ends[0];
+    c->output = s->near_ends[1];
+    c->error = s->near_ends[2];
+    c->pid = (int)s->pid;
+    c->pidfd = conc__pidfd(s->pid);
+    bool gone = c->pidfd < 0 && errno == ESRCH;
+    c->began = c->pidfd < 0 ? conc__process_began(s->pid) : 0;
+    c->status = 0;
+    c->reaped = false;
+    pthread_mutex_lock(&conc__children);
+    conc__program_add(c->program, s->pid, s->near_ends);
+    gone = gone || conc__child_look(c, false) < 0;
+    if (gone)
+        c->state = CONC__CHILD_LOST;
+    else
+        c->state = c->reaped ? CONC__CHILD_ENDED : CONC__CHILD_RUNS;
+    pthread_mutex_unlock(&conc__children);
+    errno = saved;
 }
 
 CONC_API int conc_child_start(conc_child *c)
 {
     conc_loop *l;
     int rc = conc__caller(&l, __func__);
-    if (rc == 0 && (!c || !c->argv || !c->argv[0]))
-        rc = -EINVAL;
-    if (rc == 0 && !conc__child_claim(c))
-        rc = -EBUSY;
     if (rc)
+        return rc;
+    if (!c || !c->argv || !c->argv[0])
+        return conc__misused(-EINVAL, __func__, "no child, or no program", NULL);
+    if (!(c->grace >= 0))
+        return conc__misused(-EINVAL, __func__, "no such grace", NULL);
+    conc__program *program = conc__alloc(sizeof *program);
+    if (!program || !conc__child_claim(c)) {
+        rc = program ? -EBUSY : -ENOMEM;
+        conc_free(program);
         return conc__own_error(rc);
+    }
     conc__child_starting s = {.child = c};
     conc__original_mask(&s.mask);
-    rc = conc_offload(conc__child_starts, &s);
+    rc = conc__offload(conc__child_starts, &s, __func__);
     if (rc) {
-        __atomic_store_n(&c->state, 0, __ATOMIC_RELEASE);
-        return conc__system_failed(rc, c->argv[0]);
+        conc_free(program);
+        conc__child_set_state(c, CONC__CHILD_NONE);
+        return conc__system_failed(rc, *s.about ? s.about : c->argv[0]);
     }
-    c->input = s.near_ends[0];
-    c->output = s.near_ends[1];
-    c->error = s.near_ends[2];
-    c->pid = (int)s.pid;
-    int saved = errno;
-    c->pidfd = conc__pidfd(s.pid); /* it is not reaped before, so the number is its own */
-    errno = saved;
-    c->status = 0;
-    __atomic_store_n(&c->state, CONC__CHILD_RUNS, __ATOMIC_RELEASE);
+    c->program = program;
+    conc__child_started(c, &s);
     return 0;
 }
 
-/* Has it ended? Then it is reaped. */
-CONC__PRIVATE bool conc__child_ended(conc_child *c)
+/* A wait for a child. */
+typedef struct conc__child_wait {
+    conc_child *child;
+    int64_t until;    /* in a thread, on the real clock */
+    bool whole_group; /* the others of its group, too */
+    bool stubborn;    /* a job waits on though it was asked to end */
+    double pause;
+} conc__child_wait;
+
+CONC__PRIVATE bool conc__child_wait_over(conc__child_wait *w)
 {
+    if (!conc__child_ended(w->child))
+        return false;
+    return !w->whole_group || conc__group_lives(w->child->pid) != 1;
+}
+
+CONC__PRIVATE void conc__child_pause_longer(conc__child_wait *w)
+{
+    w->pause = w->pause < 0.05 ? w->pause * 2 : w->pause;
+}
+
+/* In a thread; fd: the child's, -1: none. A job looks now and then whether it was asked to end. */
+CONC__PRIVATE int conc__child_pause_thread(conc__child_wait *w, int fd)
+{
+    enum { LOOK = 20000000, LONGEST = 1000000000 };
+    bool asks = !w->stubborn && conc__frame_here();
+    int64_t left = w->until - conc__clock(), most = asks ? LOOK : LONGEST;
+    if (left <= 0)
+        return -ETIMEDOUT;
+    most = fd >= 0 ? most : conc__ns(w->pause);
+    struct pollfd p = {fd, POLLIN, 0};
+    int64_t ns = left < most ? left : most;
     int saved = errno;
-    pthread_mutex_lock(&conc__children);
-    if (c->state == CONC__CHILD_RUNS) {
-        int status;
-        pid_t pid;
-        do
-            pid = waitpid(c->pid, &status, WNOHANG);
-        while (pid < 0 && errno == EINTR);
-        if (pid > 0)
-            c->status = status;
-        if (pid)
-            c->state = pid > 0 ? CONC__CHILD_ENDED : CONC__CHILD_LOST;
+    if (fd < 0 || poll(&p, 1, (int)((ns + 999999) / 1000000)) < 0 || p.revents & POLLNVAL) {
+        conc__doze(ns);
+        conc__child_pause_longer(w);
     }
-    bool ended = c->state != CONC__CHILD_RUNS;
-    pthread_mutex_unlock(&conc__children);
     errno = saved;
-    return ended;
+    return asks && conc_job_cancelled() ? -ECANCELED : 0;
 }
 
-/* Waits a little, where there is no descriptor to wait on, or for it. */
-CONC__PRIVATE int conc__child_pause(const conc_loop *l, const conc_child *c, double *pause)
+/* Waits for an event of the child's, or for a while where there is none to wait for. */
+CONC__PRIVATE int conc__child_pause(const conc_loop *l, conc__child_wait *w)
 {
-    if (c->pidfd >= 0 && l && l->self)
-        return conc_wait_fd(c->pidfd, CONC_READABLE);
-    if (c->pidfd >= 0) {
-        struct pollfd p = {c->pidfd, POLLIN, 0};
-        int saved = errno;
-        poll(&p, 1, -1);
-        errno = saved;
-        return 0;
-    }
-    *pause = *pause < 0.05 ? *pause * 2 : *pause;
-    if (l && l->self)
-        return conc_sleep(*pause);
-    conc__doze(conc__ns(*pause));
-    return 0;
+    int fd = conc__child_ended(w->child) ? -1 : w->child->pidfd;
+    if (!l)
+        return conc__child_pause_thread(w, fd);
+    int rc = fd >= 0 ? conc_wait_fd(fd, CONC_READABLE) : -EBADF;
+    bool closed = fd >= 0 && rc == -EBADF && conc__child_ended(w->child);
+    if (rc >= 0 || rc == -ECANCELED || closed)
+        return rc < 0 && !closed ? rc : 0;
+    rc = conc_sleep(w->pause);
+    conc__child_pause_longer(w);
+    return rc;
 }
 
-CONC__PRIVATE int conc__child_await(conc_child *c)
+/* Waits until it has ended: 0, or an error. */
+CONC__PRIVATE int conc__child_await(conc__child_wait *w)
 {
-    double pause = 0.0005;
+    conc_loop *l = conc__of_task();
     int rc = 0;
-    while (!conc__child_ended(c) && rc >= 0)
-        rc = conc__child_pause(conc__here, c, &pause);
-    return rc < 0 && !conc__child_ended(c) ? rc : 0;
+    w->pause = 0.0005;
+    if (l)
+        l->ends_awaited++;
+    while (!conc__child_wait_over(w) && rc >= 0)
+        rc = conc__child_pause(l, w);
+    if (l)
+        l->ends_awaited--;
+    return rc < 0 && !conc__child_wait_over(w) ? rc : 0;
 }
 
 CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
 {
     conc_loop *l;
     int rc = conc__caller(&l, __func__);
-    if (rc == 0 && !conc__child_is_there(c))
-        return conc__misused(-EINVAL, __func__, "no child was started there", NULL);
-    if (rc == 0 && l)
-        rc = conc__checkpoint(l);
     if (rc == 0)
-        rc = conc__child_await(c);
-    if (rc == 0 && c->state == CONC__CHILD_LOST)
+        rc = conc__child_usable(c, __func__);
+    if (rc)
+        return rc;
+    if (l)
+        rc = conc__checkpoint(l);
+    if (rc == 0) {
+        conc__child_wait w = {.child = c, .until = CONC__NEVER};
+        rc = conc__child_await(&w);
+    }
+    if (rc == 0 && conc__child_state_now(c) == CONC__CHILD_LOST)
         rc = conc_fail(
             -ECHILD, "its status is lost: the program ignores SIGCHLD, or waits for all children");
     if (rc == 0 && status)
@@ -3409,32 +3867,90 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
     return rc;
 }
 
-/* -EALREADY: it has ended. */
+/* -- signals -- */
+
+/* Under conc__children, for a child that has not been reaped. */
+CONC__PRIVATE int conc__child_send(const conc_child *c, int signal)
+{
+    int rc = -1;
+    if (c->group)
+        return kill(-(pid_t)c->pid, signal) ? -errno : 0;
+#if defined __linux__ && defined SYS_pidfd_send_signal
+    if (c->pidfd >= 0)
+        rc = (int)syscall(SYS_pidfd_send_signal, c->pidfd, signal, NULL, 0);
+    if (c->pidfd >= 0 && (rc == 0 || !conc__refused(errno)))
+        return rc ? -errno : 0;
+#endif
+    if (!conc__child_has_number(c))
+        return -ESRCH;
+    rc = kill(c->pid, signal);
+    return rc ? -errno : 0;
+}
+
+/* -EALREADY: it has ended and, with .group, it was reaped: its group cannot be reached. */
 CONC__PRIVATE int conc__child_signal(conc_child *c, int signal)
 {
-    if (conc__child_ended(c))
-        return -EALREADY;
     int saved = errno, rc = -EALREADY;
     pthread_mutex_lock(&conc__children);
-    if (c->state == CONC__CHILD_RUNS)
-        rc = kill(c->pid, signal) ? -errno : 0;
+    conc__child_state state = conc__child_update(c);
+    bool left = state == CONC__CHILD_ENDED && c->group && !c->reaped;
+    if (left && conc__child_look(c, false) < 0) { /* somebody else has reaped it */
+        c->reaped = true;
+        left = false;
+    }
+    if (state == CONC__CHILD_RUNS || left)
+        rc = conc__child_send(c, signal);
     pthread_mutex_unlock(&conc__children);
     errno = saved;
-    return rc;
+    return rc == -ESRCH ? -EALREADY : rc;
 }
 
 CONC_API int conc_child_kill(conc_child *c, int signal)
 {
-    int rc = conc__child_is_there(c) ? conc__child_signal(c, signal) : -EINVAL;
-    if (rc == -EALREADY)
-        return conc__own_error(rc);
-    return conc__system_failed(rc, NULL);
+    int rc = conc__child_usable(c, __func__);
+    if (rc)
+        return rc;
+    bool over = c->group && conc__child_ended(c) && conc__group_lives(c->pid) == 0;
+    rc = over ? -EALREADY : conc__child_signal(c, signal);
+    return rc == -EALREADY ? conc__own_error(rc) : conc__system_failed(rc, NULL);
 }
 
-CONC__PRIVATE int conc__child_await_all(void *arg)
+/* -- closing -- */
+
+/* Asks it to end, and waits as long as its grace lasts. One that is stopped has to go on first. */
+CONC__PRIVATE void conc__child_ask(conc_child *c)
 {
-    while (conc__child_await(arg))
-        ;
+    conc_loop *l = conc__of_task();
+    conc__child_wait w = {.child = c, .whole_group = c->group, .stubborn = true};
+    conc_scope limit = {0};
+    if (conc__child_signal(c, SIGTERM))
+        return;
+    conc__child_signal(c, SIGCONT);
+    if (!l) {
+        w.until = conc__later(conc__clock(), conc__ns(c->grace));
+        conc__child_await(&w);
+    } else if (conc_scope_begin(&limit, c->grace) == 0) {
+        conc__child_await(&w);
+        int rc = conc_scope_end(&limit, 0); /* out of time: no error of the caller's */
+        (void)rc;
+    }
+}
+
+/* Ends it and its group, and reaps it. */
+CONC__PRIVATE int conc__child_end_it(void *arg)
+{
+    conc_child *c = arg;
+    conc__child_wait w = {.child = c, .until = CONC__NEVER, .stubborn = true};
+    bool in_post = conc__here && !conc__here->self; /* which holds the loop */
+    if (c->grace > 0 && !in_post)
+        conc__child_ask(c);
+    conc__child_signal(c, SIGKILL);
+    while (conc__child_await(&w))
+        continue;
+    pthread_mutex_lock(&conc__children);
+    if (c->state == CONC__CHILD_ENDED && !c->reaped)
+        conc__child_look(c, true);
+    pthread_mutex_unlock(&conc__children);
     return 0;
 }
 
@@ -3445,27 +3961,201 @@ CONC__PRIVATE void conc__close_end(int *fd)
     *fd = -1;
 }
 
-CONC_API int conc_child_close(conc_child *c)
+CONC__PRIVATE void conc__close_outputs(conc_child *c)
 {
-    conc_loop *l = conc__here;
-    if (!c)
-        return conc__own_error(-EINVAL);
-    if (!conc__child_is_there(c))
-        return c->state ? -EBUSY : 0;
-    conc__close_end(&c->input);
     conc__close_end(&c->output);
     conc__close_end(&c->error);
-    conc__child_signal(c, SIGKILL);
-    if (l && l->self)
-        conc_shield(CONC_FOREVER, conc__child_await_all, c);
-    else
-        conc__child_await_all(c);
+}
+
+CONC_API int conc_child_close(conc_child *c)
+{
+    conc_loop *l = conc__of_task();
+    if (!c)
+        return conc__own_error(-EINVAL);
+    int saved = errno;
+    conc__child_state state = conc__child_state_now(c);
+    if (state == CONC__CHILD_NONE)
+        return 0;
+    if (state == CONC__CHILD_STARTS)
+        return conc__own_error(-EBUSY);
+    conc__close_end(&c->input);
+    if (!(c->grace > 0)) /* else a broken pipe could kill it while it cleans up */
+        conc__close_outputs(c);
+    if (state != CONC__CHILD_INHERITED && l)
+        conc_shield(CONC_FOREVER, conc__child_end_it, c);
+    else if (state != CONC__CHILD_INHERITED)
+        conc__child_end_it(c);
+    conc__close_outputs(c);
     conc__close_end(&c->pidfd);
-    c->state = 0;
+    pthread_mutex_lock(&conc__children);
+    if (c->state)
+        conc__program_remove(c->program);
+    c->program = NULL;
+    c->state = CONC__CHILD_NONE;
+    pthread_mutex_unlock(&conc__children);
+    errno = saved;
     return 0;
 }
 
 CONC_API void conc__auto_conc_child(conc_child *c) { conc_child_close(c); }
+
+/* -- communicating -- */
+
+/* One conc_child_communicate. */
+typedef struct conc__talk {
+    conc_child *child;
+    conc_child_io *io;
+    int *status;
+    size_t fed; /* of io->in */
+    bool full;  /* there was more than io->limit */
+} conc__talk;
+
+/* Writes all of the input, and closes the pipe. A child need not read it. */
+CONC__PRIVATE int conc__talk_feeds(void *arg)
+{
+    conc__talk *t = arg;
+    const char *in = t->io->in;
+    while (t->fed < t->io->in_size) {
+        ssize_t n = conc_write(t->child->input, in + t->fed, t->io->in_size - t->fed);
+        if (n == -EPIPE || n == -ECONNRESET)
+            break;
+        if (n < 0)
+            return (int)n;
+        t->fed += (size_t)n;
+    }
+    t->fed = t->io->in_size;
+    conc__close_end(&t->child->input);
+    return 0;
+}
+
+/* Room for more bytes and a NUL: how many; 0: no memory. With a limit one byte more is read. */
+CONC__PRIVATE size_t conc__talk_room(const conc__talk *t, char **data, size_t size, size_t *room)
+{
+    size_t limit = t->io->limit, more = *room < 4096 ? 4096 : *room * 2;
+    if (size + 1 < *room)
+        return *room - size - 1;
+    if (limit && limit < SIZE_MAX - 2 && more > limit + 2)
+        more = limit + 2 > size + 2 ? limit + 2 : size + 2;
+    char *bigger = CONC_REALLOC(*data, more);
+    if (!bigger)
+        return 0;
+    bigger[size] = 0;
+    *data = bigger;
+    *room = more;
+    return more - size - 1;
+}
+
+/* Reads all that comes. */
+CONC__PRIVATE int conc__talk_drain(conc__talk *t, int fd, char **data, size_t *size)
+{
+    size_t room = *data ? *size + 1 : 0, limit = t->io->limit;
+    for (ssize_t n = 1; n > 0;) {
+        size_t more = conc__talk_room(t, data, *size, &room);
+        if (!more)
+            return conc__own_error(-ENOMEM);
+        n = conc_read(fd, *data + *size, more);
+        if (n < 0)
+            return (int)n;
+        *size += (size_t)n;
+        (*data)[*size] = 0;
+        if (limit && *size > limit) {
+            *size = limit;
+            (*data)[limit] = 0;
+            bool first = !t->full;
+            t->full = true;
+            return first ? -EMSGSIZE : -ECANCELED; /* one error is enough */
+        }
+    }
+    return 0;
+}
+
+CONC__PRIVATE int conc__talk_drains_output(void *arg)
+{
+    conc__talk *t = arg;
+    return conc__talk_drain(t, t->child->output, &t->io->out, &t->io->out_size);
+}
+
+CONC__PRIVATE int conc__talk_drains_error(void *arg)
+{
+    conc__talk *t = arg;
+    return conc__talk_drain(t, t->child->error, &t->io->error, &t->io->error_size);
+}
+
+/* Until the child has ended and its pipes are empty. A status that is lost keeps nobody from
+ * reading: -ECHILD comes in *lost. */
+CONC__PRIVATE int conc__talk_listen(conc__talk *t, int *lost)
+{
+    conc_group g = {0};
+    int rc = conc_group_begin(&g);
+    if (rc)
+        return rc;
+    if (t->child->output >= 0)
+        rc = conc_spawn(&g, conc__talk_drains_output, t);
+    if (t->child->error >= 0 && rc == 0)
+        rc = conc_spawn(&g, conc__talk_drains_error, t);
+    if (rc == 0)
+        rc = conc_child_wait(t->child, t->status);
+    *lost = rc == -ECHILD ? rc : 0;
+    rc = conc_group_end(&g, *lost ? 0 : rc);
+    return rc;
+}
+
+/* In a task. When all has been read and the child has ended, nobody wants the rest of the input. */
+CONC__PRIVATE int conc__talk_all(void *arg)
+{
+    conc__talk *t = arg;
+    conc_group g = {0};
+    int lost = 0, rc = conc_group_begin(&g);
+    if (rc)
+        return rc;
+    if (t->child->input >= 0)
+        rc = conc_spawn(&g, conc__talk_feeds, t);
+    if (rc == 0)
+        rc = conc__talk_listen(t, &lost);
+    if (rc == 0)
+        conc_group_cancel(&g);
+    rc = conc_group_end(&g, rc);
+    if (rc == 0)
+        conc__close_end(&t->child->input);
+    return rc == 0 ? lost : rc;
+}
+
+/* What a call that was cancelled has not written yet is left for the next. */
+CONC__PRIVATE int conc__talk_ended(conc__talk *t, int rc)
+{
+    conc_child_io *io = t->io;
+    if (rc < 0 && rc != -EMSGSIZE && rc != -ECHILD) {
+        io->in = t->fed ? (const char *)io->in + t->fed : io->in;
+        io->in_size -= t->fed;
+    }
+    if (rc != -EMSGSIZE)
+        return rc;
+    rc = conc_fail(rc, "%.60s: more than %zu bytes of output", t->child->argv[0], io->limit);
+    conc_child_close(t->child);
+    return rc;
+}
+
+CONC_API CONC__CALLED int conc_child_communicate(conc_child *c, conc_child_io *io, int *status)
+{
+    conc_loop *l;
+    int rc = conc__caller(&l, __func__);
+    if (rc == 0)
+        rc = conc__child_usable(c, __func__);
+    if (rc)
+        return rc;
+    if (!io || (io->in_size && !io->in))
+        return conc__misused(-EINVAL, __func__, "nowhere to put the output, or no input", NULL);
+    if (io->in_size && c->input < 0)
+        return conc__misused(-EINVAL, __func__, "there is input, but no pipe for it", NULL);
+    conc__talk t = {.child = c, .io = io, .status = status};
+    io->out_size = io->out ? io->out_size : 0;
+    io->error_size = io->error ? io->error_size : 0;
+    if (l)
+        rc = conc__talk_all(&t);
+    else
+        rc = conc_run(conc__talk_all, &t);
+    return conc__talk_ended(&t, rc);
+}
 
 /* ---- >>shared ------------------------------------------------------------------------------- */
 
@@ -3593,6 +4283,7 @@ CONC_API void *conc_shared_alloc(size_t size)
     errno = saved;
     if (!s)
         return NULL;
+    conc__crews_need(); /* for forks */
     pthread_mutex_lock(&conc__segments_mutex);
     s->next = conc__segments;
     conc__segments = s;
@@ -5741,6 +6432,7 @@ static void conc__pool_begins(int argc, char **argv, char **env)
     conc__extended.resolve = conc__resolve_name;
     conc__extended.jobs_queued = conc__jobs_queued;
     conc__extended.job_in_use = conc__handle_is_at_work;
+    conc__extended.pipe_awaited = conc__pipe_awaited;
 #ifdef __linux__
     conc__worker_check(conc__pool_begins);
 #endif

@@ -200,6 +200,72 @@ static inline void make_file(const char *path, const void *data, size_t size, mo
     CHECK_INT(close(fd), 0);
 }
 
+/* ---- child programs ---- */
+
+/* Is this process there, and no zombie? */
+static inline bool process_lives(int pid)
+{
+    char path[64], text[512] = "";
+    snprintf(path, sizeof path, "/proc/%d/stat", pid);
+    FILE *f = fopen(path, "r");
+    if (!f)
+        return false;
+    size_t n = fread(text, 1, sizeof text - 1, f);
+    text[n] = 0;
+    fclose(f);
+    const char *name_ends = strrchr(text, ')');
+    return name_ends && name_ends[2] != 'Z' && name_ends[2] != 'X';
+}
+
+static inline void check_process_ends(int pid)
+{
+    for (int i = 0; i < 20000 && process_lives(pid); i++)
+        nap();
+    CHECK(!process_lives(pid));
+}
+
+/* Starts the child with the number of a process that has ended and was reaped. False: that cannot
+ * be done here, and it is closed. */
+static inline bool start_with_number(conc_child *c, int pid)
+{
+    conc_child fresh = *c;
+    for (int i = 0; i < 1000; i++) {
+        FILE *f = fopen("/proc/sys/kernel/ns_last_pid", "w");
+        bool written = f && fprintf(f, "%d", pid - 1) > 0;
+        if (f && fclose(f) != 0)
+            written = false;
+        if (!written)
+            return false;
+        CHECK_INT(conc_child_start(c), 0);
+        if (c->pid == pid)
+            return true;
+        CHECK_INT(conc_child_close(c), 0);
+        *c = fresh;
+    }
+    return false;
+}
+
+/* Where SIGCHLD is ignored a child's number is free when it has ended: whoever gets it then is
+ * neither waited for nor signalled. */
+static inline void check_reused_number(bool group)
+{
+    static const char *const ends[] = {"true", NULL}, *const stays[] = {"cat", NULL};
+    conc_child a = {.argv = ends, .group = group};
+    conc_child b = {.argv = stays, .input = CONC_PIPE, .group = group};
+    CHECK_INT(conc_child_start(&a), 0);
+    for (int i = 0; i < 20000 && kill(a.pid, 0) == 0; i++)
+        nap();
+    if (start_with_number(&b, a.pid)) {
+        CHECK_INT(conc_child_wait(&a, NULL), -ECHILD);
+        CHECK_INT(conc_child_kill(&a, SIGKILL), -EALREADY);
+        CHECK_INT(conc_child_close(&a), 0);
+        CHECK(process_lives(b.pid));
+        CHECK_INT(conc_write(b.input, "x", 1), 1);
+    }
+    CHECK_INT(conc_child_close(&b), 0);
+    CHECK_INT(conc_child_close(&a), 0);
+}
+
 #ifdef TEST_THREADS
 /* ---- jobs in threads ---- */
 

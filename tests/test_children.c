@@ -648,7 +648,7 @@ CHILD_TEST(a_program_that_was_stopped_has_not_ended)
     start(&c);
     CHECK_INT(conc_child_kill(&c, SIGSTOP), 0);
     CHECK_INT(waitid(P_PID, (id_t)c.pid, &info, WSTOPPED | WNOWAIT), 0);
-    CHECK_INT(conc_timeout(1, waits, &c), -ETIMEDOUT);
+    CHECK_INT(conc_timeout(0.02, waits, &c), -ETIMEDOUT);
     CHECK_INT(conc_child_kill(&c, SIGCONT), 0);
     end_input(&c);
     check_exits(&c, 0);
@@ -668,8 +668,8 @@ CHILD_TEST(a_wait_that_runs_out_of_time_leaves_the_program_alone)
     CONC_AUTO(conc_child, c) = sleeper();
     start(&c);
     for (int i = 0; i < 100; i++)
-        CHECK_INT(conc_timeout(1, waits, &c), -ETIMEDOUT);
-    CHECK_TIME(100);
+        CHECK_INT(conc_timeout(0.001, waits, &c), -ETIMEDOUT);
+    CHECK_TIME(0.1);
     CHECK(lives(c.pid));
     end_input(&c);
     check_exits(&c, 0);
@@ -1388,6 +1388,700 @@ CHILD_TEST(children_of_others_are_left_to_them)
     CHECK_INT(conc_child_close(&c), 0);
     CHECK_INT(waitpid(own, &status, 0), own);
     CHECK_INT(WEXITSTATUS(status), 17);
+}
+
+CHILD_TEST(a_number_that_another_process_has_got_is_not_signalled)
+{
+    signal(SIGCHLD, SIG_IGN);
+    check_reused_number(false);
+    check_reused_number(true);
+}
+
+/* ---- the virtual clock ---- */
+
+static int reads_until_the_end(void *fd)
+{
+    char text[64];
+    ssize_t n;
+    do
+        n = conc_read(*(int *)fd, text, sizeof text);
+    while (n > 0);
+    return (int)n;
+}
+
+CHILD_TEST(a_quick_program_takes_no_virtual_time)
+{
+    for (int i = 0; i < 3; i++) {
+        CONC_AUTO(conc_child, c) = {.argv = SH("sleep 0.05; echo x"), .output = CONC_PIPE};
+        start(&c);
+        CHECK_INT(conc_timeout(1000, reads_until_the_end, &c.output), 0);
+        CHECK_INT(conc_timeout(1000, waits, &c), 0);
+        CHECK_TIME(0);
+    }
+}
+
+/* A limit of 0.05 seconds comes: after so much real time, and exactly so much of the loop's. */
+static void check_limit_comes(conc_fn *fn, void *arg)
+{
+    double real = test_real_seconds(), now = conc_now();
+    CHECK_INT(conc_timeout(0.05, fn, arg), -ETIMEDOUT);
+    CHECK(test_real_seconds() - real >= 0.05);
+    CHECK_TIME(now + 0.05);
+}
+
+static int reads_a_line(void *stream)
+{
+    char *line;
+    return (int)conc_stream_read_line(stream, &line);
+}
+
+static int writes_for_ever(void *fd)
+{
+    static char bytes[MEGABYTE];
+    ssize_t n;
+    do
+        n = conc_write(*(int *)fd, bytes, sizeof bytes);
+    while (n > 0);
+    return (int)n;
+}
+
+CHILD_TEST(a_limit_on_a_program_that_hangs_comes_when_it_would)
+{
+    CONC_AUTO(conc_child,
+              c) = {.argv = ARGV("sleep", "1000"), .input = CONC_PIPE, .output = CONC_PIPE};
+    conc_stream s = {0};
+    start(&c);
+    check_limit_comes(waits, &c);
+    check_limit_comes(reads_until_the_end, &c.output);
+    check_limit_comes(writes_for_ever, &c.input);
+    CHECK_INT(conc_stream_open(&s, c.output), 0);
+    c.output = -1;
+    check_limit_comes(reads_a_line, &s);
+    CHECK_INT(conc_stream_close(&s), 0);
+}
+
+CHILD_TEST(a_limit_on_a_program_that_says_something_again_and_again_comes)
+{
+    CONC_AUTO(conc_child, c) = {.argv = SH("while echo x; do sleep 0.01; done"),
+                                .output = CONC_PIPE};
+    start(&c);
+    check_limit_comes(reads_until_the_end, &c.output);
+}
+
+/* Real time passes in which the program has nothing to do. */
+static int says_a_line_late(void *arg)
+{
+    conc_child *c = arg;
+    char text[8];
+    nanosleep(&(struct timespec){.tv_nsec = 600000000}, NULL);
+    CONC_TRY(conc_write(c->input, "line\n", 5));
+    CHECK_INT(conc_read_full(c->output, text, 5), 5);
+    return 0;
+}
+
+CHILD_TEST(what_one_limit_has_waited_says_nothing_of_the_next)
+{
+    CONC_AUTO(conc_child, c) = {.argv = ARGV("cat"), .input = CONC_PIPE, .output = CONC_PIPE};
+    start(&c);
+    for (int i = 0; i < 2; i++)
+        CHECK_INT(conc_timeout(1, says_a_line_late, &c), 0);
+    CHECK_TIME(0);
+}
+
+CHILD_TEST(a_program_that_nobody_waits_for_does_not_hold_the_clock)
+{
+    double real = test_real_seconds();
+    CONC_AUTO(conc_child, c) = sleeper();
+    start(&c);
+    CHECK_INT(conc_sleep(1000), 0);
+    CHECK(test_real_seconds() - real < 500);
+    end_input(&c);
+    check_exits(&c, 0);
+    CHECK_INT(conc_sleep(1000), 0);
+    CHECK_TIME(2000);
+}
+
+CHILD_TEST(a_pipe_of_a_program_that_has_ended_does_not_hold_the_clock)
+{
+    char text[64];
+    conc_child c = {.argv = SH("sleep 1000 & echo $!"), .output = CONC_PIPE};
+    start(&c);
+    check_exits(&c, 0);
+    ssize_t n = conc_read(c.output, text, sizeof text - 1);
+    CHECK(n > 1);
+    text[n] = 0;
+    CHECK_INT(conc_timeout(10000, reads_until_the_end, &c.output), -ETIMEDOUT);
+    CHECK_TIME(10000);
+    CHECK_INT(conc_child_close(&c), 0);
+    CHECK_INT(kill((pid_t)atoi(text), SIGKILL), 0);
+}
+
+#if !defined CONC_NO_EPOLL && defined __linux__
+
+static int waits_with_a_limit(void *arg)
+{
+    conc_child *c = arg;
+    start(c);
+    CHECK_INT(conc_timeout(0.05, waits, c), -ETIMEDOUT);
+    CHECK_TIME(0.05);
+    return conc_child_close(c);
+}
+
+TEST(the_host_of_an_embedded_loop_waits_as_long)
+{
+    conc_child c = {.argv = ARGV("sleep", "1000")};
+    conc_embed e = {0};
+    conc_options options = {.virtual_clock = true};
+    int steps = 0;
+    double real = test_real_seconds();
+    unsetenv("CONC_POLL");
+    CHECK_INT(conc_embed_begin(&e, &options, waits_with_a_limit, &c), 0);
+    for (; conc_embed_step(&e) > 0; steps++) {
+        struct pollfd p = {.fd = conc_embed_fd(&e), .events = POLLIN};
+        double timeout = conc_embed_timeout(&e);
+        poll(&p, 1, timeout < 1000 ? (int)(timeout * 1000 + 0.999) : -1);
+    }
+    CHECK_INT(conc_embed_end(&e), 0);
+    CHECK(test_real_seconds() - real >= 0.05);
+    CHECK(steps < 1000);
+}
+
+#endif
+
+/* ---- groups ---- */
+
+/* The number that the script prints first. */
+static int number_from(conc_child *c)
+{
+    char text[32] = "";
+    size_t n = 0;
+    while (n < sizeof text - 1 && (!n || text[n - 1] != '\n'))
+        CHECK_INT(conc_read(c->output, text + n++, 1), 1);
+    CHECK(atoi(text) > 0);
+    return atoi(text);
+}
+
+CHILD_TEST(a_group_is_killed_and_closed_as_a_whole)
+{
+    static const char *const scripts[] = {"sleep 1000 & echo $!; wait", "sleep 1000 & echo $!"};
+    for (int i = 0; i < 4; i++) {
+        conc_child c = {
+            .argv = SH(scripts[i % 2]), .output = CONC_PIPE, .error = CONC_NULL, .group = true};
+        start(&c);
+        int other = number_from(&c), status = 0;
+        CHECK_INT(getpgid(other), c.pid);
+        CHECK(getpgid(0) != c.pid);
+        if (i % 2) /* the other one is left */
+            check_exits(&c, 0);
+        if (i < 2) {
+            CHECK_INT(conc_child_kill(&c, SIGTERM), 0);
+            check_process_ends(other);
+            CHECK_INT(conc_timeout(1000, reads_until_the_end, &c.output), 0);
+            CHECK_INT(conc_child_wait(&c, &status), 0);
+            CHECK(i ? status == 0 : WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM);
+            CHECK_INT(conc_child_kill(&c, SIGTERM), -EALREADY);
+        }
+        CHECK_INT(conc_child_close(&c), 0);
+        check_process_ends(other);
+    }
+    CHECK_TIME(0);
+}
+
+CHILD_TEST(without_a_group_others_are_left_alone)
+{
+    conc_child c = {.argv = SH("sleep 1000 & echo $!; wait"), .output = CONC_PIPE};
+    start(&c);
+    int other = number_from(&c);
+    CHECK_INT(getpgid(c.pid), getpgid(0));
+    CHECK_INT(conc_child_close(&c), 0);
+    CHECK(process_lives(other));
+    CHECK_INT(kill(other, SIGKILL), 0);
+}
+
+/* ---- grace ---- */
+
+#define ASKED(handler) SH("trap '" handler "' TERM; echo $$; while :; do sleep 0.01; done")
+
+/* Closes it when it is ready: how it ended. */
+static int close_with_grace(conc_child *c)
+{
+    waiter w = {.child = c};
+    conc_group g = {0};
+    start(c);
+    number_from(c);
+    CHECK_INT(conc_spawn(&g, waits_for_status, &w), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(conc_child_close(c), 0);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(w.rc, 0);
+    return w.status;
+}
+
+CHILD_TEST(a_close_with_grace_asks_first)
+{
+    for (int group = 0; group < 2; group++) {
+        conc_child c = {
+            .argv = ASKED("exit 3"), .output = CONC_PIPE, .group = group, .grace = 1000};
+        int status = close_with_grace(&c);
+        CHECK(WIFEXITED(status));
+        CHECK_INT(WEXITSTATUS(status), 3);
+        CHECK(conc_now() < 1); /* of the group a process may be left for a moment */
+    }
+}
+
+CHILD_TEST(when_the_grace_is_over_it_is_killed)
+{
+    conc_child c = {.argv = ASKED(""), .output = CONC_PIPE, .grace = 0.05};
+    double real = test_real_seconds();
+    int status = close_with_grace(&c);
+    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    CHECK_TIME(0.05);
+    CHECK(test_real_seconds() - real >= 0.05);
+    CHECK_STR(conc_last_error(), "");
+}
+
+CHILD_TEST(a_cancel_does_not_shorten_the_grace)
+{
+    int out[2];
+    char text[64] = "";
+    conc_scope s = {0};
+    CHECK_INT(pipe2(out, O_CLOEXEC), 0);
+    conc_child c = {.argv =
+                        SH("trap 'sleep 0.05; echo bye; exit' TERM; echo >&2; while :; do sleep "
+                           "0.01; done"),
+                    .output = out[1],
+                    .error = CONC_PIPE,
+                    .grace = 1000};
+    start(&c);
+    CHECK_INT(close(out[1]), 0);
+    CHECK_INT(conc_read(c.error, text, 1), 1);
+    CHECK_INT(conc_scope_begin(&s, CONC_FOREVER), 0);
+    conc_scope_cancel(&s);
+    CHECK_INT(conc_child_close(&c), 0);
+    CHECK_INT(conc_scope_end(&s, -ECANCELED), 0);
+    check_pipe_has(out[0], "bye\n");
+    CHECK_INT(close(out[0]), 0);
+}
+
+CHILD_TEST(a_program_that_is_stopped_hears_that_it_is_to_end)
+{
+    for (int group = 0; group < 2; group++) {
+        siginfo_t info;
+        conc_child c = {.argv = ARGV("sleep", "1000"), .group = group, .grace = 1000};
+        start(&c);
+        CHECK_INT(conc_child_kill(&c, SIGSTOP), 0);
+        CHECK_INT(waitid(P_PID, (id_t)c.pid, &info, WSTOPPED | WNOWAIT), 0);
+        CHECK_INT(conc_child_close(&c), 0);
+        CHECK(conc_now() < 1);
+        check_no_children();
+    }
+}
+
+CHILD_TEST(the_grace_is_for_the_whole_group)
+{
+    int out[2];
+    CHECK_INT(pipe2(out, O_CLOEXEC), 0);
+    conc_child c = {.argv = SH("(trap 'sleep 0.05; echo late; exit' TERM; echo $$ >&2; while :; do "
+                               "sleep 0.01; done) & trap 'exit 0' TERM; wait"),
+                    .output = out[1],
+                    .error = CONC_PIPE,
+                    .group = true,
+                    .grace = 1000};
+    char text[64];
+    start(&c);
+    CHECK_INT(close(out[1]), 0);
+    CHECK(conc_read(c.error, text, sizeof text) > 0);
+    CHECK_INT(conc_child_close(&c), 0);
+    check_pipe_has(out[0], "late\n");
+    CHECK_INT(close(out[0]), 0);
+}
+
+THREAD_CHILD_TEST(outside_a_run_there_is_grace_too)
+{
+    int out[2];
+    char text[64] = "";
+    for (int i = 0; i < 2; i++) {
+        CHECK_INT(pipe2(out, O_CLOEXEC), 0);
+        conc_child c = {.argv = i ? ASKED("") : ASKED("echo bye; exit"),
+                        .output = out[1],
+                        .group = true,
+                        .grace = i ? 0.05 : 1000};
+        double real = test_real_seconds();
+        start(&c);
+        CHECK(read(out[0], text, sizeof text) > 0);
+        CHECK_INT(conc_child_close(&c), 0);
+        CHECK(!i || test_real_seconds() - real >= 0.05);
+        CHECK_INT(close(out[1]), 0);
+        CHECK_INT(read(out[0], text, sizeof text), i ? 0 : 4);
+        CHECK(i || memcmp(text, "bye\n", 4) == 0);
+        CHECK_INT(close(out[0]), 0);
+    }
+}
+
+CHILD_TEST(a_grace_that_is_no_time_is_refused)
+{
+    conc_child c = {.argv = ARGV("true"), .grace = -1};
+    CHECK_INT(conc_child_start(&c), -EINVAL);
+    c.grace = (double)(0 * (float)1e30f) / 0.0;
+    CHECK_INT(conc_child_start(&c), -EINVAL);
+    check_no_children();
+}
+
+/* ---- communicating ---- */
+
+static void free_io(conc_child_io *io)
+{
+    conc_free(io->out);
+    conc_free(io->error);
+    *io = (conc_child_io){0};
+}
+
+#define ALL_PIPES .input = CONC_PIPE, .output = CONC_PIPE, .error = CONC_PIPE
+
+CHILD_TEST(a_program_is_fed_and_read_at_once)
+{
+    char *data = malloc(3 * MEGABYTE);
+    CHECK(data != NULL);
+    for (int i = 0; i < 3 * MEGABYTE; i++)
+        data[i] = (char)(i ^ i >> 8 ^ i >> 16);
+    conc_child c = {.argv = SH("tee /dev/stderr; exit 3"), ALL_PIPES};
+    conc_child_io io = {.in = data, .in_size = 3 * MEGABYTE};
+    int status = 0;
+    start(&c);
+    CHECK_INT(conc_child_communicate(&c, &io, &status), 0);
+    CHECK_INT(WEXITSTATUS(status), 3);
+    CHECK(io.in == data);
+    CHECK_INT(io.in_size, 3 * MEGABYTE);
+    CHECK_INT(io.out_size, 3 * MEGABYTE);
+    CHECK_INT(io.error_size, 3 * MEGABYTE);
+    CHECK(memcmp(io.out, data, 3 * MEGABYTE) == 0);
+    CHECK(memcmp(io.error, data, 3 * MEGABYTE) == 0);
+    CHECK_INT(io.out[io.out_size], 0);
+    CHECK_INT(io.error[io.error_size], 0);
+    free_io(&io);
+    CHECK_INT(conc_child_close(&c), 0);
+    free(data);
+}
+
+/* From a task, a job or a thread. */
+static int converses(void *arg)
+{
+    conc_child c = {.argv = SH("echo err >&2; cat; exit 5"), ALL_PIPES};
+    conc_child_io io = {.in = "words", .in_size = 5};
+    int status = 0;
+    (void)arg;
+    CONC_TRY(conc_child_start(&c));
+    CONC_TRY(conc_child_communicate(&c, &io, &status));
+    bool right = strcmp(io.out, "words") == 0 && strcmp(io.error, "err\n") == 0 &&
+                 io.out_size == 5 && io.error_size == 4;
+    free_io(&io);
+    CONC_TRY(conc_child_close(&c));
+    return right && WIFEXITED(status) ? WEXITSTATUS(status) : -EIO;
+}
+
+CHILD_TEST(jobs_communicate_too)
+{
+    CONC_AUTO(conc_pool, pool) = {.threads = 1};
+    CHECK_INT(conc_pool_open(&pool), 0);
+    CHECK_INT(converses(NULL), 5);
+    CHECK_INT(conc_pool_run(&pool, converses, NULL), 5);
+    CHECK_INT(conc_offload(converses, NULL), 5);
+}
+
+THREAD_CHILD_TEST(threads_communicate_too) { CHECK_INT(converses(NULL), 5); }
+
+CHILD_TEST(only_pipes_are_used)
+{
+    conc_child c = {.argv = SH("cat; echo out; echo err >&2"),
+                    .input = CONC_NULL,
+                    .output = CONC_NULL,
+                    .error = CONC_PIPE};
+    conc_child_io io = {0};
+    start(&c);
+    CHECK_INT(conc_child_communicate(&c, &io, NULL), 0);
+    CHECK(io.out == NULL);
+    CHECK_INT(io.out_size, 0);
+    CHECK_STR(io.error, "err\n");
+    free_io(&io);
+    CHECK_INT(conc_child_close(&c), 0);
+    c = (conc_child){.argv = ARGV("true"), ALL_PIPES};
+    start(&c);
+    CHECK_INT(conc_child_communicate(&c, &io, NULL), 0);
+    CHECK_STR(io.out, "");
+    CHECK_STR(io.error, "");
+    free_io(&io);
+    CHECK_INT(conc_child_close(&c), 0);
+}
+
+CHILD_TEST(input_that_is_not_read_is_no_error)
+{
+    static char data[MEGABYTE];
+    static const char *const scripts[] = {"exit 4", "read x; exit 4", "exec <&-; echo out; exit 4",
+                                          "exec 3<&0; sleep 1000 <&3 >/dev/null 2>&1 & exit 4"};
+    for (size_t i = 0; i < CONC_LEN(scripts); i++) {
+        int status = 0;
+        conc_child c = {.argv = SH(scripts[i]), .group = true, ALL_PIPES};
+        conc_child_io io = {.in = data, .in_size = sizeof data};
+        start(&c);
+        CHECK_INT(conc_child_communicate(&c, &io, &status), 0);
+        CHECK_INT(WEXITSTATUS(status), 4);
+        CHECK_STR(io.out, i == 2 ? "out\n" : "");
+        free_io(&io);
+        CHECK_INT(conc_child_close(&c), 0);
+    }
+}
+
+CHILD_TEST(what_comes_after_the_end_of_the_program_is_read)
+{
+    int out;
+    conc_child c = {.argv = SH("exec 3<&0; (read x <&3; echo late) & echo early"), ALL_PIPES};
+    conc_child_io io = {0};
+    start(&c);
+    out = c.input; /* which communicate leaves alone */
+    c.input = -1;
+    check_exits(&c, 0);
+    CHECK_INT(conc_write(out, "x\n", 2), 2);
+    CHECK_INT(conc_child_communicate(&c, &io, NULL), 0);
+    CHECK_STR(io.out, "early\nlate\n");
+    free_io(&io);
+    CHECK_INT(conc_close(out), 0);
+    CHECK_INT(conc_child_close(&c), 0);
+}
+
+CHILD_TEST(more_than_the_limit_closes_the_program)
+{
+    static const struct {
+        const char *script;
+        int rc;
+    } cases[] = {{"printf 0123456789", 0},
+                 {"printf 0123456789 >&2", 0},
+                 {"printf 01234567890; sleep 1000", -EMSGSIZE},
+                 {"printf 01234567890 >&2; sleep 1000", -EMSGSIZE},
+                 {"yes >&2 & yes", -EMSGSIZE}};
+    for (size_t i = 0; i < CONC_LEN(cases); i++) {
+        conc_child c = {.argv = SH(cases[i].script), .group = true, ALL_PIPES};
+        conc_child_io io = {.limit = 10};
+        start(&c);
+        int pid = c.pid;
+        CHECK_INT(conc_child_communicate(&c, &io, NULL), cases[i].rc);
+        if (cases[i].rc) {
+            CHECK_CONTAINS(conc_last_error(), "more than 10 bytes");
+            CHECK(!lives(pid));
+            check_no_children();
+            CHECK_INT(c.output, -1);
+            CHECK_INT(conc_child_wait(&c, NULL), -EINVAL);
+        }
+        CHECK(io.out_size == 10 || io.error_size == 10);
+        CHECK_INT(strlen(io.out), io.out_size);
+        CHECK_INT(strlen(io.error), io.error_size);
+        free_io(&io);
+        CHECK_INT(conc_child_close(&c), 0);
+    }
+}
+
+typedef struct talk {
+    conc_child child;
+    conc_child_io io;
+    int status;
+} talk;
+
+static int communicates(void *arg)
+{
+    talk *t = arg;
+    return conc_child_communicate(&t->child, &t->io, &t->status);
+}
+
+CHILD_TEST(what_was_read_before_a_cancel_stays_and_another_call_goes_on)
+{
+    enum { SIZE = 300000, FIRST = 100000 };
+    static char data[SIZE];
+    talk t = {.io = {.in = data, .in_size = SIZE}};
+    conc_group g = {0};
+    memset(data, 'x', SIZE);
+    make_directory();
+    CHECK_INT(mkfifo(path_of("fifo"), 0600), 0);
+    t.child = (conc_child){
+        .argv = ARGV("sh", "-c", "head -c 100000; echo err >&2; cat $0; cat", path_of("fifo")),
+        ALL_PIPES};
+    start(&t.child);
+    CHECK_INT(conc_spawn(&g, communicates, &t), 0);
+    while (t.io.out_size < FIRST || t.io.error_size < 4)
+        CHECK_INT(conc_sleep(0.001), 0);
+    conc_group_cancel(&g);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK(t.io.in_size > 0 && t.io.in_size < SIZE);
+    CHECK_INT(t.io.out_size, FIRST);
+    CHECK_INT(strlen(t.io.out), FIRST);
+    CHECK_STR(t.io.error, "err\n");
+    CHECK(lives(t.child.pid));
+    CHECK_INT(conc_file_write(path_of("fifo"), "-", 1), 0);
+    CHECK_INT(communicates(&t), 0);
+    CHECK_INT(t.status, 0);
+    CHECK_INT(t.io.out_size, SIZE + 1);
+    CHECK_INT(strlen(t.io.out), SIZE + 1);
+    CHECK_INT(t.io.out[FIRST], '-');
+    CHECK_STR(t.io.error, "err\n");
+    free_io(&t.io);
+    CHECK_INT(conc_child_close(&t.child), 0);
+    CHECK_INT(unlink(path_of("fifo")), 0);
+    CHECK_INT(rmdir(directory), 0);
+}
+
+CHILD_TEST(a_cancel_before_anything_moves_nothing)
+{
+    conc_scope s = {0};
+    talk t = {.child = {.argv = ARGV("cat"), ALL_PIPES}, .io = {.in = "abc", .in_size = 3}};
+    start(&t.child);
+    CHECK_INT(conc_scope_begin(&s, CONC_FOREVER), 0);
+    conc_scope_cancel(&s);
+    CHECK_INT(communicates(&t), -ECANCELED);
+    CHECK_INT(conc_scope_end(&s, -ECANCELED), 0);
+    CHECK_INT(t.io.in_size, 3);
+    CHECK_INT(communicates(&t), 0);
+    CHECK_STR(t.io.out, "abc");
+    free_io(&t.io);
+    CHECK_INT(conc_child_close(&t.child), 0);
+}
+
+CHILD_TEST(output_is_read_though_the_status_is_lost)
+{
+    signal(SIGCHLD, SIG_IGN);
+    conc_child c = {.argv = SH("cat; echo out"), ALL_PIPES};
+    conc_child_io io = {.in = "in ", .in_size = 3};
+    start(&c);
+    CHECK_INT(conc_child_communicate(&c, &io, NULL), -ECHILD);
+    CHECK_STR(io.out, "in out\n");
+    free_io(&io);
+    CHECK_INT(conc_child_close(&c), 0);
+}
+
+static void communicate_in_a_post(void *arg)
+{
+    conc_child_io io = {0};
+    CHECK_INT(conc_child_communicate(arg, &io, NULL), -EPERM);
+    posted_ran = true;
+}
+
+CHILD_TEST(communicating_that_makes_no_sense_is_refused)
+{
+    conc_child never = {0};
+    conc_child_io io = {0};
+    CHECK_INT(conc_child_communicate(NULL, &io, NULL), -EINVAL);
+    CHECK_INT(conc_child_communicate(&never, &io, NULL), -EINVAL);
+    CONC_AUTO(conc_child, c) = {.argv = ARGV("true")};
+    start(&c);
+    CHECK_INT(conc_child_communicate(&c, NULL, NULL), -EINVAL);
+    io = (conc_child_io){.in = "x", .in_size = 1}; /* but no pipe */
+    CHECK_INT(conc_child_communicate(&c, &io, NULL), -EINVAL);
+    CHECK_INT(conc_post(conc_loop_self(), communicate_in_a_post, &c), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK(posted_ran);
+}
+
+/* ---- words ---- */
+
+static void check_words(conc_child c, int rc, const char *words)
+{
+    CHECK_INT(conc_child_start(&c), rc);
+    CHECK_CONTAINS(conc_last_error(), words);
+    CHECK_CONTAINS(conc_last_error(), strerror(-rc));
+}
+
+CHILD_TEST(an_error_names_what_is_missing)
+{
+    make_directory();
+    make_text("script", "#!/no/such/interpreter\n", 0755);
+    make_text("plain", "x", 0644);
+    check_words((conc_child){.argv = ARGV("/no/such/program")}, -ENOENT, "/no/such/program: ");
+    check_words((conc_child){.argv = ARGV("/no/such/program"), .dir = directory}, -ENOENT,
+                "/no/such/program: ");
+    check_words((conc_child){.argv = ARGV("true"), .dir = "/no/such/directory"}, -ENOENT,
+                "the directory /no/such/directory: ");
+    check_words((conc_child){.argv = ARGV("true"), .dir = path_of("plain")}, -ENOTDIR,
+                "the directory ");
+    check_words((conc_child){.argv = ARGV(path_of("plain")), .dir = directory}, -EACCES, "plain: ");
+    check_words((conc_child){.argv = ARGV(path_of("script"))}, -ENOENT, "the interpreter of ");
+    check_words((conc_child){.argv = ARGV("true"), .output = 250}, -EBADF, "descriptor 1: ");
+    CHECK_INT(unlink(path_of("script")), 0);
+    CHECK_INT(unlink(path_of("plain")), 0);
+    CHECK_INT(rmdir(directory), 0);
+}
+
+/* ---- forked processes ---- */
+
+static int uses_the_parents_program(void *arg)
+{
+    conc_child *c = arg;
+    conc_child_io io = {0};
+    int pid = c->pid;
+    CHECK_INT(conc_child_wait(c, NULL), -EPERM);
+    CHECK_CONTAINS(conc_last_error(), "forked");
+    CHECK_INT(conc_child_kill(c, SIGKILL), -EPERM);
+    CHECK_INT(conc_child_communicate(c, &io, NULL), -EPERM);
+    CHECK_INT(conc_child_start(c), -EBUSY);
+    CHECK_INT(conc_child_close(c), 0);
+    CHECK(lives(pid));
+    *c = (conc_child){.argv = SH("exit 3")};
+    start(c);
+    check_exits(c, 3);
+    return conc_child_close(c);
+}
+
+static conc_child parents_program;
+
+static void use_the_parents_program(void)
+{
+    alarm(10);
+    unsetenv("CONC_DEBUG");
+    CHECK_INT(conc_run(uses_the_parents_program, &parents_program), 0);
+}
+
+CHILD_TEST(a_program_of_the_parent_runs_on_when_a_forked_process_closes_it)
+{
+    static char text[4096];
+    parents_program = sleeper();
+    start(&parents_program);
+    CHECK_INT(test_in_process(use_the_parents_program, text, sizeof text), 0);
+    CHECK_STR(text, "");
+    CHECK_INT(conc_child_kill(&parents_program, SIGTERM), 0);
+    check_killed(&parents_program, SIGTERM);
+    CHECK_INT(conc_child_close(&parents_program), 0);
+}
+
+static atomic_bool enough;
+
+/* Takes the locks that guard the state of all children, again and again. */
+static int asks_for_ever(void *arg)
+{
+    conc_child c = {.argv = ARGV("sleep", "1000")};
+    (void)arg;
+    start(&c);
+    while (!enough) {
+        CHECK_INT(conc_child_kill(&c, 0), 0);
+        conc_shared_free(conc_shared_alloc(1));
+    }
+    return conc_child_close(&c);
+}
+
+static void live_once(void)
+{
+    conc_child c = {.argv = ARGV("true")};
+    alarm(10);
+    CHECK_INT(conc_child_start(&c), 0);
+    CHECK_INT(conc_child_wait(&c, NULL), 0);
+    CHECK_INT(conc_child_close(&c), 0);
+    conc_shared_free(conc_shared_alloc(1));
+}
+
+THREAD_CHILD_TEST(a_fork_finds_no_lock_held)
+{
+    static char text[4096];
+    side s = {.fn = asks_for_ever};
+    side_start(&s);
+    for (int i = 0; i < 50; i++)
+        CHECK_INT(test_in_process(live_once, text, sizeof text), 0);
+    enough = true;
+    CHECK_INT(side_end(&s), 0);
 }
 
 /* ---- sockets ---- */

@@ -410,6 +410,14 @@ static int outside(void *)
     c.input = CONC_NULL;
     CHECK(conc_child_start(&c) == 0 && conc_child_wait(&c, &status) == 0 && status == 0);
     CHECK(conc_child_kill(&c, SIGTERM) == -EALREADY);
+    CHECK(conc_child_close(&c) == 0);
+    conc_child_io io{};
+    c.group = true;
+    c.grace = 1;
+    c.output = CONC_PIPE;
+    CHECK(conc_child_start(&c) == 0 && conc_child_communicate(&c, &io, &status) == 0);
+    CHECK(io.out_size == 0 && *io.out == 0 && !io.error);
+    conc_free(io.out);
     return conc_child_close(&c);
 }
 
