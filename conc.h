@@ -1839,6 +1839,8 @@ typedef struct conc__extension {
     bool (*job_in_use)(const void *job);
     /* does a task wait for a pipe of a child program that runs? And how many were started */
     bool (*pipe_awaited)(const conc_loop *l, unsigned *starts);
+    /* in a handler of faults: says so if the job that runs here has used its stack up */
+    void (*job_overflows)(const char *address);
 } conc__extension;
 
 static conc__extension conc__extended;
@@ -11186,6 +11188,8 @@ CONC__PRIVATE void conc__on_fault(int number, siginfo_t *info, void *context)
     }
     if (s)
         conc__tell_overflow(l->self, s);
+    else if (!was_sent && conc__extended.job_overflows)
+        conc__extended.job_overflows(info->si_addr);
     if (before->sa_flags & SA_SIGINFO)
         before->sa_sigaction(number, info, context);
     else if (before->sa_handler != SIG_DFL && before->sa_handler != SIG_IGN)

@@ -88,7 +88,9 @@ typedef struct conc_job {
     char text[96];
 } conc_job;
 
-/* Opens the pool; no thread starts yet. Errors: -EINVAL (NULL, negative fields), -EBUSY (open),
+/* Opens the pool; no thread starts yet. Jobs run under the caller's signal mask of this moment,
+ * but signals of a fault (SIGSEGV...) are open, and programs that they start get the mask that
+ * the caller had outside its run. Errors: -EINVAL (NULL, negative fields), -EBUSY (open),
  * -ENOMEM. From anywhere. */
 CONC_API int conc_pool_open(conc_pool *p);
 
@@ -145,14 +147,18 @@ CONC_API bool conc_job_cancelled(void);
 /* ---- >>offload ------------------------------------------------------------------------------ */
 
 /* conc_pool_run on a pool that all runs share (asyncio.to_thread), from its first use to the end
- * of the last run; it has four threads more than there are processors, at most 32. In jobs and
- * threads without a run fn(arg) is simply called. */
+ * of the last run; it has four threads more than there are processors, at most 32. Files, names
+ * and starts of child programs have threads of their own, and do not wait for these jobs. In jobs
+ * and threads without a run fn(arg) is simply called. */
 CONC_API int conc_offload(conc_fn *fn, void *arg);
 
 /* The same for what may hang: a cancel returns -ECANCELED at once, the job goes on alone, and
  * nobody learns its result. arg is the job's: free_arg(arg) (NULL: not wanted) is called once,
- * after the job, or at once if fn was not called, whatever is returned. Neither the run's nor
- * the program's end waits for such a job. */
+ * after the job, or at once if fn was not called, whatever is returned. Such jobs share as many
+ * threads as those of conc_offload, but others. An abandoned one keeps its thread until it ends;
+ * when all hang, the call waits until one does not, or its task is cancelled. Neither the run's
+ * nor the program's end waits for such a job, and a library that conc is in is not unloaded
+ * before its end. */
 CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *));
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
@@ -643,10 +649,13 @@ typedef struct conc__thread {
     pthread_t id;
     int number;
     int nested; /* waits in runs inside its jobs */
-    bool busy, left_behind;
+    /* its crew has ended without it, as its job was abandoned: it is detached */
+    bool left_behind;
     int filled;    /* slots of batch[] that it was given */
     int finishing; /* 1: it is counted among those */
-    sigset_t mask; /* of who started it: its own lets nothing through */
+    void *pin;     /* left behind: holds its code in memory; NULL: nothing */
+    void *signal_stack;
+    const char *stack_low, *stack_high;
     _Atomic(conc_job *) batch[CONC__BATCH];
 } conc__thread;
 
@@ -676,11 +685,63 @@ typedef struct conc__crew {
     /* threads that end their job, and then look into the queue; changed without the mutex */
     int finishing;
     unsigned misses; /* how often in a row a thread looked for work in vain before it slept */
+    /* of who opened the pool, without what conc changed there; and if a run blocked SIGPIPE */
+    sigset_t mask;
+    bool blocks_pipe;
+    /* the last thread that has ended: whoever ends next joins it, as it joined the one before */
+    bool has_ended;
+    pthread_t last_ended;
+    pthread_cond_t ended; /* a thread has */
     char name[16];
 } conc__crew;
 
 static pthread_key_t conc__frames; /* the frame of the job that runs on a thread */
 static bool conc__frames_there;
+/* What holds this code in memory for a thread that is left behind; closed by the system when the
+ * thread has ended, as the code cannot take itself away. */
+static pthread_key_t conc__pins;
+static bool conc__pins_there;
+
+#ifdef __linux__
+typedef struct conc__code_place { /* Dl_info, which the system's header hides */
+    const char *file;
+    void *base;
+    const char *symbol;
+    void *address;
+} conc__code_place;
+
+extern int conc__find_code(const void *address, conc__code_place *place) __asm__("dladdr")
+    __attribute__((weak));
+extern void *conc__pin_module(const char *path, int flags) __asm__("dlopen") __attribute__((weak));
+extern int conc__unpin_module(void *module) __asm__("dlclose") __attribute__((weak));
+
+CONC__PRIVATE void conc__pins_begin(void)
+{
+    void (*unpin)(void *) = (void (*)(void *))(void (*)(void))conc__unpin_module;
+    conc__pins_there =
+        conc__find_code && conc__pin_module && unpin && pthread_key_create(&conc__pins, unpin) == 0;
+}
+
+/* Keeps the library that this code is in from being unloaded; NULL: it is in the program. */
+CONC__PRIVATE void *conc__pin(void)
+{
+    enum { NOW = 2, ONLY_IF_LOADED = 4 }; /* RTLD_NOW, RTLD_NOLOAD */
+    conc__code_place here;
+    if (!conc__pins_there || !conc__find_code((const void *)&conc__pins, &here) || !here.file)
+        return NULL;
+    return conc__pin_module(here.file, NOW | ONLY_IF_LOADED);
+}
+
+CONC__PRIVATE void conc__unpin(void *pin)
+{
+    if (pin)
+        conc__unpin_module(pin);
+}
+#else
+CONC__PRIVATE void conc__pins_begin(void) {}
+CONC__PRIVATE void *conc__pin(void) { return NULL; }
+CONC__PRIVATE void conc__unpin(void *pin) { (void)pin; }
+#endif
 
 /* Some jobs, the runners, call a function on all elements of an array; each takes the next that
  * nobody has. */
@@ -834,6 +895,7 @@ CONC__COLD void conc__frame_lost(void *value)
 CONC__PRIVATE void conc__crews_begin(void)
 {
     conc__frames_there = pthread_key_create(&conc__frames, conc__frame_lost) == 0;
+    conc__pins_begin();
     pthread_atfork(conc__keep_crews, conc__let_crews, conc__forget_crews);
 }
 
@@ -862,6 +924,7 @@ CONC__PRIVATE conc__crew *conc__crew_new(int most, int limit)
     c->forks = conc__forks;
     c->on_valgrind = conc__on_valgrind();
     pthread_mutex_init(&c->mutex, NULL);
+    pthread_cond_init(&c->ended, NULL);
     sem_init(&c->work, 0, 0);
     pthread_mutex_lock(&conc__crews);
     c->next = conc__all_crews;
@@ -892,6 +955,7 @@ CONC__PRIVATE void conc__crew_free(conc__crew *c)
     /* else other threads may have had them, when the process forked */
     if (c->forks == conc__forks) {
         sem_destroy(&c->work);
+        pthread_cond_destroy(&c->ended);
         pthread_mutex_destroy(&c->mutex);
     }
     for (int i = 0; i < c->slots; i++)
@@ -1213,13 +1277,13 @@ CONC__PRIVATE conc__frame *conc__frame_of(const conc__crew *c)
     return f && f->thread && f->thread->crew == c ? f : NULL;
 }
 
-/* Under the mutex: how many threads the crew may have. Those do not count that are lost to a job
- * which was abandoned, or that wait, in a run inside a job, for what only this crew does. While
- * there are such, those do not count either that wait for a job of another thread: it may be one
- * of these. */
+/* Under the mutex: how many threads the crew may have. Those do not count that wait, in a run
+ * inside a job, for what only this crew does. While there are such, those do not count either
+ * that wait for a job of another thread: it may be one of these. An abandoned job keeps its
+ * thread. */
 CONC__PRIVATE int conc__crew_most(const conc__crew *c)
 {
-    return c->most + c->lost + c->nested + (c->nested ? c->waiting : 0);
+    return c->most + c->nested + (c->nested ? c->waiting : 0);
 }
 
 /* A task of this thread has sent something to somebody who was asleep, or was awake: then an
@@ -1252,13 +1316,13 @@ CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
     return c->started > c->lost + c->nested + c->waiting ? 0 : rc;
 }
 
-/* Under the mutex: while every thread of a crew is in conc_block, what lies in the queue does
- * not hold the clock. */
+/* Under the mutex: while every thread of a crew is in conc_block, or at an abandoned job, what
+ * lies in the queue does not hold the clock. */
 CONC__PRIVATE void conc__crew_stall(conc__crew *c)
 {
     /* threads that could do what is in the queue, or are in conc_block */
-    int able = c->most - (c->nested ? 0 : c->waiting);
-    bool stalled = c->blocking > 0 && c->blocking >= able;
+    int able = c->most - c->lost - (c->nested ? 0 : c->waiting);
+    bool stalled = c->blocking + c->lost > 0 && c->blocking >= able;
     if (c->stalled == stalled)
         return;
     c->stalled = stalled;
@@ -1279,12 +1343,18 @@ CONC__PRIVATE void conc__thread_unload(conc__crew *c, conc__thread *t)
     }
 }
 
+CONC__PRIVATE void conc__crew_unload(conc__crew *c)
+{
+    for (int i = 0; i < c->slots; i++)
+        if (c->threads[i])
+            conc__thread_unload(c, c->threads[i]);
+}
+
 /* Under the mutex: there may be more threads than before, for what the others have not begun. */
 CONC__PRIVATE void conc__crew_share(conc__crew *c)
 {
-    for (int i = 0; i < c->slots && c->started < conc__crew_most(c); i++)
-        if (c->threads[i])
-            conc__thread_unload(c, c->threads[i]);
+    if (c->started < conc__crew_most(c))
+        conc__crew_unload(c);
 }
 
 /* Under the mutex: a thread of the crew, if it is one, is going to wait; with one -1 it has
@@ -1682,13 +1752,11 @@ CONC__PRIVATE bool conc__thread_next(conc__crew *c, conc__thread *t)
         if (c->stopping)
             return false;
         c->idle++;
-        t->busy = false;
         conc__crew_settled(c);
         conc__thread_look(c);
         if (!c->queued && !c->stopping)
             conc__thread_sleep(c);
         c->idle--;
-        t->busy = true;
     }
     if (c->queued)
         conc__crew_rouse(c);
@@ -1717,6 +1785,91 @@ CONC__PRIVATE void conc__crew_look_for(conc__crew *c, const bool *over)
     conc__crew_release(c);
 }
 
+/* Jobs run as a thread of the pool's opener would: under its signal mask, but what a fault of
+ * theirs raises always comes through, to a stack of its own, as theirs may be used up. */
+CONC__PRIVATE void conc__thread_signals(conc__thread *t)
+{
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
+    stack_t stack = {0}, now;
+    sigset_t mask = t->crew->mask;
+    if (sigaltstack(NULL, &now) == 0 && now.ss_flags & CONC__SS_DISABLE)
+        stack.ss_sp = t->signal_stack = conc__map_pages(CONC__SIGNAL_STACK);
+    stack.ss_size = CONC__SIGNAL_STACK;
+    if (t->signal_stack)
+        sigaltstack(&stack, NULL);
+    if (t->crew->blocks_pipe)
+        sigaddset(&mask, SIGPIPE);
+    for (size_t i = 0; i < CONC_LEN(faults); i++)
+        sigdelset(&mask, faults[i]);
+    pthread_sigmask(SIG_SETMASK, &mask, NULL);
+}
+
+CONC__PRIVATE void conc__thread_no_signals(conc__thread *t)
+{
+    stack_t none = {.ss_flags = CONC__SS_DISABLE};
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, NULL);
+    if (!t->signal_stack)
+        return;
+    sigaltstack(&none, NULL);
+    conc__unmap_pages(t->signal_stack, CONC__SIGNAL_STACK);
+}
+
+/* Where a fault is one of too large a stack: no other comes from there. */
+CONC__PRIVATE void conc__thread_stack(conc__thread *t)
+{
+    enum { BELOW = 65536 }; /* a frame may reach as far at once */
+    pthread_attr_t usual;
+    size_t size = 0;
+    if (pthread_attr_init(&usual))
+        return;
+    pthread_attr_getstacksize(&usual, &size);
+    pthread_attr_destroy(&usual);
+    t->stack_high = __builtin_frame_address(0);
+    t->stack_low = t->stack_high - size;
+    t->stack_low -= (uintptr_t)t->stack_low > BELOW ? BELOW : 0;
+}
+
+/* In a handler, when the process is about to end: did the job that runs here use its thread's
+ * stack up? */
+CONC__COLD void conc__job_overflows(const char *address)
+{
+    const conc__frame *f = conc__frames_there ? pthread_getspecific(conc__frames) : NULL;
+    const conc__thread *t = f ? f->thread : NULL;
+    char text[256];
+    if (!t || address < t->stack_low || address >= t->stack_high)
+        return;
+    conc__say(text,
+              snprintf(text, sizeof text,
+                       "conc: stack overflow: a job of the pool \"%s\" used all of its thread's "
+                       "stack: raise it (ulimit -s), or keep large arrays elsewhere\n",
+                       t->crew->name),
+              sizeof text);
+}
+
+/* Under the mutex, which it unlocks: the thread has nothing to do any more. */
+CONC__PRIVATE void conc__thread_ends(conc__crew *c, conc__thread *t)
+{
+    pthread_t before = c->last_ended;
+    bool joins = c->has_ended && !t->left_behind;
+    void *pin = t->pin;
+    if (!t->left_behind) {
+        c->last_ended = pthread_self();
+        c->has_ended = true;
+    }
+    c->started--;
+    c->threads[t->number] = NULL;
+    conc__crew_settled(c);
+    pthread_cond_signal(&c->ended);
+    conc_free(t);
+    conc__crew_release(c);
+    if (joins)
+        pthread_join(before, NULL);
+    if (pin)
+        pthread_setspecific(conc__pins, pin);
+}
+
 CONC__PRIVATE void *conc__thread_main(void *arg)
 {
     conc__thread *t = arg;
@@ -1725,7 +1878,9 @@ CONC__PRIVATE void *conc__thread_main(void *arg)
 #ifdef __linux__
     prctl(PR_SET_NAME, c->name);
 #endif
+    conc__thread_stack(t);
     pthread_setspecific(conc__frames, &frame);
+    conc__thread_signals(t);
     conc__lock_briefly(&c->mutex);
     c->coming--;
     while (conc__thread_next(c, t)) {
@@ -1741,15 +1896,9 @@ CONC__PRIVATE void *conc__thread_main(void *arg)
         __atomic_fetch_sub(&c->finishing, t->finishing, __ATOMIC_RELAXED);
         t->finishing = t->filled = 0;
     }
+    conc__thread_no_signals(t);
     pthread_setspecific(conc__frames, NULL);
-    c->started--;
-    conc__crew_settled(c);
-    if (!c->stopping) { /* there are more than there need to be, and nobody will join it */
-        pthread_detach(t->id);
-        c->threads[t->number] = NULL;
-        conc_free(t);
-    }
-    conc__crew_release(c);
+    conc__thread_ends(c, t);
     return NULL;
 }
 
@@ -1780,8 +1929,6 @@ CONC__PRIVATE int conc__thread_start(conc__crew *c)
     memset(t, 0, sizeof *t);
     t->crew = c;
     t->number = n;
-    t->busy = true;
-    conc__original_mask(&t->mask);
     if (conc__quiet_thread(&t->id, NULL, conc__thread_main, t)) {
         conc_free(t);
         return -EAGAIN;
@@ -1793,27 +1940,45 @@ CONC__PRIVATE int conc__thread_start(conc__crew *c)
     return 0;
 }
 
-/* Ends the threads, which have nothing to do; those that still have are left behind. */
+/* Under the mutex, which it unlocks meanwhile: the thread in this slot, if one is there, goes on
+ * at its abandoned job without the crew. */
+CONC__PRIVATE void conc__thread_leave_behind(conc__crew *c, int slot)
+{
+    if (!c->threads[slot])
+        return;
+    pthread_mutex_unlock(&c->mutex); /* not while others may load libraries */
+    void *pin = conc__pin();
+    conc__lock_briefly(&c->mutex);
+    conc__thread *t = c->threads[slot];
+    if (t) {
+        pthread_detach(t->id);
+        t->left_behind = true;
+        t->pin = pin;
+        return;
+    }
+    pthread_mutex_unlock(&c->mutex);
+    conc__unpin(pin);
+    conc__lock_briefly(&c->mutex);
+}
+
+/* Ends the threads, which have nothing to do but abandoned jobs: those that have are left
+ * behind. */
 CONC__PRIVATE void conc__threads_end(conc__crew *c)
 {
     conc__lock_briefly(&c->mutex);
     c->stopping = true;
     for (; c->wakes < c->sleeping; c->wakes++)
         sem_post(&c->work);
-    for (int i = 0; i < c->slots; i++) {
-        conc__thread *t = c->threads[i];
-        if (t && (t->left_behind = t->busy))
-            pthread_detach(t->id);
-    }
-    for (int i = 0; i < c->slots; i++) {
-        conc__thread *t = c->threads[i];
-        if (t && !t->left_behind) {
-            pthread_mutex_unlock(&c->mutex);
-            pthread_join(t->id, NULL);
-            conc__lock_briefly(&c->mutex);
-        }
-    }
+    while (c->started > c->lost)
+        pthread_cond_wait(&c->ended, &c->mutex);
+    for (int i = 0; i < c->slots; i++)
+        conc__thread_leave_behind(c, i);
+    bool joins = c->has_ended;
+    pthread_t last = c->last_ended;
+    c->has_ended = false;
     conc__crew_release(c);
+    if (joins)
+        pthread_join(last, NULL);
 }
 
 /* ---- >>pool --------------------------------------------------------------------------------- */
@@ -1837,6 +2002,15 @@ CONC__PRIVATE int conc__pool_opens(conc__crew **crew, unsigned *users, conc__cre
     return 0;
 }
 
+/* Is SIGPIPE blocked here, by the caller or by its run? */
+CONC__PRIVATE bool conc__pipe_is_blocked(void)
+{
+    sigset_t now;
+    sigemptyset(&now);
+    pthread_sigmask(SIG_SETMASK, NULL, &now);
+    return sigismember(&now, SIGPIPE) == 1;
+}
+
 CONC_API int conc_pool_open(conc_pool *p)
 {
     if (!p || p->threads < 0 || p->queue_limit < 0 || p->threads > 1 << 16)
@@ -1847,8 +2021,11 @@ CONC_API int conc_pool_open(conc_pool *p)
     if (!conc__frames_there)
         return -EAGAIN;
     conc__crew *c = conc__crew_new(p->threads, p->queue_limit);
-    if (c)
+    if (c) {
         conc__copy(c->name, sizeof c->name, p->name ? p->name : "conc");
+        conc__original_mask(&c->mask);
+        c->blocks_pipe = conc__pipe_is_blocked();
+    }
     return conc__pool_opens(&p->crew, &p->users, c);
 }
 
@@ -2309,73 +2486,94 @@ CONC__PRIVATE bool conc__job_block(int64_t ns)
 
 /* ---- >>offloading --------------------------------------------------------------------------- */
 
-/* The pool that all runs share: opened by the first that uses it, closed by the last. Under the
- * mutex but for the pool. */
-typedef struct conc__shared_pool {
+/* Pools that all runs share, each for jobs that may keep its threads: what the program's own jobs
+ * wait for, a file or a child that is to write it, has places of its own. */
+enum {
+    CONC__OFFLOADED,
+    CONC__ABANDONED,
+    CONC__FILES,
+    CONC__NAMES,
+    CONC__STARTS, /* of child programs */
+    CONC__OFFLOADS
+};
+
+/* A pool is opened by the first run that uses it, and closed by the last run that used any. Under
+ * the mutex but for the pools. */
+static struct {
     pthread_mutex_t mutex;
     int runs;
-    /* a parent's, which its threads may have been changing when the process forked: it stays */
-    conc__crew *inherited;
-    conc_pool pool;
-} conc__shared_pool;
-
-static conc__shared_pool conc__offloads = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+    conc_pool pools[CONC__OFFLOADS];
+    /* a parent's, which its threads may have been changing when the process forked: they stay */
+    conc__crew *inherited[CONC__OFFLOADS];
+} conc__offloads = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 CONC__PRIVATE void conc__offloads_forget(void)
 {
-    conc__crew *before =
-        conc__offloads.pool.crew ? conc__offloads.pool.crew : conc__offloads.inherited;
-    conc__offloads = (conc__shared_pool){.mutex = PTHREAD_MUTEX_INITIALIZER, .inherited = before};
+    pthread_mutex_init(&conc__offloads.mutex, NULL);
+    conc__offloads.runs = 0;
+    for (int i = 0; i < CONC__OFFLOADS; i++) {
+        if (conc__offloads.pools[i].crew)
+            conc__offloads.inherited[i] = conc__offloads.pools[i].crew;
+        conc__offloads.pools[i] = (conc_pool){0};
+    }
 }
 
 CONC__PRIVATE void conc__offloads_end(conc_loop *l, conc__ending *e)
 {
+    conc__crew *crews[CONC__OFFLOADS] = {0};
     (void)l;
     conc_free(e);
     pthread_mutex_lock(&conc__offloads.mutex);
-    if (--conc__offloads.runs == 0) {
-        conc__crew *c = conc__offloads.pool.crew;
-        conc__offloads.pool = (conc_pool){0};
-        conc__threads_end(c);
+    conc__offloads.runs--;
+    for (int i = 0; i < CONC__OFFLOADS && conc__offloads.runs == 0; i++) {
+        crews[i] = conc__offloads.pools[i].crew;
+        conc__offloads.pools[i] = (conc_pool){0};
     }
     pthread_mutex_unlock(&conc__offloads.mutex);
+    for (int i = 0; i < CONC__OFFLOADS; i++)
+        if (crews[i])
+            conc__threads_end(crews[i]);
 }
 
+/* The run uses the shared pools from here on. */
 CONC__PRIVATE int conc__offloads_begin(conc_loop *l)
 {
+    for (const conc__ending *e = l->endings; e; e = e->next)
+        if (e->end == conc__offloads_end)
+            return 0;
     conc__ending *e = conc__alloc(sizeof *e);
-    int n = conc__processors() + 4, rc = 0;
     if (!e)
         return -ENOMEM;
-    pthread_mutex_lock(&conc__offloads.mutex);
-    if (conc__offloads.runs == 0) {
-        conc__offloads.pool = (conc_pool){.threads = n < 32 ? n : 32, .name = "conc offload"};
-        rc = conc_pool_open(&conc__offloads.pool);
-    }
-    conc__offloads.runs += rc == 0;
-    pthread_mutex_unlock(&conc__offloads.mutex);
-    if (rc) {
-        conc_free(e);
-        return rc;
-    }
     *e = (conc__ending){l->endings, conc__offloads_end};
     l->endings = e;
+    pthread_mutex_lock(&conc__offloads.mutex);
+    conc__offloads.runs++;
+    pthread_mutex_unlock(&conc__offloads.mutex);
     return 0;
 }
 
-/* The shared pool, for a task of l. */
-CONC__PRIVATE conc_pool *conc__offloads_of(conc_loop *l, int *rc)
+/* The shared pool for such jobs, for a task of l. */
+CONC__PRIVATE conc_pool *conc__offloads_of(conc_loop *l, int which, int *rc)
 {
-    *rc = 0;
-    for (const conc__ending *e = l->endings; e; e = e->next)
-        if (e->end == conc__offloads_end)
-            return &conc__offloads.pool;
+    static const char *const names[] = {"conc offload", "conc abandon", "conc files", "conc names",
+                                        "conc children"};
+    conc_pool *p = &conc__offloads.pools[which];
+    int n = conc__processors() + 4;
     *rc = conc__offloads_begin(l);
-    return *rc ? NULL : &conc__offloads.pool;
+    if (*rc || __atomic_load_n(&p->crew, __ATOMIC_ACQUIRE))
+        return *rc ? NULL : p;
+    pthread_mutex_lock(&conc__offloads.mutex);
+    if (!p->crew) {
+        p->threads = n < 32 ? n : 32;
+        p->name = names[which];
+        *rc = conc_pool_open(p);
+    }
+    pthread_mutex_unlock(&conc__offloads.mutex);
+    return *rc ? NULL : p;
 }
 
-/* conc_offload, for `call`. */
-CONC__PRIVATE CONC__CALLED int conc__offload(conc_fn *fn, void *arg, const char *call)
+/* conc_offload for such jobs, for `call`. */
+CONC__PRIVATE CONC__CALLED int conc__offload(int which, conc_fn *fn, void *arg, const char *call)
 {
     conc_loop *l;
     int rc = conc__caller(&l, call);
@@ -2385,13 +2583,13 @@ CONC__PRIVATE CONC__CALLED int conc__offload(conc_fn *fn, void *arg, const char 
         return conc__misused(-EINVAL, call, "no function", NULL);
     if (!l)
         return fn(arg);
-    conc_pool *p = conc__offloads_of(l, &rc);
+    conc_pool *p = conc__offloads_of(l, which, &rc);
     return p ? conc_pool_run(p, fn, arg) : rc;
 }
 
 CONC_API CONC__CALLED int conc_offload(conc_fn *fn, void *arg)
 {
-    return conc__offload(fn, arg, __func__);
+    return conc__offload(CONC__OFFLOADED, fn, arg, __func__);
 }
 
 /* A job that its task may leave. */
@@ -2426,16 +2624,15 @@ CONC__PRIVATE int conc__abandoned_run(void *arg)
     return rc;
 }
 
-/* Under the mutex: the job runs on, alone. Its thread is lost to the crew, which may have
- * another one for what waits. */
+/* Under the mutex: the job runs on, alone. Its thread is lost to the crew until the job ends. */
 CONC__PRIVATE void conc__job_leave(conc__crew *c, conc_job *j)
 {
     conc__crew_blocks(c, j, false);
     __atomic_fetch_or(&j->state, CONC__JOB_LEFT, __ATOMIC_RELAXED);
     conc__job_at_work(j, false);
     c->lost++;
+    conc__crew_unload(c); /* what its thread has not begun is for the others */
     conc__crew_stall(c);
-    conc__crew_share(c);
     int rc = conc__crew_rouse(c);
     for (conc_job *first; rc && (first = conc__backlog_pop(c));) /* nobody comes for it */
         conc__crew_end_job(c, first, rc, NULL, true);
@@ -2463,10 +2660,10 @@ CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
 static const conc__wait_kind conc__wants_until_cancel = {
     .what = "waits for a job that it would leave", .cancel = conc__abandon_cancel};
 
-CONC__PRIVATE int conc__abandoned_submit(conc_loop *l, conc__abandoned *a)
+CONC__PRIVATE int conc__abandoned_submit(conc_loop *l, int which, conc__abandoned *a)
 {
     int rc;
-    conc_pool *p = conc__offloads_of(l, &rc);
+    conc_pool *p = conc__offloads_of(l, which, &rc);
     conc__crew *c = p ? conc__pool_enter(&p->crew, &p->users, &rc) : NULL;
     if (!c)
         return rc;
@@ -2485,7 +2682,7 @@ CONC__PRIVATE int conc__abandoned_wait(conc_loop *l, conc__abandoned *a)
     return rc ? rc : conc__job_result(l, &answer);
 }
 
-CONC__PRIVATE int conc__offload_abandon(conc_loop *l, conc_fn *fn, void *arg,
+CONC__PRIVATE int conc__offload_abandon(conc_loop *l, int which, conc_fn *fn, void *arg,
                                         void (*free_arg)(void *))
 {
     conc__abandoned *a = conc__alloc(sizeof *a);
@@ -2496,7 +2693,7 @@ CONC__PRIVATE int conc__offload_abandon(conc_loop *l, conc_fn *fn, void *arg,
         a->arg = arg;
         a->free_arg = free_arg;
         a->references = 2;
-        rc = conc__abandoned_submit(l, a);
+        rc = conc__abandoned_submit(l, which, a);
     }
     if (rc) {
         conc_free(a);
@@ -2511,9 +2708,9 @@ CONC__PRIVATE int conc__offload_abandon(conc_loop *l, conc_fn *fn, void *arg,
     return rc;
 }
 
-/* conc_offload_abandon, for `call`. */
-CONC__PRIVATE CONC__CALLED int conc__offload_for(conc_fn *fn, void *arg, void (*free_arg)(void *),
-                                                 const char *call)
+/* conc_offload_abandon for such jobs, for `call`. */
+CONC__PRIVATE CONC__CALLED int conc__offload_for(int which, conc_fn *fn, void *arg,
+                                                 void (*free_arg)(void *), const char *call)
 {
     conc_loop *l;
     int rc = conc__caller(&l, call);
@@ -2522,7 +2719,7 @@ CONC__PRIVATE CONC__CALLED int conc__offload_for(conc_fn *fn, void *arg, void (*
     if (rc == 0 && l)
         rc = conc__checkpoint(l);
     if (rc == 0 && l)
-        return conc__offload_abandon(l, fn, arg, free_arg);
+        return conc__offload_abandon(l, which, fn, arg, free_arg);
     if (rc == 0)
         rc = fn(arg);
     if (free_arg)
@@ -2532,7 +2729,7 @@ CONC__PRIVATE CONC__CALLED int conc__offload_for(conc_fn *fn, void *arg, void (*
 
 CONC_API CONC__CALLED int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *))
 {
-    return conc__offload_for(fn, arg, free_arg, __func__);
+    return conc__offload_for(CONC__ABANDONED, fn, arg, free_arg, __func__);
 }
 
 /* ---- >>channel ------------------------------------------------------------------------------ */
@@ -2819,7 +3016,7 @@ CONC_API CONC__CALLED int conc_file_read(const char *path, void **data, size_t *
         *data = NULL;
     if (!path || !data)
         return conc__own_error(-EINVAL);
-    int rc = conc__offload(conc__file_reads, &f, __func__);
+    int rc = conc__offload(CONC__FILES, conc__file_reads, &f, __func__);
     *data = f.data;
     if (size)
         *size = f.data ? f.size : 0;
@@ -3001,7 +3198,7 @@ CONC__PRIVATE int conc__file_change(conc_fn *fn, const char *path, const void *d
         return conc__own_error(-EINVAL);
     if (!*path) /* not that the directory "" cannot be written to */
         return conc__system_failed(-ENOENT, path);
-    return conc__system_failed(conc__offload(fn, &f, call), path);
+    return conc__system_failed(conc__offload(CONC__FILES, fn, &f, call), path);
 }
 
 CONC_API int conc_file_write(const char *path, const void *data, size_t size)
@@ -3094,7 +3291,7 @@ CONC__PRIVATE CONC__CALLED int conc__resolve(const char *host, const char *port,
     q->max = max;
     strcpy(q->host, host);
     strcpy(q->port, port);
-    int rc = conc__offload_for(conc__ask_resolver, q, conc__question_drop, call);
+    int rc = conc__offload_for(CONC__NAMES, conc__ask_resolver, q, conc__question_drop, call);
     if (rc == 0 && (q->code || !q->count))
         rc = conc__no_answer(q);
     if (rc == 0) {
@@ -3183,8 +3380,8 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
     conc_loop *l = conc__here;
     conc__frame *f = conc__frame_here();
     pthread_sigmask(SIG_SETMASK, NULL, mask);
-    if (f && f->thread) { /* a pool's own thread lets nothing through, whatever runs on it */
-        *mask = f->thread->mask;
+    if (f && f->thread) { /* a job's: that of its pool's opener, whatever the job has changed */
+        *mask = f->thread->crew->mask;
         return;
     }
     if (l && !l->pipe_was_blocked)
@@ -3761,7 +3958,7 @@ CONC_API int conc_child_start(conc_child *c)
     }
     conc__child_starting s = {.child = c};
     conc__original_mask(&s.mask);
-    rc = conc__offload(conc__child_starts, &s, __func__);
+    rc = conc__offload(CONC__STARTS, conc__child_starts, &s, __func__);
     if (rc) {
         conc_free(program);
         conc__child_set_state(c, CONC__CHILD_NONE);
@@ -6431,6 +6628,7 @@ static void conc__pool_begins(int argc, char **argv, char **env)
     conc__extended.job_words = conc__job_words;
     conc__extended.resolve = conc__resolve_name;
     conc__extended.jobs_queued = conc__jobs_queued;
+    conc__extended.job_overflows = conc__job_overflows;
     conc__extended.job_in_use = conc__handle_is_at_work;
     conc__extended.pipe_awaited = conc__pipe_awaited;
 #ifdef __linux__

@@ -103,6 +103,7 @@ typedef struct caller {
     void *arg;
     void (*free_arg)(void *);
     int rc, next;
+    int kind; /* by_kind: of the jobs that conc itself offloads, too */
     double at;
     char text[128];
     conc_task task;
@@ -118,6 +119,12 @@ static int by_abandon(void *arg)
 {
     caller *c = arg;
     return conc_offload_abandon(c->fn, c->arg, c->free_arg);
+}
+
+static int by_kind(void *arg)
+{
+    caller *c = arg;
+    return conc__offload(c->kind, c->fn, c->arg, "by_kind");
 }
 
 #define OFFLOADS(h) ((caller){.how = by_offload, .fn = holds, .arg = (h)})
@@ -425,12 +432,12 @@ OFFLOAD_TEST(in_a_job_an_offload_is_a_call)
     check_same_thread(p);
     CHECK_INT(conc_offload_abandon(offloads_inside, p, NULL), 6);
     check_same_thread(p);
-    CHECK_INT(count_threads(), base + 1);
+    CHECK_INT(count_threads(), base + 2);
     CONC_AUTO(conc_pool, pool) = {.threads = 1};
     CHECK_INT(conc_pool_open(&pool), 0);
     CHECK_INT(conc_pool_run(&pool, offloads_inside, p), 6);
     check_same_thread(p);
-    CHECK_INT(count_threads(), base + 2);
+    CHECK_INT(count_threads(), base + 3);
 }
 
 OFFLOAD_TEST(a_crowd_of_jobs_that_offload_has_room)
@@ -939,30 +946,7 @@ TEST(the_program_ends_while_an_abandoned_job_hangs)
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 7);
 }
 
-OFFLOAD_TEST(jobs_that_hang_do_not_use_up_the_shared_pool)
-{
-    enum { N = 40 };
-    static held h[N];
-    static caller c[N];
-    conc_group g = {0};
-    for (int i = 0; i < N; i++) {
-        h[i] = (held)HELD(7);
-        c[i] = ABANDONS(&h[i]);
-        start_held(&g, &c[i], &h[i]);
-        cancel(&c[i]);
-        CHECK_INT(c[i].rc, -ECANCELED);
-    }
-    end(&g);
-    CHECK_INT(conc_offload(counts, NULL), 1);
-    for (int i = 0; i < N; i++) {
-        CHECK_INT(count_now(&h[i].freed), 0);
-        let_go(&h[i]);
-    }
-    for (int i = 0; i < N; i++)
-        check_freed(&h[i], 1);
-}
-
-/* Jobs that hang on all threads of the shared pool; their tasks, and those of jobs behind them,
+/* Jobs that hang on all threads for such jobs; their tasks, and those of jobs behind them,
  * are in one group. */
 typedef struct hanging {
     held hold[32];
@@ -971,7 +955,7 @@ typedef struct hanging {
     int n;
 } hanging;
 
-static void hang_shared_pool(hanging *x)
+static void hang_all(hanging *x)
 {
     *x = (hanging){.n = shared_threads()};
     for (int i = 0; i < x->n; i++) {
@@ -981,10 +965,15 @@ static void hang_shared_pool(hanging *x)
     }
 }
 
-static void abandon_all(hanging *x)
+static void cancel_all(hanging *x)
 {
     for (int i = 0; i < x->n; i++)
         cancel(&x->callers[i]);
+}
+
+static void abandon_all(hanging *x)
+{
+    cancel_all(x);
     end(&x->group);
 }
 
@@ -996,32 +985,232 @@ static void let_all_go(hanging *x)
     }
 }
 
-OFFLOAD_TEST(what_is_queued_behind_jobs_that_hang_begins_when_they_are_abandoned)
+OFFLOAD_TEST(an_abandoned_job_keeps_its_thread_and_when_all_hang_the_next_waits)
 {
     static hanging x;
-    caller queued = {.how = by_offload, .fn = counts};
-    hang_shared_pool(&x);
+    held late = HELD(3);
+    caller queued = ABANDONS(&late);
+    hang_all(&x);
     start(&x.group, &queued);
+    cancel_all(&x);
     CHECK_INT(queued.rc, WAITING);
+    CHECK_INT(late.runs, 0);
+    CHECK_INT(count_threads(), base + x.n);
+    let_go(&x.hold[0]);
+    count_wait(&late.entered, 1);
+    let_go(&late);
+    end(&x.group);
+    CHECK_INT(queued.rc, 3);
+    check_freed(&late, 1);
+    CHECK_INT(count_threads(), base + x.n);
+    for (int i = 1; i < x.n; i++)
+        let_go(&x.hold[i]);
+    for (int i = 0; i < x.n; i++)
+        check_freed(&x.hold[i], 1);
+}
+
+OFFLOAD_TEST(a_job_behind_abandoned_ones_is_given_up_at_its_time_limit)
+{
+    static hanging x;
+    held late = HELD(3);
+    caller queued = ABANDONS(&late);
+    hang_all(&x);
     abandon_all(&x);
-    CHECK_INT(queued.rc, 1);
+    for (int i = 1; i < 3; i++) {
+        CHECK_INT(conc_timeout(2, by_abandon, &queued), -ETIMEDOUT);
+        CHECK_TIME(2 * i);
+        count_wait(&late.freed, i);
+    }
+    CHECK_INT(late.runs, 0);
+    CHECK_INT(count_threads(), base + x.n);
+    let_all_go(&x);
+}
+
+OFFLOAD_TEST(offloaded_jobs_do_not_wait_for_abandoned_ones)
+{
+    static hanging x;
+    hang_all(&x);
+    CHECK_INT(conc_offload(counts, NULL), 1);
+    abandon_all(&x);
+    CHECK_INT(conc_offload(counts, NULL), 2);
     let_all_go(&x);
 }
 
 OFFLOAD_TEST(what_is_queued_behind_abandoned_jobs_is_refused_when_there_can_be_no_thread)
 {
-    static hanging x;
-    caller queued[2] = {{.how = by_offload, .fn = counts}, {.how = by_offload, .fn = counts}};
-    hang_shared_pool(&x);
-    start(&x.group, &queued[0]);
-    start(&x.group, &queued[1]);
+    held h = HELD(7);
+    conc_group g = {0};
+    caller hangs = ABANDONS(&h),
+           queued[2] = {{.how = by_abandon, .fn = counts}, {.how = by_abandon, .fn = counts}};
+    start_held(&g, &hangs, &h);
     no_threads = true;
-    abandon_all(&x);
+    start(&g, &queued[0]);
+    start(&g, &queued[1]);
+    CHECK_INT(queued[1].rc, WAITING);
+    cancel(&hangs);
+    end(&g);
     no_threads = false;
     CHECK_INT(queued[0].rc, -EAGAIN);
     CHECK_INT(queued[1].rc, -EAGAIN);
+    let_go(&h);
+    check_freed(&h, 1);
+    CHECK_INT(conc_offload_abandon(counts, NULL, NULL), 1);
+}
+
+/* ---- what has threads of its own ---- */
+
+static int reads_a_file(void *arg)
+{
+    void *data = NULL;
+    (void)arg;
+    CONC_TRY(conc_file_read("/proc/self/comm", &data, NULL));
+    conc_free(data);
+    return 1;
+}
+
+static int writes_a_file(void *arg)
+{
+    (void)arg;
+    CONC_TRY(conc_file_append("/dev/null", "x", 1));
+    return 1 + conc_file_write("/dev/null", "x", 1);
+}
+
+static int looks_a_name_up(void *arg)
+{
+    struct sockaddr_storage found;
+    (void)arg;
+    return conc_resolve("localhost", "80", &found, 1) > 0;
+}
+
+static int starts_a_child(void *arg)
+{
+    static const char *const argv[] = {"true", NULL};
+    conc_child c = {.argv = argv};
+    int status = -1;
+    (void)arg;
+    CONC_TRY(conc_child_start(&c));
+    CONC_TRY(conc_child_wait(&c, &status));
+    return 1 + conc_child_close(&c);
+}
+
+/* Jobs of this kind hang on all threads for them: what is of another kind goes on. */
+static void hang_kind(int kind)
+{
+    static conc_fn *const use[] = {[CONC__OFFLOADED] = offloads_count,
+                                   [CONC__FILES] = reads_a_file,
+                                   [CONC__NAMES] = looks_a_name_up,
+                                   [CONC__STARTS] = starts_a_child};
+    conc_group g = {0};
+    held h = HELD(0);
+    caller c[32];
+    int n = shared_threads();
+    for (int i = 0; i < n; i++) {
+        c[i] = OFFLOADS(&h);
+        c[i].how = by_kind;
+        c[i].kind = kind;
+        start(&g, &c[i]);
+    }
+    count_wait(&h.entered, n);
+    for (size_t i = 0; i < CONC_LEN(use); i++)
+        if (use[i] && (int)i != kind)
+            CHECK(use[i](NULL) >= 0);
+    if (kind != CONC__FILES)
+        CHECK_INT(writes_a_file(NULL), 1);
+    if (kind != CONC__ABANDONED)
+        CHECK(conc_offload_abandon(counts, NULL, NULL) > 0);
+    let_go(&h);
+    end(&g);
+}
+
+OFFLOAD_TEST(files_names_and_children_do_not_wait_for_offloaded_jobs)
+{
+    hang_kind(CONC__OFFLOADED);
+}
+OFFLOAD_TEST(nothing_waits_for_jobs_that_may_be_abandoned) { hang_kind(CONC__ABANDONED); }
+OFFLOAD_TEST(names_and_children_do_not_wait_for_files) { hang_kind(CONC__FILES); }
+OFFLOAD_TEST(files_and_children_do_not_wait_for_names) { hang_kind(CONC__NAMES); }
+OFFLOAD_TEST(files_and_names_do_not_wait_for_children_that_start) { hang_kind(CONC__STARTS); }
+
+OFFLOAD_TEST(files_names_and_children_do_not_wait_for_jobs_that_were_abandoned)
+{
+    static hanging x;
+    hang_all(&x);
+    abandon_all(&x);
+    CHECK_INT(reads_a_file(NULL), 1);
+    CHECK_INT(writes_a_file(NULL), 1);
+    CHECK_INT(looks_a_name_up(NULL), 1);
+    CHECK_INT(starts_a_child(NULL), 1);
     let_all_go(&x);
-    CHECK_INT(conc_offload(counts, NULL), 1);
+}
+
+/* ---- the threads' end ---- */
+
+static pthread_key_t end_key;
+static atomic_int begun_threads, ended_threads;
+
+/* Of a thread, when its start function has returned. */
+static void ends_after_a_while(void *arg)
+{
+    (void)arg;
+    nap();
+    ended_threads++;
+}
+
+static int marks_its_thread(void *arg)
+{
+    if (pthread_getspecific(end_key))
+        return 0;
+    begun_threads++;
+    return -pthread_setspecific(end_key, arg ? arg : &end_key);
+}
+
+static int offloads_mark(void *arg) { return conc_offload(marks_its_thread, arg); }
+
+static int offloads_some(void *arg)
+{
+    CONC_TRY(conc_offload_abandon(marks_its_thread, arg, NULL));
+    return CONC_GATHER(CONC_CALL(offloads_mark, NULL), CONC_CALL(offloads_mark, NULL));
+}
+
+static int nests_some(void *arg) { return run_virtual(offloads_some, arg); }
+static int offloads_nests(void *arg) { return conc_offload(nests_some, arg); }
+
+static int uses_a_pool(void *arg)
+{
+    conc_pool pool = {.threads = 3};
+    CONC_TRY(conc_pool_open(&pool));
+    CONC_TRY(conc_pool_map(&pool, marks_its_thread, arg, 3, 0));
+    return conc_pool_close(&pool);
+}
+
+static void check_threads_have_ended(conc_fn *fn, int runs)
+{
+    CHECK_INT(pthread_key_create(&end_key, ends_after_a_while), 0);
+    for (int i = 0; i < runs; i++) {
+        CHECK_INT(run_virtual(fn, NULL), 0);
+        CHECK(begun_threads > i);
+        CHECK_INT(ended_threads, begun_threads);
+    }
+    CHECK_INT(pthread_key_delete(end_key), 0);
+}
+
+/* The run ends while its only thread has not gone to sleep yet. */
+THREAD_TEST(at_the_runs_end_a_thread_that_was_busy_until_now_has_ended)
+{
+    check_threads_have_ended(offloads_mark, 200);
+}
+
+THREAD_TEST(at_the_runs_end_the_shared_threads_have_ended)
+{
+    check_threads_have_ended(offloads_some, 20);
+}
+THREAD_TEST(at_the_runs_end_threads_of_runs_inside_jobs_have_ended)
+{
+    check_threads_have_ended(offloads_nests, 20);
+}
+THREAD_TEST(when_a_pool_is_closed_its_threads_have_ended)
+{
+    check_threads_have_ended(uses_a_pool, 20);
 }
 
 /* Time for virtual time to go on, wrongly. */

@@ -678,7 +678,7 @@ TEST(a_run_inside_a_job_that_waits_for_its_own_pool_gets_a_thread_or_an_error)
     CHECK_INT(conc_pool_close(&lone), 0);
 }
 
-static int offloads(void *arg) { return conc_offload(doubles, arg); }
+static int offloads(void *arg) { return conc_offload_abandon(doubles, arg, NULL); }
 
 /* Every thread that there is hangs in a job that was left alone. */
 static int offload_behind_hanging_job(void *arg)
@@ -695,7 +695,7 @@ static int offload_behind_hanging_job(void *arg)
     conc_group_cancel(&g);
     CHECK_INT(conc_group_wait(&g), 0);
     CHECK_INT(atomic_load(&left), -ECANCELED);
-    CHECK_INT(conc_offload(doubles, &w), -EAGAIN);
+    CHECK_INT(offloads(&w), -EAGAIN);
     check_work(&w, 0, 0);
     heal();
     CHECK_INT(conc_timeout(CONC_FOREVER, offloads, &w), 2);
