@@ -5025,13 +5025,15 @@ CONC__PRIVATE char *conc__worker_data(const conc__request *r)
 
 CONC__PRIVATE int64_t conc__worker_maps(conc__worker_channel *c, conc_fn *fn, char *data)
 {
-    const conc__request *r = &c->request;
-    int *results = (int *)(void *)(data + conc__aligned(r->in * r->out));
-    for (uint64_t i = 0; i < r->out && !__atomic_load_n(&c->asked, __ATOMIC_RELAXED); i++) {
-        int rc = fn(r->in ? data + i * r->in : NULL);
+    /* now: the function may overwrite the request */
+    const uint64_t size = c->request.in, count = c->request.out;
+    const bool keeps_going = c->request.keeps_going;
+    int *results = (int *)(void *)(data + conc__aligned(size * count));
+    for (uint64_t i = 0; i < count && !__atomic_load_n(&c->asked, __ATOMIC_RELAXED); i++) {
+        int rc = fn(size ? data + i * size : NULL);
         results[i] = rc;
         __atomic_store_n(&c->done, i + 1, __ATOMIC_RELEASE);
-        if (rc < 0 && !r->keeps_going)
+        if (rc < 0 && !keeps_going)
             return rc;
     }
     return 0;
@@ -5299,8 +5301,7 @@ typedef struct conc__worker {
     bool cancelled;                /* the job is, while its data is copied */
     int pid, pidfd, socket;
     conc__segment channel_memory, data;
-    uint64_t data_version;     /* changes with the segment */
-    unsigned function_version; /* of the one that stands in the channel's request */
+    uint64_t data_version; /* changes with the segment */
     conc_job *job;
     int jobs; /* that it has had */
     int64_t idle_since;
@@ -5310,7 +5311,6 @@ typedef struct conc__worker {
 typedef struct conc__named_function {
     uintptr_t fn;
     conc__module_counts counts;
-    unsigned version;
     conc__function function;
 } conc__named_function;
 
@@ -5366,13 +5366,10 @@ CONC__PRIVATE int conc__request_function(conc__supervisor *s, conc__worker *w, u
             return -EINVAL;
         named->fn = fn;
         named->counts = counts;
-        named->version++;
     }
-    if (w->function_version != named->version) {
-        size_t head = offsetof(conc__function, module), n = strlen(named->function.module) + 1;
-        memcpy(to, &named->function, head + n);
-        w->function_version = named->version;
-    }
+    /* anew each time: a job may have overwritten it */
+    memcpy(to, &named->function,
+           offsetof(conc__function, module) + strlen(named->function.module) + 1);
     return 0;
 }
 
@@ -5981,7 +5978,6 @@ CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
         return rc;
     conc__worker_channel *c = w->channel_memory.address;
     __atomic_store_n(&w->channel, c, __ATOMIC_SEQ_CST);
-    w->function_version = 0;
     w->data_version = 0;
     w->jobs = 0;
     rc = conc__sockets(ends);
