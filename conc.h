@@ -969,8 +969,10 @@ CONC_API void conc_dump(FILE *out);
 
 #ifdef __cplusplus
 }
+extern "C++" { /* also where the header is included inside extern "C" */
 static inline int conc__end(conc_group *g, int rc) { return conc_group_end(g, rc); }
 static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc); }
+}
 #endif
 
 #endif /* CONC_H */

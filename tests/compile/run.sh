@@ -138,6 +138,8 @@ check_cpp() {
     cc -O2 -c $here/impl.c -o "$out/impl.o"
     cxx -O2 $here/calls.cpp "$out/impl.o" -o "$out/calls"
     "$out/calls"
+    cxx $here/extern_c.cpp "$out/impl.o" -o "$out/calls"
+    "$out/calls"
 }
 
 check_two_units() {
