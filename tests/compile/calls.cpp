@@ -412,6 +412,8 @@ static int outside(void *)
     CHECK(conc_child_kill(&c, SIGTERM) == -EALREADY);
     CHECK(conc_child_close(&c) == 0);
     conc_child_io io{};
+    c.input = CONC_NULL; /* a start has left -1 there */
+    c.error = 0;
     c.group = true;
     c.grace = 1;
     c.output = CONC_PIPE;
