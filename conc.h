@@ -46,8 +46,9 @@
  *             allocated; out of memory is -ENOMEM, never an abort.
  *   Misuse    that can be told is -EINVAL (a bad argument, the wrong order), -EPERM (not the
  *             owner, not in a task), -EDEADLK (on oneself) or -EBUSY (in use), and changes
- *             nothing. A function that returned with a group or scope of its own still open has
- *             lost memory already: conc says which and where, and aborts.
+ *             nothing. A function that returned with a group or scope of its own still open, or a
+ *             loop that set the variable anew with the next turn, has lost memory already: conc
+ *             says which and where, and aborts.
  *
  * Options, all to be defined before the include that has CONC_IMPLEMENTATION
  *   CONC_STATIC          instead of it: every function static, a private copy for this file, a
@@ -365,7 +366,8 @@ CONC_API int conc__spawn(conc_group *g, const char *spawned, conc_fn *fn, void *
 /* The same with a handle, in storage of yours, of any content, that stays where it is until the
  * task was joined, was returned by conc_group_next, or its group closed. -EBUSY: the handle is
  * in use. A handle of a function that returned earlier ends the program with a report, where it is
- * found: debug mode looks at each wait, else the end of the group does.
+ * found: debug mode looks at each wait, else the end of the group does. So does one that was set
+ * anew meanwhile: debug mode finds each, else those of the group's first and last child are found.
  *     int conc_spawn_task(conc_group *g, conc_task *t, conc_fn *fn, void *arg); */
 #define conc_spawn_task(g, t, fn, ...) \
     conc__spawn_task((g), (t), CONC__NAMED(fn), (fn), __VA_ARGS__)
@@ -1853,11 +1855,13 @@ CONC__PRIVATE bool conc__fd_is_own(const conc__fd *f);
 CONC__PRIVATE bool conc__fd_is_polled(const conc__fd *f);
 static inline void conc__take_signals(conc_loop *l);
 CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f);
-CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how);
+CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *place, const char *how);
+static const char conc__overwritten[] = "memory was overwritten";
 #define CONC__HANDLE_OF "the handle of "
 #define CONC__A_JOB "a job"
 CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *what);
 CONC__COLD void conc__unnote(conc__holding **tree, const void *object);
+CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void *object);
 CONC__COLD void conc__step(conc_loop *l, conc_task *t);
 CONC__COLD void conc__step_last(conc_loop *l, conc_task *t);
 CONC__COLD void conc__waited(conc_loop *l, conc_task *t);
@@ -3998,21 +4002,18 @@ CONC__PRIVATE bool conc__loan_is_over(const conc__holding *h)
 
 /* What conc still needs in memory that is lost: on the stack where the task runs, below an
  * address. */
-CONC__COLD void conc__find_lost_loans(conc_loop *l, conc_task *t, const void *below,
+CONC__COLD void conc__find_lost_loans(conc_loop *l, const conc_task *t, const void *below,
                                       const char *how)
 {
     char handle[CONC__DESCRIPTION];
     const conc__holding *h = conc__find_below(l->receiving, t, below);
-    if (h) {
-        t->place = h->place;
-        conc__lost(l, t, how);
-    }
+    if (h)
+        conc__lost(l, t, h->place, how);
     while ((h = conc__find_below(l->handles, t, below)) && conc__loan_is_over(h))
         conc__unnote(&l->handles, h->object);
     if (h) {
         snprintf(handle, sizeof handle, CONC__HANDLE_OF "%s", h->place);
-        t->place = handle;
-        conc__lost(l, t, how);
+        conc__lost(l, t, handle, how);
     }
 }
 
@@ -4028,7 +4029,7 @@ CONC__COLD void conc__find_lost_now(conc_loop *l, const void *frame)
 {
     static const char how[] = "a function returned";
     if (conc__scope_is_lost(l->self, frame))
-        conc__lost(l, l->self, how);
+        conc__lost(l, l->self, l->self->place, how);
     conc__find_lost_loans(l, l->self, frame, how);
 }
 
@@ -4340,11 +4341,14 @@ static inline void conc__set_limit(conc_loop *l, conc_scope *s, double seconds)
         conc__scope_expired(&s->timer);
 }
 
-/* Puts a scope inside those the task has open. */
+/* Puts a scope inside those the task has open. A variable that is declared with an initializer in
+ * a loop is set anew each time, also if the block was left with the scope open. */
 static inline void conc__scope_open(conc_loop *l, conc_scope *s, const char *place)
 {
     conc_task *self = l->self;
     conc_scope *outer = self->scope;
+    if (CONC__UNLIKELY(outer && outer->state != CONC__OPEN))
+        conc__lost(l, self, self->place, conc__overwritten);
     s->cancel_called = s->cancel_caught = s->expired = s->shielded = s->is_group = false;
     s->effective = self->pending;
     s->state = CONC__OPEN;
@@ -4650,6 +4654,14 @@ static inline void conc__child_add(conc_group *g, conc_task *t)
         g->live_handles++;
 }
 
+/* Is this a group's first or last child? A handle that holds no task any more, as it was set anew
+ * at the start of a block, is mostly one of them if its task lives. */
+static inline bool conc__is_at_an_end(const conc_group *g, const conc_task *t)
+{
+    const conc_task *first = g->children;
+    return first && (first == t || first->older == t);
+}
+
 static inline void conc__child_remove(conc_group *g, conc_task *t)
 {
     conc_task *older = t->older, *younger = t->younger;
@@ -4682,6 +4694,8 @@ CONC__FAST conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *han
     conc__stack *stack = pool ? conc__stack_take(pool) : NULL;
     if (CONC__UNLIKELY(!stack))
         return NULL;
+    if (handle && CONC__UNLIKELY(conc__is_at_an_end(g, handle)))
+        conc__lost(l, l->self, CONC__HANDLE_OF "a task", conc__overwritten);
     char *top = conc__stack_top(stack);
     conc_task *t = handle ? handle : (conc_task *)(void *)top;
     conc__task_init(l, t, handle != NULL, stack, fn, arg, spawned);
@@ -4882,6 +4896,17 @@ CONC_API CONC__CALLED int conc__spawn(conc_group *g, const char *spawned, conc_f
     return conc__spawn_in(g, NULL, "conc_spawn", spawned, fn, arg, &t);
 }
 
+/* Debug: a handle that holds no task any more was lent to one that lives. */
+CONC__COLD void conc__find_overwritten(conc_loop *l, const conc_task *handle)
+{
+    const conc__holding *h = *conc__holding_find(&l->handles, handle);
+    char what[CONC__DESCRIPTION];
+    if (!h || strcmp(h->place, CONC__A_JOB) == 0)
+        return;
+    snprintf(what, sizeof what, CONC__HANDLE_OF "%s", h->place);
+    conc__lost(l, l->self, what, conc__overwritten);
+}
+
 CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, const char *spawned,
                                            conc_fn *fn, void *arg)
 {
@@ -4894,6 +4919,8 @@ CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, con
         conc__excuse(handle, sizeof *handle);
     if (conc__handle_in_use(handle) && !conc__handle_taken_over(handle))
         return conc__misused(-EBUSY, "conc_spawn_task", "the handle is in use", spawned);
+    if (CONC__UNLIKELY(conc__here->handles))
+        conc__find_overwritten(conc__here, handle);
     int rc = conc__spawn_in(g, handle, "conc_spawn_task", spawned, fn, arg, &t);
     if (CONC__UNLIKELY(conc__here->debug) && rc == 0)
         conc__lend_handle(conc__here, handle, spawned);
@@ -5693,7 +5720,7 @@ static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
 {
     conc_group *g = t->group;
     if (CONC__UNLIKELY(t->scope))
-        conc__lost(l, t, "it ended");
+        conc__lost(l, t, t->place, "it ended");
     if (CONC__UNLIKELY(l->lent))
         conc__find_lost_loans(l, t, t->stack, "it ended");
     if (CONC__UNLIKELY(t->held))
@@ -5922,7 +5949,8 @@ CONC__COLD void conc__find_lost_handles(conc_loop *l, const conc_group *g, const
         int looks = LOOKS;
         for (const conc_task *t = lists[i]; t && looks; t = t->younger, looks--)
             if ((uintptr_t)t - low < size)
-                conc__lost(l, l->self, "a function returned that had a task's handle");
+                conc__lost(l, l->self, l->self->place,
+                           "a function returned that had a task's handle");
     }
 }
 
@@ -5964,7 +5992,7 @@ CONC_API void conc__auto_conc_group(conc_group *g)
     if (!l || g->scope.state != CONC__OPEN || g->scope.task != l->self)
         return;
     if (l->self->scope != &g->scope)
-        conc__lost(l, l->self, "the block of a CONC_AUTO group ended");
+        conc__lost(l, l->self, l->self->place, "the block of a CONC_AUTO group ended");
     conc__cancel_scope(l, &g->scope);
     conc__kept_error kept;
     conc__error_keep(&kept, l->self);
@@ -6304,7 +6332,7 @@ CONC__PRIVATE void conc__gen_find_lost(conc_loop *l, const conc__gen *g)
         return;
     snprintf(how, sizeof how, "the generator %s ended", g->opened);
     if (l->self->scope != g->scope)
-        conc__lost(l, l->self, how);
+        conc__lost(l, l->self, l->self->place, how);
     conc__find_lost_loans(l, l->self, g->stack, how);
 }
 
@@ -9965,6 +9993,8 @@ CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *n
     if (s->loop && conc__run_is_elsewhere(l, s->run))
         return conc__misused(-EBUSY, "conc_signals_open", "it is open in another thread's run",
                              NULL);
+    if (*conc__holding_find(&l->receiving, s)) /* it was set anew while it was open */
+        conc__lost(l, l->self, (*conc__holding_find(&l->receiving, s))->place, conc__overwritten);
     conc__on_loop(l, conc__open_signals, &c);
     if (c.rc == 0) {
         conc__note(&l->receiving, s, "signals", place);
@@ -10702,23 +10732,22 @@ CONC__COLD void conc__deadlock(conc_loop *l)
 
 typedef struct conc__lost_call {
     const conc_task *task;
-    const char *how;
+    const char *place, *how;
 } conc__lost_call;
 
 CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
 {
     const conc__lost_call *c = arg;
+    const char *place = c->place ? c->place : "the scope or group around others";
+    const char *opened =
+        strncmp(place, "the ", 4) == 0 ? "" : "the group of "; /* its first spawn */
+    bool is_handle = strncmp(place, CONC__HANDLE_OF, strlen(CONC__HANDLE_OF)) == 0;
+    char who[CONC__DESCRIPTION] = "the loop";
     (void)l;
-    const char *place = c->task->place,
-               *state = "open",
-               /* by its first spawn */
-                   *opened = strncmp(place, "the ", 4) == 0 ? "" : "the group of ";
-    char who[CONC__DESCRIPTION];
-    if (strncmp(place, CONC__HANDLE_OF, strlen(CONC__HANDLE_OF)) == 0)
-        state = "in use";
-    fprintf(stderr, "conc: %s: %s, with %s%s still %s\n",
-            conc__describe(who, sizeof who, conc__source_of(c->task)), c->how, opened, place,
-            state);
+    if (c->task)
+        conc__describe(who, sizeof who, conc__source_of(c->task));
+    fprintf(stderr, "conc: %s: %s, with %s%s still %s\n", who, c->how, opened, place,
+            is_handle ? "in use" : "open");
     abort();
 }
 
@@ -10736,11 +10765,11 @@ CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *
     l->lent = l->receiving || l->handles;
 }
 
-/* The task's innermost scope is gone with the memory it lay in, and the loop still points there:
- * there is no way on. */
-CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how)
+/* Something is gone with the memory it lay in, and the loop still points there: there is no way on.
+ * t: the task that had it, NULL: the loop; place: what it is, and where it was opened. */
+CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *place, const char *how)
 {
-    conc__lost_call c = {t, how};
+    conc__lost_call c = {t, place, how};
     conc__on_loop(l, conc__lost_on_loop, &c);
 }
 
@@ -12239,15 +12268,13 @@ CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
     conc_task *self = l->self;
     uintptr_t low = (uintptr_t)self->stack->low, size = (uintptr_t)frame - low;
     if (self->scope)
-        conc__lost(l, self, how);
+        conc__lost(l, self, self->place, how);
     if (l->lent)
         conc__find_lost_loans(l, self, frame, how);
     const conc_task *t = l->background.live_handles ? l->background.children : NULL;
     for (; t; t = t->younger)
-        if ((uintptr_t)t - low < size) {
-            self->place = CONC__HANDLE_OF "a background task";
-            conc__lost(l, self, how);
-        }
+        if ((uintptr_t)t - low < size)
+            conc__lost(l, self, CONC__HANDLE_OF "a background task", how);
 }
 
 /* What is left when main_fn has returned; in its task. */
