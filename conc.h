@@ -174,8 +174,9 @@ typedef struct conc_options {
     bool virtual_clock; /* when nothing can run, time jumps to the next deadline; it starts at 0 */
     uint64_t seed;      /* not 0: ready tasks run in a random order that the seed repeats */
     /* Checks, and reports on stderr: tasks that hold the loop, and while they do where they are;
-     * locks, generators and streams left behind; cancels that are ignored; calls from a wrong
-     * thread; stack overflow; what stacks were used. `kill -USR2` prints the tasks. */
+     * locks, generators and streams left behind; background tasks whose arg lies on the stack of
+     * main_fn, which has returned; cancels that are ignored; calls from a wrong thread; stack
+     * overflow; what stacks were used. `kill -USR2` prints the tasks. */
     bool debug;
     double slow_step; /* seconds; debug: report a task that holds the loop longer; 0: 0.1 */
     /* SIGINT or SIGTERM cancels main_fn, which makes the run's result -EINTR; a second one,
@@ -937,7 +938,7 @@ CONC_API int conc_embed_end(conc_embed *e);
 /* Counts of this thread's run; all zero outside one. */
 typedef struct conc_stats {
     size_t tasks;       /* alive, main_fn and the caller included */
-    size_t ready;       /* of these, waiting for their turn */
+    size_t ready;       /* of these, waiting for their turn; they are counted one by one */
     size_t timers;      /* armed */
     size_t generators;  /* open */
     size_t descriptors; /* that tasks wait for */
@@ -1515,7 +1516,6 @@ typedef struct conc__slab {
     char *base;
     int carved;       /* stacks that were made so far, from below */
     int guarded;      /* stacks whose guard region stands */
-    int unused;       /* stacks in the free list, as conc__pool_count last found */
     uint64_t dropped; /* which stacks, a bit each */
 } conc__slab;
 
@@ -1525,6 +1525,7 @@ typedef struct conc__pool {
     size_t size, guard, stride;
     int per_slab;
     conc__slab *slabs; /* newest first; only the first may have stacks to carve */
+    size_t slab_count;
     conc__slab *holes;
     conc__stack *free;
     conc__stack *old;  /* free since the last trim, with all below it in the list; NULL: none */
@@ -2861,6 +2862,7 @@ CONC__PRIVATE bool conc__slab_open(conc__pool *p)
     if (slab->next)
         slab->next->prev = slab;
     p->slabs = slab;
+    p->slab_count++;
     return true;
 }
 
@@ -2999,16 +3001,6 @@ static inline void conc__stack_give(conc_loop *l, conc__stack *s)
     p->free = s;
 }
 
-CONC__PRIVATE void conc__pool_count(conc__pool *p)
-{
-    for (conc__slab *slab = p->slabs; slab; slab = slab->next)
-        slab->unused = 0;
-    for (conc__stack *s = p->free; s; s = s->next)
-        s->slab->unused++;
-    for (conc__stack *s = p->cold; s; s = s->next)
-        s->slab->unused++;
-}
-
 /* Stacks of a slab whose pages are not given back. */
 CONC__PRIVATE int conc__slab_resident(const conc__slab *slab)
 {
@@ -3033,6 +3025,7 @@ CONC__PRIVATE void conc__stack_drop(conc__stack *s)
     slab->prev->next = slab->next; /* it is not the first */
     if (slab->next)
         slab->next->prev = slab->prev;
+    p->slab_count--;
     conc__slab_close(slab);
 }
 
@@ -4304,6 +4297,8 @@ CONC__PRIVATE void conc__scope_changed(conc_loop *l, conc_scope *s)
 
 CONC__PRIVATE void conc__task_cancel(conc_loop *l, conc_task *t)
 {
+    if (t->asked)
+        return;
     t->asked = true;
     if (CONC__UNLIKELY(l->trace))
         conc__trace_mark(l, t, "cancel");
@@ -10773,6 +10768,20 @@ CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *place, 
     conc__on_loop(l, conc__lost_on_loop, &c);
 }
 
+/* Each task has one, each generator that is open, and each that was stopped for good. */
+CONC__PRIVATE void conc__count_stacks(const conc_loop *l, conc_stats *s)
+{
+    size_t all = 0;
+    s->stacks = (size_t)(l->spawned - l->finished) + l->generator_count;
+    for (const conc__stack *stack = l->stopped; stack; stack = stack->next)
+        s->stacks++;
+    for (const conc__pool *p = l->pools; p; p = p->next) {
+        all += p->resident;
+        s->stack_bytes += p->stride * (size_t)p->per_slab * p->slab_count;
+    }
+    s->stacks_kept = all - s->stacks;
+}
+
 CONC_API void conc_get_stats(conc_stats *s)
 {
     conc_loop *l = conc__here;
@@ -10783,14 +10792,7 @@ CONC_API void conc_get_stats(conc_stats *s)
         return;
     for (const conc_task *t = l->ready; t; t = t->next)
         s->ready++;
-    for (conc__pool *p = l->pools; p; p = p->next) {
-        conc__pool_count(p);
-        for (const conc__slab *slab = p->slabs; slab; slab = slab->next) {
-            s->stacks += (size_t)(conc__slab_resident(slab) - slab->unused);
-            s->stacks_kept += (size_t)slab->unused;
-            s->stack_bytes += p->stride * (size_t)p->per_slab;
-        }
-    }
+    conc__count_stacks(l, s);
     s->tasks = (size_t)(l->spawned - l->finished);
     s->timers = l->wheel.count;
     s->generators = l->generator_count;
@@ -11238,24 +11240,27 @@ typedef struct conc__usage {
     char name[CONC__NAME]; /* of the task that used most */
 } conc__usage;
 
-/* The lowest page of a stack that was ever touched: large ones are not to be read as a whole. */
+/* The lowest page of a stack that was ever touched. The search goes down from its top, and ends
+ * where a gibibyte was never touched: there may be very much below. */
 CONC__PRIVATE char *conc__first_resident(conc__stack *s)
 {
+    enum { GAP = 1 << 30 };
     unsigned char pages[1024];
     size_t page = conc__page();
-    char *at = s->low, *top = conc__stack_top(s);
-    while (at < top) {
-        size_t n = conc__round_up((size_t)(top - at), page) / page, resident = 0;
+    char *top = conc__stack_top(s), *lowest = top;
+    char *at = s->low + conc__round_up((size_t)(top - s->low), page);
+    while (at > s->low && (at > lowest || lowest - at < GAP)) {
+        size_t n = (size_t)(at - s->low) / page, i = 0;
         n = n < sizeof pages ? n : sizeof pages;
-        if (mincore(at, n * page, (void *)pages))
-            return s->low;
-        while (resident < n && !(pages[resident] & 1))
-            resident++;
-        at += resident * page;
-        if (resident < n)
-            break;
+        at -= n * page;
+        if (mincore(at, n * page, (void *)pages)) /* then all of it may have been */
+            return top - s->low < GAP ? s->low : top - GAP;
+        while (i < n && !(pages[i] & 1))
+            i++;
+        if (i < n)
+            lowest = at + i * page;
     }
-    return at < top ? at : s->low;
+    return lowest;
 }
 
 /* The lowest byte of a stack that was ever written, to the word; what was never touched reads as
@@ -11301,11 +11306,20 @@ CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source use
     return lowest;
 }
 
-/* Nothing is left of a stack's last user. */
+/* Nothing is left of a stack's last user. Of many pages some may never have been touched: writing
+ * there would take memory, so they are given back. */
 CONC__PRIVATE void conc__stack_clear(conc__stack *s, char *from)
 {
-    if (from)
-        memset(from, 0, (size_t)(conc__stack_top(s) - from));
+    enum { MANY = 1024 * 1024 }; /* bytes */
+    size_t page = conc__page();
+    char *top = conc__stack_top(s);
+    if (!from)
+        return;
+    char *first = from - (size_t)(from - s->low) % page;
+    char *last = top - (size_t)(top - s->low) % page;
+    if (top - from > MANY && madvise(first, (size_t)(last - first), CONC__MADV_DONTNEED) == 0)
+        from = last;
+    memset(from, 0, (size_t)(top - from));
 }
 
 /* The end of the run: the largest first. */
@@ -12260,6 +12274,25 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     return l;
 }
 
+/* A range of addresses. */
+typedef struct conc__range {
+    uintptr_t low, size;
+} conc__range;
+
+CONC__PRIVATE void conc__tell_lost_args(conc_loop *l, void *arg)
+{
+    enum { LINES = 20 };
+    const conc__range *memory = arg;
+    char who[CONC__DESCRIPTION];
+    size_t found = 0;
+    for (const conc_task *t = l->background.children; t; t = conc__task_after(t))
+        if ((uintptr_t)t->arg - memory->low < memory->size && found++ < LINES)
+            fprintf(stderr, "conc: %s: its arg lies in memory of main_fn, which has returned\n",
+                    conc__describe(who, sizeof who, conc__source_of(t)));
+    if (found > LINES)
+        fprintf(stderr, "conc: so do the args of %zu others\n", found - LINES);
+}
+
 /* main_fn has returned to `frame`: what is still in use in memory of the frames below it is lost.
  * Of a handle that lies there nothing is read, as it may have been overwritten. */
 CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
@@ -12275,6 +12308,9 @@ CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
     for (; t; t = t->younger)
         if ((uintptr_t)t - low < size)
             conc__lost(l, self, CONC__HANDLE_OF "a background task", how);
+    conc__range memory = {low, size};
+    if (l->debug)
+        conc__on_loop(l, conc__tell_lost_args, &memory);
 }
 
 /* What is left when main_fn has returned; in its task. */
