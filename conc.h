@@ -4184,11 +4184,12 @@ CONC_API int conc_block(double s)
     return 0;
 }
 
-CONC_API int conc_settle(void)
+CONC_API CONC__CALLED int conc_settle(void)
 {
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
+    conc__find_lost(l, __builtin_frame_address(0));
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -4969,6 +4970,7 @@ CONC_API CONC__CALLED int conc__start(conc_group *g, const char *spawned, conc_f
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
+    conc__find_lost(l, __builtin_frame_address(0));
     conc__starter s = {.wait = {.task = l->self, .kind = &conc__starting}};
     bool opens = g && (g->scope.state == CONC__FRESH || conc__scope_is_inherited(&g->scope));
     rc = conc__spawn_in(g, NULL, "conc_start", spawned, fn, arg, &s.child);
@@ -5809,6 +5811,7 @@ CONC_API CONC__CALLED int conc_join(conc_task *t, int *result)
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
+    conc__find_lost(l, __builtin_frame_address(0));
     conc__wait w = {.task = l->self, .kind = &conc__joining, .on = t, .value = t->result};
     if (t->state == CONC__LIVE) {
         conc__append(&t->joiners, &w);
@@ -6009,6 +6012,7 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
+    conc__find_lost(l, __builtin_frame_address(0));
     if (g->scope.state == CONC__FRESH)
         return 0;
     if (g->scope.task->loop != l)
@@ -6405,8 +6409,8 @@ CONC__PRIVATE void conc__gen_set_user(conc__gen *g, conc__gen *user)
     user->sources = g;
 }
 
-CONC_API int conc__gen_open(conc_gen *face, const char *opened, conc_gen_fn *fn, void *arg,
-                            size_t item_size)
+CONC_API CONC__CALLED int conc__gen_open(conc_gen *face, const char *opened, conc_gen_fn *fn,
+                                         void *arg, size_t item_size)
 {
     conc_loop *l = conc__in_task();
     if (!l)
@@ -6419,6 +6423,7 @@ CONC_API int conc__gen_open(conc_gen *face, const char *opened, conc_gen_fn *fn,
         return conc__misused(-EINVAL, __func__, "the generator is open", opened);
     if (conc__gen_is_elsewhere(l, face))
         return conc__misused(-EBUSY, "conc_gen_open", "it is open in another thread's run", NULL);
+    conc__find_lost(l, __builtin_frame_address(0));
     conc__stack *stack = conc__stack_take(l->pool);
     if (!stack)
         return conc__own_error(-ENOMEM);
@@ -6546,6 +6551,7 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     if (g->consumer)
         return conc__misused(-EBUSY, __func__, "another task is inside, or this one",
                              conc__place_of(g->opened));
+    conc__find_lost(l, __builtin_frame_address(0));
     uint32_t before = l->self->tellings;
     conc__gen_enter(l, g);
     if (g->ended) {
@@ -6598,7 +6604,7 @@ CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, b
     return rc;
 }
 
-CONC_API int conc_gen_close(conc_gen *face)
+CONC_API CONC__CALLED int conc_gen_close(conc_gen *face)
 {
     conc_loop *l = conc__here;
     if (!face)
@@ -6617,6 +6623,7 @@ CONC_API int conc_gen_close(conc_gen *face)
     if (g->consumer)
         return conc__misused(-EBUSY, __func__, "another task is inside, or this one",
                              conc__place_of(g->opened));
+    conc__find_lost(l, __builtin_frame_address(0));
     bool stopped;
     conc__source source = conc__gen_source(g);
     int rc = conc__gen_finish(l, g, face, &stopped);
@@ -7047,9 +7054,10 @@ CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd *f, uint32_t id, const con
 }
 
 /* Waits until the descriptor is ready for any of the events: those, or an error. */
-CONC__PRIVATE int conc__fd_park(conc_loop *l, int number, int events)
+CONC__PRIVATE CONC__CALLED int conc__fd_park(conc_loop *l, int number, int events)
 {
     conc__fd *f;
+    conc__find_lost(l, __builtin_frame_address(0));
     int rc = conc__checkpoint(l);
     if (rc == 0)
         rc = conc__fd_watch(l, number, events, &f);
@@ -10010,7 +10018,7 @@ CONC__PRIVATE bool conc__receive_cancel(conc__wait *w)
 static const conc__wait_kind conc__receiving = {.what = "waits for a signal",
                                                 .cancel = conc__receive_cancel};
 
-CONC_API int conc_signals_next(conc_signals *s)
+CONC_API CONC__CALLED int conc_signals_next(conc_signals *s)
 {
     conc_loop *l = conc__in_task();
     if (!l)
@@ -10024,6 +10032,7 @@ CONC_API int conc_signals_next(conc_signals *s)
         return conc__own_error(-EPIPE);
     if (s->loop != l || s->run != l->run)
         return conc__misused(-EPERM, "conc_signals_next", "it is another run's", NULL);
+    conc__find_lost(l, __builtin_frame_address(0));
     rc = s->waits.first ? 0 : conc__signals_find(s);
     if (rc) {
         conc__quick(l);

@@ -160,6 +160,61 @@ TEST(a_scope_left_open_by_a_function_is_found_at_the_next_wait)
     check_lost(scope_then_wait, "scope");
 }
 
+static int count_for_ever(conc_gen *g, void *arg)
+{
+    (void)arg;
+    for (int i = 0;; i++)
+        CONC_TRY(conc_gen_emit(g, &i));
+}
+
+static int start_and_sleep(void *arg)
+{
+    CONC_TRY(conc_started(0));
+    return sleep_for_ever(arg);
+}
+
+/* The calls that wait in a way of their own; the others share their waits with these. */
+enum { JOIN, NEXT_CHILD, START, SETTLE, OPEN, NEXT, CLOSE, READ, SIGNAL, CALLS };
+
+static int call_after_a_loss(void *arg)
+{
+    static conc_task t;
+    static conc_gen g, other;
+    static conc_signals s;
+    conc_task *next;
+    int item, call = *(int *)arg, ends[2];
+    CHECK(pipe(ends) == 0);
+    CHECK_INT(conc_spawn_task(&kept_group, &t, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_gen_open(&g, count_for_ever, NULL, sizeof item), 0);
+    CHECK_INT(conc_signals_open(&s, &(int){SIGUSR1}, 1), 0);
+    CHECK_INT(below(lose_a_scope), 0);
+    switch (call) {
+    case JOIN: return conc_join(&t, NULL);
+    case NEXT_CHILD: return conc_group_next(&kept_group, &next);
+    case START: return conc_start(NULL, start_and_sleep, NULL);
+    case SETTLE: return conc_settle();
+    case OPEN: return conc_gen_open(&other, count_for_ever, NULL, sizeof item);
+    case NEXT: return conc_gen_next(&g, &item);
+    case CLOSE: return conc_gen_close(&g);
+    case READ: return (int)conc_read(ends[0], &item, 1);
+    default: return conc_signals_next(&s);
+    }
+}
+
+static int call_made;
+
+static void make_the_call(void)
+{
+    conc_options o = {.virtual_clock = true};
+    (void)conc_run_with(&o, call_after_a_loss, &call_made);
+}
+
+TEST(a_scope_left_open_by_a_function_is_found_by_every_call_that_waits)
+{
+    for (call_made = 0; call_made < CALLS; call_made++)
+        check_lost(make_the_call, "a function returned");
+}
+
 TEST(a_scope_left_open_by_a_function_is_found_when_the_next_one_begins)
 {
     check_lost(scope_then_begin, "scope");
