@@ -649,10 +649,11 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * A descriptor in blocking mode stays so, apart from a listener (conc_accept), and does not hold
  * the loop: Linux has calls for sockets and pipes that do not wait, terminals and named pipes are
  * opened anew for the time of the call, and all others are asked by poll(2) first and written at
- * most PIPE_BUF bytes at a time. What remains: regular files and directories, where the disk is
- * waited for (conc_pool.h reads and writes files off the loop), and descriptors of other kinds, as
- * inotify's, or pipes on other systems, that several processes use at once, where another one may
- * be faster after poll(2) was asked.
+ * most PIPE_BUF bytes at a time; a device that takes the parts of a vector one by one, as eventfds
+ * and inotify's do, is given the first alone. What remains: regular files and directories, where
+ * the disk is waited for (conc_pool.h reads and writes files off the loop), and descriptors of
+ * other kinds, as inotify's, or pipes on other systems, that several processes use at once, where
+ * another one may be faster after poll(2) was asked.
  *
  * A descriptor may be ready in name only: a socket with messages in its error queue, a full Unix
  * datagram peer, an eventfd that has no room for so large a number. A call that finds that so
@@ -2130,6 +2131,12 @@ CONC__PRIVATE bool conc__refused(int error)
     return error == ENOSYS || error == EPERM || error == EACCES;
 }
 
+/* Is the number an open descriptor's? Only a sandbox gives another error than EBADF. */
+CONC__PRIVATE bool conc__is_open(int number)
+{
+    return fcntl(number, F_GETFD) >= 0 || errno != EBADF;
+}
+
 /* How many processors this process may use. */
 CONC__PRIVATE int conc__processors(void)
 {
@@ -2427,7 +2434,7 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
     enum { BITS = 8 * sizeof(long) };
     int top = -1, closed = 0, count = 0;
     for (size_t i = 0; i < n; i++) {
-        polls[i].revents = fcntl(polls[i].fd, F_GETFD) < 0 ? POLLNVAL : 0;
+        polls[i].revents = conc__is_open(polls[i].fd) ? 0 : POLLNVAL;
         closed += polls[i].revents != 0;
         if (!polls[i].revents && polls[i].fd > top)
             top = polls[i].fd;
@@ -2471,7 +2478,8 @@ CONC__PRIVATE int conc__poll_call(struct pollfd *polls, size_t n, int64_t ns)
 #endif
     if (rc < 0 && conc__refused(errno))
         rc = poll(polls, (nfds_t)n, ns == CONC__NEVER ? -1 : conc__milliseconds(ns));
-    if (rc < 0 && errno == EINVAL) /* more than RLIMIT_NOFILE, which may have been lowered */
+    /* EINVAL: more than RLIMIT_NOFILE, which may have been lowered */
+    if (rc < 0 && (errno == EINVAL || conc__refused(errno)))
         rc = conc__select(polls, n, ns);
     return rc;
 }
@@ -2506,12 +2514,12 @@ CONC__PRIVATE void conc__poller_close(conc_loop *l)
 
 /* Tells open files apart; 0: not open. Sockets and pipes have an inode each. Eventfds, timerfds
  * and their kin share one: of those the kinds differ, but one eventfd is taken for another that
- * got its number while a task waited. */
+ * got its number while a task waited. Where a sandbox refuses fstat, all files are alike. */
 CONC__PRIVATE uint64_t conc__inode_of(int number)
 {
     struct stat st;
     if (fstat(number, &st))
-        return 0;
+        return errno != EBADF;
     uint64_t inode = (uint64_t)st.st_dev << 40 ^ (uint64_t)st.st_ino;
 #ifdef __linux__
     char path[32], kind[64];
@@ -2577,6 +2585,14 @@ CONC__PRIVATE void conc__poll_event(conc_loop *l, const struct pollfd *p)
         conc__fd_event(l, f, conc__poll_got(p), p->revents & (POLLHUP | POLLERR));
 }
 
+/* The system's wait has failed: 0 if a signal ended it. The handler may have closed descriptors,
+ * so those that tasks wait for are looked at. */
+CONC__PRIVATE int conc__wait_failed(conc_loop *l)
+{
+    l->stirred |= errno == EINTR;
+    return errno == EINTR ? 0 : -errno;
+}
+
 CONC__PRIVATE int conc__poll_wait(conc_loop *l, int64_t ns)
 {
     struct pollfd wake, *polls = &wake;
@@ -2590,7 +2606,7 @@ CONC__PRIVATE int conc__poll_wait(conc_loop *l, int64_t ns)
     polls[0] = (struct pollfd){l->wake_out, POLLIN, 0};
     int count = conc__poll_call(polls, n, ns);
     if (count <= 0)
-        return count == 0 || errno == EINTR ? 0 : -errno;
+        return count == 0 ? 0 : conc__wait_failed(l);
     if (polls[0].revents & POLLNVAL)
         return -EBADF;
     if (polls[0].revents)
@@ -2784,7 +2800,7 @@ CONC__PRIVATE int conc__epoll_wait(conc_loop *l, int64_t ns)
     if (n < 0 && conc__refused(errno) && conc__epoll_give_up(l))
         return conc__poll_wait(l, ns);
     if (n < 0)
-        return errno == EINTR ? 0 : -errno;
+        return conc__wait_failed(l);
     /* once it is given up, the rest of the events is found by poll(2) */
     for (int i = 0; i < n && l->backend != &conc__poll; i++)
         if (events[i].data.u64 == CONC__WAKE_KEY)
@@ -3516,7 +3532,7 @@ CONC__PRIVATE bool conc__expects(const conc_loop *l)
  * files with their numbers. */
 CONC__PRIVATE bool conc__wake_is_ours(const conc_loop *l)
 {
-    bool ours = fcntl(l->wake_out, F_GETFD) >= 0;
+    bool ours = conc__is_open(l->wake_out);
 #ifdef __linux__
     char path[32], kind[32] = "";
     snprintf(path, sizeof path, "/proc/self/fd/%d", l->wake_out);
@@ -6732,7 +6748,7 @@ CONC__PRIVATE uint32_t conc__fd_id(const conc_loop *l, int number)
 CONC__PRIVATE int conc__fd_note(conc_loop *l, int number)
 {
     int saved = errno;
-    bool open = number >= 0 && fcntl(number, F_GETFD) >= 0;
+    bool open = number >= 0 && conc__is_open(number);
     errno = saved;
     return open && !conc__fd_of(l, number) ? conc__own_error(-ENOMEM) : 0;
 }
@@ -7002,7 +7018,7 @@ CONC__PRIVATE int conc__fd_add(conc_loop *l, conc__fd *f, int events)
 CONC__PRIVATE int conc__fd_watch_slowly(conc_loop *l, int number, int events, conc__fd **out)
 {
     conc__fd *f = *out;
-    bool open = number >= 0 && (f || fcntl(number, F_GETFD) >= 0);
+    bool open = number >= 0 && (f || conc__is_open(number));
     if (!f)
         f = *out = open ? conc__fd_of(l, number) : NULL;
     if (!f)
@@ -7353,21 +7369,55 @@ CONC__PRIVATE bool conc__is_lack(int rc)
     }
 }
 
-/* preadv2 or pwritev2, which must not wait. False: not for this file, or this system. */
-CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
+/* preadv2 or pwritev2 at the file's own position. */
+CONC__PRIVATE ssize_t conc__io_flagged(int fd, const struct iovec *parts, int count, int access,
+                                       int flags)
 {
-    enum { NO_WAIT = 8 }; /* RWF_NOWAIT */
 #if defined __linux__ && defined SYS_preadv2
     long call = access == CONC__READS ? SYS_preadv2 : SYS_pwritev2;
-    *n = syscall(call, io->fd, io->parts, (long)io->count, -1L, -1L, NO_WAIT);
+    return syscall(call, fd, parts, (long)count, -1L, -1L, flags);
 #else
-    (void)io;
+    (void)fd;
+    (void)parts;
+    (void)count;
     (void)access;
-    *n = NO_WAIT - NO_WAIT - 1;
+    (void)flags;
     errno = ENOSYS;
+    return -1;
 #endif
-    bool wrong_file = errno == EOPNOTSUPP || errno == EINVAL || errno == ESPIPE;
-    return *n >= 0 || (!wrong_file && !conc__refused(errno));
+}
+
+enum { CONC__NO_WAIT = 8, CONC__SYNC = 2 }; /* RWF_NOWAIT; RWF_DSYNC, which concerns disks alone */
+
+/* Does the system know CONC__NO_WAIT? To a flag that it does not know Linux before 4.13 says
+ * EINVAL, which is also its answer to a call that can never succeed. */
+CONC__COLD bool conc__knows_no_wait(void)
+{
+    enum { YES = 1, NO };
+    static atomic_int known;
+    char byte;
+    struct iovec part = {&byte, 1};
+    int answer = atomic_load_explicit(&known, memory_order_relaxed), ends[2];
+    if (answer || conc__pipe(ends))
+        return answer == YES;
+    conc__io_flagged(ends[0], &part, 1, CONC__READS, CONC__NO_WAIT);
+    answer = errno == EAGAIN || errno == EOPNOTSUPP ? YES : NO;
+    close(ends[0]);
+    close(ends[1]);
+    atomic_store_explicit(&known, answer, memory_order_relaxed);
+    return answer == YES;
+}
+
+/* One try that must not wait. False: not for this file, or this system. */
+CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
+{
+    *n = conc__io_flagged(io->fd, io->parts, io->count, access, CONC__NO_WAIT);
+    int error = errno;
+    bool wrong_file = error == EOPNOTSUPP || error == ESPIPE;
+    if (*n < 0 && error == EINVAL)
+        wrong_file = !conc__knows_no_wait();
+    errno = error;
+    return *n >= 0 || (!wrong_file && !conc__refused(error));
 }
 
 /* The same named pipe or terminal, open in non-blocking mode; -1: it cannot be, as the end of a
@@ -7392,45 +7442,40 @@ CONC__PRIVATE int conc__io_open_anew(int fd, int access, const struct stat *st)
     return open(path, access | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
 }
 
+CONC__PRIVATE const struct iovec *conc__io_first_part(const conc__io *io)
+{
+    const struct iovec *part = io->parts;
+    while (!part->iov_len)
+        part++;
+    return part;
+}
+
 /* Is the sum of an eventfd so large that this number does not fit? poll(2) tells only that there
- * is room for 1. */
+ * is room for 1. The largest number is an error, which the write returns. */
 CONC__PRIVATE bool conc__io_is_full_eventfd(const conc__io *io, const struct stat *st)
 {
 #ifdef __linux__
     char path[40], text[256], *at;
     uint64_t more;
-    if (st->st_mode & S_IFMT || io->count != 1 || io->parts->iov_len != sizeof more)
+    const struct iovec *part = conc__io_first_part(io);
+    if (st->st_mode & S_IFMT || part->iov_len < sizeof more)
         return false;
     snprintf(path, sizeof path, "/proc/self/fdinfo/%d", io->fd);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
-    memcpy(&more, io->parts->iov_base, sizeof more);
+    memcpy(&more, part->iov_base, sizeof more);
     if (fd < 0 && conc__is_lack(-errno))
         return more > 1; /* perhaps: it is tried again */
     if (fd >= 0)
         close(fd);
     text[n > 0 ? n : 0] = 0;
     at = strstr(text, "eventfd-count:");
-    return at && more > UINT64_MAX - 1 - strtoull(at + 14, NULL, 16);
+    return at && more != UINT64_MAX && more > UINT64_MAX - 1 - strtoull(at + 14, NULL, 16);
 #else
     (void)io;
     (void)st;
     return false;
 #endif
-}
-
-/* At most so much that a write that poll(2) calls possible does not block: as many whole parts as
- * fit, or a piece of the first. */
-CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
-{
-    size_t n = 0;
-    int i = 0, first = 0;
-    while (i < io->count && io->parts[i].iov_len <= most - n)
-        n += io->parts[i++].iov_len;
-    if (n || i == io->count)
-        return writev(io->fd, io->parts, i);
-    first = i; /* those before it are empty */
-    return write(io->fd, io->parts[first].iov_base, most);
 }
 
 CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io, int fd, int access)
@@ -7439,28 +7484,59 @@ CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io, int fd, int access)
                                  : writev(fd, io->parts, io->count);
 }
 
+/* Moves the first `count` parts of a file that poll(2) calls ready. A device may move each part as
+ * a call of its own, of which the second may wait. Linux tells by refusing flags for such a file:
+ * then only the first part is moved. */
+CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
+{
+    const struct iovec *part = conc__io_first_part(io);
+    if (count > 1) {
+        ssize_t n = conc__io_flagged(io->fd, io->parts, count, access, CONC__SYNC);
+        bool refused = errno == EOPNOTSUPP || errno == EINVAL || conc__refused(errno);
+        if (n >= 0 || !refused)
+            return n;
+    }
+    return access == CONC__READS ? read(io->fd, part->iov_base, part->iov_len)
+                                 : write(io->fd, part->iov_base, part->iov_len);
+}
+
+/* At most so much that a write that poll(2) calls possible does not block: as many whole parts as
+ * fit, or a piece of the first. */
+CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
+{
+    size_t n = 0;
+    int i = 0;
+    while (i < io->count && io->parts[i].iov_len <= most - n)
+        n += io->parts[i++].iov_len;
+    if (n)
+        return conc__io_parts(io, i, CONC__WRITES);
+    return write(io->fd, conc__io_first_part(io)->iov_base, most);
+}
+
 /* Not more than a terminal has: in raw mode it may have been told to wait for more bytes, unless
  * fewer are asked for. */
 CONC__PRIVATE ssize_t conc__io_read_some(const conc__io *io)
 {
-    int there = 0, i = 0;
+    const struct iovec *part = conc__io_first_part(io);
+    int there = 0;
     if (ioctl(io->fd, FIONREAD, &there) || there <= 0)
-        return conc__io_plain(io, io->fd, CONC__READS);
-    while (!io->parts[i].iov_len)
-        i++;
-    size_t most = io->parts[i].iov_len, n = (size_t)there;
-    return read(io->fd, io->parts[i].iov_base, n < most ? n : most);
+        return conc__io_parts(io, io->count, CONC__READS);
+    size_t most = part->iov_len, n = (size_t)there;
+    return read(io->fd, part->iov_base, n < most ? n : most);
 }
 
 CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io, int access)
 {
-    struct stat st;
+    struct stat st = {0};
     ssize_t n;
-    if (fstat(io->fd, &st))
+    bool known = fstat(io->fd, &st) == 0;
+    if (!known && !conc__refused(errno))
         return -1;
     if (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) || S_ISDIR(st.st_mode))
         return conc__io_plain(io, io->fd, access);
-    if (conc__io_no_wait(io, access, &n))
+    bool tried = conc__io_no_wait(io, access, &n);
+    bool perhaps_on_disk = !known && n < 0 && errno == EAGAIN; /* then poll(2) is asked, too */
+    if (tried && !perhaps_on_disk)
         return n;
     int ready = conc__fd_ready(io->fd, access == CONC__READS ? CONC_READABLE : CONC_WRITABLE);
     bool full = ready > 0 && access == CONC__WRITES && conc__io_is_full_eventfd(io, &st);
@@ -7479,7 +7555,7 @@ CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io, int access)
     bool terminal = S_ISCHR(st.st_mode) && isatty(io->fd);
     if (access == CONC__WRITES)
         return conc__io_write_some(io, terminal ? 1 : PIPE_BUF);
-    return terminal ? conc__io_read_some(io) : conc__io_plain(io, io->fd, access);
+    return terminal ? conc__io_read_some(io) : conc__io_parts(io, io->count, access);
 }
 
 /* -- one try -- */
@@ -7488,6 +7564,8 @@ CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io, int access)
 CONC__PRIVATE ssize_t conc__io_file(const conc__io *io, int access)
 {
     int flags = fcntl(io->fd, F_GETFL);
+    if (flags < 0 && conc__refused(errno))
+        flags = O_RDWR; /* a sandbox does not tell; then it may be in blocking mode */
     if (flags < 0)
         return -1;
     if ((flags & O_ACCMODE) != access && (flags & O_ACCMODE) != O_RDWR) {
@@ -7610,6 +7688,15 @@ static inline ssize_t conc__send(conc_loop *l, const conc__io *io)
     return CONC__UNLIKELY(n == -ENOTSOCK) ? conc__send_slowly(l, io) : n;
 }
 
+/* The same for writev(2), which sends no message of no bytes, while write(2) does. */
+CONC__PRIVATE ssize_t conc__send_parts(conc_loop *l, const conc__io *io)
+{
+    if (!conc__io_is_empty(io))
+        return conc__send(l, io);
+    int saved = errno;
+    return conc__io_result(l, conc__io_file(io, CONC__WRITES), saved);
+}
+
 /* -- the calls -- */
 
 /* Tries again and again, and waits in between. */
@@ -7635,8 +7722,8 @@ static inline ssize_t conc__io_run_of(const char *call, conc__io_fn *once, int e
     bool valid = io->count >= 0 && io->count <= CONC__PARTS && (io->parts || !io->count);
     if (!valid)
         return conc__misused(-EINVAL, call, "no parts, or an impossible number of them", NULL);
-    if (io->count == 1 && !io->parts->iov_base && io->parts->iov_len)
-        return conc__misused(-EINVAL, call, "no buffer", NULL);
+    if (io->count == 1 && !conc__is_array(io->parts->iov_base, io->parts->iov_len, 1))
+        return conc__misused(-EINVAL, call, "no buffer, or an impossible size", NULL);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -7662,7 +7749,7 @@ CONC_API ssize_t conc_readv(int fd, const struct iovec *parts, int count)
 CONC_API ssize_t conc_writev(int fd, const struct iovec *parts, int count)
 {
     const conc__io io = {.fd = fd, .any = true, .parts = parts, .count = count};
-    return conc__io_run(conc__send, CONC_WRITABLE, &io);
+    return conc__io_run(conc__send_parts, CONC_WRITABLE, &io);
 }
 
 CONC_API ssize_t conc_read(int fd, void *buf, size_t n)
@@ -7783,17 +7870,33 @@ CONC__PRIVATE bool conc__listens(int fd)
     return listens;
 }
 
-/* A listener in blocking mode is set to non-blocking: another process that has it too may take the
- * connection first. The program may have set one that conc opened to blocking. */
+/* Sets a listener in blocking mode to non-blocking: another process that has it too may take the
+ * connection first. 0, or -1 and errno: not a listener, or, where a sandbox refuses that, EAGAIN
+ * if no connection is there. */
+CONC__PRIVATE int conc__unblock_listener(int fd, int flags)
+{
+    bool refused = flags < 0;
+    if (!refused && fcntl(fd, F_SETFL, flags | O_NONBLOCK)) {
+        refused = conc__refused(errno);
+        if (!refused)
+            return -1;
+    }
+    int ready = refused ? conc__fd_ready(fd, CONC_READABLE) : CONC_READABLE;
+    if (ready <= 0)
+        errno = ready < 0 ? -ready : EAGAIN;
+    return ready > 0 ? 0 : -1;
+}
+
+/* The program may have set a listener that conc opened to blocking. */
 CONC__PRIVATE int conc__accept_once(int fd, bool own)
 {
     int flags = fcntl(fd, F_GETFL);
-    if (flags < 0)
+    if (flags < 0 && !conc__refused(errno))
         return -1;
-    bool blocks = !(flags & O_NONBLOCK);
+    bool blocks = flags < 0 || !(flags & O_NONBLOCK);
     if ((blocks || !own) && !conc__listens(fd))
         return -1;
-    if (blocks && fcntl(fd, F_SETFL, flags | O_NONBLOCK))
+    if (blocks && conc__unblock_listener(fd, flags))
         return -1;
     return conc__accept_call(fd);
 }
@@ -7991,8 +8094,9 @@ enum { CONC__LOCK_TRIES = 50 }; /* a millisecond each */
 CONC__PRIVATE bool conc__locks_its_name(const conc__path_lock *k)
 {
     struct stat here, there;
-    return fstat(k->fd, &here) == 0 && lstat(k->name, &there) == 0 && here.st_dev == there.st_dev &&
-           here.st_ino == there.st_ino;
+    if (fstat(k->fd, &here) || lstat(k->name, &there))
+        return conc__refused(errno); /* a sandbox does not tell */
+    return here.st_dev == there.st_dev && here.st_ino == there.st_ino;
 }
 
 /* Locks the path: 1; 0, another process has the lock; or an error, as a file system without locks
@@ -10098,6 +10202,16 @@ CONC_API int conc_wait_signal(int number)
     return rc;
 }
 
+/* Under the mutex. */
+CONC__PRIVATE void conc__interrupts_leave(const conc_loop *l)
+{
+    for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
+        int number = conc__interrupting[i];
+        if (atomic_load(&l->interrupt_numbers) & conc__interrupt_bit(number))
+            conc__signal_leave(number, CONC__INTERRUPTS);
+    }
+}
+
 /* The run begins: interrupts it where nothing else is to happen. */
 CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
 {
@@ -10106,15 +10220,20 @@ CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
     if (rc || !l->options.interrupt)
         return rc;
     pthread_mutex_lock(&conc__signalling.mutex);
-    for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
+    for (size_t i = 0; i < CONC_LEN(conc__interrupting) && rc == 0; i++) {
         int number = conc__interrupting[i];
         if (!conc__signal_is_default(number))
             continue;
         atomic_fetch_or(&l->interrupt_numbers, conc__interrupt_bit(number));
-        conc__signal_enter(number, CONC__INTERRUPTS, &came);
+        rc = conc__signal_enter(number, CONC__INTERRUPTS, &came);
     }
+    if (rc)
+        conc__interrupts_leave(l);
     pthread_mutex_unlock(&conc__signalling.mutex);
-    return 0;
+    if (rc)
+        snprintf(conc__words_of_run, sizeof conc__words_of_run, "rt_sigaction: %s",
+                 conc__system_words(rc));
+    return rc;
 }
 
 /* The run ends. */
@@ -10123,11 +10242,7 @@ CONC__PRIVATE void conc__signals_end(conc_loop *l)
     while (l->signals)
         conc_signals_close(l->signals);
     pthread_mutex_lock(&conc__signalling.mutex);
-    for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
-        int number = conc__interrupting[i];
-        if (atomic_load(&l->interrupt_numbers) & conc__interrupt_bit(number))
-            conc__signal_leave(number, CONC__INTERRUPTS);
-    }
+    conc__interrupts_leave(l);
     pthread_mutex_unlock(&conc__signalling.mutex);
     conc__signals_unreach(l);
     int late = atomic_load(&l->interrupt); /* after the last look */
@@ -12503,6 +12618,8 @@ CONC__PRIVATE int conc__run(const conc_options *options, const char *spawned, co
     if (rc == 0) {
         conc__schedule(l);
         rc = conc__end_run(l, outcome);
+    } else if (!conc__here) {
+        conc__copy(outcome->text, sizeof outcome->text, conc__words_of_run);
     }
     errno = saved;
     return rc;
