@@ -287,9 +287,8 @@ struct conc_scope {
  * scope is left.
  *     int conc_scope_begin(conc_scope *s, double timeout);
  * Errors: -EINVAL (NULL, NaN, used before). Not a checkpoint. */
-#define conc_scope_begin(s, timeout) \
-    conc__scope_begin((s), (timeout), CONC__AT("the scope opened at "))
-CONC_API int conc__scope_begin(conc_scope *s, double timeout, const char *place);
+#define conc_scope_begin(...) conc__scope_begin(CONC__AT("the scope opened at "), __VA_ARGS__)
+CONC_API int conc__scope_begin(const char *place, conc_scope *s, double timeout);
 
 /* Leaves the task's innermost scope with the block's result, and returns the result to go on
  * with. Only an -ECANCELED that this scope caused is changed: to -ETIMEDOUT by its time limit,
@@ -350,7 +349,7 @@ struct conc_group {
  * the same.
  *     int conc_group_begin(conc_group *g);
  * Errors: -EINVAL (NULL, used before, negative limit). Not a checkpoint. */
-#define conc_group_begin(g) conc__group_begin((g), CONC__AT("the group opened at "))
+#define conc_group_begin(...) conc__group_begin((__VA_ARGS__), CONC__AT("the group opened at "))
 CONC_API int conc__group_begin(conc_group *g, const char *place);
 
 /* Starts fn(arg) as a task of the group; g NULL: of the run's own background group, which the
@@ -444,7 +443,7 @@ CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t coun
 CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size,
                            int *results);
 
-#define CONC_LEN(array) (sizeof(array) / sizeof((array)[0]))
+#define CONC_LEN(...) (sizeof(__VA_ARGS__) / sizeof((__VA_ARGS__)[0]))
 
 /* conc_call calls[] = {CONC_CALL(f, &x), CONC_CALL(g, &y)}; or, when only the sum of it matters,
  * CONC_GATHER(CONC_CALL(...), ...) (C only: C++ has no array that lives for one expression). */
@@ -454,9 +453,10 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 #define CONC_GATHER(...)                                                      \
     conc__gather_unseen(CONC__NAMED(CONC_GATHER), (conc_call[]){__VA_ARGS__}, \
                         sizeof((conc_call[]){__VA_ARGS__}) / sizeof(conc_call))
-#define CONC_MAP(fn, array) conc_map(fn, (array), CONC_LEN(array), sizeof((array)[0]))
-#define CONC_MAP_ALL(fn, array, results) \
-    conc_map_all(fn, (array), CONC_LEN(array), sizeof((array)[0]), (results))
+#define CONC_MAP(fn, ...) \
+    conc_map(fn, (__VA_ARGS__), CONC_LEN(__VA_ARGS__), sizeof((__VA_ARGS__)[0]))
+#define CONC_MAP_ALL(fn, array, ...) \
+    conc_map_all(fn, (array), CONC_LEN(array), sizeof((array)[0]), (__VA_ARGS__))
 
 /* ---- >>tasks -------------------------------------------------------------------------------- */
 
@@ -752,7 +752,7 @@ typedef struct conc_server {
  * tries again ten times a second; that goes to on_error once, and again only after accepting has
  * worked for a second. *s is read once. The caller closes s->fd. Errors: -EINVAL, accept's.
  *     int conc_serve(const conc_server *s); */
-#define conc_serve(s) conc__serve((s), CONC__AT("conc_serve at "))
+#define conc_serve(...) conc__serve((__VA_ARGS__), CONC__AT("conc_serve at "))
 CONC_API int conc__serve(const conc_server *s, const char *spawned);
 
 /* ---- >>streams ------------------------------------------------------------------------------ */
@@ -786,8 +786,8 @@ typedef struct conc_stream conc_stream;
  * Errors: -EINVAL (NULL, open already), -EBUSY (closed, and a task has not left it yet), -EBADF;
  * then fd stays yours. Not a checkpoint. Memory is taken when bytes are there and given back
  * when none are. */
-#define conc_stream_open(s, fd) conc__stream_open((s), (fd), CONC__PLACE)
-CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place);
+#define conc_stream_open(...) conc__stream_open(CONC__PLACE, __VA_ARGS__)
+CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd);
 
 /* Reading. Each waits for bytes when there are too few, and then first sends what was written,
  * so that a question need not be flushed before the answer is read. A cancel loses no byte: what
@@ -4403,7 +4403,7 @@ CONC__COLD int conc__scope_renew(conc_scope *s, double timeout, const char *plac
     return 0;
 }
 
-CONC_API CONC__CALLED int conc__scope_begin(conc_scope *s, double timeout, const char *place)
+CONC_API CONC__CALLED int conc__scope_begin(const char *place, conc_scope *s, double timeout)
 {
     conc_loop *l = conc__in_task();
     if (!l)
@@ -4520,7 +4520,7 @@ CONC__PRIVATE int conc__call_in_scope(double s, bool shielded, conc_fn *fn, void
         return conc__misused(-EINVAL, call, "no function", NULL);
     if (__builtin_isnan(s))
         return conc__misused(-EINVAL, call, "the time is not a number", NULL);
-    int rc = conc__scope_begin(&scope, s, place);
+    int rc = conc__scope_begin(place, &scope, s);
     if (rc)
         return rc;
     if (shielded)
@@ -8862,7 +8862,7 @@ CONC__PRIVATE int conc__stream_pass(conc_loop *l, const conc_stream *s)
 
 CONC__PRIVATE size_t conc__piece(size_t n) { return n < CONC__PIECE ? n : CONC__PIECE; }
 
-CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place)
+CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd)
 {
     conc_loop *l = conc__here;
     if (!l)
