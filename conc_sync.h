@@ -1614,19 +1614,26 @@ CONC_API int conc_queue_join(conc_queue *q)
                              &conc__finishing);
 }
 
-CONC_API void conc_queue_close(conc_queue *q)
+/* False: it may not be closed from here. */
+CONC__PRIVATE bool conc__queue_shut(conc_loop *l, conc_queue *q, const char *call)
 {
-    conc_loop *l = conc__here;
-    if (!q || q->closed)
-        return;
+    if (q->closed)
+        return true;
     if (!conc__queue_is_ours(l, q)) {
-        conc__foreign("conc_queue_close");
-        return;
+        conc__foreign(call);
+        return false;
     }
     q->closed = true;
     q->limit = 0;
     conc__wake_all(l, &q->getters, -EPIPE);
     conc__wake_all(l, &q->putters, -EPIPE);
+    return true;
+}
+
+CONC_API void conc_queue_close(conc_queue *q)
+{
+    if (q)
+        conc__queue_shut(conc__here, q, "conc_queue_close");
 }
 
 CONC_API void conc_queue_destroy(conc_queue *q)
@@ -1638,8 +1645,7 @@ CONC_API void conc_queue_destroy(conc_queue *q)
         conc__foreign("conc_queue_destroy");
         return;
     }
-    conc_queue_close(q);
-    if (!q->closed)
+    if (!conc__queue_shut(l, q, "conc_queue_destroy"))
         return;
     conc__wake_all(l, &q->joiners, -EPIPE);
     conc_free(q->items);
@@ -1684,6 +1690,8 @@ CONC__PRIVATE void conc__choice_whom(FILE *out, const conc__wait *w)
             fprintf(out, " to end");
         } else if (c->what == CONC__FD)
             fprintf(out, "descriptor %d", c->fd);
+        else if (c->what == CONC__AFTER && c->seconds >= CONC_FOREVER)
+            fprintf(out, "a time that never comes");
         else if (c->what == CONC__AFTER)
             fprintf(out, "%.9g s", c->seconds);
         else

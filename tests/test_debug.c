@@ -434,6 +434,41 @@ TEST(a_call_from_another_thread_changes_nothing_and_is_told)
     }
 }
 
+static conc_queue jobs = CONC_QUEUE(int, 1);
+
+static void *destroys(void *arg)
+{
+    (void)arg;
+    conc_queue_destroy(&jobs);
+    return NULL;
+}
+
+static int waits_for_a_job(void *arg)
+{
+    int job, rc = conc_queue_get(&jobs, &job);
+    (void)arg;
+    return rc == -EPIPE ? 0 : rc;
+}
+
+static int has_a_thread_destroy(void *arg)
+{
+    conc_group g = {0};
+    pthread_t thread;
+    (void)arg;
+    CHECK_INT(conc_spawn(&g, waits_for_a_job, NULL), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(pthread_create(&thread, NULL, destroys, NULL), 0);
+    CHECK_INT(pthread_join(thread, NULL), 0);
+    conc_queue_destroy(&jobs);
+    return conc_group_wait(&g);
+}
+
+TEST(a_queue_that_another_thread_may_not_destroy_is_told_by_that_name)
+{
+    run_for_report(has_a_thread_destroy, debugging);
+    CHECK_CONTAINS(report, "conc_queue_destroy: a task of another loop waits there");
+}
+
 static conc_task sleeping;
 static conc_group cancelled;
 
