@@ -550,7 +550,7 @@ CONC_API const char *conc_strerror(int rc);
  * inside expr lives no longer than the macro: a task that goes on must not be given one here.
  * Not inside an open scope or group: there CONC_TRY_IN(&s, expr) ends it with the error, and
  * returns what the end returned. */
-#define CONC_TRY(expr) CONC__TRY(expr, CONC__JOIN(conc__value, __COUNTER__))
+#define CONC_TRY(...) CONC__TRY((__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
 #define CONC__TRY(expr, value)           \
     __extension__({                      \
         __typeof__(expr) value = (expr); \
@@ -558,8 +558,8 @@ CONC_API const char *conc_strerror(int rc);
             return (int)value;           \
         value;                           \
     })
-#define CONC_TRY_IN(scope_or_group, expr) \
-    CONC__TRY_IN(scope_or_group, expr, CONC__JOIN(conc__value, __COUNTER__))
+#define CONC_TRY_IN(scope_or_group, ...) \
+    CONC__TRY_IN(scope_or_group, (__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
 #define CONC__TRY_IN(s, expr, value)           \
     __extension__({                            \
         __typeof__(expr) value = (expr);       \

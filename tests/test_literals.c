@@ -40,6 +40,14 @@ TASK_TEST(scopes_groups_generators_and_maps_take_compound_literals)
     CHECK_INT(conc_serve(&(conc_server){.fd = -1, .handler = NULL}), -EINVAL);
 }
 
+static int try_literals(void)
+{
+    conc_scope s = {0};
+    CONC_TRY((int[]){-EIO, 0}[1]);
+    CONC_TRY(conc_scope_begin(&s, 1));
+    return conc_scope_end(&s, CONC_TRY_IN(&s, (pair){5, 6}.second));
+}
+
 static int lock_literals(void)
 {
     int blocks = 0;
@@ -50,10 +58,11 @@ static int lock_literals(void)
     return blocks;
 }
 
-TASK_TEST(locks_semaphores_and_barriers_take_compound_literals)
+TASK_TEST(locks_semaphores_barriers_and_tries_take_compound_literals)
 {
     conc_barrier b = CONC_BARRIER((int[]){0, 1}[1]);
     CHECK_INT(lock_literals(), 2);
+    CHECK_INT(try_literals(), 6);
     CHECK_INT(conc_barrier_wait(&b), 0);
     CHECK_INT(conc_lock_acquire(&(conc_lock){.owner = NULL, .serial = 0}), 0);
     CHECK_INT(conc_lock_try_acquire(&(conc_lock){.owner = NULL, .serial = 0}), 0);
