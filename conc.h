@@ -8258,6 +8258,7 @@ typedef struct conc__addresses {
 CONC__PRIVATE int conc__look_up(const char *text, conc__addresses *found)
 {
     found->all = found->own;
+    const char *shown = *text ? text : "\"\"";
     int count = conc__parse_address(text, found->own);
     if (count == -EADDRNOTAVAIL && conc__extended.resolve) {
         found->all = NULL;
@@ -8266,7 +8267,7 @@ CONC__PRIVATE int conc__look_up(const char *text, conc__addresses *found)
         conc_fail(count,
                   count == -EINVAL ? "%.90s: malformed address"
                                    : "%.60s: host names are looked up with conc_pool.h alone",
-                  text);
+                  shown);
     }
     found->count = count > 0 ? count : 0;
     return count;
