@@ -5827,9 +5827,9 @@ CONC_API CONC__CALLED int conc_join(conc_task *t, int *result)
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__find_lost(l, __builtin_frame_address(0));
     conc__wait w = {.task = l->self, .kind = &conc__joining, .on = t, .value = t->result};
     if (t->state == CONC__LIVE) {
+        conc__find_lost(l, __builtin_frame_address(0));
         conc__append(&t->joiners, &w);
         rc = conc__park(l, &w);
         if (rc)
