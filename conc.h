@@ -106,12 +106,12 @@ extern "C" {
 
 #ifndef CONC_API
 #if defined CONC_STATIC && defined __OPTIMIZE__
-#define CONC_API static __attribute__((unused))
+#define CONC_API static __attribute__((__unused__))
 #elif defined CONC_STATIC
 /* without optimization GCC leaves out what nobody calls only when it is inline */
 #define CONC_API static inline
 #else
-#define CONC_API __attribute__((visibility("hidden")))
+#define CONC_API __attribute__((__visibility__("hidden")))
 #endif
 #endif
 
@@ -578,7 +578,7 @@ CONC_API const char *conc_strerror(int rc);
  * that happens; the last declared closes first. Here for conc_group (children are cancelled and
  * waited for, their errors go to on_error) and conc_gen; closing what was never opened, or
  * closed before, does nothing. Not for conc_scope, whose end changes the result. */
-#define CONC_AUTO(type, name) __attribute__((cleanup(conc__auto_##type))) type name
+#define CONC_AUTO(type, name) __attribute__((__cleanup__(conc__auto_##type))) type name
 CONC_API void conc__auto_conc_group(conc_group *g);
 CONC_API void conc__auto_conc_gen(conc_gen *g);
 
@@ -973,8 +973,10 @@ CONC_API void conc_dump(FILE *out);
 
 #ifdef __cplusplus
 }
+extern "C++" { /* also where the header is included inside of extern "C" */
 static inline int conc__end(conc_group *g, int rc) { return conc_group_end(g, rc); }
 static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc); }
+}
 #endif
 
 #endif /* CONC_H */
@@ -1279,19 +1281,22 @@ CONC__PRIVATE void conc__jump(void **from, void **to)
 #define CONC__MORE_CLOBBERS
 #endif
 #define CONC__BOTTOM() CONC__CFI("rip")
+/* each line with its end; also where -masm=intel asks for the other syntax, and so for the second
+ * of "{a|b}" */
+#define CONC__IN_ATT_SYNTAX(code) "{|.att_syntax prefix\n\t}" code "{|.intel_syntax noprefix\n\t}"
 
 static inline __attribute__((always_inline)) void conc__jump(void **from, void **to)
 {
-    __asm__ volatile("leaq 1f(%%rip), %%rax\n\t"
-                     "movq %%rsp, (%0)\n\t"
-                     "movq %%rax, 8(%0)\n\t"
-                     "movq %%rbp, 16(%0)\n\t"
-                     "movq %%rbx, 24(%0)\n\t"
-                     "movq (%1), %%rsp\n\t"
-                     "movq 16(%1), %%rbp\n\t"
-                     "movq 24(%1), %%rbx\n\t"
-                     "jmpq *8(%1)\n"
-                     "1:\n\t" CONC__LANDING
+    __asm__ volatile(CONC__IN_ATT_SYNTAX("leaq 1f(%%rip), %%rax\n\t"
+                                         "movq %%rsp, (%%rdi)\n\t"
+                                         "movq %%rax, 8(%%rdi)\n\t"
+                                         "movq %%rbp, 16(%%rdi)\n\t"
+                                         "movq %%rbx, 24(%%rdi)\n\t"
+                                         "movq (%%rsi), %%rsp\n\t"
+                                         "movq 16(%%rsi), %%rbp\n\t"
+                                         "movq 24(%%rsi), %%rbx\n\t"
+                                         "jmpq *8(%%rsi)\n"
+                                         "1:\n\t" CONC__LANDING)
                      : "+D"(from), "+S"(to)
                      :
                      : "rax", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
@@ -1978,8 +1983,9 @@ CONC__COLD uintptr_t conc__valgrind(uintptr_t request, uintptr_t a, uintptr_t b)
     volatile uintptr_t call[6] = {request, a, b, 0, 0, 0};
     uintptr_t result = 0;
 #if defined __x86_64__ && defined __LP64__ && defined __linux__
-    __asm__ volatile("rolq $3, %%rdi\n\trolq $13, %%rdi\n\trolq $61, %%rdi\n\trolq $51, "
-                     "%%rdi\n\txchgq %%rbx, %%rbx"
+    __asm__ volatile("{rolq $3, %%rdi|rol rdi, 3}\n\t{rolq $13, %%rdi|rol rdi, 13}\n\t"
+                     "{rolq $61, %%rdi|rol rdi, 61}\n\t{rolq $51, %%rdi|rol rdi, 51}\n\t"
+                     "{xchgq %%rbx, %%rbx|xchg rbx, rbx}"
                      : "+d"(result)
                      : "a"(&call[0])
                      : "cc", "memory");
@@ -5942,6 +5948,8 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
         return conc__misused(-EINVAL, call, "the group was closed before", g->scope.place);
     if (g->scope.state == CONC__FRESH)
         return 1;
+    if (conc__scope_is_inherited(&g->scope))
+        return 1; /* not in this process */
     if (g->scope.task != l->self)
         return conc__misused(-EPERM, call, "the group is another task's", g->scope.place);
     if (l->self->scope != &g->scope)
@@ -6029,7 +6037,7 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     if (rc)
         return rc;
     conc__find_lost(l, __builtin_frame_address(0));
-    if (g->scope.state == CONC__FRESH)
+    if (g->scope.state == CONC__FRESH || conc__scope_is_inherited(&g->scope))
         return 0;
     if (g->scope.task->loop != l)
         return conc__misused(-EPERM, "conc_group_next", "the group is another run's",

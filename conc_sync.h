@@ -91,12 +91,12 @@ CONC_API conc_task *conc_lock_owner(const conc_lock *l);
 #define CONC_LOCKED(...) \
     CONC__GUARDED(conc__lock_enter((__VA_ARGS__), CONC__PLACE), conc__lock_leave, __COUNTER__)
 #define CONC__GUARDED(enter, leave, n) CONC__GUARDED2(enter, leave, CONC__JOIN(conc__guard, n))
-#define CONC__GUARDED2(enter, leave, guard)                                           \
-    for (__attribute__((cleanup(leave))) conc__entered guard = enter; __extension__({ \
-             if (guard.rc < 0)                                                        \
-                 return guard.rc;                                                     \
-             !guard.over;                                                             \
-         });                                                                          \
+#define CONC__GUARDED2(enter, leave, guard)                                               \
+    for (__attribute__((__cleanup__(leave))) conc__entered guard = enter; __extension__({ \
+             if (guard.rc < 0)                                                            \
+                 return guard.rc;                                                         \
+             !guard.over;                                                                 \
+         });                                                                              \
          leave(&guard))
 typedef struct conc__entered {
     void *object;
