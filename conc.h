@@ -46,8 +46,9 @@
  *             allocated; out of memory is -ENOMEM, never an abort.
  *   Misuse    that can be told is -EINVAL (a bad argument, the wrong order), -EPERM (not the
  *             owner, not in a task), -EDEADLK (on oneself) or -EBUSY (in use), and changes
- *             nothing. A function that returned with a group or scope of its own still open has
- *             lost memory already: conc says which and where, and aborts.
+ *             nothing. A function that returned with a group or scope of its own still open, or a
+ *             loop that set the variable anew with the next turn, has lost memory already: conc
+ *             says which and where, and aborts.
  *
  * Options, all to be defined before the include that has CONC_IMPLEMENTATION
  *   CONC_STATIC          instead of it: every function static, a private copy for this file, a
@@ -105,12 +106,12 @@ extern "C" {
 
 #ifndef CONC_API
 #if defined CONC_STATIC && defined __OPTIMIZE__
-#define CONC_API static __attribute__((unused))
+#define CONC_API static __attribute__((__unused__))
 #elif defined CONC_STATIC
 /* without optimization GCC leaves out what nobody calls only when it is inline */
 #define CONC_API static inline
 #else
-#define CONC_API __attribute__((visibility("hidden")))
+#define CONC_API __attribute__((__visibility__("hidden")))
 #endif
 #endif
 
@@ -173,8 +174,9 @@ typedef struct conc_options {
     bool virtual_clock; /* when nothing can run, time jumps to the next deadline; it starts at 0 */
     uint64_t seed;      /* not 0: ready tasks run in a random order that the seed repeats */
     /* Checks, and reports on stderr: tasks that hold the loop, and while they do where they are;
-     * locks, generators and streams left behind; cancels that are ignored; calls from a wrong
-     * thread; stack overflow; what stacks were used. `kill -USR2` prints the tasks. */
+     * locks, generators and streams left behind; background tasks whose arg lies on the stack of
+     * main_fn, which has returned; cancels that are ignored; calls from a wrong thread; stack
+     * overflow; what stacks were used. `kill -USR2` prints the tasks. */
     bool debug;
     double slow_step; /* seconds; debug: report a task that holds the loop longer; 0: 0.1 */
     /* SIGINT or SIGTERM cancels main_fn, which makes the run's result -EINTR; a second one,
@@ -285,9 +287,8 @@ struct conc_scope {
  * scope is left.
  *     int conc_scope_begin(conc_scope *s, double timeout);
  * Errors: -EINVAL (NULL, NaN, used before). Not a checkpoint. */
-#define conc_scope_begin(s, timeout) \
-    conc__scope_begin((s), (timeout), CONC__AT("the scope opened at "))
-CONC_API int conc__scope_begin(conc_scope *s, double timeout, const char *place);
+#define conc_scope_begin(...) conc__scope_begin(CONC__AT("the scope opened at "), __VA_ARGS__)
+CONC_API int conc__scope_begin(const char *place, conc_scope *s, double timeout);
 
 /* Leaves the task's innermost scope with the block's result, and returns the result to go on
  * with. Only an -ECANCELED that this scope caused is changed: to -ETIMEDOUT by its time limit,
@@ -348,7 +349,7 @@ struct conc_group {
  * the same.
  *     int conc_group_begin(conc_group *g);
  * Errors: -EINVAL (NULL, used before, negative limit). Not a checkpoint. */
-#define conc_group_begin(g) conc__group_begin((g), CONC__AT("the group opened at "))
+#define conc_group_begin(...) conc__group_begin((__VA_ARGS__), CONC__AT("the group opened at "))
 CONC_API int conc__group_begin(conc_group *g, const char *place);
 
 /* Starts fn(arg) as a task of the group; g NULL: of the run's own background group, which the
@@ -365,7 +366,8 @@ CONC_API int conc__spawn(conc_group *g, const char *spawned, conc_fn *fn, void *
 /* The same with a handle, in storage of yours, of any content, that stays where it is until the
  * task was joined, was returned by conc_group_next, or its group closed. -EBUSY: the handle is
  * in use. A handle of a function that returned earlier ends the program with a report, where it is
- * found: debug mode looks at each wait, else the end of the group does.
+ * found: debug mode looks at each wait, else the end of the group does. So does one that was set
+ * anew meanwhile: debug mode finds each, else those of the group's first and last child are found.
  *     int conc_spawn_task(conc_group *g, conc_task *t, conc_fn *fn, void *arg); */
 #define conc_spawn_task(g, t, fn, ...) \
     conc__spawn_task((g), (t), CONC__NAMED(fn), (fn), __VA_ARGS__)
@@ -441,7 +443,7 @@ CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t coun
 CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size,
                            int *results);
 
-#define CONC_LEN(array) (sizeof(array) / sizeof((array)[0]))
+#define CONC_LEN(...) (sizeof(__VA_ARGS__) / sizeof((__VA_ARGS__)[0]))
 
 /* conc_call calls[] = {CONC_CALL(f, &x), CONC_CALL(g, &y)}; or, when only the sum of it matters,
  * CONC_GATHER(CONC_CALL(...), ...) (C only: C++ has no array that lives for one expression). */
@@ -451,9 +453,10 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 #define CONC_GATHER(...)                                                      \
     conc__gather_unseen(CONC__NAMED(CONC_GATHER), (conc_call[]){__VA_ARGS__}, \
                         sizeof((conc_call[]){__VA_ARGS__}) / sizeof(conc_call))
-#define CONC_MAP(fn, array) conc_map(fn, (array), CONC_LEN(array), sizeof((array)[0]))
-#define CONC_MAP_ALL(fn, array, results) \
-    conc_map_all(fn, (array), CONC_LEN(array), sizeof((array)[0]), (results))
+#define CONC_MAP(fn, ...) \
+    conc_map(fn, (__VA_ARGS__), CONC_LEN(__VA_ARGS__), sizeof((__VA_ARGS__)[0]))
+#define CONC_MAP_ALL(fn, array, ...) \
+    conc_map_all(fn, (array), CONC_LEN(array), sizeof((array)[0]), (__VA_ARGS__))
 
 /* ---- >>tasks -------------------------------------------------------------------------------- */
 
@@ -547,7 +550,7 @@ CONC_API const char *conc_strerror(int rc);
  * inside expr lives no longer than the macro: a task that goes on must not be given one here.
  * Not inside an open scope or group: there CONC_TRY_IN(&s, expr) ends it with the error, and
  * returns what the end returned. */
-#define CONC_TRY(expr) CONC__TRY(expr, CONC__JOIN(conc__value, __COUNTER__))
+#define CONC_TRY(...) CONC__TRY((__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
 #define CONC__TRY(expr, value)           \
     __extension__({                      \
         __typeof__(expr) value = (expr); \
@@ -555,8 +558,8 @@ CONC_API const char *conc_strerror(int rc);
             return (int)value;           \
         value;                           \
     })
-#define CONC_TRY_IN(scope_or_group, expr) \
-    CONC__TRY_IN(scope_or_group, expr, CONC__JOIN(conc__value, __COUNTER__))
+#define CONC_TRY_IN(scope_or_group, ...) \
+    CONC__TRY_IN(scope_or_group, (__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
 #define CONC__TRY_IN(s, expr, value)           \
     __extension__({                            \
         __typeof__(expr) value = (expr);       \
@@ -575,7 +578,7 @@ CONC_API const char *conc_strerror(int rc);
  * that happens; the last declared closes first. Here for conc_group (children are cancelled and
  * waited for, their errors go to on_error) and conc_gen; closing what was never opened, or
  * closed before, does nothing. Not for conc_scope, whose end changes the result. */
-#define CONC_AUTO(type, name) __attribute__((cleanup(conc__auto_##type))) type name
+#define CONC_AUTO(type, name) __attribute__((__cleanup__(conc__auto_##type))) type name
 CONC_API void conc__auto_conc_group(conc_group *g);
 CONC_API void conc__auto_conc_gen(conc_gen *g);
 
@@ -646,10 +649,11 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * A descriptor in blocking mode stays so, apart from a listener (conc_accept), and does not hold
  * the loop: Linux has calls for sockets and pipes that do not wait, terminals and named pipes are
  * opened anew for the time of the call, and all others are asked by poll(2) first and written at
- * most PIPE_BUF bytes at a time. What remains: regular files and directories, where the disk is
- * waited for (conc_pool.h reads and writes files off the loop), and descriptors of other kinds, as
- * inotify's, or pipes on other systems, that several processes use at once, where another one may
- * be faster after poll(2) was asked.
+ * most PIPE_BUF bytes at a time; a device that takes the parts of a vector one by one, as eventfds
+ * and inotify's do, is given the first alone. What remains: regular files and directories, where
+ * the disk is waited for (conc_pool.h reads and writes files off the loop), and descriptors of
+ * other kinds, as inotify's, or pipes on other systems, that several processes use at once, where
+ * another one may be faster after poll(2) was asked.
  *
  * A descriptor may be ready in name only: a socket with messages in its error queue, a full Unix
  * datagram peer, an eventfd that has no room for so large a number. A call that finds that so
@@ -748,7 +752,7 @@ typedef struct conc_server {
  * tries again ten times a second; that goes to on_error once, and again only after accepting has
  * worked for a second. *s is read once. The caller closes s->fd. Errors: -EINVAL, accept's.
  *     int conc_serve(const conc_server *s); */
-#define conc_serve(s) conc__serve((s), CONC__AT("conc_serve at "))
+#define conc_serve(...) conc__serve((__VA_ARGS__), CONC__AT("conc_serve at "))
 CONC_API int conc__serve(const conc_server *s, const char *spawned);
 
 /* ---- >>streams ------------------------------------------------------------------------------ */
@@ -782,8 +786,8 @@ typedef struct conc_stream conc_stream;
  * Errors: -EINVAL (NULL, open already), -EBUSY (closed, and a task has not left it yet), -EBADF;
  * then fd stays yours. Not a checkpoint. Memory is taken when bytes are there and given back
  * when none are. */
-#define conc_stream_open(s, fd) conc__stream_open((s), (fd), CONC__PLACE)
-CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place);
+#define conc_stream_open(...) conc__stream_open(CONC__PLACE, __VA_ARGS__)
+CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd);
 
 /* Reading. Each waits for bytes when there are too few, and then first sends what was written,
  * so that a question need not be flushed before the answer is read. A cancel loses no byte: what
@@ -935,7 +939,7 @@ CONC_API int conc_embed_end(conc_embed *e);
 /* Counts of this thread's run; all zero outside one. */
 typedef struct conc_stats {
     size_t tasks;       /* alive, main_fn and the caller included */
-    size_t ready;       /* of these, waiting for their turn */
+    size_t ready;       /* of these, waiting for their turn; they are counted one by one */
     size_t timers;      /* armed */
     size_t generators;  /* open */
     size_t descriptors; /* that tasks wait for */
@@ -969,7 +973,7 @@ CONC_API void conc_dump(FILE *out);
 
 #ifdef __cplusplus
 }
-extern "C++" { /* also where the header is included inside extern "C" */
+extern "C++" { /* also where the header is included inside of extern "C" */
 static inline int conc__end(conc_group *g, int rc) { return conc_group_end(g, rc); }
 static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc); }
 }
@@ -1277,19 +1281,22 @@ CONC__PRIVATE void conc__jump(void **from, void **to)
 #define CONC__MORE_CLOBBERS
 #endif
 #define CONC__BOTTOM() CONC__CFI("rip")
+/* each line with its end; also where -masm=intel asks for the other syntax, and so for the second
+ * of "{a|b}" */
+#define CONC__IN_ATT_SYNTAX(code) "{|.att_syntax prefix\n\t}" code "{|.intel_syntax noprefix\n\t}"
 
 static inline __attribute__((always_inline)) void conc__jump(void **from, void **to)
 {
-    __asm__ volatile("leaq 1f(%%rip), %%rax\n\t"
-                     "movq %%rsp, (%0)\n\t"
-                     "movq %%rax, 8(%0)\n\t"
-                     "movq %%rbp, 16(%0)\n\t"
-                     "movq %%rbx, 24(%0)\n\t"
-                     "movq (%1), %%rsp\n\t"
-                     "movq 16(%1), %%rbp\n\t"
-                     "movq 24(%1), %%rbx\n\t"
-                     "jmpq *8(%1)\n"
-                     "1:\n\t" CONC__LANDING
+    __asm__ volatile(CONC__IN_ATT_SYNTAX("leaq 1f(%%rip), %%rax\n\t"
+                                         "movq %%rsp, (%%rdi)\n\t"
+                                         "movq %%rax, 8(%%rdi)\n\t"
+                                         "movq %%rbp, 16(%%rdi)\n\t"
+                                         "movq %%rbx, 24(%%rdi)\n\t"
+                                         "movq (%%rsi), %%rsp\n\t"
+                                         "movq 16(%%rsi), %%rbp\n\t"
+                                         "movq 24(%%rsi), %%rbx\n\t"
+                                         "jmpq *8(%%rsi)\n"
+                                         "1:\n\t" CONC__LANDING)
                      : "+D"(from), "+S"(to)
                      :
                      : "rax", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
@@ -1515,7 +1522,6 @@ typedef struct conc__slab {
     char *base;
     int carved;       /* stacks that were made so far, from below */
     int guarded;      /* stacks whose guard region stands */
-    int unused;       /* stacks in the free list, as conc__pool_count last found */
     uint64_t dropped; /* which stacks, a bit each */
 } conc__slab;
 
@@ -1525,6 +1531,7 @@ typedef struct conc__pool {
     size_t size, guard, stride;
     int per_slab;
     conc__slab *slabs; /* newest first; only the first may have stacks to carve */
+    size_t slab_count;
     conc__slab *holes;
     conc__stack *free;
     conc__stack *old;  /* free since the last trim, with all below it in the list; NULL: none */
@@ -1870,11 +1877,13 @@ CONC__PRIVATE bool conc__fd_is_own(const conc__fd *f);
 CONC__PRIVATE bool conc__fd_is_polled(const conc__fd *f);
 static inline void conc__take_signals(conc_loop *l);
 CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f);
-CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how);
+CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *place, const char *how);
+static const char conc__overwritten[] = "memory was overwritten";
 #define CONC__HANDLE_OF "the handle of "
 #define CONC__A_JOB "a job"
 CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *what);
 CONC__COLD void conc__unnote(conc__holding **tree, const void *object);
+CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void *object);
 CONC__COLD void conc__step(conc_loop *l, conc_task *t);
 CONC__COLD void conc__step_last(conc_loop *l, conc_task *t);
 CONC__COLD void conc__waited(conc_loop *l, conc_task *t);
@@ -1989,8 +1998,9 @@ CONC__COLD uintptr_t conc__valgrind(uintptr_t request, uintptr_t a, uintptr_t b)
     volatile uintptr_t call[6] = {request, a, b, 0, 0, 0};
     uintptr_t result = 0;
 #if defined __x86_64__ && defined __LP64__ && defined __linux__
-    __asm__ volatile("rolq $3, %%rdi\n\trolq $13, %%rdi\n\trolq $61, %%rdi\n\trolq $51, "
-                     "%%rdi\n\txchgq %%rbx, %%rbx"
+    __asm__ volatile("{rolq $3, %%rdi|rol rdi, 3}\n\t{rolq $13, %%rdi|rol rdi, 13}\n\t"
+                     "{rolq $61, %%rdi|rol rdi, 61}\n\t{rolq $51, %%rdi|rol rdi, 51}\n\t"
+                     "{xchgq %%rbx, %%rbx|xchg rbx, rbx}"
                      : "+d"(result)
                      : "a"(&call[0])
                      : "cc", "memory");
@@ -2140,6 +2150,12 @@ CONC__PRIVATE const char *conc__env(const char *name)
 CONC__PRIVATE bool conc__refused(int error)
 {
     return error == ENOSYS || error == EPERM || error == EACCES;
+}
+
+/* Is the number an open descriptor's? Only a sandbox gives another error than EBADF. */
+CONC__PRIVATE bool conc__is_open(int number)
+{
+    return fcntl(number, F_GETFD) >= 0 || errno != EBADF;
 }
 
 /* How many processors this process may use. */
@@ -2439,7 +2455,7 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
     enum { BITS = 8 * sizeof(long) };
     int top = -1, closed = 0, count = 0;
     for (size_t i = 0; i < n; i++) {
-        polls[i].revents = fcntl(polls[i].fd, F_GETFD) < 0 ? POLLNVAL : 0;
+        polls[i].revents = conc__is_open(polls[i].fd) ? 0 : POLLNVAL;
         closed += polls[i].revents != 0;
         if (!polls[i].revents && polls[i].fd > top)
             top = polls[i].fd;
@@ -2483,7 +2499,8 @@ CONC__PRIVATE int conc__poll_call(struct pollfd *polls, size_t n, int64_t ns)
 #endif
     if (rc < 0 && conc__refused(errno))
         rc = poll(polls, (nfds_t)n, ns == CONC__NEVER ? -1 : conc__milliseconds(ns));
-    if (rc < 0 && errno == EINVAL) /* more than RLIMIT_NOFILE, which may have been lowered */
+    /* EINVAL: more than RLIMIT_NOFILE, which may have been lowered */
+    if (rc < 0 && (errno == EINVAL || conc__refused(errno)))
         rc = conc__select(polls, n, ns);
     return rc;
 }
@@ -2518,12 +2535,12 @@ CONC__PRIVATE void conc__poller_close(conc_loop *l)
 
 /* Tells open files apart; 0: not open. Sockets and pipes have an inode each. Eventfds, timerfds
  * and their kin share one: of those the kinds differ, but one eventfd is taken for another that
- * got its number while a task waited. */
+ * got its number while a task waited. Where a sandbox refuses fstat, all files are alike. */
 CONC__PRIVATE uint64_t conc__inode_of(int number)
 {
     struct stat st;
     if (fstat(number, &st))
-        return 0;
+        return errno != EBADF;
     uint64_t inode = (uint64_t)st.st_dev << 40 ^ (uint64_t)st.st_ino;
 #ifdef __linux__
     char path[32], kind[64];
@@ -2589,6 +2606,14 @@ CONC__PRIVATE void conc__poll_event(conc_loop *l, const struct pollfd *p)
         conc__fd_event(l, f, conc__poll_got(p), p->revents & (POLLHUP | POLLERR));
 }
 
+/* The system's wait has failed: 0 if a signal ended it. The handler may have closed descriptors,
+ * so those that tasks wait for are looked at. */
+CONC__PRIVATE int conc__wait_failed(conc_loop *l)
+{
+    l->stirred |= errno == EINTR;
+    return errno == EINTR ? 0 : -errno;
+}
+
 CONC__PRIVATE int conc__poll_wait(conc_loop *l, int64_t ns)
 {
     struct pollfd wake, *polls = &wake;
@@ -2602,7 +2627,7 @@ CONC__PRIVATE int conc__poll_wait(conc_loop *l, int64_t ns)
     polls[0] = (struct pollfd){l->wake_out, POLLIN, 0};
     int count = conc__poll_call(polls, n, ns);
     if (count <= 0)
-        return count == 0 || errno == EINTR ? 0 : -errno;
+        return count == 0 ? 0 : conc__wait_failed(l);
     if (polls[0].revents & POLLNVAL)
         return -EBADF;
     if (polls[0].revents)
@@ -2796,7 +2821,7 @@ CONC__PRIVATE int conc__epoll_wait(conc_loop *l, int64_t ns)
     if (n < 0 && conc__refused(errno) && conc__epoll_give_up(l))
         return conc__poll_wait(l, ns);
     if (n < 0)
-        return errno == EINTR ? 0 : -errno;
+        return conc__wait_failed(l);
     /* once it is given up, the rest of the events is found by poll(2) */
     for (int i = 0; i < n && l->backend != &conc__poll; i++)
         if (events[i].data.u64 == CONC__WAKE_KEY)
@@ -2874,6 +2899,7 @@ CONC__PRIVATE bool conc__slab_open(conc__pool *p)
     if (slab->next)
         slab->next->prev = slab;
     p->slabs = slab;
+    p->slab_count++;
     return true;
 }
 
@@ -3012,16 +3038,6 @@ static inline void conc__stack_give(conc_loop *l, conc__stack *s)
     p->free = s;
 }
 
-CONC__PRIVATE void conc__pool_count(conc__pool *p)
-{
-    for (conc__slab *slab = p->slabs; slab; slab = slab->next)
-        slab->unused = 0;
-    for (conc__stack *s = p->free; s; s = s->next)
-        s->slab->unused++;
-    for (conc__stack *s = p->cold; s; s = s->next)
-        s->slab->unused++;
-}
-
 /* Stacks of a slab whose pages are not given back. */
 CONC__PRIVATE int conc__slab_resident(const conc__slab *slab)
 {
@@ -3046,6 +3062,7 @@ CONC__PRIVATE void conc__stack_drop(conc__stack *s)
     slab->prev->next = slab->next; /* it is not the first */
     if (slab->next)
         slab->next->prev = slab->prev;
+    p->slab_count--;
     conc__slab_close(slab);
 }
 
@@ -3539,7 +3556,7 @@ CONC__PRIVATE bool conc__expects(const conc_loop *l)
  * files with their numbers. */
 CONC__PRIVATE bool conc__wake_is_ours(const conc_loop *l)
 {
-    bool ours = fcntl(l->wake_out, F_GETFD) >= 0;
+    bool ours = conc__is_open(l->wake_out);
 #ifdef __linux__
     char path[32], kind[32] = "";
     snprintf(path, sizeof path, "/proc/self/fd/%d", l->wake_out);
@@ -4045,21 +4062,18 @@ CONC__PRIVATE bool conc__loan_is_over(const conc__holding *h)
 
 /* What conc still needs in memory that is lost: on the stack where the task runs, below an
  * address. */
-CONC__COLD void conc__find_lost_loans(conc_loop *l, conc_task *t, const void *below,
+CONC__COLD void conc__find_lost_loans(conc_loop *l, const conc_task *t, const void *below,
                                       const char *how)
 {
     char handle[CONC__DESCRIPTION];
     const conc__holding *h = conc__find_below(l->receiving, t, below);
-    if (h) {
-        t->place = h->place;
-        conc__lost(l, t, how);
-    }
+    if (h)
+        conc__lost(l, t, h->place, how);
     while ((h = conc__find_below(l->handles, t, below)) && conc__loan_is_over(h))
         conc__unnote(&l->handles, h->object);
     if (h) {
         snprintf(handle, sizeof handle, CONC__HANDLE_OF "%s", h->place);
-        t->place = handle;
-        conc__lost(l, t, how);
+        conc__lost(l, t, handle, how);
     }
 }
 
@@ -4075,7 +4089,7 @@ CONC__COLD void conc__find_lost_now(conc_loop *l, const void *frame)
 {
     static const char how[] = "a function returned";
     if (conc__scope_is_lost(l->self, frame))
-        conc__lost(l, l->self, how);
+        conc__lost(l, l->self, l->self->place, how);
     conc__find_lost_loans(l, l->self, frame, how);
 }
 
@@ -4237,11 +4251,12 @@ CONC_API int conc_block(double s)
     return 0;
 }
 
-CONC_API int conc_settle(void)
+CONC_API CONC__CALLED int conc_settle(void)
 {
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
+    conc__find_lost(l, __builtin_frame_address(0));
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -4350,6 +4365,8 @@ CONC__PRIVATE void conc__scope_changed(conc_loop *l, conc_scope *s)
 
 CONC__PRIVATE void conc__task_cancel(conc_loop *l, conc_task *t)
 {
+    if (t->asked)
+        return;
     t->asked = true;
     if (CONC__UNLIKELY(l->trace))
         conc__trace_mark(l, t, "cancel");
@@ -4387,11 +4404,14 @@ static inline void conc__set_limit(conc_loop *l, conc_scope *s, double seconds)
         conc__scope_expired(&s->timer);
 }
 
-/* Puts a scope inside those the task has open. */
+/* Puts a scope inside those the task has open. A variable that is declared with an initializer in
+ * a loop is set anew each time, also if the block was left with the scope open. */
 static inline void conc__scope_open(conc_loop *l, conc_scope *s, const char *place)
 {
     conc_task *self = l->self;
     conc_scope *outer = self->scope;
+    if (CONC__UNLIKELY(outer && outer->state != CONC__OPEN))
+        conc__lost(l, self, self->place, conc__overwritten);
     s->cancel_called = s->cancel_caught = s->expired = s->shielded = s->is_group = false;
     s->effective = self->pending;
     s->state = CONC__OPEN;
@@ -4434,7 +4454,7 @@ CONC__COLD int conc__scope_renew(conc_scope *s, double timeout, const char *plac
     return 0;
 }
 
-CONC_API CONC__CALLED int conc__scope_begin(conc_scope *s, double timeout, const char *place)
+CONC_API CONC__CALLED int conc__scope_begin(const char *place, conc_scope *s, double timeout)
 {
     conc_loop *l = conc__in_task();
     if (!l)
@@ -4551,7 +4571,7 @@ CONC__PRIVATE int conc__call_in_scope(double s, bool shielded, conc_fn *fn, void
         return conc__misused(-EINVAL, call, "no function", NULL);
     if (__builtin_isnan(s))
         return conc__misused(-EINVAL, call, "the time is not a number", NULL);
-    int rc = conc__scope_begin(&scope, s, place);
+    int rc = conc__scope_begin(place, &scope, s);
     if (rc)
         return rc;
     if (shielded)
@@ -4697,6 +4717,14 @@ static inline void conc__child_add(conc_group *g, conc_task *t)
         g->live_handles++;
 }
 
+/* Is this a group's first or last child? A handle that holds no task any more, as it was set anew
+ * at the start of a block, is mostly one of them if its task lives. */
+static inline bool conc__is_at_an_end(const conc_group *g, const conc_task *t)
+{
+    const conc_task *first = g->children;
+    return first && (first == t || first->older == t);
+}
+
 static inline void conc__child_remove(conc_group *g, conc_task *t)
 {
     conc_task *older = t->older, *younger = t->younger;
@@ -4729,6 +4757,8 @@ CONC__FAST conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *han
     conc__stack *stack = pool ? conc__stack_take(pool) : NULL;
     if (CONC__UNLIKELY(!stack))
         return NULL;
+    if (handle && CONC__UNLIKELY(conc__is_at_an_end(g, handle)))
+        conc__lost(l, l->self, CONC__HANDLE_OF "a task", conc__overwritten);
     char *top = conc__stack_top(stack);
     conc_task *t = handle ? handle : (conc_task *)(void *)top;
     conc__task_init(l, t, handle != NULL, stack, fn, arg, spawned);
@@ -4929,6 +4959,17 @@ CONC_API CONC__CALLED int conc__spawn(conc_group *g, const char *spawned, conc_f
     return conc__spawn_in(g, NULL, "conc_spawn", spawned, fn, arg, &t);
 }
 
+/* Debug: a handle that holds no task any more was lent to one that lives. */
+CONC__COLD void conc__find_overwritten(conc_loop *l, const conc_task *handle)
+{
+    const conc__holding *h = *conc__holding_find(&l->handles, handle);
+    char what[CONC__DESCRIPTION];
+    if (!h || strcmp(h->place, CONC__A_JOB) == 0)
+        return;
+    snprintf(what, sizeof what, CONC__HANDLE_OF "%s", h->place);
+    conc__lost(l, l->self, what, conc__overwritten);
+}
+
 CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, const char *spawned,
                                            conc_fn *fn, void *arg)
 {
@@ -4941,6 +4982,8 @@ CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, con
         conc__excuse(handle, sizeof *handle);
     if (conc__handle_in_use(handle) && !conc__handle_taken_over(handle))
         return conc__misused(-EBUSY, "conc_spawn_task", "the handle is in use", spawned);
+    if (CONC__UNLIKELY(conc__here->handles))
+        conc__find_overwritten(conc__here, handle);
     int rc = conc__spawn_in(g, handle, "conc_spawn_task", spawned, fn, arg, &t);
     if (CONC__UNLIKELY(conc__here->debug) && rc == 0)
         conc__lend_handle(conc__here, handle, spawned);
@@ -4994,6 +5037,7 @@ CONC_API CONC__CALLED int conc__start(conc_group *g, const char *spawned, conc_f
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
+    conc__find_lost(l, __builtin_frame_address(0));
     conc__starter s = {.wait = {.task = l->self, .kind = &conc__starting}};
     bool opens = g && (g->scope.state == CONC__FRESH || conc__scope_is_inherited(&g->scope));
     rc = conc__spawn_in(g, NULL, "conc_start", spawned, fn, arg, &s.child);
@@ -5740,7 +5784,7 @@ static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
 {
     conc_group *g = t->group;
     if (CONC__UNLIKELY(t->scope))
-        conc__lost(l, t, "it ended");
+        conc__lost(l, t, t->place, "it ended");
     if (CONC__UNLIKELY(l->lent))
         conc__find_lost_loans(l, t, t->stack, "it ended");
     if (CONC__UNLIKELY(t->held))
@@ -5836,6 +5880,7 @@ CONC_API CONC__CALLED int conc_join(conc_task *t, int *result)
         return rc;
     conc__wait w = {.task = l->self, .kind = &conc__joining, .on = t, .value = t->result};
     if (t->state == CONC__LIVE) {
+        conc__find_lost(l, __builtin_frame_address(0));
         conc__append(&t->joiners, &w);
         rc = conc__park(l, &w);
         if (rc)
@@ -5948,6 +5993,8 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
         return conc__misused(-EINVAL, call, "the group was closed before", g->scope.place);
     if (g->scope.state == CONC__FRESH)
         return 1;
+    if (conc__scope_is_inherited(&g->scope))
+        return 1; /* not in this process */
     if (g->scope.task != l->self)
         return conc__misused(-EPERM, call, "the group is another task's", g->scope.place);
     if (l->self->scope != &g->scope)
@@ -5969,7 +6016,8 @@ CONC__COLD void conc__find_lost_handles(conc_loop *l, const conc_group *g, const
         int looks = LOOKS;
         for (const conc_task *t = lists[i]; t && looks; t = t->younger, looks--)
             if ((uintptr_t)t - low < size)
-                conc__lost(l, l->self, "a function returned that had a task's handle");
+                conc__lost(l, l->self, l->self->place,
+                           "a function returned that had a task's handle");
     }
 }
 
@@ -6011,7 +6059,7 @@ CONC_API void conc__auto_conc_group(conc_group *g)
     if (!l || g->scope.state != CONC__OPEN || g->scope.task != l->self)
         return;
     if (l->self->scope != &g->scope)
-        conc__lost(l, l->self, "the block of a CONC_AUTO group ended");
+        conc__lost(l, l->self, l->self->place, "the block of a CONC_AUTO group ended");
     conc__cancel_scope(l, &g->scope);
     conc__kept_error kept;
     conc__error_keep(&kept, l->self);
@@ -6033,7 +6081,8 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    if (g->scope.state == CONC__FRESH)
+    conc__find_lost(l, __builtin_frame_address(0));
+    if (g->scope.state == CONC__FRESH || conc__scope_is_inherited(&g->scope))
         return 0;
     if (g->scope.task->loop != l)
         return conc__misused(-EPERM, "conc_group_next", "the group is another run's",
@@ -6351,7 +6400,7 @@ CONC__PRIVATE void conc__gen_find_lost(conc_loop *l, const conc__gen *g)
         return;
     snprintf(how, sizeof how, "the generator %s ended", g->opened);
     if (l->self->scope != g->scope)
-        conc__lost(l, l->self, how);
+        conc__lost(l, l->self, l->self->place, how);
     conc__find_lost_loans(l, l->self, g->stack, how);
 }
 
@@ -6429,8 +6478,8 @@ CONC__PRIVATE void conc__gen_set_user(conc__gen *g, conc__gen *user)
     user->sources = g;
 }
 
-CONC_API int conc__gen_open(conc_gen *face, const char *opened, conc_gen_fn *fn, void *arg,
-                            size_t item_size)
+CONC_API CONC__CALLED int conc__gen_open(conc_gen *face, const char *opened, conc_gen_fn *fn,
+                                         void *arg, size_t item_size)
 {
     conc_loop *l = conc__in_task();
     if (!l)
@@ -6443,6 +6492,7 @@ CONC_API int conc__gen_open(conc_gen *face, const char *opened, conc_gen_fn *fn,
         return conc__misused(-EINVAL, __func__, "the generator is open", opened);
     if (conc__gen_is_elsewhere(l, face))
         return conc__misused(-EBUSY, "conc_gen_open", "it is open in another thread's run", NULL);
+    conc__find_lost(l, __builtin_frame_address(0));
     conc__stack *stack = conc__stack_take(l->pool);
     if (!stack)
         return conc__own_error(-ENOMEM);
@@ -6570,6 +6620,7 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     if (g->consumer)
         return conc__misused(-EBUSY, __func__, "another task is inside, or this one",
                              conc__place_of(g->opened));
+    conc__find_lost(l, __builtin_frame_address(0));
     uint32_t before = l->self->tellings;
     conc__gen_enter(l, g);
     if (g->ended) {
@@ -6622,7 +6673,7 @@ CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, b
     return rc;
 }
 
-CONC_API int conc_gen_close(conc_gen *face)
+CONC_API CONC__CALLED int conc_gen_close(conc_gen *face)
 {
     conc_loop *l = conc__here;
     if (!face)
@@ -6641,6 +6692,7 @@ CONC_API int conc_gen_close(conc_gen *face)
     if (g->consumer)
         return conc__misused(-EBUSY, __func__, "another task is inside, or this one",
                              conc__place_of(g->opened));
+    conc__find_lost(l, __builtin_frame_address(0));
     bool stopped;
     conc__source source = conc__gen_source(g);
     int rc = conc__gen_finish(l, g, face, &stopped);
@@ -6749,7 +6801,7 @@ CONC__PRIVATE uint32_t conc__fd_id(const conc_loop *l, int number)
 CONC__PRIVATE int conc__fd_note(conc_loop *l, int number)
 {
     int saved = errno;
-    bool open = number >= 0 && fcntl(number, F_GETFD) >= 0;
+    bool open = number >= 0 && conc__is_open(number);
     errno = saved;
     return open && !conc__fd_of(l, number) ? conc__own_error(-ENOMEM) : 0;
 }
@@ -7019,7 +7071,7 @@ CONC__PRIVATE int conc__fd_add(conc_loop *l, conc__fd *f, int events)
 CONC__PRIVATE int conc__fd_watch_slowly(conc_loop *l, int number, int events, conc__fd **out)
 {
     conc__fd *f = *out;
-    bool open = number >= 0 && (f || fcntl(number, F_GETFD) >= 0);
+    bool open = number >= 0 && (f || conc__is_open(number));
     if (!f)
         f = *out = open ? conc__fd_of(l, number) : NULL;
     if (!f)
@@ -7071,9 +7123,10 @@ CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd *f, uint32_t id, const con
 }
 
 /* Waits until the descriptor is ready for any of the events: those, or an error. */
-CONC__PRIVATE int conc__fd_park(conc_loop *l, int number, int events)
+CONC__PRIVATE CONC__CALLED int conc__fd_park(conc_loop *l, int number, int events)
 {
     conc__fd *f;
+    conc__find_lost(l, __builtin_frame_address(0));
     int rc = conc__checkpoint(l);
     if (rc == 0)
         rc = conc__fd_watch(l, number, events, &f);
@@ -7369,21 +7422,55 @@ CONC__PRIVATE bool conc__is_lack(int rc)
     }
 }
 
-/* preadv2 or pwritev2, which must not wait. False: not for this file, or this system. */
-CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
+/* preadv2 or pwritev2 at the file's own position. */
+CONC__PRIVATE ssize_t conc__io_flagged(int fd, const struct iovec *parts, int count, int access,
+                                       int flags)
 {
-    enum { NO_WAIT = 8 }; /* RWF_NOWAIT */
 #if defined __linux__ && defined SYS_preadv2
     long call = access == CONC__READS ? SYS_preadv2 : SYS_pwritev2;
-    *n = syscall(call, io->fd, io->parts, (long)io->count, -1L, -1L, NO_WAIT);
+    return syscall(call, fd, parts, (long)count, -1L, -1L, flags);
 #else
-    (void)io;
+    (void)fd;
+    (void)parts;
+    (void)count;
     (void)access;
-    *n = NO_WAIT - NO_WAIT - 1;
+    (void)flags;
     errno = ENOSYS;
+    return -1;
 #endif
-    bool wrong_file = errno == EOPNOTSUPP || errno == EINVAL || errno == ESPIPE;
-    return *n >= 0 || (!wrong_file && !conc__refused(errno));
+}
+
+enum { CONC__NO_WAIT = 8, CONC__SYNC = 2 }; /* RWF_NOWAIT; RWF_DSYNC, which concerns disks alone */
+
+/* Does the system know CONC__NO_WAIT? To a flag that it does not know Linux before 4.13 says
+ * EINVAL, which is also its answer to a call that can never succeed. */
+CONC__COLD bool conc__knows_no_wait(void)
+{
+    enum { YES = 1, NO };
+    static atomic_int known;
+    char byte;
+    struct iovec part = {&byte, 1};
+    int answer = atomic_load_explicit(&known, memory_order_relaxed), ends[2];
+    if (answer || conc__pipe(ends))
+        return answer == YES;
+    conc__io_flagged(ends[0], &part, 1, CONC__READS, CONC__NO_WAIT);
+    answer = errno == EAGAIN || errno == EOPNOTSUPP ? YES : NO;
+    close(ends[0]);
+    close(ends[1]);
+    atomic_store_explicit(&known, answer, memory_order_relaxed);
+    return answer == YES;
+}
+
+/* One try that must not wait. False: not for this file, or this system. */
+CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
+{
+    *n = conc__io_flagged(io->fd, io->parts, io->count, access, CONC__NO_WAIT);
+    int error = errno;
+    bool wrong_file = error == EOPNOTSUPP || error == ESPIPE;
+    if (*n < 0 && error == EINVAL)
+        wrong_file = !conc__knows_no_wait();
+    errno = error;
+    return *n >= 0 || (!wrong_file && !conc__refused(error));
 }
 
 /* The same named pipe or terminal, open in non-blocking mode; -1: it cannot be, as the end of a
@@ -7408,45 +7495,40 @@ CONC__PRIVATE int conc__io_open_anew(int fd, int access, const struct stat *st)
     return open(path, access | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
 }
 
+CONC__PRIVATE const struct iovec *conc__io_first_part(const conc__io *io)
+{
+    const struct iovec *part = io->parts;
+    while (!part->iov_len)
+        part++;
+    return part;
+}
+
 /* Is the sum of an eventfd so large that this number does not fit? poll(2) tells only that there
- * is room for 1. */
+ * is room for 1. The largest number is an error, which the write returns. */
 CONC__PRIVATE bool conc__io_is_full_eventfd(const conc__io *io, const struct stat *st)
 {
 #ifdef __linux__
     char path[40], text[256], *at;
     uint64_t more;
-    if (st->st_mode & S_IFMT || io->count != 1 || io->parts->iov_len != sizeof more)
+    const struct iovec *part = conc__io_first_part(io);
+    if (st->st_mode & S_IFMT || part->iov_len < sizeof more)
         return false;
     snprintf(path, sizeof path, "/proc/self/fdinfo/%d", io->fd);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
-    memcpy(&more, io->parts->iov_base, sizeof more);
+    memcpy(&more, part->iov_base, sizeof more);
     if (fd < 0 && conc__is_lack(-errno))
         return more > 1; /* perhaps: it is tried again */
     if (fd >= 0)
         close(fd);
     text[n > 0 ? n : 0] = 0;
     at = strstr(text, "eventfd-count:");
-    return at && more > UINT64_MAX - 1 - strtoull(at + 14, NULL, 16);
+    return at && more != UINT64_MAX && more > UINT64_MAX - 1 - strtoull(at + 14, NULL, 16);
 #else
     (void)io;
     (void)st;
     return false;
 #endif
-}
-
-/* At most so much that a write that poll(2) calls possible does not block: as many whole parts as
- * fit, or a piece of the first. */
-CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
-{
-    size_t n = 0;
-    int i = 0, first = 0;
-    while (i < io->count && io->parts[i].iov_len <= most - n)
-        n += io->parts[i++].iov_len;
-    if (n || i == io->count)
-        return writev(io->fd, io->parts, i);
-    first = i; /* those before it are empty */
-    return write(io->fd, io->parts[first].iov_base, most);
 }
 
 CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io, int fd, int access)
@@ -7455,28 +7537,59 @@ CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io, int fd, int access)
                                  : writev(fd, io->parts, io->count);
 }
 
+/* Moves the first `count` parts of a file that poll(2) calls ready. A device may move each part as
+ * a call of its own, of which the second may wait. Linux tells by refusing flags for such a file:
+ * then only the first part is moved. */
+CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
+{
+    const struct iovec *part = conc__io_first_part(io);
+    if (count > 1) {
+        ssize_t n = conc__io_flagged(io->fd, io->parts, count, access, CONC__SYNC);
+        bool refused = errno == EOPNOTSUPP || errno == EINVAL || conc__refused(errno);
+        if (n >= 0 || !refused)
+            return n;
+    }
+    return access == CONC__READS ? read(io->fd, part->iov_base, part->iov_len)
+                                 : write(io->fd, part->iov_base, part->iov_len);
+}
+
+/* At most so much that a write that poll(2) calls possible does not block: as many whole parts as
+ * fit, or a piece of the first. */
+CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
+{
+    size_t n = 0;
+    int i = 0;
+    while (i < io->count && io->parts[i].iov_len <= most - n)
+        n += io->parts[i++].iov_len;
+    if (n)
+        return conc__io_parts(io, i, CONC__WRITES);
+    return write(io->fd, conc__io_first_part(io)->iov_base, most);
+}
+
 /* Not more than a terminal has: in raw mode it may have been told to wait for more bytes, unless
  * fewer are asked for. */
 CONC__PRIVATE ssize_t conc__io_read_some(const conc__io *io)
 {
-    int there = 0, i = 0;
+    const struct iovec *part = conc__io_first_part(io);
+    int there = 0;
     if (ioctl(io->fd, FIONREAD, &there) || there <= 0)
-        return conc__io_plain(io, io->fd, CONC__READS);
-    while (!io->parts[i].iov_len)
-        i++;
-    size_t most = io->parts[i].iov_len, n = (size_t)there;
-    return read(io->fd, io->parts[i].iov_base, n < most ? n : most);
+        return conc__io_parts(io, io->count, CONC__READS);
+    size_t most = part->iov_len, n = (size_t)there;
+    return read(io->fd, part->iov_base, n < most ? n : most);
 }
 
 CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io, int access)
 {
-    struct stat st;
+    struct stat st = {0};
     ssize_t n;
-    if (fstat(io->fd, &st))
+    bool known = fstat(io->fd, &st) == 0;
+    if (!known && !conc__refused(errno))
         return -1;
     if (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) || S_ISDIR(st.st_mode))
         return conc__io_plain(io, io->fd, access);
-    if (conc__io_no_wait(io, access, &n))
+    bool tried = conc__io_no_wait(io, access, &n);
+    bool perhaps_on_disk = !known && n < 0 && errno == EAGAIN; /* then poll(2) is asked, too */
+    if (tried && !perhaps_on_disk)
         return n;
     int ready = conc__fd_ready(io->fd, access == CONC__READS ? CONC_READABLE : CONC_WRITABLE);
     bool full = ready > 0 && access == CONC__WRITES && conc__io_is_full_eventfd(io, &st);
@@ -7495,7 +7608,7 @@ CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io, int access)
     bool terminal = S_ISCHR(st.st_mode) && isatty(io->fd);
     if (access == CONC__WRITES)
         return conc__io_write_some(io, terminal ? 1 : PIPE_BUF);
-    return terminal ? conc__io_read_some(io) : conc__io_plain(io, io->fd, access);
+    return terminal ? conc__io_read_some(io) : conc__io_parts(io, io->count, access);
 }
 
 /* -- one try -- */
@@ -7504,6 +7617,8 @@ CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io, int access)
 CONC__PRIVATE ssize_t conc__io_file(const conc__io *io, int access)
 {
     int flags = fcntl(io->fd, F_GETFL);
+    if (flags < 0 && conc__refused(errno))
+        flags = O_RDWR; /* a sandbox does not tell; then it may be in blocking mode */
     if (flags < 0)
         return -1;
     if ((flags & O_ACCMODE) != access && (flags & O_ACCMODE) != O_RDWR) {
@@ -7626,6 +7741,15 @@ static inline ssize_t conc__send(conc_loop *l, const conc__io *io)
     return CONC__UNLIKELY(n == -ENOTSOCK) ? conc__send_slowly(l, io) : n;
 }
 
+/* The same for writev(2), which sends no message of no bytes, while write(2) does. */
+CONC__PRIVATE ssize_t conc__send_parts(conc_loop *l, const conc__io *io)
+{
+    if (!conc__io_is_empty(io))
+        return conc__send(l, io);
+    int saved = errno;
+    return conc__io_result(l, conc__io_file(io, CONC__WRITES), saved);
+}
+
 /* -- the calls -- */
 
 /* Tries again and again, and waits in between. */
@@ -7651,8 +7775,8 @@ static inline ssize_t conc__io_run_of(const char *call, conc__io_fn *once, int e
     bool valid = io->count >= 0 && io->count <= CONC__PARTS && (io->parts || !io->count);
     if (!valid)
         return conc__misused(-EINVAL, call, "no parts, or an impossible number of them", NULL);
-    if (io->count == 1 && !io->parts->iov_base && io->parts->iov_len)
-        return conc__misused(-EINVAL, call, "no buffer", NULL);
+    if (io->count == 1 && !conc__is_array(io->parts->iov_base, io->parts->iov_len, 1))
+        return conc__misused(-EINVAL, call, "no buffer, or an impossible size", NULL);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -7678,7 +7802,7 @@ CONC_API ssize_t conc_readv(int fd, const struct iovec *parts, int count)
 CONC_API ssize_t conc_writev(int fd, const struct iovec *parts, int count)
 {
     const conc__io io = {.fd = fd, .any = true, .parts = parts, .count = count};
-    return conc__io_run(conc__send, CONC_WRITABLE, &io);
+    return conc__io_run(conc__send_parts, CONC_WRITABLE, &io);
 }
 
 CONC_API ssize_t conc_read(int fd, void *buf, size_t n)
@@ -7799,17 +7923,33 @@ CONC__PRIVATE bool conc__listens(int fd)
     return listens;
 }
 
-/* A listener in blocking mode is set to non-blocking: another process that has it too may take the
- * connection first. The program may have set one that conc opened to blocking. */
+/* Sets a listener in blocking mode to non-blocking: another process that has it too may take the
+ * connection first. 0, or -1 and errno: not a listener, or, where a sandbox refuses that, EAGAIN
+ * if no connection is there. */
+CONC__PRIVATE int conc__unblock_listener(int fd, int flags)
+{
+    bool refused = flags < 0;
+    if (!refused && fcntl(fd, F_SETFL, flags | O_NONBLOCK)) {
+        refused = conc__refused(errno);
+        if (!refused)
+            return -1;
+    }
+    int ready = refused ? conc__fd_ready(fd, CONC_READABLE) : CONC_READABLE;
+    if (ready <= 0)
+        errno = ready < 0 ? -ready : EAGAIN;
+    return ready > 0 ? 0 : -1;
+}
+
+/* The program may have set a listener that conc opened to blocking. */
 CONC__PRIVATE int conc__accept_once(int fd, bool own)
 {
     int flags = fcntl(fd, F_GETFL);
-    if (flags < 0)
+    if (flags < 0 && !conc__refused(errno))
         return -1;
-    bool blocks = !(flags & O_NONBLOCK);
+    bool blocks = flags < 0 || !(flags & O_NONBLOCK);
     if ((blocks || !own) && !conc__listens(fd))
         return -1;
-    if (blocks && fcntl(fd, F_SETFL, flags | O_NONBLOCK))
+    if (blocks && conc__unblock_listener(fd, flags))
         return -1;
     return conc__accept_call(fd);
 }
@@ -8007,8 +8147,9 @@ enum { CONC__LOCK_TRIES = 50 }; /* a millisecond each */
 CONC__PRIVATE bool conc__locks_its_name(const conc__path_lock *k)
 {
     struct stat here, there;
-    return fstat(k->fd, &here) == 0 && lstat(k->name, &there) == 0 && here.st_dev == there.st_dev &&
-           here.st_ino == there.st_ino;
+    if (fstat(k->fd, &here) || lstat(k->name, &there))
+        return conc__refused(errno); /* a sandbox does not tell */
+    return here.st_dev == there.st_dev && here.st_ino == there.st_ino;
 }
 
 /* Locks the path: 1; 0, another process has the lock; or an error, as a file system without locks
@@ -8170,6 +8311,7 @@ typedef struct conc__addresses {
 CONC__PRIVATE int conc__look_up(const char *text, conc__addresses *found)
 {
     found->all = found->own;
+    const char *shown = *text ? text : "\"\"";
     int count = conc__parse_address(text, found->own);
     if (count == -EADDRNOTAVAIL && conc__extended.resolve) {
         found->all = NULL;
@@ -8178,7 +8320,7 @@ CONC__PRIVATE int conc__look_up(const char *text, conc__addresses *found)
         conc_fail(count,
                   count == -EINVAL ? "%.90s: malformed address"
                                    : "%.60s: host names are looked up with conc_pool.h alone",
-                  text);
+                  shown);
     }
     found->count = count > 0 ? count : 0;
     return count;
@@ -8774,7 +8916,7 @@ CONC__PRIVATE int conc__stream_pass(conc_loop *l, const conc_stream *s)
 
 CONC__PRIVATE size_t conc__piece(size_t n) { return n < CONC__PIECE ? n : CONC__PIECE; }
 
-CONC_API int conc__stream_open(conc_stream *s, int fd, const char *place)
+CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd)
 {
     conc_loop *l = conc__here;
     if (!l)
@@ -10012,6 +10154,8 @@ CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *n
     if (s->loop && conc__run_is_elsewhere(l, s->run))
         return conc__misused(-EBUSY, "conc_signals_open", "it is open in another thread's run",
                              NULL);
+    if (*conc__holding_find(&l->receiving, s)) /* it was set anew while it was open */
+        conc__lost(l, l->self, (*conc__holding_find(&l->receiving, s))->place, conc__overwritten);
     conc__on_loop(l, conc__open_signals, &c);
     if (c.rc == 0) {
         conc__note(&l->receiving, s, "signals", place);
@@ -10032,7 +10176,7 @@ CONC__PRIVATE bool conc__receive_cancel(conc__wait *w)
 static const conc__wait_kind conc__receiving = {.what = "waits for a signal",
                                                 .cancel = conc__receive_cancel};
 
-CONC_API int conc_signals_next(conc_signals *s)
+CONC_API CONC__CALLED int conc_signals_next(conc_signals *s)
 {
     conc_loop *l = conc__in_task();
     if (!l)
@@ -10046,6 +10190,7 @@ CONC_API int conc_signals_next(conc_signals *s)
         return conc__own_error(-EPIPE);
     if (s->loop != l || s->run != l->run)
         return conc__misused(-EPERM, "conc_signals_next", "it is another run's", NULL);
+    conc__find_lost(l, __builtin_frame_address(0));
     rc = s->waits.first ? 0 : conc__signals_find(s);
     if (rc) {
         conc__quick(l);
@@ -10111,6 +10256,16 @@ CONC_API int conc_wait_signal(int number)
     return rc;
 }
 
+/* Under the mutex. */
+CONC__PRIVATE void conc__interrupts_leave(const conc_loop *l)
+{
+    for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
+        int number = conc__interrupting[i];
+        if (atomic_load(&l->interrupt_numbers) & conc__interrupt_bit(number))
+            conc__signal_leave(number, CONC__INTERRUPTS);
+    }
+}
+
 /* The run begins: interrupts it where nothing else is to happen. */
 CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
 {
@@ -10119,15 +10274,20 @@ CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
     if (rc || !l->options.interrupt)
         return rc;
     pthread_mutex_lock(&conc__signalling.mutex);
-    for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
+    for (size_t i = 0; i < CONC_LEN(conc__interrupting) && rc == 0; i++) {
         int number = conc__interrupting[i];
         if (!conc__signal_is_default(number))
             continue;
         atomic_fetch_or(&l->interrupt_numbers, conc__interrupt_bit(number));
-        conc__signal_enter(number, CONC__INTERRUPTS, &came);
+        rc = conc__signal_enter(number, CONC__INTERRUPTS, &came);
     }
+    if (rc)
+        conc__interrupts_leave(l);
     pthread_mutex_unlock(&conc__signalling.mutex);
-    return 0;
+    if (rc)
+        snprintf(conc__words_of_run, sizeof conc__words_of_run, "rt_sigaction: %s",
+                 conc__system_words(rc));
+    return rc;
 }
 
 /* The run ends. */
@@ -10136,11 +10296,7 @@ CONC__PRIVATE void conc__signals_end(conc_loop *l)
     while (l->signals)
         conc_signals_close(l->signals);
     pthread_mutex_lock(&conc__signalling.mutex);
-    for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
-        int number = conc__interrupting[i];
-        if (atomic_load(&l->interrupt_numbers) & conc__interrupt_bit(number))
-            conc__signal_leave(number, CONC__INTERRUPTS);
-    }
+    conc__interrupts_leave(l);
     pthread_mutex_unlock(&conc__signalling.mutex);
     conc__signals_unreach(l);
     int late = atomic_load(&l->interrupt); /* after the last look */
@@ -10750,23 +10906,22 @@ CONC__COLD void conc__deadlock(conc_loop *l)
 
 typedef struct conc__lost_call {
     const conc_task *task;
-    const char *how;
+    const char *place, *how;
 } conc__lost_call;
 
 CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
 {
     const conc__lost_call *c = arg;
+    const char *place = c->place ? c->place : "the scope or group around others";
+    const char *opened =
+        strncmp(place, "the ", 4) == 0 ? "" : "the group of "; /* its first spawn */
+    bool is_handle = strncmp(place, CONC__HANDLE_OF, strlen(CONC__HANDLE_OF)) == 0;
+    char who[CONC__DESCRIPTION] = "the loop";
     (void)l;
-    const char *place = c->task->place,
-               *state = "open",
-               /* by its first spawn */
-                   *opened = strncmp(place, "the ", 4) == 0 ? "" : "the group of ";
-    char who[CONC__DESCRIPTION];
-    if (strncmp(place, CONC__HANDLE_OF, strlen(CONC__HANDLE_OF)) == 0)
-        state = "in use";
-    fprintf(stderr, "conc: %s: %s, with %s%s still %s\n",
-            conc__describe(who, sizeof who, conc__source_of(c->task)), c->how, opened, place,
-            state);
+    if (c->task)
+        conc__describe(who, sizeof who, conc__source_of(c->task));
+    fprintf(stderr, "conc: %s: %s, with %s%s still %s\n", who, c->how, opened, place,
+            is_handle ? "in use" : "open");
     abort();
 }
 
@@ -10784,12 +10939,26 @@ CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *
     l->lent = l->receiving || l->handles;
 }
 
-/* The task's innermost scope is gone with the memory it lay in, and the loop still points there:
- * there is no way on. */
-CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *how)
+/* Something is gone with the memory it lay in, and the loop still points there: there is no way on.
+ * t: the task that had it, NULL: the loop; place: what it is, and where it was opened. */
+CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *place, const char *how)
 {
-    conc__lost_call c = {t, how};
+    conc__lost_call c = {t, place, how};
     conc__on_loop(l, conc__lost_on_loop, &c);
+}
+
+/* Each task has one, each generator that is open, and each that was stopped for good. */
+CONC__PRIVATE void conc__count_stacks(const conc_loop *l, conc_stats *s)
+{
+    size_t all = 0;
+    s->stacks = (size_t)(l->spawned - l->finished) + l->generator_count;
+    for (const conc__stack *stack = l->stopped; stack; stack = stack->next)
+        s->stacks++;
+    for (const conc__pool *p = l->pools; p; p = p->next) {
+        all += p->resident;
+        s->stack_bytes += p->stride * (size_t)p->per_slab * p->slab_count;
+    }
+    s->stacks_kept = all - s->stacks;
 }
 
 CONC_API void conc_get_stats(conc_stats *s)
@@ -10802,14 +10971,7 @@ CONC_API void conc_get_stats(conc_stats *s)
         return;
     for (const conc_task *t = l->ready; t; t = t->next)
         s->ready++;
-    for (conc__pool *p = l->pools; p; p = p->next) {
-        conc__pool_count(p);
-        for (const conc__slab *slab = p->slabs; slab; slab = slab->next) {
-            s->stacks += (size_t)(conc__slab_resident(slab) - slab->unused);
-            s->stacks_kept += (size_t)slab->unused;
-            s->stack_bytes += p->stride * (size_t)p->per_slab;
-        }
-    }
+    conc__count_stacks(l, s);
     s->tasks = (size_t)(l->spawned - l->finished);
     s->timers = conc__wheel_count(&l->wheel);
     s->generators = l->generator_count;
@@ -11259,24 +11421,27 @@ typedef struct conc__usage {
     char name[CONC__NAME]; /* of the task that used most */
 } conc__usage;
 
-/* The lowest page of a stack that was ever touched: large ones are not to be read as a whole. */
+/* The lowest page of a stack that was ever touched. The search goes down from its top, and ends
+ * where a gibibyte was never touched: there may be very much below. */
 CONC__PRIVATE char *conc__first_resident(conc__stack *s)
 {
+    enum { GAP = 1 << 30 };
     unsigned char pages[1024];
     size_t page = conc__page();
-    char *at = s->low, *top = conc__stack_top(s);
-    while (at < top) {
-        size_t n = conc__round_up((size_t)(top - at), page) / page, resident = 0;
+    char *top = conc__stack_top(s), *lowest = top;
+    char *at = s->low + conc__round_up((size_t)(top - s->low), page);
+    while (at > s->low && (at > lowest || lowest - at < GAP)) {
+        size_t n = (size_t)(at - s->low) / page, i = 0;
         n = n < sizeof pages ? n : sizeof pages;
-        if (mincore(at, n * page, (void *)pages))
-            return s->low;
-        while (resident < n && !(pages[resident] & 1))
-            resident++;
-        at += resident * page;
-        if (resident < n)
-            break;
+        at -= n * page;
+        if (mincore(at, n * page, (void *)pages)) /* then all of it may have been */
+            return top - s->low < GAP ? s->low : top - GAP;
+        while (i < n && !(pages[i] & 1))
+            i++;
+        if (i < n)
+            lowest = at + i * page;
     }
-    return at < top ? at : s->low;
+    return lowest;
 }
 
 /* The lowest byte of a stack that was ever written, to the word; what was never touched reads as
@@ -11322,11 +11487,20 @@ CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source use
     return lowest;
 }
 
-/* Nothing is left of a stack's last user. */
+/* Nothing is left of a stack's last user. Of many pages some may never have been touched: writing
+ * there would take memory, so they are given back. */
 CONC__PRIVATE void conc__stack_clear(conc__stack *s, char *from)
 {
-    if (from)
-        memset(from, 0, (size_t)(conc__stack_top(s) - from));
+    enum { MANY = 1024 * 1024 }; /* bytes */
+    size_t page = conc__page();
+    char *top = conc__stack_top(s);
+    if (!from)
+        return;
+    char *first = from - (size_t)(from - s->low) % page;
+    char *last = top - (size_t)(top - s->low) % page;
+    if (top - from > MANY && madvise(first, (size_t)(last - first), CONC__MADV_DONTNEED) == 0)
+        from = last;
+    memset(from, 0, (size_t)(top - from));
 }
 
 /* The end of the run: the largest first. */
@@ -12281,6 +12455,25 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     return l;
 }
 
+/* A range of addresses. */
+typedef struct conc__range {
+    uintptr_t low, size;
+} conc__range;
+
+CONC__PRIVATE void conc__tell_lost_args(conc_loop *l, void *arg)
+{
+    enum { LINES = 20 };
+    const conc__range *memory = arg;
+    char who[CONC__DESCRIPTION];
+    size_t found = 0;
+    for (const conc_task *t = l->background.children; t; t = conc__task_after(t))
+        if ((uintptr_t)t->arg - memory->low < memory->size && found++ < LINES)
+            fprintf(stderr, "conc: %s: its arg lies in memory of main_fn, which has returned\n",
+                    conc__describe(who, sizeof who, conc__source_of(t)));
+    if (found > LINES)
+        fprintf(stderr, "conc: so do the args of %zu others\n", found - LINES);
+}
+
 /* main_fn has returned to `frame`: what is still in use in memory of the frames below it is lost.
  * Of a handle that lies there nothing is read, as it may have been overwritten. */
 CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
@@ -12289,15 +12482,16 @@ CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
     conc_task *self = l->self;
     uintptr_t low = (uintptr_t)self->stack->low, size = (uintptr_t)frame - low;
     if (self->scope)
-        conc__lost(l, self, how);
+        conc__lost(l, self, self->place, how);
     if (l->lent)
         conc__find_lost_loans(l, self, frame, how);
     const conc_task *t = l->background.live_handles ? l->background.children : NULL;
     for (; t; t = t->younger)
-        if ((uintptr_t)t - low < size) {
-            self->place = CONC__HANDLE_OF "a background task";
-            conc__lost(l, self, how);
-        }
+        if ((uintptr_t)t - low < size)
+            conc__lost(l, self, CONC__HANDLE_OF "a background task", how);
+    conc__range memory = {low, size};
+    if (l->debug)
+        conc__on_loop(l, conc__tell_lost_args, &memory);
 }
 
 /* What is left when main_fn has returned; in its task. */
@@ -12481,6 +12675,8 @@ CONC__PRIVATE int conc__run(const conc_options *options, const char *spawned, co
     if (rc == 0) {
         conc__schedule(l);
         rc = conc__end_run(l, outcome);
+    } else if (!conc__here) {
+        conc__copy(outcome->text, sizeof outcome->text, conc__words_of_run);
     }
     errno = saved;
     return rc;

@@ -3279,9 +3279,9 @@ CONC__PRIVATE CONC__CALLED int conc__resolve(const char *host, const char *port,
     if (!host || !port || (max && !out))
         return conc__misused(-EINVAL, call, "no host, no port, or nowhere to put them", NULL);
     if (!conc__is_port(port))
-        return conc_fail(-EINVAL, "%.40s: no such port", port);
+        return conc_fail(-EINVAL, "%.40s: no such port", *port ? port : "\"\"");
     if (!*host || strlen(host) >= sizeof((conc__question *)0)->host)
-        return conc_fail(-EADDRNOTAVAIL, "%.40s: no name", host);
+        return conc_fail(-EADDRNOTAVAIL, "%.40s: no name", *host ? host : "\"\"");
     max = max < 256 ? max : 256;
     conc__question *q = conc__alloc(sizeof *q + max * sizeof q->found[0]);
     if (!q)

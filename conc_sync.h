@@ -68,12 +68,12 @@ typedef struct conc_lock {
  *     int conc_lock_acquire(conc_lock *l);
  * Errors: -EDEADLK (the task has it already), -EPERM (a task of another run has it, which may be
  * over), -ECANCELED. */
-#define conc_lock_acquire(l) conc__lock_acquire((l), CONC__PLACE)
+#define conc_lock_acquire(...) conc__lock_acquire((__VA_ARGS__), CONC__PLACE)
 CONC_API int conc__lock_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 
 /* The same without waiting: -EAGAIN when another task has it, -EDEADLK when this one has.
  *     int conc_lock_try_acquire(conc_lock *l); */
-#define conc_lock_try_acquire(l) conc__lock_try_acquire((l), CONC__PLACE)
+#define conc_lock_try_acquire(...) conc__lock_try_acquire((__VA_ARGS__), CONC__PLACE)
 CONC_API int conc__lock_try_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 
 /* Hands the lock to the first who waits for it. Not a checkpoint. -EPERM: the calling task does
@@ -88,15 +88,15 @@ CONC_API conc_task *conc_lock_owner(const conc_lock *l);
  * calling function; break and continue leave the block; return, goto and CONC_TRY leave it too,
  * and the lock is released. Inside an open scope or group acquire by hand, as the early return
  * would leave that open. */
-#define CONC_LOCKED(l) \
-    CONC__GUARDED(conc__lock_enter((l), CONC__PLACE), conc__lock_leave, __COUNTER__)
+#define CONC_LOCKED(...) \
+    CONC__GUARDED(conc__lock_enter((__VA_ARGS__), CONC__PLACE), conc__lock_leave, __COUNTER__)
 #define CONC__GUARDED(enter, leave, n) CONC__GUARDED2(enter, leave, CONC__JOIN(conc__guard, n))
-#define CONC__GUARDED2(enter, leave, guard)                                           \
-    for (__attribute__((cleanup(leave))) conc__entered guard = enter; __extension__({ \
-             if (guard.rc < 0)                                                        \
-                 return guard.rc;                                                     \
-             !guard.over;                                                             \
-         });                                                                          \
+#define CONC__GUARDED2(enter, leave, guard)                                               \
+    for (__attribute__((__cleanup__(leave))) conc__entered guard = enter; __extension__({ \
+             if (guard.rc < 0)                                                            \
+                 return guard.rc;                                                         \
+             !guard.over;                                                                 \
+         });                                                                              \
          leave(&guard))
 typedef struct conc__entered {
     void *object;
@@ -125,16 +125,19 @@ typedef struct conc_rwlock {
  * which may be over), -ECANCELED. A task that reads
  * releases it before it writes, and does not acquire it twice, as a writer may be waiting in
  * between: it would wait for itself. */
-#define conc_rwlock_acquire_read(l) conc__rwlock_acquire((l), CONC__READER, CONC__PLACE)
-#define conc_rwlock_acquire_write(l) conc__rwlock_acquire((l), CONC__WRITER, CONC__PLACE)
+#define conc_rwlock_acquire_read(...) conc__rwlock_acquire((__VA_ARGS__), CONC__READER, CONC__PLACE)
+#define conc_rwlock_acquire_write(...) \
+    conc__rwlock_acquire((__VA_ARGS__), CONC__WRITER, CONC__PLACE)
 enum { CONC__READER, CONC__WRITER };
 CONC_API int conc__rwlock_acquire(conc_rwlock *l, int how, const char *place) CONC_NODISCARD;
 
 /* The same without waiting: -EAGAIN if it would have to wait.
  *     int conc_rwlock_try_acquire_read(conc_rwlock *l),
  *     conc_rwlock_try_acquire_write(conc_rwlock *l); */
-#define conc_rwlock_try_acquire_read(l) conc__rwlock_try_acquire((l), CONC__READER, CONC__PLACE)
-#define conc_rwlock_try_acquire_write(l) conc__rwlock_try_acquire((l), CONC__WRITER, CONC__PLACE)
+#define conc_rwlock_try_acquire_read(...) \
+    conc__rwlock_try_acquire((__VA_ARGS__), CONC__READER, CONC__PLACE)
+#define conc_rwlock_try_acquire_write(...) \
+    conc__rwlock_try_acquire((__VA_ARGS__), CONC__WRITER, CONC__PLACE)
 CONC_API int conc__rwlock_try_acquire(conc_rwlock *l, int how, const char *place) CONC_NODISCARD;
 
 /* Either kind, by the task that acquired it. -EPERM: another task has it for writing, or nobody
@@ -166,7 +169,7 @@ CONC_API int conc_sem_try_acquire(conc_sem *s) CONC_NODISCARD;
 CONC_API int conc_sem_release(conc_sem *s);
 
 /* CONC_PERMIT(&sem) { ... }: the block has a permit, as with CONC_LOCKED. */
-#define CONC_PERMIT(s) CONC__GUARDED(conc__sem_enter(s), conc__sem_leave, __COUNTER__)
+#define CONC_PERMIT(...) CONC__GUARDED(conc__sem_enter(__VA_ARGS__), conc__sem_leave, __COUNTER__)
 CONC_API conc__entered conc__sem_enter(conc_sem *s);
 CONC_API void conc__sem_leave(conc__entered *g);
 
@@ -218,9 +221,9 @@ typedef struct conc_barrier {
 } conc_barrier;
 
 /* conc_barrier b = CONC_BARRIER(3); */
-#define CONC_BARRIER(n) \
-    {                   \
-        .parties = (n)  \
+#define CONC_BARRIER(...)        \
+    {                            \
+        .parties = (__VA_ARGS__) \
     }
 
 /* Waits until `parties` tasks are here, which then all go on, and the next come to a fresh
@@ -359,29 +362,29 @@ typedef struct conc_case {
 } conc_case;
 
 enum { CONC__GET = 1, CONC__PUT, CONC__EVENT, CONC__JOINED, CONC__FD, CONC__AFTER };
-#define CONC_CASE_GET(q, item)                        \
-    {                                                 \
-        .what = CONC__GET, .queue = (q), .to = (item) \
+#define CONC_CASE_GET(q, ...)                                \
+    {                                                        \
+        .what = CONC__GET, .queue = (q), .to = (__VA_ARGS__) \
     }
-#define CONC_CASE_PUT(q, item)                          \
-    {                                                   \
-        .what = CONC__PUT, .queue = (q), .from = (item) \
-    }
-#define CONC_CASE_EVENT(e)                \
-    {                                     \
-        .what = CONC__EVENT, .event = (e) \
-    }
-#define CONC_CASE_JOIN(t)                 \
-    {                                     \
-        .what = CONC__JOINED, .task = (t) \
-    }
-#define CONC_CASE_FD(descriptor, mask)                         \
+#define CONC_CASE_PUT(q, ...)                                  \
     {                                                          \
-        .what = CONC__FD, .fd = (descriptor), .events = (mask) \
+        .what = CONC__PUT, .queue = (q), .from = (__VA_ARGS__) \
     }
-#define CONC_CASE_AFTER(s)                  \
-    {                                       \
-        .what = CONC__AFTER, .seconds = (s) \
+#define CONC_CASE_EVENT(...)                        \
+    {                                               \
+        .what = CONC__EVENT, .event = (__VA_ARGS__) \
+    }
+#define CONC_CASE_JOIN(...)                         \
+    {                                               \
+        .what = CONC__JOINED, .task = (__VA_ARGS__) \
+    }
+#define CONC_CASE_FD(descriptor, ...)                                 \
+    {                                                                 \
+        .what = CONC__FD, .fd = (descriptor), .events = (__VA_ARGS__) \
+    }
+#define CONC_CASE_AFTER(...)                          \
+    {                                                 \
+        .what = CONC__AFTER, .seconds = (__VA_ARGS__) \
     }
 
 /* Waits until one of the cases can happen, does that one and no other, and returns its index;
@@ -712,7 +715,7 @@ CONC__FAST int conc__lock_drop(conc_lock *k)
 }
 
 CONC_API int conc_lock_release(conc_lock *k) { return conc__lock_drop(k); }
-#define conc_lock_release(k) conc__lock_drop(k)
+#define conc_lock_release(...) conc__lock_drop(__VA_ARGS__)
 
 CONC_API conc_task *conc_lock_owner(const conc_lock *k)
 {
@@ -1611,19 +1614,26 @@ CONC_API int conc_queue_join(conc_queue *q)
                              &conc__finishing);
 }
 
-CONC_API void conc_queue_close(conc_queue *q)
+/* False: it may not be closed from here. */
+CONC__PRIVATE bool conc__queue_shut(conc_loop *l, conc_queue *q, const char *call)
 {
-    conc_loop *l = conc__here;
-    if (!q || q->closed)
-        return;
+    if (q->closed)
+        return true;
     if (!conc__queue_is_ours(l, q)) {
-        conc__foreign("conc_queue_close");
-        return;
+        conc__foreign(call);
+        return false;
     }
     q->closed = true;
     q->limit = 0;
     conc__wake_all(l, &q->getters, -EPIPE);
     conc__wake_all(l, &q->putters, -EPIPE);
+    return true;
+}
+
+CONC_API void conc_queue_close(conc_queue *q)
+{
+    if (q)
+        conc__queue_shut(conc__here, q, "conc_queue_close");
 }
 
 CONC_API void conc_queue_destroy(conc_queue *q)
@@ -1635,8 +1645,7 @@ CONC_API void conc_queue_destroy(conc_queue *q)
         conc__foreign("conc_queue_destroy");
         return;
     }
-    conc_queue_close(q);
-    if (!q->closed)
+    if (!conc__queue_shut(l, q, "conc_queue_destroy"))
         return;
     conc__wake_all(l, &q->joiners, -EPIPE);
     conc_free(q->items);
@@ -1681,6 +1690,8 @@ CONC__PRIVATE void conc__choice_whom(FILE *out, const conc__wait *w)
             fprintf(out, " to end");
         } else if (c->what == CONC__FD)
             fprintf(out, "descriptor %d", c->fd);
+        else if (c->what == CONC__AFTER && c->seconds >= CONC_FOREVER)
+            fprintf(out, "a time that never comes");
         else if (c->what == CONC__AFTER)
             fprintf(out, "%.9g s", c->seconds);
         else

@@ -434,6 +434,41 @@ TEST(a_call_from_another_thread_changes_nothing_and_is_told)
     }
 }
 
+static conc_queue jobs = CONC_QUEUE(int, 1);
+
+static void *destroys(void *arg)
+{
+    (void)arg;
+    conc_queue_destroy(&jobs);
+    return NULL;
+}
+
+static int waits_for_a_job(void *arg)
+{
+    int job, rc = conc_queue_get(&jobs, &job);
+    (void)arg;
+    return rc == -EPIPE ? 0 : rc;
+}
+
+static int has_a_thread_destroy(void *arg)
+{
+    conc_group g = {0};
+    pthread_t thread;
+    (void)arg;
+    CHECK_INT(conc_spawn(&g, waits_for_a_job, NULL), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(pthread_create(&thread, NULL, destroys, NULL), 0);
+    CHECK_INT(pthread_join(thread, NULL), 0);
+    conc_queue_destroy(&jobs);
+    return conc_group_wait(&g);
+}
+
+TEST(a_queue_that_another_thread_may_not_destroy_is_told_by_that_name)
+{
+    run_for_report(has_a_thread_destroy, debugging);
+    CHECK_CONTAINS(report, "conc_queue_destroy: a task of another loop waits there");
+}
+
 static conc_task sleeping;
 static conc_group cancelled;
 
@@ -600,6 +635,96 @@ TEST(at_the_end_it_is_said_what_was_used_of_the_stacks_the_largest_first)
     CHECK(used_by("takes_little") < 30000);
     CHECK(strstr(report, "takes_much") < strstr(report, "takes_little"));
     CHECK_CONTAINS(report, "(3 of them)");
+}
+
+/* ---- memory that lasts not long enough, or that was never touched ---- */
+
+static int sleeps_a_second(void *arg)
+{
+    (void)arg;
+    return conc_sleep(1);
+}
+
+static int ends_with_its_group(void *arg)
+{
+    conc_group g = {0};
+    CONC_TRY_IN(&g, conc_spawn(&g, sleeps_a_second, arg));
+    return conc_group_wait(&g);
+}
+
+static int lends_its_variable(void *arg)
+{
+    static int lasts;
+    int local = 0;
+    (void)arg;
+    CHECK_INT(conc_spawn(NULL, sleeps_a_second, &lasts), 0);
+    CHECK_INT(conc_spawn(NULL, ends_with_its_group, &local), 0);
+    CHECK_INT(conc_spawn(NULL, ends_with_its_group, &lasts), 0);
+    CHECK_INT(conc_yield(), 0);
+    return 0;
+}
+
+static int lends_its_variable_to_many(void *arg)
+{
+    int local = 0;
+    (void)arg;
+    for (int i = 0; i < 50; i++)
+        CHECK_INT(conc_spawn(NULL, sleeps_a_second, &local), 0);
+    return 0;
+}
+
+TEST(background_tasks_whose_arg_lies_on_the_stack_of_a_main_fn_that_returned_are_told)
+{
+    static const char lies[] = ": its arg lies in memory of main_fn, which has returned";
+    if (SANITIZED)
+        return; /* which may keep locals elsewhere */
+    run_for_report(lends_its_variable, debugging);
+    CHECK_INT(count_in(report, lies), 2); /* the task, and its child */
+    CHECK_CONTAINS(report, "conc: ends_with_its_group at ");
+    run_for_report(lends_its_variable_to_many, debugging);
+    CHECK_INT(count_in(report, lies), 20);
+    CHECK_CONTAINS(report, "conc: so do the args of 30 others\n");
+    run_for_report(lends_its_variable, (conc_options){.virtual_clock = true});
+    CHECK_STR(report, "");
+}
+
+static long resident_pages(void)
+{
+    long all = 0, resident = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    int read = f ? fscanf(f, "%ld %ld", &all, &resident) : 0;
+    if (f)
+        fclose(f);
+    return read == 2 ? resident : 0;
+}
+
+enum { HOLE = 512 * 1024 * 1024 };
+
+static int touches_both_ends(void *arg)
+{
+    volatile char large[HOLE];
+    (void)arg;
+    large[0] = large[sizeof large - 1] = 1;
+    return large[0] - 1;
+}
+
+static int has_large_frames(void *arg)
+{
+    long before = resident_pages();
+    conc_group g = {.stack_size = (size_t)HOLE + 65536};
+    CHECK_INT(conc_spawn(&g, touches_both_ends, arg), 0);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK((resident_pages() - before) * sysconf(_SC_PAGESIZE) < HOLE / 4);
+    return 0;
+}
+
+TEST(what_a_large_frame_never_touched_is_not_touched_by_debug_mode)
+{
+    if (SANITIZED || test_on_valgrind() || sizeof(void *) < 8)
+        return;
+    run_for_report(has_large_frames, debugging);
+    CHECK(used_by("touches_both_ends") > HOLE);
+    CHECK(used_by("touches_both_ends") < HOLE + 65536);
 }
 
 /* ---- SIGUSR2 ---- */

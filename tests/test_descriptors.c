@@ -8,6 +8,7 @@
 #include "io_test.h"
 
 #include <sys/mman.h>
+#include <sys/time.h>
 
 #include <poll.h>
 #include <pthread.h>
@@ -1147,6 +1148,29 @@ SLOW_IO_TEST(a_plain_close_wakes_those_who_wait)
     check_ops(t, -EBADF);
     CHECK_INT(r.rc, -EBADF);
     CHECK_INT(close(s[1]), 0);
+    CHECK_INT(close(p[1]), 0);
+}
+
+static int closed_by_handler;
+
+static void close_in_handler(int number)
+{
+    (void)number;
+    close(closed_by_handler);
+}
+
+/* The loop sleeps, and there is no other thread that could have closed it. */
+SLOW_IO_TEST(a_plain_close_in_a_handler_of_a_signal_wakes_those_who_wait)
+{
+    int p[2];
+    struct itimerval later = {{0, 0}, {0, 600000}};
+    struct sigaction handler = {.sa_handler = close_in_handler}, before;
+    io_open(IO_PIPE, p);
+    closed_by_handler = p[0];
+    CHECK_INT(sigaction(SIGALRM, &handler, &before), 0);
+    CHECK_INT(setitimer(ITIMER_REAL, &later, NULL), 0);
+    CHECK_INT(conc_wait_fd(p[0], CONC_READABLE), -EBADF);
+    CHECK_INT(sigaction(SIGALRM, &before, NULL), 0);
     CHECK_INT(close(p[1]), 0);
 }
 
@@ -2449,6 +2473,22 @@ IO_TEST(readv_and_writev_scatter_and_gather)
     }
 }
 
+/* As writev(2) does; write(2) and send(2) of no bytes do send one. */
+IO_TEST(a_vector_of_nothing_is_no_message)
+{
+    int s[2];
+    struct iovec nothing[] = {{NULL, 0}, {op_room, 0}};
+    CHECK_INT(socketpair(AF_UNIX, SOCK_DGRAM, 0, s), 0);
+    CHECK_INT(conc_writev(s[1], nothing, 0), 0);
+    CHECK_INT(conc_writev(s[1], nothing, 1), 0);
+    CHECK_INT(conc_writev(s[1], nothing, 2), 0);
+    CHECK_INT(conc_recv(s[0], op_room, 16, MSG_DONTWAIT), -EAGAIN);
+    CHECK_INT(conc_write(s[1], op_room, 0), 0);
+    CHECK_INT(conc_recv(s[0], op_room, 16, MSG_DONTWAIT), 0);
+    io_close(s);
+    CHECK_INT(conc_writev(s[1], nothing, 2), -EBADF);
+}
+
 IO_TEST(an_empty_datagram_is_a_message)
 {
     int s[2];
@@ -2618,6 +2658,24 @@ IO_TEST(events_that_do_not_exist_are_refused)
     CHECK_INT(conc_wait_fd(p[1], 4), -EINVAL);
     CHECK_INT(conc_wait_fd(p[1], 1 << 30), -EINVAL);
     io_close(p);
+}
+
+IO_TEST(more_than_memory_can_hold_is_refused_and_moves_nothing)
+{
+    int s[2];
+    io_open(IO_SOCKET, s);
+    io_send(s[1], "abc");
+    CHECK_INT(conc_read(s[0], op_room, SIZE_MAX), -EINVAL);
+    CHECK_INT(conc_write(s[0], op_room, SIZE_MAX), -EINVAL);
+    CHECK_INT(conc_recv(s[0], op_room, SIZE_MAX, 0), -EINVAL);
+    CHECK_INT(conc_send(s[0], op_room, SIZE_MAX, 0), -EINVAL);
+    CHECK_INT(conc_recvfrom(s[0], op_room, SIZE_MAX, 0, NULL, NULL), -EINVAL);
+    CHECK_INT(conc_sendto(s[0], op_room, SIZE_MAX, 0, NULL, 0), -EINVAL);
+    CHECK_INT(conc_readv(s[0], &(struct iovec){op_room, SIZE_MAX}, 1), -EINVAL);
+    CHECK_INT(conc_writev(s[0], &(struct iovec){op_room, SIZE_MAX}, 1), -EINVAL);
+    io_expect(s[0], "abc");
+    CHECK_INT(io_available(s[1]), 0);
+    io_close(s);
 }
 
 IO_TEST(no_buffer_is_refused_and_moves_nothing)

@@ -232,6 +232,8 @@ static int tries_all(void *arg)
     CHECK_INT(conc_queue_try_get(&full, &item), 0);
     CHECK_INT(conc_queue_try_get(&full, &item), -EAGAIN); /* no putter of the parent's comes in */
     CHECK_INT(conc_spawn_task(NULL, &ended, returns_three, NULL), 0);
+    CHECK_INT(conc_group_next(&group, &(conc_task *){NULL}), 0);
+    CHECK_INT(conc_group_wait(&group), 0);
     CHECK_INT(conc_spawn(&other_group, returns_three, NULL), 0);
     return conc_group_wait(&other_group);
 }

@@ -62,6 +62,88 @@ static void check_grows_evenly(conc_fn *fn, int n)
 #define GROWTH_TEST(name, fn, n) \
     TEST(name) { check_grows_evenly((fn), (n)); }
 
+/* ---- cancels and statistics that are asked for again and again ---- */
+
+static int opens_many_scopes(void *arg)
+{
+    static conc_scope scopes[MOST];
+    (void)arg;
+    memset(scopes, 0, sizeof scopes);
+    for (int i = 0; i < many; i++)
+        CHECK_INT(conc_scope_begin(&scopes[i], CONC_FOREVER), 0);
+    int rc = conc_sleep(CONC_FOREVER);
+    for (int i = many; i--;)
+        rc = conc_scope_end(&scopes[i], rc);
+    return rc;
+}
+
+static int cancels_again_and_again(void *arg)
+{
+    conc_group g = {0};
+    conc_task t;
+    CHECK_INT(conc_spawn_task(&g, &t, opens_many_scopes, arg), 0);
+    CHECK_INT(conc_settle(), 0);
+    for (int i = 0; i < many; i++)
+        CHECK_INT(conc_cancel(&t), 0);
+    return conc_group_wait(&g);
+}
+
+static int sleeps_for_ever(void *arg)
+{
+    (void)arg;
+    return conc_sleep(CONC_FOREVER);
+}
+
+static void see_statistics(int stacks, int kept)
+{
+    conc_stats s;
+    for (int i = 0; i < many; i++)
+        conc_get_stats(&s);
+    CHECK_INT(s.stacks, stacks);
+    CHECK(s.stacks_kept >= (size_t)kept);
+}
+
+static int sees_statistics(void *arg)
+{
+    conc_group g = {0};
+    for (int i = 0; i < many; i++)
+        CHECK_INT(conc_spawn(&g, sleeps_for_ever, arg), 0);
+    CHECK_INT(conc_settle(), 0);
+    see_statistics(many + 1, 0);
+    conc_group_cancel(&g);
+    CHECK_INT(conc_group_wait(&g), 0);
+    see_statistics(1, many);
+    return 0;
+}
+
+GROWTH_TEST(a_task_in_many_scopes_is_cancelled_many_times, cancels_again_and_again, 1000)
+GROWTH_TEST(statistics_of_many_tasks_are_seen_many_times, sees_statistics, 1000)
+
+/* ---- stacks of any size ---- */
+
+static int returns_soon(void *arg)
+{
+    (void)arg;
+    return 0;
+}
+
+/* In debug mode, which looks at what was used of them. */
+TEST(a_stack_of_any_size_is_measured_with_the_same_work)
+{
+    long counted[2];
+    if (sizeof(void *) < 8)
+        return;
+    for (int i = 0; i < 2; i++) {
+        conc_options o = {.virtual_clock = true, .debug = true};
+        o.stack_size = (size_t)1 << (i ? 38 : 31);
+        blocks = 0;
+        CHECK_INT(conc_run_with(&o, returns_soon, NULL), 0);
+        counted[i] = blocks;
+    }
+    if (counted[1] > 2 * counted[0])
+        test_fail(__FILE__, __LINE__, "2 GiB: %ld blocks; 256 GiB: %ld", counted[0], counted[1]);
+}
+
 /* ---- failed background tasks ---- */
 
 static conc_task tasks[MOST];
@@ -204,12 +286,6 @@ static conc_queue empty = CONC_QUEUE(int, 1), full = CONC_QUEUE(int, 1);
 static conc_limiter limiter = {.rate = 1e-6};
 static conc_task target;
 static conc_group limited;
-
-static int sleeps_for_ever(void *arg)
-{
-    (void)arg;
-    return conc_sleep(CONC_FOREVER);
-}
 
 static int waits_with_lock(conc_cond *c, conc_lock *k)
 {

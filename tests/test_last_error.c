@@ -511,6 +511,10 @@ static int misuses_pools(void *arg)
     conc_channel_destroy(&channel);
     MISUSE(conc_resolve(NULL, "80", &address, 1), -EINVAL);
     MISUSE(conc_resolve("localhost", NULL, &address, 1), -EINVAL);
+    CHECK_INT(conc_resolve("localhost", "", &address, 1), -EINVAL);
+    CHECK_STR(conc_last_error(), "\"\": no such port");
+    CHECK_INT(conc_resolve("", "80", &address, 1), -EADDRNOTAVAIL);
+    CHECK_STR(conc_last_error(), "\"\": no name");
     MISUSE(conc_child_wait(NULL, NULL), -EINVAL);
     fprintf(stderr, "<>\n");
     return 0;

@@ -40,6 +40,12 @@ static void run(conc_fn *fn)
     (void)conc_run_with(&o, fn, NULL);
 }
 
+static void run_debugging(conc_fn *fn)
+{
+    conc_options o = {.virtual_clock = true, .debug = true};
+    (void)conc_run_with(&o, fn, NULL);
+}
+
 static int sleep_for_ever(void *arg)
 {
     (void)arg;
@@ -152,6 +158,61 @@ static void scope_under_a_timeout(void) { run(lose_under_a_timeout); }
 TEST(a_scope_left_open_by_a_function_is_found_at_the_next_wait)
 {
     check_lost(scope_then_wait, "scope");
+}
+
+static int count_for_ever(conc_gen *g, void *arg)
+{
+    (void)arg;
+    for (int i = 0;; i++)
+        CONC_TRY(conc_gen_emit(g, &i));
+}
+
+static int start_and_sleep(void *arg)
+{
+    CONC_TRY(conc_started(0));
+    return sleep_for_ever(arg);
+}
+
+/* The calls that wait in a way of their own; the others share their waits with these. */
+enum { JOIN, NEXT_CHILD, START, SETTLE, OPEN, NEXT, CLOSE, READ, SIGNAL, CALLS };
+
+static int call_after_a_loss(void *arg)
+{
+    static conc_task t;
+    static conc_gen g, other;
+    static conc_signals s;
+    conc_task *next;
+    int item, call = *(int *)arg, ends[2];
+    CHECK(pipe(ends) == 0);
+    CHECK_INT(conc_spawn_task(&kept_group, &t, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_gen_open(&g, count_for_ever, NULL, sizeof item), 0);
+    CHECK_INT(conc_signals_open(&s, &(int){SIGUSR1}, 1), 0);
+    CHECK_INT(below(lose_a_scope), 0);
+    switch (call) {
+    case JOIN: return conc_join(&t, NULL);
+    case NEXT_CHILD: return conc_group_next(&kept_group, &next);
+    case START: return conc_start(NULL, start_and_sleep, NULL);
+    case SETTLE: return conc_settle();
+    case OPEN: return conc_gen_open(&other, count_for_ever, NULL, sizeof item);
+    case NEXT: return conc_gen_next(&g, &item);
+    case CLOSE: return conc_gen_close(&g);
+    case READ: return (int)conc_read(ends[0], &item, 1);
+    default: return conc_signals_next(&s);
+    }
+}
+
+static int call_made;
+
+static void make_the_call(void)
+{
+    conc_options o = {.virtual_clock = true};
+    (void)conc_run_with(&o, call_after_a_loss, &call_made);
+}
+
+TEST(a_scope_left_open_by_a_function_is_found_by_every_call_that_waits)
+{
+    for (call_made = 0; call_made < CALLS; call_made++)
+        check_lost(make_the_call, "a function returned");
 }
 
 TEST(a_scope_left_open_by_a_function_is_found_when_the_next_one_begins)
@@ -288,6 +349,117 @@ static int use_body_with_scope(void *arg)
 static void body_ends_with_scope(void) { run(use_body_with_scope); }
 
 TEST(a_generator_that_ends_with_a_scope_open_is_told) { check_lost(body_ends_with_scope, "scope"); }
+
+/* ---- what is set anew while it is open, as a variable with an initializer is in a loop */
+
+static int set_a_scope_anew(void *arg)
+{
+    (void)arg;
+    for (int i = 0; i < 2; i++) {
+        kept = (conc_scope){0};
+        if (i == 0)
+            opening(__LINE__ + 1);
+        CHECK_INT(conc_scope_begin(&kept, 1000), 0);
+        CHECK_INT(conc_yield(), 0);
+    }
+    return 0;
+}
+
+static int set_a_scope_anew_inside(void *arg)
+{
+    conc_scope outer = {0};
+    CHECK_INT(conc_scope_begin(&outer, 1000), 0);
+    opening(__LINE__ + 1);
+    CHECK_INT(conc_scope_begin(&kept, 1000), 0);
+    kept = (conc_scope){0};
+    return conc_timeout(1, sleep_for_ever, arg);
+}
+
+static int set_a_group_anew(void *arg)
+{
+    for (int i = 0; i < 2; i++) {
+        kept_group = (conc_group){0};
+        if (i == 0)
+            opening(__LINE__ + 1);
+        CHECK_INT(conc_spawn(&kept_group, sleep_for_ever, arg), 0);
+        CHECK_INT(conc_yield(), 0);
+    }
+    return 0;
+}
+
+static int set_signals_anew(void *arg)
+{
+    static conc_signals signals;
+    static const int numbers[] = {SIGUSR1};
+    (void)arg;
+    for (int i = 0; i < 2; i++) {
+        signals = (conc_signals){0};
+        if (i == 0)
+            opening(__LINE__ + 1);
+        CHECK_INT(conc_signals_open(&signals, numbers, 1), 0);
+    }
+    return 0;
+}
+
+static void scope_set_anew(void) { run(set_a_scope_anew); }
+static void scope_set_anew_inside(void) { run(set_a_scope_anew_inside); }
+static void group_set_anew(void) { run(set_a_group_anew); }
+static void signals_set_anew(void) { run(set_signals_anew); }
+
+TEST(what_is_open_and_set_anew_is_found_when_the_next_one_opens)
+{
+    check_lost(scope_set_anew, "memory was overwritten, with the scope opened at");
+    check_lost(scope_set_anew_inside, "memory was overwritten, with the scope opened at");
+    check_lost(group_set_anew, "memory was overwritten, with the group of sleep_for_ever at");
+    check_lost(signals_set_anew, "memory was overwritten, with the conc_signals opened at");
+}
+
+/* In a group of several: debug mode finds each, else those that are its first or last. */
+static int set_a_handle_anew(conc_group *g, size_t which)
+{
+    static conc_task handles[3];
+    opening(__LINE__ + 2);
+    for (size_t i = 0; i < CONC_LEN(handles); i++)
+        CHECK_INT(conc_spawn_task(g, &handles[i], sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_yield(), 0);
+    handles[which] = (conc_task){0};
+    CHECK_INT(conc_spawn_task(g, &handles[which], sleep_for_ever, NULL), 0);
+    return 0;
+}
+
+static int set_the_first_anew(void *arg)
+{
+    (void)arg;
+    return set_a_handle_anew(&kept_group, 0);
+}
+
+static int set_the_last_anew(void *arg)
+{
+    (void)arg;
+    return set_a_handle_anew(NULL, 2);
+}
+
+static int set_another_anew(void *arg)
+{
+    (void)arg;
+    return set_a_handle_anew(&kept_group, 1);
+}
+
+static void first_set_anew(void) { run(set_the_first_anew); }
+static void last_set_anew(void) { run(set_the_last_anew); }
+static void another_set_anew(void) { run_debugging(set_another_anew); }
+
+TEST(a_handle_that_is_set_anew_while_its_task_lives_is_found_by_the_next_spawn)
+{
+    static char text[16384];
+    static void (*const programs[])(void) = {first_set_anew, last_set_anew};
+    for (size_t i = 0; i < CONC_LEN(programs); i++) {
+        int status = test_in_process(programs[i], text, sizeof text);
+        CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+        CHECK_CONTAINS(text, "memory was overwritten, with the handle of a task still in use");
+    }
+    check_lost(another_set_anew, "memory was overwritten, with the handle of sleep_for_ever at");
+}
 
 /* ---- what is not lost */
 
@@ -560,12 +732,6 @@ static int body_loses_handle(conc_gen *g, void *arg)
     return conc_sleep(1);
 }
 CONSUMER(consume_lost_handle, body_loses_handle)
-
-static void run_debugging(conc_fn *fn)
-{
-    conc_options o = {.virtual_clock = true, .debug = true};
-    (void)conc_run_with(&o, fn, NULL);
-}
 
 static void handle_then_wait(void) { run_debugging(lose_handle_and_wait); }
 static void background_handle_then_wait(void) { run_debugging(lose_background_handle); }

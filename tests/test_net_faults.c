@@ -747,6 +747,14 @@ IO_TEST(an_error_that_conc_makes_after_one_of_the_systems_is_told_in_concs_words
     CHECK_INT(conc_close(l), 0);
 }
 
+IO_TEST(an_empty_address_is_told_in_quotation_marks)
+{
+    CHECK_INT(conc_dial(""), -EINVAL);
+    CHECK_STR(conc_last_error(), "\"\": malformed address");
+    CHECK_INT(conc_listen(""), -EINVAL);
+    CHECK_STR(conc_last_error(), "\"\": malformed address");
+}
+
 IO_TEST(a_wrong_argument_is_not_told_in_the_words_of_a_malformed_address)
 {
     CHECK_INT(conc_dial("nope"), -EINVAL);

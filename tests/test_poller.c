@@ -10,13 +10,16 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <termios.h>
 #ifdef __linux__
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/inotify.h>
 #include <sys/prctl.h>
 #include <sys/timerfd.h>
 #endif
@@ -318,6 +321,108 @@ IO_TEST(a_number_that_does_not_fit_into_an_eventfd_neither_spins_nor_holds_the_l
             CHECK_INT(conc_close(fd), 0);
         }
     }
+}
+
+/* The largest number never fits: an error, and no wait. */
+IO_TEST(the_largest_number_is_refused_by_an_eventfd_at_once)
+{
+    uint64_t largest = UINT64_MAX;
+    for (int flags = 0; flags <= EFD_NONBLOCK; flags += EFD_NONBLOCK) {
+        int fd = eventfd(1, flags);
+        CHECK_INT(conc_write(fd, &largest, sizeof largest), -EINVAL);
+        CHECK_INT(conc_close(fd), 0);
+    }
+}
+
+/* -- a device may take each part of a vector as a call of its own, of which the second waits -- */
+
+IO_TEST(of_two_numbers_that_do_not_both_fit_into_an_eventfd_the_first_is_written)
+{
+    uint64_t first = UINT64_MAX - 1, second = 5, sum;
+    struct iovec parts[] = {{NULL, 0}, {&first, sizeof first}, {&second, sizeof second}};
+    int fd = eventfd(0, 0);
+    CHECK_INT(conc_writev(fd, parts, 3), sizeof first);
+    CHECK_INT(read(fd, &sum, sizeof sum), sizeof sum);
+    CHECK(sum == first);
+    CHECK_INT(conc_close(fd), 0);
+}
+
+IO_TEST(a_part_that_one_event_of_inotify_fills_does_not_make_the_next_part_wait)
+{
+    char name[64], events[2][sizeof(struct inotify_event) + 16];
+    struct iovec parts[] = {{events[0], sizeof events[0]}, {events[1], sizeof events[1]}};
+    snprintf(name, sizeof name, "/tmp/conc_test_%d", (int)getpid());
+    CHECK_INT(mkdir(name, 0700), 0);
+    int fd = inotify_init1(0);
+    CHECK(inotify_add_watch(fd, name, IN_CREATE) >= 0);
+    strcat(name, "/file");
+    close(open(name, O_WRONLY | O_CREAT, 0600));
+    CHECK_INT(conc_readv(fd, parts, 2), sizeof events[0]);
+    CHECK_STR(events[0] + sizeof(struct inotify_event), "file");
+    CHECK_INT(unlink(name), 0);
+    *strrchr(name, '/') = 0;
+    CHECK_INT(rmdir(name), 0);
+    CHECK_INT(conc_close(fd), 0);
+}
+
+/* Does the system have calls that do not wait, and tell apart what it says of them? */
+static bool has_calls_that_do_not_wait(void)
+{
+    enum { NO_WAIT = 8 }; /* RWF_NOWAIT */
+    int p[2];
+    char byte;
+    struct iovec part = {&byte, 1};
+    io_open(IO_PIPE, p);
+    int saved = errno;
+    long n = syscall(SYS_preadv2, p[0], &part, 1L, -1L, -1L, NO_WAIT);
+    bool has = n < 0 && (errno == EAGAIN || errno == EOPNOTSUPP);
+    errno = saved;
+    io_close(p);
+    return has;
+}
+
+/* A named pipe in blocking mode takes both at once, also where it cannot be opened anew. */
+IO_TEST(a_named_pipe_takes_several_parts_at_once_where_no_descriptor_is_left)
+{
+    struct iovec parts[] = {{(char[]){"ab"}, 2}, {(char[]){"cd"}, 2}};
+    char name[64], both[2][4] = {"", ""};
+    struct iovec room[] = {{both[0], 2}, {both[1], 2}};
+    struct rlimit before, none;
+    if (!has_calls_that_do_not_wait()) /* one part at a time */
+        return;
+    snprintf(name, sizeof name, "/tmp/conc_test_%d", (int)getpid());
+    CHECK_INT(mkfifo(name, 0600), 0);
+    int fd = open(name, O_RDWR);
+    CHECK_INT(unlink(name), 0);
+    CHECK_INT(getrlimit(RLIMIT_NOFILE, &before), 0);
+    none = before;
+    none.rlim_cur = (rlim_t)fd + 1;
+    CHECK_INT(setrlimit(RLIMIT_NOFILE, &none), 0);
+    ssize_t out = conc_writev(fd, parts, 2), in = conc_readv(fd, room, 2);
+    CHECK_INT(setrlimit(RLIMIT_NOFILE, &before), 0);
+    CHECK_INT(out, 4);
+    CHECK_INT(in, 4);
+    CHECK_STR(both[0], "ab");
+    CHECK_STR(both[1], "cd");
+    CHECK_INT(conc_close(fd), 0);
+}
+
+/* -- what can never succeed is an error on a descriptor in blocking mode, too, and no wait -- */
+
+IO_TEST(what_a_device_never_takes_is_refused_at_once)
+{
+    uint64_t number = 1;
+    int timer = timerfd_create(CLOCK_MONOTONIC, 0), set = epoll_create1(0);
+    int event = eventfd(0, 0);
+    if (has_calls_that_do_not_wait()) {
+        CHECK_INT(conc_write(timer, &number, sizeof number), -EINVAL);
+        CHECK_INT(conc_read(set, &number, sizeof number), -EINVAL);
+        CHECK_INT(conc_write(set, &number, sizeof number), -EINVAL);
+        CHECK_INT(conc_read(event, &number, 1), -EINVAL);
+    }
+    CHECK_INT(conc_close(timer), 0);
+    CHECK_INT(conc_close(set), 0);
+    CHECK_INT(conc_close(event), 0);
 }
 
 static int bound_udp(struct sockaddr_in *address)

@@ -29,6 +29,7 @@ enum {
     CONDS = 2,
     FUTURES = 3,
     QUEUES = 4,
+    LIMITERS = 3,
     CASES = 4,
     PARTIES = 3,
     GROUPS_OF_PRIORITY = 4,
@@ -50,7 +51,7 @@ enum {
     PUT = GET + QUEUES,
     FINISH = PUT + QUEUES,
     LIMITER = FINISH + QUEUES,
-    JOIN,
+    JOIN = LIMITER + LIMITERS,
     LINES = JOIN + TASKS,
     SLEEP,
     SELECT
@@ -100,6 +101,15 @@ typedef struct queue {
     item items[MAX_ITEMS];
 } queue;
 
+/* Its time is in parts of a nanosecond, of which a quarter of a token takes a whole number. */
+typedef struct limiter {
+    conc_limiter real;
+    int64_t parts;   /* a nanosecond has so many */
+    int64_t quarter; /* and a quarter of a token takes so many */
+    int64_t full_at; /* when the bucket is full again */
+    int quarters;    /* it holds so many */
+} limiter;
+
 static struct model {
     int64_t now;
     int64_t times[MAX_TIMES]; /* of all timers ever: no two are the same */
@@ -113,9 +123,7 @@ static struct model {
     bool set[EVENTS], future_set[FUTURES];
     int latch, future_rc[FUTURES];
     queue queues[QUEUES];
-    /* of the limiter: ns for a token, and when the bucket is full again */
-    int64_t interval, full_at;
-    int burst;
+    limiter limiters[LIMITERS];
     /* the real ones */
     conc_lock real_locks[LOCKS];
     conc_rwlock real_rwlock;
@@ -125,7 +133,6 @@ static struct model {
     conc_barrier real_barrier;
     conc_latch real_latch;
     conc_future real_futures[FUTURES];
-    conc_limiter real_limiter;
 } m;
 
 static struct {
@@ -230,22 +237,26 @@ static void serve_rwlock(void)
     }
 }
 
-/* When n tokens are there: the bucket was or will be full at full_at. */
-static int64_t limiter_due(int n) { return m.full_at - (m.burst - n) * m.interval; }
-
-static bool limiter_take(int n)
+/* When n tokens are there, in ns: the bucket was or will be full at full_at. */
+static int64_t limiter_due(const limiter *k, int n)
 {
-    if (m.full_at < m.now)
-        m.full_at = m.now;
-    if (limiter_due(n) > m.now)
+    int64_t at = k->full_at - (k->quarters - 4 * n) * k->quarter;
+    return at / k->parts + (at % k->parts > 0);
+}
+
+static bool limiter_take(limiter *k, int n)
+{
+    if (k->full_at + k->parts <= m.now * k->parts) /* full for a nanosecond or longer */
+        k->full_at = m.now * k->parts;
+    if (limiter_due(k, n) > m.now)
         return false;
-    m.full_at += n * m.interval;
+    k->full_at += 4 * n * k->quarter;
     return true;
 }
 
-static void serve_limiter(void)
+static void serve_limiter(int i)
 {
-    for (entry *e; (e = first(LIMITER)) && limiter_take(e->t->amount);)
+    for (entry *e; (e = first(LIMITER + i)) && limiter_take(&m.limiters[i], e->t->amount);)
         decide(e->t, 0, 0, 0);
 }
 
@@ -269,8 +280,9 @@ static void cut_wait_short(task *t)
     decide(t, -1, -ECANCELED, 0);
     if (line == RWLOCK)
         serve_rwlock();
-    if (line == LIMITER && was_first) /* else the clock has not come to the first one's token yet */
-        serve_limiter();
+    /* else the clock has not come to the first one's token yet */
+    if (line >= LIMITER && line < JOIN && was_first)
+        serve_limiter(line - LIMITER);
 }
 
 /* ---- the model: queues */
@@ -337,10 +349,19 @@ static void model_close(int i)
 
 /* ---- the model: time */
 
-static int64_t next_timer(task **whose)
+/* The next time at which something is due; whose: a task's, or NULL: of this limiter. */
+static int64_t next_timer(task **whose, int *limiter)
 {
-    int64_t next = first(LIMITER) ? limiter_due(first(LIMITER)->t->amount) : NEVER;
+    int64_t next = NEVER;
     *whose = NULL;
+    for (int i = 0; i < LIMITERS; i++) {
+        const entry *e = first(LIMITER + i);
+        int64_t at = e ? limiter_due(&m.limiters[i], e->t->amount) : NEVER;
+        if (at < next) {
+            next = at;
+            *limiter = i;
+        }
+    }
     for (task *t = m.tasks; t < m.tasks + TASKS; t++) {
         int64_t at = t->open && t->limit < t->due ? t->limit : t->due;
         if (at < next) {
@@ -355,11 +376,12 @@ static int64_t next_timer(task **whose)
 static void follow_time(void)
 {
     task *t;
+    int i = 0;
     m.now = random_now();
-    for (int64_t at; (at = next_timer(&t)) <= m.now;) {
+    for (int64_t at; (at = next_timer(&t, &i)) <= m.now;) {
         if (!t) {
-            const entry head = *first(LIMITER);
-            serve_limiter();
+            const entry head = *first(LIMITER + i);
+            serve_limiter(i);
             EXPECT(head.t->decided);
         } else if (t->open && t->limit == at) {
             t->limit = NEVER;
@@ -409,7 +431,10 @@ static void check_nobody_waits_for_what_is_there(void)
     }
     EXPECT(m.lines[BARRIER].count < PARTIES);
     EXPECT(m.latch || !first(LATCH));
-    EXPECT(!first(LIMITER) || limiter_due(first(LIMITER)->t->amount) > m.now);
+    for (int i = 0; i < LIMITERS; i++) {
+        const entry *e = first(LIMITER + i);
+        EXPECT(!e || limiter_due(&m.limiters[i], e->t->amount) > m.now);
+    }
 }
 
 /* All but main wait: who was granted or cancelled has gone on, and what the tasks have adds up
@@ -550,7 +575,10 @@ static void model_call(task *t, const call *c)
     case GET:
     case PUT: model_queue(t, c); break;
     case FINISH: take_or_wait(t, c, m.queues[i].unfinished == 0, 0); break;
-    case LIMITER: take_or_wait(t, c, !first(LIMITER) && limiter_take(c->amount), 0); break;
+    case LIMITER:
+        there = !first(LIMITER + i) && limiter_take(&m.limiters[i], c->amount);
+        take_or_wait(t, c, there, 0);
+        break;
     case JOIN:
         if (m.tasks[i].ended)
             decide(t, 0, 0, m.tasks[i].result);
@@ -582,7 +610,7 @@ static int real_call(call *c)
     case GET: return conc_queue_get(&m.queues[i].real, &c->got[0]);
     case PUT: return conc_queue_put(&m.queues[i].real, &c->value);
     case FINISH: return conc_queue_join(&m.queues[i].real);
-    case LIMITER: return conc_limiter_acquire(&m.real_limiter, c->amount);
+    case LIMITER: return conc_limiter_acquire(&m.limiters[i].real, c->amount);
     case JOIN: return conc_join(&m.tasks[i].handle, &c->got[0]);
     case SLEEP: return conc_sleep(random_seconds(c->time));
     default: return conc_select(c->cases, (size_t)c->n);
@@ -785,8 +813,8 @@ static int step_wait(task *t)
                  {PUT, QUEUES, "put"},
                  {PUT, QUEUES, "put"},
                  {FINISH, QUEUES, "queue join"},
-                 {LIMITER, 1, "limiter"},
-                 {LIMITER, 1, "limiter"},
+                 {LIMITER, LIMITERS, "limiter"},
+                 {LIMITER, LIMITERS, "limiter"},
                  {JOIN, 0, "join"},
                  {SLEEP, 1, "sleep"}};
     int kind = pick(t, CONC_LEN(kinds)), lock = lock_of(t);
@@ -797,7 +825,11 @@ static int step_wait(task *t)
     if ((c.line == COND && lock < 0) || (c.line == JOIN && (!other || m.closing)))
         return 0;
     c.which = c.line == JOIN ? other->index : pick(t, kinds[kind].of);
-    c.amount = c.line == COND ? lock : c.line == LIMITER ? 1 + pick(t, m.burst) : one_in(t, 3);
+    c.amount = one_in(t, 3);
+    if (c.line == COND)
+        c.amount = lock;
+    else if (c.line == LIMITER)
+        c.amount = 1 + pick(t, m.limiters[c.which].quarters / 4);
     c.time = pick_time(t);
     if (asks_twice(t, &c))
         return 0;
@@ -971,12 +1003,13 @@ static int destroy_queue(int i)
     return 1;
 }
 
-static int try_limiter(task *t)
+static int try_limiter(task *t, int i)
 {
-    int n = 1 + pick(t, m.burst + 1), rc = n > m.burst ? -EINVAL : 0;
-    if (rc == 0 && (first(LIMITER) || !limiter_take(n)))
+    limiter *k = &m.limiters[i];
+    int n = 1 + pick(t, k->quarters / 4 + 1), rc = 4 * n > k->quarters ? -EINVAL : 0;
+    if (rc == 0 && (first(LIMITER + i) || !limiter_take(k, n)))
         rc = -EAGAIN;
-    EXPECT_INT(conc_limiter_try_acquire(&m.real_limiter, n), rc);
+    EXPECT_INT(conc_limiter_try_acquire(&k->real, n), rc);
     return rc;
 }
 
@@ -998,7 +1031,7 @@ static void meddle(task *t)
     case 8:
     case 9: rc = finish_item(q); break;
     case 10: rc = one_in(t, 16) ? close_queue(q) : one_in(t, 24) ? destroy_queue(q) : 0; break;
-    default: rc = try_limiter(t); break;
+    default: rc = try_limiter(t, pick(t, LIMITERS)); break;
     }
     log_step(t, "meddle", what, rc);
     check_world();
@@ -1225,6 +1258,16 @@ static bool before_in_groups(const void *a, const void *b)
     return *(const int *)a % GROUPS_OF_PRIORITY < *(const int *)b % GROUPS_OF_PRIORITY;
 }
 
+/* Mostly its tokens come at fractions of a nanosecond. */
+static void set_up_limiter(task *main, limiter *k)
+{
+    int rate = 1 + pick(main, 12);
+    int64_t per = rate * (INT64_C(60000000) + pick(main, 300000000)) + pick(main, rate);
+    *k = (limiter){.parts = 4 * rate, .quarter = per, .quarters = 4 + pick(main, 12)};
+    k->real =
+        (conc_limiter){.rate = rate, .per = random_seconds(per), .burst = (double)k->quarters / 4};
+}
+
 static void set_up(uint64_t seed)
 {
     memset(&m, 0, sizeof m);
@@ -1252,9 +1295,8 @@ static void set_up(uint64_t seed)
     }
     m.latch = 0;
     m.real_barrier = (conc_barrier)CONC_BARRIER(PARTIES);
-    m.interval = INT64_C(100000000) + pick(main, 300000000);
-    m.burst = 1 + pick(main, 3);
-    m.real_limiter = (conc_limiter){.rate = 1, .per = random_seconds(m.interval), .burst = m.burst};
+    for (int i = 0; i < LIMITERS; i++)
+        set_up_limiter(main, &m.limiters[i]);
 }
 
 static void run_program(uint64_t seed, uint64_t order)

@@ -68,6 +68,7 @@ static int pipes(void *arg)
     int *ends = pipe_ends;
     char byte = 0;
     (void)arg;
+    CHECK_INT(conc_wait_fd(ends[1], CONC_READABLE | CONC_WRITABLE), CONC_WRITABLE);
     for (int i = 0; i < 2; i++) {
         conc_group g = {0};
         conc_scope s = {0};
@@ -321,10 +322,11 @@ static struct {
     const char *fails; /* the parts that may fail, and then name it; NULL: none */
 } refused;
 
-static int run_the_parts(void *arg)
+/* how_many, NULL: all of them. */
+static int run_the_parts(void *how_many)
 {
-    (void)arg;
-    for (size_t i = 0; i < CONC_LEN(parts); i++) {
+    size_t count = how_many ? *(size_t *)how_many : CONC_LEN(parts);
+    for (size_t i = 0; i < count; i++) {
         conc_stats before, after;
         conc_get_stats(&before);
         errno = 77;
@@ -449,6 +451,95 @@ REFUSED(faccessat2, NULL)
 #ifdef SYS_futex_waitv
 REFUSED(futex_waitv, NULL)
 #endif
+
+/* -- calls that the C library and every program need, for which there is a way round where it is a
+ * matter of descriptors -- */
+
+static void run_the_first_parts(void)
+{
+    size_t up_to_posts = 7;
+    CHECK_STR(parts[up_to_posts - 1].name, "posts");
+    CHECK_INT(conc_run(run_the_parts, &up_to_posts), 0);
+}
+
+static void run_without_fcntl(void)
+{
+    set_up();
+    if (refuse(SYS_fcntl, refused.error))
+        run_the_first_parts();
+}
+
+TEST(refused_fcntl) { check_each("fcntl", SYS_fcntl, NULL, run_without_fcntl); }
+
+static void run_without_fstat(void)
+{
+    bool filters = true;
+    set_up();
+#ifdef SYS_fstat
+    filters = filters && refuse(SYS_fstat, refused.error);
+#endif
+#ifdef SYS_newfstatat
+    filters = filters && refuse(SYS_newfstatat, refused.error);
+#endif
+#ifdef SYS_statx
+    filters = filters && refuse(SYS_statx, refused.error);
+#endif
+    if (filters)
+        run_the_first_parts();
+}
+
+TEST(refused_fstat) { check_each("fstat", 0, NULL, run_without_fstat); }
+
+TEST(refused_fstat_with_poll)
+{
+    setenv("CONC_POLL", "poll", 1);
+    check_each("fstat", 0, NULL, run_without_fstat);
+}
+
+static void run_without_poll(void)
+{
+    bool filters = true;
+    set_up();
+#ifdef SYS_poll
+    filters = refuse(SYS_poll, refused.error);
+#endif
+    if (filters && refuse(SYS_ppoll, refused.error))
+        run_the_first_parts();
+}
+
+TEST(refused_poll) { check_each("ppoll", SYS_ppoll, NULL, run_without_poll); }
+
+TEST(refused_poll_with_poll)
+{
+    setenv("CONC_POLL", "poll", 1);
+    check_each("ppoll", SYS_ppoll, NULL, run_without_poll);
+}
+
+/* -- a run that signals are to interrupt, and where they cannot -- */
+
+static int nothing(void *arg)
+{
+    (void)arg;
+    return 0;
+}
+
+static void interrupt_without_sigaction(void)
+{
+    conc_options o = {.interrupt = true};
+    signal(SIGINT, SIG_DFL);
+    signal(SIGTERM, SIG_DFL);
+    if (!refuse(refused.call, refused.error))
+        return;
+    CHECK_INT(conc_run_with(&o, nothing, NULL), -refused.error);
+    CHECK(strstr(conc_last_error(), "rt_sigaction: ") == conc_last_error());
+    CHECK_INT(conc_run(nothing, NULL), 0);
+    CHECK_INT(conc_main(nothing, NULL), 1);
+}
+
+TEST(an_interrupt_that_the_system_refuses_is_an_error_of_the_run)
+{
+    check_each("rt_sigaction", SYS_rt_sigaction, NULL, interrupt_without_sigaction);
+}
 
 TEST(refused_nothing) { check_refused("nothing", 0x7fffffff, NULL); }
 

@@ -1245,8 +1245,9 @@ TEST(a_deadlock_is_reported_with_all_that_a_select_waits_for)
     int status = test_in_process(run_into_a_deadlock, report, sizeof report);
     if (status)
         test_fail(__FILE__, __LINE__, "status 0x%x:\n%s", (unsigned)status, report);
-    static const char *const words[] = {"the first of", "queue's item", "room in a queue",
-                                        "an event", "waits_for_the_event"};
+    static const char *const words[] = {"the first of",        "queue's item",
+                                        "room in a queue",     "an event",
+                                        "waits_for_the_event", "a time that never comes"};
     for (size_t i = 0; i < CONC_LEN(words); i++)
         CHECK_CONTAINS(report, words[i]);
 }

@@ -1,14 +1,18 @@
-// A C++ program that includes the headers as it does those of C.
+/* The headers, included as those of a library that is written for C alone. */
 extern "C" {
 #include "all.h"
 }
 
-static int app(void *)
+static int ends_what_it_has_open(void *arg)
 {
-    conc_scope s = {};
-    CONC_TRY(conc_scope_begin(&s, 1));
+    conc_group g{};
+    conc_scope s{};
+    (void)arg;
+    CONC_TRY_IN(&g, conc_group_begin(&g));
+    CONC_TRY_IN(&g, conc_scope_begin(&s, 1));
     CONC_TRY_IN(&s, conc_yield());
-    return conc_scope_end(&s, 0);
+    CONC_TRY_IN(&g, conc_scope_end(&s, 0));
+    return conc_group_wait(&g);
 }
 
-int main() { return conc_run(app, nullptr); }
+int main() { return conc_run(ends_what_it_has_open, nullptr) != 0; }

@@ -138,8 +138,26 @@ check_cpp() {
     cc -O2 -c $here/impl.c -o "$out/impl.o"
     cxx -O2 $here/calls.cpp "$out/impl.o" -o "$out/calls"
     "$out/calls"
-    cxx $here/extern_c.cpp "$out/impl.o" -o "$out/calls"
-    "$out/calls"
+}
+
+# A program may include the header as it does others that are written for C alone.
+check_cpp_in_extern_c() {
+    cc -O2 -c $here/impl.c -o "$out/impl.o"
+    cxx -O2 $here/extern_c.cpp "$out/impl.o" -o "$out/extern_c"
+    "$out/extern_c"
+}
+
+# A program's macros may be called as attributes are.
+check_macros_of_the_program() {
+    cc -fsyntax-only -D{unused,cleanup,visibility,hidden,format,warn_unused_result}=1 $here/decl.c
+    cxx -fsyntax-only -D{unused,cleanup,visibility,hidden,format,warn_unused_result}=1 $here/calls.cpp
+}
+
+# Assembly in the other syntax is what the program's own is in.
+check_intel_syntax() {
+    [ "$(uname -m)" = x86_64 ] || return 0
+    frames -O0 -masm=intel -DCONC_SAVE_FPU
+    frames -O2 -masm=intel
 }
 
 check_two_units() {
