@@ -643,11 +643,33 @@ static bool is_worker(pid_t pid)
     return parent > 0 && (parent == getpid() || parent_of(parent) == getpid());
 }
 
+/* Workers that have stopped themselves would keep their jobs for ever. */
+static void kill_stopped(void)
+{
+    char line[512], state = 0;
+    DIR *processes = opendir("/proc");
+    for (struct dirent *e; processes && (e = readdir(processes));) {
+        pid_t pid = atoi(e->d_name);
+        snprintf(line, sizeof line, "/proc/%d/stat", pid);
+        FILE *f = pid > 0 && parent_of(pid) == getpid() ? fopen(line, "r") : NULL;
+        const char *name_end = f && fgets(line, sizeof line, f) ? strrchr(line, ')') : NULL;
+        state = name_end ? name_end[2] : 0;
+        if (f)
+            fclose(f);
+        if (state == 'T')
+            kill(pid, SIGKILL);
+    }
+    closedir(processes);
+}
+
 /* Kills workers that ran a job, at any time. */
 static void *kills_at_random(void *arg)
 {
     unsigned random = 12345;
-    for ((void)arg; !atomic_load(&killer_stops);) {
+    (void)arg;
+    for (int i = 0; !atomic_load(&killer_stops); i++) {
+        if (i % 32 == 0)
+            kill_stopped();
         random = random * 1103515245 + 12345;
         pid_t pid = atomic_load(&shared->victims[(random >> 16) % VICTIMS]);
         if (is_worker(pid)) {
@@ -662,9 +684,45 @@ static void *kills_at_random(void *arg)
 typedef struct victim {
     struct shared *shared;
     int number, rc;
-    size_t n; /* bytes that are used */
+    bool alone; /* no other job's data lies beside it */
+    size_t n;   /* bytes that are used */
     unsigned char data[40000];
 } victim;
+
+enum { DAEMON, CHILD, CLOSE, STOP, EXEC, OVERWRITE, NONE };
+
+static void close_everything(void)
+{
+    for (int fd = 0; fd < 200; fd++)
+        close(fd);
+}
+
+/* What the job does to its process, a few of 1024. */
+static unsigned mischief_of(const victim *v)
+{
+    unsigned kind = (unsigned)v->number * 2654435761u >> 22;
+    return kind == OVERWRITE && !v->alone ? NONE : kind;
+}
+
+static void do_mischief(unsigned kind)
+{
+    switch (kind) {
+    case DAEMON: (void)!daemon(1, 1); break;
+    case CHILD:
+        if (fork() == 0)
+            for (;;)
+                pause(); /* it ends with the program, or its worker's channel is nothing to it */
+        break;
+    case CLOSE: close_everything(); break;
+    case STOP: kill(getpid(), SIGSTOP); break; /* the killer finds it */
+    case EXEC: execlp("true", "true", (char *)NULL); break;
+    case OVERWRITE:
+        overwrite_what_is_shared(0xa5);
+        kill(getpid(), SIGKILL);
+        break;
+    default: break;
+    }
+}
 
 static int offers_itself(void *arg)
 {
@@ -672,7 +730,9 @@ static int offers_itself(void *arg)
     atomic_store(&v->shared->victims[v->number % VICTIMS], getpid());
     for (size_t i = 0; i < v->n; i++)
         v->data[i]++;
-    return v->number;
+    int number = v->number;
+    do_mischief(mischief_of(v));
+    return number;
 }
 
 static void check_victim(const victim *v)
@@ -695,9 +755,11 @@ static int run_victims(conc_procs *p, victim *v, int n, bool as_map)
             conc_procs_submit(p, &jobs[i], offers_itself, &v[i], offsetof(victim, data) + v[i].n),
             0);
     for (int i = 0; i < n; i++) {
+        unsigned mischief = mischief_of(&v[i]);
+        bool own = mischief < NONE && mischief != CHILD;
         v[i].rc = as_map ? results[i] : result_of(&jobs[i]);
         check_victim(&v[i]);
-        lost += v[i].rc < 0;
+        lost += v[i].rc < 0 && !own;
     }
     return lost;
 }
@@ -718,6 +780,7 @@ static void check_killer(void)
         for (int i = 0; i < ROUND; i++) {
             v[i] = (victim){.shared = shared,
                             .number = done + i,
+                            .alone = done / ROUND % 4 != 3,
                             .n = i % 16 ? (size_t)i % 50 : sizeof v->data};
             memset(v[i].data, 0, sizeof v[i].data);
         }
@@ -734,7 +797,10 @@ static void check_killer(void)
     free(v);
 }
 
-PROCS_TEST(while_workers_are_killed_at_random_every_job_is_done_or_lost) { check_killer(); }
+PROCS_TEST(while_workers_are_killed_and_leave_at_random_every_job_is_done_or_lost)
+{
+    check_killer();
+}
 
 /* ---- programs that reap what is not theirs ---- */
 

@@ -247,14 +247,14 @@ check_stack_not_executable() {
     done
 }
 
-# Workers begin to work when all constructors have run: however the program is optimised and linked, also where it is started
-# by the dynamic loader.
+# Workers begin to work when all constructors have run: however the program is optimised and linked, also where its file was
+# replaced, and where it is started by the dynamic loader.
 check_workers() {
     local option options loader
     for option in 'O0 -fno-pie -no-pie' 'O1 -flto' 'O0 -static'; do
         read -r -a options <<<"-$option"
         cc "${options[@]}" $here/workers.c $here/impl.c -o "$out/workers"
-        "$out/workers" || fail "workers.c with -$option"
+        "$out/workers" "$out/workers" || fail "workers.c with -$option"
     done
     options=('-DCONC_API=__attribute__((visibility("default")))')
     cc "${options[@]}" -fPIC -shared $here/impl.c -o "$out/libimpl.so"
