@@ -762,8 +762,8 @@ typedef struct conc__buffer {
     size_t start, end, size; /* bytes from start to end are in it */
 } conc__buffer;
 
-/* Buffers, both ways, over any descriptor. Reading and writing are independent of each other.
- * The first fields are yours to set before conc_stream_open. */
+/* Buffers, both ways, over any descriptor or a transport of your own. Reading and writing are
+ * independent of each other. The first fields are yours to set before conc_stream_open. */
 struct conc_stream {
     size_t limit;       /* bytes of the longest record, without its delimiter; 0: 65,536 */
     size_t buffer_size; /* bytes that are read at a time, and written before it waits; 0: 16,384 */
@@ -774,10 +774,12 @@ struct conc_stream {
     char covered;
     bool at_end, writing, unsaid; /* unsaid: the error that ended writing was not returned yet */
     bool dropped;                 /* the close dropped bytes */
+    bool shut;                    /* conc_stream_shutdown ended the writing half */
     conc_task *reader;
     int inside; /* calls that may wait, and have not returned */
     conc__waits writers, closers;
-    uint64_t run; /* in which it was opened, or first used in a forked child */
+    uint64_t run;                 /* in which it was opened, or first used in a forked child */
+    struct conc__transported *on; /* NULL: a descriptor */
 };
 typedef struct conc_stream conc_stream;
 
@@ -788,6 +790,36 @@ typedef struct conc_stream conc_stream;
  * when none are. */
 #define conc_stream_open(...) conc__stream_open(CONC__PLACE, __VA_ARGS__)
 CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd);
+
+/* What a stream can run on instead of a descriptor: TLS, a compressor, memory. The functions get
+ * the self that was given to conc_stream_open_on, and run in tasks, where they may wait; they
+ * return a negative errno for an error (its words are conc_fail's), and -ECANCELED for a cancel,
+ * which has had no effect then. -EAGAIN is tried again, after a pause of 1 ms, later of up to
+ * 64 ms. A read and a write may be under way at once, in two tasks; never two reads, or two of
+ * write and shutdown. */
+typedef struct conc_transport {
+    /* as conc_read: waits for bytes, and returns how many, at most n; 0 at the end */
+    ssize_t (*read)(void *self, void *buf, size_t n);
+    /* as conc_write: waits until some of the n bytes are taken, and returns how many; never 0 */
+    ssize_t (*write)(void *self, const void *buf, size_t n);
+    /* ends the writing half, so that the peer reads the end: 0. NULL: there are no halves */
+    int (*shutdown)(void *self);
+    /* releases self, whatever it returns: 0 or an error, which conc_stream_close returns. It is
+     * called once, when no other call is under way. It runs in a task unless the stream is closed
+     * elsewhere; in a cancelled task nothing in it waits. NULL: there is nothing to release */
+    int (*close)(void *self);
+} conc_transport;
+
+/* Opens a stream on a transport; all calls of a stream are the same on it. *t is copied; self is
+ * borrowed until conc_stream_close has called close with it. conc_stream_close makes calls that
+ * other tasks have under way return -ECANCELED, as their tasks were cancelled in them, and waits
+ * for them. What was written is sent by a task of the stream's own when a read waits.
+ *     int conc_stream_open_on(conc_stream *s, const conc_transport *t, void *self);
+ * Errors: -EINVAL (NULL, no read or write, open already), -EBUSY as above, -ENOMEM; then close is
+ * not called. Not a checkpoint. */
+#define conc_stream_open_on(...) conc__stream_open_on(CONC__PLACE, __VA_ARGS__)
+CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_transport *t,
+                                  void *self);
 
 /* Reading. Each waits for bytes when there are too few, and then first sends what was written,
  * so that a question need not be flushed before the answer is read. A cancel loses no byte: what
@@ -829,6 +861,13 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
 /* Waits until all that was written has been handed to the system: 0; how many bytes were, if a
  * cancel came after the first. */
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
+
+/* Flushes, and ends the writing half, so that the peer reads the end of file; reading goes on.
+ * Later writes are -EPIPE, and a second call is 0. The write end of a pipe is closed. Waits, from
+ * tasks. Errors, and the writing half is still open: -ECANCELED (what was not sent yet is kept),
+ * -ENOTSOCK (no socket, pipe or transport with halves: all was flushed), an error of writing, or
+ * of shutdown(2). */
+CONC_API int conc_stream_shutdown(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes behind the write that is under way (not in a task that is cancelled), closes, and frees:
  * 0, the error of the flush, or an earlier one of writing that no call has told yet. Tasks that
@@ -8850,6 +8889,28 @@ CONC__PRIVATE void conc__buffer_pack(conc__buffer *b)
 
 enum { CONC__STREAM_FRESH, CONC__STREAM_OPEN, CONC__STREAM_CLOSED };
 
+/* What a stream has that runs on a transport. It lives from the open until all tasks have left the
+ * closed stream and close was called.
+ *
+ * Calls under way: at most one of read, by the stream's reader, and one of write or shutdown,
+ * which sends from the beginning of the buffer. That is made by the task whose turn to write it
+ * is, or by a sender. While it is under way the buffer stays where it is, and other tasks' bytes
+ * are put behind those that are being sent.
+ *
+ * A sender is a background task. It is started when bytes were written and a task is in read or
+ * about to be: so both peers can send much and then read, which one task could not do for them. */
+typedef struct conc__transported {
+    conc_transport calls;
+    void *self;
+    conc_stream *stream;
+    conc_scope *reading, *sending; /* around the call that is under way; NULL: there is none */
+    conc__waits senders;           /* wait until sending is NULL */
+    conc__waits starters;          /* the reader, until the sender has begun */
+    bool has_sender, sender_began;
+    bool abandoned; /* closed where nothing can wait: the last task to leave calls close */
+    char read_words[CONC__TEXT], write_words[CONC__TEXT];
+} conc__transported;
+
 /* A stream of the parent, in a forked child: no task of the parent's is inside or waits. */
 CONC__COLD void conc__stream_take_over(conc_stream *s)
 {
@@ -8858,6 +8919,11 @@ CONC__COLD void conc__stream_take_over(conc_stream *s)
     s->writing = false;
     s->writers = s->closers = (conc__waits){NULL, NULL};
     s->run = conc__here ? conc__here->run : UINT64_MAX;
+    if (s->on) {
+        s->on->reading = s->on->sending = NULL;
+        s->on->senders = s->on->starters = (conc__waits){NULL, NULL};
+        s->on->has_sender = s->on->sender_began = s->on->abandoned = false;
+    }
 }
 
 CONC__PRIVATE void conc__stream_renew(conc_stream *s)
@@ -8875,14 +8941,38 @@ CONC__PRIVATE int conc__stream_state(conc_stream *s, const char *call)
     return s->state == CONC__STREAM_OPEN ? 0 : conc__own_error(-EPIPE);
 }
 
-/* The error that a call on a stream returns becomes the newest. The system's, which end reading or
- * writing for good, have the system's words each time. */
+/* The error that a call on a stream returns becomes the newest. The system's and a transport's,
+ * which end reading or writing for good, have their own words each time. */
 CONC__COLD void conc__stream_failed(const conc_stream *s, int rc)
 {
-    if (rc == s->read_error || rc == s->write_error)
+    bool ended = rc == s->read_error || rc == s->write_error;
+    conc_loop *l = conc__of_task();
+    if (ended && s->on && l)
+        conc__tell(l->self, rc, rc == s->read_error ? s->on->read_words : s->on->write_words,
+                   (conc__source){NULL, NULL});
+    else if (ended)
         conc__system_failed(rc, NULL);
     else if (rc != -ECANCELED)
         conc__own_error(rc);
+}
+
+CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s);
+
+/* The last task leaves a stream that is closed: those that close it may go on; 1: they are done.
+ * On a transport the first of them has still to end it. */
+CONC__COLD void conc__stream_left(conc_loop *l, conc_stream *s)
+{
+    if (s->on && s->on->abandoned) {
+        int rc = conc__transport_end(l, s);
+        if (rc < 0 && rc != -ECANCELED)
+            conc__report_close(l, "a stream", rc);
+        return;
+    }
+    int done = !s->on;
+    for (conc__wait *w = s->closers.first, *next; w; w = next) {
+        next = w->next;
+        conc__wake(l, w, done);
+    }
 }
 
 /* A call that may wait ends: the stream is no longer touched, if it was closed meanwhile. */
@@ -8891,8 +8981,8 @@ CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t r
     if (CONC__UNLIKELY(result < 0))
         conc__stream_failed(s, (int)result);
     s->inside--;
-    while (!s->inside && s->closers.first)
-        conc__wake(l, s->closers.first, 0);
+    if (CONC__UNLIKELY(s->state == CONC__STREAM_CLOSED && !s->inside))
+        conc__stream_left(l, s);
     return result;
 }
 
@@ -8916,31 +9006,95 @@ CONC__PRIVATE int conc__stream_pass(conc_loop *l, const conc_stream *s)
 
 CONC__PRIVATE size_t conc__piece(size_t n) { return n < CONC__PIECE ? n : CONC__PIECE; }
 
-CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd)
+/* 0: the stream may be opened. */
+CONC__PRIVATE int conc__stream_may_open(const conc_loop *l, conc_stream *s, const char *call)
 {
-    conc_loop *l = conc__here;
     if (!l)
-        return conc__misused(-EPERM, "conc_stream_open", "there is no loop", NULL);
+        return conc__misused(-EPERM, call, "there is no loop", NULL);
     if (!s || s->state == CONC__STREAM_OPEN)
-        return conc__misused(-EINVAL, "conc_stream_open", "no stream, or it is open", NULL);
+        return conc__misused(-EINVAL, call, "no stream, or it is open", NULL);
     conc__stream_renew(s);
-    if (s->inside)
-        return conc__misused(-EBUSY, "conc_stream_open", "other tasks have not left the stream yet",
-                             NULL);
-    const conc__fd *f = conc__fd_find(l, fd);
-    bool own = f && conc__fd_is_own(f);
-    if (fd < 0 || (!own && conc__fd_ready(fd, CONC_READABLE) < 0))
-        return conc__own_error(-EBADF);
+    if (s->inside || s->on)
+        return conc__misused(-EBUSY, call, "other tasks have not left the stream yet", NULL);
+    return 0;
+}
+
+/* on NULL: it runs on the descriptor. */
+CONC__PRIVATE void conc__stream_begin_life(conc_loop *l, conc_stream *s, int fd,
+                                           conc__transported *on, const char *place)
+{
     /* so that sums cannot overflow */
     size_t limit = s->limit < PTRDIFF_MAX / 4 ? s->limit : PTRDIFF_MAX / 4;
     *s = (conc_stream){.limit = limit ? limit : CONC__RECORD_LIMIT,
                        .buffer_size = s->buffer_size ? s->buffer_size : CONC__BUFFER,
                        .fd = fd,
+                       .on = on,
                        .state = CONC__STREAM_OPEN,
                        .run = l->run};
     if (CONC__UNLIKELY(l->debug))
         conc__note(&l->opened, s, "a stream", place);
+}
+
+CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd)
+{
+    conc_loop *l = conc__here;
+    int rc = conc__stream_may_open(l, s, "conc_stream_open");
+    if (rc)
+        return rc;
+    const conc__fd *f = conc__fd_find(l, fd);
+    bool own = f && conc__fd_is_own(f);
+    if (fd < 0 || (!own && conc__fd_ready(fd, CONC_READABLE) < 0))
+        return conc__own_error(-EBADF);
+    conc__stream_begin_life(l, s, fd, NULL, place);
     return 0;
+}
+
+CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_transport *t,
+                                  void *self)
+{
+    static const char call[] = "conc_stream_open_on";
+    conc_loop *l = conc__here;
+    int rc = conc__stream_may_open(l, s, call);
+    if (rc)
+        return rc;
+    if (!t || !t->read || !t->write)
+        return conc__misused(-EINVAL, call, "no transport, or it cannot read or write", NULL);
+    conc__transported *on = conc__alloc(sizeof *on);
+    if (!on)
+        return conc__own_error(-ENOMEM);
+    *on = (conc__transported){.calls = *t, .self = self, .stream = s};
+    conc__stream_begin_life(l, s, -1, on, place);
+    return 0;
+}
+
+/* Room for more bytes in a buffer that may become as large as most. */
+CONC__PRIVATE int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
+{
+    conc__buffer *b = &s->in;
+    if (!b->data)
+        return conc__buffer_grow(l, b, s->buffer_size);
+    if (b->end < b->size && b->start < b->end)
+        return 0;
+    conc__buffer_pack(b);
+    if (b->end < b->size)
+        return 0;
+    return conc__buffer_grow(l, b, b->size < most / 2 ? b->size * 2 : most);
+}
+
+/* Puts bytes into the buffer as far as they fit: how many, or -ENOMEM. */
+CONC__PRIVATE ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
+{
+    conc__buffer *b = &s->out;
+    size_t room = s->buffer_size - conc__buffered(b), count = n < room ? n : room;
+    if (!count)
+        return 0;
+    if (!b->data && conc__buffer_grow(l, b, s->buffer_size))
+        return -ENOMEM;
+    if (count > b->size - b->end)
+        conc__buffer_pack(b);
+    memcpy(b->data + b->end, bytes, count);
+    b->end += count;
+    return (ssize_t)count;
 }
 
 /* Writing went wrong: for good, as some of the bytes are gone. */
@@ -8952,11 +9106,297 @@ CONC__PRIVATE int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
     return rc;
 }
 
-/* Sends a piece of what was written, if that need not wait: 1 (there is more), 0 (there is none),
- * -EAGAIN, or the error that ends writing. */
+CONC__PRIVATE void conc__whom_stream(FILE *out, const conc__wait *w)
+{
+    const conc_stream *s = w->on;
+    if (s->on)
+        fputs(" a transport", out);
+    else
+        fprintf(out, " descriptor %d", s->fd);
+}
+
+static const conc__wait_kind conc__queueing = {.what = "waits for its turn to write to",
+                                               .brief = "waits for its turn to write",
+                                               .whom = conc__whom_stream,
+                                               .cancel = conc__cancel_plainly};
+
+/* ---- a transport ---- */
+
+/* Waits before a transport that returned -EAGAIN is tried again. */
+CONC__PRIVATE int conc__transport_pause(conc_loop *l, double *seconds)
+{
+    int rc = conc__sleep_to_retry(l, *seconds);
+    *seconds = *seconds < 0.032 ? 2 * *seconds : 0.064;
+    return rc;
+}
+
+/* `once` calls a function of the transport, in a scope that conc_stream_close cancels: what it
+ * returned, where an error is the task's newest. *scope is where the close finds the scope. */
+CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported *on,
+                                           conc_scope **scope,
+                                           ssize_t (*once)(const conc__transported *on,
+                                                           const struct iovec *part),
+                                           const struct iovec *part)
+{
+    conc_scope s = {0};
+    uint32_t before = l->self->tellings;
+    int saved = errno;
+    double pause = 0.001;
+    conc__scope_open(l, &s, "the scope of a stream's transport");
+    *scope = &s;
+    ssize_t result = once(on, part);
+    while (result == -EAGAIN) {
+        result = conc__transport_pause(l, &pause);
+        if (result == 0)
+            result = once(on, part);
+    }
+    *scope = NULL;
+    if (result < 0)
+        conc__hand_on_since(l, (int)result, before);
+    else if ((size_t)result > part->iov_len)
+        result = conc__misused(-EINVAL, "a transport's function", "it returned too many", NULL);
+    int wrong = conc_scope_end(&s, 0); /* it left a scope or group of its own open */
+    errno = saved;
+    return wrong ? wrong : result;
+}
+
+CONC__PRIVATE ssize_t conc__transport_read_once(const conc__transported *on,
+                                                const struct iovec *part)
+{
+    return on->calls.read(on->self, part->iov_base, part->iov_len);
+}
+
+CONC__PRIVATE ssize_t conc__transport_write_once(const conc__transported *on,
+                                                 const struct iovec *part)
+{
+    ssize_t n = on->calls.write(on->self, part->iov_base, part->iov_len);
+    return n ? n : conc__misused(-EINVAL, "a transport's write", "it returned 0", NULL);
+}
+
+CONC__PRIVATE ssize_t conc__transport_shut_once(const conc__transported *on,
+                                                const struct iovec *part)
+{
+    int rc = on->calls.shutdown(on->self);
+    (void)part;
+    return rc < 0 ? rc : 0;
+}
+
+/* Waits until no call sends: 0, and the caller may; or an error. */
+CONC__PRIVATE int conc__transport_may_send(conc_loop *l, conc_stream *s)
+{
+    conc__transported *on = s->on;
+    while (on->sending) {
+        conc__wait w = {.task = l->self, .kind = &conc__queueing, .on = s};
+        conc__append(&on->senders, &w);
+        int rc = conc__park(l, &w);
+        if (rc)
+            return rc;
+    }
+    return s->state == CONC__STREAM_OPEN ? s->write_error : -EPIPE;
+}
+
+/* May be called when no other call sends: how many bytes were taken, or an error. */
+CONC__PRIVATE ssize_t conc__transport_write(conc_loop *l, conc_stream *s, const char *bytes,
+                                            size_t n)
+{
+    conc__transported *on = s->on;
+    const struct iovec part = {(void *)(uintptr_t)bytes, n};
+    ssize_t sent = conc__transport_call(l, on, &on->sending, conc__transport_write_once, &part);
+    if (on->senders.first)
+        conc__wake(l, on->senders.first, 0);
+    if (sent >= 0)
+        return sent;
+    if (s->state != CONC__STREAM_OPEN)
+        return -EPIPE;
+    if (sent == -ECANCELED)
+        return sent;
+    conc__copy(on->write_words, sizeof on->write_words, conc__words(l->self, (int)sent));
+    return conc__stream_broke(l, s, (int)sent);
+}
+
+/* Sends a piece of what was written, and waits for that: 1 (there is more), 0 (there is none), or
+ * an error. */
+CONC__PRIVATE int conc__transport_push_piece(conc_loop *l, conc_stream *s)
+{
+    conc__buffer *b = &s->out;
+    int rc = conc__transport_may_send(l, s);
+    if (rc)
+        return rc;
+    if (b->start < b->end) {
+        conc__buffer_pack(b); /* while it is sent, nothing in it may be moved */
+        ssize_t sent = conc__transport_write(l, s, b->data, conc__piece(b->end));
+        if (sent < 0)
+            return (int)sent;
+        b->start += (size_t)sent;
+    }
+    if (b->start < b->end)
+        return 1;
+    conc__buffer_drop(l, b);
+    return 0;
+}
+
+CONC__PRIVATE int conc__transport_sender(void *arg)
+{
+    conc__transported *on = arg;
+    conc_stream *s = on->stream;
+    conc_loop *l = conc__here;
+    int rc = 1;
+    on->sender_began = true;
+    if (on->starters.first)
+        conc__wake(l, on->starters.first, 0);
+    while (rc == 1) {
+        rc = conc__transport_push_piece(l, s);
+        if (rc == 1 && conc__stream_pass(l, s))
+            rc = 0;
+    }
+    on->has_sender = false;
+    conc__stream_leave(l, s, 0);
+    return 0;
+}
+
+/* Starts the sender, if one is wanted: 0, or the error of the spawn, which is not told. */
+CONC__PRIVATE int conc__transport_start_sender(conc_loop *l, conc_stream *s)
+{
+    conc__transported *on = s->on;
+    conc__kept_error kept;
+    bool wanted = s->state == CONC__STREAM_OPEN && conc__buffered(&s->out);
+    if (!wanted || on->has_sender || s->writing)
+        return 0;
+    conc__error_keep(&kept, l->self);
+    int rc = conc__spawn(NULL, "a stream's sender", conc__transport_sender, on);
+    conc__error_restore(l->self, &kept);
+    if (rc)
+        return rc;
+    on->has_sender = true;
+    on->sender_began = false;
+    s->inside++;
+    return 0;
+}
+
+static const conc__wait_kind conc__starting_sender = {
+    .what = "starts to send what was written to a stream", .cancel = conc__cancel_plainly};
+
+CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s);
+
+/* A read is about to wait: the sender begins first, so that what was written is in write before
+ * the reader is in read. Where there can be no sender the reader sends. An error of writing is the
+ * next write's. */
+CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
+{
+    conc__transported *on = s->on;
+    int rc = 0;
+    if (conc__transport_start_sender(l, s)) {
+        rc = conc__stream_flush(l, s);
+        s->unsaid |= s->write_error != 0;
+        rc = rc > 0 || rc == -ECANCELED ? -ECANCELED : 0;
+    } else if (on->has_sender && !on->sender_began) {
+        conc__wait w = {.task = l->self, .kind = &conc__starting_sender, .on = s};
+        conc__append(&on->starters, &w);
+        rc = conc__park(l, &w);
+    }
+    return s->state == CONC__STREAM_OPEN ? rc : -EPIPE;
+}
+
+/* Takes bytes from the transport: how many, 0 at the end, or an error. */
+CONC__PRIVATE ssize_t conc__transport_take(conc_loop *l, conc_stream *s, const struct iovec *part)
+{
+    conc__transported *on = s->on;
+    ssize_t got = conc__transport_call(l, on, &on->reading, conc__transport_read_once, part);
+    if (s->state != CONC__STREAM_OPEN)
+        return -EPIPE;
+    if (got == -ECANCELED)
+        return got;
+    s->at_end = got == 0;
+    s->read_error = got < 0 ? (int)got : 0;
+    if (got < 0)
+        conc__copy(on->read_words, sizeof on->read_words, conc__words(l->self, (int)got));
+    return got;
+}
+
+/* conc__stream_pull on a transport, once. */
+CONC__PRIVATE ssize_t conc__transport_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
+{
+    int rc = conc__transport_send_first(l, s);
+    if (rc == 0 && !to)
+        rc = conc__stream_room(l, s, n);
+    if (rc)
+        return rc;
+    struct iovec part = {to, n};
+    if (!to)
+        part = (struct iovec){s->in.data + s->in.end, conc__piece(s->in.size - s->in.end)};
+    ssize_t got = conc__transport_take(l, s, &part);
+    if (!to && got > 0)
+        s->in.end += (size_t)got;
+    if (!conc__buffered(&s->in))
+        conc__buffer_drop(l, &s->in);
+    return got;
+}
+
+/* In its turn, when bytes do not fit into the buffer: fills and sends it, or sends the bytes when
+ * it is empty. Returns how many of them were sent or kept, or an error. */
+CONC__PRIVATE ssize_t conc__transport_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
+{
+    size_t kept = conc__buffered(&s->out);
+    if (kept && kept < s->buffer_size)
+        return conc__stream_keep(l, s, bytes, n);
+    int rc = kept ? conc__transport_push_piece(l, s) : conc__transport_may_send(l, s);
+    if (kept || rc)
+        return rc < 0 ? rc : 0;
+    return conc__transport_write(l, s, bytes, conc__piece(n));
+}
+
+/* In its turn, after a flush: ends the transport's writing half. */
+CONC__PRIVATE int conc__transport_shut(conc_loop *l, conc_stream *s)
+{
+    conc__transported *on = s->on;
+    const struct iovec none = {NULL, 0};
+    int rc = conc__transport_may_send(l, s);
+    if (rc)
+        return rc;
+    rc = (int)conc__transport_call(l, on, &on->sending, conc__transport_shut_once, &none);
+    if (on->senders.first)
+        conc__wake(l, on->senders.first, 0);
+    return rc;
+}
+
+/* Makes the calls that are under way return. */
+CONC__PRIVATE void conc__transport_interrupt(conc_loop *l, conc__transported *on)
+{
+    if (l && on->reading)
+        conc__cancel_scope(l, on->reading);
+    if (l && on->sending)
+        conc__cancel_scope(l, on->sending);
+}
+
+/* All tasks have left the closed stream: frees what it has, and calls close: its result. */
+CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s)
+{
+    conc__transported *on = s->on;
+    uint32_t before = l && l->self ? l->self->tellings : 0;
+    int saved = errno;
+    conc__buffer_drop(l, &s->in);
+    conc__buffer_drop(l, &s->out);
+    int rc = on->calls.close ? on->calls.close(on->self) : 0;
+    rc = rc < 0 ? rc : 0;
+    if (rc && l && l->self)
+        conc__hand_on_since(l, rc, before);
+    s->on = NULL;
+    while (s->closers.first)
+        conc__wake(l, s->closers.first, 1);
+    conc_free(on);
+    errno = saved;
+    return rc;
+}
+
+/* ---- sending ---- */
+
+/* Sends a piece of what was written, on a descriptor only if that need not wait: 1 (there is
+ * more), 0 (there is none), -EAGAIN, or the error that ends writing. */
 CONC__PRIVATE int conc__stream_push_piece(conc_loop *l, conc_stream *s)
 {
     conc__buffer *b = &s->out;
+    if (s->on)
+        return conc__transport_push_piece(l, s);
     if (b->start == b->end) {
         conc__buffer_drop(l, b);
         return 0;
@@ -8998,20 +9438,6 @@ CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__patienc
     return rc;
 }
 
-/* Room for more bytes in a buffer that may become as large as most. */
-CONC__PRIVATE int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
-{
-    conc__buffer *b = &s->in;
-    if (!b->data)
-        return conc__buffer_grow(l, b, s->buffer_size);
-    if (b->end < b->size && b->start < b->end)
-        return 0;
-    conc__buffer_pack(b);
-    if (b->end < b->size)
-        return 0;
-    return conc__buffer_grow(l, b, b->size < most / 2 ? b->size * 2 : most);
-}
-
 /* Waits for bytes and takes them: into `to` at most n, or with NULL into the buffer, which then
  * may become as large as n. Returns the count, 0 at the end of file, or an error. */
 CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
@@ -9019,6 +9445,8 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
     conc__patience patience = {0, 0};
     if (s->at_end || s->read_error)
         return s->read_error;
+    if (s->on)
+        return conc__transport_pull(l, s, to, n);
     for (;;) {
         const conc__fd *f = conc__fd_find(l, s->fd);
         if (!f || !f->drained) { /* else a buffer would be taken in vain */
@@ -9267,15 +9695,11 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_line(conc_stream *s, char **line)
     return CONC__UNLIKELY(length < 0) ? conc__stream_line(s, line) : length;
 }
 
-CONC__PRIVATE void conc__whom_stream(FILE *out, const conc__wait *w)
+/* The error that keeps a task from writing; 0: none. */
+CONC__PRIVATE int conc__stream_writable(const conc_stream *s)
 {
-    fprintf(out, " descriptor %d", ((const conc_stream *)w->on)->fd);
+    return s->state == CONC__STREAM_OPEN && !s->shut ? s->write_error : -EPIPE;
 }
-
-static const conc__wait_kind conc__queueing = {.what = "waits for its turn to write to",
-                                               .brief = "waits for its turn to write",
-                                               .whom = conc__whom_stream,
-                                               .cancel = conc__cancel_plainly};
 
 /* This is returned to the user. */
 CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
@@ -9288,8 +9712,8 @@ CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
 CONC__PRIVATE int conc__stream_begin_writing(conc_loop *l, conc_stream *s, const char *call)
 {
     int rc = conc__stream_enter(l, s, call);
-    if (rc == 0 && s->write_error)
-        rc = (int)conc__stream_leave(l, s, conc__stream_said(s, s->write_error));
+    if (rc == 0 && (s->write_error || s->shut))
+        rc = (int)conc__stream_leave(l, s, conc__stream_said(s, conc__stream_writable(s)));
     return rc;
 }
 
@@ -9310,6 +9734,11 @@ CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
 /* Bytes were written while a task waits in a read, which would have sent them first. */
 CONC__PRIVATE void conc__stream_hurry(conc_loop *l, conc_stream *s)
 {
+    if (s->on) { /* without memory for a sender, the next call that writes or reads sends */
+        if (s->on->reading)
+            conc__transport_start_sender(l, s);
+        return;
+    }
     conc__wait *w = s->reader && !s->writing ? s->reader->wait : NULL;
     bool for_fd = w && (w->kind == &conc__watching || w->kind == &conc__pausing);
     if (!for_fd || conc__stream_push(l, s) != -EAGAIN)
@@ -9328,27 +9757,13 @@ CONC__PRIVATE void conc__stream_turn_over(conc_loop *l, conc_stream *s)
     conc__stream_hurry(l, s);
 }
 
-/* Puts bytes into the buffer as far as they fit: how many, or -ENOMEM. */
-CONC__PRIVATE ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
-{
-    conc__buffer *b = &s->out;
-    size_t room = s->buffer_size - conc__buffered(b), count = n < room ? n : room;
-    if (!count)
-        return 0;
-    if (!b->data && conc__buffer_grow(l, b, s->buffer_size))
-        return -ENOMEM;
-    if (count > b->size - b->end)
-        conc__buffer_pack(b);
-    memcpy(b->data + b->end, bytes, count);
-    b->end += count;
-    return (ssize_t)count;
-}
-
-/* Sends the buffer and these bytes behind it, without waiting: how many of the bytes went out,
- * or an error. */
+/* Sends the buffer and these bytes behind it, on a descriptor without waiting: how many of the
+ * bytes went out, or an error. */
 CONC__PRIVATE ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     conc__buffer *b = &s->out;
+    if (s->on)
+        return conc__transport_put(l, s, bytes, n);
     size_t kept = conc__buffered(b);
     struct iovec parts[2] = {{b->data ? b->data + b->start : NULL, kept},
                              {(void *)(uintptr_t)bytes, conc__piece(n)}};
@@ -9377,8 +9792,10 @@ CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char 
         bool waits = took == -EAGAIN;
         if (waits)
             took = conc__stream_keep(l, s, bytes + done, n - done);
+        if (took == -ENOMEM || took == -ECANCELED)
+            return done ? (ssize_t)done : took;
         if (took < 0)
-            return took == -ENOMEM && done ? (ssize_t)done : took;
+            return took;
         done += (size_t)took;
         if (done == n)
             return (ssize_t)n;
@@ -9389,12 +9806,6 @@ CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char 
         if (rc < 0)
             return done ? (ssize_t)done : rc;
     }
-}
-
-/* The error that keeps a task from writing, whose turn it is; 0: none. */
-CONC__PRIVATE int conc__stream_writable(const conc_stream *s)
-{
-    return s->state == CONC__STREAM_OPEN ? s->write_error : -EPIPE;
 }
 
 CONC__PRIVATE ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, const char *bytes,
@@ -9490,7 +9901,7 @@ CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
             rc = conc__fd_await(l, s->fd, CONC_WRITABLE, &patience);
         else if (rc == 1)
             rc = conc__stream_pass(l, s);
-        else
+        else if (rc != -ECANCELED)
             return rc;
         if (s->state != CONC__STREAM_OPEN)
             return -EPIPE;
@@ -9510,6 +9921,8 @@ CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s)
     rc = conc__stream_writable(s);
     if (rc == 0)
         rc = conc__stream_flush_all(l, s);
+    else if (s->shut && s->state == CONC__STREAM_OPEN)
+        rc = 0; /* that was a flush */
     conc__stream_turn_over(l, s);
     return conc__stream_said(s, rc);
 }
@@ -9517,7 +9930,7 @@ CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s)
 CONC_API int conc_stream_flush(conc_stream *s)
 {
     conc_loop *l = conc__in_task();
-    int rc = conc__stream_begin_writing(l, s, __func__);
+    int rc = conc__stream_enter(l, s, __func__);
     if (rc)
         return rc;
     rc = conc__stream_flush(l, s);
@@ -9526,11 +9939,84 @@ CONC_API int conc_stream_flush(conc_stream *s)
     return (int)conc__stream_leave(l, s, rc);
 }
 
+/* Is it an end of a pipe that only writes? */
+CONC__PRIVATE bool conc__is_write_end(int fd)
+{
+    struct stat st;
+    return fstat(fd, &st) == 0 && S_ISFIFO(st.st_mode) &&
+           (fcntl(fd, F_GETFL) & O_ACCMODE) == O_WRONLY;
+}
+
+/* Ends the writing half of a descriptor: 0, or an error. */
+CONC__PRIVATE int conc__stream_end_half_of(conc_stream *s)
+{
+    int saved = errno, rc = shutdown(s->fd, SHUT_WR) ? -errno : 0;
+    bool closes = rc == -ENOTSOCK && conc__is_write_end(s->fd);
+    errno = saved;
+    if (closes) {
+        rc = conc_close(s->fd);
+        s->fd = -1;
+        s->shut = true;
+        return rc;
+    }
+    if (rc == -ENOTSOCK)
+        return conc_fail(rc, "the stream's descriptor %d has no halves", s->fd);
+    return conc__system_failed(rc, "shutdown");
+}
+
+/* In its turn, after a flush: ends the writing half. */
+CONC__PRIVATE int conc__stream_end_half(conc_loop *l, conc_stream *s)
+{
+    int rc = 0;
+    if (!s->on)
+        rc = conc__stream_end_half_of(s);
+    else if (s->on->calls.shutdown)
+        rc = conc__transport_shut(l, s);
+    else
+        rc = conc_fail(-ENOTSOCK, "the stream's transport has no halves");
+    if (rc == 0)
+        s->shut = true;
+    return rc;
+}
+
+/* Flushes and ends the writing half; the words of its errors are told. */
+CONC__PRIVATE int conc__stream_end_writing(conc_loop *l, conc_stream *s)
+{
+    int rc = conc__stream_turn(l, s);
+    if (rc)
+        return rc == -ECANCELED ? rc : conc__own_error(rc);
+    if (!s->shut) { /* else another task did it meanwhile */
+        rc = conc__stream_writable(s);
+        if (rc == 0)
+            rc = conc__stream_flush_all(l, s);
+        if (rc < 0)
+            conc__stream_failed(s, rc);
+        if (rc == 0)
+            rc = conc__stream_end_half(l, s);
+    }
+    conc__stream_turn_over(l, s);
+    return conc__stream_said(s, rc > 0 ? -ECANCELED : rc);
+}
+
+CONC_API int conc_stream_shutdown(conc_stream *s)
+{
+    conc_loop *l = conc__in_task();
+    int rc = conc__stream_enter(l, s, __func__);
+    if (rc)
+        return rc;
+    if (!s->shut)
+        rc = conc__stream_end_writing(l, s);
+    if (rc == 0)
+        conc__quick(l);
+    conc__stream_leave(l, s, 0);
+    return rc;
+}
+
 /* Before a close, which comes before any other task's turn: else bytes that were written meanwhile
  * would be lost. 0 too if another task has closed the stream and dropped nothing. */
 CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 {
-    int rc = conc__stream_begin_writing(l, s, "conc_stream_close");
+    int rc = conc__stream_enter(l, s, "conc_stream_close");
     if (rc)
         return rc;
     rc = conc__stream_flush(l, s);
@@ -9542,18 +10028,39 @@ CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 static const conc__wait_kind conc__vacating = {
     .what = "waits until all tasks have left the stream that it closed"};
 
-/* Waits until no call of another task is inside. A cancel does not cut that short: the close has
- * woken all of them. Only a task can wait. */
-CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s)
+/* Waits until no call of another task is inside, and, if another task ends the transport, until
+ * that is done; the stream may be gone then. A cancel does not cut that short: the close has woken
+ * all of them. Only a task can wait. */
+CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s, bool ends_transport)
 {
-    if (!l || !l->self || !s->inside)
+    if (!l || !l->self || (!s->inside && (!s->on || ends_transport)))
         return;
-    conc__wait w = {.task = l->self, .kind = &conc__vacating, .on = s};
-    conc__append(&s->closers, &w);
-    conc__park(l, &w);
+    int done = 0;
+    while (!done) {
+        conc__wait w = {.task = l->self, .kind = &conc__vacating, .on = s};
+        conc__append(&s->closers, &w);
+        done = conc__park(l, &w) || ends_transport;
+    }
 }
 
-/* Closes, and frees what the stream has: conc_close's result. */
+/* In the call that closed the stream, after the others have left: the transport's close; if they
+ * could not be waited for, the last of them will call it. An error of the flush stays the newest. */
+CONC__PRIVATE int conc__stream_end_transport(conc_loop *l, conc_stream *s, int flushed)
+{
+    conc__kept_error kept;
+    if (s->inside) {
+        s->on->abandoned = true;
+        return 0;
+    }
+    if (!flushed || !l || !l->self)
+        return conc__transport_end(l, s);
+    conc__error_keep(&kept, l->self);
+    int rc = conc__transport_end(l, s);
+    conc__error_restore(l->self, &kept);
+    return rc;
+}
+
+/* Closes, and frees what a stream on a descriptor has: conc_close's result. */
 CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
 {
     s->state = CONC__STREAM_CLOSED;
@@ -9562,9 +10069,13 @@ CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
         conc__unnote(&l->opened, s);
     while (s->writers.first)
         conc__wake(l, s->writers.first, -EPIPE);
-    int rc = conc_close(s->fd);
-    s->fd = -1;
     s->ended = NULL;
+    if (s->on) {
+        conc__transport_interrupt(l, s->on);
+        return 0;
+    }
+    int rc = s->fd >= 0 ? conc_close(s->fd) : 0; /* a pipe's end may be closed already */
+    s->fd = -1;
     conc__buffer_drop(l, &s->in);
     conc__buffer_drop(l, &s->out);
     return rc;
@@ -9581,12 +10092,18 @@ CONC_API int conc_stream_close(conc_stream *s)
     bool kept = open && (conc__buffered(&s->out) || s->writing);
     if (kept && l && l->self && !l->self->pending)
         rc = conc__stream_flush_last(l, s);
-    if (s->state == CONC__STREAM_OPEN) { /* else another task closes it, too */
+    bool shuts = s->state == CONC__STREAM_OPEN; /* else another task closes it, too */
+    if (shuts) {
         closed = conc__stream_shut(l, s);
-        if (rc == 0 && s->unsaid)
-            rc = conc__system_failed(s->write_error, NULL);
+        if (rc == 0 && s->unsaid) {
+            rc = s->write_error;
+            conc__stream_failed(s, rc);
+        }
     }
-    conc__stream_vacate(l, s);
+    bool ends_transport = shuts && s->on;
+    conc__stream_vacate(l, s, ends_transport);
+    if (ends_transport)
+        closed = conc__stream_end_transport(l, s, rc);
     if (rc == 0)
         return closed;
     return rc > 0 ? -ECANCELED : rc;

@@ -231,7 +231,24 @@ static int streams(void *)
     CHECK(conc_stream_read_line(&s, &text) == 1 && text[0] == 'a');
     CHECK(conc_stream_read_until(&s, "|", 1, &text) == 2 && text[0] == 'b');
     CHECK(conc_stream_read(&s, a, 1) == 1 && conc_stream_read_full(&s, a, 1) == 1 && a[0] == '2');
+    CHECK(conc_stream_shutdown(&s) == 0);
     CHECK(conc_stream_close(&s) == 0 && conc_close(listener) == 0);
+
+    static const conc_transport echoes = {[](void *self, void *buf, size_t) {
+                                              *static_cast<char *>(buf) =
+                                                  *static_cast<char *>(self);
+                                              return ssize_t{1};
+                                          },
+                                          [](void *self, const void *buf, size_t) {
+                                              *static_cast<char *>(self) =
+                                                  *static_cast<const char *>(buf);
+                                              return ssize_t{1};
+                                          },
+                                          nullptr, nullptr};
+    char wire = 0;
+    CONC_AUTO(conc_stream, on){};
+    CHECK(conc_stream_open_on(&on, &echoes, &wire) == 0 && conc_stream_write(&on, "e", 1) == 1);
+    CHECK(conc_stream_read(&on, a, 1) == 1 && a[0] == 'e');
     return conc_group_wait(&g);
 }
 
