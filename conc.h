@@ -33,8 +33,8 @@
  *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run, and returns
  *             -ECANCELED, having had no effect, when a scope around it is cancelled or out of
  *             time: clean up and return.
- *   Threads   a task stays on the thread of its run. Only conc_post and the two hold calls may
- *             come from other threads.
+ *   Threads   a task stays on the thread of its run. Only conc_post, conc_loop_run and the two
+ *             hold calls may come from other threads.
  *   Forks     in a forked child the parent's runs are dead: calls in their tasks return -EPERM. A
  *             run of the child's own may use the same handles, groups, locks, queues and streams:
  *             what the parent's tasks have or wait for does not count there. A stream has the
@@ -72,7 +72,7 @@
  *   CONC_GUARD_REPORT    the report of a stack overflow not only in debug mode (a handler for
  *                        SIGSEGV)
  *
- * Environment: CONC_DEBUG=1, CONC_CLOCK=virtual, CONC_SEED=7, CONC_TRACE=file,
+ * Environment: CONC_DEBUG=1, CONC_CLOCK=virtual, CONC_SEED=7, CONC_RANDOM=7, CONC_TRACE=file,
  * CONC_POLL=poll|epoll, CONC_STACK=bytes override the options of a run; they are not read in a
  * set-user-ID program. A value that makes no sense fails the run: -EINVAL.
  *
@@ -136,6 +136,12 @@ CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__JOIN(a, b) CONC__JOIN2(a, b)
 #define CONC__JOIN2(a, b) a##b
 
+#ifdef __cplusplus
+#define CONC__AUTO_VALUE auto
+#else
+#define CONC__AUTO_VALUE __auto_type
+#endif
+
 /* ---- >>version ------------------------------------------------------------------------------ */
 
 #define CONC_VERSION_MAJOR 0
@@ -179,6 +185,9 @@ typedef struct conc_options {
      * overflow; what stacks were used. `kill -USR2` prints the tasks. */
     bool debug;
     double slow_step; /* seconds; debug: report a task that holds the loop longer; 0: 0.1 */
+    /* Where conc_random starts: the same number, the same random numbers. 0: the seed if there is
+     * one, else 1 on the virtual clock, else a number of the clock's */
+    uint64_t random;
     /* SIGINT or SIGTERM cancels main_fn, which makes the run's result -EINTR; a second one,
      * 0.1 s later or more, kills. Not if the program handles or ignores the signal when the run
      * begins, nor while a conc_signals receives it. On the real clock main_fn may sleep for ever
@@ -205,14 +214,21 @@ typedef struct conc_options {
 CONC_API int conc_run(conc_fn *main_fn, void *arg);
 CONC_API int conc_run_with(const conc_options *options, conc_fn *main_fn, void *arg);
 
-/* For `return conc_main(app, NULL);` in main(): conc_run, then an exit status: 0, or 1 after it
- * printed the error with the task it came from, its place and text to stderr.
+/* For `return conc_main(app, NULL);` in main(): conc_run with .interrupt, then an exit status: 0, or
+ * 1 after it printed the error with the task it came from, its place and text to stderr, unless
+ * conc_set_exit_status chose another; 128 + n when signal n interrupted the run.
  *     int conc_main(conc_fn *main_fn, void *arg); */
 #define conc_main(main_fn, ...) conc__main(CONC__NAMED(main_fn), (main_fn), __VA_ARGS__)
 CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg);
 
+/* Chooses what conc_main returns in place of 0, and of 1, which still follows the printed error.
+ * From any task or posted function of conc_main's run; the last call counts. Under conc_run it
+ * has no effect. A status outside 0 to 255 changes nothing. */
+CONC_API void conc_set_exit_status(int status);
+
 /* A random number, low <= x < high (low when high is not above it). Repeats from run to run
- * under a seed or on the virtual clock; not for secrets. Outside a run it returns low. */
+ * under .random or a seed, and on the virtual clock; not for secrets. Outside a run it returns
+ * low. */
 CONC_API double conc_random(double low, double high);
 
 /* ---- >>time --------------------------------------------------------------------------------- */
@@ -363,8 +379,43 @@ CONC_API int conc__group_begin(conc_group *g, const char *place);
 #define conc_spawn(g, fn, ...) conc__spawn((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__spawn(conc_group *g, const char *spawned, conc_fn *fn, void *arg);
 
-/* The same with a handle, in storage of yours, of any content, that stays where it is until the
- * task was joined, was returned by conc_group_next, or its group closed. -EBUSY: the handle is
+/* The same, and fn gets the address of a copy of size bytes, which lies on the task's own stack and
+ * is fn's until fn returns. It is aligned for every type of that size (up to 4096). arg is
+ * borrowed until the call returns: the copy is made after a wait for room. Errors as above, and
+ * -EINVAL: size is more than a quarter of the task's stack, or arg is NULL.
+ *     int conc_spawn_copy(conc_group *g, conc_fn *fn, const void *arg, size_t size); */
+#define conc_spawn_copy(g, fn, ...) conc__spawn_copy((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
+CONC_API int conc__spawn_copy(conc_group *g, const char *spawned, conc_fn *fn, const void *arg,
+                              size_t size);
+
+/* conc_spawn_copy of a value: CONC_SPAWN(&g, fetch, (job){url, 3}); CONC_SPAWN(&g, count, i); A
+ * pointer, a string or another array does not compile: its address would be copied, and not what
+ * lies there. What a struct points to is not copied. */
+#define CONC_SPAWN(g, fn, ...) \
+    CONC__SPAWN(g, fn, (__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
+#define CONC__SPAWN(g, fn, expr, value)                                     \
+    __extension__({                                                         \
+        CONC__AUTO_VALUE value = expr;                                      \
+        CONC__CHECK_COPY(value);                                            \
+        conc__spawn_copy((g), CONC__NAMED(fn), (fn), &value, sizeof value); \
+    })
+#define CONC__NO_POINTER                                                                    \
+    "CONC_SPAWN copies a value, and this is a pointer, a string or an array, which may be " \
+    "gone when the task runs: give it a struct or a number, or use conc_spawn_copy(group, " \
+    "fn, pointer, size) or conc_spawn(group, fn, pointer)"
+#ifdef __cplusplus
+#define CONC__CHECK_COPY(value)                                               \
+    static_assert(!conc__is_pointer<decltype(value)>::yes, CONC__NO_POINTER); \
+    static_assert(__is_trivially_copyable(decltype(value)),                   \
+                  "CONC_SPAWN copies bytes, and this type has a copy constructor")
+#else
+enum { CONC__POINTER_CLASS = 5 }; /* of __builtin_classify_type */
+#define CONC__CHECK_COPY(value) \
+    _Static_assert(__builtin_classify_type(value) != CONC__POINTER_CLASS, CONC__NO_POINTER)
+#endif
+
+/* As conc_spawn, with a handle, in storage of yours, of any content, that stays where it is until
+ * the task was joined, was returned by conc_group_next, or its group closed. -EBUSY: the handle is
  * in use. A handle of a function that returned earlier ends the program with a report, where it is
  * found: debug mode looks at each wait, else the end of the group does. So does one that was set
  * anew meanwhile: debug mode finds each, else those of the group's first and last child are found.
@@ -413,6 +464,9 @@ typedef struct conc_call {
     void *arg;
     int result;
     char text[96];
+    /* of its task, borrowed until the gather returned; NULL: the gather and its place. CONC_CALL
+     * sets it to the function's */
+    const char *name;
 } conc_call;
 
 /* All calls at once, each as a task; returns when all ended. The first error cancels the rest
@@ -436,6 +490,15 @@ CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n);
 #define conc_map(fn, ...) conc__map(CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size);
 
+/* conc_map with at most limit of these tasks at once (0: no limit): the elements begin in their
+ * order, each when one before it has ended. After an error, or a cancel of the caller, no more
+ * begin. Further errors: -EINVAL (a negative limit), and -ENOMEM also later on, as an error of its
+ * own.
+ *     int conc_map_limit(int limit, conc_fn *fn, void *args, size_t count, size_t size); */
+#define conc_map_limit(limit, fn, ...) conc__map_limit(CONC__NAMED(fn), (limit), (fn), __VA_ARGS__)
+CONC_API int conc__map_limit(const char *spawned, int limit, conc_fn *fn, void *args, size_t count,
+                             size_t size);
+
 /* As conc_gather_all; results (NULL: not wanted) has count places, which belong to the call
  * until it returns.
  *     int conc_map_all(conc_fn *fn, void *args, size_t count, size_t size, int *results); */
@@ -448,13 +511,15 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 /* conc_call calls[] = {CONC_CALL(f, &x), CONC_CALL(g, &y)}; or, when only the sum of it matters,
  * CONC_GATHER(CONC_CALL(...), ...) (C only: C++ has no array that lives for one expression). */
 /* clang-format off */
-#define CONC_CALL(fn, ...) {(fn), (__VA_ARGS__), 0, {0}}
+#define CONC_CALL(fn, ...) {(fn), (__VA_ARGS__), 0, {0}, #fn}
 /* clang-format on */
 #define CONC_GATHER(...)                                                      \
     conc__gather_unseen(CONC__NAMED(CONC_GATHER), (conc_call[]){__VA_ARGS__}, \
                         sizeof((conc_call[]){__VA_ARGS__}) / sizeof(conc_call))
 #define CONC_MAP(fn, ...) \
     conc_map(fn, (__VA_ARGS__), CONC_LEN(__VA_ARGS__), sizeof((__VA_ARGS__)[0]))
+#define CONC_MAP_LIMIT(limit, fn, ...) \
+    conc_map_limit(limit, fn, (__VA_ARGS__), CONC_LEN(__VA_ARGS__), sizeof((__VA_ARGS__)[0]))
 #define CONC_MAP_ALL(fn, array, ...) \
     conc_map_all(fn, (array), CONC_LEN(array), sizeof((array)[0]), (__VA_ARGS__))
 
@@ -477,7 +542,8 @@ struct conc_task {
     uint16_t cancels_in_a_row;
     bool has_handle, in_finished, collected, failed;
     uint16_t seal;
-    uint32_t tellings; /* counts conc__tell, from any number on */
+    bool name_allocated; /* without a handle: conc_set_name allocated `name` */
+    uint32_t tellings;   /* counts conc__tell, from any number on */
     conc__wait *wait;
     conc_scope *scope;
     const char *place; /* the scope's, for the report when the scope is lost */
@@ -528,7 +594,7 @@ CONC_API void conc_set_name(conc_task *t, const char *name);
 /* ---- >>errors ------------------------------------------------------------------------------- */
 
 /* Returns rc; the words (127 bytes at most) go with it to join, group, gather and on_error when
- * the task's result is rc.
+ * the task's result is rc. Outside of tasks and jobs they are for this thread's conc_last_error.
  *     return conc_fail(-EPROTO, "line %d: no colon", line); */
 CONC_API int conc_fail(int rc, const char *fmt, ...) __attribute__((__format__(__printf__, 2, 3)));
 
@@ -539,7 +605,8 @@ CONC_API const char *conc_error_text(const conc_task *t);
 /* The newest error that a call of conc_fail, or of conc, returned in this task, or that a join,
  * group or gather told it of, in words; "" when there was none. -ECANCELED is no error here: the
  * words of the one before it stay. Outside a run: the error of the thread's last run, or of the
- * conc_run that was refused; "" if it succeeded. Borrowed until the next one. */
+ * conc_run that was refused, "" if it succeeded; or the newest error after that, of a call of
+ * conc_fail or conc. Borrowed until the next one. */
 CONC_API const char *conc_last_error(void);
 
 /* Any negative errno, in words: what it means in conc where that differs from the system's.
@@ -551,18 +618,18 @@ CONC_API const char *conc_strerror(int rc);
  * Not inside an open scope or group: there CONC_TRY_IN(&s, expr) ends it with the error, and
  * returns what the end returned. */
 #define CONC_TRY(...) CONC__TRY((__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
-#define CONC__TRY(expr, value)           \
-    __extension__({                      \
-        __typeof__(expr) value = (expr); \
-        if (value < 0)                   \
-            return (int)value;           \
-        value;                           \
+#define CONC__TRY(expr, value)         \
+    __extension__({                    \
+        CONC__AUTO_VALUE value = expr; \
+        if (value < 0)                 \
+            return (int)value;         \
+        value;                         \
     })
 #define CONC_TRY_IN(scope_or_group, ...) \
     CONC__TRY_IN(scope_or_group, (__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
 #define CONC__TRY_IN(s, expr, value)           \
     __extension__({                            \
-        __typeof__(expr) value = (expr);       \
+        CONC__AUTO_VALUE value = expr;         \
         if (value < 0)                         \
             return conc__end(s, (int)(value)); \
         value;                                 \
@@ -581,6 +648,22 @@ CONC_API const char *conc_strerror(int rc);
 #define CONC_AUTO(type, name) __attribute__((__cleanup__(conc__auto_##type))) type name
 CONC_API void conc__auto_conc_group(conc_group *g);
 CONC_API void conc__auto_conc_gen(conc_gen *g);
+
+/* CONC_AUTO_TYPE(fetch_client, fetch_close) at file scope gives CONC_AUTO a type of yours:
+ * CONC_AUTO(fetch_client, c) = {0}; then calls fetch_close(&c), whose result is not looked at, when
+ * the block is left. The type's name is one word; an all-zero object must be closable. An error
+ * that the close meets leaves conc_last_error as it was. A semicolon may follow. */
+#define CONC_AUTO_TYPE(type, close)                                          \
+    static __attribute__((__unused__)) void conc__close_##type(void *object) \
+    {                                                                        \
+        (void)close((type *)object);                                         \
+    }                                                                        \
+    static __attribute__((__unused__)) void conc__auto_##type(type *object)  \
+    {                                                                        \
+        conc__auto_close(conc__close_##type, object);                        \
+    }                                                                        \
+    __extension__ /* of what follows: a lone semicolon is no warning then */
+CONC_API void conc__auto_close(void (*close)(void *), void *object);
 
 /* ---- >>locals ------------------------------------------------------------------------------- */
 
@@ -743,6 +826,9 @@ typedef struct conc_server {
     void *arg;
     /* connections at once; 0: no limit. At the limit those that come wait in the backlog */
     int limit;
+    /* of its tasks, borrowed until conc_serve returned; NULL: the handler's, where debug mode or a
+     * trace asks for it and the program has its symbols, else conc_serve and its place */
+    const char *name;
 } conc_server;
 
 /* Accepts connections and starts a task for each, until it is cancelled, which cancels the
@@ -936,6 +1022,19 @@ CONC_API int conc_loop_release(conc_loop *l);
  * the parent process's. */
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
 
+/* From another thread: starts fn(arg) as a background task of l, and returns its result when it
+ * ended, and its error's words in conc_last_error. The caller is a plain thread or a job, which
+ * blocks, or a task of another loop, which waits. arg is borrowed until then. A cancel of that task,
+ * or of the job, cancels fn, and the call still returns when fn has ended, with fn's result. When
+ * l's run ends before fn does, fn is cancelled, too. As with conc_post, the run must be known to
+ * last, or be held. On virtual clocks, that of a waiting task's loop stands still meanwhile, and a
+ * waiting job holds none. Errors, fn is not run: -EINVAL, -EDEADLK (l is this thread's), -ESHUTDOWN
+ * once l's run is over or about to end, -ENOMEM, -ECANCELED (the calling task is cancelled), -EPERM
+ * (in a posted function; or l is the parent process's).
+ *     int conc_loop_run(conc_loop *l, conc_fn *fn, void *arg); */
+#define conc_loop_run(l, fn, ...) conc__loop_run((l), CONC__NAMED(fn), (fn), __VA_ARGS__)
+CONC_API int conc__loop_run(conc_loop *l, const char *spawned, conc_fn *fn, void *arg);
+
 /* Releases what conc handed over to be freed. NULL does nothing. From anywhere. */
 CONC_API void conc_free(void *p);
 
@@ -1015,6 +1114,12 @@ CONC_API void conc_dump(FILE *out);
 extern "C++" { /* also where the header is included inside of extern "C" */
 static inline int conc__end(conc_group *g, int rc) { return conc_group_end(g, rc); }
 static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc); }
+template <class type> struct conc__is_pointer {
+    static constexpr bool yes = false;
+};
+template <class type> struct conc__is_pointer<type *> {
+    static constexpr bool yes = true;
+};
 }
 #endif
 
@@ -1169,6 +1274,7 @@ enum {
     CONC__MISSES = 3,       /* after so many times in vain it looks only now and then */
     /* under a seed: how many of the ready tasks the next is drawn from */
     CONC__CHOICE = 16,
+    CONC__NO_STATUS = -1, /* of conc_set_exit_status */
     CONC__NAME = 48,
     CONC__TEXT = 128,
     CONC__DESCRIPTION = CONC__NAME + 256 /* of a task, in reports */
@@ -1765,6 +1871,7 @@ struct conc_loop {
     void *main_arg;
     const char *main_name;
     int rc;
+    int exit_status; /* what conc_set_exit_status chose; CONC__NO_STATUS: nothing */
     struct conc__gen *generators;
     conc__stack *stopped; /* of generators that were stopped for good, or closed at the end */
     bool lists_tasks;     /* the report that is made has a line for each task */
@@ -1856,8 +1963,8 @@ struct conc_loop {
 
 static CONC_TLS _Thread_local conc_loop *conc__here;
 
-/* What conc_last_error returns on this thread while no run is open there. */
-static CONC_TLS _Thread_local char conc__words_of_run[CONC__TEXT];
+/* What conc_last_error returns on this thread outside of tasks and jobs. */
+static CONC_TLS _Thread_local char conc__words_of_thread[CONC__TEXT];
 
 static atomic_uint_least64_t conc__runs; /* how many there were in this process and its ancestors */
 /* In a forked child: the runs up to this number were the parent's. No task of theirs ever goes on
@@ -1876,7 +1983,8 @@ struct conc__address;
 typedef struct conc__extension {
     conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none does */
     bool (*job_block)(int64_t ns);      /* conc_block in a job; false: none runs here */
-    void (*job_fail)(int rc, const char *fmt, va_list args);
+    /* conc_fail of the job that runs on this thread; false: none does */
+    bool (*job_fail)(int rc, const char *text);
     /* the newest error of the job that runs on this thread, "": none; NULL: no job does */
     const char *(*job_words)(void);
     /* a host name: how many, for conc_free */
@@ -1887,6 +1995,11 @@ typedef struct conc__extension {
     bool (*job_in_use)(const void *job);
     /* does a task wait for a pipe of a child program that runs? And how many were started */
     bool (*pipe_awaited)(const conc_loop *l, unsigned *starts);
+    /* the job that runs on this thread; NULL: none does */
+    struct conc__frame *(*job_here)(void);
+    /* this job waits for a task of l, or no longer: its virtual clock goes on if it is l's */
+    void (*job_waits)(struct conc__frame *job, const conc_loop *l, bool waits);
+    bool (*job_cancelled)(void);
     /* in a handler of faults: says so if the job that runs here has used its stack up */
     void (*job_overflows)(const char *address);
 } conc__extension;
@@ -1942,6 +2055,9 @@ CONC__PRIVATE conc__source conc__source_of(const conc_task *t);
 CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
                                    void (*run)(void *), void *arg);
 CONC__COLD int conc__own_error(int rc);
+CONC__COLD bool conc__name_function(char name[CONC__NAME], uintptr_t fn);
+CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns);
+CONC__PRIVATE void conc__remote_returned(conc_task *t);
 CONC__FAST int conc__hand_on(conc_loop *l, int rc);
 CONC__FAST int conc__hand_on_since(conc_loop *l, int rc, uint32_t before);
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place);
@@ -2060,7 +2176,8 @@ enum {
     CONC__VALGRIND_RUNS = 0x1001,
     CONC__VALGRIND_STACK = 0x1501,
     CONC__VALGRIND_NO_STACK = 0x1502,
-    CONC__VALGRIND_DEFINED = 0x4d430002 /* Memcheck's */
+    CONC__VALGRIND_UNDEFINED = 0x4d430001, /* Memcheck's: may be written */
+    CONC__VALGRIND_DEFINED = 0x4d430002    /* may be read, too */
 };
 
 /* A handle need not be set to anything, though it is read. */
@@ -4671,7 +4788,7 @@ CONC_API bool conc_cancelled(void)
 
 /* a task's state; with the seal, so that storage that was never set is told */
 enum { CONC__LIVE = 1, CONC__DONE = 2 };
-enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK };
+enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK, CONC__REMOTE_SINK };
 
 /* Ended tasks have another seal, and those in their group's list of finished ones a third: else
  * what is left of a handle on a stack would be a task again when a byte of it is overwritten. */
@@ -4729,6 +4846,7 @@ CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, con
     t->fn = fn;
     t->arg = arg;
     t->name = t->spawned = spawned;
+    t->name_allocated = false;
     if (CONC__UNLIKELY(t->locals))
         /* jobs have it in other threads */
         __atomic_fetch_add(&t->locals->references, 1, __ATOMIC_RELAXED);
@@ -4998,6 +5116,50 @@ CONC_API CONC__CALLED int conc__spawn(conc_group *g, const char *spawned, conc_f
     return conc__spawn_in(g, NULL, "conc_spawn", spawned, fn, arg, &t);
 }
 
+/* Where on its own stack a task's copy lies: below where the frames would begin. It is aligned for a
+ * type of this size, which is a multiple of that type's alignment. */
+CONC__PRIVATE char *conc__copy_at(conc__stack *s, size_t size)
+{
+    enum { LEAST = 64, MOST = 4096 }; /* vectors and cache lines; a page */
+    uintptr_t fit = size & ~(size - 1), top = (uintptr_t)conc__stack_top(s) - size;
+    fit = fit < LEAST ? LEAST : fit;
+    fit = fit > MOST ? MOST : fit;
+    return (char *)(top - top % fit);
+}
+
+/* A task that has not run yet gets a copy of its argument. */
+CONC__PRIVATE void conc__give_copy(conc_task *t, const void *arg, size_t size)
+{
+    enum { ENTRY = 256 }; /* what conc__prepare writes below the top, and a red zone */
+    char *copy = conc__copy_at(t->stack, size);
+    if (CONC__UNLIKELY(t->loop->on_valgrind)) /* a deeper part of an earlier task's stack */
+        conc__valgrind(CONC__VALGRIND_UNDEFINED, (uintptr_t)copy - ENTRY, size + ENTRY);
+    if (size)
+        memcpy(copy, arg, size);
+    t->arg = copy;
+    conc__prepare(t->context, t->stack->low, copy, conc__task_main);
+}
+
+CONC_API CONC__CALLED int conc__spawn_copy(conc_group *g, const char *spawned, conc_fn *fn,
+                                           const void *arg, size_t size)
+{
+    static const char call[] = "conc_spawn_copy";
+    conc_loop *l = conc__here;
+    conc_task *t;
+    if (l) {
+        size_t stack = g && g->stack_size ? g->stack_size : l->pool->size;
+        if (!arg && size)
+            return conc__misused(-EINVAL, call, "nothing to copy", spawned);
+        if (size > stack / 4)
+            return conc__misused(-EINVAL, call, "the copy needs more than a quarter of the stack",
+                                 spawned);
+    }
+    int rc = conc__spawn_in(g, NULL, call, spawned, fn, NULL, &t);
+    if (rc == 0)
+        conc__give_copy(t, arg, size);
+    return rc;
+}
+
 /* Debug: a handle that holds no task any more was lent to one that lives. */
 CONC__COLD void conc__find_overwritten(conc_loop *l, const conc_task *handle)
 {
@@ -5211,6 +5373,15 @@ CONC__PRIVATE const char *conc__words_or(const char *words, int rc)
     return *words ? words : conc_strerror(rc);
 }
 
+/* conc_fail outside of tasks: in a job, on a plain thread, in a posted function, or between the
+ * steps of an embedded run. */
+CONC__PRIVATE void conc__fail_outside(int rc, const char *text)
+{
+    bool in_job = !conc__here && conc__extended.job_fail && conc__extended.job_fail(rc, text);
+    if (!in_job)
+        conc__copy(conc__words_of_thread, sizeof conc__words_of_thread, rc < 0 ? text : "");
+}
+
 CONC_API int conc_fail(int rc, const char *fmt, ...)
 {
     conc_loop *l = conc__of_task();
@@ -5220,13 +5391,12 @@ CONC_API int conc_fail(int rc, const char *fmt, ...)
     if (!fmt)
         return conc__own_error(rc);
     va_start(args, fmt);
-    if (l) {
-        vsnprintf(text, sizeof text, fmt, args);
-        conc__tell(l->self, rc, text, (conc__source){NULL, NULL});
-    } else if (!conc__here && conc__extended.job_fail) {
-        conc__extended.job_fail(rc, fmt, args);
-    }
+    vsnprintf(text, sizeof text, fmt, args);
     va_end(args);
+    if (l)
+        conc__tell(l->self, rc, text, (conc__source){NULL, NULL});
+    else
+        conc__fail_outside(rc, text);
     errno = saved;
     return rc;
 }
@@ -5237,7 +5407,7 @@ CONC__COLD int conc__own_error(int rc)
 {
     conc_loop *l = conc__of_task();
     if (!l)
-        return conc_fail(rc, "%s", conc_strerror(rc)); /* in a job */
+        return conc_fail(rc, "%s", conc_strerror(rc));
     conc__tell(l->self, rc, NULL, (conc__source){NULL, NULL});
     return rc;
 }
@@ -5295,11 +5465,12 @@ CONC_API const char *conc_error_text(const conc_task *t)
 CONC_API const char *conc_last_error(void)
 {
     conc_loop *l = conc__of_task();
-    if (!conc__here) {
-        const char *job = conc__extended.job_words ? conc__extended.job_words() : NULL;
-        return job ? job : conc__words_of_run;
+    if (!l) {
+        bool in_run = conc__here || !conc__extended.job_words;
+        const char *job = in_run ? NULL : conc__extended.job_words();
+        return job ? job : conc__words_of_thread;
     }
-    if (!l || !l->self->last_rc)
+    if (!l->self->last_rc)
         return "";
     const char *words = conc__words(l->self, l->self->last_rc);
     return l->self->last_rc == -ECANCELED ? words : conc__words_or(words, l->self->last_rc);
@@ -5325,6 +5496,24 @@ CONC_API const char *conc_strerror(int rc)
     return rc >= 0 ? "success" : conc__system_words(rc);
 }
 
+/* From here on the task, which lives, goes by this name, which lives as long. */
+CONC__PRIVATE void conc__call_by(conc_loop *l, conc_task *t, const char *name)
+{
+    t->name = name;
+    if (CONC__UNLIKELY(l->stepwise))
+        conc__renamed(l, t);
+}
+
+/* Where the name of a task without a handle is copied to; NULL: no memory. */
+CONC__PRIVATE char *conc__name_room(conc_task *t)
+{
+    if (t->name_allocated)
+        return (char *)(uintptr_t)t->name;
+    char *room = conc__alloc(CONC__NAME);
+    t->name_allocated = room != NULL;
+    return room;
+}
+
 CONC_API const char *conc_name(const conc_task *t) { return conc__is_task(t) ? t->name : NULL; }
 
 CONC_API void conc_set_name(conc_task *t, const char *name)
@@ -5335,15 +5524,11 @@ CONC_API void conc_set_name(conc_task *t, const char *name)
         conc__misused(0, "conc_set_name", "the task is another run's", NULL);
         return;
     }
-    char *room = t->has_handle           ? t->name_copy
-                 : t->name != t->spawned ? (char *)(uintptr_t)t->name
-                                         : conc__alloc(CONC__NAME);
+    char *room = t->has_handle ? t->name_copy : conc__name_room(t);
     if (!room)
         return;
     conc__copy(room, CONC__NAME, name);
-    t->name = room;
-    if (t->loop->stepwise)
-        conc__renamed(t->loop, t);
+    conc__call_by(t->loop, t, room);
 }
 
 CONC_API void conc_free(void *p)
@@ -5694,6 +5879,9 @@ CONC__PRIVATE void conc__fill_sink(conc_loop *l, conc_task *t)
             conc__copy(call->text, sizeof call->text,
                        conc__words_or(conc__words(t, t->result), t->result));
         t->collected = true;
+    } else if (t->sink_kind == CONC__REMOTE_SINK) {
+        t->collected = true;
+        conc__remote_returned(t);
     } else if (
         t->sink_kind ==
         CONC__START_SINK) { /* ended without conc_started: the starter's matter, not the group's */
@@ -5730,7 +5918,7 @@ CONC__COLD void conc__deliver(conc_loop *l, conc_task *t)
 
 CONC__COLD void conc__free_strings(conc_task *t)
 {
-    if (t->name != t->spawned)
+    if (t->name_allocated)
         CONC_FREE((void *)(uintptr_t)t->name);
     CONC_FREE(t->text);
 }
@@ -6108,6 +6296,17 @@ CONC_API void conc__auto_conc_group(conc_group *g)
     conc__error_restore(l->self, &kept);
 }
 
+CONC_API void conc__auto_close(void (*close)(void *), void *object)
+{
+    conc_loop *l = conc__of_task();
+    conc__kept_error kept;
+    if (l)
+        conc__error_keep(&kept, l->self);
+    close(object);
+    if (l && conc__here == l)
+        conc__error_restore(l->self, &kept);
+}
+
 CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
 {
     conc_loop *l = conc__in_task();
@@ -6160,6 +6359,7 @@ typedef struct conc__batch {
     size_t size;
     int *results;
     size_t count;
+    int limit;             /* tasks at once; 0: all */
     bool keep_going, seen; /* seen: the caller can read every result, so none is lost */
 } conc__batch;
 
@@ -6169,6 +6369,8 @@ CONC__PRIVATE conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const co
     conc_fn *fn = b->calls ? b->calls[i].fn : b->fn;
     void *arg = b->calls ? b->calls[i].arg : b->size ? b->args + i * b->size : b->args;
     conc_task *t = conc__task_new(l, g, NULL, fn, arg, spawned);
+    if (t && b->calls && b->calls[i].name)
+        conc__call_by(l, t, b->calls[i].name);
     if (t && b->calls && b->seen) {
         t->sink = &b->calls[i];
         t->sink_kind = CONC__CALL_SINK;
@@ -6198,6 +6400,25 @@ CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
     }
 }
 
+/* The elements from `next` on, each when one before it has ended: 0, or what ends the group. */
+CONC__PRIVATE int conc__batch_go_on(conc_loop *l, conc_group *g, const conc__batch *b, size_t next,
+                                    const char *spawned)
+{
+    for (size_t i = next; i < b->count; i++) {
+        int rc = g->live >= g->limit ? conc__wait_for_room(l, g) : 0;
+        if (rc == 0 && g->scope.effective)
+            rc = -ECANCELED; /* since room was granted */
+        if (rc)
+            return rc;
+        if (!conc__batch_spawn(l, g, b, i, spawned)) {
+            rc = conc__own_error(-ENOMEM);
+            conc__group_failed(l, g, l->self, rc);
+            return rc;
+        }
+    }
+    return 0;
+}
+
 CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *b,
                                                const char *spawned)
 {
@@ -6208,20 +6429,24 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
         conc__quick(l);
         return 0;
     }
-    if (b->count > CONC__ADDRESS_SPACE / l->pool->size)
+    bool limited = b->limit && (size_t)b->limit < b->count;
+    size_t at_once = limited ? (size_t)b->limit : b->count;
+    if (at_once > CONC__ADDRESS_SPACE / l->pool->size)
         return conc__own_error(-ENOMEM); /* so many stacks cannot be */
-    conc_group g = {.keep_going = b->keep_going};
+    conc_group g = {.limit = b->limit, .keep_going = b->keep_going};
     conc_task *last = l->ready ? l->last_ready : NULL;
     conc__find_lost(l, __builtin_frame_address(0));
     conc__group_open(l, &g, spawned);
-    for (size_t i = 0; i < b->count; i++)
+    for (size_t i = 0; i < at_once; i++)
         if (!conc__batch_spawn(l, &g, b, i, spawned)) {
             conc__unspawn(l, &g, last);
             conc__scope_close(l, &g.scope);
             return conc__own_error(-ENOMEM);
         }
+    if (limited)
+        rc = conc__batch_go_on(l, &g, b, at_once, spawned);
     if (!b->keep_going)
-        return conc__group_close(l, &g, 0);
+        return conc__group_close(l, &g, rc);
     conc__wait_until_empty(l, &g);
     bool outside = conc__cancelled_around(l, &g.scope);
     conc__scope_close(l, &g.scope);
@@ -6261,14 +6486,15 @@ CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n)
     return conc__run_calls(spawned, calls, n, true, true);
 }
 
-CONC__PRIVATE int conc__run_map(const char *spawned, conc__batch *b)
+CONC__PRIVATE int conc__run_map(const char *spawned, conc__batch *b, const char *call)
 {
-    const char *call = b->keep_going ? "conc_map_all" : "conc_map";
     conc_loop *l = conc__in_task_of(call);
     if (!l)
         return -EPERM;
     if (!b->fn)
         return conc__misused(-EINVAL, call, "no function", spawned);
+    if (b->limit < 0)
+        return conc__misused(-EINVAL, call, "the limit is negative", spawned);
     bool results_fit = !b->results || conc__is_array(b->results, b->count, sizeof *b->results);
     if (!conc__is_array(b->args, b->count, b->size) || !results_fit)
         return conc__misused(-EINVAL, call, "no elements, or an impossible number of them",
@@ -6279,7 +6505,14 @@ CONC__PRIVATE int conc__run_map(const char *spawned, conc__batch *b)
 CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size)
 {
     conc__batch b = {.fn = fn, .args = args, .count = count, .size = size};
-    return conc__run_map(spawned, &b);
+    return conc__run_map(spawned, &b, "conc_map");
+}
+
+CONC_API int conc__map_limit(const char *spawned, int limit, conc_fn *fn, void *args, size_t count,
+                             size_t size)
+{
+    conc__batch b = {.fn = fn, .args = args, .count = count, .size = size, .limit = limit};
+    return conc__run_map(spawned, &b, "conc_map_limit");
 }
 
 CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size,
@@ -6292,7 +6525,7 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
                      .results = results,
                      .keep_going = true,
                      .seen = results != NULL};
-    return conc__run_map(spawned, &b);
+    return conc__run_map(spawned, &b, "conc_map_all");
 }
 
 /* ---- >>keys --------------------------------------------------------------------------------- */
@@ -8690,11 +8923,14 @@ CONC__PRIVATE int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_serv
         t = conc__task_new(l, g, NULL, conc__serve_one, (void *)(uintptr_t)s, spawned);
         rc = t ? 0 : -ENOMEM;
     }
-    if (t)
-        t->sink = (void *)(intptr_t)fd;
-    else
+    if (!t) {
         conc_close(fd);
-    return rc;
+        return rc;
+    }
+    t->sink = (void *)(intptr_t)fd;
+    if (s->name)
+        conc__call_by(l, t, s->name);
+    return 0;
 }
 
 /* How accepting went so far. */
@@ -8807,6 +9043,9 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *spa
         return rc;
     conc__find_lost(l, __builtin_frame_address(0));
     conc__group_open(l, &g, spawned);
+    char name[CONC__NAME];
+    if (!s.name && l->stepwise && conc__name_function(name, (uintptr_t)s.handler))
+        s.name = name;
     rc = conc__serve_all(l, &g, &s, spawned);
     if (rc)
         conc__cancel_scope(l, &g.scope);
@@ -10802,7 +11041,7 @@ CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
         conc__interrupts_leave(l);
     pthread_mutex_unlock(&conc__signalling.mutex);
     if (rc)
-        snprintf(conc__words_of_run, sizeof conc__words_of_run, "rt_sigaction: %s",
+        snprintf(conc__words_of_thread, sizeof conc__words_of_thread, "rt_sigaction: %s",
                  conc__system_words(rc));
     return rc;
 }
@@ -10973,6 +11212,212 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
         return 0;
     CONC_FREE(call);
     return conc__own_error(rc);
+}
+
+/* A conc_loop_run, on the caller's stack. The loop's thread starts the task and fills in how it
+ * ended; a cancel of the caller posts `stop`, once. The caller is answered when the task has ended
+ * and no `stop` is on its way, for then nothing of this is used any more. */
+typedef struct conc__remote {
+    conc__post start, stop; /* to the loop that runs fn */
+    conc__post answer;      /* to the caller's */
+    conc_fn *fn;
+    void *arg;
+    const char *spawned;
+    conc_loop *loop, *caller; /* caller NULL: a thread or a job */
+    struct conc__frame *job;  /* NULL: no job */
+    conc__wait wait;          /* a task's */
+    conc_task *task;          /* of `loop`, whose thread alone uses it */
+    pthread_mutex_t mutex;    /* over all below */
+    pthread_cond_t changed;   /* a thread waits for `answered` */
+    enum { CONC__GOES_ON, CONC__TO_STOP, CONC__STOPPED } state;
+    bool ended, answered;
+    int result;
+    char text[CONC__TEXT]; /* of an error; "": it has no words of its own */
+} conc__remote;
+
+CONC__PRIVATE void conc__remote_answer(conc__remote *r)
+{
+    if (r->job && r->task)
+        conc__extended.job_waits(r->job, r->loop, false);
+    if (r->caller) {
+        conc__post_to(r->caller, &r->answer); /* its run lasts as long as its tasks */
+        return;
+    }
+    pthread_mutex_lock(&r->mutex);
+    r->answered = true;
+    pthread_cond_signal(&r->changed);
+    pthread_mutex_unlock(&r->mutex);
+}
+
+CONC__PRIVATE void conc__remote_end(conc__remote *r, int result, const char *words)
+{
+    r->result = result;
+    conc__copy(r->text, sizeof r->text, words);
+    pthread_mutex_lock(&r->mutex);
+    r->ended = true;
+    bool unused = r->state != CONC__TO_STOP;
+    pthread_mutex_unlock(&r->mutex);
+    if (unused)
+        conc__remote_answer(r);
+}
+
+CONC__PRIVATE void conc__remote_returned(conc_task *t)
+{
+    conc__remote_end(t->sink, t->result, conc__words(t, t->result));
+}
+
+CONC__PRIVATE void conc__remote_starts(conc__post *p)
+{
+    conc__remote *r = (conc__remote *)(void *)((char *)p - offsetof(conc__remote, start));
+    conc_loop *l = conc__here;
+    if (l->background.scope.effective) {
+        conc__remote_end(r, -ESHUTDOWN, "");
+        return;
+    }
+    conc_task *t = conc__task_new(l, &l->background, NULL, r->fn, r->arg, r->spawned);
+    if (!t) {
+        conc__remote_end(r, -ENOMEM, "");
+        return;
+    }
+    t->sink = r;
+    t->sink_kind = CONC__REMOTE_SINK;
+    r->task = t;
+    if (r->job)
+        conc__extended.job_waits(r->job, l, true);
+}
+
+CONC__PRIVATE void conc__remote_stops(conc__post *p)
+{
+    conc__remote *r = (conc__remote *)(void *)((char *)p - offsetof(conc__remote, stop));
+    pthread_mutex_lock(&r->mutex);
+    r->state = CONC__STOPPED;
+    bool ended = r->ended;
+    pthread_mutex_unlock(&r->mutex);
+    if (ended)
+        conc__remote_answer(r);
+    else
+        conc__task_cancel(conc__here, r->task);
+}
+
+/* The caller is cancelled. Under the mutex; until `ended` the run lasts. */
+CONC__PRIVATE void conc__remote_stop(conc__remote *r)
+{
+    if (r->state == CONC__GOES_ON && !r->ended && conc__post_to(r->loop, &r->stop) == 0)
+        r->state = CONC__TO_STOP;
+}
+
+CONC__PRIVATE bool conc__remote_cancel(conc__wait *w)
+{
+    conc__remote *r = w->item;
+    pthread_mutex_lock(&r->mutex);
+    conc__remote_stop(r);
+    pthread_mutex_unlock(&r->mutex);
+    return false; /* fn has to end first */
+}
+
+CONC__PRIVATE void conc__whom_remote(FILE *out, const conc__wait *w)
+{
+    const conc__remote *r = w->item;
+    fprintf(out, " %s", r->spawned);
+}
+
+static const conc__wait_kind conc__runs_elsewhere = {.what = "waits for a task of another loop:",
+                                                     .brief = "waits for another loop",
+                                                     .whom = conc__whom_remote,
+                                                     .cancel = conc__remote_cancel};
+
+CONC__PRIVATE void conc__remote_answered(conc__post *p)
+{
+    conc__remote *r = (conc__remote *)(void *)((char *)p - offsetof(conc__remote, answer));
+    conc__wake(conc__here, &r->wait, 0);
+}
+
+/* A task waits; on the virtual clock no time passes meanwhile. */
+CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
+{
+    r->wait =
+        (conc__wait){.task = caller->self, .kind = &conc__runs_elsewhere, .on = r->loop, .item = r};
+    caller->awaited++;
+    atomic_fetch_add_explicit(&caller->at_work, 1, memory_order_relaxed);
+    if (conc__post_to(r->loop, &r->start))
+        r->result = -ESHUTDOWN;
+    else
+        conc__park(caller, &r->wait);
+    atomic_fetch_sub_explicit(&caller->at_work, 1, memory_order_relaxed);
+    caller->awaited--;
+}
+
+/* A thread sleeps; a job looks now and then whether it was asked to end. */
+CONC__PRIVATE void conc__remote_wait_thread(conc__remote *r)
+{
+    enum { LOOK = 20000000 }; /* ns */
+    if (conc__post_to(r->loop, &r->start)) {
+        r->result = -ESHUTDOWN;
+        return;
+    }
+    pthread_mutex_lock(&r->mutex);
+    while (!r->answered) {
+        if (!r->job || r->state != CONC__GOES_ON) {
+            pthread_cond_wait(&r->changed, &r->mutex);
+            continue;
+        }
+        struct timespec until = conc__real_time_in(LOOK);
+        pthread_cond_timedwait(&r->changed, &r->mutex, &until);
+        if (conc__extended.job_cancelled())
+            conc__remote_stop(r);
+    }
+    pthread_mutex_unlock(&r->mutex);
+}
+
+/* 0: conc_loop_run may be called here. */
+CONC__PRIVATE int conc__remote_may_run(const conc_loop *l, conc_fn *fn, const char *spawned)
+{
+    static const char call[] = "conc_loop_run";
+    conc_loop *here = conc__here;
+    if (!fn)
+        return conc__misused(-EINVAL, call, "no function", spawned);
+    int rc = conc__loop_can_be_told(l, call);
+    if (rc)
+        return rc;
+    if (here == l)
+        return conc__misused(-EDEADLK, call, "the loop would wait for itself", spawned);
+    if (here)
+        return conc__in_task_of(call) ? conc__checkpoint(here) : -EPERM;
+    return conc__extended.job_cancelled && conc__extended.job_cancelled() ? -ECANCELED : 0;
+}
+
+CONC_API CONC__CALLED int conc__loop_run(conc_loop *l, const char *spawned, conc_fn *fn, void *arg)
+{
+    conc_loop *here = conc__here;
+    int rc = conc__remote_may_run(l, fn, spawned);
+    if (rc)
+        return rc;
+    conc__remote r = {.start = {NULL, conc__remote_starts},
+                      .stop = {NULL, conc__remote_stops},
+                      .answer = {NULL, conc__remote_answered},
+                      .fn = fn,
+                      .arg = arg,
+                      .spawned = spawned,
+                      .loop = l,
+                      .caller = here,
+                      .mutex = PTHREAD_MUTEX_INITIALIZER,
+                      .changed = PTHREAD_COND_INITIALIZER};
+    if (here) {
+        conc__find_lost(here, __builtin_frame_address(0));
+        conc__remote_wait_task(here, &r);
+    } else {
+        r.job = conc__extended.job_here ? conc__extended.job_here() : NULL;
+        conc__remote_wait_thread(&r);
+    }
+    pthread_cond_destroy(&r.changed);
+    pthread_mutex_destroy(&r.mutex);
+    if (r.result >= 0)
+        return r.result;
+    if (here)
+        conc__tell(here->self, r.result, r.text, (conc__source){spawned, spawned});
+    else
+        conc_fail(r.result, "%s", conc__words_or(r.text, r.result));
+    return r.result;
 }
 
 CONC__PRIVATE conc__post *conc__take_posts(conc_loop *l, conc__post **last)
@@ -11426,6 +11871,17 @@ typedef struct conc__lost_call {
     const char *place, *how;
 } conc__lost_call;
 
+/* What led a function to return with something open: mostly a CONC_TRY. */
+CONC__PRIVATE void conc__tell_early_return(const conc_task *t, bool is_scope)
+{
+    int rc = t->last_rc ? t->last_rc : t->pending ? -ECANCELED : 0;
+    if (rc < 0)
+        fprintf(stderr, "conc: its newest error: %s\n", conc__words_or(conc__words(t, rc), rc));
+    if (is_scope)
+        fprintf(stderr, "conc: CONC_TRY returns and leaves it open: inside a scope or group use "
+                        "CONC_TRY_IN(&it, ...), which ends it first\n");
+}
+
 CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
 {
     const conc__lost_call *c = arg;
@@ -11439,6 +11895,8 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
         conc__describe(who, sizeof who, conc__source_of(c->task));
     fprintf(stderr, "conc: %s: %s, with %s%s still %s\n", who, c->how, opened, place,
             is_handle ? "in use" : "open");
+    if (c->task && c->how != conc__overwritten)
+        conc__tell_early_return(c->task, !is_handle && strncmp(place, "the conc_", 9) != 0);
     abort();
 }
 
@@ -11787,7 +12245,7 @@ CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
         int rc = tr->fd;
         const char *words = conc__system_words(rc);
         fprintf(stderr, "conc: %s: no trace can be written there: %s\n", path, words);
-        snprintf(conc__words_of_run, sizeof conc__words_of_run, "%.80s: %s", path, words);
+        snprintf(conc__words_of_thread, sizeof conc__words_of_thread, "%.80s: %s", path, words);
         CONC_FREE(tr);
         return rc;
     }
@@ -12308,6 +12766,23 @@ CONC__PRIVATE void conc__name_code(char *text, size_t size, uintptr_t address)
     }
 #endif
     snprintf(text, size, "0x%llx", number);
+}
+
+/* The name of a function of the program's; false: its module has no symbols. */
+CONC__COLD bool conc__name_function(char name[CONC__NAME], uintptr_t fn)
+{
+    char code[PATH_MAX + 256];
+    int saved = errno;
+    pthread_mutex_lock(&conc__telling);
+    conc__name_code(code, sizeof code, fn);
+    pthread_mutex_unlock(&conc__telling);
+    errno = saved;
+    char *offset = strstr(code, "+0x0 (");
+    if (!offset)
+        return false;
+    *offset = 0;
+    conc__copy(name, CONC__NAME, code);
+    return true;
 }
 
 CONC__PRIVATE void conc__print_frame(int number, uintptr_t address)
@@ -12853,6 +13328,7 @@ CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **
     uint64_t seed = o->seed, stack = o->stack_size;
     int clock = o->virtual_clock, debug = o->debug, epoll = -1;
     if (!conc__env_number("CONC_SEED", 0, &seed) ||
+        !conc__env_number("CONC_RANDOM", 0, &o->random) ||
         !conc__env_number("CONC_STACK", CONC__LEAST_STACK, &stack) ||
         !conc__env_word("CONC_CLOCK", "real", "virtual", &clock) ||
         !conc__env_word("CONC_DEBUG", "0", "1", &debug) ||
@@ -12938,6 +13414,19 @@ CONC__PRIVATE void conc__loop_close(conc_loop *l)
         conc__loop_free(l);
 }
 
+/* The state that conc_random starts from; l differs from run to run, as the clock does. Numbers
+ * count from 1, so the virtual clock's is the generator's first state. */
+CONC__PRIVATE uint64_t conc__first_draw(const conc_options *o, const conc_loop *l)
+{
+    if (o->random)
+        return o->random - 1;
+    if (o->seed)
+        return o->seed - 1;
+    if (o->virtual_clock)
+        return 0;
+    return (uint64_t)conc__clock() ^ (uint64_t)(uintptr_t)l;
+}
+
 CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
 {
     conc_loop *l = conc__alloc(sizeof *l);
@@ -12962,9 +13451,9 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     /* on the real clock it is not known yet how slow steps are */
     l->batch = o->virtual_clock ? CONC__TURNS : 1;
     l->quick = l->budget = o->virtual_clock ? CONC__QUICK : CONC__QUICK / CONC__TURNS;
-    l->picks = l->draws = o->seed;
-    if (!o->seed && !o->virtual_clock)
-        l->draws = (uint64_t)conc__clock() ^ (uint64_t)(uintptr_t)l;
+    l->picks = o->seed;
+    l->draws = conc__first_draw(o, l);
+    l->exit_status = CONC__NO_STATUS;
     conc__fpu_save(&l->fpu);
 #if CONC__TSAN
     l->thread_stack.tsan_fiber = __tsan_get_current_fiber();
@@ -13042,7 +13531,8 @@ CONC__PRIVATE int conc__main_task(void *arg)
 /* How a run ended, for conc_main. */
 typedef struct conc__outcome {
     char by[CONC__DESCRIPTION], text[CONC__TEXT];
-    int signal; /* that interrupted it; 0: none */
+    int signal;      /* that interrupted it; 0: none */
+    int exit_status; /* what conc_set_exit_status chose; CONC__NO_STATUS: nothing */
 } conc__outcome;
 
 CONC__PRIVATE int conc__start_main(conc_loop *l)
@@ -13092,11 +13582,22 @@ CONC__PRIVATE void conc__run_delist(conc_loop *l)
     pthread_mutex_unlock(&conc__live_runs.mutex);
 }
 
+CONC_API void conc_set_exit_status(int status)
+{
+    conc_loop *l = conc__here;
+    if (!l)
+        conc__misused(0, __func__, "only a task of the run may call it", NULL);
+    else if (status < 0 || status > 255)
+        conc__misused(0, __func__, "an exit status is a number from 0 to 255", NULL);
+    else
+        l->exit_status = status;
+}
+
 /* No run is open on this thread any more: rc was the last one's result, or the reason why it did
  * not begin. */
 CONC__PRIVATE void conc__keep_words_of_run(int rc, const char *text)
 {
-    conc__copy(conc__words_of_run, sizeof conc__words_of_run, rc < 0 ? text : "");
+    conc__copy(conc__words_of_thread, sizeof conc__words_of_thread, rc < 0 ? text : "");
     if (rc < 0)
         conc_fail(rc, "%s", text); /* a job of a pool has made this error */
 }
@@ -13148,10 +13649,10 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
     if (conc__here)
         return conc__misused(-EBUSY, embedded ? "conc_embed_begin" : "conc_run",
                              "a run is open on this thread", NULL);
-    *conc__words_of_run = 0; /* the call that fails may write others there */
+    *conc__words_of_thread = 0; /* the call that fails may write others there */
     int rc = conc__open_run(out, embedded, options, spawned, main_fn, arg);
     if (rc)
-        conc__keep_words_of_run(rc, conc__words_or(conc__words_of_run, rc));
+        conc__keep_words_of_run(rc, conc__words_or(conc__words_of_thread, rc));
     return rc;
 }
 
@@ -13169,6 +13670,7 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
     conc__here = NULL;
     conc__pipe_signal_unblock(l);
     int rc = l->doomed ? l->doom : l->main.result;
+    outcome->exit_status = l->exit_status;
     if (l->interrupted_late || (l->interrupted_by && rc == -ECANCELED)) {
         rc = -EINTR;
         outcome->signal = l->interrupted_by;
@@ -13193,7 +13695,7 @@ CONC__PRIVATE int conc__run(const conc_options *options, const char *spawned, co
         conc__schedule(l);
         rc = conc__end_run(l, outcome);
     } else if (!conc__here) {
-        conc__copy(outcome->text, sizeof outcome->text, conc__words_of_run);
+        conc__copy(outcome->text, sizeof outcome->text, conc__words_of_thread);
     }
     errno = saved;
     return rc;
@@ -13210,7 +13712,7 @@ CONC_API int conc_run(conc_fn *main_fn, void *arg) { return conc_run_with(NULL, 
 CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg)
 {
     const conc_options o = {.interrupt = true};
-    conc__outcome outcome = {.signal = 0};
+    conc__outcome outcome = {.exit_status = CONC__NO_STATUS};
     conc__describe(outcome.by, sizeof outcome.by, (conc__source){spawned, spawned});
     int rc = conc__run(&o, spawned, main_fn, arg, &outcome);
     if (outcome.signal)
@@ -13219,7 +13721,7 @@ CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg)
     if (rc < 0)
         fprintf(stderr, "conc: %s failed: %s\n", outcome.by, conc__words_or(outcome.text, rc));
     errno = saved;
-    return rc < 0;
+    return outcome.exit_status == CONC__NO_STATUS ? rc < 0 : outcome.exit_status;
 }
 
 /* ---- >>embedding ---------------------------------------------------------------------------- */

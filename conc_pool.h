@@ -2380,15 +2380,14 @@ CONC__PRIVATE conc__locals **conc__job_locals(void)
     return f ? &f->locals : NULL;
 }
 
-CONC__PRIVATE void conc__job_fail(int rc, const char *fmt, va_list args)
+CONC__PRIVATE bool conc__job_fail(int rc, const char *text)
 {
     conc__frame *f = conc__frame_here();
-    int saved = errno;
-    if (f) {
-        f->text_rc = rc;
-        vsnprintf(f->text, sizeof f->text, fmt, args);
-    }
-    errno = saved;
+    if (!f)
+        return false;
+    f->text_rc = rc;
+    conc__copy(f->text, sizeof f->text, text);
+    return true;
 }
 
 CONC__PRIVATE const char *conc__job_words(void)
@@ -2464,6 +2463,14 @@ CONC__PRIVATE void conc__block_begins(conc__post *p)
     l->endings = &b->ending;
     conc__arm(l, &b->timer, conc__later(l->now, b->ns), conc__block_fires);
     conc__thread_blocks(b->frame, true);
+}
+
+/* While a job waits for a task of the loop that sent it, its virtual clock goes on, as in
+ * conc_block. On that loop's thread. */
+CONC__PRIVATE void conc__job_waits(conc__frame *f, const conc_loop *l, bool waits)
+{
+    if (f->thread && f->job->clock == l)
+        conc__thread_blocks(f, waits);
 }
 
 CONC__PRIVATE bool conc__job_block(int64_t ns)
@@ -6622,6 +6629,9 @@ static void conc__pool_begins(int argc, char **argv, char **env)
     conc__extended.job_block = conc__job_block;
     conc__extended.job_fail = conc__job_fail;
     conc__extended.job_words = conc__job_words;
+    conc__extended.job_here = conc__frame_here;
+    conc__extended.job_waits = conc__job_waits;
+    conc__extended.job_cancelled = conc_job_cancelled;
     conc__extended.resolve = conc__resolve_name;
     conc__extended.jobs_queued = conc__jobs_queued;
     conc__extended.job_overflows = conc__job_overflows;
