@@ -622,6 +622,48 @@ TEST(the_words_of_the_last_run_stay_on_its_thread)
     CHECK_STR(conc_last_error(), "");
 }
 
+static void *fail_on_a_thread(void *arg)
+{
+    CHECK_STR(conc_last_error(), "");
+    CHECK_INT(conc_fail(-EPROTO, "line %d: no colon", 13), -EPROTO);
+    CHECK_STR(conc_last_error(), "line 13: no colon");
+    CHECK_INT(conc_sleep(1), -EPERM);
+    CHECK_STR(conc_last_error(), conc_strerror(-EPERM));
+    CHECK_INT(conc_fail(3, "no error"), 3);
+    CHECK_STR(conc_last_error(), "");
+    return arg;
+}
+
+TEST(each_thread_has_the_words_of_its_own_errors)
+{
+    pthread_t t;
+    CHECK_INT(conc_fail(-EIO, "disk on fire"), -EIO);
+    CHECK_STR(conc_last_error(), "disk on fire");
+    CHECK_INT(pthread_create(&t, NULL, fail_on_a_thread, NULL), 0);
+    CHECK_INT(pthread_join(t, NULL), 0);
+    CHECK_STR(conc_last_error(), "disk on fire");
+    CHECK_INT(conc_run(nothing, NULL), 0); /* a run forgets it */
+    CHECK_STR(conc_last_error(), "");
+}
+
+TEST(the_words_of_an_embedded_run_are_there_after_its_end)
+{
+    conc_embed e = {0};
+    int rc = conc_embed_begin(&e, NULL, fails_in_words, NULL);
+    if (rc == -ENOTSUP) /* poll(2) */
+        return;
+    CHECK_INT(rc, 0);
+    CHECK_INT(conc_sleep(1), -EPERM); /* between two steps */
+    CHECK_STR(conc_last_error(), conc_strerror(-EPERM));
+    while (conc_embed_step(&e) == 1)
+        continue;
+    CHECK_INT(conc_embed_end(&e), -EPROTO);
+    CHECK_STR(conc_last_error(), "line 12: no colon");
+    CHECK_INT(conc_embed_begin(&e, NULL, nothing, NULL), 0);
+    CHECK_INT(conc_embed_end(&e), 0);
+    CHECK_STR(conc_last_error(), "");
+}
+
 TASK_TEST(a_cancel_leaves_the_words_of_the_error_before_it)
 {
     conc_scope s = {0};
