@@ -591,8 +591,8 @@ TASK_TEST(gathered_tasks_have_the_name_of_their_function)
     CHECK_STR(names[0], "tells_its_name");
     CHECK_STR(names[1], "by another name");
     CHECK_CONTAINS(names[2], "conc_gather at ");
-    CHECK_INT(CONC_GATHER(CONC_CALL(tells_two_names, names[0]), CONC_CALL(tells_its_name, names[2])),
-              0);
+    CHECK_INT(
+        CONC_GATHER(CONC_CALL(tells_two_names, names[0]), CONC_CALL(tells_its_name, names[2])), 0);
     CHECK_STR(names[0], "tells_two_names");
     CHECK_STR(names[1], "renamed again");
     CHECK_STR(names[2], "tells_its_name");

@@ -658,7 +658,8 @@ IO_TEST(a_handler_may_close_the_listener)
     CHECK_INT(conc_cancel(&v.task), 0);
     CHECK_INT(conc_group_wait(&v.group), 0);
     serving w = {.rc = 77, .door = v.door};
-    w.server = (conc_server){.fd = v.door.l, .handler = closes_the_door, .arg = &w.door.l, .limit = 1};
+    w.server =
+        (conc_server){.fd = v.door.l, .handler = closes_the_door, .arg = &w.door.l, .limit = 1};
     CHECK_INT(conc_spawn_task(&w.group, &w.task, serves, &w), 0);
     int fd = knock(&v.door);
     CHECK_INT(conc_group_wait(&w.group), 0);
@@ -730,7 +731,8 @@ IO_TEST(wrong_servers_are_refused)
     io_open(IO_CONC, s);
     CHECK_INT(conc_serve(NULL), -EINVAL);
     CHECK_INT(conc_serve((&(conc_server){.fd = d.l})), -EINVAL);
-    CHECK_INT(conc_serve((&(conc_server){.fd = d.l, .handler = never_called, .limit = -1})), -EINVAL);
+    CHECK_INT(conc_serve((&(conc_server){.fd = d.l, .handler = never_called, .limit = -1})),
+              -EINVAL);
     CHECK_INT(conc_serve((&(conc_server){.fd = -1, .handler = never_called})), -EBADF);
     CHECK_INT(conc_serve((&(conc_server){.fd = 1 << 20, .handler = never_called})), -EBADF);
     CHECK_INT(conc_serve((&(conc_server){.fd = p[0], .handler = never_called})), -ENOTSOCK);
