@@ -594,7 +594,8 @@ CONC_API void conc_set_name(conc_task *t, const char *name);
 /* ---- >>errors ------------------------------------------------------------------------------- */
 
 /* Returns rc; the words (127 bytes at most) go with it to join, group, gather and on_error when
- * the task's result is rc. Outside of tasks and jobs they are for this thread's conc_last_error.
+ * the task's result is rc, and to a future that is set to it, in a posted function too. Outside
+ * of tasks and jobs they are for this thread's conc_last_error.
  *     return conc_fail(-EPROTO, "line %d: no colon", line); */
 CONC_API int conc_fail(int rc, const char *fmt, ...) __attribute__((__format__(__printf__, 2, 3)));
 
@@ -1921,6 +1922,7 @@ struct conc_loop {
     bool blind; /* descriptors cannot be waited for any more */
     int doom;   /* the error with which every task was cancelled; 0: none was */
     char doom_text[CONC__TEXT];
+    int posted_rc; /* the newest error of the posted function that runs; 0: it has made none */
     conc__spare *spares;
     int spare_count;
 
@@ -5361,6 +5363,14 @@ CONC__PRIVATE const char *conc__words(const conc_task *t, int rc)
     return t->last_rc == rc && t->text ? t->text : "";
 }
 
+/* The same of the task, or the posted function, that runs. */
+CONC__PRIVATE const char *conc__words_here(const conc_loop *l, int rc)
+{
+    if (l->self)
+        return conc__words(l->self, rc);
+    return l->posted_rc == rc ? conc__words_of_thread : "";
+}
+
 /* The task is told the result of t, which has ended. */
 CONC__FAST void conc__tell_result(conc_task *task, const conc_task *t)
 {
@@ -5380,6 +5390,8 @@ CONC__PRIVATE void conc__fail_outside(int rc, const char *text)
     bool in_job = !conc__here && conc__extended.job_fail && conc__extended.job_fail(rc, text);
     if (!in_job)
         conc__copy(conc__words_of_thread, sizeof conc__words_of_thread, rc < 0 ? text : "");
+    if (conc__here)
+        conc__here->posted_rc = rc;
 }
 
 CONC_API int conc_fail(int rc, const char *fmt, ...)
@@ -11192,6 +11204,7 @@ typedef struct conc__posted_call {
 CONC__PRIVATE void conc__run_posted_call(conc__post *p)
 {
     conc__posted_call *call = (conc__posted_call *)(void *)p;
+    conc__here->posted_rc = 0;
     conc__call_outside(conc__here, "the posted function", (uintptr_t)call->fn, call->fn, call->arg);
     CONC_FREE(call);
 }

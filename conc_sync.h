@@ -261,8 +261,8 @@ typedef struct conc_future {
     conc__waits waits;
 } conc_future;
 
-/* Sets the result: rc, and a value (borrowed); the words of an error (conc_fail) go with it to all
- * that wait. Once; then -EALREADY. A task that was woken may free the future. Not a checkpoint. */
+/* Sets the result: rc, and a value (borrowed); the words of an error (conc_fail, in this task or
+ * posted function) go with it to all that wait. Once; then -EALREADY. A task that was woken may free the future. Not a checkpoint. */
 CONC_API int conc_future_set(conc_future *f, int rc, void *value);
 
 /* Waits for the result: the rc that was set, the value in *value (NULL: not wanted). -ECANCELED
@@ -311,6 +311,45 @@ typedef struct conc_queue {
  * is as before), -EINVAL (a kind without less, or less with another kind), -ECANCELED. */
 CONC_API int conc_queue_put(conc_queue *q, const void *item) CONC_NODISCARD;
 CONC_API int conc_queue_try_put(conc_queue *q, const void *item) CONC_NODISCARD;
+
+/* conc_queue_put of a value, which is copied: CONC_PUT(&jobs, n + 1), or with commas in it:
+ * CONC_PUT(&jobs, (job){url, 3}). Its size has to be item_size: else it does not compile where the
+ * compiler knows both (it optimizes, and sees the queue being set), and is -EINVAL elsewhere. A
+ * pointer, an array or a string does not compile: that is mostly the address of an item. A queue
+ * of pointers takes conc_queue_put(&q, &pointer). */
+#define CONC_PUT(q, ...)                                              \
+    CONC__PUT(q, (__VA_ARGS__), CONC__JOIN(conc__queue, __COUNTER__), \
+              CONC__JOIN(conc__item, __COUNTER__))
+#define CONC__PUT(q, value, queue, item)                                                  \
+    __extension__({                                                                       \
+        conc_queue *queue = (q);                                                          \
+        CONC__ITS_TYPE item = value;                                                      \
+        CONC__REQUIRE(__builtin_classify_type(item) != CONC__A_POINTER,                   \
+                      "CONC_PUT takes the item itself, not its address; into a queue of " \
+                      "pointers: conc_queue_put(&queue, &pointer)");                      \
+        if (__builtin_constant_p(queue->item_size) && queue->item_size != sizeof item)    \
+            conc__item_has_another_size();                                                \
+        conc__queue_put_sized(queue, &item, sizeof item);                                 \
+    })
+#ifdef __cplusplus
+#define CONC__ITS_TYPE auto
+#define CONC__REQUIRE static_assert
+#else
+#define CONC__ITS_TYPE __auto_type
+#define CONC__REQUIRE _Static_assert
+#endif
+enum { CONC__A_POINTER = 5 /* what __builtin_classify_type calls one */ };
+#if defined __has_attribute && !defined __cplusplus
+#if __has_attribute(__error__)
+void conc__item_has_another_size(void)
+    __attribute__((__error__("CONC_PUT: the item's size is not the queue's item_size")));
+#define CONC__CHECKS_ITEMS
+#endif
+#endif
+#ifndef CONC__CHECKS_ITEMS
+#define conc__item_has_another_size() (void)0
+#endif
+CONC_API int conc__queue_put_sized(conc_queue *q, const void *item, size_t size) CONC_NODISCARD;
 
 /* Takes the next item, into *item. Waits while there is none. Errors: -EPIPE (closed, and all
  * items taken), -EINVAL as above, -ECANCELED. */
@@ -1204,8 +1243,7 @@ CONC_API int conc_future_set(conc_future *f, int rc, void *value)
     f->set = true;
     f->rc = rc;
     f->value = value;
-    bool in_words = rc < 0 && l && l->self;
-    conc__copy(f->text, sizeof f->text, in_words ? conc__words(l->self, rc) : "");
+    conc__copy(f->text, sizeof f->text, rc < 0 && l ? conc__words_here(l, rc) : "");
     for (conc__wait *w; (w = f->waits.first);) {
         w->item = value;
         w->value = 1;
@@ -1535,6 +1573,16 @@ CONC_API CONC__CALLED int conc_queue_put(conc_queue *q, const void *item)
     q->count++;
     q->unfinished++;
     return 0;
+}
+
+CONC_API CONC__CALLED int conc__queue_put_sized(conc_queue *q, const void *item, size_t size)
+{
+    if (CONC__UNLIKELY(q && q->item_size != size)) {
+        conc__misused(-EINVAL, "CONC_PUT", "the item's size is not the queue's", NULL);
+        return conc_fail(-EINVAL, "an item of %zu bytes for a queue of items of %zu", size,
+                         q->item_size);
+    }
+    return conc_queue_put(q, item);
 }
 
 CONC__PRIVATE CONC__CALLED int conc__queue_get_slowly(conc_queue *q, void *item)

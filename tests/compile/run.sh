@@ -140,6 +140,19 @@ check_cpp() {
     "$out/calls"
 }
 
+# CONC_PUT takes values of the queue's size, and says what is wrong with others.
+refuses_put() {
+    ! cc -O2 -c -D"$1" $here/puts.c -o "$out/puts.o" >"$out/said" 2>&1 || fail "$here/puts.c compiles with $1"
+    grep -qF "$2" "$out/said" || fail "no word of '$2' with $1:" "$(cat "$out/said")"
+}
+
+check_puts() {
+    cc -O2 -c $here/puts.c -o "$out/puts.o"
+    refuses_put ADDRESS "CONC_PUT takes the item itself"
+    refuses_put STRING "CONC_PUT takes the item itself"
+    refuses_put SIZE "size is not the queue"
+}
+
 # A program may include the header as it does others that are written for C alone.
 check_cpp_in_extern_c() {
     cc -O2 -c $here/impl.c -o "$out/impl.o"
