@@ -661,10 +661,10 @@ CONC_API void conc__auto_conc_gen(conc_gen *g);
     }                                                                        \
     static __attribute__((__unused__)) void conc__auto_##type(type *object)  \
     {                                                                        \
-        conc__auto_close(conc__close_##type, object);                        \
+        conc__close_quietly(conc__close_##type, object);                     \
     }                                                                        \
     __extension__ /* of what follows: a lone semicolon is no warning then */
-CONC_API void conc__auto_close(void (*close)(void *), void *object);
+CONC_API void conc__close_quietly(void (*close)(void *), void *object);
 
 /* ---- >>locals ------------------------------------------------------------------------------- */
 
@@ -6308,7 +6308,7 @@ CONC_API void conc__auto_conc_group(conc_group *g)
     conc__error_restore(l->self, &kept);
 }
 
-CONC_API void conc__auto_close(void (*close)(void *), void *object)
+CONC_API void conc__close_quietly(void (*close)(void *), void *object)
 {
     conc_loop *l = conc__of_task();
     conc__kept_error kept;

@@ -382,6 +382,25 @@ CONC_API void conc__auto_conc_child(conc_child *c);
 
 #ifdef __cplusplus
 }
+
+extern "C++" { /* the macro again as a call, as conc_sync.h's are in C++ */
+struct conc__channel_options {
+    size_t item_size = 0, capacity = 0;
+};
+constexpr conc_channel conc__make_channel(const conc__channel_options &o)
+{
+    conc_channel c{};
+    c.item_size = o.item_size;
+    c.capacity = o.capacity;
+    return c;
+}
+}
+#undef CONC_CHANNEL
+/* clang-format off */
+#define CONC_CHANNEL(type, ...) \
+    conc__make_channel( \
+        __extension__ conc__channel_options{.item_size = sizeof(type), .capacity = __VA_ARGS__})
+/* clang-format on */
 #endif
 
 #endif /* CONC_POOL_H */

@@ -464,6 +464,113 @@ CONC_API int conc_limiter_try_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 
 #ifdef __cplusplus
 }
+
+/* The macros again as calls, because C++17 has no designators and GCC warns of fields that a list
+ * leaves out: the same arguments, the same values, also for static objects. */
+extern "C++" {
+
+struct conc__sem_options {
+    int permits = 0, max = 0;
+};
+constexpr conc_sem conc__make(const conc__sem_options &o)
+{
+    conc_sem s{};
+    s.permits = o.permits;
+    s.max = o.max;
+    return s;
+}
+
+struct conc__queue_options {
+    size_t item_size = 0, capacity = 0;
+    int kind = 0;
+    bool (*less)(const void *a, const void *b) = nullptr;
+};
+constexpr conc_queue conc__make(const conc__queue_options &o)
+{
+    conc_queue q{};
+    q.item_size = o.item_size;
+    q.capacity = o.capacity;
+    q.kind = o.kind;
+    q.less = o.less;
+    return q;
+}
+
+constexpr conc_barrier conc__make_barrier(int parties)
+{
+    conc_barrier b{};
+    b.parties = parties;
+    return b;
+}
+
+constexpr conc_case conc__make_case(int what)
+{
+    conc_case c{};
+    c.what = what;
+    return c;
+}
+constexpr conc_case conc__make_get(conc_queue *q, void *to)
+{
+    conc_case c = conc__make_case(CONC__GET);
+    c.queue = q;
+    c.to = to;
+    return c;
+}
+constexpr conc_case conc__make_put(conc_queue *q, const void *from)
+{
+    conc_case c = conc__make_case(CONC__PUT);
+    c.queue = q;
+    c.from = from;
+    return c;
+}
+constexpr conc_case conc__make_event(conc_event *e)
+{
+    conc_case c = conc__make_case(CONC__EVENT);
+    c.event = e;
+    return c;
+}
+constexpr conc_case conc__make_join(conc_task *t)
+{
+    conc_case c = conc__make_case(CONC__JOINED);
+    c.task = t;
+    return c;
+}
+constexpr conc_case conc__make_fd(int fd, int events)
+{
+    conc_case c = conc__make_case(CONC__FD);
+    c.fd = fd;
+    c.events = events;
+    return c;
+}
+constexpr conc_case conc__make_after(double seconds)
+{
+    conc_case c = conc__make_case(CONC__AFTER);
+    c.seconds = seconds;
+    return c;
+}
+}
+
+#undef CONC_SEM
+#undef CONC_BARRIER
+#undef CONC_QUEUE
+#undef CONC_CASE_GET
+#undef CONC_CASE_PUT
+#undef CONC_CASE_EVENT
+#undef CONC_CASE_JOIN
+#undef CONC_CASE_FD
+#undef CONC_CASE_AFTER
+/* clang-format off */
+#define CONC_SEM(...) conc__make(__extension__ conc__sem_options{.permits = __VA_ARGS__})
+#define CONC_QUEUE(type, ...) \
+    conc__make( \
+        __extension__ conc__queue_options{.item_size = sizeof(type), .capacity = __VA_ARGS__})
+/* clang-format on */
+#define CONC_BARRIER(...) conc__make_barrier((__VA_ARGS__))
+#define CONC_CASE_GET(q, ...) conc__make_get((q), (__VA_ARGS__))
+#define CONC_CASE_PUT(q, ...) conc__make_put((q), (__VA_ARGS__))
+#define CONC_CASE_EVENT(...) conc__make_event((__VA_ARGS__))
+#define CONC_CASE_JOIN(...) conc__make_join((__VA_ARGS__))
+#define CONC_CASE_FD(descriptor, ...) conc__make_fd((descriptor), (__VA_ARGS__))
+#define CONC_CASE_AFTER(...) conc__make_after((__VA_ARGS__))
 #endif
 
 #endif /* CONC_SYNC_H */

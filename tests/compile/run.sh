@@ -160,6 +160,29 @@ check_cpp_in_extern_c() {
     "$out/extern_c"
 }
 
+# What looks like a function takes compound literals, in every standard and without a warning. What they do: see the tests.
+check_literals() {
+    local std level
+    for std in c11 c17 c2x gnu2x; do
+        for level in O0 O1 O2 O3; do
+            cc -std=$std -$level -DCONC_TEST_LINKED -DCONC_TEST_PLAIN -c tests/test_literals.c -o "$out/literals.o"
+        done
+    done
+}
+
+# CONC_SPAWN copies values: what would be gone when the task runs does not compile, and the message says what to do.
+check_pointers_refused() {
+    local value
+    cc -fsyntax-only $here/by_value.c
+    cxx -fsyntax-only -x c++ $here/by_value.c
+    for value in '"text"' '&number' 'array' 'function' '(void *)0' '(const char *)"text"'; do
+        ! cc -fsyntax-only "-DPOINTER=$value" $here/by_value.c 2>"$out/errors" || fail "CONC_SPAWN takes $value"
+        grep -q 'CONC_SPAWN copies a value, and this is a pointer' "$out/errors" || fail "$(cat "$out/errors")"
+        ! cxx -fsyntax-only "-DPOINTER=$value" -x c++ $here/by_value.c 2>"$out/errors" || fail "C++: CONC_SPAWN takes $value"
+        grep -q 'CONC_SPAWN copies a value, and this is a pointer' "$out/errors" || fail "$(cat "$out/errors")"
+    done
+}
+
 # A program's macros may be called as attributes are.
 check_macros_of_the_program() {
     cc -fsyntax-only -D{unused,cleanup,visibility,hidden,format,warn_unused_result}=1 $here/decl.c
