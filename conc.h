@@ -136,10 +136,18 @@ CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__JOIN(a, b) CONC__JOIN2(a, b)
 #define CONC__JOIN2(a, b) a##b
 
+/* A variable with the type of its value, and what has to hold when a macro is compiled. */
 #ifdef __cplusplus
 #define CONC__AUTO_VALUE auto
+#define CONC__REQUIRE static_assert
+#define CONC__IS_POINTER(value) conc__is_pointer<decltype(value)>::yes
+#define CONC__IS_BYTES(value) __is_trivially_copyable(decltype(value))
 #else
 #define CONC__AUTO_VALUE __auto_type
+#define CONC__REQUIRE _Static_assert
+#define CONC__IS_POINTER(value) (__builtin_classify_type(value) == CONC__A_POINTER)
+#define CONC__IS_BYTES(value) 1
+enum { CONC__A_POINTER = 5 /* what __builtin_classify_type calls one */ };
 #endif
 
 /* ---- >>version ------------------------------------------------------------------------------ */
@@ -393,26 +401,18 @@ CONC_API int conc__spawn_copy(conc_group *g, const char *spawned, conc_fn *fn, c
  * lies there. What a struct points to is not copied. */
 #define CONC_SPAWN(g, fn, ...) \
     CONC__SPAWN(g, fn, (__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
-#define CONC__SPAWN(g, fn, expr, value)                                     \
-    __extension__({                                                         \
-        CONC__AUTO_VALUE value = expr;                                      \
-        CONC__CHECK_COPY(value);                                            \
-        conc__spawn_copy((g), CONC__NAMED(fn), (fn), &value, sizeof value); \
+#define CONC__SPAWN(g, fn, expr, value)                                                     \
+    __extension__({                                                                         \
+        CONC__AUTO_VALUE value = expr;                                                      \
+        CONC__REQUIRE(!CONC__IS_POINTER(value),                                             \
+                      "CONC_SPAWN copies a value, and this is a pointer, a string or an "   \
+                      "array, which may be gone when the task runs: give it a struct or a " \
+                      "number, or use conc_spawn_copy(group, fn, pointer, size) or "        \
+                      "conc_spawn(group, fn, pointer)");                                    \
+        CONC__REQUIRE(CONC__IS_BYTES(value),                                                \
+                      "CONC_SPAWN copies bytes, and this type has a copy constructor");     \
+        conc__spawn_copy((g), CONC__NAMED(fn), (fn), &value, sizeof value);                 \
     })
-#define CONC__NO_POINTER                                                                    \
-    "CONC_SPAWN copies a value, and this is a pointer, a string or an array, which may be " \
-    "gone when the task runs: give it a struct or a number, or use conc_spawn_copy(group, " \
-    "fn, pointer, size) or conc_spawn(group, fn, pointer)"
-#ifdef __cplusplus
-#define CONC__CHECK_COPY(value)                                               \
-    static_assert(!conc__is_pointer<decltype(value)>::yes, CONC__NO_POINTER); \
-    static_assert(__is_trivially_copyable(decltype(value)),                   \
-                  "CONC_SPAWN copies bytes, and this type has a copy constructor")
-#else
-enum { CONC__POINTER_CLASS = 5 }; /* of __builtin_classify_type */
-#define CONC__CHECK_COPY(value) \
-    _Static_assert(__builtin_classify_type(value) != CONC__POINTER_CLASS, CONC__NO_POINTER)
-#endif
 
 /* As conc_spawn, with a handle, in storage of yours, of any content, that stays where it is until
  * the task was joined, was returned by conc_group_next, or its group closed. -EBUSY: the handle is

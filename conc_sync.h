@@ -323,22 +323,14 @@ CONC_API int conc_queue_try_put(conc_queue *q, const void *item) CONC_NODISCARD;
 #define CONC__PUT(q, value, queue, item)                                                  \
     __extension__({                                                                       \
         conc_queue *queue = (q);                                                          \
-        CONC__ITS_TYPE item = value;                                                      \
-        CONC__REQUIRE(__builtin_classify_type(item) != CONC__A_POINTER,                   \
+        CONC__AUTO_VALUE item = value;                                                    \
+        CONC__REQUIRE(!CONC__IS_POINTER(item),                                            \
                       "CONC_PUT takes the item itself, not its address; into a queue of " \
                       "pointers: conc_queue_put(&queue, &pointer)");                      \
         if (__builtin_constant_p(queue->item_size) && queue->item_size != sizeof item)    \
             conc__item_has_another_size();                                                \
         conc__queue_put_sized(queue, &item, sizeof item);                                 \
     })
-#ifdef __cplusplus
-#define CONC__ITS_TYPE auto
-#define CONC__REQUIRE static_assert
-#else
-#define CONC__ITS_TYPE __auto_type
-#define CONC__REQUIRE _Static_assert
-#endif
-enum { CONC__A_POINTER = 5 /* what __builtin_classify_type calls one */ };
 #if defined __has_attribute && !defined __cplusplus
 #if __has_attribute(__error__)
 void conc__item_has_another_size(void)

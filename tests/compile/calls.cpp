@@ -377,6 +377,8 @@ static int queues(void *)
     CONC_AUTO(conc_queue, q){};
     q.item_size = sizeof item;
     q.less = is_less;
+    CHECK(CONC_PUT(&q, item + 1) == 0 && conc_queue_get(&q, &out) == 0 && out == 4 &&
+          conc_queue_task_done(&q) == 0);
     CHECK(conc_queue_put(&q, &item) == 0 && conc_queue_try_put(&q, &item) == 0 &&
           conc_queue_len(&q) == 2);
     CHECK(conc_queue_get(&q, &out) == 0 && conc_queue_try_get(&q, &out) == 0 && out == 3);
