@@ -21,7 +21,8 @@
  *     }
  *
  * Include it where you include conc.h, which it includes itself; CONC_IMPLEMENTATION and
- * CONC_STATIC are the same. A program that uses process pools has this module in itself or in a
+ * CONC_STATIC are the same: the file that defines CONC_IMPLEMENTATION includes this one, too, or
+ * the linker finds none of its functions. A program that uses process pools has this module in itself or in a
  * library it is linked with, not in one it loads later.
  *
  * Conventions, beside conc.h's

@@ -25,7 +25,8 @@
  *     }
  *
  * Include it where you include conc.h, which it includes itself; CONC_IMPLEMENTATION and
- * CONC_STATIC are the same.
+ * CONC_STATIC are the same: the file that defines CONC_IMPLEMENTATION includes this one, too, or
+ * the linker finds none of its functions.
  *
  * Conventions, beside conc.h's
  *   Objects   all zero or from their macro (CONC_SEM, CONC_BARRIER, CONC_QUEUE) they are ready,

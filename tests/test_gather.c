@@ -1,6 +1,8 @@
 /* Gathering and mapping: all at once, every result in its place, and nothing left running. */
 #include "conc_test.h"
 
+#include <limits.h>
+
 typedef struct work {
     double seconds, cleanup;
     int rc, cut_rc;

@@ -9,6 +9,7 @@
 
 #include <math.h>
 #include <netdb.h>
+#include <pthread.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
