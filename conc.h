@@ -1982,7 +1982,32 @@ static struct {
 struct conc__address;
 
 /* What conc_pool.h does for this module where it is in the program too; else all NULL. */
+/* A case of conc_select that is about a channel or a job, which are conc_pool.h's. Other threads
+ * only tell of it; whether it happens is decided in the loop's own thread. */
+typedef struct conc__outside {
+    enum { CONC__CASE_RECEIVES, CONC__CASE_SENDS, CONC__CASE_ENDS } kind;
+    void *object;    /* a conc_channel or a conc_job */
+    void *item;      /* where it goes, or comes from */
+    conc_task *task; /* that is told of an error */
+    int result;      /* once it has happened */
+    void *owner;     /* of told's */
+    /* called on the loop, when another thread told of it: it happened; or false: after an end that
+     * returned true */
+    void (*told)(struct conc__outside *o, bool happened);
+} conc__outside;
+
+typedef struct conc__outside_calls {
+    int (*check)(const conc__outside *o); /* 0: it is valid */
+    bool (*attempt)(conc__outside *o);    /* true: it happened */
+    /* 1: it happened; 0: a copy of it in *begun waits for that, until it happened or end is called;
+     * or an error */
+    int (*begin)(conc_loop *l, conc__outside *o, conc__outside **begun);
+    /* true: another thread has told of it before, and told is still to be called */
+    bool (*end)(conc__outside *o);
+} conc__outside_calls;
+
 typedef struct conc__extension {
+    const conc__outside_calls *outside; /* NULL: conc_pool.h is not linked */
     conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none does */
     bool (*job_block)(int64_t ns);      /* conc_block in a job; false: none runs here */
     /* conc_fail of the job that runs on this thread; false: none does */

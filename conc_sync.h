@@ -382,18 +382,31 @@ typedef struct conc_case {
     conc_task *task;
     int fd, events;
     double seconds;
+    struct conc_channel *channel; /* with conc_pool.h */
+    struct conc_job *job;
     void *to;
     const void *from;
     /* in the case that happened: what its call would have returned; of JOIN, which collects it
-     * as conc_join does, what the task returned */
+     * as conc_join does, what the task returned, and of JOB what the job returned */
     int result;
     /* private */
     struct conc__choice *choice;
     uint32_t id;
     conc__wait wait;
+    struct conc__outside *outside;
 } conc_case;
 
-enum { CONC__GET = 1, CONC__PUT, CONC__EVENT, CONC__JOINED, CONC__FD, CONC__AFTER };
+enum {
+    CONC__GET = 1,
+    CONC__PUT,
+    CONC__EVENT,
+    CONC__JOINED,
+    CONC__FD,
+    CONC__AFTER,
+    CONC__RECV,
+    CONC__SEND,
+    CONC__JOB
+};
 #define CONC_CASE_GET(q, ...)                                \
     {                                                        \
         .what = CONC__GET, .queue = (q), .to = (__VA_ARGS__) \
@@ -419,6 +432,21 @@ enum { CONC__GET = 1, CONC__PUT, CONC__EVENT, CONC__JOINED, CONC__FD, CONC__AFTE
         .what = CONC__AFTER, .seconds = (__VA_ARGS__) \
     }
 
+/* Of conc_pool.h; they wait in the same lines as conc_channel_recv, conc_channel_send and
+ * conc_job_wait, but a cancel of the select does not cancel the job. */
+#define CONC_CASE_RECV(c, ...)                                  \
+    {                                                           \
+        .what = CONC__RECV, .channel = (c), .to = (__VA_ARGS__) \
+    }
+#define CONC_CASE_SEND(c, ...)                                    \
+    {                                                             \
+        .what = CONC__SEND, .channel = (c), .from = (__VA_ARGS__) \
+    }
+#define CONC_CASE_JOB(...)                      \
+    {                                           \
+        .what = CONC__JOB, .job = (__VA_ARGS__) \
+    }
+
 /* Waits until one of the cases can happen, does that one and no other, and returns its index;
  * its result field has what the call would have returned: a closed queue is ready with -EPIPE.
  * When several are ready at the call, the first in the array; else the first to happen. The
@@ -427,7 +455,8 @@ enum { CONC__GET = 1, CONC__PUT, CONC__EVENT, CONC__JOINED, CONC__FD, CONC__AFTE
  *     switch (conc_select(c, CONC_LEN(c))) { case 0: ...
  * A descriptor with events 0 is waited for to hang up, and the result is 0 then.
  * Errors, and none has happened: -EINVAL (no cases, one that is not valid), -EDEADLK (the join
- * of oneself), -EBADF (a negative descriptor), -EPERM (another run's), -ECANCELED. */
+ * of oneself), -EBADF (a negative descriptor), -EPERM (another run's), -ENOMEM (only with a
+ * channel or a job), -EAGAIN (no thread for the job can be started), -ECANCELED. */
 CONC_API int conc_select(conc_case *cases, size_t n) CONC_NODISCARD;
 
 /* ---- >>limiter ------------------------------------------------------------------------------ */
@@ -1813,6 +1842,9 @@ CONC_API void conc__auto_conc_queue(conc_queue *q) { conc_queue_destroy(q); }
  * itself is parked on a wait that is in no list. */
 typedef struct conc__choice {
     conc__wait wait;
+    conc__wait landing; /* then, until flying is 0 */
+    int flying;         /* cases that wait no longer, and that another thread has told of before */
+    bool has_outside;   /* a case waits for what is in conc_pool.h */
     conc_case *cases;
     size_t n;
     int chosen;
@@ -1824,7 +1856,10 @@ typedef struct conc__choice {
 CONC__PRIVATE void conc__choice_whom(FILE *out, const conc__wait *w)
 {
     const conc__choice *s = (const conc__choice *)(const void *)w;
-    static const char *const what[] = {"", "a queue's item", "room in a queue", "an event"};
+    static const char *const what[] = {
+        [CONC__GET] = "a queue's item",     [CONC__PUT] = "room in a queue",
+        [CONC__EVENT] = "an event",         [CONC__RECV] = "a channel's item",
+        [CONC__SEND] = "room in a channel", [CONC__JOB] = "a job"};
     enum { MOST = 8 };
     for (size_t i = 0; i < s->n; i++) {
         const conc_case *c = &s->cases[i];
@@ -1847,12 +1882,24 @@ CONC__PRIVATE void conc__choice_whom(FILE *out, const conc__wait *w)
     }
 }
 
+CONC__PRIVATE bool conc__case_is_outside(const conc_case *c) { return c->what >= CONC__RECV; }
+
+/* A case waits no longer for what is in conc_pool.h. */
+CONC__PRIVATE void conc__case_end_outside(conc__choice *s, conc_case *c)
+{
+    if (c->outside && conc__extended.outside->end(c->outside))
+        s->flying++;
+    c->outside = NULL;
+}
+
 /* Takes back all waits but one. */
 CONC__PRIVATE void conc__choice_end(conc__choice *s, const conc_case *but)
 {
     conc__disarm(conc__here, &s->timer);
     for (size_t i = 0; i < s->n; i++) {
         conc_case *c = &s->cases[i];
+        if (c != but && conc__case_is_outside(c))
+            conc__case_end_outside(s, c);
         if (c == but || !c->wait.list)
             continue;
         if (c->what == CONC__FD)
@@ -1908,6 +1955,23 @@ CONC__PRIVATE int conc__case_check_join(const conc_loop *l, const conc_task *t)
     return 0;
 }
 
+CONC__PRIVATE conc__outside conc__case_as_outside(const conc_case *c)
+{
+    conc__outside o = {.kind = CONC__CASE_ENDS, .object = c->job};
+    if (c->what == CONC__RECV)
+        o = (conc__outside){.kind = CONC__CASE_RECEIVES, .object = c->channel, .item = c->to};
+    if (c->what == CONC__SEND)
+        o = (conc__outside){
+            .kind = CONC__CASE_SENDS, .object = c->channel, .item = (void *)(uintptr_t)c->from};
+    return o;
+}
+
+CONC__PRIVATE int conc__case_check_outside(const conc_case *c)
+{
+    const conc__outside o = conc__case_as_outside(c);
+    return conc__extended.outside->check(&o);
+}
+
 CONC__PRIVATE int conc__case_check(const conc_loop *l, const conc_case *c)
 {
     if (c->what == CONC__GET || c->what == CONC__PUT) {
@@ -1927,6 +1991,8 @@ CONC__PRIVATE int conc__case_check(const conc_loop *l, const conc_case *c)
         return conc__misused(-EINVAL, "conc_select", "a case with unknown events", NULL);
     if (c->what == CONC__FD)
         return c->fd < 0 ? conc__own_error(-EBADF) : 0;
+    if (conc__case_is_outside(c) && c->what <= CONC__JOB && conc__extended.outside)
+        return conc__case_check_outside(c);
     if (c->what != CONC__AFTER)
         return conc__misused(-EINVAL, "conc_select", "a case of no kind", NULL);
     if (__builtin_isnan(c->seconds))
@@ -1938,7 +2004,17 @@ CONC__PRIVATE int conc__case_check(const conc_loop *l, const conc_case *c)
 CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
 {
     int ready = 0;
+    conc__outside o;
     switch (c->what) {
+    case CONC__RECV:
+    case CONC__SEND:
+    case CONC__JOB:
+        o = conc__case_as_outside(c);
+        o.task = l->self;
+        if (!conc__extended.outside->attempt(&o))
+            return -EAGAIN;
+        c->result = o.result;
+        return 0;
     case CONC__GET: return conc__queue_pull(l, c->queue, c->to);
     case CONC__PUT: return conc__queue_push(l, c->queue, c->from);
     case CONC__EVENT: return c->event->set ? 0 : -EAGAIN;
@@ -1950,10 +2026,43 @@ CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
     }
 }
 
-/* The case waits, unless it is a descriptor that cannot be waited for: then its result. */
-CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c)
+/* Another thread has told of the case. */
+CONC__PRIVATE void conc__case_told(conc__outside *o, bool happened)
+{
+    conc_case *c = o->owner;
+    conc__choice *s = c->choice;
+    if (happened) {
+        c->result = o->result;
+        c->outside = NULL;
+        s->chosen = (int)(c - s->cases);
+        conc__choice_end(s, c);
+        conc__wake(conc__here, &s->wait, 0);
+    } else if (--s->flying == 0 && s->landing.kind) {
+        conc__wake(conc__here, &s->landing, 0);
+    }
+}
+
+CONC__PRIVATE int conc__case_wait_outside(conc_loop *l, conc__choice *s, conc_case *c)
+{
+    conc__outside o = conc__case_as_outside(c);
+    o.task = l->self;
+    o.owner = c;
+    o.told = conc__case_told;
+    if (!s->has_outside)
+        l->awaited++;
+    s->has_outside = true;
+    int rc = conc__extended.outside->begin(l, &o, &c->outside);
+    c->result = o.result;
+    return rc;
+}
+
+/* The case waits: 0; 1: it happened, with *result; or an error. */
+CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c, int *result)
 {
     c->choice = s;
+    c->outside = NULL;
+    if (conc__case_is_outside(c))
+        return conc__case_wait_outside(l, s, c);
     c->wait = (conc__wait){.task = l->self, .kind = &conc__candidate};
     if (c->what == CONC__GET) {
         c->wait.item = c->to;
@@ -1968,10 +2077,10 @@ CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c)
     } else if (c->what == CONC__FD) {
         conc__fd *f;
         int rc = conc__fd_watch(l, c->fd, c->events, &f);
-        if (rc == 1) /* such a file does not hang up */
-            return c->events;
-        if (rc)
-            return rc;
+        if (rc) {
+            *result = rc == 1 ? c->events : rc; /* 1: such a file does not hang up */
+            return *result != 0;
+        }
         c->wait.value = c->events;
         c->id = f->id;
         conc__fd_append(l, f, &c->wait, c->events);
@@ -1991,6 +2100,8 @@ CONC__PRIVATE int conc__case_result(conc_loop *l, const conc_case *c)
 {
     if (c->what == CONC__FD && c->wait.result == 0)
         return conc__fd_got(l, (conc__fd *)(uintptr_t)c->wait.on, c->id, &c->wait);
+    if (conc__case_is_outside(c) && c->wait.result == 0)
+        return c->result;
     return c->what == CONC__JOINED ? c->wait.value : c->wait.result;
 }
 
@@ -1998,13 +2109,69 @@ CONC__PRIVATE int conc__case_result(conc_loop *l, const conc_case *c)
 CONC__PRIVATE int conc__select_at_once(conc_loop *l, conc_case *cases, size_t i, int result)
 {
     conc_case *c = &cases[i];
-    c->result = result;
+    if (!conc__case_is_outside(c))
+        c->result = result;
     if (c->what == CONC__JOINED) {
         c->result = c->task->result;
         conc__collect(l, c->task);
     }
     conc__quick(l);
     return (int)i;
+}
+
+static const conc__wait_kind conc__landing = {.what = "waits for another thread in conc_select"};
+
+/* Other threads have told the choice of what it does not wait for any more. That is on its way. */
+CONC__PRIVATE void conc__choice_land(conc_loop *l, conc__choice *s)
+{
+    if (s->flying) {
+        s->landing = (conc__wait){.task = l->self, .kind = &conc__landing};
+        conc__park(l, &s->landing);
+    }
+    if (s->has_outside)
+        l->awaited--;
+}
+
+/* Waits for the first of the cases: 0, a case happened at once; 1, s->chosen was chosen; or an
+ * error. */
+CONC__PRIVATE int conc__choose(conc_loop *l, conc__choice *s, size_t n, int *result)
+{
+    for (; s->n < n && s->chosen < 0; s->n++) {
+        int rc = conc__case_wait(l, s, &s->cases[s->n], result);
+        if (rc != 0 && s->chosen < 0) {
+            conc__choice_end(s, NULL);
+            return rc < 0 ? rc : 0;
+        }
+    }
+    if (s->chosen >= 0) { /* a look at a descriptor found it closed, and woke an earlier case */
+        conc__choice_end(s, NULL);
+        conc__leave(l);
+        return 1;
+    }
+    if (s->due != CONC__NEVER)
+        conc__arm(l, &s->timer, s->due, conc__choice_late);
+    int rc = conc__park(l, &s->wait);
+    return rc ? rc : 1;
+}
+
+CONC__PRIVATE int conc__select_valid(conc_loop *l, conc_case *cases, size_t n)
+{
+    int rc, result = 0;
+    for (size_t i = 0; i < n; i++)
+        if ((rc = conc__case_try(l, &cases[i])) != -EAGAIN)
+            return conc__select_at_once(l, cases, i, rc);
+    conc__choice s = {.wait = {.task = l->self, .kind = &conc__selecting},
+                      .cases = cases,
+                      .chosen = -1,
+                      .due = CONC__NEVER};
+    rc = conc__choose(l, &s, n, &result);
+    conc__choice_land(l, &s);
+    if (rc < 0)
+        return rc;
+    if (rc == 0)
+        return conc__select_at_once(l, cases, s.n, result);
+    cases[s.chosen].result = conc__case_result(l, &cases[s.chosen]);
+    return s.chosen;
 }
 
 CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
@@ -2022,30 +2189,7 @@ CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
     if (rc)
         return rc;
     conc__find_lost(l, __builtin_frame_address(0));
-    for (size_t i = 0; i < n; i++)
-        if ((rc = conc__case_try(l, &cases[i])) != -EAGAIN)
-            return conc__select_at_once(l, cases, i, rc);
-    conc__choice s = {.wait = {.task = l->self, .kind = &conc__selecting},
-                      .cases = cases,
-                      .chosen = -1,
-                      .due = CONC__NEVER};
-    for (; s.n < n && s.chosen < 0; s.n++)
-        if ((rc = conc__case_wait(l, &s, &cases[s.n])) != 0 && s.chosen < 0) {
-            conc__choice_end(&s, NULL);
-            return conc__select_at_once(l, cases, s.n, rc);
-        }
-    if (s.chosen >= 0) { /* a look at a descriptor found it closed, and woke an earlier case */
-        conc__choice_end(&s, NULL);
-        conc__leave(l);
-    } else {
-        if (s.due != CONC__NEVER)
-            conc__arm(l, &s.timer, s.due, conc__choice_late);
-        rc = conc__park(l, &s.wait);
-        if (rc)
-            return rc;
-    }
-    cases[s.chosen].result = conc__case_result(l, &cases[s.chosen]);
-    return s.chosen;
+    return conc__select_valid(l, cases, n);
 }
 
 /* ---- >>limiter ------------------------------------------------------------------------------ */
