@@ -231,8 +231,8 @@ static int waits_and_fails(void *arg)
 
 static int selects_jobs(void *arg)
 {
-    conc_pool pool = {.threads = 2};
-    conc_job job;
+    conc_pool pool = {.threads = 1};
+    conc_job job, queued;
     int x = 3;
     (void)arg;
     CHECK_INT(conc_pool_open(&pool), 0);
@@ -250,9 +250,12 @@ static int selects_jobs(void *arg)
     CHECK_INT(c[0].result, -EPROTO);
     CHECK_STR(conc_last_error(), "job 3 failed");
     CHECK_INT(conc_pool_submit(&pool, &job, waits_and_fails, NULL), 0);
-    CHECK_INT(conc_job_cancel(&job), 0);
+    CHECK_INT(conc_pool_submit(&pool, &queued, waits_and_fails, NULL), 0);
+    CHECK_INT(conc_job_cancel(&queued), 0); /* behind the other */
+    c[0] = (conc_case)CONC_CASE_JOB(&queued);
     CHECK_INT(conc_select(c, 2), 0);
     CHECK_INT(c[0].result, -ECANCELED);
+    CHECK_INT(conc_channel_send(&go, &x), 0);
     CHECK_INT(conc_pool_close(&pool), 0);
     return 0;
 }

@@ -452,6 +452,14 @@ static int channels(void *)
     c.capacity = 2;
     CHECK(conc_channel_send(&c, &item) == 0 && conc_channel_try_send(&c, &item) == 0);
     CHECK(conc_channel_recv(&c, &out) == 0 && conc_channel_try_recv(&c, &out) == 0 && out == 3);
+    conc_case cases[2]{};
+    cases[0].what = CONC__RECV;
+    cases[0].channel = &c;
+    cases[0].to = &out;
+    cases[1].what = CONC__SEND;
+    cases[1].channel = &c;
+    cases[1].from = &item;
+    CHECK(conc_select(cases, 2) == 1 && conc_select(cases, 2) == 0 && out == 3);
     conc_channel_close(&c);
     conc_channel_destroy(&c);
     return 0;
