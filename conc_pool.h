@@ -4438,7 +4438,11 @@ CONC_API int conc_child_kill(conc_child *c, int signal)
         return rc;
     bool over = c->group && conc__child_ended(c) && conc__group_lives(c->pid) == 0;
     rc = over ? -EALREADY : conc__child_signal(c, signal);
-    return rc == -EALREADY ? conc__own_error(rc) : conc__system_failed(rc, NULL);
+    if (rc == -EALREADY)
+        return conc__own_error(rc);
+    char about[40];
+    snprintf(about, sizeof about, "kill of process %d", c->pid);
+    return conc__system_failed(rc, about);
 }
 
 /* -- closing -- */

@@ -782,3 +782,35 @@ TASK_TEST(what_closes_by_itself_does_not_make_older_words_new)
     CHECK_INT(conc_timeout(1, has_a_silent_error, NULL), -EIO);
     CHECK_STR(conc_last_error(), conc_strerror(-EIO));
 }
+
+/* ---- what a call was about ---- */
+
+static void check_names(int rc, const char *what)
+{
+    CHECK(rc < 0);
+    CHECK_CONTAINS(conc_last_error(), what);
+    conc_fail(-EIO, "something else");
+}
+
+TASK_TEST(errors_about_addresses_paths_programs_and_names_say_which)
+{
+    void *data;
+    struct sockaddr_storage found[1];
+    conc_child nosuch = {.argv = (const char *const[]){"nosuch-program", NULL}};
+    conc_child elsewhere = {.argv = (const char *const[]){"true", NULL}, .dir = "/nosuch-dir"};
+    conc_child sleeps = {.argv = (const char *const[]){"sleep", "9", NULL}};
+    check_names(conc_listen("*:80"), "*:80");
+    check_names(conc_listen("unix:/nosuch/x"), "unix:/nosuch/x");
+    check_names(conc_dial("127.0.0.1:1"), "127.0.0.1:1");
+    check_names(conc_dial("unix:/nosuch/x"), "unix:/nosuch/x");
+    check_names(conc_dial(""), "\"\"");
+    check_names(conc_resolve("localhost", "nosuch-port", found, 1), "nosuch-port");
+    check_names(conc_file_read("/nosuch/x", &data, NULL), "/nosuch/x");
+    check_names(conc_file_write("/nosuch/x", "x", 1), "/nosuch/x");
+    check_names(conc_file_append("/nosuch/x", "x", 1), "/nosuch/x");
+    check_names(conc_child_start(&nosuch), "nosuch-program");
+    check_names(conc_child_start(&elsewhere), "/nosuch-dir");
+    CHECK_INT(conc_child_start(&sleeps), 0);
+    check_names(conc_child_kill(&sleeps, 1000), "kill of process");
+    CHECK_INT(conc_child_close(&sleeps), 0);
+}
