@@ -315,7 +315,7 @@ CONC_API void conc_scope_shield(conc_scope *s, bool on);
 CONC_API int conc_timeout(double s, conc_fn *fn, void *arg);
 
 /* fn(arg) here and now, with cancels from outside hidden: for cleaning up. grace bounds it, in
- * seconds. Results as above. */
+ * seconds. Results as above. In a job of conc_pool.h, too. */
 CONC_API int conc_shield(double grace, conc_fn *fn, void *arg);
 
 /* The nearest deadline that applies here, on conc_now's clock: CONC_FOREVER without one,
@@ -1836,7 +1836,10 @@ struct conc__address;
 /* What conc_pool.h does for this module where it is in the program too; else all NULL. */
 typedef struct conc__extension {
     conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none does */
-    bool (*job_block)(int64_t ns);      /* conc_block in a job; false: none runs here */
+    int (*job_block)(int64_t ns);       /* conc_block in a job; 1: none runs here */
+    /* conc_shield in a job; false: none runs here */
+    bool (*job_shield)(double grace, conc_fn *fn, void *arg, int *rc);
+    int (*job_runs)(conc_loop *l); /* a run begins on this thread, where a job may run */
     void (*job_fail)(int rc, const char *fmt, va_list args);
     /* the newest error of the job that runs on this thread, "": none; NULL: no job does */
     const char *(*job_words)(void);
@@ -4236,8 +4239,9 @@ CONC_API int conc_block(double s)
     bool outside = !l && !conc__extended.job_block;
     if (!outside && __builtin_isnan(s))
         return conc__misused(-EINVAL, __func__, "the time is not a number", NULL);
-    if (!l && !outside && conc__extended.job_block(conc__ns(s)))
-        return 0;
+    int rc = !l && !outside ? conc__extended.job_block(conc__ns(s)) : 1;
+    if (rc <= 0)
+        return rc;
     if (!l)
         return conc__misused(-EPERM, "conc_block", "there is no loop, and no job", NULL);
     int64_t end = conc__later(conc__time(l), conc__ns(s));
@@ -4588,6 +4592,10 @@ CONC_API int conc_timeout(double s, conc_fn *fn, void *arg)
 
 CONC_API int conc_shield(double grace, conc_fn *fn, void *arg)
 {
+    int rc = 0;
+    bool makes_sense = fn && !__builtin_isnan(grace), in_job = !conc__here && makes_sense;
+    if (in_job && conc__extended.job_shield && conc__extended.job_shield(grace, fn, arg, &rc))
+        return rc;
     return conc__call_in_scope(grace, true, fn, arg, "the scope of conc_shield");
 }
 
@@ -12613,9 +12621,11 @@ CONC__PRIVATE int conc__open_run(conc_loop **out, bool embedded, const conc_opti
         rc = conc__start_main(l);
     if (rc == 0)
         rc = conc__interrupts_open(l);
+    if (rc == 0 && conc__extended.job_runs)
+        rc = conc__extended.job_runs(l);
     if (rc) {
         conc__diagnosis_close(l);
-        conc__signals_unreach(l);
+        conc__signals_end(l);
         conc__loop_close(l);
         return rc;
     }

@@ -33,8 +33,12 @@
  *   Calling   from tasks, which wait while the loop goes on; from jobs and threads without a
  *             run, which block. In a posted function what would wait is -EPERM.
  *   Cancel    a job that runs is waited for even when its caller is cancelled, as its argument
- *             may live on that stack. It can ask conc_job_cancelled(). One that is still in the
- *             queue is taken back. One in a process is killed.
+ *             may live on that stack: it is asked to end. From then on conc_job_cancelled() is
+ *             true there; what it waits for in channels, children, conc_block and for a place in
+ *             a queue returns -ECANCELED; a wait for other jobs passes the request on, and goes
+ *             on; and a conc_run inside it has its main_fn cancelled. conc_shield hides the
+ *             request from what cleans up. A job that is still in the queue is taken back. One
+ *             in a process is killed.
  *   Clock     virtual time stands still while jobs run, and conc_block in one of them is a
  *             timer; that holds for the jobs of a job, too. A job that waits in a call of this
  *             module does not run.
@@ -141,7 +145,7 @@ CONC_API int conc_job_cancel(conc_job *j);
 /* Has it ended, or was it taken back? From anywhere. */
 CONC_API bool conc_job_done(const conc_job *j);
 
-/* In a job: was it asked to end? Elsewhere false. */
+/* In a job: was it asked to end, and no conc_shield hides that? Elsewhere false. */
 CONC_API bool conc_job_cancelled(void);
 
 /* ---- >>offload ------------------------------------------------------------------------------ */
@@ -488,6 +492,19 @@ CONC__PRIVATE void conc__step_out(conc__waiter *w)
     w->next->prev = w->prev;
 }
 
+CONC__PRIVATE void conc__gate_make(conc__gate *g)
+{
+    pthread_condattr_t attributes;
+    pthread_mutex_init(&g->mutex, NULL);
+    pthread_condattr_init(&attributes);
+#ifndef __APPLE__
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+#endif
+    pthread_cond_init(&g->opened, &attributes);
+    pthread_condattr_destroy(&attributes);
+    g->open = false;
+}
+
 CONC__PRIVATE void conc__gate_open(conc__gate *g)
 {
     pthread_mutex_lock(&g->mutex);
@@ -496,18 +513,46 @@ CONC__PRIVATE void conc__gate_open(conc__gate *g)
     pthread_mutex_unlock(&g->mutex);
 }
 
-CONC__PRIVATE void conc__gate_pass(conc__gate *g)
+/* Waits until it is open, or until then. False: it is not. */
+CONC__PRIVATE bool conc__gate_wait(conc__gate *g, int64_t until)
 {
     pthread_mutex_lock(&g->mutex);
-    while (!g->open)
-        pthread_cond_wait(&g->opened, &g->mutex);
+    while (!g->open) {
+        int64_t left = until == CONC__NEVER ? until : until - conc__clock();
+        if (left <= 0)
+            break;
+        if (until == CONC__NEVER) {
+            pthread_cond_wait(&g->opened, &g->mutex);
+            continue;
+        }
+#ifdef __APPLE__
+        struct timespec t = {(time_t)(left / 1000000000), (long)(left % 1000000000)};
+        pthread_cond_timedwait_relative_np(&g->opened, &g->mutex, &t);
+#else
+        struct timespec t = {(time_t)(until / 1000000000), (long)(until % 1000000000)};
+        pthread_cond_timedwait(&g->opened, &g->mutex, &t);
+#endif
+    }
+    bool open = g->open;
     pthread_mutex_unlock(&g->mutex);
+    return open;
+}
+
+CONC__PRIVATE void conc__gate_end(conc__gate *g)
+{
     pthread_cond_destroy(&g->opened);
     pthread_mutex_destroy(&g->mutex);
 }
 
+CONC__PRIVATE void conc__gate_pass(conc__gate *g)
+{
+    conc__gate_wait(g, CONC__NEVER);
+    conc__gate_end(g);
+}
+
 CONC__PRIVATE struct conc__frame *conc__frame_here(void);
 CONC__PRIVATE void conc__frames_at_work(struct conc__frame *f, bool at_work);
+CONC__PRIVATE bool conc__frame_has_clock(const struct conc__frame *f);
 
 CONC__PRIVATE void conc__waiter_arrives(conc__post *p)
 {
@@ -562,6 +607,137 @@ CONC__PRIVATE void conc__look_for(const bool *over)
 
 CONC__PRIVATE void conc__crew_look_for(struct conc__crew *c, const bool *over);
 
+/* A job that waits, and what is done meanwhile when it is asked to end. All of the process are in
+ * one list: a request sets flags of the job, its pool or its mapping, and then has
+ * conc__stops_tell find out whom it concerns. Its mutex comes before all others. */
+typedef struct conc__stop {
+    struct conc__stop *next, *prev;
+    const struct conc__frame *frame; /* NULL: no job waits, and it is in no list */
+    void (*ask)(struct conc__stop *self);
+    bool asked;
+    unsigned forks;
+} conc__stop;
+
+static struct {
+    pthread_mutex_t mutex;
+    conc__stop *first;
+} conc__stops = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+
+CONC__PRIVATE bool conc__frame_asked(const struct conc__frame *f);
+CONC__PRIVATE int64_t conc__frame_limit(const struct conc__frame *f);
+
+/* Somebody was asked to end. What one of those who wait does then may ask others. */
+CONC__PRIVATE void conc__stops_tell(void)
+{
+    pthread_mutex_lock(&conc__stops.mutex);
+    for (bool more = true; more;) {
+        more = false;
+        for (conc__stop *s = conc__stops.first; s; s = s->next) {
+            if (s->asked || !conc__frame_asked(s->frame))
+                continue;
+            s->asked = more = true;
+            s->ask(s);
+        }
+    }
+    pthread_mutex_unlock(&conc__stops.mutex);
+}
+
+/* The job (NULL: none) begins to wait. If it was asked to end before, that is told at once. */
+CONC__PRIVATE void conc__stop_open(conc__stop *s, const struct conc__frame *frame,
+                                   void (*ask)(conc__stop *self))
+{
+    s->frame = frame;
+    s->ask = ask;
+    if (!frame)
+        return;
+    s->forks = conc__forks;
+    s->prev = NULL;
+    pthread_mutex_lock(&conc__stops.mutex);
+    s->next = conc__stops.first;
+    if (s->next)
+        s->next->prev = s;
+    conc__stops.first = s;
+    pthread_mutex_unlock(&conc__stops.mutex);
+    if (!s->asked && conc__frame_asked(frame))
+        conc__stops_tell();
+}
+
+/* It goes on: nothing is told any more. */
+CONC__PRIVATE void conc__stop_close(conc__stop *s)
+{
+    if (!s->frame || s->forks != conc__forks) /* else it is the parent's */
+        return;
+    pthread_mutex_lock(&conc__stops.mutex);
+    if (s->next)
+        s->next->prev = s->prev;
+    if (s->prev)
+        s->prev->next = s->next;
+    else
+        conc__stops.first = s->next;
+    pthread_mutex_unlock(&conc__stops.mutex);
+}
+
+CONC__PRIVATE void conc__stops_forget(void)
+{
+    pthread_mutex_init(&conc__stops.mutex, NULL);
+    conc__stops.first = NULL;
+}
+
+/* Until it is open; the time limits of the job's shields pass meanwhile. */
+CONC__PRIVATE void conc__gate_await(conc__gate *g, const struct conc__frame *f)
+{
+    while (!conc__gate_wait(g, f ? conc__frame_limit(f) : CONC__NEVER))
+        conc__stops_tell();
+}
+
+/* A thread that waits to be woken. */
+typedef struct conc__thread_wait {
+    conc__stop stop;
+    conc__wait *wait;
+} conc__thread_wait;
+
+CONC__PRIVATE void conc__thread_wait_asked(conc__stop *s)
+{
+    conc__wait *wait = ((conc__thread_wait *)(void *)s)->wait;
+    const conc__waiter *w = wait->item;
+    if (wait->kind->cancel && wait->kind->cancel(wait))
+        conc__gate_open(w->gate);
+}
+
+/* The job that waits does not hold its clock any more. Only now, when a request to end it comes
+ * at once: else the clock could go on in between. */
+CONC__PRIVATE void conc__waiter_off_work(conc__waiter *w, pthread_mutex_t *mutex)
+{
+    if (!conc__frame_has_clock(w->frame))
+        return;
+    pthread_mutex_lock(&conc__crews); /* while it waits, the mutex is there */
+    if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE)) {
+        conc__lock_briefly(mutex);
+        if (!w->over)
+            conc__frames_at_work(w->frame, false);
+        pthread_mutex_unlock(mutex);
+    }
+    pthread_mutex_unlock(&conc__crews);
+}
+
+CONC__PRIVATE int conc__wait_in_thread(conc__wait *wait, pthread_mutex_t *mutex)
+{
+    conc__waiter *w = wait->item;
+    conc__thread_wait t = {.wait = wait};
+    if (w->looks_at)
+        conc__crew_look_for(w->looks_at, &w->over);
+    else
+        conc__look_for(&w->over);
+    if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE)) {
+        conc__stop_open(&t.stop, w->frame, conc__thread_wait_asked);
+        conc__waiter_off_work(w, mutex);
+        conc__gate_await(w->gate, w->frame);
+        conc__stop_close(&t.stop);
+    }
+    conc__gate_pass(w->gate);
+    return w->result;
+}
+
 /* A call that would wait, in a posted function. */
 CONC__COLD int conc__caller_refused(const char *call)
 {
@@ -583,24 +759,19 @@ CONC__SWITCHES int conc__wait_outside(conc_loop *l, conc__waiter *w, const conc_
                                       pthread_mutex_t *outer)
 {
     conc__wait wait = {.kind = kind, .on = on, .item = w};
-    conc__gate gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
+    conc__gate gate;
+    if (!l)
+        conc__gate_make(&gate);
     w->loop = l;
     w->wait = &wait;
     w->post.run = conc__waiter_arrives;
     w->gate = &gate;
     w->frame = l ? NULL : conc__frame_here();
-    conc__frames_at_work(w->frame, false);
     pthread_mutex_unlock(mutex);
     if (outer)
         pthread_mutex_unlock(outer);
-    if (!l) {
-        if (w->looks_at)
-            conc__crew_look_for(w->looks_at, &w->over);
-        else
-            conc__look_for(&w->over);
-        conc__gate_pass(&gate);
-        return w->result;
-    }
+    if (!l)
+        return conc__wait_in_thread(&wait, mutex);
     conc__find_lost(l, __builtin_frame_address(0));
     wait.task = l->self;
     l->awaited++;
@@ -631,13 +802,24 @@ enum {
 #define CONC__NO_PLACE UINT_MAX      /* it was taken out by who runs it, or ends it */
 #define CONC__POOL_CLOSED (1u << 31) /* of a pool's users */
 
+/* What lies around a part of a job, for a request to end it: the mapping of which it is an
+ * element, which ends when its own job or element is asked to, or a shield, which hides what
+ * comes from outside. */
+typedef struct conc__layer {
+    const struct conc__layer *outer;
+    const bool *ends; /* all inside is to end */
+    bool shields;
+    int64_t until;          /* shield: when it ends on the real clock; CONC__NEVER: not by that */
+    const conc_job *sender; /* mapping: the job that maps; NULL: none */
+} conc__layer;
+
 /* What runs on a thread: a job, and inside it perhaps another one. */
 typedef struct conc__frame {
     struct conc__frame *outer;
     conc_job *job;
     struct conc__thread *thread; /* NULL: in a worker process */
     conc__locals *locals;
-    const struct conc__mapping *mapping; /* of which it is a runner */
+    const conc__layer *layer; /* the innermost; NULL: none */
     /* where a worker process is asked to end; NULL: this is a thread */
     const unsigned *asked;
     int text_rc;
@@ -751,12 +933,10 @@ typedef struct conc__mapping {
     size_t count, size;
     int *results;
     bool keeps_going, stop;
-    /* the job that maps: when it is asked to end, the mapping is; NULL: none */
-    const conc_job *sender;
-    const struct conc__mapping *around; /* the one of which it is an element */
-    size_t next;                        /* not taken yet */
-    size_t dropped;                     /* taken, and then not called */
-    int error;                          /* the first */
+    conc__layer layer;
+    size_t next;    /* not taken yet */
+    size_t dropped; /* taken, and then not called */
+    int error;      /* the first */
 } conc__mapping;
 
 /* What a job for a process carries. */
@@ -777,13 +957,50 @@ CONC__PRIVATE bool conc__job_asked(const conc_job *j)
            __atomic_load_n(&j->crew->ask_all, __ATOMIC_RELAXED);
 }
 
+/* Is what lies inside of these layers, in the job (NULL: none), asked to end? */
+CONC__PRIVATE bool conc__layers_ask(const conc__layer *layer, const conc_job *job)
+{
+    for (; layer; layer = layer->outer) {
+        if (__atomic_load_n(layer->ends, __ATOMIC_RELAXED))
+            return true;
+        if (layer->shields)
+            return layer->until != CONC__NEVER && conc__clock() >= layer->until;
+        if (layer->sender == job)
+            continue;
+        if (job && conc__job_asked(job))
+            return true;
+        job = layer->sender; /* the rest is around that one */
+    }
+    return job && conc__job_asked(job);
+}
+
 CONC__PRIVATE bool conc__map_stops(const conc__mapping *m)
 {
-    for (; m; m = m->around)
-        if (__atomic_load_n(&m->stop, __ATOMIC_RELAXED) ||
-            (m->sender && conc__job_asked(m->sender)))
-            return true;
-    return false;
+    return __atomic_load_n(&m->stop, __ATOMIC_RELAXED) ||
+           conc__layers_ask(m->layer.outer, m->layer.sender);
+}
+
+/* Is what runs there asked to end? From any thread, while it waits. */
+CONC__PRIVATE bool conc__frame_asked(const conc__frame *f)
+{
+    bool shielded = false;
+    if (!f->asked)
+        return conc__layers_ask(f->layer, f->job);
+    for (const conc__layer *layer = f->layer; layer; layer = layer->outer)
+        shielded |= layer->shields;
+    return conc__layers_ask(f->layer, NULL) ||
+           (!shielded && __atomic_load_n(f->asked, __ATOMIC_RELAXED));
+}
+
+/* When the next of the shields ends in which this thread is; CONC__NEVER: none. */
+CONC__PRIVATE int64_t conc__frame_limit(const conc__frame *f)
+{
+    int64_t limit = CONC__NEVER;
+    for (; f; f = f->outer)
+        for (const conc__layer *layer = f->layer; layer; layer = layer->outer)
+            if (layer->shields && layer->until < limit && layer->until > conc__clock())
+                limit = layer->until;
+    return limit;
 }
 
 /* What is left of a runner's elements will not be called any more. */
@@ -875,6 +1092,7 @@ CONC__PRIVATE void conc__let_crews(void)
 CONC__PRIVATE void conc__forget_crews(void)
 {
     conc__forks++;
+    conc__stops_forget();
     conc__offloads_forget();
     conc__let_crews();
 }
@@ -1232,21 +1450,25 @@ CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result,
         conc__abandoned_release(j);
 }
 
-/* last: the thread has no other to do, and will look into the queue. */
-CONC__PRIVATE int conc__job_run(conc__crew *c, conc__frame *frame, conc_job *j, bool last)
+CONC__PRIVATE void conc__job_starts(conc__frame *frame, conc_job *j)
 {
     frame->job = j;
     frame->locals = j->locals;
-    frame->mapping = NULL;
+    frame->layer = NULL;
     frame->text_rc = 0;
     conc__job_at_work(j, true); /* it may have come out of a queue that did not hold the clock */
+}
+
+/* last: the thread has no other to do, and will look into the queue. */
+CONC__PRIVATE void conc__job_run(conc__crew *c, conc__frame *frame, conc_job *j, bool last)
+{
+    conc__job_starts(frame, j);
     int rc = j->fn(j->arg);
     if (last) { /* before the end is told: who hears of it may send the next */
         frame->thread->finishing = 1;
         __atomic_fetch_add(&c->finishing, 1, __ATOMIC_RELAXED);
     }
     conc__crew_end_job(c, j, rc, frame, false);
-    return rc;
 }
 
 /* A thread that waits, or is in conc_block, does nothing: its jobs do not hold their clocks
@@ -1257,13 +1479,40 @@ CONC__PRIVATE void conc__frames_at_work(conc__frame *f, bool at_work)
         conc__job_at_work(f->job, at_work);
 }
 
+/* Does a virtual clock stand still for what runs there? */
+CONC__PRIVATE bool conc__frame_has_clock(const conc__frame *f)
+{
+    for (; f && f->thread; f = f->outer)
+        if (f->job->clock)
+            return true;
+    return false;
+}
+
+/* A job that runs inside another one, which waits for it. */
+typedef struct conc__inside {
+    conc__stop stop;
+    conc_job *job;
+} conc__inside;
+
+CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone);
+
+CONC__PRIVATE void conc__inside_asked(conc__stop *s)
+{
+    conc__job_cancel(((conc__inside *)(void *)s)->job, true);
+}
+
 /* Inside another job of the same thread. */
 CONC__PRIVATE void conc__job_run_inside(conc__crew *c, conc__frame *outer, conc_job *j,
                                         conc__answer *answer)
 {
     conc__frame frame = {.outer = outer, .thread = outer->thread};
+    conc__inside inside = {.job = j};
     pthread_setspecific(conc__frames, &frame);
-    answer->result = conc__job_run(c, &frame, j, false);
+    conc__job_starts(&frame, j);
+    conc__stop_open(&inside.stop, outer, conc__inside_asked);
+    answer->result = j->fn(j->arg);
+    conc__stop_close(&inside.stop); /* before others learn of the end, and free the job */
+    conc__crew_end_job(c, j, answer->result, &frame, false);
     answer->has_words = answer->result < 0 && frame.text_rc == answer->result;
     if (answer->has_words)
         memcpy(answer->text, frame.text, sizeof answer->text);
@@ -1524,6 +1773,8 @@ CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
 CONC_API int conc_job_cancel(conc_job *j)
 {
     int rc = conc__is_job(j) ? conc__job_cancel(j, false) : -EINVAL;
+    if (rc == 0)
+        conc__stops_tell();
     return rc ? conc__own_error(rc) : 0;
 }
 
@@ -1534,15 +1785,11 @@ CONC_API bool conc_job_done(const conc_job *j)
 
 CONC_API bool conc_job_cancelled(void)
 {
-    conc__frame *f = conc__frame_here();
-    if (!f)
-        return false;
-    if (f->asked)
-        return __atomic_load_n(f->asked, __ATOMIC_RELAXED);
-    return conc__job_asked(f->job) || conc__map_stops(f->mapping);
+    const conc__frame *f = conc__frame_here();
+    return f && conc__frame_asked(f);
 }
 
-/* The waiting task is cancelled: so is the job, if nobody else waits; the wait goes on. */
+/* The waiter is cancelled: so is the job, if nobody else waits; the wait goes on. */
 CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
@@ -1559,6 +1806,8 @@ CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
         }
     }
     pthread_mutex_unlock(&conc__crews);
+    if (w->loop) /* else conc__stops_tell has called this */
+        conc__stops_tell();
     return false;
 }
 
@@ -1624,6 +1873,7 @@ CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__a
         if (stop)
             __atomic_store_n(stop, true, __ATOMIC_RELAXED);
         conc__job_cancel(j, true);
+        conc__stops_tell();
     }
     conc__waiter w = {.stop = stop, .answer = answer};
     conc__job_wait_as(l, j, &w, &conc__wants_job);
@@ -2059,6 +2309,8 @@ CONC__PRIVATE bool conc__close_cancel(conc__wait *wait)
         pthread_mutex_unlock(&c->mutex);
     }
     pthread_mutex_unlock(&conc__crews);
+    if (w->loop) /* else conc__stops_tell has called this */
+        conc__stops_tell();
     return false;
 }
 
@@ -2073,8 +2325,12 @@ CONC__PRIVATE bool conc__crew_close(conc_loop *l, conc__crew *c)
     c->closing = true;
     while (c->places) /* none is of a job of the crew: these do not wait */
         conc__waiter_wake(c->places, -EPIPE);
-    if (l && l->self->pending)
+    if (l && l->self->pending) {
         conc__crew_ask_all(c);
+        pthread_mutex_unlock(&c->mutex);
+        conc__stops_tell();
+        conc__lock_briefly(&c->mutex);
+    }
     return first;
 }
 
@@ -2236,10 +2492,10 @@ CONC__PRIVATE int conc__map_runner(void *arg)
 {
     conc__mapping *m = arg;
     conc__frame *frame = conc__frame_here();
-    const conc__mapping *around = frame->mapping;
+    const conc__layer *around = frame->layer;
     conc__locals *base = frame->locals;
     int mine = 0;
-    frame->mapping = m;
+    frame->layer = &m->layer;
     while (!conc_job_cancelled()) {
         size_t i = __atomic_fetch_add(&m->next, 1, __ATOMIC_RELAXED);
         if (i >= m->count)
@@ -2256,10 +2512,11 @@ CONC__PRIVATE int conc__map_runner(void *arg)
             __atomic_compare_exchange_n(&m->error, &none, rc, false, __ATOMIC_RELAXED,
                                         __ATOMIC_RELAXED)) {
             __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
+            conc__stops_tell();
             mine = rc;
         }
     }
-    frame->mapping = around;
+    frame->layer = around;
     frame->locals = base;
     return mine;
 }
@@ -2337,9 +2594,10 @@ CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mappi
     if (l && (rc = conc__checkpoint(l)))
         return conc__map_refused(m, rc);
     const conc__frame *frame = l ? NULL : conc__frame_here();
+    m->layer = (conc__layer){.ends = &m->stop, .until = CONC__NEVER};
     if (frame && frame->thread) {
-        m->sender = frame->job;
-        m->around = frame->mapping;
+        m->layer.sender = frame->job;
+        m->layer.outer = frame->layer;
     }
     conc__runner *runners = most ? conc__alloc((size_t)most * sizeof *runners) : NULL;
     if (most && !runners)
@@ -2399,16 +2657,6 @@ CONC__PRIVATE const char *conc__job_words(void)
     return f->text_rc < 0 ? f->text : "";
 }
 
-/* A job is in conc_block on a virtual clock: a timer of its loop opens the gate. */
-typedef struct conc__block {
-    conc__post post;
-    conc__timer timer;
-    conc__ending ending;
-    conc__gate gate;
-    conc__frame *frame;
-    int64_t ns;
-} conc__block;
-
 /* Under the mutex: the job is in conc_block, or no longer. One that was left is not counted, as
  * its thread is not. */
 CONC__PRIVATE void conc__crew_blocks(conc__crew *c, conc_job *j, bool blocks)
@@ -2433,55 +2681,258 @@ CONC__PRIVATE void conc__thread_blocks(conc__frame *f, bool blocks)
     conc__frames_at_work(f, !blocks);
 }
 
-CONC__PRIVATE void conc__block_over(conc__block *b)
-{
-    conc__thread_blocks(b->frame, false);
-    conc__gate_open(&b->gate);
-}
+/* A timer on the virtual clock of a job's loop: of a conc_block, which holds the thread until
+ * then, or of a shield, which is over then. It is the loop's from when `arms` was posted until
+ * `disarms` has run. */
+typedef struct conc__job_timer {
+    conc__stop stop;
+    conc__post arms, disarms;
+    conc__timer timer;
+    conc__ending ending;
+    conc__gate over, disarmed; /* over: it has fired, was cut short, or the run ends */
+    conc__frame *frame;
+    conc_loop *loop;
+    int64_t ns;
+    bool blocks, armed, was_over, is_cut;
+    bool fired;  /* a shield's */
+    bool leaves; /* `disarms` was posted */
+} conc__job_timer;
 
-CONC__PRIVATE void conc__block_fires(conc__timer *t)
+/* In the loop: it is not armed any more. */
+CONC__PRIVATE void conc__job_timer_over(conc__job_timer *t)
 {
-    conc__block *b = (conc__block *)(void *)((char *)t - offsetof(conc__block, timer));
-    conc__ending **at = &conc__here->endings;
-    while (*at != &b->ending)
+    conc__ending **at = &t->loop->endings;
+    while (*at && *at != &t->ending)
         at = &(*at)->next;
-    *at = b->ending.next;
-    conc__block_over(b);
+    if (*at) /* else the run ends */
+        *at = t->ending.next;
+    t->armed = false;
+    t->was_over = true;
+    if (t->blocks)
+        conc__thread_blocks(t->frame, false);
+    conc__gate_open(&t->over);
 }
 
-CONC__PRIVATE void conc__block_ends(conc_loop *l, conc__ending *e)
+CONC__PRIVATE void conc__job_timer_fires(conc__timer *timer)
 {
-    conc__block *b = (conc__block *)(void *)((char *)e - offsetof(conc__block, ending));
-    conc__disarm(l, &b->timer);
-    conc__block_over(b);
+    conc__job_timer *t =
+        (conc__job_timer *)(void *)((char *)timer - offsetof(conc__job_timer, timer));
+    bool blocks = t->blocks;
+    __atomic_store_n(&t->fired, true, __ATOMIC_RELAXED);
+    conc__job_timer_over(t);
+    if (!blocks)
+        conc__stops_tell();
 }
 
-CONC__PRIVATE void conc__block_begins(conc__post *p)
+CONC__PRIVATE void conc__job_timer_ends(conc_loop *l, conc__ending *e)
 {
-    conc__block *b = (conc__block *)(void *)p;
-    conc_loop *l = b->frame->job->clock;
-    b->ending = (conc__ending){l->endings, conc__block_ends};
-    l->endings = &b->ending;
-    conc__arm(l, &b->timer, conc__later(l->now, b->ns), conc__block_fires);
-    conc__thread_blocks(b->frame, true);
+    conc__job_timer *t = (conc__job_timer *)(void *)((char *)e - offsetof(conc__job_timer, ending));
+    conc__disarm(l, &t->timer);
+    conc__job_timer_over(t);
 }
 
-CONC__PRIVATE bool conc__job_block(int64_t ns)
+CONC__PRIVATE void conc__job_timer_arms(conc__post *p)
+{
+    conc__job_timer *t = (conc__job_timer *)(void *)((char *)p - offsetof(conc__job_timer, arms));
+    conc_loop *l = t->loop;
+    if (t->is_cut) { /* before it began */
+        conc__gate_open(&t->over);
+        return;
+    }
+    t->ending = (conc__ending){l->endings, conc__job_timer_ends};
+    l->endings = &t->ending;
+    t->armed = true;
+    conc__arm(l, &t->timer, conc__later(l->now, t->ns), conc__job_timer_fires);
+    if (t->blocks)
+        conc__thread_blocks(t->frame, true);
+}
+
+CONC__PRIVATE void conc__job_timer_disarms(conc__post *p)
+{
+    conc__job_timer *t =
+        (conc__job_timer *)(void *)((char *)p - offsetof(conc__job_timer, disarms));
+    t->is_cut = !t->was_over;
+    if (t->armed) {
+        conc__disarm(t->loop, &t->timer);
+        conc__job_timer_over(t);
+    }
+    conc__gate_open(&t->disarmed);
+}
+
+/* Has the loop disarm it; it is over then in any case. */
+CONC__PRIVATE void conc__job_timer_leave(conc__stop *s)
+{
+    conc__job_timer *t = (conc__job_timer *)(void *)s;
+    t->leaves = conc__post_to(t->loop, &t->disarms) == 0;
+}
+
+CONC__PRIVATE void conc__job_timer_make(conc__job_timer *t, conc__frame *f, int64_t ns, bool blocks)
+{
+    *t = (conc__job_timer){.frame = f, .loop = f->job->clock, .ns = ns, .blocks = blocks};
+    t->arms.run = conc__job_timer_arms;
+    t->disarms.run = conc__job_timer_disarms;
+    conc__gate_make(&t->over);
+    conc__gate_make(&t->disarmed);
+}
+
+/* False: the loop's run is over. */
+CONC__PRIVATE bool conc__job_timer_open(conc__job_timer *t)
+{
+    return conc__post_to(t->loop, &t->arms) == 0;
+}
+
+/* Waits until nobody needs it any more. */
+CONC__PRIVATE void conc__job_timer_close(conc__job_timer *t, bool was_opened)
+{
+    if (was_opened)
+        conc__gate_wait(&t->over, CONC__NEVER);
+    if (t->leaves)
+        conc__gate_wait(&t->disarmed, CONC__NEVER);
+    conc__gate_end(&t->over);
+    conc__gate_end(&t->disarmed);
+}
+
+CONC__PRIVATE int conc__block_on_clock(conc__frame *f, int64_t ns)
+{
+    conc__job_timer t;
+    conc__job_timer_make(&t, f, ns, true);
+    /* first: once it blocks, the clock may go on before a request is passed to the loop */
+    conc__stop_open(&t.stop, f, conc__job_timer_leave);
+    bool opened = conc__job_timer_open(&t);
+    if (opened)
+        conc__gate_await(&t.over, f);
+    conc__stop_close(&t.stop);
+    conc__job_timer_close(&t, opened);
+    return t.is_cut ? -ECANCELED : 0;
+}
+
+/* A job is in conc_block, on the real clock. */
+typedef struct conc__doze_of_job {
+    conc__stop stop;
+    conc__gate cut;
+} conc__doze_of_job;
+
+CONC__PRIVATE void conc__doze_asked(conc__stop *s)
+{
+    conc__gate_open(&((conc__doze_of_job *)(void *)s)->cut);
+}
+
+CONC__PRIVATE int conc__block_in_real_time(conc__frame *f, int64_t ns)
+{
+    conc__doze_of_job d = {.stop = {.asked = false}};
+    int64_t end = conc__later(conc__clock(), ns), limit;
+    conc__gate_make(&d.cut);
+    conc__stop_open(&d.stop, f, conc__doze_asked);
+    while ((limit = conc__frame_limit(f)) < end && !conc__gate_wait(&d.cut, limit))
+        conc__stops_tell();
+    bool cut = conc__gate_wait(&d.cut, end);
+    conc__stop_close(&d.stop);
+    conc__gate_end(&d.cut);
+    return cut ? -ECANCELED : 0;
+}
+
+/* conc_block in a job; 1: none runs here. */
+CONC__PRIVATE int conc__job_block(int64_t ns)
 {
     conc__frame *f = conc__frame_here();
     if (!f)
+        return 1;
+    if (conc__frame_asked(f))
+        return -ECANCELED;
+    if (f->thread && f->job->clock)
+        return conc__block_on_clock(f, ns);
+    return conc__block_in_real_time(f, ns);
+}
+
+/* conc_shield in a job. False: none runs here. */
+CONC__PRIVATE bool conc__job_shield(double grace, conc_fn *fn, void *arg, int *rc)
+{
+    conc__frame *f = conc__frame_here();
+    conc__job_timer t;
+    if (!f)
         return false;
-    conc__block b = {.post = {NULL, conc__block_begins}, .ns = ns};
-    if (f->thread && f->job->clock) {
-        b.gate = (conc__gate){PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
-        b.frame = f;
-        if (conc__post_to(f->job->clock, &b.post) == 0)
-            conc__gate_pass(&b.gate);
-        return true;
+    bool limited = grace < CONC_FOREVER, on_clock = limited && f->thread && f->job->clock;
+    bool opened = false, never = false;
+    if (on_clock) {
+        conc__job_timer_make(&t, f, conc__ns(grace), false);
+        opened = conc__job_timer_open(&t);
     }
-    for (int64_t end = conc__later(conc__clock(), ns), left; (left = end - conc__clock()) > 0;)
-        conc__doze(left);
+    conc__layer shield = {.outer = f->layer, .ends = on_clock ? &t.fired : &never, .shields = true};
+    shield.until = CONC__NEVER;
+    if (limited && !on_clock)
+        shield.until = conc__later(conc__clock(), conc__ns(grace));
+    f->layer = &shield;
+    *rc = fn(arg);
+    bool late = conc__layers_ask(&shield, NULL);
+    f->layer = shield.outer;
+    if (opened)
+        conc__job_timer_leave(&t.stop);
+    if (on_clock)
+        conc__job_timer_close(&t, opened);
+    if (*rc == -ECANCELED && late)
+        *rc = conc__own_error(-ETIMEDOUT);
     return true;
+}
+
+/* A run inside a job: its main_fn is cancelled when the job is asked to end. */
+typedef struct conc__run_inside {
+    conc__stop stop;
+    conc__ending ending;
+    conc__post post;
+    conc__timer limit; /* of the shield in which the job has begun the run */
+    conc_loop *loop;
+} conc__run_inside;
+
+CONC__PRIVATE void conc__run_inside_cancel(conc__post *p)
+{
+    const conc__run_inside *r =
+        (conc__run_inside *)(void *)((char *)p - offsetof(conc__run_inside, post));
+    if (!r->loop->winding_up)
+        conc__task_cancel(r->loop, &r->loop->main);
+}
+
+CONC__PRIVATE void conc__run_inside_asked(conc__stop *s)
+{
+    conc__run_inside *r = (conc__run_inside *)(void *)s;
+    conc__post_to(r->loop, &r->post); /* refused: the run ends */
+}
+
+CONC__PRIVATE void conc__run_inside_late(conc__timer *t)
+{
+    (void)t;
+    conc__stops_tell();
+}
+
+CONC__PRIVATE void conc__run_inside_ends(conc_loop *l, conc__ending *e)
+{
+    conc__run_inside *r =
+        (conc__run_inside *)(void *)((char *)e - offsetof(conc__run_inside, ending));
+    conc__stop_close(&r->stop);
+    conc__disarm(l, &r->limit);
+    conc_free(r);
+}
+
+/* A run begins, perhaps in a job. */
+CONC__PRIVATE int conc__job_runs(conc_loop *l)
+{
+    const conc__frame *f = conc__frame_here();
+    if (!f || l->embedded) /* a host looks after its own loop */
+        return 0;
+    conc__run_inside *r = conc__alloc(sizeof *r);
+    if (!r)
+        return -ENOMEM;
+    *r = (conc__run_inside){.loop = l, .post = {NULL, conc__run_inside_cancel}};
+    r->ending = (conc__ending){l->endings, conc__run_inside_ends};
+    l->endings = &r->ending;
+    int64_t limit = conc__frame_limit(f);
+    if (limit != CONC__NEVER && !l->virtual_clock)
+        conc__arm(l, &r->limit, limit, conc__run_inside_late);
+    if (conc__frame_asked(f)) {
+        r->stop.asked = true;
+        conc__task_cancel(l, &l->main);
+    }
+    conc__stop_open(&r->stop, f, conc__run_inside_asked);
+    return 0;
 }
 
 /* ---- >>offloading --------------------------------------------------------------------------- */
@@ -2654,6 +3105,7 @@ CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
         conc__crew_unlock(c);
     }
     pthread_mutex_unlock(&conc__crews);
+    conc__stops_tell();
     return waits;
 }
 
@@ -2885,6 +3337,8 @@ CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, b
         rc = -EINVAL;
     if (rc == 0 && l)
         rc = conc__checkpoint(l);
+    if (rc == 0 && !l && waits && conc_job_cancelled())
+        rc = -ECANCELED;
     conc__channel *inner = rc ? NULL : conc__channel_lock(c, &rc);
     if (!inner)
         return conc__came_to(rc);
@@ -6620,6 +7074,8 @@ static void conc__pool_begins(int argc, char **argv, char **env)
     (void)argc, (void)argv, (void)env;
     conc__extended.job_locals = conc__job_locals;
     conc__extended.job_block = conc__job_block;
+    conc__extended.job_shield = conc__job_shield;
+    conc__extended.job_runs = conc__job_runs;
     conc__extended.job_fail = conc__job_fail;
     conc__extended.job_words = conc__job_words;
     conc__extended.resolve = conc__resolve_name;
