@@ -410,6 +410,8 @@ REFUSED(getrandom, NULL)
 REFUSED(sched_getaffinity, NULL)
 REFUSED(sched_setaffinity, NULL)
 REFUSED(memfd_create, "processes, shared memory")
+REFUSED(socketpair, "processes")
+REFUSED(ftruncate, "processes, shared memory")
 REFUSED(timerfd_create, NULL)
 REFUSED(signalfd4, NULL)
 REFUSED(rt_sigtimedwait, NULL)
@@ -428,7 +430,7 @@ REFUSED(epoll_pwait2, NULL)
 REFUSED(close_range, NULL)
 #endif
 #ifdef SYS_pidfd_open
-REFUSED(pidfd_open, "processes")
+REFUSED(pidfd_open, NULL)
 #endif
 #ifdef SYS_pidfd_send_signal
 REFUSED(pidfd_send_signal, NULL)
