@@ -1765,7 +1765,7 @@ struct conc_loop {
     int64_t verified; /* when conc__verify last looked at some, on the real clock */
     int64_t verified_until; /* virtual clock: when conc__verify_until last did */
     bool retried;           /* virtual clock: conc__jump_clock is to wait for others, as it says */
-    int ends_awaited;       /* tasks that wait for the end of a child program, which runs */
+    int outside_awaited; /* tasks that wait for the end of a child program, or a FIFO's other end */
     conc__standstill standstill;
     int64_t polled;
     struct pollfd *polls_for; /* poll(2) */
@@ -3792,7 +3792,7 @@ CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
 {
     unsigned starts = 0;
     bool pipe = conc__extended.pipe_awaited && conc__extended.pipe_awaited(l, &starts);
-    if (!pipe && !l->ends_awaited)
+    if (!pipe && !l->outside_awaited)
         return 0;
     conc__standstill *s = &l->standstill;
     int64_t clock = conc__clock();

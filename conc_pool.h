@@ -134,7 +134,8 @@ CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t cou
  * wanted), its words in conc_last_error. Any number may wait. A cancel does not cut it short: it
  * takes the job back (result -ECANCELED), asks it to end when it runs, and kills it when it runs
  * in a process; but not while others wait for it too. A thread of the pool runs the job itself
- * if it is still in the queue. -EINVAL: never submitted. */
+ * if it is still in the queue. -EINVAL: never submitted; -EPERM: in a process that this one was
+ * forked from. */
 CONC_API int conc_job_wait(conc_job *j, int *result) CONC_NODISCARD;
 
 /* Takes the job back when it is in the queue, asks it to end when it runs (and kills it in a
@@ -276,16 +277,21 @@ CONC_API void conc_shared_free(void *p);
 
 /* ---- >>files -------------------------------------------------------------------------------- */
 
-/* Files are read and written off the loop. Errors are the system's. What has begun is waited
- * for; -ECANCELED means that nothing was done. */
+/* Files are read and written off the loop. Errors are the system's. What has begun on a regular
+ * file is waited for; -ECANCELED means that nothing was done. A pipe with a name (FIFO), a terminal
+ * or another file that keeps a task waiting for somebody else is left when the task is cancelled,
+ * after some bytes perhaps; in a thread without a run it blocks. */
 
 /* The whole file: its size in *size (NULL: not wanted), its bytes with a NUL behind them in
  * *data, to be released with conc_free. After an error *data is NULL. Waits. */
 CONC_API int conc_file_read(const char *path, void **data, size_t *size) CONC_NODISCARD;
 
 /* Makes the file anew with these bytes, whole or not at all: a new file with the permissions of
- * the old one, on disk before it is renamed to path. What is not a regular file (a terminal, a
- * pipe, /dev/null) is written to. Waits. */
+ * the old one, on disk before it is renamed to path. If the old one cannot be replaced (it is a
+ * mount point, in /proc, or in a directory that this program may not change) it is written over,
+ * and an error may leave a part. If its group cannot be kept, the new one gets no permissions that
+ * not everybody had. What is not a regular file (a terminal, a pipe, /dev/null) is written to.
+ * Waits. */
 CONC_API int conc_file_write(const char *path, const void *data, size_t size) CONC_NODISCARD;
 
 /* Adds the bytes at the end, and makes the file when there is none. After an error some may have
@@ -1751,6 +1757,21 @@ CONC__PRIVATE void conc__job_ask(conc__crew *c, conc_job *j)
     }
 }
 
+/* Was the job, which has not ended, submitted in a process that this one was forked from? It never
+ * ends here. */
+CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
+{
+    if (!conc__forks)
+        return false;
+    bool own = false;
+    pthread_mutex_lock(&conc__crews);
+    for (const conc__crew *c = conc__all_crews; c && !own; c = c->next)
+        own = c == j->crew && c->forks == conc__forks;
+    bool ended = conc__job_state(j) & CONC__JOB_DONE; /* and its pool may be gone */
+    pthread_mutex_unlock(&conc__crews);
+    return !own && !ended;
+}
+
 /* alone: only if nobody waits for it. */
 CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
 {
@@ -1772,7 +1793,9 @@ CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
 
 CONC_API int conc_job_cancel(conc_job *j)
 {
-    int rc = conc__is_job(j) ? conc__job_cancel(j, false) : -EINVAL;
+    int rc = -EINVAL;
+    if (conc__is_job(j))
+        rc = conc__job_is_inherited(j) ? -EPERM : conc__job_cancel(j, false);
     if (rc == 0)
         conc__stops_tell();
     return rc ? conc__own_error(rc) : 0;
@@ -1905,6 +1928,8 @@ CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
     for (conc__frame *f = was_done ? NULL : conc__frame_here(); f; f = f->outer)
         if (f->job == j)
             return conc__own_error(-EDEADLK);
+    if (!was_done && conc__job_is_inherited(j))
+        return conc__own_error(-EPERM);
     l = conc__of_task();
     if (was_done)
         conc__answer_read(&answer, j, conc__job_state(j));
@@ -2433,7 +2458,7 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
         return conc__own_error(rc);
     if (CONC__MSAN || c->on_valgrind)
         conc__excuse(j, sizeof *j);
-    if (conc__job_in_use(j))
+    if (conc__job_in_use(j) && !conc__job_is_inherited(j))
         rc = conc__misused(-EBUSY, call, "the job is in use", NULL);
     if (rc || (l && l->self && l->self->pending)) {
         /* before the task switches: who closes the pool on this thread waits for it */
@@ -3410,8 +3435,19 @@ CONC_API void conc__auto_conc_channel(conc_channel *c) { conc_channel_destroy(c)
 typedef struct conc__file_call {
     const char *path;
     char *data;
-    size_t size;
+    size_t size, room, written;
+    bool patient;  /* for a task, which waits where a thread would be blocked: see below */
+    bool progress; /* since the last wait */
+    int fd;        /* of a call that has to wait; -1: none */
 } conc__file_call;
+
+/* A FIFO without its other end, a terminal and their kin could hold a thread for ever. So a task's
+ * call opens them non-blocking, and where the job would block it returns one of these: the task
+ * waits, which a cancel ends, and has the job called again. */
+enum {
+    CONC__FILE_WAITS = 1, /* for the descriptor to be ready */
+    CONC__FILE_ALONE,     /* nobody reads the FIFO yet */
+};
 
 CONC__PRIVATE int conc__open_file(const char *path, int flags)
 {
@@ -3428,23 +3464,43 @@ CONC__PRIVATE int conc__close_file(int fd, int rc)
     return close(fd) && rc == 0 && errno != EINTR ? -errno : rc;
 }
 
+/* Opens the file for a call; one that waits goes on with what it has. */
+CONC__PRIVATE int conc__open_for(conc__file_call *f, int flags)
+{
+    int fd = f->fd;
+    if (fd >= 0)
+        return fd;
+    fd = conc__open_file(f->path, flags | (f->patient ? O_NONBLOCK | O_NOCTTY : 0));
+    if (fd == -EAGAIN) /* somebody has a lease on a regular file */
+        fd = conc__open_file(f->path, flags);
+    return fd;
+}
+
+/* The job is over, or waits and keeps its descriptor. */
+CONC__PRIVATE int conc__pause_file(conc__file_call *f, int fd, int rc)
+{
+    bool waits = f->patient && rc == -EAGAIN;
+    f->fd = waits ? fd : -1;
+    return waits ? CONC__FILE_WAITS : conc__close_file(fd, rc);
+}
+
 /* Reads to the end, whatever size the file is said to have. */
 CONC__PRIVATE int conc__read_all(int fd, conc__file_call *f)
 {
-    struct stat st;
-    size_t room = fstat(fd, &st) == 0 && st.st_size > 0 ? (size_t)st.st_size + 1 : 4096;
     for (ssize_t n = 1; n;) {
-        if (!f->data || f->size + 1 >= room) {
-            room = f->data ? room * 2 : room + 1;
+        if (!f->data || f->size + 1 >= f->room) {
+            size_t room = f->data ? f->room * 2 : f->room + 1;
             char *more = CONC_REALLOC(f->data, room);
             if (!more)
                 return -ENOMEM;
             f->data = more;
+            f->room = room;
         }
-        n = read(fd, f->data + f->size, room - f->size - 1);
+        n = read(fd, f->data + f->size, f->room - f->size - 1);
         if (n < 0 && errno != EINTR)
             return -errno;
         f->size += n > 0 ? (size_t)n : 0;
+        f->progress |= n > 0;
     }
     f->data[f->size] = 0;
     return 0;
@@ -3453,42 +3509,91 @@ CONC__PRIVATE int conc__read_all(int fd, conc__file_call *f)
 CONC__PRIVATE int conc__file_reads(void *arg)
 {
     conc__file_call *f = arg;
-    int saved = errno, fd = conc__open_file(f->path, O_RDONLY);
-    int rc = fd < 0 ? fd : conc__close_file(fd, conc__read_all(fd, f));
-    if (rc) {
-        conc_free(f->data);
-        f->data = NULL;
+    struct stat st = {0};
+    bool begins = f->fd < 0;
+    int saved = errno, fd = conc__open_for(f, O_RDONLY), rc = fd;
+    if (fd >= 0 && begins) {
+        bool sized = fstat(fd, &st) == 0 && st.st_size > 0;
+        f->room = sized ? (size_t)st.st_size + 1 : 4096;
     }
+    /* a FIFO looks as if it were at its end until somebody writes to it */
+    bool waits_first = f->patient && begins && S_ISFIFO(st.st_mode);
+    f->progress |= waits_first;
+    if (fd >= 0)
+        rc = conc__pause_file(f, fd, waits_first ? -EAGAIN : conc__read_all(fd, f));
+    errno = saved;
+    return rc;
+}
+
+/* Lets other processes go on: a FIFO may want another end, and a file that is always ready may
+ * have nothing. */
+CONC__PRIVATE int conc__file_await(conc_loop *l, const conc__file_call *f, int events, bool alone,
+                                   double *pause)
+{
+    int rc = 0;
+    l->outside_awaited++;
+    if (alone || !f->progress) {
+        rc = conc_sleep(*pause);
+        *pause = *pause < 0.05 ? *pause * 2 : *pause;
+    }
+    if (rc == 0 && !alone)
+        rc = conc_wait_fd(f->fd, events);
+    l->outside_awaited--;
+    return rc;
+}
+
+/* Has the job called until all is done. */
+CONC__PRIVATE int conc__file_call_run(conc__file_call *f, conc_fn *fn, int events, const char *call)
+{
+    conc_loop *l = conc__of_task();
+    double pause = 0.001;
+    f->fd = -1;
+    f->patient = l != NULL;
+    int rc = conc__offload(CONC__FILES, fn, f, call);
+    while (rc > 0) {
+        rc = conc__file_await(l, f, events, rc == CONC__FILE_ALONE, &pause);
+        f->progress = false;
+        if (rc >= 0)
+            rc = conc__offload(CONC__FILES, fn, f, call);
+    }
+    int saved = errno;
+    if (f->fd >= 0)
+        close(f->fd);
     errno = saved;
     return rc;
 }
 
 CONC_API CONC__CALLED int conc_file_read(const char *path, void **data, size_t *size)
 {
-    conc__file_call f = {path, NULL, 0};
+    conc__file_call f = {.path = path};
     if (data)
         *data = NULL;
     if (!path || !data)
         return conc__own_error(-EINVAL);
-    int rc = conc__offload(CONC__FILES, conc__file_reads, &f, __func__);
+    int rc = conc__file_call_run(&f, conc__file_reads, CONC_READABLE, __func__);
+    if (rc) {
+        conc_free(f.data);
+        f.data = NULL;
+    }
     *data = f.data;
     if (size)
         *size = f.data ? f.size : 0;
     return conc__system_failed(rc, path);
 }
 
-CONC__PRIVATE int conc__write_all(int fd, const conc__file_call *f)
+CONC__PRIVATE int conc__write_all(int fd, conc__file_call *f)
 {
-    for (size_t done = 0; done < f->size;) {
-        ssize_t n = write(fd, f->data + done, f->size - done);
+    while (f->written < f->size) {
+        ssize_t n = write(fd, f->data + f->written, f->size - f->written);
         if (n < 0 && errno != EINTR)
             return -errno;
-        done += n > 0 ? (size_t)n : 0;
+        f->written += n > 0 ? (size_t)n : 0;
+        f->progress |= n > 0;
     }
     return 0;
 }
 
-CONC__PRIVATE int conc__write_to(const char *path, int flags, const conc__file_call *f)
+CONC__PRIVATE int conc__write_to(const char *path, int flags, conc__file_call *f)
 {
     int fd = conc__open_file(path, flags);
     return fd < 0 ? fd : conc__close_file(fd, conc__write_all(fd, f));
@@ -3528,22 +3633,33 @@ CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t 
     return rc;
 }
 
-/* Fills the new file; before: the one that it will replace, NULL: none. */
-CONC__PRIVATE int conc__fill(int fd, const struct stat *before, const conc__file_call *f)
+/* The mode of the file that replaces one, whose owner or group it may not be given. Nobody may do
+ * then what only others might before: the new group has what everybody had, and what the old group
+ * was denied is denied to everybody, as its members are among them now. */
+CONC__PRIVATE mode_t conc__mode_after(const struct stat *before, const struct stat *now)
 {
+    mode_t mode = before->st_mode & 07777, both = (mode >> 3) & mode & 07;
+    if (now->st_gid != before->st_gid)
+        mode = (mode & ~(mode_t)(S_ISGID | 077)) | both << 3 | both;
+    return now->st_uid != before->st_uid ? mode & ~(mode_t)S_ISUID : mode;
+}
+
+/* Fills the new file; before: the one that it will replace, NULL: none. */
+CONC__PRIVATE int conc__fill(int fd, const struct stat *before, conc__file_call *f)
+{
+    struct stat now;
     int rc = conc__write_all(fd, f);
     if (rc == 0 && before) {
         if (fchown(fd, before->st_uid, before->st_gid) && fchown(fd, (uid_t)-1, before->st_gid)) {
             /* it was somebody else's, and is ours from now on */
         }
-        rc = fchmod(fd, before->st_mode & 07777) ? -errno : 0;
+        rc = fstat(fd, &now) || fchmod(fd, conc__mode_after(before, &now)) ? -errno : 0;
     }
     return rc == 0 && fsync(fd) ? -errno : rc;
 }
 
 /* Makes path a file with these bytes in one step. */
-CONC__PRIVATE int conc__replace(const char *path, const struct stat *before,
-                                const conc__file_call *f)
+CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, conc__file_call *f)
 {
     char name[32];
     const char *last;
@@ -3563,8 +3679,41 @@ CONC__PRIVATE int conc__replace(const char *path, const struct stat *before,
     return rc;
 }
 
-/* Of a pipe whose reader has left nobody is killed. */
-CONC__PRIVATE int conc__write_special(const conc__file_call *f)
+/* Can a file not be replaced that perhaps can be written: one of /proc, a mount point, one in a
+ * directory that is not ours? */
+CONC__PRIVATE bool conc__cannot_replace(int rc)
+{
+    static const int errors[] = {EACCES, EPERM, EROFS, EBUSY, EXDEV, ENOENT, ENOTSUP, ENOSYS};
+    for (size_t i = 0; i < sizeof errors / sizeof *errors; i++)
+        if (rc == -errors[i])
+            return true;
+    return false;
+}
+
+/* Writes over what is there. */
+CONC__PRIVATE int conc__write_in_place(const char *path, conc__file_call *f)
+{
+    f->written = 0;
+    int fd = conc__open_file(path, O_WRONLY | O_TRUNC), rc = fd;
+    if (fd < 0)
+        return rc;
+    rc = conc__write_all(fd, f);
+    if (rc == 0 && fsync(fd) && errno != EINVAL && errno != EROFS) /* which /proc cannot do */
+        rc = -errno;
+    return conc__close_file(fd, rc);
+}
+
+/* What is no regular file. */
+CONC__PRIVATE int conc__write_to_special(conc__file_call *f, bool is_fifo)
+{
+    int fd = conc__open_for(f, O_WRONLY);
+    if (fd >= 0)
+        return conc__pause_file(f, fd, conc__write_all(fd, f));
+    return fd == -ENXIO && is_fifo && f->patient ? CONC__FILE_ALONE : fd;
+}
+
+/* The same: a broken pipe must not raise SIGPIPE. */
+CONC__PRIVATE int conc__write_special(conc__file_call *f, bool is_fifo)
 {
     sigset_t pipe_signal, before, pending;
     sigemptyset(&pipe_signal);
@@ -3572,7 +3721,7 @@ CONC__PRIVATE int conc__write_special(const conc__file_call *f)
     sigaddset(&pipe_signal, SIGPIPE);
     sigpending(&pending);
     pthread_sigmask(SIG_BLOCK, &pipe_signal, &before);
-    int rc = conc__write_to(f->path, O_WRONLY, f);
+    int rc = conc__write_to_special(f, is_fifo);
     if (rc == -EPIPE && !sigismember(&pending, SIGPIPE))
         conc__signal_discard(SIGPIPE);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -3605,21 +3754,23 @@ CONC__PRIVATE char *conc__follow(const char *path, int *rc)
 }
 
 /* A link stays one: what it leads to is replaced, or made. */
-CONC__PRIVATE int conc__write_file(const conc__file_call *f)
+CONC__PRIVATE int conc__write_file(conc__file_call *f)
 {
     struct stat before;
     bool there = stat(f->path, &before) == 0;
     int rc = there || errno == ENOENT ? 0 : -errno;
     if (rc)
         return rc;
-    if (there && !S_ISREG(before.st_mode))
-        return conc__write_special(f);
+    if (f->fd >= 0 || (there && !S_ISREG(before.st_mode)))
+        return conc__write_special(f, there && S_ISFIFO(before.st_mode));
     char *real = there ? realpath(f->path, NULL) : NULL,
          *followed = there ? NULL : conc__follow(f->path, &rc);
     if (there && !real)
         rc = -errno;
     if (rc == 0)
         rc = conc__replace(there ? real : followed, there ? &before : NULL, f);
+    if (there && conc__cannot_replace(rc))
+        rc = conc__write_in_place(f->path, f);
     free(real);
     conc_free(followed);
     return rc;
@@ -3634,12 +3785,12 @@ CONC__PRIVATE int conc__file_writes(void *arg)
 
 CONC__PRIVATE int conc__file_appends(void *arg)
 {
-    const conc__file_call *f = arg;
-    struct stat st;
+    conc__file_call *f = arg;
+    struct stat st = {0};
     int saved = errno;
     bool special = stat(f->path, &st) == 0 && !S_ISREG(st.st_mode);
-    int rc = special ? conc__write_special(f)
-                     : conc__write_to(f->path, O_WRONLY | O_APPEND | O_CREAT, f);
+    int rc = special || f->fd >= 0 ? conc__write_special(f, S_ISFIFO(st.st_mode))
+                                   : conc__write_to(f->path, O_WRONLY | O_APPEND | O_CREAT, f);
     errno = saved;
     return rc;
 }
@@ -3647,12 +3798,12 @@ CONC__PRIVATE int conc__file_appends(void *arg)
 CONC__PRIVATE int conc__file_change(conc_fn *fn, const char *path, const void *data, size_t size,
                                     const char *call)
 {
-    conc__file_call f = {path, (char *)(uintptr_t)data, size};
+    conc__file_call f = {.path = path, .data = (char *)(uintptr_t)data, .size = size};
     if (!path || (!data && size))
         return conc__own_error(-EINVAL);
     if (!*path) /* not that the directory "" cannot be written to */
         return conc__system_failed(-ENOENT, path);
-    return conc__system_failed(conc__offload(CONC__FILES, fn, &f, call), path);
+    return conc__system_failed(conc__file_call_run(&f, fn, CONC_WRITABLE, call), path);
 }
 
 CONC_API int conc_file_write(const char *path, const void *data, size_t size)
@@ -3851,7 +4002,7 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 typedef struct conc__program {
     struct conc__program *next;
     unsigned forks;
-    pid_t pid;
+    pid_t pid; /* 0: another program has got the number */
     dev_t devices[3];
     ino_t inodes[3]; /* of this program's ends of its pipes; 0: no pipe */
 } conc__program;
@@ -3863,6 +4014,9 @@ static unsigned conc__program_starts;
 CONC__PRIVATE void conc__program_add(conc__program *p, pid_t pid, const int pipes[3])
 {
     struct stat st;
+    for (conc__program *other = conc__programs; other; other = other->next)
+        if (other->pid == pid)
+            other->pid = 0;
     *p = (conc__program){.forks = conc__forks, .pid = pid};
     for (int i = 0; i < 3; i++)
         if (pipes[i] >= 0 && fstat(pipes[i], &st) == 0) {
@@ -3888,7 +4042,7 @@ CONC__PRIVATE bool conc__program_runs(const conc__program *p)
 {
     siginfo_t info;
     info.si_pid = 0;
-    return p->forks == conc__forks &&
+    return p->pid && p->forks == conc__forks &&
            waitid(P_PID, (id_t)p->pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == 0;
 }
 
@@ -4292,9 +4446,12 @@ CONC__PRIVATE int conc__group_lives(pid_t group)
 }
 
 /* Is the number still the child's, as far as one can tell? Somebody else may have reaped it, or
- * the kernel, where SIGCHLD is ignored. */
+ * the kernel, where SIGCHLD is ignored. Processes that begin within a hundredth of a second look
+ * the same. */
 CONC__PRIVATE bool conc__child_has_number(const conc_child *c)
 {
+    if (c->program->pid != c->pid)
+        return false;
     return !c->began || conc__process_began(c->pid) == c->began;
 }
 
@@ -4486,11 +4643,11 @@ CONC__PRIVATE int conc__child_await(conc__child_wait *w)
     int rc = 0;
     w->pause = 0.0005;
     if (l)
-        l->ends_awaited++;
+        l->outside_awaited++;
     while (!conc__child_wait_over(w) && rc >= 0)
         rc = conc__child_pause(l, w);
     if (l)
-        l->ends_awaited--;
+        l->outside_awaited--;
     return rc < 0 && !conc__child_wait_over(w) ? rc : 0;
 }
 
@@ -4523,9 +4680,9 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
 /* Under conc__children, for a child that has not been reaped. */
 CONC__PRIVATE int conc__child_send(const conc_child *c, int signal)
 {
-    int rc = -1;
-    if (c->group)
-        return kill(-(pid_t)c->pid, signal) ? -errno : 0;
+    int rc = c->group ? kill(-(pid_t)c->pid, signal) : -1;
+    if (c->group && (rc == 0 || !conc__refused(errno))) /* else the leader at least */
+        return rc ? -errno : 0;
 #if defined __linux__ && defined SYS_pidfd_send_signal
     if (c->pidfd >= 0)
         rc = (int)syscall(SYS_pidfd_send_signal, c->pidfd, signal, NULL, 0);

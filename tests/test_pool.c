@@ -3464,6 +3464,44 @@ THREAD_TEST(in_a_forked_child_a_pool_is_dead_and_a_new_one_works)
     CHECK_INT(conc_pool_run(&pool, returns, &rc), 3);
     close_pool(&pool);
 }
+
+static conc_job inherited_jobs[2]; /* the first runs in the parent, the second is in its queue */
+
+static void use_inherited_jobs(void)
+{
+    OPEN_POOL(pool, 1);
+    alarm(10);
+    for (int i = 0; i < 4; i++) {
+        conc_job *j = &inherited_jobs[i % 2];
+        CHECK_INT(conc_job_wait(j, NULL), -EPERM);
+        CHECK_INT(conc_job_cancel(j), -EPERM);
+        CHECK(!conc_job_done(j));
+        if (i == 1)
+            close_pool(inherited_pool);
+    }
+    CHECK_INT(conc_pool_submit(&pool, &inherited_jobs[0], counts, NULL), 0);
+    CHECK_INT(result_of(&inherited_jobs[0]), 1);
+    close_pool(&pool);
+}
+
+THREAD_TEST(in_a_forked_child_a_job_of_the_parent_is_not_waited_for)
+{
+    static char text[16384];
+    held h = HELD(7);
+    OPEN_POOL(pool, 1);
+    CHECK_INT(conc_pool_submit(&pool, &inherited_jobs[0], holds, &h), 0);
+    count_wait(&h.entered, 1);
+    CHECK_INT(conc_pool_submit(&pool, &inherited_jobs[1], counts, NULL), 0);
+    inherited_pool = &pool;
+    int status = test_in_process(use_inherited_jobs, text, sizeof text);
+    if (status)
+        test_fail(__FILE__, __LINE__, "the child's status is 0x%x, stderr:\n%s", (unsigned)status,
+                  text);
+    let_go(&h);
+    CHECK_INT(result_of(&inherited_jobs[0]), 7);
+    CHECK_INT(result_of(&inherited_jobs[1]), 1);
+    close_pool(&pool);
+}
 #endif
 
 static void use_without_threads(void)
