@@ -4593,8 +4593,8 @@ CONC_API int conc_timeout(double s, conc_fn *fn, void *arg)
 CONC_API int conc_shield(double grace, conc_fn *fn, void *arg)
 {
     int rc = 0;
-    bool makes_sense = fn && !__builtin_isnan(grace), in_job = !conc__here && makes_sense;
-    if (in_job && conc__extended.job_shield && conc__extended.job_shield(grace, fn, arg, &rc))
+    bool may_be_job = !conc__here && conc__extended.job_shield;
+    if (may_be_job && conc__extended.job_shield(grace, fn, arg, &rc))
         return rc;
     return conc__call_in_scope(grace, true, fn, arg, "the scope of conc_shield");
 }

@@ -2869,13 +2869,10 @@ CONC__PRIVATE int conc__job_block(int64_t ns)
     return conc__block_in_real_time(f, ns);
 }
 
-/* conc_shield in a job. False: none runs here. */
-CONC__PRIVATE bool conc__job_shield(double grace, conc_fn *fn, void *arg, int *rc)
+/* fn(arg) in the job that runs there, in a shield. */
+CONC__PRIVATE int conc__frame_shield(conc__frame *f, double grace, conc_fn *fn, void *arg)
 {
-    conc__frame *f = conc__frame_here();
     conc__job_timer t;
-    if (!f)
-        return false;
     bool limited = grace < CONC_FOREVER, on_clock = limited && f->thread && f->job->clock;
     bool opened = false, never = false;
     if (on_clock) {
@@ -2887,15 +2884,28 @@ CONC__PRIVATE bool conc__job_shield(double grace, conc_fn *fn, void *arg, int *r
     if (limited && !on_clock)
         shield.until = conc__later(conc__clock(), conc__ns(grace));
     f->layer = &shield;
-    *rc = fn(arg);
+    int rc = fn(arg);
     bool late = conc__layers_ask(&shield, NULL);
     f->layer = shield.outer;
     if (opened)
         conc__job_timer_leave(&t.stop);
     if (on_clock)
         conc__job_timer_close(&t, opened);
-    if (*rc == -ECANCELED && late)
-        *rc = conc__own_error(-ETIMEDOUT);
+    return rc == -ECANCELED && late ? conc__own_error(-ETIMEDOUT) : rc;
+}
+
+/* conc_shield in a job. False: none runs here. */
+CONC__PRIVATE bool conc__job_shield(double grace, conc_fn *fn, void *arg, int *rc)
+{
+    conc__frame *f = conc__frame_here();
+    if (!f)
+        return false;
+    if (!fn)
+        *rc = conc__misused(-EINVAL, "conc_shield", "no function", NULL);
+    else if (__builtin_isnan(grace))
+        *rc = conc__misused(-EINVAL, "conc_shield", "the time is not a number", NULL);
+    else
+        *rc = conc__frame_shield(f, grace, fn, arg);
     return true;
 }
 
