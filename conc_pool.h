@@ -664,7 +664,7 @@ CONC__PRIVATE void conc__stop_open(conc__stop *s, const struct conc__frame *fram
         s->next->prev = s;
     conc__stops.first = s;
     pthread_mutex_unlock(&conc__stops.mutex);
-    if (!s->asked && conc__frame_asked(frame))
+    if (conc__frame_asked(frame))
         conc__stops_tell();
 }
 
