@@ -42,6 +42,9 @@
  *   Clock     virtual time stands still while jobs run, and conc_block in one of them is a
  *             timer; that holds for the jobs of a job, too. A job that waits in a call of this
  *             module does not run.
+ *             While a task waits for the end or a pipe of a child program that runs, or for the
+ *             other end of a FIFO, the clock jumps over d seconds only after d real ones: so a
+ *             limit on one that hangs comes, and one that does not takes no virtual time.
  *   Forks     in a forked child inherited pools are dead: -EPERM, and closing them only frees
  *             memory. The same goes for child programs, which run on. A channel has what lay
  *             in it, and none of the parent's waiters.
