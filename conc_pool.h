@@ -3649,16 +3649,36 @@ CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t 
 /* The mode of the file that replaces one, whose owner or group it may not be given. Nobody may do
  * then what only others might before: the new group has what everybody had, and what the old group
  * was denied is denied to everybody, as its members are among them now. */
-CONC__PRIVATE mode_t conc__mode_after(const struct stat *before, const struct stat *now)
+CONC__PRIVATE mode_t conc__mode_after(const struct stat *before, const struct stat *now,
+                                      bool list_lost)
 {
     mode_t mode = before->st_mode & 07777, both = (mode >> 3) & mode & 07;
-    if (now->st_gid != before->st_gid)
+    if (list_lost || now->st_gid != before->st_gid)
         mode = (mode & ~(mode_t)(S_ISGID | 077)) | both << 3 | both;
     return now->st_uid != before->st_uid ? mode & ~(mode_t)S_ISUID : mode;
 }
 
-/* Fills the new file; before: the one that it will replace, NULL: none. */
-CONC__PRIVATE int conc__fill(int fd, const struct stat *before, conc__file_call *f)
+/* Gives the new file the old one's access control list. False: there is one, and it cannot be
+ * kept; the group's permissions are then the most that anybody in the list has. */
+CONC__PRIVATE bool conc__keep_list(int fd, const char *path)
+{
+#if defined __linux__ && defined SYS_getxattr && defined SYS_fsetxattr
+    static const char name[] = "system.posix_acl_access";
+    char list[1024];
+    long n = syscall(SYS_getxattr, path, name, list, sizeof list);
+    if (n < 0)
+        return errno != ERANGE;
+    return n == 0 || syscall(SYS_fsetxattr, fd, name, list, (size_t)n, 0) == 0;
+#else
+    (void)fd;
+    (void)path;
+    return true;
+#endif
+}
+
+/* Fills the new file; before: the one at path that it will replace, NULL: none. */
+CONC__PRIVATE int conc__fill(int fd, const char *path, const struct stat *before,
+                             conc__file_call *f)
 {
     struct stat now;
     int rc = conc__write_all(fd, f);
@@ -3666,7 +3686,10 @@ CONC__PRIVATE int conc__fill(int fd, const struct stat *before, conc__file_call 
         if (fchown(fd, before->st_uid, before->st_gid) && fchown(fd, (uid_t)-1, before->st_gid)) {
             /* it was somebody else's, and is ours from now on */
         }
-        rc = fstat(fd, &now) || fchmod(fd, conc__mode_after(before, &now)) ? -errno : 0;
+        rc = fstat(fd, &now) || fchmod(fd, conc__mode_after(before, &now, false)) ? -errno : 0;
+        bool same_group = rc == 0 && now.st_gid == before->st_gid;
+        if (same_group && !conc__keep_list(fd, path))
+            rc = fchmod(fd, conc__mode_after(before, &now, true)) ? -errno : 0;
     }
     return rc == 0 && fsync(fd) ? -errno : rc;
 }
@@ -3682,7 +3705,7 @@ CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, con
     int fd = conc__open_new(directory, before ? 0600 : 0666, name, sizeof name),
         rc = fd < 0 ? fd : 0;
     if (rc == 0) {
-        rc = conc__close_file(fd, conc__fill(fd, before, f));
+        rc = conc__close_file(fd, conc__fill(fd, path, before, f));
         if (rc == 0 && renameat(directory, name, directory, last))
             rc = -errno;
         if (rc)

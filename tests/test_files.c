@@ -13,6 +13,7 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/xattr.h>
 
 enum { UNDECIDED = 1000, MEGABYTES_10 = 10 * 1024 * 1024 };
 
@@ -1337,6 +1338,25 @@ FILE_TEST(a_group_that_cannot_be_kept_gives_nothing_away)
         CHECK_INT(st.st_gid, NOBODY);
         CHECK_INT(st.st_mode & 07777, modes[i][1]);
     }
+}
+
+/* user::rw-, user:4:rw-, group::---, mask::rw-, other::---: mode 0660 */
+static const unsigned char access_list[] = {
+    2, 0, 0,   0,   1,   0,   6,  0, 255, 255, 255, 255, 2,   0,   6,  0, 4, 0, 0,   0,   4,   0,
+    0, 0, 255, 255, 255, 255, 16, 0, 6,   0,   255, 255, 255, 255, 32, 0, 0, 0, 255, 255, 255, 255};
+
+FILE_TEST(a_file_keeps_its_access_control_list)
+{
+    unsigned char got[sizeof access_list + 1];
+    make_text("a", "old");
+    if (setxattr(path_of("a"), "system.posix_acl_access", access_list, sizeof access_list, 0))
+        return; /* not on this file system */
+    CHECK_INT(mode_of(path_of("a")), 0660);
+    CHECK_INT(write_text(path_of("a"), "new"), 0);
+    CHECK_INT(getxattr(path_of("a"), "system.posix_acl_access", got, sizeof got),
+              sizeof access_list);
+    CHECK(memcmp(got, access_list, sizeof access_list) == 0);
+    CHECK_INT(mode_of(path_of("a")), 0660);
 }
 
 /* More than there can be threads: the last ones do not start before the gate, a FIFO without a
