@@ -1418,3 +1418,41 @@ FILE_TEST(of_a_crowd_that_is_cancelled_each_did_all_or_nothing)
     CHECK(taken_back > 0);
     CHECK_INT(count_names(directory), 1 + written);
 }
+
+/* ---- beside jobs of the program's own ---- */
+
+typedef struct hanging_jobs {
+    atomic_int entered, opened;
+} hanging_jobs;
+
+static int hangs(void *arg)
+{
+    hanging_jobs *h = arg;
+    h->entered++;
+    while (!h->opened)
+        nap();
+    return 0;
+}
+
+static int offloads_a_hanging_job(void *arg) { return conc_offload(hangs, arg); }
+
+FILE_TEST(files_do_not_wait_for_offloaded_jobs_that_hang_on_all_threads)
+{
+    hanging_jobs h = {0};
+    conc_group g = {0};
+    void *data = NULL;
+    int n = (int)sysconf(_SC_NPROCESSORS_ONLN) + 4;
+    n = n < 32 ? n : 32;
+    for (int i = 0; i < n + 5; i++)
+        CHECK_INT(conc_spawn(&g, offloads_a_hanging_job, &h), 0);
+    while (h.entered < n)
+        turn(1);
+    CHECK_INT(conc_file_write(path_of("new"), "one", 3), 0);
+    CHECK_INT(conc_file_append(path_of("new"), "two", 3), 0);
+    CHECK_INT(conc_file_read(path_of("new"), &data, NULL), 0);
+    CHECK_STR(data, "onetwo");
+    conc_free(data);
+    CHECK_INT(h.entered, n);
+    h.opened = 1;
+    CHECK_INT(conc_group_wait(&g), 0);
+}
