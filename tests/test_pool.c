@@ -4139,8 +4139,11 @@ THREAD_TEST(a_job_of_a_plain_thread_cleans_up_in_a_shield)
     other_pool = &other;
     unsetenv("CONC_CLOCK");
     CHECK_INT(conc_pool_submit(&pool, &j, cleans_up_quickly, NULL), 0);
-    while (conc__stops.first == NULL) /* until it blocks, or sooner: the list is looked at only */
-        sched_yield();
+    for (bool waits = false; !waits; sched_yield()) {
+        pthread_mutex_lock(&conc__stops.mutex);
+        waits = conc__stops.first != NULL;
+        pthread_mutex_unlock(&conc__stops.mutex);
+    }
     CHECK_INT(conc_job_cancel(&j), 0);
     CHECK_INT(result_of(&j), 4);
     conc_channel_destroy(&empty_channel);
