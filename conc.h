@@ -233,7 +233,8 @@ CONC_API int conc_yield(void);
 
 /* Holds the whole loop for s seconds, as a long computation or a blocking call would: for
  * demonstrations and tests. On the virtual clock it moves time by s. Then limits that passed
- * meanwhile are in force. NaN: -EINVAL. Not a checkpoint. */
+ * meanwhile are in force. NaN: -EINVAL. Not a checkpoint. In a job of conc_pool.h it holds that
+ * thread, and returns -ECANCELED once the job is asked to end. */
 CONC_API int conc_block(double s);
 
 /* Returns when every other task waits and nothing is ready; time does not move for it. Posted
