@@ -1063,17 +1063,18 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 #ifdef __linux__
 #define CONC__MAP_STACK (MAP_STACK | MAP_NORESERVE)
 #define CONC__MAP_POPULATE MAP_POPULATE
+#define CONC__MADV_DONTNEED MADV_DONTNEED
 #define CONC__MADV_NOHUGEPAGE MADV_NOHUGEPAGE
 #else
 #define CONC__MAP_STACK 0
 #define CONC__MAP_POPULATE 0
 #endif
-#define CONC__MADV_DONTNEED MADV_DONTNEED
 #define CONC__SA_ONSTACK SA_ONSTACK
 #define CONC__SS_DISABLE SS_DISABLE
 #endif
 
-#ifdef __has_include
+/* Another thread's frames: /proc tells which threads may be asked for them. */
+#if defined __linux__ && defined __has_include
 #if __has_include(<execinfo.h>)
 #include <execinfo.h>
 #define CONC__BACKTRACE
@@ -2084,10 +2085,18 @@ CONC__PRIVATE void conc__switch_plainly(conc_loop *l, conc__stack *from, void **
 
 /* ---- >>system ------------------------------------------------------------------------------- */
 
+/* The clock that stands still while the machine sleeps; that of macOS called CLOCK_MONOTONIC does
+ * not, and has only microseconds. */
+#ifdef __APPLE__
+#define CONC__CLOCK CLOCK_UPTIME_RAW
+#else
+#define CONC__CLOCK CLOCK_MONOTONIC
+#endif
+
 static inline int64_t conc__clock(void)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(CONC__CLOCK, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
@@ -2135,20 +2144,31 @@ CONC__PRIVATE void *conc__alloc(size_t size)
     return p;
 }
 
+#ifdef CONC_NO_ENV
 CONC__PRIVATE const char *conc__env(const char *name)
 {
-#ifdef CONC_NO_ENV
     (void)name;
     return NULL;
+}
 #else
-#ifdef __linux__
-    if (getauxval(AT_SECURE))
-        return NULL;
-#endif
-    const char *value = getenv(name);
-    return value && *value ? value : NULL;
+/* Does this process have rights that its caller, who chose the environment, may lack? */
+CONC__PRIVATE bool conc__is_privileged(void)
+{
+#if defined __linux__
+    return getauxval(AT_SECURE) != 0;
+#elif defined __APPLE__
+    return issetugid() != 0;
+#else
+    return getuid() != geteuid() || getgid() != getegid();
 #endif
 }
+
+CONC__PRIVATE const char *conc__env(const char *name)
+{
+    const char *value = conc__is_privileged() ? NULL : getenv(name);
+    return value && *value ? value : NULL;
+}
+#endif
 
 /* Does the system not have a call, or a sandbox not allow it? Then there is another way. */
 CONC__PRIVATE bool conc__refused(int error)
@@ -2233,6 +2253,18 @@ CONC__PRIVATE void *conc__map_pages(size_t size)
     return p;
 }
 
+/* Gives the memory of mapped pages back to the system: from then on they are all zero. Elsewhere
+ * than on Linux advice does not have that effect, so they are mapped anew. */
+CONC__PRIVATE bool conc__drop_pages(void *p, size_t size)
+{
+#ifdef __linux__
+    return madvise(p, size, CONC__MADV_DONTNEED) == 0;
+#else
+    int flags = MAP_PRIVATE | MAP_FIXED | CONC__MAP_ANONYMOUS | CONC__MAP_STACK;
+    return mmap(p, size, PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED;
+#endif
+}
+
 CONC__PRIVATE void conc__unmap_pages(void *p, size_t size)
 {
 #if CONC__ASAN
@@ -2300,6 +2332,19 @@ CONC__PRIVATE int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attrib
     return rc;
 }
 
+#ifdef __APPLE__
+/* Takes away a blocked signal, if it is pending in this thread. */
+CONC__PRIVATE void conc__signal_discard(int number)
+{
+    int saved = errno;
+    sigset_t set, pending;
+    sigemptyset(&set);
+    sigaddset(&set, number);
+    if (sigpending(&pending) == 0 && sigismember(&pending, number))
+        sigwait(&set, &number);
+    errno = saved;
+}
+#else
 /* A pending signal that becomes ignored is gone, though it is blocked; even another thread's. */
 CONC__PRIVATE void conc__signal_drop(int number)
 {
@@ -2318,23 +2363,49 @@ CONC__PRIVATE void conc__signal_discard(int number)
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, number);
-#ifdef __APPLE__
-    sigset_t pending;
-    if (sigpending(&pending) == 0 && sigismember(&pending, number))
-        sigwait(&set, &number);
-#else
     struct timespec now = {0, 0};
     if (sigtimedwait(&set, NULL, &now) < 0 && conc__refused(errno))
         conc__signal_drop(number);
-#endif
     errno = saved;
 }
+#endif
 
 /* A write for handlers and the watchdog, which may not wait for the lock of stderr. */
 CONC__PRIVATE void conc__say(const char *text, int n, size_t size)
 {
     ssize_t rc = write(2, text, n < 0 ? 0 : (size_t)n < size ? (size_t)n : size - 1);
     (void)rc;
+}
+
+/* A write to this broken pipe or socket raises no SIGPIPE from here on. macOS has no flag for one
+ * call, and sends the signal to the process: it is no use then that this thread blocks it. */
+CONC__PRIVATE void conc__no_pipe_signal(int fd)
+{
+#ifdef __APPLE__
+    int saved = errno;
+    fcntl(fd, F_SETNOSIGPIPE, 1);
+    errno = saved;
+#else
+    (void)fd; /* MSG_NOSIGNAL, and for files conc__drain_pipe_signal */
+#endif
+}
+
+/* Makes a new descriptor close-on-exec and non-blocking, where no flag of the call that opens it
+ * does. */
+CONC__PRIVATE void conc__set_modes(int fd)
+{
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+}
+
+/* How many bytes one call may be asked to move: macOS refuses more than an int can count. */
+CONC__FAST size_t conc__at_once(size_t n)
+{
+#ifdef __APPLE__
+    return n < INT_MAX ? n : INT_MAX;
+#else
+    return n;
+#endif
 }
 
 /* On failure none of the two is open. */
@@ -2394,8 +2465,8 @@ CONC__PRIVATE int conc__wake_open(conc_loop *l)
         return rc;
     l->wake_out = ends[0];
     l->wake_in = ends[1];
-    fcntl(ends[0], F_SETFL, O_NONBLOCK);
-    fcntl(ends[1], F_SETFL, O_NONBLOCK);
+    conc__set_modes(ends[0]);
+    conc__set_modes(ends[1]);
     return 0;
 }
 
@@ -2457,6 +2528,7 @@ static inline int conc__milliseconds(int64_t ns)
 CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
 {
     enum { BITS = 8 * sizeof(long) };
+    const int64_t longest = (int64_t)86400 * 1000000000; /* a day: macOS refuses some years */
     int top = -1, closed = 0, count = 0;
     for (size_t i = 0; i < n; i++) {
         polls[i].revents = conc__is_open(polls[i].fd) ? 0 : POLLNVAL;
@@ -2476,10 +2548,10 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
         if (!polls[i].revents && polls[i].events & POLLOUT)
             writes[polls[i].fd / BITS] |= bit;
     }
-    ns = closed ? 0 : ns;
-    struct timespec limit = {(time_t)(ns / 1000000000), (long)(ns % 1000000000)};
+    int64_t most = closed ? 0 : longest, pause = ns < most ? ns : most;
+    struct timespec limit = {(time_t)(pause / 1000000000), (long)(pause % 1000000000)};
     int rc = pselect(top + 1, (fd_set *)(void *)reads, (fd_set *)(void *)writes, NULL,
-                     ns == CONC__NEVER ? NULL : &limit, NULL);
+                     ns == CONC__NEVER && !closed ? NULL : &limit, NULL);
     for (size_t i = 0; i < n && rc >= 0; i++) {
         unsigned long bit = 1ul << (polls[i].fd % BITS);
         if (!polls[i].revents && reads[polls[i].fd / BITS] & bit)
@@ -2490,6 +2562,21 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
     }
     CONC_FREE(reads);
     return rc < 0 ? rc : count;
+}
+
+/* Has poll(2) called an open descriptor invalid? That of macOS does so with devices, terminals
+ * among them, which select(2) can wait for. */
+CONC__PRIVATE bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
+{
+#ifdef __APPLE__
+    for (size_t i = 0; i < n; i++)
+        if (polls[i].revents & POLLNVAL && conc__is_open(polls[i].fd))
+            return true;
+#else
+    (void)polls;
+    (void)n;
+#endif
+    return false;
 }
 
 /* poll(2) with a limit in nanoseconds. */
@@ -2504,7 +2591,8 @@ CONC__PRIVATE int conc__poll_call(struct pollfd *polls, size_t n, int64_t ns)
     if (rc < 0 && conc__refused(errno))
         rc = poll(polls, (nfds_t)n, ns == CONC__NEVER ? -1 : conc__milliseconds(ns));
     /* EINVAL: more than RLIMIT_NOFILE, which may have been lowered */
-    if (rc < 0 && (errno == EINVAL || conc__refused(errno)))
+    bool refused = rc < 0 && (errno == EINVAL || conc__refused(errno));
+    if (refused || (rc > 0 && conc__poll_is_blind(polls, n)))
         rc = conc__select(polls, n, ns);
     return rc;
 }
@@ -3055,7 +3143,7 @@ CONC__PRIVATE void conc__stack_drop(conc__stack *s)
     conc__pool *p = s->pool;
     char *low = s->low;
     conc__stack_untold(s);
-    madvise(low, p->stride - p->guard, CONC__MADV_DONTNEED);
+    conc__drop_pages(low, p->stride - p->guard);
     if (!slab->dropped)
         conc__hole_open(p, slab);
     slab->dropped |= (uint64_t)1 << ((size_t)(low - slab->base) / p->stride);
@@ -7482,6 +7570,21 @@ CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
     return *n >= 0 || (!wrong_file && !conc__refused(error));
 }
 
+/* Is it the program's end of a pseudo-terminal? */
+CONC__PRIVATE bool conc__is_terminal_master(int fd)
+{
+#if defined TIOCGPTN
+    unsigned number;
+    return ioctl(fd, TIOCGPTN, &number) == 0;
+#elif defined TIOCPTYGNAME
+    char name[128];
+    return ioctl(fd, TIOCPTYGNAME, name) == 0;
+#else
+    (void)fd;
+    return false;
+#endif
+}
+
 /* The same named pipe or terminal, open in non-blocking mode; -1: it cannot be, as the end of a
  * terminal's program. */
 CONC__PRIVATE int conc__io_open_anew(int fd, int access, const struct stat *st)
@@ -7490,11 +7593,8 @@ CONC__PRIVATE int conc__io_open_anew(int fd, int access, const struct stat *st)
     bool terminal = S_ISCHR(st->st_mode) && isatty(fd);
     if (!terminal && !S_ISFIFO(st->st_mode))
         return -1;
-#ifdef TIOCGPTN
-    unsigned master;
-    if (terminal && ioctl(fd, TIOCGPTN, &master) == 0)
+    if (terminal && conc__is_terminal_master(fd))
         return -1;
-#endif
 #ifdef __linux__
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
 #else
@@ -7638,26 +7738,65 @@ CONC__PRIVATE ssize_t conc__io_file(const conc__io *io, int access)
     return returns ? conc__io_plain(io, io->fd, access) : conc__io_blocking(io, access);
 }
 
+/* For sendmsg and recvmsg. */
+static inline struct msghdr conc__io_message(const conc__io *io)
+{
+    struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)io->parts};
+    message.msg_iovlen = (__typeof__(message.msg_iovlen))io->count;
+    return message;
+}
+
 static inline ssize_t conc__io_recv(const conc__io *io)
 {
     if (io->count == 1)
         return recvfrom(io->fd, io->parts->iov_base, io->parts->iov_len, io->flags | MSG_DONTWAIT,
                         io->address, io->address_size);
-    struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)io->parts};
-    message.msg_iovlen = (size_t)io->count;
+    struct msghdr message = conc__io_message(io);
     return recvmsg(io->fd, &message, io->flags | MSG_DONTWAIT);
 }
 
-static inline ssize_t conc__io_send(const conc__io *io)
+static inline ssize_t conc__io_send_call(const conc__io *io)
 {
     int flags = io->flags | MSG_DONTWAIT | MSG_NOSIGNAL;
     if (io->count == 1)
         return sendto(io->fd, io->parts->iov_base, io->parts->iov_len, flags, io->address,
                       io->address ? *io->address_size : 0);
-    struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)io->parts};
-    message.msg_iovlen = (size_t)io->count;
+    struct msghdr message = conc__io_message(io);
     return sendmsg(io->fd, &message, flags);
 }
+
+#ifdef __APPLE__
+/* Sends from a stream socket in blocking mode, which waits in spite of MSG_DONTWAIT: no more than
+ * what poll(2) promises room for. */
+CONC__COLD ssize_t conc__io_send_some(const conc__io *io)
+{
+    int least = 1, ready = conc__fd_ready(io->fd, CONC_WRITABLE);
+    socklen_t size = sizeof least;
+    if (ready <= 0) {
+        errno = ready < 0 ? -ready : EAGAIN;
+        return -1;
+    }
+    if (getsockopt(io->fd, SOL_SOCKET, SO_SNDLOWAT, &least, &size) || least < 1)
+        least = 1;
+    struct iovec part = *conc__io_first_part(io);
+    conc__io some = *io;
+    part.iov_len = part.iov_len < (size_t)least ? part.iov_len : (size_t)least;
+    some.parts = &part;
+    some.count = 1;
+    return conc__io_send_call(&some);
+}
+
+CONC__PRIVATE ssize_t conc__io_send(const conc__io *io)
+{
+    int kind = 0, flags = fcntl(io->fd, F_GETFL);
+    socklen_t size = sizeof kind;
+    bool blocks = flags >= 0 && !(flags & O_NONBLOCK) && !conc__io_is_empty(io) &&
+                  getsockopt(io->fd, SOL_SOCKET, SO_TYPE, &kind, &size) == 0;
+    return blocks && kind == SOCK_STREAM ? conc__io_send_some(io) : conc__io_send_call(io);
+}
+#else
+static inline ssize_t conc__io_send(const conc__io *io) { return conc__io_send_call(io); }
+#endif
 
 /* Receives from any file. */
 CONC__PRIVATE ssize_t conc__receive_slowly(conc_loop *l, const conc__io *io)
@@ -7719,6 +7858,7 @@ CONC__PRIVATE ssize_t conc__send_slowly(conc_loop *l, const conc__io *io)
     }
     int saved = errno;
     ssize_t n;
+    conc__no_pipe_signal(io->fd);
     do {
         n = conc__io_send(io);
         bool file = n < 0 && errno == ENOTSOCK;
@@ -7816,14 +7956,14 @@ CONC_API ssize_t conc_writev(int fd, const struct iovec *parts, int count)
 
 CONC_API ssize_t conc_read(int fd, void *buf, size_t n)
 {
-    const struct iovec part = {buf, n};
+    const struct iovec part = {buf, conc__at_once(n)};
     const conc__io io = {.fd = fd, .any = true, .parts = &part, .count = 1};
     return conc__io_run(conc__receive, CONC_READABLE, &io);
 }
 
 CONC_API ssize_t conc_write(int fd, const void *buf, size_t n)
 {
-    const struct iovec part = {(void *)(uintptr_t)buf, n};
+    const struct iovec part = {(void *)(uintptr_t)buf, conc__at_once(n)};
     const conc__io io = {.fd = fd, .any = true, .parts = &part, .count = 1};
     return conc__io_run(conc__send, CONC_WRITABLE, &io);
 }
@@ -7831,7 +7971,7 @@ CONC_API ssize_t conc_write(int fd, const void *buf, size_t n)
 CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *from,
                                socklen_t *from_size)
 {
-    const struct iovec part = {buf, n};
+    const struct iovec part = {buf, conc__at_once(n)};
     const conc__io io = {.fd = fd,
                          .flags = flags,
                          .parts = &part,
@@ -7844,7 +7984,7 @@ CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct so
 CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
                              const struct sockaddr *to, socklen_t to_size)
 {
-    const struct iovec part = {(void *)(uintptr_t)buf, n};
+    const struct iovec part = {(void *)(uintptr_t)buf, conc__at_once(n)};
     const conc__io io = {.fd = fd,
                          .flags = flags,
                          .parts = &part,
@@ -7856,14 +7996,14 @@ CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
 
 CONC_API ssize_t conc_recv(int fd, void *buf, size_t n, int flags)
 {
-    const struct iovec part = {buf, n};
+    const struct iovec part = {buf, conc__at_once(n)};
     const conc__io io = {.fd = fd, .flags = flags, .parts = &part, .count = 1};
     return conc__io_run(conc__receive, CONC_READABLE, &io);
 }
 
 CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags)
 {
-    const struct iovec part = {(void *)(uintptr_t)buf, n};
+    const struct iovec part = {(void *)(uintptr_t)buf, conc__at_once(n)};
     const conc__io io = {.fd = fd, .flags = flags, .parts = &part, .count = 1};
     return conc__io_run(conc__send, CONC_WRITABLE, &io);
 }
@@ -7915,8 +8055,8 @@ CONC__PRIVATE int conc__accept_call(int fd)
 #endif
     got = accept(fd, NULL, NULL);
     if (got >= 0) {
-        fcntl(got, F_SETFD, FD_CLOEXEC);
-        fcntl(got, F_SETFL, O_NONBLOCK);
+        conc__set_modes(got);
+        conc__no_pipe_signal(got);
     }
     return got;
 }
@@ -8122,8 +8262,8 @@ CONC__PRIVATE int conc__socket(int family)
 #else
     int fd = socket(family, SOCK_STREAM, 0);
     if (fd >= 0) {
-        fcntl(fd, F_SETFD, FD_CLOEXEC);
-        fcntl(fd, F_SETFL, O_NONBLOCK);
+        conc__set_modes(fd);
+        conc__no_pipe_signal(fd); /* what is accepted inherits it */
     }
     return fd;
 #endif
@@ -11033,6 +11173,7 @@ CONC__PRIVATE ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
         sigaddset(&both, deadly[i]);
     pthread_sigmask(SIG_BLOCK, &both, &before);
     sigpending(&already);
+    conc__no_pipe_signal(fd);
     ssize_t written = write(fd, data, n);
     int saved = errno;
     for (size_t i = 0; i < CONC_LEN(deadly); i++)
@@ -11507,7 +11648,7 @@ CONC__PRIVATE void conc__stack_clear(conc__stack *s, char *from)
         return;
     char *first = from - (size_t)(from - s->low) % page;
     char *last = top - (size_t)(top - s->low) % page;
-    if (top - from > MANY && madvise(first, (size_t)(last - first), CONC__MADV_DONTNEED) == 0)
+    if (top - from > MANY && conc__drop_pages(first, (size_t)(last - first)))
         from = last;
     memset(from, 0, (size_t)(top - from));
 }
@@ -11728,12 +11869,6 @@ CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *p
 
 #else
 
-CONC__PRIVATE void conc__thread_file(long thread, const char *name, char *text, size_t size)
-{
-    (void)thread, (void)name, (void)size;
-    text[0] = 0;
-}
-
 CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *pc)
 {
     (void)thread, (void)sp, (void)pc;
@@ -11765,9 +11900,11 @@ typedef struct conc__watchdog {
     int64_t most; /* ns that a step may take */
     conc__held_by step;
     char name[CONC__DESCRIPTION]; /* of the step's task, which may end in it */
-    sem_t answered;
+#ifdef CONC__BACKTRACE
+    sem_t answered; /* there while `asks` */
     int count;
     void *frames[CONC__FRAMES];
+#endif
 } conc__watchdog;
 
 static pthread_mutex_t conc__telling = PTHREAD_MUTEX_INITIALIZER; /* one watchdog at a time */
@@ -11802,13 +11939,6 @@ CONC__PRIVATE void conc__name_code(char *text, size_t size, uintptr_t address)
     snprintf(text, size, "0x%llx", number);
 }
 
-CONC__PRIVATE void conc__print_frame(int number, uintptr_t address)
-{
-    char code[PATH_MAX + 256], text[sizeof code + 32];
-    conc__name_code(code, sizeof code, address);
-    conc__say(text, snprintf(text, sizeof text, "    #%d %s\n", number, code), sizeof text);
-}
-
 /* What holds the loop, in words. Under conc__telling. */
 CONC__PRIVATE void conc__name_step(char *text, size_t size, const conc__held_by *step,
                                    const char *task)
@@ -11829,6 +11959,13 @@ CONC__PRIVATE void conc__name_step(char *text, size_t size, const conc__held_by 
 }
 
 #ifdef __linux__
+CONC__PRIVATE void conc__print_frame(int number, uintptr_t address)
+{
+    char code[PATH_MAX + 256], text[sizeof code + 32];
+    conc__name_code(code, sizeof code, address);
+    conc__say(text, snprintf(text, sizeof text, "    #%d %s\n", number, code), sizeof text);
+}
+
 /* The frames of a thread in a system call: what looks like the return addresses of calls. */
 CONC__PRIVATE int conc__frames_on_stack(uintptr_t sp, uintptr_t pc)
 {
@@ -11980,7 +12117,7 @@ static struct sigaction conc__question_before;
 
 /* The handler for questions, where the program has none of its own for that signal, and there is
  * a stack for it. */
-CONC__PRIVATE bool conc__questions_open(const conc_loop *l)
+CONC__PRIVATE bool conc__questions_open(const conc_loop *l, conc__watchdog *d)
 {
 #ifdef CONC__BACKTRACE
     struct sigaction now, ours;
@@ -12003,14 +12140,16 @@ CONC__PRIVATE bool conc__questions_open(const conc_loop *l)
     bool taken = mine || sigaction(SIGURG, &ours, NULL) == 0;
     conc__signalling.questions += taken;
     pthread_mutex_unlock(&conc__signalling.mutex);
+    if (taken)
+        sem_init(&d->answered, 0, 0);
     return taken;
 #else
-    (void)l;
+    (void)l, (void)d;
     return false;
 #endif
 }
 
-CONC__PRIVATE void conc__questions_close(void)
+CONC__PRIVATE void conc__questions_close(conc__watchdog *d)
 {
 #ifdef CONC__BACKTRACE
     struct sigaction now, *covered = &conc__signalling.numbers[SIGURG].before;
@@ -12021,6 +12160,9 @@ CONC__PRIVATE void conc__questions_close(void)
     if (last && conc__is_question(covered)) /* a conc_signals that is still open puts this back */
         *covered = conc__question_before;
     pthread_mutex_unlock(&conc__signalling.mutex);
+    sem_destroy(&d->answered);
+#else
+    (void)d;
 #endif
 }
 
@@ -12034,8 +12176,7 @@ CONC__PRIVATE void conc__watchdog_close(conc_loop *l)
     if (!pthread_equal(d->id, d->of)) /* else it could not be started */
         pthread_join(d->id, NULL);
     if (d->asks)
-        conc__questions_close();
-    sem_destroy(&d->answered);
+        conc__questions_close(d);
     pthread_cond_destroy(&d->changed);
     pthread_mutex_destroy(&d->mutex);
     CONC_FREE(d);
@@ -12050,13 +12191,12 @@ CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
     memset(d, 0, sizeof *d);
     pthread_mutex_init(&d->mutex, NULL);
     pthread_cond_init(&d->changed, NULL);
-    sem_init(&d->answered, 0, 0);
     d->of = pthread_self();
 #ifdef __linux__
     d->of_number = syscall(SYS_gettid);
 #endif
     d->most = conc__ns(l->options.slow_step);
-    d->asks = conc__questions_open(l);
+    d->asks = conc__questions_open(l, d);
     int rc = conc__quiet_thread(&d->id, NULL, conc__watchdog_main, d);
     l->watchdog = d;
     if (rc) {

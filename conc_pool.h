@@ -423,6 +423,9 @@ CONC_API void conc__auto_conc_child(conc_child *c);
 #ifdef __linux__
 #include <sys/prctl.h>
 #endif
+#ifdef __APPLE__
+#include <crt_externs.h>
+#endif
 
 /* ---- >>waiting ------------------------------------------------------------------------------ */
 
@@ -789,6 +792,59 @@ CONC__SWITCHES int conc__wait_outside(conc_loop *l, conc__waiter *w, const conc_
     return rc;
 }
 
+/* -- semaphores. macOS has those of POSIX that have no name in name only. -- */
+
+#ifdef __APPLE__
+typedef struct conc__semaphore {
+    pthread_mutex_t mutex;
+    pthread_cond_t posted;
+    unsigned count; /* under the mutex */
+} conc__semaphore;
+
+CONC__PRIVATE void conc__semaphore_open(conc__semaphore *s)
+{
+    pthread_mutex_init(&s->mutex, NULL);
+    pthread_cond_init(&s->posted, NULL);
+    s->count = 0;
+}
+
+CONC__PRIVATE void conc__semaphore_close(conc__semaphore *s)
+{
+    pthread_cond_destroy(&s->posted);
+    pthread_mutex_destroy(&s->mutex);
+}
+
+/* The signal is under the mutex: whoever it wakes may close the semaphore. */
+CONC__PRIVATE void conc__semaphore_post(conc__semaphore *s)
+{
+    pthread_mutex_lock(&s->mutex);
+    s->count++;
+    pthread_cond_signal(&s->posted);
+    pthread_mutex_unlock(&s->mutex);
+}
+
+CONC__PRIVATE void conc__semaphore_wait(conc__semaphore *s)
+{
+    pthread_mutex_lock(&s->mutex);
+    while (!s->count)
+        pthread_cond_wait(&s->posted, &s->mutex);
+    s->count--;
+    pthread_mutex_unlock(&s->mutex);
+}
+#else
+typedef sem_t conc__semaphore;
+
+CONC__PRIVATE void conc__semaphore_open(conc__semaphore *s) { sem_init(s, 0, 0); }
+CONC__PRIVATE void conc__semaphore_close(conc__semaphore *s) { sem_destroy(s); }
+CONC__PRIVATE void conc__semaphore_post(conc__semaphore *s) { sem_post(s); }
+
+CONC__PRIVATE void conc__semaphore_wait(conc__semaphore *s)
+{
+    while (sem_wait(s) && errno == EINTR)
+        continue;
+}
+#endif
+
 /* ---- >>crew --------------------------------------------------------------------------------- */
 
 enum {
@@ -868,7 +924,7 @@ typedef struct conc__crew {
 
     /* what threads sleep on; it has `wakes`, but for `calls`, which are due once the mutex is
      * free */
-    sem_t work;
+    conc__semaphore work;
     conc__thread **threads;
     int slots; /* of threads[] */
     int most, lost, nested, waiting, started, coming, idle, sleeping, wakes, calls, spinning,
@@ -983,11 +1039,13 @@ CONC__PRIVATE bool conc__layers_ask(const conc__layer *layer, const conc_job *jo
     return job && conc__job_asked(job);
 }
 
+#ifdef __linux__ /* pools of processes alone ask */
 CONC__PRIVATE bool conc__map_stops(const conc__mapping *m)
 {
     return __atomic_load_n(&m->stop, __ATOMIC_RELAXED) ||
            conc__layers_ask(m->layer.outer, m->layer.sender);
 }
+#endif
 
 /* Is what runs there asked to end? From any thread, while it waits. */
 CONC__PRIVATE bool conc__frame_asked(const conc__frame *f)
@@ -1152,7 +1210,7 @@ CONC__PRIVATE conc__crew *conc__crew_new(int most, int limit)
     c->on_valgrind = conc__on_valgrind();
     pthread_mutex_init(&c->mutex, NULL);
     pthread_cond_init(&c->ended, NULL);
-    sem_init(&c->work, 0, 0);
+    conc__semaphore_open(&c->work);
     pthread_mutex_lock(&conc__crews);
     c->next = conc__all_crews;
     conc__all_crews = c;
@@ -1181,7 +1239,7 @@ CONC__PRIVATE void conc__crew_free(conc__crew *c)
     conc__supervisor_free(c->supervisor);
     /* else other threads may have had them, when the process forked */
     if (c->forks == conc__forks) {
-        sem_destroy(&c->work);
+        conc__semaphore_close(&c->work);
         pthread_cond_destroy(&c->ended);
         pthread_mutex_destroy(&c->mutex);
     }
@@ -1632,7 +1690,7 @@ CONC__PRIVATE int conc__crew_spare(conc__crew *c, const conc__frame *own, const 
     }
     int rc = c->queued && one > 0 ? conc__crew_rouse(c) : 0;
     for (; c->calls; c->calls--)
-        sem_post(&c->work);
+        conc__semaphore_post(&c->work);
     return rc;
 }
 
@@ -1653,7 +1711,7 @@ CONC__PRIVATE void conc__crew_unlock(conc__crew *c)
     c->calls = 0;
     pthread_mutex_unlock(&c->mutex);
     for (; calls; calls--)
-        sem_post(&c->work);
+        conc__semaphore_post(&c->work);
 }
 
 /* Under the mutex. */
@@ -2015,8 +2073,7 @@ CONC__PRIVATE void conc__thread_sleep(conc__crew *c)
 {
     c->sleeping++;
     pthread_mutex_unlock(&c->mutex);
-    while (sem_wait(&c->work) && errno == EINTR)
-        ;
+    conc__semaphore_wait(&c->work);
     conc__lock_briefly(&c->mutex);
     c->sleeping--;
     c->wakes--;
@@ -2039,7 +2096,7 @@ CONC__PRIVATE bool conc__thread_next(conc__crew *c, conc__thread *t)
     if (c->queued)
         conc__crew_rouse(c);
     if (!t->filled && c->calls)
-        sem_post(&c->work), c->calls--;
+        conc__semaphore_post(&c->work), c->calls--;
     return t->filled > 0; /* else there are more threads than there need to be */
 }
 
@@ -2246,7 +2303,7 @@ CONC__PRIVATE void conc__threads_end(conc__crew *c)
     conc__lock_briefly(&c->mutex);
     c->stopping = true;
     for (; c->wakes < c->sleeping; c->wakes++)
-        sem_post(&c->work);
+        conc__semaphore_post(&c->work);
     while (c->started > c->lost)
         pthread_cond_wait(&c->ended, &c->mutex);
     for (int i = 0; i < c->slots; i++)
@@ -3509,7 +3566,7 @@ CONC__PRIVATE int conc__read_all(int fd, conc__file_call *f)
             f->data = more;
             f->room = room;
         }
-        n = read(fd, f->data + f->size, f->room - f->size - 1);
+        n = read(fd, f->data + f->size, conc__at_once(f->room - f->size - 1));
         if (n < 0 && errno != EINTR)
             return -errno;
         f->size += n > 0 ? (size_t)n : 0;
@@ -3597,7 +3654,7 @@ CONC_API CONC__CALLED int conc_file_read(const char *path, void **data, size_t *
 CONC__PRIVATE int conc__write_all(int fd, conc__file_call *f)
 {
     while (f->written < f->size) {
-        ssize_t n = write(fd, f->data + f->written, f->size - f->written);
+        ssize_t n = write(fd, f->data + f->written, conc__at_once(f->size - f->written));
         if (n < 0 && errno != EINTR)
             return -errno;
         f->written += n > 0 ? (size_t)n : 0;
@@ -3646,16 +3703,29 @@ CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t 
     return rc;
 }
 
+/* Has the bytes of a file reach its disk. fsync of macOS leaves them in the disk's own memory; not
+ * every file system there knows the other call. */
+CONC__PRIVATE int conc__sync_file(int fd)
+{
+#ifdef __APPLE__
+    if (fcntl(fd, F_FULLFSYNC) >= 0)
+        return 0;
+#endif
+    return fsync(fd) ? -errno : 0;
+}
+
 /* The mode of the file that replaces one, whose owner or group it may not be given. Nobody may do
  * then what only others might before: the new group has what everybody had, and what the old group
  * was denied is denied to everybody, as its members are among them now. */
 CONC__PRIVATE mode_t conc__mode_after(const struct stat *before, const struct stat *now,
                                       bool list_lost)
 {
-    mode_t mode = before->st_mode & 07777, both = (mode >> 3) & mode & 07;
+    unsigned mode = before->st_mode & 07777u, both = (mode >> 3) & mode & 07u;
     if (list_lost || now->st_gid != before->st_gid)
-        mode = (mode & ~(mode_t)(S_ISGID | 077)) | both << 3 | both;
-    return now->st_uid != before->st_uid ? mode & ~(mode_t)S_ISUID : mode;
+        mode = (mode & ~(S_ISGID | 077u)) | both << 3 | both;
+    if (now->st_uid != before->st_uid)
+        mode &= ~(unsigned)S_ISUID;
+    return (mode_t)mode;
 }
 
 /* Gives the new file the old one's access control list. False: there is one, and it cannot be
@@ -3691,7 +3761,7 @@ CONC__PRIVATE int conc__fill(int fd, const char *path, const struct stat *before
         if (same_group && !conc__keep_list(fd, path))
             rc = fchmod(fd, conc__mode_after(before, &now, true)) ? -errno : 0;
     }
-    return rc == 0 && fsync(fd) ? -errno : rc;
+    return rc == 0 ? conc__sync_file(fd) : rc;
 }
 
 /* Makes path a file with these bytes in one step. */
@@ -3743,8 +3813,10 @@ CONC__PRIVATE int conc__write_in_place(const char *path, conc__file_call *f)
 CONC__PRIVATE int conc__write_to_special(conc__file_call *f, bool is_fifo)
 {
     int fd = conc__open_for(f, O_WRONLY);
-    if (fd >= 0)
+    if (fd >= 0) {
+        conc__no_pipe_signal(fd);
         return conc__pause_file(f, fd, conc__write_all(fd, f));
+    }
     return fd == -ENXIO && is_fifo && f->patient ? CONC__FILE_ALONE : fd;
 }
 
@@ -3990,12 +4062,27 @@ typedef enum conc__child_state {
     CONC__CHILD_INHERITED
 } conc__child_state;
 
+/* Where the environment is: macOS hides the variable from libraries. */
+#ifdef __APPLE__
+CONC__PRIVATE char ***conc__environ(void) { return _NSGetEnviron(); }
+#else
 extern char **environ;
+CONC__PRIVATE char ***conc__environ(void) { return &environ; }
+#endif
 
 /* Where the C library has them, which hides them from programs that do not ask for GNU's
- * extensions. */
+ * extensions. macOS has the first one from 10.15 on. */
+#ifdef __APPLE__
+#define CONC__CHDIR_SYMBOL "_posix_spawn_file_actions_addchdir_np"
+#else
+#define CONC__CHDIR_SYMBOL "posix_spawn_file_actions_addchdir_np"
+#endif
 #define CONC__CHDIR_THERE __attribute__((weak))
 #define CONC__CLOSE_FROM_THERE __attribute__((weak))
+#ifdef __APPLE__
+#undef CONC__CHDIR_THERE
+#define CONC__CHDIR_THERE
+#endif
 #if defined __GLIBC__ && defined __GLIBC_PREREQ
 #if __GLIBC_PREREQ(2, 29)
 #undef CONC__CHDIR_THERE
@@ -4006,13 +4093,11 @@ extern char **environ;
 #define CONC__CLOSE_FROM_THERE
 #endif
 #endif
-extern int conc__spawn_close_from(posix_spawn_file_actions_t *a, int from) __asm__(
-    "posix_spawn_file_actions_addclosefrom_np") CONC__CLOSE_FROM_THERE;
 #ifdef CONC__NO_SPAWN_CHDIR /* for tests: a C library that lacks it */
 static int (*const conc__spawn_chdir)(posix_spawn_file_actions_t *a, const char *dir) = NULL;
 #else
-extern int conc__spawn_chdir(posix_spawn_file_actions_t *a, const char *dir) __asm__(
-    "posix_spawn_file_actions_addchdir_np") CONC__CHDIR_THERE;
+extern int conc__spawn_chdir(posix_spawn_file_actions_t *a,
+                             const char *dir) __asm__(CONC__CHDIR_SYMBOL) CONC__CHDIR_THERE;
 #endif
 
 /* The mask that the program had before conc changed it. */
@@ -4179,26 +4264,44 @@ CONC__PRIVATE void conc__child_socket_as_before(const conc__child_starting *s, i
         fcntl(fd, F_SETFL, flags | O_NONBLOCK);
 }
 
-CONC__PRIVATE int conc__close_others(posix_spawn_file_actions_t *actions, int from)
-{
-    int (*close_from)(posix_spawn_file_actions_t *, int) = conc__spawn_close_from;
-    int rc = 0;
-    if (close_from)
-        return close_from(actions, from);
-    for (int fd = from, most = (int)sysconf(_SC_OPEN_MAX); fd < most && fd < 65536 && rc == 0;
-         fd++) {
-        int flags = fcntl(fd, F_GETFD);
-        if (flags >= 0 && !(flags & FD_CLOEXEC))
-            rc = posix_spawn_file_actions_addclose(actions, fd);
-    }
-    return rc;
-}
-
 /* What posix_spawn is told: which signals to block, and which files to change. */
 typedef struct conc__spawning {
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
 } conc__spawning;
+
+/* Has the program inherit no descriptors but those below `from`. */
+#ifdef __APPLE__
+CONC__PRIVATE int conc__close_others(conc__spawning *s, int from)
+{
+    short flags = 0;
+    int rc = posix_spawnattr_getflags(&s->attributes, &flags);
+    if (rc == 0)
+        rc = posix_spawnattr_setflags(&s->attributes, (short)(flags | POSIX_SPAWN_CLOEXEC_DEFAULT));
+    for (int fd = 0; fd < from && rc == 0; fd++)
+        if (conc__is_open(fd))
+            rc = posix_spawn_file_actions_addinherit_np(&s->actions, fd);
+    return rc;
+}
+#else
+extern int conc__spawn_close_from(posix_spawn_file_actions_t *a, int from) __asm__(
+    "posix_spawn_file_actions_addclosefrom_np") CONC__CLOSE_FROM_THERE;
+
+CONC__PRIVATE int conc__close_others(conc__spawning *s, int from)
+{
+    int (*close_from)(posix_spawn_file_actions_t *, int) = conc__spawn_close_from;
+    int rc = 0;
+    if (close_from)
+        return close_from(&s->actions, from);
+    for (int fd = from, most = (int)sysconf(_SC_OPEN_MAX); fd < most && fd < 65536 && rc == 0;
+         fd++) {
+        int flags = fcntl(fd, F_GETFD);
+        if (flags >= 0 && !(flags & FD_CLOEXEC))
+            rc = posix_spawn_file_actions_addclose(&s->actions, fd);
+    }
+    return rc;
+}
+#endif
 
 CONC__PRIVATE int conc__spawning_open(conc__spawning *s, const sigset_t *mask)
 {
@@ -4229,7 +4332,7 @@ CONC__PRIVATE char *const *conc__child_argv(const conc_child *c)
 
 CONC__PRIVATE char *const *conc__child_env(const conc_child *c)
 {
-    return c->env ? (char *const *)(uintptr_t)c->env : environ;
+    return c->env ? (char *const *)(uintptr_t)c->env : *conc__environ();
 }
 
 CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
@@ -4248,7 +4351,7 @@ CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
         if (s->far_ends[i] >= 0)
             rc = posix_spawn_file_actions_adddup2(&how.actions, s->far_ends[i], i);
     if (rc == 0)
-        rc = conc__close_others(&how.actions, 3);
+        rc = conc__close_others(&how, 3);
     if (rc == 0 && s->path)
         rc = posix_spawn(&s->pid, s->path, &how.actions, &how.attributes, argv, env);
     else if (rc == 0)
@@ -4275,7 +4378,7 @@ CONC__PRIVATE int conc__become_program(const conc__child_starting *s, int most)
             close(fd);
     }
     pthread_sigmask(SIG_SETMASK, &s->mask, NULL);
-    environ = (char **)(uintptr_t)conc__child_env(c);
+    *conc__environ() = (char **)(uintptr_t)conc__child_env(c);
     if (s->path)
         execv(s->path, conc__child_argv(c));
     else
@@ -4429,6 +4532,8 @@ CONC__PRIVATE void conc__child_set_state(conc_child *c, conc__child_state state)
 
 /* -- processes by their numbers, where there is no better way -- */
 
+#ifdef __linux__
+
 /* What /proc says of a process. */
 typedef struct conc__process {
     char state;
@@ -4481,6 +4586,30 @@ CONC__PRIVATE int conc__group_lives(pid_t group)
     return lives;
 }
 
+#else
+
+CONC__PRIVATE unsigned long long conc__process_began(pid_t pid)
+{
+    (void)pid;
+    return 0; /* nobody knows */
+}
+
+/* Is a process of this group alive? -1: nobody knows. kill of macOS passes over those that are to
+ * be reaped. */
+CONC__PRIVATE int conc__group_lives(pid_t group)
+{
+#ifdef __APPLE__
+    int saved = errno, lives = kill(-group, 0) == 0 || errno == EPERM;
+    errno = saved;
+    return lives;
+#else
+    (void)group;
+    return -1;
+#endif
+}
+
+#endif
+
 /* Is the number still the child's, as far as one can tell? Somebody else may have reaped it, or
  * the kernel, where SIGCHLD is ignored. Processes that begin within a hundredth of a second look
  * the same. */
@@ -4493,13 +4622,38 @@ CONC__PRIVATE bool conc__child_has_number(const conc_child *c)
 
 /* -- its end -- */
 
+/* The signal that ended a child which has not been reaped. */
+#ifdef __APPLE__
+extern int conc__process_facts(int pid, int kind, uint64_t of_the_dead, void *facts,
+                               int size) __asm__("_proc_pidinfo");
+
+/* waitid(2) of macOS tells none, but a call of its own knows the whole status. */
+CONC__PRIVATE int conc__deadly_signal(const siginfo_t *info)
+{
+    enum { BASICS = 3, STATUS = 2, WORDS = 34 }; /* PROC_PIDTBSDINFO, struct proc_bsdinfo */
+    uint32_t facts[WORDS] = {0};
+    int size = (int)sizeof facts;
+    bool known = conc__process_facts(info->si_pid, BASICS, 1, facts, size) == size;
+    return known ? (int)(facts[STATUS] & 0x7f) : SIGKILL;
+}
+#else
+CONC__PRIVATE int conc__deadly_signal(const siginfo_t *info) { return info->si_status & 0x7f; }
+#endif
+
 /* waitid(2)'s result as waitpid(2) says it. */
 CONC__PRIVATE int conc__wait_status(const siginfo_t *info)
 {
     if (info->si_code == CLD_EXITED)
         return (info->si_status & 0xff) << 8;
-    return (info->si_status & 0x7f) | (info->si_code == CLD_DUMPED ? 0x80 : 0);
+    return conc__deadly_signal(info) | (info->si_code == CLD_DUMPED ? 0x80 : 0);
 }
+
+/* Is a child reaped by waitpid(2)? What waitid(2) of macOS says of it then is not all. */
+#ifdef __APPLE__
+enum { CONC__PLAIN_REAPING = 1 };
+#else
+enum { CONC__PLAIN_REAPING = 0 };
+#endif
 
 /* Without waitid: the child is reaped whatever was asked for. */
 CONC__PRIVATE int conc__child_look_plainly(conc_child *c)
@@ -4528,8 +4682,9 @@ CONC__PRIVATE int conc__child_look(conc_child *c, bool reap)
     if (!by_pidfd) {
         if (!conc__child_has_number(c))
             return -1;
-        rc = waitid(P_PID, (id_t)c->pid, &info, options);
-        if (rc && conc__refused(errno))
+        bool plainly = reap && CONC__PLAIN_REAPING;
+        rc = plainly ? -1 : waitid(P_PID, (id_t)c->pid, &info, options);
+        if (plainly || (rc && conc__refused(errno)))
             return conc__child_look_plainly(c);
     }
     if (rc || !info.si_pid)
@@ -6539,7 +6694,7 @@ CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int 
     if (rc == 0)
         rc = posix_spawn_file_actions_addopen(&how.actions, 0, "/dev/null", O_RDONLY, 0);
     if (rc == 0)
-        rc = conc__close_others(&how.actions, SOCKET + 1);
+        rc = conc__close_others(&how, SOCKET + 1);
     if (rc == 0)
         rc = posix_spawn(&child, "/proc/self/exe", &how.actions, &how.attributes,
                          (char *const *)(uintptr_t)program.argv, s->environment);
@@ -7171,6 +7326,7 @@ CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
 #else /* not Linux: there are no pools of processes */
 
 typedef struct conc__view conc__view;
+typedef struct conc__supervisor conc__supervisor;
 
 CONC__PRIVATE void conc__segments_hold(void) {}
 CONC__PRIVATE void conc__segments_let(void) {}
@@ -7193,6 +7349,7 @@ CONC__PRIVATE void conc__view_close(conc_loop *l, conc__view *v) { (void)l, (voi
 CONC_API void *conc_shared_alloc(size_t size)
 {
     (void)size;
+    conc_fail(-ENOTSUP, "shared memory is for Linux");
     return NULL;
 }
 CONC_API void conc_shared_free(void *p) { (void)p; }
