@@ -168,11 +168,9 @@ check_macos() {
     local target
     zig_is_there
     for target in aarch64-macos x86_64-macos; do
-        macos -O2 -c $here/impl.c -o "$out/impl.o"
-        macos -std=c11 -fsyntax-only $here/impl.c
-        macos -std=c11 -fsyntax-only $here/decl.c
+        macos -std=c11 -O2 -c $here/impl.c -o "$out/impl.o"
+        macos -std=c11 -O0 -c $here/decl.c -o "$out/decl.o"
         macos -O1 -DCONC_STATIC -c $here/decl.c -o "$out/static.o"
-        macos -DCONC_NO_ENV -DCONC_SAVE_FPU -DCONC_STATIC -fsyntax-only $here/decl.c
         macos $here/unit_a.c $here/unit_b.c "$out/impl.o" -o "$out/units"
     done
 }
