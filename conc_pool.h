@@ -3111,6 +3111,8 @@ CONC__PRIVATE conc_pool *conc__offloads_of(conc_loop *l, int which, int *rc)
     pthread_mutex_lock(&conc__offloads.mutex);
     if (!p->crew) {
         p->threads = n < 32 ? n : 32;
+        if (which == CONC__NAMES) /* servers that do not answer keep many for half a minute */
+            p->threads = 64;
         p->name = names[which];
         *rc = conc_pool_open(p);
     }
