@@ -1009,6 +1009,7 @@ static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <float.h>
 #include <limits.h>
 #include <net/if.h>
 #include <netinet/in.h>
@@ -12434,7 +12435,10 @@ CONC_API double conc_random(double low, double high)
     conc_loop *l = conc__here;
     if (!l || !(high > low))
         return low;
-    double x = low + (high - low) * ((double)(conc__mix(&l->draws) >> 11) / 9007199254740992.0);
+    double share = (double)(conc__mix(&l->draws) >> 11) / 9007199254740992.0;
+    double x = low + (high - low) * share;
+    if (high / 2 - low / 2 > DBL_MAX / 2) /* their distance is no finite number */
+        x = low * (1 - share) + high * share;
     return x < high ? x : low;
 }
 
