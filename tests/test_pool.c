@@ -3936,19 +3936,26 @@ POOL_TEST(the_first_error_of_a_map_ends_what_other_elements_wait_for)
     with_full_channel_and_pool(fail_beside_one_that_waits);
 }
 
-static int maps_two(void *arg) { return conc_pool_map(outer_pool, waits_twice, arg, 2, 0); }
+static int maps_two(void *arg)
+{
+    return conc_pool_map(outer_pool, waits_twice, arg, 2, sizeof(waiting));
+}
 
 POOL_TEST(a_cancelled_job_that_maps_ends_what_the_elements_wait_for)
 {
+    static waiting elements[2];
     conc_job j;
     WITH_POOL(pool, 2);
     outer_pool = &pool;
-    of_a_map = (waiting){receives, COUNTER, WAITING, WAITING, false};
-    CHECK_INT(conc_pool_submit(&pool, &j, maps_two, &of_a_map), 0);
-    count_wait(&of_a_map.begun, 2);
+    for (int i = 0; i < 2; i++)
+        elements[i] = (waiting){receives, COUNTER, WAITING, WAITING, false};
+    CHECK_INT(conc_pool_submit(&pool, &j, maps_two, elements), 0);
+    for (int i = 0; i < 2; i++)
+        count_wait(&elements[i].begun, 1);
     CHECK_INT(conc_job_cancel(&j), 0);
     CHECK_INT(result_of(&j), -ECANCELED);
-    check_ended(&of_a_map);
+    for (int i = 0; i < 2; i++)
+        check_ended(&elements[i]);
     conc_channel_destroy(&empty_channel);
 }
 
