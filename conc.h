@@ -2549,7 +2549,8 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
         if (!polls[i].revents && polls[i].events & POLLOUT)
             writes[polls[i].fd / BITS] |= bit;
     }
-    int64_t most = closed ? 0 : longest, pause = ns < most ? ns : most;
+    int64_t most = closed ? 0 : longest;
+    int64_t pause = ns < most ? ns : most;
     struct timespec limit = {(time_t)(pause / 1000000000), (long)(pause % 1000000000)};
     int rc = pselect(top + 1, (fd_set *)(void *)reads, (fd_set *)(void *)writes, NULL,
                      ns == CONC__NEVER && !closed ? NULL : &limit, NULL);

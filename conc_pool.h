@@ -1717,8 +1717,9 @@ CONC__PRIVATE void conc__crew_unlock(conc__crew *c)
 /* Under the mutex. */
 CONC__PRIVATE int conc__crew_queue(conc__crew *c, conc_job *j)
 {
-    int rc = conc__backlog_has_room(c) ? c->supervisor ? conc__supervisor_begin(c->supervisor) : 0
-                                       : -ENOMEM;
+    int rc = conc__backlog_has_room(c) ? 0 : -ENOMEM;
+    if (rc == 0 && c->supervisor)
+        rc = conc__supervisor_begin(c->supervisor);
     if (rc)
         return rc;
     conc__backlog_accept(c, j);
@@ -6511,6 +6512,13 @@ CONC__PRIVATE void conc__supervisor_send(conc__supervisor *s, bool supervisor)
         conc__supervisor_ring(s);
 }
 
+/* The words of an error, which a worker may have written without an end. */
+CONC__PRIVATE void conc__reply_words(const conc__worker_channel *c, char words[96])
+{
+    memcpy(words, c->text, sizeof c->text);
+    words[sizeof c->text - 1] = 0;
+}
+
 /* The worker has replied, and what it wrote is to be copied. */
 CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
 {
@@ -6519,8 +6527,7 @@ CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
     int64_t full_result = c->result;
     char words[sizeof c->text];
     int result = 0;
-    memcpy(words, c->text, sizeof words);
-    words[sizeof words - 1] = 0;
+    conc__reply_words(c, words);
     if (j->parcel && j->parcel->mapping) {
         bool more = conc__runner_goes_on(s, w, (int)full_result, &result);
         bool worn_out = s->max_jobs && w->jobs >= s->max_jobs;
@@ -6561,8 +6568,7 @@ CONC__PRIVATE void conc__worker_ready(conc__supervisor *s, conc__worker *w)
     if (rc >= 0 || s->broken)
         return;
     char words[sizeof c->text];
-    memcpy(words, c->text, sizeof words);
-    words[sizeof words - 1] = 0;
+    conc__reply_words(c, words);
     s->broken = -ENOTRECOVERABLE;
     snprintf(s->why, sizeof s->why, "init failed: %.80s", c->words ? words : conc_strerror(rc));
 }
