@@ -7224,7 +7224,7 @@ CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd *f, uint32_t id, const con
 /* Waits until the descriptor is ready for any of the events: those, or an error. */
 CONC__PRIVATE CONC__CALLED int conc__fd_park(conc_loop *l, int number, int events)
 {
-    conc__fd *f;
+    conc__fd *f = NULL;
     conc__find_lost(l, __builtin_frame_address(0));
     int rc = conc__checkpoint(l);
     if (rc == 0)

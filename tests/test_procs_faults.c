@@ -755,9 +755,9 @@ static int run_victims(conc_procs *p, victim *v, int n, bool as_map)
             conc_procs_submit(p, &jobs[i], offers_itself, &v[i], offsetof(victim, data) + v[i].n),
             0);
     for (int i = 0; i < n; i++) {
+        v[i].rc = as_map ? results[i] : result_of(&jobs[i]);
         unsigned mischief = mischief_of(&v[i]);
         bool own = mischief < NONE && mischief != CHILD;
-        v[i].rc = as_map ? results[i] : result_of(&jobs[i]);
         check_victim(&v[i]);
         lost += v[i].rc < 0 && !own;
     }
