@@ -5551,8 +5551,9 @@ CONC__PRIVATE int conc__module_count(conc__module_info *m, size_t size, void *ar
  */
 
 enum {
+    CONC__DATA_ALIGNMENT = 64,
     CONC__CHANNEL_DATA = 8192, /* where a channel's data begins */
-    CONC__SMALL = 128 * 1024,  /* bytes of data that fit there */
+    CONC__SMALL = 256 * 1024,  /* bytes of data that fit there */
     CONC__CHANNEL_SIZE = CONC__CHANNEL_DATA + CONC__SMALL,
 
     /* a worker's exit status */
@@ -5679,7 +5680,10 @@ CONC__PRIVATE void conc__futex_wake(unsigned *word)
     syscall(SYS_futex, word, WAKE, 1, NULL, NULL, 0);
 }
 
-CONC__PRIVATE size_t conc__aligned(size_t n) { return (n + 63) / 64 * 64; }
+CONC__PRIVATE size_t conc__aligned(size_t n)
+{
+    return (n + CONC__DATA_ALIGNMENT - 1) / CONC__DATA_ALIGNMENT * CONC__DATA_ALIGNMENT;
+}
 
 /* In a worker: the process itself. */
 static struct conc__worker_process {
@@ -6206,7 +6210,7 @@ CONC__PRIVATE void conc__range_take(const conc__supervisor *s, const conc_job *j
     if (p->left || conc__map_stops(m))
         return;
     if (m->size)
-        most = CONC__SMALL / 2 / (m->size + sizeof(int));
+        most = (CONC__SMALL - CONC__DATA_ALIGNMENT) / (m->size + sizeof(int));
     if (s->max_jobs && most > (size_t)s->max_jobs)
         most = (size_t)s->max_jobs;
     n = n > most ? most : n;
