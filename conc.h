@@ -257,7 +257,8 @@ CONC_API int conc_yield(void);
 
 /* Holds the whole loop for s seconds, as a long computation or a blocking call would: for
  * demonstrations and tests. On the virtual clock it moves time by s. Then limits that passed
- * meanwhile are in force. NaN: -EINVAL. Not a checkpoint. */
+ * meanwhile are in force. NaN: -EINVAL. Not a checkpoint. In a job of conc_pool.h it holds that
+ * thread, and returns -ECANCELED once the job is asked to end. */
 CONC_API int conc_block(double s);
 
 /* Returns when every other task waits and nothing is ready; time does not move for it. Posted
@@ -339,7 +340,7 @@ CONC_API void conc_scope_shield(conc_scope *s, bool on);
 CONC_API int conc_timeout(double s, conc_fn *fn, void *arg);
 
 /* fn(arg) here and now, with cancels from outside hidden: for cleaning up. grace bounds it, in
- * seconds. Results as above. */
+ * seconds. Results as above. In a job of conc_pool.h, too. */
 CONC_API int conc_shield(double grace, conc_fn *fn, void *arg);
 
 /* The nearest deadline that applies here, on conc_now's clock: CONC_FOREVER without one,
@@ -1153,6 +1154,7 @@ template <class type> struct conc__is_pointer<type *> {
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <float.h>
 #include <limits.h>
 #include <net/if.h>
 #include <netinet/in.h>
@@ -1207,17 +1209,18 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 #ifdef __linux__
 #define CONC__MAP_STACK (MAP_STACK | MAP_NORESERVE)
 #define CONC__MAP_POPULATE MAP_POPULATE
+#define CONC__MADV_DONTNEED MADV_DONTNEED
 #define CONC__MADV_NOHUGEPAGE MADV_NOHUGEPAGE
 #else
 #define CONC__MAP_STACK 0
 #define CONC__MAP_POPULATE 0
 #endif
-#define CONC__MADV_DONTNEED MADV_DONTNEED
 #define CONC__SA_ONSTACK SA_ONSTACK
 #define CONC__SS_DISABLE SS_DISABLE
 #endif
 
-#ifdef __has_include
+/* Another thread's frames: /proc tells which threads may be asked for them. */
+#if defined __linux__ && defined __has_include
 #if __has_include(<execinfo.h>)
 #include <execinfo.h>
 #define CONC__BACKTRACE
@@ -1912,7 +1915,7 @@ struct conc_loop {
     int64_t verified; /* when conc__verify last looked at some, on the real clock */
     int64_t verified_until; /* virtual clock: when conc__verify_until last did */
     bool retried;           /* virtual clock: conc__jump_clock is to wait for others, as it says */
-    int ends_awaited;       /* tasks that wait for the end of a child program, which runs */
+    int outside_awaited; /* tasks that wait for the end of a child program, or a FIFO's other end */
     conc__standstill standstill;
     int64_t polled;
     struct pollfd *polls_for; /* poll(2) */
@@ -2009,7 +2012,10 @@ typedef struct conc__outside_calls {
 typedef struct conc__extension {
     const conc__outside_calls *outside; /* NULL: conc_pool.h is not linked */
     conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none does */
-    bool (*job_block)(int64_t ns);      /* conc_block in a job; false: none runs here */
+    int (*job_block)(int64_t ns);       /* conc_block in a job; 1: none runs here */
+    /* conc_shield in a job; false: none runs here */
+    bool (*job_shield)(double grace, conc_fn *fn, void *arg, int *rc);
+    int (*job_runs)(conc_loop *l); /* a run begins on this thread, where a job may run */
     /* conc_fail of the job that runs on this thread; false: none does */
     bool (*job_fail)(int rc, const char *text);
     /* the newest error of the job that runs on this thread, "": none; NULL: no job does */
@@ -2263,10 +2269,18 @@ CONC__PRIVATE void conc__switch_plainly(conc_loop *l, conc__stack *from, void **
 
 /* ---- >>system ------------------------------------------------------------------------------- */
 
+/* The clock that stands still while the machine sleeps; that of macOS called CLOCK_MONOTONIC does
+ * not, and has only microseconds. */
+#ifdef __APPLE__
+#define CONC__CLOCK CLOCK_UPTIME_RAW
+#else
+#define CONC__CLOCK CLOCK_MONOTONIC
+#endif
+
 static inline int64_t conc__clock(void)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(CONC__CLOCK, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
@@ -2314,20 +2328,31 @@ CONC__PRIVATE void *conc__alloc(size_t size)
     return p;
 }
 
+#ifdef CONC_NO_ENV
 CONC__PRIVATE const char *conc__env(const char *name)
 {
-#ifdef CONC_NO_ENV
     (void)name;
     return NULL;
+}
 #else
-#ifdef __linux__
-    if (getauxval(AT_SECURE))
-        return NULL;
-#endif
-    const char *value = getenv(name);
-    return value && *value ? value : NULL;
+/* Does this process have rights that its caller, who chose the environment, may lack? */
+CONC__PRIVATE bool conc__is_privileged(void)
+{
+#if defined __linux__
+    return getauxval(AT_SECURE) != 0;
+#elif defined __APPLE__
+    return issetugid() != 0;
+#else
+    return getuid() != geteuid() || getgid() != getegid();
 #endif
 }
+
+CONC__PRIVATE const char *conc__env(const char *name)
+{
+    const char *value = conc__is_privileged() ? NULL : getenv(name);
+    return value && *value ? value : NULL;
+}
+#endif
 
 /* Does the system not have a call, or a sandbox not allow it? Then there is another way. */
 CONC__PRIVATE bool conc__refused(int error)
@@ -2412,6 +2437,18 @@ CONC__PRIVATE void *conc__map_pages(size_t size)
     return p;
 }
 
+/* Gives the memory of mapped pages back to the system: from then on they are all zero. Elsewhere
+ * than on Linux advice does not have that effect, so they are mapped anew. */
+CONC__PRIVATE bool conc__drop_pages(void *p, size_t size)
+{
+#ifdef __linux__
+    return madvise(p, size, CONC__MADV_DONTNEED) == 0;
+#else
+    int flags = MAP_PRIVATE | MAP_FIXED | CONC__MAP_ANONYMOUS | CONC__MAP_STACK;
+    return mmap(p, size, PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED;
+#endif
+}
+
 CONC__PRIVATE void conc__unmap_pages(void *p, size_t size)
 {
 #if CONC__ASAN
@@ -2479,6 +2516,19 @@ CONC__PRIVATE int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attrib
     return rc;
 }
 
+#ifdef __APPLE__
+/* Takes away a blocked signal, if it is pending in this thread. */
+CONC__PRIVATE void conc__signal_discard(int number)
+{
+    int saved = errno;
+    sigset_t set, pending;
+    sigemptyset(&set);
+    sigaddset(&set, number);
+    if (sigpending(&pending) == 0 && sigismember(&pending, number))
+        sigwait(&set, &number);
+    errno = saved;
+}
+#else
 /* A pending signal that becomes ignored is gone, though it is blocked; even another thread's. */
 CONC__PRIVATE void conc__signal_drop(int number)
 {
@@ -2497,23 +2547,49 @@ CONC__PRIVATE void conc__signal_discard(int number)
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, number);
-#ifdef __APPLE__
-    sigset_t pending;
-    if (sigpending(&pending) == 0 && sigismember(&pending, number))
-        sigwait(&set, &number);
-#else
     struct timespec now = {0, 0};
     if (sigtimedwait(&set, NULL, &now) < 0 && conc__refused(errno))
         conc__signal_drop(number);
-#endif
     errno = saved;
 }
+#endif
 
 /* A write for handlers and the watchdog, which may not wait for the lock of stderr. */
 CONC__PRIVATE void conc__say(const char *text, int n, size_t size)
 {
     ssize_t rc = write(2, text, n < 0 ? 0 : (size_t)n < size ? (size_t)n : size - 1);
     (void)rc;
+}
+
+/* A write to this broken pipe or socket raises no SIGPIPE from here on. macOS has no flag for one
+ * call, and sends the signal to the process: it is no use then that this thread blocks it. */
+CONC__PRIVATE void conc__no_pipe_signal(int fd)
+{
+#ifdef __APPLE__
+    int saved = errno;
+    fcntl(fd, F_SETNOSIGPIPE, 1);
+    errno = saved;
+#else
+    (void)fd; /* MSG_NOSIGNAL, and for files conc__drain_pipe_signal */
+#endif
+}
+
+/* Makes a new descriptor close-on-exec and non-blocking, where no flag of the call that opens it
+ * does. */
+CONC__PRIVATE void conc__set_modes(int fd)
+{
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+}
+
+/* How many bytes one call may be asked to move: macOS refuses more than an int can count. */
+CONC__FAST size_t conc__at_once(size_t n)
+{
+#ifdef __APPLE__
+    return n < INT_MAX ? n : INT_MAX;
+#else
+    return n;
+#endif
 }
 
 /* On failure none of the two is open. */
@@ -2573,8 +2649,8 @@ CONC__PRIVATE int conc__wake_open(conc_loop *l)
         return rc;
     l->wake_out = ends[0];
     l->wake_in = ends[1];
-    fcntl(ends[0], F_SETFL, O_NONBLOCK);
-    fcntl(ends[1], F_SETFL, O_NONBLOCK);
+    conc__set_modes(ends[0]);
+    conc__set_modes(ends[1]);
     return 0;
 }
 
@@ -2636,6 +2712,7 @@ static inline int conc__milliseconds(int64_t ns)
 CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
 {
     enum { BITS = 8 * sizeof(long) };
+    const int64_t longest = (int64_t)86400 * 1000000000; /* a day: macOS refuses some years */
     int top = -1, closed = 0, count = 0;
     for (size_t i = 0; i < n; i++) {
         polls[i].revents = conc__is_open(polls[i].fd) ? 0 : POLLNVAL;
@@ -2655,10 +2732,11 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
         if (!polls[i].revents && polls[i].events & POLLOUT)
             writes[polls[i].fd / BITS] |= bit;
     }
-    ns = closed ? 0 : ns;
-    struct timespec limit = {(time_t)(ns / 1000000000), (long)(ns % 1000000000)};
+    int64_t most = closed ? 0 : longest;
+    int64_t pause = ns < most ? ns : most;
+    struct timespec limit = {(time_t)(pause / 1000000000), (long)(pause % 1000000000)};
     int rc = pselect(top + 1, (fd_set *)(void *)reads, (fd_set *)(void *)writes, NULL,
-                     ns == CONC__NEVER ? NULL : &limit, NULL);
+                     ns == CONC__NEVER && !closed ? NULL : &limit, NULL);
     for (size_t i = 0; i < n && rc >= 0; i++) {
         unsigned long bit = 1ul << (polls[i].fd % BITS);
         if (!polls[i].revents && reads[polls[i].fd / BITS] & bit)
@@ -2669,6 +2747,21 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
     }
     CONC_FREE(reads);
     return rc < 0 ? rc : count;
+}
+
+/* Has poll(2) called an open descriptor invalid? That of macOS does so with devices, terminals
+ * among them, which select(2) can wait for. */
+CONC__PRIVATE bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
+{
+#ifdef __APPLE__
+    for (size_t i = 0; i < n; i++)
+        if (polls[i].revents & POLLNVAL && conc__is_open(polls[i].fd))
+            return true;
+#else
+    (void)polls;
+    (void)n;
+#endif
+    return false;
 }
 
 /* poll(2) with a limit in nanoseconds. */
@@ -2683,7 +2776,8 @@ CONC__PRIVATE int conc__poll_call(struct pollfd *polls, size_t n, int64_t ns)
     if (rc < 0 && conc__refused(errno))
         rc = poll(polls, (nfds_t)n, ns == CONC__NEVER ? -1 : conc__milliseconds(ns));
     /* EINVAL: more than RLIMIT_NOFILE, which may have been lowered */
-    if (rc < 0 && (errno == EINVAL || conc__refused(errno)))
+    bool refused = rc < 0 && (errno == EINVAL || conc__refused(errno));
+    if (refused || (rc > 0 && conc__poll_is_blind(polls, n)))
         rc = conc__select(polls, n, ns);
     return rc;
 }
@@ -3234,7 +3328,7 @@ CONC__PRIVATE void conc__stack_drop(conc__stack *s)
     conc__pool *p = s->pool;
     char *low = s->low;
     conc__stack_untold(s);
-    madvise(low, p->stride - p->guard, CONC__MADV_DONTNEED);
+    conc__drop_pages(low, p->stride - p->guard);
     if (!slab->dropped)
         conc__hole_open(p, slab);
     slab->dropped |= (uint64_t)1 << ((size_t)(low - slab->base) / p->stride);
@@ -3972,7 +4066,7 @@ CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
 {
     unsigned starts = 0;
     bool pipe = conc__extended.pipe_awaited && conc__extended.pipe_awaited(l, &starts);
-    if (!pipe && !l->ends_awaited)
+    if (!pipe && !l->outside_awaited)
         return 0;
     conc__standstill *s = &l->standstill;
     int64_t clock = conc__clock();
@@ -4419,8 +4513,9 @@ CONC_API int conc_block(double s)
     bool outside = !l && !conc__extended.job_block;
     if (!outside && __builtin_isnan(s))
         return conc__misused(-EINVAL, __func__, "the time is not a number", NULL);
-    if (!l && !outside && conc__extended.job_block(conc__ns(s)))
-        return 0;
+    int rc = !l && !outside ? conc__extended.job_block(conc__ns(s)) : 1;
+    if (rc <= 0)
+        return rc;
     if (!l)
         return conc__misused(-EPERM, "conc_block", "there is no loop, and no job", NULL);
     int64_t end = conc__later(conc__time(l), conc__ns(s));
@@ -4771,6 +4866,10 @@ CONC_API int conc_timeout(double s, conc_fn *fn, void *arg)
 
 CONC_API int conc_shield(double grace, conc_fn *fn, void *arg)
 {
+    int rc = 0;
+    bool may_be_job = !conc__here && conc__extended.job_shield;
+    if (may_be_job && conc__extended.job_shield(grace, fn, arg, &rc))
+        return rc;
     return conc__call_in_scope(grace, true, fn, arg, "the scope of conc_shield");
 }
 
@@ -7434,7 +7533,7 @@ CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd *f, uint32_t id, const con
 /* Waits until the descriptor is ready for any of the events: those, or an error. */
 CONC__PRIVATE CONC__CALLED int conc__fd_park(conc_loop *l, int number, int events)
 {
-    conc__fd *f;
+    conc__fd *f = NULL;
     conc__find_lost(l, __builtin_frame_address(0));
     int rc = conc__checkpoint(l);
     if (rc == 0)
@@ -7782,6 +7881,21 @@ CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
     return *n >= 0 || (!wrong_file && !conc__refused(error));
 }
 
+/* Is it the program's end of a pseudo-terminal? */
+CONC__PRIVATE bool conc__is_terminal_master(int fd)
+{
+#if defined TIOCGPTN
+    unsigned number;
+    return ioctl(fd, TIOCGPTN, &number) == 0;
+#elif defined TIOCPTYGNAME
+    char name[128];
+    return ioctl(fd, TIOCPTYGNAME, name) == 0;
+#else
+    (void)fd;
+    return false;
+#endif
+}
+
 /* The same named pipe or terminal, open in non-blocking mode; -1: it cannot be, as the end of a
  * terminal's program. */
 CONC__PRIVATE int conc__io_open_anew(int fd, int access, const struct stat *st)
@@ -7790,11 +7904,8 @@ CONC__PRIVATE int conc__io_open_anew(int fd, int access, const struct stat *st)
     bool terminal = S_ISCHR(st->st_mode) && isatty(fd);
     if (!terminal && !S_ISFIFO(st->st_mode))
         return -1;
-#ifdef TIOCGPTN
-    unsigned master;
-    if (terminal && ioctl(fd, TIOCGPTN, &master) == 0)
+    if (terminal && conc__is_terminal_master(fd))
         return -1;
-#endif
 #ifdef __linux__
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
 #else
@@ -7938,26 +8049,65 @@ CONC__PRIVATE ssize_t conc__io_file(const conc__io *io, int access)
     return returns ? conc__io_plain(io, io->fd, access) : conc__io_blocking(io, access);
 }
 
+/* For sendmsg and recvmsg. */
+static inline struct msghdr conc__io_message(const conc__io *io)
+{
+    struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)io->parts};
+    message.msg_iovlen = (__typeof__(message.msg_iovlen))io->count;
+    return message;
+}
+
 static inline ssize_t conc__io_recv(const conc__io *io)
 {
     if (io->count == 1)
         return recvfrom(io->fd, io->parts->iov_base, io->parts->iov_len, io->flags | MSG_DONTWAIT,
                         io->address, io->address_size);
-    struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)io->parts};
-    message.msg_iovlen = (size_t)io->count;
+    struct msghdr message = conc__io_message(io);
     return recvmsg(io->fd, &message, io->flags | MSG_DONTWAIT);
 }
 
-static inline ssize_t conc__io_send(const conc__io *io)
+static inline ssize_t conc__io_send_call(const conc__io *io)
 {
     int flags = io->flags | MSG_DONTWAIT | MSG_NOSIGNAL;
     if (io->count == 1)
         return sendto(io->fd, io->parts->iov_base, io->parts->iov_len, flags, io->address,
                       io->address ? *io->address_size : 0);
-    struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)io->parts};
-    message.msg_iovlen = (size_t)io->count;
+    struct msghdr message = conc__io_message(io);
     return sendmsg(io->fd, &message, flags);
 }
+
+#ifdef __APPLE__
+/* Sends from a stream socket in blocking mode, which waits in spite of MSG_DONTWAIT: no more than
+ * what poll(2) promises room for. */
+CONC__COLD ssize_t conc__io_send_some(const conc__io *io)
+{
+    int least = 1, ready = conc__fd_ready(io->fd, CONC_WRITABLE);
+    socklen_t size = sizeof least;
+    if (ready <= 0) {
+        errno = ready < 0 ? -ready : EAGAIN;
+        return -1;
+    }
+    if (getsockopt(io->fd, SOL_SOCKET, SO_SNDLOWAT, &least, &size) || least < 1)
+        least = 1;
+    struct iovec part = *conc__io_first_part(io);
+    conc__io some = *io;
+    part.iov_len = part.iov_len < (size_t)least ? part.iov_len : (size_t)least;
+    some.parts = &part;
+    some.count = 1;
+    return conc__io_send_call(&some);
+}
+
+CONC__PRIVATE ssize_t conc__io_send(const conc__io *io)
+{
+    int kind = 0, flags = fcntl(io->fd, F_GETFL);
+    socklen_t size = sizeof kind;
+    bool blocks = flags >= 0 && !(flags & O_NONBLOCK) && !conc__io_is_empty(io) &&
+                  getsockopt(io->fd, SOL_SOCKET, SO_TYPE, &kind, &size) == 0;
+    return blocks && kind == SOCK_STREAM ? conc__io_send_some(io) : conc__io_send_call(io);
+}
+#else
+static inline ssize_t conc__io_send(const conc__io *io) { return conc__io_send_call(io); }
+#endif
 
 /* Receives from any file. */
 CONC__PRIVATE ssize_t conc__receive_slowly(conc_loop *l, const conc__io *io)
@@ -8019,6 +8169,7 @@ CONC__PRIVATE ssize_t conc__send_slowly(conc_loop *l, const conc__io *io)
     }
     int saved = errno;
     ssize_t n;
+    conc__no_pipe_signal(io->fd);
     do {
         n = conc__io_send(io);
         bool file = n < 0 && errno == ENOTSOCK;
@@ -8116,14 +8267,14 @@ CONC_API ssize_t conc_writev(int fd, const struct iovec *parts, int count)
 
 CONC_API ssize_t conc_read(int fd, void *buf, size_t n)
 {
-    const struct iovec part = {buf, n};
+    const struct iovec part = {buf, conc__at_once(n)};
     const conc__io io = {.fd = fd, .any = true, .parts = &part, .count = 1};
     return conc__io_run(conc__receive, CONC_READABLE, &io);
 }
 
 CONC_API ssize_t conc_write(int fd, const void *buf, size_t n)
 {
-    const struct iovec part = {(void *)(uintptr_t)buf, n};
+    const struct iovec part = {(void *)(uintptr_t)buf, conc__at_once(n)};
     const conc__io io = {.fd = fd, .any = true, .parts = &part, .count = 1};
     return conc__io_run(conc__send, CONC_WRITABLE, &io);
 }
@@ -8131,7 +8282,7 @@ CONC_API ssize_t conc_write(int fd, const void *buf, size_t n)
 CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *from,
                                socklen_t *from_size)
 {
-    const struct iovec part = {buf, n};
+    const struct iovec part = {buf, conc__at_once(n)};
     const conc__io io = {.fd = fd,
                          .flags = flags,
                          .parts = &part,
@@ -8144,7 +8295,7 @@ CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct so
 CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
                              const struct sockaddr *to, socklen_t to_size)
 {
-    const struct iovec part = {(void *)(uintptr_t)buf, n};
+    const struct iovec part = {(void *)(uintptr_t)buf, conc__at_once(n)};
     const conc__io io = {.fd = fd,
                          .flags = flags,
                          .parts = &part,
@@ -8156,14 +8307,14 @@ CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
 
 CONC_API ssize_t conc_recv(int fd, void *buf, size_t n, int flags)
 {
-    const struct iovec part = {buf, n};
+    const struct iovec part = {buf, conc__at_once(n)};
     const conc__io io = {.fd = fd, .flags = flags, .parts = &part, .count = 1};
     return conc__io_run(conc__receive, CONC_READABLE, &io);
 }
 
 CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags)
 {
-    const struct iovec part = {(void *)(uintptr_t)buf, n};
+    const struct iovec part = {(void *)(uintptr_t)buf, conc__at_once(n)};
     const conc__io io = {.fd = fd, .flags = flags, .parts = &part, .count = 1};
     return conc__io_run(conc__send, CONC_WRITABLE, &io);
 }
@@ -8215,8 +8366,8 @@ CONC__PRIVATE int conc__accept_call(int fd)
 #endif
     got = accept(fd, NULL, NULL);
     if (got >= 0) {
-        fcntl(got, F_SETFD, FD_CLOEXEC);
-        fcntl(got, F_SETFL, O_NONBLOCK);
+        conc__set_modes(got);
+        conc__no_pipe_signal(got);
     }
     return got;
 }
@@ -8422,8 +8573,8 @@ CONC__PRIVATE int conc__socket(int family)
 #else
     int fd = socket(family, SOCK_STREAM, 0);
     if (fd >= 0) {
-        fcntl(fd, F_SETFD, FD_CLOEXEC);
-        fcntl(fd, F_SETFL, O_NONBLOCK);
+        conc__set_modes(fd);
+        conc__no_pipe_signal(fd); /* what is accepted inherits it */
     }
     return fd;
 #endif
@@ -12037,6 +12188,7 @@ CONC__PRIVATE ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
         sigaddset(&both, deadly[i]);
     pthread_sigmask(SIG_BLOCK, &both, &before);
     sigpending(&already);
+    conc__no_pipe_signal(fd);
     ssize_t written = write(fd, data, n);
     int saved = errno;
     for (size_t i = 0; i < CONC_LEN(deadly); i++)
@@ -12511,7 +12663,7 @@ CONC__PRIVATE void conc__stack_clear(conc__stack *s, char *from)
         return;
     char *first = from - (size_t)(from - s->low) % page;
     char *last = top - (size_t)(top - s->low) % page;
-    if (top - from > MANY && madvise(first, (size_t)(last - first), CONC__MADV_DONTNEED) == 0)
+    if (top - from > MANY && conc__drop_pages(first, (size_t)(last - first)))
         from = last;
     memset(from, 0, (size_t)(top - from));
 }
@@ -12732,12 +12884,6 @@ CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *p
 
 #else
 
-CONC__PRIVATE void conc__thread_file(long thread, const char *name, char *text, size_t size)
-{
-    (void)thread, (void)name, (void)size;
-    text[0] = 0;
-}
-
 CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *pc)
 {
     (void)thread, (void)sp, (void)pc;
@@ -12769,9 +12915,11 @@ typedef struct conc__watchdog {
     int64_t most; /* ns that a step may take */
     conc__held_by step;
     char name[CONC__DESCRIPTION]; /* of the step's task, which may end in it */
-    sem_t answered;
+#ifdef CONC__BACKTRACE
+    sem_t answered; /* there while `asks` */
     int count;
     void *frames[CONC__FRAMES];
+#endif
 } conc__watchdog;
 
 static pthread_mutex_t conc__telling = PTHREAD_MUTEX_INITIALIZER; /* one watchdog at a time */
@@ -12823,13 +12971,6 @@ CONC__COLD bool conc__name_function(char name[CONC__NAME], uintptr_t fn)
     return true;
 }
 
-CONC__PRIVATE void conc__print_frame(int number, uintptr_t address)
-{
-    char code[PATH_MAX + 256], text[sizeof code + 32];
-    conc__name_code(code, sizeof code, address);
-    conc__say(text, snprintf(text, sizeof text, "    #%d %s\n", number, code), sizeof text);
-}
-
 /* What holds the loop, in words. Under conc__telling. */
 CONC__PRIVATE void conc__name_step(char *text, size_t size, const conc__held_by *step,
                                    const char *task)
@@ -12850,6 +12991,13 @@ CONC__PRIVATE void conc__name_step(char *text, size_t size, const conc__held_by 
 }
 
 #ifdef __linux__
+CONC__PRIVATE void conc__print_frame(int number, uintptr_t address)
+{
+    char code[PATH_MAX + 256], text[sizeof code + 32];
+    conc__name_code(code, sizeof code, address);
+    conc__say(text, snprintf(text, sizeof text, "    #%d %s\n", number, code), sizeof text);
+}
+
 /* The frames of a thread in a system call: what looks like the return addresses of calls. */
 CONC__PRIVATE int conc__frames_on_stack(uintptr_t sp, uintptr_t pc)
 {
@@ -13001,7 +13149,7 @@ static struct sigaction conc__question_before;
 
 /* The handler for questions, where the program has none of its own for that signal, and there is
  * a stack for it. */
-CONC__PRIVATE bool conc__questions_open(const conc_loop *l)
+CONC__PRIVATE bool conc__questions_open(const conc_loop *l, conc__watchdog *d)
 {
 #ifdef CONC__BACKTRACE
     struct sigaction now, ours;
@@ -13024,14 +13172,16 @@ CONC__PRIVATE bool conc__questions_open(const conc_loop *l)
     bool taken = mine || sigaction(SIGURG, &ours, NULL) == 0;
     conc__signalling.questions += taken;
     pthread_mutex_unlock(&conc__signalling.mutex);
+    if (taken)
+        sem_init(&d->answered, 0, 0);
     return taken;
 #else
-    (void)l;
+    (void)l, (void)d;
     return false;
 #endif
 }
 
-CONC__PRIVATE void conc__questions_close(void)
+CONC__PRIVATE void conc__questions_close(conc__watchdog *d)
 {
 #ifdef CONC__BACKTRACE
     struct sigaction now, *covered = &conc__signalling.numbers[SIGURG].before;
@@ -13042,6 +13192,9 @@ CONC__PRIVATE void conc__questions_close(void)
     if (last && conc__is_question(covered)) /* a conc_signals that is still open puts this back */
         *covered = conc__question_before;
     pthread_mutex_unlock(&conc__signalling.mutex);
+    sem_destroy(&d->answered);
+#else
+    (void)d;
 #endif
 }
 
@@ -13055,8 +13208,7 @@ CONC__PRIVATE void conc__watchdog_close(conc_loop *l)
     if (!pthread_equal(d->id, d->of)) /* else it could not be started */
         pthread_join(d->id, NULL);
     if (d->asks)
-        conc__questions_close();
-    sem_destroy(&d->answered);
+        conc__questions_close(d);
     pthread_cond_destroy(&d->changed);
     pthread_mutex_destroy(&d->mutex);
     CONC_FREE(d);
@@ -13071,13 +13223,12 @@ CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
     memset(d, 0, sizeof *d);
     pthread_mutex_init(&d->mutex, NULL);
     pthread_cond_init(&d->changed, NULL);
-    sem_init(&d->answered, 0, 0);
     d->of = pthread_self();
 #ifdef __linux__
     d->of_number = syscall(SYS_gettid);
 #endif
     d->most = conc__ns(l->options.slow_step);
-    d->asks = conc__questions_open(l);
+    d->asks = conc__questions_open(l, d);
     int rc = conc__quiet_thread(&d->id, NULL, conc__watchdog_main, d);
     l->watchdog = d;
     if (rc) {
@@ -13315,7 +13466,10 @@ CONC_API double conc_random(double low, double high)
     conc_loop *l = conc__here;
     if (!l || !(high > low))
         return low;
-    double x = low + (high - low) * ((double)(conc__mix(&l->draws) >> 11) / 9007199254740992.0);
+    double share = (double)(conc__mix(&l->draws) >> 11) / 9007199254740992.0;
+    double x = low + (high - low) * share;
+    if (high / 2 - low / 2 > DBL_MAX / 2) /* their distance is no finite number */
+        x = low * (1 - share) + high * share;
     return x < high ? x : low;
 }
 
@@ -13669,9 +13823,11 @@ CONC__PRIVATE int conc__open_run(conc_loop **out, bool embedded, const conc_opti
         rc = conc__start_main(l);
     if (rc == 0)
         rc = conc__interrupts_open(l);
+    if (rc == 0 && conc__extended.job_runs)
+        rc = conc__extended.job_runs(l);
     if (rc) {
         conc__diagnosis_close(l);
-        conc__signals_unreach(l);
+        conc__signals_end(l);
         conc__loop_close(l);
         return rc;
     }

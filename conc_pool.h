@@ -34,11 +34,18 @@
  *   Calling   from tasks, which wait while the loop goes on; from jobs and threads without a
  *             run, which block. In a posted function what would wait is -EPERM.
  *   Cancel    a job that runs is waited for even when its caller is cancelled, as its argument
- *             may live on that stack. It can ask conc_job_cancelled(). One that is still in the
- *             queue is taken back. One in a process is killed.
+ *             may live on that stack: it is asked to end. From then on conc_job_cancelled() is
+ *             true there; what it waits for in channels, children, conc_block and for a place in
+ *             a queue returns -ECANCELED; a wait for other jobs passes the request on, and goes
+ *             on; and a conc_run inside it has its main_fn cancelled. conc_shield hides the
+ *             request from what cleans up. A job that is still in the queue is taken back. One
+ *             in a process is killed.
  *   Clock     virtual time stands still while jobs run, and conc_block in one of them is a
  *             timer; that holds for the jobs of a job, too. A job that waits in a call of this
  *             module does not run.
+ *             While a task waits for the end or a pipe of a child program that runs, or for the
+ *             other end of a FIFO, the clock jumps over d seconds only after d real ones: so a
+ *             limit on one that hangs comes, and one that does not takes no virtual time.
  *   Forks     in a forked child inherited pools are dead: -EPERM, and closing them only frees
  *             memory. The same goes for child programs, which run on. A channel has what lay
  *             in it, and none of the parent's waiters.
@@ -131,7 +138,8 @@ CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t cou
  * wanted), its words in conc_last_error. Any number may wait. A cancel does not cut it short: it
  * takes the job back (result -ECANCELED), asks it to end when it runs, and kills it when it runs
  * in a process; but not while others wait for it too. A thread of the pool runs the job itself
- * if it is still in the queue. -EINVAL: never submitted. */
+ * if it is still in the queue. -EINVAL: never submitted; -EPERM: in a process that this one was
+ * forked from. */
 CONC_API int conc_job_wait(conc_job *j, int *result) CONC_NODISCARD;
 
 /* Takes the job back when it is in the queue, asks it to end when it runs (and kills it in a
@@ -142,7 +150,7 @@ CONC_API int conc_job_cancel(conc_job *j);
 /* Has it ended, or was it taken back? From anywhere. */
 CONC_API bool conc_job_done(const conc_job *j);
 
-/* In a job: was it asked to end? Elsewhere false. */
+/* In a job: was it asked to end, and no conc_shield hides that? Elsewhere false. */
 CONC_API bool conc_job_cancelled(void);
 
 /* ---- >>offload ------------------------------------------------------------------------------ */
@@ -273,16 +281,21 @@ CONC_API void conc_shared_free(void *p);
 
 /* ---- >>files -------------------------------------------------------------------------------- */
 
-/* Files are read and written off the loop. Errors are the system's. What has begun is waited
- * for; -ECANCELED means that nothing was done. */
+/* Files are read and written off the loop. Errors are the system's. What has begun on a regular
+ * file is waited for; -ECANCELED means that nothing was done. A pipe with a name (FIFO), a terminal
+ * or another file that keeps a task waiting for somebody else is left when the task is cancelled,
+ * after some bytes perhaps; in a thread without a run it blocks. */
 
 /* The whole file: its size in *size (NULL: not wanted), its bytes with a NUL behind them in
  * *data, to be released with conc_free. After an error *data is NULL. Waits. */
 CONC_API int conc_file_read(const char *path, void **data, size_t *size) CONC_NODISCARD;
 
 /* Makes the file anew with these bytes, whole or not at all: a new file with the permissions of
- * the old one, on disk before it is renamed to path. What is not a regular file (a terminal, a
- * pipe, /dev/null) is written to. Waits. */
+ * the old one, on disk before it is renamed to path. If the old one cannot be replaced (it is a
+ * mount point, in /proc, or in a directory that this program may not change) it is written over,
+ * and an error may leave a part. If its group cannot be kept, the new one gets no permissions that
+ * not everybody had. What is not a regular file (a terminal, a pipe, /dev/null) is written to.
+ * Waits. */
 CONC_API int conc_file_write(const char *path, const void *data, size_t size) CONC_NODISCARD;
 
 /* Adds the bytes at the end, and makes the file when there is none. After an error some may have
@@ -430,6 +443,9 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
 #ifdef __linux__
 #include <sys/prctl.h>
 #endif
+#ifdef __APPLE__
+#include <crt_externs.h>
+#endif
 
 /* ---- >>waiting ------------------------------------------------------------------------------ */
 
@@ -511,6 +527,19 @@ CONC__PRIVATE void conc__step_out(conc__waiter *w)
     w->next->prev = w->prev;
 }
 
+CONC__PRIVATE void conc__gate_make(conc__gate *g)
+{
+    pthread_condattr_t attributes;
+    pthread_mutex_init(&g->mutex, NULL);
+    pthread_condattr_init(&attributes);
+#ifndef __APPLE__
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+#endif
+    pthread_cond_init(&g->opened, &attributes);
+    pthread_condattr_destroy(&attributes);
+    g->open = false;
+}
+
 CONC__PRIVATE void conc__gate_open(conc__gate *g)
 {
     pthread_mutex_lock(&g->mutex);
@@ -519,18 +548,46 @@ CONC__PRIVATE void conc__gate_open(conc__gate *g)
     pthread_mutex_unlock(&g->mutex);
 }
 
-CONC__PRIVATE void conc__gate_pass(conc__gate *g)
+/* Waits until it is open, or until then. False: it is not. */
+CONC__PRIVATE bool conc__gate_wait(conc__gate *g, int64_t until)
 {
     pthread_mutex_lock(&g->mutex);
-    while (!g->open)
-        pthread_cond_wait(&g->opened, &g->mutex);
+    while (!g->open) {
+        int64_t left = until == CONC__NEVER ? until : until - conc__clock();
+        if (left <= 0)
+            break;
+        if (until == CONC__NEVER) {
+            pthread_cond_wait(&g->opened, &g->mutex);
+            continue;
+        }
+#ifdef __APPLE__
+        struct timespec t = {(time_t)(left / 1000000000), (long)(left % 1000000000)};
+        pthread_cond_timedwait_relative_np(&g->opened, &g->mutex, &t);
+#else
+        struct timespec t = {(time_t)(until / 1000000000), (long)(until % 1000000000)};
+        pthread_cond_timedwait(&g->opened, &g->mutex, &t);
+#endif
+    }
+    bool open = g->open;
     pthread_mutex_unlock(&g->mutex);
+    return open;
+}
+
+CONC__PRIVATE void conc__gate_end(conc__gate *g)
+{
     pthread_cond_destroy(&g->opened);
     pthread_mutex_destroy(&g->mutex);
 }
 
+CONC__PRIVATE void conc__gate_pass(conc__gate *g)
+{
+    conc__gate_wait(g, CONC__NEVER);
+    conc__gate_end(g);
+}
+
 CONC__PRIVATE struct conc__frame *conc__frame_here(void);
 CONC__PRIVATE void conc__frames_at_work(struct conc__frame *f, bool at_work);
+CONC__PRIVATE bool conc__frame_has_clock(const struct conc__frame *f);
 
 CONC__PRIVATE void conc__waiter_arrives(conc__post *p)
 {
@@ -585,6 +642,137 @@ CONC__PRIVATE void conc__look_for(const bool *over)
 
 CONC__PRIVATE void conc__crew_look_for(struct conc__crew *c, const bool *over);
 
+/* A job that waits, and what is done meanwhile when it is asked to end. All of the process are in
+ * one list: a request sets flags of the job, its pool or its mapping, and then has
+ * conc__stops_tell find out whom it concerns. Its mutex comes before all others. */
+typedef struct conc__stop {
+    struct conc__stop *next, *prev;
+    const struct conc__frame *frame; /* NULL: no job waits, and it is in no list */
+    void (*ask)(struct conc__stop *self);
+    bool asked;
+    unsigned forks;
+} conc__stop;
+
+static struct {
+    pthread_mutex_t mutex;
+    conc__stop *first;
+} conc__stops = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+
+CONC__PRIVATE bool conc__frame_asked(const struct conc__frame *f);
+CONC__PRIVATE int64_t conc__frame_limit(const struct conc__frame *f);
+
+/* Somebody was asked to end. What one of those who wait does then may ask others. */
+CONC__PRIVATE void conc__stops_tell(void)
+{
+    pthread_mutex_lock(&conc__stops.mutex);
+    for (bool more = true; more;) {
+        more = false;
+        for (conc__stop *s = conc__stops.first; s; s = s->next) {
+            if (s->asked || !conc__frame_asked(s->frame))
+                continue;
+            s->asked = more = true;
+            s->ask(s);
+        }
+    }
+    pthread_mutex_unlock(&conc__stops.mutex);
+}
+
+/* The job (NULL: none) begins to wait. If it was asked to end before, that is told at once. */
+CONC__PRIVATE void conc__stop_open(conc__stop *s, const struct conc__frame *frame,
+                                   void (*ask)(conc__stop *self))
+{
+    s->frame = frame;
+    s->ask = ask;
+    if (!frame)
+        return;
+    s->forks = conc__forks;
+    s->prev = NULL;
+    pthread_mutex_lock(&conc__stops.mutex);
+    s->next = conc__stops.first;
+    if (s->next)
+        s->next->prev = s;
+    conc__stops.first = s;
+    pthread_mutex_unlock(&conc__stops.mutex);
+    if (conc__frame_asked(frame))
+        conc__stops_tell();
+}
+
+/* It goes on: nothing is told any more. */
+CONC__PRIVATE void conc__stop_close(conc__stop *s)
+{
+    if (!s->frame || s->forks != conc__forks) /* else it is the parent's */
+        return;
+    pthread_mutex_lock(&conc__stops.mutex);
+    if (s->next)
+        s->next->prev = s->prev;
+    if (s->prev)
+        s->prev->next = s->next;
+    else
+        conc__stops.first = s->next;
+    pthread_mutex_unlock(&conc__stops.mutex);
+}
+
+CONC__PRIVATE void conc__stops_forget(void)
+{
+    pthread_mutex_init(&conc__stops.mutex, NULL);
+    conc__stops.first = NULL;
+}
+
+/* Until it is open; the time limits of the job's shields pass meanwhile. */
+CONC__PRIVATE void conc__gate_await(conc__gate *g, const struct conc__frame *f)
+{
+    while (!conc__gate_wait(g, f ? conc__frame_limit(f) : CONC__NEVER))
+        conc__stops_tell();
+}
+
+/* A thread that waits to be woken. */
+typedef struct conc__thread_wait {
+    conc__stop stop;
+    conc__wait *wait;
+} conc__thread_wait;
+
+CONC__PRIVATE void conc__thread_wait_asked(conc__stop *s)
+{
+    conc__wait *wait = ((conc__thread_wait *)(void *)s)->wait;
+    const conc__waiter *w = wait->item;
+    if (wait->kind->cancel && wait->kind->cancel(wait))
+        conc__gate_open(w->gate);
+}
+
+/* The job that waits does not hold its clock any more. Only now, when a request to end it comes
+ * at once: else the clock could go on in between. */
+CONC__PRIVATE void conc__waiter_off_work(conc__waiter *w, pthread_mutex_t *mutex)
+{
+    if (!conc__frame_has_clock(w->frame))
+        return;
+    pthread_mutex_lock(&conc__crews); /* while it waits, the mutex is there */
+    if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE)) {
+        conc__lock_briefly(mutex);
+        if (!w->over)
+            conc__frames_at_work(w->frame, false);
+        pthread_mutex_unlock(mutex);
+    }
+    pthread_mutex_unlock(&conc__crews);
+}
+
+CONC__PRIVATE int conc__wait_in_thread(conc__wait *wait, pthread_mutex_t *mutex)
+{
+    conc__waiter *w = wait->item;
+    conc__thread_wait t = {.wait = wait};
+    if (w->looks_at)
+        conc__crew_look_for(w->looks_at, &w->over);
+    else
+        conc__look_for(&w->over);
+    if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE)) {
+        conc__stop_open(&t.stop, w->frame, conc__thread_wait_asked);
+        conc__waiter_off_work(w, mutex);
+        conc__gate_await(w->gate, w->frame);
+        conc__stop_close(&t.stop);
+    }
+    conc__gate_pass(w->gate);
+    return w->result;
+}
+
 /* A call that would wait, in a posted function. */
 CONC__COLD int conc__caller_refused(const char *call)
 {
@@ -606,24 +794,19 @@ CONC__SWITCHES int conc__wait_outside(conc_loop *l, conc__waiter *w, const conc_
                                       pthread_mutex_t *outer)
 {
     conc__wait wait = {.kind = kind, .on = on, .item = w};
-    conc__gate gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
+    conc__gate gate;
+    if (!l)
+        conc__gate_make(&gate);
     w->loop = l;
     w->wait = &wait;
     w->post.run = conc__waiter_arrives;
     w->gate = &gate;
     w->frame = l ? NULL : conc__frame_here();
-    conc__frames_at_work(w->frame, false);
     pthread_mutex_unlock(mutex);
     if (outer)
         pthread_mutex_unlock(outer);
-    if (!l) {
-        if (w->looks_at)
-            conc__crew_look_for(w->looks_at, &w->over);
-        else
-            conc__look_for(&w->over);
-        conc__gate_pass(&gate);
-        return w->result;
-    }
+    if (!l)
+        return conc__wait_in_thread(&wait, mutex);
     conc__find_lost(l, __builtin_frame_address(0));
     wait.task = l->self;
     l->awaited++;
@@ -631,6 +814,59 @@ CONC__SWITCHES int conc__wait_outside(conc_loop *l, conc__waiter *w, const conc_
     l->awaited--;
     return rc;
 }
+
+/* -- semaphores. macOS has those of POSIX that have no name in name only. -- */
+
+#ifdef __APPLE__
+typedef struct conc__semaphore {
+    pthread_mutex_t mutex;
+    pthread_cond_t posted;
+    unsigned count; /* under the mutex */
+} conc__semaphore;
+
+CONC__PRIVATE void conc__semaphore_open(conc__semaphore *s)
+{
+    pthread_mutex_init(&s->mutex, NULL);
+    pthread_cond_init(&s->posted, NULL);
+    s->count = 0;
+}
+
+CONC__PRIVATE void conc__semaphore_close(conc__semaphore *s)
+{
+    pthread_cond_destroy(&s->posted);
+    pthread_mutex_destroy(&s->mutex);
+}
+
+/* The signal is under the mutex: whoever it wakes may close the semaphore. */
+CONC__PRIVATE void conc__semaphore_post(conc__semaphore *s)
+{
+    pthread_mutex_lock(&s->mutex);
+    s->count++;
+    pthread_cond_signal(&s->posted);
+    pthread_mutex_unlock(&s->mutex);
+}
+
+CONC__PRIVATE void conc__semaphore_wait(conc__semaphore *s)
+{
+    pthread_mutex_lock(&s->mutex);
+    while (!s->count)
+        pthread_cond_wait(&s->posted, &s->mutex);
+    s->count--;
+    pthread_mutex_unlock(&s->mutex);
+}
+#else
+typedef sem_t conc__semaphore;
+
+CONC__PRIVATE void conc__semaphore_open(conc__semaphore *s) { sem_init(s, 0, 0); }
+CONC__PRIVATE void conc__semaphore_close(conc__semaphore *s) { sem_destroy(s); }
+CONC__PRIVATE void conc__semaphore_post(conc__semaphore *s) { sem_post(s); }
+
+CONC__PRIVATE void conc__semaphore_wait(conc__semaphore *s)
+{
+    while (sem_wait(s) && errno == EINTR)
+        continue;
+}
+#endif
 
 /* ---- >>crew --------------------------------------------------------------------------------- */
 
@@ -654,13 +890,24 @@ enum {
 #define CONC__NO_PLACE UINT_MAX      /* it was taken out by who runs it, or ends it */
 #define CONC__POOL_CLOSED (1u << 31) /* of a pool's users */
 
+/* What lies around a part of a job, for a request to end it: the mapping of which it is an
+ * element, which ends when its own job or element is asked to, or a shield, which hides what
+ * comes from outside. */
+typedef struct conc__layer {
+    const struct conc__layer *outer;
+    const bool *ends; /* all inside is to end */
+    bool shields;
+    int64_t until;          /* shield: when it ends on the real clock; CONC__NEVER: not by that */
+    const conc_job *sender; /* mapping: the job that maps; NULL: none */
+} conc__layer;
+
 /* What runs on a thread: a job, and inside it perhaps another one. */
 typedef struct conc__frame {
     struct conc__frame *outer;
     conc_job *job;
     struct conc__thread *thread; /* NULL: in a worker process */
     conc__locals *locals;
-    const struct conc__mapping *mapping; /* of which it is a runner */
+    const conc__layer *layer; /* the innermost; NULL: none */
     /* where a worker process is asked to end; NULL: this is a thread */
     const unsigned *asked;
     int text_rc;
@@ -700,7 +947,7 @@ typedef struct conc__crew {
 
     /* what threads sleep on; it has `wakes`, but for `calls`, which are due once the mutex is
      * free */
-    sem_t work;
+    conc__semaphore work;
     conc__thread **threads;
     int slots; /* of threads[] */
     int most, lost, nested, waiting, started, coming, idle, sleeping, wakes, calls, spinning,
@@ -774,12 +1021,10 @@ typedef struct conc__mapping {
     size_t count, size;
     int *results;
     bool keeps_going, stop;
-    /* the job that maps: when it is asked to end, the mapping is; NULL: none */
-    const conc_job *sender;
-    const struct conc__mapping *around; /* the one of which it is an element */
-    size_t next;                        /* not taken yet */
-    size_t dropped;                     /* taken, and then not called */
-    int error;                          /* the first */
+    conc__layer layer;
+    size_t next;    /* not taken yet */
+    size_t dropped; /* taken, and then not called */
+    int error;      /* the first */
 } conc__mapping;
 
 /* What a job for a process carries. */
@@ -800,13 +1045,52 @@ CONC__PRIVATE bool conc__job_asked(const conc_job *j)
            __atomic_load_n(&j->crew->ask_all, __ATOMIC_RELAXED);
 }
 
+/* Is what lies inside of these layers, in the job (NULL: none), asked to end? */
+CONC__PRIVATE bool conc__layers_ask(const conc__layer *layer, const conc_job *job)
+{
+    for (; layer; layer = layer->outer) {
+        if (__atomic_load_n(layer->ends, __ATOMIC_RELAXED))
+            return true;
+        if (layer->shields)
+            return layer->until != CONC__NEVER && conc__clock() >= layer->until;
+        if (layer->sender == job)
+            continue;
+        if (job && conc__job_asked(job))
+            return true;
+        job = layer->sender; /* the rest is around that one */
+    }
+    return job && conc__job_asked(job);
+}
+
+#ifdef __linux__ /* pools of processes alone ask */
 CONC__PRIVATE bool conc__map_stops(const conc__mapping *m)
 {
-    for (; m; m = m->around)
-        if (__atomic_load_n(&m->stop, __ATOMIC_RELAXED) ||
-            (m->sender && conc__job_asked(m->sender)))
-            return true;
-    return false;
+    return __atomic_load_n(&m->stop, __ATOMIC_RELAXED) ||
+           conc__layers_ask(m->layer.outer, m->layer.sender);
+}
+#endif
+
+/* Is what runs there asked to end? From any thread, while it waits. */
+CONC__PRIVATE bool conc__frame_asked(const conc__frame *f)
+{
+    bool shielded = false;
+    if (!f->asked)
+        return conc__layers_ask(f->layer, f->job);
+    for (const conc__layer *layer = f->layer; layer; layer = layer->outer)
+        shielded |= layer->shields;
+    return conc__layers_ask(f->layer, NULL) ||
+           (!shielded && __atomic_load_n(f->asked, __ATOMIC_RELAXED));
+}
+
+/* When the next of the shields ends in which this thread is; CONC__NEVER: none. */
+CONC__PRIVATE int64_t conc__frame_limit(const conc__frame *f)
+{
+    int64_t limit = CONC__NEVER;
+    for (; f; f = f->outer)
+        for (const conc__layer *layer = f->layer; layer; layer = layer->outer)
+            if (layer->shields && layer->until < limit && layer->until > conc__clock())
+                limit = layer->until;
+    return limit;
 }
 
 /* What is left of a runner's elements will not be called any more. */
@@ -898,6 +1182,7 @@ CONC__PRIVATE void conc__let_crews(void)
 CONC__PRIVATE void conc__forget_crews(void)
 {
     conc__forks++;
+    conc__stops_forget();
     conc__offloads_forget();
     conc__let_crews();
 }
@@ -948,7 +1233,7 @@ CONC__PRIVATE conc__crew *conc__crew_new(int most, int limit)
     c->on_valgrind = conc__on_valgrind();
     pthread_mutex_init(&c->mutex, NULL);
     pthread_cond_init(&c->ended, NULL);
-    sem_init(&c->work, 0, 0);
+    conc__semaphore_open(&c->work);
     pthread_mutex_lock(&conc__crews);
     c->next = conc__all_crews;
     conc__all_crews = c;
@@ -977,7 +1262,7 @@ CONC__PRIVATE void conc__crew_free(conc__crew *c)
     conc__supervisor_free(c->supervisor);
     /* else other threads may have had them, when the process forked */
     if (c->forks == conc__forks) {
-        sem_destroy(&c->work);
+        conc__semaphore_close(&c->work);
         pthread_cond_destroy(&c->ended);
         pthread_mutex_destroy(&c->mutex);
     }
@@ -1255,21 +1540,25 @@ CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result,
         conc__abandoned_release(j);
 }
 
-/* last: the thread has no other to do, and will look into the queue. */
-CONC__PRIVATE int conc__job_run(conc__crew *c, conc__frame *frame, conc_job *j, bool last)
+CONC__PRIVATE void conc__job_starts(conc__frame *frame, conc_job *j)
 {
     frame->job = j;
     frame->locals = j->locals;
-    frame->mapping = NULL;
+    frame->layer = NULL;
     frame->text_rc = 0;
     conc__job_at_work(j, true); /* it may have come out of a queue that did not hold the clock */
+}
+
+/* last: the thread has no other to do, and will look into the queue. */
+CONC__PRIVATE void conc__job_run(conc__crew *c, conc__frame *frame, conc_job *j, bool last)
+{
+    conc__job_starts(frame, j);
     int rc = j->fn(j->arg);
     if (last) { /* before the end is told: who hears of it may send the next */
         frame->thread->finishing = 1;
         __atomic_fetch_add(&c->finishing, 1, __ATOMIC_RELAXED);
     }
     conc__crew_end_job(c, j, rc, frame, false);
-    return rc;
 }
 
 /* A thread that waits, or is in conc_block, does nothing: its jobs do not hold their clocks
@@ -1280,13 +1569,40 @@ CONC__PRIVATE void conc__frames_at_work(conc__frame *f, bool at_work)
         conc__job_at_work(f->job, at_work);
 }
 
+/* Does a virtual clock stand still for what runs there? */
+CONC__PRIVATE bool conc__frame_has_clock(const conc__frame *f)
+{
+    for (; f && f->thread; f = f->outer)
+        if (f->job->clock)
+            return true;
+    return false;
+}
+
+/* A job that runs inside another one, which waits for it. */
+typedef struct conc__inside {
+    conc__stop stop;
+    conc_job *job;
+} conc__inside;
+
+CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone);
+
+CONC__PRIVATE void conc__inside_asked(conc__stop *s)
+{
+    conc__job_cancel(((conc__inside *)(void *)s)->job, true);
+}
+
 /* Inside another job of the same thread. */
 CONC__PRIVATE void conc__job_run_inside(conc__crew *c, conc__frame *outer, conc_job *j,
                                         conc__answer *answer)
 {
     conc__frame frame = {.outer = outer, .thread = outer->thread};
+    conc__inside inside = {.job = j};
     pthread_setspecific(conc__frames, &frame);
-    answer->result = conc__job_run(c, &frame, j, false);
+    conc__job_starts(&frame, j);
+    conc__stop_open(&inside.stop, outer, conc__inside_asked);
+    answer->result = j->fn(j->arg);
+    conc__stop_close(&inside.stop); /* before others learn of the end, and free the job */
+    conc__crew_end_job(c, j, answer->result, &frame, false);
     answer->has_words = answer->result < 0 && frame.text_rc == answer->result;
     if (answer->has_words)
         memcpy(answer->text, frame.text, sizeof answer->text);
@@ -1397,7 +1713,7 @@ CONC__PRIVATE int conc__crew_spare(conc__crew *c, const conc__frame *own, const 
     }
     int rc = c->queued && one > 0 ? conc__crew_rouse(c) : 0;
     for (; c->calls; c->calls--)
-        sem_post(&c->work);
+        conc__semaphore_post(&c->work);
     return rc;
 }
 
@@ -1418,14 +1734,15 @@ CONC__PRIVATE void conc__crew_unlock(conc__crew *c)
     c->calls = 0;
     pthread_mutex_unlock(&c->mutex);
     for (; calls; calls--)
-        sem_post(&c->work);
+        conc__semaphore_post(&c->work);
 }
 
 /* Under the mutex. */
 CONC__PRIVATE int conc__crew_queue(conc__crew *c, conc_job *j)
 {
-    int rc = conc__backlog_has_room(c) ? c->supervisor ? conc__supervisor_begin(c->supervisor) : 0
-                                       : -ENOMEM;
+    int rc = conc__backlog_has_room(c) ? 0 : -ENOMEM;
+    if (rc == 0 && c->supervisor)
+        rc = conc__supervisor_begin(c->supervisor);
     if (rc)
         return rc;
     conc__backlog_accept(c, j);
@@ -1525,6 +1842,21 @@ CONC__PRIVATE void conc__job_ask(conc__crew *c, conc_job *j)
     }
 }
 
+/* Was the job, which has not ended, submitted in a process that this one was forked from? It never
+ * ends here. */
+CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
+{
+    if (!conc__forks)
+        return false;
+    bool own = false;
+    pthread_mutex_lock(&conc__crews);
+    for (const conc__crew *c = conc__all_crews; c && !own; c = c->next)
+        own = c == j->crew && c->forks == conc__forks;
+    bool ended = conc__job_state(j) & CONC__JOB_DONE; /* and its pool may be gone */
+    pthread_mutex_unlock(&conc__crews);
+    return !own && !ended;
+}
+
 /* alone: only if nobody waits for it. */
 CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
 {
@@ -1546,7 +1878,11 @@ CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
 
 CONC_API int conc_job_cancel(conc_job *j)
 {
-    int rc = conc__is_job(j) ? conc__job_cancel(j, false) : -EINVAL;
+    int rc = -EINVAL;
+    if (conc__is_job(j))
+        rc = conc__job_is_inherited(j) ? -EPERM : conc__job_cancel(j, false);
+    if (rc == 0)
+        conc__stops_tell();
     return rc ? conc__own_error(rc) : 0;
 }
 
@@ -1557,15 +1893,11 @@ CONC_API bool conc_job_done(const conc_job *j)
 
 CONC_API bool conc_job_cancelled(void)
 {
-    conc__frame *f = conc__frame_here();
-    if (!f)
-        return false;
-    if (f->asked)
-        return __atomic_load_n(f->asked, __ATOMIC_RELAXED);
-    return conc__job_asked(f->job) || conc__map_stops(f->mapping);
+    const conc__frame *f = conc__frame_here();
+    return f && conc__frame_asked(f);
 }
 
-/* The waiting task is cancelled: so is the job, if nobody else waits; the wait goes on. */
+/* The waiter is cancelled: so is the job, if nobody else waits; the wait goes on. */
 CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
@@ -1582,6 +1914,8 @@ CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
         }
     }
     pthread_mutex_unlock(&conc__crews);
+    if (w->loop) /* else conc__stops_tell has called this */
+        conc__stops_tell();
     return false;
 }
 
@@ -1647,6 +1981,7 @@ CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__a
         if (stop)
             __atomic_store_n(stop, true, __ATOMIC_RELAXED);
         conc__job_cancel(j, true);
+        conc__stops_tell();
     }
     conc__waiter w = {.stop = stop, .answer = answer};
     conc__job_wait_as(l, j, &w, &conc__wants_job);
@@ -1678,6 +2013,8 @@ CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
     for (conc__frame *f = was_done ? NULL : conc__frame_here(); f; f = f->outer)
         if (f->job == j)
             return conc__own_error(-EDEADLK);
+    if (!was_done && conc__job_is_inherited(j))
+        return conc__own_error(-EPERM);
     l = conc__of_task();
     if (was_done)
         conc__answer_read(&answer, j, conc__job_state(j));
@@ -1760,8 +2097,7 @@ CONC__PRIVATE void conc__thread_sleep(conc__crew *c)
 {
     c->sleeping++;
     pthread_mutex_unlock(&c->mutex);
-    while (sem_wait(&c->work) && errno == EINTR)
-        ;
+    conc__semaphore_wait(&c->work);
     conc__lock_briefly(&c->mutex);
     c->sleeping--;
     c->wakes--;
@@ -1784,7 +2120,7 @@ CONC__PRIVATE bool conc__thread_next(conc__crew *c, conc__thread *t)
     if (c->queued)
         conc__crew_rouse(c);
     if (!t->filled && c->calls)
-        sem_post(&c->work), c->calls--;
+        conc__semaphore_post(&c->work), c->calls--;
     return t->filled > 0; /* else there are more threads than there need to be */
 }
 
@@ -1991,7 +2327,7 @@ CONC__PRIVATE void conc__threads_end(conc__crew *c)
     conc__lock_briefly(&c->mutex);
     c->stopping = true;
     for (; c->wakes < c->sleeping; c->wakes++)
-        sem_post(&c->work);
+        conc__semaphore_post(&c->work);
     while (c->started > c->lost)
         pthread_cond_wait(&c->ended, &c->mutex);
     for (int i = 0; i < c->slots; i++)
@@ -2082,6 +2418,8 @@ CONC__PRIVATE bool conc__close_cancel(conc__wait *wait)
         pthread_mutex_unlock(&c->mutex);
     }
     pthread_mutex_unlock(&conc__crews);
+    if (w->loop) /* else conc__stops_tell has called this */
+        conc__stops_tell();
     return false;
 }
 
@@ -2096,8 +2434,12 @@ CONC__PRIVATE bool conc__crew_close(conc_loop *l, conc__crew *c)
     c->closing = true;
     while (c->places) /* none is of a job of the crew: these do not wait */
         conc__waiter_wake(c->places, -EPIPE);
-    if (l && l->self->pending)
+    if (l && l->self->pending) {
         conc__crew_ask_all(c);
+        pthread_mutex_unlock(&c->mutex);
+        conc__stops_tell();
+        conc__lock_briefly(&c->mutex);
+    }
     return first;
 }
 
@@ -2200,7 +2542,7 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
         return conc__own_error(rc);
     if (CONC__MSAN || c->on_valgrind)
         conc__excuse(j, sizeof *j);
-    if (conc__job_in_use(j))
+    if (conc__job_in_use(j) && !conc__job_is_inherited(j))
         rc = conc__misused(-EBUSY, call, "the job is in use", NULL);
     if (rc || (l && l->self && l->self->pending)) {
         /* before the task switches: who closes the pool on this thread waits for it */
@@ -2259,10 +2601,10 @@ CONC__PRIVATE int conc__map_runner(void *arg)
 {
     conc__mapping *m = arg;
     conc__frame *frame = conc__frame_here();
-    const conc__mapping *around = frame->mapping;
+    const conc__layer *around = frame->layer;
     conc__locals *base = frame->locals;
     int mine = 0;
-    frame->mapping = m;
+    frame->layer = &m->layer;
     while (!conc_job_cancelled()) {
         size_t i = __atomic_fetch_add(&m->next, 1, __ATOMIC_RELAXED);
         if (i >= m->count)
@@ -2279,10 +2621,11 @@ CONC__PRIVATE int conc__map_runner(void *arg)
             __atomic_compare_exchange_n(&m->error, &none, rc, false, __ATOMIC_RELAXED,
                                         __ATOMIC_RELAXED)) {
             __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
+            conc__stops_tell();
             mine = rc;
         }
     }
-    frame->mapping = around;
+    frame->layer = around;
     frame->locals = base;
     return mine;
 }
@@ -2360,9 +2703,10 @@ CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mappi
     if (l && (rc = conc__checkpoint(l)))
         return conc__map_refused(m, rc);
     const conc__frame *frame = l ? NULL : conc__frame_here();
+    m->layer = (conc__layer){.ends = &m->stop, .until = CONC__NEVER};
     if (frame && frame->thread) {
-        m->sender = frame->job;
-        m->around = frame->mapping;
+        m->layer.sender = frame->job;
+        m->layer.outer = frame->layer;
     }
     conc__runner *runners = most ? conc__alloc((size_t)most * sizeof *runners) : NULL;
     if (most && !runners)
@@ -2421,16 +2765,6 @@ CONC__PRIVATE const char *conc__job_words(void)
     return f->text_rc < 0 ? f->text : "";
 }
 
-/* A job is in conc_block on a virtual clock: a timer of its loop opens the gate. */
-typedef struct conc__block {
-    conc__post post;
-    conc__timer timer;
-    conc__ending ending;
-    conc__gate gate;
-    conc__frame *frame;
-    int64_t ns;
-} conc__block;
-
 /* Under the mutex: the job is in conc_block, or no longer. One that was left is not counted, as
  * its thread is not. */
 CONC__PRIVATE void conc__crew_blocks(conc__crew *c, conc_job *j, bool blocks)
@@ -2455,37 +2789,154 @@ CONC__PRIVATE void conc__thread_blocks(conc__frame *f, bool blocks)
     conc__frames_at_work(f, !blocks);
 }
 
-CONC__PRIVATE void conc__block_over(conc__block *b)
-{
-    conc__thread_blocks(b->frame, false);
-    conc__gate_open(&b->gate);
-}
+/* A timer on the virtual clock of a job's loop: of a conc_block, which holds the thread until
+ * then, or of a shield, which is over then. It is the loop's from when `arms` was posted until
+ * `disarms` has run. */
+typedef struct conc__job_timer {
+    conc__stop stop;
+    conc__post arms, disarms;
+    conc__timer timer;
+    conc__ending ending;
+    conc__gate over, disarmed; /* over: it has fired, was cut short, or the run ends */
+    conc__frame *frame;
+    conc_loop *loop;
+    int64_t ns;
+    bool blocks, armed, was_over, is_cut;
+    bool fired;  /* a shield's */
+    bool leaves; /* `disarms` was posted */
+} conc__job_timer;
 
-CONC__PRIVATE void conc__block_fires(conc__timer *t)
+/* In the loop: it is not armed any more. */
+CONC__PRIVATE void conc__job_timer_over(conc__job_timer *t)
 {
-    conc__block *b = (conc__block *)(void *)((char *)t - offsetof(conc__block, timer));
-    conc__ending **at = &conc__here->endings;
-    while (*at != &b->ending)
+    conc__ending **at = &t->loop->endings;
+    while (*at && *at != &t->ending)
         at = &(*at)->next;
-    *at = b->ending.next;
-    conc__block_over(b);
+    if (*at) /* else the run ends */
+        *at = t->ending.next;
+    t->armed = false;
+    t->was_over = true;
+    if (t->blocks)
+        conc__thread_blocks(t->frame, false);
+    conc__gate_open(&t->over);
 }
 
-CONC__PRIVATE void conc__block_ends(conc_loop *l, conc__ending *e)
+CONC__PRIVATE void conc__job_timer_fires(conc__timer *timer)
 {
-    conc__block *b = (conc__block *)(void *)((char *)e - offsetof(conc__block, ending));
-    conc__disarm(l, &b->timer);
-    conc__block_over(b);
+    conc__job_timer *t =
+        (conc__job_timer *)(void *)((char *)timer - offsetof(conc__job_timer, timer));
+    bool blocks = t->blocks;
+    __atomic_store_n(&t->fired, true, __ATOMIC_RELAXED);
+    conc__job_timer_over(t);
+    if (!blocks)
+        conc__stops_tell();
 }
 
-CONC__PRIVATE void conc__block_begins(conc__post *p)
+CONC__PRIVATE void conc__job_timer_ends(conc_loop *l, conc__ending *e)
 {
-    conc__block *b = (conc__block *)(void *)p;
-    conc_loop *l = b->frame->job->clock;
-    b->ending = (conc__ending){l->endings, conc__block_ends};
-    l->endings = &b->ending;
-    conc__arm(l, &b->timer, conc__later(l->now, b->ns), conc__block_fires);
-    conc__thread_blocks(b->frame, true);
+    conc__job_timer *t = (conc__job_timer *)(void *)((char *)e - offsetof(conc__job_timer, ending));
+    conc__disarm(l, &t->timer);
+    conc__job_timer_over(t);
+}
+
+CONC__PRIVATE void conc__job_timer_arms(conc__post *p)
+{
+    conc__job_timer *t = (conc__job_timer *)(void *)((char *)p - offsetof(conc__job_timer, arms));
+    conc_loop *l = t->loop;
+    if (t->is_cut) { /* before it began */
+        conc__gate_open(&t->over);
+        return;
+    }
+    t->ending = (conc__ending){l->endings, conc__job_timer_ends};
+    l->endings = &t->ending;
+    t->armed = true;
+    conc__arm(l, &t->timer, conc__later(l->now, t->ns), conc__job_timer_fires);
+    if (t->blocks)
+        conc__thread_blocks(t->frame, true);
+}
+
+CONC__PRIVATE void conc__job_timer_disarms(conc__post *p)
+{
+    conc__job_timer *t =
+        (conc__job_timer *)(void *)((char *)p - offsetof(conc__job_timer, disarms));
+    t->is_cut = !t->was_over;
+    if (t->armed) {
+        conc__disarm(t->loop, &t->timer);
+        conc__job_timer_over(t);
+    }
+    conc__gate_open(&t->disarmed);
+}
+
+/* Has the loop disarm it; it is over then in any case. */
+CONC__PRIVATE void conc__job_timer_leave(conc__stop *s)
+{
+    conc__job_timer *t = (conc__job_timer *)(void *)s;
+    t->leaves = conc__post_to(t->loop, &t->disarms) == 0;
+}
+
+CONC__PRIVATE void conc__job_timer_make(conc__job_timer *t, conc__frame *f, int64_t ns, bool blocks)
+{
+    *t = (conc__job_timer){.frame = f, .loop = f->job->clock, .ns = ns, .blocks = blocks};
+    t->arms.run = conc__job_timer_arms;
+    t->disarms.run = conc__job_timer_disarms;
+    conc__gate_make(&t->over);
+    conc__gate_make(&t->disarmed);
+}
+
+/* False: the loop's run is over. */
+CONC__PRIVATE bool conc__job_timer_open(conc__job_timer *t)
+{
+    return conc__post_to(t->loop, &t->arms) == 0;
+}
+
+/* Waits until nobody needs it any more. */
+CONC__PRIVATE void conc__job_timer_close(conc__job_timer *t, bool was_opened)
+{
+    if (was_opened)
+        conc__gate_wait(&t->over, CONC__NEVER);
+    if (t->leaves)
+        conc__gate_wait(&t->disarmed, CONC__NEVER);
+    conc__gate_end(&t->over);
+    conc__gate_end(&t->disarmed);
+}
+
+CONC__PRIVATE int conc__block_on_clock(conc__frame *f, int64_t ns)
+{
+    conc__job_timer t;
+    conc__job_timer_make(&t, f, ns, true);
+    /* first: once it blocks, the clock may go on before a request is passed to the loop */
+    conc__stop_open(&t.stop, f, conc__job_timer_leave);
+    bool opened = conc__job_timer_open(&t);
+    if (opened)
+        conc__gate_await(&t.over, f);
+    conc__stop_close(&t.stop);
+    conc__job_timer_close(&t, opened);
+    return t.is_cut ? -ECANCELED : 0;
+}
+
+/* A job is in conc_block, on the real clock. */
+typedef struct conc__doze_of_job {
+    conc__stop stop;
+    conc__gate cut;
+} conc__doze_of_job;
+
+CONC__PRIVATE void conc__doze_asked(conc__stop *s)
+{
+    conc__gate_open(&((conc__doze_of_job *)(void *)s)->cut);
+}
+
+CONC__PRIVATE int conc__block_in_real_time(conc__frame *f, int64_t ns)
+{
+    conc__doze_of_job d = {.stop = {.asked = false}};
+    int64_t end = conc__later(conc__clock(), ns), limit;
+    conc__gate_make(&d.cut);
+    conc__stop_open(&d.stop, f, conc__doze_asked);
+    while ((limit = conc__frame_limit(f)) < end && !conc__gate_wait(&d.cut, limit))
+        conc__stops_tell();
+    bool cut = conc__gate_wait(&d.cut, end);
+    conc__stop_close(&d.stop);
+    conc__gate_end(&d.cut);
+    return cut ? -ECANCELED : 0;
 }
 
 /* While a job waits for a task of the loop that sent it, its virtual clock goes on, as in
@@ -2496,22 +2947,118 @@ CONC__PRIVATE void conc__job_waits(conc__frame *f, const conc_loop *l, bool wait
         conc__thread_blocks(f, waits);
 }
 
-CONC__PRIVATE bool conc__job_block(int64_t ns)
+/* conc_block in a job; 1: none runs here. */
+CONC__PRIVATE int conc__job_block(int64_t ns)
+{
+    conc__frame *f = conc__frame_here();
+    if (!f)
+        return 1;
+    if (conc__frame_asked(f))
+        return -ECANCELED;
+    if (f->thread && f->job->clock)
+        return conc__block_on_clock(f, ns);
+    return conc__block_in_real_time(f, ns);
+}
+
+/* fn(arg) in the job that runs there, in a shield. */
+CONC__PRIVATE int conc__frame_shield(conc__frame *f, double grace, conc_fn *fn, void *arg)
+{
+    conc__job_timer t;
+    bool limited = grace < CONC_FOREVER, on_clock = limited && f->thread && f->job->clock;
+    bool opened = false, never = false;
+    if (on_clock) {
+        conc__job_timer_make(&t, f, conc__ns(grace), false);
+        opened = conc__job_timer_open(&t);
+    }
+    conc__layer shield = {.outer = f->layer, .ends = on_clock ? &t.fired : &never, .shields = true};
+    shield.until = CONC__NEVER;
+    if (limited && !on_clock)
+        shield.until = conc__later(conc__clock(), conc__ns(grace));
+    f->layer = &shield;
+    int rc = fn(arg);
+    bool late = conc__layers_ask(&shield, NULL);
+    f->layer = shield.outer;
+    if (opened)
+        conc__job_timer_leave(&t.stop);
+    if (on_clock)
+        conc__job_timer_close(&t, opened);
+    return rc == -ECANCELED && late ? conc__own_error(-ETIMEDOUT) : rc;
+}
+
+/* conc_shield in a job. False: none runs here. */
+CONC__PRIVATE bool conc__job_shield(double grace, conc_fn *fn, void *arg, int *rc)
 {
     conc__frame *f = conc__frame_here();
     if (!f)
         return false;
-    conc__block b = {.post = {NULL, conc__block_begins}, .ns = ns};
-    if (f->thread && f->job->clock) {
-        b.gate = (conc__gate){PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
-        b.frame = f;
-        if (conc__post_to(f->job->clock, &b.post) == 0)
-            conc__gate_pass(&b.gate);
-        return true;
-    }
-    for (int64_t end = conc__later(conc__clock(), ns), left; (left = end - conc__clock()) > 0;)
-        conc__doze(left);
+    if (!fn)
+        *rc = conc__misused(-EINVAL, "conc_shield", "no function", NULL);
+    else if (__builtin_isnan(grace))
+        *rc = conc__misused(-EINVAL, "conc_shield", "the time is not a number", NULL);
+    else
+        *rc = conc__frame_shield(f, grace, fn, arg);
     return true;
+}
+
+/* A run inside a job: its main_fn is cancelled when the job is asked to end. */
+typedef struct conc__run_inside {
+    conc__stop stop;
+    conc__ending ending;
+    conc__post post;
+    conc__timer limit; /* of the shield in which the job has begun the run */
+    conc_loop *loop;
+} conc__run_inside;
+
+CONC__PRIVATE void conc__run_inside_cancel(conc__post *p)
+{
+    const conc__run_inside *r =
+        (conc__run_inside *)(void *)((char *)p - offsetof(conc__run_inside, post));
+    if (!r->loop->winding_up)
+        conc__task_cancel(r->loop, &r->loop->main);
+}
+
+CONC__PRIVATE void conc__run_inside_asked(conc__stop *s)
+{
+    conc__run_inside *r = (conc__run_inside *)(void *)s;
+    conc__post_to(r->loop, &r->post); /* refused: the run ends */
+}
+
+CONC__PRIVATE void conc__run_inside_late(conc__timer *t)
+{
+    (void)t;
+    conc__stops_tell();
+}
+
+CONC__PRIVATE void conc__run_inside_ends(conc_loop *l, conc__ending *e)
+{
+    conc__run_inside *r =
+        (conc__run_inside *)(void *)((char *)e - offsetof(conc__run_inside, ending));
+    conc__stop_close(&r->stop);
+    conc__disarm(l, &r->limit);
+    conc_free(r);
+}
+
+/* A run begins, perhaps in a job. */
+CONC__PRIVATE int conc__job_runs(conc_loop *l)
+{
+    const conc__frame *f = conc__frame_here();
+    if (!f || l->embedded) /* a host looks after its own loop */
+        return 0;
+    conc__run_inside *r = conc__alloc(sizeof *r);
+    if (!r)
+        return -ENOMEM;
+    *r = (conc__run_inside){.loop = l, .post = {NULL, conc__run_inside_cancel}};
+    r->ending = (conc__ending){l->endings, conc__run_inside_ends};
+    l->endings = &r->ending;
+    int64_t limit = conc__frame_limit(f);
+    if (limit != CONC__NEVER && !l->virtual_clock)
+        conc__arm(l, &r->limit, limit, conc__run_inside_late);
+    if (conc__frame_asked(f)) {
+        r->stop.asked = true;
+        conc__task_cancel(l, &l->main);
+    }
+    conc__stop_open(&r->stop, f, conc__run_inside_asked);
+    return 0;
 }
 
 /* ---- >>offloading --------------------------------------------------------------------------- */
@@ -2595,6 +3142,8 @@ CONC__PRIVATE conc_pool *conc__offloads_of(conc_loop *l, int which, int *rc)
     pthread_mutex_lock(&conc__offloads.mutex);
     if (!p->crew) {
         p->threads = n < 32 ? n : 32;
+        if (which == CONC__NAMES) /* servers that do not answer keep many for half a minute */
+            p->threads = 64;
         p->name = names[which];
         *rc = conc_pool_open(p);
     }
@@ -2684,6 +3233,7 @@ CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
         conc__crew_unlock(c);
     }
     pthread_mutex_unlock(&conc__crews);
+    conc__stops_tell();
     return waits;
 }
 
@@ -2972,6 +3522,8 @@ CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, b
         rc = -EINVAL;
     if (rc == 0 && l)
         rc = conc__checkpoint(l);
+    if (rc == 0 && !l && waits && conc_job_cancelled())
+        rc = -ECANCELED;
     conc__channel *inner = rc ? NULL : conc__channel_lock(c, &rc);
     if (!inner)
         return conc__came_to(rc);
@@ -3285,8 +3837,19 @@ static const conc__outside_calls conc__outside_of_pool = {
 typedef struct conc__file_call {
     const char *path;
     char *data;
-    size_t size;
+    size_t size, room, written;
+    bool patient;  /* for a task, which waits where a thread would be blocked: see below */
+    bool progress; /* since the last wait */
+    int fd;        /* of a call that has to wait; -1: none */
 } conc__file_call;
+
+/* A FIFO without its other end, a terminal and their kin could hold a thread for ever. So a task's
+ * call opens them non-blocking, and where the job would block it returns one of these: the task
+ * waits, which a cancel ends, and has the job called again. */
+enum {
+    CONC__FILE_WAITS = 1, /* for the descriptor to be ready */
+    CONC__FILE_ALONE,     /* nobody reads the FIFO yet */
+};
 
 CONC__PRIVATE int conc__open_file(const char *path, int flags)
 {
@@ -3303,23 +3866,43 @@ CONC__PRIVATE int conc__close_file(int fd, int rc)
     return close(fd) && rc == 0 && errno != EINTR ? -errno : rc;
 }
 
+/* Opens the file for a call; one that waits goes on with what it has. */
+CONC__PRIVATE int conc__open_for(conc__file_call *f, int flags)
+{
+    int fd = f->fd;
+    if (fd >= 0)
+        return fd;
+    fd = conc__open_file(f->path, flags | (f->patient ? O_NONBLOCK | O_NOCTTY : 0));
+    if (fd == -EAGAIN) /* somebody has a lease on a regular file */
+        fd = conc__open_file(f->path, flags);
+    return fd;
+}
+
+/* The job is over, or waits and keeps its descriptor. */
+CONC__PRIVATE int conc__pause_file(conc__file_call *f, int fd, int rc)
+{
+    bool waits = f->patient && rc == -EAGAIN;
+    f->fd = waits ? fd : -1;
+    return waits ? CONC__FILE_WAITS : conc__close_file(fd, rc);
+}
+
 /* Reads to the end, whatever size the file is said to have. */
 CONC__PRIVATE int conc__read_all(int fd, conc__file_call *f)
 {
-    struct stat st;
-    size_t room = fstat(fd, &st) == 0 && st.st_size > 0 ? (size_t)st.st_size + 1 : 4096;
     for (ssize_t n = 1; n;) {
-        if (!f->data || f->size + 1 >= room) {
-            room = f->data ? room * 2 : room + 1;
+        if (!f->data || f->size + 1 >= f->room) {
+            size_t room = f->data ? f->room * 2 : f->room + 1;
             char *more = CONC_REALLOC(f->data, room);
             if (!more)
                 return -ENOMEM;
             f->data = more;
+            f->room = room;
         }
-        n = read(fd, f->data + f->size, room - f->size - 1);
+        n = read(fd, f->data + f->size, conc__at_once(f->room - f->size - 1));
         if (n < 0 && errno != EINTR)
             return -errno;
         f->size += n > 0 ? (size_t)n : 0;
+        f->progress |= n > 0;
     }
     f->data[f->size] = 0;
     return 0;
@@ -3328,42 +3911,91 @@ CONC__PRIVATE int conc__read_all(int fd, conc__file_call *f)
 CONC__PRIVATE int conc__file_reads(void *arg)
 {
     conc__file_call *f = arg;
-    int saved = errno, fd = conc__open_file(f->path, O_RDONLY);
-    int rc = fd < 0 ? fd : conc__close_file(fd, conc__read_all(fd, f));
-    if (rc) {
-        conc_free(f->data);
-        f->data = NULL;
+    struct stat st = {0};
+    bool begins = f->fd < 0;
+    int saved = errno, fd = conc__open_for(f, O_RDONLY), rc = fd;
+    if (fd >= 0 && begins) {
+        bool sized = fstat(fd, &st) == 0 && st.st_size > 0;
+        f->room = sized ? (size_t)st.st_size + 1 : 4096;
     }
+    /* a FIFO looks as if it were at its end until somebody writes to it */
+    bool waits_first = f->patient && begins && S_ISFIFO(st.st_mode);
+    f->progress |= waits_first;
+    if (fd >= 0)
+        rc = conc__pause_file(f, fd, waits_first ? -EAGAIN : conc__read_all(fd, f));
+    errno = saved;
+    return rc;
+}
+
+/* Lets other processes go on: a FIFO may want another end, and a file that is always ready may
+ * have nothing. */
+CONC__PRIVATE int conc__file_await(conc_loop *l, const conc__file_call *f, int events, bool alone,
+                                   double *pause)
+{
+    int rc = 0;
+    l->outside_awaited++;
+    if (alone || !f->progress) {
+        rc = conc_sleep(*pause);
+        *pause = *pause < 0.05 ? *pause * 2 : *pause;
+    }
+    if (rc == 0 && !alone)
+        rc = conc_wait_fd(f->fd, events);
+    l->outside_awaited--;
+    return rc;
+}
+
+/* Has the job called until all is done. */
+CONC__PRIVATE int conc__file_call_run(conc__file_call *f, conc_fn *fn, int events, const char *call)
+{
+    conc_loop *l = conc__of_task();
+    double pause = 0.001;
+    f->fd = -1;
+    f->patient = l != NULL;
+    int rc = conc__offload(CONC__FILES, fn, f, call);
+    while (rc > 0) {
+        rc = conc__file_await(l, f, events, rc == CONC__FILE_ALONE, &pause);
+        f->progress = false;
+        if (rc >= 0)
+            rc = conc__offload(CONC__FILES, fn, f, call);
+    }
+    int saved = errno;
+    if (f->fd >= 0)
+        close(f->fd);
     errno = saved;
     return rc;
 }
 
 CONC_API CONC__CALLED int conc_file_read(const char *path, void **data, size_t *size)
 {
-    conc__file_call f = {path, NULL, 0};
+    conc__file_call f = {.path = path};
     if (data)
         *data = NULL;
     if (!path || !data)
         return conc__own_error(-EINVAL);
-    int rc = conc__offload(CONC__FILES, conc__file_reads, &f, __func__);
+    int rc = conc__file_call_run(&f, conc__file_reads, CONC_READABLE, __func__);
+    if (rc) {
+        conc_free(f.data);
+        f.data = NULL;
+    }
     *data = f.data;
     if (size)
         *size = f.data ? f.size : 0;
     return conc__system_failed(rc, path);
 }
 
-CONC__PRIVATE int conc__write_all(int fd, const conc__file_call *f)
+CONC__PRIVATE int conc__write_all(int fd, conc__file_call *f)
 {
-    for (size_t done = 0; done < f->size;) {
-        ssize_t n = write(fd, f->data + done, f->size - done);
+    while (f->written < f->size) {
+        ssize_t n = write(fd, f->data + f->written, conc__at_once(f->size - f->written));
         if (n < 0 && errno != EINTR)
             return -errno;
-        done += n > 0 ? (size_t)n : 0;
+        f->written += n > 0 ? (size_t)n : 0;
+        f->progress |= n > 0;
     }
     return 0;
 }
 
-CONC__PRIVATE int conc__write_to(const char *path, int flags, const conc__file_call *f)
+CONC__PRIVATE int conc__write_to(const char *path, int flags, conc__file_call *f)
 {
     int fd = conc__open_file(path, flags);
     return fd < 0 ? fd : conc__close_file(fd, conc__write_all(fd, f));
@@ -3403,22 +4035,69 @@ CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t 
     return rc;
 }
 
-/* Fills the new file; before: the one that it will replace, NULL: none. */
-CONC__PRIVATE int conc__fill(int fd, const struct stat *before, const conc__file_call *f)
+/* Has the bytes of a file reach its disk. fsync of macOS leaves them in the disk's own memory; not
+ * every file system there knows the other call. */
+CONC__PRIVATE int conc__sync_file(int fd)
 {
+#ifdef __APPLE__
+    if (fcntl(fd, F_FULLFSYNC) >= 0)
+        return 0;
+#endif
+    return fsync(fd) ? -errno : 0;
+}
+
+/* The mode of the file that replaces one, whose owner or group it may not be given. Nobody may do
+ * then what only others might before: the new group has what everybody had, and what the old group
+ * was denied is denied to everybody, as its members are among them now. */
+CONC__PRIVATE mode_t conc__mode_after(const struct stat *before, const struct stat *now,
+                                      bool list_lost)
+{
+    unsigned mode = before->st_mode & 07777u, both = (mode >> 3) & mode & 07u;
+    if (list_lost || now->st_gid != before->st_gid)
+        mode = (mode & ~(S_ISGID | 077u)) | both << 3 | both;
+    if (now->st_uid != before->st_uid)
+        mode &= ~(unsigned)S_ISUID;
+    return (mode_t)mode;
+}
+
+/* Gives the new file the old one's access control list. False: there is one, and it cannot be
+ * kept; the group's permissions are then the most that anybody in the list has. */
+CONC__PRIVATE bool conc__keep_list(int fd, const char *path)
+{
+#if defined __linux__ && defined SYS_getxattr && defined SYS_fsetxattr
+    static const char name[] = "system.posix_acl_access";
+    char list[1024];
+    long n = syscall(SYS_getxattr, path, name, list, sizeof list);
+    if (n < 0)
+        return errno != ERANGE;
+    return n == 0 || syscall(SYS_fsetxattr, fd, name, list, (size_t)n, 0) == 0;
+#else
+    (void)fd;
+    (void)path;
+    return true;
+#endif
+}
+
+/* Fills the new file; before: the one at path that it will replace, NULL: none. */
+CONC__PRIVATE int conc__fill(int fd, const char *path, const struct stat *before,
+                             conc__file_call *f)
+{
+    struct stat now;
     int rc = conc__write_all(fd, f);
     if (rc == 0 && before) {
         if (fchown(fd, before->st_uid, before->st_gid) && fchown(fd, (uid_t)-1, before->st_gid)) {
             /* it was somebody else's, and is ours from now on */
         }
-        rc = fchmod(fd, before->st_mode & 07777) ? -errno : 0;
+        rc = fstat(fd, &now) || fchmod(fd, conc__mode_after(before, &now, false)) ? -errno : 0;
+        bool same_group = rc == 0 && now.st_gid == before->st_gid;
+        if (same_group && !conc__keep_list(fd, path))
+            rc = fchmod(fd, conc__mode_after(before, &now, true)) ? -errno : 0;
     }
-    return rc == 0 && fsync(fd) ? -errno : rc;
+    return rc == 0 ? conc__sync_file(fd) : rc;
 }
 
 /* Makes path a file with these bytes in one step. */
-CONC__PRIVATE int conc__replace(const char *path, const struct stat *before,
-                                const conc__file_call *f)
+CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, conc__file_call *f)
 {
     char name[32];
     const char *last;
@@ -3428,7 +4107,7 @@ CONC__PRIVATE int conc__replace(const char *path, const struct stat *before,
     int fd = conc__open_new(directory, before ? 0600 : 0666, name, sizeof name),
         rc = fd < 0 ? fd : 0;
     if (rc == 0) {
-        rc = conc__close_file(fd, conc__fill(fd, before, f));
+        rc = conc__close_file(fd, conc__fill(fd, path, before, f));
         if (rc == 0 && renameat(directory, name, directory, last))
             rc = -errno;
         if (rc)
@@ -3438,8 +4117,43 @@ CONC__PRIVATE int conc__replace(const char *path, const struct stat *before,
     return rc;
 }
 
-/* Of a pipe whose reader has left nobody is killed. */
-CONC__PRIVATE int conc__write_special(const conc__file_call *f)
+/* Can a file not be replaced that perhaps can be written: one of /proc, a mount point, one in a
+ * directory that is not ours? */
+CONC__PRIVATE bool conc__cannot_replace(int rc)
+{
+    static const int errors[] = {EACCES, EPERM, EROFS, EBUSY, EXDEV, ENOENT, ENOTSUP, ENOSYS};
+    for (size_t i = 0; i < sizeof errors / sizeof *errors; i++)
+        if (rc == -errors[i])
+            return true;
+    return false;
+}
+
+/* Writes over what is there. */
+CONC__PRIVATE int conc__write_in_place(const char *path, conc__file_call *f)
+{
+    f->written = 0;
+    int fd = conc__open_file(path, O_WRONLY | O_TRUNC), rc = fd;
+    if (fd < 0)
+        return rc;
+    rc = conc__write_all(fd, f);
+    if (rc == 0 && fsync(fd) && errno != EINVAL && errno != EROFS) /* which /proc cannot do */
+        rc = -errno;
+    return conc__close_file(fd, rc);
+}
+
+/* What is no regular file. */
+CONC__PRIVATE int conc__write_to_special(conc__file_call *f, bool is_fifo)
+{
+    int fd = conc__open_for(f, O_WRONLY);
+    if (fd >= 0) {
+        conc__no_pipe_signal(fd);
+        return conc__pause_file(f, fd, conc__write_all(fd, f));
+    }
+    return fd == -ENXIO && is_fifo && f->patient ? CONC__FILE_ALONE : fd;
+}
+
+/* The same: a broken pipe must not raise SIGPIPE. */
+CONC__PRIVATE int conc__write_special(conc__file_call *f, bool is_fifo)
 {
     sigset_t pipe_signal, before, pending;
     sigemptyset(&pipe_signal);
@@ -3447,7 +4161,7 @@ CONC__PRIVATE int conc__write_special(const conc__file_call *f)
     sigaddset(&pipe_signal, SIGPIPE);
     sigpending(&pending);
     pthread_sigmask(SIG_BLOCK, &pipe_signal, &before);
-    int rc = conc__write_to(f->path, O_WRONLY, f);
+    int rc = conc__write_to_special(f, is_fifo);
     if (rc == -EPIPE && !sigismember(&pending, SIGPIPE))
         conc__signal_discard(SIGPIPE);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -3480,21 +4194,23 @@ CONC__PRIVATE char *conc__follow(const char *path, int *rc)
 }
 
 /* A link stays one: what it leads to is replaced, or made. */
-CONC__PRIVATE int conc__write_file(const conc__file_call *f)
+CONC__PRIVATE int conc__write_file(conc__file_call *f)
 {
     struct stat before;
     bool there = stat(f->path, &before) == 0;
     int rc = there || errno == ENOENT ? 0 : -errno;
     if (rc)
         return rc;
-    if (there && !S_ISREG(before.st_mode))
-        return conc__write_special(f);
+    if (f->fd >= 0 || (there && !S_ISREG(before.st_mode)))
+        return conc__write_special(f, there && S_ISFIFO(before.st_mode));
     char *real = there ? realpath(f->path, NULL) : NULL,
          *followed = there ? NULL : conc__follow(f->path, &rc);
     if (there && !real)
         rc = -errno;
     if (rc == 0)
         rc = conc__replace(there ? real : followed, there ? &before : NULL, f);
+    if (there && conc__cannot_replace(rc))
+        rc = conc__write_in_place(f->path, f);
     free(real);
     conc_free(followed);
     return rc;
@@ -3509,12 +4225,12 @@ CONC__PRIVATE int conc__file_writes(void *arg)
 
 CONC__PRIVATE int conc__file_appends(void *arg)
 {
-    const conc__file_call *f = arg;
-    struct stat st;
+    conc__file_call *f = arg;
+    struct stat st = {0};
     int saved = errno;
     bool special = stat(f->path, &st) == 0 && !S_ISREG(st.st_mode);
-    int rc = special ? conc__write_special(f)
-                     : conc__write_to(f->path, O_WRONLY | O_APPEND | O_CREAT, f);
+    int rc = special || f->fd >= 0 ? conc__write_special(f, S_ISFIFO(st.st_mode))
+                                   : conc__write_to(f->path, O_WRONLY | O_APPEND | O_CREAT, f);
     errno = saved;
     return rc;
 }
@@ -3522,12 +4238,12 @@ CONC__PRIVATE int conc__file_appends(void *arg)
 CONC__PRIVATE int conc__file_change(conc_fn *fn, const char *path, const void *data, size_t size,
                                     const char *call)
 {
-    conc__file_call f = {path, (char *)(uintptr_t)data, size};
+    conc__file_call f = {.path = path, .data = (char *)(uintptr_t)data, .size = size};
     if (!path || (!data && size))
         return conc__own_error(-EINVAL);
     if (!*path) /* not that the directory "" cannot be written to */
         return conc__system_failed(-ENOENT, path);
-    return conc__system_failed(conc__offload(CONC__FILES, fn, &f, call), path);
+    return conc__system_failed(conc__file_call_run(&f, fn, CONC_WRITABLE, call), path);
 }
 
 CONC_API int conc_file_write(const char *path, const void *data, size_t size)
@@ -3678,12 +4394,27 @@ typedef enum conc__child_state {
     CONC__CHILD_INHERITED
 } conc__child_state;
 
+/* Where the environment is: macOS hides the variable from libraries. */
+#ifdef __APPLE__
+CONC__PRIVATE char ***conc__environ(void) { return _NSGetEnviron(); }
+#else
 extern char **environ;
+CONC__PRIVATE char ***conc__environ(void) { return &environ; }
+#endif
 
 /* Where the C library has them, which hides them from programs that do not ask for GNU's
- * extensions. */
+ * extensions. macOS has the first one from 10.15 on. */
+#ifdef __APPLE__
+#define CONC__CHDIR_SYMBOL "_posix_spawn_file_actions_addchdir_np"
+#else
+#define CONC__CHDIR_SYMBOL "posix_spawn_file_actions_addchdir_np"
+#endif
 #define CONC__CHDIR_THERE __attribute__((weak))
 #define CONC__CLOSE_FROM_THERE __attribute__((weak))
+#ifdef __APPLE__
+#undef CONC__CHDIR_THERE
+#define CONC__CHDIR_THERE
+#endif
 #if defined __GLIBC__ && defined __GLIBC_PREREQ
 #if __GLIBC_PREREQ(2, 29)
 #undef CONC__CHDIR_THERE
@@ -3694,13 +4425,11 @@ extern char **environ;
 #define CONC__CLOSE_FROM_THERE
 #endif
 #endif
-extern int conc__spawn_close_from(posix_spawn_file_actions_t *a, int from) __asm__(
-    "posix_spawn_file_actions_addclosefrom_np") CONC__CLOSE_FROM_THERE;
 #ifdef CONC__NO_SPAWN_CHDIR /* for tests: a C library that lacks it */
 static int (*const conc__spawn_chdir)(posix_spawn_file_actions_t *a, const char *dir) = NULL;
 #else
-extern int conc__spawn_chdir(posix_spawn_file_actions_t *a, const char *dir) __asm__(
-    "posix_spawn_file_actions_addchdir_np") CONC__CHDIR_THERE;
+extern int conc__spawn_chdir(posix_spawn_file_actions_t *a,
+                             const char *dir) __asm__(CONC__CHDIR_SYMBOL) CONC__CHDIR_THERE;
 #endif
 
 /* The mask that the program had before conc changed it. */
@@ -3726,7 +4455,7 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 typedef struct conc__program {
     struct conc__program *next;
     unsigned forks;
-    pid_t pid;
+    pid_t pid; /* 0: another program has got the number */
     dev_t devices[3];
     ino_t inodes[3]; /* of this program's ends of its pipes; 0: no pipe */
 } conc__program;
@@ -3738,6 +4467,9 @@ static unsigned conc__program_starts;
 CONC__PRIVATE void conc__program_add(conc__program *p, pid_t pid, const int pipes[3])
 {
     struct stat st;
+    for (conc__program *other = conc__programs; other; other = other->next)
+        if (other->pid == pid)
+            other->pid = 0;
     *p = (conc__program){.forks = conc__forks, .pid = pid};
     for (int i = 0; i < 3; i++)
         if (pipes[i] >= 0 && fstat(pipes[i], &st) == 0) {
@@ -3763,7 +4495,7 @@ CONC__PRIVATE bool conc__program_runs(const conc__program *p)
 {
     siginfo_t info;
     info.si_pid = 0;
-    return p->forks == conc__forks &&
+    return p->pid && p->forks == conc__forks &&
            waitid(P_PID, (id_t)p->pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == 0;
 }
 
@@ -3864,26 +4596,44 @@ CONC__PRIVATE void conc__child_socket_as_before(const conc__child_starting *s, i
         fcntl(fd, F_SETFL, flags | O_NONBLOCK);
 }
 
-CONC__PRIVATE int conc__close_others(posix_spawn_file_actions_t *actions, int from)
-{
-    int (*close_from)(posix_spawn_file_actions_t *, int) = conc__spawn_close_from;
-    int rc = 0;
-    if (close_from)
-        return close_from(actions, from);
-    for (int fd = from, most = (int)sysconf(_SC_OPEN_MAX); fd < most && fd < 65536 && rc == 0;
-         fd++) {
-        int flags = fcntl(fd, F_GETFD);
-        if (flags >= 0 && !(flags & FD_CLOEXEC))
-            rc = posix_spawn_file_actions_addclose(actions, fd);
-    }
-    return rc;
-}
-
 /* What posix_spawn is told: which signals to block, and which files to change. */
 typedef struct conc__spawning {
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
 } conc__spawning;
+
+/* Has the program inherit no descriptors but those below `from`. */
+#ifdef __APPLE__
+CONC__PRIVATE int conc__close_others(conc__spawning *s, int from)
+{
+    short flags = 0;
+    int rc = posix_spawnattr_getflags(&s->attributes, &flags);
+    if (rc == 0)
+        rc = posix_spawnattr_setflags(&s->attributes, (short)(flags | POSIX_SPAWN_CLOEXEC_DEFAULT));
+    for (int fd = 0; fd < from && rc == 0; fd++)
+        if (conc__is_open(fd))
+            rc = posix_spawn_file_actions_addinherit_np(&s->actions, fd);
+    return rc;
+}
+#else
+extern int conc__spawn_close_from(posix_spawn_file_actions_t *a, int from) __asm__(
+    "posix_spawn_file_actions_addclosefrom_np") CONC__CLOSE_FROM_THERE;
+
+CONC__PRIVATE int conc__close_others(conc__spawning *s, int from)
+{
+    int (*close_from)(posix_spawn_file_actions_t *, int) = conc__spawn_close_from;
+    int rc = 0;
+    if (close_from)
+        return close_from(&s->actions, from);
+    for (int fd = from, most = (int)sysconf(_SC_OPEN_MAX); fd < most && fd < 65536 && rc == 0;
+         fd++) {
+        int flags = fcntl(fd, F_GETFD);
+        if (flags >= 0 && !(flags & FD_CLOEXEC))
+            rc = posix_spawn_file_actions_addclose(&s->actions, fd);
+    }
+    return rc;
+}
+#endif
 
 CONC__PRIVATE int conc__spawning_open(conc__spawning *s, const sigset_t *mask)
 {
@@ -3914,7 +4664,7 @@ CONC__PRIVATE char *const *conc__child_argv(const conc_child *c)
 
 CONC__PRIVATE char *const *conc__child_env(const conc_child *c)
 {
-    return c->env ? (char *const *)(uintptr_t)c->env : environ;
+    return c->env ? (char *const *)(uintptr_t)c->env : *conc__environ();
 }
 
 CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
@@ -3933,7 +4683,7 @@ CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
         if (s->far_ends[i] >= 0)
             rc = posix_spawn_file_actions_adddup2(&how.actions, s->far_ends[i], i);
     if (rc == 0)
-        rc = conc__close_others(&how.actions, 3);
+        rc = conc__close_others(&how, 3);
     if (rc == 0 && s->path)
         rc = posix_spawn(&s->pid, s->path, &how.actions, &how.attributes, argv, env);
     else if (rc == 0)
@@ -3960,7 +4710,7 @@ CONC__PRIVATE int conc__become_program(const conc__child_starting *s, int most)
             close(fd);
     }
     pthread_sigmask(SIG_SETMASK, &s->mask, NULL);
-    environ = (char **)(uintptr_t)conc__child_env(c);
+    *conc__environ() = (char **)(uintptr_t)conc__child_env(c);
     if (s->path)
         execv(s->path, conc__child_argv(c));
     else
@@ -4114,6 +4864,8 @@ CONC__PRIVATE void conc__child_set_state(conc_child *c, conc__child_state state)
 
 /* -- processes by their numbers, where there is no better way -- */
 
+#ifdef __linux__
+
 /* What /proc says of a process. */
 typedef struct conc__process {
     char state;
@@ -4166,22 +4918,74 @@ CONC__PRIVATE int conc__group_lives(pid_t group)
     return lives;
 }
 
+#else
+
+CONC__PRIVATE unsigned long long conc__process_began(pid_t pid)
+{
+    (void)pid;
+    return 0; /* nobody knows */
+}
+
+/* Is a process of this group alive? -1: nobody knows. kill of macOS passes over those that are to
+ * be reaped. */
+CONC__PRIVATE int conc__group_lives(pid_t group)
+{
+#ifdef __APPLE__
+    int saved = errno, lives = kill(-group, 0) == 0 || errno == EPERM;
+    errno = saved;
+    return lives;
+#else
+    (void)group;
+    return -1;
+#endif
+}
+
+#endif
+
 /* Is the number still the child's, as far as one can tell? Somebody else may have reaped it, or
- * the kernel, where SIGCHLD is ignored. */
+ * the kernel, where SIGCHLD is ignored. Processes that begin within a hundredth of a second look
+ * the same. */
 CONC__PRIVATE bool conc__child_has_number(const conc_child *c)
 {
+    if (c->program->pid != c->pid)
+        return false;
     return !c->began || conc__process_began(c->pid) == c->began;
 }
 
 /* -- its end -- */
+
+/* The signal that ended a child which has not been reaped. */
+#ifdef __APPLE__
+extern int conc__process_facts(int pid, int kind, uint64_t of_the_dead, void *facts,
+                               int size) __asm__("_proc_pidinfo");
+
+/* waitid(2) of macOS tells none, but a call of its own knows the whole status. */
+CONC__PRIVATE int conc__deadly_signal(const siginfo_t *info)
+{
+    enum { BASICS = 3, STATUS = 2, WORDS = 34 }; /* PROC_PIDTBSDINFO, struct proc_bsdinfo */
+    uint32_t facts[WORDS] = {0};
+    int size = (int)sizeof facts;
+    bool known = conc__process_facts(info->si_pid, BASICS, 1, facts, size) == size;
+    return known ? (int)(facts[STATUS] & 0x7f) : SIGKILL;
+}
+#else
+CONC__PRIVATE int conc__deadly_signal(const siginfo_t *info) { return info->si_status & 0x7f; }
+#endif
 
 /* waitid(2)'s result as waitpid(2) says it. */
 CONC__PRIVATE int conc__wait_status(const siginfo_t *info)
 {
     if (info->si_code == CLD_EXITED)
         return (info->si_status & 0xff) << 8;
-    return (info->si_status & 0x7f) | (info->si_code == CLD_DUMPED ? 0x80 : 0);
+    return conc__deadly_signal(info) | (info->si_code == CLD_DUMPED ? 0x80 : 0);
 }
+
+/* Is a child reaped by waitpid(2)? What waitid(2) of macOS says of it then is not all. */
+#ifdef __APPLE__
+enum { CONC__PLAIN_REAPING = 1 };
+#else
+enum { CONC__PLAIN_REAPING = 0 };
+#endif
 
 /* Without waitid: the child is reaped whatever was asked for. */
 CONC__PRIVATE int conc__child_look_plainly(conc_child *c)
@@ -4210,8 +5014,9 @@ CONC__PRIVATE int conc__child_look(conc_child *c, bool reap)
     if (!by_pidfd) {
         if (!conc__child_has_number(c))
             return -1;
-        rc = waitid(P_PID, (id_t)c->pid, &info, options);
-        if (rc && conc__refused(errno))
+        bool plainly = reap && CONC__PLAIN_REAPING;
+        rc = plainly ? -1 : waitid(P_PID, (id_t)c->pid, &info, options);
+        if (plainly || (rc && conc__refused(errno)))
             return conc__child_look_plainly(c);
     }
     if (rc || !info.si_pid)
@@ -4361,11 +5166,11 @@ CONC__PRIVATE int conc__child_await(conc__child_wait *w)
     int rc = 0;
     w->pause = 0.0005;
     if (l)
-        l->ends_awaited++;
+        l->outside_awaited++;
     while (!conc__child_wait_over(w) && rc >= 0)
         rc = conc__child_pause(l, w);
     if (l)
-        l->ends_awaited--;
+        l->outside_awaited--;
     return rc < 0 && !conc__child_wait_over(w) ? rc : 0;
 }
 
@@ -4398,9 +5203,9 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
 /* Under conc__children, for a child that has not been reaped. */
 CONC__PRIVATE int conc__child_send(const conc_child *c, int signal)
 {
-    int rc = -1;
-    if (c->group)
-        return kill(-(pid_t)c->pid, signal) ? -errno : 0;
+    int rc = c->group ? kill(-(pid_t)c->pid, signal) : -1;
+    if (c->group && (rc == 0 || !conc__refused(errno))) /* else the leader at least */
+        return rc ? -errno : 0;
 #if defined __linux__ && defined SYS_pidfd_send_signal
     if (c->pidfd >= 0)
         rc = (int)syscall(SYS_pidfd_send_signal, c->pidfd, signal, NULL, 0);
@@ -5079,8 +5884,9 @@ CONC__PRIVATE int conc__module_count(conc__module_info *m, size_t size, void *ar
  */
 
 enum {
+    CONC__DATA_ALIGNMENT = 64,
     CONC__CHANNEL_DATA = 8192, /* where a channel's data begins */
-    CONC__SMALL = 128 * 1024,  /* bytes of data that fit there */
+    CONC__SMALL = 256 * 1024,  /* bytes of data that fit there */
     CONC__CHANNEL_SIZE = CONC__CHANNEL_DATA + CONC__SMALL,
 
     /* a worker's exit status */
@@ -5207,7 +6013,10 @@ CONC__PRIVATE void conc__futex_wake(unsigned *word)
     syscall(SYS_futex, word, WAKE, 1, NULL, NULL, 0);
 }
 
-CONC__PRIVATE size_t conc__aligned(size_t n) { return (n + 63) / 64 * 64; }
+CONC__PRIVATE size_t conc__aligned(size_t n)
+{
+    return (n + CONC__DATA_ALIGNMENT - 1) / CONC__DATA_ALIGNMENT * CONC__DATA_ALIGNMENT;
+}
 
 /* In a worker: the process itself. */
 static struct conc__worker_process {
@@ -5734,7 +6543,7 @@ CONC__PRIVATE void conc__range_take(const conc__supervisor *s, const conc_job *j
     if (p->left || conc__map_stops(m))
         return;
     if (m->size)
-        most = CONC__SMALL / 2 / (m->size + sizeof(int));
+        most = (CONC__SMALL - CONC__DATA_ALIGNMENT) / (m->size + sizeof(int));
     if (s->max_jobs && most > (size_t)s->max_jobs)
         most = (size_t)s->max_jobs;
     n = n > most ? most : n;
@@ -6040,6 +6849,13 @@ CONC__PRIVATE void conc__supervisor_send(conc__supervisor *s, bool supervisor)
         conc__supervisor_ring(s);
 }
 
+/* The words of an error, which a worker may have written without an end. */
+CONC__PRIVATE void conc__reply_words(const conc__worker_channel *c, char words[96])
+{
+    memcpy(words, c->text, sizeof c->text);
+    words[sizeof c->text - 1] = 0;
+}
+
 /* The worker has replied, and what it wrote is to be copied. */
 CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
 {
@@ -6048,8 +6864,7 @@ CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
     int64_t full_result = c->result;
     char words[sizeof c->text];
     int result = 0;
-    memcpy(words, c->text, sizeof words);
-    words[sizeof words - 1] = 0;
+    conc__reply_words(c, words);
     if (j->parcel && j->parcel->mapping) {
         bool more = conc__runner_goes_on(s, w, (int)full_result, &result);
         bool worn_out = s->max_jobs && w->jobs >= s->max_jobs;
@@ -6090,8 +6905,7 @@ CONC__PRIVATE void conc__worker_ready(conc__supervisor *s, conc__worker *w)
     if (rc >= 0 || s->broken)
         return;
     char words[sizeof c->text];
-    memcpy(words, c->text, sizeof words);
-    words[sizeof words - 1] = 0;
+    conc__reply_words(c, words);
     s->broken = -ENOTRECOVERABLE;
     snprintf(s->why, sizeof s->why, "init failed: %.80s", c->words ? words : conc_strerror(rc));
 }
@@ -6225,7 +7039,7 @@ CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int 
     if (rc == 0)
         rc = posix_spawn_file_actions_addopen(&how.actions, 0, "/dev/null", O_RDONLY, 0);
     if (rc == 0)
-        rc = conc__close_others(&how.actions, SOCKET + 1);
+        rc = conc__close_others(&how, SOCKET + 1);
     if (rc == 0)
         rc = posix_spawn(&child, "/proc/self/exe", &how.actions, &how.attributes,
                          (char *const *)(uintptr_t)program.argv, s->environment);
@@ -6857,6 +7671,7 @@ CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
 #else /* not Linux: there are no pools of processes */
 
 typedef struct conc__view conc__view;
+typedef struct conc__supervisor conc__supervisor;
 
 CONC__PRIVATE void conc__segments_hold(void) {}
 CONC__PRIVATE void conc__segments_let(void) {}
@@ -6879,6 +7694,7 @@ CONC__PRIVATE void conc__view_close(conc_loop *l, conc__view *v) { (void)l, (voi
 CONC_API void *conc_shared_alloc(size_t size)
 {
     (void)size;
+    conc_fail(-ENOTSUP, "shared memory is for Linux");
     return NULL;
 }
 CONC_API void conc_shared_free(void *p) { (void)p; }
@@ -6954,6 +7770,8 @@ static void conc__pool_begins(int argc, char **argv, char **env)
     conc__extended.outside = &conc__outside_of_pool;
     conc__extended.job_locals = conc__job_locals;
     conc__extended.job_block = conc__job_block;
+    conc__extended.job_shield = conc__job_shield;
+    conc__extended.job_runs = conc__job_runs;
     conc__extended.job_fail = conc__job_fail;
     conc__extended.job_words = conc__job_words;
     conc__extended.job_here = conc__frame_here;

@@ -238,7 +238,8 @@ CONC_API int conc_yield(void);
 
 /* Holds the whole loop for s seconds, as a long computation or a blocking call would: for
  * demonstrations and tests. On the virtual clock it moves time by s. Then limits that passed
- * meanwhile are in force. NaN: -EINVAL. Not a checkpoint. */
+ * meanwhile are in force. NaN: -EINVAL. Not a checkpoint. In a job of conc_pool.h it holds that
+ * thread, and returns -ECANCELED once the job is asked to end. */
 CONC_API int conc_block(double s);
 
 /* Returns when every other task waits and nothing is ready; time does not move for it. Posted
@@ -320,7 +321,7 @@ CONC_API void conc_scope_shield(conc_scope *s, bool on);
 CONC_API int conc_timeout(double s, conc_fn *fn, void *arg);
 
 /* fn(arg) here and now, with cancels from outside hidden: for cleaning up. grace bounds it, in
- * seconds. Results as above. */
+ * seconds. Results as above. In a job of conc_pool.h, too. */
 CONC_API int conc_shield(double grace, conc_fn *fn, void *arg);
 
 /* The nearest deadline that applies here, on conc_now's clock: CONC_FOREVER without one,
@@ -1013,6 +1014,7 @@ static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <float.h>
 #include <limits.h>
 #include <net/if.h>
 #include <netinet/in.h>
@@ -1067,17 +1069,18 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 #ifdef __linux__
 #define CONC__MAP_STACK (MAP_STACK | MAP_NORESERVE)
 #define CONC__MAP_POPULATE MAP_POPULATE
+#define CONC__MADV_DONTNEED MADV_DONTNEED
 #define CONC__MADV_NOHUGEPAGE MADV_NOHUGEPAGE
 #else
 #define CONC__MAP_STACK 0
 #define CONC__MAP_POPULATE 0
 #endif
-#define CONC__MADV_DONTNEED MADV_DONTNEED
 #define CONC__SA_ONSTACK SA_ONSTACK
 #define CONC__SS_DISABLE SS_DISABLE
 #endif
 
-#ifdef __has_include
+/* Another thread's frames: /proc tells which threads may be asked for them. */
+#if defined __linux__ && defined __has_include
 #if __has_include(<execinfo.h>)
 #include <execinfo.h>
 #define CONC__BACKTRACE
@@ -1551,8 +1554,17 @@ typedef struct conc__wheel {
     uint64_t elapsed;
     uint64_t occupied[CONC__LEVELS];
     conc__timer *slots[CONC__LEVELS][CONC__SLOTS];
-    size_t count;
+    size_t armed, disarmed; /* how often; the difference is the number of timers */
 } conc__wheel;
+
+/* For how long the virtual clock has stood still for a child program: see conc__stand_still. */
+typedef struct conc__standstill {
+    int64_t began;   /* on the real clock; 0: it has not */
+    int64_t until;   /* embedded: the host is to wait so long, on the real clock; 0: it need not */
+    int64_t now;     /* the loop's clock, */
+    size_t armed;    /* the timers that were armed, */
+    unsigned starts; /* and the programs that were started, when it began */
+} conc__standstill;
 
 enum { CONC__SIGNALS = 65 }; /* one more than the highest number */
 
@@ -1761,6 +1773,8 @@ struct conc_loop {
     int64_t verified; /* when conc__verify last looked at some, on the real clock */
     int64_t verified_until; /* virtual clock: when conc__verify_until last did */
     bool retried;           /* virtual clock: conc__jump_clock is to wait for others, as it says */
+    int outside_awaited; /* tasks that wait for the end of a child program, or a FIFO's other end */
+    conc__standstill standstill;
     int64_t polled;
     struct pollfd *polls_for; /* poll(2) */
     size_t polls_room;
@@ -1830,7 +1844,10 @@ struct conc__address;
 /* What conc_pool.h does for this module where it is in the program too; else all NULL. */
 typedef struct conc__extension {
     conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none does */
-    bool (*job_block)(int64_t ns);      /* conc_block in a job; false: none runs here */
+    int (*job_block)(int64_t ns);       /* conc_block in a job; 1: none runs here */
+    /* conc_shield in a job; false: none runs here */
+    bool (*job_shield)(double grace, conc_fn *fn, void *arg, int *rc);
+    int (*job_runs)(conc_loop *l); /* a run begins on this thread, where a job may run */
     void (*job_fail)(int rc, const char *fmt, va_list args);
     /* the newest error of the job that runs on this thread, "": none; NULL: no job does */
     const char *(*job_words)(void);
@@ -1840,6 +1857,10 @@ typedef struct conc__extension {
     size_t (*jobs_queued)(void);
     /* a conc_job, in memory of any content */
     bool (*job_in_use)(const void *job);
+    /* does a task wait for a pipe of a child program that runs? And how many were started */
+    bool (*pipe_awaited)(const conc_loop *l, unsigned *starts);
+    /* in a handler of faults: says so if the job that runs here has used its stack up */
+    void (*job_overflows)(const char *address);
 } conc__extension;
 
 static conc__extension conc__extended;
@@ -2070,10 +2091,18 @@ CONC__PRIVATE void conc__switch_plainly(conc_loop *l, conc__stack *from, void **
 
 /* ---- >>system ------------------------------------------------------------------------------- */
 
+/* The clock that stands still while the machine sleeps; that of macOS called CLOCK_MONOTONIC does
+ * not, and has only microseconds. */
+#ifdef __APPLE__
+#define CONC__CLOCK CLOCK_UPTIME_RAW
+#else
+#define CONC__CLOCK CLOCK_MONOTONIC
+#endif
+
 static inline int64_t conc__clock(void)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(CONC__CLOCK, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
@@ -2121,20 +2150,31 @@ CONC__PRIVATE void *conc__alloc(size_t size)
     return p;
 }
 
+#ifdef CONC_NO_ENV
 CONC__PRIVATE const char *conc__env(const char *name)
 {
-#ifdef CONC_NO_ENV
     (void)name;
     return NULL;
+}
 #else
-#ifdef __linux__
-    if (getauxval(AT_SECURE))
-        return NULL;
-#endif
-    const char *value = getenv(name);
-    return value && *value ? value : NULL;
+/* Does this process have rights that its caller, who chose the environment, may lack? */
+CONC__PRIVATE bool conc__is_privileged(void)
+{
+#if defined __linux__
+    return getauxval(AT_SECURE) != 0;
+#elif defined __APPLE__
+    return issetugid() != 0;
+#else
+    return getuid() != geteuid() || getgid() != getegid();
 #endif
 }
+
+CONC__PRIVATE const char *conc__env(const char *name)
+{
+    const char *value = conc__is_privileged() ? NULL : getenv(name);
+    return value && *value ? value : NULL;
+}
+#endif
 
 /* Does the system not have a call, or a sandbox not allow it? Then there is another way. */
 CONC__PRIVATE bool conc__refused(int error)
@@ -2219,6 +2259,18 @@ CONC__PRIVATE void *conc__map_pages(size_t size)
     return p;
 }
 
+/* Gives the memory of mapped pages back to the system: from then on they are all zero. Elsewhere
+ * than on Linux advice does not have that effect, so they are mapped anew. */
+CONC__PRIVATE bool conc__drop_pages(void *p, size_t size)
+{
+#ifdef __linux__
+    return madvise(p, size, CONC__MADV_DONTNEED) == 0;
+#else
+    int flags = MAP_PRIVATE | MAP_FIXED | CONC__MAP_ANONYMOUS | CONC__MAP_STACK;
+    return mmap(p, size, PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED;
+#endif
+}
+
 CONC__PRIVATE void conc__unmap_pages(void *p, size_t size)
 {
 #if CONC__ASAN
@@ -2286,6 +2338,19 @@ CONC__PRIVATE int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attrib
     return rc;
 }
 
+#ifdef __APPLE__
+/* Takes away a blocked signal, if it is pending in this thread. */
+CONC__PRIVATE void conc__signal_discard(int number)
+{
+    int saved = errno;
+    sigset_t set, pending;
+    sigemptyset(&set);
+    sigaddset(&set, number);
+    if (sigpending(&pending) == 0 && sigismember(&pending, number))
+        sigwait(&set, &number);
+    errno = saved;
+}
+#else
 /* A pending signal that becomes ignored is gone, though it is blocked; even another thread's. */
 CONC__PRIVATE void conc__signal_drop(int number)
 {
@@ -2304,23 +2369,49 @@ CONC__PRIVATE void conc__signal_discard(int number)
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, number);
-#ifdef __APPLE__
-    sigset_t pending;
-    if (sigpending(&pending) == 0 && sigismember(&pending, number))
-        sigwait(&set, &number);
-#else
     struct timespec now = {0, 0};
     if (sigtimedwait(&set, NULL, &now) < 0 && conc__refused(errno))
         conc__signal_drop(number);
-#endif
     errno = saved;
 }
+#endif
 
 /* A write for handlers and the watchdog, which may not wait for the lock of stderr. */
 CONC__PRIVATE void conc__say(const char *text, int n, size_t size)
 {
     ssize_t rc = write(2, text, n < 0 ? 0 : (size_t)n < size ? (size_t)n : size - 1);
     (void)rc;
+}
+
+/* A write to this broken pipe or socket raises no SIGPIPE from here on. macOS has no flag for one
+ * call, and sends the signal to the process: it is no use then that this thread blocks it. */
+CONC__PRIVATE void conc__no_pipe_signal(int fd)
+{
+#ifdef __APPLE__
+    int saved = errno;
+    fcntl(fd, F_SETNOSIGPIPE, 1);
+    errno = saved;
+#else
+    (void)fd; /* MSG_NOSIGNAL, and for files conc__drain_pipe_signal */
+#endif
+}
+
+/* Makes a new descriptor close-on-exec and non-blocking, where no flag of the call that opens it
+ * does. */
+CONC__PRIVATE void conc__set_modes(int fd)
+{
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+}
+
+/* How many bytes one call may be asked to move: macOS refuses more than an int can count. */
+CONC__FAST size_t conc__at_once(size_t n)
+{
+#ifdef __APPLE__
+    return n < INT_MAX ? n : INT_MAX;
+#else
+    return n;
+#endif
 }
 
 /* On failure none of the two is open. */
@@ -2380,8 +2471,8 @@ CONC__PRIVATE int conc__wake_open(conc_loop *l)
         return rc;
     l->wake_out = ends[0];
     l->wake_in = ends[1];
-    fcntl(ends[0], F_SETFL, O_NONBLOCK);
-    fcntl(ends[1], F_SETFL, O_NONBLOCK);
+    conc__set_modes(ends[0]);
+    conc__set_modes(ends[1]);
     return 0;
 }
 
@@ -2443,6 +2534,7 @@ static inline int conc__milliseconds(int64_t ns)
 CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
 {
     enum { BITS = 8 * sizeof(long) };
+    const int64_t longest = (int64_t)86400 * 1000000000; /* a day: macOS refuses some years */
     int top = -1, closed = 0, count = 0;
     for (size_t i = 0; i < n; i++) {
         polls[i].revents = conc__is_open(polls[i].fd) ? 0 : POLLNVAL;
@@ -2462,10 +2554,11 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
         if (!polls[i].revents && polls[i].events & POLLOUT)
             writes[polls[i].fd / BITS] |= bit;
     }
-    ns = closed ? 0 : ns;
-    struct timespec limit = {(time_t)(ns / 1000000000), (long)(ns % 1000000000)};
+    int64_t most = closed ? 0 : longest;
+    int64_t pause = ns < most ? ns : most;
+    struct timespec limit = {(time_t)(pause / 1000000000), (long)(pause % 1000000000)};
     int rc = pselect(top + 1, (fd_set *)(void *)reads, (fd_set *)(void *)writes, NULL,
-                     ns == CONC__NEVER ? NULL : &limit, NULL);
+                     ns == CONC__NEVER && !closed ? NULL : &limit, NULL);
     for (size_t i = 0; i < n && rc >= 0; i++) {
         unsigned long bit = 1ul << (polls[i].fd % BITS);
         if (!polls[i].revents && reads[polls[i].fd / BITS] & bit)
@@ -2476,6 +2569,21 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
     }
     CONC_FREE(reads);
     return rc < 0 ? rc : count;
+}
+
+/* Has poll(2) called an open descriptor invalid? That of macOS does so with devices, terminals
+ * among them, which select(2) can wait for. */
+CONC__PRIVATE bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
+{
+#ifdef __APPLE__
+    for (size_t i = 0; i < n; i++)
+        if (polls[i].revents & POLLNVAL && conc__is_open(polls[i].fd))
+            return true;
+#else
+    (void)polls;
+    (void)n;
+#endif
+    return false;
 }
 
 /* poll(2) with a limit in nanoseconds. */
@@ -2490,7 +2598,8 @@ CONC__PRIVATE int conc__poll_call(struct pollfd *polls, size_t n, int64_t ns)
     if (rc < 0 && conc__refused(errno))
         rc = poll(polls, (nfds_t)n, ns == CONC__NEVER ? -1 : conc__milliseconds(ns));
     /* EINVAL: more than RLIMIT_NOFILE, which may have been lowered */
-    if (rc < 0 && (errno == EINVAL || conc__refused(errno)))
+    bool refused = rc < 0 && (errno == EINVAL || conc__refused(errno));
+    if (refused || (rc > 0 && conc__poll_is_blind(polls, n)))
         rc = conc__select(polls, n, ns);
     return rc;
 }
@@ -3041,7 +3150,7 @@ CONC__PRIVATE void conc__stack_drop(conc__stack *s)
     conc__pool *p = s->pool;
     char *low = s->low;
     conc__stack_untold(s);
-    madvise(low, p->stride - p->guard, CONC__MADV_DONTNEED);
+    conc__drop_pages(low, p->stride - p->guard);
     if (!slab->dropped)
         conc__hole_open(p, slab);
     slab->dropped |= (uint64_t)1 << ((size_t)(low - slab->base) / p->stride);
@@ -3183,12 +3292,14 @@ static inline void conc__wheel_remove(conc__wheel *w, conc__timer *t)
     t->next = NULL;
 }
 
+static inline size_t conc__wheel_count(const conc__wheel *w) { return w->armed - w->disarmed; }
+
 static inline void conc__arm(conc_loop *l, conc__timer *t, int64_t at, void (*fire)(conc__timer *))
 {
     t->at = at;
     t->fire = fire;
     conc__wheel_insert(&l->wheel, t);
-    l->wheel.count++;
+    l->wheel.armed++;
 }
 
 static inline void conc__disarm(conc_loop *l, conc__timer *t)
@@ -3196,7 +3307,7 @@ static inline void conc__disarm(conc_loop *l, conc__timer *t)
     if (!conc__armed(t))
         return;
     conc__wheel_remove(&l->wheel, t);
-    l->wheel.count--;
+    l->wheel.disarmed++;
 }
 
 /* The first occupied slot: the time at which it begins, its level and number. False: no timer is
@@ -3239,7 +3350,8 @@ CONC__PRIVATE void conc__wheel_advance(conc_loop *l, int64_t now)
     conc__wheel *w = &l->wheel;
     uint64_t start;
     int level, slot;
-    while (w->count && conc__wheel_first(w, &start, &level, &slot) && start <= (uint64_t)now) {
+    while (conc__wheel_count(w) && conc__wheel_first(w, &start, &level, &slot) &&
+           start <= (uint64_t)now) {
         conc__timer *t = w->slots[level][slot];
         if (level > 0 && (t->next != t || t->at > now)) {
             conc__wheel_cascade(w, start, level, slot);
@@ -3767,6 +3879,26 @@ CONC__PRIVATE bool conc__has_posts(conc_loop *l)
     return false;
 }
 
+/* A child program takes real time, which a task that waits for it would not see pass. So while one
+ * runs and a task waits for its end or a pipe of it, the virtual clock jumps over d seconds only
+ * after d real ones. These are counted anew when the clock has moved, a timer was armed or a
+ * program was started: a limit on one program says nothing of the next. Returns how long the clock
+ * still stands. */
+CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
+{
+    unsigned starts = 0;
+    bool pipe = conc__extended.pipe_awaited && conc__extended.pipe_awaited(l, &starts);
+    if (!pipe && !l->outside_awaited)
+        return 0;
+    conc__standstill *s = &l->standstill;
+    int64_t clock = conc__clock();
+    bool same = s->now == l->now && s->armed == l->wheel.armed && s->starts == starts;
+    if (!s->began || !same)
+        *s = (conc__standstill){clock, 0, l->now, l->wheel.armed, starts};
+    int64_t left = next - l->now - (clock - s->began);
+    return left > 0 ? left : 0;
+}
+
 enum { CONC__MOMENT = 1000000 };
 
 /* The virtual clock moves to the next deadline. A task that tries something again and again, which
@@ -3786,6 +3918,13 @@ CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
     bool posted = !flooded && atomic_load_explicit(&l->posted, memory_order_relaxed);
     if (l->ready || posted)
         return;
+    int64_t stands = conc__stand_still(l, next), verify = stands ? conc__verify(l) : 0;
+    if (stands && l->embedded)
+        l->standstill.until = conc__clock() + stands;
+    else if (stands)
+        conc__poll_events(l, stands < verify ? stands : verify, false);
+    if (stands)
+        return; /* what came meanwhile comes first */
     conc__advance(l, next > before ? next : before);
     conc__was_idle(l, before, l->now);
 }
@@ -3858,7 +3997,7 @@ CONC__PRIVATE void conc__adapt_batch(conc_loop *l)
         l->budget = 1 + (int)(l->budget * (int64_t)(CONC__LATE / 2) / took);
         l->quick = l->quick < l->budget ? l->quick : l->budget;
     } else if (took < CONC__LATE / 4) {
-        bool awaits = l->wheel.count || conc__expects(l);
+        bool awaits = conc__wheel_count(&l->wheel) || conc__expects(l);
         int most = awaits ? CONC__TURNS : CONC__TURNS * 4; /* then reading the clock costs less */
         l->batch = l->batch < most / 2 ? l->batch * 2 : most;
         l->budget = l->budget < CONC__QUICK / 2 ? l->budget * 2 : CONC__QUICK;
@@ -4196,8 +4335,9 @@ CONC_API int conc_block(double s)
     bool outside = !l && !conc__extended.job_block;
     if (!outside && __builtin_isnan(s))
         return conc__misused(-EINVAL, __func__, "the time is not a number", NULL);
-    if (!l && !outside && conc__extended.job_block(conc__ns(s)))
-        return 0;
+    int rc = !l && !outside ? conc__extended.job_block(conc__ns(s)) : 1;
+    if (rc <= 0)
+        return rc;
     if (!l)
         return conc__misused(-EPERM, "conc_block", "there is no loop, and no job", NULL);
     int64_t end = conc__later(conc__time(l), conc__ns(s));
@@ -4548,6 +4688,10 @@ CONC_API int conc_timeout(double s, conc_fn *fn, void *arg)
 
 CONC_API int conc_shield(double grace, conc_fn *fn, void *arg)
 {
+    int rc = 0;
+    bool may_be_job = !conc__here && conc__extended.job_shield;
+    if (may_be_job && conc__extended.job_shield(grace, fn, arg, &rc))
+        return rc;
     return conc__call_in_scope(grace, true, fn, arg, "the scope of conc_shield");
 }
 
@@ -7085,7 +7229,7 @@ CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd *f, uint32_t id, const con
 /* Waits until the descriptor is ready for any of the events: those, or an error. */
 CONC__PRIVATE CONC__CALLED int conc__fd_park(conc_loop *l, int number, int events)
 {
-    conc__fd *f;
+    conc__fd *f = NULL;
     conc__find_lost(l, __builtin_frame_address(0));
     int rc = conc__checkpoint(l);
     if (rc == 0)
@@ -7433,6 +7577,21 @@ CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
     return *n >= 0 || (!wrong_file && !conc__refused(error));
 }
 
+/* Is it the program's end of a pseudo-terminal? */
+CONC__PRIVATE bool conc__is_terminal_master(int fd)
+{
+#if defined TIOCGPTN
+    unsigned number;
+    return ioctl(fd, TIOCGPTN, &number) == 0;
+#elif defined TIOCPTYGNAME
+    char name[128];
+    return ioctl(fd, TIOCPTYGNAME, name) == 0;
+#else
+    (void)fd;
+    return false;
+#endif
+}
+
 /* The same named pipe or terminal, open in non-blocking mode; -1: it cannot be, as the end of a
  * terminal's program. */
 CONC__PRIVATE int conc__io_open_anew(int fd, int access, const struct stat *st)
@@ -7441,11 +7600,8 @@ CONC__PRIVATE int conc__io_open_anew(int fd, int access, const struct stat *st)
     bool terminal = S_ISCHR(st->st_mode) && isatty(fd);
     if (!terminal && !S_ISFIFO(st->st_mode))
         return -1;
-#ifdef TIOCGPTN
-    unsigned master;
-    if (terminal && ioctl(fd, TIOCGPTN, &master) == 0)
+    if (terminal && conc__is_terminal_master(fd))
         return -1;
-#endif
 #ifdef __linux__
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
 #else
@@ -7589,26 +7745,65 @@ CONC__PRIVATE ssize_t conc__io_file(const conc__io *io, int access)
     return returns ? conc__io_plain(io, io->fd, access) : conc__io_blocking(io, access);
 }
 
+/* For sendmsg and recvmsg. */
+static inline struct msghdr conc__io_message(const conc__io *io)
+{
+    struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)io->parts};
+    message.msg_iovlen = (__typeof__(message.msg_iovlen))io->count;
+    return message;
+}
+
 static inline ssize_t conc__io_recv(const conc__io *io)
 {
     if (io->count == 1)
         return recvfrom(io->fd, io->parts->iov_base, io->parts->iov_len, io->flags | MSG_DONTWAIT,
                         io->address, io->address_size);
-    struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)io->parts};
-    message.msg_iovlen = (size_t)io->count;
+    struct msghdr message = conc__io_message(io);
     return recvmsg(io->fd, &message, io->flags | MSG_DONTWAIT);
 }
 
-static inline ssize_t conc__io_send(const conc__io *io)
+static inline ssize_t conc__io_send_call(const conc__io *io)
 {
     int flags = io->flags | MSG_DONTWAIT | MSG_NOSIGNAL;
     if (io->count == 1)
         return sendto(io->fd, io->parts->iov_base, io->parts->iov_len, flags, io->address,
                       io->address ? *io->address_size : 0);
-    struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)io->parts};
-    message.msg_iovlen = (size_t)io->count;
+    struct msghdr message = conc__io_message(io);
     return sendmsg(io->fd, &message, flags);
 }
+
+#ifdef __APPLE__
+/* Sends from a stream socket in blocking mode, which waits in spite of MSG_DONTWAIT: no more than
+ * what poll(2) promises room for. */
+CONC__COLD ssize_t conc__io_send_some(const conc__io *io)
+{
+    int least = 1, ready = conc__fd_ready(io->fd, CONC_WRITABLE);
+    socklen_t size = sizeof least;
+    if (ready <= 0) {
+        errno = ready < 0 ? -ready : EAGAIN;
+        return -1;
+    }
+    if (getsockopt(io->fd, SOL_SOCKET, SO_SNDLOWAT, &least, &size) || least < 1)
+        least = 1;
+    struct iovec part = *conc__io_first_part(io);
+    conc__io some = *io;
+    part.iov_len = part.iov_len < (size_t)least ? part.iov_len : (size_t)least;
+    some.parts = &part;
+    some.count = 1;
+    return conc__io_send_call(&some);
+}
+
+CONC__PRIVATE ssize_t conc__io_send(const conc__io *io)
+{
+    int kind = 0, flags = fcntl(io->fd, F_GETFL);
+    socklen_t size = sizeof kind;
+    bool blocks = flags >= 0 && !(flags & O_NONBLOCK) && !conc__io_is_empty(io) &&
+                  getsockopt(io->fd, SOL_SOCKET, SO_TYPE, &kind, &size) == 0;
+    return blocks && kind == SOCK_STREAM ? conc__io_send_some(io) : conc__io_send_call(io);
+}
+#else
+static inline ssize_t conc__io_send(const conc__io *io) { return conc__io_send_call(io); }
+#endif
 
 /* Receives from any file. */
 CONC__PRIVATE ssize_t conc__receive_slowly(conc_loop *l, const conc__io *io)
@@ -7670,6 +7865,7 @@ CONC__PRIVATE ssize_t conc__send_slowly(conc_loop *l, const conc__io *io)
     }
     int saved = errno;
     ssize_t n;
+    conc__no_pipe_signal(io->fd);
     do {
         n = conc__io_send(io);
         bool file = n < 0 && errno == ENOTSOCK;
@@ -7767,14 +7963,14 @@ CONC_API ssize_t conc_writev(int fd, const struct iovec *parts, int count)
 
 CONC_API ssize_t conc_read(int fd, void *buf, size_t n)
 {
-    const struct iovec part = {buf, n};
+    const struct iovec part = {buf, conc__at_once(n)};
     const conc__io io = {.fd = fd, .any = true, .parts = &part, .count = 1};
     return conc__io_run(conc__receive, CONC_READABLE, &io);
 }
 
 CONC_API ssize_t conc_write(int fd, const void *buf, size_t n)
 {
-    const struct iovec part = {(void *)(uintptr_t)buf, n};
+    const struct iovec part = {(void *)(uintptr_t)buf, conc__at_once(n)};
     const conc__io io = {.fd = fd, .any = true, .parts = &part, .count = 1};
     return conc__io_run(conc__send, CONC_WRITABLE, &io);
 }
@@ -7782,7 +7978,7 @@ CONC_API ssize_t conc_write(int fd, const void *buf, size_t n)
 CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *from,
                                socklen_t *from_size)
 {
-    const struct iovec part = {buf, n};
+    const struct iovec part = {buf, conc__at_once(n)};
     const conc__io io = {.fd = fd,
                          .flags = flags,
                          .parts = &part,
@@ -7795,7 +7991,7 @@ CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct so
 CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
                              const struct sockaddr *to, socklen_t to_size)
 {
-    const struct iovec part = {(void *)(uintptr_t)buf, n};
+    const struct iovec part = {(void *)(uintptr_t)buf, conc__at_once(n)};
     const conc__io io = {.fd = fd,
                          .flags = flags,
                          .parts = &part,
@@ -7807,14 +8003,14 @@ CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
 
 CONC_API ssize_t conc_recv(int fd, void *buf, size_t n, int flags)
 {
-    const struct iovec part = {buf, n};
+    const struct iovec part = {buf, conc__at_once(n)};
     const conc__io io = {.fd = fd, .flags = flags, .parts = &part, .count = 1};
     return conc__io_run(conc__receive, CONC_READABLE, &io);
 }
 
 CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags)
 {
-    const struct iovec part = {(void *)(uintptr_t)buf, n};
+    const struct iovec part = {(void *)(uintptr_t)buf, conc__at_once(n)};
     const conc__io io = {.fd = fd, .flags = flags, .parts = &part, .count = 1};
     return conc__io_run(conc__send, CONC_WRITABLE, &io);
 }
@@ -7866,8 +8062,8 @@ CONC__PRIVATE int conc__accept_call(int fd)
 #endif
     got = accept(fd, NULL, NULL);
     if (got >= 0) {
-        fcntl(got, F_SETFD, FD_CLOEXEC);
-        fcntl(got, F_SETFL, O_NONBLOCK);
+        conc__set_modes(got);
+        conc__no_pipe_signal(got);
     }
     return got;
 }
@@ -8073,8 +8269,8 @@ CONC__PRIVATE int conc__socket(int family)
 #else
     int fd = socket(family, SOCK_STREAM, 0);
     if (fd >= 0) {
-        fcntl(fd, F_SETFD, FD_CLOEXEC);
-        fcntl(fd, F_SETFL, O_NONBLOCK);
+        conc__set_modes(fd);
+        conc__no_pipe_signal(fd); /* what is accepted inherits it */
     }
     return fd;
 #endif
@@ -10699,8 +10895,9 @@ CONC__PRIVATE void conc__dump_on_loop(conc_loop *l, void *arg)
     l->self = d->self; /* so that it shows as running */
     size_t tasks = (size_t)(l->spawned - l->finished);
     flockfile(d->out); /* no line of another thread comes between */
+    size_t timers = conc__wheel_count(&l->wheel);
     fprintf(d->out, "conc: %zu %s, time %.9f, %zu %s\n", tasks, tasks == 1 ? "task" : "tasks",
-            (double)conc__time(l) / 1e9, l->wheel.count, l->wheel.count == 1 ? "timer" : "timers");
+            (double)conc__time(l) / 1e9, timers, timers == 1 ? "timer" : "timers");
     conc__print_all(l, d->out);
     funlockfile(d->out);
     l->self = NULL;
@@ -10932,7 +11129,7 @@ CONC_API void conc_get_stats(conc_stats *s)
         s->ready++;
     conc__count_stacks(l, s);
     s->tasks = (size_t)(l->spawned - l->finished);
-    s->timers = l->wheel.count;
+    s->timers = conc__wheel_count(&l->wheel);
     s->generators = l->generator_count;
     s->descriptors = l->watched_count;
     for (const conc_signals *open = l->signals; open; open = open->next)
@@ -10983,6 +11180,7 @@ CONC__PRIVATE ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
         sigaddset(&both, deadly[i]);
     pthread_sigmask(SIG_BLOCK, &both, &before);
     sigpending(&already);
+    conc__no_pipe_signal(fd);
     ssize_t written = write(fd, data, n);
     int saved = errno;
     for (size_t i = 0; i < CONC_LEN(deadly); i++)
@@ -11311,6 +11509,8 @@ CONC__PRIVATE void conc__on_fault(int number, siginfo_t *info, void *context)
     }
     if (s)
         conc__tell_overflow(l->self, s);
+    else if (!was_sent && conc__extended.job_overflows)
+        conc__extended.job_overflows(info->si_addr);
     if (before->sa_flags & SA_SIGINFO)
         before->sa_sigaction(number, info, context);
     else if (before->sa_handler != SIG_DFL && before->sa_handler != SIG_IGN)
@@ -11455,7 +11655,7 @@ CONC__PRIVATE void conc__stack_clear(conc__stack *s, char *from)
         return;
     char *first = from - (size_t)(from - s->low) % page;
     char *last = top - (size_t)(top - s->low) % page;
-    if (top - from > MANY && madvise(first, (size_t)(last - first), CONC__MADV_DONTNEED) == 0)
+    if (top - from > MANY && conc__drop_pages(first, (size_t)(last - first)))
         from = last;
     memset(from, 0, (size_t)(top - from));
 }
@@ -11676,12 +11876,6 @@ CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *p
 
 #else
 
-CONC__PRIVATE void conc__thread_file(long thread, const char *name, char *text, size_t size)
-{
-    (void)thread, (void)name, (void)size;
-    text[0] = 0;
-}
-
 CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *pc)
 {
     (void)thread, (void)sp, (void)pc;
@@ -11713,9 +11907,11 @@ typedef struct conc__watchdog {
     int64_t most; /* ns that a step may take */
     conc__held_by step;
     char name[CONC__DESCRIPTION]; /* of the step's task, which may end in it */
-    sem_t answered;
+#ifdef CONC__BACKTRACE
+    sem_t answered; /* there while `asks` */
     int count;
     void *frames[CONC__FRAMES];
+#endif
 } conc__watchdog;
 
 static pthread_mutex_t conc__telling = PTHREAD_MUTEX_INITIALIZER; /* one watchdog at a time */
@@ -11750,13 +11946,6 @@ CONC__PRIVATE void conc__name_code(char *text, size_t size, uintptr_t address)
     snprintf(text, size, "0x%llx", number);
 }
 
-CONC__PRIVATE void conc__print_frame(int number, uintptr_t address)
-{
-    char code[PATH_MAX + 256], text[sizeof code + 32];
-    conc__name_code(code, sizeof code, address);
-    conc__say(text, snprintf(text, sizeof text, "    #%d %s\n", number, code), sizeof text);
-}
-
 /* What holds the loop, in words. Under conc__telling. */
 CONC__PRIVATE void conc__name_step(char *text, size_t size, const conc__held_by *step,
                                    const char *task)
@@ -11777,6 +11966,13 @@ CONC__PRIVATE void conc__name_step(char *text, size_t size, const conc__held_by 
 }
 
 #ifdef __linux__
+CONC__PRIVATE void conc__print_frame(int number, uintptr_t address)
+{
+    char code[PATH_MAX + 256], text[sizeof code + 32];
+    conc__name_code(code, sizeof code, address);
+    conc__say(text, snprintf(text, sizeof text, "    #%d %s\n", number, code), sizeof text);
+}
+
 /* The frames of a thread in a system call: what looks like the return addresses of calls. */
 CONC__PRIVATE int conc__frames_on_stack(uintptr_t sp, uintptr_t pc)
 {
@@ -11928,7 +12124,7 @@ static struct sigaction conc__question_before;
 
 /* The handler for questions, where the program has none of its own for that signal, and there is
  * a stack for it. */
-CONC__PRIVATE bool conc__questions_open(const conc_loop *l)
+CONC__PRIVATE bool conc__questions_open(const conc_loop *l, conc__watchdog *d)
 {
 #ifdef CONC__BACKTRACE
     struct sigaction now, ours;
@@ -11951,14 +12147,16 @@ CONC__PRIVATE bool conc__questions_open(const conc_loop *l)
     bool taken = mine || sigaction(SIGURG, &ours, NULL) == 0;
     conc__signalling.questions += taken;
     pthread_mutex_unlock(&conc__signalling.mutex);
+    if (taken)
+        sem_init(&d->answered, 0, 0);
     return taken;
 #else
-    (void)l;
+    (void)l, (void)d;
     return false;
 #endif
 }
 
-CONC__PRIVATE void conc__questions_close(void)
+CONC__PRIVATE void conc__questions_close(conc__watchdog *d)
 {
 #ifdef CONC__BACKTRACE
     struct sigaction now, *covered = &conc__signalling.numbers[SIGURG].before;
@@ -11969,6 +12167,9 @@ CONC__PRIVATE void conc__questions_close(void)
     if (last && conc__is_question(covered)) /* a conc_signals that is still open puts this back */
         *covered = conc__question_before;
     pthread_mutex_unlock(&conc__signalling.mutex);
+    sem_destroy(&d->answered);
+#else
+    (void)d;
 #endif
 }
 
@@ -11982,8 +12183,7 @@ CONC__PRIVATE void conc__watchdog_close(conc_loop *l)
     if (!pthread_equal(d->id, d->of)) /* else it could not be started */
         pthread_join(d->id, NULL);
     if (d->asks)
-        conc__questions_close();
-    sem_destroy(&d->answered);
+        conc__questions_close(d);
     pthread_cond_destroy(&d->changed);
     pthread_mutex_destroy(&d->mutex);
     CONC_FREE(d);
@@ -11998,13 +12198,12 @@ CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
     memset(d, 0, sizeof *d);
     pthread_mutex_init(&d->mutex, NULL);
     pthread_cond_init(&d->changed, NULL);
-    sem_init(&d->answered, 0, 0);
     d->of = pthread_self();
 #ifdef __linux__
     d->of_number = syscall(SYS_gettid);
 #endif
     d->most = conc__ns(l->options.slow_step);
-    d->asks = conc__questions_open(l);
+    d->asks = conc__questions_open(l, d);
     int rc = conc__quiet_thread(&d->id, NULL, conc__watchdog_main, d);
     l->watchdog = d;
     if (rc) {
@@ -12242,7 +12441,10 @@ CONC_API double conc_random(double low, double high)
     conc_loop *l = conc__here;
     if (!l || !(high > low))
         return low;
-    double x = low + (high - low) * ((double)(conc__mix(&l->draws) >> 11) / 9007199254740992.0);
+    double share = (double)(conc__mix(&l->draws) >> 11) / 9007199254740992.0;
+    double x = low + (high - low) * share;
+    if (high / 2 - low / 2 > DBL_MAX / 2) /* their distance is no finite number */
+        x = low * (1 - share) + high * share;
     return x < high ? x : low;
 }
 
@@ -12570,9 +12772,11 @@ CONC__PRIVATE int conc__open_run(conc_loop **out, bool embedded, const conc_opti
         rc = conc__start_main(l);
     if (rc == 0)
         rc = conc__interrupts_open(l);
+    if (rc == 0 && conc__extended.job_runs)
+        rc = conc__extended.job_runs(l);
     if (rc) {
         conc__diagnosis_close(l);
-        conc__signals_unreach(l);
+        conc__signals_end(l);
         conc__loop_close(l);
         return rc;
     }
@@ -12710,7 +12914,7 @@ CONC_API int conc_embed_fd(conc_embed *e)
 CONC__PRIVATE bool conc__embed_is_due(conc_loop *l, bool at_work)
 {
     bool ready = l->over || l->ready || l->spinners || l->settlers.first;
-    bool stands = at_work || l->retried;
+    bool stands = at_work || l->retried || l->standstill.until > conc__clock();
     bool jumps = l->virtual_clock && !stands && conc__wheel_next(&l->wheel) != CONC__NEVER;
     return ready || jumps || atomic_load(&l->posted) || atomic_load(&l->signalled);
 }
@@ -12731,6 +12935,8 @@ CONC_API double conc_embed_timeout(conc_embed *e)
         next = verify;
     if (l->retried && now + CONC__MOMENT < next)
         next = now + CONC__MOMENT;
+    if (l->standstill.until > now && l->standstill.until < next)
+        next = l->standstill.until;
     if (next == CONC__NEVER)
         return CONC_FOREVER;
     return next > now ? (double)(next - now) / 1e9 : 0;
@@ -12745,6 +12951,7 @@ CONC_API int conc_embed_step(conc_embed *e)
     conc_loop *l = e->loop;
     l->stepping = true;
     l->retried = false;
+    l->standstill.until = 0;
     l->looked = conc__time(l);
     conc__was_idle(l, l->left, l->looked);
     int64_t start = l->left = l->looked;
@@ -14876,13 +15083,21 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
  *   Calling   from tasks, which wait while the loop goes on; from jobs and threads without a
  *             run, which block. In a posted function what would wait is -EPERM.
  *   Cancel    a job that runs is waited for even when its caller is cancelled, as its argument
- *             may live on that stack. It can ask conc_job_cancelled(). One that is still in the
- *             queue is taken back. One in a process is killed.
+ *             may live on that stack: it is asked to end. From then on conc_job_cancelled() is
+ *             true there; what it waits for in channels, children, conc_block and for a place in
+ *             a queue returns -ECANCELED; a wait for other jobs passes the request on, and goes
+ *             on; and a conc_run inside it has its main_fn cancelled. conc_shield hides the
+ *             request from what cleans up. A job that is still in the queue is taken back. One
+ *             in a process is killed.
  *   Clock     virtual time stands still while jobs run, and conc_block in one of them is a
  *             timer; that holds for the jobs of a job, too. A job that waits in a call of this
  *             module does not run.
+ *             While a task waits for the end or a pipe of a child program that runs, or for the
+ *             other end of a FIFO, the clock jumps over d seconds only after d real ones: so a
+ *             limit on one that hangs comes, and one that does not takes no virtual time.
  *   Forks     in a forked child inherited pools are dead: -EPERM, and closing them only frees
- *             memory. A channel has what lay in it, and none of the parent's waiters.
+ *             memory. The same goes for child programs, which run on. A channel has what lay
+ *             in it, and none of the parent's waiters.
  *
  * Environment: CONC__WORKER marks a worker process that this program started; it is not to be
  * set by hand.
@@ -14904,7 +15119,9 @@ extern "C" {
 typedef struct conc_pool {
     /* at most; 0: one for each processor. They start when they are first needed */
     int threads;
-    int queue_limit;  /* jobs that may lie in the queue; a submit above it waits; 0: no limit */
+    /* jobs that may lie in the queue; a submit above it waits, but for those of the pool's own
+     * jobs; 0: no limit */
+    int queue_limit;
     const char *name; /* of its threads, for debuggers, 15 bytes; NULL: "conc" */
     /* private */
     struct conc__crew *crew;
@@ -14928,7 +15145,9 @@ typedef struct conc_job {
     char text[96];
 } conc_job;
 
-/* Opens the pool; no thread starts yet. Errors: -EINVAL (NULL, negative fields), -EBUSY (open),
+/* Opens the pool; no thread starts yet. Jobs run under the caller's signal mask of this moment,
+ * but signals of a fault (SIGSEGV...) are open, and programs that they start get the mask that
+ * the caller had outside its run. Errors: -EINVAL (NULL, negative fields), -EBUSY (open),
  * -ENOMEM. From anywhere. */
 CONC_API int conc_pool_open(conc_pool *p);
 
@@ -14946,8 +15165,9 @@ CONC_API void conc__auto_conc_pool(conc_pool *p);
 CONC_API int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg) CONC_NODISCARD;
 
 /* Has fn(arg) called by a thread of the pool, first come, first served, and returns: 0. Waits
- * only for a place under a queue_limit; a job of the pool runs another one meanwhile. Errors,
- * the job is not submitted: as above, and -EBUSY (j is in the queue or runs). */
+ * only for a place under a queue_limit. In a job of the same pool, and in a run inside one, it
+ * never waits: there the queue may go over its limit. Errors, the job is not submitted: as
+ * above, and -EBUSY (j is in the queue or runs). */
 CONC_API int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg) CONC_NODISCARD;
 
 /* fn on each of count elements of size bytes, with the address of the element, in the order of
@@ -14967,7 +15187,8 @@ CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t cou
  * wanted), its words in conc_last_error. Any number may wait. A cancel does not cut it short: it
  * takes the job back (result -ECANCELED), asks it to end when it runs, and kills it when it runs
  * in a process; but not while others wait for it too. A thread of the pool runs the job itself
- * if it is still in the queue. -EINVAL: never submitted. */
+ * if it is still in the queue. -EINVAL: never submitted; -EPERM: in a process that this one was
+ * forked from. */
 CONC_API int conc_job_wait(conc_job *j, int *result) CONC_NODISCARD;
 
 /* Takes the job back when it is in the queue, asks it to end when it runs (and kills it in a
@@ -14978,20 +15199,24 @@ CONC_API int conc_job_cancel(conc_job *j);
 /* Has it ended, or was it taken back? From anywhere. */
 CONC_API bool conc_job_done(const conc_job *j);
 
-/* In a job: was it asked to end? Elsewhere false. */
+/* In a job: was it asked to end, and no conc_shield hides that? Elsewhere false. */
 CONC_API bool conc_job_cancelled(void);
 
 /* ---- >>offload ------------------------------------------------------------------------------ */
 
 /* conc_pool_run on a pool that all runs share (asyncio.to_thread), from its first use to the end
- * of the last run; it has four threads more than there are processors, at most 32. In jobs and
- * threads without a run fn(arg) is simply called. */
+ * of the last run; it has four threads more than there are processors, at most 32. Files, names
+ * and starts of child programs have threads of their own, and do not wait for these jobs. In jobs
+ * and threads without a run fn(arg) is simply called. */
 CONC_API int conc_offload(conc_fn *fn, void *arg);
 
 /* The same for what may hang: a cancel returns -ECANCELED at once, the job goes on alone, and
  * nobody learns its result. arg is the job's: free_arg(arg) (NULL: not wanted) is called once,
- * after the job, or at once if fn was not called, whatever is returned. Neither the run's nor
- * the program's end waits for such a job. */
+ * after the job, or at once if fn was not called, whatever is returned. Such jobs share as many
+ * threads as those of conc_offload, but others. An abandoned one keeps its thread until it ends;
+ * when all hang, the call waits until one does not, or its task is cancelled. Neither the run's
+ * nor the program's end waits for such a job, and a library that conc is in is not unloaded
+ * before its end. */
 CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *));
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
@@ -14999,16 +15224,18 @@ CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void 
 /* A pool of processes, for what may crash or must be killed. Linux. The first four fields are
  * yours to set before conc_procs_open.
  *
- * Workers are this program executed anew, taken over before main: they see globals as at the
- * program's start, inherit standard output and error and nothing else, and get functions by
- * module and offset (a library that was loaded later is loaded in them too). Standard output is
- * flushed after each job. They ignore SIGINT, and end with their parent. */
+ * Workers are this program executed anew. When all constructors have run they begin to work, in
+ * place of main: they see globals as at the program's start, inherit standard output and error
+ * and nothing else, and have the environment and the signal mask of the opener. They get
+ * functions by module, build and offset; a library that was loaded later is loaded in them too,
+ * one that was replaced meanwhile is refused (-ENOEXEC). Standard output is flushed after each
+ * job. SIGINT and SIGTERM, which come to all processes of a terminal or service, are left to the
+ * program. Workers end with it, and so do processes that their jobs fork. */
 typedef struct conc_procs {
     /* at most (4096); 0: one for each processor. They start when they are first needed */
     int workers;
     size_t memory_limit; /* bytes of data that a worker may have (RLIMIT_DATA); 0: no limit */
-    /* forked instead, at open, with globals and descriptors as they are then, but no input */
-    bool fork;
+    int max_jobs;        /* a worker is replaced after so many; 0: never */
     /* called first in each worker; a negative result breaks the pool; NULL: nothing */
     int (*init)(void);
     /* private */
@@ -15016,9 +15243,9 @@ typedef struct conc_procs {
     unsigned users;
 } conc_procs;
 
-/* Opens the pool, in a run or outside. Errors: -EINVAL (NULL, negative workers), -EBUSY (open;
- * or .fork and the process has other threads), -EAGAIN and others of pthread_create, fork, mmap
- * and socketpair, -ENOMEM, -ENOTSUP (not Linux), -EPERM (a set-user-ID program, without .fork). */
+/* Opens the pool, in a run or outside. Errors: -EINVAL (NULL, negative fields), -EBUSY (open),
+ * those of memfd_create, mmap and eventfd, -ENOMEM, -ENOTSUP (not Linux), -EPERM (a set-user-ID
+ * program). */
 CONC_API int conc_procs_open(conc_procs *p);
 
 /* As conc_pool_close; jobs that run are killed when its task is cancelled. When it returns all
@@ -15103,16 +15330,21 @@ CONC_API void conc_shared_free(void *p);
 
 /* ---- >>files -------------------------------------------------------------------------------- */
 
-/* Files are read and written off the loop. Errors are the system's. What has begun is waited
- * for; -ECANCELED means that nothing was done. */
+/* Files are read and written off the loop. Errors are the system's. What has begun on a regular
+ * file is waited for; -ECANCELED means that nothing was done. A pipe with a name (FIFO), a terminal
+ * or another file that keeps a task waiting for somebody else is left when the task is cancelled,
+ * after some bytes perhaps; in a thread without a run it blocks. */
 
 /* The whole file: its size in *size (NULL: not wanted), its bytes with a NUL behind them in
  * *data, to be released with conc_free. After an error *data is NULL. Waits. */
 CONC_API int conc_file_read(const char *path, void **data, size_t *size) CONC_NODISCARD;
 
 /* Makes the file anew with these bytes, whole or not at all: a new file with the permissions of
- * the old one, on disk before it is renamed to path. What is not a regular file (a terminal, a
- * pipe, /dev/null) is written to. Waits. */
+ * the old one, on disk before it is renamed to path. If the old one cannot be replaced (it is a
+ * mount point, in /proc, or in a directory that this program may not change) it is written over,
+ * and an error may leave a part. If its group cannot be kept, the new one gets no permissions that
+ * not everybody had. What is not a regular file (a terminal, a pipe, /dev/null) is written to.
+ * Waits. */
 CONC_API int conc_file_write(const char *path, const void *data, size_t size) CONC_NODISCARD;
 
 /* Adds the bytes at the end, and makes the file when there is none. After an error some may have
@@ -15149,28 +15381,66 @@ typedef struct conc_child {
          * is set to blocking, as programs expect it, for this program too, where conc's calls do
          * not mind; a socket that listens is not */
         error;
+    /* it leads a process group of its own, with all that it starts: conc_child_kill and
+     * conc_child_close reach the whole group, even when the child itself has ended, until it is
+     * closed. A terminal's Ctrl+C no longer reaches it */
+    bool group;
+    /* seconds that conc_child_close gives it to end by SIGTERM, before SIGKILL; 0: SIGKILL at
+     * once */
+    double grace;
     int pid; /* set by conc_child_start */
     /* private */
     int pidfd, status, state;
+    unsigned forks; /* how many forks the process descended from when it started this */
+    bool reaped;
+    unsigned long long began;
+    struct conc__program *program;
 } conc_child;
 
 /* Starts the program, with the original signal mask and no descriptors but these three. Waits.
- * Errors: -ENOENT (no such program or directory), -EACCES and others of the system's, -EINVAL
- * (NULL, no argv), -EBUSY (started and not closed). No SIGCHLD handler is needed or disturbed. */
+ * Errors: -ENOENT (no such program or directory: conc_last_error says which), -EACCES and others
+ * of the system's, -EINVAL (NULL, no argv, a negative grace), -EBUSY (started and not closed),
+ * -ENOMEM. No SIGCHLD handler is needed or disturbed. */
 CONC_API int conc_child_start(conc_child *c);
 
 /* Waits until it has ended: 0, and its status as of waitpid(2) in *status (NULL: not wanted):
- * WIFEXITED, WEXITSTATUS, WTERMSIG. A cancel leaves it running. -EINVAL: not started. */
+ * WIFEXITED, WEXITSTATUS, WTERMSIG. A cancel leaves it running. -EINVAL: not started; -ECHILD: it
+ * has ended, and the program ignores SIGCHLD or has waited for it by other means; -EPERM: this is
+ * a forked process, and its parent started the child. */
 CONC_API int conc_child_wait(conc_child *c, int *status);
 
-/* Sends it a signal: 0, -EALREADY (it has ended), -EINVAL. Never to another process that has its
- * number by now. */
+/* Sends it a signal, with .group to all of its group: 0, -EALREADY (it has ended), -EINVAL,
+ * -EPERM. Never to another process that has its number by now. */
 CONC_API int conc_child_kill(conc_child *c, int signal);
 
-/* Closes the pipes, kills the child if it still runs, and waits for its end, which a cancel does
- * not cut short: 0. Closing twice, or what was never started, does nothing. -EBUSY: somebody is
- * just starting it. */
+/* Closes the pipes and ends the child if it still runs, which a cancel does not cut short: by
+ * SIGKILL, or with .grace by SIGTERM (and SIGCONT, in case it is stopped) and so many seconds
+ * later SIGKILL; its output can be read until then. With .group all of its group, of which the
+ * grace waits for the last one. Waits for the child's end: 0. In a posted function, which holds
+ * the loop meanwhile, there is no grace.
+ * Closing twice, or what was never started, does nothing; in a forked process a child of its
+ * parent runs on. -EBUSY: somebody is just starting it. */
 CONC_API int conc_child_close(conc_child *c);
+
+/* What conc_child_communicate writes and reads. All zero but for what you set. */
+typedef struct conc_child_io {
+    const void *in; /* what the child gets as its input, */
+    size_t in_size; /* so many bytes; without any its input just ends */
+    size_t limit;   /* the most bytes of its output, and of its errors; 0: no limit */
+    /* what it wrote to the pipes of its output and of its errors, with a NUL behind, to be released
+     * with conc_free, whatever the call returned; NULL where there is no pipe */
+    char *out, *error;
+    size_t out_size, error_size; /* without the NUL */
+} conc_child_io;
+
+/* Writes the input and reads all output at the same time, through those of the three that are
+ * pipes, until they are at their end and the child has ended: 0, and its status as for
+ * conc_child_wait. A child that does not read its input is no error. Waits. After -ECANCELED what
+ * was read is in *io, and what was not written yet is left in io->in: the child runs, and another
+ * call goes on. Errors: -EMSGSIZE (more than the limit; the child is closed), -ECHILD (all was
+ * read, but the status is lost), -EINVAL (NULL, not started, input without a pipe), -ENOMEM,
+ * -EPERM, and others of the system's. */
+CONC_API int conc_child_communicate(conc_child *c, conc_child_io *io, int *status);
 CONC_API void conc__auto_conc_child(conc_child *c);
 
 #ifdef __cplusplus
@@ -15183,29 +15453,28 @@ CONC_API void conc__auto_conc_child(conc_child *c);
  * *
  *  The implementation
  *
- *  A crew is a queue of jobs and those who do them: the threads of a conc_pool, or the processes
- *  of a conc_procs. Whoever waits for one of them is a task, whose loop goes on, or a thread,
- *  which sleeps; both are conc__waiters.
- *
- *  A process is reached through its desk, memory that it shares with this one: whoever has a job
- *  for it writes that there, and whoever waits for one reads the answer; the pool's manager, a
- *  thread, does so when nobody is awake, starts workers, and buries them. Between two that are
- *  awake nothing goes through the kernel.
+ *  A crew is a queue of jobs and those who do them: the threads of a conc_pool, or the workers
+ *  of a conc_procs, which a supervisor starts, watches and replaces (>>workers draws how). A
+ *  waiter is a task, whose loop goes on, or a thread, which sleeps.
  *
  *  Contents: >>waiting >>crew >>jobs >>threads >>pool >>mapping >>blocking >>offloading
- *  >>channel >>files >>names >>children >>shared >>functions >>workers >>hub >>manager >>zygote
- *  >>procs >>beginning
+ *  >>channel >>files >>names >>children >>shared >>functions >>workers >>supervisor >>procs
+ *  >>beginning
  * ============================================================================================== */
 
 #if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__POOL_IMPLEMENTED
 #define CONC__POOL_IMPLEMENTED
 
+#include <dirent.h>
 #include <netdb.h>
 #include <semaphore.h>
 #include <spawn.h>
 #include <sys/wait.h>
 #ifdef __linux__
 #include <sys/prctl.h>
+#endif
+#ifdef __APPLE__
+#include <crt_externs.h>
 #endif
 
 /* ---- >>waiting ------------------------------------------------------------------------------ */
@@ -15217,6 +15486,14 @@ typedef struct conc__gate {
     bool open;
 } conc__gate;
 
+/* How a job ended: a copy for each waiter, as the first to go on may free the job or use it
+ * again. */
+typedef struct conc__answer {
+    int result;
+    bool has_words;
+    char text[96];
+} conc__answer;
+
 /* Somebody who waits for another thread. It stands in a list, and whoever wakes it takes it out,
  * under the list's mutex. */
 typedef struct conc__waiter {
@@ -15225,14 +15502,14 @@ typedef struct conc__waiter {
     conc_loop *loop; /* a task's; NULL: a thread */
     conc__wait *wait;
     conc__post post;
-    conc__gate *gate; /* a thread's */
-    void *item;       /* what the wait is for, or where its item comes from or goes to */
-    bool *stop;       /* set when the waiting task is cancelled; NULL: nothing */
+    conc__gate *gate;     /* a thread's */
+    void *item;           /* what the wait is for, or where its item comes from or goes to */
+    conc__answer *answer; /* where it goes, of a job that is waited for */
+    bool *stop;           /* set when the waiting task is cancelled; NULL: nothing */
     /* a thread's: a crew of processes, whose replies it may take; it has a reference */
     struct conc__crew *looks_at;
     struct conc__frame *frame; /* a job's: its clock goes on meanwhile */
     int result;
-    bool own;  /* of the crew that it waits for: one of its jobs waits */
     bool over; /* it was woken: nothing of the list's owner is to be touched any more */
 } conc__waiter;
 
@@ -15241,6 +15518,9 @@ typedef struct conc__waiter {
 static pthread_mutex_t conc__crews = PTHREAD_MUTEX_INITIALIZER;
 static unsigned conc__forks; /* how many forks this process descends from */
 static struct conc__crew *conc__all_crews;
+
+/* Over the state of all child programs: one is reaped once, and not signalled after that. */
+static pthread_mutex_t conc__children = PTHREAD_MUTEX_INITIALIZER;
 
 /* What holds these mutexes takes less time than to fall asleep. */
 CONC__PRIVATE void conc__lock_briefly(pthread_mutex_t *mutex)
@@ -15274,6 +15554,19 @@ CONC__PRIVATE void conc__step_out(conc__waiter *w)
     w->next->prev = w->prev;
 }
 
+CONC__PRIVATE void conc__gate_make(conc__gate *g)
+{
+    pthread_condattr_t attributes;
+    pthread_mutex_init(&g->mutex, NULL);
+    pthread_condattr_init(&attributes);
+#ifndef __APPLE__
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+#endif
+    pthread_cond_init(&g->opened, &attributes);
+    pthread_condattr_destroy(&attributes);
+    g->open = false;
+}
+
 CONC__PRIVATE void conc__gate_open(conc__gate *g)
 {
     pthread_mutex_lock(&g->mutex);
@@ -15282,18 +15575,46 @@ CONC__PRIVATE void conc__gate_open(conc__gate *g)
     pthread_mutex_unlock(&g->mutex);
 }
 
-CONC__PRIVATE void conc__gate_pass(conc__gate *g)
+/* Waits until it is open, or until then. False: it is not. */
+CONC__PRIVATE bool conc__gate_wait(conc__gate *g, int64_t until)
 {
     pthread_mutex_lock(&g->mutex);
-    while (!g->open)
-        pthread_cond_wait(&g->opened, &g->mutex);
+    while (!g->open) {
+        int64_t left = until == CONC__NEVER ? until : until - conc__clock();
+        if (left <= 0)
+            break;
+        if (until == CONC__NEVER) {
+            pthread_cond_wait(&g->opened, &g->mutex);
+            continue;
+        }
+#ifdef __APPLE__
+        struct timespec t = {(time_t)(left / 1000000000), (long)(left % 1000000000)};
+        pthread_cond_timedwait_relative_np(&g->opened, &g->mutex, &t);
+#else
+        struct timespec t = {(time_t)(until / 1000000000), (long)(until % 1000000000)};
+        pthread_cond_timedwait(&g->opened, &g->mutex, &t);
+#endif
+    }
+    bool open = g->open;
     pthread_mutex_unlock(&g->mutex);
+    return open;
+}
+
+CONC__PRIVATE void conc__gate_end(conc__gate *g)
+{
     pthread_cond_destroy(&g->opened);
     pthread_mutex_destroy(&g->mutex);
 }
 
+CONC__PRIVATE void conc__gate_pass(conc__gate *g)
+{
+    conc__gate_wait(g, CONC__NEVER);
+    conc__gate_end(g);
+}
+
 CONC__PRIVATE struct conc__frame *conc__frame_here(void);
 CONC__PRIVATE void conc__frames_at_work(struct conc__frame *f, bool at_work);
+CONC__PRIVATE bool conc__frame_has_clock(const struct conc__frame *f);
 
 CONC__PRIVATE void conc__waiter_arrives(conc__post *p)
 {
@@ -15348,6 +15669,137 @@ CONC__PRIVATE void conc__look_for(const bool *over)
 
 CONC__PRIVATE void conc__crew_look_for(struct conc__crew *c, const bool *over);
 
+/* A job that waits, and what is done meanwhile when it is asked to end. All of the process are in
+ * one list: a request sets flags of the job, its pool or its mapping, and then has
+ * conc__stops_tell find out whom it concerns. Its mutex comes before all others. */
+typedef struct conc__stop {
+    struct conc__stop *next, *prev;
+    const struct conc__frame *frame; /* NULL: no job waits, and it is in no list */
+    void (*ask)(struct conc__stop *self);
+    bool asked;
+    unsigned forks;
+} conc__stop;
+
+static struct {
+    pthread_mutex_t mutex;
+    conc__stop *first;
+} conc__stops = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+
+CONC__PRIVATE bool conc__frame_asked(const struct conc__frame *f);
+CONC__PRIVATE int64_t conc__frame_limit(const struct conc__frame *f);
+
+/* Somebody was asked to end. What one of those who wait does then may ask others. */
+CONC__PRIVATE void conc__stops_tell(void)
+{
+    pthread_mutex_lock(&conc__stops.mutex);
+    for (bool more = true; more;) {
+        more = false;
+        for (conc__stop *s = conc__stops.first; s; s = s->next) {
+            if (s->asked || !conc__frame_asked(s->frame))
+                continue;
+            s->asked = more = true;
+            s->ask(s);
+        }
+    }
+    pthread_mutex_unlock(&conc__stops.mutex);
+}
+
+/* The job (NULL: none) begins to wait. If it was asked to end before, that is told at once. */
+CONC__PRIVATE void conc__stop_open(conc__stop *s, const struct conc__frame *frame,
+                                   void (*ask)(conc__stop *self))
+{
+    s->frame = frame;
+    s->ask = ask;
+    if (!frame)
+        return;
+    s->forks = conc__forks;
+    s->prev = NULL;
+    pthread_mutex_lock(&conc__stops.mutex);
+    s->next = conc__stops.first;
+    if (s->next)
+        s->next->prev = s;
+    conc__stops.first = s;
+    pthread_mutex_unlock(&conc__stops.mutex);
+    if (conc__frame_asked(frame))
+        conc__stops_tell();
+}
+
+/* It goes on: nothing is told any more. */
+CONC__PRIVATE void conc__stop_close(conc__stop *s)
+{
+    if (!s->frame || s->forks != conc__forks) /* else it is the parent's */
+        return;
+    pthread_mutex_lock(&conc__stops.mutex);
+    if (s->next)
+        s->next->prev = s->prev;
+    if (s->prev)
+        s->prev->next = s->next;
+    else
+        conc__stops.first = s->next;
+    pthread_mutex_unlock(&conc__stops.mutex);
+}
+
+CONC__PRIVATE void conc__stops_forget(void)
+{
+    pthread_mutex_init(&conc__stops.mutex, NULL);
+    conc__stops.first = NULL;
+}
+
+/* Until it is open; the time limits of the job's shields pass meanwhile. */
+CONC__PRIVATE void conc__gate_await(conc__gate *g, const struct conc__frame *f)
+{
+    while (!conc__gate_wait(g, f ? conc__frame_limit(f) : CONC__NEVER))
+        conc__stops_tell();
+}
+
+/* A thread that waits to be woken. */
+typedef struct conc__thread_wait {
+    conc__stop stop;
+    conc__wait *wait;
+} conc__thread_wait;
+
+CONC__PRIVATE void conc__thread_wait_asked(conc__stop *s)
+{
+    conc__wait *wait = ((conc__thread_wait *)(void *)s)->wait;
+    const conc__waiter *w = wait->item;
+    if (wait->kind->cancel && wait->kind->cancel(wait))
+        conc__gate_open(w->gate);
+}
+
+/* The job that waits does not hold its clock any more. Only now, when a request to end it comes
+ * at once: else the clock could go on in between. */
+CONC__PRIVATE void conc__waiter_off_work(conc__waiter *w, pthread_mutex_t *mutex)
+{
+    if (!conc__frame_has_clock(w->frame))
+        return;
+    pthread_mutex_lock(&conc__crews); /* while it waits, the mutex is there */
+    if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE)) {
+        conc__lock_briefly(mutex);
+        if (!w->over)
+            conc__frames_at_work(w->frame, false);
+        pthread_mutex_unlock(mutex);
+    }
+    pthread_mutex_unlock(&conc__crews);
+}
+
+CONC__PRIVATE int conc__wait_in_thread(conc__wait *wait, pthread_mutex_t *mutex)
+{
+    conc__waiter *w = wait->item;
+    conc__thread_wait t = {.wait = wait};
+    if (w->looks_at)
+        conc__crew_look_for(w->looks_at, &w->over);
+    else
+        conc__look_for(&w->over);
+    if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE)) {
+        conc__stop_open(&t.stop, w->frame, conc__thread_wait_asked);
+        conc__waiter_off_work(w, mutex);
+        conc__gate_await(w->gate, w->frame);
+        conc__stop_close(&t.stop);
+    }
+    conc__gate_pass(w->gate);
+    return w->result;
+}
+
 /* A call that would wait, in a posted function. */
 CONC__COLD int conc__caller_refused(const char *call)
 {
@@ -15369,24 +15821,19 @@ CONC__SWITCHES int conc__wait_outside(conc_loop *l, conc__waiter *w, const conc_
                                       pthread_mutex_t *outer)
 {
     conc__wait wait = {.kind = kind, .on = on, .item = w};
-    conc__gate gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
+    conc__gate gate;
+    if (!l)
+        conc__gate_make(&gate);
     w->loop = l;
     w->wait = &wait;
     w->post.run = conc__waiter_arrives;
     w->gate = &gate;
     w->frame = l ? NULL : conc__frame_here();
-    conc__frames_at_work(w->frame, false);
     pthread_mutex_unlock(mutex);
     if (outer)
         pthread_mutex_unlock(outer);
-    if (!l) {
-        if (w->looks_at)
-            conc__crew_look_for(w->looks_at, &w->over);
-        else
-            conc__look_for(&w->over);
-        conc__gate_pass(&gate);
-        return w->result;
-    }
+    if (!l)
+        return conc__wait_in_thread(&wait, mutex);
     conc__find_lost(l, __builtin_frame_address(0));
     wait.task = l->self;
     l->awaited++;
@@ -15394,6 +15841,59 @@ CONC__SWITCHES int conc__wait_outside(conc_loop *l, conc__waiter *w, const conc_
     l->awaited--;
     return rc;
 }
+
+/* -- semaphores. macOS has those of POSIX that have no name in name only. -- */
+
+#ifdef __APPLE__
+typedef struct conc__semaphore {
+    pthread_mutex_t mutex;
+    pthread_cond_t posted;
+    unsigned count; /* under the mutex */
+} conc__semaphore;
+
+CONC__PRIVATE void conc__semaphore_open(conc__semaphore *s)
+{
+    pthread_mutex_init(&s->mutex, NULL);
+    pthread_cond_init(&s->posted, NULL);
+    s->count = 0;
+}
+
+CONC__PRIVATE void conc__semaphore_close(conc__semaphore *s)
+{
+    pthread_cond_destroy(&s->posted);
+    pthread_mutex_destroy(&s->mutex);
+}
+
+/* The signal is under the mutex: whoever it wakes may close the semaphore. */
+CONC__PRIVATE void conc__semaphore_post(conc__semaphore *s)
+{
+    pthread_mutex_lock(&s->mutex);
+    s->count++;
+    pthread_cond_signal(&s->posted);
+    pthread_mutex_unlock(&s->mutex);
+}
+
+CONC__PRIVATE void conc__semaphore_wait(conc__semaphore *s)
+{
+    pthread_mutex_lock(&s->mutex);
+    while (!s->count)
+        pthread_cond_wait(&s->posted, &s->mutex);
+    s->count--;
+    pthread_mutex_unlock(&s->mutex);
+}
+#else
+typedef sem_t conc__semaphore;
+
+CONC__PRIVATE void conc__semaphore_open(conc__semaphore *s) { sem_init(s, 0, 0); }
+CONC__PRIVATE void conc__semaphore_close(conc__semaphore *s) { sem_destroy(s); }
+CONC__PRIVATE void conc__semaphore_post(conc__semaphore *s) { sem_post(s); }
+
+CONC__PRIVATE void conc__semaphore_wait(conc__semaphore *s)
+{
+    while (sem_wait(s) && errno == EINTR)
+        continue;
+}
+#endif
 
 /* ---- >>crew --------------------------------------------------------------------------------- */
 
@@ -15417,13 +15917,24 @@ enum {
 #define CONC__NO_PLACE UINT_MAX      /* it was taken out by who runs it, or ends it */
 #define CONC__POOL_CLOSED (1u << 31) /* of a pool's users */
 
+/* What lies around a part of a job, for a request to end it: the mapping of which it is an
+ * element, which ends when its own job or element is asked to, or a shield, which hides what
+ * comes from outside. */
+typedef struct conc__layer {
+    const struct conc__layer *outer;
+    const bool *ends; /* all inside is to end */
+    bool shields;
+    int64_t until;          /* shield: when it ends on the real clock; CONC__NEVER: not by that */
+    const conc_job *sender; /* mapping: the job that maps; NULL: none */
+} conc__layer;
+
 /* What runs on a thread: a job, and inside it perhaps another one. */
 typedef struct conc__frame {
     struct conc__frame *outer;
     conc_job *job;
     struct conc__thread *thread; /* NULL: in a worker process */
     conc__locals *locals;
-    const struct conc__mapping *mapping; /* of which it is a runner */
+    const conc__layer *layer; /* the innermost; NULL: none */
     /* where a worker process is asked to end; NULL: this is a thread */
     const unsigned *asked;
     int text_rc;
@@ -15435,10 +15946,13 @@ typedef struct conc__thread {
     pthread_t id;
     int number;
     int nested; /* waits in runs inside its jobs */
-    bool busy, left_behind;
+    /* its crew has ended without it, as its job was abandoned: it is detached */
+    bool left_behind;
     int filled;    /* slots of batch[] that it was given */
     int finishing; /* 1: it is counted among those */
-    sigset_t mask; /* of who started it: its own lets nothing through */
+    void *pin;     /* left behind: holds its code in memory; NULL: nothing */
+    void *signal_stack;
+    const char *stack_low, *stack_high;
     _Atomic(conc_job *) batch[CONC__BATCH];
 } conc__thread;
 
@@ -15452,14 +15966,15 @@ typedef struct conc__crew {
     conc__waiter *places; /* submits that wait, with their jobs */
     conc__waiter *closer, *other_closers;
     bool closing, stopping, ask_all, on_valgrind;
+    bool over;    /* it was closed: nobody else needs its pool */
     bool stalled; /* all threads are in conc_block on a virtual clock */
     unsigned forks;
-    int references;        /* to free it: the pool's and those of threads that were left behind */
-    struct conc__hub *hub; /* NULL: a crew of threads */
+    int references; /* to free it: the pool's and those of threads that were left behind */
+    struct conc__supervisor *supervisor; /* NULL: a crew of threads */
 
     /* what threads sleep on; it has `wakes`, but for `calls`, which are due once the mutex is
      * free */
-    sem_t work;
+    conc__semaphore work;
     conc__thread **threads;
     int slots; /* of threads[] */
     int most, lost, nested, waiting, started, coming, idle, sleeping, wakes, calls, spinning,
@@ -15467,11 +15982,63 @@ typedef struct conc__crew {
     /* threads that end their job, and then look into the queue; changed without the mutex */
     int finishing;
     unsigned misses; /* how often in a row a thread looked for work in vain before it slept */
+    /* of who opened the pool, without what conc changed there; and if a run blocked SIGPIPE */
+    sigset_t mask;
+    bool blocks_pipe;
+    /* the last thread that has ended: whoever ends next joins it, as it joined the one before */
+    bool has_ended;
+    pthread_t last_ended;
+    pthread_cond_t ended; /* a thread has */
     char name[16];
 } conc__crew;
 
 static pthread_key_t conc__frames; /* the frame of the job that runs on a thread */
 static bool conc__frames_there;
+/* What holds this code in memory for a thread that is left behind; closed by the system when the
+ * thread has ended, as the code cannot take itself away. */
+static pthread_key_t conc__pins;
+static bool conc__pins_there;
+
+#ifdef __linux__
+typedef struct conc__code_place { /* Dl_info, which the system's header hides */
+    const char *file;
+    void *base;
+    const char *symbol;
+    void *address;
+} conc__code_place;
+
+extern int conc__find_code(const void *address, conc__code_place *place) __asm__("dladdr")
+    __attribute__((weak));
+extern void *conc__pin_module(const char *path, int flags) __asm__("dlopen") __attribute__((weak));
+extern int conc__unpin_module(void *module) __asm__("dlclose") __attribute__((weak));
+
+CONC__PRIVATE void conc__pins_begin(void)
+{
+    void (*unpin)(void *) = (void (*)(void *))(void (*)(void))conc__unpin_module;
+    conc__pins_there =
+        conc__find_code && conc__pin_module && unpin && pthread_key_create(&conc__pins, unpin) == 0;
+}
+
+/* Keeps the library that this code is in from being unloaded; NULL: it is in the program. */
+CONC__PRIVATE void *conc__pin(void)
+{
+    enum { NOW = 2, ONLY_IF_LOADED = 4 }; /* RTLD_NOW, RTLD_NOLOAD */
+    conc__code_place here;
+    if (!conc__pins_there || !conc__find_code((const void *)&conc__pins, &here) || !here.file)
+        return NULL;
+    return conc__pin_module(here.file, NOW | ONLY_IF_LOADED);
+}
+
+CONC__PRIVATE void conc__unpin(void *pin)
+{
+    if (pin)
+        conc__unpin_module(pin);
+}
+#else
+CONC__PRIVATE void conc__pins_begin(void) {}
+CONC__PRIVATE void *conc__pin(void) { return NULL; }
+CONC__PRIVATE void conc__unpin(void *pin) { (void)pin; }
+#endif
 
 /* Some jobs, the runners, call a function on all elements of an array; each takes the next that
  * nobody has. */
@@ -15481,12 +16048,10 @@ typedef struct conc__mapping {
     size_t count, size;
     int *results;
     bool keeps_going, stop;
-    /* the job that maps: when it is asked to end, the mapping is; NULL: none */
-    const conc_job *sender;
-    const struct conc__mapping *around; /* the one of which it is an element */
-    size_t next;                        /* not taken yet */
-    size_t dropped;                     /* taken, and then not called */
-    int error;                          /* the first */
+    conc__layer layer;
+    size_t next;    /* not taken yet */
+    size_t dropped; /* taken, and then not called */
+    int error;      /* the first */
 } conc__mapping;
 
 /* What a job for a process carries. */
@@ -15507,13 +16072,52 @@ CONC__PRIVATE bool conc__job_asked(const conc_job *j)
            __atomic_load_n(&j->crew->ask_all, __ATOMIC_RELAXED);
 }
 
+/* Is what lies inside of these layers, in the job (NULL: none), asked to end? */
+CONC__PRIVATE bool conc__layers_ask(const conc__layer *layer, const conc_job *job)
+{
+    for (; layer; layer = layer->outer) {
+        if (__atomic_load_n(layer->ends, __ATOMIC_RELAXED))
+            return true;
+        if (layer->shields)
+            return layer->until != CONC__NEVER && conc__clock() >= layer->until;
+        if (layer->sender == job)
+            continue;
+        if (job && conc__job_asked(job))
+            return true;
+        job = layer->sender; /* the rest is around that one */
+    }
+    return job && conc__job_asked(job);
+}
+
+#ifdef __linux__ /* pools of processes alone ask */
 CONC__PRIVATE bool conc__map_stops(const conc__mapping *m)
 {
-    for (; m; m = m->around)
-        if (__atomic_load_n(&m->stop, __ATOMIC_RELAXED) ||
-            (m->sender && conc__job_asked(m->sender)))
-            return true;
-    return false;
+    return __atomic_load_n(&m->stop, __ATOMIC_RELAXED) ||
+           conc__layers_ask(m->layer.outer, m->layer.sender);
+}
+#endif
+
+/* Is what runs there asked to end? From any thread, while it waits. */
+CONC__PRIVATE bool conc__frame_asked(const conc__frame *f)
+{
+    bool shielded = false;
+    if (!f->asked)
+        return conc__layers_ask(f->layer, f->job);
+    for (const conc__layer *layer = f->layer; layer; layer = layer->outer)
+        shielded |= layer->shields;
+    return conc__layers_ask(f->layer, NULL) ||
+           (!shielded && __atomic_load_n(f->asked, __ATOMIC_RELAXED));
+}
+
+/* When the next of the shields ends in which this thread is; CONC__NEVER: none. */
+CONC__PRIVATE int64_t conc__frame_limit(const conc__frame *f)
+{
+    int64_t limit = CONC__NEVER;
+    for (; f; f = f->outer)
+        for (const conc__layer *layer = f->layer; layer; layer = layer->outer)
+            if (layer->shields && layer->until < limit && layer->until > conc__clock())
+                limit = layer->until;
+    return limit;
 }
 
 /* What is left of a runner's elements will not be called any more. */
@@ -15527,12 +16131,12 @@ CONC__PRIVATE void conc__range_drop(conc__parcel *p, int rc)
     }
 }
 
-CONC__PRIVATE void conc__hub_rouse(struct conc__crew *c);
-CONC__PRIVATE bool conc__hub_cancel(struct conc__crew *c, conc_job *j);
-CONC__PRIVATE int conc__hub_begin(struct conc__hub *h);
-CONC__PRIVATE void conc__hub_free(struct conc__hub *h);
-CONC__PRIVATE void conc__hub_close(conc_loop *l, struct conc__crew *c);
-CONC__PRIVATE void conc__hub_look_for(struct conc__crew *c, const bool *over);
+CONC__PRIVATE void conc__supervisor_rouse(struct conc__crew *c);
+CONC__PRIVATE bool conc__supervisor_cancel(struct conc__crew *c, conc_job *j);
+CONC__PRIVATE int conc__supervisor_begin(struct conc__supervisor *h);
+CONC__PRIVATE void conc__supervisor_free(struct conc__supervisor *h);
+CONC__PRIVATE void conc__supervisor_close(conc_loop *l, struct conc__crew *c);
+CONC__PRIVATE void conc__supervisor_look_for(struct conc__crew *c, const bool *over);
 CONC__PRIVATE struct conc__view *conc__view_open(conc_loop *l, struct conc__crew *c);
 CONC__PRIVATE void conc__view_close(conc_loop *l, struct conc__view *v);
 
@@ -15583,15 +16187,32 @@ static inline bool conc__is_job(const conc_job *j)
 
 CONC__PRIVATE void conc__offloads_forget(void);
 
-CONC__PRIVATE void conc__forget_crews(void)
+CONC__PRIVATE void conc__segments_hold(void);
+CONC__PRIVATE void conc__segments_let(void);
+
+/* A fork takes place while no other thread holds one of these, as it would hold it for ever in the
+ * forked process. */
+CONC__PRIVATE void conc__keep_crews(void)
 {
-    conc__forks++;
-    conc__offloads_forget();
+    pthread_mutex_lock(&conc__crews);
+    pthread_mutex_lock(&conc__children);
+    conc__segments_hold();
+}
+
+CONC__PRIVATE void conc__let_crews(void)
+{
+    conc__segments_let();
+    pthread_mutex_unlock(&conc__children);
     pthread_mutex_unlock(&conc__crews);
 }
 
-CONC__PRIVATE void conc__keep_crews(void) { pthread_mutex_lock(&conc__crews); }
-CONC__PRIVATE void conc__let_crews(void) { pthread_mutex_unlock(&conc__crews); }
+CONC__PRIVATE void conc__forget_crews(void)
+{
+    conc__forks++;
+    conc__stops_forget();
+    conc__offloads_forget();
+    conc__let_crews();
+}
 
 /* A job has ended its thread. */
 CONC__COLD void conc__frame_lost(void *value)
@@ -15609,6 +16230,7 @@ CONC__COLD void conc__frame_lost(void *value)
 CONC__PRIVATE void conc__crews_begin(void)
 {
     conc__frames_there = pthread_key_create(&conc__frames, conc__frame_lost) == 0;
+    conc__pins_begin();
     pthread_atfork(conc__keep_crews, conc__let_crews, conc__forget_crews);
 }
 
@@ -15637,7 +16259,8 @@ CONC__PRIVATE conc__crew *conc__crew_new(int most, int limit)
     c->forks = conc__forks;
     c->on_valgrind = conc__on_valgrind();
     pthread_mutex_init(&c->mutex, NULL);
-    sem_init(&c->work, 0, 0);
+    pthread_cond_init(&c->ended, NULL);
+    conc__semaphore_open(&c->work);
     pthread_mutex_lock(&conc__crews);
     c->next = conc__all_crews;
     conc__all_crews = c;
@@ -15663,10 +16286,11 @@ CONC__PRIVATE void conc__crew_free(conc__crew *c)
     while (*at != c)
         at = &(*at)->next;
     *at = c->next;
-    conc__hub_free(c->hub);
+    conc__supervisor_free(c->supervisor);
     /* else other threads may have had them, when the process forked */
     if (c->forks == conc__forks) {
-        sem_destroy(&c->work);
+        conc__semaphore_close(&c->work);
+        pthread_cond_destroy(&c->ended);
         pthread_mutex_destroy(&c->mutex);
     }
     for (int i = 0; i < c->slots; i++)
@@ -15676,13 +16300,35 @@ CONC__PRIVATE void conc__crew_free(conc__crew *c)
     conc_free(c);
 }
 
+/* Closes the gaps that jobs have left which were taken back. */
+CONC__PRIVATE void conc__backlog_compact(conc__crew *c)
+{
+    size_t to = c->head;
+    for (size_t from = c->head; from != c->tail; from++) {
+        conc_job *j = c->queue[from & (c->room - 1)];
+        if (!j)
+            continue;
+        j->place = (unsigned)to & ~CONC__IN_BATCH;
+        c->queue[to++ & (c->room - 1)] = j;
+    }
+    c->tail = to;
+}
+
 CONC__PRIVATE bool conc__backlog_has_room(conc__crew *c)
 {
     if (c->tail - c->head < c->room)
         return true;
+    if (c->queued < c->room / 2) { /* not for one gap: the next would come soon */
+        conc__backlog_compact(c);
+        return true;
+    }
     size_t room = c->room ? c->room * 2 : 64;
     conc_job **bigger =
         room > SIZE_MAX / sizeof *bigger ? NULL : conc__alloc(room * sizeof *bigger);
+    if (!bigger && c->queued < c->room) {
+        conc__backlog_compact(c);
+        return true;
+    }
     if (!bigger)
         return false;
     for (size_t i = c->head; i != c->tail; i++)
@@ -15854,13 +16500,23 @@ CONC__PRIVATE void conc__job_refuse(conc_job *j)
     __atomic_store_n(&j->state, 0, __ATOMIC_RELAXED);
 }
 
-/* Under the mutex: the job has ended. Who waits is still to be called; the job's memory is its
+/* Of a job that has ended. */
+CONC__PRIVATE void conc__answer_read(conc__answer *a, const conc_job *j, uintptr_t state)
+{
+    a->result = j->result;
+    a->has_words = state & CONC__JOB_WORDS;
+    if (a->has_words)
+        memcpy(a->text, j->text, sizeof a->text);
+}
+
+/* Under the mutex: the job has ended. The waiters are still to be called; the job's memory is its
  * owner's again. */
 CONC__PRIVATE conc__waiter *conc__job_settle(conc_job *j, uintptr_t state)
 {
     conc__waiter *first = j->waiters, *w = first;
     if (first)
         do {
+            conc__answer_read(w->answer, j, state);
             conc__waiter_answer(w, 0);
             w = w->next;
         } while (w != first);
@@ -15911,14 +16567,19 @@ CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result,
         conc__abandoned_release(j);
 }
 
-/* last: the thread has no other to do, and will look into the queue. */
-CONC__PRIVATE void conc__job_run(conc__crew *c, conc__frame *frame, conc_job *j, bool last)
+CONC__PRIVATE void conc__job_starts(conc__frame *frame, conc_job *j)
 {
     frame->job = j;
     frame->locals = j->locals;
-    frame->mapping = NULL;
+    frame->layer = NULL;
     frame->text_rc = 0;
     conc__job_at_work(j, true); /* it may have come out of a queue that did not hold the clock */
+}
+
+/* last: the thread has no other to do, and will look into the queue. */
+CONC__PRIVATE void conc__job_run(conc__crew *c, conc__frame *frame, conc_job *j, bool last)
+{
+    conc__job_starts(frame, j);
     int rc = j->fn(j->arg);
     if (last) { /* before the end is told: who hears of it may send the next */
         frame->thread->finishing = 1;
@@ -15935,12 +16596,43 @@ CONC__PRIVATE void conc__frames_at_work(conc__frame *f, bool at_work)
         conc__job_at_work(f->job, at_work);
 }
 
+/* Does a virtual clock stand still for what runs there? */
+CONC__PRIVATE bool conc__frame_has_clock(const conc__frame *f)
+{
+    for (; f && f->thread; f = f->outer)
+        if (f->job->clock)
+            return true;
+    return false;
+}
+
+/* A job that runs inside another one, which waits for it. */
+typedef struct conc__inside {
+    conc__stop stop;
+    conc_job *job;
+} conc__inside;
+
+CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone);
+
+CONC__PRIVATE void conc__inside_asked(conc__stop *s)
+{
+    conc__job_cancel(((conc__inside *)(void *)s)->job, true);
+}
+
 /* Inside another job of the same thread. */
-CONC__PRIVATE void conc__job_run_inside(conc__crew *c, conc__frame *outer, conc_job *j)
+CONC__PRIVATE void conc__job_run_inside(conc__crew *c, conc__frame *outer, conc_job *j,
+                                        conc__answer *answer)
 {
     conc__frame frame = {.outer = outer, .thread = outer->thread};
+    conc__inside inside = {.job = j};
     pthread_setspecific(conc__frames, &frame);
-    conc__job_run(c, &frame, j, false);
+    conc__job_starts(&frame, j);
+    conc__stop_open(&inside.stop, outer, conc__inside_asked);
+    answer->result = j->fn(j->arg);
+    conc__stop_close(&inside.stop); /* before others learn of the end, and free the job */
+    conc__crew_end_job(c, j, answer->result, &frame, false);
+    answer->has_words = answer->result < 0 && frame.text_rc == answer->result;
+    if (answer->has_words)
+        memcpy(answer->text, frame.text, sizeof answer->text);
     pthread_setspecific(conc__frames, outer);
 }
 
@@ -15951,13 +16643,13 @@ CONC__PRIVATE conc__frame *conc__frame_of(const conc__crew *c)
     return f && f->thread && f->thread->crew == c ? f : NULL;
 }
 
-/* Under the mutex: how many threads the crew may have. Those do not count that are lost to a job
- * which was abandoned, or that wait, in a run inside a job, for what only this crew does. While
- * there are such, those do not count either that wait for a job of another thread: it may be one
- * of these. */
+/* Under the mutex: how many threads the crew may have. Those do not count that wait, in a run
+ * inside a job, for what only this crew does. While there are such, those do not count either
+ * that wait for a job of another thread: it may be one of these. An abandoned job keeps its
+ * thread. */
 CONC__PRIVATE int conc__crew_most(const conc__crew *c)
 {
-    return c->most + c->lost + c->nested + (c->nested ? c->waiting : 0);
+    return c->most + c->nested + (c->nested ? c->waiting : 0);
 }
 
 /* A task of this thread has sent something to somebody who was asleep, or was awake: then an
@@ -15971,8 +16663,8 @@ CONC__PRIVATE void conc__has_woken(bool woke)
 /* Under the mutex: somebody comes for what lies in the queue. */
 CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
 {
-    if (c->hub) {
-        conc__hub_rouse(c);
+    if (c->supervisor) {
+        conc__supervisor_rouse(c);
         return 0;
     }
     conc__has_woken(false);
@@ -15990,13 +16682,13 @@ CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
     return c->started > c->lost + c->nested + c->waiting ? 0 : rc;
 }
 
-/* Under the mutex: while every thread of a crew is in conc_block, what lies in the queue does
- * not hold the clock. */
+/* Under the mutex: while every thread of a crew is in conc_block, or at an abandoned job, what
+ * lies in the queue does not hold the clock. */
 CONC__PRIVATE void conc__crew_stall(conc__crew *c)
 {
     /* threads that could do what is in the queue, or are in conc_block */
-    int able = c->most - (c->nested ? 0 : c->waiting);
-    bool stalled = c->blocking > 0 && c->blocking >= able;
+    int able = c->most - c->lost - (c->nested ? 0 : c->waiting);
+    bool stalled = c->blocking + c->lost > 0 && c->blocking >= able;
     if (c->stalled == stalled)
         return;
     c->stalled = stalled;
@@ -16017,12 +16709,18 @@ CONC__PRIVATE void conc__thread_unload(conc__crew *c, conc__thread *t)
     }
 }
 
+CONC__PRIVATE void conc__crew_unload(conc__crew *c)
+{
+    for (int i = 0; i < c->slots; i++)
+        if (c->threads[i])
+            conc__thread_unload(c, c->threads[i]);
+}
+
 /* Under the mutex: there may be more threads than before, for what the others have not begun. */
 CONC__PRIVATE void conc__crew_share(conc__crew *c)
 {
-    for (int i = 0; i < c->slots && c->started < conc__crew_most(c); i++)
-        if (c->threads[i])
-            conc__thread_unload(c, c->threads[i]);
+    if (c->started < conc__crew_most(c))
+        conc__crew_unload(c);
 }
 
 /* Under the mutex: a thread of the crew, if it is one, is going to wait; with one -1 it has
@@ -16042,7 +16740,7 @@ CONC__PRIVATE int conc__crew_spare(conc__crew *c, const conc__frame *own, const 
     }
     int rc = c->queued && one > 0 ? conc__crew_rouse(c) : 0;
     for (; c->calls; c->calls--)
-        sem_post(&c->work);
+        conc__semaphore_post(&c->work);
     return rc;
 }
 
@@ -16063,13 +16761,15 @@ CONC__PRIVATE void conc__crew_unlock(conc__crew *c)
     c->calls = 0;
     pthread_mutex_unlock(&c->mutex);
     for (; calls; calls--)
-        sem_post(&c->work);
+        conc__semaphore_post(&c->work);
 }
 
-/* Under the mutex, below the limit. */
+/* Under the mutex. */
 CONC__PRIVATE int conc__crew_queue(conc__crew *c, conc_job *j)
 {
-    int rc = conc__backlog_has_room(c) ? c->hub ? conc__hub_begin(c->hub) : 0 : -ENOMEM;
+    int rc = conc__backlog_has_room(c) ? 0 : -ENOMEM;
+    if (rc == 0 && c->supervisor)
+        rc = conc__supervisor_begin(c->supervisor);
     if (rc)
         return rc;
     conc__backlog_accept(c, j);
@@ -16127,44 +16827,27 @@ CONC__PRIVATE void conc__pool_leave(unsigned *users)
     __atomic_fetch_sub(users, 1, __ATOMIC_RELEASE);
 }
 
-/* In a job of the crew: makes a place in the queue by doing what is first in it. */
-CONC__PRIVATE void conc__crew_help(conc__crew *c, conc__frame *frame)
-{
-    conc_job *first = conc__backlog_pop(c);
-    if (first) {
-        conc__backlog_fill(c);
-        pthread_mutex_unlock(&c->mutex);
-        conc__job_run_inside(c, frame, first);
-        conc__lock_briefly(&c->mutex);
-    }
-}
-
-/* Has the crew do the job, which was begun; leaves the pool. An error: it was refused. */
+/* Has the crew do the job, which was begun; leaves the pool. An error: it was refused. A job of
+ * the crew may be what the others wait for, so it never waits, nor does a run inside it: the
+ * queue goes over its limit instead. */
 CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l, conc_job *j,
                                     const char *call)
 {
-    /* which with a run inside the job cannot help */
-    conc__frame *own = c->limit ? conc__frame_of(c) : NULL;
     int rc;
     j->crew = c;
     conc__lock_briefly(&c->mutex);
-    while (own && !l && c->queued >= c->limit)
-        conc__crew_help(c, own);
-    if (c->closing && !own && !(own = conc__frame_of(c))) {
+    bool full = c->limit && c->queued >= c->limit, own = (full || c->closing) && conc__frame_of(c);
+    if (c->closing && !own) {
         rc = -EPIPE;
-    } else if (c->limit && c->queued >= c->limit && l && !l->self) {
+    } else if (!full || own) {
+        rc = conc__crew_queue(c, j);
+    } else if (l && !l->self) {
         rc = -EPERM;
-    } else if (c->limit && c->queued >= c->limit && (rc = conc__crew_spare(c, own, l, 1)) != 0) {
-        conc__crew_spare(c, own, l, -1);
-    } else if (c->limit && c->queued >= c->limit) {
-        conc__waiter w = {.item = j, .own = own};
+    } else {
+        conc__waiter w = {.item = j};
         conc__line_up(&c->places, &w);
         conc__pool_leave(users);
-        rc = conc__wait_outside(l, &w, &conc__wants_place, c, &c->mutex, NULL);
-        conc__crew_spare_back(c, own, l);
-        return rc;
-    } else {
-        rc = conc__crew_queue(c, j);
+        return conc__wait_outside(l, &w, &conc__wants_place, c, &c->mutex, NULL);
     }
     conc__crew_unlock(c);
     conc__pool_leave(users);
@@ -16174,7 +16857,7 @@ CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l
 /* Asks a job to end that has not, in the queue or not, under its crew's mutex. */
 CONC__PRIVATE void conc__job_ask(conc__crew *c, conc_job *j)
 {
-    if (c->hub ? conc__hub_cancel(c, j) : conc__crew_take_back(c, j)) {
+    if (c->supervisor ? conc__supervisor_cancel(c, j) : conc__crew_take_back(c, j)) {
         conc__crew_end_job(c, j, -ECANCELED, NULL, true);
         conc__crew_settled(c);
     } else if (!(conc__job_state(j) & CONC__JOB_DONE)) {
@@ -16184,6 +16867,21 @@ CONC__PRIVATE void conc__job_ask(conc__crew *c, conc_job *j)
                                             __ATOMIC_RELAXED, __ATOMIC_RELAXED))
             ;
     }
+}
+
+/* Was the job, which has not ended, submitted in a process that this one was forked from? It never
+ * ends here. */
+CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
+{
+    if (!conc__forks)
+        return false;
+    bool own = false;
+    pthread_mutex_lock(&conc__crews);
+    for (const conc__crew *c = conc__all_crews; c && !own; c = c->next)
+        own = c == j->crew && c->forks == conc__forks;
+    bool ended = conc__job_state(j) & CONC__JOB_DONE; /* and its pool may be gone */
+    pthread_mutex_unlock(&conc__crews);
+    return !own && !ended;
 }
 
 /* alone: only if nobody waits for it. */
@@ -16207,7 +16905,11 @@ CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
 
 CONC_API int conc_job_cancel(conc_job *j)
 {
-    int rc = conc__is_job(j) ? conc__job_cancel(j, false) : -EINVAL;
+    int rc = -EINVAL;
+    if (conc__is_job(j))
+        rc = conc__job_is_inherited(j) ? -EPERM : conc__job_cancel(j, false);
+    if (rc == 0)
+        conc__stops_tell();
     return rc ? conc__own_error(rc) : 0;
 }
 
@@ -16218,15 +16920,11 @@ CONC_API bool conc_job_done(const conc_job *j)
 
 CONC_API bool conc_job_cancelled(void)
 {
-    conc__frame *f = conc__frame_here();
-    if (!f)
-        return false;
-    if (f->asked)
-        return __atomic_load_n(f->asked, __ATOMIC_RELAXED);
-    return conc__job_asked(f->job) || conc__map_stops(f->mapping);
+    const conc__frame *f = conc__frame_here();
+    return f && conc__frame_asked(f);
 }
 
-/* The waiting task is cancelled: so is the job, if nobody else waits; the wait goes on. */
+/* The waiter is cancelled: so is the job, if nobody else waits; the wait goes on. */
 CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
@@ -16243,6 +16941,8 @@ CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
         }
     }
     pthread_mutex_unlock(&conc__crews);
+    if (w->loop) /* else conc__stops_tell has called this */
+        conc__stops_tell();
     return false;
 }
 
@@ -16250,17 +16950,19 @@ static const conc__wait_kind conc__wants_job = {.what = "waits for a job",
                                                 .cancel = conc__job_wait_cancel};
 
 /* In a thread of the crew: runs the job here if it is still in the queue. */
-CONC__PRIVATE void conc__job_claim(conc__frame *frame, conc_job *j)
+CONC__PRIVATE bool conc__job_claim(conc__frame *frame, conc_job *j, conc__answer *answer)
 {
     conc__crew *c = frame->thread->crew;
     conc__lock_briefly(&c->mutex);
     bool mine = !(conc__job_state(j) & CONC__JOB_DONE) && conc__crew_take_back(c, j);
     pthread_mutex_unlock(&c->mutex);
     if (mine)
-        conc__job_run_inside(c, frame, j);
+        conc__job_run_inside(c, frame, j, answer);
+    return mine;
 }
 
-/* Waits in the job's line with a wait of this kind: the wait's result, 0 when the job has ended. */
+/* Waits in the job's line with a wait of this kind: the wait's result, 0 when the job has ended;
+ * then the waiter has the answer. */
 CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
                                      const conc__wait_kind *kind)
 {
@@ -16273,14 +16975,15 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
             int rc = conc__crew_spare(c, own, l, 1);
             if (rc && conc__crew_take_back(c, j)) {
                 conc__crew_end_job(c, j, rc, NULL, true);
+                conc__answer_read(w->answer, j, conc__job_state(j));
                 conc__crew_spare(c, own, l, -1);
                 pthread_mutex_unlock(&c->mutex);
                 pthread_mutex_unlock(&conc__crews);
                 return 0;
             }
-            struct conc__view *view = l && c->hub ? conc__view_open(l, c) : NULL;
+            struct conc__view *view = l && c->supervisor ? conc__view_open(l, c) : NULL;
             w->item = j;
-            w->looks_at = !l && c->hub ? c : NULL;
+            w->looks_at = !l && c->supervisor ? c : NULL;
             c->references += w->looks_at != NULL;
             conc__line_up(&j->waiters, w);
             rc = conc__wait_outside(l, w, kind, j, &c->mutex, &conc__crews);
@@ -16290,44 +16993,45 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
         }
         pthread_mutex_unlock(&c->mutex);
     }
+    conc__answer_read(w->answer, j, conc__job_state(j));
     pthread_mutex_unlock(&conc__crews);
     return 0;
 }
 
 /* Waits until the job has ended. stop (NULL: nothing) is set when that is to be soon. */
-CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop)
+CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__answer *answer)
 {
     conc__frame *frame = l ? NULL : conc__frame_of(j->crew);
-    if (frame)
-        conc__job_claim(frame, j);
+    if (frame && conc__job_claim(frame, j, answer))
+        return;
     if (l && l->self->pending) {
         if (stop)
             __atomic_store_n(stop, true, __ATOMIC_RELAXED);
         conc__job_cancel(j, true);
+        conc__stops_tell();
     }
-    if (conc__job_state(j) & CONC__JOB_DONE)
-        return;
-    conc__waiter w = {.stop = stop};
+    conc__waiter w = {.stop = stop, .answer = answer};
     conc__job_wait_as(l, j, &w, &conc__wants_job);
 }
 
 /* What a job that ended hands to the caller. */
-CONC__PRIVATE int conc__job_result(conc_loop *l, const conc_job *j)
+CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__answer *a)
 {
-    const char *words = conc__job_state(j) & CONC__JOB_WORDS ? j->text : NULL;
+    const char *words = a->has_words ? a->text : NULL;
     conc__frame *frame = l || !words ? NULL : conc__frame_here();
-    if (l && j->result < 0)
-        conc__tell(l->self, j->result, words, (conc__source){NULL, NULL});
+    if (l && a->result < 0)
+        conc__tell(l->self, a->result, words, (conc__source){NULL, NULL});
     if (frame) { /* so that it can pass them on */
-        memcpy(frame->text, j->text, sizeof frame->text);
-        frame->text_rc = j->result;
+        memcpy(frame->text, a->text, sizeof frame->text);
+        frame->text_rc = a->result;
     }
-    return j->result;
+    return a->result;
 }
 
 CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
 {
     conc_loop *l = conc__here;
+    conc__answer answer;
     if (!conc__is_job(j))
         return conc__own_error(-EINVAL);
     bool was_done = conc__job_state(j) & CONC__JOB_DONE;
@@ -16336,12 +17040,16 @@ CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
     for (conc__frame *f = was_done ? NULL : conc__frame_here(); f; f = f->outer)
         if (f->job == j)
             return conc__own_error(-EDEADLK);
+    if (!was_done && conc__job_is_inherited(j))
+        return conc__own_error(-EPERM);
     l = conc__of_task();
-    if (!was_done)
-        conc__job_wait(l, j, NULL);
-    else if (l)
+    if (was_done)
+        conc__answer_read(&answer, j, conc__job_state(j));
+    else
+        conc__job_wait(l, j, NULL, &answer);
+    if (was_done && l)
         conc__quick(l);
-    int rc = conc__job_result(l, j);
+    int rc = conc__job_result(l, &answer);
     if (result)
         *result = rc;
     return 0;
@@ -16416,8 +17124,7 @@ CONC__PRIVATE void conc__thread_sleep(conc__crew *c)
 {
     c->sleeping++;
     pthread_mutex_unlock(&c->mutex);
-    while (sem_wait(&c->work) && errno == EINTR)
-        ;
+    conc__semaphore_wait(&c->work);
     conc__lock_briefly(&c->mutex);
     c->sleeping--;
     c->wakes--;
@@ -16431,18 +17138,16 @@ CONC__PRIVATE bool conc__thread_next(conc__crew *c, conc__thread *t)
         if (c->stopping)
             return false;
         c->idle++;
-        t->busy = false;
         conc__crew_settled(c);
         conc__thread_look(c);
         if (!c->queued && !c->stopping)
             conc__thread_sleep(c);
         c->idle--;
-        t->busy = true;
     }
     if (c->queued)
         conc__crew_rouse(c);
     if (!t->filled && c->calls)
-        sem_post(&c->work), c->calls--;
+        conc__semaphore_post(&c->work), c->calls--;
     return t->filled > 0; /* else there are more threads than there need to be */
 }
 
@@ -16461,9 +17166,94 @@ CONC__PRIVATE void conc__crew_release(conc__crew *c)
 /* A thread that waits for a crew of processes; gives its reference back. */
 CONC__PRIVATE void conc__crew_look_for(conc__crew *c, const bool *over)
 {
-    conc__hub_look_for(c, over);
+    conc__supervisor_look_for(c, over);
     conc__lock_briefly(&c->mutex);
     conc__crew_release(c);
+}
+
+/* Jobs run as a thread of the pool's opener would: under its signal mask, but what a fault of
+ * theirs raises always comes through, to a stack of its own, as theirs may be used up. */
+CONC__PRIVATE void conc__thread_signals(conc__thread *t)
+{
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
+    stack_t stack = {0}, now;
+    sigset_t mask = t->crew->mask;
+    if (sigaltstack(NULL, &now) == 0 && now.ss_flags & CONC__SS_DISABLE)
+        stack.ss_sp = t->signal_stack = conc__map_pages(CONC__SIGNAL_STACK);
+    stack.ss_size = CONC__SIGNAL_STACK;
+    if (t->signal_stack)
+        sigaltstack(&stack, NULL);
+    if (t->crew->blocks_pipe)
+        sigaddset(&mask, SIGPIPE);
+    for (size_t i = 0; i < CONC_LEN(faults); i++)
+        sigdelset(&mask, faults[i]);
+    pthread_sigmask(SIG_SETMASK, &mask, NULL);
+}
+
+CONC__PRIVATE void conc__thread_no_signals(conc__thread *t)
+{
+    stack_t none = {.ss_flags = CONC__SS_DISABLE};
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, NULL);
+    if (!t->signal_stack)
+        return;
+    sigaltstack(&none, NULL);
+    conc__unmap_pages(t->signal_stack, CONC__SIGNAL_STACK);
+}
+
+/* Where a fault is one of too large a stack: no other comes from there. */
+CONC__PRIVATE void conc__thread_stack(conc__thread *t)
+{
+    enum { BELOW = 65536 }; /* a frame may reach as far at once */
+    pthread_attr_t usual;
+    size_t size = 0;
+    if (pthread_attr_init(&usual))
+        return;
+    pthread_attr_getstacksize(&usual, &size);
+    pthread_attr_destroy(&usual);
+    t->stack_high = __builtin_frame_address(0);
+    t->stack_low = t->stack_high - size;
+    t->stack_low -= (uintptr_t)t->stack_low > BELOW ? BELOW : 0;
+}
+
+/* In a handler, when the process is about to end: did the job that runs here use its thread's
+ * stack up? */
+CONC__COLD void conc__job_overflows(const char *address)
+{
+    const conc__frame *f = conc__frames_there ? pthread_getspecific(conc__frames) : NULL;
+    const conc__thread *t = f ? f->thread : NULL;
+    char text[256];
+    if (!t || address < t->stack_low || address >= t->stack_high)
+        return;
+    conc__say(text,
+              snprintf(text, sizeof text,
+                       "conc: stack overflow: a job of the pool \"%s\" used all of its thread's "
+                       "stack: raise it (ulimit -s), or keep large arrays elsewhere\n",
+                       t->crew->name),
+              sizeof text);
+}
+
+/* Under the mutex, which it unlocks: the thread has nothing to do any more. */
+CONC__PRIVATE void conc__thread_ends(conc__crew *c, conc__thread *t)
+{
+    pthread_t before = c->last_ended;
+    bool joins = c->has_ended && !t->left_behind;
+    void *pin = t->pin;
+    if (!t->left_behind) {
+        c->last_ended = pthread_self();
+        c->has_ended = true;
+    }
+    c->started--;
+    c->threads[t->number] = NULL;
+    conc__crew_settled(c);
+    pthread_cond_signal(&c->ended);
+    conc_free(t);
+    conc__crew_release(c);
+    if (joins)
+        pthread_join(before, NULL);
+    if (pin)
+        pthread_setspecific(conc__pins, pin);
 }
 
 CONC__PRIVATE void *conc__thread_main(void *arg)
@@ -16474,7 +17264,9 @@ CONC__PRIVATE void *conc__thread_main(void *arg)
 #ifdef __linux__
     prctl(PR_SET_NAME, c->name);
 #endif
+    conc__thread_stack(t);
     pthread_setspecific(conc__frames, &frame);
+    conc__thread_signals(t);
     conc__lock_briefly(&c->mutex);
     c->coming--;
     while (conc__thread_next(c, t)) {
@@ -16490,15 +17282,9 @@ CONC__PRIVATE void *conc__thread_main(void *arg)
         __atomic_fetch_sub(&c->finishing, t->finishing, __ATOMIC_RELAXED);
         t->finishing = t->filled = 0;
     }
+    conc__thread_no_signals(t);
     pthread_setspecific(conc__frames, NULL);
-    c->started--;
-    conc__crew_settled(c);
-    if (!c->stopping) { /* there are more than there need to be, and nobody will join it */
-        pthread_detach(t->id);
-        c->threads[t->number] = NULL;
-        conc_free(t);
-    }
-    conc__crew_release(c);
+    conc__thread_ends(c, t);
     return NULL;
 }
 
@@ -16529,8 +17315,6 @@ CONC__PRIVATE int conc__thread_start(conc__crew *c)
     memset(t, 0, sizeof *t);
     t->crew = c;
     t->number = n;
-    t->busy = true;
-    conc__original_mask(&t->mask);
     if (conc__quiet_thread(&t->id, NULL, conc__thread_main, t)) {
         conc_free(t);
         return -EAGAIN;
@@ -16542,27 +17326,45 @@ CONC__PRIVATE int conc__thread_start(conc__crew *c)
     return 0;
 }
 
-/* Ends the threads, which have nothing to do; those that still have are left behind. */
+/* Under the mutex, which it unlocks meanwhile: the thread in this slot, if one is there, goes on
+ * at its abandoned job without the crew. */
+CONC__PRIVATE void conc__thread_leave_behind(conc__crew *c, int slot)
+{
+    if (!c->threads[slot])
+        return;
+    pthread_mutex_unlock(&c->mutex); /* not while others may load libraries */
+    void *pin = conc__pin();
+    conc__lock_briefly(&c->mutex);
+    conc__thread *t = c->threads[slot];
+    if (t) {
+        pthread_detach(t->id);
+        t->left_behind = true;
+        t->pin = pin;
+        return;
+    }
+    pthread_mutex_unlock(&c->mutex);
+    conc__unpin(pin);
+    conc__lock_briefly(&c->mutex);
+}
+
+/* Ends the threads, which have nothing to do but abandoned jobs: those that have are left
+ * behind. */
 CONC__PRIVATE void conc__threads_end(conc__crew *c)
 {
     conc__lock_briefly(&c->mutex);
     c->stopping = true;
     for (; c->wakes < c->sleeping; c->wakes++)
-        sem_post(&c->work);
-    for (int i = 0; i < c->slots; i++) {
-        conc__thread *t = c->threads[i];
-        if (t && (t->left_behind = t->busy))
-            pthread_detach(t->id);
-    }
-    for (int i = 0; i < c->slots; i++) {
-        conc__thread *t = c->threads[i];
-        if (t && !t->left_behind) {
-            pthread_mutex_unlock(&c->mutex);
-            pthread_join(t->id, NULL);
-            conc__lock_briefly(&c->mutex);
-        }
-    }
+        conc__semaphore_post(&c->work);
+    while (c->started > c->lost)
+        pthread_cond_wait(&c->ended, &c->mutex);
+    for (int i = 0; i < c->slots; i++)
+        conc__thread_leave_behind(c, i);
+    bool joins = c->has_ended;
+    pthread_t last = c->last_ended;
+    c->has_ended = false;
     conc__crew_release(c);
+    if (joins)
+        pthread_join(last, NULL);
 }
 
 /* ---- >>pool --------------------------------------------------------------------------------- */
@@ -16586,6 +17388,15 @@ CONC__PRIVATE int conc__pool_opens(conc__crew **crew, unsigned *users, conc__cre
     return 0;
 }
 
+/* Is SIGPIPE blocked here, by the caller or by its run? */
+CONC__PRIVATE bool conc__pipe_is_blocked(void)
+{
+    sigset_t now;
+    sigemptyset(&now);
+    pthread_sigmask(SIG_SETMASK, NULL, &now);
+    return sigismember(&now, SIGPIPE) == 1;
+}
+
 CONC_API int conc_pool_open(conc_pool *p)
 {
     if (!p || p->threads < 0 || p->queue_limit < 0 || p->threads > 1 << 16)
@@ -16596,8 +17407,11 @@ CONC_API int conc_pool_open(conc_pool *p)
     if (!conc__frames_there)
         return -EAGAIN;
     conc__crew *c = conc__crew_new(p->threads, p->queue_limit);
-    if (c)
+    if (c) {
         conc__copy(c->name, sizeof c->name, p->name ? p->name : "conc");
+        conc__original_mask(&c->mask);
+        c->blocks_pipe = conc__pipe_is_blocked();
+    }
     return conc__pool_opens(&p->crew, &p->users, c);
 }
 
@@ -16615,8 +17429,8 @@ CONC__PRIVATE void conc__crew_ask_all(conc__crew *c)
             if (j)
                 conc__crew_end_job(c, j, -ECANCELED, NULL, true);
         }
-    if (c->hub)
-        conc__hub_cancel(c, NULL);
+    if (c->supervisor)
+        conc__supervisor_cancel(c, NULL);
     conc__backlog_fill(c);
     conc__crew_settled(c);
 }
@@ -16631,67 +17445,85 @@ CONC__PRIVATE bool conc__close_cancel(conc__wait *wait)
         pthread_mutex_unlock(&c->mutex);
     }
     pthread_mutex_unlock(&conc__crews);
+    if (w->loop) /* else conc__stops_tell has called this */
+        conc__stops_tell();
     return false;
-}
-
-/* Submits that wait are refused, but for those of the crew's own jobs. */
-CONC__PRIVATE void conc__places_close(conc__crew *c)
-{
-    conc__waiter *w = c->places, *last = w ? w->prev : NULL, *next;
-    for (bool more = w; more; w = next) {
-        next = w->next;
-        more = w != last;
-        if (!w->own)
-            conc__waiter_wake(w, -EPIPE);
-    }
 }
 
 static const conc__wait_kind conc__wants_end = {.what = "closes a pool, and waits for its jobs",
                                                 .cancel = conc__close_cancel};
 
-/* Refuses new jobs, and waits for all there are. False: somebody else does that; the pool was
- * left, and that one has closed it. */
-CONC__PRIVATE bool conc__crew_close(conc_loop *l, conc__crew *c, unsigned *users)
+/* Refuses new jobs, and has the queue taken back if the caller is cancelled. True: the caller is
+ * the first to close the crew, and is to end it. */
+CONC__PRIVATE bool conc__crew_close(conc_loop *l, conc__crew *c)
 {
-    conc__waiter w = {0};
-    conc__lock_briefly(&c->mutex);
     bool first = !c->closing;
     c->closing = true;
-    conc__places_close(c);
-    if (l && l->self->pending)
+    while (c->places) /* none is of a job of the crew: these do not wait */
+        conc__waiter_wake(c->places, -EPIPE);
+    if (l && l->self->pending) {
         conc__crew_ask_all(c);
-    if (!first)
-        conc__pool_leave(users);
-    if (!first || c->queued || c->idle < c->started) {
-        conc__line_up(first ? &c->closer : &c->other_closers, &w);
-        conc__wait_outside(l, &w, &conc__wants_end, c, &c->mutex, NULL);
-    } else {
         pthread_mutex_unlock(&c->mutex);
+        conc__stops_tell();
+        conc__lock_briefly(&c->mutex);
     }
     return first;
 }
 
-/* The crew has done everything: ends it. */
-CONC__PRIVATE void conc__crew_end(conc__crew **crew, unsigned *users, void (*end)(conc__crew *c))
+/* Waits for all jobs, or for the first closer to be done; unlocks. */
+CONC__PRIVATE void conc__crew_await_end(conc_loop *l, conc__crew *c, bool first)
 {
-    conc__crew *c = *crew;
+    conc__waiter w = {0};
+    bool over = first ? !c->queued && c->idle == c->started : c->over;
+    if (over) {
+        pthread_mutex_unlock(&c->mutex);
+        return;
+    }
+    conc__line_up(first ? &c->closer : &c->other_closers, &w);
+    conc__wait_outside(l, &w, &conc__wants_end, c, &c->mutex, NULL);
+}
+
+/* The crew has done everything: ends it. */
+CONC__PRIVATE void conc__crew_end(conc__crew *c, conc__crew **crew, unsigned *users,
+                                  void (*end)(conc__crew *c))
+{
     int saved = errno;
-    conc__lock_briefly(&c->mutex);
-    /* for those who close it too: they are told when all is over, and have left the pool to us */
-    c->references++;
-    pthread_mutex_unlock(&c->mutex);
     __atomic_fetch_or(users, CONC__POOL_CLOSED, __ATOMIC_ACQ_REL);
-    /* the 1 is the closer */
-    while (__atomic_load_n(users, __ATOMIC_ACQUIRE) != (CONC__POOL_CLOSED | 1))
+    while (__atomic_load_n(users, __ATOMIC_ACQUIRE) != CONC__POOL_CLOSED)
         sched_yield();
     end(c);
-    conc__pool_leave(users);
+    pthread_mutex_lock(&conc__crews);
     __atomic_store_n(crew, NULL, __ATOMIC_RELEASE); /* the pool is its owner's again */
+    pthread_mutex_unlock(&conc__crews);
     conc__lock_briefly(&c->mutex);
+    c->over = true;
     while (c->other_closers)
         conc__waiter_wake(c->other_closers, 0);
-    conc__crew_release(c);
+    pthread_mutex_unlock(&c->mutex);
     errno = saved;
+}
+
+/* The crew that is to be closed, locked, with a reference for the caller: whoever frees the pool
+ * when the first close has returned, the others do not look at it any more. NULL: there is none,
+ * or *rc says why. */
+CONC__PRIVATE conc__crew *conc__pool_grasp(conc__crew **crew, unsigned *users, int *rc)
+{
+    pthread_mutex_lock(&conc__crews);
+    conc__crew *c = __atomic_load_n(crew, __ATOMIC_ACQUIRE);
+    bool inherited = c && c->forks != conc__forks, own = c && conc__frame_of(c);
+    *rc = own && !inherited ? -EDEADLK : 0;
+    if (inherited) {
+        if (!own) /* else the job that has forked still looks at it */
+            conc__crew_free(c);
+        conc__pool_disown(crew, users);
+    }
+    c = inherited || own ? NULL : c;
+    if (c) {
+        conc__lock_briefly(&c->mutex);
+        c->references++;
+    }
+    pthread_mutex_unlock(&conc__crews);
+    return c;
 }
 
 CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*end)(conc__crew *c),
@@ -16701,26 +17533,17 @@ CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*en
     int rc = conc__caller(&l, call);
     if (rc)
         return rc;
-    conc__crew *c = conc__pool_enter(crew, users, &rc);
-    if (!c) {
-        if (rc == -EPERM && *crew) { /* a parent's */
-            pthread_mutex_lock(&conc__crews);
-            if (!conc__frame_of(*crew)) /* else the job that has forked still looks at it */
-                conc__crew_free(*crew);
-            pthread_mutex_unlock(&conc__crews);
-            conc__pool_disown(crew, users);
-        }
-        return 0;
-    }
-    if (conc__frame_of(c)) {
-        conc__pool_leave(users);
-        return -EDEADLK;
-    }
-    if (!conc__crew_close(l, c, users))
-        return 0;
-    if (c->hub)
-        conc__hub_close(l, c);
-    conc__crew_end(crew, users, end);
+    conc__crew *c = conc__pool_grasp(crew, users, &rc);
+    if (!c)
+        return rc;
+    bool first = conc__crew_close(l, c);
+    conc__crew_await_end(l, c, first);
+    if (first && c->supervisor)
+        conc__supervisor_close(l, c);
+    if (first)
+        conc__crew_end(c, crew, users, end);
+    conc__lock_briefly(&c->mutex);
+    conc__crew_release(c);
     return 0;
 }
 
@@ -16746,7 +17569,7 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
         return conc__own_error(rc);
     if (CONC__MSAN || c->on_valgrind)
         conc__excuse(j, sizeof *j);
-    if (conc__job_in_use(j))
+    if (conc__job_in_use(j) && !conc__job_is_inherited(j))
         rc = conc__misused(-EBUSY, call, "the job is in use", NULL);
     if (rc || (l && l->self && l->self->pending)) {
         /* before the task switches: who closes the pool on this thread waits for it */
@@ -16778,6 +17601,7 @@ CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn
 {
     conc_loop *l;
     conc_job j;
+    conc__answer answer;
     int rc = conc__caller(&l, call);
     if (rc)
         return rc;
@@ -16787,8 +17611,8 @@ CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn
     rc = conc__submit(crew, users, &j, fn, arg, size, parcel, call);
     if (rc)
         return rc;
-    conc__job_wait(l, &j, NULL);
-    return conc__job_result(l, &j);
+    conc__job_wait(l, &j, NULL, &answer);
+    return conc__job_result(l, &answer);
 }
 
 CONC_API CONC__CALLED int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg)
@@ -16804,10 +17628,10 @@ CONC__PRIVATE int conc__map_runner(void *arg)
 {
     conc__mapping *m = arg;
     conc__frame *frame = conc__frame_here();
-    const conc__mapping *around = frame->mapping;
+    const conc__layer *around = frame->layer;
     conc__locals *base = frame->locals;
     int mine = 0;
-    frame->mapping = m;
+    frame->layer = &m->layer;
     while (!conc_job_cancelled()) {
         size_t i = __atomic_fetch_add(&m->next, 1, __ATOMIC_RELAXED);
         if (i >= m->count)
@@ -16824,10 +17648,11 @@ CONC__PRIVATE int conc__map_runner(void *arg)
             __atomic_compare_exchange_n(&m->error, &none, rc, false, __ATOMIC_RELAXED,
                                         __ATOMIC_RELAXED)) {
             __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
+            conc__stops_tell();
             mine = rc;
         }
     }
-    frame->mapping = around;
+    frame->layer = around;
     frame->locals = base;
     return mine;
 }
@@ -16876,10 +17701,10 @@ CONC__PRIVATE int conc__map_wait(conc_loop *l, conc__mapping *m, conc__runner *r
                                  int rc)
 {
     for (int i = 0; i < n; i++) {
-        conc_job *j = &runners[i].job;
-        conc__job_wait(l, j, &m->stop);
-        if (j->result < 0 && j->result != -ECANCELED)
-            rc = conc__job_result(l, j);
+        conc__answer answer;
+        conc__job_wait(l, &runners[i].job, &m->stop, &answer);
+        if (answer.result < 0 && answer.result != -ECANCELED)
+            rc = conc__job_result(l, &answer);
     }
     return rc;
 }
@@ -16899,15 +17724,16 @@ CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mappi
     conc__crew *c = conc__pool_enter(crew, users, &rc);
     if (!c)
         return conc__map_refused(m, conc__own_error(rc));
-    bool processes = c->hub, own = !l && conc__frame_of(c);
+    bool processes = c->supervisor, own = !l && conc__frame_of(c);
     int most = (m->count < (size_t)c->most ? (int)m->count : c->most) - (own && m->count);
     conc__pool_leave(users);
     if (l && (rc = conc__checkpoint(l)))
         return conc__map_refused(m, rc);
     const conc__frame *frame = l ? NULL : conc__frame_here();
+    m->layer = (conc__layer){.ends = &m->stop, .until = CONC__NEVER};
     if (frame && frame->thread) {
-        m->sender = frame->job;
-        m->around = frame->mapping;
+        m->layer.sender = frame->job;
+        m->layer.outer = frame->layer;
     }
     conc__runner *runners = most ? conc__alloc((size_t)most * sizeof *runners) : NULL;
     if (most && !runners)
@@ -16967,16 +17793,6 @@ CONC__PRIVATE const char *conc__job_words(void)
     return f->text_rc < 0 ? f->text : "";
 }
 
-/* A job is in conc_block on a virtual clock: a timer of its loop opens the gate. */
-typedef struct conc__block {
-    conc__post post;
-    conc__timer timer;
-    conc__ending ending;
-    conc__gate gate;
-    conc__frame *frame;
-    int64_t ns;
-} conc__block;
-
 /* Under the mutex: the job is in conc_block, or no longer. One that was left is not counted, as
  * its thread is not. */
 CONC__PRIVATE void conc__crew_blocks(conc__crew *c, conc_job *j, bool blocks)
@@ -17001,126 +17817,362 @@ CONC__PRIVATE void conc__thread_blocks(conc__frame *f, bool blocks)
     conc__frames_at_work(f, !blocks);
 }
 
-CONC__PRIVATE void conc__block_over(conc__block *b)
-{
-    conc__thread_blocks(b->frame, false);
-    conc__gate_open(&b->gate);
-}
+/* A timer on the virtual clock of a job's loop: of a conc_block, which holds the thread until
+ * then, or of a shield, which is over then. It is the loop's from when `arms` was posted until
+ * `disarms` has run. */
+typedef struct conc__job_timer {
+    conc__stop stop;
+    conc__post arms, disarms;
+    conc__timer timer;
+    conc__ending ending;
+    conc__gate over, disarmed; /* over: it has fired, was cut short, or the run ends */
+    conc__frame *frame;
+    conc_loop *loop;
+    int64_t ns;
+    bool blocks, armed, was_over, is_cut;
+    bool fired;  /* a shield's */
+    bool leaves; /* `disarms` was posted */
+} conc__job_timer;
 
-CONC__PRIVATE void conc__block_fires(conc__timer *t)
+/* In the loop: it is not armed any more. */
+CONC__PRIVATE void conc__job_timer_over(conc__job_timer *t)
 {
-    conc__block *b = (conc__block *)(void *)((char *)t - offsetof(conc__block, timer));
-    conc__ending **at = &conc__here->endings;
-    while (*at != &b->ending)
+    conc__ending **at = &t->loop->endings;
+    while (*at && *at != &t->ending)
         at = &(*at)->next;
-    *at = b->ending.next;
-    conc__block_over(b);
+    if (*at) /* else the run ends */
+        *at = t->ending.next;
+    t->armed = false;
+    t->was_over = true;
+    if (t->blocks)
+        conc__thread_blocks(t->frame, false);
+    conc__gate_open(&t->over);
 }
 
-CONC__PRIVATE void conc__block_ends(conc_loop *l, conc__ending *e)
+CONC__PRIVATE void conc__job_timer_fires(conc__timer *timer)
 {
-    conc__block *b = (conc__block *)(void *)((char *)e - offsetof(conc__block, ending));
-    conc__disarm(l, &b->timer);
-    conc__block_over(b);
+    conc__job_timer *t =
+        (conc__job_timer *)(void *)((char *)timer - offsetof(conc__job_timer, timer));
+    bool blocks = t->blocks;
+    __atomic_store_n(&t->fired, true, __ATOMIC_RELAXED);
+    conc__job_timer_over(t);
+    if (!blocks)
+        conc__stops_tell();
 }
 
-CONC__PRIVATE void conc__block_begins(conc__post *p)
+CONC__PRIVATE void conc__job_timer_ends(conc_loop *l, conc__ending *e)
 {
-    conc__block *b = (conc__block *)(void *)p;
-    conc_loop *l = b->frame->job->clock;
-    b->ending = (conc__ending){l->endings, conc__block_ends};
-    l->endings = &b->ending;
-    conc__arm(l, &b->timer, conc__later(l->now, b->ns), conc__block_fires);
-    conc__thread_blocks(b->frame, true);
+    conc__job_timer *t = (conc__job_timer *)(void *)((char *)e - offsetof(conc__job_timer, ending));
+    conc__disarm(l, &t->timer);
+    conc__job_timer_over(t);
 }
 
-CONC__PRIVATE bool conc__job_block(int64_t ns)
+CONC__PRIVATE void conc__job_timer_arms(conc__post *p)
+{
+    conc__job_timer *t = (conc__job_timer *)(void *)((char *)p - offsetof(conc__job_timer, arms));
+    conc_loop *l = t->loop;
+    if (t->is_cut) { /* before it began */
+        conc__gate_open(&t->over);
+        return;
+    }
+    t->ending = (conc__ending){l->endings, conc__job_timer_ends};
+    l->endings = &t->ending;
+    t->armed = true;
+    conc__arm(l, &t->timer, conc__later(l->now, t->ns), conc__job_timer_fires);
+    if (t->blocks)
+        conc__thread_blocks(t->frame, true);
+}
+
+CONC__PRIVATE void conc__job_timer_disarms(conc__post *p)
+{
+    conc__job_timer *t =
+        (conc__job_timer *)(void *)((char *)p - offsetof(conc__job_timer, disarms));
+    t->is_cut = !t->was_over;
+    if (t->armed) {
+        conc__disarm(t->loop, &t->timer);
+        conc__job_timer_over(t);
+    }
+    conc__gate_open(&t->disarmed);
+}
+
+/* Has the loop disarm it; it is over then in any case. */
+CONC__PRIVATE void conc__job_timer_leave(conc__stop *s)
+{
+    conc__job_timer *t = (conc__job_timer *)(void *)s;
+    t->leaves = conc__post_to(t->loop, &t->disarms) == 0;
+}
+
+CONC__PRIVATE void conc__job_timer_make(conc__job_timer *t, conc__frame *f, int64_t ns, bool blocks)
+{
+    *t = (conc__job_timer){.frame = f, .loop = f->job->clock, .ns = ns, .blocks = blocks};
+    t->arms.run = conc__job_timer_arms;
+    t->disarms.run = conc__job_timer_disarms;
+    conc__gate_make(&t->over);
+    conc__gate_make(&t->disarmed);
+}
+
+/* False: the loop's run is over. */
+CONC__PRIVATE bool conc__job_timer_open(conc__job_timer *t)
+{
+    return conc__post_to(t->loop, &t->arms) == 0;
+}
+
+/* Waits until nobody needs it any more. */
+CONC__PRIVATE void conc__job_timer_close(conc__job_timer *t, bool was_opened)
+{
+    if (was_opened)
+        conc__gate_wait(&t->over, CONC__NEVER);
+    if (t->leaves)
+        conc__gate_wait(&t->disarmed, CONC__NEVER);
+    conc__gate_end(&t->over);
+    conc__gate_end(&t->disarmed);
+}
+
+CONC__PRIVATE int conc__block_on_clock(conc__frame *f, int64_t ns)
+{
+    conc__job_timer t;
+    conc__job_timer_make(&t, f, ns, true);
+    /* first: once it blocks, the clock may go on before a request is passed to the loop */
+    conc__stop_open(&t.stop, f, conc__job_timer_leave);
+    bool opened = conc__job_timer_open(&t);
+    if (opened)
+        conc__gate_await(&t.over, f);
+    conc__stop_close(&t.stop);
+    conc__job_timer_close(&t, opened);
+    return t.is_cut ? -ECANCELED : 0;
+}
+
+/* A job is in conc_block, on the real clock. */
+typedef struct conc__doze_of_job {
+    conc__stop stop;
+    conc__gate cut;
+} conc__doze_of_job;
+
+CONC__PRIVATE void conc__doze_asked(conc__stop *s)
+{
+    conc__gate_open(&((conc__doze_of_job *)(void *)s)->cut);
+}
+
+CONC__PRIVATE int conc__block_in_real_time(conc__frame *f, int64_t ns)
+{
+    conc__doze_of_job d = {.stop = {.asked = false}};
+    int64_t end = conc__later(conc__clock(), ns), limit;
+    conc__gate_make(&d.cut);
+    conc__stop_open(&d.stop, f, conc__doze_asked);
+    while ((limit = conc__frame_limit(f)) < end && !conc__gate_wait(&d.cut, limit))
+        conc__stops_tell();
+    bool cut = conc__gate_wait(&d.cut, end);
+    conc__stop_close(&d.stop);
+    conc__gate_end(&d.cut);
+    return cut ? -ECANCELED : 0;
+}
+
+/* conc_block in a job; 1: none runs here. */
+CONC__PRIVATE int conc__job_block(int64_t ns)
+{
+    conc__frame *f = conc__frame_here();
+    if (!f)
+        return 1;
+    if (conc__frame_asked(f))
+        return -ECANCELED;
+    if (f->thread && f->job->clock)
+        return conc__block_on_clock(f, ns);
+    return conc__block_in_real_time(f, ns);
+}
+
+/* fn(arg) in the job that runs there, in a shield. */
+CONC__PRIVATE int conc__frame_shield(conc__frame *f, double grace, conc_fn *fn, void *arg)
+{
+    conc__job_timer t;
+    bool limited = grace < CONC_FOREVER, on_clock = limited && f->thread && f->job->clock;
+    bool opened = false, never = false;
+    if (on_clock) {
+        conc__job_timer_make(&t, f, conc__ns(grace), false);
+        opened = conc__job_timer_open(&t);
+    }
+    conc__layer shield = {.outer = f->layer, .ends = on_clock ? &t.fired : &never, .shields = true};
+    shield.until = CONC__NEVER;
+    if (limited && !on_clock)
+        shield.until = conc__later(conc__clock(), conc__ns(grace));
+    f->layer = &shield;
+    int rc = fn(arg);
+    bool late = conc__layers_ask(&shield, NULL);
+    f->layer = shield.outer;
+    if (opened)
+        conc__job_timer_leave(&t.stop);
+    if (on_clock)
+        conc__job_timer_close(&t, opened);
+    return rc == -ECANCELED && late ? conc__own_error(-ETIMEDOUT) : rc;
+}
+
+/* conc_shield in a job. False: none runs here. */
+CONC__PRIVATE bool conc__job_shield(double grace, conc_fn *fn, void *arg, int *rc)
 {
     conc__frame *f = conc__frame_here();
     if (!f)
         return false;
-    conc__block b = {.post = {NULL, conc__block_begins}, .ns = ns};
-    if (f->thread && f->job->clock) {
-        b.gate = (conc__gate){PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
-        b.frame = f;
-        if (conc__post_to(f->job->clock, &b.post) == 0)
-            conc__gate_pass(&b.gate);
-        return true;
-    }
-    for (int64_t end = conc__later(conc__clock(), ns), left; (left = end - conc__clock()) > 0;)
-        conc__doze(left);
+    if (!fn)
+        *rc = conc__misused(-EINVAL, "conc_shield", "no function", NULL);
+    else if (__builtin_isnan(grace))
+        *rc = conc__misused(-EINVAL, "conc_shield", "the time is not a number", NULL);
+    else
+        *rc = conc__frame_shield(f, grace, fn, arg);
     return true;
+}
+
+/* A run inside a job: its main_fn is cancelled when the job is asked to end. */
+typedef struct conc__run_inside {
+    conc__stop stop;
+    conc__ending ending;
+    conc__post post;
+    conc__timer limit; /* of the shield in which the job has begun the run */
+    conc_loop *loop;
+} conc__run_inside;
+
+CONC__PRIVATE void conc__run_inside_cancel(conc__post *p)
+{
+    const conc__run_inside *r =
+        (conc__run_inside *)(void *)((char *)p - offsetof(conc__run_inside, post));
+    if (!r->loop->winding_up)
+        conc__task_cancel(r->loop, &r->loop->main);
+}
+
+CONC__PRIVATE void conc__run_inside_asked(conc__stop *s)
+{
+    conc__run_inside *r = (conc__run_inside *)(void *)s;
+    conc__post_to(r->loop, &r->post); /* refused: the run ends */
+}
+
+CONC__PRIVATE void conc__run_inside_late(conc__timer *t)
+{
+    (void)t;
+    conc__stops_tell();
+}
+
+CONC__PRIVATE void conc__run_inside_ends(conc_loop *l, conc__ending *e)
+{
+    conc__run_inside *r =
+        (conc__run_inside *)(void *)((char *)e - offsetof(conc__run_inside, ending));
+    conc__stop_close(&r->stop);
+    conc__disarm(l, &r->limit);
+    conc_free(r);
+}
+
+/* A run begins, perhaps in a job. */
+CONC__PRIVATE int conc__job_runs(conc_loop *l)
+{
+    const conc__frame *f = conc__frame_here();
+    if (!f || l->embedded) /* a host looks after its own loop */
+        return 0;
+    conc__run_inside *r = conc__alloc(sizeof *r);
+    if (!r)
+        return -ENOMEM;
+    *r = (conc__run_inside){.loop = l, .post = {NULL, conc__run_inside_cancel}};
+    r->ending = (conc__ending){l->endings, conc__run_inside_ends};
+    l->endings = &r->ending;
+    int64_t limit = conc__frame_limit(f);
+    if (limit != CONC__NEVER && !l->virtual_clock)
+        conc__arm(l, &r->limit, limit, conc__run_inside_late);
+    if (conc__frame_asked(f)) {
+        r->stop.asked = true;
+        conc__task_cancel(l, &l->main);
+    }
+    conc__stop_open(&r->stop, f, conc__run_inside_asked);
+    return 0;
 }
 
 /* ---- >>offloading --------------------------------------------------------------------------- */
 
-/* The pool that all runs share: opened by the first that uses it, closed by the last. Under the
- * mutex but for the pool. */
-typedef struct conc__shared_pool {
+/* Pools that all runs share, each for jobs that may keep its threads: what the program's own jobs
+ * wait for, a file or a child that is to write it, has places of its own. */
+enum {
+    CONC__OFFLOADED,
+    CONC__ABANDONED,
+    CONC__FILES,
+    CONC__NAMES,
+    CONC__STARTS, /* of child programs */
+    CONC__OFFLOADS
+};
+
+/* A pool is opened by the first run that uses it, and closed by the last run that used any. Under
+ * the mutex but for the pools. */
+static struct {
     pthread_mutex_t mutex;
     int runs;
-    /* a parent's, which its threads may have been changing when the process forked: it stays */
-    conc__crew *inherited;
-    conc_pool pool;
-} conc__shared_pool;
-
-static conc__shared_pool conc__offloads = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+    conc_pool pools[CONC__OFFLOADS];
+    /* a parent's, which its threads may have been changing when the process forked: they stay */
+    conc__crew *inherited[CONC__OFFLOADS];
+} conc__offloads = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 CONC__PRIVATE void conc__offloads_forget(void)
 {
-    conc__crew *before =
-        conc__offloads.pool.crew ? conc__offloads.pool.crew : conc__offloads.inherited;
-    conc__offloads = (conc__shared_pool){.mutex = PTHREAD_MUTEX_INITIALIZER, .inherited = before};
+    pthread_mutex_init(&conc__offloads.mutex, NULL);
+    conc__offloads.runs = 0;
+    for (int i = 0; i < CONC__OFFLOADS; i++) {
+        if (conc__offloads.pools[i].crew)
+            conc__offloads.inherited[i] = conc__offloads.pools[i].crew;
+        conc__offloads.pools[i] = (conc_pool){0};
+    }
 }
 
 CONC__PRIVATE void conc__offloads_end(conc_loop *l, conc__ending *e)
 {
+    conc__crew *crews[CONC__OFFLOADS] = {0};
     (void)l;
     conc_free(e);
     pthread_mutex_lock(&conc__offloads.mutex);
-    if (--conc__offloads.runs == 0) {
-        conc__crew *c = conc__offloads.pool.crew;
-        conc__offloads.pool = (conc_pool){0};
-        conc__threads_end(c);
+    conc__offloads.runs--;
+    for (int i = 0; i < CONC__OFFLOADS && conc__offloads.runs == 0; i++) {
+        crews[i] = conc__offloads.pools[i].crew;
+        conc__offloads.pools[i] = (conc_pool){0};
     }
     pthread_mutex_unlock(&conc__offloads.mutex);
+    for (int i = 0; i < CONC__OFFLOADS; i++)
+        if (crews[i])
+            conc__threads_end(crews[i]);
 }
 
+/* The run uses the shared pools from here on. */
 CONC__PRIVATE int conc__offloads_begin(conc_loop *l)
 {
+    for (const conc__ending *e = l->endings; e; e = e->next)
+        if (e->end == conc__offloads_end)
+            return 0;
     conc__ending *e = conc__alloc(sizeof *e);
-    int n = conc__processors() + 4, rc = 0;
     if (!e)
         return -ENOMEM;
-    pthread_mutex_lock(&conc__offloads.mutex);
-    if (conc__offloads.runs == 0) {
-        conc__offloads.pool = (conc_pool){.threads = n < 32 ? n : 32, .name = "conc offload"};
-        rc = conc_pool_open(&conc__offloads.pool);
-    }
-    conc__offloads.runs += rc == 0;
-    pthread_mutex_unlock(&conc__offloads.mutex);
-    if (rc) {
-        conc_free(e);
-        return rc;
-    }
     *e = (conc__ending){l->endings, conc__offloads_end};
     l->endings = e;
+    pthread_mutex_lock(&conc__offloads.mutex);
+    conc__offloads.runs++;
+    pthread_mutex_unlock(&conc__offloads.mutex);
     return 0;
 }
 
-/* The shared pool, for a task of l. */
-CONC__PRIVATE conc_pool *conc__offloads_of(conc_loop *l, int *rc)
+/* The shared pool for such jobs, for a task of l. */
+CONC__PRIVATE conc_pool *conc__offloads_of(conc_loop *l, int which, int *rc)
 {
-    *rc = 0;
-    for (const conc__ending *e = l->endings; e; e = e->next)
-        if (e->end == conc__offloads_end)
-            return &conc__offloads.pool;
+    static const char *const names[] = {"conc offload", "conc abandon", "conc files", "conc names",
+                                        "conc children"};
+    conc_pool *p = &conc__offloads.pools[which];
+    int n = conc__processors() + 4;
     *rc = conc__offloads_begin(l);
-    return *rc ? NULL : &conc__offloads.pool;
+    if (*rc || __atomic_load_n(&p->crew, __ATOMIC_ACQUIRE))
+        return *rc ? NULL : p;
+    pthread_mutex_lock(&conc__offloads.mutex);
+    if (!p->crew) {
+        p->threads = n < 32 ? n : 32;
+        if (which == CONC__NAMES) /* servers that do not answer keep many for half a minute */
+            p->threads = 64;
+        p->name = names[which];
+        *rc = conc_pool_open(p);
+    }
+    pthread_mutex_unlock(&conc__offloads.mutex);
+    return *rc ? NULL : p;
 }
 
-/* conc_offload, for `call`. */
-CONC__PRIVATE CONC__CALLED int conc__offload(conc_fn *fn, void *arg, const char *call)
+/* conc_offload for such jobs, for `call`. */
+CONC__PRIVATE CONC__CALLED int conc__offload(int which, conc_fn *fn, void *arg, const char *call)
 {
     conc_loop *l;
     int rc = conc__caller(&l, call);
@@ -17130,13 +18182,13 @@ CONC__PRIVATE CONC__CALLED int conc__offload(conc_fn *fn, void *arg, const char 
         return conc__misused(-EINVAL, call, "no function", NULL);
     if (!l)
         return fn(arg);
-    conc_pool *p = conc__offloads_of(l, &rc);
+    conc_pool *p = conc__offloads_of(l, which, &rc);
     return p ? conc_pool_run(p, fn, arg) : rc;
 }
 
 CONC_API CONC__CALLED int conc_offload(conc_fn *fn, void *arg)
 {
-    return conc__offload(fn, arg, __func__);
+    return conc__offload(CONC__OFFLOADED, fn, arg, __func__);
 }
 
 /* A job that its task may leave. */
@@ -17171,16 +18223,15 @@ CONC__PRIVATE int conc__abandoned_run(void *arg)
     return rc;
 }
 
-/* Under the mutex: the job runs on, alone. Its thread is lost to the crew, which may have
- * another one for what waits. */
+/* Under the mutex: the job runs on, alone. Its thread is lost to the crew until the job ends. */
 CONC__PRIVATE void conc__job_leave(conc__crew *c, conc_job *j)
 {
     conc__crew_blocks(c, j, false);
     __atomic_fetch_or(&j->state, CONC__JOB_LEFT, __ATOMIC_RELAXED);
     conc__job_at_work(j, false);
     c->lost++;
+    conc__crew_unload(c); /* what its thread has not begun is for the others */
     conc__crew_stall(c);
-    conc__crew_share(c);
     int rc = conc__crew_rouse(c);
     for (conc_job *first; rc && (first = conc__backlog_pop(c));) /* nobody comes for it */
         conc__crew_end_job(c, first, rc, NULL, true);
@@ -17202,16 +18253,17 @@ CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
         conc__crew_unlock(c);
     }
     pthread_mutex_unlock(&conc__crews);
+    conc__stops_tell();
     return waits;
 }
 
 static const conc__wait_kind conc__wants_until_cancel = {
     .what = "waits for a job that it would leave", .cancel = conc__abandon_cancel};
 
-CONC__PRIVATE int conc__abandoned_submit(conc_loop *l, conc__abandoned *a)
+CONC__PRIVATE int conc__abandoned_submit(conc_loop *l, int which, conc__abandoned *a)
 {
     int rc;
-    conc_pool *p = conc__offloads_of(l, &rc);
+    conc_pool *p = conc__offloads_of(l, which, &rc);
     conc__crew *c = p ? conc__pool_enter(&p->crew, &p->users, &rc) : NULL;
     if (!c)
         return rc;
@@ -17224,12 +18276,13 @@ CONC__PRIVATE int conc__abandoned_submit(conc_loop *l, conc__abandoned *a)
 
 CONC__PRIVATE int conc__abandoned_wait(conc_loop *l, conc__abandoned *a)
 {
-    conc__waiter w = {0};
+    conc__answer answer;
+    conc__waiter w = {.answer = &answer};
     int rc = conc__job_wait_as(l, &a->job, &w, &conc__wants_until_cancel);
-    return rc ? rc : conc__job_result(l, &a->job);
+    return rc ? rc : conc__job_result(l, &answer);
 }
 
-CONC__PRIVATE int conc__offload_abandon(conc_loop *l, conc_fn *fn, void *arg,
+CONC__PRIVATE int conc__offload_abandon(conc_loop *l, int which, conc_fn *fn, void *arg,
                                         void (*free_arg)(void *))
 {
     conc__abandoned *a = conc__alloc(sizeof *a);
@@ -17240,7 +18293,7 @@ CONC__PRIVATE int conc__offload_abandon(conc_loop *l, conc_fn *fn, void *arg,
         a->arg = arg;
         a->free_arg = free_arg;
         a->references = 2;
-        rc = conc__abandoned_submit(l, a);
+        rc = conc__abandoned_submit(l, which, a);
     }
     if (rc) {
         conc_free(a);
@@ -17255,9 +18308,9 @@ CONC__PRIVATE int conc__offload_abandon(conc_loop *l, conc_fn *fn, void *arg,
     return rc;
 }
 
-/* conc_offload_abandon, for `call`. */
-CONC__PRIVATE CONC__CALLED int conc__offload_for(conc_fn *fn, void *arg, void (*free_arg)(void *),
-                                                 const char *call)
+/* conc_offload_abandon for such jobs, for `call`. */
+CONC__PRIVATE CONC__CALLED int conc__offload_for(int which, conc_fn *fn, void *arg,
+                                                 void (*free_arg)(void *), const char *call)
 {
     conc_loop *l;
     int rc = conc__caller(&l, call);
@@ -17266,7 +18319,7 @@ CONC__PRIVATE CONC__CALLED int conc__offload_for(conc_fn *fn, void *arg, void (*
     if (rc == 0 && l)
         rc = conc__checkpoint(l);
     if (rc == 0 && l)
-        return conc__offload_abandon(l, fn, arg, free_arg);
+        return conc__offload_abandon(l, which, fn, arg, free_arg);
     if (rc == 0)
         rc = fn(arg);
     if (free_arg)
@@ -17276,7 +18329,7 @@ CONC__PRIVATE CONC__CALLED int conc__offload_for(conc_fn *fn, void *arg, void (*
 
 CONC_API CONC__CALLED int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *))
 {
-    return conc__offload_for(fn, arg, free_arg, __func__);
+    return conc__offload_for(CONC__ABANDONED, fn, arg, free_arg, __func__);
 }
 
 /* ---- >>channel ------------------------------------------------------------------------------ */
@@ -17432,6 +18485,8 @@ CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, b
         rc = -EINVAL;
     if (rc == 0 && l)
         rc = conc__checkpoint(l);
+    if (rc == 0 && !l && waits && conc_job_cancelled())
+        rc = -ECANCELED;
     conc__channel *inner = rc ? NULL : conc__channel_lock(c, &rc);
     if (!inner)
         return conc__came_to(rc);
@@ -17503,8 +18558,19 @@ CONC_API void conc__auto_conc_channel(conc_channel *c) { conc_channel_destroy(c)
 typedef struct conc__file_call {
     const char *path;
     char *data;
-    size_t size;
+    size_t size, room, written;
+    bool patient;  /* for a task, which waits where a thread would be blocked: see below */
+    bool progress; /* since the last wait */
+    int fd;        /* of a call that has to wait; -1: none */
 } conc__file_call;
+
+/* A FIFO without its other end, a terminal and their kin could hold a thread for ever. So a task's
+ * call opens them non-blocking, and where the job would block it returns one of these: the task
+ * waits, which a cancel ends, and has the job called again. */
+enum {
+    CONC__FILE_WAITS = 1, /* for the descriptor to be ready */
+    CONC__FILE_ALONE,     /* nobody reads the FIFO yet */
+};
 
 CONC__PRIVATE int conc__open_file(const char *path, int flags)
 {
@@ -17521,23 +18587,43 @@ CONC__PRIVATE int conc__close_file(int fd, int rc)
     return close(fd) && rc == 0 && errno != EINTR ? -errno : rc;
 }
 
+/* Opens the file for a call; one that waits goes on with what it has. */
+CONC__PRIVATE int conc__open_for(conc__file_call *f, int flags)
+{
+    int fd = f->fd;
+    if (fd >= 0)
+        return fd;
+    fd = conc__open_file(f->path, flags | (f->patient ? O_NONBLOCK | O_NOCTTY : 0));
+    if (fd == -EAGAIN) /* somebody has a lease on a regular file */
+        fd = conc__open_file(f->path, flags);
+    return fd;
+}
+
+/* The job is over, or waits and keeps its descriptor. */
+CONC__PRIVATE int conc__pause_file(conc__file_call *f, int fd, int rc)
+{
+    bool waits = f->patient && rc == -EAGAIN;
+    f->fd = waits ? fd : -1;
+    return waits ? CONC__FILE_WAITS : conc__close_file(fd, rc);
+}
+
 /* Reads to the end, whatever size the file is said to have. */
 CONC__PRIVATE int conc__read_all(int fd, conc__file_call *f)
 {
-    struct stat st;
-    size_t room = fstat(fd, &st) == 0 && st.st_size > 0 ? (size_t)st.st_size + 1 : 4096;
     for (ssize_t n = 1; n;) {
-        if (!f->data || f->size + 1 >= room) {
-            room = f->data ? room * 2 : room + 1;
+        if (!f->data || f->size + 1 >= f->room) {
+            size_t room = f->data ? f->room * 2 : f->room + 1;
             char *more = CONC_REALLOC(f->data, room);
             if (!more)
                 return -ENOMEM;
             f->data = more;
+            f->room = room;
         }
-        n = read(fd, f->data + f->size, room - f->size - 1);
+        n = read(fd, f->data + f->size, conc__at_once(f->room - f->size - 1));
         if (n < 0 && errno != EINTR)
             return -errno;
         f->size += n > 0 ? (size_t)n : 0;
+        f->progress |= n > 0;
     }
     f->data[f->size] = 0;
     return 0;
@@ -17546,42 +18632,91 @@ CONC__PRIVATE int conc__read_all(int fd, conc__file_call *f)
 CONC__PRIVATE int conc__file_reads(void *arg)
 {
     conc__file_call *f = arg;
-    int saved = errno, fd = conc__open_file(f->path, O_RDONLY);
-    int rc = fd < 0 ? fd : conc__close_file(fd, conc__read_all(fd, f));
-    if (rc) {
-        conc_free(f->data);
-        f->data = NULL;
+    struct stat st = {0};
+    bool begins = f->fd < 0;
+    int saved = errno, fd = conc__open_for(f, O_RDONLY), rc = fd;
+    if (fd >= 0 && begins) {
+        bool sized = fstat(fd, &st) == 0 && st.st_size > 0;
+        f->room = sized ? (size_t)st.st_size + 1 : 4096;
     }
+    /* a FIFO looks as if it were at its end until somebody writes to it */
+    bool waits_first = f->patient && begins && S_ISFIFO(st.st_mode);
+    f->progress |= waits_first;
+    if (fd >= 0)
+        rc = conc__pause_file(f, fd, waits_first ? -EAGAIN : conc__read_all(fd, f));
+    errno = saved;
+    return rc;
+}
+
+/* Lets other processes go on: a FIFO may want another end, and a file that is always ready may
+ * have nothing. */
+CONC__PRIVATE int conc__file_await(conc_loop *l, const conc__file_call *f, int events, bool alone,
+                                   double *pause)
+{
+    int rc = 0;
+    l->outside_awaited++;
+    if (alone || !f->progress) {
+        rc = conc_sleep(*pause);
+        *pause = *pause < 0.05 ? *pause * 2 : *pause;
+    }
+    if (rc == 0 && !alone)
+        rc = conc_wait_fd(f->fd, events);
+    l->outside_awaited--;
+    return rc;
+}
+
+/* Has the job called until all is done. */
+CONC__PRIVATE int conc__file_call_run(conc__file_call *f, conc_fn *fn, int events, const char *call)
+{
+    conc_loop *l = conc__of_task();
+    double pause = 0.001;
+    f->fd = -1;
+    f->patient = l != NULL;
+    int rc = conc__offload(CONC__FILES, fn, f, call);
+    while (rc > 0) {
+        rc = conc__file_await(l, f, events, rc == CONC__FILE_ALONE, &pause);
+        f->progress = false;
+        if (rc >= 0)
+            rc = conc__offload(CONC__FILES, fn, f, call);
+    }
+    int saved = errno;
+    if (f->fd >= 0)
+        close(f->fd);
     errno = saved;
     return rc;
 }
 
 CONC_API CONC__CALLED int conc_file_read(const char *path, void **data, size_t *size)
 {
-    conc__file_call f = {path, NULL, 0};
+    conc__file_call f = {.path = path};
     if (data)
         *data = NULL;
     if (!path || !data)
         return conc__own_error(-EINVAL);
-    int rc = conc__offload(conc__file_reads, &f, __func__);
+    int rc = conc__file_call_run(&f, conc__file_reads, CONC_READABLE, __func__);
+    if (rc) {
+        conc_free(f.data);
+        f.data = NULL;
+    }
     *data = f.data;
     if (size)
         *size = f.data ? f.size : 0;
     return conc__system_failed(rc, path);
 }
 
-CONC__PRIVATE int conc__write_all(int fd, const conc__file_call *f)
+CONC__PRIVATE int conc__write_all(int fd, conc__file_call *f)
 {
-    for (size_t done = 0; done < f->size;) {
-        ssize_t n = write(fd, f->data + done, f->size - done);
+    while (f->written < f->size) {
+        ssize_t n = write(fd, f->data + f->written, conc__at_once(f->size - f->written));
         if (n < 0 && errno != EINTR)
             return -errno;
-        done += n > 0 ? (size_t)n : 0;
+        f->written += n > 0 ? (size_t)n : 0;
+        f->progress |= n > 0;
     }
     return 0;
 }
 
-CONC__PRIVATE int conc__write_to(const char *path, int flags, const conc__file_call *f)
+CONC__PRIVATE int conc__write_to(const char *path, int flags, conc__file_call *f)
 {
     int fd = conc__open_file(path, flags);
     return fd < 0 ? fd : conc__close_file(fd, conc__write_all(fd, f));
@@ -17621,22 +18756,69 @@ CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t 
     return rc;
 }
 
-/* Fills the new file; before: the one that it will replace, NULL: none. */
-CONC__PRIVATE int conc__fill(int fd, const struct stat *before, const conc__file_call *f)
+/* Has the bytes of a file reach its disk. fsync of macOS leaves them in the disk's own memory; not
+ * every file system there knows the other call. */
+CONC__PRIVATE int conc__sync_file(int fd)
 {
+#ifdef __APPLE__
+    if (fcntl(fd, F_FULLFSYNC) >= 0)
+        return 0;
+#endif
+    return fsync(fd) ? -errno : 0;
+}
+
+/* The mode of the file that replaces one, whose owner or group it may not be given. Nobody may do
+ * then what only others might before: the new group has what everybody had, and what the old group
+ * was denied is denied to everybody, as its members are among them now. */
+CONC__PRIVATE mode_t conc__mode_after(const struct stat *before, const struct stat *now,
+                                      bool list_lost)
+{
+    unsigned mode = before->st_mode & 07777u, both = (mode >> 3) & mode & 07u;
+    if (list_lost || now->st_gid != before->st_gid)
+        mode = (mode & ~(S_ISGID | 077u)) | both << 3 | both;
+    if (now->st_uid != before->st_uid)
+        mode &= ~(unsigned)S_ISUID;
+    return (mode_t)mode;
+}
+
+/* Gives the new file the old one's access control list. False: there is one, and it cannot be
+ * kept; the group's permissions are then the most that anybody in the list has. */
+CONC__PRIVATE bool conc__keep_list(int fd, const char *path)
+{
+#if defined __linux__ && defined SYS_getxattr && defined SYS_fsetxattr
+    static const char name[] = "system.posix_acl_access";
+    char list[1024];
+    long n = syscall(SYS_getxattr, path, name, list, sizeof list);
+    if (n < 0)
+        return errno != ERANGE;
+    return n == 0 || syscall(SYS_fsetxattr, fd, name, list, (size_t)n, 0) == 0;
+#else
+    (void)fd;
+    (void)path;
+    return true;
+#endif
+}
+
+/* Fills the new file; before: the one at path that it will replace, NULL: none. */
+CONC__PRIVATE int conc__fill(int fd, const char *path, const struct stat *before,
+                             conc__file_call *f)
+{
+    struct stat now;
     int rc = conc__write_all(fd, f);
     if (rc == 0 && before) {
         if (fchown(fd, before->st_uid, before->st_gid) && fchown(fd, (uid_t)-1, before->st_gid)) {
             /* it was somebody else's, and is ours from now on */
         }
-        rc = fchmod(fd, before->st_mode & 07777) ? -errno : 0;
+        rc = fstat(fd, &now) || fchmod(fd, conc__mode_after(before, &now, false)) ? -errno : 0;
+        bool same_group = rc == 0 && now.st_gid == before->st_gid;
+        if (same_group && !conc__keep_list(fd, path))
+            rc = fchmod(fd, conc__mode_after(before, &now, true)) ? -errno : 0;
     }
-    return rc == 0 && fsync(fd) ? -errno : rc;
+    return rc == 0 ? conc__sync_file(fd) : rc;
 }
 
 /* Makes path a file with these bytes in one step. */
-CONC__PRIVATE int conc__replace(const char *path, const struct stat *before,
-                                const conc__file_call *f)
+CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, conc__file_call *f)
 {
     char name[32];
     const char *last;
@@ -17646,7 +18828,7 @@ CONC__PRIVATE int conc__replace(const char *path, const struct stat *before,
     int fd = conc__open_new(directory, before ? 0600 : 0666, name, sizeof name),
         rc = fd < 0 ? fd : 0;
     if (rc == 0) {
-        rc = conc__close_file(fd, conc__fill(fd, before, f));
+        rc = conc__close_file(fd, conc__fill(fd, path, before, f));
         if (rc == 0 && renameat(directory, name, directory, last))
             rc = -errno;
         if (rc)
@@ -17656,8 +18838,43 @@ CONC__PRIVATE int conc__replace(const char *path, const struct stat *before,
     return rc;
 }
 
-/* Of a pipe whose reader has left nobody is killed. */
-CONC__PRIVATE int conc__write_special(const conc__file_call *f)
+/* Can a file not be replaced that perhaps can be written: one of /proc, a mount point, one in a
+ * directory that is not ours? */
+CONC__PRIVATE bool conc__cannot_replace(int rc)
+{
+    static const int errors[] = {EACCES, EPERM, EROFS, EBUSY, EXDEV, ENOENT, ENOTSUP, ENOSYS};
+    for (size_t i = 0; i < sizeof errors / sizeof *errors; i++)
+        if (rc == -errors[i])
+            return true;
+    return false;
+}
+
+/* Writes over what is there. */
+CONC__PRIVATE int conc__write_in_place(const char *path, conc__file_call *f)
+{
+    f->written = 0;
+    int fd = conc__open_file(path, O_WRONLY | O_TRUNC), rc = fd;
+    if (fd < 0)
+        return rc;
+    rc = conc__write_all(fd, f);
+    if (rc == 0 && fsync(fd) && errno != EINVAL && errno != EROFS) /* which /proc cannot do */
+        rc = -errno;
+    return conc__close_file(fd, rc);
+}
+
+/* What is no regular file. */
+CONC__PRIVATE int conc__write_to_special(conc__file_call *f, bool is_fifo)
+{
+    int fd = conc__open_for(f, O_WRONLY);
+    if (fd >= 0) {
+        conc__no_pipe_signal(fd);
+        return conc__pause_file(f, fd, conc__write_all(fd, f));
+    }
+    return fd == -ENXIO && is_fifo && f->patient ? CONC__FILE_ALONE : fd;
+}
+
+/* The same: a broken pipe must not raise SIGPIPE. */
+CONC__PRIVATE int conc__write_special(conc__file_call *f, bool is_fifo)
 {
     sigset_t pipe_signal, before, pending;
     sigemptyset(&pipe_signal);
@@ -17665,7 +18882,7 @@ CONC__PRIVATE int conc__write_special(const conc__file_call *f)
     sigaddset(&pipe_signal, SIGPIPE);
     sigpending(&pending);
     pthread_sigmask(SIG_BLOCK, &pipe_signal, &before);
-    int rc = conc__write_to(f->path, O_WRONLY, f);
+    int rc = conc__write_to_special(f, is_fifo);
     if (rc == -EPIPE && !sigismember(&pending, SIGPIPE))
         conc__signal_discard(SIGPIPE);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -17698,21 +18915,23 @@ CONC__PRIVATE char *conc__follow(const char *path, int *rc)
 }
 
 /* A link stays one: what it leads to is replaced, or made. */
-CONC__PRIVATE int conc__write_file(const conc__file_call *f)
+CONC__PRIVATE int conc__write_file(conc__file_call *f)
 {
     struct stat before;
     bool there = stat(f->path, &before) == 0;
     int rc = there || errno == ENOENT ? 0 : -errno;
     if (rc)
         return rc;
-    if (there && !S_ISREG(before.st_mode))
-        return conc__write_special(f);
+    if (f->fd >= 0 || (there && !S_ISREG(before.st_mode)))
+        return conc__write_special(f, there && S_ISFIFO(before.st_mode));
     char *real = there ? realpath(f->path, NULL) : NULL,
          *followed = there ? NULL : conc__follow(f->path, &rc);
     if (there && !real)
         rc = -errno;
     if (rc == 0)
         rc = conc__replace(there ? real : followed, there ? &before : NULL, f);
+    if (there && conc__cannot_replace(rc))
+        rc = conc__write_in_place(f->path, f);
     free(real);
     conc_free(followed);
     return rc;
@@ -17727,12 +18946,12 @@ CONC__PRIVATE int conc__file_writes(void *arg)
 
 CONC__PRIVATE int conc__file_appends(void *arg)
 {
-    const conc__file_call *f = arg;
-    struct stat st;
+    conc__file_call *f = arg;
+    struct stat st = {0};
     int saved = errno;
     bool special = stat(f->path, &st) == 0 && !S_ISREG(st.st_mode);
-    int rc = special ? conc__write_special(f)
-                     : conc__write_to(f->path, O_WRONLY | O_APPEND | O_CREAT, f);
+    int rc = special || f->fd >= 0 ? conc__write_special(f, S_ISFIFO(st.st_mode))
+                                   : conc__write_to(f->path, O_WRONLY | O_APPEND | O_CREAT, f);
     errno = saved;
     return rc;
 }
@@ -17740,12 +18959,12 @@ CONC__PRIVATE int conc__file_appends(void *arg)
 CONC__PRIVATE int conc__file_change(conc_fn *fn, const char *path, const void *data, size_t size,
                                     const char *call)
 {
-    conc__file_call f = {path, (char *)(uintptr_t)data, size};
+    conc__file_call f = {.path = path, .data = (char *)(uintptr_t)data, .size = size};
     if (!path || (!data && size))
         return conc__own_error(-EINVAL);
     if (!*path) /* not that the directory "" cannot be written to */
         return conc__system_failed(-ENOENT, path);
-    return conc__system_failed(conc__offload(fn, &f, call), path);
+    return conc__system_failed(conc__file_call_run(&f, fn, CONC_WRITABLE, call), path);
 }
 
 CONC_API int conc_file_write(const char *path, const void *data, size_t size)
@@ -17838,7 +19057,7 @@ CONC__PRIVATE CONC__CALLED int conc__resolve(const char *host, const char *port,
     q->max = max;
     strcpy(q->host, host);
     strcpy(q->port, port);
-    int rc = conc__offload_for(conc__ask_resolver, q, conc__question_drop, call);
+    int rc = conc__offload_for(CONC__NAMES, conc__ask_resolver, q, conc__question_drop, call);
     if (rc == 0 && (q->code || !q->count))
         rc = conc__no_answer(q);
     if (rc == 0) {
@@ -17878,14 +19097,45 @@ CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **fo
 
 /* ---- >>children ----------------------------------------------------------------------------- */
 
-enum { CONC__CHILD_RUNS = 1, CONC__CHILD_ENDED, CONC__CHILD_LOST, CONC__CHILD_STARTS };
+/* A child's state, under conc__children:
+ *
+ *   NONE       never started, or closed
+ *   STARTS     conc_child_start is at work
+ *   RUNS       its end was not seen yet; it has not been reaped, so its number is its own
+ *   ENDED      `status` says how; with .group it is not reaped until it is closed (unless
+ *              `reaped`), so that its number stays the group's
+ *   LOST       it has ended, and somebody else has taken its status
+ *   INHERITED  another process, which forked this one, started it */
+typedef enum conc__child_state {
+    CONC__CHILD_NONE,
+    CONC__CHILD_STARTS,
+    CONC__CHILD_RUNS,
+    CONC__CHILD_ENDED,
+    CONC__CHILD_LOST,
+    CONC__CHILD_INHERITED
+} conc__child_state;
 
+/* Where the environment is: macOS hides the variable from libraries. */
+#ifdef __APPLE__
+CONC__PRIVATE char ***conc__environ(void) { return _NSGetEnviron(); }
+#else
 extern char **environ;
+CONC__PRIVATE char ***conc__environ(void) { return &environ; }
+#endif
 
 /* Where the C library has them, which hides them from programs that do not ask for GNU's
- * extensions. */
+ * extensions. macOS has the first one from 10.15 on. */
+#ifdef __APPLE__
+#define CONC__CHDIR_SYMBOL "_posix_spawn_file_actions_addchdir_np"
+#else
+#define CONC__CHDIR_SYMBOL "posix_spawn_file_actions_addchdir_np"
+#endif
 #define CONC__CHDIR_THERE __attribute__((weak))
 #define CONC__CLOSE_FROM_THERE __attribute__((weak))
+#ifdef __APPLE__
+#undef CONC__CHDIR_THERE
+#define CONC__CHDIR_THERE
+#endif
 #if defined __GLIBC__ && defined __GLIBC_PREREQ
 #if __GLIBC_PREREQ(2, 29)
 #undef CONC__CHDIR_THERE
@@ -17896,13 +19146,12 @@ extern char **environ;
 #define CONC__CLOSE_FROM_THERE
 #endif
 #endif
-extern int conc__spawn_close_from(posix_spawn_file_actions_t *a, int from) __asm__(
-    "posix_spawn_file_actions_addclosefrom_np") CONC__CLOSE_FROM_THERE;
-extern int conc__spawn_chdir(posix_spawn_file_actions_t *a, const char *dir) __asm__(
-    "posix_spawn_file_actions_addchdir_np") CONC__CHDIR_THERE;
-
-/* Over the state of all children: a process is reaped once, and not signalled after that. */
-static pthread_mutex_t conc__children = PTHREAD_MUTEX_INITIALIZER;
+#ifdef CONC__NO_SPAWN_CHDIR /* for tests: a C library that lacks it */
+static int (*const conc__spawn_chdir)(posix_spawn_file_actions_t *a, const char *dir) = NULL;
+#else
+extern int conc__spawn_chdir(posix_spawn_file_actions_t *a,
+                             const char *dir) __asm__(CONC__CHDIR_SYMBOL) CONC__CHDIR_THERE;
+#endif
 
 /* The mask that the program had before conc changed it. */
 CONC__PRIVATE void conc__original_mask(sigset_t *mask)
@@ -17910,8 +19159,8 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
     conc_loop *l = conc__here;
     conc__frame *f = conc__frame_here();
     pthread_sigmask(SIG_SETMASK, NULL, mask);
-    if (f && f->thread) { /* a pool's own thread lets nothing through, whatever runs on it */
-        *mask = f->thread->mask;
+    if (f && f->thread) { /* a job's: that of its pool's opener, whatever the job has changed */
+        *mask = f->thread->crew->mask;
         return;
     }
     if (l && !l->pipe_was_blocked)
@@ -17921,6 +19170,86 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
             sigaddset(mask, number);
 }
 
+/* -- the processes that the virtual clock stands still for -- */
+
+/* A program that was started and has not been reaped. */
+typedef struct conc__program {
+    struct conc__program *next;
+    unsigned forks;
+    pid_t pid; /* 0: another program has got the number */
+    dev_t devices[3];
+    ino_t inodes[3]; /* of this program's ends of its pipes; 0: no pipe */
+} conc__program;
+
+/* Under conc__children. */
+static conc__program *conc__programs;
+static unsigned conc__program_starts;
+
+CONC__PRIVATE void conc__program_add(conc__program *p, pid_t pid, const int pipes[3])
+{
+    struct stat st;
+    for (conc__program *other = conc__programs; other; other = other->next)
+        if (other->pid == pid)
+            other->pid = 0;
+    *p = (conc__program){.forks = conc__forks, .pid = pid};
+    for (int i = 0; i < 3; i++)
+        if (pipes[i] >= 0 && fstat(pipes[i], &st) == 0) {
+            p->devices[i] = st.st_dev;
+            p->inodes[i] = st.st_ino;
+        }
+    p->next = conc__programs;
+    __atomic_store_n(&conc__programs, p, __ATOMIC_RELAXED);
+    conc__program_starts++;
+}
+
+CONC__PRIVATE void conc__program_remove(conc__program *p)
+{
+    conc__program **at = &conc__programs;
+    while (*at && *at != p)
+        at = &(*at)->next;
+    if (*at)
+        __atomic_store_n(at, p->next, __ATOMIC_RELAXED);
+    conc_free(p);
+}
+
+CONC__PRIVATE bool conc__program_runs(const conc__program *p)
+{
+    siginfo_t info;
+    info.si_pid = 0;
+    return p->pid && p->forks == conc__forks &&
+           waitid(P_PID, (id_t)p->pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == 0;
+}
+
+CONC__PRIVATE bool conc__program_has_pipe(const conc__program *p, const struct stat *st)
+{
+    for (int i = 0; i < 3; i++)
+        if (p->inodes[i] && p->inodes[i] == st->st_ino && p->devices[i] == st->st_dev)
+            return true;
+    return false;
+}
+
+/* Does a task wait for a pipe of a program that runs? */
+CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
+{
+    bool found = false;
+    int saved = errno;
+    if (!__atomic_load_n(&conc__programs, __ATOMIC_RELAXED))
+        return false;
+    pthread_mutex_lock(&conc__children);
+    *starts = conc__program_starts;
+    for (const conc__fd *f = l->watched; f && !found; f = f->next) {
+        struct stat st;
+        bool known = fstat(f->number, &st) == 0;
+        for (const conc__program *p = conc__programs; p && known && !found; p = p->next)
+            found = conc__program_has_pipe(p, &st) && conc__program_runs(p);
+    }
+    pthread_mutex_unlock(&conc__children);
+    errno = saved;
+    return found;
+}
+
+/* -- the start -- */
+
 /* A start on its way: for each of the three descriptors the child's end, and this program's. */
 typedef struct conc__child_starting {
     conc_child *child;
@@ -17929,6 +19258,7 @@ typedef struct conc__child_starting {
     bool was_free[3]; /* a socket that did not block before */
     sigset_t mask;
     pid_t pid;
+    char about[96]; /* what an error is about; "": the program */
 } conc__child_starting;
 
 CONC__PRIVATE void conc__close_ends(int *ends)
@@ -17959,6 +19289,8 @@ CONC__PRIVATE int conc__child_end(conc__child_starting *s, int number, int wante
     } else if (wanted < 0) {
         rc = -EINVAL;
     }
+    if (rc && wanted)
+        snprintf(s->about, sizeof s->about, "the program's descriptor %d", number);
     return rc;
 }
 
@@ -17985,26 +19317,44 @@ CONC__PRIVATE void conc__child_socket_as_before(const conc__child_starting *s, i
         fcntl(fd, F_SETFL, flags | O_NONBLOCK);
 }
 
-CONC__PRIVATE int conc__close_others(posix_spawn_file_actions_t *actions, int from)
-{
-    int (*close_from)(posix_spawn_file_actions_t *, int) = conc__spawn_close_from;
-    int rc = 0;
-    if (close_from)
-        return close_from(actions, from);
-    for (int fd = from, most = (int)sysconf(_SC_OPEN_MAX); fd < most && fd < 65536 && rc == 0;
-         fd++) {
-        int flags = fcntl(fd, F_GETFD);
-        if (flags >= 0 && !(flags & FD_CLOEXEC))
-            rc = posix_spawn_file_actions_addclose(actions, fd);
-    }
-    return rc;
-}
-
 /* What posix_spawn is told: which signals to block, and which files to change. */
 typedef struct conc__spawning {
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
 } conc__spawning;
+
+/* Has the program inherit no descriptors but those below `from`. */
+#ifdef __APPLE__
+CONC__PRIVATE int conc__close_others(conc__spawning *s, int from)
+{
+    short flags = 0;
+    int rc = posix_spawnattr_getflags(&s->attributes, &flags);
+    if (rc == 0)
+        rc = posix_spawnattr_setflags(&s->attributes, (short)(flags | POSIX_SPAWN_CLOEXEC_DEFAULT));
+    for (int fd = 0; fd < from && rc == 0; fd++)
+        if (conc__is_open(fd))
+            rc = posix_spawn_file_actions_addinherit_np(&s->actions, fd);
+    return rc;
+}
+#else
+extern int conc__spawn_close_from(posix_spawn_file_actions_t *a, int from) __asm__(
+    "posix_spawn_file_actions_addclosefrom_np") CONC__CLOSE_FROM_THERE;
+
+CONC__PRIVATE int conc__close_others(conc__spawning *s, int from)
+{
+    int (*close_from)(posix_spawn_file_actions_t *, int) = conc__spawn_close_from;
+    int rc = 0;
+    if (close_from)
+        return close_from(&s->actions, from);
+    for (int fd = from, most = (int)sysconf(_SC_OPEN_MAX); fd < most && fd < 65536 && rc == 0;
+         fd++) {
+        int flags = fcntl(fd, F_GETFD);
+        if (flags >= 0 && !(flags & FD_CLOEXEC))
+            rc = posix_spawn_file_actions_addclose(&s->actions, fd);
+    }
+    return rc;
+}
+#endif
 
 CONC__PRIVATE int conc__spawning_open(conc__spawning *s, const sigset_t *mask)
 {
@@ -18027,30 +19377,123 @@ CONC__PRIVATE void conc__spawning_close(conc__spawning *s)
     posix_spawn_file_actions_destroy(&s->actions);
 }
 
+/* The arguments and the environment, as the exec calls want them. */
+CONC__PRIVATE char *const *conc__child_argv(const conc_child *c)
+{
+    return (char *const *)(uintptr_t)c->argv;
+}
+
+CONC__PRIVATE char *const *conc__child_env(const conc_child *c)
+{
+    return c->env ? (char *const *)(uintptr_t)c->env : *conc__environ();
+}
+
 CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
 {
     const conc_child *c = s->child;
-    char *const *argv = (char *const *)(uintptr_t)c->argv, *const *env =
-                                                               (char *const *)(uintptr_t)c->env;
-    int (*change)(posix_spawn_file_actions_t *, const char *) = conc__spawn_chdir;
+    char *const *argv = conc__child_argv(c), *const *env = conc__child_env(c);
     conc__spawning how;
     int rc = conc__spawning_open(&how, &s->mask);
     if (rc)
         return -rc;
+    if (c->group)
+        posix_spawnattr_setflags(&how.attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETPGROUP);
     if (c->dir)
-        rc = change ? change(&how.actions, c->dir) : ENOTSUP;
+        rc = conc__spawn_chdir(&how.actions, c->dir);
     for (int i = 0; i < 3 && rc == 0; i++)
         if (s->far_ends[i] >= 0)
             rc = posix_spawn_file_actions_adddup2(&how.actions, s->far_ends[i], i);
     if (rc == 0)
-        rc = conc__close_others(&how.actions, 3);
-    if (rc == 0)
-        rc = s->path ? posix_spawn(&s->pid, s->path, &how.actions, &how.attributes, argv,
-                                   env ? env : environ)
-                     : posix_spawnp(&s->pid, argv[0], &how.actions, &how.attributes, argv,
-                                    env ? env : environ);
+        rc = conc__close_others(&how, 3);
+    if (rc == 0 && s->path)
+        rc = posix_spawn(&s->pid, s->path, &how.actions, &how.attributes, argv, env);
+    else if (rc == 0)
+        rc = posix_spawnp(&s->pid, argv[0], &how.actions, &how.attributes, argv, env);
     conc__spawning_close(&how);
     return -rc;
+}
+
+/* In the forked process: becomes the program, or returns the error. Only calls that are safe in a
+ * signal handler. */
+CONC__PRIVATE int conc__become_program(const conc__child_starting *s, int most)
+{
+    const conc_child *c = s->child;
+    if (c->group && setpgid(0, 0))
+        return errno;
+    if (c->dir && chdir(c->dir))
+        return errno;
+    for (int i = 0; i < 3; i++)
+        if (s->far_ends[i] >= 0 && dup2(s->far_ends[i], i) < 0)
+            return errno;
+    for (int fd = 3; fd < most; fd++) {
+        int flags = fcntl(fd, F_GETFD);
+        if (flags >= 0 && !(flags & FD_CLOEXEC))
+            close(fd);
+    }
+    pthread_sigmask(SIG_SETMASK, &s->mask, NULL);
+    *conc__environ() = (char **)(uintptr_t)conc__child_env(c);
+    if (s->path)
+        execv(s->path, conc__child_argv(c));
+    else
+        execvp(c->argv[0], conc__child_argv(c));
+    return errno;
+}
+
+/* The same for a C library whose posix_spawn cannot change the directory. No handler of this
+ * program's may run in the forked process, which shares files with it. */
+CONC__PRIVATE int conc__fork_program(conc__child_starting *s)
+{
+    int ends[2], error = 0, most = (int)sysconf(_SC_OPEN_MAX), rc = conc__pipe(ends);
+    sigset_t all, before;
+    if (rc)
+        return rc;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    s->pid = fork();
+    if (s->pid == 0) {
+        for (int number = 1; number < CONC__SIGNALS; number++) {
+            struct sigaction a;
+            bool handled = sigaction(number, NULL, &a) == 0 && a.sa_handler != SIG_IGN;
+            if (handled && a.sa_handler != SIG_DFL)
+                signal(number, SIG_DFL);
+        }
+        error = conc__become_program(s, most > 0 && most < 65536 ? most : 65536);
+        _exit(write(ends[1], &error, sizeof error) == sizeof error ? 127 : 126);
+    }
+    rc = s->pid < 0 ? -errno : 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    close(ends[1]);
+    ssize_t n = 0;
+    while (rc == 0 && (n = read(ends[0], &error, sizeof error)) < 0 && errno == EINTR)
+        continue;
+    close(ends[0]);
+    if (rc || n == 0)
+        return rc;
+    while (waitpid(s->pid, NULL, 0) < 0 && errno == EINTR)
+        continue;
+    return n == sizeof error ? -error : -EIO;
+}
+
+/* The start has failed with rc, for the directory's sake? */
+CONC__PRIVATE bool conc__dir_failed(const char *dir, int rc)
+{
+    struct stat st;
+    if (!dir ||
+        (rc != -ENOENT && rc != -ENOTDIR && rc != -EACCES && rc != -ELOOP && rc != -ENAMETOOLONG))
+        return false;
+    return stat(dir, &st) || !S_ISDIR(st.st_mode) || access(dir, X_OK);
+}
+
+/* The start has failed with rc: names what is missing, unless it is the program. */
+CONC__PRIVATE void conc__child_blames(conc__child_starting *s, int rc)
+{
+    const conc_child *c = s->child;
+    const char *program = s->path ? s->path : c->argv[0];
+    bool is_path = strchr(program, '/') && (*program == '/' || !c->dir);
+    if (conc__dir_failed(c->dir, rc))
+        snprintf(s->about, sizeof s->about, "the directory %.70s", c->dir);
+    else if (rc == -ENOENT && is_path && access(program, F_OK) == 0)
+        snprintf(s->about, sizeof s->about, "the interpreter of %.60s", program);
 }
 
 CONC__PRIVATE int conc__pidfd(pid_t pid)
@@ -18068,14 +19511,18 @@ CONC__PRIVATE int conc__child_starts(void *arg)
     conc__child_starting *s = arg;
     conc_child *c = s->child;
     int saved = errno, wanted[3] = {c->input, c->output, c->error}, rc = 0;
+    int (*change)(posix_spawn_file_actions_t *, const char *) = conc__spawn_chdir;
     for (int i = 0; i < 3; i++)
         s->near_ends[i] = s->far_ends[i] = -1;
     for (int i = 0; i < 3 && rc == 0; i++)
         rc = conc__child_end(s, i, wanted[i]);
     for (int i = 0; i < 3 && rc == 0; i++)
         conc__child_socket_blocks(s, i);
-    if (rc == 0)
-        rc = conc__spawn_program(s);
+    if (rc == 0) {
+        rc = c->dir && !change ? conc__fork_program(s) : conc__spawn_program(s);
+        if (rc)
+            conc__child_blames(s, rc);
+    }
     for (int i = 2; i >= 0 && rc; i--)
         conc__child_socket_as_before(s, i);
     conc__close_ends(s->far_ends);
@@ -18085,111 +19532,384 @@ CONC__PRIVATE int conc__child_starts(void *arg)
     return rc;
 }
 
+/* Under conc__children. In a forked process no start of its parent ever ends. */
+CONC__PRIVATE conc__child_state conc__child_state_of(conc_child *c)
+{
+    if (CONC__UNLIKELY(c->state && c->forks != conc__forks)) {
+        if (c->state != CONC__CHILD_STARTS)
+            return CONC__CHILD_INHERITED;
+        c->state = CONC__CHILD_NONE;
+    }
+    return (conc__child_state)c->state;
+}
+
+CONC__PRIVATE conc__child_state conc__child_state_now(conc_child *c)
+{
+    pthread_mutex_lock(&conc__children);
+    conc__child_state state = conc__child_state_of(c);
+    pthread_mutex_unlock(&conc__children);
+    return state;
+}
+
+/* May the call wait for the child, or signal it? 0, or the error. */
+CONC__PRIVATE int conc__child_usable(conc_child *c, const char *call)
+{
+    conc__child_state state = c ? conc__child_state_now(c) : CONC__CHILD_NONE;
+    if (state == CONC__CHILD_NONE || state == CONC__CHILD_STARTS)
+        return conc__misused(-EINVAL, call, "no child was started there", NULL);
+    if (state == CONC__CHILD_INHERITED)
+        return conc_fail(-EPERM, "the child belongs to the process that forked this one");
+    return 0;
+}
+
 /* False: it was started, or is being. */
 CONC__PRIVATE bool conc__child_claim(conc_child *c)
 {
-    int none = 0;
-    return __atomic_compare_exchange_n(&c->state, &none, CONC__CHILD_STARTS, false,
-                                       __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+    conc__crews_need(); /* so that forks are counted */
+    pthread_mutex_lock(&conc__children);
+    bool unused = conc__child_state_of(c) == CONC__CHILD_NONE;
+    if (unused) {
+        c->state = CONC__CHILD_STARTS;
+        c->forks = conc__forks;
+    }
+    pthread_mutex_unlock(&conc__children);
+    return unused;
 }
 
-/* Was it started, and not closed? */
-CONC__PRIVATE bool conc__child_is_there(const conc_child *c)
+CONC__PRIVATE void conc__child_set_state(conc_child *c, conc__child_state state)
 {
-    int state = c ? __atomic_load_n(&c->state, __ATOMIC_ACQUIRE) : 0;
-    return state && state != CONC__CHILD_STARTS;
+    pthread_mutex_lock(&conc__children);
+    c->state = (int)state;
+    pthread_mutex_unlock(&conc__children);
+}
+
+/* -- processes by their numbers, where there is no better way -- */
+
+#ifdef __linux__
+
+/* What /proc says of a process. */
+typedef struct conc__process {
+    char state;
+    int group;
+    unsigned long long began; /* when it was started */
+} conc__process;
+
+/* False: it is not there, or nobody knows. */
+CONC__PRIVATE bool conc__process_find(const char *number, conc__process *p)
+{
+    char path[64], text[1024];
+    snprintf(path, sizeof path, "/proc/%.20s/stat", number);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    text[n > 0 ? n : 0] = 0;
+    const char *at = strrchr(text, ')'); /* the program's name may hold anything */
+    return at && sscanf(at,
+                        ") %c %*d %d %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
+                        "%*s %llu",
+                        &p->state, &p->group, &p->began) == 3;
+}
+
+CONC__PRIVATE unsigned long long conc__process_began(pid_t pid)
+{
+    conc__process p;
+    char number[24];
+    snprintf(number, sizeof number, "%d", (int)pid);
+    return conc__process_find(number, &p) ? p.began : 0;
+}
+
+/* Is a process of this group alive? -1: nobody knows. */
+CONC__PRIVATE int conc__group_lives(pid_t group)
+{
+    int saved = errno, lives = 0;
+    DIR *d = opendir("/proc");
+    if (!d || conc__process_began(getpid()) == 0)
+        lives = -1;
+    for (struct dirent *e; lives == 0 && (e = readdir(d)) != NULL;) {
+        conc__process p;
+        bool is_process = *e->d_name >= '1' && *e->d_name <= '9';
+        if (is_process && conc__process_find(e->d_name, &p) && p.group == group)
+            lives = p.state != 'Z' && p.state != 'X';
+    }
+    if (d)
+        closedir(d);
+    errno = saved;
+    return lives;
+}
+
+#else
+
+CONC__PRIVATE unsigned long long conc__process_began(pid_t pid)
+{
+    (void)pid;
+    return 0; /* nobody knows */
+}
+
+/* Is a process of this group alive? -1: nobody knows. kill of macOS passes over those that are to
+ * be reaped. */
+CONC__PRIVATE int conc__group_lives(pid_t group)
+{
+#ifdef __APPLE__
+    int saved = errno, lives = kill(-group, 0) == 0 || errno == EPERM;
+    errno = saved;
+    return lives;
+#else
+    (void)group;
+    return -1;
+#endif
+}
+
+#endif
+
+/* Is the number still the child's, as far as one can tell? Somebody else may have reaped it, or
+ * the kernel, where SIGCHLD is ignored. Processes that begin within a hundredth of a second look
+ * the same. */
+CONC__PRIVATE bool conc__child_has_number(const conc_child *c)
+{
+    if (c->program->pid != c->pid)
+        return false;
+    return !c->began || conc__process_began(c->pid) == c->began;
+}
+
+/* -- its end -- */
+
+/* The signal that ended a child which has not been reaped. */
+#ifdef __APPLE__
+extern int conc__process_facts(int pid, int kind, uint64_t of_the_dead, void *facts,
+                               int size) __asm__("_proc_pidinfo");
+
+/* waitid(2) of macOS tells none, but a call of its own knows the whole status. */
+CONC__PRIVATE int conc__deadly_signal(const siginfo_t *info)
+{
+    enum { BASICS = 3, STATUS = 2, WORDS = 34 }; /* PROC_PIDTBSDINFO, struct proc_bsdinfo */
+    uint32_t facts[WORDS] = {0};
+    int size = (int)sizeof facts;
+    bool known = conc__process_facts(info->si_pid, BASICS, 1, facts, size) == size;
+    return known ? (int)(facts[STATUS] & 0x7f) : SIGKILL;
+}
+#else
+CONC__PRIVATE int conc__deadly_signal(const siginfo_t *info) { return info->si_status & 0x7f; }
+#endif
+
+/* waitid(2)'s result as waitpid(2) says it. */
+CONC__PRIVATE int conc__wait_status(const siginfo_t *info)
+{
+    if (info->si_code == CLD_EXITED)
+        return (info->si_status & 0xff) << 8;
+    return conc__deadly_signal(info) | (info->si_code == CLD_DUMPED ? 0x80 : 0);
+}
+
+/* Is a child reaped by waitpid(2)? What waitid(2) of macOS says of it then is not all. */
+#ifdef __APPLE__
+enum { CONC__PLAIN_REAPING = 1 };
+#else
+enum { CONC__PLAIN_REAPING = 0 };
+#endif
+
+/* Without waitid: the child is reaped whatever was asked for. */
+CONC__PRIVATE int conc__child_look_plainly(conc_child *c)
+{
+    int status;
+    pid_t pid = waitpid(c->pid, &status, WNOHANG);
+    if (pid > 0) {
+        c->status = status;
+        c->reaped = true;
+    }
+    return pid < 0 ? -1 : pid > 0;
+}
+
+/* Has it ended? 1: yes, and it is reaped if that is asked for; 0: it runs; -1: it is not there. */
+CONC__PRIVATE int conc__child_look(conc_child *c, bool reap)
+{
+    enum { BY_PIDFD = 3 }; /* P_PIDFD, Linux 5.4 */
+    siginfo_t info;
+    int options = WEXITED | WNOHANG | (reap ? 0 : WNOWAIT), rc = -1;
+    bool by_pidfd = c->pidfd >= 0;
+    info.si_pid = 0;
+    if (by_pidfd) {
+        rc = waitid((idtype_t)BY_PIDFD, (id_t)c->pidfd, &info, options);
+        by_pidfd = rc == 0 || errno == ECHILD;
+    }
+    if (!by_pidfd) {
+        if (!conc__child_has_number(c))
+            return -1;
+        bool plainly = reap && CONC__PLAIN_REAPING;
+        rc = plainly ? -1 : waitid(P_PID, (id_t)c->pid, &info, options);
+        if (plainly || (rc && conc__refused(errno)))
+            return conc__child_look_plainly(c);
+    }
+    if (rc || !info.si_pid)
+        return rc ? -1 : 0;
+    c->status = conc__wait_status(&info);
+    c->reaped = reap;
+    return 1;
+}
+
+/* Under conc__children: looks whether it has ended. A group's leader is not reaped yet. */
+CONC__PRIVATE conc__child_state conc__child_update(conc_child *c)
+{
+    conc__child_state state = conc__child_state_of(c);
+    if (state != CONC__CHILD_RUNS)
+        return state;
+    int saved = errno, ended = conc__child_look(c, !c->group);
+    errno = saved;
+    if (!ended)
+        return state;
+    c->state = ended > 0 ? CONC__CHILD_ENDED : CONC__CHILD_LOST;
+    c->reaped |= ended < 0;
+    return (conc__child_state)c->state;
+}
+
+CONC__PRIVATE bool conc__child_ended(conc_child *c)
+{
+    pthread_mutex_lock(&conc__children);
+    bool ended = conc__child_update(c) != CONC__CHILD_RUNS;
+    pthread_mutex_unlock(&conc__children);
+    return ended;
+}
+
+/* The child runs, or has ended by now. Where SIGCHLD is ignored its number may even be another
+ * process's. */
+CONC__PRIVATE void conc__child_started(conc_child *c, const conc__child_starting *s)
+{
+    int saved = errno;
+    c->input = s->near_ends[0];
+    c->output = s->near_ends[1];
+    c->error = s->near_ends[2];
+    c->pid = (int)s->pid;
+    c->pidfd = conc__pidfd(s->pid);
+    bool gone = c->pidfd < 0 && errno == ESRCH;
+    c->began = c->pidfd < 0 ? conc__process_began(s->pid) : 0;
+    c->status = 0;
+    c->reaped = false;
+    pthread_mutex_lock(&conc__children);
+    conc__program_add(c->program, s->pid, s->near_ends);
+    gone = gone || conc__child_look(c, false) < 0;
+    if (gone)
+        c->state = CONC__CHILD_LOST;
+    else
+        c->state = c->reaped ? CONC__CHILD_ENDED : CONC__CHILD_RUNS;
+    pthread_mutex_unlock(&conc__children);
+    errno = saved;
 }
 
 CONC_API int conc_child_start(conc_child *c)
 {
     conc_loop *l;
     int rc = conc__caller(&l, __func__);
-    if (rc == 0 && (!c || !c->argv || !c->argv[0]))
-        rc = -EINVAL;
-    if (rc == 0 && !conc__child_claim(c))
-        rc = -EBUSY;
     if (rc)
+        return rc;
+    if (!c || !c->argv || !c->argv[0])
+        return conc__misused(-EINVAL, __func__, "no child, or no program", NULL);
+    if (!(c->grace >= 0))
+        return conc__misused(-EINVAL, __func__, "no such grace", NULL);
+    conc__program *program = conc__alloc(sizeof *program);
+    if (!program || !conc__child_claim(c)) {
+        rc = program ? -EBUSY : -ENOMEM;
+        conc_free(program);
         return conc__own_error(rc);
+    }
     conc__child_starting s = {.child = c};
     conc__original_mask(&s.mask);
-    rc = conc_offload(conc__child_starts, &s);
+    rc = conc__offload(CONC__STARTS, conc__child_starts, &s, __func__);
     if (rc) {
-        __atomic_store_n(&c->state, 0, __ATOMIC_RELEASE);
-        return conc__system_failed(rc, c->argv[0]);
+        conc_free(program);
+        conc__child_set_state(c, CONC__CHILD_NONE);
+        return conc__system_failed(rc, *s.about ? s.about : c->argv[0]);
     }
-    c->input = s.near_ends[0];
-    c->output = s.near_ends[1];
-    c->error = s.near_ends[2];
-    c->pid = (int)s.pid;
-    int saved = errno;
-    c->pidfd = conc__pidfd(s.pid); /* it is not reaped before, so the number is its own */
-    errno = saved;
-    c->status = 0;
-    __atomic_store_n(&c->state, CONC__CHILD_RUNS, __ATOMIC_RELEASE);
+    c->program = program;
+    conc__child_started(c, &s);
     return 0;
 }
 
-/* Has it ended? Then it is reaped. */
-CONC__PRIVATE bool conc__child_ended(conc_child *c)
+/* A wait for a child. */
+typedef struct conc__child_wait {
+    conc_child *child;
+    int64_t until;    /* in a thread, on the real clock */
+    bool whole_group; /* the others of its group, too */
+    bool stubborn;    /* a job waits on though it was asked to end */
+    double pause;
+} conc__child_wait;
+
+CONC__PRIVATE bool conc__child_wait_over(conc__child_wait *w)
 {
+    if (!conc__child_ended(w->child))
+        return false;
+    return !w->whole_group || conc__group_lives(w->child->pid) != 1;
+}
+
+CONC__PRIVATE void conc__child_pause_longer(conc__child_wait *w)
+{
+    w->pause = w->pause < 0.05 ? w->pause * 2 : w->pause;
+}
+
+/* In a thread; fd: the child's, -1: none. A job looks now and then whether it was asked to end. */
+CONC__PRIVATE int conc__child_pause_thread(conc__child_wait *w, int fd)
+{
+    enum { LOOK = 20000000, LONGEST = 1000000000 };
+    bool asks = !w->stubborn && conc__frame_here();
+    int64_t left = w->until - conc__clock(), most = asks ? LOOK : LONGEST;
+    if (left <= 0)
+        return -ETIMEDOUT;
+    most = fd >= 0 ? most : conc__ns(w->pause);
+    struct pollfd p = {fd, POLLIN, 0};
+    int64_t ns = left < most ? left : most;
     int saved = errno;
-    pthread_mutex_lock(&conc__children);
-    if (c->state == CONC__CHILD_RUNS) {
-        int status;
-        pid_t pid;
-        do
-            pid = waitpid(c->pid, &status, WNOHANG);
-        while (pid < 0 && errno == EINTR);
-        if (pid > 0)
-            c->status = status;
-        if (pid)
-            c->state = pid > 0 ? CONC__CHILD_ENDED : CONC__CHILD_LOST;
+    if (fd < 0 || poll(&p, 1, (int)((ns + 999999) / 1000000)) < 0 || p.revents & POLLNVAL) {
+        conc__doze(ns);
+        conc__child_pause_longer(w);
     }
-    bool ended = c->state != CONC__CHILD_RUNS;
-    pthread_mutex_unlock(&conc__children);
     errno = saved;
-    return ended;
+    return asks && conc_job_cancelled() ? -ECANCELED : 0;
 }
 
-/* Waits a little, where there is no descriptor to wait on, or for it. */
-CONC__PRIVATE int conc__child_pause(const conc_loop *l, const conc_child *c, double *pause)
+/* Waits for an event of the child's, or for a while where there is none to wait for. */
+CONC__PRIVATE int conc__child_pause(const conc_loop *l, conc__child_wait *w)
 {
-    if (c->pidfd >= 0 && l && l->self)
-        return conc_wait_fd(c->pidfd, CONC_READABLE);
-    if (c->pidfd >= 0) {
-        struct pollfd p = {c->pidfd, POLLIN, 0};
-        int saved = errno;
-        poll(&p, 1, -1);
-        errno = saved;
-        return 0;
-    }
-    *pause = *pause < 0.05 ? *pause * 2 : *pause;
-    if (l && l->self)
-        return conc_sleep(*pause);
-    conc__doze(conc__ns(*pause));
-    return 0;
+    int fd = conc__child_ended(w->child) ? -1 : w->child->pidfd;
+    if (!l)
+        return conc__child_pause_thread(w, fd);
+    int rc = fd >= 0 ? conc_wait_fd(fd, CONC_READABLE) : -EBADF;
+    bool closed = fd >= 0 && rc == -EBADF && conc__child_ended(w->child);
+    if (rc >= 0 || rc == -ECANCELED || closed)
+        return rc < 0 && !closed ? rc : 0;
+    rc = conc_sleep(w->pause);
+    conc__child_pause_longer(w);
+    return rc;
 }
 
-CONC__PRIVATE int conc__child_await(conc_child *c)
+/* Waits until it has ended: 0, or an error. */
+CONC__PRIVATE int conc__child_await(conc__child_wait *w)
 {
-    double pause = 0.0005;
+    conc_loop *l = conc__of_task();
     int rc = 0;
-    while (!conc__child_ended(c) && rc >= 0)
-        rc = conc__child_pause(conc__here, c, &pause);
-    return rc < 0 && !conc__child_ended(c) ? rc : 0;
+    w->pause = 0.0005;
+    if (l)
+        l->outside_awaited++;
+    while (!conc__child_wait_over(w) && rc >= 0)
+        rc = conc__child_pause(l, w);
+    if (l)
+        l->outside_awaited--;
+    return rc < 0 && !conc__child_wait_over(w) ? rc : 0;
 }
 
 CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
 {
     conc_loop *l;
     int rc = conc__caller(&l, __func__);
-    if (rc == 0 && !conc__child_is_there(c))
-        return conc__misused(-EINVAL, __func__, "no child was started there", NULL);
-    if (rc == 0 && l)
-        rc = conc__checkpoint(l);
     if (rc == 0)
-        rc = conc__child_await(c);
-    if (rc == 0 && c->state == CONC__CHILD_LOST)
+        rc = conc__child_usable(c, __func__);
+    if (rc)
+        return rc;
+    if (l)
+        rc = conc__checkpoint(l);
+    if (rc == 0) {
+        conc__child_wait w = {.child = c, .until = CONC__NEVER};
+        rc = conc__child_await(&w);
+    }
+    if (rc == 0 && conc__child_state_now(c) == CONC__CHILD_LOST)
         rc = conc_fail(
             -ECHILD, "its status is lost: the program ignores SIGCHLD, or waits for all children");
     if (rc == 0 && status)
@@ -18199,32 +19919,90 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
     return rc;
 }
 
-/* -EALREADY: it has ended. */
+/* -- signals -- */
+
+/* Under conc__children, for a child that has not been reaped. */
+CONC__PRIVATE int conc__child_send(const conc_child *c, int signal)
+{
+    int rc = c->group ? kill(-(pid_t)c->pid, signal) : -1;
+    if (c->group && (rc == 0 || !conc__refused(errno))) /* else the leader at least */
+        return rc ? -errno : 0;
+#if defined __linux__ && defined SYS_pidfd_send_signal
+    if (c->pidfd >= 0)
+        rc = (int)syscall(SYS_pidfd_send_signal, c->pidfd, signal, NULL, 0);
+    if (c->pidfd >= 0 && (rc == 0 || !conc__refused(errno)))
+        return rc ? -errno : 0;
+#endif
+    if (!conc__child_has_number(c))
+        return -ESRCH;
+    rc = kill(c->pid, signal);
+    return rc ? -errno : 0;
+}
+
+/* -EALREADY: it has ended and, with .group, it was reaped: its group cannot be reached. */
 CONC__PRIVATE int conc__child_signal(conc_child *c, int signal)
 {
-    if (conc__child_ended(c))
-        return -EALREADY;
     int saved = errno, rc = -EALREADY;
     pthread_mutex_lock(&conc__children);
-    if (c->state == CONC__CHILD_RUNS)
-        rc = kill(c->pid, signal) ? -errno : 0;
+    conc__child_state state = conc__child_update(c);
+    bool left = state == CONC__CHILD_ENDED && c->group && !c->reaped;
+    if (left && conc__child_look(c, false) < 0) { /* somebody else has reaped it */
+        c->reaped = true;
+        left = false;
+    }
+    if (state == CONC__CHILD_RUNS || left)
+        rc = conc__child_send(c, signal);
     pthread_mutex_unlock(&conc__children);
     errno = saved;
-    return rc;
+    return rc == -ESRCH ? -EALREADY : rc;
 }
 
 CONC_API int conc_child_kill(conc_child *c, int signal)
 {
-    int rc = conc__child_is_there(c) ? conc__child_signal(c, signal) : -EINVAL;
-    if (rc == -EALREADY)
-        return conc__own_error(rc);
-    return conc__system_failed(rc, NULL);
+    int rc = conc__child_usable(c, __func__);
+    if (rc)
+        return rc;
+    bool over = c->group && conc__child_ended(c) && conc__group_lives(c->pid) == 0;
+    rc = over ? -EALREADY : conc__child_signal(c, signal);
+    return rc == -EALREADY ? conc__own_error(rc) : conc__system_failed(rc, NULL);
 }
 
-CONC__PRIVATE int conc__child_await_all(void *arg)
+/* -- closing -- */
+
+/* Asks it to end, and waits as long as its grace lasts. One that is stopped has to go on first. */
+CONC__PRIVATE void conc__child_ask(conc_child *c)
 {
-    while (conc__child_await(arg))
-        ;
+    conc_loop *l = conc__of_task();
+    conc__child_wait w = {.child = c, .whole_group = c->group, .stubborn = true};
+    conc_scope limit = {0};
+    if (conc__child_signal(c, SIGTERM))
+        return;
+    conc__child_signal(c, SIGCONT);
+    if (!l) {
+        w.until = conc__later(conc__clock(), conc__ns(c->grace));
+        conc__child_await(&w);
+    } else if (conc_scope_begin(&limit, c->grace) == 0) {
+        conc__child_await(&w);
+        int rc = conc_scope_end(&limit, 0); /* out of time: no error of the caller's */
+        (void)rc;
+    }
+}
+
+/* Ends it and its group, and reaps it. */
+CONC__PRIVATE int conc__child_end_it(void *arg)
+{
+    conc_child *c = arg;
+    conc__child_wait w = {.child = c, .until = CONC__NEVER, .stubborn = true};
+    bool in_post = conc__here && !conc__here->self; /* which holds the loop */
+    if (c->grace > 0 && !in_post)
+        conc__child_ask(c);
+    conc__child_signal(c, SIGKILL);
+    while (conc__child_await(&w))
+        continue;
+    pthread_mutex_lock(&conc__children);
+    if (c->state == CONC__CHILD_ENDED && !c->reaped)
+        conc__child_look(c, true);
+    pthread_mutex_unlock(&conc__children);
     return 0;
 }
 
@@ -18235,39 +20013,214 @@ CONC__PRIVATE void conc__close_end(int *fd)
     *fd = -1;
 }
 
-CONC_API int conc_child_close(conc_child *c)
+CONC__PRIVATE void conc__close_outputs(conc_child *c)
 {
-    conc_loop *l = conc__here;
-    if (!c)
-        return conc__own_error(-EINVAL);
-    if (!conc__child_is_there(c))
-        return c->state ? -EBUSY : 0;
-    conc__close_end(&c->input);
     conc__close_end(&c->output);
     conc__close_end(&c->error);
-    conc__child_signal(c, SIGKILL);
-    if (l && l->self)
-        conc_shield(CONC_FOREVER, conc__child_await_all, c);
-    else
-        conc__child_await_all(c);
+}
+
+CONC_API int conc_child_close(conc_child *c)
+{
+    conc_loop *l = conc__of_task();
+    if (!c)
+        return conc__own_error(-EINVAL);
+    int saved = errno;
+    conc__child_state state = conc__child_state_now(c);
+    if (state == CONC__CHILD_NONE)
+        return 0;
+    if (state == CONC__CHILD_STARTS)
+        return conc__own_error(-EBUSY);
+    conc__close_end(&c->input);
+    if (!(c->grace > 0)) /* else a broken pipe could kill it while it cleans up */
+        conc__close_outputs(c);
+    if (state != CONC__CHILD_INHERITED && l)
+        conc_shield(CONC_FOREVER, conc__child_end_it, c);
+    else if (state != CONC__CHILD_INHERITED)
+        conc__child_end_it(c);
+    conc__close_outputs(c);
     conc__close_end(&c->pidfd);
-    c->state = 0;
+    pthread_mutex_lock(&conc__children);
+    if (c->state)
+        conc__program_remove(c->program);
+    c->program = NULL;
+    c->state = CONC__CHILD_NONE;
+    pthread_mutex_unlock(&conc__children);
+    errno = saved;
     return 0;
 }
 
 CONC_API void conc__auto_conc_child(conc_child *c) { conc_child_close(c); }
+
+/* -- communicating -- */
+
+/* One conc_child_communicate. */
+typedef struct conc__talk {
+    conc_child *child;
+    conc_child_io *io;
+    int *status;
+    size_t fed; /* of io->in */
+    bool full;  /* there was more than io->limit */
+} conc__talk;
+
+/* Writes all of the input, and closes the pipe. A child need not read it. */
+CONC__PRIVATE int conc__talk_feeds(void *arg)
+{
+    conc__talk *t = arg;
+    const char *in = t->io->in;
+    while (t->fed < t->io->in_size) {
+        ssize_t n = conc_write(t->child->input, in + t->fed, t->io->in_size - t->fed);
+        if (n == -EPIPE || n == -ECONNRESET)
+            break;
+        if (n < 0)
+            return (int)n;
+        t->fed += (size_t)n;
+    }
+    t->fed = t->io->in_size;
+    conc__close_end(&t->child->input);
+    return 0;
+}
+
+/* Room for more bytes and a NUL: how many; 0: no memory. With a limit one byte more is read. */
+CONC__PRIVATE size_t conc__talk_room(const conc__talk *t, char **data, size_t size, size_t *room)
+{
+    size_t limit = t->io->limit, more = *room < 4096 ? 4096 : *room * 2;
+    if (size + 1 < *room)
+        return *room - size - 1;
+    if (limit && limit < SIZE_MAX - 2 && more > limit + 2)
+        more = limit + 2 > size + 2 ? limit + 2 : size + 2;
+    char *bigger = CONC_REALLOC(*data, more);
+    if (!bigger)
+        return 0;
+    bigger[size] = 0;
+    *data = bigger;
+    *room = more;
+    return more - size - 1;
+}
+
+/* Reads all that comes. */
+CONC__PRIVATE int conc__talk_drain(conc__talk *t, int fd, char **data, size_t *size)
+{
+    size_t room = *data ? *size + 1 : 0, limit = t->io->limit;
+    for (ssize_t n = 1; n > 0;) {
+        size_t more = conc__talk_room(t, data, *size, &room);
+        if (!more)
+            return conc__own_error(-ENOMEM);
+        n = conc_read(fd, *data + *size, more);
+        if (n < 0)
+            return (int)n;
+        *size += (size_t)n;
+        (*data)[*size] = 0;
+        if (limit && *size > limit) {
+            *size = limit;
+            (*data)[limit] = 0;
+            bool first = !t->full;
+            t->full = true;
+            return first ? -EMSGSIZE : -ECANCELED; /* one error is enough */
+        }
+    }
+    return 0;
+}
+
+CONC__PRIVATE int conc__talk_drains_output(void *arg)
+{
+    conc__talk *t = arg;
+    return conc__talk_drain(t, t->child->output, &t->io->out, &t->io->out_size);
+}
+
+CONC__PRIVATE int conc__talk_drains_error(void *arg)
+{
+    conc__talk *t = arg;
+    return conc__talk_drain(t, t->child->error, &t->io->error, &t->io->error_size);
+}
+
+/* Until the child has ended and its pipes are empty. A status that is lost keeps nobody from
+ * reading: -ECHILD comes in *lost. */
+CONC__PRIVATE int conc__talk_listen(conc__talk *t, int *lost)
+{
+    conc_group g = {0};
+    int rc = conc_group_begin(&g);
+    if (rc)
+        return rc;
+    if (t->child->output >= 0)
+        rc = conc_spawn(&g, conc__talk_drains_output, t);
+    if (t->child->error >= 0 && rc == 0)
+        rc = conc_spawn(&g, conc__talk_drains_error, t);
+    if (rc == 0)
+        rc = conc_child_wait(t->child, t->status);
+    *lost = rc == -ECHILD ? rc : 0;
+    rc = conc_group_end(&g, *lost ? 0 : rc);
+    return rc;
+}
+
+/* In a task. When all has been read and the child has ended, nobody wants the rest of the input. */
+CONC__PRIVATE int conc__talk_all(void *arg)
+{
+    conc__talk *t = arg;
+    conc_group g = {0};
+    int lost = 0, rc = conc_group_begin(&g);
+    if (rc)
+        return rc;
+    if (t->child->input >= 0)
+        rc = conc_spawn(&g, conc__talk_feeds, t);
+    if (rc == 0)
+        rc = conc__talk_listen(t, &lost);
+    if (rc == 0)
+        conc_group_cancel(&g);
+    rc = conc_group_end(&g, rc);
+    if (rc == 0)
+        conc__close_end(&t->child->input);
+    return rc == 0 ? lost : rc;
+}
+
+/* What a call that was cancelled has not written yet is left for the next. */
+CONC__PRIVATE int conc__talk_ended(conc__talk *t, int rc)
+{
+    conc_child_io *io = t->io;
+    if (rc < 0 && rc != -EMSGSIZE && rc != -ECHILD) {
+        io->in = t->fed ? (const char *)io->in + t->fed : io->in;
+        io->in_size -= t->fed;
+    }
+    if (rc != -EMSGSIZE)
+        return rc;
+    rc = conc_fail(rc, "%.60s: more than %zu bytes of output", t->child->argv[0], io->limit);
+    conc_child_close(t->child);
+    return rc;
+}
+
+CONC_API CONC__CALLED int conc_child_communicate(conc_child *c, conc_child_io *io, int *status)
+{
+    conc_loop *l;
+    int rc = conc__caller(&l, __func__);
+    if (rc == 0)
+        rc = conc__child_usable(c, __func__);
+    if (rc)
+        return rc;
+    if (!io || (io->in_size && !io->in))
+        return conc__misused(-EINVAL, __func__, "nowhere to put the output, or no input", NULL);
+    if (io->in_size && c->input < 0)
+        return conc__misused(-EINVAL, __func__, "there is input, but no pipe for it", NULL);
+    conc__talk t = {.child = c, .io = io, .status = status};
+    io->out_size = io->out ? io->out_size : 0;
+    io->error_size = io->error ? io->error_size : 0;
+    if (l)
+        rc = conc__talk_all(&t);
+    else
+        rc = conc_run(conc__talk_all, &t);
+    return conc__talk_ended(&t, rc);
+}
 
 /* ---- >>shared ------------------------------------------------------------------------------- */
 
 #ifdef __linux__
 
 #include <elf.h>
-#include <linux/futex.h>
 #include <sys/resource.h>
 
-/* A piece of memory that has a descriptor, so that other processes can map it. */
+/* A piece of memory that has a descriptor, so that other processes can map it. Its size is
+ * sealed: no process can make it smaller while another one uses it. */
 typedef struct conc__segment {
-    struct conc__segment *next; /* of those that the program allocated */
+    struct conc__segment
+        *next; /* of those that the program allocated, or that are unmapped later */
     void *address;
     size_t size;
     int fd;
@@ -18276,13 +20229,12 @@ typedef struct conc__segment {
 static pthread_mutex_t conc__segments_mutex = PTHREAD_MUTEX_INITIALIZER;
 static conc__segment *conc__segments;
 
-/* Maps size bytes of a segment, here if address is not NULL. at_once: all of it is going to be
- * used. */
-CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, bool at_once)
+/* Maps size bytes of a segment, at this address if it is not NULL. */
+CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, int protection, int more)
 {
-    enum { HERE = 0x100000 }; /* MAP_FIXED_NOREPLACE */
-    int flags = MAP_SHARED | (at_once ? CONC__MAP_POPULATE : 0) | (address ? HERE : 0);
-    void *p = mmap(address, size, PROT_READ | PROT_WRITE, flags, fd, 0);
+    enum { NOREPLACE = 0x100000 }; /* MAP_FIXED_NOREPLACE */
+    int flags = MAP_SHARED | more | (address ? NOREPLACE : 0);
+    void *p = mmap(address, size, protection, flags, fd, 0);
     if (p == MAP_FAILED)
         return NULL;
     if (!address || p == address)
@@ -18317,30 +20269,6 @@ CONC__COLD int conc__call_failed(const char *call)
     return conc_fail(rc, "%s: %s", call, strerror(-rc));
 }
 
-/* far_away: where other processes have most likely nothing. */
-CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, bool far_away)
-{
-    enum { CLOEXEC = 1 }; /* MFD_CLOEXEC */
-    s->fd = conc__not_standard((int)syscall(SYS_memfd_create, "conc", CLOEXEC));
-    if (s->fd < 0)
-        return conc__call_failed("memfd_create");
-    s->size = size;
-    bool sized = ftruncate(s->fd, (off_t)size) == 0;
-    s->address = NULL;
-    for (int tries = 0; sized && far_away && !s->address && tries < 4; tries++) {
-        void *address = conc__far_address();
-        s->address = address ? conc__segment_map(s->fd, address, size, false) : NULL;
-    }
-    if (sized && !s->address)
-        s->address = conc__segment_map(s->fd, NULL, size, false);
-    if (s->address)
-        return 0;
-    int rc = -errno;
-    close(s->fd);
-    s->fd = -1;
-    return rc;
-}
-
 CONC__PRIVATE void conc__segment_close(conc__segment *s)
 {
     if (s->address)
@@ -18351,21 +20279,48 @@ CONC__PRIVATE void conc__segment_close(conc__segment *s)
     s->fd = -1;
 }
 
-/* Makes it larger or smaller; its address may change. On failure it is as before. */
-CONC__PRIVATE bool conc__segment_resize(conc__segment *s, size_t size, bool at_once)
+/* A descriptor of so many bytes of memory. It does not grow beyond RLIMIT_FSIZE, where the kernel
+ * would end the program by SIGXFSZ. */
+CONC__PRIVATE int conc__segment_fd(size_t size)
 {
-    if (size > s->size && ftruncate(s->fd, (off_t)size))
-        return false;
-    void *p = conc__segment_map(s->fd, NULL, size, at_once);
-    if (!p)
-        return false;
-    munmap(s->address, s->size);
-    if (size < s->size && ftruncate(s->fd, (off_t)size)) {
-        /* the memory comes back later */
+    enum { CLOEXEC = 1, SEALABLE = 2, ADD_SEALS = 1033, SEAL = 1, SHRINK = 2, GROW = 4 };
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && size > limit.rlim_cur)
+        return conc_fail(-EFBIG, "%zu bytes of shared memory are above the limit of a file's size",
+                         size);
+    int fd = conc__not_standard((int)syscall(SYS_memfd_create, "conc", CLOEXEC | SEALABLE));
+    if (fd < 0)
+        return conc__call_failed("memfd_create");
+    if (ftruncate(fd, (off_t)size)) {
+        int rc = conc__call_failed("ftruncate of a memfd");
+        close(fd);
+        return rc;
     }
-    s->address = p;
-    s->size = size;
-    return true;
+    fcntl(fd, ADD_SEALS, SEAL | SHRINK | GROW); /* a kernel without seals trusts its processes */
+    return fd;
+}
+
+/* far_away: where other processes have most likely nothing. */
+CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, bool far_away)
+{
+    *s = (conc__segment){.fd = conc__segment_fd(size), .size = size};
+    if (s->fd < 0) {
+        int rc = s->fd;
+        s->fd = -1;
+        return rc;
+    }
+    for (int tries = 0; far_away && !s->address && tries < 4; tries++) {
+        void *address = conc__far_address();
+        if (address)
+            s->address = conc__segment_map(s->fd, address, size, PROT_READ | PROT_WRITE, 0);
+    }
+    if (!s->address)
+        s->address = conc__segment_map(s->fd, NULL, size, PROT_READ | PROT_WRITE, 0);
+    if (s->address)
+        return 0;
+    int rc = conc__call_failed("mmap");
+    conc__segment_close(s);
+    return rc;
 }
 
 CONC_API void *conc_shared_alloc(size_t size)
@@ -18380,6 +20335,7 @@ CONC_API void *conc_shared_alloc(size_t size)
     errno = saved;
     if (!s)
         return NULL;
+    conc__crews_need(); /* for forks */
     pthread_mutex_lock(&conc__segments_mutex);
     s->next = conc__segments;
     conc__segments = s;
@@ -18403,24 +20359,34 @@ CONC_API void conc_shared_free(void *p)
     errno = saved;
 }
 
+CONC__PRIVATE void conc__segments_hold(void) { pthread_mutex_lock(&conc__segments_mutex); }
+CONC__PRIVATE void conc__segments_let(void) { pthread_mutex_unlock(&conc__segments_mutex); }
+
 /* ---- >>functions ---------------------------------------------------------------------------- */
 
 /* A function in words that another process of the same program understands: addresses differ
- * there. */
+ * there. The identity keeps a process that has another build of the module from calling what
+ * stands at the offset there. */
 typedef struct conc__function {
     uint64_t offset;   /* in its module */
+    uint64_t identity; /* of the module: 0 where it cannot be told */
     char module[4000]; /* a path; "": the program itself */
 } conc__function;
+
+#ifdef __LP64__
+typedef Elf64_Phdr conc__module_part;
+typedef Elf64_Dyn conc__module_entry;
+#else
+typedef Elf32_Phdr conc__module_part;
+typedef Elf32_Dyn conc__module_entry;
+#endif
 
 typedef struct conc__module_info { /* struct dl_phdr_info, which the system's header hides */
     uintptr_t base;
     const char *name;
-#ifdef __LP64__
-    const Elf64_Phdr *parts;
-#else
-    const Elf32_Phdr *parts;
-#endif
+    const conc__module_part *parts;
     uint16_t count;
+    unsigned long long loads, unloads; /* of modules so far, where size says that they are there */
 } conc__module_info;
 
 extern int conc__each_module(int (*fn)(conc__module_info *info, size_t size, void *arg),
@@ -18431,9 +20397,10 @@ typedef struct conc__module_search {
     int seen;
     uintptr_t address; /* looked for; 0: a path is */
     const char *path;
-    uintptr_t base;
     bool found;
-    char *name; /* 4000 bytes for the path that was found */
+    uintptr_t base;
+    uint64_t identity;
+    char *name; /* 4000 bytes for the path that was found; NULL: not wanted */
 } conc__module_search;
 
 CONC__PRIVATE bool conc__module_has(const conc__module_info *m, uintptr_t address)
@@ -18445,41 +20412,107 @@ CONC__PRIVATE bool conc__module_has(const conc__module_info *m, uintptr_t addres
     return false;
 }
 
-/* The path of the file that is mapped at this address; if that cannot be told, the one that is
- * given. */
-CONC__PRIVATE const char *conc__mapped_file(uintptr_t address, char *line, size_t size,
-                                            const char *otherwise)
+/* FNV-1a, by Fowler, Noll and Vo. */
+CONC__PRIVATE uint64_t conc__hash(const void *bytes, size_t n)
+{
+    uint64_t hash = 0xcbf29ce484222325u;
+    for (const unsigned char *p = bytes; n; n--)
+        hash = (hash ^ *p++) * 0x100000001b3u;
+    return hash;
+}
+
+/* The file that is mapped at an address, by /proc/self/maps. */
+typedef struct conc__mapped_file {
+    char line[4400];
+    const char *path;  /* in the line; NULL: not found */
+    uint64_t identity; /* of its device and inode */
+} conc__mapped_file;
+
+CONC__PRIVATE void conc__find_mapped_file(uintptr_t address, conc__mapped_file *f)
 {
     FILE *maps = fopen("/proc/self/maps", "re");
-    const char *found = NULL;
-    while (maps && !found && fgets(line, (int)size, maps)) {
-        char *end, *slash = strchr(line, '/');
-        uintptr_t from = strtoul(line, &end, 16), to = *end == '-' ? strtoul(end + 1, NULL, 16) : 0;
-        if (slash && from <= address && address < to) {
-            slash[strcspn(slash, "\n")] = 0;
-            found = slash;
-        }
+    f->path = NULL;
+    f->identity = 0;
+    while (maps && !f->path && fgets(f->line, sizeof f->line, maps)) {
+        char *end, *slash = strchr(f->line, '/');
+        uintptr_t from = strtoul(f->line, &end, 16);
+        uintptr_t to = *end == '-' ? strtoul(end + 1, &end, 16) : 0;
+        if (!slash || address < from || address >= to)
+            continue;
+        for (int field = 0; field < 2 && *end; field++) /* the access and the offset */
+            end += 1 + strcspn(end + 1, " ");
+        char *last = slash;
+        while (last > end && last[-1] == ' ')
+            last--;
+        f->identity = conc__hash(end, (size_t)(last - end));
+        slash[strcspn(slash, "\n")] = 0;
+        f->path = slash;
     }
     if (maps)
         fclose(maps);
-    return found ? found : otherwise;
+}
+
+/* The hash of a build-id in these notes; 0: none. */
+CONC__PRIVATE uint64_t conc__build_id(const char *notes, size_t size, size_t align)
+{
+    enum { BUILD_ID = 3 }; /* NT_GNU_BUILD_ID */
+    Elf64_Nhdr head;       /* that of 32 bits is the same */
+    for (size_t at = 0; size - at > sizeof head;) {
+        memcpy(&head, notes + at, sizeof head);
+        size_t name = at + sizeof head;
+        size_t value = (name + head.n_namesz + align - 1) / align * align;
+        if (value > size || head.n_descsz > size - value)
+            break;
+        if (head.n_type == BUILD_ID && head.n_namesz == 4 && !memcmp(notes + name, "GNU", 4))
+            return conc__hash(notes + value, head.n_descsz) | 1;
+        at = (value + head.n_descsz + align - 1) / align * align;
+        if (at > size)
+            break;
+    }
+    return 0;
+}
+
+/* What tells two builds of a module apart: its build-id, or else its file. */
+CONC__PRIVATE uint64_t conc__module_identity(const conc__module_info *m)
+{
+    conc__mapped_file file;
+    for (int i = 0; i < m->count; i++) {
+        const conc__module_part *part = &m->parts[i];
+        const char *notes = (const char *)(m->base + part->p_vaddr);
+        size_t align = part->p_align == 8 ? 8 : 4;
+        uint64_t id = 0;
+        if (part->p_type == PT_NOTE)
+            id = conc__build_id(notes, part->p_memsz, align);
+        if (id)
+            return id;
+    }
+    for (int i = 0; i < m->count; i++)
+        if (m->parts[i].p_type == PT_LOAD) {
+            conc__find_mapped_file(m->base + m->parts[i].p_vaddr, &file);
+            return file.identity;
+        }
+    return 0;
 }
 
 CONC__PRIVATE int conc__module_look(conc__module_info *m, size_t size, void *arg)
 {
     conc__module_search *s = arg;
-    /* the first is the program */
-    char *real = s->seen++ && m->name && *m->name ? realpath(m->name, NULL) : NULL;
-    const char *path = real ? real : s->seen > 1 && m->name ? m->name : "";
-    char line[4400];
+    bool program = s->seen++ == 0; /* the first is the program */
+    char *real = !program && m->name && *m->name ? realpath(m->name, NULL) : NULL;
+    const char *path = program || !m->name ? "" : m->name;
+    conc__mapped_file file;
     (void)size;
+    path = real ? real : path;
     s->found = s->address ? conc__module_has(m, s->address)
-                          : strcmp(path, s->path) == 0 && (*path || s->seen == 1);
-    /* the directory was changed since it was loaded */
-    if (s->found && *path && *path != '/' && s->address)
-        path = conc__mapped_file(s->address, line, sizeof line, path);
+                          : strcmp(path, s->path) == 0 && (*path || program);
+    if (s->found && *path && *path != '/' && s->address) {
+        /* the directory was changed since it was loaded */
+        conc__find_mapped_file(s->address, &file);
+        path = file.path ? file.path : path;
+    }
     if (s->found) {
         s->base = m->base;
+        s->identity = conc__module_identity(m);
         if (s->name)
             conc__copy(s->name, sizeof((conc__function *)0)->module, path);
     }
@@ -18494,15 +20527,17 @@ CONC__PRIVATE bool conc__function_name(uintptr_t fn, conc__function *out)
     int saved = errno;
     conc__each_module(conc__module_look, &s);
     out->offset = fn - s.base;
+    out->identity = s.identity;
     errno = saved;
     return s.found;
 }
 
-/* 0: its module is not there and cannot be loaded. */
+/* The function; 0: its module is not there and cannot be loaded, or is another build, and the
+ * newest error says which. */
 CONC__PRIVATE uintptr_t conc__function_find(const conc__function *f)
 {
     enum { NOW = 2 }; /* RTLD_NOW */
-    static uintptr_t base;
+    static conc__module_search last;
     static char module[sizeof f->module] = "?"; /* of the last one */
     if (strcmp(module, f->module) != 0) {
         conc__module_search s = {.path = f->module};
@@ -18511,28 +20546,74 @@ CONC__PRIVATE uintptr_t conc__function_find(const conc__function *f)
             s.seen = 0;
             conc__each_module(conc__module_look, &s);
         }
-        if (!s.found)
+        if (!s.found) {
+            conc_fail(-ENOEXEC, "%s cannot be loaded", f->module);
             return 0;
-        base = s.base;
+        }
+        last = s;
         strcpy(module, f->module);
     }
-    return base + (uintptr_t)f->offset;
+    if (f->identity == last.identity)
+        return last.base + (uintptr_t)f->offset;
+    conc_fail(-ENOEXEC, "%s is another build in the worker", *module ? module : "the program");
+    return 0;
 }
 
-/* ---- >>workers ------------------------------------------------------------------------------ */
+/* How many modules were loaded and unloaded so far: as long as these stay, so does the name of a
+ * function. */
+typedef struct conc__module_counts {
+    unsigned long long loads, unloads;
+} conc__module_counts;
+
+CONC__PRIVATE int conc__module_count(conc__module_info *m, size_t size, void *arg)
+{
+    if (size >= offsetof(conc__module_info, unloads) + sizeof m->unloads)
+        *(conc__module_counts *)arg = (conc__module_counts){m->loads, m->unloads};
+    return 1;
+}
+
+/* ---- >>workers ------------------------------------------------------------------------------ *
+ *
+ * A pool of processes
+ *
+ *   The supervisor, a thread of the program, starts the workers, watches them, and replaces those
+ *   that died. A worker is this program executed anew; it does one message after another. Each
+ *   has a channel of its own, memory that it shares with the program, and a socket:
+ *
+ *     program                                   worker
+ *     ------------------------------------      ---------------------------------------------
+ *     a job is taken from the queue
+ *     channel: request, and data up to SMALL
+ *     socket:  larger data's segment, if new
+ *     channel: turn = WORKER, futex wake   -->  begun = 1, calls the function, writes the reply
+ *     sees it while it looks             <--    channel: turn = PROGRAM
+ *     or the supervisor wakes up         <--    socket: one byte, if nobody looks
+ *     copies the result, ends the job
+ *
+ *   A task's loop and a thread that wait look at the channels for a little before they sleep: as
+ *   long as both sides are awake nothing goes through the kernel. What is larger than SMALL is
+ *   copied by the supervisor.
+ *
+ *   What the program trusts: its own numbers. Of what a worker writes it takes the result and the
+ *   words of an error, how many elements of a map are done (at most as many as it sent), and the
+ *   bytes at the places that it gave out. Workers map the board, on which the program says that
+ *   it looks, for reading alone.
+ */
 
 enum {
-    /* bytes that are copied by whoever sends a job, and not by the manager */
-    CONC__SMALL = 128 * 1024,
-    CONC__DESK_DATA = 8192, /* where a desk's data begins */
-    CONC__DESK_SIZE = CONC__DESK_DATA + CONC__SMALL,
-    CONC__MOVED = 120,   /* a worker's exit status: an address that it needs is taken */
-    CONC__FAILURES = 30, /* so many tenths of a worker may not come up in a row */
+    CONC__DATA_ALIGNMENT = 64,
+    CONC__CHANNEL_DATA = 8192, /* where a channel's data begins */
+    CONC__SMALL = 256 * 1024,  /* bytes of data that fit there */
+    CONC__CHANNEL_SIZE = CONC__CHANNEL_DATA + CONC__SMALL,
 
-    /* a desk's state, which its worker and the parent change in turn */
-    CONC__DESK_REPLY = 0, /* the parent's turn; at the start too */
-    CONC__DESK_REQUEST = 1,
-    CONC__DESK_QUIT = 2,
+    /* a worker's exit status */
+    CONC__MOVED = 120,       /* an address of shared memory is taken */
+    CONC__OTHER_BUILD = 121, /* it is another build of the module that has conc */
+
+    /* whose turn it is; the side that has it passes it on */
+    CONC__TURN_PROGRAM = 0,
+    CONC__TURN_WORKER = 1,
+    CONC__TURN_QUIT = 2,
 
     /* kinds of requests */
     CONC__ASK_INIT = 0,
@@ -18541,63 +20622,52 @@ enum {
     CONC__ASK_MAP
 };
 
-/* What a worker and its parent share: one request at a time. */
-typedef struct conc__desk {
-    unsigned state;  /* a futex */
-    unsigned asleep; /* the worker waits in the kernel */
-    unsigned asked;  /* the job is to end */
-    unsigned begun;  /* the worker has seen the request */
+/* Written by the program while it has the turn. */
+typedef struct conc__request {
     int kind;
     bool keeps_going;
-    int parent;
-    uint64_t memory_limit;
-    uint64_t size; /* of the desk */
-    /* bytes; ASK_MAP: of each element, and how many there are. out's place is behind in's */
-    uint64_t in, out;
+    bool in_segment;  /* else the channel has the data */
+    uint64_t in, out; /* bytes; ASK_MAP: of each element, and how many. out's stand behind in's */
+    uint64_t segment_size;    /* of the segment for larger data; 0: there is none */
+    uint64_t segment_version; /* a new one comes through the socket */
+    conc__function function;
+} conc__request;
+
+typedef struct conc__worker_channel {
+    unsigned turn;   /* a futex */
+    unsigned asked;  /* the program: the job is to end */
+    unsigned asleep; /* the worker sleeps on `turn` */
+    unsigned begun;  /* the worker has seen the request */
+    uint64_t done;   /* ASK_MAP: so many have returned; their results stand behind the data */
     int64_t result;
-    /* ASK_MAP: elements whose function returned; their results stand behind the data */
-    uint64_t done;
     int words; /* the result that text belongs to; 0: none */
     char text[96];
-    conc__function function;
-} conc__desk;
+    conc__request request;
+} conc__worker_channel;
 
-_Static_assert(sizeof(conc__desk) <= CONC__DESK_DATA, "a desk's head has to fit");
+_Static_assert(sizeof(conc__worker_channel) <= CONC__CHANNEL_DATA, "a channel's head has to fit");
 
-/* What all workers of a pool share with the parent. */
+/* What all workers of a pool see of the program. */
 typedef struct conc__board {
-    unsigned replies; /* how many there were */
-    unsigned lookers; /* threads of the parent that look at the replies: nobody needs to be woken */
+    unsigned lookers; /* threads of the program that look at the channels: no need to wake one */
 } conc__board;
 
-/* A message to a worker that starts: a descriptor, and what it is. */
+/* What a worker is given when it starts, each with a descriptor; and later its data. */
 typedef struct conc__handing {
-    enum {
-        CONC__HAND_DESK,
-        CONC__HAND_BOARD,
-        CONC__HAND_BELL,
-        CONC__HAND_SHARED,
-        CONC__HAND_FORK,
-        CONC__HAND_REAP
-    } what;
-    int number; /* a process or its status */
+    enum { CONC__HAND_CHANNEL, CONC__HAND_BOARD, CONC__HAND_SHARED, CONC__HAND_START } what;
+    int program; /* START, without a descriptor: its process, */
+    uint64_t memory_limit;
+    sigset_t mask; /* and the mask for jobs */
     void *address;
     size_t size;
+    uint64_t version; /* of a segment for larger data */
 } conc__handing;
 
 CONC__PRIVATE int conc__sockets(int ends[2])
 {
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends))
-        return -errno;
+        return conc__call_failed("socketpair");
     return conc__ends_not_standard(ends);
-}
-
-/* The other end comes to the end of what was sent. A close alone would not do: a process that
- * the program has forked may have a copy of the socket. */
-CONC__PRIVATE void conc__hang_up(int socket)
-{
-    shutdown(socket, SHUT_RDWR);
-    close(socket);
 }
 
 CONC__PRIVATE int conc__hand(int socket, const conc__handing *h, int fd)
@@ -18640,36 +20710,46 @@ CONC__PRIVATE int conc__handed(int socket, conc__handing *h, int *fd)
     do
         n = recvmsg(socket, &m, MSG_CMSG_CLOEXEC);
     while (n < 0 && errno == EINTR);
-    *fd = -1;
-    if (n == (ssize_t)sizeof *h && m.msg_controllen >= CMSG_LEN(sizeof(int)))
-        memcpy(fd, CMSG_DATA(&control.head), sizeof *fd);
     int rc = n < 0 ? -errno : n == (ssize_t)sizeof *h;
+    *fd = -1;
+    if (rc == 1 && m.msg_controllen >= CMSG_LEN(sizeof(int)))
+        memcpy(fd, CMSG_DATA(&control.head), sizeof *fd);
     *fd = conc__not_standard(*fd); /* else a job that prints would write into it */
     return rc;
 }
 
 CONC__PRIVATE void conc__futex_wait(unsigned *word, unsigned while_it_is)
 {
-    syscall(SYS_futex, word, FUTEX_WAIT, while_it_is, NULL, NULL, 0);
+    enum { WAIT = 0 }; /* FUTEX_WAIT */
+    syscall(SYS_futex, word, WAIT, while_it_is, NULL, NULL, 0);
 }
 
 CONC__PRIVATE void conc__futex_wake(unsigned *word)
 {
-    syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0);
+    enum { WAKE = 1 }; /* FUTEX_WAKE */
+    syscall(SYS_futex, word, WAKE, 1, NULL, NULL, 0);
 }
 
-CONC__PRIVATE size_t conc__aligned(size_t n) { return (n + 63) / 64 * 64; }
+CONC__PRIVATE size_t conc__aligned(size_t n)
+{
+    return (n + CONC__DATA_ALIGNMENT - 1) / CONC__DATA_ALIGNMENT * CONC__DATA_ALIGNMENT;
+}
 
-/* In a worker: what it works with. */
-typedef struct conc__worker {
-    conc__segment desk;
-    conc__board *board;
-    int bell;
+/* In a worker: the process itself. */
+static struct conc__worker_process {
+    int pid, program; /* 0: this is no worker */
+    int socket;
+    ino_t socket_file;
+    conc__worker_channel *channel;
+    const conc__board *board;
+    char *segment;  /* for larger data; NULL: not mapped */
+    int segment_fd; /* until it is mapped; 0: none */
+    uint64_t segment_size, segment_version;
     conc__frame frame;
-} conc__worker;
+} conc__worker_process;
 
-/* In a worker: ends it when the parent has ended. */
-CONC__PRIVATE void *conc__watch_parent(void *arg)
+/* Ends this process when the program has ended. */
+CONC__PRIVATE void *conc__watch_program(void *arg)
 {
     struct pollfd p = {(int)(intptr_t)arg, POLLIN, 0};
     while (poll(&p, 1, -1) < 0 && errno == EINTR)
@@ -18678,298 +20758,511 @@ CONC__PRIVATE void *conc__watch_parent(void *arg)
     return NULL;
 }
 
-CONC__PRIVATE void conc__begin_to_watch(int parent)
+CONC__PRIVATE void conc__begin_to_watch(int program)
 {
     pthread_attr_t small;
     pthread_t id;
-    int fd = conc__pidfd(parent);
+    int fd = conc__pidfd(program);
+    if (fd < 0)
+        return;
     pthread_attr_init(&small);
     pthread_attr_setstacksize(&small, 128 * 1024);
     pthread_attr_setdetachstate(&small, PTHREAD_CREATE_DETACHED);
-    if (fd < 0 || conc__quiet_thread(&id, &small, conc__watch_parent, (void *)(intptr_t)fd))
-        /* the next best: it goes with the thread that started it */
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
+    conc__quiet_thread(&id, &small, conc__watch_program, (void *)(intptr_t)fd);
     pthread_attr_destroy(&small);
-    if (fd < 0 ? getppid() != parent : kill(parent, 0) != 0 && errno == ESRCH)
+}
+
+/* A process that a job forked: it does not outlive the program either. */
+CONC__PRIVATE void conc__worker_forked(void)
+{
+    if (conc__worker_process.program)
+        conc__begin_to_watch(conc__worker_process.program);
+}
+
+/* It ends with the program: by the kernel with the supervisor, which is the thread that started
+ * it, also when a job executes another program; and by a thread, also when a job has changed its
+ * user. */
+CONC__PRIVATE void conc__worker_ends_with(int program)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    conc__begin_to_watch(program);
+    pthread_atfork(NULL, NULL, conc__worker_forked);
+    if (getppid() != program)
         _exit(0); /* it has ended meanwhile */
 }
 
-CONC__PRIVATE conc__desk *conc__desk_of(const conc__segment *s) { return s->address; }
-
-CONC__PRIVATE void conc__worker_tells(conc__worker *w)
+/* Is the number still the worker's socket? A job may have closed it, and opened another file. */
+CONC__PRIVATE bool conc__worker_has_socket(void)
 {
-    uint64_t one = 1;
-    __atomic_fetch_add(&w->board->replies, 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&w->board->lookers, __ATOMIC_SEQ_CST) == 0 &&
-        write(w->bell, &one, sizeof one) < 0 && errno != EAGAIN)
-        _exit(1); /* the job has closed it: the end is heard all the same */
+    const struct conc__worker_process *w = &conc__worker_process;
+    struct stat st;
+    return fstat(w->socket, &st) == 0 && st.st_ino == w->socket_file;
+}
+
+/* Wakes the program unless it looks. Where a job has closed the socket, the end of this process
+ * tells the program, which takes the reply all the same. */
+CONC__PRIVATE void conc__worker_tells(void)
+{
+    const struct conc__worker_process *w = &conc__worker_process;
+    if (__atomic_load_n(&w->board->lookers, __ATOMIC_SEQ_CST) > 0)
+        return;
+    bool told = conc__worker_has_socket() &&
+                (send(w->socket, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) == 1 || errno == EAGAIN);
+    if (!told)
+        _exit(1);
 }
 
 /* Until there is a request: false when the worker is to end. */
-CONC__PRIVATE bool conc__worker_awaits(conc__worker *w)
+CONC__PRIVATE bool conc__worker_awaits(conc__worker_channel *c)
 {
-    conc__desk *d = conc__desk_of(&w->desk);
     int64_t start = conc__clock();
-    unsigned state;
-    while ((state = __atomic_load_n(&d->state, __ATOMIC_ACQUIRE)) == CONC__DESK_REPLY) {
+    unsigned turn;
+    while ((turn = __atomic_load_n(&c->turn, __ATOMIC_ACQUIRE)) == CONC__TURN_PROGRAM) {
         bool looks = conc__several_processors() && conc__clock() - start < CONC__PATIENCE;
-        for (int i = 0;
-             i < 32 && looks && __atomic_load_n(&d->state, __ATOMIC_RELAXED) == CONC__DESK_REPLY;
-             i++)
+        for (int i = 0; i < 32 && looks; i++) {
+            if (__atomic_load_n(&c->turn, __ATOMIC_RELAXED) != CONC__TURN_PROGRAM)
+                break;
             conc__relax();
+        }
         if (looks)
             continue;
-        __atomic_store_n(&d->asleep, 1, __ATOMIC_SEQ_CST);
-        if (__atomic_load_n(&d->state, __ATOMIC_SEQ_CST) == CONC__DESK_REPLY)
-            conc__futex_wait(&d->state, CONC__DESK_REPLY);
-        __atomic_store_n(&d->asleep, 0, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&c->asleep, 1, __ATOMIC_SEQ_CST);
+        if (__atomic_load_n(&c->turn, __ATOMIC_SEQ_CST) == CONC__TURN_PROGRAM)
+            conc__futex_wait(&c->turn, CONC__TURN_PROGRAM);
+        __atomic_store_n(&c->asleep, 0, __ATOMIC_SEQ_CST);
     }
-    return state == CONC__DESK_REQUEST;
+    return turn == CONC__TURN_WORKER;
 }
 
-CONC__PRIVATE void conc__worker_maps(conc__desk *d, conc_fn *fn, char *data)
+/* Receives the newest segment for larger data, in place of the one before. The program may have
+ * given up others that are still on their way. False: another request may try again. */
+CONC__PRIVATE bool conc__worker_receives(const conc__request *r)
 {
-    int *results = (int *)(void *)(data + conc__aligned(d->in * d->out));
-    for (uint64_t i = 0; i < d->out && !__atomic_load_n(&d->asked, __ATOMIC_RELAXED); i++) {
-        int rc = fn(d->in ? data + i * d->in : NULL);
+    struct conc__worker_process *w = &conc__worker_process;
+    conc__handing h = {.version = w->segment_version};
+    if (w->segment)
+        munmap(w->segment, w->segment_size);
+    if (w->segment_fd > 0)
+        close(w->segment_fd);
+    w->segment = NULL;
+    w->segment_fd = 0;
+    w->segment_size = r->segment_size;
+    while (r->segment_size && h.version != r->segment_version) {
+        if (!conc__worker_has_socket())
+            _exit(1); /* a new worker has one */
+        if (w->segment_fd > 0)
+            close(w->segment_fd);
+        if (conc__handed(w->socket, &h, &w->segment_fd) != 1)
+            return false;
+    }
+    w->segment_version = r->segment_version;
+    return true;
+}
+
+/* The segment is mapped when it is first needed. */
+CONC__PRIVATE void conc__worker_maps_segment(const conc__request *r)
+{
+    struct conc__worker_process *w = &conc__worker_process;
+    w->segment = conc__segment_map(w->segment_fd, NULL, w->segment_size, PROT_READ | PROT_WRITE,
+                                   r->kind == CONC__ASK_RUN ? CONC__MAP_POPULATE : 0);
+    if (!w->segment)
+        return;
+    close(w->segment_fd);
+    w->segment_fd = 0;
+}
+
+/* The request's data; NULL: its segment cannot be had. */
+CONC__PRIVATE char *conc__worker_data(const conc__request *r)
+{
+    struct conc__worker_process *w = &conc__worker_process;
+    if (r->segment_version != w->segment_version && !conc__worker_receives(r))
+        return NULL;
+    if (r->in_segment && !w->segment)
+        conc__worker_maps_segment(r);
+    return r->in_segment ? w->segment : (char *)w->channel + CONC__CHANNEL_DATA;
+}
+
+CONC__PRIVATE int64_t conc__worker_maps(conc__worker_channel *c, conc_fn *fn, char *data)
+{
+    /* now: the function may overwrite the request */
+    const uint64_t size = c->request.in, count = c->request.out;
+    const bool keeps_going = c->request.keeps_going;
+    int *results = (int *)(void *)(data + conc__aligned(size * count));
+    for (uint64_t i = 0; i < count && !__atomic_load_n(&c->asked, __ATOMIC_RELAXED); i++) {
+        int rc = fn(size ? data + i * size : NULL);
         results[i] = rc;
-        __atomic_store_n(&d->done, i + 1, __ATOMIC_RELEASE);
-        if (rc < 0 && !d->keeps_going) {
-            d->result = rc;
-            break;
-        }
+        __atomic_store_n(&c->done, i + 1, __ATOMIC_RELEASE);
+        if (rc < 0 && !keeps_going)
+            return rc;
     }
+    return 0;
 }
 
-/* Does what the desk asks for. */
-CONC__PRIVATE void conc__worker_works(conc__worker *w)
+CONC__PRIVATE int64_t conc__worker_calls(conc__worker_channel *c)
 {
-    conc__desk *d = conc__desk_of(&w->desk);
-    d->words = 0;
-    if (d->size > w->desk.size) { /* the parent made it larger */
-        void *p = conc__segment_map(w->desk.fd, NULL, d->size, d->kind == CONC__ASK_RUN);
-        if (!p) {
-            d->result = -ENOMEM;
-            return;
-        }
-        munmap(w->desk.address, w->desk.size);
-        w->desk.address = d = p;
-        w->desk.size = d->size;
-    }
-    uintptr_t fn =
-        d->function.offset || d->kind != CONC__ASK_INIT ? conc__function_find(&d->function) : 0;
-    char *data = (char *)d + CONC__DESK_DATA;
-    w->frame.asked = &d->asked;
-    w->frame.text_rc = 0;
-    d->result = 0;
+    const conc__request *r = &c->request;
+    bool wanted = r->kind != CONC__ASK_INIT || r->function.offset;
+    char *data = conc__worker_data(r);
+    if (!wanted)
+        return 0;
+    if (!data)
+        return -ENOMEM;
+    uintptr_t fn = conc__function_find(&r->function);
     if (!fn)
-        d->result = d->kind == CONC__ASK_INIT && !d->function.offset
-                        ? 0
-                        : conc_fail(-ENOEXEC, "%s cannot be loaded", d->function.module);
-    else if (d->kind == CONC__ASK_INIT)
-        d->result = ((int (*)(void))fn)();
-    else if (d->kind == CONC__ASK_RUN)
-        d->result = ((conc_fn *)fn)(d->in ? data : NULL);
-    else if (d->kind == CONC__ASK_CALL)
-        d->result = ((conc_procs_fn *)fn)(data, d->in, data + conc__aligned(d->in), d->out);
-    else
-        conc__worker_maps(d, (conc_fn *)fn, data);
-    fflush(stdout);
-    if (d->result < 0 && w->frame.text_rc == (int)d->result) {
-        memcpy(d->text, w->frame.text, sizeof d->text);
-        d->words = w->frame.text_rc;
+        return -ENOEXEC;
+    switch (r->kind) {
+    case CONC__ASK_INIT: return ((int (*)(void))fn)();
+    case CONC__ASK_RUN: return ((conc_fn *)fn)(r->in ? data : NULL);
+    case CONC__ASK_CALL:
+        return ((conc_procs_fn *)fn)(data, r->in, data + conc__aligned(r->in), r->out);
+    default: return conc__worker_maps(c, (conc_fn *)fn, data);
     }
 }
 
-/* The whole life of a worker. */
-CONC__PRIVATE void conc__worker_serves(conc__worker *w)
+/* Does what the request says, and replies. A process that a job forked and that comes back from
+ * it is no worker. */
+CONC__PRIVATE void conc__worker_works(void)
 {
-    conc__desk *d = conc__desk_of(&w->desk);
-    sigset_t none;
-    sigemptyset(&none);
-    /* the terminal's, for all of its processes: the parent decides what to do */
-    signal(SIGINT, SIG_IGN);
+    struct conc__worker_process *w = &conc__worker_process;
+    conc__worker_channel *c = w->channel;
+    w->frame.asked = &c->asked;
+    w->frame.text_rc = 0;
+    c->words = 0;
+    int64_t result = conc__worker_calls(c);
+    fflush(stdout);
+    if (getpid() != w->pid)
+        _exit(0);
+    c->result = result;
+    if (result < 0 && w->frame.text_rc == (int)result) {
+        memcpy(c->text, w->frame.text, sizeof c->text);
+        c->words = w->frame.text_rc;
+    }
+    __atomic_store_n(&c->turn, CONC__TURN_PROGRAM, __ATOMIC_SEQ_CST);
+    conc__worker_tells();
+}
+
+/* Whether the program ends on SIGINT and SIGTERM, which a terminal or a service manager sends to
+ * all its processes, the program decides. A job that sends itself SIGTERM means itself. */
+CONC__PRIVATE void conc__worker_signalled(int number, siginfo_t *info, void *context)
+{
+    (void)context;
+    bool own = info->si_pid == getpid() && info->si_code <= 0;
+    if (number != SIGTERM || !own)
+        return;
+    signal(SIGTERM, SIG_DFL);
+    raise(SIGTERM);
+}
+
+/* Handlers, as programs that a job starts would inherit it if the signals were ignored. */
+CONC__PRIVATE void conc__worker_signals(const sigset_t *mask)
+{
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_sigaction = conc__worker_signalled;
+    action.sa_flags = SA_RESTART | SA_SIGINFO;
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    pthread_sigmask(SIG_SETMASK, mask, NULL);
+}
+
+/* The whole life of a worker once it has what it needs. */
+CONC__PRIVATE void conc__worker_serves(const conc__handing *start)
+{
+    struct conc__worker_process *w = &conc__worker_process;
+    struct stat st;
+    w->pid = getpid();
+    w->program = start->program;
+    w->socket_file = fstat(w->socket, &st) == 0 ? st.st_ino : 0;
     prctl(PR_SET_NAME, "conc worker");
-    conc__begin_to_watch(d->parent);
-    if (d->memory_limit) {
-        struct rlimit limit = {d->memory_limit, d->memory_limit};
+    conc__worker_ends_with(start->program);
+    if (start->memory_limit) {
+        struct rlimit limit = {start->memory_limit, start->memory_limit};
         setrlimit(RLIMIT_DATA, &limit);
     }
     conc__crews_need();
     if (conc__frames_there)
         pthread_setspecific(conc__frames, &w->frame);
-    while (conc__worker_awaits(w)) {
-        __atomic_store_n(&d->begun, 1, __ATOMIC_RELAXED);
-        conc__worker_works(w);
-        d = conc__desk_of(&w->desk);
-        __atomic_store_n(&d->state, CONC__DESK_REPLY, __ATOMIC_SEQ_CST);
-        conc__worker_tells(w);
+    conc__worker_signals(&start->mask);
+    while (conc__worker_awaits(w->channel)) {
+        __atomic_store_n(&w->channel->begun, 1, __ATOMIC_RELAXED);
+        conc__worker_works();
     }
     fflush(NULL);
     _exit(0);
 }
 
-/* Takes one thing that the parent hands over. */
-CONC__PRIVATE void conc__worker_takes(conc__worker *w, const conc__handing *h, int fd)
+/* Takes what the program hands over. */
+CONC__PRIVATE void conc__worker_takes(const conc__handing *h, int fd)
 {
+    struct conc__worker_process *w = &conc__worker_process;
     switch (h->what) {
-    case CONC__HAND_DESK:
-        w->desk = (conc__segment){
-            .fd = fd, .size = h->size, .address = conc__segment_map(fd, NULL, h->size, false)};
+    case CONC__HAND_CHANNEL:
+        w->channel = conc__segment_map(fd, NULL, h->size, PROT_READ | PROT_WRITE, 0);
         break;
-    case CONC__HAND_BOARD:
-        w->board = conc__segment_map(fd, NULL, h->size, false);
-        close(fd);
-        break;
-    case CONC__HAND_BELL: w->bell = fd; break;
+    case CONC__HAND_BOARD: w->board = conc__segment_map(fd, NULL, h->size, PROT_READ, 0); break;
     default:
-        if (conc__segment_map(fd, h->address, h->size, false) != h->address)
+        if (conc__segment_map(fd, h->address, h->size, PROT_READ | PROT_WRITE, 0) != h->address)
             _exit(CONC__MOVED);
-        close(fd);
         break;
     }
+    close(fd);
 }
 
 /* This program was started as a worker: it never gets to main. */
-CONC__COLD void conc__worker_main(int socket)
+CONC__COLD void conc__worker_main(void)
 {
-    conc__worker w = {.bell = -1};
+    enum { SOCKET = 3 };
+    struct conc__worker_process *w = &conc__worker_process;
     conc__handing h;
-    int fd, rc;
-    fcntl(socket, F_SETFD, FD_CLOEXEC);
-    while ((rc = conc__handed(socket, &h, &fd)) == 1)
-        conc__worker_takes(&w, &h, fd);
-    close(socket);
-    if (rc == 0 && w.desk.address && w.board)
-        conc__worker_serves(&w);
+    int fd;
+    w->socket = SOCKET;
+    fcntl(SOCKET, F_SETFD, FD_CLOEXEC);
+    while (conc__handed(SOCKET, &h, &fd) == 1) {
+        if (h.what != CONC__HAND_START)
+            conc__worker_takes(&h, fd);
+        else if (w->channel && w->board)
+            conc__worker_serves(&h);
+        else
+            break;
+    }
     _exit(1);
 }
 
-/* Which function of which module a worker has to begin with: in a program there may be several
- * copies of this file. */
-CONC__PRIVATE void conc__worker_mark(char *text, size_t size)
+/* How a worker knows that it is one: by the function that it begins with. In a program there may
+ * be several copies of this file. */
+CONC__PRIVATE bool conc__worker_mark(char *text, size_t size)
 {
     conc__function f;
-    conc__function_name((uintptr_t)conc__worker_main, &f);
-    snprintf(text, size, "CONC__WORKER=%llx", (unsigned long long)f.offset);
+    if (!conc__function_name((uintptr_t)conc__worker_main, &f))
+        return false;
+    int n = snprintf(text, size, "CONC__WORKER=%llx.%llx.%s", (unsigned long long)f.offset,
+                     (unsigned long long)f.identity, f.module);
+    return n > 0 && (size_t)n < size;
 }
 
 typedef void conc__constructor(int argc, char **argv, char **env);
 
-/* The program's constructors, where the linker says where they are. */
-extern conc__constructor *conc__constructors[] __asm__("__init_array_start")
+/* The program's constructors where it is linked statically; the linker says where they are. */
+extern conc__constructor *conc__static_constructors[] __asm__("__init_array_start")
     __attribute__((weak, visibility("hidden")));
-extern conc__constructor *conc__constructors_end[] __asm__("__init_array_end")
+extern conc__constructor *conc__static_constructors_end[] __asm__("__init_array_end")
     __attribute__((weak, visibility("hidden")));
 
-/* Runs those behind this one, as they would have been: jobs see what they made. */
-CONC__PRIVATE void conc__construct(conc__constructor *own, int argc, char **argv, char **env)
-{
-    conc__constructor **at = conc__constructors, **end = conc__constructors_end;
-    while (at && at < end && *at != own)
-        at++;
-    for (at += at && at < end; at && at < end; at++)
-        (*at)(argc, argv, env);
-}
+typedef struct conc__constructors {
+    conc__constructor **first, **end;
+} conc__constructors;
 
-/* Before main: own is the constructor that calls this. */
-CONC__PRIVATE void conc__worker_check(conc__constructor *begins, int argc, char **argv, char **env)
+/* Those of the program are in the first module. */
+CONC__PRIVATE int conc__constructors_look(conc__module_info *m, size_t size, void *arg)
 {
-    const char *mark = getenv("CONC__WORKER");
-    char own[64];
-    if (!mark || getauxval(AT_SECURE))
-        return;
-    conc__worker_mark(own, sizeof own);
-    if (strcmp(strchr(own, '=') + 1, mark) == 0) {
-        unsetenv("CONC__WORKER");
-        conc__construct(begins, argc, argv, env);
-        conc__worker_main(3);
+    conc__constructors *c = arg;
+    uintptr_t first = 0, bytes = 0;
+    (void)size;
+    for (int i = 0; i < m->count; i++) {
+        if (m->parts[i].p_type != PT_DYNAMIC)
+            continue;
+        const conc__module_entry *e = (const conc__module_entry *)(m->base + m->parts[i].p_vaddr);
+        for (; e->d_tag != DT_NULL; e++) {
+            if (e->d_tag == DT_INIT_ARRAY)
+                first = m->base + e->d_un.d_ptr;
+            if (e->d_tag == DT_INIT_ARRAYSZ)
+                bytes = e->d_un.d_val;
+        }
     }
+    if (first) {
+        c->first = (conc__constructor **)first;
+        c->end = c->first + bytes / sizeof *c->first;
+    }
+    return 1;
 }
 
-/* ---- >>hub ---------------------------------------------------------------------------------- */
+static conc__constructor *conc__last_constructor;
 
-typedef enum conc__place_state {
-    CONC__EMPTY,
-    CONC__COMING, /* its init has not replied */
-    CONC__FREE,
-    CONC__LOADING, /* the manager copies, outside the mutex */
-    CONC__BUSY,
-    CONC__LEAVING /* was told to end, or killed */
-} conc__place_state;
+CONC__PRIVATE void conc__construct_and_serve(int argc, char **argv, char **env)
+{
+    conc__last_constructor(argc, argv, env);
+    conc__worker_main();
+}
 
-/* A worker, seen from the parent. */
-typedef struct conc__station {
-    conc__place_state state;
-    conc__segment desk;
-    int pid, pidfd;
+/* Has the worker begin when all constructors have run, so that jobs see what these made: takes
+ * the place of the program's last one. own: the one that runs. */
+CONC__PRIVATE void conc__worker_begins_last(conc__constructor *own)
+{
+    conc__constructors c = {conc__static_constructors, conc__static_constructors_end};
+    conc__each_module(conc__constructors_look, &c);
+    bool none = !c.first || c.first == c.end;
+    if (none || c.end[-1] == own)
+        conc__worker_main();
+    uintptr_t page = conc__page(), at = (uintptr_t)&c.end[-1] / page * page;
+    if (mprotect((void *)at, page, PROT_READ | PROT_WRITE))
+        _exit(1);
+    conc__last_constructor = c.end[-1];
+    c.end[-1] = conc__construct_and_serve;
+}
+
+/* In a constructor, which is own: is this process a worker of the copy of conc in this module? */
+CONC__PRIVATE void conc__worker_check(conc__constructor *own)
+{
+    static char mark[4200];
+    const char *given = getenv("CONC__WORKER");
+    if (!given || getauxval(AT_SECURE) || !conc__worker_mark(mark, sizeof mark))
+        return;
+    const char *own_mark = strchr(mark, '=') + 1;
+    if (strcmp(given, own_mark) == 0) {
+        unsetenv("CONC__WORKER");
+        conc__worker_begins_last(own);
+        return;
+    }
+    /* the same module, of another build: the program may not run in its place */
+    const char *module = strchr(strchr(own_mark, '.') + 1, '.');
+    size_t end = strlen(given), tail = strlen(module);
+    bool same_module = module[1] && end > tail && strcmp(given + end - tail, module) == 0;
+    if (same_module)
+        _exit(CONC__OTHER_BUILD);
+}
+
+/* ---- >>supervisor --------------------------------------------------------------------------- *
+ *
+ * A worker, as the program sees it, under the mutex of the job queue
+ *
+ *   NONE      there is no process
+ *   STARTING  the process was started and calls init; nobody else can have its place
+ *   IDLE      waits for a request
+ *   COPYING   the supervisor copies large data to it or from it, without the mutex
+ *   BUSY      has a request; `awaited`, if its reply may be taken by anybody
+ *   LEAVING   was killed or told to quit; its job has its result already
+ *
+ *   NONE      -> STARTING  the supervisor: jobs are in the queue and nobody is idle
+ *   STARTING  -> IDLE      anybody: init has returned
+ *   IDLE      -> BUSY      anybody: a small job; the supervisor, by way of COPYING: any job
+ *   BUSY      -> IDLE      anybody: the reply to a small job; the supervisor: to any
+ *   BUSY      -> LEAVING   anybody: the job was cancelled
+ *   IDLE      -> LEAVING   the supervisor: the pool is closed; anybody: max_jobs are done
+ *   any       -> NONE      the supervisor: the process has ended. A job that it had not begun goes
+ *                          back to the queue, another one is lost
+ *
+ * Order of locks: conc__crews, the queue's mutex, conc__segments_mutex.
+ */
+
+typedef enum conc__worker_state {
+    CONC__WORKER_NONE,
+    CONC__WORKER_STARTING,
+    CONC__WORKER_IDLE,
+    CONC__WORKER_COPYING,
+    CONC__WORKER_BUSY,
+    CONC__WORKER_LEAVING
+} conc__worker_state;
+
+typedef struct conc__worker {
+    conc__worker_state state;
+    conc__worker_channel *channel; /* loaded by those that look without the mutex */
+    bool awaited;                  /* the same */
+    bool cancelled;                /* the job is, while its data is copied */
+    int pid, pidfd, socket;
+    conc__segment channel_memory, data;
+    uint64_t data_version; /* changes with the segment */
     conc_job *job;
-    bool cancelled; /* the job is, while it is loaded or unloaded */
-    int64_t since;  /* it has been free since then */
-} conc__station;
+    int jobs; /* that it has had */
+    int64_t idle_since;
+} conc__worker;
 
-/* The workers of a pool of processes, and the thread that starts and buries them, copies what is
- * large, and sends jobs when nobody else looks. All under the crew's mutex. */
-typedef struct conc__hub {
-    conc__crew *crew;
-    conc__segment board;
-    int bell;
-    bool rung, manages, ending, forks;
-    pthread_t manager;
-    sigset_t mask;
-    int zygote, zygote_pid; /* .fork: a process that forks the workers */
-    int failures;           /* workers in a row that did not come up */
-    int broken;
-    char why[96];
-    int (*init)(void);
+/* A function's name, which is looked up once for many requests with the same function. */
+typedef struct conc__named_function {
+    uintptr_t fn;
+    conc__module_counts counts;
+    conc__function function;
+} conc__named_function;
+
+typedef struct conc__supervisor {
+    conc__crew *crew; /* the job queue */
+    conc__segment board_memory;
+    conc__board *board;
+    int bell; /* wakes the supervisor */
+    bool rung, runs, ending;
+    pthread_t thread;
+    conc__frame frame;   /* of that thread: for the words of its errors */
+    sigset_t mask;       /* of the pool's opener: for jobs */
+    char **environment;  /* as it was when the pool was opened, with the worker's mark */
+    conc__function init; /* its offset is 0: none */
     size_t memory_limit;
-    int coming;
-    conc__waiter *closer; /* waits for the manager's end */
+    int max_jobs;
+    int starting;
+    int failures; /* tenths of workers in a row that did not come up */
+    int broken;   /* an error: no more workers are started */
+    char why[96];
+    conc__waiter *closer;  /* waits for the supervisor's end */
+    conc__segment *unused; /* channels of workers that have ended: somebody may look at them */
+    conc__named_function named;
     struct pollfd *polls;
-    conc__station stations[];
-} conc__hub;
+    conc__worker workers[];
+} conc__supervisor;
 
-CONC__PRIVATE conc__board *conc__board_of(const conc__hub *h) { return h->board.address; }
+enum { CONC__FAILURES = 30 };
 
-CONC__PRIVATE void conc__hub_ring(conc__hub *h)
+CONC__PRIVATE void conc__supervisor_ring(conc__supervisor *s)
 {
     uint64_t one = 1;
-    if (!h->rung && write(h->bell, &one, sizeof one) < 0) {
+    if (!s->rung && write(s->bell, &one, sizeof one) < 0) {
         /* it is rung already */
     }
-    h->rung = true;
+    s->rung = true;
 }
 
-CONC__PRIVATE int conc__desk_set(conc__desk *d, uintptr_t fn, int kind)
+/* ---- Messages ---- */
+
+/* Names the function in the request. */
+CONC__PRIVATE int conc__request_function(conc__supervisor *s, conc__worker *w, uintptr_t fn)
 {
-    d->kind = kind;
-    d->asked = d->begun = 0;
-    d->done = 0;
-    d->in = d->out = 0;
-    d->function.offset = 0;
-    d->function.module[0] = 0;
-    return fn && !conc__function_name(fn, &d->function) ? -EINVAL : 0;
+    conc__named_function *named = &s->named;
+    conc__function *to = &w->channel->request.function;
+    conc__module_counts counts = {0, 0};
+    int saved = errno;
+    conc__each_module(conc__module_count, &counts);
+    errno = saved;
+    if (named->fn != fn || memcmp(&named->counts, &counts, sizeof counts)) {
+        named->fn = 0;
+        if (!conc__function_name(fn, &named->function))
+            return -EINVAL;
+        named->fn = fn;
+        named->counts = counts;
+    }
+    /* anew each time: a job may have overwritten it */
+    memcpy(to, &named->function,
+           offsetof(conc__function, module) + strlen(named->function.module) + 1);
+    return 0;
 }
 
-CONC__PRIVATE void conc__desk_send(conc__desk *d)
+CONC__PRIVATE void conc__request_send(conc__worker *w)
 {
-    __atomic_store_n(&d->state, CONC__DESK_REQUEST, __ATOMIC_SEQ_CST);
-    bool asleep = __atomic_load_n(&d->asleep, __ATOMIC_SEQ_CST);
+    conc__worker_channel *c = w->channel;
+    c->asked = c->begun = 0;
+    c->done = 0;
+    __atomic_store_n(&c->turn, CONC__TURN_WORKER, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&w->awaited, true, __ATOMIC_RELEASE);
+    bool asleep = __atomic_load_n(&c->asleep, __ATOMIC_SEQ_CST);
     if (asleep)
-        conc__futex_wake(&d->state);
+        conc__futex_wake(&c->turn);
     conc__has_woken(asleep);
 }
 
+CONC__PRIVATE bool conc__worker_has_replied(const conc__worker_channel *c)
+{
+    return __atomic_load_n(&c->turn, __ATOMIC_SEQ_CST) == CONC__TURN_PROGRAM;
+}
+
 /* The elements that a runner gets next: at first many, at last one by one. */
-CONC__PRIVATE void conc__range_take(const conc__hub *h, const conc_job *j)
+CONC__PRIVATE void conc__range_take(const conc__supervisor *s, const conc_job *j)
 {
     conc__parcel *p = j->parcel;
     conc__mapping *m = p->mapping;
-    size_t left = m->count - m->next,
-           most = m->size ? CONC__SMALL / 2 / (m->size + sizeof(int)) : 4096;
-    size_t n = left / (2 * (size_t)h->crew->most);
+    size_t left = m->count - m->next, most = 4096;
+    size_t n = left / (2 * (size_t)s->crew->most);
     if (p->left || conc__map_stops(m))
         return;
+    if (m->size)
+        most = (CONC__SMALL - CONC__DATA_ALIGNMENT) / (m->size + sizeof(int));
+    if (s->max_jobs && most > (size_t)s->max_jobs)
+        most = (size_t)s->max_jobs;
     n = n > most ? most : n;
     n = n < 1 && left ? 1 : n;
     p->first = m->next;
@@ -18977,64 +21270,107 @@ CONC__PRIVATE void conc__range_take(const conc__hub *h, const conc_job *j)
     m->next += n;
 }
 
-/* How many bytes the job's request takes on a desk. */
+/* Where the results of a map's elements stand behind its data. */
+CONC__PRIVATE size_t conc__range_results(const conc__parcel *p)
+{
+    return conc__aligned(p->left * p->mapping->size);
+}
+
+/* How many bytes of data the job's request takes; SIZE_MAX: too many. */
 CONC__PRIVATE size_t conc__job_bytes(const conc_job *j)
 {
     const conc__parcel *p = j->parcel;
     if (!p)
         return j->size;
-    if (!p->mapping)
-        return conc__aligned(p->in_size) + p->out_size;
-    return conc__aligned(p->left * p->mapping->size) + p->left * sizeof(int);
+    if (p->mapping)
+        return conc__range_results(p) + p->left * sizeof(int);
+    bool too_many = p->in_size > SIZE_MAX / 4 || p->out_size > SIZE_MAX / 4;
+    return too_many ? SIZE_MAX : conc__aligned(p->in_size) + p->out_size;
 }
 
-/* Writes the job's request on the desk. */
-CONC__PRIVATE int conc__job_load(const conc_job *j, conc__station *s)
+CONC__PRIVATE bool conc__job_is_large(const conc_job *j)
+{
+    return conc__job_bytes(j) > CONC__SMALL;
+}
+
+/* Where the job's data stands for this side. */
+CONC__PRIVATE char *conc__job_data(const conc__worker *w, const conc_job *j)
+{
+    return conc__job_is_large(j) ? w->data.address : (char *)w->channel + CONC__CHANNEL_DATA;
+}
+
+/* Gives the worker a segment that is large enough; size 0: none. */
+CONC__PRIVATE int conc__worker_room(conc__worker *w, size_t size)
+{
+    enum { STEP = 1 << 20 };
+    if (size > SIZE_MAX / 4)
+        return -ENOMEM;
+    if (size ? size <= w->data.size : w->data.size == 0)
+        return 0;
+    conc__segment_close(&w->data);
+    w->data.size = 0;
+    w->data_version++;
+    if (!size)
+        return 0;
+    int rc = conc__segment_open(&w->data, (size + STEP - 1) / STEP * STEP, false);
+    conc__handing h = {.what = CONC__HAND_SHARED, .version = w->data_version};
+    if (rc == 0)
+        rc = conc__hand(w->socket, &h, w->data.fd);
+    bool gone = rc == -EPIPE || rc == -ECONNRESET || rc == -EBADF;
+    if (rc == 0 || gone) /* the end of its process is heard */
+        return 0;
+    conc__segment_close(&w->data);
+    w->data.size = 0;
+    return rc == -EFBIG ? rc : -ENOMEM;
+}
+
+/* Writes the job's request and data into the channel; its function stands there already. */
+CONC__PRIVATE int conc__job_load(conc_job *j, conc__worker *w)
 {
     const conc__parcel *p = j->parcel;
-    size_t bytes = conc__job_bytes(j), needed = CONC__DESK_DATA + bytes;
-    if (bytes > SIZE_MAX / 4)
-        return -ENOMEM;
-    if (needed > s->desk.size &&
-        !conc__segment_resize(&s->desk, (needed + (1 << 20) - 1) >> 20 << 20, !p))
-        return -ENOMEM;
-    conc__desk *d = conc__desk_of(&s->desk);
-    char *data = (char *)d + CONC__DESK_DATA;
-    bool maps = p && p->mapping;
-    int rc = conc__desk_set(d,
-                            p && !maps ? (uintptr_t)p->call
-                            : maps     ? (uintptr_t)p->mapping->fn
-                                       : (uintptr_t)j->fn,
-                            maps ? CONC__ASK_MAP
-                            : p  ? CONC__ASK_CALL
-                                 : CONC__ASK_RUN);
-    d->size = s->desk.size;
-    if (maps) {
-        d->in = p->mapping->size;
-        d->out = p->left;
-        d->keeps_going = p->mapping->keeps_going;
-        if (d->in)
-            memcpy(data, p->mapping->args + p->first * d->in, p->left * d->in);
-    } else {
-        const void *from = p ? p->in : j->arg;
-        d->in = p ? p->in_size : j->size;
-        d->out = p ? p->out_size : 0;
-        if (d->in)
-            memcpy(data, from, d->in);
+    bool large = conc__job_is_large(j);
+    int rc = large ? conc__worker_room(w, conc__job_bytes(j)) : 0;
+    if (rc)
+        return rc;
+    conc__request *r = &w->channel->request;
+    char *data = conc__job_data(w, j);
+    const void *from = j->arg;
+    size_t bytes = j->size;
+    r->kind = CONC__ASK_RUN;
+    r->in = j->size;
+    r->out = 0;
+    if (p && p->mapping) {
+        r->kind = CONC__ASK_MAP;
+        r->keeps_going = p->mapping->keeps_going;
+        r->in = p->mapping->size;
+        r->out = p->left;
+        from = p->mapping->args ? p->mapping->args + p->first * p->mapping->size : NULL;
+        bytes = p->left * p->mapping->size;
+    } else if (p) {
+        r->kind = CONC__ASK_CALL;
+        r->in = bytes = p->in_size;
+        r->out = p->out_size;
+        from = p->in;
     }
-    return rc;
+    r->in_segment = large;
+    r->segment_size = w->data.size;
+    r->segment_version = w->data_version;
+    if (bytes)
+        memcpy(data, from, bytes);
+    return 0;
 }
 
-CONC__PRIVATE void conc__station_free(conc__hub *h, conc__station *s)
+CONC__PRIVATE uintptr_t conc__job_function(const conc_job *j)
 {
-    s->job = NULL;
-    s->cancelled = false;
-    s->state = CONC__FREE;
-    s->since = conc__clock();
-    h->crew->started--;
+    const conc__parcel *p = j->parcel;
+    if (p && p->mapping)
+        return (uintptr_t)p->mapping->fn;
+    return p ? (uintptr_t)p->call : (uintptr_t)j->fn;
 }
 
-/* The job that the station had is over: result, and words if they are not "". */
+/* ---- Results ---- */
+
+/* The job that a worker had is over: its result, and words if they are not "". */
 CONC__PRIVATE void conc__job_over(conc__crew *c, conc_job *j, int result, const char *words)
 {
     conc__frame f = {.locals = j->locals, .text_rc = *words ? result : 0};
@@ -19055,262 +21391,305 @@ CONC__PRIVATE void conc__job_undone(conc__crew *c, conc_job *j, int rc, const ch
     conc__job_over(c, j, rc, words);
 }
 
-/* The first n of a runner's elements have returned: their bytes, results, and the first error. */
-CONC__PRIVATE void conc__range_done(conc__parcel *p, conc__desk *d, size_t n, int *error)
+/* How many of a runner's elements its worker says that it has done. */
+CONC__PRIVATE size_t conc__range_counted(const conc__worker *w)
 {
+    uint64_t done = __atomic_load_n(&w->channel->done, __ATOMIC_ACQUIRE);
+    size_t left = w->job->parcel->left;
+    return done < left ? (size_t)done : left;
+}
+
+/* The first n of a runner's elements have returned: their bytes, results, and the first error. */
+CONC__PRIVATE void conc__range_done(const conc__worker *w, size_t n, int *error)
+{
+    conc__parcel *p = w->job->parcel;
     conc__mapping *m = p->mapping;
-    const char *data = (const char *)d + CONC__DESK_DATA;
-    const int *results = (const int *)(const void *)(data + conc__aligned(d->in * d->out));
-    n = n < p->left ? n : p->left;
+    const char *data = conc__job_data(w, w->job);
+    const char *results = data + conc__range_results(p);
     if (m->size)
         memcpy(m->args + p->first * m->size, data, n * m->size);
     for (size_t i = 0; i < n; i++) {
+        int rc;
+        memcpy(&rc, results + i * sizeof rc, sizeof rc);
         if (m->results)
-            m->results[p->first + i] = results[i];
-        if (results[i] < 0 && !m->error && !m->keeps_going)
-            *error = m->error = results[i];
+            m->results[p->first + i] = rc;
+        if (rc < 0 && !m->error && !m->keeps_going)
+            *error = m->error = rc;
     }
     p->first += n;
     p->left -= n;
 }
 
 /* An error of one element keeps the rest from starting. */
-CONC__PRIVATE void conc__mapping_stop(conc__hub *h, conc__mapping *m)
+CONC__PRIVATE void conc__mapping_stop(conc__supervisor *s, conc__mapping *m)
 {
     __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
-    for (int i = 0; i < h->crew->most; i++) {
-        conc__station *s = &h->stations[i];
-        if (s->state == CONC__BUSY && s->job->parcel && s->job->parcel->mapping == m)
-            __atomic_store_n(&conc__desk_of(&s->desk)->asked, 1, __ATOMIC_RELAXED);
+    for (int i = 0; i < s->crew->most; i++) {
+        conc__worker *w = &s->workers[i];
+        bool takes_part =
+            w->state == CONC__WORKER_BUSY && w->job->parcel && w->job->parcel->mapping == m;
+        if (takes_part)
+            __atomic_store_n(&w->channel->asked, 1, __ATOMIC_RELAXED);
     }
 }
 
 /* A runner's request was answered. True: there is more for it to do. */
-CONC__PRIVATE bool conc__runner_goes_on(conc__hub *h, conc_job *j, conc__desk *d, int *error)
+CONC__PRIVATE bool conc__runner_goes_on(conc__supervisor *s, conc__worker *w, int result,
+                                        int *error)
 {
+    conc_job *j = w->job;
     conc__parcel *p = j->parcel;
-    conc__range_done(p, d, (size_t)d->done, error);
-    if (d->result < 0 && d->done == 0 && !*error) /* the function was not found */
-        conc__range_drop(p, p->mapping->error = *error = (int)d->result);
+    size_t done = conc__range_counted(w);
+    conc__range_done(w, done, error);
+    if (result < 0 && done == 0 && !*error) /* the function was not found */
+        conc__range_drop(p, p->mapping->error = *error = result);
     if (*error)
-        conc__mapping_stop(h, p->mapping);
+        conc__mapping_stop(s, p->mapping);
     if (conc__map_stops(p->mapping))
         conc__range_drop(p, -ECANCELED);
-    conc__range_take(h, j);
+    conc__range_take(s, j);
     return p->left > 0;
 }
 
-/* Is there more to copy than should be done by whoever comes? */
-CONC__PRIVATE bool conc__job_is_large(const conc_job *j)
+/* Takes the result of a job that is no map's from its worker. */
+CONC__PRIVATE int conc__job_unload(const conc__worker *w, int64_t result)
 {
-    return conc__job_bytes(j) > CONC__SMALL;
-}
-
-/* Sends the job, which was loaded, or tells why it could not be. */
-CONC__PRIVATE void conc__station_send(conc__hub *h, conc__station *s, int rc)
-{
-    if (rc == 0 && !s->cancelled) {
-        s->state = CONC__BUSY;
-        conc__desk_send(conc__desk_of(&s->desk));
-        return;
-    }
-    conc_job *j = s->job;
-    rc = rc ? rc : -ECANCELED;
-    conc__station_free(h, s);
-    conc__job_undone(h->crew, j, rc, "");
-}
-
-/* Gives the station a job. Large ones only from the manager, which unlocks meanwhile. */
-CONC__PRIVATE void conc__station_begin(conc__hub *h, conc__station *s, conc_job *j)
-{
-    if (s->state == CONC__FREE)
-        h->crew->started++;
-    s->job = j;
-    s->state = CONC__LOADING;
-    bool large = conc__job_is_large(j);
-    if (large)
-        pthread_mutex_unlock(&h->crew->mutex);
-    int rc = conc__job_load(j, s);
-    if (large)
-        conc__lock_briefly(&h->crew->mutex);
-    conc__station_send(h, s, rc);
-}
-
-/* The worker that was busy last: what it needs is in its processor's caches, and it may not
- * sleep yet. */
-CONC__PRIVATE conc__station *conc__station_idle(conc__hub *h)
-{
-    conc__station *best = NULL;
-    for (int i = 0; i < h->crew->most; i++) {
-        conc__station *s = &h->stations[i];
-        if (s->state == CONC__FREE && (!best || s->since > best->since))
-            best = s;
-    }
-    return best;
-}
-
-CONC__PRIVATE conc__station *conc__station_in(conc__hub *h, conc__place_state state)
-{
-    for (int i = 0; i < h->crew->most; i++)
-        if (h->stations[i].state == state)
-            return &h->stations[i];
-    return NULL;
-}
-
-/* Sends what is in the queue to those who are free; calls the manager for what only it does. */
-CONC__PRIVATE void conc__hub_send(conc__hub *h, bool manager)
-{
-    conc__crew *c = h->crew;
-    conc__station *s;
-    for (conc_job *j; (j = conc__backlog_first(c));) {
-        if (h->broken) {
-            conc__job_undone(c, conc__backlog_pop(c), h->broken, h->why);
-            continue;
-        }
-        s = conc__station_idle(h);
-        if (j->parcel && j->parcel->mapping)
-            conc__range_take(h, j);
-        if (!s || (conc__job_is_large(j) && !manager))
-            break;
-        conc__backlog_pop(c);
-        if (j->parcel && j->parcel->mapping && !j->parcel->left)
-            conc__job_over(c, j, 0, "");
-        else
-            conc__station_begin(h, s, j);
-    }
-    if (c->queued && !manager &&
-        (conc__station_in(h, CONC__FREE) ||
-         (conc__station_in(h, CONC__EMPTY) && h->coming < (int)c->queued)))
-        conc__hub_ring(h);
-}
-
-CONC__PRIVATE void *conc__manager_main(void *arg);
-
-CONC__PRIVATE void conc__hub_rouse(conc__crew *c) { conc__hub_send(c->hub, false); }
-
-/* Under the mutex, before the first job. */
-CONC__PRIVATE int conc__hub_begin(conc__hub *h)
-{
-    if (h->manages)
-        return 0;
-    conc__original_mask(&h->mask);
-    int rc = conc__quiet_thread(&h->manager, NULL, conc__manager_main, h);
-    h->manages = rc == 0;
-    return -rc;
-}
-
-CONC__PRIVATE void conc__station_unload(conc_job *j, conc__desk *d)
-{
+    const conc_job *j = w->job;
     conc__parcel *p = j->parcel;
-    const char *data = (const char *)d + CONC__DESK_DATA;
+    const char *data = conc__job_data(w, j);
     if (!p) {
         if (j->size)
             memcpy(j->arg, data, j->size);
-        return;
+        return (int)result;
     }
-    p->returned = (ssize_t)d->result;
+    p->returned = (ssize_t)result;
     if (p->returned > 0 && (size_t)p->returned > p->out_size)
         p->returned = -EMSGSIZE;
     else if (p->returned > 0)
         memcpy(p->out, data + conc__aligned(p->in_size), (size_t)p->returned);
+    return p->returned < 0 ? (int)p->returned : 0;
+}
+
+/* ---- States of a worker ---- */
+
+CONC__PRIVATE void conc__worker_quits(conc__worker *w)
+{
+    w->state = CONC__WORKER_LEAVING;
+    __atomic_store_n(&w->channel->turn, CONC__TURN_QUIT, __ATOMIC_SEQ_CST);
+    conc__futex_wake(&w->channel->turn);
+}
+
+/* It has done its job. */
+CONC__PRIVATE void conc__worker_rests(conc__supervisor *s, conc__worker *w)
+{
+    w->job = NULL;
+    w->cancelled = false;
+    w->state = CONC__WORKER_IDLE;
+    w->idle_since = conc__clock();
+    s->crew->started--;
+    if (s->max_jobs && w->jobs >= s->max_jobs)
+        conc__worker_quits(w);
+}
+
+/* Gives the worker a job. A large one only from the supervisor, which unlocks meanwhile. */
+CONC__PRIVATE void conc__worker_begins(conc__supervisor *s, conc__worker *w, conc_job *j)
+{
+    conc__parcel *p = j->parcel;
+    if (w->state == CONC__WORKER_IDLE)
+        s->crew->started++;
+    w->job = j;
+    w->state = CONC__WORKER_COPYING;
+    w->jobs += p && p->mapping ? (int)p->left : 1;
+    bool large = conc__job_is_large(j);
+    int rc = conc__request_function(s, w, conc__job_function(j));
+    if (rc == 0) {
+        if (large)
+            pthread_mutex_unlock(&s->crew->mutex);
+        rc = conc__job_load(j, w);
+        if (large)
+            conc__lock_briefly(&s->crew->mutex);
+    }
+    if (rc == 0 && !w->cancelled) {
+        w->state = CONC__WORKER_BUSY;
+        conc__request_send(w);
+        return;
+    }
+    conc__worker_rests(s, w);
+    conc__job_undone(s->crew, j, rc ? rc : -ECANCELED, "");
+}
+
+/* The worker that was busy last: what it needs is in its processor's caches, and it may not
+ * sleep yet. */
+CONC__PRIVATE conc__worker *conc__worker_idle(conc__supervisor *s)
+{
+    conc__worker *best = NULL;
+    for (int i = 0; i < s->crew->most; i++) {
+        conc__worker *w = &s->workers[i];
+        if (w->state == CONC__WORKER_IDLE && (!best || w->idle_since > best->idle_since))
+            best = w;
+    }
+    return best;
+}
+
+CONC__PRIVATE conc__worker *conc__worker_in(conc__supervisor *s, conc__worker_state state)
+{
+    for (int i = 0; i < s->crew->most; i++)
+        if (s->workers[i].state == state)
+            return &s->workers[i];
+    return NULL;
+}
+
+/* Sends what is in the queue to idle workers; calls the supervisor for what only it does. */
+CONC__PRIVATE void conc__supervisor_send(conc__supervisor *s, bool supervisor)
+{
+    conc__crew *c = s->crew;
+    for (conc_job *j; (j = conc__backlog_first(c));) {
+        if (s->broken) {
+            conc__job_undone(c, conc__backlog_pop(c), s->broken, s->why);
+            continue;
+        }
+        conc__worker *w = conc__worker_idle(s);
+        bool maps = j->parcel && j->parcel->mapping;
+        if (maps)
+            conc__range_take(s, j);
+        if (!w || (conc__job_is_large(j) && !supervisor))
+            break;
+        conc__backlog_pop(c);
+        if (maps && !j->parcel->left)
+            conc__job_over(c, j, 0, "");
+        else
+            conc__worker_begins(s, w, j);
+    }
+    bool more = c->queued && !supervisor;
+    bool may_start = conc__worker_in(s, CONC__WORKER_NONE) && s->starting < (int)c->queued;
+    if (more && (may_start || conc__worker_in(s, CONC__WORKER_IDLE)))
+        conc__supervisor_ring(s);
+}
+
+/* The words of an error, which a worker may have written without an end. */
+CONC__PRIVATE void conc__reply_words(const conc__worker_channel *c, char words[96])
+{
+    memcpy(words, c->text, sizeof c->text);
+    words[sizeof c->text - 1] = 0;
 }
 
 /* The worker has replied, and what it wrote is to be copied. */
-CONC__PRIVATE void conc__station_replied(conc__hub *h, conc__station *s)
+CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
 {
-    conc_job *j = s->job;
-    conc__desk *d = conc__desk_of(&s->desk);
+    conc_job *j = w->job;
+    const conc__worker_channel *c = w->channel;
+    int64_t full_result = c->result;
+    char words[sizeof c->text];
     int result = 0;
+    conc__reply_words(c, words);
     if (j->parcel && j->parcel->mapping) {
-        if (conc__runner_goes_on(h, j, d, &result) && !s->cancelled) {
-            conc__station_begin(h, s, j);
+        bool more = conc__runner_goes_on(s, w, (int)full_result, &result);
+        bool worn_out = s->max_jobs && w->jobs >= s->max_jobs;
+        if (more && !w->cancelled && !worn_out) {
+            conc__worker_begins(s, w, j);
+            return;
+        }
+        if (more && !w->cancelled && conc__backlog_has_room(s->crew)) { /* another worker does it */
+            conc__worker_rests(s, w);
+            conc__backlog_push(s->crew, j);
             return;
         }
         conc__range_drop(j->parcel, -ECANCELED);
     } else {
         bool large = conc__job_is_large(j);
-        s->state = CONC__LOADING;
+        w->state = CONC__WORKER_COPYING;
         if (large)
-            pthread_mutex_unlock(&h->crew->mutex);
-        conc__station_unload(j, d);
+            pthread_mutex_unlock(&s->crew->mutex);
+        result = conc__job_unload(w, full_result);
         if (large)
-            conc__lock_briefly(&h->crew->mutex);
-        result =
-            j->parcel ? j->parcel->returned < 0 ? (int)j->parcel->returned : 0 : (int)d->result;
+            conc__lock_briefly(&s->crew->mutex);
     }
-    char words[96];
-    conc__copy(words, sizeof words, result < 0 && d->words == result ? d->text : "");
-    conc__station_free(h, s);
-    conc__job_over(h->crew, j, result, words);
+    if (result >= 0 || c->words != result)
+        words[0] = 0;
+    conc__worker_rests(s, w);
+    conc__job_over(s->crew, j, result, words);
 }
 
 /* A worker's init has returned. */
-CONC__PRIVATE void conc__station_ready(conc__hub *h, conc__station *s)
+CONC__PRIVATE void conc__worker_ready(conc__supervisor *s, conc__worker *w)
 {
-    const conc__desk *d = conc__desk_of(&s->desk);
-    h->coming--;
-    h->failures = 0;
-    s->state = CONC__FREE;
-    s->since = conc__clock();
-    if (d->result < 0 && !h->broken) {
-        h->broken = -ENOTRECOVERABLE;
-        snprintf(h->why, sizeof h->why, "init failed: %.80s",
-                 d->words ? d->text : conc_strerror((int)d->result));
-    }
+    const conc__worker_channel *c = w->channel;
+    int rc = (int)c->result;
+    s->starting--;
+    s->failures = 0;
+    w->state = CONC__WORKER_IDLE;
+    w->idle_since = conc__clock();
+    if (rc >= 0 || s->broken)
+        return;
+    char words[sizeof c->text];
+    conc__reply_words(c, words);
+    s->broken = -ENOTRECOVERABLE;
+    snprintf(s->why, sizeof s->why, "init failed: %.80s", c->words ? words : conc_strerror(rc));
 }
 
-/* Takes the replies. */
-CONC__PRIVATE void conc__hub_collect(conc__hub *h, bool manager)
+/* Takes the replies. Those to large jobs are left to the supervisor. */
+CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool supervisor)
 {
-    for (int i = 0; i < h->crew->most; i++) {
-        conc__station *s = &h->stations[i];
-        if ((s->state != CONC__BUSY && s->state != CONC__COMING) ||
-            __atomic_load_n(&conc__desk_of(&s->desk)->state, __ATOMIC_ACQUIRE) != CONC__DESK_REPLY)
+    for (int i = 0; i < s->crew->most; i++) {
+        conc__worker *w = &s->workers[i];
+        bool waits = w->state == CONC__WORKER_BUSY || w->state == CONC__WORKER_STARTING;
+        if (!waits || !conc__worker_has_replied(w->channel))
             continue;
-        if (s->state == CONC__COMING)
-            conc__station_ready(h, s);
-        else if (!manager && conc__job_is_large(s->job))
-            conc__hub_ring(h);
+        __atomic_store_n(&w->awaited, false, __ATOMIC_RELAXED);
+        if (w->state == CONC__WORKER_STARTING)
+            conc__worker_ready(s, w);
+        else if (!supervisor && conc__job_is_large(w->job))
+            conc__supervisor_ring(s);
         else
-            conc__station_replied(h, s);
+            conc__worker_replied(s, w);
     }
-    conc__hub_send(h, manager);
+    conc__supervisor_send(s, supervisor);
+}
+
+/* Its number cannot be another process's: nobody but the supervisor reaps it, unless the program
+ * reaps all its children; then the descriptor still says which process is meant. */
+CONC__PRIVATE void conc__worker_signal(const conc__worker *w, int number)
+{
+#ifdef SYS_pidfd_send_signal
+    bool sent = w->pidfd >= 0 && syscall(SYS_pidfd_send_signal, w->pidfd, number, NULL, 0) == 0;
+    if (sent || (w->pidfd >= 0 && errno == ESRCH))
+        return;
+#endif
+    kill(w->pid, number);
 }
 
 /* Kills the worker; its job is over for the caller if this returns true. */
-CONC__PRIVATE bool conc__station_kill(conc__station *s)
+CONC__PRIVATE bool conc__worker_kill(conc__worker *w)
 {
-    if (s->state == CONC__LOADING)
-        s->cancelled = true; /* whoever copies ends it */
-    if (s->state != CONC__BUSY ||
-        __atomic_load_n(&conc__desk_of(&s->desk)->state, __ATOMIC_ACQUIRE) == CONC__DESK_REPLY)
+    if (w->state == CONC__WORKER_COPYING)
+        w->cancelled = true; /* the supervisor ends it when it has copied */
+    if (w->state != CONC__WORKER_BUSY || conc__worker_has_replied(w->channel))
         return false;
-    kill(s->pid, SIGKILL);
-    s->state = CONC__LEAVING;
+    conc__worker_signal(w, SIGKILL);
+    __atomic_store_n(&w->awaited, false, __ATOMIC_RELAXED);
+    w->state = CONC__WORKER_LEAVING;
     return true;
 }
 
 /* The job is cancelled (NULL: all of them): true when it is over with that. */
-CONC__PRIVATE bool conc__hub_cancel(conc__crew *c, conc_job *j)
+CONC__PRIVATE bool conc__supervisor_cancel(conc__crew *c, conc_job *j)
 {
-    conc__hub *h = c->hub;
+    conc__supervisor *s = c->supervisor;
     if (j && conc__crew_take_back(c, j)) {
         conc__range_drop(j->parcel, -ECANCELED);
         return true;
     }
     for (int i = 0; i < c->most; i++) {
-        conc__station *s = &h->stations[i];
-        conc_job *its = s->job;
-        if (!its || (j && its != j) || !conc__station_kill(s))
+        conc__worker *w = &s->workers[i];
+        conc_job *its = w->job;
+        if (!its || (j && its != j) || !conc__worker_kill(w))
             continue;
         if (its->parcel && its->parcel->mapping) {
             int error = 0;
-            conc__desk *d = conc__desk_of(&s->desk);
-            conc__range_done(its->parcel, d, (size_t)__atomic_load_n(&d->done, __ATOMIC_ACQUIRE),
-                             &error);
+            conc__range_done(w, conc__range_counted(w), &error);
             conc__range_drop(its->parcel, -ECANCELED);
         }
-        s->job = NULL;
+        w->job = NULL;
         c->started--;
         if (j)
             return true;
@@ -19319,213 +21698,249 @@ CONC__PRIVATE bool conc__hub_cancel(conc__crew *c, conc_job *j)
     return false;
 }
 
-/* ---- >>manager ------------------------------------------------------------------------------ */
+/* ---- Starting workers ---- */
 
-/* This program's path; where it was replaced, the way to what runs. */
-CONC__PRIVATE void conc__own_path(char *path, size_t size)
+/* What executes this program anew: the file that runs, though another one may have its name now.
+ * Where the program was started by the dynamic loader, that is the loader, and the program's
+ * path is its argument. */
+typedef struct conc__own_program {
+    const char *argv[4];
+    char path[4096];
+    conc__mapped_file file;
+} conc__own_program;
+
+CONC__PRIVATE int conc__first_module(conc__module_info *m, size_t size, void *arg)
 {
-    static const char deleted[] = " (deleted)";
-    ssize_t n = readlink("/proc/self/exe", path, size - 1);
-    path[n > 0 ? n : 0] = 0;
-    size_t end = strlen(path), tail = sizeof deleted - 1;
-    if (n <= 0 || (end > tail && strcmp(path + end - tail, deleted) == 0))
-        conc__copy(path, size, "/proc/self/exe");
+    (void)size;
+    for (int i = 0; i < m->count && !*(uintptr_t *)arg; i++)
+        if (m->parts[i].p_type == PT_LOAD)
+            *(uintptr_t *)arg = m->base + m->parts[i].p_vaddr;
+    return 1;
 }
 
-CONC__PRIVATE int conc__spawn_worker(const conc__hub *h, const char *path, char **env, int socket,
-                                     int *pid)
+CONC__PRIVATE void conc__own_program_find(conc__own_program *p)
 {
-    char *argv[] = {(char *)(uintptr_t)path, (char *)(uintptr_t) "(conc worker)", NULL};
+    struct stat executed, mapped;
+    uintptr_t address = 0;
+    ssize_t n = readlink("/proc/self/exe", p->path, sizeof p->path - 1);
+    p->path[n > 0 ? n : 0] = 0;
+    conc__each_module(conc__first_module, &address);
+    conc__find_mapped_file(address, &p->file);
+    bool by_loader = p->file.path && stat("/proc/self/exe", &executed) == 0 &&
+                     stat(p->file.path, &mapped) == 0 &&
+                     (executed.st_dev != mapped.st_dev || executed.st_ino != mapped.st_ino) &&
+                     strcmp(p->file.path, p->path) != 0 && !strstr(p->file.path, " (deleted)");
+    int i = 0;
+    p->argv[i++] = *p->path ? p->path : "/proc/self/exe";
+    if (by_loader)
+        p->argv[i++] = p->file.path;
+    p->argv[i++] = "(conc worker)";
+    p->argv[i] = NULL;
+}
+
+/* All signals are blocked until the worker has handlers: the terminal's interrupt comes to it
+ * too. */
+CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int *pid)
+{
+    enum { SOCKET = 3 };
+    conc__own_program program;
     conc__spawning how;
     pid_t child = 0;
-    int rc = conc__spawning_open(&how, &h->mask);
+    sigset_t all;
+    sigfillset(&all);
+    conc__own_program_find(&program);
+    int rc = conc__spawning_open(&how, &all);
     if (rc)
         return -rc;
-    rc = posix_spawn_file_actions_adddup2(&how.actions, socket, 3);
+    rc = posix_spawn_file_actions_adddup2(&how.actions, socket, SOCKET);
     if (rc == 0)
         rc = posix_spawn_file_actions_addopen(&how.actions, 0, "/dev/null", O_RDONLY, 0);
     if (rc == 0)
-        rc = conc__close_others(&how.actions, 4);
+        rc = conc__close_others(&how, SOCKET + 1);
     if (rc == 0)
-        rc = posix_spawn(&child, path, &how.actions, &how.attributes, argv, env);
+        rc = posix_spawn(&child, "/proc/self/exe", &how.actions, &how.attributes,
+                         (char *const *)(uintptr_t)program.argv, s->environment);
     conc__spawning_close(&how);
     *pid = child;
     return -rc;
 }
 
-/* The environment with a worker's mark, for conc_free. */
-CONC__PRIVATE char **conc__worker_environment(char *mark)
+/* A copy of the environment with a worker's mark, in one piece: the program may change its own
+ * while workers are started. */
+CONC__PRIVATE char **conc__worker_environment(void)
 {
-    size_t n = 0;
-    while (environ && environ[n])
-        n++;
-    char **env = conc__alloc((n + 2) * sizeof *env);
-    if (env) {
-        if (n)
-            memcpy(env + 1, environ, n * sizeof *env);
-        env[0] = mark;
-        env[n + 1] = NULL;
+    static const size_t room = 4200; /* of the mark */
+    size_t n = 0, bytes = room;
+    for (; environ && environ[n]; n++)
+        bytes += strlen(environ[n]) + 1;
+    char **env = conc__alloc((n + 2) * sizeof *env + bytes);
+    char *text = env ? (char *)(env + n + 2) : NULL;
+    if (!env || !conc__worker_mark(text, room)) {
+        conc_free(env);
+        return NULL;
     }
+    env[0] = text;
+    text += room;
+    for (size_t i = 0; i < n; i++) {
+        size_t size = strlen(environ[i]) + 1;
+        env[i + 1] = memcpy(text, environ[i], size);
+        text += size;
+    }
+    env[n + 1] = NULL;
     return env;
 }
 
-CONC__PRIVATE int conc__hand_all(const conc__hub *h, const conc__station *s, int socket)
+CONC__PRIVATE int conc__worker_hand_all(const conc__supervisor *s, const conc__worker *w)
 {
-    int rc = conc__hand(socket, &(conc__handing){.what = CONC__HAND_DESK, .size = s->desk.size},
-                        s->desk.fd);
+    conc__handing start = {.what = CONC__HAND_START,
+                           .program = getpid(),
+                           .memory_limit = s->memory_limit,
+                           .mask = s->mask};
+    int rc = conc__hand(
+        w->socket, &(conc__handing){.what = CONC__HAND_CHANNEL, .size = w->channel_memory.size},
+        w->channel_memory.fd);
     if (rc == 0)
-        rc = conc__hand(socket, &(conc__handing){.what = CONC__HAND_BOARD, .size = h->board.size},
-                        h->board.fd);
-    if (rc == 0)
-        rc = conc__hand(socket, &(conc__handing){.what = CONC__HAND_BELL}, h->bell);
+        rc = conc__hand(w->socket,
+                        &(conc__handing){.what = CONC__HAND_BOARD, .size = s->board_memory.size},
+                        s->board_memory.fd);
     pthread_mutex_lock(&conc__segments_mutex);
     for (conc__segment *m = conc__segments; m && rc == 0; m = m->next)
-        rc = conc__hand(socket, &(conc__handing){CONC__HAND_SHARED, 0, m->address, m->size}, m->fd);
+        rc = conc__hand(
+            w->socket,
+            &(conc__handing){.what = CONC__HAND_SHARED, .address = m->address, .size = m->size},
+            m->fd);
     pthread_mutex_unlock(&conc__segments_mutex);
-    return rc;
+    return rc ? rc : conc__hand(w->socket, &start, -1);
 }
 
-/* Starts this program anew as a worker. */
-CONC__PRIVATE int conc__worker_exec(const conc__hub *h, conc__station *s)
+/* Waits for the process's end: its status as of waitpid, -1 if nobody knows. */
+CONC__PRIVATE int conc__worker_reap(const conc__worker *w)
 {
-    char path[4096], mark[64];
-    int ends[2], rc = conc__sockets(ends);
+    int status = -1;
+    while (waitpid(w->pid, &status, 0) < 0 && errno == EINTR)
+        ;
+    return status;
+}
+
+/* The socket is closed for the worker too, though a process that the program has forked may have
+ * a copy of this end. */
+CONC__PRIVATE void conc__worker_close_socket(conc__worker *w)
+{
+    if (w->socket >= 0) {
+        shutdown(w->socket, SHUT_RDWR);
+        close(w->socket);
+    }
+    w->socket = -1;
+}
+
+/* Starts the process, with a channel that is new: processes that the last worker's jobs forked
+ * may still write to the old one. */
+CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
+{
+    int ends[2], rc = conc__segment_open(&w->channel_memory, CONC__CHANNEL_SIZE, false);
     if (rc)
         return rc;
-    conc__own_path(path, sizeof path);
-    conc__worker_mark(mark, sizeof mark);
-    char **env = conc__worker_environment(mark);
-    rc = env ? conc__spawn_worker(h, path, env, ends[1], &s->pid) : -ENOMEM;
-    conc_free(env);
+    conc__worker_channel *c = w->channel_memory.address;
+    __atomic_store_n(&w->channel, c, __ATOMIC_SEQ_CST);
+    w->data_version = 0;
+    w->jobs = 0;
+    rc = conc__sockets(ends);
+    if (rc)
+        return rc;
+    c->request.kind = CONC__ASK_INIT;
+    c->request.function = s->init;
+    c->turn = CONC__TURN_WORKER;
+    w->socket = ends[0];
+    rc = conc__worker_spawn(s, ends[1], &w->pid);
     close(ends[1]);
-    /* it must not serve with what it got */
-    if (rc == 0 && (rc = conc__hand_all(h, s, ends[0])) != 0) {
-        kill(s->pid, SIGKILL);
-        while (waitpid(s->pid, NULL, 0) < 0 && errno == EINTR)
-            ;
-    }
-    conc__hang_up(ends[0]);
-    return rc;
-}
-
-/* Has the zygote end, if it has not. */
-CONC__PRIVATE void conc__zygote_leave(conc__hub *h)
-{
-    if (h->zygote >= 0)
-        conc__hang_up(h->zygote);
-    h->zygote = -1;
-}
-
-/* The zygote's answer to a question; if it cannot be had, the zygote is given up. */
-CONC__PRIVATE int conc__zygote_asked(conc__hub *h, conc__handing *told, int fd)
-{
-    int none, rc = h->zygote < 0 ? -ECHILD : conc__hand(h->zygote, told, fd);
-    bool gone = rc == -EPIPE || rc == -ECONNRESET;
-    if (gone || (rc == 0 && conc__handed(h->zygote, told, &none) != 1)) {
-        conc__zygote_leave(h);
-        rc = -ECHILD;
+    if (rc)
+        return conc_fail(rc, "posix_spawn of /proc/self/exe: %s", strerror(-rc));
+    w->pidfd = conc__pidfd(w->pid); /* -1: the supervisor asks after its end again and again */
+    rc = conc__worker_hand_all(s, w);
+    if (rc == -EPIPE || rc == -ECONNRESET)
+        return 0; /* it has ended, which is heard */
+    if (rc) {     /* it must not serve with what it got */
+        conc__worker_signal(w, SIGKILL);
+        conc__worker_reap(w);
     }
     return rc;
 }
 
-/* Has the zygote fork a worker. */
-CONC__PRIVATE int conc__worker_fork(conc__hub *h, conc__station *s)
+/* Gives back what a worker that has ended, or was not started, had. */
+CONC__PRIVATE void conc__worker_clear(conc__supervisor *s, conc__worker *w)
 {
-    conc__handing told = {.what = CONC__HAND_FORK, .size = s->desk.size};
-    int rc = conc__zygote_asked(h, &told, s->desk.fd);
-    rc = rc ? rc : told.number;
-    s->pid = rc > 0 ? rc : 0;
-    return rc < 0 ? rc : 0;
+    conc__segment *old = w->channel_memory.address ? conc__alloc(sizeof *old) : NULL;
+    conc__worker_close_socket(w);
+    if (w->pidfd >= 0)
+        close(w->pidfd);
+    w->pidfd = -1;
+    w->pid = 0;
+    conc__segment_close(&w->data);
+    w->data.size = 0;
+    __atomic_store_n(&w->awaited, false, __ATOMIC_RELAXED);
+    __atomic_store_n(&w->channel, NULL, __ATOMIC_SEQ_CST);
+    if (old) {
+        *old = w->channel_memory;
+        old->next = s->unused;
+        s->unused = old;
+    } /* else it stays mapped: somebody may look at it */
+    w->channel_memory = (conc__segment){.fd = -1};
+    w->job = NULL;
+    w->cancelled = false;
+    w->state = CONC__WORKER_NONE;
 }
 
-/* Starts a worker, outside the mutex: the station is marked. call: the system call that failed,
- * NULL: it was none. */
-CONC__PRIVATE int conc__worker_start(conc__hub *h, conc__station *s, const char **call)
+/* Channels that are not used any more, once nobody looks. */
+CONC__PRIVATE void conc__supervisor_unmap(conc__supervisor *s, bool nobody_looks)
 {
-    *call = "memfd_create";
-    int rc = s->desk.address ? 0 : conc__segment_open(&s->desk, CONC__DESK_SIZE, false);
-    if (rc)
-        return rc;
-    conc__desk *d = conc__desk_of(&s->desk);
-    d->asleep = 0;
-    d->parent = getpid();
-    d->memory_limit = h->memory_limit;
-    d->size = s->desk.size;
-    *call = NULL;
-    rc = conc__desk_set(d, (uintptr_t)h->init, CONC__ASK_INIT);
-    if (rc)
-        return rc;
-    __atomic_store_n(&d->state, CONC__DESK_REQUEST, __ATOMIC_SEQ_CST);
-    rc = h->forks ? conc__worker_fork(h, s) : conc__worker_exec(h, s);
-    if (rc)
-        return rc;
-    *call = "pidfd_open";
-    s->pidfd = conc__pidfd(s->pid);
-    if (s->pidfd >= 0)
-        return 0;
-    rc = -errno;
-    kill(s->pid, SIGKILL);
-    waitpid(s->pid, NULL, 0);
-    return rc;
+    nobody_looks = nobody_looks || __atomic_load_n(&s->board->lookers, __ATOMIC_SEQ_CST) == 0;
+    for (conc__segment *old; nobody_looks && (old = s->unused);) {
+        s->unused = old->next;
+        conc__segment_close(old);
+        conc_free(old);
+    }
 }
 
 /* No worker comes up: nobody is to wait for one. */
-CONC__PRIVATE void conc__hub_fails(conc__hub *h, int rc, const char *why)
+CONC__PRIVATE void conc__supervisor_fails(conc__supervisor *s, int rc, const char *why)
 {
-    for (int i = 0; i < h->crew->most; i++)
-        if (h->stations[i].state != CONC__EMPTY)
+    for (int i = 0; i < s->crew->most; i++)
+        if (s->workers[i].state != CONC__WORKER_NONE)
             return; /* the others go on */
-    if (h->forks && h->zygote < 0) {
-        rc = h->broken = -ENOTRECOVERABLE;
-        why = "the process that forks the workers has ended";
-        conc__copy(h->why, sizeof h->why, why);
-    }
-    while (h->crew->queued)
-        conc__job_undone(h->crew, conc__backlog_pop(h->crew), rc, why);
+    while (s->crew->queued)
+        conc__job_undone(s->crew, conc__backlog_pop(s->crew), rc, why);
 }
 
 /* Starts the workers that are needed. */
-CONC__PRIVATE void conc__hub_staff(conc__hub *h)
+CONC__PRIVATE void conc__supervisor_staff(conc__supervisor *s)
 {
-    conc__crew *c = h->crew;
-    for (int i = 0; i < c->most && !h->broken && h->failures < CONC__FAILURES &&
-                    h->coming < (int)c->queued && !conc__station_in(h, CONC__FREE);
-         i++) {
-        conc__station *s = &h->stations[i];
-        if (s->state != CONC__EMPTY)
+    conc__crew *c = s->crew;
+    for (int i = 0; i < c->most && !s->broken && s->failures < CONC__FAILURES; i++) {
+        conc__worker *w = &s->workers[i];
+        if (s->starting >= (int)c->queued || conc__worker_in(s, CONC__WORKER_IDLE))
+            return;
+        if (w->state != CONC__WORKER_NONE)
             continue;
-        s->state = CONC__LEAVING; /* not to be looked at */
+        w->state = CONC__WORKER_LEAVING; /* not to be looked at */
         pthread_mutex_unlock(&c->mutex);
-        const char *call;
-        int rc = conc__worker_start(h, s, &call);
+        int rc = conc__worker_exec(s, w);
         conc__lock_briefly(&c->mutex);
-        s->state = rc ? CONC__EMPTY : CONC__COMING;
-        h->coming += rc == 0;
-        if (rc) {
-            char why[96];
-            if (call)
-                snprintf(why, sizeof why, "no worker can be started: %s: %.40s", call,
-                         strerror(-rc));
-            else
-                snprintf(why, sizeof why, "no worker can be started: %.60s", conc_strerror(rc));
-            conc__hub_fails(h, rc == -EINVAL ? -EINVAL : -EAGAIN, why);
-            break;
+        if (rc == 0) {
+            w->state = CONC__WORKER_STARTING;
+            __atomic_store_n(&w->awaited, true, __ATOMIC_RELEASE);
+            s->starting++;
+            continue;
         }
+        conc__worker_clear(s, w);
+        char why[96];
+        const char *words = s->frame.text_rc == rc ? s->frame.text : conc_strerror(rc);
+        snprintf(why, sizeof why, "no worker can be started: %.68s", words);
+        conc__supervisor_fails(s, -EAGAIN, why);
+        return;
     }
 }
 
-/* How the worker ended: its status as of waitpid, -1 if nobody knows. */
-CONC__PRIVATE int conc__worker_reap(conc__hub *h, const conc__station *s)
-{
-    int status = -1;
-    conc__handing told = {.what = CONC__HAND_REAP, .number = s->pid};
-    if (!h->forks) {
-        while (waitpid(s->pid, &status, 0) < 0 && errno == EINTR)
-            ;
-        return status;
-    }
-    return conc__zygote_asked(h, &told, -1) == 0 ? told.number : status;
-}
+/* ---- Ends of workers ---- */
 
 CONC__PRIVATE void conc__death_in_words(int status, char *words, size_t size)
 {
@@ -19534,19 +21949,21 @@ CONC__PRIVATE void conc__death_in_words(int status, char *words, size_t size)
     else if (WIFSIGNALED(status))
         snprintf(words, size, "the worker died of signal %d (%s)", WTERMSIG(status),
                  strsignal(WTERMSIG(status)));
+    else if (WEXITSTATUS(status) == CONC__OTHER_BUILD)
+        snprintf(words, size, "the worker has another build of the module that has conc");
     else
         snprintf(words, size, "the worker exited with status %d", WEXITSTATUS(status));
 }
 
 /* The worker of a runner died: the element it was at is lost, those behind it are for the next
  * worker. */
-CONC__PRIVATE void conc__runner_bereaved(conc__hub *h, conc_job *j, conc__desk *d,
-                                         const char *words)
+CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w, const char *words)
 {
+    conc_job *j = w->job;
     conc__parcel *p = j->parcel;
     conc__mapping *m = p->mapping;
     int error = 0;
-    conc__range_done(p, d, (size_t)d->done, &error);
+    conc__range_done(w, conc__range_counted(w), &error);
     size_t left = p->left;
     if (left) {
         p->left = 1;
@@ -19557,242 +21974,194 @@ CONC__PRIVATE void conc__runner_bereaved(conc__hub *h, conc_job *j, conc__desk *
             m->error = error = -EOWNERDEAD;
     }
     if (error)
-        conc__mapping_stop(h, m);
-    bool stops = conc__map_stops(m) || h->crew->ask_all;
-    if (stops || !conc__backlog_has_room(h->crew)) {
-        conc__range_drop(p, stops ? -ECANCELED : -EOWNERDEAD);
-        conc__job_over(h->crew, j, error, error == -EOWNERDEAD ? words : "");
-    } else {
-        conc__backlog_push(h->crew, j);
-    }
-}
-
-/* So many workers have not come up that no more are started; without any the pool is broken. */
-CONC__PRIVATE void conc__hub_judge(conc__hub *h, const char *words)
-{
-    if (h->failures < CONC__FAILURES || h->broken || conc__station_in(h, CONC__FREE) ||
-        conc__station_in(h, CONC__BUSY) || conc__station_in(h, CONC__LOADING) ||
-        conc__station_in(h, CONC__COMING))
+        conc__mapping_stop(s, m);
+    bool stops = conc__map_stops(m) || s->crew->ask_all;
+    if (!stops && conc__backlog_has_room(s->crew)) {
+        conc__backlog_push(s->crew, j);
         return;
-    h->broken = -ENOTRECOVERABLE;
-    snprintf(h->why, sizeof h->why, "workers do not come up: %.60s", words);
+    }
+    conc__range_drop(p, stops ? -ECANCELED : -EOWNERDEAD);
+    conc__job_over(s->crew, j, error, error == -EOWNERDEAD ? words : "");
 }
 
-/* The worker has ended. */
-CONC__PRIVATE void conc__station_bury(conc__hub *h, conc__station *s)
+/* A worker has not come up. A signal may have come from outside and be no fault of the program:
+ * that counts less. When there were too many, and no worker is left, the pool is broken. */
+CONC__PRIVATE void conc__supervisor_counts(conc__supervisor *s, int status, const char *words)
+{
+    bool moved = status != -1 && WIFEXITED(status) && WEXITSTATUS(status) == CONC__MOVED;
+    int signal = status != -1 && WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+    bool sent = signal == SIGKILL || signal == SIGTERM || signal == SIGINT || signal == SIGHUP;
+    s->starting--;
+    s->failures += status == -1 || moved || sent ? 1 : 10;
+    if (s->failures < CONC__FAILURES || s->broken)
+        return;
+    for (int i = 0; i < s->crew->most; i++) {
+        conc__worker_state state = s->workers[i].state;
+        if (state != CONC__WORKER_NONE && state != CONC__WORKER_LEAVING)
+            return;
+    }
+    s->broken = -ENOTRECOVERABLE;
+    snprintf(s->why, sizeof s->why, "workers do not come up: %.70s", words);
+}
+
+/* The worker's process has ended. */
+CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
 {
     char words[96];
-    conc_job *j = s->job;
-    conc__desk *d = conc__desk_of(&s->desk);
-    bool came = s->state != CONC__COMING;
-    int status = conc__worker_reap(h, s);
-    close(s->pidfd);
-    s->pidfd = -1;
-    s->job = NULL;
-    s->cancelled = false;
-    s->state = CONC__EMPTY;
+    conc__crew *c = s->crew;
+    conc_job *j = w->job;
+    bool came_up = w->state != CONC__WORKER_STARTING;
+    int status = conc__worker_reap(w);
     conc__death_in_words(status, words, sizeof words);
-    if (!came) {
-        bool chance = status == -1 || (WIFEXITED(status) ? WEXITSTATUS(status) == CONC__MOVED
-                                                         : WTERMSIG(status) == SIGKILL);
-        h->coming--;
-        h->failures += chance ? 1 : 10;
+    w->state = CONC__WORKER_LEAVING;
+    if (!came_up)
+        conc__supervisor_counts(s, status, words);
+    if (j) {
+        c->started--;
+        bool begun = __atomic_load_n(&w->channel->begun, __ATOMIC_RELAXED);
+        if (!begun && conc__backlog_has_room(c))
+            conc__backlog_push_back(c, j);
+        else if (j->parcel && j->parcel->mapping)
+            conc__runner_lost(s, w, words);
+        else
+            conc__job_over(c, j, -EOWNERDEAD, words);
     }
-    conc__hub_judge(h, words);
-    if (!j)
-        return;
-    h->crew->started--;
-    if (!__atomic_load_n(&d->begun, __ATOMIC_RELAXED) && conc__backlog_has_room(h->crew))
-        conc__backlog_push_back(h->crew, j);
-    else if (j->parcel && j->parcel->mapping)
-        conc__runner_bereaved(h, j, d, words);
-    else
-        conc__job_over(h->crew, j, -EOWNERDEAD, words);
-    conc__crew_settled(h->crew);
+    conc__worker_clear(s, w);
+    conc__crew_settled(c);
 }
 
-/* Desks that large jobs have left large are given back when they were not used for a while. */
-CONC__PRIVATE int conc__hub_trim(conc__hub *h)
+/* Has the process ended? Where there is no descriptor of it. */
+CONC__PRIVATE bool conc__worker_has_ended(const conc__worker *w)
+{
+    siginfo_t info;
+    info.si_pid = 0;
+    int rc = waitid(P_PID, (id_t)w->pid, &info, WEXITED | WNOHANG | WNOWAIT);
+    return rc == 0 ? info.si_pid != 0 : errno == ECHILD;
+}
+
+/* ---- The supervisor ---- */
+
+/* Data segments that large jobs have left are given back when they were not used for a while:
+ * how many milliseconds until the next; -1: none. */
+CONC__PRIVATE int conc__supervisor_trim(conc__supervisor *s)
 {
     enum { UNUSED = 1000 }; /* ms */
     int next = -1;
-    for (int i = 0; i < h->crew->most; i++) {
-        conc__station *s = &h->stations[i];
-        if (s->state != CONC__FREE || s->desk.size <= CONC__DESK_SIZE + (1 << 20))
+    for (int i = 0; i < s->crew->most; i++) {
+        conc__worker *w = &s->workers[i];
+        if (w->state != CONC__WORKER_IDLE || !w->data.size)
             continue;
-        if ((conc__clock() - s->since) / 1000000 >= UNUSED)
-            conc__segment_resize(&s->desk, CONC__DESK_SIZE, false);
-        else
+        if ((conc__clock() - w->idle_since) / 1000000 < UNUSED) {
             next = UNUSED;
+            continue;
+        }
+        conc__worker_room(w, 0);
     }
     return next;
 }
 
-/* Waits until something happens: a worker died, or somebody rang. */
-CONC__PRIVATE void conc__hub_wait(conc__hub *h, int limit)
+/* Takes a worker's wake-ups, which say nothing else. It may have closed its end. */
+CONC__PRIVATE void conc__worker_hear(conc__worker *w)
 {
-    conc__crew *c = h->crew;
-    nfds_t n = 1;
+    char some[8];
+    ssize_t n;
+    while ((n = recv(w->socket, some, sizeof some, MSG_DONTWAIT)) > 0)
+        ;
+    if (n == 0)
+        conc__worker_close_socket(w);
+}
+
+/* Waits until something happens: a worker replied or died, or the bell was rung. */
+CONC__PRIVATE void conc__supervisor_wait(conc__supervisor *s, int limit)
+{
+    enum { AGAIN = 20 }; /* ms between questions for ends that no descriptor tells */
+    conc__crew *c = s->crew;
+    struct pollfd *of_processes = s->polls + 1, *of_sockets = of_processes + c->most;
     uint64_t count;
-    h->polls[0] = (struct pollfd){h->bell, POLLIN, 0};
-    for (int i = 0; i < c->most; i++)
-        if (h->stations[i].pidfd >= 0)
-            h->polls[n++] = (struct pollfd){h->stations[i].pidfd, POLLIN, 0};
+    s->polls[0] = (struct pollfd){s->bell, POLLIN, 0};
+    for (int i = 0; i < c->most; i++) { /* -1 is passed over */
+        const conc__worker *w = &s->workers[i];
+        of_processes[i] = (struct pollfd){w->pidfd, POLLIN, 0};
+        of_sockets[i] = (struct pollfd){w->socket, POLLIN, 0};
+        if (w->pid && w->pidfd < 0)
+            limit = AGAIN;
+    }
     pthread_mutex_unlock(&c->mutex);
-    poll(h->polls, n, limit);
-    if (h->polls[0].revents && read(h->bell, &count, sizeof count) < 0) {
-        /* somebody else has read it */
+    poll(s->polls, 1 + 2 * (nfds_t)c->most, limit);
+    if (s->polls[0].revents && read(s->bell, &count, sizeof count) < 0) {
+        /* nothing lies there */
     }
     conc__lock_briefly(&c->mutex);
-    h->rung = false;
-    conc__hub_collect(h, true); /* who has replied has replied, though it died then */
-    for (nfds_t k = 1; k < n; k++)
-        for (int i = 0; i < c->most && h->polls[k].revents; i++)
-            if (h->stations[i].pidfd == h->polls[k].fd)
-                conc__station_bury(h, &h->stations[i]);
+    s->rung = false;
+    for (int i = 0; i < c->most; i++)
+        if (of_sockets[i].revents)
+            conc__worker_hear(&s->workers[i]);
+    conc__supervisor_collect(s, true); /* a worker that has replied has, though it died then */
+    for (int i = 0; i < c->most; i++) {
+        conc__worker *w = &s->workers[i];
+        bool ended = of_processes[i].revents;
+        if (w->pid && w->pidfd < 0)
+            ended = conc__worker_has_ended(w);
+        if (ended)
+            conc__worker_ended(s, w);
+    }
 }
 
 /* Has all workers end, and kills those that do not within a second. */
-CONC__PRIVATE void conc__hub_dismiss(conc__hub *h)
+CONC__PRIVATE void conc__supervisor_dismiss(conc__supervisor *s)
 {
     int64_t start = conc__clock();
     for (;;) {
         bool any = false, late = conc__clock() - start > 1000000000;
-        for (int i = 0; i < h->crew->most; i++) {
-            conc__station *s = &h->stations[i];
-            if (s->pidfd < 0)
-                continue;
-            any = true;
-            if (late || s->state == CONC__COMING)
-                kill(s->pid, SIGKILL);
-            if (s->state == CONC__FREE) {
-                conc__desk *d = conc__desk_of(&s->desk);
-                s->state = CONC__LEAVING;
-                __atomic_store_n(&d->state, CONC__DESK_QUIT, __ATOMIC_SEQ_CST);
-                conc__futex_wake(&d->state);
-            }
+        for (int i = 0; i < s->crew->most; i++) {
+            conc__worker *w = &s->workers[i];
+            any |= w->pid != 0;
+            if (w->pid && (late || w->state == CONC__WORKER_STARTING))
+                conc__worker_signal(w, SIGKILL);
+            if (w->state == CONC__WORKER_IDLE)
+                conc__worker_quits(w);
         }
         if (!any)
             return;
-        conc__hub_wait(h, 100);
+        conc__supervisor_wait(s, 100);
     }
 }
 
-CONC__PRIVATE void *conc__manager_main(void *arg)
+CONC__PRIVATE void *conc__supervisor_main(void *arg)
 {
-    conc__hub *h = arg;
-    conc__crew *c = h->crew;
+    conc__supervisor *s = arg;
+    conc__crew *c = s->crew;
     prctl(PR_SET_NAME, "conc procs");
+    pthread_setspecific(conc__frames, &s->frame);
     conc__lock_briefly(&c->mutex);
-    while (!h->ending) {
-        conc__hub_send(h, true);
-        conc__hub_staff(h);
-        conc__hub_collect(h, true); /* a reply may have come while nobody looked at its station */
-        if (!h->ending)
-            conc__hub_wait(h, conc__hub_trim(h));
+    while (!s->ending) {
+        conc__supervisor_send(s, true);
+        conc__supervisor_staff(s);
+        conc__supervisor_unmap(s, false);
+        conc__supervisor_collect(s, true); /* a reply may have come while nobody looked there */
+        if (!s->ending)
+            conc__supervisor_wait(s, conc__supervisor_trim(s));
     }
-    conc__hub_dismiss(h);
-    conc__waiter_wake(h->closer, 0);
+    conc__supervisor_dismiss(s);
+    conc__waiter_wake(s->closer, 0);
     pthread_mutex_unlock(&c->mutex);
+    pthread_setspecific(conc__frames, NULL);
     return NULL;
 }
 
-/* ---- >>zygote ------------------------------------------------------------------------------- */
-
-/* With .fork the workers are forked by a process that was forked at open and has one thread: the
- * parent may have many by then. It does what it is told, and ends with the parent. */
-
-CONC__PRIVATE int conc__zygote_forks(const conc__hub *h, const conc__handing *told, int fd)
+CONC__PRIVATE void conc__supervisor_rouse(conc__crew *c)
 {
-    pid_t child = fork();
-    if (child)
-        return child < 0 ? -errno : child;
-    conc__worker w = {.bell = h->bell, .board = h->board.address};
-    close(h->zygote);
-    w.desk = (conc__segment){
-        .fd = fd, .size = told->size, .address = conc__segment_map(fd, NULL, told->size, false)};
-    if (w.desk.address)
-        conc__worker_serves(&w);
-    _exit(1);
+    conc__supervisor_send(c->supervisor, false);
 }
 
-/* What the program does on signals, and its input, are not for its workers. */
-CONC__PRIVATE void conc__zygote_settles(void)
+/* Under the mutex, before the first job. */
+CONC__PRIVATE int conc__supervisor_begin(conc__supervisor *s)
 {
-    struct sigaction action;
-    for (int number = 1; number < 65; number++)
-        if (sigaction(number, NULL, &action) == 0 && action.sa_handler != SIG_IGN &&
-            action.sa_handler != SIG_DFL)
-            signal(number, SIG_DFL);
-    signal(SIGINT, SIG_IGN);
-    signal(SIGCHLD, SIG_DFL);
-    int null = open("/dev/null", O_RDONLY);
-    if (null > 0) {
-        dup2(null, 0);
-        close(null);
-    }
-}
-
-CONC__COLD void conc__zygote_main(const conc__hub *h, int parent)
-{
-    struct pollfd polls[2] = {{h->zygote, POLLIN, 0}, {conc__pidfd(parent), POLLIN, 0}};
-    prctl(PR_SET_NAME, "conc zygote");
-    conc__zygote_settles();
-    for (;;) {
-        conc__handing h2;
-        int fd, status = -1;
-        if ((poll(polls, 2, -1) < 0 && errno != EINTR) || polls[1].revents)
-            _exit(0);
-        if (!polls[0].revents)
-            continue;
-        if (conc__handed(h->zygote, &h2, &fd) != 1)
-            _exit(0);
-        if (h2.what == CONC__HAND_FORK)
-            h2.number = conc__zygote_forks(h, &h2, fd);
-        else
-            h2.number = waitpid(h2.number, &status, 0) < 0 ? -1 : status;
-        if (fd >= 0)
-            close(fd);
-        if (conc__hand(h->zygote, &h2, -1) == 0)
-            continue;
-        if (h2.what == CONC__HAND_FORK && h2.number > 0) /* nobody learns its number */
-            kill(h2.number, SIGKILL);
-        _exit(1); /* the parent hears that */
-    }
-}
-
-/* Has the process another thread? */
-CONC__PRIVATE bool conc__has_threads(void)
-{
-    struct stat st;
-    /* ".", "..", this one, and watchdogs */
-    unsigned own = 3u + (unsigned)atomic_load(&conc__debug_runs);
-    return stat("/proc/self/task", &st) == 0 && st.st_nlink > own;
-}
-
-CONC__PRIVATE int conc__zygote_start(conc__hub *h)
-{
-    int ends[2], parent = getpid(), rc = conc__has_threads() ? -EBUSY : conc__sockets(ends);
-    if (rc)
-        return rc;
-    fflush(NULL); /* else each worker would write it too */
-    pid_t pid = fork();
-    if (pid == 0) {
-        sigset_t mask = h->mask;
-        close(ends[0]);
-        h->zygote = ends[1];
-        pthread_sigmask(SIG_SETMASK, &mask, NULL);
-        conc__zygote_main(h, parent);
-    }
-    rc = pid < 0 ? -errno : 0;
-    close(ends[1]);
-    h->zygote = ends[0];
-    h->zygote_pid = pid > 0 ? (int)pid : 0;
-    if (rc) {
-        close(ends[0]);
-        h->zygote = -1;
-    }
-    return rc;
+    if (s->runs)
+        return 0;
+    int rc = conc__quiet_thread(&s->thread, NULL, conc__supervisor_main, s);
+    s->runs = rc == 0;
+    return -rc;
 }
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
@@ -19801,28 +22170,44 @@ CONC__PRIVATE int conc__zygote_start(conc__hub *h)
 typedef struct conc__view {
     conc__lookout lookout;
     conc__crew *crew;
-    unsigned seen; /* of the board's replies */
+    bool watches; /* it is counted among the lookers: what it looks at stays mapped */
     int users;
 } conc__view;
+
+/* Is there a reply that anybody may take? */
+CONC__PRIVATE bool conc__view_sees(const conc__view *v)
+{
+    const conc__supervisor *s = v->crew->supervisor;
+    for (int i = 0; i < v->crew->most; i++) {
+        const conc__worker *w = &s->workers[i];
+        if (!__atomic_load_n(&w->awaited, __ATOMIC_ACQUIRE))
+            continue;
+        const conc__worker_channel *c = __atomic_load_n(&w->channel, __ATOMIC_SEQ_CST);
+        if (c && conc__worker_has_replied(c))
+            return true;
+    }
+    return false;
+}
 
 CONC__PRIVATE bool conc__view_look(conc__lookout *o)
 {
     conc__view *v = (conc__view *)(void *)o;
-    unsigned replies = __atomic_load_n(&conc__board_of(v->crew->hub)->replies, __ATOMIC_SEQ_CST);
-    if (replies == v->seen)
+    if (v->watches && !conc__view_sees(v))
         return false;
-    v->seen = replies;
     conc__lock_briefly(&v->crew->mutex);
-    if (!v->crew->hub->ending)
-        conc__hub_collect(v->crew->hub, false);
+    bool sees = conc__view_sees(v);
+    if (sees && !v->crew->supervisor->ending)
+        conc__supervisor_collect(v->crew->supervisor, false);
     pthread_mutex_unlock(&v->crew->mutex);
-    return true;
+    return sees;
 }
 
 CONC__PRIVATE void conc__view_watch(conc__lookout *o, bool on)
 {
     conc__view *v = (conc__view *)(void *)o;
-    __atomic_fetch_add(&conc__board_of(v->crew->hub)->lookers, on ? 1u : -1u, __ATOMIC_SEQ_CST);
+    unsigned *lookers = &v->crew->supervisor->board->lookers;
+    __atomic_fetch_add(lookers, on ? 1u : -1u, __ATOMIC_SEQ_CST);
+    v->watches = on;
 }
 
 CONC__PRIVATE conc__view *conc__view_open(conc_loop *l, conc__crew *c)
@@ -19836,9 +22221,8 @@ CONC__PRIVATE conc__view *conc__view_open(conc_loop *l, conc__crew *c)
         }
     }
     v = conc__alloc(sizeof *v);
-    if (v) { /* else the manager takes the replies */
-        *v = (conc__view){{l->lookouts, conc__view_look, conc__view_watch}, c, 0, 1};
-        v->seen = __atomic_load_n(&conc__board_of(c->hub)->replies, __ATOMIC_SEQ_CST) - 1;
+    if (v) { /* else the supervisor takes the replies */
+        *v = (conc__view){{l->lookouts, conc__view_look, conc__view_watch}, c, false, 1};
         c->references++;
         l->lookouts = &v->lookout;
     }
@@ -19859,7 +22243,7 @@ CONC__PRIVATE void conc__view_close(conc_loop *l, conc__view *v)
 }
 
 /* A thread that waits takes the replies itself for a little while. */
-CONC__PRIVATE void conc__hub_look_for(conc__crew *c, const bool *over)
+CONC__PRIVATE void conc__supervisor_look_for(conc__crew *c, const bool *over)
 {
     conc__view v = {.crew = c};
     int64_t end = conc__clock() + CONC__PATIENCE;
@@ -19875,86 +22259,82 @@ CONC__PRIVATE void conc__hub_look_for(conc__crew *c, const bool *over)
     conc__view_look(&v.lookout);
 }
 
-CONC__PRIVATE void conc__hub_free(conc__hub *h)
+CONC__PRIVATE void conc__supervisor_free(conc__supervisor *s)
 {
-    for (int i = 0; h && i < h->crew->most; i++)
-        conc__segment_close(&h->stations[i].desk);
-    if (h) {
-        conc__segment_close(&h->board);
-        if (h->bell >= 0)
-            close(h->bell);
-        if (h->zygote >= 0)
-            close(h->zygote);
-        conc_free(h->polls);
+    for (int i = 0; s && i < s->crew->most; i++) {
+        conc__worker *w = &s->workers[i];
+        conc__segment_close(&w->channel_memory);
+        conc__segment_close(&w->data);
+        if (w->socket >= 0)
+            close(w->socket);
+        if (w->pidfd >= 0)
+            close(w->pidfd);
     }
-    conc_free(h);
+    if (!s)
+        return;
+    conc__supervisor_unmap(s, true);
+    conc__segment_close(&s->board_memory);
+    if (s->bell >= 0)
+        close(s->bell);
+    conc_free(s->environment);
+    conc_free(s->polls);
+    conc_free(s);
 }
 
-CONC__PRIVATE conc__hub *conc__hub_new(conc__crew *c, const conc_procs *p)
+CONC__PRIVATE conc__supervisor *conc__supervisor_new(conc__crew *c)
 {
     size_t most = (size_t)c->most;
-    conc__hub *h = conc__alloc(sizeof *h + most * sizeof h->stations[0]);
-    if (!h)
+    conc__supervisor *s = conc__alloc(sizeof *s + most * sizeof s->workers[0]);
+    if (!s)
         return NULL;
-    memset(h, 0, sizeof *h + most * sizeof h->stations[0]);
-    h->crew = c;
-    h->init = p->init;
-    h->memory_limit = p->memory_limit;
-    h->forks = p->fork;
-    h->bell = h->zygote = h->board.fd = -1;
-    for (size_t i = 0; i < most; i++)
-        h->stations[i].desk.fd = h->stations[i].pidfd = -1;
-    h->polls = conc__alloc((most + 1) * sizeof *h->polls);
-    if (h->polls)
-        return h;
-    conc_free(h);
+    memset(s, 0, sizeof *s + most * sizeof s->workers[0]);
+    s->crew = c;
+    s->bell = s->board_memory.fd = -1;
+    for (size_t i = 0; i < most; i++) {
+        conc__worker *w = &s->workers[i];
+        w->channel_memory.fd = w->data.fd = w->pidfd = w->socket = -1;
+    }
+    s->polls = conc__alloc((1 + 2 * most) * sizeof *s->polls);
+    if (s->polls)
+        return s;
+    conc_free(s);
     return NULL;
 }
 
-typedef struct conc__opening_hub {
-    conc__hub *hub;
-    int rc;
-} conc__opening_hub;
-
-CONC__PRIVATE void conc__hub_open_zygote(conc_loop *l, void *arg)
+CONC__PRIVATE int conc__supervisor_open(conc__supervisor *s, const conc_procs *p)
 {
-    conc__opening_hub *o = arg;
-    (void)l;
-    o->rc = conc__zygote_start(o->hub);
-}
-
-CONC__PRIVATE int conc__hub_open(conc__hub *h)
-{
-    int rc = conc__segment_open(&h->board, conc__page(), false);
+    s->memory_limit = p->memory_limit;
+    s->max_jobs = p->max_jobs;
+    conc__original_mask(&s->mask);
+    if (p->init && !conc__function_name((uintptr_t)p->init, &s->init))
+        return conc_fail(-EINVAL, "init is in no module of the program");
+    s->environment = conc__worker_environment();
+    if (!s->environment)
+        return -ENOMEM;
+    int rc = conc__segment_open(&s->board_memory, conc__page(), false);
     if (rc)
         return rc;
-    h->bell = conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    if (h->bell < 0)
-        return conc__call_failed("eventfd2");
-    conc__original_mask(&h->mask);
-    conc__opening_hub o = {h, 0};
-    if (h->forks && conc__here) /* on the thread's own stack: it becomes that of the workers */
-        conc__on_loop(conc__here, conc__hub_open_zygote, &o);
-    else if (h->forks)
-        conc__hub_open_zygote(NULL, &o);
-    return o.rc;
+    s->board = s->board_memory.address;
+    s->bell = conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    return s->bell < 0 ? conc__call_failed("eventfd2") : 0;
 }
 
 CONC_API int conc_procs_open(conc_procs *p)
 {
-    if (!p || p->workers < 0 || p->workers > 1 << 12)
-        return conc__own_error(-EINVAL);
+    bool possible = p && p->workers >= 0 && p->workers <= 1 << 12 && p->max_jobs >= 0;
+    if (!possible)
+        return conc__misused(-EINVAL, __func__, "no pool, or negative fields", NULL);
     if (p->crew && p->crew->forks == conc__forks)
-        return conc__own_error(-EBUSY);
-    if (!p->fork && getauxval(AT_SECURE))
-        return -EPERM;
+        return conc__misused(-EBUSY, __func__, "the pool is open", NULL);
+    if (getauxval(AT_SECURE))
+        return conc_fail(-EPERM, "a set-user-ID program has no worker processes");
     conc__crews_need();
     int saved = errno;
     conc__crew *c = conc__frames_there ? conc__crew_new(p->workers, 0) : NULL;
-    conc__hub *h = c ? conc__hub_new(c, p) : NULL;
-    int rc = h ? conc__hub_open(h) : -ENOMEM;
+    conc__supervisor *s = c ? conc__supervisor_new(c) : NULL;
+    int rc = s ? conc__supervisor_open(s, p) : -ENOMEM;
     if (c)
-        c->hub = h;
+        c->supervisor = s;
     if (rc && c) {
         pthread_mutex_lock(&conc__crews);
         conc__crew_free(c);
@@ -19963,20 +22343,15 @@ CONC_API int conc_procs_open(conc_procs *p)
     if (rc == 0)
         rc = conc__pool_opens(&p->crew, &p->users, c);
     errno = saved;
-    return rc;
+    return rc == -ENOMEM ? conc_fail(rc, "no memory for a pool of processes") : rc;
 }
 
-/* The jobs are done: the workers end, then the manager, then the zygote. */
+/* The jobs are done, and the workers have ended. */
 CONC__PRIVATE void conc__procs_end(conc__crew *c)
 {
-    conc__hub *h = c->hub;
-    if (h->manages)
-        pthread_join(h->manager, NULL);
-    conc__zygote_leave(h);
-    while (h->zygote_pid && waitpid(h->zygote_pid, NULL, 0) < 0 && errno == EINTR)
-        ;
-    for (int i = 0; i < c->most; i++)
-        conc__segment_close(&h->stations[i].desk);
+    conc__supervisor *s = c->supervisor;
+    if (s->runs)
+        pthread_join(s->thread, NULL);
     conc__lock_briefly(&c->mutex);
     conc__crew_release(c);
 }
@@ -19986,18 +22361,18 @@ static const conc__wait_kind conc__wants_no_workers = {
     .what = "closes a pool, and waits for its workers' end"};
 
 /* Has the workers end, and waits for that. */
-CONC__PRIVATE void conc__hub_close(conc_loop *l, conc__crew *c)
+CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__crew *c)
 {
     conc__lock_briefly(&c->mutex);
-    c->hub->ending = true;
-    if (!c->hub->manages) {
+    c->supervisor->ending = true;
+    if (!c->supervisor->runs) {
         pthread_mutex_unlock(&c->mutex);
         return;
     }
-    conc__hub_ring(c->hub);
+    conc__supervisor_ring(c->supervisor);
     conc__waiter w = {0};
     /* not the crew's: whatever settles there, the workers have not ended */
-    conc__line_up(&c->hub->closer, &w);
+    conc__line_up(&c->supervisor->closer, &w);
     conc__wait_outside(l, &w, &conc__wants_no_workers, c, &c->mutex, NULL);
 }
 
@@ -20013,28 +22388,42 @@ CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
 #else /* not Linux: there are no pools of processes */
 
 typedef struct conc__view conc__view;
+typedef struct conc__supervisor conc__supervisor;
 
-CONC__PRIVATE void conc__worker_check(void (*begins)(int, char **, char **), int argc, char **argv,
-                                      char **env)
+CONC__PRIVATE void conc__segments_hold(void) {}
+CONC__PRIVATE void conc__segments_let(void) {}
+CONC__PRIVATE int conc__supervisor_begin(conc__supervisor *s) { return s ? -ENOTSUP : 0; }
+CONC__PRIVATE void conc__supervisor_rouse(conc__crew *c) { (void)c; }
+CONC__PRIVATE void conc__supervisor_free(conc__supervisor *s) { (void)s; }
+CONC__PRIVATE bool conc__supervisor_cancel(conc__crew *c, conc_job *j) { return c && !j; }
+CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__crew *c) { (void)l, (void)c; }
+CONC__PRIVATE void conc__supervisor_look_for(conc__crew *c, const bool *over)
 {
-    (void)begins, (void)argc, (void)argv, (void)env;
+    (void)c, (void)over;
 }
-CONC__PRIVATE int conc__hub_begin(conc__hub *h) { return h ? -ENOTSUP : 0; }
-CONC__PRIVATE void conc__hub_rouse(conc__crew *c) { (void)c; }
-CONC__PRIVATE void conc__hub_free(conc__hub *h) { (void)h; }
-CONC__PRIVATE bool conc__hub_cancel(conc__crew *c, conc_job *j) { return c && !j; }
-CONC__PRIVATE void conc__hub_close(conc_loop *l, conc__crew *c) { (void)l, (void)c; }
-CONC__PRIVATE void conc__hub_look_for(conc__crew *c, const bool *over) { (void)c, (void)over; }
 CONC__PRIVATE conc__view *conc__view_open(conc_loop *l, conc__crew *c)
 {
-    return l && c ? NULL : NULL;
+    (void)l, (void)c;
+    return NULL;
 }
 CONC__PRIVATE void conc__view_close(conc_loop *l, conc__view *v) { (void)l, (void)v; }
 
-CONC_API void *conc_shared_alloc(size_t size) { return size ? NULL : NULL; }
+CONC_API void *conc_shared_alloc(size_t size)
+{
+    (void)size;
+    conc_fail(-ENOTSUP, "shared memory is for Linux");
+    return NULL;
+}
 CONC_API void conc_shared_free(void *p) { (void)p; }
-CONC_API int conc_procs_open(conc_procs *p) { return p ? -ENOTSUP : -EINVAL; }
-CONC_API int conc_procs_close(conc_procs *p) { return p ? 0 : -EINVAL; }
+CONC_API int conc_procs_open(conc_procs *p)
+{
+    return p ? conc_fail(-ENOTSUP, "pools of processes are for Linux")
+             : conc__misused(-EINVAL, __func__, "no pool", NULL);
+}
+CONC_API int conc_procs_close(conc_procs *p)
+{
+    return p ? 0 : conc__misused(-EINVAL, __func__, "no pool", NULL);
+}
 CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
 
 #endif
@@ -20092,18 +22481,37 @@ CONC_API CONC__CALLED int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *a
 
 /* ---- >>beginning ---------------------------------------------------------------------------- */
 
-/* The C library hands a constructor what main gets. */
-__attribute__((constructor)) static void conc__pool_begins(int argc, char **argv, char **env)
+static void conc__pool_begins(int argc, char **argv, char **env)
 {
+    (void)argc, (void)argv, (void)env;
     conc__extended.job_locals = conc__job_locals;
     conc__extended.job_block = conc__job_block;
+    conc__extended.job_shield = conc__job_shield;
+    conc__extended.job_runs = conc__job_runs;
     conc__extended.job_fail = conc__job_fail;
     conc__extended.job_words = conc__job_words;
     conc__extended.resolve = conc__resolve_name;
     conc__extended.jobs_queued = conc__jobs_queued;
+    conc__extended.job_overflows = conc__job_overflows;
     conc__extended.job_in_use = conc__handle_is_at_work;
-    conc__worker_check(conc__pool_begins, argc, argv, env);
+    conc__extended.pipe_awaited = conc__pipe_awaited;
+#ifdef __linux__
+    conc__worker_check(conc__pool_begins);
+#endif
 }
+
+#ifdef __linux__
+/* As data, and not by the attribute: a compiler that optimises the whole program puts all
+ * constructors into one function, and no worker would know then which of them are left. */
+__attribute__((section(".init_array"),
+               used)) static void (*conc__pool_constructor)(int argc, char **argv,
+                                                            char **env) = conc__pool_begins;
+#else
+__attribute__((constructor)) static void conc__pool_constructor(void)
+{
+    conc__pool_begins(0, NULL, NULL);
+}
+#endif
 
 #endif /* CONC_IMPLEMENTATION */
 /* ==== end conc_pool.h ==== */

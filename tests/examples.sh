@@ -82,7 +82,7 @@ eighty_percent() {
     check "$1: 80 % of 10,000 checks are online" "$box/wrong"
 }
 
-# real_clock NAME EXPECTED SECONDS: the same output, and it takes so long
+# real_clock NAME EXPECTED SECONDS: the same output, and it takes so long; on a busy machine some tenths more
 real_clock() {
     local before after ms least=$(($3 * 1000))
     before=$(date +%s%N)
@@ -90,7 +90,7 @@ real_clock() {
     after=$(date +%s%N)
     ms=$(((after - before) / 1000000))
     [ $ms -ge $least ] && [ $ms -lt $((least + 1000)) ] || echo "it took $ms ms" >>"$box/wrong"
-    diff "$2" "$box/out" >>"$box/wrong"
+    sed "s/ $3\.[0-9] / $3.0 /" "$box/out" | diff "$2" - >>"$box/wrong"
     check "$1: the same in $3 s on the real clock" "$box/wrong"
     : >"$box/wrong"
 }

@@ -1637,3 +1637,105 @@ TEST(loops_in_several_threads_serve_one_port_and_report_through_channels)
     conc_channel_destroy(&counts);
     conc_channel_destroy(&stop);
 }
+
+/* ---- jobs that are asked to end ---- */
+
+/* Waits, and then tries again with what the channel has. */
+typedef struct asked {
+    conc_channel *channel;
+    bool sends;
+    atomic_int tid;
+    int rc, again, tried, shielded;
+} asked;
+
+static int moves_one(void *arg)
+{
+    asked *a = arg;
+    int item = 7;
+    return a->sends ? conc_channel_send(a->channel, &item) : conc_channel_recv(a->channel, &item);
+}
+
+static int tries_one(void *arg)
+{
+    asked *a = arg;
+    int item = 7;
+    return a->sends ? conc_channel_try_send(a->channel, &item)
+                    : conc_channel_try_recv(a->channel, &item);
+}
+
+static int moves_until_asked(void *arg)
+{
+    asked *a = arg;
+    a->tid = (int)syscall(SYS_gettid);
+    a->rc = moves_one(a);
+    while (!conc_job_cancelled()) /* until the channel was changed, too */
+        sched_yield();
+    a->again = moves_one(a);
+    a->shielded = conc_shield(1, moves_one, a);
+    a->tried = tries_one(a);
+    return 0;
+}
+
+/* The other side acts when the job's wait has ended. */
+static void end_a_job_that_waits(bool sends)
+{
+    conc_channel c = CONC_CHANNEL(int, 2);
+    conc_pool pool = {.threads = 1};
+    conc_job j;
+    asked a = {.channel = &c, .sends = sends};
+    int item = 0;
+    for (int i = 0; i < 2 && sends; i++)
+        CHECK_INT(conc_channel_try_send(&c, &i), 0);
+    CHECK_INT(conc_pool_open(&pool), 0);
+    CHECK_INT(conc_pool_submit(&pool, &j, moves_until_asked, &a), 0);
+    while (!a.tid || (sleepers_are_seen() && !sleeps(a.tid)))
+        sched_yield();
+    CHECK_INT(conc_job_cancel(&j), 0);
+    CHECK_INT(conc_yield(), 0);
+    /* what comes now is for the shield and the try: a job that was asked to end is refused */
+    for (int i = 1; i <= 2; i++)
+        CHECK_INT(sends ? conc_channel_recv(&c, &item) : conc_channel_send(&c, &i), 0);
+    CHECK_INT(conc_job_wait(&j, NULL), 0);
+    CHECK_INT(a.rc, -ECANCELED);
+    CHECK_INT(a.again, -ECANCELED);
+    CHECK_INT(a.shielded, 0);
+    CHECK_INT(a.tried, 0);
+    for (int i = 0; i < 2; i++) {
+        CHECK_INT(conc_channel_try_recv(&c, &item), sends ? 0 : -EAGAIN);
+        CHECK_INT(item, sends ? 7 : 0);
+    }
+    CHECK_INT(conc_pool_close(&pool), 0);
+    conc_channel_destroy(&c);
+}
+
+TASK_TEST(a_job_that_is_asked_to_end_receives_nothing_more_but_in_a_shield)
+{
+    end_a_job_that_waits(false);
+}
+
+TASK_TEST(a_job_that_is_asked_to_end_sends_nothing_more_but_in_a_shield)
+{
+    end_a_job_that_waits(true);
+}
+
+TASK_TEST(an_item_that_was_handed_over_before_the_request_is_the_jobs)
+{
+    for (int i = 0; i < 200; i++) {
+        conc_channel c = CONC_CHANNEL(int, 1);
+        conc_pool pool = {.threads = 1};
+        conc_job j;
+        asked a = {.channel = &c};
+        int item = i;
+        CHECK_INT(conc_pool_open(&pool), 0);
+        CHECK_INT(conc_pool_submit(&pool, &j, moves_one, &a), 0);
+        CHECK_INT(conc_channel_send(&c, &item), 0);
+        (void)conc_job_cancel(&j);
+        int result = UNDECIDED;
+        CHECK_INT(conc_job_wait(&j, &result), 0);
+        CHECK(result == 0 || result == -ECANCELED);
+        CHECK_INT(conc_channel_try_recv(&c, &item), result == 0 ? -EAGAIN : 0);
+        CHECK_INT(item, i);
+        CHECK_INT(conc_pool_close(&pool), 0);
+        conc_channel_destroy(&c);
+    }
+}

@@ -1370,6 +1370,8 @@ CHILD_TEST(a_handler_of_the_programs_own_is_called_and_stays)
     start(&c);
     check_exits(&c, 3);
     CHECK_INT(conc_child_close(&c), 0);
+    for (int i = 0; i < 20000 && !handled; i++)
+        nap(); /* another thread's handler may not have run yet */
     CHECK(handled > 0);
     check_disposition(count_only);
 }
@@ -2046,6 +2048,35 @@ CHILD_TEST(a_program_of_the_parent_runs_on_when_a_forked_process_closes_it)
     CHECK_INT(conc_child_kill(&parents_program, SIGTERM), 0);
     check_killed(&parents_program, SIGTERM);
     CHECK_INT(conc_child_close(&parents_program), 0);
+}
+
+static conc_child starting;
+
+static int starts_and_waits(void *arg)
+{
+    conc_child *c = arg;
+    CHECK_INT(conc_child_close(c), 0);
+    start(c);
+    check_exits(c, 0);
+    return conc_child_close(c);
+}
+
+static void start_what_is_being_started(void)
+{
+    alarm(10);
+    CHECK_INT(conc_run(starts_and_waits, &starting), 0);
+}
+
+CHILD_TEST(a_program_that_the_parent_is_starting_can_be_started_in_a_forked_process)
+{
+    static char text[4096];
+    conc_group g = {0};
+    starting = (conc_child){.argv = ARGV("true")};
+    CHECK_INT(conc_spawn(&g, starts_and_waits, &starting), 0);
+    while (!starting.state)
+        CHECK_INT(conc_yield(), 0);
+    CHECK_INT(test_in_process(start_what_is_being_started, text, sizeof text), 0);
+    CHECK_INT(conc_group_wait(&g), 0);
 }
 
 static atomic_bool enough;

@@ -660,7 +660,7 @@ static int lends_its_variable(void *arg)
     CHECK_INT(conc_spawn(NULL, sleeps_a_second, &lasts), 0);
     CHECK_INT(conc_spawn(NULL, ends_with_its_group, &local), 0);
     CHECK_INT(conc_spawn(NULL, ends_with_its_group, &lasts), 0);
-    CHECK_INT(conc_yield(), 0);
+    CHECK_INT(conc_settle(), 0);
     return 0;
 }
 

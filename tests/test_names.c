@@ -427,7 +427,7 @@ TEST(a_cancel_returns_at_once_and_neither_it_nor_the_end_of_the_run_waits_for_th
 
 enum { HANGING = 40 };
 
-TASK_TEST(forty_answers_that_never_come_keep_no_later_one_from_coming)
+TASK_TEST(a_few_answers_that_never_come_keep_no_later_one_from_coming)
 {
     static answer a[HANGING];
     for (int i = 0; i < HANGING; i++) {

@@ -16,6 +16,7 @@
 #define TEST_THREADS
 #include "pool_test.h"
 
+#include <math.h>
 #include <sched.h>
 
 /* ---- threads, counters and gates ---- */
@@ -2835,17 +2836,25 @@ POOL_TEST(a_job_that_asks_whether_to_end_obeys_a_time_limit)
     WITH_POOL(pool, 1);
     caller c = {by_run, &pool, .fn = blocks_until_asked};
     CHECK_INT(conc_timeout(1.75, by_run, &c), -ETIMEDOUT);
-    CHECK_TIME(2);
+    CHECK_TIME(1.75);
     CHECK_INT(conc_pool_run(&pool, counts, NULL), 1);
 }
 
-POOL_TEST(a_job_that_does_not_ask_outlasts_the_time_limit_and_its_result_counts)
+static int blocks_whatever_comes(void *arg)
+{
+    CHECK_INT(conc_block(*(double *)arg), -ECANCELED);
+    CHECK_INT(conc_block(*(double *)arg), -ECANCELED); /* and at once */
+    CHECK(conc_job_cancelled());
+    return 7;
+}
+
+POOL_TEST(a_job_whose_block_was_cut_short_decides_about_its_result)
 {
     double seconds = 5;
     WITH_POOL(pool, 1);
-    caller c = {by_run, &pool, .fn = blocks, .arg = &seconds};
-    CHECK_INT(conc_timeout(2, by_run, &c), 0);
-    CHECK_TIME(5);
+    caller c = {by_run, &pool, .fn = blocks_whatever_comes, .arg = &seconds};
+    CHECK_INT(conc_timeout(2, by_run, &c), 7);
+    CHECK_TIME(2);
 }
 
 POOL_TEST(a_queued_job_is_taken_back_at_the_time_limit)
@@ -2857,8 +2866,9 @@ POOL_TEST(a_queued_job_is_taken_back_at_the_time_limit)
     caller c = {by_run, &pool, .fn = counts}, waiting = {by_wait, .job = &busy};
     CHECK_INT(conc_timeout(2, by_run, &c), -ETIMEDOUT);
     CHECK_TIME(2);
-    CHECK_INT(conc_timeout(1, by_wait, &waiting), 0); /* a wait is not cut short */
-    CHECK_TIME(5);
+    CHECK_INT(conc_timeout(1, by_wait, &waiting), 0); /* the job ends for that */
+    CHECK_INT(waiting.result, -ECANCELED);
+    CHECK_TIME(3);
     CHECK_INT(conc_pool_run(&pool, counts, NULL), 1);
 }
 
@@ -3323,7 +3333,7 @@ POOL_TEST(a_map_that_runs_out_of_time)
     CHECK_INT(conc_scope_begin(&s, 2.5), 0);
     int rc = conc_pool_map(&pool, blocks, seconds, 5, sizeof(double));
     CHECK_INT(conc_scope_end(&s, rc), -ETIMEDOUT);
-    CHECK_TIME(3);
+    CHECK_TIME(2.5);
 }
 
 POOL_TEST(maps_of_tasks_threads_and_jobs_share_a_pool)
@@ -3453,6 +3463,44 @@ THREAD_TEST(in_a_forked_child_a_pool_is_dead_and_a_new_one_works)
     }
     let_go(&h);
     CHECK_INT(conc_pool_run(&pool, returns, &rc), 3);
+    close_pool(&pool);
+}
+
+static conc_job inherited_jobs[2]; /* the first runs in the parent, the second is in its queue */
+
+static void use_inherited_jobs(void)
+{
+    OPEN_POOL(pool, 1);
+    alarm(10);
+    for (int i = 0; i < 4; i++) {
+        conc_job *j = &inherited_jobs[i % 2];
+        CHECK_INT(conc_job_wait(j, NULL), -EPERM);
+        CHECK_INT(conc_job_cancel(j), -EPERM);
+        CHECK(!conc_job_done(j));
+        if (i == 1)
+            close_pool(inherited_pool);
+    }
+    CHECK_INT(conc_pool_submit(&pool, &inherited_jobs[0], counts, NULL), 0);
+    CHECK_INT(result_of(&inherited_jobs[0]), 1);
+    close_pool(&pool);
+}
+
+THREAD_TEST(in_a_forked_child_a_job_of_the_parent_is_not_waited_for)
+{
+    static char text[16384];
+    held h = HELD(7);
+    OPEN_POOL(pool, 1);
+    CHECK_INT(conc_pool_submit(&pool, &inherited_jobs[0], holds, &h), 0);
+    count_wait(&h.entered, 1);
+    CHECK_INT(conc_pool_submit(&pool, &inherited_jobs[1], counts, NULL), 0);
+    inherited_pool = &pool;
+    int status = test_in_process(use_inherited_jobs, text, sizeof text);
+    if (status)
+        test_fail(__FILE__, __LINE__, "the child's status is 0x%x, stderr:\n%s", (unsigned)status,
+                  text);
+    let_go(&h);
+    CHECK_INT(result_of(&inherited_jobs[0]), 7);
+    CHECK_INT(result_of(&inherited_jobs[1]), 1);
     close_pool(&pool);
 }
 #endif
@@ -3686,6 +3734,542 @@ TEST(debug_mode_lets_handles_of_jobs_go_that_have_ended)
     run_the_leaver();
 }
 
+/* ---- what a job waits for when it is asked to end ---- */
+
+static conc_channel empty_channel = CONC_CHANNEL(int, 1), full_channel = CONC_CHANNEL(int, 1);
+static conc_pool *other_pool;
+
+/* A job that makes a call which waits, and then the same call again. */
+typedef struct waiting {
+    conc_fn *call;
+    counter begun;
+    int rc, again;
+    bool asked; /* to end, in between */
+} waiting;
+
+static int waits_twice(void *arg)
+{
+    waiting *w = arg;
+    count_up(&w->begun);
+    w->rc = w->call(w);
+    w->asked = conc_job_cancelled();
+    w->again = w->call(w);
+    return w->rc;
+}
+
+static int receives(void *arg)
+{
+    int item;
+    (void)arg;
+    return conc_channel_recv(&empty_channel, &item);
+}
+
+static int sends(void *arg)
+{
+    int item = 1;
+    (void)arg;
+    return conc_channel_send(&full_channel, &item);
+}
+
+static int blocks_for_ever(void *arg)
+{
+    (void)arg;
+    return conc_block(1e6);
+}
+
+static int wants_a_place(void *arg)
+{
+    conc_job j;
+    return conc_pool_submit(other_pool, &j, counts, arg);
+}
+
+static int sleeps_for_ever(void *arg)
+{
+    (void)arg;
+    return conc_sleep(1e6);
+}
+
+static int runs_a_sleep(void *arg) { return conc_run(sleeps_for_ever, arg); }
+
+static int maps_a_sleep(void *arg) { return conc_map(sleeps_for_ever, arg, 3, 0); }
+static int runs_tasks(void *arg) { return conc_run(maps_a_sleep, arg); }
+
+/* The other pool has one thread, which is held, and one place, which is taken. */
+static void with_full_channel_and_pool(void (*body)(conc_fn *call))
+{
+    static conc_fn *const calls_that_wait[] = {receives,      sends,        blocks_for_ever,
+                                               wants_a_place, runs_a_sleep, runs_tasks};
+    int item = 1;
+    held h = HELD(0);
+    conc_job queued;
+    conc_pool other = {.threads = 1, .queue_limit = 1};
+    CHECK_INT(conc_channel_try_send(&full_channel, &item), 0);
+    CHECK_INT(conc_pool_open(&other), 0);
+    other_pool = &other;
+    occupy(&other, &h);
+    CHECK_INT(conc_pool_submit(&other, &queued, counts, NULL), 0);
+    for (size_t i = 0; i < CONC_LEN(calls_that_wait); i++)
+        body(calls_that_wait[i]);
+    let_go(&h);
+    close_pool(&other);
+    conc_channel_destroy(&empty_channel);
+    conc_channel_destroy(&full_channel);
+}
+
+static void check_ended(const waiting *w)
+{
+    CHECK_INT(w->rc, -ECANCELED);
+    CHECK(w->asked);
+    CHECK_INT(w->again, -ECANCELED);
+}
+
+static void cancel_a_task_whose_job_waits(conc_fn *call)
+{
+    conc_group g = {0};
+    waiting w = {call, COUNTER, WAITING, WAITING, false};
+    OPEN_POOL(pool, 1);
+    caller c = {by_run, &pool, .fn = waits_twice, .arg = &w, .begun = COUNTER};
+    start(&g, &c);
+    count_wait(&w.begun, 1);
+    cancel(&c);
+    end(&g);
+    CHECK_INT(c.rc, -ECANCELED);
+    check_ended(&w);
+    close_pool(&pool);
+}
+
+POOL_TEST(a_cancelled_task_ends_what_its_job_waits_for)
+{
+    with_full_channel_and_pool(cancel_a_task_whose_job_waits);
+}
+
+static void limit_a_task_whose_job_waits(conc_fn *call)
+{
+    double now = conc_now();
+    waiting w = {call, COUNTER, WAITING, WAITING, false};
+    OPEN_POOL(pool, 1);
+    caller c = {by_run, &pool, .fn = waits_twice, .arg = &w};
+    CHECK_INT(conc_timeout(3, by_run, &c), -ETIMEDOUT);
+    check_ended(&w);
+    CHECK_TIME(now + 3);
+    close_pool(&pool);
+}
+
+POOL_TEST(a_time_limit_ends_what_a_job_waits_for_at_that_time)
+{
+    int item = 1;
+    CHECK_INT(conc_channel_try_send(&full_channel, &item), 0);
+    limit_a_task_whose_job_waits(receives);
+    limit_a_task_whose_job_waits(sends);
+    limit_a_task_whose_job_waits(blocks_for_ever);
+    conc_channel_destroy(&empty_channel);
+    conc_channel_destroy(&full_channel);
+}
+
+static void cancel_a_job_that_waits(conc_fn *call)
+{
+    conc_job j;
+    waiting w = {call, COUNTER, WAITING, WAITING, false};
+    OPEN_POOL(pool, 1);
+    CHECK_INT(conc_pool_submit(&pool, &j, waits_twice, &w), 0);
+    count_wait(&w.begun, 1);
+    CHECK_INT(conc_job_cancel(&j), 0);
+    CHECK_INT(result_of(&j), -ECANCELED);
+    check_ended(&w);
+    close_pool(&pool);
+}
+
+POOL_TEST(a_cancel_of_the_job_ends_what_it_waits_for)
+{
+    with_full_channel_and_pool(cancel_a_job_that_waits);
+}
+
+THREAD_TEST(a_cancel_by_a_plain_thread_ends_what_a_job_waits_for)
+{
+    unsetenv("CONC_CLOCK");
+    with_full_channel_and_pool(cancel_a_job_that_waits);
+}
+
+static void cancel_a_close_with_a_job_that_waits(conc_fn *call)
+{
+    conc_group g = {0};
+    conc_job j;
+    waiting w = {call, COUNTER, WAITING, WAITING, false};
+    OPEN_POOL(pool, 1);
+    CHECK_INT(conc_pool_submit(&pool, &j, waits_twice, &w), 0);
+    count_wait(&w.begun, 1);
+    caller c = {by_close, &pool, .begun = COUNTER};
+    start(&g, &c);
+    cancel(&c);
+    end(&g);
+    CHECK_INT(c.rc, 0);
+    check_ended(&w);
+}
+
+POOL_TEST(a_cancelled_close_ends_what_jobs_wait_for)
+{
+    with_full_channel_and_pool(cancel_a_close_with_a_job_that_waits);
+}
+
+/* Two elements of a map: one waits, the other fails when it does. */
+static waiting of_a_map;
+
+static int waits_or_fails(void *arg)
+{
+    if (*(int *)arg == 0)
+        return waits_twice(&of_a_map);
+    count_wait(&of_a_map.begun, 1);
+    return -EPROTO;
+}
+
+static void fail_beside_one_that_waits(conc_fn *call)
+{
+    OPEN_POOL(pool, 2);
+    of_a_map = (waiting){call, COUNTER, WAITING, WAITING, false};
+    CHECK_INT(conc_pool_map(&pool, waits_or_fails, numbers, 2, sizeof numbers[0]), -EPROTO);
+    check_ended(&of_a_map);
+    close_pool(&pool);
+}
+
+POOL_TEST(the_first_error_of_a_map_ends_what_other_elements_wait_for)
+{
+    with_full_channel_and_pool(fail_beside_one_that_waits);
+}
+
+static int maps_two(void *arg)
+{
+    return conc_pool_map(outer_pool, waits_twice, arg, 2, sizeof(waiting));
+}
+
+POOL_TEST(a_cancelled_job_that_maps_ends_what_the_elements_wait_for)
+{
+    static waiting elements[2];
+    conc_job j;
+    WITH_POOL(pool, 2);
+    outer_pool = &pool;
+    for (int i = 0; i < 2; i++)
+        elements[i] = (waiting){receives, COUNTER, WAITING, WAITING, false};
+    CHECK_INT(conc_pool_submit(&pool, &j, maps_two, elements), 0);
+    for (int i = 0; i < 2; i++)
+        count_wait(&elements[i].begun, 1);
+    CHECK_INT(conc_job_cancel(&j), 0);
+    CHECK_INT(result_of(&j), -ECANCELED);
+    for (int i = 0; i < 2; i++)
+        check_ended(&elements[i]);
+    conc_channel_destroy(&empty_channel);
+}
+
+/* What a job waits for in another pool, or in its own, is asked to end; it waits for that. */
+typedef struct passing {
+    conc_fn *how;
+    conc_pool *to;
+    waiting inner; /* not called twice where it is no job of its own */
+    held *before;  /* that is to be let go when the job waits; NULL: nothing */
+    conc_job job;
+    int result;
+} passing;
+
+static int passes_by_run(void *arg)
+{
+    passing *p = arg;
+    return conc_pool_run(p->to, waits_twice, &p->inner);
+}
+
+static int passes_by_map(void *arg)
+{
+    passing *p = arg;
+    return conc_pool_map(p->to, waits_twice, &p->inner, 1, 0);
+}
+
+static int passes_by_wait(void *arg)
+{
+    passing *p = arg;
+    CONC_TRY(conc_pool_submit(p->to, &p->job, waits_twice, &p->inner));
+    CHECK_INT(conc_job_wait(&p->job, &p->result), 0);
+    CHECK_INT(p->result, -ECANCELED);
+    return p->result;
+}
+
+static int passes_by_close(void *arg)
+{
+    passing *p = arg;
+    CONC_TRY(conc_pool_submit(p->to, &p->job, waits_twice, &p->inner));
+    count_wait(&p->inner.begun, 1); /* else it would be taken back */
+    CHECK_INT(conc_pool_close(p->to), 0);
+    return -ECANCELED;
+}
+
+static void pass_on(conc_fn *how, bool same_pool)
+{
+    conc_job j;
+    OPEN_POOL(pool, 1);
+    OPEN_POOL(other, 1);
+    passing p = {.how = how, .to = same_pool ? &pool : &other};
+    p.inner = (waiting){receives, COUNTER, WAITING, WAITING, false};
+    CHECK_INT(conc_pool_submit(&pool, &j, how, &p), 0);
+    count_wait(&p.inner.begun, 1);
+    CHECK_INT(conc_job_cancel(&j), 0);
+    CHECK_INT(result_of(&j), -ECANCELED);
+    check_ended(&p.inner);
+    close_pool(&pool);
+    close_pool(&other);
+    conc_channel_destroy(&empty_channel);
+}
+
+POOL_TEST(a_job_passes_the_request_on_to_a_job_of_another_pool_and_waits)
+{
+    pass_on(passes_by_run, false);
+    pass_on(passes_by_map, false);
+    pass_on(passes_by_wait, false);
+    pass_on(passes_by_close, false);
+}
+
+POOL_TEST(a_job_passes_the_request_on_to_a_job_that_it_runs_itself)
+{
+    pass_on(passes_by_run, true);
+    pass_on(passes_by_map, true);
+    pass_on(passes_by_wait, true);
+}
+
+POOL_TEST(a_job_of_another_pool_that_is_queued_is_taken_back_with_the_job_that_waits_for_it)
+{
+    held h = HELD(0), first = HELD(0);
+    conc_job j;
+    WITH_POOL(pool, 1);
+    WITH_POOL(other, 1);
+    passing p = {.to = &other};
+    p.inner = (waiting){receives, COUNTER, WAITING, WAITING, false};
+    occupy(&other, &h);
+    occupy(&pool, &first);
+    CHECK_INT(conc_pool_submit(&pool, &j, passes_by_run, &p), 0);
+    let_go(&first);
+    while (!conc__jobs_queued()) /* until it is in the other queue */
+        sched_yield();
+    CHECK_INT(result_of(&first.job), 0);
+    CHECK_INT(conc_job_cancel(&j), 0);
+    CHECK_INT(result_of(&j), -ECANCELED);
+    CHECK_INT(count_now(&p.inner.begun), 0);
+    let_go(&h);
+}
+
+/* ---- a shield in a job ---- */
+
+static int looks_and_blocks(void *arg)
+{
+    CHECK(!conc_job_cancelled());
+    CONC_TRY(conc_block(*(double *)arg));
+    CHECK(!conc_job_cancelled());
+    return 6;
+}
+
+static int looks_until_asked(void *arg)
+{
+    CHECK(!conc_job_cancelled());
+    CONC_TRY(conc_block(*(double *)arg));
+    return -EPROTO;
+}
+
+static int is_in_time(void *arg)
+{
+    (void)arg;
+    return conc_run(returns, &numbers[5]);
+}
+
+static int passes_an_item(void *arg)
+{
+    int item = 8;
+    (void)arg;
+    CONC_TRY(conc_channel_send(&empty_channel, &item));
+    CONC_TRY(conc_channel_recv(&empty_channel, &item));
+    return item;
+}
+
+static int runs_elsewhere(void *arg) { return conc_pool_run(other_pool, looks_and_blocks, arg); }
+
+static int maps_elsewhere(void *arg)
+{
+    return conc_pool_map(other_pool, looks_and_blocks, arg, 3, 0);
+}
+
+/* It waits until it is asked to end, and cleans up then. */
+static int cleans_up(void *arg)
+{
+    double second = 1, hour = 3600;
+    CHECK_INT(blocks_for_ever(arg), -ECANCELED);
+    CHECK_INT(conc_shield(CONC_FOREVER, looks_and_blocks, &second), 6);
+    CHECK_INT(conc_shield(10, looks_and_blocks, &second), 6);
+    CHECK_INT(conc_shield(10, passes_an_item, NULL), 8);
+    CHECK_INT(conc_shield(10, is_in_time, NULL), 5);
+    CHECK_INT(conc_shield(10, runs_elsewhere, &second), 6);
+    CHECK_INT(conc_shield(CONC_FOREVER, maps_elsewhere, &second), 0);
+    CHECK_INT(conc_shield(0.25, looks_until_asked, &hour), -ETIMEDOUT);
+    CHECK_INT(conc_shield(0.25, runs_elsewhere, &hour), -ETIMEDOUT);
+    CHECK_INT(conc_shield(0.25, maps_elsewhere, &hour), -ETIMEDOUT);
+    CHECK_INT(conc_shield(0.25, receives, NULL), -ETIMEDOUT);
+    CHECK_INT(conc_shield(1, NULL, NULL), -EINVAL);
+    CHECK_INT(conc_shield((double)NAN, counts, NULL), -EINVAL);
+    CHECK(conc_job_cancelled());
+    CHECK_INT(blocks_for_ever(arg), -ECANCELED);
+    return 4;
+}
+
+POOL_TEST(a_job_cleans_up_in_a_shield)
+{
+    WITH_POOL(pool, 1);
+    WITH_POOL(other, 3);
+    other_pool = &other;
+    caller c = {by_run, &pool, .fn = cleans_up};
+    CHECK_INT(conc_timeout(5, by_run, &c), 4);
+    CHECK_TIME(5 + 4 + 4 * 0.25);
+    conc_channel_destroy(&empty_channel);
+}
+
+/* On the real clock, too: the limits pass though the job waits. */
+static int cleans_up_quickly(void *arg)
+{
+    double hour = 3600;
+    CHECK_INT(blocks_for_ever(arg), -ECANCELED);
+    CHECK_INT(conc_shield(CONC_FOREVER, passes_an_item, NULL), 8);
+    CHECK_INT(conc_shield(0.002, looks_until_asked, &hour), -ETIMEDOUT);
+    CHECK_INT(conc_shield(0.002, runs_elsewhere, &hour), -ETIMEDOUT);
+    CHECK_INT(conc_shield(0.002, receives, NULL), -ETIMEDOUT);
+    CHECK_INT(conc_shield(0.002, runs_a_sleep, NULL), -ETIMEDOUT);
+    CHECK_INT(conc_shield(-1, runs_a_sleep, NULL), -ETIMEDOUT);
+    return 4;
+}
+
+THREAD_TEST(a_job_of_a_plain_thread_cleans_up_in_a_shield)
+{
+    conc_job j;
+    WITH_POOL(pool, 1);
+    WITH_POOL(other, 3);
+    other_pool = &other;
+    unsetenv("CONC_CLOCK");
+    CHECK_INT(conc_pool_submit(&pool, &j, cleans_up_quickly, NULL), 0);
+    for (bool waits = false; !waits; sched_yield()) {
+        pthread_mutex_lock(&conc__stops.mutex);
+        waits = conc__stops.first != NULL;
+        pthread_mutex_unlock(&conc__stops.mutex);
+    }
+    CHECK_INT(conc_job_cancel(&j), 0);
+    CHECK_INT(result_of(&j), 4);
+    conc_channel_destroy(&empty_channel);
+}
+
+THREAD_TEST(outside_a_job_and_a_task_there_is_no_shield)
+{
+    CHECK_INT(conc_shield(1, counts, NULL), -EPERM);
+    CHECK_INT(calls, 0);
+}
+
+/* ---- signals ---- */
+
+static sigset_t mask_of_job;
+
+static int looks_at_its_mask(void *arg)
+{
+    (void)arg;
+    return -pthread_sigmask(SIG_SETMASK, NULL, &mask_of_job);
+}
+
+static void check_mask_of_jobs(bool pipe_is_blocked)
+{
+    sigset_t wanted;
+    CHECK_INT(pthread_sigmask(SIG_SETMASK, NULL, &wanted), 0);
+    OPEN_POOL(pool, 1);
+    CHECK_INT(conc_pool_run(&pool, looks_at_its_mask, NULL), 0);
+    for (int i = 1; i < 32; i++)
+        CHECK_INT(sigismember(&mask_of_job, i),
+                  i != SIGSEGV && i != SIGFPE && i != SIGTRAP && sigismember(&wanted, i));
+    CHECK_INT(sigismember(&mask_of_job, SIGPIPE), pipe_is_blocked);
+    close_pool(&pool);
+}
+
+static void block_some(void)
+{
+    static const int some[] = {SIGUSR1, SIGSEGV, SIGFPE, SIGTRAP, SIGCHLD};
+    sigset_t set;
+    sigemptyset(&set);
+    for (size_t i = 0; i < CONC_LEN(some); i++)
+        sigaddset(&set, some[i]);
+    CHECK_INT(pthread_sigmask(SIG_BLOCK, &set, NULL), 0);
+}
+
+THREAD_TEST(jobs_run_under_the_signal_mask_of_the_pools_opener_with_faults_open)
+{
+    check_mask_of_jobs(false);
+    block_some();
+    check_mask_of_jobs(false);
+}
+
+POOL_TEST(jobs_of_a_run_run_under_its_signal_mask) { check_mask_of_jobs(true); }
+
+static void tells_of_the_fault(int number)
+{
+    static const char text[] = "the program's own handler\n";
+    (void)number;
+    _exit(write(2, text, sizeof text - 1) < 0 ? 2 : 3);
+}
+
+static int faults(void *arg) { return *(volatile int *)arg; }
+
+static int offloads_a_fault(void *arg)
+{
+    (void)arg;
+    return conc_offload(faults, (void *)8);
+}
+
+static void fault_in_a_job(void)
+{
+    signal(SIGSEGV, tells_of_the_fault);
+    (void)conc_run(offloads_a_fault, NULL);
+}
+
+TEST(a_fault_in_a_job_reaches_the_programs_handler)
+{
+    static char text[4096];
+    int status = test_in_process(fault_in_a_job, text, sizeof text);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 3);
+    CHECK_STR(text, "the program's own handler\n");
+}
+
+__attribute__((noinline)) static int recurses(int depth)
+{
+    volatile char room[512];
+    room[0] = (char)depth;
+    int rc = depth > 0 ? recurses(depth - 1) : 0;
+    return rc + room[0];
+}
+
+static int overflows(void *arg)
+{
+    (void)arg;
+    return recurses(100000000);
+}
+
+static int runs_an_overflow(void *arg)
+{
+    CONC_AUTO(conc_pool, pool) = {.threads = 1, .name = "deep"};
+    CONC_TRY(conc_pool_open(&pool));
+    return conc_pool_run(&pool, overflows, arg);
+}
+
+static void overflow_in_a_job(void)
+{
+    conc_options o = {.debug = true, .virtual_clock = true};
+    (void)conc_run_with(&o, runs_an_overflow, NULL);
+}
+
+TEST(a_job_that_overflows_its_threads_stack_is_told_with_its_pool)
+{
+    static char text[16384];
+    if (SANITIZED) /* they report it in their own way */
+        return;
+    int status = test_in_process(overflow_in_a_job, text, sizeof text);
+    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+    CHECK_CONTAINS(text, "conc: stack overflow: a job of the pool \"deep\" used all of its");
+}
+
 /* ---- random programs ---- */
 
 /* A few actors (tasks, threads in a run, threads without one) that use two pools at random, and
@@ -3796,12 +4380,15 @@ static int steps_in_a_run(void *arg)
 static void step(actor *a)
 {
     conc_options options = {.virtual_clock = true};
+    int rc;
     switch (below(a, 5)) {
     case 0: run_one(a); break;
     case 1: send_some(a); break;
     case 2: map_some(a); break;
     case 3:
-        expect(conc_run_with(&options, steps_in_a_run, a) == (conc_loop_self() ? -EBUSY : 0));
+        rc = conc_run_with(&options, steps_in_a_run, a);
+        /* a job that is asked to end has its run cancelled */
+        expect(conc_loop_self() ? rc == -EBUSY : rc == 0 || rc == -ECANCELED);
         break;
     default: sched_yield(); break;
     }

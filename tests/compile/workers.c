@@ -1,5 +1,5 @@
-/* A program whose constructors make what its jobs look for. conc is in another file, or in a library. When its first
- * worker has ended, another file has the program's name. */
+/* A program whose constructors make what its jobs look for. conc is in another file, or in a
+ * library. When its first worker has ended, another file has the program's name. */
 #include "all.h"
 
 #include <signal.h>
