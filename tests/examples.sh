@@ -8,7 +8,7 @@
 # Needs bash, coreutils, diffutils, awk, Python 3, nc of OpenBSD, socat, libcurl and SQLite.
 set -u
 export LC_ALL=C
-unset EX_SEED CONC_CLOCK CONC_DEBUG CONC_SEED CONC_TRACE CONC_POLL CONC_STACK
+unset CONC_RANDOM CONC_CLOCK CONC_DEBUG CONC_SEED CONC_TRACE CONC_POLL CONC_STACK
 
 cd "$(dirname "$0")/.." || exit 2
 root=$PWD
@@ -56,26 +56,26 @@ draws() {
     "${cc[@]}" -include log_draws.h "$2.c" -o logged 2>"$box/wrong"
     local seed
     for seed in {0..20}; do
-        EX_SEED=$seed CONC_CLOCK=virtual run_it ./logged
+        CONC_RANDOM=$seed CONC_CLOCK=virtual run_it ./logged
         awk -f "$root/tests/examples/$3" "$box/err" "$box/out" >>"$box/wrong"
-        check "$1/$2: follows from the draws of EX_SEED=$seed" "$box/wrong"
+        check "$1/$2: follows from the draws of CONC_RANDOM=$seed" "$box/wrong"
         : >"$box/wrong"
     done
     mv "$box/out" "$box/out20"
-    EX_SEED=20 CONC_CLOCK=virtual run_it ./x
+    CONC_RANDOM=20 CONC_CLOCK=virtual run_it ./x
     diff "$box/out20" "$box/out" >>"$box/wrong"
-    check "$1/$2: EX_SEED=20 repeats" "$box/wrong"
+    check "$1/$2: CONC_RANDOM=20 repeats" "$box/wrong"
     : >"$box/wrong"
-    EX_SEED=21 CONC_CLOCK=virtual run_it ./x
-    cmp -s "$box/out20" "$box/out" && echo "the output is that of EX_SEED=20" >>"$box/wrong"
-    check "$1/$2: EX_SEED=21 draws other numbers" "$box/wrong"
+    CONC_RANDOM=21 CONC_CLOCK=virtual run_it ./x
+    cmp -s "$box/out20" "$box/out" && echo "the output is that of CONC_RANDOM=20" >>"$box/wrong"
+    check "$1/$2: CONC_RANDOM=21 draws other numbers" "$box/wrong"
 }
 
-# eighty_percent: of 10,000 checks 80 % +- 2 % find the site online; a run draws 10 numbers, so no number is used twice
+# eighty_percent: of 10,000 checks 80 % +- 2 % find the site online
 eighty_percent() {
     local i online
     for ((i = 0; i < 2000; i++)); do
-        EX_SEED=$((i * 10)) CONC_CLOCK=virtual ./x
+        CONC_RANDOM=$((i + 1)) CONC_CLOCK=virtual ./x
     done >"$box/out" 2>"$box/wrong"
     online=$(awk '/ is online$/ { n++ } END { print n + 0 }' "$box/out")
     [ "$online" -ge 7800 ] && [ "$online" -le 8200 ] || echo "$online of 10000 were online" >>"$box/wrong"
@@ -108,7 +108,7 @@ names_the_blocker() {
 reaches_its_goal() {
     local seed
     for seed in {0..20}; do
-        EX_SEED=$seed CONC_CLOCK=virtual timeout 60 ./x --goal >"$box/out" 2>&1 || cat "$box/out" >>"$box/wrong"
+        CONC_RANDOM=$seed CONC_CLOCK=virtual timeout 60 ./x --goal >"$box/out" 2>&1 || cat "$box/out" >>"$box/wrong"
     done
     check "$1: --goal is reached with 21 seeds" "$box/wrong"
 }
