@@ -5,7 +5,7 @@
 # that deal with the world outside are also driven from there, by the Python scripts in tests/examples.
 # CC chooses the compiler; --single takes single_include/conc.h, which is then what the example includes. Further words
 # are the folders to take instead of all.
-# Needs bash, coreutils, diffutils, awk, Python 3, nc of OpenBSD, socat, libcurl and SQLite.
+# Needs bash, coreutils, diffutils, awk, Python 3, pkg-config, nc of OpenBSD, socat, libcurl, SQLite and GLib.
 set -u
 export LC_ALL=C
 unset CONC_RANDOM CONC_CLOCK CONC_DEBUG CONC_SEED CONC_TRACE CONC_POLL CONC_STACK
@@ -161,11 +161,21 @@ scenarios() {
     done
 }
 
+# libraries_of FILE: the options for its libraries, as its first lines name them; headers of others give no warnings
+libraries_of() {
+    local line package
+    line=$(sed -n '/^ \*\//q; / cc /p' "$1")
+    package=$(grep -o 'pkg-config [^)]*' <<<"$line")
+    { grep -o -e ' -l[a-z0-9]*' <<<"$line"; ${package:-true} | sed 's/-I/-isystem /g'; } | tr '\n' ' '
+}
+
 # no_warnings NAME: neither the example with the implementation inside, nor the example alone where it is optimised
 no_warnings() {
-    "${cc[@]}" "${warnings[@]}" -fsyntax-only "${1#*/}.c" >"$box/wrong" 2>&1
+    local word includes=()
+    for word in "${libraries[@]}"; do [[ $word == -l* ]] || includes+=("$word"); done
+    "${cc[@]}" "${warnings[@]}" -fsyntax-only "${1#*/}.c" "${includes[@]}" >"$box/wrong" 2>&1
     sed '/^#define CONC_STATIC$/d' "${1#*/}.c" >declared.c
-    "${cc[@]}" "${warnings[@]}" -O2 -c declared.c -o declared.o >>"$box/wrong" 2>&1
+    "${cc[@]}" "${warnings[@]}" -O2 -c declared.c -o declared.o "${includes[@]}" >>"$box/wrong" 2>&1
     check "$1: no warnings" "$box/wrong"
 }
 
@@ -181,7 +191,7 @@ for source in "${sources[@]}"; do
     mkdir -p "$box/examples/$folder" && cp "${headers[@]}" "$box/" && cd "$box/examples/$folder" || exit 2
     sed "$included" "$source" >"$name.c" || exit 2
 
-    mapfile -t libraries < <(sed -n '/^ \*\//q; / cc /p' "$name.c" | grep -o -e '-l[a-z0-9]*')
+    read -ra libraries < <(libraries_of "$name.c")
     "${cc[@]}" "$name.c" -o x "${libraries[@]}" >"$box/wrong" 2>&1
     check "$folder/$name: cc $name.c -o x ${libraries[*]}" "$box/wrong"
     [ -x x ] || continue
