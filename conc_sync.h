@@ -314,28 +314,25 @@ CONC_API int conc_queue_put(conc_queue *q, const void *item) CONC_NODISCARD;
 CONC_API int conc_queue_try_put(conc_queue *q, const void *item) CONC_NODISCARD;
 
 /* conc_queue_put of a value, which is copied: CONC_PUT(&jobs, n + 1), or with commas in it:
- * CONC_PUT(&jobs, (job){url, 3}). Its size has to be item_size: else it does not compile where the
- * compiler knows both (it optimizes, and sees the queue being set), and is -EINVAL elsewhere. A
- * pointer, an array or a string does not compile: that is mostly the address of an item. A queue
- * of pointers takes conc_queue_put(&q, &pointer). */
+ * CONC_PUT(&jobs, (job){url, 3}); into a queue of pointers CONC_PUT(&names, name), where
+ * conc_queue_put takes &name. The value's size has to be item_size: else it does not compile
+ * where the compiler knows both (it optimizes, and sees the queue being set), and is -EINVAL
+ * elsewhere. An array or a string is the pointer to its first element. */
 #define CONC_PUT(q, ...)                                              \
     CONC__PUT(q, (__VA_ARGS__), CONC__JOIN(conc__queue, __COUNTER__), \
               CONC__JOIN(conc__item, __COUNTER__))
-#define CONC__PUT(q, value, queue, item)                                                  \
-    __extension__({                                                                       \
-        conc_queue *queue = (q);                                                          \
-        CONC__AUTO_VALUE item = value;                                                    \
-        CONC__REQUIRE(!CONC__IS_POINTER(item),                                            \
-                      "CONC_PUT takes the item itself, not its address; into a queue of " \
-                      "pointers: conc_queue_put(&queue, &pointer)");                      \
-        if (__builtin_constant_p(queue->item_size) && queue->item_size != sizeof item)    \
-            conc__item_has_another_size();                                                \
-        conc__queue_put_sized(queue, &item, sizeof item);                                 \
+#define CONC__PUT(q, value, queue, item)                                               \
+    __extension__({                                                                    \
+        conc_queue *queue = (q);                                                       \
+        CONC__AUTO_VALUE item = value;                                                 \
+        if (__builtin_constant_p(queue->item_size) && queue->item_size != sizeof item) \
+            conc__item_has_another_size();                                             \
+        conc__queue_put_sized(queue, &item, sizeof item);                              \
     })
 #if defined __has_attribute && !defined __cplusplus
 #if __has_attribute(__error__)
-void conc__item_has_another_size(void)
-    __attribute__((__error__("CONC_PUT: the item's size is not the queue's item_size")));
+void conc__item_has_another_size(void) __attribute__((
+    __error__("CONC_PUT takes an item, not its address: this size is not the item_size")));
 #define CONC__CHECKS_ITEMS
 #endif
 #endif

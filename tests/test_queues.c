@@ -1406,6 +1406,23 @@ TASK_TEST(a_value_is_put_without_a_variable_for_it)
     conc_queue_destroy(&orders);
 }
 
+TASK_TEST(a_pointer_is_put_into_a_queue_of_pointers)
+{
+    conc_queue names = CONC_QUEUE(const char *, 10);
+    char buffer[] = "a buffer";
+    const char *name = "a name", *got;
+    CHECK_INT(CONC_PUT(&names, name), 0);
+    CHECK_INT(CONC_PUT(&names, "a string"), 0);
+    CHECK_INT(CONC_PUT(&names, buffer), 0);
+    CHECK_INT(conc_queue_get(&names, &got), 0);
+    CHECK(got == name);
+    CHECK_INT(conc_queue_get(&names, &got), 0);
+    CHECK_STR(got, "a string");
+    CHECK_INT(conc_queue_get(&names, &got), 0);
+    CHECK(got == buffer);
+    conc_queue_destroy(&names);
+}
+
 TASK_TEST(a_value_of_another_size_is_refused_with_both_sizes)
 {
     conc_queue q = CONC_QUEUE(int, 10);

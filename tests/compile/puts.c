@@ -9,10 +9,12 @@ int put(int n)
 #ifdef ADDRESS
     return CONC_PUT(&numbers, &n);
 #elif defined STRING
-    return CONC_PUT(&numbers, "text");
+    return CONC_PUT(&numbers, n ? "text" : "");
 #elif defined SIZE
     return CONC_PUT(&numbers, (long long)n);
 #else
-    return CONC_PUT(&numbers, n);
+    conc_queue names = CONC_QUEUE(const char *, 10);
+    const char *name = "a name";
+    return CONC_PUT(&numbers, n) | CONC_PUT(&names, name) | CONC_PUT(&names, "text");
 #endif
 }

@@ -150,9 +150,9 @@ refuses_put() {
 
 check_puts() {
     cc -O2 -c $here/puts.c -o "$out/puts.o"
-    refuses_put ADDRESS "CONC_PUT takes the item itself"
-    refuses_put STRING "CONC_PUT takes the item itself"
-    refuses_put SIZE "size is not the queue"
+    refuses_put ADDRESS "CONC_PUT takes an item, not its address"
+    refuses_put STRING "CONC_PUT takes an item, not its address"
+    refuses_put SIZE "size is not the item_size"
 }
 
 # A program may include the header as it does others that are written for C alone.
