@@ -5488,7 +5488,7 @@ CONC__PRIVATE const char *conc__words(const conc_task *t, int rc)
 }
 
 /* The same of the task, or the posted function, that runs. */
-CONC__PRIVATE const char *conc__words_here(const conc_loop *l, int rc)
+CONC__COLD const char *conc__words_here(const conc_loop *l, int rc)
 {
     if (l->self)
         return conc__words(l->self, rc);
