@@ -968,24 +968,6 @@ static void check_orphans(bool leaves_child)
 THREAD_TEST(workers_end_when_the_program_is_killed) { check_orphans(false); }
 THREAD_TEST(a_forked_child_that_lives_on_does_not_keep_workers) { check_orphans(true); }
 
-/* A process that a job forks just when the program ends: what watches finds no program. */
-THREAD_TEST(a_process_that_is_forked_when_the_program_ends_does_not_outlive_it)
-{
-    int status;
-    pid_t program = fork();
-    if (program == 0)
-        _exit(0);
-    CHECK_INT(waitpid(program, NULL, 0), program);
-    pid_t pid = fork();
-    if (pid == 0) {
-        conc__worker_process.program = program;
-        conc__worker_forked();
-        _exit(0);
-    }
-    CHECK_INT(waitpid(pid, &status, 0), pid);
-    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
-}
-
 static void be_left(void)
 {
     static conc_procs pool = {.workers = 2};
