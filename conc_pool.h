@@ -6046,6 +6046,8 @@ CONC__PRIVATE void conc__begin_to_watch(int program)
     pthread_attr_t small;
     pthread_t id;
     int fd = conc__pidfd(program);
+    if (fd < 0 && errno == ESRCH)
+        kill(getpid(), SIGKILL); /* the program has ended just now */
     if (fd < 0)
         return;
     pthread_attr_init(&small);

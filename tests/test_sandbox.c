@@ -591,6 +591,40 @@ TEST(without_file_descriptors_of_processes_a_reused_number_is_not_signalled)
 #endif
 }
 
+#ifdef SYS_pidfd_open
+/* A job, to whose child it seems that the program has ended just now. */
+static int forks_when_the_program_ends(void *arg)
+{
+    int status = 0, left = 5000;
+    (void)arg;
+    pid_t pid = refuse(SYS_pidfd_open, ESRCH) ? fork() : -1;
+    if (pid == 0)
+        for (;;)
+            pause();
+    while (pid > 0 && waitpid(pid, &status, WNOHANG) == 0 && left-- > 0)
+        usleep(1000);
+    if (left <= 0)
+        kill(pid, SIGTERM);
+    return WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+}
+
+static int run_job(void *arg)
+{
+    conc_procs pool = {.workers = 1};
+    (void)arg;
+    CONC_TRY(conc_procs_open(&pool));
+    int rc = conc_procs_run(&pool, forks_when_the_program_ends, NULL, 0);
+    CONC_TRY(conc_procs_close(&pool));
+    return rc;
+}
+
+TEST(a_process_that_a_job_forks_when_the_program_ends_ends_with_it)
+{
+    if (refuse(0x7fffffff, EPERM)) /* else the system has no filters */
+        CHECK_INT(conc_run(run_job, NULL), SIGKILL);
+}
+#endif
+
 TEST(refused_nothing) { check_refused("nothing", 0x7fffffff, NULL); }
 
 /* -- a sandbox that the program sets up while tasks wait for descriptors -- */
