@@ -5487,14 +5487,6 @@ CONC__PRIVATE const char *conc__words(const conc_task *t, int rc)
     return t->last_rc == rc && t->text ? t->text : "";
 }
 
-/* The same of the task, or the posted function, that runs. */
-CONC__COLD const char *conc__words_here(const conc_loop *l, int rc)
-{
-    if (l->self)
-        return conc__words(l->self, rc);
-    return l->posted_rc == rc ? conc__words_of_thread : "";
-}
-
 /* The task is told the result of t, which has ended. */
 CONC__FAST void conc__tell_result(conc_task *task, const conc_task *t)
 {

@@ -1357,6 +1357,14 @@ CONC__PRIVATE void conc__future_tell(conc_task *t, const conc_future *f)
         conc__tell(t, f->rc, f->text, (conc__source){NULL, NULL});
 }
 
+/* The words that go with rc out of the task, or the posted function, that runs; "": none. */
+CONC__PRIVATE const char *conc__words_here(const conc_loop *l, int rc)
+{
+    if (l->self)
+        return conc__words(l->self, rc);
+    return l->posted_rc == rc ? conc__words_of_thread : "";
+}
+
 CONC_API int conc_future_set(conc_future *f, int rc, void *value)
 {
     conc_loop *l = conc__here;
