@@ -136,9 +136,9 @@ CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t cou
 /* Waits until the job has ended or was taken back: 0, and its result in *result (NULL: not
  * wanted), its words in conc_last_error. Any number may wait. A cancel does not cut it short: it
  * takes the job back (result -ECANCELED), asks it to end when it runs, and kills it when it runs
- * in a process; but not while others wait for it too. A thread of the pool runs the job itself
- * if it is still in the queue. -EINVAL: never submitted; -EPERM: in a process that this one was
- * forked from. */
+ * in a process; but not while others wait for it too who are not cancelled. A thread of the pool
+ * runs the job itself if it is still in the queue. -EINVAL: never submitted; -EPERM: in a process
+ * that this one was forked from. */
 CONC_API int conc_job_wait(conc_job *j, int *result) CONC_NODISCARD;
 
 /* Takes the job back when it is in the queue, asks it to end when it runs (and kills it in a
@@ -452,15 +452,17 @@ typedef struct conc__waiter {
     conc_loop *loop; /* a task's; NULL: a thread */
     conc__wait *wait;
     conc__post post;
-    conc__gate *gate;     /* a thread's */
-    void *item;           /* what the wait is for, or where its item comes from or goes to */
-    conc__answer *answer; /* where it goes, of a job that is waited for */
-    bool *stop;           /* set when the waiting task is cancelled; NULL: nothing */
+    conc__gate *gate;        /* a thread's */
+    void *item;              /* what the wait is for, or where its item comes from or goes to */
+    conc__answer *answer;    /* where it goes, of a job that is waited for */
+    bool *stop;              /* set when the waiting task is cancelled; NULL: nothing */
+    struct conc__crew *crew; /* of the job that is waited for */
     /* a thread's: a crew of processes, whose replies it may take; it has a reference */
     struct conc__crew *looks_at;
     struct conc__frame *frame; /* a job's: its clock goes on meanwhile */
     int result;
-    bool over; /* it was woken: nothing of the list's owner is to be touched any more */
+    bool gives_up; /* it was cancelled, and wants the end of the job that it waits for */
+    bool over;     /* it was woken: nothing of the list's owner is to be touched any more */
 } conc__waiter;
 
 /* Over every crew's mutex: a crew is freed under it. For who has a job or waiter, and does not
@@ -594,7 +596,7 @@ CONC__PRIVATE void conc__waiter_call(conc__waiter *w)
     if (w->loop)
         /* it cannot be refused: the run lasts as long as its tasks */
         conc__post_to(w->loop, &w->post);
-    else
+    else if (w->gate) /* else it runs the job itself */
         conc__gate_open(w->gate);
 }
 
@@ -1558,31 +1560,27 @@ CONC__PRIVATE bool conc__frame_has_clock(const conc__frame *f)
 /* A job that runs inside another one, which waits for it. */
 typedef struct conc__inside {
     conc__stop stop;
-    conc_job *job;
+    conc__waiter waiter;
 } conc__inside;
 
-CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone);
+CONC__PRIVATE void conc__waiter_gives_up(conc__waiter *w);
 
 CONC__PRIVATE void conc__inside_asked(conc__stop *s)
 {
-    conc__job_cancel(((conc__inside *)(void *)s)->job, true);
+    conc__waiter_gives_up(&((conc__inside *)(void *)s)->waiter);
 }
 
-/* Inside another job of the same thread. */
+/* The job, for which this waiter stands in line, inside another job of the same thread. */
 CONC__PRIVATE void conc__job_run_inside(conc__crew *c, conc__frame *outer, conc_job *j,
-                                        conc__answer *answer)
+                                        conc__inside *inside)
 {
     conc__frame frame = {.outer = outer, .thread = outer->thread};
-    conc__inside inside = {.job = j};
     pthread_setspecific(conc__frames, &frame);
     conc__job_starts(&frame, j);
-    conc__stop_open(&inside.stop, outer, conc__inside_asked);
-    answer->result = j->fn(j->arg);
-    conc__stop_close(&inside.stop); /* before others learn of the end, and free the job */
-    conc__crew_end_job(c, j, answer->result, &frame, false);
-    answer->has_words = answer->result < 0 && frame.text_rc == answer->result;
-    if (answer->has_words)
-        memcpy(answer->text, frame.text, sizeof answer->text);
+    conc__stop_open(&inside->stop, outer, conc__inside_asked);
+    int rc = j->fn(j->arg);
+    conc__stop_close(&inside->stop);
+    conc__crew_end_job(c, j, rc, &frame, false);
     pthread_setspecific(conc__frames, outer);
 }
 
@@ -1834,7 +1832,22 @@ CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
     return !own && !ended;
 }
 
-/* alone: only if nobody waits for it. */
+/* Under the mutex. Those who have given up stand behind the others. */
+CONC__PRIVATE void conc__job_line_up(conc_job *j, conc__waiter *w)
+{
+    bool goes_ahead = !w->gives_up && j->waiters && j->waiters->prev->gives_up;
+    conc__line_up(&j->waiters, w);
+    if (goes_ahead)
+        j->waiters = w;
+}
+
+/* Under the mutex: does anybody wait for it who has not given up? */
+CONC__PRIVATE bool conc__job_is_wanted(const conc_job *j)
+{
+    return j->waiters && !j->waiters->gives_up;
+}
+
+/* alone: only if nobody else wants its result. */
 CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
 {
     int rc = -EALREADY;
@@ -1843,7 +1856,7 @@ CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
         conc__crew *c = j->crew;
         conc__lock_briefly(&c->mutex);
         if (!(conc__job_state(j) & CONC__JOB_DONE)) {
-            if (!alone || !j->waiters)
+            if (!alone || !conc__job_is_wanted(j))
                 conc__job_ask(c, j);
             rc = 0;
         }
@@ -1874,23 +1887,30 @@ CONC_API bool conc_job_cancelled(void)
     return f && conc__frame_asked(f);
 }
 
-/* The waiter is cancelled: so is the job, if nobody else waits; the wait goes on. */
+/* The waiter is cancelled: so is the job, unless others want its result. The crew is the waiter's
+ * own note of it: the job may be gone by now. */
+CONC__PRIVATE void conc__waiter_gives_up(conc__waiter *w)
+{
+    conc_job *j = w->item;
+    pthread_mutex_lock(&conc__crews);
+    if (conc__still_waits(w, w->crew)) {
+        w->gives_up = true;
+        conc__step_out(w);
+        conc__job_line_up(j, w);
+        if (!conc__job_is_wanted(j))
+            conc__job_ask(w->crew, j);
+        pthread_mutex_unlock(&w->crew->mutex);
+    }
+    pthread_mutex_unlock(&conc__crews);
+}
+
+/* The wait goes on. */
 CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
-    conc_job *j = w->item;
-    pthread_mutex_lock(&conc__crews);
     if (w->stop)
         __atomic_store_n(w->stop, true, __ATOMIC_RELAXED);
-    if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE)) {
-        conc__crew *c = j->crew;
-        if (conc__still_waits(w, c)) {
-            if (w->next == w)
-                conc__job_ask(c, j);
-            pthread_mutex_unlock(&c->mutex);
-        }
-    }
-    pthread_mutex_unlock(&conc__crews);
+    conc__waiter_gives_up(w);
     if (w->loop) /* else conc__stops_tell has called this */
         conc__stops_tell();
     return false;
@@ -1903,11 +1923,16 @@ static const conc__wait_kind conc__wants_job = {.what = "waits for a job",
 CONC__PRIVATE bool conc__job_claim(conc__frame *frame, conc_job *j, conc__answer *answer)
 {
     conc__crew *c = frame->thread->crew;
+    conc__inside inside = {.waiter = {.item = j, .crew = c, .answer = answer}};
     conc__lock_briefly(&c->mutex);
     bool mine = !(conc__job_state(j) & CONC__JOB_DONE) && conc__crew_take_back(c, j);
+    if (mine) {
+        __atomic_fetch_or(&j->state, CONC__JOB_WAITED, __ATOMIC_RELAXED);
+        conc__job_line_up(j, &inside.waiter);
+    }
     pthread_mutex_unlock(&c->mutex);
     if (mine)
-        conc__job_run_inside(c, frame, j, answer);
+        conc__job_run_inside(c, frame, j, &inside);
     return mine;
 }
 
@@ -1933,9 +1958,10 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
             }
             struct conc__view *view = l && c->supervisor ? conc__view_open(l, c) : NULL;
             w->item = j;
+            w->crew = c;
             w->looks_at = !l && c->supervisor ? c : NULL;
             c->references += w->looks_at != NULL;
-            conc__line_up(&j->waiters, w);
+            conc__job_line_up(j, w);
             rc = conc__wait_outside(l, w, kind, j, &c->mutex, &conc__crews);
             conc__crew_spare_back(c, own, l);
             conc__view_close(l, view);
@@ -1954,13 +1980,14 @@ CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__a
     conc__frame *frame = l ? NULL : conc__frame_of(j->crew);
     if (frame && conc__job_claim(frame, j, answer))
         return;
-    if (l && l->self->pending) {
+    bool gives_up = l && l->self->pending;
+    if (gives_up) {
         if (stop)
             __atomic_store_n(stop, true, __ATOMIC_RELAXED);
         conc__job_cancel(j, true);
         conc__stops_tell();
     }
-    conc__waiter w = {.stop = stop, .answer = answer};
+    conc__waiter w = {.stop = stop, .answer = answer, .gives_up = gives_up};
     conc__job_wait_as(l, j, &w, &conc__wants_job);
 }
 
@@ -3192,8 +3219,8 @@ CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
     conc_job *j = w->item;
+    conc__crew *c = w->crew;
     pthread_mutex_lock(&conc__crews);
-    conc__crew *c = j->crew;
     bool waits = conc__still_waits(w, c);
     if (waits) {
         conc__waiter_decide(w, -ECANCELED);
