@@ -318,7 +318,8 @@ enum {
     CONC_NULL = -3  /* /dev/null */
 };
 
-/* Another program. The first fields are yours to set before conc_child_start. */
+/* Another program. The first fields are yours to set before conc_child_start; what argv, env and
+ * dir point to is not needed after it. */
 typedef struct conc_child {
     /* the program, looked for in PATH unless it has a slash, its arguments, NULL */
     const char *const *argv;
@@ -4154,29 +4155,35 @@ typedef struct conc__program {
     struct conc__program *next;
     unsigned forks;
     pid_t pid; /* 0: another program has got the number */
+    char name[64];
     dev_t devices[3];
-    ino_t inodes[3]; /* of this program's ends of its pipes; 0: no pipe */
+    ino_t inodes[3]; /* of its pipes; 0: no pipe */
 } conc__program;
 
 /* Under conc__children. */
 static conc__program *conc__programs;
 static unsigned conc__program_starts;
 
-CONC__PRIVATE void conc__program_add(conc__program *p, pid_t pid, const int pipes[3])
+CONC__PRIVATE void conc__program_add(conc__program *p, pid_t pid)
 {
-    struct stat st;
     for (conc__program *other = conc__programs; other; other = other->next)
         if (other->pid == pid)
             other->pid = 0;
-    *p = (conc__program){.forks = conc__forks, .pid = pid};
-    for (int i = 0; i < 3; i++)
-        if (pipes[i] >= 0 && fstat(pipes[i], &st) == 0) {
-            p->devices[i] = st.st_dev;
-            p->inodes[i] = st.st_ino;
-        }
+    p->forks = conc__forks;
+    p->pid = pid;
     p->next = conc__programs;
     __atomic_store_n(&conc__programs, p, __ATOMIC_RELAXED);
     conc__program_starts++;
+}
+
+/* What the program shall have as its descriptor i may be a pipe: then this is one end of it. */
+CONC__PRIVATE void conc__program_gets(conc__program *p, int i, int fd)
+{
+    struct stat st;
+    if (fd < 0 || fstat(fd, &st) || !S_ISFIFO(st.st_mode))
+        return;
+    p->devices[i] = st.st_dev;
+    p->inodes[i] = st.st_ino;
 }
 
 CONC__PRIVATE void conc__program_remove(conc__program *p)
@@ -4230,6 +4237,7 @@ CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
 /* A start on its way: for each of the three descriptors the child's end, and this program's. */
 typedef struct conc__child_starting {
     conc_child *child;
+    conc__program *program;
     const char *path; /* NULL: argv[0], looked for in PATH */
     int far_ends[3], near_ends[3];
     bool was_free[3]; /* a socket that did not block before */
@@ -4267,7 +4275,7 @@ CONC__PRIVATE int conc__child_end(conc__child_starting *s, int number, int wante
         rc = -EINVAL;
     }
     if (rc && wanted)
-        snprintf(s->about, sizeof s->about, "the program's descriptor %d", number);
+        snprintf(s->about, sizeof s->about, "%.60s: its descriptor %d", s->program->name, number);
     return rc;
 }
 
@@ -4390,6 +4398,37 @@ CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
     return -rc;
 }
 
+/* Executes the program, which is looked for where this program's PATH says, as posix_spawnp does:
+ * execvp would look where the PATH of env says, and give what is no program to a shell. Returns
+ * the error. */
+CONC__PRIVATE int conc__execute(const char *name, char *const *argv, char *const *env)
+{
+    char path[4096];
+    const char *at = getenv("PATH");
+    size_t size = strlen(name) + 1;
+    int error = size < sizeof path / 2 ? ENOENT : ENAMETOOLONG;
+    if (!*name || strchr(name, '/')) {
+        execve(name, argv, env);
+        return errno;
+    }
+    for (at = at ? at : "/bin:/usr/bin";; at++) {
+        size_t n = strcspn(at, ":"), slash = n > 0;
+        if (n + slash + size <= sizeof path) {
+            memcpy(path, at, n);
+            path[n] = '/';
+            memcpy(path + n + slash, name, size);
+            execve(path, argv, env);
+            if (errno == EACCES)
+                error = EACCES;
+            else if (errno != ENOENT && errno != ENOTDIR)
+                return errno;
+        }
+        at += n;
+        if (!*at)
+            return error;
+    }
+}
+
 /* In the forked process: becomes the program, or returns the error. Only calls that are safe in a
  * signal handler. */
 CONC__PRIVATE int conc__become_program(const conc__child_starting *s, int most)
@@ -4408,12 +4447,7 @@ CONC__PRIVATE int conc__become_program(const conc__child_starting *s, int most)
             close(fd);
     }
     pthread_sigmask(SIG_SETMASK, &s->mask, NULL);
-    *conc__environ() = (char **)(uintptr_t)conc__child_env(c);
-    if (s->path)
-        execv(s->path, conc__child_argv(c));
-    else
-        execvp(c->argv[0], conc__child_argv(c));
-    return errno;
+    return conc__execute(s->path ? s->path : c->argv[0], conc__child_argv(c), conc__child_env(c));
 }
 
 /* The same for a C library whose posix_spawn cannot change the directory. No handler of this
@@ -4468,7 +4502,7 @@ CONC__PRIVATE void conc__child_blames(conc__child_starting *s, int rc)
     const char *program = s->path ? s->path : c->argv[0];
     bool is_path = strchr(program, '/') && (*program == '/' || !c->dir);
     if (conc__dir_failed(c->dir, rc))
-        snprintf(s->about, sizeof s->about, "the directory %.70s", c->dir);
+        snprintf(s->about, sizeof s->about, "the directory %.70s", *c->dir ? c->dir : "\"\"");
     else if (rc == -ENOENT && is_path && access(program, F_OK) == 0)
         snprintf(s->about, sizeof s->about, "the interpreter of %.60s", program);
 }
@@ -4502,6 +4536,8 @@ CONC__PRIVATE int conc__child_starts(void *arg)
     }
     for (int i = 2; i >= 0 && rc; i--)
         conc__child_socket_as_before(s, i);
+    for (int i = 0; i < 3; i++)
+        conc__program_gets(s->program, i, s->near_ends[i] >= 0 ? s->near_ends[i] : s->far_ends[i]);
     conc__close_ends(s->far_ends);
     if (rc)
         conc__close_ends(s->near_ends);
@@ -4762,7 +4798,7 @@ CONC__PRIVATE void conc__child_started(conc_child *c, const conc__child_starting
     c->status = 0;
     c->reaped = false;
     pthread_mutex_lock(&conc__children);
-    conc__program_add(c->program, s->pid, s->near_ends);
+    conc__program_add(c->program, s->pid);
     gone = gone || conc__child_look(c, false) < 0;
     if (gone)
         c->state = CONC__CHILD_LOST;
@@ -4788,7 +4824,9 @@ CONC_API int conc_child_start(conc_child *c)
         conc_free(program);
         return conc__own_error(rc);
     }
-    conc__child_starting s = {.child = c};
+    *program = (conc__program){.next = NULL};
+    snprintf(program->name, sizeof program->name, "%s", *c->argv[0] ? c->argv[0] : "\"\"");
+    conc__child_starting s = {.child = c, .program = program};
     conc__original_mask(&s.mask);
     rc = conc__offload(CONC__STARTS, conc__child_starts, &s, __func__);
     if (rc) {
@@ -4799,6 +4837,16 @@ CONC_API int conc_child_start(conc_child *c)
     c->program = program;
     conc__child_started(c, &s);
     return 0;
+}
+
+/* In words: the program and its number. */
+CONC__PRIVATE void conc__child_about(conc_child *c, char *to, size_t size)
+{
+    *to = 0;
+    pthread_mutex_lock(&conc__children);
+    if (c->program)
+        snprintf(to, size, "%.40s (process %d)", c->program->name, c->pid);
+    pthread_mutex_unlock(&conc__children);
 }
 
 /* A wait for a child. */
@@ -4886,9 +4934,12 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
         conc__child_wait w = {.child = c, .until = CONC__NEVER};
         rc = conc__child_await(&w);
     }
-    if (rc == 0 && conc__child_state_now(c) == CONC__CHILD_LOST)
-        rc = conc_fail(
-            -ECHILD, "its status is lost: the program ignores SIGCHLD, or waits for all children");
+    if (rc == 0 && conc__child_state_now(c) == CONC__CHILD_LOST) {
+        char about[96];
+        conc__child_about(c, about, sizeof about);
+        rc = conc_fail(-ECHILD, "%s: its status is lost: SIGCHLD is ignored, or its end was taken",
+                       about);
+    }
     if (rc == 0 && status)
         *status = c->status;
     if (rc == 0 && l)
@@ -4941,7 +4992,13 @@ CONC_API int conc_child_kill(conc_child *c, int signal)
         return rc;
     bool over = c->group && conc__child_ended(c) && conc__group_lives(c->pid) == 0;
     rc = over ? -EALREADY : conc__child_signal(c, signal);
-    return rc == -EALREADY ? conc__own_error(rc) : conc__system_failed(rc, NULL);
+    if (rc < 0) {
+        char about[96];
+        conc__child_about(c, about, sizeof about);
+        rc =
+            rc == -EALREADY ? conc_fail(rc, "%s has ended", about) : conc__system_failed(rc, about);
+    }
+    return rc;
 }
 
 /* -- closing -- */
@@ -5159,7 +5216,9 @@ CONC__PRIVATE int conc__talk_ended(conc__talk *t, int rc)
     }
     if (rc != -EMSGSIZE)
         return rc;
-    rc = conc_fail(rc, "%.60s: more than %zu bytes of output", t->child->argv[0], io->limit);
+    char about[96];
+    conc__child_about(t->child, about, sizeof about);
+    rc = conc_fail(rc, "%s: more than %zu bytes of output", about, io->limit);
     conc_child_close(t->child);
     return rc;
 }
