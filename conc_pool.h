@@ -5774,6 +5774,7 @@ CONC__PRIVATE size_t conc__aligned(size_t n)
 /* In a worker: the process itself. */
 static struct conc__worker_process {
     int pid, program; /* 0: this is no worker */
+    bool *own; /* false in processes that a job forked; NULL: it cannot be told so */
     int socket;
     ino_t socket_file;
     conc__worker_channel *channel;
@@ -5810,9 +5811,36 @@ CONC__PRIVATE void conc__begin_to_watch(int program)
     pthread_attr_destroy(&small);
 }
 
+/* Memory that the kernel empties in a forked process, however it was forked: so no system call is
+ * needed to know which process this is. */
+CONC__PRIVATE void conc__worker_owns_itself(void)
+{
+    enum { WIPE_ON_FORK = 18 }; /* MADV_WIPEONFORK */
+    size_t page = conc__page();
+    int flags = MAP_PRIVATE | CONC__MAP_ANONYMOUS;
+    bool *own = mmap(NULL, page, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if ((void *)own == MAP_FAILED)
+        return;
+    if (madvise(own, page, WIPE_ON_FORK)) {
+        munmap(own, page);
+        return;
+    }
+    *own = true;
+    conc__worker_process.own = own;
+}
+
+/* Is this the worker, and not a process that one of its jobs forked? */
+CONC__PRIVATE bool conc__worker_is_itself(void)
+{
+    const struct conc__worker_process *w = &conc__worker_process;
+    return w->own ? *w->own : getpid() == w->pid;
+}
+
 /* A process that a job forked: it does not outlive the program either. */
 CONC__PRIVATE void conc__worker_forked(void)
 {
+    if (conc__worker_process.own)
+        *conc__worker_process.own = false; /* an emulator may not have emptied it */
     if (conc__worker_process.program)
         conc__begin_to_watch(conc__worker_process.program);
 }
@@ -5928,6 +5956,8 @@ CONC__PRIVATE int64_t conc__worker_maps(conc__worker_channel *c, conc_fn *fn, ch
     int *results = (int *)(void *)(data + conc__aligned(size * count));
     for (uint64_t i = 0; i < count && !__atomic_load_n(&c->asked, __ATOMIC_RELAXED); i++) {
         int rc = fn(size ? data + i * size : NULL);
+        if (!conc__worker_is_itself())
+            return 0;
         results[i] = rc;
         __atomic_store_n(&c->done, i + 1, __ATOMIC_RELEASE);
         if (rc < 0 && !keeps_going)
@@ -6012,6 +6042,7 @@ CONC__PRIVATE void conc__worker_serves(const conc__handing *start)
     w->program = start->program;
     w->socket_file = fstat(w->socket, &st) == 0 ? st.st_ino : 0;
     prctl(PR_SET_NAME, "conc worker");
+    conc__worker_owns_itself();
     conc__worker_ends_with(start->program);
     if (start->memory_limit) {
         struct rlimit limit = {start->memory_limit, start->memory_limit};
