@@ -5642,6 +5642,8 @@ enum {
     CONC__SMALL = 256 * 1024,  /* bytes of data that fit there */
     CONC__CHANNEL_SIZE = CONC__CHANNEL_DATA + CONC__SMALL,
 
+    CONC__WORKER_SOCKET = 3, /* its number in a worker */
+
     /* a worker's exit status */
     CONC__MOVED = 120,       /* an address of shared memory is taken */
     CONC__OTHER_BUILD = 121, /* it is another build of the module that has conc */
@@ -5774,7 +5776,7 @@ CONC__PRIVATE size_t conc__aligned(size_t n)
 /* In a worker: the process itself. */
 static struct conc__worker_process {
     int pid, program; /* 0: this is no worker */
-    bool *own; /* false in processes that a job forked; NULL: it cannot be told so */
+    bool *own;        /* false in processes that a job forked; NULL: it cannot be told so */
     int socket;
     ino_t socket_file;
     conc__worker_channel *channel;
@@ -6080,13 +6082,12 @@ CONC__PRIVATE void conc__worker_takes(const conc__handing *h, int fd)
 /* This program was started as a worker: it never gets to main. */
 CONC__COLD void conc__worker_main(void)
 {
-    enum { SOCKET = 3 };
     struct conc__worker_process *w = &conc__worker_process;
     conc__handing h;
     int fd;
-    w->socket = SOCKET;
-    fcntl(SOCKET, F_SETFD, FD_CLOEXEC);
-    while (conc__handed(SOCKET, &h, &fd) == 1) {
+    w->socket = CONC__WORKER_SOCKET;
+    fcntl(w->socket, F_SETFD, FD_CLOEXEC);
+    while (conc__handed(w->socket, &h, &fd) == 1) {
         if (h.what != CONC__HAND_START)
             conc__worker_takes(&h, fd);
         else if (w->channel && w->board)
@@ -6169,25 +6170,53 @@ CONC__PRIVATE void conc__worker_begins_last(conc__constructor *own)
     c.end[-1] = conc__construct_and_serve;
 }
 
-/* In a constructor, which is own: is this process a worker of the copy of conc in this module? */
+/* The identity in a mark, and how much of the mark is to be compared: where builds can be told
+ * apart not the module's path, which may be another one by now. */
+CONC__PRIVATE size_t conc__mark_part(const char *mark, uint64_t *identity)
+{
+    const char *dot = strchr(mark, '.');
+    char *end = NULL;
+    *identity = dot ? strtoull(dot + 1, &end, 16) : 0;
+    return *identity ? (size_t)(end - mark) + 1 : strlen(mark) + 1;
+}
+
+CONC__PRIVATE int conc__module_is(conc__module_info *m, size_t size, void *arg)
+{
+    const uint64_t *identity = arg;
+    (void)size;
+    return conc__module_identity(m) == *identity;
+}
+
+/* Was this process started by a supervisor? What a worker's constructors start has the mark in its
+ * environment too, but another parent. */
+CONC__PRIVATE bool conc__has_supervisor(void)
+{
+    struct { /* struct ucred, which the system's header hides */
+        int pid;
+        unsigned user, group;
+    } peer;
+    socklen_t size = sizeof peer;
+    return getsockopt(CONC__WORKER_SOCKET, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 &&
+           peer.pid == getppid();
+}
+
+/* In a constructor, which is own: is this process a worker of the copy of conc in this module? If
+ * the module that is meant is not here, the program may not run in the worker's place. */
 CONC__PRIVATE void conc__worker_check(conc__constructor *own)
 {
     static char mark[4200];
+    uint64_t identity;
     const char *given = getenv("CONC__WORKER");
     if (!given || getauxval(AT_SECURE) || !conc__worker_mark(mark, sizeof mark))
         return;
-    const char *own_mark = strchr(mark, '=') + 1;
-    if (strcmp(given, own_mark) == 0) {
+    size_t part = conc__mark_part(given, &identity);
+    if (strncmp(given, strchr(mark, '=') + 1, part) == 0) {
         unsetenv("CONC__WORKER");
         conc__worker_begins_last(own);
-        return;
-    }
-    /* the same module, of another build: the program may not run in its place */
-    const char *module = strchr(strchr(own_mark, '.') + 1, '.');
-    size_t end = strlen(given), tail = strlen(module);
-    bool same_module = module[1] && end > tail && strcmp(given + end - tail, module) == 0;
-    if (same_module)
+    } else if (identity && conc__has_supervisor() &&
+               !conc__each_module(conc__module_is, &identity)) {
         _exit(CONC__OTHER_BUILD);
+    }
 }
 
 /* ---- >>supervisor --------------------------------------------------------------------------- *
@@ -6811,7 +6840,6 @@ CONC__PRIVATE void conc__own_program_find(conc__own_program *p)
  * too. */
 CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int *pid)
 {
-    enum { SOCKET = 3 };
     conc__own_program program;
     conc__spawning how;
     pid_t child = 0;
@@ -6821,11 +6849,11 @@ CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int 
     int rc = conc__spawning_open(&how, &all);
     if (rc)
         return -rc;
-    rc = posix_spawn_file_actions_adddup2(&how.actions, socket, SOCKET);
+    rc = posix_spawn_file_actions_adddup2(&how.actions, socket, CONC__WORKER_SOCKET);
     if (rc == 0)
         rc = posix_spawn_file_actions_addopen(&how.actions, 0, "/dev/null", O_RDONLY, 0);
     if (rc == 0)
-        rc = conc__close_others(&how, SOCKET + 1);
+        rc = conc__close_others(&how, CONC__WORKER_SOCKET + 1);
     if (rc == 0)
         rc = posix_spawn(&child, "/proc/self/exe", &how.actions, &how.attributes,
                          (char *const *)(uintptr_t)program.argv, s->environment);
