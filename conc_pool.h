@@ -6256,6 +6256,7 @@ typedef struct conc__worker {
     conc__worker_channel *channel; /* loaded by those that look without the mutex */
     bool awaited;                  /* the same */
     bool cancelled;                /* the job is, while its data is copied */
+    bool proved;                   /* it has begun a job */
     int pid, pidfd, socket;
     conc__segment channel_memory, data;
     uint64_t data_version; /* changes with the segment */
@@ -6285,7 +6286,7 @@ typedef struct conc__supervisor {
     size_t memory_limit;
     int max_jobs;
     int starting;
-    int failures; /* tenths of workers in a row that did not come up */
+    int failures; /* tenths of workers in a row that ended before they began a job */
     int broken;   /* an error: no more workers are started */
     char why[96];
     conc__waiter *closer;  /* waits for the supervisor's end */
@@ -6348,13 +6349,16 @@ CONC__PRIVATE bool conc__worker_has_replied(const conc__worker_channel *c)
     return __atomic_load_n(&c->turn, __ATOMIC_SEQ_CST) == CONC__TURN_PROGRAM;
 }
 
-/* The elements that a runner gets next: at first many, at last one by one. */
+/* The elements that a runner gets next: at first many, at last one by one. Those that it has got
+ * and that were not sent yet are not called if the map is to end. */
 CONC__PRIVATE void conc__range_take(const conc__supervisor *s, const conc_job *j)
 {
     conc__parcel *p = j->parcel;
     conc__mapping *m = p->mapping;
     size_t left = m->count - m->next, most = 4096;
     size_t n = left / (2 * (size_t)s->crew->most);
+    if (conc__map_stops(m))
+        conc__range_drop(p, -ECANCELED);
     if (p->left || conc__map_stops(m))
         return;
     if (m->size)
@@ -6543,8 +6547,6 @@ CONC__PRIVATE bool conc__runner_goes_on(conc__supervisor *s, conc__worker *w, in
         conc__range_drop(p, p->mapping->error = *error = result);
     if (*error)
         conc__mapping_stop(s, p->mapping);
-    if (conc__map_stops(p->mapping))
-        conc__range_drop(p, -ECANCELED);
     conc__range_take(s, j);
     return p->left > 0;
 }
@@ -6650,13 +6652,13 @@ CONC__PRIVATE void conc__supervisor_send(conc__supervisor *s, bool supervisor)
         bool maps = j->parcel && j->parcel->mapping;
         if (maps)
             conc__range_take(s, j);
+        if (maps && !j->parcel->left) {
+            conc__job_over(c, conc__backlog_pop(c), 0, "");
+            continue;
+        }
         if (!w || (conc__job_is_large(j) && !supervisor))
             break;
-        conc__backlog_pop(c);
-        if (maps && !j->parcel->left)
-            conc__job_over(c, j, 0, "");
-        else
-            conc__worker_begins(s, w, j);
+        conc__worker_begins(s, w, conc__backlog_pop(c));
     }
     bool more = c->queued && !supervisor;
     bool may_start = conc__worker_in(s, CONC__WORKER_NONE) && s->starting < (int)c->queued;
@@ -6671,6 +6673,14 @@ CONC__PRIVATE void conc__reply_words(const conc__worker_channel *c, char words[9
     words[sizeof c->text - 1] = 0;
 }
 
+/* The worker has begun a job: workers can be started. */
+CONC__PRIVATE void conc__worker_proves(conc__supervisor *s, conc__worker *w)
+{
+    if (!w->proved)
+        s->failures = 0;
+    w->proved = true;
+}
+
 /* The worker has replied, and what it wrote is to be copied. */
 CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
 {
@@ -6679,6 +6689,7 @@ CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
     int64_t full_result = c->result;
     char words[sizeof c->text];
     int result = 0;
+    conc__worker_proves(s, w);
     conc__reply_words(c, words);
     if (j->parcel && j->parcel->mapping) {
         bool more = conc__runner_goes_on(s, w, (int)full_result, &result);
@@ -6714,7 +6725,6 @@ CONC__PRIVATE void conc__worker_ready(conc__supervisor *s, conc__worker *w)
     const conc__worker_channel *c = w->channel;
     int rc = (int)c->result;
     s->starting--;
-    s->failures = 0;
     w->state = CONC__WORKER_IDLE;
     w->idle_since = conc__clock();
     if (rc >= 0 || s->broken)
@@ -6941,6 +6951,7 @@ CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
     __atomic_store_n(&w->channel, c, __ATOMIC_SEQ_CST);
     w->data_version = 0;
     w->jobs = 0;
+    w->proved = false;
     rc = conc__sockets(ends);
     if (rc)
         return rc;
@@ -7081,22 +7092,28 @@ CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w,
     conc__job_over(s->crew, j, error, error == -EOWNERDEAD ? words : "");
 }
 
-/* A worker has not come up. A signal may have come from outside and be no fault of the program:
- * that counts less. When there were too many, and no worker is left, the pool is broken. */
+/* Is there a worker that has come up, or may? */
+CONC__PRIVATE bool conc__supervisor_has_workers(const conc__supervisor *s)
+{
+    for (int i = 0; i < s->crew->most; i++) {
+        conc__worker_state state = s->workers[i].state;
+        if (state != CONC__WORKER_NONE && state != CONC__WORKER_LEAVING)
+            return true;
+    }
+    return false;
+}
+
+/* A worker has ended before it began a job. A signal may have come from outside and be no fault of
+ * the program: that counts less. After too many no more are started; when no worker is left then,
+ * the pool is broken. */
 CONC__PRIVATE void conc__supervisor_counts(conc__supervisor *s, int status, const char *words)
 {
     bool moved = status != -1 && WIFEXITED(status) && WEXITSTATUS(status) == CONC__MOVED;
     int signal = status != -1 && WIFSIGNALED(status) ? WTERMSIG(status) : 0;
     bool sent = signal == SIGKILL || signal == SIGTERM || signal == SIGINT || signal == SIGHUP;
-    s->starting--;
     s->failures += status == -1 || moved || sent ? 1 : 10;
-    if (s->failures < CONC__FAILURES || s->broken)
+    if (s->failures < CONC__FAILURES || s->broken || conc__supervisor_has_workers(s))
         return;
-    for (int i = 0; i < s->crew->most; i++) {
-        conc__worker_state state = s->workers[i].state;
-        if (state != CONC__WORKER_NONE && state != CONC__WORKER_LEAVING)
-            return;
-    }
     s->broken = -ENOTRECOVERABLE;
     snprintf(s->why, sizeof s->why, "workers do not come up: %.70s", words);
 }
@@ -7107,15 +7124,19 @@ CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
     char words[96];
     conc__crew *c = s->crew;
     conc_job *j = w->job;
-    bool came_up = w->state != CONC__WORKER_STARTING;
+    bool begun = j && __atomic_load_n(&w->channel->begun, __ATOMIC_RELAXED);
     int status = conc__worker_reap(w);
     conc__death_in_words(status, words, sizeof words);
+    if (w->state == CONC__WORKER_STARTING)
+        s->starting--;
+    bool expected = w->state == CONC__WORKER_LEAVING;
     w->state = CONC__WORKER_LEAVING;
-    if (!came_up)
+    if (begun)
+        conc__worker_proves(s, w);
+    else if (!w->proved && !expected)
         conc__supervisor_counts(s, status, words);
     if (j) {
         c->started--;
-        bool begun = __atomic_load_n(&w->channel->begun, __ATOMIC_RELAXED);
         if (!begun && conc__backlog_has_room(c))
             conc__backlog_push_back(c, j);
         else if (j->parcel && j->parcel->mapping)
@@ -7124,6 +7145,8 @@ CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
             conc__job_over(c, j, -EOWNERDEAD, words);
     }
     conc__worker_clear(s, w);
+    if (s->failures >= CONC__FAILURES && !conc__supervisor_has_workers(s))
+        s->failures = CONC__FAILURES - 1; /* the last one is gone: one more start is tried */
     conc__crew_settled(c);
 }
 
