@@ -163,8 +163,8 @@ CONC_API int conc_offload(conc_fn *fn, void *arg);
 /* The same for what may hang: a cancel returns -ECANCELED at once, the job goes on alone, and
  * nobody learns its result. arg is the job's: free_arg(arg) (NULL: not wanted) is called once,
  * after the job, or at once if fn was not called, whatever is returned. Such jobs share as many
- * threads as those of conc_offload, but others. An abandoned one keeps its thread until it ends;
- * when all hang, the call waits until one does not, or its task is cancelled. Neither the run's
+ * threads as those of conc_offload, but others. An abandoned one keeps its thread until it ends,
+ * in later runs, too; when all hang, the call waits until one does not, or its task is cancelled. Neither the run's
  * nor the program's end waits for such a job, and a library that conc is in is not unloaded
  * before its end. */
 CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *));
@@ -924,6 +924,7 @@ typedef struct conc__crew {
     unsigned forks;
     int references; /* to free it: the pool's and those of threads that were left behind */
     struct conc__supervisor *supervisor; /* NULL: a crew of threads */
+    conc_pool *shared; /* that all runs share, whose crew it is or was; NULL: the program's own */
 
     /* what threads sleep on; it has `wakes`, but for `calls`, which are due once the mutex is
      * free */
@@ -2212,11 +2213,16 @@ CONC__COLD void conc__job_overflows(const char *address)
               sizeof text);
 }
 
+CONC__PRIVATE void conc__offloads_lock(const conc_pool *shared);
+CONC__PRIVATE void conc__offloads_unlock(const conc_pool *shared);
+CONC__PRIVATE void conc__offloads_lose(const conc_pool *shared, int threads);
+
 /* Under the mutex, which it unlocks: the thread has nothing to do any more. */
 CONC__PRIVATE void conc__thread_ends(conc__crew *c, conc__thread *t)
 {
     pthread_t before = c->last_ended;
     bool joins = c->has_ended && !t->left_behind;
+    const conc_pool *shared = t->left_behind ? c->shared : NULL;
     void *pin = t->pin;
     if (!t->left_behind) {
         c->last_ended = pthread_self();
@@ -2228,6 +2234,9 @@ CONC__PRIVATE void conc__thread_ends(conc__crew *c, conc__thread *t)
     pthread_cond_signal(&c->ended);
     conc_free(t);
     conc__crew_release(c);
+    conc__offloads_lock(shared);
+    conc__offloads_lose(shared, -1);
+    conc__offloads_unlock(shared);
     if (joins)
         pthread_join(before, NULL);
     if (pin)
@@ -2312,16 +2321,20 @@ CONC__PRIVATE void conc__thread_leave_behind(conc__crew *c, int slot)
         return;
     pthread_mutex_unlock(&c->mutex); /* not while others may load libraries */
     void *pin = conc__pin();
+    conc__offloads_lock(c->shared);
     conc__lock_briefly(&c->mutex);
     conc__thread *t = c->threads[slot];
     if (t) {
         pthread_detach(t->id);
         t->left_behind = true;
         t->pin = pin;
-        return;
     }
     pthread_mutex_unlock(&c->mutex);
-    conc__unpin(pin);
+    if (t)
+        conc__offloads_lose(c->shared, 1);
+    conc__offloads_unlock(c->shared);
+    if (!t)
+        conc__unpin(pin);
     conc__lock_briefly(&c->mutex);
 }
 
@@ -3078,6 +3091,9 @@ static struct {
     pthread_mutex_t mutex;
     int runs;
     conc_pool pools[CONC__OFFLOADS];
+    /* threads that were left behind by earlier crews, at jobs that were abandoned: the pool's
+     * crew counts them as threads of its own that are lost */
+    int left_behind[CONC__OFFLOADS];
     /* a parent's, which its threads may have been changing when the process forked: they stay */
     conc__crew *inherited[CONC__OFFLOADS];
 } conc__offloads = {.mutex = PTHREAD_MUTEX_INITIALIZER};
@@ -3090,7 +3106,49 @@ CONC__PRIVATE void conc__offloads_forget(void)
         if (conc__offloads.pools[i].crew)
             conc__offloads.inherited[i] = conc__offloads.pools[i].crew;
         conc__offloads.pools[i] = (conc_pool){0};
+        conc__offloads.left_behind[i] = 0;
     }
+}
+
+/* Under the mutex: somebody comes for what lies in the queue, or it ends with an error. */
+CONC__PRIVATE void conc__crew_rouse_or_fail(conc__crew *c)
+{
+    int rc = conc__crew_rouse(c);
+    for (conc_job *first; rc && (first = conc__backlog_pop(c));)
+        conc__crew_end_job(c, first, rc, NULL, true);
+}
+
+/* Not for a pool of the program's own, NULL. */
+CONC__PRIVATE void conc__offloads_lock(const conc_pool *shared)
+{
+    if (shared)
+        pthread_mutex_lock(&conc__offloads.mutex);
+}
+
+CONC__PRIVATE void conc__offloads_unlock(const conc_pool *shared)
+{
+    if (shared)
+        pthread_mutex_unlock(&conc__offloads.mutex);
+}
+
+/* Under the mutex: threads of earlier crews were left behind, or (-1) one of them has ended. */
+CONC__PRIVATE void conc__crew_lose(conc__crew *c, int threads)
+{
+    conc__lock_briefly(&c->mutex);
+    c->started += threads;
+    c->lost += threads;
+    conc__crew_stall(c);
+    conc__crew_rouse_or_fail(c);
+    conc__crew_unlock(c);
+}
+
+CONC__PRIVATE void conc__offloads_lose(const conc_pool *shared, int threads)
+{
+    if (!shared)
+        return;
+    conc__offloads.left_behind[shared - conc__offloads.pools] += threads;
+    if (shared->crew)
+        conc__crew_lose(shared->crew, threads);
 }
 
 CONC__PRIVATE void conc__offloads_end(conc_loop *l, conc__ending *e)
@@ -3144,6 +3202,10 @@ CONC__PRIVATE conc_pool *conc__offloads_of(conc_loop *l, int which, int *rc)
             p->threads = 64;
         p->name = names[which];
         *rc = conc_pool_open(p);
+        if (*rc == 0) {
+            p->crew->shared = p;
+            conc__crew_lose(p->crew, conc__offloads.left_behind[which]);
+        }
     }
     pthread_mutex_unlock(&conc__offloads.mutex);
     return *rc ? NULL : p;
@@ -3210,9 +3272,7 @@ CONC__PRIVATE void conc__job_leave(conc__crew *c, conc_job *j)
     c->lost++;
     conc__crew_unload(c); /* what its thread has not begun is for the others */
     conc__crew_stall(c);
-    int rc = conc__crew_rouse(c);
-    for (conc_job *first; rc && (first = conc__backlog_pop(c));) /* nobody comes for it */
-        conc__crew_end_job(c, first, rc, NULL, true);
+    conc__crew_rouse_or_fail(c);
 }
 
 /* The task leaves, and the job with it unless it runs. */
