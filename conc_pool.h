@@ -6318,6 +6318,7 @@ typedef struct conc__worker {
     bool cancelled;                /* the job is, while its data is copied */
     bool proved;                   /* it has begun a job */
     int pid, pidfd, socket;
+    unsigned poll_process, poll_socket; /* their places among the supervisor's; 0: none */
     conc__segment channel_memory, data;
     uint64_t data_version; /* changes with the segment */
     conc_job *job;
@@ -6352,11 +6353,15 @@ typedef struct conc__supervisor {
     conc__waiter *closer;  /* waits for the supervisor's end */
     conc__segment *unused; /* channels of workers that have ended: somebody may look at them */
     conc__named_function named;
-    struct pollfd *polls;
+    struct pollfd *polls; /* the first is the bell's */
+    unsigned poll_count;
     conc__worker workers[];
 } conc__supervisor;
 
-enum { CONC__FAILURES = 30 };
+enum {
+    CONC__FAILURES = 30,
+    CONC__ASK_AGAIN = 20 /* ms between questions for what no descriptor tells */
+};
 
 CONC__PRIVATE void conc__supervisor_ring(conc__supervisor *s)
 {
@@ -7210,7 +7215,7 @@ CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
     conc__crew_settled(c);
 }
 
-/* Has the process ended? Where there is no descriptor of it. */
+/* Has the process ended? */
 CONC__PRIVATE bool conc__worker_has_ended(const conc__worker *w)
 {
     siginfo_t info;
@@ -7251,38 +7256,58 @@ CONC__PRIVATE void conc__worker_hear(conc__worker *w)
         conc__worker_close_socket(w);
 }
 
+/* Adds a descriptor to those that are waited for: its place among them; 0: there is none. */
+CONC__PRIVATE unsigned conc__supervisor_watch(conc__supervisor *s, int fd)
+{
+    if (fd < 0)
+        return 0;
+    s->polls[s->poll_count] = (struct pollfd){fd, POLLIN, 0};
+    return s->poll_count++;
+}
+
+/* Waits for the descriptors, for so many milliseconds at most (-1: no limit). poll refuses more
+ * of them than RLIMIT_NOFILE allows, which may be less now than when they were opened: then each
+ * is said to be ready after a while. */
+CONC__PRIVATE void conc__supervisor_poll(conc__supervisor *s, int limit)
+{
+    if (poll(s->polls, s->poll_count, limit) >= 0 || errno == EINTR)
+        return;
+    poll(NULL, 0, CONC__ASK_AGAIN);
+    for (unsigned i = 0; i < s->poll_count; i++)
+        s->polls[i].revents = POLLIN;
+}
+
 /* Waits until something happens: a worker replied or died, or the bell was rung. */
 CONC__PRIVATE void conc__supervisor_wait(conc__supervisor *s, int limit)
 {
-    enum { AGAIN = 20 }; /* ms between questions for ends that no descriptor tells */
     conc__crew *c = s->crew;
-    struct pollfd *of_processes = s->polls + 1, *of_sockets = of_processes + c->most;
     uint64_t count;
-    s->polls[0] = (struct pollfd){s->bell, POLLIN, 0};
-    for (int i = 0; i < c->most; i++) { /* -1 is passed over */
-        const conc__worker *w = &s->workers[i];
-        of_processes[i] = (struct pollfd){w->pidfd, POLLIN, 0};
-        of_sockets[i] = (struct pollfd){w->socket, POLLIN, 0};
+    s->poll_count = 0;
+    conc__supervisor_watch(s, s->bell); /* the first */
+    for (int i = 0; i < c->most; i++) {
+        conc__worker *w = &s->workers[i];
+        w->poll_process = conc__supervisor_watch(s, w->pidfd);
+        w->poll_socket = conc__supervisor_watch(s, w->socket);
         if (w->pid && w->pidfd < 0)
-            limit = AGAIN;
+            limit = CONC__ASK_AGAIN;
     }
     pthread_mutex_unlock(&c->mutex);
-    poll(s->polls, 1 + 2 * (nfds_t)c->most, limit);
+    conc__supervisor_poll(s, limit);
     if (s->polls[0].revents && read(s->bell, &count, sizeof count) < 0) {
         /* nothing lies there */
     }
     conc__lock_briefly(&c->mutex);
     s->rung = false;
-    for (int i = 0; i < c->most; i++)
-        if (of_sockets[i].revents)
-            conc__worker_hear(&s->workers[i]);
+    for (int i = 0; i < c->most; i++) {
+        conc__worker *w = &s->workers[i];
+        if (w->poll_socket && s->polls[w->poll_socket].revents)
+            conc__worker_hear(w);
+    }
     conc__supervisor_collect(s, true); /* a worker that has replied has, though it died then */
     for (int i = 0; i < c->most; i++) {
         conc__worker *w = &s->workers[i];
-        bool ended = of_processes[i].revents;
-        if (w->pid && w->pidfd < 0)
-            ended = conc__worker_has_ended(w);
-        if (ended)
+        bool asks = w->pid && (w->pidfd < 0 || s->polls[w->poll_process].revents);
+        if (asks && conc__worker_has_ended(w))
             conc__worker_ended(s, w);
     }
 }

@@ -2731,3 +2731,32 @@ THREAD_TEST(a_lack_of_descriptors_is_an_error)
     }
     CHECK(worked > 0);
 }
+
+/* poll refuses more places than there may be descriptors. */
+THREAD_TEST(a_pool_may_have_more_workers_than_there_may_be_descriptors)
+{
+    enum { N = 40 };
+    struct rlimit limit, low;
+    int many[N], results[N], n = 0;
+    CHECK_INT(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    low = (struct rlimit){(rlim_t)test_count_fds() + 40, limit.rlim_max};
+    CHECK_INT(setrlimit(RLIMIT_NOFILE, &low), 0);
+    conc_procs pool = {.workers = 200, .max_jobs = 3};
+    CHECK_INT(conc_procs_open(&pool), 0);
+    for (int i = 0; i < N; i++)
+        many[i] = i;
+    CHECK_INT(conc_procs_map_all(&pool, adds_one, many, N, sizeof(int), results), 0);
+    for (int i = 0; i < N; i++)
+        CHECK_INT(results[i], i + 1);
+    low.rlim_cur = 3; /* below what is open already */
+    CHECK_INT(setrlimit(RLIMIT_NOFILE, &low), 0);
+    for (int i = 0; i < 4; i++) {
+        int rc = conc_procs_run(&pool, adds_one, &n, sizeof n); /* by the workers that are left */
+        CHECK(rc == n || rc == -EAGAIN);
+    }
+    CHECK_INT(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    int before = n;
+    CHECK_INT(conc_procs_run(&pool, adds_one, &n, sizeof n), before + 1);
+    close_pool(&pool);
+    check_no_children();
+}
