@@ -4844,20 +4844,21 @@ CONC__PRIVATE bool conc__child_ended(conc_child *c)
 }
 
 /* The child runs, or has ended by now. Where SIGCHLD is ignored its number may even be another
- * process's. */
+ * process's. A process that another thread forks meanwhile sees all of *c changed, or nothing. */
 CONC__PRIVATE void conc__child_started(conc_child *c, const conc__child_starting *s)
 {
-    int saved = errno;
+    int saved = errno, pidfd = conc__pidfd(s->pid);
+    bool gone = pidfd < 0 && errno == ESRCH;
+    unsigned long long began = pidfd < 0 ? conc__process_began(s->pid) : 0;
+    pthread_mutex_lock(&conc__children);
     c->input = s->near_ends[0];
     c->output = s->near_ends[1];
     c->error = s->near_ends[2];
     c->pid = (int)s->pid;
-    c->pidfd = conc__pidfd(s->pid);
-    bool gone = c->pidfd < 0 && errno == ESRCH;
-    c->began = c->pidfd < 0 ? conc__process_began(s->pid) : 0;
+    c->pidfd = pidfd;
+    c->began = began;
     c->status = 0;
     c->reaped = false;
-    pthread_mutex_lock(&conc__children);
     conc__program_add(c->program, s->pid);
     gone = gone || conc__child_look(c, false) < 0;
     if (gone)
