@@ -137,9 +137,9 @@ CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t cou
 /* Waits until the job has ended or was taken back: 0, and its result in *result (NULL: not
  * wanted), its words in conc_last_error. Any number may wait. A cancel does not cut it short: it
  * takes the job back (result -ECANCELED), asks it to end when it runs, and kills it when it runs
- * in a process; but not while others wait for it too. A thread of the pool runs the job itself
- * if it is still in the queue. -EINVAL: never submitted; -EPERM: in a process that this one was
- * forked from. */
+ * in a process; but not while others wait for it too who are not cancelled. A thread of the pool
+ * runs the job itself if it is still in the queue. -EINVAL: never submitted; -EPERM: in a process
+ * that this one was forked from. */
 CONC_API int conc_job_wait(conc_job *j, int *result) CONC_NODISCARD;
 
 /* Takes the job back when it is in the queue, asks it to end when it runs (and kills it in a
@@ -164,8 +164,8 @@ CONC_API int conc_offload(conc_fn *fn, void *arg);
 /* The same for what may hang: a cancel returns -ECANCELED at once, the job goes on alone, and
  * nobody learns its result. arg is the job's: free_arg(arg) (NULL: not wanted) is called once,
  * after the job, or at once if fn was not called, whatever is returned. Such jobs share as many
- * threads as those of conc_offload, but others. An abandoned one keeps its thread until it ends;
- * when all hang, the call waits until one does not, or its task is cancelled. Neither the run's
+ * threads as those of conc_offload, but others. An abandoned one keeps its thread until it ends,
+ * in later runs, too; when all hang, the call waits until one does not, or its task is cancelled. Neither the run's
  * nor the program's end waits for such a job, and a library that conc is in is not unloaded
  * before its end. */
 CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *));
@@ -319,7 +319,8 @@ enum {
     CONC_NULL = -3  /* /dev/null */
 };
 
-/* Another program. The first fields are yours to set before conc_child_start. */
+/* Another program. The first fields are yours to set before conc_child_start; what argv, env and
+ * dir point to is not needed after it. */
 typedef struct conc_child {
     /* the program, looked for in PATH unless it has a slash, its arguments, NULL */
     const char *const *argv;
@@ -472,15 +473,17 @@ typedef struct conc__waiter {
     conc_loop *loop; /* a task's; NULL: a thread */
     conc__wait *wait;
     conc__post post;
-    conc__gate *gate;     /* a thread's */
-    void *item;           /* what the wait is for, or where its item comes from or goes to */
-    conc__answer *answer; /* where it goes, of a job that is waited for */
-    bool *stop;           /* set when the waiting task is cancelled; NULL: nothing */
+    conc__gate *gate;        /* a thread's */
+    void *item;              /* what the wait is for, or where its item comes from or goes to */
+    conc__answer *answer;    /* where it goes, of a job that is waited for */
+    bool *stop;              /* set when the waiting task is cancelled; NULL: nothing */
+    struct conc__crew *crew; /* of the job that is waited for */
     /* a thread's: a crew of processes, whose replies it may take; it has a reference */
     struct conc__crew *looks_at;
     struct conc__frame *frame; /* a job's: its clock goes on meanwhile */
     int result;
-    bool over; /* it was woken: nothing of the list's owner is to be touched any more */
+    bool gives_up; /* it was cancelled, and wants the end of the job that it waits for */
+    bool over;     /* it was woken: nothing of the list's owner is to be touched any more */
     /* of conc_select, which is only told, and then sends or receives if no other case was first.
      * kept: an item or room is kept for it until then */
     bool selects, kept;
@@ -617,7 +620,7 @@ CONC__PRIVATE void conc__waiter_call(conc__waiter *w)
     if (w->loop)
         /* it cannot be refused: the run lasts as long as its tasks */
         conc__post_to(w->loop, &w->post);
-    else
+    else if (w->gate) /* else it runs the job itself */
         conc__gate_open(w->gate);
 }
 
@@ -944,6 +947,7 @@ typedef struct conc__crew {
     unsigned forks;
     int references; /* to free it: the pool's and those of threads that were left behind */
     struct conc__supervisor *supervisor; /* NULL: a crew of threads */
+    conc_pool *shared; /* that all runs share, whose crew it is or was; NULL: the program's own */
 
     /* what threads sleep on; it has `wakes`, but for `calls`, which are due once the mutex is
      * free */
@@ -1581,31 +1585,27 @@ CONC__PRIVATE bool conc__frame_has_clock(const conc__frame *f)
 /* A job that runs inside another one, which waits for it. */
 typedef struct conc__inside {
     conc__stop stop;
-    conc_job *job;
+    conc__waiter waiter;
 } conc__inside;
 
-CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone);
+CONC__PRIVATE void conc__waiter_gives_up(conc__waiter *w);
 
 CONC__PRIVATE void conc__inside_asked(conc__stop *s)
 {
-    conc__job_cancel(((conc__inside *)(void *)s)->job, true);
+    conc__waiter_gives_up(&((conc__inside *)(void *)s)->waiter);
 }
 
-/* Inside another job of the same thread. */
+/* The job, for which this waiter stands in line, inside another job of the same thread. */
 CONC__PRIVATE void conc__job_run_inside(conc__crew *c, conc__frame *outer, conc_job *j,
-                                        conc__answer *answer)
+                                        conc__inside *inside)
 {
     conc__frame frame = {.outer = outer, .thread = outer->thread};
-    conc__inside inside = {.job = j};
     pthread_setspecific(conc__frames, &frame);
     conc__job_starts(&frame, j);
-    conc__stop_open(&inside.stop, outer, conc__inside_asked);
-    answer->result = j->fn(j->arg);
-    conc__stop_close(&inside.stop); /* before others learn of the end, and free the job */
-    conc__crew_end_job(c, j, answer->result, &frame, false);
-    answer->has_words = answer->result < 0 && frame.text_rc == answer->result;
-    if (answer->has_words)
-        memcpy(answer->text, frame.text, sizeof answer->text);
+    conc__stop_open(&inside->stop, outer, conc__inside_asked);
+    int rc = j->fn(j->arg);
+    conc__stop_close(&inside->stop);
+    conc__crew_end_job(c, j, rc, &frame, false);
     pthread_setspecific(conc__frames, outer);
 }
 
@@ -1857,7 +1857,22 @@ CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
     return !own && !ended;
 }
 
-/* alone: only if nobody waits for it. */
+/* Under the mutex. Those who have given up stand behind the others. */
+CONC__PRIVATE void conc__job_line_up(conc_job *j, conc__waiter *w)
+{
+    bool goes_ahead = !w->gives_up && j->waiters && j->waiters->prev->gives_up;
+    conc__line_up(&j->waiters, w);
+    if (goes_ahead)
+        j->waiters = w;
+}
+
+/* Under the mutex: does anybody wait for it who has not given up? */
+CONC__PRIVATE bool conc__job_is_wanted(const conc_job *j)
+{
+    return j->waiters && !j->waiters->gives_up;
+}
+
+/* alone: only if nobody else wants its result. */
 CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
 {
     int rc = -EALREADY;
@@ -1866,7 +1881,7 @@ CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
         conc__crew *c = j->crew;
         conc__lock_briefly(&c->mutex);
         if (!(conc__job_state(j) & CONC__JOB_DONE)) {
-            if (!alone || !j->waiters)
+            if (!alone || !conc__job_is_wanted(j))
                 conc__job_ask(c, j);
             rc = 0;
         }
@@ -1897,23 +1912,30 @@ CONC_API bool conc_job_cancelled(void)
     return f && conc__frame_asked(f);
 }
 
-/* The waiter is cancelled: so is the job, if nobody else waits; the wait goes on. */
+/* The waiter is cancelled: so is the job, unless others want its result. The crew is the waiter's
+ * own note of it: the job may be gone by now. */
+CONC__PRIVATE void conc__waiter_gives_up(conc__waiter *w)
+{
+    conc_job *j = w->item;
+    pthread_mutex_lock(&conc__crews);
+    if (conc__still_waits(w, w->crew)) {
+        w->gives_up = true;
+        conc__step_out(w);
+        conc__job_line_up(j, w);
+        if (!conc__job_is_wanted(j))
+            conc__job_ask(w->crew, j);
+        pthread_mutex_unlock(&w->crew->mutex);
+    }
+    pthread_mutex_unlock(&conc__crews);
+}
+
+/* The wait goes on. */
 CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
-    conc_job *j = w->item;
-    pthread_mutex_lock(&conc__crews);
     if (w->stop)
         __atomic_store_n(w->stop, true, __ATOMIC_RELAXED);
-    if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE)) {
-        conc__crew *c = j->crew;
-        if (conc__still_waits(w, c)) {
-            if (w->next == w)
-                conc__job_ask(c, j);
-            pthread_mutex_unlock(&c->mutex);
-        }
-    }
-    pthread_mutex_unlock(&conc__crews);
+    conc__waiter_gives_up(w);
     if (w->loop) /* else conc__stops_tell has called this */
         conc__stops_tell();
     return false;
@@ -1926,11 +1948,16 @@ static const conc__wait_kind conc__wants_job = {.what = "waits for a job",
 CONC__PRIVATE bool conc__job_claim(conc__frame *frame, conc_job *j, conc__answer *answer)
 {
     conc__crew *c = frame->thread->crew;
+    conc__inside inside = {.waiter = {.item = j, .crew = c, .answer = answer}};
     conc__lock_briefly(&c->mutex);
     bool mine = !(conc__job_state(j) & CONC__JOB_DONE) && conc__crew_take_back(c, j);
+    if (mine) {
+        __atomic_fetch_or(&j->state, CONC__JOB_WAITED, __ATOMIC_RELAXED);
+        conc__job_line_up(j, &inside.waiter);
+    }
     pthread_mutex_unlock(&c->mutex);
     if (mine)
-        conc__job_run_inside(c, frame, j, answer);
+        conc__job_run_inside(c, frame, j, &inside);
     return mine;
 }
 
@@ -1956,9 +1983,10 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
             }
             struct conc__view *view = l && c->supervisor ? conc__view_open(l, c) : NULL;
             w->item = j;
+            w->crew = c;
             w->looks_at = !l && c->supervisor ? c : NULL;
             c->references += w->looks_at != NULL;
-            conc__line_up(&j->waiters, w);
+            conc__job_line_up(j, w);
             rc = conc__wait_outside(l, w, kind, j, &c->mutex, &conc__crews);
             conc__crew_spare_back(c, own, l);
             conc__view_close(l, view);
@@ -1977,13 +2005,14 @@ CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__a
     conc__frame *frame = l ? NULL : conc__frame_of(j->crew);
     if (frame && conc__job_claim(frame, j, answer))
         return;
-    if (l && l->self->pending) {
+    bool gives_up = l && l->self->pending;
+    if (gives_up) {
         if (stop)
             __atomic_store_n(stop, true, __ATOMIC_RELAXED);
         conc__job_cancel(j, true);
         conc__stops_tell();
     }
-    conc__waiter w = {.stop = stop, .answer = answer};
+    conc__waiter w = {.stop = stop, .answer = answer, .gives_up = gives_up};
     conc__job_wait_as(l, j, &w, &conc__wants_job);
 }
 
@@ -2207,11 +2236,16 @@ CONC__COLD void conc__job_overflows(const char *address)
               sizeof text);
 }
 
+CONC__PRIVATE void conc__offloads_lock(const conc_pool *shared);
+CONC__PRIVATE void conc__offloads_unlock(const conc_pool *shared);
+CONC__PRIVATE void conc__offloads_lose(const conc_pool *shared, int threads);
+
 /* Under the mutex, which it unlocks: the thread has nothing to do any more. */
 CONC__PRIVATE void conc__thread_ends(conc__crew *c, conc__thread *t)
 {
     pthread_t before = c->last_ended;
     bool joins = c->has_ended && !t->left_behind;
+    const conc_pool *shared = t->left_behind ? c->shared : NULL;
     void *pin = t->pin;
     if (!t->left_behind) {
         c->last_ended = pthread_self();
@@ -2223,6 +2257,9 @@ CONC__PRIVATE void conc__thread_ends(conc__crew *c, conc__thread *t)
     pthread_cond_signal(&c->ended);
     conc_free(t);
     conc__crew_release(c);
+    conc__offloads_lock(shared);
+    conc__offloads_lose(shared, -1);
+    conc__offloads_unlock(shared);
     if (joins)
         pthread_join(before, NULL);
     if (pin)
@@ -2307,16 +2344,20 @@ CONC__PRIVATE void conc__thread_leave_behind(conc__crew *c, int slot)
         return;
     pthread_mutex_unlock(&c->mutex); /* not while others may load libraries */
     void *pin = conc__pin();
+    conc__offloads_lock(c->shared);
     conc__lock_briefly(&c->mutex);
     conc__thread *t = c->threads[slot];
     if (t) {
         pthread_detach(t->id);
         t->left_behind = true;
         t->pin = pin;
-        return;
     }
     pthread_mutex_unlock(&c->mutex);
-    conc__unpin(pin);
+    if (t)
+        conc__offloads_lose(c->shared, 1);
+    conc__offloads_unlock(c->shared);
+    if (!t)
+        conc__unpin(pin);
     conc__lock_briefly(&c->mutex);
 }
 
@@ -3080,6 +3121,9 @@ static struct {
     pthread_mutex_t mutex;
     int runs;
     conc_pool pools[CONC__OFFLOADS];
+    /* threads that were left behind by earlier crews, at jobs that were abandoned: the pool's
+     * crew counts them as threads of its own that are lost */
+    int left_behind[CONC__OFFLOADS];
     /* a parent's, which its threads may have been changing when the process forked: they stay */
     conc__crew *inherited[CONC__OFFLOADS];
 } conc__offloads = {.mutex = PTHREAD_MUTEX_INITIALIZER};
@@ -3092,7 +3136,49 @@ CONC__PRIVATE void conc__offloads_forget(void)
         if (conc__offloads.pools[i].crew)
             conc__offloads.inherited[i] = conc__offloads.pools[i].crew;
         conc__offloads.pools[i] = (conc_pool){0};
+        conc__offloads.left_behind[i] = 0;
     }
+}
+
+/* Under the mutex: somebody comes for what lies in the queue, or it ends with an error. */
+CONC__PRIVATE void conc__crew_rouse_or_fail(conc__crew *c)
+{
+    int rc = conc__crew_rouse(c);
+    for (conc_job *first; rc && (first = conc__backlog_pop(c));)
+        conc__crew_end_job(c, first, rc, NULL, true);
+}
+
+/* Not for a pool of the program's own, NULL. */
+CONC__PRIVATE void conc__offloads_lock(const conc_pool *shared)
+{
+    if (shared)
+        pthread_mutex_lock(&conc__offloads.mutex);
+}
+
+CONC__PRIVATE void conc__offloads_unlock(const conc_pool *shared)
+{
+    if (shared)
+        pthread_mutex_unlock(&conc__offloads.mutex);
+}
+
+/* Under the mutex: threads of earlier crews were left behind, or (-1) one of them has ended. */
+CONC__PRIVATE void conc__crew_lose(conc__crew *c, int threads)
+{
+    conc__lock_briefly(&c->mutex);
+    c->started += threads;
+    c->lost += threads;
+    conc__crew_stall(c);
+    conc__crew_rouse_or_fail(c);
+    conc__crew_unlock(c);
+}
+
+CONC__PRIVATE void conc__offloads_lose(const conc_pool *shared, int threads)
+{
+    if (!shared)
+        return;
+    conc__offloads.left_behind[shared - conc__offloads.pools] += threads;
+    if (shared->crew)
+        conc__crew_lose(shared->crew, threads);
 }
 
 CONC__PRIVATE void conc__offloads_end(conc_loop *l, conc__ending *e)
@@ -3146,6 +3232,10 @@ CONC__PRIVATE conc_pool *conc__offloads_of(conc_loop *l, int which, int *rc)
             p->threads = 64;
         p->name = names[which];
         *rc = conc_pool_open(p);
+        if (*rc == 0) {
+            p->crew->shared = p;
+            conc__crew_lose(p->crew, conc__offloads.left_behind[which]);
+        }
     }
     pthread_mutex_unlock(&conc__offloads.mutex);
     return *rc ? NULL : p;
@@ -3212,9 +3302,7 @@ CONC__PRIVATE void conc__job_leave(conc__crew *c, conc_job *j)
     c->lost++;
     conc__crew_unload(c); /* what its thread has not begun is for the others */
     conc__crew_stall(c);
-    int rc = conc__crew_rouse(c);
-    for (conc_job *first; rc && (first = conc__backlog_pop(c));) /* nobody comes for it */
-        conc__crew_end_job(c, first, rc, NULL, true);
+    conc__crew_rouse_or_fail(c);
 }
 
 /* The task leaves, and the job with it unless it runs. */
@@ -3222,8 +3310,8 @@ CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
     conc_job *j = w->item;
+    conc__crew *c = w->crew;
     pthread_mutex_lock(&conc__crews);
-    conc__crew *c = j->crew;
     bool waits = conc__still_waits(w, c);
     if (waits) {
         conc__waiter_decide(w, -ECANCELED);
@@ -4456,29 +4544,35 @@ typedef struct conc__program {
     struct conc__program *next;
     unsigned forks;
     pid_t pid; /* 0: another program has got the number */
+    char name[64];
     dev_t devices[3];
-    ino_t inodes[3]; /* of this program's ends of its pipes; 0: no pipe */
+    ino_t inodes[3]; /* of its pipes; 0: no pipe */
 } conc__program;
 
 /* Under conc__children. */
 static conc__program *conc__programs;
 static unsigned conc__program_starts;
 
-CONC__PRIVATE void conc__program_add(conc__program *p, pid_t pid, const int pipes[3])
+CONC__PRIVATE void conc__program_add(conc__program *p, pid_t pid)
 {
-    struct stat st;
     for (conc__program *other = conc__programs; other; other = other->next)
         if (other->pid == pid)
             other->pid = 0;
-    *p = (conc__program){.forks = conc__forks, .pid = pid};
-    for (int i = 0; i < 3; i++)
-        if (pipes[i] >= 0 && fstat(pipes[i], &st) == 0) {
-            p->devices[i] = st.st_dev;
-            p->inodes[i] = st.st_ino;
-        }
+    p->forks = conc__forks;
+    p->pid = pid;
     p->next = conc__programs;
     __atomic_store_n(&conc__programs, p, __ATOMIC_RELAXED);
     conc__program_starts++;
+}
+
+/* What the program shall have as its descriptor i may be a pipe: then this is one end of it. */
+CONC__PRIVATE void conc__program_gets(conc__program *p, int i, int fd)
+{
+    struct stat st;
+    if (fd < 0 || fstat(fd, &st) || !S_ISFIFO(st.st_mode))
+        return;
+    p->devices[i] = st.st_dev;
+    p->inodes[i] = st.st_ino;
 }
 
 CONC__PRIVATE void conc__program_remove(conc__program *p)
@@ -4532,6 +4626,7 @@ CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
 /* A start on its way: for each of the three descriptors the child's end, and this program's. */
 typedef struct conc__child_starting {
     conc_child *child;
+    conc__program *program;
     const char *path; /* NULL: argv[0], looked for in PATH */
     int far_ends[3], near_ends[3];
     bool was_free[3]; /* a socket that did not block before */
@@ -4569,7 +4664,7 @@ CONC__PRIVATE int conc__child_end(conc__child_starting *s, int number, int wante
         rc = -EINVAL;
     }
     if (rc && wanted)
-        snprintf(s->about, sizeof s->about, "the program's descriptor %d", number);
+        snprintf(s->about, sizeof s->about, "%.60s: its descriptor %d", s->program->name, number);
     return rc;
 }
 
@@ -4692,6 +4787,37 @@ CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
     return -rc;
 }
 
+/* Executes the program, which is looked for where this program's PATH says, as posix_spawnp does:
+ * execvp would look where the PATH of env says, and give what is no program to a shell. Returns
+ * the error. */
+CONC__PRIVATE int conc__execute(const char *name, char *const *argv, char *const *env)
+{
+    char path[4096];
+    const char *at = getenv("PATH");
+    size_t size = strlen(name) + 1;
+    int error = size < sizeof path / 2 ? ENOENT : ENAMETOOLONG;
+    if (!*name || strchr(name, '/')) {
+        execve(name, argv, env);
+        return errno;
+    }
+    for (at = at ? at : "/bin:/usr/bin";; at++) {
+        size_t n = strcspn(at, ":"), slash = n > 0;
+        if (n + slash + size <= sizeof path) {
+            memcpy(path, at, n);
+            path[n] = '/';
+            memcpy(path + n + slash, name, size);
+            execve(path, argv, env);
+            if (errno == EACCES)
+                error = EACCES;
+            else if (errno != ENOENT && errno != ENOTDIR)
+                return errno;
+        }
+        at += n;
+        if (!*at)
+            return error;
+    }
+}
+
 /* In the forked process: becomes the program, or returns the error. Only calls that are safe in a
  * signal handler. */
 CONC__PRIVATE int conc__become_program(const conc__child_starting *s, int most)
@@ -4710,12 +4836,7 @@ CONC__PRIVATE int conc__become_program(const conc__child_starting *s, int most)
             close(fd);
     }
     pthread_sigmask(SIG_SETMASK, &s->mask, NULL);
-    *conc__environ() = (char **)(uintptr_t)conc__child_env(c);
-    if (s->path)
-        execv(s->path, conc__child_argv(c));
-    else
-        execvp(c->argv[0], conc__child_argv(c));
-    return errno;
+    return conc__execute(s->path ? s->path : c->argv[0], conc__child_argv(c), conc__child_env(c));
 }
 
 /* The same for a C library whose posix_spawn cannot change the directory. No handler of this
@@ -4770,7 +4891,7 @@ CONC__PRIVATE void conc__child_blames(conc__child_starting *s, int rc)
     const char *program = s->path ? s->path : c->argv[0];
     bool is_path = strchr(program, '/') && (*program == '/' || !c->dir);
     if (conc__dir_failed(c->dir, rc))
-        snprintf(s->about, sizeof s->about, "the directory %.70s", c->dir);
+        snprintf(s->about, sizeof s->about, "the directory %.70s", *c->dir ? c->dir : "\"\"");
     else if (rc == -ENOENT && is_path && access(program, F_OK) == 0)
         snprintf(s->about, sizeof s->about, "the interpreter of %.60s", program);
 }
@@ -4804,6 +4925,8 @@ CONC__PRIVATE int conc__child_starts(void *arg)
     }
     for (int i = 2; i >= 0 && rc; i--)
         conc__child_socket_as_before(s, i);
+    for (int i = 0; i < 3; i++)
+        conc__program_gets(s->program, i, s->near_ends[i] >= 0 ? s->near_ends[i] : s->far_ends[i]);
     conc__close_ends(s->far_ends);
     if (rc)
         conc__close_ends(s->near_ends);
@@ -5050,21 +5173,22 @@ CONC__PRIVATE bool conc__child_ended(conc_child *c)
 }
 
 /* The child runs, or has ended by now. Where SIGCHLD is ignored its number may even be another
- * process's. */
+ * process's. A process that another thread forks meanwhile sees all of *c changed, or nothing. */
 CONC__PRIVATE void conc__child_started(conc_child *c, const conc__child_starting *s)
 {
-    int saved = errno;
+    int saved = errno, pidfd = conc__pidfd(s->pid);
+    bool gone = pidfd < 0 && errno == ESRCH;
+    unsigned long long began = pidfd < 0 ? conc__process_began(s->pid) : 0;
+    pthread_mutex_lock(&conc__children);
     c->input = s->near_ends[0];
     c->output = s->near_ends[1];
     c->error = s->near_ends[2];
     c->pid = (int)s->pid;
-    c->pidfd = conc__pidfd(s->pid);
-    bool gone = c->pidfd < 0 && errno == ESRCH;
-    c->began = c->pidfd < 0 ? conc__process_began(s->pid) : 0;
+    c->pidfd = pidfd;
+    c->began = began;
     c->status = 0;
     c->reaped = false;
-    pthread_mutex_lock(&conc__children);
-    conc__program_add(c->program, s->pid, s->near_ends);
+    conc__program_add(c->program, s->pid);
     gone = gone || conc__child_look(c, false) < 0;
     if (gone)
         c->state = CONC__CHILD_LOST;
@@ -5090,7 +5214,9 @@ CONC_API int conc_child_start(conc_child *c)
         conc_free(program);
         return conc__own_error(rc);
     }
-    conc__child_starting s = {.child = c};
+    *program = (conc__program){.next = NULL};
+    snprintf(program->name, sizeof program->name, "%s", *c->argv[0] ? c->argv[0] : "\"\"");
+    conc__child_starting s = {.child = c, .program = program};
     conc__original_mask(&s.mask);
     rc = conc__offload(CONC__STARTS, conc__child_starts, &s, __func__);
     if (rc) {
@@ -5101,6 +5227,16 @@ CONC_API int conc_child_start(conc_child *c)
     c->program = program;
     conc__child_started(c, &s);
     return 0;
+}
+
+/* In words: the program and its number. */
+CONC__PRIVATE void conc__child_about(conc_child *c, char *to, size_t size)
+{
+    *to = 0;
+    pthread_mutex_lock(&conc__children);
+    if (c->program)
+        snprintf(to, size, "%.40s (process %d)", c->program->name, c->pid);
+    pthread_mutex_unlock(&conc__children);
 }
 
 /* A wait for a child. */
@@ -5188,9 +5324,12 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
         conc__child_wait w = {.child = c, .until = CONC__NEVER};
         rc = conc__child_await(&w);
     }
-    if (rc == 0 && conc__child_state_now(c) == CONC__CHILD_LOST)
-        rc = conc_fail(
-            -ECHILD, "its status is lost: the program ignores SIGCHLD, or waits for all children");
+    if (rc == 0 && conc__child_state_now(c) == CONC__CHILD_LOST) {
+        char about[96];
+        conc__child_about(c, about, sizeof about);
+        rc = conc_fail(-ECHILD, "%s: its status is lost: SIGCHLD is ignored, or its end was taken",
+                       about);
+    }
     if (rc == 0 && status)
         *status = c->status;
     if (rc == 0 && l)
@@ -5243,11 +5382,13 @@ CONC_API int conc_child_kill(conc_child *c, int signal)
         return rc;
     bool over = c->group && conc__child_ended(c) && conc__group_lives(c->pid) == 0;
     rc = over ? -EALREADY : conc__child_signal(c, signal);
-    if (rc == -EALREADY)
-        return conc__own_error(rc);
-    char about[40];
-    snprintf(about, sizeof about, "kill of process %d", c->pid);
-    return conc__system_failed(rc, about);
+    if (rc < 0) {
+        char about[96];
+        conc__child_about(c, about, sizeof about);
+        rc =
+            rc == -EALREADY ? conc_fail(rc, "%s has ended", about) : conc__system_failed(rc, about);
+    }
+    return rc;
 }
 
 /* -- closing -- */
@@ -5465,7 +5606,9 @@ CONC__PRIVATE int conc__talk_ended(conc__talk *t, int rc)
     }
     if (rc != -EMSGSIZE)
         return rc;
-    rc = conc_fail(rc, "%.60s: more than %zu bytes of output", t->child->argv[0], io->limit);
+    char about[96];
+    conc__child_about(t->child, about, sizeof about);
+    rc = conc_fail(rc, "%s: more than %zu bytes of output", about, io->limit);
     conc_child_close(t->child);
     return rc;
 }
@@ -5889,6 +6032,8 @@ enum {
     CONC__SMALL = 256 * 1024,  /* bytes of data that fit there */
     CONC__CHANNEL_SIZE = CONC__CHANNEL_DATA + CONC__SMALL,
 
+    CONC__WORKER_SOCKET = 3, /* its number in a worker */
+
     /* a worker's exit status */
     CONC__MOVED = 120,       /* an address of shared memory is taken */
     CONC__OTHER_BUILD = 121, /* it is another build of the module that has conc */
@@ -6021,6 +6166,7 @@ CONC__PRIVATE size_t conc__aligned(size_t n)
 /* In a worker: the process itself. */
 static struct conc__worker_process {
     int pid, program; /* 0: this is no worker */
+    bool *own;        /* false in processes that a job forked; NULL: it cannot be told so */
     int socket;
     ino_t socket_file;
     conc__worker_channel *channel;
@@ -6057,9 +6203,36 @@ CONC__PRIVATE void conc__begin_to_watch(int program)
     pthread_attr_destroy(&small);
 }
 
+/* Memory that the kernel empties in a forked process, however it was forked: so no system call is
+ * needed to know which process this is. */
+CONC__PRIVATE void conc__worker_owns_itself(void)
+{
+    enum { WIPE_ON_FORK = 18 }; /* MADV_WIPEONFORK */
+    size_t page = conc__page();
+    int flags = MAP_PRIVATE | CONC__MAP_ANONYMOUS;
+    bool *own = mmap(NULL, page, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if ((void *)own == MAP_FAILED)
+        return;
+    if (madvise(own, page, WIPE_ON_FORK)) {
+        munmap(own, page);
+        return;
+    }
+    *own = true;
+    conc__worker_process.own = own;
+}
+
+/* Is this the worker, and not a process that one of its jobs forked? */
+CONC__PRIVATE bool conc__worker_is_itself(void)
+{
+    const struct conc__worker_process *w = &conc__worker_process;
+    return w->own ? *w->own : getpid() == w->pid;
+}
+
 /* A process that a job forked: it does not outlive the program either. */
 CONC__PRIVATE void conc__worker_forked(void)
 {
+    if (conc__worker_process.own)
+        *conc__worker_process.own = false; /* an emulator may not have emptied it */
     if (conc__worker_process.program)
         conc__begin_to_watch(conc__worker_process.program);
 }
@@ -6175,6 +6348,8 @@ CONC__PRIVATE int64_t conc__worker_maps(conc__worker_channel *c, conc_fn *fn, ch
     int *results = (int *)(void *)(data + conc__aligned(size * count));
     for (uint64_t i = 0; i < count && !__atomic_load_n(&c->asked, __ATOMIC_RELAXED); i++) {
         int rc = fn(size ? data + i * size : NULL);
+        if (!conc__worker_is_itself())
+            return 0;
         results[i] = rc;
         __atomic_store_n(&c->done, i + 1, __ATOMIC_RELEASE);
         if (rc < 0 && !keeps_going)
@@ -6259,6 +6434,7 @@ CONC__PRIVATE void conc__worker_serves(const conc__handing *start)
     w->program = start->program;
     w->socket_file = fstat(w->socket, &st) == 0 ? st.st_ino : 0;
     prctl(PR_SET_NAME, "conc worker");
+    conc__worker_owns_itself();
     conc__worker_ends_with(start->program);
     if (start->memory_limit) {
         struct rlimit limit = {start->memory_limit, start->memory_limit};
@@ -6296,13 +6472,12 @@ CONC__PRIVATE void conc__worker_takes(const conc__handing *h, int fd)
 /* This program was started as a worker: it never gets to main. */
 CONC__COLD void conc__worker_main(void)
 {
-    enum { SOCKET = 3 };
     struct conc__worker_process *w = &conc__worker_process;
     conc__handing h;
     int fd;
-    w->socket = SOCKET;
-    fcntl(SOCKET, F_SETFD, FD_CLOEXEC);
-    while (conc__handed(SOCKET, &h, &fd) == 1) {
+    w->socket = CONC__WORKER_SOCKET;
+    fcntl(w->socket, F_SETFD, FD_CLOEXEC);
+    while (conc__handed(w->socket, &h, &fd) == 1) {
         if (h.what != CONC__HAND_START)
             conc__worker_takes(&h, fd);
         else if (w->channel && w->board)
@@ -6385,25 +6560,53 @@ CONC__PRIVATE void conc__worker_begins_last(conc__constructor *own)
     c.end[-1] = conc__construct_and_serve;
 }
 
-/* In a constructor, which is own: is this process a worker of the copy of conc in this module? */
+/* The identity in a mark, and how much of the mark is to be compared: where builds can be told
+ * apart not the module's path, which may be another one by now. */
+CONC__PRIVATE size_t conc__mark_part(const char *mark, uint64_t *identity)
+{
+    const char *dot = strchr(mark, '.');
+    char *end = NULL;
+    *identity = dot ? strtoull(dot + 1, &end, 16) : 0;
+    return *identity ? (size_t)(end - mark) + 1 : strlen(mark) + 1;
+}
+
+CONC__PRIVATE int conc__module_is(conc__module_info *m, size_t size, void *arg)
+{
+    const uint64_t *identity = arg;
+    (void)size;
+    return conc__module_identity(m) == *identity;
+}
+
+/* Was this process started by a supervisor? What a worker's constructors start has the mark in its
+ * environment too, but another parent. */
+CONC__PRIVATE bool conc__has_supervisor(void)
+{
+    struct { /* struct ucred, which the system's header hides */
+        int pid;
+        unsigned user, group;
+    } peer;
+    socklen_t size = sizeof peer;
+    return getsockopt(CONC__WORKER_SOCKET, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 &&
+           peer.pid == getppid();
+}
+
+/* In a constructor, which is own: is this process a worker of the copy of conc in this module? If
+ * the module that is meant is not here, the program may not run in the worker's place. */
 CONC__PRIVATE void conc__worker_check(conc__constructor *own)
 {
     static char mark[4200];
+    uint64_t identity;
     const char *given = getenv("CONC__WORKER");
     if (!given || getauxval(AT_SECURE) || !conc__worker_mark(mark, sizeof mark))
         return;
-    const char *own_mark = strchr(mark, '=') + 1;
-    if (strcmp(given, own_mark) == 0) {
+    size_t part = conc__mark_part(given, &identity);
+    if (strncmp(given, strchr(mark, '=') + 1, part) == 0) {
         unsetenv("CONC__WORKER");
         conc__worker_begins_last(own);
-        return;
-    }
-    /* the same module, of another build: the program may not run in its place */
-    const char *module = strchr(strchr(own_mark, '.') + 1, '.');
-    size_t end = strlen(given), tail = strlen(module);
-    bool same_module = module[1] && end > tail && strcmp(given + end - tail, module) == 0;
-    if (same_module)
+    } else if (identity && conc__has_supervisor() &&
+               !conc__each_module(conc__module_is, &identity)) {
         _exit(CONC__OTHER_BUILD);
+    }
 }
 
 /* ---- >>supervisor --------------------------------------------------------------------------- *
@@ -6443,7 +6646,9 @@ typedef struct conc__worker {
     conc__worker_channel *channel; /* loaded by those that look without the mutex */
     bool awaited;                  /* the same */
     bool cancelled;                /* the job is, while its data is copied */
+    bool proved;                   /* it has begun a job */
     int pid, pidfd, socket;
+    unsigned poll_process, poll_socket; /* their places among the supervisor's; 0: none */
     conc__segment channel_memory, data;
     uint64_t data_version; /* changes with the segment */
     conc_job *job;
@@ -6472,17 +6677,21 @@ typedef struct conc__supervisor {
     size_t memory_limit;
     int max_jobs;
     int starting;
-    int failures; /* tenths of workers in a row that did not come up */
+    int failures; /* tenths of workers in a row that ended before they began a job */
     int broken;   /* an error: no more workers are started */
     char why[96];
     conc__waiter *closer;  /* waits for the supervisor's end */
     conc__segment *unused; /* channels of workers that have ended: somebody may look at them */
     conc__named_function named;
-    struct pollfd *polls;
+    struct pollfd *polls; /* the first is the bell's */
+    unsigned poll_count;
     conc__worker workers[];
 } conc__supervisor;
 
-enum { CONC__FAILURES = 30 };
+enum {
+    CONC__FAILURES = 30,
+    CONC__ASK_AGAIN = 20 /* ms between questions for what no descriptor tells */
+};
 
 CONC__PRIVATE void conc__supervisor_ring(conc__supervisor *s)
 {
@@ -6535,13 +6744,16 @@ CONC__PRIVATE bool conc__worker_has_replied(const conc__worker_channel *c)
     return __atomic_load_n(&c->turn, __ATOMIC_SEQ_CST) == CONC__TURN_PROGRAM;
 }
 
-/* The elements that a runner gets next: at first many, at last one by one. */
+/* The elements that a runner gets next: at first many, at last one by one. Those that it has got
+ * and that were not sent yet are not called if the map is to end. */
 CONC__PRIVATE void conc__range_take(const conc__supervisor *s, const conc_job *j)
 {
     conc__parcel *p = j->parcel;
     conc__mapping *m = p->mapping;
     size_t left = m->count - m->next, most = 4096;
     size_t n = left / (2 * (size_t)s->crew->most);
+    if (conc__map_stops(m))
+        conc__range_drop(p, -ECANCELED);
     if (p->left || conc__map_stops(m))
         return;
     if (m->size)
@@ -6730,8 +6942,6 @@ CONC__PRIVATE bool conc__runner_goes_on(conc__supervisor *s, conc__worker *w, in
         conc__range_drop(p, p->mapping->error = *error = result);
     if (*error)
         conc__mapping_stop(s, p->mapping);
-    if (conc__map_stops(p->mapping))
-        conc__range_drop(p, -ECANCELED);
     conc__range_take(s, j);
     return p->left > 0;
 }
@@ -6837,13 +7047,13 @@ CONC__PRIVATE void conc__supervisor_send(conc__supervisor *s, bool supervisor)
         bool maps = j->parcel && j->parcel->mapping;
         if (maps)
             conc__range_take(s, j);
+        if (maps && !j->parcel->left) {
+            conc__job_over(c, conc__backlog_pop(c), 0, "");
+            continue;
+        }
         if (!w || (conc__job_is_large(j) && !supervisor))
             break;
-        conc__backlog_pop(c);
-        if (maps && !j->parcel->left)
-            conc__job_over(c, j, 0, "");
-        else
-            conc__worker_begins(s, w, j);
+        conc__worker_begins(s, w, conc__backlog_pop(c));
     }
     bool more = c->queued && !supervisor;
     bool may_start = conc__worker_in(s, CONC__WORKER_NONE) && s->starting < (int)c->queued;
@@ -6858,6 +7068,14 @@ CONC__PRIVATE void conc__reply_words(const conc__worker_channel *c, char words[9
     words[sizeof c->text - 1] = 0;
 }
 
+/* The worker has begun a job: workers can be started. */
+CONC__PRIVATE void conc__worker_proves(conc__supervisor *s, conc__worker *w)
+{
+    if (!w->proved)
+        s->failures = 0;
+    w->proved = true;
+}
+
 /* The worker has replied, and what it wrote is to be copied. */
 CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
 {
@@ -6866,6 +7084,7 @@ CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
     int64_t full_result = c->result;
     char words[sizeof c->text];
     int result = 0;
+    conc__worker_proves(s, w);
     conc__reply_words(c, words);
     if (j->parcel && j->parcel->mapping) {
         bool more = conc__runner_goes_on(s, w, (int)full_result, &result);
@@ -6901,7 +7120,6 @@ CONC__PRIVATE void conc__worker_ready(conc__supervisor *s, conc__worker *w)
     const conc__worker_channel *c = w->channel;
     int rc = (int)c->result;
     s->starting--;
-    s->failures = 0;
     w->state = CONC__WORKER_IDLE;
     w->idle_since = conc__clock();
     if (rc >= 0 || s->broken)
@@ -7027,7 +7245,6 @@ CONC__PRIVATE void conc__own_program_find(conc__own_program *p)
  * too. */
 CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int *pid)
 {
-    enum { SOCKET = 3 };
     conc__own_program program;
     conc__spawning how;
     pid_t child = 0;
@@ -7037,11 +7254,11 @@ CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int 
     int rc = conc__spawning_open(&how, &all);
     if (rc)
         return -rc;
-    rc = posix_spawn_file_actions_adddup2(&how.actions, socket, SOCKET);
+    rc = posix_spawn_file_actions_adddup2(&how.actions, socket, CONC__WORKER_SOCKET);
     if (rc == 0)
         rc = posix_spawn_file_actions_addopen(&how.actions, 0, "/dev/null", O_RDONLY, 0);
     if (rc == 0)
-        rc = conc__close_others(&how, SOCKET + 1);
+        rc = conc__close_others(&how, CONC__WORKER_SOCKET + 1);
     if (rc == 0)
         rc = posix_spawn(&child, "/proc/self/exe", &how.actions, &how.attributes,
                          (char *const *)(uintptr_t)program.argv, s->environment);
@@ -7129,6 +7346,7 @@ CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
     __atomic_store_n(&w->channel, c, __ATOMIC_SEQ_CST);
     w->data_version = 0;
     w->jobs = 0;
+    w->proved = false;
     rc = conc__sockets(ends);
     if (rc)
         return rc;
@@ -7269,22 +7487,28 @@ CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w,
     conc__job_over(s->crew, j, error, error == -EOWNERDEAD ? words : "");
 }
 
-/* A worker has not come up. A signal may have come from outside and be no fault of the program:
- * that counts less. When there were too many, and no worker is left, the pool is broken. */
+/* Is there a worker that has come up, or may? */
+CONC__PRIVATE bool conc__supervisor_has_workers(const conc__supervisor *s)
+{
+    for (int i = 0; i < s->crew->most; i++) {
+        conc__worker_state state = s->workers[i].state;
+        if (state != CONC__WORKER_NONE && state != CONC__WORKER_LEAVING)
+            return true;
+    }
+    return false;
+}
+
+/* A worker has ended before it began a job. A signal may have come from outside and be no fault of
+ * the program: that counts less. After too many no more are started; when no worker is left then,
+ * the pool is broken. */
 CONC__PRIVATE void conc__supervisor_counts(conc__supervisor *s, int status, const char *words)
 {
     bool moved = status != -1 && WIFEXITED(status) && WEXITSTATUS(status) == CONC__MOVED;
     int signal = status != -1 && WIFSIGNALED(status) ? WTERMSIG(status) : 0;
     bool sent = signal == SIGKILL || signal == SIGTERM || signal == SIGINT || signal == SIGHUP;
-    s->starting--;
     s->failures += status == -1 || moved || sent ? 1 : 10;
-    if (s->failures < CONC__FAILURES || s->broken)
+    if (s->failures < CONC__FAILURES || s->broken || conc__supervisor_has_workers(s))
         return;
-    for (int i = 0; i < s->crew->most; i++) {
-        conc__worker_state state = s->workers[i].state;
-        if (state != CONC__WORKER_NONE && state != CONC__WORKER_LEAVING)
-            return;
-    }
     s->broken = -ENOTRECOVERABLE;
     snprintf(s->why, sizeof s->why, "workers do not come up: %.70s", words);
 }
@@ -7295,15 +7519,19 @@ CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
     char words[96];
     conc__crew *c = s->crew;
     conc_job *j = w->job;
-    bool came_up = w->state != CONC__WORKER_STARTING;
+    bool begun = j && __atomic_load_n(&w->channel->begun, __ATOMIC_RELAXED);
     int status = conc__worker_reap(w);
     conc__death_in_words(status, words, sizeof words);
+    if (w->state == CONC__WORKER_STARTING)
+        s->starting--;
+    bool expected = w->state == CONC__WORKER_LEAVING;
     w->state = CONC__WORKER_LEAVING;
-    if (!came_up)
+    if (begun)
+        conc__worker_proves(s, w);
+    else if (!w->proved && !expected)
         conc__supervisor_counts(s, status, words);
     if (j) {
         c->started--;
-        bool begun = __atomic_load_n(&w->channel->begun, __ATOMIC_RELAXED);
         if (!begun && conc__backlog_has_room(c))
             conc__backlog_push_back(c, j);
         else if (j->parcel && j->parcel->mapping)
@@ -7312,10 +7540,12 @@ CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
             conc__job_over(c, j, -EOWNERDEAD, words);
     }
     conc__worker_clear(s, w);
+    if (s->failures >= CONC__FAILURES && !conc__supervisor_has_workers(s))
+        s->failures = CONC__FAILURES - 1; /* the last one is gone: one more start is tried */
     conc__crew_settled(c);
 }
 
-/* Has the process ended? Where there is no descriptor of it. */
+/* Has the process ended? */
 CONC__PRIVATE bool conc__worker_has_ended(const conc__worker *w)
 {
     siginfo_t info;
@@ -7356,38 +7586,58 @@ CONC__PRIVATE void conc__worker_hear(conc__worker *w)
         conc__worker_close_socket(w);
 }
 
+/* Adds a descriptor to those that are waited for: its place among them; 0: there is none. */
+CONC__PRIVATE unsigned conc__supervisor_watch(conc__supervisor *s, int fd)
+{
+    if (fd < 0)
+        return 0;
+    s->polls[s->poll_count] = (struct pollfd){fd, POLLIN, 0};
+    return s->poll_count++;
+}
+
+/* Waits for the descriptors, for so many milliseconds at most (-1: no limit). poll refuses more
+ * of them than RLIMIT_NOFILE allows, which may be less now than when they were opened: then each
+ * is said to be ready after a while. */
+CONC__PRIVATE void conc__supervisor_poll(conc__supervisor *s, int limit)
+{
+    if (poll(s->polls, s->poll_count, limit) >= 0 || errno == EINTR)
+        return;
+    poll(NULL, 0, CONC__ASK_AGAIN);
+    for (unsigned i = 0; i < s->poll_count; i++)
+        s->polls[i].revents = POLLIN;
+}
+
 /* Waits until something happens: a worker replied or died, or the bell was rung. */
 CONC__PRIVATE void conc__supervisor_wait(conc__supervisor *s, int limit)
 {
-    enum { AGAIN = 20 }; /* ms between questions for ends that no descriptor tells */
     conc__crew *c = s->crew;
-    struct pollfd *of_processes = s->polls + 1, *of_sockets = of_processes + c->most;
     uint64_t count;
-    s->polls[0] = (struct pollfd){s->bell, POLLIN, 0};
-    for (int i = 0; i < c->most; i++) { /* -1 is passed over */
-        const conc__worker *w = &s->workers[i];
-        of_processes[i] = (struct pollfd){w->pidfd, POLLIN, 0};
-        of_sockets[i] = (struct pollfd){w->socket, POLLIN, 0};
+    s->poll_count = 0;
+    conc__supervisor_watch(s, s->bell); /* the first */
+    for (int i = 0; i < c->most; i++) {
+        conc__worker *w = &s->workers[i];
+        w->poll_process = conc__supervisor_watch(s, w->pidfd);
+        w->poll_socket = conc__supervisor_watch(s, w->socket);
         if (w->pid && w->pidfd < 0)
-            limit = AGAIN;
+            limit = CONC__ASK_AGAIN;
     }
     pthread_mutex_unlock(&c->mutex);
-    poll(s->polls, 1 + 2 * (nfds_t)c->most, limit);
+    conc__supervisor_poll(s, limit);
     if (s->polls[0].revents && read(s->bell, &count, sizeof count) < 0) {
         /* nothing lies there */
     }
     conc__lock_briefly(&c->mutex);
     s->rung = false;
-    for (int i = 0; i < c->most; i++)
-        if (of_sockets[i].revents)
-            conc__worker_hear(&s->workers[i]);
+    for (int i = 0; i < c->most; i++) {
+        conc__worker *w = &s->workers[i];
+        if (w->poll_socket && s->polls[w->poll_socket].revents)
+            conc__worker_hear(w);
+    }
     conc__supervisor_collect(s, true); /* a worker that has replied has, though it died then */
     for (int i = 0; i < c->most; i++) {
         conc__worker *w = &s->workers[i];
-        bool ended = of_processes[i].revents;
-        if (w->pid && w->pidfd < 0)
-            ended = conc__worker_has_ended(w);
-        if (ended)
+        bool asks = w->pid && (w->pidfd < 0 || s->polls[w->poll_process].revents);
+        if (asks && conc__worker_has_ended(w))
             conc__worker_ended(s, w);
     }
 }

@@ -155,8 +155,13 @@ class Commands:
             how = f"exit code {process.returncode}"
         except subprocess.TimeoutExpired:
             self.end(process)
-            output, _ = process.communicate()
             how = f"ended after {LIMIT} seconds"
+            try:
+                output, _ = process.communicate(timeout=5)
+            except subprocess.TimeoutExpired as expired:
+                output = expired.output or b""
+                process.wait()
+                how += ", and a daemon that it left holds its output"
         finally:
             with self.lock:
                 self.running.discard(process)

@@ -37,6 +37,34 @@ TASK_TEST(a_program_runs_where_it_is_told_to)
                  "");
 }
 
+static void make_script(const char *directory, const char *text)
+{
+    char path[128];
+    snprintf(path, sizeof path, "%s/who", directory);
+    unlink(path);
+    make_file(path, text, strlen(text), 0755);
+}
+
+TASK_TEST(it_is_looked_for_where_the_path_of_this_program_says)
+{
+    char here[64] = "/tmp/conc-test-XXXXXX", there[64] = "/tmp/conc-test-XXXXXX";
+    char given[128], own[1024];
+    CHECK(mkdtemp(here) && mkdtemp(there));
+    make_script(here, "#!/bin/sh\necho here\n");
+    make_script(there, "#!/bin/sh\necho there\n");
+    snprintf(given, sizeof given, "PATH=%s:/usr/bin:/bin", there);
+    const char *const env[] = {given, NULL};
+    snprintf(own, sizeof own, "/no/such/directory:%s:%s", here, getenv("PATH"));
+    CHECK_INT(setenv("PATH", own, 1), 0);
+    check_output((conc_child){.argv = ARGV("who"), .env = env, .dir = "/"}, "here\n");
+    make_script(here, "echo this is no program");
+    conc_child c = {.argv = ARGV("who"), .env = env, .dir = "/"};
+    CHECK_INT(conc_child_start(&c), -ENOEXEC);
+    CHECK_INT(conc_child_close(&c), 0);
+    CHECK_INT(chdir(here) | unlink("who") | rmdir(here), 0);
+    CHECK_INT(chdir(there) | unlink("who") | rmdir(there), 0);
+}
+
 static void ignore_it(int number) { (void)number; }
 
 TASK_TEST(it_inherits_what_it_should)

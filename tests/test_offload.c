@@ -921,6 +921,72 @@ THREAD_TEST(the_run_ends_while_an_abandoned_job_hangs_and_another_run_works)
     check_threads(base);
 }
 
+static int abandons_another(void *arg)
+{
+    caller *c = arg;
+    conc_group g = {0};
+    start_held(&g, c, c->arg);
+    cancel(c);
+    end(&g);
+    return c->rc;
+}
+
+static int gives_up(void *arg)
+{
+    CHECK_INT(conc_timeout(2, by_abandon, arg), -ETIMEDOUT);
+    CHECK_TIME(2);
+    return 0;
+}
+
+/* It waits until the job that lies before it ends, which another run has abandoned. */
+typedef struct successor {
+    caller own;
+    held *before;
+} successor;
+
+static int succeeds(void *arg)
+{
+    successor *s = arg;
+    held *own = s->own.arg;
+    conc_group g = {0};
+    start(&g, &s->own);
+    CHECK_INT(s->own.rc, WAITING);
+    CHECK_INT(own->runs, 0);
+    let_go(s->before);
+    count_wait(&own->entered, 1);
+    let_go(own);
+    end(&g);
+    return s->own.rc;
+}
+
+THREAD_TEST(jobs_that_earlier_runs_have_abandoned_keep_their_threads_too)
+{
+    static held hold[32], late = HELD(3);
+    caller queued = ABANDONS(&late);
+    int n = shared_threads();
+    for (int i = 0; i < n; i++) {
+        hold[i] = (held)HELD(7);
+        caller c = ABANDONS(&hold[i]);
+        CHECK_INT(run_virtual(abandons_another, &c), -ECANCELED);
+        check_threads(base + i + 1);
+    }
+    CHECK_INT(run_virtual(gives_up, &queued), 0);
+    check_freed(&late, 0);
+    check_threads(base + n);
+    late = (held)HELD(3);
+    successor next = {queued, &hold[0]};
+    CHECK_INT(run_virtual(succeeds, &next), 3);
+    check_freed(&late, 1);
+    for (int i = 0; i < n; i++) {
+        check_threads(base + n - (i ? i : 1));
+        if (i)
+            let_go(&hold[i]);
+        check_freed(&hold[i], 1);
+    }
+    check_threads(base);
+    CHECK_INT(run_virtual(offloads_count, NULL), 0);
+}
+
 static int abandons_and_exits(void *arg)
 {
     held *h = arg;

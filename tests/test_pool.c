@@ -2045,28 +2045,99 @@ POOL_TEST(a_cancel_of_one_who_waits_does_not_end_the_job_while_others_wait)
     }
 }
 
-POOL_TEST(when_all_who_wait_are_cancelled_nobody_hangs)
+static int receives_for_ever(void *arg)
 {
-    held h = HELD(7);
-    conc_job queued;
+    int item;
+    count_up(arg);
+    CONC_AUTO(conc_channel, empty) = CONC_CHANNEL(int, 1);
+    return conc_channel_recv(&empty, &item);
+}
+
+/* Three wait for each of two jobs, of which one is queued. The last is cancelled already, or has
+ * not come yet, when the others are cancelled. */
+static void cancel_all_waiters(bool last_comes_first)
+{
+    counter begun = COUNTER;
+    conc_job running, queued;
     conc_group g = {0};
     WITH_POOL(pool, 1);
-    occupy(&pool, &h);
+    CHECK_INT(conc_pool_submit(&pool, &running, receives_for_ever, &begun), 0);
+    count_wait(&begun, 1);
     CHECK_INT(conc_pool_submit(&pool, &queued, counts, NULL), 0);
-    caller c[2];
-    for (int i = 0; i < 2; i++) {
-        c[i] = (caller){by_wait, .job = &queued, .begun = COUNTER};
+    caller c[6];
+    for (int i = 0; i < 6; i++)
+        c[i] = (caller){by_wait, .job = i % 2 ? &running : &queued, .begun = COUNTER};
+    for (int i = 0; i < 4; i++)
         start(&g, &c[i]);
-    }
+    for (int i = 4; i < 6 && last_comes_first; i++)
+        CHECK_INT(conc_spawn(&g, calls_when_cancelled, &c[i]), 0);
     cancel(&c[0]);
     cancel(&c[1]);
-    let_go(&h);
+    CHECK(!conc_job_done(&running) && !conc_job_done(&queued));
+    cancel(&c[3]);
+    cancel(&c[2]);
+    for (int i = 4; i < 6 && !last_comes_first; i++)
+        CHECK_INT(conc_spawn(&g, calls_when_cancelled, &c[i]), 0);
     end(&g);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 6; i++) {
         CHECK_INT(c[i].rc, 0);
-        CHECK_INT(c[i].result, calls ? 1 : -ECANCELED);
+        CHECK_INT(c[i].result, -ECANCELED);
         CHECK_INT(c[i].next, -ECANCELED);
     }
+    CHECK_INT(calls, 0);
+}
+
+POOL_TEST(when_all_who_wait_for_a_job_are_cancelled_it_is_too) { cancel_all_waiters(false); }
+
+POOL_TEST(who_is_cancelled_already_does_not_keep_a_job_from_its_cancel)
+{
+    cancel_all_waiters(true);
+}
+
+static int waits_for_its_result(void *arg) { return result_of(arg); }
+
+/* A job that waits for another runs that one itself. */
+POOL_TEST(a_cancel_of_one_who_waits_does_not_end_the_job_that_another_job_runs_for_itself)
+{
+    held first = HELD(0), inner = HELD(7);
+    conc_job outer;
+    conc_group g = {0};
+    WITH_POOL(pool, 1);
+    occupy(&pool, &first);
+    CHECK_INT(conc_pool_submit(&pool, &outer, waits_for_its_result, &inner.job), 0);
+    CHECK_INT(conc_pool_submit(&pool, &inner.job, holds, &inner), 0);
+    let_go(&first);
+    count_wait(&inner.entered, 1);
+    caller c = {by_wait, .job = &inner.job, .begun = COUNTER};
+    start(&g, &c);
+    cancel(&c);
+    let_go(&inner);
+    end(&g);
+    CHECK(!inner.asked);
+    CHECK_INT(c.result, 7);
+    CHECK_INT(result_of(&outer), 7);
+}
+
+POOL_TEST(a_job_that_another_runs_for_itself_is_asked_to_end_when_both_who_wait_are_cancelled)
+{
+    counter begun = COUNTER;
+    held first = HELD(0);
+    conc_job outer, inner;
+    conc_group g = {0};
+    WITH_POOL(pool, 1);
+    occupy(&pool, &first);
+    CHECK_INT(conc_pool_submit(&pool, &outer, waits_for_its_result, &inner), 0);
+    CHECK_INT(conc_pool_submit(&pool, &inner, receives_for_ever, &begun), 0);
+    let_go(&first);
+    count_wait(&begun, 1);
+    caller c = {by_wait, .job = &inner, .begun = COUNTER};
+    start(&g, &c);
+    cancel(&c);
+    CHECK(!conc_job_done(&inner));
+    CHECK_INT(conc_job_cancel(&outer), 0);
+    end(&g);
+    CHECK_INT(c.result, -ECANCELED);
+    CHECK_INT(result_of(&outer), -ECANCELED);
 }
 
 POOL_TEST(a_task_that_is_cancelled_already_does_not_end_a_job_for_which_others_wait)
@@ -3284,25 +3355,29 @@ static int waits_to_be_asked(void *entered)
     return 0;
 }
 
-/* The first maps; the second fails when the elements of that map have begun. */
+/* The first maps when the second has a thread; that fails when the elements of the map have
+ * begun. */
 typedef struct map_in_map {
-    counter *entered;
+    counter *entered, *second;
     bool fails;
 } map_in_map;
 
 static int maps_or_fails(void *arg)
 {
     map_in_map *m = arg;
-    if (!m->fails)
+    if (!m->fails) {
+        count_wait(m->second, 1);
         return conc_pool_map(outer_pool, waits_to_be_asked, m->entered, 200, 0);
+    }
+    count_up(m->second);
     count_wait(m->entered, 1);
     return -EPROTO;
 }
 
 POOL_TEST(a_map_in_a_map_ends_when_the_outer_one_has_failed)
 {
-    counter entered = COUNTER;
-    map_in_map m[2] = {{&entered, false}, {&entered, true}};
+    counter entered = COUNTER, second = COUNTER;
+    map_in_map m[2] = {{&entered, &second, false}, {&entered, &second, true}};
     WITH_POOL(pool, 2);
     outer_pool = &pool;
     CHECK_INT(conc_pool_map(&pool, maps_or_fails, m, 2, sizeof m[0]), -EPROTO);

@@ -745,6 +745,24 @@ PROCS_TEST(an_error_keeps_other_workers_from_starting_the_rest_of_a_map)
     free(v);
 }
 
+PROCS_TEST(elements_that_wait_for_a_busy_worker_are_not_begun_after_an_error)
+{
+    enum { N = 2000 };
+    gate *at = new_gate();
+    visit *v = elements(at, N);
+    held other;
+    v[0].rc = -EDOM;
+    OPEN(pool, 2);
+    occupy(&pool, &other, 5);
+    CHECK_INT(conc_procs_map(&pool, enters, v, N, sizeof *v),
+              -EDOM); /* before the other job ends */
+    CHECK_INT(atomic_load(&at->entered), 1);
+    end_held(&other, 5);
+    check_healthy(&pool);
+    CHECK_INT(atomic_load(&at->entered), 1);
+    free(v);
+}
+
 PROCS_TEST(a_map_of_all_goes_on_after_errors)
 {
     enum { N = 500 };
@@ -1513,6 +1531,73 @@ static int init_fails_at_gate(void)
     while (!atomic_load(&g->opened))
         nap();
     return conc_fail(-EACCES, "no licence");
+}
+
+/* The first worker comes up, and no other one. */
+static int init_works_once(void)
+{
+    void *p = NULL;
+    sscanf(getenv("TEST_GATE"), "%p", &p);
+    gate *g = p;
+    if (atomic_fetch_add(&g->entered, 1) > 0)
+        _exit(9);
+    return 0;
+}
+
+static int dies_at_gate(void *arg)
+{
+    gate *at = *(gate **)arg;
+    while (!atomic_load(&at->opened))
+        nap();
+    _exit(3);
+}
+
+PROCS_TEST(a_pool_breaks_when_its_last_worker_dies_and_others_do_not_come_up)
+{
+    conc_job jobs[3];
+    char text[32];
+    int n = 3;
+    gate *at = new_gate();
+    conc_procs pool = {.workers = 2, .init = init_works_once};
+    snprintf(text, sizeof text, "%p", (void *)at);
+    setenv("TEST_GATE", text, 1);
+    CHECK_INT(conc_procs_open(&pool), 0);
+    CHECK_INT(conc_procs_submit(&pool, &jobs[0], dies_at_gate, &at, sizeof at), 0);
+    CHECK(reaches(&at->entered, 1));
+    for (int i = 1; i < 3; i++)
+        CHECK_INT(conc_procs_submit(&pool, &jobs[i], adds_one, &n, sizeof n), 0);
+    CHECK(reaches(&at->entered, 4));
+    atomic_store(&at->opened, 1);
+    CHECK_INT(result_of(&jobs[0]), -EOWNERDEAD);
+    for (int i = 1; i < 3; i++) {
+        CHECK_INT(result_of(&jobs[i]), -ENOTRECOVERABLE);
+        CHECK_CONTAINS(conc_last_error(), "status 9");
+    }
+    close_pool(&pool);
+}
+
+/* What is left then cannot tell the program that it has replied. */
+static int init_closes_its_socket(void)
+{
+    struct stat st;
+    for (int fd = 3; fd < 100; fd++)
+        if (fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode))
+            close(fd);
+    return 0;
+}
+
+PROCS_TEST(workers_that_end_after_init_and_before_a_job_break_the_pool)
+{
+    conc_job job;
+    int n = 3;
+    conc_procs pool = {.workers = 2, .init = init_closes_its_socket};
+    CHECK_INT(conc_procs_open(&pool), 0);
+    CHECK_INT(conc_procs_submit(&pool, &job, adds_one, &n, sizeof n), 0);
+    while (!conc_job_done(&job)) /* no call of conc's looks at the workers meanwhile */
+        nap();
+    CHECK_INT(result_of(&job), -ENOTRECOVERABLE);
+    CHECK_CONTAINS(conc_last_error(), "status 1");
+    close_pool(&pool);
 }
 
 PROCS_TEST(jobs_that_are_queued_when_the_pool_breaks_are_told)
@@ -2645,4 +2730,33 @@ THREAD_TEST(a_lack_of_descriptors_is_an_error)
         check_no_children();
     }
     CHECK(worked > 0);
+}
+
+/* poll refuses more places than there may be descriptors. */
+THREAD_TEST(a_pool_may_have_more_workers_than_there_may_be_descriptors)
+{
+    enum { N = 40 };
+    struct rlimit limit, low;
+    int many[N], results[N], n = 0;
+    CHECK_INT(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    low = (struct rlimit){(rlim_t)test_count_fds() + 40, limit.rlim_max};
+    CHECK_INT(setrlimit(RLIMIT_NOFILE, &low), 0);
+    conc_procs pool = {.workers = 200, .max_jobs = 3};
+    CHECK_INT(conc_procs_open(&pool), 0);
+    for (int i = 0; i < N; i++)
+        many[i] = i;
+    CHECK_INT(conc_procs_map_all(&pool, adds_one, many, N, sizeof(int), results), 0);
+    for (int i = 0; i < N; i++)
+        CHECK_INT(results[i], i + 1);
+    low.rlim_cur = 3; /* below what is open already */
+    CHECK_INT(setrlimit(RLIMIT_NOFILE, &low), 0);
+    for (int i = 0; i < 4; i++) {
+        int rc = conc_procs_run(&pool, adds_one, &n, sizeof n); /* by the workers that are left */
+        CHECK(rc == n || rc == -EAGAIN);
+    }
+    CHECK_INT(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    int before = n;
+    CHECK_INT(conc_procs_run(&pool, adds_one, &n, sizeof n), before + 1);
+    close_pool(&pool);
+    check_no_children();
 }

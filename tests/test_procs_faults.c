@@ -480,6 +480,45 @@ PROCS_TEST(a_child_of_a_job_that_comes_back_from_it_ends)
     check_healthy(&pool);
 }
 
+/* An element of a map that forks in one of several ways, and whose child comes back from it. */
+typedef struct forking_element {
+    gate *gate;
+    int number, way;
+} forking_element;
+
+static int element_comes_back_twice(void *arg)
+{
+    forking_element *e = arg;
+    pid_t child = 1;
+    atomic_fetch_add(&e->gate->entered, 1);
+    if (e->way == 1)
+        child = fork();
+#ifdef SYS_fork
+    if (e->way == 2)
+        child = (pid_t)syscall(SYS_fork);
+#endif
+    if (child == 0)
+        return -EIO;
+    waitpid(-1, NULL, 0);
+    return e->number;
+}
+
+PROCS_TEST(a_child_of_an_element_that_comes_back_from_it_does_no_other_element)
+{
+    enum { N = 300 };
+    static forking_element e[N];
+    static int results[N];
+    gate *at = new_gate();
+    OPEN(pool, .workers = 2);
+    for (int i = 0; i < N; i++)
+        e[i] = (forking_element){at, i, i % 7};
+    CHECK_INT(conc_procs_map_all(&pool, element_comes_back_twice, e, N, sizeof e[0], results), 0);
+    for (int i = 0; i < N; i++)
+        CHECK_INT(results[i], i);
+    CHECK_INT(atomic_load(&at->entered), N); /* each of them once */
+    check_healthy(&pool);
+}
+
 /* ---- jobs that write anywhere ---- */
 
 /* Overwrites all memory that the process shares with another one and may write to. */

@@ -326,6 +326,22 @@ check_stack_not_executable() {
 
 # Workers begin to work when all constructors have run: however the program is optimised and linked, also where its file was
 # replaced, and where it is started by the dynamic loader.
+# A library that conc is in, and that is upgraded or moved while the program runs.
+check_upgraded_library() {
+    local api='-DCONC_API=__attribute__((visibility("default")))'
+    mkdir -p "$out/old" "$out/new"
+    cc "$api" -O1 -fPIC -shared $here/impl.c -o "$out/old/libupgraded.so"
+    cc "$api" -O2 -fPIC -shared $here/impl.c -o "$out/new/libupgraded.so"
+    ln -sfn old "$out/current"
+    cc "$api" $here/upgraded.c -L"$out/old" -lupgraded -Wl,-rpath,"$PWD/$out/current" -o "$out/upgraded"
+    "$out/upgraded" "$out/current" new build || fail "upgraded.c with another build"
+    rm -f "$out/current"
+    ln -sfn old "$out/current"
+    rm -rf "$out/moved"
+    cp -r "$out/old" "$out/moved"
+    "$out/upgraded" "$out/current" moved copy || fail "upgraded.c with a copy of the build"
+}
+
 check_workers() {
     local option options loader
     for option in 'O0 -fno-pie -no-pie' 'O1 -flto' 'O0 -static'; do
@@ -337,6 +353,7 @@ check_workers() {
     cc "${options[@]}" -fPIC -shared $here/impl.c -o "$out/libimpl.so"
     cc "${options[@]}" $here/workers.c -L"$out" -limpl -Wl,-rpath,"$PWD/$out" -o "$out/workers"
     "$out/workers" || fail "workers.c with conc in a library"
+    check_upgraded_library
     loader=$(readelf -lW "$out/workers" | sed -n 's/.*interpreter: \(.*\)]/\1/p')
     "$loader" "$out/workers" || fail "workers.c started by $loader"
 }
