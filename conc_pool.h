@@ -3798,7 +3798,7 @@ CONC__PRIVATE int conc__outside_line_up(conc_loop *l, conc__outside_wait *w, con
         return rc;
     }
     w->waiter.item = j;
-    conc__line_up(&j->waiters, &w->waiter);
+    conc__job_line_up(j, &w->waiter);
     return 0;
 }
 
