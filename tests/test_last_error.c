@@ -811,6 +811,6 @@ TASK_TEST(errors_about_addresses_paths_programs_and_names_say_which)
     check_names(conc_child_start(&nosuch), "nosuch-program");
     check_names(conc_child_start(&elsewhere), "/nosuch-dir");
     CHECK_INT(conc_child_start(&sleeps), 0);
-    check_names(conc_child_kill(&sleeps, 1000), "kill of process");
+    check_names(conc_child_kill(&sleeps, 1000), "sleep (process");
     CHECK_INT(conc_child_close(&sleeps), 0);
 }
