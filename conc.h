@@ -252,7 +252,9 @@ CONC_API double conc_now(void);
 CONC_API int conc_sleep(double s);
 CONC_API int conc_sleep_until(double t);
 
-/* Lets every task that is ready run once (under a seed: some of them). Waits. */
+/* Lets every task that is ready run once (under a seed: some of them). Waits. A call that need
+ * not wait returns without letting others run, about 256 times in a row: a loop of such calls that
+ * depends on what other tasks do meanwhile, and a long computation, call this. */
 CONC_API int conc_yield(void);
 
 /* Holds the whole loop for s seconds, as a long computation or a blocking call would: for
@@ -729,7 +731,8 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * close-on-exec, and have to be closed with conc_close. All calls here take any other descriptor
  * as well. Each makes its system call first and waits only where that would have to. Several
  * tasks may wait on one descriptor; all of them go on when it is ready. No call raises SIGPIPE,
- * which a run blocks in its thread; a broken pipe is -EPIPE.
+ * which a run blocks in its thread; a broken pipe is -EPIPE. A program that a task starts by
+ * system(), popen() or posix_spawn() inherits that; one of conc_pool.h's conc_child does not.
  *
  * A descriptor in blocking mode stays so, apart from a listener (conc_accept), and does not hold
  * the loop: Linux has calls for sockets and pipes that do not wait, terminals and named pipes are

@@ -308,7 +308,8 @@ typedef struct conc_queue {
     }
 
 /* Puts a copy of the item, for the first who waits or into the queue. item is borrowed until the
- * call returns. Waits while the queue is full. Errors: -EPIPE (closed), -ENOMEM (and the queue
+ * call returns. Waits while the queue is full; else the task goes on, so consumers have their
+ * turn when the producer waits or calls conc_yield. Errors: -EPIPE (closed), -ENOMEM (and the queue
  * is as before), -EINVAL (a kind without less, or less with another kind), -ECANCELED. */
 CONC_API int conc_queue_put(conc_queue *q, const void *item) CONC_NODISCARD;
 CONC_API int conc_queue_try_put(conc_queue *q, const void *item) CONC_NODISCARD;
