@@ -166,7 +166,7 @@ check_cpp_in_extern_c() {
 check_literals() {
     local std level
     for std in c11 c17 c2x gnu2x; do
-        for level in O0 O1 O2 O3; do
+        for level in O0 O1 O2 O3 Os Og; do
             cc -std=$std -$level -DCONC_TEST_LINKED -DCONC_TEST_PLAIN -c tests/test_literals.c -o "$out/literals.o"
         done
     done
