@@ -122,7 +122,7 @@ check_places() {
 # C++17 calls every declared function, linked with an implementation in C. What has two underscores is called by the macro
 # that has one; without such a macro it belongs to C-only ones.
 check_cpp() {
-    local name call
+    local name call level
     sed -n -E 's/^CONC_API [^(]*[ *](conc_[a-z0-9_]+)\(.*/\1/p' "$LAYOUT"/conc*.h >"$out/declared"
     [ -s "$out/declared" ] || fail "no declaration found in $LAYOUT"
     while read -r name; do
@@ -140,6 +140,9 @@ check_cpp() {
     cc -O2 -c $here/impl.c -o "$out/impl.o"
     cxx -O2 $here/calls.cpp "$out/impl.o" -o "$out/calls"
     "$out/calls"
+    for level in O0 O1 O3 Os Og; do
+        cxx -$level -c $here/calls.cpp -o "$out/calls.o"
+    done
 }
 
 # CONC_PUT takes values of the queue's size, and says what is wrong with others.
