@@ -282,8 +282,8 @@ CONC_API void conc_shared_free(void *p);
 
 /* Files are read and written off the loop. Errors are the system's. What has begun on a regular
  * file is waited for; -ECANCELED means that nothing was done. A pipe with a name (FIFO), a terminal
- * or another file that keeps a task waiting for somebody else is left when the task is cancelled,
- * after some bytes perhaps; in a thread without a run it blocks. */
+ * or another file that keeps a task waiting for somebody else, or has no end (/dev/zero), is left
+ * when the task is cancelled, after some bytes perhaps; in a thread without a run it blocks. */
 
 /* The whole file: its size in *size (NULL: not wanted), its bytes with a NUL behind them in
  * *data, to be released with conc_free. After an error *data is NULL. Waits. */
@@ -3598,6 +3598,7 @@ typedef struct conc__file_call {
     char *data;
     size_t size, room, written;
     bool patient;  /* for a task, which waits where a thread would be blocked: see below */
+    bool special;  /* a read of what is no regular file, and may have no end */
     bool progress; /* since the last wait */
     int fd;        /* of a call that has to wait; -1: none */
 } conc__file_call;
@@ -3662,6 +3663,8 @@ CONC__PRIVATE int conc__read_all(int fd, conc__file_call *f)
             return -errno;
         f->size += n > 0 ? (size_t)n : 0;
         f->progress |= n > 0;
+        if (f->special && f->patient && conc_job_cancelled())
+            return -ECANCELED;
     }
     f->data[f->size] = 0;
     return 0;
@@ -3676,6 +3679,7 @@ CONC__PRIVATE int conc__file_reads(void *arg)
     if (fd >= 0 && begins) {
         bool sized = fstat(fd, &st) == 0 && st.st_size > 0;
         f->room = sized ? (size_t)st.st_size + 1 : 4096;
+        f->special = !S_ISREG(st.st_mode);
     }
     /* a FIFO looks as if it were at its end until somebody writes to it */
     bool waits_first = f->patient && begins && S_ISFIFO(st.st_mode);
