@@ -676,7 +676,7 @@ TEST(epoll_refused_during_the_run_is_replaced)
     check_each("epoll_pwait", SYS_epoll_pwait, NULL, run_refused_later);
 }
 
-#ifndef CONC_NO_EPOLL /* which an embedded run needs */
+#if !TEST_ONLY_POLL /* which an embedded run needs */
 
 static int wait_where_epoll_is_refused(void *arg)
 {
