@@ -1797,11 +1797,11 @@ CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l
         conc__waiter w = {.item = j};
         conc__line_up(&c->places, &w);
         conc__pool_leave(users);
-        return conc__wait_outside(l, &w, &conc__wants_place, c, &c->mutex, NULL);
+        return conc__came_to(conc__wait_outside(l, &w, &conc__wants_place, c, &c->mutex, NULL));
     }
     conc__crew_unlock(c);
     conc__pool_leave(users);
-    return rc == -EPERM ? conc__caller_refused(call) : rc;
+    return rc == -EPERM ? conc__caller_refused(call) : conc__came_to(rc);
 }
 
 /* Asks a job to end that has not, in the queue or not, under its crew's mutex. */
@@ -2396,14 +2396,14 @@ CONC_API int conc_pool_open(conc_pool *p)
         return conc__own_error(-EBUSY);
     conc__crews_need();
     if (!conc__frames_there)
-        return -EAGAIN;
+        return conc__own_error(-EAGAIN);
     conc__crew *c = conc__crew_new(p->threads, p->queue_limit);
     if (c) {
         conc__copy(c->name, sizeof c->name, p->name ? p->name : "conc");
         conc__original_mask(&c->mask);
         c->blocks_pipe = conc__pipe_is_blocked();
     }
-    return conc__pool_opens(&p->crew, &p->users, c);
+    return conc__came_to(conc__pool_opens(&p->crew, &p->users, c));
 }
 
 /* Takes back all that is in the queue, and asks to end what runs. Under the mutex. */
@@ -2526,7 +2526,7 @@ CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*en
         return rc;
     conc__crew *c = conc__pool_grasp(crew, users, &rc);
     if (!c)
-        return rc;
+        return conc__came_to(rc);
     bool first = conc__crew_close(l, c);
     conc__crew_await_end(l, c, first);
     if (first && c->supervisor)
@@ -2728,7 +2728,7 @@ CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mappi
     }
     conc__runner *runners = most ? conc__alloc((size_t)most * sizeof *runners) : NULL;
     if (most && !runners)
-        return conc__map_refused(m, -ENOMEM);
+        return conc__map_refused(m, conc__own_error(-ENOMEM));
     int started = conc__map_start(crew, users, m, processes, runners, most, &rc);
     if (own && m->count)
         conc__map_runner(m);
@@ -3176,7 +3176,7 @@ CONC__PRIVATE int conc__offloads_begin(conc_loop *l)
             return 0;
     conc__ending *e = conc__alloc(sizeof *e);
     if (!e)
-        return -ENOMEM;
+        return conc__own_error(-ENOMEM);
     *e = (conc__ending){l->endings, conc__offloads_end};
     l->endings = e;
     pthread_mutex_lock(&conc__offloads.mutex);
@@ -3253,14 +3253,30 @@ CONC__PRIVATE void conc__abandoned_release(conc_job *j)
     conc__abandoned_drop((conc__abandoned *)(void *)j);
 }
 
+/* Outside tasks. In a job the words of fn's error outlast those of free_arg's. */
+CONC__PRIVATE int conc__call_and_free(conc_fn *fn, void *arg, void (*free_arg)(void *))
+{
+    conc__frame *f = conc__frame_here();
+    char text[sizeof f->text];
+    int rc = fn(arg), text_rc = 0;
+    if (f && free_arg) {
+        text_rc = f->text_rc;
+        memcpy(text, f->text, sizeof text);
+    }
+    if (free_arg)
+        free_arg(arg);
+    if (f && free_arg) {
+        f->text_rc = text_rc;
+        memcpy(f->text, text, sizeof text);
+    }
+    return rc;
+}
+
 CONC__PRIVATE int conc__abandoned_run(void *arg)
 {
     conc__abandoned *a = arg;
     a->called = true;
-    int rc = a->fn(a->arg);
-    if (a->free_arg)
-        a->free_arg(a->arg);
-    return rc;
+    return conc__call_and_free(a->fn, a->arg, a->free_arg);
 }
 
 /* Under the mutex: the job runs on, alone. Its thread is lost to the crew until the job ends. */
@@ -3324,7 +3340,7 @@ CONC__PRIVATE int conc__offload_abandon(conc_loop *l, int which, conc_fn *fn, vo
                                         void (*free_arg)(void *))
 {
     conc__abandoned *a = conc__alloc(sizeof *a);
-    int rc = a ? 0 : -ENOMEM;
+    int rc = a ? 0 : conc__own_error(-ENOMEM);
     if (a) {
         a->called = false;
         a->fn = fn;
@@ -3359,7 +3375,7 @@ CONC__PRIVATE CONC__CALLED int conc__offload_for(int which, conc_fn *fn, void *a
     if (rc == 0 && l)
         return conc__offload_abandon(l, which, fn, arg, free_arg);
     if (rc == 0)
-        rc = fn(arg);
+        return conc__call_and_free(fn, arg, free_arg);
     if (free_arg)
         free_arg(arg);
     return rc;
@@ -4059,7 +4075,7 @@ CONC__PRIVATE int conc__ask_resolver(void *arg)
 CONC__PRIVATE int conc__no_answer(const conc__question *q)
 {
     switch (q->code) {
-    case EAI_MEMORY: return -ENOMEM;
+    case EAI_MEMORY: return conc__system_failed(-ENOMEM, q->host);
     case EAI_SERVICE: return conc_fail(-EINVAL, "%s: no such port", q->port);
     case EAI_SYSTEM:
         if (q->error > 0)
@@ -4093,13 +4109,15 @@ CONC__PRIVATE CONC__CALLED int conc__resolve(const char *host, const char *port,
     max = max < 256 ? max : 256;
     conc__question *q = conc__alloc(sizeof *q + max * sizeof q->found[0]);
     if (!q)
-        return -ENOMEM;
+        return conc__system_failed(-ENOMEM, host);
     memset(q, 0, sizeof *q + max * sizeof q->found[0]);
     q->references = 2;
     q->max = max;
     strcpy(q->host, host);
     strcpy(q->port, port);
     int rc = conc__offload_for(CONC__NAMES, conc__ask_resolver, q, conc__question_drop, call);
+    if (rc == -ENOMEM || rc == -EAGAIN) /* it was not asked */
+        conc__system_failed(rc, host);
     if (rc == 0 && (q->code || !q->count))
         rc = conc__no_answer(q);
     if (rc == 0) {
@@ -4125,8 +4143,8 @@ CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **fo
     conc__copy(host, (size_t)(colon - text) + 1, text);
     struct sockaddr_storage *all = conc__alloc(CONC__FOUND * sizeof *all);
     *found = conc__alloc(CONC__FOUND * sizeof **found);
-    int rc =
-        all && *found ? conc__resolve(host, colon + 1, all, CONC__FOUND, "conc_listen") : -ENOMEM;
+    int rc = all && *found ? conc__resolve(host, colon + 1, all, CONC__FOUND, "conc_listen")
+                           : conc__system_failed(-ENOMEM, host);
     rc = rc < CONC__FOUND ? rc : CONC__FOUND;
     for (int i = 0; i < rc; i++) {
         bool six = all[i].ss_family == AF_INET6;
