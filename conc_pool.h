@@ -5445,9 +5445,15 @@ CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, bool far_awa
 CONC_API void *conc_shared_alloc(size_t size)
 {
     size_t page = conc__page();
-    conc__segment *s = size && size < SIZE_MAX / 4 ? conc__alloc(sizeof *s) : NULL;
+    if (!size || size > SIZE_MAX / 4) {
+        conc_fail(size ? -ENOMEM : -EINVAL, "%zu bytes of shared memory", size);
+        return NULL;
+    }
     int saved = errno;
-    if (s && conc__segment_open(s, (size + page - 1) / page * page, true)) {
+    conc__segment *s = conc__alloc(sizeof *s);
+    if (!s)
+        conc_fail(-ENOMEM, "no memory for a piece of shared memory");
+    else if (conc__segment_open(s, (size + page - 1) / page * page, true)) {
         conc_free(s);
         s = NULL;
     }
@@ -6059,7 +6065,7 @@ CONC__PRIVATE int64_t conc__worker_calls(conc__worker_channel *c)
     if (!wanted)
         return 0;
     if (!data)
-        return -ENOMEM;
+        return conc_fail(-ENOMEM, "the worker cannot map the job's data: %s", strerror(errno));
     uintptr_t fn = conc__function_find(&r->function);
     if (!fn)
         return -ENOEXEC;
@@ -6494,7 +6500,7 @@ CONC__PRIVATE int conc__worker_room(conc__worker *w, size_t size)
 {
     enum { STEP = 1 << 20 };
     if (size > SIZE_MAX / 4)
-        return -ENOMEM;
+        return conc_fail(-ENOMEM, "the data is too large");
     if (size ? size <= w->data.size : w->data.size == 0)
         return 0;
     conc__segment_close(&w->data);
@@ -6511,7 +6517,9 @@ CONC__PRIVATE int conc__worker_room(conc__worker *w, size_t size)
         return 0;
     conc__segment_close(&w->data);
     w->data.size = 0;
-    return rc == -EFBIG ? rc : -ENOMEM;
+    if (rc == -EFBIG)
+        return rc;
+    return conc_fail(-ENOMEM, "no room for %zu bytes of data: %s", size, strerror(-rc));
 }
 
 /* Writes the job's request and data into the channel; its function stands there already. */
@@ -6679,7 +6687,8 @@ CONC__PRIVATE void conc__worker_rests(conc__supervisor *s, conc__worker *w)
         conc__worker_quits(w);
 }
 
-/* Gives the worker a job. A large one only from the supervisor, which unlocks meanwhile. */
+/* Gives the worker a job. A large one only from the supervisor, which unlocks meanwhile and has the
+ * words of an error then. */
 CONC__PRIVATE void conc__worker_begins(conc__supervisor *s, conc__worker *w, conc_job *j)
 {
     conc__parcel *p = j->parcel;
@@ -6687,15 +6696,22 @@ CONC__PRIVATE void conc__worker_begins(conc__supervisor *s, conc__worker *w, con
         s->crew->started++;
     w->job = j;
     w->state = CONC__WORKER_COPYING;
-    w->jobs += p && p->mapping ? (int)p->left : 1;
+    if (s->max_jobs)
+        w->jobs += p && p->mapping ? (int)p->left : 1;
     bool large = conc__job_is_large(j);
+    const char *words = "";
     int rc = conc__request_function(s, w, conc__job_function(j));
-    if (rc == 0) {
-        if (large)
-            pthread_mutex_unlock(&s->crew->mutex);
+    if (rc) {
+        words = "the function is in no module of the program";
+    } else if (!large) {
         rc = conc__job_load(j, w);
-        if (large)
-            conc__lock_briefly(&s->crew->mutex);
+    } else {
+        s->frame.text_rc = 0;
+        pthread_mutex_unlock(&s->crew->mutex);
+        rc = conc__job_load(j, w);
+        conc__lock_briefly(&s->crew->mutex);
+        if (s->frame.text_rc == rc)
+            words = s->frame.text;
     }
     if (rc == 0 && !w->cancelled) {
         w->state = CONC__WORKER_BUSY;
@@ -6703,7 +6719,7 @@ CONC__PRIVATE void conc__worker_begins(conc__supervisor *s, conc__worker *w, con
         return;
     }
     conc__worker_rests(s, w);
-    conc__job_undone(s->crew, j, rc ? rc : -ECANCELED, "");
+    conc__job_undone(s->crew, j, rc ? rc : -ECANCELED, words);
 }
 
 /* The worker that was busy last: what it needs is in its processor's caches, and it may not
@@ -6934,9 +6950,23 @@ CONC__PRIVATE void conc__own_program_find(conc__own_program *p)
     p->argv[i] = NULL;
 }
 
+/* A worker's standard input: /dev/null, or the end of a pipe that nobody writes to where a changed
+ * root has none. */
+CONC__PRIVATE int conc__empty_input(void)
+{
+    int ends[2], fd = conc__open_file("/dev/null", O_RDONLY);
+    if (fd >= 0)
+        return fd;
+    int rc = conc__pipe(ends);
+    if (rc)
+        return rc;
+    close(ends[1]);
+    return ends[0];
+}
+
 /* All signals are blocked until the worker has handlers: the terminal's interrupt comes to it
  * too. */
-CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int *pid)
+CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int input, int *pid)
 {
     conc__own_program program;
     conc__spawning how;
@@ -6944,16 +6974,18 @@ CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int 
     sigset_t all;
     sigfillset(&all);
     conc__own_program_find(&program);
+    /* on Valgrind the link leads to Valgrind itself, but for who reads it */
+    const char *path = conc__on_valgrind() ? program.argv[0] : "/proc/self/exe";
     int rc = conc__spawning_open(&how, &all);
     if (rc)
         return -rc;
-    rc = posix_spawn_file_actions_adddup2(&how.actions, socket, CONC__WORKER_SOCKET);
+    rc = posix_spawn_file_actions_adddup2(&how.actions, input, 0);
     if (rc == 0)
-        rc = posix_spawn_file_actions_addopen(&how.actions, 0, "/dev/null", O_RDONLY, 0);
+        rc = posix_spawn_file_actions_adddup2(&how.actions, socket, CONC__WORKER_SOCKET);
     if (rc == 0)
         rc = conc__close_others(&how, CONC__WORKER_SOCKET + 1);
     if (rc == 0)
-        rc = posix_spawn(&child, "/proc/self/exe", &how.actions, &how.attributes,
+        rc = posix_spawn(&child, path, &how.actions, &how.attributes,
                          (char *const *)(uintptr_t)program.argv, s->environment);
     conc__spawning_close(&how);
     *pid = child;
@@ -7047,7 +7079,10 @@ CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
     c->request.function = s->init;
     c->turn = CONC__TURN_WORKER;
     w->socket = ends[0];
-    rc = conc__worker_spawn(s, ends[1], &w->pid);
+    int input = conc__empty_input();
+    rc = input < 0 ? input : conc__worker_spawn(s, ends[1], input, &w->pid);
+    if (input >= 0)
+        close(input);
     close(ends[1]);
     if (rc)
         return conc_fail(rc, "posix_spawn of /proc/self/exe: %s", strerror(-rc));
@@ -7055,11 +7090,11 @@ CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
     rc = conc__worker_hand_all(s, w);
     if (rc == -EPIPE || rc == -ECONNRESET)
         return 0; /* it has ended, which is heard */
-    if (rc) {     /* it must not serve with what it got */
-        conc__worker_signal(w, SIGKILL);
-        conc__worker_reap(w);
-    }
-    return rc;
+    if (rc == 0)
+        return 0;
+    conc__worker_signal(w, SIGKILL); /* it must not serve with what it got */
+    conc__worker_reap(w);
+    return conc_fail(rc, "sendmsg to a worker: %s", strerror(-rc));
 }
 
 /* Gives back what a worker that has ended, or was not started, had. */
@@ -7145,6 +7180,8 @@ CONC__PRIVATE void conc__death_in_words(int status, char *words, size_t size)
     else if (WIFSIGNALED(status))
         snprintf(words, size, "the worker died of signal %d (%s)", WTERMSIG(status),
                  strsignal(WTERMSIG(status)));
+    else if (WEXITSTATUS(status) == CONC__MOVED)
+        snprintf(words, size, "the worker cannot map shared memory at its address");
     else if (WEXITSTATUS(status) == CONC__OTHER_BUILD)
         snprintf(words, size, "the worker has another build of the module that has conc");
     else
@@ -7389,7 +7426,9 @@ CONC__PRIVATE int conc__supervisor_begin(conc__supervisor *s)
         return 0;
     int rc = conc__quiet_thread(&s->thread, NULL, conc__supervisor_main, s);
     s->runs = rc == 0;
-    return -rc;
+    if (rc)
+        return conc_fail(-EAGAIN, "the pool's thread cannot be started: %s", strerror(rc));
+    return 0;
 }
 
 /* ---- >>procs -------------------------------------------------------------------------------- */

@@ -313,6 +313,8 @@ check_workers() {
         cc "${options[@]}" $here/workers.c $here/impl.c -o "$out/workers"
         "$out/workers" "$out/workers" || fail "workers.c with -$option"
     done
+    cc $here/workers.c $here/impl.c -o "$out/workers"
+    ! command -v valgrind >/dev/null || valgrind -q "$out/workers" 2>/dev/null || fail "workers.c on Valgrind"
     options=('-DCONC_API=__attribute__((visibility("default")))')
     cc "${options[@]}" -fPIC -shared $here/impl.c -o "$out/libimpl.so"
     cc "${options[@]}" $here/workers.c -L"$out" -limpl -Wl,-rpath,"$PWD/$out" -o "$out/workers"
