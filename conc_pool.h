@@ -463,6 +463,7 @@ typedef struct conc__waiter {
     struct conc__frame *frame; /* a job's: its clock goes on meanwhile */
     int result;
     bool gives_up; /* it was cancelled, and wants the end of the job that it waits for */
+    bool is_spare; /* a thread's: its crew counts it already among those that wait */
     bool over;     /* it was woken: nothing of the list's owner is to be touched any more */
 } conc__waiter;
 
@@ -568,6 +569,7 @@ CONC__PRIVATE void conc__gate_pass(conc__gate *g)
 CONC__PRIVATE struct conc__frame *conc__frame_here(void);
 CONC__PRIVATE void conc__frames_at_work(struct conc__frame *f, bool at_work);
 CONC__PRIVATE bool conc__frame_has_clock(const struct conc__frame *f);
+CONC__PRIVATE void conc__thread_idles(struct conc__frame *f, bool idles);
 
 CONC__PRIVATE void conc__waiter_arrives(conc__post *p)
 {
@@ -719,12 +721,10 @@ CONC__PRIVATE void conc__thread_wait_asked(conc__stop *s)
         conc__gate_open(w->gate);
 }
 
-/* The job that waits does not hold its clock any more. Only now, when a request to end it comes
- * at once: else the clock could go on in between. */
+/* The job that waits does not hold its clock any more. Only when a request to end it comes at once:
+ * else the clock could go on in between. */
 CONC__PRIVATE void conc__waiter_off_work(conc__waiter *w, pthread_mutex_t *mutex)
 {
-    if (!conc__frame_has_clock(w->frame))
-        return;
     pthread_mutex_lock(&conc__crews); /* while it waits, the mutex is there */
     if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE)) {
         conc__lock_briefly(mutex);
@@ -744,9 +744,15 @@ CONC__PRIVATE int conc__wait_in_thread(conc__wait *wait, pthread_mutex_t *mutex)
     else
         conc__look_for(&w->over);
     if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE)) {
+        bool has_clock = conc__frame_has_clock(w->frame), idles = has_clock && !w->is_spare;
         conc__stop_open(&t.stop, w->frame, conc__thread_wait_asked);
-        conc__waiter_off_work(w, mutex);
+        if (idles)
+            conc__thread_idles(w->frame, true);
+        if (has_clock)
+            conc__waiter_off_work(w, mutex);
         conc__gate_await(w->gate, w->frame);
+        if (idles)
+            conc__thread_idles(w->frame, false);
         conc__stop_close(&t.stop);
     }
     conc__gate_pass(w->gate);
@@ -861,7 +867,7 @@ enum {
     CONC__JOB_WORDS = 16,    /* text is its error's */
     CONC__JOB_OWNED = 32,    /* it frees itself */
     CONC__JOB_LEFT = 64,     /* its task has left it alone */
-    CONC__JOB_BLOCKED = 128, /* it is in conc_block on a virtual clock */
+    CONC__JOB_BLOCKED = 128, /* it waits or is in conc_block, and its virtual clock goes on */
     CONC__JOB_AT_WORK = 256, /* its virtual clock stands still for it */
     CONC__JOB_BITS = 0x1ff
 };
@@ -909,6 +915,12 @@ typedef struct conc__thread {
     _Atomic(conc_job *) batch[CONC__BATCH];
 } conc__thread;
 
+/* Jobs in a queue that have one virtual clock, which stands still for them together. */
+typedef struct conc__queue_clock {
+    conc_loop *clock;
+    size_t jobs; /* 0: a free slot */
+} conc__queue_clock;
+
 typedef struct conc__crew {
     struct conc__crew *next; /* of all, under conc__crews */
     pthread_mutex_t mutex;
@@ -916,11 +928,13 @@ typedef struct conc__crew {
     size_t room, head, tail;
     size_t queued; /* without the gaps; written under the mutex, looked at without */
     size_t limit;
-    conc__waiter *places; /* submits that wait, with their jobs */
+    conc__queue_clock *clocks;
+    int clock_slots, clocks_used; /* slots of clocks[] */
+    conc__waiter *places;         /* submits that wait, with their jobs */
     conc__waiter *closer, *other_closers;
     bool closing, stopping, ask_all, on_valgrind;
     bool over;    /* it was closed: nobody else needs its pool */
-    bool stalled; /* all threads are in conc_block on a virtual clock */
+    bool stalled; /* all threads wait or are in conc_block, and a virtual clock goes on */
     unsigned forks;
     int references; /* to free it: the pool's and those of threads that were left behind */
     struct conc__supervisor *supervisor; /* NULL: a crew of threads */
@@ -1251,6 +1265,7 @@ CONC__PRIVATE void conc__crew_free(conc__crew *c)
         conc_free(c->threads[i]);
     conc_free(c->threads);
     conc_free(c->queue);
+    conc_free(c->clocks);
     conc_free(c);
 }
 
@@ -1268,8 +1283,25 @@ CONC__PRIVATE void conc__backlog_compact(conc__crew *c)
     c->tail = to;
 }
 
-CONC__PRIVATE bool conc__backlog_has_room(conc__crew *c)
+CONC__PRIVATE bool conc__clocks_have_room(conc__crew *c)
 {
+    int slots = c->clock_slots ? c->clock_slots * 2 : 2;
+    if (c->clocks_used < c->clock_slots)
+        return true;
+    conc__queue_clock *more = CONC_REALLOC(c->clocks, (size_t)slots * sizeof *more);
+    if (!more)
+        return false;
+    memset(more + c->clock_slots, 0, (size_t)(slots - c->clock_slots) * sizeof *more);
+    c->clocks = more;
+    c->clock_slots = slots;
+    return true;
+}
+
+/* For a job, perhaps with a virtual clock. */
+CONC__PRIVATE bool conc__backlog_has_room(conc__crew *c, bool on_clock)
+{
+    if (on_clock && !conc__clocks_have_room(c))
+        return false;
     if (c->tail - c->head < c->room)
         return true;
     if (c->queued < c->room / 2) { /* not for one gap: the next would come soon */
@@ -1327,12 +1359,60 @@ static inline void conc__job_at_work(conc_job *j, bool at_work)
         conc__job_clock(j, at_work);
 }
 
+/* The slot of the clock, or a free one. */
+CONC__PRIVATE conc__queue_clock *conc__queue_clock_of(conc__crew *c, const conc_loop *clock)
+{
+    conc__queue_clock *unused = NULL;
+    for (int i = 0; i < c->clock_slots; i++) {
+        conc__queue_clock *k = &c->clocks[i];
+        if (k->jobs && k->clock == clock)
+            return k;
+        if (!k->jobs)
+            unused = k;
+    }
+    return unused;
+}
+
+/* The job comes into the queue, which holds its clock instead of it. */
+CONC__COLD void conc__queue_clock_holds(conc__crew *c, conc_job *j)
+{
+    conc__queue_clock *k = conc__queue_clock_of(c, j->clock);
+    k->clock = j->clock;
+    if (k->jobs++ == 0) {
+        c->clocks_used++;
+        if (!c->stalled)
+            atomic_fetch_add_explicit(&k->clock->at_work, 1, memory_order_relaxed);
+    }
+    conc__job_at_work(j, false);
+}
+
+/* It leaves the queue, and holds its clock itself. */
+CONC__COLD void conc__queue_clock_lets(conc__crew *c, conc_job *j)
+{
+    conc__queue_clock *k = conc__queue_clock_of(c, j->clock);
+    conc__job_at_work(j, true);
+    if (--k->jobs)
+        return;
+    c->clocks_used--;
+    if (!c->stalled)
+        conc__clock_off_work(k->clock);
+}
+
 CONC__PRIVATE void conc__backlog_put(conc__crew *c, conc_job *j, size_t at)
 {
     j->place = (unsigned)at & ~CONC__IN_BATCH;
     c->queue[at & (c->room - 1)] = j;
     __atomic_store_n(&c->queued, c->queued + 1, __ATOMIC_RELAXED);
-    conc__job_at_work(j, !c->stalled);
+    if (CONC__UNLIKELY(j->clock != NULL))
+        conc__queue_clock_holds(c, j);
+}
+
+/* It was in the queue. */
+static inline void conc__backlog_taken(conc__crew *c, conc_job *j)
+{
+    __atomic_store_n(&c->queued, c->queued - 1, __ATOMIC_RELAXED);
+    if (CONC__UNLIKELY(j->clock != NULL))
+        conc__queue_clock_lets(c, j);
 }
 
 CONC__PRIVATE void conc__backlog_push(conc__crew *c, conc_job *j)
@@ -1356,9 +1436,12 @@ CONC__PRIVATE void conc__backlog_accept(conc__crew *c, conc_job *j)
 /* A place has become free: it is given to the first submit that waits. */
 CONC__PRIVATE void conc__backlog_fill(conc__crew *c)
 {
-    while (c->places && c->queued < c->limit && conc__backlog_has_room(c)) {
+    while (c->places && c->queued < c->limit) {
         conc__waiter *w = c->places;
-        conc__backlog_accept(c, w->item);
+        conc_job *j = w->item;
+        if (!conc__backlog_has_room(c, j->clock))
+            break;
+        conc__backlog_accept(c, j);
         conc__waiter_wake(w, 0);
     }
 }
@@ -1375,7 +1458,7 @@ CONC__PRIVATE conc_job *conc__backlog_pop(conc__crew *c)
     conc_job *j = conc__backlog_first(c);
     if (j) {
         c->head++;
-        __atomic_store_n(&c->queued, c->queued - 1, __ATOMIC_RELAXED);
+        conc__backlog_taken(c, j);
     }
     return j;
 }
@@ -1406,7 +1489,7 @@ CONC__PRIVATE bool conc__crew_take_back(conc__crew *c, conc_job *j)
     if (from_head >= c->tail - c->head || *at != j)
         return false;
     *at = NULL;
-    __atomic_store_n(&c->queued, c->queued - 1, __ATOMIC_RELAXED);
+    conc__backlog_taken(c, j);
     conc__backlog_fill(c);
     return true;
 }
@@ -1418,6 +1501,19 @@ CONC__PRIVATE void conc__crew_stall(conc__crew *c);
 CONC__PRIVATE void conc__abandoned_release(conc_job *j);
 CONC__PRIVATE void conc__original_mask(sigset_t *mask);
 
+/* Is this one of the process's threads? In a forked child the job that has forked goes on, but its
+ * pool and its clock are the parent's. */
+CONC__PRIVATE bool conc__frame_is_ours(const conc__frame *f)
+{
+    return f->thread && f->thread->crew->forks == conc__forks;
+}
+
+/* The virtual clock of the job that runs there; NULL: none. */
+CONC__PRIVATE conc_loop *conc__frame_clock(const conc__frame *f)
+{
+    return conc__frame_is_ours(f) ? f->job->clock : NULL;
+}
+
 /* The virtual clock that stands still for what the caller sends; NULL: none. */
 CONC__PRIVATE conc_loop *conc__clock_here(void)
 {
@@ -1425,7 +1521,8 @@ CONC__PRIVATE conc_loop *conc__clock_here(void)
     const conc__frame *f = l ? NULL : conc__frame_here();
     if (l)
         return l->virtual_clock ? conc__here : NULL;
-    return f && f->thread && !(conc__job_state(f->job) & CONC__JOB_LEFT) ? f->job->clock : NULL;
+    conc_loop *clock = f ? conc__frame_clock(f) : NULL;
+    return clock && !(conc__job_state(f->job) & CONC__JOB_LEFT) ? clock : NULL;
 }
 
 CONC__PRIVATE void conc__job_begin(conc_job *j, conc_fn *fn, void *arg, conc__parcel *parcel,
@@ -1527,7 +1624,6 @@ CONC__PRIVATE void conc__job_starts(conc__frame *frame, conc_job *j)
     frame->locals = j->locals;
     frame->layer = NULL;
     frame->text_rc = 0;
-    conc__job_at_work(j, true); /* it may have come out of a queue that did not hold the clock */
 }
 
 /* last: the thread has no other to do, and will look into the queue. */
@@ -1546,15 +1642,15 @@ CONC__PRIVATE void conc__job_run(conc__crew *c, conc__frame *frame, conc_job *j,
  * meanwhile. */
 CONC__PRIVATE void conc__frames_at_work(conc__frame *f, bool at_work)
 {
-    for (; f && f->thread; f = f->outer)
+    for (; f && conc__frame_is_ours(f); f = f->outer)
         conc__job_at_work(f->job, at_work);
 }
 
 /* Does a virtual clock stand still for what runs there? */
 CONC__PRIVATE bool conc__frame_has_clock(const conc__frame *f)
 {
-    for (; f && f->thread; f = f->outer)
-        if (f->job->clock)
+    for (; f; f = f->outer)
+        if (conc__frame_clock(f))
             return true;
     return false;
 }
@@ -1632,27 +1728,30 @@ CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
     return c->started > c->lost + c->nested + c->waiting ? 0 : rc;
 }
 
-/* Under the mutex: while every thread of a crew is in conc_block, or at an abandoned job, what
- * lies in the queue does not hold the clock. */
+/* Under the mutex: while every thread of a crew waits, is in conc_block, or at an abandoned job,
+ * what lies in the queue does not hold the clock. */
 CONC__PRIVATE void conc__crew_stall(conc__crew *c)
 {
-    /* threads that could do what is in the queue, or are in conc_block */
+    /* threads that could do what is in the queue, or are counted in c->blocking */
     int able = c->most - c->lost - (c->nested ? 0 : c->waiting);
     bool stalled = c->blocking + c->lost > 0 && c->blocking >= able;
     if (c->stalled == stalled)
         return;
     c->stalled = stalled;
-    for (size_t i = c->head; i != c->tail; i++) {
-        conc_job *j = c->queue[i & (c->room - 1)];
-        if (j)
-            conc__job_at_work(j, !stalled);
+    for (int i = 0; i < c->clock_slots; i++) {
+        const conc__queue_clock *k = &c->clocks[i];
+        if (k->jobs && stalled)
+            conc__clock_off_work(k->clock);
+        else if (k->jobs)
+            atomic_fetch_add_explicit(&k->clock->at_work, 1, memory_order_relaxed);
     }
 }
 
 /* Under the mutex: what the thread took and has not begun is for others, as it will be a while. */
 CONC__PRIVATE void conc__thread_unload(conc__crew *c, conc__thread *t)
 {
-    for (int i = t->filled - 1; i >= 0 && conc__backlog_has_room(c); i--) {
+    bool on_clock = c->clock_slots > 0; /* perhaps: the jobs may have ended */
+    for (int i = t->filled - 1; i >= 0 && conc__backlog_has_room(c, on_clock); i--) {
         conc_job *j = atomic_exchange_explicit(&t->batch[i], NULL, memory_order_acquire);
         if (j)
             conc__backlog_push_back(c, j);
@@ -1717,7 +1816,7 @@ CONC__PRIVATE void conc__crew_unlock(conc__crew *c)
 /* Under the mutex. */
 CONC__PRIVATE int conc__crew_queue(conc__crew *c, conc_job *j)
 {
-    int rc = conc__backlog_has_room(c) ? 0 : -ENOMEM;
+    int rc = conc__backlog_has_room(c, j->clock) ? 0 : -ENOMEM;
     if (rc == 0 && c->supervisor)
         rc = conc__supervisor_begin(c->supervisor);
     if (rc)
@@ -1961,6 +2060,7 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
             struct conc__view *view = l && c->supervisor ? conc__view_open(l, c) : NULL;
             w->item = j;
             w->crew = c;
+            w->is_spare = own;
             w->looks_at = !l && c->supervisor ? c : NULL;
             c->references += w->looks_at != NULL;
             conc__job_line_up(j, w);
@@ -2596,7 +2696,8 @@ CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn
     int rc = conc__caller(&l, call);
     if (rc)
         return rc;
-    if (!l && fn && conc__frame_of(__atomic_load_n(crew, __ATOMIC_ACQUIRE)))
+    const conc__frame *own = l ? NULL : conc__frame_of(__atomic_load_n(crew, __ATOMIC_ACQUIRE));
+    if (own && fn && conc__frame_is_ours(own))
         return fn(arg);
     j.state = 0;
     rc = conc__submit(crew, users, &j, fn, arg, size, parcel, call);
@@ -2784,8 +2885,8 @@ CONC__PRIVATE const char *conc__job_words(void)
     return f->text_rc < 0 ? f->text : "";
 }
 
-/* Under the mutex: the job is in conc_block, or no longer. One that was left is not counted, as
- * its thread is not. */
+/* Under the mutex: the job waits or is in conc_block, or no longer. One that was left is not
+ * counted, as its thread is not. */
 CONC__PRIVATE void conc__crew_blocks(conc__crew *c, conc_job *j, bool blocks)
 {
     uintptr_t state = conc__job_state(j);
@@ -2799,12 +2900,18 @@ CONC__PRIVATE void conc__crew_blocks(conc__crew *c, conc_job *j, bool blocks)
     conc__crew_stall(c);
 }
 
-CONC__PRIVATE void conc__thread_blocks(conc__frame *f, bool blocks)
+/* The thread waits, or is in conc_block, and the clock goes on; or no longer. */
+CONC__PRIVATE void conc__thread_idles(conc__frame *f, bool idles)
 {
     conc__crew *c = f->thread->crew;
     conc__lock_briefly(&c->mutex);
-    conc__crew_blocks(c, f->job, blocks);
+    conc__crew_blocks(c, f->job, idles);
     pthread_mutex_unlock(&c->mutex);
+}
+
+CONC__PRIVATE void conc__thread_blocks(conc__frame *f, bool blocks)
+{
+    conc__thread_idles(f, blocks);
     conc__frames_at_work(f, !blocks);
 }
 
@@ -2966,7 +3073,7 @@ CONC__PRIVATE int conc__job_block(int64_t ns)
         return 1;
     if (conc__frame_asked(f))
         return -ECANCELED;
-    if (f->thread && f->job->clock)
+    if (conc__frame_clock(f))
         return conc__block_on_clock(f, ns);
     return conc__block_in_real_time(f, ns);
 }
@@ -2975,7 +3082,7 @@ CONC__PRIVATE int conc__job_block(int64_t ns)
 CONC__PRIVATE int conc__frame_shield(conc__frame *f, double grace, conc_fn *fn, void *arg)
 {
     conc__job_timer t;
-    bool limited = grace < CONC_FOREVER, on_clock = limited && f->thread && f->job->clock;
+    bool limited = grace < CONC_FOREVER, on_clock = limited && conc__frame_clock(f);
     bool opened = false, never = false;
     if (on_clock) {
         conc__job_timer_make(&t, f, conc__ns(grace), false);
@@ -6802,7 +6909,8 @@ CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
             conc__worker_begins(s, w, j);
             return;
         }
-        if (more && !w->cancelled && conc__backlog_has_room(s->crew)) { /* another worker does it */
+        bool another_does = more && !w->cancelled;
+        if (another_does && conc__backlog_has_room(s->crew, j->clock)) {
             conc__worker_rests(s, w);
             conc__backlog_push(s->crew, j);
             return;
@@ -7209,7 +7317,7 @@ CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w,
     if (error)
         conc__mapping_stop(s, m);
     bool stops = conc__map_stops(m) || s->crew->ask_all;
-    if (!stops && conc__backlog_has_room(s->crew)) {
+    if (!stops && conc__backlog_has_room(s->crew, j->clock)) {
         conc__backlog_push(s->crew, j);
         return;
     }
@@ -7262,7 +7370,7 @@ CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
         conc__supervisor_counts(s, status, words);
     if (j) {
         c->started--;
-        if (!begun && conc__backlog_has_room(c))
+        if (!begun && conc__backlog_has_room(c, j->clock))
             conc__backlog_push_back(c, j);
         else if (j->parcel && j->parcel->mapping)
             conc__runner_lost(s, w, words);
