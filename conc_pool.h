@@ -3737,8 +3737,8 @@ enum {
 CONC__PRIVATE int conc__open_file(const char *path, int flags)
 {
     int fd;
-    do
-        fd = open(path, flags | O_CLOEXEC, 0666);
+    do /* no terminal becomes this program's */
+        fd = open(path, flags | O_CLOEXEC | O_NOCTTY, 0666);
     while (fd < 0 && errno == EINTR);
     fd = conc__not_standard(fd); /* else what the program prints meanwhile may go into the file */
     return fd < 0 ? -errno : fd;
@@ -3755,7 +3755,7 @@ CONC__PRIVATE int conc__open_for(conc__file_call *f, int flags)
     int fd = f->fd;
     if (fd >= 0)
         return fd;
-    fd = conc__open_file(f->path, flags | (f->patient ? O_NONBLOCK | O_NOCTTY : 0));
+    fd = conc__open_file(f->path, flags | (f->patient ? O_NONBLOCK : 0));
     if (fd == -EAGAIN) /* somebody has a lease on a regular file */
         fd = conc__open_file(f->path, flags);
     return fd;

@@ -1403,6 +1403,32 @@ FILE_TEST(a_cancel_ends_a_read_of_a_terminal)
     CHECK_INT(close(control), 0);
 }
 
+static const char *terminal;
+
+static void use_terminal_of_nobody(void)
+{
+    CHECK(setsid() > 0); /* it has no terminal, and the next that it opens may become its own */
+    CHECK_INT(write_text(terminal, "text"), 0);
+    check_reads(terminal, "line\n", 5);
+    CHECK_INT(open("/dev/tty", O_RDWR | O_CLOEXEC), -1);
+}
+
+THREAD_FILE_TEST(a_terminal_that_is_read_does_not_become_this_programs)
+{
+    static char text[4096];
+    int control = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (control < 0 || grantpt(control) || unlockpt(control))
+        return;
+    terminal = ptsname(control);
+    int fd = open(terminal, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    CHECK(fd >= 0);
+    CHECK_INT(write(control, "line\n\4", 6), 6); /* and its end */
+    CHECK_INT(test_in_process(use_terminal_of_nobody, text, sizeof text), 0);
+    CHECK_STR(text, "");
+    CHECK_INT(close(fd), 0);
+    CHECK_INT(close(control), 0);
+}
+
 /* ---- what cannot be replaced ---- */
 
 FILE_TEST(files_of_proc_are_written)
