@@ -5466,21 +5466,22 @@ CONC_API int conc_started(int value)
 
 /* ---- >>texts -------------------------------------------------------------------------------- */
 
+static pthread_mutex_t conc__places = PTHREAD_MUTEX_INITIALIZER; /* being written */
+
 /* For compilers without __FILE_NAME__: text and the place, without its directories, in the
  * caller's room, whose first byte says that it has been written. */
 CONC_API const char *conc__at(char *room, const char *text, const char *place)
 {
-    static pthread_mutex_t writing = PTHREAD_MUTEX_INITIALIZER;
     if (__atomic_load_n(room, __ATOMIC_ACQUIRE))
         return room + 1;
-    pthread_mutex_lock(&writing);
+    pthread_mutex_lock(&conc__places);
     if (!__atomic_load_n(room, __ATOMIC_RELAXED)) {
         const char *slash = strrchr(place, '/');
         strcpy(room + 1, text);
         strcat(room + 1, slash ? slash + 1 : place);
         __atomic_store_n(room, 1, __ATOMIC_RELEASE);
     }
-    pthread_mutex_unlock(&writing);
+    pthread_mutex_unlock(&conc__places);
     return room + 1;
 }
 
@@ -12828,6 +12829,7 @@ CONC__PRIVATE void conc__forget_loop(void)
         if (l->unblocked & conc__signal_bit(number))
             conc__signal_block(number);
     conc__here = NULL;
+    pthread_mutex_init(&conc__places, NULL);
     pthread_mutex_init(&conc__live_runs.mutex, NULL);
     conc__live_runs.first = NULL;
     conc__inherited_runs = atomic_load(&conc__runs);
