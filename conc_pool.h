@@ -5843,6 +5843,7 @@ enum {
     /* a worker's exit status */
     CONC__MOVED = 120,       /* an address of shared memory is taken */
     CONC__OTHER_BUILD = 121, /* it is another build of the module that has conc */
+    CONC__TOO_LATE = 122,    /* it got to main, or to a constructor, that opens a pool */
 
     /* whose turn it is; the side that has it passes it on */
     CONC__TURN_PROGRAM = 0,
@@ -6342,11 +6343,13 @@ CONC__PRIVATE int conc__constructors_look(conc__module_info *m, size_t size, voi
     return 1;
 }
 
+/* The program's last constructor, in a worker that has not begun. */
 static conc__constructor *conc__last_constructor;
 
 CONC__PRIVATE void conc__construct_and_serve(int argc, char **argv, char **env)
 {
     conc__last_constructor(argc, argv, env);
+    conc__last_constructor = NULL;
     conc__worker_main();
 }
 
@@ -7292,6 +7295,8 @@ CONC__PRIVATE void conc__death_in_words(int status, char *words, size_t size)
         snprintf(words, size, "the worker cannot map shared memory at its address");
     else if (WEXITSTATUS(status) == CONC__OTHER_BUILD)
         snprintf(words, size, "the worker has another build of the module that has conc");
+    else if (WEXITSTATUS(status) == CONC__TOO_LATE)
+        snprintf(words, size, "conc is in a library loaded late, or a constructor opens a pool");
     else
         snprintf(words, size, "the worker exited with status %d", WEXITSTATUS(status));
 }
@@ -7703,6 +7708,8 @@ CONC_API int conc_procs_open(conc_procs *p)
         return conc__misused(-EBUSY, __func__, "the pool is open", NULL);
     if (getauxval(AT_SECURE))
         return conc_fail(-EPERM, "a set-user-ID program has no worker processes");
+    if (conc__last_constructor) /* else it would have workers that do the same, without end */
+        _exit(CONC__TOO_LATE);
     conc__crews_need();
     int saved = errno;
     conc__crew *c = conc__frames_there ? conc__crew_new(p->workers, 0) : NULL;

@@ -320,6 +320,10 @@ check_workers() {
     cc "${options[@]}" $here/workers.c -L"$out" -limpl -Wl,-rpath,"$PWD/$out" -o "$out/workers"
     "$out/workers" || fail "workers.c with conc in a library"
     check_upgraded_library
+    cc -fPIC -shared $here/late.c -o "$out/liblate.so"
+    cc $here/late_user.c -ldl -o "$out/late"
+    LATE_LIBRARY="$PWD/$out/liblate.so" "$out/late" >"$out/late.out" || fail "late_user.c:" "$(cat "$out/late.out")"
+    [ ! -s "$out/late.out" ] || fail "late_user.c:" "$(cat "$out/late.out")"
     loader=$(readelf -lW "$out/workers" | sed -n 's/.*interpreter: \(.*\)]/\1/p')
     "$loader" "$out/workers" || fail "workers.c started by $loader"
 }
