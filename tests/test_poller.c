@@ -852,6 +852,27 @@ IO_TEST(a_full_named_pipe_wakes_its_writer_and_its_number_may_be_used_again)
 
 /* ---- closed where conc cannot see it ---- */
 
+static void *writes_in_a_while(void *fd)
+{
+    poll(NULL, 0, 50); /* the loop sleeps by then; were it earlier, it would not sleep */
+    io_send(*(int *)fd, "x");
+    return NULL;
+}
+
+/* Some systems refuse to wait for years. */
+SLOW_IO_TEST(a_loop_sleeps_although_its_next_deadline_is_years_away)
+{
+    int end[2];
+    pthread_t thread;
+    io_open(IO_CONC, end); /* which the loop does not look at now and then */
+    io_reader r = {.fd = end[0]};
+    CHECK_INT(pthread_create(&thread, NULL, writes_in_a_while, &end[1]), 0);
+    CHECK_INT(conc_timeout(5e9, io_reads, &r), 0);
+    CHECK_INT(r.rc, 1);
+    CHECK_INT(pthread_join(thread, NULL), 0);
+    io_close(end);
+}
+
 static void *closes_in_a_while(void *fd)
 {
     /* the loop sleeps by then; were it earlier, the wait would end sooner */

@@ -171,6 +171,7 @@ check_macos() {
         macos -std=c11 -O2 -c $here/impl.c -o "$out/impl.o"
         macos -std=c11 -O0 -c $here/decl.c -o "$out/decl.o"
         macos -O1 -DCONC_STATIC -c $here/decl.c -o "$out/static.o"
+        macos -O1 -DCONC_NO_EPOLL -c $here/impl.c -o "$out/poll.o"
         macos $here/unit_a.c $here/unit_b.c "$out/impl.o" -o "$out/units"
     done
 }

@@ -115,6 +115,7 @@ static void kq_forget_in_child(void)
         close(q->parts[1]);
         free(q->filters[0]);
         free(q->filters[1]);
+        *q = (kq_queue){.number = -1};
     }
     kq_count = 0;
     pthread_mutex_init(&kq_mutex, NULL);
