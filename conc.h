@@ -12409,7 +12409,9 @@ CONC__PRIVATE void *conc__watchdog_main(void *arg)
     return NULL;
 }
 
+#ifdef CONC__BACKTRACE
 static struct sigaction conc__question_before;
+#endif
 
 /* The handler for questions, where the program has none of its own for that signal, and there is
  * a stack for it. */
