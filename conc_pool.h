@@ -1969,9 +1969,9 @@ CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
 
 CONC_API int conc_job_cancel(conc_job *j)
 {
-    int rc = -EINVAL;
-    if (conc__is_job(j))
-        rc = conc__job_is_inherited(j) ? -EPERM : conc__job_cancel(j, false);
+    if (!conc__is_job(j))
+        return conc__misused(-EINVAL, __func__, "no job was submitted with this handle", NULL);
+    int rc = conc__job_is_inherited(j) ? -EPERM : conc__job_cancel(j, false);
     if (rc == 0)
         conc__stops_tell();
     return rc ? conc__own_error(rc) : 0;
@@ -2097,13 +2097,13 @@ CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__a
 CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__answer *a)
 {
     const char *words = a->has_words ? a->text : NULL;
-    conc__frame *frame = l || !words ? NULL : conc__frame_here();
+    conc__frame *frame = l ? NULL : conc__frame_here();
     if (l && a->result < 0)
         conc__tell(l->self, a->result, words, (conc__source){NULL, NULL});
-    if (frame) { /* so that it can pass them on */
-        memcpy(frame->text, a->text, sizeof frame->text);
-        frame->text_rc = a->result;
-    }
+    if (!frame || !words)
+        return l ? a->result : conc__came_to(a->result);
+    memcpy(frame->text, words, sizeof frame->text); /* so that it can pass them on */
+    frame->text_rc = a->result;
     return a->result;
 }
 
@@ -2112,13 +2112,13 @@ CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
     conc_loop *l = conc__here;
     conc__answer answer;
     if (!conc__is_job(j))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no job was submitted with this handle", NULL);
     bool was_done = conc__job_state(j) & CONC__JOB_DONE;
     if (!was_done && l && !l->self)
         return conc__caller_refused("conc_job_wait");
     for (conc__frame *f = was_done ? NULL : conc__frame_here(); f; f = f->outer)
         if (f->job == j)
-            return conc__own_error(-EDEADLK);
+            return conc__misused(-EDEADLK, __func__, "a job would wait for itself", NULL);
     if (!was_done && conc__job_is_inherited(j))
         return conc__own_error(-EPERM);
     l = conc__of_task();
@@ -2491,9 +2491,9 @@ CONC__PRIVATE bool conc__pipe_is_blocked(void)
 CONC_API int conc_pool_open(conc_pool *p)
 {
     if (!p || p->threads < 0 || p->queue_limit < 0 || p->threads > 1 << 16)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no pool, or a number out of range", NULL);
     if (p->crew && p->crew->forks == conc__forks)
-        return conc__own_error(-EBUSY);
+        return conc__misused(-EBUSY, __func__, "the pool is open", NULL);
     conc__crews_need();
     if (!conc__frames_there)
         return conc__own_error(-EAGAIN);
@@ -2625,8 +2625,10 @@ CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*en
     if (rc)
         return rc;
     conc__crew *c = conc__pool_grasp(crew, users, &rc);
+    if (rc)
+        return conc__misused(rc, call, "a job would wait for its own end", NULL);
     if (!c)
-        return conc__came_to(rc);
+        return 0;
     bool first = conc__crew_close(l, c);
     conc__crew_await_end(l, c, first);
     if (first && c->supervisor)
@@ -2647,17 +2649,24 @@ CONC_API CONC__CALLED int conc_pool_close(conc_pool *p)
 
 CONC_API void conc__auto_conc_pool(conc_pool *p) { conc_pool_close(p); }
 
-/* conc_pool_submit or conc_procs_submit, for `call`; NULL: no mistake is possible. */
+/* The pool was not entered, for this reason. */
+CONC__COLD int conc__pool_refused(int rc, const char *call)
+{
+    return rc == -EINVAL ? conc__misused(rc, call, "the pool is not open", NULL)
+                         : conc__own_error(rc);
+}
+
+/* conc_pool_submit or conc_procs_submit, for `call`. */
 CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, conc_fn *fn,
                                void *arg, size_t size, conc__parcel *parcel, const char *call)
 {
     conc_loop *l = conc__here;
     if (!j || !fn || (size && !arg))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, call, "no job, no function, or no bytes", NULL);
     int rc = 0;
     conc__crew *c = conc__pool_enter(crew, users, &rc);
     if (!c)
-        return conc__own_error(rc);
+        return conc__pool_refused(rc, call);
     if (CONC__MSAN || c->on_valgrind)
         conc__excuse(j, sizeof *j);
     if (conc__job_in_use(j) && !conc__job_is_inherited(j))
@@ -2781,8 +2790,10 @@ CONC__PRIVATE int conc__map_start(conc__crew **crew, unsigned *users, conc__mapp
         conc__runner *r = &runners[started];
         r->job.state = 0;
         r->parcel = (conc__parcel){.mapping = m};
-        *rc = processes ? conc__submit(crew, users, &r->job, m->fn, NULL, 0, &r->parcel, NULL)
-                        : conc__submit(crew, users, &r->job, conc__map_runner, m, 0, NULL, NULL);
+        *rc =
+            processes
+                ? conc__submit(crew, users, &r->job, m->fn, NULL, 0, &r->parcel, "conc_procs_map")
+                : conc__submit(crew, users, &r->job, conc__map_runner, m, 0, NULL, "conc_pool_map");
     }
     return started;
 }
@@ -2815,7 +2826,7 @@ CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mappi
         return conc__misused(-EINVAL, call, "no elements, or an impossible number of them", NULL);
     conc__crew *c = conc__pool_enter(crew, users, &rc);
     if (!c)
-        return conc__map_refused(m, conc__own_error(rc));
+        return conc__map_refused(m, conc__pool_refused(rc, call));
     bool processes = c->supervisor, own = !l && conc__frame_of(c);
     int most = (m->count < (size_t)c->most ? (int)m->count : c->most) - (own && m->count);
     conc__pool_leave(users);
@@ -3543,17 +3554,22 @@ CONC__COLD void conc__channel_take_over(conc__channel *inner)
     pthread_mutex_unlock(&conc__crews);
 }
 
+/* Is it a channel of a possible size? */
+CONC__PRIVATE bool conc__channel_fits(const conc_channel *c)
+{
+    size_t size;
+    return c && c->capacity && !__builtin_mul_overflow(c->item_size, c->capacity, &size) &&
+           size <= SIZE_MAX / 2;
+}
+
 /* What is behind a channel, locked; made by the first call. NULL: *rc says why. */
 CONC__PRIVATE conc__channel *conc__channel_lock(conc_channel *c, int *rc)
 {
-    size_t size = 0;
-    conc__channel *inner = c ? __atomic_load_n(&c->inner, __ATOMIC_ACQUIRE) : NULL;
-    *rc = !c || !c->capacity || __builtin_mul_overflow(c->item_size, c->capacity, &size) ||
-                  size > SIZE_MAX / 2
-              ? -EINVAL
-              : 0;
+    *rc = conc__channel_fits(c) ? 0 : -EINVAL;
     if (*rc)
         return NULL;
+    size_t size = c->item_size * c->capacity;
+    conc__channel *inner = __atomic_load_n(&c->inner, __ATOMIC_ACQUIRE);
     if (!inner) {
         conc__crews_need(); /* so that forks are counted */
         conc__channel *made = conc__channel_make(size);
@@ -3637,18 +3653,22 @@ CONC__PRIVATE int conc__channel_take(const conc_channel *c, conc__channel *inner
 }
 
 /* The whole of a send or a receive. */
-CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, bool waits)
+CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, bool waits,
+                                      const char *call)
 {
-    const char *call = sends ? "conc_channel_send" : "conc_channel_recv";
     conc_loop *l = NULL;
     int rc = waits ? conc__caller(&l, call) : 0;
-    if (rc == 0 && (!c || (c->item_size && !item)))
-        rc = -EINVAL;
-    if (rc == 0 && l)
+    if (rc)
+        return rc;
+    if (!c || (c->item_size && !item))
+        return conc__misused(-EINVAL, call, "no channel, or no item", NULL);
+    if (l)
         rc = conc__checkpoint(l);
     if (rc == 0 && !l && waits && conc_job_cancelled())
         rc = -ECANCELED;
     conc__channel *inner = rc ? NULL : conc__channel_lock(c, &rc);
+    if (rc == -EINVAL)
+        return conc__misused(rc, call, "no capacity, or too much", NULL);
     if (!inner)
         return conc__came_to(rc);
     rc = sends ? conc__channel_put(c, inner, item) : conc__channel_take(c, inner, item);
@@ -3667,22 +3687,22 @@ CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, b
 
 CONC_API CONC__CALLED int conc_channel_send(conc_channel *c, const void *item)
 {
-    return conc__channel_move(c, (void *)(uintptr_t)item, true, true);
+    return conc__channel_move(c, (void *)(uintptr_t)item, true, true, __func__);
 }
 
 CONC_API CONC__CALLED int conc_channel_recv(conc_channel *c, void *item)
 {
-    return conc__channel_move(c, item, false, true);
+    return conc__channel_move(c, item, false, true, __func__);
 }
 
 CONC_API int conc_channel_try_send(conc_channel *c, const void *item)
 {
-    return conc__channel_move(c, (void *)(uintptr_t)item, true, false);
+    return conc__channel_move(c, (void *)(uintptr_t)item, true, false, __func__);
 }
 
 CONC_API CONC__CALLED int conc_channel_try_recv(conc_channel *c, void *item)
 {
-    return conc__channel_move(c, item, false, false);
+    return conc__channel_move(c, item, false, false, __func__);
 }
 
 CONC_API void conc_channel_close(conc_channel *c)
