@@ -64,7 +64,7 @@
  *   CONC_TLS             attribute of the one thread-local pointer, such as
  *                        __attribute__((tls_model("initial-exec")))
  *   CONC_NO_ENV          the environment variables below are not read
- *   CONC_NO_EPOLL        the loop waits with poll(2), as it does wherever there is no epoll
+ *   CONC_NO_EPOLL        the loop waits with poll(2) instead of epoll (Linux) or kqueue (macOS)
  *   CONC_USE_UCONTEXT    stacks are switched by ucontext, as on processors without a switch of
  *                        their own here
  *   CONC_SAVE_FPU        each task keeps its own floating-point control state (rounding,
@@ -73,8 +73,9 @@
  *                        SIGSEGV)
  *
  * Environment: CONC_DEBUG=1, CONC_CLOCK=virtual, CONC_SEED=7, CONC_RANDOM=7, CONC_TRACE=file,
- * CONC_POLL=poll|epoll, CONC_STACK=bytes override the options of a run; they are not read in a
- * set-user-ID program. A value that makes no sense fails the run: -EINVAL.
+ * CONC_POLL=poll|epoll|kqueue, CONC_STACK=bytes override the options of a run; they are not read
+ * in a set-user-ID program. A value that makes no sense, or that this system has not, fails the
+ * run: -EINVAL.
  *
  * Contents: >>version >>run >>time >>scopes >>groups >>tasks >>errors >>locals >>generators
  * >>descriptors >>streams >>signals >>loops >>embedding >>reports, then the implementation,
@@ -1047,7 +1048,8 @@ CONC_API void conc_free(void *p);
 
 /* A run inside a program that has a loop of its own: that waits for conc_embed_fd to become
  * readable, at most conc_embed_timeout seconds, and then calls conc_embed_step, until this
- * returns 0. Between the steps the rest of the thread's code is to conc like a posted function:
+ * returns 0. (kqueue does not have devices such as /dev/tty, and on macOS named pipes: while a
+ * task waits for one, the timeout is at most 20 ms.) Between the steps the rest of the thread's code is to conc like a posted function:
  * it may spawn, set and cancel, and what would wait is -EPERM. A deadlock is not looked for. All
  * calls come from the thread of conc_embed_begin. */
 typedef struct conc_embed {
@@ -1235,11 +1237,18 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 #include <sys/auxv.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
-#ifndef CONC_NO_EPOLL
-#include <sys/epoll.h>
 #endif
-#elif !defined CONC_NO_EPOLL
-#define CONC_NO_EPOLL
+
+/* The best way to wait for descriptors that the system has; poll(2) is there in any case. */
+#if defined CONC_NO_EPOLL
+#undef CONC__KQUEUE
+#elif defined __APPLE__ || defined __FreeBSD__ || defined CONC__KQUEUE
+#undef CONC__KQUEUE
+#define CONC__KQUEUE 1
+#include <sys/event.h>
+#elif defined __linux__
+#define CONC__EPOLL 1
+#include <sys/epoll.h>
 #endif
 
 #if defined CONC_MALLOC && defined CONC_REALLOC && defined CONC_FREE
@@ -1782,9 +1791,9 @@ enum { CONC__PAUSING = 4, CONC__FD_LISTS };
  *   FOREIGN  conc did not open it, and close(2) may take    the poller finds that the number
  *            it away unseen; the poller has it, and         means another file, or none: to
  *            reports one event for each arming              UNKNOWN
- *   REFUSED  as FOREIGN, but epoll refuses the file, which  fstat(2) finds the same: to
- *            is always ready; a task waits for a hang-up    UNKNOWN
- *            alone, which only a close ends
+ *   REFUSED  as FOREIGN, but the poller has no use for it,  fstat(2) finds the same: to
+ *            as it is always ready; a task waits for a      UNKNOWN
+ *            hang-up alone, which only a close ends
  *   OWN      conc opened it: a non-blocking socket that     a task waits: to EDGE
  *            conc_close closes; no task has waited yet
  *   EDGE     as OWN, and the poller reports every change,   as FOREIGN
@@ -1817,6 +1826,8 @@ typedef struct conc__fd {
     bool failed;  /* read_error or write_error is set */
     /* end of file or urgent data came: what a short read means is not certain any more */
     bool special;
+    unsigned char filters; /* how the queue of kqueue(2) has it: conc__kqueue_control */
+    unsigned char came;    /* what the queue has just told of it */
 } conc__fd;
 
 enum { CONC__FDS = 64 }; /* in each block of the table */
@@ -1925,6 +1936,7 @@ struct conc_loop {
     size_t polls_room;
     /* epoll: events that no task waited for; those of files that were closed here */
     unsigned unheard, orphans;
+    bool apart; /* kqueue: a task may wait for a descriptor that is not in the queue */
     bool blind; /* descriptors cannot be waited for any more */
     int doom;   /* the error with which every task was cancelled; 0: none was */
     char doom_text[CONC__TEXT];
@@ -2063,6 +2075,7 @@ CONC__PRIVATE int conc__fd_wanted(const conc__fd *f);
 CONC__PRIVATE bool conc__fd_has_waits(const conc__fd *f);
 CONC__PRIVATE bool conc__fd_is_own(const conc__fd *f);
 CONC__PRIVATE bool conc__fd_is_polled(const conc__fd *f);
+CONC__PRIVATE int conc__fd_ready(int number, int events);
 static inline void conc__take_signals(conc_loop *l);
 CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f);
 CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *place, const char *how);
@@ -2752,19 +2765,34 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
     return rc < 0 ? rc : count;
 }
 
-/* Has poll(2) called an open descriptor invalid? That of macOS does so with devices, terminals
- * among them, which select(2) can wait for. */
+/* Is it a named pipe whose end of file poll(2) and kqueue do not tell, as those of macOS? Pipes
+ * without a name have no device there. */
+CONC__PRIVATE bool conc__is_mute_pipe(int number)
+{
+#ifdef __APPLE__
+    struct stat st;
+    return fstat(number, &st) == 0 && S_ISFIFO(st.st_mode) && st.st_dev != 0;
+#else
+    (void)number;
+    return false;
+#endif
+}
+
+/* Has poll(2) called an open descriptor invalid, or may it not know of one that it is ready? That
+ * of macOS does so with devices, terminals among them, and with named pipes, all of which
+ * select(2) can wait for. */
 CONC__PRIVATE bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
 {
 #ifdef __APPLE__
     for (size_t i = 0; i < n; i++)
         if (polls[i].revents & POLLNVAL && conc__is_open(polls[i].fd))
             return true;
+    return n == 1 && !polls->revents && conc__is_mute_pipe(polls->fd);
 #else
     (void)polls;
     (void)n;
-#endif
     return false;
+#endif
 }
 
 /* poll(2) with a limit in nanoseconds. */
@@ -2780,7 +2808,7 @@ CONC__PRIVATE int conc__poll_call(struct pollfd *polls, size_t n, int64_t ns)
         rc = poll(polls, (nfds_t)n, ns == CONC__NEVER ? -1 : conc__milliseconds(ns));
     /* EINVAL: more than RLIMIT_NOFILE, which may have been lowered */
     bool refused = rc < 0 && (errno == EINVAL || conc__refused(errno));
-    if (refused || (rc > 0 && conc__poll_is_blind(polls, n)))
+    if (refused || (rc >= 0 && conc__poll_is_blind(polls, n)))
         rc = conc__select(polls, n, ns);
     return rc;
 }
@@ -2835,10 +2863,14 @@ CONC__PRIVATE uint64_t conc__inode_of(int number)
     return inode + 1;
 }
 
+/* The only filter of a descriptor that select(2) waits for. */
+enum { CONC__APART = 8 };
+
 CONC__PRIVATE int conc__poll_add(conc_loop *l, conc__fd *f, int events)
 {
     (void)l;
     (void)events;
+    f->filters = conc__is_mute_pipe(f->number) ? CONC__APART : 0;
     f->inode = conc__inode_of(f->number);
     return f->inode ? 0 : -EBADF;
 }
@@ -2898,14 +2930,17 @@ CONC__PRIVATE int conc__poll_wait(conc_loop *l, int64_t ns)
 {
     struct pollfd wake, *polls = &wake;
     size_t n = 1;
+    bool apart = false;
     if (conc__poll_room(l, l->watched_count + 1) > 1) {
         polls = l->polls_for;
         for (conc__fd *f = l->watched; f && n < l->polls_room; f = f->next)
-            if (conc__fd_has_waits(f))
+            if (conc__fd_has_waits(f)) {
                 polls[n++] = (struct pollfd){f->number, conc__poll_wanted(conc__fd_wanted(f)), 0};
+                apart |= f->filters & CONC__APART;
+            }
     }
     polls[0] = (struct pollfd){l->wake_out, POLLIN, 0};
-    int count = conc__poll_call(polls, n, ns);
+    int count = apart ? conc__select(polls, n, ns) : conc__poll_call(polls, n, ns);
     if (count <= 0)
         return count == 0 ? 0 : conc__wait_failed(l);
     if (polls[0].revents & POLLNVAL)
@@ -2922,7 +2957,7 @@ static const conc__backend conc__poll = {"poll",         conc__poll_open,    con
                                          conc__poll_arm, conc__poll_confirm, conc__poll_remove,
                                          conc__poll_wait};
 
-#ifndef CONC_NO_EPOLL
+#ifdef CONC__EPOLL
 
 #define CONC__WAKE_KEY UINT64_MAX
 
@@ -3115,6 +3150,264 @@ static const conc__backend conc__epoll = {"epoll",         conc__epoll_open,    
                                           conc__epoll_arm, conc__epoll_confirm, conc__epoll_remove,
                                           conc__epoll_wait};
 #define CONC__BEST_BACKEND conc__epoll
+
+#elif defined CONC__KQUEUE
+
+/* The queue has a filter for reading and one for writing of a descriptor (conc__fd.filters: the
+ * events of those it has). The kernel removes both when this number is closed, or means another
+ * file, whichever other descriptors the file has: so a filter that is still there tells that the
+ * number means the same file.
+ *
+ *   filters            of                                 what they report
+ *   CONC__CHANGES and  a file of conc's, and one whose    every change, for ever (EV_CLEAR)
+ *   both               hang-up alone a task waits for
+ *   those that tasks   another file                       one event for each arming (EV_DISPATCH),
+ *   waited for                                            at once if it is ready
+ *   CONC__APART        a device that kqueue refuses, and  none: the loop waits with select(2) for
+ *                      a named pipe of macOS              the queue and for these */
+enum { CONC__CHANGES = 4 };
+
+/* Beside the events in conc__fd.came: the end of file, or urgent data, at which a read stops. */
+enum { CONC__SPECIAL = 4 };
+
+CONC__PRIVATE int conc__kqueue_open(conc_loop *l)
+{
+    struct kevent wake = {.ident = (uintptr_t)l->wake_out, .filter = EVFILT_READ, .flags = EV_ADD};
+    int fd = conc__not_standard(kqueue());
+    if (fd < 0)
+        return -errno;
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    l->poll_fd = fd;
+    if (kevent(fd, &wake, 1, NULL, 0, NULL) == 0)
+        return 0;
+    int rc = -errno;
+    close(fd);
+    l->poll_fd = -1;
+    return rc;
+}
+
+/* Does something to the filters of these events, each of which has f's id: 0, or an error. No
+ * event is taken from the queue. A signal ends the call when the changes are made. */
+CONC__PRIVATE int conc__kqueue_control(const conc_loop *l, const conc__fd *f, int events, int flags)
+{
+    struct kevent changes[2];
+    int n = 0;
+    for (int event = CONC_READABLE; event <= CONC_WRITABLE; event++) {
+        if (!(events & event))
+            continue;
+        changes[n] = (struct kevent){.ident = (uintptr_t)f->number, .flags = (unsigned short)flags};
+        changes[n].filter = event == CONC_READABLE ? EVFILT_READ : EVFILT_WRITE;
+        changes[n++].udata = (void *)(uintptr_t)f->id;
+    }
+    int rc = kevent(l->poll_fd, changes, n, NULL, 0, NULL);
+    return rc < 0 && errno != EINTR ? -errno : 0;
+}
+
+/* Adds both filters, which report every change. Of a pipe whose reader has gone macOS may refuse
+ * that for writing; then the other one reports that. */
+CONC__PRIVATE int conc__kqueue_add_changes(const conc_loop *l, conc__fd *f)
+{
+    enum { BOTH = CONC_READABLE | CONC_WRITABLE, FLAGS = EV_ADD | EV_ENABLE | EV_CLEAR };
+    f->filters = BOTH | CONC__CHANGES;
+    int rc = conc__kqueue_control(l, f, BOTH, FLAGS);
+    if (rc == -EPIPE) {
+        f->filters = CONC_READABLE | CONC__CHANGES;
+        rc = conc__kqueue_control(l, f, CONC_READABLE, FLAGS);
+    }
+    return rc;
+}
+
+CONC__COLD int conc__kqueue_set_apart(conc_loop *l, conc__fd *f)
+{
+    int rc = conc__poll_add(l, f, 0);
+    f->filters = CONC__APART;
+    l->apart = true;
+    return rc;
+}
+
+/* Of a regular file kqueue reports nothing at its end, while it is always ready in fact. */
+CONC__PRIVATE int conc__kqueue_add(conc_loop *l, conc__fd *f, int events)
+{
+    struct stat st;
+    f->filters = f->came = 0;
+    if (conc__fd_is_own(f))
+        return conc__kqueue_add_changes(l, f);
+    bool known = fstat(f->number, &st) == 0;
+    if (known && (S_ISREG(st.st_mode) || S_ISDIR(st.st_mode) || S_ISBLK(st.st_mode)))
+        return 1;
+    if (conc__is_mute_pipe(f->number))
+        return conc__kqueue_set_apart(l, f);
+    int rc = -EINVAL;
+    if (events) {
+        rc = conc__kqueue_control(l, f, events, EV_ADD | EV_ENABLE | EV_DISPATCH);
+        f->filters = (unsigned char)events;
+    } else {
+        rc = conc__kqueue_add_changes(l, f);
+    }
+    bool is_final = rc == 0 || rc == -EBADF || rc == -ENOMEM;
+    return is_final ? rc : conc__kqueue_set_apart(l, f);
+}
+
+CONC__PRIVATE bool conc__kqueue_confirm(conc_loop *l, const conc__fd *f)
+{
+    int event = f->filters & CONC_READABLE ? CONC_READABLE : CONC_WRITABLE;
+    if (f->filters & CONC__APART)
+        return conc__poll_confirm(l, f);
+    return conc__kqueue_control(l, f, event, 0) == 0;
+}
+
+/* Adds filters to those that it has, one of which tells whether the number meant the file all the
+ * time. Where that is refused, as of a pipe whose reader has gone, select(2) calls it ready. */
+CONC__PRIVATE bool conc__kqueue_add_more(conc_loop *l, conc__fd *f, int events)
+{
+    int rc = conc__kqueue_control(l, f, events, EV_ADD | EV_ENABLE | EV_DISPATCH);
+    if (!conc__kqueue_confirm(l, f))
+        return false;
+    if (rc)
+        return conc__kqueue_set_apart(l, f) == 0;
+    f->filters |= (unsigned char)events;
+    return true;
+}
+
+/* A task waits for a hang-up alone: one event for each arming would be over at once, again and
+ * again, as long as there is something to read. */
+CONC__PRIVATE bool conc__kqueue_arm_for_hang_up(conc_loop *l, conc__fd *f)
+{
+    int has = f->filters & (CONC_READABLE | CONC_WRITABLE);
+    if (f->filters & CONC__CHANGES)
+        return true; /* conc__verify looks whether it is the same file */
+    if (conc__kqueue_control(l, f, has, EV_DELETE))
+        return false;
+    return conc__kqueue_add_changes(l, f) == 0 || conc__kqueue_set_apart(l, f) == 0;
+}
+
+CONC__PRIVATE bool conc__kqueue_arm(conc_loop *l, conc__fd *f, int events)
+{
+    int has = f->filters & events, lacks = events & ~has;
+    if (f->filters & CONC__APART) {
+        l->apart = true;
+        return conc__poll_confirm(l, f);
+    }
+    if (!events)
+        return conc__kqueue_arm_for_hang_up(l, f);
+    if (has && conc__kqueue_control(l, f, has, EV_ENABLE))
+        return false;
+    return !lacks || conc__kqueue_add_more(l, f, lacks);
+}
+
+/* The kernel does it when conc closes the number. */
+CONC__PRIVATE void conc__kqueue_remove(conc_loop *l, const conc__fd *f)
+{
+    (void)l;
+    (void)f;
+}
+
+/* Waits at most *ns for the queue, and for descriptors apart from it, whose events it hands on. If
+ * there are any, *ns is what is left to wait for: 0. */
+CONC__COLD int conc__kqueue_wait_apart(conc_loop *l, int64_t *ns)
+{
+    enum { NAP = 10000000 };
+    size_t n = 1, most = l->watched_count + 1;
+    if (conc__poll_room(l, most) < most) { /* until there is memory */
+        *ns = *ns < NAP ? *ns : NAP;
+        return 0;
+    }
+    for (conc__fd *f = l->watched; f; f = f->next) {
+        bool apart = f->state == CONC__FD_FOREIGN && f->filters & CONC__APART;
+        short wanted = conc__poll_wanted(conc__fd_wanted(f));
+        if (apart && wanted)
+            l->polls_for[n++] = (struct pollfd){f->number, wanted, 0};
+    }
+    l->apart = n > 1;
+    if (!l->apart)
+        return 0;
+    l->polls_for[0] = (struct pollfd){l->poll_fd, POLLIN, 0};
+    int count = conc__select(l->polls_for, n, *ns);
+    *ns = 0;
+    if (count < 0)
+        return conc__wait_failed(l);
+    for (size_t i = 1; i < n; i++)
+        if (l->polls_for[i].revents)
+            conc__poll_event(l, &l->polls_for[i]);
+    return 0;
+}
+
+/* macOS refuses a limit of some years, and says ETIMEDOUT now and then at the end of one. */
+CONC__PRIVATE int conc__kqueue_pause(const conc_loop *l, struct kevent *events, int max, int64_t ns)
+{
+    const int64_t longest = (int64_t)86400 * 1000000000;
+    int64_t pause = ns < longest ? ns : longest;
+    struct timespec limit = {(time_t)(pause / 1000000000), (long)(pause % 1000000000)};
+    int n = kevent(l->poll_fd, NULL, 0, events, max, ns == CONC__NEVER ? NULL : &limit);
+    return n < 0 && errno == ETIMEDOUT ? 0 : n;
+}
+
+/* Does the event tell of the end of file or of urgent data, too? A system without a word for
+ * urgent data may mean it. */
+CONC__PRIVATE bool conc__kqueue_is_special(const struct kevent *e)
+{
+#ifdef EV_OOBAND
+    return e->flags & (EV_EOF | EV_OOBAND);
+#else
+    (void)e;
+    return true;
+#endif
+}
+
+/* The file that an event is of; NULL: the descriptor that wakes the loop, or a file that the loop
+ * does not know any more. */
+CONC__PRIVATE conc__fd *conc__kqueue_file(const conc_loop *l, const struct kevent *e)
+{
+    conc__fd *f = conc__fd_find(l, (int)e->ident);
+    return f && f->id == (uint32_t)(uintptr_t)e->udata ? f : NULL;
+}
+
+CONC__PRIVATE void conc__kqueue_note(conc_loop *l, const struct kevent *e)
+{
+    conc__fd *f = conc__kqueue_file(l, e);
+    if (e->ident == (uintptr_t)l->wake_out)
+        conc__wake_drain(l);
+    else if (f) {
+        f->came |= e->filter == EVFILT_READ ? CONC_READABLE : CONC_WRITABLE;
+        f->came |= conc__kqueue_is_special(e) ? CONC__SPECIAL : 0;
+    }
+}
+
+/* Hands on all that came for the file of an event. What a hang-up is poll(2) says. */
+CONC__PRIVATE void conc__kqueue_event(conc_loop *l, const struct kevent *e)
+{
+    conc__fd *f = conc__kqueue_file(l, e);
+    if (!f || !f->came)
+        return;
+    int ready = f->came & (CONC_READABLE | CONC_WRITABLE);
+    bool special = f->came & CONC__SPECIAL;
+    f->came = 0;
+    if (f->waits[0].first && conc__fd_ready(f->number, 0) > 0)
+        ready = CONC_READABLE | CONC_WRITABLE | CONC__HANG_UP;
+    conc__fd_event(l, f, ready, special);
+}
+
+CONC__PRIVATE int conc__kqueue_wait(conc_loop *l, int64_t ns)
+{
+    struct kevent events[128];
+    int rc = l->apart ? conc__kqueue_wait_apart(l, &ns) : 0;
+    if (rc)
+        return rc;
+    int n = conc__kqueue_pause(l, events, 128, ns);
+    if (n < 0)
+        return conc__wait_failed(l);
+    for (int i = 0; i < n; i++)
+        conc__kqueue_note(l, &events[i]);
+    for (int i = 0; i < n; i++)
+        conc__kqueue_event(l, &events[i]);
+    return 0;
+}
+
+static const conc__backend conc__kqueue = {
+    "kqueue",         conc__kqueue_open,    conc__kqueue_add,
+    conc__kqueue_arm, conc__kqueue_confirm, conc__kqueue_remove,
+    conc__kqueue_wait};
+#define CONC__BEST_BACKEND conc__kqueue
 
 #else
 #define CONC__BEST_BACKEND conc__poll
@@ -4080,7 +4373,7 @@ CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
     return left > 0 ? left : 0;
 }
 
-enum { CONC__MOMENT = 1000000 };
+enum { CONC__MOMENT = 1000000, CONC__APART_EVERY = 20000000 };
 
 /* The virtual clock moves to the next deadline. A task that tries something again and again, which
  * only another process or thread can make possible, gets nowhere in no time: they have a moment of
@@ -5404,21 +5697,22 @@ CONC_API int conc_started(int value)
 
 /* ---- >>texts -------------------------------------------------------------------------------- */
 
+static pthread_mutex_t conc__places = PTHREAD_MUTEX_INITIALIZER; /* being written */
+
 /* For compilers without __FILE_NAME__: text and the place, without its directories, in the
  * caller's room, whose first byte says that it has been written. */
 CONC_API const char *conc__at(char *room, const char *text, const char *place)
 {
-    static pthread_mutex_t writing = PTHREAD_MUTEX_INITIALIZER;
     if (__atomic_load_n(room, __ATOMIC_ACQUIRE))
         return room + 1;
-    pthread_mutex_lock(&writing);
+    pthread_mutex_lock(&conc__places);
     if (!__atomic_load_n(room, __ATOMIC_RELAXED)) {
         const char *slash = strrchr(place, '/');
         strcpy(room + 1, text);
         strcat(room + 1, slash ? slash + 1 : place);
         __atomic_store_n(room, 1, __ATOMIC_RELEASE);
     }
-    pthread_mutex_unlock(&writing);
+    pthread_mutex_unlock(&conc__places);
     return room + 1;
 }
 
@@ -7790,8 +8084,8 @@ CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
     return rc;
 }
 
-/* Keeps an error for the next call. A file that epoll refuses has the same one again then, and a
- * cancel is the task's own. */
+/* Keeps an error for the next call. A file that the poller refuses has the same one again then, and
+ * a cancel is the task's own. */
 CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
 {
     conc__fd *f;
@@ -13140,7 +13434,9 @@ CONC__PRIVATE void *conc__watchdog_main(void *arg)
     return NULL;
 }
 
+#ifdef CONC__BACKTRACE
 static struct sigaction conc__question_before;
+#endif
 
 /* The handler for questions, where the program has none of its own for that signal, and there is
  * a stack for it. */
@@ -13501,6 +13797,23 @@ CONC__PRIVATE bool conc__env_word(const char *name, const char *zero, const char
     return false;
 }
 
+/* The way to wait that the environment names; false: there is no such one here, which is said. */
+CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
+{
+    const char *text = conc__env("CONC_POLL"), *best = CONC__BEST_BACKEND.name;
+    *out = &CONC__BEST_BACKEND;
+    if (!text || strcmp(text, best) == 0)
+        return true;
+    *out = &conc__poll;
+    if (strcmp(text, conc__poll.name) == 0)
+        return true;
+    if (best == conc__poll.name)
+        fprintf(stderr, "conc: CONC_POLL=%s: this build has only poll\n", text);
+    else
+        fprintf(stderr, "conc: CONC_POLL=%s is neither poll nor %s\n", text, best);
+    return false;
+}
+
 /* A run was asked for that cannot be. There is no loop yet that could say so. */
 CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *why)
 {
@@ -13513,19 +13826,13 @@ CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *why)
 CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **backend)
 {
     uint64_t seed = o->seed, stack = o->stack_size;
-    int clock = o->virtual_clock, debug = o->debug, epoll = -1;
+    int clock = o->virtual_clock, debug = o->debug;
     if (!conc__env_number("CONC_SEED", 0, &seed) ||
         !conc__env_number("CONC_RANDOM", 0, &o->random) ||
         !conc__env_number("CONC_STACK", CONC__LEAST_STACK, &stack) ||
         !conc__env_word("CONC_CLOCK", "real", "virtual", &clock) ||
-        !conc__env_word("CONC_DEBUG", "0", "1", &debug) ||
-        !conc__env_word("CONC_POLL", "poll", "epoll", &epoll))
+        !conc__env_word("CONC_DEBUG", "0", "1", &debug) || !conc__env_backend(backend))
         return -EINVAL;
-    *backend = epoll == 0 ? &conc__poll : &CONC__BEST_BACKEND;
-    if (epoll == 1 && strcmp((*backend)->name, "epoll") != 0) {
-        fprintf(stderr, "conc: CONC_POLL=epoll: this build has only poll\n");
-        return -EINVAL;
-    }
     o->seed = seed;
     o->stack_size = stack ? (size_t)stack : CONC_STACK_SIZE;
     o->virtual_clock = clock;
@@ -13550,6 +13857,7 @@ CONC__PRIVATE void conc__forget_loop(void)
         if (l->unblocked & conc__signal_bit(number))
             conc__signal_block(number);
     conc__here = NULL;
+    pthread_mutex_init(&conc__places, NULL);
     pthread_mutex_init(&conc__live_runs.mutex, NULL);
     conc__live_runs.first = NULL;
     conc__inherited_runs = atomic_load(&conc__runs);
@@ -13982,6 +14290,8 @@ CONC_API double conc_embed_timeout(conc_embed *e)
         next = verify;
     if (l->retried && now + CONC__MOMENT < next)
         next = now + CONC__MOMENT;
+    if (l->apart && now + CONC__APART_EVERY < next)
+        next = now + CONC__APART_EVERY; /* the host does not see what is not in the queue */
     if (l->standstill.until > now && l->standstill.until < next)
         next = l->standstill.until;
     if (next == CONC__NEVER)

@@ -283,8 +283,8 @@ CONC_API void conc_shared_free(void *p);
 
 /* Files are read and written off the loop. Errors are the system's. What has begun on a regular
  * file is waited for; -ECANCELED means that nothing was done. A pipe with a name (FIFO), a terminal
- * or another file that keeps a task waiting for somebody else is left when the task is cancelled,
- * after some bytes perhaps; in a thread without a run it blocks. */
+ * or another file that keeps a task waiting for somebody else, or has no end (/dev/zero), is left
+ * when the task is cancelled, after some bytes perhaps; in a thread without a run it blocks. */
 
 /* The whole file: its size in *size (NULL: not wanted), its bytes with a NUL behind them in
  * *data, to be released with conc_free. After an error *data is NULL. Waits. */
@@ -483,6 +483,7 @@ typedef struct conc__waiter {
     struct conc__frame *frame; /* a job's: its clock goes on meanwhile */
     int result;
     bool gives_up; /* it was cancelled, and wants the end of the job that it waits for */
+    bool is_spare; /* a thread's: its crew counts it already among those that wait */
     bool over;     /* it was woken: nothing of the list's owner is to be touched any more */
     /* of conc_select, which is only told, and then sends or receives if no other case was first.
      * kept: an item or room is kept for it until then */
@@ -591,6 +592,7 @@ CONC__PRIVATE void conc__gate_pass(conc__gate *g)
 CONC__PRIVATE struct conc__frame *conc__frame_here(void);
 CONC__PRIVATE void conc__frames_at_work(struct conc__frame *f, bool at_work);
 CONC__PRIVATE bool conc__frame_has_clock(const struct conc__frame *f);
+CONC__PRIVATE void conc__thread_idles(struct conc__frame *f, bool idles);
 
 CONC__PRIVATE void conc__waiter_arrives(conc__post *p)
 {
@@ -742,12 +744,10 @@ CONC__PRIVATE void conc__thread_wait_asked(conc__stop *s)
         conc__gate_open(w->gate);
 }
 
-/* The job that waits does not hold its clock any more. Only now, when a request to end it comes
- * at once: else the clock could go on in between. */
+/* The job that waits does not hold its clock any more. Only when a request to end it comes at once:
+ * else the clock could go on in between. */
 CONC__PRIVATE void conc__waiter_off_work(conc__waiter *w, pthread_mutex_t *mutex)
 {
-    if (!conc__frame_has_clock(w->frame))
-        return;
     pthread_mutex_lock(&conc__crews); /* while it waits, the mutex is there */
     if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE)) {
         conc__lock_briefly(mutex);
@@ -767,9 +767,15 @@ CONC__PRIVATE int conc__wait_in_thread(conc__wait *wait, pthread_mutex_t *mutex)
     else
         conc__look_for(&w->over);
     if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE)) {
+        bool has_clock = conc__frame_has_clock(w->frame), idles = has_clock && !w->is_spare;
         conc__stop_open(&t.stop, w->frame, conc__thread_wait_asked);
-        conc__waiter_off_work(w, mutex);
+        if (idles)
+            conc__thread_idles(w->frame, true);
+        if (has_clock)
+            conc__waiter_off_work(w, mutex);
         conc__gate_await(w->gate, w->frame);
+        if (idles)
+            conc__thread_idles(w->frame, false);
         conc__stop_close(&t.stop);
     }
     conc__gate_pass(w->gate);
@@ -884,7 +890,7 @@ enum {
     CONC__JOB_WORDS = 16,    /* text is its error's */
     CONC__JOB_OWNED = 32,    /* it frees itself */
     CONC__JOB_LEFT = 64,     /* its task has left it alone */
-    CONC__JOB_BLOCKED = 128, /* it is in conc_block on a virtual clock */
+    CONC__JOB_BLOCKED = 128, /* it waits or is in conc_block, and its virtual clock goes on */
     CONC__JOB_AT_WORK = 256, /* its virtual clock stands still for it */
     CONC__JOB_BITS = 0x1ff
 };
@@ -932,6 +938,12 @@ typedef struct conc__thread {
     _Atomic(conc_job *) batch[CONC__BATCH];
 } conc__thread;
 
+/* Jobs in a queue that have one virtual clock, which stands still for them together. */
+typedef struct conc__queue_clock {
+    conc_loop *clock;
+    size_t jobs; /* 0: a free slot */
+} conc__queue_clock;
+
 typedef struct conc__crew {
     struct conc__crew *next; /* of all, under conc__crews */
     pthread_mutex_t mutex;
@@ -939,11 +951,13 @@ typedef struct conc__crew {
     size_t room, head, tail;
     size_t queued; /* without the gaps; written under the mutex, looked at without */
     size_t limit;
-    conc__waiter *places; /* submits that wait, with their jobs */
+    conc__queue_clock *clocks;
+    int clock_slots, clocks_used; /* slots of clocks[] */
+    conc__waiter *places;         /* submits that wait, with their jobs */
     conc__waiter *closer, *other_closers;
     bool closing, stopping, ask_all, on_valgrind;
     bool over;    /* it was closed: nobody else needs its pool */
-    bool stalled; /* all threads are in conc_block on a virtual clock */
+    bool stalled; /* all threads wait or are in conc_block, and a virtual clock goes on */
     unsigned forks;
     int references; /* to free it: the pool's and those of threads that were left behind */
     struct conc__supervisor *supervisor; /* NULL: a crew of threads */
@@ -1274,6 +1288,7 @@ CONC__PRIVATE void conc__crew_free(conc__crew *c)
         conc_free(c->threads[i]);
     conc_free(c->threads);
     conc_free(c->queue);
+    conc_free(c->clocks);
     conc_free(c);
 }
 
@@ -1291,8 +1306,25 @@ CONC__PRIVATE void conc__backlog_compact(conc__crew *c)
     c->tail = to;
 }
 
-CONC__PRIVATE bool conc__backlog_has_room(conc__crew *c)
+CONC__PRIVATE bool conc__clocks_have_room(conc__crew *c)
 {
+    int slots = c->clock_slots ? c->clock_slots * 2 : 2;
+    if (c->clocks_used < c->clock_slots)
+        return true;
+    conc__queue_clock *more = CONC_REALLOC(c->clocks, (size_t)slots * sizeof *more);
+    if (!more)
+        return false;
+    memset(more + c->clock_slots, 0, (size_t)(slots - c->clock_slots) * sizeof *more);
+    c->clocks = more;
+    c->clock_slots = slots;
+    return true;
+}
+
+/* For a job, perhaps with a virtual clock. */
+CONC__PRIVATE bool conc__backlog_has_room(conc__crew *c, bool on_clock)
+{
+    if (on_clock && !conc__clocks_have_room(c))
+        return false;
     if (c->tail - c->head < c->room)
         return true;
     if (c->queued < c->room / 2) { /* not for one gap: the next would come soon */
@@ -1350,12 +1382,60 @@ static inline void conc__job_at_work(conc_job *j, bool at_work)
         conc__job_clock(j, at_work);
 }
 
+/* The slot of the clock, or a free one. */
+CONC__PRIVATE conc__queue_clock *conc__queue_clock_of(conc__crew *c, const conc_loop *clock)
+{
+    conc__queue_clock *unused = NULL;
+    for (int i = 0; i < c->clock_slots; i++) {
+        conc__queue_clock *k = &c->clocks[i];
+        if (k->jobs && k->clock == clock)
+            return k;
+        if (!k->jobs)
+            unused = k;
+    }
+    return unused;
+}
+
+/* The job comes into the queue, which holds its clock instead of it. */
+CONC__COLD void conc__queue_clock_holds(conc__crew *c, conc_job *j)
+{
+    conc__queue_clock *k = conc__queue_clock_of(c, j->clock);
+    k->clock = j->clock;
+    if (k->jobs++ == 0) {
+        c->clocks_used++;
+        if (!c->stalled)
+            atomic_fetch_add_explicit(&k->clock->at_work, 1, memory_order_relaxed);
+    }
+    conc__job_at_work(j, false);
+}
+
+/* It leaves the queue, and holds its clock itself. */
+CONC__COLD void conc__queue_clock_lets(conc__crew *c, conc_job *j)
+{
+    conc__queue_clock *k = conc__queue_clock_of(c, j->clock);
+    conc__job_at_work(j, true);
+    if (--k->jobs)
+        return;
+    c->clocks_used--;
+    if (!c->stalled)
+        conc__clock_off_work(k->clock);
+}
+
 CONC__PRIVATE void conc__backlog_put(conc__crew *c, conc_job *j, size_t at)
 {
     j->place = (unsigned)at & ~CONC__IN_BATCH;
     c->queue[at & (c->room - 1)] = j;
     __atomic_store_n(&c->queued, c->queued + 1, __ATOMIC_RELAXED);
-    conc__job_at_work(j, !c->stalled);
+    if (CONC__UNLIKELY(j->clock != NULL))
+        conc__queue_clock_holds(c, j);
+}
+
+/* It was in the queue. */
+static inline void conc__backlog_taken(conc__crew *c, conc_job *j)
+{
+    __atomic_store_n(&c->queued, c->queued - 1, __ATOMIC_RELAXED);
+    if (CONC__UNLIKELY(j->clock != NULL))
+        conc__queue_clock_lets(c, j);
 }
 
 CONC__PRIVATE void conc__backlog_push(conc__crew *c, conc_job *j)
@@ -1379,9 +1459,12 @@ CONC__PRIVATE void conc__backlog_accept(conc__crew *c, conc_job *j)
 /* A place has become free: it is given to the first submit that waits. */
 CONC__PRIVATE void conc__backlog_fill(conc__crew *c)
 {
-    while (c->places && c->queued < c->limit && conc__backlog_has_room(c)) {
+    while (c->places && c->queued < c->limit) {
         conc__waiter *w = c->places;
-        conc__backlog_accept(c, w->item);
+        conc_job *j = w->item;
+        if (!conc__backlog_has_room(c, j->clock))
+            break;
+        conc__backlog_accept(c, j);
         conc__waiter_wake(w, 0);
     }
 }
@@ -1398,7 +1481,7 @@ CONC__PRIVATE conc_job *conc__backlog_pop(conc__crew *c)
     conc_job *j = conc__backlog_first(c);
     if (j) {
         c->head++;
-        __atomic_store_n(&c->queued, c->queued - 1, __ATOMIC_RELAXED);
+        conc__backlog_taken(c, j);
     }
     return j;
 }
@@ -1429,7 +1512,7 @@ CONC__PRIVATE bool conc__crew_take_back(conc__crew *c, conc_job *j)
     if (from_head >= c->tail - c->head || *at != j)
         return false;
     *at = NULL;
-    __atomic_store_n(&c->queued, c->queued - 1, __ATOMIC_RELAXED);
+    conc__backlog_taken(c, j);
     conc__backlog_fill(c);
     return true;
 }
@@ -1441,6 +1524,19 @@ CONC__PRIVATE void conc__crew_stall(conc__crew *c);
 CONC__PRIVATE void conc__abandoned_release(conc_job *j);
 CONC__PRIVATE void conc__original_mask(sigset_t *mask);
 
+/* Is this one of the process's threads? In a forked child the job that has forked goes on, but its
+ * pool and its clock are the parent's. */
+CONC__PRIVATE bool conc__frame_is_ours(const conc__frame *f)
+{
+    return f->thread && f->thread->crew->forks == conc__forks;
+}
+
+/* The virtual clock of the job that runs there; NULL: none. */
+CONC__PRIVATE conc_loop *conc__frame_clock(const conc__frame *f)
+{
+    return conc__frame_is_ours(f) ? f->job->clock : NULL;
+}
+
 /* The virtual clock that stands still for what the caller sends; NULL: none. */
 CONC__PRIVATE conc_loop *conc__clock_here(void)
 {
@@ -1448,7 +1544,8 @@ CONC__PRIVATE conc_loop *conc__clock_here(void)
     const conc__frame *f = l ? NULL : conc__frame_here();
     if (l)
         return l->virtual_clock ? conc__here : NULL;
-    return f && f->thread && !(conc__job_state(f->job) & CONC__JOB_LEFT) ? f->job->clock : NULL;
+    conc_loop *clock = f ? conc__frame_clock(f) : NULL;
+    return clock && !(conc__job_state(f->job) & CONC__JOB_LEFT) ? clock : NULL;
 }
 
 CONC__PRIVATE void conc__job_begin(conc_job *j, conc_fn *fn, void *arg, conc__parcel *parcel,
@@ -1550,7 +1647,6 @@ CONC__PRIVATE void conc__job_starts(conc__frame *frame, conc_job *j)
     frame->locals = j->locals;
     frame->layer = NULL;
     frame->text_rc = 0;
-    conc__job_at_work(j, true); /* it may have come out of a queue that did not hold the clock */
 }
 
 /* last: the thread has no other to do, and will look into the queue. */
@@ -1569,15 +1665,15 @@ CONC__PRIVATE void conc__job_run(conc__crew *c, conc__frame *frame, conc_job *j,
  * meanwhile. */
 CONC__PRIVATE void conc__frames_at_work(conc__frame *f, bool at_work)
 {
-    for (; f && f->thread; f = f->outer)
+    for (; f && conc__frame_is_ours(f); f = f->outer)
         conc__job_at_work(f->job, at_work);
 }
 
 /* Does a virtual clock stand still for what runs there? */
 CONC__PRIVATE bool conc__frame_has_clock(const conc__frame *f)
 {
-    for (; f && f->thread; f = f->outer)
-        if (f->job->clock)
+    for (; f; f = f->outer)
+        if (conc__frame_clock(f))
             return true;
     return false;
 }
@@ -1655,27 +1751,30 @@ CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
     return c->started > c->lost + c->nested + c->waiting ? 0 : rc;
 }
 
-/* Under the mutex: while every thread of a crew is in conc_block, or at an abandoned job, what
- * lies in the queue does not hold the clock. */
+/* Under the mutex: while every thread of a crew waits, is in conc_block, or at an abandoned job,
+ * what lies in the queue does not hold the clock. */
 CONC__PRIVATE void conc__crew_stall(conc__crew *c)
 {
-    /* threads that could do what is in the queue, or are in conc_block */
+    /* threads that could do what is in the queue, or are counted in c->blocking */
     int able = c->most - c->lost - (c->nested ? 0 : c->waiting);
     bool stalled = c->blocking + c->lost > 0 && c->blocking >= able;
     if (c->stalled == stalled)
         return;
     c->stalled = stalled;
-    for (size_t i = c->head; i != c->tail; i++) {
-        conc_job *j = c->queue[i & (c->room - 1)];
-        if (j)
-            conc__job_at_work(j, !stalled);
+    for (int i = 0; i < c->clock_slots; i++) {
+        const conc__queue_clock *k = &c->clocks[i];
+        if (k->jobs && stalled)
+            conc__clock_off_work(k->clock);
+        else if (k->jobs)
+            atomic_fetch_add_explicit(&k->clock->at_work, 1, memory_order_relaxed);
     }
 }
 
 /* Under the mutex: what the thread took and has not begun is for others, as it will be a while. */
 CONC__PRIVATE void conc__thread_unload(conc__crew *c, conc__thread *t)
 {
-    for (int i = t->filled - 1; i >= 0 && conc__backlog_has_room(c); i--) {
+    bool on_clock = c->clock_slots > 0; /* perhaps: the jobs may have ended */
+    for (int i = t->filled - 1; i >= 0 && conc__backlog_has_room(c, on_clock); i--) {
         conc_job *j = atomic_exchange_explicit(&t->batch[i], NULL, memory_order_acquire);
         if (j)
             conc__backlog_push_back(c, j);
@@ -1740,7 +1839,7 @@ CONC__PRIVATE void conc__crew_unlock(conc__crew *c)
 /* Under the mutex. */
 CONC__PRIVATE int conc__crew_queue(conc__crew *c, conc_job *j)
 {
-    int rc = conc__backlog_has_room(c) ? 0 : -ENOMEM;
+    int rc = conc__backlog_has_room(c, j->clock) ? 0 : -ENOMEM;
     if (rc == 0 && c->supervisor)
         rc = conc__supervisor_begin(c->supervisor);
     if (rc)
@@ -1820,11 +1919,11 @@ CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l
         conc__waiter w = {.item = j};
         conc__line_up(&c->places, &w);
         conc__pool_leave(users);
-        return conc__wait_outside(l, &w, &conc__wants_place, c, &c->mutex, NULL);
+        return conc__came_to(conc__wait_outside(l, &w, &conc__wants_place, c, &c->mutex, NULL));
     }
     conc__crew_unlock(c);
     conc__pool_leave(users);
-    return rc == -EPERM ? conc__caller_refused(call) : rc;
+    return rc == -EPERM ? conc__caller_refused(call) : conc__came_to(rc);
 }
 
 /* Asks a job to end that has not, in the queue or not, under its crew's mutex. */
@@ -1893,9 +1992,9 @@ CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
 
 CONC_API int conc_job_cancel(conc_job *j)
 {
-    int rc = -EINVAL;
-    if (conc__is_job(j))
-        rc = conc__job_is_inherited(j) ? -EPERM : conc__job_cancel(j, false);
+    if (!conc__is_job(j))
+        return conc__misused(-EINVAL, __func__, "no job was submitted with this handle", NULL);
+    int rc = conc__job_is_inherited(j) ? -EPERM : conc__job_cancel(j, false);
     if (rc == 0)
         conc__stops_tell();
     return rc ? conc__own_error(rc) : 0;
@@ -1984,6 +2083,7 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
             struct conc__view *view = l && c->supervisor ? conc__view_open(l, c) : NULL;
             w->item = j;
             w->crew = c;
+            w->is_spare = own;
             w->looks_at = !l && c->supervisor ? c : NULL;
             c->references += w->looks_at != NULL;
             conc__job_line_up(j, w);
@@ -2020,13 +2120,13 @@ CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__a
 CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__answer *a)
 {
     const char *words = a->has_words ? a->text : NULL;
-    conc__frame *frame = l || !words ? NULL : conc__frame_here();
+    conc__frame *frame = l ? NULL : conc__frame_here();
     if (l && a->result < 0)
         conc__tell(l->self, a->result, words, (conc__source){NULL, NULL});
-    if (frame) { /* so that it can pass them on */
-        memcpy(frame->text, a->text, sizeof frame->text);
-        frame->text_rc = a->result;
-    }
+    if (!frame || !words)
+        return l ? a->result : conc__came_to(a->result);
+    memcpy(frame->text, words, sizeof frame->text); /* so that it can pass them on */
+    frame->text_rc = a->result;
     return a->result;
 }
 
@@ -2035,13 +2135,13 @@ CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
     conc_loop *l = conc__here;
     conc__answer answer;
     if (!conc__is_job(j))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no job was submitted with this handle", NULL);
     bool was_done = conc__job_state(j) & CONC__JOB_DONE;
     if (!was_done && l && !l->self)
         return conc__caller_refused("conc_job_wait");
     for (conc__frame *f = was_done ? NULL : conc__frame_here(); f; f = f->outer)
         if (f->job == j)
-            return conc__own_error(-EDEADLK);
+            return conc__misused(-EDEADLK, __func__, "a job would wait for itself", NULL);
     if (!was_done && conc__job_is_inherited(j))
         return conc__own_error(-EPERM);
     l = conc__of_task();
@@ -2414,19 +2514,19 @@ CONC__PRIVATE bool conc__pipe_is_blocked(void)
 CONC_API int conc_pool_open(conc_pool *p)
 {
     if (!p || p->threads < 0 || p->queue_limit < 0 || p->threads > 1 << 16)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no pool, or a number out of range", NULL);
     if (p->crew && p->crew->forks == conc__forks)
-        return conc__own_error(-EBUSY);
+        return conc__misused(-EBUSY, __func__, "the pool is open", NULL);
     conc__crews_need();
     if (!conc__frames_there)
-        return -EAGAIN;
+        return conc__own_error(-EAGAIN);
     conc__crew *c = conc__crew_new(p->threads, p->queue_limit);
     if (c) {
         conc__copy(c->name, sizeof c->name, p->name ? p->name : "conc");
         conc__original_mask(&c->mask);
         c->blocks_pipe = conc__pipe_is_blocked();
     }
-    return conc__pool_opens(&p->crew, &p->users, c);
+    return conc__came_to(conc__pool_opens(&p->crew, &p->users, c));
 }
 
 /* Takes back all that is in the queue, and asks to end what runs. Under the mutex. */
@@ -2548,8 +2648,10 @@ CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*en
     if (rc)
         return rc;
     conc__crew *c = conc__pool_grasp(crew, users, &rc);
+    if (rc)
+        return conc__misused(rc, call, "a job would wait for its own end", NULL);
     if (!c)
-        return rc;
+        return 0;
     bool first = conc__crew_close(l, c);
     conc__crew_await_end(l, c, first);
     if (first && c->supervisor)
@@ -2570,17 +2672,24 @@ CONC_API CONC__CALLED int conc_pool_close(conc_pool *p)
 
 CONC_API void conc__auto_conc_pool(conc_pool *p) { conc_pool_close(p); }
 
-/* conc_pool_submit or conc_procs_submit, for `call`; NULL: no mistake is possible. */
+/* The pool was not entered, for this reason. */
+CONC__COLD int conc__pool_refused(int rc, const char *call)
+{
+    return rc == -EINVAL ? conc__misused(rc, call, "the pool is not open", NULL)
+                         : conc__own_error(rc);
+}
+
+/* conc_pool_submit or conc_procs_submit, for `call`. */
 CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, conc_fn *fn,
                                void *arg, size_t size, conc__parcel *parcel, const char *call)
 {
     conc_loop *l = conc__here;
     if (!j || !fn || (size && !arg))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, call, "no job, no function, or no bytes", NULL);
     int rc = 0;
     conc__crew *c = conc__pool_enter(crew, users, &rc);
     if (!c)
-        return conc__own_error(rc);
+        return conc__pool_refused(rc, call);
     if (CONC__MSAN || c->on_valgrind)
         conc__excuse(j, sizeof *j);
     if (conc__job_in_use(j) && !conc__job_is_inherited(j))
@@ -2619,7 +2728,8 @@ CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn
     int rc = conc__caller(&l, call);
     if (rc)
         return rc;
-    if (!l && fn && conc__frame_of(__atomic_load_n(crew, __ATOMIC_ACQUIRE)))
+    const conc__frame *own = l ? NULL : conc__frame_of(__atomic_load_n(crew, __ATOMIC_ACQUIRE));
+    if (own && fn && conc__frame_is_ours(own))
         return fn(arg);
     j.state = 0;
     rc = conc__submit(crew, users, &j, fn, arg, size, parcel, call);
@@ -2703,8 +2813,10 @@ CONC__PRIVATE int conc__map_start(conc__crew **crew, unsigned *users, conc__mapp
         conc__runner *r = &runners[started];
         r->job.state = 0;
         r->parcel = (conc__parcel){.mapping = m};
-        *rc = processes ? conc__submit(crew, users, &r->job, m->fn, NULL, 0, &r->parcel, NULL)
-                        : conc__submit(crew, users, &r->job, conc__map_runner, m, 0, NULL, NULL);
+        *rc =
+            processes
+                ? conc__submit(crew, users, &r->job, m->fn, NULL, 0, &r->parcel, "conc_procs_map")
+                : conc__submit(crew, users, &r->job, conc__map_runner, m, 0, NULL, "conc_pool_map");
     }
     return started;
 }
@@ -2737,7 +2849,7 @@ CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mappi
         return conc__misused(-EINVAL, call, "no elements, or an impossible number of them", NULL);
     conc__crew *c = conc__pool_enter(crew, users, &rc);
     if (!c)
-        return conc__map_refused(m, conc__own_error(rc));
+        return conc__map_refused(m, conc__pool_refused(rc, call));
     bool processes = c->supervisor, own = !l && conc__frame_of(c);
     int most = (m->count < (size_t)c->most ? (int)m->count : c->most) - (own && m->count);
     conc__pool_leave(users);
@@ -2751,7 +2863,7 @@ CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mappi
     }
     conc__runner *runners = most ? conc__alloc((size_t)most * sizeof *runners) : NULL;
     if (most && !runners)
-        return conc__map_refused(m, -ENOMEM);
+        return conc__map_refused(m, conc__own_error(-ENOMEM));
     int started = conc__map_start(crew, users, m, processes, runners, most, &rc);
     if (own && m->count)
         conc__map_runner(m);
@@ -2806,8 +2918,8 @@ CONC__PRIVATE const char *conc__job_words(void)
     return f->text_rc < 0 ? f->text : "";
 }
 
-/* Under the mutex: the job is in conc_block, or no longer. One that was left is not counted, as
- * its thread is not. */
+/* Under the mutex: the job waits or is in conc_block, or no longer. One that was left is not
+ * counted, as its thread is not. */
 CONC__PRIVATE void conc__crew_blocks(conc__crew *c, conc_job *j, bool blocks)
 {
     uintptr_t state = conc__job_state(j);
@@ -2821,12 +2933,18 @@ CONC__PRIVATE void conc__crew_blocks(conc__crew *c, conc_job *j, bool blocks)
     conc__crew_stall(c);
 }
 
-CONC__PRIVATE void conc__thread_blocks(conc__frame *f, bool blocks)
+/* The thread waits, or is in conc_block, and the clock goes on; or no longer. */
+CONC__PRIVATE void conc__thread_idles(conc__frame *f, bool idles)
 {
     conc__crew *c = f->thread->crew;
     conc__lock_briefly(&c->mutex);
-    conc__crew_blocks(c, f->job, blocks);
+    conc__crew_blocks(c, f->job, idles);
     pthread_mutex_unlock(&c->mutex);
+}
+
+CONC__PRIVATE void conc__thread_blocks(conc__frame *f, bool blocks)
+{
+    conc__thread_idles(f, blocks);
     conc__frames_at_work(f, !blocks);
 }
 
@@ -2996,7 +3114,7 @@ CONC__PRIVATE int conc__job_block(int64_t ns)
         return 1;
     if (conc__frame_asked(f))
         return -ECANCELED;
-    if (f->thread && f->job->clock)
+    if (conc__frame_clock(f))
         return conc__block_on_clock(f, ns);
     return conc__block_in_real_time(f, ns);
 }
@@ -3005,7 +3123,7 @@ CONC__PRIVATE int conc__job_block(int64_t ns)
 CONC__PRIVATE int conc__frame_shield(conc__frame *f, double grace, conc_fn *fn, void *arg)
 {
     conc__job_timer t;
-    bool limited = grace < CONC_FOREVER, on_clock = limited && f->thread && f->job->clock;
+    bool limited = grace < CONC_FOREVER, on_clock = limited && conc__frame_clock(f);
     bool opened = false, never = false;
     if (on_clock) {
         conc__job_timer_make(&t, f, conc__ns(grace), false);
@@ -3206,7 +3324,7 @@ CONC__PRIVATE int conc__offloads_begin(conc_loop *l)
             return 0;
     conc__ending *e = conc__alloc(sizeof *e);
     if (!e)
-        return -ENOMEM;
+        return conc__own_error(-ENOMEM);
     *e = (conc__ending){l->endings, conc__offloads_end};
     l->endings = e;
     pthread_mutex_lock(&conc__offloads.mutex);
@@ -3283,14 +3401,30 @@ CONC__PRIVATE void conc__abandoned_release(conc_job *j)
     conc__abandoned_drop((conc__abandoned *)(void *)j);
 }
 
+/* Outside tasks. In a job the words of fn's error outlast those of free_arg's. */
+CONC__PRIVATE int conc__call_and_free(conc_fn *fn, void *arg, void (*free_arg)(void *))
+{
+    conc__frame *f = conc__frame_here();
+    char text[sizeof f->text];
+    int rc = fn(arg), text_rc = 0;
+    if (f && free_arg) {
+        text_rc = f->text_rc;
+        memcpy(text, f->text, sizeof text);
+    }
+    if (free_arg)
+        free_arg(arg);
+    if (f && free_arg) {
+        f->text_rc = text_rc;
+        memcpy(f->text, text, sizeof text);
+    }
+    return rc;
+}
+
 CONC__PRIVATE int conc__abandoned_run(void *arg)
 {
     conc__abandoned *a = arg;
     a->called = true;
-    int rc = a->fn(a->arg);
-    if (a->free_arg)
-        a->free_arg(a->arg);
-    return rc;
+    return conc__call_and_free(a->fn, a->arg, a->free_arg);
 }
 
 /* Under the mutex: the job runs on, alone. Its thread is lost to the crew until the job ends. */
@@ -3354,7 +3488,7 @@ CONC__PRIVATE int conc__offload_abandon(conc_loop *l, int which, conc_fn *fn, vo
                                         void (*free_arg)(void *))
 {
     conc__abandoned *a = conc__alloc(sizeof *a);
-    int rc = a ? 0 : -ENOMEM;
+    int rc = a ? 0 : conc__own_error(-ENOMEM);
     if (a) {
         a->called = false;
         a->fn = fn;
@@ -3389,7 +3523,7 @@ CONC__PRIVATE CONC__CALLED int conc__offload_for(int which, conc_fn *fn, void *a
     if (rc == 0 && l)
         return conc__offload_abandon(l, which, fn, arg, free_arg);
     if (rc == 0)
-        rc = fn(arg);
+        return conc__call_and_free(fn, arg, free_arg);
     if (free_arg)
         free_arg(arg);
     return rc;
@@ -3453,17 +3587,22 @@ CONC__COLD void conc__channel_take_over(conc__channel *inner)
     pthread_mutex_unlock(&conc__crews);
 }
 
+/* Is it a channel of a possible size? */
+CONC__PRIVATE bool conc__channel_fits(const conc_channel *c)
+{
+    size_t size;
+    return c && c->capacity && !__builtin_mul_overflow(c->item_size, c->capacity, &size) &&
+           size <= SIZE_MAX / 2;
+}
+
 /* What is behind a channel, locked; made by the first call. NULL: *rc says why. */
 CONC__PRIVATE conc__channel *conc__channel_lock(conc_channel *c, int *rc)
 {
-    size_t size = 0;
-    conc__channel *inner = c ? __atomic_load_n(&c->inner, __ATOMIC_ACQUIRE) : NULL;
-    *rc = !c || !c->capacity || __builtin_mul_overflow(c->item_size, c->capacity, &size) ||
-                  size > SIZE_MAX / 2
-              ? -EINVAL
-              : 0;
+    *rc = conc__channel_fits(c) ? 0 : -EINVAL;
     if (*rc)
         return NULL;
+    size_t size = c->item_size * c->capacity;
+    conc__channel *inner = __atomic_load_n(&c->inner, __ATOMIC_ACQUIRE);
     if (!inner) {
         conc__crews_need(); /* so that forks are counted */
         conc__channel *made = conc__channel_make(size);
@@ -3601,18 +3740,22 @@ CONC__PRIVATE int conc__channel_take(const conc_channel *c, conc__channel *inner
 }
 
 /* The whole of a send or a receive. */
-CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, bool waits)
+CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, bool waits,
+                                      const char *call)
 {
-    const char *call = sends ? "conc_channel_send" : "conc_channel_recv";
     conc_loop *l = NULL;
     int rc = waits ? conc__caller(&l, call) : 0;
-    if (rc == 0 && (!c || (c->item_size && !item)))
-        rc = -EINVAL;
-    if (rc == 0 && l)
+    if (rc)
+        return rc;
+    if (!c || (c->item_size && !item))
+        return conc__misused(-EINVAL, call, "no channel, or no item", NULL);
+    if (l)
         rc = conc__checkpoint(l);
     if (rc == 0 && !l && waits && conc_job_cancelled())
         rc = -ECANCELED;
     conc__channel *inner = rc ? NULL : conc__channel_lock(c, &rc);
+    if (rc == -EINVAL)
+        return conc__misused(rc, call, "no capacity, or too much", NULL);
     if (!inner)
         return conc__came_to(rc);
     rc = sends ? conc__channel_put(c, inner, item) : conc__channel_take(c, inner, item);
@@ -3631,22 +3774,22 @@ CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, b
 
 CONC_API CONC__CALLED int conc_channel_send(conc_channel *c, const void *item)
 {
-    return conc__channel_move(c, (void *)(uintptr_t)item, true, true);
+    return conc__channel_move(c, (void *)(uintptr_t)item, true, true, __func__);
 }
 
 CONC_API CONC__CALLED int conc_channel_recv(conc_channel *c, void *item)
 {
-    return conc__channel_move(c, item, false, true);
+    return conc__channel_move(c, item, false, true, __func__);
 }
 
 CONC_API int conc_channel_try_send(conc_channel *c, const void *item)
 {
-    return conc__channel_move(c, (void *)(uintptr_t)item, true, false);
+    return conc__channel_move(c, (void *)(uintptr_t)item, true, false, __func__);
 }
 
 CONC_API CONC__CALLED int conc_channel_try_recv(conc_channel *c, void *item)
 {
-    return conc__channel_move(c, item, false, false);
+    return conc__channel_move(c, item, false, false, __func__);
 }
 
 CONC_API void conc_channel_close(conc_channel *c)
@@ -3927,6 +4070,7 @@ typedef struct conc__file_call {
     char *data;
     size_t size, room, written;
     bool patient;  /* for a task, which waits where a thread would be blocked: see below */
+    bool special;  /* a read of what is no regular file, and may have no end */
     bool progress; /* since the last wait */
     int fd;        /* of a call that has to wait; -1: none */
 } conc__file_call;
@@ -3942,8 +4086,8 @@ enum {
 CONC__PRIVATE int conc__open_file(const char *path, int flags)
 {
     int fd;
-    do
-        fd = open(path, flags | O_CLOEXEC, 0666);
+    do /* no terminal becomes this program's */
+        fd = open(path, flags | O_CLOEXEC | O_NOCTTY, 0666);
     while (fd < 0 && errno == EINTR);
     fd = conc__not_standard(fd); /* else what the program prints meanwhile may go into the file */
     return fd < 0 ? -errno : fd;
@@ -3960,7 +4104,7 @@ CONC__PRIVATE int conc__open_for(conc__file_call *f, int flags)
     int fd = f->fd;
     if (fd >= 0)
         return fd;
-    fd = conc__open_file(f->path, flags | (f->patient ? O_NONBLOCK | O_NOCTTY : 0));
+    fd = conc__open_file(f->path, flags | (f->patient ? O_NONBLOCK : 0));
     if (fd == -EAGAIN) /* somebody has a lease on a regular file */
         fd = conc__open_file(f->path, flags);
     return fd;
@@ -3991,6 +4135,8 @@ CONC__PRIVATE int conc__read_all(int fd, conc__file_call *f)
             return -errno;
         f->size += n > 0 ? (size_t)n : 0;
         f->progress |= n > 0;
+        if (f->special && f->patient && conc_job_cancelled())
+            return -ECANCELED;
     }
     f->data[f->size] = 0;
     return 0;
@@ -4005,6 +4151,7 @@ CONC__PRIVATE int conc__file_reads(void *arg)
     if (fd >= 0 && begins) {
         bool sized = fstat(fd, &st) == 0 && st.st_size > 0;
         f->room = sized ? (size_t)st.st_size + 1 : 4096;
+        f->special = !S_ISREG(st.st_mode);
     }
     /* a FIFO looks as if it were at its end until somebody writes to it */
     bool waits_first = f->patient && begins && S_ISFIFO(st.st_mode);
@@ -4384,7 +4531,7 @@ CONC__PRIVATE int conc__ask_resolver(void *arg)
 CONC__PRIVATE int conc__no_answer(const conc__question *q)
 {
     switch (q->code) {
-    case EAI_MEMORY: return -ENOMEM;
+    case EAI_MEMORY: return conc__system_failed(-ENOMEM, q->host);
     case EAI_SERVICE: return conc_fail(-EINVAL, "%s: no such port", q->port);
     case EAI_SYSTEM:
         if (q->error > 0)
@@ -4418,13 +4565,15 @@ CONC__PRIVATE CONC__CALLED int conc__resolve(const char *host, const char *port,
     max = max < 256 ? max : 256;
     conc__question *q = conc__alloc(sizeof *q + max * sizeof q->found[0]);
     if (!q)
-        return -ENOMEM;
+        return conc__system_failed(-ENOMEM, host);
     memset(q, 0, sizeof *q + max * sizeof q->found[0]);
     q->references = 2;
     q->max = max;
     strcpy(q->host, host);
     strcpy(q->port, port);
     int rc = conc__offload_for(CONC__NAMES, conc__ask_resolver, q, conc__question_drop, call);
+    if (rc == -ENOMEM || rc == -EAGAIN) /* it was not asked */
+        conc__system_failed(rc, host);
     if (rc == 0 && (q->code || !q->count))
         rc = conc__no_answer(q);
     if (rc == 0) {
@@ -4450,8 +4599,8 @@ CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **fo
     conc__copy(host, (size_t)(colon - text) + 1, text);
     struct sockaddr_storage *all = conc__alloc(CONC__FOUND * sizeof *all);
     *found = conc__alloc(CONC__FOUND * sizeof **found);
-    int rc =
-        all && *found ? conc__resolve(host, colon + 1, all, CONC__FOUND, "conc_listen") : -ENOMEM;
+    int rc = all && *found ? conc__resolve(host, colon + 1, all, CONC__FOUND, "conc_listen")
+                           : conc__system_failed(-ENOMEM, host);
     rc = rc < CONC__FOUND ? rc : CONC__FOUND;
     for (int i = 0; i < rc; i++) {
         bool six = all[i].ss_family == AF_INET6;
@@ -5752,9 +5901,15 @@ CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, bool far_awa
 CONC_API void *conc_shared_alloc(size_t size)
 {
     size_t page = conc__page();
-    conc__segment *s = size && size < SIZE_MAX / 4 ? conc__alloc(sizeof *s) : NULL;
+    if (!size || size > SIZE_MAX / 4) {
+        conc_fail(size ? -ENOMEM : -EINVAL, "%zu bytes of shared memory", size);
+        return NULL;
+    }
     int saved = errno;
-    if (s && conc__segment_open(s, (size + page - 1) / page * page, true)) {
+    conc__segment *s = conc__alloc(sizeof *s);
+    if (!s)
+        conc_fail(-ENOMEM, "no memory for a piece of shared memory");
+    else if (conc__segment_open(s, (size + page - 1) / page * page, true)) {
         conc_free(s);
         s = NULL;
     }
@@ -6037,6 +6192,7 @@ enum {
     /* a worker's exit status */
     CONC__MOVED = 120,       /* an address of shared memory is taken */
     CONC__OTHER_BUILD = 121, /* it is another build of the module that has conc */
+    CONC__TOO_LATE = 122,    /* it got to main, or to a constructor, that opens a pool */
 
     /* whose turn it is; the side that has it passes it on */
     CONC__TURN_PROGRAM = 0,
@@ -6366,7 +6522,7 @@ CONC__PRIVATE int64_t conc__worker_calls(conc__worker_channel *c)
     if (!wanted)
         return 0;
     if (!data)
-        return -ENOMEM;
+        return conc_fail(-ENOMEM, "the worker cannot map the job's data: %s", strerror(errno));
     uintptr_t fn = conc__function_find(&r->function);
     if (!fn)
         return -ENOEXEC;
@@ -6536,11 +6692,13 @@ CONC__PRIVATE int conc__constructors_look(conc__module_info *m, size_t size, voi
     return 1;
 }
 
+/* The program's last constructor, in a worker that has not begun. */
 static conc__constructor *conc__last_constructor;
 
 CONC__PRIVATE void conc__construct_and_serve(int argc, char **argv, char **env)
 {
     conc__last_constructor(argc, argv, env);
+    conc__last_constructor = NULL;
     conc__worker_main();
 }
 
@@ -6801,7 +6959,7 @@ CONC__PRIVATE int conc__worker_room(conc__worker *w, size_t size)
 {
     enum { STEP = 1 << 20 };
     if (size > SIZE_MAX / 4)
-        return -ENOMEM;
+        return conc_fail(-ENOMEM, "the data is too large");
     if (size ? size <= w->data.size : w->data.size == 0)
         return 0;
     conc__segment_close(&w->data);
@@ -6818,7 +6976,9 @@ CONC__PRIVATE int conc__worker_room(conc__worker *w, size_t size)
         return 0;
     conc__segment_close(&w->data);
     w->data.size = 0;
-    return rc == -EFBIG ? rc : -ENOMEM;
+    if (rc == -EFBIG)
+        return rc;
+    return conc_fail(-ENOMEM, "no room for %zu bytes of data: %s", size, strerror(-rc));
 }
 
 /* Writes the job's request and data into the channel; its function stands there already. */
@@ -6986,7 +7146,8 @@ CONC__PRIVATE void conc__worker_rests(conc__supervisor *s, conc__worker *w)
         conc__worker_quits(w);
 }
 
-/* Gives the worker a job. A large one only from the supervisor, which unlocks meanwhile. */
+/* Gives the worker a job. A large one only from the supervisor, which unlocks meanwhile and has the
+ * words of an error then. */
 CONC__PRIVATE void conc__worker_begins(conc__supervisor *s, conc__worker *w, conc_job *j)
 {
     conc__parcel *p = j->parcel;
@@ -6994,15 +7155,22 @@ CONC__PRIVATE void conc__worker_begins(conc__supervisor *s, conc__worker *w, con
         s->crew->started++;
     w->job = j;
     w->state = CONC__WORKER_COPYING;
-    w->jobs += p && p->mapping ? (int)p->left : 1;
+    if (s->max_jobs)
+        w->jobs += p && p->mapping ? (int)p->left : 1;
     bool large = conc__job_is_large(j);
+    const char *words = "";
     int rc = conc__request_function(s, w, conc__job_function(j));
-    if (rc == 0) {
-        if (large)
-            pthread_mutex_unlock(&s->crew->mutex);
+    if (rc) {
+        words = "the function is in no module of the program";
+    } else if (!large) {
         rc = conc__job_load(j, w);
-        if (large)
-            conc__lock_briefly(&s->crew->mutex);
+    } else {
+        s->frame.text_rc = 0;
+        pthread_mutex_unlock(&s->crew->mutex);
+        rc = conc__job_load(j, w);
+        conc__lock_briefly(&s->crew->mutex);
+        if (s->frame.text_rc == rc)
+            words = s->frame.text;
     }
     if (rc == 0 && !w->cancelled) {
         w->state = CONC__WORKER_BUSY;
@@ -7010,7 +7178,7 @@ CONC__PRIVATE void conc__worker_begins(conc__supervisor *s, conc__worker *w, con
         return;
     }
     conc__worker_rests(s, w);
-    conc__job_undone(s->crew, j, rc ? rc : -ECANCELED, "");
+    conc__job_undone(s->crew, j, rc ? rc : -ECANCELED, words);
 }
 
 /* The worker that was busy last: what it needs is in its processor's caches, and it may not
@@ -7093,7 +7261,8 @@ CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
             conc__worker_begins(s, w, j);
             return;
         }
-        if (more && !w->cancelled && conc__backlog_has_room(s->crew)) { /* another worker does it */
+        bool another_does = more && !w->cancelled;
+        if (another_does && conc__backlog_has_room(s->crew, j->clock)) {
             conc__worker_rests(s, w);
             conc__backlog_push(s->crew, j);
             return;
@@ -7241,9 +7410,23 @@ CONC__PRIVATE void conc__own_program_find(conc__own_program *p)
     p->argv[i] = NULL;
 }
 
+/* A worker's standard input: /dev/null, or the end of a pipe that nobody writes to where a changed
+ * root has none. */
+CONC__PRIVATE int conc__empty_input(void)
+{
+    int ends[2], fd = conc__open_file("/dev/null", O_RDONLY);
+    if (fd >= 0)
+        return fd;
+    int rc = conc__pipe(ends);
+    if (rc)
+        return rc;
+    close(ends[1]);
+    return ends[0];
+}
+
 /* All signals are blocked until the worker has handlers: the terminal's interrupt comes to it
  * too. */
-CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int *pid)
+CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int input, int *pid)
 {
     conc__own_program program;
     conc__spawning how;
@@ -7251,16 +7434,18 @@ CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int 
     sigset_t all;
     sigfillset(&all);
     conc__own_program_find(&program);
+    /* on Valgrind the link leads to Valgrind itself, but for who reads it */
+    const char *path = conc__on_valgrind() ? program.argv[0] : "/proc/self/exe";
     int rc = conc__spawning_open(&how, &all);
     if (rc)
         return -rc;
-    rc = posix_spawn_file_actions_adddup2(&how.actions, socket, CONC__WORKER_SOCKET);
+    rc = posix_spawn_file_actions_adddup2(&how.actions, input, 0);
     if (rc == 0)
-        rc = posix_spawn_file_actions_addopen(&how.actions, 0, "/dev/null", O_RDONLY, 0);
+        rc = posix_spawn_file_actions_adddup2(&how.actions, socket, CONC__WORKER_SOCKET);
     if (rc == 0)
         rc = conc__close_others(&how, CONC__WORKER_SOCKET + 1);
     if (rc == 0)
-        rc = posix_spawn(&child, "/proc/self/exe", &how.actions, &how.attributes,
+        rc = posix_spawn(&child, path, &how.actions, &how.attributes,
                          (char *const *)(uintptr_t)program.argv, s->environment);
     conc__spawning_close(&how);
     *pid = child;
@@ -7354,7 +7539,10 @@ CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
     c->request.function = s->init;
     c->turn = CONC__TURN_WORKER;
     w->socket = ends[0];
-    rc = conc__worker_spawn(s, ends[1], &w->pid);
+    int input = conc__empty_input();
+    rc = input < 0 ? input : conc__worker_spawn(s, ends[1], input, &w->pid);
+    if (input >= 0)
+        close(input);
     close(ends[1]);
     if (rc)
         return conc_fail(rc, "posix_spawn of /proc/self/exe: %s", strerror(-rc));
@@ -7362,11 +7550,11 @@ CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
     rc = conc__worker_hand_all(s, w);
     if (rc == -EPIPE || rc == -ECONNRESET)
         return 0; /* it has ended, which is heard */
-    if (rc) {     /* it must not serve with what it got */
-        conc__worker_signal(w, SIGKILL);
-        conc__worker_reap(w);
-    }
-    return rc;
+    if (rc == 0)
+        return 0;
+    conc__worker_signal(w, SIGKILL); /* it must not serve with what it got */
+    conc__worker_reap(w);
+    return conc_fail(rc, "sendmsg to a worker: %s", strerror(-rc));
 }
 
 /* Gives back what a worker that has ended, or was not started, had. */
@@ -7452,8 +7640,12 @@ CONC__PRIVATE void conc__death_in_words(int status, char *words, size_t size)
     else if (WIFSIGNALED(status))
         snprintf(words, size, "the worker died of signal %d (%s)", WTERMSIG(status),
                  strsignal(WTERMSIG(status)));
+    else if (WEXITSTATUS(status) == CONC__MOVED)
+        snprintf(words, size, "the worker cannot map shared memory at its address");
     else if (WEXITSTATUS(status) == CONC__OTHER_BUILD)
         snprintf(words, size, "the worker has another build of the module that has conc");
+    else if (WEXITSTATUS(status) == CONC__TOO_LATE)
+        snprintf(words, size, "conc is in a library loaded late, or a constructor opens a pool");
     else
         snprintf(words, size, "the worker exited with status %d", WEXITSTATUS(status));
 }
@@ -7479,7 +7671,7 @@ CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w,
     if (error)
         conc__mapping_stop(s, m);
     bool stops = conc__map_stops(m) || s->crew->ask_all;
-    if (!stops && conc__backlog_has_room(s->crew)) {
+    if (!stops && conc__backlog_has_room(s->crew, j->clock)) {
         conc__backlog_push(s->crew, j);
         return;
     }
@@ -7532,7 +7724,7 @@ CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
         conc__supervisor_counts(s, status, words);
     if (j) {
         c->started--;
-        if (!begun && conc__backlog_has_room(c))
+        if (!begun && conc__backlog_has_room(c, j->clock))
             conc__backlog_push_back(c, j);
         else if (j->parcel && j->parcel->mapping)
             conc__runner_lost(s, w, words);
@@ -7696,7 +7888,9 @@ CONC__PRIVATE int conc__supervisor_begin(conc__supervisor *s)
         return 0;
     int rc = conc__quiet_thread(&s->thread, NULL, conc__supervisor_main, s);
     s->runs = rc == 0;
-    return -rc;
+    if (rc)
+        return conc_fail(-EAGAIN, "the pool's thread cannot be started: %s", strerror(rc));
+    return 0;
 }
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
@@ -7863,6 +8057,8 @@ CONC_API int conc_procs_open(conc_procs *p)
         return conc__misused(-EBUSY, __func__, "the pool is open", NULL);
     if (getauxval(AT_SECURE))
         return conc_fail(-EPERM, "a set-user-ID program has no worker processes");
+    if (conc__last_constructor) /* else it would have workers that do the same, without end */
+        _exit(CONC__TOO_LATE);
     conc__crews_need();
     int saved = errno;
     conc__crew *c = conc__frames_there ? conc__crew_new(p->workers, 0) : NULL;

@@ -40,6 +40,19 @@
 #include <time.h>
 #include <unistd.h>
 
+/* The best way to wait for descriptors that this build has, as CONC_POLL names it; poll(2) alone
+ * has no descriptor that another loop could wait for. */
+#if defined CONC_NO_EPOLL
+#define TEST_POLLER "poll"
+#define TEST_ONLY_POLL 1
+#elif defined CONC__KQUEUE || defined __APPLE__
+#define TEST_POLLER "kqueue"
+#define TEST_ONLY_POLL 0
+#else
+#define TEST_POLLER "epoll"
+#define TEST_ONLY_POLL 0
+#endif
+
 #ifndef TEST_SECONDS
 #define TEST_SECONDS \
     20 /* the limit of one test; multiplied by CK_TIMEOUT_MULTIPLIER in the environment */

@@ -7,7 +7,7 @@
  *                                                its time
  *
  * Each of them runs three times (under CONC_SEED once): with the loop's own choice, with poll(2)
- * and with epoll(7). After each run the open descriptors, the signal mask and the pending
+ * and with the best way by its name. After each run the open descriptors, the signal mask and the pending
  * signals have to be what they were, and on_error must have been called as often as the test
  * said in io_failures.expected.
  */
@@ -21,12 +21,6 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
-
-#if defined __linux__ && !defined CONC_NO_EPOLL
-#define IO_HAS_EPOLL true
-#else
-#define IO_HAS_EPOLL false
-#endif
 
 enum { IO_SMALLEST_STACK = 16384 };
 
@@ -72,7 +66,7 @@ static inline void io_compare(const io_state *before, const io_state *after)
     }
 }
 
-/* A run whose main_fn is body; poll is NULL, "poll" or "epoll". */
+/* A run whose main_fn is body; poll is NULL, "poll" or TEST_POLLER. */
 static inline void io_run(void (*body)(void), const char *poll, bool virtual_clock)
 {
     test_task t = {body};
@@ -93,17 +87,14 @@ static inline void io_run_each(void (*body)(void))
 {
     io_run(body, NULL, true);
     io_run(body, "poll", true);
-    io_run(body, IO_HAS_EPOLL ? "epoll" : "poll", true);
+    io_run(body, TEST_POLLER, true);
 }
 
-#define IO_TESTS_(kind_of_test, name, virtual_clock)                                  \
-    static void body_of_##name(void);                                                 \
-    kind_of_test(name) { io_run(body_of_##name, NULL, virtual_clock); }               \
-    VARIANT_TEST(name##_with_poll) { io_run(body_of_##name, "poll", virtual_clock); } \
-    VARIANT_TEST(name##_with_epoll)                                                   \
-    {                                                                                 \
-        io_run(body_of_##name, IO_HAS_EPOLL ? "epoll" : "poll", virtual_clock);       \
-    }                                                                                 \
+#define IO_TESTS_(kind_of_test, name, virtual_clock)                                           \
+    static void body_of_##name(void);                                                          \
+    kind_of_test(name) { io_run(body_of_##name, NULL, virtual_clock); }                        \
+    VARIANT_TEST(name##_with_poll) { io_run(body_of_##name, "poll", virtual_clock); }          \
+    VARIANT_TEST(name##_with_the_best) { io_run(body_of_##name, TEST_POLLER, virtual_clock); } \
     static void body_of_##name(void)
 
 #define IO_TEST(name) IO_TESTS_(TEST, name, true)

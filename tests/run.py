@@ -61,6 +61,9 @@ SWITCHES = r"test_(errors|generators|random_\w+|stacks|static_variables|tasks|ti
 INLINED = SWITCHES + (r"|test_(descriptors|errno|futures|gather|group\w*|guard_report|locals|locks)\.c"
                       r"|test_(queues|scopes|streams|time)\.c")
 
+POLLERS = (r"test_(children|descriptors|embed\w*|forks|net_faults|other_loops|poller|post|random_io|run|select)\.c"
+           r"|test_(signals|streams|time)\.c")
+
 # Each option of conc.h has a row, and so has each layout, compiler and processor; optimisation levels ride along. What changes
 # nothing but how stacks are switched is for the files that are about that, and for random programs.
 CONFIGS = [
@@ -72,6 +75,8 @@ CONFIGS = [
     Config("tsan", f"clang -O1 -fsanitize=thread {SANITIZE}", sanitized=True),
     Config("ucontext", "gcc -O0 -DCONC_USE_UCONTEXT"),
     Config("no-epoll", "clang -O0 -DCONC_NO_EPOLL", variants=True),
+    # as on macOS, with a stand-in for its system calls
+    Config("kqueue", f"gcc -std=gnu11 -O1 {WARNINGS} -DCONC__KQUEUE -Itests/kqueue", only=POLLERS),
     Config("save-fpu", "gcc -O3 -DCONC_SAVE_FPU" + " -fcf-protection=full" * X86, linked=False, only=SWITCHES),
     Config("static", "clang -O3 -DCONC_STATIC", layout="single_include", linked=False, only=INLINED),
     Config("aarch64", "aarch64-linux-gnu-gcc -O2 -static", plain=True, runner="qemu-aarch64"),

@@ -1542,7 +1542,7 @@ CHILD_TEST(a_pipe_of_a_program_that_has_ended_does_not_hold_the_clock)
     CHECK_INT(kill((pid_t)atoi(text), SIGKILL), 0);
 }
 
-#if !defined CONC_NO_EPOLL && defined __linux__
+#if !TEST_ONLY_POLL
 
 static int waits_with_a_limit(void *arg)
 {

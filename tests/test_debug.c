@@ -11,12 +11,6 @@
 #include <poll.h>
 #include <pthread.h>
 
-#if defined __linux__ && !defined CONC_NO_EPOLL
-#define IO_POLLER "epoll"
-#else
-#define IO_POLLER "poll"
-#endif
-
 #ifdef CONC_TEST_PLAIN
 enum { PLAIN = true }; /* run by an emulator of another processor */
 #else
@@ -566,7 +560,7 @@ TEST(a_descriptor_of_conc_that_is_closed_behind_its_back_is_told)
 {
     conc_options o = {.debug = true, .slow_step = 10};
     for (int i = 0; i < 2; i++) {
-        setenv("CONC_POLL", i ? "poll" : IO_POLLER, 1);
+        setenv("CONC_POLL", i ? "poll" : TEST_POLLER, 1);
         run_for_report(closes_under_a_reader, o);
         CHECK_INT(count_in(report, ", which conc opened: it was closed, but not with conc_close"),
                   1);

@@ -11,15 +11,10 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #ifdef __linux__
 #include <sys/eventfd.h>
-#endif
-
-#if defined __linux__ && !defined CONC_NO_EPOLL
-#define HAS_EPOLL true
-#else
-#define HAS_EPOLL false
 #endif
 
 /* Left out where a loop has no descriptor; where it can have one, it has. */
@@ -34,7 +29,7 @@
     __attribute__((constructor)) static void test_add_##name(void) \
     {                                                              \
         static test_case t = {#name, embed_##name, NULL};          \
-        if (HAS_EPOLL)                                             \
+        if (!TEST_ONLY_POLL)                                       \
             test_add(&t, false);                                   \
     }                                                              \
     static void name(void)
@@ -435,6 +430,37 @@ EMBED_TEST(what_happens_to_a_file_that_was_closed_here_is_no_event)
     CHECK_INT(conc_embed_end(&h.e), -ECANCELED);
     close(passed_on);
     close(peer);
+}
+
+static int reads_from_a_named_pipe(void *arg)
+{
+    char c;
+    CHECK_INT(conc_read(*(int *)arg, &c, 1), 1);
+    return (int)conc_read(*(int *)arg, &c, 1);
+}
+
+/* The host may not see it, and then waits no longer than it can be late. */
+EMBED_TEST(a_named_pipe_is_read_in_a_hosts_loop)
+{
+    char name[64];
+    host h;
+    snprintf(name, sizeof name, "/tmp/conc_test_%d", (int)getpid());
+    CHECK_INT(mkfifo(name, 0600), 0);
+    int fd = open(name, O_RDONLY | O_NONBLOCK), writer = open(name, O_WRONLY | O_NONBLOCK);
+    CHECK_INT(unlink(name), 0);
+    begin(&h, reads_from_a_named_pipe, &fd);
+    step_until_idle(&h);
+    CHECK_INT(write(writer, "x", 1), 1);
+    double start = test_real_seconds();
+    CHECK_INT(turn(&h), 1);
+    CHECK(test_real_seconds() - start < 0.2);
+    step_until_idle(&h);
+    CHECK_INT(close(writer), 0);
+    while (turn(&h) > 0)
+        continue;
+    CHECK(h.steps < 100);
+    CHECK_INT(conc_embed_end(&h.e), 0);
+    CHECK_INT(close(fd), 0);
 }
 
 static void loses_its_descriptors(void)

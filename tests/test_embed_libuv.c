@@ -9,7 +9,7 @@
 #include "conc_test.h"
 
 #if defined __has_include
-#if __has_include(<uv.h>) && defined __linux__ && !defined CONC_NO_EPOLL
+#if __has_include(<uv.h>) && !TEST_ONLY_POLL
 #define HAS_LIBUV 1
 #endif
 #endif
@@ -19,9 +19,9 @@
 
 #if !HAS_LIBUV
 
-TEST(without_libuv_or_epoll_everything_here_is_left_out)
+TEST(without_libuv_or_with_poll_alone_everything_here_is_left_out)
 {
-    fprintf(stderr, "test_embed_libuv: left out: there is no <uv.h>, or no epoll\n");
+    fprintf(stderr, "test_embed_libuv: left out: there is no <uv.h>, or poll(2) alone\n");
 }
 
 #else

@@ -856,8 +856,7 @@ static void begins_runs(const char *poll)
 TEST(runs_leave_errno_alone)
 {
     begins_runs("poll");
-    if (IO_HAS_EPOLL)
-        begins_runs("epoll");
+    begins_runs(TEST_POLLER);
 }
 
 TEST(runs_whose_reports_cannot_be_written_leave_errno_alone)
@@ -869,9 +868,9 @@ TEST(runs_whose_reports_cannot_be_written_leave_errno_alone)
 TEST(runs_in_another_programs_loop_leave_errno_alone)
 {
     conc_embed e = {0};
-    setenv("CONC_POLL", "epoll", 1);
+    setenv("CONC_POLL", TEST_POLLER, 1);
     errno = OWN;
-    if (!IO_HAS_EPOLL || conc_embed_begin(&e, NULL, takes_two_turns, &seven))
+    if (TEST_ONLY_POLL || conc_embed_begin(&e, NULL, takes_two_turns, &seven))
         return;
     GIVES(-EBUSY, conc_embed_begin(&e, NULL, takes_two_turns, &seven));
     GIVES(-EBUSY, conc_embed_begin(&(conc_embed){0}, NULL, takes_two_turns, &seven));

@@ -566,10 +566,10 @@ TEST(on_the_real_clock_with_poll_every_allocation_may_fail)
     check_every_call(&malloc_fault, false, true);
 }
 
-#if defined __linux__ && !defined CONC_NO_EPOLL
-TEST(on_the_real_clock_with_epoll_every_allocation_may_fail)
+#if !TEST_ONLY_POLL
+TEST(on_the_real_clock_every_allocation_may_fail)
 {
-    setenv("CONC_POLL", "epoll", 1);
+    setenv("CONC_POLL", TEST_POLLER, 1);
     check_every_call(&malloc_fault, false, true);
 }
 #endif

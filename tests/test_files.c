@@ -1191,6 +1191,123 @@ FILE_TEST(what_has_begun_is_waited_for_and_not_undone)
     free(text);
 }
 
+/* An open file whose lease (fcntl(2)) holds everybody who opens it; -1: this file system has none. */
+static int lease_of(const char *name)
+{
+    make_text(name, "old");
+    signal(SIGIO, SIG_IGN); /* it comes when somebody opens the file */
+    int fd = open(path_of(name), O_RDWR | O_CLOEXEC);
+    CHECK(fd >= 0);
+    if (fcntl(fd, F_SETLEASE, F_WRLCK) == 0)
+        return fd;
+    printf("no lease: %s\n", strerror(errno));
+    CHECK_INT(close(fd), 0);
+    return -1;
+}
+
+static void end_lease(int fd)
+{
+    CHECK_INT(fcntl(fd, F_SETLEASE, F_UNLCK), 0);
+    CHECK_INT(close(fd), 0);
+}
+
+/* Until a call is held. */
+static void wait_for_opener(int fd)
+{
+    while (fcntl(fd, F_GETLEASE) == F_WRLCK)
+        CHECK_INT(conc_sleep(0.001), 0);
+}
+
+static int calls_with_a_limit(void *arg)
+{
+    call *c = arg;
+    conc_scope s = {0};
+    c->rc = UNDECIDED;
+    CHECK_INT(conc_scope_begin(&s, 0.01), 0);
+    int rc = c->text ? conc_file_append(c->path, c->text, strlen(c->text))
+                     : conc_file_read(c->path, &c->data, &c->size);
+    c->next = conc_yield();
+    c->rc = conc_scope_end(&s, rc);
+    CHECK(s.expired);
+    return 0;
+}
+
+/* Reads and adds to a file that is held, while a cancel comes or a limit passes. */
+static void check_held_call(bool appends, bool limited)
+{
+    call c = {.path = path_of("held"), .text = appends ? "new" : NULL, .append = appends};
+    conc_group g = {0};
+    int fd = lease_of("held");
+    if (fd < 0)
+        return;
+    CHECK_INT(conc_spawn_task(&g, &c.task, limited ? calls_with_a_limit : calls, &c), 0);
+    wait_for_opener(fd);
+    if (!limited)
+        CHECK_INT(conc_cancel(&c.task), 0);
+    CHECK_INT(conc_sleep(0.02), 0);
+    CHECK_INT(c.rc, UNDECIDED);
+    end_lease(fd);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(c.rc, 0);
+    CHECK_INT(c.next, -ECANCELED); /* seen at the next checkpoint */
+    CHECK(appends || (c.size == 3 && strcmp(c.data, "old") == 0));
+    conc_free(c.data);
+    check_text("held", appends ? "oldnew" : "old");
+    CHECK_INT(unlink(path_of("held")), 0);
+}
+
+REAL_FILE_TEST(a_call_that_is_held_is_waited_for_when_a_cancel_comes_or_a_limit_passes)
+{
+    for (int how = 0; how < 4; how++)
+        check_held_call(how & 1, how & 2);
+}
+
+/* Reads are held on all threads for files. */
+REAL_FILE_TEST(a_call_behind_others_that_are_held_does_nothing_when_it_is_cancelled)
+{
+    enum { MANY = 32 };
+    static call c[MANY], behind;
+    char path[PATH_MAX], other[PATH_MAX];
+    conc_group g = {0};
+    int fd = lease_of("held");
+    if (fd < 0)
+        return;
+    snprintf(path, sizeof path, "%s", path_of("held"));
+    snprintf(other, sizeof other, "%s", path_of("other"));
+    make_text("other", "old");
+    for (int i = 0; i < MANY; i++) {
+        c[i] = (call){.path = path};
+        CHECK_INT(conc_spawn(&g, calls, &c[i]), 0);
+    }
+    wait_for_opener(fd);
+    behind = (call){.path = other, .text = "new", .append = true};
+    CHECK_INT(conc_spawn_task(&g, &behind.task, calls_with_a_limit, &behind), 0);
+    while (behind.rc != -ETIMEDOUT)
+        CHECK_INT(conc_sleep(0.001), 0);
+    check_text("other", "old");
+    end_lease(fd);
+    CHECK_INT(conc_group_wait(&g), 0);
+    for (int i = 0; i < MANY; i++) {
+        CHECK_INT(c[i].rc, 0);
+        CHECK_STR((char *)c[i].data, "old");
+        conc_free(c[i].data);
+    }
+    check_text("other", "old");
+}
+
+FILE_TEST(a_cancel_ends_a_read_of_a_file_without_an_end)
+{
+    call c = {.path = "/dev/zero"};
+    conc_group g = {0};
+    CHECK_INT(conc_spawn_task(&g, &c.task, calls, &c), 0);
+    turn(10);
+    CHECK_INT(c.rc, UNDECIDED);
+    CHECK_INT(conc_cancel(&c.task), 0);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(c.rc, -ECANCELED);
+    CHECK(c.data == NULL);
+}
+
 FILE_TEST(a_cancel_ends_a_wait_for_the_other_end_of_a_pipe)
 {
     for (int how = 0; how < 4; how++) {
@@ -1282,6 +1399,32 @@ FILE_TEST(a_cancel_ends_a_read_of_a_terminal)
     CHECK_INT(conc_cancel(&c.task), 0);
     CHECK_INT(conc_group_wait(&g), 0);
     CHECK_INT(c.rc, -ECANCELED);
+    CHECK_INT(close(fd), 0);
+    CHECK_INT(close(control), 0);
+}
+
+static const char *terminal;
+
+static void use_terminal_of_nobody(void)
+{
+    CHECK(setsid() > 0); /* it has no terminal, and the next that it opens may become its own */
+    CHECK_INT(write_text(terminal, "text"), 0);
+    check_reads(terminal, "line\n", 5);
+    CHECK_INT(open("/dev/tty", O_RDWR | O_CLOEXEC), -1);
+}
+
+THREAD_FILE_TEST(a_terminal_that_is_read_does_not_become_this_programs)
+{
+    static char text[4096];
+    int control = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (control < 0 || grantpt(control) || unlockpt(control))
+        return;
+    terminal = ptsname(control);
+    int fd = open(terminal, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    CHECK(fd >= 0);
+    CHECK_INT(write(control, "line\n\4", 6), 6); /* and its end */
+    CHECK_INT(test_in_process(use_terminal_of_nobody, text, sizeof text), 0);
+    CHECK_STR(text, "");
     CHECK_INT(close(fd), 0);
     CHECK_INT(close(control), 0);
 }

@@ -505,6 +505,23 @@ static void is_not_called(void *arg)
     abort();
 }
 
+/* As if another thread had been writing a place down when the process forked. */
+TASK_TEST(a_place_is_written_in_a_forked_child)
+{
+    int status;
+    pthread_mutex_lock(&conc__places);
+    pid_t child = fork();
+    if (child == 0) {
+        static char room[32];
+        alarm(10);
+        CHECK_STR(conc__at(room, "f at ", "a/b.c:1"), "f at b.c:1");
+        _exit(0);
+    }
+    pthread_mutex_unlock(&conc__places);
+    CHECK_INT(waitpid(child, &status, 0), child);
+    CHECK_INT(status, 0);
+}
+
 /* Another thread may hold the loop's mutex when the process forks: nothing waits for it. */
 TASK_TEST(a_loop_of_the_parent_is_refused_in_a_forked_child)
 {

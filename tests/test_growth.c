@@ -7,6 +7,7 @@
  */
 #define CONC_STACK_SIZE (32 * 1024) /* and an implementation of its own, which counts */
 #define TEST_SYNC
+#define TEST_POOL
 #include "conc_test.h"
 
 #include <pthread.h>
@@ -923,6 +924,51 @@ static int closes_streams(void *arg)
     for (int i = 0; i < many; i++)
         CONC_TRY(conc_stream_close(&streams[i]));
     return 0;
+}
+
+/* ---- jobs on the virtual clock ---- */
+
+static int returns_at_once(void *arg)
+{
+    (void)arg;
+    return 0;
+}
+
+/* Each conc_block has the clock go on, and then stand still again, for all that is queued. */
+static int blocks_again_and_again(void *arg)
+{
+    (void)arg;
+    for (int i = 0; i < 300; i++)
+        CHECK_INT(conc_block(0.001), 0);
+    return 0;
+}
+
+static long blocks_of_first;
+
+static int blocks_before_a_queue(void *arg)
+{
+    static conc_job first, queued[MOST];
+    (void)arg;
+    conc_pool pool = {.threads = 1};
+    CHECK_INT(conc_pool_open(&pool), 0);
+    CHECK_INT(conc_pool_submit(&pool, &first, blocks_again_and_again, NULL), 0);
+    for (int i = 0; i < many; i++)
+        CHECK_INT(conc_pool_submit(&pool, &queued[i], returns_at_once, NULL), 0);
+    long before = blocks;
+    CHECK_INT(conc_job_wait(&first, NULL), 0);
+    blocks_of_first = blocks - before;
+    return conc_pool_close(&pool);
+}
+
+/* Threads are looked for a while before they are waited for: that is work, too. */
+TEST(a_job_that_blocks_before_many_in_a_queue)
+{
+    count_blocks(blocks_before_a_queue, MOST / 100);
+    long few = blocks_of_first;
+    count_blocks(blocks_before_a_queue, MOST);
+    if (blocks_of_first > 4 * few)
+        test_fail(__FILE__, __LINE__, "%ld blocks before few, %ld before many", few,
+                  blocks_of_first);
 }
 
 TEST(debug_mode)

@@ -490,14 +490,79 @@ static void misuse_maps(conc_pool *p)
     MISUSE(conc_procs_map(NULL, nothing, &item, 1, sizeof item), -EINVAL);
 }
 
+static void misuse_jobs(conc_pool *p)
+{
+    conc_job j = {0};
+    conc_pool closed = {0}, negative = {.threads = -1};
+    MISUSE(conc_pool_open(NULL), -EINVAL);
+    MISUSE(conc_pool_open(&negative), -EINVAL);
+    MISUSE(conc_pool_open(p), -EBUSY);
+    MISUSE(conc_pool_submit(p, NULL, nothing, NULL), -EINVAL);
+    MISUSE(conc_pool_submit(p, &j, NULL, NULL), -EINVAL);
+    MISUSE(conc_pool_submit(&closed, &j, nothing, NULL), -EINVAL);
+    MISUSE(conc_pool_run(p, NULL, NULL), -EINVAL);
+    MISUSE(conc_pool_run(&closed, nothing, NULL), -EINVAL);
+    MISUSE(conc_pool_map(&closed, nothing, NULL, 2, 0), -EINVAL);
+    MISUSE(conc_job_wait(&j, NULL), -EINVAL);
+    MISUSE(conc_job_wait(NULL, NULL), -EINVAL);
+    MISUSE(conc_job_cancel(&j), -EINVAL);
+    MISUSE(conc_job_cancel(NULL), -EINVAL);
+    CHECK_INT(conc_pool_submit(p, &j, nothing, NULL), 0);
+    CHECK_INT(conc_job_wait(&j, NULL), 0);
+    FAILS(conc_job_cancel(&j), -EALREADY);
+    FAILS(conc_pool_run(p, is_out_of_order, NULL), -EIO);
+    FAILS(conc_pool_map(p, is_out_of_order, NULL, 2, 0), -EIO);
+}
+
+static void misuse_channels(void)
+{
+    int item = 0;
+    conc_channel none = {.item_size = sizeof item}, wide = {.item_size = 2, .capacity = SIZE_MAX};
+    conc_channel channel = CONC_CHANNEL(int, 1);
+    MISUSE(conc_channel_send(NULL, &item), -EINVAL);
+    MISUSE(conc_channel_recv(NULL, &item), -EINVAL);
+    MISUSE(conc_channel_try_send(NULL, &item), -EINVAL);
+    MISUSE(conc_channel_try_recv(NULL, &item), -EINVAL);
+    MISUSE(conc_channel_send(&none, &item), -EINVAL);
+    MISUSE(conc_channel_try_recv(&none, &item), -EINVAL);
+    MISUSE(conc_channel_recv(&wide, &item), -EINVAL);
+    MISUSE(conc_channel_try_send(&channel, NULL), -EINVAL);
+    FAILS(conc_channel_try_recv(&channel, &item), -EAGAIN);
+    CHECK_INT(conc_channel_try_send(&channel, &item), 0);
+    FAILS(conc_channel_try_send(&channel, &item), -EAGAIN);
+    conc_channel_close(&channel);
+    FAILS(conc_channel_send(&channel, &item), -EPIPE);
+    conc_channel_destroy(&channel);
+}
+
+/* The same in a job, to whose words nobody adds. */
+static int fails_in_a_job(void *other)
+{
+    conc_job j;
+    int result;
+    (void)conc_fail(-EIO, STALE);
+    CHECK_INT(conc_pool_run(other, is_out_of_order, NULL), -EIO);
+    CHECK(!strstr(conc_last_error(), STALE));
+    (void)conc_fail(-EIO, STALE);
+    CHECK_INT(conc_pool_submit(other, &j, is_out_of_order, NULL), 0);
+    CHECK_INT(conc_job_wait(&j, &result), 0);
+    CHECK_INT(result, -EIO);
+    CHECK(!strstr(conc_last_error(), STALE));
+    return 0;
+}
+
 static int misuses_pools(void *arg)
 {
     int item = 0;
-    conc_pool p = {.threads = 1};
-    conc_channel channel = CONC_CHANNEL(int, 1);
+    conc_pool p = {.threads = 1}, other = {.threads = 1};
     struct sockaddr_storage address;
     CHECK_INT(conc_pool_open(&p), 0);
+    CHECK_INT(conc_pool_open(&other), 0);
     misuse_maps(&p);
+    misuse_jobs(&p);
+    misuse_channels();
+    CHECK_INT(conc_pool_run(&p, fails_in_a_job, &other), 0);
+    CHECK_INT(conc_pool_close(&other), 0);
     CHECK_INT(conc_pool_close(&p), 0);
     MISUSE(conc_pool_close(NULL), -EINVAL);
     MISUSE(conc_pool_run(NULL, nothing, NULL), -EINVAL);
@@ -506,10 +571,6 @@ static int misuses_pools(void *arg)
     MISUSE(conc_procs_run(NULL, nothing, &item, sizeof item), -EINVAL);
     MISUSE(conc_offload(NULL, NULL), -EINVAL);
     MISUSE(conc_offload_abandon(NULL, NULL, NULL), -EINVAL);
-    FAILS(conc_channel_try_recv(&channel, &item), -EAGAIN);
-    CHECK_INT(conc_channel_try_send(&channel, &item), 0);
-    FAILS(conc_channel_try_send(&channel, &item), -EAGAIN);
-    conc_channel_destroy(&channel);
     MISUSE(conc_resolve(NULL, "80", &address, 1), -EINVAL);
     MISUSE(conc_resolve("localhost", NULL, &address, 1), -EINVAL);
     CHECK_INT(conc_resolve("localhost", "", &address, 1), -EINVAL);

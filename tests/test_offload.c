@@ -251,6 +251,29 @@ OFFLOAD_TEST(the_words_of_an_error_come_with_the_result)
     check_freed(&h[1], 1);
 }
 
+static int fails_in_words(void *arg) { return conc_fail(-EPROTO, "%s", (const char *)arg); }
+
+static void frees_in_vain(void *arg)
+{
+    (void)arg;
+    conc_fail(-EIO, "of freeing");
+    conc_fail(-EPROTO, "of freeing");
+}
+
+static int abandons_and_looks(void *words)
+{
+    CHECK_INT(conc_offload_abandon(fails_in_words, words, frees_in_vain), -EPROTO);
+    CHECK_STR(conc_last_error(), words);
+    return 0;
+}
+
+OFFLOAD_TEST(what_an_argument_is_freed_with_leaves_the_words_of_the_job)
+{
+    static char words[] = "of the job";
+    CHECK_INT(abandons_and_looks(words), 0);
+    CHECK_INT(conc_offload(abandons_and_looks, words), 0);
+}
+
 OFFLOAD_TEST(the_shared_pool_has_four_threads_more_than_there_are_processors)
 {
     static crowd c;

@@ -149,9 +149,9 @@ static int closes_everything(void *arg)
     return rc;
 }
 
-static void runs_without_its_descriptors_under_epoll(void)
+static void runs_without_its_descriptors_under_the_best(void)
 {
-    setenv("CONC_POLL", "epoll", 1);
+    setenv("CONC_POLL", TEST_POLLER, 1);
     unsetenv("CONC_CLOCK");
     for (int again = 0; again < 2; again++) {
         reopen = again;
@@ -174,8 +174,8 @@ TEST(a_run_whose_descriptors_were_closed_ends_with_the_error_in_words)
 {
     if (SANITIZED)
         return; /* they have descriptors of their own */
-    if (IO_HAS_EPOLL)
-        check_ends_well(runs_without_its_descriptors_under_epoll);
+    if (!TEST_ONLY_POLL)
+        check_ends_well(runs_without_its_descriptors_under_the_best);
     check_ends_well(runs_without_its_descriptors_under_poll);
     CHECK_CONTAINS(text, "the wait for descriptors failed");
     CHECK_CONTAINS(text, "Bad file descriptor");
@@ -222,7 +222,7 @@ static rlim_t limit_of_descriptors;
 
 static void runs_under_a_limit(void)
 {
-    static const char *const backends[] = {"poll", IO_HAS_EPOLL ? "epoll" : "poll"};
+    static const char *const backends[] = {"poll", TEST_POLLER};
     unsetenv("CONC_CLOCK");
     for (int i = 0; i < 2; i++) {
         struct rlimit enough;
@@ -739,7 +739,139 @@ IO_TEST(a_wait_for_no_event_ends_when_the_peer_hangs_up)
     }
 }
 
+/* What is there to be read, and that one can write, is no news for it, again and again. */
+static void wait_beside_unread_bytes(bool reads_too)
+{
+    int end[2];
+    conc_group g = {0};
+    io_open(IO_SOCKET, end);
+    io_waiter w = {.fd = end[0], .events = 0, .rc = -1};
+    io_reader r = {.fd = end[0], .n = 1};
+    if (reads_too)
+        CHECK_INT(conc_spawn(&g, io_reads, &r), 0);
+    CHECK_INT(conc_spawn(&g, io_waits, &w), 0);
+    CHECK_INT(conc_settle(), 0);
+    io_send(end[1], "xyz");
+    CHECK_INT(conc_sleep(0.01), 0);
+    CHECK(r.done == reads_too && !w.done);
+    uint64_t before = io_polls();
+    CHECK_INT(conc_sleep(0.05), 0);
+    CHECK(io_polls() - before < 20);
+    CHECK(!w.done);
+    CHECK_INT(conc_close(end[1]), 0);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(w.rc, 0);
+    CHECK_INT(conc_close(end[0]), 0);
+}
+
+SLOW_IO_TEST(a_wait_for_no_event_does_not_spin_beside_unread_bytes)
+{
+    wait_beside_unread_bytes(false);
+    wait_beside_unread_bytes(true);
+}
+
+/* ---- files that a poller may not take ---- */
+
+typedef struct named_pipe {
+    int reader, writer;
+} named_pipe;
+
+static named_pipe open_named_pipe(void)
+{
+    char name[64];
+    named_pipe p;
+    snprintf(name, sizeof name, "/tmp/conc_test_%d", (int)getpid());
+    CHECK_INT(mkfifo(name, 0600), 0);
+    p.reader = open(name, O_RDONLY | O_NONBLOCK);
+    p.writer = open(name, O_WRONLY | O_NONBLOCK);
+    CHECK(p.reader >= 0 && p.writer >= 0);
+    CHECK_INT(unlink(name), 0);
+    return p;
+}
+
+/* Each wakes while the loop waits for the other, too. */
+SLOW_IO_TEST(a_named_pipe_and_another_pipe_wake_their_readers_without_polling)
+{
+    int end[2];
+    io_open(IO_PIPE, end);
+    named_pipe p = open_named_pipe();
+    for (int i = 0; i < 4; i++) {
+        conc_group g = {0};
+        io_reader named = {.fd = p.reader, .rc = -1}, other = {.fd = end[0], .rc = -1};
+        CHECK_INT(conc_spawn(&g, io_reads, &named), 0);
+        CHECK_INT(conc_spawn(&g, io_reads, &other), 0);
+        CHECK_INT(conc_settle(), 0);
+        uint64_t before = io_polls();
+        CHECK_INT(conc_sleep(0.05), 0);
+        CHECK(io_polls() - before < 20);
+        io_send(i % 2 ? end[1] : p.writer, "x");
+        CHECK_INT(conc_settle(), 0);
+        CHECK(named.done != other.done);
+        io_send(i % 2 ? p.writer : end[1], "y");
+        CHECK_INT(conc_group_wait(&g), 0);
+        CHECK_INT(named.rc, 1);
+        CHECK_INT(other.rc, 1);
+    }
+    io_reader last = {.fd = p.reader, .rc = -1};
+    conc_group g = {0};
+    CHECK_INT(conc_spawn(&g, io_reads, &last), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(close(p.writer), 0);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(last.rc, 0);
+    CHECK_INT(conc_close(p.reader), 0);
+    io_close(end);
+}
+
+IO_TEST(a_full_named_pipe_wakes_its_writer_and_its_number_may_be_used_again)
+{
+    named_pipe p = open_named_pipe();
+    conc_group g = {0}, h = {0};
+    io_waiter writer = {.fd = p.writer, .events = CONC_WRITABLE, .rc = -1};
+    io_waiter reader = {.fd = p.reader, .events = CONC_READABLE, .rc = -1};
+    io_fill(p.writer);
+    CHECK_INT(conc_spawn(&g, io_waits, &writer), 0);
+    CHECK_INT(conc_settle(), 0);
+    CHECK(!writer.done);
+    io_drain(p.reader);
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(writer.rc, CONC_WRITABLE);
+    CHECK_INT(conc_spawn(&h, io_waits, &reader), 0);
+    CHECK_INT(conc_settle(), 0);
+    int end[2];
+    io_open(IO_SOCKET, end);
+    CHECK_INT(dup2(end[0], p.reader), p.reader);
+    io_send(end[1], "x"); /* that is another file's */
+    CHECK_INT(conc_group_wait(&h), 0);
+    CHECK_INT(reader.rc, -EBADF);
+    CHECK_INT(conc_wait_fd(p.reader, CONC_READABLE), CONC_READABLE);
+    CHECK_INT(close(p.writer), 0);
+    CHECK_INT(close(p.reader), 0);
+    io_close(end);
+}
+
 /* ---- closed where conc cannot see it ---- */
+
+static void *writes_in_a_while(void *fd)
+{
+    poll(NULL, 0, 50); /* the loop sleeps by then; were it earlier, it would not sleep */
+    io_send(*(int *)fd, "x");
+    return NULL;
+}
+
+/* Some systems refuse to wait for years. */
+SLOW_IO_TEST(a_loop_sleeps_although_its_next_deadline_is_years_away)
+{
+    int end[2];
+    pthread_t thread;
+    io_open(IO_CONC, end); /* which the loop does not look at now and then */
+    io_reader r = {.fd = end[0]};
+    CHECK_INT(pthread_create(&thread, NULL, writes_in_a_while, &end[1]), 0);
+    CHECK_INT(conc_timeout(5e9, io_reads, &r), 0);
+    CHECK_INT(r.rc, 1);
+    CHECK_INT(pthread_join(thread, NULL), 0);
+    io_close(end);
+}
 
 static void *closes_in_a_while(void *fd)
 {

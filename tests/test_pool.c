@@ -2074,8 +2074,8 @@ static void cancel_all_waiters(bool last_comes_first)
     cancel(&c[0]);
     cancel(&c[1]);
     CHECK(!conc_job_done(&running) && !conc_job_done(&queued));
-    cancel(&c[3]);
     cancel(&c[2]);
+    cancel(&c[3]);
     for (int i = 4; i < 6 && !last_comes_first; i++)
         CHECK_INT(conc_spawn(&g, calls_when_cancelled, &c[i]), 0);
     end(&g);
@@ -2243,10 +2243,16 @@ static int submits_twelve(void *arg)
     return 0;
 }
 
-/* A task holds up the loop: until then there may be the second thread. */
+/* A task holds up the loop when the other one waits: until then there may be the second thread. */
 static int holds_the_loop(void *arg)
 {
+    conc__crew *c = claimed.pool.crew;
     (void)arg;
+    for (bool waits = false; !waits; CONC_TRY(conc_yield())) {
+        pthread_mutex_lock(&c->mutex);
+        waits = c->nested > 0;
+        pthread_mutex_unlock(&c->mutex);
+    }
     count_wait(&claimed.first.entered, 1);
     return 0;
 }
@@ -2669,6 +2675,108 @@ POOL_TEST(an_argument_is_the_callers_again_when_the_job_is_done)
 /* ---- time ---- */
 
 static int blocks(void *arg) { return conc_block(*(double *)arg); }
+
+/* The one thread of a pool waits, and the clock goes on, as a job that is queued behind it does
+ * nothing either; once it goes on, both hold the clock. */
+static void queue_behind_a_wait(conc_pool *pool, conc_fn *waits, void *arg, int (*ends)(void *))
+{
+    conc_job j;
+    conc_group g = {0};
+    caller first = {by_run, .pool = pool, .fn = waits, .arg = arg, .begun = COUNTER};
+    caller late = {by_run, .pool = pool, .fn = counts, .begun = COUNTER, .limit = 5};
+    start(&g, &first);
+    start(&g, &late);
+    CHECK_INT(conc_pool_submit(pool, &j, counts, NULL), 0);
+    double now = conc_now();
+    CHECK_INT(conc_sleep(7), 0);
+    CHECK_INT(late.rc, -ETIMEDOUT);
+    CHECK(late.at == now + 5);
+    CHECK_INT(ends(arg), 0);
+    CHECK_INT(conc_sleep(1), 0);
+    CHECK(conc_job_done(&j)); /* before a second has passed */
+    CHECK_INT(result_of(&j), 1);
+    end(&g);
+    CHECK_INT(first.rc, 0);
+    calls = 0;
+}
+
+static int receives_item(void *channel)
+{
+    int item;
+    return conc_channel_recv(channel, &item);
+}
+
+static int sends_item(void *channel) { return conc_channel_send(channel, &(int){1}); }
+
+static int waits_for_held(void *h) { return result_of(&((held *)h)->job); }
+
+/* The held job has no clock: its end is not waited for otherwise. */
+static int lets_go(void *arg)
+{
+    held *h = arg;
+    let_go(h);
+    spin_until_done(&h->job);
+    return 0;
+}
+
+static int submits_to_full_pool(void *arg)
+{
+    caller *c = arg;
+    int rc = conc_pool_submit(c->pool, c->job, returns, &(int){0});
+    return rc ? rc : result_of(c->job);
+}
+
+static int empties_pool(void *arg)
+{
+    caller *c = arg;
+    lets_go(c->arg);
+    spin_until_done(c->job - 1); /* it was in the queue: its place is given away */
+    return 0;
+}
+
+POOL_TEST(a_job_queued_behind_one_that_receives_does_not_hold_the_clock)
+{
+    conc_channel channel = CONC_CHANNEL(int, 1);
+    WITH_POOL(pool, 1);
+    for (int i = 0; i < 3; i++)
+        queue_behind_a_wait(&pool, receives_item, &channel, sends_item);
+    conc_channel_destroy(&channel);
+}
+
+/* Jobs that a thread has sent hold no clock. */
+static int occupies(void *arg)
+{
+    caller *c = arg;
+    occupy(c->pool, c->arg);
+    return c->job ? conc_pool_submit(c->pool, c->job, returns, &(int){0}) : 0;
+}
+
+POOL_TEST(a_job_queued_behind_one_that_waits_for_another_pool_does_not_hold_the_clock)
+{
+    WITH_POOL(pool, 1);
+    WITH_POOL(other, 1);
+    held h = HELD(0);
+    caller c = {.pool = &other, .arg = &h};
+    side s = {.fn = occupies, .arg = &c};
+    side_start(&s);
+    CHECK_INT(side_end(&s), 0);
+    queue_behind_a_wait(&pool, waits_for_held, &h, lets_go);
+}
+
+POOL_TEST(a_job_queued_behind_one_that_waits_for_a_place_does_not_hold_the_clock)
+{
+    conc_job jobs[2];
+    held h = HELD(0);
+    WITH_POOL(pool, 1);
+    CONC_AUTO(conc_pool, full) = {.threads = 1, .queue_limit = 1};
+    CHECK_INT(conc_pool_open(&full), 0);
+    caller c = {.pool = &full, .arg = &h, .job = &jobs[0]};
+    side s = {.fn = occupies, .arg = &c};
+    side_start(&s);
+    CHECK_INT(side_end(&s), 0);
+    c.job = &jobs[1];
+    queue_behind_a_wait(&pool, submits_to_full_pool, &c, empties_pool);
+}
 
 static int ticks(void *arg)
 {
@@ -3557,6 +3665,54 @@ static void use_inherited_jobs(void)
     }
     CHECK_INT(conc_pool_submit(&pool, &inherited_jobs[0], counts, NULL), 0);
     CHECK_INT(result_of(&inherited_jobs[0]), 1);
+    close_pool(&pool);
+}
+
+static int receives_from_nobody(void *arg)
+{
+    int item;
+    conc_channel *empty = arg;
+    return conc_channel_recv(empty, &item);
+}
+
+/* In the child of a job: its pool is the parent's, and so is its virtual clock. */
+static void use_inherited_job(void)
+{
+    double second = 0.001;
+    conc_channel empty = CONC_CHANNEL(int, 1);
+    alarm(10);
+    CHECK_INT(conc_pool_run(inherited_pool, counts, NULL), -EPERM);
+    CHECK_INT(conc_pool_map(inherited_pool, counts, NULL, 2, 0), -EPERM);
+    CHECK_INT(calls, 0);
+    CHECK_INT(conc_shield(0.001, receives_from_nobody, &empty), -ETIMEDOUT);
+    CHECK_INT(conc_block(second), 0);
+    CHECK_INT(conc_run(open_run_close, NULL), 4);
+    close_pool(inherited_pool);
+    CHECK_INT(conc_pool_open(inherited_pool), 0);
+    CHECK_INT(conc_pool_run(inherited_pool, counts, NULL), 2);
+    close_pool(inherited_pool);
+    conc_channel_destroy(&empty);
+}
+
+/* While another thread, as it seems, has the clock's mutex. */
+static int forks_beside_its_clock(void *clock)
+{
+    static char text[16384];
+    conc_loop *l = clock;
+    pthread_mutex_lock(&l->mutex);
+    int status = test_in_process(use_inherited_job, text, sizeof text);
+    pthread_mutex_unlock(&l->mutex);
+    if (status)
+        test_fail(__FILE__, __LINE__, "the child's status is 0x%x, stderr:\n%s", (unsigned)status,
+                  text);
+    return 3;
+}
+
+POOL_TEST(in_a_child_that_a_job_forks_its_pool_and_its_clock_are_dead)
+{
+    OPEN_POOL(pool, 2);
+    inherited_pool = &pool;
+    CHECK_INT(conc_pool_run(&pool, forks_beside_its_clock, conc_loop_self()), 3);
     close_pool(&pool);
 }
 

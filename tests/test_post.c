@@ -1,6 +1,6 @@
 /* test_post.c - conc_post, conc_loop_hold and conc_loop_release: calls into a loop from
  * elsewhere. Tests that have to do with the loop's way of waiting run three times: with its own
- * choice, with poll(2) and with epoll(7).
+ * choice, with poll(2) and with the best by its name.
  *
  * Seeds: 20 (other threads take real time)
  */
@@ -8,12 +8,6 @@
 
 #include <pthread.h>
 #include <sched.h>
-
-#if defined __linux__ && !defined CONC_NO_EPOLL
-#define HAS_EPOLL true
-#else
-#define HAS_EPOLL false
-#endif
 
 /* A test whose body is main_fn of a run on the real clock. */
 static void run_real(void (*body)(void), const char *poll)
@@ -27,11 +21,11 @@ static void run_real(void (*body)(void), const char *poll)
     CHECK_INT(test_count_fds(), fds);
 }
 
-#define POST_TEST(name)                                                                 \
-    static void body_of_##name(void);                                                   \
-    TEST(name) { run_real(body_of_##name, NULL); }                                      \
-    TEST(name##_with_poll) { run_real(body_of_##name, "poll"); }                        \
-    TEST(name##_with_epoll) { run_real(body_of_##name, HAS_EPOLL ? "epoll" : "poll"); } \
+#define POST_TEST(name)                                                   \
+    static void body_of_##name(void);                                     \
+    TEST(name) { run_real(body_of_##name, NULL); }                        \
+    TEST(name##_with_poll) { run_real(body_of_##name, "poll"); }          \
+    TEST(name##_with_the_best) { run_real(body_of_##name, TEST_POLLER); } \
     static void body_of_##name(void)
 
 static void start_thread(pthread_t *t, void *(*fn)(void *), void *arg)

@@ -1737,6 +1737,18 @@ THREAD_TEST(a_function_in_no_module_is_an_error)
     munmap(page, 4096);
 }
 
+PROCS_TEST(the_error_of_a_function_in_no_module_names_it)
+{
+    void *page = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    conc_fn *fn = NULL;
+    CHECK(page != MAP_FAILED);
+    memcpy(&fn, &page, sizeof fn);
+    OPEN(pool, 1);
+    CHECK_INT(run_numbered(&pool, fn, 7), -EINVAL);
+    CHECK_CONTAINS(conc_last_error(), "in no module");
+    munmap(page, 4096);
+}
+
 /* ---- what workers inherit ---- */
 
 typedef struct descriptors {
@@ -2759,4 +2771,31 @@ THREAD_TEST(a_pool_may_have_more_workers_than_there_may_be_descriptors)
     CHECK_INT(conc_procs_run(&pool, adds_one, &n, sizeof n), before + 1);
     close_pool(&pool);
     check_no_children();
+}
+
+/* The worker is there already. */
+PROCS_TEST(the_error_of_large_data_says_why_it_has_no_room)
+{
+    enum { LARGE = 2 * MEGABYTE };
+    struct rlimit files, sizes, low;
+    int *data = calloc(1, LARGE);
+    CHECK(data != NULL);
+    CHECK_INT(getrlimit(RLIMIT_NOFILE, &files), 0);
+    CHECK_INT(getrlimit(RLIMIT_FSIZE, &sizes), 0);
+    OPEN(pool, 1);
+    CHECK_INT(conc_procs_run(&pool, adds_one, data, sizeof *data), 1);
+    low = (struct rlimit){3, files.rlim_max};
+    CHECK_INT(setrlimit(RLIMIT_NOFILE, &low), 0);
+    CHECK_INT(conc_procs_run(&pool, adds_one, data, LARGE), -ENOMEM);
+    CHECK_CONTAINS(conc_last_error(), "Too many open files");
+    CHECK_INT(conc_procs_map(&pool, adds_one, data, 1, LARGE), -ENOMEM);
+    CHECK_CONTAINS(conc_last_error(), "Too many open files");
+    CHECK_INT(setrlimit(RLIMIT_NOFILE, &files), 0);
+    low = (struct rlimit){1000, sizes.rlim_max};
+    CHECK_INT(setrlimit(RLIMIT_FSIZE, &low), 0);
+    CHECK_INT(conc_procs_run(&pool, adds_one, data, LARGE), -EFBIG);
+    CHECK_CONTAINS(conc_last_error(), "limit of a file's size");
+    CHECK_INT(setrlimit(RLIMIT_FSIZE, &sizes), 0);
+    CHECK_INT(conc_procs_run(&pool, adds_one, data, LARGE), 2);
+    free(data);
 }

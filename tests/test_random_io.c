@@ -1105,13 +1105,16 @@ static void run_programs(const char *backend, bool tcp)
         check_that_programs_do_what_they_are_for();
 }
 
-#if defined __linux__ && !defined CONC_NO_EPOLL
-TEST(random_programs_with_descriptors_agree_with_the_model_with_epoll)
+#if !TEST_ONLY_POLL
+TEST(random_programs_with_descriptors_agree_with_the_model_with_the_best)
 {
-    run_programs("epoll", false);
+    run_programs(TEST_POLLER, false);
 }
 
-TEST(random_programs_with_tcp_agree_with_the_model_with_epoll) { run_programs("epoll", true); }
+TEST(random_programs_with_tcp_agree_with_the_model_with_the_best)
+{
+    run_programs(TEST_POLLER, true);
+}
 #endif
 
 TEST(random_programs_with_descriptors_agree_with_the_model_with_poll)

@@ -539,8 +539,11 @@ static void run_programs(const char *by)
     CHECK(total.children > programs);
 }
 
-#if defined __linux__ && !defined CONC_NO_EPOLL
-TEST(posts_from_other_threads_are_run_once_and_in_order_with_epoll) { run_programs("epoll"); }
+#if !TEST_ONLY_POLL
+TEST(posts_from_other_threads_are_run_once_and_in_order_with_the_best)
+{
+    run_programs(TEST_POLLER);
+}
 #endif
 
 TEST(posts_from_other_threads_are_run_once_and_in_order_with_poll) { run_programs("poll"); }

@@ -397,10 +397,23 @@ TEST(either_poller_can_be_asked_for)
     setenv("CONC_CLOCK", "virtual", 1);
     setenv("CONC_POLL", "poll", 1);
     CHECK_INT(conc_run(waits_and_returns, &(int){42}), 42);
-#if defined __linux__ && !defined CONC_NO_EPOLL
-    setenv("CONC_POLL", "epoll", 1);
+    setenv("CONC_POLL", TEST_POLLER, 1);
     CHECK_INT(conc_run(waits_and_returns, &(int){42}), 42);
-#endif
+}
+
+static void asks_for_the_others_poller(void)
+{
+    bool is_kqueue = strcmp(TEST_POLLER, "kqueue") == 0;
+    setenv("CONC_POLL", is_kqueue ? "epoll" : "kqueue", 1);
+    CHECK_INT(conc_run(returns, &(int){1}), -EINVAL);
+}
+
+TEST(another_systems_poller_is_refused_in_words)
+{
+    char output[1024];
+    CHECK_INT(test_in_process(asks_for_the_others_poller, output, sizeof output), 0);
+    CHECK_CONTAINS(output, "conc: CONC_POLL=");
+    CHECK_CONTAINS(output, TEST_ONLY_POLL ? "has only poll" : "is neither poll nor " TEST_POLLER);
 }
 
 TEST(an_environment_without_sense_fails_the_run)

@@ -625,6 +625,46 @@ TEST(a_process_that_a_job_forks_when_the_program_ends_ends_with_it)
 }
 #endif
 
+#ifdef SYS_clone3
+static int run_without_threads(void *arg)
+{
+    conc_procs pool = {.workers = 1};
+    (void)arg;
+    CONC_TRY(conc_procs_open(&pool));
+    if (!refuse(SYS_clone3, EPERM) || !refuse(SYS_clone, EPERM))
+        return 0;
+    CHECK_INT(conc_procs_run(&pool, nothing, NULL, 0), -EAGAIN);
+    CHECK(strstr(conc_last_error(), "thread cannot be started: ") != NULL);
+    return conc_procs_close(&pool);
+}
+
+static void run_threadless(void) { CHECK_INT(conc_run(run_without_threads, NULL), 0); }
+
+TEST(a_pool_of_processes_that_gets_no_thread_says_so)
+{
+    check_each("clone3", SYS_clone3, NULL, run_threadless);
+}
+#endif
+
+static int run_without_messages(void *arg)
+{
+    conc_procs pool = {.workers = 1};
+    (void)arg;
+    CONC_TRY(conc_procs_open(&pool));
+    if (!refuse(refused.call, refused.error))
+        return 0;
+    CHECK_INT(conc_procs_run(&pool, nothing, NULL, 0), -EAGAIN);
+    CHECK(strstr(conc_last_error(), "sendmsg") != NULL);
+    return conc_procs_close(&pool);
+}
+
+static void run_messageless(void) { CHECK_INT(conc_run(run_without_messages, NULL), 0); }
+
+TEST(a_pool_of_processes_that_may_send_no_message_says_so)
+{
+    check_each("sendmsg", SYS_sendmsg, NULL, run_messageless);
+}
+
 TEST(refused_nothing) { check_refused("nothing", 0x7fffffff, NULL); }
 
 /* -- a sandbox that the program sets up while tasks wait for descriptors -- */
@@ -676,7 +716,7 @@ TEST(epoll_refused_during_the_run_is_replaced)
     check_each("epoll_pwait", SYS_epoll_pwait, NULL, run_refused_later);
 }
 
-#ifndef CONC_NO_EPOLL /* which an embedded run needs */
+#if !TEST_ONLY_POLL /* which an embedded run needs */
 
 static int wait_where_epoll_is_refused(void *arg)
 {

@@ -92,6 +92,22 @@ THREAD_TEST(nothing_and_too_much_cannot_be_had)
     conc_shared_free(NULL);
 }
 
+static int fails_to_share(void *arg)
+{
+    (void)arg;
+    conc_fail(-EXDEV, "an earlier error");
+    CHECK(conc_shared_alloc(0) == NULL);
+    CHECK_STR(conc_last_error(), "0 bytes of shared memory");
+    CHECK(conc_shared_alloc(SIZE_MAX / 2) == NULL);
+    CHECK(strstr(conc_last_error(), " bytes of shared memory") != NULL);
+    return 0;
+}
+
+THREAD_TEST(what_cannot_be_had_is_the_newest_error)
+{
+    CHECK_INT(conc_run(fails_to_share, NULL), 0);
+}
+
 THREAD_TEST(errno_is_left_alone)
 {
     errno = 4711;

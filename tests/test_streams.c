@@ -1,7 +1,7 @@
 /* test_streams.c - conc_stream_*: buffers, both ways, over any descriptor. On the virtual clock
  * a sleep ends only when no descriptor is ready any more, which is how these tests wait until
  * everybody did what he can. What has to do with the way of waiting runs several times: with the
- * loop's own choice, with poll(2), with epoll(7), and on a socket in blocking mode. Every such
+ * loop's own choice, with poll(2), with the best by its name, and on a socket in blocking mode. Every such
  * test looks whether all memory and all descriptors were given back.
  *
  *     RANDOM_PROGRAMS=10000 RANDOM_FIRST=1 ./test_streams      many random programs, from this
@@ -68,12 +68,6 @@ MAYBE_UNUSED static void counting_free(void *p)
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <termios.h>
-
-#if defined __linux__ && !defined CONC_NO_EPOLL
-#define HAS_EPOLL true
-#else
-#define HAS_EPOLL false
-#endif
 
 #define KB ((size_t)1024)
 #define MB (KB * 1024)
@@ -293,10 +287,7 @@ static void run_io(void (*body)(void), const char *way, kind k)
     static void body_of_##name(void);                                                             \
     TEST(name) { run_io(body_of_##name, NULL, SOCKETS); }                                         \
     VARIANT_TEST(name##_with_poll) { run_io(body_of_##name, "poll", SOCKETS); }                   \
-    VARIANT_TEST(name##_with_epoll)                                                               \
-    {                                                                                             \
-        run_io(body_of_##name, HAS_EPOLL ? "epoll" : "poll", SOCKETS);                            \
-    }                                                                                             \
+    VARIANT_TEST(name##_with_the_best) { run_io(body_of_##name, TEST_POLLER, SOCKETS); }          \
     VARIANT_TEST(name##_on_a_blocking_socket) { run_io(body_of_##name, NULL, BLOCKING_SOCKETS); } \
     TEST(name##_on_a_transport) { run_io(body_of_##name, NULL, TRANSPORT); }                      \
     static void body_of_##name(void)
@@ -3517,9 +3508,9 @@ static void run_with_echoes(const char *way)
 
 TEST(another_process_echoes_two_megabytes_and_lines) { run_with_echoes(NULL); }
 VARIANT_TEST(another_process_echoes_two_megabytes_and_lines_with_poll) { run_with_echoes("poll"); }
-VARIANT_TEST(another_process_echoes_two_megabytes_and_lines_with_epoll)
+VARIANT_TEST(another_process_echoes_two_megabytes_and_lines_with_the_best)
 {
-    run_with_echoes(HAS_EPOLL ? "epoll" : "poll");
+    run_with_echoes(TEST_POLLER);
 }
 
 /* ---- memory ---- */

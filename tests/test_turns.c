@@ -136,19 +136,15 @@ TEST(posts_that_post_themselves_or_each_other_keep_nothing_waiting) { check_floo
 
 TEST(nor_do_they_on_the_virtual_clock) { check_floods(true, false); }
 
-static bool has_epoll(void)
+static bool embeds(void)
 {
     const char *poll_by = getenv("CONC_POLL");
-#ifdef CONC_NO_EPOLL
-    return false;
-#else
-    return !poll_by || strcmp(poll_by, "poll") != 0;
-#endif
+    return !TEST_ONLY_POLL && (!poll_by || strcmp(poll_by, "poll") != 0);
 }
 
 TEST(nor_do_they_in_a_hosts_loop)
 {
-    if (!has_epoll())
+    if (!embeds())
         return;
     check_floods(false, true);
     check_floods(true, true);
@@ -396,7 +392,7 @@ ORDERED_TEST(a_host_waits_for_few_slow_steps)
 {
     conc_embed e = {0};
     conc_options o = {.virtual_clock = false};
-    if (!has_epoll())
+    if (!embeds())
         return;
     step_time = 0.002;
     by_clock = stop = false;

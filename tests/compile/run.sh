@@ -210,6 +210,7 @@ check_macos() {
         macos -std=c11 -O2 -c $here/impl.c -o "$out/impl.o"
         macos -std=c11 -O0 -c $here/decl.c -o "$out/decl.o"
         macos -O1 -DCONC_STATIC -c $here/decl.c -o "$out/static.o"
+        macos -O1 -DCONC_NO_EPOLL -c $here/impl.c -o "$out/poll.o"
         macos $here/unit_a.c $here/unit_b.c "$out/impl.o" -o "$out/units"
     done
 }
@@ -352,11 +353,17 @@ check_workers() {
         cc "${options[@]}" $here/workers.c $here/impl.c -o "$out/workers"
         "$out/workers" "$out/workers" || fail "workers.c with -$option"
     done
+    cc $here/workers.c $here/impl.c -o "$out/workers"
+    ! command -v valgrind >/dev/null || valgrind -q "$out/workers" 2>/dev/null || fail "workers.c on Valgrind"
     options=('-DCONC_API=__attribute__((visibility("default")))')
     cc "${options[@]}" -fPIC -shared $here/impl.c -o "$out/libimpl.so"
     cc "${options[@]}" $here/workers.c -L"$out" -limpl -Wl,-rpath,"$PWD/$out" -o "$out/workers"
     "$out/workers" || fail "workers.c with conc in a library"
     check_upgraded_library
+    cc -fPIC -shared $here/late.c -o "$out/liblate.so"
+    cc $here/late_user.c -ldl -o "$out/late"
+    LATE_LIBRARY="$PWD/$out/liblate.so" "$out/late" >"$out/late.out" || fail "late_user.c:" "$(cat "$out/late.out")"
+    [ ! -s "$out/late.out" ] || fail "late_user.c:" "$(cat "$out/late.out")"
     loader=$(readelf -lW "$out/workers" | sed -n 's/.*interpreter: \(.*\)]/\1/p')
     "$loader" "$out/workers" || fail "workers.c started by $loader"
 }
