@@ -33,8 +33,8 @@
  *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run, and returns
  *             -ECANCELED, having had no effect, when a scope around it is cancelled or out of
  *             time: clean up and return.
- *   Threads   a task stays on the thread of its run. Only conc_post and the two hold calls may
- *             come from other threads.
+ *   Threads   a task stays on the thread of its run. Only conc_post, conc_loop_run and the two
+ *             hold calls may come from other threads.
  *   Forks     in a forked child the parent's runs are dead: calls in their tasks return -EPERM. A
  *             run of the child's own may use the same handles, groups, locks, queues and streams:
  *             what the parent's tasks have or wait for does not count there. A stream has the
@@ -72,7 +72,7 @@
  *   CONC_GUARD_REPORT    the report of a stack overflow not only in debug mode (a handler for
  *                        SIGSEGV)
  *
- * Environment: CONC_DEBUG=1, CONC_CLOCK=virtual, CONC_SEED=7, CONC_TRACE=file,
+ * Environment: CONC_DEBUG=1, CONC_CLOCK=virtual, CONC_SEED=7, CONC_RANDOM=7, CONC_TRACE=file,
  * CONC_POLL=poll|epoll|kqueue, CONC_STACK=bytes override the options of a run; they are not read
  * in a set-user-ID program. A value that makes no sense, or that this system has not, fails the
  * run: -EINVAL.
@@ -137,6 +137,20 @@ CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__JOIN(a, b) CONC__JOIN2(a, b)
 #define CONC__JOIN2(a, b) a##b
 
+/* A variable with the type of its value, and what has to hold when a macro is compiled. */
+#ifdef __cplusplus
+#define CONC__AUTO_VALUE auto
+#define CONC__REQUIRE static_assert
+#define CONC__IS_POINTER(value) conc__is_pointer<decltype(value)>::yes
+#define CONC__IS_BYTES(value) __is_trivially_copyable(decltype(value))
+#else
+#define CONC__AUTO_VALUE __auto_type
+#define CONC__REQUIRE _Static_assert
+#define CONC__IS_POINTER(value) (__builtin_classify_type(value) == CONC__A_POINTER)
+#define CONC__IS_BYTES(value) 1
+enum { CONC__A_POINTER = 5 /* what __builtin_classify_type calls one */ };
+#endif
+
 /* ---- >>version ------------------------------------------------------------------------------ */
 
 #define CONC_VERSION_MAJOR 0
@@ -180,6 +194,9 @@ typedef struct conc_options {
      * overflow; what stacks were used. `kill -USR2` prints the tasks. */
     bool debug;
     double slow_step; /* seconds; debug: report a task that holds the loop longer; 0: 0.1 */
+    /* Where conc_random starts: the same number, the same random numbers. 0: the seed if there is
+     * one, else 1 on the virtual clock, else a number of the clock's */
+    uint64_t random;
     /* SIGINT or SIGTERM cancels main_fn, which makes the run's result -EINTR; a second one,
      * 0.1 s later or more, kills. Not if the program handles or ignores the signal when the run
      * begins, nor while a conc_signals receives it. On the real clock main_fn may sleep for ever
@@ -206,14 +223,21 @@ typedef struct conc_options {
 CONC_API int conc_run(conc_fn *main_fn, void *arg);
 CONC_API int conc_run_with(const conc_options *options, conc_fn *main_fn, void *arg);
 
-/* For `return conc_main(app, NULL);` in main(): conc_run, then an exit status: 0, or 1 after it
- * printed the error with the task it came from, its place and text to stderr.
+/* For `return conc_main(app, NULL);` in main(): conc_run with .interrupt, then an exit status: 0, or
+ * 1 after it printed the error with the task it came from, its place and text to stderr, unless
+ * conc_set_exit_status chose another; 128 + n when signal n interrupted the run.
  *     int conc_main(conc_fn *main_fn, void *arg); */
 #define conc_main(main_fn, ...) conc__main(CONC__NAMED(main_fn), (main_fn), __VA_ARGS__)
 CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg);
 
+/* Chooses what conc_main returns in place of 0, and of 1, which still follows the printed error.
+ * From any task or posted function of conc_main's run; the last call counts. Under conc_run it
+ * has no effect. A status outside 0 to 255 changes nothing. */
+CONC_API void conc_set_exit_status(int status);
+
 /* A random number, low <= x < high (low when high is not above it). Repeats from run to run
- * under a seed or on the virtual clock; not for secrets. Outside a run it returns low. */
+ * under .random or a seed, and on the virtual clock; not for secrets. Outside a run it returns
+ * low. */
 CONC_API double conc_random(double low, double high);
 
 /* ---- >>time --------------------------------------------------------------------------------- */
@@ -229,7 +253,9 @@ CONC_API double conc_now(void);
 CONC_API int conc_sleep(double s);
 CONC_API int conc_sleep_until(double t);
 
-/* Lets every task that is ready run once (under a seed: some of them). Waits. */
+/* Lets every task that is ready run once (under a seed: some of them). Waits. A call that need
+ * not wait returns without letting others run, about 256 times in a row: a loop of such calls that
+ * depends on what other tasks do meanwhile, and a long computation, call this. */
 CONC_API int conc_yield(void);
 
 /* Holds the whole loop for s seconds, as a long computation or a blocking call would: for
@@ -365,8 +391,35 @@ CONC_API int conc__group_begin(conc_group *g, const char *place);
 #define conc_spawn(g, fn, ...) conc__spawn((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__spawn(conc_group *g, const char *spawned, conc_fn *fn, void *arg);
 
-/* The same with a handle, in storage of yours, of any content, that stays where it is until the
- * task was joined, was returned by conc_group_next, or its group closed. -EBUSY: the handle is
+/* The same, and fn gets the address of a copy of size bytes, which lies on the task's own stack and
+ * is fn's until fn returns. It is aligned for every type of that size (up to 4096). arg is
+ * borrowed until the call returns: the copy is made after a wait for room. Errors as above, and
+ * -EINVAL: size is more than a quarter of the task's stack, or arg is NULL.
+ *     int conc_spawn_copy(conc_group *g, conc_fn *fn, const void *arg, size_t size); */
+#define conc_spawn_copy(g, fn, ...) conc__spawn_copy((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
+CONC_API int conc__spawn_copy(conc_group *g, const char *spawned, conc_fn *fn, const void *arg,
+                              size_t size);
+
+/* conc_spawn_copy of a value: CONC_SPAWN(&g, fetch, (job){url, 3}); CONC_SPAWN(&g, count, i); A
+ * pointer, a string or another array does not compile: its address would be copied, and not what
+ * lies there. What a struct points to is not copied. */
+#define CONC_SPAWN(g, fn, ...) \
+    CONC__SPAWN(g, fn, (__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
+#define CONC__SPAWN(g, fn, expr, value)                                                     \
+    __extension__({                                                                         \
+        CONC__AUTO_VALUE value = expr;                                                      \
+        CONC__REQUIRE(!CONC__IS_POINTER(value),                                             \
+                      "CONC_SPAWN copies a value, and this is a pointer, a string or an "   \
+                      "array, which may be gone when the task runs: give it a struct or a " \
+                      "number, or use conc_spawn_copy(group, fn, pointer, size) or "        \
+                      "conc_spawn(group, fn, pointer)");                                    \
+        CONC__REQUIRE(CONC__IS_BYTES(value),                                                \
+                      "CONC_SPAWN copies bytes, and this type has a copy constructor");     \
+        conc__spawn_copy((g), CONC__NAMED(fn), (fn), &value, sizeof value);                 \
+    })
+
+/* As conc_spawn, with a handle, in storage of yours, of any content, that stays where it is until
+ * the task was joined, was returned by conc_group_next, or its group closed. -EBUSY: the handle is
  * in use. A handle of a function that returned earlier ends the program with a report, where it is
  * found: debug mode looks at each wait, else the end of the group does. So does one that was set
  * anew meanwhile: debug mode finds each, else those of the group's first and last child are found.
@@ -415,6 +468,9 @@ typedef struct conc_call {
     void *arg;
     int result;
     char text[96];
+    /* of its task, borrowed until the gather returned; NULL: the gather and its place. CONC_CALL
+     * sets it to the function's */
+    const char *name;
 } conc_call;
 
 /* All calls at once, each as a task; returns when all ended. The first error cancels the rest
@@ -438,6 +494,15 @@ CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n);
 #define conc_map(fn, ...) conc__map(CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size);
 
+/* conc_map with at most limit of these tasks at once (0: no limit): the elements begin in their
+ * order, each when one before it has ended. After an error, or a cancel of the caller, no more
+ * begin. Further errors: -EINVAL (a negative limit), and -ENOMEM also later on, as an error of its
+ * own.
+ *     int conc_map_limit(int limit, conc_fn *fn, void *args, size_t count, size_t size); */
+#define conc_map_limit(limit, fn, ...) conc__map_limit(CONC__NAMED(fn), (limit), (fn), __VA_ARGS__)
+CONC_API int conc__map_limit(const char *spawned, int limit, conc_fn *fn, void *args, size_t count,
+                             size_t size);
+
 /* As conc_gather_all; results (NULL: not wanted) has count places, which belong to the call
  * until it returns.
  *     int conc_map_all(conc_fn *fn, void *args, size_t count, size_t size, int *results); */
@@ -450,13 +515,15 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 /* conc_call calls[] = {CONC_CALL(f, &x), CONC_CALL(g, &y)}; or, when only the sum of it matters,
  * CONC_GATHER(CONC_CALL(...), ...) (C only: C++ has no array that lives for one expression). */
 /* clang-format off */
-#define CONC_CALL(fn, ...) {(fn), (__VA_ARGS__), 0, {0}}
+#define CONC_CALL(fn, ...) {(fn), (__VA_ARGS__), 0, {0}, #fn}
 /* clang-format on */
 #define CONC_GATHER(...)                                                      \
     conc__gather_unseen(CONC__NAMED(CONC_GATHER), (conc_call[]){__VA_ARGS__}, \
                         sizeof((conc_call[]){__VA_ARGS__}) / sizeof(conc_call))
 #define CONC_MAP(fn, ...) \
     conc_map(fn, (__VA_ARGS__), CONC_LEN(__VA_ARGS__), sizeof((__VA_ARGS__)[0]))
+#define CONC_MAP_LIMIT(limit, fn, ...) \
+    conc_map_limit(limit, fn, (__VA_ARGS__), CONC_LEN(__VA_ARGS__), sizeof((__VA_ARGS__)[0]))
 #define CONC_MAP_ALL(fn, array, ...) \
     conc_map_all(fn, (array), CONC_LEN(array), sizeof((array)[0]), (__VA_ARGS__))
 
@@ -479,7 +546,8 @@ struct conc_task {
     uint16_t cancels_in_a_row;
     bool has_handle, in_finished, collected, failed;
     uint16_t seal;
-    uint32_t tellings; /* counts conc__tell, from any number on */
+    bool name_allocated; /* without a handle: conc_set_name allocated `name` */
+    uint32_t tellings;   /* counts conc__tell, from any number on */
     conc__wait *wait;
     conc_scope *scope;
     const char *place; /* the scope's, for the report when the scope is lost */
@@ -530,7 +598,8 @@ CONC_API void conc_set_name(conc_task *t, const char *name);
 /* ---- >>errors ------------------------------------------------------------------------------- */
 
 /* Returns rc; the words (127 bytes at most) go with it to join, group, gather and on_error when
- * the task's result is rc.
+ * the task's result is rc, and to a future that is set to it, in a posted function too. Outside
+ * of tasks and jobs they are for this thread's conc_last_error.
  *     return conc_fail(-EPROTO, "line %d: no colon", line); */
 CONC_API int conc_fail(int rc, const char *fmt, ...) __attribute__((__format__(__printf__, 2, 3)));
 
@@ -541,7 +610,8 @@ CONC_API const char *conc_error_text(const conc_task *t);
 /* The newest error that a call of conc_fail, or of conc, returned in this task, or that a join,
  * group or gather told it of, in words; "" when there was none. -ECANCELED is no error here: the
  * words of the one before it stay. Outside a run: the error of the thread's last run, or of the
- * conc_run that was refused; "" if it succeeded. Borrowed until the next one. */
+ * conc_run that was refused, "" if it succeeded; or the newest error after that, of a call of
+ * conc_fail or conc. Borrowed until the next one. */
 CONC_API const char *conc_last_error(void);
 
 /* Any negative errno, in words: what it means in conc where that differs from the system's.
@@ -553,18 +623,18 @@ CONC_API const char *conc_strerror(int rc);
  * Not inside an open scope or group: there CONC_TRY_IN(&s, expr) ends it with the error, and
  * returns what the end returned. */
 #define CONC_TRY(...) CONC__TRY((__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
-#define CONC__TRY(expr, value)           \
-    __extension__({                      \
-        __typeof__(expr) value = (expr); \
-        if (value < 0)                   \
-            return (int)value;           \
-        value;                           \
+#define CONC__TRY(expr, value)         \
+    __extension__({                    \
+        CONC__AUTO_VALUE value = expr; \
+        if (value < 0)                 \
+            return (int)value;         \
+        value;                         \
     })
 #define CONC_TRY_IN(scope_or_group, ...) \
     CONC__TRY_IN(scope_or_group, (__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
 #define CONC__TRY_IN(s, expr, value)           \
     __extension__({                            \
-        __typeof__(expr) value = (expr);       \
+        CONC__AUTO_VALUE value = expr;         \
         if (value < 0)                         \
             return conc__end(s, (int)(value)); \
         value;                                 \
@@ -583,6 +653,22 @@ CONC_API const char *conc_strerror(int rc);
 #define CONC_AUTO(type, name) __attribute__((__cleanup__(conc__auto_##type))) type name
 CONC_API void conc__auto_conc_group(conc_group *g);
 CONC_API void conc__auto_conc_gen(conc_gen *g);
+
+/* CONC_AUTO_TYPE(fetch_client, fetch_close) at file scope gives CONC_AUTO a type of yours:
+ * CONC_AUTO(fetch_client, c) = {0}; then calls fetch_close(&c), whose result is not looked at, when
+ * the block is left. The type's name is one word; an all-zero object must be closable. An error
+ * that the close meets leaves conc_last_error as it was. A semicolon may follow. */
+#define CONC_AUTO_TYPE(type, close)                                          \
+    static __attribute__((__unused__)) void conc__close_##type(void *object) \
+    {                                                                        \
+        (void)close((type *)object);                                         \
+    }                                                                        \
+    static __attribute__((__unused__)) void conc__auto_##type(type *object)  \
+    {                                                                        \
+        conc__close_quietly(conc__close_##type, object);                     \
+    }                                                                        \
+    __extension__ /* of what follows: a lone semicolon is no warning then */
+CONC_API void conc__close_quietly(void (*close)(void *), void *object);
 
 /* ---- >>locals ------------------------------------------------------------------------------- */
 
@@ -646,7 +732,8 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * close-on-exec, and have to be closed with conc_close. All calls here take any other descriptor
  * as well. Each makes its system call first and waits only where that would have to. Several
  * tasks may wait on one descriptor; all of them go on when it is ready. No call raises SIGPIPE,
- * which a run blocks in its thread; a broken pipe is -EPIPE.
+ * which a run blocks in its thread; a broken pipe is -EPIPE. A program that a task starts by
+ * system(), popen() or posix_spawn() inherits that; one of conc_pool.h's conc_child does not.
  *
  * A descriptor in blocking mode stays so, apart from a listener (conc_accept), and does not hold
  * the loop: Linux has calls for sockets and pipes that do not wait, terminals and named pipes are
@@ -745,6 +832,9 @@ typedef struct conc_server {
     void *arg;
     /* connections at once; 0: no limit. At the limit those that come wait in the backlog */
     int limit;
+    /* of its tasks, borrowed until conc_serve returned; NULL: the handler's, where debug mode or a
+     * trace asks for it and the program has its symbols, else conc_serve and its place */
+    const char *name;
 } conc_server;
 
 /* Accepts connections and starts a task for each, until it is cancelled, which cancels the
@@ -764,8 +854,8 @@ typedef struct conc__buffer {
     size_t start, end, size; /* bytes from start to end are in it */
 } conc__buffer;
 
-/* Buffers, both ways, over any descriptor. Reading and writing are independent of each other.
- * The first fields are yours to set before conc_stream_open. */
+/* Buffers, both ways, over any descriptor or a transport of your own. Reading and writing are
+ * independent of each other. The first fields are yours to set before conc_stream_open. */
 struct conc_stream {
     size_t limit;       /* bytes of the longest record, without its delimiter; 0: 65,536 */
     size_t buffer_size; /* bytes that are read at a time, and written before it waits; 0: 16,384 */
@@ -776,10 +866,12 @@ struct conc_stream {
     char covered;
     bool at_end, writing, unsaid; /* unsaid: the error that ended writing was not returned yet */
     bool dropped;                 /* the close dropped bytes */
+    bool shut;                    /* conc_stream_shutdown ended the writing half */
     conc_task *reader;
     int inside; /* calls that may wait, and have not returned */
     conc__waits writers, closers;
-    uint64_t run; /* in which it was opened, or first used in a forked child */
+    uint64_t run;                 /* in which it was opened, or first used in a forked child */
+    struct conc__transported *on; /* NULL: a descriptor */
 };
 typedef struct conc_stream conc_stream;
 
@@ -790,6 +882,36 @@ typedef struct conc_stream conc_stream;
  * when none are. */
 #define conc_stream_open(...) conc__stream_open(CONC__PLACE, __VA_ARGS__)
 CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd);
+
+/* What a stream can run on instead of a descriptor: TLS, a compressor, memory. The functions get
+ * the self that was given to conc_stream_open_on, and run in tasks, where they may wait; they
+ * return a negative errno for an error (its words are conc_fail's), and -ECANCELED for a cancel,
+ * which has had no effect then. -EAGAIN is tried again, after a pause of 1 ms, later of up to
+ * 64 ms. A read and a write may be under way at once, in two tasks; never two reads, or two of
+ * write and shutdown. */
+typedef struct conc_transport {
+    /* as conc_read: waits for bytes, and returns how many, at most n; 0 at the end */
+    ssize_t (*read)(void *self, void *buf, size_t n);
+    /* as conc_write: waits until some of the n bytes are taken, and returns how many; never 0 */
+    ssize_t (*write)(void *self, const void *buf, size_t n);
+    /* ends the writing half, so that the peer reads the end: 0. NULL: there are no halves */
+    int (*shutdown)(void *self);
+    /* releases self, whatever it returns: 0 or an error, which conc_stream_close returns. It is
+     * called once, when no other call is under way. It runs in a task unless the stream is closed
+     * elsewhere; in a cancelled task nothing in it waits. NULL: there is nothing to release */
+    int (*close)(void *self);
+} conc_transport;
+
+/* Opens a stream on a transport; all calls of a stream are the same on it. *t is copied; self is
+ * borrowed until conc_stream_close has called close with it. conc_stream_close makes calls that
+ * other tasks have under way return -ECANCELED, as their tasks were cancelled in them, and waits
+ * for them. What was written is sent by a task of the stream's own when a read waits.
+ *     int conc_stream_open_on(conc_stream *s, const conc_transport *t, void *self);
+ * Errors: -EINVAL (NULL, no read or write, open already), -EBUSY as above, -ENOMEM; then close is
+ * not called. Not a checkpoint. */
+#define conc_stream_open_on(...) conc__stream_open_on(CONC__PLACE, __VA_ARGS__)
+CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_transport *t,
+                                  void *self);
 
 /* Reading. Each waits for bytes when there are too few, and then first sends what was written,
  * so that a question need not be flushed before the answer is read. A cancel loses no byte: what
@@ -831,6 +953,13 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
 /* Waits until all that was written has been handed to the system: 0; how many bytes were, if a
  * cancel came after the first. */
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
+
+/* Flushes, and ends the writing half, so that the peer reads the end of file; reading goes on.
+ * Later writes are -EPIPE, and a second call is 0. The write end of a pipe is closed. Waits, from
+ * tasks. Errors, and the writing half is still open: -ECANCELED (what was not sent yet is kept),
+ * -ENOTSOCK (no socket, pipe or transport with halves: all was flushed), an error of writing, or
+ * of shutdown(2). */
+CONC_API int conc_stream_shutdown(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes behind the write that is under way (not in a task that is cancelled), closes, and frees:
  * 0, the error of the flush, or an earlier one of writing that no call has told yet. Tasks that
@@ -898,6 +1027,19 @@ CONC_API int conc_loop_release(conc_loop *l);
  * the run still lasts. Errors: -EINVAL, -ENOMEM, -ESHUTDOWN once the run is over, -EPERM if it is
  * the parent process's. */
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
+
+/* From another thread: starts fn(arg) as a background task of l, and returns its result when it
+ * ended, and its error's words in conc_last_error. The caller is a plain thread or a job, which
+ * blocks, or a task of another loop, which waits. arg is borrowed until then. A cancel of that task,
+ * or of the job, cancels fn, and the call still returns when fn has ended, with fn's result. When
+ * l's run ends before fn does, fn is cancelled, too. As with conc_post, the run must be known to
+ * last, or be held. On virtual clocks, that of a waiting task's loop stands still meanwhile, and a
+ * waiting job holds none. Errors, fn is not run: -EINVAL, -EDEADLK (l is this thread's), -ESHUTDOWN
+ * once l's run is over or about to end, -ENOMEM, -ECANCELED (the calling task is cancelled), -EPERM
+ * (in a posted function; or l is the parent process's).
+ *     int conc_loop_run(conc_loop *l, conc_fn *fn, void *arg); */
+#define conc_loop_run(l, fn, ...) conc__loop_run((l), CONC__NAMED(fn), (fn), __VA_ARGS__)
+CONC_API int conc__loop_run(conc_loop *l, const char *spawned, conc_fn *fn, void *arg);
 
 /* Releases what conc handed over to be freed. NULL does nothing. From anywhere. */
 CONC_API void conc_free(void *p);
@@ -979,6 +1121,12 @@ CONC_API void conc_dump(FILE *out);
 extern "C++" { /* also where the header is included inside of extern "C" */
 static inline int conc__end(conc_group *g, int rc) { return conc_group_end(g, rc); }
 static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc); }
+template <class type> struct conc__is_pointer {
+    static constexpr bool yes = false;
+};
+template <class type> struct conc__is_pointer<type *> {
+    static constexpr bool yes = true;
+};
 }
 #endif
 
@@ -1142,6 +1290,7 @@ enum {
     CONC__MISSES = 3,       /* after so many times in vain it looks only now and then */
     /* under a seed: how many of the ready tasks the next is drawn from */
     CONC__CHOICE = 16,
+    CONC__NO_STATUS = -1, /* of conc_set_exit_status */
     CONC__NAME = 48,
     CONC__TEXT = 128,
     CONC__DESCRIPTION = CONC__NAME + 256 /* of a task, in reports */
@@ -1740,6 +1889,7 @@ struct conc_loop {
     void *main_arg;
     const char *main_name;
     int rc;
+    int exit_status; /* what conc_set_exit_status chose; CONC__NO_STATUS: nothing */
     struct conc__gen *generators;
     conc__stack *stopped; /* of generators that were stopped for good, or closed at the end */
     bool lists_tasks;     /* the report that is made has a line for each task */
@@ -1790,6 +1940,7 @@ struct conc_loop {
     bool blind; /* descriptors cannot be waited for any more */
     int doom;   /* the error with which every task was cancelled; 0: none was */
     char doom_text[CONC__TEXT];
+    int posted_rc; /* the newest error of the posted function that runs; 0: it has made none */
     conc__spare *spares;
     int spare_count;
 
@@ -1832,8 +1983,8 @@ struct conc_loop {
 
 static CONC_TLS _Thread_local conc_loop *conc__here;
 
-/* What conc_last_error returns on this thread while no run is open there. */
-static CONC_TLS _Thread_local char conc__words_of_run[CONC__TEXT];
+/* What conc_last_error returns on this thread outside of tasks and jobs. */
+static CONC_TLS _Thread_local char conc__words_of_thread[CONC__TEXT];
 
 static atomic_uint_least64_t conc__runs; /* how many there were in this process and its ancestors */
 /* In a forked child: the runs up to this number were the parent's. No task of theirs ever goes on
@@ -1849,13 +2000,39 @@ static struct {
 struct conc__address;
 
 /* What conc_pool.h does for this module where it is in the program too; else all NULL. */
+/* A case of conc_select that is about a channel or a job, which are conc_pool.h's. Other threads
+ * only tell of it; whether it happens is decided in the loop's own thread. */
+typedef struct conc__outside {
+    enum { CONC__CASE_RECEIVES, CONC__CASE_SENDS, CONC__CASE_ENDS } kind;
+    void *object;    /* a conc_channel or a conc_job */
+    void *item;      /* where it goes, or comes from */
+    conc_task *task; /* that is told of an error */
+    int result;      /* once it has happened */
+    void *owner;     /* of told's */
+    /* called on the loop, when another thread told of it: it happened; or false: after an end that
+     * returned true */
+    void (*told)(struct conc__outside *o, bool happened);
+} conc__outside;
+
+typedef struct conc__outside_calls {
+    int (*check)(const conc__outside *o); /* 0: it is valid */
+    bool (*attempt)(conc__outside *o);    /* true: it happened */
+    /* 1: it happened; 0: a copy of it in *begun waits for that, until it happened or end is called;
+     * or an error */
+    int (*begin)(conc_loop *l, conc__outside *o, conc__outside **begun);
+    /* true: another thread has told of it before, and told is still to be called */
+    bool (*end)(conc__outside *o);
+} conc__outside_calls;
+
 typedef struct conc__extension {
+    const conc__outside_calls *outside; /* NULL: conc_pool.h is not linked */
     conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none does */
     int (*job_block)(int64_t ns);       /* conc_block in a job; 1: none runs here */
     /* conc_shield in a job; false: none runs here */
     bool (*job_shield)(double grace, conc_fn *fn, void *arg, int *rc);
     int (*job_runs)(conc_loop *l); /* a run begins on this thread, where a job may run */
-    void (*job_fail)(int rc, const char *fmt, va_list args);
+    /* conc_fail of the job that runs on this thread; false: none does */
+    bool (*job_fail)(int rc, const char *text);
     /* the newest error of the job that runs on this thread, "": none; NULL: no job does */
     const char *(*job_words)(void);
     /* a host name: how many, for conc_free */
@@ -1866,6 +2043,11 @@ typedef struct conc__extension {
     bool (*job_in_use)(const void *job);
     /* does a task wait for a pipe of a child program that runs? And how many were started */
     bool (*pipe_awaited)(const conc_loop *l, unsigned *starts);
+    /* the job that runs on this thread; NULL: none does */
+    struct conc__frame *(*job_here)(void);
+    /* this job waits for a task of l, or no longer: its virtual clock goes on if it is l's */
+    void (*job_waits)(struct conc__frame *job, const conc_loop *l, bool waits);
+    bool (*job_cancelled)(void);
     /* in a handler of faults: says so if the job that runs here has used its stack up */
     void (*job_overflows)(const char *address);
 } conc__extension;
@@ -1922,6 +2104,9 @@ CONC__PRIVATE conc__source conc__source_of(const conc_task *t);
 CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
                                    void (*run)(void *), void *arg);
 CONC__COLD int conc__own_error(int rc);
+CONC__COLD bool conc__name_function(char name[CONC__NAME], uintptr_t fn);
+CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns);
+CONC__PRIVATE void conc__remote_returned(conc_task *t);
 CONC__FAST int conc__hand_on(conc_loop *l, int rc);
 CONC__FAST int conc__hand_on_since(conc_loop *l, int rc, uint32_t before);
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place);
@@ -2040,7 +2225,8 @@ enum {
     CONC__VALGRIND_RUNS = 0x1001,
     CONC__VALGRIND_STACK = 0x1501,
     CONC__VALGRIND_NO_STACK = 0x1502,
-    CONC__VALGRIND_DEFINED = 0x4d430002 /* Memcheck's */
+    CONC__VALGRIND_UNDEFINED = 0x4d430001, /* Memcheck's: may be written */
+    CONC__VALGRIND_DEFINED = 0x4d430002    /* may be read, too */
 };
 
 /* A handle need not be set to anything, though it is read. */
@@ -5024,7 +5210,7 @@ CONC_API bool conc_cancelled(void)
 
 /* a task's state; with the seal, so that storage that was never set is told */
 enum { CONC__LIVE = 1, CONC__DONE = 2 };
-enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK };
+enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK, CONC__REMOTE_SINK };
 
 /* Ended tasks have another seal, and those in their group's list of finished ones a third: else
  * what is left of a handle on a stack would be a task again when a byte of it is overwritten. */
@@ -5082,6 +5268,7 @@ CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, con
     t->fn = fn;
     t->arg = arg;
     t->name = t->spawned = spawned;
+    t->name_allocated = false;
     if (CONC__UNLIKELY(t->locals))
         /* jobs have it in other threads */
         __atomic_fetch_add(&t->locals->references, 1, __ATOMIC_RELAXED);
@@ -5351,6 +5538,50 @@ CONC_API CONC__CALLED int conc__spawn(conc_group *g, const char *spawned, conc_f
     return conc__spawn_in(g, NULL, "conc_spawn", spawned, fn, arg, &t);
 }
 
+/* Where on its own stack a task's copy lies: below where the frames would begin. It is aligned for a
+ * type of this size, which is a multiple of that type's alignment. */
+CONC__PRIVATE char *conc__copy_at(conc__stack *s, size_t size)
+{
+    enum { LEAST = 64, MOST = 4096 }; /* vectors and cache lines; a page */
+    uintptr_t fit = size & ~(size - 1), top = (uintptr_t)conc__stack_top(s) - size;
+    fit = fit < LEAST ? LEAST : fit;
+    fit = fit > MOST ? MOST : fit;
+    return (char *)(top - top % fit);
+}
+
+/* A task that has not run yet gets a copy of its argument. */
+CONC__PRIVATE void conc__give_copy(conc_task *t, const void *arg, size_t size)
+{
+    enum { ENTRY = 256 }; /* what conc__prepare writes below the top, and a red zone */
+    char *copy = conc__copy_at(t->stack, size);
+    if (CONC__UNLIKELY(t->loop->on_valgrind)) /* a deeper part of an earlier task's stack */
+        conc__valgrind(CONC__VALGRIND_UNDEFINED, (uintptr_t)copy - ENTRY, size + ENTRY);
+    if (size)
+        memcpy(copy, arg, size);
+    t->arg = copy;
+    conc__prepare(t->context, t->stack->low, copy, conc__task_main);
+}
+
+CONC_API CONC__CALLED int conc__spawn_copy(conc_group *g, const char *spawned, conc_fn *fn,
+                                           const void *arg, size_t size)
+{
+    static const char call[] = "conc_spawn_copy";
+    conc_loop *l = conc__here;
+    conc_task *t;
+    if (l) {
+        size_t stack = g && g->stack_size ? g->stack_size : l->pool->size;
+        if (!arg && size)
+            return conc__misused(-EINVAL, call, "nothing to copy", spawned);
+        if (size > stack / 4)
+            return conc__misused(-EINVAL, call, "the copy needs more than a quarter of the stack",
+                                 spawned);
+    }
+    int rc = conc__spawn_in(g, NULL, call, spawned, fn, NULL, &t);
+    if (rc == 0)
+        conc__give_copy(t, arg, size);
+    return rc;
+}
+
 /* Debug: a handle that holds no task any more was lent to one that lives. */
 CONC__COLD void conc__find_overwritten(conc_loop *l, const conc_task *handle)
 {
@@ -5565,6 +5796,17 @@ CONC__PRIVATE const char *conc__words_or(const char *words, int rc)
     return *words ? words : conc_strerror(rc);
 }
 
+/* conc_fail outside of tasks: in a job, on a plain thread, in a posted function, or between the
+ * steps of an embedded run. */
+CONC__PRIVATE void conc__fail_outside(int rc, const char *text)
+{
+    bool in_job = !conc__here && conc__extended.job_fail && conc__extended.job_fail(rc, text);
+    if (!in_job)
+        conc__copy(conc__words_of_thread, sizeof conc__words_of_thread, rc < 0 ? text : "");
+    if (conc__here)
+        conc__here->posted_rc = rc;
+}
+
 CONC_API int conc_fail(int rc, const char *fmt, ...)
 {
     conc_loop *l = conc__of_task();
@@ -5574,13 +5816,12 @@ CONC_API int conc_fail(int rc, const char *fmt, ...)
     if (!fmt)
         return conc__own_error(rc);
     va_start(args, fmt);
-    if (l) {
-        vsnprintf(text, sizeof text, fmt, args);
-        conc__tell(l->self, rc, text, (conc__source){NULL, NULL});
-    } else if (!conc__here && conc__extended.job_fail) {
-        conc__extended.job_fail(rc, fmt, args);
-    }
+    vsnprintf(text, sizeof text, fmt, args);
     va_end(args);
+    if (l)
+        conc__tell(l->self, rc, text, (conc__source){NULL, NULL});
+    else
+        conc__fail_outside(rc, text);
     errno = saved;
     return rc;
 }
@@ -5591,7 +5832,7 @@ CONC__COLD int conc__own_error(int rc)
 {
     conc_loop *l = conc__of_task();
     if (!l)
-        return conc_fail(rc, "%s", conc_strerror(rc)); /* in a job */
+        return conc_fail(rc, "%s", conc_strerror(rc));
     conc__tell(l->self, rc, NULL, (conc__source){NULL, NULL});
     return rc;
 }
@@ -5649,11 +5890,12 @@ CONC_API const char *conc_error_text(const conc_task *t)
 CONC_API const char *conc_last_error(void)
 {
     conc_loop *l = conc__of_task();
-    if (!conc__here) {
-        const char *job = conc__extended.job_words ? conc__extended.job_words() : NULL;
-        return job ? job : conc__words_of_run;
+    if (!l) {
+        bool in_run = conc__here || !conc__extended.job_words;
+        const char *job = in_run ? NULL : conc__extended.job_words();
+        return job ? job : conc__words_of_thread;
     }
-    if (!l || !l->self->last_rc)
+    if (!l->self->last_rc)
         return "";
     const char *words = conc__words(l->self, l->self->last_rc);
     return l->self->last_rc == -ECANCELED ? words : conc__words_or(words, l->self->last_rc);
@@ -5679,6 +5921,24 @@ CONC_API const char *conc_strerror(int rc)
     return rc >= 0 ? "success" : conc__system_words(rc);
 }
 
+/* From here on the task, which lives, goes by this name, which lives as long. */
+CONC__PRIVATE void conc__call_by(conc_loop *l, conc_task *t, const char *name)
+{
+    t->name = name;
+    if (CONC__UNLIKELY(l->stepwise))
+        conc__renamed(l, t);
+}
+
+/* Where the name of a task without a handle is copied to; NULL: no memory. */
+CONC__PRIVATE char *conc__name_room(conc_task *t)
+{
+    if (t->name_allocated)
+        return (char *)(uintptr_t)t->name;
+    char *room = conc__alloc(CONC__NAME);
+    t->name_allocated = room != NULL;
+    return room;
+}
+
 CONC_API const char *conc_name(const conc_task *t) { return conc__is_task(t) ? t->name : NULL; }
 
 CONC_API void conc_set_name(conc_task *t, const char *name)
@@ -5689,15 +5949,11 @@ CONC_API void conc_set_name(conc_task *t, const char *name)
         conc__misused(0, "conc_set_name", "the task is another run's", NULL);
         return;
     }
-    char *room = t->has_handle           ? t->name_copy
-                 : t->name != t->spawned ? (char *)(uintptr_t)t->name
-                                         : conc__alloc(CONC__NAME);
+    char *room = t->has_handle ? t->name_copy : conc__name_room(t);
     if (!room)
         return;
     conc__copy(room, CONC__NAME, name);
-    t->name = room;
-    if (t->loop->stepwise)
-        conc__renamed(t->loop, t);
+    conc__call_by(t->loop, t, room);
 }
 
 CONC_API void conc_free(void *p)
@@ -6048,6 +6304,9 @@ CONC__PRIVATE void conc__fill_sink(conc_loop *l, conc_task *t)
             conc__copy(call->text, sizeof call->text,
                        conc__words_or(conc__words(t, t->result), t->result));
         t->collected = true;
+    } else if (t->sink_kind == CONC__REMOTE_SINK) {
+        t->collected = true;
+        conc__remote_returned(t);
     } else if (
         t->sink_kind ==
         CONC__START_SINK) { /* ended without conc_started: the starter's matter, not the group's */
@@ -6084,7 +6343,7 @@ CONC__COLD void conc__deliver(conc_loop *l, conc_task *t)
 
 CONC__COLD void conc__free_strings(conc_task *t)
 {
-    if (t->name != t->spawned)
+    if (t->name_allocated)
         CONC_FREE((void *)(uintptr_t)t->name);
     CONC_FREE(t->text);
 }
@@ -6462,6 +6721,17 @@ CONC_API void conc__auto_conc_group(conc_group *g)
     conc__error_restore(l->self, &kept);
 }
 
+CONC_API void conc__close_quietly(void (*close)(void *), void *object)
+{
+    conc_loop *l = conc__of_task();
+    conc__kept_error kept;
+    if (l)
+        conc__error_keep(&kept, l->self);
+    close(object);
+    if (l && conc__here == l)
+        conc__error_restore(l->self, &kept);
+}
+
 CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
 {
     conc_loop *l = conc__in_task();
@@ -6514,6 +6784,7 @@ typedef struct conc__batch {
     size_t size;
     int *results;
     size_t count;
+    int limit;             /* tasks at once; 0: all */
     bool keep_going, seen; /* seen: the caller can read every result, so none is lost */
 } conc__batch;
 
@@ -6523,6 +6794,8 @@ CONC__PRIVATE conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const co
     conc_fn *fn = b->calls ? b->calls[i].fn : b->fn;
     void *arg = b->calls ? b->calls[i].arg : b->size ? b->args + i * b->size : b->args;
     conc_task *t = conc__task_new(l, g, NULL, fn, arg, spawned);
+    if (t && b->calls && b->calls[i].name)
+        conc__call_by(l, t, b->calls[i].name);
     if (t && b->calls && b->seen) {
         t->sink = &b->calls[i];
         t->sink_kind = CONC__CALL_SINK;
@@ -6552,6 +6825,25 @@ CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
     }
 }
 
+/* The elements from `next` on, each when one before it has ended: 0, or what ends the group. */
+CONC__PRIVATE int conc__batch_go_on(conc_loop *l, conc_group *g, const conc__batch *b, size_t next,
+                                    const char *spawned)
+{
+    for (size_t i = next; i < b->count; i++) {
+        int rc = g->live >= g->limit ? conc__wait_for_room(l, g) : 0;
+        if (rc == 0 && g->scope.effective)
+            rc = -ECANCELED; /* since room was granted */
+        if (rc)
+            return rc;
+        if (!conc__batch_spawn(l, g, b, i, spawned)) {
+            rc = conc__own_error(-ENOMEM);
+            conc__group_failed(l, g, l->self, rc);
+            return rc;
+        }
+    }
+    return 0;
+}
+
 CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *b,
                                                const char *spawned)
 {
@@ -6562,20 +6854,24 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
         conc__quick(l);
         return 0;
     }
-    if (b->count > CONC__ADDRESS_SPACE / l->pool->size)
+    bool limited = b->limit && (size_t)b->limit < b->count;
+    size_t at_once = limited ? (size_t)b->limit : b->count;
+    if (at_once > CONC__ADDRESS_SPACE / l->pool->size)
         return conc__own_error(-ENOMEM); /* so many stacks cannot be */
-    conc_group g = {.keep_going = b->keep_going};
+    conc_group g = {.limit = b->limit, .keep_going = b->keep_going};
     conc_task *last = l->ready ? l->last_ready : NULL;
     conc__find_lost(l, __builtin_frame_address(0));
     conc__group_open(l, &g, spawned);
-    for (size_t i = 0; i < b->count; i++)
+    for (size_t i = 0; i < at_once; i++)
         if (!conc__batch_spawn(l, &g, b, i, spawned)) {
             conc__unspawn(l, &g, last);
             conc__scope_close(l, &g.scope);
             return conc__own_error(-ENOMEM);
         }
+    if (limited)
+        rc = conc__batch_go_on(l, &g, b, at_once, spawned);
     if (!b->keep_going)
-        return conc__group_close(l, &g, 0);
+        return conc__group_close(l, &g, rc);
     conc__wait_until_empty(l, &g);
     bool outside = conc__cancelled_around(l, &g.scope);
     conc__scope_close(l, &g.scope);
@@ -6615,14 +6911,15 @@ CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n)
     return conc__run_calls(spawned, calls, n, true, true);
 }
 
-CONC__PRIVATE int conc__run_map(const char *spawned, conc__batch *b)
+CONC__PRIVATE int conc__run_map(const char *spawned, conc__batch *b, const char *call)
 {
-    const char *call = b->keep_going ? "conc_map_all" : "conc_map";
     conc_loop *l = conc__in_task_of(call);
     if (!l)
         return -EPERM;
     if (!b->fn)
         return conc__misused(-EINVAL, call, "no function", spawned);
+    if (b->limit < 0)
+        return conc__misused(-EINVAL, call, "the limit is negative", spawned);
     bool results_fit = !b->results || conc__is_array(b->results, b->count, sizeof *b->results);
     if (!conc__is_array(b->args, b->count, b->size) || !results_fit)
         return conc__misused(-EINVAL, call, "no elements, or an impossible number of them",
@@ -6633,7 +6930,14 @@ CONC__PRIVATE int conc__run_map(const char *spawned, conc__batch *b)
 CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size)
 {
     conc__batch b = {.fn = fn, .args = args, .count = count, .size = size};
-    return conc__run_map(spawned, &b);
+    return conc__run_map(spawned, &b, "conc_map");
+}
+
+CONC_API int conc__map_limit(const char *spawned, int limit, conc_fn *fn, void *args, size_t count,
+                             size_t size)
+{
+    conc__batch b = {.fn = fn, .args = args, .count = count, .size = size, .limit = limit};
+    return conc__run_map(spawned, &b, "conc_map_limit");
 }
 
 CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size,
@@ -6646,7 +6950,7 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
                      .results = results,
                      .keep_going = true,
                      .seen = results != NULL};
-    return conc__run_map(spawned, &b);
+    return conc__run_map(spawned, &b, "conc_map_all");
 }
 
 /* ---- >>keys --------------------------------------------------------------------------------- */
@@ -9096,11 +9400,14 @@ CONC__PRIVATE int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_serv
         t = conc__task_new(l, g, NULL, conc__serve_one, (void *)(uintptr_t)s, spawned);
         rc = t ? 0 : -ENOMEM;
     }
-    if (t)
-        t->sink = (void *)(intptr_t)fd;
-    else
+    if (!t) {
         conc_close(fd);
-    return rc;
+        return rc;
+    }
+    t->sink = (void *)(intptr_t)fd;
+    if (s->name)
+        conc__call_by(l, t, s->name);
+    return 0;
 }
 
 /* How accepting went so far. */
@@ -9213,6 +9520,9 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *spa
         return rc;
     conc__find_lost(l, __builtin_frame_address(0));
     conc__group_open(l, &g, spawned);
+    char name[CONC__NAME];
+    if (!s.name && l->stepwise && conc__name_function(name, (uintptr_t)s.handler))
+        s.name = name;
     rc = conc__serve_all(l, &g, &s, spawned);
     if (rc)
         conc__cancel_scope(l, &g.scope);
@@ -9295,6 +9605,28 @@ CONC__PRIVATE void conc__buffer_pack(conc__buffer *b)
 
 enum { CONC__STREAM_FRESH, CONC__STREAM_OPEN, CONC__STREAM_CLOSED };
 
+/* What a stream has that runs on a transport. It lives from the open until all tasks have left the
+ * closed stream and close was called.
+ *
+ * Calls under way: at most one of read, by the stream's reader, and one of write or shutdown,
+ * which sends from the beginning of the buffer. That is made by the task whose turn to write it
+ * is, or by a sender. While it is under way the buffer stays where it is, and other tasks' bytes
+ * are put behind those that are being sent.
+ *
+ * A sender is a background task. It is started when bytes were written and a task is in read or
+ * about to be: so both peers can send much and then read, which one task could not do for them. */
+typedef struct conc__transported {
+    conc_transport calls;
+    void *self;
+    conc_stream *stream;
+    conc_scope *reading, *sending; /* around the call that is under way; NULL: there is none */
+    conc__waits senders;           /* wait until sending is NULL */
+    conc__waits starters;          /* the reader, until the sender has begun */
+    bool has_sender, sender_began;
+    bool abandoned; /* closed where nothing can wait: the last task to leave calls close */
+    char read_words[CONC__TEXT], write_words[CONC__TEXT];
+} conc__transported;
+
 /* A stream of the parent, in a forked child: no task of the parent's is inside or waits. */
 CONC__COLD void conc__stream_take_over(conc_stream *s)
 {
@@ -9303,6 +9635,11 @@ CONC__COLD void conc__stream_take_over(conc_stream *s)
     s->writing = false;
     s->writers = s->closers = (conc__waits){NULL, NULL};
     s->run = conc__here ? conc__here->run : UINT64_MAX;
+    if (s->on) {
+        s->on->reading = s->on->sending = NULL;
+        s->on->senders = s->on->starters = (conc__waits){NULL, NULL};
+        s->on->has_sender = s->on->sender_began = s->on->abandoned = false;
+    }
 }
 
 CONC__PRIVATE void conc__stream_renew(conc_stream *s)
@@ -9320,14 +9657,38 @@ CONC__PRIVATE int conc__stream_state(conc_stream *s, const char *call)
     return s->state == CONC__STREAM_OPEN ? 0 : conc__own_error(-EPIPE);
 }
 
-/* The error that a call on a stream returns becomes the newest. The system's, which end reading or
- * writing for good, have the system's words each time. */
+/* The error that a call on a stream returns becomes the newest. The system's and a transport's,
+ * which end reading or writing for good, have their own words each time. */
 CONC__COLD void conc__stream_failed(const conc_stream *s, int rc)
 {
-    if (rc == s->read_error || rc == s->write_error)
+    bool ended = rc == s->read_error || rc == s->write_error;
+    conc_loop *l = conc__of_task();
+    if (ended && s->on && l)
+        conc__tell(l->self, rc, rc == s->read_error ? s->on->read_words : s->on->write_words,
+                   (conc__source){NULL, NULL});
+    else if (ended)
         conc__system_failed(rc, NULL);
     else if (rc != -ECANCELED)
         conc__own_error(rc);
+}
+
+CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s);
+
+/* The last task leaves a stream that is closed: those that close it may go on; 1: they are done.
+ * On a transport the first of them has still to end it. */
+CONC__COLD void conc__stream_left(conc_loop *l, conc_stream *s)
+{
+    if (s->on && s->on->abandoned) {
+        int rc = conc__transport_end(l, s);
+        if (rc < 0 && rc != -ECANCELED)
+            conc__report_close(l, "a stream", rc);
+        return;
+    }
+    int done = !s->on;
+    for (conc__wait *w = s->closers.first, *next; w; w = next) {
+        next = w->next;
+        conc__wake(l, w, done);
+    }
 }
 
 /* A call that may wait ends: the stream is no longer touched, if it was closed meanwhile. */
@@ -9336,8 +9697,8 @@ CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t r
     if (CONC__UNLIKELY(result < 0))
         conc__stream_failed(s, (int)result);
     s->inside--;
-    while (!s->inside && s->closers.first)
-        conc__wake(l, s->closers.first, 0);
+    if (CONC__UNLIKELY(s->state == CONC__STREAM_CLOSED && !s->inside))
+        conc__stream_left(l, s);
     return result;
 }
 
@@ -9361,31 +9722,95 @@ CONC__PRIVATE int conc__stream_pass(conc_loop *l, const conc_stream *s)
 
 CONC__PRIVATE size_t conc__piece(size_t n) { return n < CONC__PIECE ? n : CONC__PIECE; }
 
-CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd)
+/* 0: the stream may be opened. */
+CONC__PRIVATE int conc__stream_may_open(const conc_loop *l, conc_stream *s, const char *call)
 {
-    conc_loop *l = conc__here;
     if (!l)
-        return conc__misused(-EPERM, "conc_stream_open", "there is no loop", NULL);
+        return conc__misused(-EPERM, call, "there is no loop", NULL);
     if (!s || s->state == CONC__STREAM_OPEN)
-        return conc__misused(-EINVAL, "conc_stream_open", "no stream, or it is open", NULL);
+        return conc__misused(-EINVAL, call, "no stream, or it is open", NULL);
     conc__stream_renew(s);
-    if (s->inside)
-        return conc__misused(-EBUSY, "conc_stream_open", "other tasks have not left the stream yet",
-                             NULL);
-    const conc__fd *f = conc__fd_find(l, fd);
-    bool own = f && conc__fd_is_own(f);
-    if (fd < 0 || (!own && conc__fd_ready(fd, CONC_READABLE) < 0))
-        return conc__own_error(-EBADF);
+    if (s->inside || s->on)
+        return conc__misused(-EBUSY, call, "other tasks have not left the stream yet", NULL);
+    return 0;
+}
+
+/* on NULL: it runs on the descriptor. */
+CONC__PRIVATE void conc__stream_begin_life(conc_loop *l, conc_stream *s, int fd,
+                                           conc__transported *on, const char *place)
+{
     /* so that sums cannot overflow */
     size_t limit = s->limit < PTRDIFF_MAX / 4 ? s->limit : PTRDIFF_MAX / 4;
     *s = (conc_stream){.limit = limit ? limit : CONC__RECORD_LIMIT,
                        .buffer_size = s->buffer_size ? s->buffer_size : CONC__BUFFER,
                        .fd = fd,
+                       .on = on,
                        .state = CONC__STREAM_OPEN,
                        .run = l->run};
     if (CONC__UNLIKELY(l->debug))
         conc__note(&l->opened, s, "a stream", place);
+}
+
+CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd)
+{
+    conc_loop *l = conc__here;
+    int rc = conc__stream_may_open(l, s, "conc_stream_open");
+    if (rc)
+        return rc;
+    const conc__fd *f = conc__fd_find(l, fd);
+    bool own = f && conc__fd_is_own(f);
+    if (fd < 0 || (!own && conc__fd_ready(fd, CONC_READABLE) < 0))
+        return conc__own_error(-EBADF);
+    conc__stream_begin_life(l, s, fd, NULL, place);
     return 0;
+}
+
+CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_transport *t,
+                                  void *self)
+{
+    static const char call[] = "conc_stream_open_on";
+    conc_loop *l = conc__here;
+    int rc = conc__stream_may_open(l, s, call);
+    if (rc)
+        return rc;
+    if (!t || !t->read || !t->write)
+        return conc__misused(-EINVAL, call, "no transport, or it cannot read or write", NULL);
+    conc__transported *on = conc__alloc(sizeof *on);
+    if (!on)
+        return conc__own_error(-ENOMEM);
+    *on = (conc__transported){.calls = *t, .self = self, .stream = s};
+    conc__stream_begin_life(l, s, -1, on, place);
+    return 0;
+}
+
+/* Room for more bytes in a buffer that may become as large as most. */
+CONC__PRIVATE int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
+{
+    conc__buffer *b = &s->in;
+    if (!b->data)
+        return conc__buffer_grow(l, b, s->buffer_size);
+    if (b->end < b->size && b->start < b->end)
+        return 0;
+    conc__buffer_pack(b);
+    if (b->end < b->size)
+        return 0;
+    return conc__buffer_grow(l, b, b->size < most / 2 ? b->size * 2 : most);
+}
+
+/* Puts bytes into the buffer as far as they fit: how many, or -ENOMEM. */
+CONC__PRIVATE ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
+{
+    conc__buffer *b = &s->out;
+    size_t room = s->buffer_size - conc__buffered(b), count = n < room ? n : room;
+    if (!count)
+        return 0;
+    if (!b->data && conc__buffer_grow(l, b, s->buffer_size))
+        return -ENOMEM;
+    if (count > b->size - b->end)
+        conc__buffer_pack(b);
+    memcpy(b->data + b->end, bytes, count);
+    b->end += count;
+    return (ssize_t)count;
 }
 
 /* Writing went wrong: for good, as some of the bytes are gone. */
@@ -9397,11 +9822,297 @@ CONC__PRIVATE int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
     return rc;
 }
 
-/* Sends a piece of what was written, if that need not wait: 1 (there is more), 0 (there is none),
- * -EAGAIN, or the error that ends writing. */
+CONC__PRIVATE void conc__whom_stream(FILE *out, const conc__wait *w)
+{
+    const conc_stream *s = w->on;
+    if (s->on)
+        fputs(" a transport", out);
+    else
+        fprintf(out, " descriptor %d", s->fd);
+}
+
+static const conc__wait_kind conc__queueing = {.what = "waits for its turn to write to",
+                                               .brief = "waits for its turn to write",
+                                               .whom = conc__whom_stream,
+                                               .cancel = conc__cancel_plainly};
+
+/* ---- a transport ---- */
+
+/* Waits before a transport that returned -EAGAIN is tried again. */
+CONC__PRIVATE int conc__transport_pause(conc_loop *l, double *seconds)
+{
+    int rc = conc__sleep_to_retry(l, *seconds);
+    *seconds = *seconds < 0.032 ? 2 * *seconds : 0.064;
+    return rc;
+}
+
+/* `once` calls a function of the transport, in a scope that conc_stream_close cancels: what it
+ * returned, where an error is the task's newest. *scope is where the close finds the scope. */
+CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported *on,
+                                           conc_scope **scope,
+                                           ssize_t (*once)(const conc__transported *on,
+                                                           const struct iovec *part),
+                                           const struct iovec *part)
+{
+    conc_scope s = {0};
+    uint32_t before = l->self->tellings;
+    int saved = errno;
+    double pause = 0.001;
+    conc__scope_open(l, &s, "the scope of a stream's transport");
+    *scope = &s;
+    ssize_t result = once(on, part);
+    while (result == -EAGAIN) {
+        result = conc__transport_pause(l, &pause);
+        if (result == 0)
+            result = once(on, part);
+    }
+    *scope = NULL;
+    if (result < 0)
+        conc__hand_on_since(l, (int)result, before);
+    else if ((size_t)result > part->iov_len)
+        result = conc__misused(-EINVAL, "a transport's function", "it returned too many", NULL);
+    int wrong = conc_scope_end(&s, 0); /* it left a scope or group of its own open */
+    errno = saved;
+    return wrong ? wrong : result;
+}
+
+CONC__PRIVATE ssize_t conc__transport_read_once(const conc__transported *on,
+                                                const struct iovec *part)
+{
+    return on->calls.read(on->self, part->iov_base, part->iov_len);
+}
+
+CONC__PRIVATE ssize_t conc__transport_write_once(const conc__transported *on,
+                                                 const struct iovec *part)
+{
+    ssize_t n = on->calls.write(on->self, part->iov_base, part->iov_len);
+    return n ? n : conc__misused(-EINVAL, "a transport's write", "it returned 0", NULL);
+}
+
+CONC__PRIVATE ssize_t conc__transport_shut_once(const conc__transported *on,
+                                                const struct iovec *part)
+{
+    int rc = on->calls.shutdown(on->self);
+    (void)part;
+    return rc < 0 ? rc : 0;
+}
+
+/* Waits until no call sends: 0, and the caller may; or an error. */
+CONC__PRIVATE int conc__transport_may_send(conc_loop *l, conc_stream *s)
+{
+    conc__transported *on = s->on;
+    while (on->sending) {
+        conc__wait w = {.task = l->self, .kind = &conc__queueing, .on = s};
+        conc__append(&on->senders, &w);
+        int rc = conc__park(l, &w);
+        if (rc)
+            return rc;
+    }
+    return s->state == CONC__STREAM_OPEN ? s->write_error : -EPIPE;
+}
+
+/* May be called when no other call sends: how many bytes were taken, or an error. */
+CONC__PRIVATE ssize_t conc__transport_write(conc_loop *l, conc_stream *s, const char *bytes,
+                                            size_t n)
+{
+    conc__transported *on = s->on;
+    const struct iovec part = {(void *)(uintptr_t)bytes, n};
+    ssize_t sent = conc__transport_call(l, on, &on->sending, conc__transport_write_once, &part);
+    if (on->senders.first)
+        conc__wake(l, on->senders.first, 0);
+    if (sent >= 0)
+        return sent;
+    if (s->state != CONC__STREAM_OPEN)
+        return -EPIPE;
+    if (sent == -ECANCELED)
+        return sent;
+    conc__copy(on->write_words, sizeof on->write_words, conc__words(l->self, (int)sent));
+    return conc__stream_broke(l, s, (int)sent);
+}
+
+/* Sends a piece of what was written, and waits for that: 1 (there is more), 0 (there is none), or
+ * an error. */
+CONC__PRIVATE int conc__transport_push_piece(conc_loop *l, conc_stream *s)
+{
+    conc__buffer *b = &s->out;
+    int rc = conc__transport_may_send(l, s);
+    if (rc)
+        return rc;
+    if (b->start < b->end) {
+        conc__buffer_pack(b); /* while it is sent, nothing in it may be moved */
+        ssize_t sent = conc__transport_write(l, s, b->data, conc__piece(b->end));
+        if (sent < 0)
+            return (int)sent;
+        b->start += (size_t)sent;
+    }
+    if (b->start < b->end)
+        return 1;
+    conc__buffer_drop(l, b);
+    return 0;
+}
+
+CONC__PRIVATE int conc__transport_sender(void *arg)
+{
+    conc__transported *on = arg;
+    conc_stream *s = on->stream;
+    conc_loop *l = conc__here;
+    int rc = 1;
+    on->sender_began = true;
+    if (on->starters.first)
+        conc__wake(l, on->starters.first, 0);
+    while (rc == 1) {
+        rc = conc__transport_push_piece(l, s);
+        if (rc == 1 && conc__stream_pass(l, s))
+            rc = 0;
+    }
+    on->has_sender = false;
+    conc__stream_leave(l, s, 0);
+    return 0;
+}
+
+/* Starts the sender, if one is wanted: 0, or the error of the spawn, which is not told. */
+CONC__PRIVATE int conc__transport_start_sender(conc_loop *l, conc_stream *s)
+{
+    conc__transported *on = s->on;
+    conc__kept_error kept;
+    bool wanted = s->state == CONC__STREAM_OPEN && conc__buffered(&s->out);
+    if (!wanted || on->has_sender || s->writing)
+        return 0;
+    conc__error_keep(&kept, l->self);
+    int rc = conc__spawn(NULL, "a stream's sender", conc__transport_sender, on);
+    conc__error_restore(l->self, &kept);
+    if (rc)
+        return rc;
+    on->has_sender = true;
+    on->sender_began = false;
+    s->inside++;
+    return 0;
+}
+
+static const conc__wait_kind conc__starting_sender = {
+    .what = "starts to send what was written to a stream", .cancel = conc__cancel_plainly};
+
+CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s);
+
+/* A read is about to wait: the sender begins first, so that what was written is in write before
+ * the reader is in read. Where there can be no sender the reader sends. An error of writing is the
+ * next write's. */
+CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
+{
+    conc__transported *on = s->on;
+    int rc = 0;
+    if (conc__transport_start_sender(l, s)) {
+        rc = conc__stream_flush(l, s);
+        s->unsaid |= s->write_error != 0;
+        rc = rc > 0 || rc == -ECANCELED ? -ECANCELED : 0;
+    } else if (on->has_sender && !on->sender_began) {
+        conc__wait w = {.task = l->self, .kind = &conc__starting_sender, .on = s};
+        conc__append(&on->starters, &w);
+        rc = conc__park(l, &w);
+    }
+    return s->state == CONC__STREAM_OPEN ? rc : -EPIPE;
+}
+
+/* Takes bytes from the transport: how many, 0 at the end, or an error. */
+CONC__PRIVATE ssize_t conc__transport_take(conc_loop *l, conc_stream *s, const struct iovec *part)
+{
+    conc__transported *on = s->on;
+    ssize_t got = conc__transport_call(l, on, &on->reading, conc__transport_read_once, part);
+    if (s->state != CONC__STREAM_OPEN)
+        return -EPIPE;
+    if (got == -ECANCELED)
+        return got;
+    s->at_end = got == 0;
+    s->read_error = got < 0 ? (int)got : 0;
+    if (got < 0)
+        conc__copy(on->read_words, sizeof on->read_words, conc__words(l->self, (int)got));
+    return got;
+}
+
+/* conc__stream_pull on a transport, once. */
+CONC__PRIVATE ssize_t conc__transport_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
+{
+    int rc = conc__transport_send_first(l, s);
+    if (rc == 0 && !to)
+        rc = conc__stream_room(l, s, n);
+    if (rc)
+        return rc;
+    struct iovec part = {to, n};
+    if (!to)
+        part = (struct iovec){s->in.data + s->in.end, conc__piece(s->in.size - s->in.end)};
+    ssize_t got = conc__transport_take(l, s, &part);
+    if (!to && got > 0)
+        s->in.end += (size_t)got;
+    if (!conc__buffered(&s->in))
+        conc__buffer_drop(l, &s->in);
+    return got;
+}
+
+/* In its turn, when bytes do not fit into the buffer: fills and sends it, or sends the bytes when
+ * it is empty. Returns how many of them were sent or kept, or an error. */
+CONC__PRIVATE ssize_t conc__transport_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
+{
+    size_t kept = conc__buffered(&s->out);
+    if (kept && kept < s->buffer_size)
+        return conc__stream_keep(l, s, bytes, n);
+    int rc = kept ? conc__transport_push_piece(l, s) : conc__transport_may_send(l, s);
+    if (kept || rc)
+        return rc < 0 ? rc : 0;
+    return conc__transport_write(l, s, bytes, conc__piece(n));
+}
+
+/* In its turn, after a flush: ends the transport's writing half. */
+CONC__PRIVATE int conc__transport_shut(conc_loop *l, conc_stream *s)
+{
+    conc__transported *on = s->on;
+    const struct iovec none = {NULL, 0};
+    int rc = conc__transport_may_send(l, s);
+    if (rc)
+        return rc;
+    rc = (int)conc__transport_call(l, on, &on->sending, conc__transport_shut_once, &none);
+    if (on->senders.first)
+        conc__wake(l, on->senders.first, 0);
+    return rc;
+}
+
+/* Makes the calls that are under way return. */
+CONC__PRIVATE void conc__transport_interrupt(conc_loop *l, conc__transported *on)
+{
+    if (l && on->reading)
+        conc__cancel_scope(l, on->reading);
+    if (l && on->sending)
+        conc__cancel_scope(l, on->sending);
+}
+
+/* All tasks have left the closed stream: frees what it has, and calls close: its result. */
+CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s)
+{
+    conc__transported *on = s->on;
+    uint32_t before = l && l->self ? l->self->tellings : 0;
+    int saved = errno;
+    conc__buffer_drop(l, &s->in);
+    conc__buffer_drop(l, &s->out);
+    int rc = on->calls.close ? on->calls.close(on->self) : 0;
+    rc = rc < 0 ? rc : 0;
+    if (rc && l && l->self)
+        conc__hand_on_since(l, rc, before);
+    s->on = NULL;
+    while (s->closers.first)
+        conc__wake(l, s->closers.first, 1);
+    conc_free(on);
+    errno = saved;
+    return rc;
+}
+
+/* ---- sending ---- */
+
+/* Sends a piece of what was written, on a descriptor only if that need not wait: 1 (there is
+ * more), 0 (there is none), -EAGAIN, or the error that ends writing. */
 CONC__PRIVATE int conc__stream_push_piece(conc_loop *l, conc_stream *s)
 {
     conc__buffer *b = &s->out;
+    if (s->on)
+        return conc__transport_push_piece(l, s);
     if (b->start == b->end) {
         conc__buffer_drop(l, b);
         return 0;
@@ -9443,20 +10154,6 @@ CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__patienc
     return rc;
 }
 
-/* Room for more bytes in a buffer that may become as large as most. */
-CONC__PRIVATE int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
-{
-    conc__buffer *b = &s->in;
-    if (!b->data)
-        return conc__buffer_grow(l, b, s->buffer_size);
-    if (b->end < b->size && b->start < b->end)
-        return 0;
-    conc__buffer_pack(b);
-    if (b->end < b->size)
-        return 0;
-    return conc__buffer_grow(l, b, b->size < most / 2 ? b->size * 2 : most);
-}
-
 /* Waits for bytes and takes them: into `to` at most n, or with NULL into the buffer, which then
  * may become as large as n. Returns the count, 0 at the end of file, or an error. */
 CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
@@ -9464,6 +10161,8 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
     conc__patience patience = {0, 0};
     if (s->at_end || s->read_error)
         return s->read_error;
+    if (s->on)
+        return conc__transport_pull(l, s, to, n);
     for (;;) {
         const conc__fd *f = conc__fd_find(l, s->fd);
         if (!f || !f->drained) { /* else a buffer would be taken in vain */
@@ -9712,15 +10411,11 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_line(conc_stream *s, char **line)
     return CONC__UNLIKELY(length < 0) ? conc__stream_line(s, line) : length;
 }
 
-CONC__PRIVATE void conc__whom_stream(FILE *out, const conc__wait *w)
+/* The error that keeps a task from writing; 0: none. */
+CONC__PRIVATE int conc__stream_writable(const conc_stream *s)
 {
-    fprintf(out, " descriptor %d", ((const conc_stream *)w->on)->fd);
+    return s->state == CONC__STREAM_OPEN && !s->shut ? s->write_error : -EPIPE;
 }
-
-static const conc__wait_kind conc__queueing = {.what = "waits for its turn to write to",
-                                               .brief = "waits for its turn to write",
-                                               .whom = conc__whom_stream,
-                                               .cancel = conc__cancel_plainly};
 
 /* This is returned to the user. */
 CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
@@ -9733,8 +10428,8 @@ CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
 CONC__PRIVATE int conc__stream_begin_writing(conc_loop *l, conc_stream *s, const char *call)
 {
     int rc = conc__stream_enter(l, s, call);
-    if (rc == 0 && s->write_error)
-        rc = (int)conc__stream_leave(l, s, conc__stream_said(s, s->write_error));
+    if (rc == 0 && (s->write_error || s->shut))
+        rc = (int)conc__stream_leave(l, s, conc__stream_said(s, conc__stream_writable(s)));
     return rc;
 }
 
@@ -9755,6 +10450,11 @@ CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
 /* Bytes were written while a task waits in a read, which would have sent them first. */
 CONC__PRIVATE void conc__stream_hurry(conc_loop *l, conc_stream *s)
 {
+    if (s->on) { /* without memory for a sender, the next call that writes or reads sends */
+        if (s->on->reading)
+            conc__transport_start_sender(l, s);
+        return;
+    }
     conc__wait *w = s->reader && !s->writing ? s->reader->wait : NULL;
     bool for_fd = w && (w->kind == &conc__watching || w->kind == &conc__pausing);
     if (!for_fd || conc__stream_push(l, s) != -EAGAIN)
@@ -9773,27 +10473,13 @@ CONC__PRIVATE void conc__stream_turn_over(conc_loop *l, conc_stream *s)
     conc__stream_hurry(l, s);
 }
 
-/* Puts bytes into the buffer as far as they fit: how many, or -ENOMEM. */
-CONC__PRIVATE ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
-{
-    conc__buffer *b = &s->out;
-    size_t room = s->buffer_size - conc__buffered(b), count = n < room ? n : room;
-    if (!count)
-        return 0;
-    if (!b->data && conc__buffer_grow(l, b, s->buffer_size))
-        return -ENOMEM;
-    if (count > b->size - b->end)
-        conc__buffer_pack(b);
-    memcpy(b->data + b->end, bytes, count);
-    b->end += count;
-    return (ssize_t)count;
-}
-
-/* Sends the buffer and these bytes behind it, without waiting: how many of the bytes went out,
- * or an error. */
+/* Sends the buffer and these bytes behind it, on a descriptor without waiting: how many of the
+ * bytes went out, or an error. */
 CONC__PRIVATE ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     conc__buffer *b = &s->out;
+    if (s->on)
+        return conc__transport_put(l, s, bytes, n);
     size_t kept = conc__buffered(b);
     struct iovec parts[2] = {{b->data ? b->data + b->start : NULL, kept},
                              {(void *)(uintptr_t)bytes, conc__piece(n)}};
@@ -9822,8 +10508,10 @@ CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char 
         bool waits = took == -EAGAIN;
         if (waits)
             took = conc__stream_keep(l, s, bytes + done, n - done);
+        if (took == -ENOMEM || took == -ECANCELED)
+            return done ? (ssize_t)done : took;
         if (took < 0)
-            return took == -ENOMEM && done ? (ssize_t)done : took;
+            return took;
         done += (size_t)took;
         if (done == n)
             return (ssize_t)n;
@@ -9834,12 +10522,6 @@ CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char 
         if (rc < 0)
             return done ? (ssize_t)done : rc;
     }
-}
-
-/* The error that keeps a task from writing, whose turn it is; 0: none. */
-CONC__PRIVATE int conc__stream_writable(const conc_stream *s)
-{
-    return s->state == CONC__STREAM_OPEN ? s->write_error : -EPIPE;
 }
 
 CONC__PRIVATE ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, const char *bytes,
@@ -9935,7 +10617,7 @@ CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
             rc = conc__fd_await(l, s->fd, CONC_WRITABLE, &patience);
         else if (rc == 1)
             rc = conc__stream_pass(l, s);
-        else
+        else if (rc != -ECANCELED)
             return rc;
         if (s->state != CONC__STREAM_OPEN)
             return -EPIPE;
@@ -9955,6 +10637,8 @@ CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s)
     rc = conc__stream_writable(s);
     if (rc == 0)
         rc = conc__stream_flush_all(l, s);
+    else if (s->shut && s->state == CONC__STREAM_OPEN)
+        rc = 0; /* that was a flush */
     conc__stream_turn_over(l, s);
     return conc__stream_said(s, rc);
 }
@@ -9962,7 +10646,7 @@ CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s)
 CONC_API int conc_stream_flush(conc_stream *s)
 {
     conc_loop *l = conc__in_task();
-    int rc = conc__stream_begin_writing(l, s, __func__);
+    int rc = conc__stream_enter(l, s, __func__);
     if (rc)
         return rc;
     rc = conc__stream_flush(l, s);
@@ -9971,11 +10655,84 @@ CONC_API int conc_stream_flush(conc_stream *s)
     return (int)conc__stream_leave(l, s, rc);
 }
 
+/* Is it an end of a pipe that only writes? */
+CONC__PRIVATE bool conc__is_write_end(int fd)
+{
+    struct stat st;
+    return fstat(fd, &st) == 0 && S_ISFIFO(st.st_mode) &&
+           (fcntl(fd, F_GETFL) & O_ACCMODE) == O_WRONLY;
+}
+
+/* Ends the writing half of a descriptor: 0, or an error. */
+CONC__PRIVATE int conc__stream_end_half_of(conc_stream *s)
+{
+    int saved = errno, rc = shutdown(s->fd, SHUT_WR) ? -errno : 0;
+    bool closes = rc == -ENOTSOCK && conc__is_write_end(s->fd);
+    errno = saved;
+    if (closes) {
+        rc = conc_close(s->fd);
+        s->fd = -1;
+        s->shut = true;
+        return rc;
+    }
+    if (rc == -ENOTSOCK)
+        return conc_fail(rc, "the stream's descriptor %d has no halves", s->fd);
+    return conc__system_failed(rc, "shutdown");
+}
+
+/* In its turn, after a flush: ends the writing half. */
+CONC__PRIVATE int conc__stream_end_half(conc_loop *l, conc_stream *s)
+{
+    int rc = 0;
+    if (!s->on)
+        rc = conc__stream_end_half_of(s);
+    else if (s->on->calls.shutdown)
+        rc = conc__transport_shut(l, s);
+    else
+        rc = conc_fail(-ENOTSOCK, "the stream's transport has no halves");
+    if (rc == 0)
+        s->shut = true;
+    return rc;
+}
+
+/* Flushes and ends the writing half; the words of its errors are told. */
+CONC__PRIVATE int conc__stream_end_writing(conc_loop *l, conc_stream *s)
+{
+    int rc = conc__stream_turn(l, s);
+    if (rc)
+        return rc == -ECANCELED ? rc : conc__own_error(rc);
+    if (!s->shut) { /* else another task did it meanwhile */
+        rc = conc__stream_writable(s);
+        if (rc == 0)
+            rc = conc__stream_flush_all(l, s);
+        if (rc < 0)
+            conc__stream_failed(s, rc);
+        if (rc == 0)
+            rc = conc__stream_end_half(l, s);
+    }
+    conc__stream_turn_over(l, s);
+    return conc__stream_said(s, rc > 0 ? -ECANCELED : rc);
+}
+
+CONC_API int conc_stream_shutdown(conc_stream *s)
+{
+    conc_loop *l = conc__in_task();
+    int rc = conc__stream_enter(l, s, __func__);
+    if (rc)
+        return rc;
+    if (!s->shut)
+        rc = conc__stream_end_writing(l, s);
+    if (rc == 0)
+        conc__quick(l);
+    conc__stream_leave(l, s, 0);
+    return rc;
+}
+
 /* Before a close, which comes before any other task's turn: else bytes that were written meanwhile
  * would be lost. 0 too if another task has closed the stream and dropped nothing. */
 CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 {
-    int rc = conc__stream_begin_writing(l, s, "conc_stream_close");
+    int rc = conc__stream_enter(l, s, "conc_stream_close");
     if (rc)
         return rc;
     rc = conc__stream_flush(l, s);
@@ -9987,18 +10744,39 @@ CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 static const conc__wait_kind conc__vacating = {
     .what = "waits until all tasks have left the stream that it closed"};
 
-/* Waits until no call of another task is inside. A cancel does not cut that short: the close has
- * woken all of them. Only a task can wait. */
-CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s)
+/* Waits until no call of another task is inside, and, if another task ends the transport, until
+ * that is done; the stream may be gone then. A cancel does not cut that short: the close has woken
+ * all of them. Only a task can wait. */
+CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s, bool ends_transport)
 {
-    if (!l || !l->self || !s->inside)
+    if (!l || !l->self || (!s->inside && (!s->on || ends_transport)))
         return;
-    conc__wait w = {.task = l->self, .kind = &conc__vacating, .on = s};
-    conc__append(&s->closers, &w);
-    conc__park(l, &w);
+    int done = 0;
+    while (!done) {
+        conc__wait w = {.task = l->self, .kind = &conc__vacating, .on = s};
+        conc__append(&s->closers, &w);
+        done = conc__park(l, &w) || ends_transport;
+    }
 }
 
-/* Closes, and frees what the stream has: conc_close's result. */
+/* In the call that closed the stream, after the others have left: the transport's close; if they
+ * could not be waited for, the last of them will call it. An error of the flush stays the newest. */
+CONC__PRIVATE int conc__stream_end_transport(conc_loop *l, conc_stream *s, int flushed)
+{
+    conc__kept_error kept;
+    if (s->inside) {
+        s->on->abandoned = true;
+        return 0;
+    }
+    if (!flushed || !l || !l->self)
+        return conc__transport_end(l, s);
+    conc__error_keep(&kept, l->self);
+    int rc = conc__transport_end(l, s);
+    conc__error_restore(l->self, &kept);
+    return rc;
+}
+
+/* Closes, and frees what a stream on a descriptor has: conc_close's result. */
 CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
 {
     s->state = CONC__STREAM_CLOSED;
@@ -10007,9 +10785,13 @@ CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
         conc__unnote(&l->opened, s);
     while (s->writers.first)
         conc__wake(l, s->writers.first, -EPIPE);
-    int rc = conc_close(s->fd);
-    s->fd = -1;
     s->ended = NULL;
+    if (s->on) {
+        conc__transport_interrupt(l, s->on);
+        return 0;
+    }
+    int rc = s->fd >= 0 ? conc_close(s->fd) : 0; /* a pipe's end may be closed already */
+    s->fd = -1;
     conc__buffer_drop(l, &s->in);
     conc__buffer_drop(l, &s->out);
     return rc;
@@ -10026,12 +10808,18 @@ CONC_API int conc_stream_close(conc_stream *s)
     bool kept = open && (conc__buffered(&s->out) || s->writing);
     if (kept && l && l->self && !l->self->pending)
         rc = conc__stream_flush_last(l, s);
-    if (s->state == CONC__STREAM_OPEN) { /* else another task closes it, too */
+    bool shuts = s->state == CONC__STREAM_OPEN; /* else another task closes it, too */
+    if (shuts) {
         closed = conc__stream_shut(l, s);
-        if (rc == 0 && s->unsaid)
-            rc = conc__system_failed(s->write_error, NULL);
+        if (rc == 0 && s->unsaid) {
+            rc = s->write_error;
+            conc__stream_failed(s, rc);
+        }
     }
-    conc__stream_vacate(l, s);
+    bool ends_transport = shuts && s->on;
+    conc__stream_vacate(l, s, ends_transport);
+    if (ends_transport)
+        closed = conc__stream_end_transport(l, s, rc);
     if (rc == 0)
         return closed;
     return rc > 0 ? -ECANCELED : rc;
@@ -10730,7 +11518,7 @@ CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
         conc__interrupts_leave(l);
     pthread_mutex_unlock(&conc__signalling.mutex);
     if (rc)
-        snprintf(conc__words_of_run, sizeof conc__words_of_run, "rt_sigaction: %s",
+        snprintf(conc__words_of_thread, sizeof conc__words_of_thread, "rt_sigaction: %s",
                  conc__system_words(rc));
     return rc;
 }
@@ -10881,6 +11669,7 @@ typedef struct conc__posted_call {
 CONC__PRIVATE void conc__run_posted_call(conc__post *p)
 {
     conc__posted_call *call = (conc__posted_call *)(void *)p;
+    conc__here->posted_rc = 0;
     conc__call_outside(conc__here, "the posted function", (uintptr_t)call->fn, call->fn, call->arg);
     CONC_FREE(call);
 }
@@ -10901,6 +11690,212 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
         return 0;
     CONC_FREE(call);
     return conc__own_error(rc);
+}
+
+/* A conc_loop_run, on the caller's stack. The loop's thread starts the task and fills in how it
+ * ended; a cancel of the caller posts `stop`, once. The caller is answered when the task has ended
+ * and no `stop` is on its way, for then nothing of this is used any more. */
+typedef struct conc__remote {
+    conc__post start, stop; /* to the loop that runs fn */
+    conc__post answer;      /* to the caller's */
+    conc_fn *fn;
+    void *arg;
+    const char *spawned;
+    conc_loop *loop, *caller; /* caller NULL: a thread or a job */
+    struct conc__frame *job;  /* NULL: no job */
+    conc__wait wait;          /* a task's */
+    conc_task *task;          /* of `loop`, whose thread alone uses it */
+    pthread_mutex_t mutex;    /* over all below */
+    pthread_cond_t changed;   /* a thread waits for `answered` */
+    enum { CONC__GOES_ON, CONC__TO_STOP, CONC__STOPPED } state;
+    bool ended, answered;
+    int result;
+    char text[CONC__TEXT]; /* of an error; "": it has no words of its own */
+} conc__remote;
+
+CONC__PRIVATE void conc__remote_answer(conc__remote *r)
+{
+    if (r->job && r->task)
+        conc__extended.job_waits(r->job, r->loop, false);
+    if (r->caller) {
+        conc__post_to(r->caller, &r->answer); /* its run lasts as long as its tasks */
+        return;
+    }
+    pthread_mutex_lock(&r->mutex);
+    r->answered = true;
+    pthread_cond_signal(&r->changed);
+    pthread_mutex_unlock(&r->mutex);
+}
+
+CONC__PRIVATE void conc__remote_end(conc__remote *r, int result, const char *words)
+{
+    r->result = result;
+    conc__copy(r->text, sizeof r->text, words);
+    pthread_mutex_lock(&r->mutex);
+    r->ended = true;
+    bool unused = r->state != CONC__TO_STOP;
+    pthread_mutex_unlock(&r->mutex);
+    if (unused)
+        conc__remote_answer(r);
+}
+
+CONC__PRIVATE void conc__remote_returned(conc_task *t)
+{
+    conc__remote_end(t->sink, t->result, conc__words(t, t->result));
+}
+
+CONC__PRIVATE void conc__remote_starts(conc__post *p)
+{
+    conc__remote *r = (conc__remote *)(void *)((char *)p - offsetof(conc__remote, start));
+    conc_loop *l = conc__here;
+    if (l->background.scope.effective) {
+        conc__remote_end(r, -ESHUTDOWN, "");
+        return;
+    }
+    conc_task *t = conc__task_new(l, &l->background, NULL, r->fn, r->arg, r->spawned);
+    if (!t) {
+        conc__remote_end(r, -ENOMEM, "");
+        return;
+    }
+    t->sink = r;
+    t->sink_kind = CONC__REMOTE_SINK;
+    r->task = t;
+    if (r->job)
+        conc__extended.job_waits(r->job, l, true);
+}
+
+CONC__PRIVATE void conc__remote_stops(conc__post *p)
+{
+    conc__remote *r = (conc__remote *)(void *)((char *)p - offsetof(conc__remote, stop));
+    pthread_mutex_lock(&r->mutex);
+    r->state = CONC__STOPPED;
+    bool ended = r->ended;
+    pthread_mutex_unlock(&r->mutex);
+    if (ended)
+        conc__remote_answer(r);
+    else
+        conc__task_cancel(conc__here, r->task);
+}
+
+/* The caller is cancelled. Under the mutex; until `ended` the run lasts. */
+CONC__PRIVATE void conc__remote_stop(conc__remote *r)
+{
+    if (r->state == CONC__GOES_ON && !r->ended && conc__post_to(r->loop, &r->stop) == 0)
+        r->state = CONC__TO_STOP;
+}
+
+CONC__PRIVATE bool conc__remote_cancel(conc__wait *w)
+{
+    conc__remote *r = w->item;
+    pthread_mutex_lock(&r->mutex);
+    conc__remote_stop(r);
+    pthread_mutex_unlock(&r->mutex);
+    return false; /* fn has to end first */
+}
+
+CONC__PRIVATE void conc__whom_remote(FILE *out, const conc__wait *w)
+{
+    const conc__remote *r = w->item;
+    fprintf(out, " %s", r->spawned);
+}
+
+static const conc__wait_kind conc__runs_elsewhere = {.what = "waits for a task of another loop:",
+                                                     .brief = "waits for another loop",
+                                                     .whom = conc__whom_remote,
+                                                     .cancel = conc__remote_cancel};
+
+CONC__PRIVATE void conc__remote_answered(conc__post *p)
+{
+    conc__remote *r = (conc__remote *)(void *)((char *)p - offsetof(conc__remote, answer));
+    conc__wake(conc__here, &r->wait, 0);
+}
+
+/* A task waits; on the virtual clock no time passes meanwhile. */
+CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
+{
+    r->wait =
+        (conc__wait){.task = caller->self, .kind = &conc__runs_elsewhere, .on = r->loop, .item = r};
+    caller->awaited++;
+    atomic_fetch_add_explicit(&caller->at_work, 1, memory_order_relaxed);
+    if (conc__post_to(r->loop, &r->start))
+        r->result = -ESHUTDOWN;
+    else
+        conc__park(caller, &r->wait);
+    atomic_fetch_sub_explicit(&caller->at_work, 1, memory_order_relaxed);
+    caller->awaited--;
+}
+
+/* A thread sleeps; a job looks now and then whether it was asked to end. */
+CONC__PRIVATE void conc__remote_wait_thread(conc__remote *r)
+{
+    enum { LOOK = 20000000 }; /* ns */
+    if (conc__post_to(r->loop, &r->start)) {
+        r->result = -ESHUTDOWN;
+        return;
+    }
+    pthread_mutex_lock(&r->mutex);
+    while (!r->answered) {
+        if (!r->job || r->state != CONC__GOES_ON) {
+            pthread_cond_wait(&r->changed, &r->mutex);
+            continue;
+        }
+        struct timespec until = conc__real_time_in(LOOK);
+        pthread_cond_timedwait(&r->changed, &r->mutex, &until);
+        if (conc__extended.job_cancelled())
+            conc__remote_stop(r);
+    }
+    pthread_mutex_unlock(&r->mutex);
+}
+
+/* 0: conc_loop_run may be called here. */
+CONC__PRIVATE int conc__remote_may_run(const conc_loop *l, conc_fn *fn, const char *spawned)
+{
+    static const char call[] = "conc_loop_run";
+    conc_loop *here = conc__here;
+    if (!fn)
+        return conc__misused(-EINVAL, call, "no function", spawned);
+    int rc = conc__loop_can_be_told(l, call);
+    if (rc)
+        return rc;
+    if (here == l)
+        return conc__misused(-EDEADLK, call, "the loop would wait for itself", spawned);
+    if (here)
+        return conc__in_task_of(call) ? conc__checkpoint(here) : -EPERM;
+    return conc__extended.job_cancelled && conc__extended.job_cancelled() ? -ECANCELED : 0;
+}
+
+CONC_API CONC__CALLED int conc__loop_run(conc_loop *l, const char *spawned, conc_fn *fn, void *arg)
+{
+    conc_loop *here = conc__here;
+    int rc = conc__remote_may_run(l, fn, spawned);
+    if (rc)
+        return rc;
+    conc__remote r = {.start = {NULL, conc__remote_starts},
+                      .stop = {NULL, conc__remote_stops},
+                      .answer = {NULL, conc__remote_answered},
+                      .fn = fn,
+                      .arg = arg,
+                      .spawned = spawned,
+                      .loop = l,
+                      .caller = here,
+                      .mutex = PTHREAD_MUTEX_INITIALIZER,
+                      .changed = PTHREAD_COND_INITIALIZER};
+    if (here) {
+        conc__find_lost(here, __builtin_frame_address(0));
+        conc__remote_wait_task(here, &r);
+    } else {
+        r.job = conc__extended.job_here ? conc__extended.job_here() : NULL;
+        conc__remote_wait_thread(&r);
+    }
+    pthread_cond_destroy(&r.changed);
+    pthread_mutex_destroy(&r.mutex);
+    if (r.result >= 0)
+        return r.result;
+    if (here)
+        conc__tell(here->self, r.result, r.text, (conc__source){spawned, spawned});
+    else
+        conc_fail(r.result, "%s", conc__words_or(r.text, r.result));
+    return r.result;
 }
 
 CONC__PRIVATE conc__post *conc__take_posts(conc_loop *l, conc__post **last)
@@ -11354,6 +12349,17 @@ typedef struct conc__lost_call {
     const char *place, *how;
 } conc__lost_call;
 
+/* What led a function to return with something open: mostly a CONC_TRY. */
+CONC__PRIVATE void conc__tell_early_return(const conc_task *t, bool is_scope)
+{
+    int rc = t->last_rc ? t->last_rc : t->pending ? -ECANCELED : 0;
+    if (rc < 0)
+        fprintf(stderr, "conc: its newest error: %s\n", conc__words_or(conc__words(t, rc), rc));
+    if (is_scope)
+        fprintf(stderr, "conc: CONC_TRY returns and leaves it open: inside a scope or group use "
+                        "CONC_TRY_IN(&it, ...), which ends it first\n");
+}
+
 CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
 {
     const conc__lost_call *c = arg;
@@ -11367,6 +12373,8 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
         conc__describe(who, sizeof who, conc__source_of(c->task));
     fprintf(stderr, "conc: %s: %s, with %s%s still %s\n", who, c->how, opened, place,
             is_handle ? "in use" : "open");
+    if (c->task && c->how != conc__overwritten)
+        conc__tell_early_return(c->task, !is_handle && strncmp(place, "the conc_", 9) != 0);
     abort();
 }
 
@@ -11716,7 +12724,7 @@ CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
         int rc = tr->fd;
         const char *words = conc__system_words(rc);
         fprintf(stderr, "conc: %s: no trace can be written there: %s\n", path, words);
-        snprintf(conc__words_of_run, sizeof conc__words_of_run, "%.80s: %s", path, words);
+        snprintf(conc__words_of_thread, sizeof conc__words_of_thread, "%.80s: %s", path, words);
         CONC_FREE(tr);
         return rc;
     }
@@ -12233,6 +13241,23 @@ CONC__PRIVATE void conc__name_code(char *text, size_t size, uintptr_t address)
     }
 #endif
     snprintf(text, size, "0x%llx", number);
+}
+
+/* The name of a function of the program's; false: its module has no symbols. */
+CONC__COLD bool conc__name_function(char name[CONC__NAME], uintptr_t fn)
+{
+    char code[PATH_MAX + 256];
+    int saved = errno;
+    pthread_mutex_lock(&conc__telling);
+    conc__name_code(code, sizeof code, fn);
+    pthread_mutex_unlock(&conc__telling);
+    errno = saved;
+    char *offset = strstr(code, "+0x0 (");
+    if (!offset)
+        return false;
+    *offset = 0;
+    conc__copy(name, CONC__NAME, code);
+    return true;
 }
 
 /* What holds the loop, in words. Under conc__telling. */
@@ -12803,6 +13828,7 @@ CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **
     uint64_t seed = o->seed, stack = o->stack_size;
     int clock = o->virtual_clock, debug = o->debug;
     if (!conc__env_number("CONC_SEED", 0, &seed) ||
+        !conc__env_number("CONC_RANDOM", 0, &o->random) ||
         !conc__env_number("CONC_STACK", CONC__LEAST_STACK, &stack) ||
         !conc__env_word("CONC_CLOCK", "real", "virtual", &clock) ||
         !conc__env_word("CONC_DEBUG", "0", "1", &debug) || !conc__env_backend(backend))
@@ -12883,6 +13909,19 @@ CONC__PRIVATE void conc__loop_close(conc_loop *l)
         conc__loop_free(l);
 }
 
+/* The state that conc_random starts from; l differs from run to run, as the clock does. Numbers
+ * count from 1, so the virtual clock's is the generator's first state. */
+CONC__PRIVATE uint64_t conc__first_draw(const conc_options *o, const conc_loop *l)
+{
+    if (o->random)
+        return o->random - 1;
+    if (o->seed)
+        return o->seed - 1;
+    if (o->virtual_clock)
+        return 0;
+    return (uint64_t)conc__clock() ^ (uint64_t)(uintptr_t)l;
+}
+
 CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
 {
     conc_loop *l = conc__alloc(sizeof *l);
@@ -12907,9 +13946,9 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     /* on the real clock it is not known yet how slow steps are */
     l->batch = o->virtual_clock ? CONC__TURNS : 1;
     l->quick = l->budget = o->virtual_clock ? CONC__QUICK : CONC__QUICK / CONC__TURNS;
-    l->picks = l->draws = o->seed;
-    if (!o->seed && !o->virtual_clock)
-        l->draws = (uint64_t)conc__clock() ^ (uint64_t)(uintptr_t)l;
+    l->picks = o->seed;
+    l->draws = conc__first_draw(o, l);
+    l->exit_status = CONC__NO_STATUS;
     conc__fpu_save(&l->fpu);
 #if CONC__TSAN
     l->thread_stack.tsan_fiber = __tsan_get_current_fiber();
@@ -12987,7 +14026,8 @@ CONC__PRIVATE int conc__main_task(void *arg)
 /* How a run ended, for conc_main. */
 typedef struct conc__outcome {
     char by[CONC__DESCRIPTION], text[CONC__TEXT];
-    int signal; /* that interrupted it; 0: none */
+    int signal;      /* that interrupted it; 0: none */
+    int exit_status; /* what conc_set_exit_status chose; CONC__NO_STATUS: nothing */
 } conc__outcome;
 
 CONC__PRIVATE int conc__start_main(conc_loop *l)
@@ -13037,11 +14077,22 @@ CONC__PRIVATE void conc__run_delist(conc_loop *l)
     pthread_mutex_unlock(&conc__live_runs.mutex);
 }
 
+CONC_API void conc_set_exit_status(int status)
+{
+    conc_loop *l = conc__here;
+    if (!l)
+        conc__misused(0, __func__, "only a task of the run may call it", NULL);
+    else if (status < 0 || status > 255)
+        conc__misused(0, __func__, "an exit status is a number from 0 to 255", NULL);
+    else
+        l->exit_status = status;
+}
+
 /* No run is open on this thread any more: rc was the last one's result, or the reason why it did
  * not begin. */
 CONC__PRIVATE void conc__keep_words_of_run(int rc, const char *text)
 {
-    conc__copy(conc__words_of_run, sizeof conc__words_of_run, rc < 0 ? text : "");
+    conc__copy(conc__words_of_thread, sizeof conc__words_of_thread, rc < 0 ? text : "");
     if (rc < 0)
         conc_fail(rc, "%s", text); /* a job of a pool has made this error */
 }
@@ -13095,10 +14146,10 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
     if (conc__here)
         return conc__misused(-EBUSY, embedded ? "conc_embed_begin" : "conc_run",
                              "a run is open on this thread", NULL);
-    *conc__words_of_run = 0; /* the call that fails may write others there */
+    *conc__words_of_thread = 0; /* the call that fails may write others there */
     int rc = conc__open_run(out, embedded, options, spawned, main_fn, arg);
     if (rc)
-        conc__keep_words_of_run(rc, conc__words_or(conc__words_of_run, rc));
+        conc__keep_words_of_run(rc, conc__words_or(conc__words_of_thread, rc));
     return rc;
 }
 
@@ -13116,6 +14167,7 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
     conc__here = NULL;
     conc__pipe_signal_unblock(l);
     int rc = l->doomed ? l->doom : l->main.result;
+    outcome->exit_status = l->exit_status;
     if (l->interrupted_late || (l->interrupted_by && rc == -ECANCELED)) {
         rc = -EINTR;
         outcome->signal = l->interrupted_by;
@@ -13140,7 +14192,7 @@ CONC__PRIVATE int conc__run(const conc_options *options, const char *spawned, co
         conc__schedule(l);
         rc = conc__end_run(l, outcome);
     } else if (!conc__here) {
-        conc__copy(outcome->text, sizeof outcome->text, conc__words_of_run);
+        conc__copy(outcome->text, sizeof outcome->text, conc__words_of_thread);
     }
     errno = saved;
     return rc;
@@ -13157,7 +14209,7 @@ CONC_API int conc_run(conc_fn *main_fn, void *arg) { return conc_run_with(NULL, 
 CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg)
 {
     const conc_options o = {.interrupt = true};
-    conc__outcome outcome = {.signal = 0};
+    conc__outcome outcome = {.exit_status = CONC__NO_STATUS};
     conc__describe(outcome.by, sizeof outcome.by, (conc__source){spawned, spawned});
     int rc = conc__run(&o, spawned, main_fn, arg, &outcome);
     if (outcome.signal)
@@ -13166,7 +14218,7 @@ CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg)
     if (rc < 0)
         fprintf(stderr, "conc: %s failed: %s\n", outcome.by, conc__words_or(outcome.text, rc));
     errno = saved;
-    return rc < 0;
+    return outcome.exit_status == CONC__NO_STATUS ? rc < 0 : outcome.exit_status;
 }
 
 /* ---- >>embedding ---------------------------------------------------------------------------- */

@@ -21,7 +21,8 @@
  *     }
  *
  * Include it where you include conc.h, which it includes itself; CONC_IMPLEMENTATION and
- * CONC_STATIC are the same. A program that uses process pools has this module in itself or in a
+ * CONC_STATIC are the same: the file that defines CONC_IMPLEMENTATION includes this one, too, or
+ * the linker finds none of its functions. A program that uses process pools has this module in itself or in a
  * library it is linked with, not in one it loads later.
  *
  * Conventions, beside conc.h's
@@ -396,6 +397,25 @@ CONC_API void conc__auto_conc_child(conc_child *c);
 
 #ifdef __cplusplus
 }
+
+extern "C++" { /* the macro again as a call, as conc_sync.h's are in C++ */
+struct conc__channel_options {
+    size_t item_size = 0, capacity = 0;
+};
+constexpr conc_channel conc__make_channel(const conc__channel_options &o)
+{
+    conc_channel c{};
+    c.item_size = o.item_size;
+    c.capacity = o.capacity;
+    return c;
+}
+}
+#undef CONC_CHANNEL
+/* clang-format off */
+#define CONC_CHANNEL(type, ...) \
+    conc__make_channel( \
+        __extension__ conc__channel_options{.item_size = sizeof(type), .capacity = __VA_ARGS__})
+/* clang-format on */
 #endif
 
 #endif /* CONC_POOL_H */
@@ -409,7 +429,7 @@ CONC_API void conc__auto_conc_child(conc_child *c);
  *  waiter is a task, whose loop goes on, or a thread, which sleeps.
  *
  *  Contents: >>waiting >>crew >>jobs >>threads >>pool >>mapping >>blocking >>offloading
- *  >>channel >>files >>names >>children >>shared >>functions >>workers >>supervisor >>procs
+ *  >>channel >>selecting >>files >>names >>children >>shared >>functions >>workers >>supervisor >>procs
  *  >>beginning
  * ============================================================================================== */
 
@@ -465,6 +485,9 @@ typedef struct conc__waiter {
     bool gives_up; /* it was cancelled, and wants the end of the job that it waits for */
     bool is_spare; /* a thread's: its crew counts it already among those that wait */
     bool over;     /* it was woken: nothing of the list's owner is to be touched any more */
+    /* of conc_select, which is only told, and then sends or receives if no other case was first.
+     * kept: an item or room is kept for it until then */
+    bool selects, kept;
 } conc__waiter;
 
 /* Over every crew's mutex: a crew is freed under it. For who has a job or waiter, and does not
@@ -2877,15 +2900,14 @@ CONC__PRIVATE conc__locals **conc__job_locals(void)
     return f ? &f->locals : NULL;
 }
 
-CONC__PRIVATE void conc__job_fail(int rc, const char *fmt, va_list args)
+CONC__PRIVATE bool conc__job_fail(int rc, const char *text)
 {
     conc__frame *f = conc__frame_here();
-    int saved = errno;
-    if (f) {
-        f->text_rc = rc;
-        vsnprintf(f->text, sizeof f->text, fmt, args);
-    }
-    errno = saved;
+    if (!f)
+        return false;
+    f->text_rc = rc;
+    conc__copy(f->text, sizeof f->text, text);
+    return true;
 }
 
 CONC__PRIVATE const char *conc__job_words(void)
@@ -3074,6 +3096,14 @@ CONC__PRIVATE int conc__block_in_real_time(conc__frame *f, int64_t ns)
     conc__stop_close(&d.stop);
     conc__gate_end(&d.cut);
     return cut ? -ECANCELED : 0;
+}
+
+/* While a job waits for a task of the loop that sent it, its virtual clock goes on, as in
+ * conc_block. On that loop's thread. */
+CONC__PRIVATE void conc__job_waits(conc__frame *f, const conc_loop *l, bool waits)
+{
+    if (f->thread && f->job->clock == l)
+        conc__thread_blocks(f, waits);
 }
 
 /* conc_block in a job; 1: none runs here. */
@@ -3506,11 +3536,13 @@ CONC_API CONC__CALLED int conc_offload_abandon(conc_fn *fn, void *arg, void (*fr
 
 /* ---- >>channel ------------------------------------------------------------------------------ */
 
-/* Who waits to receive is there only while it is empty, and who waits to send only while it is
- * full. */
+/* Receivers wait only while all items, senders only while all room is kept for cases of conc_select,
+ * which were told of it. */
 typedef struct conc__channel {
     pthread_mutex_t mutex;
     conc__waiter *senders, *receivers;
+    conc__waiter *told;            /* for which an item or room is kept */
+    size_t kept_items, kept_rooms; /* how many */
     size_t head, count;
     bool closed;
     unsigned forks; /* how many forks the process descended from when this was made */
@@ -3548,7 +3580,8 @@ CONC__COLD void conc__channel_take_over(conc__channel *inner)
     pthread_mutex_lock(&conc__crews); /* other threads of the child may come, too */
     if (inner->forks != conc__forks) {
         pthread_mutex_init(&inner->mutex, NULL);
-        inner->senders = inner->receivers = NULL;
+        inner->senders = inner->receivers = inner->told = NULL;
+        inner->kept_items = inner->kept_rooms = 0;
         __atomic_store_n(&inner->forks, conc__forks, __ATOMIC_RELEASE);
     }
     pthread_mutex_unlock(&conc__crews);
@@ -3619,36 +3652,90 @@ CONC__PRIVATE void conc__channel_copy(const conc_channel *c, void *to, const voi
         memcpy(to, from, c->item_size);
 }
 
+CONC__PRIVATE void conc__channel_append(const conc_channel *c, conc__channel *inner,
+                                        const void *item)
+{
+    conc__channel_copy(c, conc__channel_at(c, inner, inner->count), item);
+    inner->count++;
+}
+
+CONC__PRIVATE void conc__channel_remove(const conc_channel *c, conc__channel *inner, void *item)
+{
+    conc__channel_copy(c, item, conc__channel_at(c, inner, 0));
+    inner->head = inner->head + 1 < c->capacity ? inner->head + 1 : 0;
+    inner->count--;
+}
+
+CONC__PRIVATE bool conc__channel_has_item(const conc__channel *inner)
+{
+    return inner->count > inner->kept_items;
+}
+
+CONC__PRIVATE bool conc__channel_has_room(const conc_channel *c, const conc__channel *inner)
+{
+    return inner->count + inner->kept_rooms < c->capacity;
+}
+
+/* A case of conc_select is told, and what it was told of is kept for it. */
+CONC__PRIVATE void conc__channel_keep(conc__channel *inner, conc__waiter *w, size_t *kept)
+{
+    ++*kept;
+    w->kept = true;
+    conc__waiter_decide(w, 0);
+    conc__line_up(&inner->told, w);
+    conc__waiter_call(w);
+}
+
+/* There is an item or room that nothing is kept for: those that wait get it. */
+CONC__PRIVATE void conc__channel_match(const conc_channel *c, conc__channel *inner)
+{
+    for (;;) {
+        conc__waiter *to = conc__channel_has_item(inner) ? inner->receivers : NULL;
+        conc__waiter *from = conc__channel_has_room(c, inner) ? inner->senders : NULL;
+        conc__waiter *w = to ? to : from;
+        if (!w)
+            break;
+        if (w->selects) {
+            conc__channel_keep(inner, w, to ? &inner->kept_items : &inner->kept_rooms);
+            continue;
+        }
+        if (to)
+            conc__channel_remove(c, inner, w->item);
+        else
+            conc__channel_append(c, inner, w->item);
+        conc__waiter_wake(w, 0);
+    }
+    while (inner->closed && !inner->count && inner->receivers)
+        conc__waiter_wake(inner->receivers, -EPIPE);
+}
+
 /* 0, -EPIPE, or -EAGAIN: it is full. */
 CONC__PRIVATE int conc__channel_put(const conc_channel *c, conc__channel *inner, const void *item)
 {
     conc__waiter *w = inner->receivers;
     if (inner->closed)
         return -EPIPE;
-    if (w) {
+    if (w && !w->selects) {
         conc__channel_copy(c, w->item, item);
         conc__waiter_wake(w, 0);
-    } else if (inner->count < c->capacity) {
-        conc__channel_copy(c, conc__channel_at(c, inner, inner->count++), item);
-    } else {
-        return -EAGAIN;
+        return 0;
     }
+    if (!conc__channel_has_room(c, inner))
+        return -EAGAIN;
+    conc__channel_append(c, inner, item);
+    if (w)
+        conc__channel_match(c, inner);
     return 0;
 }
 
-/* 0, -EPIPE, or -EAGAIN: it is empty. */
+/* 0, -EPIPE, or -EAGAIN: it is empty, or what is in it is kept for others. */
 CONC__PRIVATE int conc__channel_take(const conc_channel *c, conc__channel *inner, void *item)
 {
-    conc__waiter *w = inner->senders;
-    if (!inner->count)
-        return inner->closed ? -EPIPE : -EAGAIN;
-    conc__channel_copy(c, item, conc__channel_at(c, inner, 0));
-    inner->head = inner->head + 1 < c->capacity ? inner->head + 1 : 0;
-    inner->count--;
-    if (w) {
-        conc__channel_copy(c, conc__channel_at(c, inner, inner->count++), w->item);
-        conc__waiter_wake(w, 0);
-    }
+    if (!conc__channel_has_item(inner))
+        return inner->closed && !inner->count ? -EPIPE : -EAGAIN;
+    conc__channel_remove(c, inner, item);
+    if (inner->senders || inner->receivers)
+        conc__channel_match(c, inner);
     return 0;
 }
 
@@ -3715,10 +3802,23 @@ CONC_API void conc_channel_close(conc_channel *c)
     if (!inner)
         return;
     inner->closed = true;
-    while (inner->receivers)
-        conc__waiter_wake(inner->receivers, -EPIPE);
     while (inner->senders)
         conc__waiter_wake(inner->senders, -EPIPE);
+    conc__channel_match(c, inner); /* receivers wait for what is kept for others */
+    pthread_mutex_unlock(&inner->mutex);
+}
+
+/* What is kept is dropped, too. */
+CONC__PRIVATE void conc__channel_drop(conc__channel *inner)
+{
+    pthread_mutex_lock(&inner->mutex);
+    for (conc__waiter *w; (w = inner->told);) {
+        conc__step_out(w);
+        w->kept = false;
+        w->result = -EPIPE;
+    }
+    while (inner->receivers)
+        conc__waiter_wake(inner->receivers, -EPIPE);
     pthread_mutex_unlock(&inner->mutex);
 }
 
@@ -3727,11 +3827,240 @@ CONC_API void conc_channel_destroy(conc_channel *c)
     if (!c || !__atomic_load_n(&c->inner, __ATOMIC_ACQUIRE))
         return;
     conc_channel_close(c);
+    conc__channel_drop(c->inner);
     conc__channel_free(c->inner);
     c->inner = NULL;
 }
 
 CONC_API void conc__auto_conc_channel(conc_channel *c) { conc_channel_destroy(c); }
+
+/* ---- >>selecting ---------------------------------------------------------------------------- */
+
+/* A case of conc_select that waits. It stands in the line of the channel or job until another
+ * thread tells of it, which takes it out and posts it to the loop, or until it ends. */
+typedef struct conc__outside_wait {
+    conc__outside it; /* the first */
+    conc__waiter waiter;
+    bool ended;           /* the select does not wait for it any more */
+    conc__channel *inner; /* a channel's */
+    conc__crew *crew;     /* a job's */
+    conc__frame *own;     /* as in conc__job_wait_as */
+    conc__answer answer;
+} conc__outside_wait;
+
+CONC__PRIVATE int conc__outside_check(const conc__outside *o)
+{
+    int rc = 0;
+    if (o->kind == CONC__CASE_ENDS) {
+        const conc_job *j = o->object;
+        if (!conc__is_job(j))
+            return conc__misused(-EINVAL, "conc_select", "a job that was never submitted", NULL);
+        for (conc__frame *f = conc_job_done(j) ? NULL : conc__frame_here(); f; f = f->outer)
+            if (f->job == j)
+                return conc__own_error(-EDEADLK);
+        return 0;
+    }
+    conc_channel *c = o->object;
+    if (!c || (c->item_size && !o->item))
+        return conc__misused(-EINVAL, "conc_select", "no channel, or no item", NULL);
+    conc__channel *inner = conc__channel_lock(c, &rc);
+    if (inner)
+        pthread_mutex_unlock(&inner->mutex);
+    return conc__came_to(rc);
+}
+
+/* With the channel locked. */
+CONC__PRIVATE int conc__outside_move(const conc__outside *o, conc__channel *inner)
+{
+    return o->kind == CONC__CASE_SENDS ? conc__channel_put(o->object, inner, o->item)
+                                       : conc__channel_take(o->object, inner, o->item);
+}
+
+/* It has happened; words: of its error, or NULL. */
+CONC__PRIVATE void conc__outside_happened(conc__outside *o, int result, const char *words)
+{
+    o->result = result;
+    if (result < 0)
+        conc__tell(o->task, result, words, (conc__source){NULL, NULL});
+}
+
+CONC__PRIVATE void conc__outside_answered(conc__outside *o, const conc__answer *a)
+{
+    conc__outside_happened(o, a->result, a->has_words ? a->text : NULL);
+}
+
+CONC__PRIVATE bool conc__outside_attempt(conc__outside *o)
+{
+    conc__answer answer;
+    int rc;
+    if (o->kind == CONC__CASE_ENDS) {
+        const conc_job *j = o->object;
+        if (!conc_job_done(j))
+            return false;
+        conc__answer_read(&answer, j, conc__job_state(j));
+        conc__outside_answered(o, &answer);
+        return true;
+    }
+    conc__channel *inner = conc__channel_lock(o->object, &rc);
+    if (inner) {
+        rc = conc__outside_move(o, inner);
+        pthread_mutex_unlock(&inner->mutex);
+    }
+    if (rc == -EAGAIN)
+        return false;
+    conc__outside_happened(o, rc, NULL);
+    return true;
+}
+
+CONC__PRIVATE int conc__outside_begin_channel(conc__outside_wait *w)
+{
+    int rc;
+    conc__channel *inner = conc__channel_lock(w->it.object, &rc);
+    if (!inner)
+        return rc;
+    w->inner = inner;
+    rc = conc__outside_move(&w->it, inner);
+    if (rc == -EAGAIN)
+        conc__line_up(w->it.kind == CONC__CASE_SENDS ? &inner->senders : &inner->receivers,
+                      &w->waiter);
+    pthread_mutex_unlock(&inner->mutex);
+    if (rc == -EAGAIN)
+        return 0;
+    conc__outside_happened(&w->it, rc, NULL);
+    return 1;
+}
+
+/* Under both mutexes, where the job has not ended. */
+CONC__PRIVATE int conc__outside_line_up(conc_loop *l, conc__outside_wait *w, conc_job *j)
+{
+    w->crew = j->crew;
+    w->own = conc__frame_of(w->crew);
+    int rc = conc__crew_spare(w->crew, w->own, l, 1);
+    if (rc) {
+        conc__crew_spare(w->crew, w->own, l, -1);
+        return rc;
+    }
+    w->waiter.item = j;
+    conc__job_line_up(j, &w->waiter);
+    return 0;
+}
+
+CONC__PRIVATE int conc__outside_begin_job(conc_loop *l, conc__outside_wait *w)
+{
+    conc_job *j = w->it.object;
+    int rc = 1;
+    pthread_mutex_lock(&conc__crews);
+    if (!(conc__job_state(j) & CONC__JOB_DONE)) {
+        conc__crew *c = j->crew;
+        conc__lock_briefly(&c->mutex);
+        if (!(__atomic_fetch_or(&j->state, CONC__JOB_WAITED, __ATOMIC_ACQ_REL) & CONC__JOB_DONE))
+            rc = conc__outside_line_up(l, w, j);
+        pthread_mutex_unlock(&c->mutex);
+    }
+    if (rc == 1)
+        conc__answer_read(&w->answer, j, conc__job_state(j));
+    pthread_mutex_unlock(&conc__crews);
+    if (rc == 1)
+        conc__outside_answered(&w->it, &w->answer);
+    return rc;
+}
+
+/* The post of a case that another thread has told of. */
+CONC__PRIVATE void conc__outside_arrives(conc__post *p)
+{
+    conc__waiter *waiter = (conc__waiter *)(void *)((char *)p - offsetof(conc__waiter, post));
+    conc__outside_wait *w =
+        (conc__outside_wait *)(void *)((char *)waiter - offsetof(conc__outside_wait, waiter));
+    int rc = waiter->result;
+    if (w->ended) {
+        w->it.told(&w->it, false);
+        conc_free(w);
+        return;
+    }
+    if (w->it.kind == CONC__CASE_ENDS) {
+        conc__crew_spare_back(w->crew, w->own, waiter->loop);
+        conc__outside_answered(&w->it, &w->answer);
+    } else if (waiter->kept) {
+        conc__lock_briefly(&w->inner->mutex);
+        conc__step_out(waiter);
+        --*(w->it.kind == CONC__CASE_SENDS ? &w->inner->kept_rooms : &w->inner->kept_items);
+        rc = conc__outside_move(&w->it, w->inner);
+        conc__channel_match(w->it.object, w->inner);
+        pthread_mutex_unlock(&w->inner->mutex);
+    }
+    if (w->it.kind != CONC__CASE_ENDS)
+        conc__outside_happened(&w->it, rc, NULL);
+    w->it.told(&w->it, true);
+    conc_free(w);
+}
+
+CONC__PRIVATE int conc__outside_begin(conc_loop *l, conc__outside *o, conc__outside **begun)
+{
+    conc__outside_wait *w = conc__alloc(sizeof *w);
+    if (!w)
+        return conc__own_error(-ENOMEM);
+    *w = (conc__outside_wait){.it = *o};
+    w->waiter.loop = l;
+    w->waiter.post.run = conc__outside_arrives;
+    w->waiter.answer = &w->answer;
+    w->waiter.selects = true;
+    int rc =
+        o->kind == CONC__CASE_ENDS ? conc__outside_begin_job(l, w) : conc__outside_begin_channel(w);
+    if (rc == 0) {
+        *begun = &w->it;
+        return 0;
+    }
+    o->result = w->it.result;
+    conc_free(w);
+    return conc__came_to(rc);
+}
+
+/* Leaves the channel's line; what was kept for it is for others. True: it was told before. */
+CONC__PRIVATE bool conc__outside_leave_channel(conc__outside_wait *w)
+{
+    conc__waiter *waiter = &w->waiter;
+    bool over = __atomic_load_n(&waiter->over, __ATOMIC_ACQUIRE);
+    if (over && !waiter->kept)
+        return true; /* the channel may be gone */
+    conc__lock_briefly(&w->inner->mutex);
+    over = waiter->over;
+    if (!over || waiter->kept)
+        conc__step_out(waiter);
+    if (waiter->kept) {
+        waiter->kept = false;
+        --*(w->it.kind == CONC__CASE_SENDS ? &w->inner->kept_rooms : &w->inner->kept_items);
+        conc__channel_match(w->it.object, w->inner);
+    }
+    pthread_mutex_unlock(&w->inner->mutex);
+    return over;
+}
+
+CONC__PRIVATE bool conc__outside_leave_job(conc__outside_wait *w)
+{
+    pthread_mutex_lock(&conc__crews);
+    bool waits = conc__still_waits(&w->waiter, w->crew);
+    if (waits) {
+        conc__step_out(&w->waiter);
+        pthread_mutex_unlock(&w->crew->mutex);
+    }
+    pthread_mutex_unlock(&conc__crews);
+    conc__crew_spare_back(w->crew, w->own, w->waiter.loop);
+    return !waits;
+}
+
+CONC__PRIVATE bool conc__outside_end(conc__outside *o)
+{
+    conc__outside_wait *w = (conc__outside_wait *)(void *)o;
+    bool told =
+        o->kind == CONC__CASE_ENDS ? conc__outside_leave_job(w) : conc__outside_leave_channel(w);
+    w->ended = true;
+    if (!told)
+        conc_free(w);
+    return told;
+}
+
+static const conc__outside_calls conc__outside_of_pool = {
+    conc__outside_check, conc__outside_attempt, conc__outside_begin, conc__outside_end};
 
 /* ---- >>files -------------------------------------------------------------------------------- */
 
@@ -7886,12 +8215,16 @@ CONC_API CONC__CALLED int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *a
 static void conc__pool_begins(int argc, char **argv, char **env)
 {
     (void)argc, (void)argv, (void)env;
+    conc__extended.outside = &conc__outside_of_pool;
     conc__extended.job_locals = conc__job_locals;
     conc__extended.job_block = conc__job_block;
     conc__extended.job_shield = conc__job_shield;
     conc__extended.job_runs = conc__job_runs;
     conc__extended.job_fail = conc__job_fail;
     conc__extended.job_words = conc__job_words;
+    conc__extended.job_here = conc__frame_here;
+    conc__extended.job_waits = conc__job_waits;
+    conc__extended.job_cancelled = conc_job_cancelled;
     conc__extended.resolve = conc__resolve_name;
     conc__extended.jobs_queued = conc__jobs_queued;
     conc__extended.job_overflows = conc__job_overflows;

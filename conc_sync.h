@@ -25,7 +25,8 @@
  *     }
  *
  * Include it where you include conc.h, which it includes itself; CONC_IMPLEMENTATION and
- * CONC_STATIC are the same.
+ * CONC_STATIC are the same: the file that defines CONC_IMPLEMENTATION includes this one, too, or
+ * the linker finds none of its functions.
  *
  * Conventions, beside conc.h's
  *   Objects   all zero or from their macro (CONC_SEM, CONC_BARRIER, CONC_QUEUE) they are ready,
@@ -261,8 +262,8 @@ typedef struct conc_future {
     conc__waits waits;
 } conc_future;
 
-/* Sets the result: rc, and a value (borrowed); the words of an error (conc_fail) go with it to all
- * that wait. Once; then -EALREADY. A task that was woken may free the future. Not a checkpoint. */
+/* Sets the result: rc, and a value (borrowed); the words of an error (conc_fail, in this task or
+ * posted function) go with it to all that wait. Once; then -EALREADY. A task that was woken may free the future. Not a checkpoint. */
 CONC_API int conc_future_set(conc_future *f, int rc, void *value);
 
 /* Waits for the result: the rc that was set, the value in *value (NULL: not wanted). -ECANCELED
@@ -307,10 +308,39 @@ typedef struct conc_queue {
     }
 
 /* Puts a copy of the item, for the first who waits or into the queue. item is borrowed until the
- * call returns. Waits while the queue is full. Errors: -EPIPE (closed), -ENOMEM (and the queue
+ * call returns. Waits while the queue is full; else the task goes on, so consumers have their
+ * turn when the producer waits or calls conc_yield. Errors: -EPIPE (closed), -ENOMEM (and the queue
  * is as before), -EINVAL (a kind without less, or less with another kind), -ECANCELED. */
 CONC_API int conc_queue_put(conc_queue *q, const void *item) CONC_NODISCARD;
 CONC_API int conc_queue_try_put(conc_queue *q, const void *item) CONC_NODISCARD;
+
+/* conc_queue_put of a value, which is copied: CONC_PUT(&jobs, n + 1), or with commas in it:
+ * CONC_PUT(&jobs, (job){url, 3}); into a queue of pointers CONC_PUT(&names, name), where
+ * conc_queue_put takes &name. The value's size has to be item_size: else it does not compile
+ * where the compiler knows both (it optimizes, and sees the queue being set), and is -EINVAL
+ * elsewhere. An array or a string is the pointer to its first element. */
+#define CONC_PUT(q, ...)                                              \
+    CONC__PUT(q, (__VA_ARGS__), CONC__JOIN(conc__queue, __COUNTER__), \
+              CONC__JOIN(conc__item, __COUNTER__))
+#define CONC__PUT(q, value, queue, item)                                               \
+    __extension__({                                                                    \
+        conc_queue *queue = (q);                                                       \
+        CONC__AUTO_VALUE item = value;                                                 \
+        if (__builtin_constant_p(queue->item_size) && queue->item_size != sizeof item) \
+            conc__item_has_another_size();                                             \
+        conc__queue_put_sized(queue, &item, sizeof item);                              \
+    })
+#if defined __has_attribute && !defined __cplusplus
+#if __has_attribute(__error__)
+void conc__item_has_another_size(void) __attribute__((
+    __error__("CONC_PUT takes an item, not its address: this size is not the item_size")));
+#define CONC__CHECKS_ITEMS
+#endif
+#endif
+#ifndef CONC__CHECKS_ITEMS
+#define conc__item_has_another_size() (void)0
+#endif
+CONC_API int conc__queue_put_sized(conc_queue *q, const void *item, size_t size) CONC_NODISCARD;
 
 /* Takes the next item, into *item. Waits while there is none. Errors: -EPIPE (closed, and all
  * items taken), -EINVAL as above, -ECANCELED. */
@@ -350,18 +380,31 @@ typedef struct conc_case {
     conc_task *task;
     int fd, events;
     double seconds;
+    struct conc_channel *channel; /* with conc_pool.h */
+    struct conc_job *job;
     void *to;
     const void *from;
     /* in the case that happened: what its call would have returned; of JOIN, which collects it
-     * as conc_join does, what the task returned */
+     * as conc_join does, what the task returned, and of JOB what the job returned */
     int result;
     /* private */
     struct conc__choice *choice;
     uint32_t id;
     conc__wait wait;
+    struct conc__outside *outside;
 } conc_case;
 
-enum { CONC__GET = 1, CONC__PUT, CONC__EVENT, CONC__JOINED, CONC__FD, CONC__AFTER };
+enum {
+    CONC__GET = 1,
+    CONC__PUT,
+    CONC__EVENT,
+    CONC__JOINED,
+    CONC__FD,
+    CONC__AFTER,
+    CONC__RECV,
+    CONC__SEND,
+    CONC__JOB
+};
 #define CONC_CASE_GET(q, ...)                                \
     {                                                        \
         .what = CONC__GET, .queue = (q), .to = (__VA_ARGS__) \
@@ -387,6 +430,21 @@ enum { CONC__GET = 1, CONC__PUT, CONC__EVENT, CONC__JOINED, CONC__FD, CONC__AFTE
         .what = CONC__AFTER, .seconds = (__VA_ARGS__) \
     }
 
+/* Of conc_pool.h; they wait in the same lines as conc_channel_recv, conc_channel_send and
+ * conc_job_wait, but a cancel of the select does not cancel the job. */
+#define CONC_CASE_RECV(c, ...)                                  \
+    {                                                           \
+        .what = CONC__RECV, .channel = (c), .to = (__VA_ARGS__) \
+    }
+#define CONC_CASE_SEND(c, ...)                                    \
+    {                                                             \
+        .what = CONC__SEND, .channel = (c), .from = (__VA_ARGS__) \
+    }
+#define CONC_CASE_JOB(...)                      \
+    {                                           \
+        .what = CONC__JOB, .job = (__VA_ARGS__) \
+    }
+
 /* Waits until one of the cases can happen, does that one and no other, and returns its index;
  * its result field has what the call would have returned: a closed queue is ready with -EPIPE.
  * When several are ready at the call, the first in the array; else the first to happen. The
@@ -395,7 +453,8 @@ enum { CONC__GET = 1, CONC__PUT, CONC__EVENT, CONC__JOINED, CONC__FD, CONC__AFTE
  *     switch (conc_select(c, CONC_LEN(c))) { case 0: ...
  * A descriptor with events 0 is waited for to hang up, and the result is 0 then.
  * Errors, and none has happened: -EINVAL (no cases, one that is not valid), -EDEADLK (the join
- * of oneself), -EBADF (a negative descriptor), -EPERM (another run's), -ECANCELED. */
+ * of oneself), -EBADF (a negative descriptor), -EPERM (another run's), -ENOMEM (only with a
+ * channel or a job), -EAGAIN (no thread for the job can be started), -ECANCELED. */
 CONC_API int conc_select(conc_case *cases, size_t n) CONC_NODISCARD;
 
 /* ---- >>limiter ------------------------------------------------------------------------------ */
@@ -425,6 +484,113 @@ CONC_API int conc_limiter_try_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 
 #ifdef __cplusplus
 }
+
+/* The macros again as calls, because C++17 has no designators and GCC warns of fields that a list
+ * leaves out: the same arguments, the same values, also for static objects. */
+extern "C++" {
+
+struct conc__sem_options {
+    int permits = 0, max = 0;
+};
+constexpr conc_sem conc__make(const conc__sem_options &o)
+{
+    conc_sem s{};
+    s.permits = o.permits;
+    s.max = o.max;
+    return s;
+}
+
+struct conc__queue_options {
+    size_t item_size = 0, capacity = 0;
+    int kind = 0;
+    bool (*less)(const void *a, const void *b) = nullptr;
+};
+constexpr conc_queue conc__make(const conc__queue_options &o)
+{
+    conc_queue q{};
+    q.item_size = o.item_size;
+    q.capacity = o.capacity;
+    q.kind = o.kind;
+    q.less = o.less;
+    return q;
+}
+
+constexpr conc_barrier conc__make_barrier(int parties)
+{
+    conc_barrier b{};
+    b.parties = parties;
+    return b;
+}
+
+constexpr conc_case conc__make_case(int what)
+{
+    conc_case c{};
+    c.what = what;
+    return c;
+}
+constexpr conc_case conc__make_get(conc_queue *q, void *to)
+{
+    conc_case c = conc__make_case(CONC__GET);
+    c.queue = q;
+    c.to = to;
+    return c;
+}
+constexpr conc_case conc__make_put(conc_queue *q, const void *from)
+{
+    conc_case c = conc__make_case(CONC__PUT);
+    c.queue = q;
+    c.from = from;
+    return c;
+}
+constexpr conc_case conc__make_event(conc_event *e)
+{
+    conc_case c = conc__make_case(CONC__EVENT);
+    c.event = e;
+    return c;
+}
+constexpr conc_case conc__make_join(conc_task *t)
+{
+    conc_case c = conc__make_case(CONC__JOINED);
+    c.task = t;
+    return c;
+}
+constexpr conc_case conc__make_fd(int fd, int events)
+{
+    conc_case c = conc__make_case(CONC__FD);
+    c.fd = fd;
+    c.events = events;
+    return c;
+}
+constexpr conc_case conc__make_after(double seconds)
+{
+    conc_case c = conc__make_case(CONC__AFTER);
+    c.seconds = seconds;
+    return c;
+}
+}
+
+#undef CONC_SEM
+#undef CONC_BARRIER
+#undef CONC_QUEUE
+#undef CONC_CASE_GET
+#undef CONC_CASE_PUT
+#undef CONC_CASE_EVENT
+#undef CONC_CASE_JOIN
+#undef CONC_CASE_FD
+#undef CONC_CASE_AFTER
+/* clang-format off */
+#define CONC_SEM(...) conc__make(__extension__ conc__sem_options{.permits = __VA_ARGS__})
+#define CONC_QUEUE(type, ...) \
+    conc__make( \
+        __extension__ conc__queue_options{.item_size = sizeof(type), .capacity = __VA_ARGS__})
+/* clang-format on */
+#define CONC_BARRIER(...) conc__make_barrier((__VA_ARGS__))
+#define CONC_CASE_GET(q, ...) conc__make_get((q), (__VA_ARGS__))
+#define CONC_CASE_PUT(q, ...) conc__make_put((q), (__VA_ARGS__))
+#define CONC_CASE_EVENT(...) conc__make_event((__VA_ARGS__))
+#define CONC_CASE_JOIN(...) conc__make_join((__VA_ARGS__))
+#define CONC_CASE_FD(descriptor, ...) conc__make_fd((descriptor), (__VA_ARGS__))
+#define CONC_CASE_AFTER(...) conc__make_after((__VA_ARGS__))
 #endif
 
 #endif /* CONC_SYNC_H */
@@ -1192,6 +1358,14 @@ CONC__PRIVATE void conc__future_tell(conc_task *t, const conc_future *f)
         conc__tell(t, f->rc, f->text, (conc__source){NULL, NULL});
 }
 
+/* The words that go with rc out of the task, or the posted function, that runs; "": none. */
+CONC__PRIVATE const char *conc__words_here(const conc_loop *l, int rc)
+{
+    if (l->self)
+        return conc__words(l->self, rc);
+    return l->posted_rc == rc ? conc__words_of_thread : "";
+}
+
 CONC_API int conc_future_set(conc_future *f, int rc, void *value)
 {
     conc_loop *l = conc__here;
@@ -1204,8 +1378,7 @@ CONC_API int conc_future_set(conc_future *f, int rc, void *value)
     f->set = true;
     f->rc = rc;
     f->value = value;
-    bool in_words = rc < 0 && l && l->self;
-    conc__copy(f->text, sizeof f->text, in_words ? conc__words(l->self, rc) : "");
+    conc__copy(f->text, sizeof f->text, rc < 0 && l ? conc__words_here(l, rc) : "");
     for (conc__wait *w; (w = f->waits.first);) {
         w->item = value;
         w->value = 1;
@@ -1537,6 +1710,16 @@ CONC_API CONC__CALLED int conc_queue_put(conc_queue *q, const void *item)
     return 0;
 }
 
+CONC_API CONC__CALLED int conc__queue_put_sized(conc_queue *q, const void *item, size_t size)
+{
+    if (CONC__UNLIKELY(q && q->item_size != size)) {
+        conc__misused(-EINVAL, "CONC_PUT", "the item's size is not the queue's", NULL);
+        return conc_fail(-EINVAL, "an item of %zu bytes for a queue of items of %zu", size,
+                         q->item_size);
+    }
+    return conc_queue_put(q, item);
+}
+
 CONC__PRIVATE CONC__CALLED int conc__queue_get_slowly(conc_queue *q, void *item)
 {
     conc_loop *l = conc__in_task();
@@ -1665,6 +1848,9 @@ CONC_API void conc__auto_conc_queue(conc_queue *q) { conc_queue_destroy(q); }
  * itself is parked on a wait that is in no list. */
 typedef struct conc__choice {
     conc__wait wait;
+    conc__wait landing; /* then, until flying is 0 */
+    int flying;         /* cases that wait no longer, and that another thread has told of before */
+    bool has_outside;   /* a case waits for what is in conc_pool.h */
     conc_case *cases;
     size_t n;
     int chosen;
@@ -1676,7 +1862,10 @@ typedef struct conc__choice {
 CONC__PRIVATE void conc__choice_whom(FILE *out, const conc__wait *w)
 {
     const conc__choice *s = (const conc__choice *)(const void *)w;
-    static const char *const what[] = {"", "a queue's item", "room in a queue", "an event"};
+    static const char *const what[] = {
+        [CONC__GET] = "a queue's item",     [CONC__PUT] = "room in a queue",
+        [CONC__EVENT] = "an event",         [CONC__RECV] = "a channel's item",
+        [CONC__SEND] = "room in a channel", [CONC__JOB] = "a job"};
     enum { MOST = 8 };
     for (size_t i = 0; i < s->n; i++) {
         const conc_case *c = &s->cases[i];
@@ -1699,12 +1888,24 @@ CONC__PRIVATE void conc__choice_whom(FILE *out, const conc__wait *w)
     }
 }
 
+CONC__PRIVATE bool conc__case_is_outside(const conc_case *c) { return c->what >= CONC__RECV; }
+
+/* A case waits no longer for what is in conc_pool.h. */
+CONC__PRIVATE void conc__case_end_outside(conc__choice *s, conc_case *c)
+{
+    if (c->outside && conc__extended.outside->end(c->outside))
+        s->flying++;
+    c->outside = NULL;
+}
+
 /* Takes back all waits but one. */
 CONC__PRIVATE void conc__choice_end(conc__choice *s, const conc_case *but)
 {
     conc__disarm(conc__here, &s->timer);
     for (size_t i = 0; i < s->n; i++) {
         conc_case *c = &s->cases[i];
+        if (c != but && conc__case_is_outside(c))
+            conc__case_end_outside(s, c);
         if (c == but || !c->wait.list)
             continue;
         if (c->what == CONC__FD)
@@ -1760,6 +1961,23 @@ CONC__PRIVATE int conc__case_check_join(const conc_loop *l, const conc_task *t)
     return 0;
 }
 
+CONC__PRIVATE conc__outside conc__case_as_outside(const conc_case *c)
+{
+    conc__outside o = {.kind = CONC__CASE_ENDS, .object = c->job};
+    if (c->what == CONC__RECV)
+        o = (conc__outside){.kind = CONC__CASE_RECEIVES, .object = c->channel, .item = c->to};
+    if (c->what == CONC__SEND)
+        o = (conc__outside){
+            .kind = CONC__CASE_SENDS, .object = c->channel, .item = (void *)(uintptr_t)c->from};
+    return o;
+}
+
+CONC__PRIVATE int conc__case_check_outside(const conc_case *c)
+{
+    const conc__outside o = conc__case_as_outside(c);
+    return conc__extended.outside->check(&o);
+}
+
 CONC__PRIVATE int conc__case_check(const conc_loop *l, const conc_case *c)
 {
     if (c->what == CONC__GET || c->what == CONC__PUT) {
@@ -1779,6 +1997,8 @@ CONC__PRIVATE int conc__case_check(const conc_loop *l, const conc_case *c)
         return conc__misused(-EINVAL, "conc_select", "a case with unknown events", NULL);
     if (c->what == CONC__FD)
         return c->fd < 0 ? conc__own_error(-EBADF) : 0;
+    if (conc__case_is_outside(c) && c->what <= CONC__JOB && conc__extended.outside)
+        return conc__case_check_outside(c);
     if (c->what != CONC__AFTER)
         return conc__misused(-EINVAL, "conc_select", "a case of no kind", NULL);
     if (__builtin_isnan(c->seconds))
@@ -1790,7 +2010,17 @@ CONC__PRIVATE int conc__case_check(const conc_loop *l, const conc_case *c)
 CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
 {
     int ready = 0;
+    conc__outside o;
     switch (c->what) {
+    case CONC__RECV:
+    case CONC__SEND:
+    case CONC__JOB:
+        o = conc__case_as_outside(c);
+        o.task = l->self;
+        if (!conc__extended.outside->attempt(&o))
+            return -EAGAIN;
+        c->result = o.result;
+        return 0;
     case CONC__GET: return conc__queue_pull(l, c->queue, c->to);
     case CONC__PUT: return conc__queue_push(l, c->queue, c->from);
     case CONC__EVENT: return c->event->set ? 0 : -EAGAIN;
@@ -1802,10 +2032,43 @@ CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
     }
 }
 
-/* The case waits, unless it is a descriptor that cannot be waited for: then its result. */
-CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c)
+/* Another thread has told of the case. */
+CONC__PRIVATE void conc__case_told(conc__outside *o, bool happened)
+{
+    conc_case *c = o->owner;
+    conc__choice *s = c->choice;
+    if (happened) {
+        c->result = o->result;
+        c->outside = NULL;
+        s->chosen = (int)(c - s->cases);
+        conc__choice_end(s, c);
+        conc__wake(conc__here, &s->wait, 0);
+    } else if (--s->flying == 0 && s->landing.kind) {
+        conc__wake(conc__here, &s->landing, 0);
+    }
+}
+
+CONC__PRIVATE int conc__case_wait_outside(conc_loop *l, conc__choice *s, conc_case *c)
+{
+    conc__outside o = conc__case_as_outside(c);
+    o.task = l->self;
+    o.owner = c;
+    o.told = conc__case_told;
+    if (!s->has_outside)
+        l->awaited++;
+    s->has_outside = true;
+    int rc = conc__extended.outside->begin(l, &o, &c->outside);
+    c->result = o.result;
+    return rc;
+}
+
+/* The case waits: 0; 1: it happened, with *result; or an error. */
+CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c, int *result)
 {
     c->choice = s;
+    c->outside = NULL;
+    if (conc__case_is_outside(c))
+        return conc__case_wait_outside(l, s, c);
     c->wait = (conc__wait){.task = l->self, .kind = &conc__candidate};
     if (c->what == CONC__GET) {
         c->wait.item = c->to;
@@ -1820,10 +2083,10 @@ CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c)
     } else if (c->what == CONC__FD) {
         conc__fd *f;
         int rc = conc__fd_watch(l, c->fd, c->events, &f);
-        if (rc == 1) /* such a file does not hang up */
-            return c->events;
-        if (rc)
-            return rc;
+        if (rc) {
+            *result = rc == 1 ? c->events : rc; /* 1: such a file does not hang up */
+            return *result != 0;
+        }
         c->wait.value = c->events;
         c->id = f->id;
         conc__fd_append(l, f, &c->wait, c->events);
@@ -1843,6 +2106,8 @@ CONC__PRIVATE int conc__case_result(conc_loop *l, const conc_case *c)
 {
     if (c->what == CONC__FD && c->wait.result == 0)
         return conc__fd_got(l, (conc__fd *)(uintptr_t)c->wait.on, c->id, &c->wait);
+    if (conc__case_is_outside(c) && c->wait.result == 0)
+        return c->result;
     return c->what == CONC__JOINED ? c->wait.value : c->wait.result;
 }
 
@@ -1850,13 +2115,69 @@ CONC__PRIVATE int conc__case_result(conc_loop *l, const conc_case *c)
 CONC__PRIVATE int conc__select_at_once(conc_loop *l, conc_case *cases, size_t i, int result)
 {
     conc_case *c = &cases[i];
-    c->result = result;
+    if (!conc__case_is_outside(c))
+        c->result = result;
     if (c->what == CONC__JOINED) {
         c->result = c->task->result;
         conc__collect(l, c->task);
     }
     conc__quick(l);
     return (int)i;
+}
+
+static const conc__wait_kind conc__landing = {.what = "waits for another thread in conc_select"};
+
+/* Other threads have told the choice of what it does not wait for any more. That is on its way. */
+CONC__PRIVATE void conc__choice_land(conc_loop *l, conc__choice *s)
+{
+    if (s->flying) {
+        s->landing = (conc__wait){.task = l->self, .kind = &conc__landing};
+        conc__park(l, &s->landing);
+    }
+    if (s->has_outside)
+        l->awaited--;
+}
+
+/* Waits for the first of the cases: 0, a case happened at once; 1, s->chosen was chosen; or an
+ * error. */
+CONC__PRIVATE int conc__choose(conc_loop *l, conc__choice *s, size_t n, int *result)
+{
+    for (; s->n < n && s->chosen < 0; s->n++) {
+        int rc = conc__case_wait(l, s, &s->cases[s->n], result);
+        if (rc != 0 && s->chosen < 0) {
+            conc__choice_end(s, NULL);
+            return rc < 0 ? rc : 0;
+        }
+    }
+    if (s->chosen >= 0) { /* a look at a descriptor found it closed, and woke an earlier case */
+        conc__choice_end(s, NULL);
+        conc__leave(l);
+        return 1;
+    }
+    if (s->due != CONC__NEVER)
+        conc__arm(l, &s->timer, s->due, conc__choice_late);
+    int rc = conc__park(l, &s->wait);
+    return rc ? rc : 1;
+}
+
+CONC__PRIVATE int conc__select_valid(conc_loop *l, conc_case *cases, size_t n)
+{
+    int rc, result = 0;
+    for (size_t i = 0; i < n; i++)
+        if ((rc = conc__case_try(l, &cases[i])) != -EAGAIN)
+            return conc__select_at_once(l, cases, i, rc);
+    conc__choice s = {.wait = {.task = l->self, .kind = &conc__selecting},
+                      .cases = cases,
+                      .chosen = -1,
+                      .due = CONC__NEVER};
+    rc = conc__choose(l, &s, n, &result);
+    conc__choice_land(l, &s);
+    if (rc < 0)
+        return rc;
+    if (rc == 0)
+        return conc__select_at_once(l, cases, s.n, result);
+    cases[s.chosen].result = conc__case_result(l, &cases[s.chosen]);
+    return s.chosen;
 }
 
 CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
@@ -1874,30 +2195,7 @@ CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
     if (rc)
         return rc;
     conc__find_lost(l, __builtin_frame_address(0));
-    for (size_t i = 0; i < n; i++)
-        if ((rc = conc__case_try(l, &cases[i])) != -EAGAIN)
-            return conc__select_at_once(l, cases, i, rc);
-    conc__choice s = {.wait = {.task = l->self, .kind = &conc__selecting},
-                      .cases = cases,
-                      .chosen = -1,
-                      .due = CONC__NEVER};
-    for (; s.n < n && s.chosen < 0; s.n++)
-        if ((rc = conc__case_wait(l, &s, &cases[s.n])) != 0 && s.chosen < 0) {
-            conc__choice_end(&s, NULL);
-            return conc__select_at_once(l, cases, s.n, rc);
-        }
-    if (s.chosen >= 0) { /* a look at a descriptor found it closed, and woke an earlier case */
-        conc__choice_end(&s, NULL);
-        conc__leave(l);
-    } else {
-        if (s.due != CONC__NEVER)
-            conc__arm(l, &s.timer, s.due, conc__choice_late);
-        rc = conc__park(l, &s.wait);
-        if (rc)
-            return rc;
-    }
-    cases[s.chosen].result = conc__case_result(l, &cases[s.chosen]);
-    return s.chosen;
+    return conc__select_valid(l, cases, n);
 }
 
 /* ---- >>limiter ------------------------------------------------------------------------------ */

@@ -5,10 +5,10 @@
 # that deal with the world outside are also driven from there, by the Python scripts in tests/examples.
 # CC chooses the compiler; --single takes single_include/conc.h, which is then what the example includes. Further words
 # are the folders to take instead of all.
-# Needs bash, coreutils, diffutils, awk, Python 3, nc of OpenBSD, socat, libcurl and SQLite.
+# Needs bash, coreutils, diffutils, awk, Python 3, pkg-config, nc of OpenBSD, socat, libcurl, SQLite and GLib.
 set -u
 export LC_ALL=C
-unset EX_SEED CONC_CLOCK CONC_DEBUG CONC_SEED CONC_TRACE CONC_POLL CONC_STACK
+unset CONC_RANDOM CONC_CLOCK CONC_DEBUG CONC_SEED CONC_TRACE CONC_POLL CONC_STACK
 
 cd "$(dirname "$0")/.." || exit 2
 root=$PWD
@@ -56,26 +56,26 @@ draws() {
     "${cc[@]}" -include log_draws.h "$2.c" -o logged 2>"$box/wrong"
     local seed
     for seed in {0..20}; do
-        EX_SEED=$seed CONC_CLOCK=virtual run_it ./logged
+        CONC_RANDOM=$seed CONC_CLOCK=virtual run_it ./logged
         awk -f "$root/tests/examples/$3" "$box/err" "$box/out" >>"$box/wrong"
-        check "$1/$2: follows from the draws of EX_SEED=$seed" "$box/wrong"
+        check "$1/$2: follows from the draws of CONC_RANDOM=$seed" "$box/wrong"
         : >"$box/wrong"
     done
     mv "$box/out" "$box/out20"
-    EX_SEED=20 CONC_CLOCK=virtual run_it ./x
+    CONC_RANDOM=20 CONC_CLOCK=virtual run_it ./x
     diff "$box/out20" "$box/out" >>"$box/wrong"
-    check "$1/$2: EX_SEED=20 repeats" "$box/wrong"
+    check "$1/$2: CONC_RANDOM=20 repeats" "$box/wrong"
     : >"$box/wrong"
-    EX_SEED=21 CONC_CLOCK=virtual run_it ./x
-    cmp -s "$box/out20" "$box/out" && echo "the output is that of EX_SEED=20" >>"$box/wrong"
-    check "$1/$2: EX_SEED=21 draws other numbers" "$box/wrong"
+    CONC_RANDOM=21 CONC_CLOCK=virtual run_it ./x
+    cmp -s "$box/out20" "$box/out" && echo "the output is that of CONC_RANDOM=20" >>"$box/wrong"
+    check "$1/$2: CONC_RANDOM=21 draws other numbers" "$box/wrong"
 }
 
-# eighty_percent: of 10,000 checks 80 % +- 2 % find the site online; a run draws 10 numbers, so no number is used twice
+# eighty_percent: of 10,000 checks 80 % +- 2 % find the site online
 eighty_percent() {
     local i online
     for ((i = 0; i < 2000; i++)); do
-        EX_SEED=$((i * 10)) CONC_CLOCK=virtual ./x
+        CONC_RANDOM=$((i + 1)) CONC_CLOCK=virtual ./x
     done >"$box/out" 2>"$box/wrong"
     online=$(awk '/ is online$/ { n++ } END { print n + 0 }' "$box/out")
     [ "$online" -ge 7800 ] && [ "$online" -le 8200 ] || echo "$online of 10000 were online" >>"$box/wrong"
@@ -108,7 +108,7 @@ names_the_blocker() {
 reaches_its_goal() {
     local seed
     for seed in {0..20}; do
-        EX_SEED=$seed CONC_CLOCK=virtual timeout 60 ./x --goal >"$box/out" 2>&1 || cat "$box/out" >>"$box/wrong"
+        CONC_RANDOM=$seed CONC_CLOCK=virtual timeout 60 ./x --goal >"$box/out" 2>&1 || cat "$box/out" >>"$box/wrong"
     done
     check "$1: --goal is reached with 21 seeds" "$box/wrong"
 }
@@ -161,11 +161,21 @@ scenarios() {
     done
 }
 
+# libraries_of FILE: the options for its libraries, as its first lines name them; headers of others give no warnings
+libraries_of() {
+    local line package
+    line=$(sed -n '/^ \*\//q; / cc /p' "$1")
+    package=$(grep -o 'pkg-config [^)]*' <<<"$line")
+    { grep -o -e ' -l[a-z0-9]*' <<<"$line"; ${package:-true} | sed 's/-I/-isystem /g'; } | tr '\n' ' '
+}
+
 # no_warnings NAME: neither the example with the implementation inside, nor the example alone where it is optimised
 no_warnings() {
-    "${cc[@]}" "${warnings[@]}" -fsyntax-only "${1#*/}.c" >"$box/wrong" 2>&1
+    local word includes=()
+    for word in "${libraries[@]}"; do [[ $word == -l* ]] || includes+=("$word"); done
+    "${cc[@]}" "${warnings[@]}" -fsyntax-only "${1#*/}.c" "${includes[@]}" >"$box/wrong" 2>&1
     sed '/^#define CONC_STATIC$/d' "${1#*/}.c" >declared.c
-    "${cc[@]}" "${warnings[@]}" -O2 -c declared.c -o declared.o >>"$box/wrong" 2>&1
+    "${cc[@]}" "${warnings[@]}" -O2 -c declared.c -o declared.o "${includes[@]}" >>"$box/wrong" 2>&1
     check "$1: no warnings" "$box/wrong"
 }
 
@@ -181,7 +191,7 @@ for source in "${sources[@]}"; do
     mkdir -p "$box/examples/$folder" && cp "${headers[@]}" "$box/" && cd "$box/examples/$folder" || exit 2
     sed "$included" "$source" >"$name.c" || exit 2
 
-    mapfile -t libraries < <(sed -n '/^ \*\//q; / cc /p' "$name.c" | grep -o -e '-l[a-z0-9]*')
+    read -ra libraries < <(libraries_of "$name.c")
     "${cc[@]}" "$name.c" -o x "${libraries[@]}" >"$box/wrong" 2>&1
     check "$folder/$name: cc $name.c -o x ${libraries[*]}" "$box/wrong"
     [ -x x ] || continue

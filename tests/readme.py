@@ -2,7 +2,8 @@
 """Does what README.md tells a reader to do, in an empty directory, and compares what comes of it.
 
 A ```c block that begins with a comment such as /* hello.c */ is saved under that name. Each ```console block has one
-command, after "$ ", and the output it must have, on the virtual clock. `make test` is left out, as that runs this.
+command, after "$ ", and the output it must have, on the virtual clock. `make test` is left out, as that runs this. Every ```c
+block compiles without a warning, with the includes that it leaves out.
 """
 import os
 import pathlib
@@ -26,6 +27,18 @@ def check(directory, block):
     return False
 
 
+def compiles(directory, block):
+    """Compiles the block alone; True when the compiler says nothing."""
+    start = "" if "#include" in block else '#define CONC_STATIC\n#include "conc_sync.h"\n#include "conc_pool.h"\n'
+    pathlib.Path(directory, "block.c").write_text(start + block, encoding="utf-8")
+    command = ["cc", "-Wall", "-Wextra", "-Wpedantic", "-Wno-unused-function", "-fsyntax-only", "block.c"]
+    done = subprocess.run(command, cwd=directory, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if not done.stdout and done.returncode == 0:
+        return True
+    print(f"README.md has\n{block}of which the compiler says\n{done.stdout}")
+    return False
+
+
 def main():
     text = (TOP / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
@@ -39,6 +52,7 @@ def main():
             if kind == "c" and name:
                 pathlib.Path(directory, name[1]).write_text(text, encoding="utf-8")
         results = [check(directory, text) for text in consoles]
+        results += [compiles(directory, text) for kind, text in blocks if kind == "c"]
     if not results:
         print("README.md has no command to try")
     return 0 if results and all(results) else 1

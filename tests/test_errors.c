@@ -606,6 +606,66 @@ TEST(conc_main_makes_an_exit_status_and_prints_the_error)
     CHECK(strstr(text, "rror") == NULL);
 }
 
+typedef struct ending {
+    int first, then; /* statuses to set, -1000: none */
+    int rc;
+    bool in_a_task;
+} ending;
+
+static ending how_main_ends;
+
+static int set_status(void *arg)
+{
+    conc_set_exit_status(*(int *)arg);
+    return 0;
+}
+
+static int end_main(void *arg)
+{
+    ending *e = arg;
+    if (e->first != -1000)
+        conc_set_exit_status(e->first);
+    if (e->then != -1000 && e->in_a_task)
+        CONC_TRY(CONC_GATHER(CONC_CALL(set_status, &e->then)));
+    else if (e->then != -1000)
+        conc_set_exit_status(e->then);
+    return e->rc < 0 ? conc_fail(e->rc, "the main problem") : e->rc;
+}
+
+static void run_main_that_ends(void) { exit(conc_main(end_main, &how_main_ends)); }
+
+static void check_status(ending e, int status, bool prints)
+{
+    static char text[16384];
+    how_main_ends = e;
+    int got = test_in_process(run_main_that_ends, text, sizeof text);
+    CHECK(WIFEXITED(got));
+    CHECK_INT(WEXITSTATUS(got), status);
+    CHECK_INT(strstr(text, "the main problem") != NULL, prints);
+}
+
+TEST(a_program_chooses_what_conc_main_returns)
+{
+    check_status((ending){3, -1000, 0, false}, 3, false);
+    check_status((ending){3, 4, 7, false}, 4, false);
+    check_status((ending){3, 255, 0, true}, 255, false);
+    check_status((ending){3, 0, 0, false}, 0, false);
+    check_status((ending){2, -1000, -EIO, false}, 2, true);
+    check_status((ending){0, -1000, -EIO, false}, 0, true);
+    check_status((ending){5, 256, 0, false}, 5, false); /* no such status */
+    check_status((ending){5, -1, 0, false}, 5, false);
+    conc_set_exit_status(7); /* of no run */
+    check_status((ending){-1000, -1000, 0, false}, 0, false);
+    check_status((ending){-1000, -1000, -EIO, false}, 1, true);
+}
+
+TEST(a_status_is_of_one_run_and_of_no_other_call_than_conc_main)
+{
+    how_main_ends = (ending){9, -1000, 0, false};
+    CHECK_INT(conc_run(end_main, &how_main_ends), 0);
+    check_status((ending){-1000, -1000, 0, false}, 0, false);
+}
+
 /* ---- CONC_TRY, CONC_TRY_IN, CONC_AUTO */
 
 static int evaluated;
@@ -718,4 +778,56 @@ TASK_TEST(an_automatic_group_that_was_closed_or_never_opened_closes_nothing)
     CHECK_INT(conc_spawn(&closed, return_it, &(int){3}), 0);
     CHECK_INT(conc_group_wait(&closed), 0);
     CHECK_INT(never.error_count, 0);
+}
+
+/* ---- CONC_AUTO_TYPE */
+
+typedef struct closes {
+    const char *name;
+} closes;
+
+static char closed_names[64];
+
+static int close_it(closes *c)
+{
+    if (c->name)
+        strcat(closed_names, c->name);
+    c->name = NULL;
+    return conc_fail(-EPIPE, "not closed well");
+}
+
+CONC_AUTO_TYPE(closes, close_it)
+
+typedef int number;
+static void add_ten(number *n) { *n += 10; }
+CONC_AUTO_TYPE(number, add_ten);
+
+static int use_own_types(void *arg)
+{
+    CONC_AUTO(closes, first) = {"1"};
+    CONC_AUTO(closes, never) = {0};
+    (void)never;
+    for (int i = 0; i < 3; i++) {
+        CONC_AUTO(closes, inner) = {"i"};
+        if (i == 1)
+            break;
+        CHECK_STR(inner.name, "i");
+    }
+    CONC_AUTO(closes, last) = {"2"};
+    CHECK_INT(close_it(&last), -EPIPE); /* closing twice is harmless, as it says */
+    if (arg)
+        return conc_fail(-EIO, "disk on fire");
+    CONC_AUTO(number, n) = 5;
+    return n;
+}
+
+TASK_TEST(a_type_of_the_users_closes_by_itself)
+{
+    closed_names[0] = 0;
+    CHECK_INT(use_own_types(NULL), 5);
+    CHECK_STR(closed_names, "ii21");
+    closed_names[0] = 0;
+    CHECK_INT(use_own_types(closed_names), -EIO);
+    CHECK_STR(closed_names, "ii21");
+    CHECK_STR(conc_last_error(), "disk on fire");
 }

@@ -232,3 +232,41 @@ TASK_TEST(another_thread_may_not_set_what_somebody_waits_for)
     CHECK_INT(conc_group_wait(&g), 0);
     CHECK_INT(w.rc, 7);
 }
+
+/* ---- words ---- */
+
+static int fails_and_sets(void *future)
+{
+    return conc_future_set(future, conc_fail(-EPROTO, "line %d: no colon", 12), NULL);
+}
+
+static void fails_and_sets_in_a_post(void *future) { CHECK_INT(fails_and_sets(future), 0); }
+
+static void sets_in_a_post(void *future) { CHECK_INT(conc_future_set(future, -EPROTO, NULL), 0); }
+
+static void check_words(conc_future *f, const char *expected)
+{
+    for (int i = 0; i < 2; i++) { /* the second does not wait */
+        conc_fail(-EIO, "something else");
+        CHECK_INT(conc_future_wait(f, NULL), -EPROTO);
+        CHECK_STR(conc_last_error(), expected);
+    }
+}
+
+TASK_TEST(the_words_of_an_error_come_with_a_future_that_a_task_sets)
+{
+    conc_future f = {0};
+    conc_group g = {0};
+    CHECK_INT(conc_spawn(&g, fails_and_sets, &f), 0);
+    check_words(&f, "line 12: no colon");
+    CHECK_INT(conc_group_wait(&g), 0);
+}
+
+TASK_TEST(the_words_of_an_error_come_with_a_future_that_a_posted_function_sets)
+{
+    conc_future f = {0}, next = {0};
+    CHECK_INT(conc_post(conc_loop_self(), fails_and_sets_in_a_post, &f), 0);
+    CHECK_INT(conc_post(conc_loop_self(), sets_in_a_post, &next), 0);
+    check_words(&f, "line 12: no colon");
+    check_words(&next, conc_strerror(-EPROTO)); /* they were about the other one */
+}

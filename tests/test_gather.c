@@ -1,6 +1,8 @@
 /* Gathering and mapping: all at once, every result in its place, and nothing left running. */
 #include "conc_test.h"
 
+#include <limits.h>
+
 typedef struct work {
     double seconds, cleanup;
     int rc, cut_rc;
@@ -480,15 +482,135 @@ TASK_TEST(a_gather_out_of_time_returns_when_its_calls_have_cleaned_up)
     CHECK_INT(conc_sleep(1), 0);
 }
 
+/* ---- at most so many at once ---- */
+
+static int at_once, most_at_once, begun;
+
+static int is_counted(void *arg)
+{
+    double *seconds = arg;
+    begun++;
+    at_once++;
+    most_at_once = at_once > most_at_once ? at_once : most_at_once;
+    int rc = conc_sleep(*seconds < 0 ? 1 : *seconds);
+    at_once--;
+    return *seconds < 0 && rc == 0 ? conc_fail(-EIO, "element %d", (int)-*seconds) : rc;
+}
+
+static void start_counting(void) { at_once = most_at_once = begun = 0; }
+
+TASK_TEST(a_map_with_a_limit_begins_the_next_when_one_has_ended)
+{
+    double seconds[] = {3, 1, 1, 2, 1};
+    start_counting();
+    CHECK_INT(CONC_MAP_LIMIT(2, is_counted, seconds), 0);
+    CHECK_TIME(4); /* 3 and 1; then 1, 2, 1 beside and after them */
+    CHECK_INT(most_at_once, 2);
+    CHECK_INT(begun, 5);
+    start_counting();
+    CHECK_INT(conc_map_limit(1, is_counted, seconds, 3, sizeof seconds[0]), 0);
+    CHECK_TIME(4 + 5);
+    CHECK_INT(most_at_once, 1);
+}
+
+TASK_TEST(a_limit_of_zero_or_above_the_count_limits_nothing)
+{
+    double seconds[] = {1, 1, 1};
+    int limits[] = {0, 3, 4, INT_MAX};
+    for (size_t i = 0; i < CONC_LEN(limits); i++) {
+        start_counting();
+        CHECK_INT(CONC_MAP_LIMIT(limits[i], is_counted, seconds), 0);
+        CHECK_TIME(1 + (double)i);
+        CHECK_INT(most_at_once, 3);
+    }
+    CHECK_INT(conc_map_limit(2, is_counted, NULL, 0, 8), 0);
+    CHECK_INT(conc_map_limit(-1, is_counted, seconds, 3, sizeof seconds[0]), -EINVAL);
+    CHECK_INT(conc_map_limit(2, NULL, seconds, 3, sizeof seconds[0]), -EINVAL);
+    CHECK_INT(conc_map_limit(2, is_counted, NULL, 3, sizeof seconds[0]), -EINVAL);
+}
+
+TASK_TEST(after_an_error_a_map_with_a_limit_begins_no_more)
+{
+    double seconds[] = {5, -7, 5, 5};
+    start_counting();
+    CHECK_INT(CONC_MAP_LIMIT(2, is_counted, seconds), -EIO);
+    CHECK_TIME(1);
+    CHECK_INT(begun, 2);
+    CHECK_INT(at_once, 0);
+    CHECK_STR(conc_last_error(), "element 7");
+}
+
+TASK_TEST(a_map_with_a_limit_is_cut_short_by_a_cancel)
+{
+    double seconds[] = {2, 2, 2, 2, 2, 2};
+    conc_scope s = {0};
+    start_counting();
+    CHECK_INT(conc_scope_begin(&s, 3), 0);
+    int rc = CONC_MAP_LIMIT(2, is_counted, seconds);
+    CHECK_INT(rc, -ECANCELED);
+    CHECK_INT(conc_scope_end(&s, rc), -ETIMEDOUT);
+    CHECK_TIME(3);
+    CHECK_INT(begun, 4);
+    CHECK_INT(at_once, 0);
+}
+
+TASK_TEST(a_map_with_a_limit_needs_stacks_for_its_limit_alone)
+{
+    static char elements[5000];
+    conc_stats before, after;
+    int counted = 0;
+    conc_get_stats(&before);
+    CHECK_INT(conc_map_limit(3, counts, &counted, sizeof elements, 0), 0);
+    conc_get_stats(&after);
+    CHECK_INT(counted, sizeof elements);
+    CHECK(after.peak <= before.peak + 3);
+}
+
+/* ---- names ---- */
+
+static char names[4][64];
+
+static int tells_its_name(void *arg)
+{
+    snprintf(arg, sizeof names[0], "%s", conc_name(conc_self()));
+    return 0;
+}
+
+static int tells_two_names(void *arg)
+{
+    tells_its_name(arg);
+    conc_set_name(conc_self(), "renamed");
+    conc_set_name(conc_self(), "renamed again");
+    return tells_its_name((char *)arg + sizeof names[0]);
+}
+
+TASK_TEST(gathered_tasks_have_the_name_of_their_function)
+{
+    conc_call calls[] = {CONC_CALL(tells_its_name, names[0]),
+                         {.fn = tells_its_name, .arg = names[1], .name = "by another name"},
+                         {.fn = tells_its_name, .arg = names[2]}};
+    CHECK_INT(conc_gather(calls, CONC_LEN(calls)), 0);
+    CHECK_STR(names[0], "tells_its_name");
+    CHECK_STR(names[1], "by another name");
+    CHECK_CONTAINS(names[2], "conc_gather at ");
+    CHECK_INT(
+        CONC_GATHER(CONC_CALL(tells_two_names, names[0]), CONC_CALL(tells_its_name, names[2])), 0);
+    CHECK_STR(names[0], "tells_two_names");
+    CHECK_STR(names[1], "renamed again");
+    CHECK_STR(names[2], "tells_its_name");
+}
+
 /* ---- reports ---- */
 
 static int reports, last_reported;
+static char reported_task[64];
 
 static void count_reports(const conc_failure *f, void *user)
 {
     (void)user;
     reports++;
     last_reported = f->rc;
+    snprintf(reported_task, sizeof reported_task, "%s", f->task);
 }
 
 static int gathers_two_errors(void *arg)
@@ -536,4 +658,5 @@ TEST(an_error_that_has_no_place_is_reported_once)
     CHECK_INT(conc_run_with(&options, gathers_two_errors_without_a_place, NULL), 0);
     CHECK_INT(reports, 2);
     CHECK_INT(last_reported, -EPIPE);
+    CHECK_STR(reported_task, "works");
 }

@@ -979,6 +979,20 @@ TEST(conc_main_returns_128_and_the_number_and_says_nothing)
     }
 }
 
+static int choose_a_status_and_be_interrupted(void *arg)
+{
+    (void)arg;
+    conc_set_exit_status(3);
+    raise_it();
+    return conc_sleep(CONC_FOREVER);
+}
+
+TEST(a_status_that_was_chosen_does_not_replace_128_and_the_number)
+{
+    number = SIGTERM;
+    CHECK_INT(status_of_conc_main(choose_a_status_and_be_interrupted), 143);
+}
+
 TEST(conc_main_returns_0_when_main_caught_it)
 {
     number = SIGINT;

@@ -9,6 +9,7 @@
 
 #include <math.h>
 #include <netdb.h>
+#include <pthread.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -683,6 +684,48 @@ TEST(the_words_of_the_last_run_stay_on_its_thread)
     CHECK_STR(conc_last_error(), "");
 }
 
+static void *fail_on_a_thread(void *arg)
+{
+    CHECK_STR(conc_last_error(), "");
+    CHECK_INT(conc_fail(-EPROTO, "line %d: no colon", 13), -EPROTO);
+    CHECK_STR(conc_last_error(), "line 13: no colon");
+    CHECK_INT(conc_sleep(1), -EPERM);
+    CHECK_STR(conc_last_error(), conc_strerror(-EPERM));
+    CHECK_INT(conc_fail(3, "no error"), 3);
+    CHECK_STR(conc_last_error(), "");
+    return arg;
+}
+
+TEST(each_thread_has_the_words_of_its_own_errors)
+{
+    pthread_t t;
+    CHECK_INT(conc_fail(-EIO, "disk on fire"), -EIO);
+    CHECK_STR(conc_last_error(), "disk on fire");
+    CHECK_INT(pthread_create(&t, NULL, fail_on_a_thread, NULL), 0);
+    CHECK_INT(pthread_join(t, NULL), 0);
+    CHECK_STR(conc_last_error(), "disk on fire");
+    CHECK_INT(conc_run(nothing, NULL), 0); /* a run forgets it */
+    CHECK_STR(conc_last_error(), "");
+}
+
+TEST(the_words_of_an_embedded_run_are_there_after_its_end)
+{
+    conc_embed e = {0};
+    int rc = conc_embed_begin(&e, NULL, fails_in_words, NULL);
+    if (rc == -ENOTSUP) /* poll(2) */
+        return;
+    CHECK_INT(rc, 0);
+    CHECK_INT(conc_sleep(1), -EPERM); /* between two steps */
+    CHECK_STR(conc_last_error(), conc_strerror(-EPERM));
+    while (conc_embed_step(&e) == 1)
+        continue;
+    CHECK_INT(conc_embed_end(&e), -EPROTO);
+    CHECK_STR(conc_last_error(), "line 12: no colon");
+    CHECK_INT(conc_embed_begin(&e, NULL, nothing, NULL), 0);
+    CHECK_INT(conc_embed_end(&e), 0);
+    CHECK_STR(conc_last_error(), "");
+}
+
 TASK_TEST(a_cancel_leaves_the_words_of_the_error_before_it)
 {
     conc_scope s = {0};
@@ -799,4 +842,36 @@ TASK_TEST(what_closes_by_itself_does_not_make_older_words_new)
     (void)conc_fail(-EIO, STALE);
     CHECK_INT(conc_timeout(1, has_a_silent_error, NULL), -EIO);
     CHECK_STR(conc_last_error(), conc_strerror(-EIO));
+}
+
+/* ---- what a call was about ---- */
+
+static void check_names(int rc, const char *what)
+{
+    CHECK(rc < 0);
+    CHECK_CONTAINS(conc_last_error(), what);
+    conc_fail(-EIO, "something else");
+}
+
+TASK_TEST(errors_about_addresses_paths_programs_and_names_say_which)
+{
+    void *data;
+    struct sockaddr_storage found[1];
+    conc_child nosuch = {.argv = (const char *const[]){"nosuch-program", NULL}};
+    conc_child elsewhere = {.argv = (const char *const[]){"true", NULL}, .dir = "/nosuch-dir"};
+    conc_child sleeps = {.argv = (const char *const[]){"sleep", "9", NULL}};
+    check_names(conc_listen("*:80"), "*:80");
+    check_names(conc_listen("unix:/nosuch/x"), "unix:/nosuch/x");
+    check_names(conc_dial("127.0.0.1:1"), "127.0.0.1:1");
+    check_names(conc_dial("unix:/nosuch/x"), "unix:/nosuch/x");
+    check_names(conc_dial(""), "\"\"");
+    check_names(conc_resolve("localhost", "nosuch-port", found, 1), "nosuch-port");
+    check_names(conc_file_read("/nosuch/x", &data, NULL), "/nosuch/x");
+    check_names(conc_file_write("/nosuch/x", "x", 1), "/nosuch/x");
+    check_names(conc_file_append("/nosuch/x", "x", 1), "/nosuch/x");
+    check_names(conc_child_start(&nosuch), "nosuch-program");
+    check_names(conc_child_start(&elsewhere), "/nosuch-dir");
+    CHECK_INT(conc_child_start(&sleeps), 0);
+    check_names(conc_child_kill(&sleeps, 1000), "sleep (process");
+    CHECK_INT(conc_child_close(&sleeps), 0);
 }

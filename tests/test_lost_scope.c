@@ -883,3 +883,44 @@ TEST(handles_of_tasks_that_were_joined_or_that_lie_above_are_not_lost)
     o.debug = false;
     CHECK_INT(conc_run_with(&o, keep_all_handles, NULL), 0);
 }
+
+/* ---- what led there ---- */
+
+static int fail_in_words(void) { return conc_fail(-EPROTO, "line 12: no colon"); }
+
+static int try_in_an_open_group(void)
+{
+    conc_group g = {0};
+    opening(__LINE__ + 1);
+    CONC_TRY(conc_group_begin(&g));
+    CONC_TRY(fail_in_words());
+    return conc_group_wait(&g);
+}
+
+static int return_from_a_group(void *arg)
+{
+    (void)arg;
+    CHECK_INT(below(try_in_an_open_group), -EPROTO);
+    return conc_sleep(1);
+}
+
+static int try_in_a_task(void *arg)
+{
+    conc_scope s = {0};
+    (void)arg;
+    opening(__LINE__ + 1);
+    CONC_TRY(conc_scope_begin(&s, 1));
+    CONC_TRY(conc_sleep(2));
+    return conc_scope_end(&s, 0);
+}
+
+static void lose_by_a_try(void) { run(return_from_a_group); }
+static void lose_by_a_cancelled_try(void) { run(try_in_a_task); }
+
+TEST(the_report_says_the_error_and_what_a_try_is_to_be_there)
+{
+    check_lost(lose_by_a_try, "its newest error: line 12: no colon");
+    check_lost(lose_by_a_try, "CONC_TRY_IN");
+    check_lost(lose_by_a_cancelled_try, "its newest error: cancelled");
+    check_lost(lose_by_a_cancelled_try, "CONC_TRY_IN");
+}

@@ -1377,3 +1377,58 @@ TASK_TEST(items_in_flight_stay_in_the_count_of_a_destroyed_queue)
     CHECK_INT(conc_group_wait(&g), -EPIPE);
     CHECK_INT(g.error_count, 1); /* the joiner that waited at that moment */
 }
+
+/* ---- puts of values ---- */
+
+typedef struct order {
+    const char *what;
+    int amount;
+} order;
+
+TASK_TEST(a_value_is_put_without_a_variable_for_it)
+{
+    conc_queue numbers = CONC_QUEUE(int, 10), orders = CONC_QUEUE(order, 10);
+    int n = 3, evaluated = 0;
+    order o;
+    CHECK_INT(CONC_PUT(&numbers, n), 0);
+    CHECK_INT(CONC_PUT(&numbers, n + ++evaluated), 0);
+    CHECK_INT(CONC_PUT(evaluated++ ? &orders : NULL, (order){"tea", 2}), 0);
+    CHECK_INT(evaluated, 2);
+    CHECK_INT(conc_queue_get(&numbers, &n), 0);
+    CHECK_INT(n, 3);
+    CHECK_INT(conc_queue_get(&numbers, &n), 0);
+    CHECK_INT(n, 4);
+    CHECK_INT(conc_queue_get(&orders, &o), 0);
+    CHECK_STR(o.what, "tea");
+    CHECK_INT(o.amount, 2);
+    conc_queue_destroy(&numbers);
+    CHECK_INT(CONC_PUT(&numbers, n), -EPIPE);
+    conc_queue_destroy(&orders);
+}
+
+TASK_TEST(a_pointer_is_put_into_a_queue_of_pointers)
+{
+    conc_queue names = CONC_QUEUE(const char *, 10);
+    char buffer[] = "a buffer";
+    const char *name = "a name", *got;
+    CHECK_INT(CONC_PUT(&names, name), 0);
+    CHECK_INT(CONC_PUT(&names, "a string"), 0);
+    CHECK_INT(CONC_PUT(&names, buffer), 0);
+    CHECK_INT(conc_queue_get(&names, &got), 0);
+    CHECK(got == name);
+    CHECK_INT(conc_queue_get(&names, &got), 0);
+    CHECK_STR(got, "a string");
+    CHECK_INT(conc_queue_get(&names, &got), 0);
+    CHECK(got == buffer);
+    conc_queue_destroy(&names);
+}
+
+TASK_TEST(a_value_of_another_size_is_refused_with_both_sizes)
+{
+    conc_queue q = CONC_QUEUE(int, 10);
+    conc_queue *volatile hidden = &q; /* else it would not compile */
+    CHECK_INT(CONC_PUT(hidden, (char)1), -EINVAL);
+    CHECK_STR(conc_last_error(), "an item of 1 bytes for a queue of items of 4");
+    CHECK_INT(conc_queue_len(&q), 0);
+    conc_queue_destroy(&q);
+}

@@ -1010,7 +1010,7 @@ static int step_gather(task *t)
     for (int i = 0; i < n; i++) {
         children[i] = new_task(t, g);
         spawned(children[i], t);
-        calls[i] = (conc_call){run_task, children[i], 0, {0}};
+        calls[i] = (conc_call){.fn = run_task, .arg = children[i]};
     }
     log_step(t, "gather", n);
     begin_wait(t, CLOSE);

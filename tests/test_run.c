@@ -330,6 +330,32 @@ TEST(random_numbers_repeat_under_a_seed_and_on_the_virtual_clock)
     CHECK(!same_draws(&seven, &eight));
 }
 
+TEST(random_numbers_start_where_the_options_or_the_environment_say)
+{
+    conc_options virtual_clock = {.virtual_clock = true}, one = {.random = 1};
+    conc_options seven = {.seed = 7}, other = {.seed = 7, .random = 8, .virtual_clock = true};
+    conc_options eight = {.random = 8}, real = {0};
+    unsetenv("CONC_SEED");
+    unsetenv("CONC_CLOCK");
+    CHECK(same_draws(&virtual_clock, &one));
+    CHECK(same_draws(&seven, &(conc_options){.random = 7}));
+    CHECK(same_draws(&other, &eight)); /* .random outranks the seed and the clock */
+    CHECK(!same_draws(&other, &seven));
+    CHECK(!same_draws(&real, &real)); /* the clock */
+    setenv("CONC_SEED", "7", 1);
+    CHECK(same_draws(&virtual_clock, &seven));
+    CHECK(!same_draws(&eight, &seven));
+    setenv("CONC_RANDOM", "8", 1);
+    CHECK(same_draws(&real, &eight));
+    CHECK(same_draws(&one, &eight));
+    setenv("CONC_RANDOM", "0", 1); /* as if the option were not set */
+    CHECK(same_draws(&eight, &seven));
+    setenv("CONC_RANDOM", "many", 1);
+    CHECK_INT(conc_run(draws, NULL), -EINVAL);
+    unsetenv("CONC_SEED");
+    unsetenv("CONC_RANDOM");
+}
+
 TASK_TEST(random_numbers_stay_in_their_range_and_fill_it)
 {
     double sum = 0, lowest = 3, highest = -2;

@@ -312,7 +312,7 @@ static void start_serving(serving *v, door_kind kind, int (*handler)(int fd, voi
 {
     *v = (serving){.rc = 77};
     open_door(&v->door, kind);
-    v->server = (conc_server){v->door.l, handler, arg, limit};
+    v->server = (conc_server){.fd = v->door.l, .handler = handler, .arg = arg, .limit = limit};
     CHECK_INT(conc_spawn_task(&v->group, &v->task, serves, v), 0);
     CHECK_INT(conc_settle(), 0);
     CHECK(!v->done);
@@ -422,7 +422,7 @@ IO_TEST(a_unix_socket_is_served_too)
     CHECK(mkdtemp(path) != NULL);
     snprintf(address, sizeof address, "unix:%s/socket", path);
     serving v = {.rc = 77};
-    v.server = (conc_server){conc_listen(address), echo, NULL, 0};
+    v.server = (conc_server){.fd = conc_listen(address), .handler = echo};
     CHECK(v.server.fd >= 0);
     CHECK_INT(conc_spawn_task(&v.group, &v.task, serves, &v), 0);
     CHECK_INT(conc_map(says_hello, address, 20, 0), 0);
@@ -597,7 +597,7 @@ IO_TEST(a_server_can_run_out_of_time)
 {
     door d;
     open_door(&d, DOOR_CONC);
-    conc_server s = {d.l, echo, NULL, 0};
+    conc_server s = {.fd = d.l, .handler = echo};
     for (int i = 1; i <= 2; i++) { /* the listener serves again */
         int fd = knock(&d);
         CHECK_INT(conc_timeout(3, serves_to_its_result, &s), -ETIMEDOUT);
@@ -658,7 +658,8 @@ IO_TEST(a_handler_may_close_the_listener)
     CHECK_INT(conc_cancel(&v.task), 0);
     CHECK_INT(conc_group_wait(&v.group), 0);
     serving w = {.rc = 77, .door = v.door};
-    w.server = (conc_server){v.door.l, closes_the_door, &w.door.l, 1};
+    w.server =
+        (conc_server){.fd = v.door.l, .handler = closes_the_door, .arg = &w.door.l, .limit = 1};
     CHECK_INT(conc_spawn_task(&w.group, &w.task, serves, &w), 0);
     int fd = knock(&v.door);
     CHECK_INT(conc_group_wait(&w.group), 0);
@@ -715,7 +716,7 @@ IO_TEST(the_server_s_description_is_read_once)
     serving v;
     seen = (__typeof__(seen)){0};
     start_serving(&v, DOOR_CONC, echo, NULL, 0);
-    v.server = (conc_server){-1, never_called, NULL, -1};
+    v.server = (conc_server){.fd = -1, .handler = never_called, .limit = -1};
     CHECK_INT(says_hello(v.door.where), 0);
     CHECK_INT(says_hello(v.door.where), 0);
     stop_by_close(&v);
@@ -729,14 +730,15 @@ IO_TEST(wrong_servers_are_refused)
     io_open(IO_FREE_PIPE, p);
     io_open(IO_CONC, s);
     CHECK_INT(conc_serve(NULL), -EINVAL);
-    CHECK_INT(conc_serve((&(conc_server){d.l, NULL, NULL, 0})), -EINVAL);
-    CHECK_INT(conc_serve((&(conc_server){d.l, never_called, NULL, -1})), -EINVAL);
-    CHECK_INT(conc_serve((&(conc_server){-1, never_called, NULL, 0})), -EBADF);
-    CHECK_INT(conc_serve((&(conc_server){1 << 20, never_called, NULL, 0})), -EBADF);
-    CHECK_INT(conc_serve((&(conc_server){p[0], never_called, NULL, 0})), -ENOTSOCK);
-    CHECK_INT(conc_serve((&(conc_server){s[0], never_called, NULL, 0})), -EINVAL);
+    CHECK_INT(conc_serve((&(conc_server){.fd = d.l})), -EINVAL);
+    CHECK_INT(conc_serve((&(conc_server){.fd = d.l, .handler = never_called, .limit = -1})),
+              -EINVAL);
+    CHECK_INT(conc_serve((&(conc_server){.fd = -1, .handler = never_called})), -EBADF);
+    CHECK_INT(conc_serve((&(conc_server){.fd = 1 << 20, .handler = never_called})), -EBADF);
+    CHECK_INT(conc_serve((&(conc_server){.fd = p[0], .handler = never_called})), -ENOTSOCK);
+    CHECK_INT(conc_serve((&(conc_server){.fd = s[0], .handler = never_called})), -EINVAL);
     CHECK_INT(conc_close(d.l), 0);
-    CHECK_INT(conc_serve((&(conc_server){d.l, never_called, NULL, 0})), -EBADF);
+    CHECK_INT(conc_serve((&(conc_server){.fd = d.l, .handler = never_called})), -EBADF);
     io_close(p);
     io_close(s);
 }
@@ -752,7 +754,7 @@ IO_TEST(in_a_posted_function_nothing_is_served)
     door d;
     seen = (__typeof__(seen)){0};
     open_door(&d, DOOR_CONC);
-    conc_server s = {d.l, never_called, NULL, 0};
+    conc_server s = {.fd = d.l, .handler = never_called};
     CHECK_INT(conc_post(conc_loop_self(), serves_posted, &s), 0);
     CHECK_INT(conc_settle(), 0);
     CHECK_INT(seen.ended, 1);
@@ -761,7 +763,7 @@ IO_TEST(in_a_posted_function_nothing_is_served)
 
 TEST(outside_a_run_nothing_is_served)
 {
-    CHECK_INT(conc_serve((&(conc_server){0, never_called, NULL, 0})), -EPERM);
+    CHECK_INT(conc_serve((&(conc_server){.fd = 0, .handler = never_called})), -EPERM);
 }
 
 /* ---- no more descriptors ---- */
@@ -959,7 +961,7 @@ static int serves_a_letter(int fd, void *arg)
 static int serves_in_a_scope(void *arg)
 {
     branch *b = arg;
-    conc_server s = {b->l, serves_a_letter, b, 0};
+    conc_server s = {.fd = b->l, .handler = serves_a_letter, .arg = b};
     CONC_TRY(conc_scope_begin(&b->scope, CONC_FOREVER));
     b->rc = conc_serve(&s);
     return conc_scope_end(&b->scope, b->rc);
@@ -994,4 +996,62 @@ REAL_IO_TEST(two_loops_in_two_threads_serve_one_listener)
     }
     CHECK_INT(b[0].served + b[1].served, LETTERS);
     CHECK_INT(conc_close(d.l), 0);
+}
+
+/* ---- names ---- */
+
+static char served_name[64];
+
+static int keeps_its_name(int fd, void *arg)
+{
+    (void)arg;
+    snprintf(served_name, sizeof served_name, "%s", conc_name(conc_self()));
+    return conc_fail(-EPROTO, "not a greeting %d", fd);
+}
+
+static char failed_task[64];
+
+static void keep_failure(const conc_failure *f, void *user)
+{
+    (void)user;
+    snprintf(failed_task, sizeof failed_task, "%s", f->task);
+    CHECK_CONTAINS(f->text, "not a greeting");
+}
+
+static int serves_one(void *name)
+{
+    door d;
+    conc_group g = {0};
+    serving v = {.server = {.handler = keeps_its_name, .name = name}};
+    open_door(&d, DOOR_CONC);
+    v.server.fd = d.l;
+    CHECK_INT(conc_spawn_task(&g, &v.task, serves, &v), 0);
+    int fd = knock(&d);
+    while (!*failed_task)
+        CHECK_INT(conc_sleep(0.001), 0);
+    CHECK_INT(close(fd), 0);
+    CHECK_INT(conc_close(d.l), 0);
+    CHECK_INT(conc_group_wait(&g), 0);
+    return 0;
+}
+
+static void check_served_name(const char *given, bool debug, const char *name)
+{
+    conc_options o = {.debug = debug, .on_error = keep_failure};
+    served_name[0] = failed_task[0] = 0;
+    CHECK_INT(conc_run_with(&o, serves_one, (void *)(uintptr_t)given), 0);
+    CHECK_CONTAINS(served_name, name);
+    CHECK_STR(failed_task, served_name);
+}
+
+TEST(served_tasks_have_a_name)
+{
+    bool debug = getenv("CONC_DEBUG") != NULL;
+    unsetenv("CONC_CLOCK");
+    check_served_name("greeter", false, "greeter");
+    check_served_name("greeter", true, "greeter");
+    check_served_name(NULL, debug, debug ? "keeps_its_name" : "conc_serve at ");
+#ifdef __linux__
+    check_served_name(NULL, true, "keeps_its_name");
+#endif
 }

@@ -74,7 +74,8 @@ MAYBE_UNUSED static void counting_free(void *p)
 
 /* ---- descriptors ---- */
 
-typedef enum kind { SOCKETS, BLOCKING_SOCKETS, TCP, KINDS } kind;
+/* TRANSPORT: the stream runs on functions of the test's, which use a socket. */
+typedef enum kind { SOCKETS, BLOCKING_SOCKETS, TCP, TRANSPORT, KINDS } kind;
 
 static kind usual_kind = SOCKETS;
 
@@ -117,12 +118,70 @@ typedef struct pair {
     int peer;
 } pair;
 
+/* ---- a transport that uses a socket ---- */
+
+typedef struct wire {
+    int fd;
+    int reads, writes; /* calls that are under way */
+} wire;
+
+static ssize_t wire_read(void *self, void *buf, size_t n)
+{
+    wire *w = self;
+    CHECK_INT(w->reads++, 0);
+    ssize_t got = conc_read(w->fd, buf, n);
+    w->reads--;
+    return got;
+}
+
+static ssize_t wire_write(void *self, const void *buf, size_t n)
+{
+    wire *w = self;
+    CHECK_INT(w->writes++, 0);
+    ssize_t sent = conc_write(w->fd, buf, n);
+    w->writes--;
+    return sent;
+}
+
+static int wire_shutdown(void *self)
+{
+    wire *w = self;
+    CHECK_INT(w->writes, 0);
+    return shutdown(w->fd, SHUT_WR) ? -errno : 0;
+}
+
+static int wire_close(void *self)
+{
+    wire *w = self;
+    CHECK_INT(w->reads, 0);
+    CHECK_INT(w->writes, 0);
+    int rc = conc_close(w->fd);
+    free(w);
+    return rc;
+}
+
+static const conc_transport wire_transport = {wire_read, wire_write, wire_shutdown, wire_close};
+
+static int open_on_wire(conc_stream *s, int fd)
+{
+    wire *w = calloc(1, sizeof *w);
+    w->fd = fd;
+    return conc_stream_open_on(s, &wire_transport, w);
+}
+
+static int open_stream(conc_stream *s, int fd, kind k)
+{
+    return k == TRANSPORT ? open_on_wire(s, fd) : conc_stream_open(s, fd);
+}
+
+static int descriptor_of(const conc_stream *s) { return s->on ? ((wire *)s->on->self)->fd : s->fd; }
+
 static void open_pair_of(pair *p, kind k)
 {
     int ends[2];
     connect_two(k, ends);
     p->peer = ends[1];
-    CHECK_INT(conc_stream_open(&p->s, ends[0]), 0);
+    CHECK_INT(open_stream(&p->s, ends[0], k), 0);
 }
 
 static void open_pair(pair *p) { open_pair_of(p, usual_kind); }
@@ -230,6 +289,7 @@ static void run_io(void (*body)(void), const char *way, kind k)
     VARIANT_TEST(name##_with_poll) { run_io(body_of_##name, "poll", SOCKETS); }                   \
     VARIANT_TEST(name##_with_the_best) { run_io(body_of_##name, TEST_POLLER, SOCKETS); }          \
     VARIANT_TEST(name##_on_a_blocking_socket) { run_io(body_of_##name, NULL, BLOCKING_SOCKETS); } \
+    TEST(name##_on_a_transport) { run_io(body_of_##name, NULL, TRANSPORT); }                      \
     static void body_of_##name(void)
 
 /* For what does not depend on the way of waiting. */
@@ -252,7 +312,7 @@ static void end_cancelled(conc_scope *c) { CHECK_INT(conc_scope_end(c, -ECANCELE
 
 /* ---- calls in tasks of their own ---- */
 
-typedef enum call { READ, READ_FULL, READ_UNTIL, READ_LINE, WRITE, FLUSH, CLOSE } call;
+typedef enum call { READ, READ_FULL, READ_UNTIL, READ_LINE, WRITE, FLUSH, SHUTDOWN, CLOSE } call;
 enum { READING_CALLS = 4 };
 
 typedef struct io {
@@ -275,6 +335,7 @@ static ssize_t do_io(io *c)
     case READ_LINE: return conc_stream_read_line(c->s, &c->data);
     case WRITE: return conc_stream_write(c->s, c->buf, c->n);
     case FLUSH: return conc_stream_flush(c->s);
+    case SHUTDOWN: return conc_stream_shutdown(c->s);
     case CLOSE: break;
     }
     return conc_stream_close(c->s);
@@ -482,8 +543,8 @@ static void open_both(conc_stream *a, conc_stream *b, kind k)
 {
     int ends[2];
     connect_two(k, ends);
-    CHECK_INT(conc_stream_open(a, ends[0]), 0);
-    CHECK_INT(conc_stream_open(b, ends[1]), 0);
+    CHECK_INT(open_stream(a, ends[0], k), 0);
+    CHECK_INT(open_stream(b, ends[1], k), 0);
 }
 
 IO_TEST(read_full_of_more_than_limit_and_buffer_size_works)
@@ -1560,8 +1621,8 @@ IO_TEST(a_megabyte_both_ways_through_small_socket_buffers_arrives)
         connect_two((kind)k, ends);
         shrink_send_buffer(ends[0]);
         shrink_send_buffer(ends[1]);
-        CHECK_INT(conc_stream_open(&a, ends[0]), 0);
-        CHECK_INT(conc_stream_open(&b, ends[1]), 0);
+        CHECK_INT(open_stream(&a, ends[0], (kind)k), 0);
+        CHECK_INT(open_stream(&b, ends[1], (kind)k), 0);
         CHECK_INT(conc_spawn(&g, write_pattern, &x), 0);
         CHECK_INT(conc_spawn(&g, write_pattern, &y), 0);
         CHECK_INT(conc_spawn(&g, read_pattern, &x), 0);
@@ -1736,7 +1797,7 @@ static void check_cancelled_writer(int which, bool twice)
     conc_group g = {0}, listening = {0};
     open_pair(&p);
     CHECK_INT(conc_group_begin(&listening), 0);
-    shrink_send_buffer(p.s.fd);
+    shrink_send_buffer(descriptor_of(&p.s));
     begin_blocks(&g, &p.s);
     let_them_run();
     for (int i = 0; i < WRITERS; i++)
@@ -1926,6 +1987,162 @@ IO_TEST(a_flush_covers_what_others_wrote_before_it)
     close_pair(&p);
 }
 
+/* ---- the end of writing ---- */
+
+IO_TEST(a_shutdown_sends_what_was_written_and_then_the_end_and_reading_goes_on)
+{
+    pair p = {0};
+    open_pair(&p);
+    write_text(&p.s, "question");
+    CHECK_INT(conc_stream_shutdown(&p.s), 0);
+    check_heard(p.peer, "question");
+    char byte;
+    CHECK_INT(read(p.peer, &byte, 1), 0);
+    say(p.peer, "answer\n");
+    check_line(&p.s, "answer");
+    CHECK_INT(conc_stream_close(&p.s), 0);
+    hang_up(&p);
+}
+
+IO_TEST(after_a_shutdown_writes_are_refused_and_a_second_one_and_a_flush_have_nothing_to_do)
+{
+    pair p = {0};
+    open_pair(&p);
+    CHECK_INT(conc_stream_shutdown(&p.s), 0);
+    CHECK_INT(conc_stream_shutdown(&p.s), 0);
+    CHECK_INT(conc_stream_flush(&p.s), 0);
+    CHECK_INT(conc_stream_write(&p.s, "x", 1), -EPIPE);
+    CHECK_STR(conc_last_error(), "closed");
+    CHECK_INT(conc_stream_write(&p.s, "", 0), -EPIPE);
+    CHECK_INT(conc_stream_printf(&p.s, "%d", 1), -EPIPE);
+    CHECK_INT(conc_stream_close(&p.s), 0);
+    CHECK_INT(conc_stream_shutdown(&p.s), -EPIPE);
+    hang_up(&p);
+}
+
+IO_TEST(a_shutdown_waits_for_writers_before_it_and_refuses_those_behind_it)
+{
+    pair p = {0};
+    conc_group g = {0};
+    listener ear = {0};
+    open_pair(&p);
+    shrink_send_buffer(descriptor_of(&p.s));
+    io before = {.call = WRITE, .s = &p.s, .buf = pattern, .n = MB}, end = {SHUTDOWN, .s = &p.s},
+       behind = before, flush = {FLUSH, .s = &p.s}, again = end;
+    io *const calls[] = {&before, &end, &behind, &flush, &again};
+    for (size_t i = 0; i < CONC_LEN(calls); i++) {
+        begin_io(&g, calls[i]);
+        let_them_run();
+    }
+    begin_listening(&g, &ear, p.peer);
+    wait_for(&g);
+    CHECK_INT(ear.n, MB);
+    CHECK_BYTES(heard, pattern, MB);
+    CHECK_INT(before.rc, MB);
+    CHECK_INT(end.rc, 0);
+    CHECK_INT(behind.rc, -EPIPE);
+    CHECK_INT(flush.rc, 0);
+    CHECK_INT(again.rc, 0);
+    close_pair(&p);
+}
+
+IO_TEST(a_shutdown_whose_flush_is_cancelled_ends_nothing_and_can_be_repeated)
+{
+    pair p = {.s = {.buffer_size = MB}};
+    conc_scope limit = {0};
+    conc_group g = {0};
+    listener ear = {0};
+    open_pair(&p);
+    shrink_send_buffer(descriptor_of(&p.s));
+    CHECK_INT(conc_stream_write(&p.s, pattern, MB), MB);
+    CHECK_INT(conc_scope_begin(&limit, 1), 0);
+    CHECK_INT(conc_scope_end(&limit, conc_stream_shutdown(&p.s)), -ETIMEDOUT);
+    limit = (conc_scope){0};
+    begin_cancelled(&limit);
+    CHECK_INT(conc_stream_shutdown(&p.s), -ECANCELED);
+    end_cancelled(&limit);
+    begin_listening(&g, &ear, p.peer);
+    CHECK_INT(conc_stream_write(&p.s, pattern, 1), 1);
+    CHECK_INT(conc_stream_shutdown(&p.s), 0);
+    wait_for(&g);
+    CHECK_INT(ear.n, MB + 1);
+    CHECK_BYTES(heard, pattern, MB);
+    close_pair(&p);
+}
+
+IO_TEST(a_close_beside_a_shutdown_that_waits_cuts_it_short)
+{
+    pair p = {.s = {.buffer_size = MB}};
+    conc_group g = {0};
+    conc_scope c = {0};
+    io end = {SHUTDOWN, .s = &p.s};
+    open_pair(&p);
+    shrink_send_buffer(descriptor_of(&p.s));
+    CHECK_INT(conc_stream_write(&p.s, pattern, MB), MB);
+    begin_io(&g, &end);
+    let_them_run();
+    begin_cancelled(&c);
+    CHECK_INT(conc_stream_close(&p.s), 0);
+    end_cancelled(&c);
+    wait_for(&g);
+    CHECK_INT(end.rc, -EPIPE);
+    hang_up(&p);
+}
+
+PLAIN_IO_TEST(the_writing_end_of_a_pipe_is_closed_by_a_shutdown)
+{
+    int ends[2];
+    char byte;
+    conc_stream s = {0};
+    CHECK_INT(pipe(ends), 0);
+    CHECK_INT(conc_stream_open(&s, ends[1]), 0);
+    write_text(&s, "x");
+    CHECK_INT(conc_stream_shutdown(&s), 0);
+    CHECK_INT(read(ends[0], &byte, 1), 1);
+    CHECK_INT(read(ends[0], &byte, 1), 0);
+    int taken = dup(ends[0]); /* the number */
+    CHECK_INT(taken, ends[1]);
+    CHECK_INT(conc_stream_shutdown(&s), 0);
+    CHECK_INT(conc_stream_write(&s, "x", 1), -EPIPE);
+    CHECK_INT(conc_stream_read(&s, &byte, 1), -EBADF);
+    CHECK_INT(conc_stream_close(&s), 0);
+    CHECK_INT(close(taken), 0);
+    CHECK_INT(close(ends[0]), 0);
+}
+
+PLAIN_IO_TEST(what_has_no_writing_half_stays_open)
+{
+    int ends[2];
+    char byte;
+    conc_stream in = {0}, device = {0};
+    CHECK_INT(pipe(ends), 0);
+    CHECK_INT(conc_stream_open(&in, ends[0]), 0);
+    CHECK_INT(conc_stream_shutdown(&in), -ENOTSOCK);
+    CHECK_INT(write(ends[1], "x", 1), 1);
+    CHECK_INT(conc_stream_read(&in, &byte, 1), 1);
+    CHECK_INT(close(ends[1]), 0);
+    CHECK_INT(conc_stream_close(&in), 0);
+    CHECK_INT(conc_stream_open(&device, open("/dev/null", O_WRONLY)), 0);
+    write_text(&device, "x");
+    CHECK_INT(conc_stream_shutdown(&device), -ENOTSOCK);
+    CHECK_CONTAINS(conc_last_error(), "no halves");
+    write_text(&device, "x");
+    CHECK_INT(conc_stream_close(&device), 0);
+}
+
+PLAIN_IO_TEST(a_shutdown_after_an_error_of_writing_returns_that)
+{
+    pair p = {0};
+    open_pair(&p);
+    hang_up(&p);
+    write_text(&p.s, "x");
+    CHECK_INT(conc_stream_shutdown(&p.s), -EPIPE);
+    CHECK_STR(conc_last_error(), "Broken pipe");
+    CHECK_INT(conc_stream_shutdown(NULL), -EINVAL);
+    CHECK_INT(conc_stream_close(&p.s), 0);
+    CHECK_INT(conc_stream_shutdown(&(conc_stream){0}), -EINVAL);
+}
+
 /* ---- errors ---- */
 
 static bool is_lost_connection(ssize_t rc) { return rc == -EPIPE || rc == -ECONNRESET; }
@@ -1983,7 +2200,7 @@ IO_TEST(when_the_peer_hangs_up_every_waiting_writer_gets_the_error)
     pair p = {.s = {.buffer_size = 4 * KB}};
     conc_group g = {0};
     open_pair(&p);
-    shrink_send_buffer(p.s.fd);
+    shrink_send_buffer(descriptor_of(&p.s));
     begin_blocks(&g, &p.s);
     let_them_run();
     for (int i = 0; i < WRITERS; i++)
@@ -2033,7 +2250,7 @@ static void check_reading_after_a_reset(kind k, bool writes_first)
     write_text(&p.s, "never read");
     CHECK_INT(conc_stream_flush(&p.s), 0);
     say(p.peer, "last words\nand more");
-    CHECK_INT(conc_wait_fd(p.s.fd, CONC_READABLE), CONC_READABLE);
+    CHECK_INT(conc_wait_fd(descriptor_of(&p.s), CONC_READABLE), CONC_READABLE);
     reset(&p);
     if (writes_first)
         CHECK(is_lost_connection(write_until_it_fails(&p.s, true)));
@@ -2527,7 +2744,7 @@ IO_TEST(close_sends_what_was_written_and_closes)
     pair p = {0};
     char byte;
     open_pair(&p);
-    int fd = p.s.fd;
+    int fd = descriptor_of(&p.s);
     write_text(&p.s, "good bye\n");
     CHECK_INT(conc_stream_close(&p.s), 0);
     CHECK_INT(fcntl(fd, F_GETFD), -1);
@@ -2565,7 +2782,7 @@ IO_TEST(closing_twice_or_what_was_never_opened_does_nothing)
     CHECK_INT(conc_stream_close(&never), 0);
     CHECK_INT(conc_stream_close(&never), 0);
     open_pair(&p);
-    int fd = p.s.fd, other;
+    int fd = descriptor_of(&p.s), other;
     CHECK_INT(conc_stream_close(&p.s), 0);
     other = dup(p.peer); /* takes the number */
     CHECK_INT(other, fd);
@@ -2600,7 +2817,7 @@ IO_TEST(a_close_that_is_cancelled_while_it_sends_has_closed)
     io closer = {.call = CLOSE, .s = &p.s, .rc = 1};
     conc_group g = {0};
     open_pair(&p);
-    int fd = p.s.fd;
+    int fd = descriptor_of(&p.s);
     CHECK_INT(conc_stream_write(&p.s, pattern, 2 * MB), 2 * MB);
     begin_io(&g, &closer);
     let_them_run();
@@ -2642,7 +2859,7 @@ IO_TEST(a_close_in_a_cancelled_task_wakes_who_waits_to_read_or_to_write)
     conc_group g = {0};
     io reader = {.call = READ_LINE, .s = &p.s}, flusher = {.call = FLUSH, .s = &p.s};
     open_pair(&p);
-    shrink_send_buffer(p.s.fd);
+    shrink_send_buffer(descriptor_of(&p.s));
     begin_blocks(&g, &p.s);
     begin_io(&g, &reader);
     let_them_run();
@@ -2678,7 +2895,7 @@ ORDERED_TASK_TEST(a_writer_whose_turn_comes_in_the_moment_of_a_close_is_EPIPE)
     CHECK_INT(conc_cancel(&first.task), 0);
     CHECK_INT(conc_yield(), 0);
     CHECK(first.done && !second.done);
-    int number = p.s.fd;
+    int number = descriptor_of(&p.s);
     begin_cancelled(&cancelled);
     CHECK_INT(conc_stream_close(&p.s), 0);
     end_cancelled(&cancelled);
@@ -2697,7 +2914,7 @@ IO_TEST(a_close_while_others_write_ends_and_leaves_no_holes)
     io closer = {.call = CLOSE, .s = &p.s, .rc = 1};
     static listener l;
     open_pair(&p);
-    shrink_send_buffer(p.s.fd);
+    shrink_send_buffer(descriptor_of(&p.s));
     CHECK_INT(conc_group_begin(&listening), 0);
     begin_blocks(&g, &p.s);
     let_them_run();
@@ -3464,7 +3681,7 @@ PLAIN_IO_TEST(a_write_that_has_to_wait_without_memory_tells_of_what_it_sent)
     pair p = {.s = {.buffer_size = 1000}};
     conc_scope limit = {0};
     open_pair(&p);
-    CHECK_INT(conc_wait_fd(p.s.fd, CONC_WRITABLE), CONC_WRITABLE);
+    CHECK_INT(conc_wait_fd(descriptor_of(&p.s), CONC_WRITABLE), CONC_WRITABLE);
     CHECK_INT(conc_scope_begin(&limit, 1), 0);
     fault.for_ever = true;
     fault.at = fault.calls + 1;

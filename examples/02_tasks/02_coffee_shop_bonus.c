@@ -1,8 +1,8 @@
 /* Coffee shop, the bonus challenges: random times, a customer for each drink, and a queue of
  * orders for two baristas.
- *   cc 02_coffee_shop_bonus.c -o coffee_shop && ./coffee_shop        (CONC_CLOCK=virtual
- *   ./coffee_shop takes no time) EX_SEED=1 CONC_CLOCK=virtual ./coffee_shop
- *   other random numbers
+ *   cc 02_coffee_shop_bonus.c -o coffee_shop && ./coffee_shop
+ *   CONC_CLOCK=virtual ./coffee_shop                   takes no time
+ *   CONC_RANDOM=2 CONC_CLOCK=virtual ./coffee_shop     other random numbers
  */
 #define CONC_STATIC
 #include "../../conc_sync.h"
@@ -104,10 +104,6 @@ static int order_queue(void)
 static int coffee_shop(void *arg)
 {
     (void)arg;
-    const char *seed = getenv("EX_SEED");
-    for (int skip = seed ? atoi(seed) : 0; skip > 0; skip--)
-        conc_random(0, 1);
-
     CONC_TRY(random_times());
     CONC_TRY(customer_names());
     return order_queue();

@@ -1,6 +1,7 @@
 /* Site checker: five random checks at once, and a report made of their results.
- *   cc 03_site_checker.c -o checker && ./checker        (CONC_CLOCK=virtual ./checker takes no
- *   time) EX_SEED=1 CONC_CLOCK=virtual ./checker              other random numbers
+ *   cc 03_site_checker.c -o checker && ./checker
+ *   CONC_CLOCK=virtual ./checker                   takes no time
+ *   CONC_RANDOM=2 CONC_CLOCK=virtual ./checker     other random numbers
  */
 #define CONC_STATIC
 #include "../../conc.h"
@@ -19,10 +20,6 @@ static int check_website(void *arg)
 static int monitor_websites(void *arg)
 {
     (void)arg;
-    const char *seed = getenv("EX_SEED");
-    for (int skip = seed ? atoi(seed) : 0; skip > 0; skip--)
-        conc_random(0, 1);
-
     const char *websites[] = {"google.com", "github.com", "stackoverflow.com", "python.org",
                               "asyncio-docs.com"};
     int results[CONC_LEN(websites)], total = CONC_LEN(websites), online = 0;

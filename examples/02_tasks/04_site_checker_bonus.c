@@ -1,8 +1,8 @@
 /* Site checker, the bonus challenges: retries, a time limit, the response time of each site, and
  * checks round by round.
- *   cc 04_site_checker_bonus.c -o checker && ./checker        (CONC_CLOCK=virtual ./checker
- *   takes no time) EX_SEED=1 CONC_CLOCK=virtual ./checker                    other random
- *   numbers
+ *   cc 04_site_checker_bonus.c -o checker && ./checker
+ *   CONC_CLOCK=virtual ./checker                   takes no time
+ *   CONC_RANDOM=2 CONC_CLOCK=virtual ./checker     other random numbers
  */
 #define CONC_STATIC
 #include "../../conc_sync.h"
@@ -130,10 +130,6 @@ static int monitoring(void)
 static int app(void *arg)
 {
     (void)arg;
-    const char *seed = getenv("EX_SEED");
-    for (int skip = seed ? atoi(seed) : 0; skip > 0; skip--)
-        conc_random(0, 1);
-
     CONC_TRY(retries());
     CONC_TRY(time_limit());
     CONC_TRY(response_times());

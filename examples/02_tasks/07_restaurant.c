@@ -1,6 +1,7 @@
 /* Restaurant: four orders at once, each a gather of three dishes inside the gather of orders.
- *   cc 07_restaurant.c -o restaurant && ./restaurant        (CONC_CLOCK=virtual ./restaurant
- *   takes no time) EX_SEED=1 CONC_CLOCK=virtual ./restaurant               other random numbers
+ *   cc 07_restaurant.c -o restaurant && ./restaurant
+ *   CONC_CLOCK=virtual ./restaurant                   takes no time
+ *   CONC_RANDOM=2 CONC_CLOCK=virtual ./restaurant     other random numbers
  */
 #define CONC_STATIC
 #include "../../conc.h"
@@ -49,10 +50,6 @@ static int process_order(void *arg)
 static int restaurant(void *arg)
 {
     (void)arg;
-    const char *seed = getenv("EX_SEED");
-    for (int skip = seed ? atoi(seed) : 0; skip > 0; skip--)
-        conc_random(0, 1);
-
     order orders[] = {{1, "Alice", 0}, {2, "Bob", 0}, {3, "Charlie", 0}, {4, "Diana", 0}};
     double start = conc_now(), sum = 0;
     printf("=== Restaurant Opening ===\n");

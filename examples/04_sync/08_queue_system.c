@@ -1,8 +1,9 @@
 /* Queue system: producers, a queue of 10 places, 3 workers who take the most urgent task first;
  * and how long it takes.
- *   cc 08_queue_system.c -o queue && ./queue        (CONC_CLOCK=virtual ./queue takes no time)
- *   ./queue --goal                                  100 tasks of 5 producers: only the figures
- *   EX_SEED=1 CONC_CLOCK=virtual ./queue            other random numbers
+ *   cc 08_queue_system.c -o queue && ./queue
+ *   ./queue --goal                               100 tasks of 5 producers: only the figures
+ *   CONC_CLOCK=virtual ./queue                   takes no time
+ *   CONC_RANDOM=2 CONC_CLOCK=virtual ./queue     other random numbers
  */
 #define CONC_STATIC
 #include "../../conc_sync.h"
@@ -90,10 +91,6 @@ static int report(double seconds)
 static int run(void *arg)
 {
     (void)arg;
-    const char *seed = getenv("EX_SEED");
-    for (int skip = seed ? atoi(seed) : 0; skip > 0; skip--)
-        conc_random(0, 1);
-
     int numbers[] = {0, 1, 2, 3, 4};
     start = conc_now();
     conc_group workers = {0};

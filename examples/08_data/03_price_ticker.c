@@ -1,6 +1,7 @@
 /* Price ticker: a generator of prices without an end; the consumer stops below 97.00 and closes it.
- *   cc 03_price_ticker.c -o ticker && ./ticker        (CONC_CLOCK=virtual ./ticker takes no time)
- *   EX_SEED=1 CONC_CLOCK=virtual ./ticker             other random numbers
+ *   cc 03_price_ticker.c -o ticker && ./ticker
+ *   CONC_CLOCK=virtual ./ticker                   takes no time
+ *   CONC_RANDOM=2 CONC_CLOCK=virtual ./ticker     other random numbers
  */
 #define CONC_STATIC
 #include "../../conc.h"
@@ -27,10 +28,6 @@ static int stock_prices(conc_gen *g, void *arg)
 static int app(void *arg)
 {
     (void)arg;
-    const char *seed = getenv("EX_SEED");
-    for (int skip = seed ? atoi(seed) : 0; skip > 0; skip--)
-        conc_random(0, 1);
-
     int cents, threshold = 9700;
     CONC_AUTO(conc_gen, ticker) = {0};
     CONC_TRY(conc_gen_open(&ticker, stock_prices, NULL, sizeof cents));

@@ -62,6 +62,27 @@ static int scopes(void *)
     return 0;
 }
 
+struct both {
+    int a, b;
+};
+
+static int adds_both(void *arg)
+{
+    const both *v = static_cast<both *>(arg);
+    return v->a + v->b;
+}
+
+static int copies(void *)
+{
+    conc_group g{};
+    both v{1, 2};
+    CHECK(conc_spawn_copy(&g, adds_both, &v, sizeof v) == 0);
+    CHECK(CONC_SPAWN(&g, adds_both, (both{3, 4})) == 0 && CONC_SPAWN(&g, adds_both, v) == 0);
+    int got = CONC_TRY_IN(&g, [&] { return adds_both(&v); }());
+    CHECK(got == 3);
+    return conc_group_wait(&g);
+}
+
 static int start_me(void *) { return conc_started(42) == 0 ? conc_sleep(1) : -EPROTO; }
 
 static int groups(void *)
@@ -104,6 +125,8 @@ static int gathers(void *)
     CHECK(CONC_MAP(add_one, numbers) == 0 && numbers[2] == 4);
     CHECK(CONC_MAP_ALL(add_one, numbers, results) == 0 && results[2] == 5);
     CHECK(conc_map(add_one, numbers, 1, sizeof numbers[0]) == 0);
+    CHECK(conc_map_limit(2, add_one, numbers, 0, sizeof numbers[0]) == 0);
+    CHECK(CONC_MAP_LIMIT(2, nothing, numbers) == 0);
     CHECK(conc_map_all(add_one, numbers, 1, sizeof numbers[0], results) == 0 && results[0] == 5);
     return 0;
 }
@@ -152,6 +175,24 @@ static int generators(void *)
     return 0;
 }
 
+struct client {
+    int *closed;
+};
+
+static void close_client(client *c) { add_one(c->closed); }
+
+CONC_AUTO_TYPE(client, close_client);
+
+static void close_by_itself()
+{
+    int closed = 0;
+    {
+        CONC_AUTO(client, c) = {&closed};
+        CHECK(c.closed && closed == 0);
+    }
+    CHECK(closed == 1);
+}
+
 static void posted(void *arg) { add_one(arg); }
 
 static int loops(void *)
@@ -160,6 +201,7 @@ static int loops(void *)
     conc_loop *loop = conc_loop_self();
     CHECK(conc_loop_hold(loop) == 0);
     CHECK(conc_post(loop, posted, &n) == 0);
+    CHECK(conc_loop_run(loop, nothing, nullptr) == -EDEADLK);
     CHECK(conc_sleep(1) == 0 && n == 1);
     CHECK(conc_loop_release(loop) == 0);
     conc_free(nullptr);
@@ -231,7 +273,24 @@ static int streams(void *)
     CHECK(conc_stream_read_line(&s, &text) == 1 && text[0] == 'a');
     CHECK(conc_stream_read_until(&s, "|", 1, &text) == 2 && text[0] == 'b');
     CHECK(conc_stream_read(&s, a, 1) == 1 && conc_stream_read_full(&s, a, 1) == 1 && a[0] == '2');
+    CHECK(conc_stream_shutdown(&s) == 0);
     CHECK(conc_stream_close(&s) == 0 && conc_close(listener) == 0);
+
+    static const conc_transport echoes = {[](void *self, void *buf, size_t) {
+                                              *static_cast<char *>(buf) =
+                                                  *static_cast<char *>(self);
+                                              return ssize_t{1};
+                                          },
+                                          [](void *self, const void *buf, size_t) {
+                                              *static_cast<char *>(self) =
+                                                  *static_cast<const char *>(buf);
+                                              return ssize_t{1};
+                                          },
+                                          nullptr, nullptr};
+    char wire = 0;
+    CONC_AUTO(conc_stream, on){};
+    CHECK(conc_stream_open_on(&on, &echoes, &wire) == 0 && conc_stream_write(&on, "e", 1) == 1);
+    CHECK(conc_stream_read(&on, a, 1) == 1 && a[0] == 'e');
     return conc_group_wait(&g);
 }
 
@@ -318,16 +377,24 @@ static int queues(void *)
     CONC_AUTO(conc_queue, q){};
     q.item_size = sizeof item;
     q.less = is_less;
+    CHECK(CONC_PUT(&q, item + 1) == 0 && conc_queue_get(&q, &out) == 0 && out == 4 &&
+          conc_queue_task_done(&q) == 0);
     CHECK(conc_queue_put(&q, &item) == 0 && conc_queue_try_put(&q, &item) == 0 &&
           conc_queue_len(&q) == 2);
     CHECK(conc_queue_get(&q, &out) == 0 && conc_queue_try_get(&q, &out) == 0 && out == 3);
     CHECK(conc_queue_task_done(&q) == 0 && conc_queue_task_done(&q) == 0 &&
           conc_queue_join(&q) == 0);
-    conc_case cases[1]{};
-    cases[0].what = CONC__PUT;
-    cases[0].queue = &q;
-    cases[0].from = &item;
-    CHECK(conc_select(cases, 1) == 0 && cases[0].result == 0);
+    conc_case cases[] = {CONC_CASE_PUT(&q, &item), CONC_CASE_AFTER(1)};
+    CHECK(conc_select(cases, CONC_LEN(cases)) == 0 && cases[0].result == 0);
+    static conc_queue urgent = CONC_QUEUE(int, 3, .less = is_less);
+    static conc_sem permits = CONC_SEM(1, .max = 1);
+    static conc_barrier alone = CONC_BARRIER(1);
+    conc_event never{};
+    conc_case others[] = {CONC_CASE_GET(&urgent, &out), CONC_CASE_EVENT(&never),
+                          CONC_CASE_JOIN(conc_self()), CONC_CASE_FD(-1, CONC_READABLE)};
+    CHECK(urgent.less == is_less && urgent.capacity == 3 && urgent.item_size == sizeof(int));
+    CHECK(conc_sem_release(&permits) == -EOVERFLOW && conc_barrier_wait(&alone) == 0);
+    CHECK(conc_select(others, CONC_LEN(others)) == -EDEADLK);
     conc_queue_close(&q);
     conc_queue_destroy(&q);
     return 0;
@@ -385,6 +452,14 @@ static int channels(void *)
     c.capacity = 2;
     CHECK(conc_channel_send(&c, &item) == 0 && conc_channel_try_send(&c, &item) == 0);
     CHECK(conc_channel_recv(&c, &out) == 0 && conc_channel_try_recv(&c, &out) == 0 && out == 3);
+    conc_case cases[2]{};
+    cases[0].what = CONC__RECV;
+    cases[0].channel = &c;
+    cases[0].to = &out;
+    cases[1].what = CONC__SEND;
+    cases[1].channel = &c;
+    cases[1].from = &item;
+    CHECK(conc_select(cases, 2) == 1 && conc_select(cases, 2) == 0 && out == 3);
     conc_channel_close(&c);
     conc_channel_destroy(&c);
     return 0;
@@ -444,6 +519,8 @@ static int app(void *)
     locals(nullptr);
     generators(nullptr);
     loops(nullptr);
+    CHECK(copies(nullptr) == 0);
+    close_by_itself();
     reports(nullptr);
     descriptors(nullptr);
     streams(nullptr);
@@ -465,6 +542,12 @@ static int leave_an_error(void *)
     return conc_spawn(nullptr, refuse, nullptr) == 0 ? conc_yield() : -EPROTO;
 }
 
+static int set_status(void *)
+{
+    conc_set_exit_status(3);
+    return 0;
+}
+
 int main()
 {
     int errors = 0;
@@ -476,5 +559,6 @@ int main()
     CHECK(conc_run_with(&options, leave_an_error, nullptr) == 0 && errors == 1);
     embedding();
     CHECK(conc_run(nothing, nullptr) == 0 && conc_main(nothing, nullptr) == 0);
+    CHECK(conc_main(set_status, nullptr) == 3);
     return failures != 0;
 }

@@ -122,7 +122,7 @@ check_places() {
 # C++17 calls every declared function, linked with an implementation in C. What has two underscores is called by the macro
 # that has one; without such a macro it belongs to C-only ones.
 check_cpp() {
-    local name call
+    local name call level
     sed -n -E 's/^CONC_API [^(]*[ *](conc_[a-z0-9_]+)\(.*/\1/p' "$LAYOUT"/conc*.h >"$out/declared"
     [ -s "$out/declared" ] || fail "no declaration found in $LAYOUT"
     while read -r name; do
@@ -140,6 +140,22 @@ check_cpp() {
     cc -O2 -c $here/impl.c -o "$out/impl.o"
     cxx -O2 $here/calls.cpp "$out/impl.o" -o "$out/calls"
     "$out/calls"
+    for level in O0 O1 O3 Os Og; do
+        cxx -$level -c $here/calls.cpp -o "$out/calls.o"
+    done
+}
+
+# CONC_PUT takes values of the queue's size, and says what is wrong with others.
+refuses_put() {
+    ! cc -O2 -c -D"$1" $here/puts.c -o "$out/puts.o" >"$out/said" 2>&1 || fail "$here/puts.c compiles with $1"
+    grep -qF "$2" "$out/said" || fail "no word of '$2' with $1:" "$(cat "$out/said")"
+}
+
+check_puts() {
+    cc -O2 -c $here/puts.c -o "$out/puts.o"
+    refuses_put ADDRESS "CONC_PUT takes an item, not its address"
+    refuses_put STRING "CONC_PUT takes an item, not its address"
+    refuses_put SIZE "size is not the item_size"
 }
 
 # A program may include the header as it does others that are written for C alone.
@@ -147,6 +163,29 @@ check_cpp_in_extern_c() {
     cc -O2 -c $here/impl.c -o "$out/impl.o"
     cxx -O2 $here/extern_c.cpp "$out/impl.o" -o "$out/extern_c"
     "$out/extern_c"
+}
+
+# What looks like a function takes compound literals, in every standard and without a warning. What they do: see the tests.
+check_literals() {
+    local std level
+    for std in c11 c17 c2x gnu2x; do
+        for level in O0 O1 O2 O3 Os Og; do
+            cc -std=$std -$level -DCONC_TEST_LINKED -DCONC_TEST_PLAIN -c tests/test_literals.c -o "$out/literals.o"
+        done
+    done
+}
+
+# CONC_SPAWN copies values: what would be gone when the task runs does not compile, and the message says what to do.
+check_pointers_refused() {
+    local value
+    cc -fsyntax-only $here/by_value.c
+    cxx -fsyntax-only -x c++ $here/by_value.c
+    for value in '"text"' '&number' 'array' 'function' '(void *)0' '(const char *)"text"'; do
+        ! cc -fsyntax-only "-DPOINTER=$value" $here/by_value.c 2>"$out/errors" || fail "CONC_SPAWN takes $value"
+        grep -q 'CONC_SPAWN copies a value, and this is a pointer' "$out/errors" || fail "$(cat "$out/errors")"
+        ! cxx -fsyntax-only "-DPOINTER=$value" -x c++ $here/by_value.c 2>"$out/errors" || fail "C++: CONC_SPAWN takes $value"
+        grep -q 'CONC_SPAWN copies a value, and this is a pointer' "$out/errors" || fail "$(cat "$out/errors")"
+    done
 }
 
 # A program's macros may be called as attributes are.

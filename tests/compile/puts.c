@@ -1,0 +1,20 @@
+/* What CONC_PUT takes, and, with a macro defined, what it refuses. */
+#include "all.h"
+
+int put(int n);
+
+int put(int n)
+{
+    conc_queue numbers = CONC_QUEUE(int, 10);
+#ifdef ADDRESS
+    return CONC_PUT(&numbers, &n);
+#elif defined STRING
+    return CONC_PUT(&numbers, n ? "text" : "");
+#elif defined SIZE
+    return CONC_PUT(&numbers, (long long)n);
+#else
+    conc_queue names = CONC_QUEUE(const char *, 10);
+    const char *name = "a name";
+    return CONC_PUT(&numbers, n) | CONC_PUT(&names, name) | CONC_PUT(&names, "text");
+#endif
+}
