@@ -38,8 +38,8 @@
  *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run, and returns
  *             -ECANCELED, having had no effect, when a scope around it is cancelled or out of
  *             time: clean up and return.
- *   Threads   a task stays on the thread of its run. Only conc_post and the two hold calls may
- *             come from other threads.
+ *   Threads   a task stays on the thread of its run. Only conc_post, conc_loop_run and the two
+ *             hold calls may come from other threads.
  *   Forks     in a forked child the parent's runs are dead: calls in their tasks return -EPERM. A
  *             run of the child's own may use the same handles, groups, locks, queues and streams:
  *             what the parent's tasks have or wait for does not count there. A stream has the
@@ -69,7 +69,7 @@
  *   CONC_TLS             attribute of the one thread-local pointer, such as
  *                        __attribute__((tls_model("initial-exec")))
  *   CONC_NO_ENV          the environment variables below are not read
- *   CONC_NO_EPOLL        the loop waits with poll(2), as it does wherever there is no epoll
+ *   CONC_NO_EPOLL        the loop waits with poll(2) instead of epoll (Linux) or kqueue (macOS)
  *   CONC_USE_UCONTEXT    stacks are switched by ucontext, as on processors without a switch of
  *                        their own here
  *   CONC_SAVE_FPU        each task keeps its own floating-point control state (rounding,
@@ -77,9 +77,10 @@
  *   CONC_GUARD_REPORT    the report of a stack overflow not only in debug mode (a handler for
  *                        SIGSEGV)
  *
- * Environment: CONC_DEBUG=1, CONC_CLOCK=virtual, CONC_SEED=7, CONC_TRACE=file,
- * CONC_POLL=poll|epoll, CONC_STACK=bytes override the options of a run; they are not read in a
- * set-user-ID program. A value that makes no sense fails the run: -EINVAL.
+ * Environment: CONC_DEBUG=1, CONC_CLOCK=virtual, CONC_SEED=7, CONC_RANDOM=7, CONC_TRACE=file,
+ * CONC_POLL=poll|epoll|kqueue, CONC_STACK=bytes override the options of a run; they are not read
+ * in a set-user-ID program. A value that makes no sense, or that this system has not, fails the
+ * run: -EINVAL.
  *
  * Contents: >>version >>run >>time >>scopes >>groups >>tasks >>errors >>locals >>generators
  * >>descriptors >>streams >>signals >>loops >>embedding >>reports, then the implementation,
@@ -141,6 +142,20 @@ CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__JOIN(a, b) CONC__JOIN2(a, b)
 #define CONC__JOIN2(a, b) a##b
 
+/* A variable with the type of its value, and what has to hold when a macro is compiled. */
+#ifdef __cplusplus
+#define CONC__AUTO_VALUE auto
+#define CONC__REQUIRE static_assert
+#define CONC__IS_POINTER(value) conc__is_pointer<decltype(value)>::yes
+#define CONC__IS_BYTES(value) __is_trivially_copyable(decltype(value))
+#else
+#define CONC__AUTO_VALUE __auto_type
+#define CONC__REQUIRE _Static_assert
+#define CONC__IS_POINTER(value) (__builtin_classify_type(value) == CONC__A_POINTER)
+#define CONC__IS_BYTES(value) 1
+enum { CONC__A_POINTER = 5 /* what __builtin_classify_type calls one */ };
+#endif
+
 /* ---- >>version ------------------------------------------------------------------------------ */
 
 #define CONC_VERSION_MAJOR 0
@@ -184,6 +199,9 @@ typedef struct conc_options {
      * overflow; what stacks were used. `kill -USR2` prints the tasks. */
     bool debug;
     double slow_step; /* seconds; debug: report a task that holds the loop longer; 0: 0.1 */
+    /* Where conc_random starts: the same number, the same random numbers. 0: the seed if there is
+     * one, else 1 on the virtual clock, else a number of the clock's */
+    uint64_t random;
     /* SIGINT or SIGTERM cancels main_fn, which makes the run's result -EINTR; a second one,
      * 0.1 s later or more, kills. Not if the program handles or ignores the signal when the run
      * begins, nor while a conc_signals receives it. On the real clock main_fn may sleep for ever
@@ -210,14 +228,21 @@ typedef struct conc_options {
 CONC_API int conc_run(conc_fn *main_fn, void *arg);
 CONC_API int conc_run_with(const conc_options *options, conc_fn *main_fn, void *arg);
 
-/* For `return conc_main(app, NULL);` in main(): conc_run, then an exit status: 0, or 1 after it
- * printed the error with the task it came from, its place and text to stderr.
+/* For `return conc_main(app, NULL);` in main(): conc_run with .interrupt, then an exit status: 0, or
+ * 1 after it printed the error with the task it came from, its place and text to stderr, unless
+ * conc_set_exit_status chose another; 128 + n when signal n interrupted the run.
  *     int conc_main(conc_fn *main_fn, void *arg); */
 #define conc_main(main_fn, ...) conc__main(CONC__NAMED(main_fn), (main_fn), __VA_ARGS__)
 CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg);
 
+/* Chooses what conc_main returns in place of 0, and of 1, which still follows the printed error.
+ * From any task or posted function of conc_main's run; the last call counts. Under conc_run it
+ * has no effect. A status outside 0 to 255 changes nothing. */
+CONC_API void conc_set_exit_status(int status);
+
 /* A random number, low <= x < high (low when high is not above it). Repeats from run to run
- * under a seed or on the virtual clock; not for secrets. Outside a run it returns low. */
+ * under .random or a seed, and on the virtual clock; not for secrets. Outside a run it returns
+ * low. */
 CONC_API double conc_random(double low, double high);
 
 /* ---- >>time --------------------------------------------------------------------------------- */
@@ -233,7 +258,9 @@ CONC_API double conc_now(void);
 CONC_API int conc_sleep(double s);
 CONC_API int conc_sleep_until(double t);
 
-/* Lets every task that is ready run once (under a seed: some of them). Waits. */
+/* Lets every task that is ready run once (under a seed: some of them). Waits. A call that need
+ * not wait returns without letting others run, about 256 times in a row: a loop of such calls that
+ * depends on what other tasks do meanwhile, and a long computation, call this. */
 CONC_API int conc_yield(void);
 
 /* Holds the whole loop for s seconds, as a long computation or a blocking call would: for
@@ -369,8 +396,35 @@ CONC_API int conc__group_begin(conc_group *g, const char *place);
 #define conc_spawn(g, fn, ...) conc__spawn((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__spawn(conc_group *g, const char *spawned, conc_fn *fn, void *arg);
 
-/* The same with a handle, in storage of yours, of any content, that stays where it is until the
- * task was joined, was returned by conc_group_next, or its group closed. -EBUSY: the handle is
+/* The same, and fn gets the address of a copy of size bytes, which lies on the task's own stack and
+ * is fn's until fn returns. It is aligned for every type of that size (up to 4096). arg is
+ * borrowed until the call returns: the copy is made after a wait for room. Errors as above, and
+ * -EINVAL: size is more than a quarter of the task's stack, or arg is NULL.
+ *     int conc_spawn_copy(conc_group *g, conc_fn *fn, const void *arg, size_t size); */
+#define conc_spawn_copy(g, fn, ...) conc__spawn_copy((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
+CONC_API int conc__spawn_copy(conc_group *g, const char *spawned, conc_fn *fn, const void *arg,
+                              size_t size);
+
+/* conc_spawn_copy of a value: CONC_SPAWN(&g, fetch, (job){url, 3}); CONC_SPAWN(&g, count, i); A
+ * pointer, a string or another array does not compile: its address would be copied, and not what
+ * lies there. What a struct points to is not copied. */
+#define CONC_SPAWN(g, fn, ...) \
+    CONC__SPAWN(g, fn, (__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
+#define CONC__SPAWN(g, fn, expr, value)                                                     \
+    __extension__({                                                                         \
+        CONC__AUTO_VALUE value = expr;                                                      \
+        CONC__REQUIRE(!CONC__IS_POINTER(value),                                             \
+                      "CONC_SPAWN copies a value, and this is a pointer, a string or an "   \
+                      "array, which may be gone when the task runs: give it a struct or a " \
+                      "number, or use conc_spawn_copy(group, fn, pointer, size) or "        \
+                      "conc_spawn(group, fn, pointer)");                                    \
+        CONC__REQUIRE(CONC__IS_BYTES(value),                                                \
+                      "CONC_SPAWN copies bytes, and this type has a copy constructor");     \
+        conc__spawn_copy((g), CONC__NAMED(fn), (fn), &value, sizeof value);                 \
+    })
+
+/* As conc_spawn, with a handle, in storage of yours, of any content, that stays where it is until
+ * the task was joined, was returned by conc_group_next, or its group closed. -EBUSY: the handle is
  * in use. A handle of a function that returned earlier ends the program with a report, where it is
  * found: debug mode looks at each wait, else the end of the group does. So does one that was set
  * anew meanwhile: debug mode finds each, else those of the group's first and last child are found.
@@ -419,6 +473,9 @@ typedef struct conc_call {
     void *arg;
     int result;
     char text[96];
+    /* of its task, borrowed until the gather returned; NULL: the gather and its place. CONC_CALL
+     * sets it to the function's */
+    const char *name;
 } conc_call;
 
 /* All calls at once, each as a task; returns when all ended. The first error cancels the rest
@@ -442,6 +499,15 @@ CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n);
 #define conc_map(fn, ...) conc__map(CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size);
 
+/* conc_map with at most limit of these tasks at once (0: no limit): the elements begin in their
+ * order, each when one before it has ended. After an error, or a cancel of the caller, no more
+ * begin. Further errors: -EINVAL (a negative limit), and -ENOMEM also later on, as an error of its
+ * own.
+ *     int conc_map_limit(int limit, conc_fn *fn, void *args, size_t count, size_t size); */
+#define conc_map_limit(limit, fn, ...) conc__map_limit(CONC__NAMED(fn), (limit), (fn), __VA_ARGS__)
+CONC_API int conc__map_limit(const char *spawned, int limit, conc_fn *fn, void *args, size_t count,
+                             size_t size);
+
 /* As conc_gather_all; results (NULL: not wanted) has count places, which belong to the call
  * until it returns.
  *     int conc_map_all(conc_fn *fn, void *args, size_t count, size_t size, int *results); */
@@ -454,13 +520,15 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 /* conc_call calls[] = {CONC_CALL(f, &x), CONC_CALL(g, &y)}; or, when only the sum of it matters,
  * CONC_GATHER(CONC_CALL(...), ...) (C only: C++ has no array that lives for one expression). */
 /* clang-format off */
-#define CONC_CALL(fn, ...) {(fn), (__VA_ARGS__), 0, {0}}
+#define CONC_CALL(fn, ...) {(fn), (__VA_ARGS__), 0, {0}, #fn}
 /* clang-format on */
 #define CONC_GATHER(...)                                                      \
     conc__gather_unseen(CONC__NAMED(CONC_GATHER), (conc_call[]){__VA_ARGS__}, \
                         sizeof((conc_call[]){__VA_ARGS__}) / sizeof(conc_call))
 #define CONC_MAP(fn, ...) \
     conc_map(fn, (__VA_ARGS__), CONC_LEN(__VA_ARGS__), sizeof((__VA_ARGS__)[0]))
+#define CONC_MAP_LIMIT(limit, fn, ...) \
+    conc_map_limit(limit, fn, (__VA_ARGS__), CONC_LEN(__VA_ARGS__), sizeof((__VA_ARGS__)[0]))
 #define CONC_MAP_ALL(fn, array, ...) \
     conc_map_all(fn, (array), CONC_LEN(array), sizeof((array)[0]), (__VA_ARGS__))
 
@@ -483,7 +551,8 @@ struct conc_task {
     uint16_t cancels_in_a_row;
     bool has_handle, in_finished, collected, failed;
     uint16_t seal;
-    uint32_t tellings; /* counts conc__tell, from any number on */
+    bool name_allocated; /* without a handle: conc_set_name allocated `name` */
+    uint32_t tellings;   /* counts conc__tell, from any number on */
     conc__wait *wait;
     conc_scope *scope;
     const char *place; /* the scope's, for the report when the scope is lost */
@@ -534,7 +603,8 @@ CONC_API void conc_set_name(conc_task *t, const char *name);
 /* ---- >>errors ------------------------------------------------------------------------------- */
 
 /* Returns rc; the words (127 bytes at most) go with it to join, group, gather and on_error when
- * the task's result is rc.
+ * the task's result is rc, and to a future that is set to it, in a posted function too. Outside
+ * of tasks and jobs they are for this thread's conc_last_error.
  *     return conc_fail(-EPROTO, "line %d: no colon", line); */
 CONC_API int conc_fail(int rc, const char *fmt, ...) __attribute__((__format__(__printf__, 2, 3)));
 
@@ -545,7 +615,8 @@ CONC_API const char *conc_error_text(const conc_task *t);
 /* The newest error that a call of conc_fail, or of conc, returned in this task, or that a join,
  * group or gather told it of, in words; "" when there was none. -ECANCELED is no error here: the
  * words of the one before it stay. Outside a run: the error of the thread's last run, or of the
- * conc_run that was refused; "" if it succeeded. Borrowed until the next one. */
+ * conc_run that was refused, "" if it succeeded; or the newest error after that, of a call of
+ * conc_fail or conc. Borrowed until the next one. */
 CONC_API const char *conc_last_error(void);
 
 /* Any negative errno, in words: what it means in conc where that differs from the system's.
@@ -557,18 +628,18 @@ CONC_API const char *conc_strerror(int rc);
  * Not inside an open scope or group: there CONC_TRY_IN(&s, expr) ends it with the error, and
  * returns what the end returned. */
 #define CONC_TRY(...) CONC__TRY((__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
-#define CONC__TRY(expr, value)           \
-    __extension__({                      \
-        __typeof__(expr) value = (expr); \
-        if (value < 0)                   \
-            return (int)value;           \
-        value;                           \
+#define CONC__TRY(expr, value)         \
+    __extension__({                    \
+        CONC__AUTO_VALUE value = expr; \
+        if (value < 0)                 \
+            return (int)value;         \
+        value;                         \
     })
 #define CONC_TRY_IN(scope_or_group, ...) \
     CONC__TRY_IN(scope_or_group, (__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
 #define CONC__TRY_IN(s, expr, value)           \
     __extension__({                            \
-        __typeof__(expr) value = (expr);       \
+        CONC__AUTO_VALUE value = expr;         \
         if (value < 0)                         \
             return conc__end(s, (int)(value)); \
         value;                                 \
@@ -587,6 +658,22 @@ CONC_API const char *conc_strerror(int rc);
 #define CONC_AUTO(type, name) __attribute__((__cleanup__(conc__auto_##type))) type name
 CONC_API void conc__auto_conc_group(conc_group *g);
 CONC_API void conc__auto_conc_gen(conc_gen *g);
+
+/* CONC_AUTO_TYPE(fetch_client, fetch_close) at file scope gives CONC_AUTO a type of yours:
+ * CONC_AUTO(fetch_client, c) = {0}; then calls fetch_close(&c), whose result is not looked at, when
+ * the block is left. The type's name is one word; an all-zero object must be closable. An error
+ * that the close meets leaves conc_last_error as it was. A semicolon may follow. */
+#define CONC_AUTO_TYPE(type, close)                                          \
+    static __attribute__((__unused__)) void conc__close_##type(void *object) \
+    {                                                                        \
+        (void)close((type *)object);                                         \
+    }                                                                        \
+    static __attribute__((__unused__)) void conc__auto_##type(type *object)  \
+    {                                                                        \
+        conc__close_quietly(conc__close_##type, object);                     \
+    }                                                                        \
+    __extension__ /* of what follows: a lone semicolon is no warning then */
+CONC_API void conc__close_quietly(void (*close)(void *), void *object);
 
 /* ---- >>locals ------------------------------------------------------------------------------- */
 
@@ -650,7 +737,8 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * close-on-exec, and have to be closed with conc_close. All calls here take any other descriptor
  * as well. Each makes its system call first and waits only where that would have to. Several
  * tasks may wait on one descriptor; all of them go on when it is ready. No call raises SIGPIPE,
- * which a run blocks in its thread; a broken pipe is -EPIPE.
+ * which a run blocks in its thread; a broken pipe is -EPIPE. A program that a task starts by
+ * system(), popen() or posix_spawn() inherits that; one of conc_pool.h's conc_child does not.
  *
  * A descriptor in blocking mode stays so, apart from a listener (conc_accept), and does not hold
  * the loop: Linux has calls for sockets and pipes that do not wait, terminals and named pipes are
@@ -749,6 +837,9 @@ typedef struct conc_server {
     void *arg;
     /* connections at once; 0: no limit. At the limit those that come wait in the backlog */
     int limit;
+    /* of its tasks, borrowed until conc_serve returned; NULL: the handler's, where debug mode or a
+     * trace asks for it and the program has its symbols, else conc_serve and its place */
+    const char *name;
 } conc_server;
 
 /* Accepts connections and starts a task for each, until it is cancelled, which cancels the
@@ -768,8 +859,8 @@ typedef struct conc__buffer {
     size_t start, end, size; /* bytes from start to end are in it */
 } conc__buffer;
 
-/* Buffers, both ways, over any descriptor. Reading and writing are independent of each other.
- * The first fields are yours to set before conc_stream_open. */
+/* Buffers, both ways, over any descriptor or a transport of your own. Reading and writing are
+ * independent of each other. The first fields are yours to set before conc_stream_open. */
 struct conc_stream {
     size_t limit;       /* bytes of the longest record, without its delimiter; 0: 65,536 */
     size_t buffer_size; /* bytes that are read at a time, and written before it waits; 0: 16,384 */
@@ -780,10 +871,12 @@ struct conc_stream {
     char covered;
     bool at_end, writing, unsaid; /* unsaid: the error that ended writing was not returned yet */
     bool dropped;                 /* the close dropped bytes */
+    bool shut;                    /* conc_stream_shutdown ended the writing half */
     conc_task *reader;
     int inside; /* calls that may wait, and have not returned */
     conc__waits writers, closers;
-    uint64_t run; /* in which it was opened, or first used in a forked child */
+    uint64_t run;                 /* in which it was opened, or first used in a forked child */
+    struct conc__transported *on; /* NULL: a descriptor */
 };
 typedef struct conc_stream conc_stream;
 
@@ -794,6 +887,36 @@ typedef struct conc_stream conc_stream;
  * when none are. */
 #define conc_stream_open(...) conc__stream_open(CONC__PLACE, __VA_ARGS__)
 CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd);
+
+/* What a stream can run on instead of a descriptor: TLS, a compressor, memory. The functions get
+ * the self that was given to conc_stream_open_on, and run in tasks, where they may wait; they
+ * return a negative errno for an error (its words are conc_fail's), and -ECANCELED for a cancel,
+ * which has had no effect then. -EAGAIN is tried again, after a pause of 1 ms, later of up to
+ * 64 ms. A read and a write may be under way at once, in two tasks; never two reads, or two of
+ * write and shutdown. */
+typedef struct conc_transport {
+    /* as conc_read: waits for bytes, and returns how many, at most n; 0 at the end */
+    ssize_t (*read)(void *self, void *buf, size_t n);
+    /* as conc_write: waits until some of the n bytes are taken, and returns how many; never 0 */
+    ssize_t (*write)(void *self, const void *buf, size_t n);
+    /* ends the writing half, so that the peer reads the end: 0. NULL: there are no halves */
+    int (*shutdown)(void *self);
+    /* releases self, whatever it returns: 0 or an error, which conc_stream_close returns. It is
+     * called once, when no other call is under way. It runs in a task unless the stream is closed
+     * elsewhere; in a cancelled task nothing in it waits. NULL: there is nothing to release */
+    int (*close)(void *self);
+} conc_transport;
+
+/* Opens a stream on a transport; all calls of a stream are the same on it. *t is copied; self is
+ * borrowed until conc_stream_close has called close with it. conc_stream_close makes calls that
+ * other tasks have under way return -ECANCELED, as their tasks were cancelled in them, and waits
+ * for them. What was written is sent by a task of the stream's own when a read waits.
+ *     int conc_stream_open_on(conc_stream *s, const conc_transport *t, void *self);
+ * Errors: -EINVAL (NULL, no read or write, open already), -EBUSY as above, -ENOMEM; then close is
+ * not called. Not a checkpoint. */
+#define conc_stream_open_on(...) conc__stream_open_on(CONC__PLACE, __VA_ARGS__)
+CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_transport *t,
+                                  void *self);
 
 /* Reading. Each waits for bytes when there are too few, and then first sends what was written,
  * so that a question need not be flushed before the answer is read. A cancel loses no byte: what
@@ -835,6 +958,13 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
 /* Waits until all that was written has been handed to the system: 0; how many bytes were, if a
  * cancel came after the first. */
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
+
+/* Flushes, and ends the writing half, so that the peer reads the end of file; reading goes on.
+ * Later writes are -EPIPE, and a second call is 0. The write end of a pipe is closed. Waits, from
+ * tasks. Errors, and the writing half is still open: -ECANCELED (what was not sent yet is kept),
+ * -ENOTSOCK (no socket, pipe or transport with halves: all was flushed), an error of writing, or
+ * of shutdown(2). */
+CONC_API int conc_stream_shutdown(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes behind the write that is under way (not in a task that is cancelled), closes, and frees:
  * 0, the error of the flush, or an earlier one of writing that no call has told yet. Tasks that
@@ -903,6 +1033,19 @@ CONC_API int conc_loop_release(conc_loop *l);
  * the parent process's. */
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
 
+/* From another thread: starts fn(arg) as a background task of l, and returns its result when it
+ * ended, and its error's words in conc_last_error. The caller is a plain thread or a job, which
+ * blocks, or a task of another loop, which waits. arg is borrowed until then. A cancel of that task,
+ * or of the job, cancels fn, and the call still returns when fn has ended, with fn's result. When
+ * l's run ends before fn does, fn is cancelled, too. As with conc_post, the run must be known to
+ * last, or be held. On virtual clocks, that of a waiting task's loop stands still meanwhile, and a
+ * waiting job holds none. Errors, fn is not run: -EINVAL, -EDEADLK (l is this thread's), -ESHUTDOWN
+ * once l's run is over or about to end, -ENOMEM, -ECANCELED (the calling task is cancelled), -EPERM
+ * (in a posted function; or l is the parent process's).
+ *     int conc_loop_run(conc_loop *l, conc_fn *fn, void *arg); */
+#define conc_loop_run(l, fn, ...) conc__loop_run((l), CONC__NAMED(fn), (fn), __VA_ARGS__)
+CONC_API int conc__loop_run(conc_loop *l, const char *spawned, conc_fn *fn, void *arg);
+
 /* Releases what conc handed over to be freed. NULL does nothing. From anywhere. */
 CONC_API void conc_free(void *p);
 
@@ -910,7 +1053,8 @@ CONC_API void conc_free(void *p);
 
 /* A run inside a program that has a loop of its own: that waits for conc_embed_fd to become
  * readable, at most conc_embed_timeout seconds, and then calls conc_embed_step, until this
- * returns 0. Between the steps the rest of the thread's code is to conc like a posted function:
+ * returns 0. (kqueue does not have devices such as /dev/tty, and on macOS named pipes: while a
+ * task waits for one, the timeout is at most 20 ms.) Between the steps the rest of the thread's code is to conc like a posted function:
  * it may spawn, set and cancel, and what would wait is -EPERM. A deadlock is not looked for. All
  * calls come from the thread of conc_embed_begin. */
 typedef struct conc_embed {
@@ -982,6 +1126,12 @@ CONC_API void conc_dump(FILE *out);
 extern "C++" { /* also where the header is included inside of extern "C" */
 static inline int conc__end(conc_group *g, int rc) { return conc_group_end(g, rc); }
 static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc); }
+template <class type> struct conc__is_pointer {
+    static constexpr bool yes = false;
+};
+template <class type> struct conc__is_pointer<type *> {
+    static constexpr bool yes = true;
+};
 }
 #endif
 
@@ -1092,11 +1242,18 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 #include <sys/auxv.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
-#ifndef CONC_NO_EPOLL
-#include <sys/epoll.h>
 #endif
-#elif !defined CONC_NO_EPOLL
-#define CONC_NO_EPOLL
+
+/* The best way to wait for descriptors that the system has; poll(2) is there in any case. */
+#if defined CONC_NO_EPOLL
+#undef CONC__KQUEUE
+#elif defined __APPLE__ || defined __FreeBSD__ || defined CONC__KQUEUE
+#undef CONC__KQUEUE
+#define CONC__KQUEUE 1
+#include <sys/event.h>
+#elif defined __linux__
+#define CONC__EPOLL 1
+#include <sys/epoll.h>
 #endif
 
 #if defined CONC_MALLOC && defined CONC_REALLOC && defined CONC_FREE
@@ -1138,6 +1295,7 @@ enum {
     CONC__MISSES = 3,       /* after so many times in vain it looks only now and then */
     /* under a seed: how many of the ready tasks the next is drawn from */
     CONC__CHOICE = 16,
+    CONC__NO_STATUS = -1, /* of conc_set_exit_status */
     CONC__NAME = 48,
     CONC__TEXT = 128,
     CONC__DESCRIPTION = CONC__NAME + 256 /* of a task, in reports */
@@ -1638,9 +1796,9 @@ enum { CONC__PAUSING = 4, CONC__FD_LISTS };
  *   FOREIGN  conc did not open it, and close(2) may take    the poller finds that the number
  *            it away unseen; the poller has it, and         means another file, or none: to
  *            reports one event for each arming              UNKNOWN
- *   REFUSED  as FOREIGN, but epoll refuses the file, which  fstat(2) finds the same: to
- *            is always ready; a task waits for a hang-up    UNKNOWN
- *            alone, which only a close ends
+ *   REFUSED  as FOREIGN, but the poller has no use for it,  fstat(2) finds the same: to
+ *            as it is always ready; a task waits for a      UNKNOWN
+ *            hang-up alone, which only a close ends
  *   OWN      conc opened it: a non-blocking socket that     a task waits: to EDGE
  *            conc_close closes; no task has waited yet
  *   EDGE     as OWN, and the poller reports every change,   as FOREIGN
@@ -1673,6 +1831,8 @@ typedef struct conc__fd {
     bool failed;  /* read_error or write_error is set */
     /* end of file or urgent data came: what a short read means is not certain any more */
     bool special;
+    unsigned char filters; /* how the queue of kqueue(2) has it: conc__kqueue_control */
+    unsigned char came;    /* what the queue has just told of it */
 } conc__fd;
 
 enum { CONC__FDS = 64 }; /* in each block of the table */
@@ -1734,6 +1894,7 @@ struct conc_loop {
     void *main_arg;
     const char *main_name;
     int rc;
+    int exit_status; /* what conc_set_exit_status chose; CONC__NO_STATUS: nothing */
     struct conc__gen *generators;
     conc__stack *stopped; /* of generators that were stopped for good, or closed at the end */
     bool lists_tasks;     /* the report that is made has a line for each task */
@@ -1780,9 +1941,11 @@ struct conc_loop {
     size_t polls_room;
     /* epoll: events that no task waited for; those of files that were closed here */
     unsigned unheard, orphans;
+    bool apart; /* kqueue: a task may wait for a descriptor that is not in the queue */
     bool blind; /* descriptors cannot be waited for any more */
     int doom;   /* the error with which every task was cancelled; 0: none was */
     char doom_text[CONC__TEXT];
+    int posted_rc; /* the newest error of the posted function that runs; 0: it has made none */
     conc__spare *spares;
     int spare_count;
 
@@ -1825,8 +1988,8 @@ struct conc_loop {
 
 static CONC_TLS _Thread_local conc_loop *conc__here;
 
-/* What conc_last_error returns on this thread while no run is open there. */
-static CONC_TLS _Thread_local char conc__words_of_run[CONC__TEXT];
+/* What conc_last_error returns on this thread outside of tasks and jobs. */
+static CONC_TLS _Thread_local char conc__words_of_thread[CONC__TEXT];
 
 static atomic_uint_least64_t conc__runs; /* how many there were in this process and its ancestors */
 /* In a forked child: the runs up to this number were the parent's. No task of theirs ever goes on
@@ -1842,13 +2005,39 @@ static struct {
 struct conc__address;
 
 /* What conc_pool.h does for this module where it is in the program too; else all NULL. */
+/* A case of conc_select that is about a channel or a job, which are conc_pool.h's. Other threads
+ * only tell of it; whether it happens is decided in the loop's own thread. */
+typedef struct conc__outside {
+    enum { CONC__CASE_RECEIVES, CONC__CASE_SENDS, CONC__CASE_ENDS } kind;
+    void *object;    /* a conc_channel or a conc_job */
+    void *item;      /* where it goes, or comes from */
+    conc_task *task; /* that is told of an error */
+    int result;      /* once it has happened */
+    void *owner;     /* of told's */
+    /* called on the loop, when another thread told of it: it happened; or false: after an end that
+     * returned true */
+    void (*told)(struct conc__outside *o, bool happened);
+} conc__outside;
+
+typedef struct conc__outside_calls {
+    int (*check)(const conc__outside *o); /* 0: it is valid */
+    bool (*attempt)(conc__outside *o);    /* true: it happened */
+    /* 1: it happened; 0: a copy of it in *begun waits for that, until it happened or end is called;
+     * or an error */
+    int (*begin)(conc_loop *l, conc__outside *o, conc__outside **begun);
+    /* true: another thread has told of it before, and told is still to be called */
+    bool (*end)(conc__outside *o);
+} conc__outside_calls;
+
 typedef struct conc__extension {
+    const conc__outside_calls *outside; /* NULL: conc_pool.h is not linked */
     conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none does */
     int (*job_block)(int64_t ns);       /* conc_block in a job; 1: none runs here */
     /* conc_shield in a job; false: none runs here */
     bool (*job_shield)(double grace, conc_fn *fn, void *arg, int *rc);
     int (*job_runs)(conc_loop *l); /* a run begins on this thread, where a job may run */
-    void (*job_fail)(int rc, const char *fmt, va_list args);
+    /* conc_fail of the job that runs on this thread; false: none does */
+    bool (*job_fail)(int rc, const char *text);
     /* the newest error of the job that runs on this thread, "": none; NULL: no job does */
     const char *(*job_words)(void);
     /* a host name: how many, for conc_free */
@@ -1859,6 +2048,11 @@ typedef struct conc__extension {
     bool (*job_in_use)(const void *job);
     /* does a task wait for a pipe of a child program that runs? And how many were started */
     bool (*pipe_awaited)(const conc_loop *l, unsigned *starts);
+    /* the job that runs on this thread; NULL: none does */
+    struct conc__frame *(*job_here)(void);
+    /* this job waits for a task of l, or no longer: its virtual clock goes on if it is l's */
+    void (*job_waits)(struct conc__frame *job, const conc_loop *l, bool waits);
+    bool (*job_cancelled)(void);
     /* in a handler of faults: says so if the job that runs here has used its stack up */
     void (*job_overflows)(const char *address);
 } conc__extension;
@@ -1886,6 +2080,7 @@ CONC__PRIVATE int conc__fd_wanted(const conc__fd *f);
 CONC__PRIVATE bool conc__fd_has_waits(const conc__fd *f);
 CONC__PRIVATE bool conc__fd_is_own(const conc__fd *f);
 CONC__PRIVATE bool conc__fd_is_polled(const conc__fd *f);
+CONC__PRIVATE int conc__fd_ready(int number, int events);
 static inline void conc__take_signals(conc_loop *l);
 CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f);
 CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *place, const char *how);
@@ -1914,6 +2109,9 @@ CONC__PRIVATE conc__source conc__source_of(const conc_task *t);
 CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
                                    void (*run)(void *), void *arg);
 CONC__COLD int conc__own_error(int rc);
+CONC__COLD bool conc__name_function(char name[CONC__NAME], uintptr_t fn);
+CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns);
+CONC__PRIVATE void conc__remote_returned(conc_task *t);
 CONC__FAST int conc__hand_on(conc_loop *l, int rc);
 CONC__FAST int conc__hand_on_since(conc_loop *l, int rc, uint32_t before);
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place);
@@ -2032,7 +2230,8 @@ enum {
     CONC__VALGRIND_RUNS = 0x1001,
     CONC__VALGRIND_STACK = 0x1501,
     CONC__VALGRIND_NO_STACK = 0x1502,
-    CONC__VALGRIND_DEFINED = 0x4d430002 /* Memcheck's */
+    CONC__VALGRIND_UNDEFINED = 0x4d430001, /* Memcheck's: may be written */
+    CONC__VALGRIND_DEFINED = 0x4d430002    /* may be read, too */
 };
 
 /* A handle need not be set to anything, though it is read. */
@@ -2571,19 +2770,34 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
     return rc < 0 ? rc : count;
 }
 
-/* Has poll(2) called an open descriptor invalid? That of macOS does so with devices, terminals
- * among them, which select(2) can wait for. */
+/* Is it a named pipe whose end of file poll(2) and kqueue do not tell, as those of macOS? Pipes
+ * without a name have no device there. */
+CONC__PRIVATE bool conc__is_mute_pipe(int number)
+{
+#ifdef __APPLE__
+    struct stat st;
+    return fstat(number, &st) == 0 && S_ISFIFO(st.st_mode) && st.st_dev != 0;
+#else
+    (void)number;
+    return false;
+#endif
+}
+
+/* Has poll(2) called an open descriptor invalid, or may it not know of one that it is ready? That
+ * of macOS does so with devices, terminals among them, and with named pipes, all of which
+ * select(2) can wait for. */
 CONC__PRIVATE bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
 {
 #ifdef __APPLE__
     for (size_t i = 0; i < n; i++)
         if (polls[i].revents & POLLNVAL && conc__is_open(polls[i].fd))
             return true;
+    return n == 1 && !polls->revents && conc__is_mute_pipe(polls->fd);
 #else
     (void)polls;
     (void)n;
-#endif
     return false;
+#endif
 }
 
 /* poll(2) with a limit in nanoseconds. */
@@ -2599,7 +2813,7 @@ CONC__PRIVATE int conc__poll_call(struct pollfd *polls, size_t n, int64_t ns)
         rc = poll(polls, (nfds_t)n, ns == CONC__NEVER ? -1 : conc__milliseconds(ns));
     /* EINVAL: more than RLIMIT_NOFILE, which may have been lowered */
     bool refused = rc < 0 && (errno == EINVAL || conc__refused(errno));
-    if (refused || (rc > 0 && conc__poll_is_blind(polls, n)))
+    if (refused || (rc >= 0 && conc__poll_is_blind(polls, n)))
         rc = conc__select(polls, n, ns);
     return rc;
 }
@@ -2654,10 +2868,14 @@ CONC__PRIVATE uint64_t conc__inode_of(int number)
     return inode + 1;
 }
 
+/* The only filter of a descriptor that select(2) waits for. */
+enum { CONC__APART = 8 };
+
 CONC__PRIVATE int conc__poll_add(conc_loop *l, conc__fd *f, int events)
 {
     (void)l;
     (void)events;
+    f->filters = conc__is_mute_pipe(f->number) ? CONC__APART : 0;
     f->inode = conc__inode_of(f->number);
     return f->inode ? 0 : -EBADF;
 }
@@ -2717,14 +2935,17 @@ CONC__PRIVATE int conc__poll_wait(conc_loop *l, int64_t ns)
 {
     struct pollfd wake, *polls = &wake;
     size_t n = 1;
+    bool apart = false;
     if (conc__poll_room(l, l->watched_count + 1) > 1) {
         polls = l->polls_for;
         for (conc__fd *f = l->watched; f && n < l->polls_room; f = f->next)
-            if (conc__fd_has_waits(f))
+            if (conc__fd_has_waits(f)) {
                 polls[n++] = (struct pollfd){f->number, conc__poll_wanted(conc__fd_wanted(f)), 0};
+                apart |= f->filters & CONC__APART;
+            }
     }
     polls[0] = (struct pollfd){l->wake_out, POLLIN, 0};
-    int count = conc__poll_call(polls, n, ns);
+    int count = apart ? conc__select(polls, n, ns) : conc__poll_call(polls, n, ns);
     if (count <= 0)
         return count == 0 ? 0 : conc__wait_failed(l);
     if (polls[0].revents & POLLNVAL)
@@ -2741,7 +2962,7 @@ static const conc__backend conc__poll = {"poll",         conc__poll_open,    con
                                          conc__poll_arm, conc__poll_confirm, conc__poll_remove,
                                          conc__poll_wait};
 
-#ifndef CONC_NO_EPOLL
+#ifdef CONC__EPOLL
 
 #define CONC__WAKE_KEY UINT64_MAX
 
@@ -2934,6 +3155,264 @@ static const conc__backend conc__epoll = {"epoll",         conc__epoll_open,    
                                           conc__epoll_arm, conc__epoll_confirm, conc__epoll_remove,
                                           conc__epoll_wait};
 #define CONC__BEST_BACKEND conc__epoll
+
+#elif defined CONC__KQUEUE
+
+/* The queue has a filter for reading and one for writing of a descriptor (conc__fd.filters: the
+ * events of those it has). The kernel removes both when this number is closed, or means another
+ * file, whichever other descriptors the file has: so a filter that is still there tells that the
+ * number means the same file.
+ *
+ *   filters            of                                 what they report
+ *   CONC__CHANGES and  a file of conc's, and one whose    every change, for ever (EV_CLEAR)
+ *   both               hang-up alone a task waits for
+ *   those that tasks   another file                       one event for each arming (EV_DISPATCH),
+ *   waited for                                            at once if it is ready
+ *   CONC__APART        a device that kqueue refuses, and  none: the loop waits with select(2) for
+ *                      a named pipe of macOS              the queue and for these */
+enum { CONC__CHANGES = 4 };
+
+/* Beside the events in conc__fd.came: the end of file, or urgent data, at which a read stops. */
+enum { CONC__SPECIAL = 4 };
+
+CONC__PRIVATE int conc__kqueue_open(conc_loop *l)
+{
+    struct kevent wake = {.ident = (uintptr_t)l->wake_out, .filter = EVFILT_READ, .flags = EV_ADD};
+    int fd = conc__not_standard(kqueue());
+    if (fd < 0)
+        return -errno;
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    l->poll_fd = fd;
+    if (kevent(fd, &wake, 1, NULL, 0, NULL) == 0)
+        return 0;
+    int rc = -errno;
+    close(fd);
+    l->poll_fd = -1;
+    return rc;
+}
+
+/* Does something to the filters of these events, each of which has f's id: 0, or an error. No
+ * event is taken from the queue. A signal ends the call when the changes are made. */
+CONC__PRIVATE int conc__kqueue_control(const conc_loop *l, const conc__fd *f, int events, int flags)
+{
+    struct kevent changes[2];
+    int n = 0;
+    for (int event = CONC_READABLE; event <= CONC_WRITABLE; event++) {
+        if (!(events & event))
+            continue;
+        changes[n] = (struct kevent){.ident = (uintptr_t)f->number, .flags = (unsigned short)flags};
+        changes[n].filter = event == CONC_READABLE ? EVFILT_READ : EVFILT_WRITE;
+        changes[n++].udata = (void *)(uintptr_t)f->id;
+    }
+    int rc = kevent(l->poll_fd, changes, n, NULL, 0, NULL);
+    return rc < 0 && errno != EINTR ? -errno : 0;
+}
+
+/* Adds both filters, which report every change. Of a pipe whose reader has gone macOS may refuse
+ * that for writing; then the other one reports that. */
+CONC__PRIVATE int conc__kqueue_add_changes(const conc_loop *l, conc__fd *f)
+{
+    enum { BOTH = CONC_READABLE | CONC_WRITABLE, FLAGS = EV_ADD | EV_ENABLE | EV_CLEAR };
+    f->filters = BOTH | CONC__CHANGES;
+    int rc = conc__kqueue_control(l, f, BOTH, FLAGS);
+    if (rc == -EPIPE) {
+        f->filters = CONC_READABLE | CONC__CHANGES;
+        rc = conc__kqueue_control(l, f, CONC_READABLE, FLAGS);
+    }
+    return rc;
+}
+
+CONC__COLD int conc__kqueue_set_apart(conc_loop *l, conc__fd *f)
+{
+    int rc = conc__poll_add(l, f, 0);
+    f->filters = CONC__APART;
+    l->apart = true;
+    return rc;
+}
+
+/* Of a regular file kqueue reports nothing at its end, while it is always ready in fact. */
+CONC__PRIVATE int conc__kqueue_add(conc_loop *l, conc__fd *f, int events)
+{
+    struct stat st;
+    f->filters = f->came = 0;
+    if (conc__fd_is_own(f))
+        return conc__kqueue_add_changes(l, f);
+    bool known = fstat(f->number, &st) == 0;
+    if (known && (S_ISREG(st.st_mode) || S_ISDIR(st.st_mode) || S_ISBLK(st.st_mode)))
+        return 1;
+    if (conc__is_mute_pipe(f->number))
+        return conc__kqueue_set_apart(l, f);
+    int rc = -EINVAL;
+    if (events) {
+        rc = conc__kqueue_control(l, f, events, EV_ADD | EV_ENABLE | EV_DISPATCH);
+        f->filters = (unsigned char)events;
+    } else {
+        rc = conc__kqueue_add_changes(l, f);
+    }
+    bool is_final = rc == 0 || rc == -EBADF || rc == -ENOMEM;
+    return is_final ? rc : conc__kqueue_set_apart(l, f);
+}
+
+CONC__PRIVATE bool conc__kqueue_confirm(conc_loop *l, const conc__fd *f)
+{
+    int event = f->filters & CONC_READABLE ? CONC_READABLE : CONC_WRITABLE;
+    if (f->filters & CONC__APART)
+        return conc__poll_confirm(l, f);
+    return conc__kqueue_control(l, f, event, 0) == 0;
+}
+
+/* Adds filters to those that it has, one of which tells whether the number meant the file all the
+ * time. Where that is refused, as of a pipe whose reader has gone, select(2) calls it ready. */
+CONC__PRIVATE bool conc__kqueue_add_more(conc_loop *l, conc__fd *f, int events)
+{
+    int rc = conc__kqueue_control(l, f, events, EV_ADD | EV_ENABLE | EV_DISPATCH);
+    if (!conc__kqueue_confirm(l, f))
+        return false;
+    if (rc)
+        return conc__kqueue_set_apart(l, f) == 0;
+    f->filters |= (unsigned char)events;
+    return true;
+}
+
+/* A task waits for a hang-up alone: one event for each arming would be over at once, again and
+ * again, as long as there is something to read. */
+CONC__PRIVATE bool conc__kqueue_arm_for_hang_up(conc_loop *l, conc__fd *f)
+{
+    int has = f->filters & (CONC_READABLE | CONC_WRITABLE);
+    if (f->filters & CONC__CHANGES)
+        return true; /* conc__verify looks whether it is the same file */
+    if (conc__kqueue_control(l, f, has, EV_DELETE))
+        return false;
+    return conc__kqueue_add_changes(l, f) == 0 || conc__kqueue_set_apart(l, f) == 0;
+}
+
+CONC__PRIVATE bool conc__kqueue_arm(conc_loop *l, conc__fd *f, int events)
+{
+    int has = f->filters & events, lacks = events & ~has;
+    if (f->filters & CONC__APART) {
+        l->apart = true;
+        return conc__poll_confirm(l, f);
+    }
+    if (!events)
+        return conc__kqueue_arm_for_hang_up(l, f);
+    if (has && conc__kqueue_control(l, f, has, EV_ENABLE))
+        return false;
+    return !lacks || conc__kqueue_add_more(l, f, lacks);
+}
+
+/* The kernel does it when conc closes the number. */
+CONC__PRIVATE void conc__kqueue_remove(conc_loop *l, const conc__fd *f)
+{
+    (void)l;
+    (void)f;
+}
+
+/* Waits at most *ns for the queue, and for descriptors apart from it, whose events it hands on. If
+ * there are any, *ns is what is left to wait for: 0. */
+CONC__COLD int conc__kqueue_wait_apart(conc_loop *l, int64_t *ns)
+{
+    enum { NAP = 10000000 };
+    size_t n = 1, most = l->watched_count + 1;
+    if (conc__poll_room(l, most) < most) { /* until there is memory */
+        *ns = *ns < NAP ? *ns : NAP;
+        return 0;
+    }
+    for (conc__fd *f = l->watched; f; f = f->next) {
+        bool apart = f->state == CONC__FD_FOREIGN && f->filters & CONC__APART;
+        short wanted = conc__poll_wanted(conc__fd_wanted(f));
+        if (apart && wanted)
+            l->polls_for[n++] = (struct pollfd){f->number, wanted, 0};
+    }
+    l->apart = n > 1;
+    if (!l->apart)
+        return 0;
+    l->polls_for[0] = (struct pollfd){l->poll_fd, POLLIN, 0};
+    int count = conc__select(l->polls_for, n, *ns);
+    *ns = 0;
+    if (count < 0)
+        return conc__wait_failed(l);
+    for (size_t i = 1; i < n; i++)
+        if (l->polls_for[i].revents)
+            conc__poll_event(l, &l->polls_for[i]);
+    return 0;
+}
+
+/* macOS refuses a limit of some years, and says ETIMEDOUT now and then at the end of one. */
+CONC__PRIVATE int conc__kqueue_pause(const conc_loop *l, struct kevent *events, int max, int64_t ns)
+{
+    const int64_t longest = (int64_t)86400 * 1000000000;
+    int64_t pause = ns < longest ? ns : longest;
+    struct timespec limit = {(time_t)(pause / 1000000000), (long)(pause % 1000000000)};
+    int n = kevent(l->poll_fd, NULL, 0, events, max, ns == CONC__NEVER ? NULL : &limit);
+    return n < 0 && errno == ETIMEDOUT ? 0 : n;
+}
+
+/* Does the event tell of the end of file or of urgent data, too? A system without a word for
+ * urgent data may mean it. */
+CONC__PRIVATE bool conc__kqueue_is_special(const struct kevent *e)
+{
+#ifdef EV_OOBAND
+    return e->flags & (EV_EOF | EV_OOBAND);
+#else
+    (void)e;
+    return true;
+#endif
+}
+
+/* The file that an event is of; NULL: the descriptor that wakes the loop, or a file that the loop
+ * does not know any more. */
+CONC__PRIVATE conc__fd *conc__kqueue_file(const conc_loop *l, const struct kevent *e)
+{
+    conc__fd *f = conc__fd_find(l, (int)e->ident);
+    return f && f->id == (uint32_t)(uintptr_t)e->udata ? f : NULL;
+}
+
+CONC__PRIVATE void conc__kqueue_note(conc_loop *l, const struct kevent *e)
+{
+    conc__fd *f = conc__kqueue_file(l, e);
+    if (e->ident == (uintptr_t)l->wake_out)
+        conc__wake_drain(l);
+    else if (f) {
+        f->came |= e->filter == EVFILT_READ ? CONC_READABLE : CONC_WRITABLE;
+        f->came |= conc__kqueue_is_special(e) ? CONC__SPECIAL : 0;
+    }
+}
+
+/* Hands on all that came for the file of an event. What a hang-up is poll(2) says. */
+CONC__PRIVATE void conc__kqueue_event(conc_loop *l, const struct kevent *e)
+{
+    conc__fd *f = conc__kqueue_file(l, e);
+    if (!f || !f->came)
+        return;
+    int ready = f->came & (CONC_READABLE | CONC_WRITABLE);
+    bool special = f->came & CONC__SPECIAL;
+    f->came = 0;
+    if (f->waits[0].first && conc__fd_ready(f->number, 0) > 0)
+        ready = CONC_READABLE | CONC_WRITABLE | CONC__HANG_UP;
+    conc__fd_event(l, f, ready, special);
+}
+
+CONC__PRIVATE int conc__kqueue_wait(conc_loop *l, int64_t ns)
+{
+    struct kevent events[128];
+    int rc = l->apart ? conc__kqueue_wait_apart(l, &ns) : 0;
+    if (rc)
+        return rc;
+    int n = conc__kqueue_pause(l, events, 128, ns);
+    if (n < 0)
+        return conc__wait_failed(l);
+    for (int i = 0; i < n; i++)
+        conc__kqueue_note(l, &events[i]);
+    for (int i = 0; i < n; i++)
+        conc__kqueue_event(l, &events[i]);
+    return 0;
+}
+
+static const conc__backend conc__kqueue = {
+    "kqueue",         conc__kqueue_open,    conc__kqueue_add,
+    conc__kqueue_arm, conc__kqueue_confirm, conc__kqueue_remove,
+    conc__kqueue_wait};
+#define CONC__BEST_BACKEND conc__kqueue
 
 #else
 #define CONC__BEST_BACKEND conc__poll
@@ -3899,7 +4378,7 @@ CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
     return left > 0 ? left : 0;
 }
 
-enum { CONC__MOMENT = 1000000 };
+enum { CONC__MOMENT = 1000000, CONC__APART_EVERY = 20000000 };
 
 /* The virtual clock moves to the next deadline. A task that tries something again and again, which
  * only another process or thread can make possible, gets nowhere in no time: they have a moment of
@@ -4736,7 +5215,7 @@ CONC_API bool conc_cancelled(void)
 
 /* a task's state; with the seal, so that storage that was never set is told */
 enum { CONC__LIVE = 1, CONC__DONE = 2 };
-enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK };
+enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK, CONC__REMOTE_SINK };
 
 /* Ended tasks have another seal, and those in their group's list of finished ones a third: else
  * what is left of a handle on a stack would be a task again when a byte of it is overwritten. */
@@ -4794,6 +5273,7 @@ CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, con
     t->fn = fn;
     t->arg = arg;
     t->name = t->spawned = spawned;
+    t->name_allocated = false;
     if (CONC__UNLIKELY(t->locals))
         /* jobs have it in other threads */
         __atomic_fetch_add(&t->locals->references, 1, __ATOMIC_RELAXED);
@@ -5063,6 +5543,50 @@ CONC_API CONC__CALLED int conc__spawn(conc_group *g, const char *spawned, conc_f
     return conc__spawn_in(g, NULL, "conc_spawn", spawned, fn, arg, &t);
 }
 
+/* Where on its own stack a task's copy lies: below where the frames would begin. It is aligned for a
+ * type of this size, which is a multiple of that type's alignment. */
+CONC__PRIVATE char *conc__copy_at(conc__stack *s, size_t size)
+{
+    enum { LEAST = 64, MOST = 4096 }; /* vectors and cache lines; a page */
+    uintptr_t fit = size & ~(size - 1), top = (uintptr_t)conc__stack_top(s) - size;
+    fit = fit < LEAST ? LEAST : fit;
+    fit = fit > MOST ? MOST : fit;
+    return (char *)(top - top % fit);
+}
+
+/* A task that has not run yet gets a copy of its argument. */
+CONC__PRIVATE void conc__give_copy(conc_task *t, const void *arg, size_t size)
+{
+    enum { ENTRY = 256 }; /* what conc__prepare writes below the top, and a red zone */
+    char *copy = conc__copy_at(t->stack, size);
+    if (CONC__UNLIKELY(t->loop->on_valgrind)) /* a deeper part of an earlier task's stack */
+        conc__valgrind(CONC__VALGRIND_UNDEFINED, (uintptr_t)copy - ENTRY, size + ENTRY);
+    if (size)
+        memcpy(copy, arg, size);
+    t->arg = copy;
+    conc__prepare(t->context, t->stack->low, copy, conc__task_main);
+}
+
+CONC_API CONC__CALLED int conc__spawn_copy(conc_group *g, const char *spawned, conc_fn *fn,
+                                           const void *arg, size_t size)
+{
+    static const char call[] = "conc_spawn_copy";
+    conc_loop *l = conc__here;
+    conc_task *t;
+    if (l) {
+        size_t stack = g && g->stack_size ? g->stack_size : l->pool->size;
+        if (!arg && size)
+            return conc__misused(-EINVAL, call, "nothing to copy", spawned);
+        if (size > stack / 4)
+            return conc__misused(-EINVAL, call, "the copy needs more than a quarter of the stack",
+                                 spawned);
+    }
+    int rc = conc__spawn_in(g, NULL, call, spawned, fn, NULL, &t);
+    if (rc == 0)
+        conc__give_copy(t, arg, size);
+    return rc;
+}
+
 /* Debug: a handle that holds no task any more was lent to one that lives. */
 CONC__COLD void conc__find_overwritten(conc_loop *l, const conc_task *handle)
 {
@@ -5178,21 +5702,22 @@ CONC_API int conc_started(int value)
 
 /* ---- >>texts -------------------------------------------------------------------------------- */
 
+static pthread_mutex_t conc__places = PTHREAD_MUTEX_INITIALIZER; /* being written */
+
 /* For compilers without __FILE_NAME__: text and the place, without its directories, in the
  * caller's room, whose first byte says that it has been written. */
 CONC_API const char *conc__at(char *room, const char *text, const char *place)
 {
-    static pthread_mutex_t writing = PTHREAD_MUTEX_INITIALIZER;
     if (__atomic_load_n(room, __ATOMIC_ACQUIRE))
         return room + 1;
-    pthread_mutex_lock(&writing);
+    pthread_mutex_lock(&conc__places);
     if (!__atomic_load_n(room, __ATOMIC_RELAXED)) {
         const char *slash = strrchr(place, '/');
         strcpy(room + 1, text);
         strcat(room + 1, slash ? slash + 1 : place);
         __atomic_store_n(room, 1, __ATOMIC_RELEASE);
     }
-    pthread_mutex_unlock(&writing);
+    pthread_mutex_unlock(&conc__places);
     return room + 1;
 }
 
@@ -5276,6 +5801,17 @@ CONC__PRIVATE const char *conc__words_or(const char *words, int rc)
     return *words ? words : conc_strerror(rc);
 }
 
+/* conc_fail outside of tasks: in a job, on a plain thread, in a posted function, or between the
+ * steps of an embedded run. */
+CONC__PRIVATE void conc__fail_outside(int rc, const char *text)
+{
+    bool in_job = !conc__here && conc__extended.job_fail && conc__extended.job_fail(rc, text);
+    if (!in_job)
+        conc__copy(conc__words_of_thread, sizeof conc__words_of_thread, rc < 0 ? text : "");
+    if (conc__here)
+        conc__here->posted_rc = rc;
+}
+
 CONC_API int conc_fail(int rc, const char *fmt, ...)
 {
     conc_loop *l = conc__of_task();
@@ -5285,13 +5821,12 @@ CONC_API int conc_fail(int rc, const char *fmt, ...)
     if (!fmt)
         return conc__own_error(rc);
     va_start(args, fmt);
-    if (l) {
-        vsnprintf(text, sizeof text, fmt, args);
-        conc__tell(l->self, rc, text, (conc__source){NULL, NULL});
-    } else if (!conc__here && conc__extended.job_fail) {
-        conc__extended.job_fail(rc, fmt, args);
-    }
+    vsnprintf(text, sizeof text, fmt, args);
     va_end(args);
+    if (l)
+        conc__tell(l->self, rc, text, (conc__source){NULL, NULL});
+    else
+        conc__fail_outside(rc, text);
     errno = saved;
     return rc;
 }
@@ -5302,7 +5837,7 @@ CONC__COLD int conc__own_error(int rc)
 {
     conc_loop *l = conc__of_task();
     if (!l)
-        return conc_fail(rc, "%s", conc_strerror(rc)); /* in a job */
+        return conc_fail(rc, "%s", conc_strerror(rc));
     conc__tell(l->self, rc, NULL, (conc__source){NULL, NULL});
     return rc;
 }
@@ -5360,11 +5895,12 @@ CONC_API const char *conc_error_text(const conc_task *t)
 CONC_API const char *conc_last_error(void)
 {
     conc_loop *l = conc__of_task();
-    if (!conc__here) {
-        const char *job = conc__extended.job_words ? conc__extended.job_words() : NULL;
-        return job ? job : conc__words_of_run;
+    if (!l) {
+        bool in_run = conc__here || !conc__extended.job_words;
+        const char *job = in_run ? NULL : conc__extended.job_words();
+        return job ? job : conc__words_of_thread;
     }
-    if (!l || !l->self->last_rc)
+    if (!l->self->last_rc)
         return "";
     const char *words = conc__words(l->self, l->self->last_rc);
     return l->self->last_rc == -ECANCELED ? words : conc__words_or(words, l->self->last_rc);
@@ -5390,6 +5926,24 @@ CONC_API const char *conc_strerror(int rc)
     return rc >= 0 ? "success" : conc__system_words(rc);
 }
 
+/* From here on the task, which lives, goes by this name, which lives as long. */
+CONC__PRIVATE void conc__call_by(conc_loop *l, conc_task *t, const char *name)
+{
+    t->name = name;
+    if (CONC__UNLIKELY(l->stepwise))
+        conc__renamed(l, t);
+}
+
+/* Where the name of a task without a handle is copied to; NULL: no memory. */
+CONC__PRIVATE char *conc__name_room(conc_task *t)
+{
+    if (t->name_allocated)
+        return (char *)(uintptr_t)t->name;
+    char *room = conc__alloc(CONC__NAME);
+    t->name_allocated = room != NULL;
+    return room;
+}
+
 CONC_API const char *conc_name(const conc_task *t) { return conc__is_task(t) ? t->name : NULL; }
 
 CONC_API void conc_set_name(conc_task *t, const char *name)
@@ -5400,15 +5954,11 @@ CONC_API void conc_set_name(conc_task *t, const char *name)
         conc__misused(0, "conc_set_name", "the task is another run's", NULL);
         return;
     }
-    char *room = t->has_handle           ? t->name_copy
-                 : t->name != t->spawned ? (char *)(uintptr_t)t->name
-                                         : conc__alloc(CONC__NAME);
+    char *room = t->has_handle ? t->name_copy : conc__name_room(t);
     if (!room)
         return;
     conc__copy(room, CONC__NAME, name);
-    t->name = room;
-    if (t->loop->stepwise)
-        conc__renamed(t->loop, t);
+    conc__call_by(t->loop, t, room);
 }
 
 CONC_API void conc_free(void *p)
@@ -5759,6 +6309,9 @@ CONC__PRIVATE void conc__fill_sink(conc_loop *l, conc_task *t)
             conc__copy(call->text, sizeof call->text,
                        conc__words_or(conc__words(t, t->result), t->result));
         t->collected = true;
+    } else if (t->sink_kind == CONC__REMOTE_SINK) {
+        t->collected = true;
+        conc__remote_returned(t);
     } else if (
         t->sink_kind ==
         CONC__START_SINK) { /* ended without conc_started: the starter's matter, not the group's */
@@ -5795,7 +6348,7 @@ CONC__COLD void conc__deliver(conc_loop *l, conc_task *t)
 
 CONC__COLD void conc__free_strings(conc_task *t)
 {
-    if (t->name != t->spawned)
+    if (t->name_allocated)
         CONC_FREE((void *)(uintptr_t)t->name);
     CONC_FREE(t->text);
 }
@@ -6173,6 +6726,17 @@ CONC_API void conc__auto_conc_group(conc_group *g)
     conc__error_restore(l->self, &kept);
 }
 
+CONC_API void conc__close_quietly(void (*close)(void *), void *object)
+{
+    conc_loop *l = conc__of_task();
+    conc__kept_error kept;
+    if (l)
+        conc__error_keep(&kept, l->self);
+    close(object);
+    if (l && conc__here == l)
+        conc__error_restore(l->self, &kept);
+}
+
 CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
 {
     conc_loop *l = conc__in_task();
@@ -6225,6 +6789,7 @@ typedef struct conc__batch {
     size_t size;
     int *results;
     size_t count;
+    int limit;             /* tasks at once; 0: all */
     bool keep_going, seen; /* seen: the caller can read every result, so none is lost */
 } conc__batch;
 
@@ -6234,6 +6799,8 @@ CONC__PRIVATE conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const co
     conc_fn *fn = b->calls ? b->calls[i].fn : b->fn;
     void *arg = b->calls ? b->calls[i].arg : b->size ? b->args + i * b->size : b->args;
     conc_task *t = conc__task_new(l, g, NULL, fn, arg, spawned);
+    if (t && b->calls && b->calls[i].name)
+        conc__call_by(l, t, b->calls[i].name);
     if (t && b->calls && b->seen) {
         t->sink = &b->calls[i];
         t->sink_kind = CONC__CALL_SINK;
@@ -6263,6 +6830,25 @@ CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
     }
 }
 
+/* The elements from `next` on, each when one before it has ended: 0, or what ends the group. */
+CONC__PRIVATE int conc__batch_go_on(conc_loop *l, conc_group *g, const conc__batch *b, size_t next,
+                                    const char *spawned)
+{
+    for (size_t i = next; i < b->count; i++) {
+        int rc = g->live >= g->limit ? conc__wait_for_room(l, g) : 0;
+        if (rc == 0 && g->scope.effective)
+            rc = -ECANCELED; /* since room was granted */
+        if (rc)
+            return rc;
+        if (!conc__batch_spawn(l, g, b, i, spawned)) {
+            rc = conc__own_error(-ENOMEM);
+            conc__group_failed(l, g, l->self, rc);
+            return rc;
+        }
+    }
+    return 0;
+}
+
 CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *b,
                                                const char *spawned)
 {
@@ -6273,20 +6859,24 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
         conc__quick(l);
         return 0;
     }
-    if (b->count > CONC__ADDRESS_SPACE / l->pool->size)
+    bool limited = b->limit && (size_t)b->limit < b->count;
+    size_t at_once = limited ? (size_t)b->limit : b->count;
+    if (at_once > CONC__ADDRESS_SPACE / l->pool->size)
         return conc__own_error(-ENOMEM); /* so many stacks cannot be */
-    conc_group g = {.keep_going = b->keep_going};
+    conc_group g = {.limit = b->limit, .keep_going = b->keep_going};
     conc_task *last = l->ready ? l->last_ready : NULL;
     conc__find_lost(l, __builtin_frame_address(0));
     conc__group_open(l, &g, spawned);
-    for (size_t i = 0; i < b->count; i++)
+    for (size_t i = 0; i < at_once; i++)
         if (!conc__batch_spawn(l, &g, b, i, spawned)) {
             conc__unspawn(l, &g, last);
             conc__scope_close(l, &g.scope);
             return conc__own_error(-ENOMEM);
         }
+    if (limited)
+        rc = conc__batch_go_on(l, &g, b, at_once, spawned);
     if (!b->keep_going)
-        return conc__group_close(l, &g, 0);
+        return conc__group_close(l, &g, rc);
     conc__wait_until_empty(l, &g);
     bool outside = conc__cancelled_around(l, &g.scope);
     conc__scope_close(l, &g.scope);
@@ -6326,14 +6916,15 @@ CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n)
     return conc__run_calls(spawned, calls, n, true, true);
 }
 
-CONC__PRIVATE int conc__run_map(const char *spawned, conc__batch *b)
+CONC__PRIVATE int conc__run_map(const char *spawned, conc__batch *b, const char *call)
 {
-    const char *call = b->keep_going ? "conc_map_all" : "conc_map";
     conc_loop *l = conc__in_task_of(call);
     if (!l)
         return -EPERM;
     if (!b->fn)
         return conc__misused(-EINVAL, call, "no function", spawned);
+    if (b->limit < 0)
+        return conc__misused(-EINVAL, call, "the limit is negative", spawned);
     bool results_fit = !b->results || conc__is_array(b->results, b->count, sizeof *b->results);
     if (!conc__is_array(b->args, b->count, b->size) || !results_fit)
         return conc__misused(-EINVAL, call, "no elements, or an impossible number of them",
@@ -6344,7 +6935,14 @@ CONC__PRIVATE int conc__run_map(const char *spawned, conc__batch *b)
 CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size)
 {
     conc__batch b = {.fn = fn, .args = args, .count = count, .size = size};
-    return conc__run_map(spawned, &b);
+    return conc__run_map(spawned, &b, "conc_map");
+}
+
+CONC_API int conc__map_limit(const char *spawned, int limit, conc_fn *fn, void *args, size_t count,
+                             size_t size)
+{
+    conc__batch b = {.fn = fn, .args = args, .count = count, .size = size, .limit = limit};
+    return conc__run_map(spawned, &b, "conc_map_limit");
 }
 
 CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size,
@@ -6357,7 +6955,7 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
                      .results = results,
                      .keep_going = true,
                      .seen = results != NULL};
-    return conc__run_map(spawned, &b);
+    return conc__run_map(spawned, &b, "conc_map_all");
 }
 
 /* ---- >>keys --------------------------------------------------------------------------------- */
@@ -7491,8 +8089,8 @@ CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
     return rc;
 }
 
-/* Keeps an error for the next call. A file that epoll refuses has the same one again then, and a
- * cancel is the task's own. */
+/* Keeps an error for the next call. A file that the poller refuses has the same one again then, and
+ * a cancel is the task's own. */
 CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
 {
     conc__fd *f;
@@ -8807,11 +9405,14 @@ CONC__PRIVATE int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_serv
         t = conc__task_new(l, g, NULL, conc__serve_one, (void *)(uintptr_t)s, spawned);
         rc = t ? 0 : -ENOMEM;
     }
-    if (t)
-        t->sink = (void *)(intptr_t)fd;
-    else
+    if (!t) {
         conc_close(fd);
-    return rc;
+        return rc;
+    }
+    t->sink = (void *)(intptr_t)fd;
+    if (s->name)
+        conc__call_by(l, t, s->name);
+    return 0;
 }
 
 /* How accepting went so far. */
@@ -8924,6 +9525,9 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *spa
         return rc;
     conc__find_lost(l, __builtin_frame_address(0));
     conc__group_open(l, &g, spawned);
+    char name[CONC__NAME];
+    if (!s.name && l->stepwise && conc__name_function(name, (uintptr_t)s.handler))
+        s.name = name;
     rc = conc__serve_all(l, &g, &s, spawned);
     if (rc)
         conc__cancel_scope(l, &g.scope);
@@ -9006,6 +9610,28 @@ CONC__PRIVATE void conc__buffer_pack(conc__buffer *b)
 
 enum { CONC__STREAM_FRESH, CONC__STREAM_OPEN, CONC__STREAM_CLOSED };
 
+/* What a stream has that runs on a transport. It lives from the open until all tasks have left the
+ * closed stream and close was called.
+ *
+ * Calls under way: at most one of read, by the stream's reader, and one of write or shutdown,
+ * which sends from the beginning of the buffer. That is made by the task whose turn to write it
+ * is, or by a sender. While it is under way the buffer stays where it is, and other tasks' bytes
+ * are put behind those that are being sent.
+ *
+ * A sender is a background task. It is started when bytes were written and a task is in read or
+ * about to be: so both peers can send much and then read, which one task could not do for them. */
+typedef struct conc__transported {
+    conc_transport calls;
+    void *self;
+    conc_stream *stream;
+    conc_scope *reading, *sending; /* around the call that is under way; NULL: there is none */
+    conc__waits senders;           /* wait until sending is NULL */
+    conc__waits starters;          /* the reader, until the sender has begun */
+    bool has_sender, sender_began;
+    bool abandoned; /* closed where nothing can wait: the last task to leave calls close */
+    char read_words[CONC__TEXT], write_words[CONC__TEXT];
+} conc__transported;
+
 /* A stream of the parent, in a forked child: no task of the parent's is inside or waits. */
 CONC__COLD void conc__stream_take_over(conc_stream *s)
 {
@@ -9014,6 +9640,11 @@ CONC__COLD void conc__stream_take_over(conc_stream *s)
     s->writing = false;
     s->writers = s->closers = (conc__waits){NULL, NULL};
     s->run = conc__here ? conc__here->run : UINT64_MAX;
+    if (s->on) {
+        s->on->reading = s->on->sending = NULL;
+        s->on->senders = s->on->starters = (conc__waits){NULL, NULL};
+        s->on->has_sender = s->on->sender_began = s->on->abandoned = false;
+    }
 }
 
 CONC__PRIVATE void conc__stream_renew(conc_stream *s)
@@ -9031,14 +9662,38 @@ CONC__PRIVATE int conc__stream_state(conc_stream *s, const char *call)
     return s->state == CONC__STREAM_OPEN ? 0 : conc__own_error(-EPIPE);
 }
 
-/* The error that a call on a stream returns becomes the newest. The system's, which end reading or
- * writing for good, have the system's words each time. */
+/* The error that a call on a stream returns becomes the newest. The system's and a transport's,
+ * which end reading or writing for good, have their own words each time. */
 CONC__COLD void conc__stream_failed(const conc_stream *s, int rc)
 {
-    if (rc == s->read_error || rc == s->write_error)
+    bool ended = rc == s->read_error || rc == s->write_error;
+    conc_loop *l = conc__of_task();
+    if (ended && s->on && l)
+        conc__tell(l->self, rc, rc == s->read_error ? s->on->read_words : s->on->write_words,
+                   (conc__source){NULL, NULL});
+    else if (ended)
         conc__system_failed(rc, NULL);
     else if (rc != -ECANCELED)
         conc__own_error(rc);
+}
+
+CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s);
+
+/* The last task leaves a stream that is closed: those that close it may go on; 1: they are done.
+ * On a transport the first of them has still to end it. */
+CONC__COLD void conc__stream_left(conc_loop *l, conc_stream *s)
+{
+    if (s->on && s->on->abandoned) {
+        int rc = conc__transport_end(l, s);
+        if (rc < 0 && rc != -ECANCELED)
+            conc__report_close(l, "a stream", rc);
+        return;
+    }
+    int done = !s->on;
+    for (conc__wait *w = s->closers.first, *next; w; w = next) {
+        next = w->next;
+        conc__wake(l, w, done);
+    }
 }
 
 /* A call that may wait ends: the stream is no longer touched, if it was closed meanwhile. */
@@ -9047,8 +9702,8 @@ CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t r
     if (CONC__UNLIKELY(result < 0))
         conc__stream_failed(s, (int)result);
     s->inside--;
-    while (!s->inside && s->closers.first)
-        conc__wake(l, s->closers.first, 0);
+    if (CONC__UNLIKELY(s->state == CONC__STREAM_CLOSED && !s->inside))
+        conc__stream_left(l, s);
     return result;
 }
 
@@ -9072,31 +9727,95 @@ CONC__PRIVATE int conc__stream_pass(conc_loop *l, const conc_stream *s)
 
 CONC__PRIVATE size_t conc__piece(size_t n) { return n < CONC__PIECE ? n : CONC__PIECE; }
 
-CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd)
+/* 0: the stream may be opened. */
+CONC__PRIVATE int conc__stream_may_open(const conc_loop *l, conc_stream *s, const char *call)
 {
-    conc_loop *l = conc__here;
     if (!l)
-        return conc__misused(-EPERM, "conc_stream_open", "there is no loop", NULL);
+        return conc__misused(-EPERM, call, "there is no loop", NULL);
     if (!s || s->state == CONC__STREAM_OPEN)
-        return conc__misused(-EINVAL, "conc_stream_open", "no stream, or it is open", NULL);
+        return conc__misused(-EINVAL, call, "no stream, or it is open", NULL);
     conc__stream_renew(s);
-    if (s->inside)
-        return conc__misused(-EBUSY, "conc_stream_open", "other tasks have not left the stream yet",
-                             NULL);
-    const conc__fd *f = conc__fd_find(l, fd);
-    bool own = f && conc__fd_is_own(f);
-    if (fd < 0 || (!own && conc__fd_ready(fd, CONC_READABLE) < 0))
-        return conc__own_error(-EBADF);
+    if (s->inside || s->on)
+        return conc__misused(-EBUSY, call, "other tasks have not left the stream yet", NULL);
+    return 0;
+}
+
+/* on NULL: it runs on the descriptor. */
+CONC__PRIVATE void conc__stream_begin_life(conc_loop *l, conc_stream *s, int fd,
+                                           conc__transported *on, const char *place)
+{
     /* so that sums cannot overflow */
     size_t limit = s->limit < PTRDIFF_MAX / 4 ? s->limit : PTRDIFF_MAX / 4;
     *s = (conc_stream){.limit = limit ? limit : CONC__RECORD_LIMIT,
                        .buffer_size = s->buffer_size ? s->buffer_size : CONC__BUFFER,
                        .fd = fd,
+                       .on = on,
                        .state = CONC__STREAM_OPEN,
                        .run = l->run};
     if (CONC__UNLIKELY(l->debug))
         conc__note(&l->opened, s, "a stream", place);
+}
+
+CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd)
+{
+    conc_loop *l = conc__here;
+    int rc = conc__stream_may_open(l, s, "conc_stream_open");
+    if (rc)
+        return rc;
+    const conc__fd *f = conc__fd_find(l, fd);
+    bool own = f && conc__fd_is_own(f);
+    if (fd < 0 || (!own && conc__fd_ready(fd, CONC_READABLE) < 0))
+        return conc__own_error(-EBADF);
+    conc__stream_begin_life(l, s, fd, NULL, place);
     return 0;
+}
+
+CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_transport *t,
+                                  void *self)
+{
+    static const char call[] = "conc_stream_open_on";
+    conc_loop *l = conc__here;
+    int rc = conc__stream_may_open(l, s, call);
+    if (rc)
+        return rc;
+    if (!t || !t->read || !t->write)
+        return conc__misused(-EINVAL, call, "no transport, or it cannot read or write", NULL);
+    conc__transported *on = conc__alloc(sizeof *on);
+    if (!on)
+        return conc__own_error(-ENOMEM);
+    *on = (conc__transported){.calls = *t, .self = self, .stream = s};
+    conc__stream_begin_life(l, s, -1, on, place);
+    return 0;
+}
+
+/* Room for more bytes in a buffer that may become as large as most. */
+CONC__PRIVATE int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
+{
+    conc__buffer *b = &s->in;
+    if (!b->data)
+        return conc__buffer_grow(l, b, s->buffer_size);
+    if (b->end < b->size && b->start < b->end)
+        return 0;
+    conc__buffer_pack(b);
+    if (b->end < b->size)
+        return 0;
+    return conc__buffer_grow(l, b, b->size < most / 2 ? b->size * 2 : most);
+}
+
+/* Puts bytes into the buffer as far as they fit: how many, or -ENOMEM. */
+CONC__PRIVATE ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
+{
+    conc__buffer *b = &s->out;
+    size_t room = s->buffer_size - conc__buffered(b), count = n < room ? n : room;
+    if (!count)
+        return 0;
+    if (!b->data && conc__buffer_grow(l, b, s->buffer_size))
+        return -ENOMEM;
+    if (count > b->size - b->end)
+        conc__buffer_pack(b);
+    memcpy(b->data + b->end, bytes, count);
+    b->end += count;
+    return (ssize_t)count;
 }
 
 /* Writing went wrong: for good, as some of the bytes are gone. */
@@ -9108,11 +9827,297 @@ CONC__PRIVATE int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
     return rc;
 }
 
-/* Sends a piece of what was written, if that need not wait: 1 (there is more), 0 (there is none),
- * -EAGAIN, or the error that ends writing. */
+CONC__PRIVATE void conc__whom_stream(FILE *out, const conc__wait *w)
+{
+    const conc_stream *s = w->on;
+    if (s->on)
+        fputs(" a transport", out);
+    else
+        fprintf(out, " descriptor %d", s->fd);
+}
+
+static const conc__wait_kind conc__queueing = {.what = "waits for its turn to write to",
+                                               .brief = "waits for its turn to write",
+                                               .whom = conc__whom_stream,
+                                               .cancel = conc__cancel_plainly};
+
+/* ---- a transport ---- */
+
+/* Waits before a transport that returned -EAGAIN is tried again. */
+CONC__PRIVATE int conc__transport_pause(conc_loop *l, double *seconds)
+{
+    int rc = conc__sleep_to_retry(l, *seconds);
+    *seconds = *seconds < 0.032 ? 2 * *seconds : 0.064;
+    return rc;
+}
+
+/* `once` calls a function of the transport, in a scope that conc_stream_close cancels: what it
+ * returned, where an error is the task's newest. *scope is where the close finds the scope. */
+CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported *on,
+                                           conc_scope **scope,
+                                           ssize_t (*once)(const conc__transported *on,
+                                                           const struct iovec *part),
+                                           const struct iovec *part)
+{
+    conc_scope s = {0};
+    uint32_t before = l->self->tellings;
+    int saved = errno;
+    double pause = 0.001;
+    conc__scope_open(l, &s, "the scope of a stream's transport");
+    *scope = &s;
+    ssize_t result = once(on, part);
+    while (result == -EAGAIN) {
+        result = conc__transport_pause(l, &pause);
+        if (result == 0)
+            result = once(on, part);
+    }
+    *scope = NULL;
+    if (result < 0)
+        conc__hand_on_since(l, (int)result, before);
+    else if ((size_t)result > part->iov_len)
+        result = conc__misused(-EINVAL, "a transport's function", "it returned too many", NULL);
+    int wrong = conc_scope_end(&s, 0); /* it left a scope or group of its own open */
+    errno = saved;
+    return wrong ? wrong : result;
+}
+
+CONC__PRIVATE ssize_t conc__transport_read_once(const conc__transported *on,
+                                                const struct iovec *part)
+{
+    return on->calls.read(on->self, part->iov_base, part->iov_len);
+}
+
+CONC__PRIVATE ssize_t conc__transport_write_once(const conc__transported *on,
+                                                 const struct iovec *part)
+{
+    ssize_t n = on->calls.write(on->self, part->iov_base, part->iov_len);
+    return n ? n : conc__misused(-EINVAL, "a transport's write", "it returned 0", NULL);
+}
+
+CONC__PRIVATE ssize_t conc__transport_shut_once(const conc__transported *on,
+                                                const struct iovec *part)
+{
+    int rc = on->calls.shutdown(on->self);
+    (void)part;
+    return rc < 0 ? rc : 0;
+}
+
+/* Waits until no call sends: 0, and the caller may; or an error. */
+CONC__PRIVATE int conc__transport_may_send(conc_loop *l, conc_stream *s)
+{
+    conc__transported *on = s->on;
+    while (on->sending) {
+        conc__wait w = {.task = l->self, .kind = &conc__queueing, .on = s};
+        conc__append(&on->senders, &w);
+        int rc = conc__park(l, &w);
+        if (rc)
+            return rc;
+    }
+    return s->state == CONC__STREAM_OPEN ? s->write_error : -EPIPE;
+}
+
+/* May be called when no other call sends: how many bytes were taken, or an error. */
+CONC__PRIVATE ssize_t conc__transport_write(conc_loop *l, conc_stream *s, const char *bytes,
+                                            size_t n)
+{
+    conc__transported *on = s->on;
+    const struct iovec part = {(void *)(uintptr_t)bytes, n};
+    ssize_t sent = conc__transport_call(l, on, &on->sending, conc__transport_write_once, &part);
+    if (on->senders.first)
+        conc__wake(l, on->senders.first, 0);
+    if (sent >= 0)
+        return sent;
+    if (s->state != CONC__STREAM_OPEN)
+        return -EPIPE;
+    if (sent == -ECANCELED)
+        return sent;
+    conc__copy(on->write_words, sizeof on->write_words, conc__words(l->self, (int)sent));
+    return conc__stream_broke(l, s, (int)sent);
+}
+
+/* Sends a piece of what was written, and waits for that: 1 (there is more), 0 (there is none), or
+ * an error. */
+CONC__PRIVATE int conc__transport_push_piece(conc_loop *l, conc_stream *s)
+{
+    conc__buffer *b = &s->out;
+    int rc = conc__transport_may_send(l, s);
+    if (rc)
+        return rc;
+    if (b->start < b->end) {
+        conc__buffer_pack(b); /* while it is sent, nothing in it may be moved */
+        ssize_t sent = conc__transport_write(l, s, b->data, conc__piece(b->end));
+        if (sent < 0)
+            return (int)sent;
+        b->start += (size_t)sent;
+    }
+    if (b->start < b->end)
+        return 1;
+    conc__buffer_drop(l, b);
+    return 0;
+}
+
+CONC__PRIVATE int conc__transport_sender(void *arg)
+{
+    conc__transported *on = arg;
+    conc_stream *s = on->stream;
+    conc_loop *l = conc__here;
+    int rc = 1;
+    on->sender_began = true;
+    if (on->starters.first)
+        conc__wake(l, on->starters.first, 0);
+    while (rc == 1) {
+        rc = conc__transport_push_piece(l, s);
+        if (rc == 1 && conc__stream_pass(l, s))
+            rc = 0;
+    }
+    on->has_sender = false;
+    conc__stream_leave(l, s, 0);
+    return 0;
+}
+
+/* Starts the sender, if one is wanted: 0, or the error of the spawn, which is not told. */
+CONC__PRIVATE int conc__transport_start_sender(conc_loop *l, conc_stream *s)
+{
+    conc__transported *on = s->on;
+    conc__kept_error kept;
+    bool wanted = s->state == CONC__STREAM_OPEN && conc__buffered(&s->out);
+    if (!wanted || on->has_sender || s->writing)
+        return 0;
+    conc__error_keep(&kept, l->self);
+    int rc = conc__spawn(NULL, "a stream's sender", conc__transport_sender, on);
+    conc__error_restore(l->self, &kept);
+    if (rc)
+        return rc;
+    on->has_sender = true;
+    on->sender_began = false;
+    s->inside++;
+    return 0;
+}
+
+static const conc__wait_kind conc__starting_sender = {
+    .what = "starts to send what was written to a stream", .cancel = conc__cancel_plainly};
+
+CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s);
+
+/* A read is about to wait: the sender begins first, so that what was written is in write before
+ * the reader is in read. Where there can be no sender the reader sends. An error of writing is the
+ * next write's. */
+CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
+{
+    conc__transported *on = s->on;
+    int rc = 0;
+    if (conc__transport_start_sender(l, s)) {
+        rc = conc__stream_flush(l, s);
+        s->unsaid |= s->write_error != 0;
+        rc = rc > 0 || rc == -ECANCELED ? -ECANCELED : 0;
+    } else if (on->has_sender && !on->sender_began) {
+        conc__wait w = {.task = l->self, .kind = &conc__starting_sender, .on = s};
+        conc__append(&on->starters, &w);
+        rc = conc__park(l, &w);
+    }
+    return s->state == CONC__STREAM_OPEN ? rc : -EPIPE;
+}
+
+/* Takes bytes from the transport: how many, 0 at the end, or an error. */
+CONC__PRIVATE ssize_t conc__transport_take(conc_loop *l, conc_stream *s, const struct iovec *part)
+{
+    conc__transported *on = s->on;
+    ssize_t got = conc__transport_call(l, on, &on->reading, conc__transport_read_once, part);
+    if (s->state != CONC__STREAM_OPEN)
+        return -EPIPE;
+    if (got == -ECANCELED)
+        return got;
+    s->at_end = got == 0;
+    s->read_error = got < 0 ? (int)got : 0;
+    if (got < 0)
+        conc__copy(on->read_words, sizeof on->read_words, conc__words(l->self, (int)got));
+    return got;
+}
+
+/* conc__stream_pull on a transport, once. */
+CONC__PRIVATE ssize_t conc__transport_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
+{
+    int rc = conc__transport_send_first(l, s);
+    if (rc == 0 && !to)
+        rc = conc__stream_room(l, s, n);
+    if (rc)
+        return rc;
+    struct iovec part = {to, n};
+    if (!to)
+        part = (struct iovec){s->in.data + s->in.end, conc__piece(s->in.size - s->in.end)};
+    ssize_t got = conc__transport_take(l, s, &part);
+    if (!to && got > 0)
+        s->in.end += (size_t)got;
+    if (!conc__buffered(&s->in))
+        conc__buffer_drop(l, &s->in);
+    return got;
+}
+
+/* In its turn, when bytes do not fit into the buffer: fills and sends it, or sends the bytes when
+ * it is empty. Returns how many of them were sent or kept, or an error. */
+CONC__PRIVATE ssize_t conc__transport_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
+{
+    size_t kept = conc__buffered(&s->out);
+    if (kept && kept < s->buffer_size)
+        return conc__stream_keep(l, s, bytes, n);
+    int rc = kept ? conc__transport_push_piece(l, s) : conc__transport_may_send(l, s);
+    if (kept || rc)
+        return rc < 0 ? rc : 0;
+    return conc__transport_write(l, s, bytes, conc__piece(n));
+}
+
+/* In its turn, after a flush: ends the transport's writing half. */
+CONC__PRIVATE int conc__transport_shut(conc_loop *l, conc_stream *s)
+{
+    conc__transported *on = s->on;
+    const struct iovec none = {NULL, 0};
+    int rc = conc__transport_may_send(l, s);
+    if (rc)
+        return rc;
+    rc = (int)conc__transport_call(l, on, &on->sending, conc__transport_shut_once, &none);
+    if (on->senders.first)
+        conc__wake(l, on->senders.first, 0);
+    return rc;
+}
+
+/* Makes the calls that are under way return. */
+CONC__PRIVATE void conc__transport_interrupt(conc_loop *l, conc__transported *on)
+{
+    if (l && on->reading)
+        conc__cancel_scope(l, on->reading);
+    if (l && on->sending)
+        conc__cancel_scope(l, on->sending);
+}
+
+/* All tasks have left the closed stream: frees what it has, and calls close: its result. */
+CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s)
+{
+    conc__transported *on = s->on;
+    uint32_t before = l && l->self ? l->self->tellings : 0;
+    int saved = errno;
+    conc__buffer_drop(l, &s->in);
+    conc__buffer_drop(l, &s->out);
+    int rc = on->calls.close ? on->calls.close(on->self) : 0;
+    rc = rc < 0 ? rc : 0;
+    if (rc && l && l->self)
+        conc__hand_on_since(l, rc, before);
+    s->on = NULL;
+    while (s->closers.first)
+        conc__wake(l, s->closers.first, 1);
+    conc_free(on);
+    errno = saved;
+    return rc;
+}
+
+/* ---- sending ---- */
+
+/* Sends a piece of what was written, on a descriptor only if that need not wait: 1 (there is
+ * more), 0 (there is none), -EAGAIN, or the error that ends writing. */
 CONC__PRIVATE int conc__stream_push_piece(conc_loop *l, conc_stream *s)
 {
     conc__buffer *b = &s->out;
+    if (s->on)
+        return conc__transport_push_piece(l, s);
     if (b->start == b->end) {
         conc__buffer_drop(l, b);
         return 0;
@@ -9154,20 +10159,6 @@ CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__patienc
     return rc;
 }
 
-/* Room for more bytes in a buffer that may become as large as most. */
-CONC__PRIVATE int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
-{
-    conc__buffer *b = &s->in;
-    if (!b->data)
-        return conc__buffer_grow(l, b, s->buffer_size);
-    if (b->end < b->size && b->start < b->end)
-        return 0;
-    conc__buffer_pack(b);
-    if (b->end < b->size)
-        return 0;
-    return conc__buffer_grow(l, b, b->size < most / 2 ? b->size * 2 : most);
-}
-
 /* Waits for bytes and takes them: into `to` at most n, or with NULL into the buffer, which then
  * may become as large as n. Returns the count, 0 at the end of file, or an error. */
 CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
@@ -9175,6 +10166,8 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
     conc__patience patience = {0, 0};
     if (s->at_end || s->read_error)
         return s->read_error;
+    if (s->on)
+        return conc__transport_pull(l, s, to, n);
     for (;;) {
         const conc__fd *f = conc__fd_find(l, s->fd);
         if (!f || !f->drained) { /* else a buffer would be taken in vain */
@@ -9423,15 +10416,11 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_line(conc_stream *s, char **line)
     return CONC__UNLIKELY(length < 0) ? conc__stream_line(s, line) : length;
 }
 
-CONC__PRIVATE void conc__whom_stream(FILE *out, const conc__wait *w)
+/* The error that keeps a task from writing; 0: none. */
+CONC__PRIVATE int conc__stream_writable(const conc_stream *s)
 {
-    fprintf(out, " descriptor %d", ((const conc_stream *)w->on)->fd);
+    return s->state == CONC__STREAM_OPEN && !s->shut ? s->write_error : -EPIPE;
 }
-
-static const conc__wait_kind conc__queueing = {.what = "waits for its turn to write to",
-                                               .brief = "waits for its turn to write",
-                                               .whom = conc__whom_stream,
-                                               .cancel = conc__cancel_plainly};
 
 /* This is returned to the user. */
 CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
@@ -9444,8 +10433,8 @@ CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
 CONC__PRIVATE int conc__stream_begin_writing(conc_loop *l, conc_stream *s, const char *call)
 {
     int rc = conc__stream_enter(l, s, call);
-    if (rc == 0 && s->write_error)
-        rc = (int)conc__stream_leave(l, s, conc__stream_said(s, s->write_error));
+    if (rc == 0 && (s->write_error || s->shut))
+        rc = (int)conc__stream_leave(l, s, conc__stream_said(s, conc__stream_writable(s)));
     return rc;
 }
 
@@ -9466,6 +10455,11 @@ CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
 /* Bytes were written while a task waits in a read, which would have sent them first. */
 CONC__PRIVATE void conc__stream_hurry(conc_loop *l, conc_stream *s)
 {
+    if (s->on) { /* without memory for a sender, the next call that writes or reads sends */
+        if (s->on->reading)
+            conc__transport_start_sender(l, s);
+        return;
+    }
     conc__wait *w = s->reader && !s->writing ? s->reader->wait : NULL;
     bool for_fd = w && (w->kind == &conc__watching || w->kind == &conc__pausing);
     if (!for_fd || conc__stream_push(l, s) != -EAGAIN)
@@ -9484,27 +10478,13 @@ CONC__PRIVATE void conc__stream_turn_over(conc_loop *l, conc_stream *s)
     conc__stream_hurry(l, s);
 }
 
-/* Puts bytes into the buffer as far as they fit: how many, or -ENOMEM. */
-CONC__PRIVATE ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
-{
-    conc__buffer *b = &s->out;
-    size_t room = s->buffer_size - conc__buffered(b), count = n < room ? n : room;
-    if (!count)
-        return 0;
-    if (!b->data && conc__buffer_grow(l, b, s->buffer_size))
-        return -ENOMEM;
-    if (count > b->size - b->end)
-        conc__buffer_pack(b);
-    memcpy(b->data + b->end, bytes, count);
-    b->end += count;
-    return (ssize_t)count;
-}
-
-/* Sends the buffer and these bytes behind it, without waiting: how many of the bytes went out,
- * or an error. */
+/* Sends the buffer and these bytes behind it, on a descriptor without waiting: how many of the
+ * bytes went out, or an error. */
 CONC__PRIVATE ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     conc__buffer *b = &s->out;
+    if (s->on)
+        return conc__transport_put(l, s, bytes, n);
     size_t kept = conc__buffered(b);
     struct iovec parts[2] = {{b->data ? b->data + b->start : NULL, kept},
                              {(void *)(uintptr_t)bytes, conc__piece(n)}};
@@ -9533,8 +10513,10 @@ CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char 
         bool waits = took == -EAGAIN;
         if (waits)
             took = conc__stream_keep(l, s, bytes + done, n - done);
+        if (took == -ENOMEM || took == -ECANCELED)
+            return done ? (ssize_t)done : took;
         if (took < 0)
-            return took == -ENOMEM && done ? (ssize_t)done : took;
+            return took;
         done += (size_t)took;
         if (done == n)
             return (ssize_t)n;
@@ -9545,12 +10527,6 @@ CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char 
         if (rc < 0)
             return done ? (ssize_t)done : rc;
     }
-}
-
-/* The error that keeps a task from writing, whose turn it is; 0: none. */
-CONC__PRIVATE int conc__stream_writable(const conc_stream *s)
-{
-    return s->state == CONC__STREAM_OPEN ? s->write_error : -EPIPE;
 }
 
 CONC__PRIVATE ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, const char *bytes,
@@ -9646,7 +10622,7 @@ CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
             rc = conc__fd_await(l, s->fd, CONC_WRITABLE, &patience);
         else if (rc == 1)
             rc = conc__stream_pass(l, s);
-        else
+        else if (rc != -ECANCELED)
             return rc;
         if (s->state != CONC__STREAM_OPEN)
             return -EPIPE;
@@ -9666,6 +10642,8 @@ CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s)
     rc = conc__stream_writable(s);
     if (rc == 0)
         rc = conc__stream_flush_all(l, s);
+    else if (s->shut && s->state == CONC__STREAM_OPEN)
+        rc = 0; /* that was a flush */
     conc__stream_turn_over(l, s);
     return conc__stream_said(s, rc);
 }
@@ -9673,7 +10651,7 @@ CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s)
 CONC_API int conc_stream_flush(conc_stream *s)
 {
     conc_loop *l = conc__in_task();
-    int rc = conc__stream_begin_writing(l, s, __func__);
+    int rc = conc__stream_enter(l, s, __func__);
     if (rc)
         return rc;
     rc = conc__stream_flush(l, s);
@@ -9682,11 +10660,84 @@ CONC_API int conc_stream_flush(conc_stream *s)
     return (int)conc__stream_leave(l, s, rc);
 }
 
+/* Is it an end of a pipe that only writes? */
+CONC__PRIVATE bool conc__is_write_end(int fd)
+{
+    struct stat st;
+    return fstat(fd, &st) == 0 && S_ISFIFO(st.st_mode) &&
+           (fcntl(fd, F_GETFL) & O_ACCMODE) == O_WRONLY;
+}
+
+/* Ends the writing half of a descriptor: 0, or an error. */
+CONC__PRIVATE int conc__stream_end_half_of(conc_stream *s)
+{
+    int saved = errno, rc = shutdown(s->fd, SHUT_WR) ? -errno : 0;
+    bool closes = rc == -ENOTSOCK && conc__is_write_end(s->fd);
+    errno = saved;
+    if (closes) {
+        rc = conc_close(s->fd);
+        s->fd = -1;
+        s->shut = true;
+        return rc;
+    }
+    if (rc == -ENOTSOCK)
+        return conc_fail(rc, "the stream's descriptor %d has no halves", s->fd);
+    return conc__system_failed(rc, "shutdown");
+}
+
+/* In its turn, after a flush: ends the writing half. */
+CONC__PRIVATE int conc__stream_end_half(conc_loop *l, conc_stream *s)
+{
+    int rc = 0;
+    if (!s->on)
+        rc = conc__stream_end_half_of(s);
+    else if (s->on->calls.shutdown)
+        rc = conc__transport_shut(l, s);
+    else
+        rc = conc_fail(-ENOTSOCK, "the stream's transport has no halves");
+    if (rc == 0)
+        s->shut = true;
+    return rc;
+}
+
+/* Flushes and ends the writing half; the words of its errors are told. */
+CONC__PRIVATE int conc__stream_end_writing(conc_loop *l, conc_stream *s)
+{
+    int rc = conc__stream_turn(l, s);
+    if (rc)
+        return rc == -ECANCELED ? rc : conc__own_error(rc);
+    if (!s->shut) { /* else another task did it meanwhile */
+        rc = conc__stream_writable(s);
+        if (rc == 0)
+            rc = conc__stream_flush_all(l, s);
+        if (rc < 0)
+            conc__stream_failed(s, rc);
+        if (rc == 0)
+            rc = conc__stream_end_half(l, s);
+    }
+    conc__stream_turn_over(l, s);
+    return conc__stream_said(s, rc > 0 ? -ECANCELED : rc);
+}
+
+CONC_API int conc_stream_shutdown(conc_stream *s)
+{
+    conc_loop *l = conc__in_task();
+    int rc = conc__stream_enter(l, s, __func__);
+    if (rc)
+        return rc;
+    if (!s->shut)
+        rc = conc__stream_end_writing(l, s);
+    if (rc == 0)
+        conc__quick(l);
+    conc__stream_leave(l, s, 0);
+    return rc;
+}
+
 /* Before a close, which comes before any other task's turn: else bytes that were written meanwhile
  * would be lost. 0 too if another task has closed the stream and dropped nothing. */
 CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 {
-    int rc = conc__stream_begin_writing(l, s, "conc_stream_close");
+    int rc = conc__stream_enter(l, s, "conc_stream_close");
     if (rc)
         return rc;
     rc = conc__stream_flush(l, s);
@@ -9698,18 +10749,39 @@ CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 static const conc__wait_kind conc__vacating = {
     .what = "waits until all tasks have left the stream that it closed"};
 
-/* Waits until no call of another task is inside. A cancel does not cut that short: the close has
- * woken all of them. Only a task can wait. */
-CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s)
+/* Waits until no call of another task is inside, and, if another task ends the transport, until
+ * that is done; the stream may be gone then. A cancel does not cut that short: the close has woken
+ * all of them. Only a task can wait. */
+CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s, bool ends_transport)
 {
-    if (!l || !l->self || !s->inside)
+    if (!l || !l->self || (!s->inside && (!s->on || ends_transport)))
         return;
-    conc__wait w = {.task = l->self, .kind = &conc__vacating, .on = s};
-    conc__append(&s->closers, &w);
-    conc__park(l, &w);
+    int done = 0;
+    while (!done) {
+        conc__wait w = {.task = l->self, .kind = &conc__vacating, .on = s};
+        conc__append(&s->closers, &w);
+        done = conc__park(l, &w) || ends_transport;
+    }
 }
 
-/* Closes, and frees what the stream has: conc_close's result. */
+/* In the call that closed the stream, after the others have left: the transport's close; if they
+ * could not be waited for, the last of them will call it. An error of the flush stays the newest. */
+CONC__PRIVATE int conc__stream_end_transport(conc_loop *l, conc_stream *s, int flushed)
+{
+    conc__kept_error kept;
+    if (s->inside) {
+        s->on->abandoned = true;
+        return 0;
+    }
+    if (!flushed || !l || !l->self)
+        return conc__transport_end(l, s);
+    conc__error_keep(&kept, l->self);
+    int rc = conc__transport_end(l, s);
+    conc__error_restore(l->self, &kept);
+    return rc;
+}
+
+/* Closes, and frees what a stream on a descriptor has: conc_close's result. */
 CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
 {
     s->state = CONC__STREAM_CLOSED;
@@ -9718,9 +10790,13 @@ CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
         conc__unnote(&l->opened, s);
     while (s->writers.first)
         conc__wake(l, s->writers.first, -EPIPE);
-    int rc = conc_close(s->fd);
-    s->fd = -1;
     s->ended = NULL;
+    if (s->on) {
+        conc__transport_interrupt(l, s->on);
+        return 0;
+    }
+    int rc = s->fd >= 0 ? conc_close(s->fd) : 0; /* a pipe's end may be closed already */
+    s->fd = -1;
     conc__buffer_drop(l, &s->in);
     conc__buffer_drop(l, &s->out);
     return rc;
@@ -9737,12 +10813,18 @@ CONC_API int conc_stream_close(conc_stream *s)
     bool kept = open && (conc__buffered(&s->out) || s->writing);
     if (kept && l && l->self && !l->self->pending)
         rc = conc__stream_flush_last(l, s);
-    if (s->state == CONC__STREAM_OPEN) { /* else another task closes it, too */
+    bool shuts = s->state == CONC__STREAM_OPEN; /* else another task closes it, too */
+    if (shuts) {
         closed = conc__stream_shut(l, s);
-        if (rc == 0 && s->unsaid)
-            rc = conc__system_failed(s->write_error, NULL);
+        if (rc == 0 && s->unsaid) {
+            rc = s->write_error;
+            conc__stream_failed(s, rc);
+        }
     }
-    conc__stream_vacate(l, s);
+    bool ends_transport = shuts && s->on;
+    conc__stream_vacate(l, s, ends_transport);
+    if (ends_transport)
+        closed = conc__stream_end_transport(l, s, rc);
     if (rc == 0)
         return closed;
     return rc > 0 ? -ECANCELED : rc;
@@ -10441,7 +11523,7 @@ CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
         conc__interrupts_leave(l);
     pthread_mutex_unlock(&conc__signalling.mutex);
     if (rc)
-        snprintf(conc__words_of_run, sizeof conc__words_of_run, "rt_sigaction: %s",
+        snprintf(conc__words_of_thread, sizeof conc__words_of_thread, "rt_sigaction: %s",
                  conc__system_words(rc));
     return rc;
 }
@@ -10592,6 +11674,7 @@ typedef struct conc__posted_call {
 CONC__PRIVATE void conc__run_posted_call(conc__post *p)
 {
     conc__posted_call *call = (conc__posted_call *)(void *)p;
+    conc__here->posted_rc = 0;
     conc__call_outside(conc__here, "the posted function", (uintptr_t)call->fn, call->fn, call->arg);
     CONC_FREE(call);
 }
@@ -10612,6 +11695,212 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
         return 0;
     CONC_FREE(call);
     return conc__own_error(rc);
+}
+
+/* A conc_loop_run, on the caller's stack. The loop's thread starts the task and fills in how it
+ * ended; a cancel of the caller posts `stop`, once. The caller is answered when the task has ended
+ * and no `stop` is on its way, for then nothing of this is used any more. */
+typedef struct conc__remote {
+    conc__post start, stop; /* to the loop that runs fn */
+    conc__post answer;      /* to the caller's */
+    conc_fn *fn;
+    void *arg;
+    const char *spawned;
+    conc_loop *loop, *caller; /* caller NULL: a thread or a job */
+    struct conc__frame *job;  /* NULL: no job */
+    conc__wait wait;          /* a task's */
+    conc_task *task;          /* of `loop`, whose thread alone uses it */
+    pthread_mutex_t mutex;    /* over all below */
+    pthread_cond_t changed;   /* a thread waits for `answered` */
+    enum { CONC__GOES_ON, CONC__TO_STOP, CONC__STOPPED } state;
+    bool ended, answered;
+    int result;
+    char text[CONC__TEXT]; /* of an error; "": it has no words of its own */
+} conc__remote;
+
+CONC__PRIVATE void conc__remote_answer(conc__remote *r)
+{
+    if (r->job && r->task)
+        conc__extended.job_waits(r->job, r->loop, false);
+    if (r->caller) {
+        conc__post_to(r->caller, &r->answer); /* its run lasts as long as its tasks */
+        return;
+    }
+    pthread_mutex_lock(&r->mutex);
+    r->answered = true;
+    pthread_cond_signal(&r->changed);
+    pthread_mutex_unlock(&r->mutex);
+}
+
+CONC__PRIVATE void conc__remote_end(conc__remote *r, int result, const char *words)
+{
+    r->result = result;
+    conc__copy(r->text, sizeof r->text, words);
+    pthread_mutex_lock(&r->mutex);
+    r->ended = true;
+    bool unused = r->state != CONC__TO_STOP;
+    pthread_mutex_unlock(&r->mutex);
+    if (unused)
+        conc__remote_answer(r);
+}
+
+CONC__PRIVATE void conc__remote_returned(conc_task *t)
+{
+    conc__remote_end(t->sink, t->result, conc__words(t, t->result));
+}
+
+CONC__PRIVATE void conc__remote_starts(conc__post *p)
+{
+    conc__remote *r = (conc__remote *)(void *)((char *)p - offsetof(conc__remote, start));
+    conc_loop *l = conc__here;
+    if (l->background.scope.effective) {
+        conc__remote_end(r, -ESHUTDOWN, "");
+        return;
+    }
+    conc_task *t = conc__task_new(l, &l->background, NULL, r->fn, r->arg, r->spawned);
+    if (!t) {
+        conc__remote_end(r, -ENOMEM, "");
+        return;
+    }
+    t->sink = r;
+    t->sink_kind = CONC__REMOTE_SINK;
+    r->task = t;
+    if (r->job)
+        conc__extended.job_waits(r->job, l, true);
+}
+
+CONC__PRIVATE void conc__remote_stops(conc__post *p)
+{
+    conc__remote *r = (conc__remote *)(void *)((char *)p - offsetof(conc__remote, stop));
+    pthread_mutex_lock(&r->mutex);
+    r->state = CONC__STOPPED;
+    bool ended = r->ended;
+    pthread_mutex_unlock(&r->mutex);
+    if (ended)
+        conc__remote_answer(r);
+    else
+        conc__task_cancel(conc__here, r->task);
+}
+
+/* The caller is cancelled. Under the mutex; until `ended` the run lasts. */
+CONC__PRIVATE void conc__remote_stop(conc__remote *r)
+{
+    if (r->state == CONC__GOES_ON && !r->ended && conc__post_to(r->loop, &r->stop) == 0)
+        r->state = CONC__TO_STOP;
+}
+
+CONC__PRIVATE bool conc__remote_cancel(conc__wait *w)
+{
+    conc__remote *r = w->item;
+    pthread_mutex_lock(&r->mutex);
+    conc__remote_stop(r);
+    pthread_mutex_unlock(&r->mutex);
+    return false; /* fn has to end first */
+}
+
+CONC__PRIVATE void conc__whom_remote(FILE *out, const conc__wait *w)
+{
+    const conc__remote *r = w->item;
+    fprintf(out, " %s", r->spawned);
+}
+
+static const conc__wait_kind conc__runs_elsewhere = {.what = "waits for a task of another loop:",
+                                                     .brief = "waits for another loop",
+                                                     .whom = conc__whom_remote,
+                                                     .cancel = conc__remote_cancel};
+
+CONC__PRIVATE void conc__remote_answered(conc__post *p)
+{
+    conc__remote *r = (conc__remote *)(void *)((char *)p - offsetof(conc__remote, answer));
+    conc__wake(conc__here, &r->wait, 0);
+}
+
+/* A task waits; on the virtual clock no time passes meanwhile. */
+CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
+{
+    r->wait =
+        (conc__wait){.task = caller->self, .kind = &conc__runs_elsewhere, .on = r->loop, .item = r};
+    caller->awaited++;
+    atomic_fetch_add_explicit(&caller->at_work, 1, memory_order_relaxed);
+    if (conc__post_to(r->loop, &r->start))
+        r->result = -ESHUTDOWN;
+    else
+        conc__park(caller, &r->wait);
+    atomic_fetch_sub_explicit(&caller->at_work, 1, memory_order_relaxed);
+    caller->awaited--;
+}
+
+/* A thread sleeps; a job looks now and then whether it was asked to end. */
+CONC__PRIVATE void conc__remote_wait_thread(conc__remote *r)
+{
+    enum { LOOK = 20000000 }; /* ns */
+    if (conc__post_to(r->loop, &r->start)) {
+        r->result = -ESHUTDOWN;
+        return;
+    }
+    pthread_mutex_lock(&r->mutex);
+    while (!r->answered) {
+        if (!r->job || r->state != CONC__GOES_ON) {
+            pthread_cond_wait(&r->changed, &r->mutex);
+            continue;
+        }
+        struct timespec until = conc__real_time_in(LOOK);
+        pthread_cond_timedwait(&r->changed, &r->mutex, &until);
+        if (conc__extended.job_cancelled())
+            conc__remote_stop(r);
+    }
+    pthread_mutex_unlock(&r->mutex);
+}
+
+/* 0: conc_loop_run may be called here. */
+CONC__PRIVATE int conc__remote_may_run(const conc_loop *l, conc_fn *fn, const char *spawned)
+{
+    static const char call[] = "conc_loop_run";
+    conc_loop *here = conc__here;
+    if (!fn)
+        return conc__misused(-EINVAL, call, "no function", spawned);
+    int rc = conc__loop_can_be_told(l, call);
+    if (rc)
+        return rc;
+    if (here == l)
+        return conc__misused(-EDEADLK, call, "the loop would wait for itself", spawned);
+    if (here)
+        return conc__in_task_of(call) ? conc__checkpoint(here) : -EPERM;
+    return conc__extended.job_cancelled && conc__extended.job_cancelled() ? -ECANCELED : 0;
+}
+
+CONC_API CONC__CALLED int conc__loop_run(conc_loop *l, const char *spawned, conc_fn *fn, void *arg)
+{
+    conc_loop *here = conc__here;
+    int rc = conc__remote_may_run(l, fn, spawned);
+    if (rc)
+        return rc;
+    conc__remote r = {.start = {NULL, conc__remote_starts},
+                      .stop = {NULL, conc__remote_stops},
+                      .answer = {NULL, conc__remote_answered},
+                      .fn = fn,
+                      .arg = arg,
+                      .spawned = spawned,
+                      .loop = l,
+                      .caller = here,
+                      .mutex = PTHREAD_MUTEX_INITIALIZER,
+                      .changed = PTHREAD_COND_INITIALIZER};
+    if (here) {
+        conc__find_lost(here, __builtin_frame_address(0));
+        conc__remote_wait_task(here, &r);
+    } else {
+        r.job = conc__extended.job_here ? conc__extended.job_here() : NULL;
+        conc__remote_wait_thread(&r);
+    }
+    pthread_cond_destroy(&r.changed);
+    pthread_mutex_destroy(&r.mutex);
+    if (r.result >= 0)
+        return r.result;
+    if (here)
+        conc__tell(here->self, r.result, r.text, (conc__source){spawned, spawned});
+    else
+        conc_fail(r.result, "%s", conc__words_or(r.text, r.result));
+    return r.result;
 }
 
 CONC__PRIVATE conc__post *conc__take_posts(conc_loop *l, conc__post **last)
@@ -11065,6 +12354,17 @@ typedef struct conc__lost_call {
     const char *place, *how;
 } conc__lost_call;
 
+/* What led a function to return with something open: mostly a CONC_TRY. */
+CONC__PRIVATE void conc__tell_early_return(const conc_task *t, bool is_scope)
+{
+    int rc = t->last_rc ? t->last_rc : t->pending ? -ECANCELED : 0;
+    if (rc < 0)
+        fprintf(stderr, "conc: its newest error: %s\n", conc__words_or(conc__words(t, rc), rc));
+    if (is_scope)
+        fprintf(stderr, "conc: CONC_TRY returns and leaves it open: inside a scope or group use "
+                        "CONC_TRY_IN(&it, ...), which ends it first\n");
+}
+
 CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
 {
     const conc__lost_call *c = arg;
@@ -11078,6 +12378,8 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
         conc__describe(who, sizeof who, conc__source_of(c->task));
     fprintf(stderr, "conc: %s: %s, with %s%s still %s\n", who, c->how, opened, place,
             is_handle ? "in use" : "open");
+    if (c->task && c->how != conc__overwritten)
+        conc__tell_early_return(c->task, !is_handle && strncmp(place, "the conc_", 9) != 0);
     abort();
 }
 
@@ -11427,7 +12729,7 @@ CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
         int rc = tr->fd;
         const char *words = conc__system_words(rc);
         fprintf(stderr, "conc: %s: no trace can be written there: %s\n", path, words);
-        snprintf(conc__words_of_run, sizeof conc__words_of_run, "%.80s: %s", path, words);
+        snprintf(conc__words_of_thread, sizeof conc__words_of_thread, "%.80s: %s", path, words);
         CONC_FREE(tr);
         return rc;
     }
@@ -11946,6 +13248,23 @@ CONC__PRIVATE void conc__name_code(char *text, size_t size, uintptr_t address)
     snprintf(text, size, "0x%llx", number);
 }
 
+/* The name of a function of the program's; false: its module has no symbols. */
+CONC__COLD bool conc__name_function(char name[CONC__NAME], uintptr_t fn)
+{
+    char code[PATH_MAX + 256];
+    int saved = errno;
+    pthread_mutex_lock(&conc__telling);
+    conc__name_code(code, sizeof code, fn);
+    pthread_mutex_unlock(&conc__telling);
+    errno = saved;
+    char *offset = strstr(code, "+0x0 (");
+    if (!offset)
+        return false;
+    *offset = 0;
+    conc__copy(name, CONC__NAME, code);
+    return true;
+}
+
 /* What holds the loop, in words. Under conc__telling. */
 CONC__PRIVATE void conc__name_step(char *text, size_t size, const conc__held_by *step,
                                    const char *task)
@@ -12120,7 +13439,9 @@ CONC__PRIVATE void *conc__watchdog_main(void *arg)
     return NULL;
 }
 
+#ifdef CONC__BACKTRACE
 static struct sigaction conc__question_before;
+#endif
 
 /* The handler for questions, where the program has none of its own for that signal, and there is
  * a stack for it. */
@@ -12481,6 +13802,23 @@ CONC__PRIVATE bool conc__env_word(const char *name, const char *zero, const char
     return false;
 }
 
+/* The way to wait that the environment names; false: there is no such one here, which is said. */
+CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
+{
+    const char *text = conc__env("CONC_POLL"), *best = CONC__BEST_BACKEND.name;
+    *out = &CONC__BEST_BACKEND;
+    if (!text || strcmp(text, best) == 0)
+        return true;
+    *out = &conc__poll;
+    if (strcmp(text, conc__poll.name) == 0)
+        return true;
+    if (best == conc__poll.name)
+        fprintf(stderr, "conc: CONC_POLL=%s: this build has only poll\n", text);
+    else
+        fprintf(stderr, "conc: CONC_POLL=%s is neither poll nor %s\n", text, best);
+    return false;
+}
+
 /* A run was asked for that cannot be. There is no loop yet that could say so. */
 CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *why)
 {
@@ -12493,18 +13831,13 @@ CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *why)
 CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **backend)
 {
     uint64_t seed = o->seed, stack = o->stack_size;
-    int clock = o->virtual_clock, debug = o->debug, epoll = -1;
+    int clock = o->virtual_clock, debug = o->debug;
     if (!conc__env_number("CONC_SEED", 0, &seed) ||
+        !conc__env_number("CONC_RANDOM", 0, &o->random) ||
         !conc__env_number("CONC_STACK", CONC__LEAST_STACK, &stack) ||
         !conc__env_word("CONC_CLOCK", "real", "virtual", &clock) ||
-        !conc__env_word("CONC_DEBUG", "0", "1", &debug) ||
-        !conc__env_word("CONC_POLL", "poll", "epoll", &epoll))
+        !conc__env_word("CONC_DEBUG", "0", "1", &debug) || !conc__env_backend(backend))
         return -EINVAL;
-    *backend = epoll == 0 ? &conc__poll : &CONC__BEST_BACKEND;
-    if (epoll == 1 && strcmp((*backend)->name, "epoll") != 0) {
-        fprintf(stderr, "conc: CONC_POLL=epoll: this build has only poll\n");
-        return -EINVAL;
-    }
     o->seed = seed;
     o->stack_size = stack ? (size_t)stack : CONC_STACK_SIZE;
     o->virtual_clock = clock;
@@ -12529,6 +13862,7 @@ CONC__PRIVATE void conc__forget_loop(void)
         if (l->unblocked & conc__signal_bit(number))
             conc__signal_block(number);
     conc__here = NULL;
+    pthread_mutex_init(&conc__places, NULL);
     pthread_mutex_init(&conc__live_runs.mutex, NULL);
     conc__live_runs.first = NULL;
     conc__inherited_runs = atomic_load(&conc__runs);
@@ -12580,6 +13914,19 @@ CONC__PRIVATE void conc__loop_close(conc_loop *l)
         conc__loop_free(l);
 }
 
+/* The state that conc_random starts from; l differs from run to run, as the clock does. Numbers
+ * count from 1, so the virtual clock's is the generator's first state. */
+CONC__PRIVATE uint64_t conc__first_draw(const conc_options *o, const conc_loop *l)
+{
+    if (o->random)
+        return o->random - 1;
+    if (o->seed)
+        return o->seed - 1;
+    if (o->virtual_clock)
+        return 0;
+    return (uint64_t)conc__clock() ^ (uint64_t)(uintptr_t)l;
+}
+
 CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
 {
     conc_loop *l = conc__alloc(sizeof *l);
@@ -12604,9 +13951,9 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     /* on the real clock it is not known yet how slow steps are */
     l->batch = o->virtual_clock ? CONC__TURNS : 1;
     l->quick = l->budget = o->virtual_clock ? CONC__QUICK : CONC__QUICK / CONC__TURNS;
-    l->picks = l->draws = o->seed;
-    if (!o->seed && !o->virtual_clock)
-        l->draws = (uint64_t)conc__clock() ^ (uint64_t)(uintptr_t)l;
+    l->picks = o->seed;
+    l->draws = conc__first_draw(o, l);
+    l->exit_status = CONC__NO_STATUS;
     conc__fpu_save(&l->fpu);
 #if CONC__TSAN
     l->thread_stack.tsan_fiber = __tsan_get_current_fiber();
@@ -12684,7 +14031,8 @@ CONC__PRIVATE int conc__main_task(void *arg)
 /* How a run ended, for conc_main. */
 typedef struct conc__outcome {
     char by[CONC__DESCRIPTION], text[CONC__TEXT];
-    int signal; /* that interrupted it; 0: none */
+    int signal;      /* that interrupted it; 0: none */
+    int exit_status; /* what conc_set_exit_status chose; CONC__NO_STATUS: nothing */
 } conc__outcome;
 
 CONC__PRIVATE int conc__start_main(conc_loop *l)
@@ -12734,11 +14082,22 @@ CONC__PRIVATE void conc__run_delist(conc_loop *l)
     pthread_mutex_unlock(&conc__live_runs.mutex);
 }
 
+CONC_API void conc_set_exit_status(int status)
+{
+    conc_loop *l = conc__here;
+    if (!l)
+        conc__misused(0, __func__, "only a task of the run may call it", NULL);
+    else if (status < 0 || status > 255)
+        conc__misused(0, __func__, "an exit status is a number from 0 to 255", NULL);
+    else
+        l->exit_status = status;
+}
+
 /* No run is open on this thread any more: rc was the last one's result, or the reason why it did
  * not begin. */
 CONC__PRIVATE void conc__keep_words_of_run(int rc, const char *text)
 {
-    conc__copy(conc__words_of_run, sizeof conc__words_of_run, rc < 0 ? text : "");
+    conc__copy(conc__words_of_thread, sizeof conc__words_of_thread, rc < 0 ? text : "");
     if (rc < 0)
         conc_fail(rc, "%s", text); /* a job of a pool has made this error */
 }
@@ -12792,10 +14151,10 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
     if (conc__here)
         return conc__misused(-EBUSY, embedded ? "conc_embed_begin" : "conc_run",
                              "a run is open on this thread", NULL);
-    *conc__words_of_run = 0; /* the call that fails may write others there */
+    *conc__words_of_thread = 0; /* the call that fails may write others there */
     int rc = conc__open_run(out, embedded, options, spawned, main_fn, arg);
     if (rc)
-        conc__keep_words_of_run(rc, conc__words_or(conc__words_of_run, rc));
+        conc__keep_words_of_run(rc, conc__words_or(conc__words_of_thread, rc));
     return rc;
 }
 
@@ -12813,6 +14172,7 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
     conc__here = NULL;
     conc__pipe_signal_unblock(l);
     int rc = l->doomed ? l->doom : l->main.result;
+    outcome->exit_status = l->exit_status;
     if (l->interrupted_late || (l->interrupted_by && rc == -ECANCELED)) {
         rc = -EINTR;
         outcome->signal = l->interrupted_by;
@@ -12837,7 +14197,7 @@ CONC__PRIVATE int conc__run(const conc_options *options, const char *spawned, co
         conc__schedule(l);
         rc = conc__end_run(l, outcome);
     } else if (!conc__here) {
-        conc__copy(outcome->text, sizeof outcome->text, conc__words_of_run);
+        conc__copy(outcome->text, sizeof outcome->text, conc__words_of_thread);
     }
     errno = saved;
     return rc;
@@ -12854,7 +14214,7 @@ CONC_API int conc_run(conc_fn *main_fn, void *arg) { return conc_run_with(NULL, 
 CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg)
 {
     const conc_options o = {.interrupt = true};
-    conc__outcome outcome = {.signal = 0};
+    conc__outcome outcome = {.exit_status = CONC__NO_STATUS};
     conc__describe(outcome.by, sizeof outcome.by, (conc__source){spawned, spawned});
     int rc = conc__run(&o, spawned, main_fn, arg, &outcome);
     if (outcome.signal)
@@ -12863,7 +14223,7 @@ CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg)
     if (rc < 0)
         fprintf(stderr, "conc: %s failed: %s\n", outcome.by, conc__words_or(outcome.text, rc));
     errno = saved;
-    return rc < 0;
+    return outcome.exit_status == CONC__NO_STATUS ? rc < 0 : outcome.exit_status;
 }
 
 /* ---- >>embedding ---------------------------------------------------------------------------- */
@@ -12935,6 +14295,8 @@ CONC_API double conc_embed_timeout(conc_embed *e)
         next = verify;
     if (l->retried && now + CONC__MOMENT < next)
         next = now + CONC__MOMENT;
+    if (l->apart && now + CONC__APART_EVERY < next)
+        next = now + CONC__APART_EVERY; /* the host does not see what is not in the queue */
     if (l->standstill.until > now && l->standstill.until < next)
         next = l->standstill.until;
     if (next == CONC__NEVER)
@@ -13022,7 +14384,8 @@ CONC_API int conc_embed_end(conc_embed *e)
  *     }
  *
  * Include it where you include conc.h, which it includes itself; CONC_IMPLEMENTATION and
- * CONC_STATIC are the same.
+ * CONC_STATIC are the same: the file that defines CONC_IMPLEMENTATION includes this one, too, or
+ * the linker finds none of its functions.
  *
  * Conventions, beside conc.h's
  *   Objects   all zero or from their macro (CONC_SEM, CONC_BARRIER, CONC_QUEUE) they are ready,
@@ -13258,8 +14621,8 @@ typedef struct conc_future {
     conc__waits waits;
 } conc_future;
 
-/* Sets the result: rc, and a value (borrowed); the words of an error (conc_fail) go with it to all
- * that wait. Once; then -EALREADY. A task that was woken may free the future. Not a checkpoint. */
+/* Sets the result: rc, and a value (borrowed); the words of an error (conc_fail, in this task or
+ * posted function) go with it to all that wait. Once; then -EALREADY. A task that was woken may free the future. Not a checkpoint. */
 CONC_API int conc_future_set(conc_future *f, int rc, void *value);
 
 /* Waits for the result: the rc that was set, the value in *value (NULL: not wanted). -ECANCELED
@@ -13304,10 +14667,39 @@ typedef struct conc_queue {
     }
 
 /* Puts a copy of the item, for the first who waits or into the queue. item is borrowed until the
- * call returns. Waits while the queue is full. Errors: -EPIPE (closed), -ENOMEM (and the queue
+ * call returns. Waits while the queue is full; else the task goes on, so consumers have their
+ * turn when the producer waits or calls conc_yield. Errors: -EPIPE (closed), -ENOMEM (and the queue
  * is as before), -EINVAL (a kind without less, or less with another kind), -ECANCELED. */
 CONC_API int conc_queue_put(conc_queue *q, const void *item) CONC_NODISCARD;
 CONC_API int conc_queue_try_put(conc_queue *q, const void *item) CONC_NODISCARD;
+
+/* conc_queue_put of a value, which is copied: CONC_PUT(&jobs, n + 1), or with commas in it:
+ * CONC_PUT(&jobs, (job){url, 3}); into a queue of pointers CONC_PUT(&names, name), where
+ * conc_queue_put takes &name. The value's size has to be item_size: else it does not compile
+ * where the compiler knows both (it optimizes, and sees the queue being set), and is -EINVAL
+ * elsewhere. An array or a string is the pointer to its first element. */
+#define CONC_PUT(q, ...)                                              \
+    CONC__PUT(q, (__VA_ARGS__), CONC__JOIN(conc__queue, __COUNTER__), \
+              CONC__JOIN(conc__item, __COUNTER__))
+#define CONC__PUT(q, value, queue, item)                                               \
+    __extension__({                                                                    \
+        conc_queue *queue = (q);                                                       \
+        CONC__AUTO_VALUE item = value;                                                 \
+        if (__builtin_constant_p(queue->item_size) && queue->item_size != sizeof item) \
+            conc__item_has_another_size();                                             \
+        conc__queue_put_sized(queue, &item, sizeof item);                              \
+    })
+#if defined __has_attribute && !defined __cplusplus
+#if __has_attribute(__error__)
+void conc__item_has_another_size(void) __attribute__((
+    __error__("CONC_PUT takes an item, not its address: this size is not the item_size")));
+#define CONC__CHECKS_ITEMS
+#endif
+#endif
+#ifndef CONC__CHECKS_ITEMS
+#define conc__item_has_another_size() (void)0
+#endif
+CONC_API int conc__queue_put_sized(conc_queue *q, const void *item, size_t size) CONC_NODISCARD;
 
 /* Takes the next item, into *item. Waits while there is none. Errors: -EPIPE (closed, and all
  * items taken), -EINVAL as above, -ECANCELED. */
@@ -13347,18 +14739,31 @@ typedef struct conc_case {
     conc_task *task;
     int fd, events;
     double seconds;
+    struct conc_channel *channel; /* with conc_pool.h */
+    struct conc_job *job;
     void *to;
     const void *from;
     /* in the case that happened: what its call would have returned; of JOIN, which collects it
-     * as conc_join does, what the task returned */
+     * as conc_join does, what the task returned, and of JOB what the job returned */
     int result;
     /* private */
     struct conc__choice *choice;
     uint32_t id;
     conc__wait wait;
+    struct conc__outside *outside;
 } conc_case;
 
-enum { CONC__GET = 1, CONC__PUT, CONC__EVENT, CONC__JOINED, CONC__FD, CONC__AFTER };
+enum {
+    CONC__GET = 1,
+    CONC__PUT,
+    CONC__EVENT,
+    CONC__JOINED,
+    CONC__FD,
+    CONC__AFTER,
+    CONC__RECV,
+    CONC__SEND,
+    CONC__JOB
+};
 #define CONC_CASE_GET(q, ...)                                \
     {                                                        \
         .what = CONC__GET, .queue = (q), .to = (__VA_ARGS__) \
@@ -13384,6 +14789,21 @@ enum { CONC__GET = 1, CONC__PUT, CONC__EVENT, CONC__JOINED, CONC__FD, CONC__AFTE
         .what = CONC__AFTER, .seconds = (__VA_ARGS__) \
     }
 
+/* Of conc_pool.h; they wait in the same lines as conc_channel_recv, conc_channel_send and
+ * conc_job_wait, but a cancel of the select does not cancel the job. */
+#define CONC_CASE_RECV(c, ...)                                  \
+    {                                                           \
+        .what = CONC__RECV, .channel = (c), .to = (__VA_ARGS__) \
+    }
+#define CONC_CASE_SEND(c, ...)                                    \
+    {                                                             \
+        .what = CONC__SEND, .channel = (c), .from = (__VA_ARGS__) \
+    }
+#define CONC_CASE_JOB(...)                      \
+    {                                           \
+        .what = CONC__JOB, .job = (__VA_ARGS__) \
+    }
+
 /* Waits until one of the cases can happen, does that one and no other, and returns its index;
  * its result field has what the call would have returned: a closed queue is ready with -EPIPE.
  * When several are ready at the call, the first in the array; else the first to happen. The
@@ -13392,7 +14812,8 @@ enum { CONC__GET = 1, CONC__PUT, CONC__EVENT, CONC__JOINED, CONC__FD, CONC__AFTE
  *     switch (conc_select(c, CONC_LEN(c))) { case 0: ...
  * A descriptor with events 0 is waited for to hang up, and the result is 0 then.
  * Errors, and none has happened: -EINVAL (no cases, one that is not valid), -EDEADLK (the join
- * of oneself), -EBADF (a negative descriptor), -EPERM (another run's), -ECANCELED. */
+ * of oneself), -EBADF (a negative descriptor), -EPERM (another run's), -ENOMEM (only with a
+ * channel or a job), -EAGAIN (no thread for the job can be started), -ECANCELED. */
 CONC_API int conc_select(conc_case *cases, size_t n) CONC_NODISCARD;
 
 /* ---- >>limiter ------------------------------------------------------------------------------ */
@@ -13422,6 +14843,113 @@ CONC_API int conc_limiter_try_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 
 #ifdef __cplusplus
 }
+
+/* The macros again as calls, because C++17 has no designators and GCC warns of fields that a list
+ * leaves out: the same arguments, the same values, also for static objects. */
+extern "C++" {
+
+struct conc__sem_options {
+    int permits = 0, max = 0;
+};
+constexpr conc_sem conc__make(const conc__sem_options &o)
+{
+    conc_sem s{};
+    s.permits = o.permits;
+    s.max = o.max;
+    return s;
+}
+
+struct conc__queue_options {
+    size_t item_size = 0, capacity = 0;
+    int kind = 0;
+    bool (*less)(const void *a, const void *b) = nullptr;
+};
+constexpr conc_queue conc__make(const conc__queue_options &o)
+{
+    conc_queue q{};
+    q.item_size = o.item_size;
+    q.capacity = o.capacity;
+    q.kind = o.kind;
+    q.less = o.less;
+    return q;
+}
+
+constexpr conc_barrier conc__make_barrier(int parties)
+{
+    conc_barrier b{};
+    b.parties = parties;
+    return b;
+}
+
+constexpr conc_case conc__make_case(int what)
+{
+    conc_case c{};
+    c.what = what;
+    return c;
+}
+constexpr conc_case conc__make_get(conc_queue *q, void *to)
+{
+    conc_case c = conc__make_case(CONC__GET);
+    c.queue = q;
+    c.to = to;
+    return c;
+}
+constexpr conc_case conc__make_put(conc_queue *q, const void *from)
+{
+    conc_case c = conc__make_case(CONC__PUT);
+    c.queue = q;
+    c.from = from;
+    return c;
+}
+constexpr conc_case conc__make_event(conc_event *e)
+{
+    conc_case c = conc__make_case(CONC__EVENT);
+    c.event = e;
+    return c;
+}
+constexpr conc_case conc__make_join(conc_task *t)
+{
+    conc_case c = conc__make_case(CONC__JOINED);
+    c.task = t;
+    return c;
+}
+constexpr conc_case conc__make_fd(int fd, int events)
+{
+    conc_case c = conc__make_case(CONC__FD);
+    c.fd = fd;
+    c.events = events;
+    return c;
+}
+constexpr conc_case conc__make_after(double seconds)
+{
+    conc_case c = conc__make_case(CONC__AFTER);
+    c.seconds = seconds;
+    return c;
+}
+}
+
+#undef CONC_SEM
+#undef CONC_BARRIER
+#undef CONC_QUEUE
+#undef CONC_CASE_GET
+#undef CONC_CASE_PUT
+#undef CONC_CASE_EVENT
+#undef CONC_CASE_JOIN
+#undef CONC_CASE_FD
+#undef CONC_CASE_AFTER
+/* clang-format off */
+#define CONC_SEM(...) conc__make(__extension__ conc__sem_options{.permits = __VA_ARGS__})
+#define CONC_QUEUE(type, ...) \
+    conc__make( \
+        __extension__ conc__queue_options{.item_size = sizeof(type), .capacity = __VA_ARGS__})
+/* clang-format on */
+#define CONC_BARRIER(...) conc__make_barrier((__VA_ARGS__))
+#define CONC_CASE_GET(q, ...) conc__make_get((q), (__VA_ARGS__))
+#define CONC_CASE_PUT(q, ...) conc__make_put((q), (__VA_ARGS__))
+#define CONC_CASE_EVENT(...) conc__make_event((__VA_ARGS__))
+#define CONC_CASE_JOIN(...) conc__make_join((__VA_ARGS__))
+#define CONC_CASE_FD(descriptor, ...) conc__make_fd((descriptor), (__VA_ARGS__))
+#define CONC_CASE_AFTER(...) conc__make_after((__VA_ARGS__))
 #endif
 
 #endif /* CONC_SYNC_H */
@@ -14189,6 +15717,14 @@ CONC__PRIVATE void conc__future_tell(conc_task *t, const conc_future *f)
         conc__tell(t, f->rc, f->text, (conc__source){NULL, NULL});
 }
 
+/* The words that go with rc out of the task, or the posted function, that runs; "": none. */
+CONC__PRIVATE const char *conc__words_here(const conc_loop *l, int rc)
+{
+    if (l->self)
+        return conc__words(l->self, rc);
+    return l->posted_rc == rc ? conc__words_of_thread : "";
+}
+
 CONC_API int conc_future_set(conc_future *f, int rc, void *value)
 {
     conc_loop *l = conc__here;
@@ -14201,8 +15737,7 @@ CONC_API int conc_future_set(conc_future *f, int rc, void *value)
     f->set = true;
     f->rc = rc;
     f->value = value;
-    bool in_words = rc < 0 && l && l->self;
-    conc__copy(f->text, sizeof f->text, in_words ? conc__words(l->self, rc) : "");
+    conc__copy(f->text, sizeof f->text, rc < 0 && l ? conc__words_here(l, rc) : "");
     for (conc__wait *w; (w = f->waits.first);) {
         w->item = value;
         w->value = 1;
@@ -14534,6 +16069,16 @@ CONC_API CONC__CALLED int conc_queue_put(conc_queue *q, const void *item)
     return 0;
 }
 
+CONC_API CONC__CALLED int conc__queue_put_sized(conc_queue *q, const void *item, size_t size)
+{
+    if (CONC__UNLIKELY(q && q->item_size != size)) {
+        conc__misused(-EINVAL, "CONC_PUT", "the item's size is not the queue's", NULL);
+        return conc_fail(-EINVAL, "an item of %zu bytes for a queue of items of %zu", size,
+                         q->item_size);
+    }
+    return conc_queue_put(q, item);
+}
+
 CONC__PRIVATE CONC__CALLED int conc__queue_get_slowly(conc_queue *q, void *item)
 {
     conc_loop *l = conc__in_task();
@@ -14662,6 +16207,9 @@ CONC_API void conc__auto_conc_queue(conc_queue *q) { conc_queue_destroy(q); }
  * itself is parked on a wait that is in no list. */
 typedef struct conc__choice {
     conc__wait wait;
+    conc__wait landing; /* then, until flying is 0 */
+    int flying;         /* cases that wait no longer, and that another thread has told of before */
+    bool has_outside;   /* a case waits for what is in conc_pool.h */
     conc_case *cases;
     size_t n;
     int chosen;
@@ -14673,7 +16221,10 @@ typedef struct conc__choice {
 CONC__PRIVATE void conc__choice_whom(FILE *out, const conc__wait *w)
 {
     const conc__choice *s = (const conc__choice *)(const void *)w;
-    static const char *const what[] = {"", "a queue's item", "room in a queue", "an event"};
+    static const char *const what[] = {
+        [CONC__GET] = "a queue's item",     [CONC__PUT] = "room in a queue",
+        [CONC__EVENT] = "an event",         [CONC__RECV] = "a channel's item",
+        [CONC__SEND] = "room in a channel", [CONC__JOB] = "a job"};
     enum { MOST = 8 };
     for (size_t i = 0; i < s->n; i++) {
         const conc_case *c = &s->cases[i];
@@ -14696,12 +16247,24 @@ CONC__PRIVATE void conc__choice_whom(FILE *out, const conc__wait *w)
     }
 }
 
+CONC__PRIVATE bool conc__case_is_outside(const conc_case *c) { return c->what >= CONC__RECV; }
+
+/* A case waits no longer for what is in conc_pool.h. */
+CONC__PRIVATE void conc__case_end_outside(conc__choice *s, conc_case *c)
+{
+    if (c->outside && conc__extended.outside->end(c->outside))
+        s->flying++;
+    c->outside = NULL;
+}
+
 /* Takes back all waits but one. */
 CONC__PRIVATE void conc__choice_end(conc__choice *s, const conc_case *but)
 {
     conc__disarm(conc__here, &s->timer);
     for (size_t i = 0; i < s->n; i++) {
         conc_case *c = &s->cases[i];
+        if (c != but && conc__case_is_outside(c))
+            conc__case_end_outside(s, c);
         if (c == but || !c->wait.list)
             continue;
         if (c->what == CONC__FD)
@@ -14757,6 +16320,23 @@ CONC__PRIVATE int conc__case_check_join(const conc_loop *l, const conc_task *t)
     return 0;
 }
 
+CONC__PRIVATE conc__outside conc__case_as_outside(const conc_case *c)
+{
+    conc__outside o = {.kind = CONC__CASE_ENDS, .object = c->job};
+    if (c->what == CONC__RECV)
+        o = (conc__outside){.kind = CONC__CASE_RECEIVES, .object = c->channel, .item = c->to};
+    if (c->what == CONC__SEND)
+        o = (conc__outside){
+            .kind = CONC__CASE_SENDS, .object = c->channel, .item = (void *)(uintptr_t)c->from};
+    return o;
+}
+
+CONC__PRIVATE int conc__case_check_outside(const conc_case *c)
+{
+    const conc__outside o = conc__case_as_outside(c);
+    return conc__extended.outside->check(&o);
+}
+
 CONC__PRIVATE int conc__case_check(const conc_loop *l, const conc_case *c)
 {
     if (c->what == CONC__GET || c->what == CONC__PUT) {
@@ -14776,6 +16356,8 @@ CONC__PRIVATE int conc__case_check(const conc_loop *l, const conc_case *c)
         return conc__misused(-EINVAL, "conc_select", "a case with unknown events", NULL);
     if (c->what == CONC__FD)
         return c->fd < 0 ? conc__own_error(-EBADF) : 0;
+    if (conc__case_is_outside(c) && c->what <= CONC__JOB && conc__extended.outside)
+        return conc__case_check_outside(c);
     if (c->what != CONC__AFTER)
         return conc__misused(-EINVAL, "conc_select", "a case of no kind", NULL);
     if (__builtin_isnan(c->seconds))
@@ -14787,7 +16369,17 @@ CONC__PRIVATE int conc__case_check(const conc_loop *l, const conc_case *c)
 CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
 {
     int ready = 0;
+    conc__outside o;
     switch (c->what) {
+    case CONC__RECV:
+    case CONC__SEND:
+    case CONC__JOB:
+        o = conc__case_as_outside(c);
+        o.task = l->self;
+        if (!conc__extended.outside->attempt(&o))
+            return -EAGAIN;
+        c->result = o.result;
+        return 0;
     case CONC__GET: return conc__queue_pull(l, c->queue, c->to);
     case CONC__PUT: return conc__queue_push(l, c->queue, c->from);
     case CONC__EVENT: return c->event->set ? 0 : -EAGAIN;
@@ -14799,10 +16391,43 @@ CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
     }
 }
 
-/* The case waits, unless it is a descriptor that cannot be waited for: then its result. */
-CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c)
+/* Another thread has told of the case. */
+CONC__PRIVATE void conc__case_told(conc__outside *o, bool happened)
+{
+    conc_case *c = o->owner;
+    conc__choice *s = c->choice;
+    if (happened) {
+        c->result = o->result;
+        c->outside = NULL;
+        s->chosen = (int)(c - s->cases);
+        conc__choice_end(s, c);
+        conc__wake(conc__here, &s->wait, 0);
+    } else if (--s->flying == 0 && s->landing.kind) {
+        conc__wake(conc__here, &s->landing, 0);
+    }
+}
+
+CONC__PRIVATE int conc__case_wait_outside(conc_loop *l, conc__choice *s, conc_case *c)
+{
+    conc__outside o = conc__case_as_outside(c);
+    o.task = l->self;
+    o.owner = c;
+    o.told = conc__case_told;
+    if (!s->has_outside)
+        l->awaited++;
+    s->has_outside = true;
+    int rc = conc__extended.outside->begin(l, &o, &c->outside);
+    c->result = o.result;
+    return rc;
+}
+
+/* The case waits: 0; 1: it happened, with *result; or an error. */
+CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c, int *result)
 {
     c->choice = s;
+    c->outside = NULL;
+    if (conc__case_is_outside(c))
+        return conc__case_wait_outside(l, s, c);
     c->wait = (conc__wait){.task = l->self, .kind = &conc__candidate};
     if (c->what == CONC__GET) {
         c->wait.item = c->to;
@@ -14817,10 +16442,10 @@ CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c)
     } else if (c->what == CONC__FD) {
         conc__fd *f;
         int rc = conc__fd_watch(l, c->fd, c->events, &f);
-        if (rc == 1) /* such a file does not hang up */
-            return c->events;
-        if (rc)
-            return rc;
+        if (rc) {
+            *result = rc == 1 ? c->events : rc; /* 1: such a file does not hang up */
+            return *result != 0;
+        }
         c->wait.value = c->events;
         c->id = f->id;
         conc__fd_append(l, f, &c->wait, c->events);
@@ -14840,6 +16465,8 @@ CONC__PRIVATE int conc__case_result(conc_loop *l, const conc_case *c)
 {
     if (c->what == CONC__FD && c->wait.result == 0)
         return conc__fd_got(l, (conc__fd *)(uintptr_t)c->wait.on, c->id, &c->wait);
+    if (conc__case_is_outside(c) && c->wait.result == 0)
+        return c->result;
     return c->what == CONC__JOINED ? c->wait.value : c->wait.result;
 }
 
@@ -14847,13 +16474,69 @@ CONC__PRIVATE int conc__case_result(conc_loop *l, const conc_case *c)
 CONC__PRIVATE int conc__select_at_once(conc_loop *l, conc_case *cases, size_t i, int result)
 {
     conc_case *c = &cases[i];
-    c->result = result;
+    if (!conc__case_is_outside(c))
+        c->result = result;
     if (c->what == CONC__JOINED) {
         c->result = c->task->result;
         conc__collect(l, c->task);
     }
     conc__quick(l);
     return (int)i;
+}
+
+static const conc__wait_kind conc__landing = {.what = "waits for another thread in conc_select"};
+
+/* Other threads have told the choice of what it does not wait for any more. That is on its way. */
+CONC__PRIVATE void conc__choice_land(conc_loop *l, conc__choice *s)
+{
+    if (s->flying) {
+        s->landing = (conc__wait){.task = l->self, .kind = &conc__landing};
+        conc__park(l, &s->landing);
+    }
+    if (s->has_outside)
+        l->awaited--;
+}
+
+/* Waits for the first of the cases: 0, a case happened at once; 1, s->chosen was chosen; or an
+ * error. */
+CONC__PRIVATE int conc__choose(conc_loop *l, conc__choice *s, size_t n, int *result)
+{
+    for (; s->n < n && s->chosen < 0; s->n++) {
+        int rc = conc__case_wait(l, s, &s->cases[s->n], result);
+        if (rc != 0 && s->chosen < 0) {
+            conc__choice_end(s, NULL);
+            return rc < 0 ? rc : 0;
+        }
+    }
+    if (s->chosen >= 0) { /* a look at a descriptor found it closed, and woke an earlier case */
+        conc__choice_end(s, NULL);
+        conc__leave(l);
+        return 1;
+    }
+    if (s->due != CONC__NEVER)
+        conc__arm(l, &s->timer, s->due, conc__choice_late);
+    int rc = conc__park(l, &s->wait);
+    return rc ? rc : 1;
+}
+
+CONC__PRIVATE int conc__select_valid(conc_loop *l, conc_case *cases, size_t n)
+{
+    int rc, result = 0;
+    for (size_t i = 0; i < n; i++)
+        if ((rc = conc__case_try(l, &cases[i])) != -EAGAIN)
+            return conc__select_at_once(l, cases, i, rc);
+    conc__choice s = {.wait = {.task = l->self, .kind = &conc__selecting},
+                      .cases = cases,
+                      .chosen = -1,
+                      .due = CONC__NEVER};
+    rc = conc__choose(l, &s, n, &result);
+    conc__choice_land(l, &s);
+    if (rc < 0)
+        return rc;
+    if (rc == 0)
+        return conc__select_at_once(l, cases, s.n, result);
+    cases[s.chosen].result = conc__case_result(l, &cases[s.chosen]);
+    return s.chosen;
 }
 
 CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
@@ -14871,30 +16554,7 @@ CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
     if (rc)
         return rc;
     conc__find_lost(l, __builtin_frame_address(0));
-    for (size_t i = 0; i < n; i++)
-        if ((rc = conc__case_try(l, &cases[i])) != -EAGAIN)
-            return conc__select_at_once(l, cases, i, rc);
-    conc__choice s = {.wait = {.task = l->self, .kind = &conc__selecting},
-                      .cases = cases,
-                      .chosen = -1,
-                      .due = CONC__NEVER};
-    for (; s.n < n && s.chosen < 0; s.n++)
-        if ((rc = conc__case_wait(l, &s, &cases[s.n])) != 0 && s.chosen < 0) {
-            conc__choice_end(&s, NULL);
-            return conc__select_at_once(l, cases, s.n, rc);
-        }
-    if (s.chosen >= 0) { /* a look at a descriptor found it closed, and woke an earlier case */
-        conc__choice_end(&s, NULL);
-        conc__leave(l);
-    } else {
-        if (s.due != CONC__NEVER)
-            conc__arm(l, &s.timer, s.due, conc__choice_late);
-        rc = conc__park(l, &s.wait);
-        if (rc)
-            return rc;
-    }
-    cases[s.chosen].result = conc__case_result(l, &cases[s.chosen]);
-    return s.chosen;
+    return conc__select_valid(l, cases, n);
 }
 
 /* ---- >>limiter ------------------------------------------------------------------------------ */
@@ -15071,7 +16731,8 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
  *     }
  *
  * Include it where you include conc.h, which it includes itself; CONC_IMPLEMENTATION and
- * CONC_STATIC are the same. A program that uses process pools has this module in itself or in a
+ * CONC_STATIC are the same: the file that defines CONC_IMPLEMENTATION includes this one, too, or
+ * the linker finds none of its functions. A program that uses process pools has this module in itself or in a
  * library it is linked with, not in one it loads later.
  *
  * Conventions, beside conc.h's
@@ -15186,9 +16847,9 @@ CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t cou
 /* Waits until the job has ended or was taken back: 0, and its result in *result (NULL: not
  * wanted), its words in conc_last_error. Any number may wait. A cancel does not cut it short: it
  * takes the job back (result -ECANCELED), asks it to end when it runs, and kills it when it runs
- * in a process; but not while others wait for it too. A thread of the pool runs the job itself
- * if it is still in the queue. -EINVAL: never submitted; -EPERM: in a process that this one was
- * forked from. */
+ * in a process; but not while others wait for it too who are not cancelled. A thread of the pool
+ * runs the job itself if it is still in the queue. -EINVAL: never submitted; -EPERM: in a process
+ * that this one was forked from. */
 CONC_API int conc_job_wait(conc_job *j, int *result) CONC_NODISCARD;
 
 /* Takes the job back when it is in the queue, asks it to end when it runs (and kills it in a
@@ -15213,8 +16874,8 @@ CONC_API int conc_offload(conc_fn *fn, void *arg);
 /* The same for what may hang: a cancel returns -ECANCELED at once, the job goes on alone, and
  * nobody learns its result. arg is the job's: free_arg(arg) (NULL: not wanted) is called once,
  * after the job, or at once if fn was not called, whatever is returned. Such jobs share as many
- * threads as those of conc_offload, but others. An abandoned one keeps its thread until it ends;
- * when all hang, the call waits until one does not, or its task is cancelled. Neither the run's
+ * threads as those of conc_offload, but others. An abandoned one keeps its thread until it ends,
+ * in later runs, too; when all hang, the call waits until one does not, or its task is cancelled. Neither the run's
  * nor the program's end waits for such a job, and a library that conc is in is not unloaded
  * before its end. */
 CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *));
@@ -15332,8 +16993,8 @@ CONC_API void conc_shared_free(void *p);
 
 /* Files are read and written off the loop. Errors are the system's. What has begun on a regular
  * file is waited for; -ECANCELED means that nothing was done. A pipe with a name (FIFO), a terminal
- * or another file that keeps a task waiting for somebody else is left when the task is cancelled,
- * after some bytes perhaps; in a thread without a run it blocks. */
+ * or another file that keeps a task waiting for somebody else, or has no end (/dev/zero), is left
+ * when the task is cancelled, after some bytes perhaps; in a thread without a run it blocks. */
 
 /* The whole file: its size in *size (NULL: not wanted), its bytes with a NUL behind them in
  * *data, to be released with conc_free. After an error *data is NULL. Waits. */
@@ -15368,7 +17029,8 @@ enum {
     CONC_NULL = -3  /* /dev/null */
 };
 
-/* Another program. The first fields are yours to set before conc_child_start. */
+/* Another program. The first fields are yours to set before conc_child_start; what argv, env and
+ * dir point to is not needed after it. */
 typedef struct conc_child {
     /* the program, looked for in PATH unless it has a slash, its arguments, NULL */
     const char *const *argv;
@@ -15445,6 +17107,25 @@ CONC_API void conc__auto_conc_child(conc_child *c);
 
 #ifdef __cplusplus
 }
+
+extern "C++" { /* the macro again as a call, as conc_sync.h's are in C++ */
+struct conc__channel_options {
+    size_t item_size = 0, capacity = 0;
+};
+constexpr conc_channel conc__make_channel(const conc__channel_options &o)
+{
+    conc_channel c{};
+    c.item_size = o.item_size;
+    c.capacity = o.capacity;
+    return c;
+}
+}
+#undef CONC_CHANNEL
+/* clang-format off */
+#define CONC_CHANNEL(type, ...) \
+    conc__make_channel( \
+        __extension__ conc__channel_options{.item_size = sizeof(type), .capacity = __VA_ARGS__})
+/* clang-format on */
 #endif
 
 #endif /* CONC_POOL_H */
@@ -15458,7 +17139,7 @@ CONC_API void conc__auto_conc_child(conc_child *c);
  *  waiter is a task, whose loop goes on, or a thread, which sleeps.
  *
  *  Contents: >>waiting >>crew >>jobs >>threads >>pool >>mapping >>blocking >>offloading
- *  >>channel >>files >>names >>children >>shared >>functions >>workers >>supervisor >>procs
+ *  >>channel >>selecting >>files >>names >>children >>shared >>functions >>workers >>supervisor >>procs
  *  >>beginning
  * ============================================================================================== */
 
@@ -15502,15 +17183,21 @@ typedef struct conc__waiter {
     conc_loop *loop; /* a task's; NULL: a thread */
     conc__wait *wait;
     conc__post post;
-    conc__gate *gate;     /* a thread's */
-    void *item;           /* what the wait is for, or where its item comes from or goes to */
-    conc__answer *answer; /* where it goes, of a job that is waited for */
-    bool *stop;           /* set when the waiting task is cancelled; NULL: nothing */
+    conc__gate *gate;        /* a thread's */
+    void *item;              /* what the wait is for, or where its item comes from or goes to */
+    conc__answer *answer;    /* where it goes, of a job that is waited for */
+    bool *stop;              /* set when the waiting task is cancelled; NULL: nothing */
+    struct conc__crew *crew; /* of the job that is waited for */
     /* a thread's: a crew of processes, whose replies it may take; it has a reference */
     struct conc__crew *looks_at;
     struct conc__frame *frame; /* a job's: its clock goes on meanwhile */
     int result;
-    bool over; /* it was woken: nothing of the list's owner is to be touched any more */
+    bool gives_up; /* it was cancelled, and wants the end of the job that it waits for */
+    bool is_spare; /* a thread's: its crew counts it already among those that wait */
+    bool over;     /* it was woken: nothing of the list's owner is to be touched any more */
+    /* of conc_select, which is only told, and then sends or receives if no other case was first.
+     * kept: an item or room is kept for it until then */
+    bool selects, kept;
 } conc__waiter;
 
 /* Over every crew's mutex: a crew is freed under it. For who has a job or waiter, and does not
@@ -15615,6 +17302,7 @@ CONC__PRIVATE void conc__gate_pass(conc__gate *g)
 CONC__PRIVATE struct conc__frame *conc__frame_here(void);
 CONC__PRIVATE void conc__frames_at_work(struct conc__frame *f, bool at_work);
 CONC__PRIVATE bool conc__frame_has_clock(const struct conc__frame *f);
+CONC__PRIVATE void conc__thread_idles(struct conc__frame *f, bool idles);
 
 CONC__PRIVATE void conc__waiter_arrives(conc__post *p)
 {
@@ -15644,7 +17332,7 @@ CONC__PRIVATE void conc__waiter_call(conc__waiter *w)
     if (w->loop)
         /* it cannot be refused: the run lasts as long as its tasks */
         conc__post_to(w->loop, &w->post);
-    else
+    else if (w->gate) /* else it runs the job itself */
         conc__gate_open(w->gate);
 }
 
@@ -15766,12 +17454,10 @@ CONC__PRIVATE void conc__thread_wait_asked(conc__stop *s)
         conc__gate_open(w->gate);
 }
 
-/* The job that waits does not hold its clock any more. Only now, when a request to end it comes
- * at once: else the clock could go on in between. */
+/* The job that waits does not hold its clock any more. Only when a request to end it comes at once:
+ * else the clock could go on in between. */
 CONC__PRIVATE void conc__waiter_off_work(conc__waiter *w, pthread_mutex_t *mutex)
 {
-    if (!conc__frame_has_clock(w->frame))
-        return;
     pthread_mutex_lock(&conc__crews); /* while it waits, the mutex is there */
     if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE)) {
         conc__lock_briefly(mutex);
@@ -15791,9 +17477,15 @@ CONC__PRIVATE int conc__wait_in_thread(conc__wait *wait, pthread_mutex_t *mutex)
     else
         conc__look_for(&w->over);
     if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE)) {
+        bool has_clock = conc__frame_has_clock(w->frame), idles = has_clock && !w->is_spare;
         conc__stop_open(&t.stop, w->frame, conc__thread_wait_asked);
-        conc__waiter_off_work(w, mutex);
+        if (idles)
+            conc__thread_idles(w->frame, true);
+        if (has_clock)
+            conc__waiter_off_work(w, mutex);
         conc__gate_await(w->gate, w->frame);
+        if (idles)
+            conc__thread_idles(w->frame, false);
         conc__stop_close(&t.stop);
     }
     conc__gate_pass(w->gate);
@@ -15908,7 +17600,7 @@ enum {
     CONC__JOB_WORDS = 16,    /* text is its error's */
     CONC__JOB_OWNED = 32,    /* it frees itself */
     CONC__JOB_LEFT = 64,     /* its task has left it alone */
-    CONC__JOB_BLOCKED = 128, /* it is in conc_block on a virtual clock */
+    CONC__JOB_BLOCKED = 128, /* it waits or is in conc_block, and its virtual clock goes on */
     CONC__JOB_AT_WORK = 256, /* its virtual clock stands still for it */
     CONC__JOB_BITS = 0x1ff
 };
@@ -15956,6 +17648,12 @@ typedef struct conc__thread {
     _Atomic(conc_job *) batch[CONC__BATCH];
 } conc__thread;
 
+/* Jobs in a queue that have one virtual clock, which stands still for them together. */
+typedef struct conc__queue_clock {
+    conc_loop *clock;
+    size_t jobs; /* 0: a free slot */
+} conc__queue_clock;
+
 typedef struct conc__crew {
     struct conc__crew *next; /* of all, under conc__crews */
     pthread_mutex_t mutex;
@@ -15963,14 +17661,17 @@ typedef struct conc__crew {
     size_t room, head, tail;
     size_t queued; /* without the gaps; written under the mutex, looked at without */
     size_t limit;
-    conc__waiter *places; /* submits that wait, with their jobs */
+    conc__queue_clock *clocks;
+    int clock_slots, clocks_used; /* slots of clocks[] */
+    conc__waiter *places;         /* submits that wait, with their jobs */
     conc__waiter *closer, *other_closers;
     bool closing, stopping, ask_all, on_valgrind;
     bool over;    /* it was closed: nobody else needs its pool */
-    bool stalled; /* all threads are in conc_block on a virtual clock */
+    bool stalled; /* all threads wait or are in conc_block, and a virtual clock goes on */
     unsigned forks;
     int references; /* to free it: the pool's and those of threads that were left behind */
     struct conc__supervisor *supervisor; /* NULL: a crew of threads */
+    conc_pool *shared; /* that all runs share, whose crew it is or was; NULL: the program's own */
 
     /* what threads sleep on; it has `wakes`, but for `calls`, which are due once the mutex is
      * free */
@@ -16297,6 +17998,7 @@ CONC__PRIVATE void conc__crew_free(conc__crew *c)
         conc_free(c->threads[i]);
     conc_free(c->threads);
     conc_free(c->queue);
+    conc_free(c->clocks);
     conc_free(c);
 }
 
@@ -16314,8 +18016,25 @@ CONC__PRIVATE void conc__backlog_compact(conc__crew *c)
     c->tail = to;
 }
 
-CONC__PRIVATE bool conc__backlog_has_room(conc__crew *c)
+CONC__PRIVATE bool conc__clocks_have_room(conc__crew *c)
 {
+    int slots = c->clock_slots ? c->clock_slots * 2 : 2;
+    if (c->clocks_used < c->clock_slots)
+        return true;
+    conc__queue_clock *more = CONC_REALLOC(c->clocks, (size_t)slots * sizeof *more);
+    if (!more)
+        return false;
+    memset(more + c->clock_slots, 0, (size_t)(slots - c->clock_slots) * sizeof *more);
+    c->clocks = more;
+    c->clock_slots = slots;
+    return true;
+}
+
+/* For a job, perhaps with a virtual clock. */
+CONC__PRIVATE bool conc__backlog_has_room(conc__crew *c, bool on_clock)
+{
+    if (on_clock && !conc__clocks_have_room(c))
+        return false;
     if (c->tail - c->head < c->room)
         return true;
     if (c->queued < c->room / 2) { /* not for one gap: the next would come soon */
@@ -16373,12 +18092,60 @@ static inline void conc__job_at_work(conc_job *j, bool at_work)
         conc__job_clock(j, at_work);
 }
 
+/* The slot of the clock, or a free one. */
+CONC__PRIVATE conc__queue_clock *conc__queue_clock_of(conc__crew *c, const conc_loop *clock)
+{
+    conc__queue_clock *unused = NULL;
+    for (int i = 0; i < c->clock_slots; i++) {
+        conc__queue_clock *k = &c->clocks[i];
+        if (k->jobs && k->clock == clock)
+            return k;
+        if (!k->jobs)
+            unused = k;
+    }
+    return unused;
+}
+
+/* The job comes into the queue, which holds its clock instead of it. */
+CONC__COLD void conc__queue_clock_holds(conc__crew *c, conc_job *j)
+{
+    conc__queue_clock *k = conc__queue_clock_of(c, j->clock);
+    k->clock = j->clock;
+    if (k->jobs++ == 0) {
+        c->clocks_used++;
+        if (!c->stalled)
+            atomic_fetch_add_explicit(&k->clock->at_work, 1, memory_order_relaxed);
+    }
+    conc__job_at_work(j, false);
+}
+
+/* It leaves the queue, and holds its clock itself. */
+CONC__COLD void conc__queue_clock_lets(conc__crew *c, conc_job *j)
+{
+    conc__queue_clock *k = conc__queue_clock_of(c, j->clock);
+    conc__job_at_work(j, true);
+    if (--k->jobs)
+        return;
+    c->clocks_used--;
+    if (!c->stalled)
+        conc__clock_off_work(k->clock);
+}
+
 CONC__PRIVATE void conc__backlog_put(conc__crew *c, conc_job *j, size_t at)
 {
     j->place = (unsigned)at & ~CONC__IN_BATCH;
     c->queue[at & (c->room - 1)] = j;
     __atomic_store_n(&c->queued, c->queued + 1, __ATOMIC_RELAXED);
-    conc__job_at_work(j, !c->stalled);
+    if (CONC__UNLIKELY(j->clock != NULL))
+        conc__queue_clock_holds(c, j);
+}
+
+/* It was in the queue. */
+static inline void conc__backlog_taken(conc__crew *c, conc_job *j)
+{
+    __atomic_store_n(&c->queued, c->queued - 1, __ATOMIC_RELAXED);
+    if (CONC__UNLIKELY(j->clock != NULL))
+        conc__queue_clock_lets(c, j);
 }
 
 CONC__PRIVATE void conc__backlog_push(conc__crew *c, conc_job *j)
@@ -16402,9 +18169,12 @@ CONC__PRIVATE void conc__backlog_accept(conc__crew *c, conc_job *j)
 /* A place has become free: it is given to the first submit that waits. */
 CONC__PRIVATE void conc__backlog_fill(conc__crew *c)
 {
-    while (c->places && c->queued < c->limit && conc__backlog_has_room(c)) {
+    while (c->places && c->queued < c->limit) {
         conc__waiter *w = c->places;
-        conc__backlog_accept(c, w->item);
+        conc_job *j = w->item;
+        if (!conc__backlog_has_room(c, j->clock))
+            break;
+        conc__backlog_accept(c, j);
         conc__waiter_wake(w, 0);
     }
 }
@@ -16421,7 +18191,7 @@ CONC__PRIVATE conc_job *conc__backlog_pop(conc__crew *c)
     conc_job *j = conc__backlog_first(c);
     if (j) {
         c->head++;
-        __atomic_store_n(&c->queued, c->queued - 1, __ATOMIC_RELAXED);
+        conc__backlog_taken(c, j);
     }
     return j;
 }
@@ -16452,7 +18222,7 @@ CONC__PRIVATE bool conc__crew_take_back(conc__crew *c, conc_job *j)
     if (from_head >= c->tail - c->head || *at != j)
         return false;
     *at = NULL;
-    __atomic_store_n(&c->queued, c->queued - 1, __ATOMIC_RELAXED);
+    conc__backlog_taken(c, j);
     conc__backlog_fill(c);
     return true;
 }
@@ -16464,6 +18234,19 @@ CONC__PRIVATE void conc__crew_stall(conc__crew *c);
 CONC__PRIVATE void conc__abandoned_release(conc_job *j);
 CONC__PRIVATE void conc__original_mask(sigset_t *mask);
 
+/* Is this one of the process's threads? In a forked child the job that has forked goes on, but its
+ * pool and its clock are the parent's. */
+CONC__PRIVATE bool conc__frame_is_ours(const conc__frame *f)
+{
+    return f->thread && f->thread->crew->forks == conc__forks;
+}
+
+/* The virtual clock of the job that runs there; NULL: none. */
+CONC__PRIVATE conc_loop *conc__frame_clock(const conc__frame *f)
+{
+    return conc__frame_is_ours(f) ? f->job->clock : NULL;
+}
+
 /* The virtual clock that stands still for what the caller sends; NULL: none. */
 CONC__PRIVATE conc_loop *conc__clock_here(void)
 {
@@ -16471,7 +18254,8 @@ CONC__PRIVATE conc_loop *conc__clock_here(void)
     const conc__frame *f = l ? NULL : conc__frame_here();
     if (l)
         return l->virtual_clock ? conc__here : NULL;
-    return f && f->thread && !(conc__job_state(f->job) & CONC__JOB_LEFT) ? f->job->clock : NULL;
+    conc_loop *clock = f ? conc__frame_clock(f) : NULL;
+    return clock && !(conc__job_state(f->job) & CONC__JOB_LEFT) ? clock : NULL;
 }
 
 CONC__PRIVATE void conc__job_begin(conc_job *j, conc_fn *fn, void *arg, conc__parcel *parcel,
@@ -16573,7 +18357,6 @@ CONC__PRIVATE void conc__job_starts(conc__frame *frame, conc_job *j)
     frame->locals = j->locals;
     frame->layer = NULL;
     frame->text_rc = 0;
-    conc__job_at_work(j, true); /* it may have come out of a queue that did not hold the clock */
 }
 
 /* last: the thread has no other to do, and will look into the queue. */
@@ -16592,15 +18375,15 @@ CONC__PRIVATE void conc__job_run(conc__crew *c, conc__frame *frame, conc_job *j,
  * meanwhile. */
 CONC__PRIVATE void conc__frames_at_work(conc__frame *f, bool at_work)
 {
-    for (; f && f->thread; f = f->outer)
+    for (; f && conc__frame_is_ours(f); f = f->outer)
         conc__job_at_work(f->job, at_work);
 }
 
 /* Does a virtual clock stand still for what runs there? */
 CONC__PRIVATE bool conc__frame_has_clock(const conc__frame *f)
 {
-    for (; f && f->thread; f = f->outer)
-        if (f->job->clock)
+    for (; f; f = f->outer)
+        if (conc__frame_clock(f))
             return true;
     return false;
 }
@@ -16608,31 +18391,27 @@ CONC__PRIVATE bool conc__frame_has_clock(const conc__frame *f)
 /* A job that runs inside another one, which waits for it. */
 typedef struct conc__inside {
     conc__stop stop;
-    conc_job *job;
+    conc__waiter waiter;
 } conc__inside;
 
-CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone);
+CONC__PRIVATE void conc__waiter_gives_up(conc__waiter *w);
 
 CONC__PRIVATE void conc__inside_asked(conc__stop *s)
 {
-    conc__job_cancel(((conc__inside *)(void *)s)->job, true);
+    conc__waiter_gives_up(&((conc__inside *)(void *)s)->waiter);
 }
 
-/* Inside another job of the same thread. */
+/* The job, for which this waiter stands in line, inside another job of the same thread. */
 CONC__PRIVATE void conc__job_run_inside(conc__crew *c, conc__frame *outer, conc_job *j,
-                                        conc__answer *answer)
+                                        conc__inside *inside)
 {
     conc__frame frame = {.outer = outer, .thread = outer->thread};
-    conc__inside inside = {.job = j};
     pthread_setspecific(conc__frames, &frame);
     conc__job_starts(&frame, j);
-    conc__stop_open(&inside.stop, outer, conc__inside_asked);
-    answer->result = j->fn(j->arg);
-    conc__stop_close(&inside.stop); /* before others learn of the end, and free the job */
-    conc__crew_end_job(c, j, answer->result, &frame, false);
-    answer->has_words = answer->result < 0 && frame.text_rc == answer->result;
-    if (answer->has_words)
-        memcpy(answer->text, frame.text, sizeof answer->text);
+    conc__stop_open(&inside->stop, outer, conc__inside_asked);
+    int rc = j->fn(j->arg);
+    conc__stop_close(&inside->stop);
+    conc__crew_end_job(c, j, rc, &frame, false);
     pthread_setspecific(conc__frames, outer);
 }
 
@@ -16682,27 +18461,30 @@ CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
     return c->started > c->lost + c->nested + c->waiting ? 0 : rc;
 }
 
-/* Under the mutex: while every thread of a crew is in conc_block, or at an abandoned job, what
- * lies in the queue does not hold the clock. */
+/* Under the mutex: while every thread of a crew waits, is in conc_block, or at an abandoned job,
+ * what lies in the queue does not hold the clock. */
 CONC__PRIVATE void conc__crew_stall(conc__crew *c)
 {
-    /* threads that could do what is in the queue, or are in conc_block */
+    /* threads that could do what is in the queue, or are counted in c->blocking */
     int able = c->most - c->lost - (c->nested ? 0 : c->waiting);
     bool stalled = c->blocking + c->lost > 0 && c->blocking >= able;
     if (c->stalled == stalled)
         return;
     c->stalled = stalled;
-    for (size_t i = c->head; i != c->tail; i++) {
-        conc_job *j = c->queue[i & (c->room - 1)];
-        if (j)
-            conc__job_at_work(j, !stalled);
+    for (int i = 0; i < c->clock_slots; i++) {
+        const conc__queue_clock *k = &c->clocks[i];
+        if (k->jobs && stalled)
+            conc__clock_off_work(k->clock);
+        else if (k->jobs)
+            atomic_fetch_add_explicit(&k->clock->at_work, 1, memory_order_relaxed);
     }
 }
 
 /* Under the mutex: what the thread took and has not begun is for others, as it will be a while. */
 CONC__PRIVATE void conc__thread_unload(conc__crew *c, conc__thread *t)
 {
-    for (int i = t->filled - 1; i >= 0 && conc__backlog_has_room(c); i--) {
+    bool on_clock = c->clock_slots > 0; /* perhaps: the jobs may have ended */
+    for (int i = t->filled - 1; i >= 0 && conc__backlog_has_room(c, on_clock); i--) {
         conc_job *j = atomic_exchange_explicit(&t->batch[i], NULL, memory_order_acquire);
         if (j)
             conc__backlog_push_back(c, j);
@@ -16767,7 +18549,7 @@ CONC__PRIVATE void conc__crew_unlock(conc__crew *c)
 /* Under the mutex. */
 CONC__PRIVATE int conc__crew_queue(conc__crew *c, conc_job *j)
 {
-    int rc = conc__backlog_has_room(c) ? 0 : -ENOMEM;
+    int rc = conc__backlog_has_room(c, j->clock) ? 0 : -ENOMEM;
     if (rc == 0 && c->supervisor)
         rc = conc__supervisor_begin(c->supervisor);
     if (rc)
@@ -16847,11 +18629,11 @@ CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l
         conc__waiter w = {.item = j};
         conc__line_up(&c->places, &w);
         conc__pool_leave(users);
-        return conc__wait_outside(l, &w, &conc__wants_place, c, &c->mutex, NULL);
+        return conc__came_to(conc__wait_outside(l, &w, &conc__wants_place, c, &c->mutex, NULL));
     }
     conc__crew_unlock(c);
     conc__pool_leave(users);
-    return rc == -EPERM ? conc__caller_refused(call) : rc;
+    return rc == -EPERM ? conc__caller_refused(call) : conc__came_to(rc);
 }
 
 /* Asks a job to end that has not, in the queue or not, under its crew's mutex. */
@@ -16884,7 +18666,22 @@ CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
     return !own && !ended;
 }
 
-/* alone: only if nobody waits for it. */
+/* Under the mutex. Those who have given up stand behind the others. */
+CONC__PRIVATE void conc__job_line_up(conc_job *j, conc__waiter *w)
+{
+    bool goes_ahead = !w->gives_up && j->waiters && j->waiters->prev->gives_up;
+    conc__line_up(&j->waiters, w);
+    if (goes_ahead)
+        j->waiters = w;
+}
+
+/* Under the mutex: does anybody wait for it who has not given up? */
+CONC__PRIVATE bool conc__job_is_wanted(const conc_job *j)
+{
+    return j->waiters && !j->waiters->gives_up;
+}
+
+/* alone: only if nobody else wants its result. */
 CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
 {
     int rc = -EALREADY;
@@ -16893,7 +18690,7 @@ CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
         conc__crew *c = j->crew;
         conc__lock_briefly(&c->mutex);
         if (!(conc__job_state(j) & CONC__JOB_DONE)) {
-            if (!alone || !j->waiters)
+            if (!alone || !conc__job_is_wanted(j))
                 conc__job_ask(c, j);
             rc = 0;
         }
@@ -16905,9 +18702,9 @@ CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
 
 CONC_API int conc_job_cancel(conc_job *j)
 {
-    int rc = -EINVAL;
-    if (conc__is_job(j))
-        rc = conc__job_is_inherited(j) ? -EPERM : conc__job_cancel(j, false);
+    if (!conc__is_job(j))
+        return conc__misused(-EINVAL, __func__, "no job was submitted with this handle", NULL);
+    int rc = conc__job_is_inherited(j) ? -EPERM : conc__job_cancel(j, false);
     if (rc == 0)
         conc__stops_tell();
     return rc ? conc__own_error(rc) : 0;
@@ -16924,23 +18721,30 @@ CONC_API bool conc_job_cancelled(void)
     return f && conc__frame_asked(f);
 }
 
-/* The waiter is cancelled: so is the job, if nobody else waits; the wait goes on. */
+/* The waiter is cancelled: so is the job, unless others want its result. The crew is the waiter's
+ * own note of it: the job may be gone by now. */
+CONC__PRIVATE void conc__waiter_gives_up(conc__waiter *w)
+{
+    conc_job *j = w->item;
+    pthread_mutex_lock(&conc__crews);
+    if (conc__still_waits(w, w->crew)) {
+        w->gives_up = true;
+        conc__step_out(w);
+        conc__job_line_up(j, w);
+        if (!conc__job_is_wanted(j))
+            conc__job_ask(w->crew, j);
+        pthread_mutex_unlock(&w->crew->mutex);
+    }
+    pthread_mutex_unlock(&conc__crews);
+}
+
+/* The wait goes on. */
 CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
-    conc_job *j = w->item;
-    pthread_mutex_lock(&conc__crews);
     if (w->stop)
         __atomic_store_n(w->stop, true, __ATOMIC_RELAXED);
-    if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE)) {
-        conc__crew *c = j->crew;
-        if (conc__still_waits(w, c)) {
-            if (w->next == w)
-                conc__job_ask(c, j);
-            pthread_mutex_unlock(&c->mutex);
-        }
-    }
-    pthread_mutex_unlock(&conc__crews);
+    conc__waiter_gives_up(w);
     if (w->loop) /* else conc__stops_tell has called this */
         conc__stops_tell();
     return false;
@@ -16953,11 +18757,16 @@ static const conc__wait_kind conc__wants_job = {.what = "waits for a job",
 CONC__PRIVATE bool conc__job_claim(conc__frame *frame, conc_job *j, conc__answer *answer)
 {
     conc__crew *c = frame->thread->crew;
+    conc__inside inside = {.waiter = {.item = j, .crew = c, .answer = answer}};
     conc__lock_briefly(&c->mutex);
     bool mine = !(conc__job_state(j) & CONC__JOB_DONE) && conc__crew_take_back(c, j);
+    if (mine) {
+        __atomic_fetch_or(&j->state, CONC__JOB_WAITED, __ATOMIC_RELAXED);
+        conc__job_line_up(j, &inside.waiter);
+    }
     pthread_mutex_unlock(&c->mutex);
     if (mine)
-        conc__job_run_inside(c, frame, j, answer);
+        conc__job_run_inside(c, frame, j, &inside);
     return mine;
 }
 
@@ -16983,9 +18792,11 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
             }
             struct conc__view *view = l && c->supervisor ? conc__view_open(l, c) : NULL;
             w->item = j;
+            w->crew = c;
+            w->is_spare = own;
             w->looks_at = !l && c->supervisor ? c : NULL;
             c->references += w->looks_at != NULL;
-            conc__line_up(&j->waiters, w);
+            conc__job_line_up(j, w);
             rc = conc__wait_outside(l, w, kind, j, &c->mutex, &conc__crews);
             conc__crew_spare_back(c, own, l);
             conc__view_close(l, view);
@@ -17004,13 +18815,14 @@ CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__a
     conc__frame *frame = l ? NULL : conc__frame_of(j->crew);
     if (frame && conc__job_claim(frame, j, answer))
         return;
-    if (l && l->self->pending) {
+    bool gives_up = l && l->self->pending;
+    if (gives_up) {
         if (stop)
             __atomic_store_n(stop, true, __ATOMIC_RELAXED);
         conc__job_cancel(j, true);
         conc__stops_tell();
     }
-    conc__waiter w = {.stop = stop, .answer = answer};
+    conc__waiter w = {.stop = stop, .answer = answer, .gives_up = gives_up};
     conc__job_wait_as(l, j, &w, &conc__wants_job);
 }
 
@@ -17018,13 +18830,13 @@ CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__a
 CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__answer *a)
 {
     const char *words = a->has_words ? a->text : NULL;
-    conc__frame *frame = l || !words ? NULL : conc__frame_here();
+    conc__frame *frame = l ? NULL : conc__frame_here();
     if (l && a->result < 0)
         conc__tell(l->self, a->result, words, (conc__source){NULL, NULL});
-    if (frame) { /* so that it can pass them on */
-        memcpy(frame->text, a->text, sizeof frame->text);
-        frame->text_rc = a->result;
-    }
+    if (!frame || !words)
+        return l ? a->result : conc__came_to(a->result);
+    memcpy(frame->text, words, sizeof frame->text); /* so that it can pass them on */
+    frame->text_rc = a->result;
     return a->result;
 }
 
@@ -17033,13 +18845,13 @@ CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
     conc_loop *l = conc__here;
     conc__answer answer;
     if (!conc__is_job(j))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no job was submitted with this handle", NULL);
     bool was_done = conc__job_state(j) & CONC__JOB_DONE;
     if (!was_done && l && !l->self)
         return conc__caller_refused("conc_job_wait");
     for (conc__frame *f = was_done ? NULL : conc__frame_here(); f; f = f->outer)
         if (f->job == j)
-            return conc__own_error(-EDEADLK);
+            return conc__misused(-EDEADLK, __func__, "a job would wait for itself", NULL);
     if (!was_done && conc__job_is_inherited(j))
         return conc__own_error(-EPERM);
     l = conc__of_task();
@@ -17234,11 +19046,16 @@ CONC__COLD void conc__job_overflows(const char *address)
               sizeof text);
 }
 
+CONC__PRIVATE void conc__offloads_lock(const conc_pool *shared);
+CONC__PRIVATE void conc__offloads_unlock(const conc_pool *shared);
+CONC__PRIVATE void conc__offloads_lose(const conc_pool *shared, int threads);
+
 /* Under the mutex, which it unlocks: the thread has nothing to do any more. */
 CONC__PRIVATE void conc__thread_ends(conc__crew *c, conc__thread *t)
 {
     pthread_t before = c->last_ended;
     bool joins = c->has_ended && !t->left_behind;
+    const conc_pool *shared = t->left_behind ? c->shared : NULL;
     void *pin = t->pin;
     if (!t->left_behind) {
         c->last_ended = pthread_self();
@@ -17250,6 +19067,9 @@ CONC__PRIVATE void conc__thread_ends(conc__crew *c, conc__thread *t)
     pthread_cond_signal(&c->ended);
     conc_free(t);
     conc__crew_release(c);
+    conc__offloads_lock(shared);
+    conc__offloads_lose(shared, -1);
+    conc__offloads_unlock(shared);
     if (joins)
         pthread_join(before, NULL);
     if (pin)
@@ -17334,16 +19154,20 @@ CONC__PRIVATE void conc__thread_leave_behind(conc__crew *c, int slot)
         return;
     pthread_mutex_unlock(&c->mutex); /* not while others may load libraries */
     void *pin = conc__pin();
+    conc__offloads_lock(c->shared);
     conc__lock_briefly(&c->mutex);
     conc__thread *t = c->threads[slot];
     if (t) {
         pthread_detach(t->id);
         t->left_behind = true;
         t->pin = pin;
-        return;
     }
     pthread_mutex_unlock(&c->mutex);
-    conc__unpin(pin);
+    if (t)
+        conc__offloads_lose(c->shared, 1);
+    conc__offloads_unlock(c->shared);
+    if (!t)
+        conc__unpin(pin);
     conc__lock_briefly(&c->mutex);
 }
 
@@ -17400,19 +19224,19 @@ CONC__PRIVATE bool conc__pipe_is_blocked(void)
 CONC_API int conc_pool_open(conc_pool *p)
 {
     if (!p || p->threads < 0 || p->queue_limit < 0 || p->threads > 1 << 16)
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, __func__, "no pool, or a number out of range", NULL);
     if (p->crew && p->crew->forks == conc__forks)
-        return conc__own_error(-EBUSY);
+        return conc__misused(-EBUSY, __func__, "the pool is open", NULL);
     conc__crews_need();
     if (!conc__frames_there)
-        return -EAGAIN;
+        return conc__own_error(-EAGAIN);
     conc__crew *c = conc__crew_new(p->threads, p->queue_limit);
     if (c) {
         conc__copy(c->name, sizeof c->name, p->name ? p->name : "conc");
         conc__original_mask(&c->mask);
         c->blocks_pipe = conc__pipe_is_blocked();
     }
-    return conc__pool_opens(&p->crew, &p->users, c);
+    return conc__came_to(conc__pool_opens(&p->crew, &p->users, c));
 }
 
 /* Takes back all that is in the queue, and asks to end what runs. Under the mutex. */
@@ -17534,8 +19358,10 @@ CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*en
     if (rc)
         return rc;
     conc__crew *c = conc__pool_grasp(crew, users, &rc);
+    if (rc)
+        return conc__misused(rc, call, "a job would wait for its own end", NULL);
     if (!c)
-        return rc;
+        return 0;
     bool first = conc__crew_close(l, c);
     conc__crew_await_end(l, c, first);
     if (first && c->supervisor)
@@ -17556,17 +19382,24 @@ CONC_API CONC__CALLED int conc_pool_close(conc_pool *p)
 
 CONC_API void conc__auto_conc_pool(conc_pool *p) { conc_pool_close(p); }
 
-/* conc_pool_submit or conc_procs_submit, for `call`; NULL: no mistake is possible. */
+/* The pool was not entered, for this reason. */
+CONC__COLD int conc__pool_refused(int rc, const char *call)
+{
+    return rc == -EINVAL ? conc__misused(rc, call, "the pool is not open", NULL)
+                         : conc__own_error(rc);
+}
+
+/* conc_pool_submit or conc_procs_submit, for `call`. */
 CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, conc_fn *fn,
                                void *arg, size_t size, conc__parcel *parcel, const char *call)
 {
     conc_loop *l = conc__here;
     if (!j || !fn || (size && !arg))
-        return conc__own_error(-EINVAL);
+        return conc__misused(-EINVAL, call, "no job, no function, or no bytes", NULL);
     int rc = 0;
     conc__crew *c = conc__pool_enter(crew, users, &rc);
     if (!c)
-        return conc__own_error(rc);
+        return conc__pool_refused(rc, call);
     if (CONC__MSAN || c->on_valgrind)
         conc__excuse(j, sizeof *j);
     if (conc__job_in_use(j) && !conc__job_is_inherited(j))
@@ -17605,7 +19438,8 @@ CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn
     int rc = conc__caller(&l, call);
     if (rc)
         return rc;
-    if (!l && fn && conc__frame_of(__atomic_load_n(crew, __ATOMIC_ACQUIRE)))
+    const conc__frame *own = l ? NULL : conc__frame_of(__atomic_load_n(crew, __ATOMIC_ACQUIRE));
+    if (own && fn && conc__frame_is_ours(own))
         return fn(arg);
     j.state = 0;
     rc = conc__submit(crew, users, &j, fn, arg, size, parcel, call);
@@ -17689,8 +19523,10 @@ CONC__PRIVATE int conc__map_start(conc__crew **crew, unsigned *users, conc__mapp
         conc__runner *r = &runners[started];
         r->job.state = 0;
         r->parcel = (conc__parcel){.mapping = m};
-        *rc = processes ? conc__submit(crew, users, &r->job, m->fn, NULL, 0, &r->parcel, NULL)
-                        : conc__submit(crew, users, &r->job, conc__map_runner, m, 0, NULL, NULL);
+        *rc =
+            processes
+                ? conc__submit(crew, users, &r->job, m->fn, NULL, 0, &r->parcel, "conc_procs_map")
+                : conc__submit(crew, users, &r->job, conc__map_runner, m, 0, NULL, "conc_pool_map");
     }
     return started;
 }
@@ -17723,7 +19559,7 @@ CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mappi
         return conc__misused(-EINVAL, call, "no elements, or an impossible number of them", NULL);
     conc__crew *c = conc__pool_enter(crew, users, &rc);
     if (!c)
-        return conc__map_refused(m, conc__own_error(rc));
+        return conc__map_refused(m, conc__pool_refused(rc, call));
     bool processes = c->supervisor, own = !l && conc__frame_of(c);
     int most = (m->count < (size_t)c->most ? (int)m->count : c->most) - (own && m->count);
     conc__pool_leave(users);
@@ -17737,7 +19573,7 @@ CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mappi
     }
     conc__runner *runners = most ? conc__alloc((size_t)most * sizeof *runners) : NULL;
     if (most && !runners)
-        return conc__map_refused(m, -ENOMEM);
+        return conc__map_refused(m, conc__own_error(-ENOMEM));
     int started = conc__map_start(crew, users, m, processes, runners, most, &rc);
     if (own && m->count)
         conc__map_runner(m);
@@ -17774,15 +19610,14 @@ CONC__PRIVATE conc__locals **conc__job_locals(void)
     return f ? &f->locals : NULL;
 }
 
-CONC__PRIVATE void conc__job_fail(int rc, const char *fmt, va_list args)
+CONC__PRIVATE bool conc__job_fail(int rc, const char *text)
 {
     conc__frame *f = conc__frame_here();
-    int saved = errno;
-    if (f) {
-        f->text_rc = rc;
-        vsnprintf(f->text, sizeof f->text, fmt, args);
-    }
-    errno = saved;
+    if (!f)
+        return false;
+    f->text_rc = rc;
+    conc__copy(f->text, sizeof f->text, text);
+    return true;
 }
 
 CONC__PRIVATE const char *conc__job_words(void)
@@ -17793,8 +19628,8 @@ CONC__PRIVATE const char *conc__job_words(void)
     return f->text_rc < 0 ? f->text : "";
 }
 
-/* Under the mutex: the job is in conc_block, or no longer. One that was left is not counted, as
- * its thread is not. */
+/* Under the mutex: the job waits or is in conc_block, or no longer. One that was left is not
+ * counted, as its thread is not. */
 CONC__PRIVATE void conc__crew_blocks(conc__crew *c, conc_job *j, bool blocks)
 {
     uintptr_t state = conc__job_state(j);
@@ -17808,12 +19643,18 @@ CONC__PRIVATE void conc__crew_blocks(conc__crew *c, conc_job *j, bool blocks)
     conc__crew_stall(c);
 }
 
-CONC__PRIVATE void conc__thread_blocks(conc__frame *f, bool blocks)
+/* The thread waits, or is in conc_block, and the clock goes on; or no longer. */
+CONC__PRIVATE void conc__thread_idles(conc__frame *f, bool idles)
 {
     conc__crew *c = f->thread->crew;
     conc__lock_briefly(&c->mutex);
-    conc__crew_blocks(c, f->job, blocks);
+    conc__crew_blocks(c, f->job, idles);
     pthread_mutex_unlock(&c->mutex);
+}
+
+CONC__PRIVATE void conc__thread_blocks(conc__frame *f, bool blocks)
+{
+    conc__thread_idles(f, blocks);
     conc__frames_at_work(f, !blocks);
 }
 
@@ -17967,6 +19808,14 @@ CONC__PRIVATE int conc__block_in_real_time(conc__frame *f, int64_t ns)
     return cut ? -ECANCELED : 0;
 }
 
+/* While a job waits for a task of the loop that sent it, its virtual clock goes on, as in
+ * conc_block. On that loop's thread. */
+CONC__PRIVATE void conc__job_waits(conc__frame *f, const conc_loop *l, bool waits)
+{
+    if (f->thread && f->job->clock == l)
+        conc__thread_blocks(f, waits);
+}
+
 /* conc_block in a job; 1: none runs here. */
 CONC__PRIVATE int conc__job_block(int64_t ns)
 {
@@ -17975,7 +19824,7 @@ CONC__PRIVATE int conc__job_block(int64_t ns)
         return 1;
     if (conc__frame_asked(f))
         return -ECANCELED;
-    if (f->thread && f->job->clock)
+    if (conc__frame_clock(f))
         return conc__block_on_clock(f, ns);
     return conc__block_in_real_time(f, ns);
 }
@@ -17984,7 +19833,7 @@ CONC__PRIVATE int conc__job_block(int64_t ns)
 CONC__PRIVATE int conc__frame_shield(conc__frame *f, double grace, conc_fn *fn, void *arg)
 {
     conc__job_timer t;
-    bool limited = grace < CONC_FOREVER, on_clock = limited && f->thread && f->job->clock;
+    bool limited = grace < CONC_FOREVER, on_clock = limited && conc__frame_clock(f);
     bool opened = false, never = false;
     if (on_clock) {
         conc__job_timer_make(&t, f, conc__ns(grace), false);
@@ -18100,6 +19949,9 @@ static struct {
     pthread_mutex_t mutex;
     int runs;
     conc_pool pools[CONC__OFFLOADS];
+    /* threads that were left behind by earlier crews, at jobs that were abandoned: the pool's
+     * crew counts them as threads of its own that are lost */
+    int left_behind[CONC__OFFLOADS];
     /* a parent's, which its threads may have been changing when the process forked: they stay */
     conc__crew *inherited[CONC__OFFLOADS];
 } conc__offloads = {.mutex = PTHREAD_MUTEX_INITIALIZER};
@@ -18112,7 +19964,49 @@ CONC__PRIVATE void conc__offloads_forget(void)
         if (conc__offloads.pools[i].crew)
             conc__offloads.inherited[i] = conc__offloads.pools[i].crew;
         conc__offloads.pools[i] = (conc_pool){0};
+        conc__offloads.left_behind[i] = 0;
     }
+}
+
+/* Under the mutex: somebody comes for what lies in the queue, or it ends with an error. */
+CONC__PRIVATE void conc__crew_rouse_or_fail(conc__crew *c)
+{
+    int rc = conc__crew_rouse(c);
+    for (conc_job *first; rc && (first = conc__backlog_pop(c));)
+        conc__crew_end_job(c, first, rc, NULL, true);
+}
+
+/* Not for a pool of the program's own, NULL. */
+CONC__PRIVATE void conc__offloads_lock(const conc_pool *shared)
+{
+    if (shared)
+        pthread_mutex_lock(&conc__offloads.mutex);
+}
+
+CONC__PRIVATE void conc__offloads_unlock(const conc_pool *shared)
+{
+    if (shared)
+        pthread_mutex_unlock(&conc__offloads.mutex);
+}
+
+/* Under the mutex: threads of earlier crews were left behind, or (-1) one of them has ended. */
+CONC__PRIVATE void conc__crew_lose(conc__crew *c, int threads)
+{
+    conc__lock_briefly(&c->mutex);
+    c->started += threads;
+    c->lost += threads;
+    conc__crew_stall(c);
+    conc__crew_rouse_or_fail(c);
+    conc__crew_unlock(c);
+}
+
+CONC__PRIVATE void conc__offloads_lose(const conc_pool *shared, int threads)
+{
+    if (!shared)
+        return;
+    conc__offloads.left_behind[shared - conc__offloads.pools] += threads;
+    if (shared->crew)
+        conc__crew_lose(shared->crew, threads);
 }
 
 CONC__PRIVATE void conc__offloads_end(conc_loop *l, conc__ending *e)
@@ -18140,7 +20034,7 @@ CONC__PRIVATE int conc__offloads_begin(conc_loop *l)
             return 0;
     conc__ending *e = conc__alloc(sizeof *e);
     if (!e)
-        return -ENOMEM;
+        return conc__own_error(-ENOMEM);
     *e = (conc__ending){l->endings, conc__offloads_end};
     l->endings = e;
     pthread_mutex_lock(&conc__offloads.mutex);
@@ -18166,6 +20060,10 @@ CONC__PRIVATE conc_pool *conc__offloads_of(conc_loop *l, int which, int *rc)
             p->threads = 64;
         p->name = names[which];
         *rc = conc_pool_open(p);
+        if (*rc == 0) {
+            p->crew->shared = p;
+            conc__crew_lose(p->crew, conc__offloads.left_behind[which]);
+        }
     }
     pthread_mutex_unlock(&conc__offloads.mutex);
     return *rc ? NULL : p;
@@ -18213,14 +20111,30 @@ CONC__PRIVATE void conc__abandoned_release(conc_job *j)
     conc__abandoned_drop((conc__abandoned *)(void *)j);
 }
 
+/* Outside tasks. In a job the words of fn's error outlast those of free_arg's. */
+CONC__PRIVATE int conc__call_and_free(conc_fn *fn, void *arg, void (*free_arg)(void *))
+{
+    conc__frame *f = conc__frame_here();
+    char text[sizeof f->text];
+    int rc = fn(arg), text_rc = 0;
+    if (f && free_arg) {
+        text_rc = f->text_rc;
+        memcpy(text, f->text, sizeof text);
+    }
+    if (free_arg)
+        free_arg(arg);
+    if (f && free_arg) {
+        f->text_rc = text_rc;
+        memcpy(f->text, text, sizeof text);
+    }
+    return rc;
+}
+
 CONC__PRIVATE int conc__abandoned_run(void *arg)
 {
     conc__abandoned *a = arg;
     a->called = true;
-    int rc = a->fn(a->arg);
-    if (a->free_arg)
-        a->free_arg(a->arg);
-    return rc;
+    return conc__call_and_free(a->fn, a->arg, a->free_arg);
 }
 
 /* Under the mutex: the job runs on, alone. Its thread is lost to the crew until the job ends. */
@@ -18232,9 +20146,7 @@ CONC__PRIVATE void conc__job_leave(conc__crew *c, conc_job *j)
     c->lost++;
     conc__crew_unload(c); /* what its thread has not begun is for the others */
     conc__crew_stall(c);
-    int rc = conc__crew_rouse(c);
-    for (conc_job *first; rc && (first = conc__backlog_pop(c));) /* nobody comes for it */
-        conc__crew_end_job(c, first, rc, NULL, true);
+    conc__crew_rouse_or_fail(c);
 }
 
 /* The task leaves, and the job with it unless it runs. */
@@ -18242,8 +20154,8 @@ CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
     conc_job *j = w->item;
+    conc__crew *c = w->crew;
     pthread_mutex_lock(&conc__crews);
-    conc__crew *c = j->crew;
     bool waits = conc__still_waits(w, c);
     if (waits) {
         conc__waiter_decide(w, -ECANCELED);
@@ -18286,7 +20198,7 @@ CONC__PRIVATE int conc__offload_abandon(conc_loop *l, int which, conc_fn *fn, vo
                                         void (*free_arg)(void *))
 {
     conc__abandoned *a = conc__alloc(sizeof *a);
-    int rc = a ? 0 : -ENOMEM;
+    int rc = a ? 0 : conc__own_error(-ENOMEM);
     if (a) {
         a->called = false;
         a->fn = fn;
@@ -18321,7 +20233,7 @@ CONC__PRIVATE CONC__CALLED int conc__offload_for(int which, conc_fn *fn, void *a
     if (rc == 0 && l)
         return conc__offload_abandon(l, which, fn, arg, free_arg);
     if (rc == 0)
-        rc = fn(arg);
+        return conc__call_and_free(fn, arg, free_arg);
     if (free_arg)
         free_arg(arg);
     return rc;
@@ -18334,11 +20246,13 @@ CONC_API CONC__CALLED int conc_offload_abandon(conc_fn *fn, void *arg, void (*fr
 
 /* ---- >>channel ------------------------------------------------------------------------------ */
 
-/* Who waits to receive is there only while it is empty, and who waits to send only while it is
- * full. */
+/* Receivers wait only while all items, senders only while all room is kept for cases of conc_select,
+ * which were told of it. */
 typedef struct conc__channel {
     pthread_mutex_t mutex;
     conc__waiter *senders, *receivers;
+    conc__waiter *told;            /* for which an item or room is kept */
+    size_t kept_items, kept_rooms; /* how many */
     size_t head, count;
     bool closed;
     unsigned forks; /* how many forks the process descended from when this was made */
@@ -18376,23 +20290,29 @@ CONC__COLD void conc__channel_take_over(conc__channel *inner)
     pthread_mutex_lock(&conc__crews); /* other threads of the child may come, too */
     if (inner->forks != conc__forks) {
         pthread_mutex_init(&inner->mutex, NULL);
-        inner->senders = inner->receivers = NULL;
+        inner->senders = inner->receivers = inner->told = NULL;
+        inner->kept_items = inner->kept_rooms = 0;
         __atomic_store_n(&inner->forks, conc__forks, __ATOMIC_RELEASE);
     }
     pthread_mutex_unlock(&conc__crews);
 }
 
+/* Is it a channel of a possible size? */
+CONC__PRIVATE bool conc__channel_fits(const conc_channel *c)
+{
+    size_t size;
+    return c && c->capacity && !__builtin_mul_overflow(c->item_size, c->capacity, &size) &&
+           size <= SIZE_MAX / 2;
+}
+
 /* What is behind a channel, locked; made by the first call. NULL: *rc says why. */
 CONC__PRIVATE conc__channel *conc__channel_lock(conc_channel *c, int *rc)
 {
-    size_t size = 0;
-    conc__channel *inner = c ? __atomic_load_n(&c->inner, __ATOMIC_ACQUIRE) : NULL;
-    *rc = !c || !c->capacity || __builtin_mul_overflow(c->item_size, c->capacity, &size) ||
-                  size > SIZE_MAX / 2
-              ? -EINVAL
-              : 0;
+    *rc = conc__channel_fits(c) ? 0 : -EINVAL;
     if (*rc)
         return NULL;
+    size_t size = c->item_size * c->capacity;
+    conc__channel *inner = __atomic_load_n(&c->inner, __ATOMIC_ACQUIRE);
     if (!inner) {
         conc__crews_need(); /* so that forks are counted */
         conc__channel *made = conc__channel_make(size);
@@ -18442,52 +20362,110 @@ CONC__PRIVATE void conc__channel_copy(const conc_channel *c, void *to, const voi
         memcpy(to, from, c->item_size);
 }
 
+CONC__PRIVATE void conc__channel_append(const conc_channel *c, conc__channel *inner,
+                                        const void *item)
+{
+    conc__channel_copy(c, conc__channel_at(c, inner, inner->count), item);
+    inner->count++;
+}
+
+CONC__PRIVATE void conc__channel_remove(const conc_channel *c, conc__channel *inner, void *item)
+{
+    conc__channel_copy(c, item, conc__channel_at(c, inner, 0));
+    inner->head = inner->head + 1 < c->capacity ? inner->head + 1 : 0;
+    inner->count--;
+}
+
+CONC__PRIVATE bool conc__channel_has_item(const conc__channel *inner)
+{
+    return inner->count > inner->kept_items;
+}
+
+CONC__PRIVATE bool conc__channel_has_room(const conc_channel *c, const conc__channel *inner)
+{
+    return inner->count + inner->kept_rooms < c->capacity;
+}
+
+/* A case of conc_select is told, and what it was told of is kept for it. */
+CONC__PRIVATE void conc__channel_keep(conc__channel *inner, conc__waiter *w, size_t *kept)
+{
+    ++*kept;
+    w->kept = true;
+    conc__waiter_decide(w, 0);
+    conc__line_up(&inner->told, w);
+    conc__waiter_call(w);
+}
+
+/* There is an item or room that nothing is kept for: those that wait get it. */
+CONC__PRIVATE void conc__channel_match(const conc_channel *c, conc__channel *inner)
+{
+    for (;;) {
+        conc__waiter *to = conc__channel_has_item(inner) ? inner->receivers : NULL;
+        conc__waiter *from = conc__channel_has_room(c, inner) ? inner->senders : NULL;
+        conc__waiter *w = to ? to : from;
+        if (!w)
+            break;
+        if (w->selects) {
+            conc__channel_keep(inner, w, to ? &inner->kept_items : &inner->kept_rooms);
+            continue;
+        }
+        if (to)
+            conc__channel_remove(c, inner, w->item);
+        else
+            conc__channel_append(c, inner, w->item);
+        conc__waiter_wake(w, 0);
+    }
+    while (inner->closed && !inner->count && inner->receivers)
+        conc__waiter_wake(inner->receivers, -EPIPE);
+}
+
 /* 0, -EPIPE, or -EAGAIN: it is full. */
 CONC__PRIVATE int conc__channel_put(const conc_channel *c, conc__channel *inner, const void *item)
 {
     conc__waiter *w = inner->receivers;
     if (inner->closed)
         return -EPIPE;
-    if (w) {
+    if (w && !w->selects) {
         conc__channel_copy(c, w->item, item);
         conc__waiter_wake(w, 0);
-    } else if (inner->count < c->capacity) {
-        conc__channel_copy(c, conc__channel_at(c, inner, inner->count++), item);
-    } else {
-        return -EAGAIN;
+        return 0;
     }
+    if (!conc__channel_has_room(c, inner))
+        return -EAGAIN;
+    conc__channel_append(c, inner, item);
+    if (w)
+        conc__channel_match(c, inner);
     return 0;
 }
 
-/* 0, -EPIPE, or -EAGAIN: it is empty. */
+/* 0, -EPIPE, or -EAGAIN: it is empty, or what is in it is kept for others. */
 CONC__PRIVATE int conc__channel_take(const conc_channel *c, conc__channel *inner, void *item)
 {
-    conc__waiter *w = inner->senders;
-    if (!inner->count)
-        return inner->closed ? -EPIPE : -EAGAIN;
-    conc__channel_copy(c, item, conc__channel_at(c, inner, 0));
-    inner->head = inner->head + 1 < c->capacity ? inner->head + 1 : 0;
-    inner->count--;
-    if (w) {
-        conc__channel_copy(c, conc__channel_at(c, inner, inner->count++), w->item);
-        conc__waiter_wake(w, 0);
-    }
+    if (!conc__channel_has_item(inner))
+        return inner->closed && !inner->count ? -EPIPE : -EAGAIN;
+    conc__channel_remove(c, inner, item);
+    if (inner->senders || inner->receivers)
+        conc__channel_match(c, inner);
     return 0;
 }
 
 /* The whole of a send or a receive. */
-CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, bool waits)
+CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, bool waits,
+                                      const char *call)
 {
-    const char *call = sends ? "conc_channel_send" : "conc_channel_recv";
     conc_loop *l = NULL;
     int rc = waits ? conc__caller(&l, call) : 0;
-    if (rc == 0 && (!c || (c->item_size && !item)))
-        rc = -EINVAL;
-    if (rc == 0 && l)
+    if (rc)
+        return rc;
+    if (!c || (c->item_size && !item))
+        return conc__misused(-EINVAL, call, "no channel, or no item", NULL);
+    if (l)
         rc = conc__checkpoint(l);
     if (rc == 0 && !l && waits && conc_job_cancelled())
         rc = -ECANCELED;
     conc__channel *inner = rc ? NULL : conc__channel_lock(c, &rc);
+    if (rc == -EINVAL)
+        return conc__misused(rc, call, "no capacity, or too much", NULL);
     if (!inner)
         return conc__came_to(rc);
     rc = sends ? conc__channel_put(c, inner, item) : conc__channel_take(c, inner, item);
@@ -18506,22 +20484,22 @@ CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, b
 
 CONC_API CONC__CALLED int conc_channel_send(conc_channel *c, const void *item)
 {
-    return conc__channel_move(c, (void *)(uintptr_t)item, true, true);
+    return conc__channel_move(c, (void *)(uintptr_t)item, true, true, __func__);
 }
 
 CONC_API CONC__CALLED int conc_channel_recv(conc_channel *c, void *item)
 {
-    return conc__channel_move(c, item, false, true);
+    return conc__channel_move(c, item, false, true, __func__);
 }
 
 CONC_API int conc_channel_try_send(conc_channel *c, const void *item)
 {
-    return conc__channel_move(c, (void *)(uintptr_t)item, true, false);
+    return conc__channel_move(c, (void *)(uintptr_t)item, true, false, __func__);
 }
 
 CONC_API CONC__CALLED int conc_channel_try_recv(conc_channel *c, void *item)
 {
-    return conc__channel_move(c, item, false, false);
+    return conc__channel_move(c, item, false, false, __func__);
 }
 
 CONC_API void conc_channel_close(conc_channel *c)
@@ -18534,10 +20512,23 @@ CONC_API void conc_channel_close(conc_channel *c)
     if (!inner)
         return;
     inner->closed = true;
-    while (inner->receivers)
-        conc__waiter_wake(inner->receivers, -EPIPE);
     while (inner->senders)
         conc__waiter_wake(inner->senders, -EPIPE);
+    conc__channel_match(c, inner); /* receivers wait for what is kept for others */
+    pthread_mutex_unlock(&inner->mutex);
+}
+
+/* What is kept is dropped, too. */
+CONC__PRIVATE void conc__channel_drop(conc__channel *inner)
+{
+    pthread_mutex_lock(&inner->mutex);
+    for (conc__waiter *w; (w = inner->told);) {
+        conc__step_out(w);
+        w->kept = false;
+        w->result = -EPIPE;
+    }
+    while (inner->receivers)
+        conc__waiter_wake(inner->receivers, -EPIPE);
     pthread_mutex_unlock(&inner->mutex);
 }
 
@@ -18546,11 +20537,240 @@ CONC_API void conc_channel_destroy(conc_channel *c)
     if (!c || !__atomic_load_n(&c->inner, __ATOMIC_ACQUIRE))
         return;
     conc_channel_close(c);
+    conc__channel_drop(c->inner);
     conc__channel_free(c->inner);
     c->inner = NULL;
 }
 
 CONC_API void conc__auto_conc_channel(conc_channel *c) { conc_channel_destroy(c); }
+
+/* ---- >>selecting ---------------------------------------------------------------------------- */
+
+/* A case of conc_select that waits. It stands in the line of the channel or job until another
+ * thread tells of it, which takes it out and posts it to the loop, or until it ends. */
+typedef struct conc__outside_wait {
+    conc__outside it; /* the first */
+    conc__waiter waiter;
+    bool ended;           /* the select does not wait for it any more */
+    conc__channel *inner; /* a channel's */
+    conc__crew *crew;     /* a job's */
+    conc__frame *own;     /* as in conc__job_wait_as */
+    conc__answer answer;
+} conc__outside_wait;
+
+CONC__PRIVATE int conc__outside_check(const conc__outside *o)
+{
+    int rc = 0;
+    if (o->kind == CONC__CASE_ENDS) {
+        const conc_job *j = o->object;
+        if (!conc__is_job(j))
+            return conc__misused(-EINVAL, "conc_select", "a job that was never submitted", NULL);
+        for (conc__frame *f = conc_job_done(j) ? NULL : conc__frame_here(); f; f = f->outer)
+            if (f->job == j)
+                return conc__own_error(-EDEADLK);
+        return 0;
+    }
+    conc_channel *c = o->object;
+    if (!c || (c->item_size && !o->item))
+        return conc__misused(-EINVAL, "conc_select", "no channel, or no item", NULL);
+    conc__channel *inner = conc__channel_lock(c, &rc);
+    if (inner)
+        pthread_mutex_unlock(&inner->mutex);
+    return conc__came_to(rc);
+}
+
+/* With the channel locked. */
+CONC__PRIVATE int conc__outside_move(const conc__outside *o, conc__channel *inner)
+{
+    return o->kind == CONC__CASE_SENDS ? conc__channel_put(o->object, inner, o->item)
+                                       : conc__channel_take(o->object, inner, o->item);
+}
+
+/* It has happened; words: of its error, or NULL. */
+CONC__PRIVATE void conc__outside_happened(conc__outside *o, int result, const char *words)
+{
+    o->result = result;
+    if (result < 0)
+        conc__tell(o->task, result, words, (conc__source){NULL, NULL});
+}
+
+CONC__PRIVATE void conc__outside_answered(conc__outside *o, const conc__answer *a)
+{
+    conc__outside_happened(o, a->result, a->has_words ? a->text : NULL);
+}
+
+CONC__PRIVATE bool conc__outside_attempt(conc__outside *o)
+{
+    conc__answer answer;
+    int rc;
+    if (o->kind == CONC__CASE_ENDS) {
+        const conc_job *j = o->object;
+        if (!conc_job_done(j))
+            return false;
+        conc__answer_read(&answer, j, conc__job_state(j));
+        conc__outside_answered(o, &answer);
+        return true;
+    }
+    conc__channel *inner = conc__channel_lock(o->object, &rc);
+    if (inner) {
+        rc = conc__outside_move(o, inner);
+        pthread_mutex_unlock(&inner->mutex);
+    }
+    if (rc == -EAGAIN)
+        return false;
+    conc__outside_happened(o, rc, NULL);
+    return true;
+}
+
+CONC__PRIVATE int conc__outside_begin_channel(conc__outside_wait *w)
+{
+    int rc;
+    conc__channel *inner = conc__channel_lock(w->it.object, &rc);
+    if (!inner)
+        return rc;
+    w->inner = inner;
+    rc = conc__outside_move(&w->it, inner);
+    if (rc == -EAGAIN)
+        conc__line_up(w->it.kind == CONC__CASE_SENDS ? &inner->senders : &inner->receivers,
+                      &w->waiter);
+    pthread_mutex_unlock(&inner->mutex);
+    if (rc == -EAGAIN)
+        return 0;
+    conc__outside_happened(&w->it, rc, NULL);
+    return 1;
+}
+
+/* Under both mutexes, where the job has not ended. */
+CONC__PRIVATE int conc__outside_line_up(conc_loop *l, conc__outside_wait *w, conc_job *j)
+{
+    w->crew = j->crew;
+    w->own = conc__frame_of(w->crew);
+    int rc = conc__crew_spare(w->crew, w->own, l, 1);
+    if (rc) {
+        conc__crew_spare(w->crew, w->own, l, -1);
+        return rc;
+    }
+    w->waiter.item = j;
+    conc__job_line_up(j, &w->waiter);
+    return 0;
+}
+
+CONC__PRIVATE int conc__outside_begin_job(conc_loop *l, conc__outside_wait *w)
+{
+    conc_job *j = w->it.object;
+    int rc = 1;
+    pthread_mutex_lock(&conc__crews);
+    if (!(conc__job_state(j) & CONC__JOB_DONE)) {
+        conc__crew *c = j->crew;
+        conc__lock_briefly(&c->mutex);
+        if (!(__atomic_fetch_or(&j->state, CONC__JOB_WAITED, __ATOMIC_ACQ_REL) & CONC__JOB_DONE))
+            rc = conc__outside_line_up(l, w, j);
+        pthread_mutex_unlock(&c->mutex);
+    }
+    if (rc == 1)
+        conc__answer_read(&w->answer, j, conc__job_state(j));
+    pthread_mutex_unlock(&conc__crews);
+    if (rc == 1)
+        conc__outside_answered(&w->it, &w->answer);
+    return rc;
+}
+
+/* The post of a case that another thread has told of. */
+CONC__PRIVATE void conc__outside_arrives(conc__post *p)
+{
+    conc__waiter *waiter = (conc__waiter *)(void *)((char *)p - offsetof(conc__waiter, post));
+    conc__outside_wait *w =
+        (conc__outside_wait *)(void *)((char *)waiter - offsetof(conc__outside_wait, waiter));
+    int rc = waiter->result;
+    if (w->ended) {
+        w->it.told(&w->it, false);
+        conc_free(w);
+        return;
+    }
+    if (w->it.kind == CONC__CASE_ENDS) {
+        conc__crew_spare_back(w->crew, w->own, waiter->loop);
+        conc__outside_answered(&w->it, &w->answer);
+    } else if (waiter->kept) {
+        conc__lock_briefly(&w->inner->mutex);
+        conc__step_out(waiter);
+        --*(w->it.kind == CONC__CASE_SENDS ? &w->inner->kept_rooms : &w->inner->kept_items);
+        rc = conc__outside_move(&w->it, w->inner);
+        conc__channel_match(w->it.object, w->inner);
+        pthread_mutex_unlock(&w->inner->mutex);
+    }
+    if (w->it.kind != CONC__CASE_ENDS)
+        conc__outside_happened(&w->it, rc, NULL);
+    w->it.told(&w->it, true);
+    conc_free(w);
+}
+
+CONC__PRIVATE int conc__outside_begin(conc_loop *l, conc__outside *o, conc__outside **begun)
+{
+    conc__outside_wait *w = conc__alloc(sizeof *w);
+    if (!w)
+        return conc__own_error(-ENOMEM);
+    *w = (conc__outside_wait){.it = *o};
+    w->waiter.loop = l;
+    w->waiter.post.run = conc__outside_arrives;
+    w->waiter.answer = &w->answer;
+    w->waiter.selects = true;
+    int rc =
+        o->kind == CONC__CASE_ENDS ? conc__outside_begin_job(l, w) : conc__outside_begin_channel(w);
+    if (rc == 0) {
+        *begun = &w->it;
+        return 0;
+    }
+    o->result = w->it.result;
+    conc_free(w);
+    return conc__came_to(rc);
+}
+
+/* Leaves the channel's line; what was kept for it is for others. True: it was told before. */
+CONC__PRIVATE bool conc__outside_leave_channel(conc__outside_wait *w)
+{
+    conc__waiter *waiter = &w->waiter;
+    bool over = __atomic_load_n(&waiter->over, __ATOMIC_ACQUIRE);
+    if (over && !waiter->kept)
+        return true; /* the channel may be gone */
+    conc__lock_briefly(&w->inner->mutex);
+    over = waiter->over;
+    if (!over || waiter->kept)
+        conc__step_out(waiter);
+    if (waiter->kept) {
+        waiter->kept = false;
+        --*(w->it.kind == CONC__CASE_SENDS ? &w->inner->kept_rooms : &w->inner->kept_items);
+        conc__channel_match(w->it.object, w->inner);
+    }
+    pthread_mutex_unlock(&w->inner->mutex);
+    return over;
+}
+
+CONC__PRIVATE bool conc__outside_leave_job(conc__outside_wait *w)
+{
+    pthread_mutex_lock(&conc__crews);
+    bool waits = conc__still_waits(&w->waiter, w->crew);
+    if (waits) {
+        conc__step_out(&w->waiter);
+        pthread_mutex_unlock(&w->crew->mutex);
+    }
+    pthread_mutex_unlock(&conc__crews);
+    conc__crew_spare_back(w->crew, w->own, w->waiter.loop);
+    return !waits;
+}
+
+CONC__PRIVATE bool conc__outside_end(conc__outside *o)
+{
+    conc__outside_wait *w = (conc__outside_wait *)(void *)o;
+    bool told =
+        o->kind == CONC__CASE_ENDS ? conc__outside_leave_job(w) : conc__outside_leave_channel(w);
+    w->ended = true;
+    if (!told)
+        conc_free(w);
+    return told;
+}
+
+static const conc__outside_calls conc__outside_of_pool = {
+    conc__outside_check, conc__outside_attempt, conc__outside_begin, conc__outside_end};
 
 /* ---- >>files -------------------------------------------------------------------------------- */
 
@@ -18560,6 +20780,7 @@ typedef struct conc__file_call {
     char *data;
     size_t size, room, written;
     bool patient;  /* for a task, which waits where a thread would be blocked: see below */
+    bool special;  /* a read of what is no regular file, and may have no end */
     bool progress; /* since the last wait */
     int fd;        /* of a call that has to wait; -1: none */
 } conc__file_call;
@@ -18575,8 +20796,8 @@ enum {
 CONC__PRIVATE int conc__open_file(const char *path, int flags)
 {
     int fd;
-    do
-        fd = open(path, flags | O_CLOEXEC, 0666);
+    do /* no terminal becomes this program's */
+        fd = open(path, flags | O_CLOEXEC | O_NOCTTY, 0666);
     while (fd < 0 && errno == EINTR);
     fd = conc__not_standard(fd); /* else what the program prints meanwhile may go into the file */
     return fd < 0 ? -errno : fd;
@@ -18593,7 +20814,7 @@ CONC__PRIVATE int conc__open_for(conc__file_call *f, int flags)
     int fd = f->fd;
     if (fd >= 0)
         return fd;
-    fd = conc__open_file(f->path, flags | (f->patient ? O_NONBLOCK | O_NOCTTY : 0));
+    fd = conc__open_file(f->path, flags | (f->patient ? O_NONBLOCK : 0));
     if (fd == -EAGAIN) /* somebody has a lease on a regular file */
         fd = conc__open_file(f->path, flags);
     return fd;
@@ -18624,6 +20845,8 @@ CONC__PRIVATE int conc__read_all(int fd, conc__file_call *f)
             return -errno;
         f->size += n > 0 ? (size_t)n : 0;
         f->progress |= n > 0;
+        if (f->special && f->patient && conc_job_cancelled())
+            return -ECANCELED;
     }
     f->data[f->size] = 0;
     return 0;
@@ -18638,6 +20861,7 @@ CONC__PRIVATE int conc__file_reads(void *arg)
     if (fd >= 0 && begins) {
         bool sized = fstat(fd, &st) == 0 && st.st_size > 0;
         f->room = sized ? (size_t)st.st_size + 1 : 4096;
+        f->special = !S_ISREG(st.st_mode);
     }
     /* a FIFO looks as if it were at its end until somebody writes to it */
     bool waits_first = f->patient && begins && S_ISFIFO(st.st_mode);
@@ -19017,7 +21241,7 @@ CONC__PRIVATE int conc__ask_resolver(void *arg)
 CONC__PRIVATE int conc__no_answer(const conc__question *q)
 {
     switch (q->code) {
-    case EAI_MEMORY: return -ENOMEM;
+    case EAI_MEMORY: return conc__system_failed(-ENOMEM, q->host);
     case EAI_SERVICE: return conc_fail(-EINVAL, "%s: no such port", q->port);
     case EAI_SYSTEM:
         if (q->error > 0)
@@ -19051,13 +21275,15 @@ CONC__PRIVATE CONC__CALLED int conc__resolve(const char *host, const char *port,
     max = max < 256 ? max : 256;
     conc__question *q = conc__alloc(sizeof *q + max * sizeof q->found[0]);
     if (!q)
-        return -ENOMEM;
+        return conc__system_failed(-ENOMEM, host);
     memset(q, 0, sizeof *q + max * sizeof q->found[0]);
     q->references = 2;
     q->max = max;
     strcpy(q->host, host);
     strcpy(q->port, port);
     int rc = conc__offload_for(CONC__NAMES, conc__ask_resolver, q, conc__question_drop, call);
+    if (rc == -ENOMEM || rc == -EAGAIN) /* it was not asked */
+        conc__system_failed(rc, host);
     if (rc == 0 && (q->code || !q->count))
         rc = conc__no_answer(q);
     if (rc == 0) {
@@ -19083,8 +21309,8 @@ CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **fo
     conc__copy(host, (size_t)(colon - text) + 1, text);
     struct sockaddr_storage *all = conc__alloc(CONC__FOUND * sizeof *all);
     *found = conc__alloc(CONC__FOUND * sizeof **found);
-    int rc =
-        all && *found ? conc__resolve(host, colon + 1, all, CONC__FOUND, "conc_listen") : -ENOMEM;
+    int rc = all && *found ? conc__resolve(host, colon + 1, all, CONC__FOUND, "conc_listen")
+                           : conc__system_failed(-ENOMEM, host);
     rc = rc < CONC__FOUND ? rc : CONC__FOUND;
     for (int i = 0; i < rc; i++) {
         bool six = all[i].ss_family == AF_INET6;
@@ -19177,29 +21403,35 @@ typedef struct conc__program {
     struct conc__program *next;
     unsigned forks;
     pid_t pid; /* 0: another program has got the number */
+    char name[64];
     dev_t devices[3];
-    ino_t inodes[3]; /* of this program's ends of its pipes; 0: no pipe */
+    ino_t inodes[3]; /* of its pipes; 0: no pipe */
 } conc__program;
 
 /* Under conc__children. */
 static conc__program *conc__programs;
 static unsigned conc__program_starts;
 
-CONC__PRIVATE void conc__program_add(conc__program *p, pid_t pid, const int pipes[3])
+CONC__PRIVATE void conc__program_add(conc__program *p, pid_t pid)
 {
-    struct stat st;
     for (conc__program *other = conc__programs; other; other = other->next)
         if (other->pid == pid)
             other->pid = 0;
-    *p = (conc__program){.forks = conc__forks, .pid = pid};
-    for (int i = 0; i < 3; i++)
-        if (pipes[i] >= 0 && fstat(pipes[i], &st) == 0) {
-            p->devices[i] = st.st_dev;
-            p->inodes[i] = st.st_ino;
-        }
+    p->forks = conc__forks;
+    p->pid = pid;
     p->next = conc__programs;
     __atomic_store_n(&conc__programs, p, __ATOMIC_RELAXED);
     conc__program_starts++;
+}
+
+/* What the program shall have as its descriptor i may be a pipe: then this is one end of it. */
+CONC__PRIVATE void conc__program_gets(conc__program *p, int i, int fd)
+{
+    struct stat st;
+    if (fd < 0 || fstat(fd, &st) || !S_ISFIFO(st.st_mode))
+        return;
+    p->devices[i] = st.st_dev;
+    p->inodes[i] = st.st_ino;
 }
 
 CONC__PRIVATE void conc__program_remove(conc__program *p)
@@ -19253,6 +21485,7 @@ CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
 /* A start on its way: for each of the three descriptors the child's end, and this program's. */
 typedef struct conc__child_starting {
     conc_child *child;
+    conc__program *program;
     const char *path; /* NULL: argv[0], looked for in PATH */
     int far_ends[3], near_ends[3];
     bool was_free[3]; /* a socket that did not block before */
@@ -19290,7 +21523,7 @@ CONC__PRIVATE int conc__child_end(conc__child_starting *s, int number, int wante
         rc = -EINVAL;
     }
     if (rc && wanted)
-        snprintf(s->about, sizeof s->about, "the program's descriptor %d", number);
+        snprintf(s->about, sizeof s->about, "%.60s: its descriptor %d", s->program->name, number);
     return rc;
 }
 
@@ -19413,6 +21646,37 @@ CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
     return -rc;
 }
 
+/* Executes the program, which is looked for where this program's PATH says, as posix_spawnp does:
+ * execvp would look where the PATH of env says, and give what is no program to a shell. Returns
+ * the error. */
+CONC__PRIVATE int conc__execute(const char *name, char *const *argv, char *const *env)
+{
+    char path[4096];
+    const char *at = getenv("PATH");
+    size_t size = strlen(name) + 1;
+    int error = size < sizeof path / 2 ? ENOENT : ENAMETOOLONG;
+    if (!*name || strchr(name, '/')) {
+        execve(name, argv, env);
+        return errno;
+    }
+    for (at = at ? at : "/bin:/usr/bin";; at++) {
+        size_t n = strcspn(at, ":"), slash = n > 0;
+        if (n + slash + size <= sizeof path) {
+            memcpy(path, at, n);
+            path[n] = '/';
+            memcpy(path + n + slash, name, size);
+            execve(path, argv, env);
+            if (errno == EACCES)
+                error = EACCES;
+            else if (errno != ENOENT && errno != ENOTDIR)
+                return errno;
+        }
+        at += n;
+        if (!*at)
+            return error;
+    }
+}
+
 /* In the forked process: becomes the program, or returns the error. Only calls that are safe in a
  * signal handler. */
 CONC__PRIVATE int conc__become_program(const conc__child_starting *s, int most)
@@ -19431,12 +21695,7 @@ CONC__PRIVATE int conc__become_program(const conc__child_starting *s, int most)
             close(fd);
     }
     pthread_sigmask(SIG_SETMASK, &s->mask, NULL);
-    *conc__environ() = (char **)(uintptr_t)conc__child_env(c);
-    if (s->path)
-        execv(s->path, conc__child_argv(c));
-    else
-        execvp(c->argv[0], conc__child_argv(c));
-    return errno;
+    return conc__execute(s->path ? s->path : c->argv[0], conc__child_argv(c), conc__child_env(c));
 }
 
 /* The same for a C library whose posix_spawn cannot change the directory. No handler of this
@@ -19491,7 +21750,7 @@ CONC__PRIVATE void conc__child_blames(conc__child_starting *s, int rc)
     const char *program = s->path ? s->path : c->argv[0];
     bool is_path = strchr(program, '/') && (*program == '/' || !c->dir);
     if (conc__dir_failed(c->dir, rc))
-        snprintf(s->about, sizeof s->about, "the directory %.70s", c->dir);
+        snprintf(s->about, sizeof s->about, "the directory %.70s", *c->dir ? c->dir : "\"\"");
     else if (rc == -ENOENT && is_path && access(program, F_OK) == 0)
         snprintf(s->about, sizeof s->about, "the interpreter of %.60s", program);
 }
@@ -19525,6 +21784,8 @@ CONC__PRIVATE int conc__child_starts(void *arg)
     }
     for (int i = 2; i >= 0 && rc; i--)
         conc__child_socket_as_before(s, i);
+    for (int i = 0; i < 3; i++)
+        conc__program_gets(s->program, i, s->near_ends[i] >= 0 ? s->near_ends[i] : s->far_ends[i]);
     conc__close_ends(s->far_ends);
     if (rc)
         conc__close_ends(s->near_ends);
@@ -19771,21 +22032,22 @@ CONC__PRIVATE bool conc__child_ended(conc_child *c)
 }
 
 /* The child runs, or has ended by now. Where SIGCHLD is ignored its number may even be another
- * process's. */
+ * process's. A process that another thread forks meanwhile sees all of *c changed, or nothing. */
 CONC__PRIVATE void conc__child_started(conc_child *c, const conc__child_starting *s)
 {
-    int saved = errno;
+    int saved = errno, pidfd = conc__pidfd(s->pid);
+    bool gone = pidfd < 0 && errno == ESRCH;
+    unsigned long long began = pidfd < 0 ? conc__process_began(s->pid) : 0;
+    pthread_mutex_lock(&conc__children);
     c->input = s->near_ends[0];
     c->output = s->near_ends[1];
     c->error = s->near_ends[2];
     c->pid = (int)s->pid;
-    c->pidfd = conc__pidfd(s->pid);
-    bool gone = c->pidfd < 0 && errno == ESRCH;
-    c->began = c->pidfd < 0 ? conc__process_began(s->pid) : 0;
+    c->pidfd = pidfd;
+    c->began = began;
     c->status = 0;
     c->reaped = false;
-    pthread_mutex_lock(&conc__children);
-    conc__program_add(c->program, s->pid, s->near_ends);
+    conc__program_add(c->program, s->pid);
     gone = gone || conc__child_look(c, false) < 0;
     if (gone)
         c->state = CONC__CHILD_LOST;
@@ -19811,7 +22073,9 @@ CONC_API int conc_child_start(conc_child *c)
         conc_free(program);
         return conc__own_error(rc);
     }
-    conc__child_starting s = {.child = c};
+    *program = (conc__program){.next = NULL};
+    snprintf(program->name, sizeof program->name, "%s", *c->argv[0] ? c->argv[0] : "\"\"");
+    conc__child_starting s = {.child = c, .program = program};
     conc__original_mask(&s.mask);
     rc = conc__offload(CONC__STARTS, conc__child_starts, &s, __func__);
     if (rc) {
@@ -19822,6 +22086,16 @@ CONC_API int conc_child_start(conc_child *c)
     c->program = program;
     conc__child_started(c, &s);
     return 0;
+}
+
+/* In words: the program and its number. */
+CONC__PRIVATE void conc__child_about(conc_child *c, char *to, size_t size)
+{
+    *to = 0;
+    pthread_mutex_lock(&conc__children);
+    if (c->program)
+        snprintf(to, size, "%.40s (process %d)", c->program->name, c->pid);
+    pthread_mutex_unlock(&conc__children);
 }
 
 /* A wait for a child. */
@@ -19909,9 +22183,12 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
         conc__child_wait w = {.child = c, .until = CONC__NEVER};
         rc = conc__child_await(&w);
     }
-    if (rc == 0 && conc__child_state_now(c) == CONC__CHILD_LOST)
-        rc = conc_fail(
-            -ECHILD, "its status is lost: the program ignores SIGCHLD, or waits for all children");
+    if (rc == 0 && conc__child_state_now(c) == CONC__CHILD_LOST) {
+        char about[96];
+        conc__child_about(c, about, sizeof about);
+        rc = conc_fail(-ECHILD, "%s: its status is lost: SIGCHLD is ignored, or its end was taken",
+                       about);
+    }
     if (rc == 0 && status)
         *status = c->status;
     if (rc == 0 && l)
@@ -19964,7 +22241,13 @@ CONC_API int conc_child_kill(conc_child *c, int signal)
         return rc;
     bool over = c->group && conc__child_ended(c) && conc__group_lives(c->pid) == 0;
     rc = over ? -EALREADY : conc__child_signal(c, signal);
-    return rc == -EALREADY ? conc__own_error(rc) : conc__system_failed(rc, NULL);
+    if (rc < 0) {
+        char about[96];
+        conc__child_about(c, about, sizeof about);
+        rc =
+            rc == -EALREADY ? conc_fail(rc, "%s has ended", about) : conc__system_failed(rc, about);
+    }
+    return rc;
 }
 
 /* -- closing -- */
@@ -20182,7 +22465,9 @@ CONC__PRIVATE int conc__talk_ended(conc__talk *t, int rc)
     }
     if (rc != -EMSGSIZE)
         return rc;
-    rc = conc_fail(rc, "%.60s: more than %zu bytes of output", t->child->argv[0], io->limit);
+    char about[96];
+    conc__child_about(t->child, about, sizeof about);
+    rc = conc_fail(rc, "%s: more than %zu bytes of output", about, io->limit);
     conc_child_close(t->child);
     return rc;
 }
@@ -20326,9 +22611,15 @@ CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, bool far_awa
 CONC_API void *conc_shared_alloc(size_t size)
 {
     size_t page = conc__page();
-    conc__segment *s = size && size < SIZE_MAX / 4 ? conc__alloc(sizeof *s) : NULL;
+    if (!size || size > SIZE_MAX / 4) {
+        conc_fail(size ? -ENOMEM : -EINVAL, "%zu bytes of shared memory", size);
+        return NULL;
+    }
     int saved = errno;
-    if (s && conc__segment_open(s, (size + page - 1) / page * page, true)) {
+    conc__segment *s = conc__alloc(sizeof *s);
+    if (!s)
+        conc_fail(-ENOMEM, "no memory for a piece of shared memory");
+    else if (conc__segment_open(s, (size + page - 1) / page * page, true)) {
         conc_free(s);
         s = NULL;
     }
@@ -20606,9 +22897,12 @@ enum {
     CONC__SMALL = 256 * 1024,  /* bytes of data that fit there */
     CONC__CHANNEL_SIZE = CONC__CHANNEL_DATA + CONC__SMALL,
 
+    CONC__WORKER_SOCKET = 3, /* its number in a worker */
+
     /* a worker's exit status */
     CONC__MOVED = 120,       /* an address of shared memory is taken */
     CONC__OTHER_BUILD = 121, /* it is another build of the module that has conc */
+    CONC__TOO_LATE = 122,    /* it got to main, or to a constructor, that opens a pool */
 
     /* whose turn it is; the side that has it passes it on */
     CONC__TURN_PROGRAM = 0,
@@ -20738,6 +23032,7 @@ CONC__PRIVATE size_t conc__aligned(size_t n)
 /* In a worker: the process itself. */
 static struct conc__worker_process {
     int pid, program; /* 0: this is no worker */
+    bool *own;        /* false in processes that a job forked; NULL: it cannot be told so */
     int socket;
     ino_t socket_file;
     conc__worker_channel *channel;
@@ -20763,6 +23058,8 @@ CONC__PRIVATE void conc__begin_to_watch(int program)
     pthread_attr_t small;
     pthread_t id;
     int fd = conc__pidfd(program);
+    if (fd < 0 && errno == ESRCH)
+        kill(getpid(), SIGKILL); /* the program has ended just now */
     if (fd < 0)
         return;
     pthread_attr_init(&small);
@@ -20772,9 +23069,36 @@ CONC__PRIVATE void conc__begin_to_watch(int program)
     pthread_attr_destroy(&small);
 }
 
+/* Memory that the kernel empties in a forked process, however it was forked: so no system call is
+ * needed to know which process this is. */
+CONC__PRIVATE void conc__worker_owns_itself(void)
+{
+    enum { WIPE_ON_FORK = 18 }; /* MADV_WIPEONFORK */
+    size_t page = conc__page();
+    int flags = MAP_PRIVATE | CONC__MAP_ANONYMOUS;
+    bool *own = mmap(NULL, page, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if ((void *)own == MAP_FAILED)
+        return;
+    if (madvise(own, page, WIPE_ON_FORK)) {
+        munmap(own, page);
+        return;
+    }
+    *own = true;
+    conc__worker_process.own = own;
+}
+
+/* Is this the worker, and not a process that one of its jobs forked? */
+CONC__PRIVATE bool conc__worker_is_itself(void)
+{
+    const struct conc__worker_process *w = &conc__worker_process;
+    return w->own ? *w->own : getpid() == w->pid;
+}
+
 /* A process that a job forked: it does not outlive the program either. */
 CONC__PRIVATE void conc__worker_forked(void)
 {
+    if (conc__worker_process.own)
+        *conc__worker_process.own = false; /* an emulator may not have emptied it */
     if (conc__worker_process.program)
         conc__begin_to_watch(conc__worker_process.program);
 }
@@ -20890,6 +23214,8 @@ CONC__PRIVATE int64_t conc__worker_maps(conc__worker_channel *c, conc_fn *fn, ch
     int *results = (int *)(void *)(data + conc__aligned(size * count));
     for (uint64_t i = 0; i < count && !__atomic_load_n(&c->asked, __ATOMIC_RELAXED); i++) {
         int rc = fn(size ? data + i * size : NULL);
+        if (!conc__worker_is_itself())
+            return 0;
         results[i] = rc;
         __atomic_store_n(&c->done, i + 1, __ATOMIC_RELEASE);
         if (rc < 0 && !keeps_going)
@@ -20906,7 +23232,7 @@ CONC__PRIVATE int64_t conc__worker_calls(conc__worker_channel *c)
     if (!wanted)
         return 0;
     if (!data)
-        return -ENOMEM;
+        return conc_fail(-ENOMEM, "the worker cannot map the job's data: %s", strerror(errno));
     uintptr_t fn = conc__function_find(&r->function);
     if (!fn)
         return -ENOEXEC;
@@ -20974,6 +23300,7 @@ CONC__PRIVATE void conc__worker_serves(const conc__handing *start)
     w->program = start->program;
     w->socket_file = fstat(w->socket, &st) == 0 ? st.st_ino : 0;
     prctl(PR_SET_NAME, "conc worker");
+    conc__worker_owns_itself();
     conc__worker_ends_with(start->program);
     if (start->memory_limit) {
         struct rlimit limit = {start->memory_limit, start->memory_limit};
@@ -21011,13 +23338,12 @@ CONC__PRIVATE void conc__worker_takes(const conc__handing *h, int fd)
 /* This program was started as a worker: it never gets to main. */
 CONC__COLD void conc__worker_main(void)
 {
-    enum { SOCKET = 3 };
     struct conc__worker_process *w = &conc__worker_process;
     conc__handing h;
     int fd;
-    w->socket = SOCKET;
-    fcntl(SOCKET, F_SETFD, FD_CLOEXEC);
-    while (conc__handed(SOCKET, &h, &fd) == 1) {
+    w->socket = CONC__WORKER_SOCKET;
+    fcntl(w->socket, F_SETFD, FD_CLOEXEC);
+    while (conc__handed(w->socket, &h, &fd) == 1) {
         if (h.what != CONC__HAND_START)
             conc__worker_takes(&h, fd);
         else if (w->channel && w->board)
@@ -21076,11 +23402,13 @@ CONC__PRIVATE int conc__constructors_look(conc__module_info *m, size_t size, voi
     return 1;
 }
 
+/* The program's last constructor, in a worker that has not begun. */
 static conc__constructor *conc__last_constructor;
 
 CONC__PRIVATE void conc__construct_and_serve(int argc, char **argv, char **env)
 {
     conc__last_constructor(argc, argv, env);
+    conc__last_constructor = NULL;
     conc__worker_main();
 }
 
@@ -21100,25 +23428,53 @@ CONC__PRIVATE void conc__worker_begins_last(conc__constructor *own)
     c.end[-1] = conc__construct_and_serve;
 }
 
-/* In a constructor, which is own: is this process a worker of the copy of conc in this module? */
+/* The identity in a mark, and how much of the mark is to be compared: where builds can be told
+ * apart not the module's path, which may be another one by now. */
+CONC__PRIVATE size_t conc__mark_part(const char *mark, uint64_t *identity)
+{
+    const char *dot = strchr(mark, '.');
+    char *end = NULL;
+    *identity = dot ? strtoull(dot + 1, &end, 16) : 0;
+    return *identity ? (size_t)(end - mark) + 1 : strlen(mark) + 1;
+}
+
+CONC__PRIVATE int conc__module_is(conc__module_info *m, size_t size, void *arg)
+{
+    const uint64_t *identity = arg;
+    (void)size;
+    return conc__module_identity(m) == *identity;
+}
+
+/* Was this process started by a supervisor? What a worker's constructors start has the mark in its
+ * environment too, but another parent. */
+CONC__PRIVATE bool conc__has_supervisor(void)
+{
+    struct { /* struct ucred, which the system's header hides */
+        int pid;
+        unsigned user, group;
+    } peer;
+    socklen_t size = sizeof peer;
+    return getsockopt(CONC__WORKER_SOCKET, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 &&
+           peer.pid == getppid();
+}
+
+/* In a constructor, which is own: is this process a worker of the copy of conc in this module? If
+ * the module that is meant is not here, the program may not run in the worker's place. */
 CONC__PRIVATE void conc__worker_check(conc__constructor *own)
 {
     static char mark[4200];
+    uint64_t identity;
     const char *given = getenv("CONC__WORKER");
     if (!given || getauxval(AT_SECURE) || !conc__worker_mark(mark, sizeof mark))
         return;
-    const char *own_mark = strchr(mark, '=') + 1;
-    if (strcmp(given, own_mark) == 0) {
+    size_t part = conc__mark_part(given, &identity);
+    if (strncmp(given, strchr(mark, '=') + 1, part) == 0) {
         unsetenv("CONC__WORKER");
         conc__worker_begins_last(own);
-        return;
-    }
-    /* the same module, of another build: the program may not run in its place */
-    const char *module = strchr(strchr(own_mark, '.') + 1, '.');
-    size_t end = strlen(given), tail = strlen(module);
-    bool same_module = module[1] && end > tail && strcmp(given + end - tail, module) == 0;
-    if (same_module)
+    } else if (identity && conc__has_supervisor() &&
+               !conc__each_module(conc__module_is, &identity)) {
         _exit(CONC__OTHER_BUILD);
+    }
 }
 
 /* ---- >>supervisor --------------------------------------------------------------------------- *
@@ -21158,7 +23514,9 @@ typedef struct conc__worker {
     conc__worker_channel *channel; /* loaded by those that look without the mutex */
     bool awaited;                  /* the same */
     bool cancelled;                /* the job is, while its data is copied */
+    bool proved;                   /* it has begun a job */
     int pid, pidfd, socket;
+    unsigned poll_process, poll_socket; /* their places among the supervisor's; 0: none */
     conc__segment channel_memory, data;
     uint64_t data_version; /* changes with the segment */
     conc_job *job;
@@ -21187,17 +23545,21 @@ typedef struct conc__supervisor {
     size_t memory_limit;
     int max_jobs;
     int starting;
-    int failures; /* tenths of workers in a row that did not come up */
+    int failures; /* tenths of workers in a row that ended before they began a job */
     int broken;   /* an error: no more workers are started */
     char why[96];
     conc__waiter *closer;  /* waits for the supervisor's end */
     conc__segment *unused; /* channels of workers that have ended: somebody may look at them */
     conc__named_function named;
-    struct pollfd *polls;
+    struct pollfd *polls; /* the first is the bell's */
+    unsigned poll_count;
     conc__worker workers[];
 } conc__supervisor;
 
-enum { CONC__FAILURES = 30 };
+enum {
+    CONC__FAILURES = 30,
+    CONC__ASK_AGAIN = 20 /* ms between questions for what no descriptor tells */
+};
 
 CONC__PRIVATE void conc__supervisor_ring(conc__supervisor *s)
 {
@@ -21250,13 +23612,16 @@ CONC__PRIVATE bool conc__worker_has_replied(const conc__worker_channel *c)
     return __atomic_load_n(&c->turn, __ATOMIC_SEQ_CST) == CONC__TURN_PROGRAM;
 }
 
-/* The elements that a runner gets next: at first many, at last one by one. */
+/* The elements that a runner gets next: at first many, at last one by one. Those that it has got
+ * and that were not sent yet are not called if the map is to end. */
 CONC__PRIVATE void conc__range_take(const conc__supervisor *s, const conc_job *j)
 {
     conc__parcel *p = j->parcel;
     conc__mapping *m = p->mapping;
     size_t left = m->count - m->next, most = 4096;
     size_t n = left / (2 * (size_t)s->crew->most);
+    if (conc__map_stops(m))
+        conc__range_drop(p, -ECANCELED);
     if (p->left || conc__map_stops(m))
         return;
     if (m->size)
@@ -21304,7 +23669,7 @@ CONC__PRIVATE int conc__worker_room(conc__worker *w, size_t size)
 {
     enum { STEP = 1 << 20 };
     if (size > SIZE_MAX / 4)
-        return -ENOMEM;
+        return conc_fail(-ENOMEM, "the data is too large");
     if (size ? size <= w->data.size : w->data.size == 0)
         return 0;
     conc__segment_close(&w->data);
@@ -21321,7 +23686,9 @@ CONC__PRIVATE int conc__worker_room(conc__worker *w, size_t size)
         return 0;
     conc__segment_close(&w->data);
     w->data.size = 0;
-    return rc == -EFBIG ? rc : -ENOMEM;
+    if (rc == -EFBIG)
+        return rc;
+    return conc_fail(-ENOMEM, "no room for %zu bytes of data: %s", size, strerror(-rc));
 }
 
 /* Writes the job's request and data into the channel; its function stands there already. */
@@ -21445,8 +23812,6 @@ CONC__PRIVATE bool conc__runner_goes_on(conc__supervisor *s, conc__worker *w, in
         conc__range_drop(p, p->mapping->error = *error = result);
     if (*error)
         conc__mapping_stop(s, p->mapping);
-    if (conc__map_stops(p->mapping))
-        conc__range_drop(p, -ECANCELED);
     conc__range_take(s, j);
     return p->left > 0;
 }
@@ -21491,7 +23856,8 @@ CONC__PRIVATE void conc__worker_rests(conc__supervisor *s, conc__worker *w)
         conc__worker_quits(w);
 }
 
-/* Gives the worker a job. A large one only from the supervisor, which unlocks meanwhile. */
+/* Gives the worker a job. A large one only from the supervisor, which unlocks meanwhile and has the
+ * words of an error then. */
 CONC__PRIVATE void conc__worker_begins(conc__supervisor *s, conc__worker *w, conc_job *j)
 {
     conc__parcel *p = j->parcel;
@@ -21499,15 +23865,22 @@ CONC__PRIVATE void conc__worker_begins(conc__supervisor *s, conc__worker *w, con
         s->crew->started++;
     w->job = j;
     w->state = CONC__WORKER_COPYING;
-    w->jobs += p && p->mapping ? (int)p->left : 1;
+    if (s->max_jobs)
+        w->jobs += p && p->mapping ? (int)p->left : 1;
     bool large = conc__job_is_large(j);
+    const char *words = "";
     int rc = conc__request_function(s, w, conc__job_function(j));
-    if (rc == 0) {
-        if (large)
-            pthread_mutex_unlock(&s->crew->mutex);
+    if (rc) {
+        words = "the function is in no module of the program";
+    } else if (!large) {
         rc = conc__job_load(j, w);
-        if (large)
-            conc__lock_briefly(&s->crew->mutex);
+    } else {
+        s->frame.text_rc = 0;
+        pthread_mutex_unlock(&s->crew->mutex);
+        rc = conc__job_load(j, w);
+        conc__lock_briefly(&s->crew->mutex);
+        if (s->frame.text_rc == rc)
+            words = s->frame.text;
     }
     if (rc == 0 && !w->cancelled) {
         w->state = CONC__WORKER_BUSY;
@@ -21515,7 +23888,7 @@ CONC__PRIVATE void conc__worker_begins(conc__supervisor *s, conc__worker *w, con
         return;
     }
     conc__worker_rests(s, w);
-    conc__job_undone(s->crew, j, rc ? rc : -ECANCELED, "");
+    conc__job_undone(s->crew, j, rc ? rc : -ECANCELED, words);
 }
 
 /* The worker that was busy last: what it needs is in its processor's caches, and it may not
@@ -21552,13 +23925,13 @@ CONC__PRIVATE void conc__supervisor_send(conc__supervisor *s, bool supervisor)
         bool maps = j->parcel && j->parcel->mapping;
         if (maps)
             conc__range_take(s, j);
+        if (maps && !j->parcel->left) {
+            conc__job_over(c, conc__backlog_pop(c), 0, "");
+            continue;
+        }
         if (!w || (conc__job_is_large(j) && !supervisor))
             break;
-        conc__backlog_pop(c);
-        if (maps && !j->parcel->left)
-            conc__job_over(c, j, 0, "");
-        else
-            conc__worker_begins(s, w, j);
+        conc__worker_begins(s, w, conc__backlog_pop(c));
     }
     bool more = c->queued && !supervisor;
     bool may_start = conc__worker_in(s, CONC__WORKER_NONE) && s->starting < (int)c->queued;
@@ -21573,6 +23946,14 @@ CONC__PRIVATE void conc__reply_words(const conc__worker_channel *c, char words[9
     words[sizeof c->text - 1] = 0;
 }
 
+/* The worker has begun a job: workers can be started. */
+CONC__PRIVATE void conc__worker_proves(conc__supervisor *s, conc__worker *w)
+{
+    if (!w->proved)
+        s->failures = 0;
+    w->proved = true;
+}
+
 /* The worker has replied, and what it wrote is to be copied. */
 CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
 {
@@ -21581,6 +23962,7 @@ CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
     int64_t full_result = c->result;
     char words[sizeof c->text];
     int result = 0;
+    conc__worker_proves(s, w);
     conc__reply_words(c, words);
     if (j->parcel && j->parcel->mapping) {
         bool more = conc__runner_goes_on(s, w, (int)full_result, &result);
@@ -21589,7 +23971,8 @@ CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
             conc__worker_begins(s, w, j);
             return;
         }
-        if (more && !w->cancelled && conc__backlog_has_room(s->crew)) { /* another worker does it */
+        bool another_does = more && !w->cancelled;
+        if (another_does && conc__backlog_has_room(s->crew, j->clock)) {
             conc__worker_rests(s, w);
             conc__backlog_push(s->crew, j);
             return;
@@ -21616,7 +23999,6 @@ CONC__PRIVATE void conc__worker_ready(conc__supervisor *s, conc__worker *w)
     const conc__worker_channel *c = w->channel;
     int rc = (int)c->result;
     s->starting--;
-    s->failures = 0;
     w->state = CONC__WORKER_IDLE;
     w->idle_since = conc__clock();
     if (rc >= 0 || s->broken)
@@ -21738,27 +24120,42 @@ CONC__PRIVATE void conc__own_program_find(conc__own_program *p)
     p->argv[i] = NULL;
 }
 
+/* A worker's standard input: /dev/null, or the end of a pipe that nobody writes to where a changed
+ * root has none. */
+CONC__PRIVATE int conc__empty_input(void)
+{
+    int ends[2], fd = conc__open_file("/dev/null", O_RDONLY);
+    if (fd >= 0)
+        return fd;
+    int rc = conc__pipe(ends);
+    if (rc)
+        return rc;
+    close(ends[1]);
+    return ends[0];
+}
+
 /* All signals are blocked until the worker has handlers: the terminal's interrupt comes to it
  * too. */
-CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int *pid)
+CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int input, int *pid)
 {
-    enum { SOCKET = 3 };
     conc__own_program program;
     conc__spawning how;
     pid_t child = 0;
     sigset_t all;
     sigfillset(&all);
     conc__own_program_find(&program);
+    /* on Valgrind the link leads to Valgrind itself, but for who reads it */
+    const char *path = conc__on_valgrind() ? program.argv[0] : "/proc/self/exe";
     int rc = conc__spawning_open(&how, &all);
     if (rc)
         return -rc;
-    rc = posix_spawn_file_actions_adddup2(&how.actions, socket, SOCKET);
+    rc = posix_spawn_file_actions_adddup2(&how.actions, input, 0);
     if (rc == 0)
-        rc = posix_spawn_file_actions_addopen(&how.actions, 0, "/dev/null", O_RDONLY, 0);
+        rc = posix_spawn_file_actions_adddup2(&how.actions, socket, CONC__WORKER_SOCKET);
     if (rc == 0)
-        rc = conc__close_others(&how, SOCKET + 1);
+        rc = conc__close_others(&how, CONC__WORKER_SOCKET + 1);
     if (rc == 0)
-        rc = posix_spawn(&child, "/proc/self/exe", &how.actions, &how.attributes,
+        rc = posix_spawn(&child, path, &how.actions, &how.attributes,
                          (char *const *)(uintptr_t)program.argv, s->environment);
     conc__spawning_close(&how);
     *pid = child;
@@ -21844,6 +24241,7 @@ CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
     __atomic_store_n(&w->channel, c, __ATOMIC_SEQ_CST);
     w->data_version = 0;
     w->jobs = 0;
+    w->proved = false;
     rc = conc__sockets(ends);
     if (rc)
         return rc;
@@ -21851,7 +24249,10 @@ CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
     c->request.function = s->init;
     c->turn = CONC__TURN_WORKER;
     w->socket = ends[0];
-    rc = conc__worker_spawn(s, ends[1], &w->pid);
+    int input = conc__empty_input();
+    rc = input < 0 ? input : conc__worker_spawn(s, ends[1], input, &w->pid);
+    if (input >= 0)
+        close(input);
     close(ends[1]);
     if (rc)
         return conc_fail(rc, "posix_spawn of /proc/self/exe: %s", strerror(-rc));
@@ -21859,11 +24260,11 @@ CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
     rc = conc__worker_hand_all(s, w);
     if (rc == -EPIPE || rc == -ECONNRESET)
         return 0; /* it has ended, which is heard */
-    if (rc) {     /* it must not serve with what it got */
-        conc__worker_signal(w, SIGKILL);
-        conc__worker_reap(w);
-    }
-    return rc;
+    if (rc == 0)
+        return 0;
+    conc__worker_signal(w, SIGKILL); /* it must not serve with what it got */
+    conc__worker_reap(w);
+    return conc_fail(rc, "sendmsg to a worker: %s", strerror(-rc));
 }
 
 /* Gives back what a worker that has ended, or was not started, had. */
@@ -21949,8 +24350,12 @@ CONC__PRIVATE void conc__death_in_words(int status, char *words, size_t size)
     else if (WIFSIGNALED(status))
         snprintf(words, size, "the worker died of signal %d (%s)", WTERMSIG(status),
                  strsignal(WTERMSIG(status)));
+    else if (WEXITSTATUS(status) == CONC__MOVED)
+        snprintf(words, size, "the worker cannot map shared memory at its address");
     else if (WEXITSTATUS(status) == CONC__OTHER_BUILD)
         snprintf(words, size, "the worker has another build of the module that has conc");
+    else if (WEXITSTATUS(status) == CONC__TOO_LATE)
+        snprintf(words, size, "conc is in a library loaded late, or a constructor opens a pool");
     else
         snprintf(words, size, "the worker exited with status %d", WEXITSTATUS(status));
 }
@@ -21976,7 +24381,7 @@ CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w,
     if (error)
         conc__mapping_stop(s, m);
     bool stops = conc__map_stops(m) || s->crew->ask_all;
-    if (!stops && conc__backlog_has_room(s->crew)) {
+    if (!stops && conc__backlog_has_room(s->crew, j->clock)) {
         conc__backlog_push(s->crew, j);
         return;
     }
@@ -21984,22 +24389,28 @@ CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w,
     conc__job_over(s->crew, j, error, error == -EOWNERDEAD ? words : "");
 }
 
-/* A worker has not come up. A signal may have come from outside and be no fault of the program:
- * that counts less. When there were too many, and no worker is left, the pool is broken. */
+/* Is there a worker that has come up, or may? */
+CONC__PRIVATE bool conc__supervisor_has_workers(const conc__supervisor *s)
+{
+    for (int i = 0; i < s->crew->most; i++) {
+        conc__worker_state state = s->workers[i].state;
+        if (state != CONC__WORKER_NONE && state != CONC__WORKER_LEAVING)
+            return true;
+    }
+    return false;
+}
+
+/* A worker has ended before it began a job. A signal may have come from outside and be no fault of
+ * the program: that counts less. After too many no more are started; when no worker is left then,
+ * the pool is broken. */
 CONC__PRIVATE void conc__supervisor_counts(conc__supervisor *s, int status, const char *words)
 {
     bool moved = status != -1 && WIFEXITED(status) && WEXITSTATUS(status) == CONC__MOVED;
     int signal = status != -1 && WIFSIGNALED(status) ? WTERMSIG(status) : 0;
     bool sent = signal == SIGKILL || signal == SIGTERM || signal == SIGINT || signal == SIGHUP;
-    s->starting--;
     s->failures += status == -1 || moved || sent ? 1 : 10;
-    if (s->failures < CONC__FAILURES || s->broken)
+    if (s->failures < CONC__FAILURES || s->broken || conc__supervisor_has_workers(s))
         return;
-    for (int i = 0; i < s->crew->most; i++) {
-        conc__worker_state state = s->workers[i].state;
-        if (state != CONC__WORKER_NONE && state != CONC__WORKER_LEAVING)
-            return;
-    }
     s->broken = -ENOTRECOVERABLE;
     snprintf(s->why, sizeof s->why, "workers do not come up: %.70s", words);
 }
@@ -22010,16 +24421,20 @@ CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
     char words[96];
     conc__crew *c = s->crew;
     conc_job *j = w->job;
-    bool came_up = w->state != CONC__WORKER_STARTING;
+    bool begun = j && __atomic_load_n(&w->channel->begun, __ATOMIC_RELAXED);
     int status = conc__worker_reap(w);
     conc__death_in_words(status, words, sizeof words);
+    if (w->state == CONC__WORKER_STARTING)
+        s->starting--;
+    bool expected = w->state == CONC__WORKER_LEAVING;
     w->state = CONC__WORKER_LEAVING;
-    if (!came_up)
+    if (begun)
+        conc__worker_proves(s, w);
+    else if (!w->proved && !expected)
         conc__supervisor_counts(s, status, words);
     if (j) {
         c->started--;
-        bool begun = __atomic_load_n(&w->channel->begun, __ATOMIC_RELAXED);
-        if (!begun && conc__backlog_has_room(c))
+        if (!begun && conc__backlog_has_room(c, j->clock))
             conc__backlog_push_back(c, j);
         else if (j->parcel && j->parcel->mapping)
             conc__runner_lost(s, w, words);
@@ -22027,10 +24442,12 @@ CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
             conc__job_over(c, j, -EOWNERDEAD, words);
     }
     conc__worker_clear(s, w);
+    if (s->failures >= CONC__FAILURES && !conc__supervisor_has_workers(s))
+        s->failures = CONC__FAILURES - 1; /* the last one is gone: one more start is tried */
     conc__crew_settled(c);
 }
 
-/* Has the process ended? Where there is no descriptor of it. */
+/* Has the process ended? */
 CONC__PRIVATE bool conc__worker_has_ended(const conc__worker *w)
 {
     siginfo_t info;
@@ -22071,38 +24488,58 @@ CONC__PRIVATE void conc__worker_hear(conc__worker *w)
         conc__worker_close_socket(w);
 }
 
+/* Adds a descriptor to those that are waited for: its place among them; 0: there is none. */
+CONC__PRIVATE unsigned conc__supervisor_watch(conc__supervisor *s, int fd)
+{
+    if (fd < 0)
+        return 0;
+    s->polls[s->poll_count] = (struct pollfd){fd, POLLIN, 0};
+    return s->poll_count++;
+}
+
+/* Waits for the descriptors, for so many milliseconds at most (-1: no limit). poll refuses more
+ * of them than RLIMIT_NOFILE allows, which may be less now than when they were opened: then each
+ * is said to be ready after a while. */
+CONC__PRIVATE void conc__supervisor_poll(conc__supervisor *s, int limit)
+{
+    if (poll(s->polls, s->poll_count, limit) >= 0 || errno == EINTR)
+        return;
+    poll(NULL, 0, CONC__ASK_AGAIN);
+    for (unsigned i = 0; i < s->poll_count; i++)
+        s->polls[i].revents = POLLIN;
+}
+
 /* Waits until something happens: a worker replied or died, or the bell was rung. */
 CONC__PRIVATE void conc__supervisor_wait(conc__supervisor *s, int limit)
 {
-    enum { AGAIN = 20 }; /* ms between questions for ends that no descriptor tells */
     conc__crew *c = s->crew;
-    struct pollfd *of_processes = s->polls + 1, *of_sockets = of_processes + c->most;
     uint64_t count;
-    s->polls[0] = (struct pollfd){s->bell, POLLIN, 0};
-    for (int i = 0; i < c->most; i++) { /* -1 is passed over */
-        const conc__worker *w = &s->workers[i];
-        of_processes[i] = (struct pollfd){w->pidfd, POLLIN, 0};
-        of_sockets[i] = (struct pollfd){w->socket, POLLIN, 0};
+    s->poll_count = 0;
+    conc__supervisor_watch(s, s->bell); /* the first */
+    for (int i = 0; i < c->most; i++) {
+        conc__worker *w = &s->workers[i];
+        w->poll_process = conc__supervisor_watch(s, w->pidfd);
+        w->poll_socket = conc__supervisor_watch(s, w->socket);
         if (w->pid && w->pidfd < 0)
-            limit = AGAIN;
+            limit = CONC__ASK_AGAIN;
     }
     pthread_mutex_unlock(&c->mutex);
-    poll(s->polls, 1 + 2 * (nfds_t)c->most, limit);
+    conc__supervisor_poll(s, limit);
     if (s->polls[0].revents && read(s->bell, &count, sizeof count) < 0) {
         /* nothing lies there */
     }
     conc__lock_briefly(&c->mutex);
     s->rung = false;
-    for (int i = 0; i < c->most; i++)
-        if (of_sockets[i].revents)
-            conc__worker_hear(&s->workers[i]);
+    for (int i = 0; i < c->most; i++) {
+        conc__worker *w = &s->workers[i];
+        if (w->poll_socket && s->polls[w->poll_socket].revents)
+            conc__worker_hear(w);
+    }
     conc__supervisor_collect(s, true); /* a worker that has replied has, though it died then */
     for (int i = 0; i < c->most; i++) {
         conc__worker *w = &s->workers[i];
-        bool ended = of_processes[i].revents;
-        if (w->pid && w->pidfd < 0)
-            ended = conc__worker_has_ended(w);
-        if (ended)
+        bool asks = w->pid && (w->pidfd < 0 || s->polls[w->poll_process].revents);
+        if (asks && conc__worker_has_ended(w))
             conc__worker_ended(s, w);
     }
 }
@@ -22161,7 +24598,9 @@ CONC__PRIVATE int conc__supervisor_begin(conc__supervisor *s)
         return 0;
     int rc = conc__quiet_thread(&s->thread, NULL, conc__supervisor_main, s);
     s->runs = rc == 0;
-    return -rc;
+    if (rc)
+        return conc_fail(-EAGAIN, "the pool's thread cannot be started: %s", strerror(rc));
+    return 0;
 }
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
@@ -22328,6 +24767,8 @@ CONC_API int conc_procs_open(conc_procs *p)
         return conc__misused(-EBUSY, __func__, "the pool is open", NULL);
     if (getauxval(AT_SECURE))
         return conc_fail(-EPERM, "a set-user-ID program has no worker processes");
+    if (conc__last_constructor) /* else it would have workers that do the same, without end */
+        _exit(CONC__TOO_LATE);
     conc__crews_need();
     int saved = errno;
     conc__crew *c = conc__frames_there ? conc__crew_new(p->workers, 0) : NULL;
@@ -22484,12 +24925,16 @@ CONC_API CONC__CALLED int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *a
 static void conc__pool_begins(int argc, char **argv, char **env)
 {
     (void)argc, (void)argv, (void)env;
+    conc__extended.outside = &conc__outside_of_pool;
     conc__extended.job_locals = conc__job_locals;
     conc__extended.job_block = conc__job_block;
     conc__extended.job_shield = conc__job_shield;
     conc__extended.job_runs = conc__job_runs;
     conc__extended.job_fail = conc__job_fail;
     conc__extended.job_words = conc__job_words;
+    conc__extended.job_here = conc__frame_here;
+    conc__extended.job_waits = conc__job_waits;
+    conc__extended.job_cancelled = conc_job_cancelled;
     conc__extended.resolve = conc__resolve_name;
     conc__extended.jobs_queued = conc__jobs_queued;
     conc__extended.job_overflows = conc__job_overflows;
