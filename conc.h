@@ -223,9 +223,10 @@ typedef struct conc_options {
 CONC_API int conc_run(conc_fn *main_fn, void *arg);
 CONC_API int conc_run_with(const conc_options *options, conc_fn *main_fn, void *arg);
 
-/* For `return conc_main(app, NULL);` in main(): conc_run with .interrupt, then an exit status: 0, or
- * 1 after it printed the error with the task it came from, its place and text to stderr, unless
- * conc_set_exit_status chose another; 128 + n when signal n interrupted the run.
+/* For `return conc_main(app, NULL);` in main(): conc_run with .interrupt, then an exit status. 0 if
+ * main_fn returned no error, also after a signal had cancelled it; 1 after an error, which is
+ * printed to stderr with its task, place and text; 128 + n if signal n interrupted the run and
+ * main_fn returned -ECANCELED. conc_set_exit_status chooses another for the first two.
  *     int conc_main(conc_fn *main_fn, void *arg); */
 #define conc_main(main_fn, ...) conc__main(CONC__NAMED(main_fn), (main_fn), __VA_ARGS__)
 CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg);
@@ -357,8 +358,10 @@ CONC_API bool conc_cancelled(void);
 
 /* One use each. The first field group is yours to set before the first spawn. */
 struct conc_group {
-    int limit;         /* children at once; a spawn over it waits; 0: no limit */
-    bool keep_going;   /* a child's error does not cancel the others */
+    int limit; /* children at once; a spawn over it waits; 0: no limit */
+    /* a child's error does not cancel the others; the group still returns the first one, also when
+     * a conc_join has told it */
+    bool keep_going;
     size_t stack_size; /* bytes for each child, at least 16384; 0: the run's */
     int error;         /* the first failure: a child's, or the body's own */
     int error_count;   /* all failures */
@@ -963,11 +966,12 @@ CONC_API int conc_stream_shutdown(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes behind the write that is under way (not in a task that is cancelled), closes, and frees:
  * 0, the error of the flush, or an earlier one of writing that no call has told yet. Tasks that
- * wait in the stream get -EPIPE, and the close returns when all of them have left it: its memory
- * may be freed then. A cancel does not cut that short. Closing twice, or what was never opened,
- * does nothing. Waits, but is not to be repeated after an error. Outside a run, and in a posted
- * function, it neither flushes nor waits: there the stream's memory has to stay until the tasks
- * inside have returned. */
+ * wait in the stream get -EPIPE, and the close returns when all of them have left it, however long
+ * that takes: its memory may be freed then. The flush waits for a peer that does not read, until a
+ * cancel or a time limit: to drop such a peer, conc_timeout(0, fn, &s) with an fn that closes it,
+ * or a scope that is cancelled. Closing twice, or what was never opened, does nothing. Waits, but
+ * is not to be repeated after an error. Outside a run, and in a posted function, it neither flushes
+ * nor waits: there the stream's memory has to stay until the tasks inside have returned. */
 CONC_API int conc_stream_close(conc_stream *s);
 CONC_API void conc__auto_conc_stream(conc_stream *s);
 
@@ -1030,13 +1034,13 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
 
 /* From another thread: starts fn(arg) as a background task of l, and returns its result when it
  * ended, and its error's words in conc_last_error. The caller is a plain thread or a job, which
- * blocks, or a task of another loop, which waits. arg is borrowed until then. A cancel of that task,
- * or of the job, cancels fn, and the call still returns when fn has ended, with fn's result. When
- * l's run ends before fn does, fn is cancelled, too. As with conc_post, the run must be known to
- * last, or be held. On virtual clocks, that of a waiting task's loop stands still meanwhile, and a
- * waiting job holds none. Errors, fn is not run: -EINVAL, -EDEADLK (l is this thread's), -ESHUTDOWN
- * once l's run is over or about to end, -ENOMEM, -ECANCELED (the calling task is cancelled), -EPERM
- * (in a posted function; or l is the parent process's).
+ * blocks, or a task of another loop, which waits. arg is borrowed until then. A cancel of that
+ * task, or of the job, cancels fn, and the call still returns when fn has ended, with fn's result.
+ * When l's run ends before fn does, fn is cancelled, too. As with conc_post, the run must be known
+ * to last, or be held. On virtual clocks, that of a waiting task's loop stands still meanwhile, and
+ * a waiting job holds none. Errors, fn is not run: -EINVAL, -EDEADLK (l is this thread's),
+ * -ESHUTDOWN once l's run is over or about to end, -ENOMEM, -ECANCELED (the calling task is
+ * cancelled), -EPERM (in a posted function; or l is the parent process's).
  *     int conc_loop_run(conc_loop *l, conc_fn *fn, void *arg); */
 #define conc_loop_run(l, fn, ...) conc__loop_run((l), CONC__NAMED(fn), (fn), __VA_ARGS__)
 CONC_API int conc__loop_run(conc_loop *l, const char *spawned, conc_fn *fn, void *arg);
@@ -1048,10 +1052,13 @@ CONC_API void conc_free(void *p);
 
 /* A run inside a program that has a loop of its own: that waits for conc_embed_fd to become
  * readable, at most conc_embed_timeout seconds, and then calls conc_embed_step, until this
- * returns 0. (kqueue does not have devices such as /dev/tty, and on macOS named pipes: while a
- * task waits for one, the timeout is at most 20 ms.) Between the steps the rest of the thread's code is to conc like a posted function:
- * it may spawn, set and cancel, and what would wait is -EPERM. A deadlock is not looked for. All
- * calls come from the thread of conc_embed_begin. */
+ * returns 0. For poll(2) the timeout is rounded up, and CONC_FOREVER is -1:
+ *     double s = conc_embed_timeout(&e);
+ *     int ms = s > 1e6 ? -1 : (int)(s * 1000 + 0.999);
+ * (kqueue does not have devices such as /dev/tty, and on macOS named pipes: while a task waits for
+ * one, the timeout is at most 20 ms.) Between the steps the rest of the thread's code is to conc
+ * like a posted function: it may spawn, set and cancel, and what would wait is -EPERM. A deadlock
+ * is not looked for. All calls come from the thread of conc_embed_begin. */
 typedef struct conc_embed {
     /* private */
     conc_loop *loop; /* NULL: not begun */
@@ -5538,8 +5545,8 @@ CONC_API CONC__CALLED int conc__spawn(conc_group *g, const char *spawned, conc_f
     return conc__spawn_in(g, NULL, "conc_spawn", spawned, fn, arg, &t);
 }
 
-/* Where on its own stack a task's copy lies: below where the frames would begin. It is aligned for a
- * type of this size, which is a multiple of that type's alignment. */
+/* Where on its own stack a task's copy lies: below where the frames would begin. It is aligned for
+ * a type of this size, which is a multiple of that type's alignment. */
 CONC__PRIVATE char *conc__copy_at(conc__stack *s, size_t size)
 {
     enum { LEAST = 64, MOST = 4096 }; /* vectors and cache lines; a page */
@@ -10760,7 +10767,8 @@ CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s, bool ends_t
 }
 
 /* In the call that closed the stream, after the others have left: the transport's close; if they
- * could not be waited for, the last of them will call it. An error of the flush stays the newest. */
+ * could not be waited for, the last of them will call it. An error of the flush stays the newest.
+ */
 CONC__PRIVATE int conc__stream_end_transport(conc_loop *l, conc_stream *s, int flushed)
 {
     conc__kept_error kept;
@@ -12349,15 +12357,18 @@ typedef struct conc__lost_call {
     const char *place, *how;
 } conc__lost_call;
 
-/* What led a function to return with something open: mostly a CONC_TRY. */
+/* What led a function to return with something open: after an error mostly a CONC_TRY. */
 CONC__PRIVATE void conc__tell_early_return(const conc_task *t, bool is_scope)
 {
     int rc = t->last_rc ? t->last_rc : t->pending ? -ECANCELED : 0;
     if (rc < 0)
         fprintf(stderr, "conc: its newest error: %s\n", conc__words_or(conc__words(t, rc), rc));
-    if (is_scope)
-        fprintf(stderr, "conc: CONC_TRY returns and leaves it open: inside a scope or group use "
-                        "CONC_TRY_IN(&it, ...), which ends it first\n");
+    if (is_scope && rc < 0)
+        fprintf(stderr, "conc: an early return, as CONC_TRY's, leaves it open: inside a scope or "
+                        "group use CONC_TRY_IN(&it, ...), which ends it first\n");
+    else if (is_scope)
+        fprintf(stderr, "conc: conc_group_wait, conc_group_end or conc_scope_end is missing before "
+                        "that return\n");
 }
 
 CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)

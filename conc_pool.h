@@ -22,8 +22,8 @@
  *
  * Include it where you include conc.h, which it includes itself; CONC_IMPLEMENTATION and
  * CONC_STATIC are the same: the file that defines CONC_IMPLEMENTATION includes this one, too, or
- * the linker finds none of its functions. A program that uses process pools has this module in itself or in a
- * library it is linked with, not in one it loads later.
+ * the linker finds none of its functions. A program that uses process pools has this module in
+ * itself or in a library it is linked with, not in one it loads later.
  *
  * Conventions, beside conc.h's
  *   Jobs      are plain functions that run outside the loop, at the same time as it and each
@@ -165,9 +165,9 @@ CONC_API int conc_offload(conc_fn *fn, void *arg);
  * nobody learns its result. arg is the job's: free_arg(arg) (NULL: not wanted) is called once,
  * after the job, or at once if fn was not called, whatever is returned. Such jobs share as many
  * threads as those of conc_offload, but others. An abandoned one keeps its thread until it ends,
- * in later runs, too; when all hang, the call waits until one does not, or its task is cancelled. Neither the run's
- * nor the program's end waits for such a job, and a library that conc is in is not unloaded
- * before its end. */
+ * in later runs, too; when all hang, the call waits until one does not, or its task is cancelled.
+ * Neither the run's nor the program's end waits for such a job, and a library that conc is in is
+ * not unloaded before its end. */
 CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *));
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
@@ -429,7 +429,8 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *  waiter is a task, whose loop goes on, or a thread, which sleeps.
  *
  *  Contents: >>waiting >>crew >>jobs >>threads >>pool >>mapping >>blocking >>offloading
- *  >>channel >>selecting >>files >>names >>children >>shared >>functions >>workers >>supervisor >>procs
+ *  >>channel >>selecting >>files >>names >>children >>shared >>functions >>workers >>supervisor
+ *  >>procs
  *  >>beginning
  * ============================================================================================== */
 
@@ -3536,8 +3537,8 @@ CONC_API CONC__CALLED int conc_offload_abandon(conc_fn *fn, void *arg, void (*fr
 
 /* ---- >>channel ------------------------------------------------------------------------------ */
 
-/* Receivers wait only while all items, senders only while all room is kept for cases of conc_select,
- * which were told of it. */
+/* Receivers wait only while all items, senders only while all room is kept for cases of
+ * conc_select, which were told of it. */
 typedef struct conc__channel {
     pthread_mutex_t mutex;
     conc__waiter *senders, *receivers;

@@ -263,7 +263,8 @@ typedef struct conc_future {
 } conc_future;
 
 /* Sets the result: rc, and a value (borrowed); the words of an error (conc_fail, in this task or
- * posted function) go with it to all that wait. Once; then -EALREADY. A task that was woken may free the future. Not a checkpoint. */
+ * posted function) go with it to all that wait. Once; then -EALREADY. A task that was woken may
+ * free the future. Not a checkpoint. */
 CONC_API int conc_future_set(conc_future *f, int rc, void *value);
 
 /* Waits for the result: the rc that was set, the value in *value (NULL: not wanted). -ECANCELED

@@ -236,6 +236,11 @@ TEST(a_group_left_open_by_a_function_is_found) { check_lost(group_then_wait, "gr
 
 TEST(a_group_left_open_with_a_child_is_found) { check_lost(group_with_child_then_wait, "group"); }
 
+TEST(where_no_error_led_to_the_return_the_missing_call_is_named)
+{
+    check_lost(group_with_child_then_wait, "conc_group_wait, conc_group_end or conc_scope_end");
+}
+
 __attribute__((noinline)) static int leave_a_block_with_a_scope(void)
 {
     CONC_AUTO(conc_group, g) = {0};
