@@ -133,7 +133,12 @@ extern "C" {
 #endif
 CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__PLACE CONC__AT("")
+/* The name of a task by default: the function's, and the place. The function is the first, second or
+ * third of the arguments; the caller adds zeros for those that its user may have left out. */
 #define CONC__NAMED(fn) CONC__AT(#fn " at ")
+#define CONC__NAMED_FIRST(fn, ...) CONC__NAMED(fn)
+#define CONC__NAMED_SECOND(a, fn, ...) CONC__NAMED(fn)
+#define CONC__NAMED_THIRD(a, b, fn, ...) CONC__NAMED(fn)
 #define CONC__JOIN(a, b) CONC__JOIN2(a, b)
 #define CONC__JOIN2(a, b) a##b
 
@@ -150,6 +155,12 @@ CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__IS_BYTES(value) 1
 enum { CONC__A_POINTER = 5 /* what __builtin_classify_type calls one */ };
 #endif
+
+/* Were the last arguments of a macro, which are given as a string, more than nothing? */
+#define CONC__GIVEN(text) (sizeof(text) > 1)
+/* call, if that holds. It stands outside of the block, so that compound literals in it live on. */
+#define CONC__IF_GIVEN(text, otherwise, call) \
+    (__extension__({ CONC__REQUIRE(CONC__GIVEN(text), otherwise); }), call)
 
 /* ---- >>version ------------------------------------------------------------------------------ */
 
@@ -228,7 +239,7 @@ CONC_API int conc_run_with(const conc_options *options, conc_fn *main_fn, void *
  * printed to stderr with its task, place and text; 128 + n if signal n interrupted the run and
  * main_fn returned -ECANCELED. conc_set_exit_status chooses another for the first two.
  *     int conc_main(conc_fn *main_fn, void *arg); */
-#define conc_main(main_fn, ...) conc__main(CONC__NAMED(main_fn), (main_fn), __VA_ARGS__)
+#define conc_main(...) conc__main(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg);
 
 /* Chooses what conc_main returns in place of 0, and of 1, which still follows the printed error.
@@ -391,25 +402,27 @@ CONC_API int conc__group_begin(conc_group *g, const char *place);
  * Errors, fn is not run, arg stays yours, and a group that this would have opened is as fresh as
  * before: -ECANCELED (the group is cancelled, or the caller while it waited for room), -EINVAL
  * (NULL fn, a group that was closed), -ENOMEM, -EPERM (another loop's group). */
-#define conc_spawn(g, fn, ...) conc__spawn((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
-CONC_API int conc__spawn(conc_group *g, const char *spawned, conc_fn *fn, void *arg);
+#define conc_spawn(...) conc__spawn(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
+CONC_API int conc__spawn(const char *spawned, conc_group *g, conc_fn *fn, void *arg);
 
 /* The same, and fn gets the address of a copy of size bytes, which lies on the task's own stack and
  * is fn's until fn returns. It is aligned for every type of that size (up to 4096). arg is
  * borrowed until the call returns: the copy is made after a wait for room. Errors as above, and
  * -EINVAL: size is more than a quarter of the task's stack, or arg is NULL.
  *     int conc_spawn_copy(conc_group *g, conc_fn *fn, const void *arg, size_t size); */
-#define conc_spawn_copy(g, fn, ...) conc__spawn_copy((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
-CONC_API int conc__spawn_copy(conc_group *g, const char *spawned, conc_fn *fn, const void *arg,
+#define conc_spawn_copy(...) conc__spawn_copy(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
+CONC_API int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn, const void *arg,
                               size_t size);
 
 /* conc_spawn_copy of a value: CONC_SPAWN(&g, fetch, (job){url, 3}); CONC_SPAWN(&g, count, i); A
  * pointer, a string or another array does not compile: its address would be copied, and not what
  * lies there. What a struct points to is not copied. */
-#define CONC_SPAWN(g, fn, ...) \
-    CONC__SPAWN(g, fn, (__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
-#define CONC__SPAWN(g, fn, expr, value)                                                     \
+#define CONC_SPAWN(g, fn, ...)                                              \
+    CONC__SPAWN(g, fn, (__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__), \
+                CONC__GIVEN(#__VA_ARGS__))
+#define CONC__SPAWN(g, fn, expr, value, given)                                              \
     __extension__({                                                                         \
+        CONC__REQUIRE(given, "CONC_SPAWN(group, function, value): the value is missing");   \
         CONC__AUTO_VALUE value = expr;                                                      \
         CONC__REQUIRE(!CONC__IS_POINTER(value),                                             \
                       "CONC_SPAWN copies a value, and this is a pointer, a string or an "   \
@@ -417,8 +430,8 @@ CONC_API int conc__spawn_copy(conc_group *g, const char *spawned, conc_fn *fn, c
                       "number, or use conc_spawn_copy(group, fn, pointer, size) or "        \
                       "conc_spawn(group, fn, pointer)");                                    \
         CONC__REQUIRE(CONC__IS_BYTES(value),                                                \
-                      "CONC_SPAWN copies bytes, and this type has a copy constructor");     \
-        conc__spawn_copy((g), CONC__NAMED(fn), (fn), &value, sizeof value);                 \
+                      "CONC_SPAWN copies bytes, and this type is not trivially copyable");  \
+        conc__spawn_copy(CONC__NAMED(fn), (g), (fn), &value, sizeof value);                 \
     })
 
 /* As conc_spawn, with a handle, in storage of yours, of any content, that stays where it is until
@@ -427,9 +440,8 @@ CONC_API int conc__spawn_copy(conc_group *g, const char *spawned, conc_fn *fn, c
  * found: debug mode looks at each wait, else the end of the group does. So does one that was set
  * anew meanwhile: debug mode finds each, else those of the group's first and last child are found.
  *     int conc_spawn_task(conc_group *g, conc_task *t, conc_fn *fn, void *arg); */
-#define conc_spawn_task(g, t, fn, ...) \
-    conc__spawn_task((g), (t), CONC__NAMED(fn), (fn), __VA_ARGS__)
-CONC_API int conc__spawn_task(conc_group *g, conc_task *t, const char *spawned, conc_fn *fn,
+#define conc_spawn_task(...) conc__spawn_task(CONC__NAMED_THIRD(__VA_ARGS__, 0, 0, 0), __VA_ARGS__)
+CONC_API int conc__spawn_task(const char *spawned, conc_group *g, conc_task *t, conc_fn *fn,
                               void *arg);
 
 /* Starts fn as conc_spawn does, and waits until it called conc_started(value): returns value.
@@ -437,8 +449,8 @@ CONC_API int conc__spawn_task(conc_group *g, conc_task *t, const char *spawned, 
  * before: fresh if this call opened it and nothing else is in it. A cancel of the caller cancels
  * fn, and is returned when fn ended. Waits.
  *     int conc_start(conc_group *g, conc_fn *fn, void *arg); */
-#define conc_start(g, fn, ...) conc__start((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
-CONC_API int conc__start(conc_group *g, const char *spawned, conc_fn *fn, void *arg);
+#define conc_start(...) conc__start(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
+CONC_API int conc__start(const char *spawned, conc_group *g, conc_fn *fn, void *arg);
 
 /* Tells the conc_start that started this task to go on with value, 0 or more. Errors: -EINVAL
  * (not so started, said twice, negative), -ECANCELED (the starter gave up). Not a checkpoint. */
@@ -494,7 +506,7 @@ CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n);
 /* fn on each of count elements of size bytes, all at once, with the address of the element;
  * otherwise as conc_gather. size 0: every call gets args itself.
  *     int conc_map(conc_fn *fn, void *args, size_t count, size_t size); */
-#define conc_map(fn, ...) conc__map(CONC__NAMED(fn), (fn), __VA_ARGS__)
+#define conc_map(...) conc__map(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size);
 
 /* conc_map with at most limit of these tasks at once (0: no limit): the elements begin in their
@@ -502,14 +514,14 @@ CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t coun
  * begin. Further errors: -EINVAL (a negative limit), and -ENOMEM also later on, as an error of its
  * own.
  *     int conc_map_limit(int limit, conc_fn *fn, void *args, size_t count, size_t size); */
-#define conc_map_limit(limit, fn, ...) conc__map_limit(CONC__NAMED(fn), (limit), (fn), __VA_ARGS__)
+#define conc_map_limit(...) conc__map_limit(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__map_limit(const char *spawned, int limit, conc_fn *fn, void *args, size_t count,
                              size_t size);
 
 /* As conc_gather_all; results (NULL: not wanted) has count places, which belong to the call
  * until it returns.
  *     int conc_map_all(conc_fn *fn, void *args, size_t count, size_t size, int *results); */
-#define conc_map_all(fn, ...) conc__map_all(CONC__NAMED(fn), (fn), __VA_ARGS__)
+#define conc_map_all(...) conc__map_all(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size,
                            int *results);
 
@@ -523,12 +535,16 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 #define CONC_GATHER(...)                                                      \
     conc__gather_unseen(CONC__NAMED(CONC_GATHER), (conc_call[]){__VA_ARGS__}, \
                         sizeof((conc_call[]){__VA_ARGS__}) / sizeof(conc_call))
-#define CONC_MAP(fn, ...) \
-    conc_map(fn, (__VA_ARGS__), CONC_LEN(__VA_ARGS__), sizeof((__VA_ARGS__)[0]))
-#define CONC_MAP_LIMIT(limit, fn, ...) \
-    conc_map_limit(limit, fn, (__VA_ARGS__), CONC_LEN(__VA_ARGS__), sizeof((__VA_ARGS__)[0]))
-#define CONC_MAP_ALL(fn, array, ...) \
-    conc_map_all(fn, (array), CONC_LEN(array), sizeof((array)[0]), (__VA_ARGS__))
+#define CONC_MAP(fn, ...)                                                           \
+    CONC__IF_GIVEN(#__VA_ARGS__, "CONC_MAP(function, array): the array is missing", \
+                   conc_map(fn, (__VA_ARGS__), CONC_LEN(__VA_ARGS__), sizeof((__VA_ARGS__)[0])))
+#define CONC_MAP_LIMIT(limit, fn, ...)                                                  \
+    CONC__IF_GIVEN(                                                                     \
+        #__VA_ARGS__, "CONC_MAP_LIMIT(limit, function, array): an argument is missing", \
+        conc_map_limit(limit, fn, (__VA_ARGS__), CONC_LEN(__VA_ARGS__), sizeof((__VA_ARGS__)[0])))
+#define CONC_MAP_ALL(fn, array, ...)                                                               \
+    CONC__IF_GIVEN(#__VA_ARGS__, "CONC_MAP_ALL(function, array, results): an argument is missing", \
+                   conc_map_all(fn, (array), CONC_LEN(array), sizeof((array)[0]), (__VA_ARGS__)))
 
 /* ---- >>tasks -------------------------------------------------------------------------------- */
 
@@ -704,8 +720,8 @@ struct conc_gen {
  *     int conc_gen_open(conc_gen *g, conc_gen_fn *fn, void *arg, size_t item_size);
  * Errors: -EINVAL (NULL, open already), -EBUSY (open in another thread's run), -ENOMEM. Close it
  * with conc_gen_close. */
-#define conc_gen_open(g, fn, ...) conc__gen_open((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
-CONC_API int conc__gen_open(conc_gen *g, const char *opened, conc_gen_fn *fn, void *arg,
+#define conc_gen_open(...) conc__gen_open(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
+CONC_API int conc__gen_open(const char *opened, conc_gen *g, conc_gen_fn *fn, void *arg,
                             size_t item_size);
 
 /* In the body: hands a copy of item_size bytes to the consumer, and returns when it wants the
@@ -995,9 +1011,9 @@ typedef struct conc_signals {
  * then nothing has changed. Not a checkpoint. One on a task's stack has to be closed before its
  * function returns: one that is lost there ends the program, with a report.
  *     int conc_signals_open(conc_signals *s, const int *numbers, size_t n); */
-#define conc_signals_open(s, ...) \
-    conc__signals_open((s), CONC__AT("the conc_signals opened at "), __VA_ARGS__)
-CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *numbers, size_t n);
+#define conc_signals_open(...) \
+    conc__signals_open(CONC__AT("the conc_signals opened at "), __VA_ARGS__)
+CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *numbers, size_t n);
 
 /* Waits for the next signal: its number. Of several that came, each number has its turn. -EPIPE:
  * not open, or closed meanwhile. */
@@ -1042,8 +1058,8 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
  * -ESHUTDOWN once l's run is over or about to end, -ENOMEM, -ECANCELED (the calling task is
  * cancelled), -EPERM (in a posted function; or l is the parent process's).
  *     int conc_loop_run(conc_loop *l, conc_fn *fn, void *arg); */
-#define conc_loop_run(l, fn, ...) conc__loop_run((l), CONC__NAMED(fn), (fn), __VA_ARGS__)
-CONC_API int conc__loop_run(conc_loop *l, const char *spawned, conc_fn *fn, void *arg);
+#define conc_loop_run(...) conc__loop_run(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
+CONC_API int conc__loop_run(const char *spawned, conc_loop *l, conc_fn *fn, void *arg);
 
 /* Releases what conc handed over to be freed. NULL does nothing. From anywhere. */
 CONC_API void conc_free(void *p);
@@ -5539,7 +5555,7 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *call
     return 0;
 }
 
-CONC_API CONC__CALLED int conc__spawn(conc_group *g, const char *spawned, conc_fn *fn, void *arg)
+CONC_API CONC__CALLED int conc__spawn(const char *spawned, conc_group *g, conc_fn *fn, void *arg)
 {
     conc_task *t;
     return conc__spawn_in(g, NULL, "conc_spawn", spawned, fn, arg, &t);
@@ -5569,7 +5585,7 @@ CONC__PRIVATE void conc__give_copy(conc_task *t, const void *arg, size_t size)
     conc__prepare(t->context, t->stack->low, copy, conc__task_main);
 }
 
-CONC_API CONC__CALLED int conc__spawn_copy(conc_group *g, const char *spawned, conc_fn *fn,
+CONC_API CONC__CALLED int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn,
                                            const void *arg, size_t size)
 {
     static const char call[] = "conc_spawn_copy";
@@ -5600,7 +5616,7 @@ CONC__COLD void conc__find_overwritten(conc_loop *l, const conc_task *handle)
     conc__lost(l, l->self, what, conc__overwritten);
 }
 
-CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, const char *spawned,
+CONC_API CONC__CALLED int conc__spawn_task(const char *spawned, conc_group *g, conc_task *handle,
                                            conc_fn *fn, void *arg)
 {
     conc_task *t;
@@ -5657,7 +5673,7 @@ CONC__PRIVATE bool conc__is_untouched(const conc_loop *l, const conc_group *g)
     return innermost && empty && !g->error_count;
 }
 
-CONC_API CONC__CALLED int conc__start(conc_group *g, const char *spawned, conc_fn *fn, void *arg)
+CONC_API CONC__CALLED int conc__start(const char *spawned, conc_group *g, conc_fn *fn, void *arg)
 {
     conc_loop *l = conc__in_task();
     if (!l)
@@ -7182,7 +7198,7 @@ CONC__PRIVATE void conc__gen_set_user(conc__gen *g, conc__gen *user)
     user->sources = g;
 }
 
-CONC_API CONC__CALLED int conc__gen_open(conc_gen *face, const char *opened, conc_gen_fn *fn,
+CONC_API CONC__CALLED int conc__gen_open(const char *opened, conc_gen *face, conc_gen_fn *fn,
                                          void *arg, size_t item_size)
 {
     conc_loop *l = conc__in_task();
@@ -9986,7 +10002,7 @@ CONC__PRIVATE int conc__transport_start_sender(conc_loop *l, conc_stream *s)
     if (!wanted || on->has_sender || s->writing)
         return 0;
     conc__error_keep(&kept, l->self);
-    int rc = conc__spawn(NULL, "a stream's sender", conc__transport_sender, on);
+    int rc = conc__spawn("a stream's sender", NULL, conc__transport_sender, on);
     conc__error_restore(l->self, &kept);
     if (rc)
         return rc;
@@ -11384,7 +11400,7 @@ CONC__PRIVATE void conc__open_signals(conc_loop *l, void *arg)
     errno = saved;
 }
 
-CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *numbers, size_t n)
+CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *numbers, size_t n)
 {
     conc_loop *l = conc__here;
     conc__signal_call c = {s, numbers, n, 0};
@@ -11872,7 +11888,7 @@ CONC__PRIVATE int conc__remote_may_run(const conc_loop *l, conc_fn *fn, const ch
     return conc__extended.job_cancelled && conc__extended.job_cancelled() ? -ECANCELED : 0;
 }
 
-CONC_API CONC__CALLED int conc__loop_run(conc_loop *l, const char *spawned, conc_fn *fn, void *arg)
+CONC_API CONC__CALLED int conc__loop_run(const char *spawned, conc_loop *l, conc_fn *fn, void *arg)
 {
     conc_loop *here = conc__here;
     int rc = conc__remote_may_run(l, fn, spawned);

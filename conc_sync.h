@@ -322,19 +322,22 @@ CONC_API int conc_queue_try_put(conc_queue *q, const void *item) CONC_NODISCARD;
  * elsewhere. An array or a string is the pointer to its first element. */
 #define CONC_PUT(q, ...)                                              \
     CONC__PUT(q, (__VA_ARGS__), CONC__JOIN(conc__queue, __COUNTER__), \
-              CONC__JOIN(conc__item, __COUNTER__))
-#define CONC__PUT(q, value, queue, item)                                               \
-    __extension__({                                                                    \
-        conc_queue *queue = (q);                                                       \
-        CONC__AUTO_VALUE item = value;                                                 \
-        if (__builtin_constant_p(queue->item_size) && queue->item_size != sizeof item) \
-            conc__item_has_another_size();                                             \
-        conc__queue_put_sized(queue, &item, sizeof item);                              \
+              CONC__JOIN(conc__item, __COUNTER__), CONC__GIVEN(#__VA_ARGS__))
+#define CONC__PUT(q, value, queue, item, given)                                          \
+    __extension__({                                                                      \
+        CONC__REQUIRE(given, "CONC_PUT(queue, value): the value is missing");            \
+        conc_queue *queue = (q);                                                         \
+        CONC__AUTO_VALUE item = value;                                                   \
+        CONC__REQUIRE(CONC__IS_BYTES(item),                                              \
+                      "CONC_PUT copies bytes, and this type is not trivially copyable"); \
+        if (__builtin_constant_p(queue->item_size) && queue->item_size != sizeof item)   \
+            conc__item_has_another_size();                                               \
+        conc__queue_put_sized(queue, &item, sizeof item);                                \
     })
 #if defined __has_attribute && !defined __cplusplus
 #if __has_attribute(__error__)
-void conc__item_has_another_size(void) __attribute__((
-    __error__("CONC_PUT takes an item, not its address: this size is not the item_size")));
+void conc__item_has_another_size(void)
+    __attribute__((__error__("CONC_PUT: the size of this value is not the queue's item_size")));
 #define CONC__CHECKS_ITEMS
 #endif
 #endif
@@ -568,6 +571,26 @@ constexpr conc_case conc__make_after(double seconds)
     c.seconds = seconds;
     return c;
 }
+constexpr conc_case conc__make_recv(struct conc_channel *from, void *to)
+{
+    conc_case c = conc__make_case(CONC__RECV);
+    c.channel = from;
+    c.to = to;
+    return c;
+}
+constexpr conc_case conc__make_send(struct conc_channel *to, const void *from)
+{
+    conc_case c = conc__make_case(CONC__SEND);
+    c.channel = to;
+    c.from = from;
+    return c;
+}
+constexpr conc_case conc__make_job(struct conc_job *job)
+{
+    conc_case c = conc__make_case(CONC__JOB);
+    c.job = job;
+    return c;
+}
 }
 
 #undef CONC_SEM
@@ -579,6 +602,9 @@ constexpr conc_case conc__make_after(double seconds)
 #undef CONC_CASE_JOIN
 #undef CONC_CASE_FD
 #undef CONC_CASE_AFTER
+#undef CONC_CASE_RECV
+#undef CONC_CASE_SEND
+#undef CONC_CASE_JOB
 /* clang-format off */
 #define CONC_SEM(...) conc__make(__extension__ conc__sem_options{.permits = __VA_ARGS__})
 #define CONC_QUEUE(type, ...) \
@@ -592,6 +618,9 @@ constexpr conc_case conc__make_after(double seconds)
 #define CONC_CASE_JOIN(...) conc__make_join((__VA_ARGS__))
 #define CONC_CASE_FD(descriptor, ...) conc__make_fd((descriptor), (__VA_ARGS__))
 #define CONC_CASE_AFTER(...) conc__make_after((__VA_ARGS__))
+#define CONC_CASE_RECV(c, ...) conc__make_recv((c), (__VA_ARGS__))
+#define CONC_CASE_SEND(c, ...) conc__make_send((c), (__VA_ARGS__))
+#define CONC_CASE_JOB(...) conc__make_job((__VA_ARGS__))
 #endif
 
 #endif /* CONC_SYNC_H */

@@ -116,6 +116,47 @@ static int groups(void *)
     return 0;
 }
 
+// Functions without a name may have commas in them; a task's name is what stands before the first one.
+static int lambdas(void *)
+{
+    conc_group g{};
+    conc_task t{};
+    int numbers[] = {1, 2};
+    CHECK(conc_map(
+              [](void *n) -> int {
+                  int one = 1, two = 2;
+                  return *static_cast<int *>(n) += one + two;
+              },
+              numbers, 2, sizeof numbers[0]) == 0);
+    CHECK(numbers[0] == 4 && numbers[1] == 5);
+    CHECK(conc_spawn_task(
+              &g, &t,
+              [](void *) {
+                  int five = 5, six = 6;
+                  return five + six;
+              },
+              nullptr) == 0);
+    CHECK(std::strncmp(conc_name(&t), "[](void *) { int five = 5", 25) == 0);
+    CHECK(conc_spawn(
+              &g,
+              [](void *n) {
+                  int *a = static_cast<int *>(n), b = 1;
+                  return *a += b;
+              },
+              numbers) == 0);
+    CHECK(CONC_SPAWN(&g, ([](void *n) {
+              int a = *static_cast<int *>(n), b = 1;
+              return a + b;
+          }),
+                     numbers[0]) == 0);
+    CHECK(CONC_MAP([](void *n) { return ++*static_cast<int *>(n); }, numbers) == 0 &&
+          numbers[1] == 6);
+    int result = 0;
+    CHECK(conc_join(&t, &result) == 0 && result == 11 && conc_group_wait(&g) == 0 &&
+          numbers[0] == 6);
+    return 0;
+}
+
 static int gathers(void *)
 {
     int n = 0, m = 0, numbers[] = {1, 2, 3}, results[CONC_LEN(numbers)];
@@ -415,6 +456,8 @@ static int pools(void *)
     CHECK(conc_pool_open(&p) == 0 && conc_pool_run(&p, add_one, numbers) == 2);
     CHECK(conc_pool_submit(&p, &j, add_one, numbers) == 0 && conc_job_wait(&j, &result) == 0 &&
           result == 3);
+    conc_case cases[] = {CONC_CASE_JOB(&j)};
+    CHECK(conc_select(cases, 1) == 0 && cases[0].result == 3);
     CHECK(conc_job_done(&j) && conc_job_cancel(&j) == -EALREADY && !conc_job_cancelled());
     CHECK(conc_pool_map(&p, add_one, numbers, 2, sizeof numbers[0]) == 0);
     CHECK(conc_pool_map_all(&p, add_one, numbers, 2, sizeof numbers[0], results) == 0 &&
@@ -452,13 +495,7 @@ static int channels(void *)
     c.capacity = 2;
     CHECK(conc_channel_send(&c, &item) == 0 && conc_channel_try_send(&c, &item) == 0);
     CHECK(conc_channel_recv(&c, &out) == 0 && conc_channel_try_recv(&c, &out) == 0 && out == 3);
-    conc_case cases[2]{};
-    cases[0].what = CONC__RECV;
-    cases[0].channel = &c;
-    cases[0].to = &out;
-    cases[1].what = CONC__SEND;
-    cases[1].channel = &c;
-    cases[1].from = &item;
+    conc_case cases[] = {CONC_CASE_RECV(&c, &out), CONC_CASE_SEND(&c, &item)};
     CHECK(conc_select(cases, 2) == 1 && conc_select(cases, 2) == 0 && out == 3);
     conc_channel_close(&c);
     conc_channel_destroy(&c);
@@ -514,6 +551,7 @@ static int app(void *)
     time_and_run(nullptr);
     scopes(nullptr);
     groups(nullptr);
+    lambdas(nullptr);
     gathers(nullptr);
     CHECK(tries(&n) == -EPROTO && tries_in_a_group(nullptr) == -EPROTO);
     locals(nullptr);

@@ -1,4 +1,5 @@
-/* What CONC_PUT takes, and, with a macro defined, what it refuses. */
+/* What CONC_PUT takes, and, with a macro defined, what it refuses (objects: in C++, as CONC_SPAWN
+ * does). */
 #include "all.h"
 
 int put(int n);
@@ -12,6 +13,11 @@ int put(int n)
     return CONC_PUT(&numbers, n ? "text" : "");
 #elif defined SIZE
     return CONC_PUT(&numbers, (long long)n);
+#elif defined SPAWN_OBJECT
+    conc_queue_close(&numbers);
+    return CONC_SPAWN(NULL, NULL, std::string("text"));
+#elif defined PUT_OBJECT
+    return CONC_PUT(&numbers, std::string("text"));
 #else
     conc_queue names = CONC_QUEUE(const char *, 10);
     const char *name = "a name";

@@ -153,9 +153,43 @@ refuses_put() {
 
 check_puts() {
     cc -O2 -c $here/puts.c -o "$out/puts.o"
-    refuses_put ADDRESS "CONC_PUT takes an item, not its address"
-    refuses_put STRING "CONC_PUT takes an item, not its address"
-    refuses_put SIZE "size is not the item_size"
+    local what
+    for what in ADDRESS STRING SIZE; do
+        refuses_put $what "CONC_PUT: the size of this value is not the queue's item_size"
+    done
+}
+
+# A call without its last argument is told so, by the first error of each compiler.
+check_missing_arguments() {
+    local call
+    for call in 'conc_main(nothing)' 'conc_spawn(&g, nothing)' 'conc_spawn(&g)' 'conc_spawn_copy(&g, nothing)' \
+        'conc_spawn_task(&g, &t, nothing)' 'conc_spawn_task(&g, &t)' 'conc_start(&g, nothing)' 'conc_map(nothing)' \
+        'conc_map(nothing, array, 2)' 'conc_map_limit(1, nothing)' 'conc_map_all(nothing)' 'conc_gather(NULL)' \
+        'conc_gen_open(&gen, emits)' 'conc_gen_open(&gen)' 'conc_loop_run(NULL, nothing)' 'conc_signals_open(&s)'; do
+        is_missing "$call" 'too few arguments to function|no matching function for call'
+    done
+    is_missing 'CONC_SPAWN(&g, nothing)' 'CONC_SPAWN\(group, function, value\): the value is missing'
+    is_missing 'CONC_SPAWN(&g, nothing, )' 'CONC_SPAWN\(group, function, value\): the value is missing'
+    is_missing 'CONC_PUT(&q)' 'CONC_PUT\(queue, value\): the value is missing'
+    is_missing 'CONC_MAP(nothing)' 'CONC_MAP\(function, array\): the array is missing'
+    is_missing 'CONC_MAP_LIMIT(1, nothing)' 'CONC_MAP_LIMIT\(limit, function, array\): an argument is missing'
+    is_missing 'CONC_MAP_ALL(nothing, array)' 'CONC_MAP_ALL\(function, array, results\): an argument is missing'
+    cc -fsyntax-only $here/missing.c
+    cxx -fsyntax-only -x c++ $here/missing.c
+}
+
+# is_missing CALL WORDS: warnings are none of its business, such as that a macro's "..." gets nothing.
+is_missing() {
+    local option language
+    for language in c c++; do
+        option=(-x "$language" -Wno-error -fsyntax-only "-DCALL=$1" $here/missing.c)
+        case $language in
+            c) ! cc "${option[@]}" 2>"$out/errors" ;;
+            *) ! cxx "${option[@]}" 2>"$out/errors" ;;
+        esac || fail "$language compiles $1"
+        grep 'error:' "$out/errors" | head -n 1 | grep -qE "$2" ||
+            fail "the first error of $1 in $language is not '$2':" "$(cat "$out/errors")"
+    done
 }
 
 # A program may include the header as it does others that are written for C alone.
@@ -185,6 +219,17 @@ check_pointers_refused() {
         grep -q 'CONC_SPAWN copies a value, and this is a pointer' "$out/errors" || fail "$(cat "$out/errors")"
         ! cxx -fsyntax-only "-DPOINTER=$value" -x c++ $here/by_value.c 2>"$out/errors" || fail "C++: CONC_SPAWN takes $value"
         grep -q 'CONC_SPAWN copies a value, and this is a pointer' "$out/errors" || fail "$(cat "$out/errors")"
+    done
+}
+
+# In C++ some objects are more than their bytes: neither CONC_SPAWN nor CONC_PUT copies them.
+check_cpp_objects_refused() {
+    local macro
+    cxx -fsyntax-only -x c++ $here/puts.c
+    for macro in CONC_SPAWN CONC_PUT; do
+        ! cxx -fsyntax-only -include string -x c++ "-D${macro#CONC_}_OBJECT" $here/puts.c 2>"$out/errors" ||
+            fail "$macro takes a std::string"
+        grep -q "$macro copies bytes, and this type is not trivially copyable" "$out/errors" || fail "$(cat "$out/errors")"
     done
 }
 
