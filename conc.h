@@ -133,8 +133,8 @@ extern "C" {
 #endif
 CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__PLACE CONC__AT("")
-/* The name of a task by default: the function's, and the place. The function is the first, second or
- * third of the arguments; the caller adds zeros for those that its user may have left out. */
+/* The default name of a task: the function's name, and the place. The function is the first, second
+ * or third argument; the macro that calls adds zeros for arguments that may be missing. */
 #define CONC__NAMED(fn) CONC__AT(#fn " at ")
 #define CONC__NAMED_FIRST(fn, ...) CONC__NAMED(fn)
 #define CONC__NAMED_SECOND(a, fn, ...) CONC__NAMED(fn)

@@ -116,7 +116,7 @@ static int groups(void *)
     return 0;
 }
 
-// Functions without a name may have commas in them; a task's name is what stands before the first one.
+// Functions without a name may have commas in them; a task's name ends at the first one.
 static int lambdas(void *)
 {
     conc_group g{};
