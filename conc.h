@@ -883,7 +883,7 @@ struct conc_stream {
     conc__buffer in, out;
     char *ended; /* where a NUL stands instead of `covered` */
     char covered;
-    bool at_end, writing, unsaid; /* unsaid: the error that ended writing was not returned yet */
+    bool at_end, writing, unsaid; /* unsaid: no call has returned the error that ended writing */
     bool dropped;                 /* the close dropped bytes */
     bool shut;                    /* conc_stream_shutdown ended the writing half */
     conc_task *reader;
@@ -923,8 +923,10 @@ typedef struct conc_transport {
 
 /* Opens a stream on a transport; all calls of a stream are the same on it. *t is copied; self is
  * borrowed until conc_stream_close has called close with it. conc_stream_close makes calls that
- * other tasks have under way return -ECANCELED, as their tasks were cancelled in them, and waits
- * for them. What was written is sent by a task of the stream's own when a read waits.
+ * other tasks have under way return -ECANCELED, as if their tasks were cancelled in them, and waits
+ * for them. What was written is sent by a task of the stream's own when a read waits; if that
+ * fails, the stream cancels the transport's read in the same way, and its own read returns the
+ * error of the write.
  *     int conc_stream_open_on(conc_stream *s, const conc_transport *t, void *self);
  * Errors: -EINVAL (NULL, no read or write, open already), -EBUSY as above, -ENOMEM; then close is
  * not called. Not a checkpoint. */
@@ -932,11 +934,14 @@ typedef struct conc_transport {
 CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_transport *t,
                                   void *self);
 
-/* Reading. Each waits for bytes when there are too few, and then first sends what was written,
- * so that a question need not be flushed before the answer is read. A cancel loses no byte: what
- * was not returned can still be read. What came before an error is returned before the error.
- * Errors: the descriptor's, -EBUSY (another task is reading), -EPIPE (closed, or closed while it
- * waited), -EINVAL (never opened), -ENOMEM. */
+/* Reading. Each waits for bytes when there are too few, and then first starts to send what was
+ * written, so that a question need not be flushed before the answer is read. The sending goes on
+ * beside the wait. If it fails, or writing has failed before, and no call has returned that error
+ * yet, a read that has to wait returns it instead, once: bytes that are there come first, and the
+ * next read waits again. A cancel loses no byte: what was not returned can still be read. What
+ * came before an error is returned before the error. Errors: the descriptor's, those of writing,
+ * -EBUSY (another task is reading), -EPIPE (closed, or closed while it waited), -EINVAL (never
+ * opened), -ENOMEM. */
 
 /* What there is, at most n bytes; 0 at the end of file (and for n 0, at once). */
 CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n);
@@ -958,8 +963,8 @@ CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
 
 /* Writing. Bytes are kept until buffer_size of them are there, until a flush, or until a read of
  * the stream has to wait. What one call writes stays together: other tasks' writes wait for
- * their turn. Errors: the descriptor's, from then on (bytes that were kept are dropped), -EPIPE
- * (closed), -EINVAL, -ENOMEM. */
+ * their turn. Errors: the descriptor's, from then on, also if a read has returned it (bytes that
+ * were kept are dropped), -EPIPE (closed), -EINVAL, -ENOMEM. */
 
 /* Writes n bytes: n. Waits while they do not fit into the buffer. Fewer when a cancel came after
  * some were taken. */
@@ -7871,6 +7876,14 @@ CONC__PRIVATE void conc__fd_widen(conc_loop *l, conc__wait *w, int events)
     conc__fd_arm(l, f, events);
 }
 
+/* The task that waits by w, for a descriptor, goes on as if it were ready. */
+CONC__PRIVATE void conc__fd_wake_one(conc_loop *l, conc__wait *w)
+{
+    conc__fd *f = (conc__fd *)(uintptr_t)w->on;
+    conc__wake(l, w, 0);
+    conc__fd_left(l, f);
+}
+
 /* What a descriptor is ready for, of these events (none: CONC__HANG_UP): 0 nothing, or an error. */
 CONC__PRIVATE int conc__fd_ready(int number, int events)
 {
@@ -7892,10 +7905,8 @@ typedef struct conc__pause {
 CONC__PRIVATE void conc__pause_over(conc__timer *t)
 {
     conc__pause *p = (conc__pause *)(void *)((char *)t - offsetof(conc__pause, timer));
-    conc__fd *f = (conc__fd *)(uintptr_t)p->wait.on;
     conc_loop *l = conc__here;
-    conc__wake(l, &p->wait, 0);
-    conc__fd_left(l, f);
+    conc__fd_wake_one(l, &p->wait);
     l->retried = l->virtual_clock;
 }
 
@@ -9637,7 +9648,9 @@ enum { CONC__STREAM_FRESH, CONC__STREAM_OPEN, CONC__STREAM_CLOSED };
  * are put behind those that are being sent.
  *
  * A sender is a background task. It is started when bytes were written and a task is in read or
- * about to be: so both peers can send much and then read, which one task could not do for them. */
+ * about to be: so both peers can send much and then read, which one task could not do for them.
+ * If writing fails or has failed, and no call has told the error, the sender cancels a read that
+ * waits, which returns the error then. */
 typedef struct conc__transported {
     conc_transport calls;
     void *self;
@@ -9646,7 +9659,8 @@ typedef struct conc__transported {
     conc__waits senders;           /* wait until sending is NULL */
     conc__waits starters;          /* the reader, until the sender has begun */
     bool has_sender, sender_began;
-    bool abandoned; /* closed where nothing can wait: the last task to leave calls close */
+    bool interrupted; /* the sender cancelled the read that is under way */
+    bool abandoned;   /* closed where nothing can wait: the last task to leave calls close */
     char read_words[CONC__TEXT], write_words[CONC__TEXT];
 } conc__transported;
 
@@ -9682,12 +9696,12 @@ CONC__PRIVATE int conc__stream_state(conc_stream *s, const char *call)
 
 /* The error that a call on a stream returns becomes the newest. The system's and a transport's,
  * which end reading or writing for good, have their own words each time. */
-CONC__COLD void conc__stream_failed(const conc_stream *s, int rc)
+CONC__COLD void conc__stream_failed(const conc_stream *s, int rc, bool of_reading)
 {
-    bool ended = rc == s->read_error || rc == s->write_error;
+    bool ended = of_reading || rc == s->write_error;
     conc_loop *l = conc__of_task();
     if (ended && s->on && l)
-        conc__tell(l->self, rc, rc == s->read_error ? s->on->read_words : s->on->write_words,
+        conc__tell(l->self, rc, of_reading ? s->on->read_words : s->on->write_words,
                    (conc__source){NULL, NULL});
     else if (ended)
         conc__system_failed(rc, NULL);
@@ -9714,14 +9728,20 @@ CONC__COLD void conc__stream_left(conc_loop *l, conc_stream *s)
     }
 }
 
-/* A call that may wait ends: the stream is no longer touched, if it was closed meanwhile. */
-CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t result)
+/* A call that may wait is over: the stream is no longer touched, if it was closed meanwhile. */
+static inline void conc__stream_exit(conc_loop *l, conc_stream *s)
 {
-    if (CONC__UNLIKELY(result < 0))
-        conc__stream_failed(s, (int)result);
     s->inside--;
     if (CONC__UNLIKELY(s->state == CONC__STREAM_CLOSED && !s->inside))
         conc__stream_left(l, s);
+}
+
+/* The same for a call that returns `result`, in which no error is one of reading. */
+CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t result)
+{
+    if (CONC__UNLIKELY(result < 0))
+        conc__stream_failed(s, (int)result, false);
+    conc__stream_exit(l, s);
     return result;
 }
 
@@ -9842,6 +9862,13 @@ CONC__PRIVATE int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
     s->write_error = rc;
     s->unsaid = true;
     conc__buffer_drop(l, &s->out);
+    return rc;
+}
+
+/* A call returns rc to the user. */
+CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
+{
+    s->unsaid &= rc != s->write_error;
     return rc;
 }
 
@@ -9974,6 +10001,21 @@ CONC__PRIVATE int conc__transport_push_piece(conc_loop *l, conc_stream *s)
     return 0;
 }
 
+/* Writing has failed, in the sender or before: a read that waits returns the error. A read that is
+ * about to begin has its try first, as bytes may be there. */
+CONC__PRIVATE void conc__transport_break_read(conc_loop *l, conc_stream *s)
+{
+    conc__transported *on = s->on;
+    while (s->unsaid && s->reader) {
+        bool waits = s->reader->wait != NULL;
+        on->interrupted |= waits && on->reading;
+        if (waits && on->reading)
+            conc__cancel_scope(l, on->reading);
+        if (waits || conc_yield())
+            return;
+    }
+}
+
 CONC__PRIVATE int conc__transport_sender(void *arg)
 {
     conc__transported *on = arg;
@@ -9988,8 +10030,9 @@ CONC__PRIVATE int conc__transport_sender(void *arg)
         if (rc == 1 && conc__stream_pass(l, s))
             rc = 0;
     }
+    conc__transport_break_read(l, s);
     on->has_sender = false;
-    conc__stream_leave(l, s, 0);
+    conc__stream_exit(l, s);
     return 0;
 }
 
@@ -9998,7 +10041,7 @@ CONC__PRIVATE int conc__transport_start_sender(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
     conc__kept_error kept;
-    bool wanted = s->state == CONC__STREAM_OPEN && conc__buffered(&s->out);
+    bool wanted = s->state == CONC__STREAM_OPEN && (conc__buffered(&s->out) || s->unsaid);
     if (!wanted || on->has_sender || s->writing)
         return 0;
     conc__error_keep(&kept, l->self);
@@ -10015,19 +10058,20 @@ CONC__PRIVATE int conc__transport_start_sender(conc_loop *l, conc_stream *s)
 static const conc__wait_kind conc__starting_sender = {
     .what = "starts to send what was written to a stream", .cancel = conc__cancel_plainly};
 
-CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s);
+CONC__PRIVATE int conc__stream_flush_in_turn(conc_loop *l, conc_stream *s);
 
 /* A read is about to wait: the sender begins first, so that what was written is in write before
- * the reader is in read. Where there can be no sender the reader sends. An error of writing is the
- * next write's. */
+ * the reader is in read. Where there can be no sender the reader sends. 0: the read may begin. */
 CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
     int rc = 0;
     if (conc__transport_start_sender(l, s)) {
-        rc = conc__stream_flush(l, s);
-        s->unsaid |= s->write_error != 0;
-        rc = rc > 0 || rc == -ECANCELED ? -ECANCELED : 0;
+        rc = conc__stream_flush_in_turn(l, s);
+        bool cancelled = rc > 0 || rc == -ECANCELED;
+        rc = s->unsaid ? s->write_error : 0;
+        if (cancelled)
+            rc = -ECANCELED;
     } else if (on->has_sender && !on->sender_began) {
         conc__wait w = {.task = l->self, .kind = &conc__starting_sender, .on = s};
         conc__append(&on->starters, &w);
@@ -10036,15 +10080,25 @@ CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
     return s->state == CONC__STREAM_OPEN ? rc : -EPIPE;
 }
 
-/* Takes bytes from the transport: how many, 0 at the end, or an error. */
+/* The transport's read was cancelled, and took nothing: by its task's scopes, or by the sender. In
+ * the latter case it goes on (-EAGAIN) if a call of another task has told the error meanwhile. */
+CONC__PRIVATE int conc__transport_cancelled(const conc_loop *l, const conc_stream *s)
+{
+    if (!s->on->interrupted || l->self->pending)
+        return -ECANCELED;
+    return s->unsaid ? s->write_error : -EAGAIN;
+}
+
+/* Takes bytes from the transport: how many, 0 at the end, or an error; -EAGAIN: try again. */
 CONC__PRIVATE ssize_t conc__transport_take(conc_loop *l, conc_stream *s, const struct iovec *part)
 {
     conc__transported *on = s->on;
+    on->interrupted = false;
     ssize_t got = conc__transport_call(l, on, &on->reading, conc__transport_read_once, part);
     if (s->state != CONC__STREAM_OPEN)
         return -EPIPE;
     if (got == -ECANCELED)
-        return got;
+        return conc__transport_cancelled(l, s);
     s->at_end = got == 0;
     s->read_error = got < 0 ? (int)got : 0;
     if (got < 0)
@@ -10052,8 +10106,8 @@ CONC__PRIVATE ssize_t conc__transport_take(conc_loop *l, conc_stream *s, const s
     return got;
 }
 
-/* conc__stream_pull on a transport, once. */
-CONC__PRIVATE ssize_t conc__transport_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
+/* conc__stream_pull on a transport, once; -EAGAIN: to be tried again. */
+CONC__PRIVATE ssize_t conc__transport_try_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
     int rc = conc__transport_send_first(l, s);
     if (rc == 0 && !to)
@@ -10068,6 +10122,15 @@ CONC__PRIVATE ssize_t conc__transport_pull(conc_loop *l, conc_stream *s, char *t
         s->in.end += (size_t)got;
     if (!conc__buffered(&s->in))
         conc__buffer_drop(l, &s->in);
+    return got;
+}
+
+CONC__PRIVATE ssize_t conc__transport_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
+{
+    ssize_t got;
+    do
+        got = conc__transport_try_pull(l, s, to, n);
+    while (got == -EAGAIN);
     return got;
 }
 
@@ -10161,7 +10224,8 @@ CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* Waits for bytes, and sends what was written: the peer may have to read that first. */
+/* Waits for bytes, and sends what was written: the peer may have to read that first. If that fails
+ * it returns without waiting. */
 CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__patience *p)
 {
     int events = CONC_READABLE;
@@ -10169,16 +10233,38 @@ CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__patienc
         events |= CONC_WRITABLE;
     if (!conc__buffered(&s->in))
         conc__buffer_drop(l, &s->in);
+    if (s->unsaid)
+        return 0;
     int rc = conc__fd_await(l, s->fd, events, p);
     if (s->state != CONC__STREAM_OPEN)
         return -EPIPE;
     if (rc > 0 && rc & CONC_WRITABLE && !s->writing)
-        conc__stream_push(l, s); /* its error is the next write's */
+        conc__stream_push(l, s);
     return rc;
 }
 
+/* conc__stream_pull on a descriptor, without waiting: -EAGAIN if it would have to. */
+CONC__PRIVATE ssize_t conc__stream_receive(conc_loop *l, conc_stream *s, char *to, size_t n)
+{
+    int rc = to ? 0 : conc__stream_room(l, s, n);
+    if (rc)
+        return rc;
+    struct iovec part = {to, n};
+    if (!to)
+        part = (struct iovec){s->in.data + s->in.end, conc__piece(s->in.size - s->in.end)};
+    ssize_t got =
+        conc__receive(l, &(conc__io){.fd = s->fd, .any = true, .parts = &part, .count = 1});
+    if (got == -EAGAIN)
+        return got;
+    s->at_end = got == 0;
+    s->read_error = got < 0 ? (int)got : 0;
+    s->in.end += !to && got > 0 ? (size_t)got : 0;
+    return got;
+}
+
 /* Waits for bytes and takes them: into `to` at most n, or with NULL into the buffer, which then
- * may become as large as n. Returns the count, 0 at the end of file, or an error. */
+ * may become as large as n. Returns the count, 0 at the end of file, or an error: also one of
+ * writing that no call has told, if it would have to wait. */
 CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
     conc__patience patience = {0, 0};
@@ -10187,26 +10273,18 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
     if (s->on)
         return conc__transport_pull(l, s, to, n);
     for (;;) {
-        const conc__fd *f = conc__fd_find(l, s->fd);
+        conc__fd *f = conc__fd_find(l, s->fd);
+        bool broken = s->unsaid;
+        if (f && broken)
+            f->drained = false;  /* bytes that the loop has not been told of come first, too */
         if (!f || !f->drained) { /* else a buffer would be taken in vain */
-            int rc = to ? 0 : conc__stream_room(l, s, n);
-            if (rc)
-                return rc;
-            struct iovec part = {to, n};
-            if (!to)
-                part = (struct iovec){s->in.data + s->in.end, conc__piece(s->in.size - s->in.end)};
-            ssize_t got =
-                conc__receive(l, &(conc__io){.fd = s->fd, .any = true, .parts = &part, .count = 1});
-            if (got != -EAGAIN) {
-                s->at_end = got == 0;
-                s->read_error = got < 0 ? (int)got : 0;
-                s->in.end += !to && got > 0 ? (size_t)got : 0;
+            ssize_t got = conc__stream_receive(l, s, to, n);
+            if (got != -EAGAIN)
                 return got;
-            }
         }
         int rc = conc__stream_await(l, s, &patience);
-        if (rc < 0)
-            return rc;
+        if (rc < 0 || broken)
+            return rc < 0 ? rc : s->write_error;
     }
 }
 
@@ -10234,10 +10312,22 @@ CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *c
     return 0;
 }
 
+/* A read returns an error: its own, or one of writing that no call has told. */
+CONC__COLD void conc__stream_read_failed(conc_stream *s, int rc)
+{
+    bool of_reading = s->read_error && rc == s->read_error;
+    conc__stream_failed(s, rc, of_reading);
+    if (!of_reading)
+        conc__stream_said(s, rc);
+}
+
 CONC__PRIVATE ssize_t conc__stream_done(conc_loop *l, conc_stream *s, ssize_t result)
 {
     s->reader = NULL;
-    return conc__stream_leave(l, s, result);
+    if (CONC__UNLIKELY(result < 0))
+        conc__stream_read_failed(s, (int)result);
+    conc__stream_exit(l, s);
+    return result;
 }
 
 /* Out of the buffer: how many. */
@@ -10440,13 +10530,6 @@ CONC__PRIVATE int conc__stream_writable(const conc_stream *s)
     return s->state == CONC__STREAM_OPEN && !s->shut ? s->write_error : -EPIPE;
 }
 
-/* This is returned to the user. */
-CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
-{
-    s->unsaid &= rc != s->write_error;
-    return rc;
-}
-
 /* A writing call begins: 0, or its error. */
 CONC__PRIVATE int conc__stream_begin_writing(conc_loop *l, conc_stream *s, const char *call)
 {
@@ -10474,16 +10557,17 @@ CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
 CONC__PRIVATE void conc__stream_hurry(conc_loop *l, conc_stream *s)
 {
     if (s->on) { /* without memory for a sender, the next call that writes or reads sends */
-        if (s->on->reading)
+        if (s->on->reading && conc__buffered(&s->out))
             conc__transport_start_sender(l, s);
         return;
     }
     conc__wait *w = s->reader && !s->writing ? s->reader->wait : NULL;
     bool for_fd = w && (w->kind == &conc__watching || w->kind == &conc__pausing);
-    if (!for_fd || conc__stream_push(l, s) != -EAGAIN)
-        return;
-    if (w->kind == &conc__watching)
+    int rc = for_fd ? conc__stream_push(l, s) : 0;
+    if (rc == -EAGAIN && w->kind == &conc__watching)
         conc__fd_widen(l, w, CONC_WRITABLE);
+    else if (rc < 0 && rc != -EAGAIN)
+        conc__fd_wake_one(l, w); /* the read returns the error */
 }
 
 CONC__PRIVATE void conc__stream_turn_over(conc_loop *l, conc_stream *s)
@@ -10652,7 +10736,8 @@ CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
     }
 }
 
-CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s)
+/* Waits for its turn, and until everything is out. */
+CONC__PRIVATE int conc__stream_flush_in_turn(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_turn(l, s);
     if (rc)
@@ -10663,7 +10748,12 @@ CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s)
     else if (s->shut && s->state == CONC__STREAM_OPEN)
         rc = 0; /* that was a flush */
     conc__stream_turn_over(l, s);
-    return conc__stream_said(s, rc);
+    return rc;
+}
+
+CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s)
+{
+    return conc__stream_said(s, conc__stream_flush_in_turn(l, s));
 }
 
 CONC_API int conc_stream_flush(conc_stream *s)
@@ -10729,7 +10819,7 @@ CONC__PRIVATE int conc__stream_end_writing(conc_loop *l, conc_stream *s)
         if (rc == 0)
             rc = conc__stream_flush_all(l, s);
         if (rc < 0)
-            conc__stream_failed(s, rc);
+            conc__stream_failed(s, rc, false);
         if (rc == 0)
             rc = conc__stream_end_half(l, s);
     }
@@ -10837,7 +10927,7 @@ CONC_API int conc_stream_close(conc_stream *s)
         closed = conc__stream_shut(l, s);
         if (rc == 0 && s->unsaid) {
             rc = s->write_error;
-            conc__stream_failed(s, rc);
+            conc__stream_failed(s, rc, false);
         }
     }
     bool ends_transport = shuts && s->on;

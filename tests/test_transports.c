@@ -74,15 +74,15 @@ static ssize_t wire_write(void *self, const void *buf, size_t n)
     CHECK_INT(w->writing, 0);
     if (w->delays && w->delays--)
         return -EAGAIN;
-    if (w->write_rc)
-        return conc_fail(w->write_rc, "the wire is full of water");
-    while (w->out->n == ROOM) {
+    while (w->out->n == ROOM && !w->write_rc) {
         w->writing++;
         int rc = wait_for_change(w->out);
         w->writing--;
         if (rc)
             return rc;
     }
+    if (w->write_rc)
+        return conc_fail(w->write_rc, "the wire is full of water");
     size_t room = ROOM - w->out->n, count = n < room ? n : room;
     memcpy(w->out->bytes + w->out->n, buf, count);
     w->out->n += count;
@@ -455,6 +455,157 @@ TASK_TEST(a_close_returns_an_error_of_writing_that_no_call_has_told)
     CHECK_INT(conc_stream_write(&s, "x", 1), 1);
     CHECK_INT(conc_stream_close(&s), -ECONNRESET);
     CHECK_STR(conc_last_error(), "the wire is full of water");
+}
+
+/* The error of writing was told: the next read waits, and writes still have the error. */
+static void check_error_was_told(conc_stream *s, lane *in)
+{
+    conc_group g = {0};
+    io reader = {.s = s, .call = READ};
+    begin_io(&g, &reader);
+    CHECK_INT(conc_settle(), 0);
+    CHECK(!reader.done);
+    say(in, "on\n");
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(reader.rc, 2);
+    CHECK_INT(conc_stream_write(s, "x", 1), -ECONNRESET);
+    CHECK_STR(conc_last_error(), "the wire is full of water");
+    CHECK_INT(conc_stream_close(s), 0);
+}
+
+TASK_TEST(a_read_that_has_to_wait_returns_the_error_of_a_write_that_fails_at_once)
+{
+    lane a = {0}, b = {0};
+    conc_stream s = {0};
+    char *line;
+    wire *w = open_wire(&s, &a, &b);
+    w->write_rc = -ECONNRESET;
+    say(&a, "first\npart");
+    CHECK_INT(conc_stream_printf(&s, "question\n"), 9);
+    check_line(&s, "first");
+    CHECK_INT(conc_stream_read_line(&s, &line), -ECONNRESET);
+    CHECK_STR(conc_last_error(), "the wire is full of water");
+    CHECK_TIME(0);
+    say(&a, "ing\n");
+    check_line(&s, "parting");
+    check_error_was_told(&s, &a);
+}
+
+TASK_TEST(a_read_that_waits_returns_the_error_of_a_write_that_fails_later)
+{
+    lane a = {0}, b = {0};
+    conc_stream s = {0};
+    conc_group g = {0};
+    io reader = {.s = &s, .call = READ};
+    wire *w = open_wire(&s, &a, &b);
+    CHECK_INT(conc_stream_write(&s, pattern, 2 * ROOM), 2 * ROOM);
+    begin_io(&g, &reader);
+    CHECK_INT(conc_settle(), 0);
+    CHECK(!reader.done);
+    w->write_rc = -ECONNRESET;
+    conc_event_set(&b.changed);
+    CHECK_INT(conc_settle(), 0);
+    CHECK(reader.done);
+    CHECK_INT(reader.rc, -ECONNRESET);
+    CHECK_INT(conc_group_wait(&g), 0);
+    check_error_was_told(&s, &a);
+}
+
+TASK_TEST(a_read_that_tries_again_and_again_returns_the_error_of_a_write)
+{
+    lane a = {0}, b = {0};
+    conc_stream s = {0};
+    conc_group g = {0};
+    io reader = {.s = &s, .call = READ};
+    wire *w = open_wire(&s, &a, &b);
+    w->delays = 1000000;
+    begin_io(&g, &reader);
+    CHECK_INT(conc_sleep(1), 0);
+    CHECK(!reader.done);
+    w->delays = 0;
+    w->write_rc = -ECONNRESET;
+    CHECK_INT(conc_stream_write(&s, "x", 1), 1);
+    CHECK_INT(conc_settle(), 0);
+    CHECK(reader.done);
+    CHECK_INT(reader.rc, -ECONNRESET);
+    CHECK_INT(conc_group_wait(&g), 0);
+    check_error_was_told(&s, &a);
+}
+
+TASK_TEST(bytes_that_came_with_the_error_of_a_write_are_read_before_it)
+{
+    lane a = {0}, b = {0};
+    conc_stream s = {0};
+    conc_group g = {0};
+    io reader = {.s = &s, .call = READ};
+    char *line;
+    wire *w = open_wire(&s, &a, &b);
+    begin_io(&g, &reader);
+    CHECK_INT(conc_settle(), 0);
+    w->write_rc = -ECONNRESET;
+    CHECK_INT(conc_stream_write(&s, "x", 1), 1);
+    say(&a, "all the same\n");
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK_INT(reader.rc, 12);
+    CHECK_INT(conc_stream_read_line(&s, &line), -ECONNRESET);
+    check_error_was_told(&s, &a);
+}
+
+TASK_TEST(a_read_that_was_interrupted_goes_on_if_another_call_has_told_the_error)
+{
+    lane a = {0}, b = {0};
+    conc_stream s = {.buffer_size = 2 * ROOM};
+    conc_group g = {0};
+    io reader = {.s = &s, .call = READ}, flusher = {.s = &s, .call = FLUSH};
+    wire *w = open_wire(&s, &a, &b);
+    CHECK_INT(conc_stream_write(&s, pattern, 2 * ROOM), 2 * ROOM);
+    begin_io(&g, &reader);
+    CHECK_INT(conc_settle(), 0);
+    begin_io(&g, &flusher); /* waits until the stream's sender has sent */
+    CHECK_INT(conc_settle(), 0);
+    w->write_rc = -ECONNRESET;
+    conc_event_set(&b.changed);
+    CHECK_INT(conc_settle(), 0);
+    CHECK(flusher.done);
+    CHECK_INT(flusher.rc, -ECONNRESET);
+    if (!reader.done) /* under a seed it may have been the first */
+        say(&a, "on\n");
+    CHECK_INT(conc_group_wait(&g), 0);
+    CHECK(reader.rc == 2 || reader.rc == -ECONNRESET);
+    check_error_was_told(&s, &a);
+}
+
+TASK_TEST(a_read_that_was_interrupted_and_cancelled_is_cancelled)
+{
+    lane a = {0}, b = {0};
+    conc_stream s = {0};
+    conc_scope limit = {0};
+    char *line;
+    wire *w = open_wire(&s, &a, &b);
+    w->write_rc = -ECONNRESET;
+    CHECK_INT(conc_stream_write(&s, "x", 1), 1);
+    CHECK_INT(conc_scope_begin(&limit, 0), 0);
+    CHECK_INT(conc_scope_end(&limit, (int)conc_stream_read_line(&s, &line)), -ETIMEDOUT);
+    CHECK_INT(conc_stream_read_line(&s, &line), -ECONNRESET);
+    check_error_was_told(&s, &a);
+}
+
+TASK_TEST(an_error_of_writing_and_one_of_reading_with_one_number_keep_their_words)
+{
+    lane a = {0}, b = {0};
+    conc_stream s = {0};
+    char *line;
+    wire *w = open_wire(&s, &a, &b);
+    w->write_rc = -ECONNRESET;
+    CHECK_INT(conc_stream_write(&s, "x", 1), 1);
+    CHECK_INT(conc_stream_read_line(&s, &line), -ECONNRESET);
+    CHECK_STR(conc_last_error(), "the wire is full of water");
+    w->read_rc = -ECONNRESET;
+    CHECK_INT(conc_stream_read_line(&s, &line), -ECONNRESET);
+    CHECK_STR(conc_last_error(), "the wire was cut at byte 7");
+    CHECK_INT(conc_stream_write(&s, "x", 1), -ECONNRESET);
+    CHECK_STR(conc_last_error(), "the wire is full of water");
+    CHECK_INT(conc_stream_close(&s), 0);
 }
 
 TASK_TEST(a_transport_that_would_have_to_wait_is_tried_again_after_a_pause)
