@@ -4085,25 +4085,24 @@ CONC__PRIVATE void conc__public_name(char name[CONC__NAME], const char *call)
         *slowly = 0;
 }
 
-/* A call was wrong, and had no effect: rc. In debug mode that is said, with the object's place
- * (NULL: it has none); on a thread without a run, where a run of another thread is in debug
- * mode. */
+/* A call was wrong, and had no effect: rc, with words that name the call. In debug mode that is
+ * said, with the object's place (NULL: it has none); on a thread without a run, where a run of
+ * another thread is in debug mode. */
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place)
 {
     conc_loop *l = conc__here;
     char name[CONC__NAME];
     int saved = errno;
+    conc__public_name(name, call);
     if (l && l->debug) {
-        conc__public_name(name, call);
         conc__misuse m = {l->self, name, why, place};
         conc__on_loop(l, conc__tell_misuse, &m);
     } else if (!l && atomic_load_explicit(&conc__debug_runs, memory_order_relaxed)) {
-        conc__public_name(name, call);
         fprintf(stderr, "conc: a thread without a run: %s: %s%s\n", name, why,
-                rc == -EPERM ? "; conc_post runs it on the loop" : "");
+                rc == -EPERM ? "; conc_loop_run runs it in a task of the loop" : "");
     }
     errno = saved;
-    return rc < 0 ? conc__own_error(rc) : rc;
+    return rc < 0 ? conc_fail(rc, "%s: %s", name, why) : rc;
 }
 
 CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)

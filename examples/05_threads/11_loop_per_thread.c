@@ -32,7 +32,9 @@ static int serve(void *server) { return conc_serve(server); }
 static int serve_until_stop(void *address)
 {
     int clients = 0;
-    conc_server server = {CONC_TRY(conc_listen_with(address, &shared)), handle_client, &clients, 0};
+    conc_server server = {.fd = CONC_TRY(conc_listen_with(address, &shared)),
+                          .handler = handle_client,
+                          .arg = &clients};
     conc_group g = {0};
     CONC_TRY_IN(&g, conc_spawn(&g, serve, &server));
     CONC_TRY_IN(&g, conc_channel_send(&ready, NULL));
