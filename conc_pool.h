@@ -1922,8 +1922,11 @@ CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l
         conc__pool_leave(users);
         return conc__came_to(conc__wait_outside(l, &w, &conc__wants_place, c, &c->mutex, NULL));
     }
+    bool in_words = rc == -EAGAIN && c->supervisor; /* conc__supervisor_begin's */
     conc__crew_unlock(c);
     conc__pool_leave(users);
+    if (in_words)
+        return rc;
     return rc == -EPERM ? conc__caller_refused(call) : conc__came_to(rc);
 }
 
@@ -7743,8 +7746,13 @@ CONC__PRIVATE bool conc__worker_has_ended(const conc__worker *w)
 {
     siginfo_t info;
     info.si_pid = 0;
-    int rc = waitid(P_PID, (id_t)w->pid, &info, WEXITED | WNOHANG | WNOWAIT);
-    return rc == 0 ? info.si_pid != 0 : errno == ECHILD;
+    if (waitid(P_PID, (id_t)w->pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0)
+        return info.si_pid != 0;
+    if (!conc__refused(errno))
+        return errno == ECHILD;
+    if (w->pidfd >= 0)
+        return conc__fd_ready(w->pidfd, CONC_READABLE) > 0;
+    return waitpid(w->pid, NULL, WNOHANG) != 0; /* then nobody learns how it ended */
 }
 
 /* ---- The supervisor ---- */

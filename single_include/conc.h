@@ -138,7 +138,12 @@ extern "C" {
 #endif
 CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__PLACE CONC__AT("")
+/* The default name of a task: the function's name, and the place. The function is the first, second
+ * or third argument; the macro that calls adds zeros for arguments that may be missing. */
 #define CONC__NAMED(fn) CONC__AT(#fn " at ")
+#define CONC__NAMED_FIRST(fn, ...) CONC__NAMED(fn)
+#define CONC__NAMED_SECOND(a, fn, ...) CONC__NAMED(fn)
+#define CONC__NAMED_THIRD(a, b, fn, ...) CONC__NAMED(fn)
 #define CONC__JOIN(a, b) CONC__JOIN2(a, b)
 #define CONC__JOIN2(a, b) a##b
 
@@ -155,6 +160,12 @@ CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__IS_BYTES(value) 1
 enum { CONC__A_POINTER = 5 /* what __builtin_classify_type calls one */ };
 #endif
+
+/* Were the last arguments of a macro, which are given as a string, more than nothing? */
+#define CONC__GIVEN(text) (sizeof(text) > 1)
+/* call, if that holds. It stands outside of the block, so that compound literals in it live on. */
+#define CONC__IF_GIVEN(text, otherwise, call) \
+    (__extension__({ CONC__REQUIRE(CONC__GIVEN(text), otherwise); }), call)
 
 /* ---- >>version ------------------------------------------------------------------------------ */
 
@@ -233,7 +244,7 @@ CONC_API int conc_run_with(const conc_options *options, conc_fn *main_fn, void *
  * printed to stderr with its task, place and text; 128 + n if signal n interrupted the run and
  * main_fn returned -ECANCELED. conc_set_exit_status chooses another for the first two.
  *     int conc_main(conc_fn *main_fn, void *arg); */
-#define conc_main(main_fn, ...) conc__main(CONC__NAMED(main_fn), (main_fn), __VA_ARGS__)
+#define conc_main(...) conc__main(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg);
 
 /* Chooses what conc_main returns in place of 0, and of 1, which still follows the printed error.
@@ -396,25 +407,27 @@ CONC_API int conc__group_begin(conc_group *g, const char *place);
  * Errors, fn is not run, arg stays yours, and a group that this would have opened is as fresh as
  * before: -ECANCELED (the group is cancelled, or the caller while it waited for room), -EINVAL
  * (NULL fn, a group that was closed), -ENOMEM, -EPERM (another loop's group). */
-#define conc_spawn(g, fn, ...) conc__spawn((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
-CONC_API int conc__spawn(conc_group *g, const char *spawned, conc_fn *fn, void *arg);
+#define conc_spawn(...) conc__spawn(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
+CONC_API int conc__spawn(const char *spawned, conc_group *g, conc_fn *fn, void *arg);
 
 /* The same, and fn gets the address of a copy of size bytes, which lies on the task's own stack and
  * is fn's until fn returns. It is aligned for every type of that size (up to 4096). arg is
  * borrowed until the call returns: the copy is made after a wait for room. Errors as above, and
  * -EINVAL: size is more than a quarter of the task's stack, or arg is NULL.
  *     int conc_spawn_copy(conc_group *g, conc_fn *fn, const void *arg, size_t size); */
-#define conc_spawn_copy(g, fn, ...) conc__spawn_copy((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
-CONC_API int conc__spawn_copy(conc_group *g, const char *spawned, conc_fn *fn, const void *arg,
+#define conc_spawn_copy(...) conc__spawn_copy(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
+CONC_API int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn, const void *arg,
                               size_t size);
 
 /* conc_spawn_copy of a value: CONC_SPAWN(&g, fetch, (job){url, 3}); CONC_SPAWN(&g, count, i); A
  * pointer, a string or another array does not compile: its address would be copied, and not what
  * lies there. What a struct points to is not copied. */
-#define CONC_SPAWN(g, fn, ...) \
-    CONC__SPAWN(g, fn, (__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
-#define CONC__SPAWN(g, fn, expr, value)                                                     \
+#define CONC_SPAWN(g, fn, ...)                                              \
+    CONC__SPAWN(g, fn, (__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__), \
+                CONC__GIVEN(#__VA_ARGS__))
+#define CONC__SPAWN(g, fn, expr, value, given)                                              \
     __extension__({                                                                         \
+        CONC__REQUIRE(given, "CONC_SPAWN(group, function, value): the value is missing");   \
         CONC__AUTO_VALUE value = expr;                                                      \
         CONC__REQUIRE(!CONC__IS_POINTER(value),                                             \
                       "CONC_SPAWN copies a value, and this is a pointer, a string or an "   \
@@ -422,8 +435,8 @@ CONC_API int conc__spawn_copy(conc_group *g, const char *spawned, conc_fn *fn, c
                       "number, or use conc_spawn_copy(group, fn, pointer, size) or "        \
                       "conc_spawn(group, fn, pointer)");                                    \
         CONC__REQUIRE(CONC__IS_BYTES(value),                                                \
-                      "CONC_SPAWN copies bytes, and this type has a copy constructor");     \
-        conc__spawn_copy((g), CONC__NAMED(fn), (fn), &value, sizeof value);                 \
+                      "CONC_SPAWN copies bytes, and this type is not trivially copyable");  \
+        conc__spawn_copy(CONC__NAMED(fn), (g), (fn), &value, sizeof value);                 \
     })
 
 /* As conc_spawn, with a handle, in storage of yours, of any content, that stays where it is until
@@ -432,9 +445,8 @@ CONC_API int conc__spawn_copy(conc_group *g, const char *spawned, conc_fn *fn, c
  * found: debug mode looks at each wait, else the end of the group does. So does one that was set
  * anew meanwhile: debug mode finds each, else those of the group's first and last child are found.
  *     int conc_spawn_task(conc_group *g, conc_task *t, conc_fn *fn, void *arg); */
-#define conc_spawn_task(g, t, fn, ...) \
-    conc__spawn_task((g), (t), CONC__NAMED(fn), (fn), __VA_ARGS__)
-CONC_API int conc__spawn_task(conc_group *g, conc_task *t, const char *spawned, conc_fn *fn,
+#define conc_spawn_task(...) conc__spawn_task(CONC__NAMED_THIRD(__VA_ARGS__, 0, 0, 0), __VA_ARGS__)
+CONC_API int conc__spawn_task(const char *spawned, conc_group *g, conc_task *t, conc_fn *fn,
                               void *arg);
 
 /* Starts fn as conc_spawn does, and waits until it called conc_started(value): returns value.
@@ -442,8 +454,8 @@ CONC_API int conc__spawn_task(conc_group *g, conc_task *t, const char *spawned, 
  * before: fresh if this call opened it and nothing else is in it. A cancel of the caller cancels
  * fn, and is returned when fn ended. Waits.
  *     int conc_start(conc_group *g, conc_fn *fn, void *arg); */
-#define conc_start(g, fn, ...) conc__start((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
-CONC_API int conc__start(conc_group *g, const char *spawned, conc_fn *fn, void *arg);
+#define conc_start(...) conc__start(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
+CONC_API int conc__start(const char *spawned, conc_group *g, conc_fn *fn, void *arg);
 
 /* Tells the conc_start that started this task to go on with value, 0 or more. Errors: -EINVAL
  * (not so started, said twice, negative), -ECANCELED (the starter gave up). Not a checkpoint. */
@@ -499,7 +511,7 @@ CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n);
 /* fn on each of count elements of size bytes, all at once, with the address of the element;
  * otherwise as conc_gather. size 0: every call gets args itself.
  *     int conc_map(conc_fn *fn, void *args, size_t count, size_t size); */
-#define conc_map(fn, ...) conc__map(CONC__NAMED(fn), (fn), __VA_ARGS__)
+#define conc_map(...) conc__map(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size);
 
 /* conc_map with at most limit of these tasks at once (0: no limit): the elements begin in their
@@ -507,14 +519,14 @@ CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t coun
  * begin. Further errors: -EINVAL (a negative limit), and -ENOMEM also later on, as an error of its
  * own.
  *     int conc_map_limit(int limit, conc_fn *fn, void *args, size_t count, size_t size); */
-#define conc_map_limit(limit, fn, ...) conc__map_limit(CONC__NAMED(fn), (limit), (fn), __VA_ARGS__)
+#define conc_map_limit(...) conc__map_limit(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__map_limit(const char *spawned, int limit, conc_fn *fn, void *args, size_t count,
                              size_t size);
 
 /* As conc_gather_all; results (NULL: not wanted) has count places, which belong to the call
  * until it returns.
  *     int conc_map_all(conc_fn *fn, void *args, size_t count, size_t size, int *results); */
-#define conc_map_all(fn, ...) conc__map_all(CONC__NAMED(fn), (fn), __VA_ARGS__)
+#define conc_map_all(...) conc__map_all(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size,
                            int *results);
 
@@ -528,12 +540,16 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 #define CONC_GATHER(...)                                                      \
     conc__gather_unseen(CONC__NAMED(CONC_GATHER), (conc_call[]){__VA_ARGS__}, \
                         sizeof((conc_call[]){__VA_ARGS__}) / sizeof(conc_call))
-#define CONC_MAP(fn, ...) \
-    conc_map(fn, (__VA_ARGS__), CONC_LEN(__VA_ARGS__), sizeof((__VA_ARGS__)[0]))
-#define CONC_MAP_LIMIT(limit, fn, ...) \
-    conc_map_limit(limit, fn, (__VA_ARGS__), CONC_LEN(__VA_ARGS__), sizeof((__VA_ARGS__)[0]))
-#define CONC_MAP_ALL(fn, array, ...) \
-    conc_map_all(fn, (array), CONC_LEN(array), sizeof((array)[0]), (__VA_ARGS__))
+#define CONC_MAP(fn, ...)                                                           \
+    CONC__IF_GIVEN(#__VA_ARGS__, "CONC_MAP(function, array): the array is missing", \
+                   conc_map(fn, (__VA_ARGS__), CONC_LEN(__VA_ARGS__), sizeof((__VA_ARGS__)[0])))
+#define CONC_MAP_LIMIT(limit, fn, ...)                                                  \
+    CONC__IF_GIVEN(                                                                     \
+        #__VA_ARGS__, "CONC_MAP_LIMIT(limit, function, array): an argument is missing", \
+        conc_map_limit(limit, fn, (__VA_ARGS__), CONC_LEN(__VA_ARGS__), sizeof((__VA_ARGS__)[0])))
+#define CONC_MAP_ALL(fn, array, ...)                                                               \
+    CONC__IF_GIVEN(#__VA_ARGS__, "CONC_MAP_ALL(function, array, results): an argument is missing", \
+                   conc_map_all(fn, (array), CONC_LEN(array), sizeof((array)[0]), (__VA_ARGS__)))
 
 /* ---- >>tasks -------------------------------------------------------------------------------- */
 
@@ -709,8 +725,8 @@ struct conc_gen {
  *     int conc_gen_open(conc_gen *g, conc_gen_fn *fn, void *arg, size_t item_size);
  * Errors: -EINVAL (NULL, open already), -EBUSY (open in another thread's run), -ENOMEM. Close it
  * with conc_gen_close. */
-#define conc_gen_open(g, fn, ...) conc__gen_open((g), CONC__NAMED(fn), (fn), __VA_ARGS__)
-CONC_API int conc__gen_open(conc_gen *g, const char *opened, conc_gen_fn *fn, void *arg,
+#define conc_gen_open(...) conc__gen_open(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
+CONC_API int conc__gen_open(const char *opened, conc_gen *g, conc_gen_fn *fn, void *arg,
                             size_t item_size);
 
 /* In the body: hands a copy of item_size bytes to the consumer, and returns when it wants the
@@ -872,7 +888,7 @@ struct conc_stream {
     conc__buffer in, out;
     char *ended; /* where a NUL stands instead of `covered` */
     char covered;
-    bool at_end, writing, unsaid; /* unsaid: the error that ended writing was not returned yet */
+    bool at_end, writing, unsaid; /* unsaid: no call has returned the error that ended writing */
     bool dropped;                 /* the close dropped bytes */
     bool shut;                    /* conc_stream_shutdown ended the writing half */
     conc_task *reader;
@@ -912,8 +928,10 @@ typedef struct conc_transport {
 
 /* Opens a stream on a transport; all calls of a stream are the same on it. *t is copied; self is
  * borrowed until conc_stream_close has called close with it. conc_stream_close makes calls that
- * other tasks have under way return -ECANCELED, as their tasks were cancelled in them, and waits
- * for them. What was written is sent by a task of the stream's own when a read waits.
+ * other tasks have under way return -ECANCELED, as if their tasks were cancelled in them, and waits
+ * for them. What was written is sent by a task of the stream's own when a read waits; if that
+ * fails, the stream cancels the transport's read in the same way, and its own read returns the
+ * error of the write.
  *     int conc_stream_open_on(conc_stream *s, const conc_transport *t, void *self);
  * Errors: -EINVAL (NULL, no read or write, open already), -EBUSY as above, -ENOMEM; then close is
  * not called. Not a checkpoint. */
@@ -921,11 +939,14 @@ typedef struct conc_transport {
 CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_transport *t,
                                   void *self);
 
-/* Reading. Each waits for bytes when there are too few, and then first sends what was written,
- * so that a question need not be flushed before the answer is read. A cancel loses no byte: what
- * was not returned can still be read. What came before an error is returned before the error.
- * Errors: the descriptor's, -EBUSY (another task is reading), -EPIPE (closed, or closed while it
- * waited), -EINVAL (never opened), -ENOMEM. */
+/* Reading. Each waits for bytes when there are too few, and then first starts to send what was
+ * written, so that a question need not be flushed before the answer is read. The sending goes on
+ * beside the wait. If it fails, or writing has failed before, and no call has returned that error
+ * yet, a read that has to wait returns it instead, once: bytes that are there come first, and the
+ * next read waits again. A cancel loses no byte: what was not returned can still be read. What
+ * came before an error is returned before the error. Errors: the descriptor's, those of writing,
+ * -EBUSY (another task is reading), -EPIPE (closed, or closed while it waited), -EINVAL (never
+ * opened), -ENOMEM. */
 
 /* What there is, at most n bytes; 0 at the end of file (and for n 0, at once). */
 CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n);
@@ -947,8 +968,8 @@ CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
 
 /* Writing. Bytes are kept until buffer_size of them are there, until a flush, or until a read of
  * the stream has to wait. What one call writes stays together: other tasks' writes wait for
- * their turn. Errors: the descriptor's, from then on (bytes that were kept are dropped), -EPIPE
- * (closed), -EINVAL, -ENOMEM. */
+ * their turn. Errors: the descriptor's, from then on, also if a read has returned it (bytes that
+ * were kept are dropped), -EPIPE (closed), -EINVAL, -ENOMEM. */
 
 /* Writes n bytes: n. Waits while they do not fit into the buffer. Fewer when a cancel came after
  * some were taken. */
@@ -1000,9 +1021,9 @@ typedef struct conc_signals {
  * then nothing has changed. Not a checkpoint. One on a task's stack has to be closed before its
  * function returns: one that is lost there ends the program, with a report.
  *     int conc_signals_open(conc_signals *s, const int *numbers, size_t n); */
-#define conc_signals_open(s, ...) \
-    conc__signals_open((s), CONC__AT("the conc_signals opened at "), __VA_ARGS__)
-CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *numbers, size_t n);
+#define conc_signals_open(...) \
+    conc__signals_open(CONC__AT("the conc_signals opened at "), __VA_ARGS__)
+CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *numbers, size_t n);
 
 /* Waits for the next signal: its number. Of several that came, each number has its turn. -EPIPE:
  * not open, or closed meanwhile. */
@@ -1047,8 +1068,8 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
  * -ESHUTDOWN once l's run is over or about to end, -ENOMEM, -ECANCELED (the calling task is
  * cancelled), -EPERM (in a posted function; or l is the parent process's).
  *     int conc_loop_run(conc_loop *l, conc_fn *fn, void *arg); */
-#define conc_loop_run(l, fn, ...) conc__loop_run((l), CONC__NAMED(fn), (fn), __VA_ARGS__)
-CONC_API int conc__loop_run(conc_loop *l, const char *spawned, conc_fn *fn, void *arg);
+#define conc_loop_run(...) conc__loop_run(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
+CONC_API int conc__loop_run(const char *spawned, conc_loop *l, conc_fn *fn, void *arg);
 
 /* Releases what conc handed over to be freed. NULL does nothing. From anywhere. */
 CONC_API void conc_free(void *p);
@@ -4069,25 +4090,24 @@ CONC__PRIVATE void conc__public_name(char name[CONC__NAME], const char *call)
         *slowly = 0;
 }
 
-/* A call was wrong, and had no effect: rc. In debug mode that is said, with the object's place
- * (NULL: it has none); on a thread without a run, where a run of another thread is in debug
- * mode. */
+/* A call was wrong, and had no effect: rc, with words that name the call. In debug mode that is
+ * said, with the object's place (NULL: it has none); on a thread without a run, where a run of
+ * another thread is in debug mode. */
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place)
 {
     conc_loop *l = conc__here;
     char name[CONC__NAME];
     int saved = errno;
+    conc__public_name(name, call);
     if (l && l->debug) {
-        conc__public_name(name, call);
         conc__misuse m = {l->self, name, why, place};
         conc__on_loop(l, conc__tell_misuse, &m);
     } else if (!l && atomic_load_explicit(&conc__debug_runs, memory_order_relaxed)) {
-        conc__public_name(name, call);
         fprintf(stderr, "conc: a thread without a run: %s: %s%s\n", name, why,
-                rc == -EPERM ? "; conc_post runs it on the loop" : "");
+                rc == -EPERM ? "; conc_loop_run runs it in a task of the loop" : "");
     }
     errno = saved;
-    return rc < 0 ? conc__own_error(rc) : rc;
+    return rc < 0 ? conc_fail(rc, "%s: %s", name, why) : rc;
 }
 
 CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
@@ -5544,7 +5564,7 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *call
     return 0;
 }
 
-CONC_API CONC__CALLED int conc__spawn(conc_group *g, const char *spawned, conc_fn *fn, void *arg)
+CONC_API CONC__CALLED int conc__spawn(const char *spawned, conc_group *g, conc_fn *fn, void *arg)
 {
     conc_task *t;
     return conc__spawn_in(g, NULL, "conc_spawn", spawned, fn, arg, &t);
@@ -5574,7 +5594,7 @@ CONC__PRIVATE void conc__give_copy(conc_task *t, const void *arg, size_t size)
     conc__prepare(t->context, t->stack->low, copy, conc__task_main);
 }
 
-CONC_API CONC__CALLED int conc__spawn_copy(conc_group *g, const char *spawned, conc_fn *fn,
+CONC_API CONC__CALLED int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn,
                                            const void *arg, size_t size)
 {
     static const char call[] = "conc_spawn_copy";
@@ -5605,7 +5625,7 @@ CONC__COLD void conc__find_overwritten(conc_loop *l, const conc_task *handle)
     conc__lost(l, l->self, what, conc__overwritten);
 }
 
-CONC_API CONC__CALLED int conc__spawn_task(conc_group *g, conc_task *handle, const char *spawned,
+CONC_API CONC__CALLED int conc__spawn_task(const char *spawned, conc_group *g, conc_task *handle,
                                            conc_fn *fn, void *arg)
 {
     conc_task *t;
@@ -5662,7 +5682,7 @@ CONC__PRIVATE bool conc__is_untouched(const conc_loop *l, const conc_group *g)
     return innermost && empty && !g->error_count;
 }
 
-CONC_API CONC__CALLED int conc__start(conc_group *g, const char *spawned, conc_fn *fn, void *arg)
+CONC_API CONC__CALLED int conc__start(const char *spawned, conc_group *g, conc_fn *fn, void *arg)
 {
     conc_loop *l = conc__in_task();
     if (!l)
@@ -7187,7 +7207,7 @@ CONC__PRIVATE void conc__gen_set_user(conc__gen *g, conc__gen *user)
     user->sources = g;
 }
 
-CONC_API CONC__CALLED int conc__gen_open(conc_gen *face, const char *opened, conc_gen_fn *fn,
+CONC_API CONC__CALLED int conc__gen_open(const char *opened, conc_gen *face, conc_gen_fn *fn,
                                          void *arg, size_t item_size)
 {
     conc_loop *l = conc__in_task();
@@ -7860,6 +7880,14 @@ CONC__PRIVATE void conc__fd_widen(conc_loop *l, conc__wait *w, int events)
     conc__fd_arm(l, f, events);
 }
 
+/* The task that waits by w, for a descriptor, goes on as if it were ready. */
+CONC__PRIVATE void conc__fd_wake_one(conc_loop *l, conc__wait *w)
+{
+    conc__fd *f = (conc__fd *)(uintptr_t)w->on;
+    conc__wake(l, w, 0);
+    conc__fd_left(l, f);
+}
+
 /* What a descriptor is ready for, of these events (none: CONC__HANG_UP): 0 nothing, or an error. */
 CONC__PRIVATE int conc__fd_ready(int number, int events)
 {
@@ -7881,10 +7909,8 @@ typedef struct conc__pause {
 CONC__PRIVATE void conc__pause_over(conc__timer *t)
 {
     conc__pause *p = (conc__pause *)(void *)((char *)t - offsetof(conc__pause, timer));
-    conc__fd *f = (conc__fd *)(uintptr_t)p->wait.on;
     conc_loop *l = conc__here;
-    conc__wake(l, &p->wait, 0);
-    conc__fd_left(l, f);
+    conc__fd_wake_one(l, &p->wait);
     l->retried = l->virtual_clock;
 }
 
@@ -9626,7 +9652,9 @@ enum { CONC__STREAM_FRESH, CONC__STREAM_OPEN, CONC__STREAM_CLOSED };
  * are put behind those that are being sent.
  *
  * A sender is a background task. It is started when bytes were written and a task is in read or
- * about to be: so both peers can send much and then read, which one task could not do for them. */
+ * about to be: so both peers can send much and then read, which one task could not do for them.
+ * If writing fails or has failed, and no call has told the error, the sender cancels a read that
+ * waits, which returns the error then. */
 typedef struct conc__transported {
     conc_transport calls;
     void *self;
@@ -9635,7 +9663,8 @@ typedef struct conc__transported {
     conc__waits senders;           /* wait until sending is NULL */
     conc__waits starters;          /* the reader, until the sender has begun */
     bool has_sender, sender_began;
-    bool abandoned; /* closed where nothing can wait: the last task to leave calls close */
+    bool interrupted; /* the sender cancelled the read that is under way */
+    bool abandoned;   /* closed where nothing can wait: the last task to leave calls close */
     char read_words[CONC__TEXT], write_words[CONC__TEXT];
 } conc__transported;
 
@@ -9671,12 +9700,12 @@ CONC__PRIVATE int conc__stream_state(conc_stream *s, const char *call)
 
 /* The error that a call on a stream returns becomes the newest. The system's and a transport's,
  * which end reading or writing for good, have their own words each time. */
-CONC__COLD void conc__stream_failed(const conc_stream *s, int rc)
+CONC__COLD void conc__stream_failed(const conc_stream *s, int rc, bool of_reading)
 {
-    bool ended = rc == s->read_error || rc == s->write_error;
+    bool ended = of_reading || rc == s->write_error;
     conc_loop *l = conc__of_task();
     if (ended && s->on && l)
-        conc__tell(l->self, rc, rc == s->read_error ? s->on->read_words : s->on->write_words,
+        conc__tell(l->self, rc, of_reading ? s->on->read_words : s->on->write_words,
                    (conc__source){NULL, NULL});
     else if (ended)
         conc__system_failed(rc, NULL);
@@ -9703,14 +9732,20 @@ CONC__COLD void conc__stream_left(conc_loop *l, conc_stream *s)
     }
 }
 
-/* A call that may wait ends: the stream is no longer touched, if it was closed meanwhile. */
-CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t result)
+/* A call that may wait is over: the stream is no longer touched, if it was closed meanwhile. */
+static inline void conc__stream_exit(conc_loop *l, conc_stream *s)
 {
-    if (CONC__UNLIKELY(result < 0))
-        conc__stream_failed(s, (int)result);
     s->inside--;
     if (CONC__UNLIKELY(s->state == CONC__STREAM_CLOSED && !s->inside))
         conc__stream_left(l, s);
+}
+
+/* The same for a call that returns `result`, in which no error is one of reading. */
+CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t result)
+{
+    if (CONC__UNLIKELY(result < 0))
+        conc__stream_failed(s, (int)result, false);
+    conc__stream_exit(l, s);
     return result;
 }
 
@@ -9831,6 +9866,13 @@ CONC__PRIVATE int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
     s->write_error = rc;
     s->unsaid = true;
     conc__buffer_drop(l, &s->out);
+    return rc;
+}
+
+/* A call returns rc to the user. */
+CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
+{
+    s->unsaid &= rc != s->write_error;
     return rc;
 }
 
@@ -9963,6 +10005,21 @@ CONC__PRIVATE int conc__transport_push_piece(conc_loop *l, conc_stream *s)
     return 0;
 }
 
+/* Writing has failed, in the sender or before: a read that waits returns the error. A read that is
+ * about to begin has its try first, as bytes may be there. */
+CONC__PRIVATE void conc__transport_break_read(conc_loop *l, conc_stream *s)
+{
+    conc__transported *on = s->on;
+    while (s->unsaid && s->reader) {
+        bool waits = s->reader->wait != NULL;
+        on->interrupted |= waits && on->reading;
+        if (waits && on->reading)
+            conc__cancel_scope(l, on->reading);
+        if (waits || conc_yield())
+            return;
+    }
+}
+
 CONC__PRIVATE int conc__transport_sender(void *arg)
 {
     conc__transported *on = arg;
@@ -9977,8 +10034,9 @@ CONC__PRIVATE int conc__transport_sender(void *arg)
         if (rc == 1 && conc__stream_pass(l, s))
             rc = 0;
     }
+    conc__transport_break_read(l, s);
     on->has_sender = false;
-    conc__stream_leave(l, s, 0);
+    conc__stream_exit(l, s);
     return 0;
 }
 
@@ -9987,11 +10045,11 @@ CONC__PRIVATE int conc__transport_start_sender(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
     conc__kept_error kept;
-    bool wanted = s->state == CONC__STREAM_OPEN && conc__buffered(&s->out);
+    bool wanted = s->state == CONC__STREAM_OPEN && (conc__buffered(&s->out) || s->unsaid);
     if (!wanted || on->has_sender || s->writing)
         return 0;
     conc__error_keep(&kept, l->self);
-    int rc = conc__spawn(NULL, "a stream's sender", conc__transport_sender, on);
+    int rc = conc__spawn("a stream's sender", NULL, conc__transport_sender, on);
     conc__error_restore(l->self, &kept);
     if (rc)
         return rc;
@@ -10004,19 +10062,20 @@ CONC__PRIVATE int conc__transport_start_sender(conc_loop *l, conc_stream *s)
 static const conc__wait_kind conc__starting_sender = {
     .what = "starts to send what was written to a stream", .cancel = conc__cancel_plainly};
 
-CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s);
+CONC__PRIVATE int conc__stream_flush_in_turn(conc_loop *l, conc_stream *s);
 
 /* A read is about to wait: the sender begins first, so that what was written is in write before
- * the reader is in read. Where there can be no sender the reader sends. An error of writing is the
- * next write's. */
+ * the reader is in read. Where there can be no sender the reader sends. 0: the read may begin. */
 CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
     int rc = 0;
     if (conc__transport_start_sender(l, s)) {
-        rc = conc__stream_flush(l, s);
-        s->unsaid |= s->write_error != 0;
-        rc = rc > 0 || rc == -ECANCELED ? -ECANCELED : 0;
+        rc = conc__stream_flush_in_turn(l, s);
+        bool cancelled = rc > 0 || rc == -ECANCELED;
+        rc = s->unsaid ? s->write_error : 0;
+        if (cancelled)
+            rc = -ECANCELED;
     } else if (on->has_sender && !on->sender_began) {
         conc__wait w = {.task = l->self, .kind = &conc__starting_sender, .on = s};
         conc__append(&on->starters, &w);
@@ -10025,15 +10084,25 @@ CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
     return s->state == CONC__STREAM_OPEN ? rc : -EPIPE;
 }
 
-/* Takes bytes from the transport: how many, 0 at the end, or an error. */
+/* The transport's read was cancelled, and took nothing: by its task's scopes, or by the sender. In
+ * the latter case it goes on (-EAGAIN) if a call of another task has told the error meanwhile. */
+CONC__PRIVATE int conc__transport_cancelled(const conc_loop *l, const conc_stream *s)
+{
+    if (!s->on->interrupted || l->self->pending)
+        return -ECANCELED;
+    return s->unsaid ? s->write_error : -EAGAIN;
+}
+
+/* Takes bytes from the transport: how many, 0 at the end, or an error; -EAGAIN: try again. */
 CONC__PRIVATE ssize_t conc__transport_take(conc_loop *l, conc_stream *s, const struct iovec *part)
 {
     conc__transported *on = s->on;
+    on->interrupted = false;
     ssize_t got = conc__transport_call(l, on, &on->reading, conc__transport_read_once, part);
     if (s->state != CONC__STREAM_OPEN)
         return -EPIPE;
     if (got == -ECANCELED)
-        return got;
+        return conc__transport_cancelled(l, s);
     s->at_end = got == 0;
     s->read_error = got < 0 ? (int)got : 0;
     if (got < 0)
@@ -10041,8 +10110,8 @@ CONC__PRIVATE ssize_t conc__transport_take(conc_loop *l, conc_stream *s, const s
     return got;
 }
 
-/* conc__stream_pull on a transport, once. */
-CONC__PRIVATE ssize_t conc__transport_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
+/* conc__stream_pull on a transport, once; -EAGAIN: to be tried again. */
+CONC__PRIVATE ssize_t conc__transport_try_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
     int rc = conc__transport_send_first(l, s);
     if (rc == 0 && !to)
@@ -10057,6 +10126,15 @@ CONC__PRIVATE ssize_t conc__transport_pull(conc_loop *l, conc_stream *s, char *t
         s->in.end += (size_t)got;
     if (!conc__buffered(&s->in))
         conc__buffer_drop(l, &s->in);
+    return got;
+}
+
+CONC__PRIVATE ssize_t conc__transport_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
+{
+    ssize_t got;
+    do
+        got = conc__transport_try_pull(l, s, to, n);
+    while (got == -EAGAIN);
     return got;
 }
 
@@ -10150,7 +10228,8 @@ CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* Waits for bytes, and sends what was written: the peer may have to read that first. */
+/* Waits for bytes, and sends what was written: the peer may have to read that first. If that fails
+ * it returns without waiting. */
 CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__patience *p)
 {
     int events = CONC_READABLE;
@@ -10158,16 +10237,38 @@ CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__patienc
         events |= CONC_WRITABLE;
     if (!conc__buffered(&s->in))
         conc__buffer_drop(l, &s->in);
+    if (s->unsaid)
+        return 0;
     int rc = conc__fd_await(l, s->fd, events, p);
     if (s->state != CONC__STREAM_OPEN)
         return -EPIPE;
     if (rc > 0 && rc & CONC_WRITABLE && !s->writing)
-        conc__stream_push(l, s); /* its error is the next write's */
+        conc__stream_push(l, s);
     return rc;
 }
 
+/* conc__stream_pull on a descriptor, without waiting: -EAGAIN if it would have to. */
+CONC__PRIVATE ssize_t conc__stream_receive(conc_loop *l, conc_stream *s, char *to, size_t n)
+{
+    int rc = to ? 0 : conc__stream_room(l, s, n);
+    if (rc)
+        return rc;
+    struct iovec part = {to, n};
+    if (!to)
+        part = (struct iovec){s->in.data + s->in.end, conc__piece(s->in.size - s->in.end)};
+    ssize_t got =
+        conc__receive(l, &(conc__io){.fd = s->fd, .any = true, .parts = &part, .count = 1});
+    if (got == -EAGAIN)
+        return got;
+    s->at_end = got == 0;
+    s->read_error = got < 0 ? (int)got : 0;
+    s->in.end += !to && got > 0 ? (size_t)got : 0;
+    return got;
+}
+
 /* Waits for bytes and takes them: into `to` at most n, or with NULL into the buffer, which then
- * may become as large as n. Returns the count, 0 at the end of file, or an error. */
+ * may become as large as n. Returns the count, 0 at the end of file, or an error: also one of
+ * writing that no call has told, if it would have to wait. */
 CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
     conc__patience patience = {0, 0};
@@ -10176,26 +10277,18 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
     if (s->on)
         return conc__transport_pull(l, s, to, n);
     for (;;) {
-        const conc__fd *f = conc__fd_find(l, s->fd);
+        conc__fd *f = conc__fd_find(l, s->fd);
+        bool broken = s->unsaid;
+        if (f && broken)
+            f->drained = false;  /* bytes that the loop has not been told of come first, too */
         if (!f || !f->drained) { /* else a buffer would be taken in vain */
-            int rc = to ? 0 : conc__stream_room(l, s, n);
-            if (rc)
-                return rc;
-            struct iovec part = {to, n};
-            if (!to)
-                part = (struct iovec){s->in.data + s->in.end, conc__piece(s->in.size - s->in.end)};
-            ssize_t got =
-                conc__receive(l, &(conc__io){.fd = s->fd, .any = true, .parts = &part, .count = 1});
-            if (got != -EAGAIN) {
-                s->at_end = got == 0;
-                s->read_error = got < 0 ? (int)got : 0;
-                s->in.end += !to && got > 0 ? (size_t)got : 0;
+            ssize_t got = conc__stream_receive(l, s, to, n);
+            if (got != -EAGAIN)
                 return got;
-            }
         }
         int rc = conc__stream_await(l, s, &patience);
-        if (rc < 0)
-            return rc;
+        if (rc < 0 || broken)
+            return rc < 0 ? rc : s->write_error;
     }
 }
 
@@ -10223,10 +10316,22 @@ CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *c
     return 0;
 }
 
+/* A read returns an error: its own, or one of writing that no call has told. */
+CONC__COLD void conc__stream_read_failed(conc_stream *s, int rc)
+{
+    bool of_reading = s->read_error && rc == s->read_error;
+    conc__stream_failed(s, rc, of_reading);
+    if (!of_reading)
+        conc__stream_said(s, rc);
+}
+
 CONC__PRIVATE ssize_t conc__stream_done(conc_loop *l, conc_stream *s, ssize_t result)
 {
     s->reader = NULL;
-    return conc__stream_leave(l, s, result);
+    if (CONC__UNLIKELY(result < 0))
+        conc__stream_read_failed(s, (int)result);
+    conc__stream_exit(l, s);
+    return result;
 }
 
 /* Out of the buffer: how many. */
@@ -10429,13 +10534,6 @@ CONC__PRIVATE int conc__stream_writable(const conc_stream *s)
     return s->state == CONC__STREAM_OPEN && !s->shut ? s->write_error : -EPIPE;
 }
 
-/* This is returned to the user. */
-CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
-{
-    s->unsaid &= rc != s->write_error;
-    return rc;
-}
-
 /* A writing call begins: 0, or its error. */
 CONC__PRIVATE int conc__stream_begin_writing(conc_loop *l, conc_stream *s, const char *call)
 {
@@ -10463,16 +10561,17 @@ CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
 CONC__PRIVATE void conc__stream_hurry(conc_loop *l, conc_stream *s)
 {
     if (s->on) { /* without memory for a sender, the next call that writes or reads sends */
-        if (s->on->reading)
+        if (s->on->reading && conc__buffered(&s->out))
             conc__transport_start_sender(l, s);
         return;
     }
     conc__wait *w = s->reader && !s->writing ? s->reader->wait : NULL;
     bool for_fd = w && (w->kind == &conc__watching || w->kind == &conc__pausing);
-    if (!for_fd || conc__stream_push(l, s) != -EAGAIN)
-        return;
-    if (w->kind == &conc__watching)
+    int rc = for_fd ? conc__stream_push(l, s) : 0;
+    if (rc == -EAGAIN && w->kind == &conc__watching)
         conc__fd_widen(l, w, CONC_WRITABLE);
+    else if (rc < 0 && rc != -EAGAIN)
+        conc__fd_wake_one(l, w); /* the read returns the error */
 }
 
 CONC__PRIVATE void conc__stream_turn_over(conc_loop *l, conc_stream *s)
@@ -10641,7 +10740,8 @@ CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
     }
 }
 
-CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s)
+/* Waits for its turn, and until everything is out. */
+CONC__PRIVATE int conc__stream_flush_in_turn(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_turn(l, s);
     if (rc)
@@ -10652,7 +10752,12 @@ CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s)
     else if (s->shut && s->state == CONC__STREAM_OPEN)
         rc = 0; /* that was a flush */
     conc__stream_turn_over(l, s);
-    return conc__stream_said(s, rc);
+    return rc;
+}
+
+CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s)
+{
+    return conc__stream_said(s, conc__stream_flush_in_turn(l, s));
 }
 
 CONC_API int conc_stream_flush(conc_stream *s)
@@ -10718,7 +10823,7 @@ CONC__PRIVATE int conc__stream_end_writing(conc_loop *l, conc_stream *s)
         if (rc == 0)
             rc = conc__stream_flush_all(l, s);
         if (rc < 0)
-            conc__stream_failed(s, rc);
+            conc__stream_failed(s, rc, false);
         if (rc == 0)
             rc = conc__stream_end_half(l, s);
     }
@@ -10826,7 +10931,7 @@ CONC_API int conc_stream_close(conc_stream *s)
         closed = conc__stream_shut(l, s);
         if (rc == 0 && s->unsaid) {
             rc = s->write_error;
-            conc__stream_failed(s, rc);
+            conc__stream_failed(s, rc, false);
         }
     }
     bool ends_transport = shuts && s->on;
@@ -11389,7 +11494,7 @@ CONC__PRIVATE void conc__open_signals(conc_loop *l, void *arg)
     errno = saved;
 }
 
-CONC_API int conc__signals_open(conc_signals *s, const char *place, const int *numbers, size_t n)
+CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *numbers, size_t n)
 {
     conc_loop *l = conc__here;
     conc__signal_call c = {s, numbers, n, 0};
@@ -11877,7 +11982,7 @@ CONC__PRIVATE int conc__remote_may_run(const conc_loop *l, conc_fn *fn, const ch
     return conc__extended.job_cancelled && conc__extended.job_cancelled() ? -ECANCELED : 0;
 }
 
-CONC_API CONC__CALLED int conc__loop_run(conc_loop *l, const char *spawned, conc_fn *fn, void *arg)
+CONC_API CONC__CALLED int conc__loop_run(const char *spawned, conc_loop *l, conc_fn *fn, void *arg)
 {
     conc_loop *here = conc__here;
     int rc = conc__remote_may_run(l, fn, spawned);
@@ -14692,19 +14797,22 @@ CONC_API int conc_queue_try_put(conc_queue *q, const void *item) CONC_NODISCARD;
  * elsewhere. An array or a string is the pointer to its first element. */
 #define CONC_PUT(q, ...)                                              \
     CONC__PUT(q, (__VA_ARGS__), CONC__JOIN(conc__queue, __COUNTER__), \
-              CONC__JOIN(conc__item, __COUNTER__))
-#define CONC__PUT(q, value, queue, item)                                               \
-    __extension__({                                                                    \
-        conc_queue *queue = (q);                                                       \
-        CONC__AUTO_VALUE item = value;                                                 \
-        if (__builtin_constant_p(queue->item_size) && queue->item_size != sizeof item) \
-            conc__item_has_another_size();                                             \
-        conc__queue_put_sized(queue, &item, sizeof item);                              \
+              CONC__JOIN(conc__item, __COUNTER__), CONC__GIVEN(#__VA_ARGS__))
+#define CONC__PUT(q, value, queue, item, given)                                          \
+    __extension__({                                                                      \
+        CONC__REQUIRE(given, "CONC_PUT(queue, value): the value is missing");            \
+        conc_queue *queue = (q);                                                         \
+        CONC__AUTO_VALUE item = value;                                                   \
+        CONC__REQUIRE(CONC__IS_BYTES(item),                                              \
+                      "CONC_PUT copies bytes, and this type is not trivially copyable"); \
+        if (__builtin_constant_p(queue->item_size) && queue->item_size != sizeof item)   \
+            conc__item_has_another_size();                                               \
+        conc__queue_put_sized(queue, &item, sizeof item);                                \
     })
 #if defined __has_attribute && !defined __cplusplus
 #if __has_attribute(__error__)
-void conc__item_has_another_size(void) __attribute__((
-    __error__("CONC_PUT takes an item, not its address: this size is not the item_size")));
+void conc__item_has_another_size(void)
+    __attribute__((__error__("CONC_PUT: the size of this value is not the queue's item_size")));
 #define CONC__CHECKS_ITEMS
 #endif
 #endif
@@ -14938,6 +15046,26 @@ constexpr conc_case conc__make_after(double seconds)
     c.seconds = seconds;
     return c;
 }
+constexpr conc_case conc__make_recv(struct conc_channel *from, void *to)
+{
+    conc_case c = conc__make_case(CONC__RECV);
+    c.channel = from;
+    c.to = to;
+    return c;
+}
+constexpr conc_case conc__make_send(struct conc_channel *to, const void *from)
+{
+    conc_case c = conc__make_case(CONC__SEND);
+    c.channel = to;
+    c.from = from;
+    return c;
+}
+constexpr conc_case conc__make_job(struct conc_job *job)
+{
+    conc_case c = conc__make_case(CONC__JOB);
+    c.job = job;
+    return c;
+}
 }
 
 #undef CONC_SEM
@@ -14949,6 +15077,9 @@ constexpr conc_case conc__make_after(double seconds)
 #undef CONC_CASE_JOIN
 #undef CONC_CASE_FD
 #undef CONC_CASE_AFTER
+#undef CONC_CASE_RECV
+#undef CONC_CASE_SEND
+#undef CONC_CASE_JOB
 /* clang-format off */
 #define CONC_SEM(...) conc__make(__extension__ conc__sem_options{.permits = __VA_ARGS__})
 #define CONC_QUEUE(type, ...) \
@@ -14962,6 +15093,9 @@ constexpr conc_case conc__make_after(double seconds)
 #define CONC_CASE_JOIN(...) conc__make_join((__VA_ARGS__))
 #define CONC_CASE_FD(descriptor, ...) conc__make_fd((descriptor), (__VA_ARGS__))
 #define CONC_CASE_AFTER(...) conc__make_after((__VA_ARGS__))
+#define CONC_CASE_RECV(c, ...) conc__make_recv((c), (__VA_ARGS__))
+#define CONC_CASE_SEND(c, ...) conc__make_send((c), (__VA_ARGS__))
+#define CONC_CASE_JOB(...) conc__make_job((__VA_ARGS__))
 #endif
 
 #endif /* CONC_SYNC_H */
@@ -18644,8 +18778,11 @@ CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l
         conc__pool_leave(users);
         return conc__came_to(conc__wait_outside(l, &w, &conc__wants_place, c, &c->mutex, NULL));
     }
+    bool in_words = rc == -EAGAIN && c->supervisor; /* conc__supervisor_begin's */
     conc__crew_unlock(c);
     conc__pool_leave(users);
+    if (in_words)
+        return rc;
     return rc == -EPERM ? conc__caller_refused(call) : conc__came_to(rc);
 }
 
@@ -24465,8 +24602,13 @@ CONC__PRIVATE bool conc__worker_has_ended(const conc__worker *w)
 {
     siginfo_t info;
     info.si_pid = 0;
-    int rc = waitid(P_PID, (id_t)w->pid, &info, WEXITED | WNOHANG | WNOWAIT);
-    return rc == 0 ? info.si_pid != 0 : errno == ECHILD;
+    if (waitid(P_PID, (id_t)w->pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0)
+        return info.si_pid != 0;
+    if (!conc__refused(errno))
+        return errno == ECHILD;
+    if (w->pidfd >= 0)
+        return conc__fd_ready(w->pidfd, CONC_READABLE) > 0;
+    return waitpid(w->pid, NULL, WNOHANG) != 0; /* then nobody learns how it ended */
 }
 
 /* ---- The supervisor ---- */
