@@ -692,12 +692,18 @@ static void fail_in_the_systems_words(int l, int error)
     CHECK_STR(conc_last_error(), strerror(error));
 }
 
+/* The words of an error that conc makes: those of its number, or the name of the call and why. */
+static bool are_concs_words(const char *words, int rc)
+{
+    return strcmp(words, conc_strerror(rc)) == 0 || strncmp(words, "conc_", 5) == 0;
+}
+
 /* The same error again, and conc made it. */
-#define FAILS_IN_CONCS_WORDS(error, call)                      \
-    do {                                                       \
-        fail_in_the_systems_words(l, (error));                 \
-        CHECK_INT((call), -(error));                           \
-        CHECK_STR(conc_last_error(), conc_strerror(-(error))); \
+#define FAILS_IN_CONCS_WORDS(error, call)                    \
+    do {                                                     \
+        fail_in_the_systems_words(l, (error));               \
+        CHECK_INT((call), -(error));                         \
+        CHECK(are_concs_words(conc_last_error(), -(error))); \
     } while (0)
 
 static int sleeps_for_ever(void *arg)
@@ -760,7 +766,7 @@ IO_TEST(a_wrong_argument_is_not_told_in_the_words_of_a_malformed_address)
     CHECK_INT(conc_dial("nope"), -EINVAL);
     CHECK_CONTAINS(conc_last_error(), "malformed");
     CHECK_INT(conc_sleep(NAN), -EINVAL);
-    CHECK_STR(conc_last_error(), strerror(EINVAL));
+    CHECK_STR(conc_last_error(), "conc_sleep: the time is not a number");
     CHECK_INT(conc_dial("nope"), -EINVAL);
     CHECK_INT(conc_wait_fd(-1, CONC_READABLE), -EBADF);
     CHECK_STR(conc_last_error(), strerror(EBADF));
@@ -769,7 +775,7 @@ IO_TEST(a_wrong_argument_is_not_told_in_the_words_of_a_malformed_address)
     CHECK_STR(conc_last_error(), strerror(EBADF));
     CHECK_INT(conc_dial("nope"), -EINVAL);
     CHECK_INT(conc_signals_open(&(conc_signals){0}, (const int[]){SIGKILL}, 1), -EINVAL);
-    CHECK_STR(conc_last_error(), strerror(EINVAL));
+    CHECK_CONTAINS(conc_last_error(), "conc_signals_open: ");
 }
 
 IO_TEST(an_accept_that_the_system_refuses_is_told_in_its_words)
