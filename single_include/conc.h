@@ -18020,6 +18020,8 @@ CONC__PRIVATE bool conc__job_in_use(const conc_job *j)
 CONC__UNSANITIZED CONC__PRIVATE bool conc__handle_is_at_work(const void *job)
 {
     const conc_job *j = job;
+    if (CONC__MSAN || conc__on_valgrind())
+        conc__excuse(&j->state, sizeof j->state);
     uintptr_t state = __atomic_load_n(&j->state, __ATOMIC_RELAXED);
     return (state & ~(uintptr_t)CONC__JOB_BITS) == conc__job_seal(j);
 }

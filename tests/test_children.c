@@ -2104,6 +2104,16 @@ CHILD_TEST(a_program_of_the_parent_runs_on_when_a_forked_process_closes_it)
     CHECK_INT(conc_child_close(&parents_program), 0);
 }
 
+CHILD_TEST(a_start_that_fails_names_the_program_or_its_directory)
+{
+    conc_child nosuch = {.argv = ARGV("nosuch-program")};
+    conc_child elsewhere = {.argv = ARGV("true"), .dir = "/nosuch-dir"};
+    CHECK_INT(conc_child_start(&nosuch), -ENOENT);
+    CHECK_CONTAINS(conc_last_error(), "nosuch-program");
+    CHECK_INT(conc_child_start(&elsewhere), -ENOENT);
+    CHECK_CONTAINS(conc_last_error(), "/nosuch-dir");
+}
+
 static conc_child starting;
 
 static int starts_and_waits(void *arg)
