@@ -669,7 +669,7 @@ CONC_API const char *conc_strerror(int rc);
  * that happens; the last declared closes first. Here for conc_group (children are cancelled and
  * waited for, their errors go to on_error) and conc_gen; closing what was never opened, or
  * closed before, does nothing. Not for conc_scope, whose end changes the result. */
-#define CONC_AUTO(type, name) __attribute__((__cleanup__(conc__auto_##type))) type name
+#define CONC_AUTO(type, name) __attribute__((__cleanup__(conc__auto_##type), __unused__)) type name
 CONC_API void conc__auto_conc_group(conc_group *g);
 CONC_API void conc__auto_conc_gen(conc_gen *g);
 
@@ -6748,13 +6748,13 @@ CONC_API void conc__auto_conc_group(conc_group *g)
     conc__error_restore(l->self, &kept);
 }
 
-CONC_API void conc__close_quietly(void (*close)(void *), void *object)
+CONC_API void conc__close_quietly(void (*closes)(void *), void *object)
 {
     conc_loop *l = conc__of_task();
     conc__kept_error kept;
     if (l)
         conc__error_keep(&kept, l->self);
-    close(object);
+    closes(object);
     if (l && conc__here == l)
         conc__error_restore(l->self, &kept);
 }
@@ -10177,7 +10177,8 @@ CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s)
     int saved = errno;
     conc__buffer_drop(l, &s->in);
     conc__buffer_drop(l, &s->out);
-    int rc = on->calls.close ? on->calls.close(on->self) : 0;
+    int (*ends)(void *) = on->calls.close;
+    int rc = ends ? ends(on->self) : 0;
     rc = rc < 0 ? rc : 0;
     if (rc && l && l->self)
         conc__hand_on_since(l, rc, before);
