@@ -2746,9 +2746,10 @@ POOL_TEST(a_job_queued_behind_one_that_receives_does_not_hold_the_clock)
 /* Jobs that a thread has sent hold no clock. */
 static int occupies(void *arg)
 {
+    static int zero;
     caller *c = arg;
     occupy(c->pool, c->arg);
-    return c->job ? conc_pool_submit(c->pool, c->job, returns, &(int){0}) : 0;
+    return c->job ? conc_pool_submit(c->pool, c->job, returns, &zero) : 0;
 }
 
 POOL_TEST(a_job_queued_behind_one_that_waits_for_another_pool_does_not_hold_the_clock)
