@@ -6745,12 +6745,13 @@ CONC__PRIVATE int conc__module_is(conc__module_info *m, size_t size, void *arg)
  * environment too, but another parent. */
 CONC__PRIVATE bool conc__has_supervisor(void)
 {
-    struct { /* struct ucred, which the system's header hides */
+    enum { PEERCRED = 17 }; /* SO_PEERCRED, which POSIX does not have */
+    struct {                /* struct ucred, which the system's header hides */
         int pid;
         unsigned user, group;
     } peer;
     socklen_t size = sizeof peer;
-    return getsockopt(CONC__WORKER_SOCKET, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 &&
+    return getsockopt(CONC__WORKER_SOCKET, SOL_SOCKET, PEERCRED, &peer, &size) == 0 &&
            peer.pid == getppid();
 }
 
