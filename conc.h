@@ -10873,8 +10873,7 @@ CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s, bool ends_t
 }
 
 /* In the call that closed the stream, after the others have left: the transport's close; if they
- * could not be waited for, the last of them will call it. An error of the flush stays the newest.
- */
+ * could not be waited for, the last of them will call it. The newest error stays the flush's. */
 CONC__PRIVATE int conc__stream_end_transport(conc_loop *l, conc_stream *s, int flushed)
 {
     conc__kept_error kept;

@@ -10878,8 +10878,7 @@ CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s, bool ends_t
 }
 
 /* In the call that closed the stream, after the others have left: the transport's close; if they
- * could not be waited for, the last of them will call it. An error of the flush stays the newest.
- */
+ * could not be waited for, the last of them will call it. The newest error stays the flush's. */
 CONC__PRIVATE int conc__stream_end_transport(conc_loop *l, conc_stream *s, int flushed)
 {
     conc__kept_error kept;
@@ -16994,7 +16993,7 @@ CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t cou
 /* Waits until the job has ended or was taken back: 0, and its result in *result (NULL: not
  * wanted), its words in conc_last_error. Any number may wait. A cancel does not cut it short: it
  * takes the job back (result -ECANCELED), asks it to end when it runs, and kills it when it runs
- * in a process; but not while others wait for it too who are not cancelled. A thread of the pool
+ * in a process, unless another caller waits for it that is not cancelled. A thread of the pool
  * runs the job itself if it is still in the queue. -EINVAL: never submitted; -EPERM: in a process
  * that this one was forked from. */
 CONC_API int conc_job_wait(conc_job *j, int *result) CONC_NODISCARD;
@@ -18696,19 +18695,19 @@ CONC__PRIVATE void conc__crew_unlock(conc__crew *c)
         conc__semaphore_post(&c->work);
 }
 
-/* Under the mutex. */
+/* Under the mutex: 0, or an error that is told. */
 CONC__PRIVATE int conc__crew_queue(conc__crew *c, conc_job *j)
 {
-    int rc = conc__backlog_has_room(c, j->clock) ? 0 : -ENOMEM;
-    if (rc == 0 && c->supervisor)
-        rc = conc__supervisor_begin(c->supervisor);
+    if (!conc__backlog_has_room(c, j->clock))
+        return conc__own_error(-ENOMEM);
+    int rc = c->supervisor ? conc__supervisor_begin(c->supervisor) : 0;
     if (rc)
         return rc;
     conc__backlog_accept(c, j);
     rc = conc__crew_rouse(c);
     if (rc && conc__crew_take_back(c, j)) {
         conc__job_at_work(j, false);
-        return rc;
+        return conc__own_error(rc);
     }
     return 0;
 }
@@ -18781,12 +18780,11 @@ CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l
         conc__pool_leave(users);
         return conc__came_to(conc__wait_outside(l, &w, &conc__wants_place, c, &c->mutex, NULL));
     }
-    bool in_words = rc == -EAGAIN && c->supervisor; /* conc__supervisor_begin's */
     conc__crew_unlock(c);
     conc__pool_leave(users);
-    if (in_words)
-        return rc;
-    return rc == -EPERM ? conc__caller_refused(call) : conc__came_to(rc);
+    if (rc == -EPERM)
+        return conc__caller_refused(call);
+    return rc == -EPIPE ? conc__own_error(rc) : rc;
 }
 
 /* Asks a job to end that has not, in the queue or not, under its crew's mutex. */
@@ -20706,7 +20704,6 @@ typedef struct conc__outside_wait {
     conc__waiter waiter;
     bool ended;           /* the select does not wait for it any more */
     conc__channel *inner; /* a channel's */
-    conc__crew *crew;     /* a job's */
     conc__frame *own;     /* as in conc__job_wait_as */
     conc__answer answer;
 } conc__outside_wait;
@@ -20796,11 +20793,11 @@ CONC__PRIVATE int conc__outside_begin_channel(conc__outside_wait *w)
 /* Under both mutexes, where the job has not ended. */
 CONC__PRIVATE int conc__outside_line_up(conc_loop *l, conc__outside_wait *w, conc_job *j)
 {
-    w->crew = j->crew;
-    w->own = conc__frame_of(w->crew);
-    int rc = conc__crew_spare(w->crew, w->own, l, 1);
+    w->waiter.crew = j->crew;
+    w->own = conc__frame_of(w->waiter.crew);
+    int rc = conc__crew_spare(w->waiter.crew, w->own, l, 1);
     if (rc) {
-        conc__crew_spare(w->crew, w->own, l, -1);
+        conc__crew_spare(w->waiter.crew, w->own, l, -1);
         return rc;
     }
     w->waiter.item = j;
@@ -20841,7 +20838,7 @@ CONC__PRIVATE void conc__outside_arrives(conc__post *p)
         return;
     }
     if (w->it.kind == CONC__CASE_ENDS) {
-        conc__crew_spare_back(w->crew, w->own, waiter->loop);
+        conc__crew_spare_back(w->waiter.crew, w->own, waiter->loop);
         conc__outside_answered(&w->it, &w->answer);
     } else if (waiter->kept) {
         conc__lock_briefly(&w->inner->mutex);
@@ -20901,13 +20898,13 @@ CONC__PRIVATE bool conc__outside_leave_channel(conc__outside_wait *w)
 CONC__PRIVATE bool conc__outside_leave_job(conc__outside_wait *w)
 {
     pthread_mutex_lock(&conc__crews);
-    bool waits = conc__still_waits(&w->waiter, w->crew);
+    bool waits = conc__still_waits(&w->waiter, w->waiter.crew);
     if (waits) {
         conc__step_out(&w->waiter);
-        pthread_mutex_unlock(&w->crew->mutex);
+        pthread_mutex_unlock(&w->waiter.crew->mutex);
     }
     pthread_mutex_unlock(&conc__crews);
-    conc__crew_spare_back(w->crew, w->own, w->waiter.loop);
+    conc__crew_spare_back(w->waiter.crew, w->own, w->waiter.loop);
     return !waits;
 }
 

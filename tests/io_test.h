@@ -7,9 +7,9 @@
  *                                                its time
  *
  * Each of them runs three times (under CONC_SEED once): with the loop's own choice, with poll(2)
- * and with the best way by its name. After each run the open descriptors, the signal mask and the pending
- * signals have to be what they were, and on_error must have been called as often as the test
- * said in io_failures.expected.
+ * and with the best way by its name. After each run the open descriptors, the signal mask and the
+ * pending signals have to be what they were, and on_error must have been called as often as the
+ * test said in io_failures.expected.
  */
 #ifndef IO_TEST_H
 #define IO_TEST_H

@@ -1191,7 +1191,8 @@ FILE_TEST(what_has_begun_is_waited_for_and_not_undone)
     free(text);
 }
 
-/* An open file whose lease (fcntl(2)) holds everybody who opens it; -1: this file system has none. */
+/* An open file whose lease (fcntl(2)) holds every task that opens it; -1: this file system has
+ * none. */
 static int lease_of(const char *name)
 {
     make_text(name, "old");

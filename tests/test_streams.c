@@ -1,8 +1,8 @@
 /* test_streams.c - conc_stream_*: buffers, both ways, over any descriptor. On the virtual clock
  * a sleep ends only when no descriptor is ready any more, which is how these tests wait until
  * everybody did what he can. What has to do with the way of waiting runs several times: with the
- * loop's own choice, with poll(2), with the best by its name, and on a socket in blocking mode. Every such
- * test looks whether all memory and all descriptors were given back.
+ * loop's own choice, with poll(2), with the best by its name, and on a socket in blocking mode.
+ * Every such test looks whether all memory and all descriptors were given back.
  *
  *     RANDOM_PROGRAMS=10000 RANDOM_FIRST=1 ./test_streams      many random programs, from this
  *     seed on
