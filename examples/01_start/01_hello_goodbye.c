@@ -1,10 +1,17 @@
-/* Hello, Goodbye: the smallest program. A task waits where it stands, and returns a result as
- * any function does.
- *   cc 01_hello_goodbye.c -o hello && ./hello        (CONC_CLOCK=virtual ./hello takes no time)
- */
-#define CONC_STATIC
+/* Hello, Goodbye. Greet Alice: "Hello, Alice!", a second of waiting, "Goodbye, Alice!"; then Bob,
+   in the same way. Print how long both took, and "Done", which the program's task hands to main.
+
+   cc 01_hello_goodbye.c -o hello
+   ./hello
+   CONC_CLOCK=virtual ./hello     # the same, without the waiting
+
+   It prints what stands in ../expected/01_start/01_hello_goodbye.txt.
+   Hint: conc_sleep(1) waits for a second. CONC_TRY(call) returns from your function with the
+   call's error if there is one, as an exception would leave it. */
+#define CONC_STATIC /* the implementation of conc, in this very file; see README.md for other ways */
 #include "../../conc.h"
 
+/* Your turn: greet, wait for a second, say goodbye, return 0. An error is passed on. */
 static int say_hello(void *name)
 {
     printf("Hello, %s!\n", (char *)name);
@@ -13,6 +20,7 @@ static int say_hello(void *name)
     return 0;
 }
 
+/* Your turn: greet Alice, then Bob, print "2.0 seconds", and leave "Done" in *result. */
 static int app(void *result)
 {
     double start = conc_now();
@@ -26,7 +34,7 @@ static int app(void *result)
 int main(void)
 {
     const char *result = "";
-    int status = conc_main(app, &result); /* asyncio.run */
+    int status = conc_main(app, &result); /* runs app on an event loop, as asyncio.run does */
     printf("%s\n", result);
     return status;
 }

@@ -1,7 +1,12 @@
-/* Coffee shop: three drinks at once take as long as the slowest, 5 s, not 12 s.
- *   cc 01_coffee_shop.c -o coffee_shop && ./coffee_shop        (CONC_CLOCK=virtual ./coffee_shop
- *   takes no time)
- */
+/* Coffee shop. Make three drinks at once: an Espresso takes 3 s, a Latte 5 s, a Cappuccino 4 s.
+   Print when each starts and when it is ready, then how long all took: the time of the slowest.
+
+   cc 01_coffee_shop.c -o coffee_shop
+   ./coffee_shop
+   CONC_CLOCK=virtual ./coffee_shop     # the same, without the waiting
+
+   It prints what stands in ../expected/02_tasks/01_coffee_shop.txt.
+   Hint: CONC_MAP calls a function with a pointer to each element of an array, all at once. */
 #define CONC_STATIC
 #include "../../conc.h"
 
@@ -10,6 +15,7 @@ typedef struct {
     double seconds;
 } drink;
 
+/* Your turn: say that the drink is started, wait for its seconds, say that it is ready. */
 static int make_drink(void *arg)
 {
     drink *d = arg;
@@ -20,6 +26,7 @@ static int make_drink(void *arg)
     return 0;
 }
 
+/* Your turn: make all drinks of the menu at once, and print the seconds that it took. */
 static int coffee_shop(void *arg)
 {
     (void)arg;
