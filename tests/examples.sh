@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Runs every example as a stranger would: the headers and the one file in an empty folder, `cc file.c -o x`, nothing else but
-# the libraries that its first lines name. On the virtual clock the output must be that in
-# tests/examples/<folder>__<name>.out, byte for byte; where it is random, it must follow from the numbers drawn. Those
+# Runs every example as its first lines say, with the headers and the one file in an empty folder. On the virtual clock the
+# output must be that in examples/expected, byte for byte; where it is random, what the script there asks for must hold. Those
 # that deal with the world outside are also driven from there, by the Python scripts in tests/examples.
 # CC chooses the compiler; --single takes single_include/conc.h, which is then what the example includes. Further words
 # are the folders to take instead of all.
@@ -50,25 +49,39 @@ run_it() {
     [ $status -eq 0 ] || echo "exit status $status" >"$box/wrong"
 }
 
-# draws FOLDER NAME SCRIPT: the output follows from the draws, for many seeds; a seed repeats, another one differs
+# draws NAME: a seed repeats, another one differs
 draws() {
-    cp "$root/tests/examples/log_draws.h" "$box/examples/$1/" && cd "$box/examples/$1" || exit 2
-    "${cc[@]}" -include log_draws.h "$2.c" -o logged 2>"$box/wrong"
-    local seed
-    for seed in {0..20}; do
-        CONC_RANDOM=$seed CONC_CLOCK=virtual run_it ./logged
-        awk -f "$root/tests/examples/$3" "$box/err" "$box/out" >>"$box/wrong"
-        check "$1/$2: follows from the draws of CONC_RANDOM=$seed" "$box/wrong"
-        : >"$box/wrong"
-    done
+    CONC_RANDOM=20 CONC_CLOCK=virtual run_it ./x
     mv "$box/out" "$box/out20"
     CONC_RANDOM=20 CONC_CLOCK=virtual run_it ./x
     diff "$box/out20" "$box/out" >>"$box/wrong"
-    check "$1/$2: CONC_RANDOM=20 repeats" "$box/wrong"
+    check "$1: CONC_RANDOM=20 repeats" "$box/wrong"
     : >"$box/wrong"
     CONC_RANDOM=21 CONC_CLOCK=virtual run_it ./x
     cmp -s "$box/out20" "$box/out" && echo "the output is that of CONC_RANDOM=20" >>"$box/wrong"
-    check "$1/$2: CONC_RANDOM=21 draws other numbers" "$box/wrong"
+    check "$1: CONC_RANDOM=21 draws other numbers" "$box/wrong"
+    : >"$box/wrong"
+}
+
+# is_right EXPECTED: the output is as examples/expected says
+is_right() {
+    if [ -f "$1.txt" ]; then
+        diff "$1.txt" "$box/out"
+    else
+        awk -f "$1.awk" "$box/err" "$box/out"
+    fi
+}
+
+# has_its_property NAME EXPECTED: where examples/expected has a script, it holds in any order, whatever is drawn
+has_its_property() {
+    [ -f "$2.awk" ] || return 0
+    local seed
+    for seed in {1..10}; do
+        CONC_SEED=$seed CONC_RANDOM=$seed CONC_CLOCK=virtual run_it ./x
+        awk -f "$2.awk" "$box/err" "$box/out" >>"$box/wrong"
+        check "$1: right with CONC_SEED=$seed CONC_RANDOM=$seed" "$box/wrong"
+        : >"$box/wrong"
+    done
 }
 
 # eighty_percent: of 10,000 checks 80 % +- 2 % find the site online
@@ -161,12 +174,74 @@ scenarios() {
     done
 }
 
+# lines_of FILE: the commands of its first comment, one a line
+lines_of() { sed -n '/^   \(cc \|\.\/\|[A-Z_]*=[^ ]* \.\/\)/s/^ *//p; /\*\//q' "$1"; }
+
 # libraries_of FILE: the options for its libraries, as its first lines name them; headers of others give no warnings
 libraries_of() {
     local line package
-    line=$(sed -n '/^ \*\//q; / cc /p' "$1")
+    line=$(lines_of "$1" | grep -m 1 '^cc ')
     package=$(grep -o 'pkg-config [^)]*' <<<"$line")
     { grep -o -e ' -l[a-z0-9]*' <<<"$line"; ${package:-true} | sed 's/-I/-isystem /g'; } | tr '\n' ' '
+}
+
+# opens_with_its_exercise FILE: at most ten lines, with a title, a command that compiles it and one that runs it, and a hint
+opens_with_its_exercise() {
+    sed '/\*\/$/q' "$1" | awk '
+        NR == 1 && !/^\/\* [^.]*\./ { print "no title that ends with a full stop" }
+        length > 100 { print "a line of over 100 columns: " $0 }
+        /^   cc / { compiles = 1 }
+        /^   (CONC_CLOCK=virtual )?\.\// { runs = 1 }
+        /^   It prints .*\.\.\/expected\// { prints = 1 }
+        /^   Hint: / { hint = 1 }
+        END {
+            if (NR > 10) print NR " lines, not ten"
+            if (!compiles) print "no line that compiles it"
+            if (!runs) print "no line that runs it"
+            if (!prints) print "no line that says what it prints"
+            if (!hint) print "no hint"
+        }'
+}
+
+# lines_of_code FILE: those that are neither blank nor only comment
+lines_of_code() {
+    awk '
+        inside { if (/\*\//) inside = 0; next }
+        /^ *\/\*/ { if (!/\*\//) { inside = 1; next } if (/\*\/ *$/) next }
+        NF { n++ }
+        END { print n }' "$1"
+}
+
+# is_tiny NAME FILE: a reader sees all of it at once
+is_tiny() {
+    local most=60 lines
+    [[ $1 == *_bonus ]] && most=120
+    [[ $1 == 1[0-2]_* ]] && most=250
+    lines=$(lines_of_code "$2")
+    [ "$lines" -le $most ] || echo "$lines lines of code, not $most"
+}
+
+# as_its_lines_say EXPECTED: compiles it, and runs it in each way that needs nobody else
+as_its_lines_say() {
+    local line lines
+    mapfile -t lines < <(lines_of "$name.c")
+    for line in "${lines[@]}"; do
+        case $line in
+        "cc $name.c -o "*)
+            [ -e x ] && continue
+            timeout 300 sh -c "$line" >"$box/cc" 2>&1
+            cat "$box/cc"
+            line=${line#* -o }
+            ln -s "${line%% *}" x
+            ;;
+        "./"* | "CONC_CLOCK=virtual ./"*)
+            line=${line%%#*}
+            [[ ${line#CONC_CLOCK=virtual } =~ ^\./[a-z_0-9]+\ *$ ]] || continue # with arguments it waits for somebody
+            CONC_CLOCK=virtual run_it sh -c "$line"
+            is_right "$1"
+            ;;
+        esac
+    done
 }
 
 # no_warnings NAME: neither the example with the implementation inside, nor the example alone where it is optimised
@@ -179,6 +254,11 @@ no_warnings() {
     check "$1: no warnings" "$box/wrong"
 }
 
+mkdir -p "$tmp/bin"
+{ echo '#!/bin/sh' && echo "exec ${cc[*]} \"\$@\""; } >"$tmp/bin/cc"
+chmod +x "$tmp/bin/cc"
+PATH=$tmp/bin:$PATH
+
 sources=()
 for folder in "${folders[@]##*/}"; do
     sources+=("$root/examples/$folder"/*.c)
@@ -186,41 +266,37 @@ done
 for source in "${sources[@]}"; do
     name=$(basename "$source" .c)
     folder=$(basename "$(dirname "$source")")
-    expected=$root/tests/examples/${folder}__$name.out
+    expected=$root/examples/expected/$folder/$name
     box=$tmp/${folder}__$name
     mkdir -p "$box/examples/$folder" && cp "${headers[@]}" "$box/" && cd "$box/examples/$folder" || exit 2
     sed "$included" "$source" >"$name.c" || exit 2
 
-    read -ra libraries < <(libraries_of "$name.c")
-    "${cc[@]}" "$name.c" -o x "${libraries[@]}" >"$box/wrong" 2>&1
-    check "$folder/$name: cc $name.c -o x ${libraries[*]}" "$box/wrong"
+    opens_with_its_exercise "$name.c" >"$box/wrong"
+    is_tiny "$folder/$name" "$name.c" >>"$box/wrong"
+    check "$folder/$name: opens with its exercise, and is tiny" "$box/wrong"
+    : >"$box/wrong"
+    as_its_lines_say "$expected" >"$box/said" 2>&1
+    cat "$box/said" >>"$box/wrong"
+    check "$folder/$name: as its lines say" "$box/wrong"
     [ -x x ] || continue
+    read -ra libraries < <(libraries_of "$name.c")
     no_warnings "$folder/$name"
 
     : >"$box/wrong"
     CONC_CLOCK=virtual run_it ./x
     [ "$name" = 08_slow_step_warning ] || cat "$box/err" >>"$box/wrong" # its messages are what it shows
     check "$folder/$name: exit status 0, no messages" "$box/wrong"
-
     : >"$box/wrong"
+    has_its_property "$folder/$name" "$expected"
+
     case $folder/$name in
     02_tasks/03_site_checker)
-        draws "$folder" "$name" site_checker.awk
+        draws "$folder/$name"
         eighty_percent "$folder/$name"
         ;;
-    02_tasks/07_restaurant)
-        draws "$folder" "$name" restaurant.awk
-        ;;
-    *)
-        diff "$expected" "$box/out" >"$box/wrong" 2>&1
-        check "$folder/$name: expected output" "$box/wrong"
-        ;;
-    esac
-
-    : >"$box/wrong"
-    case $folder/$name in
-    06_processes/03_cpu_work) measured "$folder/$name" "$expected" 2 ;;
-    06_processes/05_choose_a_model) measured "$folder/$name" "$expected" 3 ;;
+    02_tasks/07_restaurant) draws "$folder/$name" ;;
+    06_processes/03_cpu_work) measured "$folder/$name" "$expected.txt" 2 ;;
+    06_processes/05_choose_a_model) measured "$folder/$name" "$expected.txt" 3 ;;
     07_offload/03_file_reader) counts_as_wc "$folder/$name" ;;
     01_start/06_freezer) names_the_blocker "$folder/$name" ;;
     01_start/0[78]_* | 03_errors/05_graceful_shutdown | 09_io/0[123]_* | 10_patterns/04_profiler)
@@ -228,17 +304,17 @@ for source in "${sources[@]}"; do
         ;;
     04_sync/08_queue_system) reaches_its_goal "$folder/$name" ;;
     10_patterns/05_testing) fails_under_a_seed "$folder/$name" ;;
-    01_start/09_common_errors) real_clock "$folder/$name" "$expected" 3 ;;
+    01_start/09_common_errors) real_clock "$folder/$name" "$expected.txt" 3 ;;
     02_tasks/01_coffee_shop)
-        real_clock "$folder/$name" "$expected" 5
+        real_clock "$folder/$name" "$expected.txt" 5
         is_pictured "$folder/$name" coffee_shop.svg "Three drinks at once"
         ;;
     esac
 done
 
-for expected in "$root"/tests/examples/*.out; do
-    name=$(basename "$expected" .out)
-    [ -e "$root/examples/${name%%__*}/${name#*__}.c" ] || echo "no example for $name.out"
+for expected in "$root"/examples/expected/*/*; do
+    name=${expected#"$root/examples/expected/"}
+    [ -e "$root/examples/${name%.*}.c" ] || echo "no example for $name"
 done >"$tmp/wrong"
 check "each expected output has its example" "$tmp/wrong"
 

@@ -322,10 +322,18 @@ def command_check(name, *argv, **environment):
 
 
 def checks_of_project():
-    for folder in sorted(path.name for path in (TOP / "examples").glob("[0-9]*")):
+    folders = sorted(path.name for path in (TOP / "examples").glob("[0-9]*"))
+    for folder in folders:
         yield command_check(f"examples/{folder} (gcc, modules)", "tests/examples.sh", folder, CC="gcc")
         yield command_check(f"examples/{folder} (clang, single_include)", "tests/examples.sh", "--single", folder,
                             CC="clang")
+    with_libraries = [folder for folder in folders if folder >= "09"]
+    for compiler in ("gcc", "clang", "musl-gcc"):
+        for part in (folders[:4], [folder for folder in folders[4:] if folder not in with_libraries]):
+            yield command_check(f"course/{part[0]} to {part[-1]} ({compiler})", "tests/course.sh", *part, CC=compiler)
+    for compiler in ("gcc", "clang"):
+        yield command_check(f"course/{with_libraries[0]} and on ({compiler})", "tests/course.sh", *with_libraries,
+                            CC=compiler)
     yield command_check("real clients", "tests/clients.sh")
     yield command_check("gdb script", "tests/gdb.sh")
     yield command_check("README.md", "tests/readme.py")
@@ -351,7 +359,7 @@ def all_checks(quick):
             return 0 if arguments[1] is CONFIGS[0] else 3
         if function is in_run:
             return 2 if arguments[1].seeds or arguments[1].runner else 4
-        return 1 if check[0].startswith(("examples", "real", "compile: warnings")) else 5
+        return 1 if check[0].startswith(("examples", "course", "real", "compile: warnings")) else 5
     return sorted(of_files + of_project, key=place)
 
 
