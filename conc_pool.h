@@ -4643,6 +4643,28 @@ extern char **environ;
 CONC__PRIVATE char ***conc__environ(void) { return &environ; }
 #endif
 
+/* A copy of an environment, in one piece: the program may change its own while others are started.
+ * Its first entry is room for so many bytes. NULL: no memory. */
+CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
+{
+    size_t n = 0, bytes = room;
+    for (; from && from[n]; n++)
+        bytes += strlen(from[n]) + 1;
+    char **env = conc__alloc((n + 2) * sizeof *env + bytes);
+    if (!env)
+        return NULL;
+    char *text = (char *)(env + n + 2);
+    env[0] = text;
+    text += room;
+    for (size_t i = 0; i < n; i++) {
+        size_t size = strlen(from[i]) + 1;
+        env[i + 1] = memcpy(text, from[i], size);
+        text += size;
+    }
+    env[n + 1] = NULL;
+    return env;
+}
+
 /* Where the C library has them, which hides them from programs that do not ask for GNU's
  * extensions. macOS has the first one from 10.15 on. */
 #ifdef __APPLE__
@@ -4780,10 +4802,11 @@ CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
 typedef struct conc__child_starting {
     conc_child *child;
     conc__program *program;
-    const char *path; /* NULL: argv[0], looked for in PATH */
+    char **env; /* a PATH, this program's, and then the child's environment */
     int far_ends[3], near_ends[3];
     bool was_free[3]; /* a socket that did not block before */
     sigset_t mask;
+    struct conc__spawning *how;
     pid_t pid;
     char about[96]; /* what an error is about; "": the program */
 } conc__child_starting;
@@ -4904,21 +4927,83 @@ CONC__PRIVATE void conc__spawning_close(conc__spawning *s)
     posix_spawn_file_actions_destroy(&s->actions);
 }
 
-/* The arguments and the environment, as the exec calls want them. */
+/* This program's PATH, and the environment for the child. */
+CONC__PRIVATE char **conc__child_env(const conc_child *c)
+{
+    const char *search = getenv("PATH");
+    search = search ? search : "/bin:/usr/bin";
+    char *const *from = c->env ? (char *const *)(uintptr_t)c->env : *conc__environ();
+    size_t size = strlen(search) + 1;
+    char **env = conc__environment_copy(from, size);
+    if (env)
+        memcpy(env[0], search, size);
+    return env;
+}
+
+/* The arguments, as the exec calls want them. */
 CONC__PRIVATE char *const *conc__child_argv(const conc_child *c)
 {
     return (char *const *)(uintptr_t)c->argv;
 }
 
-CONC__PRIVATE char *const *conc__child_env(const conc_child *c)
+/* Tries to become, or to start, the file with this name: the error as a positive number, or 0. */
+typedef int conc__program_attempt(conc__child_starting *s, const char *name);
+
+/* May the program be in another directory when a file gave this error? */
+CONC__PRIVATE bool conc__search_goes_on(int error)
 {
-    return c->env ? (char *const *)(uintptr_t)c->env : *conc__environ();
+    switch (error) {
+    case EACCES:
+    case ENOENT:
+    case ENOTDIR:
+    case ENODEV:
+    case ESTALE:
+    case ETIMEDOUT: return true;
+    default: return false;
+    }
+}
+
+/* Tries the program where this program's PATH says: execvp would look where the PATH of env says,
+ * and give what is no program to a shell. 0, or the last error, but EACCES before any other. Only
+ * calls that are safe in a signal handler. */
+CONC__PRIVATE int conc__search_program(conc__child_starting *s, conc__program_attempt *attempt)
+{
+    char path[4096];
+    const char *name = s->child->argv[0];
+    size_t size = strlen(name) + 1;
+    int error = size <= NAME_MAX + 1 ? ENOENT : ENAMETOOLONG;
+    if (!*name || strchr(name, '/'))
+        return attempt(s, name);
+    for (const char *at = s->env[0];; at++) {
+        size_t n = strcspn(at, ":"), slash = n > 0;
+        if (n + slash + size <= sizeof path) {
+            memcpy(path, at, n);
+            path[n] = '/';
+            memcpy(path + n + slash, name, size);
+            int rc = attempt(s, path);
+            if (!conc__search_goes_on(rc))
+                return rc;
+            error = error == EACCES ? error : rc;
+        }
+        at += n;
+        if (!*at)
+            return error;
+    }
+}
+
+CONC__PRIVATE int conc__try_spawn(conc__child_starting *s, const char *name)
+{
+    struct stat st;
+    bool absent = stat(name, &st) && (errno == ENOENT || errno == ENOTDIR);
+    if (absent && !s->child->dir) /* else the child looks in another directory */
+        return errno;
+    return posix_spawn(&s->pid, name, &s->how->actions, &s->how->attributes,
+                       conc__child_argv(s->child), s->env + 1);
 }
 
 CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
 {
     const conc_child *c = s->child;
-    char *const *argv = conc__child_argv(c), *const *env = conc__child_env(c);
     conc__spawning how;
     int rc = conc__spawning_open(&how, &s->mask);
     if (rc)
@@ -4932,48 +5017,22 @@ CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
             rc = posix_spawn_file_actions_adddup2(&how.actions, s->far_ends[i], i);
     if (rc == 0)
         rc = conc__close_others(&how, 3);
-    if (rc == 0 && s->path)
-        rc = posix_spawn(&s->pid, s->path, &how.actions, &how.attributes, argv, env);
-    else if (rc == 0)
-        rc = posix_spawnp(&s->pid, argv[0], &how.actions, &how.attributes, argv, env);
+    s->how = &how;
+    if (rc == 0)
+        rc = conc__search_program(s, conc__try_spawn);
     conc__spawning_close(&how);
     return -rc;
 }
 
-/* Executes the program, which is looked for where this program's PATH says, as posix_spawnp does:
- * execvp would look where the PATH of env says, and give what is no program to a shell. Returns
- * the error. */
-CONC__PRIVATE int conc__execute(const char *name, char *const *argv, char *const *env)
+CONC__PRIVATE int conc__try_execute(conc__child_starting *s, const char *name)
 {
-    char path[4096];
-    const char *at = getenv("PATH");
-    size_t size = strlen(name) + 1;
-    int error = size < sizeof path / 2 ? ENOENT : ENAMETOOLONG;
-    if (!*name || strchr(name, '/')) {
-        execve(name, argv, env);
-        return errno;
-    }
-    for (at = at ? at : "/bin:/usr/bin";; at++) {
-        size_t n = strcspn(at, ":"), slash = n > 0;
-        if (n + slash + size <= sizeof path) {
-            memcpy(path, at, n);
-            path[n] = '/';
-            memcpy(path + n + slash, name, size);
-            execve(path, argv, env);
-            if (errno == EACCES)
-                error = EACCES;
-            else if (errno != ENOENT && errno != ENOTDIR)
-                return errno;
-        }
-        at += n;
-        if (!*at)
-            return error;
-    }
+    execve(name, conc__child_argv(s->child), s->env + 1);
+    return errno;
 }
 
 /* In the forked process: becomes the program, or returns the error. Only calls that are safe in a
  * signal handler. */
-CONC__PRIVATE int conc__become_program(const conc__child_starting *s, int most)
+CONC__PRIVATE int conc__become_program(conc__child_starting *s, int most)
 {
     const conc_child *c = s->child;
     if (c->group && setpgid(0, 0))
@@ -4989,7 +5048,7 @@ CONC__PRIVATE int conc__become_program(const conc__child_starting *s, int most)
             close(fd);
     }
     pthread_sigmask(SIG_SETMASK, &s->mask, NULL);
-    return conc__execute(s->path ? s->path : c->argv[0], conc__child_argv(c), conc__child_env(c));
+    return conc__search_program(s, conc__try_execute);
 }
 
 /* The same for a C library whose posix_spawn cannot change the directory. No handler of this
@@ -5041,7 +5100,7 @@ CONC__PRIVATE bool conc__dir_failed(const char *dir, int rc)
 CONC__PRIVATE void conc__child_blames(conc__child_starting *s, int rc)
 {
     const conc_child *c = s->child;
-    const char *program = s->path ? s->path : c->argv[0];
+    const char *program = c->argv[0];
     bool is_path = strchr(program, '/') && (*program == '/' || !c->dir);
     if (conc__dir_failed(c->dir, rc))
         snprintf(s->about, sizeof s->about, "the directory %.70s", *c->dir ? c->dir : "\"\"");
@@ -5369,9 +5428,10 @@ CONC_API int conc_child_start(conc_child *c)
     }
     *program = (conc__program){.next = NULL};
     snprintf(program->name, sizeof program->name, "%s", *c->argv[0] ? c->argv[0] : "\"\"");
-    conc__child_starting s = {.child = c, .program = program};
+    conc__child_starting s = {.child = c, .program = program, .env = conc__child_env(c)};
     conc__original_mask(&s.mask);
-    rc = conc__offload(CONC__STARTS, conc__child_starts, &s, __func__);
+    rc = s.env ? conc__offload(CONC__STARTS, conc__child_starts, &s, __func__) : -ENOMEM;
+    conc_free(s.env);
     if (rc) {
         conc_free(program);
         conc__child_set_state(c, CONC__CHILD_NONE);
@@ -7457,29 +7517,15 @@ CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int 
     return -rc;
 }
 
-/* A copy of the environment with a worker's mark, in one piece: the program may change its own
- * while workers are started. */
+/* A copy of the environment, behind a worker's mark. */
 CONC__PRIVATE char **conc__worker_environment(void)
 {
     static const size_t room = 4200; /* of the mark */
-    size_t n = 0, bytes = room;
-    for (; environ && environ[n]; n++)
-        bytes += strlen(environ[n]) + 1;
-    char **env = conc__alloc((n + 2) * sizeof *env + bytes);
-    char *text = env ? (char *)(env + n + 2) : NULL;
-    if (!env || !conc__worker_mark(text, room)) {
-        conc_free(env);
-        return NULL;
-    }
-    env[0] = text;
-    text += room;
-    for (size_t i = 0; i < n; i++) {
-        size_t size = strlen(environ[i]) + 1;
-        env[i + 1] = memcpy(text, environ[i], size);
-        text += size;
-    }
-    env[n + 1] = NULL;
-    return env;
+    char **env = conc__environment_copy(environ, room);
+    if (!env || conc__worker_mark(env[0], room))
+        return env;
+    conc_free(env);
+    return NULL;
 }
 
 CONC__PRIVATE int conc__worker_hand_all(const conc__supervisor *s, const conc__worker *w)

@@ -966,6 +966,38 @@ CHILD_TEST(a_child_is_started_again_only_once_it_is_closed)
     }
 }
 
+/* Runs while the task that spawned it waits for a start. */
+static int changes_the_environment(void *arg)
+{
+    (void)arg;
+    CHECK_INT(setenv("MOMENT", "after the call", 1), 0);
+    CHECK_INT(setenv("PATH", "/nowhere", 1), 0);
+    return 0;
+}
+
+CHILD_TEST(a_child_has_the_environment_and_the_path_of_the_call)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s", getenv("PATH"));
+    for (int i = 0; i < 50; i++) {
+        const char *argv[] = {"sh", "-c", "echo \"$MOMENT\"", NULL};
+        conc_group g = {0};
+        char text[64];
+        CHECK_INT(setenv("MOMENT", "at the call", 1), 0);
+        conc_child c = {.argv = argv, .output = CONC_PIPE};
+        if (i % 2)
+            c.env = (const char *const *)(uintptr_t)environ;
+        CHECK_INT(conc_spawn(&g, changes_the_environment, NULL), 0);
+        start(&c);
+        CHECK_INT(conc_group_wait(&g), 0);
+        CHECK_INT(setenv("PATH", path, 1), 0);
+        CHECK_STR(read_all(c.output, text, sizeof text), "at the call\n");
+        check_exits(&c, 0);
+        CHECK_INT(conc_child_close(&c), 0);
+    }
+    unsetenv("MOMENT");
+}
+
 typedef struct starter {
     conc_child *child;
     int rc;
