@@ -1,25 +1,32 @@
-/* Download manager: the same five files one after the other, then in parallel, and how much that
- * gains.
- *   cc 05_download_manager.c -o downloads && ./downloads        (CONC_CLOCK=virtual ./downloads
- *   takes no time)
- */
+/* Download manager. Download five files one after the other, then the same files all at once:
+   100 MB take 1 s. Print how long each takes, how long all take, and how much faster that is.
+
+   cc 05_download_manager.c -o downloads
+   ./downloads
+   CONC_CLOCK=virtual ./downloads     # the same, without the waiting
+
+   It prints what stands in ../expected/02_tasks/05_download_manager.txt.
+   Hint: conc_map(f, files, count, sizeof *files) calls f with a pointer to each file, all at once.
+   CONC_MAP does not know how many files a parameter points to. */
 #define CONC_STATIC
 #include "../../conc.h"
 
 typedef struct {
     const char *name;
     int size_mb;
-    double time;
+    double time; /* seconds that the download took */
 } file;
 
 static int decimals(double s) { return (int)(s * 100 + 0.5) % 10 ? 2 : 1; } /* 0.05, but 0.1 */
 
+/* Your turn: print "Downloading movie.mp4 (500MB)...", take as long as the size says, leave the time
+   in f->time, and print "✓ movie.mp4 downloaded in 5.0s" (printf("%.*fs", decimals(t), t)). */
 static int download_file(void *arg)
 {
     file *f = arg;
     double start = conc_now();
     printf("Downloading %s (%dMB)...\n", f->name, f->size_mb);
-    CONC_TRY(conc_sleep(f->size_mb / 100.0)); /* 100 MB a second */
+    CONC_TRY(conc_sleep(f->size_mb / 100.0));
     f->time = conc_now() - start;
     printf("✓ %s downloaded in %.*fs\n", f->name, decimals(f->time), f->time);
     return 0;
@@ -36,6 +43,7 @@ static int sequential_download(file *files, size_t count, double *time)
     return 0;
 }
 
+/* Your turn: the same at once, under an empty line and "=== Parallel Download ===". */
 static int parallel_download(file *files, size_t count, double *time)
 {
     double start = conc_now();
@@ -54,7 +62,7 @@ static int app(void *arg)
                     {"document.pdf", 10, 0},
                     {"image.jpg", 5, 0},
                     {"archive.zip", 300, 0}};
-    double sequential, parallel;
+    double sequential = 0, parallel = 0;
     CONC_TRY(sequential_download(files, CONC_LEN(files), &sequential));
     CONC_TRY(parallel_download(files, CONC_LEN(files), &parallel));
     printf("\n=== Performance Summary ===\n");

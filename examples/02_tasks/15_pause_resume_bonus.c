@@ -1,0 +1,57 @@
+/* Download manager, pause and resume. Download a file of 500 MB, 50 MB at a time in 0.5 s each, and
+   pause it after 1.2 s, until 3.2 s. What is on its way then still arrives.
+
+   cc 15_pause_resume_bonus.c -o downloads
+   ./downloads
+   CONC_CLOCK=virtual ./downloads     # the same, without the waiting
+
+   It prints what stands in ../expected/02_tasks/15_pause_resume_bonus.txt.
+   Hint: an event that is set lets everybody pass; conc_event_clear makes those wait that come
+   later to conc_event_wait, until it is set again. */
+#define CONC_STATIC
+#include "../../conc_sync.h"
+
+static conc_event running; /* set: go on; clear: pause */
+static double start;
+
+static void say(const char *what) { printf("%.1fs: %s\n", conc_now() - start, what); }
+
+/* Your turn: receive 500 MB. Before each 50 MB wait while the download is paused; after them print
+   "0.5s: 50 MB". */
+static int download(void *arg)
+{
+    (void)arg;
+    for (int mb = 50; mb <= 500; mb += 50) {
+        CONC_TRY(conc_event_wait(&running));
+        CONC_TRY(conc_sleep(0.5));
+        printf("%.1fs: %d MB\n", conc_now() - start, mb);
+    }
+    return 0;
+}
+
+/* Your turn: pause the download after 1.2 s, again after 2.2 s (which changes nothing), and resume
+   it after 3.2 s. Say "pause" and "resume". */
+static int user(void *arg)
+{
+    (void)arg;
+    CONC_TRY(conc_sleep(1.2));
+    say("pause");
+    conc_event_clear(&running);
+    CONC_TRY(conc_sleep(1));
+    say("pause");
+    conc_event_clear(&running);
+    CONC_TRY(conc_sleep(1));
+    say("resume");
+    conc_event_set(&running);
+    return 0;
+}
+
+static int app(void *arg)
+{
+    (void)arg;
+    start = conc_now();
+    conc_event_set(&running);
+    return CONC_GATHER(CONC_CALL(download, NULL), CONC_CALL(user, NULL));
+}
+
+int main(void) { return conc_main(app, NULL); }
