@@ -1,15 +1,24 @@
-/* Three at once: gather starts all, waits for all, and the results stand in the order of the calls.
- *   cc 02_three_at_once.c -o three && ./three        (CONC_CLOCK=virtual ./three takes no time)
- */
+/* Three at once. Fetch url1, url2 and url3 at once, and print the three results, in the order of
+   the calls, and the seconds that it took: first with 2 s each (that takes 2 s and not 6), then
+   with 2, 1 and 3 s (as long as the slowest).
+
+   cc 02_three_at_once.c -o three
+   ./three
+   CONC_CLOCK=virtual ./three     # the same, without the waiting
+
+   It prints what stands in ../expected/01_start/02_three_at_once.txt.
+   Hint: CONC_GATHER(CONC_CALL(f, &x), CONC_CALL(f, &y)) makes the calls at once, waits for all. */
 #define CONC_STATIC
 #include "../../conc.h"
 
 typedef struct {
     const char *url;
     double delay;
-    char data[32];
+    char data[32]; /* the result: what a function returns is an int, for errors and counts */
 } request;
 
+/* Your turn: say "Fetching url...", wait for the delay, say "Fetched url", and put "Data from url"
+   into r->data. */
 static int fetch_data(void *arg)
 {
     request *r = arg;
@@ -20,6 +29,7 @@ static int fetch_data(void *arg)
     return 0;
 }
 
+/* Your turn: fetch url1, url2 and url3 at once, with these delays; print the data and the time. */
 static int fetch_three(double delay1, double delay2, double delay3)
 {
     request a = {"url1", delay1, ""}, b = {"url2", delay2, ""}, c = {"url3", delay3, ""};
@@ -34,10 +44,9 @@ static int fetch_three(double delay1, double delay2, double delay3)
 static int app(void *arg)
 {
     (void)arg;
-    CONC_TRY(fetch_three(2, 2, 2)); /* 2 s, not 6 s */
+    CONC_TRY(fetch_three(2, 2, 2));
     printf("\n");
-    CONC_TRY(fetch_three(2, 1, 3)); /* as long as the slowest */
-    return 0;
+    return fetch_three(2, 1, 3);
 }
 
 int main(void) { return conc_main(app, NULL); }
