@@ -1,36 +1,38 @@
-/* The same work three ways: blocking and one by one cost the sum of the waits, together only the
- * longest.
- *   cc 04_one_by_one_vs_together.c -o compare && ./compare        (CONC_CLOCK=virtual ./compare
- *   takes no time)
- */
+/* One by one, or together. The same three waits of 2, 1 and 3 s: blocking, as an ordinary program
+   waits; one call after the other; and together. Measure each. Then answer 100 requests together,
+   of 0.1 s each.
+
+   cc 04_one_by_one_vs_together.c -o compare
+   ./compare
+   CONC_CLOCK=virtual ./compare     # the same, without the waiting
+
+   It prints what stands in ../expected/01_start/04_one_by_one_vs_together.txt.
+   Hint: one by one it takes the sum of the waits, together only the longest of them. */
 #define CONC_STATIC
 #include "../../conc.h"
 
 static double delays[] = {2, 1, 3};
 
-static int task(void *delay) { return conc_sleep(*(double *)delay); }
+static int work(void *delay) { return conc_sleep(*(double *)delay); }
 
-static int blocking(void *arg)
+static int blocking(void)
 {
-    (void)arg;
     for (size_t i = 0; i < CONC_LEN(delays); i++)
-        CONC_TRY(conc_block(delays[i])); /* what an ordinary program does: nothing else can run */
+        CONC_TRY(conc_block(delays[i])); /* as sleep(2) of the C library: no other task can run */
     return 0;
 }
 
-static int one_by_one(void *arg)
+/* Your turn: call work with the address of each delay, one after the other. Other tasks could run
+   meanwhile, but there are none. */
+static int one_by_one(void)
 {
-    (void)arg;
     for (size_t i = 0; i < CONC_LEN(delays); i++)
-        CONC_TRY(task(&delays[i])); /* others could run, but nobody started any */
+        CONC_TRY(work(&delays[i]));
     return 0;
 }
 
-static int together(void *arg)
-{
-    (void)arg;
-    return CONC_MAP(task, delays);
-}
+/* Your turn: call work with the address of each delay, all at once. */
+static int together(void) { return CONC_MAP(work, delays); }
 
 static int answer(void *count)
 {
@@ -39,19 +41,22 @@ static int answer(void *count)
     return 0;
 }
 
+/* Your turn: 100 calls of answer at once, each with count. */
+static int a_hundred(int *count) { return conc_map(answer, count, 100, 0); }
+
 static int app(void *arg)
 {
     (void)arg;
     const char *names[] = {"Blocking", "One by one", "Together"};
-    conc_fn *ways[] = {blocking, one_by_one, together};
+    int (*ways[])(void) = {blocking, one_by_one, together};
     for (size_t i = 0; i < CONC_LEN(ways); i++) {
         double start = conc_now();
-        CONC_TRY(ways[i](NULL));
+        CONC_TRY(ways[i]());
         printf("%-11s %.3f seconds\n", names[i], conc_now() - start);
     }
     int count = 0;
     double start = conc_now();
-    CONC_TRY(conc_map(answer, &count, 100, 0)); /* a hundred calls, each with &count */
+    CONC_TRY(a_hundred(&count));
     printf("%d requests answered in %.3f seconds\n", count, conc_now() - start);
     return 0;
 }
