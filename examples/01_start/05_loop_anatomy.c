@@ -1,13 +1,26 @@
-/* Inside the loop: spawned tasks stand in the ready queue, sleeping ones at the timers, and no
- * task interrupts one that does not wait. A thread does: it runs when the system likes.
- *   cc 05_loop_anatomy.c -o anatomy && ./anatomy        (CONC_CLOCK=virtual ./anatomy takes no
- *   time)
- */
+/* Inside the loop. Start three tasks that take 2 s each, and look where they are: in the ready
+   queue at first, at the timers while they sleep. Then wait for the third one's result. (The loop
+   never interrupts a task: see 10_who_interrupts.c.)
+
+   cc 05_loop_anatomy.c -o anatomy
+   ./anatomy
+   CONC_CLOCK=virtual ./anatomy     # the same, without the waiting
+
+   It prints what stands in ../expected/01_start/05_loop_anatomy.txt.
+   Hint: a spawned task does not begin before the task that spawned it waits. */
 #define CONC_STATIC
 #include "../../conc.h"
-#include <limits.h>
-#include <pthread.h>
-#include <stdatomic.h>
+
+/* The words of asyncio, in C:
+   coroutine    a function int f(void *) that may wait. It has no mark as `async def`, and is no
+                object: it is called, or given to a task.
+   event loop   what conc_main begins. It runs one ready task after the other; when none is ready,
+                it sleeps until a timer is due, or input or output is possible.
+   task         a call that runs beside its caller, on a stack of its own; the loop schedules it.
+                It can be cancelled.
+   future       the task's handle: conc_join waits for the result in it.
+   await        every call that waits, such as conc_sleep or conc_join. It sets the calling task
+                aside, lets the others run, and returns when the result is there. */
 
 static void show(const char *when)
 {
@@ -16,6 +29,7 @@ static void show(const char *when)
     printf("%s: %zu ready, %zu at the timers\n", when, s.ready, s.timers);
 }
 
+/* Your turn: for the number 1 print "1 starts", wait for 2 s, print "1 done", and return 101. */
 static int fetch(void *number)
 {
     printf("%d starts\n", *(int *)number);
@@ -24,40 +38,28 @@ static int fetch(void *number)
     return 100 + *(int *)number;
 }
 
-/* 0, what it was */
-static int set_flag(void *flag) { return atomic_exchange((atomic_int *)flag, 1); }
-static void *set_in_thread(void *flag) { return set_flag(flag) ? flag : NULL; }
-
-/* no checkpoint in here: the task keeps the loop */
-static const char *busy_until_set(atomic_int *flag, long turns)
+/* Your turn: spawn a task of the group for each of the numbers, and show("Spawned"). Wait for 1 s,
+   and show("1 s later"). Then join the third task, and return what fetch returned in it. */
+static int third_result(conc_group *g, conc_task tasks[3], int numbers[3])
 {
-    while (!*flag && turns-- > 0) {
-    }
-    return *flag ? "yes" : "no";
+    int result = 0;
+    for (size_t i = 0; i < 3; i++)
+        CONC_TRY(conc_spawn_task(g, &tasks[i], fetch, &numbers[i]));
+    show("Spawned");
+    CONC_TRY(conc_sleep(1)); /* the three begin now */
+    show("1 s later");
+    CONC_TRY(conc_join(&tasks[2], &result)); /* the handle is the future */
+    return result;
 }
 
 static int app(void *arg)
 {
     (void)arg;
-    int numbers[] = {1, 2, 3}, result = 0;
-    conc_task tasks[CONC_LEN(numbers)] = {0};
+    int numbers[] = {1, 2, 3};
+    conc_task tasks[3] = {0};
     conc_group g = {0};
-    for (size_t i = 0; i < CONC_LEN(numbers); i++)
-        CONC_TRY_IN(&g, conc_spawn_task(&g, &tasks[i], fetch, &numbers[i]));
-    show("Spawned");
-    CONC_TRY_IN(&g, conc_yield()); /* to the end of the ready queue: the three run first */
-    show("Waiting");
-    CONC_TRY_IN(&g, conc_join(&tasks[2], &result)); /* the handle is the future, too */
-    printf("Result of 3: %d\n", result);
-
-    atomic_int by_task = 0, by_thread = 0;
-    CONC_TRY_IN(&g, conc_spawn(&g, set_flag, &by_task));
-    printf("Interrupted by a task: %s\n", busy_until_set(&by_task, 1000000));
-    CONC_TRY(conc_group_wait(&g)); /* only now it runs */
-    pthread_t thread;
-    CONC_TRY(-pthread_create(&thread, NULL, set_in_thread, &by_thread));
-    printf("Interrupted by a thread: %s\n", busy_until_set(&by_thread, LONG_MAX));
-    return -pthread_join(thread, NULL);
+    printf("Result of 3: %d\n", CONC_TRY_IN(&g, third_result(&g, tasks, numbers)));
+    return conc_group_wait(&g);
 }
 
 int main(void) { return conc_main(app, NULL); }
