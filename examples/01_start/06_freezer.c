@@ -1,11 +1,15 @@
-/* The Freezer: one task that blocks stops all the others. Fixed, it waits by conc_sleep, and the
- * others go on.
- *   cc 06_freezer.c -o freezer && ./freezer        (CONC_CLOCK=virtual ./freezer takes no time)
- *   CONC_DEBUG=1 ./freezer                         names the task that held the loop
- * What cannot wait in this way, such as a library's blocking call, belongs on a thread of its own.
- */
+/* The Freezer. Three tasks: two tick every second, the third handles a request, and blocks for
+   5 s: the other two freeze. Never block the loop! There are two such handlers. Mend
+   wait_for_reply by conc_sleep, and make_report by conc_offload.
+
+   cc 06_freezer.c -o freezer
+   cc -DBROKEN 06_freezer.c -o frozen
+   CONC_DEBUG=1 ./frozen     # with the bugs; it is told which task held the loop
+
+   It prints what stands in ../expected/01_start/06_freezer.txt.
+   Hint: conc_offload(function, arg) has a thread call the function; only the calling task waits. */
 #define CONC_STATIC
-#include "../../conc.h"
+#include "../../conc_pool.h"
 
 static double start;
 static double seconds(void) { return conc_now() - start; }
@@ -19,33 +23,46 @@ static int ticker(void *name)
     return 0;
 }
 
-static int bad_handler(void *arg)
+/* A handler that waits for 5 s. */
+static int wait_for_reply(void *arg)
 {
     (void)arg;
-    printf("%.0f s  bad handler begins\n", seconds());
-    CONC_TRY(conc_block(5)); /* the bug: it blocks, as sleep(5) or a long computation does */
-    printf("%.0f s  bad handler ends\n", seconds());
+    printf("%.0f s  handler begins\n", seconds());
+#ifdef BROKEN
+    CONC_TRY(conc_block(5)); /* as sleep(5) of the C library: it holds the whole loop */
+#else
+    CONC_TRY(conc_sleep(5));
+#endif
+    printf("%.0f s  handler is done\n", seconds());
     return 0;
 }
 
-static int good_handler(void *arg)
+/* A function of somebody else's library: it blocks, and cannot be changed. */
+static int library_call(void *arg)
 {
     (void)arg;
-    printf("%.0f s  good handler begins\n", seconds());
-    CONC_TRY(conc_sleep(5)); /* the fix: a call that lets the others run */
-    printf("%.0f s  good handler ends\n", seconds());
+    return conc_block(5);
+}
+
+/* A handler that needs that function. */
+static int make_report(void *arg)
+{
+    printf("%.0f s  handler begins\n", seconds());
+#ifdef BROKEN
+    CONC_TRY(library_call(arg));
+#else
+    CONC_TRY(conc_offload(library_call, arg)); /* a thread blocks, the loop does not */
+#endif
+    printf("%.0f s  handler is done\n", seconds());
     return 0;
 }
 
-static int three_tasks(bool bad)
+static int three_tasks(conc_fn *handler)
 {
     conc_group g = {0};
     start = conc_now();
     CONC_TRY_IN(&g, conc_spawn(&g, ticker, "a"));
-    if (bad)
-        CONC_TRY_IN(&g, conc_spawn(&g, bad_handler, NULL));
-    else
-        CONC_TRY_IN(&g, conc_spawn(&g, good_handler, NULL));
+    CONC_TRY_IN(&g, conc_spawn(&g, handler, NULL));
     CONC_TRY_IN(&g, conc_spawn(&g, ticker, "b"));
     return conc_group_wait(&g);
 }
@@ -53,9 +70,9 @@ static int three_tasks(bool bad)
 static int app(void *arg)
 {
     (void)arg;
-    CONC_TRY(three_tasks(true));
+    CONC_TRY(three_tasks(wait_for_reply));
     printf("\n");
-    return three_tasks(false);
+    return three_tasks(make_report);
 }
 
 int main(void) { return conc_main(app, NULL); }
