@@ -1,24 +1,36 @@
-/* Status poller: asks for a status every second; between two questions a heartbeat goes on, and
- * what you type is read.
- *   cc 07_status_poller.c -o poller && ./poller        (printf 'a\nb\n' | CONC_CLOCK=virtual
- *   ./poller takes no time)
- */
+/* Status poller. Ask for a status every second, until it is "ready". Between two questions a
+   heartbeat goes on, every 0.4 s, and what is typed is read.
+
+   cc 07_status_poller.c -o poller
+   ./poller     # and now type some lines
+   printf 'a\nb\n' | CONC_CLOCK=virtual ./poller     # without the waiting
+
+   With no input it prints what stands in ../expected/01_start/07_status_poller.txt.
+   Hint: a task for the heartbeat and one for the input; conc_group_cancel(&g) ends them. */
 #define CONC_STATIC
 #include "../../conc.h"
+#include <string.h>
+#include <unistd.h>
 
 static double start;
 static double seconds(void) { return conc_now() - start; }
 
+static const char *get_status(void) { return seconds() < 3 ? "pending" : "ready"; }
+
+/* Your turn: print "0.0 s  status: pending" with the time and the status; return 0 if that was
+   "ready" (strcmp), else wait for a second and ask again. */
 static int poll_status(void)
 {
-    for (int i = 0; i < 3; i++) {
-        printf("%.1f s  status: pending\n", seconds());
+    for (;;) {
+        const char *status = get_status();
+        printf("%.1f s  status: %s\n", seconds(), status);
+        if (strcmp(status, "ready") == 0)
+            return 0;
         CONC_TRY(conc_sleep(1));
     }
-    printf("%.1f s  status: ready\n", seconds());
-    return 0;
 }
 
+/* Your turn: print "0.4 s  heartbeat" every 0.4 s, for ever: a cancel ends it. */
 static int heartbeat(void *arg)
 {
     (void)arg;
@@ -32,24 +44,26 @@ static int read_input(void *arg)
 {
     (void)arg;
     char *line;
+    /* CONC_AUTO: the object is closed when the block is left, however that happens */
     CONC_AUTO(conc_stream, input) = {0};
-    CONC_TRY(conc_stream_open(&input, 0)); /* standard input: a terminal, a pipe or a file */
+    CONC_TRY(conc_stream_open(&input, STDIN_FILENO)); /* a terminal, a pipe or a file */
     while (CONC_TRY(conc_stream_read_line(&input, &line)) >= 0 && line)
         printf("%.1f s  you typed: %s\n", seconds(), line);
-    /* Ctrl+D: nothing more to read, all else goes on */
-    printf("%.1f s  end of input\n", seconds());
+    printf("%.1f s  end of input\n", seconds()); /* Ctrl+D: all else goes on */
     return 0;
 }
 
+/* Your turn: spawn heartbeat and read_input in a group, and poll the status. When it is ready,
+   cancel the group, and wait for it. */
 static int app(void *arg)
 {
     (void)arg;
-    start = conc_now();
     conc_group g = {0};
+    start = conc_now();
     CONC_TRY_IN(&g, conc_spawn(&g, heartbeat, NULL));
     CONC_TRY_IN(&g, conc_spawn(&g, read_input, NULL));
     CONC_TRY_IN(&g, poll_status());
-    conc_group_cancel(&g); /* ready: nobody needs the other two any more */
+    conc_group_cancel(&g);
     return conc_group_wait(&g);
 }
 
