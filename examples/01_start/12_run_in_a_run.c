@@ -1,0 +1,36 @@
+/* A run inside a run. A task wants the result of another function that waits, and begins a run for
+   it. It gets an error: "asyncio.run() cannot be called from a running event loop". There is a
+   loop already: just call the function.
+
+   cc 12_run_in_a_run.c -o nested
+   ./nested
+
+   It prints what stands in ../expected/01_start/12_run_in_a_run.txt.
+   Hint: in C there is no `await` to write: the call waits, as conc_sleep does. */
+#define CONC_STATIC
+#include "../../conc.h"
+
+static int inner(void *answer)
+{
+    CONC_TRY(conc_sleep(1));
+    *(int *)answer = 42;
+    return 0;
+}
+
+static int wrong(int *answer) { return conc_run(inner, answer); }
+
+/* Your turn: have inner fill in the answer; return its error or 0. */
+static int right(int *answer) { return inner(answer); }
+
+static int outer(void *arg)
+{
+    (void)arg;
+    int answer = 0;
+    int rc = wrong(&answer);
+    printf("wrong: %s, the answer is %d\n", rc == -EBUSY ? "-EBUSY" : "no error", answer);
+    rc = right(&answer);
+    printf("right: %s, the answer is %d\n", rc < 0 ? conc_last_error() : "no error", answer);
+    return 0;
+}
+
+int main(void) { return conc_main(outer, NULL); }
