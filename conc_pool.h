@@ -123,8 +123,8 @@ CONC_API int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg)
 
 /* fn on each of count elements of size bytes, with the address of the element, in the order of
  * the array and as many at once as there are threads; size 0: every call gets args itself.
- * Returns when all have ended. The first error keeps the rest from starting, and is returned.
- * Waits. Errors as for conc_pool_run. */
+ * Returns when all have ended. The first error keeps the rest from starting, asks those that run
+ * to end, and is returned. Waits. Errors as for conc_pool_run. */
 CONC_API int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count,
                            size_t size) CONC_NODISCARD;
 
@@ -181,7 +181,8 @@ CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void 
  * functions by module, build and offset; a library that was loaded later is loaded in them too,
  * one that was replaced meanwhile is refused (-ENOEXEC). Standard output is flushed after each
  * job. SIGINT and SIGTERM, which come to all processes of a terminal or service, are left to the
- * program. Workers end with it, and so do processes that their jobs fork. */
+ * program. Workers end with it, and so do processes that their jobs fork, which have copies of
+ * the jobs' data. */
 typedef struct conc_procs {
     /* at most (4096); 0: one for each processor. They start when they are first needed */
     int workers;
@@ -665,7 +666,9 @@ static struct {
 } conc__stops = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 CONC__PRIVATE bool conc__frame_asked(const struct conc__frame *f);
+CONC__PRIVATE bool conc__frame_of_worker(const struct conc__frame *f);
 CONC__PRIVATE int64_t conc__frame_limit(const struct conc__frame *f);
+CONC__PRIVATE void conc__worker_listens(void);
 
 /* Somebody was asked to end. What one of those who wait does then may ask others. */
 CONC__PRIVATE void conc__stops_tell(void)
@@ -691,6 +694,8 @@ CONC__PRIVATE void conc__stop_open(conc__stop *s, const struct conc__frame *fram
     s->ask = ask;
     if (!frame)
         return;
+    if (conc__frame_of_worker(frame))
+        conc__worker_listens();
     s->forks = conc__forks;
     s->prev = NULL;
     pthread_mutex_lock(&conc__stops.mutex);
@@ -1088,6 +1093,8 @@ CONC__PRIVATE bool conc__map_stops(const conc__mapping *m)
            conc__layers_ask(m->layer.outer, m->layer.sender);
 }
 #endif
+
+CONC__PRIVATE bool conc__frame_of_worker(const conc__frame *f) { return f->asked; }
 
 /* Is what runs there asked to end? From any thread, while it waits. */
 CONC__PRIVATE bool conc__frame_asked(const conc__frame *f)
@@ -6117,7 +6124,8 @@ CONC__PRIVATE uint64_t conc__build_id(const char *notes, size_t size, size_t ali
     return 0;
 }
 
-/* What tells two builds of a module apart: its build-id, or else its file. */
+/* What tells two builds of a module apart: its build-id, or else its file. 0: it cannot be told,
+ * as there is no descriptor or no /proc at the moment. */
 CONC__PRIVATE uint64_t conc__module_identity(const conc__module_info *m)
 {
     conc__mapped_file file;
@@ -6139,6 +6147,18 @@ CONC__PRIVATE uint64_t conc__module_identity(const conc__module_info *m)
     return 0;
 }
 
+/* The program's own is kept: it stays what it is when /proc goes out of sight. */
+CONC__PRIVATE uint64_t conc__program_identity(const conc__module_info *m)
+{
+    static uint64_t kept;
+    uint64_t identity = __atomic_load_n(&kept, __ATOMIC_RELAXED);
+    if (!identity) {
+        identity = conc__module_identity(m);
+        __atomic_store_n(&kept, identity, __ATOMIC_RELAXED);
+    }
+    return identity;
+}
+
 CONC__PRIVATE int conc__module_look(conc__module_info *m, size_t size, void *arg)
 {
     conc__module_search *s = arg;
@@ -6157,7 +6177,7 @@ CONC__PRIVATE int conc__module_look(conc__module_info *m, size_t size, void *arg
     }
     if (s->found) {
         s->base = m->base;
-        s->identity = conc__module_identity(m);
+        s->identity = program ? conc__program_identity(m) : conc__module_identity(m);
         if (s->name)
             conc__copy(s->name, sizeof((conc__function *)0)->module, path);
     }
@@ -6198,9 +6218,13 @@ CONC__PRIVATE uintptr_t conc__function_find(const conc__function *f)
         last = s;
         strcpy(module, f->module);
     }
+    const char *name = *module ? module : "the program";
     if (f->identity == last.identity)
         return last.base + (uintptr_t)f->offset;
-    conc_fail(-ENOEXEC, "%s is another build in the worker", *module ? module : "the program");
+    if (f->identity)
+        conc_fail(-ENOEXEC, "%s is another build in the worker", name);
+    else
+        conc_fail(-ENOEXEC, "/proc/self/maps is needed to tell builds of %s apart", name);
     return 0;
 }
 
@@ -6230,7 +6254,7 @@ CONC__PRIVATE int conc__module_count(conc__module_info *m, size_t size, void *ar
  *     a job is taken from the queue
  *     channel: request, and data up to SMALL
  *     socket:  larger data's segment, if new
- *     channel: turn = WORKER, futex wake   -->  begun = 1, calls the function, writes the reply
+ *     channel: turn = WORKER, futex wake   -->  unseen = 0, calls the function, writes the reply
  *     sees it while it looks             <--    channel: turn = PROGRAM
  *     or the supervisor wakes up         <--    socket: one byte, if nobody looks
  *     copies the result, ends the job
@@ -6258,10 +6282,12 @@ enum {
     CONC__OTHER_BUILD = 121, /* it is another build of the module that has conc */
     CONC__TOO_LATE = 122,    /* it got to main, or to a constructor, that opens a pool */
 
-    /* whose turn it is; the side that has it passes it on */
-    CONC__TURN_PROGRAM = 0,
-    CONC__TURN_WORKER = 1,
-    CONC__TURN_QUIT = 2,
+    /* whose turn it is; the side that has it passes it on. These, and the mark of a request that
+     * the worker has not seen, are no numbers that a job writes there by mistake */
+    CONC__TURN_PROGRAM = 0x3a91c6d5,
+    CONC__TURN_WORKER = 0x4be27f18,
+    CONC__TURN_QUIT = 0x6d05b3e9,
+    CONC__UNSEEN = 0x27d84ca3,
 
     /* kinds of requests */
     CONC__ASK_INIT = 0,
@@ -6283,9 +6309,9 @@ typedef struct conc__request {
 
 typedef struct conc__worker_channel {
     unsigned turn;   /* a futex */
-    unsigned asked;  /* the program: the job is to end */
+    unsigned asked;  /* a futex. The program: not 0, and another number each time: it is to end */
     unsigned asleep; /* the worker sleeps on `turn` */
-    unsigned begun;  /* the worker has seen the request */
+    unsigned unseen; /* CONC__UNSEEN: the worker has not begun with the request */
     uint64_t done;   /* ASK_MAP: so many have returned; their results stand behind the data */
     int64_t result;
     int words; /* the result that text belongs to; 0: none */
@@ -6387,6 +6413,7 @@ CONC__PRIVATE size_t conc__aligned(size_t n)
 static struct conc__worker_process {
     int pid, program; /* 0: this is no worker */
     bool *own;        /* false in processes that a job forked; NULL: it cannot be told so */
+    bool listens;     /* a thread hears when a job that waits is asked to end */
     int socket;
     ino_t socket_file;
     conc__worker_channel *channel;
@@ -6394,8 +6421,10 @@ static struct conc__worker_process {
     char *segment;  /* for larger data; NULL: not mapped */
     int segment_fd; /* until it is mapped; 0: none */
     uint64_t segment_size, segment_version;
+    pthread_mutex_t mapping; /* the segment is mapped, or this process forks */
+    void *copies[2];         /* while it forks: what the new process gets */
     conc__frame frame;
-} conc__worker_process;
+} conc__worker_process = {.mapping = PTHREAD_MUTEX_INITIALIZER};
 
 /* Ends this process when the program has ended. */
 CONC__PRIVATE void *conc__watch_program(void *arg)
@@ -6407,20 +6436,39 @@ CONC__PRIVATE void *conc__watch_program(void *arg)
     return NULL;
 }
 
-CONC__PRIVATE void conc__begin_to_watch(int program)
+/* False: it cannot be started. */
+CONC__PRIVATE bool conc__small_thread(void *(*fn)(void *), void *arg)
 {
     pthread_attr_t small;
     pthread_t id;
-    int fd = conc__pidfd(program);
-    if (fd < 0 && errno == ESRCH)
-        kill(getpid(), SIGKILL); /* the program has ended just now */
-    if (fd < 0)
-        return;
     pthread_attr_init(&small);
     pthread_attr_setstacksize(&small, 128 * 1024);
     pthread_attr_setdetachstate(&small, PTHREAD_CREATE_DETACHED);
-    conc__quiet_thread(&id, &small, conc__watch_program, (void *)(intptr_t)fd);
+    int rc = conc__quiet_thread(&id, &small, fn, arg);
     pthread_attr_destroy(&small);
+    return rc == 0;
+}
+
+CONC__PRIVATE void conc__begin_to_watch(int program)
+{
+    int fd = conc__pidfd(program);
+    if (fd < 0 && errno == ESRCH)
+        kill(getpid(), SIGKILL); /* the program has ended just now */
+    if (fd >= 0)
+        conc__small_thread(conc__watch_program, (void *)(intptr_t)fd);
+}
+
+/* Tells jobs of this worker that wait when they are asked to end. */
+CONC__PRIVATE void *conc__hear_asks(void *arg)
+{
+    unsigned *asked = arg, seen = 0;
+    for (;;) {
+        conc__futex_wait(asked, seen);
+        seen = __atomic_load_n(asked, __ATOMIC_ACQUIRE);
+        if (seen)
+            conc__stops_tell();
+    }
+    return NULL;
 }
 
 /* Memory that the kernel empties in a forked process, however it was forked: so no system call is
@@ -6448,13 +6496,82 @@ CONC__PRIVATE bool conc__worker_is_itself(void)
     return w->own ? *w->own : getpid() == w->pid;
 }
 
+/* A job of a worker begins to wait. Only elements of a map are asked to end: the first one that
+ * waits starts the thread. */
+CONC__PRIVATE void conc__worker_listens(void)
+{
+    struct conc__worker_process *w = &conc__worker_process;
+    const conc__request *r = &w->channel->request;
+    bool may_be_asked = r->kind == CONC__ASK_MAP && !r->keeps_going && conc__worker_is_itself();
+    if (may_be_asked && !__atomic_exchange_n(&w->listens, true, __ATOMIC_RELAXED))
+        __atomic_store_n(&w->listens, conc__small_thread(conc__hear_asks, &w->channel->asked),
+                         __ATOMIC_RELAXED);
+}
+
+/* How many bytes of data the request is about, of so many at most: a job may have overwritten it. */
+CONC__PRIVATE size_t conc__request_bytes(const conc__request *r, size_t most)
+{
+    uint64_t bytes = r->in;
+    if (r->kind == CONC__ASK_CALL)
+        bytes = conc__aligned(r->in) + r->out;
+    if (r->kind == CONC__ASK_MAP)
+        bytes = conc__aligned(r->in * r->out) + r->out * sizeof(int);
+    return bytes < most ? bytes : most;
+}
+
+/* A copy of the first bytes of so much memory; NULL: there is no room. */
+CONC__PRIVATE void *conc__private_copy(const void *from, size_t size, size_t used)
+{
+    void *copy = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | CONC__MAP_ANONYMOUS, -1, 0);
+    return copy == MAP_FAILED ? NULL : memcpy(copy, from, used);
+}
+
+/* A job forks. The new process may live on when others use the memory that this one shares with
+ * the program: it gets a copy, as of all its memory. */
+CONC__PRIVATE void conc__worker_forks(void)
+{
+    struct conc__worker_process *w = &conc__worker_process;
+    pthread_mutex_lock(&w->mapping);
+    const conc__request *r = &w->channel->request;
+    size_t used = r->in_segment ? 0 : conc__request_bytes(r, CONC__SMALL);
+    w->copies[0] = conc__private_copy(w->channel, CONC__CHANNEL_SIZE, CONC__CHANNEL_DATA + used);
+    w->copies[1] = NULL;
+    if (w->segment) {
+        used = r->in_segment ? conc__request_bytes(r, w->segment_size) : 0;
+        w->copies[1] = conc__private_copy(w->segment, w->segment_size, used);
+    }
+}
+
+CONC__PRIVATE void conc__worker_has_forked(void)
+{
+    struct conc__worker_process *w = &conc__worker_process;
+    if (w->copies[0])
+        munmap(w->copies[0], CONC__CHANNEL_SIZE);
+    if (w->copies[1])
+        munmap(w->copies[1], w->segment_size);
+    pthread_mutex_unlock(&w->mapping);
+}
+
+/* Puts the copy in place of the memory. Without one there is none. */
+CONC__PRIVATE void conc__worker_takes_copy(void *place, void *copy, size_t size)
+{
+    enum { MAY_MOVE = 1, FIXED = 2 }; /* MREMAP_MAYMOVE, MREMAP_FIXED */
+    if (place && (!copy || syscall(SYS_mremap, copy, size, size, MAY_MOVE | FIXED, place) < 0))
+        munmap(place, size);
+}
+
 /* A process that a job forked: it does not outlive the program either. */
 CONC__PRIVATE void conc__worker_forked(void)
 {
-    if (conc__worker_process.own)
-        *conc__worker_process.own = false; /* an emulator may not have emptied it */
-    if (conc__worker_process.program)
-        conc__begin_to_watch(conc__worker_process.program);
+    struct conc__worker_process *w = &conc__worker_process;
+    conc__worker_takes_copy(w->channel, w->copies[0], CONC__CHANNEL_SIZE);
+    conc__worker_takes_copy(w->segment, w->copies[1], w->segment_size);
+    pthread_mutex_init(&w->mapping, NULL);
+    w->listens = false;
+    if (w->own)
+        *w->own = false; /* an emulator may not have emptied it */
+    if (w->program)
+        conc__begin_to_watch(w->program);
 }
 
 /* It ends with the program: by the kernel with the supervisor, which is the thread that started
@@ -6464,7 +6581,7 @@ CONC__PRIVATE void conc__worker_ends_with(int program)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     conc__begin_to_watch(program);
-    pthread_atfork(NULL, NULL, conc__worker_forked);
+    pthread_atfork(conc__worker_forks, conc__worker_has_forked, conc__worker_forked);
     if (getppid() != program)
         _exit(0); /* it has ended meanwhile */
 }
@@ -6553,10 +6670,16 @@ CONC__PRIVATE void conc__worker_maps_segment(const conc__request *r)
 CONC__PRIVATE char *conc__worker_data(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
-    if (r->segment_version != w->segment_version && !conc__worker_receives(r))
-        return NULL;
-    if (r->in_segment && !w->segment)
+    bool there = r->segment_version == w->segment_version;
+    if (there && (w->segment || !r->in_segment))
+        return r->in_segment ? w->segment : (char *)w->channel + CONC__CHANNEL_DATA;
+    pthread_mutex_lock(&w->mapping);
+    there = there || conc__worker_receives(r);
+    if (there && r->in_segment && !w->segment)
         conc__worker_maps_segment(r);
+    pthread_mutex_unlock(&w->mapping);
+    if (!there)
+        return NULL;
     return r->in_segment ? w->segment : (char *)w->channel + CONC__CHANNEL_DATA;
 }
 
@@ -6570,6 +6693,7 @@ CONC__PRIVATE int64_t conc__worker_maps(conc__worker_channel *c, conc_fn *fn, ch
         int rc = fn(size ? data + i * size : NULL);
         if (!conc__worker_is_itself())
             return 0;
+        fflush(stdout); /* the next one may end this process */
         results[i] = rc;
         __atomic_store_n(&c->done, i + 1, __ATOMIC_RELEASE);
         if (rc < 0 && !keeps_going)
@@ -6665,7 +6789,7 @@ CONC__PRIVATE void conc__worker_serves(const conc__handing *start)
         pthread_setspecific(conc__frames, &w->frame);
     conc__worker_signals(&start->mask);
     while (conc__worker_awaits(w->channel)) {
-        __atomic_store_n(&w->channel->begun, 1, __ATOMIC_RELAXED);
+        __atomic_store_n(&w->channel->unseen, 0, __ATOMIC_RELAXED);
         conc__worker_works();
     }
     fflush(NULL);
@@ -6689,12 +6813,29 @@ CONC__PRIVATE void conc__worker_takes(const conc__handing *h, int fd)
     close(fd);
 }
 
+/* The process that has the supervisor, by the worker's socket; -1: it cannot be told. What a
+ * worker's constructors start or fork has the worker's environment and socket too, but another
+ * parent. */
+CONC__PRIVATE int conc__supervisor_process(void)
+{
+    enum { PEERCRED = 17 }; /* SO_PEERCRED, which POSIX does not have */
+    struct {                /* struct ucred, which the system's header hides */
+        int pid;
+        unsigned user, group;
+    } peer;
+    socklen_t size = sizeof peer;
+    int rc = getsockopt(CONC__WORKER_SOCKET, SOL_SOCKET, PEERCRED, &peer, &size);
+    return rc ? -1 : peer.pid;
+}
+
 /* This program was started as a worker: it never gets to main. */
 CONC__COLD void conc__worker_main(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
     conc__handing h;
-    int fd;
+    int fd, program = conc__supervisor_process();
+    if (program >= 0 && program != getppid())
+        _exit(0); /* a constructor has forked: the worker is the other process */
     w->socket = CONC__WORKER_SOCKET;
     fcntl(w->socket, F_SETFD, FD_CLOEXEC);
     while (conc__handed(w->socket, &h, &fd) == 1) {
@@ -6799,20 +6940,6 @@ CONC__PRIVATE int conc__module_is(conc__module_info *m, size_t size, void *arg)
     return conc__module_identity(m) == *identity;
 }
 
-/* Was this process started by a supervisor? What a worker's constructors start has the mark in its
- * environment too, but another parent. */
-CONC__PRIVATE bool conc__has_supervisor(void)
-{
-    enum { PEERCRED = 17 }; /* SO_PEERCRED, which POSIX does not have */
-    struct {                /* struct ucred, which the system's header hides */
-        int pid;
-        unsigned user, group;
-    } peer;
-    socklen_t size = sizeof peer;
-    return getsockopt(CONC__WORKER_SOCKET, SOL_SOCKET, PEERCRED, &peer, &size) == 0 &&
-           peer.pid == getppid();
-}
-
 /* In a constructor, which is own: is this process a worker of the copy of conc in this module? If
  * the module that is meant is not here, the program may not run in the worker's place. */
 CONC__PRIVATE void conc__worker_check(conc__constructor *own)
@@ -6826,7 +6953,7 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
     if (strncmp(given, strchr(mark, '=') + 1, part) == 0) {
         unsetenv("CONC__WORKER");
         conc__worker_begins_last(own);
-    } else if (identity && conc__has_supervisor() &&
+    } else if (identity && conc__supervisor_process() == getppid() &&
                !conc__each_module(conc__module_is, &identity)) {
         _exit(CONC__OTHER_BUILD);
     }
@@ -6875,7 +7002,8 @@ typedef struct conc__worker {
     conc__segment channel_memory, data;
     uint64_t data_version; /* changes with the segment */
     conc_job *job;
-    int jobs; /* that it has had */
+    int jobs;      /* that it has had */
+    unsigned asks; /* that it had to end one */
     int64_t idle_since;
 } conc__worker;
 
@@ -6940,7 +7068,7 @@ CONC__PRIVATE int conc__request_function(conc__supervisor *s, conc__worker *w, u
         named->fn = 0;
         if (!conc__function_name(fn, &named->function))
             return -EINVAL;
-        named->fn = fn;
+        named->fn = named->function.identity ? fn : 0; /* it may be told later */
         named->counts = counts;
     }
     /* anew each time: a job may have overwritten it */
@@ -6952,7 +7080,8 @@ CONC__PRIVATE int conc__request_function(conc__supervisor *s, conc__worker *w, u
 CONC__PRIVATE void conc__request_send(conc__worker *w)
 {
     conc__worker_channel *c = w->channel;
-    c->asked = c->begun = 0;
+    c->asked = 0;
+    c->unseen = CONC__UNSEEN;
     c->done = 0;
     __atomic_store_n(&c->turn, CONC__TURN_WORKER, __ATOMIC_SEQ_CST);
     __atomic_store_n(&w->awaited, true, __ATOMIC_RELEASE);
@@ -7150,8 +7279,11 @@ CONC__PRIVATE void conc__mapping_stop(conc__supervisor *s, conc__mapping *m)
         conc__worker *w = &s->workers[i];
         bool takes_part =
             w->state == CONC__WORKER_BUSY && w->job->parcel && w->job->parcel->mapping == m;
-        if (takes_part)
-            __atomic_store_n(&w->channel->asked, 1, __ATOMIC_RELAXED);
+        if (!takes_part)
+            continue;
+        w->asks = w->asks + 1 ? w->asks + 1 : 1;
+        __atomic_store_n(&w->channel->asked, w->asks, __ATOMIC_RELEASE);
+        conc__futex_wake(&w->channel->asked);
     }
 }
 
@@ -7762,7 +7894,7 @@ CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
     char words[96];
     conc__crew *c = s->crew;
     conc_job *j = w->job;
-    bool begun = j && __atomic_load_n(&w->channel->begun, __ATOMIC_RELAXED);
+    bool begun = j && __atomic_load_n(&w->channel->unseen, __ATOMIC_RELAXED) != CONC__UNSEEN;
     int status = conc__worker_reap(w);
     conc__death_in_words(status, words, sizeof words);
     if (w->state == CONC__WORKER_STARTING)
@@ -8179,6 +8311,7 @@ typedef struct conc__supervisor conc__supervisor;
 
 CONC__PRIVATE void conc__segments_hold(void) {}
 CONC__PRIVATE void conc__segments_let(void) {}
+CONC__PRIVATE void conc__worker_listens(void) {}
 CONC__PRIVATE int conc__supervisor_begin(conc__supervisor *s) { return s ? -ENOTSUP : 0; }
 CONC__PRIVATE void conc__supervisor_rouse(conc__crew *c) { (void)c; }
 CONC__PRIVATE void conc__supervisor_free(conc__supervisor *s) { (void)s; }

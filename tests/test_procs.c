@@ -763,6 +763,53 @@ PROCS_TEST(elements_that_wait_for_a_busy_worker_are_not_begun_after_an_error)
     free(v);
 }
 
+/* An element that waits in one of several ways, or fails when others do that. */
+typedef struct waiting_element {
+    gate *gate;
+    enum { FAILS, BLOCKS, RECEIVES, RUNS, SHIELDS } way;
+    int result;
+} waiting_element;
+
+static int sleeps_long(void *arg) { return conc_sleep(*(double *)arg); }
+
+static int blocks(void *arg) { return conc_block(*(double *)arg); }
+
+static int waits_or_fails(void *arg)
+{
+    waiting_element *e = arg;
+    conc_channel none = CONC_CHANNEL(int, 1);
+    double seconds = 600;
+    int item;
+    if (e->way == FAILS)
+        return reaches(&e->gate->entered, 1) ? -EDOM : -EIO;
+    atomic_fetch_add(&e->gate->entered, 1);
+    switch (e->way) {
+    case RECEIVES: e->result = conc_channel_recv(&none, &item); break;
+    case RUNS: e->result = conc_run(sleeps_long, &seconds); break;
+    case SHIELDS:
+        seconds = 0.05;
+        e->result = conc_shield(CONC_FOREVER, blocks, &seconds);
+        break;
+    default: e->result = conc_block(seconds);
+    }
+    conc_channel_destroy(&none);
+    return e->result;
+}
+
+PROCS_TEST(the_first_error_of_a_map_ends_the_waits_of_elements_in_other_workers)
+{
+    OPEN(pool, 2);
+    for (int i = 0; i < 12; i++) {
+        waiting_element e[2] = {{.gate = new_gate()}};
+        e[1] = e[0];
+        e[i % 2].way = BLOCKS + i % 4;
+        CHECK_INT(conc_procs_map(&pool, waits_or_fails, e, 2, sizeof e[0]), -EDOM);
+        CHECK_INT(e[i % 2].result, e[i % 2].way == SHIELDS ? 0 : -ECANCELED);
+        double briefly = 0.001;
+        CHECK_INT(conc_procs_run(&pool, blocks, &briefly, sizeof briefly), 0);
+    }
+}
+
 PROCS_TEST(a_map_of_all_goes_on_after_errors)
 {
     enum { N = 500 };
@@ -1857,6 +1904,39 @@ static void check_standard(void)
 }
 
 PROCS_TEST(workers_have_the_standard_output_and_error_and_an_empty_input) { check_standard(); }
+
+static int prints_or_dies(void *arg)
+{
+    const int *number = arg;
+    if (*number % 2)
+        return kill(getpid(), SIGKILL);
+    return printf("%d\n", *number) < 0 ? -EIO : 0;
+}
+
+PROCS_TEST(what_an_element_printed_stays_when_the_next_one_dies)
+{
+    enum { N = 20 };
+    int ends[2], numbers[N], n = 0, next;
+    CHECK_INT(pipe(ends), 0);
+    for (int i = 0; i < N; i++)
+        numbers[i] = i;
+    fflush(stdout);
+    int kept = replace(1, ends[1]);
+    close(ends[1]);
+    conc_procs pool = {.workers = 1};
+    int rc = conc_procs_open(&pool);
+    if (rc == 0)
+        rc = conc_procs_map_all(&pool, prints_or_dies, numbers, N, sizeof numbers[0], NULL);
+    close_pool(&pool);
+    restore(1, kept);
+    CHECK_INT(rc, 0);
+    FILE *printed = fdopen(ends[0], "r");
+    CHECK(printed != NULL);
+    for (; fscanf(printed, "%d", &next) == 1; n++)
+        CHECK_INT(next, 2 * n);
+    fclose(printed);
+    CHECK_INT(n, N / 2);
+}
 
 static int adds_one_and_prints(void *arg)
 {

@@ -519,6 +519,75 @@ PROCS_TEST(a_child_of_an_element_that_comes_back_from_it_does_no_other_element)
     check_healthy(&pool);
 }
 
+/* Jobs of one worker, with data that is copied into its channel or that has memory of its own. */
+typedef struct leaver {
+    gate *gate;
+    size_t size; /* of all: behind this stands data */
+    unsigned char data[1000];
+} leaver;
+
+static bool holds(const leaver *l, unsigned char value)
+{
+    for (size_t i = 0; i < l->size - offsetof(leaver, data); i++)
+        if (l->data[i] != value)
+            return false;
+    return true;
+}
+
+static void fill(leaver *l, unsigned char value)
+{
+    memset(l->data, value, l->size - offsetof(leaver, data));
+}
+
+/* The child goes on with the data that it was forked with when the next job has begun. */
+static int leaves_a_writer(void *arg)
+{
+    leaver *l = arg;
+    gate *at = l->gate;
+    pid_t child = fork();
+    if (child)
+        return child > 0 ? 7 : -EAGAIN;
+    while (!atomic_load(&at->opened))
+        nap();
+    bool intact = holds(l, 1);
+    fill(l, 3);
+    atomic_store(&at->entered, intact ? 1 : 2);
+    _exit(0);
+}
+
+static int stands_by(void *arg)
+{
+    leaver *l = arg;
+    atomic_store(&l->gate->opened, 1);
+    waitpid(-1, NULL, 0);
+    bool intact = holds(l, 2);
+    fill(l, 4);
+    return intact ? atomic_load(&l->gate->entered) : -EIO;
+}
+
+static void check_forked_data(size_t size)
+{
+    gate *at = new_gate();
+    leaver *l = malloc(size);
+    CHECK(l != NULL);
+    *l = (leaver){.gate = at, .size = size};
+    OPEN(pool, .workers = 1);
+    fill(l, 1);
+    CHECK_INT(conc_procs_run(&pool, leaves_a_writer, l, size), 7);
+    CHECK(holds(l, 1));
+    fill(l, 2);
+    CHECK_INT(conc_procs_run(&pool, stands_by, l, size), 1);
+    CHECK(holds(l, 4));
+    check_healthy(&pool);
+    free(l);
+}
+
+PROCS_TEST(a_process_that_a_job_forked_has_its_own_copy_of_the_data)
+{
+    check_forked_data(sizeof(leaver));
+    check_forked_data(3 * MEGABYTE);
+}
+
 /* ---- jobs that write anywhere ---- */
 
 /* Overwrites all memory that the process shares with another one and may write to. */
@@ -580,6 +649,48 @@ REAL_TEST(a_job_that_overwrites_all_shared_memory_costs_at_most_its_own_result)
         }
         check_healthy(&pool);
     }
+}
+
+/* Also where its worker has done no job before, and the next one has done none either. */
+REAL_TEST(a_job_that_overwrites_all_shared_memory_and_dies_is_lost)
+{
+    for (int with = 0; with < 256; with++) {
+        unsigned char bytes[1000] = {(unsigned char)with};
+        if (with > 2 && with < 253)
+            continue;
+        OPEN(pool, .workers = 1);
+        for (int i = 0; i < 5; i++)
+            CHECK_INT(conc_procs_run(&pool, overwrites_and_dies, bytes, sizeof bytes), -EOWNERDEAD);
+        check_healthy(&pool);
+    }
+}
+
+static int overwrites_and_stays(void *arg)
+{
+    static gate *at;
+    at = *(gate **)arg;
+    overwrite_what_is_shared(0);
+    atomic_store(&at->entered, 1);
+    while (!atomic_load(&at->opened))
+        nap();
+    return 5;
+}
+
+THREAD_TEST(a_job_that_overwrites_all_shared_memory_has_ended_when_it_returns)
+{
+    gate *at = new_gate(), *bytes = at; /* of the job's */
+    conc_job first, second;
+    int number = 4711;
+    OPEN(pool, .workers = 1);
+    CHECK_INT(conc_procs_submit(&pool, &first, overwrites_and_stays, &bytes, sizeof bytes), 0);
+    CHECK(reaches(&at->entered, 1));
+    CHECK_INT(conc_procs_submit(&pool, &second, returns, &number, sizeof number), 0);
+    for (int i = 0; i < 50; i++) /* the thread of the pool looks at what came meanwhile */
+        nap();
+    CHECK(!conc_job_done(&first) && !conc_job_done(&second));
+    atomic_store(&at->opened, 1);
+    CHECK_INT(result_of(&first), 5);
+    CHECK_INT(result_of(&second), 4711);
 }
 
 static int shrinks_what_is_shared(void *arg)

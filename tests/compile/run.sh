@@ -393,7 +393,7 @@ check_upgraded_library() {
 
 check_workers() {
     local option options loader
-    for option in 'O0 -fno-pie -no-pie' 'O1 -flto' 'O0 -static'; do
+    for option in 'O0 -fno-pie -no-pie' 'O1 -flto' 'O0 -static' 'O0 -Wl,--build-id=none'; do
         read -r -a options <<<"-$option"
         cc "${options[@]}" $here/workers.c $here/impl.c -o "$out/workers"
         "$out/workers" "$out/workers" || fail "workers.c with -$option"
