@@ -337,6 +337,7 @@ def checks_of_project():
     yield command_check("real clients", "tests/clients.sh")
     yield command_check("gdb script", "tests/gdb.sh")
     yield command_check("README.md", "tests/readme.py")
+    yield command_check("cheat sheet", "tests/cheatsheet.py")
     yield command_check("single_include is up to date", "./amalgamate.py", "--check")
     yield command_check("format", "tests/format.sh")
     yield command_check("run.py refuses words that choose nothing", "tests/run_test.py")

@@ -36,6 +36,7 @@ riscv64|gcc-riscv64-linux-gnu libc6-dev-riscv64-cross|builds '#include <stdio.h>
 riscv64|qemu-user|command -v qemu-riscv64
 sockets, libuv|libuv1-dev|builds '#include <uv.h>' gcc -luv
 examples|libcurl4-openssl-dev|builds '#include <curl/curl.h>' gcc -lcurl
+examples|libcjson-dev|builds '#include <cjson/cJSON.h>' gcc -lcjson
 examples|libglib2.0-dev|pkg-config --exists glib-2.0
 examples|libsqlite3-dev|builds '#include <sqlite3.h>' gcc -lsqlite3
 host names|libnss-wrapper|LD_PRELOAD=libnss_wrapper.so true 2>&1 | { ! grep -q .; }
