@@ -41,7 +41,8 @@ static int wait_for_reply(void *arg)
 static int library_call(void *arg)
 {
     (void)arg;
-    return conc_block(5);
+    CONC_TRY(conc_block(5));
+    return 42;
 }
 
 /* A handler that needs that function. */
@@ -49,11 +50,11 @@ static int make_report(void *arg)
 {
     printf("%.0f s  handler begins\n", seconds());
 #ifdef BROKEN
-    CONC_TRY(library_call(arg));
+    int pages = CONC_TRY(library_call(arg));
 #else
-    CONC_TRY(conc_offload(library_call, arg)); /* a thread blocks, the loop does not */
+    int pages = CONC_TRY(conc_offload(library_call, arg)); /* a thread blocks, the loop does not */
 #endif
-    printf("%.0f s  handler is done\n", seconds());
+    printf("%.0f s  handler is done: %d pages\n", seconds(), pages);
     return 0;
 }
 
