@@ -11928,13 +11928,14 @@ CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
 {
     r->wait =
         (conc__wait){.task = caller->self, .kind = &conc__runs_elsewhere, .on = r->loop, .item = r};
+    int holds = caller->virtual_clock; /* on the real one timers go on */
     caller->awaited++;
-    atomic_fetch_add_explicit(&caller->at_work, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&caller->at_work, holds, memory_order_relaxed);
     if (conc__post_to(r->loop, &r->start))
         r->result = -ESHUTDOWN;
     else
         conc__park(caller, &r->wait);
-    atomic_fetch_sub_explicit(&caller->at_work, 1, memory_order_relaxed);
+    atomic_fetch_sub_explicit(&caller->at_work, holds, memory_order_relaxed);
     caller->awaited--;
 }
 

@@ -340,6 +340,24 @@ TASK_TEST(a_cancel_of_the_caller_cancels_the_task_and_waits_for_it)
     close_neighbour(&n);
 }
 
+static int is_out_of_time_meanwhile(void *arg)
+{
+    bool ended = false;
+    visit v = {arg, sleeps_for_ever, &ended};
+    CHECK_INT(conc_timeout(0.005, visits, &v), -ETIMEDOUT);
+    CHECK(ended);
+    return 0;
+}
+
+TEST(on_the_real_clock_the_timers_of_the_callers_loop_go_on)
+{
+    neighbour n;
+    open_neighbour(&n, false);
+    conc_options o = {.virtual_clock = false};
+    CHECK_INT(conc_run_with(&o, is_out_of_time_meanwhile, &n), 0);
+    close_neighbour(&n);
+}
+
 /* A cancel that comes when the task may just have ended, or not have begun. */
 TASK_TEST(a_cancel_meets_the_end_of_the_task_in_any_order)
 {
