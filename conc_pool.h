@@ -938,7 +938,11 @@ typedef struct conc__thread {
     bool left_behind;
     int filled;    /* slots of batch[] that it was given */
     int finishing; /* 1: it is counted among those */
-    void *pin;     /* left behind: holds its code in memory; NULL: nothing */
+    /* the virtual clock of the job that it has just ended, which stands still for it until it has
+     * looked for the next one: a close of the pool waits for that, and takes no time; NULL: none */
+    conc_loop *clock;
+    bool holds_clock;
+    void *pin; /* left behind: holds its code in memory; NULL: nothing */
     void *signal_stack;
     const char *stack_low, *stack_high;
     _Atomic(conc_job *) batch[CONC__BATCH];
@@ -1496,10 +1500,16 @@ CONC__PRIVATE conc_job *conc__backlog_pop(conc__crew *c)
     return j;
 }
 
+/* Under the mutex: has it nothing to do? Threads that are about to come will not find anything. */
+CONC__PRIVATE bool conc__crew_is_idle(const conc__crew *c)
+{
+    return !c->queued && c->idle + c->coming == c->started;
+}
+
 /* The crew is closing, and has nothing to do any more. */
 CONC__PRIVATE void conc__crew_settled(conc__crew *c)
 {
-    if (c->closer && !c->queued && c->idle == c->started)
+    if (c->closer && conc__crew_is_idle(c))
         conc__waiter_wake(c->closer, 0);
 }
 
@@ -1616,6 +1626,35 @@ CONC__PRIVATE void conc__call_all(conc__waiter *first)
     }
 }
 
+/* A job with this virtual clock has ended, which stood still for it, perhaps. */
+CONC__PRIVATE void conc__clock_let(conc_loop *clock, bool at_work)
+{
+    if (at_work)
+        conc__clock_off_work(clock);
+    conc_loop_release(clock);
+}
+
+/* Under the mutex: the thread has looked for a job after one that had a virtual clock, perhaps. */
+CONC__PRIVATE void conc__thread_lets_clock(conc__thread *t)
+{
+    conc_loop *clock = t->clock;
+    t->clock = NULL;
+    if (CONC__UNLIKELY(clock != NULL))
+        conc__clock_let(clock, t->holds_clock);
+}
+
+/* The job, which ran there (NULL: it was taken back), has ended, and everybody was told. */
+CONC__COLD void conc__job_lets_clock(const conc__frame *frame, conc_loop *clock, bool at_work)
+{
+    conc__thread *t = frame ? frame->thread : NULL;
+    if (!t || !t->finishing) {
+        conc__clock_let(clock, at_work);
+        return;
+    }
+    t->clock = clock;
+    t->holds_clock = at_work;
+}
+
 /* frame: it ran there; NULL: it was taken back. */
 CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result,
                                       const conc__frame *frame, bool locked)
@@ -1643,10 +1682,8 @@ CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result,
             pthread_mutex_unlock(&c->mutex);
         conc__call_all(waiters);
     }
-    if (state & CONC__JOB_AT_WORK)
-        conc__clock_off_work(clock);
-    if (clock)
-        conc_loop_release(clock);
+    if (CONC__UNLIKELY(clock != NULL))
+        conc__job_lets_clock(frame, clock, state & CONC__JOB_AT_WORK);
     if (state & CONC__JOB_OWNED)
         conc__abandoned_release(j);
 }
@@ -2253,11 +2290,14 @@ CONC__PRIVATE bool conc__thread_next(conc__crew *c, conc__thread *t)
             return false;
         c->idle++;
         conc__crew_settled(c);
+        conc__thread_lets_clock(t);
         conc__thread_look(c);
         if (!c->queued && !c->stopping)
             conc__thread_sleep(c);
         c->idle--;
     }
+    if (t->filled)
+        conc__thread_lets_clock(t);
     if (c->queued)
         conc__crew_rouse(c);
     if (!t->filled && c->calls)
@@ -2366,6 +2406,7 @@ CONC__PRIVATE void conc__thread_ends(conc__crew *c, conc__thread *t)
     c->started--;
     c->threads[t->number] = NULL;
     conc__crew_settled(c);
+    conc__thread_lets_clock(t);
     pthread_cond_signal(&c->ended);
     conc_free(t);
     conc__crew_release(c);
@@ -2600,7 +2641,7 @@ CONC__PRIVATE bool conc__crew_close(conc_loop *l, conc__crew *c)
 CONC__PRIVATE void conc__crew_await_end(conc_loop *l, conc__crew *c, bool first)
 {
     conc__waiter w = {0};
-    bool over = first ? !c->queued && c->idle == c->started : c->over;
+    bool over = first ? conc__crew_is_idle(c) : c->over;
     if (over) {
         pthread_mutex_unlock(&c->mutex);
         return;
@@ -8292,7 +8333,12 @@ CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__crew *c)
     conc__waiter w = {0};
     /* not the crew's: whatever settles there, the workers have not ended */
     conc__line_up(&c->supervisor->closer, &w);
+    bool holds_clock = l && l->virtual_clock;
+    if (holds_clock)
+        atomic_fetch_add_explicit(&l->at_work, 1, memory_order_relaxed);
     conc__wait_outside(l, &w, &conc__wants_no_workers, c, &c->mutex, NULL);
+    if (holds_clock)
+        conc__clock_off_work(l);
 }
 
 CONC_API CONC__CALLED int conc_procs_close(conc_procs *p)

@@ -3075,6 +3075,25 @@ POOL_TEST(a_submit_above_the_limit_is_given_up_at_the_time_limit)
     CHECK_TIME(10);
 }
 
+static int runs_a_job_in_a_pool_of_its_own(void *arg)
+{
+    (void)arg;
+    for (int i = 0; i < 500; i++) {
+        conc_pool pool = {.threads = 2};
+        CHECK_INT(conc_pool_open(&pool), 0);
+        CHECK_INT(conc_pool_run(&pool, counts, NULL), i + 1);
+        CHECK_INT(conc_pool_close(&pool), 0);
+    }
+    return 0;
+}
+
+/* The pool's threads may still be on their way from the job, or to it. */
+POOL_TEST(a_close_takes_no_virtual_time)
+{
+    CHECK_INT(conc_timeout(3600, runs_a_job_in_a_pool_of_its_own, NULL), 0);
+    CHECK_TIME(0);
+}
+
 static conc_pool lasting_pool;
 static conc_job lasting_job;
 
