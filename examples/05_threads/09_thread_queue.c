@@ -1,93 +1,61 @@
-/* Queue: one thread produces, another one consumes, and a poison pill ends it. The queue is a
- * lock, a condition and a ring of places; who puts waits for a place, who gets for an item, who
- * joins until all items were worked on.
- *   cc 09_thread_queue.c -o queue && ./queue
- */
-#include <pthread.h>
-#include <stdio.h>
+/* Queue. A producer puts the numbers 0 to 4 into a queue, one each half second; a consumer
+   takes them out. When the producer has ended, a poison pill tells the consumer to stop.
 
-enum { PLACES = 4 };
+   cc 09_thread_queue.c -o producer_consumer
+   ./producer_consumer
+   CONC_CLOCK=virtual ./producer_consumer     # the same, without the waiting
 
-typedef struct {
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    int *items[PLACES];
-    int first, count, unfinished;
-} queue;
+   It prints what stands in ../expected/05_threads/09_thread_queue.txt.
+   Hint: conc_channel_send(&q, &item) puts, conc_channel_recv(&q, &item) gets; they wait for a place
+   and for an item. The items are pointers here, so NULL can be the pill. */
+#define CONC_STATIC
+#include "../../conc_pool.h"
 
-static void queue_put(queue *q, int *item)
+static int numbers[] = {0, 1, 2, 3, 4};
+
+/* Your turn: print "Produced: 0", put a pointer to that number, block this thread for half a
+   second; and so on, until the 4. */
+static int producer(void *arg)
 {
-    pthread_mutex_lock(&q->lock);
-    /* a loop: until this has the lock again, another thread may have been faster */
-    while (q->count == PLACES)
-        pthread_cond_wait(&q->changed, &q->lock);
-    q->items[(q->first + q->count++) % PLACES] = item;
-    q->unfinished++;
-    pthread_cond_broadcast(&q->changed);
-    pthread_mutex_unlock(&q->lock);
-}
-
-static int *queue_get(queue *q)
-{
-    pthread_mutex_lock(&q->lock);
-    while (q->count == 0)
-        pthread_cond_wait(&q->changed, &q->lock);
-    int *item = q->items[q->first];
-    q->first = (q->first + 1) % PLACES;
-    q->count--;
-    pthread_cond_broadcast(&q->changed);
-    pthread_mutex_unlock(&q->lock);
-    return item;
-}
-
-static void queue_task_done(queue *q)
-{
-    pthread_mutex_lock(&q->lock);
-    q->unfinished--;
-    pthread_cond_broadcast(&q->changed);
-    pthread_mutex_unlock(&q->lock);
-}
-
-static void queue_join(queue *q)
-{
-    pthread_mutex_lock(&q->lock);
-    while (q->unfinished > 0)
-        pthread_cond_wait(&q->changed, &q->lock);
-    pthread_mutex_unlock(&q->lock);
-}
-
-static void *producer(void *q)
-{
-    static int items[] = {0, 1, 2, 3, 4};
-    for (int i = 0; i < 5; i++) {
-        /* before the put: after it the consumer may be faster with its line */
-        printf("Produced: %d\n", items[i]);
-        queue_put(q, &items[i]);
-        /* until the consumer is done with it: this, not a sleep, makes the lines alternate */
-        queue_join(q);
+    conc_channel *q = arg;
+    for (size_t i = 0; i < CONC_LEN(numbers); i++) {
+        int *item = &numbers[i];
+        printf("Produced: %d\n", *item); /* before the put: after it the consumer may be faster */
+        CONC_TRY(conc_channel_send(q, &item));
+        CONC_TRY(conc_block(0.5));
     }
-    return NULL;
-}
-
-static void *consumer(void *q)
-{
-    int *item;
-    while ((item = queue_get(q)) != NULL) { /* NULL: the poison pill */
-        printf("Consumed: %d\n", *item);
-        queue_task_done(q);
-    }
-    return NULL;
-}
-
-int main(void)
-{
-    queue q = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
-    pthread_t producer_thread, consumer_thread;
-    if (pthread_create(&producer_thread, NULL, producer, &q) != 0 ||
-        pthread_create(&consumer_thread, NULL, consumer, &q) != 0)
-        return 1;
-    pthread_join(producer_thread, NULL);
-    queue_put(&q, NULL); /* behind all items */
-    pthread_join(consumer_thread, NULL);
     return 0;
 }
+
+/* Your turn: take items and print "Consumed: 0" with the number, until the item is NULL. */
+static int consumer(void *arg)
+{
+    conc_channel *q = arg;
+    int *item;
+    for (;;) {
+        CONC_TRY(conc_channel_recv(q, &item));
+        if (!item)
+            return 0; /* the poison pill */
+        printf("Consumed: %d\n", *item);
+    }
+}
+
+static int app(void *arg)
+{
+    (void)arg;
+    double start = conc_now();
+    int *pill = NULL;
+    conc_job produce, consume;
+    CONC_AUTO(conc_channel, q) = CONC_CHANNEL(int *, 10);
+    CONC_AUTO(conc_pool, pool) = {.threads = 2};
+    CONC_TRY(conc_pool_open(&pool));
+    CONC_TRY(conc_pool_submit(&pool, &produce, producer, &q));
+    CONC_TRY(conc_pool_submit(&pool, &consume, consumer, &q));
+    CONC_TRY(conc_job_wait(&produce, NULL));
+    CONC_TRY(conc_channel_send(&q, &pill)); /* behind all items */
+    CONC_TRY(conc_job_wait(&consume, NULL));
+    printf("%.1f seconds\n", conc_now() - start);
+    return 0;
+}
+
+int main(void) { return conc_main(app, NULL); }

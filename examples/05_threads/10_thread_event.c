@@ -1,65 +1,67 @@
-/* Event: a thread waits until another one sets it. Once set it stays set, so nobody misses it
- * who comes late.
- *   cc 10_thread_event.c -o event && ./event
- */
+/* Event. A waiter waits for an event, a setter sets it after 2 s. Once set it stays set: one that
+   comes later does not wait at all: a late waiter comes after both. Print the seconds at the end.
+
+   cc 10_thread_event.c -o waiter_and_setter
+   ./waiter_and_setter
+
+   It prints what stands in ../expected/05_threads/10_thread_event.txt.
+   Hint: pthread_cond_wait lets go of the lock while it waits, and has it again when it returns. It
+   wakes only who waits at that moment: so look at is_set first, and again after each wait. */
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <time.h>
+#include <unistd.h>
 
-typedef struct {
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    bool is_set;
-} event;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+static bool is_set; /* these three are the event */
 
-#define EVENT                                                                  \
-    {                                                                          \
-        .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER \
-    }
-
-static event announced = EVENT, started = EVENT;
-
-static void event_wait(event *e)
+/* Your turn: in the lock, wait for the condition as long as the event is not set. */
+static void event_wait(void)
 {
-    pthread_mutex_lock(&e->lock);
-    /* a condition alone forgets: who waits after the broadcast would wait for ever */
-    while (!e->is_set)
-        pthread_cond_wait(&e->changed, &e->lock);
-    pthread_mutex_unlock(&e->lock);
+    pthread_mutex_lock(&lock);
+    while (!is_set)
+        pthread_cond_wait(&changed, &lock);
+    pthread_mutex_unlock(&lock);
 }
 
-static void event_set(event *e)
+/* Your turn: in the lock, set the event, and wake all that wait (pthread_cond_broadcast). */
+static void event_set(void)
 {
-    pthread_mutex_lock(&e->lock);
-    e->is_set = true;
-    pthread_cond_broadcast(&e->changed); /* wakes all that wait */
-    pthread_mutex_unlock(&e->lock);
+    pthread_mutex_lock(&lock);
+    is_set = true;
+    pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&lock);
 }
 
 static void *waiter(void *arg)
 {
     printf("Waiting for event...\n");
-    event_set(&started);
-    event_wait(&announced);
+    event_wait();
     printf("Event received!\n");
     return arg;
 }
 
+/* Your turn: sleep for 2 s, print "Setting event...", set it; return arg. */
 static void *setter(void *arg)
 {
-    event_wait(&started); /* a sleep would only make it likely that the waiter is first */
+    sleep(2);
     printf("Setting event...\n");
-    event_set(&announced);
+    event_set();
     return arg;
 }
 
 int main(void)
 {
     pthread_t thread1, thread2;
+    time_t start = time(NULL);
     if (pthread_create(&thread1, NULL, waiter, NULL) != 0 ||
         pthread_create(&thread2, NULL, setter, NULL) != 0)
         return 1;
     pthread_join(thread1, NULL);
     pthread_join(thread2, NULL);
+    waiter(NULL); /* late: it is set already */
+    printf("%s\n", time(NULL) - start >= 2 ? "After 2 s" : "Too early");
     return 0;
 }
