@@ -8208,7 +8208,7 @@ CONC__PRIVATE bool conc__is_terminal_master(int fd)
 {
 #if defined TIOCGPTN
     unsigned number;
-    return ioctl(fd, TIOCGPTN, &number) == 0;
+    return syscall(SYS_ioctl, fd, TIOCGPTN, &number) == 0; /* the type of ioctl's number varies */
 #elif defined TIOCPTYGNAME
     char name[128];
     return ioctl(fd, TIOCPTYGNAME, name) == 0;

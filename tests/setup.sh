@@ -26,6 +26,7 @@ compile tests|g++|builds '#include <cstdio>' g++ -x c++
 compile tests|binutils|command -v nm && command -v readelf
 compile tests, gdb script|gdb|gdb -nx --batch -ex 'python print(6 * 7)' | grep -qx 42
 compile tests, clang|clang|builds '#include <stdio.h>' clang && builds '#include <cstdio>' clang++ -x c++
+compile tests, musl|musl-tools|builds '#include <stdio.h>' musl-gcc
 sanitizers, gcc|gcc|builds '' gcc -fsanitize=address,undefined
 sanitizers, clang|libclang-rt-dev/libclang-rt-14-dev|builds '' clang -fsanitize=address,undefined
 sanitizers, clang|libclang-rt-dev/libclang-rt-14-dev|builds '' clang -fsanitize=thread

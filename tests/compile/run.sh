@@ -413,6 +413,27 @@ check_workers() {
     "$loader" "$out/workers" || fail "workers.c started by $loader"
 }
 
+# Another C library, linked in each of its ways. The compiler's wrapper for it is one of GCC's, which does not know the last.
+check_musl() {
+    local start
+    case $CC in
+        *clang*) return 0 ;;
+    esac
+    command -v musl-gcc >/dev/null || skip "musl: its compiler musl-gcc is not there"
+    CC=musl-gcc cc -O2 -fPIE -c $here/musl.c -o "$out/musl.o"
+    musl
+    musl -static
+    start=$(musl-gcc -dumpspecs | sed -n 's|.* \(/[^ ]*\)/crti\.o.*|\1|p')
+    [ -e "$start/rcrt1.o" ] || return 0
+    musl -static -nostartfiles -Wl,-pie,--no-dynamic-linker "$start"/{rcrt1,crti,crtn}.o
+    readelf -h "$out/musl" | grep -q 'Type: *DYN' || fail "musl.c is no static program of any address"
+}
+
+musl() {
+    CC=musl-gcc cc "$out/musl.o" "$@" -o "$out/musl"
+    timeout 60 "$out/musl" || fail "musl.c with $*"
+}
+
 # A debugger that is given the registers of a task that waits can unwind its stack, down to the task's first function.
 check_debugger_unwinds_a_parked_task() {
     local option commands
