@@ -19,8 +19,8 @@ typedef struct {
 
 static int decimals(double s) { return (int)(s * 100 + 0.5) % 10 ? 2 : 1; } /* 0.05, but 0.1 */
 
-/* Your turn: print "Downloading movie.mp4 (500MB)...", take as long as the size says, leave the time
-   in f->time, and print "✓ movie.mp4 downloaded in 5.0s" (printf("%.*fs", decimals(t), t)). */
+/* Your turn: print "Downloading movie.mp4 (500MB)...", take as long as the size says, leave the
+   time in f->time, and print "✓ movie.mp4 downloaded in 5.0s" (printf("%.*fs", decimals(t), t)). */
 static int download_file(void *arg)
 {
     file *f = arg;
