@@ -423,7 +423,7 @@ check_musl() {
     CC=musl-gcc cc -O2 -fPIE -c $here/musl.c -o "$out/musl.o"
     musl
     musl -static
-    start=$(musl-gcc -dumpspecs | sed -n 's|.* \(/[^ ]*\)/crti\.o.*|\1|p')
+    start=$(sed -n 's|.*-specs "\(.*\)/.*".*|\1|p' "$(command -v musl-gcc)")
     [ -e "$start/rcrt1.o" ] || return 0
     musl -static -nostartfiles -Wl,-pie,--no-dynamic-linker "$start"/{rcrt1,crti,crtn}.o
     readelf -h "$out/musl" | grep -q 'Type: *DYN' || fail "musl.c is no static program of any address"
