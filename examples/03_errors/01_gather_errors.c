@@ -1,7 +1,13 @@
-/* Errors in a gather: by the first one the rest is cancelled; or all are waited for, errors
- * being results like others.
- *   cc 01_gather_errors.c -o errors && ./errors        (CONC_CLOCK=virtual ./errors takes no time)
- */
+/* Errors in a gather. Call a steady operation (1 s, result 42) and a risky one (fails after 0.5 s)
+   at once, three times: the first error cancels the rest; or each result and each error is
+   collected; or the risky one is made safe: a function around it deals with the error.
+
+   cc 01_gather_errors.c -o errors
+   ./errors
+
+   It prints what stands in ../expected/03_errors/01_gather_errors.txt.
+   Hint: conc_gather(calls, n), conc_gather_all(calls, n); afterwards calls[i].result is a result
+   or a negative error, and calls[i].text the error's words. conc_last_error() has them, too. */
 #define CONC_STATIC
 #include "../../conc.h"
 
@@ -11,8 +17,8 @@ static int steady_operation(void *arg)
 {
     (void)arg;
     int rc = conc_sleep(1);
-    printf("%.1f s: the steady one is %s\n", conc_now() - start,
-           rc == -ECANCELED ? "cancelled" : "done");
+    const char *end = rc == -ECANCELED ? "cancelled" : "done";
+    printf("%.1f s: the steady one is %s\n", conc_now() - start, end);
     return rc < 0 ? rc : 42;
 }
 
@@ -23,37 +29,49 @@ static int risky_operation(void *arg)
     return conc_fail(-EIO, "something broke");
 }
 
-static int safe_task(void *arg) /* deals with the error itself, so nobody else sees it */
+/* Your turn: call both at once. If an error comes out, print "0.5 s: gather failed: " and it. */
+static int first_error(void)
+{
+    if (CONC_GATHER(CONC_CALL(steady_operation, NULL), CONC_CALL(risky_operation, NULL)) < 0)
+        printf("%.1f s: gather failed: %s\n", conc_now() - start, conc_last_error());
+    return 0;
+}
+
+/* Your turn: call both at once, let neither error cancel the other call (return_exceptions=True),
+   and print for each call "Call 1: " and its result, or its error. */
+static int every_result(void)
+{
+    conc_call calls[] = {CONC_CALL(steady_operation, NULL), CONC_CALL(risky_operation, NULL)};
+    CONC_TRY(conc_gather_all(calls, CONC_LEN(calls)));
+    for (size_t i = 0; i < CONC_LEN(calls); i++)
+        if (calls[i].result < 0)
+            printf("Call %zu: %s\n", i + 1, calls[i].text);
+        else
+            printf("Call %zu: %d\n", i + 1, calls[i].result);
+    return 0;
+}
+
+/* Your turn: call the risky operation. If it fails, print "Error: " and its error, and return 0:
+   nobody else sees the error. Only a cancel (-ECANCELED) is passed on: it is no error. */
+static int safe_task(void *arg)
 {
     int rc = risky_operation(arg);
-    if (rc < 0 && rc != -ECANCELED) { /* a cancel is no error of ours: pass it on */
-        printf("%.1f s: Error: %s\n", conc_now() - start, conc_last_error());
-        return 0;
-    }
-    return rc;
+    if (rc >= 0 || rc == -ECANCELED)
+        return rc;
+    printf("%.1f s: Error: %s\n", conc_now() - start, conc_last_error());
+    return 0;
 }
 
 static int app(void *arg)
 {
     (void)arg;
-    conc_call first[] = {CONC_CALL(steady_operation, NULL), CONC_CALL(risky_operation, NULL)};
     start = conc_now();
-    if (conc_gather(first, CONC_LEN(first)) < 0)
-        printf("%.1f s: gather failed: %s\n", conc_now() - start, conc_last_error());
-
-    conc_call all[] = {CONC_CALL(steady_operation, NULL), CONC_CALL(risky_operation, NULL)};
+    CONC_TRY(first_error());
     start = conc_now();
-    /* return_exceptions=True: 0, whatever they returned */
-    CONC_TRY(conc_gather_all(all, CONC_LEN(all)));
-    for (size_t i = 0; i < CONC_LEN(all); i++)
-        if (all[i].result < 0)
-            printf("Call %zu: %s\n", i + 1, all[i].text);
-        else
-            printf("Call %zu: %d\n", i + 1, all[i].result);
-
+    CONC_TRY(every_result());
     start = conc_now();
     CONC_TRY(CONC_GATHER(CONC_CALL(steady_operation, NULL), CONC_CALL(safe_task, NULL)));
-    printf("%.1f s: all well\n", conc_now() - start);
+    printf("%.1f s: all is well\n", conc_now() - start);
     return 0;
 }
 

@@ -1,8 +1,12 @@
-/* Supervisor: calls a function again until it succeeds, with pauses of 1 s, 2 s, ...; the last
- * error is the caller's.
- *   cc 07_supervisor_retry.c -o supervisor && ./supervisor        (CONC_CLOCK=virtual
- *   ./supervisor takes no time)
- */
+/* Supervisor. Call a function that may fail again and again, three times at most, with a pause of
+   1 s after the first failure and 2 s after the second. The last error is the caller's. Try it
+   with a service that recovers, one that does not, and a caller in a hurry.
+
+   cc 07_supervisor_retry.c -o supervisor
+   ./supervisor
+
+   It prints what stands in ../expected/03_errors/07_supervisor_retry.txt.
+   Hint: there is no pause after the last failure. A cancel is no failure: never retry it. */
 #define CONC_STATIC
 #include "../../conc.h"
 
@@ -15,20 +19,21 @@ typedef struct {
 static int fetch(void *arg)
 {
     service *s = arg;
-    bool fails = ++s->calls <= s->down;
+    s->calls++;
+    bool fails = s->calls <= s->down;
     printf("%.0f s: attempt %d %s\n", conc_now() - s->start, s->calls,
            fails ? "fails" : "succeeds");
     return fails ? conc_fail(-EIO, "503 Service Unavailable, call %d", s->calls) : 42;
 }
 
-/* Takes a function and its argument, which can be called again; a coroutine object can be
- * awaited only once. */
+/* Your turn: call fn(arg) up to max_retries times, until it returns no error or -ECANCELED, with
+   pauses of 1, 2, 4, ... s. Return the last result. */
 static int supervisor(conc_fn *fn, void *arg, int max_retries)
 {
     for (int attempt = 0;; attempt++) {
         int rc = fn(arg);
-        /* a cancel is no failure: never retry it */
-        if (rc >= 0 || rc == -ECANCELED || attempt == max_retries - 1)
+        bool last = attempt == max_retries - 1;
+        if (rc >= 0 || rc == -ECANCELED || last)
             return rc;
         CONC_TRY(conc_sleep(1 << attempt));
     }

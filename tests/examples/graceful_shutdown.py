@@ -5,7 +5,7 @@ from scenarios import Running, equal, main
 
 
 def _stops_at(program, number):
-    with Running(program) as work:
+    with Running(program, "1") as work:
         work.read_until("working")
         work.kill(number)
         equal(work.end(), (128 + number, ""), "exit status and messages")
