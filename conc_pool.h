@@ -7612,10 +7612,11 @@ CONC__PRIVATE bool conc__supervisor_cancel(conc__crew *c, conc_job *j)
 
 /* What executes this program anew: the file that runs, though another one may have its name now.
  * Where the program was started by the dynamic loader, that is the loader, and the program's
- * path is its argument. */
+ * path is its argument, behind the loader's options. */
 typedef struct conc__own_program {
-    const char *argv[4];
+    const char *argv[20];
     char path[4096];
+    char command[4096]; /* that the program was started with */
     conc__mapped_file file;
 } conc__own_program;
 
@@ -7628,8 +7629,37 @@ CONC__PRIVATE int conc__first_module(conc__module_info *m, size_t size, void *ar
     return 1;
 }
 
+/* Is it the path of this file? */
+CONC__PRIVATE bool conc__is_file(const char *path, const struct stat *file)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && st.st_dev == file->st_dev && st.st_ino == file->st_ino;
+}
+
+/* The loader's options, which stand in the command before this program: how many arguments they
+ * are. None where the program has overwritten its command. */
+CONC__PRIVATE int conc__loader_options(conc__own_program *p, const struct stat *program, int room)
+{
+    int fd = conc__open_file("/proc/self/cmdline", O_RDONLY);
+    ssize_t n = fd < 0 ? 0 : read(fd, p->command, sizeof p->command - 1);
+    if (fd >= 0)
+        close(fd);
+    if (n <= 0)
+        return 0;
+    p->command[n] = 0;
+    const char *at = p->command + strlen(p->command) + 1;
+    for (int i = 0; i < room && at < p->command + n; i++) {
+        if (conc__is_file(at, program))
+            return i;
+        p->argv[1 + i] = at;
+        at += strlen(at) + 1;
+    }
+    return 0;
+}
+
 CONC__PRIVATE void conc__own_program_find(conc__own_program *p)
 {
+    enum { OTHERS = 4 }; /* the loader, the program, the worker's mark, and the end */
     struct stat executed, mapped;
     uintptr_t address = 0;
     ssize_t n = readlink("/proc/self/exe", p->path, sizeof p->path - 1);
@@ -7642,8 +7672,10 @@ CONC__PRIVATE void conc__own_program_find(conc__own_program *p)
                      strcmp(p->file.path, p->path) != 0 && !strstr(p->file.path, " (deleted)");
     int i = 0;
     p->argv[i++] = *p->path ? p->path : "/proc/self/exe";
-    if (by_loader)
+    if (by_loader) {
+        i += conc__loader_options(p, &mapped, (int)(sizeof p->argv / sizeof p->argv[0]) - OTHERS);
         p->argv[i++] = p->file.path;
+    }
     p->argv[i++] = "(conc worker)";
     p->argv[i] = NULL;
 }

@@ -411,6 +411,8 @@ check_workers() {
     [ ! -s "$out/late.out" ] || fail "late_user.c:" "$(cat "$out/late.out")"
     loader=$(readelf -lW "$out/workers" | sed -n 's/.*interpreter: \(.*\)]/\1/p')
     "$loader" "$out/workers" || fail "workers.c started by $loader"
+    cc "${options[@]}" $here/workers.c -L"$out" -limpl -o "$out/workers"
+    "$loader" --library-path "$PWD/$out" "$out/workers" || fail "workers.c started by $loader with an option"
 }
 
 # Another C library, linked in each of its ways. The compiler's wrapper for it is one of GCC's, which does not know the last.
