@@ -370,7 +370,8 @@ CONC_API int conc_child_kill(conc_child *c, int signal);
  * SIGKILL, or with .grace by SIGTERM (and SIGCONT, in case it is stopped) and so many seconds
  * later SIGKILL; its output can be read until then. With .group all of its group, of which the
  * grace waits for the last one. Waits for the child's end: 0. In a posted function, which holds
- * the loop meanwhile, there is no grace.
+ * the loop meanwhile, there is no grace. Another close at the same time waits for the first; waits
+ * of others end with the child's status, and use *c no more once it is closed.
  * Closing twice, or what was never started, does nothing; in a forked process a child of its
  * parent runs on. -EBUSY: somebody is just starting it. */
 CONC_API int conc_child_close(conc_child *c);
@@ -4762,11 +4763,16 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 
 /* -- the processes that the virtual clock stands still for -- */
 
-/* A program that was started and has not been reaped. */
+/* A program that was started, and its child not closed. It outlives the conc_child while calls use
+ * it, so that these look at the conc_child no more once it is closed: it may be another's or gone. */
 typedef struct conc__program {
     struct conc__program *next;
     unsigned forks;
-    pid_t pid; /* 0: another program has got the number */
+    unsigned users;       /* the conc_child, and calls that wait */
+    bool closing, closed; /* by a call that is at work; by one that is over */
+    bool lost;            /* once it is closed: its status is not known */
+    int status;           /* once it is closed */
+    pid_t pid;            /* 0: another program has got the number */
     char name[64];
     dev_t devices[3];
     ino_t inodes[3]; /* of its pipes; 0: no pipe */
@@ -4805,7 +4811,12 @@ CONC__PRIVATE void conc__program_remove(conc__program *p)
         at = &(*at)->next;
     if (*at)
         __atomic_store_n(at, p->next, __ATOMIC_RELAXED);
-    conc_free(p);
+}
+
+CONC__PRIVATE void conc__program_release(conc__program *p)
+{
+    if (--p->users == 0)
+        conc_free(p);
 }
 
 CONC__PRIVATE bool conc__program_runs(const conc__program *p)
@@ -5474,7 +5485,7 @@ CONC_API int conc_child_start(conc_child *c)
         conc_free(program);
         return conc__own_error(rc);
     }
-    *program = (conc__program){.next = NULL};
+    *program = (conc__program){.users = 1};
     snprintf(program->name, sizeof program->name, "%s", *c->argv[0] ? c->argv[0] : "\"\"");
     conc__child_starting s = {.child = c, .program = program, .env = conc__child_env(c)};
     conc__original_mask(&s.mask);
@@ -5502,23 +5513,47 @@ CONC__PRIVATE void conc__child_about(conc_child *c, char *to, size_t size)
 
 /* A wait for a child. */
 typedef struct conc__child_wait {
-    conc_child *child;
+    conc_child *child; /* used until the program's child is closed */
+    conc__program *program;
     int64_t until;    /* in a thread, on the real clock */
     bool whole_group; /* the others of its group, too */
     bool stubborn;    /* a job waits on though it was asked to end */
+    bool for_close;   /* until another call has closed it */
     double pause;
 } conc__child_wait;
 
+/* Has it ended, or was it closed meanwhile? While it runs *fd is what tells of its end. */
+CONC__PRIVATE bool conc__program_gone(const conc__child_wait *w, int *fd)
+{
+    pthread_mutex_lock(&conc__children);
+    bool gone = w->program->closed || conc__child_update(w->child) != CONC__CHILD_RUNS;
+    *fd = gone ? -1 : w->child->pidfd;
+    pthread_mutex_unlock(&conc__children);
+    return gone;
+}
+
+CONC__PRIVATE bool conc__program_closed(const conc__child_wait *w)
+{
+    pthread_mutex_lock(&conc__children);
+    bool closed = w->program->closed;
+    pthread_mutex_unlock(&conc__children);
+    return closed;
+}
+
 CONC__PRIVATE bool conc__child_wait_over(conc__child_wait *w)
 {
-    if (!conc__child_ended(w->child))
+    int fd;
+    if (w->for_close)
+        return conc__program_closed(w);
+    if (!conc__program_gone(w, &fd))
         return false;
     return !w->whole_group || conc__group_lives(w->child->pid) != 1;
 }
 
 CONC__PRIVATE void conc__child_pause_longer(conc__child_wait *w)
 {
-    w->pause = w->pause < 0.05 ? w->pause * 2 : w->pause;
+    if (w->pause < 0.05)
+        w->pause = w->pause > 0 ? w->pause * 2 : 0.0005;
 }
 
 /* In a thread; fd: the child's, -1: none. A job looks now and then whether it was asked to end. */
@@ -5533,7 +5568,9 @@ CONC__PRIVATE int conc__child_pause_thread(conc__child_wait *w, int fd)
     struct pollfd p = {fd, POLLIN, 0};
     int64_t ns = left < most ? left : most;
     int saved = errno;
-    if (fd < 0 || poll(&p, 1, (int)((ns + 999999) / 1000000)) < 0 || p.revents & POLLNVAL) {
+    int rc = fd < 0 ? 0 : poll(&p, 1, (int)((ns + 999999) / 1000000));
+    bool refused = rc < 0 && errno != EINTR; /* after a signal there is something to look at */
+    if (fd < 0 || refused || p.revents & POLLNVAL) {
         conc__doze(ns);
         conc__child_pause_longer(w);
     }
@@ -5544,11 +5581,12 @@ CONC__PRIVATE int conc__child_pause_thread(conc__child_wait *w, int fd)
 /* Waits for an event of the child's, or for a while where there is none to wait for. */
 CONC__PRIVATE int conc__child_pause(const conc_loop *l, conc__child_wait *w)
 {
-    int fd = conc__child_ended(w->child) ? -1 : w->child->pidfd;
+    int fd, none;
+    conc__program_gone(w, &fd);
     if (!l)
         return conc__child_pause_thread(w, fd);
     int rc = fd >= 0 ? conc_wait_fd(fd, CONC_READABLE) : -EBADF;
-    bool closed = fd >= 0 && rc == -EBADF && conc__child_ended(w->child);
+    bool closed = fd >= 0 && rc == -EBADF && conc__program_gone(w, &none);
     if (rc >= 0 || rc == -ECANCELED || closed)
         return rc < 0 && !closed ? rc : 0;
     rc = conc_sleep(w->pause);
@@ -5561,7 +5599,7 @@ CONC__PRIVATE int conc__child_await(conc__child_wait *w)
 {
     conc_loop *l = conc__of_task();
     int rc = 0;
-    w->pause = 0.0005;
+    w->pause = w->for_close ? 0 : 0.0005; /* the other call is about to return, too */
     if (l)
         l->outside_awaited++;
     while (!conc__child_wait_over(w) && rc >= 0)
@@ -5571,28 +5609,53 @@ CONC__PRIVATE int conc__child_await(conc__child_wait *w)
     return rc < 0 && !conc__child_wait_over(w) ? rc : 0;
 }
 
+/* A wait of the caller's begins, which ends with conc__child_wait_ends; not if there is no program:
+ * another thread has just closed it. */
+CONC__PRIVATE conc__child_wait conc__child_wait_begins(conc_child *c)
+{
+    conc__child_wait w = {.child = c, .until = CONC__NEVER};
+    pthread_mutex_lock(&conc__children);
+    w.program = c->program;
+    if (w.program)
+        w.program->users++;
+    pthread_mutex_unlock(&conc__children);
+    return w;
+}
+
+/* What is known of the end, if it was waited for: 0, or -ECHILD. */
+CONC__PRIVATE int conc__child_wait_ends(conc__child_wait *w, int *status)
+{
+    pthread_mutex_lock(&conc__children);
+    conc__program *p = w->program;
+    bool lost = p->closed ? p->lost : w->child->state == CONC__CHILD_LOST;
+    *status = p->closed ? p->status : w->child->status;
+    conc__program_release(p);
+    pthread_mutex_unlock(&conc__children);
+    return lost ? -ECHILD : 0;
+}
+
 CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
 {
     conc_loop *l;
-    int rc = conc__caller(&l, __func__);
+    int rc = conc__caller(&l, __func__), result;
     if (rc == 0)
         rc = conc__child_usable(c, __func__);
+    if (rc == 0 && l)
+        rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    if (l)
-        rc = conc__checkpoint(l);
-    if (rc == 0) {
-        conc__child_wait w = {.child = c, .until = CONC__NEVER};
-        rc = conc__child_await(&w);
-    }
-    if (rc == 0 && conc__child_state_now(c) == CONC__CHILD_LOST) {
-        char about[96];
-        conc__child_about(c, about, sizeof about);
-        rc = conc_fail(-ECHILD, "%s: its status is lost: SIGCHLD is ignored, or its end was taken",
+    char about[96];
+    conc__child_about(c, about, sizeof about);
+    conc__child_wait w = conc__child_wait_begins(c);
+    if (!w.program)
+        return conc__own_error(-EINVAL);
+    rc = conc__child_await(&w);
+    int lost = conc__child_wait_ends(&w, &result);
+    if (rc == 0 && lost)
+        rc = conc_fail(lost, "%s: its status is lost: SIGCHLD is ignored, or its end was taken",
                        about);
-    }
     if (rc == 0 && status)
-        *status = c->status;
+        *status = result;
     if (rc == 0 && l)
         conc__quick(l);
     return rc;
@@ -5658,7 +5721,8 @@ CONC_API int conc_child_kill(conc_child *c, int signal)
 CONC__PRIVATE void conc__child_ask(conc_child *c)
 {
     conc_loop *l = conc__of_task();
-    conc__child_wait w = {.child = c, .whole_group = c->group, .stubborn = true};
+    conc__child_wait w = {
+        .child = c, .program = c->program, .whole_group = c->group, .stubborn = true};
     conc_scope limit = {0};
     if (conc__child_signal(c, SIGTERM))
         return;
@@ -5677,7 +5741,8 @@ CONC__PRIVATE void conc__child_ask(conc_child *c)
 CONC__PRIVATE int conc__child_end_it(void *arg)
 {
     conc_child *c = arg;
-    conc__child_wait w = {.child = c, .until = CONC__NEVER, .stubborn = true};
+    conc__child_wait w = {
+        .child = c, .program = c->program, .until = CONC__NEVER, .stubborn = true};
     bool in_post = conc__here && !conc__here->self; /* which holds the loop */
     if (c->grace > 0 && !in_post)
         conc__child_ask(c);
@@ -5704,17 +5769,77 @@ CONC__PRIVATE void conc__close_outputs(conc_child *c)
     conc__close_end(&c->error);
 }
 
+/* Another call is closing it: waits until that is done. */
+CONC__PRIVATE int conc__child_await_close(void *arg)
+{
+    conc__child_wait *w = arg;
+    while (conc__child_await(w))
+        continue;
+    return 0;
+}
+
+CONC__PRIVATE void conc__child_join_close(conc_child *c, const conc_loop *l)
+{
+    conc__child_wait w = conc__child_wait_begins(c);
+    bool in_post = conc__here && !l; /* the other call may be a task's of this loop */
+    int status;
+    w.stubborn = w.for_close = true;
+    if (!w.program)
+        return;
+    if (l)
+        conc_shield(CONC_FOREVER, conc__child_await_close, &w);
+    else if (!in_post)
+        conc__child_await_close(&w);
+    conc__child_wait_ends(&w, &status);
+}
+
+/* Nothing of the program is used any more, but by calls that wait for it. */
+CONC__PRIVATE void conc__child_forget(conc_child *c)
+{
+    pthread_mutex_lock(&conc__children);
+    conc__program *p = c->program;
+    p->closed = true;
+    p->lost = c->state == CONC__CHILD_LOST;
+    p->status = c->status;
+    if (conc__child_state_of(c) == CONC__CHILD_INHERITED)
+        p->users = 1; /* the others are the parent's */
+    conc__program_remove(p);
+    conc__program_release(p);
+    c->program = NULL;
+    c->state = CONC__CHILD_NONE;
+    pthread_mutex_unlock(&conc__children);
+}
+
+/* Is this the call that closes it? Else another one does. */
+CONC__PRIVATE bool conc__child_claim_close(conc_child *c, conc__child_state *state)
+{
+    pthread_mutex_lock(&conc__children);
+    *state = conc__child_state_of(c);
+    bool started = *state != CONC__CHILD_NONE && *state != CONC__CHILD_STARTS;
+    bool first = started && (*state == CONC__CHILD_INHERITED || !c->program->closing);
+    if (first)
+        c->program->closing = true;
+    pthread_mutex_unlock(&conc__children);
+    return first;
+}
+
 CONC_API int conc_child_close(conc_child *c)
 {
     conc_loop *l = conc__of_task();
     if (!c)
         return conc__own_error(-EINVAL);
     int saved = errno;
-    conc__child_state state = conc__child_state_now(c);
+    conc__child_state state;
+    bool first = conc__child_claim_close(c, &state);
     if (state == CONC__CHILD_NONE)
         return 0;
     if (state == CONC__CHILD_STARTS)
         return conc__own_error(-EBUSY);
+    if (!first) {
+        conc__child_join_close(c, l);
+        errno = saved;
+        return 0;
+    }
     conc__close_end(&c->input);
     if (!(c->grace > 0)) /* else a broken pipe could kill it while it cleans up */
         conc__close_outputs(c);
@@ -5724,12 +5849,7 @@ CONC_API int conc_child_close(conc_child *c)
         conc__child_end_it(c);
     conc__close_outputs(c);
     conc__close_end(&c->pidfd);
-    pthread_mutex_lock(&conc__children);
-    if (c->state)
-        conc__program_remove(c->program);
-    c->program = NULL;
-    c->state = CONC__CHILD_NONE;
-    pthread_mutex_unlock(&conc__children);
+    conc__child_forget(c);
     errno = saved;
     return 0;
 }

@@ -11,6 +11,7 @@
 
 #include <poll.h>
 #include <sys/resource.h>
+#include <sys/time.h>
 
 enum { UNDECIDED = 100000 };
 
@@ -964,6 +965,103 @@ CHILD_TEST(a_child_is_started_again_only_once_it_is_closed)
         c.output = CONC_NULL;
         c.error = 0;
     }
+}
+
+static conc_child endless(void)
+{
+    static const char *const argv[] = {"sleep", "1000", NULL};
+    return (conc_child){.argv = argv};
+}
+
+static int is_killed_meanwhile(void *arg)
+{
+    check_killed(arg, SIGKILL);
+    return 0;
+}
+
+static int closes(void *arg)
+{
+    CHECK_INT(conc_child_close(arg), 0);
+    return 0;
+}
+
+static int closes_and_starts_another(void *arg)
+{
+    static const char *const argv[] = {"sh", "-c", "echo another; exit 3", NULL};
+    conc_child *c = arg;
+    char text[64];
+    CHECK_INT(conc_child_close(c), 0);
+    *c = (conc_child){.argv = argv, .output = CONC_PIPE};
+    start(c);
+    CHECK_STR(read_all(c->output, text, sizeof text), "another\n");
+    check_exits(c, 3);
+    return 0;
+}
+
+/* The closer that is first may be the one that starts another program, or not. */
+CHILD_TEST(calls_that_wait_for_a_child_mind_no_other_that_takes_its_place)
+{
+    for (int i = 0; i < 3; i++) {
+        conc_child c = endless();
+        conc_group g = {0};
+        start(&c);
+        CHECK_INT(conc_spawn(&g, is_killed_meanwhile, &c), 0);
+        CHECK_INT(conc_spawn(&g, closes_and_starts_another, &c), 0);
+        if (i)
+            CHECK_INT(conc_spawn(&g, closes, &c), 0);
+        if (i == 2)
+            CHECK_INT(conc_spawn(&g, is_killed_meanwhile, &c), 0);
+        CHECK_INT(conc_group_wait(&g), 0);
+        CHECK_INT(conc_child_close(&c), 0);
+    }
+}
+
+static int closes_and_frees(void *arg)
+{
+    CHECK_INT(conc_child_close(arg), 0);
+    memset(arg, 0x55, sizeof(conc_child));
+    free(arg);
+    return 0;
+}
+
+CHILD_TEST(a_child_may_be_freed_when_one_call_has_closed_it)
+{
+    conc_fn *const others[] = {is_killed_meanwhile, closes};
+    for (size_t i = 0; i < CONC_LEN(others); i++) {
+        conc_child *c = malloc(sizeof *c);
+        conc_group g = {0};
+        *c = endless();
+        start(c);
+        if (others[i] != closes)
+            CHECK_INT(conc_spawn(&g, others[i], c), 0);
+        CHECK_INT(conc_yield(), 0);
+        CHECK_INT(conc_spawn(&g, closes_and_frees, c), 0);
+        if (others[i] == closes)
+            CHECK_INT(conc_spawn(&g, others[i], c), 0);
+        CHECK_INT(conc_group_wait(&g), 0);
+    }
+}
+
+static void does_nothing(int number) { (void)number; }
+
+/* Of three waits at least one is not disturbed by what else the machine does. */
+THREAD_CHILD_TEST(a_signal_makes_no_wait_in_a_thread_longer)
+{
+    struct sigaction a = {.sa_handler = does_nothing}, before;
+    bool in_time = false;
+    CHECK_INT(sigaction(SIGALRM, &a, &before), 0);
+    for (int i = 0; i < 3 && !in_time; i++) {
+        conc_child c = {.argv = (const char *[]){"sleep", "0.1", NULL}};
+        struct itimerval timer = {{0, 0}, {0, 50000}};
+        start(&c);
+        double began = conc_now();
+        CHECK_INT(setitimer(ITIMER_REAL, &timer, NULL), 0);
+        check_exits(&c, 0);
+        in_time = conc_now() - began < 0.9;
+        CHECK_INT(conc_child_close(&c), 0);
+    }
+    CHECK_INT(sigaction(SIGALRM, &before, NULL), 0);
+    CHECK(in_time);
 }
 
 /* Runs while the task that spawned it waits for a start. */
