@@ -1,8 +1,8 @@
-/* The Freezer. Three tasks: two tick every second, the third handles a request, and blocks for
-   5 s: the other two freeze. Never block the loop! There are two such handlers. Mend
+/* The Freezer. Two tasks tick, a third one blocks for 5 s: all freeze. Never block the loop! Mend
    wait_for_reply by conc_sleep, and make_report by conc_offload.
 
    cc 06_freezer.c -o freezer
+   ./freezer
    cc -DBROKEN 06_freezer.c -o frozen
    CONC_DEBUG=1 ./frozen     # with the bugs; it is told which task held the loop
 

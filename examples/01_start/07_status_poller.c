@@ -2,10 +2,10 @@
    heartbeat goes on, every 0.4 s, and what is typed is read.
 
    cc 07_status_poller.c -o poller
-   ./poller     # and now type some lines
+   ./poller     # and now type some lines, or press Ctrl+D
    printf 'a\nb\n' | CONC_CLOCK=virtual ./poller     # without the waiting
 
-   With no input it prints what stands in ../expected/01_start/07_status_poller.txt.
+   It prints what stands in ../expected/01_start/07_status_poller.txt, if nothing is typed.
    Hint: a task for the heartbeat and one for the input; conc_group_cancel(&g) ends them. */
 #define CONC_STATIC
 #include "../../conc.h"
