@@ -1,71 +1,51 @@
-/* A process pool: three workers compute the squares of five numbers. The results come in the
- * order of the numbers, also when 3 is done before 1. A worker that dies costs its own job and
- * nothing else: that is what processes are for.
- *   cc 02_process_pool.c -o pool && ./pool
- */
+/* Process pool. Three worker processes compute the squares of 1 to 5, a second each: say "Computing
+   square of 1" in the worker, and print the results in order. See that the workers did it.
+
+   cc 02_process_pool.c -o squares
+   ./squares     # takes 2 s, on the virtual clock, too: a process is outside it
+
+   Workers print in any order: ../expected/06_processes/02_process_pool.awk says what must hold.
+   Hint: conc_procs_map_all(&pool, fn, array, count, size, results) is executor.map. A worker gets a
+   copy of its element; what it changes in that is copied back. Its pointers would mean nothing. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
-#include <semaphore.h>
-#include <signal.h>
-#include <stdatomic.h>
 #include <unistd.h>
 
 typedef struct {
-    sem_t three_is_done;
-    atomic_int done;
-} board; /* all processes see it: 04_shared_data.c */
-
-typedef struct {
-    int n, place, worker;
-    board *board;
+    int n, worker;
 } number;
 
-static int compute_square(void *arg) /* in a worker, on a copy of the number that comes back */
+/* Your turn: print "Computing square of 1" with the number, block for a second, set worker to this
+   process's number (getpid), and return the square. */
+static int compute_square(void *arg)
 {
     number *x = arg;
-    if (x->n == 1)
-        sem_wait(&x->board->three_is_done); /* blocks this worker; another one computes 3 */
-    x->place = ++x->board->done;
+    printf("Computing square of %d\n", x->n);
+    CONC_TRY(conc_block(1)); /* simulates a long computation */
     x->worker = getpid();
-    if (x->n == 3)
-        sem_post(&x->board->three_is_done);
     return x->n * x->n;
 }
 
-static int crash(void *arg)
+/* Your turn: compute all five in a pool of three workers. An error is passed on. */
+static int five_squares(number *numbers, int *results)
 {
-    (void)arg;
-    return raise(SIGKILL); /* as the system does it when memory runs out */
+    CONC_AUTO(conc_procs, pool) = {.workers = 3}; /* with ProcessPoolExecutor(max_workers=3) */
+    CONC_TRY(conc_procs_open(&pool));
+    return conc_procs_map_all(&pool, compute_square, numbers, 5, sizeof numbers[0], results);
 }
 
 static int app(void *arg)
 {
-    board *b = arg;
-    number numbers[] = {{1, 0, 0, b}, {2, 0, 0, b}, {3, 0, 0, b}, {4, 0, 0, b}, {5, 0, 0, b}};
-    int results[CONC_LEN(numbers)];
-    /* with ProcessPoolExecutor(max_workers=3) as pool: */
-    CONC_AUTO(conc_procs, pool) = {.workers = 3};
-    CONC_TRY(conc_procs_open(&pool));
-    CONC_TRY(conc_procs_map_all(&pool, compute_square, numbers, CONC_LEN(numbers),
-                                sizeof numbers[0], results));
-    for (size_t i = 0; i < CONC_LEN(numbers); i++)
+    (void)arg;
+    number numbers[5] = {{1, 0}, {2, 0}, {3, 0}, {4, 0}, {5, 0}};
+    int results[5] = {0}, here = 0;
+    CONC_TRY(five_squares(numbers, results));
+    for (int i = 0; i < 5; i++) {
         printf("Result: %d\n", CONC_TRY(results[i]));
-    if (numbers[2].place < numbers[0].place && numbers[2].worker != numbers[0].worker)
-        printf("3 was done before 1, by another worker\n");
-
-    if (conc_procs_run(&pool, crash, NULL, 0) == -EOWNERDEAD)
-        printf("Crashed: %s\n", conc_last_error());
-    printf("The pool goes on: the square of 5 is %d\n",
-           CONC_TRY(conc_procs_run(&pool, compute_square, &numbers[4], sizeof numbers[4])));
+        here += numbers[i].worker == 0 || numbers[i].worker == getpid();
+    }
+    printf("%d of 5 by workers\n", 5 - here);
     return 0;
 }
 
-int main(void)
-{
-    board *b = conc_shared_alloc(sizeof *b);
-    if (!b || sem_init(&b->three_is_done, 1, 0) < 0) /* 1: for several processes */
-        return 1;
-    int status = conc_main(app, b);
-    conc_shared_free(b);
-    return status;
-}
+int main(void) { return conc_main(app, NULL); }
