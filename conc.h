@@ -1979,6 +1979,13 @@ struct conc_loop {
     conc__lookout *lookouts;
     conc__ending *endings;
 
+    /* of a run inside a job: the job, if a virtual clock stands still for it, else NULL; */
+    struct conc__frame *job;
+    bool job_idles;    /* under the mutex: that clock goes on until the next post; */
+    int channel_waits; /* so many of `awaited` wait for a channel; */
+    /* on the virtual clock: when the job's shield ends, on the real one; CONC__NEVER: not by that */
+    int64_t job_limit;
+
     conc_signals *signals;
     conc__holding *receiving; /* the same, in memory that is not theirs */
     conc__holding *handles;   /* debug: of tasks and jobs that may not have ended, on stacks */
@@ -2059,6 +2066,10 @@ typedef struct conc__extension {
     /* conc_shield in a job; false: none runs here */
     bool (*job_shield)(double grace, conc_fn *fn, void *arg, int *rc);
     int (*job_runs)(conc_loop *l); /* a run begins on this thread, where a job may run */
+    /* the run's tasks wait for channels alone, or no longer: l->job does not run meanwhile */
+    void (*job_idles)(conc_loop *l, bool idles);
+    void (*job_goes_on)(conc_loop *l); /* under the mutex: the next post has come */
+    int64_t (*job_late)(conc_loop *l); /* l->job_limit has come: the next one */
     /* conc_fail of the job that runs on this thread; false: none does */
     bool (*job_fail)(int rc, const char *text);
     /* the newest error of the job that runs on this thread, "": none; NULL: no job does */
@@ -2616,6 +2627,29 @@ CONC__PRIVATE void conc__no_pipe_signal(int fd)
 #else
     (void)fd; /* MSG_NOSIGNAL, and for files conc__drain_pipe_signal */
 #endif
+}
+
+/* A file that is larger than the limit, or a pipe without a reader, is an error of the write,
+ * not the end of the program. */
+CONC__PRIVATE ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
+{
+    static const int deadly[] = {SIGXFSZ, SIGPIPE};
+    sigset_t both, before, already;
+    sigemptyset(&both);
+    sigemptyset(&already);
+    for (size_t i = 0; i < CONC_LEN(deadly); i++)
+        sigaddset(&both, deadly[i]);
+    pthread_sigmask(SIG_BLOCK, &both, &before);
+    sigpending(&already);
+    conc__no_pipe_signal(fd);
+    ssize_t written = write(fd, data, n);
+    int saved = errno;
+    for (size_t i = 0; i < CONC_LEN(deadly); i++)
+        if (!sigismember(&already, deadly[i]))
+            conc__signal_discard(deadly[i]);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    errno = saved;
+    return written;
 }
 
 /* Makes a new descriptor close-on-exec and non-blocking, where no flag of the call that opens it
@@ -4445,8 +4479,24 @@ CONC__PRIVATE void conc__rest(conc_loop *l, int64_t next, int64_t limit)
     }
     if (next != CONC__NEVER && next - l->now < limit)
         limit = next > l->now ? next - l->now : 0;
+    bool only_channels = l->awaited == l->channel_waits && !l->watched && !l->signal_waits;
+    bool job_idles = l->job && next == CONC__NEVER && l->awaited && only_channels;
+    if (job_idles)
+        conc__extended.job_idles(l, true);
     conc__poll_events(l, limit, false);
+    if (job_idles)
+        conc__extended.job_idles(l, false);
     l->awaits_interrupt = false;
+}
+
+/* Virtual clock: how long until the shield ends in which a job has begun this run; it ends on the
+ * real clock. */
+CONC__COLD int64_t conc__until_job_limit(conc_loop *l)
+{
+    int64_t now = conc__clock();
+    if (l->job_limit <= now)
+        l->job_limit = conc__extended.job_late(l);
+    return l->job_limit == CONC__NEVER ? CONC__NEVER : l->job_limit - now;
 }
 
 /* Nothing can run: something has to come from the clock or from outside. */
@@ -4454,6 +4504,9 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
 {
     int64_t next = conc__wheel_next(&l->wheel);
     bool at_work = conc__at_work(l), jumps = l->virtual_clock && next != CONC__NEVER;
+    int64_t late = CONC__NEVER;
+    if (CONC__UNLIKELY(l->job_limit != CONC__NEVER))
+        late = conc__until_job_limit(l);
     if (conc__has_posts(l)) {
         conc__glance(l);
         return;
@@ -4475,6 +4528,7 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
     }
     int64_t verify = conc__verify(l);
     limit = verify < limit ? verify : limit;
+    limit = late < limit ? late : limit;
     if (at_work)
         conc__poll_events(l, l->embedded || l->ready ? 0 : limit, true);
     else
@@ -11765,6 +11819,8 @@ CONC__PRIVATE int conc__post_to(conc_loop *l, conc__post *p)
     else
         atomic_store_explicit(&l->posted, p, memory_order_relaxed);
     l->last_posted = p;
+    if (CONC__UNLIKELY(l->job_idles))
+        conc__extended.job_goes_on(l);
     if (l->asleep) { /* under the mutex, so that the descriptor is still open */
         l->asleep = false;
         conc__wake_up(l);
@@ -12581,29 +12637,6 @@ typedef struct conc__trace {
     size_t row_size;
     char buffer[CONC__TRACE_BUFFER];
 } conc__trace;
-
-/* A file that is larger than the limit, or a pipe without a reader, is an error of the write,
- * not the end of the program. */
-CONC__PRIVATE ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
-{
-    static const int deadly[] = {SIGXFSZ, SIGPIPE};
-    sigset_t both, before, already;
-    sigemptyset(&both);
-    sigemptyset(&already);
-    for (size_t i = 0; i < CONC_LEN(deadly); i++)
-        sigaddset(&both, deadly[i]);
-    pthread_sigmask(SIG_BLOCK, &both, &before);
-    sigpending(&already);
-    conc__no_pipe_signal(fd);
-    ssize_t written = write(fd, data, n);
-    int saved = errno;
-    for (size_t i = 0; i < CONC_LEN(deadly); i++)
-        if (!sigismember(&already, deadly[i]))
-            conc__signal_discard(deadly[i]);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    errno = saved;
-    return written;
-}
 
 CONC__PRIVATE void conc__trace_write(conc_loop *l, void *arg)
 {
@@ -14058,6 +14091,7 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->errno_at = &errno;
     l->switch_stacks = conc__switch_plainly;
     l->now = o->virtual_clock ? 0 : conc__clock();
+    l->job_limit = CONC__NEVER;
     l->wheel.elapsed = (uint64_t)l->now;
     l->trimmed = l->verified = l->polled = l->began = l->looked = l->now;
     /* on the real clock it is not known yet how slow steps are */

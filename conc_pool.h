@@ -42,7 +42,7 @@
  *             in a process is killed.
  *   Clock     virtual time stands still while jobs run, and conc_block in one of them is a
  *             timer; that holds for the jobs of a job, too. A job that waits in a call of this
- *             module does not run.
+ *             module does not run, nor does one in a conc_run whose tasks wait for channels alone.
  *             While a task waits for the end or a pipe of a child program that runs, or for the
  *             other end of a FIFO, the clock jumps over d seconds only after d real ones: so a
  *             limit on one that hangs comes, and one that does not takes no virtual time.
@@ -98,7 +98,8 @@ typedef struct conc_job {
 
 /* Opens the pool; no thread starts yet. Jobs run under the caller's signal mask of this moment,
  * but signals of a fault (SIGSEGV...) are open, and programs that they start get the mask that
- * the caller had outside its run. Errors: -EINVAL (NULL, negative fields), -EBUSY (open),
+ * the caller had outside its run. A job leaves its thread as it found it: a mask that it changes
+ * and does not put back is the next job's. Errors: -EINVAL (NULL, negative fields), -EBUSY (open),
  * -ENOMEM. From anywhere. */
 CONC_API int conc_pool_open(conc_pool *p);
 
@@ -282,7 +283,8 @@ CONC_API void conc_shared_free(void *p);
 
 /* ---- >>files -------------------------------------------------------------------------------- */
 
-/* Files are read and written off the loop. Errors are the system's. What has begun on a regular
+/* Files are read and written off the loop. Errors are the system's; a file that would grow above
+ * the limit of its size (ulimit -f) is -EFBIG, without a SIGXFSZ. What has begun on a regular
  * file is waited for; -ECANCELED means that nothing was done. A pipe with a name (FIFO), a terminal
  * or another file that keeps a task waiting for somebody else, or has no end (/dev/zero), is left
  * when the task is cancelled, after some bytes perhaps; in a thread without a run it blocks. */
@@ -2170,14 +2172,11 @@ CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__a
 CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__answer *a)
 {
     const char *words = a->has_words ? a->text : NULL;
-    conc__frame *frame = l ? NULL : conc__frame_here();
     if (l && a->result < 0)
         conc__tell(l->self, a->result, words, (conc__source){NULL, NULL});
-    if (!frame || !words)
-        return l ? a->result : conc__came_to(a->result);
-    memcpy(frame->text, words, sizeof frame->text); /* so that it can pass them on */
-    frame->text_rc = a->result;
-    return a->result;
+    if (l)
+        return a->result;
+    return words ? conc_fail(a->result, "%s", words) : conc__came_to(a->result);
 }
 
 CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
@@ -2772,6 +2771,45 @@ CONC_API CONC__CALLED int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *f
     return conc__submit(&p->crew, &p->users, j, fn, arg, 0, NULL, __func__);
 }
 
+/* Words of a job's or a thread's newest error, put aside while a function runs. */
+typedef struct conc__older_words {
+    conc__frame *frame; /* NULL: a plain thread */
+    int rc;
+    char text[CONC__TEXT];
+} conc__older_words;
+
+CONC__PRIVATE void conc__words_swap(conc__older_words *w)
+{
+    char *at = w->frame ? w->frame->text : conc__words_of_thread;
+    size_t size = w->frame ? sizeof w->frame->text : sizeof conc__words_of_thread;
+    char text[CONC__TEXT];
+    memcpy(text, at, size);
+    memcpy(at, w->text, size);
+    memcpy(w->text, text, size);
+    int rc = w->rc;
+    if (w->frame) {
+        w->rc = w->frame->text_rc;
+        w->frame->text_rc = rc;
+    }
+}
+
+/* Calls fn(arg) here, outside of tasks: its error goes with no words of an older one, which stays
+ * the newest if fn makes none. */
+CONC__PRIVATE int conc__call_here(conc_fn *fn, void *arg)
+{
+    conc__older_words older = {.frame = conc__frame_here()};
+    const conc__frame *f = older.frame;
+    conc__words_swap(&older);
+    int rc = fn(arg);
+    bool told = f ? f->text_rc != 0 : *conc__words_of_thread != 0;
+    bool silent = rc < 0 && rc != -ECANCELED && (f ? f->text_rc != rc : !told);
+    if (silent)
+        conc__own_error(rc);
+    else if (!told)
+        conc__words_swap(&older);
+    return rc;
+}
+
 /* Runs a job, and waits for it. In a job of the same pool the function is simply called. */
 CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn, void *arg,
                                  size_t size, conc__parcel *parcel, const char *call)
@@ -2784,7 +2822,7 @@ CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn
         return rc;
     const conc__frame *own = l ? NULL : conc__frame_of(__atomic_load_n(crew, __ATOMIC_ACQUIRE));
     if (own && fn && conc__frame_is_ours(own))
-        return fn(arg);
+        return conc__call_here(fn, arg);
     j.state = 0;
     rc = conc__submit(crew, users, &j, fn, arg, size, parcel, call);
     if (rc)
@@ -2808,13 +2846,16 @@ CONC__PRIVATE int conc__map_runner(void *arg)
     conc__frame *frame = conc__frame_here();
     const conc__layer *around = frame->layer;
     conc__locals *base = frame->locals;
+    conc__older_words older = {.frame = frame};
     int mine = 0;
+    conc__words_swap(&older);
     frame->layer = &m->layer;
     while (!conc_job_cancelled()) {
         size_t i = __atomic_fetch_add(&m->next, 1, __ATOMIC_RELAXED);
         if (i >= m->count)
             break;
         int none = 0;
+        frame->text_rc = 0; /* words of another element's */
         frame->locals = base;
         if (base)
             __atomic_fetch_add(&base->references, 1, __ATOMIC_RELAXED);
@@ -2828,8 +2869,13 @@ CONC__PRIVATE int conc__map_runner(void *arg)
             __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
             conc__stops_tell();
             mine = rc;
+            break;
         }
     }
+    if (mine && frame->text_rc != mine)
+        conc__came_to(mine);
+    else if (!mine)
+        conc__words_swap(&older);
     frame->layer = around;
     frame->locals = base;
     return mine;
@@ -3188,7 +3234,7 @@ CONC__PRIVATE int conc__frame_shield(conc__frame *f, double grace, conc_fn *fn, 
     if (limited && !on_clock)
         shield.until = conc__later(conc__clock(), conc__ns(grace));
     f->layer = &shield;
-    int rc = fn(arg);
+    int rc = conc__call_here(fn, arg);
     bool late = conc__layers_ask(&shield, NULL);
     f->layer = shield.outer;
     if (opened)
@@ -3236,10 +3282,46 @@ CONC__PRIVATE void conc__run_inside_asked(conc__stop *s)
     conc__post_to(r->loop, &r->post); /* refused: the run ends */
 }
 
+/* Real clock: a shield has ended; there may be another one around it, or inside. */
 CONC__PRIVATE void conc__run_inside_late(conc__timer *t)
 {
-    (void)t;
+    conc__run_inside *r =
+        (conc__run_inside *)(void *)((char *)t - offsetof(conc__run_inside, limit));
+    int64_t next = conc__frame_limit(r->stop.frame);
+    if (next != CONC__NEVER)
+        conc__arm(r->loop, t, next, conc__run_inside_late);
     conc__stops_tell();
+}
+
+/* The same on the virtual clock. */
+CONC__PRIVATE int64_t conc__job_late(conc_loop *l)
+{
+    (void)l;
+    conc__stops_tell();
+    return conc__frame_limit(conc__frame_here());
+}
+
+/* The loop's tasks wait for channels alone, or no longer: as in conc__wait_in_thread. A thread that
+ * waits for jobs of its pool is not counted, for another one has its place. */
+CONC__PRIVATE void conc__job_idles(conc_loop *l, bool idles)
+{
+    bool counts = !l->job->thread->nested;
+    if (idles && counts)
+        conc__thread_idles(l->job, true);
+    pthread_mutex_lock(&l->mutex);
+    if (idles ? !l->posted : l->job_idles) {
+        l->job_idles = idles;
+        conc__frames_at_work(l->job, !idles);
+    }
+    pthread_mutex_unlock(&l->mutex);
+    if (!idles && counts)
+        conc__thread_idles(l->job, false);
+}
+
+CONC__PRIVATE void conc__job_goes_on(conc_loop *l)
+{
+    l->job_idles = false;
+    conc__frames_at_work(l->job, true);
 }
 
 CONC__PRIVATE void conc__run_inside_ends(conc_loop *l, conc__ending *e)
@@ -3248,13 +3330,14 @@ CONC__PRIVATE void conc__run_inside_ends(conc_loop *l, conc__ending *e)
         (conc__run_inside *)(void *)((char *)e - offsetof(conc__run_inside, ending));
     conc__stop_close(&r->stop);
     conc__disarm(l, &r->limit);
+    l->job_limit = CONC__NEVER;
     conc_free(r);
 }
 
 /* A run begins, perhaps in a job. */
 CONC__PRIVATE int conc__job_runs(conc_loop *l)
 {
-    const conc__frame *f = conc__frame_here();
+    conc__frame *f = conc__frame_here();
     if (!f || l->embedded) /* a host looks after its own loop */
         return 0;
     conc__run_inside *r = conc__alloc(sizeof *r);
@@ -3263,8 +3346,11 @@ CONC__PRIVATE int conc__job_runs(conc_loop *l)
     *r = (conc__run_inside){.loop = l, .post = {NULL, conc__run_inside_cancel}};
     r->ending = (conc__ending){l->endings, conc__run_inside_ends};
     l->endings = &r->ending;
+    l->job = conc__frame_has_clock(f) ? f : NULL;
     int64_t limit = conc__frame_limit(f);
-    if (limit != CONC__NEVER && !l->virtual_clock)
+    if (l->virtual_clock)
+        l->job_limit = limit;
+    else if (limit != CONC__NEVER)
         conc__arm(l, &r->limit, limit, conc__run_inside_late);
     if (conc__frame_asked(f)) {
         r->stop.asked = true;
@@ -3423,7 +3509,7 @@ CONC__PRIVATE CONC__CALLED int conc__offload(int which, conc_fn *fn, void *arg, 
     if (!fn)
         return conc__misused(-EINVAL, call, "no function", NULL);
     if (!l)
-        return fn(arg);
+        return conc__call_here(fn, arg);
     conc_pool *p = conc__offloads_of(l, which, &rc);
     return p ? conc_pool_run(p, fn, arg) : rc;
 }
@@ -3455,21 +3541,15 @@ CONC__PRIVATE void conc__abandoned_release(conc_job *j)
     conc__abandoned_drop((conc__abandoned *)(void *)j);
 }
 
-/* Outside tasks. In a job the words of fn's error outlast those of free_arg's. */
+/* Outside tasks. The words of fn's error outlast those of free_arg's. */
 CONC__PRIVATE int conc__call_and_free(conc_fn *fn, void *arg, void (*free_arg)(void *))
 {
-    conc__frame *f = conc__frame_here();
-    char text[sizeof f->text];
-    int rc = fn(arg), text_rc = 0;
-    if (f && free_arg) {
-        text_rc = f->text_rc;
-        memcpy(text, f->text, sizeof text);
-    }
-    if (free_arg)
+    int rc = conc__call_here(fn, arg);
+    conc__older_words words = {.frame = conc__frame_here()};
+    if (free_arg) {
+        conc__words_swap(&words);
         free_arg(arg);
-    if (f && free_arg) {
-        f->text_rc = text_rc;
-        memcpy(f->text, text, sizeof text);
+        conc__words_swap(&words);
     }
     return rc;
 }
@@ -3816,8 +3896,12 @@ CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, b
     if (rc == -EAGAIN && waits) {
         conc__waiter w = {.item = item};
         conc__line_up(sends ? &inner->senders : &inner->receivers, &w);
+        if (l)
+            l->channel_waits++;
         rc = conc__wait_outside(l, &w, sends ? &conc__channel_sends : &conc__channel_receives,
                                 inner, &inner->mutex, NULL);
+        if (l)
+            l->channel_waits--;
         return conc__came_to(rc);
     }
     pthread_mutex_unlock(&inner->mutex);
@@ -4274,7 +4358,8 @@ CONC_API CONC__CALLED int conc_file_read(const char *path, void **data, size_t *
 CONC__PRIVATE int conc__write_all(int fd, conc__file_call *f)
 {
     while (f->written < f->size) {
-        ssize_t n = write(fd, f->data + f->written, conc__at_once(f->size - f->written));
+        size_t left = conc__at_once(f->size - f->written);
+        ssize_t n = conc__write_unharmed(fd, f->data + f->written, left);
         if (n < 0 && errno != EINTR)
             return -errno;
         f->written += n > 0 ? (size_t)n : 0;
@@ -4430,30 +4515,12 @@ CONC__PRIVATE int conc__write_in_place(const char *path, conc__file_call *f)
 }
 
 /* What is no regular file. */
-CONC__PRIVATE int conc__write_to_special(conc__file_call *f, bool is_fifo)
-{
-    int fd = conc__open_for(f, O_WRONLY);
-    if (fd >= 0) {
-        conc__no_pipe_signal(fd);
-        return conc__pause_file(f, fd, conc__write_all(fd, f));
-    }
-    return fd == -ENXIO && is_fifo && f->patient ? CONC__FILE_ALONE : fd;
-}
-
-/* The same: a broken pipe must not raise SIGPIPE. */
 CONC__PRIVATE int conc__write_special(conc__file_call *f, bool is_fifo)
 {
-    sigset_t pipe_signal, before, pending;
-    sigemptyset(&pipe_signal);
-    sigemptyset(&pending);
-    sigaddset(&pipe_signal, SIGPIPE);
-    sigpending(&pending);
-    pthread_sigmask(SIG_BLOCK, &pipe_signal, &before);
-    int rc = conc__write_to_special(f, is_fifo);
-    if (rc == -EPIPE && !sigismember(&pending, SIGPIPE))
-        conc__signal_discard(SIGPIPE);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return rc;
+    int fd = conc__open_for(f, O_WRONLY);
+    if (fd >= 0)
+        return conc__pause_file(f, fd, conc__write_all(fd, f));
+    return fd == -ENXIO && is_fifo && f->patient ? CONC__FILE_ALONE : fd;
 }
 
 /* Follows a link that leads to nothing: the name of what it would lead to, for conc_free. NULL:
@@ -8607,6 +8674,9 @@ static void conc__pool_begins(int argc, char **argv, char **env)
     conc__extended.job_block = conc__job_block;
     conc__extended.job_shield = conc__job_shield;
     conc__extended.job_runs = conc__job_runs;
+    conc__extended.job_idles = conc__job_idles;
+    conc__extended.job_goes_on = conc__job_goes_on;
+    conc__extended.job_late = conc__job_late;
     conc__extended.job_fail = conc__job_fail;
     conc__extended.job_words = conc__job_words;
     conc__extended.job_here = conc__frame_here;

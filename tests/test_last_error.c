@@ -551,6 +551,79 @@ static int fails_in_a_job(void *other)
     return 0;
 }
 
+static int quick_one(void *arg)
+{
+    (void)arg;
+    return 1;
+}
+
+static int fails_silently(void *arg)
+{
+    (void)arg;
+    return -EIO;
+}
+
+static int hides_an_error(void *arg)
+{
+    (void)arg;
+    (void)conc_fail(-EIO, STALE);
+    return 0;
+}
+
+/* The first of them makes an error that it does not return. */
+static int fails_second(void *arg) { return *(int *)arg ? -EIO : hides_an_error(NULL); }
+
+static int fails_in_new_words(void *arg)
+{
+    (void)arg;
+    return conc_fail(-EIO, "new words");
+}
+
+/* In a job, and on a plain thread: a function that is called here, not in a job of its own. */
+static void check_functions_called_here(void)
+{
+    FAILS(conc_offload(fails_silently, NULL), -EIO);
+    FAILS(conc_offload_abandon(fails_silently, NULL, NULL), -EIO);
+    CHECK_INT(conc_offload(fails_in_new_words, NULL), -EIO);
+    CHECK_STR(conc_last_error(), "new words");
+    CHECK_INT(conc_offload(quick_one, NULL), 1);
+    CHECK_STR(conc_last_error(), "new words");
+}
+
+static int fails_in_its_own_pool(void *pool)
+{
+    int none[2] = {0, 1};
+    check_functions_called_here();
+    FAILS(conc_pool_run(pool, fails_silently, NULL), -EIO);
+    FAILS(conc_pool_map(pool, fails_silently, none, 2, sizeof none[0]), -EIO);
+    FAILS(conc_pool_map(pool, fails_second, none, 2, sizeof none[0]), -EIO);
+    FAILS(conc_shield(1, fails_silently, NULL), -EIO);
+    CHECK_INT(conc_pool_run(pool, fails_in_new_words, NULL), -EIO);
+    CHECK_INT(conc_pool_map(pool, quick_one, none, 2, sizeof none[0]), 0);
+    CHECK_STR(conc_last_error(), "new words");
+    return 0;
+}
+
+static int maps_elements_that_fail(void *pool)
+{
+    int elements[2] = {0, 1};
+    FAILS(conc_pool_map(pool, fails_second, elements, 2, sizeof elements[0]), -EIO);
+    return 0;
+}
+
+TEST(functions_that_are_called_in_the_callers_place_bring_no_older_words)
+{
+    conc_pool pool = {.threads = 1};
+    CHECK_INT(conc_pool_open(&pool), 0);
+    CHECK_INT(conc_pool_run(&pool, fails_in_its_own_pool, &pool), 0);
+    CHECK_INT(conc_run(maps_elements_that_fail, &pool), 0);
+    check_functions_called_here();
+    CHECK_INT(conc_pool_run(&pool, fails_in_new_words, NULL), -EIO);
+    CHECK_STR(conc_last_error(), "new words"); /* of a job, on a plain thread */
+    FAILS(conc_pool_run(&pool, fails_silently, NULL), -EIO);
+    CHECK_INT(conc_pool_close(&pool), 0);
+}
+
 static int misuses_pools(void *arg)
 {
     int item = 0;

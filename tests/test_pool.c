@@ -4342,6 +4342,35 @@ static int maps_elsewhere(void *arg)
     return conc_pool_map(other_pool, looks_and_blocks, arg, 3, 0);
 }
 
+static int runs_a_receive(void *arg) { return conc_run(receives, arg); }
+
+static int runs_a_receive_on_the_virtual_clock(void *arg) { return run_virtual(receives, arg); }
+
+static int runs_a_receive_in_a_longer_shield(void *arg)
+{
+    return conc_shield(0.004, runs_a_receive, arg);
+}
+
+POOL_TEST(a_time_limit_comes_while_a_run_in_a_job_waits_for_a_channel)
+{
+    conc_job behind;
+    WITH_POOL(pool, 1);
+    caller c = {by_run, &pool, .fn = runs_a_receive};
+    CHECK_INT(conc_timeout(2, by_run, &c), -ETIMEDOUT);
+    c.fn = runs_a_receive_on_the_virtual_clock;
+    CHECK_INT(conc_timeout(3, by_run, &c), -ETIMEDOUT);
+    CHECK_TIME(5);
+    conc_job waits;
+    CHECK_INT(conc_pool_submit(&pool, &waits, runs_a_receive, NULL), 0);
+    CHECK_INT(conc_pool_submit(&pool, &behind, counts, NULL), 0);
+    CHECK_INT(conc_sleep(2), 0); /* what is behind it does not hold the clock, either */
+    CHECK_INT(conc_channel_send(&empty_channel, &(int){9}), 0);
+    CHECK_INT(result_of(&waits), 0);
+    CHECK_INT(result_of(&behind), 1);
+    CHECK_TIME(7);
+    conc_channel_destroy(&empty_channel);
+}
+
 /* It waits until it is asked to end, and cleans up then. */
 static int cleans_up(void *arg)
 {
@@ -4357,6 +4386,7 @@ static int cleans_up(void *arg)
     CHECK_INT(conc_shield(0.25, runs_elsewhere, &hour), -ETIMEDOUT);
     CHECK_INT(conc_shield(0.25, maps_elsewhere, &hour), -ETIMEDOUT);
     CHECK_INT(conc_shield(0.25, receives, NULL), -ETIMEDOUT);
+    CHECK_INT(conc_shield(0.25, runs_a_receive, NULL), -ETIMEDOUT);
     CHECK_INT(conc_shield(1, NULL, NULL), -EINVAL);
     CHECK_INT(conc_shield((double)NAN, counts, NULL), -EINVAL);
     CHECK(conc_job_cancelled());
@@ -4371,7 +4401,7 @@ POOL_TEST(a_job_cleans_up_in_a_shield)
     other_pool = &other;
     caller c = {by_run, &pool, .fn = cleans_up};
     CHECK_INT(conc_timeout(5, by_run, &c), 4);
-    CHECK_TIME(5 + 4 + 4 * 0.25);
+    CHECK_TIME(5 + 4 + 5 * 0.25);
     conc_channel_destroy(&empty_channel);
 }
 
@@ -4386,6 +4416,9 @@ static int cleans_up_quickly(void *arg)
     CHECK_INT(conc_shield(0.002, receives, NULL), -ETIMEDOUT);
     CHECK_INT(conc_shield(0.002, runs_a_sleep, NULL), -ETIMEDOUT);
     CHECK_INT(conc_shield(-1, runs_a_sleep, NULL), -ETIMEDOUT);
+    CHECK_INT(conc_shield(0.002, runs_a_receive, NULL), -ETIMEDOUT);
+    CHECK_INT(conc_shield(0.002, runs_a_receive_on_the_virtual_clock, NULL), -ETIMEDOUT);
+    CHECK_INT(conc_shield(0.002, runs_a_receive_in_a_longer_shield, NULL), -ETIMEDOUT);
     return 4;
 }
 
