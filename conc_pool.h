@@ -6540,12 +6540,16 @@ typedef struct conc__worker_channel {
     unsigned asked;  /* a futex. The program: not 0, and another number each time: it is to end */
     unsigned asleep; /* the worker sleeps on `turn` */
     unsigned unseen; /* CONC__UNSEEN: the worker has not begun with the request */
-    uint64_t done;   /* ASK_MAP: so many have returned; their results stand behind the data */
+    uint64_t done;   /* ASK_MAP: so many have returned, and conc__none_done; their results stand
+                        behind the data */
     int64_t result;
     int words; /* the result that text belongs to; 0: none */
     char text[96];
     conc__request request;
 } conc__worker_channel;
+
+/* From where a channel's `done` counts: no small number, as a job may overwrite that. */
+static const uint64_t conc__none_done = 0x5b1d93e7c4a60000u;
 
 _Static_assert(sizeof(conc__worker_channel) <= CONC__CHANNEL_DATA, "a channel's head has to fit");
 
@@ -6923,7 +6927,7 @@ CONC__PRIVATE int64_t conc__worker_maps(conc__worker_channel *c, conc_fn *fn, ch
             return 0;
         fflush(stdout); /* the next one may end this process */
         results[i] = rc;
-        __atomic_store_n(&c->done, i + 1, __ATOMIC_RELEASE);
+        __atomic_store_n(&c->done, conc__none_done + i + 1, __ATOMIC_RELEASE);
         if (rc < 0 && !keeps_going)
             return rc;
     }
@@ -7310,7 +7314,7 @@ CONC__PRIVATE void conc__request_send(conc__worker *w)
     conc__worker_channel *c = w->channel;
     c->asked = 0;
     c->unseen = CONC__UNSEEN;
-    c->done = 0;
+    c->done = conc__none_done;
     __atomic_store_n(&c->turn, CONC__TURN_WORKER, __ATOMIC_SEQ_CST);
     __atomic_store_n(&w->awaited, true, __ATOMIC_RELEASE);
     bool asleep = __atomic_load_n(&c->asleep, __ATOMIC_SEQ_CST);
@@ -7470,12 +7474,12 @@ CONC__PRIVATE void conc__job_undone(conc__crew *c, conc_job *j, int rc, const ch
     conc__job_over(c, j, rc, words);
 }
 
-/* How many of a runner's elements its worker says that it has done. */
+/* How many of a runner's elements its worker says that it has done; SIZE_MAX: an element has
+ * overwritten that. */
 CONC__PRIVATE size_t conc__range_counted(const conc__worker *w)
 {
-    uint64_t done = __atomic_load_n(&w->channel->done, __ATOMIC_ACQUIRE);
-    size_t left = w->job->parcel->left;
-    return done < left ? (size_t)done : left;
+    uint64_t done = __atomic_load_n(&w->channel->done, __ATOMIC_ACQUIRE) - conc__none_done;
+    return done <= w->job->parcel->left ? (size_t)done : SIZE_MAX;
 }
 
 /* The first n of a runner's elements have returned: their bytes, results, and the first error. */
@@ -7522,6 +7526,7 @@ CONC__PRIVATE bool conc__runner_goes_on(conc__supervisor *s, conc__worker *w, in
     conc_job *j = w->job;
     conc__parcel *p = j->parcel;
     size_t done = conc__range_counted(w);
+    done = done == SIZE_MAX ? p->left : done;
     conc__range_done(w, done, error);
     if (result < 0 && done == 0 && !*error) /* the function was not found */
         conc__range_drop(p, p->mapping->error = *error = result);
@@ -7783,7 +7788,8 @@ CONC__PRIVATE bool conc__supervisor_cancel(conc__crew *c, conc_job *j)
             continue;
         if (its->parcel && its->parcel->mapping) {
             int error = 0;
-            conc__range_done(w, conc__range_counted(w), &error);
+            size_t done = conc__range_counted(w);
+            conc__range_done(w, done == SIZE_MAX ? 0 : done, &error);
             conc__range_drop(its->parcel, -ECANCELED);
         }
         w->job = NULL;
@@ -8094,20 +8100,21 @@ CONC__PRIVATE void conc__death_in_words(int status, char *words, size_t size)
 }
 
 /* The worker of a runner died: the element it was at is lost, those behind it are for the next
- * worker. */
+ * worker. Where nobody knows which one that was, all are lost. */
 CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w, const char *words)
 {
     conc_job *j = w->job;
     conc__parcel *p = j->parcel;
     conc__mapping *m = p->mapping;
     int error = 0;
-    conc__range_done(w, conc__range_counted(w), &error);
-    size_t left = p->left;
+    size_t done = conc__range_counted(w);
+    conc__range_done(w, done == SIZE_MAX ? 0 : done, &error);
+    size_t left = p->left, lost = done == SIZE_MAX ? left : 1;
     if (left) {
-        p->left = 1;
+        p->left = lost;
         conc__range_drop(p, -EOWNERDEAD);
-        m->dropped--; /* it was called */
-        p->left = left - 1;
+        m->dropped -= lost; /* they were called */
+        p->left = left - lost;
         if (!m->keeps_going && !m->error)
             m->error = error = -EOWNERDEAD;
     }

@@ -522,8 +522,8 @@ PROCS_TEST(a_child_of_an_element_that_comes_back_from_it_does_no_other_element)
 /* Jobs of one worker, with data that is copied into its channel or that has memory of its own. */
 typedef struct leaver {
     gate *gate;
-    size_t size; /* of all: behind this stands data */
-    unsigned char data[1000];
+    size_t size; /* of all */
+    unsigned char data[];
 } leaver;
 
 static bool holds(const leaver *l, unsigned char value)
@@ -584,7 +584,7 @@ static void check_forked_data(size_t size)
 
 PROCS_TEST(a_process_that_a_job_forked_has_its_own_copy_of_the_data)
 {
-    check_forked_data(sizeof(leaver));
+    check_forked_data(1000);
     check_forked_data(3 * MEGABYTE);
 }
 
@@ -661,6 +661,34 @@ REAL_TEST(a_job_that_overwrites_all_shared_memory_and_dies_is_lost)
         OPEN(pool, .workers = 1);
         for (int i = 0; i < 5; i++)
             CHECK_INT(conc_procs_run(&pool, overwrites_and_dies, bytes, sizeof bytes), -EOWNERDEAD);
+        check_healthy(&pool);
+    }
+}
+
+/* The first element of several that a worker gets at once. */
+static int overwrites_or_returns(void *arg)
+{
+    const unsigned char *with = arg;
+    return with[1] ? 0 : overwrites_and_dies(arg);
+}
+
+REAL_TEST(an_element_that_overwrites_all_shared_memory_and_dies_is_lost)
+{
+    enum { N = 20 };
+    static const unsigned char values[] = {0, 1, 0xa5, 0xff};
+    OPEN(pool, .workers = 1);
+    for (size_t i = 0; i < sizeof values; i++) {
+        unsigned char elements[N][2];
+        int results[N];
+        for (int k = 0; k < N; k++) {
+            elements[k][0] = values[i];
+            elements[k][1] = k > 0;
+        }
+        CHECK_INT(conc_procs_map_all(&pool, overwrites_or_returns, elements, N, sizeof elements[0],
+                                     results),
+                  0);
+        CHECK_INT(results[0], -EOWNERDEAD);
+        CHECK_INT(results[N - 1], 0);
         check_healthy(&pool);
     }
 }
