@@ -4842,7 +4842,8 @@ typedef struct conc__program {
     pid_t pid;            /* 0: another program has got the number */
     char name[64];
     dev_t devices[3];
-    ino_t inodes[3]; /* of its pipes; 0: no pipe */
+    ino_t inodes[3];   /* of its pipes; 0: no pipe */
+    bool inherited[3]; /* this program has the same end, too */
 } conc__program;
 
 /* Under conc__children. */
@@ -4861,14 +4862,16 @@ CONC__PRIVATE void conc__program_add(conc__program *p, pid_t pid)
     conc__program_starts++;
 }
 
-/* What the program shall have as its descriptor i may be a pipe: then this is one end of it. */
+/* What the program shall have as its descriptor i may be a pipe: then fd is one end of it, or -1:
+ * the program inherits this program's own. */
 CONC__PRIVATE void conc__program_gets(conc__program *p, int i, int fd)
 {
     struct stat st;
-    if (fd < 0 || fstat(fd, &st) || !S_ISFIFO(st.st_mode))
+    if (fstat(fd < 0 ? i : fd, &st) || !S_ISFIFO(st.st_mode))
         return;
     p->devices[i] = st.st_dev;
     p->inodes[i] = st.st_ino;
+    p->inherited[i] = fd < 0;
 }
 
 CONC__PRIVATE void conc__program_remove(conc__program *p)
@@ -4894,11 +4897,18 @@ CONC__PRIVATE bool conc__program_runs(const conc__program *p)
            waitid(P_PID, (id_t)p->pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == 0;
 }
 
-CONC__PRIVATE bool conc__program_has_pipe(const conc__program *p, const struct stat *st)
+/* Is there anything of the program's to wait for at this descriptor? Its input, if inherited, has
+ * bytes from elsewhere, and its output goes elsewhere. */
+CONC__PRIVATE bool conc__program_has_pipe(const conc__program *p, int fd, const struct stat *st)
 {
-    for (int i = 0; i < 3; i++)
-        if (p->inodes[i] && p->inodes[i] == st->st_ino && p->devices[i] == st->st_dev)
+    for (int i = 0; i < 3; i++) {
+        bool same = p->inodes[i] == st->st_ino && p->devices[i] == st->st_dev;
+        int other = i ? O_RDONLY : O_WRONLY; /* end */
+        if (p->inodes[i] && same && p->inherited[i])
+            same = (fcntl(fd, F_GETFL) & O_ACCMODE) == other;
+        if (p->inodes[i] && same)
             return true;
+    }
     return false;
 }
 
@@ -4913,9 +4923,9 @@ CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
     *starts = conc__program_starts;
     for (const conc__fd *f = l->watched; f && !found; f = f->next) {
         struct stat st;
-        bool known = fstat(f->number, &st) == 0;
-        for (const conc__program *p = conc__programs; p && known && !found; p = p->next)
-            found = conc__program_has_pipe(p, &st) && conc__program_runs(p);
+        bool pipe = fstat(f->number, &st) == 0 && S_ISFIFO(st.st_mode);
+        for (const conc__program *p = conc__programs; p && pipe && !found; p = p->next)
+            found = conc__program_has_pipe(p, f->number, &st) && conc__program_runs(p);
     }
     pthread_mutex_unlock(&conc__children);
     errno = saved;
@@ -5264,7 +5274,7 @@ CONC__PRIVATE int conc__child_starts(void *arg)
     for (int i = 2; i >= 0 && rc; i--)
         conc__child_socket_as_before(s, i);
     for (int i = 0; i < 3; i++)
-        conc__program_gets(s->program, i, s->near_ends[i] >= 0 ? s->near_ends[i] : s->far_ends[i]);
+        conc__program_gets(s->program, i, s->far_ends[i]);
     conc__close_ends(s->far_ends);
     if (rc)
         conc__close_ends(s->near_ends);

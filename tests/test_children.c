@@ -1616,6 +1616,44 @@ CHILD_TEST(a_pipe_that_a_program_was_given_holds_the_clock_too)
     }
 }
 
+CHILD_TEST(pipes_that_a_program_inherits_hold_the_clock_too)
+{
+    int ends[2], error = dup(STDERR_FILENO);
+    CHECK_INT(pipe(ends), 0);
+    fcntl(ends[0], F_SETFD, FD_CLOEXEC);
+    fcntl(error, F_SETFD, FD_CLOEXEC);
+    CHECK_INT(dup2(ends[1], STDERR_FILENO), STDERR_FILENO);
+    CHECK_INT(close(ends[1]), 0);
+    conc_child c = {.argv = SH("sleep 0.05; echo x >&2"), .output = CONC_NULL};
+    int rc = conc_child_start(&c);
+    CHECK_INT(dup2(error, STDERR_FILENO), STDERR_FILENO);
+    CHECK_INT(close(error), 0);
+    CHECK_INT(rc, 0);
+    CHECK_INT(conc_timeout(1000, reads_until_the_end, &ends[0]), 0);
+    CHECK_TIME(0);
+    CHECK_INT(conc_close(ends[0]), 0);
+    CHECK_INT(conc_child_close(&c), 0);
+}
+
+CHILD_TEST(an_input_that_a_program_inherits_does_not_hold_the_clock)
+{
+    int ends[2], input = dup(STDIN_FILENO);
+    CHECK_INT(pipe(ends), 0);
+    fcntl(ends[1], F_SETFD, FD_CLOEXEC);
+    CHECK_INT(dup2(ends[0], STDIN_FILENO), STDIN_FILENO);
+    CHECK_INT(close(ends[0]), 0);
+    conc_child c = endless();
+    start(&c);
+    int in = STDIN_FILENO;
+    CHECK_INT(conc_timeout(100000, reads_until_the_end, &in), -ETIMEDOUT);
+    if (input >= 0) {
+        CHECK_INT(dup2(input, STDIN_FILENO), STDIN_FILENO);
+        CHECK_INT(close(input), 0);
+    }
+    CHECK_INT(close(ends[1]), 0);
+    CHECK_INT(conc_child_close(&c), 0);
+}
+
 CHILD_TEST(a_limit_on_a_program_that_says_something_again_and_again_comes)
 {
     CONC_AUTO(conc_child, c) = {.argv = SH("while echo x; do sleep 0.01; done"),
