@@ -395,7 +395,20 @@ typedef struct conc_child_io {
  * was read is in *io, and what was not written yet is left in io->in: the child runs, and another
  * call goes on. Errors: -EMSGSIZE (more than the limit; the child is closed), -ECHILD (all was
  * read, but the status is lost), -EINVAL (NULL, not started, input without a pipe), -ENOMEM,
- * -EPERM, and others of the system's. */
+ * -EPERM, and others of the system's.
+ * conc_child_close keeps neither what a child writes while it ends nor its status. To have both of
+ * one that is out of time, signal it and go on (talk calls conc_child_communicate; with .group the
+ * signals reach those that have its pipes, too):
+ *
+ *     int rc = conc_timeout(5, talk, &t);
+ *     if (rc == -ETIMEDOUT) {
+ *         conc_child_kill(&c, SIGTERM); // -EALREADY: it has just ended
+ *         rc = conc_timeout(1, talk, &t);
+ *     }
+ *     if (rc == -ETIMEDOUT) {
+ *         conc_child_kill(&c, SIGKILL);
+ *         rc = talk(&t);
+ *     } */
 CONC_API int conc_child_communicate(conc_child *c, conc_child_io *io, int *status);
 CONC_API void conc__auto_conc_child(conc_child *c);
 
@@ -4835,6 +4848,7 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 typedef struct conc__program {
     struct conc__program *next;
     unsigned forks;
+    bool group;           /* all of its group counts */
     unsigned users;       /* the conc_child, and calls that wait */
     bool closing, closed; /* by a call that is at work; by one that is over */
     bool lost;            /* once it is closed: its status is not known */
@@ -4889,12 +4903,16 @@ CONC__PRIVATE void conc__program_release(conc__program *p)
         conc_free(p);
 }
 
+CONC__PRIVATE int conc__group_lives(pid_t group);
+
 CONC__PRIVATE bool conc__program_runs(const conc__program *p)
 {
     siginfo_t info;
     info.si_pid = 0;
-    return p->pid && p->forks == conc__forks &&
-           waitid(P_PID, (id_t)p->pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == 0;
+    if (!p->pid || p->forks != conc__forks ||
+        waitid(P_PID, (id_t)p->pid, &info, WEXITED | WNOHANG | WNOWAIT))
+        return false;
+    return !info.si_pid || (p->group && conc__group_lives(p->pid) == 1);
 }
 
 /* Is there anything of the program's to wait for at this descriptor? Its input, if inherited, has
@@ -5562,7 +5580,7 @@ CONC_API int conc_child_start(conc_child *c)
         conc_free(program);
         return conc__own_error(rc);
     }
-    *program = (conc__program){.users = 1};
+    *program = (conc__program){.users = 1, .group = c->group};
     snprintf(program->name, sizeof program->name, "%s", *c->argv[0] ? c->argv[0] : "\"\"");
     conc__child_starting s = {.child = c, .program = program, .env = conc__child_env(c)};
     conc__original_mask(&s.mask);

@@ -1710,6 +1710,16 @@ CHILD_TEST(a_pipe_of_a_program_that_has_ended_does_not_hold_the_clock)
     CHECK_INT(kill((pid_t)atoi(text), SIGKILL), 0);
 }
 
+CHILD_TEST(the_pipe_of_a_group_that_lives_holds_the_clock)
+{
+    conc_child c = {.argv = SH("(sleep 0.1; echo x) & exit 0"), .output = CONC_PIPE, .group = true};
+    start(&c);
+    check_exits(&c, 0);
+    CHECK_INT(conc_timeout(1000, reads_until_the_end, &c.output), 0);
+    CHECK_TIME(0);
+    CHECK_INT(conc_child_close(&c), 0);
+}
+
 #if !TEST_ONLY_POLL
 
 static int waits_with_a_limit(void *arg)
@@ -2083,6 +2093,50 @@ static int communicates(void *arg)
 {
     talk *t = arg;
     return conc_child_communicate(&t->child, &t->io, &t->status);
+}
+
+/* What conc_child_communicate's comment advises. */
+static int communicates_with_a_limit(talk *t, bool ignores_it)
+{
+    int rc;
+    do { /* until it has said something */
+        rc = conc_timeout(0.05, communicates, t);
+        CHECK_INT(rc, -ETIMEDOUT);
+    } while (!t->io.out_size);
+    CHECK_INT(conc_child_kill(&t->child, SIGTERM), 0);
+    rc = conc_timeout(ignores_it ? 0.05 : 1000, communicates, t);
+    if (rc == -ETIMEDOUT) {
+        CHECK_INT(conc_child_kill(&t->child, SIGKILL), 0);
+        rc = communicates(t);
+    }
+    return rc;
+}
+
+CHILD_TEST(of_a_program_that_is_out_of_time_the_rest_and_the_status_can_be_had)
+{
+    static const struct {
+        const char *script, *out;
+        int status;
+    } cases[] = {
+        {"trap 'echo last; exit 3' TERM; echo first; while :; do sleep 0.01; done", "first\nlast\n",
+         3 << 8},
+        {"trap '' TERM; echo first; while :; do sleep 0.01; done", "first\n", SIGKILL},
+        {"sleep 1000 & echo first; wait", "first\n", SIGTERM},
+    };
+    static char data[100000];
+    for (size_t i = 0; i < 2 * CONC_LEN(cases); i++) {
+        talk t = {.child = {.argv = SH(cases[i / 2].script), .output = CONC_PIPE, .group = true}};
+        if (i % 2) {
+            t.child.input = CONC_PIPE;
+            t.io = (conc_child_io){.in = data, .in_size = sizeof data};
+        }
+        start(&t.child);
+        CHECK_INT(communicates_with_a_limit(&t, cases[i / 2].status == SIGKILL), 0);
+        CHECK_INT(t.status, cases[i / 2].status);
+        CHECK_STR(t.io.out, cases[i / 2].out);
+        free_io(&t.io);
+        CHECK_INT(conc_child_close(&t.child), 0);
+    }
 }
 
 CHILD_TEST(what_was_read_before_a_cancel_stays_and_another_call_goes_on)
