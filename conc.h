@@ -4454,9 +4454,10 @@ CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
     if (l->ready || posted)
         return;
     int64_t stands = conc__stand_still(l, next), verify = stands ? conc__verify(l) : 0;
-    if (stands && l->embedded)
+    if (stands && l->embedded) {
         l->standstill.until = conc__clock() + stands;
-    else if (stands)
+        conc__poll_now(l); /* else a wake-up that is still there wakes the host at once */
+    } else if (stands)
         conc__poll_events(l, stands < verify ? stands : verify, false);
     if (stands)
         return; /* what came meanwhile comes first */

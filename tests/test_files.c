@@ -1358,6 +1358,31 @@ static void check_limits_come(void)
     CHECK_INT(unlink(path), 0);
 }
 
+static int writes_pipe_for_a_while(void *path) { return conc_timeout(0.2, writes_pipe, path); }
+
+/* The clock stands still for real time, which the host sleeps through. */
+THREAD_FILE_TEST(a_host_does_not_spin_while_a_pipe_has_no_other_end)
+{
+    conc_options options = {.virtual_clock = true};
+    conc_embed e = {0};
+    char path[PATH_MAX];
+    int steps = 0;
+    snprintf(path, sizeof path, "%s", path_of("fifo"));
+    CHECK_INT(mkfifo(path, 0600), 0);
+    int rc = conc_embed_begin(&e, &options, writes_pipe_for_a_while, path);
+    if (rc == -ENOTSUP) /* poll(2) */
+        return;
+    for (CHECK_INT(rc, 0); (rc = conc_embed_step(&e)) > 0; steps++) {
+        double timeout = conc_embed_timeout(&e);
+        struct pollfd p = {.fd = conc_embed_fd(&e), .events = POLLIN};
+        poll(&p, 1, timeout < 10 ? (int)(timeout * 1000) + 1 : 10000);
+    }
+    CHECK_INT(rc, 0);
+    CHECK_INT(conc_embed_end(&e), -ETIMEDOUT);
+    CHECK(steps < 200);
+    CHECK_INT(unlink(path), 0);
+}
+
 FILE_TEST(a_limit_on_a_pipe_without_its_other_end_comes) { check_limits_come(); }
 REAL_FILE_TEST(a_limit_on_a_pipe_without_its_other_end_comes_in_real_time) { check_limits_come(); }
 
