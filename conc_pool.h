@@ -971,7 +971,7 @@ typedef struct conc__queue_clock {
 } conc__queue_clock;
 
 typedef struct conc__crew {
-    struct conc__crew *next; /* of all, under conc__crews */
+    struct conc__crew *next, *prev; /* of all, under conc__crews */
     pthread_mutex_t mutex;
     conc_job **queue; /* a ring; NULL where a job was taken back */
     size_t room, head, tail;
@@ -984,6 +984,7 @@ typedef struct conc__crew {
     bool closing, stopping, ask_all, on_valgrind;
     bool over;    /* it was closed: nobody else needs its pool */
     bool stalled; /* all threads wait or are in conc_block, and a virtual clock goes on */
+    bool refused; /* the system would not start another thread */
     unsigned forks;
     int references; /* to free it: the pool's and those of threads that were left behind */
     struct conc__supervisor *supervisor; /* NULL: a crew of threads */
@@ -1284,6 +1285,8 @@ CONC__PRIVATE conc__crew *conc__crew_new(int most, int limit)
     conc__semaphore_open(&c->work);
     pthread_mutex_lock(&conc__crews);
     c->next = conc__all_crews;
+    if (c->next)
+        c->next->prev = c;
     conc__all_crews = c;
     pthread_mutex_unlock(&conc__crews);
     return c;
@@ -1303,10 +1306,12 @@ CONC__PRIVATE size_t conc__jobs_queued(void)
 /* Under conc__crews. */
 CONC__PRIVATE void conc__crew_free(conc__crew *c)
 {
-    conc__crew **at = &conc__all_crews;
-    while (*at != c)
-        at = &(*at)->next;
-    *at = c->next;
+    if (c->next)
+        c->next->prev = c->prev;
+    if (c->prev)
+        c->prev->next = c->next;
+    else
+        conc__all_crews = c->next;
     conc__supervisor_free(c->supervisor);
     /* else other threads may have had them, when the process forked */
     if (c->forks == conc__forks) {
@@ -1810,6 +1815,8 @@ CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
         return 0;
     }
     int rc = c->started < conc__crew_most(c) ? conc__thread_start(c) : 0;
+    c->refused = rc != 0;
+    conc__crew_stall(c);
     /* else nobody is left who could come */
     return c->started > c->lost + c->nested + c->waiting ? 0 : rc;
 }
@@ -1820,6 +1827,8 @@ CONC__PRIVATE void conc__crew_stall(conc__crew *c)
 {
     /* threads that could do what is in the queue, or are counted in c->blocking */
     int able = c->most - c->lost - (c->nested ? 0 : c->waiting);
+    int there = c->started - c->lost - c->nested - c->waiting;
+    able = c->refused && there < able ? there : able;
     bool stalled = c->blocking + c->lost > 0 && c->blocking >= able;
     if (c->stalled == stalled)
         return;

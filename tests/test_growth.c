@@ -971,6 +971,19 @@ TEST(a_job_that_blocks_before_many_in_a_queue)
                   blocks_of_first);
 }
 
+static int opens_many_pools(void *arg)
+{
+    static conc_pool pools[MOST];
+    (void)arg;
+    for (int i = 0; i < many; i++)
+        CHECK_INT(conc_pool_open(&pools[i]), 0);
+    for (int i = 0; i < many; i++)
+        CHECK_INT(conc_pool_close(&pools[i]), 0);
+    return 0;
+}
+
+GROWTH_TEST(pools_closed_from_the_first, opens_many_pools, 500)
+
 TEST(debug_mode)
 {
     CHECK(freopen("/dev/null", "r", stdin) != NULL);

@@ -3052,6 +3052,22 @@ POOL_TEST(a_queued_job_is_taken_back_at_the_time_limit)
     CHECK_INT(conc_pool_run(&pool, counts, NULL), 1);
 }
 
+POOL_TEST(a_queued_job_for_which_no_thread_starts_does_not_hold_the_clock)
+{
+    double seconds = 5;
+    conc_job busy, queued;
+    WITH_POOL(pool, 2);
+    CHECK_INT(conc_pool_submit(&pool, &busy, blocks, &seconds), 0);
+    no_threads = true;
+    CHECK_INT(conc_pool_submit(&pool, &queued, counts, NULL), 0);
+    CHECK_INT(conc_sleep(1), 0);
+    CHECK_TIME(1);
+    CHECK_INT(result_of(&queued), 1);
+    CHECK_TIME(5);
+    no_threads = false;
+    CHECK_INT(conc_job_wait(&busy, NULL), 0);
+}
+
 POOL_TEST(a_submit_above_the_limit_is_given_up_at_the_time_limit)
 {
     double seconds = 5;
