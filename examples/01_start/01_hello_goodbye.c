@@ -8,7 +8,7 @@
    It prints what stands in ../expected/01_start/01_hello_goodbye.txt.
    Hint: conc_sleep(1) waits for a second. CONC_TRY(call) returns from your function with the
    call's error if there is one, as an exception would leave it. */
-#define CONC_STATIC /* the implementation of conc, in this very file; see README.md for other ways */
+#define CONC_STATIC /* the implementation of conc is in this very file; README.md has other ways */
 #include "../../conc.h"
 
 /* Your turn: greet, wait for a second, say goodbye, return 0. An error is passed on. */
