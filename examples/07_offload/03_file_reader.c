@@ -13,8 +13,7 @@
 
 typedef struct {
     FILE *stream;
-    int number;
-    size_t lines, bytes;
+    size_t number, lines, bytes;
 } file;
 
 static int make_file(void *arg)
@@ -23,8 +22,8 @@ static int make_file(void *arg)
     f->stream = tmpfile();
     if (!f->stream)
         return -errno;
-    for (int i = 0; i < 20000 * f->number; i++)
-        fprintf(f->stream, "This is line %d\n", i);
+    for (size_t i = 0; i < 20000 * f->number; i++)
+        fprintf(f->stream, "This is line %zu\n", i);
     rewind(f->stream);
     return 0;
 }
