@@ -12,7 +12,8 @@
  *     static int hello(void *name)
  *     {
  *         CONC_TRY(conc_sleep(1));
- *         return printf("hello, %s\n", (char *)name);
+ *         printf("hello, %s\n", (char *)name);
+ *         return 0;
  *     }
  *     static int app(void *arg)
  *     {
@@ -637,8 +638,10 @@ CONC_API const char *conc_last_error(void);
  * Borrowed for ever. From anywhere. */
 CONC_API const char *conc_strerror(int rc);
 
-/* The value of expr; a negative one is returned from the calling function. A compound literal
- * inside expr lives no longer than the macro: a task that goes on must not be given one here.
+/* The value of expr; a negative one is returned, as an int, from the calling function, which
+ * returns int or ssize_t: in one that returns bool or size_t an error would look like success. Not
+ * around calls that return -1 and set errno, such as open(2): -1 is -EPERM. A
+ * compound literal inside expr ends with the macro: do not give it to a task that runs on.
  * Not inside an open scope or group: there CONC_TRY_IN(&s, expr) ends it with the error, and
  * returns what the end returned. */
 #define CONC_TRY(...) CONC__TRY((__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
@@ -757,11 +760,11 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * A descriptor in blocking mode stays so, apart from a listener (conc_accept), and does not hold
  * the loop: Linux has calls for sockets and pipes that do not wait, terminals and named pipes are
  * opened anew for the time of the call, and all others are asked by poll(2) first and written at
- * most PIPE_BUF bytes at a time; a device that takes the parts of a vector one by one, as eventfds
- * and inotify's do, is given the first alone. What remains: regular files and directories, where
- * the disk is waited for (conc_pool.h reads and writes files off the loop), and descriptors of
- * other kinds, as inotify's, or pipes on other systems, that several processes use at once, where
- * another one may be faster after poll(2) was asked.
+ * most PIPE_BUF bytes at a time. Of a vector for a device that takes its parts one by one, such as
+ * an eventfd, only the first part is moved. Two things can still hold the loop: the disk, with
+ * regular files and directories (conc_pool.h reads and writes files off the loop); and a descriptor
+ * of another kind (inotify; pipes on other systems) that several processes use at once, if another
+ * one takes the bytes after poll(2) has seen them.
  *
  * A descriptor may be ready in name only: a socket with messages in its error queue, a full Unix
  * datagram peer, an eventfd that has no room for so large a number. A call that finds that so
@@ -778,9 +781,9 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * hangs up. Errors: -EBADF (not open, or closed meanwhile), -EINVAL (other events), or the
  * system's.
  *
- * It says what poll(2) says, however often. A loop of the program's own around it and a call as
- * recv(2) with MSG_DONTWAIT never pauses where that call fails with EAGAIN although the descriptor
- * is ready, in name only: conc does not see the call's result. conc_recv and its kin do pause. */
+ * It says what poll(2) says. Where a descriptor is ready in name only, a loop that calls
+ * conc_wait_fd and then recv(2), which fails with EAGAIN, spins: conc does not see that result.
+ * conc_recv and its kin pause. */
 CONC_API int conc_wait_fd(int fd, int events);
 
 /* The POSIX calls, which wait instead of blocking or of failing with EAGAIN: a count, 0 at the
@@ -846,8 +849,10 @@ CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
 CONC_API int conc_close(int fd);
 
 typedef struct conc_server {
-    int fd;                            /* as conc_listen returned it */
-    int (*handler)(int fd, void *arg); /* serves one connection; fd is closed after it */
+    int fd; /* as conc_listen returned it */
+    /* serves one connection. fd is closed after it: a handler that closes it itself, by close(2),
+     * has another file closed that got its number; conc_close may close it earlier */
+    int (*handler)(int fd, void *arg);
     void *arg;
     /* connections at once; 0: no limit. At the limit those that come wait in the backlog */
     int limit;
@@ -902,7 +907,7 @@ typedef struct conc_stream conc_stream;
 #define conc_stream_open(...) conc__stream_open(CONC__PLACE, __VA_ARGS__)
 CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd);
 
-/* What a stream can run on instead of a descriptor: TLS, a compressor, memory. The functions get
+/* What a stream can run on instead of a descriptor: TLS, a cipher, memory. The functions get
  * the self that was given to conc_stream_open_on, and run in tasks, where they may wait; they
  * return a negative errno for an error (its words are conc_fail's), and -ECANCELED for a cancel,
  * which has had no effect then. -EAGAIN is tried again, after a pause of 1 ms, later of up to
@@ -911,7 +916,11 @@ CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd);
 typedef struct conc_transport {
     /* as conc_read: waits for bytes, and returns how many, at most n; 0 at the end */
     ssize_t (*read)(void *self, void *buf, size_t n);
-    /* as conc_write: waits until some of the n bytes are taken, and returns how many; never 0 */
+    /* as conc_write: waits until some of the n bytes are taken, and returns how many; never 0.
+     * After an error, -ECANCELED or -EAGAIN the next call brings the same bytes, and maybe more
+     * behind them, from another address. A transport that packs bytes into records takes them
+     * when the record is made, and sends the rest of it first the next time: conc_stream_flush
+     * does not know of that rest, so where it matters write returns when the record is sent */
     ssize_t (*write)(void *self, const void *buf, size_t n);
     /* ends the writing half, so that the peer reads the end: 0. NULL: there are no halves */
     int (*shutdown)(void *self);
@@ -958,7 +967,8 @@ CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, s
 
 /* The same for lines, which end with "\n" or "\r\n", and come without that:
  *     char *line;
- *     while (CONC_TRY(conc_stream_read_line(&s, &line)) >= 0 && line) ... */
+ *     while (CONC_TRY(conc_stream_read_line(&s, &line)) >= 0 && line) ...
+ * An empty line has length 0, as the end has, but there line is NULL. */
 CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
 
 /* Writing. Bytes are kept until buffer_size of them are there, until a flush, or until a read of
@@ -970,12 +980,14 @@ CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
  * some were taken. */
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n) CONC_NODISCARD;
 
-/* The same for formatted text: its length. */
+/* The same for formatted text: its length. Under a time limit compare it: a count below the
+ * length of the text means that the limit passed, as with conc_stream_write. */
 CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
     __attribute__((__format__(__printf__, 2, 3)));
 
-/* Waits until all that was written has been handed to the system: 0; how many bytes were, if a
- * cancel came after the first. */
+/* Waits until all that was written has been handed to the system: 0. If a cancel or a time limit
+ * comes when some bytes have been handed over, it returns their number, which is positive, and the
+ * rest stays in the buffer for the next flush; if none have, -ECANCELED. */
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes, and ends the writing half, so that the peer reads the end of file; reading goes on.
@@ -1078,8 +1090,9 @@ CONC_API void conc_free(void *p);
  *     int ms = s > 1e6 ? -1 : (int)(s * 1000 + 0.999);
  * (kqueue does not have devices such as /dev/tty, and on macOS named pipes: while a task waits for
  * one, the timeout is at most 20 ms.) Between the steps the rest of the thread's code is to conc
- * like a posted function: it may spawn, set and cancel, and what would wait is -EPERM. A deadlock
- * is not looked for. All calls come from the thread of conc_embed_begin. */
+ * like a posted function: it may spawn, set and cancel, and what would wait is -EPERM. To cancel
+ * the run from there, have main_fn keep conc_self() and give that to conc_cancel. A deadlock is
+ * not looked for. All calls come from the thread of conc_embed_begin. */
 typedef struct conc_embed {
     /* private */
     conc_loop *loop; /* NULL: not begun */
@@ -1096,7 +1109,8 @@ CONC_API int conc_embed_fd(conc_embed *e);
 
 /* How long to wait at most, in seconds: 0 when there is something to do now, CONC_FOREVER when
  * only the descriptor counts, also while the virtual clock stands still for a job. To be asked
- * anew before each wait. Not begun: CONC_FOREVER. -EPERM as above. */
+ * anew before each wait. Not begun: CONC_FOREVER. In another thread -EPERM, a negative number: do
+ * not wait by it. */
 CONC_API double conc_embed_timeout(conc_embed *e);
 
 /* Runs what is ready, without waiting: 1 while there is more to come, 0 once the run is over.
@@ -4133,7 +4147,7 @@ CONC__COLD int conc__misused(int rc, const char *call, const char *why, const ch
         conc__on_loop(l, conc__tell_misuse, &m);
     } else if (!l && atomic_load_explicit(&conc__debug_runs, memory_order_relaxed)) {
         fprintf(stderr, "conc: a thread without a run: %s: %s%s\n", name, why,
-                rc == -EPERM ? "; conc_loop_run runs it in a task of the loop" : "");
+                rc == -EPERM ? "; conc_loop_run runs it in a task of a loop" : "");
     }
     errno = saved;
     return rc < 0 ? conc_fail(rc, "%s: %s", name, why) : rc;
@@ -5990,12 +6004,14 @@ CONC_API const char *conc_strerror(int rc)
     case -ETIMEDOUT: return "out of time";
     case -EDEADLK: return "deadlock: it would wait for ever";
     case -EBUSY: return "in use already";
-    case -EPERM: return "not allowed here: not in a task, or not the owner";
+    case -EPERM:
+        return "not allowed here: not in a task, or not the owner (or a call that sets errno "
+               "returned -1)";
     case -ESHUTDOWN: return "the loop's run is over";
     case -EPIPE: return "closed";
     case -ENOTSUP: return "not supported here";
     case -EALREADY: return "already done";
-    case -EMSGSIZE: return "longer than the limit";
+    case -EMSGSIZE: return "a record longer than the limit of its stream, or of its buffer";
     case -EOWNERDEAD: return "the owner died";
     case -EOVERFLOW: return "the count would leave its range";
     default: break;

@@ -164,9 +164,9 @@ CONC_API int conc_offload(conc_fn *fn, void *arg);
 
 /* The same for what may hang: a cancel returns -ECANCELED at once, the job goes on alone, and
  * nobody learns its result. arg is the job's: free_arg(arg) (NULL: not wanted) is called once,
- * after the job, or at once if fn was not called, whatever is returned. Such jobs share as many
- * threads as those of conc_offload, but others. An abandoned one keeps its thread until it ends,
- * in later runs, too; when all hang, the call waits until one does not, or its task is cancelled.
+ * after the job, or at once if fn was not called, whatever is returned. Such jobs have a pool of
+ * their own, as large as that of conc_offload. An abandoned one keeps its thread until it ends, in
+ * later runs, too; when all hang, the call waits until one ends, or its task is cancelled.
  * Neither the run's nor the program's end waits for such a job, and a library that conc is in is
  * not unloaded before its end. */
 CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *));
@@ -182,8 +182,9 @@ CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void 
  * functions by module, build and offset; a library that was loaded later is loaded in them too,
  * one that was replaced meanwhile is refused (-ENOEXEC). Standard output is flushed after each
  * job. SIGINT and SIGTERM, which come to all processes of a terminal or service, are left to the
- * program. Workers end with it, and so do processes that their jobs fork, which have copies of
- * the jobs' data. */
+ * program. What main made of the arguments, and what it stored in globals, is not in them: a job
+ * gets what it needs in its bytes, or from init. Workers end with the program, and so do processes
+ * that their jobs fork, which have copies of the jobs' data. */
 typedef struct conc_procs {
     /* at most (4096); 0: one for each processor. They start when they are first needed */
     int workers;
@@ -207,11 +208,13 @@ CONC_API int conc_procs_close(conc_procs *p);
 CONC_API void conc__auto_conc_procs(conc_procs *p);
 
 /* fn in a worker, on a copy of the size bytes at arg, aligned as max_align_t, which comes back
- * when fn returned: its result. Any size. Waits. Errors, arg is as before: -EOWNERDEAD (the
- * worker died in fn; conc_last_error says of what), -ECANCELED (a worker that was in fn is
- * killed), -EAGAIN (no worker can be started now) and -ENOTRECOVERABLE (none comes up, or init
- * failed; conc_last_error says why, and closing and opening the pool is what is left), -EINVAL,
- * -EPIPE (closed), -ENOMEM, -EPERM. A worker that dies costs only its own job, and is replaced. */
+ * when fn returned: its result. Any size. Waits, also for a worker that is free: a time limit
+ * around it is for both, so where it is to mean the job alone, begin no more jobs at once than
+ * there are workers, as with conc_map_limit. Errors, arg is as before: -EOWNERDEAD (the worker died
+ * in fn; conc_last_error says of what), -ECANCELED (a worker that was in fn is killed), -EAGAIN (no
+ * worker can be started now) and -ENOTRECOVERABLE (none comes up, or init failed; conc_last_error
+ * says why, and closing and opening the pool is what is left), -EINVAL, -EPIPE (closed), -ENOMEM,
+ * -EPERM. A worker that dies costs only its own job, and is replaced. */
 CONC_API int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size) CONC_NODISCARD;
 
 /* The same without waiting for it; the bytes at arg are the job's until it ended. */
@@ -329,13 +332,12 @@ typedef struct conc_child {
     const char *const *argv;
     const char *const *env; /* "name=value"..., NULL; NULL: this program's */
     const char *dir;        /* where it runs; NULL: here */
-    int input, output,
-        /* 0: this program's; CONC_PIPE, CONC_NULL, or a descriptor, which stays yours. After the
-         * start the near end of a pipe, else -1, for conc_read and conc_write. conc_child_close
-         * closes it; to end the child's input sooner, conc_close it and set it to -1. A socket
-         * is set to blocking, as programs expect it, for this program too, where conc's calls do
-         * not mind; a socket that listens is not */
-        error;
+    /* each is 0: this program's; CONC_PIPE, CONC_NULL, or a descriptor, which stays yours. After
+     * the start the near end of a pipe, else -1, for conc_read and conc_write. conc_child_close
+     * closes it; to end the child's input sooner, conc_close it and set it to -1. A socket is set
+     * to blocking, as programs expect it, for this program too, where conc's calls do not mind; a
+     * socket that listens is not */
+    int input, output, error;
     /* it leads a process group of its own, with all that it starts: conc_child_kill and
      * conc_child_close reach the whole group, even when the child itself has ended, until it is
      * closed. A terminal's Ctrl+C no longer reaches it */
@@ -820,9 +822,9 @@ static inline int conc__caller(conc_loop **l, const char *call)
 
 /* The caller waits until it is woken: the result. It stands in the list already; unlock(mutex)
  * lets others come. */
-CONC__SWITCHES int conc__wait_outside(conc_loop *l, conc__waiter *w, const conc__wait_kind *kind,
-                                      const void *on, pthread_mutex_t *mutex,
-                                      pthread_mutex_t *outer)
+CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
+                                                  const conc__wait_kind *kind, const void *on,
+                                                  pthread_mutex_t *mutex, pthread_mutex_t *outer)
 {
     conc__wait wait = {.kind = kind, .on = on, .item = w};
     conc__gate gate;
@@ -6777,7 +6779,8 @@ CONC__PRIVATE void conc__worker_listens(void)
                          __ATOMIC_RELAXED);
 }
 
-/* How many bytes of data the request is about, of so many at most: a job may have overwritten it. */
+/* How many bytes of data the request is about, of so many at most: a job may have overwritten
+ * it. */
 CONC__PRIVATE size_t conc__request_bytes(const conc__request *r, size_t most)
 {
     uint64_t bytes = r->in;

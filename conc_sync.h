@@ -10,8 +10,7 @@
  *
  *     static int transfer(void *arg)
  *     {
- *         CONC_LOCKED(&lock) {                            // left with the block, however that
- *         ends
+ *         CONC_LOCKED(&lock) {                            // released on every way out
  *             CONC_TRY(conc_sleep(1));
  *         }
  *         return 0;
@@ -201,8 +200,8 @@ typedef struct conc_cond {
     conc__waits waits;
 } conc_cond;
 
-/* Releases the lock, waits to be notified, and returns when the task has the lock again, which
- * it has on every return, if that takes longer than its time limit too. Others may have run in
+/* Releases the lock, waits to be notified, and acquires the lock again. The task has the lock
+ * whatever is returned, so a return can come later than a time limit. Others may have run in
  * between: test what you wait for in a loop. Waits. Errors: -EPERM (the task does not have the
  * lock), -ECANCELED (and no notify was taken). */
 CONC_API int conc_cond_wait(conc_cond *c, conc_lock *l) CONC_NODISCARD;
@@ -286,10 +285,9 @@ typedef struct conc_queue {
     size_t item_size; /* bytes; 0: items are only counted */
     size_t capacity;  /* items; a put above it waits; 0: no limit */
     int kind;
-    bool (*less)(const void *a,
-                 /* which of two items comes first; alone it means CONC_QUEUE_PRIORITY. It does
-                  * not wait. Items are aligned as max_align_t, no more */
-                 const void *b);
+    /* does a come before b? Alone it means CONC_QUEUE_PRIORITY. It does not wait. Items are
+     * aligned as max_align_t, no more */
+    bool (*less)(const void *a, const void *b);
     /* private */
     bool closed, checked;
     char *items;      /* FIFO: a ring; LIFO: a stack; priority: a binary heap */
@@ -311,7 +309,9 @@ typedef struct conc_queue {
 /* Puts a copy of the item, for the first who waits or into the queue. item is borrowed until the
  * call returns. Waits while the queue is full; else the task goes on, so consumers have their
  * turn when the producer waits or calls conc_yield. Errors: -EPIPE (closed), -ENOMEM (and the queue
- * is as before), -EINVAL (a kind without less, or less with another kind), -ECANCELED. */
+ * is as before), -EINVAL (a kind without less, or less with another kind), -ECANCELED.
+ * conc_queue_try_put never waits: -EAGAIN when the queue is full. That does not mean that the
+ * consumer is slow: it may not have had its turn since the producer runs. */
 CONC_API int conc_queue_put(conc_queue *q, const void *item) CONC_NODISCARD;
 CONC_API int conc_queue_try_put(conc_queue *q, const void *item) CONC_NODISCARD;
 

@@ -68,6 +68,18 @@ check_warnings_in_users() {
     "$out/user" >/dev/null
 }
 
+# Nothing is taken for lost that lies in a function that waits, or in its callers, whatever the compiler makes of them.
+check_inlined() {
+    local call
+    for call in 'conc_offload(quick, NULL)' 'conc_offload_abandon(quick, NULL, NULL)' 'conc_file_append("/dev/null", "x", 1)' \
+        'conc_resolve("localhost", "80", &(struct sockaddr_storage){0}, 1)' 'conc_event_wait(&never)' \
+        'conc_sem_acquire(&none)' 'conc_timeout(1, quick, NULL)' 'conc_wait_signal(SIGUSR1)'; do
+        cc -O2 "-DCALL=$call" -include signal.h $here/inlined.c -o "$out/inlined"
+        CONC_DEBUG=0 timeout 60 "$out/inlined" >"$out/said" 2>&1 || fail "$call: $(cat "$out/said")"
+        CONC_DEBUG=1 timeout 60 "$out/inlined" >"$out/said" 2>&1 || fail "$call with CONC_DEBUG=1: $(cat "$out/said")"
+    done
+}
+
 # Functions that wait find their variables unchanged, however the compiler addresses their frames. On other processors
 # too, where there are compilers and emulators for them.
 check_frames() {
