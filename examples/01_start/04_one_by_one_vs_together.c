@@ -22,8 +22,8 @@ static int blocking(void)
     return 0;
 }
 
-/* Your turn: call work with the address of each delay, one after the other. Other tasks could run
-   meanwhile, but there are none. */
+/* Your turn: call work with the address of each delay, one after the other. Other tasks can run
+   during these waits, but there are none. */
 static int one_by_one(void)
 {
     for (size_t i = 0; i < CONC_LEN(delays); i++)

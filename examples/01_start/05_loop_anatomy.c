@@ -12,8 +12,8 @@
 #include "../../conc.h"
 
 /* The words of asyncio, in C:
-   coroutine    a function int f(void *) that may wait. It has no mark as `async def`, and is no
-                object: it is called, or given to a task.
+   coroutine    a function int f(void *) that may wait. It needs no mark such as `async def`,
+                and it is no object: it is called, or given to a task.
    event loop   what conc_main begins. It runs one ready task after the other; when none is ready,
                 it sleeps until a timer is due, or input or output is possible.
    task         a call that runs beside its caller, on a stack of its own; the loop schedules it.

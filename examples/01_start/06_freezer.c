@@ -37,7 +37,7 @@ static int wait_for_reply(void *arg)
     return 0;
 }
 
-/* A function of somebody else's library: it blocks, and cannot be changed. */
+/* A function of a library: it blocks, and cannot be changed. */
 static int library_call(void *arg)
 {
     (void)arg;

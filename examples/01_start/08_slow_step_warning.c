@@ -23,7 +23,7 @@ static int draw_icon(void *arg)
 static int draw_poster(void *arg)
 {
     (void)arg;
-    CONC_TRY(conc_block(0.3)); /* no other task runs meanwhile: this is the slow step */
+    CONC_TRY(conc_block(0.3)); /* no other task runs now: this is the slow step */
     printf("poster drawn\n");
     return 0;
 }

@@ -1,6 +1,6 @@
 /* A forgotten result. In Python a call without `await` does nothing: "coroutine was never awaited".
    In C the call is made all the same, and what gets lost is its result: here the mail was not
-   sent, and nobody knows. Write the careful function, which passes the error on.
+   sent, and its sender does not know. Write the careful function, which passes the error on.
 
    cc 09_common_errors.c -o forgotten
    ./forgotten

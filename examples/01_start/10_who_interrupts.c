@@ -1,6 +1,6 @@
-/* Who interrupts whom. A busy function does not wait: it counts until somebody sets a flag, or for
-   a million rounds. A task that would set the flag never gets its turn meanwhile (tasks are
-   cooperative); a thread does (threads are preemptive).
+/* Who interrupts whom. A busy function does not wait: it counts until a flag is set, or for a
+   million rounds. A task that wants to set the flag gets no turn before the function ends (tasks
+   are cooperative); a thread does (threads are preemptive).
 
    cc 10_who_interrupts.c -o interrupts
    ./interrupts

@@ -1,5 +1,5 @@
-/* Forgotten tasks. Nobody waits for two tasks: when the run ends, the one that saves a file is
-   cancelled ("Task was destroyed but it is pending"), and the one that fails is only reported
+/* Forgotten tasks. Two tasks run in the background. When the run ends, the one that saves a file
+   is cancelled ("Task was destroyed but it is pending"); the one that fails is only reported
    ("Task exception was never retrieved"). Start them in a group, and wait.
 
    cc 11_forgotten_tasks.c -o waiting
@@ -24,7 +24,7 @@ static int send_mail(void *arg)
     return conc_fail(-ECONNREFUSED, "the mail server is down");
 }
 
-static int nobody_waits(void *arg)
+static int in_background(void *arg)
 {
     (void)arg;
     CONC_TRY(conc_spawn(NULL, save, NULL)); /* NULL: a background task, of no group */
@@ -34,7 +34,7 @@ static int nobody_waits(void *arg)
 
 /* Your turn: start save and send_mail in a group in which one failure does not cancel the other
    task. Return what the wait for the group returns. */
-static int group_waits(void *arg)
+static int in_a_group(void *arg)
 {
     (void)arg;
     conc_group g = {.keep_going = true};
@@ -59,7 +59,7 @@ static void run(const char *title, conc_fn *fn)
 
 int main(void)
 {
-    run("Nobody waits", nobody_waits);
-    run("A group waits", group_waits);
+    run("In the background", in_background);
+    run("In a group", in_a_group);
     return 0;
 }

@@ -51,8 +51,8 @@ static int every_result(void)
     return 0;
 }
 
-/* Your turn: call the risky operation. If it fails, print "Error: " and its error, and return 0:
-   nobody else sees the error. Only a cancel (-ECANCELED) is passed on: it is no error. */
+/* Your turn: call the risky operation. If it fails, print "0.5 s: Error: " and its error, and
+   return 0: the gather sees no error. A cancel (-ECANCELED) is no error: pass it on. */
 static int safe_task(void *arg)
 {
     int rc = risky_operation(arg);

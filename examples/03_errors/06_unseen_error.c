@@ -1,5 +1,5 @@
-/* Unseen errors. A server starts two tasks, both fail, and nobody sees it: there are two places
-   that swallow an error. Find them, and have the log show both errors, with their times.
+/* Unseen errors. A server starts two tasks, both fail, and its log does not say so: two places
+   swallow an error. Find them, and have the log show both errors, with their times.
 
    cc 06_unseen_error.c -o unseen
    cc -DBROKEN 06_unseen_error.c -o swallowed     # with the bugs
@@ -50,7 +50,7 @@ static int server(void *arg)
     (void)arg;
     static conc_task report;
     start = conc_now();
-    CONC_TRY(conc_spawn(NULL, send_mail, NULL)); /* fire and forget: nobody joins it */
+    CONC_TRY(conc_spawn(NULL, send_mail, NULL)); /* fire and forget: no join */
     CONC_TRY(conc_spawn_task(NULL, &report, write_report, NULL));
 #ifdef BROKEN
     CONC_TRY(conc_join(&report, NULL));

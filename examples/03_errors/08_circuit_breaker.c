@@ -1,5 +1,5 @@
-/* Circuit breaker. After 5 failures in a row nobody calls the service for 60 s: the circuit is
-   open. Then it is half open: one call tries the service, and decides for all; the others are
+/* Circuit breaker. After 5 failures in a row no call reaches the service for 60 s: the circuit
+   is open. Then it is half open: one call tries the service, and decides for all; the others are
    refused until it returns. Success closes the circuit, a failure opens it again.
 
    cc 08_circuit_breaker.c -o breaker
