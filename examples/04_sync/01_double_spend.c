@@ -1,8 +1,12 @@
-/* Double spend: five withdrawals of 50 from a balance of 100. A wait between reading and writing
- * is all it takes; then a lock, which lets one at a time through.
- *   cc 01_double_spend.c -o double_spend && ./double_spend        (CONC_CLOCK=virtual
- *   ./double_spend takes no time)
- */
+/* Double spend. Withdraw 50 from a balance of 100, five times at once. A wait between reading and
+   writing is enough to pay out 250. Only a lock around check and update gives it twice.
+
+   cc 01_double_spend.c -o double_spend
+   ./double_spend
+   CONC_CLOCK=virtual ./double_spend     # the same, without the waiting
+
+   It prints what stands in ../expected/04_sync/01_double_spend.txt.
+   Hint: CONC_LOCKED(&lock) { ... } waits for the lock, and gives it back when the block is left. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 
@@ -34,6 +38,7 @@ static int withdraw_unchecked(void *arg)
     return APPROVED;
 }
 
+/* Your turn: withdraw in such a way that no other withdrawal comes between check and update. */
 static int withdraw_locked(void *arg)
 {
     bank_account *a = arg;
@@ -48,9 +53,9 @@ static int attack(const char *how, conc_fn *withdraw)
 {
     bank_account account = {.balance = 100};
     int results[5], approved = 0;
-    CONC_TRY(conc_map_all(withdraw, &account, CONC_LEN(results), 0, results));
-    for (size_t i = 0; i < CONC_LEN(results); i++)
-        approved += CONC_TRY(results[i]);
+    CONC_TRY(conc_map_all(withdraw, &account, 5, 0, results)); /* 0: all get the same account */
+    for (int i = 0; i < 5; i++)
+        approved += results[i] == APPROVED;
     printf("%-17s %d approved, %d refused: %3d paid out of 100, balance %d\n", how, approved,
            5 - approved, approved * AMOUNT, account.balance);
     return 0;

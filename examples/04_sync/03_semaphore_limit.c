@@ -1,26 +1,37 @@
-/* Semaphore: twelve downloads are started at once, no more than 5 (then 10) are under way, and
- * each waits for its turn.
- *   cc 03_semaphore_limit.c -o semaphore && ./semaphore        (CONC_CLOCK=virtual ./semaphore
- *   takes no time)
- */
+/* Semaphore. Start twelve downloads at once, but let no more than 5 be under way at a time; then
+   the same with 10. The others wait, in their order.
+
+   cc 03_semaphore_limit.c -o semaphore
+   ./semaphore
+   CONC_CLOCK=virtual ./semaphore     # the same, without the waiting
+
+   It prints what stands in ../expected/04_sync/03_semaphore_limit.txt.
+   Hint: CONC_PERMIT(&downloads) { ... } waits for a permit, and gives it back when the block is
+   left. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 
 static conc_sem downloads;
-static int inside, peak;
+static int under_way, most;
 static double start;
 
+static int fetch(int number)
+{
+    under_way++;
+    if (under_way > most)
+        most = under_way;
+    printf("%.0f s: download %d, %d under way\n", conc_now() - start, number, under_way);
+    CONC_TRY(conc_sleep(1 + number % 3));
+    under_way--;
+    return 0;
+}
+
+/* Your turn: fetch the number, with a permit of the semaphore. */
 static int download(void *arg)
 {
-    int number = *(int *)arg;
-    /* async with: given back when the block is left, however that happens */
+    int *number = arg;
     CONC_PERMIT(&downloads) {
-        if (++inside > peak)
-            peak = inside;
-        printf("%.0f s: download %d starts, %d under way\n", conc_now() - start, number, inside);
-        int rc = conc_sleep(1 + number % 3);
-        inside--;
-        CONC_TRY(rc);
+        CONC_TRY(fetch(*number));
     }
     return 0;
 }
@@ -31,11 +42,11 @@ static int download_all(int limit)
     for (int i = 0; i < 12; i++)
         numbers[i] = i + 1;
     downloads = (conc_sem)CONC_SEM(limit);
-    peak = 0;
+    most = 0;
     start = conc_now();
     printf("A semaphore of %d:\n", limit);
     CONC_TRY(CONC_MAP(download, numbers));
-    printf("%.0f s: 12 done, at most %d at once\n", conc_now() - start, peak);
+    printf("%.0f s: 12 done, at most %d at once\n", conc_now() - start, most);
     return 0;
 }
 

@@ -1,25 +1,28 @@
-/* Three a second: twenty requests through a semaphore of 3. That alone limits how many run at
- * once; it becomes a rate when each request keeps its permit for the whole second.
- *   cc 04_three_per_second.c -o three && ./three        (CONC_CLOCK=virtual ./three takes no time)
- */
+/* Three a second. Send 20 requests to a service that allows three a second. A semaphore of 3 lets
+   all start in one second, unless each permit is held for a second. A token bucket (conc_limiter)
+   allows its burst and its rate: with 3 and 3 five start in the first second, later three in each.
+
+   cc 04_three_per_second.c -o three
+   ./three
+   CONC_CLOCK=virtual ./three     # the same, without the waiting
+
+   It prints what stands in ../expected/04_sync/04_three_per_second.txt.
+   Hint: conc_sleep_until(t + 1) inside the block of CONC_PERMIT keeps the permit until then. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 
-enum { REQUESTS = 20 };
-
 static conc_sem permits = CONC_SEM(3);
-static double starts[REQUESTS];
+static conc_limiter bucket = {.rate = 3, .burst = 3};
+static double starts[20];
 static int started;
 
 static int request(void)
 {
-    int n = started++;
-    starts[n] = conc_now();
-    CONC_TRY(conc_sleep(0.1));
-    return n;
+    starts[started++] = conc_now();
+    return conc_sleep(0.1);
 }
 
-static int request_at_once(void *arg)
+static int permit_for_request(void *arg)
 {
     (void)arg;
     CONC_PERMIT(&permits) {
@@ -28,49 +31,51 @@ static int request_at_once(void *arg)
     return 0;
 }
 
-/* conc_limiter does the same without keeping back the answer. */
-static int request_a_second(void *arg)
+/* Your turn: send the request with a permit, and keep the permit until a second has passed since it
+   was sent. */
+static int permit_for_second(void *arg)
 {
     (void)arg;
     CONC_PERMIT(&permits) {
-        int n = CONC_TRY(request());
-        /* the answer is here; the permit stays until its second is over */
-        CONC_TRY(conc_sleep_until(starts[n] + 1));
+        double sent = conc_now();
+        CONC_TRY(request());
+        CONC_TRY(conc_sleep_until(sent + 1));
     }
     return 0;
 }
 
-static void report(const char *permit, double start)
+/* Your turn: take a token from the bucket (conc_limiter_acquire), then send the request. */
+static int token_for_request(void *arg)
 {
-    int most = 0;
-    printf("A permit for %s:", permit);
-    for (int i = 0; i < REQUESTS; i++) {
-        int within = 0; /* the starts in the second that begins with this one */
-        for (int k = i; k < REQUESTS && starts[k] < starts[i] + 1; k++)
-            within++;
-        if (within > most)
-            most = within;
-        if (i == 0 || starts[i] > starts[i - 1] + 0.05)
-            printf("\n%.1f s:", starts[i] - start);
-        printf(" #%d", i + 1);
-    }
-    printf("\nUp to %d in one second\n", most);
+    (void)arg;
+    CONC_TRY(conc_limiter_acquire(&bucket, 1));
+    return request();
 }
 
-static int send_requests(const char *permit, conc_fn *client)
+static int send_all(const char *how, conc_fn *send)
 {
     double start = conc_now();
+    int most = 0;
     started = 0;
-    CONC_TRY(conc_map(client, NULL, REQUESTS, 0));
-    report(permit, start);
+    CONC_TRY(conc_map(send, NULL, 20, 0));
+    for (int i = 0, k = 0; i < started; i++) { /* k: the first within the same second */
+        while (starts[i] - starts[k] > 0.999)
+            k++;
+        if (most < i - k + 1)
+            most = i - k + 1;
+    }
+    printf("%s: up to %d in one second\n", how, most);
+    for (int i = 0; i < started; i++)
+        printf("%.1f%s", starts[i] - start, i < started - 1 ? " " : "\n");
     return 0;
 }
 
 static int app(void *arg)
 {
     (void)arg;
-    CONC_TRY(send_requests("a request", request_at_once));
-    return send_requests("a second", request_a_second);
+    CONC_TRY(send_all("A permit for a request", permit_for_request));
+    CONC_TRY(send_all("A permit for a second", permit_for_second));
+    return send_all("A token for a request", token_for_request);
 }
 
 int main(void) { return conc_main(app, NULL); }

@@ -1,22 +1,28 @@
-/* Coordination: a latch waits until all are ready, a barrier lets nobody on before the last is
- * there, and a condition hands items on through a buffer of two places, whose users wait while
- * it is full or empty.
- *   cc 06_coordination.c -o coordination && ./coordination        (CONC_CLOCK=virtual
- *   ./coordination takes no time)
- */
+/* Coordination, latch and barrier. Three runners get ready in 1, 2 and 3 s; the starter waits for
+   all of them (a latch), and no runner waits for him. Then each goes to the line, in the same time
+   again; there they wait for the last (a barrier), and all are off at once.
+
+   cc 06_coordination.c -o coordination
+   ./coordination
+   CONC_CLOCK=virtual ./coordination     # the same, without the waiting
+
+   It prints what stands in ../expected/04_sync/06_coordination.txt.
+   Hint: conc_latch_done does not wait, conc_latch_wait and conc_barrier_wait do. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 
-static double start;
-static conc_latch not_ready;
+static conc_latch not_ready; /* how many are not: 0, until it is set */
 static conc_barrier line = CONC_BARRIER(3);
+static double start;
 
+/* Your turn: after the seconds print "1 s: runner 1 is ready", and count down the latch. After as
+   many more print "2 s: runner 1 is at the line". When all are there, "6 s: runner 1 is off". */
 static int runner(void *arg)
 {
     int seconds = *(int *)arg;
     CONC_TRY(conc_sleep(seconds));
     printf("%.0f s: runner %d is ready\n", conc_now() - start, seconds);
-    CONC_TRY(conc_latch_done(&not_ready)); /* one less; the runner goes on at once */
+    CONC_TRY(conc_latch_done(&not_ready));
     CONC_TRY(conc_sleep(seconds));
     printf("%.0f s: runner %d is at the line\n", conc_now() - start, seconds);
     CONC_TRY(conc_barrier_wait(&line));
@@ -24,6 +30,7 @@ static int runner(void *arg)
     return 0;
 }
 
+/* Your turn: wait until all runners are ready, and print "3 s: all are ready". */
 static int starter(void *arg)
 {
     (void)arg;
@@ -32,50 +39,14 @@ static int starter(void *arg)
     return 0;
 }
 
-static conc_lock lock;
-static conc_cond changed;
-static int buffer[2], count;
-
-static int producer(void *items)
-{
-    for (int i = 1; i <= *(int *)items; i++)
-        CONC_LOCKED(&lock) {
-            /* a loop: until this has the lock again, another one may have filled it */
-            while (count == 2)
-                CONC_TRY(conc_cond_wait(&changed, &lock));
-            buffer[count++] = i;
-            printf("%.0f s: put %d, the buffer has %d\n", conc_now() - start, i, count);
-            conc_cond_notify_all(&changed);
-        }
-    return 0;
-}
-
-static int consumer(void *items)
-{
-    for (int i = 1; i <= *(int *)items; i++) {
-        CONC_LOCKED(&lock) {
-            while (count == 0)
-                CONC_TRY(conc_cond_wait(&changed, &lock));
-            printf("%.0f s: took %d\n", conc_now() - start, buffer[0]);
-            buffer[0] = buffer[1];
-            count--;
-            conc_cond_notify_all(&changed);
-        }
-        CONC_TRY(conc_sleep(1)); /* slow: it is the producer that has to wait */
-    }
-    return 0;
-}
-
 static int app(void *arg)
 {
     (void)arg;
-    int seconds[] = {3, 1, 2}, items = 5;
+    int seconds[] = {3, 1, 2};
     start = conc_now();
-    CONC_TRY(conc_latch_add(&not_ready, CONC_LEN(seconds)));
-    CONC_TRY(CONC_GATHER(CONC_CALL(starter, NULL), CONC_CALL(runner, &seconds[0]),
-                         CONC_CALL(runner, &seconds[1]), CONC_CALL(runner, &seconds[2])));
-    start = conc_now();
-    return CONC_GATHER(CONC_CALL(consumer, &items), CONC_CALL(producer, &items));
+    CONC_TRY(conc_latch_add(&not_ready, 3));
+    return CONC_GATHER(CONC_CALL(starter, NULL), CONC_CALL(runner, &seconds[0]),
+                       CONC_CALL(runner, &seconds[1]), CONC_CALL(runner, &seconds[2]));
 }
 
 int main(void) { return conc_main(app, NULL); }

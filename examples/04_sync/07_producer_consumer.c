@@ -1,8 +1,13 @@
-/* Producer and consumer: a queue between two tasks; the consumer waits for items, and an empty
- * one is the end.
- *   cc 07_producer_consumer.c -o producer && ./producer        (CONC_CLOCK=virtual ./producer
- *   takes no time)
- */
+/* Producer and consumer. One task puts item-0 to item-9 into a queue, one each 0.1 s, and then an
+   empty item, which says that this is the end. The other takes them out and prints them.
+
+   cc 07_producer_consumer.c -o producer
+   ./producer
+   CONC_CLOCK=virtual ./producer     # the same, without the waiting
+
+   It prints what stands in ../expected/04_sync/07_producer_consumer.txt.
+   Hint: conc_queue_put(q, &it) puts a copy into the queue, conc_queue_get(q, &it) waits for an item
+   and copies it out. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 
@@ -10,25 +15,25 @@ typedef struct {
     char name[16]; /* "": the sentinel */
 } item;
 
+/* Your turn: put the ten items, 0.1 s after each, and then the sentinel. */
 static int producer(void *queue)
 {
+    item it = {""}, sentinel = {""};
     for (int i = 0; i < 10; i++) {
-        item it = {""};
         snprintf(it.name, sizeof it.name, "item-%d", i);
-        /* puts a copy; it would wait for a place if the queue had a capacity */
         CONC_TRY(conc_queue_put(queue, &it));
         CONC_TRY(conc_sleep(0.1));
     }
-    /* conc_queue_close says the same without an item, to any number */
-    return conc_queue_put(queue, &(item){""});
+    return conc_queue_put(queue, &sentinel);
 }
 
+/* Your turn: take item after item until the sentinel comes, and print "Processing item-0". */
 static int consumer(void *queue)
 {
     for (;;) {
         item it;
         CONC_TRY(conc_queue_get(queue, &it));
-        if (!it.name[0])
+        if (it.name[0] == '\0')
             return 0;
         printf("Processing %s\n", it.name);
     }
@@ -38,7 +43,7 @@ static int app(void *arg)
 {
     (void)arg;
     double start = conc_now();
-    CONC_AUTO(conc_queue, queue) = CONC_QUEUE(item, 0);
+    CONC_AUTO(conc_queue, queue) = CONC_QUEUE(item, 0); /* 0: no limit */
     CONC_TRY(CONC_GATHER(CONC_CALL(producer, &queue), CONC_CALL(consumer, &queue)));
     printf("All done after %.1f seconds\n", conc_now() - start);
     return 0;

@@ -16,6 +16,13 @@ END {
             print "There should be one line \"✅ " url[i] " is online\" or \"❌ " url[i] " is offline\"."
         online += up
     }
+    same_order = 1
+    for (i = 1; i <= n; i++) {
+        split(line[i], check, " ")
+        sub(/\.\.\.$/, "", check[2])
+        split(line[n + i], result, " ")
+        if (check[2] != result[2]) same_order = 0
+    }
     expect(2 * n + 1, "")
     expect(2 * n + 2, "=== Website Status Report ===")
     expect(2 * n + 3, "Online: " online + 0 "/" n)
@@ -25,6 +32,8 @@ END {
         print "Line " 2 * n + 5 " should be \"Response time: 2.3 seconds\", with the time of the slowest check."
     else {
         split(last, word, " ")
+        if (same_order && word[3] * 2 == int(word[3] * 2))
+            print "The results come in the order of the checks, after " word[3] " s: is the time random?"
         if (word[3] < 1 || word[3] > 3) print "All checks together took " word[3] " s; the slowest takes 1 to 3 s."
     }
     if (lines != 2 * n + 5) print "It prints " lines + 0 " lines; " 2 * n + 5 " are expected."

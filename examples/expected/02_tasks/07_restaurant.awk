@@ -30,6 +30,8 @@ END {
             last = find("✓ " ready[d] " ready for order " o " (", "1.5s)")
             if (first && last && (time < low[d] || time > high[d]))
                 print "The " dish[d] " of order " o " took " time " s; it should be " low[d] " to " high[d] " s."
+            if (first && last && o > 1 && time == former[d]) same[d]++
+            former[d] = time
             if (time > longest) longest = time
             if (first && begins && first < begins) print "Order " o " starts before its dishes."
             if (last && ends && last > ends) print "Order " o " is complete before its " dish[d] " is ready."
@@ -41,6 +43,8 @@ END {
         sum += taken
         if (taken > total) total = taken
     }
+    if (same[1] == orders - 1 && same[2] == orders - 1 && same[3] == orders - 1)
+        print "The dishes of all orders took the same times: are they random?"
     if (first_last && last_first > first_last) print "Not all dishes are begun when the first is ready: serve all orders at once."
     if (line[lines - 2] != "=== Service Complete ===") print "\"=== Service Complete ===\" is missing before the last two lines."
     split(line[lines - 1], word, " ")
