@@ -61,6 +61,10 @@ SWITCHES = r"test_(errors|generators|random_\w+|stacks|static_variables|tasks|ti
 INLINED = SWITCHES + (r"|test_(descriptors|errno|futures|gather|group\w*|guard_report|locals|locks)\.c"
                       r"|test_(queues|scopes|streams|time)\.c")
 
+# Threads and processes: neither how stacks are switched nor which processor it is.
+WITH_POOLS = (r"|test_(channels|children|files|loop_run|names|offload|pool|post|procs|select_pool|shared|sandbox)\.c"
+              r"|test_(background|cancel|last_error|queues|select|serve|spawn_copy|transports|growth)\.c")
+
 POLLERS = (r"test_(children|descriptors|embed\w*|forks|net_faults|other_loops|poller|post|random_io|run|select)\.c"
            r"|test_(signals|streams|time)\.c")
 
@@ -69,17 +73,17 @@ POLLERS = (r"test_(children|descriptors|embed\w*|forks|net_faults|other_loops|po
 CONFIGS = [
     Config("gcc", f"gcc -std=gnu11 -O2 {WARNINGS}", variants=True),
     Config("single", "gcc -O2", layout="single_include", only=SWITCHES),
-    Config("clang", f"clang -O2 {WARNINGS}"),
+    Config("clang", f"clang -O2 {WARNINGS}", only=INLINED + WITH_POOLS),
     Config("asan", f"clang -O1 -fsanitize=address,undefined {SANITIZE}", sanitized=True),
     Config("gcc-asan", f"gcc -O1 -fsanitize=address,undefined {SANITIZE}", sanitized=True, only=INLINED),
     Config("tsan", f"clang -O1 -fsanitize=thread {SANITIZE}", sanitized=True),
-    Config("ucontext", "gcc -O0 -DCONC_USE_UCONTEXT"),
+    Config("ucontext", "gcc -O0 -DCONC_USE_UCONTEXT", only=INLINED),
     Config("no-epoll", "clang -O0 -DCONC_NO_EPOLL", variants=True),
     # as on macOS, with a stand-in for its system calls
     Config("kqueue", f"gcc -std=gnu11 -O1 {WARNINGS} -DCONC__KQUEUE -Itests/kqueue", only=POLLERS),
     Config("save-fpu", "gcc -O3 -DCONC_SAVE_FPU" + " -fcf-protection=full" * X86, linked=False, only=SWITCHES),
     Config("static", "clang -O3 -DCONC_STATIC", layout="single_include", linked=False, only=INLINED),
-    Config("aarch64", "aarch64-linux-gnu-gcc -O2 -static", plain=True, runner="qemu-aarch64"),
+    Config("aarch64", "aarch64-linux-gnu-gcc -O2 -static", plain=True, runner="qemu-aarch64", only=INLINED + WITH_POOLS),
     Config("aarch64-bti", "aarch64-linux-gnu-gcc -O3 -static -mbranch-protection=standard", plain=True,
            runner="qemu-aarch64", only=SWITCHES),
     Config("riscv64", "riscv64-linux-gnu-gcc -O2 -static", plain=True, runner="qemu-riscv64", only=INLINED),
@@ -93,12 +97,13 @@ class Run:
     environment: dict = field(default_factory=dict)
     runner: str = ""
     seeds: range = range(0)
+    only: str = ""  # as in Config
 
 
 ONCE = {"TEST_ONCE": "1"}  # tests run in one way of waiting, the loop's own choice
 
 RUNS = [Run(f"seeds {n}-{n + 49}", seeds=range(n, n + 50)) for n in (1, 51)]
-RUNS += [Run("valgrind", ONCE, runner=VALGRIND), Run("poll", {"CONC_POLL": "poll"})]
+RUNS += [Run("valgrind", ONCE, runner=VALGRIND), Run("poll", {"CONC_POLL": "poll"}, only=POLLERS)]
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("CONC_", "CK_", "MAKE", "MFLAGS"))}
 ENVIRONMENT.update(
@@ -313,7 +318,9 @@ def checks_of_file(source, quick):
         if config.name not in excluded and re.search(config.only, source):
             yield f"{source} ({config.name})", in_config, (source, config)
     for run in [] if quick else RUNS:
-        if run.name.split()[0] not in excluded and (not run.seeds or seeds_of(source, run)):
+        if run.name.split()[0] in excluded or not re.search(run.only, source):
+            continue
+        if not run.seeds or seeds_of(source, run):
             yield f"{source} ({run.name})", in_run, (source, run)
 
 
