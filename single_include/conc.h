@@ -17,7 +17,8 @@
  *     static int hello(void *name)
  *     {
  *         CONC_TRY(conc_sleep(1));
- *         return printf("hello, %s\n", (char *)name);
+ *         printf("hello, %s\n", (char *)name);
+ *         return 0;
  *     }
  *     static int app(void *arg)
  *     {
@@ -642,8 +643,10 @@ CONC_API const char *conc_last_error(void);
  * Borrowed for ever. From anywhere. */
 CONC_API const char *conc_strerror(int rc);
 
-/* The value of expr; a negative one is returned from the calling function. A compound literal
- * inside expr lives no longer than the macro: a task that goes on must not be given one here.
+/* The value of expr; a negative one is returned, as an int, from the calling function, which
+ * returns int or ssize_t: in one that returns bool or size_t an error would look like success. Not
+ * around calls that return -1 and set errno, such as open(2): -1 is -EPERM. A
+ * compound literal inside expr ends with the macro: do not give it to a task that runs on.
  * Not inside an open scope or group: there CONC_TRY_IN(&s, expr) ends it with the error, and
  * returns what the end returned. */
 #define CONC_TRY(...) CONC__TRY((__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
@@ -762,11 +765,11 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * A descriptor in blocking mode stays so, apart from a listener (conc_accept), and does not hold
  * the loop: Linux has calls for sockets and pipes that do not wait, terminals and named pipes are
  * opened anew for the time of the call, and all others are asked by poll(2) first and written at
- * most PIPE_BUF bytes at a time; a device that takes the parts of a vector one by one, as eventfds
- * and inotify's do, is given the first alone. What remains: regular files and directories, where
- * the disk is waited for (conc_pool.h reads and writes files off the loop), and descriptors of
- * other kinds, as inotify's, or pipes on other systems, that several processes use at once, where
- * another one may be faster after poll(2) was asked.
+ * most PIPE_BUF bytes at a time. Of a vector for a device that takes its parts one by one, such as
+ * an eventfd, only the first part is moved. Two things can still hold the loop: the disk, with
+ * regular files and directories (conc_pool.h reads and writes files off the loop); and a descriptor
+ * of another kind (inotify; pipes on other systems) that several processes use at once, if another
+ * one takes the bytes after poll(2) has seen them.
  *
  * A descriptor may be ready in name only: a socket with messages in its error queue, a full Unix
  * datagram peer, an eventfd that has no room for so large a number. A call that finds that so
@@ -783,9 +786,9 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * hangs up. Errors: -EBADF (not open, or closed meanwhile), -EINVAL (other events), or the
  * system's.
  *
- * It says what poll(2) says, however often. A loop of the program's own around it and a call as
- * recv(2) with MSG_DONTWAIT never pauses where that call fails with EAGAIN although the descriptor
- * is ready, in name only: conc does not see the call's result. conc_recv and its kin do pause. */
+ * It says what poll(2) says. Where a descriptor is ready in name only, a loop that calls
+ * conc_wait_fd and then recv(2), which fails with EAGAIN, spins: conc does not see that result.
+ * conc_recv and its kin pause. */
 CONC_API int conc_wait_fd(int fd, int events);
 
 /* The POSIX calls, which wait instead of blocking or of failing with EAGAIN: a count, 0 at the
@@ -851,8 +854,10 @@ CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
 CONC_API int conc_close(int fd);
 
 typedef struct conc_server {
-    int fd;                            /* as conc_listen returned it */
-    int (*handler)(int fd, void *arg); /* serves one connection; fd is closed after it */
+    int fd; /* as conc_listen returned it */
+    /* serves one connection. fd is closed after it: a handler that closes it itself, by close(2),
+     * has another file closed that got its number; conc_close may close it earlier */
+    int (*handler)(int fd, void *arg);
     void *arg;
     /* connections at once; 0: no limit. At the limit those that come wait in the backlog */
     int limit;
@@ -907,7 +912,7 @@ typedef struct conc_stream conc_stream;
 #define conc_stream_open(...) conc__stream_open(CONC__PLACE, __VA_ARGS__)
 CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd);
 
-/* What a stream can run on instead of a descriptor: TLS, a compressor, memory. The functions get
+/* What a stream can run on instead of a descriptor: TLS, a cipher, memory. The functions get
  * the self that was given to conc_stream_open_on, and run in tasks, where they may wait; they
  * return a negative errno for an error (its words are conc_fail's), and -ECANCELED for a cancel,
  * which has had no effect then. -EAGAIN is tried again, after a pause of 1 ms, later of up to
@@ -916,7 +921,11 @@ CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd);
 typedef struct conc_transport {
     /* as conc_read: waits for bytes, and returns how many, at most n; 0 at the end */
     ssize_t (*read)(void *self, void *buf, size_t n);
-    /* as conc_write: waits until some of the n bytes are taken, and returns how many; never 0 */
+    /* as conc_write: waits until some of the n bytes are taken, and returns how many; never 0.
+     * After an error, -ECANCELED or -EAGAIN the next call brings the same bytes, and maybe more
+     * behind them, from another address. A transport that packs bytes into records takes them
+     * when the record is made, and sends the rest of it first the next time: conc_stream_flush
+     * does not know of that rest, so where it matters write returns when the record is sent */
     ssize_t (*write)(void *self, const void *buf, size_t n);
     /* ends the writing half, so that the peer reads the end: 0. NULL: there are no halves */
     int (*shutdown)(void *self);
@@ -963,7 +972,8 @@ CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, s
 
 /* The same for lines, which end with "\n" or "\r\n", and come without that:
  *     char *line;
- *     while (CONC_TRY(conc_stream_read_line(&s, &line)) >= 0 && line) ... */
+ *     while (CONC_TRY(conc_stream_read_line(&s, &line)) >= 0 && line) ...
+ * An empty line has length 0, as the end has, but there line is NULL. */
 CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
 
 /* Writing. Bytes are kept until buffer_size of them are there, until a flush, or until a read of
@@ -975,12 +985,14 @@ CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
  * some were taken. */
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n) CONC_NODISCARD;
 
-/* The same for formatted text: its length. */
+/* The same for formatted text: its length. Under a time limit compare it: a count below the
+ * length of the text means that the limit passed, as with conc_stream_write. */
 CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
     __attribute__((__format__(__printf__, 2, 3)));
 
-/* Waits until all that was written has been handed to the system: 0; how many bytes were, if a
- * cancel came after the first. */
+/* Waits until all that was written has been handed to the system: 0. If a cancel or a time limit
+ * comes when some bytes have been handed over, it returns their number, which is positive, and the
+ * rest stays in the buffer for the next flush; if none have, -ECANCELED. */
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes, and ends the writing half, so that the peer reads the end of file; reading goes on.
@@ -1083,8 +1095,9 @@ CONC_API void conc_free(void *p);
  *     int ms = s > 1e6 ? -1 : (int)(s * 1000 + 0.999);
  * (kqueue does not have devices such as /dev/tty, and on macOS named pipes: while a task waits for
  * one, the timeout is at most 20 ms.) Between the steps the rest of the thread's code is to conc
- * like a posted function: it may spawn, set and cancel, and what would wait is -EPERM. A deadlock
- * is not looked for. All calls come from the thread of conc_embed_begin. */
+ * like a posted function: it may spawn, set and cancel, and what would wait is -EPERM. To cancel
+ * the run from there, have main_fn keep conc_self() and give that to conc_cancel. A deadlock is
+ * not looked for. All calls come from the thread of conc_embed_begin. */
 typedef struct conc_embed {
     /* private */
     conc_loop *loop; /* NULL: not begun */
@@ -1101,7 +1114,8 @@ CONC_API int conc_embed_fd(conc_embed *e);
 
 /* How long to wait at most, in seconds: 0 when there is something to do now, CONC_FOREVER when
  * only the descriptor counts, also while the virtual clock stands still for a job. To be asked
- * anew before each wait. Not begun: CONC_FOREVER. -EPERM as above. */
+ * anew before each wait. Not begun: CONC_FOREVER. In another thread -EPERM, a negative number: do
+ * not wait by it. */
 CONC_API double conc_embed_timeout(conc_embed *e);
 
 /* Runs what is ready, without waiting: 1 while there is more to come, 0 once the run is over.
@@ -1984,6 +1998,13 @@ struct conc_loop {
     conc__lookout *lookouts;
     conc__ending *endings;
 
+    /* of a run inside a job: the job, if a virtual clock stands still for it, else NULL; */
+    struct conc__frame *job;
+    bool job_idles;    /* under the mutex: that clock goes on until the next post; */
+    int channel_waits; /* so many of `awaited` wait for a channel; */
+    /* on the virtual clock: when the job's shield ends, on the real one; CONC__NEVER: not by that */
+    int64_t job_limit;
+
     conc_signals *signals;
     conc__holding *receiving; /* the same, in memory that is not theirs */
     conc__holding *handles;   /* debug: of tasks and jobs that may not have ended, on stacks */
@@ -2064,6 +2085,10 @@ typedef struct conc__extension {
     /* conc_shield in a job; false: none runs here */
     bool (*job_shield)(double grace, conc_fn *fn, void *arg, int *rc);
     int (*job_runs)(conc_loop *l); /* a run begins on this thread, where a job may run */
+    /* the run's tasks wait for channels alone, or no longer: l->job does not run meanwhile */
+    void (*job_idles)(conc_loop *l, bool idles);
+    void (*job_goes_on)(conc_loop *l); /* under the mutex: the next post has come */
+    int64_t (*job_late)(conc_loop *l); /* l->job_limit has come: the next one */
     /* conc_fail of the job that runs on this thread; false: none does */
     bool (*job_fail)(int rc, const char *text);
     /* the newest error of the job that runs on this thread, "": none; NULL: no job does */
@@ -2621,6 +2646,29 @@ CONC__PRIVATE void conc__no_pipe_signal(int fd)
 #else
     (void)fd; /* MSG_NOSIGNAL, and for files conc__drain_pipe_signal */
 #endif
+}
+
+/* A file that is larger than the limit, or a pipe without a reader, is an error of the write,
+ * not the end of the program. */
+CONC__PRIVATE ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
+{
+    static const int deadly[] = {SIGXFSZ, SIGPIPE};
+    sigset_t both, before, already;
+    sigemptyset(&both);
+    sigemptyset(&already);
+    for (size_t i = 0; i < CONC_LEN(deadly); i++)
+        sigaddset(&both, deadly[i]);
+    pthread_sigmask(SIG_BLOCK, &both, &before);
+    sigpending(&already);
+    conc__no_pipe_signal(fd);
+    ssize_t written = write(fd, data, n);
+    int saved = errno;
+    for (size_t i = 0; i < CONC_LEN(deadly); i++)
+        if (!sigismember(&already, deadly[i]))
+            conc__signal_discard(deadly[i]);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    errno = saved;
+    return written;
 }
 
 /* Makes a new descriptor close-on-exec and non-blocking, where no flag of the call that opens it
@@ -4104,7 +4152,7 @@ CONC__COLD int conc__misused(int rc, const char *call, const char *why, const ch
         conc__on_loop(l, conc__tell_misuse, &m);
     } else if (!l && atomic_load_explicit(&conc__debug_runs, memory_order_relaxed)) {
         fprintf(stderr, "conc: a thread without a run: %s: %s%s\n", name, why,
-                rc == -EPERM ? "; conc_loop_run runs it in a task of the loop" : "");
+                rc == -EPERM ? "; conc_loop_run runs it in a task of a loop" : "");
     }
     errno = saved;
     return rc < 0 ? conc_fail(rc, "%s: %s", name, why) : rc;
@@ -4425,9 +4473,10 @@ CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
     if (l->ready || posted)
         return;
     int64_t stands = conc__stand_still(l, next), verify = stands ? conc__verify(l) : 0;
-    if (stands && l->embedded)
+    if (stands && l->embedded) {
         l->standstill.until = conc__clock() + stands;
-    else if (stands)
+        conc__poll_now(l); /* else a wake-up that is still there wakes the host at once */
+    } else if (stands)
         conc__poll_events(l, stands < verify ? stands : verify, false);
     if (stands)
         return; /* what came meanwhile comes first */
@@ -4450,8 +4499,24 @@ CONC__PRIVATE void conc__rest(conc_loop *l, int64_t next, int64_t limit)
     }
     if (next != CONC__NEVER && next - l->now < limit)
         limit = next > l->now ? next - l->now : 0;
+    bool only_channels = l->awaited == l->channel_waits && !l->watched && !l->signal_waits;
+    bool job_idles = l->job && next == CONC__NEVER && l->awaited && only_channels;
+    if (job_idles)
+        conc__extended.job_idles(l, true);
     conc__poll_events(l, limit, false);
+    if (job_idles)
+        conc__extended.job_idles(l, false);
     l->awaits_interrupt = false;
+}
+
+/* Virtual clock: how long until the shield ends in which a job has begun this run; it ends on the
+ * real clock. */
+CONC__COLD int64_t conc__until_job_limit(conc_loop *l)
+{
+    int64_t now = conc__clock();
+    if (l->job_limit <= now)
+        l->job_limit = conc__extended.job_late(l);
+    return l->job_limit == CONC__NEVER ? CONC__NEVER : l->job_limit - now;
 }
 
 /* Nothing can run: something has to come from the clock or from outside. */
@@ -4459,6 +4524,9 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
 {
     int64_t next = conc__wheel_next(&l->wheel);
     bool at_work = conc__at_work(l), jumps = l->virtual_clock && next != CONC__NEVER;
+    int64_t late = CONC__NEVER;
+    if (CONC__UNLIKELY(l->job_limit != CONC__NEVER))
+        late = conc__until_job_limit(l);
     if (conc__has_posts(l)) {
         conc__glance(l);
         return;
@@ -4480,6 +4548,7 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
     }
     int64_t verify = conc__verify(l);
     limit = verify < limit ? verify : limit;
+    limit = late < limit ? late : limit;
     if (at_work)
         conc__poll_events(l, l->embedded || l->ready ? 0 : limit, true);
     else
@@ -5940,12 +6009,14 @@ CONC_API const char *conc_strerror(int rc)
     case -ETIMEDOUT: return "out of time";
     case -EDEADLK: return "deadlock: it would wait for ever";
     case -EBUSY: return "in use already";
-    case -EPERM: return "not allowed here: not in a task, or not the owner";
+    case -EPERM:
+        return "not allowed here: not in a task, or not the owner (or a call that sets errno "
+               "returned -1)";
     case -ESHUTDOWN: return "the loop's run is over";
     case -EPIPE: return "closed";
     case -ENOTSUP: return "not supported here";
     case -EALREADY: return "already done";
-    case -EMSGSIZE: return "longer than the limit";
+    case -EMSGSIZE: return "a record longer than the limit of its stream, or of its buffer";
     case -EOWNERDEAD: return "the owner died";
     case -EOVERFLOW: return "the count would leave its range";
     default: break;
@@ -8213,7 +8284,7 @@ CONC__PRIVATE bool conc__is_terminal_master(int fd)
 {
 #if defined TIOCGPTN
     unsigned number;
-    return ioctl(fd, TIOCGPTN, &number) == 0;
+    return syscall(SYS_ioctl, fd, TIOCGPTN, &number) == 0; /* the type of ioctl's number varies */
 #elif defined TIOCPTYGNAME
     char name[128];
     return ioctl(fd, TIOCPTYGNAME, name) == 0;
@@ -11770,6 +11841,8 @@ CONC__PRIVATE int conc__post_to(conc_loop *l, conc__post *p)
     else
         atomic_store_explicit(&l->posted, p, memory_order_relaxed);
     l->last_posted = p;
+    if (CONC__UNLIKELY(l->job_idles))
+        conc__extended.job_goes_on(l);
     if (l->asleep) { /* under the mutex, so that the descriptor is still open */
         l->asleep = false;
         conc__wake_up(l);
@@ -11933,13 +12006,14 @@ CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
 {
     r->wait =
         (conc__wait){.task = caller->self, .kind = &conc__runs_elsewhere, .on = r->loop, .item = r};
+    int holds = caller->virtual_clock; /* on the real one timers go on */
     caller->awaited++;
-    atomic_fetch_add_explicit(&caller->at_work, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&caller->at_work, holds, memory_order_relaxed);
     if (conc__post_to(r->loop, &r->start))
         r->result = -ESHUTDOWN;
     else
         conc__park(caller, &r->wait);
-    atomic_fetch_sub_explicit(&caller->at_work, 1, memory_order_relaxed);
+    atomic_fetch_sub_explicit(&caller->at_work, holds, memory_order_relaxed);
     caller->awaited--;
 }
 
@@ -12585,29 +12659,6 @@ typedef struct conc__trace {
     size_t row_size;
     char buffer[CONC__TRACE_BUFFER];
 } conc__trace;
-
-/* A file that is larger than the limit, or a pipe without a reader, is an error of the write,
- * not the end of the program. */
-CONC__PRIVATE ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
-{
-    static const int deadly[] = {SIGXFSZ, SIGPIPE};
-    sigset_t both, before, already;
-    sigemptyset(&both);
-    sigemptyset(&already);
-    for (size_t i = 0; i < CONC_LEN(deadly); i++)
-        sigaddset(&both, deadly[i]);
-    pthread_sigmask(SIG_BLOCK, &both, &before);
-    sigpending(&already);
-    conc__no_pipe_signal(fd);
-    ssize_t written = write(fd, data, n);
-    int saved = errno;
-    for (size_t i = 0; i < CONC_LEN(deadly); i++)
-        if (!sigismember(&already, deadly[i]))
-            conc__signal_discard(deadly[i]);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    errno = saved;
-    return written;
-}
 
 CONC__PRIVATE void conc__trace_write(conc_loop *l, void *arg)
 {
@@ -14062,6 +14113,7 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->errno_at = &errno;
     l->switch_stacks = conc__switch_plainly;
     l->now = o->virtual_clock ? 0 : conc__clock();
+    l->job_limit = CONC__NEVER;
     l->wheel.elapsed = (uint64_t)l->now;
     l->trimmed = l->verified = l->polled = l->began = l->looked = l->now;
     /* on the real clock it is not known yet how slow steps are */
@@ -14485,8 +14537,7 @@ CONC_API int conc_embed_end(conc_embed *e)
  *
  *     static int transfer(void *arg)
  *     {
- *         CONC_LOCKED(&lock) {                            // left with the block, however that
- *         ends
+ *         CONC_LOCKED(&lock) {                            // released on every way out
  *             CONC_TRY(conc_sleep(1));
  *         }
  *         return 0;
@@ -14676,8 +14727,8 @@ typedef struct conc_cond {
     conc__waits waits;
 } conc_cond;
 
-/* Releases the lock, waits to be notified, and returns when the task has the lock again, which
- * it has on every return, if that takes longer than its time limit too. Others may have run in
+/* Releases the lock, waits to be notified, and acquires the lock again. The task has the lock
+ * whatever is returned, so a return can come later than a time limit. Others may have run in
  * between: test what you wait for in a loop. Waits. Errors: -EPERM (the task does not have the
  * lock), -ECANCELED (and no notify was taken). */
 CONC_API int conc_cond_wait(conc_cond *c, conc_lock *l) CONC_NODISCARD;
@@ -14761,10 +14812,9 @@ typedef struct conc_queue {
     size_t item_size; /* bytes; 0: items are only counted */
     size_t capacity;  /* items; a put above it waits; 0: no limit */
     int kind;
-    bool (*less)(const void *a,
-                 /* which of two items comes first; alone it means CONC_QUEUE_PRIORITY. It does
-                  * not wait. Items are aligned as max_align_t, no more */
-                 const void *b);
+    /* does a come before b? Alone it means CONC_QUEUE_PRIORITY. It does not wait. Items are
+     * aligned as max_align_t, no more */
+    bool (*less)(const void *a, const void *b);
     /* private */
     bool closed, checked;
     char *items;      /* FIFO: a ring; LIFO: a stack; priority: a binary heap */
@@ -14786,7 +14836,9 @@ typedef struct conc_queue {
 /* Puts a copy of the item, for the first who waits or into the queue. item is borrowed until the
  * call returns. Waits while the queue is full; else the task goes on, so consumers have their
  * turn when the producer waits or calls conc_yield. Errors: -EPIPE (closed), -ENOMEM (and the queue
- * is as before), -EINVAL (a kind without less, or less with another kind), -ECANCELED. */
+ * is as before), -EINVAL (a kind without less, or less with another kind), -ECANCELED.
+ * conc_queue_try_put never waits: -EAGAIN when the queue is full. That does not mean that the
+ * consumer is slow: it may not have had its turn since the producer runs. */
 CONC_API int conc_queue_put(conc_queue *q, const void *item) CONC_NODISCARD;
 CONC_API int conc_queue_try_put(conc_queue *q, const void *item) CONC_NODISCARD;
 
@@ -16898,7 +16950,7 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
  *             in a process is killed.
  *   Clock     virtual time stands still while jobs run, and conc_block in one of them is a
  *             timer; that holds for the jobs of a job, too. A job that waits in a call of this
- *             module does not run.
+ *             module does not run, nor does one in a conc_run whose tasks wait for channels alone.
  *             While a task waits for the end or a pipe of a child program that runs, or for the
  *             other end of a FIFO, the clock jumps over d seconds only after d real ones: so a
  *             limit on one that hangs comes, and one that does not takes no virtual time.
@@ -16954,7 +17006,8 @@ typedef struct conc_job {
 
 /* Opens the pool; no thread starts yet. Jobs run under the caller's signal mask of this moment,
  * but signals of a fault (SIGSEGV...) are open, and programs that they start get the mask that
- * the caller had outside its run. Errors: -EINVAL (NULL, negative fields), -EBUSY (open),
+ * the caller had outside its run. A job leaves its thread as it found it: a mask that it changes
+ * and does not put back is the next job's. Errors: -EINVAL (NULL, negative fields), -EBUSY (open),
  * -ENOMEM. From anywhere. */
 CONC_API int conc_pool_open(conc_pool *p);
 
@@ -16979,8 +17032,8 @@ CONC_API int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg)
 
 /* fn on each of count elements of size bytes, with the address of the element, in the order of
  * the array and as many at once as there are threads; size 0: every call gets args itself.
- * Returns when all have ended. The first error keeps the rest from starting, and is returned.
- * Waits. Errors as for conc_pool_run. */
+ * Returns when all have ended. The first error keeps the rest from starting, asks those that run
+ * to end, and is returned. Waits. Errors as for conc_pool_run. */
 CONC_API int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count,
                            size_t size) CONC_NODISCARD;
 
@@ -17019,9 +17072,9 @@ CONC_API int conc_offload(conc_fn *fn, void *arg);
 
 /* The same for what may hang: a cancel returns -ECANCELED at once, the job goes on alone, and
  * nobody learns its result. arg is the job's: free_arg(arg) (NULL: not wanted) is called once,
- * after the job, or at once if fn was not called, whatever is returned. Such jobs share as many
- * threads as those of conc_offload, but others. An abandoned one keeps its thread until it ends,
- * in later runs, too; when all hang, the call waits until one does not, or its task is cancelled.
+ * after the job, or at once if fn was not called, whatever is returned. Such jobs have a pool of
+ * their own, as large as that of conc_offload. An abandoned one keeps its thread until it ends, in
+ * later runs, too; when all hang, the call waits until one ends, or its task is cancelled.
  * Neither the run's nor the program's end waits for such a job, and a library that conc is in is
  * not unloaded before its end. */
 CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *));
@@ -17037,7 +17090,9 @@ CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void 
  * functions by module, build and offset; a library that was loaded later is loaded in them too,
  * one that was replaced meanwhile is refused (-ENOEXEC). Standard output is flushed after each
  * job. SIGINT and SIGTERM, which come to all processes of a terminal or service, are left to the
- * program. Workers end with it, and so do processes that their jobs fork. */
+ * program. What main made of the arguments, and what it stored in globals, is not in them: a job
+ * gets what it needs in its bytes, or from init. Workers end with the program, and so do processes
+ * that their jobs fork, which have copies of the jobs' data. */
 typedef struct conc_procs {
     /* at most (4096); 0: one for each processor. They start when they are first needed */
     int workers;
@@ -17061,11 +17116,13 @@ CONC_API int conc_procs_close(conc_procs *p);
 CONC_API void conc__auto_conc_procs(conc_procs *p);
 
 /* fn in a worker, on a copy of the size bytes at arg, aligned as max_align_t, which comes back
- * when fn returned: its result. Any size. Waits. Errors, arg is as before: -EOWNERDEAD (the
- * worker died in fn; conc_last_error says of what), -ECANCELED (a worker that was in fn is
- * killed), -EAGAIN (no worker can be started now) and -ENOTRECOVERABLE (none comes up, or init
- * failed; conc_last_error says why, and closing and opening the pool is what is left), -EINVAL,
- * -EPIPE (closed), -ENOMEM, -EPERM. A worker that dies costs only its own job, and is replaced. */
+ * when fn returned: its result. Any size. Waits, also for a worker that is free: a time limit
+ * around it is for both, so where it is to mean the job alone, begin no more jobs at once than
+ * there are workers, as with conc_map_limit. Errors, arg is as before: -EOWNERDEAD (the worker died
+ * in fn; conc_last_error says of what), -ECANCELED (a worker that was in fn is killed), -EAGAIN (no
+ * worker can be started now) and -ENOTRECOVERABLE (none comes up, or init failed; conc_last_error
+ * says why, and closing and opening the pool is what is left), -EINVAL, -EPIPE (closed), -ENOMEM,
+ * -EPERM. A worker that dies costs only its own job, and is replaced. */
 CONC_API int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size) CONC_NODISCARD;
 
 /* The same without waiting for it; the bytes at arg are the job's until it ended. */
@@ -17137,7 +17194,8 @@ CONC_API void conc_shared_free(void *p);
 
 /* ---- >>files -------------------------------------------------------------------------------- */
 
-/* Files are read and written off the loop. Errors are the system's. What has begun on a regular
+/* Files are read and written off the loop. Errors are the system's; a file that would grow above
+ * the limit of its size (ulimit -f) is -EFBIG, without a SIGXFSZ. What has begun on a regular
  * file is waited for; -ECANCELED means that nothing was done. A pipe with a name (FIFO), a terminal
  * or another file that keeps a task waiting for somebody else, or has no end (/dev/zero), is left
  * when the task is cancelled, after some bytes perhaps; in a thread without a run it blocks. */
@@ -17182,13 +17240,12 @@ typedef struct conc_child {
     const char *const *argv;
     const char *const *env; /* "name=value"..., NULL; NULL: this program's */
     const char *dir;        /* where it runs; NULL: here */
-    int input, output,
-        /* 0: this program's; CONC_PIPE, CONC_NULL, or a descriptor, which stays yours. After the
-         * start the near end of a pipe, else -1, for conc_read and conc_write. conc_child_close
-         * closes it; to end the child's input sooner, conc_close it and set it to -1. A socket
-         * is set to blocking, as programs expect it, for this program too, where conc's calls do
-         * not mind; a socket that listens is not */
-        error;
+    /* each is 0: this program's; CONC_PIPE, CONC_NULL, or a descriptor, which stays yours. After
+     * the start the near end of a pipe, else -1, for conc_read and conc_write. conc_child_close
+     * closes it; to end the child's input sooner, conc_close it and set it to -1. A socket is set
+     * to blocking, as programs expect it, for this program too, where conc's calls do not mind; a
+     * socket that listens is not */
+    int input, output, error;
     /* it leads a process group of its own, with all that it starts: conc_child_kill and
      * conc_child_close reach the whole group, even when the child itself has ended, until it is
      * closed. A terminal's Ctrl+C no longer reaches it */
@@ -17225,7 +17282,8 @@ CONC_API int conc_child_kill(conc_child *c, int signal);
  * SIGKILL, or with .grace by SIGTERM (and SIGCONT, in case it is stopped) and so many seconds
  * later SIGKILL; its output can be read until then. With .group all of its group, of which the
  * grace waits for the last one. Waits for the child's end: 0. In a posted function, which holds
- * the loop meanwhile, there is no grace.
+ * the loop meanwhile, there is no grace. Another close at the same time waits for the first; waits
+ * of others end with the child's status, and use *c no more once it is closed.
  * Closing twice, or what was never started, does nothing; in a forked process a child of its
  * parent runs on. -EBUSY: somebody is just starting it. */
 CONC_API int conc_child_close(conc_child *c);
@@ -17247,7 +17305,20 @@ typedef struct conc_child_io {
  * was read is in *io, and what was not written yet is left in io->in: the child runs, and another
  * call goes on. Errors: -EMSGSIZE (more than the limit; the child is closed), -ECHILD (all was
  * read, but the status is lost), -EINVAL (NULL, not started, input without a pipe), -ENOMEM,
- * -EPERM, and others of the system's. */
+ * -EPERM, and others of the system's.
+ * conc_child_close keeps neither what a child writes while it ends nor its status. To have both of
+ * one that is out of time, signal it and go on (talk calls conc_child_communicate; with .group the
+ * signals reach those that have its pipes, too):
+ *
+ *     int rc = conc_timeout(5, talk, &t);
+ *     if (rc == -ETIMEDOUT) {
+ *         conc_child_kill(&c, SIGTERM); // -EALREADY: it has just ended
+ *         rc = conc_timeout(1, talk, &t);
+ *     }
+ *     if (rc == -ETIMEDOUT) {
+ *         conc_child_kill(&c, SIGKILL);
+ *         rc = talk(&t);
+ *     } */
 CONC_API int conc_child_communicate(conc_child *c, conc_child_io *io, int *status);
 CONC_API void conc__auto_conc_child(conc_child *c);
 
@@ -17521,7 +17592,9 @@ static struct {
 } conc__stops = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 CONC__PRIVATE bool conc__frame_asked(const struct conc__frame *f);
+CONC__PRIVATE bool conc__frame_of_worker(const struct conc__frame *f);
 CONC__PRIVATE int64_t conc__frame_limit(const struct conc__frame *f);
+CONC__PRIVATE void conc__worker_listens(void);
 
 /* Somebody was asked to end. What one of those who wait does then may ask others. */
 CONC__PRIVATE void conc__stops_tell(void)
@@ -17547,6 +17620,8 @@ CONC__PRIVATE void conc__stop_open(conc__stop *s, const struct conc__frame *fram
     s->ask = ask;
     if (!frame)
         return;
+    if (conc__frame_of_worker(frame))
+        conc__worker_listens();
     s->forks = conc__forks;
     s->prev = NULL;
     pthread_mutex_lock(&conc__stops.mutex);
@@ -17655,9 +17730,9 @@ static inline int conc__caller(conc_loop **l, const char *call)
 
 /* The caller waits until it is woken: the result. It stands in the list already; unlock(mutex)
  * lets others come. */
-CONC__SWITCHES int conc__wait_outside(conc_loop *l, conc__waiter *w, const conc__wait_kind *kind,
-                                      const void *on, pthread_mutex_t *mutex,
-                                      pthread_mutex_t *outer)
+CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
+                                                  const conc__wait_kind *kind, const void *on,
+                                                  pthread_mutex_t *mutex, pthread_mutex_t *outer)
 {
     conc__wait wait = {.kind = kind, .on = on, .item = w};
     conc__gate gate;
@@ -17789,7 +17864,11 @@ typedef struct conc__thread {
     bool left_behind;
     int filled;    /* slots of batch[] that it was given */
     int finishing; /* 1: it is counted among those */
-    void *pin;     /* left behind: holds its code in memory; NULL: nothing */
+    /* the virtual clock of the job that it has just ended, which stands still for it until it has
+     * looked for the next one: a close of the pool waits for that, and takes no time; NULL: none */
+    conc_loop *clock;
+    bool holds_clock;
+    void *pin; /* left behind: holds its code in memory; NULL: nothing */
     void *signal_stack;
     const char *stack_low, *stack_high;
     _Atomic(conc_job *) batch[CONC__BATCH];
@@ -17802,7 +17881,7 @@ typedef struct conc__queue_clock {
 } conc__queue_clock;
 
 typedef struct conc__crew {
-    struct conc__crew *next; /* of all, under conc__crews */
+    struct conc__crew *next, *prev; /* of all, under conc__crews */
     pthread_mutex_t mutex;
     conc_job **queue; /* a ring; NULL where a job was taken back */
     size_t room, head, tail;
@@ -17815,6 +17894,7 @@ typedef struct conc__crew {
     bool closing, stopping, ask_all, on_valgrind;
     bool over;    /* it was closed: nobody else needs its pool */
     bool stalled; /* all threads wait or are in conc_block, and a virtual clock goes on */
+    bool refused; /* the system would not start another thread */
     unsigned forks;
     int references; /* to free it: the pool's and those of threads that were left behind */
     struct conc__supervisor *supervisor; /* NULL: a crew of threads */
@@ -17944,6 +18024,8 @@ CONC__PRIVATE bool conc__map_stops(const conc__mapping *m)
            conc__layers_ask(m->layer.outer, m->layer.sender);
 }
 #endif
+
+CONC__PRIVATE bool conc__frame_of_worker(const conc__frame *f) { return f->asked; }
 
 /* Is what runs there asked to end? From any thread, while it waits. */
 CONC__PRIVATE bool conc__frame_asked(const conc__frame *f)
@@ -18113,6 +18195,8 @@ CONC__PRIVATE conc__crew *conc__crew_new(int most, int limit)
     conc__semaphore_open(&c->work);
     pthread_mutex_lock(&conc__crews);
     c->next = conc__all_crews;
+    if (c->next)
+        c->next->prev = c;
     conc__all_crews = c;
     pthread_mutex_unlock(&conc__crews);
     return c;
@@ -18132,10 +18216,12 @@ CONC__PRIVATE size_t conc__jobs_queued(void)
 /* Under conc__crews. */
 CONC__PRIVATE void conc__crew_free(conc__crew *c)
 {
-    conc__crew **at = &conc__all_crews;
-    while (*at != c)
-        at = &(*at)->next;
-    *at = c->next;
+    if (c->next)
+        c->next->prev = c->prev;
+    if (c->prev)
+        c->prev->next = c->next;
+    else
+        conc__all_crews = c->next;
     conc__supervisor_free(c->supervisor);
     /* else other threads may have had them, when the process forked */
     if (c->forks == conc__forks) {
@@ -18345,10 +18431,16 @@ CONC__PRIVATE conc_job *conc__backlog_pop(conc__crew *c)
     return j;
 }
 
+/* Under the mutex: has it nothing to do? Threads that are about to come will not find anything. */
+CONC__PRIVATE bool conc__crew_is_idle(const conc__crew *c)
+{
+    return !c->queued && c->idle + c->coming == c->started;
+}
+
 /* The crew is closing, and has nothing to do any more. */
 CONC__PRIVATE void conc__crew_settled(conc__crew *c)
 {
-    if (c->closer && !c->queued && c->idle == c->started)
+    if (c->closer && conc__crew_is_idle(c))
         conc__waiter_wake(c->closer, 0);
 }
 
@@ -18465,6 +18557,35 @@ CONC__PRIVATE void conc__call_all(conc__waiter *first)
     }
 }
 
+/* A job with this virtual clock has ended, which stood still for it, perhaps. */
+CONC__PRIVATE void conc__clock_let(conc_loop *clock, bool at_work)
+{
+    if (at_work)
+        conc__clock_off_work(clock);
+    conc_loop_release(clock);
+}
+
+/* Under the mutex: the thread has looked for a job after one that had a virtual clock, perhaps. */
+CONC__PRIVATE void conc__thread_lets_clock(conc__thread *t)
+{
+    conc_loop *clock = t->clock;
+    t->clock = NULL;
+    if (CONC__UNLIKELY(clock != NULL))
+        conc__clock_let(clock, t->holds_clock);
+}
+
+/* The job, which ran there (NULL: it was taken back), has ended, and everybody was told. */
+CONC__COLD void conc__job_lets_clock(const conc__frame *frame, conc_loop *clock, bool at_work)
+{
+    conc__thread *t = frame ? frame->thread : NULL;
+    if (!t || !t->finishing) {
+        conc__clock_let(clock, at_work);
+        return;
+    }
+    t->clock = clock;
+    t->holds_clock = at_work;
+}
+
 /* frame: it ran there; NULL: it was taken back. */
 CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result,
                                       const conc__frame *frame, bool locked)
@@ -18492,10 +18613,8 @@ CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result,
             pthread_mutex_unlock(&c->mutex);
         conc__call_all(waiters);
     }
-    if (state & CONC__JOB_AT_WORK)
-        conc__clock_off_work(clock);
-    if (clock)
-        conc_loop_release(clock);
+    if (CONC__UNLIKELY(clock != NULL))
+        conc__job_lets_clock(frame, clock, state & CONC__JOB_AT_WORK);
     if (state & CONC__JOB_OWNED)
         conc__abandoned_release(j);
 }
@@ -18606,6 +18725,8 @@ CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
         return 0;
     }
     int rc = c->started < conc__crew_most(c) ? conc__thread_start(c) : 0;
+    c->refused = rc != 0;
+    conc__crew_stall(c);
     /* else nobody is left who could come */
     return c->started > c->lost + c->nested + c->waiting ? 0 : rc;
 }
@@ -18616,6 +18737,8 @@ CONC__PRIVATE void conc__crew_stall(conc__crew *c)
 {
     /* threads that could do what is in the queue, or are counted in c->blocking */
     int able = c->most - c->lost - (c->nested ? 0 : c->waiting);
+    int there = c->started - c->lost - c->nested - c->waiting;
+    able = c->refused && there < able ? there : able;
     bool stalled = c->blocking + c->lost > 0 && c->blocking >= able;
     if (c->stalled == stalled)
         return;
@@ -18981,14 +19104,11 @@ CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__a
 CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__answer *a)
 {
     const char *words = a->has_words ? a->text : NULL;
-    conc__frame *frame = l ? NULL : conc__frame_here();
     if (l && a->result < 0)
         conc__tell(l->self, a->result, words, (conc__source){NULL, NULL});
-    if (!frame || !words)
-        return l ? a->result : conc__came_to(a->result);
-    memcpy(frame->text, words, sizeof frame->text); /* so that it can pass them on */
-    frame->text_rc = a->result;
-    return a->result;
+    if (l)
+        return a->result;
+    return words ? conc_fail(a->result, "%s", words) : conc__came_to(a->result);
 }
 
 CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
@@ -19102,11 +19222,14 @@ CONC__PRIVATE bool conc__thread_next(conc__crew *c, conc__thread *t)
             return false;
         c->idle++;
         conc__crew_settled(c);
+        conc__thread_lets_clock(t);
         conc__thread_look(c);
         if (!c->queued && !c->stopping)
             conc__thread_sleep(c);
         c->idle--;
     }
+    if (t->filled)
+        conc__thread_lets_clock(t);
     if (c->queued)
         conc__crew_rouse(c);
     if (!t->filled && c->calls)
@@ -19215,6 +19338,7 @@ CONC__PRIVATE void conc__thread_ends(conc__crew *c, conc__thread *t)
     c->started--;
     c->threads[t->number] = NULL;
     conc__crew_settled(c);
+    conc__thread_lets_clock(t);
     pthread_cond_signal(&c->ended);
     conc_free(t);
     conc__crew_release(c);
@@ -19449,7 +19573,7 @@ CONC__PRIVATE bool conc__crew_close(conc_loop *l, conc__crew *c)
 CONC__PRIVATE void conc__crew_await_end(conc_loop *l, conc__crew *c, bool first)
 {
     conc__waiter w = {0};
-    bool over = first ? !c->queued && c->idle == c->started : c->over;
+    bool over = first ? conc__crew_is_idle(c) : c->over;
     if (over) {
         pthread_mutex_unlock(&c->mutex);
         return;
@@ -19579,6 +19703,45 @@ CONC_API CONC__CALLED int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *f
     return conc__submit(&p->crew, &p->users, j, fn, arg, 0, NULL, __func__);
 }
 
+/* Words of a job's or a thread's newest error, put aside while a function runs. */
+typedef struct conc__older_words {
+    conc__frame *frame; /* NULL: a plain thread */
+    int rc;
+    char text[CONC__TEXT];
+} conc__older_words;
+
+CONC__PRIVATE void conc__words_swap(conc__older_words *w)
+{
+    char *at = w->frame ? w->frame->text : conc__words_of_thread;
+    size_t size = w->frame ? sizeof w->frame->text : sizeof conc__words_of_thread;
+    char text[CONC__TEXT];
+    memcpy(text, at, size);
+    memcpy(at, w->text, size);
+    memcpy(w->text, text, size);
+    int rc = w->rc;
+    if (w->frame) {
+        w->rc = w->frame->text_rc;
+        w->frame->text_rc = rc;
+    }
+}
+
+/* Calls fn(arg) here, outside of tasks: its error goes with no words of an older one, which stays
+ * the newest if fn makes none. */
+CONC__PRIVATE int conc__call_here(conc_fn *fn, void *arg)
+{
+    conc__older_words older = {.frame = conc__frame_here()};
+    const conc__frame *f = older.frame;
+    conc__words_swap(&older);
+    int rc = fn(arg);
+    bool told = f ? f->text_rc != 0 : *conc__words_of_thread != 0;
+    bool silent = rc < 0 && rc != -ECANCELED && (f ? f->text_rc != rc : !told);
+    if (silent)
+        conc__own_error(rc);
+    else if (!told)
+        conc__words_swap(&older);
+    return rc;
+}
+
 /* Runs a job, and waits for it. In a job of the same pool the function is simply called. */
 CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn, void *arg,
                                  size_t size, conc__parcel *parcel, const char *call)
@@ -19591,7 +19754,7 @@ CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn
         return rc;
     const conc__frame *own = l ? NULL : conc__frame_of(__atomic_load_n(crew, __ATOMIC_ACQUIRE));
     if (own && fn && conc__frame_is_ours(own))
-        return fn(arg);
+        return conc__call_here(fn, arg);
     j.state = 0;
     rc = conc__submit(crew, users, &j, fn, arg, size, parcel, call);
     if (rc)
@@ -19615,13 +19778,16 @@ CONC__PRIVATE int conc__map_runner(void *arg)
     conc__frame *frame = conc__frame_here();
     const conc__layer *around = frame->layer;
     conc__locals *base = frame->locals;
+    conc__older_words older = {.frame = frame};
     int mine = 0;
+    conc__words_swap(&older);
     frame->layer = &m->layer;
     while (!conc_job_cancelled()) {
         size_t i = __atomic_fetch_add(&m->next, 1, __ATOMIC_RELAXED);
         if (i >= m->count)
             break;
         int none = 0;
+        frame->text_rc = 0; /* words of another element's */
         frame->locals = base;
         if (base)
             __atomic_fetch_add(&base->references, 1, __ATOMIC_RELAXED);
@@ -19635,8 +19801,13 @@ CONC__PRIVATE int conc__map_runner(void *arg)
             __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
             conc__stops_tell();
             mine = rc;
+            break;
         }
     }
+    if (mine && frame->text_rc != mine)
+        conc__came_to(mine);
+    else if (!mine)
+        conc__words_swap(&older);
     frame->layer = around;
     frame->locals = base;
     return mine;
@@ -19995,7 +20166,7 @@ CONC__PRIVATE int conc__frame_shield(conc__frame *f, double grace, conc_fn *fn, 
     if (limited && !on_clock)
         shield.until = conc__later(conc__clock(), conc__ns(grace));
     f->layer = &shield;
-    int rc = fn(arg);
+    int rc = conc__call_here(fn, arg);
     bool late = conc__layers_ask(&shield, NULL);
     f->layer = shield.outer;
     if (opened)
@@ -20043,10 +20214,46 @@ CONC__PRIVATE void conc__run_inside_asked(conc__stop *s)
     conc__post_to(r->loop, &r->post); /* refused: the run ends */
 }
 
+/* Real clock: a shield has ended; there may be another one around it, or inside. */
 CONC__PRIVATE void conc__run_inside_late(conc__timer *t)
 {
-    (void)t;
+    conc__run_inside *r =
+        (conc__run_inside *)(void *)((char *)t - offsetof(conc__run_inside, limit));
+    int64_t next = conc__frame_limit(r->stop.frame);
+    if (next != CONC__NEVER)
+        conc__arm(r->loop, t, next, conc__run_inside_late);
     conc__stops_tell();
+}
+
+/* The same on the virtual clock. */
+CONC__PRIVATE int64_t conc__job_late(conc_loop *l)
+{
+    (void)l;
+    conc__stops_tell();
+    return conc__frame_limit(conc__frame_here());
+}
+
+/* The loop's tasks wait for channels alone, or no longer: as in conc__wait_in_thread. A thread that
+ * waits for jobs of its pool is not counted, for another one has its place. */
+CONC__PRIVATE void conc__job_idles(conc_loop *l, bool idles)
+{
+    bool counts = !l->job->thread->nested;
+    if (idles && counts)
+        conc__thread_idles(l->job, true);
+    pthread_mutex_lock(&l->mutex);
+    if (idles ? !l->posted : l->job_idles) {
+        l->job_idles = idles;
+        conc__frames_at_work(l->job, !idles);
+    }
+    pthread_mutex_unlock(&l->mutex);
+    if (!idles && counts)
+        conc__thread_idles(l->job, false);
+}
+
+CONC__PRIVATE void conc__job_goes_on(conc_loop *l)
+{
+    l->job_idles = false;
+    conc__frames_at_work(l->job, true);
 }
 
 CONC__PRIVATE void conc__run_inside_ends(conc_loop *l, conc__ending *e)
@@ -20055,13 +20262,14 @@ CONC__PRIVATE void conc__run_inside_ends(conc_loop *l, conc__ending *e)
         (conc__run_inside *)(void *)((char *)e - offsetof(conc__run_inside, ending));
     conc__stop_close(&r->stop);
     conc__disarm(l, &r->limit);
+    l->job_limit = CONC__NEVER;
     conc_free(r);
 }
 
 /* A run begins, perhaps in a job. */
 CONC__PRIVATE int conc__job_runs(conc_loop *l)
 {
-    const conc__frame *f = conc__frame_here();
+    conc__frame *f = conc__frame_here();
     if (!f || l->embedded) /* a host looks after its own loop */
         return 0;
     conc__run_inside *r = conc__alloc(sizeof *r);
@@ -20070,8 +20278,11 @@ CONC__PRIVATE int conc__job_runs(conc_loop *l)
     *r = (conc__run_inside){.loop = l, .post = {NULL, conc__run_inside_cancel}};
     r->ending = (conc__ending){l->endings, conc__run_inside_ends};
     l->endings = &r->ending;
+    l->job = conc__frame_has_clock(f) ? f : NULL;
     int64_t limit = conc__frame_limit(f);
-    if (limit != CONC__NEVER && !l->virtual_clock)
+    if (l->virtual_clock)
+        l->job_limit = limit;
+    else if (limit != CONC__NEVER)
         conc__arm(l, &r->limit, limit, conc__run_inside_late);
     if (conc__frame_asked(f)) {
         r->stop.asked = true;
@@ -20230,7 +20441,7 @@ CONC__PRIVATE CONC__CALLED int conc__offload(int which, conc_fn *fn, void *arg, 
     if (!fn)
         return conc__misused(-EINVAL, call, "no function", NULL);
     if (!l)
-        return fn(arg);
+        return conc__call_here(fn, arg);
     conc_pool *p = conc__offloads_of(l, which, &rc);
     return p ? conc_pool_run(p, fn, arg) : rc;
 }
@@ -20262,21 +20473,15 @@ CONC__PRIVATE void conc__abandoned_release(conc_job *j)
     conc__abandoned_drop((conc__abandoned *)(void *)j);
 }
 
-/* Outside tasks. In a job the words of fn's error outlast those of free_arg's. */
+/* Outside tasks. The words of fn's error outlast those of free_arg's. */
 CONC__PRIVATE int conc__call_and_free(conc_fn *fn, void *arg, void (*free_arg)(void *))
 {
-    conc__frame *f = conc__frame_here();
-    char text[sizeof f->text];
-    int rc = fn(arg), text_rc = 0;
-    if (f && free_arg) {
-        text_rc = f->text_rc;
-        memcpy(text, f->text, sizeof text);
-    }
-    if (free_arg)
+    int rc = conc__call_here(fn, arg);
+    conc__older_words words = {.frame = conc__frame_here()};
+    if (free_arg) {
+        conc__words_swap(&words);
         free_arg(arg);
-    if (f && free_arg) {
-        f->text_rc = text_rc;
-        memcpy(f->text, text, sizeof text);
+        conc__words_swap(&words);
     }
     return rc;
 }
@@ -20623,8 +20828,12 @@ CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, b
     if (rc == -EAGAIN && waits) {
         conc__waiter w = {.item = item};
         conc__line_up(sends ? &inner->senders : &inner->receivers, &w);
+        if (l)
+            l->channel_waits++;
         rc = conc__wait_outside(l, &w, sends ? &conc__channel_sends : &conc__channel_receives,
                                 inner, &inner->mutex, NULL);
+        if (l)
+            l->channel_waits--;
         return conc__came_to(rc);
     }
     pthread_mutex_unlock(&inner->mutex);
@@ -21081,7 +21290,8 @@ CONC_API CONC__CALLED int conc_file_read(const char *path, void **data, size_t *
 CONC__PRIVATE int conc__write_all(int fd, conc__file_call *f)
 {
     while (f->written < f->size) {
-        ssize_t n = write(fd, f->data + f->written, conc__at_once(f->size - f->written));
+        size_t left = conc__at_once(f->size - f->written);
+        ssize_t n = conc__write_unharmed(fd, f->data + f->written, left);
         if (n < 0 && errno != EINTR)
             return -errno;
         f->written += n > 0 ? (size_t)n : 0;
@@ -21237,30 +21447,12 @@ CONC__PRIVATE int conc__write_in_place(const char *path, conc__file_call *f)
 }
 
 /* What is no regular file. */
-CONC__PRIVATE int conc__write_to_special(conc__file_call *f, bool is_fifo)
-{
-    int fd = conc__open_for(f, O_WRONLY);
-    if (fd >= 0) {
-        conc__no_pipe_signal(fd);
-        return conc__pause_file(f, fd, conc__write_all(fd, f));
-    }
-    return fd == -ENXIO && is_fifo && f->patient ? CONC__FILE_ALONE : fd;
-}
-
-/* The same: a broken pipe must not raise SIGPIPE. */
 CONC__PRIVATE int conc__write_special(conc__file_call *f, bool is_fifo)
 {
-    sigset_t pipe_signal, before, pending;
-    sigemptyset(&pipe_signal);
-    sigemptyset(&pending);
-    sigaddset(&pipe_signal, SIGPIPE);
-    sigpending(&pending);
-    pthread_sigmask(SIG_BLOCK, &pipe_signal, &before);
-    int rc = conc__write_to_special(f, is_fifo);
-    if (rc == -EPIPE && !sigismember(&pending, SIGPIPE))
-        conc__signal_discard(SIGPIPE);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return rc;
+    int fd = conc__open_for(f, O_WRONLY);
+    if (fd >= 0)
+        return conc__pause_file(f, fd, conc__write_all(fd, f));
+    return fd == -ENXIO && is_fifo && f->patient ? CONC__FILE_ALONE : fd;
 }
 
 /* Follows a link that leads to nothing: the name of what it would lead to, for conc_free. NULL:
@@ -21499,6 +21691,28 @@ extern char **environ;
 CONC__PRIVATE char ***conc__environ(void) { return &environ; }
 #endif
 
+/* A copy of an environment, in one piece: the program may change its own while others are started.
+ * Its first entry is room for so many bytes. NULL: no memory. */
+CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
+{
+    size_t n = 0, bytes = room;
+    for (; from && from[n]; n++)
+        bytes += strlen(from[n]) + 1;
+    char **env = conc__alloc((n + 2) * sizeof *env + bytes);
+    if (!env)
+        return NULL;
+    char *text = (char *)(env + n + 2);
+    env[0] = text;
+    text += room;
+    for (size_t i = 0; i < n; i++) {
+        size_t size = strlen(from[i]) + 1;
+        env[i + 1] = memcpy(text, from[i], size);
+        text += size;
+    }
+    env[n + 1] = NULL;
+    return env;
+}
+
 /* Where the C library has them, which hides them from programs that do not ask for GNU's
  * extensions. macOS has the first one from 10.15 on. */
 #ifdef __APPLE__
@@ -21548,14 +21762,21 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 
 /* -- the processes that the virtual clock stands still for -- */
 
-/* A program that was started and has not been reaped. */
+/* A program that was started, and its child not closed. It outlives the conc_child while calls use
+ * it, so that these look at the conc_child no more once it is closed: it may be another's or gone. */
 typedef struct conc__program {
     struct conc__program *next;
     unsigned forks;
-    pid_t pid; /* 0: another program has got the number */
+    bool group;           /* all of its group counts */
+    unsigned users;       /* the conc_child, and calls that wait */
+    bool closing, closed; /* by a call that is at work; by one that is over */
+    bool lost;            /* once it is closed: its status is not known */
+    int status;           /* once it is closed */
+    pid_t pid;            /* 0: another program has got the number */
     char name[64];
     dev_t devices[3];
-    ino_t inodes[3]; /* of its pipes; 0: no pipe */
+    ino_t inodes[3];   /* of its pipes; 0: no pipe */
+    bool inherited[3]; /* this program has the same end, too */
 } conc__program;
 
 /* Under conc__children. */
@@ -21574,14 +21795,16 @@ CONC__PRIVATE void conc__program_add(conc__program *p, pid_t pid)
     conc__program_starts++;
 }
 
-/* What the program shall have as its descriptor i may be a pipe: then this is one end of it. */
+/* What the program shall have as its descriptor i may be a pipe: then fd is one end of it, or -1:
+ * the program inherits this program's own. */
 CONC__PRIVATE void conc__program_gets(conc__program *p, int i, int fd)
 {
     struct stat st;
-    if (fd < 0 || fstat(fd, &st) || !S_ISFIFO(st.st_mode))
+    if (fstat(fd < 0 ? i : fd, &st) || !S_ISFIFO(st.st_mode))
         return;
     p->devices[i] = st.st_dev;
     p->inodes[i] = st.st_ino;
+    p->inherited[i] = fd < 0;
 }
 
 CONC__PRIVATE void conc__program_remove(conc__program *p)
@@ -21591,22 +21814,38 @@ CONC__PRIVATE void conc__program_remove(conc__program *p)
         at = &(*at)->next;
     if (*at)
         __atomic_store_n(at, p->next, __ATOMIC_RELAXED);
-    conc_free(p);
 }
+
+CONC__PRIVATE void conc__program_release(conc__program *p)
+{
+    if (--p->users == 0)
+        conc_free(p);
+}
+
+CONC__PRIVATE int conc__group_lives(pid_t group);
 
 CONC__PRIVATE bool conc__program_runs(const conc__program *p)
 {
     siginfo_t info;
     info.si_pid = 0;
-    return p->pid && p->forks == conc__forks &&
-           waitid(P_PID, (id_t)p->pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == 0;
+    if (!p->pid || p->forks != conc__forks ||
+        waitid(P_PID, (id_t)p->pid, &info, WEXITED | WNOHANG | WNOWAIT))
+        return false;
+    return !info.si_pid || (p->group && conc__group_lives(p->pid) == 1);
 }
 
-CONC__PRIVATE bool conc__program_has_pipe(const conc__program *p, const struct stat *st)
+/* Is there anything of the program's to wait for at this descriptor? Its input, if inherited, has
+ * bytes from elsewhere, and its output goes elsewhere. */
+CONC__PRIVATE bool conc__program_has_pipe(const conc__program *p, int fd, const struct stat *st)
 {
-    for (int i = 0; i < 3; i++)
-        if (p->inodes[i] && p->inodes[i] == st->st_ino && p->devices[i] == st->st_dev)
+    for (int i = 0; i < 3; i++) {
+        bool same = p->inodes[i] == st->st_ino && p->devices[i] == st->st_dev;
+        int other = i ? O_RDONLY : O_WRONLY; /* end */
+        if (p->inodes[i] && same && p->inherited[i])
+            same = (fcntl(fd, F_GETFL) & O_ACCMODE) == other;
+        if (p->inodes[i] && same)
             return true;
+    }
     return false;
 }
 
@@ -21621,9 +21860,9 @@ CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
     *starts = conc__program_starts;
     for (const conc__fd *f = l->watched; f && !found; f = f->next) {
         struct stat st;
-        bool known = fstat(f->number, &st) == 0;
-        for (const conc__program *p = conc__programs; p && known && !found; p = p->next)
-            found = conc__program_has_pipe(p, &st) && conc__program_runs(p);
+        bool pipe = fstat(f->number, &st) == 0 && S_ISFIFO(st.st_mode);
+        for (const conc__program *p = conc__programs; p && pipe && !found; p = p->next)
+            found = conc__program_has_pipe(p, f->number, &st) && conc__program_runs(p);
     }
     pthread_mutex_unlock(&conc__children);
     errno = saved;
@@ -21636,10 +21875,11 @@ CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
 typedef struct conc__child_starting {
     conc_child *child;
     conc__program *program;
-    const char *path; /* NULL: argv[0], looked for in PATH */
+    char **env; /* a PATH, this program's, and then the child's environment */
     int far_ends[3], near_ends[3];
     bool was_free[3]; /* a socket that did not block before */
     sigset_t mask;
+    struct conc__spawning *how;
     pid_t pid;
     char about[96]; /* what an error is about; "": the program */
 } conc__child_starting;
@@ -21760,21 +22000,83 @@ CONC__PRIVATE void conc__spawning_close(conc__spawning *s)
     posix_spawn_file_actions_destroy(&s->actions);
 }
 
-/* The arguments and the environment, as the exec calls want them. */
+/* This program's PATH, and the environment for the child. */
+CONC__PRIVATE char **conc__child_env(const conc_child *c)
+{
+    const char *search = getenv("PATH");
+    search = search ? search : "/bin:/usr/bin";
+    char *const *from = c->env ? (char *const *)(uintptr_t)c->env : *conc__environ();
+    size_t size = strlen(search) + 1;
+    char **env = conc__environment_copy(from, size);
+    if (env)
+        memcpy(env[0], search, size);
+    return env;
+}
+
+/* The arguments, as the exec calls want them. */
 CONC__PRIVATE char *const *conc__child_argv(const conc_child *c)
 {
     return (char *const *)(uintptr_t)c->argv;
 }
 
-CONC__PRIVATE char *const *conc__child_env(const conc_child *c)
+/* Tries to become, or to start, the file with this name: the error as a positive number, or 0. */
+typedef int conc__program_attempt(conc__child_starting *s, const char *name);
+
+/* May the program be in another directory when a file gave this error? */
+CONC__PRIVATE bool conc__search_goes_on(int error)
 {
-    return c->env ? (char *const *)(uintptr_t)c->env : *conc__environ();
+    switch (error) {
+    case EACCES:
+    case ENOENT:
+    case ENOTDIR:
+    case ENODEV:
+    case ESTALE:
+    case ETIMEDOUT: return true;
+    default: return false;
+    }
+}
+
+/* Tries the program where this program's PATH says: execvp would look where the PATH of env says,
+ * and give what is no program to a shell. 0, or the last error, but EACCES before any other. Only
+ * calls that are safe in a signal handler. */
+CONC__PRIVATE int conc__search_program(conc__child_starting *s, conc__program_attempt *attempt)
+{
+    char path[4096];
+    const char *name = s->child->argv[0];
+    size_t size = strlen(name) + 1;
+    int error = size <= NAME_MAX + 1 ? ENOENT : ENAMETOOLONG;
+    if (!*name || strchr(name, '/'))
+        return attempt(s, name);
+    for (const char *at = s->env[0];; at++) {
+        size_t n = strcspn(at, ":"), slash = n > 0;
+        if (n + slash + size <= sizeof path) {
+            memcpy(path, at, n);
+            path[n] = '/';
+            memcpy(path + n + slash, name, size);
+            int rc = attempt(s, path);
+            if (!conc__search_goes_on(rc))
+                return rc;
+            error = error == EACCES ? error : rc;
+        }
+        at += n;
+        if (!*at)
+            return error;
+    }
+}
+
+CONC__PRIVATE int conc__try_spawn(conc__child_starting *s, const char *name)
+{
+    struct stat st;
+    bool absent = stat(name, &st) && (errno == ENOENT || errno == ENOTDIR);
+    if (absent && !s->child->dir) /* else the child looks in another directory */
+        return errno;
+    return posix_spawn(&s->pid, name, &s->how->actions, &s->how->attributes,
+                       conc__child_argv(s->child), s->env + 1);
 }
 
 CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
 {
     const conc_child *c = s->child;
-    char *const *argv = conc__child_argv(c), *const *env = conc__child_env(c);
     conc__spawning how;
     int rc = conc__spawning_open(&how, &s->mask);
     if (rc)
@@ -21788,48 +22090,22 @@ CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
             rc = posix_spawn_file_actions_adddup2(&how.actions, s->far_ends[i], i);
     if (rc == 0)
         rc = conc__close_others(&how, 3);
-    if (rc == 0 && s->path)
-        rc = posix_spawn(&s->pid, s->path, &how.actions, &how.attributes, argv, env);
-    else if (rc == 0)
-        rc = posix_spawnp(&s->pid, argv[0], &how.actions, &how.attributes, argv, env);
+    s->how = &how;
+    if (rc == 0)
+        rc = conc__search_program(s, conc__try_spawn);
     conc__spawning_close(&how);
     return -rc;
 }
 
-/* Executes the program, which is looked for where this program's PATH says, as posix_spawnp does:
- * execvp would look where the PATH of env says, and give what is no program to a shell. Returns
- * the error. */
-CONC__PRIVATE int conc__execute(const char *name, char *const *argv, char *const *env)
+CONC__PRIVATE int conc__try_execute(conc__child_starting *s, const char *name)
 {
-    char path[4096];
-    const char *at = getenv("PATH");
-    size_t size = strlen(name) + 1;
-    int error = size < sizeof path / 2 ? ENOENT : ENAMETOOLONG;
-    if (!*name || strchr(name, '/')) {
-        execve(name, argv, env);
-        return errno;
-    }
-    for (at = at ? at : "/bin:/usr/bin";; at++) {
-        size_t n = strcspn(at, ":"), slash = n > 0;
-        if (n + slash + size <= sizeof path) {
-            memcpy(path, at, n);
-            path[n] = '/';
-            memcpy(path + n + slash, name, size);
-            execve(path, argv, env);
-            if (errno == EACCES)
-                error = EACCES;
-            else if (errno != ENOENT && errno != ENOTDIR)
-                return errno;
-        }
-        at += n;
-        if (!*at)
-            return error;
-    }
+    execve(name, conc__child_argv(s->child), s->env + 1);
+    return errno;
 }
 
 /* In the forked process: becomes the program, or returns the error. Only calls that are safe in a
  * signal handler. */
-CONC__PRIVATE int conc__become_program(const conc__child_starting *s, int most)
+CONC__PRIVATE int conc__become_program(conc__child_starting *s, int most)
 {
     const conc_child *c = s->child;
     if (c->group && setpgid(0, 0))
@@ -21845,7 +22121,7 @@ CONC__PRIVATE int conc__become_program(const conc__child_starting *s, int most)
             close(fd);
     }
     pthread_sigmask(SIG_SETMASK, &s->mask, NULL);
-    return conc__execute(s->path ? s->path : c->argv[0], conc__child_argv(c), conc__child_env(c));
+    return conc__search_program(s, conc__try_execute);
 }
 
 /* The same for a C library whose posix_spawn cannot change the directory. No handler of this
@@ -21897,7 +22173,7 @@ CONC__PRIVATE bool conc__dir_failed(const char *dir, int rc)
 CONC__PRIVATE void conc__child_blames(conc__child_starting *s, int rc)
 {
     const conc_child *c = s->child;
-    const char *program = s->path ? s->path : c->argv[0];
+    const char *program = c->argv[0];
     bool is_path = strchr(program, '/') && (*program == '/' || !c->dir);
     if (conc__dir_failed(c->dir, rc))
         snprintf(s->about, sizeof s->about, "the directory %.70s", *c->dir ? c->dir : "\"\"");
@@ -21935,7 +22211,7 @@ CONC__PRIVATE int conc__child_starts(void *arg)
     for (int i = 2; i >= 0 && rc; i--)
         conc__child_socket_as_before(s, i);
     for (int i = 0; i < 3; i++)
-        conc__program_gets(s->program, i, s->near_ends[i] >= 0 ? s->near_ends[i] : s->far_ends[i]);
+        conc__program_gets(s->program, i, s->far_ends[i]);
     conc__close_ends(s->far_ends);
     if (rc)
         conc__close_ends(s->near_ends);
@@ -22223,11 +22499,12 @@ CONC_API int conc_child_start(conc_child *c)
         conc_free(program);
         return conc__own_error(rc);
     }
-    *program = (conc__program){.next = NULL};
+    *program = (conc__program){.users = 1, .group = c->group};
     snprintf(program->name, sizeof program->name, "%s", *c->argv[0] ? c->argv[0] : "\"\"");
-    conc__child_starting s = {.child = c, .program = program};
+    conc__child_starting s = {.child = c, .program = program, .env = conc__child_env(c)};
     conc__original_mask(&s.mask);
-    rc = conc__offload(CONC__STARTS, conc__child_starts, &s, __func__);
+    rc = s.env ? conc__offload(CONC__STARTS, conc__child_starts, &s, __func__) : -ENOMEM;
+    conc_free(s.env);
     if (rc) {
         conc_free(program);
         conc__child_set_state(c, CONC__CHILD_NONE);
@@ -22250,23 +22527,47 @@ CONC__PRIVATE void conc__child_about(conc_child *c, char *to, size_t size)
 
 /* A wait for a child. */
 typedef struct conc__child_wait {
-    conc_child *child;
+    conc_child *child; /* used until the program's child is closed */
+    conc__program *program;
     int64_t until;    /* in a thread, on the real clock */
     bool whole_group; /* the others of its group, too */
     bool stubborn;    /* a job waits on though it was asked to end */
+    bool for_close;   /* until another call has closed it */
     double pause;
 } conc__child_wait;
 
+/* Has it ended, or was it closed meanwhile? While it runs *fd is what tells of its end. */
+CONC__PRIVATE bool conc__program_gone(const conc__child_wait *w, int *fd)
+{
+    pthread_mutex_lock(&conc__children);
+    bool gone = w->program->closed || conc__child_update(w->child) != CONC__CHILD_RUNS;
+    *fd = gone ? -1 : w->child->pidfd;
+    pthread_mutex_unlock(&conc__children);
+    return gone;
+}
+
+CONC__PRIVATE bool conc__program_closed(const conc__child_wait *w)
+{
+    pthread_mutex_lock(&conc__children);
+    bool closed = w->program->closed;
+    pthread_mutex_unlock(&conc__children);
+    return closed;
+}
+
 CONC__PRIVATE bool conc__child_wait_over(conc__child_wait *w)
 {
-    if (!conc__child_ended(w->child))
+    int fd;
+    if (w->for_close)
+        return conc__program_closed(w);
+    if (!conc__program_gone(w, &fd))
         return false;
     return !w->whole_group || conc__group_lives(w->child->pid) != 1;
 }
 
 CONC__PRIVATE void conc__child_pause_longer(conc__child_wait *w)
 {
-    w->pause = w->pause < 0.05 ? w->pause * 2 : w->pause;
+    if (w->pause < 0.05)
+        w->pause = w->pause > 0 ? w->pause * 2 : 0.0005;
 }
 
 /* In a thread; fd: the child's, -1: none. A job looks now and then whether it was asked to end. */
@@ -22281,7 +22582,9 @@ CONC__PRIVATE int conc__child_pause_thread(conc__child_wait *w, int fd)
     struct pollfd p = {fd, POLLIN, 0};
     int64_t ns = left < most ? left : most;
     int saved = errno;
-    if (fd < 0 || poll(&p, 1, (int)((ns + 999999) / 1000000)) < 0 || p.revents & POLLNVAL) {
+    int rc = fd < 0 ? 0 : poll(&p, 1, (int)((ns + 999999) / 1000000));
+    bool refused = rc < 0 && errno != EINTR; /* after a signal there is something to look at */
+    if (fd < 0 || refused || p.revents & POLLNVAL) {
         conc__doze(ns);
         conc__child_pause_longer(w);
     }
@@ -22292,11 +22595,12 @@ CONC__PRIVATE int conc__child_pause_thread(conc__child_wait *w, int fd)
 /* Waits for an event of the child's, or for a while where there is none to wait for. */
 CONC__PRIVATE int conc__child_pause(const conc_loop *l, conc__child_wait *w)
 {
-    int fd = conc__child_ended(w->child) ? -1 : w->child->pidfd;
+    int fd, none;
+    conc__program_gone(w, &fd);
     if (!l)
         return conc__child_pause_thread(w, fd);
     int rc = fd >= 0 ? conc_wait_fd(fd, CONC_READABLE) : -EBADF;
-    bool closed = fd >= 0 && rc == -EBADF && conc__child_ended(w->child);
+    bool closed = fd >= 0 && rc == -EBADF && conc__program_gone(w, &none);
     if (rc >= 0 || rc == -ECANCELED || closed)
         return rc < 0 && !closed ? rc : 0;
     rc = conc_sleep(w->pause);
@@ -22309,7 +22613,7 @@ CONC__PRIVATE int conc__child_await(conc__child_wait *w)
 {
     conc_loop *l = conc__of_task();
     int rc = 0;
-    w->pause = 0.0005;
+    w->pause = w->for_close ? 0 : 0.0005; /* the other call is about to return, too */
     if (l)
         l->outside_awaited++;
     while (!conc__child_wait_over(w) && rc >= 0)
@@ -22319,28 +22623,53 @@ CONC__PRIVATE int conc__child_await(conc__child_wait *w)
     return rc < 0 && !conc__child_wait_over(w) ? rc : 0;
 }
 
+/* A wait of the caller's begins, which ends with conc__child_wait_ends; not if there is no program:
+ * another thread has just closed it. */
+CONC__PRIVATE conc__child_wait conc__child_wait_begins(conc_child *c)
+{
+    conc__child_wait w = {.child = c, .until = CONC__NEVER};
+    pthread_mutex_lock(&conc__children);
+    w.program = c->program;
+    if (w.program)
+        w.program->users++;
+    pthread_mutex_unlock(&conc__children);
+    return w;
+}
+
+/* What is known of the end, if it was waited for: 0, or -ECHILD. */
+CONC__PRIVATE int conc__child_wait_ends(conc__child_wait *w, int *status)
+{
+    pthread_mutex_lock(&conc__children);
+    conc__program *p = w->program;
+    bool lost = p->closed ? p->lost : w->child->state == CONC__CHILD_LOST;
+    *status = p->closed ? p->status : w->child->status;
+    conc__program_release(p);
+    pthread_mutex_unlock(&conc__children);
+    return lost ? -ECHILD : 0;
+}
+
 CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
 {
     conc_loop *l;
-    int rc = conc__caller(&l, __func__);
+    int rc = conc__caller(&l, __func__), result;
     if (rc == 0)
         rc = conc__child_usable(c, __func__);
+    if (rc == 0 && l)
+        rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    if (l)
-        rc = conc__checkpoint(l);
-    if (rc == 0) {
-        conc__child_wait w = {.child = c, .until = CONC__NEVER};
-        rc = conc__child_await(&w);
-    }
-    if (rc == 0 && conc__child_state_now(c) == CONC__CHILD_LOST) {
-        char about[96];
-        conc__child_about(c, about, sizeof about);
-        rc = conc_fail(-ECHILD, "%s: its status is lost: SIGCHLD is ignored, or its end was taken",
+    char about[96];
+    conc__child_about(c, about, sizeof about);
+    conc__child_wait w = conc__child_wait_begins(c);
+    if (!w.program)
+        return conc__own_error(-EINVAL);
+    rc = conc__child_await(&w);
+    int lost = conc__child_wait_ends(&w, &result);
+    if (rc == 0 && lost)
+        rc = conc_fail(lost, "%s: its status is lost: SIGCHLD is ignored, or its end was taken",
                        about);
-    }
     if (rc == 0 && status)
-        *status = c->status;
+        *status = result;
     if (rc == 0 && l)
         conc__quick(l);
     return rc;
@@ -22406,7 +22735,8 @@ CONC_API int conc_child_kill(conc_child *c, int signal)
 CONC__PRIVATE void conc__child_ask(conc_child *c)
 {
     conc_loop *l = conc__of_task();
-    conc__child_wait w = {.child = c, .whole_group = c->group, .stubborn = true};
+    conc__child_wait w = {
+        .child = c, .program = c->program, .whole_group = c->group, .stubborn = true};
     conc_scope limit = {0};
     if (conc__child_signal(c, SIGTERM))
         return;
@@ -22425,7 +22755,8 @@ CONC__PRIVATE void conc__child_ask(conc_child *c)
 CONC__PRIVATE int conc__child_end_it(void *arg)
 {
     conc_child *c = arg;
-    conc__child_wait w = {.child = c, .until = CONC__NEVER, .stubborn = true};
+    conc__child_wait w = {
+        .child = c, .program = c->program, .until = CONC__NEVER, .stubborn = true};
     bool in_post = conc__here && !conc__here->self; /* which holds the loop */
     if (c->grace > 0 && !in_post)
         conc__child_ask(c);
@@ -22452,17 +22783,77 @@ CONC__PRIVATE void conc__close_outputs(conc_child *c)
     conc__close_end(&c->error);
 }
 
+/* Another call is closing it: waits until that is done. */
+CONC__PRIVATE int conc__child_await_close(void *arg)
+{
+    conc__child_wait *w = arg;
+    while (conc__child_await(w))
+        continue;
+    return 0;
+}
+
+CONC__PRIVATE void conc__child_join_close(conc_child *c, const conc_loop *l)
+{
+    conc__child_wait w = conc__child_wait_begins(c);
+    bool in_post = conc__here && !l; /* the other call may be a task's of this loop */
+    int status;
+    w.stubborn = w.for_close = true;
+    if (!w.program)
+        return;
+    if (l)
+        conc_shield(CONC_FOREVER, conc__child_await_close, &w);
+    else if (!in_post)
+        conc__child_await_close(&w);
+    conc__child_wait_ends(&w, &status);
+}
+
+/* Nothing of the program is used any more, but by calls that wait for it. */
+CONC__PRIVATE void conc__child_forget(conc_child *c)
+{
+    pthread_mutex_lock(&conc__children);
+    conc__program *p = c->program;
+    p->closed = true;
+    p->lost = c->state == CONC__CHILD_LOST;
+    p->status = c->status;
+    if (conc__child_state_of(c) == CONC__CHILD_INHERITED)
+        p->users = 1; /* the others are the parent's */
+    conc__program_remove(p);
+    conc__program_release(p);
+    c->program = NULL;
+    c->state = CONC__CHILD_NONE;
+    pthread_mutex_unlock(&conc__children);
+}
+
+/* Is this the call that closes it? Else another one does. */
+CONC__PRIVATE bool conc__child_claim_close(conc_child *c, conc__child_state *state)
+{
+    pthread_mutex_lock(&conc__children);
+    *state = conc__child_state_of(c);
+    bool started = *state != CONC__CHILD_NONE && *state != CONC__CHILD_STARTS;
+    bool first = started && (*state == CONC__CHILD_INHERITED || !c->program->closing);
+    if (first)
+        c->program->closing = true;
+    pthread_mutex_unlock(&conc__children);
+    return first;
+}
+
 CONC_API int conc_child_close(conc_child *c)
 {
     conc_loop *l = conc__of_task();
     if (!c)
         return conc__own_error(-EINVAL);
     int saved = errno;
-    conc__child_state state = conc__child_state_now(c);
+    conc__child_state state;
+    bool first = conc__child_claim_close(c, &state);
     if (state == CONC__CHILD_NONE)
         return 0;
     if (state == CONC__CHILD_STARTS)
         return conc__own_error(-EBUSY);
+    if (!first) {
+        conc__child_join_close(c, l);
+        errno = saved;
+        return 0;
+    }
     conc__close_end(&c->input);
     if (!(c->grace > 0)) /* else a broken pipe could kill it while it cleans up */
         conc__close_outputs(c);
@@ -22472,12 +22863,7 @@ CONC_API int conc_child_close(conc_child *c)
         conc__child_end_it(c);
     conc__close_outputs(c);
     conc__close_end(&c->pidfd);
-    pthread_mutex_lock(&conc__children);
-    if (c->state)
-        conc__program_remove(c->program);
-    c->program = NULL;
-    c->state = CONC__CHILD_NONE;
-    pthread_mutex_unlock(&conc__children);
+    conc__child_forget(c);
     errno = saved;
     return 0;
 }
@@ -22913,7 +23299,8 @@ CONC__PRIVATE uint64_t conc__build_id(const char *notes, size_t size, size_t ali
     return 0;
 }
 
-/* What tells two builds of a module apart: its build-id, or else its file. */
+/* What tells two builds of a module apart: its build-id, or else its file. 0: it cannot be told,
+ * as there is no descriptor or no /proc at the moment. */
 CONC__PRIVATE uint64_t conc__module_identity(const conc__module_info *m)
 {
     conc__mapped_file file;
@@ -22935,6 +23322,18 @@ CONC__PRIVATE uint64_t conc__module_identity(const conc__module_info *m)
     return 0;
 }
 
+/* The program's own is kept: it stays what it is when /proc goes out of sight. */
+CONC__PRIVATE uint64_t conc__program_identity(const conc__module_info *m)
+{
+    static uint64_t kept;
+    uint64_t identity = __atomic_load_n(&kept, __ATOMIC_RELAXED);
+    if (!identity) {
+        identity = conc__module_identity(m);
+        __atomic_store_n(&kept, identity, __ATOMIC_RELAXED);
+    }
+    return identity;
+}
+
 CONC__PRIVATE int conc__module_look(conc__module_info *m, size_t size, void *arg)
 {
     conc__module_search *s = arg;
@@ -22953,7 +23352,7 @@ CONC__PRIVATE int conc__module_look(conc__module_info *m, size_t size, void *arg
     }
     if (s->found) {
         s->base = m->base;
-        s->identity = conc__module_identity(m);
+        s->identity = program ? conc__program_identity(m) : conc__module_identity(m);
         if (s->name)
             conc__copy(s->name, sizeof((conc__function *)0)->module, path);
     }
@@ -22994,9 +23393,13 @@ CONC__PRIVATE uintptr_t conc__function_find(const conc__function *f)
         last = s;
         strcpy(module, f->module);
     }
+    const char *name = *module ? module : "the program";
     if (f->identity == last.identity)
         return last.base + (uintptr_t)f->offset;
-    conc_fail(-ENOEXEC, "%s is another build in the worker", *module ? module : "the program");
+    if (f->identity)
+        conc_fail(-ENOEXEC, "%s is another build in the worker", name);
+    else
+        conc_fail(-ENOEXEC, "/proc/self/maps is needed to tell builds of %s apart", name);
     return 0;
 }
 
@@ -23026,7 +23429,7 @@ CONC__PRIVATE int conc__module_count(conc__module_info *m, size_t size, void *ar
  *     a job is taken from the queue
  *     channel: request, and data up to SMALL
  *     socket:  larger data's segment, if new
- *     channel: turn = WORKER, futex wake   -->  begun = 1, calls the function, writes the reply
+ *     channel: turn = WORKER, futex wake   -->  unseen = 0, calls the function, writes the reply
  *     sees it while it looks             <--    channel: turn = PROGRAM
  *     or the supervisor wakes up         <--    socket: one byte, if nobody looks
  *     copies the result, ends the job
@@ -23054,10 +23457,12 @@ enum {
     CONC__OTHER_BUILD = 121, /* it is another build of the module that has conc */
     CONC__TOO_LATE = 122,    /* it got to main, or to a constructor, that opens a pool */
 
-    /* whose turn it is; the side that has it passes it on */
-    CONC__TURN_PROGRAM = 0,
-    CONC__TURN_WORKER = 1,
-    CONC__TURN_QUIT = 2,
+    /* whose turn it is; the side that has it passes it on. These, and the mark of a request that
+     * the worker has not seen, are no numbers that a job writes there by mistake */
+    CONC__TURN_PROGRAM = 0x3a91c6d5,
+    CONC__TURN_WORKER = 0x4be27f18,
+    CONC__TURN_QUIT = 0x6d05b3e9,
+    CONC__UNSEEN = 0x27d84ca3,
 
     /* kinds of requests */
     CONC__ASK_INIT = 0,
@@ -23079,15 +23484,19 @@ typedef struct conc__request {
 
 typedef struct conc__worker_channel {
     unsigned turn;   /* a futex */
-    unsigned asked;  /* the program: the job is to end */
+    unsigned asked;  /* a futex. The program: not 0, and another number each time: it is to end */
     unsigned asleep; /* the worker sleeps on `turn` */
-    unsigned begun;  /* the worker has seen the request */
-    uint64_t done;   /* ASK_MAP: so many have returned; their results stand behind the data */
+    unsigned unseen; /* CONC__UNSEEN: the worker has not begun with the request */
+    uint64_t done;   /* ASK_MAP: so many have returned, and conc__none_done; their results stand
+                        behind the data */
     int64_t result;
     int words; /* the result that text belongs to; 0: none */
     char text[96];
     conc__request request;
 } conc__worker_channel;
+
+/* From where a channel's `done` counts: no small number, as a job may overwrite that. */
+static const uint64_t conc__none_done = 0x5b1d93e7c4a60000u;
 
 _Static_assert(sizeof(conc__worker_channel) <= CONC__CHANNEL_DATA, "a channel's head has to fit");
 
@@ -23183,6 +23592,7 @@ CONC__PRIVATE size_t conc__aligned(size_t n)
 static struct conc__worker_process {
     int pid, program; /* 0: this is no worker */
     bool *own;        /* false in processes that a job forked; NULL: it cannot be told so */
+    bool listens;     /* a thread hears when a job that waits is asked to end */
     int socket;
     ino_t socket_file;
     conc__worker_channel *channel;
@@ -23190,8 +23600,10 @@ static struct conc__worker_process {
     char *segment;  /* for larger data; NULL: not mapped */
     int segment_fd; /* until it is mapped; 0: none */
     uint64_t segment_size, segment_version;
+    pthread_mutex_t mapping; /* the segment is mapped, or this process forks */
+    void *copies[2];         /* while it forks: what the new process gets */
     conc__frame frame;
-} conc__worker_process;
+} conc__worker_process = {.mapping = PTHREAD_MUTEX_INITIALIZER};
 
 /* Ends this process when the program has ended. */
 CONC__PRIVATE void *conc__watch_program(void *arg)
@@ -23203,20 +23615,39 @@ CONC__PRIVATE void *conc__watch_program(void *arg)
     return NULL;
 }
 
-CONC__PRIVATE void conc__begin_to_watch(int program)
+/* False: it cannot be started. */
+CONC__PRIVATE bool conc__small_thread(void *(*fn)(void *), void *arg)
 {
     pthread_attr_t small;
     pthread_t id;
-    int fd = conc__pidfd(program);
-    if (fd < 0 && errno == ESRCH)
-        kill(getpid(), SIGKILL); /* the program has ended just now */
-    if (fd < 0)
-        return;
     pthread_attr_init(&small);
     pthread_attr_setstacksize(&small, 128 * 1024);
     pthread_attr_setdetachstate(&small, PTHREAD_CREATE_DETACHED);
-    conc__quiet_thread(&id, &small, conc__watch_program, (void *)(intptr_t)fd);
+    int rc = conc__quiet_thread(&id, &small, fn, arg);
     pthread_attr_destroy(&small);
+    return rc == 0;
+}
+
+CONC__PRIVATE void conc__begin_to_watch(int program)
+{
+    int fd = conc__pidfd(program);
+    if (fd < 0 && errno == ESRCH)
+        kill(getpid(), SIGKILL); /* the program has ended just now */
+    if (fd >= 0)
+        conc__small_thread(conc__watch_program, (void *)(intptr_t)fd);
+}
+
+/* Tells jobs of this worker that wait when they are asked to end. */
+CONC__PRIVATE void *conc__hear_asks(void *arg)
+{
+    unsigned *asked = arg, seen = 0;
+    for (;;) {
+        conc__futex_wait(asked, seen);
+        seen = __atomic_load_n(asked, __ATOMIC_ACQUIRE);
+        if (seen)
+            conc__stops_tell();
+    }
+    return NULL;
 }
 
 /* Memory that the kernel empties in a forked process, however it was forked: so no system call is
@@ -23244,13 +23675,83 @@ CONC__PRIVATE bool conc__worker_is_itself(void)
     return w->own ? *w->own : getpid() == w->pid;
 }
 
+/* A job of a worker begins to wait. Only elements of a map are asked to end: the first one that
+ * waits starts the thread. */
+CONC__PRIVATE void conc__worker_listens(void)
+{
+    struct conc__worker_process *w = &conc__worker_process;
+    const conc__request *r = &w->channel->request;
+    bool may_be_asked = r->kind == CONC__ASK_MAP && !r->keeps_going && conc__worker_is_itself();
+    if (may_be_asked && !__atomic_exchange_n(&w->listens, true, __ATOMIC_RELAXED))
+        __atomic_store_n(&w->listens, conc__small_thread(conc__hear_asks, &w->channel->asked),
+                         __ATOMIC_RELAXED);
+}
+
+/* How many bytes of data the request is about, of so many at most: a job may have overwritten
+ * it. */
+CONC__PRIVATE size_t conc__request_bytes(const conc__request *r, size_t most)
+{
+    uint64_t bytes = r->in;
+    if (r->kind == CONC__ASK_CALL)
+        bytes = conc__aligned(r->in) + r->out;
+    if (r->kind == CONC__ASK_MAP)
+        bytes = conc__aligned(r->in * r->out) + r->out * sizeof(int);
+    return bytes < most ? bytes : most;
+}
+
+/* A copy of the first bytes of so much memory; NULL: there is no room. */
+CONC__PRIVATE void *conc__private_copy(const void *from, size_t size, size_t used)
+{
+    void *copy = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | CONC__MAP_ANONYMOUS, -1, 0);
+    return copy == MAP_FAILED ? NULL : memcpy(copy, from, used);
+}
+
+/* A job forks. The new process may live on when others use the memory that this one shares with
+ * the program: it gets a copy, as of all its memory. */
+CONC__PRIVATE void conc__worker_forks(void)
+{
+    struct conc__worker_process *w = &conc__worker_process;
+    pthread_mutex_lock(&w->mapping);
+    const conc__request *r = &w->channel->request;
+    size_t used = r->in_segment ? 0 : conc__request_bytes(r, CONC__SMALL);
+    w->copies[0] = conc__private_copy(w->channel, CONC__CHANNEL_SIZE, CONC__CHANNEL_DATA + used);
+    w->copies[1] = NULL;
+    if (w->segment) {
+        used = r->in_segment ? conc__request_bytes(r, w->segment_size) : 0;
+        w->copies[1] = conc__private_copy(w->segment, w->segment_size, used);
+    }
+}
+
+CONC__PRIVATE void conc__worker_has_forked(void)
+{
+    struct conc__worker_process *w = &conc__worker_process;
+    if (w->copies[0])
+        munmap(w->copies[0], CONC__CHANNEL_SIZE);
+    if (w->copies[1])
+        munmap(w->copies[1], w->segment_size);
+    pthread_mutex_unlock(&w->mapping);
+}
+
+/* Puts the copy in place of the memory. Without one there is none. */
+CONC__PRIVATE void conc__worker_takes_copy(void *place, void *copy, size_t size)
+{
+    enum { MAY_MOVE = 1, FIXED = 2 }; /* MREMAP_MAYMOVE, MREMAP_FIXED */
+    if (place && (!copy || syscall(SYS_mremap, copy, size, size, MAY_MOVE | FIXED, place) < 0))
+        munmap(place, size);
+}
+
 /* A process that a job forked: it does not outlive the program either. */
 CONC__PRIVATE void conc__worker_forked(void)
 {
-    if (conc__worker_process.own)
-        *conc__worker_process.own = false; /* an emulator may not have emptied it */
-    if (conc__worker_process.program)
-        conc__begin_to_watch(conc__worker_process.program);
+    struct conc__worker_process *w = &conc__worker_process;
+    conc__worker_takes_copy(w->channel, w->copies[0], CONC__CHANNEL_SIZE);
+    conc__worker_takes_copy(w->segment, w->copies[1], w->segment_size);
+    pthread_mutex_init(&w->mapping, NULL);
+    w->listens = false;
+    if (w->own)
+        *w->own = false; /* an emulator may not have emptied it */
+    if (w->program)
+        conc__begin_to_watch(w->program);
 }
 
 /* It ends with the program: by the kernel with the supervisor, which is the thread that started
@@ -23260,7 +23761,7 @@ CONC__PRIVATE void conc__worker_ends_with(int program)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     conc__begin_to_watch(program);
-    pthread_atfork(NULL, NULL, conc__worker_forked);
+    pthread_atfork(conc__worker_forks, conc__worker_has_forked, conc__worker_forked);
     if (getppid() != program)
         _exit(0); /* it has ended meanwhile */
 }
@@ -23349,10 +23850,16 @@ CONC__PRIVATE void conc__worker_maps_segment(const conc__request *r)
 CONC__PRIVATE char *conc__worker_data(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
-    if (r->segment_version != w->segment_version && !conc__worker_receives(r))
-        return NULL;
-    if (r->in_segment && !w->segment)
+    bool there = r->segment_version == w->segment_version;
+    if (there && (w->segment || !r->in_segment))
+        return r->in_segment ? w->segment : (char *)w->channel + CONC__CHANNEL_DATA;
+    pthread_mutex_lock(&w->mapping);
+    there = there || conc__worker_receives(r);
+    if (there && r->in_segment && !w->segment)
         conc__worker_maps_segment(r);
+    pthread_mutex_unlock(&w->mapping);
+    if (!there)
+        return NULL;
     return r->in_segment ? w->segment : (char *)w->channel + CONC__CHANNEL_DATA;
 }
 
@@ -23366,8 +23873,9 @@ CONC__PRIVATE int64_t conc__worker_maps(conc__worker_channel *c, conc_fn *fn, ch
         int rc = fn(size ? data + i * size : NULL);
         if (!conc__worker_is_itself())
             return 0;
+        fflush(stdout); /* the next one may end this process */
         results[i] = rc;
-        __atomic_store_n(&c->done, i + 1, __ATOMIC_RELEASE);
+        __atomic_store_n(&c->done, conc__none_done + i + 1, __ATOMIC_RELEASE);
         if (rc < 0 && !keeps_going)
             return rc;
     }
@@ -23461,7 +23969,7 @@ CONC__PRIVATE void conc__worker_serves(const conc__handing *start)
         pthread_setspecific(conc__frames, &w->frame);
     conc__worker_signals(&start->mask);
     while (conc__worker_awaits(w->channel)) {
-        __atomic_store_n(&w->channel->begun, 1, __ATOMIC_RELAXED);
+        __atomic_store_n(&w->channel->unseen, 0, __ATOMIC_RELAXED);
         conc__worker_works();
     }
     fflush(NULL);
@@ -23485,12 +23993,29 @@ CONC__PRIVATE void conc__worker_takes(const conc__handing *h, int fd)
     close(fd);
 }
 
+/* The process that has the supervisor, by the worker's socket; -1: it cannot be told. What a
+ * worker's constructors start or fork has the worker's environment and socket too, but another
+ * parent. */
+CONC__PRIVATE int conc__supervisor_process(void)
+{
+    enum { PEERCRED = 17 }; /* SO_PEERCRED, which POSIX does not have */
+    struct {                /* struct ucred, which the system's header hides */
+        int pid;
+        unsigned user, group;
+    } peer;
+    socklen_t size = sizeof peer;
+    int rc = getsockopt(CONC__WORKER_SOCKET, SOL_SOCKET, PEERCRED, &peer, &size);
+    return rc ? -1 : peer.pid;
+}
+
 /* This program was started as a worker: it never gets to main. */
 CONC__COLD void conc__worker_main(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
     conc__handing h;
-    int fd;
+    int fd, program = conc__supervisor_process();
+    if (program >= 0 && program != getppid())
+        _exit(0); /* a constructor has forked: the worker is the other process */
     w->socket = CONC__WORKER_SOCKET;
     fcntl(w->socket, F_SETFD, FD_CLOEXEC);
     while (conc__handed(w->socket, &h, &fd) == 1) {
@@ -23595,20 +24120,6 @@ CONC__PRIVATE int conc__module_is(conc__module_info *m, size_t size, void *arg)
     return conc__module_identity(m) == *identity;
 }
 
-/* Was this process started by a supervisor? What a worker's constructors start has the mark in its
- * environment too, but another parent. */
-CONC__PRIVATE bool conc__has_supervisor(void)
-{
-    enum { PEERCRED = 17 }; /* SO_PEERCRED, which POSIX does not have */
-    struct {                /* struct ucred, which the system's header hides */
-        int pid;
-        unsigned user, group;
-    } peer;
-    socklen_t size = sizeof peer;
-    return getsockopt(CONC__WORKER_SOCKET, SOL_SOCKET, PEERCRED, &peer, &size) == 0 &&
-           peer.pid == getppid();
-}
-
 /* In a constructor, which is own: is this process a worker of the copy of conc in this module? If
  * the module that is meant is not here, the program may not run in the worker's place. */
 CONC__PRIVATE void conc__worker_check(conc__constructor *own)
@@ -23622,7 +24133,7 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
     if (strncmp(given, strchr(mark, '=') + 1, part) == 0) {
         unsetenv("CONC__WORKER");
         conc__worker_begins_last(own);
-    } else if (identity && conc__has_supervisor() &&
+    } else if (identity && conc__supervisor_process() == getppid() &&
                !conc__each_module(conc__module_is, &identity)) {
         _exit(CONC__OTHER_BUILD);
     }
@@ -23671,7 +24182,8 @@ typedef struct conc__worker {
     conc__segment channel_memory, data;
     uint64_t data_version; /* changes with the segment */
     conc_job *job;
-    int jobs; /* that it has had */
+    int jobs;      /* that it has had */
+    unsigned asks; /* that it had to end one */
     int64_t idle_since;
 } conc__worker;
 
@@ -23736,7 +24248,7 @@ CONC__PRIVATE int conc__request_function(conc__supervisor *s, conc__worker *w, u
         named->fn = 0;
         if (!conc__function_name(fn, &named->function))
             return -EINVAL;
-        named->fn = fn;
+        named->fn = named->function.identity ? fn : 0; /* it may be told later */
         named->counts = counts;
     }
     /* anew each time: a job may have overwritten it */
@@ -23748,8 +24260,9 @@ CONC__PRIVATE int conc__request_function(conc__supervisor *s, conc__worker *w, u
 CONC__PRIVATE void conc__request_send(conc__worker *w)
 {
     conc__worker_channel *c = w->channel;
-    c->asked = c->begun = 0;
-    c->done = 0;
+    c->asked = 0;
+    c->unseen = CONC__UNSEEN;
+    c->done = conc__none_done;
     __atomic_store_n(&c->turn, CONC__TURN_WORKER, __ATOMIC_SEQ_CST);
     __atomic_store_n(&w->awaited, true, __ATOMIC_RELEASE);
     bool asleep = __atomic_load_n(&c->asleep, __ATOMIC_SEQ_CST);
@@ -23909,12 +24422,12 @@ CONC__PRIVATE void conc__job_undone(conc__crew *c, conc_job *j, int rc, const ch
     conc__job_over(c, j, rc, words);
 }
 
-/* How many of a runner's elements its worker says that it has done. */
+/* How many of a runner's elements its worker says that it has done; SIZE_MAX: an element has
+ * overwritten that. */
 CONC__PRIVATE size_t conc__range_counted(const conc__worker *w)
 {
-    uint64_t done = __atomic_load_n(&w->channel->done, __ATOMIC_ACQUIRE);
-    size_t left = w->job->parcel->left;
-    return done < left ? (size_t)done : left;
+    uint64_t done = __atomic_load_n(&w->channel->done, __ATOMIC_ACQUIRE) - conc__none_done;
+    return done <= w->job->parcel->left ? (size_t)done : SIZE_MAX;
 }
 
 /* The first n of a runner's elements have returned: their bytes, results, and the first error. */
@@ -23946,8 +24459,11 @@ CONC__PRIVATE void conc__mapping_stop(conc__supervisor *s, conc__mapping *m)
         conc__worker *w = &s->workers[i];
         bool takes_part =
             w->state == CONC__WORKER_BUSY && w->job->parcel && w->job->parcel->mapping == m;
-        if (takes_part)
-            __atomic_store_n(&w->channel->asked, 1, __ATOMIC_RELAXED);
+        if (!takes_part)
+            continue;
+        w->asks = w->asks + 1 ? w->asks + 1 : 1;
+        __atomic_store_n(&w->channel->asked, w->asks, __ATOMIC_RELEASE);
+        conc__futex_wake(&w->channel->asked);
     }
 }
 
@@ -23958,6 +24474,7 @@ CONC__PRIVATE bool conc__runner_goes_on(conc__supervisor *s, conc__worker *w, in
     conc_job *j = w->job;
     conc__parcel *p = j->parcel;
     size_t done = conc__range_counted(w);
+    done = done == SIZE_MAX ? p->left : done;
     conc__range_done(w, done, error);
     if (result < 0 && done == 0 && !*error) /* the function was not found */
         conc__range_drop(p, p->mapping->error = *error = result);
@@ -24219,7 +24736,8 @@ CONC__PRIVATE bool conc__supervisor_cancel(conc__crew *c, conc_job *j)
             continue;
         if (its->parcel && its->parcel->mapping) {
             int error = 0;
-            conc__range_done(w, conc__range_counted(w), &error);
+            size_t done = conc__range_counted(w);
+            conc__range_done(w, done == SIZE_MAX ? 0 : done, &error);
             conc__range_drop(its->parcel, -ECANCELED);
         }
         w->job = NULL;
@@ -24235,10 +24753,11 @@ CONC__PRIVATE bool conc__supervisor_cancel(conc__crew *c, conc_job *j)
 
 /* What executes this program anew: the file that runs, though another one may have its name now.
  * Where the program was started by the dynamic loader, that is the loader, and the program's
- * path is its argument. */
+ * path is its argument, behind the loader's options. */
 typedef struct conc__own_program {
-    const char *argv[4];
+    const char *argv[20];
     char path[4096];
+    char command[4096]; /* that the program was started with */
     conc__mapped_file file;
 } conc__own_program;
 
@@ -24251,8 +24770,37 @@ CONC__PRIVATE int conc__first_module(conc__module_info *m, size_t size, void *ar
     return 1;
 }
 
+/* Is it the path of this file? */
+CONC__PRIVATE bool conc__is_file(const char *path, const struct stat *file)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && st.st_dev == file->st_dev && st.st_ino == file->st_ino;
+}
+
+/* The loader's options, which stand in the command before this program: how many arguments they
+ * are. None where the program has overwritten its command. */
+CONC__PRIVATE int conc__loader_options(conc__own_program *p, const struct stat *program, int room)
+{
+    int fd = conc__open_file("/proc/self/cmdline", O_RDONLY);
+    ssize_t n = fd < 0 ? 0 : read(fd, p->command, sizeof p->command - 1);
+    if (fd >= 0)
+        close(fd);
+    if (n <= 0)
+        return 0;
+    p->command[n] = 0;
+    const char *at = p->command + strlen(p->command) + 1;
+    for (int i = 0; i < room && at < p->command + n; i++) {
+        if (conc__is_file(at, program))
+            return i;
+        p->argv[1 + i] = at;
+        at += strlen(at) + 1;
+    }
+    return 0;
+}
+
 CONC__PRIVATE void conc__own_program_find(conc__own_program *p)
 {
+    enum { OTHERS = 4 }; /* the loader, the program, the worker's mark, and the end */
     struct stat executed, mapped;
     uintptr_t address = 0;
     ssize_t n = readlink("/proc/self/exe", p->path, sizeof p->path - 1);
@@ -24265,8 +24813,10 @@ CONC__PRIVATE void conc__own_program_find(conc__own_program *p)
                      strcmp(p->file.path, p->path) != 0 && !strstr(p->file.path, " (deleted)");
     int i = 0;
     p->argv[i++] = *p->path ? p->path : "/proc/self/exe";
-    if (by_loader)
+    if (by_loader) {
+        i += conc__loader_options(p, &mapped, (int)(sizeof p->argv / sizeof p->argv[0]) - OTHERS);
         p->argv[i++] = p->file.path;
+    }
     p->argv[i++] = "(conc worker)";
     p->argv[i] = NULL;
 }
@@ -24313,29 +24863,15 @@ CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int 
     return -rc;
 }
 
-/* A copy of the environment with a worker's mark, in one piece: the program may change its own
- * while workers are started. */
+/* A copy of the environment, behind a worker's mark. */
 CONC__PRIVATE char **conc__worker_environment(void)
 {
     static const size_t room = 4200; /* of the mark */
-    size_t n = 0, bytes = room;
-    for (; environ && environ[n]; n++)
-        bytes += strlen(environ[n]) + 1;
-    char **env = conc__alloc((n + 2) * sizeof *env + bytes);
-    char *text = env ? (char *)(env + n + 2) : NULL;
-    if (!env || !conc__worker_mark(text, room)) {
-        conc_free(env);
-        return NULL;
-    }
-    env[0] = text;
-    text += room;
-    for (size_t i = 0; i < n; i++) {
-        size_t size = strlen(environ[i]) + 1;
-        env[i + 1] = memcpy(text, environ[i], size);
-        text += size;
-    }
-    env[n + 1] = NULL;
-    return env;
+    char **env = conc__environment_copy(environ, room);
+    if (!env || conc__worker_mark(env[0], room))
+        return env;
+    conc_free(env);
+    return NULL;
 }
 
 CONC__PRIVATE int conc__worker_hand_all(const conc__supervisor *s, const conc__worker *w)
@@ -24512,20 +25048,21 @@ CONC__PRIVATE void conc__death_in_words(int status, char *words, size_t size)
 }
 
 /* The worker of a runner died: the element it was at is lost, those behind it are for the next
- * worker. */
+ * worker. Where nobody knows which one that was, all are lost. */
 CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w, const char *words)
 {
     conc_job *j = w->job;
     conc__parcel *p = j->parcel;
     conc__mapping *m = p->mapping;
     int error = 0;
-    conc__range_done(w, conc__range_counted(w), &error);
-    size_t left = p->left;
+    size_t done = conc__range_counted(w);
+    conc__range_done(w, done == SIZE_MAX ? 0 : done, &error);
+    size_t left = p->left, lost = done == SIZE_MAX ? left : 1;
     if (left) {
-        p->left = 1;
+        p->left = lost;
         conc__range_drop(p, -EOWNERDEAD);
-        m->dropped--; /* it was called */
-        p->left = left - 1;
+        m->dropped -= lost; /* they were called */
+        p->left = left - lost;
         if (!m->keeps_going && !m->error)
             m->error = error = -EOWNERDEAD;
     }
@@ -24572,7 +25109,7 @@ CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
     char words[96];
     conc__crew *c = s->crew;
     conc_job *j = w->job;
-    bool begun = j && __atomic_load_n(&w->channel->begun, __ATOMIC_RELAXED);
+    bool begun = j && __atomic_load_n(&w->channel->unseen, __ATOMIC_RELAXED) != CONC__UNSEEN;
     int status = conc__worker_reap(w);
     conc__death_in_words(status, words, sizeof words);
     if (w->state == CONC__WORKER_STARTING)
@@ -24970,7 +25507,12 @@ CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__crew *c)
     conc__waiter w = {0};
     /* not the crew's: whatever settles there, the workers have not ended */
     conc__line_up(&c->supervisor->closer, &w);
+    bool holds_clock = l && l->virtual_clock;
+    if (holds_clock)
+        atomic_fetch_add_explicit(&l->at_work, 1, memory_order_relaxed);
     conc__wait_outside(l, &w, &conc__wants_no_workers, c, &c->mutex, NULL);
+    if (holds_clock)
+        conc__clock_off_work(l);
 }
 
 CONC_API CONC__CALLED int conc_procs_close(conc_procs *p)
@@ -24989,6 +25531,7 @@ typedef struct conc__supervisor conc__supervisor;
 
 CONC__PRIVATE void conc__segments_hold(void) {}
 CONC__PRIVATE void conc__segments_let(void) {}
+CONC__PRIVATE void conc__worker_listens(void) {}
 CONC__PRIVATE int conc__supervisor_begin(conc__supervisor *s) { return s ? -ENOTSUP : 0; }
 CONC__PRIVATE void conc__supervisor_rouse(conc__crew *c) { (void)c; }
 CONC__PRIVATE void conc__supervisor_free(conc__supervisor *s) { (void)s; }
@@ -25086,6 +25629,9 @@ static void conc__pool_begins(int argc, char **argv, char **env)
     conc__extended.job_block = conc__job_block;
     conc__extended.job_shield = conc__job_shield;
     conc__extended.job_runs = conc__job_runs;
+    conc__extended.job_idles = conc__job_idles;
+    conc__extended.job_goes_on = conc__job_goes_on;
+    conc__extended.job_late = conc__job_late;
     conc__extended.job_fail = conc__job_fail;
     conc__extended.job_words = conc__job_words;
     conc__extended.job_here = conc__frame_here;
