@@ -25,7 +25,7 @@ static void *worker_run(void *self)
     worker_thread *w = self;
     printf("Thread %s is running\n", w->name);
     sleep(2);
-    w->result = w->number * w->number; /* no lock: nobody reads it before the join */
+    w->result = w->number * w->number; /* no lock: it is read after the join */
     printf("Thread %s finished\n", w->name);
     return NULL;
 }

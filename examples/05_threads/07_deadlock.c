@@ -29,28 +29,27 @@ static void take(account *a)
     nanosleep(&(struct timespec){0, 100000000}, NULL); /* the other thread gets as far meanwhile */
 }
 
-static void take_both(account *from, account *to)
+typedef struct {
+    account *from, *to;
+    int amount;
+} payment;
+
+static void *pay(void *arg)
 {
+    payment *p = arg;
 #ifdef BROKEN
-    take(from);
-    take(to);
+    take(p->from);
+    take(p->to);
 #else
-    take(from->number < to->number ? from : to);
-    take(from->number < to->number ? to : from);
+    take(p->from->number < p->to->number ? p->from : p->to);
+    take(p->from->number < p->to->number ? p->to : p->from);
 #endif
+    p->from->money -= p->amount;
+    p->to->money += p->amount;
+    pthread_mutex_unlock(&p->from->lock); /* for the unlocks any order will do */
+    pthread_mutex_unlock(&p->to->lock);
+    return NULL;
 }
-
-static void pay(account *from, account *to, int amount)
-{
-    take_both(from, to);
-    from->money -= amount;
-    to->money += amount;
-    pthread_mutex_unlock(&from->lock); /* for the unlocks any order will do */
-    pthread_mutex_unlock(&to->lock);
-}
-
-static void *alice_pays(void *arg) { return pay(&alice, &bob, 30), arg; }
-static void *bob_pays(void *arg) { return pay(&bob, &alice, 10), arg; }
 
 static void watchdog(int signal)
 {
@@ -62,10 +61,11 @@ static void watchdog(int signal)
 int main(void)
 {
     pthread_t thread1, thread2;
+    payment to_bob = {&alice, &bob, 30}, to_alice = {&bob, &alice, 10};
     signal(SIGALRM, watchdog);
     alarm(2);
-    if (pthread_create(&thread1, NULL, alice_pays, NULL) != 0 ||
-        pthread_create(&thread2, NULL, bob_pays, NULL) != 0)
+    if (pthread_create(&thread1, NULL, pay, &to_bob) != 0 ||
+        pthread_create(&thread2, NULL, pay, &to_alice) != 0)
         return 1;
     pthread_join(thread1, NULL);
     pthread_join(thread2, NULL);

@@ -5,8 +5,8 @@
    ./waiter_and_setter
 
    It prints what stands in ../expected/05_threads/10_thread_event.txt.
-   Hint: pthread_cond_wait lets go of the lock while it waits, and has it again when it returns. It
-   wakes only who waits at that moment: so look at is_set first, and again after each wait. */
+   Hint: pthread_cond_wait lets go of the lock while it waits, and has it again when it returns. A
+   broadcast wakes only the threads that wait just then: so look at is_set before each wait. */
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>

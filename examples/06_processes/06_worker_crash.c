@@ -1,8 +1,8 @@
 /* A worker that crashes. A process that dies takes only its own job with it, which no thread can
    promise: the caller gets -EOWNERDEAD and a sentence, and the pool goes on with a new worker.
 
-   cc 06_worker_crash.c -o crash
-   ./crash
+   cc 06_worker_crash.c -o worker_crash
+   ./worker_crash
 
    It prints what stands in ../expected/06_processes/06_worker_crash.txt.
    Hint: conc_procs_run(pool, fn, &x, sizeof x) runs one job, and returns its result or an error;

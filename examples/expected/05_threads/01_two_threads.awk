@@ -14,6 +14,7 @@ END {
     in_order("Number: 0|Number: 1|Number: 2|Number: 3|Number: 4|Done!")
     in_order("Letter: A|Letter: B|Letter: C|Letter: D|Letter: E|Done!")
     if (printed > 11) print "Eleven lines are wanted, and " printed " are printed."
-    if (at["Number: 4"] < at["Letter: A"] || at["Letter: E"] < at["Number: 0"])
+    if (printed < 11 && "Done!" in at) print "Main ends before the threads have ended: join both."
+    if (printed == 11 && (at["Number: 4"] < at["Letter: A"] || at["Letter: E"] < at["Number: 0"]))
         print "The threads run one after the other: start both before you join one."
 }

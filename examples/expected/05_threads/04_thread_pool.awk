@@ -8,7 +8,7 @@ END {
         if (!(start in at)) print "\"" start "\" is missing."
         if (!(end in at)) print "\"" end "\" is missing."
         else if (at[end] < at[start]) print "\"" end "\" comes before \"" start "\"."
-        else if (n > 0 && at[end] < at["Task " n - 1 " completed"])
+        else if (n > 0 && at[end] < at["Task " (n - 1) " completed"])
             print "The results are not in the order of the tasks."
     }
     if (last !~ /^[0-9.]+ seconds$/) print "The last line is not the number of seconds."
