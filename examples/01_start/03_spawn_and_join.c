@@ -21,6 +21,7 @@ typedef struct {
 static int work(void *arg)
 {
     job *j = arg;
+    conc_set_name(conc_self(), j->name); /* for reports, and for ./course picture */
     printf("Task %s starting\n", j->name);
     CONC_TRY(conc_sleep(j->delay));
     printf("Task %s completed\n", j->name);

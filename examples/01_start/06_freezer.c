@@ -16,6 +16,7 @@ static double seconds(void) { return conc_now() - start; }
 
 static int ticker(void *name)
 {
+    conc_set_name(conc_self(), name);
     for (int i = 0; i < 3; i++) {
         printf("%.0f s  %s%d\n", seconds(), (char *)name, i);
         CONC_TRY(conc_sleep(1));
