@@ -1,5 +1,5 @@
 /* Done and pending. Three tasks take 1, 2 and 30 s. Wait for them, but 10 s at most: say how many
-   are done and how many pending. The pending one is not cancelled: wait for its result, too.
+   are done and how many pending. A pending one is not cancelled: wait for its result, too.
 
    cc 26_done_and_pending.c -o pending
    ./pending
@@ -28,10 +28,9 @@ static int wait_for_all(void *group)
 
 /* Your turn: start the tasks, wait for all with a limit of 10 s, and print "After 10 s: 2 done, 1
    pending" (conc_done); then join the third task, and print "After 30 s: the third returned 30". */
-static int app(void *arg)
+static int run(int third)
 {
-    (void)arg;
-    int seconds[] = {1, 2, 30}, done = 0, result = 0;
+    int seconds[] = {1, 2, third}, done = 0, result = 0;
     conc_task tasks[3] = {0};
     conc_group g = {0};
     double start = conc_now();
@@ -46,6 +45,13 @@ static int app(void *arg)
     CONC_TRY_IN(&g, conc_join(&tasks[2], &result));
     printf("After %.0f s: the third returned %d\n", conc_now() - start, result);
     return conc_group_wait(&g);
+}
+
+static int app(void *arg)
+{
+    (void)arg;
+    CONC_TRY(run(30));
+    return run(3);
 }
 
 int main(void) { return conc_main(app, NULL); }

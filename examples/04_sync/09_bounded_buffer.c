@@ -1,5 +1,5 @@
-/* Coordination, a condition. A buffer has two places: the producer waits while it is full, the
-   consumer while it is empty. That is how a queue with a capacity is made.
+/* Coordination, a condition. A buffer has two places: the producer waits while it is full, two
+   consumers while it is empty. That is how a queue with a capacity is made.
 
    cc 09_bounded_buffer.c -o buffer
    ./buffer
@@ -12,12 +12,20 @@
 #include "../../conc_sync.h"
 
 static conc_lock lock;
-static conc_cond changed; /* somebody has put or taken */
-static int buffer[2], count;
+static conc_cond changed;    /* somebody has put or taken */
+static int buffer[6], count; /* two places; if more are used, that is seen, and nothing breaks */
 static double start;
 
-/* Your turn: with the lock, wait while the buffer is full, put the item behind the others, print
-   "0 s: put 1, the buffer has 1", and notify. */
+static void pop(void)
+{
+    printf("%.0f s: took %d\n", conc_now() - start, count > 0 ? buffer[0] : 0); /* 0: nothing */
+    buffer[0] = buffer[1];
+    if (count > 0)
+        count--;
+}
+
+/* Your turn: with the lock, wait while the buffer is full, store the item at buffer[count], and
+   print "1 s: put 1, the buffer has 1"; then notify. */
 static int put(int item)
 {
     CONC_LOCKED(&lock) {
@@ -30,16 +38,13 @@ static int put(int item)
     return 0;
 }
 
-/* Your turn: with the lock, wait while the buffer is empty, take the first item, print
-   "1 s: took 1", and notify. */
+/* Your turn: with the lock, wait while the buffer is empty, pop an item, and notify. */
 static int take(void)
 {
     CONC_LOCKED(&lock) {
         while (count == 0)
             CONC_TRY(conc_cond_wait(&changed, &lock));
-        printf("%.0f s: took %d\n", conc_now() - start, buffer[0]);
-        buffer[0] = buffer[1];
-        count--;
+        pop();
         conc_cond_notify_all(&changed);
     }
     return 0;
@@ -48,20 +53,18 @@ static int take(void)
 static int producer(void *arg)
 {
     (void)arg;
-    for (int item = 1; item <= 5; item++) {
-        if (item == 4)
-            CONC_TRY(conc_sleep(4)); /* the buffer is empty by then */
+    CONC_TRY(conc_sleep(1)); /* both consumers wait by then */
+    for (int item = 1; item <= 6; item++)
         CONC_TRY(put(item));
-    }
     return 0;
 }
 
 static int consumer(void *arg)
 {
     (void)arg;
-    for (int i = 0; i < 5; i++) {
-        CONC_TRY(conc_sleep(1));
+    for (int i = 0; i < 3; i++) {
         CONC_TRY(take());
+        CONC_TRY(conc_sleep(2));
     }
     return 0;
 }
@@ -70,7 +73,8 @@ static int app(void *arg)
 {
     (void)arg;
     start = conc_now();
-    return CONC_GATHER(CONC_CALL(consumer, NULL), CONC_CALL(producer, NULL));
+    return CONC_GATHER(CONC_CALL(consumer, NULL), CONC_CALL(consumer, NULL),
+                       CONC_CALL(producer, NULL));
 }
 
 int main(void) { return conc_main(app, NULL); }

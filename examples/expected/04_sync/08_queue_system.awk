@@ -37,7 +37,7 @@ END {
     if (processing < 0.2 || processing > 0.4)
         print "Processing takes " processing " s on average; with 0.1 to 0.5 s each it is about 0.3 s."
     if (waiting < 0.3) print "The tasks wait " waiting " s; count from the creation of a task until it is taken."
-    if (waiting > 3) print "The tasks wait " waiting " s on average, which is too long: is it the sum of all seconds?"
+    if (waiting > 10) print "The tasks wait " waiting " s on average, which is too long: is it the sum of all seconds?"
     shortest = processing * all / 3
     if (seconds > shortest + 0.8) print "All take " seconds " s; three workers at once need about " shortest " s."
     if (seconds < shortest - 0.05) print "All take " seconds " s; with three workers it cannot be less than " shortest " s."
