@@ -4855,7 +4855,8 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 /* -- the processes that the virtual clock stands still for -- */
 
 /* A program that was started, and its child not closed. It outlives the conc_child while calls use
- * it, so that these look at the conc_child no more once it is closed: it may be another's or gone. */
+ * it, so that these look at the conc_child no more once it is closed: it may be another's or gone.
+ */
 typedef struct conc__program {
     struct conc__program *next;
     unsigned forks;

@@ -623,3 +623,41 @@ TASK_TEST(a_background_task_is_cancelled_like_any_other)
     check_cancelled(&w, 4);
     CHECK_INT(conc_yield(), 0);
 }
+
+/* ---- a task that goes on ---- */
+
+static int ignores_its_cancel(void *calls)
+{
+    for (int i = 0; i < *(int *)calls; i++)
+        conc_sleep(1);
+    return 0;
+}
+
+static int cancels_one_that_goes_on(void *calls)
+{
+    conc_group g = {0};
+    CONC_TRY_IN(&g, conc_spawn(&g, ignores_its_cancel, calls));
+    conc_group_cancel(&g);
+    return conc_group_wait(&g);
+}
+
+static int calls_after_the_cancel;
+
+static void run_one_that_goes_on(void)
+{
+    CHECK_INT(conc_run(cancels_one_that_goes_on, &calls_after_the_cancel), 0);
+}
+
+TEST(a_task_that_ignores_its_cancel_again_and_again_is_told_of_once)
+{
+    char said[4096];
+    unsetenv("CONC_DEBUG");
+    calls_after_the_cancel = 900;
+    CHECK_INT(test_in_process(run_one_that_goes_on, said, sizeof said), 0);
+    CHECK_STR(said, "");
+    calls_after_the_cancel = 5000;
+    CHECK_INT(test_in_process(run_one_that_goes_on, said, sizeof said), 0);
+    CHECK_CONTAINS(said, "1000 calls in a row returned -ECANCELED, and it goes on");
+    CHECK_CONTAINS(said, "ignores_its_cancel");
+    CHECK(strchr(said, '\n') == said + strlen(said) - 1);
+}

@@ -1050,7 +1050,7 @@ TEST(served_tasks_have_a_name)
     unsetenv("CONC_CLOCK");
     check_served_name("greeter", false, "greeter");
     check_served_name("greeter", true, "greeter");
-    check_served_name(NULL, debug, debug ? "keeps_its_name" : "conc_serve at ");
+    check_served_name(NULL, debug, debug ? "keeps_its_name" : "a connection of conc_serve at ");
 #ifdef __linux__
     check_served_name(NULL, true, "keeps_its_name");
 #endif
