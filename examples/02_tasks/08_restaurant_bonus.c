@@ -21,6 +21,7 @@ static double start;
 
 static int cook(dish *d)
 {
+    conc_set_name(conc_self(), d->name); /* for reports and pictures */
     printf("%.1fs: preparing %s...\n", conc_now() - start, d->name);
     CONC_TRY(conc_sleep(d->seconds));
     printf("%.1fs: ✓ %s ready\n", conc_now() - start, d->name);
