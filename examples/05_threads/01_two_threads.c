@@ -4,7 +4,7 @@
    cc 01_two_threads.c -o two_threads
    ./two_threads
 
-   Which thread is faster differs: ../expected/05_threads/01_two_threads.awk says what must hold.
+   It prints what ../expected/05_threads/01_two_threads.awk allows; which thread is faster differs.
    Hint: pthread_create starts a thread, pthread_join waits for its end. Start both before you
    join one. If main returns without joining, the program ends, and all threads with it. */
 #define _POSIX_C_SOURCE 200809L /* for nanosleep under -std=c11 */

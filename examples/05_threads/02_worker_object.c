@@ -5,7 +5,7 @@
    cc 02_worker_object.c -o worker
    ./worker
 
-   Either may be first: ../expected/05_threads/02_worker_object.awk says what must hold.
+   It prints what ../expected/05_threads/02_worker_object.awk allows; either may be first.
    Hint: in a class derived from threading.Thread, self comes by itself. Here it is what
    pthread_create hands to the function. After the join, and not before, the result is there. */
 #include <pthread.h>

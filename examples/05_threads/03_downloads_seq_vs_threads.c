@@ -5,7 +5,7 @@
    ./downloads
    CONC_CLOCK=virtual ./downloads     # the same, without the waiting
 
-   The rules for its output are in ../expected/05_threads/03_downloads_seq_vs_threads.awk.
+   It prints what ../expected/05_threads/03_downloads_seq_vs_threads.awk allows.
    Hint: a pool with as many threads as downloads runs all at once; conc_pool_map calls download
    with the address of each element, and returns when all are done. */
 #define CONC_STATIC

@@ -5,7 +5,7 @@
    ./pool
    CONC_CLOCK=virtual ./pool     # the same, without the waiting
 
-   Threads print in any order: ../expected/05_threads/04_thread_pool.awk says what must hold.
+   It prints what ../expected/05_threads/04_thread_pool.awk allows: threads print in any order.
    Hint: conc_pool_submit(&pool, &job, fn, arg) is executor.submit, and the conc_job is the future;
    conc_job_wait(&job, &result) is result = future.result(). */
 #define CONC_STATIC

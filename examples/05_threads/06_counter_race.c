@@ -6,7 +6,7 @@
    cc -DPLAIN -g -fsanitize=thread 06_counter_race.c -o race_plain
    ./race_plain     # ThreadSanitizer names the lines where two threads meet
 
-   What is lost differs each time: ../expected/05_threads/06_counter_race.awk says what must hold.
+   It prints what ../expected/05_threads/06_counter_race.awk allows: what is lost differs.
    Hint: pthread_mutex_lock, pthread_mutex_unlock; atomic_fetch_add(&atomic_counter, 1). */
 #define _POSIX_C_SOURCE 200809L /* for nanosleep under -std=c11 */
 #include <pthread.h>

@@ -4,7 +4,7 @@
    cc 08_thread_semaphore.c -o semaphore
    ./semaphore     # takes 3 s: two, two and one
 
-   The system chooses the next: ../expected/05_threads/08_thread_semaphore.awk says what must hold.
+   It prints what ../expected/05_threads/08_thread_semaphore.awk allows; the system chooses.
    Hint: sem_init(&s, 0, 2) makes two permits, sem_wait takes one when there is one, sem_post gives
    one back. */
 #include <pthread.h>

@@ -4,7 +4,7 @@
    cc 12_thread_arguments.c -o arguments
    ./arguments
 
-   Alice or Bob may start first: ../expected/05_threads/12_thread_arguments.awk says what must hold.
+   It prints what ../expected/05_threads/12_thread_arguments.awk allows; either may start first.
    Hint: a thread's function has one argument, a pointer. What it needs goes into a struct, and
    that must live until the thread has ended. */
 #include <pthread.h>

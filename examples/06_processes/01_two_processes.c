@@ -5,7 +5,7 @@
    cc 01_two_processes.c -o two_processes
    ./two_processes
 
-   Either may be first: ../expected/06_processes/01_two_processes.awk says what must hold.
+   It prints what ../expected/06_processes/01_two_processes.awk allows; either may be first.
    Hint: a conc_child is another program; here it is this program once more, with an argument.
    conc_child_start starts it, conc_child_wait waits for its end. Start both before you wait. */
 #define CONC_STATIC

@@ -4,7 +4,7 @@
    cc 02_process_pool.c -o squares
    ./squares     # takes 2 s, on the virtual clock, too: a process is outside it
 
-   Workers print in any order: ../expected/06_processes/02_process_pool.awk says what must hold.
+   It prints what ../expected/06_processes/02_process_pool.awk allows, in any order.
    Hint: conc_procs_map_all(&pool, fn, array, count, size, results) is executor.map. A worker gets a
    copy of its element; what it changes in that is copied back. Its pointers would mean nothing. */
 #define CONC_STATIC

@@ -4,7 +4,7 @@
    cc 04_shared_data.c -o shared
    ./shared
 
-   What is lost differs each time: ../expected/06_processes/04_shared_data.awk says what must hold.
+   It prints what ../expected/06_processes/04_shared_data.awk allows: what is lost differs.
    Hint: conc_shared_alloc gives memory that workers which start later see, too. The lock in it is
    made for several processes. For the value atomic_fetch_add will do, without a lock. */
 #define CONC_STATIC

@@ -4,7 +4,7 @@
    cc 05_choose_a_model.c -o choose
    ./choose
 
-   The times differ each time: ../expected/06_processes/05_choose_a_model.awk says what must hold.
+   It prints what ../expected/06_processes/05_choose_a_model.awk allows: times differ.
    Hint: all three have a map: conc_map(fn, jobs, count, size) for tasks, conc_pool_map and
    conc_procs_map with a pool before that. The course's README.md says when to choose which. */
 #define CONC_STATIC
