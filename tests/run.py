@@ -344,6 +344,7 @@ def checks_of_project():
     yield command_check("real clients", "tests/clients.sh")
     yield command_check("gdb script", "tests/gdb.sh")
     yield command_check("README.md", "tests/readme.py")
+    yield command_check("vendoring", "tests/vendoring.sh")
     yield command_check("cheat sheet", "tests/cheatsheet.py")
     yield command_check("single_include is up to date", "./amalgamate.py", "--check")
     yield command_check("format", "tests/format.sh")

@@ -43,6 +43,8 @@ examples|libsqlite3-dev|builds '#include <sqlite3.h>' gcc -lsqlite3
 host names|libnss-wrapper|LD_PRELOAD=libnss_wrapper.so true 2>&1 | { ! grep -q .; }
 examples, real clients|netcat-openbsd|nc -h 2>&1 | grep -q 'N.*[Ss]hutdown'
 examples, real clients|socat|command -v socat
+vendoring|git|git --exec-path && [ -e "$(git --exec-path)/git-subtree" ]
+vendoring|cmake|command -v cmake
 real clients|curl|command -v curl
 real clients|redis-tools|command -v redis-benchmark
 real clients|wrk|command -v wrk
