@@ -5606,7 +5606,7 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *call
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!l))
-        return conc__misused(-EPERM, call, "the group is another loop's", spawned);
+        return conc__misused(-EPERM, call, "there is no run on this thread", spawned);
     if (CONC__UNLIKELY(!fn))
         return conc__misused(-EINVAL, call, "no function", spawned);
     if (!g)
@@ -5704,7 +5704,7 @@ CONC_API CONC__CALLED int conc__spawn_task(const char *spawned, conc_group *g, c
 {
     conc_task *t;
     if (!conc__here)
-        return conc__misused(-EPERM, "conc_spawn_task", "the group is another loop's", spawned);
+        return conc__misused(-EPERM, "conc_spawn_task", "there is no run on this thread", spawned);
     if (!handle)
         return conc__misused(-EINVAL, __func__, "no handle", spawned);
     if (CONC__MSAN || CONC__UNLIKELY(conc__here->on_valgrind))
