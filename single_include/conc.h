@@ -873,8 +873,9 @@ typedef struct conc_server {
  * tries again ten times a second; that goes to on_error once, and again only after accepting has
  * worked for a second. *s is read once. The caller closes s->fd. Errors: -EINVAL, accept's.
  *     int conc_serve(const conc_server *s); */
-#define conc_serve(...) conc__serve((__VA_ARGS__), CONC__AT("conc_serve at "))
-CONC_API int conc__serve(const conc_server *s, const char *spawned);
+#define conc_serve(...) conc__serve((__VA_ARGS__), CONC__AT(CONC__CONNECTION_OF "conc_serve at "))
+#define CONC__CONNECTION_OF "a connection of "
+CONC_API int conc__serve(const conc_server *s, const char *connection);
 
 /* ---- >>streams ------------------------------------------------------------------------------ */
 
@@ -1332,7 +1333,7 @@ enum {
     CONC__FLOOD = 64,
     /* refused checkpoints in a row that make a task one which ignores its cancel */
     CONC__SPIN = 16,
-    CONC__STUBBORN = 1000,  /* refused checkpoints in a row that debug mode tells of */
+    CONC__STUBBORN = 1000,  /* refused checkpoints in a row that are told of */
     CONC__PATIENCE = 50000, /* ns a thread looks for what it waits for before it sleeps */
     CONC__MISSES = 3,       /* after so many times in vain it looks only now and then */
     /* under a seed: how many of the ready tasks the next is drawn from */
@@ -2002,7 +2003,8 @@ struct conc_loop {
     struct conc__frame *job;
     bool job_idles;    /* under the mutex: that clock goes on until the next post; */
     int channel_waits; /* so many of `awaited` wait for a channel; */
-    /* on the virtual clock: when the job's shield ends, on the real one; CONC__NEVER: not by that */
+    /* on the virtual clock: when the job's shield ends, on the real one; CONC__NEVER: not by that
+     */
     int64_t job_limit;
 
     conc_signals *signals;
@@ -3993,6 +3995,8 @@ CONC__PRIVATE void conc__pass(conc_loop *l)
     conc__leave(l);
 }
 
+CONC__COLD void conc__tell_stubborn(conc_loop *l);
+
 /* A cancelled task wants to wait. It gets its -ECANCELED after the others had their turn; one
  * that has ignored many only when nothing else is ready, or now and then, and does not hold the
  * virtual clock. */
@@ -4007,10 +4011,8 @@ CONC__COLD int conc__refuse(conc_loop *l)
         *(l->spinners ? &l->last_spinner->next : &l->spinners) = self;
         l->last_spinner = self;
         l->next_round += 4;
-        if (l->debug && self->cancels_in_a_row < CONC__STUBBORN &&
-            ++self->cancels_in_a_row == CONC__STUBBORN)
-            conc__misused(0, "it was cancelled",
-                          "1000 calls in a row returned -ECANCELED, and it goes on", NULL);
+        if (self->cancels_in_a_row < CONC__STUBBORN && ++self->cancels_in_a_row == CONC__STUBBORN)
+            conc__tell_stubborn(l);
         conc__leave(l);
     }
     return -ECANCELED;
@@ -4122,6 +4124,14 @@ CONC__PRIVATE void conc__tell_misuse(conc_loop *l, void *arg)
         conc__describe(who, sizeof who, conc__source_of(m->task));
     fprintf(stderr, "conc: %s: %s: %s%s%s\n", who, m->call, m->why, m->place ? ": " : "",
             m->place ? m->place : "");
+}
+
+/* Without debug mode, too: such a task runs for ever, as fast as it can. */
+CONC__COLD void conc__tell_stubborn(conc_loop *l)
+{
+    conc__misuse m = {l->self, "it was cancelled",
+                      "1000 calls in a row returned -ECANCELED, and it goes on", NULL};
+    conc__on_loop(l, conc__tell_misuse, &m);
 }
 
 /* The name that the user knows a call by: conc__x, behind a macro, and conc__x_slowly are
@@ -5601,7 +5611,7 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *call
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!l))
-        return conc__misused(-EPERM, call, "the group is another loop's", spawned);
+        return conc__misused(-EPERM, call, "there is no run on this thread", spawned);
     if (CONC__UNLIKELY(!fn))
         return conc__misused(-EINVAL, call, "no function", spawned);
     if (!g)
@@ -5699,7 +5709,7 @@ CONC_API CONC__CALLED int conc__spawn_task(const char *spawned, conc_group *g, c
 {
     conc_task *t;
     if (!conc__here)
-        return conc__misused(-EPERM, "conc_spawn_task", "the group is another loop's", spawned);
+        return conc__misused(-EPERM, "conc_spawn_task", "there is no run on this thread", spawned);
     if (!handle)
         return conc__misused(-EINVAL, __func__, "no handle", spawned);
     if (CONC__MSAN || CONC__UNLIKELY(conc__here->on_valgrind))
@@ -9501,12 +9511,12 @@ CONC__PRIVATE int conc__serve_one(void *arg)
 }
 
 CONC__PRIVATE int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_server *s, int fd,
-                                    const char *spawned)
+                                    const char *connection)
 {
     conc_task *t = NULL;
     int rc = g->scope.effective ? -ECANCELED : 0;
     if (rc == 0) {
-        t = conc__task_new(l, g, NULL, conc__serve_one, (void *)(uintptr_t)s, spawned);
+        t = conc__task_new(l, g, NULL, conc__serve_one, (void *)(uintptr_t)s, connection);
         rc = t ? 0 : -ENOMEM;
     }
     if (!t) {
@@ -9562,7 +9572,7 @@ CONC__PRIVATE void conc__serve_tell(conc_loop *l, int rc, conc__accepting *a, co
     if (a->told && a->works_since > 0 && conc_now() - a->works_since >= 1)
         a->told = false;
     if (!a->told) {
-        snprintf(text, sizeof text, "%s: %s", spawned,
+        snprintf(text, sizeof text, "%s: a connection was not accepted: %s", spawned,
                  conc__words_or(conc__words(l->self, rc), rc));
         conc__report(l, conc__source_of(l->self), rc, text);
     }
@@ -9594,9 +9604,10 @@ CONC__PRIVATE void conc__serve_works(conc__accepting *a)
 
 /* Accepts until that fails for good. */
 CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server *s,
-                                  const char *spawned)
+                                  const char *connection)
 {
     conc__accepting a = {0};
+    const char *spawned = connection + sizeof CONC__CONNECTION_OF - 1;
     int rc = conc__fd_note(l, s->fd);
     uint32_t id = conc__fd_id(l, s->fd);
     while (rc == 0) {
@@ -9606,7 +9617,7 @@ CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server
         int fd = conc_accept(s->fd);
         if (fd == -EBADF && conc__fd_id(l, s->fd) != id)
             return 0;
-        rc = fd < 0 ? fd : conc__serve_spawn(l, g, s, fd, spawned);
+        rc = fd < 0 ? fd : conc__serve_spawn(l, g, s, fd, connection);
         if (rc == 0)
             conc__serve_works(&a);
         else
@@ -9615,8 +9626,9 @@ CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server
     return rc;
 }
 
-CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *spawned)
+CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *connection)
 {
+    const char *spawned = connection + sizeof CONC__CONNECTION_OF - 1;
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
@@ -9632,7 +9644,7 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *spa
     char name[CONC__NAME];
     if (!s.name && l->stepwise && conc__name_function(name, (uintptr_t)s.handler))
         s.name = name;
-    rc = conc__serve_all(l, &g, &s, spawned);
+    rc = conc__serve_all(l, &g, &s, connection);
     if (rc)
         conc__cancel_scope(l, &g.scope);
     int end = conc__group_close(l, &g, rc);
@@ -21763,7 +21775,8 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 /* -- the processes that the virtual clock stands still for -- */
 
 /* A program that was started, and its child not closed. It outlives the conc_child while calls use
- * it, so that these look at the conc_child no more once it is closed: it may be another's or gone. */
+ * it, so that these look at the conc_child no more once it is closed: it may be another's or gone.
+ */
 typedef struct conc__program {
     struct conc__program *next;
     unsigned forks;
