@@ -1,12 +1,19 @@
-/* Request id: a variable of which each task has its own value, so that functions need no
- * argument to know it.
- *   cc 05_request_id.c -o request && ./request        (CONC_CLOCK=virtual ./request takes no time)
- */
+/* Request id. Three requests are handled at once. query takes no argument, and prints the id of the
+   request that it works for: each task has its own, so that none overwrites another's.
+
+   cc 05_request_id.c -o request
+   ./request
+   CONC_CLOCK=virtual ./request     # the same, without the waiting
+
+   It prints what stands in ../expected/08_data/05_request_id.txt.
+   Hint: a conc_local is a ContextVar: conc_local_set(&request_id, "x") sets this task's value, and
+   conc_local_get(&request_id) returns it. A new task starts with its parent's value. */
 #define CONC_STATIC
 #include "../../conc.h"
 
-static conc_local request_id = {"request id"}; /* a ContextVar */
+static conc_local request_id = {"request id"};
 
+/* Your turn: print "[req-0] what", where req-0 is this task's request id. */
 static void say(const char *what)
 {
     printf("[%s] %s\n", (char *)conc_local_get(&request_id), what);
@@ -19,11 +26,12 @@ static int query(void)
     return 0;
 }
 
+/* Your turn: say "request handler starts"; then set this task's request id to the string that id
+   points to, and query twice. */
 static int handle_request(void *id)
 {
-    /* with the value of the task that spawned it */
     say("request handler starts");
-    CONC_TRY(conc_local_set(&request_id, *(const char **)id)); /* this task's only */
+    CONC_TRY(conc_local_set(&request_id, *(const char **)id));
     CONC_TRY(query());
     return query();
 }
@@ -31,7 +39,7 @@ static int handle_request(void *id)
 static int child(void *arg)
 {
     (void)arg;
-    say("is the child's: it has the value of its spawn");
+    say("is the child's: the parent's value when it was spawned");
     return 0;
 }
 
@@ -44,8 +52,7 @@ static int app(void *arg)
     say("is unchanged");
 
     conc_group g = {0};
-    CONC_TRY_IN(&g, conc_spawn(&g, child, NULL));
-    /* before the child runs, but after its spawn */
+    CONC_TRY_IN(&g, conc_spawn(&g, child, NULL)); /* it runs in conc_group_wait */
     CONC_TRY_IN(&g, conc_local_set(&request_id, "main, later"));
     CONC_TRY(conc_group_wait(&g));
     say("is the parent's");
