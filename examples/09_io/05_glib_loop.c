@@ -1,13 +1,16 @@
-/* conc inside another loop, here GLib's: a GSource waits for the run's descriptor, and each
- * dispatch runs what is ready. A callback of GLib's wakes a task, and tasks and callbacks share the
- * thread.
- *   cc 05_glib_loop.c -o glib_loop $(pkg-config --cflags --libs glib-2.0) && ./glib_loop
- */
+/* GLib's loop. A program that has a loop of its own, as GTK's do, can have tasks as well: a GSource
+   waits for the run's descriptor, and each dispatch runs what is ready, in the same thread. A
+   callback of GLib's wakes a task.
+
+   cc 05_glib_loop.c -o glib_loop $(pkg-config --cflags --libs glib-2.0)
+   ./glib_loop
+
+   It prints what stands in ../expected/09_io/05_glib_loop.txt.
+   Hint: conc_embed_step runs what is ready, and returns 1 while there is more to come. conc_post
+   has the loop call tell(&clicked) between two tasks. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 #include <glib.h>
-
-/* ---- The source: for any program with GLib -------------------------------------------------- */
 
 typedef struct {
     GSource source;
@@ -15,36 +18,35 @@ typedef struct {
     gpointer descriptor;
 } conc_source;
 
-static gboolean prepare(GSource *source, gint *milliseconds)
+static gboolean prepare(GSource *source, gint *milliseconds) /* how long to wait at most */
 {
     double s = conc_embed_timeout(&((conc_source *)source)->run);
     *milliseconds = s > 3600 ? -1 : (gint)(s * 1000 + 0.999); /* none; or rounded up */
     return s == 0;
 }
 
-static gboolean check(GSource *source)
+static gboolean check(GSource *source) /* after the wait: is there something to do? */
 {
     conc_source *s = (conc_source *)source;
     bool readable = g_source_query_unix_fd(source, s->descriptor) != 0;
     return readable || conc_embed_timeout(&s->run) == 0;
 }
 
-static gboolean dispatch(GSource *source, GSourceFunc over, gpointer data)
+/* Your turn: let the tasks take a step. Return G_SOURCE_CONTINUE, or, when the run is over,
+   G_SOURCE_REMOVE. */
+static gboolean dispatch(GSource *source, GSourceFunc callback, gpointer data)
 {
-    if (conc_embed_step(&((conc_source *)source)->run) == 1)
-        return G_SOURCE_CONTINUE;
-    over(data);
-    return G_SOURCE_REMOVE;
+    (void)callback, (void)data;
+    int more = conc_embed_step(&((conc_source *)source)->run);
+    return more == 1 ? G_SOURCE_CONTINUE : G_SOURCE_REMOVE;
 }
-
-static GSourceFuncs functions = {.prepare = prepare, .check = check, .dispatch = dispatch};
-
-/* ---- The program ---------------------------------------------------------------------------- */
 
 static conc_event clicked;
 
 static void tell(void *event) { conc_event_set(event); }
 
+/* Your turn: print "callback: a click", and post tell for the event clicked to the loop. Return
+   G_SOURCE_REMOVE: there is just one click. */
 static gboolean click(gpointer loop)
 {
     printf("callback: a click\n");
@@ -59,30 +61,21 @@ static int app(void *arg)
     printf("task: waits for a click\n");
     CONC_TRY(conc_event_wait(&clicked));
     CONC_TRY(conc_sleep(0.1));
-    return printf("task: done\n");
-}
-
-static gboolean over(gpointer loop)
-{
-    g_main_loop_quit(loop);
-    return G_SOURCE_REMOVE;
+    printf("task: done\n");
+    return 0;
 }
 
 int main(void)
 {
-    GMainLoop *loop = g_main_loop_new(NULL, FALSE);
+    static GSourceFuncs functions = {.prepare = prepare, .check = check, .dispatch = dispatch};
     conc_source *s = (conc_source *)g_source_new(&functions, sizeof *s);
-    int rc = conc_embed_begin(&s->run, NULL, app, NULL);
-    if (rc) {
-        fprintf(stderr, "%s\n", conc_last_error());
+    if (conc_embed_begin(&s->run, NULL, app, NULL) < 0)
         return 1;
-    }
     s->descriptor = g_source_add_unix_fd(&s->source, conc_embed_fd(&s->run), G_IO_IN);
-    g_source_set_callback(&s->source, over, loop, NULL);
     g_source_attach(&s->source, NULL);
-    g_main_loop_run(loop);
-    rc = conc_embed_end(&s->run);
+    while (!g_source_is_destroyed(&s->source)) /* as in gtk_main */
+        g_main_context_iteration(NULL, TRUE);
+    int rc = conc_embed_end(&s->run);
     g_source_unref(&s->source);
-    g_main_loop_unref(loop);
     return rc < 0;
 }
