@@ -4,7 +4,7 @@
 # that deal with the world outside are also driven from there, by the Python scripts in tests/examples.
 # CC chooses the compiler; --single takes single_include/conc.h, which is then what the example includes. Further words
 # are the folders to take instead of all.
-# Needs bash, coreutils, diffutils, awk, Python 3, pkg-config, nc of OpenBSD, socat, libcurl, SQLite and GLib.
+# Needs bash, coreutils, diffutils, awk, Python 3, pkg-config, nc of OpenBSD, socat, libcurl, cJSON, SQLite and GLib.
 set -u
 export LC_ALL=C
 unset CONC_RANDOM CONC_CLOCK CONC_DEBUG CONC_SEED CONC_TRACE CONC_POLL CONC_STACK
@@ -301,7 +301,7 @@ for source in "${sources[@]}"; do
     06_processes/05_choose_a_model) measured "$folder/$name" "$expected.txt" 3 ;;
     07_offload/03_file_reader) counts_as_wc "$folder/$name" ;;
     01_start/06_freezer) names_the_blocker "$folder/$name" ;;
-    01_start/0[78]_* | 03_errors/05_graceful_shutdown | 09_io/0[123]_* | 10_patterns/04_profiler)
+    01_start/0[78]_* | 03_errors/05_graceful_shutdown | 09_io/0[1237]_* | 10_patterns/04_profiler)
         scenarios "$folder/$name" "${name#*_}.py"
         ;;
     04_sync/08_queue_system) reaches_its_goal "$folder/$name" ;;
