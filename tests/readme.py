@@ -6,7 +6,8 @@ command, after "$ ", and the output it must have, on the virtual clock. `make te
 block compiles without a warning, with the includes that it leaves out.
 
 On the pages of the course the ```c blocks of a page compile as one file, and what they name exists: files in backquotes,
-exercises by their numbers, links. The tables of examples/README.md have a row for each exercise, and no other rows.
+exercises by their numbers, links; prose has lines of at most 130 characters. The tables of examples/README.md have a row
+for each exercise, and no other rows.
 """
 import os
 import pathlib
@@ -67,7 +68,7 @@ def missing_files(page, text):
     What a learner or a teacher writes, and what is in a folder that the text has vendored, is made later."""
     folders = [page.parent, COURSE, TOP, *COURSE.glob("[0-9]*")]
     for name in sorted(set(re.findall(r"`([\w.-]*/[\w./-]*|[\w-]+\.(?:c|h|md|py|sh|svg|txt|awk))`", text))):
-        if name.startswith(("your/", "third_party/", "CMakeLists", "/")) or any((folder / name).exists() for folder in folders):
+        if name.startswith(("your/", "build/", "third_party/", "CMakeLists", "/")) or any((folder / name).exists() for folder in folders):
             continue
         yield f"`{name}` does not exist"
 
@@ -88,11 +89,18 @@ def wrong_rows(text):
     yield from (f"{name} has a row, and is no exercise" for name in sorted(rows - files))
 
 
+def long_lines(text, most=130):
+    """Lines of prose that are hard to read as they stand in the file; rows of tables may be longer."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if len(line) > most and not line.startswith("|"):
+            yield f"line {number} has more than {most} characters"
+
+
 def is_sound(directory, page):
     """Looks over one page of the course; True when nothing is wrong with it."""
     text = page.read_text(encoding="utf-8")
     name = page.relative_to(TOP)
-    found = [*broken_links(page, text), *missing_files(page, text), *missing_exercises(text)]
+    found = [*broken_links(page, text), *missing_files(page, text), *missing_exercises(text), *long_lines(text)]
     if page == COURSE / "README.md":
         found += wrong_rows(text)
     for fault in found:
