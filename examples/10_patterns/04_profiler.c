@@ -1,18 +1,20 @@
-/* Profiler: how long each task ran and waited, by how much the loop was late, who held it up,
- * what was waited for most, and a picture of it all. It reads the trace that a run writes.
- *   cc 04_profiler.c -o profiler && ./profiler
- *   ./profiler --trace trace.json    keeps the trace: open it in ui.perfetto.dev, or draw it
- *   with tests/timeline.py ./profiler trace.json            the report on any program's trace,
- *   made with CONC_TRACE=trace.json ./program
- */
+/* Profiler. It reads the trace of a run, and reports how long each task ran and waited, how late the
+   loop was, who held it up, what was waited for most, and draws it all.
+
+   cc 04_profiler.c -o profiler
+   ./profiler
+   ./profiler --trace trace.json     # keeps the trace: open it in ui.perfetto.dev
+   ./profiler trace.json             # of any program, after CONC_TRACE=trace.json ./program
+
+   It prints what stands in ../expected/10_patterns/04_profiler.txt.
+   Hint: conc_sleep_until(due) returns at due if nothing holds the loop; conc_now() tells. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-/* ---- the program that is profiled: orders share a database, and a poster is drawn on the loop
- * ---- */
+/* ---- the program that is profiled: orders share a database, a poster is drawn on the loop ---- */
 
 static conc_lock database;
 
@@ -34,7 +36,8 @@ static int poster(void *name)
     return conc_sleep(0.050);
 }
 
-/* sleeps 10 ms again and again: what it is late by, the loop was held up */
+/* Your turn: name the task "probe", and sleep 10 ms again and again. Each time see how long after
+   the due time it woke up: so late was the loop. Keep the most in *late, a double. */
 static int probe(void *late)
 {
     conc_set_name(conc_self(), "probe");
@@ -109,6 +112,8 @@ typedef struct {
     double end;
 } profile;
 
+/* Your turn: put the span into p->steps if it is one of the longest: steps[0] is the longest, then
+   the next. What has no room any more is forgotten. */
 static void add_step(profile *p, span s)
 {
     for (int i = 0; i < WORST; i++)
@@ -119,6 +124,8 @@ static void add_step(profile *p, span s)
         }
 }
 
+/* Your turn: add the span's length and 1 to the total of its reason (its name) in p->reasons. If it
+   is new, it takes the first place whose count is 0. "sleeps" is no reason. */
 static void add_wait(profile *p, const span *s)
 {
     if (strcmp(s->name, "sleeps") == 0)
@@ -168,7 +175,8 @@ static void measure(profile *p, FILE *trace)
             add_span(p, &s);
 }
 
-/* Whatever is going on in the middle of a column stands there. */
+/* Your turn: put the mark into each column of the line whose middle lies from start to end. There
+   are COLUMNS of them for the time from 0 to p->end. */
 static void draw(profile *p, char *line, double start, double end, char mark)
 {
     for (int i = 0; i < COLUMNS; i++) {
@@ -239,7 +247,8 @@ static int report(const char *path)
 static int profile_app(const char *path)
 {
     double late = 0;
-    /* on the virtual clock the figures are exact */
+    unsetenv("CONC_SEED"); /* in another order of the tasks there are other figures */
+    /* on the virtual clock they are exact */
     conc_options options = {.virtual_clock = true, .trace = path};
     CONC_TRY(conc_run_with(&options, app, &late));
     printf("The loop was late by %.3f ms at most\n\n", late * 1e3);
