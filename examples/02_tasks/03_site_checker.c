@@ -34,7 +34,7 @@ static void report(int online, int total, double seconds)
     printf("Response time: %.1f seconds\n", seconds);
 }
 
-/* Your turn: check all websites at once, count those that are online, and report. */
+/* Your turn: check all websites at once, count the online ones, and report. */
 static int monitor_websites(void *arg)
 {
     (void)arg;

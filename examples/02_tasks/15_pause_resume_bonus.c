@@ -6,8 +6,8 @@
    CONC_CLOCK=virtual ./downloads     # the same, without the waiting
 
    It prints what stands in ../expected/02_tasks/15_pause_resume_bonus.txt.
-   Hint: an event that is set lets everybody pass; conc_event_clear makes those wait that come
-   later to conc_event_wait, until it is set again. */
+   Hint: conc_event_wait returns at once while the event is set. After conc_event_clear it waits
+   until the event is set again. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 

@@ -1,5 +1,5 @@
-/* Priority scheduler, dependencies. A task starts when those that it needs are completed; apart
-   from that all run at once. Tasks that need each other in a circle are refused: none would start.
+/* Priority scheduler, dependencies. A task starts when the tasks that it needs are completed;
+   otherwise all run at once. Tasks that need each other in a circle are refused: none would start.
 
    cc 21_dependencies_bonus.c -o scheduler
    ./scheduler

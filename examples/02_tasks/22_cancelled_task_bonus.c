@@ -1,5 +1,5 @@
-/* Priority scheduler, cancelling. After 1 s a task is cancelled. Those that need it, directly or
-   not, are skipped; others go on.
+/* Priority scheduler, cancelling. After 1 s a task is cancelled. The tasks that need it, directly
+   or not, are skipped; the others go on.
 
    cc 22_cancelled_task_bonus.c -o scheduler
    ./scheduler

@@ -6,8 +6,8 @@
    cc -DBROKEN 02_lost_update.c -o lost_update && ./lost_update     # shows the bug
 
    It prints what stands in ../expected/04_sync/02_lost_update.txt.
-   Hint: where can the other task run, and what has this one read by then? A conc_lock, all zero,
-   is ready; CONC_LOCKED(&lock) { ... } holds it for a block. */
+   Hint: where can the other task run, and what has this one read before? A static conc_lock is
+   ready for use; CONC_LOCKED(&lock) { ... } holds it for a block. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 #include <string.h>

@@ -7,12 +7,12 @@
 
    It prints what stands in ../expected/04_sync/09_bounded_buffer.txt.
    Hint: conc_cond_wait(&changed, &lock) gives the lock back while it waits. Call it in a loop: when
-   it returns, another task may have been faster. conc_cond_notify_all wakes those that wait. */
+   it returns, another task may have been faster. conc_cond_notify_all wakes all waiters. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 
 static conc_lock lock;
-static conc_cond changed;    /* somebody has put or taken */
+static conc_cond changed;    /* an item was put or taken */
 static int buffer[6], count; /* two places; if more are used, that is seen, and nothing breaks */
 static double start;
 
@@ -53,7 +53,7 @@ static int take(void)
 static int producer(void *arg)
 {
     (void)arg;
-    CONC_TRY(conc_sleep(1)); /* both consumers wait by then */
+    CONC_TRY(conc_sleep(1)); /* now both consumers wait */
     for (int item = 1; item <= 6; item++)
         CONC_TRY(put(item));
     return 0;

@@ -1,4 +1,4 @@
-/* Priority queue. Six tasks come at once, but the queue has three places: whoever puts has to wait
+/* Priority queue. Six tasks come at once, but the queue has three places: the producer has to wait
    for one. The worker takes the most urgent task in the queue; equal ones keep their order.
 
    cc 10_priority_queue.c -o queue
