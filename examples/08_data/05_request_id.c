@@ -39,7 +39,7 @@ static int handle_request(void *id)
 static int child(void *arg)
 {
     (void)arg;
-    say("is the child's: the parent's value when it was spawned");
+    say("is inherited by a child");
     return 0;
 }
 

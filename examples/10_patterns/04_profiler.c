@@ -1,5 +1,5 @@
-/* Profiler. It reads the trace of a run, and reports how long each task ran and waited, how late the
-   loop was, who held it up, what was waited for most, and draws it all.
+/* Profiler. It reads the trace of a run, and tells how long each task ran and waited, how late the
+   loop was, who held it up, and what was waited for most; and it draws who did what when.
 
    cc 04_profiler.c -o profiler
    ./profiler

@@ -15,8 +15,11 @@ END {
         if (n > 1 && last < 9700) print "Nothing should come after the first price below 97.00."
     }
     prices = n - 1
-    if (prices == 0) print "The first line should be a price, as \"0.5 s: 99.50\"."
-    else if (price[prices] >= 9700) print "The last price should be below 97.00."
+    if (prices == 0) {
+        print "The first line should be a price, as \"0.5 s: 99.50\"; it is \"" line[1] "\"."
+        exit
+    }
+    if (price[prices] >= 9700) print "The last price should be below 97.00."
     end = sprintf("%.1f", prices / 2)
     if (line[n] != end " s: ticker closed")
         print "After the last price the ticker should say \"" end " s: ticker closed\", not \"" line[n] "\"."
