@@ -71,7 +71,7 @@ static int app(void *arg)
     CONC_TRY(execute((statement){.sql = "CREATE TABLE numbers (task INTEGER, number INTEGER)"}));
     CONC_TRY(CONC_MAP(insert_ten, tasks));
     int rows = CONC_TRY(execute((statement){.sql = "SELECT count(*) FROM numbers"}));
-    printf("%d rows after %.2f s\n", rows, conc_now() - start);
+    printf("%d rows after %.1f s\n", rows, conc_now() - start);
     CONC_TRY(conc_pool_close(&thread));
     sqlite3_close(db);
     return 0;

@@ -77,5 +77,7 @@ int main(void)
         g_main_context_iteration(NULL, TRUE);
     int rc = conc_embed_end(&s->run);
     g_source_unref(&s->source);
+    if (rc < 0)
+        fprintf(stderr, "The run failed: %s\n", conc_strerror(rc));
     return rc < 0;
 }
