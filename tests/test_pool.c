@@ -3730,14 +3730,30 @@ static void use_inherited_job(void)
     conc_channel_destroy(&empty);
 }
 
-/* While another thread, as it seems, has the clock's mutex. */
+static sem_t clock_is_held, clock_may_go;
+
+static void *holds_the_clock(void *clock)
+{
+    conc_loop *l = clock;
+    pthread_mutex_lock(&l->mutex);
+    sem_post(&clock_is_held);
+    sem_wait(&clock_may_go);
+    pthread_mutex_unlock(&l->mutex);
+    return NULL;
+}
+
+/* While another thread has the clock's mutex. */
 static int forks_beside_its_clock(void *clock)
 {
     static char text[16384];
-    conc_loop *l = clock;
-    pthread_mutex_lock(&l->mutex);
+    pthread_t holder;
+    CHECK_INT(sem_init(&clock_is_held, 0, 0), 0);
+    CHECK_INT(sem_init(&clock_may_go, 0, 0), 0);
+    CHECK_INT(pthread_create(&holder, NULL, holds_the_clock, clock), 0);
+    CHECK_INT(sem_wait(&clock_is_held), 0);
     int status = test_in_process(use_inherited_job, text, sizeof text);
-    pthread_mutex_unlock(&l->mutex);
+    sem_post(&clock_may_go);
+    CHECK_INT(pthread_join(holder, NULL), 0);
     if (status)
         test_fail(__FILE__, __LINE__, "the child's status is 0x%x, stderr:\n%s", (unsigned)status,
                   text);
