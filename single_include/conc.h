@@ -4452,8 +4452,11 @@ CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
 {
     unsigned starts = 0;
     bool pipe = conc__extended.pipe_awaited && conc__extended.pipe_awaited(l, &starts);
-    if (!pipe && !l->outside_awaited)
+    if (!pipe && !l->outside_awaited) {
+        if (starts) /* a program may have ended since the last poll: what it left comes first */
+            conc__poll_now(l);
         return 0;
+    }
     conc__standstill *s = &l->standstill;
     int64_t clock = conc__clock();
     bool same = s->now == l->now && s->armed == l->wheel.armed && s->starts == starts;
@@ -4488,7 +4491,7 @@ CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
         conc__poll_now(l); /* else a wake-up that is still there wakes the host at once */
     } else if (stands)
         conc__poll_events(l, stands < verify ? stands : verify, false);
-    if (stands)
+    if (stands || l->ready)
         return; /* what came meanwhile comes first */
     conc__advance(l, next > before ? next : before);
     conc__was_idle(l, before, l->now);
