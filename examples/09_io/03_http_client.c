@@ -31,7 +31,7 @@ static int get(void *user) /* it blocks; the user's name takes the place of the 
 {
     char url[220], body[1000] = "";
     snprintf(url, sizeof url, "http://%s/users/%s", server, (char *)user);
-    FILE *stream = fmemopen(body, sizeof body, "w");
+    FILE *stream = fmemopen(body, sizeof body - 1, "w"); /* its last byte stays 0 */
     CURL *curl = curl_easy_init();
     curl_easy_setopt(curl, CURLOPT_URL, url);
     curl_easy_setopt(curl, CURLOPT_WRITEDATA, stream);
