@@ -3,8 +3,8 @@
 
    cc 06_counter_race.c -o race
    ./race
-   cc -DPLAIN -g -fsanitize=thread 06_counter_race.c -o race_plain
-   ./race_plain     # ThreadSanitizer names the lines where two threads meet
+   cc -DPLAIN -g -fsanitize=thread 06_counter_race.c -o race_plain && ./race_plain
+       # the same with a plain int: ThreadSanitizer names the lines where two threads meet
 
    It prints what ../expected/05_threads/06_counter_race.awk allows: what is lost differs.
    Hint: pthread_mutex_lock, pthread_mutex_unlock; atomic_fetch_add(&atomic_counter, 1). */
