@@ -21,7 +21,7 @@ static conc_lock database;
 static int order(void *name)
 {
     conc_set_name(conc_self(), name);
-    CONC_TRY(conc_sleep(0.020));
+    CONC_TRY(conc_sleep(0.010));
     CONC_LOCKED(&database) {
         CONC_TRY(conc_sleep(0.040));
     }
@@ -31,7 +31,8 @@ static int order(void *name)
 static int poster(void *name)
 {
     conc_set_name(conc_self(), name);
-    CONC_TRY(conc_sleep(0.030));
+    CONC_TRY(conc_block(0.010)); /* a short step */
+    CONC_TRY(conc_sleep(0.020));
     CONC_TRY(conc_block(0.120)); /* the culprit */
     return conc_sleep(0.050);
 }
