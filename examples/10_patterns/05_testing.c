@@ -97,7 +97,10 @@ static bool passes(test *t, int number)
         printf("# %s (seed %u)\n", t->why, seed);
     else if (!passed)
         printf("# %s\n", t->why);
-    return passed == !t->todo; /* a TODO that passes is news, too */
+    bool expected = passed == !t->todo; /* a TODO that passes is news, too */
+    if (!expected)
+        fprintf(stderr, "%s: %s\n", t->name, passed ? "it passes" : t->why);
+    return expected;
 }
 
 /* ---- the tests ---- */
