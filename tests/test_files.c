@@ -10,6 +10,7 @@
 
 #include <grp.h>
 #include <sched.h>
+#include <poll.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
