@@ -9,8 +9,8 @@
 #include "pool_test.h"
 
 #include <grp.h>
-#include <sched.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
