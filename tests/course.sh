@@ -56,7 +56,7 @@ export CC=$tmp/cc
 # starts NAME NUMBER: the starting point compiles without warnings, and is not right
 starts() {
     ./course start "$2" >"$tmp/said" 2>&1 || { echo "course start: exit status $?" && cat "$tmp/said"; }
-    grep -q 'Your turn' "your/$3" || grep -q DBROKEN "your/$3" || echo "nothing says \"Your turn\""
+    grep -q 'Your turn' "your/$3" || grep -q '^#ifdef BROKEN' "$1" || echo "nothing says \"Your turn\""
     if ./course check "$2" >"$tmp/said" 2>&1; then
         echo "the starting point is told to be right"
     fi
@@ -72,6 +72,61 @@ is_solved() {
     [ "$(tail -n 1 "$tmp/said")" = Right. ] || cat "$tmp/said"
     ./course list | grep -q "^  \* $2 " || echo "course list does not show it as done"
 }
+
+# has WORDS COMMAND...: the command succeeds, and says that
+has() {
+    local words=$1
+    shift
+    "$@" >"$tmp/said" 2>&1 || echo "$*: exit status $?"
+    grep -q -e "$words" "$tmp/said" || { echo "$*: nothing says \"$words\":" && cat "$tmp/said"; }
+}
+
+# other_commands: what helps beside start and check, with the coffee shop; a copy elsewhere; what is refused
+other_commands() {
+    local all
+    all=$(./course list | grep -c '^  ')
+    has "^0 of $all exercises are done" ./course progress
+    has 'Next: 01/01' ./course progress
+    ./course start 02/01 >/dev/null
+    ./course check 02/01 >"$tmp/said" 2>&1
+    grep -q 'Starting to make Espresso... *| (nothing)' "$tmp/said" || echo "no comparison of what is wanted and printed"
+    cp 02_tasks/01_coffee_shop.c your/02_01_coffee_shop.c
+    has '^Right.' timeout 100 ./course watch 2/1
+    has "^1 of $all exercises are done" ./course progress
+    has '^make_latte  *-*#' ./course picture 02/01
+    has 'static int make_latte' ./course solution your/02_01_coffee_shop.c
+    has 'Your turn' env COURSE_YOUR="$tmp/elsewhere" ./course start 01/01
+    grep -q 'return 0;' "$tmp/elsewhere/01_01_hello_goodbye.c" || echo "COURSE_YOUR is not heeded"
+    ./course check 01/01 >"$tmp/said" 2>&1
+    [ $? -eq 2 ] || echo "the check of nothing does not exit with 2"
+    ./course check 99/99 >"$tmp/said" 2>&1 && echo "there is an exercise 99/99"
+    ./course vendor . >"$tmp/said" 2>&1 && echo "it is vendored over itself"
+    mkdir -p "$tmp/mine" && echo mine >"$tmp/mine/README.md"
+    ./course vendor "$tmp/mine" >"$tmp/said" 2>&1 && echo "it is vendored over files of others"
+    has 'The course is in' ./course vendor "$tmp/again"
+    has 'The course is in' ./course vendor "$tmp/again"
+}
+
+# nothing_stays: an endless program, which has a child, is ended with it, by the limit and by Ctrl+C
+nothing_stays() {
+    printf '#include <unistd.h>\nint main(void) { fork(); for (;;) {} }\n' >your/01_01_hello_goodbye.c
+    sed 's/^limit=.*/limit=1/' course >quick_course && chmod +x quick_course
+    ./quick_course check 01/01 >"$tmp/said" 2>&1
+    grep -q 'did not end within 1 seconds' "$tmp/said" || cat "$tmp/said"
+    timeout -s INT 2 ./course check 01/01 >"$tmp/said" 2>&1
+    sleep 0.2
+    ps -A -o args= | grep -F "$tmp/course." | grep -v grep
+    ls -d "$tmp"/course.* 2>/dev/null
+    rm -f your/01_01_hello_goodbye.c quick_course
+}
+
+if [ $# -eq 0 ] || [ "${1%/}" = 01_start ]; then
+    other_commands >"$tmp/wrong" 2>&1
+    check "list, progress, watch, picture, solution, vendor" "$tmp/wrong"
+    nothing_stays >"$tmp/wrong" 2>&1
+    check "no program and no folder stays" "$tmp/wrong"
+    rm -rf your
+fi
 
 [ $# -gt 0 ] || set -- [0-9]*_*/
 for folder in "$@"; do

@@ -6,8 +6,8 @@
    CONC_CLOCK=virtual ./hello     # the same, without the waiting
 
    It prints what stands in ../expected/01_start/01_hello_goodbye.txt.
-   Hint: conc_sleep(1) waits for a second. CONC_TRY(call) returns from your function with the
-   call's error if there is one, as an exception would leave it. */
+   Hint: conc_sleep(1) waits for a second; conc_now() is the time in seconds, a double.
+   CONC_TRY(call) returns the call's error, if there is one, from your function. */
 #define CONC_STATIC /* the implementation of conc is in this very file; README.md has other ways */
 #include "../../conc.h"
 

@@ -17,8 +17,8 @@ typedef struct {
     char data[32]; /* the result: what a function returns is an int, for errors and counts */
 } request;
 
-/* Your turn: say "Fetching url...", wait for the delay, say "Fetched url", and put "Data from url"
-   into r->data. */
+/* Your turn: say "Fetching url1...", wait for the delay, say "Fetched url1", and put "Data from
+   url1" into r->data; each with the name of this request. */
 static int fetch_data(void *arg)
 {
     request *r = arg;
@@ -29,7 +29,8 @@ static int fetch_data(void *arg)
     return 0;
 }
 
-/* Your turn: fetch url1, url2 and url3 at once, with these delays; print the data and the time. */
+/* Your turn: fetch url1, url2 and url3 at once, with these delays. Then print "All tasks
+   completed: " and the three data with commas between, and the time: "2.0 seconds". */
 static int fetch_three(double delay1, double delay2, double delay3)
 {
     request a = {"url1", delay1, ""}, b = {"url2", delay2, ""}, c = {"url3", delay3, ""};

@@ -53,8 +53,8 @@ static int read_input(void *arg)
     return 0;
 }
 
-/* Your turn: spawn heartbeat and read_input in a group, and poll the status. When it is ready,
-   cancel the group, and wait for it. */
+/* Your turn: note the start. Spawn heartbeat and read_input in a group, and poll the status. When
+   it is ready, cancel the group, and wait for it. */
 static int app(void *arg)
 {
     (void)arg;

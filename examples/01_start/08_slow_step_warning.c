@@ -19,7 +19,7 @@ static int draw_icon(void *arg)
     return conc_block(0.05); /* stands for a computation: too short for a report */
 }
 
-/* Your turn: print "poster drawn" after a computation of 0.3 s. */
+/* Your turn: print "poster drawn" after a computation of 0.3 s: conc_block(0.3) stands for it. */
 static int draw_poster(void *arg)
 {
     (void)arg;
@@ -28,8 +28,8 @@ static int draw_poster(void *arg)
     return 0;
 }
 
-/* Your turn: six computations of 0.05 s, after each of which the others may run; then print
-   "strips drawn". */
+/* Your turn: six computations of 0.05 s, with a conc_yield() after each, so that the others may
+   run; then print "strips drawn". */
 static int draw_strips(void *arg)
 {
     (void)arg;

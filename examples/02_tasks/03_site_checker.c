@@ -1,5 +1,5 @@
-/* Site checker. Check five websites at once: a check takes 1 to 3 s, and finds the website online
-   with a probability of 80 %. Then print a report.
+/* Site checker. Check five websites at once: google.com, github.com, stackoverflow.com, python.org,
+   asyncio-docs.com. A check takes 1 to 3 s, and finds 80 % of them online. Then print a report.
 
    cc 03_site_checker.c -o checker
    ./checker
@@ -12,7 +12,8 @@
 #include "../../conc.h"
 
 /* Your turn: print "Checking google.com...", wait 1 to 3 s, print "✅ google.com is online" or
-   "❌ google.com is offline". Return 1 if it is online, else 0. */
+   "❌ google.com is offline". Return 1 if it is online, else 0. arg points to an element of the
+   array of names: const char *url = *(const char **)arg; */
 static int check_website(void *arg)
 {
     const char *url = *(const char **)arg;

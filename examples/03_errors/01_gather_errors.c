@@ -29,7 +29,8 @@ static int risky_operation(void *arg)
     return conc_fail(-EIO, "something broke");
 }
 
-/* Your turn: call both at once. If an error comes out, print "0.5 s: gather failed: " and it. */
+/* Your turn: call both at once. If an error comes out, print "0.5 s: gather failed: " and its
+   words, conc_last_error(); return 0 all the same. */
 static int first_error(void)
 {
     if (CONC_GATHER(CONC_CALL(steady_operation, NULL), CONC_CALL(risky_operation, NULL)) < 0)

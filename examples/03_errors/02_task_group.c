@@ -43,8 +43,8 @@ static int send_mail(void *arg)
     return rc;
 }
 
-/* Your turn: start the three in a group, and wait. Print "2 s: 2 failures, first " and the first
-   one's words if there are failures. Return 0. */
+/* Your turn: note the start; begin the three in a group, and wait. If there are failures, print
+   "2 s: 2 failures, first " and the first one's words. Return 0. */
 static int app(void *arg)
 {
     (void)arg;

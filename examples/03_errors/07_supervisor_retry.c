@@ -6,12 +6,13 @@
    ./supervisor
 
    It prints what stands in ../expected/03_errors/07_supervisor_retry.txt.
-   Hint: there is no pause after the last failure. A cancel is no failure: never retry it. */
+   Hint: there is no pause after the last failure. A cancel is no failure: never retry it, neither
+   one of fn nor one of the pause. */
 #define CONC_STATIC
 #include "../../conc.h"
 
 typedef struct {
-    int down; /* so many calls fail */
+    int down; /* how many calls fail before one succeeds */
     int calls;
     double start;
 } service;
@@ -41,6 +42,13 @@ static int supervisor(conc_fn *fn, void *arg, int max_retries)
 
 static int fetch_supervised(void *s) { return supervisor(fetch, s, 3); }
 
+static int is_cancelled(void *arg)
+{
+    (void)arg;
+    printf("cancelled\n");
+    return -ECANCELED;
+}
+
 static int app(void *arg)
 {
     (void)arg;
@@ -54,6 +62,9 @@ static int app(void *arg)
     service hurry = {.down = 99, .start = conc_now()};
     if (conc_timeout(2.5, fetch_supervised, &hurry) == -ETIMEDOUT) /* ends the pause as well */
         printf("%.1f s: out of time after %d attempts\n", conc_now() - hurry.start, hurry.calls);
+
+    if (supervisor(is_cancelled, NULL, 3) == -ECANCELED)
+        printf("a cancel is not tried again\n");
     return 0;
 }
 

@@ -6,8 +6,8 @@
    CONC_CLOCK=virtual ./breaker     # in real time it takes two minutes
 
    It prints what stands in ../expected/03_errors/08_circuit_breaker.txt.
-   Hint: half open has to be set before the trial waits. A cancelled call says nothing about the
-   service. A refused one does not call it: conc_fail(-EAGAIN, "refused"). */
+   Hint: half open has to be set before the trial waits. A cancelled call says nothing: after a
+   cancelled trial the next call is the trial. A refused one: conc_fail(-EAGAIN, "refused"). */
 #define CONC_STATIC
 #include "../../conc.h"
 
@@ -57,8 +57,11 @@ static int client(void *arg)
 {
     const char *states[] = {"closed", "open", "half open"};
     int rc = breaker_call(&breaker, service, arg);
-    printf("%7.3f s: %s (%s, %d calls)\n", conc_now() - start, rc < 0 ? conc_last_error() : "ok",
-           states[breaker.state], calls);
+    const char *result = rc < 0 ? conc_last_error() : "ok";
+    if (rc == -ECANCELED)
+        result = "cancelled";
+    printf("%7.3f s: %s (%s, %d calls)\n", conc_now() - start, result, states[breaker.state],
+           calls);
     return rc == -ECANCELED ? rc : 0;
 }
 
@@ -71,8 +74,9 @@ static int app(void *arg)
     CONC_TRY(client(arg));
     CONC_TRY(conc_sleep_until(breaker.opened + 60)); /* the trial fails */
     CONC_TRY(client(arg));
-    up = true;
-    CONC_TRY(conc_sleep_until(breaker.opened + 60)); /* one of three is the trial */
+    CONC_TRY(conc_sleep_until(breaker.opened + 60)); /* a trial that is cancelled */
+    conc_timeout(0.5, client, arg);
+    up = true; /* one of three is the trial */
     return conc_map(client, arg, 3, 0);
 }
 
