@@ -23621,10 +23621,18 @@ static struct conc__worker_process {
     conc__frame frame;
 } conc__worker_process = {.mapping = PTHREAD_MUTEX_INITIALIZER};
 
-/* Ends this process when the program has ended. */
+/* A thread that ends this process when the program has ended. */
+typedef struct conc__watch {
+    int program;   /* pidfd */
+    unsigned runs; /* a futex: the thread has read this, and is not about to start any more */
+} conc__watch;
+
 CONC__PRIVATE void *conc__watch_program(void *arg)
 {
-    struct pollfd p = {(int)(intptr_t)arg, POLLIN, 0};
+    conc__watch *w = arg;
+    struct pollfd p = {w->program, POLLIN, 0};
+    __atomic_store_n(&w->runs, 1, __ATOMIC_RELEASE);
+    conc__futex_wake(&w->runs);
     while (poll(&p, 1, -1) < 0 && errno == EINTR)
         ;
     kill(getpid(), SIGKILL);
@@ -23644,13 +23652,17 @@ CONC__PRIVATE bool conc__small_thread(void *(*fn)(void *), void *arg)
     return rc == 0;
 }
 
+/* Returns when the thread runs: one that starts may hold a lock of an allocator, which a process
+ * that a job forks just then would find locked for ever. */
 CONC__PRIVATE void conc__begin_to_watch(int program)
 {
-    int fd = conc__pidfd(program);
-    if (fd < 0 && errno == ESRCH)
+    conc__watch w = {conc__pidfd(program), 0};
+    if (w.program < 0 && errno == ESRCH)
         kill(getpid(), SIGKILL); /* the program has ended just now */
-    if (fd >= 0)
-        conc__small_thread(conc__watch_program, (void *)(intptr_t)fd);
+    if (w.program < 0 || !conc__small_thread(conc__watch_program, &w))
+        return;
+    while (!__atomic_load_n(&w.runs, __ATOMIC_ACQUIRE))
+        conc__futex_wait(&w.runs, 0);
 }
 
 /* Tells jobs of this worker that wait when they are asked to end. */
