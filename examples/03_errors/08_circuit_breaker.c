@@ -7,7 +7,7 @@
 
    It prints what stands in ../expected/03_errors/08_circuit_breaker.txt.
    Hint: half open has to be set before the trial waits. A cancelled call says nothing: after a
-   cancelled trial the next call is the trial. A refused one: conc_fail(-EAGAIN, "refused"). */
+   cancelled trial the next call is the trial. A refused call returns -EAGAIN. */
 #define CONC_STATIC
 #include "../../conc.h"
 
@@ -23,7 +23,7 @@ static int breaker_call(circuit_breaker *b, conc_fn *fn, void *arg)
 {
     bool trial = b->state == OPEN && conc_now() >= b->opened + b->timeout;
     if (b->state != CLOSED && !trial)
-        return conc_fail(-EAGAIN, "refused");
+        return -EAGAIN;
     b->state = trial ? HALF_OPEN : CLOSED;
     int rc = fn(arg);
     if (!trial && b->state != CLOSED)
@@ -50,33 +50,28 @@ static int service(void *arg)
     (void)arg;
     calls++;
     CONC_TRY(conc_sleep(1));
-    return up ? 0 : conc_fail(-EIO, "the service is down");
+    return up ? 0 : -EIO;
 }
 
 static int client(void *arg)
 {
     const char *states[] = {"closed", "open", "half open"};
     int rc = breaker_call(&breaker, service, arg);
-    const char *result = rc < 0 ? conc_last_error() : "ok";
-    if (rc == -ECANCELED)
-        result = "cancelled";
-    printf("%7.3f s: %s (%s, %d calls)\n", conc_now() - start, result, states[breaker.state],
-           calls);
+    printf("%7.3f s: %s (%s, %d calls)\n", conc_now() - start, rc < 0 ? conc_strerror(rc) : "ok",
+           states[breaker.state], calls);
     return rc == -ECANCELED ? rc : 0;
 }
 
 static int app(void *arg)
 {
     start = conc_now();
-    for (int i = 0; i < 6; i++) /* the sixth finds it open */
-        CONC_TRY(client(arg));
+    CONC_TRY(conc_map_limit(1, client, arg, 6, 0));      /* the sixth finds it open */
     CONC_TRY(conc_sleep_until(breaker.opened + 59.999)); /* still refused */
     CONC_TRY(client(arg));
     CONC_TRY(conc_sleep_until(breaker.opened + 60)); /* the trial fails */
     CONC_TRY(client(arg));
-    CONC_TRY(conc_sleep_until(breaker.opened + 60)); /* a trial that is cancelled */
-    conc_timeout(0.5, client, arg);
-    up = true; /* one of three is the trial */
+    CONC_TRY(conc_sleep_until(breaker.opened + 60));
+    up = conc_timeout(0.5, client, arg) < 0; /* a trial that is cancelled; one of three is next */
     return conc_map(client, arg, 3, 0);
 }
 
