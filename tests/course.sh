@@ -31,7 +31,7 @@ compiler() {
 #!/bin/bash
 arguments=()
 for word in "\$@"; do
-    if [[ \$word == *.c ]]; then
+    if [[ \$word == *.c && \$word != */* ]]; then
         sed '/^#define CONC_STATIC/s,.*,/* the implementation is linked */,' "\$word" >"linked_\$word"
         grep -q '^#include .*conc' "\$word" && arguments+=("$tmp/conc.o")
         word=linked_\$word
