@@ -14047,6 +14047,20 @@ CONC__PRIVATE void conc__forget_loop(void)
     conc__diagnosis_forget();
 }
 
+/* Calls fn once; the others wait until it has returned. Unlike with pthread_once, a forked process
+ * does not wait for a thread that only its parent has: it calls fn anew. */
+CONC__PRIVATE void conc__once(atomic_int *once, void (*fn)(void))
+{
+    enum { DONE = -1 }; /* 0: not begun; else the process that calls it */
+    for (int state; (state = atomic_load(once)) != DONE; sched_yield()) {
+        int process = (int)getpid();
+        if (state != process && atomic_compare_exchange_strong(once, &state, process)) {
+            fn();
+            atomic_store(once, DONE);
+        }
+    }
+}
+
 CONC__PRIVATE void conc__watch_forks(void) { pthread_atfork(NULL, NULL, conc__forget_loop); }
 
 /* Where the system refuses the best way to wait, poll(2) does; but it has no descriptor that a
@@ -14066,8 +14080,8 @@ CONC__PRIVATE int conc__poller_open(conc_loop *l, const conc__backend *backend)
 
 CONC__PRIVATE int conc__loop_open(conc_loop *l, const conc__backend *backend)
 {
-    static pthread_once_t forks = PTHREAD_ONCE_INIT;
-    pthread_once(&forks, conc__watch_forks);
+    static atomic_int forks;
+    conc__once(&forks, conc__watch_forks);
     l->pool = conc__pool_for(l, l->options.stack_size);
     if (!l->pool)
         return -ENOMEM;

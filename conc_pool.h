@@ -1214,10 +1214,16 @@ CONC__PRIVATE void conc__offloads_forget(void);
 CONC__PRIVATE void conc__segments_hold(void);
 CONC__PRIVATE void conc__segments_let(void);
 
+/* How often this is registered to be called for the fork that this thread makes: twice if a process
+ * was forked just when its parent registered it. */
+static CONC_TLS _Thread_local int conc__keepers;
+
 /* A fork takes place while no other thread holds one of these, as it would hold it for ever in the
  * forked process. */
 CONC__PRIVATE void conc__keep_crews(void)
 {
+    if (conc__keepers++)
+        return;
     pthread_mutex_lock(&conc__crews);
     pthread_mutex_lock(&conc__children);
     conc__segments_hold();
@@ -1225,6 +1231,8 @@ CONC__PRIVATE void conc__keep_crews(void)
 
 CONC__PRIVATE void conc__let_crews(void)
 {
+    if (--conc__keepers)
+        return;
     conc__segments_let();
     pthread_mutex_unlock(&conc__children);
     pthread_mutex_unlock(&conc__crews);
@@ -1232,9 +1240,11 @@ CONC__PRIVATE void conc__let_crews(void)
 
 CONC__PRIVATE void conc__forget_crews(void)
 {
-    conc__forks++;
-    conc__stops_forget();
-    conc__offloads_forget();
+    if (conc__keepers == 1) {
+        conc__forks++;
+        conc__stops_forget();
+        conc__offloads_forget();
+    }
     conc__let_crews();
 }
 
@@ -1260,8 +1270,8 @@ CONC__PRIVATE void conc__crews_begin(void)
 
 CONC__PRIVATE void conc__crews_need(void)
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, conc__crews_begin);
+    static atomic_int once;
+    conc__once(&once, conc__crews_begin);
 }
 
 /* The job that runs on this thread; NULL: none. */

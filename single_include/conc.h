@@ -14052,6 +14052,20 @@ CONC__PRIVATE void conc__forget_loop(void)
     conc__diagnosis_forget();
 }
 
+/* Calls fn once; the others wait until it has returned. Unlike with pthread_once, a forked process
+ * does not wait for a thread that only its parent has: it calls fn anew. */
+CONC__PRIVATE void conc__once(atomic_int *once, void (*fn)(void))
+{
+    enum { DONE = -1 }; /* 0: not begun; else the process that calls it */
+    for (int state; (state = atomic_load(once)) != DONE; sched_yield()) {
+        int process = (int)getpid();
+        if (state != process && atomic_compare_exchange_strong(once, &state, process)) {
+            fn();
+            atomic_store(once, DONE);
+        }
+    }
+}
+
 CONC__PRIVATE void conc__watch_forks(void) { pthread_atfork(NULL, NULL, conc__forget_loop); }
 
 /* Where the system refuses the best way to wait, poll(2) does; but it has no descriptor that a
@@ -14071,8 +14085,8 @@ CONC__PRIVATE int conc__poller_open(conc_loop *l, const conc__backend *backend)
 
 CONC__PRIVATE int conc__loop_open(conc_loop *l, const conc__backend *backend)
 {
-    static pthread_once_t forks = PTHREAD_ONCE_INIT;
-    pthread_once(&forks, conc__watch_forks);
+    static atomic_int forks;
+    conc__once(&forks, conc__watch_forks);
     l->pool = conc__pool_for(l, l->options.stack_size);
     if (!l->pool)
         return -ENOMEM;
@@ -18137,10 +18151,16 @@ CONC__PRIVATE void conc__offloads_forget(void);
 CONC__PRIVATE void conc__segments_hold(void);
 CONC__PRIVATE void conc__segments_let(void);
 
+/* How often this is registered to be called for the fork that this thread makes: twice if a process
+ * was forked just when its parent registered it. */
+static CONC_TLS _Thread_local int conc__keepers;
+
 /* A fork takes place while no other thread holds one of these, as it would hold it for ever in the
  * forked process. */
 CONC__PRIVATE void conc__keep_crews(void)
 {
+    if (conc__keepers++)
+        return;
     pthread_mutex_lock(&conc__crews);
     pthread_mutex_lock(&conc__children);
     conc__segments_hold();
@@ -18148,6 +18168,8 @@ CONC__PRIVATE void conc__keep_crews(void)
 
 CONC__PRIVATE void conc__let_crews(void)
 {
+    if (--conc__keepers)
+        return;
     conc__segments_let();
     pthread_mutex_unlock(&conc__children);
     pthread_mutex_unlock(&conc__crews);
@@ -18155,9 +18177,11 @@ CONC__PRIVATE void conc__let_crews(void)
 
 CONC__PRIVATE void conc__forget_crews(void)
 {
-    conc__forks++;
-    conc__stops_forget();
-    conc__offloads_forget();
+    if (conc__keepers == 1) {
+        conc__forks++;
+        conc__stops_forget();
+        conc__offloads_forget();
+    }
     conc__let_crews();
 }
 
@@ -18183,8 +18207,8 @@ CONC__PRIVATE void conc__crews_begin(void)
 
 CONC__PRIVATE void conc__crews_need(void)
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, conc__crews_begin);
+    static atomic_int once;
+    conc__once(&once, conc__crews_begin);
 }
 
 /* The job that runs on this thread; NULL: none. */

@@ -13,6 +13,14 @@
 #include <sys/resource.h>
 #include <sys/time.h>
 
+#if defined __SANITIZE_THREAD__
+#define ON_TSAN
+#elif defined __has_feature
+#if __has_feature(thread_sanitizer)
+#define ON_TSAN
+#endif
+#endif
+
 enum { UNDECIDED = 100000 };
 
 #define ARGV(...) \
@@ -2384,6 +2392,9 @@ CHILD_TEST(a_program_that_the_parent_is_starting_can_be_started_in_a_forked_proc
     }
 }
 
+/* Not with ThreadSanitizer, which finds the locks of its own allocator held, and tells of the
+ * thread of the parent as a leak. */
+#ifndef ON_TSAN
 static atomic_bool enough;
 
 /* Takes the locks that guard the state of all children, again and again. */
@@ -2419,6 +2430,49 @@ THREAD_CHILD_TEST(a_fork_finds_no_lock_held)
     enough = true;
     CHECK_INT(side_end(&s), 0);
 }
+
+/* A process that is forked while another thread of its parent uses conc for the first time. */
+static int is_first(void *arg)
+{
+    (void)arg;
+    conc_shared_free(conc_shared_alloc(1));
+    return 0;
+}
+
+static int status_of(pid_t process)
+{
+    int status = -1;
+    CHECK(waitpid(process, &status, 0) == process);
+    return status;
+}
+
+static void live_and_fork(int generations)
+{
+    pid_t child = fork();
+    if (child == 0) {
+        live_once();
+        if (generations > 1)
+            live_and_fork(generations - 1);
+        _exit(0);
+    }
+    CHECK_INT(status_of(child), 0);
+}
+
+static void fork_at_first_use(void)
+{
+    side s = {.fn = is_first};
+    side_start(&s);
+    live_and_fork(2);
+    CHECK_INT(side_end(&s), 0);
+}
+
+THREAD_CHILD_TEST(a_process_that_is_forked_during_the_first_use_does_not_wait_for_it)
+{
+    static char text[4096];
+    for (int i = 0; i < 100; i++)
+        CHECK_INT(test_in_process(fork_at_first_use, text, sizeof text), 0);
+}
+#endif
 
 /* ---- sockets ---- */
 
