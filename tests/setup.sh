@@ -40,6 +40,12 @@ examples|libcurl4-openssl-dev|builds '#include <curl/curl.h>' gcc -lcurl
 examples|libcjson-dev|builds '#include <cjson/cJSON.h>' gcc -lcjson
 examples|libglib2.0-dev|pkg-config --exists glib-2.0
 examples|libsqlite3-dev|builds '#include <sqlite3.h>' gcc -lsqlite3
+adapters, HTTP|libhttp-parser-dev|builds '#include <http_parser.h>' gcc -lhttp_parser
+adapters, Redis|libhiredis-dev|builds '#include <hiredis/hiredis.h>' gcc -lhiredis
+adapters, Redis|redis-server|command -v redis-server
+adapters, PostgreSQL|libpq-dev|builds '#include <libpq-fe.h>' gcc -I/usr/include/postgresql -lpq
+adapters, PostgreSQL|postgresql|ls /usr/lib/postgresql/*/bin/postgres
+adapters, TLS|libssl-dev openssl|builds '#include <openssl/ssl.h>' gcc -lssl -lcrypto && command -v openssl
 host names|libnss-wrapper|LD_PRELOAD=libnss_wrapper.so true 2>&1 | { ! grep -q .; }
 examples, real clients|netcat-openbsd|nc -h 2>&1 | grep -q 'N.*[Ss]hutdown'
 examples, real clients|socat|command -v socat

@@ -1,0 +1,131 @@
+/* A server for a test of an adapter: a program on a free port of loopback, with a folder of its
+ * own. It is started before any run, by fork and exec, so that nothing of conc is needed for it;
+ * a test may kill, stop, continue and start it again in the middle of a run. It dies with the
+ * test's process, and its folder goes with server_end. */
+#ifndef SERVER_H
+#define SERVER_H
+
+#include "../conc_test.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+typedef struct server {
+    const char *const *argv; /* ends with NULL; argv[0] is looked for in PATH */
+    int port;                /* on 127.0.0.1; 0: none */
+    uid_t user;              /* to run it as; 0: as this process */
+    gid_t group;
+    char folder[64]; /* for its data and its log */
+    pid_t pid;       /* 0: it does not run */
+} server;
+
+/* A port of loopback that nobody listens on now. */
+static inline int server_free_port(void)
+{
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof a;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK(fd >= 0 && bind(fd, (struct sockaddr *)&a, size) == 0);
+    CHECK(getsockname(fd, (struct sockaddr *)&a, &size) == 0);
+    close(fd);
+    return ntohs(a.sin_port);
+}
+
+static inline void server_make_folder(server *s)
+{
+    strcpy(s->folder, "/tmp/conc-server-XXXXXX");
+    CHECK(mkdtemp(s->folder) != NULL);
+    if (s->user)
+        CHECK(chown(s->folder, s->user, s->group) == 0);
+}
+
+static inline bool server_answers(int port)
+{
+    struct sockaddr_in a = {.sin_family = AF_INET,
+                            .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+                            .sin_port = htons((uint16_t)port)};
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    bool answers = fd >= 0 && connect(fd, (struct sockaddr *)&a, sizeof a) == 0;
+    close(fd);
+    return answers;
+}
+
+static inline void server_exec(const server *s)
+{
+    int log = open("log", O_WRONLY | O_CREAT | O_APPEND, 0666);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    dup2(open("/dev/null", O_RDONLY), 0);
+    dup2(log, 1);
+    dup2(log, 2);
+    for (int fd = 3; fd < 256; fd++)
+        close(fd);
+    if (s->user && (setgid(s->group) || setuid(s->user)))
+        _exit(126);
+    execvp(s->argv[0], (char **)(uintptr_t)s->argv);
+    _exit(127);
+}
+
+/* Starts it, in its folder. It may take a while until it answers: server_wait. */
+static inline void server_launch(server *s)
+{
+    fflush(NULL);
+    s->pid = fork();
+    CHECK(s->pid >= 0);
+    if (s->pid == 0) {
+        if (chdir(s->folder) == 0)
+            server_exec(s);
+        _exit(125);
+    }
+}
+
+/* Until its port accepts connections; blocks this thread. The test's own limit ends it. */
+static inline void server_wait(const server *s)
+{
+    while (!server_answers(s->port)) {
+        int status;
+        if (waitpid(s->pid, &status, WNOHANG) == s->pid)
+            test_fail(__FILE__, __LINE__, "%s ended with status 0x%x; see %s/log", s->argv[0],
+                      (unsigned)status, s->folder);
+        usleep(2000);
+    }
+}
+
+static inline void server_start(server *s)
+{
+    server_launch(s);
+    server_wait(s);
+}
+
+static inline void server_signal(const server *s, int number) { CHECK(kill(s->pid, number) == 0); }
+
+/* Kills it at once, as a crash does. Its folder stays: server_start goes on with it. */
+static inline void server_kill(server *s)
+{
+    if (s->pid <= 0)
+        return;
+    kill(s->pid, SIGKILL);
+    while (waitpid(s->pid, NULL, 0) < 0 && errno == EINTR)
+        ;
+    s->pid = 0;
+}
+
+static inline void server_end(server *s)
+{
+    char command[96];
+    server_kill(s);
+    if (!s->folder[0])
+        return;
+    snprintf(command, sizeof command, "rm -rf '%s'", s->folder);
+    CHECK_INT(system(command), 0);
+    s->folder[0] = 0;
+}
+
+#endif
