@@ -669,7 +669,7 @@ static int lends_its_variable_to_many(void *arg)
 
 TEST(background_tasks_whose_arg_lies_on_the_stack_of_a_main_fn_that_returned_are_told)
 {
-    static const char lies[] = ": its arg lies in memory of main_fn, which has returned";
+    static const char lies[] = ": its arg is a variable of main's function, which has returned";
     if (SANITIZED)
         return; /* which may keep locals elsewhere */
     run_for_report(lends_its_variable, debugging);

@@ -416,6 +416,7 @@ TEST(what_is_open_and_set_anew_is_found_when_the_next_one_opens)
     check_lost(scope_set_anew, "memory was overwritten, with the scope opened at");
     check_lost(scope_set_anew_inside, "memory was overwritten, with the scope opened at");
     check_lost(group_set_anew, "memory was overwritten, with the group of sleep_for_ever at");
+    check_lost(group_set_anew, "or the function that had it returned before conc_group_wait");
     check_lost(signals_set_anew, "memory was overwritten, with the conc_signals opened at");
 }
 
@@ -464,6 +465,7 @@ TEST(a_handle_that_is_set_anew_while_its_task_lives_is_found_by_the_next_spawn)
         CHECK_CONTAINS(text, "memory was overwritten, with the handle of a task still in use");
     }
     check_lost(another_set_anew, "memory was overwritten, with the handle of sleep_for_ever at");
+    check_lost(another_set_anew, "or the function that had it returned before the task's end");
 }
 
 /* ---- what is not lost */
@@ -805,11 +807,11 @@ TEST(the_end_of_main_finds_handles_of_background_tasks)
     char text[4096];
     void (*const ends[])(void) = {main_ends_with_handle, main_ends_with_lost_handle};
     check_lost(main_ends_with_handle_debugging,
-               "main_fn returned, with the handle of sleep_for_ever at");
+               "its function returned, with the handle of sleep_for_ever at");
     for (size_t i = 0; i < CONC_LEN(ends) && locals_are_on_the_stack(); i++) {
         int status = test_in_process(ends[i], text, sizeof text);
         CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
-        CHECK_CONTAINS(text, "main_fn returned, with the handle of ");
+        CHECK_CONTAINS(text, "its function returned, with the handle of ");
     }
 }
 
