@@ -12583,8 +12583,15 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
         conc__describe(who, sizeof who, conc__source_of(c->task));
     fprintf(stderr, "conc: %s: %s, with %s%s still %s\n", who, c->how, opened, place,
             is_handle ? "in use" : "open");
-    if (c->task && c->how != conc__overwritten)
-        conc__tell_early_return(c->task, !is_handle && strncmp(place, "the conc_", 9) != 0);
+    bool is_scope = !is_handle && strncmp(place, "the conc_", 9) != 0;
+    if (c->how == conc__overwritten && is_scope)
+        fprintf(stderr, "conc: either bytes of it were overwritten, or the function that had it "
+                        "returned before conc_group_wait, conc_group_end or conc_scope_end\n");
+    else if (c->how == conc__overwritten && is_handle)
+        fprintf(stderr, "conc: either bytes of it were overwritten, or the function that had it "
+                        "returned before the task's end\n");
+    else if (c->task && c->how != conc__overwritten)
+        conc__tell_early_return(c->task, is_scope);
     abort();
 }
 
@@ -14171,7 +14178,8 @@ CONC__PRIVATE void conc__tell_lost_args(conc_loop *l, void *arg)
     size_t found = 0;
     for (const conc_task *t = l->background.children; t; t = conc__task_after(t))
         if ((uintptr_t)t->arg - memory->low < memory->size && found++ < LINES)
-            fprintf(stderr, "conc: %s: its arg lies in memory of main_fn, which has returned\n",
+            fprintf(stderr,
+                    "conc: %s: its arg is a variable of main's function, which has returned\n",
                     conc__describe(who, sizeof who, conc__source_of(t)));
     if (found > LINES)
         fprintf(stderr, "conc: so do the args of %zu others\n", found - LINES);
@@ -14181,7 +14189,7 @@ CONC__PRIVATE void conc__tell_lost_args(conc_loop *l, void *arg)
  * Of a handle that lies there nothing is read, as it may have been overwritten. */
 CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
 {
-    static const char how[] = "main_fn returned";
+    static const char how[] = "its function returned";
     conc_task *self = l->self;
     uintptr_t low = (uintptr_t)self->stack->low, size = (uintptr_t)frame - low;
     if (self->scope)

@@ -1,10 +1,10 @@
 /* No run. A function that waits is called in main, where no loop runs: the wait is refused. Call
    it in a run.
 
-   cc 14_no_run.c -o norun
+   cc 14_no_run_bonus.c -o norun
    ./norun
 
-   It prints what stands in ../expected/01_start/14_no_run.txt.
+   It prints what stands in ../expected/01_start/14_no_run_bonus.txt.
    Hint: conc_run(function, arg) is conc_main for a program that does other things, too. */
 #define CONC_STATIC
 #include "../../conc.h"

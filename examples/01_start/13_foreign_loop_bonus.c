@@ -2,10 +2,10 @@
    ("This event loop is already running"; nest_asyncio). conc_run would hold it up until the last
    task has ended. Run the tasks step by step instead, one step for each picture of the game.
 
-   cc 13_foreign_loop.c -o game
+   cc 13_foreign_loop_bonus.c -o game
    ./game
 
-   It prints what stands in ../expected/01_start/13_foreign_loop.txt.
+   It prints what stands in ../expected/01_start/13_foreign_loop_bonus.txt.
    Hint: conc_embed_begin, conc_embed_step and conc_embed_end; a step returns 1 while there is
    more to come. (To wait for input between the steps: conc_embed_fd and conc_embed_timeout.) */
 #define CONC_STATIC

@@ -2,10 +2,10 @@
    it. It gets an error: "asyncio.run() cannot be called from a running event loop". There is a
    loop already: just call the function.
 
-   cc 12_run_in_a_run.c -o nested
+   cc 12_run_in_a_run_bonus.c -o nested
    ./nested
 
-   It prints what stands in ../expected/01_start/12_run_in_a_run.txt.
+   It prints what stands in ../expected/01_start/12_run_in_a_run_bonus.txt.
    Hint: in C there is no `await` to write: the call waits, as conc_sleep does. */
 #define CONC_STATIC
 #include "../../conc.h"
