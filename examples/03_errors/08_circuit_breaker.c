@@ -50,7 +50,7 @@ static int service(void *arg)
     (void)arg;
     calls++;
     CONC_TRY(conc_sleep(1));
-    return up ? 0 : -EIO;
+    return up ? 0 : -ECONNREFUSED;
 }
 
 static int client(void *arg)
