@@ -228,6 +228,8 @@ class Builds:
         (TOP / result).parent.mkdir(parents=True, exist_ok=True)
         (TOP / result).unlink(missing_ok=True)
         command = [*shlex.split(config.compiler), "-g", "-pthread", f"-I{config.layout}", source, "-o", result]
+        if "/adapters/" in source:
+            command += ["-Iexamples/common"]
         if source == IMPLEMENTATION:
             commands.run([*command, "-c"])
             return result
@@ -236,9 +238,18 @@ class Builds:
         elif config.linked and config is not CONFIGS[0]:
             command += ["-O0"]  # the same code is optimised in the other files
         command += ["-DCONC_TEST_PLAIN", "-lm"] if config.plain else check_library()
-        command += re.findall(r"Needs (-[lf][\w=-]+)", first_comment(source))
+        command += needed(source)
         commands.run(command)
         return result
+
+
+def needed(source):
+    """The options that the file's first comment says it needs: "Needs -luv" or "Needs libpq (pkg-config)"."""
+    words = re.findall(r"Needs ([^\n*]+)", first_comment(source))
+    options = [option for line in words for option in re.findall(r"-[lfI][\w=/.-]+", line)]
+    for package in re.findall(r"Needs ([\w.-]+) \(pkg-config\)", first_comment(source)):
+        options += shlex.split(commands.run(["pkg-config", "--cflags", "--libs", package]))
+    return options
 
 
 def has_options(source):
@@ -310,15 +321,21 @@ def seeds_of(source, run):
     return [seed for seed in run.seeds if not most or seed <= int(most[1])]
 
 
+def is_for(config, source):
+    """An adapter adds no way of switching or waiting: its test runs as it is, and with the sanitizers."""
+    threads = re.search(r"conc_pool\.h|pthread\.h", (TOP / source).read_text(encoding="utf-8"))
+    return "/adapters/" not in source or config.name in ("gcc", "asan", "tsan" if threads else "")
+
+
 def checks_of_file(source, quick):
     excluded = left_out(source)
     unknown = excluded - {c.name for c in CONFIGS} - {r.name.split()[0] for r in RUNS}
     if unknown:
         sys.exit(f"{source} is not to run under {', '.join(sorted(unknown))}, which does not exist")
     for config in CONFIGS[:1] if quick else CONFIGS:
-        if config.name not in excluded and re.search(config.only, source):
+        if config.name not in excluded and re.search(config.only, source) and is_for(config, source):
             yield f"{source} ({config.name})", in_config, (source, config)
-    for run in [] if quick else RUNS:
+    for run in [] if quick or "/adapters/" in source else RUNS:
         if run.name.split()[0] in excluded or not re.search(run.only, source):
             continue
         if not run.seeds or seeds_of(source, run):
@@ -327,6 +344,12 @@ def checks_of_file(source, quick):
 
 def command_check(name, *argv, **environment):
     return name, commands.run, (list(argv), environment)
+
+
+def program_of(test):
+    """tests/apps/10_02_connection_pool.py is about examples/10_patterns/02_connection_pool.c."""
+    folder, name = test.stem.split("_", 1)
+    return next((TOP / "examples").glob(f"{folder}_*/{name}.c")).relative_to(TOP / "examples")
 
 
 def checks_of_project():
@@ -343,6 +366,11 @@ def checks_of_project():
     for compiler in ("gcc", "clang"):
         yield command_check(f"course/{with_libraries[0]} and on ({compiler})", "tests/course.sh", *with_libraries,
                             CC=compiler)
+    for test in sorted((TOP / "tests/apps").glob("[0-9]*.py")):
+        yield command_check(f"apps/{test.stem} (gcc)", f"tests/apps/{test.name}")
+        yield command_check(f"apps/{test.stem} (asan)", f"tests/apps/{test.name}", SANITIZE="address")
+        if "conc_pool.h" in (TOP / "examples" / program_of(test)).read_text(encoding="utf-8"):
+            yield command_check(f"apps/{test.stem} (tsan)", f"tests/apps/{test.name}", SANITIZE="thread")
     yield command_check("real clients", "tests/clients.sh")
     yield command_check("gdb script", "tests/gdb.sh")
     yield command_check("README.md", "tests/readme.py")
@@ -360,7 +388,7 @@ def checks_of_project():
 
 def all_checks(quick):
     """Every check as (name, function, arguments), in the order to start them: builds others need, then long ones."""
-    sources = sorted(str(p.relative_to(TOP)) for p in (TOP / "tests").glob("test_*.c"))
+    sources = sorted(str(p.relative_to(TOP)) for p in (TOP / "tests").glob("test_*.c" if quick else "**/test_*.c"))
     of_files = [check for source in sources for check in checks_of_file(source, quick)]
     of_project = [] if quick else list(checks_of_project())
 
@@ -370,7 +398,7 @@ def all_checks(quick):
             return 0 if arguments[1] is CONFIGS[0] else 3
         if function is in_run:
             return 2 if arguments[1].seeds or arguments[1].runner else 4
-        return 1 if check[0].startswith(("examples", "course", "real", "compile: warnings")) else 5
+        return 1 if check[0].startswith(("apps", "examples", "course", "real", "compile: warnings")) else 5
     return sorted(of_files + of_project, key=place)
 
 

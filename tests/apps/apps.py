@@ -1,0 +1,197 @@
+"""What the tests of the programs share: they compile a program as its own first lines say, start real servers on free ports
+of loopback with folders of their own, and check what the programs print and leave behind.
+
+A test is a file tests/apps/NAME.py with functions whose names begin with test_; its last line is `apps.main(globals())`.
+It prints "N passed, M failed", and ends with 1 if one failed. SANITIZE=address (or thread) in the environment compiles the
+programs with that sanitizer; `tests/apps/NAME.py word` runs only the tests that have the word in their names.
+"""
+import atexit
+import contextlib
+import os
+import pathlib
+import pwd
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+
+TOP = pathlib.Path(__file__).resolve().parent.parent.parent
+SANITIZE = os.environ.get("SANITIZE", "")
+SLOW = 4 if SANITIZE else 1  # by what a sanitizer slows programs down
+BOX = pathlib.Path(tempfile.mkdtemp(prefix="conc-apps-"))  # for everything; gone at the end
+atexit.register(shutil.rmtree, BOX, ignore_errors=True)
+
+
+class Wrong(Exception):
+    """What a test expected and did not find."""
+
+
+def check(condition, *words):
+    if not condition:
+        raise Wrong(" ".join(str(word) for word in words))
+
+
+def folder():
+    """A new, empty one."""
+    return pathlib.Path(tempfile.mkdtemp(dir=BOX))
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def compiled(source, *options):
+    """The path of the program examples/`source`, compiled by the first line `cc ...` in its first comment, with warnings as
+    errors."""
+    path = TOP / "examples" / source
+    line = re.search(r"^ *(?:/\* )?(cc .*?)$", path.read_text(encoding="utf-8").split("*/")[0], re.MULTILINE)
+    check(line, f"{source}: its first comment has no line that begins with cc")
+    program = BOX / path.stem
+    words = re.sub(r" -o \S+", f" -o {shlex.quote(str(program))}", line[1]).split(" ", 1)[1]
+    warnings = "-g -Wall -Wextra -Werror" + (f" -O1 -fsanitize={SANITIZE}" if SANITIZE else "")
+    compiler = os.environ.get("CC", "clang" if SANITIZE else "gcc")
+    command = f"{compiler} {warnings} {' '.join(options)} {words}"
+    done = subprocess.run(command, shell=True, cwd=path.parent, capture_output=True, text=True)
+    check(done.returncode == 0, f"$ {command}\n{done.stderr[:4000]}")
+    return program
+
+
+def environment(**more):
+    ours = {k: v for k, v in os.environ.items() if not k.startswith("CONC_")}
+    ours.update(TSAN_OPTIONS="halt_on_error=1", ASAN_OPTIONS="detect_stack_use_after_return=1", LC_ALL="C")
+    ours.update({k: str(v) for k, v in more.items()})
+    return ours
+
+
+def command(program, *arguments):
+    """Older sanitizers fail now and then where the kernel randomizes addresses more than they know."""
+    before = ["setarch", "-R"] if SANITIZE and shutil.which("setarch") else []
+    return [*before, str(program), *(str(a) for a in arguments)]
+
+
+def run(program, *arguments, limit=60, status=0, cwd=None, **more):
+    """What the program prints; it has to end with that status (None: any). stderr is in .stderr."""
+    done = subprocess.run(command(program, *arguments), env=environment(**more), cwd=cwd or folder(), capture_output=True,
+                          text=True, timeout=limit * SLOW, stdin=subprocess.DEVNULL)
+    check(status is None or done.returncode == status,
+          f"$ {program} {' '.join(map(str, arguments))}: status {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return done
+
+
+@contextlib.contextmanager
+def started(program, *arguments, cwd=None, **more):
+    """The program while it runs: a Popen, with its output in .out (a file). It is killed at the end if it still runs."""
+    cwd = cwd or folder()
+    out = open(BOX / f"out-{time.monotonic_ns()}", "w+b")
+    process = subprocess.Popen(command(program, *arguments), env=environment(**more), cwd=cwd, stdout=out,
+                               stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+    process.out = pathlib.Path(out.name)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        out.close()
+
+
+def until(condition, what, limit=30):
+    """Waits until condition() is true."""
+    end = time.monotonic() + limit * SLOW
+    while not condition():
+        check(time.monotonic() < end, "in vain waited until", what)
+        time.sleep(0.005)
+
+
+def answers(port):
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Server:
+    """A server on a port of loopback, in a folder of its own."""
+
+    def __init__(self, argv, port, where, user=None):
+        self.argv, self.port, self.folder, self.user, self.process = argv, port, where, user, None
+
+    def start(self):
+        with open(self.folder / "log", "ab") as log:
+            self.process = subprocess.Popen([str(a) for a in self.argv], cwd=self.folder, stdout=log, stderr=log,
+                                            stdin=subprocess.DEVNULL, user=self.user, start_new_session=True)
+        until(lambda: answers(self.port) or self.process.poll() is not None, f"{self.argv[0]} answers")
+        check(self.process.poll() is None, f"{self.argv[0]} ended:", (self.folder / "log").read_text()[-2000:])
+
+    def stop(self, how=signal.SIGKILL):
+        if self.process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, how)
+            self.process.wait()
+            self.process = None
+
+    def restart(self, how=signal.SIGKILL):
+        self.stop(how)
+        self.start()
+
+
+@contextlib.contextmanager
+def serving(server):
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def redis():
+    """with redis() as server: a Redis server on 127.0.0.1:server.port."""
+    port, where = free_port(), folder()
+    return serving(Server(["redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", where], port, where))
+
+
+def postgres():
+    """with postgres() as server: a PostgreSQL server; server.conninfo is for libpq. It does not run as root."""
+    programs = sorted(pathlib.Path("/usr/lib/postgresql").glob("*/bin"))[-1]
+    port, where = free_port(), folder()
+    user = "postgres" if os.getuid() == 0 else None
+    if user:
+        BOX.chmod(0o755)
+        os.chown(where, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
+    subprocess.run([programs / "initdb", "-D", where / "data", "-A", "trust", "-U", "postgres", "--no-sync", "-E", "UTF8"],
+                   check=True, user=user, cwd=where, stdout=subprocess.DEVNULL, env={**os.environ, "LC_ALL": "C"})
+    server = Server([programs / "postgres", "-D", where / "data", "-p", port, "-k", where, "-c", "fsync=off", "-c",
+                     "listen_addresses=127.0.0.1"], port, where, user)
+    server.conninfo = f"host=127.0.0.1 port={port} user=postgres dbname=postgres"
+    return serving_postgres(server, programs)
+
+
+@contextlib.contextmanager
+def serving_postgres(server, programs):
+    with serving(server):
+        until(lambda: subprocess.run([programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(server.port)]).returncode == 0,
+              "PostgreSQL is ready")
+        yield server
+
+
+def main(names):
+    passed = failed = 0
+    for name, test in names.items():
+        if not name.startswith("test_") or not all(word in name for word in sys.argv[1:]):
+            continue
+        try:
+            test()
+            passed += 1
+        except (Wrong, subprocess.SubprocessError, OSError) as wrong:
+            failed += 1
+            print(f"FAIL {name}\n    " + str(wrong).replace("\n", "\n    "))
+            if not isinstance(wrong, Wrong):
+                traceback.print_exc()
+    print(f"{passed} passed, {failed} failed")
+    sys.exit(1 if failed or not passed else 0)
