@@ -1,0 +1,1303 @@
+/* http.h - the server half of HTTP/1.1 on a conc_stream, parsed by http-parser
+ *
+ *     #define CONC_STATIC
+ *     #include "conc.h"
+ *     #include "http.h"
+ *
+ *     static int answer(http_connection *http, void *arg)
+ *     {
+ *         (void)arg;
+ *         return http_printf(http, 200, "You asked for %s\n", http->path);
+ *     }
+ *     static int serve(int fd, void *arg)
+ *     {
+ *         conc_stream stream = {0};
+ *         CONC_AUTO(http_connection, http) = {.stream = &stream};
+ *         CONC_TRY(conc_stream_open(&stream, fd)); // or on a transport: TLS
+ *         return http_serve(&http, answer, arg);
+ *     }
+ *     static int app(void *arg)
+ *     {
+ *         conc_server server = {.handler = serve, .arg = arg};
+ *         server.fd = CONC_TRY(conc_listen("127.0.0.1:8080"));
+ *         return conc_serve(&server);
+ *     }
+ *     int main(void) { return conc_main(app, NULL); }
+ *
+ * To compile: cc server.c -lhttp_parser (Debian: libhttp-parser-dev). http-parser's strict mode is
+ * a matter of how the library was built, and Debian's has none. So each line is checked here
+ * before the parser sees it.
+ *
+ * Requests. http_next waits for the next request of the connection, with keep-alive and pipelining,
+ *   and finishes the one before. `http` then holds the request; its strings and the body are valid
+ *   until the next http_next or http_close. The body is read by http_body into memory, or by
+ *   http_read in pieces; what is not read is skipped. Expect: 100-continue is answered when the
+ *   body is first read.
+ * Responses. http_respond and http_printf send a whole one. http_begin, http_write and http_end
+ *   send one in pieces: with a length, else chunked, or until the end of the connection for
+ *   HTTP/1.0. http_set_header comes before. A response to HEAD, and one with status 204 or 304, is
+ *   sent without its body.
+ * Refusals. A request that is malformed, too large or too slow is answered here, with 400, 408, 413,
+ *   414, 417, 431, 501 or 505, and the connection ends: `refused` is that status and `error` says
+ *   why. http_next then returns 0, as at the client's end; http_body and http_read return an error.
+ *   Refused with 400 is whatever two servers may read in two ways: Content-Length twice or with
+ *   Transfer-Encoding, bad chunk sizes, folded lines, lines that end without CRLF, a space before
+ *   a colon, control characters, no Host or two.
+ * Errors. All calls return 0 or a count, or a negative errno. `error` holds the newest error in
+ *   words, as conc_last_error does. -EINVAL: a wrong argument, or a call out of order (a response
+ *   before a request, two responses): nothing has changed. -EPIPE: the response was cut short
+ *   before. -EBUSY: another task is in such a call. -ENOMEM. And the stream's errors.
+ * Waiting. http_next, http_serve, http_body, http_read, http_respond, http_printf, http_begin,
+ *   http_write, http_flush, http_end, http_upgrade and http_close wait. After a cancel in http_next,
+ *   http_body or http_read nothing is lost, and the call may be repeated. A cancel in a response
+ *   cuts it short, unless none of its bytes was taken yet: then it has had no effect; or all were:
+ *   then http_next and http_flush send them. A connection whose response was cut short
+ *   answers nothing more. -ETIMEDOUT comes from the limits below, or from the system's own TCP limit.
+ * Tasks. One task may read a body while another sends the response; other calls at once are -EBUSY.
+ * Stopping. Without .answer_timeout a cancel of conc_serve cuts all connections. With it, http_serve
+ *   shields each answer: a cancel ends idle connections at once, and conc_serve returns when the
+ *   running answers have been sent, or are out of time. To take no more connections, but leave idle
+ *   ones open for a while, close the listener first: see "Stopping a server" in conc's README.
+ *
+ * Not covered: HTTP/2, tunnels of CONNECT, compression, content codings, trailers (which are checked
+ * and dropped), a Date header.
+ */
+#ifndef CONC_HTTP_H
+#define CONC_HTTP_H
+
+#ifndef CONC_VERSION
+#error "http.h: include conc.h first"
+#endif
+
+#include <ctype.h>
+#include <errno.h>
+#include <http_parser.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+/* ---- a connection and its request ----------------------------------------------------------- */
+
+/* A header of a request; the value has no spaces around it. */
+typedef struct http_field {
+    const char *name, *value;
+} http_field;
+
+/* Text that grows; a NUL stands behind it. */
+typedef struct http__text {
+    char *data;
+    size_t n, room;
+} http__text;
+
+typedef struct http_connection {
+    /* Options, to be set before the first call. 0: the default. CONC_FOREVER: no limit of time */
+    conc_stream *stream;     /* open, on anything; borrowed until http_close, which closes it */
+    size_t max_request_line; /* bytes, else 414; 8192, at most 65,535 */
+    size_t max_head;         /* bytes of request line and headers, else 431; 16,384, at most 80 KiB.
+                                A line over the stream's own .limit is too long, too */
+    size_t max_headers;      /* else 431; 100 */
+    size_t max_body;         /* bytes for http_body, else 413; 1 MiB. http_read has no limit */
+    double idle_timeout;     /* seconds until a request begins, else the connection ends; 60 */
+    double head_timeout;     /* seconds from its first byte to the end of its head, else 408; 10 */
+    double stall_timeout;    /* seconds in which no byte of a body comes, or of a response goes,
+                                else -ETIMEDOUT, to the client 408; 60 */
+    double answer_timeout;   /* http_serve: seconds for an answer in all, which cancels from outside
+                                do not reach; 0: no limit, and cancels reach it */
+
+    /* The request, until the next one. Strings are never NULL, unless it says so */
+    const char *method;  /* "GET" */
+    const char *target;  /* as it was sent: "/a%20b?c=d"; also "*" or "http://host/a" */
+    const char *path;    /* of the target, still encoded; "/" if it has none */
+    const char *query;   /* of the target, still encoded, without '?'; "" if it has none */
+    const char *host;    /* the target's, else the Host header; "" if there is none */
+    const char *upgrade; /* the protocol to change to, if the client asks for one; else NULL */
+    int minor;           /* of HTTP/1.x: 0 or 1 */
+    int64_t length;      /* bytes of its body; -1: unknown, it comes in chunks */
+    http_field *headers; /* all of them, in their order */
+    size_t header_count;
+
+    /* The connection */
+    bool keep_alive; /* more requests may follow; false before the response: it is the last */
+    int refused;     /* the status with which a request was refused; 0: none was */
+    char error[160]; /* the newest error, in words */
+
+    /* private */
+    http_parser parser;
+    int state, part, inside;
+    http__text head, out, body;
+    char *strings;              /* of the request */
+    size_t strings_used, lines; /* lines: of the head so far */
+    double head_deadline;
+    uint64_t left;       /* bytes of the body, or of its chunk, that are to be read */
+    size_t trailer_size; /* bytes of trailers so far */
+    uint64_t to_write;   /* bytes of the response's body, if it has a length */
+    bool expects, blank, chunked, bodyless, typed, sized, handed_over;
+} http_connection;
+
+/* Finishes the request before, and waits for the next: 1, and *h holds it; 0: there will be none.
+ * -EINVAL: the request before was not answered; its client got 500. */
+static inline int http_next(http_connection *h);
+
+/* The value of the first header of this name, in any case; NULL: there is none. */
+static inline const char *http_header(const http_connection *h, const char *name);
+
+/* Reads the whole body, or what http_read has left of it: its length, and in *data where it is,
+ * with a NUL behind it. A second call returns the same. Errors: -EMSGSIZE (over max_body, the
+ * client got 413), and those of http_read. */
+static inline ssize_t http_body(http_connection *h, char **data);
+
+/* Reads what there is of the body, at most n bytes; 0: the end. Errors: -EPROTO (malformed, the
+ * client got 400), -ECONNRESET (the client left), -ETIMEDOUT (the client got 408). */
+static inline ssize_t http_read(http_connection *h, void *buf, size_t n);
+
+/* The path, decoded, with a NUL behind it: its length. Errors: -EINVAL (a broken escape, an encoded
+ * NUL, a segment ".."), -ENOSPC. */
+static inline ssize_t http_decode_path(http_connection *h, char *out, size_t size);
+
+/* The value of a name in a query, or in the body of a form (application/x-www-form-urlencoded),
+ * decoded, with a NUL behind it: its length; of the first one if there are several. form is
+ * http.query or a string of yours. Errors, in conc_last_error: -ENOENT (no such name), -EINVAL (a
+ * broken escape, an encoded NUL), -ENOSPC. */
+static inline ssize_t http_value(const char *form, const char *name, char *out, size_t size);
+
+/* ---- a response ----------------------------------------------------------------------------- */
+
+/* Adds a header to the response that comes next; copies both. -EINVAL: the name is no token, the
+ * value has control characters (such as line ends), the header is one that this file sends
+ * (Content-Length, Transfer-Encoding, Connection), or there is no request to be answered. */
+static inline int http_set_header(http_connection *h, const char *name, const char *value);
+
+/* Sends a whole response: 0 when all of it has been handed to the system. status is 200 to 599. */
+static inline int http_respond(http_connection *h, int status, const void *body, size_t size);
+
+/* The same for text; its Content-Type is text/plain in UTF-8 unless one was set. */
+static inline int http_printf(http_connection *h, int status, const char *fmt, ...)
+    __attribute__((__format__(__printf__, 3, 4)));
+
+/* Begins a response whose body is written in pieces, of length bytes, or of any number if length is
+ * negative. */
+static inline int http_begin(http_connection *h, int status, int64_t length);
+
+/* Writes n bytes of the body: 0. They are kept until the stream's buffer is full, http_flush or
+ * http_end; it waits while the client is slow. -EMSGSIZE: more than length; nothing was written. */
+static inline int http_write(http_connection *h, const void *data, size_t n);
+
+/* Sends what is kept: 0. For bodies that go on for long, such as events. */
+static inline int http_flush(http_connection *h);
+
+/* Ends the response, and sends what is kept: 0. -EINVAL: bytes of length are missing; the response
+ * is cut short. http_next does it, too. */
+static inline int http_end(http_connection *h);
+
+/* Answers a request whose .upgrade is not NULL with 101 and the headers that were set: from now on
+ * the stream is the caller's, who reads and writes the new protocol on it, and closes it. The
+ * client's bytes behind the request are still in it. http_next returns 0. An error of sending
+ * changes nothing of that. -EINVAL: no upgrade was asked for, or the body was not read. */
+static inline int http_upgrade(http_connection *h, const char *protocol);
+
+/* ---- serving -------------------------------------------------------------------------------- */
+
+/* Calls answer(h, arg) for each request until there are no more: 0, also if the connection broke or
+ * a request was refused (.error, .refused); or answer's own error, whose client gets 500, or 503
+ * for -ETIMEDOUT, if no byte of its response has been sent. */
+static inline int http_serve(http_connection *h, int (*answer)(http_connection *h, void *arg),
+                             void *arg);
+
+/* Sends what is kept, waits a second at most until the client has read that if it may still be
+ * sending, closes the stream, and frees. In a cancelled task it closes at once. Twice, or on an
+ * all-zero object, it does nothing. Returns 0 or the error of the stream's close; it is closed all
+ * the same. -EBUSY: another task is inside a call; nothing was done. */
+static inline int http_close(http_connection *h);
+CONC_AUTO_TYPE(http_connection, http_close);
+
+/* ---- implementation: state and errors ------------------------------------------------------- */
+
+/* What is going on. Each call is allowed in some of these only. */
+enum http__state {
+    HTTP__WAITING,   /* for a request, or in the middle of its head; http_next -> ASKED, OVER */
+    HTTP__ASKED,     /* no byte of the response was taken; http_begin -> ANSWERING */
+    HTTP__ANSWERING, /* http_end -> ANSWERED */
+    HTTP__ANSWERED,  /* http_next -> WAITING, OVER */
+    HTTP__OVER,      /* no more requests: the client left or was refused, or has the last answer */
+    HTTP__BROKEN     /* a response was cut short, or the stream failed */
+};
+
+/* Which part of the request comes next on the stream. */
+enum http__part {
+    HTTP__HEAD,
+    HTTP__DATA,       /* `left` bytes of the body */
+    HTTP__CHUNK_SIZE, /* the line before a chunk's data */
+    HTTP__CHUNK_END,  /* the line end behind it */
+    HTTP__TRAILERS,
+    HTTP__COMPLETE
+};
+
+/* Bits of `inside`: a task is in a call that does this. */
+enum { HTTP__READS = 1, HTTP__WRITES = 2 };
+
+enum {
+    HTTP__CHUNK_LINE = 256, /* bytes of a chunk's first line at most, with its extensions */
+    HTTP__SKIPPED =
+        65536,       /* bytes of a body that nobody read, to be skipped for the next request */
+    HTTP__LINGER = 1 /* seconds for the client to read the last response */
+};
+
+static const char http__token[] =
+    "!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+__attribute__((__format__(__printf__, 3, 4))) static inline int
+http__fail(http_connection *h, int rc, const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(h->error, sizeof h->error, fmt, args);
+    va_end(args);
+    return conc_fail(rc, "%s", h->error);
+}
+
+/* The stream failed: its error, or that of a limit here. A cancel is passed on as it is. */
+static inline int http__failed(http_connection *h, int rc, const char *doing)
+{
+    if (rc == -ECANCELED || rc == -ENOMEM)
+        return rc;
+    h->state = HTTP__BROKEN;
+    h->keep_alive = false;
+    if (rc == -ETIMEDOUT)
+        return http__fail(h, rc, "%s: the client stalled", doing);
+    return http__fail(h, rc, "%s: %s", doing, conc_last_error());
+}
+
+static inline int http__no_memory(http_connection *h)
+{
+    h->state = HTTP__BROKEN;
+    return http__fail(h, -ENOMEM, "out of memory");
+}
+
+static inline void http__set_defaults(http_connection *h)
+{
+    h->max_request_line = h->max_request_line ? h->max_request_line : 8192;
+    if (h->max_request_line > UINT16_MAX) /* what http_parser_url can count */
+        h->max_request_line = UINT16_MAX;
+    h->max_head = h->max_head ? h->max_head : 16384;
+    h->max_headers = h->max_headers ? h->max_headers : 100;
+    h->max_body = h->max_body ? h->max_body : 1 << 20;
+    h->idle_timeout = h->idle_timeout > 0 ? h->idle_timeout : 60;
+    h->head_timeout = h->head_timeout > 0 ? h->head_timeout : 10;
+    h->stall_timeout = h->stall_timeout > 0 ? h->stall_timeout : 60;
+}
+
+/* A public call begins, if it is allowed in the states from first to last: 0, and
+ * http__leave(h, bits) is due. */
+static inline int http__enter(http_connection *h, int bits, int first, int last, const char *call)
+{
+    if (!h || !h->stream)
+        return conc_fail(-EINVAL, "%s: no connection, or no stream", call);
+    if (h->inside & bits)
+        return conc_fail(-EBUSY, "%s: another task is in such a call", call);
+    if (h->state == HTTP__BROKEN)
+        return conc_fail(-EPIPE, "%s: the connection broke before: %.90s", call, h->error);
+    if (h->state < first || h->state > last)
+        return http__fail(h, -EINVAL, "%s: out of order", call);
+    if (!h->inside)
+        http__set_defaults(h);
+    h->inside |= bits;
+    return 0;
+}
+
+static inline ssize_t http__leave(http_connection *h, int bits, ssize_t rc)
+{
+    h->inside &= ~bits;
+    return rc;
+}
+
+/* ---- implementation: text ------------------------------------------------------------------- */
+
+static inline int http__reserve(http__text *t, size_t n)
+{
+    if (t->n + n < t->room)
+        return 0;
+    size_t room = (t->n + n) * 2 + 256;
+    char *data = realloc(t->data, room);
+    if (!data)
+        return -ENOMEM;
+    t->data = data;
+    t->room = room;
+    return 0;
+}
+
+static inline int http__append(http__text *t, const void *data, size_t n)
+{
+    CONC_TRY(http__reserve(t, n));
+    if (n)
+        memcpy(t->data + t->n, data, n);
+    t->n += n;
+    t->data[t->n] = 0;
+    return 0;
+}
+
+static inline void http__free(http__text *t)
+{
+    free(t->data);
+    *t = (http__text){NULL, 0, 0};
+}
+
+/* The first n bytes hold control characters, other than tabs. */
+static inline bool http__has_controls(const char *text, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        unsigned char c = (unsigned char)text[i];
+        bool control = c < ' ' || c == 127;
+        if (control && c != '\t')
+            return true;
+    }
+    return false;
+}
+
+/* ---- implementation: sending ---------------------------------------------------------------- */
+
+/* Writes n bytes, or sends what is kept if data is NULL, as long as the client makes progress. */
+static inline int http__send(http_connection *h, const char *data, size_t n)
+{
+    size_t done = 0;
+    ssize_t took;
+    do {
+        conc_scope limit = {0};
+        CONC_TRY(conc_scope_begin(&limit, h->stall_timeout));
+        if (data)
+            took = conc_stream_write(h->stream, data + done, n - done);
+        else
+            took = conc_stream_flush(h->stream);
+        int rc = conc_scope_end(&limit, took < 0 ? (int)took : 0);
+        if (rc && data && done)
+            h->state = HTTP__BROKEN;
+        if (rc)
+            return http__failed(h, rc, "sending a response");
+        done += (size_t)took;
+    } while (data ? done < n : took > 0);
+    return 0;
+}
+
+static inline int http__flush(http_connection *h) { return http__send(h, NULL, 0); }
+
+/* Is so little of the body unread that the next request is worth reading it? */
+static inline bool http__may_skip(const http_connection *h)
+{
+    if (h->part == HTTP__COMPLETE)
+        return true;
+    return !h->expects && h->left <= HTTP__SKIPPED;
+}
+
+/* The headers that say where the body ends, and whether the connection does. */
+static inline int http__append_framing(http_connection *h, http__text *head, int64_t length)
+{
+    char line[64];
+    const char *connection = "";
+    if (!h->keep_alive)
+        connection = "Connection: close\r\n";
+    else if (h->minor == 0)
+        connection = "Connection: keep-alive\r\n";
+    if (h->sized) {
+        snprintf(line, sizeof line, "Content-Length: %lld\r\n", (long long)length);
+        CONC_TRY(http__append(head, line, strlen(line)));
+    } else if (h->chunked) {
+        snprintf(line, sizeof line, "Transfer-Encoding: chunked\r\n");
+        CONC_TRY(http__append(head, line, strlen(line)));
+    }
+    CONC_TRY(http__append(head, connection, strlen(connection)));
+    return http__append(head, "\r\n", 2);
+}
+
+/* The status line, and the headers that were set. */
+static inline int http__append_status(http_connection *h, http__text *head, int status)
+{
+    char line[80];
+    const char *reason = http_status_str((enum http_status)status);
+    snprintf(line, sizeof line, "HTTP/1.1 %d %s\r\n", status, *reason == '<' ? "" : reason);
+    CONC_TRY(http__append(head, line, strlen(line)));
+    return http__append(head, h->out.data, h->out.n);
+}
+
+/* ASKED -> ANSWERING, or an error. */
+static inline int http__begin(http_connection *h, int status, int64_t length)
+{
+    bool no_body = status == 204 || status == 304;
+    http__text head = {NULL, 0, 0};
+    h->sized = length >= 0 && !no_body;
+    h->chunked = length < 0 && !no_body && h->minor > 0;
+    h->bodyless = no_body || strcmp(h->method, "HEAD") == 0;
+    h->to_write = h->sized ? (uint64_t)length : UINT64_MAX;
+    bool ends_by_close = length < 0 && !no_body && h->minor == 0;
+    if (ends_by_close || !http__may_skip(h))
+        h->keep_alive = false;
+    int rc = http__append_status(h, &head, status);
+    if (rc == 0)
+        rc = http__append_framing(h, &head, length);
+    if (rc == 0)
+        rc = http__send(h, head.data, head.n);
+    http__free(&head);
+    if (rc)
+        return rc;
+    h->state = HTTP__ANSWERING;
+    h->out.n = 0;
+    h->typed = false;
+    return 0;
+}
+
+static inline int http__write(http_connection *h, const void *data, size_t n)
+{
+    char size[24];
+    if (n > h->to_write)
+        return http__fail(h, -EMSGSIZE, "http_write: %zu bytes are more than length leaves", n);
+    if (n == 0 || h->bodyless)
+        return 0;
+    if (!h->chunked) {
+        int rc = http__send(h, data, n);
+        h->to_write -= h->sized && rc == 0 ? n : 0;
+        return rc;
+    }
+    snprintf(size, sizeof size, "%zx\r\n", n);
+    CONC_TRY(http__send(h, size, strlen(size)));
+    int rc = http__send(h, data, n);
+    if (rc == 0)
+        rc = http__send(h, "\r\n", 2);
+    if (rc)
+        h->state = HTTP__BROKEN;
+    return rc;
+}
+
+/* ANSWERING -> ANSWERED, or an error. */
+static inline int http__end(http_connection *h)
+{
+    if (h->sized && !h->bodyless && h->to_write) {
+        h->state = HTTP__BROKEN;
+        return http__fail(h, -EINVAL, "%s %.80s: %llu bytes of the response are missing", h->method,
+                          h->target, (unsigned long long)h->to_write);
+    }
+    if (h->chunked && !h->bodyless)
+        CONC_TRY(http__send(h, "0\r\n\r\n", 5));
+    h->state = HTTP__ANSWERED;
+    return http__flush(h);
+}
+
+static inline int http__respond(http_connection *h, int status, const void *body, size_t size)
+{
+    CONC_TRY(http__begin(h, status, (int64_t)size));
+    int rc = http__write(h, body, size);
+    if (rc < 0) {
+        h->state = HTTP__BROKEN;
+        return rc;
+    }
+    return http__end(h);
+}
+
+/* Ends the connection with an error of the client's, and tells the client if that still can be. */
+static inline int http__refuse(http_connection *h, int status, int rc, const char *why)
+{
+    char words[160];
+    int length = snprintf(words, sizeof words, "%s\n", why);
+    bool others_write = h->state == HTTP__ASKED && h->inside & HTTP__WRITES;
+    bool answerable = h->state <= HTTP__ASKED && !others_write;
+    h->refused = status;
+    h->keep_alive = h->expects = false;
+    h->out.n = 0;
+    if (answerable) {
+        http__append(&h->out, "Content-Type: text/plain\r\n", 26);
+        http__respond(h, status, words, (size_t)length);
+    }
+    if (h->state == HTTP__ANSWERING)
+        h->state = HTTP__BROKEN;
+    else if (h->state != HTTP__BROKEN && !others_write)
+        h->state = HTTP__OVER;
+    return http__fail(h, rc, "refused with %d: %s", status, why);
+}
+
+/* ---- implementation: reading a head --------------------------------------------------------- */
+
+/* Reads a line behind what h->head has: its length; 0: the client left. */
+static inline ssize_t http__read_line(http_connection *h, double seconds)
+{
+    conc_scope limit = {0};
+    char *line = NULL;
+    CONC_TRY(conc_scope_begin(&limit, seconds));
+    ssize_t n = conc_stream_read_until(h->stream, "\n", 1, &line);
+    int rc = conc_scope_end(&limit, n < 0 ? (int)n : 0);
+    if (rc || n == 0)
+        return rc;
+    rc = http__append(&h->head, line, (size_t)n);
+    if (rc)
+        h->state = HTTP__BROKEN; /* the line is lost */
+    return rc ? rc : n;
+}
+
+/* What is wrong with a line, of any kind; NULL: nothing. */
+static inline const char *http__line_fault(const char *line, size_t n)
+{
+    if (n < 2 || line[n - 2] != '\r' || line[n - 1] != '\n')
+        return "a line does not end with CRLF";
+    if (http__has_controls(line, n - 2))
+        return "a line has control characters";
+    return NULL;
+}
+
+/* The line is METHOD SP target SP HTTP/x.y; what each of them is, the parser judges. */
+static inline const char *http__request_line_fault(const char *line)
+{
+    const char *target = line + strspn(line, http__token) + 1;
+    const char *version = target;
+    if (target == line + 1 || target[-1] != ' ')
+        return "the request line has no method";
+    while (*version > ' ' && *version < 127)
+        version++;
+    if (version == target || strncmp(version, " HTTP/", 6) != 0)
+        return "the request line has a bad target or no version";
+    return strlen(version) == strlen(" HTTP/1.1\r\n") ? NULL : "the version is malformed";
+}
+
+static inline const char *http__header_fault(const char *line)
+{
+    size_t name = strspn(line, http__token);
+    if (*line == ' ' || *line == '\t')
+        return "a header is folded";
+    return name && line[name] == ':' ? NULL : "a header has no name, or a bad one";
+}
+
+/* Judges the newest line of the head: 1: it was the last; 0: more follow; or refuses the request. */
+static inline int http__check_head(http_connection *h, const char *line, size_t n)
+{
+    bool first = h->lines == 0;
+    const char *fault = http__line_fault(line, n);
+    if (first && n > h->max_request_line)
+        return http__refuse(h, 414, -EPROTO, "the request line is too long");
+    if (h->head.n > h->max_head)
+        return http__refuse(h, 431, -EPROTO, "the head is too large");
+    if (!fault && n == 2 && !first)
+        return 1;
+    if (!fault)
+        fault = first ? http__request_line_fault(line) : http__header_fault(line);
+    if (fault)
+        return http__refuse(h, 400, -EPROTO, fault);
+    if (h->lines++ > h->max_headers)
+        return http__refuse(h, 431, -EPROTO, "there are too many headers");
+    return 0;
+}
+
+/* Reads the head to its end: 1; or an error. What is read stays for the next call. */
+static inline int http__read_head(http_connection *h)
+{
+    for (;;) {
+        size_t start = h->lines ? h->head.n : 0; /* before the first line is its first byte */
+        ssize_t n = http__read_line(h, h->head_deadline - conc_now());
+        if (n == 0)
+            return http__refuse(h, 400, -ECONNRESET, "the client left in the middle of the head");
+        if (n == -ETIMEDOUT)
+            return http__refuse(h, 408, -ETIMEDOUT, "the head did not come in time");
+        if (n == -EMSGSIZE)
+            return http__refuse(h, h->lines ? 431 : 414, -EPROTO, "a line is too long");
+        if (n < 0)
+            return http__failed(h, (int)n, "reading a request");
+        if (h->lines == 0 && strcmp(h->head.data, "\r\n") == 0 && !h->blank) {
+            h->blank = true; /* some clients send it behind the request before */
+            h->head.n = 0;
+            continue;
+        }
+        int rc = http__check_head(h, h->head.data + start, h->head.n - start);
+        if (rc)
+            return rc;
+    }
+}
+
+/* Waits for the first byte of a request: 1; 0: none comes. */
+static inline int http__await(http_connection *h)
+{
+    char first;
+    conc_scope limit = {0};
+    CONC_TRY(conc_scope_begin(&limit, h->idle_timeout));
+    ssize_t n = conc_stream_read(h->stream, &first, 1);
+    int rc = conc_scope_end(&limit, n < 0 ? (int)n : 0);
+    h->head_deadline = conc_now() + h->head_timeout;
+    if (n == 1)
+        return http__append(&h->head, &first, 1) == 0 ? 1 : http__no_memory(h);
+    bool ends = n == 0 || rc == -ETIMEDOUT || rc == -ECONNRESET;
+    if (!ends)
+        return http__failed(h, rc, "waiting for a request");
+    h->state = HTTP__OVER;
+    return 0;
+}
+
+/* ---- implementation: parsing a head --------------------------------------------------------- */
+
+/* A copy that lives as long as the request. There is room for three of each byte. */
+static inline const char *http__keep(http_connection *h, const char *text, size_t n)
+{
+    char *copy = h->strings + h->strings_used;
+    memcpy(copy, text, n);
+    copy[n] = 0;
+    h->strings_used += n + 1;
+    return copy;
+}
+
+static inline int http__on_url(http_parser *p, const char *at, size_t n)
+{
+    http_connection *h = p->data;
+    h->target = http__keep(h, at, n);
+    return 0;
+}
+
+static inline int http__on_name(http_parser *p, const char *at, size_t n)
+{
+    http_connection *h = p->data;
+    if (h->part == HTTP__HEAD)
+        h->headers[h->header_count].name = http__keep(h, at, n);
+    return 0;
+}
+
+static inline int http__on_value(http_parser *p, const char *at, size_t n)
+{
+    http_connection *h = p->data;
+    while (n && (at[n - 1] == ' ' || at[n - 1] == '\t'))
+        n--;
+    if (h->part == HTTP__HEAD)
+        h->headers[h->header_count++].value = http__keep(h, at, n);
+    return 0;
+}
+
+static inline int http__on_head(http_parser *p)
+{
+    http_connection *h = p->data;
+    bool chunks = p->flags & F_CHUNKED;
+    h->keep_alive = http_should_keep_alive(p) && p->method != HTTP_CONNECT;
+    h->left = !chunks && p->flags & F_CONTENTLENGTH ? p->content_length : 0;
+    h->length = chunks ? -1 : (int64_t)h->left;
+    h->part = chunks ? HTTP__CHUNK_SIZE : HTTP__DATA;
+    return 0;
+}
+
+static inline int http__on_chunk(http_parser *p)
+{
+    http_connection *h = p->data;
+    h->left = p->content_length;
+    h->part = h->left ? HTTP__DATA : HTTP__TRAILERS;
+    return 0;
+}
+
+static inline int http__on_chunk_end(http_parser *p)
+{
+    http_connection *h = p->data;
+    h->part = HTTP__CHUNK_SIZE;
+    return 0;
+}
+
+static inline int http__on_end(http_parser *p)
+{
+    http_connection *h = p->data;
+    h->part = HTTP__COMPLETE;
+    return 0;
+}
+
+/* Has the parser judge n bytes: 0; or refuses the request. */
+static inline int http__feed(http_connection *h, const char *data, size_t n)
+{
+    static const http_parser_settings calls = {
+        .on_url = http__on_url,
+        .on_header_field = http__on_name,
+        .on_header_value = http__on_value,
+        .on_headers_complete = http__on_head,
+        .on_chunk_header = http__on_chunk,
+        .on_chunk_complete = http__on_chunk_end,
+        .on_message_complete = http__on_end,
+    };
+    size_t took = http_parser_execute(&h->parser, &calls, data, n);
+    enum http_errno error = HTTP_PARSER_ERRNO(&h->parser);
+    if (error == HPE_OK && took == n)
+        return 0;
+    int status = 400;
+    if (error == HPE_INVALID_METHOD)
+        status = 501;
+    if (error == HPE_HEADER_OVERFLOW)
+        status = 431;
+    return http__refuse(h, status, -EPROTO, http_errno_description(error));
+}
+
+/* Splits the target. */
+static inline int http__split_target(http_connection *h)
+{
+    struct http_parser_url u;
+    bool connect = h->parser.method == HTTP_CONNECT;
+    const char *scheme_end = strstr(h->target, "://");
+    http_parser_url_init(&u);
+    int rc = http_parser_parse_url(h->target, strlen(h->target), connect, &u);
+    if (rc || u.field_set & 1 << UF_USERINFO)
+        return http__refuse(h, 400, -EPROTO, "the target is malformed");
+    if (u.field_set & 1 << UF_PATH)
+        h->path = http__keep(h, h->target + u.field_data[UF_PATH].off, u.field_data[UF_PATH].len);
+    if (u.field_set & 1 << UF_QUERY)
+        h->query =
+            http__keep(h, h->target + u.field_data[UF_QUERY].off, u.field_data[UF_QUERY].len);
+    if (connect)
+        h->host = h->target;
+    else if (u.field_set & 1 << UF_HOST)
+        h->host = http__keep(h, scheme_end + 3, strcspn(scheme_end + 3, "/?#"));
+    return 0;
+}
+
+/* What the parser lets pass and the HTTP standard does not, or what this file does not have. */
+static inline int http__judge(http_connection *h)
+{
+    int hosts = 0, codings = 0;
+    for (size_t i = 0; i < h->header_count; i++) {
+        hosts += strcasecmp(h->headers[i].name, "Host") == 0;
+        codings += strcasecmp(h->headers[i].name, "Transfer-Encoding") == 0;
+    }
+    bool without_host = hosts == 0 && h->minor > 0;
+    const char *coding = http_header(h, "Transfer-Encoding"), *expected = http_header(h, "Expect");
+    if (h->parser.http_major != 1)
+        return http__refuse(h, 505, -EPROTO, "the version is not HTTP/1.x");
+    if (without_host || hosts > 1)
+        return http__refuse(h, 400, -EPROTO, "there is no Host, or more than one");
+    if (codings > 1 || (codings && h->minor == 0))
+        return http__refuse(h, 400, -EPROTO, "Transfer-Encoding twice, or in HTTP/1.0");
+    if (coding && strcasecmp(coding, "chunked") != 0)
+        return http__refuse(h, 501, -EPROTO, "a Transfer-Encoding other than chunked");
+    if (h->left > INT64_MAX)
+        return http__refuse(h, 413, -EPROTO, "the body is too large");
+    if (expected && strcasecmp(expected, "100-continue") != 0)
+        return http__refuse(h, 417, -EPROTO, "Expect is not 100-continue");
+    h->expects = expected && h->minor > 0 && h->part != HTTP__COMPLETE;
+    return 0;
+}
+
+/* The head is there: 1; or refuses the request. */
+static inline int http__parse_head(http_connection *h)
+{
+    http_field *fields = realloc(h->headers, (h->lines + 1) * sizeof *fields);
+    if (fields)
+        h->headers = fields;
+    h->strings = malloc(3 * h->head.n + 3);
+    if (!fields || !h->strings)
+        return http__no_memory(h);
+    http_parser_init(&h->parser, HTTP_REQUEST);
+    h->parser.data = h;
+    CONC_TRY(http__feed(h, h->head.data, h->head.n));
+    h->method = http_method_str((enum http_method)h->parser.method);
+    h->minor = h->parser.http_minor > 0;
+    const char *host = http_header(h, "Host");
+    if (host)
+        h->host = host;
+    CONC_TRY(http__split_target(h));
+    CONC_TRY(http__judge(h));
+    if (h->parser.upgrade && h->minor > 0)
+        h->upgrade = http_header(h, "Upgrade");
+    http__free(&h->head);
+    h->state = HTTP__ASKED;
+    return 1;
+}
+
+/* ---- implementation: reading a body --------------------------------------------------------- */
+
+/* What is wrong with the newest line, which is not data of the body; NULL: nothing. */
+static inline const char *http__frame_fault(http_connection *h, const char *line, size_t n)
+{
+    const char *fault = http__line_fault(line, n);
+    size_t digits = strspn(line, "0123456789abcdefABCDEF");
+    bool ends = line[digits] == ';' || line[digits] == '\r';
+    h->trailer_size += n;
+    if (fault)
+        return fault;
+    if (h->part == HTTP__CHUNK_END)
+        return n == 2 ? NULL : "a chunk does not end where it should";
+    if (h->part == HTTP__CHUNK_SIZE) {
+        h->trailer_size = 0;
+        return digits && ends && n <= HTTP__CHUNK_LINE ? NULL : "a chunk has a bad size";
+    }
+    if (h->trailer_size > h->max_head)
+        return "the trailers are too large";
+    return n == 2 ? NULL : http__header_fault(line);
+}
+
+/* A read of the body returned no byte: its error. */
+static inline int http__body_ended(http_connection *h, int rc)
+{
+    if (rc == 0 || rc == -ECONNRESET)
+        return http__refuse(h, 400, -ECONNRESET, "the client left in the middle of the body");
+    if (rc == -ETIMEDOUT)
+        return http__refuse(h, 408, -ETIMEDOUT, "the body did not come in time");
+    if (rc == -EMSGSIZE)
+        return http__refuse(h, 400, -EPROTO, "a line between chunks is too long");
+    return http__failed(h, rc, "reading a body");
+}
+
+/* Reads a line that is not data of the body. */
+static inline int http__read_frame(http_connection *h)
+{
+    h->head.n = 0;
+    ssize_t n = http__read_line(h, h->stall_timeout);
+    if (n <= 0)
+        return http__body_ended(h, (int)n);
+    const char *fault = http__frame_fault(h, h->head.data, (size_t)n);
+    if (fault)
+        return http__refuse(h, 400, -EPROTO, fault);
+    return http__feed(h, h->head.data, (size_t)n);
+}
+
+static inline ssize_t http__read_data(http_connection *h, char *buf, size_t n)
+{
+    conc_scope limit = {0};
+    CONC_TRY(conc_scope_begin(&limit, h->stall_timeout));
+    ssize_t got = conc_stream_read(h->stream, buf, n < h->left ? n : (size_t)h->left);
+    int rc = conc_scope_end(&limit, got < 0 ? (int)got : 0);
+    if (got <= 0)
+        return http__body_ended(h, rc);
+    h->left -= (uint64_t)got;
+    if (h->left == 0 && h->length < 0)
+        h->part = HTTP__CHUNK_END;
+    CONC_TRY(http__feed(h, buf, (size_t)got));
+    return got;
+}
+
+/* Tells a client that waits for it to send the body. */
+static inline int http__invite(http_connection *h)
+{
+    static const char words[] = "HTTP/1.1 100 Continue\r\n\r\n";
+    bool may_send = h->state == HTTP__ASKED && !(h->inside & HTTP__WRITES);
+    if (!h->expects || !may_send)
+        return 0;
+    CONC_TRY(http__send(h, words, sizeof words - 1));
+    h->expects = false;
+    return http__flush(h);
+}
+
+static inline ssize_t http__read(http_connection *h, char *buf, size_t n)
+{
+    CONC_TRY(http__invite(h));
+    while (h->part != HTTP__DATA && h->part != HTTP__COMPLETE)
+        CONC_TRY(http__read_frame(h));
+    return h->part == HTTP__COMPLETE ? 0 : http__read_data(h, buf, n);
+}
+
+/* Reads what nobody has read of the body: 1; 0: it is too much. */
+static inline int http__skip(http_connection *h)
+{
+    char waste[4096];
+    ssize_t n = 1;
+    for (size_t sum = 0; n > 0 && sum <= HTTP__SKIPPED; sum += (size_t)n)
+        n = CONC_TRY(http__read(h, waste, sizeof waste));
+    return h->part == HTTP__COMPLETE;
+}
+
+static inline ssize_t http__body(http_connection *h, char **data)
+{
+    bool too_large = h->length > 0 && (uint64_t)h->length > h->max_body;
+    ssize_t n = 1;
+    while (n > 0 && !too_large) {
+        size_t piece = h->body.n + 4096;
+        if (http__reserve(&h->body, piece))
+            return http__no_memory(h);
+        n = CONC_TRY(http__read(h, h->body.data + h->body.n, piece));
+        h->body.n += (size_t)n;
+        h->body.data[h->body.n] = 0;
+        too_large = h->body.n > h->max_body;
+    }
+    if (too_large)
+        return http__refuse(h, 413, -EMSGSIZE, "the body is too large");
+    *data = h->body.data;
+    return (ssize_t)h->body.n;
+}
+
+/* ---- implementation: decoding --------------------------------------------------------------- */
+
+/* The next character of encoded text, and *at then stands behind it; -1: a broken escape, or a
+ * NUL. */
+static inline int http__decode_char(const char **at, const char *end, bool form)
+{
+    const char *text = *at;
+    ++*at;
+    if (*text == '+' && form)
+        return ' ';
+    if (*text != '%')
+        return *text ? (unsigned char)*text : -1;
+    if (end - text < 3 || !isxdigit((unsigned char)text[1]) || !isxdigit((unsigned char)text[2]))
+        return -1;
+    char digits[] = {text[1], text[2], 0};
+    int c = (int)strtol(digits, NULL, 16);
+    *at += 2;
+    return c ? c : -1;
+}
+
+static inline ssize_t http__decode(const char *text, size_t n, bool form, char *out, size_t size)
+{
+    const char *end = text + n;
+    size_t length = 0;
+    while (text < end && length < size) {
+        int c = http__decode_char(&text, end, form);
+        if (c < 0)
+            return conc_fail(-EINVAL, "a broken escape, or an encoded NUL");
+        out[length++] = (char)c;
+    }
+    if (length >= size)
+        return conc_fail(-ENOSPC, "more than %zu bytes, decoded", size);
+    out[length] = 0;
+    return (ssize_t)length;
+}
+
+/* Does the encoded name of a form say the same as this one? */
+static inline bool http__is_name(const char *text, size_t n, const char *name)
+{
+    const char *end = text + n;
+    while (text < end && *name && http__decode_char(&text, end, true) == (unsigned char)*name)
+        name++;
+    return text == end && !*name;
+}
+
+static inline ssize_t http_value(const char *form, const char *name, char *out, size_t size)
+{
+    if (!form || !name || !out)
+        return conc_fail(-EINVAL, "http_value: no form, name or buffer");
+    for (size_t n; *form; form += n + (form[n] == '&')) {
+        size_t key = strcspn(form, "=&");
+        n = strcspn(form, "&");
+        if (http__is_name(form, key, name)) {
+            size_t value = key < n ? key + 1 : n;
+            return http__decode(form + value, n - value, true, out, size);
+        }
+    }
+    return conc_fail(-ENOENT, "there is no %.80s", name);
+}
+
+static inline ssize_t http_decode_path(http_connection *h, char *out, size_t size)
+{
+    if (!h || !h->path || !out)
+        return conc_fail(-EINVAL, "http_decode_path: no request or no buffer");
+    ssize_t length = CONC_TRY(http__decode(h->path, strlen(h->path), false, out, size));
+    for (const char *segment = out; segment; segment = strchr(segment, '/')) {
+        segment += *segment == '/';
+        if (strncmp(segment, "..", 2) == 0 && (segment[2] == '/' || segment[2] == 0))
+            return conc_fail(-EINVAL, "the path has a segment \"..\"");
+    }
+    return length;
+}
+
+/* ---- implementation: from request to request ------------------------------------------------ */
+
+/* Ends what the request before has left: 1: another may follow; 0: none. */
+static inline int http__finish(http_connection *h)
+{
+    if (h->state == HTTP__ASKED) {
+        h->keep_alive = false;
+        CONC_TRY(http__respond(h, 500, NULL, 0));
+        h->state = HTTP__OVER;
+        return http__fail(h, -EINVAL, "%s %.100s was not answered", h->method, h->target);
+    }
+    if (h->state == HTTP__ANSWERING)
+        CONC_TRY(http__end(h));
+    if (h->state == HTTP__ANSWERED && h->keep_alive)
+        h->keep_alive = CONC_TRY(http__skip(h));
+    if (h->state != HTTP__ANSWERED || !h->keep_alive) {
+        h->state = HTTP__OVER;
+        return 0;
+    }
+    h->state = HTTP__WAITING;
+    return 1;
+}
+
+/* WAITING, and nothing of a request is there yet. */
+static inline void http__forget_request(http_connection *h)
+{
+    http__free(&h->head);
+    http__free(&h->body);
+    free(h->strings);
+    h->strings = NULL;
+    h->strings_used = h->lines = h->header_count = h->trailer_size = 0;
+    h->method = h->target = h->query = h->host = "";
+    h->path = "/";
+    h->upgrade = NULL;
+    h->minor = 1;
+    h->length = 0;
+    h->left = 0;
+    h->part = HTTP__HEAD;
+    h->keep_alive = true;
+    h->expects = h->blank = false;
+}
+
+static inline int http__next(http_connection *h)
+{
+    int rc = 1;
+    if (h->state == HTTP__OVER)
+        return 0;
+    if (h->state != HTTP__WAITING)
+        rc = http__finish(h);
+    if (rc > 0 && h->head.n == 0 && !h->blank) {
+        http__forget_request(h);
+        rc = http__await(h);
+    }
+    if (rc > 0)
+        rc = http__read_head(h);
+    if (rc > 0)
+        rc = http__parse_head(h);
+    return h->refused ? 0 : rc;
+}
+
+typedef struct http__job {
+    http_connection *h;
+    int (*answer)(http_connection *h, void *arg);
+    void *arg;
+} http__job;
+
+static inline int http__answer(void *arg)
+{
+    http__job *job = arg;
+    int rc = job->answer(job->h, job->arg);
+    if (rc >= 0 && job->h->state == HTTP__ANSWERING)
+        rc = http_end(job->h);
+    return rc;
+}
+
+/* The client of an answer that failed is told so, if that still can be. */
+static inline int http__apologise(http_connection *h, int rc)
+{
+    char words[128];
+    bool ours = h->state == HTTP__BROKEN || h->refused;
+    if (ours && rc != -ECANCELED)
+        return 0;
+    if (h->state != HTTP__ASKED || rc == -ECANCELED)
+        return rc;
+    snprintf(words, sizeof words, "%s", conc_last_error());
+    h->keep_alive = false;
+    h->out.n = 0;
+    if (http__respond(h, rc == -ETIMEDOUT ? 503 : 500, NULL, 0) < 0)
+        return conc_fail(rc, "%s", words);
+    return rc;
+}
+
+/* ---- implementation: closing ---------------------------------------------------------------- */
+
+/* Ends the writing half and waits for the client's end: a close while bytes come in would reset the
+ * connection, and the client might lose the last response. */
+static inline int http__linger(void *arg)
+{
+    http_connection *h = arg;
+    char waste[4096];
+    CONC_TRY(http__flush(h));
+    CONC_TRY(conc_stream_shutdown(h->stream));
+    while (CONC_TRY(conc_stream_read(h->stream, waste, sizeof waste)) > 0)
+        continue;
+    return 0;
+}
+
+static inline int http__close_stream(void *stream) { return conc_stream_close(stream); }
+
+static inline int http__shut(http_connection *h)
+{
+    bool last = h->state == HTTP__OVER || h->state == HTTP__ANSWERED;
+    if (!conc_self())
+        return conc_stream_close(h->stream);
+    if (last && !h->keep_alive)
+        conc_timeout(HTTP__LINGER, http__linger, h);
+    double seconds = h->state == HTTP__BROKEN ? 0 : h->stall_timeout;
+    return conc_timeout(seconds, http__close_stream, h->stream);
+}
+
+/* ---- implementation: the public calls ------------------------------------------------------- */
+
+static inline int http_next(http_connection *h)
+{
+    CONC_TRY(http__enter(h, HTTP__READS | HTTP__WRITES, HTTP__WAITING, HTTP__OVER, "http_next"));
+    return (int)http__leave(h, HTTP__READS | HTTP__WRITES, http__next(h));
+}
+
+static inline const char *http_header(const http_connection *h, const char *name)
+{
+    for (size_t i = 0; h && name && i < h->header_count; i++)
+        if (strcasecmp(h->headers[i].name, name) == 0)
+            return h->headers[i].value;
+    return NULL;
+}
+
+static inline ssize_t http_read(http_connection *h, void *buf, size_t n)
+{
+    CONC_TRY(http__enter(h, HTTP__READS, HTTP__ASKED, HTTP__ANSWERED, "http_read"));
+    ssize_t rc = -EINVAL;
+    if (buf && n)
+        rc = http__read(h, buf, n);
+    else
+        http__fail(h, -EINVAL, "http_read: no buffer");
+    return http__leave(h, HTTP__READS, rc);
+}
+
+static inline ssize_t http_body(http_connection *h, char **data)
+{
+    CONC_TRY(http__enter(h, HTTP__READS, HTTP__ASKED, HTTP__ANSWERED, "http_body"));
+    ssize_t rc = -EINVAL;
+    if (data)
+        rc = http__body(h, data);
+    else
+        http__fail(h, -EINVAL, "http_body: nowhere to put it");
+    return http__leave(h, HTTP__READS, rc);
+}
+
+static inline int http_set_header(http_connection *h, const char *name, const char *value)
+{
+    CONC_TRY(http__enter(h, HTTP__WRITES, HTTP__ASKED, HTTP__ASKED, "http_set_header"));
+    http__leave(h, HTTP__WRITES, 0); /* it does not wait */
+    bool valid = name && *name && name[strspn(name, http__token)] == 0 && value &&
+                 !http__has_controls(value, strlen(value));
+    if (!valid)
+        return http__fail(h, -EINVAL, "http_set_header: a bad name or value");
+    bool ours = strcasecmp(name, "Content-Length") == 0 || strcasecmp(name, "Connection") == 0 ||
+                strcasecmp(name, "Transfer-Encoding") == 0;
+    if (ours)
+        return http__fail(h, -EINVAL, "http_set_header: %s is sent by http_begin", name);
+    if (strcasecmp(name, "Content-Type") == 0)
+        h->typed = true;
+    const char *parts[] = {name, ": ", value, "\r\n"};
+    size_t before = h->out.n;
+    int rc = 0;
+    for (size_t i = 0; i < 4 && rc == 0; i++)
+        rc = http__append(&h->out, parts[i], strlen(parts[i]));
+    if (rc)
+        h->out.n = before;
+    return rc;
+}
+
+/* http_begin and the calls that include it begin. */
+static inline int http__enter_response(http_connection *h, int status, const char *call)
+{
+    CONC_TRY(http__enter(h, HTTP__WRITES, HTTP__ASKED, HTTP__ASKED, call));
+    if (status >= 200 && status <= 599)
+        return 0;
+    http__leave(h, HTTP__WRITES, 0);
+    return http__fail(h, -EINVAL, "%s: the status is %d", call, status);
+}
+
+static inline int http_respond(http_connection *h, int status, const void *body, size_t size)
+{
+    CONC_TRY(http__enter_response(h, status, "http_respond"));
+    int rc = -EINVAL;
+    if (body || !size)
+        rc = http__respond(h, status, body, size);
+    else
+        http__fail(h, -EINVAL, "http_respond: no body");
+    return (int)http__leave(h, HTTP__WRITES, rc);
+}
+
+static inline int http_printf(http_connection *h, int status, const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    int size = vsnprintf(NULL, 0, fmt, args);
+    va_end(args);
+    char *text = size < 0 ? NULL : malloc((size_t)size + 1);
+    if (!text)
+        return size < 0 ? -EINVAL : -ENOMEM;
+    va_start(args, fmt);
+    vsnprintf(text, (size_t)size + 1, fmt, args);
+    va_end(args);
+    int rc = 0;
+    if (h && !h->typed)
+        rc = http_set_header(h, "Content-Type", "text/plain; charset=utf-8");
+    if (rc == 0)
+        rc = http_respond(h, status, text, (size_t)size);
+    free(text);
+    return rc;
+}
+
+static inline int http_begin(http_connection *h, int status, int64_t length)
+{
+    CONC_TRY(http__enter_response(h, status, "http_begin"));
+    return (int)http__leave(h, HTTP__WRITES, http__begin(h, status, length));
+}
+
+static inline int http_write(http_connection *h, const void *data, size_t n)
+{
+    CONC_TRY(http__enter(h, HTTP__WRITES, HTTP__ANSWERING, HTTP__ANSWERING, "http_write"));
+    int rc = -EINVAL;
+    if (data || !n)
+        rc = http__write(h, data, n);
+    else
+        http__fail(h, -EINVAL, "http_write: no data");
+    return (int)http__leave(h, HTTP__WRITES, rc);
+}
+
+static inline int http_flush(http_connection *h)
+{
+    CONC_TRY(http__enter(h, HTTP__WRITES, HTTP__ASKED, HTTP__ANSWERED, "http_flush"));
+    return (int)http__leave(h, HTTP__WRITES, http__flush(h));
+}
+
+static inline int http_end(http_connection *h)
+{
+    CONC_TRY(http__enter(h, HTTP__WRITES, HTTP__ANSWERING, HTTP__ANSWERING, "http_end"));
+    return (int)http__leave(h, HTTP__WRITES, http__end(h));
+}
+
+static inline int http__upgrade(http_connection *h, const char *protocol)
+{
+    char line[120];
+    http__text head = {NULL, 0, 0};
+    snprintf(line, sizeof line, "Upgrade: %s\r\nConnection: Upgrade\r\n\r\n", protocol);
+    int rc = http__append_status(h, &head, 101);
+    if (rc == 0)
+        rc = http__append(&head, line, strlen(line));
+    if (rc == 0)
+        rc = http__send(h, head.data, head.n);
+    http__free(&head);
+    if (rc)
+        return rc;
+    h->handed_over = true;
+    h->state = HTTP__OVER;
+    return http__flush(h);
+}
+
+static inline int http_upgrade(http_connection *h, const char *protocol)
+{
+    CONC_TRY(http__enter(h, HTTP__READS | HTTP__WRITES, HTTP__ASKED, HTTP__ASKED, "http_upgrade"));
+    int rc = 0;
+    bool valid = protocol && *protocol && strlen(protocol) < 64 &&
+                 protocol[strspn(protocol, http__token)] == 0;
+    if (!valid)
+        rc = http__fail(h, -EINVAL, "http_upgrade: a bad protocol");
+    else if (!h->upgrade || h->part != HTTP__COMPLETE)
+        rc = http__fail(h, -EINVAL, "http_upgrade: not asked for, or the body is not read");
+    else
+        rc = http__upgrade(h, protocol);
+    return (int)http__leave(h, HTTP__READS | HTTP__WRITES, rc);
+}
+
+static inline int http_serve(http_connection *h, int (*answer)(http_connection *h, void *arg),
+                             void *arg)
+{
+    http__job job = {h, answer, arg};
+    int rc = 0;
+    if (!answer)
+        return conc_fail(-EINVAL, "http_serve: no answer");
+    while (rc >= 0 && (rc = http_next(h)) > 0) {
+        if (h->answer_timeout > 0)
+            rc = conc_shield(h->answer_timeout, http__answer, &job);
+        else
+            rc = http__answer(&job);
+    }
+    return rc < 0 ? http__apologise(h, rc) : 0;
+}
+
+static inline int http_close(http_connection *h)
+{
+    int rc = 0;
+    if (!h)
+        return 0;
+    if (h->inside)
+        return http__fail(h, -EBUSY, "http_close: another task is in a call");
+    http__set_defaults(h);
+    if (h->stream && !h->handed_over)
+        rc = http__shut(h);
+    http__forget_request(h);
+    http__free(&h->out);
+    free(h->headers);
+    h->headers = NULL;
+    h->stream = NULL;
+    h->state = HTTP__WAITING;
+    return rc;
+}
+
+#endif
