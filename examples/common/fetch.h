@@ -48,8 +48,8 @@
  * Errors are a negative errno, with words in response.error and conc_last_error:
  *   -EINVAL (an argument, or a URL that makes no sense), -EPROTONOSUPPORT (not http: or https:, or
  *   the answer is not HTTP), -EADDRNOTAVAIL (no such host), -ECONNREFUSED and others of connect(2),
- *   -ECONNRESET (the server went away before the answer was complete), -EPROTO (the answer breaks
- *   HTTP, TLS or its compression), -EACCES (the server's certificate is refused), -ELOOP (too many
+ *   -ECONNRESET (the connection broke, or curl gave it up, before the answer was complete), -EPROTO
+ *   (the answer breaks the rules of HTTP, of TLS or of its compression), -EACCES (the server's certificate is refused), -ELOOP (too many
  *   redirects), -EMSGSIZE (the answer is above the limit), -ETIMEDOUT (options.timeout passed),
  *   -ENOMEM, -EPIPE (the client was closed meanwhile), -EPERM (not in a task, or the client is in
  *   use by another thread's loop), -EIO (anything else, such as an error of your options for curl).
@@ -172,8 +172,8 @@ enum {
 typedef struct fetch__core {
     CURLM *multi;
     int epoll, timer;
-    conc_queue turn;
-    conc_loop *loop; /* that of the transfers */
+    conc_queue turns; /* one item: the turn, while no task has it */
+    conc_loop *loop;  /* that of the transfers */
     struct fetch__transfer *first;
     int users; /* the client and the transfers; the last one frees */
     bool closed;
@@ -230,7 +230,7 @@ static inline void fetch__release(fetch__core *core)
 {
     if (--core->users > 0)
         return;
-    conc_queue_destroy(&core->turn);
+    conc_queue_destroy(&core->turns);
     free(core);
 }
 
@@ -290,7 +290,7 @@ static inline int fetch__setup_multi(fetch__core *core, const fetch_client *c)
     curl_multi_setopt(core->multi, CURLMOPT_MAX_HOST_CONNECTIONS, per_host);
     curl_multi_setopt(core->multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, connections);
     curl_multi_setopt(core->multi, CURLMOPT_MAXCONNECTS, connections);
-    return conc_queue_try_put(&core->turn, NULL);
+    return conc_queue_try_put(&core->turns, "");
 }
 
 /* The client and its calls let go of it one by one. */
@@ -327,7 +327,7 @@ static inline int fetch__open(fetch__transfer *t, fetch_client *c)
     *core = (fetch__core){.multi = curl_multi_init(),
                           .epoll = epoll_create1(EPOLL_CLOEXEC),
                           .timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC),
-                          .turn = {.capacity = 1},
+                          .turns = CONC_QUEUE(char, 1),
                           .loop = conc_loop_self(),
                           .users = 1};
     int rc = fetch__setup_multi(core, c);
@@ -484,13 +484,14 @@ static inline int fetch__drive(fetch__core *core)
 /* Waits until the transfer has changed, and meanwhile drives curl if no other task does. */
 static inline int fetch__wait(fetch__transfer *t)
 {
-    conc_queue *turn = &t->core->turn;
-    conc_case cases[] = {CONC_CASE_EVENT(&t->changed), CONC_CASE_GET(turn, NULL)};
+    conc_queue *turns = &t->core->turns;
+    char turn;
+    conc_case cases[] = {CONC_CASE_EVENT(&t->changed), CONC_CASE_GET(turns, &turn)};
     int rc = conc_select(cases, CONC_LEN(cases));
     if (rc == 1) {
         while (rc >= 0 && !conc_event_is_set(&t->changed))
             rc = fetch__drive(t->core);
-        int returned = conc_queue_try_put(turn, NULL); /* there is room for it */
+        int returned = conc_queue_try_put(turns, &turn); /* there is room for it */
         rc = rc < 0 ? rc : returned;
     }
     conc_event_clear(&t->changed);
