@@ -4,6 +4,7 @@
     tests/run.py                     everything; what `make test` does
     tests/run.py --quick             each tests/test_*.c once, with gcc
     tests/run.py tsan group          only what has all these words in its name
+    tests/run.py test_locks.c::NAME  only that test of the file, in every configuration that uses Check
     tests/run.py --list [word ...]   the names alone
     tests/run.py --times [word ...]  also says which took longest
 
@@ -487,7 +488,9 @@ def main(arguments):
     options = {a for a in arguments if a.startswith("-")}
     if options - {"--quick", "--list", "--times"}:
         sys.exit(__doc__)
-    words = [a for a in arguments if a not in options]
+    words = [a.split("::")[0] for a in arguments if a not in options]
+    for case in [a.split("::")[1] for a in arguments if "::" in a]:
+        ENVIRONMENT["CK_RUN_CASE"] = case
     checks = chosen(all_checks("--quick" in options), words)
     if "--list" in options:
         print("\n".join(name for name, _, _ in checks))
