@@ -13,11 +13,11 @@
 #include <sys/resource.h>
 #include <sys/time.h>
 
-#if defined __SANITIZE_THREAD__
-#define ON_TSAN
+#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
+#define ON_SANITIZER
 #elif defined __has_feature
-#if __has_feature(thread_sanitizer)
-#define ON_TSAN
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define ON_SANITIZER
 #endif
 #endif
 
@@ -2392,9 +2392,9 @@ CHILD_TEST(a_program_that_the_parent_is_starting_can_be_started_in_a_forked_proc
     }
 }
 
-/* Not with ThreadSanitizer, which finds the locks of its own allocator held, and tells of the
- * thread of the parent as a leak. */
-#ifndef ON_TSAN
+/* Not with sanitizers: in a process that is forked while another thread allocates, these versions
+ * find the locks of their own allocator held. */
+#ifndef ON_SANITIZER
 static atomic_bool enough;
 
 /* Takes the locks that guard the state of all children, again and again. */
