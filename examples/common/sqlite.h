@@ -1,0 +1,943 @@
+/* sqlite.h - an adapter of conc: SQLite databases, whose calls block, without holding up the loop.
+ *
+ * Every call that works on the database runs in a thread, by conc_offload, while its task waits.
+ * A cancel or a time limit interrupts the statement. Transactions roll back by themselves.
+ *
+ *     CONC_AUTO_TYPE(sqlite_db, sqlite_close);
+ *     CONC_AUTO_TYPE(sqlite_rows, sqlite_rows_close);
+ *
+ *     static int app(void *arg)
+ *     {
+ *         (void)arg;
+ *         CONC_AUTO(sqlite_db, db) = {.wal = true};
+ *         CONC_TRY(sqlite_open(&db, "shop.db"));
+ *         CONC_TRY(sqlite_exec(&db, "CREATE TABLE IF NOT EXISTS goods (name TEXT, price REAL)"));
+ *         CONC_TRY(sqlite_exec(&db, "INSERT INTO goods VALUES (?, ?)", sqlite_text("tea"),
+ *                              sqlite_real(2.5)));
+ *         CONC_AUTO(sqlite_rows, rows) = {0};
+ *         CONC_TRY(sqlite_query(&db, &rows, "SELECT name, price FROM goods"));
+ *         while (CONC_TRY(sqlite_next(&rows)))
+ *             printf("%s costs %.2f\n", rows.row[0].text, rows.row[1].real);
+ *         return 0;
+ *     }
+ *
+ * Include conc_pool.h and conc_sync.h (or the single conc.h) first. Compile with -lsqlite3
+ * (Debian: libsqlite3-dev); SQLite 3.20 or later, built with threads, which is the default.
+ *
+ *   Tasks     A connection does one thing at a time. Any number of tasks of one run may use it:
+ *             they take turns, first come, first served. Connections do not wait for each other.
+ *   Waiting   Every call waits, but for sqlite_next on rows in memory, sqlite_rows_close on rows
+ *             that are all read, and the calls that make a value. -ECANCELED means that the call
+ *             had no effect. The exception is a text of several statements outside a transaction:
+ *             those before the interrupted one have theirs.
+ *   Cancel    The thread asks every 1000 steps of SQLite's machine whether its task is cancelled.
+ *             So the interrupt cannot hit a later statement, as sqlite3_interrupt from the loop
+ *             could, and the thread never outlives the call. A statement that has ended counts,
+ *             even if the cancel came before its result did. SQLite does not ask within one step:
+ *             count(*) of a whole table, the sort of CREATE INDEX, the disk's work at a commit.
+ *             A cancelled INSERT, UPDATE or DELETE rolls the whole transaction back, if there is
+ *             one: that is SQLite's rule.
+ *   Busy      If another connection or process has the database locked, the task sleeps and tries
+ *             again, for .busy_timeout seconds of the loop's clock; no thread waits meanwhile.
+ *   Errors    Negative errno; .error of the connection says it in words, with the database, what
+ *             SQLite says, and the statement. So does conc_last_error. .code is SQLite's own code.
+ *                 -EBUSY            locked by others until .busy_timeout; or see below
+ *                 -EEXIST           a UNIQUE or PRIMARY KEY has this value
+ *                 -EDOM             another constraint: NOT NULL, CHECK, FOREIGN KEY; wrong type
+ *                 -EINVAL           an error in the SQL, too few or many values, bad arguments
+ *                 -EBADMSG          not a database, or a damaged one
+ *                 -ENOSPC, -EFBIG   the disk is full, or the file has reached a limit
+ *                 -EROFS            read-only
+ *                 -ENOENT, -EACCES, -EISDIR...   the file cannot be opened
+ *                 -EMSGSIZE         the rows need more memory than .limit, or a value is too long
+ *                 -ENOTRECOVERABLE  the transaction around this was rolled back after an error
+ *                 -EBADF            the connection is not open
+ *                 -EPERM            not in a task; rows of another task; after a fork
+ *                 -EIO, -ENOMEM, -EAGAIN (no thread) and those of the system
+ *   Forks     A forked child opens connections of its own.
+ *   Not here  Backup, blobs piece by piece, SQL functions of your own: sqlite_call.
+ *             One large transaction is much faster than many small ones, in SQLite and here. */
+#ifndef CONC_SQLITE_H
+#define CONC_SQLITE_H
+
+#if !defined CONC_POOL_H || !defined CONC_SYNC_H
+#error "sqlite.h: include conc_pool.h and conc_sync.h first, or the single conc.h"
+#endif
+
+#include <sqlite3.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- values --------------------------------------------------------------------------------- */
+
+/* A value of SQL: a parameter, or a column of a row. */
+typedef struct sqlite_value {
+    int type;        /* SQLITE_INTEGER, SQLITE_FLOAT, SQLITE_TEXT, SQLITE_BLOB or SQLITE_NULL */
+    size_t size;     /* bytes of text or blob */
+    int64_t integer; /* numbers have both, an INTEGER and a FLOAT; others 0 */
+    double real;
+    const char *text; /* TEXT and BLOB, with a NUL behind; others "" */
+} sqlite_value;
+
+/* Parameters. Text and bytes are borrowed until the call with the parameter returns. A NULL text is
+ * SQL's NULL. */
+static inline sqlite_value sqlite_int(int64_t n)
+{
+    return (sqlite_value){SQLITE_INTEGER, 0, n, (double)n, ""};
+}
+
+static inline sqlite_value sqlite_real(double x)
+{
+    return (sqlite_value){SQLITE_FLOAT, 0, 0, x, ""};
+}
+
+static inline sqlite_value sqlite_null(void) { return (sqlite_value){SQLITE_NULL, 0, 0, 0, ""}; }
+
+static inline sqlite_value sqlite_text(const char *text)
+{
+    if (!text)
+        return sqlite_null();
+    return (sqlite_value){SQLITE_TEXT, strlen(text), 0, 0, text};
+}
+
+static inline sqlite_value sqlite_blob(const void *bytes, size_t size)
+{
+    return (sqlite_value){SQLITE_BLOB, size, 0, 0, bytes};
+}
+
+/* ---- connections ---------------------------------------------------------------------------- */
+
+enum { SQLITE__CACHE = 16 }; /* prepared statements that a connection keeps */
+
+/* A connection. The first fields are yours to set before sqlite_open. */
+typedef struct sqlite_db {
+    bool read_only;          /* nothing is written; the file must exist */
+    bool must_exist;         /* else a missing file is made */
+    bool wal;                /* write-ahead log: readers and a writer do not block each other */
+    bool foreign_keys;       /* enforced */
+    const char *synchronous; /* "OFF", "NORMAL", "FULL" or "EXTRA"; NULL: SQLite's default */
+    double busy_timeout;     /* seconds to wait for locks of others; 0: 5 s; negative: none */
+    /* to read */
+    char error[320]; /* the newest error of a call on this connection, in words; "" before */
+    int code;        /* SQLite's extended result code of it; 0: the error was not SQLite's */
+    int64_t last_id; /* the rowid of the last INSERT: read it before the task waits again */
+    sqlite3 *handle; /* for sqlite_call; NULL: not open */
+    /* private */
+    conc_lock lock;        /* belongs to the task whose turn it is, */
+    int holds;             /* which has it for so many calls, transactions and open rows */
+    int level;             /* of nested transactions */
+    pid_t pid;             /* of the process that opened it */
+    char name[100];        /* the path, for errors */
+    sqlite3_stmt *running; /* the statement that a thread steps just now */
+    sqlite3_stmt *cache[SQLITE__CACHE]; /* statements at rest, the newest first, then NULL */
+} sqlite_db;
+
+/* Opens the database, or makes it, and reads its first page: 0. ":memory:" is a database of this
+ * connection's own. After an error it is closed. Waits. Further errors: -EBUSY (open already),
+ * -EINVAL (options), -ENOTSUP (no .wal on this file system, or an SQLite without threads). */
+static inline int sqlite_open(sqlite_db *db, const char *path);
+
+/* Closes it when those that came before had their turn; whoever comes later gets -EBADF. Waits, and
+ * a cancel does not cut that short. Closing twice, or what was never opened, does nothing. Also
+ * outside a run. -EBUSY: the task is in a transaction of this connection, or has open rows. */
+static inline int sqlite_close(sqlite_db *db);
+
+/* Is the connection good for further use? 0, or an error: -ESTALE says that the file was removed or
+ * renamed. Reads one page. Waits. */
+static inline int sqlite_ping(sqlite_db *db);
+
+/* ---- statements ----------------------------------------------------------------------------- */
+
+/* Runs one or more statements, and drops their rows: how many rows were changed. The values are for
+ * each ? in their order. Waits.
+ *     int sqlite_exec(sqlite_db *db, const char *sql, sqlite_value...); */
+#define sqlite_exec(db, ...) \
+    sqlite__exec((db), sqlite__first(__VA_ARGS__, 0), sqlite__values(__VA_ARGS__))
+
+/* The rows of a statement. All zero but for what you set. They belong to the task of the query. */
+typedef struct sqlite_rows {
+    int batch;    /* rows that are fetched at once, for large results; 0: all */
+    size_t limit; /* bytes of memory for the rows, or for those of a batch; 0: 64 MiB */
+    /* to read */
+    const sqlite_value *row;  /* the current row: valid until the next sqlite_next */
+    int columns;              /* how many values a row has */
+    size_t count;             /* rows that are in memory now: all[0] to all[count - 1] */
+    const sqlite_value **all; /* all[0][2]: the third value of the first row */
+    /* private */
+    sqlite_db *db;
+    sqlite3_stmt *statement; /* NULL: SQLite has no more rows */
+    struct sqlite__block *blocks;
+    size_t next, room, bytes;
+} sqlite_rows;
+
+/* Runs a statement and fetches its rows: 0. What an earlier query left in *rows is released. Waits.
+ * With .batch, and if the statement only reads, it fetches the first rows only; then the connection
+ * is the task's own until the last row was fetched or sqlite_rows_close, and the task may go on
+ * using it. More rows than .limit: -EMSGSIZE, and the statement has no effect.
+ *     int sqlite_query(sqlite_db *db, sqlite_rows *rows, const char *sql, sqlite_value...); */
+#define sqlite_query(db, rows, ...) \
+    sqlite__query((db), (rows), sqlite__first(__VA_ARGS__, 0), sqlite__values(__VA_ARGS__))
+
+/* The next row, in rows->row: 1; 0: there are no more. Waits if a batch is to be fetched. An error,
+ * -ECANCELED too, closes the rows. -EINVAL: no query; -EPERM: another task's batches. */
+static inline int sqlite_next(sqlite_rows *rows);
+
+/* Ends the query and releases the rows; options stay. A cancel does not cut it short. Twice, or
+ * without a query, it does nothing. -EPERM: another task's query, which goes on. */
+static inline int sqlite_rows_close(sqlite_rows *rows);
+
+/* The first number of the first row, in *number: 0. -ENOENT: there is no row. Waits.
+ *     int sqlite_number(sqlite_db *db, int64_t *number, const char *sql, sqlite_value...); */
+#define sqlite_number(db, number, ...) \
+    sqlite__number((db), (number), sqlite__first(__VA_ARGS__, 0), sqlite__values(__VA_ARGS__))
+
+/* ---- transactions --------------------------------------------------------------------------- */
+
+/* fn(arg), in this task, in a transaction: its result. BEGIN IMMEDIATE comes before it, and COMMIT
+ * after it; if fn or COMMIT fails, or the task is cancelled before COMMIT is done, all is rolled
+ * back. The connection is the task's own meanwhile, even while fn waits for something else; a task
+ * that fn spawns, and waits for, must not use it. Inside another transaction of the same task it is
+ * a savepoint: if fn fails, what fn did is undone, and the outer one can go on. BEGIN by hand
+ * is undone, and an error. Waits. */
+static inline int sqlite_transaction(sqlite_db *db, conc_fn *fn, void *arg);
+
+/* fn(handle, arg) in a thread, for what has no function here. fn returns an SQLite code or a
+ * negative errno, and may poll conc_job_cancelled(); it leaves no statement open. Waits. */
+typedef int sqlite_fn(sqlite3 *handle, void *arg);
+static inline int sqlite_call(sqlite_db *db, sqlite_fn *fn, void *arg);
+
+/* ==== implementation ============================================================================
+ *
+ * The task that holds db->lock has the connection. It either runs on the loop, or waits while one
+ * thread runs its job; so neither *db nor SQLite needs another lock. A job that runs is always
+ * waited for (conc_offload), so everything it works on may lie on the task's stack.
+ *
+ * Outside sqlite_transaction SQLite is never in a transaction: sqlite__settle. */
+
+/* The first macro argument, and the others with an end. The end is a struct: a number or a string
+ * among the values, which would fill a field of a value, does not compile. */
+#define sqlite__first(first, ...) first
+#define sqlite__rest(first, ...) __VA_ARGS__
+#define sqlite__values(...) ((const sqlite_value[]){sqlite__rest(__VA_ARGS__, ((sqlite_value){0}))})
+
+#ifndef SQLITE__STEPS
+#define SQLITE__STEPS 1000 /* of SQLite's machine between two looks for a cancel */
+#endif
+
+/* Memory for rows. */
+typedef struct sqlite__block {
+    struct sqlite__block *next;
+    size_t used, size;
+    sqlite_value space[];
+} sqlite__block;
+
+/* A piece of work for a thread, and what came of it. */
+typedef struct sqlite__call {
+    sqlite_db *db;
+    const char *sql;            /* the statements that are left */
+    const sqlite_value *values; /* and their values */
+    sqlite_rows *rows;          /* where rows go; NULL: they are dropped */
+    sqlite_fn *fn;
+    void *arg;
+    bool once; /* not again when the database is locked */
+    int changes;
+    int code; /* SQLite's, of the error */
+    char message[160];
+} sqlite__call;
+
+/* ---- errors */
+
+static inline int sqlite__errno(sqlite3 *handle, int code)
+{
+    static const struct {
+        int code, rc;
+    } known[] = {
+        {SQLITE_CONSTRAINT_UNIQUE, -EEXIST},
+        {SQLITE_CONSTRAINT_PRIMARYKEY, -EEXIST},
+        {SQLITE_CONSTRAINT_ROWID, -EEXIST},
+        {SQLITE_READONLY_DBMOVED, -ESTALE},
+        {SQLITE_ABORT_ROLLBACK, -ENOTRECOVERABLE},
+        {SQLITE_ERROR, -EINVAL},
+        {SQLITE_PERM, -EACCES},
+        {SQLITE_BUSY, -EBUSY},
+        {SQLITE_LOCKED, -EBUSY},
+        {SQLITE_PROTOCOL, -EBUSY},
+        {SQLITE_NOMEM, -ENOMEM},
+        {SQLITE_READONLY, -EROFS},
+        {SQLITE_INTERRUPT, -EINTR},
+        {SQLITE_CORRUPT, -EBADMSG},
+        {SQLITE_NOTADB, -EBADMSG},
+        {SQLITE_FULL, -ENOSPC},
+        {SQLITE_CANTOPEN, -ENOENT},
+        {SQLITE_TOOBIG, -EMSGSIZE},
+        {SQLITE_CONSTRAINT, -EDOM},
+        {SQLITE_MISMATCH, -EDOM},
+        {SQLITE_MISUSE, -EINVAL},
+        {SQLITE_NOLFS, -EFBIG},
+        {SQLITE_AUTH, -EACCES},
+        {SQLITE_RANGE, -EINVAL},
+    };
+    int kind = code & 0xff, system = 0;
+    if (kind == SQLITE_INTERRUPT && conc_job_cancelled())
+        return -ECANCELED;
+    if (kind == SQLITE_CANTOPEN || kind == SQLITE_IOERR)
+        system = sqlite3_system_errno(handle);
+    if (system > 0)
+        return -system;
+    for (size_t i = 0; i < CONC_LEN(known); i++)
+        if (known[i].code == code || known[i].code == kind)
+            return known[i].rc;
+    return -EIO;
+}
+
+/* In the thread: keeps what SQLite says of its error until the task can say it. */
+static inline int sqlite__failed(sqlite__call *c, int code)
+{
+    c->code = code;
+    snprintf(c->message, sizeof c->message, "%s", sqlite3_errmsg(c->db->handle));
+    return sqlite__errno(c->db->handle, code);
+}
+
+/* An error that is not SQLite's. */
+__attribute__((__format__(__printf__, 3, 4))) static inline int
+sqlite__refuse(sqlite__call *c, int rc, const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(c->message, sizeof c->message, fmt, args);
+    va_end(args);
+    return rc;
+}
+
+/* In the task: the error in words. */
+static inline int sqlite__say(sqlite__call *c, int rc)
+{
+    sqlite_db *db = c->db;
+    const char *words = c->message[0] ? c->message : conc_last_error();
+    if (rc == -ECANCELED)
+        return rc;
+    db->code = c->code;
+    int n = snprintf(db->error, sizeof db->error, "%s: %s", db->name, words);
+    if (c->sql && *c->sql)
+        snprintf(db->error + n, sizeof db->error - (size_t)n, ", in: %.50s", c->sql);
+    return conc_fail(rc, "%s", db->error);
+}
+
+/* ---- turns and threads */
+
+static inline bool sqlite__is_mine(sqlite_db *db)
+{
+    return conc_self() && conc_lock_owner(&db->lock) == conc_self();
+}
+
+static inline void sqlite__let_go(sqlite_db *db)
+{
+    if (--db->holds == 0)
+        conc_lock_release(&db->lock);
+}
+
+/* Waits for the task's turn. */
+static inline int sqlite__hold(sqlite_db *db)
+{
+    if (!db)
+        return conc_fail(-EINVAL, "sqlite: the connection is NULL");
+    if (!sqlite__is_mine(db))
+        CONC_TRY(conc_lock_acquire(&db->lock));
+    db->holds++;
+    int rc = 0;
+    if (!db->handle)
+        rc = conc_fail(-EBADF, "sqlite: the connection is not open");
+    else if (db->pid != getpid())
+        rc = conc_fail(-EPERM, "%s: a forked process cannot use this connection", db->name);
+    if (rc < 0)
+        sqlite__let_go(db);
+    return rc;
+}
+
+/* Has the job done in a thread, and again while others have the database locked. */
+static inline int sqlite__run(sqlite__call *c, conc_fn *job)
+{
+    double limit = c->db->busy_timeout == 0 ? 5 : c->db->busy_timeout, pause = 0.001;
+    double end = conc_now() + limit;
+    for (;;) {
+        c->code = 0;
+        c->message[0] = 0;
+        int rc = conc_offload(job, c);
+        double left = end - conc_now();
+        bool locked = (c->code & 0xff) == SQLITE_BUSY && c->code != SQLITE_BUSY_SNAPSHOT;
+        if (rc >= 0 || !locked || c->once || left <= 0)
+            return rc < 0 ? sqlite__say(c, rc) : rc;
+        double nap = pause * conc_random(0.5, 1); /* several that wait do not keep step */
+        CONC_TRY(conc_sleep(nap < left ? nap : left));
+        pause = pause < 0.03 ? 2 * pause : pause;
+    }
+}
+
+static inline int sqlite__roll_back_here(void *arg)
+{
+    sqlite__call *c = arg;
+    if (sqlite3_get_autocommit(c->db->handle))
+        return 0; /* SQLite has done it, after an error */
+    return sqlite3_exec(c->db->handle, c->sql, NULL, NULL, NULL) == SQLITE_OK ? 0 : -EIO;
+}
+
+static inline int sqlite__offload_roll_back(void *call)
+{
+    return conc_offload(sqlite__roll_back_here, call);
+}
+
+/* Also in a cancelled task. */
+static inline void sqlite__roll_back(sqlite_db *db, const char *sql)
+{
+    sqlite__call c = {.db = db, .sql = sql};
+    conc_shield(CONC_FOREVER, sqlite__offload_roll_back, &c);
+}
+
+/* sqlite__run within the transaction, if there is one. */
+static inline int sqlite__run_inside(sqlite__call *c, conc_fn *job)
+{
+    if (c->db->level > 0 && sqlite3_get_autocommit(c->db->handle))
+        return sqlite__say(c, sqlite__refuse(c, -ENOTRECOVERABLE, "the transaction is over"));
+    return sqlite__run(c, job);
+}
+
+/* The same for statements of the program: they leave no transaction behind. */
+static inline int sqlite__settle(sqlite__call *c, conc_fn *job)
+{
+    int rc = sqlite__run_inside(c, job);
+    if (c->db->level > 0 || sqlite3_get_autocommit(c->db->handle))
+        return rc;
+    sqlite__roll_back(c->db, "ROLLBACK");
+    if (rc < 0)
+        return rc;
+    return sqlite__say(c, sqlite__refuse(c, -EINVAL, "BEGIN by hand: use sqlite_transaction"));
+}
+
+/* ---- rows in memory */
+
+static inline void sqlite__drop_rows(sqlite_rows *r)
+{
+    for (sqlite__block *b = r->blocks; b; b = r->blocks) {
+        r->blocks = b->next;
+        free(b);
+    }
+    r->row = NULL;
+    r->count = r->next = r->bytes = 0;
+}
+
+/* size bytes in the newest block, or in a new one. */
+static inline void *sqlite__room(sqlite_rows *r, size_t size)
+{
+    sqlite__block *b = r->blocks;
+    size = (size + 15) & ~(size_t)15;
+    if (!b || b->size - b->used < size) {
+        size_t room = size > 65536 ? size : 65536;
+        b = malloc(sizeof *b + room);
+        if (!b)
+            return NULL;
+        *b = (sqlite__block){.next = r->blocks, .size = room};
+        r->blocks = b;
+    }
+    b->used += size;
+    r->bytes += size;
+    return (char *)b->space + b->used - size;
+}
+
+/* A place in all[]. */
+static inline int sqlite__place(sqlite_rows *r)
+{
+    if (r->count < r->room)
+        return 0;
+    size_t room = r->room ? 2 * r->room : 16;
+    void *all = realloc((void *)r->all, room * sizeof *r->all);
+    if (!all)
+        return -ENOMEM;
+    r->all = all;
+    r->room = room;
+    return 0;
+}
+
+/* Value i of the statement's row; its text goes to *bytes, which moves on. */
+static inline sqlite_value sqlite__column(sqlite3_stmt *s, int i, char **bytes)
+{
+    sqlite_value v = {.type = sqlite3_column_type(s, i), .text = ""};
+    if (v.type == SQLITE_INTEGER || v.type == SQLITE_FLOAT) {
+        v.integer = sqlite3_column_int64(s, i);
+        v.real = sqlite3_column_double(s, i);
+    } else if (v.type != SQLITE_NULL) {
+        const void *from = sqlite3_column_blob(s, i);
+        v.size = (size_t)sqlite3_column_bytes(s, i);
+        v.text = *bytes;
+        if (v.size)
+            memcpy(*bytes, from, v.size);
+        (*bytes)[v.size] = 0;
+        *bytes += v.size + 1;
+    }
+    return v;
+}
+
+/* Bytes that the statement's row takes; 0: no memory. */
+static inline size_t sqlite__row_size(sqlite3_stmt *s, int columns)
+{
+    size_t size = (size_t)columns * sizeof(sqlite_value);
+    for (int i = 0; i < columns; i++) {
+        int type = sqlite3_column_type(s, i);
+        if (type == SQLITE_TEXT && !sqlite3_column_text(s, i)) /* makes it UTF-8 */
+            return 0;
+        if (type == SQLITE_TEXT || type == SQLITE_BLOB)
+            size += (size_t)sqlite3_column_bytes(s, i) + 1;
+    }
+    return size;
+}
+
+static inline size_t sqlite__limit(const sqlite_rows *r) { return r->limit ? r->limit : 64 << 20; }
+
+/* Copies the statement's row. */
+static inline int sqlite__keep_row(sqlite__call *c, sqlite3_stmt *s, bool batched)
+{
+    sqlite_rows *r = c->rows;
+    size_t size = sqlite__row_size(s, r->columns), used = batched ? 0 : r->bytes;
+    if (!size)
+        return -ENOMEM;
+    if (size > sqlite__limit(r) || used > sqlite__limit(r) - size)
+        return sqlite__refuse(c, -EMSGSIZE, "more rows than the limit of %zu bytes",
+                              sqlite__limit(r));
+    sqlite_value *row = sqlite__place(r) ? NULL : sqlite__room(r, size);
+    if (!row)
+        return -ENOMEM;
+    char *bytes = (char *)(row + r->columns);
+    for (int i = 0; i < r->columns; i++)
+        row[i] = sqlite__column(s, i, &bytes);
+    r->all[r->count++] = row;
+    return 0;
+}
+
+/* ---- statements, in a thread */
+
+/* A statement at rest with this text, or a new one; NULL: an error, or no SQL is left. */
+static inline sqlite3_stmt *sqlite__prepare(sqlite__call *c, const char **tail, int *code)
+{
+    sqlite3_stmt *s = NULL, **cache = c->db->cache;
+    for (size_t i = 0; i < SQLITE__CACHE && cache[i]; i++) {
+        if (strcmp(sqlite3_sql(cache[i]), c->sql) != 0)
+            continue;
+        s = cache[i];
+        memmove(cache + i, cache + i + 1, (SQLITE__CACHE - 1 - i) * sizeof *cache);
+        cache[SQLITE__CACHE - 1] = NULL;
+        *tail = c->sql + strlen(c->sql);
+        return s;
+    }
+    *code = sqlite3_prepare_v3(c->db->handle, c->sql, -1, SQLITE_PREPARE_PERSISTENT, &s, tail);
+    return s;
+}
+
+static inline void sqlite__put_back(sqlite_db *db, sqlite3_stmt *s)
+{
+    sqlite3_reset(s);
+    sqlite3_clear_bindings(s);
+    sqlite3_finalize(db->cache[SQLITE__CACHE - 1]); /* the one that was not used for longest */
+    memmove(db->cache + 1, db->cache, (SQLITE__CACHE - 1) * sizeof *db->cache);
+    db->cache[0] = s;
+}
+
+/* A batch outlives the call that the value was given to, so it needs a copy. */
+static inline int sqlite__bind_one(sqlite3_stmt *s, int i, const sqlite_value *v, bool batched)
+{
+    sqlite3_destructor_type keep = batched ? SQLITE_TRANSIENT : SQLITE_STATIC;
+    switch (v->type) {
+    case SQLITE_INTEGER: return sqlite3_bind_int64(s, i, v->integer);
+    case SQLITE_FLOAT: return sqlite3_bind_double(s, i, v->real);
+    case SQLITE_TEXT: return sqlite3_bind_text64(s, i, v->text, v->size, keep, SQLITE_UTF8);
+    case SQLITE_BLOB: return sqlite3_bind_blob64(s, i, v->size ? v->text : "", v->size, keep);
+    default: return sqlite3_bind_null(s, i);
+    }
+}
+
+/* Gives the statement its values; what is left is for those after it. */
+static inline int sqlite__bind(sqlite__call *c, sqlite3_stmt *s, bool last, bool batched)
+{
+    int n = sqlite3_bind_parameter_count(s), have = 0;
+    while (c->values[have].type && (have < n || last))
+        have++;
+    if (have != n)
+        return sqlite__refuse(c, -EINVAL, "%d values for %d parameters", have, n);
+    for (int i = 0; i < n; i++) {
+        int code = sqlite__bind_one(s, i + 1, &c->values[i], batched);
+        if (code != SQLITE_OK)
+            return sqlite__failed(c, code);
+    }
+    c->values += n;
+    return 0;
+}
+
+/* Steps to the statement's end: 0; or until a batch is full: 1. */
+static inline int sqlite__step(sqlite__call *c, sqlite3_stmt *s, bool batched)
+{
+    sqlite_rows *r = c->rows;
+    int code = SQLITE_DONE, rc = 0;
+    bool full = false;
+    c->db->running = s;
+    while (rc == 0 && !full && (code = sqlite3_step(s)) == SQLITE_ROW) {
+        rc = r ? sqlite__keep_row(c, s, batched) : 0;
+        full = r && batched && (r->count >= (size_t)r->batch || r->bytes >= sqlite__limit(r));
+    }
+    if (rc < 0 && !sqlite3_stmt_readonly(s)) {
+        sqlite3_interrupt(c->db->handle); /* this step ends it, and undoes what it has written */
+        sqlite3_step(s);
+    }
+    c->db->running = NULL;
+    if (rc < 0 || full)
+        return rc < 0 ? rc : 1;
+    return code == SQLITE_DONE ? 0 : sqlite__failed(c, code);
+}
+
+/* The first statement that is left. */
+static inline int sqlite__run_one(sqlite__call *c)
+{
+    const char *tail = c->sql;
+    int code = SQLITE_OK, before = sqlite3_total_changes(c->db->handle);
+    sqlite3_stmt *s = sqlite__prepare(c, &tail, &code);
+    bool last = tail[strspn(tail, " \t\r\n;")] == 0;
+    if (code != SQLITE_OK)
+        return sqlite__failed(c, code);
+    if (c->rows && (!s || !last)) {
+        sqlite3_finalize(s);
+        return sqlite__refuse(c, -EINVAL, "a query is one statement");
+    }
+    if (s) {
+        bool batched = c->rows && c->rows->batch > 0 && sqlite3_stmt_readonly(s);
+        int rc = sqlite__bind(c, s, last, batched);
+        if (c->rows)
+            c->rows->columns = sqlite3_column_count(s);
+        if (rc == 0)
+            rc = sqlite__step(c, s, batched);
+        if (rc == 1)
+            c->rows->statement = s;
+        else
+            sqlite__put_back(c->db, s);
+        if (rc < 0)
+            return rc;
+        if (sqlite3_total_changes(c->db->handle) != before)
+            c->changes += sqlite3_changes(c->db->handle);
+    }
+    c->sql = tail;
+    return 0;
+}
+
+static inline int sqlite__run_all(void *call)
+{
+    sqlite__call *c = call;
+    int rc = 0;
+    if (c->rows)
+        sqlite__drop_rows(c->rows); /* those of an attempt before */
+    while (rc == 0 && *c->sql)
+        rc = sqlite__run_one(c);
+    return rc;
+}
+
+/* SQLite asks this in the thread. It also asks after the last step: then the statement is no longer
+ * busy, has had its effect, and must not be called interrupted. */
+static inline int sqlite__asks(void *arg)
+{
+    sqlite_db *db = arg;
+    return conc_job_cancelled() && (!db->running || sqlite3_stmt_busy(db->running));
+}
+
+/* ---- statements, in a task */
+
+static inline int sqlite__statement(sqlite_db *db, sqlite_rows *r, const char *sql,
+                                    const sqlite_value *values)
+{
+    CONC_TRY(sqlite__hold(db));
+    sqlite__call c = {.db = db, .sql = sql ? sql : "", .values = values, .rows = r};
+    int rc = sql ? sqlite__settle(&c, sqlite__run_all)
+                 : sqlite__say(&c, sqlite__refuse(&c, -EINVAL, "the statement is NULL"));
+    if (c.changes)
+        db->last_id = sqlite3_last_insert_rowid(db->handle);
+    if (rc < 0 || !r || !r->statement)
+        sqlite__let_go(db); /* else the open rows keep it */
+    return rc < 0 ? rc : c.changes;
+}
+
+static inline int sqlite__exec(sqlite_db *db, const char *sql, const sqlite_value *values)
+{
+    return sqlite__statement(db, NULL, sql, values);
+}
+
+static inline int sqlite__query(sqlite_db *db, sqlite_rows *rows, const char *sql,
+                                const sqlite_value *values)
+{
+    if (!rows)
+        return conc_fail(-EINVAL, "sqlite: the rows are NULL");
+    CONC_TRY(sqlite_rows_close(rows));
+    CONC_TRY(sqlite__statement(db, rows, sql, values));
+    rows->db = db;
+    return 0;
+}
+
+static inline int sqlite__next_batch(void *call)
+{
+    sqlite__call *c = call;
+    sqlite_rows *r = c->rows;
+    sqlite__drop_rows(r);
+    int rc = sqlite__step(c, r->statement, true);
+    if (rc != 1) {
+        sqlite__put_back(c->db, r->statement);
+        r->statement = NULL;
+    }
+    return rc;
+}
+
+static inline int sqlite_next(sqlite_rows *rows)
+{
+    if (!rows || !rows->db)
+        return conc_fail(-EINVAL, "sqlite: the rows are of no query");
+    if (rows->next == rows->count && rows->statement) {
+        sqlite__call c = {.db = rows->db, .rows = rows, .once = true};
+        if (!sqlite__is_mine(rows->db))
+            return conc_fail(-EPERM, "%s: another task fetches these rows", rows->db->name);
+        c.sql = sqlite3_sql(rows->statement);
+        int rc = sqlite__run_inside(&c, sqlite__next_batch);
+        if (!rows->statement)
+            sqlite__let_go(rows->db);
+        if (rc < 0) {
+            sqlite_rows_close(rows);
+            return rc;
+        }
+    }
+    bool more = rows->next < rows->count;
+    rows->row = more ? rows->all[rows->next++] : NULL;
+    return more;
+}
+
+static inline int sqlite__end_batches_here(void *arg)
+{
+    sqlite_rows *rows = arg;
+    sqlite__put_back(rows->db, rows->statement);
+    return 0;
+}
+
+static inline int sqlite__end_batches(void *rows)
+{
+    return conc_offload(sqlite__end_batches_here, rows);
+}
+
+static inline int sqlite_rows_close(sqlite_rows *rows)
+{
+    if (!rows)
+        return 0;
+    bool open = rows->statement && rows->db->handle; /* else sqlite_close has ended it */
+    if (open && conc_loop_self() && !sqlite__is_mine(rows->db))
+        return conc_fail(-EPERM, "%s: another task fetches these rows", rows->db->name);
+    if (open) {
+        conc_shield(CONC_FOREVER, sqlite__end_batches, rows);
+        sqlite__let_go(rows->db);
+    }
+    sqlite__drop_rows(rows);
+    free((void *)rows->all);
+    *rows = (sqlite_rows){.batch = rows->batch, .limit = rows->limit};
+    return 0;
+}
+
+static inline int sqlite__number(sqlite_db *db, int64_t *number, const char *sql,
+                                 const sqlite_value *values)
+{
+    sqlite_rows rows = {0};
+    int rc = sqlite__query(db, &rows, sql, values);
+    if (rc == 0 && (!rows.count || !rows.columns))
+        rc = conc_fail(-ENOENT, "%s: no row, in: %.80s", db->name, sql);
+    else if (rc == 0)
+        *number = rows.all[0][0].integer;
+    sqlite_rows_close(&rows);
+    return rc;
+}
+
+static inline int sqlite__call_here(void *call)
+{
+    sqlite__call *c = call;
+    int rc = c->fn(c->db->handle, c->arg);
+    return rc > 0 ? sqlite__failed(c, rc) : rc;
+}
+
+static inline int sqlite_call(sqlite_db *db, sqlite_fn *fn, void *arg)
+{
+    if (!fn)
+        return conc_fail(-EINVAL, "sqlite: the function is NULL");
+    CONC_TRY(sqlite__hold(db));
+    sqlite__call c = {.db = db, .fn = fn, .arg = arg, .once = true};
+    int rc = sqlite__settle(&c, sqlite__call_here);
+    sqlite__let_go(db);
+    return rc;
+}
+
+static inline int sqlite__ping_here(void *call)
+{
+    sqlite__call *c = call;
+    int moved = 0;
+    sqlite3_file_control(c->db->handle, "main", SQLITE_FCNTL_HAS_MOVED, &moved);
+    if (moved)
+        return sqlite__refuse(c, -ESTALE, "the file was removed or renamed");
+    return sqlite__run_all(c);
+}
+
+static inline int sqlite_ping(sqlite_db *db)
+{
+    CONC_TRY(sqlite__hold(db));
+    sqlite__call c = {.db = db, .sql = "PRAGMA schema_version", .values = sqlite__values("")};
+    int rc = sqlite__settle(&c, sqlite__ping_here);
+    sqlite__let_go(db);
+    return rc;
+}
+
+/* ---- transactions */
+
+/* BEGIN, COMMIT and the like. */
+static inline int sqlite__control(sqlite_db *db, const char *sql)
+{
+    sqlite__call c = {.db = db, .sql = sql, .values = sqlite__values("")};
+    return sqlite__run_inside(&c, sqlite__run_all);
+}
+
+static inline int sqlite_transaction(sqlite_db *db, conc_fn *fn, void *arg)
+{
+    if (!fn)
+        return conc_fail(-EINVAL, "sqlite: the function is NULL");
+    CONC_TRY(sqlite__hold(db));
+    bool inner = db->level > 0;
+    int rc = sqlite__control(db, inner ? "SAVEPOINT inner" : "BEGIN IMMEDIATE");
+    if (rc == 0) {
+        db->level++;
+        rc = fn(arg);
+        int done = rc < 0 ? rc : sqlite__control(db, inner ? "RELEASE inner" : "COMMIT");
+        if (done < 0) {
+            sqlite__roll_back(db, inner ? "ROLLBACK TO inner; RELEASE inner" : "ROLLBACK");
+            rc = done;
+        }
+        db->level--;
+    }
+    sqlite__let_go(db);
+    return rc;
+}
+
+/* ---- open and close */
+
+static inline int sqlite__open_here(void *call)
+{
+    sqlite__call *c = call;
+    sqlite_db *db = c->db;
+    int flags = db->must_exist ? 0 : SQLITE_OPEN_CREATE;
+    flags = db->read_only ? SQLITE_OPEN_READONLY : SQLITE_OPEN_READWRITE | flags;
+    int code = sqlite3_open_v2(c->arg, &db->handle, flags | SQLITE_OPEN_NOMUTEX, NULL);
+    if (code != SQLITE_OK) {
+        int rc = sqlite__failed(c, code);
+        sqlite3_close(db->handle);
+        db->handle = NULL;
+        return rc;
+    }
+    sqlite3_extended_result_codes(db->handle, true);
+    sqlite3_progress_handler(db->handle, SQLITE__STEPS, sqlite__asks, db);
+    return 0;
+}
+
+static inline int sqlite__close_here(void *arg)
+{
+    sqlite_db *db = arg;
+    for (sqlite3_stmt *s; (s = sqlite3_next_stmt(db->handle, NULL)) != NULL;)
+        sqlite3_finalize(s);
+    memset(db->cache, 0, sizeof db->cache);
+    sqlite3_close_v2(db->handle);
+    db->handle = NULL;
+    return 0;
+}
+
+static inline int sqlite__check_options(const sqlite_db *db)
+{
+    static const char *const known[] = {"OFF", "NORMAL", "FULL", "EXTRA"};
+    bool valid = !db->synchronous;
+    for (size_t i = 0; i < CONC_LEN(known) && !valid; i++)
+        valid = strcmp(db->synchronous, known[i]) == 0;
+    if (!valid)
+        return conc_fail(-EINVAL, "sqlite: .synchronous is \"%s\"", db->synchronous);
+    if (db->busy_timeout != db->busy_timeout)
+        return conc_fail(-EINVAL, "sqlite: .busy_timeout is no number");
+    if (!sqlite3_threadsafe())
+        return conc_fail(-ENOTSUP, "sqlite: this SQLite was built without threads");
+    return 0;
+}
+
+/* Sets the options of an open connection. Reads the file, so garbage is noticed here. */
+static inline int sqlite__configure(sqlite_db *db)
+{
+    char sql[160];
+    snprintf(sql, sizeof sql, "PRAGMA foreign_keys=%d; %s%s; PRAGMA schema_version",
+             db->foreign_keys, db->synchronous ? "PRAGMA synchronous=" : "",
+             db->synchronous ? db->synchronous : "");
+    CONC_TRY(sqlite_exec(db, sql));
+    if (!db->wal || db->read_only)
+        return 0;
+    sqlite_rows rows = {0};
+    CONC_TRY(sqlite_query(db, &rows, "PRAGMA journal_mode=WAL"));
+    const char *mode = rows.count ? rows.all[0][0].text : "";
+    int rc = 0;
+    if (strcmp(mode, "wal") != 0 && strcmp(mode, "memory") != 0)
+        rc = conc_fail(-ENOTSUP, "%s: there can be no WAL here", db->name);
+    sqlite_rows_close(&rows);
+    return rc;
+}
+
+static inline int sqlite__offload_close(void *db) { return conc_offload(sqlite__close_here, db); }
+
+static inline int sqlite_open(sqlite_db *db, const char *path)
+{
+    if (!db || !path)
+        return conc_fail(-EINVAL, "sqlite: the connection or the path is NULL");
+    CONC_TRY(sqlite__check_options(db));
+    if (!sqlite__is_mine(db))
+        CONC_TRY(conc_lock_acquire(&db->lock));
+    db->holds++;
+    int rc = db->handle ? conc_fail(-EBUSY, "%s: the connection is open already", db->name) : 0;
+    if (rc == 0) {
+        sqlite__call c = {.db = db, .arg = (void *)(uintptr_t)path};
+        snprintf(db->name, sizeof db->name, "%s", path);
+        db->pid = getpid();
+        rc = sqlite__run(&c, sqlite__open_here);
+        rc = rc ? rc : sqlite__configure(db);
+        if (rc < 0 && db->handle)
+            conc_shield(CONC_FOREVER, sqlite__offload_close, db);
+    }
+    sqlite__let_go(db);
+    return rc;
+}
+
+static inline int sqlite__close_in_turn(void *arg)
+{
+    sqlite_db *db = arg;
+    CONC_TRY(conc_lock_acquire(&db->lock));
+    int rc = db->handle ? sqlite__offload_close(db) : 0;
+    conc_lock_release(&db->lock);
+    return rc;
+}
+
+static inline int sqlite_close(sqlite_db *db)
+{
+    if (!db)
+        return 0;
+    if (db->handle && db->pid != getpid()) { /* the files are the parent's: leave all as it is */
+        db->handle = NULL;
+        memset(db->cache, 0, sizeof db->cache);
+        return -EPERM;
+    }
+    if (sqlite__is_mine(db))
+        return conc_fail(-EBUSY, "%s: in a transaction, or with open rows", db->name);
+    if (conc_loop_self())
+        return conc_shield(CONC_FOREVER, sqlite__close_in_turn, db);
+    if (db->handle)
+        sqlite__close_here(db);
+    db->lock = (conc_lock){0}; /* of a task that has ended without closing its rows */
+    db->holds = db->level = 0;
+    return 0;
+}
+
+#endif
