@@ -3,9 +3,6 @@
  * Every call that works on the database runs in a thread, by conc_offload, while its task waits.
  * A cancel or a time limit interrupts the statement. Transactions roll back by themselves.
  *
- *     CONC_AUTO_TYPE(sqlite_db, sqlite_close);
- *     CONC_AUTO_TYPE(sqlite_rows, sqlite_rows_close);
- *
  *     static int app(void *arg)
  *     {
  *         (void)arg;
@@ -46,7 +43,7 @@
  *                 -EDOM             another constraint: NOT NULL, CHECK, FOREIGN KEY; wrong type
  *                 -EINVAL           an error in the SQL, too few or many values, bad arguments
  *                 -EBADMSG          not a database, or a damaged one
- *                 -ENOSPC, -EFBIG   the disk is full, or the file has reached a limit
+ *                 -ENOSPC           the disk is full
  *                 -EROFS            read-only
  *                 -ENOENT, -EACCES, -EISDIR...   the file cannot be opened
  *                 -EMSGSIZE         the rows need more memory than .limit, or a value is too long
@@ -143,6 +140,7 @@ static inline int sqlite_open(sqlite_db *db, const char *path);
  * a cancel does not cut that short. Closing twice, or what was never opened, does nothing. Also
  * outside a run. -EBUSY: the task is in a transaction of this connection, or has open rows. */
 static inline int sqlite_close(sqlite_db *db);
+CONC_AUTO_TYPE(sqlite_db, sqlite_close);
 
 /* Is the connection good for further use? 0, or an error: -ESTALE says that the file was removed or
  * renamed. Reads one page. Waits. */
@@ -187,6 +185,7 @@ static inline int sqlite_next(sqlite_rows *rows);
 /* Ends the query and releases the rows; options stay. A cancel does not cut it short. Twice, or
  * without a query, it does nothing. -EPERM: another task's query, which goes on. */
 static inline int sqlite_rows_close(sqlite_rows *rows);
+CONC_AUTO_TYPE(sqlite_rows, sqlite_rows_close);
 
 /* The first number of the first row, in *number: 0. -ENOENT: there is no row. Waits.
  *     int sqlite_number(sqlite_db *db, int64_t *number, const char *sql, sqlite_value...); */
@@ -270,7 +269,6 @@ static inline int sqlite__errno(sqlite3 *handle, int code)
         {SQLITE_CORRUPT, -EBADMSG},
         {SQLITE_NOTADB, -EBADMSG},
         {SQLITE_FULL, -ENOSPC},
-        {SQLITE_CANTOPEN, -ENOENT},
         {SQLITE_TOOBIG, -EMSGSIZE},
         {SQLITE_CONSTRAINT, -EDOM},
         {SQLITE_MISMATCH, -EDOM},
@@ -279,13 +277,11 @@ static inline int sqlite__errno(sqlite3 *handle, int code)
         {SQLITE_AUTH, -EACCES},
         {SQLITE_RANGE, -EINVAL},
     };
-    int kind = code & 0xff, system = 0;
+    int kind = code & 0xff;
     if (kind == SQLITE_INTERRUPT && conc_job_cancelled())
         return -ECANCELED;
-    if (kind == SQLITE_CANTOPEN || kind == SQLITE_IOERR)
-        system = sqlite3_system_errno(handle);
-    if (system > 0)
-        return -system;
+    if (kind == SQLITE_CANTOPEN && sqlite3_system_errno(handle) > 0)
+        return -sqlite3_system_errno(handle);
     for (size_t i = 0; i < CONC_LEN(known); i++)
         if (known[i].code == code || known[i].code == kind)
             return known[i].rc;
@@ -398,9 +394,11 @@ static inline void sqlite__roll_back(sqlite_db *db, const char *sql)
 /* sqlite__run within the transaction, if there is one. */
 static inline int sqlite__run_inside(sqlite__call *c, conc_fn *job)
 {
-    if (c->db->level > 0 && sqlite3_get_autocommit(c->db->handle))
-        return sqlite__say(c, sqlite__refuse(c, -ENOTRECOVERABLE, "the transaction is over"));
-    return sqlite__run(c, job);
+    if (c->db->level == 0 || !sqlite3_get_autocommit(c->db->handle))
+        return sqlite__run(c, job);
+    if (conc_cancelled())
+        return -ECANCELED;
+    return sqlite__say(c, sqlite__refuse(c, -ENOTRECOVERABLE, "the transaction is over"));
 }
 
 /* The same for statements of the program: they leave no transaction behind. */
@@ -568,7 +566,6 @@ static inline int sqlite__bind(sqlite__call *c, sqlite3_stmt *s, bool last, bool
         if (code != SQLITE_OK)
             return sqlite__failed(c, code);
     }
-    c->values += n;
     return 0;
 }
 
@@ -623,17 +620,19 @@ static inline int sqlite__run_one(sqlite__call *c)
             c->changes += sqlite3_changes(c->db->handle);
     }
     c->sql = tail;
+    c->values += s ? sqlite3_bind_parameter_count(s) : 0;
     return 0;
 }
 
 static inline int sqlite__run_all(void *call)
 {
     sqlite__call *c = call;
-    int rc = 0;
+    int rc;
     if (c->rows)
         sqlite__drop_rows(c->rows); /* those of an attempt before */
-    while (rc == 0 && *c->sql)
+    do
         rc = sqlite__run_one(c);
+    while (rc == 0 && *c->sql);
     return rc;
 }
 
@@ -672,9 +671,12 @@ static inline int sqlite__query(sqlite_db *db, sqlite_rows *rows, const char *sq
     if (!rows)
         return conc_fail(-EINVAL, "sqlite: the rows are NULL");
     CONC_TRY(sqlite_rows_close(rows));
-    CONC_TRY(sqlite__statement(db, rows, sql, values));
-    rows->db = db;
-    return 0;
+    int rc = sqlite__statement(db, rows, sql, values);
+    if (rc < 0)
+        sqlite_rows_close(rows);
+    else
+        rows->db = db;
+    return rc < 0 ? rc : 0;
 }
 
 static inline int sqlite__next_batch(void *call)
@@ -827,6 +829,7 @@ static inline int sqlite__open_here(void *call)
 {
     sqlite__call *c = call;
     sqlite_db *db = c->db;
+    errno = 0; /* SQLite does not set it for each file that cannot be opened */
     int flags = db->must_exist ? 0 : SQLITE_OPEN_CREATE;
     flags = db->read_only ? SQLITE_OPEN_READONLY : SQLITE_OPEN_READWRITE | flags;
     int code = sqlite3_open_v2(c->arg, &db->handle, flags | SQLITE_OPEN_NOMUTEX, NULL);
