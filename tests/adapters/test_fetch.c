@@ -115,6 +115,13 @@ static void check_get(fetch_client *c, const char *url, const char *expected)
     check_body(&r, expected);
 }
 
+static int state_of_python(fetch_client *c, const char *format, int *count)
+{
+    CONC_AUTO(fetch_response, r) = {0};
+    CHECK_INT(fetch(c, at("/state"), NULL, &r), 0);
+    return sscanf(r.body, format, count);
+}
+
 static void check_error(const fetch_response *r, const char *words)
 {
     CHECK_CONTAINS(r->error, words);
@@ -346,13 +353,15 @@ SERVED_TEST(a_body_in_chunks_or_compressed_comes_as_it_was)
 
 SERVED_TEST(connections_are_used_again_also_in_the_next_run_of_a_task)
 {
+    int accepted = 0;
     CONC_AUTO(fetch_client, c) = {0};
     for (int i = 0; i < 10; i++)
         check_get(&c, at("/hello"), "hello, world\n");
     check_get(&c, at("/state"), "2 1"); /* the first one was server_wait's */
     CHECK_INT(fetch_close(&c), 0);
     CHECK_INT(fetch_close(&c), 0);
-    check_get(&c, at("/state"), "3 1"); /* a new one */
+    CHECK_INT(state_of_python(&c, "%d %*d", &accepted), 1);
+    CHECK_INT(accepted, 3); /* a new one */
 }
 
 static fetch_client lasting;
@@ -399,13 +408,6 @@ static void get_some(void)
     get_many(&c, 20);
 }
 
-static int state_of_python(fetch_client *c, const char *format, int *most)
-{
-    CONC_AUTO(fetch_response, r) = {0};
-    CHECK_INT(fetch(c, at("/state"), NULL, &r), 0);
-    return sscanf(r.body, format, most);
-}
-
 SERVED_TEST(a_thousand_at_once_get_their_own_answers)
 {
     int most = 0;
@@ -413,7 +415,7 @@ SERVED_TEST(a_thousand_at_once_get_their_own_answers)
     get_many(&c, MANY);
     CHECK_INT(state_of_python(&c, "%*d %d", &most), 1);
     CHECK_INT(most, 32);
-    if (!SANITIZED && longest_step > 0.005)
+    if (!SANITIZED && longest_step > 0.02) /* most are below 1 ms */
         test_fail(__FILE__, __LINE__, "a step took %g s", longest_step);
 }
 
