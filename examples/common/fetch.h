@@ -17,7 +17,7 @@
  *     }
  *     int main(int argc, char **argv) { return argc > 1 ? conc_main(app, argv[1]) : 2; }
  *
- * Needs libcurl 7.84 or later (Debian: libcurl4-openssl-dev) and Linux: cc app.c -lcurl
+ * Needs libcurl 7.87 or later (Debian: libcurl4-openssl-dev) and Linux: cc app.c -lcurl
  *
  * What it gives
  *   Requests   any method, headers, a body; HTTP/1.1, and HTTP/2 over TLS where the server has it;
@@ -39,7 +39,7 @@
  *   sockets of the client, and hands that on when it leaves. Its stack is where curl runs, so a
  *   task that fetches needs a stack of 64 KiB or more; conc's default is 256 KiB.
  *   Host names are looked up by curl's threads. A cancel leaves the thread behind until the look-up
- *   ends; curl before 7.87 waits for it, and holds the loop.
+ *   ends.
  *   The first https: request of a client reads the certificates of the authorities, which holds
  *   the loop for 2 ms with a file of one, for 40 ms with the 140 of Debian.
  *   On the virtual clock a limit passes as soon as all tasks wait for the network: test with the
@@ -81,8 +81,8 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
-#if LIBCURL_VERSION_NUM < 0x075400
-#error "fetch.h: libcurl 7.84 or later is needed"
+#if LIBCURL_VERSION_NUM < 0x075700
+#error "fetch.h: libcurl 7.87 or later is needed"
 #endif
 
 /* Connections, and what is the same for all requests. The options are to be set before the first
@@ -136,8 +136,8 @@ static inline int fetch(fetch_client *c, const char *url, const fetch_options *o
                         fetch_response *r);
 
 /* The value of a header of the answer, or NULL; upper and lower case are the same. Of several with
- * this name the index-th, from 0. Borrowed until the next call with r. Not a checkpoint. */
-static inline const char *fetch_header_at(const fetch_response *r, const char *name, size_t index);
+ * this name it is the first: curl_easy_header(r->curl, ...) has the others, too. Borrowed until the
+ * next call with r. Not a checkpoint. */
 static inline const char *fetch_header(const fetch_response *r, const char *name);
 
 /* Releases what r holds; its status and error stay. Twice, or without an answer, it does nothing.
@@ -151,8 +151,7 @@ static inline void fetch_response_free(fetch_response *r);
 static inline int fetch_close(fetch_client *c);
 
 CONC_AUTO_TYPE(fetch_client, fetch_close);
-static inline int fetch__free(fetch_response *r) { return fetch_response_free(r), 0; }
-CONC_AUTO_TYPE(fetch_response, fetch__free);
+CONC_AUTO_TYPE(fetch_response, fetch_response_free);
 
 /* ---- private: the core of a client ----
  *
@@ -498,8 +497,8 @@ static inline int fetch__wait(fetch__transfer *t)
     return t->done ? 0 : rc; /* the answer is there, even if a cancel came with it */
 }
 
-/* From its begin to its end, whichever comes. */
-static inline int fetch__transfer_all(fetch__transfer *t)
+/* From its first step to its end, with its pieces. */
+static inline int fetch__perform(fetch__transfer *t)
 {
     int rc = 0;
     fetch__act(t->core, CURL_SOCKET_TIMEOUT, 0);
@@ -561,8 +560,10 @@ static inline int fetch__set_request(fetch__transfer *t)
     bool sends = o->body || post || strcmp(method, "PUT") == 0 || strcmp(method, "PATCH") == 0;
     bool custom = !head && strcmp(method, sends ? "POST" : "GET") != 0;
     long redirects = o->redirects ? o->redirects : 10;
-    if (!*method || strpbrk(method, " \t\r\n") || (head && sends))
-        return fetch__fail(t, -EINVAL, "not a method here: \"%.40s\"", method);
+    if (!*method || strpbrk(method, " \t\r\n"))
+        return fetch__fail(t, -EINVAL, "not a method: \"%.40s\"", method);
+    if ((head && sends) || (o->body_size && !o->body))
+        return fetch__fail(t, -EINVAL, "a body for HEAD, or the size of no body");
     if (sends) {
         size_t size = o->body_size ? o->body_size : strlen(body);
         FETCH__SET(t, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)size);
@@ -575,20 +576,6 @@ static inline int fetch__set_request(fetch__transfer *t)
     FETCH__SET(t, CURLOPT_FOLLOWLOCATION, (long)(redirects > 0 && !custom));
     FETCH__SET(t, CURLOPT_MAXREDIRS, redirects);
     return fetch__set_headers(t, sends);
-}
-
-static inline void fetch__set_protocols(fetch__transfer *t)
-{
-#if LIBCURL_VERSION_NUM >= 0x075500
-    FETCH__SET(t, CURLOPT_PROTOCOLS_STR, "http,https");
-    FETCH__SET(t, CURLOPT_REDIR_PROTOCOLS_STR, "http,https");
-#else
-    FETCH__SET(t, CURLOPT_PROTOCOLS, (long)(CURLPROTO_HTTP | CURLPROTO_HTTPS));
-    FETCH__SET(t, CURLOPT_REDIR_PROTOCOLS, (long)(CURLPROTO_HTTP | CURLPROTO_HTTPS));
-#endif
-#if LIBCURL_VERSION_NUM >= 0x075700
-    FETCH__SET(t, CURLOPT_QUICK_EXIT, 1L); /* a cancel does not wait for the look-up of a name */
-#endif
 }
 
 static inline void fetch__set_tls(fetch__transfer *t, const fetch_client *c)
@@ -616,7 +603,9 @@ static inline int fetch__set_options(fetch__transfer *t, const fetch_client *c, 
     FETCH__SET(t, CURLOPT_CONNECTTIMEOUT_MS, 0x7fffffffL); /* options.timeout is the limit */
     if (!t->options->piece)
         FETCH__SET(t, CURLOPT_ACCEPT_ENCODING, ""); /* all that curl can decompress */
-    fetch__set_protocols(t);
+    FETCH__SET(t, CURLOPT_PROTOCOLS_STR, "http,https");
+    FETCH__SET(t, CURLOPT_REDIR_PROTOCOLS_STR, "http,https");
+    FETCH__SET(t, CURLOPT_QUICK_EXIT, 1L); /* a cancel does not wait for the look-up of a name */
     fetch__set_tls(t, c);
     CONC_TRY(fetch__set_request(t));
     if (t->setup != CURLE_OK)
@@ -693,7 +682,7 @@ static inline int fetch__call(fetch__transfer *t, fetch_client *c, const char *u
     if (rc == 0)
         rc = fetch__begin(t, c, url);
     if (rc == 0)
-        rc = fetch__transfer_all(t);
+        rc = fetch__perform(t);
     fetch__leave(t);
     return fetch__deliver(t, rc);
 }
@@ -725,18 +714,13 @@ static inline int fetch(fetch_client *c, const char *url, const fetch_options *o
     return told ? rc : conc_fail(rc, "%s", r->error);
 }
 
-static inline const char *fetch_header_at(const fetch_response *r, const char *name, size_t index)
-{
-    struct curl_header *header;
-    if (!r || !r->curl || !name ||
-        curl_easy_header(r->curl, name, index, CURLH_HEADER, -1, &header) != CURLHE_OK)
-        return NULL;
-    return header->value;
-}
-
 static inline const char *fetch_header(const fetch_response *r, const char *name)
 {
-    return fetch_header_at(r, name, 0);
+    struct curl_header *header;
+    if (!r || !r->curl || !name)
+        return NULL;
+    CURLHcode code = curl_easy_header(r->curl, name, 0, CURLH_HEADER, -1, &header);
+    return code == CURLHE_OK ? header->value : NULL;
 }
 
 static inline void fetch_response_free(fetch_response *r)
