@@ -144,7 +144,7 @@ static inline int redis_pipeline_run(redis_client *c, redis_pipeline *p);
 static inline int redis_pipeline_close(redis_pipeline *p);
 
 /* Channels that are listened to, on a connection of its own: redis_subscription s = {.from = &c};
- * One task at a time may use it, the others get -EBUSY. */
+ * One task at a time may use it, the others get -EBUSY. It is closed before the run ends. */
 typedef struct redis_subscription {
     const redis_client *from; /* whose options to connect with; copied at the first subscribe */
     /* private */
@@ -176,9 +176,9 @@ static inline int redis_unsubscribe(redis_subscription *s, const char *channel);
 static inline int redis_unsubscribe_pattern(redis_subscription *s, const char *pattern);
 
 /* Waits for the next message: 0. -ECONNRESET: the connection was lost, and all subscriptions are
- * renewed; messages of the time between are missing; the next call goes on. If the connection cannot
- * be renewed it returns that error, and the next call tries again. A cancel loses no message.
- * -EINVAL: nothing is subscribed to. */
+ * renewed; messages of the time between are missing, and the next call goes on. If the connection
+ * cannot be renewed, that error is returned, and the next call tries again. A cancel loses no
+ * message. -EINVAL: nothing is subscribed to. */
 static inline int redis_next_message(redis_subscription *s, redis_message *m);
 
 /* As redis_close. */
@@ -233,6 +233,8 @@ static inline int redis_reply_free(redis_reply *reply)
     return 0;
 }
 
+static inline int redis__no_memory(void) { return conc_fail(-ENOMEM, "redis: out of memory"); }
+
 static inline double redis__or(double option, double otherwise)
 {
     return option > 0 ? option : otherwise;
@@ -256,7 +258,7 @@ static inline int redis__reader_open(redis__link *l)
 {
     l->reader = redisReaderCreate();
     if (!l->reader)
-        return -ENOMEM;
+        return redis__no_memory();
 #if HIREDIS_MAJOR < 1
     l->functions = *l->reader->fn;
     l->create_array = l->functions.createArray;
@@ -267,11 +269,6 @@ static inline int redis__reader_open(redis__link *l)
     l->reader->maxelements = (long long)redis__max_elements(l);
 #endif
     return 0;
-}
-
-static inline int redis__too_long(const redis__link *l)
-{
-    return conc_fail(-EMSGSIZE, "a reply is longer than %zu bytes", l->limit);
 }
 
 /* Takes a reply from what was read: 1, 0 (it is not complete), or an error. */
@@ -285,7 +282,7 @@ static inline int redis__parse(redis__link *l, redisReply **reply)
     *reply = found;
     if (l->too_many || l->reply_bytes - rest > l->limit) {
         redis_reply_free(reply);
-        return redis__too_long(l);
+        return conc_fail(-EMSGSIZE, "a reply is longer than %zu bytes", l->limit);
     }
     if (!found)
         return 0;
@@ -312,7 +309,7 @@ static inline int redis__read_reply(redis__link *l, redisReply **reply)
         if (n == 0)
             return conc_fail(-ECONNRESET, "the server closed the connection");
         if (redisReaderFeed(l->reader, l->in, (size_t)n) != REDIS_OK)
-            return -ENOMEM;
+            return redis__no_memory();
         l->reply_bytes += (size_t)n;
         redis__set_patience(l);
     }
@@ -412,26 +409,20 @@ static inline int redis__deliver(redis__link *l, redisReply *reply)
     return 0;
 }
 
-static inline int redis__receive(redis__link *l)
-{
-    redisReply *reply;
-    CONC_TRY(redis__read_reply(l, &reply));
-    return redis__deliver(l, reply);
-}
-
 static inline int redis__receiver(void *arg)
 {
     redis__link *l = arg;
+    redisReply *reply;
     conc_scope patience = {0};
     int rc = conc_scope_begin(&patience, CONC_FOREVER);
     l->patience = &patience;
     redis__set_patience(l);
-    while (rc == 0)
-        rc = redis__receive(l);
+    while (rc == 0 && (rc = redis__read_reply(l, &reply)) == 0)
+        rc = redis__deliver(l, reply);
     l->patience = NULL;
     rc = conc_scope_end(&patience, rc);
     const char *words = conc_last_error();
-    if (patience.expired)
+    if (patience.expired && rc == -ETIMEDOUT)
         words = "the server did not answer in time";
     else if (rc == -ECANCELED)
         words = "the run ends";
@@ -482,12 +473,12 @@ static inline int redis__sender(void *arg)
 static inline int redis__send(redis__link *l, char *bytes, int size)
 {
     if (size < 0)
-        return -ENOMEM;
+        return redis__no_memory();
     ssize_t n = conc_write_full(l->fd, bytes, (size_t)size);
     redisFreeCommand(bytes);
-    if (n >= 0 && n < size)
-        return conc_cancelled() ? -ECANCELED : -ECONNRESET;
-    return n < 0 ? (int)n : 0;
+    if (n < 0 || n == size)
+        return n < 0 ? (int)n : 0;
+    return conc_cancelled() ? -ECANCELED : conc_fail(-ECONNRESET, "the connection was lost");
 }
 
 static inline int redis__greeting(redis__link *l, const char *name, char *bytes, int size)
@@ -542,7 +533,7 @@ static inline int redis__open(redis_client *c)
     redis__link *l = calloc(1, sizeof *l);
     if (!l) {
         conc_close(fd);
-        return -ENOMEM;
+        return redis__no_memory();
     }
     l->fd = fd;
     l->refs = 1;
@@ -715,7 +706,7 @@ static inline int redis__ask(redis_client *c, const redis__request *what, const 
         return conc_yield(); /* -ECANCELED, and nothing was sent */
     redis__request *r = malloc(sizeof *r + what->size);
     if (!r)
-        return conc_fail(-ENOMEM, "redis: out of memory");
+        return redis__no_memory();
     *r = *what;
     memcpy(r->bytes, bytes, r->size);
     l->refs++;
@@ -769,7 +760,7 @@ static inline int redis__check_command(const char *bytes, int size)
     };
     int length;
     if (size < 0)
-        return size == -1 ? conc_fail(-ENOMEM, "redis: out of memory")
+        return size == -1 ? redis__no_memory()
                           : conc_fail(-EINVAL, "redis: the format of a command is wrong");
     const char *name = redis__name(bytes, &length);
     if (!name)
@@ -864,7 +855,7 @@ static inline int redis__reserve(redis_pipeline *p, size_t size)
         room = room ? 2 * room : 256;
     char *grown = room > p->room ? realloc(p->bytes, room) : p->bytes;
     if (!grown)
-        return conc_fail(-ENOMEM, "redis: out of memory");
+        return redis__no_memory();
     p->bytes = grown;
     p->room = room;
     return 0;
@@ -914,7 +905,7 @@ static inline int redis_pipeline_run(redis_client *c, redis_pipeline *p)
     redis__free_replies(p);
     p->replies = calloc((size_t)p->count, sizeof *p->replies);
     if (!p->replies)
-        return conc_fail(-ENOMEM, "redis: out of memory");
+        return redis__no_memory();
     p->reply_count = p->count;
     CONC_TRY(redis__call(c, p->replies, p->count, p->bytes, p->size));
     for (int i = 0; i < p->count; i++) {
@@ -1002,7 +993,9 @@ static inline int redis__confirm(redis_subscription *s, const char *verb, const 
         int rc = redis__check(reply, verb, (int)strlen(verb));
         bool is_answer = rc < 0 || redis__is(reply, verb, 3);
         s->own.link->answered = true;
-        if (!redis__is_message(reply) || conc_queue_try_put(&s->waiting, &reply))
+        bool kept = redis__is_message(reply) && conc_queue_try_put(&s->waiting, &reply) == 0;
+        s->missed |= redis__is_message(reply) && !kept;
+        if (!kept)
             freeReplyObject(reply);
         if (is_answer)
             return rc;
@@ -1051,7 +1044,7 @@ static inline int redis__remember(redis_subscription *s, redis__topic topic)
         s->topics = grown;
     if (!grown || !name) {
         free(name);
-        return conc_fail(-ENOMEM, "redis: out of memory");
+        return redis__no_memory();
     }
     s->topics[s->topic_count++] = (redis__topic){topic.is_pattern, name};
     return 0;
