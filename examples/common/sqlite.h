@@ -31,14 +31,16 @@
  *             So the interrupt cannot hit a later statement, as sqlite3_interrupt from the loop
  *             could, and the thread never outlives the call. A statement that has ended counts,
  *             even if the cancel came before its result did. SQLite does not ask within one step:
- *             count(*) of a whole table, the sort of CREATE INDEX, the disk's work at a commit.
+ *             count(*) of a whole table, the sort of CREATE INDEX, the disk's work at a commit. A
+ *             disk that hangs (a network's file system) holds the task until it goes on.
  *             A cancelled INSERT, UPDATE or DELETE rolls the whole transaction back, if there is
  *             one: that is SQLite's rule.
  *   Busy      If another connection or process has the database locked, the task sleeps and tries
  *             again, for .busy_timeout seconds of the loop's clock; no thread waits meanwhile.
- *   Errors    Negative errno; .error of the connection says it in words, with the database, what
- *             SQLite says, and the statement. So does conc_last_error. .code is SQLite's own code.
- *                 -EBUSY            locked by others until .busy_timeout; or see below
+ *   Errors    Negative errno; .error of the connection says the newest one in words, with the
+ *             database, what SQLite says, and the statement (but for -ECANCELED), and so does
+ *             conc_last_error. .code is SQLite's own code.
+ *                 -EBUSY            locked by others, until .busy_timeout has passed
  *                 -EEXIST           a UNIQUE or PRIMARY KEY has this value
  *                 -EDOM             another constraint: NOT NULL, CHECK, FOREIGN KEY; wrong type
  *                 -EINVAL           an error in the SQL, too few or many values, bad arguments
@@ -62,7 +64,6 @@
 #endif
 
 #include <sqlite3.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -138,7 +139,8 @@ static inline int sqlite_open(sqlite_db *db, const char *path);
 
 /* Closes it when those that came before had their turn; whoever comes later gets -EBADF. Waits, and
  * a cancel does not cut that short. Closing twice, or what was never opened, does nothing. Also
- * outside a run. -EBUSY: the task is in a transaction of this connection, or has open rows. */
+ * outside a run, once no task uses it any more. -EBUSY: the task is in a transaction of this
+ * connection, or has open rows. */
 static inline int sqlite_close(sqlite_db *db);
 CONC_AUTO_TYPE(sqlite_db, sqlite_close);
 
@@ -172,8 +174,10 @@ typedef struct sqlite_rows {
 
 /* Runs a statement and fetches its rows: 0. What an earlier query left in *rows is released. Waits.
  * With .batch, and if the statement only reads, it fetches the first rows only; then the connection
- * is the task's own until the last row was fetched or sqlite_rows_close, and the task may go on
- * using it. More rows than .limit: -EMSGSIZE, and the statement has no effect.
+ * is the task's own until the last row was fetched or sqlite_rows_close. The task may go on using
+ * it; if it writes, all of that is best within one sqlite_transaction: else -EBUSY comes at once if
+ * others have written meanwhile. More rows than .limit: -EMSGSIZE, and a statement that writes is
+ * undone, with its transaction if there is one.
  *     int sqlite_query(sqlite_db *db, sqlite_rows *rows, const char *sql, sqlite_value...); */
 #define sqlite_query(db, rows, ...) \
     sqlite__query((db), (rows), sqlite__first(__VA_ARGS__, 0), sqlite__values(__VA_ARGS__))
@@ -194,16 +198,17 @@ CONC_AUTO_TYPE(sqlite_rows, sqlite_rows_close);
 
 /* ---- transactions --------------------------------------------------------------------------- */
 
-/* fn(arg), in this task, in a transaction: its result. BEGIN IMMEDIATE comes before it, and COMMIT
- * after it; if fn or COMMIT fails, or the task is cancelled before COMMIT is done, all is rolled
- * back. The connection is the task's own meanwhile, even while fn waits for something else; a task
- * that fn spawns, and waits for, must not use it. Inside another transaction of the same task it is
- * a savepoint: if fn fails, what fn did is undone, and the outer one can go on. BEGIN by hand
- * is undone, and an error. Waits. */
+/* fn(arg), in this task, in a transaction: its result. BEGIN IMMEDIATE (BEGIN, with .read_only)
+ * comes before it, and COMMIT after it. If fn or COMMIT fails, or the task is cancelled before COMMIT is
+ * done, all is rolled back. The connection is the task's own meanwhile, even while fn waits for
+ * something else; a task that fn spawns and waits for must not use it. Inside another transaction
+ * of the same task it is a savepoint: if fn fails, what fn did is undone, and the outer one can go
+ * on. BEGIN by hand is undone, and -EINVAL. Waits. */
 static inline int sqlite_transaction(sqlite_db *db, conc_fn *fn, void *arg);
 
 /* fn(handle, arg) in a thread, for what has no function here. fn returns an SQLite code or a
- * negative errno, and may poll conc_job_cancelled(); it leaves no statement open. Waits. */
+ * negative errno, and leaves no statement open. A cancel interrupts its statements; between them it
+ * may poll conc_job_cancelled(). Waits. */
 typedef int sqlite_fn(sqlite3 *handle, void *arg);
 static inline int sqlite_call(sqlite_db *db, sqlite_fn *fn, void *arg);
 
@@ -252,31 +257,29 @@ static inline int sqlite__errno(sqlite3 *handle, int code)
 {
     static const struct {
         int code, rc;
-    } known[] = {
-        {SQLITE_CONSTRAINT_UNIQUE, -EEXIST},
-        {SQLITE_CONSTRAINT_PRIMARYKEY, -EEXIST},
-        {SQLITE_CONSTRAINT_ROWID, -EEXIST},
-        {SQLITE_READONLY_DBMOVED, -ESTALE},
-        {SQLITE_ABORT_ROLLBACK, -ENOTRECOVERABLE},
-        {SQLITE_ERROR, -EINVAL},
-        {SQLITE_PERM, -EACCES},
-        {SQLITE_BUSY, -EBUSY},
-        {SQLITE_LOCKED, -EBUSY},
-        {SQLITE_PROTOCOL, -EBUSY},
-        {SQLITE_NOMEM, -ENOMEM},
-        {SQLITE_READONLY, -EROFS},
-        {SQLITE_INTERRUPT, -EINTR},
-        {SQLITE_CORRUPT, -EBADMSG},
-        {SQLITE_NOTADB, -EBADMSG},
-        {SQLITE_FULL, -ENOSPC},
-        {SQLITE_TOOBIG, -EMSGSIZE},
-        {SQLITE_CONSTRAINT, -EDOM},
-        {SQLITE_MISMATCH, -EDOM},
-        {SQLITE_MISUSE, -EINVAL},
-        {SQLITE_NOLFS, -EFBIG},
-        {SQLITE_AUTH, -EACCES},
-        {SQLITE_RANGE, -EINVAL},
-    };
+    } known[] = {{SQLITE_CONSTRAINT_UNIQUE, -EEXIST},
+                 {SQLITE_CONSTRAINT_PRIMARYKEY, -EEXIST},
+                 {SQLITE_CONSTRAINT_ROWID, -EEXIST},
+                 {SQLITE_READONLY_DBMOVED, -ESTALE},
+                 {SQLITE_ABORT_ROLLBACK, -ENOTRECOVERABLE},
+                 {SQLITE_ERROR, -EINVAL},
+                 {SQLITE_PERM, -EACCES},
+                 {SQLITE_BUSY, -EBUSY},
+                 {SQLITE_LOCKED, -EBUSY},
+                 {SQLITE_PROTOCOL, -EBUSY},
+                 {SQLITE_NOMEM, -ENOMEM},
+                 {SQLITE_READONLY, -EROFS},
+                 {SQLITE_INTERRUPT, -EINTR},
+                 {SQLITE_CORRUPT, -EBADMSG},
+                 {SQLITE_NOTADB, -EBADMSG},
+                 {SQLITE_FULL, -ENOSPC},
+                 {SQLITE_TOOBIG, -EMSGSIZE},
+                 {SQLITE_CONSTRAINT, -EDOM},
+                 {SQLITE_MISMATCH, -EDOM},
+                 {SQLITE_MISUSE, -EINVAL},
+                 {SQLITE_NOLFS, -EFBIG},
+                 {SQLITE_AUTH, -EACCES},
+                 {SQLITE_RANGE, -EINVAL}};
     int kind = code & 0xff;
     if (kind == SQLITE_INTERRUPT && conc_job_cancelled())
         return -ECANCELED;
@@ -296,14 +299,10 @@ static inline int sqlite__failed(sqlite__call *c, int code)
     return sqlite__errno(c->db->handle, code);
 }
 
-/* An error that is not SQLite's. */
-__attribute__((__format__(__printf__, 3, 4))) static inline int
-sqlite__refuse(sqlite__call *c, int rc, const char *fmt, ...)
+/* In the thread: an error that is not SQLite's. */
+static inline int sqlite__refuse(sqlite__call *c, int rc, const char *words)
 {
-    va_list args;
-    va_start(args, fmt);
-    vsnprintf(c->message, sizeof c->message, fmt, args);
-    va_end(args);
+    snprintf(c->message, sizeof c->message, "%s", words);
     return rc;
 }
 
@@ -315,10 +314,20 @@ static inline int sqlite__say(sqlite__call *c, int rc)
     if (rc == -ECANCELED)
         return rc;
     db->code = c->code;
-    int n = snprintf(db->error, sizeof db->error, "%s: %s", db->name, words);
+    const char *name = db->name[0] ? db->name : "sqlite";
+    int n = snprintf(db->error, sizeof db->error, "%s: %s", name, words);
     if (c->sql && *c->sql)
         snprintf(db->error + n, sizeof db->error - (size_t)n, ", in: %.50s", c->sql);
     return conc_fail(rc, "%s", db->error);
+}
+
+/* In the task: an error that no thread has met. */
+static inline int sqlite__fail(sqlite_db *db, int rc, const char *words)
+{
+    sqlite__call c = {.db = db};
+    if (!db)
+        return conc_fail(rc, "sqlite: %s", words);
+    return sqlite__say(&c, sqlite__refuse(&c, rc, words));
 }
 
 /* ---- turns and threads */
@@ -338,15 +347,15 @@ static inline void sqlite__let_go(sqlite_db *db)
 static inline int sqlite__hold(sqlite_db *db)
 {
     if (!db)
-        return conc_fail(-EINVAL, "sqlite: the connection is NULL");
+        return sqlite__fail(db, -EINVAL, "the connection is NULL");
     if (!sqlite__is_mine(db))
         CONC_TRY(conc_lock_acquire(&db->lock));
     db->holds++;
     int rc = 0;
     if (!db->handle)
-        rc = conc_fail(-EBADF, "sqlite: the connection is not open");
+        rc = sqlite__fail(db, -EBADF, "the connection is not open");
     else if (db->pid != getpid())
-        rc = conc_fail(-EPERM, "%s: a forked process cannot use this connection", db->name);
+        rc = sqlite__fail(db, -EPERM, "the connection is of the parent process");
     if (rc < 0)
         sqlite__let_go(db);
     return rc;
@@ -355,12 +364,14 @@ static inline int sqlite__hold(sqlite_db *db)
 /* Has the job done in a thread, and again while others have the database locked. */
 static inline int sqlite__run(sqlite__call *c, conc_fn *job)
 {
-    double limit = c->db->busy_timeout == 0 ? 5 : c->db->busy_timeout, pause = 0.001;
-    double end = conc_now() + limit;
+    double limit = c->db->busy_timeout == 0 ? 5 : c->db->busy_timeout;
+    double end = -1, pause = 0.001;
     for (;;) {
         c->code = 0;
         c->message[0] = 0;
         int rc = conc_offload(job, c);
+        if (end < 0)
+            end = conc_now() + limit; /* the statement's own time does not count */
         double left = end - conc_now();
         bool locked = (c->code & 0xff) == SQLITE_BUSY && c->code != SQLITE_BUSY_SNAPSHOT;
         if (rc >= 0 || !locked || c->once || left <= 0)
@@ -371,24 +382,37 @@ static inline int sqlite__run(sqlite__call *c, conc_fn *job)
     }
 }
 
-static inline int sqlite__roll_back_here(void *arg)
+/* What must be done in any case. */
+typedef struct sqlite__duty {
+    void (*fn)(void *arg);
+    void *arg;
+    bool done;
+} sqlite__duty;
+
+static inline int sqlite__do_duty(void *duty)
 {
-    sqlite__call *c = arg;
-    if (sqlite3_get_autocommit(c->db->handle))
-        return 0; /* SQLite has done it, after an error */
-    return sqlite3_exec(c->db->handle, c->sql, NULL, NULL, NULL) == SQLITE_OK ? 0 : -EIO;
+    sqlite__duty *d = duty;
+    d->fn(d->arg);
+    d->done = true;
+    return 0;
 }
 
-static inline int sqlite__offload_roll_back(void *call)
+static inline int sqlite__offload_duty(void *duty) { return conc_offload(sqlite__do_duty, duty); }
+
+/* fn(arg) in a thread, in a cancelled task too; here if there is no thread. */
+static inline void sqlite__must(void (*fn)(void *arg), void *arg)
 {
-    return conc_offload(sqlite__roll_back_here, call);
+    sqlite__duty d = {.fn = fn, .arg = arg};
+    conc_shield(CONC_FOREVER, sqlite__offload_duty, &d);
+    if (!d.done)
+        fn(arg);
 }
 
-/* Also in a cancelled task. */
-static inline void sqlite__roll_back(sqlite_db *db, const char *sql)
+static inline void sqlite__roll_back(void *call)
 {
-    sqlite__call c = {.db = db, .sql = sql};
-    conc_shield(CONC_FOREVER, sqlite__offload_roll_back, &c);
+    sqlite__call *c = call;
+    if (!sqlite3_get_autocommit(c->db->handle)) /* else SQLite has done it, after an error */
+        sqlite3_exec(c->db->handle, c->sql, NULL, NULL, NULL);
 }
 
 /* sqlite__run within the transaction, if there is one. */
@@ -398,7 +422,7 @@ static inline int sqlite__run_inside(sqlite__call *c, conc_fn *job)
         return sqlite__run(c, job);
     if (conc_cancelled())
         return -ECANCELED;
-    return sqlite__say(c, sqlite__refuse(c, -ENOTRECOVERABLE, "the transaction is over"));
+    return sqlite__fail(c->db, -ENOTRECOVERABLE, "the transaction is over");
 }
 
 /* The same for statements of the program: they leave no transaction behind. */
@@ -407,10 +431,10 @@ static inline int sqlite__settle(sqlite__call *c, conc_fn *job)
     int rc = sqlite__run_inside(c, job);
     if (c->db->level > 0 || sqlite3_get_autocommit(c->db->handle))
         return rc;
-    sqlite__roll_back(c->db, "ROLLBACK");
+    sqlite__must(sqlite__roll_back, &(sqlite__call){.db = c->db, .sql = "ROLLBACK"});
     if (rc < 0)
         return rc;
-    return sqlite__say(c, sqlite__refuse(c, -EINVAL, "BEGIN by hand: use sqlite_transaction"));
+    return sqlite__fail(c->db, -EINVAL, "BEGIN by hand: use sqlite_transaction");
 }
 
 /* ---- rows in memory */
@@ -500,8 +524,7 @@ static inline int sqlite__keep_row(sqlite__call *c, sqlite3_stmt *s, bool batche
     if (!size)
         return -ENOMEM;
     if (size > sqlite__limit(r) || used > sqlite__limit(r) - size)
-        return sqlite__refuse(c, -EMSGSIZE, "more rows than the limit of %zu bytes",
-                              sqlite__limit(r));
+        return sqlite__refuse(c, -EMSGSIZE, "more rows than the limit of memory");
     sqlite_value *row = sqlite__place(r) ? NULL : sqlite__room(r, size);
     if (!row)
         return -ENOMEM;
@@ -560,7 +583,7 @@ static inline int sqlite__bind(sqlite__call *c, sqlite3_stmt *s, bool last, bool
     while (c->values[have].type && (have < n || last))
         have++;
     if (have != n)
-        return sqlite__refuse(c, -EINVAL, "%d values for %d parameters", have, n);
+        return sqlite__refuse(c, -EINVAL, have < n ? "too few values" : "too many values");
     for (int i = 0; i < n; i++) {
         int code = sqlite__bind_one(s, i + 1, &c->values[i], batched);
         if (code != SQLITE_OK)
@@ -652,7 +675,7 @@ static inline int sqlite__statement(sqlite_db *db, sqlite_rows *r, const char *s
     CONC_TRY(sqlite__hold(db));
     sqlite__call c = {.db = db, .sql = sql ? sql : "", .values = values, .rows = r};
     int rc = sql ? sqlite__settle(&c, sqlite__run_all)
-                 : sqlite__say(&c, sqlite__refuse(&c, -EINVAL, "the statement is NULL"));
+                 : sqlite__fail(db, -EINVAL, "the statement is NULL");
     if (c.changes)
         db->last_id = sqlite3_last_insert_rowid(db->handle);
     if (rc < 0 || !r || !r->statement)
@@ -669,7 +692,7 @@ static inline int sqlite__query(sqlite_db *db, sqlite_rows *rows, const char *sq
                                 const sqlite_value *values)
 {
     if (!rows)
-        return conc_fail(-EINVAL, "sqlite: the rows are NULL");
+        return sqlite__fail(db, -EINVAL, "the rows are NULL");
     CONC_TRY(sqlite_rows_close(rows));
     int rc = sqlite__statement(db, rows, sql, values);
     if (rc < 0)
@@ -699,7 +722,7 @@ static inline int sqlite_next(sqlite_rows *rows)
     if (rows->next == rows->count && rows->statement) {
         sqlite__call c = {.db = rows->db, .rows = rows, .once = true};
         if (!sqlite__is_mine(rows->db))
-            return conc_fail(-EPERM, "%s: another task fetches these rows", rows->db->name);
+            return sqlite__fail(rows->db, -EPERM, "another task fetches these rows");
         c.sql = sqlite3_sql(rows->statement);
         int rc = sqlite__run_inside(&c, sqlite__next_batch);
         if (!rows->statement)
@@ -714,16 +737,10 @@ static inline int sqlite_next(sqlite_rows *rows)
     return more;
 }
 
-static inline int sqlite__end_batches_here(void *arg)
+static inline void sqlite__end_batches(void *arg)
 {
     sqlite_rows *rows = arg;
     sqlite__put_back(rows->db, rows->statement);
-    return 0;
-}
-
-static inline int sqlite__end_batches(void *rows)
-{
-    return conc_offload(sqlite__end_batches_here, rows);
 }
 
 static inline int sqlite_rows_close(sqlite_rows *rows)
@@ -732,9 +749,9 @@ static inline int sqlite_rows_close(sqlite_rows *rows)
         return 0;
     bool open = rows->statement && rows->db->handle; /* else sqlite_close has ended it */
     if (open && conc_loop_self() && !sqlite__is_mine(rows->db))
-        return conc_fail(-EPERM, "%s: another task fetches these rows", rows->db->name);
+        return sqlite__fail(rows->db, -EPERM, "another task fetches these rows");
     if (open) {
-        conc_shield(CONC_FOREVER, sqlite__end_batches, rows);
+        sqlite__must(sqlite__end_batches, rows);
         sqlite__let_go(rows->db);
     }
     sqlite__drop_rows(rows);
@@ -749,7 +766,7 @@ static inline int sqlite__number(sqlite_db *db, int64_t *number, const char *sql
     sqlite_rows rows = {0};
     int rc = sqlite__query(db, &rows, sql, values);
     if (rc == 0 && (!rows.count || !rows.columns))
-        rc = conc_fail(-ENOENT, "%s: no row, in: %.80s", db->name, sql);
+        rc = sqlite__fail(db, -ENOENT, "there is no row");
     else if (rc == 0)
         *number = rows.all[0][0].integer;
     sqlite_rows_close(&rows);
@@ -766,7 +783,7 @@ static inline int sqlite__call_here(void *call)
 static inline int sqlite_call(sqlite_db *db, sqlite_fn *fn, void *arg)
 {
     if (!fn)
-        return conc_fail(-EINVAL, "sqlite: the function is NULL");
+        return sqlite__fail(db, -EINVAL, "the function is NULL");
     CONC_TRY(sqlite__hold(db));
     sqlite__call c = {.db = db, .fn = fn, .arg = arg, .once = true};
     int rc = sqlite__settle(&c, sqlite__call_here);
@@ -805,16 +822,18 @@ static inline int sqlite__control(sqlite_db *db, const char *sql)
 static inline int sqlite_transaction(sqlite_db *db, conc_fn *fn, void *arg)
 {
     if (!fn)
-        return conc_fail(-EINVAL, "sqlite: the function is NULL");
+        return sqlite__fail(db, -EINVAL, "the function is NULL");
     CONC_TRY(sqlite__hold(db));
     bool inner = db->level > 0;
-    int rc = sqlite__control(db, inner ? "SAVEPOINT inner" : "BEGIN IMMEDIATE");
+    const char *begin = db->read_only ? "BEGIN" : "BEGIN IMMEDIATE";
+    sqlite__call undo = {.db = db, .sql = inner ? "ROLLBACK TO x; RELEASE x" : "ROLLBACK"};
+    int rc = sqlite__control(db, inner ? "SAVEPOINT x" : begin);
     if (rc == 0) {
         db->level++;
         rc = fn(arg);
-        int done = rc < 0 ? rc : sqlite__control(db, inner ? "RELEASE inner" : "COMMIT");
+        int done = rc < 0 ? rc : sqlite__control(db, inner ? "RELEASE x" : "COMMIT");
         if (done < 0) {
-            sqlite__roll_back(db, inner ? "ROLLBACK TO inner; RELEASE inner" : "ROLLBACK");
+            sqlite__must(sqlite__roll_back, &undo);
             rc = done;
         }
         db->level--;
@@ -844,7 +863,7 @@ static inline int sqlite__open_here(void *call)
     return 0;
 }
 
-static inline int sqlite__close_here(void *arg)
+static inline void sqlite__close_here(void *arg)
 {
     sqlite_db *db = arg;
     for (sqlite3_stmt *s; (s = sqlite3_next_stmt(db->handle, NULL)) != NULL;)
@@ -852,21 +871,20 @@ static inline int sqlite__close_here(void *arg)
     memset(db->cache, 0, sizeof db->cache);
     sqlite3_close_v2(db->handle);
     db->handle = NULL;
-    return 0;
 }
 
-static inline int sqlite__check_options(const sqlite_db *db)
+static inline int sqlite__check_options(sqlite_db *db)
 {
     static const char *const known[] = {"OFF", "NORMAL", "FULL", "EXTRA"};
     bool valid = !db->synchronous;
     for (size_t i = 0; i < CONC_LEN(known) && !valid; i++)
         valid = strcmp(db->synchronous, known[i]) == 0;
     if (!valid)
-        return conc_fail(-EINVAL, "sqlite: .synchronous is \"%s\"", db->synchronous);
+        return sqlite__fail(db, -EINVAL, ".synchronous is none of SQLite's words");
     if (db->busy_timeout != db->busy_timeout)
-        return conc_fail(-EINVAL, "sqlite: .busy_timeout is no number");
+        return sqlite__fail(db, -EINVAL, ".busy_timeout is no number");
     if (!sqlite3_threadsafe())
-        return conc_fail(-ENOTSUP, "sqlite: this SQLite was built without threads");
+        return sqlite__fail(db, -ENOTSUP, "this SQLite was built without threads");
     return 0;
 }
 
@@ -885,22 +903,20 @@ static inline int sqlite__configure(sqlite_db *db)
     const char *mode = rows.count ? rows.all[0][0].text : "";
     int rc = 0;
     if (strcmp(mode, "wal") != 0 && strcmp(mode, "memory") != 0)
-        rc = conc_fail(-ENOTSUP, "%s: there can be no WAL here", db->name);
+        rc = sqlite__fail(db, -ENOTSUP, "there can be no WAL here");
     sqlite_rows_close(&rows);
     return rc;
 }
 
-static inline int sqlite__offload_close(void *db) { return conc_offload(sqlite__close_here, db); }
-
 static inline int sqlite_open(sqlite_db *db, const char *path)
 {
     if (!db || !path)
-        return conc_fail(-EINVAL, "sqlite: the connection or the path is NULL");
+        return sqlite__fail(db, -EINVAL, "the connection or the path is NULL");
     CONC_TRY(sqlite__check_options(db));
     if (!sqlite__is_mine(db))
         CONC_TRY(conc_lock_acquire(&db->lock));
     db->holds++;
-    int rc = db->handle ? conc_fail(-EBUSY, "%s: the connection is open already", db->name) : 0;
+    int rc = db->handle ? sqlite__fail(db, -EBUSY, "the connection is open already") : 0;
     if (rc == 0) {
         sqlite__call c = {.db = db, .arg = (void *)(uintptr_t)path};
         snprintf(db->name, sizeof db->name, "%s", path);
@@ -908,7 +924,7 @@ static inline int sqlite_open(sqlite_db *db, const char *path)
         rc = sqlite__run(&c, sqlite__open_here);
         rc = rc ? rc : sqlite__configure(db);
         if (rc < 0 && db->handle)
-            conc_shield(CONC_FOREVER, sqlite__offload_close, db);
+            sqlite__must(sqlite__close_here, db);
     }
     sqlite__let_go(db);
     return rc;
@@ -918,22 +934,22 @@ static inline int sqlite__close_in_turn(void *arg)
 {
     sqlite_db *db = arg;
     CONC_TRY(conc_lock_acquire(&db->lock));
-    int rc = db->handle ? sqlite__offload_close(db) : 0;
-    conc_lock_release(&db->lock);
-    return rc;
+    if (db->handle)
+        sqlite__must(sqlite__close_here, db);
+    return conc_lock_release(&db->lock);
 }
 
 static inline int sqlite_close(sqlite_db *db)
 {
     if (!db)
         return 0;
-    if (db->handle && db->pid != getpid()) { /* the files are the parent's: leave all as it is */
+    if (db->pid != getpid() && db->handle) { /* the files are the parent's: leave all as it is */
         db->handle = NULL;
         memset(db->cache, 0, sizeof db->cache);
         return -EPERM;
     }
     if (sqlite__is_mine(db))
-        return conc_fail(-EBUSY, "%s: in a transaction, or with open rows", db->name);
+        return sqlite__fail(db, -EBUSY, "in a transaction, or with open rows");
     if (conc_loop_self())
         return conc_shield(CONC_FOREVER, sqlite__close_in_turn, db);
     if (db->handle)
