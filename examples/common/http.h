@@ -62,8 +62,8 @@
  * Not covered: HTTP/2, tunnels of CONNECT, compression, content codings, trailers (which are checked
  * and dropped), a Date header.
  */
-#ifndef CONC_HTTP_H
-#define CONC_HTTP_H
+#ifndef HTTP_H
+#define HTTP_H
 
 #ifndef CONC_VERSION
 #error "http.h: include conc.h first"
@@ -981,6 +981,26 @@ static inline ssize_t http_decode_path(http_connection *h, char *out, size_t siz
 
 /* ---- implementation: from request to request ------------------------------------------------ */
 
+/* Anything -> WAITING, and nothing of a request is there. */
+static inline void http__forget_request(http_connection *h)
+{
+    http__free(&h->head);
+    http__free(&h->body);
+    free(h->strings);
+    h->strings = NULL;
+    h->strings_used = h->lines = h->header_count = h->trailer_size = 0;
+    h->method = h->target = h->query = h->host = "";
+    h->path = "/";
+    h->upgrade = NULL;
+    h->minor = 1;
+    h->length = 0;
+    h->left = 0;
+    h->part = HTTP__HEAD;
+    h->keep_alive = true;
+    h->expects = h->blank = false;
+    h->state = HTTP__WAITING;
+}
+
 /* Ends what the request before has left: 1: another may follow; 0: none. */
 static inline int http__finish(http_connection *h)
 {
@@ -998,27 +1018,8 @@ static inline int http__finish(http_connection *h)
         h->state = HTTP__OVER;
         return 0;
     }
-    h->state = HTTP__WAITING;
+    http__forget_request(h);
     return 1;
-}
-
-/* WAITING, and nothing of a request is there yet. */
-static inline void http__forget_request(http_connection *h)
-{
-    http__free(&h->head);
-    http__free(&h->body);
-    free(h->strings);
-    h->strings = NULL;
-    h->strings_used = h->lines = h->header_count = h->trailer_size = 0;
-    h->method = h->target = h->query = h->host = "";
-    h->path = "/";
-    h->upgrade = NULL;
-    h->minor = 1;
-    h->length = 0;
-    h->left = 0;
-    h->part = HTTP__HEAD;
-    h->keep_alive = true;
-    h->expects = h->blank = false;
 }
 
 static inline int http__next(http_connection *h)
@@ -1026,12 +1027,12 @@ static inline int http__next(http_connection *h)
     int rc = 1;
     if (h->state == HTTP__OVER)
         return 0;
+    if (!h->method)
+        http__forget_request(h);
     if (h->state != HTTP__WAITING)
         rc = http__finish(h);
-    if (rc > 0 && h->head.n == 0 && !h->blank) {
-        http__forget_request(h);
+    if (rc > 0 && h->head.n == 0 && !h->blank)
         rc = http__await(h);
-    }
     if (rc > 0)
         rc = http__read_head(h);
     if (rc > 0)
@@ -1058,8 +1059,10 @@ static inline int http__answer(void *arg)
 static inline int http__apologise(http_connection *h, int rc)
 {
     char words[128];
-    bool ours = h->state == HTTP__BROKEN || h->refused;
-    if (ours && rc != -ECANCELED)
+    bool clients_fault = h->state == HTTP__BROKEN || h->refused;
+    if (rc == -ECANCELED || rc == -EINVAL)
+        clients_fault = false;
+    if (clients_fault)
         return 0;
     if (h->state != HTTP__ASKED || rc == -ECANCELED)
         return rc;
@@ -1128,6 +1131,8 @@ static inline ssize_t http_read(http_connection *h, void *buf, size_t n)
 
 static inline ssize_t http_body(http_connection *h, char **data)
 {
+    if (data)
+        *data = NULL;
     CONC_TRY(http__enter(h, HTTP__READS, HTTP__ASKED, HTTP__ANSWERED, "http_body"));
     ssize_t rc = -EINVAL;
     if (data)
@@ -1296,7 +1301,6 @@ static inline int http_close(http_connection *h)
     free(h->headers);
     h->headers = NULL;
     h->stream = NULL;
-    h->state = HTTP__WAITING;
     return rc;
 }
 
