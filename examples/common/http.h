@@ -43,10 +43,11 @@
  *   Refused with 400 is whatever two servers may read in two ways: Content-Length twice or with
  *   Transfer-Encoding, bad chunk sizes, folded lines, lines that end without CRLF, a space before
  *   a colon, control characters, no Host or two.
- * Errors. All calls return 0 or a count, or a negative errno. `error` holds the newest error in
- *   words, as conc_last_error does. -EINVAL: a wrong argument, or a call out of order (a response
- *   before a request, two responses): nothing has changed. -EPIPE: the response was cut short
- *   before. -EBUSY: another task is in such a call. -ENOMEM. And the stream's errors.
+ * Errors. All calls return 0 or a count, or a negative errno, with words in conc_last_error; those
+ *   of what befell the connection stay in `error`. -EINVAL: a wrong argument, or a call out of order
+ *   (a response before a request, two responses): nothing has changed. -EPIPE: the connection broke
+ *   before. -EBUSY: another task is in such a call. -ENOMEM. -EPERM: not in a task. And the stream's
+ *   errors.
  * Waiting. http_next, http_serve, http_body, http_read, http_respond, http_printf, http_begin,
  *   http_write, http_flush, http_end, http_upgrade and http_close wait. After a cancel in http_next,
  *   http_body or http_read nothing is lost, and the call may be repeated. A cancel in a response
@@ -122,7 +123,7 @@ typedef struct http_connection {
     /* The connection */
     bool keep_alive; /* more requests may follow; false before the response: it is the last */
     int refused;     /* the status with which a request was refused; 0: none was */
-    char error[160]; /* the newest error, in words */
+    char error[160]; /* why it was refused, broke or failed, in words; "": it did not */
 
     /* private */
     http_parser parser;
@@ -240,9 +241,8 @@ enum { HTTP__READS = 1, HTTP__WRITES = 2 };
 
 enum {
     HTTP__CHUNK_LINE = 256, /* bytes of a chunk's first line at most, with its extensions */
-    HTTP__SKIPPED =
-        65536,       /* bytes of a body that nobody read, to be skipped for the next request */
-    HTTP__LINGER = 1 /* seconds for the client to read the last response */
+    HTTP__SKIPPED = 65536,  /* bytes of a body that are skipped for the sake of the next request */
+    HTTP__LINGER = 1        /* seconds for the client to read the last response */
 };
 
 static const char http__token[] =
@@ -300,7 +300,7 @@ static inline int http__enter(http_connection *h, int bits, int first, int last,
     if (h->state == HTTP__BROKEN)
         return conc_fail(-EPIPE, "%s: the connection broke before: %.90s", call, h->error);
     if (h->state < first || h->state > last)
-        return http__fail(h, -EINVAL, "%s: out of order", call);
+        return conc_fail(-EINVAL, "%s: out of order", call);
     if (!h->inside)
         http__set_defaults(h);
     h->inside |= bits;
@@ -336,6 +336,31 @@ static inline int http__append(http__text *t, const void *data, size_t n)
     t->n += n;
     t->data[t->n] = 0;
     return 0;
+}
+
+static inline int http__vprint(http__text *t, const char *fmt, va_list args)
+{
+    va_list again;
+    va_copy(again, args);
+    int n = vsnprintf(NULL, 0, fmt, again);
+    va_end(again);
+    if (n < 0)
+        return -EINVAL;
+    CONC_TRY(http__reserve(t, (size_t)n));
+    vsnprintf(t->data + t->n, (size_t)n + 1, fmt, args);
+    t->n += (size_t)n;
+    return 0;
+}
+
+/* Appends formatted text: 0, or an error, and nothing has changed. */
+__attribute__((__format__(__printf__, 2, 3))) static inline int http__print(http__text *t,
+                                                                            const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    int rc = http__vprint(t, fmt, args);
+    va_end(args);
+    return rc;
 }
 
 static inline void http__free(http__text *t)
@@ -390,34 +415,24 @@ static inline bool http__may_skip(const http_connection *h)
     return !h->expects && h->left <= HTTP__SKIPPED;
 }
 
-/* The headers that say where the body ends, and whether the connection does. */
-static inline int http__append_framing(http_connection *h, http__text *head, int64_t length)
+/* The status line, the headers that were set, and those that say where the body ends and whether
+ * the connection does. */
+static inline int http__print_head(http_connection *h, http__text *head, int status, int64_t length)
 {
-    char line[64];
-    const char *connection = "";
+    const char *reason = http_status_str((enum http_status)status), *connection = "";
     if (!h->keep_alive)
         connection = "Connection: close\r\n";
     else if (h->minor == 0)
         connection = "Connection: keep-alive\r\n";
-    if (h->sized) {
-        snprintf(line, sizeof line, "Content-Length: %lld\r\n", (long long)length);
-        CONC_TRY(http__append(head, line, strlen(line)));
-    } else if (h->chunked) {
-        snprintf(line, sizeof line, "Transfer-Encoding: chunked\r\n");
-        CONC_TRY(http__append(head, line, strlen(line)));
-    }
-    CONC_TRY(http__append(head, connection, strlen(connection)));
-    return http__append(head, "\r\n", 2);
-}
-
-/* The status line, and the headers that were set. */
-static inline int http__append_status(http_connection *h, http__text *head, int status)
-{
-    char line[80];
-    const char *reason = http_status_str((enum http_status)status);
-    snprintf(line, sizeof line, "HTTP/1.1 %d %s\r\n", status, *reason == '<' ? "" : reason);
-    CONC_TRY(http__append(head, line, strlen(line)));
-    return http__append(head, h->out.data, h->out.n);
+    if (*reason == '<') /* it knows none */
+        reason = "";
+    CONC_TRY(http__print(head, "HTTP/1.1 %d %s\r\n", status, reason));
+    CONC_TRY(http__append(head, h->out.data, h->out.n));
+    if (h->sized)
+        CONC_TRY(http__print(head, "Content-Length: %lld\r\n", (long long)length));
+    else if (h->chunked)
+        CONC_TRY(http__print(head, "Transfer-Encoding: chunked\r\n"));
+    return http__print(head, "%s\r\n", connection);
 }
 
 /* ASKED -> ANSWERING, or an error. */
@@ -432,9 +447,7 @@ static inline int http__begin(http_connection *h, int status, int64_t length)
     bool ends_by_close = length < 0 && !no_body && h->minor == 0;
     if (ends_by_close || !http__may_skip(h))
         h->keep_alive = false;
-    int rc = http__append_status(h, &head, status);
-    if (rc == 0)
-        rc = http__append_framing(h, &head, length);
+    int rc = http__print_head(h, &head, status, length);
     if (rc == 0)
         rc = http__send(h, head.data, head.n);
     http__free(&head);
@@ -450,7 +463,7 @@ static inline int http__write(http_connection *h, const void *data, size_t n)
 {
     char size[24];
     if (n > h->to_write)
-        return http__fail(h, -EMSGSIZE, "http_write: %zu bytes are more than length leaves", n);
+        return conc_fail(-EMSGSIZE, "http_write: %zu bytes are more than length leaves", n);
     if (n == 0 || h->bodyless)
         return 0;
     if (!h->chunked) {
@@ -504,7 +517,7 @@ static inline int http__refuse(http_connection *h, int status, int rc, const cha
     h->keep_alive = h->expects = false;
     h->out.n = 0;
     if (answerable) {
-        http__append(&h->out, "Content-Type: text/plain\r\n", 26);
+        http__print(&h->out, "Content-Type: text/plain\r\n");
         http__respond(h, status, words, (size_t)length);
     }
     if (h->state == HTTP__ANSWERING)
@@ -892,10 +905,9 @@ static inline ssize_t http__body(http_connection *h, char **data)
     bool too_large = h->length > 0 && (uint64_t)h->length > h->max_body;
     ssize_t n = 1;
     while (n > 0 && !too_large) {
-        size_t piece = h->body.n + 4096;
-        if (http__reserve(&h->body, piece))
+        if (http__reserve(&h->body, 4096))
             return http__no_memory(h);
-        n = CONC_TRY(http__read(h, h->body.data + h->body.n, piece));
+        n = CONC_TRY(http__read(h, h->body.data + h->body.n, h->body.room - h->body.n - 1));
         h->body.n += (size_t)n;
         h->body.data[h->body.n] = 0;
         too_large = h->body.n > h->max_body;
@@ -1125,7 +1137,7 @@ static inline ssize_t http_read(http_connection *h, void *buf, size_t n)
     if (buf && n)
         rc = http__read(h, buf, n);
     else
-        http__fail(h, -EINVAL, "http_read: no buffer");
+        conc_fail(-EINVAL, "http_read: no buffer");
     return http__leave(h, HTTP__READS, rc);
 }
 
@@ -1138,7 +1150,7 @@ static inline ssize_t http_body(http_connection *h, char **data)
     if (data)
         rc = http__body(h, data);
     else
-        http__fail(h, -EINVAL, "http_body: nowhere to put it");
+        conc_fail(-EINVAL, "http_body: nowhere to put it");
     return http__leave(h, HTTP__READS, rc);
 }
 
@@ -1149,21 +1161,14 @@ static inline int http_set_header(http_connection *h, const char *name, const ch
     bool valid = name && *name && name[strspn(name, http__token)] == 0 && value &&
                  !http__has_controls(value, strlen(value));
     if (!valid)
-        return http__fail(h, -EINVAL, "http_set_header: a bad name or value");
+        return conc_fail(-EINVAL, "http_set_header: a bad name or value");
     bool ours = strcasecmp(name, "Content-Length") == 0 || strcasecmp(name, "Connection") == 0 ||
                 strcasecmp(name, "Transfer-Encoding") == 0;
     if (ours)
-        return http__fail(h, -EINVAL, "http_set_header: %s is sent by http_begin", name);
+        return conc_fail(-EINVAL, "http_set_header: %s is sent by http_begin", name);
     if (strcasecmp(name, "Content-Type") == 0)
         h->typed = true;
-    const char *parts[] = {name, ": ", value, "\r\n"};
-    size_t before = h->out.n;
-    int rc = 0;
-    for (size_t i = 0; i < 4 && rc == 0; i++)
-        rc = http__append(&h->out, parts[i], strlen(parts[i]));
-    if (rc)
-        h->out.n = before;
-    return rc;
+    return http__print(&h->out, "%s: %s\r\n", name, value);
 }
 
 /* http_begin and the calls that include it begin. */
@@ -1173,7 +1178,7 @@ static inline int http__enter_response(http_connection *h, int status, const cha
     if (status >= 200 && status <= 599)
         return 0;
     http__leave(h, HTTP__WRITES, 0);
-    return http__fail(h, -EINVAL, "%s: the status is %d", call, status);
+    return conc_fail(-EINVAL, "%s: the status is %d", call, status);
 }
 
 static inline int http_respond(http_connection *h, int status, const void *body, size_t size)
@@ -1183,29 +1188,25 @@ static inline int http_respond(http_connection *h, int status, const void *body,
     if (body || !size)
         rc = http__respond(h, status, body, size);
     else
-        http__fail(h, -EINVAL, "http_respond: no body");
+        conc_fail(-EINVAL, "http_respond: no body");
     return (int)http__leave(h, HTTP__WRITES, rc);
 }
 
 static inline int http_printf(http_connection *h, int status, const char *fmt, ...)
 {
     va_list args;
+    http__text body = {NULL, 0, 0};
+    CONC_TRY(http__enter_response(h, status, "http_printf"));
     va_start(args, fmt);
-    int size = vsnprintf(NULL, 0, fmt, args);
+    int rc = http__vprint(&body, fmt, args);
     va_end(args);
-    char *text = size < 0 ? NULL : malloc((size_t)size + 1);
-    if (!text)
-        return size < 0 ? -EINVAL : -ENOMEM;
-    va_start(args, fmt);
-    vsnprintf(text, (size_t)size + 1, fmt, args);
-    va_end(args);
-    int rc = 0;
-    if (h && !h->typed)
-        rc = http_set_header(h, "Content-Type", "text/plain; charset=utf-8");
+    if (rc == 0 && !h->typed)
+        rc = http__print(&h->out, "Content-Type: text/plain; charset=utf-8\r\n");
+    h->typed = true;
     if (rc == 0)
-        rc = http_respond(h, status, text, (size_t)size);
-    free(text);
-    return rc;
+        rc = http__respond(h, status, body.data, body.n);
+    http__free(&body);
+    return (int)http__leave(h, HTTP__WRITES, rc);
 }
 
 static inline int http_begin(http_connection *h, int status, int64_t length)
@@ -1221,7 +1222,7 @@ static inline int http_write(http_connection *h, const void *data, size_t n)
     if (data || !n)
         rc = http__write(h, data, n);
     else
-        http__fail(h, -EINVAL, "http_write: no data");
+        conc_fail(-EINVAL, "http_write: no data");
     return (int)http__leave(h, HTTP__WRITES, rc);
 }
 
@@ -1239,12 +1240,11 @@ static inline int http_end(http_connection *h)
 
 static inline int http__upgrade(http_connection *h, const char *protocol)
 {
-    char line[120];
     http__text head = {NULL, 0, 0};
-    snprintf(line, sizeof line, "Upgrade: %s\r\nConnection: Upgrade\r\n\r\n", protocol);
-    int rc = http__append_status(h, &head, 101);
-    if (rc == 0)
-        rc = http__append(&head, line, strlen(line));
+    int rc = http__print(&head,
+                         "HTTP/1.1 101 Switching Protocols\r\n%sUpgrade: %s\r\n"
+                         "Connection: Upgrade\r\n\r\n",
+                         h->out.n ? h->out.data : "", protocol);
     if (rc == 0)
         rc = http__send(h, head.data, head.n);
     http__free(&head);
@@ -1259,12 +1259,11 @@ static inline int http_upgrade(http_connection *h, const char *protocol)
 {
     CONC_TRY(http__enter(h, HTTP__READS | HTTP__WRITES, HTTP__ASKED, HTTP__ASKED, "http_upgrade"));
     int rc = 0;
-    bool valid = protocol && *protocol && strlen(protocol) < 64 &&
-                 protocol[strspn(protocol, http__token)] == 0;
+    bool valid = protocol && *protocol && protocol[strspn(protocol, http__token)] == 0;
     if (!valid)
-        rc = http__fail(h, -EINVAL, "http_upgrade: a bad protocol");
+        rc = conc_fail(-EINVAL, "http_upgrade: a bad protocol");
     else if (!h->upgrade || h->part != HTTP__COMPLETE)
-        rc = http__fail(h, -EINVAL, "http_upgrade: not asked for, or the body is not read");
+        rc = conc_fail(-EINVAL, "http_upgrade: not asked for, or the body is not read");
     else
         rc = http__upgrade(h, protocol);
     return (int)http__leave(h, HTTP__READS | HTTP__WRITES, rc);
@@ -1292,7 +1291,7 @@ static inline int http_close(http_connection *h)
     if (!h)
         return 0;
     if (h->inside)
-        return http__fail(h, -EBUSY, "http_close: another task is in a call");
+        return conc_fail(-EBUSY, "http_close: another task is in a call");
     http__set_defaults(h);
     if (h->stream && !h->handed_over)
         rc = http__shut(h);

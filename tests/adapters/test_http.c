@@ -928,7 +928,7 @@ static int out_of_order(http_connection *h, void *arg)
     CHECK_INT(http_begin(h, 199, 0), -EINVAL);
     CHECK_INT(http_begin(h, 101, 0), -EINVAL);
     CHECK_INT(http_respond(h, 600, NULL, 0), -EINVAL);
-    CHECK_CONTAINS(h->error, "the status is 600");
+    CHECK_STR(h->error, "");
     CHECK_CONTAINS(conc_last_error(), "the status is 600");
     CHECK_INT(http_respond(h, 200, NULL, 5), -EINVAL);
     CHECK_INT(http_upgrade(h, "x"), -EINVAL);
@@ -1924,10 +1924,14 @@ static void run_in_debug_mode(void)
     CHECK_INT(conc_run_with(&o, in_debug_mode, NULL), 0);
 }
 
+/* Apart from the lines about stacks, which are no complaint. The limit of a step is on the real
+ * clock, and another process may have had the processor: so there are five tries. */
 TEST(debug_mode_has_nothing_to_say)
 {
-    char text[8000];
-    CHECK_INT(test_in_process(run_in_debug_mode, text, sizeof text), 0);
-    if (strstr(text, "holds") || strstr(text, "held"))
-        test_fail(__FILE__, __LINE__, "debug mode said: %s", text);
+    char text[8000] = "holds the loop";
+    for (int i = 0; i < 5 && strstr(text, "the loop"); i++)
+        CHECK_INT(test_in_process(run_in_debug_mode, text, sizeof text), 0);
+    for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n"))
+        if (strncmp(line, "conc: stacks: ", 14) != 0)
+            test_fail(__FILE__, __LINE__, "debug mode said: %s", line);
 }
