@@ -171,8 +171,11 @@ enum {
 typedef struct fetch__core {
     CURLM *multi;
     int epoll, timer;
-    conc_queue turns; /* one item: the turn, while no task has it */
-    conc_loop *loop;  /* that of the transfers */
+    long timeout;        /* ms: what curl asked for last; -1: nothing */
+    bool timer_is_stale; /* it is not set to that yet: that is done when a task waits for it */
+    bool waiting;        /* the task that has the turn waits */
+    conc_queue turns;    /* one item: the turn, while no task has it */
+    conc_loop *loop;     /* that of the transfers */
     struct fetch__transfer *first;
     int users; /* the client and the transfers; the last one frees */
     bool closed;
@@ -256,14 +259,24 @@ static inline int fetch__on_socket(CURL *curl, curl_socket_t fd, int what, void 
 /* curl wants to be called after so many milliseconds; -1: not. */
 static inline int fetch__on_timer(CURLM *multi, long ms, void *core_arg)
 {
-    const fetch__core *core = core_arg;
-    struct itimerspec when = {.it_value = {ms / 1000, ms % 1000 * 1000000}};
+    fetch__core *core = core_arg;
     (void)multi;
-    if (ms < 0)
+    core->timeout = ms;
+    core->timer_is_stale = true;
+    return 0;
+}
+
+static inline void fetch__set_timer(fetch__core *core)
+{
+    struct itimerspec when = {.it_value = {core->timeout / 1000, core->timeout % 1000 * 1000000}};
+    if (!core->timer_is_stale)
+        return;
+    core->timer_is_stale = false;
+    if (core->timeout < 0)
         when.it_value = (struct timespec){0};
-    else if (ms == 0)
+    else if (core->timeout == 0)
         when.it_value.tv_nsec = 1; /* 0 would disarm it */
-    return timerfd_settime(core->timer, 0, &when, NULL);
+    timerfd_settime(core->timer, 0, &when, NULL);
 }
 
 /* As curl does it, but child programs do not inherit the socket. */
@@ -387,28 +400,6 @@ static inline size_t fetch__on_body(char *bytes, size_t one, size_t n, void *tra
     return n;
 }
 
-/* Gives what has come to options.piece; curl goes on meanwhile. */
-static inline int fetch__hand_over(fetch__transfer *t)
-{
-    char *bytes = t->data;
-    size_t size = t->size;
-    long status = 0;
-    t->data = NULL;
-    t->size = t->room = 0;
-    if (t->paused && !t->done) {
-        t->paused = false;
-        curl_easy_pause(t->curl, CURLPAUSE_CONT); /* an error of it ends the transfer */
-    }
-    curl_easy_getinfo(t->curl, CURLINFO_RESPONSE_CODE, &status);
-    t->response->status = (int)status;
-    t->response->curl = t->curl;
-    int rc = t->options->piece(bytes, size, t->options->arg);
-    t->response->curl = NULL;
-    free(bytes);
-    t->piece_failed = rc < 0 && rc != -ECANCELED;
-    return rc < 0 ? rc : 0;
-}
-
 /* ---- private: a request ---- */
 
 /* curl's errors as those of conc. */
@@ -457,15 +448,16 @@ static inline void fetch__act(fetch__core *core, curl_socket_t fd, int events)
     }
     if (code != CURLM_OK)
         fetch__finish_all(core, -EIO, curl_multi_strerror(code));
+    if (core->waiting)
+        fetch__set_timer(core);
 }
 
-/* Waits until curl has something to do, does a little of it, and lets other tasks run. */
-static inline int fetch__drive(fetch__core *core)
+/* Lets curl work on a few of the sockets that are ready. */
+static inline void fetch__act_on_ready(fetch__core *core)
 {
     struct epoll_event ready[FETCH__BATCH];
     uint64_t expirations;
-    int rc = conc_wait_fd(core->epoll, CONC_READABLE);
-    int n = rc < 0 ? 0 : epoll_wait(core->epoll, ready, FETCH__BATCH, 0);
+    int n = epoll_wait(core->epoll, ready, FETCH__BATCH, 0);
     for (int i = 0; i < n; i++) {
         int events = 0;
         if (ready[i].events & (EPOLLIN | EPOLLERR | EPOLLHUP))
@@ -477,7 +469,47 @@ static inline int fetch__drive(fetch__core *core)
         else if (read(core->timer, &expirations, sizeof expirations) > 0)
             fetch__act(core, CURL_SOCKET_TIMEOUT, 0); /* else it was set anew meanwhile */
     }
+}
+
+/* Waits until curl has something to do, does a little of it, and lets other tasks run. */
+static inline int fetch__drive(fetch__core *core)
+{
+    int rc = 0;
+    if (core->timer_is_stale && core->timeout == 0) {
+        core->timer_is_stale = false; /* now, without the detour by the timer */
+        fetch__act(core, CURL_SOCKET_TIMEOUT, 0);
+    } else {
+        fetch__set_timer(core);
+        core->waiting = true;
+        rc = conc_wait_fd(core->epoll, CONC_READABLE);
+        core->waiting = false;
+        if (rc >= 0)
+            fetch__act_on_ready(core);
+    }
     return rc < 0 ? rc : conc_yield();
+}
+
+/* Gives what has come to options.piece; curl goes on meanwhile. */
+static inline int fetch__hand_over(fetch__transfer *t)
+{
+    char *bytes = t->data;
+    size_t size = t->size;
+    long status = 0;
+    t->data = NULL;
+    t->size = t->room = 0;
+    if (t->paused && !t->done) {
+        t->paused = false;
+        curl_easy_pause(t->curl, CURLPAUSE_CONT); /* an error of it ends the transfer */
+        fetch__act(t->core, CURL_SOCKET_TIMEOUT, 0);
+    }
+    curl_easy_getinfo(t->curl, CURLINFO_RESPONSE_CODE, &status);
+    t->response->status = (int)status;
+    t->response->curl = t->curl;
+    int rc = t->options->piece(bytes, size, t->options->arg);
+    t->response->curl = NULL;
+    free(bytes);
+    t->piece_failed = rc < 0 && rc != -ECANCELED;
+    return rc < 0 ? rc : 0;
 }
 
 /* Waits until the transfer has changed, and meanwhile drives curl if no other task does. */
@@ -641,8 +673,10 @@ static inline void fetch__leave(fetch__transfer *t)
 {
     if (!t->core)
         return;
-    if (!t->core->closed)
+    if (!t->core->closed) {
         curl_multi_remove_handle(t->core->multi, t->curl);
+        fetch__act(t->core, CURL_SOCKET_TIMEOUT, 0); /* the next may have its connection */
+    }
     *t->link = t->next;
     if (t->next)
         t->next->link = t->link;
