@@ -127,6 +127,7 @@ typedef struct sqlite_db {
     int holds;             /* which has it for so many calls, transactions and open rows */
     int level;             /* of nested transactions */
     pid_t pid;             /* of the process that opened it */
+    unsigned opens;        /* how often it was opened */
     char name[100];        /* the path, for errors */
     sqlite3_stmt *running; /* the statement that a thread steps just now */
     sqlite3_stmt *cache[SQLITE__CACHE]; /* statements at rest, the newest first, then NULL */
@@ -138,9 +139,9 @@ typedef struct sqlite_db {
 static inline int sqlite_open(sqlite_db *db, const char *path);
 
 /* Closes it when those that came before had their turn; whoever comes later gets -EBADF. Waits, and
- * a cancel does not cut that short. Closing twice, or what was never opened, does nothing. Also
- * outside a run, once no task uses it any more. -EBUSY: the task is in a transaction of this
- * connection, or has open rows. */
+ * a cancel does not cut that short. Rows that the task has open get -EBADF. Closing twice, or what
+ * was never opened, does nothing. Also outside a run, once no task uses it any more. -EBUSY: in a
+ * transaction of this connection. */
 static inline int sqlite_close(sqlite_db *db);
 CONC_AUTO_TYPE(sqlite_db, sqlite_close);
 
@@ -168,6 +169,7 @@ typedef struct sqlite_rows {
     /* private */
     sqlite_db *db;
     sqlite3_stmt *statement; /* NULL: SQLite has no more rows */
+    unsigned opens;          /* that of the connection */
     struct sqlite__block *blocks;
     size_t next, room, bytes;
 } sqlite_rows;
@@ -695,11 +697,13 @@ static inline int sqlite__query(sqlite_db *db, sqlite_rows *rows, const char *sq
         return sqlite__fail(db, -EINVAL, "the rows are NULL");
     CONC_TRY(sqlite_rows_close(rows));
     int rc = sqlite__statement(db, rows, sql, values);
-    if (rc < 0)
+    if (rc < 0) {
         sqlite_rows_close(rows);
-    else
-        rows->db = db;
-    return rc < 0 ? rc : 0;
+        return rc;
+    }
+    rows->db = db;
+    rows->opens = db->opens;
+    return 0;
 }
 
 static inline int sqlite__next_batch(void *call)
@@ -715,18 +719,32 @@ static inline int sqlite__next_batch(void *call)
     return rc;
 }
 
+/* Has the connection not been closed since the query? */
+static inline bool sqlite__is_open(const sqlite_rows *rows)
+{
+    return rows->db->handle && rows->db->opens == rows->opens;
+}
+
+static inline int sqlite__fetch(sqlite_rows *rows)
+{
+    sqlite__call c = {.db = rows->db, .rows = rows, .once = true};
+    if (!sqlite__is_open(rows))
+        return sqlite__fail(rows->db, -EBADF, "the connection of these rows was closed");
+    c.sql = sqlite3_sql(rows->statement);
+    int rc = sqlite__run_inside(&c, sqlite__next_batch);
+    if (!rows->statement)
+        sqlite__let_go(rows->db);
+    return rc;
+}
+
 static inline int sqlite_next(sqlite_rows *rows)
 {
     if (!rows || !rows->db)
         return conc_fail(-EINVAL, "sqlite: the rows are of no query");
     if (rows->next == rows->count && rows->statement) {
-        sqlite__call c = {.db = rows->db, .rows = rows, .once = true};
-        if (!sqlite__is_mine(rows->db))
+        if (sqlite__is_open(rows) && !sqlite__is_mine(rows->db))
             return sqlite__fail(rows->db, -EPERM, "another task fetches these rows");
-        c.sql = sqlite3_sql(rows->statement);
-        int rc = sqlite__run_inside(&c, sqlite__next_batch);
-        if (!rows->statement)
-            sqlite__let_go(rows->db);
+        int rc = sqlite__fetch(rows);
         if (rc < 0) {
             sqlite_rows_close(rows);
             return rc;
@@ -747,7 +765,7 @@ static inline int sqlite_rows_close(sqlite_rows *rows)
 {
     if (!rows)
         return 0;
-    bool open = rows->statement && rows->db->handle; /* else sqlite_close has ended it */
+    bool open = rows->statement && sqlite__is_open(rows);
     if (open && conc_loop_self() && !sqlite__is_mine(rows->db))
         return sqlite__fail(rows->db, -EPERM, "another task fetches these rows");
     if (open) {
@@ -921,6 +939,7 @@ static inline int sqlite_open(sqlite_db *db, const char *path)
         sqlite__call c = {.db = db, .arg = (void *)(uintptr_t)path};
         snprintf(db->name, sizeof db->name, "%s", path);
         db->pid = getpid();
+        db->opens++;
         rc = sqlite__run(&c, sqlite__open_here);
         rc = rc ? rc : sqlite__configure(db);
         if (rc < 0 && db->handle)
@@ -933,9 +952,11 @@ static inline int sqlite_open(sqlite_db *db, const char *path)
 static inline int sqlite__close_in_turn(void *arg)
 {
     sqlite_db *db = arg;
-    CONC_TRY(conc_lock_acquire(&db->lock));
+    if (!sqlite__is_mine(db)) /* else the task has open rows */
+        CONC_TRY(conc_lock_acquire(&db->lock));
     if (db->handle)
         sqlite__must(sqlite__close_here, db);
+    db->holds = 0;
     return conc_lock_release(&db->lock);
 }
 
@@ -948,8 +969,8 @@ static inline int sqlite_close(sqlite_db *db)
         memset(db->cache, 0, sizeof db->cache);
         return -EPERM;
     }
-    if (sqlite__is_mine(db))
-        return sqlite__fail(db, -EBUSY, "in a transaction, or with open rows");
+    if (sqlite__is_mine(db) && db->level > 0)
+        return sqlite__fail(db, -EBUSY, "the task is in a transaction");
     if (conc_loop_self())
         return conc_shield(CONC_FOREVER, sqlite__close_in_turn, db);
     if (db->handle)

@@ -341,10 +341,37 @@ DB_TEST(the_connection_is_free_when_the_rows_are_closed)
     CHECK_INT(conc_settle(), 0);
     CHECK_INT(sqlite_next(&rows), 1);
     CHECK_INT(other.rc, 99); /* waits for its turn */
-    CHECK_INT(sqlite_close(&db), -EBUSY);
     CHECK_INT(sqlite_rows_close(&rows), 0);
     CHECK_INT(conc_group_wait(&g), 0);
     CHECK_INT(other.rc, 1);
+    CHECK_INT(sqlite_close(&db), 0);
+}
+
+DB_TEST(close_ends_the_rows_that_its_task_has_open)
+{
+    sqlite_db db = {0};
+    open_table(&db);
+    CHECK_INT(sqlite_transaction(&db, insert_1000, &db), 0);
+    sqlite_rows a = {.batch = 1}, b = {.batch = 1}, c = {0};
+    CHECK_INT(sqlite_query(&db, &a, "SELECT n FROM t"), 0);
+    CHECK_INT(sqlite_query(&db, &b, "SELECT n FROM t"), 0);
+    CHECK_INT(sqlite_query(&db, &c, "SELECT n FROM t"), 0);
+    int fds = test_count_fds();
+    CHECK_INT(sqlite_close(&db), 0);
+    CHECK_INT(test_count_fds(), fds - 1);
+    CHECK_INT(sqlite_next(&a), 1);
+    CHECK_INT(sqlite_next(&a), -EBADF);
+    CHECK_INT(sqlite_next(&a), -EINVAL);
+    CHECK_INT(sqlite_open(&db, "test.db"), 0); /* it is not what b was opened on */
+    CHECK_INT(sqlite_next(&b), 1);
+    CHECK_INT(sqlite_next(&b), -EBADF);
+    CHECK_INT(sqlite_rows_close(&b), 0);
+    int n = 0;
+    for (; sqlite_next(&c) == 1; n++) /* all in memory */
+        CHECK_INT(c.row[0].integer, n);
+    CHECK_INT(n, 1000);
+    CHECK_INT(sqlite_rows_close(&c), 0);
+    CHECK_INT(number(&db, "SELECT count(*) FROM t"), 1000);
     CHECK_INT(sqlite_close(&db), 0);
 }
 
