@@ -23,6 +23,7 @@ typedef struct server {
     int port;                /* on 127.0.0.1; 0: none */
     uid_t user;              /* to run it as; 0: as this process */
     gid_t group;
+    int end_signal; /* to end it with; 0: SIGKILL. A server with shared memory cleans up then */
     char folder[64]; /* for its data and its log */
     pid_t pid;       /* 0: it does not run */
 } server;
@@ -61,7 +62,6 @@ static inline bool server_answers(int port)
 static inline void server_exec(const server *s)
 {
     int log = open("log", O_WRONLY | O_CREAT | O_APPEND, 0666);
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
     dup2(open("/dev/null", O_RDONLY), 0);
     dup2(log, 1);
     dup2(log, 2);
@@ -69,6 +69,7 @@ static inline void server_exec(const server *s)
         close(fd);
     if (s->user && (setgid(s->group) || setuid(s->user)))
         _exit(126);
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* a change of the user takes it away */
     execvp(s->argv[0], (char **)(uintptr_t)s->argv);
     _exit(127);
 }
@@ -106,21 +107,24 @@ static inline void server_start(server *s)
 
 static inline void server_signal(const server *s, int number) { CHECK(kill(s->pid, number) == 0); }
 
-/* Kills it at once, as a crash does. Its folder stays: server_start goes on with it. */
-static inline void server_kill(server *s)
+/* Ends it by this signal. Its folder stays: server_start goes on with it. */
+static inline void server_stop(server *s, int number)
 {
     if (s->pid <= 0)
         return;
-    kill(s->pid, SIGKILL);
+    kill(s->pid, number);
     while (waitpid(s->pid, NULL, 0) < 0 && errno == EINTR)
         ;
     s->pid = 0;
 }
 
+/* Kills it at once, as a crash does. */
+static inline void server_kill(server *s) { server_stop(s, SIGKILL); }
+
 static inline void server_end(server *s)
 {
     char command[96];
-    server_kill(s);
+    server_stop(s, s->end_signal ? s->end_signal : SIGKILL);
     if (!s->folder[0])
         return;
     snprintf(command, sizeof command, "rm -rf '%s'", s->folder);
