@@ -20,47 +20,54 @@
  * Needs libcurl 7.87 or later (Debian: libcurl4-openssl-dev) and Linux: cc app.c -lcurl
  *
  * What it gives
- *   Requests   any method, headers, a body; HTTP/1.1, and HTTP/2 over TLS where the server has it;
- *              redirects; answers are decompressed; http_proxy and its like of the environment
- *              apply, as always with curl. http: and https: alone.
+ *   Requests   any method, headers, a body; HTTP/1.1, and HTTP/2 over TLS if the server has it;
+ *              redirects; answers are decompressed. http: and https: only. curl reads http_proxy
+ *              and its like from the environment. If a connection that was used before turns out
+ *              to be dead, curl sends the request again on a new one.
  *   Limits     on the time (300 s) and on the size of the answer (64 MiB): see fetch_options. The
  *              client limits its connections (32 to a host, 256 in all); a request above that
- *              waits for its turn, which counts as its time.
- *   TLS        certificates and host names are verified, by the system's authorities or by a file.
+ *              waits for one, and this counts as its time.
+ *   TLS        certificates and host names are verified against the system's authorities, or
+ *              against those of a file.
  *   Streaming  options.piece gets the answer piece by piece, and may wait: the server has to.
- *   Other      client.configure sets any option of curl: proxies, cookies, client certificates.
+ *   The rest   client.configure sets any option of curl: proxies, cookies, client certificates.
  *
  * Waiting and cancels
- *   fetch() is the only call that waits. -ECANCELED, and every other error, has closed the
- *   connection of this request (of HTTP/2: its stream); the server may or may not have acted on it.
- *   Other requests of the client go on, and the client stays usable. Without a server that answers,
- *   it takes the time limit to find out.
- *   No thread and no task of its own is needed: one of the tasks that wait in fetch() waits for all
- *   sockets of the client, and hands that on when it leaves. Its stack is where curl runs, so a
- *   task that fetches needs a stack of 64 KiB or more; conc's default is 256 KiB.
- *   Host names are looked up by curl's threads. A cancel leaves the thread behind until the look-up
- *   ends.
- *   The first https: request of a client reads the certificates of the authorities, which holds
- *   the loop for 2 ms with a file of one, for 40 ms with the 140 of Debian.
- *   On the virtual clock a limit passes as soon as all tasks wait for the network: test with the
- *   real one.
+ *   fetch() is the only call that waits. If it returns -ECANCELED or another error, it has closed
+ *   the connection of this request (in HTTP/2: its stream), and the server may or may not have
+ *   acted on it. Other requests of the client go on, and the client stays usable. An answer that
+ *   is complete when the cancel comes is returned.
+ *   There is no thread and no task beside yours: one of the tasks that wait in fetch() waits for
+ *   all sockets of the client, and hands that on when it leaves. curl runs on its stack, so a task
+ *   that fetches needs a stack of 64 KiB or more; conc's default is 256 KiB.
+ *   Threads of curl look up host names. After a cancel such a thread lasts until its look-up ends.
+ *   The first https: request of a client reads the certificates of the authorities. This holds the
+ *   loop: 3 ms for a file of one, 40 ms for the 140 of Debian.
+ *   On the virtual clock a time limit passes as soon as every task waits, also for the network:
+ *   run such tests on the real clock, or with .timeout = CONC_FOREVER.
  *
- * Errors are a negative errno, with words in response.error and conc_last_error:
- *   -EINVAL (an argument, or a URL that makes no sense), -EPROTONOSUPPORT (not http: or https:, or
- *   the answer is not HTTP), -EADDRNOTAVAIL (no such host), -ECONNREFUSED and others of connect(2),
- *   -ECONNRESET (the connection broke, or curl gave it up, before the answer was complete), -EPROTO
- *   (the answer breaks the rules of HTTP, of TLS or of its compression), -EACCES (the server's certificate is refused), -ELOOP (too many
- *   redirects), -EMSGSIZE (the answer is above the limit), -ETIMEDOUT (options.timeout passed),
- *   -ENOMEM, -EPIPE (the client was closed meanwhile), -EPERM (not in a task, or the client is in
- *   use by another thread's loop), -EIO (anything else, such as an error of your options for curl).
- *   A status such as 404 or 503 is no error: look at response.status.
+ * Errors are a negative errno, with words in response.error and conc_last_error, which name the URL
+ *   -EINVAL          a bad argument or URL, or a file of certificates that cannot be read
+ *   -EPROTONOSUPPORT neither http: nor https:, or the answer is not HTTP
+ *   -EADDRNOTAVAIL   no such host
+ *   -ECONNREFUSED    and others of connect(2)
+ *   -ECONNRESET      the connection broke, or curl gave it up, before the answer was complete
+ *   -EPROTO          the answer breaks the rules of HTTP, of TLS or of its compression
+ *   -EACCES          the server's certificate is refused
+ *   -ELOOP           too many redirects
+ *   -EMSGSIZE        the answer is larger than options.limit
+ *   -ETIMEDOUT       options.timeout passed
+ *   -EPIPE           the client was closed meanwhile
+ *   -EPERM           not in a task, or another thread's loop has requests of the client under way
+ *   -ENOMEM, -EMFILE, and -EIO for all else: an error of an option that you set for curl
+ * A status such as 404 or 503 is no error: look at response.status.
  *
- * Speed: a request costs what it costs with curl's multi interface and epoll, and a switch of tasks;
- * curl itself is by far the largest part.
+ * Speed: about that of curl's multi interface in a loop of its own. A small request on an open
+ * connection takes about 20 us of processor time either way; fetch adds some 2 us to it.
  *
- * Not covered: bodies of requests that come piece by piece, WebSockets, other protocols, retries (
- * fetch_header(&r, "retry-after") tells what the server wishes), a client in a forked child: that
- * opens one of its own. */
+ * Not covered: request bodies that come piece by piece, WebSockets, other protocols, retries
+ * (fetch_header(&r, "retry-after") tells what the server wishes). A forked child opens a client of
+ * its own. */
 #ifndef FETCH_H
 #define FETCH_H
 

@@ -64,7 +64,8 @@ static void start_python(const char *mode)
 {
     static char file[] = __FILE__, script[PATH_MAX + 32], port[16];
     static const char *argv[] = {"python3", "-u", script, port, NULL, NULL};
-    char *folder = realpath(dirname(file), NULL);
+    char *folder = realpath(dirname(file), NULL); /* of the folder that the compiler ran in */
+    CHECK(folder != NULL);
     python = (server){.argv = argv, .port = server_free_port()};
     snprintf(script, sizeof script, "%s/fetch_server.py", folder);
     snprintf(port, sizeof port, "%d", python.port);
@@ -785,6 +786,56 @@ RUN_TEST(a_cancelled_request_gives_its_connection_to_the_next)
     stop(&g, &p);
 }
 
+/* Cancels the job between the end of its request and the next step of its task. */
+static int cancel_when_answered(void *arg)
+{
+    job *j = arg;
+    const fetch__core *core = j->client->core;
+    while (!conc_done(&j->task)) {
+        for (const fetch__transfer *t = core->first; t; t = t->next)
+            if (t->response == &j->r && t->done)
+                return conc_cancel(&j->task) == 0 ? 1 : -EINVAL;
+        CONC_TRY(conc_yield());
+    }
+    return 0;
+}
+
+static void check_answer_and_cancel(bool another_drives)
+{
+    int cancelled = -1;
+    conc_group g = {0}, jobs = {0};
+    conc_event go = {0};
+    conc_task canceler;
+    peer p = {.answer = HELLO, .go = &go}, silent = {.hangs = true};
+    job driver = {0}, j = {0};
+    CONC_AUTO(fetch_client, c) = {0};
+    start_peer(&g, &p);
+    start_peer(&g, &silent);
+    if (another_drives)
+        begin(&jobs, &driver, &c, silent.url);
+    begin(&jobs, &j, &c, p.url);
+    CHECK_INT(conc_event_wait(&p.asked), 0);
+    CHECK_INT(conc_spawn_task(&jobs, &canceler, cancel_when_answered, &j), 0);
+    conc_event_set(&go);
+    CHECK_INT(conc_join(&canceler, &cancelled), 0);
+    CHECK(cancelled == 1 || test_seeded());
+    CHECK_INT(conc_join(&j.task, NULL), 0);
+    CHECK_INT(j.rc, 0);
+    check_body(&j.r, "hello");
+    check_job(&j, 0);
+    conc_group_cancel(&jobs);
+    CHECK_INT(conc_group_wait(&jobs), 0);
+    CHECK_INT(driver.rc, another_drives ? -ECANCELED : 0);
+    CHECK_INT(conc_close(silent.server.fd), 0);
+    stop(&g, &p);
+}
+
+RUN_TEST(an_answer_that_came_before_the_cancel_counts)
+{
+    check_answer_and_cancel(false);
+    check_answer_and_cancel(true);
+}
+
 static int fetch_when_cancelled(void *arg)
 {
     conc_scope s = {0};
@@ -862,9 +913,9 @@ TEST(the_end_of_the_run_cancels_a_fetch_in_the_background)
 
 /* ---- closing ---- */
 
-/* Each of the two was waiting when its client was closed and, after or before that, it was
- * cancelled: what came first counts. */
-static void check_close(bool cancel_first, int rc)
+/* Two tasks wait when their client is closed and, after or before that, they are cancelled: a
+ * request that has ended says how. */
+static void check_close(bool cancel_first)
 {
     conc_group g = {0}, jobs = {0};
     peer p = {.hangs = true};
@@ -882,13 +933,17 @@ static void check_close(bool cancel_first, int rc)
     p.answer = HELLO;
     p.hangs = false;
     check_get(&c, p.url, "hello"); /* the client is open again, before they have left */
-    check_job(&j[0], rc);
-    check_job(&j[1], rc);
+    check_job(&j[0], -EPIPE);
+    check_job(&j[1], -EPIPE);
     CHECK_INT(conc_group_wait(&jobs), 0);
     stop(&g, &p);
 }
 
-RUN_TEST(a_close_ends_the_requests_under_way) { check_close(false, -EPIPE); }
+RUN_TEST(a_close_ends_the_requests_under_way)
+{
+    check_close(false);
+    check_close(true);
+}
 
 static int closing_piece(const void *bytes, size_t n, void *arg)
 {
