@@ -22,7 +22,8 @@
  * (Debian: libsqlite3-dev); SQLite 3.20 or later, built with threads, which is the default.
  *
  *   Tasks     A connection does one thing at a time. Any number of tasks of one run may use it:
- *             they take turns, first come, first served. Connections do not wait for each other.
+ *             they take turns, first come, first served. What is to go on at the same time needs
+ *             connections of its own.
  *   Waiting   Every call waits, but for sqlite_next on rows in memory, sqlite_rows_close on rows
  *             that are all read, and the calls that make a value. -ECANCELED means that the call
  *             had no effect. The exception is a text of several statements outside a transaction:
