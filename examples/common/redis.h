@@ -203,6 +203,12 @@ typedef struct redis__request {
     char bytes[];
 } redis__request;
 
+#if HIREDIS_MAJOR < 1
+typedef int redis__count;
+#else
+typedef size_t redis__count;
+#endif
+
 /* A connection. It lives until the client, its two tasks, and all tasks that wait for a reply have
  * released it. `error` is not 0 from the moment it is lost: fd is closed then, no request in it. */
 typedef struct redis__link {
@@ -217,10 +223,8 @@ typedef struct redis__link {
     redisReader *reader;
     size_t limit, reply_bytes, elements;
     bool too_many;
-#if HIREDIS_MAJOR < 1
     redisReplyObjectFunctions functions;
-    void *(*create_array)(const redisReadTask *, int);
-#endif
+    void *(*create_array)(const redisReadTask *, redis__count);
     char name[72], words[128];
     char in[16384], out[16384];
 } redis__link;
@@ -240,34 +244,26 @@ static inline double redis__or(double option, double otherwise)
     return option > 0 ? option : otherwise;
 }
 
-/* A reply cannot have more elements than this: each takes 3 bytes or more. hiredis allocates an
- * array when it has read no more than its length. */
-static inline size_t redis__max_elements(const redis__link *l) { return l->limit / 3; }
-
-#if HIREDIS_MAJOR < 1
-static inline void *redis__create_array(const redisReadTask *task, int n)
+/* hiredis allocates an array when it has read no more than its length. Each element takes 3 bytes
+ * or more, so too many of them are seen at once. */
+static inline void *redis__create_array(const redisReadTask *task, redis__count n)
 {
     redis__link *l = task->privdata;
     l->elements += (size_t)n;
-    l->too_many = l->elements > redis__max_elements(l);
+    l->too_many = l->elements > l->limit / 3;
     return l->too_many ? NULL : l->create_array(task, n);
 }
-#endif
 
 static inline int redis__reader_open(redis__link *l)
 {
     l->reader = redisReaderCreate();
     if (!l->reader)
         return redis__no_memory();
-#if HIREDIS_MAJOR < 1
     l->functions = *l->reader->fn;
     l->create_array = l->functions.createArray;
     l->functions.createArray = redis__create_array;
     l->reader->fn = &l->functions;
     l->reader->privdata = l;
-#else
-    l->reader->maxelements = (long long)redis__max_elements(l);
-#endif
     return 0;
 }
 
@@ -417,8 +413,11 @@ static inline int redis__receiver(void *arg)
     int rc = conc_scope_begin(&patience, CONC_FOREVER);
     l->patience = &patience;
     redis__set_patience(l);
-    while (rc == 0 && (rc = redis__read_reply(l, &reply)) == 0)
-        rc = redis__deliver(l, reply);
+    while (rc == 0) {
+        rc = redis__read_reply(l, &reply);
+        if (rc == 0)
+            rc = redis__deliver(l, reply);
+    }
     l->patience = NULL;
     rc = conc_scope_end(&patience, rc);
     const char *words = conc_last_error();
@@ -478,6 +477,7 @@ static inline int redis__send(redis__link *l, char *bytes, int size)
     redisFreeCommand(bytes);
     if (n < 0 || n == size)
         return n < 0 ? (int)n : 0;
+    redis__lose(l, -ECONNRESET, "half of a command was sent");
     return conc_cancelled() ? -ECANCELED : conc_fail(-ECONNRESET, "the connection was lost");
 }
 
@@ -659,7 +659,8 @@ static inline int redis__enter(redis_client *c)
 {
     bool negative = c->database < 0 || c->attempts < 0 || c->delay < 0 || c->max_delay < 0 ||
                     c->connect_timeout < 0 || c->timeout < 0;
-    if (!conc_self() || (redis__is_linked(c) && c->link->loop != conc_loop_self()))
+    bool elsewhere = redis__is_linked(c) && c->link->loop != conc_loop_self();
+    if (!conc_self() || elsewhere)
         return conc_fail(-EPERM, "redis: not in a task of the client's run");
     if (negative || (c->user && !c->password))
         return conc_fail(-EINVAL, "redis: a negative option, or a user without a password");
@@ -749,7 +750,7 @@ static inline const char *redis__name(const char *bytes, int *length)
 }
 
 /* 0, or why what hiredis formatted cannot be sent. */
-static inline int redis__check_command(const char *bytes, int size)
+static inline int redis__check_command(const char *bytes, long long size)
 {
     static const char *const refused[] = {
         "SUBSCRIBE\r",    "PSUBSCRIBE\r",
@@ -773,7 +774,7 @@ static inline int redis__check_command(const char *bytes, int size)
 }
 
 /* Sends what hiredis formatted, which is released. */
-static inline int redis__command(redis_client *c, redis_reply *reply, char *bytes, int size)
+static inline int redis__command(redis_client *c, redis_reply *reply, char *bytes, long long size)
 {
     redis_reply got = NULL;
     int length, rc = redis__check_command(bytes, size);
@@ -811,7 +812,7 @@ static inline int redis_command_argv(redis_client *c, redis_reply *reply, int ar
     char *bytes = NULL;
     if (!c || argc < 1 || !argv)
         return conc_fail(-EINVAL, "redis_command_argv: no client, or no words");
-    int size = redisFormatCommandArgv(&bytes, argc, argv, sizes);
+    long long size = redisFormatCommandArgv(&bytes, argc, argv, sizes);
     return redis__command(c, reply, bytes, size);
 }
 
@@ -862,7 +863,7 @@ static inline int redis__reserve(redis_pipeline *p, size_t size)
 }
 
 /* Adds what hiredis formatted, which is released. */
-static inline int redis__add(redis_pipeline *p, char *bytes, int size)
+static inline int redis__add(redis_pipeline *p, char *bytes, long long size)
 {
     int rc = redis__check_command(bytes, size);
     if (rc == 0)
@@ -894,7 +895,7 @@ static inline int redis_pipeline_add_argv(redis_pipeline *p, int argc, const cha
     char *bytes = NULL;
     if (!p || argc < 1 || !argv)
         return conc_fail(-EINVAL, "redis_pipeline_add_argv: no pipeline, or no words");
-    int size = redisFormatCommandArgv(&bytes, argc, argv, sizes);
+    long long size = redisFormatCommandArgv(&bytes, argc, argv, sizes);
     return redis__add(p, bytes, size);
 }
 
@@ -972,12 +973,10 @@ static inline int redis__hear(redis_subscription *s, redisReply **reply)
     }
 }
 
-/* The connection is of no use any more. */
-static inline int redis__give_up_link(redis_subscription *s, int rc)
+/* The connection is of no use any more: the next call renews it. */
+static inline int redis__give_up_link(const redis_subscription *s, int rc)
 {
-    s->missed |= s->topic_count > 0;
-    s->pinged = false;
-    redis__disconnect(&s->own, -ECONNRESET, "");
+    redis__lose(s->own.link, -ECONNRESET, "");
     return rc;
 }
 
@@ -1017,6 +1016,8 @@ static inline int redis__renew(redis_subscription *s)
 {
     if (redis__is_linked(&s->own))
         return 0;
+    s->missed = s->topic_count && (s->missed || s->own.link);
+    s->pinged = false;
     CONC_TRY(redis__connect(&s->own));
     for (size_t i = 0; i < s->topic_count; i++) {
         int rc = redis__tell(s, true, s->topics[i]);
