@@ -202,8 +202,8 @@ CONC_AUTO_TYPE(sqlite_rows, sqlite_rows_close);
 /* ---- transactions --------------------------------------------------------------------------- */
 
 /* fn(arg), in this task, in a transaction: its result. BEGIN IMMEDIATE (BEGIN, with .read_only)
- * comes before it, and COMMIT after it. If fn or COMMIT fails, or the task is cancelled before COMMIT is
- * done, all is rolled back. The connection is the task's own meanwhile, even while fn waits for
+ * comes before it, and COMMIT after it. If fn or COMMIT fails, or the task is cancelled before
+ * COMMIT is done, all is rolled back. The connection is the task's own meanwhile, even while fn waits for
  * something else; a task that fn spawns and waits for must not use it. Inside another transaction
  * of the same task it is a savepoint: if fn fails, what fn did is undone, and the outer one can go
  * on. BEGIN by hand is undone, and -EINVAL. Waits. */
