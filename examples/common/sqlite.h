@@ -203,10 +203,10 @@ CONC_AUTO_TYPE(sqlite_rows, sqlite_rows_close);
 
 /* fn(arg), in this task, in a transaction: its result. BEGIN IMMEDIATE (BEGIN, with .read_only)
  * comes before it, and COMMIT after it. If fn or COMMIT fails, or the task is cancelled before
- * COMMIT is done, all is rolled back. The connection is the task's own meanwhile, even while fn waits for
- * something else; a task that fn spawns and waits for must not use it. Inside another transaction
- * of the same task it is a savepoint: if fn fails, what fn did is undone, and the outer one can go
- * on. BEGIN by hand is undone, and -EINVAL. Waits. */
+ * COMMIT is done, all is rolled back. The connection is the task's own meanwhile, even while fn
+ * waits for something else; a task that fn spawns and waits for must not use it. Inside another
+ * transaction of the same task it is a savepoint: if fn fails, what fn did is undone, and the outer
+ * one can go on. BEGIN by hand is undone, and -EINVAL. Waits. */
 static inline int sqlite_transaction(sqlite_db *db, conc_fn *fn, void *arg);
 
 /* fn(handle, arg) in a thread, for what has no function here. fn returns an SQLite code or a
