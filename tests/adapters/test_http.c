@@ -1331,6 +1331,12 @@ static int write_much(void *h)
     return http_write(h, much, sizeof much);
 }
 
+static int begin_with_more(void *h)
+{
+    CHECK_INT(http_set_header(h, "X", "a header that does not fit into the buffer, too"), 0);
+    return http_begin(h, 200, 5);
+}
+
 /* The stream's buffer has room for 50 bytes only. */
 static void check_cut(const step *s)
 {
@@ -1356,6 +1362,7 @@ HTTP_TEST(a_cancel_in_the_middle_of_a_response_cuts_it_and_ends_the_connection)
 {
     static const step cut[] = {
         {{call_printf}, 0, NULL},
+        {{begin_with_more}, 0, NULL},
         {{begin_chunks, write_much}, 1, NULL},
         {{call_upgrade}, 0, NULL},
     };
@@ -1495,6 +1502,26 @@ HTTP_TEST(a_malformed_body_breaks_the_response_that_another_task_sends)
     CHECK_INT(http_close(&p.http), 0);
     CHECK_INT(conc_read(p.fd, (char[1]){0}, 1), 0);
     conc_close(p.fd);
+}
+
+HTTP_TEST(a_malformed_body_does_not_mix_its_refusal_with_a_response_that_begins)
+{
+    static const step s = {{begin_with_more, call_write, call_end}, 0, NULL};
+    peer p = {.stream.buffer_size = 20};
+    rest writer = {&p, &s, 0};
+    peer_connect(&p);
+    peer_say(&p, CHUNKED);
+    CHECK_INT(http_next(&p.http), 1);
+    size_t junk = fill(p.server_fd);
+    CHECK_INT(conc_spawn(&p.group, go_on, &writer), 0);
+    CHECK_INT(conc_settle(), 0);
+    peer_say(&p, "x\r\n");
+    CHECK_INT(call_body(&p.http), -EPROTO);
+    CHECK_INT(p.http.refused, 400);
+    const char *heard = peer_rest(&p, junk);
+    CHECK_INT(count_of(heard, "HTTP/1.1 "), 1);
+    CHECK_STR(body_of(heard), "hello");
+    CHECK_INT(conc_group_wait(&p.group), 0);
 }
 
 /* ---- servers on TCP ---- */
@@ -1686,8 +1713,9 @@ HTTP_TEST(a_client_in_the_middle_of_a_large_upload_gets_its_refusal)
     char heard[400] = "";
     http_server s = {.answer = echo};
     server_begin(&s, "127.0.0.1:0");
-    int fd = dialled(s.address, HEAD "Content-Length: 3000000\r\n\r\n");
-    CHECK_INT(conc_write_full(fd, body, sizeof body), sizeof body);
+    int fd = dialled(s.address, HEAD "Content-Length: 60000000\r\n\r\n");
+    for (int i = 0; i < 20; i++)
+        CHECK_INT(conc_write_full(fd, body, sizeof body), sizeof body);
     CHECK_INT(shutdown(fd, SHUT_WR), 0);
     CHECK(conc_read_full(fd, heard, sizeof heard - 1) > 0);
     CHECK_CONTAINS(heard, "HTTP/1.1 413 Payload Too Large\r\n");
