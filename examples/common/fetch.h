@@ -56,7 +56,8 @@
  *   -EACCES          the server's certificate is refused
  *   -ELOOP           too many redirects
  *   -EMSGSIZE        the answer is larger than options.limit
- *   -ETIMEDOUT       options.timeout passed
+ *   -ETIMEDOUT       options.timeout passed, or a time limit that you set for curl, or the
+ *                    system's own for a connection
  *   -EPIPE           the client was closed meanwhile
  *   -EPERM           not in a task, or another thread's loop has requests of the client under way
  *   -ENOMEM, -EMFILE, and -EIO for all else: an error of an option that you set for curl
@@ -625,7 +626,7 @@ static inline void fetch__set_tls(fetch__transfer *t, const fetch_client *c)
     }
     if (c->ca_file)
         FETCH__SET(t, CURLOPT_CAINFO, c->ca_file);
-    /* curl reads the file once for a client, but anew for each connection if there is a folder too */
+    /* curl keeps what it read from the file, but not if it looks in a folder, too */
     if (c->ca_file || curl_version_info(CURLVERSION_NOW)->cainfo)
         FETCH__SET(t, CURLOPT_CAPATH, NULL);
 }

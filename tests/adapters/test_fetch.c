@@ -735,6 +735,32 @@ RUN_TEST(a_time_limit_counts_for_each_stage)
     }
 }
 
+static void limit_by_curl(CURL *curl, void *ms)
+{
+    curl_easy_setopt(curl, CURLOPT_TIMEOUT_MS, *(long *)ms);
+}
+
+RUN_TEST(a_time_limit_of_curl_counts_while_another_task_drives)
+{
+    long ms = 0;
+    conc_group g = {0}, jobs = {0};
+    peer p = {.hangs = true};
+    job driver = {0}, j = {0};
+    CONC_AUTO(fetch_client, c) = {.per_host = 1, .configure = limit_by_curl, .arg = &ms};
+    start_peer(&g, &p);
+    begin(&jobs, &driver, &c, p.url);
+    CHECK_INT(conc_event_wait(&p.asked), 0);
+    ms = 20;
+    begin(&jobs, &j, &c, p.url);
+    CHECK_INT(conc_join(&j.task, NULL), 0);
+    CHECK_CONTAINS(j.r.error, "timed out after");
+    check_job(&j, -ETIMEDOUT);
+    CHECK_INT(conc_cancel(&driver.task), 0);
+    check_job(&driver, -ECANCELED);
+    CHECK_INT(conc_group_wait(&jobs), 0);
+    stop(&g, &p);
+}
+
 /* ---- cancels ---- */
 
 /* Three requests: the first task drives, the others wait for it. */
@@ -765,13 +791,16 @@ RUN_TEST(a_cancel_of_any_tasks_leaves_the_others_their_answers)
         check_cancels((bool[3]){i & 1, i & 2, i & 4});
 }
 
-RUN_TEST(a_cancelled_request_gives_its_connection_to_the_next)
+static void check_next(bool another_drives)
 {
     conc_group g = {0}, jobs = {0};
-    peer p = {.hangs = true};
-    job first = {0}, second = {0}, third = {0};
+    peer p = {.hangs = true}, silent = {.hangs = true};
+    job driver = {0}, first = {0}, second = {0}, third = {0};
     CONC_AUTO(fetch_client, c) = {.per_host = 1};
     start_peer(&g, &p);
+    start_peer(&g, &silent);
+    if (another_drives)
+        begin(&jobs, &driver, &c, silent.url);
     begin(&jobs, &first, &c, p.url);
     begin(&jobs, &second, &c, p.url);
     begin(&jobs, &third, &c, p.url);
@@ -782,8 +811,16 @@ RUN_TEST(a_cancelled_request_gives_its_connection_to_the_next)
     check_job(&first, -ECANCELED);
     check_job(&second, -ECANCELED);
     check_job(&third, 0);
+    conc_group_cancel(&jobs);
     CHECK_INT(conc_group_wait(&jobs), 0);
+    CHECK_INT(conc_close(silent.server.fd), 0);
     stop(&g, &p);
+}
+
+RUN_TEST(a_cancelled_request_gives_its_connection_to_the_next)
+{
+    check_next(false);
+    check_next(true);
 }
 
 /* Cancels the job between the end of its request and the next step of its task. */
