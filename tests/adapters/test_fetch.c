@@ -740,24 +740,52 @@ static void limit_by_curl(CURL *curl, void *ms)
     curl_easy_setopt(curl, CURLOPT_TIMEOUT_MS, *(long *)ms);
 }
 
-RUN_TEST(a_time_limit_of_curl_counts_while_another_task_drives)
+/* A port whose queue of connections is full: the system does not answer any more. */
+static void fill_port(int fds[3], char *url, size_t size)
 {
+    struct sockaddr_storage a;
+    socklen_t length = sizeof a;
+    char address[64];
+    fds[0] = conc_listen_with("127.0.0.1:0", &(conc_listen_options){.backlog = 1});
+    CHECK_INT(conc_address(fds[0], false, address, sizeof address), 0);
+    CHECK_INT(getsockname(fds[0], (struct sockaddr *)&a, &length), 0);
+    for (int i = 1; i < 3; i++) {
+        fds[i] = socket(AF_INET, SOCK_STREAM, 0);
+        CHECK_INT(connect(fds[i], (struct sockaddr *)&a, length), 0);
+    }
+    snprintf(url, size, "http://%s/", address);
+}
+
+RUN_TEST(a_connection_that_does_not_come_can_be_limited_and_cancelled)
+{
+    int fds[3];
     long ms = 0;
+    char url[80];
     conc_group g = {0}, jobs = {0};
     peer p = {.hangs = true};
     job driver = {0}, j = {0};
-    CONC_AUTO(fetch_client, c) = {.per_host = 1, .configure = limit_by_curl, .arg = &ms};
+    CONC_AUTO(fetch_client, c) = {.configure = limit_by_curl, .arg = &ms};
+    CONC_AUTO(fetch_response, r) = {0};
+    fill_port(fds, url, sizeof url);
+    CHECK_INT(fetch(&c, url, &(fetch_options){.timeout = 0.03}, &r), -ETIMEDOUT);
     start_peer(&g, &p);
     begin(&jobs, &driver, &c, p.url);
     CHECK_INT(conc_event_wait(&p.asked), 0);
     ms = 20;
-    begin(&jobs, &j, &c, p.url);
+    begin(&jobs, &j, &c, url); /* a limit of curl's own, while another task drives */
     CHECK_INT(conc_join(&j.task, NULL), 0);
     CHECK_CONTAINS(j.r.error, "timed out after");
     check_job(&j, -ETIMEDOUT);
+    ms = 0;
+    begin(&jobs, &j, &c, url);
+    CHECK_INT(conc_settle(), 0);
+    CHECK_INT(conc_cancel(&j.task), 0);
+    check_job(&j, -ECANCELED);
     CHECK_INT(conc_cancel(&driver.task), 0);
     check_job(&driver, -ECANCELED);
     CHECK_INT(conc_group_wait(&jobs), 0);
+    for (int i = 0; i < 3; i++)
+        CHECK_INT(conc_close(fds[i]), 0);
     stop(&g, &p);
 }
 
