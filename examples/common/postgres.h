@@ -80,7 +80,7 @@ typedef struct postgres_db {
      * postgres_open returned */
     const char *conninfo;
     size_t result_limit; /* bytes of memory for the rows of a postgres_query; 0: no limit */
-    double cancel_limit; /* seconds that ending a cancelled statement may take; 0: 2 */
+    double cancel_limit; /* seconds that ending a cancelled statement may take; 0: 5 */
     void (*on_notice)(const char *text, void *user); /* of the server; NULL: they are dropped */
     void *user;
     /* to be read */
@@ -90,6 +90,7 @@ typedef struct postgres_db {
     /* private */
     bool inside, lost;
     uint64_t streams, stream; /* how many there were; the number of the open one, 0: none */
+    unsigned parts;           /* of answers */
     conc_task *owner;         /* of the transaction */
     char statement[64];
 } postgres_db;
@@ -121,8 +122,8 @@ static inline int postgres_close(postgres_db *db);
 
 /* postgres_query(&db, &r, "SELECT ... WHERE name = $1 AND price > $2", name, POSTGRES_INT(3));
  * Executes one statement with its parameters, reads its whole answer, and returns the number of
- * rows, or of rows that it changed. r (NULL: not wanted) is zero or was used before, and is
- * released with postgres_result_close. Waits. Errors: the table above, -EMSGSIZE (more than
+ * rows, or of rows that it changed. r (NULL: not wanted) is zero or was used before, when its
+ * old rows may be parameters, and is released with postgres_result_close. Waits. Errors: the table above, -EMSGSIZE (more than
  * .result_limit; the statement is cancelled; a single row is always read whole), -ECONNRESET,
  * -ENOTCONN, -EBUSY, -EINVAL (no SQL, another stream lives in r). */
 #define postgres_query(db, result, ...)                           \
@@ -172,8 +173,9 @@ static inline int postgres_transaction(postgres_db *db, postgres_fn *fn, void *a
  * (*n)->relname and (*n)->extra, to be released with PQfreemem. A cancel loses none. */
 static inline int postgres_notification(postgres_db *db, PGnotify **n);
 
-/* May another task have it now: connected, nobody inside, no stream, no transaction? It also sees
- * that the server has ended the connection. Costs a system call or two and does not wait. */
+/* May another task have it now: connected, nobody inside, no stream, no transaction? After any
+ * error it tells whether the connection can go on, and it sees that the server has ended it. Costs
+ * two system calls and does not wait. */
 static inline bool postgres_usable(postgres_db *db);
 
 /* Asks the server, which has to answer. Waits; errors as postgres_query. */
@@ -219,16 +221,18 @@ static inline int postgres__errno(const char *sqlstate)
 /* Copies libpq's words as one line, without the place in the server's source. */
 static inline void postgres__words(char *to, size_t size, const char *from)
 {
-    const char *location = strstr(from, "LOCATION:"), *end = from + strlen(from);
-    size_t n = 0;
-    for (end = location ? location : end; from < end && n < size - 1; from++) {
+    const char *location = strstr(from, "LOCATION:");
+    size_t left = location ? (size_t)(location - from) : strlen(from), n = 0;
+    for (; left && n < size - 1; left--, from++) {
         bool space = strchr(" \t\n", *from) != NULL;
-        if (!space)
+        bool again = n == 0 || to[n - 1] == ' ';
+        if (!space || !again)
             to[n++] = *from;
-        else if (n && to[n - 1] != ' ')
-            to[n++] = ' ';
+        if (space && !again)
+            to[n - 1] = ' ';
     }
-    to[n && to[n - 1] == ' ' ? n - 1 : n] = 0;
+    n -= n && to[n - 1] == ' ';
+    to[n] = 0;
 }
 
 /* Keeps an error for the reader, and returns rc. */
@@ -237,8 +241,7 @@ static inline int postgres__fail(postgres_db *db, int rc, const char *sqlstate, 
     char words[sizeof db->error];
     postgres__words(words, sizeof words, text);
     snprintf(db->sqlstate, sizeof db->sqlstate, "%s", sqlstate);
-    int n = snprintf(db->error, sizeof db->error, "%s", words);
-    size_t used = (size_t)n;
+    size_t used = (size_t)snprintf(db->error, sizeof db->error, "%s", words);
     if (*sqlstate)
         used += (size_t)snprintf(db->error + used, sizeof db->error - used, " [%s]", sqlstate);
     if (db->statement[0] && used < sizeof db->error)
@@ -276,8 +279,9 @@ static inline const char *postgres__field(const PGresult *error, int field)
 static inline bool postgres__is_fatal(const PGresult *error)
 {
     const char *severity = postgres__field(error, PG_DIAG_SEVERITY_NONLOCALIZED);
-    return !*postgres__field(error, PG_DIAG_SQLSTATE) || strcmp(severity, "FATAL") == 0 ||
-           strcmp(severity, "PANIC") == 0;
+    if (!*postgres__field(error, PG_DIAG_SQLSTATE))
+        return true;
+    return strcmp(severity, "FATAL") == 0 || strcmp(severity, "PANIC") == 0;
 }
 
 static inline int postgres__server_error(postgres_db *db, const PGresult *error)
@@ -457,9 +461,12 @@ static inline int postgres__flush(postgres_db *db)
     return left ? postgres__broken(db) : 0;
 }
 
-/* The next part of the answer, NULL after the last. */
+/* The next part of the answer, NULL after the last. Parts that lie ready need no wait: then the
+ * other tasks get their turn from time to time. */
 static inline int postgres__fetch(postgres_db *db, PGresult **part)
 {
+    if (++db->parts % 64 == 0)
+        CONC_TRY(conc_yield());
     CONC_TRY(postgres__flush(db));
     while (PQisBusy(db->conn))
         CONC_TRY(postgres__read(db));
@@ -486,9 +493,8 @@ static inline int postgres__append(postgres_result *r, PGresult *one)
         r->data = PQcopyResult(one, PG_COPYRES_ATTRS | PG_COPYRES_TUPLES);
     else
         for (int i = 0, row = PQntuples(r->data); i < PQnfields(one); i++) {
-            bool null = PQgetisnull(one, 0, i);
-            char *value = null ? NULL : PQgetvalue(one, 0, i);
-            if (!PQsetvalue(r->data, row, i, value, null ? -1 : PQgetlength(one, 0, i)))
+            int length = PQgetisnull(one, 0, i) ? -1 : PQgetlength(one, 0, i);
+            if (!PQsetvalue(r->data, row, i, PQgetvalue(one, 0, i), length))
                 return postgres__refuse(r, -ENOMEM, "no memory for another row");
         }
     if (!r->data)
@@ -556,17 +562,26 @@ static inline int postgres__take(postgres_result *r, PGresult *part)
     return rc;
 }
 
-/* Reads the whole answer; goes on with it if it was cut short before. */
-static inline int postgres__collect(void *arg)
+/* The next row for the reader of a stream: 1; 0: the answer was read to its end. */
+static inline int postgres__next_row(postgres_result *r)
 {
-    postgres_result *r = arg;
     for (;;) {
         PGresult *part;
         CONC_TRY(postgres__fetch(r->db, &part));
         if (!part)
             return 0;
-        CONC_TRY(postgres__take(r, part));
+        if (CONC_TRY(postgres__take(r, part)) > 0)
+            return 1;
     }
+}
+
+/* Reads the whole answer; goes on with it if it was cut short before. */
+static inline int postgres__collect(void *r)
+{
+    int rc;
+    while ((rc = postgres__next_row(r)) > 0)
+        continue;
+    return rc;
 }
 
 /* How many cancel requests may be under way: each one keeps a thread until the server answered. */
@@ -618,11 +633,16 @@ static inline bool postgres__is_active(const postgres_db *db)
     return PQtransactionStatus(db->conn) == PQTRANS_ACTIVE;
 }
 
+static inline double postgres__cancel_limit(const postgres_db *db)
+{
+    return db->cancel_limit > 0 ? db->cancel_limit : 5;
+}
+
 /* Ends a statement early. Returns why, or 0 if it was over before its cancel came. */
 static inline int postgres__abort(postgres_result *r, int why)
 {
     postgres_db *db = r->db;
-    double limit = db->cancel_limit > 0 ? db->cancel_limit : 2;
+    double limit = postgres__cancel_limit(db);
     r->stopping = true;
     (void)conc_shield(limit, postgres__stop, r);
     if (postgres__is_active(db))
@@ -649,29 +669,41 @@ static inline int postgres__finish(postgres_result *r, int rc)
     r->db = NULL;
     db->stream = 0;
     db->inside = false;
-    return rc == 0 ? r->refused : rc;
+    if (rc == 0 && r->refused)
+        rc = r->refused;
+    return rc && rc == r->refused ? conc_fail(rc, "%s", db->error) : rc;
 }
 
-/* Begins a statement: the connection is this task's if it returns 0. */
-static inline int postgres__start(postgres_db *db, postgres_result *r, const char *const *words,
-                                  size_t n)
+static inline int postgres__send(postgres_db *db, const char *const *words, size_t n)
 {
-    CONC_TRY(postgres__enter(db, 0));
     db->statement[0] = 0;
-    if (!words[0]) {
-        db->inside = false;
+    if (!words[0])
         return postgres__fail(db, -EINVAL, "", "there is no SQL");
-    }
     postgres__words(db->statement, sizeof db->statement, words[0]);
-    if (!PQsendQueryParams(db->conn, words[0], (int)n - 1, NULL, words + 1, NULL, NULL, 0)) {
-        bool broken = PQstatus(db->conn) == CONNECTION_BAD;
+    if (PQsendQueryParams(db->conn, words[0], (int)n - 1, NULL, words + 1, NULL, NULL, 0))
+        return 0;
+    bool broken = PQstatus(db->conn) == CONNECTION_BAD;
+    return broken ? postgres__broken(db)
+                  : postgres__fail(db, -EINVAL, "", PQerrorMessage(db->conn));
+}
+
+/* Begins a statement: the connection is this task's if it returns 0. The rows that r has are
+ * released after it was sent, as its parameters may be among them. */
+static inline int postgres__start(postgres_db *db, postgres_result *r, bool streams,
+                                  const char *const *words, size_t n)
+{
+    if (r->db && r->db->stream == r->stream)
+        return conc_fail(-EBUSY, "postgres: a stream lives in this result: close it first");
+    CONC_TRY(postgres__enter(db, 0));
+    int rc = postgres__send(db, words, n);
+    if (rc < 0) {
         db->inside = false;
-        return broken ? postgres__broken(db)
-                      : postgres__fail(db, -EINVAL, "", PQerrorMessage(db->conn));
+        return rc;
     }
-    if (r->streams || db->result_limit)
+    if (streams || db->result_limit)
         PQsetSingleRowMode(db->conn);
-    r->db = db;
+    PQclear(r->data);
+    *r = (postgres_result){.db = db, .streams = streams};
     return 0;
 }
 
@@ -684,22 +716,11 @@ static inline int postgres__count(postgres_result *r)
     return r->count < INT_MAX ? (int)r->count : INT_MAX;
 }
 
-/* What a result was used for before is over. */
-static inline int postgres__renew(postgres_result *r, bool streams)
-{
-    if (r->db)
-        return conc_fail(-EBUSY, "postgres: a stream lives in this result: close it first");
-    PQclear(r->data);
-    *r = (postgres_result){.streams = streams};
-    return 0;
-}
-
 static inline int postgres__query(postgres_db *db, postgres_result *result,
                                   const char *const *words, size_t n)
 {
     postgres_result own = {0}, *r = result ? result : &own;
-    CONC_TRY(postgres__renew(r, false));
-    CONC_TRY(postgres__start(db, r, words, n));
+    CONC_TRY(postgres__start(db, r, false, words, n));
     int rc = postgres__finish(r, postgres__collect(r));
     if (rc == 0)
         rc = postgres__count(r);
@@ -715,26 +736,13 @@ static inline int postgres__stream(postgres_db *db, postgres_result *r, const ch
 {
     if (!r)
         return conc_fail(-EINVAL, "postgres_stream: no postgres_result");
-    CONC_TRY(postgres__renew(r, true));
-    CONC_TRY(postgres__start(db, r, words, n));
+    CONC_TRY(postgres__start(db, r, true, words, n));
     int rc = postgres__flush(db);
     if (rc < 0)
         return postgres__finish(r, rc);
     db->stream = r->stream = ++db->streams;
     db->inside = false;
     return 0;
-}
-
-static inline int postgres__next_part(postgres_result *r)
-{
-    for (;;) {
-        PGresult *part;
-        CONC_TRY(postgres__fetch(r->db, &part));
-        if (!part)
-            return 0;
-        if (CONC_TRY(postgres__take(r, part)) > 0)
-            return 1;
-    }
 }
 
 static inline int postgres_next(postgres_result *r)
@@ -752,7 +760,7 @@ static inline int postgres_next(postgres_result *r)
         return conc_fail(-ENOTCONN, "postgres_next: the stream's connection was closed");
     }
     CONC_TRY(postgres__enter(db, r->stream));
-    int rc = postgres__next_part(r);
+    int rc = postgres__next_row(r);
     if (rc > 0 || (rc == -ECANCELED && db->conn)) {
         db->inside = false;
         return rc;
@@ -871,7 +879,7 @@ static inline int postgres_transaction(postgres_db *db, postgres_fn *fn, void *a
     int rc = fn(db, arg);
     int committed = rc < 0 ? rc : postgres__commit(db);
     if (committed < 0) {
-        double limit = db->cancel_limit > 0 ? db->cancel_limit : 2;
+        double limit = postgres__cancel_limit(db);
         rc = committed;
         if (conc_shield(limit, postgres__roll_back, db) < 0 && db->conn)
             postgres__lose(db, "the transaction could not be rolled back");

@@ -23,7 +23,7 @@ typedef struct server {
     int port;                /* on 127.0.0.1; 0: none */
     uid_t user;              /* to run it as; 0: as this process */
     gid_t group;
-    int end_signal; /* to end it with; 0: SIGKILL. A server with shared memory cleans up then */
+    int end_signal;  /* to end it with; 0: SIGKILL. A server with shared memory cleans up then */
     char folder[64]; /* for its data and its log */
     pid_t pid;       /* 0: it does not run */
 } server;

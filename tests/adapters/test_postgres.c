@@ -3,7 +3,7 @@
  * hangs; and against servers that send nonsense, too much, or end early.
  *
  * Needs libpq (pkg-config). Programs: initdb and postgres, in /usr/lib/postgresql/VERSION/bin or
- * in PATH; as root they run as the user postgres. Threads connect and send cancel requests.
+ * in PATH, and openssl; as root they run as the user postgres. Threads connect and send cancel requests.
  */
 #define TEST_SYNC
 #define TEST_POOL
@@ -24,12 +24,13 @@ CONC_AUTO_TYPE(postgres_result, postgres_result_close);
 typedef struct cluster {
     server server;
     char program[300], port[8], conninfo[128];
-    const char *argv[20];
+    const char *argv[8];
 } cluster;
 
 static server template; /* never started: initdb takes a second, so clusters are copies of it */
 static cluster shared;  /* for all tests but those that stop a server */
-static char bin[256];   /* "": in PATH */
+static char template_data[96];
+static char bin[256]; /* "": in PATH */
 static pid_t parent;
 
 static void give_up(const char *why)
@@ -93,33 +94,18 @@ static void start(cluster *c)
 
 static void make_cluster(cluster *c)
 {
-    char data[96];
     choose_user(&c->server);
     server_make_folder(&c->server);
-    snprintf(data, sizeof data, "%s/data", template.folder);
-    run_to_end(&c->server, (const char *const[]){"cp", "-a", data, ".", NULL});
+    run_to_end(&c->server, (const char *const[]){"cp", "-a", template_data, ".", NULL});
     c->server.end_signal = SIGQUIT;
     c->server.port = server_free_port();
     snprintf(c->port, sizeof c->port, "%d", c->server.port);
     snprintf(c->program, sizeof c->program, "%spostgres", bin);
     snprintf(c->conninfo, sizeof c->conninfo,
-             "host=127.0.0.1 port=%d user=postgres dbname=postgres", c->server.port);
-    const char *const argv[] = {c->program,
-                                "-D",
-                                "data",
-                                "-p",
-                                c->port,
-                                "-k",
-                                c->server.folder,
-                                "-c",
-                                "listen_addresses=127.0.0.1",
-                                "-c",
-                                "fsync=off",
-                                "-c",
-                                "shared_buffers=16MB",
-                                "-c",
-                                "max_connections=40",
-                                NULL};
+             "host=127.0.0.1 port=%d user=postgres dbname=postgres sslmode=disable",
+             c->server.port);
+    const char *const argv[] = {c->program, "-D", "data",           "-p",
+                                c->port,    "-k", c->server.folder, NULL};
     memcpy(c->argv, argv, sizeof argv);
     c->server.argv = c->argv;
     start(c);
@@ -133,22 +119,34 @@ static void tear_down(void)
     server_end(&template);
 }
 
+/* Makes the data of the servers: without passwords but for the role "secret". */
+static void make_template(void)
+{
+    static const char script[] =
+        "\"$0initdb\" -D data -A trust -U postgres -E UTF8 --locale=C --no-sync && cd data &&"
+        "openssl req -new -x509 -nodes -subj /CN=localhost -keyout server.key -out server.crt &&"
+        "chmod 600 server.key &&"
+        "printf '%s\\n' ssl=on fsync=off shared_buffers=16MB max_connections=40 "
+        "\"listen_addresses='127.0.0.1'\" >>postgresql.conf &&"
+        "sed -i '1i host all secret 127.0.0.1/32 scram-sha-256' pg_hba.conf &&"
+        "echo \"CREATE ROLE secret LOGIN PASSWORD 'sesame'\" | \"$0postgres\" --single -D . "
+        "postgres";
+    choose_user(&template);
+    server_make_folder(&template);
+    snprintf(template_data, sizeof template_data, "%s/data", template.folder);
+    run_to_end(&template, (const char *const[]){"sh", "-c", script, bin, NULL});
+}
+
 __attribute__((constructor)) static void set_up(void)
 {
-    char initdb[300];
-    const char *const argv[] = {initdb,     "-D", "data", "-A",         "trust",     "-U",
-                                "postgres", "-E", "UTF8", "--locale=C", "--no-sync", NULL};
     static const char *const variables[] = {"PGHOST",     "PGHOSTADDR", "PGPORT",    "PGUSER",
                                             "PGDATABASE", "PGPASSWORD", "PGSERVICE", "PGOPTIONS"};
     for (size_t i = 0; i < CONC_LEN(variables); i++)
         unsetenv(variables[i]);
     parent = getpid();
     find_programs();
-    snprintf(initdb, sizeof initdb, "%sinitdb", bin);
-    choose_user(&template);
-    server_make_folder(&template);
     atexit(tear_down);
-    run_to_end(&template, argv);
+    make_template();
     make_cluster(&shared);
 }
 
@@ -179,6 +177,8 @@ static void open_db(postgres_db *db)
 {
     if (!db->conninfo)
         db->conninfo = shared.conninfo;
+    if (!db->cancel_limit)
+        db->cancel_limit = 60; /* a slow machine is no error */
     int rc = postgres_open(db);
     if (rc)
         test_fail(__FILE__, __LINE__, "postgres_open: %d, %s", rc, db->error);
@@ -253,6 +253,22 @@ POSTGRES_TEST(parameters_and_values)
     CHECK_INT(postgres_result_close(&r), 0);
     CHECK(postgres_text(&r, 0) == NULL);
     CHECK_INT(postgres_next(&r), 0);
+}
+
+POSTGRES_TEST(a_value_of_the_old_result_can_be_a_parameter_of_the_new_one)
+{
+    char expected[16];
+    CONC_AUTO(postgres_db, db) = {0};
+    CONC_AUTO(postgres_result, r) = {0};
+    open_db(&db);
+    CHECK_INT(postgres_query(&db, &r, "SELECT 1"), 1);
+    for (int n = 2; n < 100; n++) {
+        CHECK_INT(postgres_query(&db, &r, "SELECT $1::int + 1", postgres_text(&r, 0)), 1);
+        snprintf(expected, sizeof expected, "%d", n);
+        CHECK_STR(postgres_text(&r, 0), expected);
+    }
+    CHECK_INT(postgres_query(&db, &r, "SELECT 1 / 0"), -EINVAL);
+    CHECK(postgres_text(&r, 0) == NULL);
 }
 
 POSTGRES_TEST(rows_come_in_order_and_are_counted)
@@ -432,6 +448,49 @@ POSTGRES_TEST(a_list_of_hosts_is_tried_in_order_and_a_socket_in_a_folder_works)
              shared.server.port);
     open_db(&db);
     check_works(&db);
+}
+
+/* The later word counts. */
+static const char *with(const char *words)
+{
+    static char text[256];
+    snprintf(text, sizeof text, "%s %s", shared.conninfo, words);
+    return text;
+}
+
+POSTGRES_TEST(a_password_and_tls)
+{
+    enum { SIZE = 1 << 20 };
+    CONC_AUTO(postgres_db, db) = {0};
+    CONC_AUTO(postgres_result, r) = {0};
+    char *big = calloc(1, SIZE + 1);
+    int rows = 0;
+    db.conninfo = with("user=secret sslmode=require");
+    CHECK_INT(postgres_open(&db), -EACCES);
+    CHECK_CONTAINS(db.error, "no password supplied");
+    db.conninfo = with("user=secret sslmode=require password=wrong");
+    CHECK_INT(postgres_open(&db), -EACCES);
+    CHECK_STR(db.sqlstate, "28P01");
+    CHECK(strstr(db.error, "wrong") == NULL);
+    db.conninfo = with("user=secret sslmode=require password=sesame");
+    open_db(&db);
+    CHECK(PQsslInUse(db.conn));
+    memset(big, 'x', SIZE);
+    CHECK_INT(postgres_query(&db, &r, "SELECT $1 || 'y'", big), 1);
+    CHECK(strncmp(postgres_text(&r, 0), big, SIZE) == 0);
+    CHECK_STR(postgres_text(&r, 0) + SIZE, "y");
+    CHECK_INT(postgres_stream(&db, &r, "SELECT n, $1::text FROM generate_series(1, 20) n", big), 0);
+    for (; postgres_next(&r) > 0; rows++)
+        CHECK_INT(PQgetlength(r.data, 0, 1), SIZE);
+    CHECK_INT(rows, 20);
+    job j = {.db = &db, .sql = "SELECT pg_sleep(60)"};
+    CHECK_INT(conc_timeout(0.05, do_job, &j), -ETIMEDOUT);
+    check_works(&db);
+    CHECK_INT(postgres_stream(&db, &r, "SELECT generate_series(1, 1000000000)"), 0);
+    CHECK_INT(postgres_next(&r), 1);
+    CHECK_INT(postgres_result_close(&r), 0);
+    check_works(&db);
+    free(big);
 }
 
 static char noticed[128];
@@ -1068,10 +1127,9 @@ TEST(a_restart_in_the_middle)
     server_end(&own.server);
 }
 
-/* Stops or continues the server and the processes that serve these connections. */
-static void signal_all(const postgres_db *dbs, const int *pids, size_t n, int number)
+/* Stops or continues the server and the processes that serve connections. */
+static void signal_all(const int *pids, size_t n, int number)
 {
-    (void)dbs;
     server_signal(&own.server, number);
     for (size_t i = 0; i < n; i++)
         CHECK(kill(pids[i], number) == 0);
@@ -1113,6 +1171,15 @@ static void check_hung(postgres_db *dbs)
     free(big);
 }
 
+/* The threads that asked for a cancel have ended, and closed their connections. */
+static void wait_for_requests(void)
+{
+    for (int i = 0; i < 3; i++)
+        CHECK_INT(conc_channel_send(postgres__requests(), NULL), 0);
+    for (int i = 0; i < 3; i++)
+        CHECK_INT(conc_channel_try_recv(postgres__requests(), NULL), 0);
+}
+
 static void hang_body(void)
 {
     postgres_db dbs[HUNG] = {0};
@@ -1124,13 +1191,14 @@ static void hang_body(void)
         pids[i] = PQbackendPID(dbs[i].conn);
     }
     do_sql(&dbs[0], "CREATE TABLE t (n int)");
-    signal_all(dbs, pids, HUNG, SIGSTOP);
+    signal_all(pids, HUNG, SIGSTOP);
     check_hung(dbs);
     open_db(&other); /* nobody else is held */
     job j = {.db = &other, .sql = "SELECT pg_sleep(60)"};
-    signal_all(dbs, pids, HUNG, SIGCONT);
+    signal_all(pids, HUNG, SIGCONT);
     CHECK_INT(cancel_in(&j), -ECANCELED); /* the threads are free again */
     check_works(&other);
+    wait_for_requests();
     open_db(&dbs[0]);
     check_works(&dbs[0]);
     for (int i = 0; i < HUNG; i++)
@@ -1269,9 +1337,9 @@ POSTGRES_TEST(a_server_that_sends_without_end)
         SCRIPT(OK READY, COLUMN, FLOOD("D\0\0\0\13\0\1\0\0\0\0017")), /* rows: "7" */
         SCRIPT(OK READY, "?", FLOOD("?\0\0\0\4")),
         SCRIPT(OK READY, COLUMN, FLOOD(COLUMN)),
-        SCRIPT(OK READY, COLUMN, FLOOD("N\0\0\0\12Mhello\0\0")),
+        SCRIPT(OK READY, COLUMN, FLOOD("N\0\0\0\14Mhello\0\0")),
     };
-    static const int results[] = {-EMSGSIZE, -ECONNRESET, -ECONNRESET, -ETIMEDOUT};
+    static const int results[] = {-EMSGSIZE, -ECONNRESET, -ETIMEDOUT, -ETIMEDOUT};
     for (size_t i = 0; i < CONC_LEN(scripts); i++) {
         postgres_db db = {.cancel_limit = 0.1, .result_limit = 20000};
         conc_scope s = {0};
@@ -1409,9 +1477,9 @@ TEST(closing_after_the_run)
 
 /* ---- the loop is not held ---- */
 
-static void ordinary_use(void)
+static void use(const char *conninfo)
 {
-    CONC_AUTO(postgres_db, db) = {0};
+    CONC_AUTO(postgres_db, db) = {.conninfo = conninfo};
     CONC_AUTO(postgres_result, r) = {0};
     open_db(&db);
     do_sql(&db, "CREATE TEMP TABLE t (n int)");
@@ -1424,6 +1492,12 @@ static void ordinary_use(void)
     job j = {.db = &db, .sql = "SELECT pg_sleep(60)"};
     CHECK_INT(conc_timeout(0.02, do_job, &j), -ETIMEDOUT);
     check_works(&db);
+}
+
+static void ordinary_use(void)
+{
+    use(shared.conninfo);
+    use(with("user=secret sslmode=require password=sesame"));
 }
 
 static void debug_run(void)
