@@ -55,6 +55,7 @@
  *   then http_next and http_flush send them. A connection whose response was cut short
  *   answers nothing more. -ETIMEDOUT comes from the limits below, or from the system's own TCP limit.
  * Tasks. One task may read a body while another sends the response; other calls at once are -EBUSY.
+ *   How many connections there are at once is for conc_server's .limit to say.
  * Stopping. Without .answer_timeout a cancel of conc_serve cuts all connections. With it, http_serve
  *   shields each answer: a cancel ends idle connections at once, and conc_serve returns when the
  *   running answers have been sent, or are out of time. To take no more connections, but leave idle
@@ -396,11 +397,11 @@ static inline int http__send(http_connection *h, const char *data, size_t n)
         else
             took = conc_stream_flush(h->stream);
         int rc = conc_scope_end(&limit, took < 0 ? (int)took : 0);
-        if (rc && data && done)
+        if (rc && done)
             h->state = HTTP__BROKEN;
         if (rc)
             return http__failed(h, rc, "sending a response");
-        done += (size_t)took;
+        done += data ? (size_t)took : 0;
     } while (data ? done < n : took > 0);
     return 0;
 }
@@ -484,7 +485,8 @@ static inline int http__write(http_connection *h, const void *data, size_t n)
 /* ANSWERING -> ANSWERED, or an error. */
 static inline int http__end(http_connection *h)
 {
-    if (h->sized && !h->bodyless && h->to_write) {
+    bool unfinished = h->sized && !h->bodyless && h->to_write;
+    if (unfinished) {
         h->state = HTTP__BROKEN;
         return http__fail(h, -EINVAL, "%s %.80s: %llu bytes of the response are missing", h->method,
                           h->target, (unsigned long long)h->to_write);
@@ -548,7 +550,8 @@ static inline ssize_t http__read_line(http_connection *h, double seconds)
 /* What is wrong with a line, of any kind; NULL: nothing. */
 static inline const char *http__line_fault(const char *line, size_t n)
 {
-    if (n < 2 || line[n - 2] != '\r' || line[n - 1] != '\n')
+    bool has_end = n >= 2 && line[n - 2] == '\r' && line[n - 1] == '\n';
+    if (!has_end)
         return "a line does not end with CRLF";
     if (http__has_controls(line, n - 2))
         return "a line has control characters";
@@ -586,7 +589,8 @@ static inline int http__check_head(http_connection *h, const char *line, size_t 
         return http__refuse(h, 414, -EPROTO, "the request line is too long");
     if (h->head.n > h->max_head)
         return http__refuse(h, 431, -EPROTO, "the head is too large");
-    if (!fault && n == 2 && !first)
+    bool last = !fault && n == 2 && !first;
+    if (last)
         return 1;
     if (!fault)
         fault = first ? http__request_line_fault(line) : http__header_fault(line);
@@ -611,7 +615,8 @@ static inline int http__read_head(http_connection *h)
             return http__refuse(h, h->lines ? 431 : 414, -EPROTO, "a line is too long");
         if (n < 0)
             return http__failed(h, (int)n, "reading a request");
-        if (h->lines == 0 && strcmp(h->head.data, "\r\n") == 0 && !h->blank) {
+        bool empty = h->lines == 0 && strcmp(h->head.data, "\r\n") == 0;
+        if (empty && !h->blank) {
             h->blank = true; /* some clients send it behind the request before */
             h->head.n = 0;
             continue;
@@ -764,13 +769,13 @@ static inline int http__judge(http_connection *h)
         hosts += strcasecmp(h->headers[i].name, "Host") == 0;
         codings += strcasecmp(h->headers[i].name, "Transfer-Encoding") == 0;
     }
-    bool without_host = hosts == 0 && h->minor > 0;
+    bool without_host = hosts == 0 && h->minor > 0, too_old = codings && h->minor == 0;
     const char *coding = http_header(h, "Transfer-Encoding"), *expected = http_header(h, "Expect");
     if (h->parser.http_major != 1)
         return http__refuse(h, 505, -EPROTO, "the version is not HTTP/1.x");
     if (without_host || hosts > 1)
         return http__refuse(h, 400, -EPROTO, "there is no Host, or more than one");
-    if (codings > 1 || (codings && h->minor == 0))
+    if (codings > 1 || too_old)
         return http__refuse(h, 400, -EPROTO, "Transfer-Encoding twice, or in HTTP/1.0");
     if (coding && strcasecmp(coding, "chunked") != 0)
         return http__refuse(h, 501, -EPROTO, "a Transfer-Encoding other than chunked");
@@ -823,7 +828,8 @@ static inline const char *http__frame_fault(http_connection *h, const char *line
         return n == 2 ? NULL : "a chunk does not end where it should";
     if (h->part == HTTP__CHUNK_SIZE) {
         h->trailer_size = 0;
-        return digits && ends && n <= HTTP__CHUNK_LINE ? NULL : "a chunk has a bad size";
+        bool valid = digits && ends && n <= HTTP__CHUNK_LINE;
+        return valid ? NULL : "a chunk has a bad size";
     }
     if (h->trailer_size > h->max_head)
         return "the trailers are too large";
@@ -930,7 +936,9 @@ static inline int http__decode_char(const char **at, const char *end, bool form)
         return ' ';
     if (*text != '%')
         return *text ? (unsigned char)*text : -1;
-    if (end - text < 3 || !isxdigit((unsigned char)text[1]) || !isxdigit((unsigned char)text[2]))
+    bool whole =
+        end - text >= 3 && isxdigit((unsigned char)text[1]) && isxdigit((unsigned char)text[2]);
+    if (!whole)
         return -1;
     char digits[] = {text[1], text[2], 0};
     int c = (int)strtol(digits, NULL, 16);
@@ -958,14 +966,16 @@ static inline ssize_t http__decode(const char *text, size_t n, bool form, char *
 static inline bool http__is_name(const char *text, size_t n, const char *name)
 {
     const char *end = text + n;
-    while (text < end && *name && http__decode_char(&text, end, true) == (unsigned char)*name)
-        name++;
-    return text == end && !*name;
+    for (; text < end; name++)
+        if (http__decode_char(&text, end, true) != (unsigned char)*name)
+            return false;
+    return *name == 0;
 }
 
 static inline ssize_t http_value(const char *form, const char *name, char *out, size_t size)
 {
-    if (!form || !name || !out)
+    bool complete = form && name && out;
+    if (!complete)
         return conc_fail(-EINVAL, "http_value: no form, name or buffer");
     for (size_t n; *form; form += n + (form[n] == '&')) {
         size_t key = strcspn(form, "=&");
@@ -980,12 +990,13 @@ static inline ssize_t http_value(const char *form, const char *name, char *out, 
 
 static inline ssize_t http_decode_path(http_connection *h, char *out, size_t size)
 {
-    if (!h || !h->path || !out)
+    bool complete = h && h->path && out;
+    if (!complete)
         return conc_fail(-EINVAL, "http_decode_path: no request or no buffer");
     ssize_t length = CONC_TRY(http__decode(h->path, strlen(h->path), false, out, size));
     for (const char *segment = out; segment; segment = strchr(segment, '/')) {
         segment += *segment == '/';
-        if (strncmp(segment, "..", 2) == 0 && (segment[2] == '/' || segment[2] == 0))
+        if (strcspn(segment, "/") == 2 && strncmp(segment, "..", 2) == 0)
             return conc_fail(-EINVAL, "the path has a segment \"..\"");
     }
     return length;
@@ -1043,7 +1054,8 @@ static inline int http__next(http_connection *h)
         http__forget_request(h);
     if (h->state != HTTP__WAITING)
         rc = http__finish(h);
-    if (rc > 0 && h->head.n == 0 && !h->blank)
+    bool has_begun = h->head.n || h->blank;
+    if (rc > 0 && !has_begun)
         rc = http__await(h);
     if (rc > 0)
         rc = http__read_head(h);
@@ -1124,7 +1136,8 @@ static inline int http_next(http_connection *h)
 
 static inline const char *http_header(const http_connection *h, const char *name)
 {
-    for (size_t i = 0; h && name && i < h->header_count; i++)
+    size_t count = h && name ? h->header_count : 0;
+    for (size_t i = 0; i < count; i++)
         if (strcasecmp(h->headers[i].name, name) == 0)
             return h->headers[i].value;
     return NULL;
