@@ -196,8 +196,9 @@ static inline int http_end(http_connection *h);
 
 /* Answers a request whose .upgrade is not NULL with 101 and the headers that were set: from now on
  * the stream is the caller's, who reads and writes the new protocol on it, and closes it. The
- * client's bytes behind the request are still in it. http_next returns 0. An error of sending
- * changes nothing of that. -EINVAL: no upgrade was asked for, or the body was not read. */
+ * client's bytes behind the request are still in it. http_next returns 0. After an error, close the
+ * stream as well: a second close does nothing. -EINVAL: no upgrade was asked for, or the body was
+ * not read. */
 static inline int http_upgrade(http_connection *h, const char *protocol);
 
 /* ---- serving -------------------------------------------------------------------------------- */
