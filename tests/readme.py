@@ -38,7 +38,8 @@ def compiles(directory, block, page="README.md"):
     """Compiles the block alone; True when the compiler says nothing."""
     start = "" if "#include" in block else '#define CONC_STATIC\n#include "conc_sync.h"\n#include "conc_pool.h"\n'
     pathlib.Path(directory, "block.c").write_text(start + block, encoding="utf-8")
-    command = ["cc", "-Wall", "-Wextra", "-Wpedantic", "-Wno-unused-function", "-fsyntax-only", "block.c"]
+    command = ["cc", "-Wall", "-Wextra", "-Wpedantic", "-Wno-unused-function", "-fsyntax-only", "-Iexamples/common",
+               "-isystem/usr/include/postgresql", "block.c"]
     done = subprocess.run(command, cwd=directory, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if not done.stdout and done.returncode == 0:
         return True
