@@ -24,8 +24,16 @@
  *         return conc_main(ask, &context);
  *     }
  *
- * A server opens its context with tls_context_open_server, and each connection with tls_accept, in
- * the handler of a conc_server. STARTTLS: tls_upgrade goes on with a stream that is open.
+ * The handler of a conc_server, whose context tls_context_open_server has opened:
+ *
+ *     static int serve_one(int fd, void *context)
+ *     {
+ *         CONC_AUTO(tls_connection, t) = {0};
+ *         CONC_TRY(tls_accept(&t, context, fd));
+ *         return (int)conc_stream_printf(&t.stream, "hello\n");
+ *     }
+ *
+ * STARTTLS: tls_upgrade goes on with a stream that is open.
  *
  * Compile with -lssl -lcrypto (Debian: libssl-dev; Fedora: openssl-devel; Alpine: openssl-dev).
  * Names such as example.org are looked up if the program has conc_pool.h, too.
@@ -41,16 +49,17 @@
  *             -EINVAL, -EBUSY, -ENOMEM, and what conc_dial and the stream calls return
  * Waiting   tls_connect, tls_accept, tls_upgrade, tls_close, and conc's stream calls: each can be
  *           cancelled and limited. tls_context_open_* read files and block: call them before the
- *           run, or through conc_offload. A handshake costs about 1 ms of processor time.
+ *           run, or through conc_offload. A handshake holds the loop for a millisecond or less, with
+ *           an RSA key of 4096 bits for five.
  * Cancel    in a handshake: nothing stays open (a stream given to tls_upgrade is of no more use).
  *           In a read: nothing is lost. In a write or flush: the connection can be used on; the
- *           rest of the record that was being sent, of at most 16 KiB, goes first in the next
- *           write, read, shutdown or close, and a flush alone does not wait for it. A connection
+ *           rest of the record that was being sent, of at most 16 KiB, goes out first in the next
+ *           write, read, shutdown or close; a flush alone does not wait for it. A connection
  *           that is closed in a cancelled task sends no close_notify: its peer learns that it was
  *           cut short.
  * Tasks     one task may read while others write. A context serves any number of connections, of
  *           several threads' loops, too, and has to stay open until their handshakes are over.
- * Stacks    OpenSSL needs 32 KiB of a task's stack.
+ * Stacks    a task that makes a handshake needs 32 KiB.
  *
  * TLS 1.2 and later, with OpenSSL's choice of ciphers. Renegotiation is refused; session tickets
  * and key updates are handled. Not covered: keys with a password, certificates chosen by the
@@ -65,14 +74,17 @@
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
-#include <stdarg.h>
+#if OPENSSL_VERSION_NUMBER < 0x30000000L
+#error "tls.h needs OpenSSL 3"
+#endif
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 /* ---- what you call ---- */
 
-/* What many connections share. Set the options, then open it. Files are in PEM format. */
+/* What many connections share. Set the options, then open it; do not move it while it is open. Files
+ * are in PEM format. */
 typedef struct tls_context {
     /* certificates that are trusted to sign the peer's. A client's: NULL: the system's; to accept
      * one self-signed certificate, name its file. A server's: NULL: clients need no certificate */
@@ -110,8 +122,8 @@ typedef struct tls_connection {
     /* read only: */
     char alpn[TLS_NAME_SIZE]; /* the protocol that both sides agreed on; "": none */
     char subject[256];        /* of the peer's certificate: "/CN=alice"; "": it has none */
-    char peer[120];           /* the server's name, or the client's address */
-    char error[256];          /* the newest error, in words */
+    char peer[260];           /* the server's name, or the client's address */
+    char error[400];          /* the newest error, in words */
     SSL *ssl;                 /* for questions to OpenSSL, such as SSL_get_version(t.ssl) */
     /* private */
     BIO *in, *out;      /* what came and is not decrypted yet; what is encrypted and not sent */
@@ -160,17 +172,17 @@ static inline int tls__reason(const SSL *ssl, const char **words)
 {
     unsigned long first = ERR_peek_error();
     int reason = ERR_GET_REASON(first), rc = -EPROTO;
+    bool of_tls = ERR_GET_LIB(first) == ERR_LIB_SSL;
     *words = ERR_reason_error_string(first);
     if (ERR_SYSTEM_ERROR(first)) {
         *words = conc_strerror(-reason);
         rc = -reason;
     } else if (reason == ERR_R_MALLOC_FAILURE) {
         rc = -ENOMEM;
-    } else if (ERR_GET_LIB(first) == ERR_LIB_SSL && reason == SSL_R_CERTIFICATE_VERIFY_FAILED) {
+    } else if (of_tls && reason == SSL_R_CERTIFICATE_VERIFY_FAILED) {
         *words = X509_verify_cert_error_string(SSL_get_verify_result(ssl));
         rc = -EACCES;
-    } else if (ERR_GET_LIB(first) == ERR_LIB_SSL &&
-               reason == SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE) {
+    } else if (of_tls && reason == SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE) {
         rc = -EACCES;
     }
     if (!*words)
@@ -206,10 +218,12 @@ static inline int tls__broke(tls_connection *t)
 
 /* ---- contexts ---- */
 
-static inline int tls__no_password(char *buf, int size, int writing, void *user)
+/* OpenSSL would ask for it at the terminal. */
+static inline int tls__no_password(char *buf, int size, int writing, void *asked)
 {
-    (void)buf, (void)size, (void)writing, (void)user;
-    return -1; /* OpenSSL would ask at the terminal */
+    (void)buf, (void)size, (void)writing;
+    *(bool *)asked = true;
+    return -1;
 }
 
 /* "h2,http/1.1" becomes "\2h2\10http/1.1": 0 or -EINVAL. */
@@ -303,6 +317,7 @@ static inline int tls__use_certificate(tls_context *c)
 {
     SSL_CTX *s = c->ssl_context;
     const char *what = c->certificate_file, *words;
+    bool has_password = false;
     if (!what && c->server)
         return tls__context_fail(c, -EINVAL, "certificate_file", "a server needs one");
     if (!what && c->key_file)
@@ -310,6 +325,7 @@ static inline int tls__use_certificate(tls_context *c)
     if (!what)
         return 0;
     SSL_CTX_set_default_passwd_cb(s, tls__no_password);
+    SSL_CTX_set_default_passwd_cb_userdata(s, &has_password);
     bool ok = SSL_CTX_use_certificate_chain_file(s, what) == 1;
     if (ok) {
         what = c->key_file ? c->key_file : what;
@@ -319,10 +335,10 @@ static inline int tls__use_certificate(tls_context *c)
     if (ok)
         return 0;
     int rc = tls__reason(NULL, &words);
-    return tls__context_fail(c, rc, what, words);
+    return tls__context_fail(c, rc, what, has_password ? "the key has a password" : words);
 }
 
-static inline int tls__context_open(tls_context *c, bool server)
+static inline int tls__context_open(tls_context *c, bool for_servers)
 {
     if (!c)
         return conc_fail(-EINVAL, "no tls_context");
@@ -330,12 +346,12 @@ static inline int tls__context_open(tls_context *c, bool server)
         return tls__context_fail(c, -EINVAL, "tls_context", "it is open already");
     ERR_clear_error();
     c->error[0] = 0;
-    c->server = server;
-    c->ssl_context = SSL_CTX_new(server ? TLS_server_method() : TLS_client_method());
+    c->server = for_servers;
+    c->ssl_context = SSL_CTX_new(for_servers ? TLS_server_method() : TLS_client_method());
     if (!c->ssl_context)
         return tls__context_fail(c, -ENOMEM, "tls_context", "out of memory");
-    if (SSL_CTX_get_min_proto_version(c->ssl_context) <
-        TLS1_2_VERSION) /* the system's may be more */
+    long system_minimum = SSL_CTX_get_min_proto_version(c->ssl_context);
+    if (system_minimum < TLS1_2_VERSION)
         SSL_CTX_set_min_proto_version(c->ssl_context, TLS1_2_VERSION);
     SSL_CTX_set_options(c->ssl_context, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION);
     SSL_CTX_set_mode(c->ssl_context, SSL_MODE_RELEASE_BUFFERS);
@@ -371,8 +387,7 @@ static inline void tls_context_close(tls_context *c)
  *     stream.read  <- SSL_read  <- in  <---------- plain
  *
  * No task waits inside OpenSSL, so two tasks are never in it at once. Reading makes bytes for out,
- * too: alerts, answers to key updates. Whoever moves bytes out of `out` holds the lock `sending`.
- */
+ * too: alerts. The task that moves bytes out of `out` holds the lock `sending`. */
 
 /* Moves what is encrypted to the plain stream: 0 or an error, after which the next call goes on. */
 static inline int tls__hand_over(tls_connection *t)
@@ -409,9 +424,9 @@ static inline int tls__send(tls_connection *t)
     return tls__fail(t, rc, conc_last_error());
 }
 
-/* A reader hands over what reading has made, unless a writer, who takes it along, is at work: the
- * reader must not wait until the peer has read all that. The plain stream sends it in its next
- * read. An error comes again there. */
+/* A reader hands over the alerts that reading has made, unless a writer, who takes them along, is at
+ * work: the reader must not wait until the peer has read all that. The plain stream sends them in
+ * its next read. An error comes again there. */
 static inline void tls__answer(tls_connection *t)
 {
     if (!BIO_pending(t->out) || conc_lock_try_acquire(&t->sending))
@@ -487,9 +502,12 @@ static inline ssize_t tls__read(void *self, void *buf, size_t n)
     }
 }
 
+/* One record. It fits into the plain stream's buffer, which is empty: handing it over does not wait,
+ * and what a cancelled call has not sent goes out while the next read waits. */
 static inline ssize_t tls__write_in_turn(tls_connection *t, const void *buf, size_t n)
 {
-    size_t took = 0, most = SSL3_RT_MAX_PLAIN_LENGTH;
+    const size_t most = 16000;
+    size_t took = 0;
     CONC_TRY(tls__ready_to_write(t));
     ERR_clear_error();
     if (!SSL_write_ex(t->ssl, buf, n < most ? n : most, &took))
@@ -513,6 +531,7 @@ static inline ssize_t tls__write(void *self, const void *buf, size_t n)
 /* Sends close_notify, which is made once. */
 static inline int tls__shut_in_turn(tls_connection *t)
 {
+    CONC_TRY(tls__ready_to_write(t));
     ERR_clear_error();
     bool sent_before = SSL_get_shutdown(t->ssl) & SSL_SENT_SHUTDOWN;
     if (!sent_before && SSL_shutdown(t->ssl) < 0)
@@ -524,17 +543,16 @@ static inline int tls__shutdown(void *self)
 {
     tls_connection *t = self;
     CONC_TRY(conc_lock_acquire(&t->sending));
-    int rc = tls__ready_to_write(t);
-    if (rc == 0)
-        rc = tls__shut_in_turn(t);
+    int rc = tls__shut_in_turn(t);
     conc_lock_release(&t->sending);
     return rc;
 }
 
 /* Frees everything. If unread bytes, such as a session ticket, were left in the socket, the system
  * would reset the connection, and lose what is on its way to the peer. */
-static inline int tls__release(tls_connection *t)
+static inline int tls__release(void *self)
 {
+    tls_connection *t = self;
     int rc = 0;
     for (int i = 0; i < 16 && t->fd >= 0; i++) {
         if (recv(t->fd, t->chunk, sizeof t->chunk, MSG_DONTWAIT) <= 0)
@@ -553,15 +571,13 @@ static inline int tls__release(tls_connection *t)
 static inline int tls__close(void *self)
 {
     tls_connection *t = self;
-    bool may_wait = conc_self() && !conc_cancelled(), orderly = !t->broken && !SSL_in_init(t->ssl);
+    bool may_wait = conc_self() && !conc_cancelled(), may_send = !t->broken && !SSL_in_init(t->ssl);
     bool cut = t->cut;
-    int rc = may_wait && orderly ? tls__ready_to_write(t) : 0;
-    if (may_wait && orderly && rc == 0)
-        rc = tls__shut_in_turn(t);
-    if (!cut && (rc == -EPIPE || rc == -ECONNRESET))
-        rc = 0; /* a peer who has left does not miss close_notify */
+    int rc = may_wait && may_send ? tls__shut_in_turn(t) : 0;
     int closed = tls__release(t);
-    return rc ? rc : closed;
+    rc = rc ? rc : closed;
+    bool peer_left = rc == -EPIPE || rc == -ECONNRESET;
+    return peer_left && !cut ? 0 : rc; /* it does not miss close_notify, or an alert */
 }
 
 /* ---- opening ---- */
@@ -572,7 +588,7 @@ static inline int tls__expect(tls_connection *t, const char *host)
 {
     X509_VERIFY_PARAM *checks = SSL_get0_param(t->ssl);
     if (!host || !*host || *host == '.')
-        return tls__fail(t, -EINVAL, "a client needs the server's name");
+        return tls__fail(t, -EINVAL, "a client needs the server's name, tls_connect host:port");
     X509_VERIFY_PARAM_set_hostflags(checks, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS);
     if (X509_VERIFY_PARAM_set1_ip_asc(checks, host)) /* 0: it is no number */
         return 0;
@@ -589,7 +605,7 @@ static inline int tls__prepare(tls_connection *t, const tls_context *c, const ch
     if (t->ssl)
         return conc_fail(-EBUSY, "the tls_connection is open");
     *t = (tls_connection){.stream = t->stream, .fd = -1};
-    snprintf(t->peer, sizeof t->peer, "%s", host ? host : "client");
+    snprintf(t->peer, sizeof t->peer, "%s", host && *host ? host : "the peer");
     if (!c || !c->ssl_context)
         return tls__fail(t, -EINVAL, "no tls_context, or it is not open");
     if (c->server && host)
@@ -644,9 +660,9 @@ static inline int tls__open_on(tls_connection *t, conc_stream *plain)
         tls__remember_peer(t);
         rc = conc_stream_open_on(&t->stream, &transport, t);
     }
-    if (rc)
-        tls__release(t);
     t->is_open = rc == 0;
+    if (rc)
+        (void)conc_timeout(0, tls__release, t); /* what is not sent by now is dropped */
     return rc;
 }
 
@@ -663,29 +679,26 @@ static inline int tls__open_fd(tls_connection *t, int fd)
     return tls__fail(t, rc, conc_strerror(rc));
 }
 
-/* "localhost:443" and "[::1]:443" without port and brackets. */
-static inline int tls__host_of(const char *address, char *host, size_t size)
+/* "localhost:443" and "[::1]:443" without port and brackets; "" if there is no name in it. */
+static inline void tls__host_of(const char *address, char *host, size_t size)
 {
     const char *colon = address ? strrchr(address, ':') : NULL;
+    host[0] = 0;
     if (!colon || strncmp(address, "unix:", 5) == 0)
-        return -EINVAL;
+        return;
     size_t n = (size_t)(colon - address);
     if (n >= 2 && address[0] == '[' && address[n - 1] == ']') {
         address++;
         n -= 2;
     }
-    if (n >= size)
-        return -EINVAL;
-    memcpy(host, address, n);
-    host[n] = 0;
-    return 0;
+    if (n < size)
+        snprintf(host, size, "%.*s", (int)n, address);
 }
 
 static inline int tls_connect(tls_connection *t, const tls_context *c, const char *address)
 {
     char host[256];
-    if (tls__host_of(address, host, sizeof host))
-        return conc_fail(-EINVAL, "%s is no host:port", address ? address : "NULL");
+    tls__host_of(address, host, sizeof host);
     CONC_TRY(tls__prepare(t, c, host));
     snprintf(t->peer, sizeof t->peer, "%s", address);
     int fd = conc_dial(address);
