@@ -493,6 +493,32 @@ REAL_TEST(a_command_behind_one_that_is_being_sent_can_be_withdrawn)
     free(large);
 }
 
+REAL_TEST(of_many_commands_that_are_cancelled_those_not_sent_are_withdrawn)
+{
+    CONC_AUTO(redis_client, c) = {.address = address};
+    CONC_AUTO(redis_reply, r) = NULL;
+    /* a command has 16,384 bytes, which are sent at a time: some are sent as a whole, others not */
+    enum { COUNT = 1000, SIZE = 16384 - 33 };
+    static call calls[COUNT];
+    char word[SIZE + 1] = {0};
+    memset(word, 'x', SIZE);
+    conc_group g = {0};
+    CHECK_INT(redis_command(&c, NULL, "PING"), 0);
+    stop_server();
+    for (int i = 0; i < COUNT; i++) {
+        calls[i] = (call){.c = &c, .format = "APPEND k %s", .word = word};
+        begin_call(&g, &calls[i]);
+    }
+    CHECK_INT(conc_settle(), 0);
+    for (int i = 0; i < COUNT; i++)
+        CHECK_INT(conc_cancel(&calls[i].task), 0);
+    CHECK_INT(conc_group_wait(&g), 0);
+    server_signal(&real, SIGCONT);
+    CHECK_INT(redis_command(&c, &r, "STRLEN k"), 0);
+    CHECK_INT(r->integer % SIZE, 0);
+    CHECK(r->integer > 0 && r->integer < COUNT * SIZE);
+}
+
 static redisReply *make_reply(const char *text)
 {
     void *reply = NULL;
@@ -764,13 +790,17 @@ REAL_TEST(a_task_that_is_cancelled_while_it_connects_leaves_that_to_the_next)
     CHECK_STR(second.text, "b");
 }
 
-/* Two commands at once to a server that misbehaves: the result of each, and words of both. */
+/* Two commands at once to a server that misbehaves, after one that it answers: the result of each,
+ * and the words of the second. */
 static void check_misbehaviour(fake *f, size_t limit, int first_rc, int second_rc,
                                const char *words)
 {
     conc_group g = {0}, calls = {0};
+    f->says[1] = f->says[0];
+    f->says[0] = "+PONG\r\n";
     start_fake(&g, f);
     CONC_AUTO(redis_client, c) = {.address = f->address, .reply_limit = limit};
+    CHECK_INT(redis_command(&c, NULL, "PING"), 0);
     call first = {.c = &c, .format = "PING"}, second = {.c = &c, .format = "PING"};
     begin_call(&calls, &first);
     begin_call(&calls, &second);
@@ -804,6 +834,31 @@ FAKE_TEST(a_reply_that_nobody_asked_for_closes_the_connection)
     CHECK_INT(ask(&c), 0); /* on a new connection */
     CHECK_INT(f.connections, 2);
     end_fake(&g, &f);
+}
+
+REAL_TEST(a_connection_that_cannot_be_written_to_is_lost)
+{
+    CONC_AUTO(redis_client, c) = {.address = address};
+    CHECK_INT(ask(&c), 0);
+    stop_server();
+    CHECK_INT(shutdown(c.link->fd, SHUT_WR), 0);
+    CHECK_INT(ask(&c), -ECONNRESET);
+    server_signal(&real, SIGCONT);
+    CHECK_INT(ask(&c), 0);
+}
+
+FAKE_TEST(a_reply_to_half_a_command_is_none)
+{
+    conc_group g = {0};
+    fake f = {.says = {"+OK\r\n"}, .at_once = true, .hangs = true};
+    enum { SIZE = 20 << 20 };
+    char *large = calloc(1, SIZE);
+    start_fake(&g, &f);
+    CONC_AUTO(redis_client, c) = {.address = f.address};
+    CHECK_INT(redis_command(&c, NULL, "SET k %b", large, (size_t)SIZE), -EPROTO);
+    CHECK_CONTAINS(conc_last_error(), "a reply to nothing: OK");
+    end_fake(&g, &f);
+    free(large);
 }
 
 FAKE_TEST(a_server_that_refuses_the_connection_in_words_is_quoted)
@@ -856,6 +911,8 @@ REAL_TEST(a_reply_as_long_as_the_limit_is_taken)
     for (int i = 0; i < 100; i++) { /* those before do not count */
         CHECK_INT(redis_command(&c, &r, "ECHO %b", value, (size_t)100), 0);
         CHECK_INT(r->len, 100);
+        CHECK_INT(redis_command(&c, &r, "TIME"), 0);
+        CHECK_INT(r->elements, 2);
     }
     CHECK_INT(redis_command(&c, &r, "ECHO %s", value), -EMSGSIZE);
     CHECK(r == NULL);
