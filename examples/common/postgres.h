@@ -26,12 +26,12 @@
  *              transaction the connection belongs to the task that began it.
  *   Values     parameters and values are text, as psql shows them; NULL is SQL's NULL. Parameters
  *              are never part of the SQL: '; DROP TABLE is a strange name, and nothing else.
- *   Off-loop   everything that libpq does while it connects (names, certificates, password and
- *              service files, hashes) and its cancel request, which block, by
- *              conc_offload_abandon.
+ *   Off-loop   what blocks in libpq is done in threads, by conc_offload_abandon: all that it does
+ *              to connect (names, certificates, password and service files, hashes), and its
+ *              cancel requests.
  *   Limits     a cancel, or the limit of a scope, reaches every call that waits (all that say so).
- *              The statement is then cancelled on the server, and the rest of its answer is read,
- *              which may take .cancel_limit, hidden from further cancels. After that:
+ *              The statement is then sent to its end, cancelled on the server, and the rest of
+ *              its answer is read, which may take .cancel_limit, hidden from further cancels:
  *              -ECANCELED  the statement has had no effect, and the connection can be used
  *              0 or more   it was over before the cancel came, and counts
  *              -ECANCELED and the connection is closed, the effect unknown: the server did not
@@ -55,11 +55,14 @@
  *     all that end the session                    -ECONNRESET
  *     others                                      -EIO
  *
- * Not covered: COPY (-ENOTSUP, the connection goes on), binary values, pipelines; several
- * statements in one call (-EINVAL); connect_timeout, which libpq has in its blocking calls only:
- * use conc_timeout. A cancel request to a server that never answers keeps a thread, at most three
- * for each file that includes this; the connections that want a fourth are closed without one.
- * A TLS proxy that sends records of more than 8 KB may stall libpq's reading; PostgreSQL does not.
+ * Not covered
+ *     COPY FROM STDIN and TO STDOUT: -ENOTSUP, and the connection is closed. Binary values,
+ *     pipelines, several statements in one call (-EINVAL).
+ *     connect_timeout, which libpq has in its blocking calls only: use conc_timeout.
+ *     A cancel request to a server that never answers keeps a thread, at most three for each file
+ *     that includes this; a connection that wants a fourth is closed without one.
+ *     A TLS proxy that sends records of more than 8 KB may stall libpq's non-blocking reads, which
+ *     do not tell that a part of one is left; PostgreSQL itself sends none.
  */
 #ifndef POSTGRES_H
 #define POSTGRES_H
@@ -122,10 +125,10 @@ static inline int postgres_close(postgres_db *db);
 
 /* postgres_query(&db, &r, "SELECT ... WHERE name = $1 AND price > $2", name, POSTGRES_INT(3));
  * Executes one statement with its parameters, reads its whole answer, and returns the number of
- * rows, or of rows that it changed. r (NULL: not wanted) is zero or was used before, when its
- * old rows may be parameters, and is released with postgres_result_close. Waits. Errors: the table above, -EMSGSIZE (more than
- * .result_limit; the statement is cancelled; a single row is always read whole), -ECONNRESET,
- * -ENOTCONN, -EBUSY, -EINVAL (no SQL, another stream lives in r). */
+ * rows, or of rows that it changed. r (NULL: not wanted) is zero, or was used before: its old rows
+ * are released, and may be parameters. It is released with postgres_result_close. Waits. Errors:
+ * the table above, -EMSGSIZE (more than .result_limit: the statement is cancelled; a single row is
+ * always read whole), -ECONNRESET, -ENOTCONN, -EBUSY, -EINVAL (no SQL). */
 #define postgres_query(db, result, ...)                           \
     postgres__query((db), (result), POSTGRES__WORDS(__VA_ARGS__), \
                     sizeof POSTGRES__WORDS(__VA_ARGS__) / sizeof(const char *))
@@ -184,6 +187,9 @@ static inline int postgres_ping(postgres_db *db);
 /* As new for the next user: ends a stream, rolls back a transaction, and drops settings, prepared
  * statements, temporary tables, locks (DISCARD ALL). Waits; errors as postgres_query. */
 static inline int postgres_reset(postgres_db *db);
+
+CONC_AUTO_TYPE(postgres_db, postgres_close);
+CONC_AUTO_TYPE(postgres_result, postgres_result_close);
 
 /* ---- errors --------------------------------------------------------------------------------- */
 
@@ -504,25 +510,12 @@ static inline int postgres__append(postgres_result *r, PGresult *one)
     return 0;
 }
 
-/* The server wants to copy: it is asked to stop, and what it sends is dropped. */
-static inline int postgres__end_copy(postgres_result *r, ExecStatusType direction)
+/* The connection is closed: libpq cannot leave COPY FROM STDIN for sure if the statement is
+ * cancelled at that moment, and a later statement would get a wrong answer. */
+static inline int postgres__refuse_copy(postgres_db *db)
 {
-    PGconn *conn = r->db->conn;
-    char *bytes;
-    int n;
-    if (direction == PGRES_COPY_BOTH)
-        return postgres__lose(r->db, "the server sends a replication stream");
-    if (!r->refused)
-        CONC_TRY(postgres__refuse(r, -ENOTSUP, "COPY is not supported here"));
-    if (direction == PGRES_COPY_IN)
-        return PQputCopyEnd(conn, "not supported") < 0 ? postgres__broken(r->db) : 0;
-    while ((n = PQgetCopyData(conn, &bytes, true)) >= 0) {
-        if (n > 0)
-            PQfreemem(bytes);
-        else
-            CONC_TRY(postgres__read(r->db));
-    }
-    return 0;
+    postgres__lose(db, "COPY FROM STDIN and TO STDOUT are not supported here");
+    return conc_fail(-ENOTSUP, "%s", db->error);
 }
 
 static inline void postgres__show(postgres_result *r, PGresult *part)
@@ -535,28 +528,33 @@ static inline void postgres__show(postgres_result *r, PGresult *part)
 /* Takes a part of the answer: 1 if it is a row for the reader of a stream. */
 static inline int postgres__take(postgres_result *r, PGresult *part)
 {
-    ExecStatusType status = PQresultStatus(part);
     int rc = 0;
-    if (status == PGRES_SINGLE_TUPLE && r->streams) {
+    switch (PQresultStatus(part)) {
+    case PGRES_SINGLE_TUPLE:
+        if (!r->streams) {
+            rc = postgres__append(r, part);
+            break;
+        }
         postgres__show(r, part);
         r->count++;
         return 1;
-    }
-    if (status == PGRES_SINGLE_TUPLE) {
-        rc = postgres__append(r, part);
-    } else if (status == PGRES_TUPLES_OK || status == PGRES_COMMAND_OK ||
-               status == PGRES_EMPTY_QUERY) {
-        if (r->streams || !r->data) {
-            postgres__show(r, part);
+    case PGRES_TUPLES_OK:
+    case PGRES_COMMAND_OK:
+    case PGRES_EMPTY_QUERY:
+        if (r->data && !r->streams)
+            break; /* the rows came before */
+        postgres__show(r, part);
+        return 0;
+    case PGRES_COPY_IN:
+    case PGRES_COPY_OUT:
+    case PGRES_COPY_BOTH: rc = postgres__refuse_copy(r->db); break;
+    default:
+        if (postgres__is_fatal(part)) {
+            rc = postgres__server_error(r->db, part);
+        } else if (!r->failure) {
+            r->failure = part;
             return 0;
         }
-    } else if (status == PGRES_COPY_IN || status == PGRES_COPY_OUT || status == PGRES_COPY_BOTH) {
-        rc = postgres__end_copy(r, status);
-    } else if (postgres__is_fatal(part)) {
-        rc = postgres__server_error(r->db, part);
-    } else if (!r->failure) {
-        r->failure = part;
-        return 0;
     }
     PQclear(part);
     return rc;

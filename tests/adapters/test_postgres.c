@@ -3,7 +3,8 @@
  * hangs; and against servers that send nonsense, too much, or end early.
  *
  * Needs libpq (pkg-config). Programs: initdb and postgres, in /usr/lib/postgresql/VERSION/bin or
- * in PATH, and openssl; as root they run as the user postgres. Threads connect and send cancel requests.
+ * in PATH, and openssl; as root they run as the user postgres. Threads connect and send cancel
+ * requests.
  */
 #define TEST_SYNC
 #define TEST_POOL
@@ -15,9 +16,6 @@
 #include <glob.h>
 #include <netdb.h>
 #include <pwd.h>
-
-CONC_AUTO_TYPE(postgres_db, postgres_close);
-CONC_AUTO_TYPE(postgres_result, postgres_result_close);
 
 /* ---- the server ---- */
 
@@ -431,6 +429,21 @@ POSTGRES_TEST(errors_of_opening)
     check_works(&db);
 }
 
+POSTGRES_TEST(too_many_connections)
+{
+    enum { MOST = 41 };
+    static postgres_db dbs[MOST];
+    int n = 0, rc = 0;
+    for (; n < MOST && rc == 0; n++) {
+        dbs[n].conninfo = shared.conninfo;
+        rc = postgres_open(&dbs[n]);
+    }
+    CHECK_INT(rc, -EAGAIN);
+    CHECK_STR(dbs[n - 1].sqlstate, "53300");
+    while (n--)
+        CHECK_INT(postgres_close(&dbs[n]), 0);
+}
+
 POSTGRES_TEST(a_list_of_hosts_is_tried_in_order_and_a_socket_in_a_folder_works)
 {
     char text[192];
@@ -512,22 +525,27 @@ POSTGRES_TEST(notices_go_to_a_function)
     CHECK_CONTAINS(noticed, "nobodys");
 }
 
-POSTGRES_TEST(copy_is_refused_and_the_connection_goes_on)
+POSTGRES_TEST(copy_is_refused_and_closes_the_connection)
 {
-    CONC_AUTO(postgres_db, db) = {0};
-    CONC_AUTO(postgres_result, r) = {0};
-    open_db(&db);
-    do_sql(&db, "CREATE TEMP TABLE t (n int)");
-    CHECK_INT(postgres_query(&db, NULL, "COPY t FROM STDIN"), -ENOTSUP);
-    CHECK_CONTAINS(db.error, "COPY");
-    check_works(&db);
-    CHECK_INT(postgres_query(&db, NULL, "COPY (SELECT generate_series(1, 1000000)) TO STDOUT"),
-              -ENOTSUP);
-    check_works(&db);
-    CHECK_INT(postgres_stream(&db, &r, "COPY (SELECT 1) TO STDOUT"), 0);
-    CHECK_INT(postgres_next(&r), -ENOTSUP);
-    check_works(&db);
-    CHECK_STR(ask(&db, "SELECT count(*) FROM t"), "0");
+    static const char *const copies[] = {"COPY t FROM STDIN",
+                                         "COPY (SELECT generate_series(1, 1000000)) TO STDOUT"};
+    for (int i = 0; i < 4; i++) {
+        CONC_AUTO(postgres_db, db) = {0};
+        CONC_AUTO(postgres_result, r) = {0};
+        open_db(&db);
+        do_sql(&db, "CREATE TEMP TABLE t (n int)");
+        if (i < 2) {
+            CHECK_INT(postgres_query(&db, NULL, copies[i]), -ENOTSUP);
+        } else {
+            CHECK_INT(postgres_stream(&db, &r, copies[i - 2]), 0);
+            CHECK_INT(postgres_next(&r), -ENOTSUP);
+        }
+        CHECK_CONTAINS(db.error, "COPY");
+        CHECK_CONTAINS(conc_last_error(), "COPY");
+        CHECK_INT(postgres_ping(&db), -ENOTCONN);
+        open_db(&db);
+        check_works(&db);
+    }
 }
 
 /* ---- streams and limits ---- */
@@ -707,8 +725,39 @@ POSTGRES_TEST(a_cancelled_insert_is_there_or_says_that_it_is_not)
         CHECK(postgres_usable(&db));
     }
     CHECK_INT(succeeded + cancelled, ROUNDS);
+    CHECK(cancelled > 0); /* those before their start */
     snprintf(count, sizeof count, "%d", succeeded);
     CHECK_STR(ask(&db, "SELECT count(*) FROM t"), count);
+}
+
+/* Without the loop, which is held meanwhile. */
+static void wait_for_row(PGconn *conn)
+{
+    for (bool there = false; !there;) {
+        PGresult *r = PQexec(conn, "SELECT 1 FROM over");
+        CHECK_INT(PQresultStatus(r), PGRES_TUPLES_OK);
+        there = PQntuples(r) > 0;
+        PQclear(r);
+    }
+}
+
+POSTGRES_TEST(a_cancel_that_comes_after_the_statement_was_executed_changes_nothing)
+{
+    CONC_AUTO(postgres_db, db) = {0};
+    open_db(&db);
+    do_sql(&db, "CREATE TABLE over (n int)");
+    PGconn *conn = PQconnectdb(shared.conninfo);
+    job j = {.db = &db, .sql = "INSERT INTO over VALUES (1)"};
+    conc_group g = {.keep_going = true};
+    CHECK_INT(conc_spawn_task(&g, &j.task, do_job, &j), 0);
+    while (!db.inside)
+        CHECK_INT(conc_yield(), 0);
+    wait_for_row(conn);
+    CHECK_INT(conc_cancel(&j.task), 0);
+    (void)!conc_group_wait(&g);
+    CHECK_INT(j.rc, 1);
+    CHECK(postgres_usable(&db));
+    PQfinish(conn);
 }
 
 POSTGRES_TEST(a_cancel_while_a_large_parameter_is_sent)
@@ -1314,11 +1363,10 @@ POSTGRES_TEST(garbage_instead_of_an_answer)
         SCRIPT(OK READY, "?\0\0\0\4", .stays = true), /* an unknown message */
         SCRIPT(OK READY, "1\0\0\0\4"
                          "2\0\0\0\4"
-                         "D\0\0\0\6\0\1"),                  /* a row without columns, half */
-        SCRIPT(OK READY, "T\0\0\0\7\0\1x"),                 /* a description cut short */
-        SCRIPT(OK READY, "Z\0\0\1\0I"),                     /* closes in a message */
-        SCRIPT(OK READY, "E\0\0\0\5\0"),                    /* an empty error */
-        SCRIPT(OK READY, "W\0\0\0\7\0\0\0", .stays = true), /* replication */
+                         "D\0\0\0\6\0\1"),  /* a row without columns, half */
+        SCRIPT(OK READY, "T\0\0\0\7\0\1x"), /* a description cut short */
+        SCRIPT(OK READY, "Z\0\0\1\0I"),     /* closes in a message */
+        SCRIPT(OK READY, "E\0\0\0\5\0"),    /* an empty error */
     };
     for (size_t i = 0; i < 2 * CONC_LEN(scripts); i++) {
         postgres_db db = {.cancel_limit = 0.1};
@@ -1327,6 +1375,9 @@ POSTGRES_TEST(garbage_instead_of_an_answer)
             test_fail(__FILE__, __LINE__, "script %zu: %d, %s", i / 2, rc, db.error);
         CHECK(db.error[0] != 0);
     }
+    static const script replication = SCRIPT(OK READY, "W\0\0\0\7\0\0\0", .stays = true);
+    postgres_db db = {0};
+    CHECK_INT(try_script(&replication, &db, false), -ENOTSUP);
 }
 
 POSTGRES_TEST(a_server_that_sends_without_end)
@@ -1347,6 +1398,7 @@ POSTGRES_TEST(a_server_that_sends_without_end)
         int rc = try_script(&scripts[i], &db, false);
         CHECK_INT(conc_scope_end(&s, rc), results[i]);
     }
+    wait_for_requests();
 }
 
 /* ---- many at once ---- */
