@@ -245,53 +245,59 @@ static int pool_close(pool *p)
 }
 CONC_AUTO_TYPE(pool, pool_close);
 
-/* ---- the operations: a thousand payments ---- */
+/* ---- the operations: payments, a thousand at once ---- */
 
-/* A kind of database. change and number run SQL with the numbers for its $1 and $2. */
+/* A kind of database. */
 typedef struct database {
     const char *name;
     driver driver;
-    int (*change)(void *conn, const char *sql, int64_t one, int64_t two); /* how many rows */
-    int (*number)(void *conn, int64_t *n, const char *sql, int64_t one);
-    void (*cut)(void *conn); /* breaks it, as a network does that drops idle connections */
-    int (*create)(const char *address); /* a place for the table, and the table */
+    /* Runs SQL with numbers for its $1 and $2; *n is the first of its result. */
+    int (*number)(void *conn, int64_t *n, const char *sql, int64_t one, int64_t two);
+    int (*cut)(void *conn);       /* breaks it, as a network does that drops idle connections */
+    int (*create)(void *address); /* a place for the table, and the table */
     int (*drop)(void *address);
 } database;
 
-#define TABLE "CREATE TABLE payments (id BIGINT PRIMARY KEY, amount BIGINT NOT NULL)"
+#define CREATE "CREATE TABLE payments (id BIGINT PRIMARY KEY, amount BIGINT NOT NULL)"
+#define COUNT "SELECT count(*) FROM payments WHERE id BETWEEN $1 AND $2"
+/* Idempotent: an earlier call may have had its effect, and lost its answer. */
+#define PAY                                 \
+    "INSERT INTO payments VALUES ($1, $2) " \
+    "ON CONFLICT (id) DO UPDATE SET amount = payments.amount RETURNING amount"
+
+typedef struct payment payment;
 
 typedef struct shop {
     const database *db;
     const char *address;
     pool *pool;
-    conc_barrier start; /* for all payments */
-    double limit;       /* seconds for each */
+    bool goal;
+    int count; /* of payments */
+    payment *payments;
+    double limit; /* seconds for each */
+    conc_barrier start;
     int at_once, most_at_once, done, failed;
-    bool goal, wrong; /* wrong: a figure is not what it has to be */
+    bool wrong; /* a figure is not what it has to be */
 } shop;
 
-typedef struct payment {
+struct payment {
     shop *shop;
-    int64_t id, amount;
+    int64_t id, amount, found; /* found: afterwards, in the table */
     int rc;
     char words[160]; /* of its error */
-} payment;
+};
 
-/* Idempotent: if an earlier call has had its effect, though its answer was lost, this is no error. */
 static int pay(void *arg, void *conn)
 {
     const payment *p = arg;
-    const database *db = p->shop->db;
     int64_t amount = 0;
-    CONC_TRY(db->change(conn, "INSERT INTO payments VALUES ($1, $2) ON CONFLICT DO NOTHING", p->id,
-                        p->amount));
-    CONC_TRY(db->number(conn, &amount, "SELECT amount FROM payments WHERE id = $1", p->id));
+    CONC_TRY(p->shop->db->number(conn, &amount, PAY, p->id, p->amount));
     if (amount != p->amount)
         return conc_fail(-EBADMSG, "payment %d is %d", (int)p->id, (int)amount);
     return 0;
 }
 
-/* A task: one payment. If it fails, the error is kept, and the others go on. */
+/* A task. Its error is kept, and the others go on. */
 static int operation(void *arg)
 {
     payment *p = arg;
@@ -320,17 +326,17 @@ static int progress(void *arg)
     for (;;) {
         CONC_TRY(conc_sleep(terminal ? 0.1 : 1));
         fprintf(stderr, terminal ? "\r%d of %d done, %d failed " : "%d of %d done, %d failed\n",
-                s->done, s->start.parties, s->failed);
+                s->done, s->count, s->failed);
     }
 }
 
-static int pay_all(shop *s, payment *all)
+static int pay_all(shop *s)
 {
     CONC_AUTO(conc_group, side) = {0};
     CONC_TRY(conc_spawn(&side, progress, s));
-    for (int i = 0; i < s->start.parties; i++)
-        all[i] = (payment){.shop = s, .id = i, .amount = i % 97 + 1};
-    return conc_map(operation, all, (size_t)s->start.parties, sizeof *all);
+    for (int i = 0; i < s->count; i++)
+        s->payments[i] = (payment){.shop = s, .id = i, .amount = i % 97 + 1};
+    return conc_map(operation, s->payments, (size_t)s->count, sizeof *s->payments);
 }
 
 /* ---- the account of them all ---- */
@@ -344,39 +350,15 @@ static void expect(shop *s, const char *what, int64_t is, int64_t should_be)
     s->wrong = s->wrong || is != should_be;
 }
 
-/* Looks up each payment, and compares with what its task was told. */
-static int audit(shop *s, const payment *all)
-{
-    int64_t lost = 0, unseen = 0, rows = 0;
-    CONC_AUTO(handle, h) = {0};
-    CONC_TRY(pool_acquire(s->pool, &h));
-    for (const payment *p = all; p < all + s->start.parties; p++) {
-        int64_t found = 0;
-        CONC_TRY(
-            s->db->number(h.conn, &found, "SELECT count(*) FROM payments WHERE id = $1", p->id));
-        lost += p->rc == 0 && !found;
-        unseen += p->rc < 0 && found;
-    }
-    CONC_TRY(s->db->number(h.conn, &rows, "SELECT count(*) FROM payments WHERE id >= $1", 0));
-    expect(s, "done, but not in the table", lost, 0);
-    expect(s, "rows in the table", rows, s->done + unseen);
-    return 0;
-}
-
-static void report(shop *s, const payment *all, double seconds)
+static void report(shop *s)
 {
     const pool *p = s->pool;
-    struct rusage use;
-    getrusage(RUSAGE_SELF, &use);
-    if (s->goal)
-        printf("  goal: 1000 at once; measured: %d at once, %.0f a second, peak memory %.1f MB\n",
-               s->most_at_once, s->done / seconds, (double)use.ru_maxrss / 1024);
-    expect(s, "operations at once", s->most_at_once, s->start.parties);
-    expect(s, "done, with the right answer", s->done, s->start.parties - s->failed);
-    printf("  %-56s %6d\n", "failed, in words", s->failed);
-    for (int i = 0, shown = 0; i < s->start.parties && shown < 3; i++)
-        if (all[i].rc < 0 && ++shown)
-            printf("    payment %d: %s\n", i, all[i].words);
+    expect(s, "operations at once", s->most_at_once, s->count);
+    expect(s, "done, with the right answer", s->done, s->count - s->failed);
+    printf("  %-56s %6d\n", "failed", s->failed);
+    for (int i = 0, shown = 0; i < s->count && shown < 3; i++)
+        if (s->payments[i].rc < 0 && ++shown)
+            printf("    operation %d: %s\n", i, s->payments[i].words);
     expect(s, "connections in use at most", p->most_in_use, p->size);
     expect(s, "open beyond the size of the pool", p->most_open > p->size, 0);
     expect(s, "returned, of those acquired", p->returned, p->acquired);
@@ -384,9 +366,35 @@ static void report(shop *s, const payment *all, double seconds)
            p->unhealthy, p->retries);
 }
 
+static int count(void *arg, void *conn)
+{
+    payment *p = arg;
+    return p->shop->db->number(conn, &p->found, COUNT, p->id, p->id);
+}
+
+static int look_up(void *arg) { return pool_execute(((payment *)arg)->shop->pool, count, arg); }
+
+/* Looks up each payment, and compares with what its task was told. */
+static int audit(void *arg)
+{
+    shop *s = arg;
+    int64_t lost = 0, unseen = 0, rows = 0;
+    CONC_TRY(conc_map(look_up, s->payments, (size_t)s->count, sizeof *s->payments));
+    for (const payment *p = s->payments; p < s->payments + s->count; p++) {
+        lost += p->rc >= 0 && !p->found;
+        unseen += p->rc < 0 && p->found;
+    }
+    CONC_AUTO(handle, h) = {0};
+    CONC_TRY(pool_acquire(s->pool, &h));
+    CONC_TRY(s->db->number(h.conn, &rows, COUNT, INT_MIN, INT_MAX));
+    expect(s, "done, but not in the table", lost, 0);
+    expect(s, "rows in the table", rows, s->done + unseen);
+    return 0;
+}
+
 /* ---- the rules of the pool, one by one ---- */
 
-static pool pool_for(const shop *s, int size)
+static pool pool_of(const shop *s, int size)
 {
     return (pool){.driver = &s->db->driver,
                   .address = s->address,
@@ -399,33 +407,57 @@ static pool pool_for(const shop *s, int size)
 static int look(void *arg, void *conn)
 {
     int64_t n;
-    return ((shop *)arg)->db->number(conn, &n, "SELECT count(*) FROM payments WHERE id = $1", 0);
+    return ((shop *)arg)->db->number(conn, &n, COUNT, 0, 0);
+}
+
+static int misspell(void *arg, void *conn)
+{
+    int64_t n;
+    return ((shop *)arg)->db->number(conn, &n, "SELECT nothing FROM nowhere WHERE $1 < $2", 0, 0);
 }
 
 static int show_recycling(shop *s)
 {
-    CONC_AUTO(pool, p) = pool_for(s, 1);
+    CONC_AUTO(pool, p) = pool_of(s, 1);
     CONC_TRY(pool_open(&p));
     p.max_uses = 3;
     for (int i = 0; i < 7; i++)
         CONC_TRY(pool_execute(&p, look, s));
     expect(s, "connections for 7 uses, if 3 wear one out", p.connected, 3);
     p.max_age = 0.05;
-    CONC_TRY(conc_sleep(p.max_age));
+    CONC_TRY(conc_sleep(2 * p.max_age));
     CONC_TRY(pool_execute(&p, look, s));
     expect(s, "connections after the next use, as the last is too old", p.connected, 4);
+    expect(s, "operations that failed", pool_execute(&p, misspell, s) < 0, 1);
+    expect(s, "returned, of those acquired", p.returned, p.acquired);
     return 0;
+}
+
+static int refusals, (*real_open)(void *conn, const char *address);
+
+static int open_late(void *conn, const char *address)
+{
+    if (refusals++ < 2)
+        return conc_fail(-ECONNREFUSED, "the server starts");
+    return real_open(conn, address);
 }
 
 static int show_health(shop *s)
 {
-    CONC_AUTO(pool, p) = pool_for(s, 1);
+    driver late = s->db->driver;
+    real_open = late.open;
+    late.open = open_late;
+    refusals = 0;
+    CONC_AUTO(pool, p) = pool_of(s, 1);
     CONC_AUTO(handle, h) = {0};
+    p.driver = &late;
+    p.check_after = 0.1;
     CONC_TRY(pool_open(&p));
     CONC_TRY(pool_acquire(&p, &h));
+    expect(s, "attempts to connect to a server that starts", p.retries + p.connected, 3);
     void *conn = h.conn;
     pool_release(&h);
-    CONC_TRY(conc_sleep(p.check_after));
+    CONC_TRY(conc_sleep(2 * p.check_after));
     CONC_TRY(pool_execute(&p, look, s));
     expect(s, "checks of a connection that has idled", p.checked, 1);
     s->db->cut(conn);
@@ -442,7 +474,7 @@ static int wait_in_line(void *arg)
 
 static int show_waiting(shop *s)
 {
-    CONC_AUTO(pool, p) = pool_for(s, 1);
+    CONC_AUTO(pool, p) = pool_of(s, 1);
     CONC_AUTO(handle, h) = {0};
     CONC_TRY(pool_open(&p));
     CONC_TRY(pool_acquire(&p, &h));
@@ -461,37 +493,7 @@ static int show_waiting(shop *s)
     CONC_TRY_IN(&g, conc_join(&first, &result));
     CONC_TRY(conc_group_wait(&g));
     expect(s, "waits in line that were cancelled", result == -ECANCELED, 1);
-    expect(s, "connections that the next in line has had", p.acquired - 1, 1);
-    return 0;
-}
-
-static int refusals, (*real_open)(void *conn, const char *address);
-
-static int open_late(void *conn, const char *address)
-{
-    if (refusals++ < 2)
-        return conc_fail(-ECONNREFUSED, "the server starts");
-    return real_open(conn, address);
-}
-
-static int misspell(void *arg, void *conn)
-{
-    int64_t n;
-    return ((shop *)arg)->db->number(conn, &n, "SELECT nothing FROM nowhere WHERE id = $1", 0);
-}
-
-static int show_retry(shop *s)
-{
-    driver late = s->db->driver;
-    real_open = late.open;
-    late.open = open_late;
-    refusals = 0;
-    CONC_AUTO(pool, p) = pool_for(s, 1);
-    p.driver = &late;
-    CONC_TRY(pool_open(&p));
-    expect(s, "operations that failed", pool_execute(&p, misspell, s) < 0, 1);
-    expect(s, "connections that it returned all the same", p.returned, 1);
-    expect(s, "attempts to connect to a server that starts", p.retries + p.connected, 3);
+    expect(s, "waits in line that the next one has ended well", p.returned - 1, 1);
     return 0;
 }
 
@@ -506,29 +508,16 @@ static int lite_open(void *conn, const char *path)
 
 static bool lite_usable(void *conn)
 {
-    sqlite_db *db = conn;
-    return db->handle && sqlite3_get_autocommit(db->handle);
+    sqlite3 *handle = ((sqlite_db *)conn)->handle;
+    return handle && sqlite3_get_autocommit(handle); /* no transaction is open */
 }
 
 static int lite_check(void *conn) { return sqlite_ping(conn); }
 static int lite_close(void *conn) { return sqlite_close(conn); }
-static void lite_cut(void *conn) { sqlite_close(conn); }
 
-static int lite_change(void *conn, const char *sql, int64_t one, int64_t two)
+static int lite_number(void *conn, int64_t *n, const char *sql, int64_t one, int64_t two)
 {
-    return sqlite_exec((sqlite_db *)conn, sql, sqlite_int(one), sqlite_int(two));
-}
-
-static int lite_number(void *conn, int64_t *n, const char *sql, int64_t one)
-{
-    return sqlite_number((sqlite_db *)conn, n, sql, sqlite_int(one));
-}
-
-static int lite_create(const char *path)
-{
-    CONC_AUTO(sqlite_db, db) = {.wal = true};
-    CONC_TRY(sqlite_open(&db, path));
-    return sqlite_exec(&db, TABLE);
+    return sqlite_number((sqlite_db *)conn, n, sql, sqlite_int(one), sqlite_int(two));
 }
 
 static int lite_drop(void *path)
@@ -542,22 +531,28 @@ static int lite_drop(void *path)
     return 0;
 }
 
+static int lite_create(void *path)
+{
+    CONC_AUTO(sqlite_db, db) = {.wal = true};
+    int rc = sqlite_open(&db, path);
+    if (rc >= 0)
+        rc = sqlite_exec(&db, CREATE);
+    if (rc < 0)
+        lite_drop(path);
+    return rc;
+}
+
 static const database sqlite = {
-    .name = "SQLite",
-    .driver = {sizeof(sqlite_db), lite_open, lite_usable, lite_check, lite_close},
-    .change = lite_change,
-    .number = lite_number,
-    .cut = lite_cut,
-    .create = lite_create,
-    .drop = lite_drop,
-};
+    "SQLite",    {sizeof(sqlite_db), lite_open, lite_usable, lite_check, lite_close},
+    lite_number, lite_close,
+    lite_create, lite_drop};
 
 /* ---- PostgreSQL: in a schema of this run, so no table of others is touched ---- */
 
 /* sql has a %d for the number of the schema. */
 static int pg_run(postgres_db *db, const char *sql)
 {
-    char text[120];
+    char text[200];
     snprintf(text, sizeof text, sql, (int)getpid());
     return postgres_query(db, NULL, text);
 }
@@ -576,52 +571,42 @@ static int pg_open(void *conn, const char *conninfo)
 static bool pg_usable(void *conn) { return postgres_usable(conn); }
 static int pg_check(void *conn) { return postgres_ping(conn); }
 static int pg_close(void *conn) { return postgres_close(conn); }
-static void pg_cut(void *conn) { shutdown(PQsocket(((postgres_db *)conn)->conn), SHUT_RDWR); }
+static int pg_cut(void *conn) { return shutdown(PQsocket(((postgres_db *)conn)->conn), SHUT_RDWR); }
 
-static int pg_change(void *conn, const char *sql, int64_t one, int64_t two)
-{
-    return postgres_query((postgres_db *)conn, NULL, sql, POSTGRES_INT(one), POSTGRES_INT(two));
-}
-
-static int pg_number(void *conn, int64_t *n, const char *sql, int64_t one)
+static int pg_number(void *conn, int64_t *n, const char *sql, int64_t one, int64_t two)
 {
     postgres_result r = {0};
-    int rc = postgres_query((postgres_db *)conn, &r, sql, POSTGRES_INT(one));
+    int rc = postgres_query((postgres_db *)conn, &r, sql, POSTGRES_INT(one), POSTGRES_INT(two));
     if (rc >= 0)
         rc = postgres_integer(&r, 0, n);
     postgres_result_close(&r);
     return rc;
 }
 
-static int pg_create(const char *conninfo)
+static int pg_once(const char *conninfo, const char *sql)
 {
     postgres_db db = {0};
     CONC_TRY(pg_open(&db, conninfo));
-    int rc = pg_run(&db, "CREATE SCHEMA conc_pool_%d");
-    if (rc >= 0)
-        rc = postgres_query(&db, NULL, TABLE);
+    int rc = pg_run(&db, sql);
     postgres_close(&db);
     return rc;
+}
+
+/* One statement, so there is either all of it or nothing. */
+static int pg_create(void *conninfo)
+{
+    return pg_once(conninfo, "CREATE SCHEMA conc_pool_%d " CREATE);
 }
 
 static int pg_drop(void *conninfo)
 {
-    postgres_db db = {0};
-    CONC_TRY(pg_open(&db, conninfo));
-    int rc = pg_run(&db, "DROP SCHEMA IF EXISTS conc_pool_%d CASCADE");
-    postgres_close(&db);
-    return rc;
+    return pg_once(conninfo, "DROP SCHEMA IF EXISTS conc_pool_%d CASCADE");
 }
 
 static const database postgres = {
-    .name = "PostgreSQL",
-    .driver = {sizeof(postgres_db), pg_open, pg_usable, pg_check, pg_close},
-    .change = pg_change,
-    .number = pg_number,
-    .cut = pg_cut,
-    .create = pg_create,
-    .drop = pg_drop,
-};
+    "PostgreSQL", {sizeof(postgres_db), pg_open, pg_usable, pg_check, pg_close},
+    pg_number,    pg_cut,
+    pg_create,    pg_drop};
 
 /* ---- the program ---- */
 
@@ -629,44 +614,50 @@ typedef struct options {
     bool goal;
     int count;
     double limit;
-    const char *conninfo; /* NULL: no PostgreSQL */
-    char path[180];       /* empty: no SQLite */
+    char *path, *conninfo; /* of the databases; NULL: not this one */
 } options;
 
-static int trade(shop *s, payment *all)
+static int trade(shop *s)
 {
-    CONC_AUTO(pool, p) = pool_for(s, 10);
+    CONC_AUTO(pool, p) = pool_of(s, 10);
     s->pool = &p;
     CONC_TRY(pool_open(&p));
     if (!s->goal) {
         CONC_TRY(show_recycling(s));
         CONC_TRY(show_health(s));
         CONC_TRY(show_waiting(s));
-        CONC_TRY(show_retry(s));
     }
     double start = conc_now();
-    CONC_TRY(pay_all(s, all));
-    report(s, all, conc_now() - start);
-    return audit(s, all);
+    CONC_TRY(pay_all(s));
+    double seconds = conc_now() - start;
+    struct rusage use;
+    getrusage(RUSAGE_SELF, &use);
+    if (s->goal)
+        printf("  goal: 1000 at once; measured: %d at once, %.0f a second, peak memory %.1f MB\n",
+               s->most_at_once, s->done / seconds, (double)use.ru_maxrss / 1024);
+    report(s);
+    int rc = conc_timeout(s->limit, audit, s);
+    if (rc == -ETIMEDOUT)
+        return conc_fail(rc, "the payments could not be looked up within %g s", s->limit);
+    return rc;
 }
 
 /* Makes a place for the table, and removes it in any case. */
-static int serve(const database *db, const char *address, const options *o)
+static int serve(const database *db, char *address, const options *o)
 {
-    shop s = {.db = db, .address = address, .goal = o->goal, .limit = o->limit};
-    s.start.parties = o->count;
-    printf("%s: %d operations over 10 connections\n", db->name, o->count);
-    fflush(stdout);
-    int rc = db->create(address);
+    shop s = {.db = db, .address = address, .goal = o->goal, .count = o->count, .limit = o->limit};
+    s.start.parties = s.count;
+    printf("%s: %d operations over 10 connections\n", db->name, s.count);
+    int rc = conc_timeout(s.limit, db->create, address);
     if (rc < 0 && rc != -ECANCELED)
         return rc;
-    payment *all = calloc((size_t)o->count, sizeof *all);
+    s.payments = calloc((size_t)s.count, sizeof *s.payments);
     if (rc >= 0)
-        rc = all ? trade(&s, all) : -ENOMEM;
-    free(all);
+        rc = s.payments ? trade(&s) : -ENOMEM;
+    free(s.payments);
     char words[256];
     snprintf(words, sizeof words, "%s", conc_last_error());
-    if (conc_shield(10, db->drop, (void *)(uintptr_t)address) < 0)
+    if (conc_shield(3, db->drop, address) < 0)
         fprintf(stderr, "pool: the table is left behind: %s\n", conc_last_error());
     if (s.wrong || s.failed)
         conc_set_exit_status(1);
@@ -676,13 +667,12 @@ static int serve(const database *db, const char *address, const options *o)
 static int app(void *arg)
 {
     const options *o = arg;
-    if (o->path[0])
+    if (o->path)
         CONC_TRY(serve(&sqlite, o->path, o));
     if (o->conninfo)
         return serve(&postgres, o->conninfo, o);
     printf("PostgreSQL: none is named. To start one, as any user but root:\n"
-           "  PATH=$PATH:$(echo /usr/lib/postgresql/*/bin)\n"
-           "  initdb -D /tmp/pg -U postgres\n"
+           "  PATH=$PATH:$(echo /usr/lib/postgresql/*/bin); initdb -D /tmp/pg -U postgres\n"
            "  pg_ctl -D /tmp/pg -o '-p 5433 -k /tmp' -l /tmp/pg/log start\n"
            "  DATABASE='host=127.0.0.1 port=5433 user=postgres' ./pool\n");
     return 0;
@@ -707,7 +697,8 @@ int main(int argc, char **argv)
 {
     options o = {.count = 1000, .limit = 30};
     const char *tmp = getenv("TMPDIR");
-    char folder[160];
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    char folder[160], path[180];
     if (!parse(&o, argv + (argc > 0))) {
         fprintf(stderr, "usage: pool [--goal] [CONNINFO [OPERATIONS [SECONDS]]]\n");
         return 2;
@@ -720,7 +711,8 @@ int main(int argc, char **argv)
         perror(folder);
         return 1;
     }
-    snprintf(o.path, sizeof o.path, "%s/pool.db", folder);
+    snprintf(path, sizeof path, "%s/pool.db", folder);
+    o.path = path;
     int status = conc_main(app, &o);
     rmdir(folder);
     return status;
