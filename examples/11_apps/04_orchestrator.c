@@ -624,7 +624,7 @@ static int draw_trace(const char *path, const char *trace_id)
     FILE *file = fopen(path, "r");
     while (file && getline(&line, &room, file) > 0)
         add_line(spans, line);
-    int rc = file ? -ENOENT : -errno;
+    int rc = file ? -ENODATA : -errno;
     cJSON_ArrayForEach(span, spans)
     {
         bool is_wanted = !trace_id || strcmp(text_of(span, "traceId"), trace_id) == 0;
@@ -795,84 +795,77 @@ static int goal(void *arg)
 
 /* ---- main ----------------------------------------------------------------------------------- */
 
-static int find_service(const char *name, size_t n)
+static int find_service(const char *name)
 {
     for (int i = 0; i < SERVICES; i++)
-        if (strlen(catalogue[i].name) == n && strncmp(name, catalogue[i].name, n) == 0)
+        if (strcmp(catalogue[i].name, name) == 0)
             return i;
     return -1;
 }
 
-static bool set_time(const char *name, size_t n, const char *value)
+/* Cuts name=value in two: false if there is no such option. */
+static bool set_option(char *name)
 {
-    const struct {
-        const char *name;
-        double *value;
-    } times[] = {{"delay", &options.delay},
-                 {"timeout", &options.timeout},
-                 {"deadline", &options.deadline},
-                 {"ttl", &options.ttl},
-                 {"open", &options.open}};
-    char *end = NULL;
-    for (size_t i = 0; i < CONC_LEN(times); i++)
-        if (strlen(times[i].name) == n && strncmp(name, times[i].name, n) == 0) {
-            *times[i].value = strtod(value, &end);
-            return *value && !*end && *times[i].value >= 0 && *times[i].value <= 1e6;
-        }
-    return false;
-}
-
-/* name=value */
-static bool set_option(const char *word)
-{
-    size_t n = strcspn(word, "=");
-    int index = find_service(word, n);
-    const char *value = word + n + 1;
+    char *value = strchr(name, '='), *end = NULL;
+    *value++ = 0;
+    double seconds = strtod(value, &end),
+           *times[] = {&options.delay, &options.timeout, &options.deadline, &options.ttl,
+                       &options.open};
+    static const char *const names[] = {"delay", "timeout", "deadline", "ttl", "open"};
+    int index = find_service(name);
     if (index >= 0)
         options.address[index] = value;
-    else if (n == 5 && strncmp(word, "trace", n) == 0)
+    if (strcmp(name, "trace") == 0)
         options.trace = value;
-    else
-        return set_time(word, n, value);
-    return true;
+    if (index >= 0 || strcmp(name, "trace") == 0)
+        return true;
+    bool valid = *value && !*end && seconds >= 0 && seconds <= 1e6;
+    for (size_t i = 0; valid && i < CONC_LEN(names); i++)
+        if (strcmp(name, names[i]) == 0) {
+            *times[i] = seconds;
+            return true;
+        }
+    return false;
 }
 
 static int draw(const char *path, const char *trace_id)
 {
     int rc = draw_trace(path, trace_id);
-    const char *words = rc == -ENOENT ? "there is no such trace" : conc_strerror(rc);
     if (rc < 0)
-        fprintf(stderr, "%s: %s\n", path, words);
+        fprintf(stderr, "%s: %s\n", path,
+                rc == -ENODATA ? "there is no such trace" : conc_strerror(rc));
     return rc < 0;
 }
 
-int main(int argc, char **argv)
+static int run(int count, char **words)
 {
-    char *words[4] = {"--demo"};
-    int count = argc > 1 && argv[1][0] == '-' ? 0 : 1;
-    bool valid = true;
-    for (int i = 1; i < argc; i++)
-        if (strchr(argv[i], '='))
-            valid = valid && set_option(argv[i]);
-        else if (count < 4)
-            words[count++] = argv[i];
-    const char *command = words[0];
-    bool is_child = strcmp(command, "--child") == 0;
-    if (!valid)
-        count = 0;
-    if (count == 1 && strcmp(command, "--demo") == 0)
+    const char *command = count ? words[0] : "";
+    service_job job = {.is_child = strcmp(command, "--child") == 0};
+    if (count == 0)
         return conc_main(demo, NULL);
     if (count == 1 && strcmp(command, "--goal") == 0)
         return conc_main(goal, NULL);
     if (count == 2 && strcmp(command, "--gateway") == 0)
         return conc_main(gateway_app, words[1]);
     if (count > 1 && count < 4 && strcmp(command, "--chart") == 0)
-        return draw(words[1], words[2]);
-    if (count == 3 && (is_child || strcmp(command, "--service") == 0)) {
-        service_job job = {find_service(words[1], strlen(words[1])), words[2], is_child};
+        return draw(words[1], count == 3 ? words[2] : NULL);
+    if (count == 3 && (job.is_child || strcmp(command, "--service") == 0)) {
+        job.index = find_service(words[1]);
+        job.address = words[2];
         if (job.index >= 0)
             return conc_main(service_app, &job);
     }
-    fprintf(stderr, "orchestrator: a bad argument: see the first lines of the program\n");
+    fprintf(stderr, "orchestrator: bad arguments: the program's first lines say what there is\n");
     return 2;
+}
+
+int main(int argc, char **argv)
+{
+    int count = 0;
+    for (int i = 1; i < argc; i++) {
+        bool is_option = argv[i][0] != '-' && strchr(argv[i], '=');
+        if (!is_option || !set_option(argv[i]))
+            argv[count++] = argv[i]; /* what is no option is a word of the command */
+    }
+    return run(count, argv);
 }
