@@ -40,13 +40,14 @@ typedef struct {
     conc_limiter limiter; /* so many a second */
     conc_sem at_once;     /* so many under way */
     bool untuned;         /* it keeps to nothing */
-    int asked, last_turn, answered, refused, broken;
+    int answered, refused, failed;
+    int asked, last_turn; /* the first to ask gets the first token */
     int sent;
     double sent_at[CALLS];
 } client;
 
-/* What the program's clients keep to: the half of the service's burst at once, the other half as a
-   burst. 25 tasks are too many for the first burst. */
+/* Of the burst that the service allows, half is for their bursts, half for what is under way: why
+   is told below, at attempt. */
 static const client limited[] = {
     {"free", 25, .limiter = {.rate = 10, .per = 1, .burst = 10}, .at_once = CONC_SEM(10)},
     {"pro", 150, .limiter = {.rate = 50, .per = 1, .burst = 50}, .at_once = CONC_SEM(50)},
@@ -126,15 +127,16 @@ static int request(const call *k, double *retry_after)
     note_start(c);
     int rc = fetch(&http, url, &o, &r);
     if (rc == -ECONNREFUSED || rc == -ECONNRESET || rc == -ETIMEDOUT) {
-        c->broken++;
+        c->failed++;
         return conc_fail(-EAGAIN, "%s", r.error);
     }
     CONC_TRY(rc);
-    if (r.status == 429) {
+    if (r.status == 429 || r.status == 503) {
         const char *seconds = fetch_header(&r, "retry-after"); /* or a date, which counts as 0 */
+        *(r.status == 429 ? &c->refused : &c->failed) += 1;
         *retry_after = seconds ? atof(seconds) : 0;
-        c->refused++;
-        return conc_fail(-EAGAIN, "%s: 429, Retry-After: %s", url, seconds ? seconds : "none");
+        return conc_fail(-EAGAIN, "%s: status %d, Retry-After: %s", url, r.status,
+                         seconds ? seconds : "none");
     }
     if (r.status != 200 || strcmp(r.body, expected) != 0)
         return conc_fail(-EPROTO, "%s: status %d, and not the answer to this", url, r.status);
@@ -147,7 +149,8 @@ static int request(const call *k, double *retry_after)
        its burst + its requests at once <= the service's burst,
    and the rates are the same, however long the network takes: in any time t the service sees the
    requests that are under way when t begins, and those that the limiter lets go, burst + rate * t.
-   The permit comes first: then a token is used at once. */
+   With a limiter alone, a network that holds requests up makes a larger burst of them. The permit
+   comes first, because a request that has its token has to go at once. */
 static int attempt(void *arg, double *retry_after)
 {
     call *k = arg;
@@ -175,7 +178,8 @@ static int make_calls(void *arg)
     return conc_group_wait(&g);
 }
 
-/* Runs the clients at once, and says what became of their calls. */
+/* Runs the clients at once, and says what became of their calls. A service that failed may refuse
+   even those that keep to the limit: what they gave up may be under way. */
 static int run_clients(const char *what, client *clients, size_t n)
 {
     answered = wanted = 0;
@@ -187,9 +191,9 @@ static int run_clients(const char *what, client *clients, size_t n)
         printf("\n"); /* after the progress */
     CONC_TRY(rc);
     for (client *c = clients; c < clients + n; c++) {
-        printf("  %-6s %d calls, %d answered, %d times 429, %d times no answer, in %.1f s\n",
-               c->tier, c->calls, c->answered, c->refused, c->broken, last_start(c));
-        if (c->answered != c->calls || (c->refused > 0 && !c->untuned && c->broken == 0))
+        printf("  %-6s %d calls, %d answered, %d times 429, %d failures, in %.1f s\n", c->tier,
+               c->calls, c->answered, c->refused, c->failed, last_start(c));
+        if (c->answered != c->calls || (c->refused > 0 && !c->untuned && c->failed == 0))
             conc_set_exit_status(1);
     }
     return 0;
@@ -398,7 +402,7 @@ static int app(void *goal)
     memcpy(tuned, limited, sizeof tuned);
     if (!*service)
         CONC_TRY(start_service(&child));
-    if (goal) {
+    if (*(bool *)goal) {
         CONC_TRY(run_clients("A client of 10 a second", tuned, 1));
         print_goal();
         return 0;
@@ -422,7 +426,7 @@ static int run(const char *how, char *address)
         return conc_main(serve, address);
     if (strncmp(how, "http://", 7) == 0) {
         service = how;
-        return conc_main(app, NULL);
+        return conc_main(app, &goal);
     }
     if (*how && !goal && strcmp(how, "--exact") != 0)
         return usage();
@@ -431,7 +435,7 @@ static int run(const char *how, char *address)
         fprintf(stderr, "rate_limiter: %s\n", conc_last_error());
         return 1;
     }
-    return !*how || goal ? conc_main(app, goal ? &goal : NULL) : 0;
+    return !*how || goal ? conc_main(app, &goal) : 0;
 }
 
 int main(int argc, char **argv)

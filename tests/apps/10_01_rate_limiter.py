@@ -20,12 +20,12 @@ PROGRAM = apps.compiled("10_patterns/01_rate_limiter.c")
 
 
 def clients(text):
-    """{(section, tier): (calls, answered, refused, broken)} of what the program prints."""
+    """{(section, tier): (calls, answered, refused, failed)} of what the program prints."""
     found, section = {}, ""
     for line in text.splitlines():
         if line.startswith("A client"):
             section = "untuned" if "all at once" in line else "tuned"
-        row = re.fullmatch(r"  (\w+) +(\d+) calls, (\d+) answered, (\d+) times 429, (\d+) times no answer, in .* s", line)
+        row = re.fullmatch(r"  (\w+) +(\d+) calls, (\d+) answered, (\d+) times 429, (\d+) failures, in .* s", line)
         if row:
             found[section, row[1]] = tuple(map(int, row.groups()[1:]))
     return found
@@ -279,7 +279,7 @@ def test_each_request_is_answered_once_and_none_comes_back_too_early():
         asked, server = request.server.asked[tier, number], request.server
         asked.append(time.monotonic())
         if tier == "free" and number % 4 == 0 and len(asked) < 3:
-            request.say(429, b"later\n", Retry_After=len(asked))
+            request.say(429, b"later\n", Retry_After=1)
             asked[-1] = time.monotonic()
         elif tier == "pro" and number == 5 and len(asked) == 1:
             server.over.wait()  # no answer at all
@@ -290,21 +290,39 @@ def test_each_request_is_answered_once_and_none_comes_back_too_early():
             request.say(429, b"later\n", Retry_After="Fri, 31 Dec 1999 23:59:59 GMT")
         elif tier == "batch" and number == 4 and len(asked) == 1:
             request.say(429, b"later\n")
+        elif tier == "batch" and number == 5 and len(asked) == 1:
+            request.say(503, b"later\n", Retry_After="1")
         else:
             request.answer(tier, number)
 
     with service(refuse_twice_and_hang_once) as server:
-        done = apps.run(PROGRAM, server.url, status=1)  # as the tuned ones were refused
+        done = apps.run(PROGRAM, server.url)
         found = all_answered(done.stdout)
         apps.check(found["untuned", "free"][2] == 20, "refused:", found)
         apps.check(found["tuned", "pro"][2:] in ((0, 1), (0, 2)), "without an answer:", found)  # curl repeats one by itself
-        apps.check(found["tuned", "batch"][2] == 2, "refused:", found)
+        apps.check(found["tuned", "batch"][2:] == (2, 1), "refused, failed:", found)
         apps.check(len(server.answered) == 40 + 150 + 20, "answered:", len(server.answered))
         apps.check(all(n == (2 if tier == "free" and number < 25 else 1)
                        for (tier, number), n in server.answered.items()), server.answered)
         for (tier, number), asked in server.asked.items():
+            if (tier, number) == ("batch", 5):
+                apps.check(asked[1] - asked[0] > 0.99, "after 503 it came back after", asked[1] - asked[0])
             for k in range(2) if tier == "free" and number % 4 == 0 else ():
-                apps.check(asked[k + 1] - asked[k] > k + 0.99, "Retry-After", k + 1, "came back after", asked[k + 1] - asked[k])
+                apps.check(asked[k + 1] - asked[k] > 0.99, "after 429 it came back after", asked[k + 1] - asked[k])
+
+
+@slow
+def test_a_tuned_client_that_is_refused_is_an_error():
+    def refuse_one(request, tier, number):
+        request.server.asked[tier, number].append(0)
+        if tier == "pro" and number == 7 and len(request.server.asked[tier, number]) == 1:
+            request.say(429, b"later\n")
+        else:
+            request.answer(tier, number)
+
+    with service(refuse_one) as server:
+        found = all_answered(apps.run(PROGRAM, server.url, status=1).stdout)
+        apps.check(found["tuned", "pro"][2] == 1, found)
 
 
 def fails(behave, words):
