@@ -28,7 +28,8 @@ enum {
     ATTEMPTS = 3,
     THRESHOLD = 5, /* failures in a row that open a circuit */
     SLOTS = 64,    /* of a service's cache */
-    ANSWER_LIMIT = 64 * 1024
+    ANSWER_LIMIT = 64 * 1024,
+    CONNECTIONS = 256 /* of the gateway at once, and so to each service */
 };
 
 static struct {
@@ -243,9 +244,13 @@ static int ask_services(conc_call *calls, bool at_once)
 {
     if (at_once)
         return conc_gather_all(calls, SERVICES); /* an error of one does not cancel the others */
-    for (int i = 0; i < SERVICES; i++)
-        CONC_TRY(conc_gather_all(&calls[i], 1));
-    return 0;
+    int rc = 0;
+    for (int i = 0; i < SERVICES && rc >= 0; i++) {
+        if (isatty(STDERR_FILENO))
+            fprintf(stderr, "\r%d of %d\r", i + 1, SERVICES);
+        rc = conc_gather_all(&calls[i], 1);
+    }
+    return rc;
 }
 
 static cJSON *dashboard_json(const span *root, int user, const part *parts, const conc_call *calls)
@@ -443,21 +448,31 @@ static int answer_service(http_connection *http, void *arg)
     return http_printf(http, 200, "{\"user\": %d, \"items\": %s}\n", user, catalogue[index].items);
 }
 
-static int service_connection(int fd, void *index)
+typedef struct {
+    const char *what;
+    int (*answer)(http_connection *http, void *arg);
+    void *arg;
+    double grace; /* for answers that have begun, when the server is stopped */
+} site;
+
+static int connection(int fd, void *arg)
 {
+    site *s = arg;
     conc_stream stream = {0};
-    CONC_AUTO(http_connection, http) = {.stream = &stream};
+    CONC_AUTO(http_connection, http) = {.stream = &stream, .answer_timeout = s->grace};
     CONC_TRY(conc_stream_open(&stream, fd));
-    return http_serve(&http, answer_service, index);
+    return http_serve(&http, s->answer, s->arg);
 }
 
-static int serve(const conc_server *server, const char *what)
+static int serve(const char *address, site *s)
 {
-    char address[64];
-    CONC_TRY(conc_address(server->fd, false, address, sizeof address));
-    printf("%s listens on %s\n", what, address);
+    char actual[64];
+    conc_server server = {.handler = connection, .arg = s, .limit = CONNECTIONS};
+    server.fd = CONC_TRY(conc_listen(address));
+    CONC_TRY(conc_address(server.fd, false, actual, sizeof actual));
+    printf("%s listens on %s\n", s->what, actual);
     fflush(stdout);
-    return conc_serve(server);
+    return conc_serve(&server);
 }
 
 typedef struct {
@@ -469,9 +484,8 @@ typedef struct {
 static int run_service(void *arg)
 {
     service_job *job = arg;
-    conc_server server = {.handler = service_connection, .arg = &job->index, .limit = 256};
-    server.fd = CONC_TRY(conc_listen(job->address));
-    return serve(&server, catalogue[job->index].name);
+    site s = {catalogue[job->index].name, answer_service, &job->index, 0};
+    return serve(job->address, &s);
 }
 
 static int service_app(void *arg)
@@ -518,6 +532,8 @@ static void go_straight(CURL *curl, void *arg)
 static int orchestrator_open(orchestrator *o)
 {
     o->client.configure = go_straight;
+    o->client.per_host = CONNECTIONS;
+    o->client.connections = SERVICES * CONNECTIONS;
     for (int i = 0; i < SERVICES; i++) {
         service *s = &o->services[i];
         s->name = catalogue[i].name;
@@ -686,22 +702,12 @@ static int answer_gateway(http_connection *http, void *arg)
     return answer_json(http, json);
 }
 
-/* When the gateway is stopped, answers that have begun are sent first. */
-static int gateway_connection(int fd, void *o)
-{
-    conc_stream stream = {0};
-    CONC_AUTO(http_connection, http) = {.stream = &stream, .answer_timeout = options.deadline + 1};
-    CONC_TRY(conc_stream_open(&stream, fd));
-    return http_serve(&http, answer_gateway, o);
-}
-
 static int gateway_app(void *address)
 {
     CONC_AUTO(orchestrator, o) = {0};
-    conc_server server = {.handler = gateway_connection, .arg = &o, .limit = 256};
-    server.fd = CONC_TRY(conc_listen(address));
+    site s = {"gateway", answer_gateway, &o, options.deadline + 1};
     CONC_TRY(orchestrator_open(&o));
-    return serve(&server, "gateway");
+    return serve(address, &s);
 }
 
 /* ---- what it shows by itself ---------------------------------------------------------------- */

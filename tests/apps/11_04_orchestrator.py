@@ -230,6 +230,16 @@ def test_four_services_are_asked_at_once():
         apps.check(g.health()["mostInFlight"] == 4, g.health())
 
 
+def test_many_dashboards_at_once():
+    with gateway(delay=0.1) as g:
+        dashboards = g.at_once(range(40))
+        for user, dashboard in enumerate(dashboards):
+            apps.check(dashboard["user"] == user and all(dashboard[name]["source"] == "live" for name in NAMES), dashboard)
+        apps.check([g.health()[name]["calls"] for name in NAMES] == [40] * 4, g.health())
+        spans = spans_of(g.trace)
+        apps.check(len(spans) == 40 * 13 and len({span["traceId"] for span in spans}) == 40, len(spans))
+
+
 # ---- requirement 2: the circuit breaker ----
 
 def test_a_killed_service_opens_its_circuit_and_its_return_closes_it():
