@@ -182,7 +182,7 @@ def serving_postgres(server, programs):
 
 def main(names):
     passed = failed = 0
-    for name, test in names.items():
+    for name, test in list(names.items()):  # a warning adds a name
         if not name.startswith("test_") or not all(word in name for word in sys.argv[1:]):
             continue
         try:
