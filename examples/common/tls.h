@@ -46,6 +46,7 @@
  *             -ECONNRESET   the connection ended without TLS's close_notify: an attacker, or a
  *                           careless peer, may have cut off the rest
  *             -ETIMEDOUT    the handshake took longer than .handshake_timeout
+ *             -EPIPE        a write after the connection has failed; .error says how it did
  *             -EINVAL, -EBUSY, -ENOMEM, and what conc_dial and the stream calls return
  * Waiting   tls_connect, tls_accept, tls_upgrade, tls_close, and conc's stream calls: each can be
  *           cancelled and limited. tls_context_open_* read files and block: call them before the
@@ -116,7 +117,8 @@ static inline void tls_context_close(tls_context *c);
 
 enum { TLS_NAME_SIZE = 32 };
 
-/* One connection. The stream's options, limit and buffer_size, are yours to set before. */
+/* One connection. The stream's options, limit and buffer_size, are yours to set before. It stays
+ * where it is until it is closed. */
 typedef struct tls_connection {
     conc_stream stream; /* for reading and writing, as soon as the connection is open */
     /* read only: */
