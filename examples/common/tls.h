@@ -50,8 +50,8 @@
  *             -EINVAL, -EBUSY, -ENOMEM, and what conc_dial and the stream calls return
  * Waiting   tls_connect, tls_accept, tls_upgrade, tls_close, and conc's stream calls: each can be
  *           cancelled and limited. tls_context_open_* read files and block: call them before the
- *           run, or through conc_offload. A handshake holds the loop for a millisecond or less, with
- *           an RSA key of 4096 bits for five.
+ *           run, or through conc_offload. A handshake holds the loop for a millisecond or less,
+ *           with an RSA key of 4096 bits for five.
  * Cancel    in a handshake: nothing stays open (a stream given to tls_upgrade is of no more use).
  *           In a read: nothing is lost. In a write or flush: the connection can be used on; the
  *           rest of the record that was being sent, of at most 16 KiB, goes out first in the next
@@ -84,8 +84,8 @@
 
 /* ---- what you call ---- */
 
-/* What many connections share. Set the options, then open it; do not move it while it is open. Files
- * are in PEM format. */
+/* What many connections share. Set the options, then open it; do not move it while it is open.
+ * Files are in PEM format. */
 typedef struct tls_context {
     /* certificates that are trusted to sign the peer's. A client's: NULL: the system's; to accept
      * one self-signed certificate, name its file. A server's: NULL: clients need no certificate */
@@ -426,9 +426,9 @@ static inline int tls__send(tls_connection *t)
     return tls__fail(t, rc, conc_last_error());
 }
 
-/* A reader hands over the alerts that reading has made, unless a writer, who takes them along, is at
- * work: the reader must not wait until the peer has read all that. The plain stream sends them in
- * its next read. An error comes again there. */
+/* A reader hands over the alerts that reading has made, unless a writer is at work, which takes
+ * them along: the reader must not wait until the peer has read all that. The plain stream sends
+ * them in its next read. An error comes again there. */
 static inline void tls__answer(tls_connection *t)
 {
     if (!BIO_pending(t->out) || conc_lock_try_acquire(&t->sending))
@@ -504,8 +504,8 @@ static inline ssize_t tls__read(void *self, void *buf, size_t n)
     }
 }
 
-/* One record. It fits into the plain stream's buffer, which is empty: handing it over does not wait,
- * and what a cancelled call has not sent goes out while the next read waits. */
+/* One record. It fits into the plain stream's buffer, which is empty: handing it over does not
+ * wait, and what a cancelled call has not sent goes out while the next read waits. */
 static inline ssize_t tls__write_in_turn(tls_connection *t, const void *buf, size_t n)
 {
     const size_t most = 16000;

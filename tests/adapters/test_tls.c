@@ -1,6 +1,6 @@
-/* test_tls.c - examples/common/tls.h: handshakes that succeed and that must fail, against itself and
- * against openssl s_server, openssl s_client and curl; both directions at once; cancels and limits
- * in each call that waits; peers that hang, lie, flood and leave.
+/* test_tls.c - examples/common/tls.h: handshakes that succeed and that must fail, against itself
+ * and against openssl s_server, openssl s_client and curl; both directions at once; cancels and
+ * limits in each call that waits; peers that hang, lie, flood and leave.
  *
  * Needs -lssl
  * Needs -lcrypto
