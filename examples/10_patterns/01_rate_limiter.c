@@ -344,21 +344,20 @@ static int give_up(void)
     return 0;
 }
 
-static int fail_thrice(void *arg, double *retry_after)
+static int fail_four_times(void *arg, double *retry_after)
 {
     client *c = arg;
     note_start(c);
-    *retry_after = c->sent == 3 ? 7 : 0;
-    return c->sent < 4 ? -EAGAIN : 0;
+    *retry_after = c->sent == 4 ? 10 : 0;
+    return c->sent < 5 ? -EAGAIN : 0;
 }
 
 static int retry(void)
 {
     static client c;
-    const retry_policy policy = {.first = 1, .tries = 4};
-    CONC_TRY(with_retries(&policy, fail_thrice, &c));
-    print_starts("Refused, again after 1 s and more, after 2 and more, after \"Retry-After: 7\"",
-                 &c);
+    const retry_policy policy = {.first = 1, .tries = 5};
+    CONC_TRY(with_retries(&policy, fail_four_times, &c));
+    print_starts("Refused: tried again after 1 s, 2 s, 4 s, \"Retry-After: 10\", and jitter", &c);
     return 0;
 }
 
@@ -392,6 +391,8 @@ static void print_goal(void)
            most_in_a_second(tuned));
     printf("  the last one starts after          %11.3f s%8.3f s   1.500 s\n", last_start(exact),
            last_start(tuned));
+    if (most_in_a_second(exact) != 19)
+        conc_set_exit_status(1);
 }
 
 static int app(void *goal)

@@ -4,13 +4,17 @@ killed, stopped and restarted, and with services of this test, which count what 
 import collections
 import concurrent.futures
 import contextlib
+import fcntl
 import http.client
 import http.server
 import os
+import pty
+import random
 import re
 import signal
 import socket
 import subprocess
+import termios
 import threading
 import time
 
@@ -88,7 +92,7 @@ The first of these, 10 a second with a burst of 10, all starts (ms)
 A semaphore of 10, and requests of 100 ms: 100 start in one second
 Of four at one a second the third gives up at 1500 ms: the fourth has its turn
   0 1000 2000
-Refused, again after 1 s and more, after 2 and more, after "Retry-After: 7"
+Refused: tried again after 1 s, 2 s, 4 s, "Retry-After: 10", and jitter
 """
 
 
@@ -99,13 +103,13 @@ def test_tokens_burst_tiers_semaphore_and_a_cancelled_waiter_exactly():
 
 def test_back_off_doubles_and_honours_retry_after_with_jitter_above_it():
     drawn = set()
-    for random in range(1, 6):
-        out = apps.run(PROGRAM, "--exact", CONC_RANDOM=random).stdout
+    for seed in range(1, 6):
+        out = apps.run(PROGRAM, "--exact", CONC_RANDOM=seed).stdout
         apps.check(out.startswith(EXACT), out)
         at = [int(word) for word in out.splitlines()[-1].split()]
         waits = [b - a for a, b in zip(at, at[1:])]
-        apps.check(at[0] == 0 and len(waits) == 3, out)
-        for wait, least in zip(waits, (1000, 2000, 7000)):
+        apps.check(at[0] == 0 and len(waits) == 4, out)
+        for wait, least in zip(waits, (1000, 2000, 4000, 10000)):
             apps.check(least <= wait <= 1.5 * least, "a wait of", wait, out)
         drawn.add(tuple(waits))
     apps.check(len(drawn) == 5, "the jitter is the same for all seeds:", drawn)
@@ -219,6 +223,25 @@ def test_interrupted_anywhere_nothing_is_left():
                      lambda: interrupt("20 of 40", signal.SIGKILL, -signal.SIGKILL))
 
 
+@slow
+def test_on_a_terminal_progress_is_one_line_and_control_c_ends_all():
+    master, slave = pty.openpty()
+    process = subprocess.Popen(apps.command(PROGRAM), stdin=slave, stdout=slave, stderr=slave, env=apps.environment(),
+                               start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+    os.close(slave)
+    seen, services = b"", []
+    with contextlib.suppress(OSError):  # EIO: all have closed the terminal
+        while piece := os.read(master, 10000):
+            seen += piece
+            if b"\r  20 of 40 answered" in seen and not services:
+                services = children(process.pid)
+                os.write(master, b"\x03")
+    apps.check(process.wait(30 * apps.SLOW) == 130, process.returncode, seen)
+    apps.check(services and not any(map(runs, services)), "the service is left")
+    apps.check(seen.count(b"\n\r  1 of 40 answered\r  2 of 40 answered") == 1 and seen.endswith(b"\n"), "progress:", seen)
+    os.close(master)
+
+
 def test_the_service_is_interrupted():
     with own_service() as server:
         os.kill(server.process.pid, signal.SIGINT)
@@ -309,6 +332,31 @@ def test_each_request_is_answered_once_and_none_comes_back_too_early():
                 apps.check(asked[1] - asked[0] > 0.99, "after 503 it came back after", asked[1] - asked[0])
             for k in range(2) if tier == "free" and number % 4 == 0 else ():
                 apps.check(asked[k + 1] - asked[k] > 0.99, "after 429 it came back after", asked[k + 1] - asked[k])
+
+
+@slow
+def test_tuned_is_never_refused_by_another_bucket_behind_a_network_that_delays():
+    rates = {"free": (10, 20), "pro": (50, 100), "batch": (5, 20)}
+    buckets, lock, delays = {tier: (burst, 0) for tier, (_, burst) in rates.items()}, threading.Lock(), random.Random(1)
+
+    def bucket(request, tier, number):
+        with lock:
+            delay = delays.choice((0, 0, 0.05, 0.3))
+        time.sleep(delay)
+        with lock:
+            (tokens, before), now, (rate, burst) = buckets[tier], time.monotonic(), rates[tier]
+            tokens = min(burst, tokens + rate * (now - before))
+            buckets[tier] = (tokens - (tokens >= 1), now)
+        if tokens >= 1:
+            request.answer(tier, number)
+        else:
+            request.say(429, b"later\n", Retry_After="1")
+
+    with service(bucket) as server:
+        found = all_answered(apps.run(PROGRAM, server.url).stdout)
+        apps.check(found["untuned", "free"][2] >= 10, found)
+        apps.check([found["tuned", tier][2] for tier in rates] == [0, 0, 0], found)
+        apps.check(sum(server.answered.values()) == 40 + 25 + 150 + 20, server.answered)
 
 
 @slow
