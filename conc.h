@@ -1771,11 +1771,12 @@ typedef struct conc__post {
 } conc__post;
 
 /* Somewhere else to look, besides posted functions, before a loop falls asleep. */
-typedef struct conc__lookout {
-    struct conc__lookout *next;
-    bool (*look)(struct conc__lookout *self);           /* true: something came of it */
-    void (*watch)(struct conc__lookout *self, bool on); /* the looking begins; it ends */
-} conc__lookout;
+typedef struct conc__idle_hook {
+    struct conc__idle_hook *next;
+    bool (*poll)(struct conc__idle_hook *self); /* true: something came of it */
+    void (*enable)(struct conc__idle_hook *self,
+                   bool on); /* before the first poll; after the last */
+} conc__idle_hook;
 
 /* What another module has to end with a run, after its last task. */
 typedef struct conc__ending {
@@ -1991,11 +1992,11 @@ struct conc_loop {
     unsigned misses;    /* how often in a row it was looked for in vain */
     bool woke;          /* the last of them had to be woken: it will be a while */
     atomic_int at_work; /* virtual clock: jobs for which time stands still */
-    conc__lookout *lookouts;
+    conc__idle_hook *idle_hooks;
     conc__ending *endings;
 
     /* of a run inside a job: the job, if a virtual clock stands still for it, else NULL; */
-    struct conc__frame *job;
+    struct conc__job_context *job;
     bool job_idles;    /* under the mutex: that clock goes on until the next post; */
     int channel_waits; /* so many of `awaited` wait for a channel; */
     /* on the virtual clock: when the job's shield ends, on the real one; CONC__NEVER: not by that
@@ -2099,9 +2100,9 @@ typedef struct conc__extension {
     /* does a task wait for a pipe of a child program that runs? And how many were started */
     bool (*pipe_awaited)(const conc_loop *l, unsigned *starts);
     /* the job that runs on this thread; NULL: none does */
-    struct conc__frame *(*job_here)(void);
+    struct conc__job_context *(*job_here)(void);
     /* this job waits for a task of l, or no longer: its virtual clock goes on if it is l's */
-    void (*job_waits)(struct conc__frame *job, const conc_loop *l, bool waits);
+    void (*job_waits)(struct conc__job_context *job, const conc_loop *l, bool waits);
     bool (*job_cancelled)(void);
     /* in a handler of faults: says so if the job that runs here has used its stack up */
     void (*job_overflows)(const char *address);
@@ -4277,21 +4278,21 @@ CONC__PRIVATE bool conc__linger(conc_loop *l, int64_t ns, bool for_work)
 {
     int64_t start = conc__clock(), most = ns < CONC__PATIENCE ? ns : CONC__PATIENCE;
     bool found = false;
-    for (conc__lookout *o = l->lookouts; o; o = o->next)
-        o->watch(o, true);
+    for (conc__idle_hook *o = l->idle_hooks; o; o = o->next)
+        o->enable(o, true);
     do {
         for (int i = 0; i < 32 && !found; i++) {
             conc__relax();
             found = atomic_load_explicit(&l->posted, memory_order_relaxed) != NULL;
         }
-        for (conc__lookout *o = l->lookouts; o && !found; o = o->next)
-            found = o->look(o);
+        for (conc__idle_hook *o = l->idle_hooks; o && !found; o = o->next)
+            found = o->poll(o);
         found |= for_work && !conc__at_work(l);
     } while (!found && conc__clock() - start < most);
-    for (conc__lookout *o = l->lookouts; o; o = o->next)
-        o->watch(o, false);
-    for (conc__lookout *o = l->lookouts; o; o = o->next)
-        found |= o->look(o); /* what came meanwhile told nobody */
+    for (conc__idle_hook *o = l->idle_hooks; o; o = o->next)
+        o->enable(o, false);
+    for (conc__idle_hook *o = l->idle_hooks; o; o = o->next)
+        found |= o->poll(o); /* what came meanwhile told nobody */
     l->misses = found ? 0 : l->misses;
     return found;
 }
@@ -11902,12 +11903,12 @@ typedef struct conc__remote {
     conc_fn *fn;
     void *arg;
     const char *spawned;
-    conc_loop *loop, *caller; /* caller NULL: a thread or a job */
-    struct conc__frame *job;  /* NULL: no job */
-    conc__wait wait;          /* a task's */
-    conc_task *task;          /* of `loop`, whose thread alone uses it */
-    pthread_mutex_t mutex;    /* over all below */
-    pthread_cond_t changed;   /* a thread waits for `answered` */
+    conc_loop *loop, *caller;      /* caller NULL: a thread or a job */
+    struct conc__job_context *job; /* NULL: no job */
+    conc__wait wait;               /* a task's */
+    conc_task *task;               /* of `loop`, whose thread alone uses it */
+    pthread_mutex_t mutex;         /* over all below */
+    pthread_cond_t changed;        /* a thread waits for `answered` */
     enum { CONC__GOES_ON, CONC__TO_STOP, CONC__STOPPED } state;
     bool ended, answered;
     int result;

@@ -75,7 +75,7 @@ typedef struct conc_pool {
     int queue_limit;
     const char *name; /* of its threads, for debuggers, 15 bytes; NULL: "conc" */
     /* private */
-    struct conc__crew *crew;
+    struct conc__job_queue *queue;
     unsigned users;
 } conc_pool;
 
@@ -84,14 +84,14 @@ typedef struct conc_pool {
 typedef struct conc_job {
     conc_fn *fn;
     void *arg;
-    struct conc__crew *crew;
+    struct conc__job_queue *queue;
     struct conc__waiter *waiters;
     struct conc__locals *locals;
     conc_loop *clock;
     uintptr_t state;
-    unsigned place;
+    unsigned slot;
     int result;
-    struct conc__parcel *parcel;
+    struct conc__payload *payload;
     size_t size;
     char text[96];
 } conc_job;
@@ -193,7 +193,7 @@ typedef struct conc_procs {
     /* called first in each worker; a negative result breaks the pool; NULL: nothing */
     int (*init)(void);
     /* private */
-    struct conc__crew *crew;
+    struct conc__job_queue *queue;
     unsigned users;
 } conc_procs;
 
@@ -350,8 +350,8 @@ typedef struct conc_child {
     int pidfd, status, state;
     unsigned forks; /* how many forks the process descended from when it started this */
     bool reaped;
-    unsigned long long began;
-    struct conc__program *program;
+    unsigned long long start_time;
+    struct conc__child_process *process;
 } conc_child;
 
 /* Starts the program, with the original signal mask and no descriptors but these three. Waits.
@@ -443,11 +443,11 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  * *
  *  The implementation
  *
- *  A crew is a queue of jobs and those who do them: the threads of a conc_pool, or the workers
+ *  A job queue is a queue of jobs and those who do them: the threads of a conc_pool, or the workers
  *  of a conc_procs, which a supervisor starts, watches and replaces (>>workers draws how). A
  *  waiter is a task, whose loop goes on, or a thread, which sleeps.
  *
- *  Contents: >>waiting >>crew >>jobs >>threads >>pool >>mapping >>blocking >>offloading
+ *  Contents: >>waiting >>queue >>jobs >>threads >>pool >>mapping >>blocking >>offloading
  *  >>channel >>selecting >>files >>names >>children >>shared >>functions >>workers >>supervisor
  *  >>procs
  *  >>beginning
@@ -471,19 +471,19 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
 /* ---- >>waiting ------------------------------------------------------------------------------ */
 
 /* Where a thread sleeps until another one opens it. */
-typedef struct conc__gate {
+typedef struct conc__thread_event {
     pthread_mutex_t mutex;
-    pthread_cond_t opened;
-    bool open;
-} conc__gate;
+    pthread_cond_t cond;
+    bool set;
+} conc__thread_event;
 
 /* How a job ended: a copy for each waiter, as the first to go on may free the job or use it
  * again. */
-typedef struct conc__answer {
+typedef struct conc__job_outcome {
     int result;
-    bool has_words;
+    bool has_text;
     char text[96];
-} conc__answer;
+} conc__job_outcome;
 
 /* Somebody who waits for another thread. It stands in a list, and whoever wakes it takes it out,
  * under the list's mutex. */
@@ -493,31 +493,31 @@ typedef struct conc__waiter {
     conc_loop *loop; /* a task's; NULL: a thread */
     conc__wait *wait;
     conc__post post;
-    conc__gate *gate;        /* a thread's */
-    void *item;              /* what the wait is for, or where its item comes from or goes to */
-    conc__answer *answer;    /* where it goes, of a job that is waited for */
-    bool *stop;              /* set when the waiting task is cancelled; NULL: nothing */
-    struct conc__crew *crew; /* of the job that is waited for */
-    /* a thread's: a crew of processes, whose replies it may take; it has a reference */
-    struct conc__crew *looks_at;
-    struct conc__frame *frame; /* a job's: its clock goes on meanwhile */
+    conc__thread_event *event;  /* a thread's */
+    void *item;                 /* what the wait is for, or where its item comes from or goes to */
+    conc__job_outcome *outcome; /* where it goes, of a job that is waited for */
+    bool *stop;                 /* set when the waiting task is cancelled; NULL: nothing */
+    struct conc__job_queue *queue; /* of the job that is waited for */
+    /* a thread's: a job queue of processes, whose replies it may take; it has a reference */
+    struct conc__job_queue *polls_queue;
+    struct conc__job_context *context; /* a job's: its clock goes on meanwhile */
     int result;
-    bool gives_up; /* it was cancelled, and wants the end of the job that it waits for */
-    bool is_spare; /* a thread's: its crew counts it already among those that wait */
-    bool over;     /* it was woken: nothing of the list's owner is to be touched any more */
+    bool gives_up;   /* it was cancelled, and wants the end of the job that it waits for */
+    bool is_counted; /* a thread's: its job queue counts it already among those that wait */
+    bool woken;      /* it was woken: nothing of the list's owner is to be touched any more */
     /* of conc_select, which is only told, and then sends or receives if no other case was first.
      * kept: an item or room is kept for it until then */
     bool selects, kept;
 } conc__waiter;
 
-/* Over every crew's mutex: a crew is freed under it. For who has a job or waiter, and does not
- * know whether the crew that it belonged to is still there. */
-static pthread_mutex_t conc__crews = PTHREAD_MUTEX_INITIALIZER;
+/* Over every job queue's mutex: a job queue is freed under it. For who has a job or waiter, and does not
+ * know whether the job queue that it belonged to is still there. */
+static pthread_mutex_t conc__job_queues_mutex = PTHREAD_MUTEX_INITIALIZER;
 static unsigned conc__forks; /* how many forks this process descends from */
-static struct conc__crew *conc__all_crews;
+static struct conc__job_queue *conc__job_queues;
 
 /* Over the state of all child programs: one is reaped once, and not signalled after that. */
-static pthread_mutex_t conc__children = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t conc__children_mutex = PTHREAD_MUTEX_INITIALIZER;
 
 /* What holds these mutexes takes less time than to fall asleep. */
 CONC__PRIVATE void conc__lock_briefly(pthread_mutex_t *mutex)
@@ -532,7 +532,7 @@ CONC__PRIVATE void conc__lock_briefly(pthread_mutex_t *mutex)
     pthread_mutex_lock(mutex);
 }
 
-CONC__PRIVATE void conc__line_up(conc__waiter **list, conc__waiter *w)
+CONC__PRIVATE void conc__waiter_add(conc__waiter **list, conc__waiter *w)
 {
     conc__waiter *first = *list;
     w->list = list;
@@ -543,7 +543,7 @@ CONC__PRIVATE void conc__line_up(conc__waiter **list, conc__waiter *w)
         *list = w;
 }
 
-CONC__PRIVATE void conc__step_out(conc__waiter *w)
+CONC__PRIVATE void conc__waiter_remove(conc__waiter *w)
 {
     if (*w->list == w)
         *w->list = w->next == w ? NULL : w->next;
@@ -551,109 +551,109 @@ CONC__PRIVATE void conc__step_out(conc__waiter *w)
     w->next->prev = w->prev;
 }
 
-CONC__PRIVATE void conc__gate_make(conc__gate *g)
+CONC__PRIVATE void conc__thread_event_init(conc__thread_event *e)
 {
     pthread_condattr_t attributes;
-    pthread_mutex_init(&g->mutex, NULL);
+    pthread_mutex_init(&e->mutex, NULL);
     pthread_condattr_init(&attributes);
 #ifndef __APPLE__
     pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
 #endif
-    pthread_cond_init(&g->opened, &attributes);
+    pthread_cond_init(&e->cond, &attributes);
     pthread_condattr_destroy(&attributes);
-    g->open = false;
+    e->set = false;
 }
 
-CONC__PRIVATE void conc__gate_open(conc__gate *g)
+CONC__PRIVATE void conc__thread_event_set(conc__thread_event *e)
 {
-    pthread_mutex_lock(&g->mutex);
-    g->open = true;
-    pthread_cond_signal(&g->opened);
-    pthread_mutex_unlock(&g->mutex);
+    pthread_mutex_lock(&e->mutex);
+    e->set = true;
+    pthread_cond_signal(&e->cond);
+    pthread_mutex_unlock(&e->mutex);
 }
 
 /* Waits until it is open, or until then. False: it is not. */
-CONC__PRIVATE bool conc__gate_wait(conc__gate *g, int64_t until)
+CONC__PRIVATE bool conc__thread_event_wait(conc__thread_event *e, int64_t until)
 {
-    pthread_mutex_lock(&g->mutex);
-    while (!g->open) {
+    pthread_mutex_lock(&e->mutex);
+    while (!e->set) {
         int64_t left = until == CONC__NEVER ? until : until - conc__clock();
         if (left <= 0)
             break;
         if (until == CONC__NEVER) {
-            pthread_cond_wait(&g->opened, &g->mutex);
+            pthread_cond_wait(&e->cond, &e->mutex);
             continue;
         }
 #ifdef __APPLE__
         struct timespec t = {(time_t)(left / 1000000000), (long)(left % 1000000000)};
-        pthread_cond_timedwait_relative_np(&g->opened, &g->mutex, &t);
+        pthread_cond_timedwait_relative_np(&e->cond, &e->mutex, &t);
 #else
         struct timespec t = {(time_t)(until / 1000000000), (long)(until % 1000000000)};
-        pthread_cond_timedwait(&g->opened, &g->mutex, &t);
+        pthread_cond_timedwait(&e->cond, &e->mutex, &t);
 #endif
     }
-    bool open = g->open;
-    pthread_mutex_unlock(&g->mutex);
-    return open;
+    bool set = e->set;
+    pthread_mutex_unlock(&e->mutex);
+    return set;
 }
 
-CONC__PRIVATE void conc__gate_end(conc__gate *g)
+CONC__PRIVATE void conc__thread_event_destroy(conc__thread_event *e)
 {
-    pthread_cond_destroy(&g->opened);
-    pthread_mutex_destroy(&g->mutex);
+    pthread_cond_destroy(&e->cond);
+    pthread_mutex_destroy(&e->mutex);
 }
 
-CONC__PRIVATE void conc__gate_pass(conc__gate *g)
+CONC__PRIVATE void conc__thread_event_finish(conc__thread_event *e)
 {
-    conc__gate_wait(g, CONC__NEVER);
-    conc__gate_end(g);
+    conc__thread_event_wait(e, CONC__NEVER);
+    conc__thread_event_destroy(e);
 }
 
-CONC__PRIVATE struct conc__frame *conc__frame_here(void);
-CONC__PRIVATE void conc__frames_at_work(struct conc__frame *f, bool at_work);
-CONC__PRIVATE bool conc__frame_has_clock(const struct conc__frame *f);
-CONC__PRIVATE void conc__thread_idles(struct conc__frame *f, bool idles);
+CONC__PRIVATE struct conc__job_context *conc__job_context_here(void);
+CONC__PRIVATE void conc__job_contexts_hold_clocks(struct conc__job_context *ctx, bool at_work);
+CONC__PRIVATE bool conc__job_context_has_clock(const struct conc__job_context *ctx);
+CONC__PRIVATE void conc__worker_thread_idles(struct conc__job_context *ctx, bool idles);
 
-CONC__PRIVATE void conc__waiter_arrives(conc__post *p)
+CONC__PRIVATE void conc__waiter_posted(conc__post *p)
 {
     conc__waiter *w = (conc__waiter *)(void *)((char *)p - offsetof(conc__waiter, post));
     conc__wake(conc__here, w->wait, w->result);
 }
 
-/* Under the list's mutex: the waiter is told its result; tell it then by conc__waiter_call that
+/* Under the list's mutex: the waiter is told its result; tell it then by conc__waiter_notify that
  * there is one. */
-CONC__PRIVATE void conc__waiter_answer(conc__waiter *w, int result)
+CONC__PRIVATE void conc__waiter_set_result(conc__waiter *w, int result)
 {
     /* here, not when it runs: the clock could go on until then */
-    conc__frames_at_work(w->frame, true);
+    conc__job_contexts_hold_clocks(w->context, true);
     w->result = result;
-    __atomic_store_n(&w->over, true, __ATOMIC_RELEASE);
+    __atomic_store_n(&w->woken, true, __ATOMIC_RELEASE);
 }
 
 /* The same, and it is out of the list. */
-CONC__PRIVATE void conc__waiter_decide(conc__waiter *w, int result)
+CONC__PRIVATE void conc__waiter_complete(conc__waiter *w, int result)
 {
-    conc__step_out(w);
-    conc__waiter_answer(w, result);
+    conc__waiter_remove(w);
+    conc__waiter_set_result(w, result);
 }
 
-CONC__PRIVATE void conc__waiter_call(conc__waiter *w)
+CONC__PRIVATE void conc__waiter_notify(conc__waiter *w)
 {
     if (w->loop)
         /* it cannot be refused: the run lasts as long as its tasks */
         conc__post_to(w->loop, &w->post);
-    else if (w->gate) /* else it runs the job itself */
-        conc__gate_open(w->gate);
+    else if (w->event) /* else it runs the job itself */
+        conc__thread_event_set(w->event);
 }
 
 CONC__PRIVATE void conc__waiter_wake(conc__waiter *w, int result)
 {
-    conc__waiter_decide(w, result);
-    conc__waiter_call(w);
+    conc__waiter_complete(w, result);
+    conc__waiter_notify(w);
 }
 
 /* A thread looks a little for what it waits for before it sleeps. */
-CONC__PRIVATE void conc__look_for(const bool *over)
+CONC__PRIVATE void conc__spin_for(const bool *over)
 {
     if (!conc__several_processors())
         return;
@@ -665,144 +665,146 @@ CONC__PRIVATE void conc__look_for(const bool *over)
         }
 }
 
-CONC__PRIVATE void conc__crew_look_for(struct conc__crew *c, const bool *over);
+CONC__PRIVATE void conc__job_queue_spin_for(struct conc__job_queue *q, const bool *over);
 
 /* A job that waits, and what is done meanwhile when it is asked to end. All of the process are in
  * one list: a request sets flags of the job, its pool or its mapping, and then has
- * conc__stops_tell find out whom it concerns. Its mutex comes before all others. */
-typedef struct conc__stop {
-    struct conc__stop *next, *prev;
-    const struct conc__frame *frame; /* NULL: no job waits, and it is in no list */
-    void (*ask)(struct conc__stop *self);
-    bool asked;
+ * conc__run_cancel_hooks find out whom it concerns. Its mutex comes before all others. */
+typedef struct conc__cancel_hook {
+    struct conc__cancel_hook *next, *prev;
+    const struct conc__job_context *context; /* NULL: no job waits, and it is in no list */
+    void (*run)(struct conc__cancel_hook *self);
+    bool called;
     unsigned forks;
-} conc__stop;
+} conc__cancel_hook;
 
 static struct {
     pthread_mutex_t mutex;
-    conc__stop *first;
-} conc__stops = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+    conc__cancel_hook *first;
+} conc__cancel_hooks = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
-CONC__PRIVATE bool conc__frame_asked(const struct conc__frame *f);
-CONC__PRIVATE bool conc__frame_of_worker(const struct conc__frame *f);
-CONC__PRIVATE int64_t conc__frame_limit(const struct conc__frame *f);
-CONC__PRIVATE void conc__worker_listens(void);
+CONC__PRIVATE bool conc__job_context_cancelled(const struct conc__job_context *ctx);
+CONC__PRIVATE bool conc__job_context_in_process(const struct conc__job_context *ctx);
+CONC__PRIVATE int64_t conc__shield_deadline(const struct conc__job_context *ctx);
+CONC__PRIVATE void conc__worker_start_cancel_listener(void);
 
 /* Somebody was asked to end. What one of those who wait does then may ask others. */
-CONC__PRIVATE void conc__stops_tell(void)
+CONC__PRIVATE void conc__run_cancel_hooks(void)
 {
-    pthread_mutex_lock(&conc__stops.mutex);
+    pthread_mutex_lock(&conc__cancel_hooks.mutex);
     for (bool more = true; more;) {
         more = false;
-        for (conc__stop *s = conc__stops.first; s; s = s->next) {
-            if (s->asked || !conc__frame_asked(s->frame))
+        for (conc__cancel_hook *s = conc__cancel_hooks.first; s; s = s->next) {
+            if (s->called || !conc__job_context_cancelled(s->context))
                 continue;
-            s->asked = more = true;
-            s->ask(s);
+            s->called = more = true;
+            s->run(s);
         }
     }
-    pthread_mutex_unlock(&conc__stops.mutex);
+    pthread_mutex_unlock(&conc__cancel_hooks.mutex);
 }
 
 /* The job (NULL: none) begins to wait. If it was asked to end before, that is told at once. */
-CONC__PRIVATE void conc__stop_open(conc__stop *s, const struct conc__frame *frame,
-                                   void (*ask)(conc__stop *self))
+CONC__PRIVATE void conc__cancel_hook_add(conc__cancel_hook *s, const struct conc__job_context *ctx,
+                                         void (*ask)(conc__cancel_hook *self))
 {
-    s->frame = frame;
-    s->ask = ask;
-    if (!frame)
+    s->context = ctx;
+    s->run = ask;
+    if (!ctx)
         return;
-    if (conc__frame_of_worker(frame))
-        conc__worker_listens();
+    if (conc__job_context_in_process(ctx))
+        conc__worker_start_cancel_listener();
     s->forks = conc__forks;
     s->prev = NULL;
-    pthread_mutex_lock(&conc__stops.mutex);
-    s->next = conc__stops.first;
+    pthread_mutex_lock(&conc__cancel_hooks.mutex);
+    s->next = conc__cancel_hooks.first;
     if (s->next)
         s->next->prev = s;
-    conc__stops.first = s;
-    pthread_mutex_unlock(&conc__stops.mutex);
-    if (conc__frame_asked(frame))
-        conc__stops_tell();
+    conc__cancel_hooks.first = s;
+    pthread_mutex_unlock(&conc__cancel_hooks.mutex);
+    if (conc__job_context_cancelled(ctx))
+        conc__run_cancel_hooks();
 }
 
 /* It goes on: nothing is told any more. */
-CONC__PRIVATE void conc__stop_close(conc__stop *s)
+CONC__PRIVATE void conc__cancel_hook_remove(conc__cancel_hook *s)
 {
-    if (!s->frame || s->forks != conc__forks) /* else it is the parent's */
+    if (!s->context || s->forks != conc__forks) /* else it is the parent's */
         return;
-    pthread_mutex_lock(&conc__stops.mutex);
+    pthread_mutex_lock(&conc__cancel_hooks.mutex);
     if (s->next)
         s->next->prev = s->prev;
     if (s->prev)
         s->prev->next = s->next;
     else
-        conc__stops.first = s->next;
-    pthread_mutex_unlock(&conc__stops.mutex);
+        conc__cancel_hooks.first = s->next;
+    pthread_mutex_unlock(&conc__cancel_hooks.mutex);
 }
 
-CONC__PRIVATE void conc__stops_forget(void)
+CONC__PRIVATE void conc__cancel_hooks_reset(void)
 {
-    pthread_mutex_init(&conc__stops.mutex, NULL);
-    conc__stops.first = NULL;
+    pthread_mutex_init(&conc__cancel_hooks.mutex, NULL);
+    conc__cancel_hooks.first = NULL;
 }
 
 /* Until it is open; the time limits of the job's shields pass meanwhile. */
-CONC__PRIVATE void conc__gate_await(conc__gate *g, const struct conc__frame *f)
+CONC__PRIVATE void conc__thread_event_wait_in_job(conc__thread_event *e,
+                                                  const struct conc__job_context *ctx)
 {
-    while (!conc__gate_wait(g, f ? conc__frame_limit(f) : CONC__NEVER))
-        conc__stops_tell();
+    while (!conc__thread_event_wait(e, ctx ? conc__shield_deadline(ctx) : CONC__NEVER))
+        conc__run_cancel_hooks();
 }
 
 /* A thread that waits to be woken. */
 typedef struct conc__thread_wait {
-    conc__stop stop;
+    conc__cancel_hook hook;
     conc__wait *wait;
 } conc__thread_wait;
 
-CONC__PRIVATE void conc__thread_wait_asked(conc__stop *s)
+CONC__PRIVATE void conc__thread_wait_cancel(conc__cancel_hook *s)
 {
     conc__wait *wait = ((conc__thread_wait *)(void *)s)->wait;
     const conc__waiter *w = wait->item;
     if (wait->kind->cancel && wait->kind->cancel(wait))
-        conc__gate_open(w->gate);
+        conc__thread_event_set(w->event);
 }
 
 /* The job that waits does not hold its clock any more. Only when a request to end it comes at once:
  * else the clock could go on in between. */
-CONC__PRIVATE void conc__waiter_off_work(conc__waiter *w, pthread_mutex_t *mutex)
+CONC__PRIVATE void conc__waiter_release_clocks(conc__waiter *w, pthread_mutex_t *mutex)
 {
-    pthread_mutex_lock(&conc__crews); /* while it waits, the mutex is there */
-    if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE)) {
+    pthread_mutex_lock(&conc__job_queues_mutex); /* while it waits, the mutex is there */
+    if (!__atomic_load_n(&w->woken, __ATOMIC_ACQUIRE)) {
         conc__lock_briefly(mutex);
-        if (!w->over)
-            conc__frames_at_work(w->frame, false);
+        if (!w->woken)
+            conc__job_contexts_hold_clocks(w->context, false);
         pthread_mutex_unlock(mutex);
     }
-    pthread_mutex_unlock(&conc__crews);
+    pthread_mutex_unlock(&conc__job_queues_mutex);
 }
 
 CONC__PRIVATE int conc__wait_in_thread(conc__wait *wait, pthread_mutex_t *mutex)
 {
     conc__waiter *w = wait->item;
     conc__thread_wait t = {.wait = wait};
-    if (w->looks_at)
-        conc__crew_look_for(w->looks_at, &w->over);
+    if (w->polls_queue)
+        conc__job_queue_spin_for(w->polls_queue, &w->woken);
     else
-        conc__look_for(&w->over);
-    if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE)) {
-        bool has_clock = conc__frame_has_clock(w->frame), idles = has_clock && !w->is_spare;
-        conc__stop_open(&t.stop, w->frame, conc__thread_wait_asked);
+        conc__spin_for(&w->woken);
+    if (!__atomic_load_n(&w->woken, __ATOMIC_ACQUIRE)) {
+        bool has_clock = conc__job_context_has_clock(w->context),
+             idles = has_clock && !w->is_counted;
+        conc__cancel_hook_add(&t.hook, w->context, conc__thread_wait_cancel);
         if (idles)
-            conc__thread_idles(w->frame, true);
+            conc__worker_thread_idles(w->context, true);
         if (has_clock)
-            conc__waiter_off_work(w, mutex);
-        conc__gate_await(w->gate, w->frame);
+            conc__waiter_release_clocks(w, mutex);
+        conc__thread_event_wait_in_job(w->event, w->context);
         if (idles)
-            conc__thread_idles(w->frame, false);
-        conc__stop_close(&t.stop);
+            conc__worker_thread_idles(w->context, false);
+        conc__cancel_hook_remove(&t.hook);
     }
-    conc__gate_pass(w->gate);
+    conc__thread_event_finish(w->event);
     return w->result;
 }
 
@@ -827,14 +829,14 @@ CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
                                                   pthread_mutex_t *mutex, pthread_mutex_t *outer)
 {
     conc__wait wait = {.kind = kind, .on = on, .item = w};
-    conc__gate gate;
+    conc__thread_event event;
     if (!l)
-        conc__gate_make(&gate);
+        conc__thread_event_init(&event);
     w->loop = l;
     w->wait = &wait;
-    w->post.run = conc__waiter_arrives;
-    w->gate = &gate;
-    w->frame = l ? NULL : conc__frame_here();
+    w->post.run = conc__waiter_posted;
+    w->event = &event;
+    w->context = l ? NULL : conc__job_context_here();
     pthread_mutex_unlock(mutex);
     if (outer)
         pthread_mutex_unlock(outer);
@@ -901,7 +903,7 @@ CONC__PRIVATE void conc__semaphore_wait(conc__semaphore *s)
 }
 #endif
 
-/* ---- >>crew --------------------------------------------------------------------------------- */
+/* ---- >>queue -------------------------------------------------------------------------------- */
 
 enum {
     CONC__BATCH = 16, /* jobs that a thread takes out of the queue at once */
@@ -909,53 +911,53 @@ enum {
     /* a job's state, below its seal */
     CONC__JOB_LIVE = 1, /* it was accepted: until then nobody can wait for it */
     CONC__JOB_DONE = 2,
-    CONC__JOB_WAITED = 4,    /* somebody waits: the end is told under the crew's mutex */
-    CONC__JOB_ASKED = 8,     /* to end */
-    CONC__JOB_WORDS = 16,    /* text is its error's */
-    CONC__JOB_OWNED = 32,    /* it frees itself */
-    CONC__JOB_LEFT = 64,     /* its task has left it alone */
-    CONC__JOB_BLOCKED = 128, /* it waits or is in conc_block, and its virtual clock goes on */
-    CONC__JOB_AT_WORK = 256, /* its virtual clock stands still for it */
+    CONC__JOB_WAITED = 4, /* somebody waits: the end is told under the job queue's mutex */
+    CONC__JOB_CANCEL_REQUESTED = 8, /* to end */
+    CONC__JOB_HAS_TEXT = 16,        /* text is its error's */
+    CONC__JOB_OWNED = 32,           /* it frees itself */
+    CONC__JOB_ABANDONED = 64,       /* its task has left it alone */
+    CONC__JOB_BLOCKED = 128,     /* it waits or is in conc_block, and its virtual clock goes on */
+    CONC__JOB_HOLDS_CLOCK = 256, /* its virtual clock stands still for it */
     CONC__JOB_BITS = 0x1ff
 };
 
 #define CONC__IN_BATCH (1u << 31)    /* of a job's place: it is thread * CONC__BATCH + slot */
-#define CONC__NO_PLACE UINT_MAX      /* it was taken out by who runs it, or ends it */
+#define CONC__NO_SLOT UINT_MAX       /* it was taken out by who runs it, or ends it */
 #define CONC__POOL_CLOSED (1u << 31) /* of a pool's users */
 
 /* What lies around a part of a job, for a request to end it: the mapping of which it is an
  * element, which ends when its own job or element is asked to, or a shield, which hides what
  * comes from outside. */
-typedef struct conc__layer {
-    const struct conc__layer *outer;
-    const bool *ends; /* all inside is to end */
+typedef struct conc__cancel_layer {
+    const struct conc__cancel_layer *outer;
+    const bool *cancelled; /* all inside is to end */
     bool shields;
     int64_t until;          /* shield: when it ends on the real clock; CONC__NEVER: not by that */
     const conc_job *sender; /* mapping: the job that maps; NULL: none */
-} conc__layer;
+} conc__cancel_layer;
 
 /* What runs on a thread: a job, and inside it perhaps another one. */
-typedef struct conc__frame {
-    struct conc__frame *outer;
+typedef struct conc__job_context {
+    struct conc__job_context *outer;
     conc_job *job;
-    struct conc__thread *thread; /* NULL: in a worker process */
+    struct conc__worker_thread *thread; /* NULL: in a worker process */
     conc__locals *locals;
-    const conc__layer *layer; /* the innermost; NULL: none */
+    const conc__cancel_layer *layer; /* the innermost; NULL: none */
     /* where a worker process is asked to end; NULL: this is a thread */
-    const unsigned *asked;
+    const unsigned *cancel_flag;
     int text_rc;
     char text[96];
-} conc__frame;
+} conc__job_context;
 
-typedef struct conc__thread {
-    struct conc__crew *crew;
+typedef struct conc__worker_thread {
+    struct conc__job_queue *queue;
     pthread_t id;
     int number;
     int nested; /* waits in runs inside its jobs */
-    /* its crew has ended without it, as its job was abandoned: it is detached */
-    bool left_behind;
-    int filled;    /* slots of batch[] that it was given */
-    int finishing; /* 1: it is counted among those */
+    /* its job queue has ended without it, as its job was abandoned: it is detached */
+    bool detached;
+    int batch_count; /* slots of batch[] that it was given */
+    int finishing;   /* 1: it is counted among those */
     /* the virtual clock of the job that it has just ended, which stands still for it until it has
      * looked for the next one: a close of the pool waits for that, and takes no time; NULL: none */
     conc_loop *clock;
@@ -964,7 +966,7 @@ typedef struct conc__thread {
     void *signal_stack;
     const char *stack_low, *stack_high;
     _Atomic(conc_job *) batch[CONC__BATCH];
-} conc__thread;
+} conc__worker_thread;
 
 /* Jobs in a queue that have one virtual clock, which stands still for them together. */
 typedef struct conc__queue_clock {
@@ -972,33 +974,34 @@ typedef struct conc__queue_clock {
     size_t jobs; /* 0: a free slot */
 } conc__queue_clock;
 
-typedef struct conc__crew {
-    struct conc__crew *next, *prev; /* of all, under conc__crews */
+typedef struct conc__job_queue {
+    struct conc__job_queue *next, *prev; /* of all, under conc__job_queues_mutex */
     pthread_mutex_t mutex;
-    conc_job **queue; /* a ring; NULL where a job was taken back */
-    size_t room, head, tail;
+    conc_job **ring; /* a ring; NULL where a job was taken back */
+    size_t ring_size, head, tail;
     size_t queued; /* without the gaps; written under the mutex, looked at without */
     size_t limit;
     conc__queue_clock *clocks;
     int clock_slots, clocks_used; /* slots of clocks[] */
-    conc__waiter *places;         /* submits that wait, with their jobs */
+    conc__waiter *submitters;     /* submits that wait, with their jobs */
     conc__waiter *closer, *other_closers;
-    bool closing, stopping, ask_all, on_valgrind;
-    bool over;    /* it was closed: nobody else needs its pool */
-    bool stalled; /* all threads wait or are in conc_block, and a virtual clock goes on */
-    bool refused; /* the system would not start another thread */
+    bool closing, stopping, cancel_all, on_valgrind;
+    bool closed;        /* it was closed: nobody else needs its pool */
+    bool stalled;       /* all threads wait or are in conc_block, and a virtual clock goes on */
+    bool start_refused; /* the system would not start another thread */
     unsigned forks;
     int references; /* to free it: the pool's and those of threads that were left behind */
-    struct conc__supervisor *supervisor; /* NULL: a crew of threads */
-    conc_pool *shared; /* that all runs share, whose crew it is or was; NULL: the program's own */
+    struct conc__supervisor *supervisor; /* NULL: a job queue of threads */
+    conc_pool
+        *shared; /* that all runs share, whose job queue it is or was; NULL: the program's own */
 
     /* what threads sleep on; it has `wakes`, but for `calls`, which are due once the mutex is
      * free */
     conc__semaphore work;
-    conc__thread **threads;
-    int slots; /* of threads[] */
-    int most, lost, nested, waiting, started, coming, idle, sleeping, wakes, calls, spinning,
-        blocking;
+    conc__worker_thread **threads;
+    int thread_slots; /* of threads[] */
+    int max_workers, abandoned, nested, waiting, started, starting, idle, sleeping, wakes_pending,
+        posts_due, spinning, blocking;
     /* threads that end their job, and then look into the queue; changed without the mutex */
     int finishing;
     unsigned misses; /* how often in a row a thread looked for work in vain before it slept */
@@ -1010,24 +1013,24 @@ typedef struct conc__crew {
     pthread_t last_ended;
     pthread_cond_t ended; /* a thread has */
     char name[16];
-} conc__crew;
+} conc__job_queue;
 
-static pthread_key_t conc__frames; /* the frame of the job that runs on a thread */
-static bool conc__frames_there;
+static pthread_key_t conc__job_context_key; /* the frame of the job that runs on a thread */
+static bool conc__job_context_key_made;
 /* What holds this code in memory for a thread that is left behind; closed by the system when the
  * thread has ended, as the code cannot take itself away. */
 static pthread_key_t conc__pins;
 static bool conc__pins_there;
 
 #ifdef __linux__
-typedef struct conc__code_place { /* Dl_info, which the system's header hides */
+typedef struct conc__code_location { /* Dl_info, which the system's header hides */
     const char *file;
     void *base;
     const char *symbol;
     void *address;
-} conc__code_place;
+} conc__code_location;
 
-extern int conc__find_code(const void *address, conc__code_place *place) __asm__("dladdr")
+extern int conc__find_code(const void *address, conc__code_location *place) __asm__("dladdr")
     __attribute__((weak));
 extern void *conc__pin_module(const char *path, int flags) __asm__("dlopen") __attribute__((weak));
 extern int conc__unpin_module(void *module) __asm__("dlclose") __attribute__((weak));
@@ -1043,7 +1046,7 @@ CONC__PRIVATE void conc__pins_begin(void)
 CONC__PRIVATE void *conc__pin(void)
 {
     enum { NOW = 2, ONLY_IF_LOADED = 4 }; /* RTLD_NOW, RTLD_NOLOAD */
-    conc__code_place here;
+    conc__code_location here;
     if (!conc__pins_there || !conc__find_code((const void *)&conc__pins, &here) || !here.file)
         return NULL;
     return conc__pin_module(here.file, NOW | ONLY_IF_LOADED);
@@ -1062,90 +1065,93 @@ CONC__PRIVATE void conc__unpin(void *pin) { (void)pin; }
 
 /* Some jobs, the runners, call a function on all elements of an array; each takes the next that
  * nobody has. */
-typedef struct conc__mapping {
+typedef struct conc__map_call {
     conc_fn *fn;
     char *args;
     size_t count, size;
     int *results;
     bool keeps_going, stop;
-    conc__layer layer;
+    conc__cancel_layer layer;
     size_t next;    /* not taken yet */
     size_t dropped; /* taken, and then not called */
     int error;      /* the first */
-} conc__mapping;
+} conc__map_call;
 
 /* What a job for a process carries. */
-typedef struct conc__parcel {
+typedef struct conc__payload {
     conc_procs_fn *call; /* NULL: the job's own function, on its own bytes */
     const void *in;
     void *out;
     size_t in_size, out_size;
     ssize_t returned;
-    conc__mapping *mapping; /* a runner's; these elements are its own: */
+    conc__map_call *map; /* a runner's; these elements are its own: */
     size_t first, left;
-} conc__parcel;
+} conc__payload;
 
 /* Was the job, which runs, asked to end? */
-CONC__PRIVATE bool conc__job_asked(const conc_job *j)
+CONC__PRIVATE bool conc__job_cancel_requested(const conc_job *j)
 {
-    return (__atomic_load_n(&j->state, __ATOMIC_RELAXED) & CONC__JOB_ASKED) ||
-           __atomic_load_n(&j->crew->ask_all, __ATOMIC_RELAXED);
+    return (__atomic_load_n(&j->state, __ATOMIC_RELAXED) & CONC__JOB_CANCEL_REQUESTED) ||
+           __atomic_load_n(&j->queue->cancel_all, __ATOMIC_RELAXED);
 }
 
 /* Is what lies inside of these layers, in the job (NULL: none), asked to end? */
-CONC__PRIVATE bool conc__layers_ask(const conc__layer *layer, const conc_job *job)
+CONC__PRIVATE bool conc__layers_cancelled(const conc__cancel_layer *layer, const conc_job *job)
 {
     for (; layer; layer = layer->outer) {
-        if (__atomic_load_n(layer->ends, __ATOMIC_RELAXED))
+        if (__atomic_load_n(layer->cancelled, __ATOMIC_RELAXED))
             return true;
         if (layer->shields)
             return layer->until != CONC__NEVER && conc__clock() >= layer->until;
         if (layer->sender == job)
             continue;
-        if (job && conc__job_asked(job))
+        if (job && conc__job_cancel_requested(job))
             return true;
         job = layer->sender; /* the rest is around that one */
     }
-    return job && conc__job_asked(job);
+    return job && conc__job_cancel_requested(job);
 }
 
 #ifdef __linux__ /* pools of processes alone ask */
-CONC__PRIVATE bool conc__map_stops(const conc__mapping *m)
+CONC__PRIVATE bool conc__map_cancelled(const conc__map_call *m)
 {
     return __atomic_load_n(&m->stop, __ATOMIC_RELAXED) ||
-           conc__layers_ask(m->layer.outer, m->layer.sender);
+           conc__layers_cancelled(m->layer.outer, m->layer.sender);
 }
 #endif
 
-CONC__PRIVATE bool conc__frame_of_worker(const conc__frame *f) { return f->asked; }
+CONC__PRIVATE bool conc__job_context_in_process(const conc__job_context *ctx)
+{
+    return ctx->cancel_flag;
+}
 
 /* Is what runs there asked to end? From any thread, while it waits. */
-CONC__PRIVATE bool conc__frame_asked(const conc__frame *f)
+CONC__PRIVATE bool conc__job_context_cancelled(const conc__job_context *ctx)
 {
     bool shielded = false;
-    if (!f->asked)
-        return conc__layers_ask(f->layer, f->job);
-    for (const conc__layer *layer = f->layer; layer; layer = layer->outer)
+    if (!ctx->cancel_flag)
+        return conc__layers_cancelled(ctx->layer, ctx->job);
+    for (const conc__cancel_layer *layer = ctx->layer; layer; layer = layer->outer)
         shielded |= layer->shields;
-    return conc__layers_ask(f->layer, NULL) ||
-           (!shielded && __atomic_load_n(f->asked, __ATOMIC_RELAXED));
+    return conc__layers_cancelled(ctx->layer, NULL) ||
+           (!shielded && __atomic_load_n(ctx->cancel_flag, __ATOMIC_RELAXED));
 }
 
 /* When the next of the shields ends in which this thread is; CONC__NEVER: none. */
-CONC__PRIVATE int64_t conc__frame_limit(const conc__frame *f)
+CONC__PRIVATE int64_t conc__shield_deadline(const conc__job_context *ctx)
 {
     int64_t limit = CONC__NEVER;
-    for (; f; f = f->outer)
-        for (const conc__layer *layer = f->layer; layer; layer = layer->outer)
+    for (; ctx; ctx = ctx->outer)
+        for (const conc__cancel_layer *layer = ctx->layer; layer; layer = layer->outer)
             if (layer->shields && layer->until < limit && layer->until > conc__clock())
                 limit = layer->until;
     return limit;
 }
 
 /* What is left of a runner's elements will not be called any more. */
-CONC__PRIVATE void conc__range_drop(conc__parcel *p, int rc)
+CONC__PRIVATE void conc__range_drop(conc__payload *p, int rc)
 {
-    conc__mapping *m = p ? p->mapping : NULL;
+    conc__map_call *m = p ? p->map : NULL;
     for (; m && p->left; p->left--, p->first++) {
         m->dropped++;
         if (m->results)
@@ -1153,17 +1159,18 @@ CONC__PRIVATE void conc__range_drop(conc__parcel *p, int rc)
     }
 }
 
-CONC__PRIVATE void conc__supervisor_rouse(struct conc__crew *c);
-CONC__PRIVATE bool conc__supervisor_cancel(struct conc__crew *c, conc_job *j);
-CONC__PRIVATE int conc__supervisor_begin(struct conc__supervisor *h);
+CONC__PRIVATE void conc__supervisor_notify(struct conc__job_queue *q);
+CONC__PRIVATE bool conc__supervisor_cancel(struct conc__job_queue *q, conc_job *j);
+CONC__PRIVATE int conc__supervisor_start(struct conc__supervisor *h);
 CONC__PRIVATE void conc__supervisor_free(struct conc__supervisor *h);
-CONC__PRIVATE void conc__supervisor_close(conc_loop *l, struct conc__crew *c);
-CONC__PRIVATE void conc__supervisor_look_for(struct conc__crew *c, const bool *over);
-CONC__PRIVATE struct conc__view *conc__view_open(conc_loop *l, struct conc__crew *c);
-CONC__PRIVATE void conc__view_close(conc_loop *l, struct conc__view *v);
+CONC__PRIVATE void conc__supervisor_close(conc_loop *l, struct conc__job_queue *q);
+CONC__PRIVATE void conc__supervisor_spin_for(struct conc__job_queue *q, const bool *over);
+CONC__PRIVATE struct conc__reply_poller *conc__reply_poller_open(conc_loop *l,
+                                                                 struct conc__job_queue *q);
+CONC__PRIVATE void conc__reply_poller_close(conc_loop *l, struct conc__reply_poller *v);
 
-CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result,
-                                      const conc__frame *frame, bool locked);
+CONC__PRIVATE void conc__job_end(conc__job_queue *q, conc_job *j, int result,
+                                 const conc__job_context *ctx, bool locked);
 
 /* What no storage has by chance where a job is not. */
 CONC__PRIVATE uintptr_t conc__job_seal(const conc_job *j)
@@ -1191,7 +1198,7 @@ CONC__PRIVATE bool conc__job_in_use(const conc_job *j)
 }
 
 /* The same of memory that may be a stack's below its pointer. */
-CONC__UNSANITIZED CONC__PRIVATE bool conc__handle_is_at_work(const void *job)
+CONC__UNSANITIZED CONC__PRIVATE bool conc__job_handle_in_use(const void *job)
 {
     const conc_job *j = job;
     if (CONC__MSAN || conc__on_valgrind())
@@ -1209,194 +1216,195 @@ static inline bool conc__is_job(const conc_job *j)
            !((state ^ seal) & ~(uintptr_t)CONC__JOB_BITS);
 }
 
-CONC__PRIVATE void conc__offloads_forget(void);
+CONC__PRIVATE void conc__shared_pools_reset(void);
 
-CONC__PRIVATE void conc__segments_hold(void);
-CONC__PRIVATE void conc__segments_let(void);
+CONC__PRIVATE void conc__segments_lock(void);
+CONC__PRIVATE void conc__segments_unlock(void);
 
 /* How often this is registered to be called for the fork that this thread makes: twice if a process
  * was forked just when its parent registered it. */
-static CONC_TLS _Thread_local int conc__keepers;
+static CONC_TLS _Thread_local int conc__fork_handler_depth;
 
 /* A fork takes place while no other thread holds one of these, as it would hold it for ever in the
  * forked process. */
-CONC__PRIVATE void conc__keep_crews(void)
+CONC__PRIVATE void conc__pools_before_fork(void)
 {
-    if (conc__keepers++)
+    if (conc__fork_handler_depth++)
         return;
-    pthread_mutex_lock(&conc__crews);
-    pthread_mutex_lock(&conc__children);
-    conc__segments_hold();
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    pthread_mutex_lock(&conc__children_mutex);
+    conc__segments_lock();
 }
 
-CONC__PRIVATE void conc__let_crews(void)
+CONC__PRIVATE void conc__pools_after_fork(void)
 {
-    if (--conc__keepers)
+    if (--conc__fork_handler_depth)
         return;
-    conc__segments_let();
-    pthread_mutex_unlock(&conc__children);
-    pthread_mutex_unlock(&conc__crews);
+    conc__segments_unlock();
+    pthread_mutex_unlock(&conc__children_mutex);
+    pthread_mutex_unlock(&conc__job_queues_mutex);
 }
 
-CONC__PRIVATE void conc__forget_crews(void)
+CONC__PRIVATE void conc__pools_in_forked_child(void)
 {
-    if (conc__keepers == 1) {
+    if (conc__fork_handler_depth == 1) {
         conc__forks++;
-        conc__stops_forget();
-        conc__offloads_forget();
+        conc__cancel_hooks_reset();
+        conc__shared_pools_reset();
     }
-    conc__let_crews();
+    conc__pools_after_fork();
 }
 
 /* A job has ended its thread. */
-CONC__COLD void conc__frame_lost(void *value)
+CONC__COLD void conc__job_exited_thread(void *value)
 {
-    const conc__frame *f = value;
-    if (!f->thread)
+    const conc__job_context *ctx = value;
+    if (!ctx->thread)
         _exit(1); /* a worker process */
     fprintf(stderr,
             "conc: a job of the pool \"%s\" called pthread_exit, and nobody can tell who waits for "
             "it\n",
-            f->thread->crew->name);
+            ctx->thread->queue->name);
     abort();
 }
 
-CONC__PRIVATE void conc__crews_begin(void)
+CONC__PRIVATE void conc__job_queues_init(void)
 {
-    conc__frames_there = pthread_key_create(&conc__frames, conc__frame_lost) == 0;
+    conc__job_context_key_made =
+        pthread_key_create(&conc__job_context_key, conc__job_exited_thread) == 0;
     conc__pins_begin();
-    pthread_atfork(conc__keep_crews, conc__let_crews, conc__forget_crews);
+    pthread_atfork(conc__pools_before_fork, conc__pools_after_fork, conc__pools_in_forked_child);
 }
 
-CONC__PRIVATE void conc__crews_need(void)
+CONC__PRIVATE void conc__job_queues_need(void)
 {
     static atomic_int once;
-    conc__once(&once, conc__crews_begin);
+    conc__once(&once, conc__job_queues_init);
 }
 
 /* The job that runs on this thread; NULL: none. */
-CONC__PRIVATE conc__frame *conc__frame_here(void)
+CONC__PRIVATE conc__job_context *conc__job_context_here(void)
 {
-    conc__crews_need();
-    return conc__frames_there ? pthread_getspecific(conc__frames) : NULL;
+    conc__job_queues_need();
+    return conc__job_context_key_made ? pthread_getspecific(conc__job_context_key) : NULL;
 }
 
-CONC__PRIVATE conc__crew *conc__crew_new(int most, int limit)
+CONC__PRIVATE conc__job_queue *conc__job_queue_new(int most, int limit)
 {
-    conc__crew *c = conc__alloc(sizeof *c);
-    if (!c)
+    conc__job_queue *q = conc__alloc(sizeof *q);
+    if (!q)
         return NULL;
-    memset(c, 0, sizeof *c);
-    c->most = most ? most : conc__processors();
-    c->limit = (size_t)limit;
-    c->references = 1;
-    c->forks = conc__forks;
-    c->on_valgrind = conc__on_valgrind();
-    pthread_mutex_init(&c->mutex, NULL);
-    pthread_cond_init(&c->ended, NULL);
-    conc__semaphore_open(&c->work);
-    pthread_mutex_lock(&conc__crews);
-    c->next = conc__all_crews;
-    if (c->next)
-        c->next->prev = c;
-    conc__all_crews = c;
-    pthread_mutex_unlock(&conc__crews);
-    return c;
+    memset(q, 0, sizeof *q);
+    q->max_workers = most ? most : conc__processors();
+    q->limit = (size_t)limit;
+    q->references = 1;
+    q->forks = conc__forks;
+    q->on_valgrind = conc__on_valgrind();
+    pthread_mutex_init(&q->mutex, NULL);
+    pthread_cond_init(&q->ended, NULL);
+    conc__semaphore_open(&q->work);
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    q->next = conc__job_queues;
+    if (q->next)
+        q->next->prev = q;
+    conc__job_queues = q;
+    pthread_mutex_unlock(&conc__job_queues_mutex);
+    return q;
 }
 
 /* For conc_get_stats. */
 CONC__PRIVATE size_t conc__jobs_queued(void)
 {
     size_t n = 0;
-    pthread_mutex_lock(&conc__crews);
-    for (const conc__crew *c = conc__all_crews; c; c = c->next)
-        n += c->forks == conc__forks ? __atomic_load_n(&c->queued, __ATOMIC_RELAXED) : 0;
-    pthread_mutex_unlock(&conc__crews);
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    for (const conc__job_queue *q = conc__job_queues; q; q = q->next)
+        n += q->forks == conc__forks ? __atomic_load_n(&q->queued, __ATOMIC_RELAXED) : 0;
+    pthread_mutex_unlock(&conc__job_queues_mutex);
     return n;
 }
 
-/* Under conc__crews. */
-CONC__PRIVATE void conc__crew_free(conc__crew *c)
+/* Under conc__job_queues_mutex. */
+CONC__PRIVATE void conc__job_queue_free(conc__job_queue *q)
 {
-    if (c->next)
-        c->next->prev = c->prev;
-    if (c->prev)
-        c->prev->next = c->next;
+    if (q->next)
+        q->next->prev = q->prev;
+    if (q->prev)
+        q->prev->next = q->next;
     else
-        conc__all_crews = c->next;
-    conc__supervisor_free(c->supervisor);
+        conc__job_queues = q->next;
+    conc__supervisor_free(q->supervisor);
     /* else other threads may have had them, when the process forked */
-    if (c->forks == conc__forks) {
-        conc__semaphore_close(&c->work);
-        pthread_cond_destroy(&c->ended);
-        pthread_mutex_destroy(&c->mutex);
+    if (q->forks == conc__forks) {
+        conc__semaphore_close(&q->work);
+        pthread_cond_destroy(&q->ended);
+        pthread_mutex_destroy(&q->mutex);
     }
-    for (int i = 0; i < c->slots; i++)
-        conc_free(c->threads[i]);
-    conc_free(c->threads);
-    conc_free(c->queue);
-    conc_free(c->clocks);
-    conc_free(c);
+    for (int i = 0; i < q->thread_slots; i++)
+        conc_free(q->threads[i]);
+    conc_free(q->threads);
+    conc_free(q->ring);
+    conc_free(q->clocks);
+    conc_free(q);
 }
 
 /* Closes the gaps that jobs have left which were taken back. */
-CONC__PRIVATE void conc__backlog_compact(conc__crew *c)
+CONC__PRIVATE void conc__job_ring_compact(conc__job_queue *q)
 {
-    size_t to = c->head;
-    for (size_t from = c->head; from != c->tail; from++) {
-        conc_job *j = c->queue[from & (c->room - 1)];
+    size_t to = q->head;
+    for (size_t from = q->head; from != q->tail; from++) {
+        conc_job *j = q->ring[from & (q->ring_size - 1)];
         if (!j)
             continue;
-        j->place = (unsigned)to & ~CONC__IN_BATCH;
-        c->queue[to++ & (c->room - 1)] = j;
+        j->slot = (unsigned)to & ~CONC__IN_BATCH;
+        q->ring[to++ & (q->ring_size - 1)] = j;
     }
-    c->tail = to;
+    q->tail = to;
 }
 
-CONC__PRIVATE bool conc__clocks_have_room(conc__crew *c)
+CONC__PRIVATE bool conc__queue_clocks_reserve(conc__job_queue *q)
 {
-    int slots = c->clock_slots ? c->clock_slots * 2 : 2;
-    if (c->clocks_used < c->clock_slots)
+    int slots = q->clock_slots ? q->clock_slots * 2 : 2;
+    if (q->clocks_used < q->clock_slots)
         return true;
-    conc__queue_clock *more = CONC_REALLOC(c->clocks, (size_t)slots * sizeof *more);
+    conc__queue_clock *more = CONC_REALLOC(q->clocks, (size_t)slots * sizeof *more);
     if (!more)
         return false;
-    memset(more + c->clock_slots, 0, (size_t)(slots - c->clock_slots) * sizeof *more);
-    c->clocks = more;
-    c->clock_slots = slots;
+    memset(more + q->clock_slots, 0, (size_t)(slots - q->clock_slots) * sizeof *more);
+    q->clocks = more;
+    q->clock_slots = slots;
     return true;
 }
 
 /* For a job, perhaps with a virtual clock. */
-CONC__PRIVATE bool conc__backlog_has_room(conc__crew *c, bool on_clock)
+CONC__PRIVATE bool conc__job_ring_reserve(conc__job_queue *q, bool on_clock)
 {
-    if (on_clock && !conc__clocks_have_room(c))
+    if (on_clock && !conc__queue_clocks_reserve(q))
         return false;
-    if (c->tail - c->head < c->room)
+    if (q->tail - q->head < q->ring_size)
         return true;
-    if (c->queued < c->room / 2) { /* not for one gap: the next would come soon */
-        conc__backlog_compact(c);
+    if (q->queued < q->ring_size / 2) { /* not for one gap: the next would come soon */
+        conc__job_ring_compact(q);
         return true;
     }
-    size_t room = c->room ? c->room * 2 : 64;
+    size_t room = q->ring_size ? q->ring_size * 2 : 64;
     conc_job **bigger =
         room > SIZE_MAX / sizeof *bigger ? NULL : conc__alloc(room * sizeof *bigger);
-    if (!bigger && c->queued < c->room) {
-        conc__backlog_compact(c);
+    if (!bigger && q->queued < q->ring_size) {
+        conc__job_ring_compact(q);
         return true;
     }
     if (!bigger)
         return false;
-    for (size_t i = c->head; i != c->tail; i++)
-        bigger[i & (room - 1)] = c->queue[i & (c->room - 1)];
-    conc_free(c->queue);
-    c->queue = bigger;
-    c->room = room;
+    for (size_t i = q->head; i != q->tail; i++)
+        bigger[i & (room - 1)] = q->ring[i & (q->ring_size - 1)];
+    conc_free(q->ring);
+    q->ring = bigger;
+    q->ring_size = room;
     return true;
 }
 
 /* The virtual clock has one less to stand still for. */
-CONC__PRIVATE void conc__clock_off_work(conc_loop *clock)
+CONC__PRIVATE void conc__clock_release(conc_loop *clock)
 {
     if (atomic_fetch_sub_explicit(&clock->at_work, 1, memory_order_release) != 1)
         return;
@@ -1406,15 +1414,15 @@ CONC__PRIVATE void conc__clock_off_work(conc_loop *clock)
     pthread_mutex_unlock(&clock->mutex);
 }
 
-CONC__COLD void conc__job_clock(conc_job *j, bool at_work)
+CONC__COLD void conc__job_hold_clock_now(conc_job *j, bool at_work)
 {
     uintptr_t state = __atomic_load_n(&j->state, __ATOMIC_RELAXED);
     if (!at_work &&
-        (__atomic_fetch_and(&j->state, ~(uintptr_t)CONC__JOB_AT_WORK, __ATOMIC_RELAXED) &
-         CONC__JOB_AT_WORK))
-        conc__clock_off_work(j->clock);
-    while (at_work && !(state & (CONC__JOB_AT_WORK | CONC__JOB_LEFT)))
-        if (__atomic_compare_exchange_n(&j->state, &state, state | CONC__JOB_AT_WORK, false,
+        (__atomic_fetch_and(&j->state, ~(uintptr_t)CONC__JOB_HOLDS_CLOCK, __ATOMIC_RELAXED) &
+         CONC__JOB_HOLDS_CLOCK))
+        conc__clock_release(j->clock);
+    while (at_work && !(state & (CONC__JOB_HOLDS_CLOCK | CONC__JOB_ABANDONED)))
+        if (__atomic_compare_exchange_n(&j->state, &state, state | CONC__JOB_HOLDS_CLOCK, false,
                                         __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
             atomic_fetch_add_explicit(&j->clock->at_work, 1, memory_order_relaxed);
             return;
@@ -1423,18 +1431,18 @@ CONC__COLD void conc__job_clock(conc_job *j, bool at_work)
 
 /* The job's virtual clock, if it has one, stands still for it from here on, or no longer. Never
  * for one that was left. */
-static inline void conc__job_at_work(conc_job *j, bool at_work)
+static inline void conc__job_hold_clock(conc_job *j, bool at_work)
 {
     if (CONC__UNLIKELY(j->clock != NULL))
-        conc__job_clock(j, at_work);
+        conc__job_hold_clock_now(j, at_work);
 }
 
 /* The slot of the clock, or a free one. */
-CONC__PRIVATE conc__queue_clock *conc__queue_clock_of(conc__crew *c, const conc_loop *clock)
+CONC__PRIVATE conc__queue_clock *conc__queue_clock_find(conc__job_queue *q, const conc_loop *clock)
 {
     conc__queue_clock *unused = NULL;
-    for (int i = 0; i < c->clock_slots; i++) {
-        conc__queue_clock *k = &c->clocks[i];
+    for (int i = 0; i < q->clock_slots; i++) {
+        conc__queue_clock *k = &q->clocks[i];
         if (k->jobs && k->clock == clock)
             return k;
         if (!k->jobs)
@@ -1444,171 +1452,171 @@ CONC__PRIVATE conc__queue_clock *conc__queue_clock_of(conc__crew *c, const conc_
 }
 
 /* The job comes into the queue, which holds its clock instead of it. */
-CONC__COLD void conc__queue_clock_holds(conc__crew *c, conc_job *j)
+CONC__COLD void conc__queue_clock_add(conc__job_queue *q, conc_job *j)
 {
-    conc__queue_clock *k = conc__queue_clock_of(c, j->clock);
+    conc__queue_clock *k = conc__queue_clock_find(q, j->clock);
     k->clock = j->clock;
     if (k->jobs++ == 0) {
-        c->clocks_used++;
-        if (!c->stalled)
+        q->clocks_used++;
+        if (!q->stalled)
             atomic_fetch_add_explicit(&k->clock->at_work, 1, memory_order_relaxed);
     }
-    conc__job_at_work(j, false);
+    conc__job_hold_clock(j, false);
 }
 
 /* It leaves the queue, and holds its clock itself. */
-CONC__COLD void conc__queue_clock_lets(conc__crew *c, conc_job *j)
+CONC__COLD void conc__queue_clock_remove(conc__job_queue *q, conc_job *j)
 {
-    conc__queue_clock *k = conc__queue_clock_of(c, j->clock);
-    conc__job_at_work(j, true);
+    conc__queue_clock *k = conc__queue_clock_find(q, j->clock);
+    conc__job_hold_clock(j, true);
     if (--k->jobs)
         return;
-    c->clocks_used--;
-    if (!c->stalled)
-        conc__clock_off_work(k->clock);
+    q->clocks_used--;
+    if (!q->stalled)
+        conc__clock_release(k->clock);
 }
 
-CONC__PRIVATE void conc__backlog_put(conc__crew *c, conc_job *j, size_t at)
+CONC__PRIVATE void conc__job_ring_put(conc__job_queue *q, conc_job *j, size_t at)
 {
-    j->place = (unsigned)at & ~CONC__IN_BATCH;
-    c->queue[at & (c->room - 1)] = j;
-    __atomic_store_n(&c->queued, c->queued + 1, __ATOMIC_RELAXED);
+    j->slot = (unsigned)at & ~CONC__IN_BATCH;
+    q->ring[at & (q->ring_size - 1)] = j;
+    __atomic_store_n(&q->queued, q->queued + 1, __ATOMIC_RELAXED);
     if (CONC__UNLIKELY(j->clock != NULL))
-        conc__queue_clock_holds(c, j);
+        conc__queue_clock_add(q, j);
 }
 
 /* It was in the queue. */
-static inline void conc__backlog_taken(conc__crew *c, conc_job *j)
+static inline void conc__job_ring_removed(conc__job_queue *q, conc_job *j)
 {
-    __atomic_store_n(&c->queued, c->queued - 1, __ATOMIC_RELAXED);
+    __atomic_store_n(&q->queued, q->queued - 1, __ATOMIC_RELAXED);
     if (CONC__UNLIKELY(j->clock != NULL))
-        conc__queue_clock_lets(c, j);
+        conc__queue_clock_remove(q, j);
 }
 
-CONC__PRIVATE void conc__backlog_push(conc__crew *c, conc_job *j)
+CONC__PRIVATE void conc__job_ring_push(conc__job_queue *q, conc_job *j)
 {
-    conc__backlog_put(c, j, c->tail++);
+    conc__job_ring_put(q, j, q->tail++);
 }
 
 /* It was in the queue, and could not be done. */
-CONC__PRIVATE void conc__backlog_push_back(conc__crew *c, conc_job *j)
+CONC__PRIVATE void conc__job_ring_push_front(conc__job_queue *q, conc_job *j)
 {
-    conc__backlog_put(c, j, --c->head);
+    conc__job_ring_put(q, j, --q->head);
 }
 
 /* The job is in the queue for the first time: from here on others can wait for it. */
-CONC__PRIVATE void conc__backlog_accept(conc__crew *c, conc_job *j)
+CONC__PRIVATE void conc__job_queue_accept(conc__job_queue *q, conc_job *j)
 {
     __atomic_store_n(&j->state, j->state | CONC__JOB_LIVE, __ATOMIC_RELEASE);
-    conc__backlog_push(c, j);
+    conc__job_ring_push(q, j);
 }
 
 /* A place has become free: it is given to the first submit that waits. */
-CONC__PRIVATE void conc__backlog_fill(conc__crew *c)
+CONC__PRIVATE void conc__job_queue_admit(conc__job_queue *q)
 {
-    while (c->places && c->queued < c->limit) {
-        conc__waiter *w = c->places;
+    while (q->submitters && q->queued < q->limit) {
+        conc__waiter *w = q->submitters;
         conc_job *j = w->item;
-        if (!conc__backlog_has_room(c, j->clock))
+        if (!conc__job_ring_reserve(q, j->clock))
             break;
-        conc__backlog_accept(c, j);
+        conc__job_queue_accept(q, j);
         conc__waiter_wake(w, 0);
     }
 }
 
-CONC__PRIVATE conc_job *conc__backlog_first(conc__crew *c)
+CONC__PRIVATE conc_job *conc__job_ring_first(conc__job_queue *q)
 {
-    while (c->head != c->tail && !c->queue[c->head & (c->room - 1)])
-        c->head++;
-    return c->head == c->tail ? NULL : c->queue[c->head & (c->room - 1)];
+    while (q->head != q->tail && !q->ring[q->head & (q->ring_size - 1)])
+        q->head++;
+    return q->head == q->tail ? NULL : q->ring[q->head & (q->ring_size - 1)];
 }
 
-CONC__PRIVATE conc_job *conc__backlog_pop(conc__crew *c)
+CONC__PRIVATE conc_job *conc__job_ring_pop(conc__job_queue *q)
 {
-    conc_job *j = conc__backlog_first(c);
+    conc_job *j = conc__job_ring_first(q);
     if (j) {
-        c->head++;
-        conc__backlog_taken(c, j);
+        q->head++;
+        conc__job_ring_removed(q, j);
     }
     return j;
 }
 
 /* Under the mutex: has it nothing to do? Threads that are about to come will not find anything. */
-CONC__PRIVATE bool conc__crew_is_idle(const conc__crew *c)
+CONC__PRIVATE bool conc__job_queue_is_idle(const conc__job_queue *q)
 {
-    return !c->queued && c->idle + c->coming == c->started;
+    return !q->queued && q->idle + q->starting == q->started;
 }
 
-/* The crew is closing, and has nothing to do any more. */
-CONC__PRIVATE void conc__crew_settled(conc__crew *c)
+/* The job queue is closing, and has nothing to do any more. */
+CONC__PRIVATE void conc__job_queue_notify_closer(conc__job_queue *q)
 {
-    if (c->closer && conc__crew_is_idle(c))
-        conc__waiter_wake(c->closer, 0);
+    if (q->closer && conc__job_queue_is_idle(q))
+        conc__waiter_wake(q->closer, 0);
 }
 
 /* Under the mutex: takes the job back if nobody has begun it. */
-CONC__PRIVATE bool conc__crew_take_back(conc__crew *c, conc_job *j)
+CONC__PRIVATE bool conc__job_take_back(conc__job_queue *q, conc_job *j)
 {
-    if (j->place == CONC__NO_PLACE)
+    if (j->slot == CONC__NO_SLOT)
         return false;
-    if (j->place & CONC__IN_BATCH) {
-        unsigned at = j->place & ~CONC__IN_BATCH;
-        conc__thread *t = c->threads[at / CONC__BATCH];
+    if (j->slot & CONC__IN_BATCH) {
+        unsigned at = j->slot & ~CONC__IN_BATCH;
+        conc__worker_thread *t = q->threads[at / CONC__BATCH];
         conc_job *expected = j;
         if (!atomic_compare_exchange_strong(&t->batch[at % CONC__BATCH], &expected, NULL))
             return false;
-        j->place = CONC__NO_PLACE; /* it may outlast that thread */
+        j->slot = CONC__NO_SLOT; /* it may outlast that thread */
         return true;
     }
-    size_t from_head = (j->place - (unsigned)c->head) & ~CONC__IN_BATCH;
-    conc_job **at = &c->queue[j->place & (c->room - 1)];
-    if (from_head >= c->tail - c->head || *at != j)
+    size_t from_head = (j->slot - (unsigned)q->head) & ~CONC__IN_BATCH;
+    conc_job **at = &q->ring[j->slot & (q->ring_size - 1)];
+    if (from_head >= q->tail - q->head || *at != j)
         return false;
     *at = NULL;
-    conc__backlog_taken(c, j);
-    conc__backlog_fill(c);
+    conc__job_ring_removed(q, j);
+    conc__job_queue_admit(q);
     return true;
 }
 
 /* ---- >>jobs --------------------------------------------------------------------------------- */
 
-CONC__PRIVATE int conc__thread_start(conc__crew *c);
-CONC__PRIVATE void conc__crew_stall(conc__crew *c);
+CONC__PRIVATE int conc__worker_thread_start(conc__job_queue *q);
+CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q);
 CONC__PRIVATE void conc__abandoned_release(conc_job *j);
 CONC__PRIVATE void conc__original_mask(sigset_t *mask);
 
 /* Is this one of the process's threads? In a forked child the job that has forked goes on, but its
  * pool and its clock are the parent's. */
-CONC__PRIVATE bool conc__frame_is_ours(const conc__frame *f)
+CONC__PRIVATE bool conc__job_context_is_own(const conc__job_context *ctx)
 {
-    return f->thread && f->thread->crew->forks == conc__forks;
+    return ctx->thread && ctx->thread->queue->forks == conc__forks;
 }
 
 /* The virtual clock of the job that runs there; NULL: none. */
-CONC__PRIVATE conc_loop *conc__frame_clock(const conc__frame *f)
+CONC__PRIVATE conc_loop *conc__job_context_clock(const conc__job_context *ctx)
 {
-    return conc__frame_is_ours(f) ? f->job->clock : NULL;
+    return conc__job_context_is_own(ctx) ? ctx->job->clock : NULL;
 }
 
 /* The virtual clock that stands still for what the caller sends; NULL: none. */
 CONC__PRIVATE conc_loop *conc__clock_here(void)
 {
     const conc_loop *l = conc__here;
-    const conc__frame *f = l ? NULL : conc__frame_here();
+    const conc__job_context *ctx = l ? NULL : conc__job_context_here();
     if (l)
         return l->virtual_clock ? conc__here : NULL;
-    conc_loop *clock = f ? conc__frame_clock(f) : NULL;
-    return clock && !(conc__job_state(f->job) & CONC__JOB_LEFT) ? clock : NULL;
+    conc_loop *clock = ctx ? conc__job_context_clock(ctx) : NULL;
+    return clock && !(conc__job_state(ctx->job) & CONC__JOB_ABANDONED) ? clock : NULL;
 }
 
-CONC__PRIVATE void conc__job_begin(conc_job *j, conc_fn *fn, void *arg, conc__parcel *parcel,
-                                   uintptr_t flags)
+CONC__PRIVATE void conc__job_init(conc_job *j, conc_fn *fn, void *arg, conc__payload *payload,
+                                  uintptr_t flags)
 {
     conc__locals **locals = conc__locals_here();
     j->fn = fn;
     j->arg = arg;
     j->waiters = NULL;
-    j->parcel = parcel;
+    j->payload = payload;
     j->locals = locals ? *locals : NULL;
     if (j->locals)
         __atomic_fetch_add(&j->locals->references, 1, __ATOMIC_RELAXED);
@@ -1619,7 +1627,7 @@ CONC__PRIVATE void conc__job_begin(conc_job *j, conc_fn *fn, void *arg, conc__pa
 }
 
 /* It was not accepted. */
-CONC__PRIVATE void conc__job_refuse(conc_job *j)
+CONC__PRIVATE void conc__job_undo_init(conc_job *j)
 {
     conc__locals_release(j->locals);
     if (j->clock)
@@ -1628,60 +1636,60 @@ CONC__PRIVATE void conc__job_refuse(conc_job *j)
 }
 
 /* Of a job that has ended. */
-CONC__PRIVATE void conc__answer_read(conc__answer *a, const conc_job *j, uintptr_t state)
+CONC__PRIVATE void conc__job_outcome_read(conc__job_outcome *a, const conc_job *j, uintptr_t state)
 {
     a->result = j->result;
-    a->has_words = state & CONC__JOB_WORDS;
-    if (a->has_words)
+    a->has_text = state & CONC__JOB_HAS_TEXT;
+    if (a->has_text)
         memcpy(a->text, j->text, sizeof a->text);
 }
 
 /* Under the mutex: the job has ended. The waiters are still to be called; the job's memory is its
  * owner's again. */
-CONC__PRIVATE conc__waiter *conc__job_settle(conc_job *j, uintptr_t state)
+CONC__PRIVATE conc__waiter *conc__job_publish(conc_job *j, uintptr_t state)
 {
     conc__waiter *first = j->waiters, *w = first;
     if (first)
         do {
-            conc__answer_read(w->answer, j, state);
-            conc__waiter_answer(w, 0);
+            conc__job_outcome_read(w->outcome, j, state);
+            conc__waiter_set_result(w, 0);
             w = w->next;
         } while (w != first);
     __atomic_store_n(&j->state, state, __ATOMIC_RELEASE);
     return first;
 }
 
-CONC__PRIVATE void conc__call_all(conc__waiter *first)
+CONC__PRIVATE void conc__waiters_notify(conc__waiter *first)
 {
     for (conc__waiter *w = first, *next; w; w = next == first ? NULL : next) {
         next = w->next;
-        conc__waiter_call(w);
+        conc__waiter_notify(w);
     }
 }
 
 /* A job with this virtual clock has ended, which stood still for it, perhaps. */
-CONC__PRIVATE void conc__clock_let(conc_loop *clock, bool at_work)
+CONC__PRIVATE void conc__clock_drop(conc_loop *clock, bool at_work)
 {
     if (at_work)
-        conc__clock_off_work(clock);
+        conc__clock_release(clock);
     conc_loop_release(clock);
 }
 
 /* Under the mutex: the thread has looked for a job after one that had a virtual clock, perhaps. */
-CONC__PRIVATE void conc__thread_lets_clock(conc__thread *t)
+CONC__PRIVATE void conc__worker_thread_drop_clock(conc__worker_thread *t)
 {
     conc_loop *clock = t->clock;
     t->clock = NULL;
     if (CONC__UNLIKELY(clock != NULL))
-        conc__clock_let(clock, t->holds_clock);
+        conc__clock_drop(clock, t->holds_clock);
 }
 
 /* The job, which ran there (NULL: it was taken back), has ended, and everybody was told. */
-CONC__COLD void conc__job_lets_clock(const conc__frame *frame, conc_loop *clock, bool at_work)
+CONC__COLD void conc__job_drop_clock(const conc__job_context *ctx, conc_loop *clock, bool at_work)
 {
-    conc__thread *t = frame ? frame->thread : NULL;
+    conc__worker_thread *t = ctx ? ctx->thread : NULL;
     if (!t || !t->finishing) {
-        conc__clock_let(clock, at_work);
+        conc__clock_drop(clock, at_work);
         return;
     }
     t->clock = clock;
@@ -1689,116 +1697,116 @@ CONC__COLD void conc__job_lets_clock(const conc__frame *frame, conc_loop *clock,
 }
 
 /* frame: it ran there; NULL: it was taken back. */
-CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result,
-                                      const conc__frame *frame, bool locked)
+CONC__PRIVATE void conc__job_end(conc__job_queue *q, conc_job *j, int result,
+                                 const conc__job_context *ctx, bool locked)
 {
     conc_loop *clock = j->clock;
     uintptr_t state = conc__job_state(j), done = conc__job_broken_seal(j) | CONC__JOB_DONE;
-    conc__locals_release(frame ? frame->locals : j->locals);
+    conc__locals_release(ctx ? ctx->locals : j->locals);
     j->result = result;
-    if (frame && frame->text_rc == result && result < 0) {
-        memcpy(j->text, frame->text, sizeof j->text);
-        done |= CONC__JOB_WORDS;
+    if (ctx && ctx->text_rc == result && result < 0) {
+        memcpy(j->text, ctx->text, sizeof j->text);
+        done |= CONC__JOB_HAS_TEXT;
     }
     if ((state & CONC__JOB_WAITED) ||
         !__atomic_compare_exchange_n(&j->state, &state, done, false, __ATOMIC_RELEASE,
                                      __ATOMIC_RELAXED)) {
         if (!locked)
-            conc__lock_briefly(&c->mutex);
+            conc__lock_briefly(&q->mutex);
         state = conc__job_state(j);
-        if (state & CONC__JOB_LEFT) {
-            c->lost--;
-            conc__crew_stall(c);
+        if (state & CONC__JOB_ABANDONED) {
+            q->abandoned--;
+            conc__job_queue_update_stalled(q);
         }
-        conc__waiter *waiters = conc__job_settle(j, done);
+        conc__waiter *waiters = conc__job_publish(j, done);
         if (!locked)
-            pthread_mutex_unlock(&c->mutex);
-        conc__call_all(waiters);
+            pthread_mutex_unlock(&q->mutex);
+        conc__waiters_notify(waiters);
     }
     if (CONC__UNLIKELY(clock != NULL))
-        conc__job_lets_clock(frame, clock, state & CONC__JOB_AT_WORK);
+        conc__job_drop_clock(ctx, clock, state & CONC__JOB_HOLDS_CLOCK);
     if (state & CONC__JOB_OWNED)
         conc__abandoned_release(j);
 }
 
-CONC__PRIVATE void conc__job_starts(conc__frame *frame, conc_job *j)
+CONC__PRIVATE void conc__job_context_enter(conc__job_context *ctx, conc_job *j)
 {
-    frame->job = j;
-    frame->locals = j->locals;
-    frame->layer = NULL;
-    frame->text_rc = 0;
+    ctx->job = j;
+    ctx->locals = j->locals;
+    ctx->layer = NULL;
+    ctx->text_rc = 0;
 }
 
 /* last: the thread has no other to do, and will look into the queue. */
-CONC__PRIVATE void conc__job_run(conc__crew *c, conc__frame *frame, conc_job *j, bool last)
+CONC__PRIVATE void conc__job_run(conc__job_queue *q, conc__job_context *ctx, conc_job *j, bool last)
 {
-    conc__job_starts(frame, j);
+    conc__job_context_enter(ctx, j);
     int rc = j->fn(j->arg);
     if (last) { /* before the end is told: who hears of it may send the next */
-        frame->thread->finishing = 1;
-        __atomic_fetch_add(&c->finishing, 1, __ATOMIC_RELAXED);
+        ctx->thread->finishing = 1;
+        __atomic_fetch_add(&q->finishing, 1, __ATOMIC_RELAXED);
     }
-    conc__crew_end_job(c, j, rc, frame, false);
+    conc__job_end(q, j, rc, ctx, false);
 }
 
 /* A thread that waits, or is in conc_block, does nothing: its jobs do not hold their clocks
  * meanwhile. */
-CONC__PRIVATE void conc__frames_at_work(conc__frame *f, bool at_work)
+CONC__PRIVATE void conc__job_contexts_hold_clocks(conc__job_context *ctx, bool at_work)
 {
-    for (; f && conc__frame_is_ours(f); f = f->outer)
-        conc__job_at_work(f->job, at_work);
+    for (; ctx && conc__job_context_is_own(ctx); ctx = ctx->outer)
+        conc__job_hold_clock(ctx->job, at_work);
 }
 
 /* Does a virtual clock stand still for what runs there? */
-CONC__PRIVATE bool conc__frame_has_clock(const conc__frame *f)
+CONC__PRIVATE bool conc__job_context_has_clock(const conc__job_context *ctx)
 {
-    for (; f; f = f->outer)
-        if (conc__frame_clock(f))
+    for (; ctx; ctx = ctx->outer)
+        if (conc__job_context_clock(ctx))
             return true;
     return false;
 }
 
 /* A job that runs inside another one, which waits for it. */
-typedef struct conc__inside {
-    conc__stop stop;
+typedef struct conc__nested_job {
+    conc__cancel_hook hook;
     conc__waiter waiter;
-} conc__inside;
+} conc__nested_job;
 
-CONC__PRIVATE void conc__waiter_gives_up(conc__waiter *w);
+CONC__PRIVATE void conc__waiter_give_up(conc__waiter *w);
 
-CONC__PRIVATE void conc__inside_asked(conc__stop *s)
+CONC__PRIVATE void conc__nested_job_cancel(conc__cancel_hook *s)
 {
-    conc__waiter_gives_up(&((conc__inside *)(void *)s)->waiter);
+    conc__waiter_give_up(&((conc__nested_job *)(void *)s)->waiter);
 }
 
 /* The job, for which this waiter stands in line, inside another job of the same thread. */
-CONC__PRIVATE void conc__job_run_inside(conc__crew *c, conc__frame *outer, conc_job *j,
-                                        conc__inside *inside)
+CONC__PRIVATE void conc__job_run_nested(conc__job_queue *q, conc__job_context *outer, conc_job *j,
+                                        conc__nested_job *inside)
 {
-    conc__frame frame = {.outer = outer, .thread = outer->thread};
-    pthread_setspecific(conc__frames, &frame);
-    conc__job_starts(&frame, j);
-    conc__stop_open(&inside->stop, outer, conc__inside_asked);
+    conc__job_context ctx = {.outer = outer, .thread = outer->thread};
+    pthread_setspecific(conc__job_context_key, &ctx);
+    conc__job_context_enter(&ctx, j);
+    conc__cancel_hook_add(&inside->hook, outer, conc__nested_job_cancel);
     int rc = j->fn(j->arg);
-    conc__stop_close(&inside->stop);
-    conc__crew_end_job(c, j, rc, &frame, false);
-    pthread_setspecific(conc__frames, outer);
+    conc__cancel_hook_remove(&inside->hook);
+    conc__job_end(q, j, rc, &ctx, false);
+    pthread_setspecific(conc__job_context_key, outer);
 }
 
-/* Is the caller on a thread of this crew, in a job or in a run inside one? */
-CONC__PRIVATE conc__frame *conc__frame_of(const conc__crew *c)
+/* Is the caller on a thread of this job queue, in a job or in a run inside one? */
+CONC__PRIVATE conc__job_context *conc__job_context_in(const conc__job_queue *q)
 {
-    conc__frame *f = conc__frame_here();
-    return f && f->thread && f->thread->crew == c ? f : NULL;
+    conc__job_context *ctx = conc__job_context_here();
+    return ctx && ctx->thread && ctx->thread->queue == q ? ctx : NULL;
 }
 
-/* Under the mutex: how many threads the crew may have. Those do not count that wait, in a run
- * inside a job, for what only this crew does. While there are such, those do not count either
+/* Under the mutex: how many threads the job queue may have. Those do not count that wait, in a run
+ * inside a job, for what only this job queue does. While there are such, those do not count either
  * that wait for a job of another thread: it may be one of these. An abandoned job keeps its
  * thread. */
-CONC__PRIVATE int conc__crew_most(const conc__crew *c)
+CONC__PRIVATE int conc__job_queue_max_threads(const conc__job_queue *q)
 {
-    return c->most + c->nested + (c->nested ? c->waiting : 0);
+    return q->max_workers + q->nested + (q->nested ? q->waiting : 0);
 }
 
 /* A task of this thread has sent something to somebody who was asleep, or was awake: then an
@@ -1810,170 +1818,173 @@ CONC__PRIVATE void conc__has_woken(bool woke)
 }
 
 /* Under the mutex: somebody comes for what lies in the queue. */
-CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
+CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
 {
-    if (c->supervisor) {
-        conc__supervisor_rouse(c);
+    if (q->supervisor) {
+        conc__supervisor_notify(q);
         return 0;
     }
     conc__has_woken(false);
-    if (!c->queued ||
-        c->wakes + c->coming + c->spinning + __atomic_load_n(&c->finishing, __ATOMIC_RELAXED) > 0)
+    if (!q->queued || q->wakes_pending + q->starting + q->spinning +
+                              __atomic_load_n(&q->finishing, __ATOMIC_RELAXED) >
+                          0)
         return 0; /* who comes calls the next if there is more */
     conc__has_woken(true);
-    if (c->sleeping > c->wakes) {
-        c->wakes++;
-        c->calls++;
+    if (q->sleeping > q->wakes_pending) {
+        q->wakes_pending++;
+        q->posts_due++;
         return 0;
     }
-    int rc = c->started < conc__crew_most(c) ? conc__thread_start(c) : 0;
-    c->refused = rc != 0;
-    conc__crew_stall(c);
+    int rc = q->started < conc__job_queue_max_threads(q) ? conc__worker_thread_start(q) : 0;
+    q->start_refused = rc != 0;
+    conc__job_queue_update_stalled(q);
     /* else nobody is left who could come */
-    return c->started > c->lost + c->nested + c->waiting ? 0 : rc;
+    return q->started > q->abandoned + q->nested + q->waiting ? 0 : rc;
 }
 
-/* Under the mutex: while every thread of a crew waits, is in conc_block, or at an abandoned job,
+/* Under the mutex: while every thread of a job queue waits, is in conc_block, or at an abandoned job,
  * what lies in the queue does not hold the clock. */
-CONC__PRIVATE void conc__crew_stall(conc__crew *c)
+CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
 {
     /* threads that could do what is in the queue, or are counted in c->blocking */
-    int able = c->most - c->lost - (c->nested ? 0 : c->waiting);
-    int there = c->started - c->lost - c->nested - c->waiting;
-    able = c->refused && there < able ? there : able;
-    bool stalled = c->blocking + c->lost > 0 && c->blocking >= able;
-    if (c->stalled == stalled)
+    int able = q->max_workers - q->abandoned - (q->nested ? 0 : q->waiting);
+    int there = q->started - q->abandoned - q->nested - q->waiting;
+    able = q->start_refused && there < able ? there : able;
+    bool stalled = q->blocking + q->abandoned > 0 && q->blocking >= able;
+    if (q->stalled == stalled)
         return;
-    c->stalled = stalled;
-    for (int i = 0; i < c->clock_slots; i++) {
-        const conc__queue_clock *k = &c->clocks[i];
+    q->stalled = stalled;
+    for (int i = 0; i < q->clock_slots; i++) {
+        const conc__queue_clock *k = &q->clocks[i];
         if (k->jobs && stalled)
-            conc__clock_off_work(k->clock);
+            conc__clock_release(k->clock);
         else if (k->jobs)
             atomic_fetch_add_explicit(&k->clock->at_work, 1, memory_order_relaxed);
     }
 }
 
 /* Under the mutex: what the thread took and has not begun is for others, as it will be a while. */
-CONC__PRIVATE void conc__thread_unload(conc__crew *c, conc__thread *t)
+CONC__PRIVATE void conc__worker_thread_return_batch(conc__job_queue *q, conc__worker_thread *t)
 {
-    bool on_clock = c->clock_slots > 0; /* perhaps: the jobs may have ended */
-    for (int i = t->filled - 1; i >= 0 && conc__backlog_has_room(c, on_clock); i--) {
+    bool on_clock = q->clock_slots > 0; /* perhaps: the jobs may have ended */
+    for (int i = t->batch_count - 1; i >= 0 && conc__job_ring_reserve(q, on_clock); i--) {
         conc_job *j = atomic_exchange_explicit(&t->batch[i], NULL, memory_order_acquire);
         if (j)
-            conc__backlog_push_back(c, j);
+            conc__job_ring_push_front(q, j);
     }
 }
 
-CONC__PRIVATE void conc__crew_unload(conc__crew *c)
+CONC__PRIVATE void conc__job_queue_return_batches(conc__job_queue *q)
 {
-    for (int i = 0; i < c->slots; i++)
-        if (c->threads[i])
-            conc__thread_unload(c, c->threads[i]);
+    for (int i = 0; i < q->thread_slots; i++)
+        if (q->threads[i])
+            conc__worker_thread_return_batch(q, q->threads[i]);
 }
 
 /* Under the mutex: there may be more threads than before, for what the others have not begun. */
-CONC__PRIVATE void conc__crew_share(conc__crew *c)
+CONC__PRIVATE void conc__job_queue_share_batches(conc__job_queue *q)
 {
-    if (c->started < conc__crew_most(c))
-        conc__crew_unload(c);
+    if (q->started < conc__job_queue_max_threads(q))
+        conc__job_queue_return_batches(q);
 }
 
-/* Under the mutex: a thread of the crew, if it is one, is going to wait; with one -1 it has
+/* Under the mutex: a thread of the job queue, if it is one, is going to wait; with one -1 it has
  * waited. An error: nobody is left who could do what it waits for. */
-CONC__PRIVATE int conc__crew_spare(conc__crew *c, const conc__frame *own, const conc_loop *l,
-                                   int one)
+CONC__PRIVATE int conc__job_queue_count_waiting(conc__job_queue *q, const conc__job_context *own,
+                                                const conc_loop *l, int one)
 {
     if (!own)
         return 0;
     bool was_nested = own->thread->nested > 0;
-    *(l ? &own->thread->nested : &c->waiting) += one;
-    c->nested += (own->thread->nested > 0) - was_nested;
-    conc__crew_stall(c);
+    *(l ? &own->thread->nested : &q->waiting) += one;
+    q->nested += (own->thread->nested > 0) - was_nested;
+    conc__job_queue_update_stalled(q);
     if (one > 0) {
-        conc__thread_unload(c, own->thread);
-        conc__crew_share(c);
+        conc__worker_thread_return_batch(q, own->thread);
+        conc__job_queue_share_batches(q);
     }
-    int rc = c->queued && one > 0 ? conc__crew_rouse(c) : 0;
-    for (; c->calls; c->calls--)
-        conc__semaphore_post(&c->work);
+    int rc = q->queued && one > 0 ? conc__job_queue_wake_worker(q) : 0;
+    for (; q->posts_due; q->posts_due--)
+        conc__semaphore_post(&q->work);
     return rc;
 }
 
-CONC__PRIVATE void conc__crew_spare_back(conc__crew *c, const conc__frame *own, const conc_loop *l)
+CONC__PRIVATE void conc__job_queue_uncount_waiting(conc__job_queue *q, const conc__job_context *own,
+                                                   const conc_loop *l)
 {
     if (!own)
         return;
-    conc__lock_briefly(&c->mutex);
-    conc__crew_spare(c, own, l, -1);
-    pthread_mutex_unlock(&c->mutex);
+    conc__lock_briefly(&q->mutex);
+    conc__job_queue_count_waiting(q, own, l, -1);
+    pthread_mutex_unlock(&q->mutex);
 }
 
 /* Unlocks, and only then wakes those who shall come: else they would at once wait for the mutex.
- * The crew is there until this returns, as its caller knows. */
-CONC__PRIVATE void conc__crew_unlock(conc__crew *c)
+ * The job queue is there until this returns, as its caller knows. */
+CONC__PRIVATE void conc__job_queue_unlock(conc__job_queue *q)
 {
-    int calls = c->calls;
-    c->calls = 0;
-    pthread_mutex_unlock(&c->mutex);
+    int calls = q->posts_due;
+    q->posts_due = 0;
+    pthread_mutex_unlock(&q->mutex);
     for (; calls; calls--)
-        conc__semaphore_post(&c->work);
+        conc__semaphore_post(&q->work);
 }
 
 /* Under the mutex: 0, or an error that is told. */
-CONC__PRIVATE int conc__crew_queue(conc__crew *c, conc_job *j)
+CONC__PRIVATE int conc__job_queue_add(conc__job_queue *q, conc_job *j)
 {
-    if (!conc__backlog_has_room(c, j->clock))
+    if (!conc__job_ring_reserve(q, j->clock))
         return conc__own_error(-ENOMEM);
-    int rc = c->supervisor ? conc__supervisor_begin(c->supervisor) : 0;
+    int rc = q->supervisor ? conc__supervisor_start(q->supervisor) : 0;
     if (rc)
         return rc;
-    conc__backlog_accept(c, j);
-    rc = conc__crew_rouse(c);
-    if (rc && conc__crew_take_back(c, j)) {
-        conc__job_at_work(j, false);
+    conc__job_queue_accept(q, j);
+    rc = conc__job_queue_wake_worker(q);
+    if (rc && conc__job_take_back(q, j)) {
+        conc__job_hold_clock(j, false);
         return conc__own_error(rc);
     }
     return 0;
 }
 
-/* Under conc__crews: does the waiter still wait? Then the crew is locked. */
-CONC__PRIVATE bool conc__still_waits(const conc__waiter *w, conc__crew *c)
+/* Under conc__job_queues_mutex: does the waiter still wait? Then the job queue is locked. */
+CONC__PRIVATE bool conc__lock_if_waiting(const conc__waiter *w, conc__job_queue *q)
 {
-    if (__atomic_load_n(&w->over, __ATOMIC_ACQUIRE))
+    if (__atomic_load_n(&w->woken, __ATOMIC_ACQUIRE))
         return false;
-    conc__lock_briefly(&c->mutex);
-    if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE))
+    conc__lock_briefly(&q->mutex);
+    if (!__atomic_load_n(&w->woken, __ATOMIC_ACQUIRE))
         return true;
-    pthread_mutex_unlock(&c->mutex);
+    pthread_mutex_unlock(&q->mutex);
     return false;
 }
 
-CONC__PRIVATE bool conc__place_cancel(conc__wait *wait)
+CONC__PRIVATE bool conc__submit_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
-    conc__crew *c = (conc__crew *)(uintptr_t)wait->on;
-    pthread_mutex_lock(&conc__crews);
-    bool waits = conc__still_waits(w, c);
+    conc__job_queue *q = (conc__job_queue *)(uintptr_t)wait->on;
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    bool waits = conc__lock_if_waiting(w, q);
     if (waits) {
-        conc__waiter_decide(w, -ECANCELED);
-        pthread_mutex_unlock(&c->mutex);
+        conc__waiter_complete(w, -ECANCELED);
+        pthread_mutex_unlock(&q->mutex);
     }
-    pthread_mutex_unlock(&conc__crews);
+    pthread_mutex_unlock(&conc__job_queues_mutex);
     return waits;
 }
 
-static const conc__wait_kind conc__wants_place = {.what = "waits for a place in a pool's queue",
-                                                  .cancel = conc__place_cancel};
+static const conc__wait_kind conc__waits_for_room = {.what = "waits for a place in a pool's queue",
+                                                     .cancel = conc__submit_cancel};
 
-/* Enters a pool: its crew cannot be freed until conc__pool_leave. NULL: *rc says why. */
-CONC__PRIVATE conc__crew *conc__pool_enter(conc__crew **crew, unsigned *users, int *rc)
+/* Enters a pool: its job queue cannot be freed until conc__pool_leave. NULL: *rc says why. */
+CONC__PRIVATE conc__job_queue *conc__pool_enter(conc__job_queue **queue, unsigned *users, int *rc)
 {
     unsigned before = __atomic_fetch_add(users, 1, __ATOMIC_ACQUIRE);
-    conc__crew *c = before & CONC__POOL_CLOSED ? NULL : __atomic_load_n(crew, __ATOMIC_ACQUIRE);
-    *rc = c ? c->forks == conc__forks ? 0 : -EPERM : before & CONC__POOL_CLOSED ? -EPIPE : -EINVAL;
+    conc__job_queue *q =
+        before & CONC__POOL_CLOSED ? NULL : __atomic_load_n(queue, __ATOMIC_ACQUIRE);
+    *rc = q ? q->forks == conc__forks ? 0 : -EPERM : before & CONC__POOL_CLOSED ? -EPIPE : -EINVAL;
     if (*rc == 0)
-        return c;
+        return q;
     __atomic_fetch_sub(users, 1, __ATOMIC_RELEASE);
     return NULL;
 }
@@ -1983,46 +1994,47 @@ CONC__PRIVATE void conc__pool_leave(unsigned *users)
     __atomic_fetch_sub(users, 1, __ATOMIC_RELEASE);
 }
 
-/* Has the crew do the job, which was begun; leaves the pool. An error: it was refused. A job of
- * the crew may be what the others wait for, so it never waits, nor does a run inside it: the
+/* Has the job queue do the job, which was begun; leaves the pool. An error: it was refused. A job of
+ * the job queue may be what the others wait for, so it never waits, nor does a run inside it: the
  * queue goes over its limit instead. */
-CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l, conc_job *j,
-                                    const char *call)
+CONC__PRIVATE int conc__job_queue_submit(conc__job_queue *q, unsigned *users, conc_loop *l,
+                                         conc_job *j, const char *call)
 {
     int rc;
-    j->crew = c;
-    conc__lock_briefly(&c->mutex);
-    bool full = c->limit && c->queued >= c->limit, own = (full || c->closing) && conc__frame_of(c);
-    if (c->closing && !own) {
+    j->queue = q;
+    conc__lock_briefly(&q->mutex);
+    bool full = q->limit && q->queued >= q->limit,
+         own = (full || q->closing) && conc__job_context_in(q);
+    if (q->closing && !own) {
         rc = -EPIPE;
     } else if (!full || own) {
-        rc = conc__crew_queue(c, j);
+        rc = conc__job_queue_add(q, j);
     } else if (l && !l->self) {
         rc = -EPERM;
     } else {
         conc__waiter w = {.item = j};
-        conc__line_up(&c->places, &w);
+        conc__waiter_add(&q->submitters, &w);
         conc__pool_leave(users);
-        return conc__came_to(conc__wait_outside(l, &w, &conc__wants_place, c, &c->mutex, NULL));
+        return conc__came_to(conc__wait_outside(l, &w, &conc__waits_for_room, q, &q->mutex, NULL));
     }
-    conc__crew_unlock(c);
+    conc__job_queue_unlock(q);
     conc__pool_leave(users);
     if (rc == -EPERM)
         return conc__caller_refused(call);
     return rc == -EPIPE ? conc__own_error(rc) : rc;
 }
 
-/* Asks a job to end that has not, in the queue or not, under its crew's mutex. */
-CONC__PRIVATE void conc__job_ask(conc__crew *c, conc_job *j)
+/* Asks a job to end that has not, in the queue or not, under its job queue's mutex. */
+CONC__PRIVATE void conc__job_request_cancel(conc__job_queue *q, conc_job *j)
 {
-    if (c->supervisor ? conc__supervisor_cancel(c, j) : conc__crew_take_back(c, j)) {
-        conc__crew_end_job(c, j, -ECANCELED, NULL, true);
-        conc__crew_settled(c);
+    if (q->supervisor ? conc__supervisor_cancel(q, j) : conc__job_take_back(q, j)) {
+        conc__job_end(q, j, -ECANCELED, NULL, true);
+        conc__job_queue_notify_closer(q);
     } else if (!(conc__job_state(j) & CONC__JOB_DONE)) {
         uintptr_t state = __atomic_load_n(&j->state, __ATOMIC_RELAXED);
         while (!(state & CONC__JOB_DONE) &&
-               !__atomic_compare_exchange_n(&j->state, &state, state | CONC__JOB_ASKED, false,
-                                            __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+               !__atomic_compare_exchange_n(&j->state, &state, state | CONC__JOB_CANCEL_REQUESTED,
+                                            false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
             ;
     }
 }
@@ -2034,19 +2046,19 @@ CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
     if (!conc__forks)
         return false;
     bool own = false;
-    pthread_mutex_lock(&conc__crews);
-    for (const conc__crew *c = conc__all_crews; c && !own; c = c->next)
-        own = c == j->crew && c->forks == conc__forks;
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    for (const conc__job_queue *q = conc__job_queues; q && !own; q = q->next)
+        own = q == j->queue && q->forks == conc__forks;
     bool ended = conc__job_state(j) & CONC__JOB_DONE; /* and its pool may be gone */
-    pthread_mutex_unlock(&conc__crews);
+    pthread_mutex_unlock(&conc__job_queues_mutex);
     return !own && !ended;
 }
 
 /* Under the mutex. Those who have given up stand behind the others. */
-CONC__PRIVATE void conc__job_line_up(conc_job *j, conc__waiter *w)
+CONC__PRIVATE void conc__job_add_waiter(conc_job *j, conc__waiter *w)
 {
     bool goes_ahead = !w->gives_up && j->waiters && j->waiters->prev->gives_up;
-    conc__line_up(&j->waiters, w);
+    conc__waiter_add(&j->waiters, w);
     if (goes_ahead)
         j->waiters = w;
 }
@@ -2061,18 +2073,18 @@ CONC__PRIVATE bool conc__job_is_wanted(const conc_job *j)
 CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
 {
     int rc = -EALREADY;
-    pthread_mutex_lock(&conc__crews);
+    pthread_mutex_lock(&conc__job_queues_mutex);
     if (!(conc__job_state(j) & CONC__JOB_DONE)) {
-        conc__crew *c = j->crew;
-        conc__lock_briefly(&c->mutex);
+        conc__job_queue *q = j->queue;
+        conc__lock_briefly(&q->mutex);
         if (!(conc__job_state(j) & CONC__JOB_DONE)) {
             if (!alone || !conc__job_is_wanted(j))
-                conc__job_ask(c, j);
+                conc__job_request_cancel(q, j);
             rc = 0;
         }
-        pthread_mutex_unlock(&c->mutex);
+        pthread_mutex_unlock(&q->mutex);
     }
-    pthread_mutex_unlock(&conc__crews);
+    pthread_mutex_unlock(&conc__job_queues_mutex);
     return rc;
 }
 
@@ -2082,7 +2094,7 @@ CONC_API int conc_job_cancel(conc_job *j)
         return conc__misused(-EINVAL, __func__, "no job was submitted with this handle", NULL);
     int rc = conc__job_is_inherited(j) ? -EPERM : conc__job_cancel(j, false);
     if (rc == 0)
-        conc__stops_tell();
+        conc__run_cancel_hooks();
     return rc ? conc__own_error(rc) : 0;
 }
 
@@ -2093,25 +2105,25 @@ CONC_API bool conc_job_done(const conc_job *j)
 
 CONC_API bool conc_job_cancelled(void)
 {
-    const conc__frame *f = conc__frame_here();
-    return f && conc__frame_asked(f);
+    const conc__job_context *ctx = conc__job_context_here();
+    return ctx && conc__job_context_cancelled(ctx);
 }
 
-/* The waiter is cancelled: so is the job, unless others want its result. The crew is the waiter's
+/* The waiter is cancelled: so is the job, unless others want its result. The job queue is the waiter's
  * own note of it: the job may be gone by now. */
-CONC__PRIVATE void conc__waiter_gives_up(conc__waiter *w)
+CONC__PRIVATE void conc__waiter_give_up(conc__waiter *w)
 {
     conc_job *j = w->item;
-    pthread_mutex_lock(&conc__crews);
-    if (conc__still_waits(w, w->crew)) {
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    if (conc__lock_if_waiting(w, w->queue)) {
         w->gives_up = true;
-        conc__step_out(w);
-        conc__job_line_up(j, w);
+        conc__waiter_remove(w);
+        conc__job_add_waiter(j, w);
         if (!conc__job_is_wanted(j))
-            conc__job_ask(w->crew, j);
-        pthread_mutex_unlock(&w->crew->mutex);
+            conc__job_request_cancel(w->queue, j);
+        pthread_mutex_unlock(&w->queue->mutex);
     }
-    pthread_mutex_unlock(&conc__crews);
+    pthread_mutex_unlock(&conc__job_queues_mutex);
 }
 
 /* The wait goes on. */
@@ -2120,29 +2132,30 @@ CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
     conc__waiter *w = wait->item;
     if (w->stop)
         __atomic_store_n(w->stop, true, __ATOMIC_RELAXED);
-    conc__waiter_gives_up(w);
-    if (w->loop) /* else conc__stops_tell has called this */
-        conc__stops_tell();
+    conc__waiter_give_up(w);
+    if (w->loop) /* else conc__run_cancel_hooks has called this */
+        conc__run_cancel_hooks();
     return false;
 }
 
-static const conc__wait_kind conc__wants_job = {.what = "waits for a job",
-                                                .cancel = conc__job_wait_cancel};
+static const conc__wait_kind conc__waits_for_job = {.what = "waits for a job",
+                                                    .cancel = conc__job_wait_cancel};
 
-/* In a thread of the crew: runs the job here if it is still in the queue. */
-CONC__PRIVATE bool conc__job_claim(conc__frame *frame, conc_job *j, conc__answer *answer)
+/* In a thread of the job queue: runs the job here if it is still in the queue. */
+CONC__PRIVATE bool conc__job_run_if_queued(conc__job_context *ctx, conc_job *j,
+                                           conc__job_outcome *outcome)
 {
-    conc__crew *c = frame->thread->crew;
-    conc__inside inside = {.waiter = {.item = j, .crew = c, .answer = answer}};
-    conc__lock_briefly(&c->mutex);
-    bool mine = !(conc__job_state(j) & CONC__JOB_DONE) && conc__crew_take_back(c, j);
+    conc__job_queue *q = ctx->thread->queue;
+    conc__nested_job inside = {.waiter = {.item = j, .queue = q, .outcome = outcome}};
+    conc__lock_briefly(&q->mutex);
+    bool mine = !(conc__job_state(j) & CONC__JOB_DONE) && conc__job_take_back(q, j);
     if (mine) {
         __atomic_fetch_or(&j->state, CONC__JOB_WAITED, __ATOMIC_RELAXED);
-        conc__job_line_up(j, &inside.waiter);
+        conc__job_add_waiter(j, &inside.waiter);
     }
-    pthread_mutex_unlock(&c->mutex);
+    pthread_mutex_unlock(&q->mutex);
     if (mine)
-        conc__job_run_inside(c, frame, j, &inside);
+        conc__job_run_nested(q, ctx, j, &inside);
     return mine;
 }
 
@@ -2151,61 +2164,63 @@ CONC__PRIVATE bool conc__job_claim(conc__frame *frame, conc_job *j, conc__answer
 CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
                                      const conc__wait_kind *kind)
 {
-    pthread_mutex_lock(&conc__crews);
+    pthread_mutex_lock(&conc__job_queues_mutex);
     if (!(conc__job_state(j) & CONC__JOB_DONE)) {
-        conc__crew *c = j->crew;
-        conc__lock_briefly(&c->mutex);
+        conc__job_queue *q = j->queue;
+        conc__lock_briefly(&q->mutex);
         if (!(__atomic_fetch_or(&j->state, CONC__JOB_WAITED, __ATOMIC_ACQ_REL) & CONC__JOB_DONE)) {
-            conc__frame *own = conc__frame_of(c); /* then the crew outlives the wait */
-            int rc = conc__crew_spare(c, own, l, 1);
-            if (rc && conc__crew_take_back(c, j)) {
-                conc__crew_end_job(c, j, rc, NULL, true);
-                conc__answer_read(w->answer, j, conc__job_state(j));
-                conc__crew_spare(c, own, l, -1);
-                pthread_mutex_unlock(&c->mutex);
-                pthread_mutex_unlock(&conc__crews);
+            conc__job_context *own =
+                conc__job_context_in(q); /* then the job queue outlives the wait */
+            int rc = conc__job_queue_count_waiting(q, own, l, 1);
+            if (rc && conc__job_take_back(q, j)) {
+                conc__job_end(q, j, rc, NULL, true);
+                conc__job_outcome_read(w->outcome, j, conc__job_state(j));
+                conc__job_queue_count_waiting(q, own, l, -1);
+                pthread_mutex_unlock(&q->mutex);
+                pthread_mutex_unlock(&conc__job_queues_mutex);
                 return 0;
             }
-            struct conc__view *view = l && c->supervisor ? conc__view_open(l, c) : NULL;
+            struct conc__reply_poller *view =
+                l && q->supervisor ? conc__reply_poller_open(l, q) : NULL;
             w->item = j;
-            w->crew = c;
-            w->is_spare = own;
-            w->looks_at = !l && c->supervisor ? c : NULL;
-            c->references += w->looks_at != NULL;
-            conc__job_line_up(j, w);
-            rc = conc__wait_outside(l, w, kind, j, &c->mutex, &conc__crews);
-            conc__crew_spare_back(c, own, l);
-            conc__view_close(l, view);
+            w->queue = q;
+            w->is_counted = own;
+            w->polls_queue = !l && q->supervisor ? q : NULL;
+            q->references += w->polls_queue != NULL;
+            conc__job_add_waiter(j, w);
+            rc = conc__wait_outside(l, w, kind, j, &q->mutex, &conc__job_queues_mutex);
+            conc__job_queue_uncount_waiting(q, own, l);
+            conc__reply_poller_close(l, view);
             return rc;
         }
-        pthread_mutex_unlock(&c->mutex);
+        pthread_mutex_unlock(&q->mutex);
     }
-    conc__answer_read(w->answer, j, conc__job_state(j));
-    pthread_mutex_unlock(&conc__crews);
+    conc__job_outcome_read(w->outcome, j, conc__job_state(j));
+    pthread_mutex_unlock(&conc__job_queues_mutex);
     return 0;
 }
 
 /* Waits until the job has ended. stop (NULL: nothing) is set when that is to be soon. */
-CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__answer *answer)
+CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__job_outcome *outcome)
 {
-    conc__frame *frame = l ? NULL : conc__frame_of(j->crew);
-    if (frame && conc__job_claim(frame, j, answer))
+    conc__job_context *ctx = l ? NULL : conc__job_context_in(j->queue);
+    if (ctx && conc__job_run_if_queued(ctx, j, outcome))
         return;
     bool gives_up = l && l->self->pending;
     if (gives_up) {
         if (stop)
             __atomic_store_n(stop, true, __ATOMIC_RELAXED);
         conc__job_cancel(j, true);
-        conc__stops_tell();
+        conc__run_cancel_hooks();
     }
-    conc__waiter w = {.stop = stop, .answer = answer, .gives_up = gives_up};
-    conc__job_wait_as(l, j, &w, &conc__wants_job);
+    conc__waiter w = {.stop = stop, .outcome = outcome, .gives_up = gives_up};
+    conc__job_wait_as(l, j, &w, &conc__waits_for_job);
 }
 
 /* What a job that ended hands to the caller. */
-CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__answer *a)
+CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__job_outcome *a)
 {
-    const char *words = a->has_words ? a->text : NULL;
+    const char *words = a->has_text ? a->text : NULL;
     if (l && a->result < 0)
         conc__tell(l->self, a->result, words, (conc__source){NULL, NULL});
     if (l)
@@ -2216,25 +2231,25 @@ CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__answer *a)
 CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
 {
     conc_loop *l = conc__here;
-    conc__answer answer;
+    conc__job_outcome outcome;
     if (!conc__is_job(j))
         return conc__misused(-EINVAL, __func__, "no job was submitted with this handle", NULL);
     bool was_done = conc__job_state(j) & CONC__JOB_DONE;
     if (!was_done && l && !l->self)
         return conc__caller_refused("conc_job_wait");
-    for (conc__frame *f = was_done ? NULL : conc__frame_here(); f; f = f->outer)
-        if (f->job == j)
+    for (conc__job_context *ctx = was_done ? NULL : conc__job_context_here(); ctx; ctx = ctx->outer)
+        if (ctx->job == j)
             return conc__misused(-EDEADLK, __func__, "a job would wait for itself", NULL);
     if (!was_done && conc__job_is_inherited(j))
         return conc__own_error(-EPERM);
     l = conc__of_task();
     if (was_done)
-        conc__answer_read(&answer, j, conc__job_state(j));
+        conc__job_outcome_read(&outcome, j, conc__job_state(j));
     else
-        conc__job_wait(l, j, NULL, &answer);
+        conc__job_wait(l, j, NULL, &outcome);
     if (was_done && l)
         conc__quick(l);
-    int rc = conc__job_result(l, &answer);
+    int rc = conc__job_result(l, &outcome);
     if (result)
         *result = rc;
     return 0;
@@ -2242,143 +2257,144 @@ CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
 
 /* ---- >>threads ------------------------------------------------------------------------------ */
 
-CONC__PRIVATE void conc__thread_take(conc__thread *t, unsigned slot, conc_job *j)
+CONC__PRIVATE void conc__worker_thread_assign(conc__worker_thread *t, unsigned slot, conc_job *j)
 {
-    j->place = CONC__IN_BATCH | ((unsigned)t->number * CONC__BATCH + slot);
+    j->slot = CONC__IN_BATCH | ((unsigned)t->number * CONC__BATCH + slot);
     atomic_store_explicit(&t->batch[slot], j, memory_order_release);
 }
 
 /* Takes jobs out of the queue: more than one when there are many and all threads are busy, as
  * these come and take them from here before they sleep. Whoever sleeps already, or is not there,
  * would not. */
-CONC__PRIVATE bool conc__thread_batch(conc__crew *c, conc__thread *t)
+CONC__PRIVATE bool conc__worker_thread_take_batch(conc__job_queue *q, conc__worker_thread *t)
 {
-    bool others = c->sleeping > c->wakes || c->spinning || c->started < conc__crew_most(c);
-    size_t n = c->limit || others ? 1 : c->queued / (2 * (size_t)c->started);
+    bool others = q->sleeping > q->wakes_pending || q->spinning ||
+                  q->started < conc__job_queue_max_threads(q);
+    size_t n = q->limit || others ? 1 : q->queued / (2 * (size_t)q->started);
     unsigned i = 0;
     n = n < 1 ? 1 : n > CONC__BATCH ? CONC__BATCH : n;
-    for (conc_job *j; i < n && (j = conc__backlog_pop(c));) {
-        conc__thread_take(t, i++, j);
+    for (conc_job *j; i < n && (j = conc__job_ring_pop(q));) {
+        conc__worker_thread_assign(t, i++, j);
         /* it may block the thread while the clock goes on: the others stay in the queue */
         if (j->clock)
             break;
     }
-    t->filled = (int)i;
+    t->batch_count = (int)i;
     if (i)
-        conc__backlog_fill(c);
+        conc__job_queue_admit(q);
     return i > 0;
 }
 
 /* Takes one that another thread has not begun. */
-CONC__PRIVATE bool conc__thread_steal(conc__crew *c, conc__thread *t)
+CONC__PRIVATE bool conc__worker_thread_steal(conc__job_queue *q, conc__worker_thread *t)
 {
-    for (int n = 0; n < c->slots; n++)
-        for (int i = 0; i < CONC__BATCH && c->threads[n] && c->threads[n] != t; i++) {
-            _Atomic(conc_job *) *at = &c->threads[n]->batch[i];
+    for (int n = 0; n < q->thread_slots; n++)
+        for (int i = 0; i < CONC__BATCH && q->threads[n] && q->threads[n] != t; i++) {
+            _Atomic(conc_job *) *at = &q->threads[n]->batch[i];
             conc_job *j = atomic_load_explicit(at, memory_order_relaxed);
             if (j && (j = atomic_exchange_explicit(at, NULL, memory_order_acquire))) {
-                conc__thread_take(t, 0, j);
-                t->filled = 1;
+                conc__worker_thread_assign(t, 0, j);
+                t->batch_count = 1;
                 return true;
             }
         }
     return false;
 }
 
-/* Looks a little before it sleeps, if no other thread of the crew does. */
-CONC__PRIVATE void conc__thread_look(conc__crew *c)
+/* Looks a little before it sleeps, if no other thread of the job queue does. */
+CONC__PRIVATE void conc__worker_thread_spin(conc__job_queue *q)
 {
     bool found = false;
-    if (c->spinning || !conc__looks(&c->misses))
+    if (q->spinning || !conc__looks(&q->misses))
         return;
-    c->spinning++;
-    pthread_mutex_unlock(&c->mutex);
+    q->spinning++;
+    pthread_mutex_unlock(&q->mutex);
     int64_t start = conc__clock();
     do {
         for (int i = 0; i < 32 && !found; i++) {
             conc__relax();
-            found = __atomic_load_n(&c->queued, __ATOMIC_RELAXED) > 0;
+            found = __atomic_load_n(&q->queued, __ATOMIC_RELAXED) > 0;
         }
     } while (!found && conc__clock() - start < CONC__PATIENCE);
-    conc__lock_briefly(&c->mutex);
-    c->spinning--;
-    c->misses = found ? 0 : c->misses;
+    conc__lock_briefly(&q->mutex);
+    q->spinning--;
+    q->misses = found ? 0 : q->misses;
 }
 
-CONC__PRIVATE void conc__thread_sleep(conc__crew *c)
+CONC__PRIVATE void conc__worker_thread_sleep(conc__job_queue *q)
 {
-    c->sleeping++;
-    pthread_mutex_unlock(&c->mutex);
-    conc__semaphore_wait(&c->work);
-    conc__lock_briefly(&c->mutex);
-    c->sleeping--;
-    c->wakes--;
+    q->sleeping++;
+    pthread_mutex_unlock(&q->mutex);
+    conc__semaphore_wait(&q->work);
+    conc__lock_briefly(&q->mutex);
+    q->sleeping--;
+    q->wakes_pending--;
 }
 
-/* Under the mutex: waits for something to do. False: the crew ends. */
-CONC__PRIVATE bool conc__thread_next(conc__crew *c, conc__thread *t)
+/* Under the mutex: waits for something to do. False: the job queue ends. */
+CONC__PRIVATE bool conc__worker_thread_next(conc__job_queue *q, conc__worker_thread *t)
 {
-    while (c->started <= conc__crew_most(c) && !conc__thread_batch(c, t) &&
-           !conc__thread_steal(c, t)) {
-        if (c->stopping)
+    while (q->started <= conc__job_queue_max_threads(q) && !conc__worker_thread_take_batch(q, t) &&
+           !conc__worker_thread_steal(q, t)) {
+        if (q->stopping)
             return false;
-        c->idle++;
-        conc__crew_settled(c);
-        conc__thread_lets_clock(t);
-        conc__thread_look(c);
-        if (!c->queued && !c->stopping)
-            conc__thread_sleep(c);
-        c->idle--;
+        q->idle++;
+        conc__job_queue_notify_closer(q);
+        conc__worker_thread_drop_clock(t);
+        conc__worker_thread_spin(q);
+        if (!q->queued && !q->stopping)
+            conc__worker_thread_sleep(q);
+        q->idle--;
     }
-    if (t->filled)
-        conc__thread_lets_clock(t);
-    if (c->queued)
-        conc__crew_rouse(c);
-    if (!t->filled && c->calls)
-        conc__semaphore_post(&c->work), c->calls--;
-    return t->filled > 0; /* else there are more threads than there need to be */
+    if (t->batch_count)
+        conc__worker_thread_drop_clock(t);
+    if (q->queued)
+        conc__job_queue_wake_worker(q);
+    if (!t->batch_count && q->posts_due)
+        conc__semaphore_post(&q->work), q->posts_due--;
+    return t->batch_count > 0; /* else there are more threads than there need to be */
 }
 
-/* Under the mutex: somebody no longer needs the crew. */
-CONC__PRIVATE void conc__crew_release(conc__crew *c)
+/* Under the mutex: somebody no longer needs the job queue. */
+CONC__PRIVATE void conc__job_queue_release(conc__job_queue *q)
 {
-    bool last = --c->references == 0;
-    pthread_mutex_unlock(&c->mutex);
+    bool last = --q->references == 0;
+    pthread_mutex_unlock(&q->mutex);
     if (last) {
-        pthread_mutex_lock(&conc__crews);
-        conc__crew_free(c);
-        pthread_mutex_unlock(&conc__crews);
+        pthread_mutex_lock(&conc__job_queues_mutex);
+        conc__job_queue_free(q);
+        pthread_mutex_unlock(&conc__job_queues_mutex);
     }
 }
 
-/* A thread that waits for a crew of processes; gives its reference back. */
-CONC__PRIVATE void conc__crew_look_for(conc__crew *c, const bool *over)
+/* A thread that waits for a job queue of processes; gives its reference back. */
+CONC__PRIVATE void conc__job_queue_spin_for(conc__job_queue *q, const bool *over)
 {
-    conc__supervisor_look_for(c, over);
-    conc__lock_briefly(&c->mutex);
-    conc__crew_release(c);
+    conc__supervisor_spin_for(q, over);
+    conc__lock_briefly(&q->mutex);
+    conc__job_queue_release(q);
 }
 
 /* Jobs run as a thread of the pool's opener would: under its signal mask, but what a fault of
  * theirs raises always comes through, to a stack of its own, as theirs may be used up. */
-CONC__PRIVATE void conc__thread_signals(conc__thread *t)
+CONC__PRIVATE void conc__worker_thread_set_signals(conc__worker_thread *t)
 {
     static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
     stack_t stack = {0}, now;
-    sigset_t mask = t->crew->mask;
+    sigset_t mask = t->queue->mask;
     if (sigaltstack(NULL, &now) == 0 && now.ss_flags & CONC__SS_DISABLE)
         stack.ss_sp = t->signal_stack = conc__map_pages(CONC__SIGNAL_STACK);
     stack.ss_size = CONC__SIGNAL_STACK;
     if (t->signal_stack)
         sigaltstack(&stack, NULL);
-    if (t->crew->blocks_pipe)
+    if (t->queue->blocks_pipe)
         sigaddset(&mask, SIGPIPE);
     for (size_t i = 0; i < CONC_LEN(faults); i++)
         sigdelset(&mask, faults[i]);
     pthread_sigmask(SIG_SETMASK, &mask, NULL);
 }
 
-CONC__PRIVATE void conc__thread_no_signals(conc__thread *t)
+CONC__PRIVATE void conc__worker_thread_clear_signals(conc__worker_thread *t)
 {
     stack_t none = {.ss_flags = CONC__SS_DISABLE};
     sigset_t all;
@@ -2391,7 +2407,7 @@ CONC__PRIVATE void conc__thread_no_signals(conc__thread *t)
 }
 
 /* Where a fault is one of too large a stack: no other comes from there. */
-CONC__PRIVATE void conc__thread_stack(conc__thread *t)
+CONC__PRIVATE void conc__worker_thread_find_stack(conc__worker_thread *t)
 {
     enum { BELOW = 65536 }; /* a frame may reach as far at once */
     pthread_attr_t usual;
@@ -2409,8 +2425,9 @@ CONC__PRIVATE void conc__thread_stack(conc__thread *t)
  * stack up? */
 CONC__COLD void conc__job_overflows(const char *address)
 {
-    const conc__frame *f = conc__frames_there ? pthread_getspecific(conc__frames) : NULL;
-    const conc__thread *t = f ? f->thread : NULL;
+    const conc__job_context *ctx =
+        conc__job_context_key_made ? pthread_getspecific(conc__job_context_key) : NULL;
+    const conc__worker_thread *t = ctx ? ctx->thread : NULL;
     char text[256];
     if (!t || address < t->stack_low || address >= t->stack_high)
         return;
@@ -2418,173 +2435,173 @@ CONC__COLD void conc__job_overflows(const char *address)
               snprintf(text, sizeof text,
                        "conc: stack overflow: a job of the pool \"%s\" used all of its thread's "
                        "stack: raise it (ulimit -s), or keep large arrays elsewhere\n",
-                       t->crew->name),
+                       t->queue->name),
               sizeof text);
 }
 
-CONC__PRIVATE void conc__offloads_lock(const conc_pool *shared);
-CONC__PRIVATE void conc__offloads_unlock(const conc_pool *shared);
-CONC__PRIVATE void conc__offloads_lose(const conc_pool *shared, int threads);
+CONC__PRIVATE void conc__shared_pools_lock(const conc_pool *shared);
+CONC__PRIVATE void conc__shared_pools_unlock(const conc_pool *shared);
+CONC__PRIVATE void conc__shared_pool_count_detached(const conc_pool *shared, int threads);
 
 /* Under the mutex, which it unlocks: the thread has nothing to do any more. */
-CONC__PRIVATE void conc__thread_ends(conc__crew *c, conc__thread *t)
+CONC__PRIVATE void conc__worker_thread_end(conc__job_queue *q, conc__worker_thread *t)
 {
-    pthread_t before = c->last_ended;
-    bool joins = c->has_ended && !t->left_behind;
-    const conc_pool *shared = t->left_behind ? c->shared : NULL;
+    pthread_t before = q->last_ended;
+    bool joins = q->has_ended && !t->detached;
+    const conc_pool *shared = t->detached ? q->shared : NULL;
     void *pin = t->pin;
-    if (!t->left_behind) {
-        c->last_ended = pthread_self();
-        c->has_ended = true;
+    if (!t->detached) {
+        q->last_ended = pthread_self();
+        q->has_ended = true;
     }
-    c->started--;
-    c->threads[t->number] = NULL;
-    conc__crew_settled(c);
-    conc__thread_lets_clock(t);
-    pthread_cond_signal(&c->ended);
+    q->started--;
+    q->threads[t->number] = NULL;
+    conc__job_queue_notify_closer(q);
+    conc__worker_thread_drop_clock(t);
+    pthread_cond_signal(&q->ended);
     conc_free(t);
-    conc__crew_release(c);
-    conc__offloads_lock(shared);
-    conc__offloads_lose(shared, -1);
-    conc__offloads_unlock(shared);
+    conc__job_queue_release(q);
+    conc__shared_pools_lock(shared);
+    conc__shared_pool_count_detached(shared, -1);
+    conc__shared_pools_unlock(shared);
     if (joins)
         pthread_join(before, NULL);
     if (pin)
         pthread_setspecific(conc__pins, pin);
 }
 
-CONC__PRIVATE void *conc__thread_main(void *arg)
+CONC__PRIVATE void *conc__worker_thread_main(void *arg)
 {
-    conc__thread *t = arg;
-    conc__crew *c = t->crew;
-    conc__frame frame = {.thread = t};
+    conc__worker_thread *t = arg;
+    conc__job_queue *q = t->queue;
+    conc__job_context ctx = {.thread = t};
 #ifdef __linux__
-    prctl(PR_SET_NAME, c->name);
+    prctl(PR_SET_NAME, q->name);
 #endif
-    conc__thread_stack(t);
-    pthread_setspecific(conc__frames, &frame);
-    conc__thread_signals(t);
-    conc__lock_briefly(&c->mutex);
-    c->coming--;
-    while (conc__thread_next(c, t)) {
-        conc__crew_unlock(c);
-        for (int i = 0; i < t->filled; i++) {
+    conc__worker_thread_find_stack(t);
+    pthread_setspecific(conc__job_context_key, &ctx);
+    conc__worker_thread_set_signals(t);
+    conc__lock_briefly(&q->mutex);
+    q->starting--;
+    while (conc__worker_thread_next(q, t)) {
+        conc__job_queue_unlock(q);
+        for (int i = 0; i < t->batch_count; i++) {
             conc_job *j = atomic_load_explicit(&t->batch[i], memory_order_relaxed);
-            if (i + 1 < t->filled)
+            if (i + 1 < t->batch_count)
                 __builtin_prefetch(atomic_load_explicit(&t->batch[i + 1], memory_order_relaxed), 1);
             if (j && (j = atomic_exchange_explicit(&t->batch[i], NULL, memory_order_acquire)))
-                conc__job_run(c, &frame, j, i + 1 >= t->filled);
+                conc__job_run(q, &ctx, j, i + 1 >= t->batch_count);
         }
-        conc__lock_briefly(&c->mutex);
-        __atomic_fetch_sub(&c->finishing, t->finishing, __ATOMIC_RELAXED);
-        t->finishing = t->filled = 0;
+        conc__lock_briefly(&q->mutex);
+        __atomic_fetch_sub(&q->finishing, t->finishing, __ATOMIC_RELAXED);
+        t->finishing = t->batch_count = 0;
     }
-    conc__thread_no_signals(t);
-    pthread_setspecific(conc__frames, NULL);
-    conc__thread_ends(c, t);
+    conc__worker_thread_clear_signals(t);
+    pthread_setspecific(conc__job_context_key, NULL);
+    conc__worker_thread_end(q, t);
     return NULL;
 }
 
 /* Under the mutex: a free one of threads[]; negative: there is no memory. */
-CONC__PRIVATE int conc__thread_slot(conc__crew *c)
+CONC__PRIVATE int conc__worker_thread_find_slot(conc__job_queue *q)
 {
-    int n = 0, slots = c->slots ? c->slots * 2 : 4;
-    while (n < c->slots && c->threads[n])
+    int n = 0, slots = q->thread_slots ? q->thread_slots * 2 : 4;
+    while (n < q->thread_slots && q->threads[n])
         n++;
-    if (n < c->slots)
+    if (n < q->thread_slots)
         return n;
-    conc__thread **more = CONC_REALLOC(c->threads, (size_t)slots * sizeof *more);
+    conc__worker_thread **more = CONC_REALLOC(q->threads, (size_t)slots * sizeof *more);
     if (!more)
         return -ENOMEM;
     memset(more + n, 0, (size_t)(slots - n) * sizeof *more);
-    c->threads = more;
-    c->slots = slots;
+    q->threads = more;
+    q->thread_slots = slots;
     return n;
 }
 
 /* Under the mutex. */
-CONC__PRIVATE int conc__thread_start(conc__crew *c)
+CONC__PRIVATE int conc__worker_thread_start(conc__job_queue *q)
 {
-    int n = conc__thread_slot(c);
-    conc__thread *t = n >= 0 ? conc__alloc(sizeof *t) : NULL;
+    int n = conc__worker_thread_find_slot(q);
+    conc__worker_thread *t = n >= 0 ? conc__alloc(sizeof *t) : NULL;
     if (!t)
         return -ENOMEM;
     memset(t, 0, sizeof *t);
-    t->crew = c;
+    t->queue = q;
     t->number = n;
-    if (conc__quiet_thread(&t->id, NULL, conc__thread_main, t)) {
+    if (conc__quiet_thread(&t->id, NULL, conc__worker_thread_main, t)) {
         conc_free(t);
         return -EAGAIN;
     }
-    c->threads[n] = t;
-    c->started++;
-    c->references++;
-    c->coming++;
+    q->threads[n] = t;
+    q->started++;
+    q->references++;
+    q->starting++;
     return 0;
 }
 
 /* Under the mutex, which it unlocks meanwhile: the thread in this slot, if one is there, goes on
- * at its abandoned job without the crew. */
-CONC__PRIVATE void conc__thread_leave_behind(conc__crew *c, int slot)
+ * at its abandoned job without the job queue. */
+CONC__PRIVATE void conc__worker_thread_detach(conc__job_queue *q, int slot)
 {
-    if (!c->threads[slot])
+    if (!q->threads[slot])
         return;
-    pthread_mutex_unlock(&c->mutex); /* not while others may load libraries */
+    pthread_mutex_unlock(&q->mutex); /* not while others may load libraries */
     void *pin = conc__pin();
-    conc__offloads_lock(c->shared);
-    conc__lock_briefly(&c->mutex);
-    conc__thread *t = c->threads[slot];
+    conc__shared_pools_lock(q->shared);
+    conc__lock_briefly(&q->mutex);
+    conc__worker_thread *t = q->threads[slot];
     if (t) {
         pthread_detach(t->id);
-        t->left_behind = true;
+        t->detached = true;
         t->pin = pin;
     }
-    pthread_mutex_unlock(&c->mutex);
+    pthread_mutex_unlock(&q->mutex);
     if (t)
-        conc__offloads_lose(c->shared, 1);
-    conc__offloads_unlock(c->shared);
+        conc__shared_pool_count_detached(q->shared, 1);
+    conc__shared_pools_unlock(q->shared);
     if (!t)
         conc__unpin(pin);
-    conc__lock_briefly(&c->mutex);
+    conc__lock_briefly(&q->mutex);
 }
 
 /* Ends the threads, which have nothing to do but abandoned jobs: those that have are left
  * behind. */
-CONC__PRIVATE void conc__threads_end(conc__crew *c)
+CONC__PRIVATE void conc__worker_threads_end(conc__job_queue *q)
 {
-    conc__lock_briefly(&c->mutex);
-    c->stopping = true;
-    for (; c->wakes < c->sleeping; c->wakes++)
-        conc__semaphore_post(&c->work);
-    while (c->started > c->lost)
-        pthread_cond_wait(&c->ended, &c->mutex);
-    for (int i = 0; i < c->slots; i++)
-        conc__thread_leave_behind(c, i);
-    bool joins = c->has_ended;
-    pthread_t last = c->last_ended;
-    c->has_ended = false;
-    conc__crew_release(c);
+    conc__lock_briefly(&q->mutex);
+    q->stopping = true;
+    for (; q->wakes_pending < q->sleeping; q->wakes_pending++)
+        conc__semaphore_post(&q->work);
+    while (q->started > q->abandoned)
+        pthread_cond_wait(&q->ended, &q->mutex);
+    for (int i = 0; i < q->thread_slots; i++)
+        conc__worker_thread_detach(q, i);
+    bool joins = q->has_ended;
+    pthread_t last = q->last_ended;
+    q->has_ended = false;
+    conc__job_queue_release(q);
     if (joins)
         pthread_join(last, NULL);
 }
 
 /* ---- >>pool --------------------------------------------------------------------------------- */
 
-/* In a forked child: forgets the parent's crew, and users that were threads of the parent. */
-CONC__PRIVATE void conc__pool_disown(conc__crew **crew, unsigned *users)
+/* In a forked child: forgets the parent's job queue, and users that were threads of the parent. */
+CONC__PRIVATE void conc__pool_forget(conc__job_queue **queue, unsigned *users)
 {
-    __atomic_store_n(crew, NULL, __ATOMIC_RELAXED);
+    __atomic_store_n(queue, NULL, __ATOMIC_RELAXED);
     __atomic_store_n(users, 0, __ATOMIC_RELAXED);
 }
 
 /* The users are not set to none: those may still be counted who were just refused. */
-CONC__PRIVATE int conc__pool_opens(conc__crew **crew, unsigned *users, conc__crew *c)
+CONC__PRIVATE int conc__pool_publish(conc__job_queue **queue, unsigned *users, conc__job_queue *q)
 {
-    if (!c)
+    if (!q)
         return -ENOMEM;
-    if (*crew)
-        conc__pool_disown(crew, users);
-    __atomic_store_n(crew, c, __ATOMIC_RELEASE);
+    if (*queue)
+        conc__pool_forget(queue, users);
+    __atomic_store_n(queue, q, __ATOMIC_RELEASE);
     __atomic_fetch_and(users, ~CONC__POOL_CLOSED, __ATOMIC_RELEASE);
     return 0;
 }
@@ -2602,151 +2619,151 @@ CONC_API int conc_pool_open(conc_pool *p)
 {
     if (!p || p->threads < 0 || p->queue_limit < 0 || p->threads > 1 << 16)
         return conc__misused(-EINVAL, __func__, "no pool, or a number out of range", NULL);
-    if (p->crew && p->crew->forks == conc__forks)
+    if (p->queue && p->queue->forks == conc__forks)
         return conc__misused(-EBUSY, __func__, "the pool is open", NULL);
-    conc__crews_need();
-    if (!conc__frames_there)
+    conc__job_queues_need();
+    if (!conc__job_context_key_made)
         return conc__own_error(-EAGAIN);
-    conc__crew *c = conc__crew_new(p->threads, p->queue_limit);
-    if (c) {
-        conc__copy(c->name, sizeof c->name, p->name ? p->name : "conc");
-        conc__original_mask(&c->mask);
-        c->blocks_pipe = conc__pipe_is_blocked();
+    conc__job_queue *q = conc__job_queue_new(p->threads, p->queue_limit);
+    if (q) {
+        conc__copy(q->name, sizeof q->name, p->name ? p->name : "conc");
+        conc__original_mask(&q->mask);
+        q->blocks_pipe = conc__pipe_is_blocked();
     }
-    return conc__came_to(conc__pool_opens(&p->crew, &p->users, c));
+    return conc__came_to(conc__pool_publish(&p->queue, &p->users, q));
 }
 
 /* Takes back all that is in the queue, and asks to end what runs. Under the mutex. */
-CONC__PRIVATE void conc__crew_ask_all(conc__crew *c)
+CONC__PRIVATE void conc__job_queue_cancel_all(conc__job_queue *q)
 {
-    __atomic_store_n(&c->ask_all, true, __ATOMIC_RELAXED);
-    for (conc_job *j; (j = conc__backlog_pop(c));) {
-        conc__range_drop(j->parcel, -ECANCELED);
-        conc__crew_end_job(c, j, -ECANCELED, NULL, true);
+    __atomic_store_n(&q->cancel_all, true, __ATOMIC_RELAXED);
+    for (conc_job *j; (j = conc__job_ring_pop(q));) {
+        conc__range_drop(j->payload, -ECANCELED);
+        conc__job_end(q, j, -ECANCELED, NULL, true);
     }
-    for (int i = 0; i < c->slots; i++)
-        for (int k = 0; k < CONC__BATCH && c->threads[i]; k++) {
-            conc_job *j = atomic_exchange(&c->threads[i]->batch[k], NULL);
+    for (int i = 0; i < q->thread_slots; i++)
+        for (int k = 0; k < CONC__BATCH && q->threads[i]; k++) {
+            conc_job *j = atomic_exchange(&q->threads[i]->batch[k], NULL);
             if (j)
-                conc__crew_end_job(c, j, -ECANCELED, NULL, true);
+                conc__job_end(q, j, -ECANCELED, NULL, true);
         }
-    if (c->supervisor)
-        conc__supervisor_cancel(c, NULL);
-    conc__backlog_fill(c);
-    conc__crew_settled(c);
+    if (q->supervisor)
+        conc__supervisor_cancel(q, NULL);
+    conc__job_queue_admit(q);
+    conc__job_queue_notify_closer(q);
 }
 
 CONC__PRIVATE bool conc__close_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
-    conc__crew *c = (conc__crew *)(uintptr_t)wait->on;
-    pthread_mutex_lock(&conc__crews);
-    if (conc__still_waits(w, c)) {
-        conc__crew_ask_all(c);
-        pthread_mutex_unlock(&c->mutex);
+    conc__job_queue *q = (conc__job_queue *)(uintptr_t)wait->on;
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    if (conc__lock_if_waiting(w, q)) {
+        conc__job_queue_cancel_all(q);
+        pthread_mutex_unlock(&q->mutex);
     }
-    pthread_mutex_unlock(&conc__crews);
-    if (w->loop) /* else conc__stops_tell has called this */
-        conc__stops_tell();
+    pthread_mutex_unlock(&conc__job_queues_mutex);
+    if (w->loop) /* else conc__run_cancel_hooks has called this */
+        conc__run_cancel_hooks();
     return false;
 }
 
-static const conc__wait_kind conc__wants_end = {.what = "closes a pool, and waits for its jobs",
-                                                .cancel = conc__close_cancel};
+static const conc__wait_kind conc__waits_for_close = {
+    .what = "closes a pool, and waits for its jobs", .cancel = conc__close_cancel};
 
 /* Refuses new jobs, and has the queue taken back if the caller is cancelled. True: the caller is
- * the first to close the crew, and is to end it. */
-CONC__PRIVATE bool conc__crew_close(conc_loop *l, conc__crew *c)
+ * the first to close the job queue, and is to end it. */
+CONC__PRIVATE bool conc__job_queue_close(conc_loop *l, conc__job_queue *q)
 {
-    bool first = !c->closing;
-    c->closing = true;
-    while (c->places) /* none is of a job of the crew: these do not wait */
-        conc__waiter_wake(c->places, -EPIPE);
+    bool first = !q->closing;
+    q->closing = true;
+    while (q->submitters) /* none is of a job of the job queue: these do not wait */
+        conc__waiter_wake(q->submitters, -EPIPE);
     if (l && l->self->pending) {
-        conc__crew_ask_all(c);
-        pthread_mutex_unlock(&c->mutex);
-        conc__stops_tell();
-        conc__lock_briefly(&c->mutex);
+        conc__job_queue_cancel_all(q);
+        pthread_mutex_unlock(&q->mutex);
+        conc__run_cancel_hooks();
+        conc__lock_briefly(&q->mutex);
     }
     return first;
 }
 
 /* Waits for all jobs, or for the first closer to be done; unlocks. */
-CONC__PRIVATE void conc__crew_await_end(conc_loop *l, conc__crew *c, bool first)
+CONC__PRIVATE void conc__job_queue_await_end(conc_loop *l, conc__job_queue *q, bool first)
 {
     conc__waiter w = {0};
-    bool over = first ? conc__crew_is_idle(c) : c->over;
+    bool over = first ? conc__job_queue_is_idle(q) : q->closed;
     if (over) {
-        pthread_mutex_unlock(&c->mutex);
+        pthread_mutex_unlock(&q->mutex);
         return;
     }
-    conc__line_up(first ? &c->closer : &c->other_closers, &w);
-    conc__wait_outside(l, &w, &conc__wants_end, c, &c->mutex, NULL);
+    conc__waiter_add(first ? &q->closer : &q->other_closers, &w);
+    conc__wait_outside(l, &w, &conc__waits_for_close, q, &q->mutex, NULL);
 }
 
-/* The crew has done everything: ends it. */
-CONC__PRIVATE void conc__crew_end(conc__crew *c, conc__crew **crew, unsigned *users,
-                                  void (*end)(conc__crew *c))
+/* The job queue has done everything: ends it. */
+CONC__PRIVATE void conc__job_queue_end(conc__job_queue *q, conc__job_queue **queue, unsigned *users,
+                                       void (*end)(conc__job_queue *q))
 {
     int saved = errno;
     __atomic_fetch_or(users, CONC__POOL_CLOSED, __ATOMIC_ACQ_REL);
     while (__atomic_load_n(users, __ATOMIC_ACQUIRE) != CONC__POOL_CLOSED)
         sched_yield();
-    end(c);
-    pthread_mutex_lock(&conc__crews);
-    __atomic_store_n(crew, NULL, __ATOMIC_RELEASE); /* the pool is its owner's again */
-    pthread_mutex_unlock(&conc__crews);
-    conc__lock_briefly(&c->mutex);
-    c->over = true;
-    while (c->other_closers)
-        conc__waiter_wake(c->other_closers, 0);
-    pthread_mutex_unlock(&c->mutex);
+    end(q);
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    __atomic_store_n(queue, NULL, __ATOMIC_RELEASE); /* the pool is its owner's again */
+    pthread_mutex_unlock(&conc__job_queues_mutex);
+    conc__lock_briefly(&q->mutex);
+    q->closed = true;
+    while (q->other_closers)
+        conc__waiter_wake(q->other_closers, 0);
+    pthread_mutex_unlock(&q->mutex);
     errno = saved;
 }
 
-/* The crew that is to be closed, locked, with a reference for the caller: whoever frees the pool
+/* The job queue that is to be closed, locked, with a reference for the caller: whoever frees the pool
  * when the first close has returned, the others do not look at it any more. NULL: there is none,
  * or *rc says why. */
-CONC__PRIVATE conc__crew *conc__pool_grasp(conc__crew **crew, unsigned *users, int *rc)
+CONC__PRIVATE conc__job_queue *conc__pool_acquire(conc__job_queue **queue, unsigned *users, int *rc)
 {
-    pthread_mutex_lock(&conc__crews);
-    conc__crew *c = __atomic_load_n(crew, __ATOMIC_ACQUIRE);
-    bool inherited = c && c->forks != conc__forks, own = c && conc__frame_of(c);
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    conc__job_queue *q = __atomic_load_n(queue, __ATOMIC_ACQUIRE);
+    bool inherited = q && q->forks != conc__forks, own = q && conc__job_context_in(q);
     *rc = own && !inherited ? -EDEADLK : 0;
     if (inherited) {
         if (!own) /* else the job that has forked still looks at it */
-            conc__crew_free(c);
-        conc__pool_disown(crew, users);
+            conc__job_queue_free(q);
+        conc__pool_forget(queue, users);
     }
-    c = inherited || own ? NULL : c;
-    if (c) {
-        conc__lock_briefly(&c->mutex);
-        c->references++;
+    q = inherited || own ? NULL : q;
+    if (q) {
+        conc__lock_briefly(&q->mutex);
+        q->references++;
     }
-    pthread_mutex_unlock(&conc__crews);
-    return c;
+    pthread_mutex_unlock(&conc__job_queues_mutex);
+    return q;
 }
 
-CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*end)(conc__crew *c),
-                                   const char *call)
+CONC__PRIVATE int conc__pool_close(conc__job_queue **queue, unsigned *users,
+                                   void (*end)(conc__job_queue *q), const char *call)
 {
     conc_loop *l;
     int rc = conc__caller(&l, call);
     if (rc)
         return rc;
-    conc__crew *c = conc__pool_grasp(crew, users, &rc);
+    conc__job_queue *q = conc__pool_acquire(queue, users, &rc);
     if (rc)
         return conc__misused(rc, call, "a job would wait for its own end", NULL);
-    if (!c)
+    if (!q)
         return 0;
-    bool first = conc__crew_close(l, c);
-    conc__crew_await_end(l, c, first);
-    if (first && c->supervisor)
-        conc__supervisor_close(l, c);
+    bool first = conc__job_queue_close(l, q);
+    conc__job_queue_await_end(l, q, first);
+    if (first && q->supervisor)
+        conc__supervisor_close(l, q);
     if (first)
-        conc__crew_end(c, crew, users, end);
-    conc__lock_briefly(&c->mutex);
-    conc__crew_release(c);
+        conc__job_queue_end(q, queue, users, end);
+    conc__lock_briefly(&q->mutex);
+    conc__job_queue_release(q);
     return 0;
 }
 
@@ -2754,7 +2771,7 @@ CONC_API CONC__CALLED int conc_pool_close(conc_pool *p)
 {
     if (!p)
         return conc__misused(-EINVAL, __func__, "no pool", NULL);
-    return conc__pool_close(&p->crew, &p->users, conc__threads_end, __func__);
+    return conc__pool_close(&p->queue, &p->users, conc__worker_threads_end, __func__);
 }
 
 CONC_API void conc__auto_conc_pool(conc_pool *p) { conc_pool_close(p); }
@@ -2767,17 +2784,17 @@ CONC__COLD int conc__pool_refused(int rc, const char *call)
 }
 
 /* conc_pool_submit or conc_procs_submit, for `call`. */
-CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, conc_fn *fn,
-                               void *arg, size_t size, conc__parcel *parcel, const char *call)
+CONC__PRIVATE int conc__submit(conc__job_queue **queue, unsigned *users, conc_job *j, conc_fn *fn,
+                               void *arg, size_t size, conc__payload *payload, const char *call)
 {
     conc_loop *l = conc__here;
     if (!j || !fn || (size && !arg))
         return conc__misused(-EINVAL, call, "no job, no function, or no bytes", NULL);
     int rc = 0;
-    conc__crew *c = conc__pool_enter(crew, users, &rc);
-    if (!c)
+    conc__job_queue *q = conc__pool_enter(queue, users, &rc);
+    if (!q)
         return conc__pool_refused(rc, call);
-    if (CONC__MSAN || c->on_valgrind)
+    if (CONC__MSAN || q->on_valgrind)
         conc__excuse(j, sizeof *j);
     if (conc__job_in_use(j) && !conc__job_is_inherited(j))
         rc = conc__misused(-EBUSY, call, "the job is in use", NULL);
@@ -2786,11 +2803,11 @@ CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, 
         conc__pool_leave(users);
         return rc ? rc : conc__checkpoint(l);
     }
-    conc__job_begin(j, fn, arg, parcel, 0);
+    conc__job_init(j, fn, arg, payload, 0);
     j->size = size;
-    rc = conc__crew_submit(c, users, l, j, call);
+    rc = conc__job_queue_submit(q, users, l, j, call);
     if (rc)
-        conc__job_refuse(j);
+        conc__job_undo_init(j);
     else if (l && l->debug)
         conc__lend_handle(l, j, CONC__A_JOB);
     if (rc == 0 && l && l->self)
@@ -2802,28 +2819,28 @@ CONC_API CONC__CALLED int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *f
 {
     if (!p)
         return conc__misused(-EINVAL, __func__, "no pool", NULL);
-    return conc__submit(&p->crew, &p->users, j, fn, arg, 0, NULL, __func__);
+    return conc__submit(&p->queue, &p->users, j, fn, arg, 0, NULL, __func__);
 }
 
 /* Words of a job's or a thread's newest error, put aside while a function runs. */
-typedef struct conc__older_words {
-    conc__frame *frame; /* NULL: a plain thread */
+typedef struct conc__saved_text {
+    conc__job_context *context; /* NULL: a plain thread */
     int rc;
     char text[CONC__TEXT];
-} conc__older_words;
+} conc__saved_text;
 
-CONC__PRIVATE void conc__words_swap(conc__older_words *w)
+CONC__PRIVATE void conc__saved_text_swap(conc__saved_text *w)
 {
-    char *at = w->frame ? w->frame->text : conc__words_of_thread;
-    size_t size = w->frame ? sizeof w->frame->text : sizeof conc__words_of_thread;
+    char *at = w->context ? w->context->text : conc__words_of_thread;
+    size_t size = w->context ? sizeof w->context->text : sizeof conc__words_of_thread;
     char text[CONC__TEXT];
     memcpy(text, at, size);
     memcpy(at, w->text, size);
     memcpy(w->text, text, size);
     int rc = w->rc;
-    if (w->frame) {
-        w->rc = w->frame->text_rc;
-        w->frame->text_rc = rc;
+    if (w->context) {
+        w->rc = w->context->text_rc;
+        w->context->text_rc = rc;
     }
 }
 
@@ -2831,92 +2848,93 @@ CONC__PRIVATE void conc__words_swap(conc__older_words *w)
  * the newest if fn makes none. */
 CONC__PRIVATE int conc__call_here(conc_fn *fn, void *arg)
 {
-    conc__older_words older = {.frame = conc__frame_here()};
-    const conc__frame *f = older.frame;
-    conc__words_swap(&older);
+    conc__saved_text older = {.context = conc__job_context_here()};
+    const conc__job_context *ctx = older.context;
+    conc__saved_text_swap(&older);
     int rc = fn(arg);
-    bool told = f ? f->text_rc != 0 : *conc__words_of_thread != 0;
-    bool silent = rc < 0 && rc != -ECANCELED && (f ? f->text_rc != rc : !told);
+    bool told = ctx ? ctx->text_rc != 0 : *conc__words_of_thread != 0;
+    bool silent = rc < 0 && rc != -ECANCELED && (ctx ? ctx->text_rc != rc : !told);
     if (silent)
         conc__own_error(rc);
     else if (!told)
-        conc__words_swap(&older);
+        conc__saved_text_swap(&older);
     return rc;
 }
 
 /* Runs a job, and waits for it. In a job of the same pool the function is simply called. */
-CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn, void *arg,
-                                 size_t size, conc__parcel *parcel, const char *call)
+CONC__PRIVATE int conc__pool_run(conc__job_queue **queue, unsigned *users, conc_fn *fn, void *arg,
+                                 size_t size, conc__payload *payload, const char *call)
 {
     conc_loop *l;
     conc_job j;
-    conc__answer answer;
+    conc__job_outcome outcome;
     int rc = conc__caller(&l, call);
     if (rc)
         return rc;
-    const conc__frame *own = l ? NULL : conc__frame_of(__atomic_load_n(crew, __ATOMIC_ACQUIRE));
-    if (own && fn && conc__frame_is_ours(own))
+    const conc__job_context *own =
+        l ? NULL : conc__job_context_in(__atomic_load_n(queue, __ATOMIC_ACQUIRE));
+    if (own && fn && conc__job_context_is_own(own))
         return conc__call_here(fn, arg);
     j.state = 0;
-    rc = conc__submit(crew, users, &j, fn, arg, size, parcel, call);
+    rc = conc__submit(queue, users, &j, fn, arg, size, payload, call);
     if (rc)
         return rc;
-    conc__job_wait(l, &j, NULL, &answer);
-    return conc__job_result(l, &answer);
+    conc__job_wait(l, &j, NULL, &outcome);
+    return conc__job_result(l, &outcome);
 }
 
 CONC_API CONC__CALLED int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg)
 {
     if (!p)
         return conc__misused(-EINVAL, __func__, "no pool", NULL);
-    return conc__crew_run(&p->crew, &p->users, fn, arg, 0, NULL, __func__);
+    return conc__pool_run(&p->queue, &p->users, fn, arg, 0, NULL, __func__);
 }
 
 /* ---- >>mapping ------------------------------------------------------------------------------ */
 
 CONC__PRIVATE int conc__map_runner(void *arg)
 {
-    conc__mapping *m = arg;
-    conc__frame *frame = conc__frame_here();
-    const conc__layer *around = frame->layer;
-    conc__locals *base = frame->locals;
-    conc__older_words older = {.frame = frame};
+    conc__map_call *m = arg;
+    conc__job_context *ctx = conc__job_context_here();
+    const conc__cancel_layer *around = ctx->layer;
+    conc__locals *base = ctx->locals;
+    conc__saved_text older = {.context = ctx};
     int mine = 0;
-    conc__words_swap(&older);
-    frame->layer = &m->layer;
+    conc__saved_text_swap(&older);
+    ctx->layer = &m->layer;
     while (!conc_job_cancelled()) {
         size_t i = __atomic_fetch_add(&m->next, 1, __ATOMIC_RELAXED);
         if (i >= m->count)
             break;
         int none = 0;
-        frame->text_rc = 0; /* words of another element's */
-        frame->locals = base;
+        ctx->text_rc = 0; /* words of another element's */
+        ctx->locals = base;
         if (base)
             __atomic_fetch_add(&base->references, 1, __ATOMIC_RELAXED);
         int rc = m->fn(m->size ? m->args + i * m->size : m->args);
-        conc__locals_release(frame->locals); /* what one call sets the next does not see */
+        conc__locals_release(ctx->locals); /* what one call sets the next does not see */
         if (m->results)
             m->results[i] = rc;
         if (rc < 0 && !m->keeps_going &&
             __atomic_compare_exchange_n(&m->error, &none, rc, false, __ATOMIC_RELAXED,
                                         __ATOMIC_RELAXED)) {
             __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
-            conc__stops_tell();
+            conc__run_cancel_hooks();
             mine = rc;
             break;
         }
     }
-    if (mine && frame->text_rc != mine)
+    if (mine && ctx->text_rc != mine)
         conc__came_to(mine);
     else if (!mine)
-        conc__words_swap(&older);
-    frame->layer = around;
-    frame->locals = base;
+        conc__saved_text_swap(&older);
+    ctx->layer = around;
+    ctx->locals = base;
     return mine;
 }
 
 /* What the map returns, when all runners have ended; rc: why some of them have not run. */
-CONC__PRIVATE int conc__map_result(conc__mapping *m, int rc)
+CONC__PRIVATE int conc__map_result(conc__map_call *m, int rc)
 {
     size_t taken = m->next < m->count ? m->next : m->count;
     rc = rc ? rc : -ECANCELED;
@@ -2925,7 +2943,7 @@ CONC__PRIVATE int conc__map_result(conc__mapping *m, int rc)
     return m->error ? m->error : taken - m->dropped < m->count ? rc : 0;
 }
 
-CONC__PRIVATE int conc__map_refused(conc__mapping *m, int rc)
+CONC__PRIVATE int conc__map_refused(conc__map_call *m, int rc)
 {
     for (size_t i = 0; i < m->count && m->results; i++)
         m->results[i] = rc;
@@ -2935,41 +2953,41 @@ CONC__PRIVATE int conc__map_refused(conc__mapping *m, int rc)
 /* A runner, and what it carries where it runs in a process. */
 typedef struct conc__runner {
     conc_job job;
-    conc__parcel parcel;
+    conc__payload payload;
 } conc__runner;
 
 /* Starts up to n runners: how many there are, and *rc why not all. */
-CONC__PRIVATE int conc__map_start(conc__crew **crew, unsigned *users, conc__mapping *m,
+CONC__PRIVATE int conc__map_start(conc__job_queue **queue, unsigned *users, conc__map_call *m,
                                   bool processes, conc__runner *runners, int n, int *rc)
 {
     int started = 0;
     for (*rc = 0; started < n && *rc == 0; started += *rc == 0) {
         conc__runner *r = &runners[started];
         r->job.state = 0;
-        r->parcel = (conc__parcel){.mapping = m};
-        *rc =
-            processes
-                ? conc__submit(crew, users, &r->job, m->fn, NULL, 0, &r->parcel, "conc_procs_map")
-                : conc__submit(crew, users, &r->job, conc__map_runner, m, 0, NULL, "conc_pool_map");
+        r->payload = (conc__payload){.map = m};
+        *rc = processes ? conc__submit(queue, users, &r->job, m->fn, NULL, 0, &r->payload,
+                                       "conc_procs_map")
+                        : conc__submit(queue, users, &r->job, conc__map_runner, m, 0, NULL,
+                                       "conc_pool_map");
     }
     return started;
 }
 
 /* Waits for the runners: the error of one of them, or rc. The words of the first error are those
  * of who met it. */
-CONC__PRIVATE int conc__map_wait(conc_loop *l, conc__mapping *m, conc__runner *runners, int n,
+CONC__PRIVATE int conc__map_wait(conc_loop *l, conc__map_call *m, conc__runner *runners, int n,
                                  int rc)
 {
     for (int i = 0; i < n; i++) {
-        conc__answer answer;
-        conc__job_wait(l, &runners[i].job, &m->stop, &answer);
-        if (answer.result < 0 && answer.result != -ECANCELED)
-            rc = conc__job_result(l, &answer);
+        conc__job_outcome outcome;
+        conc__job_wait(l, &runners[i].job, &m->stop, &outcome);
+        if (outcome.result < 0 && outcome.result != -ECANCELED)
+            rc = conc__job_result(l, &outcome);
     }
     return rc;
 }
 
-CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mapping *m,
+CONC__PRIVATE int conc__pool_map(conc__job_queue **queue, unsigned *users, conc__map_call *m,
                                  const char *call)
 {
     conc_loop *l;
@@ -2981,24 +2999,25 @@ CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mappi
         return conc__misused(-EINVAL, call, "no function", NULL);
     if (!conc__is_array(m->args, m->count, m->size) || !results_fit)
         return conc__misused(-EINVAL, call, "no elements, or an impossible number of them", NULL);
-    conc__crew *c = conc__pool_enter(crew, users, &rc);
-    if (!c)
+    conc__job_queue *q = conc__pool_enter(queue, users, &rc);
+    if (!q)
         return conc__map_refused(m, conc__pool_refused(rc, call));
-    bool processes = c->supervisor, own = !l && conc__frame_of(c);
-    int most = (m->count < (size_t)c->most ? (int)m->count : c->most) - (own && m->count);
+    bool processes = q->supervisor, own = !l && conc__job_context_in(q);
+    int most =
+        (m->count < (size_t)q->max_workers ? (int)m->count : q->max_workers) - (own && m->count);
     conc__pool_leave(users);
     if (l && (rc = conc__checkpoint(l)))
         return conc__map_refused(m, rc);
-    const conc__frame *frame = l ? NULL : conc__frame_here();
-    m->layer = (conc__layer){.ends = &m->stop, .until = CONC__NEVER};
-    if (frame && frame->thread) {
-        m->layer.sender = frame->job;
-        m->layer.outer = frame->layer;
+    const conc__job_context *ctx = l ? NULL : conc__job_context_here();
+    m->layer = (conc__cancel_layer){.cancelled = &m->stop, .until = CONC__NEVER};
+    if (ctx && ctx->thread) {
+        m->layer.sender = ctx->job;
+        m->layer.outer = ctx->layer;
     }
     conc__runner *runners = most ? conc__alloc((size_t)most * sizeof *runners) : NULL;
     if (most && !runners)
         return conc__map_refused(m, conc__own_error(-ENOMEM));
-    int started = conc__map_start(crew, users, m, processes, runners, most, &rc);
+    int started = conc__map_start(queue, users, m, processes, runners, most, &rc);
     if (own && m->count)
         conc__map_runner(m);
     rc = conc__map_wait(l, m, runners, started, rc);
@@ -3011,87 +3030,87 @@ CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mappi
 CONC_API CONC__CALLED int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count,
                                         size_t size)
 {
-    conc__mapping m = {.fn = fn, .args = args, .count = count, .size = size};
+    conc__map_call m = {.fn = fn, .args = args, .count = count, .size = size};
     if (!p)
         return conc__misused(-EINVAL, __func__, "no pool", NULL);
-    return conc__crew_map(&p->crew, &p->users, &m, __func__);
+    return conc__pool_map(&p->queue, &p->users, &m, __func__);
 }
 
 CONC_API CONC__CALLED int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count,
                                             size_t size, int *results)
 {
-    conc__mapping m = {fn, args, count, size, results, .keeps_going = true};
+    conc__map_call m = {fn, args, count, size, results, .keeps_going = true};
     if (!p)
         return conc__misused(-EINVAL, __func__, "no pool", NULL);
-    return conc__crew_map(&p->crew, &p->users, &m, __func__);
+    return conc__pool_map(&p->queue, &p->users, &m, __func__);
 }
 
 /* ---- >>blocking ----------------------------------------------------------------------------- */
 
 CONC__PRIVATE conc__locals **conc__job_locals(void)
 {
-    conc__frame *f = conc__frame_here();
-    return f ? &f->locals : NULL;
+    conc__job_context *ctx = conc__job_context_here();
+    return ctx ? &ctx->locals : NULL;
 }
 
 CONC__PRIVATE bool conc__job_fail(int rc, const char *text)
 {
-    conc__frame *f = conc__frame_here();
-    if (!f)
+    conc__job_context *ctx = conc__job_context_here();
+    if (!ctx)
         return false;
-    f->text_rc = rc;
-    conc__copy(f->text, sizeof f->text, text);
+    ctx->text_rc = rc;
+    conc__copy(ctx->text, sizeof ctx->text, text);
     return true;
 }
 
-CONC__PRIVATE const char *conc__job_words(void)
+CONC__PRIVATE const char *conc__job_error_text(void)
 {
-    conc__frame *f = conc__frame_here();
-    if (!f)
+    conc__job_context *ctx = conc__job_context_here();
+    if (!ctx)
         return NULL;
-    return f->text_rc < 0 ? f->text : "";
+    return ctx->text_rc < 0 ? ctx->text : "";
 }
 
 /* Under the mutex: the job waits or is in conc_block, or no longer. One that was left is not
  * counted, as its thread is not. */
-CONC__PRIVATE void conc__crew_blocks(conc__crew *c, conc_job *j, bool blocks)
+CONC__PRIVATE void conc__job_set_blocked(conc__job_queue *q, conc_job *j, bool blocks)
 {
     uintptr_t state = conc__job_state(j);
-    if (blocks ? state & CONC__JOB_LEFT : !(state & CONC__JOB_BLOCKED))
+    if (blocks ? state & CONC__JOB_ABANDONED : !(state & CONC__JOB_BLOCKED))
         return;
     if (blocks)
         __atomic_fetch_or(&j->state, CONC__JOB_BLOCKED, __ATOMIC_RELAXED);
     else
         __atomic_fetch_and(&j->state, ~(uintptr_t)CONC__JOB_BLOCKED, __ATOMIC_RELAXED);
-    c->blocking += blocks ? 1 : -1;
-    conc__crew_stall(c);
+    q->blocking += blocks ? 1 : -1;
+    conc__job_queue_update_stalled(q);
 }
 
 /* The thread waits, or is in conc_block, and the clock goes on; or no longer. */
-CONC__PRIVATE void conc__thread_idles(conc__frame *f, bool idles)
+CONC__PRIVATE void conc__worker_thread_idles(conc__job_context *ctx, bool idles)
 {
-    conc__crew *c = f->thread->crew;
-    conc__lock_briefly(&c->mutex);
-    conc__crew_blocks(c, f->job, idles);
-    pthread_mutex_unlock(&c->mutex);
+    conc__job_queue *q = ctx->thread->queue;
+    conc__lock_briefly(&q->mutex);
+    conc__job_set_blocked(q, ctx->job, idles);
+    pthread_mutex_unlock(&q->mutex);
 }
 
-CONC__PRIVATE void conc__thread_blocks(conc__frame *f, bool blocks)
+CONC__PRIVATE void conc__worker_thread_blocks(conc__job_context *ctx, bool blocks)
 {
-    conc__thread_idles(f, blocks);
-    conc__frames_at_work(f, !blocks);
+    conc__worker_thread_idles(ctx, blocks);
+    conc__job_contexts_hold_clocks(ctx, !blocks);
 }
 
 /* A timer on the virtual clock of a job's loop: of a conc_block, which holds the thread until
  * then, or of a shield, which is over then. It is the loop's from when `arms` was posted until
  * `disarms` has run. */
 typedef struct conc__job_timer {
-    conc__stop stop;
+    conc__cancel_hook hook;
     conc__post arms, disarms;
     conc__timer timer;
     conc__ending ending;
-    conc__gate over, disarmed; /* over: it has fired, was cut short, or the run ends */
-    conc__frame *frame;
+    conc__thread_event over, disarmed; /* over: it has fired, was cut short, or the run ends */
+    conc__job_context *context;
     conc_loop *loop;
     int64_t ns;
     bool blocks, armed, was_over, is_cut;
@@ -3100,7 +3119,7 @@ typedef struct conc__job_timer {
 } conc__job_timer;
 
 /* In the loop: it is not armed any more. */
-CONC__PRIVATE void conc__job_timer_over(conc__job_timer *t)
+CONC__PRIVATE void conc__job_timer_finish(conc__job_timer *t)
 {
     conc__ending **at = &t->loop->endings;
     while (*at && *at != &t->ending)
@@ -3110,70 +3129,71 @@ CONC__PRIVATE void conc__job_timer_over(conc__job_timer *t)
     t->armed = false;
     t->was_over = true;
     if (t->blocks)
-        conc__thread_blocks(t->frame, false);
-    conc__gate_open(&t->over);
+        conc__worker_thread_blocks(t->context, false);
+    conc__thread_event_set(&t->over);
 }
 
-CONC__PRIVATE void conc__job_timer_fires(conc__timer *timer)
+CONC__PRIVATE void conc__job_timer_fired(conc__timer *timer)
 {
     conc__job_timer *t =
         (conc__job_timer *)(void *)((char *)timer - offsetof(conc__job_timer, timer));
     bool blocks = t->blocks;
     __atomic_store_n(&t->fired, true, __ATOMIC_RELAXED);
-    conc__job_timer_over(t);
+    conc__job_timer_finish(t);
     if (!blocks)
-        conc__stops_tell();
+        conc__run_cancel_hooks();
 }
 
-CONC__PRIVATE void conc__job_timer_ends(conc_loop *l, conc__ending *e)
+CONC__PRIVATE void conc__job_timer_run_ended(conc_loop *l, conc__ending *e)
 {
     conc__job_timer *t = (conc__job_timer *)(void *)((char *)e - offsetof(conc__job_timer, ending));
     conc__disarm(l, &t->timer);
-    conc__job_timer_over(t);
+    conc__job_timer_finish(t);
 }
 
-CONC__PRIVATE void conc__job_timer_arms(conc__post *p)
+CONC__PRIVATE void conc__job_timer_arm(conc__post *p)
 {
     conc__job_timer *t = (conc__job_timer *)(void *)((char *)p - offsetof(conc__job_timer, arms));
     conc_loop *l = t->loop;
     if (t->is_cut) { /* before it began */
-        conc__gate_open(&t->over);
+        conc__thread_event_set(&t->over);
         return;
     }
-    t->ending = (conc__ending){l->endings, conc__job_timer_ends};
+    t->ending = (conc__ending){l->endings, conc__job_timer_run_ended};
     l->endings = &t->ending;
     t->armed = true;
-    conc__arm(l, &t->timer, conc__later(l->now, t->ns), conc__job_timer_fires);
+    conc__arm(l, &t->timer, conc__later(l->now, t->ns), conc__job_timer_fired);
     if (t->blocks)
-        conc__thread_blocks(t->frame, true);
+        conc__worker_thread_blocks(t->context, true);
 }
 
-CONC__PRIVATE void conc__job_timer_disarms(conc__post *p)
+CONC__PRIVATE void conc__job_timer_disarm(conc__post *p)
 {
     conc__job_timer *t =
         (conc__job_timer *)(void *)((char *)p - offsetof(conc__job_timer, disarms));
     t->is_cut = !t->was_over;
     if (t->armed) {
         conc__disarm(t->loop, &t->timer);
-        conc__job_timer_over(t);
+        conc__job_timer_finish(t);
     }
-    conc__gate_open(&t->disarmed);
+    conc__thread_event_set(&t->disarmed);
 }
 
 /* Has the loop disarm it; it is over then in any case. */
-CONC__PRIVATE void conc__job_timer_leave(conc__stop *s)
+CONC__PRIVATE void conc__job_timer_post_disarm(conc__cancel_hook *s)
 {
     conc__job_timer *t = (conc__job_timer *)(void *)s;
     t->leaves = conc__post_to(t->loop, &t->disarms) == 0;
 }
 
-CONC__PRIVATE void conc__job_timer_make(conc__job_timer *t, conc__frame *f, int64_t ns, bool blocks)
+CONC__PRIVATE void conc__job_timer_make(conc__job_timer *t, conc__job_context *ctx, int64_t ns,
+                                        bool blocks)
 {
-    *t = (conc__job_timer){.frame = f, .loop = f->job->clock, .ns = ns, .blocks = blocks};
-    t->arms.run = conc__job_timer_arms;
-    t->disarms.run = conc__job_timer_disarms;
-    conc__gate_make(&t->over);
-    conc__gate_make(&t->disarmed);
+    *t = (conc__job_timer){.context = ctx, .loop = ctx->job->clock, .ns = ns, .blocks = blocks};
+    t->arms.run = conc__job_timer_arm;
+    t->disarms.run = conc__job_timer_disarm;
+    conc__thread_event_init(&t->over);
+    conc__thread_event_init(&t->disarmed);
 }
 
 /* False: the loop's run is over. */
@@ -3186,93 +3206,95 @@ CONC__PRIVATE bool conc__job_timer_open(conc__job_timer *t)
 CONC__PRIVATE void conc__job_timer_close(conc__job_timer *t, bool was_opened)
 {
     if (was_opened)
-        conc__gate_wait(&t->over, CONC__NEVER);
+        conc__thread_event_wait(&t->over, CONC__NEVER);
     if (t->leaves)
-        conc__gate_wait(&t->disarmed, CONC__NEVER);
-    conc__gate_end(&t->over);
-    conc__gate_end(&t->disarmed);
+        conc__thread_event_wait(&t->disarmed, CONC__NEVER);
+    conc__thread_event_destroy(&t->over);
+    conc__thread_event_destroy(&t->disarmed);
 }
 
-CONC__PRIVATE int conc__block_on_clock(conc__frame *f, int64_t ns)
+CONC__PRIVATE int conc__block_on_clock(conc__job_context *ctx, int64_t ns)
 {
     conc__job_timer t;
-    conc__job_timer_make(&t, f, ns, true);
+    conc__job_timer_make(&t, ctx, ns, true);
     /* first: once it blocks, the clock may go on before a request is passed to the loop */
-    conc__stop_open(&t.stop, f, conc__job_timer_leave);
+    conc__cancel_hook_add(&t.hook, ctx, conc__job_timer_post_disarm);
     bool opened = conc__job_timer_open(&t);
     if (opened)
-        conc__gate_await(&t.over, f);
-    conc__stop_close(&t.stop);
+        conc__thread_event_wait_in_job(&t.over, ctx);
+    conc__cancel_hook_remove(&t.hook);
     conc__job_timer_close(&t, opened);
     return t.is_cut ? -ECANCELED : 0;
 }
 
 /* A job is in conc_block, on the real clock. */
-typedef struct conc__doze_of_job {
-    conc__stop stop;
-    conc__gate cut;
-} conc__doze_of_job;
+typedef struct conc__real_block {
+    conc__cancel_hook hook;
+    conc__thread_event cut;
+} conc__real_block;
 
-CONC__PRIVATE void conc__doze_asked(conc__stop *s)
+CONC__PRIVATE void conc__real_block_cancel(conc__cancel_hook *s)
 {
-    conc__gate_open(&((conc__doze_of_job *)(void *)s)->cut);
+    conc__thread_event_set(&((conc__real_block *)(void *)s)->cut);
 }
 
-CONC__PRIVATE int conc__block_in_real_time(conc__frame *f, int64_t ns)
+CONC__PRIVATE int conc__block_in_real_time(conc__job_context *ctx, int64_t ns)
 {
-    conc__doze_of_job d = {.stop = {.asked = false}};
+    conc__real_block d = {.hook = {.called = false}};
     int64_t end = conc__later(conc__clock(), ns), limit;
-    conc__gate_make(&d.cut);
-    conc__stop_open(&d.stop, f, conc__doze_asked);
-    while ((limit = conc__frame_limit(f)) < end && !conc__gate_wait(&d.cut, limit))
-        conc__stops_tell();
-    bool cut = conc__gate_wait(&d.cut, end);
-    conc__stop_close(&d.stop);
-    conc__gate_end(&d.cut);
+    conc__thread_event_init(&d.cut);
+    conc__cancel_hook_add(&d.hook, ctx, conc__real_block_cancel);
+    while ((limit = conc__shield_deadline(ctx)) < end && !conc__thread_event_wait(&d.cut, limit))
+        conc__run_cancel_hooks();
+    bool cut = conc__thread_event_wait(&d.cut, end);
+    conc__cancel_hook_remove(&d.hook);
+    conc__thread_event_destroy(&d.cut);
     return cut ? -ECANCELED : 0;
 }
 
 /* While a job waits for a task of the loop that sent it, its virtual clock goes on, as in
  * conc_block. On that loop's thread. */
-CONC__PRIVATE void conc__job_waits(conc__frame *f, const conc_loop *l, bool waits)
+CONC__PRIVATE void conc__job_waits(conc__job_context *ctx, const conc_loop *l, bool waits)
 {
-    if (f->thread && f->job->clock == l)
-        conc__thread_blocks(f, waits);
+    if (ctx->thread && ctx->job->clock == l)
+        conc__worker_thread_blocks(ctx, waits);
 }
 
 /* conc_block in a job; 1: none runs here. */
 CONC__PRIVATE int conc__job_block(int64_t ns)
 {
-    conc__frame *f = conc__frame_here();
-    if (!f)
+    conc__job_context *ctx = conc__job_context_here();
+    if (!ctx)
         return 1;
-    if (conc__frame_asked(f))
+    if (conc__job_context_cancelled(ctx))
         return -ECANCELED;
-    if (conc__frame_clock(f))
-        return conc__block_on_clock(f, ns);
-    return conc__block_in_real_time(f, ns);
+    if (conc__job_context_clock(ctx))
+        return conc__block_on_clock(ctx, ns);
+    return conc__block_in_real_time(ctx, ns);
 }
 
 /* fn(arg) in the job that runs there, in a shield. */
-CONC__PRIVATE int conc__frame_shield(conc__frame *f, double grace, conc_fn *fn, void *arg)
+CONC__PRIVATE int conc__job_run_shielded(conc__job_context *ctx, double grace, conc_fn *fn,
+                                         void *arg)
 {
     conc__job_timer t;
-    bool limited = grace < CONC_FOREVER, on_clock = limited && conc__frame_clock(f);
+    bool limited = grace < CONC_FOREVER, on_clock = limited && conc__job_context_clock(ctx);
     bool opened = false, never = false;
     if (on_clock) {
-        conc__job_timer_make(&t, f, conc__ns(grace), false);
+        conc__job_timer_make(&t, ctx, conc__ns(grace), false);
         opened = conc__job_timer_open(&t);
     }
-    conc__layer shield = {.outer = f->layer, .ends = on_clock ? &t.fired : &never, .shields = true};
+    conc__cancel_layer shield = {
+        .outer = ctx->layer, .cancelled = on_clock ? &t.fired : &never, .shields = true};
     shield.until = CONC__NEVER;
     if (limited && !on_clock)
         shield.until = conc__later(conc__clock(), conc__ns(grace));
-    f->layer = &shield;
+    ctx->layer = &shield;
     int rc = conc__call_here(fn, arg);
-    bool late = conc__layers_ask(&shield, NULL);
-    f->layer = shield.outer;
+    bool late = conc__layers_cancelled(&shield, NULL);
+    ctx->layer = shield.outer;
     if (opened)
-        conc__job_timer_leave(&t.stop);
+        conc__job_timer_post_disarm(&t.hook);
     if (on_clock)
         conc__job_timer_close(&t, opened);
     return rc == -ECANCELED && late ? conc__own_error(-ETIMEDOUT) : rc;
@@ -3281,21 +3303,21 @@ CONC__PRIVATE int conc__frame_shield(conc__frame *f, double grace, conc_fn *fn, 
 /* conc_shield in a job. False: none runs here. */
 CONC__PRIVATE bool conc__job_shield(double grace, conc_fn *fn, void *arg, int *rc)
 {
-    conc__frame *f = conc__frame_here();
-    if (!f)
+    conc__job_context *ctx = conc__job_context_here();
+    if (!ctx)
         return false;
     if (!fn)
         *rc = conc__misused(-EINVAL, "conc_shield", "no function", NULL);
     else if (__builtin_isnan(grace))
         *rc = conc__misused(-EINVAL, "conc_shield", "the time is not a number", NULL);
     else
-        *rc = conc__frame_shield(f, grace, fn, arg);
+        *rc = conc__job_run_shielded(ctx, grace, fn, arg);
     return true;
 }
 
 /* A run inside a job: its main_fn is cancelled when the job is asked to end. */
 typedef struct conc__run_inside {
-    conc__stop stop;
+    conc__cancel_hook hook;
     conc__ending ending;
     conc__post post;
     conc__timer limit; /* of the shield in which the job has begun the run */
@@ -3310,7 +3332,7 @@ CONC__PRIVATE void conc__run_inside_cancel(conc__post *p)
         conc__task_cancel(r->loop, &r->loop->main);
 }
 
-CONC__PRIVATE void conc__run_inside_asked(conc__stop *s)
+CONC__PRIVATE void conc__run_inside_cancel_posted(conc__cancel_hook *s)
 {
     conc__run_inside *r = (conc__run_inside *)(void *)s;
     conc__post_to(r->loop, &r->post); /* refused: the run ends */
@@ -3321,18 +3343,18 @@ CONC__PRIVATE void conc__run_inside_late(conc__timer *t)
 {
     conc__run_inside *r =
         (conc__run_inside *)(void *)((char *)t - offsetof(conc__run_inside, limit));
-    int64_t next = conc__frame_limit(r->stop.frame);
+    int64_t next = conc__shield_deadline(r->hook.context);
     if (next != CONC__NEVER)
         conc__arm(r->loop, t, next, conc__run_inside_late);
-    conc__stops_tell();
+    conc__run_cancel_hooks();
 }
 
 /* The same on the virtual clock. */
 CONC__PRIVATE int64_t conc__job_late(conc_loop *l)
 {
     (void)l;
-    conc__stops_tell();
-    return conc__frame_limit(conc__frame_here());
+    conc__run_cancel_hooks();
+    return conc__shield_deadline(conc__job_context_here());
 }
 
 /* The loop's tasks wait for channels alone, or no longer: as in conc__wait_in_thread. A thread that
@@ -3341,28 +3363,28 @@ CONC__PRIVATE void conc__job_idles(conc_loop *l, bool idles)
 {
     bool counts = !l->job->thread->nested;
     if (idles && counts)
-        conc__thread_idles(l->job, true);
+        conc__worker_thread_idles(l->job, true);
     pthread_mutex_lock(&l->mutex);
     if (idles ? !l->posted : l->job_idles) {
         l->job_idles = idles;
-        conc__frames_at_work(l->job, !idles);
+        conc__job_contexts_hold_clocks(l->job, !idles);
     }
     pthread_mutex_unlock(&l->mutex);
     if (!idles && counts)
-        conc__thread_idles(l->job, false);
+        conc__worker_thread_idles(l->job, false);
 }
 
 CONC__PRIVATE void conc__job_goes_on(conc_loop *l)
 {
     l->job_idles = false;
-    conc__frames_at_work(l->job, true);
+    conc__job_contexts_hold_clocks(l->job, true);
 }
 
 CONC__PRIVATE void conc__run_inside_ends(conc_loop *l, conc__ending *e)
 {
     conc__run_inside *r =
         (conc__run_inside *)(void *)((char *)e - offsetof(conc__run_inside, ending));
-    conc__stop_close(&r->stop);
+    conc__cancel_hook_remove(&r->hook);
     conc__disarm(l, &r->limit);
     l->job_limit = CONC__NEVER;
     conc_free(r);
@@ -3371,8 +3393,8 @@ CONC__PRIVATE void conc__run_inside_ends(conc_loop *l, conc__ending *e)
 /* A run begins, perhaps in a job. */
 CONC__PRIVATE int conc__job_runs(conc_loop *l)
 {
-    conc__frame *f = conc__frame_here();
-    if (!f || l->embedded) /* a host looks after its own loop */
+    conc__job_context *ctx = conc__job_context_here();
+    if (!ctx || l->embedded) /* a host looks after its own loop */
         return 0;
     conc__run_inside *r = conc__alloc(sizeof *r);
     if (!r)
@@ -3380,17 +3402,17 @@ CONC__PRIVATE int conc__job_runs(conc_loop *l)
     *r = (conc__run_inside){.loop = l, .post = {NULL, conc__run_inside_cancel}};
     r->ending = (conc__ending){l->endings, conc__run_inside_ends};
     l->endings = &r->ending;
-    l->job = conc__frame_has_clock(f) ? f : NULL;
-    int64_t limit = conc__frame_limit(f);
+    l->job = conc__job_context_has_clock(ctx) ? ctx : NULL;
+    int64_t limit = conc__shield_deadline(ctx);
     if (l->virtual_clock)
         l->job_limit = limit;
     else if (limit != CONC__NEVER)
         conc__arm(l, &r->limit, limit, conc__run_inside_late);
-    if (conc__frame_asked(f)) {
-        r->stop.asked = true;
+    if (conc__job_context_cancelled(ctx)) {
+        r->hook.called = true;
         conc__task_cancel(l, &l->main);
     }
-    conc__stop_open(&r->stop, f, conc__run_inside_asked);
+    conc__cancel_hook_add(&r->hook, ctx, conc__run_inside_cancel_posted);
     return 0;
 }
 
@@ -3404,7 +3426,7 @@ enum {
     CONC__FILES,
     CONC__NAMES,
     CONC__STARTS, /* of child programs */
-    CONC__OFFLOADS
+    CONC__SHARED_POOLS
 };
 
 /* A pool is opened by the first run that uses it, and closed by the last run that used any. Under
@@ -3412,124 +3434,124 @@ enum {
 static struct {
     pthread_mutex_t mutex;
     int runs;
-    conc_pool pools[CONC__OFFLOADS];
-    /* threads that were left behind by earlier crews, at jobs that were abandoned: the pool's
-     * crew counts them as threads of its own that are lost */
-    int left_behind[CONC__OFFLOADS];
+    conc_pool pools[CONC__SHARED_POOLS];
+    /* threads that were left behind by earlier job queues, at jobs that were abandoned: the pool's
+     * job queue counts them as threads of its own that are lost */
+    int detached[CONC__SHARED_POOLS];
     /* a parent's, which its threads may have been changing when the process forked: they stay */
-    conc__crew *inherited[CONC__OFFLOADS];
-} conc__offloads = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+    conc__job_queue *inherited[CONC__SHARED_POOLS];
+} conc__shared_pools = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
-CONC__PRIVATE void conc__offloads_forget(void)
+CONC__PRIVATE void conc__shared_pools_reset(void)
 {
-    pthread_mutex_init(&conc__offloads.mutex, NULL);
-    conc__offloads.runs = 0;
-    for (int i = 0; i < CONC__OFFLOADS; i++) {
-        if (conc__offloads.pools[i].crew)
-            conc__offloads.inherited[i] = conc__offloads.pools[i].crew;
-        conc__offloads.pools[i] = (conc_pool){0};
-        conc__offloads.left_behind[i] = 0;
+    pthread_mutex_init(&conc__shared_pools.mutex, NULL);
+    conc__shared_pools.runs = 0;
+    for (int i = 0; i < CONC__SHARED_POOLS; i++) {
+        if (conc__shared_pools.pools[i].queue)
+            conc__shared_pools.inherited[i] = conc__shared_pools.pools[i].queue;
+        conc__shared_pools.pools[i] = (conc_pool){0};
+        conc__shared_pools.detached[i] = 0;
     }
 }
 
 /* Under the mutex: somebody comes for what lies in the queue, or it ends with an error. */
-CONC__PRIVATE void conc__crew_rouse_or_fail(conc__crew *c)
+CONC__PRIVATE void conc__job_queue_wake_or_fail(conc__job_queue *q)
 {
-    int rc = conc__crew_rouse(c);
-    for (conc_job *first; rc && (first = conc__backlog_pop(c));)
-        conc__crew_end_job(c, first, rc, NULL, true);
+    int rc = conc__job_queue_wake_worker(q);
+    for (conc_job *first; rc && (first = conc__job_ring_pop(q));)
+        conc__job_end(q, first, rc, NULL, true);
 }
 
 /* Not for a pool of the program's own, NULL. */
-CONC__PRIVATE void conc__offloads_lock(const conc_pool *shared)
+CONC__PRIVATE void conc__shared_pools_lock(const conc_pool *shared)
 {
     if (shared)
-        pthread_mutex_lock(&conc__offloads.mutex);
+        pthread_mutex_lock(&conc__shared_pools.mutex);
 }
 
-CONC__PRIVATE void conc__offloads_unlock(const conc_pool *shared)
+CONC__PRIVATE void conc__shared_pools_unlock(const conc_pool *shared)
 {
     if (shared)
-        pthread_mutex_unlock(&conc__offloads.mutex);
+        pthread_mutex_unlock(&conc__shared_pools.mutex);
 }
 
-/* Under the mutex: threads of earlier crews were left behind, or (-1) one of them has ended. */
-CONC__PRIVATE void conc__crew_lose(conc__crew *c, int threads)
+/* Under the mutex: threads of earlier job queues were left behind, or (-1) one of them has ended. */
+CONC__PRIVATE void conc__job_queue_count_abandoned(conc__job_queue *q, int threads)
 {
-    conc__lock_briefly(&c->mutex);
-    c->started += threads;
-    c->lost += threads;
-    conc__crew_stall(c);
-    conc__crew_rouse_or_fail(c);
-    conc__crew_unlock(c);
+    conc__lock_briefly(&q->mutex);
+    q->started += threads;
+    q->abandoned += threads;
+    conc__job_queue_update_stalled(q);
+    conc__job_queue_wake_or_fail(q);
+    conc__job_queue_unlock(q);
 }
 
-CONC__PRIVATE void conc__offloads_lose(const conc_pool *shared, int threads)
+CONC__PRIVATE void conc__shared_pool_count_detached(const conc_pool *shared, int threads)
 {
     if (!shared)
         return;
-    conc__offloads.left_behind[shared - conc__offloads.pools] += threads;
-    if (shared->crew)
-        conc__crew_lose(shared->crew, threads);
+    conc__shared_pools.detached[shared - conc__shared_pools.pools] += threads;
+    if (shared->queue)
+        conc__job_queue_count_abandoned(shared->queue, threads);
 }
 
-CONC__PRIVATE void conc__offloads_end(conc_loop *l, conc__ending *e)
+CONC__PRIVATE void conc__shared_pools_end(conc_loop *l, conc__ending *e)
 {
-    conc__crew *crews[CONC__OFFLOADS] = {0};
+    conc__job_queue *queues[CONC__SHARED_POOLS] = {0};
     (void)l;
     conc_free(e);
-    pthread_mutex_lock(&conc__offloads.mutex);
-    conc__offloads.runs--;
-    for (int i = 0; i < CONC__OFFLOADS && conc__offloads.runs == 0; i++) {
-        crews[i] = conc__offloads.pools[i].crew;
-        conc__offloads.pools[i] = (conc_pool){0};
+    pthread_mutex_lock(&conc__shared_pools.mutex);
+    conc__shared_pools.runs--;
+    for (int i = 0; i < CONC__SHARED_POOLS && conc__shared_pools.runs == 0; i++) {
+        queues[i] = conc__shared_pools.pools[i].queue;
+        conc__shared_pools.pools[i] = (conc_pool){0};
     }
-    pthread_mutex_unlock(&conc__offloads.mutex);
-    for (int i = 0; i < CONC__OFFLOADS; i++)
-        if (crews[i])
-            conc__threads_end(crews[i]);
+    pthread_mutex_unlock(&conc__shared_pools.mutex);
+    for (int i = 0; i < CONC__SHARED_POOLS; i++)
+        if (queues[i])
+            conc__worker_threads_end(queues[i]);
 }
 
 /* The run uses the shared pools from here on. */
-CONC__PRIVATE int conc__offloads_begin(conc_loop *l)
+CONC__PRIVATE int conc__shared_pools_use(conc_loop *l)
 {
     for (const conc__ending *e = l->endings; e; e = e->next)
-        if (e->end == conc__offloads_end)
+        if (e->end == conc__shared_pools_end)
             return 0;
     conc__ending *e = conc__alloc(sizeof *e);
     if (!e)
         return conc__own_error(-ENOMEM);
-    *e = (conc__ending){l->endings, conc__offloads_end};
+    *e = (conc__ending){l->endings, conc__shared_pools_end};
     l->endings = e;
-    pthread_mutex_lock(&conc__offloads.mutex);
-    conc__offloads.runs++;
-    pthread_mutex_unlock(&conc__offloads.mutex);
+    pthread_mutex_lock(&conc__shared_pools.mutex);
+    conc__shared_pools.runs++;
+    pthread_mutex_unlock(&conc__shared_pools.mutex);
     return 0;
 }
 
 /* The shared pool for such jobs, for a task of l. */
-CONC__PRIVATE conc_pool *conc__offloads_of(conc_loop *l, int which, int *rc)
+CONC__PRIVATE conc_pool *conc__shared_pool(conc_loop *l, int which, int *rc)
 {
     static const char *const names[] = {"conc offload", "conc abandon", "conc files", "conc names",
                                         "conc children"};
-    conc_pool *p = &conc__offloads.pools[which];
+    conc_pool *p = &conc__shared_pools.pools[which];
     int n = conc__processors() + 4;
-    *rc = conc__offloads_begin(l);
-    if (*rc || __atomic_load_n(&p->crew, __ATOMIC_ACQUIRE))
+    *rc = conc__shared_pools_use(l);
+    if (*rc || __atomic_load_n(&p->queue, __ATOMIC_ACQUIRE))
         return *rc ? NULL : p;
-    pthread_mutex_lock(&conc__offloads.mutex);
-    if (!p->crew) {
+    pthread_mutex_lock(&conc__shared_pools.mutex);
+    if (!p->queue) {
         p->threads = n < 32 ? n : 32;
         if (which == CONC__NAMES) /* servers that do not answer keep many for half a minute */
             p->threads = 64;
         p->name = names[which];
         *rc = conc_pool_open(p);
         if (*rc == 0) {
-            p->crew->shared = p;
-            conc__crew_lose(p->crew, conc__offloads.left_behind[which]);
+            p->queue->shared = p;
+            conc__job_queue_count_abandoned(p->queue, conc__shared_pools.detached[which]);
         }
     }
-    pthread_mutex_unlock(&conc__offloads.mutex);
+    pthread_mutex_unlock(&conc__shared_pools.mutex);
     return *rc ? NULL : p;
 }
 
@@ -3544,7 +3566,7 @@ CONC__PRIVATE CONC__CALLED int conc__offload(int which, conc_fn *fn, void *arg, 
         return conc__misused(-EINVAL, call, "no function", NULL);
     if (!l)
         return conc__call_here(fn, arg);
-    conc_pool *p = conc__offloads_of(l, which, &rc);
+    conc_pool *p = conc__shared_pool(l, which, &rc);
     return p ? conc_pool_run(p, fn, arg) : rc;
 }
 
@@ -3579,11 +3601,11 @@ CONC__PRIVATE void conc__abandoned_release(conc_job *j)
 CONC__PRIVATE int conc__call_and_free(conc_fn *fn, void *arg, void (*free_arg)(void *))
 {
     int rc = conc__call_here(fn, arg);
-    conc__older_words words = {.frame = conc__frame_here()};
+    conc__saved_text words = {.context = conc__job_context_here()};
     if (free_arg) {
-        conc__words_swap(&words);
+        conc__saved_text_swap(&words);
         free_arg(arg);
-        conc__words_swap(&words);
+        conc__saved_text_swap(&words);
     }
     return rc;
 }
@@ -3595,16 +3617,16 @@ CONC__PRIVATE int conc__abandoned_run(void *arg)
     return conc__call_and_free(a->fn, a->arg, a->free_arg);
 }
 
-/* Under the mutex: the job runs on, alone. Its thread is lost to the crew until the job ends. */
-CONC__PRIVATE void conc__job_leave(conc__crew *c, conc_job *j)
+/* Under the mutex: the job runs on, alone. Its thread is lost to the job queue until the job ends. */
+CONC__PRIVATE void conc__job_abandon(conc__job_queue *q, conc_job *j)
 {
-    conc__crew_blocks(c, j, false);
-    __atomic_fetch_or(&j->state, CONC__JOB_LEFT, __ATOMIC_RELAXED);
-    conc__job_at_work(j, false);
-    c->lost++;
-    conc__crew_unload(c); /* what its thread has not begun is for the others */
-    conc__crew_stall(c);
-    conc__crew_rouse_or_fail(c);
+    conc__job_set_blocked(q, j, false);
+    __atomic_fetch_or(&j->state, CONC__JOB_ABANDONED, __ATOMIC_RELAXED);
+    conc__job_hold_clock(j, false);
+    q->abandoned++;
+    conc__job_queue_return_batches(q); /* what its thread has not begun is for the others */
+    conc__job_queue_update_stalled(q);
+    conc__job_queue_wake_or_fail(q);
 }
 
 /* The task leaves, and the job with it unless it runs. */
@@ -3612,44 +3634,44 @@ CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
     conc_job *j = w->item;
-    conc__crew *c = w->crew;
-    pthread_mutex_lock(&conc__crews);
-    bool waits = conc__still_waits(w, c);
+    conc__job_queue *q = w->queue;
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    bool waits = conc__lock_if_waiting(w, q);
     if (waits) {
-        conc__waiter_decide(w, -ECANCELED);
-        conc__job_ask(c, j);
+        conc__waiter_complete(w, -ECANCELED);
+        conc__job_request_cancel(q, j);
         if (!(conc__job_state(j) & CONC__JOB_DONE)) /* else it was in the queue */
-            conc__job_leave(c, j);
-        conc__crew_unlock(c);
+            conc__job_abandon(q, j);
+        conc__job_queue_unlock(q);
     }
-    pthread_mutex_unlock(&conc__crews);
-    conc__stops_tell();
+    pthread_mutex_unlock(&conc__job_queues_mutex);
+    conc__run_cancel_hooks();
     return waits;
 }
 
-static const conc__wait_kind conc__wants_until_cancel = {
+static const conc__wait_kind conc__waits_to_abandon = {
     .what = "waits for a job that it would leave", .cancel = conc__abandon_cancel};
 
 CONC__PRIVATE int conc__abandoned_submit(conc_loop *l, int which, conc__abandoned *a)
 {
     int rc;
-    conc_pool *p = conc__offloads_of(l, which, &rc);
-    conc__crew *c = p ? conc__pool_enter(&p->crew, &p->users, &rc) : NULL;
-    if (!c)
+    conc_pool *p = conc__shared_pool(l, which, &rc);
+    conc__job_queue *q = p ? conc__pool_enter(&p->queue, &p->users, &rc) : NULL;
+    if (!q)
         return rc;
-    conc__job_begin(&a->job, conc__abandoned_run, a, NULL, CONC__JOB_OWNED);
-    rc = conc__crew_submit(c, &p->users, l, &a->job, NULL);
+    conc__job_init(&a->job, conc__abandoned_run, a, NULL, CONC__JOB_OWNED);
+    rc = conc__job_queue_submit(q, &p->users, l, &a->job, NULL);
     if (rc)
-        conc__job_refuse(&a->job);
+        conc__job_undo_init(&a->job);
     return rc;
 }
 
 CONC__PRIVATE int conc__abandoned_wait(conc_loop *l, conc__abandoned *a)
 {
-    conc__answer answer;
-    conc__waiter w = {.answer = &answer};
-    int rc = conc__job_wait_as(l, &a->job, &w, &conc__wants_until_cancel);
-    return rc ? rc : conc__job_result(l, &answer);
+    conc__job_outcome outcome;
+    conc__waiter w = {.outcome = &outcome};
+    int rc = conc__job_wait_as(l, &a->job, &w, &conc__waits_to_abandon);
+    return rc ? rc : conc__job_result(l, &outcome);
 }
 
 CONC__PRIVATE int conc__offload_abandon(conc_loop *l, int which, conc_fn *fn, void *arg,
@@ -3745,14 +3767,14 @@ CONC__PRIVATE void conc__channel_free(conc__channel *inner)
  * the parent was copying when the process forked may be incomplete. */
 CONC__COLD void conc__channel_take_over(conc__channel *inner)
 {
-    pthread_mutex_lock(&conc__crews); /* other threads of the child may come, too */
+    pthread_mutex_lock(&conc__job_queues_mutex); /* other threads of the child may come, too */
     if (inner->forks != conc__forks) {
         pthread_mutex_init(&inner->mutex, NULL);
         inner->senders = inner->receivers = inner->told = NULL;
         inner->kept_items = inner->kept_rooms = 0;
         __atomic_store_n(&inner->forks, conc__forks, __ATOMIC_RELEASE);
     }
-    pthread_mutex_unlock(&conc__crews);
+    pthread_mutex_unlock(&conc__job_queues_mutex);
 }
 
 /* Is it a channel of a possible size? */
@@ -3772,7 +3794,7 @@ CONC__PRIVATE conc__channel *conc__channel_lock(conc_channel *c, int *rc)
     size_t size = c->item_size * c->capacity;
     conc__channel *inner = __atomic_load_n(&c->inner, __ATOMIC_ACQUIRE);
     if (!inner) {
-        conc__crews_need(); /* so that forks are counted */
+        conc__job_queues_need(); /* so that forks are counted */
         conc__channel *made = conc__channel_make(size);
         *rc = made ? 0 : -ENOMEM;
         if (!made)
@@ -3793,12 +3815,12 @@ CONC__PRIVATE bool conc__channel_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
     conc__channel *inner = (conc__channel *)(uintptr_t)wait->on;
-    if (__atomic_load_n(&w->over, __ATOMIC_ACQUIRE))
+    if (__atomic_load_n(&w->woken, __ATOMIC_ACQUIRE))
         return false;
     conc__lock_briefly(&inner->mutex);
-    bool waits = !w->over;
+    bool waits = !w->woken;
     if (waits)
-        conc__waiter_decide(w, -ECANCELED);
+        conc__waiter_complete(w, -ECANCELED);
     pthread_mutex_unlock(&inner->mutex);
     return waits;
 }
@@ -3849,9 +3871,9 @@ CONC__PRIVATE void conc__channel_keep(conc__channel *inner, conc__waiter *w, siz
 {
     ++*kept;
     w->kept = true;
-    conc__waiter_decide(w, 0);
-    conc__line_up(&inner->told, w);
-    conc__waiter_call(w);
+    conc__waiter_complete(w, 0);
+    conc__waiter_add(&inner->told, w);
+    conc__waiter_notify(w);
 }
 
 /* There is an item or room that nothing is kept for: those that wait get it. */
@@ -3929,7 +3951,7 @@ CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, b
     rc = sends ? conc__channel_put(c, inner, item) : conc__channel_take(c, inner, item);
     if (rc == -EAGAIN && waits) {
         conc__waiter w = {.item = item};
-        conc__line_up(sends ? &inner->senders : &inner->receivers, &w);
+        conc__waiter_add(sends ? &inner->senders : &inner->receivers, &w);
         if (l)
             l->channel_waits++;
         rc = conc__wait_outside(l, &w, sends ? &conc__channel_sends : &conc__channel_receives,
@@ -3985,7 +4007,7 @@ CONC__PRIVATE void conc__channel_drop(conc__channel *inner)
 {
     pthread_mutex_lock(&inner->mutex);
     for (conc__waiter *w; (w = inner->told);) {
-        conc__step_out(w);
+        conc__waiter_remove(w);
         w->kept = false;
         w->result = -EPIPE;
     }
@@ -4013,10 +4035,10 @@ CONC_API void conc__auto_conc_channel(conc_channel *c) { conc_channel_destroy(c)
 typedef struct conc__outside_wait {
     conc__outside it; /* the first */
     conc__waiter waiter;
-    bool ended;           /* the select does not wait for it any more */
-    conc__channel *inner; /* a channel's */
-    conc__frame *own;     /* as in conc__job_wait_as */
-    conc__answer answer;
+    bool ended;             /* the select does not wait for it any more */
+    conc__channel *inner;   /* a channel's */
+    conc__job_context *own; /* as in conc__job_wait_as */
+    conc__job_outcome outcome;
 } conc__outside_wait;
 
 CONC__PRIVATE int conc__outside_check(const conc__outside *o)
@@ -4026,8 +4048,9 @@ CONC__PRIVATE int conc__outside_check(const conc__outside *o)
         const conc_job *j = o->object;
         if (!conc__is_job(j))
             return conc__misused(-EINVAL, "conc_select", "a job that was never submitted", NULL);
-        for (conc__frame *f = conc_job_done(j) ? NULL : conc__frame_here(); f; f = f->outer)
-            if (f->job == j)
+        for (conc__job_context *ctx = conc_job_done(j) ? NULL : conc__job_context_here(); ctx;
+             ctx = ctx->outer)
+            if (ctx->job == j)
                 return conc__own_error(-EDEADLK);
         return 0;
     }
@@ -4055,21 +4078,21 @@ CONC__PRIVATE void conc__outside_happened(conc__outside *o, int result, const ch
         conc__tell(o->task, result, words, (conc__source){NULL, NULL});
 }
 
-CONC__PRIVATE void conc__outside_answered(conc__outside *o, const conc__answer *a)
+CONC__PRIVATE void conc__outside_answered(conc__outside *o, const conc__job_outcome *a)
 {
-    conc__outside_happened(o, a->result, a->has_words ? a->text : NULL);
+    conc__outside_happened(o, a->result, a->has_text ? a->text : NULL);
 }
 
 CONC__PRIVATE bool conc__outside_attempt(conc__outside *o)
 {
-    conc__answer answer;
+    conc__job_outcome outcome;
     int rc;
     if (o->kind == CONC__CASE_ENDS) {
         const conc_job *j = o->object;
         if (!conc_job_done(j))
             return false;
-        conc__answer_read(&answer, j, conc__job_state(j));
-        conc__outside_answered(o, &answer);
+        conc__job_outcome_read(&outcome, j, conc__job_state(j));
+        conc__outside_answered(o, &outcome);
         return true;
     }
     conc__channel *inner = conc__channel_lock(o->object, &rc);
@@ -4092,8 +4115,8 @@ CONC__PRIVATE int conc__outside_begin_channel(conc__outside_wait *w)
     w->inner = inner;
     rc = conc__outside_move(&w->it, inner);
     if (rc == -EAGAIN)
-        conc__line_up(w->it.kind == CONC__CASE_SENDS ? &inner->senders : &inner->receivers,
-                      &w->waiter);
+        conc__waiter_add(w->it.kind == CONC__CASE_SENDS ? &inner->senders : &inner->receivers,
+                         &w->waiter);
     pthread_mutex_unlock(&inner->mutex);
     if (rc == -EAGAIN)
         return 0;
@@ -4104,15 +4127,15 @@ CONC__PRIVATE int conc__outside_begin_channel(conc__outside_wait *w)
 /* Under both mutexes, where the job has not ended. */
 CONC__PRIVATE int conc__outside_line_up(conc_loop *l, conc__outside_wait *w, conc_job *j)
 {
-    w->waiter.crew = j->crew;
-    w->own = conc__frame_of(w->waiter.crew);
-    int rc = conc__crew_spare(w->waiter.crew, w->own, l, 1);
+    w->waiter.queue = j->queue;
+    w->own = conc__job_context_in(w->waiter.queue);
+    int rc = conc__job_queue_count_waiting(w->waiter.queue, w->own, l, 1);
     if (rc) {
-        conc__crew_spare(w->waiter.crew, w->own, l, -1);
+        conc__job_queue_count_waiting(w->waiter.queue, w->own, l, -1);
         return rc;
     }
     w->waiter.item = j;
-    conc__job_line_up(j, &w->waiter);
+    conc__job_add_waiter(j, &w->waiter);
     return 0;
 }
 
@@ -4120,19 +4143,19 @@ CONC__PRIVATE int conc__outside_begin_job(conc_loop *l, conc__outside_wait *w)
 {
     conc_job *j = w->it.object;
     int rc = 1;
-    pthread_mutex_lock(&conc__crews);
+    pthread_mutex_lock(&conc__job_queues_mutex);
     if (!(conc__job_state(j) & CONC__JOB_DONE)) {
-        conc__crew *c = j->crew;
-        conc__lock_briefly(&c->mutex);
+        conc__job_queue *q = j->queue;
+        conc__lock_briefly(&q->mutex);
         if (!(__atomic_fetch_or(&j->state, CONC__JOB_WAITED, __ATOMIC_ACQ_REL) & CONC__JOB_DONE))
             rc = conc__outside_line_up(l, w, j);
-        pthread_mutex_unlock(&c->mutex);
+        pthread_mutex_unlock(&q->mutex);
     }
     if (rc == 1)
-        conc__answer_read(&w->answer, j, conc__job_state(j));
-    pthread_mutex_unlock(&conc__crews);
+        conc__job_outcome_read(&w->outcome, j, conc__job_state(j));
+    pthread_mutex_unlock(&conc__job_queues_mutex);
     if (rc == 1)
-        conc__outside_answered(&w->it, &w->answer);
+        conc__outside_answered(&w->it, &w->outcome);
     return rc;
 }
 
@@ -4149,11 +4172,11 @@ CONC__PRIVATE void conc__outside_arrives(conc__post *p)
         return;
     }
     if (w->it.kind == CONC__CASE_ENDS) {
-        conc__crew_spare_back(w->waiter.crew, w->own, waiter->loop);
-        conc__outside_answered(&w->it, &w->answer);
+        conc__job_queue_uncount_waiting(w->waiter.queue, w->own, waiter->loop);
+        conc__outside_answered(&w->it, &w->outcome);
     } else if (waiter->kept) {
         conc__lock_briefly(&w->inner->mutex);
-        conc__step_out(waiter);
+        conc__waiter_remove(waiter);
         --*(w->it.kind == CONC__CASE_SENDS ? &w->inner->kept_rooms : &w->inner->kept_items);
         rc = conc__outside_move(&w->it, w->inner);
         conc__channel_match(w->it.object, w->inner);
@@ -4173,7 +4196,7 @@ CONC__PRIVATE int conc__outside_begin(conc_loop *l, conc__outside *o, conc__outs
     *w = (conc__outside_wait){.it = *o};
     w->waiter.loop = l;
     w->waiter.post.run = conc__outside_arrives;
-    w->waiter.answer = &w->answer;
+    w->waiter.outcome = &w->outcome;
     w->waiter.selects = true;
     int rc =
         o->kind == CONC__CASE_ENDS ? conc__outside_begin_job(l, w) : conc__outside_begin_channel(w);
@@ -4190,13 +4213,13 @@ CONC__PRIVATE int conc__outside_begin(conc_loop *l, conc__outside *o, conc__outs
 CONC__PRIVATE bool conc__outside_leave_channel(conc__outside_wait *w)
 {
     conc__waiter *waiter = &w->waiter;
-    bool over = __atomic_load_n(&waiter->over, __ATOMIC_ACQUIRE);
+    bool over = __atomic_load_n(&waiter->woken, __ATOMIC_ACQUIRE);
     if (over && !waiter->kept)
         return true; /* the channel may be gone */
     conc__lock_briefly(&w->inner->mutex);
-    over = waiter->over;
+    over = waiter->woken;
     if (!over || waiter->kept)
-        conc__step_out(waiter);
+        conc__waiter_remove(waiter);
     if (waiter->kept) {
         waiter->kept = false;
         --*(w->it.kind == CONC__CASE_SENDS ? &w->inner->kept_rooms : &w->inner->kept_items);
@@ -4208,14 +4231,14 @@ CONC__PRIVATE bool conc__outside_leave_channel(conc__outside_wait *w)
 
 CONC__PRIVATE bool conc__outside_leave_job(conc__outside_wait *w)
 {
-    pthread_mutex_lock(&conc__crews);
-    bool waits = conc__still_waits(&w->waiter, w->waiter.crew);
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    bool waits = conc__lock_if_waiting(&w->waiter, w->waiter.queue);
     if (waits) {
-        conc__step_out(&w->waiter);
-        pthread_mutex_unlock(&w->waiter.crew->mutex);
+        conc__waiter_remove(&w->waiter);
+        pthread_mutex_unlock(&w->waiter.queue->mutex);
     }
-    pthread_mutex_unlock(&conc__crews);
-    conc__crew_spare_back(w->waiter.crew, w->own, w->waiter.loop);
+    pthread_mutex_unlock(&conc__job_queues_mutex);
+    conc__job_queue_uncount_waiting(w->waiter.queue, w->own, w->waiter.loop);
     return !waits;
 }
 
@@ -4240,7 +4263,7 @@ typedef struct conc__file_call {
     const char *path;
     char *data;
     size_t size, room, written;
-    bool patient;  /* for a task, which waits where a thread would be blocked: see below */
+    bool may_wait; /* for a task, which waits where a thread would be blocked: see below */
     bool special;  /* a read of what is no regular file, and may have no end */
     bool progress; /* since the last wait */
     int fd;        /* of a call that has to wait; -1: none */
@@ -4275,16 +4298,16 @@ CONC__PRIVATE int conc__open_for(conc__file_call *f, int flags)
     int fd = f->fd;
     if (fd >= 0)
         return fd;
-    fd = conc__open_file(f->path, flags | (f->patient ? O_NONBLOCK : 0));
+    fd = conc__open_file(f->path, flags | (f->may_wait ? O_NONBLOCK : 0));
     if (fd == -EAGAIN) /* somebody has a lease on a regular file */
         fd = conc__open_file(f->path, flags);
     return fd;
 }
 
 /* The job is over, or waits and keeps its descriptor. */
-CONC__PRIVATE int conc__pause_file(conc__file_call *f, int fd, int rc)
+CONC__PRIVATE int conc__suspend_file(conc__file_call *f, int fd, int rc)
 {
-    bool waits = f->patient && rc == -EAGAIN;
+    bool waits = f->may_wait && rc == -EAGAIN;
     f->fd = waits ? fd : -1;
     return waits ? CONC__FILE_WAITS : conc__close_file(fd, rc);
 }
@@ -4306,7 +4329,7 @@ CONC__PRIVATE int conc__read_all(int fd, conc__file_call *f)
             return -errno;
         f->size += n > 0 ? (size_t)n : 0;
         f->progress |= n > 0;
-        if (f->special && f->patient && conc_job_cancelled())
+        if (f->special && f->may_wait && conc_job_cancelled())
             return -ECANCELED;
     }
     f->data[f->size] = 0;
@@ -4325,10 +4348,10 @@ CONC__PRIVATE int conc__file_reads(void *arg)
         f->special = !S_ISREG(st.st_mode);
     }
     /* a FIFO looks as if it were at its end until somebody writes to it */
-    bool waits_first = f->patient && begins && S_ISFIFO(st.st_mode);
+    bool waits_first = f->may_wait && begins && S_ISFIFO(st.st_mode);
     f->progress |= waits_first;
     if (fd >= 0)
-        rc = conc__pause_file(f, fd, waits_first ? -EAGAIN : conc__read_all(fd, f));
+        rc = conc__suspend_file(f, fd, waits_first ? -EAGAIN : conc__read_all(fd, f));
     errno = saved;
     return rc;
 }
@@ -4356,7 +4379,7 @@ CONC__PRIVATE int conc__file_call_run(conc__file_call *f, conc_fn *fn, int event
     conc_loop *l = conc__of_task();
     double pause = 0.001;
     f->fd = -1;
-    f->patient = l != NULL;
+    f->may_wait = l != NULL;
     int rc = conc__offload(CONC__FILES, fn, f, call);
     while (rc > 0) {
         rc = conc__file_await(l, f, events, rc == CONC__FILE_ALONE, &pause);
@@ -4553,8 +4576,8 @@ CONC__PRIVATE int conc__write_special(conc__file_call *f, bool is_fifo)
 {
     int fd = conc__open_for(f, O_WRONLY);
     if (fd >= 0)
-        return conc__pause_file(f, fd, conc__write_all(fd, f));
-    return fd == -ENXIO && is_fifo && f->patient ? CONC__FILE_ALONE : fd;
+        return conc__suspend_file(f, fd, conc__write_all(fd, f));
+    return fd == -ENXIO && is_fifo && f->may_wait ? CONC__FILE_ALONE : fd;
 }
 
 /* Follows a link that leads to nothing: the name of what it would lead to, for conc_free. NULL:
@@ -4650,24 +4673,24 @@ CONC_API int conc_file_append(const char *path, const void *data, size_t size)
 enum { CONC__FOUND = 256 }; /* addresses of a name: no answer has more */
 
 /* A question to the resolver. It may outlive who asked. */
-typedef struct conc__question {
+typedef struct conc__name_lookup {
     int references;
     char host[256], port[64];
     size_t max, count, kept;
     int code, error; /* getaddrinfo's, and errno with it */
     struct sockaddr_storage found[];
-} conc__question;
+} conc__name_lookup;
 
-CONC__PRIVATE void conc__question_drop(void *arg)
+CONC__PRIVATE void conc__name_lookup_release(void *arg)
 {
-    conc__question *q = arg;
+    conc__name_lookup *q = arg;
     if (__atomic_sub_fetch(&q->references, 1, __ATOMIC_ACQ_REL) == 0)
         conc_free(q);
 }
 
-CONC__PRIVATE int conc__ask_resolver(void *arg)
+CONC__PRIVATE int conc__name_lookup_run(void *arg)
 {
-    conc__question *q = arg;
+    conc__name_lookup *q = arg;
     struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM}, *list = NULL;
     int saved = errno;
     q->code = getaddrinfo(q->host, q->port, &hints, &list);
@@ -4682,7 +4705,7 @@ CONC__PRIVATE int conc__ask_resolver(void *arg)
 }
 
 /* In words, for who asked. */
-CONC__PRIVATE int conc__no_answer(const conc__question *q)
+CONC__PRIVATE int conc__name_lookup_failed(const conc__name_lookup *q)
 {
     switch (q->code) {
     case EAI_MEMORY: return conc__system_failed(-ENOMEM, q->host);
@@ -4701,7 +4724,7 @@ CONC__PRIVATE bool conc__is_port(const char *port)
 {
     in_port_t number;
     bool letter = (*port >= 'a' && *port <= 'z') || (*port >= 'A' && *port <= 'Z');
-    return strlen(port) < sizeof((conc__question *)0)->port &&
+    return strlen(port) < sizeof((conc__name_lookup *)0)->port &&
            (letter || conc__parse_port(port, &number));
 }
 
@@ -4714,10 +4737,10 @@ CONC__PRIVATE CONC__CALLED int conc__resolve(const char *host, const char *port,
         return conc__misused(-EINVAL, call, "no host, no port, or nowhere to put them", NULL);
     if (!conc__is_port(port))
         return conc_fail(-EINVAL, "%.40s: no such port", *port ? port : "\"\"");
-    if (!*host || strlen(host) >= sizeof((conc__question *)0)->host)
+    if (!*host || strlen(host) >= sizeof((conc__name_lookup *)0)->host)
         return conc_fail(-EADDRNOTAVAIL, "%.40s: no name", *host ? host : "\"\"");
     max = max < 256 ? max : 256;
-    conc__question *q = conc__alloc(sizeof *q + max * sizeof q->found[0]);
+    conc__name_lookup *q = conc__alloc(sizeof *q + max * sizeof q->found[0]);
     if (!q)
         return conc__system_failed(-ENOMEM, host);
     memset(q, 0, sizeof *q + max * sizeof q->found[0]);
@@ -4725,17 +4748,18 @@ CONC__PRIVATE CONC__CALLED int conc__resolve(const char *host, const char *port,
     q->max = max;
     strcpy(q->host, host);
     strcpy(q->port, port);
-    int rc = conc__offload_for(CONC__NAMES, conc__ask_resolver, q, conc__question_drop, call);
+    int rc =
+        conc__offload_for(CONC__NAMES, conc__name_lookup_run, q, conc__name_lookup_release, call);
     if (rc == -ENOMEM || rc == -EAGAIN) /* it was not asked */
         conc__system_failed(rc, host);
     if (rc == 0 && (q->code || !q->count))
-        rc = conc__no_answer(q);
+        rc = conc__name_lookup_failed(q);
     if (rc == 0) {
         if (q->kept)
             memcpy(out, q->found, q->kept * sizeof *out);
         rc = (int)q->count;
     }
-    conc__question_drop(q);
+    conc__name_lookup_release(q);
     return rc;
 }
 
@@ -4767,7 +4791,7 @@ CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **fo
 
 /* ---- >>children ----------------------------------------------------------------------------- */
 
-/* A child's state, under conc__children:
+/* A child's state, under conc__children_mutex:
  *
  *   NONE       never started, or closed
  *   STARTS     conc_child_start is at work
@@ -4849,10 +4873,10 @@ extern int conc__spawn_chdir(posix_spawn_file_actions_t *a,
 CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 {
     conc_loop *l = conc__here;
-    conc__frame *f = conc__frame_here();
+    conc__job_context *ctx = conc__job_context_here();
     pthread_sigmask(SIG_SETMASK, NULL, mask);
-    if (f && f->thread) { /* a job's: that of its pool's opener, whatever the job has changed */
-        *mask = f->thread->crew->mask;
+    if (ctx && ctx->thread) { /* a job's: that of its pool's opener, whatever the job has changed */
+        *mask = ctx->thread->queue->mask;
         return;
     }
     if (l && !l->pipe_was_blocked)
@@ -4867,8 +4891,8 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 /* A program that was started, and its child not closed. It outlives the conc_child while calls use
  * it, so that these look at the conc_child no more once it is closed: it may be another's or gone.
  */
-typedef struct conc__program {
-    struct conc__program *next;
+typedef struct conc__child_process {
+    struct conc__child_process *next;
     unsigned forks;
     bool group;           /* all of its group counts */
     unsigned users;       /* the conc_child, and calls that wait */
@@ -4880,27 +4904,27 @@ typedef struct conc__program {
     dev_t devices[3];
     ino_t inodes[3];   /* of its pipes; 0: no pipe */
     bool inherited[3]; /* this program has the same end, too */
-} conc__program;
+} conc__child_process;
 
-/* Under conc__children. */
-static conc__program *conc__programs;
-static unsigned conc__program_starts;
+/* Under conc__children_mutex. */
+static conc__child_process *conc__child_processes;
+static unsigned conc__child_start_count;
 
-CONC__PRIVATE void conc__program_add(conc__program *p, pid_t pid)
+CONC__PRIVATE void conc__child_process_add(conc__child_process *p, pid_t pid)
 {
-    for (conc__program *other = conc__programs; other; other = other->next)
+    for (conc__child_process *other = conc__child_processes; other; other = other->next)
         if (other->pid == pid)
             other->pid = 0;
     p->forks = conc__forks;
     p->pid = pid;
-    p->next = conc__programs;
-    __atomic_store_n(&conc__programs, p, __ATOMIC_RELAXED);
-    conc__program_starts++;
+    p->next = conc__child_processes;
+    __atomic_store_n(&conc__child_processes, p, __ATOMIC_RELAXED);
+    conc__child_start_count++;
 }
 
 /* What the program shall have as its descriptor i may be a pipe: then fd is one end of it, or -1:
  * the program inherits this program's own. */
-CONC__PRIVATE void conc__program_gets(conc__program *p, int i, int fd)
+CONC__PRIVATE void conc__child_process_note_pipe(conc__child_process *p, int i, int fd)
 {
     struct stat st;
     if (fstat(fd < 0 ? i : fd, &st) || !S_ISFIFO(st.st_mode))
@@ -4910,16 +4934,16 @@ CONC__PRIVATE void conc__program_gets(conc__program *p, int i, int fd)
     p->inherited[i] = fd < 0;
 }
 
-CONC__PRIVATE void conc__program_remove(conc__program *p)
+CONC__PRIVATE void conc__child_process_remove(conc__child_process *p)
 {
-    conc__program **at = &conc__programs;
+    conc__child_process **at = &conc__child_processes;
     while (*at && *at != p)
         at = &(*at)->next;
     if (*at)
         __atomic_store_n(at, p->next, __ATOMIC_RELAXED);
 }
 
-CONC__PRIVATE void conc__program_release(conc__program *p)
+CONC__PRIVATE void conc__child_process_release(conc__child_process *p)
 {
     if (--p->users == 0)
         conc_free(p);
@@ -4927,7 +4951,7 @@ CONC__PRIVATE void conc__program_release(conc__program *p)
 
 CONC__PRIVATE int conc__group_lives(pid_t group);
 
-CONC__PRIVATE bool conc__program_runs(const conc__program *p)
+CONC__PRIVATE bool conc__child_process_runs(const conc__child_process *p)
 {
     siginfo_t info;
     info.si_pid = 0;
@@ -4939,7 +4963,8 @@ CONC__PRIVATE bool conc__program_runs(const conc__program *p)
 
 /* Is there anything of the program's to wait for at this descriptor? Its input, if inherited, has
  * bytes from elsewhere, and its output goes elsewhere. */
-CONC__PRIVATE bool conc__program_has_pipe(const conc__program *p, int fd, const struct stat *st)
+CONC__PRIVATE bool conc__child_process_has_pipe(const conc__child_process *p, int fd,
+                                                const struct stat *st)
 {
     for (int i = 0; i < 3; i++) {
         bool same = p->inodes[i] == st->st_ino && p->devices[i] == st->st_dev;
@@ -4957,17 +4982,17 @@ CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
 {
     bool found = false;
     int saved = errno;
-    if (!__atomic_load_n(&conc__programs, __ATOMIC_RELAXED))
+    if (!__atomic_load_n(&conc__child_processes, __ATOMIC_RELAXED))
         return false;
-    pthread_mutex_lock(&conc__children);
-    *starts = conc__program_starts;
+    pthread_mutex_lock(&conc__children_mutex);
+    *starts = conc__child_start_count;
     for (const conc__fd *f = l->watched; f && !found; f = f->next) {
         struct stat st;
         bool pipe = fstat(f->number, &st) == 0 && S_ISFIFO(st.st_mode);
-        for (const conc__program *p = conc__programs; p && pipe && !found; p = p->next)
-            found = conc__program_has_pipe(p, f->number, &st) && conc__program_runs(p);
+        for (const conc__child_process *p = conc__child_processes; p && pipe && !found; p = p->next)
+            found = conc__child_process_has_pipe(p, f->number, &st) && conc__child_process_runs(p);
     }
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_unlock(&conc__children_mutex);
     errno = saved;
     return found;
 }
@@ -4975,17 +5000,17 @@ CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
 /* -- the start -- */
 
 /* A start on its way: for each of the three descriptors the child's end, and this program's. */
-typedef struct conc__child_starting {
+typedef struct conc__child_start_call {
     conc_child *child;
-    conc__program *program;
+    conc__child_process *process;
     char **env; /* a PATH, this program's, and then the child's environment */
     int far_ends[3], near_ends[3];
-    bool was_free[3]; /* a socket that did not block before */
+    bool was_nonblocking[3]; /* a socket that did not block before */
     sigset_t mask;
-    struct conc__spawning *how;
+    struct conc__spawn_setup *setup;
     pid_t pid;
     char about[96]; /* what an error is about; "": the program */
-} conc__child_starting;
+} conc__child_start_call;
 
 CONC__PRIVATE void conc__close_ends(int *ends)
 {
@@ -4997,7 +5022,7 @@ CONC__PRIVATE void conc__close_ends(int *ends)
 }
 
 /* The ends of what the child shall have as its descriptor `number`. */
-CONC__PRIVATE int conc__child_end(conc__child_starting *s, int number, int wanted)
+CONC__PRIVATE int conc__child_open_end(conc__child_start_call *s, int number, int wanted)
 {
     int ends[2], rc = 0, *far_end = &s->far_ends[number];
     if (wanted == CONC_NULL) {
@@ -5016,14 +5041,14 @@ CONC__PRIVATE int conc__child_end(conc__child_starting *s, int number, int wante
         rc = -EINVAL;
     }
     if (rc && wanted)
-        snprintf(s->about, sizeof s->about, "%.60s: its descriptor %d", s->program->name, number);
+        snprintf(s->about, sizeof s->about, "%.60s: its descriptor %d", s->process->name, number);
     return rc;
 }
 
 /* Ordinary programs do not expect that their input or output does not block, and a socket's mode
  * is the same in both processes. conc itself never relies on it (MSG_DONTWAIT), but for a
  * listener, which accept(2) has no such flag for. */
-CONC__PRIVATE void conc__child_socket_blocks(conc__child_starting *s, int number)
+CONC__PRIVATE void conc__child_socket_set_blocking(conc__child_start_call *s, int number)
 {
     int fd = s->far_ends[number] >= 0 ? s->far_ends[number] : number, listens = 0;
     int flags = fcntl(fd, F_GETFL);
@@ -5031,27 +5056,27 @@ CONC__PRIVATE void conc__child_socket_blocks(conc__child_starting *s, int number
     if (flags < 0 || !(flags & O_NONBLOCK) ||
         getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) || listens)
         return;
-    s->was_free[number] = fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) == 0;
+    s->was_nonblocking[number] = fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) == 0;
 }
 
 /* Nothing was started. */
-CONC__PRIVATE void conc__child_socket_as_before(const conc__child_starting *s, int number)
+CONC__PRIVATE void conc__child_socket_restore(const conc__child_start_call *s, int number)
 {
     int fd = s->far_ends[number] >= 0 ? s->far_ends[number] : number;
-    int flags = s->was_free[number] ? fcntl(fd, F_GETFL) : -1;
+    int flags = s->was_nonblocking[number] ? fcntl(fd, F_GETFL) : -1;
     if (flags >= 0)
         fcntl(fd, F_SETFL, flags | O_NONBLOCK);
 }
 
 /* What posix_spawn is told: which signals to block, and which files to change. */
-typedef struct conc__spawning {
+typedef struct conc__spawn_setup {
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
-} conc__spawning;
+} conc__spawn_setup;
 
 /* Has the program inherit no descriptors but those below `from`. */
 #ifdef __APPLE__
-CONC__PRIVATE int conc__close_others(conc__spawning *s, int from)
+CONC__PRIVATE int conc__close_others(conc__spawn_setup *s, int from)
 {
     short flags = 0;
     int rc = posix_spawnattr_getflags(&s->attributes, &flags);
@@ -5066,7 +5091,7 @@ CONC__PRIVATE int conc__close_others(conc__spawning *s, int from)
 extern int conc__spawn_close_from(posix_spawn_file_actions_t *a, int from) __asm__(
     "posix_spawn_file_actions_addclosefrom_np") CONC__CLOSE_FROM_THERE;
 
-CONC__PRIVATE int conc__close_others(conc__spawning *s, int from)
+CONC__PRIVATE int conc__close_others(conc__spawn_setup *s, int from)
 {
     int (*close_from)(posix_spawn_file_actions_t *, int) = conc__spawn_close_from;
     int rc = 0;
@@ -5082,7 +5107,7 @@ CONC__PRIVATE int conc__close_others(conc__spawning *s, int from)
 }
 #endif
 
-CONC__PRIVATE int conc__spawning_open(conc__spawning *s, const sigset_t *mask)
+CONC__PRIVATE int conc__spawn_setup_open(conc__spawn_setup *s, const sigset_t *mask)
 {
     int rc = posix_spawn_file_actions_init(&s->actions);
     if (rc)
@@ -5097,7 +5122,7 @@ CONC__PRIVATE int conc__spawning_open(conc__spawning *s, const sigset_t *mask)
     return 0;
 }
 
-CONC__PRIVATE void conc__spawning_close(conc__spawning *s)
+CONC__PRIVATE void conc__spawn_setup_close(conc__spawn_setup *s)
 {
     posix_spawnattr_destroy(&s->attributes);
     posix_spawn_file_actions_destroy(&s->actions);
@@ -5123,7 +5148,7 @@ CONC__PRIVATE char *const *conc__child_argv(const conc_child *c)
 }
 
 /* Tries to become, or to start, the file with this name: the error as a positive number, or 0. */
-typedef int conc__program_attempt(conc__child_starting *s, const char *name);
+typedef int conc__program_attempt(conc__child_start_call *s, const char *name);
 
 /* May the program be in another directory when a file gave this error? */
 CONC__PRIVATE bool conc__search_goes_on(int error)
@@ -5142,7 +5167,7 @@ CONC__PRIVATE bool conc__search_goes_on(int error)
 /* Tries the program where this program's PATH says: execvp would look where the PATH of env says,
  * and give what is no program to a shell. 0, or the last error, but EACCES before any other. Only
  * calls that are safe in a signal handler. */
-CONC__PRIVATE int conc__search_program(conc__child_starting *s, conc__program_attempt *attempt)
+CONC__PRIVATE int conc__search_program(conc__child_start_call *s, conc__program_attempt *attempt)
 {
     char path[4096];
     const char *name = s->child->argv[0];
@@ -5167,40 +5192,40 @@ CONC__PRIVATE int conc__search_program(conc__child_starting *s, conc__program_at
     }
 }
 
-CONC__PRIVATE int conc__try_spawn(conc__child_starting *s, const char *name)
+CONC__PRIVATE int conc__try_spawn(conc__child_start_call *s, const char *name)
 {
     struct stat st;
     bool absent = stat(name, &st) && (errno == ENOENT || errno == ENOTDIR);
     if (absent && !s->child->dir) /* else the child looks in another directory */
         return errno;
-    return posix_spawn(&s->pid, name, &s->how->actions, &s->how->attributes,
+    return posix_spawn(&s->pid, name, &s->setup->actions, &s->setup->attributes,
                        conc__child_argv(s->child), s->env + 1);
 }
 
-CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
+CONC__PRIVATE int conc__spawn_program(conc__child_start_call *s)
 {
     const conc_child *c = s->child;
-    conc__spawning how;
-    int rc = conc__spawning_open(&how, &s->mask);
+    conc__spawn_setup setup;
+    int rc = conc__spawn_setup_open(&setup, &s->mask);
     if (rc)
         return -rc;
     if (c->group)
-        posix_spawnattr_setflags(&how.attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETPGROUP);
+        posix_spawnattr_setflags(&setup.attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETPGROUP);
     if (c->dir)
-        rc = conc__spawn_chdir(&how.actions, c->dir);
+        rc = conc__spawn_chdir(&setup.actions, c->dir);
     for (int i = 0; i < 3 && rc == 0; i++)
         if (s->far_ends[i] >= 0)
-            rc = posix_spawn_file_actions_adddup2(&how.actions, s->far_ends[i], i);
+            rc = posix_spawn_file_actions_adddup2(&setup.actions, s->far_ends[i], i);
     if (rc == 0)
-        rc = conc__close_others(&how, 3);
-    s->how = &how;
+        rc = conc__close_others(&setup, 3);
+    s->setup = &setup;
     if (rc == 0)
         rc = conc__search_program(s, conc__try_spawn);
-    conc__spawning_close(&how);
+    conc__spawn_setup_close(&setup);
     return -rc;
 }
 
-CONC__PRIVATE int conc__try_execute(conc__child_starting *s, const char *name)
+CONC__PRIVATE int conc__try_execute(conc__child_start_call *s, const char *name)
 {
     execve(name, conc__child_argv(s->child), s->env + 1);
     return errno;
@@ -5208,7 +5233,7 @@ CONC__PRIVATE int conc__try_execute(conc__child_starting *s, const char *name)
 
 /* In the forked process: becomes the program, or returns the error. Only calls that are safe in a
  * signal handler. */
-CONC__PRIVATE int conc__become_program(conc__child_starting *s, int most)
+CONC__PRIVATE int conc__become_program(conc__child_start_call *s, int most)
 {
     const conc_child *c = s->child;
     if (c->group && setpgid(0, 0))
@@ -5229,7 +5254,7 @@ CONC__PRIVATE int conc__become_program(conc__child_starting *s, int most)
 
 /* The same for a C library whose posix_spawn cannot change the directory. No handler of this
  * program's may run in the forked process, which shares files with it. */
-CONC__PRIVATE int conc__fork_program(conc__child_starting *s)
+CONC__PRIVATE int conc__fork_program(conc__child_start_call *s)
 {
     int ends[2], error = 0, most = (int)sysconf(_SC_OPEN_MAX), rc = conc__pipe(ends);
     sigset_t all, before;
@@ -5273,7 +5298,7 @@ CONC__PRIVATE bool conc__dir_failed(const char *dir, int rc)
 }
 
 /* The start has failed with rc: names what is missing, unless it is the program. */
-CONC__PRIVATE void conc__child_blames(conc__child_starting *s, int rc)
+CONC__PRIVATE void conc__child_describe_failure(conc__child_start_call *s, int rc)
 {
     const conc_child *c = s->child;
     const char *program = c->argv[0];
@@ -5294,27 +5319,27 @@ CONC__PRIVATE int conc__pidfd(pid_t pid)
 #endif
 }
 
-CONC__PRIVATE int conc__child_starts(void *arg)
+CONC__PRIVATE int conc__child_start_job(void *arg)
 {
-    conc__child_starting *s = arg;
+    conc__child_start_call *s = arg;
     conc_child *c = s->child;
     int saved = errno, wanted[3] = {c->input, c->output, c->error}, rc = 0;
     int (*change)(posix_spawn_file_actions_t *, const char *) = conc__spawn_chdir;
     for (int i = 0; i < 3; i++)
         s->near_ends[i] = s->far_ends[i] = -1;
     for (int i = 0; i < 3 && rc == 0; i++)
-        rc = conc__child_end(s, i, wanted[i]);
+        rc = conc__child_open_end(s, i, wanted[i]);
     for (int i = 0; i < 3 && rc == 0; i++)
-        conc__child_socket_blocks(s, i);
+        conc__child_socket_set_blocking(s, i);
     if (rc == 0) {
         rc = c->dir && !change ? conc__fork_program(s) : conc__spawn_program(s);
         if (rc)
-            conc__child_blames(s, rc);
+            conc__child_describe_failure(s, rc);
     }
     for (int i = 2; i >= 0 && rc; i--)
-        conc__child_socket_as_before(s, i);
+        conc__child_socket_restore(s, i);
     for (int i = 0; i < 3; i++)
-        conc__program_gets(s->program, i, s->far_ends[i]);
+        conc__child_process_note_pipe(s->process, i, s->far_ends[i]);
     conc__close_ends(s->far_ends);
     if (rc)
         conc__close_ends(s->near_ends);
@@ -5322,7 +5347,7 @@ CONC__PRIVATE int conc__child_starts(void *arg)
     return rc;
 }
 
-/* Under conc__children. In a forked process no start of its parent ever ends. */
+/* Under conc__children_mutex. In a forked process no start of its parent ever ends. */
 CONC__PRIVATE conc__child_state conc__child_state_of(conc_child *c)
 {
     if (CONC__UNLIKELY(c->state && c->forks != conc__forks)) {
@@ -5335,9 +5360,9 @@ CONC__PRIVATE conc__child_state conc__child_state_of(conc_child *c)
 
 CONC__PRIVATE conc__child_state conc__child_state_now(conc_child *c)
 {
-    pthread_mutex_lock(&conc__children);
+    pthread_mutex_lock(&conc__children_mutex);
     conc__child_state state = conc__child_state_of(c);
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_unlock(&conc__children_mutex);
     return state;
 }
 
@@ -5355,22 +5380,22 @@ CONC__PRIVATE int conc__child_usable(conc_child *c, const char *call)
 /* False: it was started, or is being. */
 CONC__PRIVATE bool conc__child_claim(conc_child *c)
 {
-    conc__crews_need(); /* so that forks are counted */
-    pthread_mutex_lock(&conc__children);
+    conc__job_queues_need(); /* so that forks are counted */
+    pthread_mutex_lock(&conc__children_mutex);
     bool unused = conc__child_state_of(c) == CONC__CHILD_NONE;
     if (unused) {
         c->state = CONC__CHILD_STARTS;
         c->forks = conc__forks;
     }
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_unlock(&conc__children_mutex);
     return unused;
 }
 
 CONC__PRIVATE void conc__child_set_state(conc_child *c, conc__child_state state)
 {
-    pthread_mutex_lock(&conc__children);
+    pthread_mutex_lock(&conc__children_mutex);
     c->state = (int)state;
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_unlock(&conc__children_mutex);
 }
 
 /* -- processes by their numbers, where there is no better way -- */
@@ -5378,14 +5403,14 @@ CONC__PRIVATE void conc__child_set_state(conc_child *c, conc__child_state state)
 #ifdef __linux__
 
 /* What /proc says of a process. */
-typedef struct conc__process {
+typedef struct conc__proc_stat {
     char state;
     int group;
-    unsigned long long began; /* when it was started */
-} conc__process;
+    unsigned long long start_time; /* when it was started */
+} conc__proc_stat;
 
 /* False: it is not there, or nobody knows. */
-CONC__PRIVATE bool conc__process_find(const char *number, conc__process *p)
+CONC__PRIVATE bool conc__proc_stat_read(const char *number, conc__proc_stat *p)
 {
     char path[64], text[1024];
     snprintf(path, sizeof path, "/proc/%.20s/stat", number);
@@ -5399,15 +5424,15 @@ CONC__PRIVATE bool conc__process_find(const char *number, conc__process *p)
     return at && sscanf(at,
                         ") %c %*d %d %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
                         "%*s %llu",
-                        &p->state, &p->group, &p->began) == 3;
+                        &p->state, &p->group, &p->start_time) == 3;
 }
 
-CONC__PRIVATE unsigned long long conc__process_began(pid_t pid)
+CONC__PRIVATE unsigned long long conc__process_start_time(pid_t pid)
 {
-    conc__process p;
+    conc__proc_stat p;
     char number[24];
     snprintf(number, sizeof number, "%d", (int)pid);
-    return conc__process_find(number, &p) ? p.began : 0;
+    return conc__proc_stat_read(number, &p) ? p.start_time : 0;
 }
 
 /* Is a process of this group alive? -1: nobody knows. */
@@ -5415,12 +5440,12 @@ CONC__PRIVATE int conc__group_lives(pid_t group)
 {
     int saved = errno, lives = 0;
     DIR *d = opendir("/proc");
-    if (!d || conc__process_began(getpid()) == 0)
+    if (!d || conc__process_start_time(getpid()) == 0)
         lives = -1;
     for (struct dirent *e; lives == 0 && (e = readdir(d)) != NULL;) {
-        conc__process p;
+        conc__proc_stat p;
         bool is_process = *e->d_name >= '1' && *e->d_name <= '9';
-        if (is_process && conc__process_find(e->d_name, &p) && p.group == group)
+        if (is_process && conc__proc_stat_read(e->d_name, &p) && p.group == group)
             lives = p.state != 'Z' && p.state != 'X';
     }
     if (d)
@@ -5431,7 +5456,7 @@ CONC__PRIVATE int conc__group_lives(pid_t group)
 
 #else
 
-CONC__PRIVATE unsigned long long conc__process_began(pid_t pid)
+CONC__PRIVATE unsigned long long conc__process_start_time(pid_t pid)
 {
     (void)pid;
     return 0; /* nobody knows */
@@ -5458,9 +5483,9 @@ CONC__PRIVATE int conc__group_lives(pid_t group)
  * the same. */
 CONC__PRIVATE bool conc__child_has_number(const conc_child *c)
 {
-    if (c->program->pid != c->pid)
+    if (c->process->pid != c->pid)
         return false;
-    return !c->began || conc__process_began(c->pid) == c->began;
+    return !c->start_time || conc__process_start_time(c->pid) == c->start_time;
 }
 
 /* -- its end -- */
@@ -5499,7 +5524,7 @@ enum { CONC__PLAIN_REAPING = 0 };
 #endif
 
 /* Without waitid: the child is reaped whatever was asked for. */
-CONC__PRIVATE int conc__child_look_plainly(conc_child *c)
+CONC__PRIVATE int conc__child_poll_waitpid(conc_child *c)
 {
     int status;
     pid_t pid = waitpid(c->pid, &status, WNOHANG);
@@ -5511,7 +5536,7 @@ CONC__PRIVATE int conc__child_look_plainly(conc_child *c)
 }
 
 /* Has it ended? 1: yes, and it is reaped if that is asked for; 0: it runs; -1: it is not there. */
-CONC__PRIVATE int conc__child_look(conc_child *c, bool reap)
+CONC__PRIVATE int conc__child_poll(conc_child *c, bool reap)
 {
     enum { BY_PIDFD = 3 }; /* P_PIDFD, Linux 5.4 */
     siginfo_t info;
@@ -5528,7 +5553,7 @@ CONC__PRIVATE int conc__child_look(conc_child *c, bool reap)
         bool plainly = reap && CONC__PLAIN_REAPING;
         rc = plainly ? -1 : waitid(P_PID, (id_t)c->pid, &info, options);
         if (plainly || (rc && conc__refused(errno)))
-            return conc__child_look_plainly(c);
+            return conc__child_poll_waitpid(c);
     }
     if (rc || !info.si_pid)
         return rc ? -1 : 0;
@@ -5537,13 +5562,13 @@ CONC__PRIVATE int conc__child_look(conc_child *c, bool reap)
     return 1;
 }
 
-/* Under conc__children: looks whether it has ended. A group's leader is not reaped yet. */
+/* Under conc__children_mutex: looks whether it has ended. A group's leader is not reaped yet. */
 CONC__PRIVATE conc__child_state conc__child_update(conc_child *c)
 {
     conc__child_state state = conc__child_state_of(c);
     if (state != CONC__CHILD_RUNS)
         return state;
-    int saved = errno, ended = conc__child_look(c, !c->group);
+    int saved = errno, ended = conc__child_poll(c, !c->group);
     errno = saved;
     if (!ended)
         return state;
@@ -5554,35 +5579,35 @@ CONC__PRIVATE conc__child_state conc__child_update(conc_child *c)
 
 CONC__PRIVATE bool conc__child_ended(conc_child *c)
 {
-    pthread_mutex_lock(&conc__children);
+    pthread_mutex_lock(&conc__children_mutex);
     bool ended = conc__child_update(c) != CONC__CHILD_RUNS;
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_unlock(&conc__children_mutex);
     return ended;
 }
 
 /* The child runs, or has ended by now. Where SIGCHLD is ignored its number may even be another
  * process's. A process that another thread forks meanwhile sees all of *c changed, or nothing. */
-CONC__PRIVATE void conc__child_started(conc_child *c, const conc__child_starting *s)
+CONC__PRIVATE void conc__child_started(conc_child *c, const conc__child_start_call *s)
 {
     int saved = errno, pidfd = conc__pidfd(s->pid);
     bool gone = pidfd < 0 && errno == ESRCH;
-    unsigned long long began = pidfd < 0 ? conc__process_began(s->pid) : 0;
-    pthread_mutex_lock(&conc__children);
+    unsigned long long start_time = pidfd < 0 ? conc__process_start_time(s->pid) : 0;
+    pthread_mutex_lock(&conc__children_mutex);
     c->input = s->near_ends[0];
     c->output = s->near_ends[1];
     c->error = s->near_ends[2];
     c->pid = (int)s->pid;
     c->pidfd = pidfd;
-    c->began = began;
+    c->start_time = start_time;
     c->status = 0;
     c->reaped = false;
-    conc__program_add(c->program, s->pid);
-    gone = gone || conc__child_look(c, false) < 0;
+    conc__child_process_add(c->process, s->pid);
+    gone = gone || conc__child_poll(c, false) < 0;
     if (gone)
         c->state = CONC__CHILD_LOST;
     else
         c->state = c->reaped ? CONC__CHILD_ENDED : CONC__CHILD_RUNS;
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_unlock(&conc__children_mutex);
     errno = saved;
 }
 
@@ -5596,24 +5621,24 @@ CONC_API int conc_child_start(conc_child *c)
         return conc__misused(-EINVAL, __func__, "no child, or no program", NULL);
     if (!(c->grace >= 0))
         return conc__misused(-EINVAL, __func__, "no such grace", NULL);
-    conc__program *program = conc__alloc(sizeof *program);
-    if (!program || !conc__child_claim(c)) {
-        rc = program ? -EBUSY : -ENOMEM;
-        conc_free(program);
+    conc__child_process *process = conc__alloc(sizeof *process);
+    if (!process || !conc__child_claim(c)) {
+        rc = process ? -EBUSY : -ENOMEM;
+        conc_free(process);
         return conc__own_error(rc);
     }
-    *program = (conc__program){.users = 1, .group = c->group};
-    snprintf(program->name, sizeof program->name, "%s", *c->argv[0] ? c->argv[0] : "\"\"");
-    conc__child_starting s = {.child = c, .program = program, .env = conc__child_env(c)};
+    *process = (conc__child_process){.users = 1, .group = c->group};
+    snprintf(process->name, sizeof process->name, "%s", *c->argv[0] ? c->argv[0] : "\"\"");
+    conc__child_start_call s = {.child = c, .process = process, .env = conc__child_env(c)};
     conc__original_mask(&s.mask);
-    rc = s.env ? conc__offload(CONC__STARTS, conc__child_starts, &s, __func__) : -ENOMEM;
+    rc = s.env ? conc__offload(CONC__STARTS, conc__child_start_job, &s, __func__) : -ENOMEM;
     conc_free(s.env);
     if (rc) {
-        conc_free(program);
+        conc_free(process);
         conc__child_set_state(c, CONC__CHILD_NONE);
         return conc__system_failed(rc, *s.about ? s.about : c->argv[0]);
     }
-    c->program = program;
+    c->process = process;
     conc__child_started(c, &s);
     return 0;
 }
@@ -5622,16 +5647,16 @@ CONC_API int conc_child_start(conc_child *c)
 CONC__PRIVATE void conc__child_about(conc_child *c, char *to, size_t size)
 {
     *to = 0;
-    pthread_mutex_lock(&conc__children);
-    if (c->program)
-        snprintf(to, size, "%.40s (process %d)", c->program->name, c->pid);
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_lock(&conc__children_mutex);
+    if (c->process)
+        snprintf(to, size, "%.40s (process %d)", c->process->name, c->pid);
+    pthread_mutex_unlock(&conc__children_mutex);
 }
 
 /* A wait for a child. */
 typedef struct conc__child_wait {
     conc_child *child; /* used until the program's child is closed */
-    conc__program *program;
+    conc__child_process *process;
     int64_t until;    /* in a thread, on the real clock */
     bool whole_group; /* the others of its group, too */
     bool stubborn;    /* a job waits on though it was asked to end */
@@ -5640,20 +5665,20 @@ typedef struct conc__child_wait {
 } conc__child_wait;
 
 /* Has it ended, or was it closed meanwhile? While it runs *fd is what tells of its end. */
-CONC__PRIVATE bool conc__program_gone(const conc__child_wait *w, int *fd)
+CONC__PRIVATE bool conc__child_is_gone(const conc__child_wait *w, int *fd)
 {
-    pthread_mutex_lock(&conc__children);
-    bool gone = w->program->closed || conc__child_update(w->child) != CONC__CHILD_RUNS;
+    pthread_mutex_lock(&conc__children_mutex);
+    bool gone = w->process->closed || conc__child_update(w->child) != CONC__CHILD_RUNS;
     *fd = gone ? -1 : w->child->pidfd;
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_unlock(&conc__children_mutex);
     return gone;
 }
 
-CONC__PRIVATE bool conc__program_closed(const conc__child_wait *w)
+CONC__PRIVATE bool conc__child_closed(const conc__child_wait *w)
 {
-    pthread_mutex_lock(&conc__children);
-    bool closed = w->program->closed;
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_lock(&conc__children_mutex);
+    bool closed = w->process->closed;
+    pthread_mutex_unlock(&conc__children_mutex);
     return closed;
 }
 
@@ -5661,8 +5686,8 @@ CONC__PRIVATE bool conc__child_wait_over(conc__child_wait *w)
 {
     int fd;
     if (w->for_close)
-        return conc__program_closed(w);
-    if (!conc__program_gone(w, &fd))
+        return conc__child_closed(w);
+    if (!conc__child_is_gone(w, &fd))
         return false;
     return !w->whole_group || conc__group_lives(w->child->pid) != 1;
 }
@@ -5677,7 +5702,7 @@ CONC__PRIVATE void conc__child_pause_longer(conc__child_wait *w)
 CONC__PRIVATE int conc__child_pause_thread(conc__child_wait *w, int fd)
 {
     enum { LOOK = 20000000, LONGEST = 1000000000 };
-    bool asks = !w->stubborn && conc__frame_here();
+    bool asks = !w->stubborn && conc__job_context_here();
     int64_t left = w->until - conc__clock(), most = asks ? LOOK : LONGEST;
     if (left <= 0)
         return -ETIMEDOUT;
@@ -5699,11 +5724,11 @@ CONC__PRIVATE int conc__child_pause_thread(conc__child_wait *w, int fd)
 CONC__PRIVATE int conc__child_pause(const conc_loop *l, conc__child_wait *w)
 {
     int fd, none;
-    conc__program_gone(w, &fd);
+    conc__child_is_gone(w, &fd);
     if (!l)
         return conc__child_pause_thread(w, fd);
     int rc = fd >= 0 ? conc_wait_fd(fd, CONC_READABLE) : -EBADF;
-    bool closed = fd >= 0 && rc == -EBADF && conc__program_gone(w, &none);
+    bool closed = fd >= 0 && rc == -EBADF && conc__child_is_gone(w, &none);
     if (rc >= 0 || rc == -ECANCELED || closed)
         return rc < 0 && !closed ? rc : 0;
     rc = conc_sleep(w->pause);
@@ -5726,28 +5751,28 @@ CONC__PRIVATE int conc__child_await(conc__child_wait *w)
     return rc < 0 && !conc__child_wait_over(w) ? rc : 0;
 }
 
-/* A wait of the caller's begins, which ends with conc__child_wait_ends; not if there is no program:
+/* A wait of the caller's begins, which ends with conc__child_wait_close; not if there is no program:
  * another thread has just closed it. */
-CONC__PRIVATE conc__child_wait conc__child_wait_begins(conc_child *c)
+CONC__PRIVATE conc__child_wait conc__child_wait_open(conc_child *c)
 {
     conc__child_wait w = {.child = c, .until = CONC__NEVER};
-    pthread_mutex_lock(&conc__children);
-    w.program = c->program;
-    if (w.program)
-        w.program->users++;
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_lock(&conc__children_mutex);
+    w.process = c->process;
+    if (w.process)
+        w.process->users++;
+    pthread_mutex_unlock(&conc__children_mutex);
     return w;
 }
 
 /* What is known of the end, if it was waited for: 0, or -ECHILD. */
-CONC__PRIVATE int conc__child_wait_ends(conc__child_wait *w, int *status)
+CONC__PRIVATE int conc__child_wait_close(conc__child_wait *w, int *status)
 {
-    pthread_mutex_lock(&conc__children);
-    conc__program *p = w->program;
+    pthread_mutex_lock(&conc__children_mutex);
+    conc__child_process *p = w->process;
     bool lost = p->closed ? p->lost : w->child->state == CONC__CHILD_LOST;
     *status = p->closed ? p->status : w->child->status;
-    conc__program_release(p);
-    pthread_mutex_unlock(&conc__children);
+    conc__child_process_release(p);
+    pthread_mutex_unlock(&conc__children_mutex);
     return lost ? -ECHILD : 0;
 }
 
@@ -5763,11 +5788,11 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
         return rc;
     char about[96];
     conc__child_about(c, about, sizeof about);
-    conc__child_wait w = conc__child_wait_begins(c);
-    if (!w.program)
+    conc__child_wait w = conc__child_wait_open(c);
+    if (!w.process)
         return conc__own_error(-EINVAL);
     rc = conc__child_await(&w);
-    int lost = conc__child_wait_ends(&w, &result);
+    int lost = conc__child_wait_close(&w, &result);
     if (rc == 0 && lost)
         rc = conc_fail(lost, "%s: its status is lost: SIGCHLD is ignored, or its end was taken",
                        about);
@@ -5780,7 +5805,7 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
 
 /* -- signals -- */
 
-/* Under conc__children, for a child that has not been reaped. */
+/* Under conc__children_mutex, for a child that has not been reaped. */
 CONC__PRIVATE int conc__child_send(const conc_child *c, int signal)
 {
     int rc = c->group ? kill(-(pid_t)c->pid, signal) : -1;
@@ -5802,16 +5827,16 @@ CONC__PRIVATE int conc__child_send(const conc_child *c, int signal)
 CONC__PRIVATE int conc__child_signal(conc_child *c, int signal)
 {
     int saved = errno, rc = -EALREADY;
-    pthread_mutex_lock(&conc__children);
+    pthread_mutex_lock(&conc__children_mutex);
     conc__child_state state = conc__child_update(c);
     bool left = state == CONC__CHILD_ENDED && c->group && !c->reaped;
-    if (left && conc__child_look(c, false) < 0) { /* somebody else has reaped it */
+    if (left && conc__child_poll(c, false) < 0) { /* somebody else has reaped it */
         c->reaped = true;
         left = false;
     }
     if (state == CONC__CHILD_RUNS || left)
         rc = conc__child_send(c, signal);
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_unlock(&conc__children_mutex);
     errno = saved;
     return rc == -ESRCH ? -EALREADY : rc;
 }
@@ -5835,11 +5860,11 @@ CONC_API int conc_child_kill(conc_child *c, int signal)
 /* -- closing -- */
 
 /* Asks it to end, and waits as long as its grace lasts. One that is stopped has to go on first. */
-CONC__PRIVATE void conc__child_ask(conc_child *c)
+CONC__PRIVATE void conc__child_terminate_gently(conc_child *c)
 {
     conc_loop *l = conc__of_task();
     conc__child_wait w = {
-        .child = c, .program = c->program, .whole_group = c->group, .stubborn = true};
+        .child = c, .process = c->process, .whole_group = c->group, .stubborn = true};
     conc_scope limit = {0};
     if (conc__child_signal(c, SIGTERM))
         return;
@@ -5855,21 +5880,21 @@ CONC__PRIVATE void conc__child_ask(conc_child *c)
 }
 
 /* Ends it and its group, and reaps it. */
-CONC__PRIVATE int conc__child_end_it(void *arg)
+CONC__PRIVATE int conc__child_terminate(void *arg)
 {
     conc_child *c = arg;
     conc__child_wait w = {
-        .child = c, .program = c->program, .until = CONC__NEVER, .stubborn = true};
+        .child = c, .process = c->process, .until = CONC__NEVER, .stubborn = true};
     bool in_post = conc__here && !conc__here->self; /* which holds the loop */
     if (c->grace > 0 && !in_post)
-        conc__child_ask(c);
+        conc__child_terminate_gently(c);
     conc__child_signal(c, SIGKILL);
     while (conc__child_await(&w))
         continue;
-    pthread_mutex_lock(&conc__children);
+    pthread_mutex_lock(&conc__children_mutex);
     if (c->state == CONC__CHILD_ENDED && !c->reaped)
-        conc__child_look(c, true);
-    pthread_mutex_unlock(&conc__children);
+        conc__child_poll(c, true);
+    pthread_mutex_unlock(&conc__children_mutex);
     return 0;
 }
 
@@ -5897,46 +5922,46 @@ CONC__PRIVATE int conc__child_await_close(void *arg)
 
 CONC__PRIVATE void conc__child_join_close(conc_child *c, const conc_loop *l)
 {
-    conc__child_wait w = conc__child_wait_begins(c);
+    conc__child_wait w = conc__child_wait_open(c);
     bool in_post = conc__here && !l; /* the other call may be a task's of this loop */
     int status;
     w.stubborn = w.for_close = true;
-    if (!w.program)
+    if (!w.process)
         return;
     if (l)
         conc_shield(CONC_FOREVER, conc__child_await_close, &w);
     else if (!in_post)
         conc__child_await_close(&w);
-    conc__child_wait_ends(&w, &status);
+    conc__child_wait_close(&w, &status);
 }
 
 /* Nothing of the program is used any more, but by calls that wait for it. */
-CONC__PRIVATE void conc__child_forget(conc_child *c)
+CONC__PRIVATE void conc__child_reset(conc_child *c)
 {
-    pthread_mutex_lock(&conc__children);
-    conc__program *p = c->program;
+    pthread_mutex_lock(&conc__children_mutex);
+    conc__child_process *p = c->process;
     p->closed = true;
     p->lost = c->state == CONC__CHILD_LOST;
     p->status = c->status;
     if (conc__child_state_of(c) == CONC__CHILD_INHERITED)
         p->users = 1; /* the others are the parent's */
-    conc__program_remove(p);
-    conc__program_release(p);
-    c->program = NULL;
+    conc__child_process_remove(p);
+    conc__child_process_release(p);
+    c->process = NULL;
     c->state = CONC__CHILD_NONE;
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_unlock(&conc__children_mutex);
 }
 
 /* Is this the call that closes it? Else another one does. */
 CONC__PRIVATE bool conc__child_claim_close(conc_child *c, conc__child_state *state)
 {
-    pthread_mutex_lock(&conc__children);
+    pthread_mutex_lock(&conc__children_mutex);
     *state = conc__child_state_of(c);
     bool started = *state != CONC__CHILD_NONE && *state != CONC__CHILD_STARTS;
-    bool first = started && (*state == CONC__CHILD_INHERITED || !c->program->closing);
+    bool first = started && (*state == CONC__CHILD_INHERITED || !c->process->closing);
     if (first)
-        c->program->closing = true;
-    pthread_mutex_unlock(&conc__children);
+        c->process->closing = true;
+    pthread_mutex_unlock(&conc__children_mutex);
     return first;
 }
 
@@ -5961,12 +5986,12 @@ CONC_API int conc_child_close(conc_child *c)
     if (!(c->grace > 0)) /* else a broken pipe could kill it while it cleans up */
         conc__close_outputs(c);
     if (state != CONC__CHILD_INHERITED && l)
-        conc_shield(CONC_FOREVER, conc__child_end_it, c);
+        conc_shield(CONC_FOREVER, conc__child_terminate, c);
     else if (state != CONC__CHILD_INHERITED)
-        conc__child_end_it(c);
+        conc__child_terminate(c);
     conc__close_outputs(c);
     conc__close_end(&c->pidfd);
-    conc__child_forget(c);
+    conc__child_reset(c);
     errno = saved;
     return 0;
 }
@@ -5976,18 +6001,18 @@ CONC_API void conc__auto_conc_child(conc_child *c) { conc_child_close(c); }
 /* -- communicating -- */
 
 /* One conc_child_communicate. */
-typedef struct conc__talk {
+typedef struct conc__communication {
     conc_child *child;
     conc_child_io *io;
     int *status;
     size_t fed; /* of io->in */
     bool full;  /* there was more than io->limit */
-} conc__talk;
+} conc__communication;
 
 /* Writes all of the input, and closes the pipe. A child need not read it. */
-CONC__PRIVATE int conc__talk_feeds(void *arg)
+CONC__PRIVATE int conc__communicate_write(void *arg)
 {
-    conc__talk *t = arg;
+    conc__communication *t = arg;
     const char *in = t->io->in;
     while (t->fed < t->io->in_size) {
         ssize_t n = conc_write(t->child->input, in + t->fed, t->io->in_size - t->fed);
@@ -6003,7 +6028,8 @@ CONC__PRIVATE int conc__talk_feeds(void *arg)
 }
 
 /* Room for more bytes and a NUL: how many; 0: no memory. With a limit one byte more is read. */
-CONC__PRIVATE size_t conc__talk_room(const conc__talk *t, char **data, size_t size, size_t *room)
+CONC__PRIVATE size_t conc__communicate_reserve(const conc__communication *t, char **data,
+                                               size_t size, size_t *room)
 {
     size_t limit = t->io->limit, more = *room < 4096 ? 4096 : *room * 2;
     if (size + 1 < *room)
@@ -6020,11 +6046,11 @@ CONC__PRIVATE size_t conc__talk_room(const conc__talk *t, char **data, size_t si
 }
 
 /* Reads all that comes. */
-CONC__PRIVATE int conc__talk_drain(conc__talk *t, int fd, char **data, size_t *size)
+CONC__PRIVATE int conc__communicate_read(conc__communication *t, int fd, char **data, size_t *size)
 {
     size_t room = *data ? *size + 1 : 0, limit = t->io->limit;
     for (ssize_t n = 1; n > 0;) {
-        size_t more = conc__talk_room(t, data, *size, &room);
+        size_t more = conc__communicate_reserve(t, data, *size, &room);
         if (!more)
             return conc__own_error(-ENOMEM);
         n = conc_read(fd, *data + *size, more);
@@ -6043,30 +6069,30 @@ CONC__PRIVATE int conc__talk_drain(conc__talk *t, int fd, char **data, size_t *s
     return 0;
 }
 
-CONC__PRIVATE int conc__talk_drains_output(void *arg)
+CONC__PRIVATE int conc__communicate_read_output(void *arg)
 {
-    conc__talk *t = arg;
-    return conc__talk_drain(t, t->child->output, &t->io->out, &t->io->out_size);
+    conc__communication *t = arg;
+    return conc__communicate_read(t, t->child->output, &t->io->out, &t->io->out_size);
 }
 
-CONC__PRIVATE int conc__talk_drains_error(void *arg)
+CONC__PRIVATE int conc__communicate_read_error(void *arg)
 {
-    conc__talk *t = arg;
-    return conc__talk_drain(t, t->child->error, &t->io->error, &t->io->error_size);
+    conc__communication *t = arg;
+    return conc__communicate_read(t, t->child->error, &t->io->error, &t->io->error_size);
 }
 
 /* Until the child has ended and its pipes are empty. A status that is lost keeps nobody from
  * reading: -ECHILD comes in *lost. */
-CONC__PRIVATE int conc__talk_listen(conc__talk *t, int *lost)
+CONC__PRIVATE int conc__communicate_read_all(conc__communication *t, int *lost)
 {
     conc_group g = {0};
     int rc = conc_group_begin(&g);
     if (rc)
         return rc;
     if (t->child->output >= 0)
-        rc = conc_spawn(&g, conc__talk_drains_output, t);
+        rc = conc_spawn(&g, conc__communicate_read_output, t);
     if (t->child->error >= 0 && rc == 0)
-        rc = conc_spawn(&g, conc__talk_drains_error, t);
+        rc = conc_spawn(&g, conc__communicate_read_error, t);
     if (rc == 0)
         rc = conc_child_wait(t->child, t->status);
     *lost = rc == -ECHILD ? rc : 0;
@@ -6075,17 +6101,17 @@ CONC__PRIVATE int conc__talk_listen(conc__talk *t, int *lost)
 }
 
 /* In a task. When all has been read and the child has ended, nobody wants the rest of the input. */
-CONC__PRIVATE int conc__talk_all(void *arg)
+CONC__PRIVATE int conc__communicate(void *arg)
 {
-    conc__talk *t = arg;
+    conc__communication *t = arg;
     conc_group g = {0};
     int lost = 0, rc = conc_group_begin(&g);
     if (rc)
         return rc;
     if (t->child->input >= 0)
-        rc = conc_spawn(&g, conc__talk_feeds, t);
+        rc = conc_spawn(&g, conc__communicate_write, t);
     if (rc == 0)
-        rc = conc__talk_listen(t, &lost);
+        rc = conc__communicate_read_all(t, &lost);
     if (rc == 0)
         conc_group_cancel(&g);
     rc = conc_group_end(&g, rc);
@@ -6095,7 +6121,7 @@ CONC__PRIVATE int conc__talk_all(void *arg)
 }
 
 /* What a call that was cancelled has not written yet is left for the next. */
-CONC__PRIVATE int conc__talk_ended(conc__talk *t, int rc)
+CONC__PRIVATE int conc__communicate_finish(conc__communication *t, int rc)
 {
     conc_child_io *io = t->io;
     if (rc < 0 && rc != -EMSGSIZE && rc != -ECHILD) {
@@ -6123,14 +6149,14 @@ CONC_API CONC__CALLED int conc_child_communicate(conc_child *c, conc_child_io *i
         return conc__misused(-EINVAL, __func__, "nowhere to put the output, or no input", NULL);
     if (io->in_size && c->input < 0)
         return conc__misused(-EINVAL, __func__, "there is input, but no pipe for it", NULL);
-    conc__talk t = {.child = c, .io = io, .status = status};
+    conc__communication t = {.child = c, .io = io, .status = status};
     io->out_size = io->out ? io->out_size : 0;
     io->error_size = io->error ? io->error_size : 0;
     if (l)
-        rc = conc__talk_all(&t);
+        rc = conc__communicate(&t);
     else
-        rc = conc_run(conc__talk_all, &t);
-    return conc__talk_ended(&t, rc);
+        rc = conc_run(conc__communicate, &t);
+    return conc__communicate_finish(&t, rc);
 }
 
 /* ---- >>shared ------------------------------------------------------------------------------- */
@@ -6265,7 +6291,7 @@ CONC_API void *conc_shared_alloc(size_t size)
     errno = saved;
     if (!s)
         return NULL;
-    conc__crews_need(); /* for forks */
+    conc__job_queues_need(); /* for forks */
     pthread_mutex_lock(&conc__segments_mutex);
     s->next = conc__segments;
     conc__segments = s;
@@ -6289,19 +6315,19 @@ CONC_API void conc_shared_free(void *p)
     errno = saved;
 }
 
-CONC__PRIVATE void conc__segments_hold(void) { pthread_mutex_lock(&conc__segments_mutex); }
-CONC__PRIVATE void conc__segments_let(void) { pthread_mutex_unlock(&conc__segments_mutex); }
+CONC__PRIVATE void conc__segments_lock(void) { pthread_mutex_lock(&conc__segments_mutex); }
+CONC__PRIVATE void conc__segments_unlock(void) { pthread_mutex_unlock(&conc__segments_mutex); }
 
 /* ---- >>functions ---------------------------------------------------------------------------- */
 
 /* A function in words that another process of the same program understands: addresses differ
  * there. The identity keeps a process that has another build of the module from calling what
  * stands at the offset there. */
-typedef struct conc__function {
+typedef struct conc__function_id {
     uint64_t offset;   /* in its module */
     uint64_t identity; /* of the module: 0 where it cannot be told */
     char module[4000]; /* a path; "": the program itself */
-} conc__function;
+} conc__function_id;
 
 #ifdef __LP64__
 typedef Elf64_Phdr conc__module_part;
@@ -6457,14 +6483,14 @@ CONC__PRIVATE int conc__module_look(conc__module_info *m, size_t size, void *arg
         s->base = m->base;
         s->identity = program ? conc__program_identity(m) : conc__module_identity(m);
         if (s->name)
-            conc__copy(s->name, sizeof((conc__function *)0)->module, path);
+            conc__copy(s->name, sizeof((conc__function_id *)0)->module, path);
     }
     free(real);
     return s->found;
 }
 
 /* False: it is in no module. */
-CONC__PRIVATE bool conc__function_name(uintptr_t fn, conc__function *out)
+CONC__PRIVATE bool conc__function_id_of(uintptr_t fn, conc__function_id *out)
 {
     conc__module_search s = {.address = fn, .name = out->module};
     int saved = errno;
@@ -6477,7 +6503,7 @@ CONC__PRIVATE bool conc__function_name(uintptr_t fn, conc__function *out)
 
 /* The function; 0: its module is not there and cannot be loaded, or is another build, and the
  * newest error says which. */
-CONC__PRIVATE uintptr_t conc__function_find(const conc__function *f)
+CONC__PRIVATE uintptr_t conc__function_address(const conc__function_id *f)
 {
     enum { NOW = 2 }; /* RTLD_NOW */
     static conc__module_search last;
@@ -6556,9 +6582,9 @@ enum {
     CONC__WORKER_SOCKET = 3, /* its number in a worker */
 
     /* a worker's exit status */
-    CONC__MOVED = 120,       /* an address of shared memory is taken */
-    CONC__OTHER_BUILD = 121, /* it is another build of the module that has conc */
-    CONC__TOO_LATE = 122,    /* it got to main, or to a constructor, that opens a pool */
+    CONC__EXIT_MOVED = 120,       /* an address of shared memory is taken */
+    CONC__EXIT_OTHER_BUILD = 121, /* it is another build of the module that has conc */
+    CONC__EXIT_TOO_LATE = 122,    /* it got to main, or to a constructor, that opens a pool */
 
     /* whose turn it is; the side that has it passes it on. These, and the mark of a request that
      * the worker has not seen, are no numbers that a job writes there by mistake */
@@ -6568,10 +6594,10 @@ enum {
     CONC__UNSEEN = 0x27d84ca3,
 
     /* kinds of requests */
-    CONC__ASK_INIT = 0,
-    CONC__ASK_RUN,
-    CONC__ASK_CALL,
-    CONC__ASK_MAP
+    CONC__REQUEST_INIT = 0,
+    CONC__REQUEST_RUN,
+    CONC__REQUEST_CALL,
+    CONC__REQUEST_MAP
 };
 
 /* Written by the program while it has the turn. */
@@ -6582,12 +6608,12 @@ typedef struct conc__request {
     uint64_t in, out; /* bytes; ASK_MAP: of each element, and how many. out's stand behind in's */
     uint64_t segment_size;    /* of the segment for larger data; 0: there is none */
     uint64_t segment_version; /* a new one comes through the socket */
-    conc__function function;
+    conc__function_id function;
 } conc__request;
 
 typedef struct conc__worker_channel {
     unsigned turn;   /* a futex */
-    unsigned asked;  /* a futex. The program: not 0, and another number each time: it is to end */
+    unsigned cancel; /* a futex. The program: not 0, and another number each time: it is to end */
     unsigned asleep; /* the worker sleeps on `turn` */
     unsigned unseen; /* CONC__UNSEEN: the worker has not begun with the request */
     uint64_t done;   /* ASK_MAP: so many have returned, and conc__none_done; their results stand
@@ -6604,20 +6630,20 @@ static const uint64_t conc__none_done = 0x5b1d93e7c4a60000u;
 _Static_assert(sizeof(conc__worker_channel) <= CONC__CHANNEL_DATA, "a channel's head has to fit");
 
 /* What all workers of a pool see of the program. */
-typedef struct conc__board {
-    unsigned lookers; /* threads of the program that look at the channels: no need to wake one */
-} conc__board;
+typedef struct conc__status_page {
+    unsigned pollers; /* threads of the program that look at the channels: no need to wake one */
+} conc__status_page;
 
 /* What a worker is given when it starts, each with a descriptor; and later its data. */
-typedef struct conc__handing {
-    enum { CONC__HAND_CHANNEL, CONC__HAND_BOARD, CONC__HAND_SHARED, CONC__HAND_START } what;
+typedef struct conc__setup_message {
+    enum { CONC__SETUP_CHANNEL, CONC__SETUP_STATUS, CONC__SETUP_SHARED, CONC__SETUP_START } what;
     int program; /* START, without a descriptor: its process, */
     uint64_t memory_limit;
     sigset_t mask; /* and the mask for jobs */
     void *address;
     size_t size;
     uint64_t version; /* of a segment for larger data */
-} conc__handing;
+} conc__setup_message;
 
 CONC__PRIVATE int conc__sockets(int ends[2])
 {
@@ -6626,7 +6652,7 @@ CONC__PRIVATE int conc__sockets(int ends[2])
     return conc__ends_not_standard(ends);
 }
 
-CONC__PRIVATE int conc__hand(int socket, const conc__handing *h, int fd)
+CONC__PRIVATE int conc__setup_send(int socket, const conc__setup_message *h, int fd)
 {
     union {
         struct cmsghdr head;
@@ -6651,7 +6677,7 @@ CONC__PRIVATE int conc__hand(int socket, const conc__handing *h, int fd)
 }
 
 /* 1, 0 at the end, or an error. *fd: -1 if none came. */
-CONC__PRIVATE int conc__handed(int socket, conc__handing *h, int *fd)
+CONC__PRIVATE int conc__setup_receive(int socket, conc__setup_message *h, int *fd)
 {
     union {
         struct cmsghdr head;
@@ -6699,24 +6725,24 @@ static struct conc__worker_process {
     int socket;
     ino_t socket_file;
     conc__worker_channel *channel;
-    const conc__board *board;
+    const conc__status_page *status_page;
     char *segment;  /* for larger data; NULL: not mapped */
     int segment_fd; /* until it is mapped; 0: none */
     uint64_t segment_size, segment_version;
-    pthread_mutex_t mapping; /* the segment is mapped, or this process forks */
-    void *copies[2];         /* while it forks: what the new process gets */
-    conc__frame frame;
-} conc__worker_process = {.mapping = PTHREAD_MUTEX_INITIALIZER};
+    pthread_mutex_t mapping_mutex; /* the segment is mapped, or this process forks */
+    void *copies[2];               /* while it forks: what the new process gets */
+    conc__job_context context;
+} conc__worker_process = {.mapping_mutex = PTHREAD_MUTEX_INITIALIZER};
 
 /* A thread that ends this process when the program has ended. */
-typedef struct conc__watch {
+typedef struct conc__program_watch {
     int program;   /* pidfd */
     unsigned runs; /* a futex: the thread has read this, and is not about to start any more */
-} conc__watch;
+} conc__program_watch;
 
-CONC__PRIVATE void *conc__watch_program(void *arg)
+CONC__PRIVATE void *conc__program_watch_main(void *arg)
 {
-    conc__watch *w = arg;
+    conc__program_watch *w = arg;
     struct pollfd p = {w->program, POLLIN, 0};
     __atomic_store_n(&w->runs, 1, __ATOMIC_RELEASE);
     conc__futex_wake(&w->runs);
@@ -6741,33 +6767,33 @@ CONC__PRIVATE bool conc__small_thread(void *(*fn)(void *), void *arg)
 
 /* Returns when the thread runs: one that starts may hold a lock of an allocator, which a process
  * that a job forks just then would find locked for ever. */
-CONC__PRIVATE void conc__begin_to_watch(int program)
+CONC__PRIVATE void conc__program_watch_start(int program)
 {
-    conc__watch w = {conc__pidfd(program), 0};
+    conc__program_watch w = {conc__pidfd(program), 0};
     if (w.program < 0 && errno == ESRCH)
         kill(getpid(), SIGKILL); /* the program has ended just now */
-    if (w.program < 0 || !conc__small_thread(conc__watch_program, &w))
+    if (w.program < 0 || !conc__small_thread(conc__program_watch_main, &w))
         return;
     while (!__atomic_load_n(&w.runs, __ATOMIC_ACQUIRE))
         conc__futex_wait(&w.runs, 0);
 }
 
 /* Tells jobs of this worker that wait when they are asked to end. */
-CONC__PRIVATE void *conc__hear_asks(void *arg)
+CONC__PRIVATE void *conc__cancel_listener_main(void *arg)
 {
     unsigned *asked = arg, seen = 0;
     for (;;) {
         conc__futex_wait(asked, seen);
         seen = __atomic_load_n(asked, __ATOMIC_ACQUIRE);
         if (seen)
-            conc__stops_tell();
+            conc__run_cancel_hooks();
     }
     return NULL;
 }
 
 /* Memory that the kernel empties in a forked process, however it was forked: so no system call is
  * needed to know which process this is. */
-CONC__PRIVATE void conc__worker_owns_itself(void)
+CONC__PRIVATE void conc__worker_make_fork_marker(void)
 {
     enum { WIPE_ON_FORK = 18 }; /* MADV_WIPEONFORK */
     size_t page = conc__page();
@@ -6784,7 +6810,7 @@ CONC__PRIVATE void conc__worker_owns_itself(void)
 }
 
 /* Is this the worker, and not a process that one of its jobs forked? */
-CONC__PRIVATE bool conc__worker_is_itself(void)
+CONC__PRIVATE bool conc__worker_is_original(void)
 {
     const struct conc__worker_process *w = &conc__worker_process;
     return w->own ? *w->own : getpid() == w->pid;
@@ -6792,13 +6818,15 @@ CONC__PRIVATE bool conc__worker_is_itself(void)
 
 /* A job of a worker begins to wait. Only elements of a map are asked to end: the first one that
  * waits starts the thread. */
-CONC__PRIVATE void conc__worker_listens(void)
+CONC__PRIVATE void conc__worker_start_cancel_listener(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
     const conc__request *r = &w->channel->request;
-    bool may_be_asked = r->kind == CONC__ASK_MAP && !r->keeps_going && conc__worker_is_itself();
+    bool may_be_asked =
+        r->kind == CONC__REQUEST_MAP && !r->keeps_going && conc__worker_is_original();
     if (may_be_asked && !__atomic_exchange_n(&w->listens, true, __ATOMIC_RELAXED))
-        __atomic_store_n(&w->listens, conc__small_thread(conc__hear_asks, &w->channel->asked),
+        __atomic_store_n(&w->listens,
+                         conc__small_thread(conc__cancel_listener_main, &w->channel->cancel),
                          __ATOMIC_RELAXED);
 }
 
@@ -6807,9 +6835,9 @@ CONC__PRIVATE void conc__worker_listens(void)
 CONC__PRIVATE size_t conc__request_bytes(const conc__request *r, size_t most)
 {
     uint64_t bytes = r->in;
-    if (r->kind == CONC__ASK_CALL)
+    if (r->kind == CONC__REQUEST_CALL)
         bytes = conc__aligned(r->in) + r->out;
-    if (r->kind == CONC__ASK_MAP)
+    if (r->kind == CONC__REQUEST_MAP)
         bytes = conc__aligned(r->in * r->out) + r->out * sizeof(int);
     return bytes < most ? bytes : most;
 }
@@ -6823,10 +6851,10 @@ CONC__PRIVATE void *conc__private_copy(const void *from, size_t size, size_t use
 
 /* A job forks. The new process may live on when others use the memory that this one shares with
  * the program: it gets a copy, as of all its memory. */
-CONC__PRIVATE void conc__worker_forks(void)
+CONC__PRIVATE void conc__worker_before_fork(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
-    pthread_mutex_lock(&w->mapping);
+    pthread_mutex_lock(&w->mapping_mutex);
     const conc__request *r = &w->channel->request;
     size_t used = r->in_segment ? 0 : conc__request_bytes(r, CONC__SMALL);
     w->copies[0] = conc__private_copy(w->channel, CONC__CHANNEL_SIZE, CONC__CHANNEL_DATA + used);
@@ -6837,18 +6865,18 @@ CONC__PRIVATE void conc__worker_forks(void)
     }
 }
 
-CONC__PRIVATE void conc__worker_has_forked(void)
+CONC__PRIVATE void conc__worker_after_fork(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
     if (w->copies[0])
         munmap(w->copies[0], CONC__CHANNEL_SIZE);
     if (w->copies[1])
         munmap(w->copies[1], w->segment_size);
-    pthread_mutex_unlock(&w->mapping);
+    pthread_mutex_unlock(&w->mapping_mutex);
 }
 
 /* Puts the copy in place of the memory. Without one there is none. */
-CONC__PRIVATE void conc__worker_takes_copy(void *place, void *copy, size_t size)
+CONC__PRIVATE void conc__worker_remap_copy(void *place, void *copy, size_t size)
 {
     enum { MAY_MOVE = 1, FIXED = 2 }; /* MREMAP_MAYMOVE, MREMAP_FIXED */
     if (place && (!copy || syscall(SYS_mremap, copy, size, size, MAY_MOVE | FIXED, place) < 0))
@@ -6856,27 +6884,27 @@ CONC__PRIVATE void conc__worker_takes_copy(void *place, void *copy, size_t size)
 }
 
 /* A process that a job forked: it does not outlive the program either. */
-CONC__PRIVATE void conc__worker_forked(void)
+CONC__PRIVATE void conc__worker_in_forked_child(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
-    conc__worker_takes_copy(w->channel, w->copies[0], CONC__CHANNEL_SIZE);
-    conc__worker_takes_copy(w->segment, w->copies[1], w->segment_size);
-    pthread_mutex_init(&w->mapping, NULL);
+    conc__worker_remap_copy(w->channel, w->copies[0], CONC__CHANNEL_SIZE);
+    conc__worker_remap_copy(w->segment, w->copies[1], w->segment_size);
+    pthread_mutex_init(&w->mapping_mutex, NULL);
     w->listens = false;
     if (w->own)
         *w->own = false; /* an emulator may not have emptied it */
     if (w->program)
-        conc__begin_to_watch(w->program);
+        conc__program_watch_start(w->program);
 }
 
 /* It ends with the program: by the kernel with the supervisor, which is the thread that started
  * it, also when a job executes another program; and by a thread, also when a job has changed its
  * user. */
-CONC__PRIVATE void conc__worker_ends_with(int program)
+CONC__PRIVATE void conc__worker_tie_to_program(int program)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    conc__begin_to_watch(program);
-    pthread_atfork(conc__worker_forks, conc__worker_has_forked, conc__worker_forked);
+    conc__program_watch_start(program);
+    pthread_atfork(conc__worker_before_fork, conc__worker_after_fork, conc__worker_in_forked_child);
     if (getppid() != program)
         _exit(0); /* it has ended meanwhile */
 }
@@ -6891,10 +6919,10 @@ CONC__PRIVATE bool conc__worker_has_socket(void)
 
 /* Wakes the program unless it looks. Where a job has closed the socket, the end of this process
  * tells the program, which takes the reply all the same. */
-CONC__PRIVATE void conc__worker_tells(void)
+CONC__PRIVATE void conc__worker_notify_program(void)
 {
     const struct conc__worker_process *w = &conc__worker_process;
-    if (__atomic_load_n(&w->board->lookers, __ATOMIC_SEQ_CST) > 0)
+    if (__atomic_load_n(&w->status_page->pollers, __ATOMIC_SEQ_CST) > 0)
         return;
     bool told = conc__worker_has_socket() &&
                 (send(w->socket, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) == 1 || errno == EAGAIN);
@@ -6903,7 +6931,7 @@ CONC__PRIVATE void conc__worker_tells(void)
 }
 
 /* Until there is a request: false when the worker is to end. */
-CONC__PRIVATE bool conc__worker_awaits(conc__worker_channel *c)
+CONC__PRIVATE bool conc__worker_await_request(conc__worker_channel *c)
 {
     int64_t start = conc__clock();
     unsigned turn;
@@ -6926,10 +6954,10 @@ CONC__PRIVATE bool conc__worker_awaits(conc__worker_channel *c)
 
 /* Receives the newest segment for larger data, in place of the one before. The program may have
  * given up others that are still on their way. False: another request may try again. */
-CONC__PRIVATE bool conc__worker_receives(const conc__request *r)
+CONC__PRIVATE bool conc__worker_receive_segment(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
-    conc__handing h = {.version = w->segment_version};
+    conc__setup_message h = {.version = w->segment_version};
     if (w->segment)
         munmap(w->segment, w->segment_size);
     if (w->segment_fd > 0)
@@ -6942,7 +6970,7 @@ CONC__PRIVATE bool conc__worker_receives(const conc__request *r)
             _exit(1); /* a new worker has one */
         if (w->segment_fd > 0)
             close(w->segment_fd);
-        if (conc__handed(w->socket, &h, &w->segment_fd) != 1)
+        if (conc__setup_receive(w->socket, &h, &w->segment_fd) != 1)
             return false;
     }
     w->segment_version = r->segment_version;
@@ -6950,11 +6978,11 @@ CONC__PRIVATE bool conc__worker_receives(const conc__request *r)
 }
 
 /* The segment is mapped when it is first needed. */
-CONC__PRIVATE void conc__worker_maps_segment(const conc__request *r)
+CONC__PRIVATE void conc__worker_map_segment(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
     w->segment = conc__segment_map(w->segment_fd, NULL, w->segment_size, PROT_READ | PROT_WRITE,
-                                   r->kind == CONC__ASK_RUN ? CONC__MAP_POPULATE : 0);
+                                   r->kind == CONC__REQUEST_RUN ? CONC__MAP_POPULATE : 0);
     if (!w->segment)
         return;
     close(w->segment_fd);
@@ -6968,25 +6996,25 @@ CONC__PRIVATE char *conc__worker_data(const conc__request *r)
     bool there = r->segment_version == w->segment_version;
     if (there && (w->segment || !r->in_segment))
         return r->in_segment ? w->segment : (char *)w->channel + CONC__CHANNEL_DATA;
-    pthread_mutex_lock(&w->mapping);
-    there = there || conc__worker_receives(r);
+    pthread_mutex_lock(&w->mapping_mutex);
+    there = there || conc__worker_receive_segment(r);
     if (there && r->in_segment && !w->segment)
-        conc__worker_maps_segment(r);
-    pthread_mutex_unlock(&w->mapping);
+        conc__worker_map_segment(r);
+    pthread_mutex_unlock(&w->mapping_mutex);
     if (!there)
         return NULL;
     return r->in_segment ? w->segment : (char *)w->channel + CONC__CHANNEL_DATA;
 }
 
-CONC__PRIVATE int64_t conc__worker_maps(conc__worker_channel *c, conc_fn *fn, char *data)
+CONC__PRIVATE int64_t conc__worker_do_map(conc__worker_channel *c, conc_fn *fn, char *data)
 {
     /* now: the function may overwrite the request */
     const uint64_t size = c->request.in, count = c->request.out;
     const bool keeps_going = c->request.keeps_going;
     int *results = (int *)(void *)(data + conc__aligned(size * count));
-    for (uint64_t i = 0; i < count && !__atomic_load_n(&c->asked, __ATOMIC_RELAXED); i++) {
+    for (uint64_t i = 0; i < count && !__atomic_load_n(&c->cancel, __ATOMIC_RELAXED); i++) {
         int rc = fn(size ? data + i * size : NULL);
-        if (!conc__worker_is_itself())
+        if (!conc__worker_is_original())
             return 0;
         fflush(stdout); /* the next one may end this process */
         results[i] = rc;
@@ -6997,47 +7025,47 @@ CONC__PRIVATE int64_t conc__worker_maps(conc__worker_channel *c, conc_fn *fn, ch
     return 0;
 }
 
-CONC__PRIVATE int64_t conc__worker_calls(conc__worker_channel *c)
+CONC__PRIVATE int64_t conc__worker_call(conc__worker_channel *c)
 {
     const conc__request *r = &c->request;
-    bool wanted = r->kind != CONC__ASK_INIT || r->function.offset;
+    bool wanted = r->kind != CONC__REQUEST_INIT || r->function.offset;
     char *data = conc__worker_data(r);
     if (!wanted)
         return 0;
     if (!data)
         return conc_fail(-ENOMEM, "the worker cannot map the job's data: %s", strerror(errno));
-    uintptr_t fn = conc__function_find(&r->function);
+    uintptr_t fn = conc__function_address(&r->function);
     if (!fn)
         return -ENOEXEC;
     switch (r->kind) {
-    case CONC__ASK_INIT: return ((int (*)(void))fn)();
-    case CONC__ASK_RUN: return ((conc_fn *)fn)(r->in ? data : NULL);
-    case CONC__ASK_CALL:
+    case CONC__REQUEST_INIT: return ((int (*)(void))fn)();
+    case CONC__REQUEST_RUN: return ((conc_fn *)fn)(r->in ? data : NULL);
+    case CONC__REQUEST_CALL:
         return ((conc_procs_fn *)fn)(data, r->in, data + conc__aligned(r->in), r->out);
-    default: return conc__worker_maps(c, (conc_fn *)fn, data);
+    default: return conc__worker_do_map(c, (conc_fn *)fn, data);
     }
 }
 
 /* Does what the request says, and replies. A process that a job forked and that comes back from
  * it is no worker. */
-CONC__PRIVATE void conc__worker_works(void)
+CONC__PRIVATE void conc__worker_do_request(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
     conc__worker_channel *c = w->channel;
-    w->frame.asked = &c->asked;
-    w->frame.text_rc = 0;
+    w->context.cancel_flag = &c->cancel;
+    w->context.text_rc = 0;
     c->words = 0;
-    int64_t result = conc__worker_calls(c);
+    int64_t result = conc__worker_call(c);
     fflush(stdout);
     if (getpid() != w->pid)
         _exit(0);
     c->result = result;
-    if (result < 0 && w->frame.text_rc == (int)result) {
-        memcpy(c->text, w->frame.text, sizeof c->text);
-        c->words = w->frame.text_rc;
+    if (result < 0 && w->context.text_rc == (int)result) {
+        memcpy(c->text, w->context.text, sizeof c->text);
+        c->words = w->context.text_rc;
     }
     __atomic_store_n(&c->turn, CONC__TURN_PROGRAM, __ATOMIC_SEQ_CST);
-    conc__worker_tells();
+    conc__worker_notify_program();
 }
 
 /* Whether the program ends on SIGINT and SIGTERM, which a terminal or a service manager sends to
@@ -7053,7 +7081,7 @@ CONC__PRIVATE void conc__worker_signalled(int number, siginfo_t *info, void *con
 }
 
 /* Handlers, as programs that a job starts would inherit it if the signals were ignored. */
-CONC__PRIVATE void conc__worker_signals(const sigset_t *mask)
+CONC__PRIVATE void conc__worker_set_signals(const sigset_t *mask)
 {
     struct sigaction action;
     memset(&action, 0, sizeof action);
@@ -7065,7 +7093,7 @@ CONC__PRIVATE void conc__worker_signals(const sigset_t *mask)
 }
 
 /* The whole life of a worker once it has what it needs. */
-CONC__PRIVATE void conc__worker_serves(const conc__handing *start)
+CONC__PRIVATE void conc__worker_serve(const conc__setup_message *start)
 {
     struct conc__worker_process *w = &conc__worker_process;
     struct stat st;
@@ -7073,36 +7101,38 @@ CONC__PRIVATE void conc__worker_serves(const conc__handing *start)
     w->program = start->program;
     w->socket_file = fstat(w->socket, &st) == 0 ? st.st_ino : 0;
     prctl(PR_SET_NAME, "conc worker");
-    conc__worker_owns_itself();
-    conc__worker_ends_with(start->program);
+    conc__worker_make_fork_marker();
+    conc__worker_tie_to_program(start->program);
     if (start->memory_limit) {
         struct rlimit limit = {start->memory_limit, start->memory_limit};
         setrlimit(RLIMIT_DATA, &limit);
     }
-    conc__crews_need();
-    if (conc__frames_there)
-        pthread_setspecific(conc__frames, &w->frame);
-    conc__worker_signals(&start->mask);
-    while (conc__worker_awaits(w->channel)) {
+    conc__job_queues_need();
+    if (conc__job_context_key_made)
+        pthread_setspecific(conc__job_context_key, &w->context);
+    conc__worker_set_signals(&start->mask);
+    while (conc__worker_await_request(w->channel)) {
         __atomic_store_n(&w->channel->unseen, 0, __ATOMIC_RELAXED);
-        conc__worker_works();
+        conc__worker_do_request();
     }
     fflush(NULL);
     _exit(0);
 }
 
 /* Takes what the program hands over. */
-CONC__PRIVATE void conc__worker_takes(const conc__handing *h, int fd)
+CONC__PRIVATE void conc__worker_receive_setup(const conc__setup_message *h, int fd)
 {
     struct conc__worker_process *w = &conc__worker_process;
     switch (h->what) {
-    case CONC__HAND_CHANNEL:
+    case CONC__SETUP_CHANNEL:
         w->channel = conc__segment_map(fd, NULL, h->size, PROT_READ | PROT_WRITE, 0);
         break;
-    case CONC__HAND_BOARD: w->board = conc__segment_map(fd, NULL, h->size, PROT_READ, 0); break;
+    case CONC__SETUP_STATUS:
+        w->status_page = conc__segment_map(fd, NULL, h->size, PROT_READ, 0);
+        break;
     default:
         if (conc__segment_map(fd, h->address, h->size, PROT_READ | PROT_WRITE, 0) != h->address)
-            _exit(CONC__MOVED);
+            _exit(CONC__EXIT_MOVED);
         break;
     }
     close(fd);
@@ -7127,17 +7157,17 @@ CONC__PRIVATE int conc__supervisor_process(void)
 CONC__COLD void conc__worker_main(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
-    conc__handing h;
+    conc__setup_message h;
     int fd, program = conc__supervisor_process();
     if (program >= 0 && program != getppid())
         _exit(0); /* a constructor has forked: the worker is the other process */
     w->socket = CONC__WORKER_SOCKET;
     fcntl(w->socket, F_SETFD, FD_CLOEXEC);
-    while (conc__handed(w->socket, &h, &fd) == 1) {
-        if (h.what != CONC__HAND_START)
-            conc__worker_takes(&h, fd);
-        else if (w->channel && w->board)
-            conc__worker_serves(&h);
+    while (conc__setup_receive(w->socket, &h, &fd) == 1) {
+        if (h.what != CONC__SETUP_START)
+            conc__worker_receive_setup(&h, fd);
+        else if (w->channel && w->status_page)
+            conc__worker_serve(&h);
         else
             break;
     }
@@ -7148,8 +7178,8 @@ CONC__COLD void conc__worker_main(void)
  * be several copies of this file. */
 CONC__PRIVATE bool conc__worker_mark(char *text, size_t size)
 {
-    conc__function f;
-    if (!conc__function_name((uintptr_t)conc__worker_main, &f))
+    conc__function_id f;
+    if (!conc__function_id_of((uintptr_t)conc__worker_main, &f))
         return false;
     int n = snprintf(text, size, "CONC__WORKER=%llx.%llx.%s", (unsigned long long)f.offset,
                      (unsigned long long)f.identity, f.module);
@@ -7204,7 +7234,7 @@ CONC__PRIVATE void conc__construct_and_serve(int argc, char **argv, char **env)
 
 /* Has the worker begin when all constructors have run, so that jobs see what these made: takes
  * the place of the program's last one. own: the one that runs. */
-CONC__PRIVATE void conc__worker_begins_last(conc__constructor *own)
+CONC__PRIVATE void conc__worker_start_after_constructors(conc__constructor *own)
 {
     conc__constructors c = {conc__static_constructors, conc__static_constructors_end};
     conc__each_module(conc__constructors_look, &c);
@@ -7247,10 +7277,10 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
     size_t part = conc__mark_part(given, &identity);
     if (strncmp(given, strchr(mark, '=') + 1, part) == 0) {
         unsetenv("CONC__WORKER");
-        conc__worker_begins_last(own);
+        conc__worker_start_after_constructors(own);
     } else if (identity && conc__supervisor_process() == getppid() &&
                !conc__each_module(conc__module_is, &identity)) {
-        _exit(CONC__OTHER_BUILD);
+        _exit(CONC__EXIT_OTHER_BUILD);
     }
 }
 
@@ -7274,7 +7304,7 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
  *   any       -> NONE      the supervisor: the process has ended. A job that it had not begun goes
  *                          back to the queue, another one is lost
  *
- * Order of locks: conc__crews, the queue's mutex, conc__segments_mutex.
+ * Order of locks: conc__job_queues_mutex, the queue's mutex, conc__segments_mutex.
  */
 
 typedef enum conc__worker_state {
@@ -7297,29 +7327,29 @@ typedef struct conc__worker {
     conc__segment channel_memory, data;
     uint64_t data_version; /* changes with the segment */
     conc_job *job;
-    int jobs;      /* that it has had */
-    unsigned asks; /* that it had to end one */
+    int jobs;         /* that it has had */
+    unsigned cancels; /* that it had to end one */
     int64_t idle_since;
 } conc__worker;
 
 /* A function's name, which is looked up once for many requests with the same function. */
-typedef struct conc__named_function {
+typedef struct conc__function_cache {
     uintptr_t fn;
     conc__module_counts counts;
-    conc__function function;
-} conc__named_function;
+    conc__function_id function;
+} conc__function_cache;
 
 typedef struct conc__supervisor {
-    conc__crew *crew; /* the job queue */
-    conc__segment board_memory;
-    conc__board *board;
-    int bell; /* wakes the supervisor */
-    bool rung, runs, ending;
+    conc__job_queue *queue; /* the job queue */
+    conc__segment status_memory;
+    conc__status_page *status_page;
+    int wake_fd; /* wakes the supervisor */
+    bool wake_pending, runs, ending;
     pthread_t thread;
-    conc__frame frame;   /* of that thread: for the words of its errors */
-    sigset_t mask;       /* of the pool's opener: for jobs */
-    char **environment;  /* as it was when the pool was opened, with the worker's mark */
-    conc__function init; /* its offset is 0: none */
+    conc__job_context context; /* of that thread: for the words of its errors */
+    sigset_t mask;             /* of the pool's opener: for jobs */
+    char **environment;        /* as it was when the pool was opened, with the worker's mark */
+    conc__function_id init;    /* its offset is 0: none */
     size_t memory_limit;
     int max_jobs;
     int starting;
@@ -7328,7 +7358,7 @@ typedef struct conc__supervisor {
     char why[96];
     conc__waiter *closer;  /* waits for the supervisor's end */
     conc__segment *unused; /* channels of workers that have ended: somebody may look at them */
-    conc__named_function named;
+    conc__function_cache named;
     struct pollfd *polls; /* the first is the bell's */
     unsigned poll_count;
     conc__worker workers[];
@@ -7339,13 +7369,13 @@ enum {
     CONC__ASK_AGAIN = 20 /* ms between questions for what no descriptor tells */
 };
 
-CONC__PRIVATE void conc__supervisor_ring(conc__supervisor *s)
+CONC__PRIVATE void conc__supervisor_wake(conc__supervisor *s)
 {
     uint64_t one = 1;
-    if (!s->rung && write(s->bell, &one, sizeof one) < 0) {
+    if (!s->wake_pending && write(s->wake_fd, &one, sizeof one) < 0) {
         /* it is rung already */
     }
-    s->rung = true;
+    s->wake_pending = true;
 }
 
 /* ---- Messages ---- */
@@ -7353,29 +7383,29 @@ CONC__PRIVATE void conc__supervisor_ring(conc__supervisor *s)
 /* Names the function in the request. */
 CONC__PRIVATE int conc__request_function(conc__supervisor *s, conc__worker *w, uintptr_t fn)
 {
-    conc__named_function *named = &s->named;
-    conc__function *to = &w->channel->request.function;
+    conc__function_cache *named = &s->named;
+    conc__function_id *to = &w->channel->request.function;
     conc__module_counts counts = {0, 0};
     int saved = errno;
     conc__each_module(conc__module_count, &counts);
     errno = saved;
     if (named->fn != fn || memcmp(&named->counts, &counts, sizeof counts)) {
         named->fn = 0;
-        if (!conc__function_name(fn, &named->function))
+        if (!conc__function_id_of(fn, &named->function))
             return -EINVAL;
         named->fn = named->function.identity ? fn : 0; /* it may be told later */
         named->counts = counts;
     }
     /* anew each time: a job may have overwritten it */
     memcpy(to, &named->function,
-           offsetof(conc__function, module) + strlen(named->function.module) + 1);
+           offsetof(conc__function_id, module) + strlen(named->function.module) + 1);
     return 0;
 }
 
 CONC__PRIVATE void conc__request_send(conc__worker *w)
 {
     conc__worker_channel *c = w->channel;
-    c->asked = 0;
+    c->cancel = 0;
     c->unseen = CONC__UNSEEN;
     c->done = conc__none_done;
     __atomic_store_n(&c->turn, CONC__TURN_WORKER, __ATOMIC_SEQ_CST);
@@ -7395,13 +7425,13 @@ CONC__PRIVATE bool conc__worker_has_replied(const conc__worker_channel *c)
  * and that were not sent yet are not called if the map is to end. */
 CONC__PRIVATE void conc__range_take(const conc__supervisor *s, const conc_job *j)
 {
-    conc__parcel *p = j->parcel;
-    conc__mapping *m = p->mapping;
+    conc__payload *p = j->payload;
+    conc__map_call *m = p->map;
     size_t left = m->count - m->next, most = 4096;
-    size_t n = left / (2 * (size_t)s->crew->most);
-    if (conc__map_stops(m))
+    size_t n = left / (2 * (size_t)s->queue->max_workers);
+    if (conc__map_cancelled(m))
         conc__range_drop(p, -ECANCELED);
-    if (p->left || conc__map_stops(m))
+    if (p->left || conc__map_cancelled(m))
         return;
     if (m->size)
         most = (CONC__SMALL - CONC__DATA_ALIGNMENT) / (m->size + sizeof(int));
@@ -7415,18 +7445,18 @@ CONC__PRIVATE void conc__range_take(const conc__supervisor *s, const conc_job *j
 }
 
 /* Where the results of a map's elements stand behind its data. */
-CONC__PRIVATE size_t conc__range_results(const conc__parcel *p)
+CONC__PRIVATE size_t conc__range_results(const conc__payload *p)
 {
-    return conc__aligned(p->left * p->mapping->size);
+    return conc__aligned(p->left * p->map->size);
 }
 
 /* How many bytes of data the job's request takes; SIZE_MAX: too many. */
 CONC__PRIVATE size_t conc__job_bytes(const conc_job *j)
 {
-    const conc__parcel *p = j->parcel;
+    const conc__payload *p = j->payload;
     if (!p)
         return j->size;
-    if (p->mapping)
+    if (p->map)
         return conc__range_results(p) + p->left * sizeof(int);
     bool too_many = p->in_size > SIZE_MAX / 4 || p->out_size > SIZE_MAX / 4;
     return too_many ? SIZE_MAX : conc__aligned(p->in_size) + p->out_size;
@@ -7444,7 +7474,7 @@ CONC__PRIVATE char *conc__job_data(const conc__worker *w, const conc_job *j)
 }
 
 /* Gives the worker a segment that is large enough; size 0: none. */
-CONC__PRIVATE int conc__worker_room(conc__worker *w, size_t size)
+CONC__PRIVATE int conc__worker_reserve_data(conc__worker *w, size_t size)
 {
     enum { STEP = 1 << 20 };
     if (size > SIZE_MAX / 4)
@@ -7457,9 +7487,9 @@ CONC__PRIVATE int conc__worker_room(conc__worker *w, size_t size)
     if (!size)
         return 0;
     int rc = conc__segment_open(&w->data, (size + STEP - 1) / STEP * STEP, false);
-    conc__handing h = {.what = CONC__HAND_SHARED, .version = w->data_version};
+    conc__setup_message h = {.what = CONC__SETUP_SHARED, .version = w->data_version};
     if (rc == 0)
-        rc = conc__hand(w->socket, &h, w->data.fd);
+        rc = conc__setup_send(w->socket, &h, w->data.fd);
     bool gone = rc == -EPIPE || rc == -ECONNRESET || rc == -EBADF;
     if (rc == 0 || gone) /* the end of its process is heard */
         return 0;
@@ -7471,29 +7501,29 @@ CONC__PRIVATE int conc__worker_room(conc__worker *w, size_t size)
 }
 
 /* Writes the job's request and data into the channel; its function stands there already. */
-CONC__PRIVATE int conc__job_load(conc_job *j, conc__worker *w)
+CONC__PRIVATE int conc__job_write_request(conc_job *j, conc__worker *w)
 {
-    const conc__parcel *p = j->parcel;
+    const conc__payload *p = j->payload;
     bool large = conc__job_is_large(j);
-    int rc = large ? conc__worker_room(w, conc__job_bytes(j)) : 0;
+    int rc = large ? conc__worker_reserve_data(w, conc__job_bytes(j)) : 0;
     if (rc)
         return rc;
     conc__request *r = &w->channel->request;
     char *data = conc__job_data(w, j);
     const void *from = j->arg;
     size_t bytes = j->size;
-    r->kind = CONC__ASK_RUN;
+    r->kind = CONC__REQUEST_RUN;
     r->in = j->size;
     r->out = 0;
-    if (p && p->mapping) {
-        r->kind = CONC__ASK_MAP;
-        r->keeps_going = p->mapping->keeps_going;
-        r->in = p->mapping->size;
+    if (p && p->map) {
+        r->kind = CONC__REQUEST_MAP;
+        r->keeps_going = p->map->keeps_going;
+        r->in = p->map->size;
         r->out = p->left;
-        from = p->mapping->args ? p->mapping->args + p->first * p->mapping->size : NULL;
-        bytes = p->left * p->mapping->size;
+        from = p->map->args ? p->map->args + p->first * p->map->size : NULL;
+        bytes = p->left * p->map->size;
     } else if (p) {
-        r->kind = CONC__ASK_CALL;
+        r->kind = CONC__REQUEST_CALL;
         r->in = bytes = p->in_size;
         r->out = p->out_size;
         from = p->in;
@@ -7508,33 +7538,35 @@ CONC__PRIVATE int conc__job_load(conc_job *j, conc__worker *w)
 
 CONC__PRIVATE uintptr_t conc__job_function(const conc_job *j)
 {
-    const conc__parcel *p = j->parcel;
-    if (p && p->mapping)
-        return (uintptr_t)p->mapping->fn;
+    const conc__payload *p = j->payload;
+    if (p && p->map)
+        return (uintptr_t)p->map->fn;
     return p ? (uintptr_t)p->call : (uintptr_t)j->fn;
 }
 
 /* ---- Results ---- */
 
 /* The job that a worker had is over: its result, and words if they are not "". */
-CONC__PRIVATE void conc__job_over(conc__crew *c, conc_job *j, int result, const char *words)
+CONC__PRIVATE void conc__job_complete(conc__job_queue *q, conc_job *j, int result,
+                                      const char *words)
 {
-    conc__frame f = {.locals = j->locals, .text_rc = *words ? result : 0};
-    conc__copy(f.text, sizeof f.text, words);
-    conc__crew_end_job(c, j, result, &f, true);
-    conc__crew_settled(c);
+    conc__job_context ctx = {.locals = j->locals, .text_rc = *words ? result : 0};
+    conc__copy(ctx.text, sizeof ctx.text, words);
+    conc__job_end(q, j, result, &ctx, true);
+    conc__job_queue_notify_closer(q);
 }
 
 /* The same for a job that no worker does any more. */
-CONC__PRIVATE void conc__job_undone(conc__crew *c, conc_job *j, int rc, const char *words)
+CONC__PRIVATE void conc__job_complete_undone(conc__job_queue *q, conc_job *j, int rc,
+                                             const char *words)
 {
-    if (j->parcel && j->parcel->mapping) {
-        conc__mapping *m = j->parcel->mapping;
+    if (j->payload && j->payload->map) {
+        conc__map_call *m = j->payload->map;
         if (!m->keeps_going && !m->error && rc != -ECANCELED)
             m->error = rc;
-        conc__range_drop(j->parcel, rc);
+        conc__range_drop(j->payload, rc);
     }
-    conc__job_over(c, j, rc, words);
+    conc__job_complete(q, j, rc, words);
 }
 
 /* How many of a runner's elements its worker says that it has done; SIZE_MAX: an element has
@@ -7542,14 +7574,14 @@ CONC__PRIVATE void conc__job_undone(conc__crew *c, conc_job *j, int rc, const ch
 CONC__PRIVATE size_t conc__range_counted(const conc__worker *w)
 {
     uint64_t done = __atomic_load_n(&w->channel->done, __ATOMIC_ACQUIRE) - conc__none_done;
-    return done <= w->job->parcel->left ? (size_t)done : SIZE_MAX;
+    return done <= w->job->payload->left ? (size_t)done : SIZE_MAX;
 }
 
 /* The first n of a runner's elements have returned: their bytes, results, and the first error. */
 CONC__PRIVATE void conc__range_done(const conc__worker *w, size_t n, int *error)
 {
-    conc__parcel *p = w->job->parcel;
-    conc__mapping *m = p->mapping;
+    conc__payload *p = w->job->payload;
+    conc__map_call *m = p->map;
     const char *data = conc__job_data(w, w->job);
     const char *results = data + conc__range_results(p);
     if (m->size)
@@ -7567,18 +7599,18 @@ CONC__PRIVATE void conc__range_done(const conc__worker *w, size_t n, int *error)
 }
 
 /* An error of one element keeps the rest from starting. */
-CONC__PRIVATE void conc__mapping_stop(conc__supervisor *s, conc__mapping *m)
+CONC__PRIVATE void conc__map_stop(conc__supervisor *s, conc__map_call *m)
 {
     __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
-    for (int i = 0; i < s->crew->most; i++) {
+    for (int i = 0; i < s->queue->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         bool takes_part =
-            w->state == CONC__WORKER_BUSY && w->job->parcel && w->job->parcel->mapping == m;
+            w->state == CONC__WORKER_BUSY && w->job->payload && w->job->payload->map == m;
         if (!takes_part)
             continue;
-        w->asks = w->asks + 1 ? w->asks + 1 : 1;
-        __atomic_store_n(&w->channel->asked, w->asks, __ATOMIC_RELEASE);
-        conc__futex_wake(&w->channel->asked);
+        w->cancels = w->cancels + 1 ? w->cancels + 1 : 1;
+        __atomic_store_n(&w->channel->cancel, w->cancels, __ATOMIC_RELEASE);
+        conc__futex_wake(&w->channel->cancel);
     }
 }
 
@@ -7587,23 +7619,23 @@ CONC__PRIVATE bool conc__runner_goes_on(conc__supervisor *s, conc__worker *w, in
                                         int *error)
 {
     conc_job *j = w->job;
-    conc__parcel *p = j->parcel;
+    conc__payload *p = j->payload;
     size_t done = conc__range_counted(w);
     done = done == SIZE_MAX ? p->left : done;
     conc__range_done(w, done, error);
     if (result < 0 && done == 0 && !*error) /* the function was not found */
-        conc__range_drop(p, p->mapping->error = *error = result);
+        conc__range_drop(p, p->map->error = *error = result);
     if (*error)
-        conc__mapping_stop(s, p->mapping);
+        conc__map_stop(s, p->map);
     conc__range_take(s, j);
     return p->left > 0;
 }
 
 /* Takes the result of a job that is no map's from its worker. */
-CONC__PRIVATE int conc__job_unload(const conc__worker *w, int64_t result)
+CONC__PRIVATE int conc__job_read_result(const conc__worker *w, int64_t result)
 {
     const conc_job *j = w->job;
-    conc__parcel *p = j->parcel;
+    conc__payload *p = j->payload;
     const char *data = conc__job_data(w, j);
     if (!p) {
         if (j->size)
@@ -7620,7 +7652,7 @@ CONC__PRIVATE int conc__job_unload(const conc__worker *w, int64_t result)
 
 /* ---- States of a worker ---- */
 
-CONC__PRIVATE void conc__worker_quits(conc__worker *w)
+CONC__PRIVATE void conc__worker_quit(conc__worker *w)
 {
     w->state = CONC__WORKER_LEAVING;
     __atomic_store_n(&w->channel->turn, CONC__TURN_QUIT, __ATOMIC_SEQ_CST);
@@ -7628,58 +7660,58 @@ CONC__PRIVATE void conc__worker_quits(conc__worker *w)
 }
 
 /* It has done its job. */
-CONC__PRIVATE void conc__worker_rests(conc__supervisor *s, conc__worker *w)
+CONC__PRIVATE void conc__worker_set_idle(conc__supervisor *s, conc__worker *w)
 {
     w->job = NULL;
     w->cancelled = false;
     w->state = CONC__WORKER_IDLE;
     w->idle_since = conc__clock();
-    s->crew->started--;
+    s->queue->started--;
     if (s->max_jobs && w->jobs >= s->max_jobs)
-        conc__worker_quits(w);
+        conc__worker_quit(w);
 }
 
 /* Gives the worker a job. A large one only from the supervisor, which unlocks meanwhile and has the
  * words of an error then. */
-CONC__PRIVATE void conc__worker_begins(conc__supervisor *s, conc__worker *w, conc_job *j)
+CONC__PRIVATE void conc__worker_give_job(conc__supervisor *s, conc__worker *w, conc_job *j)
 {
-    conc__parcel *p = j->parcel;
+    conc__payload *p = j->payload;
     if (w->state == CONC__WORKER_IDLE)
-        s->crew->started++;
+        s->queue->started++;
     w->job = j;
     w->state = CONC__WORKER_COPYING;
     if (s->max_jobs)
-        w->jobs += p && p->mapping ? (int)p->left : 1;
+        w->jobs += p && p->map ? (int)p->left : 1;
     bool large = conc__job_is_large(j);
     const char *words = "";
     int rc = conc__request_function(s, w, conc__job_function(j));
     if (rc) {
         words = "the function is in no module of the program";
     } else if (!large) {
-        rc = conc__job_load(j, w);
+        rc = conc__job_write_request(j, w);
     } else {
-        s->frame.text_rc = 0;
-        pthread_mutex_unlock(&s->crew->mutex);
-        rc = conc__job_load(j, w);
-        conc__lock_briefly(&s->crew->mutex);
-        if (s->frame.text_rc == rc)
-            words = s->frame.text;
+        s->context.text_rc = 0;
+        pthread_mutex_unlock(&s->queue->mutex);
+        rc = conc__job_write_request(j, w);
+        conc__lock_briefly(&s->queue->mutex);
+        if (s->context.text_rc == rc)
+            words = s->context.text;
     }
     if (rc == 0 && !w->cancelled) {
         w->state = CONC__WORKER_BUSY;
         conc__request_send(w);
         return;
     }
-    conc__worker_rests(s, w);
-    conc__job_undone(s->crew, j, rc ? rc : -ECANCELED, words);
+    conc__worker_set_idle(s, w);
+    conc__job_complete_undone(s->queue, j, rc ? rc : -ECANCELED, words);
 }
 
 /* The worker that was busy last: what it needs is in its processor's caches, and it may not
  * sleep yet. */
-CONC__PRIVATE conc__worker *conc__worker_idle(conc__supervisor *s)
+CONC__PRIVATE conc__worker *conc__worker_find_idle(conc__supervisor *s)
 {
     conc__worker *best = NULL;
-    for (int i = 0; i < s->crew->most; i++) {
+    for (int i = 0; i < s->queue->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         if (w->state == CONC__WORKER_IDLE && (!best || w->idle_since > best->idle_since))
             best = w;
@@ -7687,39 +7719,39 @@ CONC__PRIVATE conc__worker *conc__worker_idle(conc__supervisor *s)
     return best;
 }
 
-CONC__PRIVATE conc__worker *conc__worker_in(conc__supervisor *s, conc__worker_state state)
+CONC__PRIVATE conc__worker *conc__worker_find(conc__supervisor *s, conc__worker_state state)
 {
-    for (int i = 0; i < s->crew->most; i++)
+    for (int i = 0; i < s->queue->max_workers; i++)
         if (s->workers[i].state == state)
             return &s->workers[i];
     return NULL;
 }
 
 /* Sends what is in the queue to idle workers; calls the supervisor for what only it does. */
-CONC__PRIVATE void conc__supervisor_send(conc__supervisor *s, bool supervisor)
+CONC__PRIVATE void conc__supervisor_dispatch(conc__supervisor *s, bool supervisor)
 {
-    conc__crew *c = s->crew;
-    for (conc_job *j; (j = conc__backlog_first(c));) {
+    conc__job_queue *q = s->queue;
+    for (conc_job *j; (j = conc__job_ring_first(q));) {
         if (s->broken) {
-            conc__job_undone(c, conc__backlog_pop(c), s->broken, s->why);
+            conc__job_complete_undone(q, conc__job_ring_pop(q), s->broken, s->why);
             continue;
         }
-        conc__worker *w = conc__worker_idle(s);
-        bool maps = j->parcel && j->parcel->mapping;
+        conc__worker *w = conc__worker_find_idle(s);
+        bool maps = j->payload && j->payload->map;
         if (maps)
             conc__range_take(s, j);
-        if (maps && !j->parcel->left) {
-            conc__job_over(c, conc__backlog_pop(c), 0, "");
+        if (maps && !j->payload->left) {
+            conc__job_complete(q, conc__job_ring_pop(q), 0, "");
             continue;
         }
         if (!w || (conc__job_is_large(j) && !supervisor))
             break;
-        conc__worker_begins(s, w, conc__backlog_pop(c));
+        conc__worker_give_job(s, w, conc__job_ring_pop(q));
     }
-    bool more = c->queued && !supervisor;
-    bool may_start = conc__worker_in(s, CONC__WORKER_NONE) && s->starting < (int)c->queued;
-    if (more && (may_start || conc__worker_in(s, CONC__WORKER_IDLE)))
-        conc__supervisor_ring(s);
+    bool more = q->queued && !supervisor;
+    bool may_start = conc__worker_find(s, CONC__WORKER_NONE) && s->starting < (int)q->queued;
+    if (more && (may_start || conc__worker_find(s, CONC__WORKER_IDLE)))
+        conc__supervisor_wake(s);
 }
 
 /* The words of an error, which a worker may have written without an end. */
@@ -7730,7 +7762,7 @@ CONC__PRIVATE void conc__reply_words(const conc__worker_channel *c, char words[9
 }
 
 /* The worker has begun a job: workers can be started. */
-CONC__PRIVATE void conc__worker_proves(conc__supervisor *s, conc__worker *w)
+CONC__PRIVATE void conc__worker_mark_proved(conc__supervisor *s, conc__worker *w)
 {
     if (!w->proved)
         s->failures = 0;
@@ -7745,35 +7777,35 @@ CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
     int64_t full_result = c->result;
     char words[sizeof c->text];
     int result = 0;
-    conc__worker_proves(s, w);
+    conc__worker_mark_proved(s, w);
     conc__reply_words(c, words);
-    if (j->parcel && j->parcel->mapping) {
+    if (j->payload && j->payload->map) {
         bool more = conc__runner_goes_on(s, w, (int)full_result, &result);
         bool worn_out = s->max_jobs && w->jobs >= s->max_jobs;
         if (more && !w->cancelled && !worn_out) {
-            conc__worker_begins(s, w, j);
+            conc__worker_give_job(s, w, j);
             return;
         }
         bool another_does = more && !w->cancelled;
-        if (another_does && conc__backlog_has_room(s->crew, j->clock)) {
-            conc__worker_rests(s, w);
-            conc__backlog_push(s->crew, j);
+        if (another_does && conc__job_ring_reserve(s->queue, j->clock)) {
+            conc__worker_set_idle(s, w);
+            conc__job_ring_push(s->queue, j);
             return;
         }
-        conc__range_drop(j->parcel, -ECANCELED);
+        conc__range_drop(j->payload, -ECANCELED);
     } else {
         bool large = conc__job_is_large(j);
         w->state = CONC__WORKER_COPYING;
         if (large)
-            pthread_mutex_unlock(&s->crew->mutex);
-        result = conc__job_unload(w, full_result);
+            pthread_mutex_unlock(&s->queue->mutex);
+        result = conc__job_read_result(w, full_result);
         if (large)
-            conc__lock_briefly(&s->crew->mutex);
+            conc__lock_briefly(&s->queue->mutex);
     }
     if (result >= 0 || c->words != result)
         words[0] = 0;
-    conc__worker_rests(s, w);
-    conc__job_over(s->crew, j, result, words);
+    conc__worker_set_idle(s, w);
+    conc__job_complete(s->queue, j, result, words);
 }
 
 /* A worker's init has returned. */
@@ -7795,7 +7827,7 @@ CONC__PRIVATE void conc__worker_ready(conc__supervisor *s, conc__worker *w)
 /* Takes the replies. Those to large jobs are left to the supervisor. */
 CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool supervisor)
 {
-    for (int i = 0; i < s->crew->most; i++) {
+    for (int i = 0; i < s->queue->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         bool waits = w->state == CONC__WORKER_BUSY || w->state == CONC__WORKER_STARTING;
         if (!waits || !conc__worker_has_replied(w->channel))
@@ -7804,11 +7836,11 @@ CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool supervisor
         if (w->state == CONC__WORKER_STARTING)
             conc__worker_ready(s, w);
         else if (!supervisor && conc__job_is_large(w->job))
-            conc__supervisor_ring(s);
+            conc__supervisor_wake(s);
         else
             conc__worker_replied(s, w);
     }
-    conc__supervisor_send(s, supervisor);
+    conc__supervisor_dispatch(s, supervisor);
 }
 
 /* Its number cannot be another process's: nobody but the supervisor reaps it, unless the program
@@ -7837,29 +7869,29 @@ CONC__PRIVATE bool conc__worker_kill(conc__worker *w)
 }
 
 /* The job is cancelled (NULL: all of them): true when it is over with that. */
-CONC__PRIVATE bool conc__supervisor_cancel(conc__crew *c, conc_job *j)
+CONC__PRIVATE bool conc__supervisor_cancel(conc__job_queue *q, conc_job *j)
 {
-    conc__supervisor *s = c->supervisor;
-    if (j && conc__crew_take_back(c, j)) {
-        conc__range_drop(j->parcel, -ECANCELED);
+    conc__supervisor *s = q->supervisor;
+    if (j && conc__job_take_back(q, j)) {
+        conc__range_drop(j->payload, -ECANCELED);
         return true;
     }
-    for (int i = 0; i < c->most; i++) {
+    for (int i = 0; i < q->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         conc_job *its = w->job;
         if (!its || (j && its != j) || !conc__worker_kill(w))
             continue;
-        if (its->parcel && its->parcel->mapping) {
+        if (its->payload && its->payload->map) {
             int error = 0;
             size_t done = conc__range_counted(w);
             conc__range_done(w, done == SIZE_MAX ? 0 : done, &error);
-            conc__range_drop(its->parcel, -ECANCELED);
+            conc__range_drop(its->payload, -ECANCELED);
         }
         w->job = NULL;
-        c->started--;
+        q->started--;
         if (j)
             return true;
-        conc__crew_end_job(c, its, -ECANCELED, NULL, true);
+        conc__job_end(q, its, -ECANCELED, NULL, true);
     }
     return false;
 }
@@ -7955,25 +7987,25 @@ CONC__PRIVATE int conc__empty_input(void)
 CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int input, int *pid)
 {
     conc__own_program program;
-    conc__spawning how;
+    conc__spawn_setup setup;
     pid_t child = 0;
     sigset_t all;
     sigfillset(&all);
     conc__own_program_find(&program);
     /* on Valgrind the link leads to Valgrind itself, but for who reads it */
     const char *path = conc__on_valgrind() ? program.argv[0] : "/proc/self/exe";
-    int rc = conc__spawning_open(&how, &all);
+    int rc = conc__spawn_setup_open(&setup, &all);
     if (rc)
         return -rc;
-    rc = posix_spawn_file_actions_adddup2(&how.actions, input, 0);
+    rc = posix_spawn_file_actions_adddup2(&setup.actions, input, 0);
     if (rc == 0)
-        rc = posix_spawn_file_actions_adddup2(&how.actions, socket, CONC__WORKER_SOCKET);
+        rc = posix_spawn_file_actions_adddup2(&setup.actions, socket, CONC__WORKER_SOCKET);
     if (rc == 0)
-        rc = conc__close_others(&how, CONC__WORKER_SOCKET + 1);
+        rc = conc__close_others(&setup, CONC__WORKER_SOCKET + 1);
     if (rc == 0)
-        rc = posix_spawn(&child, path, &how.actions, &how.attributes,
+        rc = posix_spawn(&child, path, &setup.actions, &setup.attributes,
                          (char *const *)(uintptr_t)program.argv, s->environment);
-    conc__spawning_close(&how);
+    conc__spawn_setup_close(&setup);
     *pid = child;
     return -rc;
 }
@@ -7989,27 +8021,30 @@ CONC__PRIVATE char **conc__worker_environment(void)
     return NULL;
 }
 
-CONC__PRIVATE int conc__worker_hand_all(const conc__supervisor *s, const conc__worker *w)
+CONC__PRIVATE int conc__worker_send_setup(const conc__supervisor *s, const conc__worker *w)
 {
-    conc__handing start = {.what = CONC__HAND_START,
-                           .program = getpid(),
-                           .memory_limit = s->memory_limit,
-                           .mask = s->mask};
-    int rc = conc__hand(
-        w->socket, &(conc__handing){.what = CONC__HAND_CHANNEL, .size = w->channel_memory.size},
+    conc__setup_message start = {.what = CONC__SETUP_START,
+                                 .program = getpid(),
+                                 .memory_limit = s->memory_limit,
+                                 .mask = s->mask};
+    int rc = conc__setup_send(
+        w->socket,
+        &(conc__setup_message){.what = CONC__SETUP_CHANNEL, .size = w->channel_memory.size},
         w->channel_memory.fd);
     if (rc == 0)
-        rc = conc__hand(w->socket,
-                        &(conc__handing){.what = CONC__HAND_BOARD, .size = s->board_memory.size},
-                        s->board_memory.fd);
+        rc = conc__setup_send(
+            w->socket,
+            &(conc__setup_message){.what = CONC__SETUP_STATUS, .size = s->status_memory.size},
+            s->status_memory.fd);
     pthread_mutex_lock(&conc__segments_mutex);
     for (conc__segment *m = conc__segments; m && rc == 0; m = m->next)
-        rc = conc__hand(
-            w->socket,
-            &(conc__handing){.what = CONC__HAND_SHARED, .address = m->address, .size = m->size},
-            m->fd);
+        rc = conc__setup_send(w->socket,
+                              &(conc__setup_message){.what = CONC__SETUP_SHARED,
+                                                     .address = m->address,
+                                                     .size = m->size},
+                              m->fd);
     pthread_mutex_unlock(&conc__segments_mutex);
-    return rc ? rc : conc__hand(w->socket, &start, -1);
+    return rc ? rc : conc__setup_send(w->socket, &start, -1);
 }
 
 /* Waits for the process's end: its status as of waitpid, -1 if nobody knows. */
@@ -8047,7 +8082,7 @@ CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
     rc = conc__sockets(ends);
     if (rc)
         return rc;
-    c->request.kind = CONC__ASK_INIT;
+    c->request.kind = CONC__REQUEST_INIT;
     c->request.function = s->init;
     c->turn = CONC__TURN_WORKER;
     w->socket = ends[0];
@@ -8059,7 +8094,7 @@ CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
     if (rc)
         return conc_fail(rc, "posix_spawn of /proc/self/exe: %s", strerror(-rc));
     w->pidfd = conc__pidfd(w->pid); /* -1: the supervisor asks after its end again and again */
-    rc = conc__worker_hand_all(s, w);
+    rc = conc__worker_send_setup(s, w);
     if (rc == -EPIPE || rc == -ECONNRESET)
         return 0; /* it has ended, which is heard */
     if (rc == 0)
@@ -8094,9 +8129,9 @@ CONC__PRIVATE void conc__worker_clear(conc__supervisor *s, conc__worker *w)
 }
 
 /* Channels that are not used any more, once nobody looks. */
-CONC__PRIVATE void conc__supervisor_unmap(conc__supervisor *s, bool nobody_looks)
+CONC__PRIVATE void conc__supervisor_unmap_channels(conc__supervisor *s, bool nobody_looks)
 {
-    nobody_looks = nobody_looks || __atomic_load_n(&s->board->lookers, __ATOMIC_SEQ_CST) == 0;
+    nobody_looks = nobody_looks || __atomic_load_n(&s->status_page->pollers, __ATOMIC_SEQ_CST) == 0;
     for (conc__segment *old; nobody_looks && (old = s->unused);) {
         s->unused = old->next;
         conc__segment_close(old);
@@ -8105,29 +8140,29 @@ CONC__PRIVATE void conc__supervisor_unmap(conc__supervisor *s, bool nobody_looks
 }
 
 /* No worker comes up: nobody is to wait for one. */
-CONC__PRIVATE void conc__supervisor_fails(conc__supervisor *s, int rc, const char *why)
+CONC__PRIVATE void conc__supervisor_fail_queued(conc__supervisor *s, int rc, const char *why)
 {
-    for (int i = 0; i < s->crew->most; i++)
+    for (int i = 0; i < s->queue->max_workers; i++)
         if (s->workers[i].state != CONC__WORKER_NONE)
             return; /* the others go on */
-    while (s->crew->queued)
-        conc__job_undone(s->crew, conc__backlog_pop(s->crew), rc, why);
+    while (s->queue->queued)
+        conc__job_complete_undone(s->queue, conc__job_ring_pop(s->queue), rc, why);
 }
 
 /* Starts the workers that are needed. */
-CONC__PRIVATE void conc__supervisor_staff(conc__supervisor *s)
+CONC__PRIVATE void conc__supervisor_start_workers(conc__supervisor *s)
 {
-    conc__crew *c = s->crew;
-    for (int i = 0; i < c->most && !s->broken && s->failures < CONC__FAILURES; i++) {
+    conc__job_queue *q = s->queue;
+    for (int i = 0; i < q->max_workers && !s->broken && s->failures < CONC__FAILURES; i++) {
         conc__worker *w = &s->workers[i];
-        if (s->starting >= (int)c->queued || conc__worker_in(s, CONC__WORKER_IDLE))
+        if (s->starting >= (int)q->queued || conc__worker_find(s, CONC__WORKER_IDLE))
             return;
         if (w->state != CONC__WORKER_NONE)
             continue;
         w->state = CONC__WORKER_LEAVING; /* not to be looked at */
-        pthread_mutex_unlock(&c->mutex);
+        pthread_mutex_unlock(&q->mutex);
         int rc = conc__worker_exec(s, w);
-        conc__lock_briefly(&c->mutex);
+        conc__lock_briefly(&q->mutex);
         if (rc == 0) {
             w->state = CONC__WORKER_STARTING;
             __atomic_store_n(&w->awaited, true, __ATOMIC_RELEASE);
@@ -8136,27 +8171,27 @@ CONC__PRIVATE void conc__supervisor_staff(conc__supervisor *s)
         }
         conc__worker_clear(s, w);
         char why[96];
-        const char *words = s->frame.text_rc == rc ? s->frame.text : conc_strerror(rc);
+        const char *words = s->context.text_rc == rc ? s->context.text : conc_strerror(rc);
         snprintf(why, sizeof why, "no worker can be started: %.68s", words);
-        conc__supervisor_fails(s, -EAGAIN, why);
+        conc__supervisor_fail_queued(s, -EAGAIN, why);
         return;
     }
 }
 
 /* ---- Ends of workers ---- */
 
-CONC__PRIVATE void conc__death_in_words(int status, char *words, size_t size)
+CONC__PRIVATE void conc__describe_exit(int status, char *words, size_t size)
 {
     if (status == -1)
         snprintf(words, size, "the worker died");
     else if (WIFSIGNALED(status))
         snprintf(words, size, "the worker died of signal %d (%s)", WTERMSIG(status),
                  strsignal(WTERMSIG(status)));
-    else if (WEXITSTATUS(status) == CONC__MOVED)
+    else if (WEXITSTATUS(status) == CONC__EXIT_MOVED)
         snprintf(words, size, "the worker cannot map shared memory at its address");
-    else if (WEXITSTATUS(status) == CONC__OTHER_BUILD)
+    else if (WEXITSTATUS(status) == CONC__EXIT_OTHER_BUILD)
         snprintf(words, size, "the worker has another build of the module that has conc");
-    else if (WEXITSTATUS(status) == CONC__TOO_LATE)
+    else if (WEXITSTATUS(status) == CONC__EXIT_TOO_LATE)
         snprintf(words, size, "conc is in a library loaded late, or a constructor opens a pool");
     else
         snprintf(words, size, "the worker exited with status %d", WEXITSTATUS(status));
@@ -8167,8 +8202,8 @@ CONC__PRIVATE void conc__death_in_words(int status, char *words, size_t size)
 CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w, const char *words)
 {
     conc_job *j = w->job;
-    conc__parcel *p = j->parcel;
-    conc__mapping *m = p->mapping;
+    conc__payload *p = j->payload;
+    conc__map_call *m = p->map;
     int error = 0;
     size_t done = conc__range_counted(w);
     conc__range_done(w, done == SIZE_MAX ? 0 : done, &error);
@@ -8182,20 +8217,20 @@ CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w,
             m->error = error = -EOWNERDEAD;
     }
     if (error)
-        conc__mapping_stop(s, m);
-    bool stops = conc__map_stops(m) || s->crew->ask_all;
-    if (!stops && conc__backlog_has_room(s->crew, j->clock)) {
-        conc__backlog_push(s->crew, j);
+        conc__map_stop(s, m);
+    bool stops = conc__map_cancelled(m) || s->queue->cancel_all;
+    if (!stops && conc__job_ring_reserve(s->queue, j->clock)) {
+        conc__job_ring_push(s->queue, j);
         return;
     }
     conc__range_drop(p, stops ? -ECANCELED : -EOWNERDEAD);
-    conc__job_over(s->crew, j, error, error == -EOWNERDEAD ? words : "");
+    conc__job_complete(s->queue, j, error, error == -EOWNERDEAD ? words : "");
 }
 
 /* Is there a worker that has come up, or may? */
 CONC__PRIVATE bool conc__supervisor_has_workers(const conc__supervisor *s)
 {
-    for (int i = 0; i < s->crew->most; i++) {
+    for (int i = 0; i < s->queue->max_workers; i++) {
         conc__worker_state state = s->workers[i].state;
         if (state != CONC__WORKER_NONE && state != CONC__WORKER_LEAVING)
             return true;
@@ -8206,9 +8241,10 @@ CONC__PRIVATE bool conc__supervisor_has_workers(const conc__supervisor *s)
 /* A worker has ended before it began a job. A signal may have come from outside and be no fault of
  * the program: that counts less. After too many no more are started; when no worker is left then,
  * the pool is broken. */
-CONC__PRIVATE void conc__supervisor_counts(conc__supervisor *s, int status, const char *words)
+CONC__PRIVATE void conc__supervisor_count_failure(conc__supervisor *s, int status,
+                                                  const char *words)
 {
-    bool moved = status != -1 && WIFEXITED(status) && WEXITSTATUS(status) == CONC__MOVED;
+    bool moved = status != -1 && WIFEXITED(status) && WEXITSTATUS(status) == CONC__EXIT_MOVED;
     int signal = status != -1 && WIFSIGNALED(status) ? WTERMSIG(status) : 0;
     bool sent = signal == SIGKILL || signal == SIGTERM || signal == SIGINT || signal == SIGHUP;
     s->failures += status == -1 || moved || sent ? 1 : 10;
@@ -8222,32 +8258,32 @@ CONC__PRIVATE void conc__supervisor_counts(conc__supervisor *s, int status, cons
 CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
 {
     char words[96];
-    conc__crew *c = s->crew;
+    conc__job_queue *q = s->queue;
     conc_job *j = w->job;
     bool begun = j && __atomic_load_n(&w->channel->unseen, __ATOMIC_RELAXED) != CONC__UNSEEN;
     int status = conc__worker_reap(w);
-    conc__death_in_words(status, words, sizeof words);
+    conc__describe_exit(status, words, sizeof words);
     if (w->state == CONC__WORKER_STARTING)
         s->starting--;
     bool expected = w->state == CONC__WORKER_LEAVING;
     w->state = CONC__WORKER_LEAVING;
     if (begun)
-        conc__worker_proves(s, w);
+        conc__worker_mark_proved(s, w);
     else if (!w->proved && !expected)
-        conc__supervisor_counts(s, status, words);
+        conc__supervisor_count_failure(s, status, words);
     if (j) {
-        c->started--;
-        if (!begun && conc__backlog_has_room(c, j->clock))
-            conc__backlog_push_back(c, j);
-        else if (j->parcel && j->parcel->mapping)
+        q->started--;
+        if (!begun && conc__job_ring_reserve(q, j->clock))
+            conc__job_ring_push_front(q, j);
+        else if (j->payload && j->payload->map)
             conc__runner_lost(s, w, words);
         else
-            conc__job_over(c, j, -EOWNERDEAD, words);
+            conc__job_complete(q, j, -EOWNERDEAD, words);
     }
     conc__worker_clear(s, w);
     if (s->failures >= CONC__FAILURES && !conc__supervisor_has_workers(s))
         s->failures = CONC__FAILURES - 1; /* the last one is gone: one more start is tried */
-    conc__crew_settled(c);
+    conc__job_queue_notify_closer(q);
 }
 
 /* Has the process ended? */
@@ -8268,11 +8304,11 @@ CONC__PRIVATE bool conc__worker_has_ended(const conc__worker *w)
 
 /* Data segments that large jobs have left are given back when they were not used for a while:
  * how many milliseconds until the next; -1: none. */
-CONC__PRIVATE int conc__supervisor_trim(conc__supervisor *s)
+CONC__PRIVATE int conc__supervisor_free_unused(conc__supervisor *s)
 {
     enum { UNUSED = 1000 }; /* ms */
     int next = -1;
-    for (int i = 0; i < s->crew->most; i++) {
+    for (int i = 0; i < s->queue->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         if (w->state != CONC__WORKER_IDLE || !w->data.size)
             continue;
@@ -8280,13 +8316,13 @@ CONC__PRIVATE int conc__supervisor_trim(conc__supervisor *s)
             next = UNUSED;
             continue;
         }
-        conc__worker_room(w, 0);
+        conc__worker_reserve_data(w, 0);
     }
     return next;
 }
 
 /* Takes a worker's wake-ups, which say nothing else. It may have closed its end. */
-CONC__PRIVATE void conc__worker_hear(conc__worker *w)
+CONC__PRIVATE void conc__worker_drain_socket(conc__worker *w)
 {
     char some[8];
     ssize_t n;
@@ -8320,31 +8356,31 @@ CONC__PRIVATE void conc__supervisor_poll(conc__supervisor *s, int limit)
 /* Waits until something happens: a worker replied or died, or the bell was rung. */
 CONC__PRIVATE void conc__supervisor_wait(conc__supervisor *s, int limit)
 {
-    conc__crew *c = s->crew;
+    conc__job_queue *q = s->queue;
     uint64_t count;
     s->poll_count = 0;
-    conc__supervisor_watch(s, s->bell); /* the first */
-    for (int i = 0; i < c->most; i++) {
+    conc__supervisor_watch(s, s->wake_fd); /* the first */
+    for (int i = 0; i < q->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         w->poll_process = conc__supervisor_watch(s, w->pidfd);
         w->poll_socket = conc__supervisor_watch(s, w->socket);
         if (w->pid && w->pidfd < 0)
             limit = CONC__ASK_AGAIN;
     }
-    pthread_mutex_unlock(&c->mutex);
+    pthread_mutex_unlock(&q->mutex);
     conc__supervisor_poll(s, limit);
-    if (s->polls[0].revents && read(s->bell, &count, sizeof count) < 0) {
+    if (s->polls[0].revents && read(s->wake_fd, &count, sizeof count) < 0) {
         /* nothing lies there */
     }
-    conc__lock_briefly(&c->mutex);
-    s->rung = false;
-    for (int i = 0; i < c->most; i++) {
+    conc__lock_briefly(&q->mutex);
+    s->wake_pending = false;
+    for (int i = 0; i < q->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         if (w->poll_socket && s->polls[w->poll_socket].revents)
-            conc__worker_hear(w);
+            conc__worker_drain_socket(w);
     }
     conc__supervisor_collect(s, true); /* a worker that has replied has, though it died then */
-    for (int i = 0; i < c->most; i++) {
+    for (int i = 0; i < q->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         bool asks = w->pid && (w->pidfd < 0 || s->polls[w->poll_process].revents);
         if (asks && conc__worker_has_ended(w))
@@ -8353,18 +8389,18 @@ CONC__PRIVATE void conc__supervisor_wait(conc__supervisor *s, int limit)
 }
 
 /* Has all workers end, and kills those that do not within a second. */
-CONC__PRIVATE void conc__supervisor_dismiss(conc__supervisor *s)
+CONC__PRIVATE void conc__supervisor_end_workers(conc__supervisor *s)
 {
     int64_t start = conc__clock();
     for (;;) {
         bool any = false, late = conc__clock() - start > 1000000000;
-        for (int i = 0; i < s->crew->most; i++) {
+        for (int i = 0; i < s->queue->max_workers; i++) {
             conc__worker *w = &s->workers[i];
             any |= w->pid != 0;
             if (w->pid && (late || w->state == CONC__WORKER_STARTING))
                 conc__worker_signal(w, SIGKILL);
             if (w->state == CONC__WORKER_IDLE)
-                conc__worker_quits(w);
+                conc__worker_quit(w);
         }
         if (!any)
             return;
@@ -8375,32 +8411,32 @@ CONC__PRIVATE void conc__supervisor_dismiss(conc__supervisor *s)
 CONC__PRIVATE void *conc__supervisor_main(void *arg)
 {
     conc__supervisor *s = arg;
-    conc__crew *c = s->crew;
+    conc__job_queue *q = s->queue;
     prctl(PR_SET_NAME, "conc procs");
-    pthread_setspecific(conc__frames, &s->frame);
-    conc__lock_briefly(&c->mutex);
+    pthread_setspecific(conc__job_context_key, &s->context);
+    conc__lock_briefly(&q->mutex);
     while (!s->ending) {
-        conc__supervisor_send(s, true);
-        conc__supervisor_staff(s);
-        conc__supervisor_unmap(s, false);
+        conc__supervisor_dispatch(s, true);
+        conc__supervisor_start_workers(s);
+        conc__supervisor_unmap_channels(s, false);
         conc__supervisor_collect(s, true); /* a reply may have come while nobody looked there */
         if (!s->ending)
-            conc__supervisor_wait(s, conc__supervisor_trim(s));
+            conc__supervisor_wait(s, conc__supervisor_free_unused(s));
     }
-    conc__supervisor_dismiss(s);
+    conc__supervisor_end_workers(s);
     conc__waiter_wake(s->closer, 0);
-    pthread_mutex_unlock(&c->mutex);
-    pthread_setspecific(conc__frames, NULL);
+    pthread_mutex_unlock(&q->mutex);
+    pthread_setspecific(conc__job_context_key, NULL);
     return NULL;
 }
 
-CONC__PRIVATE void conc__supervisor_rouse(conc__crew *c)
+CONC__PRIVATE void conc__supervisor_notify(conc__job_queue *q)
 {
-    conc__supervisor_send(c->supervisor, false);
+    conc__supervisor_dispatch(q->supervisor, false);
 }
 
 /* Under the mutex, before the first job. */
-CONC__PRIVATE int conc__supervisor_begin(conc__supervisor *s)
+CONC__PRIVATE int conc__supervisor_start(conc__supervisor *s)
 {
     if (s->runs)
         return 0;
@@ -8414,18 +8450,18 @@ CONC__PRIVATE int conc__supervisor_begin(conc__supervisor *s)
 /* ---- >>procs -------------------------------------------------------------------------------- */
 
 /* What a loop with tasks that wait for a process looks at before it falls asleep. */
-typedef struct conc__view {
-    conc__lookout lookout;
-    conc__crew *crew;
-    bool watches; /* it is counted among the lookers: what it looks at stays mapped */
+typedef struct conc__reply_poller {
+    conc__idle_hook hook;
+    conc__job_queue *queue;
+    bool enabled; /* it is counted among the lookers: what it looks at stays mapped */
     int users;
-} conc__view;
+} conc__reply_poller;
 
 /* Is there a reply that anybody may take? */
-CONC__PRIVATE bool conc__view_sees(const conc__view *v)
+CONC__PRIVATE bool conc__reply_poller_sees(const conc__reply_poller *v)
 {
-    const conc__supervisor *s = v->crew->supervisor;
-    for (int i = 0; i < v->crew->most; i++) {
+    const conc__supervisor *s = v->queue->supervisor;
+    for (int i = 0; i < v->queue->max_workers; i++) {
         const conc__worker *w = &s->workers[i];
         if (!__atomic_load_n(&w->awaited, __ATOMIC_ACQUIRE))
             continue;
@@ -8436,79 +8472,80 @@ CONC__PRIVATE bool conc__view_sees(const conc__view *v)
     return false;
 }
 
-CONC__PRIVATE bool conc__view_look(conc__lookout *o)
+CONC__PRIVATE bool conc__reply_poller_poll(conc__idle_hook *o)
 {
-    conc__view *v = (conc__view *)(void *)o;
-    if (v->watches && !conc__view_sees(v))
+    conc__reply_poller *v = (conc__reply_poller *)(void *)o;
+    if (v->enabled && !conc__reply_poller_sees(v))
         return false;
-    conc__lock_briefly(&v->crew->mutex);
-    bool sees = conc__view_sees(v);
-    if (sees && !v->crew->supervisor->ending)
-        conc__supervisor_collect(v->crew->supervisor, false);
-    pthread_mutex_unlock(&v->crew->mutex);
+    conc__lock_briefly(&v->queue->mutex);
+    bool sees = conc__reply_poller_sees(v);
+    if (sees && !v->queue->supervisor->ending)
+        conc__supervisor_collect(v->queue->supervisor, false);
+    pthread_mutex_unlock(&v->queue->mutex);
     return sees;
 }
 
-CONC__PRIVATE void conc__view_watch(conc__lookout *o, bool on)
+CONC__PRIVATE void conc__reply_poller_enable(conc__idle_hook *o, bool on)
 {
-    conc__view *v = (conc__view *)(void *)o;
-    unsigned *lookers = &v->crew->supervisor->board->lookers;
-    __atomic_fetch_add(lookers, on ? 1u : -1u, __ATOMIC_SEQ_CST);
-    v->watches = on;
+    conc__reply_poller *v = (conc__reply_poller *)(void *)o;
+    unsigned *pollers = &v->queue->supervisor->status_page->pollers;
+    __atomic_fetch_add(pollers, on ? 1u : -1u, __ATOMIC_SEQ_CST);
+    v->enabled = on;
 }
 
-CONC__PRIVATE conc__view *conc__view_open(conc_loop *l, conc__crew *c)
+CONC__PRIVATE conc__reply_poller *conc__reply_poller_open(conc_loop *l, conc__job_queue *q)
 {
-    conc__view *v;
-    for (conc__lookout *o = l->lookouts; o; o = o->next) {
-        v = (conc__view *)(void *)o;
-        if (v->crew == c) {
+    conc__reply_poller *v;
+    for (conc__idle_hook *o = l->idle_hooks; o; o = o->next) {
+        v = (conc__reply_poller *)(void *)o;
+        if (v->queue == q) {
             v->users++;
             return v;
         }
     }
     v = conc__alloc(sizeof *v);
     if (v) { /* else the supervisor takes the replies */
-        *v = (conc__view){{l->lookouts, conc__view_look, conc__view_watch}, c, false, 1};
-        c->references++;
-        l->lookouts = &v->lookout;
+        *v = (conc__reply_poller){
+            {l->idle_hooks, conc__reply_poller_poll, conc__reply_poller_enable}, q, false, 1};
+        q->references++;
+        l->idle_hooks = &v->hook;
     }
     return v;
 }
 
-CONC__PRIVATE void conc__view_close(conc_loop *l, conc__view *v)
+CONC__PRIVATE void conc__reply_poller_close(conc_loop *l, conc__reply_poller *v)
 {
     if (!v || --v->users)
         return;
-    conc__lookout **at = &l->lookouts;
-    while (*at != &v->lookout)
+    conc__idle_hook **at = &l->idle_hooks;
+    while (*at != &v->hook)
         at = &(*at)->next;
-    *at = v->lookout.next;
-    conc__lock_briefly(&v->crew->mutex);
-    conc__crew_release(v->crew);
+    *at = v->hook.next;
+    conc__lock_briefly(&v->queue->mutex);
+    conc__job_queue_release(v->queue);
     conc_free(v);
 }
 
 /* A thread that waits takes the replies itself for a little while. */
-CONC__PRIVATE void conc__supervisor_look_for(conc__crew *c, const bool *over)
+CONC__PRIVATE void conc__supervisor_spin_for(conc__job_queue *q, const bool *over)
 {
-    conc__view v = {.crew = c};
+    conc__reply_poller v = {.queue = q};
     int64_t end = conc__clock() + CONC__PATIENCE;
     if (!conc__several_processors())
         return;
-    conc__view_watch(&v.lookout, true);
+    conc__reply_poller_enable(&v.hook, true);
     while (!__atomic_load_n(over, __ATOMIC_RELAXED) && conc__clock() < end) {
         for (int i = 0; i < 32; i++)
             conc__relax();
-        conc__view_look(&v.lookout);
+        conc__reply_poller_poll(&v.hook);
     }
-    conc__view_watch(&v.lookout, false);
-    conc__view_look(&v.lookout);
+    conc__reply_poller_enable(&v.hook, false);
+    conc__reply_poller_poll(&v.hook);
 }
 
 CONC__PRIVATE void conc__supervisor_free(conc__supervisor *s)
 {
-    for (int i = 0; s && i < s->crew->most; i++) {
+    for (int i = 0; s && i < s->queue->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         conc__segment_close(&w->channel_memory);
         conc__segment_close(&w->data);
@@ -8519,24 +8556,24 @@ CONC__PRIVATE void conc__supervisor_free(conc__supervisor *s)
     }
     if (!s)
         return;
-    conc__supervisor_unmap(s, true);
-    conc__segment_close(&s->board_memory);
-    if (s->bell >= 0)
-        close(s->bell);
+    conc__supervisor_unmap_channels(s, true);
+    conc__segment_close(&s->status_memory);
+    if (s->wake_fd >= 0)
+        close(s->wake_fd);
     conc_free(s->environment);
     conc_free(s->polls);
     conc_free(s);
 }
 
-CONC__PRIVATE conc__supervisor *conc__supervisor_new(conc__crew *c)
+CONC__PRIVATE conc__supervisor *conc__supervisor_new(conc__job_queue *q)
 {
-    size_t most = (size_t)c->most;
+    size_t most = (size_t)q->max_workers;
     conc__supervisor *s = conc__alloc(sizeof *s + most * sizeof s->workers[0]);
     if (!s)
         return NULL;
     memset(s, 0, sizeof *s + most * sizeof s->workers[0]);
-    s->crew = c;
-    s->bell = s->board_memory.fd = -1;
+    s->queue = q;
+    s->wake_fd = s->status_memory.fd = -1;
     for (size_t i = 0; i < most; i++) {
         conc__worker *w = &s->workers[i];
         w->channel_memory.fd = w->data.fd = w->pidfd = w->socket = -1;
@@ -8553,17 +8590,17 @@ CONC__PRIVATE int conc__supervisor_open(conc__supervisor *s, const conc_procs *p
     s->memory_limit = p->memory_limit;
     s->max_jobs = p->max_jobs;
     conc__original_mask(&s->mask);
-    if (p->init && !conc__function_name((uintptr_t)p->init, &s->init))
+    if (p->init && !conc__function_id_of((uintptr_t)p->init, &s->init))
         return conc_fail(-EINVAL, "init is in no module of the program");
     s->environment = conc__worker_environment();
     if (!s->environment)
         return -ENOMEM;
-    int rc = conc__segment_open(&s->board_memory, conc__page(), false);
+    int rc = conc__segment_open(&s->status_memory, conc__page(), false);
     if (rc)
         return rc;
-    s->board = s->board_memory.address;
-    s->bell = conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    return s->bell < 0 ? conc__call_failed("eventfd2") : 0;
+    s->status_page = s->status_memory.address;
+    s->wake_fd = conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    return s->wake_fd < 0 ? conc__call_failed("eventfd2") : 0;
 }
 
 CONC_API int conc_procs_open(conc_procs *p)
@@ -8571,97 +8608,100 @@ CONC_API int conc_procs_open(conc_procs *p)
     bool possible = p && p->workers >= 0 && p->workers <= 1 << 12 && p->max_jobs >= 0;
     if (!possible)
         return conc__misused(-EINVAL, __func__, "no pool, or negative fields", NULL);
-    if (p->crew && p->crew->forks == conc__forks)
+    if (p->queue && p->queue->forks == conc__forks)
         return conc__misused(-EBUSY, __func__, "the pool is open", NULL);
     if (getauxval(AT_SECURE))
         return conc_fail(-EPERM, "a set-user-ID program has no worker processes");
     if (conc__last_constructor) /* else it would have workers that do the same, without end */
-        _exit(CONC__TOO_LATE);
-    conc__crews_need();
+        _exit(CONC__EXIT_TOO_LATE);
+    conc__job_queues_need();
     int saved = errno;
-    conc__crew *c = conc__frames_there ? conc__crew_new(p->workers, 0) : NULL;
-    conc__supervisor *s = c ? conc__supervisor_new(c) : NULL;
+    conc__job_queue *q = conc__job_context_key_made ? conc__job_queue_new(p->workers, 0) : NULL;
+    conc__supervisor *s = q ? conc__supervisor_new(q) : NULL;
     int rc = s ? conc__supervisor_open(s, p) : -ENOMEM;
-    if (c)
-        c->supervisor = s;
-    if (rc && c) {
-        pthread_mutex_lock(&conc__crews);
-        conc__crew_free(c);
-        pthread_mutex_unlock(&conc__crews);
+    if (q)
+        q->supervisor = s;
+    if (rc && q) {
+        pthread_mutex_lock(&conc__job_queues_mutex);
+        conc__job_queue_free(q);
+        pthread_mutex_unlock(&conc__job_queues_mutex);
     }
     if (rc == 0)
-        rc = conc__pool_opens(&p->crew, &p->users, c);
+        rc = conc__pool_publish(&p->queue, &p->users, q);
     errno = saved;
     return rc == -ENOMEM ? conc_fail(rc, "no memory for a pool of processes") : rc;
 }
 
 /* The jobs are done, and the workers have ended. */
-CONC__PRIVATE void conc__procs_end(conc__crew *c)
+CONC__PRIVATE void conc__procs_end(conc__job_queue *q)
 {
-    conc__supervisor *s = c->supervisor;
+    conc__supervisor *s = q->supervisor;
     if (s->runs)
         pthread_join(s->thread, NULL);
-    conc__lock_briefly(&c->mutex);
-    conc__crew_release(c);
+    conc__lock_briefly(&q->mutex);
+    conc__job_queue_release(q);
 }
 
 /* A cancel changes nothing: the workers are to end at once already. */
-static const conc__wait_kind conc__wants_no_workers = {
+static const conc__wait_kind conc__waits_for_workers = {
     .what = "closes a pool, and waits for its workers' end"};
 
 /* Has the workers end, and waits for that. */
-CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__crew *c)
+CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__job_queue *q)
 {
-    conc__lock_briefly(&c->mutex);
-    c->supervisor->ending = true;
-    if (!c->supervisor->runs) {
-        pthread_mutex_unlock(&c->mutex);
+    conc__lock_briefly(&q->mutex);
+    q->supervisor->ending = true;
+    if (!q->supervisor->runs) {
+        pthread_mutex_unlock(&q->mutex);
         return;
     }
-    conc__supervisor_ring(c->supervisor);
+    conc__supervisor_wake(q->supervisor);
     conc__waiter w = {0};
-    /* not the crew's: whatever settles there, the workers have not ended */
-    conc__line_up(&c->supervisor->closer, &w);
+    /* not the job queue's: whatever settles there, the workers have not ended */
+    conc__waiter_add(&q->supervisor->closer, &w);
     bool holds_clock = l && l->virtual_clock;
     if (holds_clock)
         atomic_fetch_add_explicit(&l->at_work, 1, memory_order_relaxed);
-    conc__wait_outside(l, &w, &conc__wants_no_workers, c, &c->mutex, NULL);
+    conc__wait_outside(l, &w, &conc__waits_for_workers, q, &q->mutex, NULL);
     if (holds_clock)
-        conc__clock_off_work(l);
+        conc__clock_release(l);
 }
 
 CONC_API CONC__CALLED int conc_procs_close(conc_procs *p)
 {
     if (!p)
         return conc__misused(-EINVAL, __func__, "no pool", NULL);
-    return conc__pool_close(&p->crew, &p->users, conc__procs_end, __func__);
+    return conc__pool_close(&p->queue, &p->users, conc__procs_end, __func__);
 }
 
 CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
 
 #else /* not Linux: there are no pools of processes */
 
-typedef struct conc__view conc__view;
+typedef struct conc__reply_poller conc__reply_poller;
 typedef struct conc__supervisor conc__supervisor;
 
-CONC__PRIVATE void conc__segments_hold(void) {}
-CONC__PRIVATE void conc__segments_let(void) {}
-CONC__PRIVATE void conc__worker_listens(void) {}
-CONC__PRIVATE int conc__supervisor_begin(conc__supervisor *s) { return s ? -ENOTSUP : 0; }
-CONC__PRIVATE void conc__supervisor_rouse(conc__crew *c) { (void)c; }
+CONC__PRIVATE void conc__segments_lock(void) {}
+CONC__PRIVATE void conc__segments_unlock(void) {}
+CONC__PRIVATE void conc__worker_start_cancel_listener(void) {}
+CONC__PRIVATE int conc__supervisor_start(conc__supervisor *s) { return s ? -ENOTSUP : 0; }
+CONC__PRIVATE void conc__supervisor_notify(conc__job_queue *q) { (void)q; }
 CONC__PRIVATE void conc__supervisor_free(conc__supervisor *s) { (void)s; }
-CONC__PRIVATE bool conc__supervisor_cancel(conc__crew *c, conc_job *j) { return c && !j; }
-CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__crew *c) { (void)l, (void)c; }
-CONC__PRIVATE void conc__supervisor_look_for(conc__crew *c, const bool *over)
+CONC__PRIVATE bool conc__supervisor_cancel(conc__job_queue *q, conc_job *j) { return q && !j; }
+CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__job_queue *q) { (void)l, (void)q; }
+CONC__PRIVATE void conc__supervisor_spin_for(conc__job_queue *q, const bool *over)
 {
-    (void)c, (void)over;
+    (void)q, (void)over;
 }
-CONC__PRIVATE conc__view *conc__view_open(conc_loop *l, conc__crew *c)
+CONC__PRIVATE conc__reply_poller *conc__reply_poller_open(conc_loop *l, conc__job_queue *q)
 {
-    (void)l, (void)c;
+    (void)l, (void)q;
     return NULL;
 }
-CONC__PRIVATE void conc__view_close(conc_loop *l, conc__view *v) { (void)l, (void)v; }
+CONC__PRIVATE void conc__reply_poller_close(conc_loop *l, conc__reply_poller *v)
+{
+    (void)l, (void)v;
+}
 
 CONC_API void *conc_shared_alloc(size_t size)
 {
@@ -8687,7 +8727,7 @@ CONC_API CONC__CALLED int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, 
 {
     if (!p)
         return conc__misused(-EINVAL, __func__, "no pool", NULL);
-    return conc__crew_run(&p->crew, &p->users, fn, arg, size, NULL, __func__);
+    return conc__pool_run(&p->queue, &p->users, fn, arg, size, NULL, __func__);
 }
 
 CONC_API CONC__CALLED int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg,
@@ -8695,7 +8735,7 @@ CONC_API CONC__CALLED int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn 
 {
     if (!p)
         return conc__misused(-EINVAL, __func__, "no pool", NULL);
-    return conc__submit(&p->crew, &p->users, j, fn, arg, size, NULL, __func__);
+    return conc__submit(&p->queue, &p->users, j, fn, arg, size, NULL, __func__);
 }
 
 /* The job of a conc_procs_call is not called itself. */
@@ -8708,35 +8748,35 @@ CONC__PRIVATE int conc__call_job(void *arg)
 CONC_API CONC__CALLED ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, const void *in,
                                               size_t in_size, void *out, size_t out_size)
 {
-    conc__parcel parcel = {
+    conc__payload payload = {
         .call = fn, .in = in, .in_size = in_size, .out = out, .out_size = out_size};
     if (!p || !fn || (in_size && !in) || (out_size && !out))
         return conc__own_error(-EINVAL);
-    int rc = conc__crew_run(&p->crew, &p->users, conc__call_job, NULL, 0, &parcel, __func__);
-    return rc < 0 ? rc : parcel.returned;
+    int rc = conc__pool_run(&p->queue, &p->users, conc__call_job, NULL, 0, &payload, __func__);
+    return rc < 0 ? rc : payload.returned;
 }
 
 CONC_API CONC__CALLED int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count,
                                          size_t size)
 {
-    conc__mapping m = {.fn = fn, .args = args, .count = count, .size = size};
+    conc__map_call m = {.fn = fn, .args = args, .count = count, .size = size};
     if (!p)
         return conc__misused(-EINVAL, __func__, "no pool", NULL);
-    return conc__crew_map(&p->crew, &p->users, &m, __func__);
+    return conc__pool_map(&p->queue, &p->users, &m, __func__);
 }
 
 CONC_API CONC__CALLED int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count,
                                              size_t size, int *results)
 {
-    conc__mapping m = {fn, args, count, size, results, .keeps_going = true};
+    conc__map_call m = {fn, args, count, size, results, .keeps_going = true};
     if (!p)
         return conc__misused(-EINVAL, __func__, "no pool", NULL);
-    return conc__crew_map(&p->crew, &p->users, &m, __func__);
+    return conc__pool_map(&p->queue, &p->users, &m, __func__);
 }
 
 /* ---- >>beginning ---------------------------------------------------------------------------- */
 
-static void conc__pool_begins(int argc, char **argv, char **env)
+static void conc__pool_init(int argc, char **argv, char **env)
 {
     (void)argc, (void)argv, (void)env;
     conc__extended.outside = &conc__outside_of_pool;
@@ -8748,17 +8788,17 @@ static void conc__pool_begins(int argc, char **argv, char **env)
     conc__extended.job_goes_on = conc__job_goes_on;
     conc__extended.job_late = conc__job_late;
     conc__extended.job_fail = conc__job_fail;
-    conc__extended.job_words = conc__job_words;
-    conc__extended.job_here = conc__frame_here;
+    conc__extended.job_words = conc__job_error_text;
+    conc__extended.job_here = conc__job_context_here;
     conc__extended.job_waits = conc__job_waits;
     conc__extended.job_cancelled = conc_job_cancelled;
     conc__extended.resolve = conc__resolve_name;
     conc__extended.jobs_queued = conc__jobs_queued;
     conc__extended.job_overflows = conc__job_overflows;
-    conc__extended.job_in_use = conc__handle_is_at_work;
+    conc__extended.job_in_use = conc__job_handle_in_use;
     conc__extended.pipe_awaited = conc__pipe_awaited;
 #ifdef __linux__
-    conc__worker_check(conc__pool_begins);
+    conc__worker_check(conc__pool_init);
 #endif
 }
 
@@ -8767,11 +8807,11 @@ static void conc__pool_begins(int argc, char **argv, char **env)
  * constructors into one function, and no worker would know then which of them are left. */
 __attribute__((section(".init_array"),
                used)) static void (*conc__pool_constructor)(int argc, char **argv,
-                                                            char **env) = conc__pool_begins;
+                                                            char **env) = conc__pool_init;
 #else
 __attribute__((constructor)) static void conc__pool_constructor(void)
 {
-    conc__pool_begins(0, NULL, NULL);
+    conc__pool_init(0, NULL, NULL);
 }
 #endif
 
