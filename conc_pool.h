@@ -2,7 +2,7 @@
  * conc.h - MIT licence
  *
  * What asyncio.to_thread, ThreadPoolExecutor, ProcessPoolExecutor and create_subprocess_exec are
- * to a Python program: the loop goes on while something blocks or computes.
+ * to a Python program: the loop runs on while something blocks or computes.
  *
  *     static int load(void *path)    // runs on a thread of the pool, and may block
  *     {
@@ -20,41 +20,43 @@
  *         return conc_procs_run(&procs, crunch, &words, sizeof words); // a crash is -EOWNERDEAD
  *     }
  *
- * Include it where you include conc.h, which it includes itself; CONC_IMPLEMENTATION and
- * CONC_STATIC are the same: the file that defines CONC_IMPLEMENTATION includes this one, too, or
- * the linker finds none of its functions. A program that uses process pools has this module in
- * itself or in a library it is linked with, not in one it loads later.
+ * Include it where you would include conc.h, which it includes itself. CONC_IMPLEMENTATION and
+ * CONC_STATIC work as in conc.h: the file that defines CONC_IMPLEMENTATION must include this
+ * header too, or the linker will not find its functions. A program that uses process pools must
+ * have this module in the executable or in a library it is linked with, not in one that is loaded
+ * later.
  *
- * Conventions, beside conc.h's
- *   Jobs      are plain functions that run outside the loop, at the same time as it and each
- *             other. A job is no task: what is for tasks is -EPERM there, and conc_self() NULL;
- *             but it may call conc_run, and all of this module. conc_local_get finds what the
- *             task that sent the job had set, conc_fail's words go to who waits for it, and
- *             conc_block blocks its thread.
- *   Calling   from tasks, which wait while the loop goes on; from jobs and threads without a
- *             run, which block. In a posted function what would wait is -EPERM.
- *   Cancel    a job that runs is waited for even when its caller is cancelled, as its argument
- *             may live on that stack: it is asked to end. From then on conc_job_cancelled() is
- *             true there; what it waits for in channels, children, conc_block and for a place in
- *             a queue returns -ECANCELED; a wait for other jobs passes the request on, and goes
- *             on; and a conc_run inside it has its main_fn cancelled. conc_shield hides the
- *             request from what cleans up. A job that is still in the queue is taken back. One
- *             in a process is killed.
- *   Clock     virtual time stands still while jobs run, and conc_block in one of them is a
- *             timer; that holds for the jobs of a job, too. A job that waits in a call of this
- *             module does not run, nor does one in a conc_run whose tasks wait for channels alone.
- *             While a task waits for the end or a pipe of a child program that runs, or for the
- *             other end of a FIFO, the clock jumps over d seconds only after d real ones: so a
- *             limit on one that hangs comes, and one that does not takes no virtual time.
- *   Forks     in a forked child inherited pools are dead: -EPERM, and closing them only frees
- *             memory. The same goes for child programs, which run on. A channel has what lay
- *             in it, and none of the parent's waiters.
+ * Conventions, in addition to conc.h's
+ *   Jobs      are plain functions that run outside the loop, in parallel with it and with each
+ *             other. A job is not a task: calls that need a task return -EPERM in it, and
+ *             conc_self() is NULL. It may call conc_run and everything in this module.
+ *             conc_local_get returns what the submitting task had set, conc_fail's text goes to
+ *             the caller that waits for the job, and conc_block blocks the job's thread.
+ *   Callers   may be tasks, which wait while the loop runs on, or jobs and threads without a
+ *             run, which block. In a posted function a call that would wait returns -EPERM.
+ *   Cancel    A job in the queue is removed from it. A running job is waited for even if its
+ *             caller is cancelled, because its argument may live on the caller's stack; it is
+ *             asked to end. From then on conc_job_cancelled() is true in the job; its waits for
+ *             channels, children, conc_block and room in a queue return -ECANCELED; a wait for
+ *             another job passes the request on to it and continues; and a conc_run inside the
+ *             job has its main_fn cancelled. conc_shield hides the request from cleanup code. A
+ *             job that runs in a process is killed.
+ *   Clock     Virtual time stands still while jobs run, including the jobs that a job submits.
+ *             conc_block in a job is a timer. A job that waits in a call of this module does not
+ *             count as running, nor does one in a conc_run whose tasks wait only for channels.
+ *             While a task waits for a running child program to end, for one of its pipes, or
+ *             for the other end of a FIFO, the clock jumps over d seconds only after d real
+ *             ones: a time limit on a program that hangs still expires, and a program that does
+ *             not hang takes no virtual time.
+ *   Forks     In a forked child inherited pools are dead: calls return -EPERM, and closing a pool
+ *             only frees its memory. Child programs of the parent are dead in the same way, and
+ *             keep running. A channel keeps its items but none of the parent's waiters.
  *
- * Environment: CONC__WORKER marks a worker process that this program started; it is not to be
- * set by hand.
+ * Environment: CONC__WORKER marks a worker process that this program started. Do not set it by
+ * hand.
  *
  * Contents: >>pool >>offload >>procs >>channel >>shared >>files >>names >>child, then the
- * implementation, whose sections are listed where it starts, and the licence. */
+ * implementation, which lists its sections at its start, and the licence. */
 #ifndef CONC_POOL_H
 #define CONC_POOL_H
 
@@ -66,21 +68,21 @@ extern "C" {
 
 /* ---- >>pool --------------------------------------------------------------------------------- */
 
-/* A pool of threads. The first three fields are yours to set before conc_pool_open. */
+/* A pool of threads. Set the first three fields before conc_pool_open. */
 typedef struct conc_pool {
-    /* at most; 0: one for each processor. They start when they are first needed */
+    /* at most; 0: one per processor. A thread starts when it is first needed */
     int threads;
-    /* jobs that may lie in the queue; a submit above it waits, but for those of the pool's own
-     * jobs; 0: no limit */
+    /* most jobs in the queue; a submit that exceeds it waits, unless it comes from one of the
+     * pool's own jobs; 0: no limit */
     int queue_limit;
-    const char *name; /* of its threads, for debuggers, 15 bytes; NULL: "conc" */
+    const char *name; /* of the threads, for debuggers, up to 15 bytes; NULL: "conc" */
     /* private */
     struct conc__job_queue *queue;
     unsigned users;
 } conc_pool;
 
-/* A function that was submitted. Storage of yours, of any content, that stays where it is until
- * the job ended or was taken back. Private. */
+/* A submitted function. The caller owns the storage, which may hold anything before the submit, and
+ * must not move until the job has ended or was taken back. All fields are private. */
 typedef struct conc_job {
     conc_fn *fn;
     void *arg;
@@ -96,151 +98,155 @@ typedef struct conc_job {
     char text[96];
 } conc_job;
 
-/* Opens the pool; no thread starts yet. Jobs run under the caller's signal mask of this moment,
- * but signals of a fault (SIGSEGV...) are open, and programs that they start get the mask that
- * the caller had outside its run. A job leaves its thread as it found it: a mask that it changes
- * and does not put back is the next job's. Errors: -EINVAL (NULL, negative fields), -EBUSY (open),
- * -ENOMEM. From anywhere. */
+/* Opens the pool; no thread starts yet. Jobs run under the signal mask that the caller has now,
+ * except that the signals of a fault (SIGSEGV...) are unblocked. Programs that jobs start get the
+ * mask that the caller had outside its run. A job must leave its thread as it found it: if it
+ * changes the mask and does not restore it, the next job runs under the changed mask. Errors:
+ * -EINVAL (NULL, negative fields), -EBUSY (open), -ENOMEM. From anywhere. */
 CONC_API int conc_pool_open(conc_pool *p);
 
-/* Refuses new jobs (but from the pool's own), waits for all there are, and ends the threads: 0.
- * When its task is cancelled, the jobs in the queue are taken back and those that run are asked
- * to end, and it still waits for these. Who closes it meanwhile waits too. Closing twice, or
- * what was never opened, does nothing. -EDEADLK: in a job of this pool; -EPERM: in a posted
- * function. */
+/* Refuses new jobs, except from the pool's own jobs, waits for all jobs, and ends the threads: 0.
+ * If the calling task is cancelled, queued jobs are taken back and running ones are asked to end;
+ * the call still waits for those. If several callers close the pool at once, all of them wait.
+ * Closing a pool twice, or one that was never opened, does nothing. -EDEADLK: in a job of this
+ * pool; -EPERM: in a posted function. */
 CONC_API int conc_pool_close(conc_pool *p);
 CONC_API void conc__auto_conc_pool(conc_pool *p);
 
-/* fn(arg) on a thread of the pool: its result. In a job of the same pool it is simply called.
- * Waits. Errors, fn was not called: -ECANCELED, -EINVAL (NULL, not open), -EPIPE (closed),
- * -EAGAIN (no thread can be started), -ENOMEM, -EPERM. */
+/* Runs fn(arg) on a thread of the pool and returns its result. In a job of the same pool, calls it
+ * directly. Waits. Errors, if fn was not called: -ECANCELED, -EINVAL (NULL, not open), -EPIPE
+ * (closed), -EAGAIN (no thread can be started), -ENOMEM, -EPERM. */
 CONC_API int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg) CONC_NODISCARD;
 
-/* Has fn(arg) called by a thread of the pool, first come, first served, and returns: 0. Waits
- * only for a place under a queue_limit. In a job of the same pool, and in a run inside one, it
- * never waits: there the queue may go over its limit. Errors, the job is not submitted: as
- * above, and -EBUSY (j is in the queue or runs). */
+/* Queues fn(arg) for a thread of the pool and returns 0. Jobs start in the order in which they were
+ * submitted. Waits only for room under a queue_limit; in a job of the same pool, and in a run
+ * inside such a job, it never waits, and the queue may exceed its limit. Errors, if the job was not
+ * submitted: as above, and -EBUSY (j is queued or running). */
 CONC_API int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg) CONC_NODISCARD;
 
-/* fn on each of count elements of size bytes, with the address of the element, in the order of
- * the array and as many at once as there are threads; size 0: every call gets args itself.
- * Returns when all have ended. The first error keeps the rest from starting, asks those that run
- * to end, and is returned. Waits. Errors as for conc_pool_run. */
+/* Calls fn with the address of each of count elements of size bytes, in the order of the array, as
+ * many at once as there are threads; size 0: every call gets args itself. Returns when all calls
+ * have ended. After the first error no more calls start, running ones are asked to end, and the
+ * error is returned. Waits. Errors as for conc_pool_run. */
 CONC_API int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count,
                            size_t size) CONC_NODISCARD;
 
-/* The same for all of them, whatever they return: 0, or an error (-ECANCELED, -EPIPE...), and
- * then those that were not called have this result too. results (NULL: not wanted) has count
- * places. */
+/* The same, but calls fn for all elements whatever the calls return: 0, or an error of its own
+ * (-ECANCELED, -EPIPE...), which is then also the result of each element that was not called.
+ * results (NULL: not wanted) has room for count results. */
 CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size,
                                int *results);
 
-/* Waits until the job has ended or was taken back: 0, and its result in *result (NULL: not
- * wanted), its words in conc_last_error. Any number may wait. A cancel does not cut it short: it
- * takes the job back (result -ECANCELED), asks it to end when it runs, and kills it when it runs
- * in a process, unless another caller waits for it that is not cancelled. A thread of the pool
- * runs the job itself if it is still in the queue. -EINVAL: never submitted; -EPERM: in a process
- * that this one was forked from. */
+/* Waits until the job has ended or was taken back: 0, its result in *result (NULL: not wanted), and
+ * its error text in conc_last_error. Any number of callers may wait. A cancel does not cut the wait
+ * short: it takes the job back (result -ECANCELED), asks it to end if it is running, or kills it if
+ * it runs in a process, unless another caller that is not cancelled also waits for it. A thread of
+ * the pool runs the job itself if it is still queued. -EINVAL: never submitted; -EPERM: submitted
+ * in a process that this one was forked from. */
 CONC_API int conc_job_wait(conc_job *j, int *result) CONC_NODISCARD;
 
-/* Takes the job back when it is in the queue, asks it to end when it runs (and kills it in a
- * process): 0. -EALREADY: it had ended; -EINVAL: never submitted. From anywhere. Not a
- * checkpoint. */
+/* Takes the job back if it is queued, asks it to end if it is running, kills it if it runs in a
+ * process: 0. -EALREADY: it had ended; -EINVAL: never submitted. From anywhere. Not a checkpoint.
+ */
 CONC_API int conc_job_cancel(conc_job *j);
 
-/* Has it ended, or was it taken back? From anywhere. */
+/* Has the job ended, or was it taken back? From anywhere. */
 CONC_API bool conc_job_done(const conc_job *j);
 
-/* In a job: was it asked to end, and no conc_shield hides that? Elsewhere false. */
+/* In a job: was it asked to end, and does no conc_shield hide that? Elsewhere false. */
 CONC_API bool conc_job_cancelled(void);
 
 /* ---- >>offload ------------------------------------------------------------------------------ */
 
-/* conc_pool_run on a pool that all runs share (asyncio.to_thread), from its first use to the end
- * of the last run; it has four threads more than there are processors, at most 32. Files, names
- * and starts of child programs have threads of their own, and do not wait for these jobs. In jobs
- * and threads without a run fn(arg) is simply called. */
+/* conc_pool_run on a pool that all runs share (asyncio.to_thread). The pool exists from its first
+ * use until the last run ends, and has four threads more than there are processors, at most 32.
+ * Files, names and starts of child programs have threads of their own and do not wait for these
+ * jobs. In jobs and threads without a run, calls fn(arg) directly. */
 CONC_API int conc_offload(conc_fn *fn, void *arg);
 
-/* The same for what may hang: a cancel returns -ECANCELED at once, the job goes on alone, and
- * nobody learns its result. arg is the job's: free_arg(arg) (NULL: not wanted) is called once,
- * after the job, or at once if fn was not called, whatever is returned. Such jobs have a pool of
- * their own, as large as that of conc_offload. An abandoned one keeps its thread until it ends, in
- * later runs, too; when all hang, the call waits until one ends, or its task is cancelled.
- * Neither the run's nor the program's end waits for such a job, and a library that conc is in is
- * not unloaded before its end. */
+/* The same for a function that may hang: a cancel returns -ECANCELED at once, the job runs on
+ * alone, and its result is lost. arg belongs to the job: free_arg(arg) (NULL: not wanted) is called
+ * once, after the job, or at once if fn was not called, whatever the call returns. Such jobs have a
+ * pool of their own, as large as conc_offload's. An abandoned job occupies its thread until it
+ * ends, in later runs too; if all threads hang, the call waits until one is free or its task is
+ * cancelled. Neither the end of the run nor of the program waits for an abandoned job, and a
+ * library that contains conc is not unloaded before the job ends. */
 CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *));
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
 
-/* A pool of processes, for what may crash or must be killed. Linux. The first four fields are
- * yours to set before conc_procs_open.
+/* A pool of processes, for code that may crash or must be killed. Linux. Set the first four fields
+ * before conc_procs_open.
  *
- * Workers are this program executed anew. When all constructors have run they begin to work, in
- * place of main: they see globals as at the program's start, inherit standard output and error
- * and nothing else, and have the environment and the signal mask of the opener. They get
- * functions by module, build and offset; a library that was loaded later is loaded in them too,
- * one that was replaced meanwhile is refused (-ENOEXEC). Standard output is flushed after each
- * job. SIGINT and SIGTERM, which come to all processes of a terminal or service, are left to the
- * program. What main made of the arguments, and what it stored in globals, is not in them: a job
- * gets what it needs in its bytes, or from init. Workers end with the program, and so do processes
- * that their jobs fork, which have copies of the jobs' data. */
+ * Each worker executes this program anew. After all constructors have run it serves jobs instead of
+ * calling main. So a worker sees globals as they are at program start, inherits only standard
+ * output and error, and has the opener's environment and signal mask. Anything that main parsed
+ * from the arguments or stored in globals is missing: a job gets its input from its bytes or from
+ * init. Functions are sent as module, build and offset: if a library was loaded later, the worker
+ * loads it too; if it has been replaced since, the job fails with -ENOEXEC. Standard output is
+ * flushed after each job. SIGINT and SIGTERM, which a terminal or a service manager sends to all
+ * processes, do not end workers: the program decides. Workers end with the program, and so do
+ * processes that their jobs fork, which have copies of the jobs' data. */
 typedef struct conc_procs {
-    /* at most (4096); 0: one for each processor. They start when they are first needed */
+    /* at most (4096); 0: one per processor. A worker starts when it is first needed */
     int workers;
-    size_t memory_limit; /* bytes of data that a worker may have (RLIMIT_DATA); 0: no limit */
-    int max_jobs;        /* a worker is replaced after so many; 0: never */
-    /* called first in each worker; a negative result breaks the pool; NULL: nothing */
+    size_t memory_limit; /* bytes of data for each worker (RLIMIT_DATA); 0: no limit */
+    int max_jobs;        /* replace a worker after this many jobs; 0: never */
+    /* called first in each worker; a negative result breaks the pool; NULL: none */
     int (*init)(void);
     /* private */
     struct conc__job_queue *queue;
     unsigned users;
 } conc_procs;
 
-/* Opens the pool, in a run or outside. Errors: -EINVAL (NULL, negative fields), -EBUSY (open),
+/* Opens the pool, inside or outside a run. Errors: -EINVAL (NULL, negative fields), -EBUSY (open),
  * those of memfd_create, mmap and eventfd, -ENOMEM, -ENOTSUP (not Linux), -EPERM (a set-user-ID
  * program). */
 CONC_API int conc_procs_open(conc_procs *p);
 
-/* As conc_pool_close; jobs that run are killed when its task is cancelled. When it returns all
- * workers have ended. */
+/* Like conc_pool_close, but kills running jobs if the calling task is cancelled. All workers have
+ * ended when it returns. */
 CONC_API int conc_procs_close(conc_procs *p);
 CONC_API void conc__auto_conc_procs(conc_procs *p);
 
-/* fn in a worker, on a copy of the size bytes at arg, aligned as max_align_t, which comes back
- * when fn returned: its result. Any size. Waits, also for a worker that is free: a time limit
- * around it is for both, so where it is to mean the job alone, begin no more jobs at once than
- * there are workers, as with conc_map_limit. Errors, arg is as before: -EOWNERDEAD (the worker died
- * in fn; conc_last_error says of what), -ECANCELED (a worker that was in fn is killed), -EAGAIN (no
- * worker can be started now) and -ENOTRECOVERABLE (none comes up, or init failed; conc_last_error
- * says why, and closing and opening the pool is what is left), -EINVAL, -EPIPE (closed), -ENOMEM,
- * -EPERM. A worker that dies costs only its own job, and is replaced. */
+/* Runs fn in a worker, on a copy of the size bytes at arg, and returns its result. The copy is
+ * aligned like max_align_t and is copied back after fn returned. Any size. Waits for a free worker
+ * too, so a time limit around the call covers both waits; to limit the job alone, start no more
+ * jobs at once than there are workers, as with conc_map_limit. Errors, with arg unchanged:
+ * -EOWNERDEAD (the worker died in fn; conc_last_error says how), -ECANCELED (a worker that was in
+ * fn is killed), -EAGAIN (no worker can be started now), -ENOTRECOVERABLE (no worker comes up, or
+ * init failed; conc_last_error says why; only closing and reopening the pool helps), -EINVAL,
+ * -EPIPE (closed), -ENOMEM, -EPERM. The death of a worker fails only its own job, and the worker is
+ * replaced. */
 CONC_API int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size) CONC_NODISCARD;
 
-/* The same without waiting for it; the bytes at arg are the job's until it ended. */
+/* The same without waiting for the job, which owns the bytes at arg until it has ended. */
 CONC_API int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg,
                                size_t size) CONC_NODISCARD;
 
-/* As conc_pool_map and conc_pool_map_all, each element as in conc_procs_run. Elements go to a
- * worker several at a time, as an array; one that kills its worker costs only itself. With size
- * 0 each call gets NULL. */
+/* Like conc_pool_map and conc_pool_map_all, with each element run as by conc_procs_run. A worker
+ * gets several elements at a time, as an array; if an element kills its worker, only that element
+ * fails. With size 0 each call gets NULL. */
 CONC_API int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count,
                             size_t size) CONC_NODISCARD;
 CONC_API int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size,
                                 int *results);
 
-/* Bytes in, bytes out: returns how many it wrote to out, or a negative error. */
+/* Bytes in, bytes out: returns the number of bytes written to out, or a negative error. */
 typedef ssize_t conc_procs_fn(const void *in, size_t in_size, void *out, size_t out_size);
 
-/* fn in a worker, on a copy of in: what it returned, and that many bytes in out. -EMSGSIZE: it
- * returned more than out_size. Otherwise as conc_procs_run. */
+/* Runs fn in a worker, on a copy of in: returns what fn returned, with that many bytes in out.
+ * -EMSGSIZE: fn returned more than out_size. Otherwise like conc_procs_run. */
 CONC_API ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, const void *in, size_t in_size,
                                  void *out, size_t out_size) CONC_NODISCARD;
 
 /* ---- >>channel ------------------------------------------------------------------------------ */
 
-/* A bounded queue between any tasks of any loops, jobs and threads: static conc_channel c =
- * CONC_CHANNEL(int, 10); First come, first served, on both sides. */
+/* A bounded queue between any tasks of any loops, jobs and threads:
+ *
+ *     static conc_channel c = CONC_CHANNEL(int, 10);
+ *
+ * Senders and receivers are each served in order of arrival. */
 typedef struct conc_channel {
     size_t item_size; /* bytes; 0: items are only counted */
     size_t capacity;  /* at least 1 */
@@ -253,68 +259,68 @@ typedef struct conc_channel {
         .item_size = sizeof(type), .capacity = __VA_ARGS__ \
     }
 
-/* Sends a copy of the item. Waits while the channel is full. Errors, nothing was sent: -EPIPE
- * (closed), -EINVAL (NULL, capacity 0, sizes that overflow), -ENOMEM (the first call takes the
+/* Sends a copy of the item. Waits while the channel is full. Errors, if nothing was sent: -EPIPE
+ * (closed), -EINVAL (NULL, capacity 0, sizes that overflow), -ENOMEM (the first call allocates the
  * memory), -ECANCELED, -EPERM (in a posted function). */
 CONC_API int conc_channel_send(conc_channel *c, const void *item) CONC_NODISCARD;
 
-/* Takes the next item into *item. Waits while there is none. -EPIPE: closed, and all items
- * taken. Errors as above. */
+/* Receives the next item into *item. Waits while the channel is empty. -EPIPE: closed and empty.
+ * Other errors as above. */
 CONC_API int conc_channel_recv(conc_channel *c, void *item) CONC_NODISCARD;
 
-/* The same from anywhere, but -EAGAIN instead of waiting. Not checkpoints. */
+/* The same from anywhere, but return -EAGAIN instead of waiting. Not checkpoints. */
 CONC_API int conc_channel_try_send(conc_channel *c, const void *item) CONC_NODISCARD;
 CONC_API int conc_channel_try_recv(conc_channel *c, void *item) CONC_NODISCARD;
 
-/* No more sends: who waits gets -EPIPE. What lies in it can still be received. Closing twice
- * does nothing. From anywhere. */
+/* Ends sending: waiting senders get -EPIPE. Items in the channel can still be received. Closing
+ * twice does nothing. From anywhere. */
 CONC_API void conc_channel_close(conc_channel *c);
 
-/* Closes it, drops what lies in it, and frees its memory: once nobody else uses it. It is then
- * as new. From anywhere. */
+/* Closes the channel, drops its items and frees its memory; no other call may be using it. It is
+ * then as new. From anywhere. */
 CONC_API void conc_channel_destroy(conc_channel *c);
 CONC_API void conc__auto_conc_channel(conc_channel *c);
 
 /* ---- >>shared ------------------------------------------------------------------------------- */
 
-/* Memory, all zero, that process pools opened later see at the same address: what one process
- * writes the others read. Release it with conc_shared_free, in the process that allocated it.
- * NULL: size 0, no memory, not Linux. From anywhere. Locks in it have to be made for several
- * processes: C11 atomics, PTHREAD_PROCESS_SHARED. */
+/* Allocates zeroed memory that process pools opened later see at the same address: what one process
+ * writes the others can read. Release it with conc_shared_free in the process that allocated it.
+ * NULL: size 0, out of memory, or not Linux. From anywhere. Locks in it must work between
+ * processes: C11 atomics, or PTHREAD_PROCESS_SHARED. */
 CONC_API void *conc_shared_alloc(size_t size);
 CONC_API void conc_shared_free(void *p);
 
 /* ---- >>files -------------------------------------------------------------------------------- */
 
-/* Files are read and written off the loop. Errors are the system's; a file that would grow above
- * the limit of its size (ulimit -f) is -EFBIG, without a SIGXFSZ. What has begun on a regular
- * file is waited for; -ECANCELED means that nothing was done. A pipe with a name (FIFO), a terminal
- * or another file that keeps a task waiting for somebody else, or has no end (/dev/zero), is left
- * when the task is cancelled, after some bytes perhaps; in a thread without a run it blocks. */
+/* Files are read and written off the loop. Errors are the system's; a file that would exceed the
+ * limit on its size (ulimit -f) is -EFBIG, without a SIGXFSZ. Work that has begun on a regular file
+ * is waited for, and -ECANCELED means that nothing was done. A FIFO, a terminal or another file
+ * that can make a task wait for another process, or has no end (/dev/zero), is left when the task
+ * is cancelled, perhaps after some bytes; in a thread without a run it blocks. */
 
-/* The whole file: its size in *size (NULL: not wanted), its bytes with a NUL behind them in
+/* Reads the whole file: its size in *size (NULL: not wanted), its bytes and a terminating NUL in
  * *data, to be released with conc_free. After an error *data is NULL. Waits. */
 CONC_API int conc_file_read(const char *path, void **data, size_t *size) CONC_NODISCARD;
 
-/* Makes the file anew with these bytes, whole or not at all: a new file with the permissions of
- * the old one, on disk before it is renamed to path. If the old one cannot be replaced (it is a
- * mount point, in /proc, or in a directory that this program may not change) it is written over,
- * and an error may leave a part. If its group cannot be kept, the new one gets no permissions that
- * not everybody had. What is not a regular file (a terminal, a pipe, /dev/null) is written to.
- * Waits. */
+/* Replaces the file with these bytes, whole or not at all: writes a new file with the permissions
+ * of the old one, syncs it to disk, and renames it to path. If the old file cannot be replaced (a
+ * mount point, a file in /proc, a directory that this program may not change) it is overwritten in
+ * place, and an error may leave a part. If the group cannot be kept, the new file grants no
+ * permission that not everybody had before. Anything but a regular file (a terminal, a pipe,
+ * /dev/null) is simply written to. Waits. */
 CONC_API int conc_file_write(const char *path, const void *data, size_t size) CONC_NODISCARD;
 
-/* Adds the bytes at the end, and makes the file when there is none. After an error some may have
- * been added. Waits. */
+/* Appends the bytes to the file, creating it if it does not exist. After an error some may have
+ * been appended. Waits. */
 CONC_API int conc_file_append(const char *path, const void *data, size_t size) CONC_NODISCARD;
 
 /* ---- >>names -------------------------------------------------------------------------------- */
 
-/* Looks up a host name (or a numeric address) and a port, off the loop: how many TCP addresses
- * there are, of which up to max are in out. Waits; a cancel returns at once. Errors:
- * -EADDRNOTAVAIL (no such name, or nobody could be asked: conc_last_error says which), -EINVAL
- * (NULL, no such port), -ENOMEM, -ECANCELED. With this module conc_dial and conc_listen know
- * names too, and wait for that; conc_dial tries all addresses of a name. */
+/* Looks up a host name (or a numeric address) and a port, off the loop: returns the number of TCP
+ * addresses, of which up to max are in out. Waits; a cancel returns at once. Errors: -EADDRNOTAVAIL
+ * (no such name, or no name server could be reached: conc_last_error says which), -EINVAL (NULL, no
+ * such port), -ENOMEM, -ECANCELED. With this module conc_dial and conc_listen accept names too and
+ * wait for the lookup; conc_dial tries all addresses of a name. */
 CONC_API int conc_resolve(const char *host, const char *port, struct sockaddr_storage *out,
                           size_t max);
 
@@ -325,82 +331,81 @@ enum {
     CONC_NULL = -3  /* /dev/null */
 };
 
-/* Another program. The first fields are yours to set before conc_child_start; what argv, env and
- * dir point to is not needed after it. */
+/* Another program. Set the fields before `pid` before conc_child_start; what argv, env and dir
+ * point to is not needed after it. */
 typedef struct conc_child {
-    /* the program, looked for in PATH unless it has a slash, its arguments, NULL */
+    /* the program, searched in PATH unless it contains a slash, its arguments, NULL */
     const char *const *argv;
     const char *const *env; /* "name=value"..., NULL; NULL: this program's */
-    const char *dir;        /* where it runs; NULL: here */
-    /* each is 0: this program's; CONC_PIPE, CONC_NULL, or a descriptor, which stays yours. After
-     * the start the near end of a pipe, else -1, for conc_read and conc_write. conc_child_close
-     * closes it; to end the child's input sooner, conc_close it and set it to -1. A socket is set
-     * to blocking, as programs expect it, for this program too, where conc's calls do not mind; a
-     * socket that listens is not */
+    const char *dir;        /* working directory; NULL: this program's */
+    /* each is 0 (inherit this program's), CONC_PIPE, CONC_NULL, or a descriptor, which stays yours.
+     * conc_child_start sets it to this program's end of the pipe, for conc_read and conc_write,
+     * else to -1. conc_child_close closes that end; to end the child's input earlier, conc_close it
+     * and set it to -1. A socket is set to blocking mode, which programs expect, and so it is for
+     * this program too, where conc's calls work the same; a listening socket is left as it is */
     int input, output, error;
-    /* it leads a process group of its own, with all that it starts: conc_child_kill and
-     * conc_child_close reach the whole group, even when the child itself has ended, until it is
-     * closed. A terminal's Ctrl+C no longer reaches it */
+    /* run the child as the leader of its own process group, together with all that it starts:
+     * conc_child_kill and conc_child_close reach the whole group, even after the child itself has
+     * ended, until it is closed. A terminal's Ctrl+C no longer reaches the child */
     bool group;
-    /* seconds that conc_child_close gives it to end by SIGTERM, before SIGKILL; 0: SIGKILL at
-     * once */
+    /* seconds that conc_child_close allows between SIGTERM and SIGKILL; 0: SIGKILL at once */
     double grace;
     int pid; /* set by conc_child_start */
     /* private */
     int pidfd, status, state;
-    unsigned forks; /* how many forks the process descended from when it started this */
+    unsigned forks; /* conc__forks when it was started */
     bool reaped;
     unsigned long long start_time;
     struct conc__child_process *process;
 } conc_child;
 
-/* Starts the program, with the original signal mask and no descriptors but these three. Waits.
- * Errors: -ENOENT (no such program or directory: conc_last_error says which), -EACCES and others
- * of the system's, -EINVAL (NULL, no argv, a negative grace), -EBUSY (started and not closed),
- * -ENOMEM. No SIGCHLD handler is needed or disturbed. */
+/* Starts the program with the original signal mask and only these three descriptors. Waits. Errors:
+ * -ENOENT (no such program or directory: conc_last_error says which), -EACCES and other system
+ * errors, -EINVAL (NULL, no argv, a negative grace), -EBUSY (started and not closed), -ENOMEM. No
+ * SIGCHLD handler is needed or disturbed. */
 CONC_API int conc_child_start(conc_child *c);
 
-/* Waits until it has ended: 0, and its status as of waitpid(2) in *status (NULL: not wanted):
- * WIFEXITED, WEXITSTATUS, WTERMSIG. A cancel leaves it running. -EINVAL: not started; -ECHILD: it
- * has ended, and the program ignores SIGCHLD or has waited for it by other means; -EPERM: this is
- * a forked process, and its parent started the child. */
+/* Waits until the child has ended: 0, and its status as from waitpid(2) in *status (NULL: not
+ * wanted): WIFEXITED, WEXITSTATUS, WTERMSIG. A cancel leaves it running. -EINVAL: not started;
+ * -ECHILD: it has ended, but this program ignores SIGCHLD or has reaped it by other means; -EPERM:
+ * this is a forked process, and its parent started the child. */
 CONC_API int conc_child_wait(conc_child *c, int *status);
 
-/* Sends it a signal, with .group to all of its group: 0, -EALREADY (it has ended), -EINVAL,
- * -EPERM. Never to another process that has its number by now. */
+/* Sends a signal to the child, or with .group to its whole group: 0, -EALREADY (it has ended),
+ * -EINVAL, -EPERM. Never signals another process that has been given the same number. */
 CONC_API int conc_child_kill(conc_child *c, int signal);
 
-/* Closes the pipes and ends the child if it still runs, which a cancel does not cut short: by
- * SIGKILL, or with .grace by SIGTERM (and SIGCONT, in case it is stopped) and so many seconds
- * later SIGKILL; its output can be read until then. With .group all of its group, of which the
- * grace waits for the last one. Waits for the child's end: 0. In a posted function, which holds
- * the loop meanwhile, there is no grace. Another close at the same time waits for the first; waits
- * of others end with the child's status, and use *c no more once it is closed.
- * Closing twice, or what was never started, does nothing; in a forked process a child of its
- * parent runs on. -EBUSY: somebody is just starting it. */
+/* Closes the pipes and ends the child if it still runs: by SIGKILL, or with .grace by SIGTERM (and
+ * SIGCONT, in case it is stopped) and SIGKILL that many seconds later; its output can be read until
+ * then. With .group this applies to the whole group, and the grace lasts until its last process has
+ * ended. Waits for the child's end, even if cancelled: 0. In a posted function, which holds the
+ * loop meanwhile, there is no grace. If another caller is closing the child, waits for that; other
+ * callers' waits end with the child's status, and do not touch *c once it is closed. Closing twice,
+ * or what was never started, does nothing; in a forked process a child of the parent keeps running.
+ * -EBUSY: another thread is starting it. */
 CONC_API int conc_child_close(conc_child *c);
 
-/* What conc_child_communicate writes and reads. All zero but for what you set. */
+/* What conc_child_communicate writes and reads. Zero the fields that you do not set. */
 typedef struct conc_child_io {
-    const void *in; /* what the child gets as its input, */
-    size_t in_size; /* so many bytes; without any its input just ends */
-    size_t limit;   /* the most bytes of its output, and of its errors; 0: no limit */
-    /* what it wrote to the pipes of its output and of its errors, with a NUL behind, to be released
-     * with conc_free, whatever the call returned; NULL where there is no pipe */
+    const void *in; /* the child's input, */
+    size_t in_size; /* this many bytes; 0: empty input */
+    size_t limit;   /* most bytes of output, and of errors; 0: no limit */
+    /* what the child wrote to its output and error pipes, NUL-terminated, to be released with
+     * conc_free, whatever the call returned; NULL if there is no pipe */
     char *out, *error;
     size_t out_size, error_size; /* without the NUL */
 } conc_child_io;
 
 /* Writes the input and reads all output at the same time, through those of the three that are
- * pipes, until they are at their end and the child has ended: 0, and its status as for
- * conc_child_wait. A child that does not read its input is no error. Waits. After -ECANCELED what
- * was read is in *io, and what was not written yet is left in io->in: the child runs, and another
- * call goes on. Errors: -EMSGSIZE (more than the limit; the child is closed), -ECHILD (all was
- * read, but the status is lost), -EINVAL (NULL, not started, input without a pipe), -ENOMEM,
- * -EPERM, and others of the system's.
- * conc_child_close keeps neither what a child writes while it ends nor its status. To have both of
- * one that is out of time, signal it and go on (talk calls conc_child_communicate; with .group the
- * signals reach those that have its pipes, too):
+ * pipes, until all output is read and the child has ended: 0, and its status as for
+ * conc_child_wait. A child that does not read its input is no error. Waits. After -ECANCELED *io
+ * holds what was read, and io->in what has not been written: the child runs on, and another call
+ * continues. Errors: -EMSGSIZE (more than the limit; the child is closed), -ECHILD (all was read,
+ * but the status is lost), -EINVAL (NULL, not started, input without a pipe), -ENOMEM, -EPERM, and
+ * other system errors.
+ * conc_child_close discards the child's status and what the child writes while it ends. To get
+ * both from a child that has run out of time, signal it and continue (talk calls
+ * conc_child_communicate; with .group the signals also reach other processes that hold its pipes):
  *
  *     int rc = conc_timeout(5, talk, &t);
  *     if (rc == -ETIMEDOUT) {
@@ -417,7 +422,7 @@ CONC_API void conc__auto_conc_child(conc_child *c);
 #ifdef __cplusplus
 }
 
-extern "C++" { /* the macro again as a call, as conc_sync.h's are in C++ */
+extern "C++" { /* the macro as a function call for C++, like conc_sync.h's */
 struct conc__channel_options {
     size_t item_size = 0, capacity = 0;
 };
@@ -443,9 +448,38 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  * *
  *  The implementation
  *
- *  A job queue is a queue of jobs and those who do them: the threads of a conc_pool, or the workers
- *  of a conc_procs, which a supervisor starts, watches and replaces (>>workers draws how). A
- *  waiter is a task, whose loop goes on, or a thread, which sleeps.
+ *  job           a function submitted to a pool; its states are listed in >>queue
+ *  job queue     the inside of a pool of either kind: a ring of queued jobs, the limit, and the
+ *                worker threads, or the supervisor with its workers, that run the jobs
+ *  worker thread a thread that runs the jobs of a conc_pool; it takes a batch of them at once
+ *  worker        a process that runs the jobs of a conc_procs; its states are in >>supervisor
+ *  supervisor    the thread of a conc_procs that starts, watches and replaces the workers
+ *  channel       the memory that the supervisor shares with one worker: one request or reply at a
+ *                time (>>workers draws the messages). A conc_channel is something else
+ *  program       the process that opened the pool, as opposed to its workers
+ *  payload       what a job for a worker carries: bytes in and out, or elements of a map
+ *  map           one call of conc_pool_map or a relative; runners are the jobs that work on it
+ *  segment       memory that several processes map
+ *  waiter        a task or thread that waits for another thread: a task's loop runs on, a thread
+ *                sleeps on its thread event
+ *  job context   what runs on a worker thread: the job, and around it the job that waits for it
+ *  cancel hook   what a job that waits has called when it is asked to end
+ *  cancel layer  a map or a shield around a part of a job, which adds or hides such a request
+ *  clock         a loop whose clock is virtual; a job that holds it keeps time from advancing
+ *  shared pools  the pools of threads that conc_offload, files, names and children use
+ *  abandoned     a job whose task has left it; its thread counts as lost until the job ends
+ *  to release    to give up a reference or a lock; to end or close: to finish for good
+ *
+ *  Order of locks: who holds one of these may lock only what stands below it.
+ *
+ *    conc__cancel_hooks.mutex
+ *    conc__shared_pools.mutex
+ *    conc__job_queues_mutex
+ *    a job queue's mutex; a conc_channel's mutex; conc__children_mutex
+ *    conc__segments_mutex
+ *    a loop's mutex (of a run inside a job before that of its job's clock); a thread event's mutex
+ *
+ *  A comment "Under the mutex" means the job queue's mutex.
  *
  *  Contents: >>waiting >>queue >>jobs >>threads >>pool >>mapping >>blocking >>offloading
  *  >>channel >>selecting >>files >>names >>children >>shared >>functions >>workers >>supervisor
