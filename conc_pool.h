@@ -470,7 +470,7 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *  abandoned     a job whose task has left it; its thread counts as lost until the job ends
  *  to release    to give up a reference or a lock; to end or close: to finish for good
  *
- *  Order of locks: who holds one of these may lock only what stands below it.
+ *  Order of locks: a thread that holds one of these locks only those below it.
  *
  *    conc__cancel_hooks.mutex
  *    conc__shared_pools.mutex
@@ -504,56 +504,56 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
 
 /* ---- >>waiting ------------------------------------------------------------------------------ */
 
-/* Where a thread sleeps until another one opens it. */
+/* Where a thread sleeps until another thread sets it. */
 typedef struct conc__thread_event {
     pthread_mutex_t mutex;
     pthread_cond_t cond;
     bool set;
 } conc__thread_event;
 
-/* How a job ended: a copy for each waiter, as the first to go on may free the job or use it
- * again. */
+/* How a job ended. Each waiter has its own copy, because the first one that goes on may free the
+ * job or reuse it. */
 typedef struct conc__job_outcome {
     int result;
     bool has_text;
     char text[96];
 } conc__job_outcome;
 
-/* Somebody who waits for another thread. It stands in a list, and whoever wakes it takes it out,
- * under the list's mutex. */
+/* A task or thread that waits for another thread. It is in a list; the thread that wakes it removes
+ * it from the list, under the list's mutex. */
 typedef struct conc__waiter {
     struct conc__waiter *next, *prev; /* a ring */
     struct conc__waiter **list;
-    conc_loop *loop; /* a task's; NULL: a thread */
+    conc_loop *loop; /* a waiting task's; NULL: a thread waits */
     conc__wait *wait;
     conc__post post;
-    conc__thread_event *event;  /* a thread's */
-    void *item;                 /* what the wait is for, or where its item comes from or goes to */
-    conc__job_outcome *outcome; /* where it goes, of a job that is waited for */
-    bool *stop;                 /* set when the waiting task is cancelled; NULL: nothing */
-    struct conc__job_queue *queue; /* of the job that is waited for */
-    /* a thread's: a job queue of processes, whose replies it may take; it has a reference */
+    conc__thread_event *event;     /* a thread's */
+    void *item;                    /* the job that is waited for or submitted; a channel's item */
+    conc__job_outcome *outcome;    /* receives the outcome of the job that is waited for */
+    bool *stop;                    /* set when the waiting task is cancelled; NULL: none */
+    struct conc__job_queue *queue; /* that has the job that is waited for */
+    /* a thread's: a process pool's, whose replies it may collect; holds a reference */
     struct conc__job_queue *polls_queue;
-    struct conc__job_context *context; /* a job's: its clock goes on meanwhile */
+    struct conc__job_context *context; /* a job's: its clocks advance meanwhile */
     int result;
-    bool gives_up;   /* it was cancelled, and wants the end of the job that it waits for */
-    bool is_counted; /* a thread's: its job queue counts it already among those that wait */
-    bool woken;      /* it was woken: nothing of the list's owner is to be touched any more */
-    /* of conc_select, which is only told, and then sends or receives if no other case was first.
-     * kept: an item or room is kept for it until then */
+    bool gives_up;   /* it was cancelled, and wants its job to end */
+    bool is_counted; /* a worker thread's: its job queue already counts it as waiting */
+    bool woken;      /* it was woken: the list and its owner may be gone */
+    /* a case of conc_select: it is only notified, and sends or receives if no other case was first.
+     * kept: an item or room is reserved for it until then */
     bool selects, kept;
 } conc__waiter;
 
-/* Over every job queue's mutex: a job queue is freed under it. For who has a job or waiter, and does not
- * know whether the job queue that it belonged to is still there. */
+/* Protects the list of job queues; a job queue is freed under it. A thread that has only a job or a
+ * waiter locks this before it follows the pointer to the job queue, which may have been freed. */
 static pthread_mutex_t conc__job_queues_mutex = PTHREAD_MUTEX_INITIALIZER;
-static unsigned conc__forks; /* how many forks this process descends from */
+static unsigned conc__forks; /* how many forks lie between this process and the first one */
 static struct conc__job_queue *conc__job_queues;
 
-/* Over the state of all child programs: one is reaped once, and not signalled after that. */
+/* Protects the state of all child programs: each is reaped once, and not signalled after that. */
 static pthread_mutex_t conc__children_mutex = PTHREAD_MUTEX_INITIALIZER;
 
-/* What holds these mutexes takes less time than to fall asleep. */
+/* Locks a mutex that is only held for less time than it takes to fall asleep: spins first. */
 CONC__PRIVATE void conc__lock_briefly(pthread_mutex_t *mutex)
 {
     if (pthread_mutex_trylock(mutex) == 0)
@@ -570,11 +570,14 @@ CONC__PRIVATE void conc__waiter_add(conc__waiter **list, conc__waiter *w)
 {
     conc__waiter *first = *list;
     w->list = list;
-    w->next = first ? first : w;
-    w->prev = first ? first->prev : w;
-    w->prev->next = w->next->prev = w;
-    if (!first)
+    if (!first) {
+        w->next = w->prev = w;
         *list = w;
+        return;
+    }
+    w->next = first;
+    w->prev = first->prev;
+    w->prev->next = w->next->prev = w;
 }
 
 CONC__PRIVATE void conc__waiter_remove(conc__waiter *w)
@@ -606,18 +609,18 @@ CONC__PRIVATE void conc__thread_event_set(conc__thread_event *e)
     pthread_mutex_unlock(&e->mutex);
 }
 
-/* Waits until it is open, or until then. False: it is not. */
+/* Waits until the event is set, or until that time. False: it is not set. */
 CONC__PRIVATE bool conc__thread_event_wait(conc__thread_event *e, int64_t until)
 {
     pthread_mutex_lock(&e->mutex);
     while (!e->set) {
-        int64_t left = until == CONC__NEVER ? until : until - conc__clock();
-        if (left <= 0)
-            break;
         if (until == CONC__NEVER) {
             pthread_cond_wait(&e->cond, &e->mutex);
             continue;
         }
+        int64_t left = until - conc__clock();
+        if (left <= 0)
+            break;
 #ifdef __APPLE__
         struct timespec t = {(time_t)(left / 1000000000), (long)(left % 1000000000)};
         pthread_cond_timedwait_relative_np(&e->cond, &e->mutex, &t);
@@ -654,17 +657,16 @@ CONC__PRIVATE void conc__waiter_posted(conc__post *p)
     conc__wake(conc__here, w->wait, w->result);
 }
 
-/* Under the list's mutex: the waiter is told its result; tell it then by conc__waiter_notify that
- * there is one. */
+/* Under the list's mutex: sets the waiter's result. The caller then calls conc__waiter_notify. */
 CONC__PRIVATE void conc__waiter_set_result(conc__waiter *w, int result)
 {
-    /* here, not when it runs: the clock could go on until then */
+    /* now, not when the waiter runs: the clock could advance until then */
     conc__job_contexts_hold_clocks(w->context, true);
     w->result = result;
     __atomic_store_n(&w->woken, true, __ATOMIC_RELEASE);
 }
 
-/* The same, and it is out of the list. */
+/* The same, and removes it from the list. */
 CONC__PRIVATE void conc__waiter_complete(conc__waiter *w, int result)
 {
     conc__waiter_remove(w);
@@ -673,10 +675,9 @@ CONC__PRIVATE void conc__waiter_complete(conc__waiter *w, int result)
 
 CONC__PRIVATE void conc__waiter_notify(conc__waiter *w)
 {
-    if (w->loop)
-        /* it cannot be refused: the run lasts as long as its tasks */
+    if (w->loop) /* the post is never refused: the run lasts as long as its tasks */
         conc__post_to(w->loop, &w->post);
-    else if (w->event) /* else it runs the job itself */
+    else if (w->event) /* else the waiter's thread runs the job itself */
         conc__thread_event_set(w->event);
 }
 
@@ -686,7 +687,7 @@ CONC__PRIVATE void conc__waiter_wake(conc__waiter *w, int result)
     conc__waiter_notify(w);
 }
 
-/* A thread looks a little for what it waits for before it sleeps. */
+/* Spins briefly until *over is set, before the thread sleeps. */
 CONC__PRIVATE void conc__spin_for(const bool *over)
 {
     if (!conc__several_processors())
@@ -701,12 +702,12 @@ CONC__PRIVATE void conc__spin_for(const bool *over)
 
 CONC__PRIVATE void conc__job_queue_spin_for(struct conc__job_queue *q, const bool *over);
 
-/* A job that waits, and what is done meanwhile when it is asked to end. All of the process are in
- * one list: a request sets flags of the job, its pool or its mapping, and then has
- * conc__run_cancel_hooks find out whom it concerns. Its mutex comes before all others. */
+/* What to call when a waiting job is asked to end. All hooks of the process are in one list: a
+ * request sets flags in the job, its job queue or its map, and then has conc__run_cancel_hooks find
+ * the waiting jobs that it concerns. */
 typedef struct conc__cancel_hook {
     struct conc__cancel_hook *next, *prev;
-    const struct conc__job_context *context; /* NULL: no job waits, and it is in no list */
+    const struct conc__job_context *context; /* NULL: no job waits, and the hook is in no list */
     void (*run)(struct conc__cancel_hook *self);
     bool called;
     unsigned forks;
@@ -722,7 +723,8 @@ CONC__PRIVATE bool conc__job_context_in_process(const struct conc__job_context *
 CONC__PRIVATE int64_t conc__shield_deadline(const struct conc__job_context *ctx);
 CONC__PRIVATE void conc__worker_start_cancel_listener(void);
 
-/* Somebody was asked to end. What one of those who wait does then may ask others. */
+/* Calls the hooks of all jobs that were asked to end. A hook may pass the request on to further
+ * jobs, so this goes on until no hook is left to call. */
 CONC__PRIVATE void conc__run_cancel_hooks(void)
 {
     pthread_mutex_lock(&conc__cancel_hooks.mutex);
@@ -738,7 +740,8 @@ CONC__PRIVATE void conc__run_cancel_hooks(void)
     pthread_mutex_unlock(&conc__cancel_hooks.mutex);
 }
 
-/* The job (NULL: none) begins to wait. If it was asked to end before, that is told at once. */
+/* Registers the hook of a job (NULL: none) that begins to wait. If the job was asked to end before,
+ * calls it at once. */
 CONC__PRIVATE void conc__cancel_hook_add(conc__cancel_hook *s, const struct conc__job_context *ctx,
                                          void (*ask)(conc__cancel_hook *self))
 {
@@ -760,10 +763,10 @@ CONC__PRIVATE void conc__cancel_hook_add(conc__cancel_hook *s, const struct conc
         conc__run_cancel_hooks();
 }
 
-/* It goes on: nothing is told any more. */
+/* The wait is over: the hook is not called any more. */
 CONC__PRIVATE void conc__cancel_hook_remove(conc__cancel_hook *s)
 {
-    if (!s->context || s->forks != conc__forks) /* else it is the parent's */
+    if (!s->context || s->forks != conc__forks) /* else the list holding it was the parent's */
         return;
     pthread_mutex_lock(&conc__cancel_hooks.mutex);
     if (s->next)
@@ -781,11 +784,12 @@ CONC__PRIVATE void conc__cancel_hooks_reset(void)
     conc__cancel_hooks.first = NULL;
 }
 
-/* Until it is open; the time limits of the job's shields pass meanwhile. */
+/* Waits for the event in a job (NULL: none). When the limit of one of the job's shields passes, a
+ * request to end that it hid takes effect. */
 CONC__PRIVATE void conc__thread_event_wait_in_job(conc__thread_event *e,
                                                   const struct conc__job_context *ctx)
 {
-    while (!conc__thread_event_wait(e, ctx ? conc__shield_deadline(ctx) : CONC__NEVER))
+    while (!conc__thread_event_wait(e, conc__shield_deadline(ctx)))
         conc__run_cancel_hooks();
 }
 
@@ -803,11 +807,11 @@ CONC__PRIVATE void conc__thread_wait_cancel(conc__cancel_hook *s)
         conc__thread_event_set(w->event);
 }
 
-/* The job that waits does not hold its clock any more. Only when a request to end it comes at once:
- * else the clock could go on in between. */
+/* The waiting job stops holding its clocks. Its cancel hook is registered before, so that the clock
+ * cannot advance between a request to end and its effect. */
 CONC__PRIVATE void conc__waiter_release_clocks(conc__waiter *w, pthread_mutex_t *mutex)
 {
-    pthread_mutex_lock(&conc__job_queues_mutex); /* while it waits, the mutex is there */
+    pthread_mutex_lock(&conc__job_queues_mutex); /* as long as it waits, `mutex` exists */
     if (!__atomic_load_n(&w->woken, __ATOMIC_ACQUIRE)) {
         conc__lock_briefly(mutex);
         if (!w->woken)
@@ -842,7 +846,7 @@ CONC__PRIVATE int conc__wait_in_thread(conc__wait *wait, pthread_mutex_t *mutex)
     return w->result;
 }
 
-/* A call that would wait, in a posted function. */
+/* Refuses a call that may wait in a posted function. */
 CONC__COLD int conc__caller_refused(const char *call)
 {
     return conc__misused(-EPERM, call, "only a task may call it", NULL);
@@ -853,11 +857,14 @@ CONC__COLD int conc__caller_refused(const char *call)
 static inline int conc__caller(conc_loop **l, const char *call)
 {
     *l = conc__here;
-    return CONC__UNLIKELY(*l && !(*l)->self) ? conc__caller_refused(call) : 0;
+    if (CONC__UNLIKELY(*l && !(*l)->self))
+        return conc__caller_refused(call);
+    return 0;
 }
 
-/* The caller waits until it is woken: the result. It stands in the list already; unlock(mutex)
- * lets others come. */
+/* Waits until another thread wakes the caller, and returns the result that it sets. The waiter is
+ * in its list already; this unlocks the mutex, and `outer` (NULL: none), so that others can wake
+ * it. */
 CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
                                                   const conc__wait_kind *kind, const void *on,
                                                   pthread_mutex_t *mutex, pthread_mutex_t *outer)
@@ -884,7 +891,7 @@ CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
     return rc;
 }
 
-/* -- semaphores. macOS has those of POSIX that have no name in name only. -- */
+/* -- semaphores: on macOS, sem_init always fails -- */
 
 #ifdef __APPLE__
 typedef struct conc__semaphore {
@@ -906,7 +913,7 @@ CONC__PRIVATE void conc__semaphore_close(conc__semaphore *s)
     pthread_mutex_destroy(&s->mutex);
 }
 
-/* The signal is under the mutex: whoever it wakes may close the semaphore. */
+/* Signals under the mutex: the thread that it wakes may close the semaphore. */
 CONC__PRIVATE void conc__semaphore_post(conc__semaphore *s)
 {
     pthread_mutex_lock(&s->mutex);
@@ -939,45 +946,59 @@ CONC__PRIVATE void conc__semaphore_wait(conc__semaphore *s)
 
 /* ---- >>queue -------------------------------------------------------------------------------- */
 
+/* The states of a job, and who moves it on. Its result is the caller's once it is DONE.
+ *
+ *   NEW       not submitted: any content; conc__job_init makes it PENDING
+ *   PENDING   sealed, not LIVE: the submit waits for room under the limit. The thread that makes
+ *             room makes it QUEUED; a cancel or a close makes it NEW again
+ *   QUEUED    LIVE, and `slot` is its place in the ring. A worker thread takes it; the supervisor
+ *             or a waiter sends it to a worker; a cancel makes it DONE
+ *   TAKEN     `slot` is IN_BATCH, and the thread's batch[] has it. That thread or one that steals
+ *             it runs it; a cancel makes it DONE; a thread that will wait makes it QUEUED again
+ *   RUNNING   it is in no batch, or a worker has its request. It becomes DONE when its function
+ *             returns or its worker ends, but QUEUED again if the worker had not begun it. A cancel
+ *             sets CANCEL_REQUESTED, or kills the worker and makes it DONE
+ *   ABANDONED RUNNING, and its task has left it: it frees itself when it is DONE
+ *   DONE      `result` is set, and every waiter has its outcome; the seal is broken
+ */
 enum {
-    CONC__BATCH = 16, /* jobs that a thread takes out of the queue at once */
+    CONC__BATCH = 16, /* most jobs that a thread takes out of the queue at once */
 
-    /* a job's state, below its seal */
-    CONC__JOB_LIVE = 1, /* it was accepted: until then nobody can wait for it */
+    /* bits of a job's state, below its seal */
+    CONC__JOB_LIVE = 1, /* it was accepted; before that no thread can wait for it */
     CONC__JOB_DONE = 2,
-    CONC__JOB_WAITED = 4, /* somebody waits: the end is told under the job queue's mutex */
-    CONC__JOB_CANCEL_REQUESTED = 8, /* to end */
-    CONC__JOB_HAS_TEXT = 16,        /* text is its error's */
+    CONC__JOB_WAITED = 4,           /* it has or had waiters: it becomes DONE under the mutex */
+    CONC__JOB_CANCEL_REQUESTED = 8, /* it was asked to end */
+    CONC__JOB_HAS_TEXT = 16,        /* `text` belongs to its result */
     CONC__JOB_OWNED = 32,           /* it frees itself */
-    CONC__JOB_ABANDONED = 64,       /* its task has left it alone */
-    CONC__JOB_BLOCKED = 128,     /* it waits or is in conc_block, and its virtual clock goes on */
-    CONC__JOB_HOLDS_CLOCK = 256, /* its virtual clock stands still for it */
+    CONC__JOB_ABANDONED = 64,       /* its task has left it */
+    CONC__JOB_BLOCKED = 128,        /* it waits or is in conc_block, and its clock advances */
+    CONC__JOB_HOLDS_CLOCK = 256,    /* its clock does not advance */
     CONC__JOB_BITS = 0x1ff
 };
 
-#define CONC__IN_BATCH (1u << 31)    /* of a job's place: it is thread * CONC__BATCH + slot */
-#define CONC__NO_SLOT UINT_MAX       /* it was taken out by who runs it, or ends it */
-#define CONC__POOL_CLOSED (1u << 31) /* of a pool's users */
+#define CONC__IN_BATCH (1u << 31)    /* of a job's slot: it is thread * CONC__BATCH + index */
+#define CONC__NO_SLOT UINT_MAX       /* neither in the ring nor in a batch */
+#define CONC__POOL_CLOSED (1u << 31) /* bit of a pool's `users` */
 
-/* What lies around a part of a job, for a request to end it: the mapping of which it is an
- * element, which ends when its own job or element is asked to, or a shield, which hides what
- * comes from outside. */
+/* A map or a shield around a part of a job. A map, of which the part is an element, ends the part
+ * when its own job or element is asked to end; a shield hides requests from outside. */
 typedef struct conc__cancel_layer {
     const struct conc__cancel_layer *outer;
-    const bool *cancelled; /* all inside is to end */
+    const bool *cancelled; /* everything inside is to end */
     bool shields;
-    int64_t until;          /* shield: when it ends on the real clock; CONC__NEVER: not by that */
-    const conc_job *sender; /* mapping: the job that maps; NULL: none */
+    int64_t until;          /* a shield's end on the real clock; CONC__NEVER: it has none there */
+    const conc_job *sender; /* the job that called a map; NULL: none */
 } conc__cancel_layer;
 
-/* What runs on a thread: a job, and inside it perhaps another one. */
+/* What runs on a thread: a job, perhaps inside another one. */
 typedef struct conc__job_context {
     struct conc__job_context *outer;
     conc_job *job;
     struct conc__worker_thread *thread; /* NULL: in a worker process */
     conc__locals *locals;
-    const conc__cancel_layer *layer; /* the innermost; NULL: none */
-    /* where a worker process is asked to end; NULL: this is a thread */
+    const conc__cancel_layer *layer; /* innermost; NULL: none */
+    /* a worker's request to end; NULL: this is a thread */
     const unsigned *cancel_flag;
     int text_rc;
     char text[96];
@@ -987,72 +1008,72 @@ typedef struct conc__worker_thread {
     struct conc__job_queue *queue;
     pthread_t id;
     int number;
-    int nested; /* waits in runs inside its jobs */
-    /* its job queue has ended without it, as its job was abandoned: it is detached */
+    int nested; /* how many waits in runs inside its jobs */
+    /* its job was abandoned, and its job queue has ended without it */
     bool detached;
-    int batch_count; /* slots of batch[] that it was given */
-    int finishing;   /* 1: it is counted among those */
-    /* the virtual clock of the job that it has just ended, which stands still for it until it has
-     * looked for the next one: a close of the pool waits for that, and takes no time; NULL: none */
+    int batch_count; /* slots of batch[] in use */
+    int finishing;   /* 1: it counts in the job queue's `finishing` */
+    /* the clock of the job that has just ended on it; held until the thread has looked for the next
+     * job, so that a close of the pool, which waits for that, takes no time; NULL: none */
     conc_loop *clock;
     bool holds_clock;
-    void *pin; /* left behind: holds its code in memory; NULL: nothing */
+    void *pin; /* detached: keeps this code loaded; NULL: not needed */
     void *signal_stack;
     const char *stack_low, *stack_high;
     _Atomic(conc_job *) batch[CONC__BATCH];
 } conc__worker_thread;
 
-/* Jobs in a queue that have one virtual clock, which stands still for them together. */
+/* The queued jobs that have one clock, which they hold together. */
 typedef struct conc__queue_clock {
     conc_loop *clock;
-    size_t jobs; /* 0: a free slot */
+    size_t jobs; /* 0: the slot is free */
 } conc__queue_clock;
 
 typedef struct conc__job_queue {
-    struct conc__job_queue *next, *prev; /* of all, under conc__job_queues_mutex */
+    struct conc__job_queue *next, *prev; /* list of all, under conc__job_queues_mutex */
     pthread_mutex_t mutex;
-    conc_job **ring; /* a ring; NULL where a job was taken back */
+    conc_job **ring; /* a power of two of slots; NULL where a job was taken back */
     size_t ring_size, head, tail;
-    size_t queued; /* without the gaps; written under the mutex, looked at without */
+    size_t queued; /* jobs in the ring; written under the mutex, read without */
     size_t limit;
     conc__queue_clock *clocks;
     int clock_slots, clocks_used; /* slots of clocks[] */
-    conc__waiter *submitters;     /* submits that wait, with their jobs */
+    conc__waiter *submitters;     /* waiting submits, with their jobs */
     conc__waiter *closer, *other_closers;
     bool closing, stopping, cancel_all, on_valgrind;
-    bool closed;        /* it was closed: nobody else needs its pool */
-    bool stalled;       /* all threads wait or are in conc_block, and a virtual clock goes on */
-    bool start_refused; /* the system would not start another thread */
+    bool closed;        /* it has ended, and its pool is the owner's again */
+    bool stalled;       /* every thread waits or is in conc_block: queued jobs do not hold clocks */
+    bool start_refused; /* the last start of a thread failed */
     unsigned forks;
-    int references; /* to free it: the pool's and those of threads that were left behind */
-    struct conc__supervisor *supervisor; /* NULL: a job queue of threads */
-    conc_pool
-        *shared; /* that all runs share, whose job queue it is or was; NULL: the program's own */
+    int references;                      /* held by the pool, its threads, and callers at work */
+    struct conc__supervisor *supervisor; /* NULL: a pool of threads */
+    conc_pool *shared; /* the shared pool that it belongs to; NULL: the program's own pool */
 
-    /* what threads sleep on; it has `wakes`, but for `calls`, which are due once the mutex is
-     * free */
+    /* what threads sleep on; its value is wakes_pending - posts_due, as posts are made after the
+     * mutex is unlocked */
     conc__semaphore work;
     conc__worker_thread **threads;
     int thread_slots; /* of threads[] */
     int max_workers, abandoned, nested, waiting, started, starting, idle, sleeping, wakes_pending,
         posts_due, spinning, blocking;
-    /* threads that end their job, and then look into the queue; changed without the mutex */
+    /* threads that are about to look for the next job; changed without the mutex */
     int finishing;
-    unsigned misses; /* how often in a row a thread looked for work in vain before it slept */
-    /* of who opened the pool, without what conc changed there; and if a run blocked SIGPIPE */
+    unsigned misses; /* how often in a row a thread spun in vain before it slept */
+    /* the signal mask of the pool's opener, without conc's changes, and whether its run blocked
+     * SIGPIPE */
     sigset_t mask;
     bool blocks_pipe;
-    /* the last thread that has ended: whoever ends next joins it, as it joined the one before */
+    /* the last thread that ended: the next one to end joins it */
     bool has_ended;
     pthread_t last_ended;
-    pthread_cond_t ended; /* a thread has */
+    pthread_cond_t ended; /* signalled when a thread ends */
     char name[16];
 } conc__job_queue;
 
-static pthread_key_t conc__job_context_key; /* the frame of the job that runs on a thread */
+static pthread_key_t conc__job_context_key; /* the conc__job_context of a thread */
 static bool conc__job_context_key_made;
-/* What holds this code in memory for a thread that is left behind; closed by the system when the
- * thread has ended, as the code cannot take itself away. */
+/* Keeps this code loaded for a detached thread. The system closes it after the thread has ended,
+ * because the code cannot unload itself. */
 static pthread_key_t conc__pins;
 static bool conc__pins_there;
 
@@ -1072,16 +1093,18 @@ extern int conc__unpin_module(void *module) __asm__("dlclose") __attribute__((we
 CONC__PRIVATE void conc__pins_begin(void)
 {
     void (*unpin)(void *) = (void (*)(void *))(void (*)(void))conc__unpin_module;
-    conc__pins_there =
-        conc__find_code && conc__pin_module && unpin && pthread_key_create(&conc__pins, unpin) == 0;
+    bool can_pin = conc__find_code && conc__pin_module && unpin;
+    conc__pins_there = can_pin && pthread_key_create(&conc__pins, unpin) == 0;
 }
 
-/* Keeps the library that this code is in from being unloaded; NULL: it is in the program. */
+/* Keeps the library that contains this code from being unloaded; NULL: the program contains it. */
 CONC__PRIVATE void *conc__pin(void)
 {
     enum { NOW = 2, ONLY_IF_LOADED = 4 }; /* RTLD_NOW, RTLD_NOLOAD */
     conc__code_location here;
-    if (!conc__pins_there || !conc__find_code((const void *)&conc__pins, &here) || !here.file)
+    if (!conc__pins_there)
+        return NULL;
+    if (!conc__find_code((const void *)&conc__pins, &here) || !here.file)
         return NULL;
     return conc__pin_module(here.file, NOW | ONLY_IF_LOADED);
 }
@@ -1097,8 +1120,8 @@ CONC__PRIVATE void *conc__pin(void) { return NULL; }
 CONC__PRIVATE void conc__unpin(void *pin) { (void)pin; }
 #endif
 
-/* Some jobs, the runners, call a function on all elements of an array; each takes the next that
- * nobody has. */
+/* A map: jobs that are called runners each take the next element of an array that no other has
+ * taken, and call a function with it, until none is left. */
 typedef struct conc__map_call {
     conc_fn *fn;
     char *args;
@@ -1106,30 +1129,30 @@ typedef struct conc__map_call {
     int *results;
     bool keeps_going, stop;
     conc__cancel_layer layer;
-    size_t next;    /* not taken yet */
-    size_t dropped; /* taken, and then not called */
+    size_t next;    /* first element that was not taken */
+    size_t dropped; /* elements that were taken but not called */
     int error;      /* the first */
 } conc__map_call;
 
-/* What a job for a process carries. */
+/* What a job for a worker carries. */
 typedef struct conc__payload {
-    conc_procs_fn *call; /* NULL: the job's own function, on its own bytes */
+    conc_procs_fn *call; /* NULL: call the job's own function with its own bytes */
     const void *in;
     void *out;
     size_t in_size, out_size;
     ssize_t returned;
-    conc__map_call *map; /* a runner's; these elements are its own: */
+    conc__map_call *map; /* a runner's; it has taken these elements: */
     size_t first, left;
 } conc__payload;
 
-/* Was the job, which runs, asked to end? */
+/* Was the running job asked to end? */
 CONC__PRIVATE bool conc__job_cancel_requested(const conc_job *j)
 {
     return (__atomic_load_n(&j->state, __ATOMIC_RELAXED) & CONC__JOB_CANCEL_REQUESTED) ||
            __atomic_load_n(&j->queue->cancel_all, __ATOMIC_RELAXED);
 }
 
-/* Is what lies inside of these layers, in the job (NULL: none), asked to end? */
+/* Was the code inside these layers, in the job (NULL: none), asked to end? */
 CONC__PRIVATE bool conc__layers_cancelled(const conc__cancel_layer *layer, const conc_job *job)
 {
     for (; layer; layer = layer->outer) {
@@ -1141,12 +1164,12 @@ CONC__PRIVATE bool conc__layers_cancelled(const conc__cancel_layer *layer, const
             continue;
         if (job && conc__job_cancel_requested(job))
             return true;
-        job = layer->sender; /* the rest is around that one */
+        job = layer->sender; /* the other layers are around the sender */
     }
     return job && conc__job_cancel_requested(job);
 }
 
-#ifdef __linux__ /* pools of processes alone ask */
+#ifdef __linux__ /* only pools of processes ask */
 CONC__PRIVATE bool conc__map_cancelled(const conc__map_call *m)
 {
     return __atomic_load_n(&m->stop, __ATOMIC_RELAXED) ||
@@ -1159,34 +1182,39 @@ CONC__PRIVATE bool conc__job_context_in_process(const conc__job_context *ctx)
     return ctx->cancel_flag;
 }
 
-/* Is what runs there asked to end? From any thread, while it waits. */
+/* Was the code that runs there asked to end? Any thread may ask, while it waits. */
 CONC__PRIVATE bool conc__job_context_cancelled(const conc__job_context *ctx)
 {
-    bool shielded = false;
     if (!ctx->cancel_flag)
         return conc__layers_cancelled(ctx->layer, ctx->job);
+    if (conc__layers_cancelled(ctx->layer, NULL))
+        return true;
     for (const conc__cancel_layer *layer = ctx->layer; layer; layer = layer->outer)
-        shielded |= layer->shields;
-    return conc__layers_cancelled(ctx->layer, NULL) ||
-           (!shielded && __atomic_load_n(ctx->cancel_flag, __ATOMIC_RELAXED));
+        if (layer->shields)
+            return false;
+    return __atomic_load_n(ctx->cancel_flag, __ATOMIC_RELAXED) != 0;
 }
 
-/* When the next of the shields ends in which this thread is; CONC__NEVER: none. */
+/* The earliest end of the shields around the code on this thread; CONC__NEVER: none. */
 CONC__PRIVATE int64_t conc__shield_deadline(const conc__job_context *ctx)
 {
     int64_t limit = CONC__NEVER;
     for (; ctx; ctx = ctx->outer)
-        for (const conc__cancel_layer *layer = ctx->layer; layer; layer = layer->outer)
-            if (layer->shields && layer->until < limit && layer->until > conc__clock())
+        for (const conc__cancel_layer *layer = ctx->layer; layer; layer = layer->outer) {
+            bool is_earlier = layer->shields && layer->until < limit;
+            if (is_earlier && layer->until > conc__clock())
                 limit = layer->until;
+        }
     return limit;
 }
 
-/* What is left of a runner's elements will not be called any more. */
+/* Gives up the elements that a runner has taken and not called yet. */
 CONC__PRIVATE void conc__range_drop(conc__payload *p, int rc)
 {
-    conc__map_call *m = p ? p->map : NULL;
-    for (; m && p->left; p->left--, p->first++) {
+    if (!p || !p->map)
+        return;
+    conc__map_call *m = p->map;
+    for (; p->left; p->left--, p->first++) {
         m->dropped++;
         if (m->results)
             m->results[p->first] = rc;
@@ -1206,15 +1234,15 @@ CONC__PRIVATE void conc__reply_poller_close(conc_loop *l, struct conc__reply_pol
 CONC__PRIVATE void conc__job_end(conc__job_queue *q, conc_job *j, int result,
                                  const conc__job_context *ctx, bool locked);
 
-/* What no storage has by chance where a job is not. */
+/* A value that storage which is not a job is unlikely to contain. */
 CONC__PRIVATE uintptr_t conc__job_seal(const conc_job *j)
 {
     uint64_t hash = (uint64_t)(uintptr_t)j * 0x9e3779b97f4a7c15u;
     return ((uintptr_t)(hash ^ hash >> 29) & ~(uintptr_t)CONC__JOB_BITS) | (CONC__JOB_BITS + 1);
 }
 
-/* Once it has ended: else what is left of a job on a stack would be one again when a byte of it
- * is overwritten. */
+/* The value after the job has ended. It differs in all bits, so that overwriting a byte of a dead
+ * job on a stack cannot make it look alive. */
 CONC__PRIVATE uintptr_t conc__job_broken_seal(const conc_job *j)
 {
     return ~conc__job_seal(j) & ~(uintptr_t)CONC__JOB_BITS;
@@ -1225,13 +1253,13 @@ CONC__PRIVATE uintptr_t conc__job_state(const conc_job *j)
     return __atomic_load_n(&j->state, __ATOMIC_ACQUIRE);
 }
 
-/* Is it being submitted, in the queue, or does it run? */
+/* Is it being submitted, queued or running? */
 CONC__PRIVATE bool conc__job_in_use(const conc_job *j)
 {
     return (conc__job_state(j) & ~(uintptr_t)CONC__JOB_BITS) == conc__job_seal(j);
 }
 
-/* The same of memory that may be a stack's below its pointer. */
+/* The same for memory that may lie below a stack's pointer. */
 CONC__UNSANITIZED CONC__PRIVATE bool conc__job_handle_in_use(const void *job)
 {
     const conc_job *j = job;
@@ -1244,10 +1272,13 @@ CONC__UNSANITIZED CONC__PRIVATE bool conc__job_handle_in_use(const void *job)
 /* Was it ever submitted? */
 static inline bool conc__is_job(const conc_job *j)
 {
-    uintptr_t state = j ? conc__job_state(j) : 0;
-    uintptr_t seal = state & CONC__JOB_DONE ? ~conc__job_seal(j) : conc__job_seal(j);
-    return (state & (CONC__JOB_LIVE | CONC__JOB_DONE)) &&
-           !((state ^ seal) & ~(uintptr_t)CONC__JOB_BITS);
+    if (!j)
+        return false;
+    uintptr_t state = conc__job_state(j), seal = conc__job_seal(j);
+    if (state & CONC__JOB_DONE)
+        seal = ~seal;
+    bool is_sealed = !((state ^ seal) & ~(uintptr_t)CONC__JOB_BITS);
+    return is_sealed && (state & (CONC__JOB_LIVE | CONC__JOB_DONE));
 }
 
 CONC__PRIVATE void conc__shared_pools_reset(void);
@@ -1255,12 +1286,12 @@ CONC__PRIVATE void conc__shared_pools_reset(void);
 CONC__PRIVATE void conc__segments_lock(void);
 CONC__PRIVATE void conc__segments_unlock(void);
 
-/* How often this is registered to be called for the fork that this thread makes: twice if a process
- * was forked just when its parent registered it. */
+/* How many times the fork handlers below have run for one fork. They are registered twice if a
+ * process was forked while its parent was registering them. */
 static CONC_TLS _Thread_local int conc__fork_handler_depth;
 
-/* A fork takes place while no other thread holds one of these, as it would hold it for ever in the
- * forked process. */
+/* Locks these during a fork, so that the child does not inherit them locked by a thread that it
+ * does not have. */
 CONC__PRIVATE void conc__pools_before_fork(void)
 {
     if (conc__fork_handler_depth++)
@@ -1289,7 +1320,7 @@ CONC__PRIVATE void conc__pools_in_forked_child(void)
     conc__pools_after_fork();
 }
 
-/* A job has ended its thread. */
+/* A job has called pthread_exit. */
 CONC__COLD void conc__job_exited_thread(void *value)
 {
     const conc__job_context *ctx = value;
@@ -1352,7 +1383,8 @@ CONC__PRIVATE size_t conc__jobs_queued(void)
     size_t n = 0;
     pthread_mutex_lock(&conc__job_queues_mutex);
     for (const conc__job_queue *q = conc__job_queues; q; q = q->next)
-        n += q->forks == conc__forks ? __atomic_load_n(&q->queued, __ATOMIC_RELAXED) : 0;
+        if (q->forks == conc__forks)
+            n += __atomic_load_n(&q->queued, __ATOMIC_RELAXED);
     pthread_mutex_unlock(&conc__job_queues_mutex);
     return n;
 }
@@ -1367,7 +1399,7 @@ CONC__PRIVATE void conc__job_queue_free(conc__job_queue *q)
     else
         conc__job_queues = q->next;
     conc__supervisor_free(q->supervisor);
-    /* else other threads may have had them, when the process forked */
+    /* else a thread of the parent may have held them during the fork */
     if (q->forks == conc__forks) {
         conc__semaphore_close(&q->work);
         pthread_cond_destroy(&q->ended);
@@ -1381,7 +1413,7 @@ CONC__PRIVATE void conc__job_queue_free(conc__job_queue *q)
     conc_free(q);
 }
 
-/* Closes the gaps that jobs have left which were taken back. */
+/* Closes the gaps left by jobs that were taken back. */
 CONC__PRIVATE void conc__job_ring_compact(conc__job_queue *q)
 {
     size_t to = q->head;
@@ -1409,35 +1441,36 @@ CONC__PRIVATE bool conc__queue_clocks_reserve(conc__job_queue *q)
     return true;
 }
 
-/* For a job, perhaps with a virtual clock. */
+/* Makes room for one more job, perhaps with a clock. False: out of memory. */
 CONC__PRIVATE bool conc__job_ring_reserve(conc__job_queue *q, bool on_clock)
 {
     if (on_clock && !conc__queue_clocks_reserve(q))
         return false;
     if (q->tail - q->head < q->ring_size)
         return true;
-    if (q->queued < q->ring_size / 2) { /* not for one gap: the next would come soon */
+    if (q->queued < q->ring_size / 2) { /* with fewer gaps it would soon be full again */
         conc__job_ring_compact(q);
         return true;
     }
-    size_t room = q->ring_size ? q->ring_size * 2 : 64;
-    conc_job **bigger =
-        room > SIZE_MAX / sizeof *bigger ? NULL : conc__alloc(room * sizeof *bigger);
-    if (!bigger && q->queued < q->ring_size) {
-        conc__job_ring_compact(q);
-        return true;
+    size_t size = q->ring_size ? q->ring_size * 2 : 64;
+    conc_job **bigger = NULL;
+    if (size <= SIZE_MAX / sizeof *bigger)
+        bigger = conc__alloc(size * sizeof *bigger);
+    if (!bigger) {
+        bool has_gaps = q->queued < q->ring_size;
+        if (has_gaps)
+            conc__job_ring_compact(q);
+        return has_gaps;
     }
-    if (!bigger)
-        return false;
     for (size_t i = q->head; i != q->tail; i++)
-        bigger[i & (room - 1)] = q->ring[i & (q->ring_size - 1)];
+        bigger[i & (size - 1)] = q->ring[i & (q->ring_size - 1)];
     conc_free(q->ring);
     q->ring = bigger;
-    q->ring_size = room;
+    q->ring_size = size;
     return true;
 }
 
-/* The virtual clock has one less to stand still for. */
+/* One holder of the clock less: the last one lets it advance. */
 CONC__PRIVATE void conc__clock_release(conc_loop *clock)
 {
     if (atomic_fetch_sub_explicit(&clock->at_work, 1, memory_order_release) != 1)
@@ -1448,30 +1481,32 @@ CONC__PRIVATE void conc__clock_release(conc_loop *clock)
     pthread_mutex_unlock(&clock->mutex);
 }
 
-CONC__COLD void conc__job_hold_clock_now(conc_job *j, bool at_work)
+CONC__COLD void conc__job_hold_clock_now(conc_job *j, bool holds)
 {
+    const uintptr_t bit = CONC__JOB_HOLDS_CLOCK;
+    if (!holds) {
+        uintptr_t before = __atomic_fetch_and(&j->state, ~bit, __ATOMIC_RELAXED);
+        if (before & bit)
+            conc__clock_release(j->clock);
+        return;
+    }
     uintptr_t state = __atomic_load_n(&j->state, __ATOMIC_RELAXED);
-    if (!at_work &&
-        (__atomic_fetch_and(&j->state, ~(uintptr_t)CONC__JOB_HOLDS_CLOCK, __ATOMIC_RELAXED) &
-         CONC__JOB_HOLDS_CLOCK))
-        conc__clock_release(j->clock);
-    while (at_work && !(state & (CONC__JOB_HOLDS_CLOCK | CONC__JOB_ABANDONED)))
-        if (__atomic_compare_exchange_n(&j->state, &state, state | CONC__JOB_HOLDS_CLOCK, false,
-                                        __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    while (!(state & (bit | CONC__JOB_ABANDONED)))
+        if (__atomic_compare_exchange_n(&j->state, &state, state | bit, false, __ATOMIC_RELAXED,
+                                        __ATOMIC_RELAXED)) {
             atomic_fetch_add_explicit(&j->clock->at_work, 1, memory_order_relaxed);
             return;
         }
 }
 
-/* The job's virtual clock, if it has one, stands still for it from here on, or no longer. Never
- * for one that was left. */
-static inline void conc__job_hold_clock(conc_job *j, bool at_work)
+/* The job holds its clock from here on, or no longer. An abandoned job never holds one. */
+static inline void conc__job_hold_clock(conc_job *j, bool holds)
 {
     if (CONC__UNLIKELY(j->clock != NULL))
-        conc__job_hold_clock_now(j, at_work);
+        conc__job_hold_clock_now(j, holds);
 }
 
-/* The slot of the clock, or a free one. */
+/* The clock's slot, or else a free one. */
 CONC__PRIVATE conc__queue_clock *conc__queue_clock_find(conc__job_queue *q, const conc_loop *clock)
 {
     conc__queue_clock *unused = NULL;
@@ -1485,7 +1520,7 @@ CONC__PRIVATE conc__queue_clock *conc__queue_clock_find(conc__job_queue *q, cons
     return unused;
 }
 
-/* The job comes into the queue, which holds its clock instead of it. */
+/* The job enters the ring, which holds the clock in its place. */
 CONC__COLD void conc__queue_clock_add(conc__job_queue *q, conc_job *j)
 {
     conc__queue_clock *k = conc__queue_clock_find(q, j->clock);
@@ -1498,7 +1533,7 @@ CONC__COLD void conc__queue_clock_add(conc__job_queue *q, conc_job *j)
     conc__job_hold_clock(j, false);
 }
 
-/* It leaves the queue, and holds its clock itself. */
+/* The job leaves the ring, and holds its clock itself. */
 CONC__COLD void conc__queue_clock_remove(conc__job_queue *q, conc_job *j)
 {
     conc__queue_clock *k = conc__queue_clock_find(q, j->clock);
@@ -1519,7 +1554,7 @@ CONC__PRIVATE void conc__job_ring_put(conc__job_queue *q, conc_job *j, size_t at
         conc__queue_clock_add(q, j);
 }
 
-/* It was in the queue. */
+/* The job has left the ring. */
 static inline void conc__job_ring_removed(conc__job_queue *q, conc_job *j)
 {
     __atomic_store_n(&q->queued, q->queued - 1, __ATOMIC_RELAXED);
@@ -1532,20 +1567,20 @@ CONC__PRIVATE void conc__job_ring_push(conc__job_queue *q, conc_job *j)
     conc__job_ring_put(q, j, q->tail++);
 }
 
-/* It was in the queue, and could not be done. */
+/* Puts a job back that was in the ring and could not be run. */
 CONC__PRIVATE void conc__job_ring_push_front(conc__job_queue *q, conc_job *j)
 {
     conc__job_ring_put(q, j, --q->head);
 }
 
-/* The job is in the queue for the first time: from here on others can wait for it. */
+/* The job enters the ring for the first time: from here on others can wait for it. */
 CONC__PRIVATE void conc__job_queue_accept(conc__job_queue *q, conc_job *j)
 {
     __atomic_store_n(&j->state, j->state | CONC__JOB_LIVE, __ATOMIC_RELEASE);
     conc__job_ring_push(q, j);
 }
 
-/* A place has become free: it is given to the first submit that waits. */
+/* There is room under the limit: queues the jobs of waiting submits. */
 CONC__PRIVATE void conc__job_queue_admit(conc__job_queue *q)
 {
     while (q->submitters && q->queued < q->limit) {
@@ -1575,20 +1610,20 @@ CONC__PRIVATE conc_job *conc__job_ring_pop(conc__job_queue *q)
     return j;
 }
 
-/* Under the mutex: has it nothing to do? Threads that are about to come will not find anything. */
+/* Under the mutex: is nothing queued or running? A thread that is starting will find nothing. */
 CONC__PRIVATE bool conc__job_queue_is_idle(const conc__job_queue *q)
 {
     return !q->queued && q->idle + q->starting == q->started;
 }
 
-/* The job queue is closing, and has nothing to do any more. */
+/* Wakes the closer if nothing is queued or running. */
 CONC__PRIVATE void conc__job_queue_notify_closer(conc__job_queue *q)
 {
     if (q->closer && conc__job_queue_is_idle(q))
         conc__waiter_wake(q->closer, 0);
 }
 
-/* Under the mutex: takes the job back if nobody has begun it. */
+/* Under the mutex: takes the job back if no thread has begun it. */
 CONC__PRIVATE bool conc__job_take_back(conc__job_queue *q, conc_job *j)
 {
     if (j->slot == CONC__NO_SLOT)
@@ -1599,7 +1634,7 @@ CONC__PRIVATE bool conc__job_take_back(conc__job_queue *q, conc_job *j)
         conc_job *expected = j;
         if (!atomic_compare_exchange_strong(&t->batch[at % CONC__BATCH], &expected, NULL))
             return false;
-        j->slot = CONC__NO_SLOT; /* it may outlast that thread */
+        j->slot = CONC__NO_SLOT; /* the job may outlive that thread */
         return true;
     }
     size_t from_head = (j->slot - (unsigned)q->head) & ~CONC__IN_BATCH;
@@ -1619,28 +1654,30 @@ CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q);
 CONC__PRIVATE void conc__abandoned_release(conc_job *j);
 CONC__PRIVATE void conc__original_mask(sigset_t *mask);
 
-/* Is this one of the process's threads? In a forked child the job that has forked goes on, but its
- * pool and its clock are the parent's. */
+/* Does the job belong to a pool of this process? In a forked child the job that forked runs on, but
+ * its pool and its clock are the parent's. */
 CONC__PRIVATE bool conc__job_context_is_own(const conc__job_context *ctx)
 {
     return ctx->thread && ctx->thread->queue->forks == conc__forks;
 }
 
-/* The virtual clock of the job that runs there; NULL: none. */
+/* The clock of the job that runs there; NULL: none. */
 CONC__PRIVATE conc_loop *conc__job_context_clock(const conc__job_context *ctx)
 {
     return conc__job_context_is_own(ctx) ? ctx->job->clock : NULL;
 }
 
-/* The virtual clock that stands still for what the caller sends; NULL: none. */
+/* The clock that the caller's jobs hold; NULL: none. */
 CONC__PRIVATE conc_loop *conc__clock_here(void)
 {
-    const conc_loop *l = conc__here;
-    const conc__job_context *ctx = l ? NULL : conc__job_context_here();
+    conc_loop *l = conc__here;
     if (l)
-        return l->virtual_clock ? conc__here : NULL;
+        return l->virtual_clock ? l : NULL;
+    const conc__job_context *ctx = conc__job_context_here();
     conc_loop *clock = ctx ? conc__job_context_clock(ctx) : NULL;
-    return clock && !(conc__job_state(ctx->job) & CONC__JOB_ABANDONED) ? clock : NULL;
+    if (!clock || (conc__job_state(ctx->job) & CONC__JOB_ABANDONED))
+        return NULL;
+    return clock;
 }
 
 CONC__PRIVATE void conc__job_init(conc_job *j, conc_fn *fn, void *arg, conc__payload *payload,
@@ -1660,7 +1697,7 @@ CONC__PRIVATE void conc__job_init(conc_job *j, conc_fn *fn, void *arg, conc__pay
     __atomic_store_n(&j->state, conc__job_seal(j) | flags, __ATOMIC_RELAXED);
 }
 
-/* It was not accepted. */
+/* The job was not accepted. */
 CONC__PRIVATE void conc__job_undo_init(conc_job *j)
 {
     conc__locals_release(j->locals);
@@ -1669,7 +1706,7 @@ CONC__PRIVATE void conc__job_undo_init(conc_job *j)
     __atomic_store_n(&j->state, 0, __ATOMIC_RELAXED);
 }
 
-/* Of a job that has ended. */
+/* The job has ended. */
 CONC__PRIVATE void conc__job_outcome_read(conc__job_outcome *a, const conc_job *j, uintptr_t state)
 {
     a->result = j->result;
@@ -1678,8 +1715,8 @@ CONC__PRIVATE void conc__job_outcome_read(conc__job_outcome *a, const conc_job *
         memcpy(a->text, j->text, sizeof a->text);
 }
 
-/* Under the mutex: the job has ended. The waiters are still to be called; the job's memory is its
- * owner's again. */
+/* Under the mutex: the job becomes DONE, and its memory is the owner's again. Returns the waiters,
+ * which have their outcomes and are still to be notified. */
 CONC__PRIVATE conc__waiter *conc__job_publish(conc_job *j, uintptr_t state)
 {
     conc__waiter *first = j->waiters, *w = first;
@@ -1695,13 +1732,17 @@ CONC__PRIVATE conc__waiter *conc__job_publish(conc_job *j, uintptr_t state)
 
 CONC__PRIVATE void conc__waiters_notify(conc__waiter *first)
 {
-    for (conc__waiter *w = first, *next; w; w = next == first ? NULL : next) {
-        next = w->next;
+    if (!first)
+        return;
+    conc__waiter *w = first;
+    do {
+        conc__waiter *next = w->next; /* the waiter is gone once it is notified */
         conc__waiter_notify(w);
-    }
+        w = next;
+    } while (w != first);
 }
 
-/* A job with this virtual clock has ended, which stood still for it, perhaps. */
+/* A job with this clock has ended, which perhaps holds it. */
 CONC__PRIVATE void conc__clock_drop(conc_loop *clock, bool at_work)
 {
     if (at_work)
@@ -1709,7 +1750,7 @@ CONC__PRIVATE void conc__clock_drop(conc_loop *clock, bool at_work)
     conc_loop_release(clock);
 }
 
-/* Under the mutex: the thread has looked for a job after one that had a virtual clock, perhaps. */
+/* Under the mutex: the thread has looked for the next job. Drops the clock of the last one. */
 CONC__PRIVATE void conc__worker_thread_drop_clock(conc__worker_thread *t)
 {
     conc_loop *clock = t->clock;
@@ -1718,7 +1759,7 @@ CONC__PRIVATE void conc__worker_thread_drop_clock(conc__worker_thread *t)
         conc__clock_drop(clock, t->holds_clock);
 }
 
-/* The job, which ran there (NULL: it was taken back), has ended, and everybody was told. */
+/* The job has ended, and its waiters were notified. ctx: where it ran; NULL: it was taken back. */
 CONC__COLD void conc__job_drop_clock(const conc__job_context *ctx, conc_loop *clock, bool at_work)
 {
     conc__worker_thread *t = ctx ? ctx->thread : NULL;
@@ -1730,7 +1771,7 @@ CONC__COLD void conc__job_drop_clock(const conc__job_context *ctx, conc_loop *cl
     t->holds_clock = at_work;
 }
 
-/* frame: it ran there; NULL: it was taken back. */
+/* Ends a job that ran in ctx; NULL: it was taken back. locked: the caller has the mutex. */
 CONC__PRIVATE void conc__job_end(conc__job_queue *q, conc_job *j, int result,
                                  const conc__job_context *ctx, bool locked)
 {
@@ -1742,9 +1783,9 @@ CONC__PRIVATE void conc__job_end(conc__job_queue *q, conc_job *j, int result,
         memcpy(j->text, ctx->text, sizeof j->text);
         done |= CONC__JOB_HAS_TEXT;
     }
-    if ((state & CONC__JOB_WAITED) ||
-        !__atomic_compare_exchange_n(&j->state, &state, done, false, __ATOMIC_RELEASE,
-                                     __ATOMIC_RELAXED)) {
+    bool has_waiters = state & CONC__JOB_WAITED;
+    if (has_waiters || !__atomic_compare_exchange_n(&j->state, &state, done, false,
+                                                    __ATOMIC_RELEASE, __ATOMIC_RELAXED)) {
         if (!locked)
             conc__lock_briefly(&q->mutex);
         state = conc__job_state(j);
@@ -1771,27 +1812,26 @@ CONC__PRIVATE void conc__job_context_enter(conc__job_context *ctx, conc_job *j)
     ctx->text_rc = 0;
 }
 
-/* last: the thread has no other to do, and will look into the queue. */
+/* last: it is the last job of the thread's batch, and the thread looks into the queue next. */
 CONC__PRIVATE void conc__job_run(conc__job_queue *q, conc__job_context *ctx, conc_job *j, bool last)
 {
     conc__job_context_enter(ctx, j);
     int rc = j->fn(j->arg);
-    if (last) { /* before the end is told: who hears of it may send the next */
+    if (last) { /* before the job ends: its waiter may submit the next one at once */
         ctx->thread->finishing = 1;
         __atomic_fetch_add(&q->finishing, 1, __ATOMIC_RELAXED);
     }
     conc__job_end(q, j, rc, ctx, false);
 }
 
-/* A thread that waits, or is in conc_block, does nothing: its jobs do not hold their clocks
- * meanwhile. */
+/* The jobs of a thread that waits, or is in conc_block, do not hold their clocks meanwhile. */
 CONC__PRIVATE void conc__job_contexts_hold_clocks(conc__job_context *ctx, bool at_work)
 {
     for (; ctx && conc__job_context_is_own(ctx); ctx = ctx->outer)
         conc__job_hold_clock(ctx->job, at_work);
 }
 
-/* Does a virtual clock stand still for what runs there? */
+/* Does one of the jobs that run there hold a clock? */
 CONC__PRIVATE bool conc__job_context_has_clock(const conc__job_context *ctx)
 {
     for (; ctx; ctx = ctx->outer)
@@ -1800,7 +1840,7 @@ CONC__PRIVATE bool conc__job_context_has_clock(const conc__job_context *ctx)
     return false;
 }
 
-/* A job that runs inside another one, which waits for it. */
+/* A job that runs inside another one that waits for it. */
 typedef struct conc__nested_job {
     conc__cancel_hook hook;
     conc__waiter waiter;
@@ -1813,7 +1853,7 @@ CONC__PRIVATE void conc__nested_job_cancel(conc__cancel_hook *s)
     conc__waiter_give_up(&((conc__nested_job *)(void *)s)->waiter);
 }
 
-/* The job, for which this waiter stands in line, inside another job of the same thread. */
+/* Runs the job inside another job of the same thread. nested->waiter is in the job's list. */
 CONC__PRIVATE void conc__job_run_nested(conc__job_queue *q, conc__job_context *outer, conc_job *j,
                                         conc__nested_job *inside)
 {
@@ -1827,31 +1867,37 @@ CONC__PRIVATE void conc__job_run_nested(conc__job_queue *q, conc__job_context *o
     pthread_setspecific(conc__job_context_key, outer);
 }
 
-/* Is the caller on a thread of this job queue, in a job or in a run inside one? */
+/* The job context of the caller, if it is on a thread of this job queue: in a job, or in a run
+ * inside one. */
 CONC__PRIVATE conc__job_context *conc__job_context_in(const conc__job_queue *q)
 {
     conc__job_context *ctx = conc__job_context_here();
-    return ctx && ctx->thread && ctx->thread->queue == q ? ctx : NULL;
+    if (!ctx || !ctx->thread)
+        return NULL;
+    return ctx->thread->queue == q ? ctx : NULL;
 }
 
-/* Under the mutex: how many threads the job queue may have. Those do not count that wait, in a run
- * inside a job, for what only this job queue does. While there are such, those do not count either
- * that wait for a job of another thread: it may be one of these. An abandoned job keeps its
- * thread. */
+/* Under the mutex: how many threads there may be. A thread that waits in a run inside a job does
+ * not count: only this job queue may do what it waits for. While there are such threads, those that
+ * wait for other jobs do not count either, as these jobs may be theirs. A thread with an abandoned
+ * job counts. */
 CONC__PRIVATE int conc__job_queue_max_threads(const conc__job_queue *q)
 {
-    return q->max_workers + q->nested + (q->nested ? q->waiting : 0);
+    int most = q->max_workers + q->nested;
+    if (q->nested)
+        most += q->waiting;
+    return most;
 }
 
-/* A task of this thread has sent something to somebody who was asleep, or was awake: then an
- * answer may come at once. */
+/* Notes for the loop's polling whether the thread that a task has just sent something to was
+ * asleep. If it was awake, an answer may come at once. */
 CONC__PRIVATE void conc__has_woken(bool woke)
 {
     if (conc__here)
         conc__here->woke = woke;
 }
 
-/* Under the mutex: somebody comes for what lies in the queue. */
+/* Under the mutex: sees to it that a thread comes for the queued jobs. An error: none can. */
 CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
 {
     if (q->supervisor) {
@@ -1859,31 +1905,37 @@ CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
         return 0;
     }
     conc__has_woken(false);
-    if (!q->queued || q->wakes_pending + q->starting + q->spinning +
-                              __atomic_load_n(&q->finishing, __ATOMIC_RELAXED) >
-                          0)
-        return 0; /* who comes calls the next if there is more */
+    if (!q->queued)
+        return 0;
+    int finishing = __atomic_load_n(&q->finishing, __ATOMIC_RELAXED);
+    if (q->wakes_pending + q->starting + q->spinning + finishing > 0)
+        return 0; /* that thread wakes the next one if there is more */
     conc__has_woken(true);
     if (q->sleeping > q->wakes_pending) {
         q->wakes_pending++;
         q->posts_due++;
         return 0;
     }
-    int rc = q->started < conc__job_queue_max_threads(q) ? conc__worker_thread_start(q) : 0;
+    int rc = 0;
+    if (q->started < conc__job_queue_max_threads(q))
+        rc = conc__worker_thread_start(q);
     q->start_refused = rc != 0;
     conc__job_queue_update_stalled(q);
-    /* else nobody is left who could come */
-    return q->started > q->abandoned + q->nested + q->waiting ? 0 : rc;
+    bool others_can_come = q->started > q->abandoned + q->nested + q->waiting;
+    return others_can_come ? 0 : rc;
 }
 
-/* Under the mutex: while every thread of a job queue waits, is in conc_block, or at an abandoned job,
- * what lies in the queue does not hold the clock. */
+/* Under the mutex: while every thread waits, is in conc_block, or has an abandoned job, queued jobs
+ * do not hold their clocks. */
 CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
 {
-    /* threads that could do what is in the queue, or are counted in c->blocking */
-    int able = q->max_workers - q->abandoned - (q->nested ? 0 : q->waiting);
+    /* threads that could run queued jobs, or count in q->blocking */
+    int able = q->max_workers - q->abandoned;
+    if (!q->nested)
+        able -= q->waiting;
     int there = q->started - q->abandoned - q->nested - q->waiting;
-    able = q->start_refused && there < able ? there : able;
+    if (q->start_refused && there < able)
+        able = there;
     bool stalled = q->blocking + q->abandoned > 0 && q->blocking >= able;
     if (q->stalled == stalled)
         return;
@@ -1897,10 +1949,11 @@ CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
     }
 }
 
-/* Under the mutex: what the thread took and has not begun is for others, as it will be a while. */
+/* Under the mutex: the thread will be busy for a while. Puts back the jobs of its batch that it has
+ * not begun. */
 CONC__PRIVATE void conc__worker_thread_return_batch(conc__job_queue *q, conc__worker_thread *t)
 {
-    bool on_clock = q->clock_slots > 0; /* perhaps: the jobs may have ended */
+    bool on_clock = q->clock_slots > 0; /* the jobs may have ended and left no clock to look at */
     for (int i = t->batch_count - 1; i >= 0 && conc__job_ring_reserve(q, on_clock); i--) {
         conc_job *j = atomic_exchange_explicit(&t->batch[i], NULL, memory_order_acquire);
         if (j)
@@ -1915,29 +1968,35 @@ CONC__PRIVATE void conc__job_queue_return_batches(conc__job_queue *q)
             conc__worker_thread_return_batch(q, q->threads[i]);
 }
 
-/* Under the mutex: there may be more threads than before, for what the others have not begun. */
+/* Under the mutex: more threads may run than before. Gives them the jobs that the others have not
+ * begun. */
 CONC__PRIVATE void conc__job_queue_share_batches(conc__job_queue *q)
 {
     if (q->started < conc__job_queue_max_threads(q))
         conc__job_queue_return_batches(q);
 }
 
-/* Under the mutex: a thread of the job queue, if it is one, is going to wait; with one -1 it has
- * waited. An error: nobody is left who could do what it waits for. */
+/* Under the mutex: a thread of the job queue (own; NULL: the caller is none) is going to wait
+ * (change 1), or has waited (-1). An error: no thread is left that could do what it waits for. */
 CONC__PRIVATE int conc__job_queue_count_waiting(conc__job_queue *q, const conc__job_context *own,
-                                                const conc_loop *l, int one)
+                                                const conc_loop *l, int change)
 {
     if (!own)
         return 0;
     bool was_nested = own->thread->nested > 0;
-    *(l ? &own->thread->nested : &q->waiting) += one;
+    if (l)
+        own->thread->nested += change;
+    else
+        q->waiting += change;
     q->nested += (own->thread->nested > 0) - was_nested;
     conc__job_queue_update_stalled(q);
-    if (one > 0) {
+    int rc = 0;
+    if (change > 0) {
         conc__worker_thread_return_batch(q, own->thread);
         conc__job_queue_share_batches(q);
+        if (q->queued)
+            rc = conc__job_queue_wake_worker(q);
     }
-    int rc = q->queued && one > 0 ? conc__job_queue_wake_worker(q) : 0;
     for (; q->posts_due; q->posts_due--)
         conc__semaphore_post(&q->work);
     return rc;
@@ -1953,8 +2012,8 @@ CONC__PRIVATE void conc__job_queue_uncount_waiting(conc__job_queue *q, const con
     pthread_mutex_unlock(&q->mutex);
 }
 
-/* Unlocks, and only then wakes those who shall come: else they would at once wait for the mutex.
- * The job queue is there until this returns, as its caller knows. */
+/* Unlocks, and only then wakes threads, which would otherwise wait for the mutex at once. The
+ * caller knows that the job queue outlives this. */
 CONC__PRIVATE void conc__job_queue_unlock(conc__job_queue *q)
 {
     int calls = q->posts_due;
@@ -1964,12 +2023,14 @@ CONC__PRIVATE void conc__job_queue_unlock(conc__job_queue *q)
         conc__semaphore_post(&q->work);
 }
 
-/* Under the mutex: 0, or an error that is told. */
+/* Under the mutex: 0, or an error, which conc_last_error describes. */
 CONC__PRIVATE int conc__job_queue_add(conc__job_queue *q, conc_job *j)
 {
     if (!conc__job_ring_reserve(q, j->clock))
         return conc__own_error(-ENOMEM);
-    int rc = q->supervisor ? conc__supervisor_start(q->supervisor) : 0;
+    int rc = 0;
+    if (q->supervisor)
+        rc = conc__supervisor_start(q->supervisor);
     if (rc)
         return rc;
     conc__job_queue_accept(q, j);
@@ -1981,7 +2042,7 @@ CONC__PRIVATE int conc__job_queue_add(conc__job_queue *q, conc_job *j)
     return 0;
 }
 
-/* Under conc__job_queues_mutex: does the waiter still wait? Then the job queue is locked. */
+/* Under conc__job_queues_mutex: does the waiter still wait? If so, locks its job queue. */
 CONC__PRIVATE bool conc__lock_if_waiting(const conc__waiter *w, conc__job_queue *q)
 {
     if (__atomic_load_n(&w->woken, __ATOMIC_ACQUIRE))
@@ -2010,13 +2071,18 @@ CONC__PRIVATE bool conc__submit_cancel(conc__wait *wait)
 static const conc__wait_kind conc__waits_for_room = {.what = "waits for a place in a pool's queue",
                                                      .cancel = conc__submit_cancel};
 
-/* Enters a pool: its job queue cannot be freed until conc__pool_leave. NULL: *rc says why. */
+/* Enters a pool: its job queue is not freed before conc__pool_leave. NULL: *rc says why. */
 CONC__PRIVATE conc__job_queue *conc__pool_enter(conc__job_queue **queue, unsigned *users, int *rc)
 {
     unsigned before = __atomic_fetch_add(users, 1, __ATOMIC_ACQUIRE);
-    conc__job_queue *q =
-        before & CONC__POOL_CLOSED ? NULL : __atomic_load_n(queue, __ATOMIC_ACQUIRE);
-    *rc = q ? q->forks == conc__forks ? 0 : -EPERM : before & CONC__POOL_CLOSED ? -EPIPE : -EINVAL;
+    conc__job_queue *q = NULL;
+    *rc = -EPIPE;
+    if (!(before & CONC__POOL_CLOSED)) {
+        q = __atomic_load_n(queue, __ATOMIC_ACQUIRE);
+        *rc = q ? 0 : -EINVAL;
+    }
+    if (q && q->forks != conc__forks)
+        *rc = -EPERM;
     if (*rc == 0)
         return q;
     __atomic_fetch_sub(users, 1, __ATOMIC_RELEASE);
@@ -2028,17 +2094,18 @@ CONC__PRIVATE void conc__pool_leave(unsigned *users)
     __atomic_fetch_sub(users, 1, __ATOMIC_RELEASE);
 }
 
-/* Has the job queue do the job, which was begun; leaves the pool. An error: it was refused. A job of
- * the job queue may be what the others wait for, so it never waits, nor does a run inside it: the
- * queue goes over its limit instead. */
+/* Submits an initialised job and leaves the pool. An error: the job was refused. A job of this job
+ * queue, or a run inside it, never waits here, since other jobs may wait for it: the queue exceeds
+ * its limit instead. */
 CONC__PRIVATE int conc__job_queue_submit(conc__job_queue *q, unsigned *users, conc_loop *l,
                                          conc_job *j, const char *call)
 {
     int rc;
     j->queue = q;
     conc__lock_briefly(&q->mutex);
-    bool full = q->limit && q->queued >= q->limit,
-         own = (full || q->closing) && conc__job_context_in(q);
+    bool full = q->limit && q->queued >= q->limit, own = false;
+    if (full || q->closing)
+        own = conc__job_context_in(q);
     if (q->closing && !own) {
         rc = -EPIPE;
     } else if (!full || own) {
@@ -2058,23 +2125,28 @@ CONC__PRIVATE int conc__job_queue_submit(conc__job_queue *q, unsigned *users, co
     return rc == -EPIPE ? conc__own_error(rc) : rc;
 }
 
-/* Asks a job to end that has not, in the queue or not, under its job queue's mutex. */
+/* Under the mutex: ends a job that is queued, asks one to end that is running, or kills it. */
 CONC__PRIVATE void conc__job_request_cancel(conc__job_queue *q, conc_job *j)
 {
-    if (q->supervisor ? conc__supervisor_cancel(q, j) : conc__job_take_back(q, j)) {
+    bool ended;
+    if (q->supervisor)
+        ended = conc__supervisor_cancel(q, j);
+    else
+        ended = conc__job_take_back(q, j);
+    if (ended) {
         conc__job_end(q, j, -ECANCELED, NULL, true);
         conc__job_queue_notify_closer(q);
-    } else if (!(conc__job_state(j) & CONC__JOB_DONE)) {
-        uintptr_t state = __atomic_load_n(&j->state, __ATOMIC_RELAXED);
-        while (!(state & CONC__JOB_DONE) &&
-               !__atomic_compare_exchange_n(&j->state, &state, state | CONC__JOB_CANCEL_REQUESTED,
-                                            false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
-            ;
+        return;
     }
+    uintptr_t state = conc__job_state(j);
+    while (!(state & CONC__JOB_DONE))
+        if (__atomic_compare_exchange_n(&j->state, &state, state | CONC__JOB_CANCEL_REQUESTED,
+                                        false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+            return;
 }
 
-/* Was the job, which has not ended, submitted in a process that this one was forked from? It never
- * ends here. */
+/* Was the job submitted in a process that this one was forked from, before it ended? It never ends
+ * here. */
 CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
 {
     if (!conc__forks)
@@ -2083,12 +2155,12 @@ CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
     pthread_mutex_lock(&conc__job_queues_mutex);
     for (const conc__job_queue *q = conc__job_queues; q && !own; q = q->next)
         own = q == j->queue && q->forks == conc__forks;
-    bool ended = conc__job_state(j) & CONC__JOB_DONE; /* and its pool may be gone */
+    bool ended = conc__job_state(j) & CONC__JOB_DONE; /* then its pool may have been freed */
     pthread_mutex_unlock(&conc__job_queues_mutex);
     return !own && !ended;
 }
 
-/* Under the mutex. Those who have given up stand behind the others. */
+/* Under the mutex. Waiters that have given up stand behind the others. */
 CONC__PRIVATE void conc__job_add_waiter(conc_job *j, conc__waiter *w)
 {
     bool goes_ahead = !w->gives_up && j->waiters && j->waiters->prev->gives_up;
@@ -2097,13 +2169,13 @@ CONC__PRIVATE void conc__job_add_waiter(conc_job *j, conc__waiter *w)
         j->waiters = w;
 }
 
-/* Under the mutex: does anybody wait for it who has not given up? */
+/* Under the mutex: does a waiter want the result that has not given up? */
 CONC__PRIVATE bool conc__job_is_wanted(const conc_job *j)
 {
     return j->waiters && !j->waiters->gives_up;
 }
 
-/* alone: only if nobody else wants its result. */
+/* alone: only if no waiter wants the result. */
 CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
 {
     int rc = -EALREADY;
@@ -2126,10 +2198,13 @@ CONC_API int conc_job_cancel(conc_job *j)
 {
     if (!conc__is_job(j))
         return conc__misused(-EINVAL, __func__, "no job was submitted with this handle", NULL);
-    int rc = conc__job_is_inherited(j) ? -EPERM : conc__job_cancel(j, false);
-    if (rc == 0)
-        conc__run_cancel_hooks();
-    return rc ? conc__own_error(rc) : 0;
+    if (conc__job_is_inherited(j))
+        return conc__own_error(-EPERM);
+    int rc = conc__job_cancel(j, false);
+    if (rc)
+        return conc__own_error(rc);
+    conc__run_cancel_hooks();
+    return 0;
 }
 
 CONC_API bool conc_job_done(const conc_job *j)
@@ -2143,8 +2218,8 @@ CONC_API bool conc_job_cancelled(void)
     return ctx && conc__job_context_cancelled(ctx);
 }
 
-/* The waiter is cancelled: so is the job, unless others want its result. The job queue is the waiter's
- * own note of it: the job may be gone by now. */
+/* The waiter is cancelled, and so is the job unless other waiters want its result. Uses the
+ * waiter's own pointer to the job queue, because the job may be gone. */
 CONC__PRIVATE void conc__waiter_give_up(conc__waiter *w)
 {
     conc_job *j = w->item;
@@ -2160,7 +2235,7 @@ CONC__PRIVATE void conc__waiter_give_up(conc__waiter *w)
     pthread_mutex_unlock(&conc__job_queues_mutex);
 }
 
-/* The wait goes on. */
+/* The wait goes on until the job ends. */
 CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
@@ -2175,7 +2250,7 @@ CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
 static const conc__wait_kind conc__waits_for_job = {.what = "waits for a job",
                                                     .cancel = conc__job_wait_cancel};
 
-/* In a thread of the job queue: runs the job here if it is still in the queue. */
+/* On a thread of the job's queue: runs the job here if no thread has begun it. */
 CONC__PRIVATE bool conc__job_run_if_queued(conc__job_context *ctx, conc_job *j,
                                            conc__job_outcome *outcome)
 {
@@ -2193,8 +2268,8 @@ CONC__PRIVATE bool conc__job_run_if_queued(conc__job_context *ctx, conc_job *j,
     return mine;
 }
 
-/* Waits in the job's line with a wait of this kind: the wait's result, 0 when the job has ended;
- * then the waiter has the answer. */
+/* Waits in the job's list with a wait of this kind: the wait's result, which is 0 if the job has
+ * ended; then the waiter has the outcome. */
 CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
                                      const conc__wait_kind *kind)
 {
@@ -2203,8 +2278,7 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
         conc__job_queue *q = j->queue;
         conc__lock_briefly(&q->mutex);
         if (!(__atomic_fetch_or(&j->state, CONC__JOB_WAITED, __ATOMIC_ACQ_REL) & CONC__JOB_DONE)) {
-            conc__job_context *own =
-                conc__job_context_in(q); /* then the job queue outlives the wait */
+            conc__job_context *own = conc__job_context_in(q); /* if so, q outlives the wait */
             int rc = conc__job_queue_count_waiting(q, own, l, 1);
             if (rc && conc__job_take_back(q, j)) {
                 conc__job_end(q, j, rc, NULL, true);
@@ -2214,17 +2288,20 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
                 pthread_mutex_unlock(&conc__job_queues_mutex);
                 return 0;
             }
-            struct conc__reply_poller *view =
-                l && q->supervisor ? conc__reply_poller_open(l, q) : NULL;
+            struct conc__reply_poller *poller = NULL;
             w->item = j;
             w->queue = q;
             w->is_counted = own;
-            w->polls_queue = !l && q->supervisor ? q : NULL;
-            q->references += w->polls_queue != NULL;
+            if (q->supervisor && l) {
+                poller = conc__reply_poller_open(l, q);
+            } else if (q->supervisor) {
+                w->polls_queue = q;
+                q->references++;
+            }
             conc__job_add_waiter(j, w);
             rc = conc__wait_outside(l, w, kind, j, &q->mutex, &conc__job_queues_mutex);
             conc__job_queue_uncount_waiting(q, own, l);
-            conc__reply_poller_close(l, view);
+            conc__reply_poller_close(l, poller);
             return rc;
         }
         pthread_mutex_unlock(&q->mutex);
@@ -2234,7 +2311,7 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
     return 0;
 }
 
-/* Waits until the job has ended. stop (NULL: nothing) is set when that is to be soon. */
+/* Waits until the job has ended. *stop (NULL: none) is set if the caller is cancelled. */
 CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__job_outcome *outcome)
 {
     conc__job_context *ctx = l ? NULL : conc__job_context_in(j->queue);
@@ -2251,39 +2328,49 @@ CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__j
     conc__job_wait_as(l, j, &w, &conc__waits_for_job);
 }
 
-/* What a job that ended hands to the caller. */
-CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__job_outcome *a)
+/* Makes the outcome of a job the caller's newest error, and returns the job's result. */
+CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__job_outcome *o)
 {
-    const char *words = a->has_text ? a->text : NULL;
-    if (l && a->result < 0)
-        conc__tell(l->self, a->result, words, (conc__source){NULL, NULL});
+    const char *text = o->has_text ? o->text : NULL;
+    if (l && o->result < 0)
+        conc__tell(l->self, o->result, text, (conc__source){NULL, NULL});
     if (l)
-        return a->result;
-    return words ? conc_fail(a->result, "%s", words) : conc__came_to(a->result);
+        return o->result;
+    if (text)
+        return conc_fail(o->result, "%s", text);
+    return conc__came_to(o->result);
+}
+
+/* May the caller wait for the job, which has not ended? 0, or the error. */
+CONC__PRIVATE int conc__job_may_wait(const conc_loop *l, const conc_job *j, const char *call)
+{
+    if (l && !l->self)
+        return conc__caller_refused(call);
+    for (conc__job_context *ctx = conc__job_context_here(); ctx; ctx = ctx->outer)
+        if (ctx->job == j)
+            return conc__misused(-EDEADLK, call, "a job would wait for itself", NULL);
+    if (conc__job_is_inherited(j))
+        return conc__own_error(-EPERM);
+    return 0;
 }
 
 CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
 {
-    conc_loop *l = conc__here;
     conc__job_outcome outcome;
     if (!conc__is_job(j))
         return conc__misused(-EINVAL, __func__, "no job was submitted with this handle", NULL);
     bool was_done = conc__job_state(j) & CONC__JOB_DONE;
-    if (!was_done && l && !l->self)
-        return conc__caller_refused("conc_job_wait");
-    for (conc__job_context *ctx = was_done ? NULL : conc__job_context_here(); ctx; ctx = ctx->outer)
-        if (ctx->job == j)
-            return conc__misused(-EDEADLK, __func__, "a job would wait for itself", NULL);
-    if (!was_done && conc__job_is_inherited(j))
-        return conc__own_error(-EPERM);
-    l = conc__of_task();
+    int rc = was_done ? 0 : conc__job_may_wait(conc__here, j, __func__);
+    if (rc)
+        return rc;
+    conc_loop *l = conc__of_task();
     if (was_done)
         conc__job_outcome_read(&outcome, j, conc__job_state(j));
     else
         conc__job_wait(l, j, NULL, &outcome);
     if (was_done && l)
         conc__quick(l);
-    int rc = conc__job_result(l, &outcome);
+    rc = conc__job_result(l, &outcome);
     if (result)
         *result = rc;
     return 0;
@@ -2297,19 +2384,31 @@ CONC__PRIVATE void conc__worker_thread_assign(conc__worker_thread *t, unsigned s
     atomic_store_explicit(&t->batch[slot], j, memory_order_release);
 }
 
-/* Takes jobs out of the queue: more than one when there are many and all threads are busy, as
- * these come and take them from here before they sleep. Whoever sleeps already, or is not there,
- * would not. */
+/* How many jobs a thread takes at once: more than one if there are many and all threads are busy. A
+ * thread that becomes free then steals them before it sleeps; one that sleeps, or was not started
+ * yet, would not. */
+CONC__PRIVATE size_t conc__job_queue_batch_size(const conc__job_queue *q)
+{
+    bool others_come = q->sleeping > q->wakes_pending || q->spinning;
+    if (q->limit || others_come || q->started < conc__job_queue_max_threads(q))
+        return 1;
+    size_t n = q->queued / (2 * (size_t)q->started);
+    if (n < 1)
+        return 1;
+    return n < CONC__BATCH ? n : CONC__BATCH;
+}
+
+/* Takes jobs out of the queue. */
 CONC__PRIVATE bool conc__worker_thread_take_batch(conc__job_queue *q, conc__worker_thread *t)
 {
-    bool others = q->sleeping > q->wakes_pending || q->spinning ||
-                  q->started < conc__job_queue_max_threads(q);
-    size_t n = q->limit || others ? 1 : q->queued / (2 * (size_t)q->started);
+    size_t n = conc__job_queue_batch_size(q);
     unsigned i = 0;
-    n = n < 1 ? 1 : n > CONC__BATCH ? CONC__BATCH : n;
-    for (conc_job *j; i < n && (j = conc__job_ring_pop(q));) {
+    while (i < n) {
+        conc_job *j = conc__job_ring_pop(q);
+        if (!j)
+            break;
         conc__worker_thread_assign(t, i++, j);
-        /* it may block the thread while the clock goes on: the others stay in the queue */
+        /* it may block the thread while the clock advances: the others stay in the queue */
         if (j->clock)
             break;
     }
@@ -2319,23 +2418,27 @@ CONC__PRIVATE bool conc__worker_thread_take_batch(conc__job_queue *q, conc__work
     return i > 0;
 }
 
-/* Takes one that another thread has not begun. */
+/* Takes a job that another thread has in its batch and has not begun. */
 CONC__PRIVATE bool conc__worker_thread_steal(conc__job_queue *q, conc__worker_thread *t)
 {
-    for (int n = 0; n < q->thread_slots; n++)
-        for (int i = 0; i < CONC__BATCH && q->threads[n] && q->threads[n] != t; i++) {
-            _Atomic(conc_job *) *at = &q->threads[n]->batch[i];
+    for (int n = 0; n < q->thread_slots; n++) {
+        conc__worker_thread *other = q->threads[n];
+        for (int i = 0; i < CONC__BATCH && other && other != t; i++) {
+            _Atomic(conc_job *) *at = &other->batch[i];
             conc_job *j = atomic_load_explicit(at, memory_order_relaxed);
-            if (j && (j = atomic_exchange_explicit(at, NULL, memory_order_acquire))) {
+            if (j)
+                j = atomic_exchange_explicit(at, NULL, memory_order_acquire);
+            if (j) {
                 conc__worker_thread_assign(t, 0, j);
                 t->batch_count = 1;
                 return true;
             }
         }
+    }
     return false;
 }
 
-/* Looks a little before it sleeps, if no other thread of the job queue does. */
+/* Spins briefly before it sleeps, if no other thread of the job queue does. */
 CONC__PRIVATE void conc__worker_thread_spin(conc__job_queue *q)
 {
     bool found = false;
@@ -2352,7 +2455,8 @@ CONC__PRIVATE void conc__worker_thread_spin(conc__job_queue *q)
     } while (!found && conc__clock() - start < CONC__PATIENCE);
     conc__lock_briefly(&q->mutex);
     q->spinning--;
-    q->misses = found ? 0 : q->misses;
+    if (found)
+        q->misses = 0;
 }
 
 CONC__PRIVATE void conc__worker_thread_sleep(conc__job_queue *q)
@@ -2366,10 +2470,16 @@ CONC__PRIVATE void conc__worker_thread_sleep(conc__job_queue *q)
 }
 
 /* Under the mutex: waits for something to do. False: the job queue ends. */
+CONC__PRIVATE bool conc__worker_thread_fill_batch(conc__job_queue *q, conc__worker_thread *t)
+{
+    return conc__worker_thread_take_batch(q, t) || conc__worker_thread_steal(q, t);
+}
+
+/* Under the mutex: waits for something to do. False: the thread is to end, because the job queue
+ * ends or there are more threads than necessary. */
 CONC__PRIVATE bool conc__worker_thread_next(conc__job_queue *q, conc__worker_thread *t)
 {
-    while (q->started <= conc__job_queue_max_threads(q) && !conc__worker_thread_take_batch(q, t) &&
-           !conc__worker_thread_steal(q, t)) {
+    while (q->started <= conc__job_queue_max_threads(q) && !conc__worker_thread_fill_batch(q, t)) {
         if (q->stopping)
             return false;
         q->idle++;
@@ -2384,12 +2494,14 @@ CONC__PRIVATE bool conc__worker_thread_next(conc__job_queue *q, conc__worker_thr
         conc__worker_thread_drop_clock(t);
     if (q->queued)
         conc__job_queue_wake_worker(q);
-    if (!t->batch_count && q->posts_due)
-        conc__semaphore_post(&q->work), q->posts_due--;
-    return t->batch_count > 0; /* else there are more threads than there need to be */
+    if (!t->batch_count && q->posts_due) {
+        conc__semaphore_post(&q->work);
+        q->posts_due--;
+    }
+    return t->batch_count > 0;
 }
 
-/* Under the mutex: somebody no longer needs the job queue. */
+/* Under the mutex, which it unlocks: gives up a reference. */
 CONC__PRIVATE void conc__job_queue_release(conc__job_queue *q)
 {
     bool last = --q->references == 0;
@@ -2401,7 +2513,7 @@ CONC__PRIVATE void conc__job_queue_release(conc__job_queue *q)
     }
 }
 
-/* A thread that waits for a job queue of processes; gives its reference back. */
+/* Spins in a thread that waits for a process pool's job; gives up its reference. */
 CONC__PRIVATE void conc__job_queue_spin_for(conc__job_queue *q, const bool *over)
 {
     conc__supervisor_spin_for(q, over);
@@ -2409,8 +2521,8 @@ CONC__PRIVATE void conc__job_queue_spin_for(conc__job_queue *q, const bool *over
     conc__job_queue_release(q);
 }
 
-/* Jobs run as a thread of the pool's opener would: under its signal mask, but what a fault of
- * theirs raises always comes through, to a stack of its own, as theirs may be used up. */
+/* Jobs run under the signal mask of the pool's opener, except that the signals of a fault are
+ * always unblocked. They are handled on a stack of their own, since the job's may be used up. */
 CONC__PRIVATE void conc__worker_thread_set_signals(conc__worker_thread *t)
 {
     static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
@@ -2440,10 +2552,10 @@ CONC__PRIVATE void conc__worker_thread_clear_signals(conc__worker_thread *t)
     conc__unmap_pages(t->signal_stack, CONC__SIGNAL_STACK);
 }
 
-/* Where a fault is one of too large a stack: no other comes from there. */
+/* Sets the range of addresses where a fault is taken for a stack overflow. */
 CONC__PRIVATE void conc__worker_thread_find_stack(conc__worker_thread *t)
 {
-    enum { BELOW = 65536 }; /* a frame may reach as far at once */
+    enum { BELOW = 65536 }; /* how far a single frame may reach */
     pthread_attr_t usual;
     size_t size = 0;
     if (pthread_attr_init(&usual))
@@ -2452,15 +2564,17 @@ CONC__PRIVATE void conc__worker_thread_find_stack(conc__worker_thread *t)
     pthread_attr_destroy(&usual);
     t->stack_high = __builtin_frame_address(0);
     t->stack_low = t->stack_high - size;
-    t->stack_low -= (uintptr_t)t->stack_low > BELOW ? BELOW : 0;
+    if ((uintptr_t)t->stack_low > BELOW)
+        t->stack_low -= BELOW;
 }
 
-/* In a handler, when the process is about to end: did the job that runs here use its thread's
- * stack up? */
+/* In a handler, when the process is about to end: reports it if the job that runs here has used up
+ * its thread's stack. */
 CONC__COLD void conc__job_overflows(const char *address)
 {
-    const conc__job_context *ctx =
-        conc__job_context_key_made ? pthread_getspecific(conc__job_context_key) : NULL;
+    const conc__job_context *ctx = NULL;
+    if (conc__job_context_key_made)
+        ctx = pthread_getspecific(conc__job_context_key);
     const conc__worker_thread *t = ctx ? ctx->thread : NULL;
     char text[256];
     if (!t || address < t->stack_low || address >= t->stack_high)
@@ -2477,7 +2591,7 @@ CONC__PRIVATE void conc__shared_pools_lock(const conc_pool *shared);
 CONC__PRIVATE void conc__shared_pools_unlock(const conc_pool *shared);
 CONC__PRIVATE void conc__shared_pool_count_detached(const conc_pool *shared, int threads);
 
-/* Under the mutex, which it unlocks: the thread has nothing to do any more. */
+/* Under the mutex, which it unlocks: the thread ends. */
 CONC__PRIVATE void conc__worker_thread_end(conc__job_queue *q, conc__worker_thread *t)
 {
     pthread_t before = q->last_ended;
@@ -2504,6 +2618,21 @@ CONC__PRIVATE void conc__worker_thread_end(conc__job_queue *q, conc__worker_thre
         pthread_setspecific(conc__pins, pin);
 }
 
+CONC__PRIVATE void conc__worker_thread_run_batch(conc__job_queue *q, conc__worker_thread *t,
+                                                 conc__job_context *ctx)
+{
+    for (int i = 0; i < t->batch_count; i++) {
+        conc_job *j = atomic_load_explicit(&t->batch[i], memory_order_relaxed);
+        bool last = i + 1 >= t->batch_count;
+        if (!last)
+            __builtin_prefetch(atomic_load_explicit(&t->batch[i + 1], memory_order_relaxed), 1);
+        if (j)
+            j = atomic_exchange_explicit(&t->batch[i], NULL, memory_order_acquire);
+        if (j)
+            conc__job_run(q, ctx, j, last);
+    }
+}
+
 CONC__PRIVATE void *conc__worker_thread_main(void *arg)
 {
     conc__worker_thread *t = arg;
@@ -2519,13 +2648,7 @@ CONC__PRIVATE void *conc__worker_thread_main(void *arg)
     q->starting--;
     while (conc__worker_thread_next(q, t)) {
         conc__job_queue_unlock(q);
-        for (int i = 0; i < t->batch_count; i++) {
-            conc_job *j = atomic_load_explicit(&t->batch[i], memory_order_relaxed);
-            if (i + 1 < t->batch_count)
-                __builtin_prefetch(atomic_load_explicit(&t->batch[i + 1], memory_order_relaxed), 1);
-            if (j && (j = atomic_exchange_explicit(&t->batch[i], NULL, memory_order_acquire)))
-                conc__job_run(q, &ctx, j, i + 1 >= t->batch_count);
-        }
+        conc__worker_thread_run_batch(q, t, &ctx);
         conc__lock_briefly(&q->mutex);
         __atomic_fetch_sub(&q->finishing, t->finishing, __ATOMIC_RELAXED);
         t->finishing = t->batch_count = 0;
@@ -2536,7 +2659,7 @@ CONC__PRIVATE void *conc__worker_thread_main(void *arg)
     return NULL;
 }
 
-/* Under the mutex: a free one of threads[]; negative: there is no memory. */
+/* Under the mutex: the index of a free slot in threads[]; negative: out of memory. */
 CONC__PRIVATE int conc__worker_thread_find_slot(conc__job_queue *q)
 {
     int n = 0, slots = q->thread_slots ? q->thread_slots * 2 : 4;
@@ -2557,7 +2680,9 @@ CONC__PRIVATE int conc__worker_thread_find_slot(conc__job_queue *q)
 CONC__PRIVATE int conc__worker_thread_start(conc__job_queue *q)
 {
     int n = conc__worker_thread_find_slot(q);
-    conc__worker_thread *t = n >= 0 ? conc__alloc(sizeof *t) : NULL;
+    if (n < 0)
+        return n;
+    conc__worker_thread *t = conc__alloc(sizeof *t);
     if (!t)
         return -ENOMEM;
     memset(t, 0, sizeof *t);
@@ -2574,13 +2699,13 @@ CONC__PRIVATE int conc__worker_thread_start(conc__job_queue *q)
     return 0;
 }
 
-/* Under the mutex, which it unlocks meanwhile: the thread in this slot, if one is there, goes on
- * at its abandoned job without the job queue. */
+/* Under the mutex, which it unlocks meanwhile: lets the thread in this slot, if there is one, go on
+ * with its abandoned job without the job queue. */
 CONC__PRIVATE void conc__worker_thread_detach(conc__job_queue *q, int slot)
 {
     if (!q->threads[slot])
         return;
-    pthread_mutex_unlock(&q->mutex); /* not while others may load libraries */
+    pthread_mutex_unlock(&q->mutex); /* dlopen may wait for a lock */
     void *pin = conc__pin();
     conc__shared_pools_lock(q->shared);
     conc__lock_briefly(&q->mutex);
@@ -2599,8 +2724,7 @@ CONC__PRIVATE void conc__worker_thread_detach(conc__job_queue *q, int slot)
     conc__lock_briefly(&q->mutex);
 }
 
-/* Ends the threads, which have nothing to do but abandoned jobs: those that have are left
- * behind. */
+/* Ends the threads when only abandoned jobs are left. The threads of these are detached. */
 CONC__PRIVATE void conc__worker_threads_end(conc__job_queue *q)
 {
     conc__lock_briefly(&q->mutex);
@@ -2628,7 +2752,8 @@ CONC__PRIVATE void conc__pool_forget(conc__job_queue **queue, unsigned *users)
     __atomic_store_n(users, 0, __ATOMIC_RELAXED);
 }
 
-/* The users are not set to none: those may still be counted who were just refused. */
+/* Gives the pool a new job queue. `users` is not set to 0, as it may still count callers that are
+ * just being refused. */
 CONC__PRIVATE int conc__pool_publish(conc__job_queue **queue, unsigned *users, conc__job_queue *q)
 {
     if (!q)
@@ -2640,7 +2765,7 @@ CONC__PRIVATE int conc__pool_publish(conc__job_queue **queue, unsigned *users, c
     return 0;
 }
 
-/* Is SIGPIPE blocked here, by the caller or by its run? */
+/* Is SIGPIPE blocked in this thread, by the caller or by its run? */
 CONC__PRIVATE bool conc__pipe_is_blocked(void)
 {
     sigset_t now;
@@ -2651,7 +2776,8 @@ CONC__PRIVATE bool conc__pipe_is_blocked(void)
 
 CONC_API int conc_pool_open(conc_pool *p)
 {
-    if (!p || p->threads < 0 || p->queue_limit < 0 || p->threads > 1 << 16)
+    bool is_valid = p && p->threads >= 0 && p->threads <= 1 << 16 && p->queue_limit >= 0;
+    if (!is_valid)
         return conc__misused(-EINVAL, __func__, "no pool, or a number out of range", NULL);
     if (p->queue && p->queue->forks == conc__forks)
         return conc__misused(-EBUSY, __func__, "the pool is open", NULL);
@@ -2667,17 +2793,18 @@ CONC_API int conc_pool_open(conc_pool *p)
     return conc__came_to(conc__pool_publish(&p->queue, &p->users, q));
 }
 
-/* Takes back all that is in the queue, and asks to end what runs. Under the mutex. */
+/* Under the mutex: takes back all jobs that were not begun, and asks running ones to end. */
 CONC__PRIVATE void conc__job_queue_cancel_all(conc__job_queue *q)
 {
+    conc_job *j;
     __atomic_store_n(&q->cancel_all, true, __ATOMIC_RELAXED);
-    for (conc_job *j; (j = conc__job_ring_pop(q));) {
+    while ((j = conc__job_ring_pop(q))) {
         conc__range_drop(j->payload, -ECANCELED);
         conc__job_end(q, j, -ECANCELED, NULL, true);
     }
     for (int i = 0; i < q->thread_slots; i++)
         for (int k = 0; k < CONC__BATCH && q->threads[i]; k++) {
-            conc_job *j = atomic_exchange(&q->threads[i]->batch[k], NULL);
+            j = atomic_exchange(&q->threads[i]->batch[k], NULL);
             if (j)
                 conc__job_end(q, j, -ECANCELED, NULL, true);
         }
@@ -2705,13 +2832,14 @@ CONC__PRIVATE bool conc__close_cancel(conc__wait *wait)
 static const conc__wait_kind conc__waits_for_close = {
     .what = "closes a pool, and waits for its jobs", .cancel = conc__close_cancel};
 
-/* Refuses new jobs, and has the queue taken back if the caller is cancelled. True: the caller is
+/* Refuses new jobs, and takes the queued ones back if the caller is cancelled. True: the caller is
  * the first to close the job queue, and is to end it. */
 CONC__PRIVATE bool conc__job_queue_close(conc_loop *l, conc__job_queue *q)
 {
     bool first = !q->closing;
     q->closing = true;
-    while (q->submitters) /* none is of a job of the job queue: these do not wait */
+    /* none of these is a job of this job queue: such jobs do not wait for room */
+    while (q->submitters)
         conc__waiter_wake(q->submitters, -EPIPE);
     if (l && l->self->pending) {
         conc__job_queue_cancel_all(q);
@@ -2722,7 +2850,7 @@ CONC__PRIVATE bool conc__job_queue_close(conc_loop *l, conc__job_queue *q)
     return first;
 }
 
-/* Waits for all jobs, or for the first closer to be done; unlocks. */
+/* Under the mutex, which it unlocks: waits for all jobs, or for the first closer to be done. */
 CONC__PRIVATE void conc__job_queue_await_end(conc_loop *l, conc__job_queue *q, bool first)
 {
     conc__waiter w = {0};
@@ -2735,7 +2863,7 @@ CONC__PRIVATE void conc__job_queue_await_end(conc_loop *l, conc__job_queue *q, b
     conc__wait_outside(l, &w, &conc__waits_for_close, q, &q->mutex, NULL);
 }
 
-/* The job queue has done everything: ends it. */
+/* All jobs have ended: ends the job queue. */
 CONC__PRIVATE void conc__job_queue_end(conc__job_queue *q, conc__job_queue **queue, unsigned *users,
                                        void (*end)(conc__job_queue *q))
 {
@@ -2755,21 +2883,24 @@ CONC__PRIVATE void conc__job_queue_end(conc__job_queue *q, conc__job_queue **que
     errno = saved;
 }
 
-/* The job queue that is to be closed, locked, with a reference for the caller: whoever frees the pool
- * when the first close has returned, the others do not look at it any more. NULL: there is none,
- * or *rc says why. */
+/* The job queue to be closed, locked, with a reference for the caller: once the first close has
+ * returned its caller may free the pool, so the other closers do not touch it any more. NULL: there
+ * is none, or *rc says why. */
 CONC__PRIVATE conc__job_queue *conc__pool_acquire(conc__job_queue **queue, unsigned *users, int *rc)
 {
+    *rc = 0;
     pthread_mutex_lock(&conc__job_queues_mutex);
     conc__job_queue *q = __atomic_load_n(queue, __ATOMIC_ACQUIRE);
-    bool inherited = q && q->forks != conc__forks, own = q && conc__job_context_in(q);
-    *rc = own && !inherited ? -EDEADLK : 0;
-    if (inherited) {
-        if (!own) /* else the job that has forked still looks at it */
+    bool own = q && conc__job_context_in(q);
+    if (q && q->forks != conc__forks) {
+        if (!own) /* else the job that has forked still uses it */
             conc__job_queue_free(q);
         conc__pool_forget(queue, users);
+        q = NULL;
+    } else if (own) {
+        *rc = -EDEADLK;
+        q = NULL;
     }
-    q = inherited || own ? NULL : q;
     if (q) {
         conc__lock_briefly(&q->mutex);
         q->references++;
@@ -2810,11 +2941,12 @@ CONC_API CONC__CALLED int conc_pool_close(conc_pool *p)
 
 CONC_API void conc__auto_conc_pool(conc_pool *p) { conc_pool_close(p); }
 
-/* The pool was not entered, for this reason. */
+/* The pool could not be entered, for this reason. */
 CONC__COLD int conc__pool_refused(int rc, const char *call)
 {
-    return rc == -EINVAL ? conc__misused(rc, call, "the pool is not open", NULL)
-                         : conc__own_error(rc);
+    if (rc == -EINVAL)
+        return conc__misused(rc, call, "the pool is not open", NULL);
+    return conc__own_error(rc);
 }
 
 /* conc_pool_submit or conc_procs_submit, for `call`. */
@@ -2832,8 +2964,9 @@ CONC__PRIVATE int conc__submit(conc__job_queue **queue, unsigned *users, conc_jo
         conc__excuse(j, sizeof *j);
     if (conc__job_in_use(j) && !conc__job_is_inherited(j))
         rc = conc__misused(-EBUSY, call, "the job is in use", NULL);
-    if (rc || (l && l->self && l->self->pending)) {
-        /* before the task switches: who closes the pool on this thread waits for it */
+    bool cancelled = l && l->self && l->self->pending;
+    if (rc || cancelled) {
+        /* before the task switches: a close of the pool on this thread waits for it */
         conc__pool_leave(users);
         return rc ? rc : conc__checkpoint(l);
     }
@@ -2856,46 +2989,52 @@ CONC_API CONC__CALLED int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *f
     return conc__submit(&p->queue, &p->users, j, fn, arg, 0, NULL, __func__);
 }
 
-/* Words of a job's or a thread's newest error, put aside while a function runs. */
+/* The text of a job's or a thread's newest error, put aside while a function runs. */
 typedef struct conc__saved_text {
     conc__job_context *context; /* NULL: a plain thread */
     int rc;
     char text[CONC__TEXT];
 } conc__saved_text;
 
-CONC__PRIVATE void conc__saved_text_swap(conc__saved_text *w)
+CONC__PRIVATE void conc__saved_text_swap(conc__saved_text *saved)
 {
-    char *at = w->context ? w->context->text : conc__words_of_thread;
-    size_t size = w->context ? sizeof w->context->text : sizeof conc__words_of_thread;
+    char *current = conc__words_of_thread;
+    size_t size = sizeof conc__words_of_thread;
     char text[CONC__TEXT];
-    memcpy(text, at, size);
-    memcpy(at, w->text, size);
-    memcpy(w->text, text, size);
-    int rc = w->rc;
-    if (w->context) {
-        w->rc = w->context->text_rc;
-        w->context->text_rc = rc;
+    if (saved->context) {
+        int rc = saved->rc;
+        saved->rc = saved->context->text_rc;
+        saved->context->text_rc = rc;
+        current = saved->context->text;
+        size = sizeof saved->context->text;
     }
+    memcpy(text, current, size);
+    memcpy(current, saved->text, size);
+    memcpy(saved->text, text, size);
 }
 
-/* Calls fn(arg) here, outside of tasks: its error goes with no words of an older one, which stays
- * the newest if fn makes none. */
+/* Calls fn(arg) here, outside of tasks. If fn fails without a text it gets one of its own; if it
+ * sets no error, the caller's newest error stays as it was. */
 CONC__PRIVATE int conc__call_here(conc_fn *fn, void *arg)
 {
     conc__saved_text older = {.context = conc__job_context_here()};
     const conc__job_context *ctx = older.context;
     conc__saved_text_swap(&older);
     int rc = fn(arg);
-    bool told = ctx ? ctx->text_rc != 0 : *conc__words_of_thread != 0;
-    bool silent = rc < 0 && rc != -ECANCELED && (ctx ? ctx->text_rc != rc : !told);
-    if (silent)
+    bool has_text = *conc__words_of_thread != 0, is_of_rc = has_text;
+    if (ctx) {
+        has_text = ctx->text_rc != 0;
+        is_of_rc = ctx->text_rc == rc;
+    }
+    bool failed = rc < 0 && rc != -ECANCELED;
+    if (failed && !is_of_rc)
         conc__own_error(rc);
-    else if (!told)
+    else if (!has_text)
         conc__saved_text_swap(&older);
     return rc;
 }
 
-/* Runs a job, and waits for it. In a job of the same pool the function is simply called. */
+/* Runs a job and waits for it. In a job of the same pool it calls the function directly. */
 CONC__PRIVATE int conc__pool_run(conc__job_queue **queue, unsigned *users, conc_fn *fn, void *arg,
                                  size_t size, conc__payload *payload, const char *call)
 {
