@@ -481,10 +481,8 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *
  *  A comment "Under the mutex" means the job queue's mutex.
  *
- *  Contents: >>waiting >>queue >>jobs >>threads >>pool >>mapping >>blocking >>offloading
- *  >>channel >>selecting >>files >>names >>children >>shared >>functions >>workers >>supervisor
- *  >>procs
- *  >>beginning
+ *  Contents: >>waiting >>queue >>jobs >>threads >>pool >>map >>in_jobs >>offload >>channel >>select
+ *  >>files >>names >>child >>shared >>functions >>workers >>supervisor >>procs >>init
  * ============================================================================================== */
 
 #if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__POOL_IMPLEMENTED
@@ -3063,7 +3061,22 @@ CONC_API CONC__CALLED int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg)
     return conc__pool_run(&p->queue, &p->users, fn, arg, 0, NULL, __func__);
 }
 
-/* ---- >>mapping ------------------------------------------------------------------------------ */
+/* ---- >>map ---------------------------------------------------------------------------------- */
+
+/* Calls the map's function with one element, with the locals that the runner began with. */
+CONC__PRIVATE int conc__map_call_element(conc__map_call *m, conc__job_context *ctx,
+                                         conc__locals *base, size_t i)
+{
+    ctx->text_rc = 0; /* the text is another element's */
+    ctx->locals = base;
+    if (base)
+        __atomic_fetch_add(&base->references, 1, __ATOMIC_RELAXED);
+    int rc = m->fn(m->size ? m->args + i * m->size : m->args);
+    conc__locals_release(ctx->locals); /* what this call set the next one does not see */
+    if (m->results)
+        m->results[i] = rc;
+    return rc;
+}
 
 CONC__PRIVATE int conc__map_runner(void *arg)
 {
@@ -3072,48 +3085,42 @@ CONC__PRIVATE int conc__map_runner(void *arg)
     const conc__cancel_layer *around = ctx->layer;
     conc__locals *base = ctx->locals;
     conc__saved_text older = {.context = ctx};
-    int mine = 0;
+    int first_error = 0; /* the map's, if this runner met it */
     conc__saved_text_swap(&older);
     ctx->layer = &m->layer;
-    while (!conc_job_cancelled()) {
+    while (!first_error && !conc_job_cancelled()) {
         size_t i = __atomic_fetch_add(&m->next, 1, __ATOMIC_RELAXED);
         if (i >= m->count)
             break;
-        int none = 0;
-        ctx->text_rc = 0; /* words of another element's */
-        ctx->locals = base;
-        if (base)
-            __atomic_fetch_add(&base->references, 1, __ATOMIC_RELAXED);
-        int rc = m->fn(m->size ? m->args + i * m->size : m->args);
-        conc__locals_release(ctx->locals); /* what one call sets the next does not see */
-        if (m->results)
-            m->results[i] = rc;
-        if (rc < 0 && !m->keeps_going &&
-            __atomic_compare_exchange_n(&m->error, &none, rc, false, __ATOMIC_RELAXED,
-                                        __ATOMIC_RELAXED)) {
+        int none = 0, rc = conc__map_call_element(m, ctx, base, i);
+        bool fails = rc < 0 && !m->keeps_going;
+        if (fails && __atomic_compare_exchange_n(&m->error, &none, rc, false, __ATOMIC_RELAXED,
+                                                 __ATOMIC_RELAXED)) {
             __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
             conc__run_cancel_hooks();
-            mine = rc;
-            break;
+            first_error = rc;
         }
     }
-    if (mine && ctx->text_rc != mine)
-        conc__came_to(mine);
-    else if (!mine)
+    if (!first_error)
         conc__saved_text_swap(&older);
+    else if (ctx->text_rc != first_error)
+        conc__came_to(first_error);
     ctx->layer = around;
     ctx->locals = base;
-    return mine;
+    return first_error;
 }
 
-/* What the map returns, when all runners have ended; rc: why some of them have not run. */
+/* The map's result after all runners have ended; rc: why elements were not called. */
 CONC__PRIVATE int conc__map_result(conc__map_call *m, int rc)
 {
     size_t taken = m->next < m->count ? m->next : m->count;
-    rc = rc ? rc : -ECANCELED;
+    if (!rc)
+        rc = -ECANCELED;
     for (size_t i = taken; i < m->count && m->results; i++)
         m->results[i] = rc;
-    return m->error ? m->error : taken - m->dropped < m->count ? rc : 0;
+    if (m->error)
+        return m->error;
+    return taken - m->dropped < m->count ? rc : 0;
 }
 
 CONC__PRIVATE int conc__map_refused(conc__map_call *m, int rc)
@@ -3123,31 +3130,38 @@ CONC__PRIVATE int conc__map_refused(conc__map_call *m, int rc)
     return rc;
 }
 
-/* A runner, and what it carries where it runs in a process. */
+/* A runner's job, and its payload if it runs in a worker. */
 typedef struct conc__runner {
     conc_job job;
     conc__payload payload;
 } conc__runner;
 
-/* Starts up to n runners: how many there are, and *rc why not all. */
+/* Submits up to n runners: how many were accepted, and in *rc the error that kept the others out.
+ */
 CONC__PRIVATE int conc__map_start(conc__job_queue **queue, unsigned *users, conc__map_call *m,
                                   bool processes, conc__runner *runners, int n, int *rc)
 {
     int started = 0;
-    for (*rc = 0; started < n && *rc == 0; started += *rc == 0) {
+    *rc = 0;
+    while (started < n) {
         conc__runner *r = &runners[started];
         r->job.state = 0;
         r->payload = (conc__payload){.map = m};
-        *rc = processes ? conc__submit(queue, users, &r->job, m->fn, NULL, 0, &r->payload,
-                                       "conc_procs_map")
-                        : conc__submit(queue, users, &r->job, conc__map_runner, m, 0, NULL,
-                                       "conc_pool_map");
+        if (processes)
+            *rc =
+                conc__submit(queue, users, &r->job, m->fn, NULL, 0, &r->payload, "conc_procs_map");
+        else
+            *rc =
+                conc__submit(queue, users, &r->job, conc__map_runner, m, 0, NULL, "conc_pool_map");
+        if (*rc)
+            break;
+        started++;
     }
     return started;
 }
 
-/* Waits for the runners: the error of one of them, or rc. The words of the first error are those
- * of who met it. */
+/* Waits for the runners: the error of one of them, or rc. The text is that of the runner that met
+ * the first error. */
 CONC__PRIVATE int conc__map_wait(conc_loop *l, conc__map_call *m, conc__runner *runners, int n,
                                  int rc)
 {
@@ -3158,6 +3172,35 @@ CONC__PRIVATE int conc__map_wait(conc_loop *l, conc__map_call *m, conc__runner *
             rc = conc__job_result(l, &outcome);
     }
     return rc;
+}
+
+CONC__PRIVATE void conc__map_init_layer(conc__map_call *m, const conc_loop *l)
+{
+    const conc__job_context *ctx = l ? NULL : conc__job_context_here();
+    m->layer = (conc__cancel_layer){.cancelled = &m->stop, .until = CONC__NEVER};
+    if (ctx && ctx->thread) {
+        m->layer.sender = ctx->job;
+        m->layer.outer = ctx->layer;
+    }
+}
+
+/* Runs a map that was checked. own: the caller is a job of the same pool, and a runner itself. */
+CONC__PRIVATE int conc__map_run(conc_loop *l, conc__job_queue **queue, unsigned *users,
+                                conc__map_call *m, int most, bool processes, bool own)
+{
+    conc__map_init_layer(m, l);
+    conc__runner *runners = most ? conc__alloc((size_t)most * sizeof *runners) : NULL;
+    if (most && !runners)
+        return conc__map_refused(m, conc__own_error(-ENOMEM));
+    int rc, started = conc__map_start(queue, users, m, processes, runners, most, &rc);
+    if (own && m->count)
+        conc__map_runner(m);
+    rc = conc__map_wait(l, m, runners, started, rc);
+    conc_free(runners);
+    bool none_ran = !started && !own;
+    if (rc && none_ran)
+        return conc__map_refused(m, rc);
+    return conc__map_result(m, rc);
 }
 
 CONC__PRIVATE int conc__pool_map(conc__job_queue **queue, unsigned *users, conc__map_call *m,
@@ -3176,28 +3219,17 @@ CONC__PRIVATE int conc__pool_map(conc__job_queue **queue, unsigned *users, conc_
     if (!q)
         return conc__map_refused(m, conc__pool_refused(rc, call));
     bool processes = q->supervisor, own = !l && conc__job_context_in(q);
-    int most =
-        (m->count < (size_t)q->max_workers ? (int)m->count : q->max_workers) - (own && m->count);
-    conc__pool_leave(users);
-    if (l && (rc = conc__checkpoint(l)))
-        return conc__map_refused(m, rc);
-    const conc__job_context *ctx = l ? NULL : conc__job_context_here();
-    m->layer = (conc__cancel_layer){.cancelled = &m->stop, .until = CONC__NEVER};
-    if (ctx && ctx->thread) {
-        m->layer.sender = ctx->job;
-        m->layer.outer = ctx->layer;
-    }
-    conc__runner *runners = most ? conc__alloc((size_t)most * sizeof *runners) : NULL;
-    if (most && !runners)
-        return conc__map_refused(m, conc__own_error(-ENOMEM));
-    int started = conc__map_start(queue, users, m, processes, runners, most, &rc);
+    int most = q->max_workers;
+    if (m->count < (size_t)most)
+        most = (int)m->count;
     if (own && m->count)
-        conc__map_runner(m);
-    rc = conc__map_wait(l, m, runners, started, rc);
-    conc_free(runners);
-    if (rc && !started && !own)
+        most--;
+    conc__pool_leave(users);
+    if (l)
+        rc = conc__checkpoint(l);
+    if (rc)
         return conc__map_refused(m, rc);
-    return conc__map_result(m, rc);
+    return conc__map_run(l, queue, users, m, most, processes, own);
 }
 
 CONC_API CONC__CALLED int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count,
@@ -3218,7 +3250,9 @@ CONC_API CONC__CALLED int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *arg
     return conc__pool_map(&p->queue, &p->users, &m, __func__);
 }
 
-/* ---- >>blocking ----------------------------------------------------------------------------- */
+/* ---- >>in_jobs ------------------------------------------------------------------------------ *
+ *
+ * What conc.h's calls do in a job. */
 
 CONC__PRIVATE conc__locals **conc__job_locals(void)
 {
@@ -3244,22 +3278,26 @@ CONC__PRIVATE const char *conc__job_error_text(void)
     return ctx->text_rc < 0 ? ctx->text : "";
 }
 
-/* Under the mutex: the job waits or is in conc_block, or no longer. One that was left is not
- * counted, as its thread is not. */
+/* Under the mutex: the job waits or is in conc_block, or no longer. An abandoned one does not
+ * count, as its thread does not. */
 CONC__PRIVATE void conc__job_set_blocked(conc__job_queue *q, conc_job *j, bool blocks)
 {
     uintptr_t state = conc__job_state(j);
-    if (blocks ? state & CONC__JOB_ABANDONED : !(state & CONC__JOB_BLOCKED))
-        return;
-    if (blocks)
+    if (blocks) {
+        if (state & CONC__JOB_ABANDONED)
+            return;
         __atomic_fetch_or(&j->state, CONC__JOB_BLOCKED, __ATOMIC_RELAXED);
-    else
+        q->blocking++;
+    } else {
+        if (!(state & CONC__JOB_BLOCKED))
+            return;
         __atomic_fetch_and(&j->state, ~(uintptr_t)CONC__JOB_BLOCKED, __ATOMIC_RELAXED);
-    q->blocking += blocks ? 1 : -1;
+        q->blocking--;
+    }
     conc__job_queue_update_stalled(q);
 }
 
-/* The thread waits, or is in conc_block, and the clock goes on; or no longer. */
+/* The thread waits, or is in conc_block, while the clock advances; or no longer. */
 CONC__PRIVATE void conc__worker_thread_idles(conc__job_context *ctx, bool idles)
 {
     conc__job_queue *q = ctx->thread->queue;
@@ -3274,9 +3312,8 @@ CONC__PRIVATE void conc__worker_thread_blocks(conc__job_context *ctx, bool block
     conc__job_contexts_hold_clocks(ctx, !blocks);
 }
 
-/* A timer on the virtual clock of a job's loop: of a conc_block, which holds the thread until
- * then, or of a shield, which is over then. It is the loop's from when `arms` was posted until
- * `disarms` has run. */
+/* A timer on a job's clock: of a conc_block, which blocks the thread until then, or of a shield,
+ * which ends then. The loop owns it from the post of `arms` until `disarms` has run. */
 typedef struct conc__job_timer {
     conc__cancel_hook hook;
     conc__post arms, disarms;
@@ -3287,17 +3324,17 @@ typedef struct conc__job_timer {
     conc_loop *loop;
     int64_t ns;
     bool blocks, armed, was_over, is_cut;
-    bool fired;  /* a shield's */
+    bool fired;  /* of a shield: it is over */
     bool leaves; /* `disarms` was posted */
 } conc__job_timer;
 
-/* In the loop: it is not armed any more. */
+/* In the loop: the timer is no longer armed. */
 CONC__PRIVATE void conc__job_timer_finish(conc__job_timer *t)
 {
     conc__ending **at = &t->loop->endings;
     while (*at && *at != &t->ending)
         at = &(*at)->next;
-    if (*at) /* else the run ends */
+    if (*at) /* NULL: the run has ended, and taken it out */
         *at = t->ending.next;
     t->armed = false;
     t->was_over = true;
@@ -3352,7 +3389,7 @@ CONC__PRIVATE void conc__job_timer_disarm(conc__post *p)
     conc__thread_event_set(&t->disarmed);
 }
 
-/* Has the loop disarm it; it is over then in any case. */
+/* Has the loop disarm the timer, which ends it. */
 CONC__PRIVATE void conc__job_timer_post_disarm(conc__cancel_hook *s)
 {
     conc__job_timer *t = (conc__job_timer *)(void *)s;
@@ -3369,13 +3406,13 @@ CONC__PRIVATE void conc__job_timer_make(conc__job_timer *t, conc__job_context *c
     conc__thread_event_init(&t->disarmed);
 }
 
-/* False: the loop's run is over. */
+/* False: the loop's run has ended. */
 CONC__PRIVATE bool conc__job_timer_open(conc__job_timer *t)
 {
     return conc__post_to(t->loop, &t->arms) == 0;
 }
 
-/* Waits until nobody needs it any more. */
+/* Waits until the loop no longer uses the timer. */
 CONC__PRIVATE void conc__job_timer_close(conc__job_timer *t, bool was_opened)
 {
     if (was_opened)
@@ -3390,7 +3427,8 @@ CONC__PRIVATE int conc__block_on_clock(conc__job_context *ctx, int64_t ns)
 {
     conc__job_timer t;
     conc__job_timer_make(&t, ctx, ns, true);
-    /* first: once it blocks, the clock may go on before a request is passed to the loop */
+    /* before it is armed: the clock may advance from then on, even while a request is on its way to
+     * the loop */
     conc__cancel_hook_add(&t.hook, ctx, conc__job_timer_post_disarm);
     bool opened = conc__job_timer_open(&t);
     if (opened)
@@ -3400,7 +3438,7 @@ CONC__PRIVATE int conc__block_on_clock(conc__job_context *ctx, int64_t ns)
     return t.is_cut ? -ECANCELED : 0;
 }
 
-/* A job is in conc_block, on the real clock. */
+/* A conc_block in a job, on the real clock. */
 typedef struct conc__real_block {
     conc__cancel_hook hook;
     conc__thread_event cut;
@@ -3414,26 +3452,30 @@ CONC__PRIVATE void conc__real_block_cancel(conc__cancel_hook *s)
 CONC__PRIVATE int conc__block_in_real_time(conc__job_context *ctx, int64_t ns)
 {
     conc__real_block d = {.hook = {.called = false}};
-    int64_t end = conc__later(conc__clock(), ns), limit;
+    int64_t end = conc__later(conc__clock(), ns);
     conc__thread_event_init(&d.cut);
     conc__cancel_hook_add(&d.hook, ctx, conc__real_block_cancel);
-    while ((limit = conc__shield_deadline(ctx)) < end && !conc__thread_event_wait(&d.cut, limit))
+    for (;;) { /* until no shield's limit passes before the end */
+        int64_t limit = conc__shield_deadline(ctx);
+        if (limit >= end || conc__thread_event_wait(&d.cut, limit))
+            break;
         conc__run_cancel_hooks();
+    }
     bool cut = conc__thread_event_wait(&d.cut, end);
     conc__cancel_hook_remove(&d.hook);
     conc__thread_event_destroy(&d.cut);
     return cut ? -ECANCELED : 0;
 }
 
-/* While a job waits for a task of the loop that sent it, its virtual clock goes on, as in
- * conc_block. On that loop's thread. */
+/* A job waits for a task of the loop that submitted it, or no longer. Its clock advances meanwhile,
+ * as in conc_block. On that loop's thread. */
 CONC__PRIVATE void conc__job_waits(conc__job_context *ctx, const conc_loop *l, bool waits)
 {
     if (ctx->thread && ctx->job->clock == l)
         conc__worker_thread_blocks(ctx, waits);
 }
 
-/* conc_block in a job; 1: none runs here. */
+/* conc_block in a job; 1: no job runs here. */
 CONC__PRIVATE int conc__job_block(int64_t ns)
 {
     conc__job_context *ctx = conc__job_context_here();
@@ -3446,22 +3488,22 @@ CONC__PRIVATE int conc__job_block(int64_t ns)
     return conc__block_in_real_time(ctx, ns);
 }
 
-/* fn(arg) in the job that runs there, in a shield. */
+/* fn(arg) in a shield, in the job that runs there. */
 CONC__PRIVATE int conc__job_run_shielded(conc__job_context *ctx, double grace, conc_fn *fn,
                                          void *arg)
 {
     conc__job_timer t;
     bool limited = grace < CONC_FOREVER, on_clock = limited && conc__job_context_clock(ctx);
     bool opened = false, never = false;
+    conc__cancel_layer shield = {
+        .outer = ctx->layer, .cancelled = &never, .shields = true, .until = CONC__NEVER};
     if (on_clock) {
         conc__job_timer_make(&t, ctx, conc__ns(grace), false);
         opened = conc__job_timer_open(&t);
-    }
-    conc__cancel_layer shield = {
-        .outer = ctx->layer, .cancelled = on_clock ? &t.fired : &never, .shields = true};
-    shield.until = CONC__NEVER;
-    if (limited && !on_clock)
+        shield.cancelled = &t.fired;
+    } else if (limited) {
         shield.until = conc__later(conc__clock(), conc__ns(grace));
+    }
     ctx->layer = &shield;
     int rc = conc__call_here(fn, arg);
     bool late = conc__layers_cancelled(&shield, NULL);
@@ -3470,10 +3512,12 @@ CONC__PRIVATE int conc__job_run_shielded(conc__job_context *ctx, double grace, c
         conc__job_timer_post_disarm(&t.hook);
     if (on_clock)
         conc__job_timer_close(&t, opened);
-    return rc == -ECANCELED && late ? conc__own_error(-ETIMEDOUT) : rc;
+    if (rc == -ECANCELED && late)
+        return conc__own_error(-ETIMEDOUT);
+    return rc;
 }
 
-/* conc_shield in a job. False: none runs here. */
+/* conc_shield in a job. False: no job runs here. */
 CONC__PRIVATE bool conc__job_shield(double grace, conc_fn *fn, void *arg, int *rc)
 {
     conc__job_context *ctx = conc__job_context_here();
@@ -3488,12 +3532,12 @@ CONC__PRIVATE bool conc__job_shield(double grace, conc_fn *fn, void *arg, int *r
     return true;
 }
 
-/* A run inside a job: its main_fn is cancelled when the job is asked to end. */
+/* A run inside a job: its main_fn is cancelled if the job is asked to end. */
 typedef struct conc__run_inside {
     conc__cancel_hook hook;
     conc__ending ending;
     conc__post post;
-    conc__timer limit; /* of the shield in which the job has begun the run */
+    conc__timer limit; /* of the shield in which the job began the run */
     conc_loop *loop;
 } conc__run_inside;
 
@@ -3508,10 +3552,10 @@ CONC__PRIVATE void conc__run_inside_cancel(conc__post *p)
 CONC__PRIVATE void conc__run_inside_cancel_posted(conc__cancel_hook *s)
 {
     conc__run_inside *r = (conc__run_inside *)(void *)s;
-    conc__post_to(r->loop, &r->post); /* refused: the run ends */
+    conc__post_to(r->loop, &r->post); /* refused if the run ends */
 }
 
-/* Real clock: a shield has ended; there may be another one around it, or inside. */
+/* On the real clock a shield has ended; there may be others around or inside it. */
 CONC__PRIVATE void conc__run_inside_late(conc__timer *t)
 {
     conc__run_inside *r =
@@ -3530,15 +3574,18 @@ CONC__PRIVATE int64_t conc__job_late(conc_loop *l)
     return conc__shield_deadline(conc__job_context_here());
 }
 
-/* The loop's tasks wait for channels alone, or no longer: as in conc__wait_in_thread. A thread that
- * waits for jobs of its pool is not counted, for another one has its place. */
+/* The loop's tasks wait only for channels, or no longer; as in conc__wait_in_thread. A thread that
+ * waits for jobs of its pool does not count, because another one has taken its place. */
 CONC__PRIVATE void conc__job_idles(conc_loop *l, bool idles)
 {
     bool counts = !l->job->thread->nested;
     if (idles && counts)
         conc__worker_thread_idles(l->job, true);
     pthread_mutex_lock(&l->mutex);
-    if (idles ? !l->posted : l->job_idles) {
+    bool changes = l->job_idles;
+    if (idles)
+        changes = !l->posted;
+    if (changes) {
         l->job_idles = idles;
         conc__job_contexts_hold_clocks(l->job, !idles);
     }
@@ -3563,11 +3610,11 @@ CONC__PRIVATE void conc__run_inside_ends(conc_loop *l, conc__ending *e)
     conc_free(r);
 }
 
-/* A run begins, perhaps in a job. */
+/* A run begins, perhaps inside a job. */
 CONC__PRIVATE int conc__job_runs(conc_loop *l)
 {
     conc__job_context *ctx = conc__job_context_here();
-    if (!ctx || l->embedded) /* a host looks after its own loop */
+    if (!ctx || l->embedded) /* the host cancels its own loop */
         return 0;
     conc__run_inside *r = conc__alloc(sizeof *r);
     if (!r)
@@ -3589,10 +3636,10 @@ CONC__PRIVATE int conc__job_runs(conc_loop *l)
     return 0;
 }
 
-/* ---- >>offloading --------------------------------------------------------------------------- */
+/* ---- >>offload ------------------------------------------------------------------------------ */
 
-/* Pools that all runs share, each for jobs that may keep its threads: what the program's own jobs
- * wait for, a file or a child that is to write it, has places of its own. */
+/* The pools that all runs share. Each kind of job has its own: the program's jobs may wait for a
+ * file, or for a child that is to write it, and must not keep these from starting. */
 enum {
     CONC__OFFLOADED,
     CONC__ABANDONED,
@@ -3602,16 +3649,16 @@ enum {
     CONC__SHARED_POOLS
 };
 
-/* A pool is opened by the first run that uses it, and closed by the last run that used any. Under
- * the mutex but for the pools. */
+/* A pool is opened by the first run that uses it. The last run that used any of them closes all.
+ * The mutex protects everything but the pools themselves. */
 static struct {
     pthread_mutex_t mutex;
     int runs;
     conc_pool pools[CONC__SHARED_POOLS];
-    /* threads that were left behind by earlier job queues, at jobs that were abandoned: the pool's
-     * job queue counts them as threads of its own that are lost */
+    /* threads of ended job queues that still run abandoned jobs: the pool's job queue counts them
+     * as its own, and as abandoned */
     int detached[CONC__SHARED_POOLS];
-    /* a parent's, which its threads may have been changing when the process forked: they stay */
+    /* a parent's, kept allocated: its threads may have been changing it during the fork */
     conc__job_queue *inherited[CONC__SHARED_POOLS];
 } conc__shared_pools = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
@@ -3627,15 +3674,19 @@ CONC__PRIVATE void conc__shared_pools_reset(void)
     }
 }
 
-/* Under the mutex: somebody comes for what lies in the queue, or it ends with an error. */
+/* Under the mutex: wakes a thread for the queued jobs. If none can come, the jobs end with the
+ * error. */
 CONC__PRIVATE void conc__job_queue_wake_or_fail(conc__job_queue *q)
 {
     int rc = conc__job_queue_wake_worker(q);
-    for (conc_job *first; rc && (first = conc__job_ring_pop(q));)
+    conc_job *first;
+    if (!rc)
+        return;
+    while ((first = conc__job_ring_pop(q)))
         conc__job_end(q, first, rc, NULL, true);
 }
 
-/* Not for a pool of the program's own, NULL. */
+/* shared: NULL for a pool of the program's own, which needs no lock. */
 CONC__PRIVATE void conc__shared_pools_lock(const conc_pool *shared)
 {
     if (shared)
@@ -3648,7 +3699,8 @@ CONC__PRIVATE void conc__shared_pools_unlock(const conc_pool *shared)
         pthread_mutex_unlock(&conc__shared_pools.mutex);
 }
 
-/* Under the mutex: threads of earlier job queues were left behind, or (-1) one of them has ended. */
+/* Under the shared pools' mutex: threads of ended job queues were detached, or (-1) one has ended.
+ */
 CONC__PRIVATE void conc__job_queue_count_abandoned(conc__job_queue *q, int threads)
 {
     conc__lock_briefly(&q->mutex);
@@ -3702,33 +3754,41 @@ CONC__PRIVATE int conc__shared_pools_use(conc_loop *l)
     return 0;
 }
 
-/* The shared pool for such jobs, for a task of l. */
-CONC__PRIVATE conc_pool *conc__shared_pool(conc_loop *l, int which, int *rc)
+/* Under the shared pools' mutex. */
+CONC__PRIVATE int conc__shared_pool_open(conc_pool *p, int which)
 {
     static const char *const names[] = {"conc offload", "conc abandon", "conc files", "conc names",
                                         "conc children"};
-    conc_pool *p = &conc__shared_pools.pools[which];
     int n = conc__processors() + 4;
+    p->threads = n < 32 ? n : 32;
+    if (which == CONC__NAMES) /* a server that does not answer blocks a thread for half a minute */
+        p->threads = 64;
+    p->name = names[which];
+    int rc = conc_pool_open(p);
+    if (rc)
+        return rc;
+    p->queue->shared = p;
+    conc__job_queue_count_abandoned(p->queue, conc__shared_pools.detached[which]);
+    return 0;
+}
+
+/* The shared pool for such jobs, for a task of l. NULL: *rc says why. */
+CONC__PRIVATE conc_pool *conc__shared_pool(conc_loop *l, int which, int *rc)
+{
+    conc_pool *p = &conc__shared_pools.pools[which];
     *rc = conc__shared_pools_use(l);
-    if (*rc || __atomic_load_n(&p->queue, __ATOMIC_ACQUIRE))
-        return *rc ? NULL : p;
+    if (*rc)
+        return NULL;
+    if (__atomic_load_n(&p->queue, __ATOMIC_ACQUIRE))
+        return p;
     pthread_mutex_lock(&conc__shared_pools.mutex);
-    if (!p->queue) {
-        p->threads = n < 32 ? n : 32;
-        if (which == CONC__NAMES) /* servers that do not answer keep many for half a minute */
-            p->threads = 64;
-        p->name = names[which];
-        *rc = conc_pool_open(p);
-        if (*rc == 0) {
-            p->queue->shared = p;
-            conc__job_queue_count_abandoned(p->queue, conc__shared_pools.detached[which]);
-        }
-    }
+    if (!p->queue)
+        *rc = conc__shared_pool_open(p, which);
     pthread_mutex_unlock(&conc__shared_pools.mutex);
     return *rc ? NULL : p;
 }
 
-/* conc_offload for such jobs, for `call`. */
+/* conc_offload in this shared pool, for `call`. */
 CONC__PRIVATE CONC__CALLED int conc__offload(int which, conc_fn *fn, void *arg, const char *call)
 {
     conc_loop *l;
@@ -3748,14 +3808,14 @@ CONC_API CONC__CALLED int conc_offload(conc_fn *fn, void *arg)
     return conc__offload(CONC__OFFLOADED, fn, arg, __func__);
 }
 
-/* A job that its task may leave. */
+/* A job that its task may abandon. */
 typedef struct conc__abandoned {
     conc_job job;
     conc_fn *fn;
     void *arg;
     void (*free_arg)(void *);
-    bool called;    /* fn was */
-    int references; /* the task's, and the job's */
+    bool called;    /* fn was called */
+    int references; /* held by the task and by the job */
 } conc__abandoned;
 
 CONC__PRIVATE void conc__abandoned_drop(conc__abandoned *a)
@@ -3770,7 +3830,7 @@ CONC__PRIVATE void conc__abandoned_release(conc_job *j)
     conc__abandoned_drop((conc__abandoned *)(void *)j);
 }
 
-/* Outside tasks. The words of fn's error outlast those of free_arg's. */
+/* Outside tasks. free_arg does not change the newest error that fn left. */
 CONC__PRIVATE int conc__call_and_free(conc_fn *fn, void *arg, void (*free_arg)(void *))
 {
     int rc = conc__call_here(fn, arg);
@@ -3790,19 +3850,19 @@ CONC__PRIVATE int conc__abandoned_run(void *arg)
     return conc__call_and_free(a->fn, a->arg, a->free_arg);
 }
 
-/* Under the mutex: the job runs on, alone. Its thread is lost to the job queue until the job ends. */
+/* Under the mutex: the job runs on alone. Its thread counts as lost until the job ends. */
 CONC__PRIVATE void conc__job_abandon(conc__job_queue *q, conc_job *j)
 {
     conc__job_set_blocked(q, j, false);
     __atomic_fetch_or(&j->state, CONC__JOB_ABANDONED, __ATOMIC_RELAXED);
     conc__job_hold_clock(j, false);
     q->abandoned++;
-    conc__job_queue_return_batches(q); /* what its thread has not begun is for the others */
+    conc__job_queue_return_batches(q); /* the other threads run what its thread has not begun */
     conc__job_queue_update_stalled(q);
     conc__job_queue_wake_or_fail(q);
 }
 
-/* The task leaves, and the job with it unless it runs. */
+/* The task leaves. The job ends if it was queued, and is abandoned if it runs. */
 CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
@@ -3813,7 +3873,7 @@ CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
     if (waits) {
         conc__waiter_complete(w, -ECANCELED);
         conc__job_request_cancel(q, j);
-        if (!(conc__job_state(j) & CONC__JOB_DONE)) /* else it was in the queue */
+        if (!(conc__job_state(j) & CONC__JOB_DONE)) /* else it was queued */
             conc__job_abandon(q, j);
         conc__job_queue_unlock(q);
     }
@@ -3829,7 +3889,9 @@ CONC__PRIVATE int conc__abandoned_submit(conc_loop *l, int which, conc__abandone
 {
     int rc;
     conc_pool *p = conc__shared_pool(l, which, &rc);
-    conc__job_queue *q = p ? conc__pool_enter(&p->queue, &p->users, &rc) : NULL;
+    if (!p)
+        return rc;
+    conc__job_queue *q = conc__pool_enter(&p->queue, &p->users, &rc);
     if (!q)
         return rc;
     conc__job_init(&a->job, conc__abandoned_run, a, NULL, CONC__JOB_OWNED);
@@ -3844,14 +3906,16 @@ CONC__PRIVATE int conc__abandoned_wait(conc_loop *l, conc__abandoned *a)
     conc__job_outcome outcome;
     conc__waiter w = {.outcome = &outcome};
     int rc = conc__job_wait_as(l, &a->job, &w, &conc__waits_to_abandon);
-    return rc ? rc : conc__job_result(l, &outcome);
+    if (rc)
+        return rc;
+    return conc__job_result(l, &outcome);
 }
 
 CONC__PRIVATE int conc__offload_abandon(conc_loop *l, int which, conc_fn *fn, void *arg,
                                         void (*free_arg)(void *))
 {
     conc__abandoned *a = conc__alloc(sizeof *a);
-    int rc = a ? 0 : conc__own_error(-ENOMEM);
+    int rc = -ENOMEM;
     if (a) {
         a->called = false;
         a->fn = fn;
@@ -3859,6 +3923,8 @@ CONC__PRIVATE int conc__offload_abandon(conc_loop *l, int which, conc_fn *fn, vo
         a->free_arg = free_arg;
         a->references = 2;
         rc = conc__abandoned_submit(l, which, a);
+    } else {
+        conc__own_error(rc);
     }
     if (rc) {
         conc_free(a);
@@ -3867,13 +3933,15 @@ CONC__PRIVATE int conc__offload_abandon(conc_loop *l, int which, conc_fn *fn, vo
         return rc;
     }
     rc = conc__abandoned_wait(l, a);
-    if ((conc__job_state(&a->job) & CONC__JOB_DONE) && !a->called && free_arg)
+    bool is_done = conc__job_state(&a->job) & CONC__JOB_DONE;
+    bool was_taken_back = is_done && !a->called;
+    if (was_taken_back && free_arg)
         free_arg(arg);
     conc__abandoned_drop(a);
     return rc;
 }
 
-/* conc_offload_abandon for such jobs, for `call`. */
+/* conc_offload_abandon in this shared pool, for `call`. */
 CONC__PRIVATE CONC__CALLED int conc__offload_for(int which, conc_fn *fn, void *arg,
                                                  void (*free_arg)(void *), const char *call)
 {
@@ -3899,23 +3967,23 @@ CONC_API CONC__CALLED int conc_offload_abandon(conc_fn *fn, void *arg, void (*fr
 
 /* ---- >>channel ------------------------------------------------------------------------------ */
 
-/* Receivers wait only while all items, senders only while all room is kept for cases of
- * conc_select, which were told of it. */
+/* A receiver waits only while every item, and a sender only while all room, is kept for cases of
+ * conc_select that were notified of it. */
 typedef struct conc__channel {
     pthread_mutex_t mutex;
     conc__waiter *senders, *receivers;
-    conc__waiter *told;            /* for which an item or room is kept */
+    conc__waiter *told;            /* those for which an item or room is kept */
     size_t kept_items, kept_rooms; /* how many */
     size_t head, count;
     bool closed;
-    unsigned forks; /* how many forks the process descended from when this was made */
+    unsigned forks; /* conc__forks when this was made */
     _Alignas(max_align_t) char items[];
 } conc__channel;
 
-/* Of a channel that was closed when there was no memory for it. */
+/* The inside of a channel that was closed while there was no memory for one. */
 static conc__channel conc__shut_channel = {.mutex = PTHREAD_MUTEX_INITIALIZER, .closed = true};
 
-/* size: of its items. NULL: no memory. */
+/* size: of all its items. NULL: out of memory. */
 CONC__PRIVATE conc__channel *conc__channel_make(size_t size)
 {
     conc__channel *made = conc__alloc(sizeof *made + size);
@@ -3935,12 +4003,13 @@ CONC__PRIVATE void conc__channel_free(conc__channel *inner)
     conc_free(inner);
 }
 
-/* The first call in a forked child, for a channel that the parent used: its waiters are the
- * parent's, and its mutex may be locked for ever. What lay in it stays; an item that a thread of
- * the parent was copying when the process forked may be incomplete. */
+/* The first call in a forked child for a channel that the parent used: its waiters are the
+ * parent's, and its mutex may be locked for ever. Its items stay; one that a thread of the parent
+ * was copying during the fork may be incomplete. */
 CONC__COLD void conc__channel_take_over(conc__channel *inner)
 {
-    pthread_mutex_lock(&conc__job_queues_mutex); /* other threads of the child may come, too */
+    /* other threads of the child may call this at the same time */
+    pthread_mutex_lock(&conc__job_queues_mutex);
     if (inner->forks != conc__forks) {
         pthread_mutex_init(&inner->mutex, NULL);
         inner->senders = inner->receivers = inner->told = NULL;
@@ -3950,7 +4019,7 @@ CONC__COLD void conc__channel_take_over(conc__channel *inner)
     pthread_mutex_unlock(&conc__job_queues_mutex);
 }
 
-/* Is it a channel of a possible size? */
+/* Is the channel's size possible? */
 CONC__PRIVATE bool conc__channel_fits(const conc_channel *c)
 {
     size_t size;
@@ -3958,26 +4027,34 @@ CONC__PRIVATE bool conc__channel_fits(const conc_channel *c)
            size <= SIZE_MAX / 2;
 }
 
-/* What is behind a channel, locked; made by the first call. NULL: *rc says why. */
+/* The inside of a channel, made by the first call. NULL: out of memory. */
+CONC__PRIVATE conc__channel *conc__channel_inner(conc_channel *c)
+{
+    conc__channel *inner = __atomic_load_n(&c->inner, __ATOMIC_ACQUIRE);
+    if (inner)
+        return inner;
+    conc__job_queues_need(); /* so that forks are counted */
+    conc__channel *made = conc__channel_make(c->item_size * c->capacity);
+    if (!made)
+        return NULL;
+    if (__atomic_compare_exchange_n(&c->inner, &inner, made, false, __ATOMIC_ACQ_REL,
+                                    __ATOMIC_ACQUIRE))
+        return made;
+    conc__channel_free(made); /* another thread was first */
+    return inner;
+}
+
+/* The inside of a channel, locked. NULL: *rc says why. */
 CONC__PRIVATE conc__channel *conc__channel_lock(conc_channel *c, int *rc)
 {
-    *rc = conc__channel_fits(c) ? 0 : -EINVAL;
-    if (*rc)
+    *rc = -EINVAL;
+    if (!conc__channel_fits(c))
         return NULL;
-    size_t size = c->item_size * c->capacity;
-    conc__channel *inner = __atomic_load_n(&c->inner, __ATOMIC_ACQUIRE);
-    if (!inner) {
-        conc__job_queues_need(); /* so that forks are counted */
-        conc__channel *made = conc__channel_make(size);
-        *rc = made ? 0 : -ENOMEM;
-        if (!made)
-            return NULL;
-        if (__atomic_compare_exchange_n(&c->inner, &inner, made, false, __ATOMIC_ACQ_REL,
-                                        __ATOMIC_ACQUIRE))
-            inner = made;
-        else /* another thread was first */
-            conc__channel_free(made);
-    }
+    *rc = -ENOMEM;
+    conc__channel *inner = conc__channel_inner(c);
+    if (!inner)
+        return NULL;
+    *rc = 0;
     if (CONC__UNLIKELY(__atomic_load_n(&inner->forks, __ATOMIC_ACQUIRE) != conc__forks))
         conc__channel_take_over(inner);
     conc__lock_briefly(&inner->mutex);
@@ -4005,7 +4082,7 @@ static const conc__wait_kind conc__channel_receives = {.what = "receives from an
 
 CONC__PRIVATE char *conc__channel_at(const conc_channel *c, conc__channel *inner, size_t i)
 {
-    size_t from_head = c->capacity - inner->head; /* places before the ring's end */
+    size_t from_head = c->capacity - inner->head; /* slots from the head to the ring's end */
     return inner->items + (i < from_head ? inner->head + i : i - from_head) * c->item_size;
 }
 
@@ -4029,6 +4106,18 @@ CONC__PRIVATE void conc__channel_remove(const conc_channel *c, conc__channel *in
     inner->count--;
 }
 
+/* The list of waiting senders or receivers. */
+CONC__PRIVATE conc__waiter **conc__channel_waiters(conc__channel *inner, bool senders)
+{
+    return senders ? &inner->senders : &inner->receivers;
+}
+
+/* How many rooms, or items, are kept. */
+CONC__PRIVATE size_t *conc__channel_kept(conc__channel *inner, bool rooms)
+{
+    return rooms ? &inner->kept_rooms : &inner->kept_items;
+}
+
 CONC__PRIVATE bool conc__channel_has_item(const conc__channel *inner)
 {
     return inner->count > inner->kept_items;
@@ -4039,7 +4128,7 @@ CONC__PRIVATE bool conc__channel_has_room(const conc_channel *c, const conc__cha
     return inner->count + inner->kept_rooms < c->capacity;
 }
 
-/* A case of conc_select is told, and what it was told of is kept for it. */
+/* Notifies a case of conc_select, and keeps for it what it was notified of. */
 CONC__PRIVATE void conc__channel_keep(conc__channel *inner, conc__waiter *w, size_t *kept)
 {
     ++*kept;
@@ -4049,20 +4138,23 @@ CONC__PRIVATE void conc__channel_keep(conc__channel *inner, conc__waiter *w, siz
     conc__waiter_notify(w);
 }
 
-/* There is an item or room that nothing is kept for: those that wait get it. */
+/* There is an item or room that is not kept: hands it to those that wait. */
 CONC__PRIVATE void conc__channel_match(const conc_channel *c, conc__channel *inner)
 {
     for (;;) {
-        conc__waiter *to = conc__channel_has_item(inner) ? inner->receivers : NULL;
-        conc__waiter *from = conc__channel_has_room(c, inner) ? inner->senders : NULL;
-        conc__waiter *w = to ? to : from;
+        conc__waiter *w = NULL;
+        bool receives = inner->receivers && conc__channel_has_item(inner);
+        if (receives)
+            w = inner->receivers;
+        else if (conc__channel_has_room(c, inner))
+            w = inner->senders;
         if (!w)
             break;
         if (w->selects) {
-            conc__channel_keep(inner, w, to ? &inner->kept_items : &inner->kept_rooms);
+            conc__channel_keep(inner, w, conc__channel_kept(inner, !receives));
             continue;
         }
-        if (to)
+        if (receives)
             conc__channel_remove(c, inner, w->item);
         else
             conc__channel_append(c, inner, w->item);
@@ -4091,18 +4183,42 @@ CONC__PRIVATE int conc__channel_put(const conc_channel *c, conc__channel *inner,
     return 0;
 }
 
-/* 0, -EPIPE, or -EAGAIN: it is empty, or what is in it is kept for others. */
+/* 0, -EPIPE, or -EAGAIN: it is empty, or its items are kept for others. */
 CONC__PRIVATE int conc__channel_take(const conc_channel *c, conc__channel *inner, void *item)
 {
-    if (!conc__channel_has_item(inner))
-        return inner->closed && !inner->count ? -EPIPE : -EAGAIN;
+    if (!conc__channel_has_item(inner)) {
+        bool drained = inner->closed && !inner->count;
+        return drained ? -EPIPE : -EAGAIN;
+    }
     conc__channel_remove(c, inner, item);
     if (inner->senders || inner->receivers)
         conc__channel_match(c, inner);
     return 0;
 }
 
-/* The whole of a send or a receive. */
+CONC__FAST int conc__channel_try(const conc_channel *c, conc__channel *inner, void *item,
+                                 bool sends)
+{
+    if (sends)
+        return conc__channel_put(c, inner, item);
+    return conc__channel_take(c, inner, item);
+}
+
+/* Waits until the item was sent or received, in the channel, which is locked; unlocks it. */
+CONC__FAST int conc__channel_wait(conc_loop *l, conc__channel *inner, void *item, bool sends)
+{
+    const conc__wait_kind *kind = sends ? &conc__channel_sends : &conc__channel_receives;
+    conc__waiter w = {.item = item};
+    conc__waiter_add(conc__channel_waiters(inner, sends), &w);
+    if (l)
+        l->channel_waits++;
+    int rc = conc__wait_outside(l, &w, kind, inner, &inner->mutex, NULL);
+    if (l)
+        l->channel_waits--;
+    return conc__came_to(rc);
+}
+
+/* All of a send or a receive. waits: it may wait. */
 CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, bool waits,
                                       const char *call)
 {
@@ -4114,25 +4230,18 @@ CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, b
         return conc__misused(-EINVAL, call, "no channel, or no item", NULL);
     if (l)
         rc = conc__checkpoint(l);
-    if (rc == 0 && !l && waits && conc_job_cancelled())
+    else if (waits && conc_job_cancelled())
         rc = -ECANCELED;
-    conc__channel *inner = rc ? NULL : conc__channel_lock(c, &rc);
+    if (rc)
+        return conc__came_to(rc);
+    conc__channel *inner = conc__channel_lock(c, &rc);
     if (rc == -EINVAL)
         return conc__misused(rc, call, "no capacity, or too much", NULL);
     if (!inner)
         return conc__came_to(rc);
-    rc = sends ? conc__channel_put(c, inner, item) : conc__channel_take(c, inner, item);
-    if (rc == -EAGAIN && waits) {
-        conc__waiter w = {.item = item};
-        conc__waiter_add(sends ? &inner->senders : &inner->receivers, &w);
-        if (l)
-            l->channel_waits++;
-        rc = conc__wait_outside(l, &w, sends ? &conc__channel_sends : &conc__channel_receives,
-                                inner, &inner->mutex, NULL);
-        if (l)
-            l->channel_waits--;
-        return conc__came_to(rc);
-    }
+    rc = conc__channel_try(c, inner, item, sends);
+    if (rc == -EAGAIN && waits)
+        return conc__channel_wait(l, inner, item, sends);
     pthread_mutex_unlock(&inner->mutex);
     if (rc == 0 && l)
         conc__quick(l);
@@ -4162,24 +4271,29 @@ CONC_API CONC__CALLED int conc_channel_try_recv(conc_channel *c, void *item)
 CONC_API void conc_channel_close(conc_channel *c)
 {
     int rc;
-    conc__channel *inner = conc__channel_lock(c, &rc), *none = NULL;
-    if (rc == -ENOMEM && !__atomic_compare_exchange_n(&c->inner, &none, &conc__shut_channel, false,
-                                                      __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-        inner = conc__channel_lock(c, &rc);
+    conc__channel *inner = conc__channel_lock(c, &rc);
+    if (rc == -ENOMEM) {
+        conc__channel *none = NULL;
+        bool is_closed = __atomic_compare_exchange_n(&c->inner, &none, &conc__shut_channel, false,
+                                                     __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+        if (!is_closed) /* another thread has made it meanwhile */
+            inner = conc__channel_lock(c, &rc);
+    }
     if (!inner)
         return;
     inner->closed = true;
     while (inner->senders)
         conc__waiter_wake(inner->senders, -EPIPE);
-    conc__channel_match(c, inner); /* receivers wait for what is kept for others */
+    conc__channel_match(c, inner); /* a receiver may wait for items that are kept for others */
     pthread_mutex_unlock(&inner->mutex);
 }
 
-/* What is kept is dropped, too. */
+/* Drops everything, kept items and room included. */
 CONC__PRIVATE void conc__channel_drop(conc__channel *inner)
 {
+    conc__waiter *w;
     pthread_mutex_lock(&inner->mutex);
-    for (conc__waiter *w; (w = inner->told);) {
+    while ((w = inner->told)) {
         conc__waiter_remove(w);
         w->kept = false;
         w->result = -EPIPE;
@@ -4201,32 +4315,36 @@ CONC_API void conc_channel_destroy(conc_channel *c)
 
 CONC_API void conc__auto_conc_channel(conc_channel *c) { conc_channel_destroy(c); }
 
-/* ---- >>selecting ---------------------------------------------------------------------------- */
+/* ---- >>select ------------------------------------------------------------------------------- */
 
-/* A case of conc_select that waits. It stands in the line of the channel or job until another
- * thread tells of it, which takes it out and posts it to the loop, or until it ends. */
+/* A waiting case of conc_select. It is in the list of the channel or job until another thread
+ * notifies it, which removes it and posts it to the loop, or until the case ends. */
 typedef struct conc__outside_wait {
     conc__outside it; /* the first */
     conc__waiter waiter;
-    bool ended;             /* the select does not wait for it any more */
+    bool ended;             /* the select no longer waits for it */
     conc__channel *inner;   /* a channel's */
     conc__job_context *own; /* as in conc__job_wait_as */
     conc__job_outcome outcome;
 } conc__outside_wait;
 
+CONC__PRIVATE int conc__outside_check_job(const conc_job *j)
+{
+    if (!conc__is_job(j))
+        return conc__misused(-EINVAL, "conc_select", "a job that was never submitted", NULL);
+    if (conc_job_done(j))
+        return 0;
+    for (conc__job_context *ctx = conc__job_context_here(); ctx; ctx = ctx->outer)
+        if (ctx->job == j)
+            return conc__own_error(-EDEADLK);
+    return 0;
+}
+
 CONC__PRIVATE int conc__outside_check(const conc__outside *o)
 {
     int rc = 0;
-    if (o->kind == CONC__CASE_ENDS) {
-        const conc_job *j = o->object;
-        if (!conc__is_job(j))
-            return conc__misused(-EINVAL, "conc_select", "a job that was never submitted", NULL);
-        for (conc__job_context *ctx = conc_job_done(j) ? NULL : conc__job_context_here(); ctx;
-             ctx = ctx->outer)
-            if (ctx->job == j)
-                return conc__own_error(-EDEADLK);
-        return 0;
-    }
+    if (o->kind == CONC__CASE_ENDS)
+        return conc__outside_check_job(o->object);
     conc_channel *c = o->object;
     if (!c || (c->item_size && !o->item))
         return conc__misused(-EINVAL, "conc_select", "no channel, or no item", NULL);
@@ -4239,11 +4357,10 @@ CONC__PRIVATE int conc__outside_check(const conc__outside *o)
 /* With the channel locked. */
 CONC__PRIVATE int conc__outside_move(const conc__outside *o, conc__channel *inner)
 {
-    return o->kind == CONC__CASE_SENDS ? conc__channel_put(o->object, inner, o->item)
-                                       : conc__channel_take(o->object, inner, o->item);
+    return conc__channel_try(o->object, inner, o->item, o->kind == CONC__CASE_SENDS);
 }
 
-/* It has happened; words: of its error, or NULL. */
+/* The case has happened. text: its error's, or NULL. */
 CONC__PRIVATE void conc__outside_happened(conc__outside *o, int result, const char *words)
 {
     o->result = result;
@@ -4282,14 +4399,14 @@ CONC__PRIVATE bool conc__outside_attempt(conc__outside *o)
 CONC__PRIVATE int conc__outside_begin_channel(conc__outside_wait *w)
 {
     int rc;
+    bool sends = w->it.kind == CONC__CASE_SENDS;
     conc__channel *inner = conc__channel_lock(w->it.object, &rc);
     if (!inner)
         return rc;
     w->inner = inner;
     rc = conc__outside_move(&w->it, inner);
     if (rc == -EAGAIN)
-        conc__waiter_add(w->it.kind == CONC__CASE_SENDS ? &inner->senders : &inner->receivers,
-                         &w->waiter);
+        conc__waiter_add(conc__channel_waiters(inner, sends), &w->waiter);
     pthread_mutex_unlock(&inner->mutex);
     if (rc == -EAGAIN)
         return 0;
@@ -4297,7 +4414,7 @@ CONC__PRIVATE int conc__outside_begin_channel(conc__outside_wait *w)
     return 1;
 }
 
-/* Under both mutexes, where the job has not ended. */
+/* Under both mutexes: the job has not ended. */
 CONC__PRIVATE int conc__outside_line_up(conc_loop *l, conc__outside_wait *w, conc_job *j)
 {
     w->waiter.queue = j->queue;
@@ -4332,7 +4449,14 @@ CONC__PRIVATE int conc__outside_begin_job(conc_loop *l, conc__outside_wait *w)
     return rc;
 }
 
-/* The post of a case that another thread has told of. */
+/* Under the channel's mutex: what was kept for the case no longer is. */
+CONC__PRIVATE void conc__outside_unkeep(conc__outside_wait *w)
+{
+    conc__waiter_remove(&w->waiter);
+    --*conc__channel_kept(w->inner, w->it.kind == CONC__CASE_SENDS);
+}
+
+/* In the loop: another thread has notified the case. */
 CONC__PRIVATE void conc__outside_arrives(conc__post *p)
 {
     conc__waiter *waiter = (conc__waiter *)(void *)((char *)p - offsetof(conc__waiter, post));
@@ -4349,8 +4473,7 @@ CONC__PRIVATE void conc__outside_arrives(conc__post *p)
         conc__outside_answered(&w->it, &w->outcome);
     } else if (waiter->kept) {
         conc__lock_briefly(&w->inner->mutex);
-        conc__waiter_remove(waiter);
-        --*(w->it.kind == CONC__CASE_SENDS ? &w->inner->kept_rooms : &w->inner->kept_items);
+        conc__outside_unkeep(w);
         rc = conc__outside_move(&w->it, w->inner);
         conc__channel_match(w->it.object, w->inner);
         pthread_mutex_unlock(&w->inner->mutex);
@@ -4371,8 +4494,11 @@ CONC__PRIVATE int conc__outside_begin(conc_loop *l, conc__outside *o, conc__outs
     w->waiter.post.run = conc__outside_arrives;
     w->waiter.outcome = &w->outcome;
     w->waiter.selects = true;
-    int rc =
-        o->kind == CONC__CASE_ENDS ? conc__outside_begin_job(l, w) : conc__outside_begin_channel(w);
+    int rc;
+    if (o->kind == CONC__CASE_ENDS)
+        rc = conc__outside_begin_job(l, w);
+    else
+        rc = conc__outside_begin_channel(w);
     if (rc == 0) {
         *begun = &w->it;
         return 0;
@@ -4382,24 +4508,24 @@ CONC__PRIVATE int conc__outside_begin(conc_loop *l, conc__outside *o, conc__outs
     return conc__came_to(rc);
 }
 
-/* Leaves the channel's line; what was kept for it is for others. True: it was told before. */
+/* Leaves the channel's list; what was kept for the case is for others. True: it was notified. */
 CONC__PRIVATE bool conc__outside_leave_channel(conc__outside_wait *w)
 {
     conc__waiter *waiter = &w->waiter;
-    bool over = __atomic_load_n(&waiter->woken, __ATOMIC_ACQUIRE);
-    if (over && !waiter->kept)
+    bool woken = __atomic_load_n(&waiter->woken, __ATOMIC_ACQUIRE);
+    if (woken && !waiter->kept)
         return true; /* the channel may be gone */
     conc__lock_briefly(&w->inner->mutex);
-    over = waiter->woken;
-    if (!over || waiter->kept)
-        conc__waiter_remove(waiter);
+    woken = waiter->woken;
     if (waiter->kept) {
         waiter->kept = false;
-        --*(w->it.kind == CONC__CASE_SENDS ? &w->inner->kept_rooms : &w->inner->kept_items);
+        conc__outside_unkeep(w);
         conc__channel_match(w->it.object, w->inner);
+    } else if (!woken) {
+        conc__waiter_remove(waiter);
     }
     pthread_mutex_unlock(&w->inner->mutex);
-    return over;
+    return woken;
 }
 
 CONC__PRIVATE bool conc__outside_leave_job(conc__outside_wait *w)
@@ -4418,8 +4544,11 @@ CONC__PRIVATE bool conc__outside_leave_job(conc__outside_wait *w)
 CONC__PRIVATE bool conc__outside_end(conc__outside *o)
 {
     conc__outside_wait *w = (conc__outside_wait *)(void *)o;
-    bool told =
-        o->kind == CONC__CASE_ENDS ? conc__outside_leave_job(w) : conc__outside_leave_channel(w);
+    bool told;
+    if (o->kind == CONC__CASE_ENDS)
+        told = conc__outside_leave_job(w);
+    else
+        told = conc__outside_leave_channel(w);
     w->ended = true;
     if (!told)
         conc_free(w);
@@ -4962,7 +5091,7 @@ CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **fo
     return rc;
 }
 
-/* ---- >>children ----------------------------------------------------------------------------- */
+/* ---- >>child -------------------------------------------------------------------------------- */
 
 /* A child's state, under conc__children_mutex:
  *
@@ -8947,7 +9076,7 @@ CONC_API CONC__CALLED int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *a
     return conc__pool_map(&p->queue, &p->users, &m, __func__);
 }
 
-/* ---- >>beginning ---------------------------------------------------------------------------- */
+/* ---- >>init --------------------------------------------------------------------------------- */
 
 static void conc__pool_init(int argc, char **argv, char **env)
 {
