@@ -1179,10 +1179,10 @@ template <class type> struct conc__is_pointer<type *> {
  * *
  *  The implementation
  *
- *  A task gives up the processor by switching straight to the next ready one; after a batch of 64
- *  switches, fewer when they are slow, or when none is ready, it switches to the scheduler
- *  instead, which runs on the thread's own stack and looks at posted functions, the clock and the
- *  descriptors. Everything that may need a deep stack (hooks, reports) runs there too.
+ *  A task that waits switches straight to the next ready task. After a batch of 64 switches (fewer
+ *  if steps are slow), or if no task is ready, it switches to the scheduler instead, which runs on
+ *  the thread's own stack: it runs posted functions, reads the clock and polls the descriptors.
+ *  Everything that may need a deep stack (hooks, reports) runs on that stack too.
  *
  *  Contents: >>config >>switch >>types >>sanitizers >>system >>poll >>stacks >>timers
  *  >>scheduler >>waits >>cancellation >>spawning >>texts >>finishing >>joining >>grouping
@@ -1225,9 +1225,9 @@ template <class type> struct conc__is_pointer<type *> {
 #include <time.h>
 #include <unistd.h>
 
-/* A system header that was included before conc.h has decided what all of them show. POSIX of
- * 2008, which _POSIX_C_SOURCE or _XOPEN_SOURCE may have asked for, suffices: what the system has
- * beyond it is declared here. */
+/* The first system header that is included decides what all of them declare. If one came before
+ * conc.h, POSIX 2008 suffices (_POSIX_C_SOURCE or _XOPEN_SOURCE may have asked for it): the few
+ * declarations beyond it follow. */
 #if !defined MAP_ANONYMOUS && (!defined _POSIX_C_SOURCE || _POSIX_C_SOURCE < 200809L)
 #error \
     "conc.h: a system header came first and hides POSIX: include conc.h first, or -D_DEFAULT_SOURCE"
@@ -1267,7 +1267,7 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 #define CONC__SS_DISABLE SS_DISABLE
 #endif
 
-/* Another thread's frames: /proc tells which threads may be asked for them. */
+/* The watchdog prints another thread's backtrace; /proc shows whether it can be interrupted. */
 #if defined __linux__ && defined __has_include
 #if __has_include(<execinfo.h>)
 #include <execinfo.h>
@@ -1282,7 +1282,7 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 #include <sys/syscall.h>
 #endif
 
-/* The best way to wait for descriptors that the system has; poll(2) is there in any case. */
+/* The best way to wait for descriptors that the system has; poll(2) is always there. */
 #if defined CONC_NO_EPOLL
 #undef CONC__KQUEUE
 #elif defined __APPLE__ || defined __FreeBSD__ || defined CONC__KQUEUE
@@ -1321,26 +1321,25 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 
 enum {
     CONC__LEAST_STACK = 16 * 1024, /* bytes */
-    CONC__TURNS = 64,              /* switches between two looks of the scheduler, at most */
-    CONC__QUICK = 256,             /* checkpoints without a wait before one yields, at most */
-    CONC__LATE = 1000000,          /* ns between two looks, after which steps count as slow */
-    /* passes in a row that ran only posted functions, after which what waits for quiet goes on */
+    CONC__TURNS = 64,              /* most switches in a batch, between two scheduler passes */
+    CONC__QUICK = 256,             /* most checkpoints without a wait before one yields */
+    CONC__LATE = 1000000,          /* ns for a batch, above which its steps count as slow */
+    /* passes in a row that ran only posted functions, after which one pass ignores them */
     CONC__FLOOD = 64,
-    /* refused checkpoints in a row that make a task one which ignores its cancel */
+    /* checkpoints refused in a row, after which a task counts as ignoring its cancel */
     CONC__SPIN = 16,
-    CONC__STUBBORN = 1000,  /* refused checkpoints in a row that are told of */
-    CONC__PATIENCE = 50000, /* ns a thread looks for what it waits for before it sleeps */
-    CONC__MISSES = 3,       /* after so many times in vain it looks only now and then */
-    /* under a seed: how many of the ready tasks the next is drawn from */
+    CONC__STUBBORN = 1000,  /* checkpoints refused in a row, after which that is reported */
+    CONC__PATIENCE = 50000, /* ns for which a thread spins before it sleeps */
+    CONC__MISSES = 3,       /* spins in vain in a row, after which it seldom spins */
+    /* under a seed: how many of the ready tasks the next one is drawn from */
     CONC__CHOICE = 16,
-    CONC__NO_STATUS = -1, /* of conc_set_exit_status */
-    CONC__NAME = 48,
+    CONC__NO_STATUS = -1, /* conc_set_exit_status was not called */
+    CONC__NAME = 48,      /* bytes of a task's name, and of an error's text */
     CONC__TEXT = 128,
-    CONC__DESCRIPTION = CONC__NAME + 256 /* of a task, in reports */
+    CONC__DESCRIPTION = CONC__NAME + 256 /* bytes for a task's description in reports */
 };
 
-/* No process has more bytes of addresses than these, so what asks for more is out of memory at
- * once. */
+/* No process has a larger address space, so a request for more bytes is -ENOMEM at once. */
 #define CONC__ADDRESS_SPACE (SIZE_MAX >> (sizeof(size_t) == 8 ? 16 : 0))
 
 _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
@@ -1378,20 +1377,19 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 #endif
 
 #define CONC__UNLIKELY(x) __builtin_expect(!!(x), 0)
-/* A function that may read what sanitizers have closed, as unused parts of stacks. */
+/* A function that may read memory which sanitizers have poisoned, as unused parts of stacks. */
 #define CONC__UNSANITIZED __attribute__((no_sanitize("address", "thread")))
-/* How each function of the implementation starts; a function of a line or two that is called
- * everywhere, which costs nanoseconds if it is not inline; one that seldom runs. CONC__CALLED:
- * its frame lies below its caller's, which conc__find_lost relies on; and if it sets a variable
- * of its caller's, GCC does not look for ways on which it fails and yet seems to return 0, to warn
- * of the variable there. */
+/* Each function of the implementation starts with one of these. CONC__FAST: a short function on a
+ * hot path, which must be inlined. CONC__COLD: one that seldom runs. CONC__CALLED: one that must
+ * not be inlined, as conc__find_lost relies on its frame lying below its caller's; that also
+ * silences GCC's warnings of variables which the function sets only if it returns 0. */
 #ifdef __OPTIMIZE__
 #define CONC__PRIVATE static
 #define CONC__FAST static inline __attribute__((always_inline))
 #define CONC__COLD static __attribute__((cold, noinline))
 #define CONC__CALLED __attribute__((noinline))
 #else
-#define CONC__PRIVATE static inline /* as CONC_API: what nobody calls need not be compiled */
+#define CONC__PRIVATE static inline /* as CONC_API: an unused function is not compiled */
 #define CONC__FAST static inline
 #define CONC__COLD static inline __attribute__((cold))
 #define CONC__CALLED
@@ -1399,18 +1397,17 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 
 /* ---- >>switch ------------------------------------------------------------------------------- */
 
-/* conc__jump(from, to) saves where this stack stands in from, and goes on where `to` stands. It
- * pushes nothing, so the debug information of the place that waits holds for a parked stack too.
- * The jump is indirect, without a return: a return would miss in the processor's return
- * predictor. conc__prepare(context, low, top, entry) makes a context that starts entry() on the
- * stack below top.
+/* conc__jump(from, to) saves the context of this stack in `from` and resumes the context `to`. It
+ * pushes nothing, so the debug information of the waiting call holds for a parked stack too. It
+ * ends in an indirect jump, as a return would miss in the processor's return predictor.
+ * conc__prepare(context, low, top, entry) makes a context that starts entry() on the stack below
+ * top.
  *
- * It is inlined into the user's functions, so a compiler may address the frame around it by any
- * register that it uses for that, and must find it unchanged: stack pointer, frame pointer (rbp,
- * x29, s0) and Clang's base pointer (rbx, x19, s1; for frames with an alignment or a size that the
- * other two cannot serve). The context holds these, as Clang ignores them in a list of clobbers.
- * All other registers are declared as lost: the compiler keeps only what it needs, on the
- * stack. */
+ * conc__jump may be inlined into any function, whose frame the compiler may address by any of three
+ * registers: the stack pointer, the frame pointer (rbp, x29, s0) and Clang's base pointer (rbx,
+ * x19, s1; for frames with an alignment or a size that the other two cannot serve). All three must
+ * be unchanged afterwards. The context holds them, as Clang ignores them in a clobber list. All
+ * other registers are clobbered: the compiler saves those that it needs, on the stack. */
 
 #if defined CONC_USE_UCONTEXT || !defined __LP64__ || defined __riscv_vector || \
     !(defined __x86_64__ || defined __aarch64__ || defined __riscv)
@@ -1419,7 +1416,7 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 #define CONC__UCONTEXT 0
 #endif
 
-/* Nothing is to be found above the first function of a stack: debuggers and unwinders stop
+/* Marks the first function of a stack as having no caller, so that debuggers and unwinders stop
  * there. */
 #ifdef __GCC_HAVE_DWARF2_CFI_ASM
 #define CONC__CFI(x) __asm__ volatile(".cfi_undefined " x)
@@ -1452,8 +1449,8 @@ CONC__PRIVATE void conc__jump_first(ucontext_t *here, void **to)
     swapcontext(here, &there);
 }
 
-/* The context of a parked stack lies on it, and context[0] points there; context[2] is NULL
- * then. */
+/* context[0] of a parked stack points to its ucontext_t, which lies on that stack; context[2] is
+ * NULL then. Of a new stack, conc__prepare has set all three. */
 CONC__PRIVATE void conc__jump(void **from, void **to)
 {
     ucontext_t here;
@@ -1461,7 +1458,7 @@ CONC__PRIVATE void conc__jump(void **from, void **to)
     from[2] = NULL;
     if (to[2]) {
         conc__jump_first(&here, to);
-    } else { /* the signal mask is the thread's, though a context has one */
+    } else { /* keep the thread's signal mask: swapcontext would restore the context's */
         pthread_sigmask(SIG_SETMASK, NULL, &((ucontext_t *)to[0])->uc_sigmask);
         swapcontext(&here, to[0]);
     }
@@ -1485,8 +1482,8 @@ CONC__PRIVATE void conc__jump(void **from, void **to)
 #define CONC__MORE_CLOBBERS
 #endif
 #define CONC__BOTTOM() CONC__CFI("rip")
-/* each line with its end; also where -masm=intel asks for the other syntax, and so for the second
- * of "{a|b}" */
+/* Wraps lines of AT&T syntax, each with its \n, so that -masm=intel, which selects the second part
+ * of each "{a|b}", assembles them too. */
 #define CONC__IN_ATT_SYNTAX(code) "{|.att_syntax prefix\n\t}" code "{|.intel_syntax noprefix\n\t}"
 
 static inline __attribute__((always_inline)) void conc__jump(void **from, void **to)
@@ -1513,7 +1510,8 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
 CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*entry)(void))
 {
     (void)low;
-    void **stack = (void **)(void *)(top - (uintptr_t)top % 16 - 8); /* as if it had been called */
+    /* aligned as after a call */
+    void **stack = (void **)(void *)(top - (uintptr_t)top % 16 - 8);
     *stack = NULL;
     context[0] = stack;
     context[1] = (void *)(uintptr_t)entry;
@@ -1618,13 +1616,13 @@ CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*en
 #endif
 #endif
 
-/* Intel's shadow stack knows only calls and returns: under it these switches would kill the
+/* Is Intel's shadow stack on? It allows only calls and returns: these switches would kill the
  * program. */
 CONC__PRIVATE bool conc__shadow_stack(void)
 {
 #if defined __x86_64__ && !CONC__UCONTEXT
     unsigned long pointer = 0;
-    __asm__ volatile("rdsspq %0" : "+r"(pointer)); /* does nothing where there is none */
+    __asm__ volatile("rdsspq %0" : "+r"(pointer)); /* a no-op without a shadow stack */
     return pointer != 0;
 #else
     return false;
@@ -1664,43 +1662,44 @@ static inline void conc__fpu_load(const conc__fpu *f) { (void)f; }
 
 /* ---- >>types -------------------------------------------------------------------------------- */
 
-/* Whose an error or a report is: the task's name of that moment, and the function and location of
- * its spawn. The same pointer twice: it was given no name of its own. */
+/* The task that an error or a report is about: its name at that moment, and the function and
+ * location of its spawn. Both are the same pointer if the task has no name of its own. */
 typedef struct conc__source {
     const char *name, *spawned;
 } conc__source;
 
 /* Why a task waits. */
 typedef struct conc__wait_kind {
-    /* "joins": the dump's words, with whom() behind them */
+    /* for the dump, as "joins"; whom() prints what follows it */
     const char *what;
-    /* the trace's, when those make no sense alone; NULL: what */
+    /* for the trace, if `what` makes no sense alone; NULL: what */
     const char *brief;
-    void (*whom)(FILE *out, const conc__wait *wait); /* NULL: the words suffice */
-    /* a cancel came: true, wake it; false, it goes on. NULL: goes on */
+    void (*whom)(FILE *out, const conc__wait *wait); /* NULL: nothing follows */
+    /* a cancel comes: returns true to be woken, or false to keep waiting. NULL: keeps waiting */
     bool (*cancel)(conc__wait *wait);
-    /* one of several waits of its task comes first: the others are over. NULL: the only one */
+    /* this wait of several of its task is woken: withdraws the others. NULL: it is the only one */
     void (*won)(conc__wait *wait);
-    /* the task that alone could end it. NULL: nobody in particular */
+    /* the only task that could end the wait. NULL: there is no such task */
     const conc_task *(*owner)(const conc__wait *wait);
 } conc__wait_kind;
 
 #define CONC__HIGHEST_BIT (UINTPTR_MAX / 2 + 1)
 
-/* Debug: a lock that a task holds, or something that was opened and not closed. Always: a
- * conc_signals that is open. */
+/* A record of an object that something still uses. In debug mode: a lock that a task holds, or
+ * something that is open and must be closed. Always: an open conc_signals. The records form a
+ * radix tree by the object's address. */
 typedef struct conc__holding {
-    struct conc__holding *below[2]; /* by the next lower bit of the object's address */
-    struct conc__holding *same;     /* older, of the same object: a rwlock that is read twice */
-    struct conc__holding *older, *newer; /* of all */
-    struct conc__holding *newest;        /* of all: in the tree's root */
+    struct conc__holding *below[2];      /* by the next lower bit of the object's address */
+    struct conc__holding *same;          /* an older one of the same object: a rwlock read twice */
+    struct conc__holding *older, *newer; /* among all */
+    struct conc__holding *newest;        /* among all; valid in the tree's root */
     const void *object;
     const char *what, *place; /* "a lock", and where it was acquired */
 } conc__holding;
 
 /* The top of every stack. */
 typedef struct conc__stack {
-    struct conc__stack *next; /* free: the one freed before */
+    struct conc__stack *next; /* free: the one that was freed before it */
     struct conc__pool *pool;
     struct conc__slab *slab;
     char *low;          /* the lowest byte that may be used */
@@ -1716,17 +1715,17 @@ typedef struct conc__stack {
     uint32_t valgrind_id;
 } conc__stack;
 
-/* Stacks are carved from slabs, one mapping each. A stack is in use, or free with what it needed
- * still in memory, or dropped: its pages were given back, and it is carved anew for its next
- * use. */
+/* Stacks are carved from slabs, each of which is one mapping. A stack is in use; or free, with its
+ * pages still in memory; or dropped: its pages went back to the system, and its next use carves it
+ * again. */
 typedef struct conc__slab {
     struct conc__slab *next, *prev;
-    struct conc__slab *next_hole, *prev_hole; /* of those with stacks that were dropped */
+    struct conc__slab *next_hole, *prev_hole; /* among the slabs with dropped stacks */
     struct conc__pool *pool;
     char *base;
-    int carved;       /* stacks that were made so far, from below */
-    int guarded;      /* stacks whose guard region stands */
-    uint64_t dropped; /* which stacks, a bit each */
+    int carved;       /* stacks that were carved so far, from below */
+    int guarded;      /* stacks that have their guard region */
+    uint64_t dropped; /* a bit for each stack */
 } conc__slab;
 
 /* All stacks of one size. */
@@ -1734,14 +1733,14 @@ typedef struct conc__pool {
     struct conc__pool *next;
     size_t size, guard, stride;
     int per_slab;
-    conc__slab *slabs; /* newest first; only the first may have stacks to carve */
+    conc__slab *slabs; /* newest first; only the first may have stacks that were never carved */
     size_t slab_count;
     conc__slab *holes;
     conc__stack *free;
-    conc__stack *old;  /* free since the last trim, with all below it in the list; NULL: none */
-    conc__stack *cold; /* taken out of that list, to be given back */
+    conc__stack *old;  /* it and all after it in `free` were free at the last trim; NULL: none */
+    conc__stack *cold; /* taken out of `free`, to be dropped */
     size_t resident;   /* stacks in use or free */
-    bool trimmed;      /* the last trim left none that the next could give back */
+    bool trimmed;      /* the last trim left nothing to drop */
 } conc__pool;
 
 enum { CONC__LEVELS = 11, CONC__SLOTS = 64 };
@@ -1750,24 +1749,24 @@ typedef struct conc__wheel {
     uint64_t elapsed;
     uint64_t occupied[CONC__LEVELS];
     conc__timer *slots[CONC__LEVELS][CONC__SLOTS];
-    size_t armed, disarmed; /* how often; the difference is the number of timers */
+    size_t armed, disarmed; /* counts of both calls; the difference is the number of timers */
 } conc__wheel;
 
-/* For how long the virtual clock has stood still for a child program: see conc__stand_still. */
+/* Since when the virtual clock has stood still for a child program: see conc__stand_still. */
 typedef struct conc__standstill {
-    int64_t began;   /* on the real clock; 0: it has not */
-    int64_t until;   /* embedded: the host is to wait so long, on the real clock; 0: it need not */
-    int64_t now;     /* the loop's clock, */
-    size_t armed;    /* the timers that were armed, */
-    unsigned starts; /* and the programs that were started, when it began */
+    int64_t began;   /* on the real clock; 0: it does not stand still */
+    int64_t until;   /* embedded: the host must wait until this real time; 0: it need not */
+    int64_t now;     /* when it began: the loop's clock, */
+    size_t armed;    /* how many timers had been armed, */
+    unsigned starts; /* and how many programs had been started */
 } conc__standstill;
 
 enum { CONC__SIGNALS = 65 }; /* one more than the highest number */
 
-/* Something that a loop is to do between two tasks. */
+/* A function that a loop must run between two steps of tasks. */
 typedef struct conc__post {
     struct conc__post *next;
-    void (*run)(struct conc__post *post); /* the post's memory is no longer the loop's */
+    void (*run)(struct conc__post *post); /* may free the post: the loop has done with it */
 } conc__post;
 
 /* Somewhere else to look, besides posted functions, before a loop falls asleep. */
@@ -1784,15 +1783,15 @@ typedef struct conc__ending {
     void (*end)(conc_loop *l, struct conc__ending *self);
 } conc__ending;
 
-/* Which tasks lived when no more than these had been spawned and had ended. */
+/* The tasks that were alive when so many had been spawned and so many had ended. */
 typedef struct conc__census {
     uint64_t *serials; /* in order */
     size_t count;
     uint64_t spawned, finished;
 } conc__census;
 
-/* The error of a background task with a handle, until a join or the end of the run. It is found by
- * the task's serial number, as the handle may be gone or used again. */
+/* The error of a background task with a handle, kept until a join or the end of the run. The task's
+ * serial number is the key, as the handle may be gone or reused. */
 typedef struct conc__failed {
     struct conc__failed *next, *prev; /* in the order of the failures */
     struct conc__failed *same_slot;
@@ -1804,13 +1803,13 @@ typedef struct conc__failed {
 
 typedef struct conc__failures {
     conc__failed *first, *last;
-    conc__failed **slots; /* a hash table; a power of two of them, or none */
+    conc__failed **slots; /* a hash table; slot_count is a power of two, or 0 */
     size_t slot_count, count;
 } conc__failures;
 
-/* A node of a task's locals, with those below it: a search tree by the bits of each key's hash.
- * Tasks share what neither has changed since the spawn. A node that can be reached from two sides
- * has two references, or lies below one that has; it does not change any more. */
+/* A node of a task's locals, which form a search tree by the bits of each key's hash. A task shares
+ * with its parent the nodes that neither has changed since the spawn. A shared node has two or more
+ * references, or lies below a node that has; it is immutable. */
 typedef struct conc__locals {
     int references;
     const conc_local *key;
@@ -1818,36 +1817,36 @@ typedef struct conc__locals {
     struct conc__locals *below[2]; /* by the next bit of the hash */
 } conc__locals;
 
-/* Beside CONC_READABLE and CONC_WRITABLE: the peer has hung up, or there is an error. It comes to
- * all that wait for a descriptor. */
+/* Beside CONC_READABLE and CONC_WRITABLE: the peer has hung up, or there is an error. It wakes
+ * every task that waits for the descriptor. */
 enum { CONC__HANG_UP = 4 };
 
-/* Lists of the tasks that wait for a descriptor: by the events that they wait for, 0 meaning a
- * hang-up alone, and behind those the tasks that pause because it is ready in name only. */
+/* The lists of tasks that wait for a descriptor: one for each set of events, where 0 is a hang-up
+ * alone, and one for tasks that pause because the descriptor is ready but gives EAGAIN. */
 enum { CONC__PAUSING = 4, CONC__FD_LISTS };
 
-/* What the loop knows of a number, and so of the file that it stands for.
+/* What the loop knows of a descriptor: of its number, and of the file that this means.
  *
  *   state    what holds                                     changes
  *   UNKNOWN  the loop knows nothing of the file, and the    a task waits: to FOREIGN, or to
- *            poller does not have it; only tasks that       REFUSED; conc opens a socket of this
- *            pause may be in the lists                      number: to OWN
- *   FOREIGN  conc did not open it, and close(2) may take    the poller finds that the number
- *            it away unseen; the poller has it, and         means another file, or none: to
- *            reports one event for each arming              UNKNOWN
- *   REFUSED  as FOREIGN, but the poller has no use for it,  fstat(2) finds the same: to
- *            as it is always ready; a task waits for a      UNKNOWN
- *            hang-up alone, which only a close ends
+ *            poller does not have it; only tasks that       REFUSED; conc opens a socket with
+ *            pause may be in the lists                      this number: to OWN
+ *   FOREIGN  conc did not open it, and close(2) may close   the poller finds that the number
+ *            it without conc's knowledge; the poller has    means another file, or none: to
+ *            it, and reports one event for each arming      UNKNOWN
+ *   REFUSED  as FOREIGN, but the poller refuses it, as it   fstat(2) finds the same: to
+ *            is always ready; tasks may wait only for a     UNKNOWN
+ *            hang-up, which only a close ends
  *   OWN      conc opened it: a non-blocking socket that     a task waits: to EDGE
  *            conc_close closes; no task has waited yet
  *   EDGE     as OWN, and the poller reports every change,   as FOREIGN
  *            for ever
  *
  * conc_close changes every state to UNKNOWN. `id` changes whenever the number means another file
- * or none (conc__fd_gone): the number with its id is the file's identity. A task that waited, a
- * server and an event of the kernel's compare it to learn whether they still speak of the same
- * file. An OWN one becomes UNKNOWN, and keeps its id, when another thread's conc_close may have
- * been for it, and may not. */
+ * or none (conc__fd_gone), so number and id together identify the file: a task that has waited, a
+ * server, and the handler of a kernel event compare it to see whether the file is still the same.
+ * If another thread calls conc_close and may have meant this file or a later one of the same
+ * number, an OWN descriptor becomes UNKNOWN and keeps its id. */
 typedef enum conc__fd_state {
     CONC__FD_UNKNOWN,
     CONC__FD_FOREIGN,
@@ -1859,24 +1858,24 @@ typedef enum conc__fd_state {
 typedef struct conc__fd {
     conc__waits waits[CONC__FD_LISTS];
     struct conc__fd *next, *prev; /* among those that a task waits for */
-    uint64_t inode;               /* poll(2), or REFUSED: what tells files apart there */
+    uint64_t inode;               /* with poll(2), or REFUSED: identifies the file */
     uint32_t id;
-    unsigned closings; /* what conc__closings_of said when it was last certain which file it is */
+    unsigned closings; /* what conc__closings_of returned when the file was last known for sure */
     int number;
-    int read_error, write_error; /* which the next call is to return; 0: none */
+    int read_error, write_error; /* the next call returns it; 0: none */
     conc__fd_state state;
     bool tcp;     /* a short read has taken everything */
-    bool drained; /* there was nothing left to read, and no event came since */
+    bool drained; /* the last read found nothing more, and no event came since */
     bool failed;  /* read_error or write_error is set */
-    /* end of file or urgent data came: what a short read means is not certain any more */
+    /* end of file or urgent data came: a short read need not mean that nothing is left */
     bool special;
-    unsigned char filters; /* how the queue of kqueue(2) has it: conc__kqueue_control */
-    unsigned char came;    /* what the queue has just told of it */
+    unsigned char filters; /* kqueue(2): the filters that it has, see conc__kqueue_control */
+    unsigned char came;    /* kqueue(2): the events of the current batch */
 } conc__fd;
 
 enum { CONC__FDS = 64 }; /* in each block of the table */
 
-/* A buffer of the usual size that nobody uses. */
+/* A free buffer of the usual size. */
 typedef struct conc__spare {
     struct conc__spare *next;
 } conc__spare;
@@ -1887,8 +1886,8 @@ typedef void conc__switch_fn(conc_loop *l, conc__stack *from, void **from_contex
                              void **to_context);
 
 struct conc_loop {
-    /* what a switch touches; neighbours are not written together, as a compiler would then join
-     * the writes in a vector register, and the next read wait longer for it */
+    /* what a switch touches. Fields that are written together must not be neighbours: the compiler
+     * would merge the writes into one vector store, which would delay the next read */
     conc_task *self; /* NULL while the scheduler runs */
     int *errno_at;
     conc_task *ready;
@@ -1898,20 +1897,20 @@ struct conc_loop {
     conc__switch_fn *switch_stacks;
 
     bool virtual_clock, seeded, debug, on_valgrind, doomed, over, refreshing;
-    /* debug mode, or a trace is written: one task a pass, and each of its steps is measured */
+    /* debug mode, or a trace is written: a pass runs one task, and every step is measured */
     bool stepwise;
-    conc_task *spinners, *last_spinner; /* they ignore their cancel, and wait for the next round */
-    /* the pass in which it comes although other tasks are ready; each spinner puts it off */
+    conc_task *spinners, *last_spinner; /* tasks that ignore their cancel; they run in rounds */
+    /* the pass in which their round comes though others are ready; each spinner postpones it */
     uint64_t next_round;
     conc_task *marked, *last_marked;
     conc__waits settlers;
     void (*call)(conc_loop *l, void *arg);
     void *call_arg;
     conc__fpu fpu;         /* what a task starts with */
-    conc__context scratch; /* where a context goes that nobody will return to */
+    conc__context scratch; /* for contexts that are never resumed */
     int64_t now;
-    int64_t looked;        /* when the scheduler last looked around, on the loop's clock */
-    int batch, budget;     /* what turns and quick start with: fewer when steps are slow */
+    int64_t looked;        /* when the last scheduler pass was, on the loop's clock */
+    int batch, budget;     /* start values of turns and quick: lower if steps are slow */
     int flooded;           /* passes in a row that ran only posted functions */
     uint64_t picks, draws; /* states of the two random generators */
     conc__stack thread_stack;
@@ -1920,12 +1919,13 @@ struct conc_loop {
 #endif
 
     conc_options options;
-    conc__pool *pool, *pools; /* the tasks', and all */
+    conc__pool *pool, *pools; /* of stacks: that of tasks with the default size, and all */
     int64_t trimmed;
     bool to_trim;
-    bool awaits_interrupt; /* nothing but a signal, or a post, will wake main_fn, as it wants */
-    int64_t searched;      /* meanwhile: when circles of tasks were looked for; */
-    uint64_t unsearched;   /* and the loop's pauses since then */
+    bool
+        awaits_interrupt; /* main_fn sleeps for ever on purpose: only a signal or a post wakes it */
+    int64_t searched;     /* meanwhile: when the loop last searched for circles of owners, */
+    uint64_t unsearched;  /* and how often it has paused since then */
     conc_group background;
     conc__failures failures;
     conc_task main;
@@ -1933,30 +1933,30 @@ struct conc_loop {
     void *main_arg;
     const char *main_name;
     int rc;
-    int exit_status; /* what conc_set_exit_status chose; CONC__NO_STATUS: nothing */
+    int exit_status; /* set by conc_set_exit_status; CONC__NO_STATUS: not set */
     struct conc__gen *generators;
-    conc__stack *stopped; /* of generators that were stopped for good, or closed at the end */
-    bool lists_tasks;     /* the report that is made has a line for each task */
-    uint64_t run;         /* which of the process's runs this is */
+    conc__stack *stopped; /* stacks of generators that were stopped for good, or at the run's end */
+    bool lists_tasks;     /* the current report has a line for each task */
+    uint64_t run;         /* the number of this run in the process */
     conc_loop *next_run;  /* in conc__live_runs */
     conc__census census;
     size_t generator_count;
     uint64_t spawned, finished; /* both counted from conc__first_serial */
-    uint64_t most;              /* what `spawned` would be with as many tasks alive as ever were */
+    uint64_t most;              /* most - finished is the most tasks that were alive at once */
     uint64_t switches, passes, polls;
-    int64_t left;         /* embedded: when the host went on */
-    int64_t began, idled; /* when the run began; how long it slept since, on its clock */
-    /* stepwise: the running step's start; the sum of all; of all waits that are over */
+    int64_t left;         /* embedded: when control last went back to the host */
+    int64_t began, idled; /* when the run began; how long it has slept since, on its clock */
+    /* stepwise: when the running step began; the sum of all steps; the sum of all past waits */
     int64_t stepped, ran, waited;
     bool step_over; /* stepwise: the task that was resumed has ended */
-    int64_t called; /* debug: what calls of the program's functions took of the running step */
-    /* whose stack this was, and from where on it was used; NULL: that is no matter */
+    int64_t called; /* debug: time of the running step that went to calls of the user's hooks */
+    /* the stack of a task that has just ended, and its lowest used byte; NULL: not needed */
     conc__stack *left_stack;
     char *left_used;
     struct conc__trace *trace;       /* NULL: none is written */
     struct conc__watchdog *watchdog; /* debug */
     struct conc__usage *usages;      /* debug: of stacks */
-    conc__holding *opened;           /* debug: what is to be closed before the end */
+    conc__holding *opened;           /* debug: what must be closed before the end */
     /* debug: conc's handlers for SIGUSR2 and for SIGSEGV are installed for this run */
     bool dumps_taken, faults_taken;
     conc__wheel wheel;
@@ -1967,83 +1967,81 @@ struct conc_loop {
     size_t fd_blocks;
     conc__fd *watched, *last_watched;
     size_t watched_count, verify_count, unverified;
-    /* since conc__verify was last called something ran that may have closed a descriptor */
+    /* since the last conc__verify, something ran that may have closed a descriptor */
     bool stirred;
-    bool was_alone;   /* this was the only thread when conc__verify last began with the first one */
-    int64_t verified; /* when conc__verify last looked at some, on the real clock */
+    bool was_alone;         /* this was the only thread when the last round of conc__verify began */
+    int64_t verified;       /* when conc__verify last checked descriptors, on the real clock */
     int64_t verified_until; /* virtual clock: when conc__verify_until last did */
-    bool retried;           /* virtual clock: conc__jump_clock is to wait for others, as it says */
+    bool retried;           /* virtual clock: conc__jump_clock must give others real time first */
     int outside_awaited; /* tasks that wait for the end of a child program, or a FIFO's other end */
     conc__standstill standstill;
     int64_t polled;
     struct pollfd *polls_for; /* poll(2) */
     size_t polls_room;
-    /* epoll: events that no task waited for; those of files that were closed here */
+    /* epoll: counts of events that no task waited for, and of events of files closed here */
     unsigned unheard, orphans;
-    bool apart; /* kqueue: a task may wait for a descriptor that is not in the queue */
-    bool blind; /* descriptors cannot be waited for any more */
-    int doom;   /* the error with which every task was cancelled; 0: none was */
+    bool apart; /* kqueue: a task may wait for a descriptor that the queue does not have */
+    bool blind; /* the loop cannot wait for descriptors any more */
+    int doom;   /* the error for which every task was cancelled; 0: none */
     char doom_text[CONC__TEXT];
-    int posted_rc; /* the newest error of the posted function that runs; 0: it has made none */
+    int posted_rc; /* the newest error that the running posted function has made; 0: none */
     conc__spare *spares;
     int spare_count;
 
     int awaited;        /* tasks that wait for another thread or process */
-    unsigned misses;    /* how often in a row it was looked for in vain */
-    bool woke;          /* the last of them had to be woken: it will be a while */
+    unsigned misses;    /* spins in vain in a row */
+    bool woke;          /* the last hand-over had to wake its thread: do not spin for the result */
     atomic_int at_work; /* virtual clock: jobs for which time stands still */
     conc__idle_hook *idle_hooks;
     conc__ending *endings;
 
     /* of a run inside a job: the job, if a virtual clock stands still for it, else NULL; */
     struct conc__job_context *job;
-    bool job_idles;    /* under the mutex: that clock goes on until the next post; */
-    int channel_waits; /* so many of `awaited` wait for a channel; */
-    /* on the virtual clock: when the job's shield ends, on the real one; CONC__NEVER: not by that
-     */
+    bool job_idles;    /* under the mutex: that clock goes on until the next post */
+    int channel_waits; /* how many of `awaited` wait for a channel */
+    /* virtual clock: when the job's shield ends, on the real clock; CONC__NEVER: it has no limit */
     int64_t job_limit;
 
     conc_signals *signals;
-    conc__holding *receiving; /* the same, in memory that is not theirs */
-    conc__holding *handles;   /* debug: of tasks and jobs that may not have ended, on stacks */
+    conc__holding *receiving; /* the same, as a tree by address */
+    conc__holding *handles;   /* debug: handles, on stacks, of tasks and jobs that may still run */
     bool lent;                /* one of these two is not empty */
-    /* by signal number: those of the receivers that are open, and the count up to which the loop
-     * has handed it out to them */
+    /* by signal number: the open receivers, and the count up to which the loop has delivered it */
     struct conc__signal_list {
         struct conc__signal_number *first;
         unsigned long handed;
     } received[CONC__SIGNALS];
-    uint64_t unblocked; /* a bit each: signals that were blocked before they were received */
+    uint64_t unblocked; /* a bit for each signal that was blocked before a receiver opened */
     int signal_waits, interrupted_by;
     bool interrupted_late, winding_up, embedded, stepping, pipe_was_blocked, pipe_was_pending;
     void *signal_stack;
-    _Atomic(conc_loop *) *signal_slot; /* where its handler finds this loop; NULL: nowhere */
-    /* the signals' handler writes these, but for the numbers, which it reads */
+    _Atomic(conc_loop *) *signal_slot; /* where the handler finds this loop; NULL: it does not */
+    /* the signal handler reads the numbers and writes the others */
     atomic_bool signalled, dump_asked;
-    atomic_uint interrupt_numbers;   /* which interrupt this run, a conc__interrupt_bit each */
-    atomic_int interrupt;            /* the signal that is to cancel main_fn; 0: none */
-    _Atomic(int64_t) interrupted_at; /* when the first came, on the real clock; 0: none did */
+    atomic_uint interrupt_numbers;   /* a conc__interrupt_bit for each that interrupts this run */
+    atomic_int interrupt;            /* the signal that must cancel main_fn; 0: none */
+    _Atomic(int64_t) interrupted_at; /* when the first came, on the real clock; 0: none came */
 
-    /* shared with other threads; under the mutex, but for a look at `posted` */
+    /* shared with other threads, under the mutex; `posted` may be read without it */
     pthread_mutex_t mutex;
     _Atomic(conc__post *) posted;
     conc__post *last_posted;
     size_t holds;
-    /* closed: posts are refused; over for good: the last release frees the loop */
+    /* closed: posts are refused; over_for_good: the last release frees the loop */
     bool asleep, closed, over_for_good;
 };
 
 static CONC_TLS _Thread_local conc_loop *conc__here;
 
-/* What conc_last_error returns on this thread outside of tasks and jobs. */
+/* The text of conc_last_error on this thread, outside of tasks and jobs. */
 static CONC_TLS _Thread_local char conc__words_of_thread[CONC__TEXT];
 
-static atomic_uint_least64_t conc__runs; /* how many there were in this process and its ancestors */
-/* In a forked child: the runs up to this number were the parent's. No task of theirs ever goes on
- * here, so what they left in locks, lists, groups and handles does not count. 0: no fork. */
+static atomic_uint_least64_t conc__runs; /* runs so far in this process and its ancestors */
+/* In a forked child: the runs up to this number were the parent's. Their tasks never continue here,
+ * so what they left in locks, lists, groups and handles does not count. 0: no fork. */
 static uint64_t conc__inherited_runs;
 
-/* The runs of this process that have begun and are not over, of all threads. */
+/* The runs in progress of all threads of this process. */
 static struct {
     pthread_mutex_t mutex;
     conc_loop *first;
@@ -2051,66 +2049,67 @@ static struct {
 
 struct conc__address;
 
-/* What conc_pool.h does for this module where it is in the program too; else all NULL. */
-/* A case of conc_select that is about a channel or a job, which are conc_pool.h's. Other threads
- * only tell of it; whether it happens is decided in the loop's own thread. */
+/* A case of conc_select on a channel or a job of conc_pool.h. Other threads only notify the loop;
+ * the loop's own thread decides whether the case happens. */
 typedef struct conc__outside {
     enum { CONC__CASE_RECEIVES, CONC__CASE_SENDS, CONC__CASE_ENDS } kind;
     void *object;    /* a conc_channel or a conc_job */
-    void *item;      /* where it goes, or comes from */
-    conc_task *task; /* that is told of an error */
-    int result;      /* once it has happened */
-    void *owner;     /* of told's */
-    /* called on the loop, when another thread told of it: it happened; or false: after an end that
-     * returned true */
+    void *item;      /* where to store the item, or where to read it */
+    conc_task *task; /* gets the text of an error */
+    int result;      /* valid once the case has happened */
+    void *owner;     /* for the use of `told` */
+    /* Called on the loop after another thread has notified it. True: the case happened; false: an
+     * earlier end() had returned true. */
     void (*told)(struct conc__outside *o, bool happened);
 } conc__outside;
 
 typedef struct conc__outside_calls {
     int (*check)(const conc__outside *o); /* 0: it is valid */
     bool (*attempt)(conc__outside *o);    /* true: it happened */
-    /* 1: it happened; 0: a copy of it in *begun waits for that, until it happened or end is called;
-     * or an error */
+    /* 1: it happened; 0: a copy, *begun, waits until the case happens or end is called; or an
+     * error */
     int (*begin)(conc_loop *l, conc__outside *o, conc__outside **begun);
-    /* true: another thread has told of it before, and told is still to be called */
+    /* true: another thread has notified the loop already, and `told` will still be called */
     bool (*end)(conc__outside *o);
 } conc__outside_calls;
 
+/* The functions of conc_pool.h that this module calls. All are NULL if it is not in the program. */
 typedef struct conc__extension {
     const conc__outside_calls *outside; /* NULL: conc_pool.h is not linked */
-    conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none does */
-    int (*job_block)(int64_t ns);       /* conc_block in a job; 1: none runs here */
-    /* conc_shield in a job; false: none runs here */
+    conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none */
+    int (*job_block)(int64_t ns);       /* conc_block in a job; 1: no job runs on this thread */
+    /* conc_shield in a job; false: no job runs on this thread */
     bool (*job_shield)(double grace, conc_fn *fn, void *arg, int *rc);
-    int (*job_runs)(conc_loop *l); /* a run begins on this thread, where a job may run */
-    /* the run's tasks wait for channels alone, or no longer: l->job does not run meanwhile */
+    int (*job_runs)(conc_loop *l); /* a run begins on this thread, maybe inside a job */
+    /* the run's tasks wait only for channels, or no longer do: l->job counts as idle meanwhile */
     void (*job_idles)(conc_loop *l, bool idles);
     void (*job_goes_on)(conc_loop *l); /* under the mutex: the next post has come */
-    int64_t (*job_late)(conc_loop *l); /* l->job_limit has come: the next one */
-    /* conc_fail of the job that runs on this thread; false: none does */
+    int64_t (*job_late)(conc_loop *l); /* l->job_limit is past: returns the next one */
+    /* conc_fail in a job; false: no job runs on this thread */
     bool (*job_fail)(int rc, const char *text);
-    /* the newest error of the job that runs on this thread, "": none; NULL: no job does */
+    /* the text of the newest error of the job on this thread, "" if none; NULL: no job runs */
     const char *(*job_words)(void);
-    /* a host name: how many, for conc_free */
+    /* looks up a host name: returns how many addresses; release *found with conc_free */
     int (*resolve)(const char *text, struct conc__address **found);
     /* in all pools of the program */
     size_t (*jobs_queued)(void);
-    /* a conc_job, in memory of any content */
+    /* is this a conc_job in use? The memory may have been overwritten */
     bool (*job_in_use)(const void *job);
-    /* does a task wait for a pipe of a child program that runs? And how many were started */
+    /* does a task wait for a pipe of a running child program? *starts: how many were started */
     bool (*pipe_awaited)(const conc_loop *l, unsigned *starts);
-    /* the job that runs on this thread; NULL: none does */
+    /* the job that runs on this thread; NULL: none */
     struct conc__job_context *(*job_here)(void);
-    /* this job waits for a task of l, or no longer: its virtual clock goes on if it is l's */
+    /* this job begins, or ends, to wait for a task of l. Meanwhile the virtual clock for which it
+     * counts as at work may move on, if that is l's */
     void (*job_waits)(struct conc__job_context *job, const conc_loop *l, bool waits);
     bool (*job_cancelled)(void);
-    /* in a handler of faults: says so if the job that runs here has used its stack up */
+    /* in a fault handler: reports it if the job that runs here has used up its stack */
     void (*job_overflows)(const char *address);
 } conc__extension;
 
 static conc__extension conc__extended;
 
-/* used before they are written */
+/* declared here, defined below */
 CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result);
 CONC__PRIVATE void conc__run_posts(conc_loop *l);
 CONC__PRIVATE int conc__post_to(conc_loop *l, conc__post *p);
@@ -2186,8 +2185,8 @@ void __tsan_destroy_fiber(void *fiber);
 void __tsan_switch_to_fiber(void *fiber, unsigned flags);
 #endif
 
-/* Called right before a jump: from this stack, NULL when it will not be returned to, to that
- * one. */
+/* Called right before a jump from one stack to another. from is NULL if the stack will never be
+ * resumed. */
 static inline __attribute__((always_inline)) void conc__leaving(conc__stack *from, conc__stack *to)
 {
 #if CONC__ASAN
@@ -2200,14 +2199,14 @@ static inline __attribute__((always_inline)) void conc__leaving(conc__stack *fro
     (void)to;
 }
 
-/* Called right after a jump arrived on this stack. */
+/* Called right after a jump to this stack. */
 static inline __attribute__((always_inline)) void conc__arrived(conc_loop *l, conc__stack *here)
 {
 #if CONC__ASAN
     const void *low;
     size_t size;
     __sanitizer_finish_switch_fiber(here->asan_frames, &low, &size);
-    if (!l->thread_stack.asan_low) { /* the first jump of a run comes from the thread's own stack */
+    if (!l->thread_stack.asan_low) { /* a run's first jump comes from the thread's own stack */
         l->thread_stack.asan_low = low;
         l->thread_stack.asan_size = size;
     }
@@ -2221,7 +2220,7 @@ static inline __attribute__((always_inline)) void conc__arrived(conc_loop *l, co
     (void)here;
 }
 
-/* A stack is about to be used anew. */
+/* Called before a stack gets a new user. */
 static inline void conc__stack_begins(conc__stack *s)
 {
 #if CONC__ASAN
@@ -2235,7 +2234,7 @@ static inline void conc__stack_begins(conc__stack *s)
     (void)s;
 }
 
-/* Its function is over; it may still run on the stack, but only up to the next jump. */
+/* Called when the user of a stack ends; may run on that stack, which it then leaves for good. */
 static inline void conc__stack_ends(conc_loop *l, conc__stack *s)
 {
 #if CONC__ASAN
@@ -2251,8 +2250,8 @@ static inline void conc__stack_ends(conc_loop *l, conc__stack *s)
     (void)s;
 }
 
-/* A client request, as valgrind.h documents them, without that header: instructions that do
- * nothing elsewhere, and mean a call to Valgrind under it. Returns 0 without Valgrind. */
+/* Makes a client request as valgrind.h documents them, without that header: instructions that are
+ * no-ops, except under Valgrind, which takes them for a call. Returns 0 without Valgrind. */
 CONC__COLD uintptr_t conc__valgrind(uintptr_t request, uintptr_t a, uintptr_t b)
 {
     volatile uintptr_t call[6] = {request, a, b, 0, 0, 0};
@@ -2282,10 +2281,10 @@ enum {
     CONC__VALGRIND_STACK = 0x1501,
     CONC__VALGRIND_NO_STACK = 0x1502,
     CONC__VALGRIND_UNDEFINED = 0x4d430001, /* Memcheck's: may be written */
-    CONC__VALGRIND_DEFINED = 0x4d430002    /* may be read, too */
+    CONC__VALGRIND_DEFINED = 0x4d430002    /* may also be read */
 };
 
-/* A handle need not be set to anything, though it is read. */
+/* Tells the checkers that a handle may be read though the user has not initialized it. */
 CONC__PRIVATE void conc__excuse(const void *handle, size_t size)
 {
 #if CONC__MSAN
@@ -2310,18 +2309,17 @@ CONC__PRIVATE void conc__stack_untold(const conc__stack *s)
     conc__valgrind(CONC__VALGRIND_NO_STACK, s->valgrind_id, 0);
 }
 
-/* The code that switches is inlined where speed counts, but not under sanitizers, which may need
- * registers of their own. */
+/* The code that switches is inlined for speed, but not under sanitizers, which may need registers
+ * of their own. */
 #if CONC__ASAN || CONC__TSAN || CONC__UCONTEXT || !defined __OPTIMIZE__
 #define CONC__SWITCHES static __attribute__((noinline))
 #else
 #define CONC__SWITCHES static inline __attribute__((always_inline))
 #endif
 
-/* On every way into a switch, fast ones apart, this is called through the loop's switch_stacks:
- * GCC works out which static variables a call can change, does not count what an asm statement
- * might, and would keep others' changes from a task that waits; a call through a pointer can
- * change them all. */
+/* All but the fast paths call this through the loop's switch_stacks. GCC works out which static
+ * variables a function can change, and ignores what an asm statement might: a waiting task could
+ * miss the changes of others. A call through a pointer may change them all. */
 CONC__SWITCHES void conc__switch(conc_loop *l, conc__stack *from, void **from_context,
                                  conc__stack *to, void **to_context)
 {
@@ -2341,8 +2339,8 @@ CONC__PRIVATE void conc__switch_plainly(conc_loop *l, conc__stack *from, void **
 
 /* ---- >>system ------------------------------------------------------------------------------- */
 
-/* The clock that stands still while the machine sleeps; that of macOS called CLOCK_MONOTONIC does
- * not, and has only microseconds. */
+/* The clock that stops while the machine is suspended. On macOS, CLOCK_MONOTONIC does not stop, and
+ * has a resolution of only a microsecond. */
 #ifdef __APPLE__
 #define CONC__CLOCK CLOCK_UPTIME_RAW
 #else
@@ -2364,8 +2362,8 @@ CONC__PRIVATE void conc__doze(int64_t ns)
     errno = saved;
 }
 
-/* Seconds to nanoseconds, rounded up, where a product that is a rounding error above a whole
- * number counts as that number. Saturates. */
+/* Seconds to nanoseconds, rounded up, except that a rounding error above a whole number is cut off.
+ * Saturates. */
 static inline int64_t conc__ns(double s)
 {
     double ns = s * 1e9;
@@ -2375,13 +2373,20 @@ static inline int64_t conc__ns(double s)
         return 0;
     if (s > 9.2e9)
         return CONC__NEVER - 1;
-    return ns > 1 ? (int64_t)ns : 1;
+    if (ns <= 1)
+        return 1;
+    return (int64_t)ns;
 }
 
+/* now + ns; saturates below CONC__NEVER. */
 static inline int64_t conc__later(int64_t now, int64_t ns)
 {
-    return ns >= CONC__NEVER - 1 - now ? CONC__NEVER - 1 : now + ns;
+    if (ns >= CONC__NEVER - 1 - now)
+        return CONC__NEVER - 1;
+    return now + ns;
 }
+
+static inline int64_t conc__sooner(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* splitmix64, Sebastiano Vigna, public domain algorithm */
 CONC__PRIVATE uint64_t conc__mix(uint64_t *state)
@@ -2407,7 +2412,7 @@ CONC__PRIVATE const char *conc__env(const char *name)
     return NULL;
 }
 #else
-/* Does this process have rights that its caller, who chose the environment, may lack? */
+/* May this process have rights that the caller who chose its environment lacks? */
 CONC__PRIVATE bool conc__is_privileged(void)
 {
 #if defined __linux__
@@ -2421,18 +2426,22 @@ CONC__PRIVATE bool conc__is_privileged(void)
 
 CONC__PRIVATE const char *conc__env(const char *name)
 {
-    const char *value = conc__is_privileged() ? NULL : getenv(name);
-    return value && *value ? value : NULL;
+    if (conc__is_privileged())
+        return NULL;
+    const char *value = getenv(name);
+    if (!value || !*value)
+        return NULL;
+    return value;
 }
 #endif
 
-/* Does the system not have a call, or a sandbox not allow it? Then there is another way. */
+/* Does the system lack a call, or a sandbox refuse it? Then conc tries another way. */
 CONC__PRIVATE bool conc__refused(int error)
 {
     return error == ENOSYS || error == EPERM || error == EACCES;
 }
 
-/* Is the number an open descriptor's? Only a sandbox gives another error than EBADF. */
+/* Is the descriptor open? Another error than EBADF comes from a sandbox, and is no answer. */
 CONC__PRIVATE bool conc__is_open(int number)
 {
     return fcntl(number, F_GETFD) >= 0 || errno != EBADF;
@@ -2454,23 +2463,24 @@ CONC__PRIVATE int conc__processors(void)
 #endif
     if (n <= 0)
         n = (int)sysconf(_SC_NPROCESSORS_ONLN);
-    n = n > 0 ? n : 1;
+    if (n <= 0)
+        n = 1;
     errno = saved;
     atomic_store_explicit(&known, n, memory_order_relaxed);
     return n;
 }
 
-/* On one processor nobody comes while this thread looks. */
+/* On a single processor spinning is in vain: no other thread can run meanwhile. */
 CONC__PRIVATE bool conc__several_processors(void) { return conc__processors() > 1; }
 
-/* Is it worth to look for something before going to sleep? misses: how often in a row it was
- * not. */
+/* Is it worth spinning before going to sleep? *misses counts the spins in vain in a row; the caller
+ * resets it after a success. */
 CONC__PRIVATE bool conc__looks(unsigned *misses)
 {
     return conc__several_processors() && (++*misses <= CONC__MISSES || *misses % 64 == 0);
 }
 
-/* In a loop that only looks. */
+/* For the body of a spin loop. */
 static inline void conc__relax(void)
 {
 #if defined __x86_64__ || defined __i386__
@@ -2500,8 +2510,8 @@ CONC__PRIVATE void *conc__map_pages(size_t size)
     if (p == MAP_FAILED)
         return NULL;
 #ifdef CONC__MADV_NOHUGEPAGE
-    madvise(p, size,
-            CONC__MADV_NOHUGEPAGE); /* else the first byte of a stack could cost two megabytes */
+    /* else the first byte of a stack could use two megabytes */
+    madvise(p, size, CONC__MADV_NOHUGEPAGE);
 #endif
 #if CONC__ASAN
     __lsan_register_root_region(p, size);
@@ -2509,8 +2519,8 @@ CONC__PRIVATE void *conc__map_pages(size_t size)
     return p;
 }
 
-/* Gives the memory of mapped pages back to the system: from then on they are all zero. Elsewhere
- * than on Linux advice does not have that effect, so they are mapped anew. */
+/* Gives the memory of mapped pages back to the system; they read as zero afterwards. Only on Linux
+ * does madvise guarantee that; elsewhere the pages are mapped anew. */
 CONC__PRIVATE bool conc__drop_pages(void *p, size_t size)
 {
 #ifdef __linux__
@@ -2530,24 +2540,25 @@ CONC__PRIVATE void conc__unmap_pages(void *p, size_t size)
 }
 
 #ifdef __linux__
-/* Does a region fault that was just made to? An emulator may have taken it for advice that it
- * can ignore. Asked once. */
+/* Does a new guard region really fault? An emulator may have ignored the call as mere advice. The
+ * first call finds out. */
 CONC__PRIVATE bool conc__guard_holds(const char *region)
 {
     enum { HOLDS = 1, IGNORED };
     static atomic_int known;
     int answer = atomic_load_explicit(&known, memory_order_relaxed);
     if (!answer) {
-        answer =
-            conc__on_valgrind() || (access(region, F_OK) < 0 && errno == EFAULT) ? HOLDS : IGNORED;
+        answer = IGNORED;
+        if (conc__on_valgrind() || (access(region, F_OK) < 0 && errno == EFAULT))
+            answer = HOLDS;
         atomic_store_explicit(&known, answer, memory_order_relaxed);
     }
     return answer == HOLDS;
 }
 #endif
 
-/* Makes n regions of size bytes, stride apart, fault when touched. False: the system has no more
- * of them. */
+/* Makes n regions of size bytes, stride apart, fault when touched. False: the system's limit is
+ * reached. */
 CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
 {
     enum { INSTALL = 102 }; /* MADV_GUARD_INSTALL, Linux 6.13: needs no mapping of its own */
@@ -2555,7 +2566,8 @@ CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
 #ifdef __linux__
     while (done < n && madvise(first + (size_t)done * stride, size, INSTALL) == 0)
         done++;
-    done = done && conc__guard_holds(first) ? done : 0;
+    if (done && !conc__guard_holds(first))
+        done = 0;
 #else
     (void)INSTALL;
 #endif
@@ -2564,8 +2576,8 @@ CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
     return done == n;
 }
 
-/* A program may have been started without standard input or output: those numbers are not for
- * the loop's own use. */
+/* A program may have been started with standard input or output closed. The loop must not use these
+ * numbers, so such a descriptor is moved. */
 CONC__PRIVATE int conc__not_standard(int fd)
 {
     if (fd < 0 || fd > 2)
@@ -2576,7 +2588,7 @@ CONC__PRIVATE int conc__not_standard(int fd)
     return other;
 }
 
-/* Starts a thread that takes no signals: they are for the program's own. */
+/* Starts a thread with all signals blocked: they belong to the program's own threads. */
 CONC__PRIVATE int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attributes,
                                      void *(*fn)(void *), void *arg)
 {
@@ -2589,7 +2601,7 @@ CONC__PRIVATE int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attrib
 }
 
 #ifdef __APPLE__
-/* Takes away a blocked signal, if it is pending in this thread. */
+/* Discards a blocked signal if it is pending in this thread. */
 CONC__PRIVATE void conc__signal_discard(int number)
 {
     int saved = errno;
@@ -2601,7 +2613,7 @@ CONC__PRIVATE void conc__signal_discard(int number)
     errno = saved;
 }
 #else
-/* A pending signal that becomes ignored is gone, though it is blocked; even another thread's. */
+/* Discards a pending signal, even another thread's, by ignoring it for a moment. */
 CONC__PRIVATE void conc__signal_drop(int number)
 {
     struct sigaction before, ignored;
@@ -2611,8 +2623,8 @@ CONC__PRIVATE void conc__signal_drop(int number)
         sigaction(number, &before, NULL);
 }
 
-/* Takes away a blocked signal, if it is pending. It waits for none: one that is sent to the
- * process may be another thread's by now. */
+/* Discards a blocked signal if it is pending. Does not wait: another thread may have taken one that
+ * was sent to the process. */
 CONC__PRIVATE void conc__signal_discard(int number)
 {
     int saved = errno;
@@ -2626,15 +2638,19 @@ CONC__PRIVATE void conc__signal_discard(int number)
 }
 #endif
 
-/* A write for handlers and the watchdog, which may not wait for the lock of stderr. */
+/* Writes what snprintf has made: n, of size bytes. For handlers and the watchdog, which must not
+ * wait for the lock of stderr. */
 CONC__PRIVATE void conc__say(const char *text, int n, size_t size)
 {
-    ssize_t rc = write(2, text, n < 0 ? 0 : (size_t)n < size ? (size_t)n : size - 1);
+    size_t length = 0;
+    if (n >= 0)
+        length = (size_t)n < size ? (size_t)n : size - 1;
+    ssize_t rc = write(2, text, length);
     (void)rc;
 }
 
-/* A write to this broken pipe or socket raises no SIGPIPE from here on. macOS has no flag for one
- * call, and sends the signal to the process: it is no use then that this thread blocks it. */
+/* From here on a write to a broken pipe or socket raises no SIGPIPE. Needed on macOS, which has no
+ * flag for single calls, and sends the signal to the process, though this thread blocks it. */
 CONC__PRIVATE void conc__no_pipe_signal(int fd)
 {
 #ifdef __APPLE__
@@ -2642,12 +2658,12 @@ CONC__PRIVATE void conc__no_pipe_signal(int fd)
     fcntl(fd, F_SETNOSIGPIPE, 1);
     errno = saved;
 #else
-    (void)fd; /* MSG_NOSIGNAL, and for files conc__drain_pipe_signal */
+    (void)fd; /* elsewhere: MSG_NOSIGNAL for sockets, conc__drain_pipe_signal for files */
 #endif
 }
 
-/* A file that is larger than the limit, or a pipe without a reader, is an error of the write,
- * not the end of the program. */
+/* A write that fails with an error, without a signal that could end the program, if the file would
+ * exceed its size limit or the pipe has no reader. */
 CONC__PRIVATE ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
 {
     static const int deadly[] = {SIGXFSZ, SIGPIPE};
@@ -2669,15 +2685,14 @@ CONC__PRIVATE ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
     return written;
 }
 
-/* Makes a new descriptor close-on-exec and non-blocking, where no flag of the call that opens it
- * does. */
+/* Makes a new descriptor close-on-exec and non-blocking, if the call that opens it cannot. */
 CONC__PRIVATE void conc__set_modes(int fd)
 {
     fcntl(fd, F_SETFD, FD_CLOEXEC);
     fcntl(fd, F_SETFL, O_NONBLOCK);
 }
 
-/* How many bytes one call may be asked to move: macOS refuses more than an int can count. */
+/* The most bytes that one call may be asked to move: macOS refuses more than INT_MAX. */
 CONC__FAST size_t conc__at_once(size_t n)
 {
 #ifdef __APPLE__
@@ -2687,19 +2702,24 @@ CONC__FAST size_t conc__at_once(size_t n)
 #endif
 }
 
-/* On failure none of the two is open. */
+/* On failure both are closed. */
 CONC__PRIVATE int conc__ends_not_standard(int ends[2])
 {
-    for (int i = 0; i < 2; i++)
-        if ((ends[i] = conc__not_standard(ends[i])) < 0) {
+    for (int i = 0; i < 2; i++) {
+        ends[i] = conc__not_standard(ends[i]);
+        if (ends[i] < 0) {
             int rc = -errno;
             close(ends[1 - i]);
             return rc;
         }
+    }
     return 0;
 }
 
-/* A pipe without pipe2, behind which some C libraries have pipe, too. */
+/* The result of a system call that returns 0 or -1: 0 or a negative errno. */
+CONC__FAST int conc__failure(int rc) { return rc ? -errno : 0; }
+
+/* Makes a pipe without pipe2; some C libraries implement pipe by pipe2 too. */
 CONC__PRIVATE int conc__pipe_otherwise(int ends[2])
 {
 #if defined __linux__ && defined SYS_pipe
@@ -2720,16 +2740,18 @@ CONC__PRIVATE int conc__pipe_otherwise(int ends[2])
 CONC__PRIVATE int conc__pipe(int ends[2])
 {
 #if defined __linux__ && defined SYS_pipe2
-    int rc = syscall(SYS_pipe2, ends, O_CLOEXEC) ? -errno : 0;
+    int rc = conc__failure((int)syscall(SYS_pipe2, ends, O_CLOEXEC));
     if (conc__refused(-rc))
         rc = conc__pipe_otherwise(ends);
 #else
     int rc = conc__pipe_otherwise(ends);
 #endif
-    return rc ? rc : conc__ends_not_standard(ends);
+    if (rc)
+        return rc;
+    return conc__ends_not_standard(ends);
 }
 
-/* The descriptor that wakes a sleeping loop: an eventfd, or a pipe where the system has none, or
+/* Opens the descriptor that wakes a sleeping loop: an eventfd, or a pipe if the system has none or
  * refuses it. */
 CONC__PRIVATE int conc__wake_open(conc_loop *l)
 {
@@ -2760,7 +2782,7 @@ CONC__PRIVATE void conc__wake_close(conc_loop *l)
 CONC__PRIVATE void conc__wake_up(conc_loop *l)
 {
     uint64_t one = 1;
-    ssize_t n = write(l->wake_in, &one, sizeof one); /* a full pipe wakes too */
+    ssize_t n = write(l->wake_in, &one, sizeof one); /* may fail if the pipe is full: that wakes */
     (void)n;
 }
 
@@ -2768,51 +2790,57 @@ CONC__PRIVATE void conc__wake_drain(conc_loop *l)
 {
     uint64_t count[64];
     while (read(l->wake_out, count, sizeof count) == (ssize_t)sizeof count)
-        continue; /* a pipe that has more */
+        continue; /* it is a pipe, and may hold more */
 }
 
 /* ---- >>poll --------------------------------------------------------------------------------- */
 
-/* How the loop waits for descriptors: same-named functions for each system call, of which a run
- * uses one set. */
+/* How the loop waits for descriptors. Each system call has a set of these functions, and a run uses
+ * one set. */
 typedef struct conc__backend {
     const char *name;
     int (*open)(conc_loop *l);
-    /* f is new to the poller. 0; 1: it is refused, because it is always ready; or an error */
+    /* adds f. 0; 1: refused, as it is always ready; or an error */
     int (*add)(conc_loop *l, conc__fd *f, int events);
-    /* f, a foreign one, is to report these events, once. False: it is closed, or another file */
+    /* lets f, which is FOREIGN, report these events once. False: it is closed, or another file */
     bool (*arm)(conc_loop *l, conc__fd *f, int events);
     /* does the number still mean the file that was added? */
     bool (*confirm)(conc_loop *l, const conc__fd *f);
-    /* conc is about to close f, which other processes may have open */
+    /* removes f before conc closes it, as other processes may have the file open too */
     void (*remove)(conc_loop *l, const conc__fd *f);
-    /* at most so long, 0: only look, CONC__NEVER: no limit. 0, or why that cannot be waited for */
+    /* waits for events: at most ns; 0: only polls; CONC__NEVER: no limit. Returns 0 or an error */
     int (*wait)(conc_loop *l, int64_t ns);
 } conc__backend;
 
+/* A limit as poll(2) takes it. */
 static inline int conc__milliseconds(int64_t ns)
 {
-    return ns >= INT32_MAX * (int64_t)1000000 ? INT32_MAX : (int)((ns + 999999) / 1000000);
+    if (ns == CONC__NEVER)
+        return -1;
+    if (ns >= INT32_MAX * (int64_t)1000000)
+        return INT32_MAX;
+    return (int)((ns + 999999) / 1000000);
 }
 
-#if defined __linux__ && \
-    defined __LP64__ /* elsewhere the kernel's timespec is not the C library's */
+/* System calls that take a timespec: on 32 bits the kernel's may differ from the C library's. */
+#if defined __linux__ && defined __LP64__
 #define CONC__NS_WAITS 1
 #else
 #define CONC__NS_WAITS 0
 #endif
 
-/* poll(2) by means of select(2), whose descriptors RLIMIT_NOFILE does not count. A hang-up alone
- * cannot be waited for. */
+/* poll(2) by means of select(2), which RLIMIT_NOFILE does not limit. It cannot wait for a hang-up
+ * alone. */
 CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
 {
     enum { BITS = 8 * sizeof(long) };
     const int64_t longest = (int64_t)86400 * 1000000000; /* a day: macOS refuses some years */
     int top = -1, closed = 0, count = 0;
     for (size_t i = 0; i < n; i++) {
-        polls[i].revents = conc__is_open(polls[i].fd) ? 0 : POLLNVAL;
-        closed += polls[i].revents != 0;
-        if (!polls[i].revents && polls[i].fd > top)
+        bool is_open = conc__is_open(polls[i].fd);
+        polls[i].revents = is_open ? 0 : POLLNVAL;
+        closed += !is_open;
+        if (is_open && polls[i].fd > top)
             top = polls[i].fd;
     }
     size_t words = (size_t)(top + 1) / BITS + 1, size = words * sizeof(long);
@@ -2827,11 +2855,11 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
         if (!polls[i].revents && polls[i].events & POLLOUT)
             writes[polls[i].fd / BITS] |= bit;
     }
-    int64_t most = closed ? 0 : longest;
-    int64_t pause = ns < most ? ns : most;
+    int64_t pause = conc__sooner(ns, closed ? 0 : longest);
     struct timespec limit = {(time_t)(pause / 1000000000), (long)(pause % 1000000000)};
+    bool is_limited = ns != CONC__NEVER || closed;
     int rc = pselect(top + 1, (fd_set *)(void *)reads, (fd_set *)(void *)writes, NULL,
-                     ns == CONC__NEVER && !closed ? NULL : &limit, NULL);
+                     is_limited ? &limit : NULL, NULL);
     for (size_t i = 0; i < n && rc >= 0; i++) {
         unsigned long bit = 1ul << (polls[i].fd % BITS);
         if (!polls[i].revents && reads[polls[i].fd / BITS] & bit)
@@ -2841,11 +2869,13 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
         count += polls[i].revents != 0;
     }
     CONC_FREE(reads);
-    return rc < 0 ? rc : count;
+    if (rc < 0)
+        return rc;
+    return count;
 }
 
-/* Is it a named pipe whose end of file poll(2) and kqueue do not tell, as those of macOS? Pipes
- * without a name have no device there. */
+/* Is it a named pipe of macOS, whose end of file poll(2) and kqueue do not report? Pipes without a
+ * name have no device there. */
 CONC__PRIVATE bool conc__is_mute_pipe(int number)
 {
 #ifdef __APPLE__
@@ -2857,9 +2887,8 @@ CONC__PRIVATE bool conc__is_mute_pipe(int number)
 #endif
 }
 
-/* Has poll(2) called an open descriptor invalid, or may it not know of one that it is ready? That
- * of macOS does so with devices, terminals among them, and with named pipes, all of which
- * select(2) can wait for. */
+/* Has poll(2) called an open descriptor invalid, or may it have missed that one is ready? On macOS
+ * it does so with devices, such as terminals, and with named pipes. select(2) can wait for them. */
 CONC__PRIVATE bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
 {
 #ifdef __APPLE__
@@ -2884,8 +2913,8 @@ CONC__PRIVATE int conc__poll_call(struct pollfd *polls, size_t n, int64_t ns)
     rc = (int)syscall(SYS_ppoll, polls, n, ns == CONC__NEVER ? NULL : &limit, NULL, (size_t)8);
 #endif
     if (rc < 0 && conc__refused(errno))
-        rc = poll(polls, (nfds_t)n, ns == CONC__NEVER ? -1 : conc__milliseconds(ns));
-    /* EINVAL: more than RLIMIT_NOFILE, which may have been lowered */
+        rc = poll(polls, (nfds_t)n, conc__milliseconds(ns));
+    /* EINVAL: more descriptors than RLIMIT_NOFILE, which may have been lowered */
     bool refused = rc < 0 && (errno == EINVAL || conc__refused(errno));
     if (refused || (rc >= 0 && conc__poll_is_blind(polls, n)))
         rc = conc__select(polls, n, ns);
@@ -2894,15 +2923,24 @@ CONC__PRIVATE int conc__poll_call(struct pollfd *polls, size_t n, int64_t ns)
 
 CONC__PRIVATE short conc__poll_wanted(int events)
 {
-    return (short)((events & CONC_READABLE ? POLLIN : 0) | (events & CONC_WRITABLE ? POLLOUT : 0));
+    short wanted = 0;
+    if (events & CONC_READABLE)
+        wanted |= POLLIN;
+    if (events & CONC_WRITABLE)
+        wanted |= POLLOUT;
+    return wanted;
 }
 
 CONC__PRIVATE int conc__poll_got(const struct pollfd *p)
 {
     if (p->revents & (POLLHUP | POLLERR))
         return CONC_READABLE | CONC_WRITABLE | CONC__HANG_UP;
-    int readable = p->revents & POLLIN ? CONC_READABLE : 0;
-    return readable | (p->revents & POLLOUT ? CONC_WRITABLE : 0);
+    int ready = 0;
+    if (p->revents & POLLIN)
+        ready |= CONC_READABLE;
+    if (p->revents & POLLOUT)
+        ready |= CONC_WRITABLE;
+    return ready;
 }
 
 CONC__PRIVATE int conc__poll_open(conc_loop *l)
@@ -2911,7 +2949,7 @@ CONC__PRIVATE int conc__poll_open(conc_loop *l)
     return 0;
 }
 
-/* Of any backend. */
+/* Closes the poller of any backend. */
 CONC__PRIVATE void conc__poller_close(conc_loop *l)
 {
     if (l->poll_fd >= 0)
@@ -2920,9 +2958,10 @@ CONC__PRIVATE void conc__poller_close(conc_loop *l)
     CONC_FREE(l->polls_for);
 }
 
-/* Tells open files apart; 0: not open. Sockets and pipes have an inode each. Eventfds, timerfds
- * and their kin share one: of those the kinds differ, but one eventfd is taken for another that
- * got its number while a task waited. Where a sandbox refuses fstat, all files are alike. */
+/* A number that identifies an open file; 0: not open. Each socket and pipe has its own inode, but
+ * all eventfds, timerfds and the like share one: their number depends only on the kind, so a change
+ * from one eventfd to another goes unnoticed. If a sandbox refuses fstat, all files have the same
+ * number. */
 CONC__PRIVATE uint64_t conc__inode_of(int number)
 {
     struct stat st;
@@ -2942,7 +2981,7 @@ CONC__PRIVATE uint64_t conc__inode_of(int number)
     return inode + 1;
 }
 
-/* The only filter of a descriptor that select(2) waits for. */
+/* In conc__fd.filters, and alone there: the loop waits for the descriptor with select(2). */
 enum { CONC__APART = 8 };
 
 CONC__PRIVATE int conc__poll_add(conc_loop *l, conc__fd *f, int events)
@@ -2951,7 +2990,9 @@ CONC__PRIVATE int conc__poll_add(conc_loop *l, conc__fd *f, int events)
     (void)events;
     f->filters = conc__is_mute_pipe(f->number) ? CONC__APART : 0;
     f->inode = conc__inode_of(f->number);
-    return f->inode ? 0 : -EBADF;
+    if (!f->inode)
+        return -EBADF;
+    return 0;
 }
 
 CONC__PRIVATE bool conc__poll_confirm(conc_loop *l, const conc__fd *f)
@@ -2972,7 +3013,7 @@ CONC__PRIVATE void conc__poll_remove(conc_loop *l, const conc__fd *f)
     (void)f;
 }
 
-/* Room for n descriptors; fewer when there is no memory: the others have to wait. */
+/* Makes room for n descriptors. Returns fewer if memory has run out; the others must wait. */
 CONC__PRIVATE size_t conc__poll_room(conc_loop *l, size_t n)
 {
     if (n > l->polls_room) {
@@ -2997,12 +3038,14 @@ CONC__PRIVATE void conc__poll_event(conc_loop *l, const struct pollfd *p)
         conc__fd_event(l, f, conc__poll_got(p), p->revents & (POLLHUP | POLLERR));
 }
 
-/* The system's wait has failed: 0 if a signal ended it. The handler may have closed descriptors,
- * so those that tasks wait for are looked at. */
+/* The result of a wait that has failed: 0 if a signal interrupted it. The signal's handler may have
+ * closed descriptors, so those that tasks wait for must be verified. */
 CONC__PRIVATE int conc__wait_failed(conc_loop *l)
 {
-    l->stirred |= errno == EINTR;
-    return errno == EINTR ? 0 : -errno;
+    if (errno != EINTR)
+        return -errno;
+    l->stirred = true;
+    return 0;
 }
 
 CONC__PRIVATE int conc__poll_wait(conc_loop *l, int64_t ns)
@@ -3020,8 +3063,10 @@ CONC__PRIVATE int conc__poll_wait(conc_loop *l, int64_t ns)
     }
     polls[0] = (struct pollfd){l->wake_out, POLLIN, 0};
     int count = apart ? conc__select(polls, n, ns) : conc__poll_call(polls, n, ns);
-    if (count <= 0)
-        return count == 0 ? 0 : conc__wait_failed(l);
+    if (count == 0)
+        return 0;
+    if (count < 0)
+        return conc__wait_failed(l);
     if (polls[0].revents & POLLNVAL)
         return -EBADF;
     if (polls[0].revents)
@@ -3040,7 +3085,7 @@ static const conc__backend conc__poll = {"poll",         conc__poll_open,    con
 
 #define CONC__WAKE_KEY UINT64_MAX
 
-/* A new epoll instance that has only the descriptor which wakes the loop; or an error. */
+/* Makes an epoll instance that has only the descriptor which wakes the loop. */
 CONC__PRIVATE int conc__epoll_make(const conc_loop *l)
 {
     int fd = conc__not_standard(epoll_create1(EPOLL_CLOEXEC));
@@ -3057,10 +3102,12 @@ CONC__PRIVATE int conc__epoll_make(const conc_loop *l)
 CONC__PRIVATE int conc__epoll_open(conc_loop *l)
 {
     l->poll_fd = conc__epoll_make(l);
-    return l->poll_fd < 0 ? l->poll_fd : 0;
+    if (l->poll_fd < 0)
+        return l->poll_fd;
+    return 0;
 }
 
-/* A call was refused: is it epoll that is, not the file? */
+/* After a call was refused: does the system refuse epoll, and not just this file? */
 CONC__COLD bool conc__epoll_is_refused(const conc_loop *l, int rc)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = CONC__WAKE_KEY};
@@ -3068,8 +3115,8 @@ CONC__COLD bool conc__epoll_is_refused(const conc_loop *l, int rc)
            conc__refused(errno);
 }
 
-/* A sandbox that the program has set up during the run refuses epoll: the loop goes on with
- * poll(2). False: the loop is embedded, and its host waits for the epoll descriptor. */
+/* Changes the loop to poll(2), when a sandbox that the program has set up during the run refuses
+ * epoll. False: the loop is embedded, so its host waits for the epoll descriptor. */
 CONC__COLD bool conc__epoll_give_up(conc_loop *l)
 {
     int numbers = (int)l->fd_blocks * CONC__FDS;
@@ -3084,17 +3131,21 @@ CONC__COLD bool conc__epoll_give_up(conc_loop *l)
     return true;
 }
 
-/* Conc's own descriptors report every change, for ever; others' fire once, as close(2) takes
- * them away unseen. */
+/* A descriptor that conc opened reports every change, for ever. Any other reports one event, as
+ * close(2) may close it without conc's knowledge. */
 CONC__PRIVATE int conc__epoll_control(const conc_loop *l, const conc__fd *f, int what, int events)
 {
     struct epoll_event e = {.data.u64 = (uint64_t)f->id << 32 | (uint32_t)f->number};
-    if (conc__fd_is_own(f))
+    if (conc__fd_is_own(f)) {
         e.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET;
-    else
-        e.events = EPOLLONESHOT | (events & CONC_READABLE ? EPOLLIN | EPOLLRDHUP : 0u) |
-                   (events & CONC_WRITABLE ? EPOLLOUT : 0u);
-    return epoll_ctl(l->poll_fd, what, f->number, &e) ? -errno : 0;
+    } else {
+        e.events = EPOLLONESHOT;
+        if (events & CONC_READABLE)
+            e.events |= EPOLLIN | EPOLLRDHUP;
+        if (events & CONC_WRITABLE)
+            e.events |= EPOLLOUT;
+    }
+    return conc__failure(epoll_ctl(l->poll_fd, what, f->number, &e));
 }
 
 CONC__PRIVATE int conc__epoll_add(conc_loop *l, conc__fd *f, int events)
@@ -3102,9 +3153,14 @@ CONC__PRIVATE int conc__epoll_add(conc_loop *l, conc__fd *f, int events)
     int rc = conc__epoll_control(l, f, EPOLL_CTL_ADD, events);
     if (rc == -EEXIST)
         rc = conc__epoll_control(l, f, EPOLL_CTL_MOD, events);
-    if (rc < 0 && conc__epoll_is_refused(l, rc))
-        return conc__epoll_give_up(l) ? conc__poll_add(l, f, events) : rc;
-    return rc == -EPERM ? 1 : rc;
+    if (rc < 0 && conc__epoll_is_refused(l, rc)) {
+        if (!conc__epoll_give_up(l))
+            return rc;
+        return conc__poll_add(l, f, events);
+    }
+    if (rc == -EPERM) /* epoll does not take regular files */
+        return 1;
+    return rc;
 }
 
 CONC__PRIVATE bool conc__epoll_arm(conc_loop *l, conc__fd *f, int events)
@@ -3120,7 +3176,7 @@ CONC__PRIVATE bool conc__epoll_arm(conc_loop *l, conc__fd *f, int events)
 CONC__PRIVATE bool conc__epoll_confirm(conc_loop *l, const conc__fd *f)
 {
     struct epoll_event nothing = {.events = EPOLLONESHOT};
-    int rc = epoll_ctl(l->poll_fd, EPOLL_CTL_ADD, f->number, &nothing) ? -errno : 0;
+    int rc = conc__failure(epoll_ctl(l->poll_fd, EPOLL_CTL_ADD, f->number, &nothing));
     if (rc == -EEXIST)
         return true;
     if (rc < 0 && conc__epoll_is_refused(l, rc) && conc__epoll_give_up(l))
@@ -3133,12 +3189,12 @@ CONC__PRIVATE bool conc__epoll_confirm(conc_loop *l, const conc__fd *f)
 CONC__PRIVATE void conc__epoll_remove(conc_loop *l, const conc__fd *f)
 {
     struct epoll_event nothing = {0};
-    int rc = epoll_ctl(l->poll_fd, EPOLL_CTL_DEL, f->number, &nothing) ? -errno : 0;
+    int rc = conc__failure(epoll_ctl(l->poll_fd, EPOLL_CTL_DEL, f->number, &nothing));
     if (rc < 0 && conc__epoll_is_refused(l, rc))
         conc__epoll_give_up(l);
 }
 
-/* Not every sandbox and old kernel has epoll_pwait2, which alone takes nanoseconds. */
+/* Only epoll_pwait2 takes nanoseconds; old kernels lack it, and some sandboxes refuse it. */
 CONC__PRIVATE int conc__epoll_pause(conc_loop *l, struct epoll_event *events, int max, int64_t ns)
 {
 #if CONC__NS_WAITS && defined SYS_epoll_pwait2
@@ -3155,15 +3211,17 @@ CONC__PRIVATE int conc__epoll_pause(conc_loop *l, struct epoll_event *events, in
         return n;
     }
 #endif
-    return epoll_wait(l->poll_fd, events, max, ns == CONC__NEVER ? -1 : conc__milliseconds(ns));
+    return epoll_wait(l->poll_fd, events, max, conc__milliseconds(ns));
 }
 
-/* Adds everything to a new instance. Files that were closed here with close(2), and that other
- * processes still have open, stay in the old one for good, as only their number could remove
- * them. A host that embeds the loop knows the old one's number, so there it has to stay. */
+/* Replaces the epoll instance by a new one. A file that was closed here with close(2), and that
+ * another process still has open, would stay in the old one for good: only its number could remove
+ * it. The instance of an embedded loop stays, as the host knows its descriptor. */
 CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
 {
-    int fresh = l->embedded ? -1 : conc__epoll_make(l);
+    if (l->embedded)
+        return;
+    int fresh = conc__epoll_make(l);
     if (fresh < 0)
         return;
     int old = l->poll_fd, numbers = (int)l->fd_blocks * CONC__FDS;
@@ -3181,11 +3239,12 @@ CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
     close(old);
 }
 
-/* An event of a file that was closed here, or one that no task waits for and that may be such. */
+/* Handles an event that no task waits for. Its file is one that was closed here, or it is known and
+ * may have been closed. */
 CONC__PRIVATE void conc__epoll_unwanted(conc_loop *l, conc__fd *f, bool known)
 {
-    enum { LOOK = 64, RENEW = 16 };
-    if (known && ++l->unheard % LOOK == 0 && !conc__epoll_confirm(l, f))
+    enum { CHECK = 64, RENEW = 16 };
+    if (known && ++l->unheard % CHECK == 0 && !conc__epoll_confirm(l, f))
         conc__fd_lost(l, f);
     l->orphans += !known;
     if (l->orphans >= RENEW) {
@@ -3196,14 +3255,18 @@ CONC__PRIVATE void conc__epoll_unwanted(conc_loop *l, conc__fd *f, bool known)
 
 CONC__PRIVATE void conc__epoll_event(conc_loop *l, const struct epoll_event *e)
 {
-    bool hang_up = e->events & (EPOLLHUP | EPOLLERR);
-    int ready = hang_up ? CONC_READABLE | CONC_WRITABLE | CONC__HANG_UP : 0;
     conc__fd *f = conc__fd_find(l, (int)(uint32_t)e->data.u64);
-    bool known = f && f->id == e->data.u64 >> 32, wanted = known && conc__fd_has_waits(f);
-    ready |= e->events & (EPOLLIN | EPOLLRDHUP) ? CONC_READABLE : 0;
-    ready |= e->events & EPOLLOUT ? CONC_WRITABLE : 0;
+    bool known = f && f->id == e->data.u64 >> 32;
+    bool wanted = known && conc__fd_has_waits(f);
+    int ready = 0;
+    if (e->events & (EPOLLIN | EPOLLRDHUP))
+        ready |= CONC_READABLE;
+    if (e->events & EPOLLOUT)
+        ready |= CONC_WRITABLE;
+    if (e->events & (EPOLLHUP | EPOLLERR))
+        ready = CONC_READABLE | CONC_WRITABLE | CONC__HANG_UP;
     if (known)
-        conc__fd_event(l, f, ready, hang_up || (e->events & (EPOLLRDHUP | EPOLLPRI)));
+        conc__fd_event(l, f, ready, e->events & (EPOLLHUP | EPOLLERR | EPOLLRDHUP | EPOLLPRI));
     if (!wanted)
         conc__epoll_unwanted(l, f, known);
 }
@@ -3216,12 +3279,13 @@ CONC__PRIVATE int conc__epoll_wait(conc_loop *l, int64_t ns)
         return conc__poll_wait(l, ns);
     if (n < 0)
         return conc__wait_failed(l);
-    /* once it is given up, the rest of the events is found by poll(2) */
-    for (int i = 0; i < n && l->backend != &conc__poll; i++)
+    /* an event may make the loop give epoll up: poll(2) finds the other events then */
+    for (int i = 0; i < n && l->backend != &conc__poll; i++) {
         if (events[i].data.u64 == CONC__WAKE_KEY)
             conc__wake_drain(l);
         else
             conc__epoll_event(l, &events[i]);
+    }
     return 0;
 }
 
@@ -3232,21 +3296,20 @@ static const conc__backend conc__epoll = {"epoll",         conc__epoll_open,    
 
 #elif defined CONC__KQUEUE
 
-/* The queue has a filter for reading and one for writing of a descriptor (conc__fd.filters: the
- * events of those it has). The kernel removes both when this number is closed, or means another
- * file, whichever other descriptors the file has: so a filter that is still there tells that the
- * number means the same file.
+/* A descriptor can have a filter for reading and one for writing in the queue (conc__fd.filters has
+ * the events of those that it has). The kernel removes both when the number is closed, even if the
+ * file has other descriptors. So as long as a filter exists, the number means the same file.
  *
  *   filters            of                                 what they report
- *   CONC__CHANGES and  a file of conc's, and one whose    every change, for ever (EV_CLEAR)
- *   both               hang-up alone a task waits for
- *   those that tasks   another file                       one event for each arming (EV_DISPATCH),
+ *   CONC__CHANGES and  a file that conc opened, and one   every change, for ever (EV_CLEAR)
+ *   both               where a task waits for a hang-up
+ *   those that tasks   any other file                     one event for each arming (EV_DISPATCH),
  *   waited for                                            at once if it is ready
- *   CONC__APART        a device that kqueue refuses, and  none: the loop waits with select(2) for
- *                      a named pipe of macOS              the queue and for these */
+ *   CONC__APART        a device that kqueue refuses, and  nothing: the loop uses select(2) to wait
+ *                      a named pipe of macOS              for the queue and for these */
 enum { CONC__CHANGES = 4 };
 
-/* Beside the events in conc__fd.came: the end of file, or urgent data, at which a read stops. */
+/* In conc__fd.came, beside the events: end of file, or urgent data, at which a read stops. */
 enum { CONC__SPECIAL = 4 };
 
 CONC__PRIVATE int conc__kqueue_open(conc_loop *l)
@@ -3265,8 +3328,8 @@ CONC__PRIVATE int conc__kqueue_open(conc_loop *l)
     return rc;
 }
 
-/* Does something to the filters of these events, each of which has f's id: 0, or an error. No
- * event is taken from the queue. A signal ends the call when the changes are made. */
+/* Applies flags to f's filters of these events. It takes no event from the queue, and if a signal
+ * interrupts the call, the changes have been made. */
 CONC__PRIVATE int conc__kqueue_control(const conc_loop *l, const conc__fd *f, int events, int flags)
 {
     struct kevent changes[2];
@@ -3279,11 +3342,13 @@ CONC__PRIVATE int conc__kqueue_control(const conc_loop *l, const conc__fd *f, in
         changes[n++].udata = (void *)(uintptr_t)f->id;
     }
     int rc = kevent(l->poll_fd, changes, n, NULL, 0, NULL);
-    return rc < 0 && errno != EINTR ? -errno : 0;
+    if (rc < 0 && errno != EINTR)
+        return -errno;
+    return 0;
 }
 
-/* Adds both filters, which report every change. Of a pipe whose reader has gone macOS may refuse
- * that for writing; then the other one reports that. */
+/* Adds both filters, to report every change. On macOS the one for writing may be refused for a pipe
+ * whose reader has gone; the other filter reports that. */
 CONC__PRIVATE int conc__kqueue_add_changes(const conc_loop *l, conc__fd *f)
 {
     enum { BOTH = CONC_READABLE | CONC_WRITABLE, FLAGS = EV_ADD | EV_ENABLE | EV_CLEAR };
@@ -3304,7 +3369,7 @@ CONC__COLD int conc__kqueue_set_apart(conc_loop *l, conc__fd *f)
     return rc;
 }
 
-/* Of a regular file kqueue reports nothing at its end, while it is always ready in fact. */
+/* Refuses a regular file: kqueue reports nothing at its end, though it is always ready. */
 CONC__PRIVATE int conc__kqueue_add(conc_loop *l, conc__fd *f, int events)
 {
     struct stat st;
@@ -3323,8 +3388,9 @@ CONC__PRIVATE int conc__kqueue_add(conc_loop *l, conc__fd *f, int events)
     } else {
         rc = conc__kqueue_add_changes(l, f);
     }
-    bool is_final = rc == 0 || rc == -EBADF || rc == -ENOMEM;
-    return is_final ? rc : conc__kqueue_set_apart(l, f);
+    if (rc == 0 || rc == -EBADF || rc == -ENOMEM)
+        return rc;
+    return conc__kqueue_set_apart(l, f);
 }
 
 CONC__PRIVATE bool conc__kqueue_confirm(conc_loop *l, const conc__fd *f)
@@ -3335,8 +3401,8 @@ CONC__PRIVATE bool conc__kqueue_confirm(conc_loop *l, const conc__fd *f)
     return conc__kqueue_control(l, f, event, 0) == 0;
 }
 
-/* Adds filters to those that it has, one of which tells whether the number meant the file all the
- * time. Where that is refused, as of a pipe whose reader has gone, select(2) calls it ready. */
+/* Adds filters to those that f has, which show whether the number has meant the same file all the
+ * time. If kqueue refuses, as for a pipe whose reader has gone, select(2) reports it ready. */
 CONC__PRIVATE bool conc__kqueue_add_more(conc_loop *l, conc__fd *f, int events)
 {
     int rc = conc__kqueue_control(l, f, events, EV_ADD | EV_ENABLE | EV_DISPATCH);
@@ -3348,13 +3414,13 @@ CONC__PRIVATE bool conc__kqueue_add_more(conc_loop *l, conc__fd *f, int events)
     return true;
 }
 
-/* A task waits for a hang-up alone: one event for each arming would be over at once, again and
- * again, as long as there is something to read. */
+/* For a task that waits for a hang-up alone. With one event for each arming, the loop would wake up
+ * again and again as long as there is something to read. */
 CONC__PRIVATE bool conc__kqueue_arm_for_hang_up(conc_loop *l, conc__fd *f)
 {
     int has = f->filters & (CONC_READABLE | CONC_WRITABLE);
     if (f->filters & CONC__CHANGES)
-        return true; /* conc__verify looks whether it is the same file */
+        return true; /* conc__verify checks whether it is the same file */
     if (conc__kqueue_control(l, f, has, EV_DELETE))
         return false;
     return conc__kqueue_add_changes(l, f) == 0 || conc__kqueue_set_apart(l, f) == 0;
@@ -3374,21 +3440,21 @@ CONC__PRIVATE bool conc__kqueue_arm(conc_loop *l, conc__fd *f, int events)
     return !lacks || conc__kqueue_add_more(l, f, lacks);
 }
 
-/* The kernel does it when conc closes the number. */
+/* Nothing to do: the kernel removes the filters when conc closes the number. */
 CONC__PRIVATE void conc__kqueue_remove(conc_loop *l, const conc__fd *f)
 {
     (void)l;
     (void)f;
 }
 
-/* Waits at most *ns for the queue, and for descriptors apart from it, whose events it hands on. If
- * there are any, *ns is what is left to wait for: 0. */
+/* Waits at most *ns for the queue and for the descriptors that it does not have, and handles the
+ * events of the latter. *ns becomes 0 if it has waited, so that the caller only polls the queue. */
 CONC__COLD int conc__kqueue_wait_apart(conc_loop *l, int64_t *ns)
 {
     enum { NAP = 10000000 };
     size_t n = 1, most = l->watched_count + 1;
-    if (conc__poll_room(l, most) < most) { /* until there is memory */
-        *ns = *ns < NAP ? *ns : NAP;
+    if (conc__poll_room(l, most) < most) { /* out of memory: try again soon */
+        *ns = conc__sooner(*ns, NAP);
         return 0;
     }
     for (conc__fd *f = l->watched; f; f = f->next) {
@@ -3411,18 +3477,20 @@ CONC__COLD int conc__kqueue_wait_apart(conc_loop *l, int64_t *ns)
     return 0;
 }
 
-/* macOS refuses a limit of some years, and says ETIMEDOUT now and then at the end of one. */
+/* macOS refuses a limit of some years, and sometimes fails with ETIMEDOUT at the end of one. */
 CONC__PRIVATE int conc__kqueue_pause(const conc_loop *l, struct kevent *events, int max, int64_t ns)
 {
     const int64_t longest = (int64_t)86400 * 1000000000;
-    int64_t pause = ns < longest ? ns : longest;
+    int64_t pause = conc__sooner(ns, longest);
     struct timespec limit = {(time_t)(pause / 1000000000), (long)(pause % 1000000000)};
     int n = kevent(l->poll_fd, NULL, 0, events, max, ns == CONC__NEVER ? NULL : &limit);
-    return n < 0 && errno == ETIMEDOUT ? 0 : n;
+    if (n < 0 && errno == ETIMEDOUT)
+        return 0;
+    return n;
 }
 
-/* Does the event tell of the end of file or of urgent data, too? A system without a word for
- * urgent data may mean it. */
+/* May the event also mean end of file or urgent data? Any event may, on a system without a flag for
+ * urgent data. */
 CONC__PRIVATE bool conc__kqueue_is_special(const struct kevent *e)
 {
 #ifdef EV_OOBAND
@@ -3433,26 +3501,29 @@ CONC__PRIVATE bool conc__kqueue_is_special(const struct kevent *e)
 #endif
 }
 
-/* The file that an event is of; NULL: the descriptor that wakes the loop, or a file that the loop
- * does not know any more. */
+/* The file of an event; NULL: the descriptor that wakes the loop, or a file that the loop has
+ * forgotten. */
 CONC__PRIVATE conc__fd *conc__kqueue_file(const conc_loop *l, const struct kevent *e)
 {
     conc__fd *f = conc__fd_find(l, (int)e->ident);
-    return f && f->id == (uint32_t)(uintptr_t)e->udata ? f : NULL;
+    if (!f || f->id != (uint32_t)(uintptr_t)e->udata)
+        return NULL;
+    return f;
 }
 
 CONC__PRIVATE void conc__kqueue_note(conc_loop *l, const struct kevent *e)
 {
     conc__fd *f = conc__kqueue_file(l, e);
-    if (e->ident == (uintptr_t)l->wake_out)
+    if (e->ident == (uintptr_t)l->wake_out) {
         conc__wake_drain(l);
-    else if (f) {
+    } else if (f) {
         f->came |= e->filter == EVFILT_READ ? CONC_READABLE : CONC_WRITABLE;
-        f->came |= conc__kqueue_is_special(e) ? CONC__SPECIAL : 0;
+        if (conc__kqueue_is_special(e))
+            f->came |= CONC__SPECIAL;
     }
 }
 
-/* Hands on all that came for the file of an event. What a hang-up is poll(2) says. */
+/* Reports all events that came for the file of an event. Asks poll(2) whether it has hung up. */
 CONC__PRIVATE void conc__kqueue_event(conc_loop *l, const struct kevent *e)
 {
     conc__fd *f = conc__kqueue_file(l, e);
@@ -3469,7 +3540,9 @@ CONC__PRIVATE void conc__kqueue_event(conc_loop *l, const struct kevent *e)
 CONC__PRIVATE int conc__kqueue_wait(conc_loop *l, int64_t ns)
 {
     struct kevent events[128];
-    int rc = l->apart ? conc__kqueue_wait_apart(l, &ns) : 0;
+    int rc = 0;
+    if (l->apart)
+        rc = conc__kqueue_wait_apart(l, &ns);
     if (rc)
         return rc;
     int n = conc__kqueue_pause(l, events, 128, ns);
