@@ -2388,6 +2388,8 @@ static inline int64_t conc__later(int64_t now, int64_t ns)
 
 static inline int64_t conc__sooner(int64_t a, int64_t b) { return a < b ? a : b; }
 
+static inline int conc__lesser(int a, int b) { return a < b ? a : b; }
+
 /* splitmix64, Sebastiano Vigna, public domain algorithm */
 CONC__PRIVATE uint64_t conc__mix(uint64_t *state)
 {
@@ -3567,10 +3569,10 @@ static const conc__backend conc__kqueue = {
 
 /* ---- >>stacks ------------------------------------------------------------------------------- */
 
-/* A stack lies in its slot of a slab as [guard | room for frames | the task, if it has no handle
- * | conc__stack | stagger]. The tops are staggered inside their page, and the stride is an odd
- * number of pages, so that the busy parts of many stacks fall into different sets of the caches
- * and the TLB. */
+/* The layout of a stack in its slot of a slab: [guard | room for frames | the task, if it has no
+ * handle | conc__stack | stagger]. The tops are staggered within their page, and the stride is an
+ * odd number of pages, so that the busy parts of many stacks use different sets of the caches and
+ * the TLB. */
 
 enum {
     CONC__CORE = offsetof(conc_task, name_copy),
@@ -3585,6 +3587,30 @@ CONC__PRIVATE bool conc__stack_fits(size_t size)
     return size >= CONC__LEAST_STACK && size <= SIZE_MAX / 128;
 }
 
+/* Sets the sizes that follow from p->size. */
+CONC__PRIVATE void conc__pool_lay_out(conc__pool *p, bool debug)
+{
+    const size_t slab = (size_t)16 * 1024 * 1024;
+    size_t page = conc__page();
+    size_t top = CONC__CORE + CONC__RECORD + CONC__STAGGER;
+    size_t pages = conc__round_up(p->size + top, page) / page;
+    size_t guard = CONC_GUARD_SIZE;
+    if (debug && guard < CONC__DEBUG_GUARD_SIZE)
+        guard = CONC__DEBUG_GUARD_SIZE;
+    if (guard < page)
+        guard = page;
+    p->guard = conc__round_up(guard, page);
+    if ((pages + p->guard / page) % 2 == 0)
+        p->guard += page;
+    p->stride = pages * page + p->guard;
+    p->per_slab = 64; /* a bit each in conc__slab.dropped */
+    if (slab / p->stride < 64)
+        p->per_slab = (int)(slab / p->stride);
+    if (p->per_slab < 1)
+        p->per_slab = 1;
+}
+
+/* The pool of stacks with this size; NULL: the size is not possible, or out of memory. */
 CONC__PRIVATE conc__pool *conc__pool_for(conc_loop *l, size_t size)
 {
     for (conc__pool *p = l->pools; p; p = p->next)
@@ -3595,17 +3621,8 @@ CONC__PRIVATE conc__pool *conc__pool_for(conc_loop *l, size_t size)
     conc__pool *p = conc__alloc(sizeof *p);
     if (!p)
         return NULL;
-    size_t page = conc__page(),
-           pages = conc__round_up(size + CONC__CORE + CONC__RECORD + CONC__STAGGER, page) / page;
     *p = (conc__pool){.next = l->pools, .size = size};
-    size_t guard = CONC_GUARD_SIZE;
-    if (l->debug && guard < CONC__DEBUG_GUARD_SIZE)
-        guard = CONC__DEBUG_GUARD_SIZE;
-    p->guard = guard > page ? conc__round_up(guard, page) : page;
-    p->guard += (pages + p->guard / page) % 2 ? 0 : page;
-    p->stride = pages * page + p->guard;
-    size_t fit = (size_t)16 * 1024 * 1024 / p->stride;
-    p->per_slab = fit < 1 ? 1 : fit > 64 ? 64 : (int)fit;
+    conc__pool_lay_out(p, l->debug);
     l->pools = p;
     return p;
 }
@@ -3632,8 +3649,8 @@ CONC__PRIVATE conc__stack *conc__stack_at(const conc__slab *slab, int i)
 {
     conc__pool *p = slab->pool;
     size_t stagger = (size_t)(i % 48) * 64;
-    return (conc__stack *)(void *)(slab->base + (size_t)(i + 1) * p->stride - stagger -
-                                   CONC__RECORD);
+    char *end = slab->base + (size_t)(i + 1) * p->stride;
+    return (conc__stack *)(void *)(end - stagger - CONC__RECORD);
 }
 
 CONC__PRIVATE void conc__slab_close(conc__slab *slab)
@@ -3645,16 +3662,16 @@ CONC__PRIVATE void conc__slab_close(conc__slab *slab)
     CONC_FREE(slab);
 }
 
-/* Guard regions are made for a few stacks at a time, twice as many each time. */
+/* Makes the guard regions of the next stacks. Each call doubles the number of guarded stacks. */
 CONC__PRIVATE void conc__slab_guard(conc__slab *slab)
 {
-    static atomic_int told;
+    static atomic_int reported;
     conc__pool *p = slab->pool;
     int n = slab->guarded ? slab->guarded : 2;
     if (n > p->per_slab - slab->guarded)
         n = p->per_slab - slab->guarded;
-    if (!conc__guard(slab->base + (size_t)slab->guarded * p->stride, p->guard, p->stride, n) &&
-        !atomic_exchange(&told, 1))
+    char *first = slab->base + (size_t)slab->guarded * p->stride;
+    if (!conc__guard(first, p->guard, p->stride, n) && !atomic_exchange(&reported, 1))
         fprintf(stderr,
                 "conc: the system has no more guard regions: stacks from here on go without one\n");
     slab->guarded += n;
@@ -3671,12 +3688,15 @@ CONC__PRIVATE void conc__hole_open(conc__pool *p, conc__slab *slab)
 
 CONC__PRIVATE void conc__hole_close(conc__pool *p, const conc__slab *slab)
 {
-    *(slab->prev_hole ? &slab->prev_hole->next_hole : &p->holes) = slab->next_hole;
+    if (slab->prev_hole)
+        slab->prev_hole->next_hole = slab->next_hole;
+    else
+        p->holes = slab->next_hole;
     if (slab->next_hole)
         slab->next_hole->prev_hole = slab->prev_hole;
 }
 
-/* A stack that was dropped is used again. */
+/* Takes a dropped stack of the slab, to be used again. */
 CONC__PRIVATE int conc__hole_fill(conc__pool *p, conc__slab *slab)
 {
     int i = __builtin_ctzll(slab->dropped);
@@ -3686,7 +3706,7 @@ CONC__PRIVATE int conc__hole_fill(conc__pool *p, conc__slab *slab)
     return i;
 }
 
-/* The next stack that was never used, with its guard region. */
+/* Takes the next stack that was never used, and makes its guard region if needed. */
 CONC__PRIVATE int conc__slab_carve(conc__slab *slab)
 {
     if (slab->carved == slab->guarded)
@@ -3707,8 +3727,14 @@ CONC__COLD conc__stack *conc__stack_carve(conc__pool *p)
         errno = saved;
         return NULL;
     }
-    conc__slab *slab = p->holes ? p->holes : p->slabs;
-    int i = p->holes ? conc__hole_fill(p, slab) : conc__slab_carve(slab);
+    conc__slab *slab = p->holes;
+    int i;
+    if (slab) {
+        i = conc__hole_fill(p, slab);
+    } else {
+        slab = p->slabs;
+        i = conc__slab_carve(slab);
+    }
     errno = saved;
     s = conc__stack_at(slab, i);
     *s = (conc__stack){
@@ -3718,11 +3744,11 @@ CONC__COLD conc__stack *conc__stack_carve(conc__pool *p)
     return s;
 }
 
-/* Where the frames begin, from above, and what lives on a stack itself begins from below: a
- * task, or a generator. With the same place for all, what Valgrind knows of a stack holds for
- * its next user. */
+/* Frames lie below this address, and the user of the stack, a task or a generator, from it upwards.
+ * It is the same for all users, so what Valgrind knows of a stack holds for its next user. */
 static inline char *conc__stack_top(conc__stack *s) { return (char *)s - CONC__CORE; }
 
+/* Returns a stack that is not in use; NULL: out of memory. */
 static inline conc__stack *conc__stack_take(conc__pool *p)
 {
     conc__stack *s = p->free;
@@ -3738,23 +3764,24 @@ static inline conc__stack *conc__stack_take(conc__pool *p)
     return s;
 }
 
-/* Also from a handler: it allocates nothing. t: who ran there, NULL if that is not known. */
+/* Reports that a task has used up its stack; t is NULL if the task is not known. Allocates nothing,
+ * as it may run in a signal handler. */
 CONC__COLD void conc__tell_overflow(const conc_task *t, const conc__stack *s)
 {
     char name[CONC__DESCRIPTION] = "a task", text[sizeof name + 256];
+    const char *which = s->has_generator ? "its generator's stack" : "its stack";
     size_t size = s->pool->size;
     if (t)
         conc__describe(name, sizeof name, conc__source_of(t));
-    conc__say(
-        text,
-        snprintf(
-            text, sizeof text,
-            "conc: stack overflow: %s used all %zu bytes of %s: raise conc_options.stack_size, "
-            "conc_group.stack_size, or CONC_STACK=%zu in the environment\n",
-            name, size, s->has_generator ? "its generator's stack" : "its stack", size * 2),
-        sizeof text);
+    int n = snprintf(
+        text, sizeof text,
+        "conc: stack overflow: %s used all %zu bytes of %s: raise conc_options.stack_size, "
+        "conc_group.stack_size, or CONC_STACK=%zu in the environment\n",
+        name, size, which, size * 2);
+    conc__say(text, n, sizeof text);
 }
 
+/* The counterpart of conc__stack_take. */
 static inline void conc__stack_give(conc_loop *l, conc__stack *s)
 {
     conc__pool *p = s->pool;
@@ -3763,13 +3790,14 @@ static inline void conc__stack_give(conc_loop *l, conc__stack *s)
     p->free = s;
 }
 
-/* Stacks of a slab whose pages are not given back. */
+/* How many stacks of a slab still have their pages? */
 CONC__PRIVATE int conc__slab_resident(const conc__slab *slab)
 {
     return slab->carved - __builtin_popcountll(slab->dropped);
 }
 
-/* Gives back the pages of a stack that is in no list, and the slab once all of its are. */
+/* Drops a stack that is in no list: gives its pages back to the system. Unmaps the slab if it was
+ * the last one. */
 CONC__PRIVATE void conc__stack_drop(conc__stack *s)
 {
     conc__slab *slab = s->slab;
@@ -3792,21 +3820,21 @@ CONC__PRIVATE void conc__stack_drop(conc__stack *s)
 }
 
 enum {
-    CONC__KEPT = 16,  /* free stacks that stay, however long they are not used */
-    CONC__DROPS = 256 /* stacks that one trim gives back at most */
+    CONC__KEPT = 16,  /* free stacks that are never dropped */
+    CONC__DROPS = 256 /* most stacks that one trim drops */
 };
 
-/* Gives back what a burst needed: stacks are reused newest first, so those that lie below the
- * ones that were used since the last trim were for the burst. */
+/* Drops stacks that a burst of tasks has left. Stacks are reused newest first: those that lie
+ * deeper in `free` than any that was used since the last trim are not needed any more. */
 CONC__PRIVATE void conc__pool_trim(conc__pool *p)
 {
     conc__stack **at = &p->free;
-    bool below = false; /* the first in the list that is old */
+    bool is_old = false; /* `at` has reached p->old */
     bool goes_on = p->cold != NULL;
     size_t kept = 0;
     for (; *at && !goes_on; at = &(*at)->next, kept++) {
-        below |= *at == p->old;
-        if (below && kept >= CONC__KEPT) {
+        is_old |= *at == p->old;
+        if (is_old && kept >= CONC__KEPT) {
             p->cold = *at;
             *at = NULL;
             break;
@@ -3822,14 +3850,14 @@ CONC__PRIVATE void conc__pool_trim(conc__pool *p)
     p->trimmed = !goes_on && kept <= CONC__KEPT;
 }
 
-/* Is there something to trim? Not in what was not touched since the last time. */
+/* Is there something to trim? Not if no stack was used since a trim that found nothing. */
 CONC__PRIVATE bool conc__pool_grew(const conc__pool *p)
 {
     bool unchanged = p->trimmed && p->free == p->old;
     return p->cold || (p->resident > CONC__KEPT && p->free && !unchanged);
 }
 
-/* Returns whether to trim again soon. */
+/* True: there is more to drop, soon. */
 CONC__PRIVATE bool conc__stacks_trim(conc_loop *l)
 {
     bool soon = false;
@@ -3865,16 +3893,16 @@ CONC__PRIVATE void conc__stacks_close(conc_loop *l)
 
 /* ---- >>timers ------------------------------------------------------------------------------- */
 
-/* A hierarchical timing wheel (Varghese and Lauck, "Hashed and Hierarchical Timing Wheels",
- * 1987) over all 64 bits of a nanosecond clock, six bits a level. A timer lies at the level of
- * the highest digit in which its time and the elapsed time differ, in the slot of that digit: so
- * levels expire from the lowest up, a timer moves down at most ten times, and timers of one time
- * are always in one slot, in the order of arming. */
+/* A hierarchical timing wheel (Varghese and Lauck, "Hashed and Hierarchical Timing Wheels", 1987)
+ * over all 64 bits of a nanosecond clock, with a digit of six bits for each level. The level of a
+ * timer is the highest digit in which its time and the elapsed time differ, and its slot is the
+ * value of that digit. So the lowest occupied level expires first, a timer moves down at most ten
+ * times, and timers with the same time are always in the same slot, in the order of arming. */
 
 CONC__PRIVATE bool conc__armed(const conc__timer *t) { return t->next != NULL; }
 
-/* A timer keeps this place while the elapsed time moves: it is moved down when its digit is
- * reached. */
+/* The level and slot of a timer stay the same while the elapsed time moves, until it reaches the
+ * slot: then the timer moves down, or fires. */
 static inline int conc__wheel_level(const conc__wheel *w, const conc__timer *t)
 {
     return (63 - __builtin_clzll(((uint64_t)t->at ^ w->elapsed) | 1)) / 6;
@@ -3936,24 +3964,26 @@ static inline void conc__disarm(conc_loop *l, conc__timer *t)
     l->wheel.disarmed++;
 }
 
-/* The first occupied slot: the time at which it begins, its level and number. False: no timer is
- * armed. */
-CONC__PRIVATE bool conc__wheel_first(const conc__wheel *w, uint64_t *start, int *level, int *slot)
+/* Finds the first occupied slot: the time at which it begins, its level and number. False: no timer
+ * is armed. */
+CONC__FAST bool conc__wheel_first(const conc__wheel *w, uint64_t *start, int *level, int *slot)
 {
-    for (int i = 0; i < CONC__LEVELS; i++)
-        /* those of this level lie ahead of the elapsed digit, so the lowest bit is the first */
-        if (w->occupied[i]) {
-            int shift = i * 6;
-            *level = i;
-            *slot = __builtin_ctzll(w->occupied[i]);
-            uint64_t above = shift + 6 < 64 ? w->elapsed >> (shift + 6) << (shift + 6) : 0;
-            *start = above | (uint64_t)*slot << shift;
-            return true;
-        }
-    return false;
+    int i = 0;
+    while (i < CONC__LEVELS && !w->occupied[i])
+        i++;
+    if (i == CONC__LEVELS)
+        return false;
+    *level = i;
+    /* all slots in use come after the elapsed time's own digit, so the lowest bit is the first */
+    *slot = __builtin_ctzll(w->occupied[i]);
+    int shift = i * 6;
+    *start = (uint64_t)*slot << shift;
+    if (shift + 6 < 64) /* the higher digits are those of the elapsed time */
+        *start |= w->elapsed >> (shift + 6) << (shift + 6);
+    return true;
 }
 
-/* Moves the timers of a slot that begins now to the levels below. */
+/* Moves the timers of a slot to the levels below, when the slot begins. */
 CONC__PRIVATE void conc__wheel_cascade(conc__wheel *w, uint64_t start, int level, int slot)
 {
     conc__timer *t = w->slots[level][slot], *last = t->prev;
@@ -3969,8 +3999,8 @@ CONC__PRIVATE void conc__wheel_cascade(conc__wheel *w, uint64_t start, int level
     }
 }
 
-/* Fires every timer that is due, in the order of time and arming, and moves the elapsed time to
- * now. */
+/* Fires every timer that is due, in the order of their times and of arming, and sets the elapsed
+ * time to now. */
 CONC__PRIVATE void conc__wheel_advance(conc_loop *l, int64_t now)
 {
     conc__wheel *w = &l->wheel;
@@ -3990,18 +4020,19 @@ CONC__PRIVATE void conc__wheel_advance(conc_loop *l, int64_t now)
         w->elapsed = (uint64_t)now;
 }
 
-/* A time not after the first timer's, and before it only when many timers share a slot;
- * CONC__NEVER without one. */
+/* The time of the first timer, or an earlier one if many timers share its slot; CONC__NEVER: no
+ * timer is armed. */
 CONC__PRIVATE int64_t conc__wheel_next(const conc__wheel *w)
 {
     uint64_t start;
     int level, slot;
     if (!conc__wheel_first(w, &start, &level, &slot))
         return CONC__NEVER;
-    const conc__timer *first = w->slots[level][slot], *t = first;
-    int64_t least = t->at;
-    for (int looked = 0; (t = t->next) != first; looked++) {
-        if (looked == 16)
+    const conc__timer *first = w->slots[level][slot];
+    int64_t least = first->at;
+    int seen = 0;
+    for (const conc__timer *t = first->next; t != first; t = t->next, seen++) {
+        if (seen == 16)
             return (int64_t)start;
         if (t->at < least)
             least = t->at;
@@ -4021,7 +4052,8 @@ static inline void conc__make_ready(conc_loop *l, conc_task *t)
     l->last_ready = t;
 }
 
-/* The running task stops here until it is resumed; somebody has it in a list, or it is ready. */
+/* Parks the running task until it is resumed. It must be in the list of what will wake it, or be
+ * ready. */
 CONC__SWITCHES void conc__leave(conc_loop *l)
 {
     conc_task *self = l->self, *next = l->ready;
@@ -4038,15 +4070,15 @@ CONC__SWITCHES void conc__leave(conc_loop *l)
     *l->errno_at = self->error_number;
 }
 
-/* The next switch goes to the scheduler. */
+/* Makes the next switch go to the scheduler. */
 CONC__PRIVATE void conc__end_batch(conc_loop *l)
 {
-    l->switches -= (uint64_t)l->turns; /* they are counted as if they had been used */
+    l->switches -= (uint64_t)l->turns; /* the pass will count the unused ones too */
     l->turns = 0;
 }
 
-/* The running task has read the clock: a long step ends the batch, and the budget of checkpoints
- * that need not wait. */
+/* Called when the running task has read the clock. A long step ends the batch, and the budget of
+ * checkpoints that need not wait. */
 static inline void conc__time_passed(conc_loop *l, int64_t now)
 {
     if (CONC__UNLIKELY(now - l->looked > CONC__LATE)) {
@@ -4055,10 +4087,10 @@ static inline void conc__time_passed(conc_loop *l, int64_t now)
     }
 }
 
-/* Behind every task that is ready. */
+/* Lets every ready task run before the running task continues. */
 CONC__PRIVATE void conc__pass(conc_loop *l)
 {
-    if (!l->ready) /* the others may wait for the clock */
+    if (!l->ready) /* other tasks may be waiting for the clock */
         conc__end_batch(l);
     conc__make_ready(l, l->self);
     conc__leave(l);
@@ -4066,9 +4098,9 @@ CONC__PRIVATE void conc__pass(conc_loop *l)
 
 CONC__COLD void conc__tell_stubborn(conc_loop *l);
 
-/* A cancelled task wants to wait. It gets its -ECANCELED after the others had their turn; one
- * that has ignored many only when nothing else is ready, or now and then, and does not hold the
- * virtual clock. */
+/* Refuses a checkpoint of a cancelled task: returns -ECANCELED, after the other ready tasks have
+ * run. A task that has ignored many of these is a spinner: it continues only when nothing else is
+ * ready, or from time to time, and does not hold the virtual clock. */
 CONC__COLD int conc__refuse(conc_loop *l)
 {
     conc_task *self = l->self;
@@ -4077,7 +4109,10 @@ CONC__COLD int conc__refuse(conc_loop *l)
         conc__pass(l);
     } else {
         self->next = NULL;
-        *(l->spinners ? &l->last_spinner->next : &l->spinners) = self;
+        if (l->spinners)
+            l->last_spinner->next = self;
+        else
+            l->spinners = self;
         l->last_spinner = self;
         l->next_round += 4;
         if (self->cancels_in_a_row < CONC__STUBBORN && ++self->cancels_in_a_row == CONC__STUBBORN)
@@ -4087,7 +4122,7 @@ CONC__COLD int conc__refuse(conc_loop *l)
     return -ECANCELED;
 }
 
-/* The loop of the task that calls; NULL: no run on this thread, or inside a posted function. */
+/* The loop of the calling task; NULL: the caller is no task. */
 static inline conc_loop *conc__of_task(void)
 {
     conc_loop *l = conc__here;
@@ -4100,22 +4135,27 @@ CONC__COLD conc_loop *conc__not_in_task(const char *call)
     return NULL;
 }
 
-/* The same for a call that fails outside of tasks, which debug mode tells of. */
+/* The same for a call that only tasks may make; if the caller is none, debug mode reports it. */
 #define conc__in_task() conc__in_task_of(__func__)
 static inline conc_loop *conc__in_task_of(const char *call)
 {
     conc_loop *l = conc__here;
-    return CONC__UNLIKELY(!l || !l->self) ? conc__not_in_task(call) : l;
+    if (CONC__UNLIKELY(!l || !l->self))
+        return conc__not_in_task(call);
+    return l;
 }
 
-/* At the start of a checkpoint, after its arguments were looked at: 0, or -ECANCELED when a
- * cancel is pending. */
+/* Called at the start of a checkpoint, once its arguments are known to be valid: 0, or -ECANCELED
+ * if a cancel is pending. */
 static inline int conc__checkpoint(conc_loop *l)
 {
-    return CONC__UNLIKELY(l->self->pending) ? conc__refuse(l) : 0;
+    if (CONC__UNLIKELY(l->self->pending))
+        return conc__refuse(l);
+    return 0;
 }
 
-/* A checkpoint that need not wait: after many of them in a row the others get their turn. */
+/* Called at the end of a checkpoint that need not wait. After many of these in a row the task lets
+ * other tasks run. */
 static inline void conc__quick(conc_loop *l)
 {
     if (CONC__UNLIKELY(--l->quick <= 0)) {
@@ -4133,18 +4173,19 @@ CONC__COLD int conc__yield_slowly(void)
     if (rc)
         return rc;
     conc__pass(l);
-    return l->self->pending ? -ECANCELED : 0;
+    if (l->self->pending)
+        return -ECANCELED;
+    return 0;
 }
 
-/* Compiled in line where it is called in this file: a task that returns from a call which
- * another task left does so against the processor's return predictor. */
+/* Inlined where this file calls it: each task would return from another task's call, which the
+ * processor's return predictor would miss. */
 CONC__SWITCHES int conc__yield(void)
 {
     conc_loop *l = conc__here;
-    conc_task *self, *next;
-    if (CONC__UNLIKELY(!l || !(self = l->self) || self->pending || !(next = l->ready) ||
-                       l->turns <= 0))
+    if (CONC__UNLIKELY(!l || !l->self || l->self->pending || !l->ready || l->turns <= 0))
         return conc__yield_slowly();
+    conc_task *self = l->self, *next = l->ready;
     l->turns--;
     self->next = NULL;
     l->last_ready->next = self;
@@ -4154,14 +4195,16 @@ CONC__SWITCHES int conc__yield(void)
     self->error_number = *l->errno_at;
     conc__switch(l, self->stack, self->context, next->stack, next->context);
     *l->errno_at = self->error_number;
-    return CONC__UNLIKELY(self->pending) ? -ECANCELED : 0;
+    if (CONC__UNLIKELY(self->pending))
+        return -ECANCELED;
+    return 0;
 }
 
 CONC_API int conc_yield(void) { return conc__yield(); }
 #define conc_yield() conc__yield()
 
-/* Runs fn between two tasks, on the thread's own stack, while the caller stands still; in the
- * scheduler, at once. */
+/* Runs fn on the thread's own stack while the calling task waits for it; no other task runs
+ * meanwhile. The scheduler is on that stack already. */
 CONC__PRIVATE void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *arg), void *arg)
 {
     conc_task *self = l->self;
@@ -4172,7 +4215,7 @@ CONC__PRIVATE void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *ar
     l->call = fn;
     l->call_arg = arg;
     self->error_number = *l->errno_at;
-    /* l->self stays: it is resumed at once */
+    /* l->self stays: conc__resume continues this task right after fn */
     l->switch_stacks(l, self->stack, self->context, &l->thread_stack, l->context);
     *l->errno_at = self->error_number;
 }
@@ -4191,11 +4234,14 @@ CONC__PRIVATE void conc__tell_misuse(conc_loop *l, void *arg)
     (void)l;
     if (m->task)
         conc__describe(who, sizeof who, conc__source_of(m->task));
-    fprintf(stderr, "conc: %s: %s: %s%s%s\n", who, m->call, m->why, m->place ? ": " : "",
-            m->place ? m->place : "");
+    if (m->place)
+        fprintf(stderr, "conc: %s: %s: %s: %s\n", who, m->call, m->why, m->place);
+    else
+        fprintf(stderr, "conc: %s: %s: %s\n", who, m->call, m->why);
 }
 
-/* Without debug mode, too: such a task runs for ever, as fast as it can. */
+/* Reports a task that ignores its cancel, even without debug mode: it runs for ever, as fast as it
+ * can. */
 CONC__COLD void conc__tell_stubborn(conc_loop *l)
 {
     conc__misuse m = {l->self, "it was cancelled",
@@ -4203,8 +4249,7 @@ CONC__COLD void conc__tell_stubborn(conc_loop *l)
     conc__on_loop(l, conc__tell_misuse, &m);
 }
 
-/* The name that the user knows a call by: conc__x, behind a macro, and conc__x_slowly are
- * conc_x. */
+/* The public name of a call: conc_x for conc__x, which a macro calls, and for conc__x_slowly. */
 CONC__PRIVATE void conc__public_name(char name[CONC__NAME], const char *call)
 {
     if (strncmp(call, "conc__", 6)) {
@@ -4217,9 +4262,9 @@ CONC__PRIVATE void conc__public_name(char name[CONC__NAME], const char *call)
         *slowly = 0;
 }
 
-/* A call was wrong, and had no effect: rc, with words that name the call. In debug mode that is
- * said, with the object's place (NULL: it has none); on a thread without a run, where a run of
- * another thread is in debug mode. */
+/* Refuses a call that is a mistake: returns rc, with a text that names the call. In debug mode also
+ * reports it, with the location in `place` unless that is NULL. On a thread without a run, it does
+ * so if any run of the process is in debug mode. */
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place)
 {
     conc_loop *l = conc__here;
@@ -4230,13 +4275,17 @@ CONC__COLD int conc__misused(int rc, const char *call, const char *why, const ch
         conc__misuse m = {l->self, name, why, place};
         conc__on_loop(l, conc__tell_misuse, &m);
     } else if (!l && atomic_load_explicit(&conc__debug_runs, memory_order_relaxed)) {
-        fprintf(stderr, "conc: a thread without a run: %s: %s%s\n", name, why,
-                rc == -EPERM ? "; conc_loop_run runs it in a task of a loop" : "");
+        const char *hint = rc == -EPERM ? "; conc_loop_run runs it in a task of a loop" : "";
+        fprintf(stderr, "conc: a thread without a run: %s: %s%s\n", name, why, hint);
     }
     errno = saved;
-    return rc < 0 ? conc_fail(rc, "%s: %s", name, why) : rc;
+    if (rc >= 0)
+        return rc;
+    return conc_fail(rc, "%s: %s", name, why);
 }
 
+/* Runs a task until it parks or ends, or until the batch that it has begun is over, and serves its
+ * calls of conc__on_loop. */
 CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
 {
     l->self = t;
@@ -4253,7 +4302,7 @@ CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
     } while (true);
 }
 
-/* The next task to run: the one that has been ready longest, or under a seed one of the longest. */
+/* Takes the next task to run: the one that has been ready longest, or under a seed one of those. */
 CONC__PRIVATE conc_task *conc__pick(conc_loop *l)
 {
     conc_task **at = &l->ready;
@@ -4278,7 +4327,7 @@ CONC__PRIVATE void conc__advance(conc_loop *l, int64_t now)
     conc__wheel_advance(l, now);
 }
 
-/* Does a task wait for something from outside that needs no hold? */
+/* Does a task wait for something outside of the loop that needs no hold? */
 CONC__PRIVATE bool conc__expects(const conc_loop *l)
 {
     return l->watched || l->signal_waits || l->awaited;
@@ -4298,8 +4347,8 @@ CONC__PRIVATE bool conc__wake_is_ours(const conc_loop *l)
     return ours;
 }
 
-/* The system refuses to wait for descriptors, as when the program has closed those of the loop:
- * every task is cancelled, and the run ends with this error. */
+/* Handles a failed wait for descriptors, for example after the program has closed those of the
+ * loop: cancels every task, and the run ends with this error. */
 CONC__COLD void conc__poller_failed(conc_loop *l, int rc)
 {
     bool closed = rc == -EBADF || rc == -EINVAL;
@@ -4318,35 +4367,36 @@ CONC__COLD void conc__poller_failed(conc_loop *l, int rc)
     conc__doom(l, rc);
 }
 
-/* Waits for events at most so long, 0: only looks. */
+/* Waits for events and handles them: at most ns; 0: only polls. */
 CONC__PRIVATE void conc__poll_wait_for(conc_loop *l, int64_t ns)
 {
     enum { NAP = 1000000 };
     l->polls++;
-    int rc = l->blind ? 0 : l->backend->wait(l, ns);
+    int rc = 0;
+    if (!l->blind)
+        rc = l->backend->wait(l, ns);
     if (rc)
         conc__poller_failed(l, rc);
     else if (l->blind && ns > 0)
-        conc__doze(ns < NAP ? ns : NAP); /* posts are still seen */
+        conc__doze(conc__sooner(ns, NAP)); /* the loop still checks for posts */
 }
 
-/* Looks for events, without waiting. */
+/* Polls for events, without waiting. */
 CONC__PRIVATE void conc__poll_now(conc_loop *l)
 {
     l->polled = l->now;
     conc__poll_wait_for(l, 0);
 }
 
-/* Are there jobs for which the virtual clock stands still? What one led to is posted before it
- * counts no more. */
+/* Are there jobs for which the virtual clock stands still? A job posts its result before it stops
+ * counting. */
 static inline bool conc__at_work(conc_loop *l)
 {
     return atomic_load_explicit(&l->at_work, memory_order_acquire) > 0;
 }
 
-/* Whoever is at work for a task here may be done before this thread could fall asleep and be
- * woken, which takes 50 us: so it is looked for a little first, unless that was in vain the last
- * times. */
+/* Spins briefly before the loop sleeps: being woken costs 50 us, and the other thread may finish
+ * sooner. True: something came. */
 CONC__PRIVATE bool conc__linger(conc_loop *l, int64_t ns, bool for_work)
 {
     int64_t start = conc__clock(), most = ns < CONC__PATIENCE ? ns : CONC__PATIENCE;
@@ -4365,20 +4415,33 @@ CONC__PRIVATE bool conc__linger(conc_loop *l, int64_t ns, bool for_work)
     for (conc__idle_hook *o = l->idle_hooks; o; o = o->next)
         o->enable(o, false);
     for (conc__idle_hook *o = l->idle_hooks; o; o = o->next)
-        found |= o->poll(o); /* what came meanwhile told nobody */
-    l->misses = found ? 0 : l->misses;
+        found |= o->poll(o); /* nothing has notified the loop of what came meanwhile */
+    if (found)
+        l->misses = 0;
     return found;
 }
 
+/* May the loop sleep for ns? Not if something has come already, nor if nothing could wake it. The
+ * caller has the mutex. */
+CONC__PRIVATE bool conc__may_sleep(conc_loop *l, int64_t ns, bool for_work)
+{
+    if (l->posted || ns == 0)
+        return false;
+    if (for_work && !conc__at_work(l))
+        return false;
+    return ns != CONC__NEVER || l->holds || conc__expects(l) || l->awaits_interrupt;
+}
+
+/* Waits for events and posts, at most ns, and handles the events. for_work: also until the last job
+ * for which the virtual clock stands still is done. */
 CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
 {
-    if (l->awaited && ns > 0 && !l->woke && conc__looks(&l->misses) &&
-        conc__linger(l, ns, for_work))
+    bool spins = l->awaited && ns > 0 && !l->woke && conc__looks(&l->misses);
+    if (spins && conc__linger(l, ns, for_work))
         return;
     pthread_mutex_lock(&l->mutex);
-    bool sleeps = l->asleep = !l->posted && ns != 0 && (!for_work || conc__at_work(l)) &&
-                              (ns != CONC__NEVER || l->holds || conc__expects(l) ||
-                               l->awaits_interrupt); /* else nothing could wake it */
+    bool sleeps = conc__may_sleep(l, ns, for_work);
+    l->asleep = sleeps;
     pthread_mutex_unlock(&l->mutex);
     if (CONC__UNLIKELY(l->trace && sleeps))
         conc__trace_catch_up(l);
@@ -4401,7 +4464,7 @@ CONC__PRIVATE bool conc__held(conc_loop *l)
     return held;
 }
 
-/* Gives back stacks that a burst needed; the time until it wants to be called again. */
+/* Drops stacks that a burst has left. Returns the time until the next call is due. */
 CONC__PRIVATE int64_t conc__trim(conc_loop *l)
 {
     enum { EVERY = 200000000, SOON = 10000000 };
@@ -4431,10 +4494,10 @@ CONC__PRIVATE bool conc__is_only_thread(void)
 
 enum { CONC__VERIFY_EVERY = 250000000 };
 
-/* close(2) takes a descriptor that conc has not opened away from the tasks that wait for it, and
- * the poller does not report that. So they are looked at now and then, some at a time: all of
- * them once when the loop has become quiet, and again and again where another thread or the host
- * of an embedded loop may close them. Is one of them due? */
+/* If close(2) closes a descriptor that conc has not opened, the poller does not report that to the
+ * tasks that wait for it. So these descriptors are checked, a few at a time: once when the loop
+ * becomes quiet, and repeatedly if another thread, or the host of an embedded loop, may close them.
+ * True: some must be checked now. */
 CONC__PRIVATE bool conc__verifies(conc_loop *l)
 {
     if (!l->verify_count)
@@ -4461,7 +4524,7 @@ CONC__PRIVATE void conc__verify_some(conc_loop *l)
     }
 }
 
-/* Looks at some of them if it is time. Returns the time until it wants to be called again. */
+/* Checks some descriptors if it is time. Returns the time until the next call is due. */
 CONC__PRIVATE int64_t conc__verify(conc_loop *l)
 {
     if (!conc__verifies(l))
@@ -4474,7 +4537,7 @@ CONC__PRIVATE int64_t conc__verify(conc_loop *l)
     return CONC__VERIFY_EVERY;
 }
 
-/* Virtual clock: looks at as many as it would until then. */
+/* Virtual clock: checks as many descriptors as conc__verify would until then. */
 CONC__PRIVATE void conc__verify_until(conc_loop *l, int64_t then)
 {
     if (then - l->verified_until < CONC__VERIFY_EVERY)
@@ -4488,8 +4551,7 @@ CONC__PRIVATE void conc__verify_until(conc_loop *l, int64_t then)
     l->verified_until = l->now;
 }
 
-/* Tasks are always ready, or posted functions: descriptors are looked at all the same, now and
- * then. */
+/* Polls the descriptors from time to time while there are always ready tasks or posts. */
 CONC__PRIVATE void conc__glance(conc_loop *l)
 {
     enum { EVERY = 50000, PASSES = 16 };
@@ -4500,29 +4562,32 @@ CONC__PRIVATE void conc__glance(conc_loop *l)
     }
 }
 
-/* Have functions been posted? After so many passes in a row that ran nothing else this says no, so
- * that the rest has its turn. */
+/* Have functions been posted? Returns false once after CONC__FLOOD passes in a row that ran nothing
+ * else, so that timers and descriptors are served too. */
 CONC__PRIVATE bool conc__has_posts(conc_loop *l)
 {
     bool posted = atomic_load_explicit(&l->posted, memory_order_relaxed) != NULL;
-    l->flooded = posted ? l->flooded + 1 : 0;
-    if (l->flooded < CONC__FLOOD)
-        return posted;
+    if (!posted) {
+        l->flooded = 0;
+        return false;
+    }
+    if (++l->flooded < CONC__FLOOD)
+        return true;
     l->flooded = 0;
     return false;
 }
 
-/* A child program takes real time, which a task that waits for it would not see pass. So while one
- * runs and a task waits for its end or a pipe of it, the virtual clock jumps over d seconds only
- * after d real ones. These are counted anew when the clock has moved, a timer was armed or a
- * program was started: a limit on one program says nothing of the next. Returns how long the clock
- * still stands. */
+/* A child program takes real time, which does not pass on the virtual clock. So while a task waits
+ * for the end or a pipe of a running one, the virtual clock jumps over d seconds only after d real
+ * seconds. That count restarts when the clock has moved, a timer was armed or a program was
+ * started, as a limit on one program does not apply to the next. Returns how long the clock must
+ * still stand. */
 CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
 {
     unsigned starts = 0;
     bool pipe = conc__extended.pipe_awaited && conc__extended.pipe_awaited(l, &starts);
     if (!pipe && !l->outside_awaited) {
-        if (starts) /* a program may have ended since the last poll: what it left comes first */
+        if (starts) /* a program may have ended since the last poll: its output comes first */
             conc__poll_now(l);
         return 0;
     }
@@ -4532,21 +4597,39 @@ CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
     if (!s->began || !same)
         *s = (conc__standstill){clock, 0, l->now, l->wheel.armed, starts};
     int64_t left = next - l->now - (clock - s->began);
-    return left > 0 ? left : 0;
+    if (left < 0)
+        return 0;
+    return left;
 }
 
 enum { CONC__MOMENT = 1000000, CONC__APART_EVERY = 20000000 };
 
-/* The virtual clock moves to the next deadline. A task that tries something again and again, which
- * only another process or thread can make possible, gets nowhere in no time: they have a moment of
- * real time before it tries again. */
+/* Waits while the virtual clock must stand still before it may jump to next. True: it had to. */
+CONC__PRIVATE bool conc__stood_still(conc_loop *l, int64_t next)
+{
+    int64_t left = conc__stand_still(l, next);
+    if (!left)
+        return false;
+    int64_t verify = conc__verify(l);
+    if (l->embedded) {
+        l->standstill.until = conc__clock() + left;
+        conc__poll_now(l); /* else a stale wake-up would wake the host at once */
+    } else {
+        conc__poll_events(l, conc__sooner(left, verify), false);
+    }
+    return true;
+}
+
+/* Moves the virtual clock to the next deadline. A task that retries something which only another
+ * process or thread can make possible would get nowhere in no time: those have a moment of real
+ * time before it tries again. */
 CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
 {
     int64_t before = l->now;
     bool flooded = atomic_load_explicit(&l->posted, memory_order_relaxed) != NULL;
     conc__verify_until(l, next);
     if (l->retried && l->embedded)
-        return; /* until the next step, before which the host waits so long */
+        return; /* the host waits that long before the next step */
     if (l->retried && !l->ready) {
         l->retried = false;
         conc__poll_events(l, CONC__MOMENT, false);
@@ -4554,25 +4637,19 @@ CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
     bool posted = !flooded && atomic_load_explicit(&l->posted, memory_order_relaxed);
     if (l->ready || posted)
         return;
-    int64_t stands = conc__stand_still(l, next), verify = stands ? conc__verify(l) : 0;
-    if (stands && l->embedded) {
-        l->standstill.until = conc__clock() + stands;
-        conc__poll_now(l); /* else a wake-up that is still there wakes the host at once */
-    } else if (stands)
-        conc__poll_events(l, stands < verify ? stands : verify, false);
-    if (stands || l->ready)
+    if (conc__stood_still(l, next) || l->ready)
         return; /* what came meanwhile comes first */
     conc__advance(l, next > before ? next : before);
     conc__was_idle(l, before, l->now);
 }
 
-/* Sleeps until the next deadline, an event or a post, at most so long. If none of these can come,
- * every task waits for ever. */
+/* Sleeps until the next deadline, an event or a post, at most for the limit. If none of these can
+ * come, that is a deadlock. */
 CONC__PRIVATE void conc__rest(conc_loop *l, int64_t next, int64_t limit)
 {
-    if (l->spinners || l->embedded || l->ready)
+    if (l->spinners || l->embedded || l->ready) {
         limit = 0;
-    else if (next == CONC__NEVER && !conc__expects(l) && !conc__held(l)) {
+    } else if (next == CONC__NEVER && !conc__expects(l) && !conc__held(l)) {
         l->awaits_interrupt = conc__awaits_interrupt(l, &limit);
         if (!l->awaits_interrupt) {
             conc__deadlock(l);
@@ -4591,30 +4668,32 @@ CONC__PRIVATE void conc__rest(conc_loop *l, int64_t next, int64_t limit)
     l->awaits_interrupt = false;
 }
 
-/* Virtual clock: how long until the shield ends in which a job has begun this run; it ends on the
- * real clock. */
+/* Virtual clock: the real time until the shield ends in which a job has begun this run. */
 CONC__COLD int64_t conc__until_job_limit(conc_loop *l)
 {
     int64_t now = conc__clock();
     if (l->job_limit <= now)
         l->job_limit = conc__extended.job_late(l);
-    return l->job_limit == CONC__NEVER ? CONC__NEVER : l->job_limit - now;
+    if (l->job_limit == CONC__NEVER)
+        return CONC__NEVER;
+    return l->job_limit - now;
 }
 
-/* Nothing can run: something has to come from the clock or from outside. */
+/* Called when no task is ready: waits for something from the clock or from outside. */
 CONC__PRIVATE void conc__idle(conc_loop *l)
 {
     int64_t next = conc__wheel_next(&l->wheel);
-    bool at_work = conc__at_work(l), jumps = l->virtual_clock && next != CONC__NEVER;
-    int64_t late = CONC__NEVER;
+    bool at_work = conc__at_work(l);
+    bool jumps = l->virtual_clock && next != CONC__NEVER;
+    int64_t job_limit = CONC__NEVER;
     if (CONC__UNLIKELY(l->job_limit != CONC__NEVER))
-        late = conc__until_job_limit(l);
+        job_limit = conc__until_job_limit(l);
     if (conc__has_posts(l)) {
         conc__glance(l);
         return;
     }
     if (conc__expects(l) && (l->settlers.first || jumps)) {
-        conc__poll_now(l); /* what is ready comes before time moves */
+        conc__poll_now(l); /* descriptors that are ready come before time moves */
         conc__take_signals(l);
         if (l->ready)
             return;
@@ -4628,40 +4707,43 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
         conc__jump_clock(l, next);
         return;
     }
-    int64_t verify = conc__verify(l);
-    limit = verify < limit ? verify : limit;
-    limit = late < limit ? late : limit;
+    limit = conc__sooner(limit, conc__verify(l));
+    limit = conc__sooner(limit, job_limit);
     if (at_work)
         conc__poll_events(l, l->embedded || l->ready ? 0 : limit, true);
     else
         conc__rest(l, next, limit);
 }
 
-/* Reads the clock and fires what is due; the virtual clock moves elsewhere. */
+/* Reads the clock and fires the timers that are due. The virtual clock moves elsewhere. */
 CONC__PRIVATE void conc__look(conc_loop *l)
 {
     if (!l->virtual_clock)
         conc__advance(l, conc__clock());
 }
 
-/* So many switches, and checkpoints that need not wait, that the next look around comes within
- * CONC__LATE, or after a single step that takes longer. */
+/* Adapts the batch and the budget, so that the next pass comes within CONC__LATE, or after a single
+ * step that takes longer. */
 CONC__PRIVATE void conc__adapt_batch(conc_loop *l)
 {
     int64_t took = l->now - l->looked;
     if (took > CONC__LATE) {
         l->batch = 1 + (int)(l->batch * (int64_t)(CONC__LATE / 2) / took);
         l->budget = 1 + (int)(l->budget * (int64_t)(CONC__LATE / 2) / took);
-        l->quick = l->quick < l->budget ? l->quick : l->budget;
+        if (l->quick > l->budget)
+            l->quick = l->budget;
     } else if (took < CONC__LATE / 4) {
         bool awaits = conc__wheel_count(&l->wheel) || conc__expects(l);
-        int most = awaits ? CONC__TURNS : CONC__TURNS * 4; /* then reading the clock costs less */
-        l->batch = l->batch < most / 2 ? l->batch * 2 : most;
-        l->budget = l->budget < CONC__QUICK / 2 ? l->budget * 2 : CONC__QUICK;
+        int most = CONC__TURNS;
+        if (!awaits) /* a pass has nothing to find: make passes rarer, as reading the clock costs */
+            most *= 4;
+        l->batch = conc__lesser(l->batch * 2, most);
+        l->budget = conc__lesser(l->budget * 2, CONC__QUICK);
     }
 }
 
-/* The scheduler's look around. */
+/* Serves everything but the ready tasks: posts, signals, the clock and descriptors. Sleeps if no
+ * task is ready. */
 CONC__PRIVATE void conc__tick(conc_loop *l)
 {
     l->passes++;
@@ -4679,7 +4761,10 @@ CONC__PRIVATE void conc__tick(conc_loop *l)
         conc__look(l);
     }
     if (l->spinners && (!l->ready || l->passes >= l->next_round)) {
-        *(l->ready ? &l->last_ready->next : &l->ready) = l->spinners;
+        if (l->ready)
+            l->last_ready->next = l->spinners;
+        else
+            l->ready = l->spinners;
         l->last_ready = l->last_spinner;
         l->spinners = NULL;
         l->next_round = l->passes + CONC__TURNS;
@@ -4687,11 +4772,14 @@ CONC__PRIVATE void conc__tick(conc_loop *l)
     l->looked = l->now;
 }
 
-/* One look around, and the tasks that are ready then; false: none is. */
+/* One pass of the scheduler, which then runs a batch of ready tasks. False: none is ready. */
 CONC__PRIVATE bool conc__pass_once(conc_loop *l)
 {
     conc__tick(l);
-    int turns = l->turns = l->seeded || l->stepwise ? 0 : l->batch;
+    int turns = l->batch;
+    if (l->seeded || l->stepwise) /* every switch goes through the scheduler */
+        turns = 0;
+    l->turns = turns;
     conc_task *t = conc__pick(l);
     if (!t)
         return false;
@@ -4712,15 +4800,15 @@ CONC__PRIVATE void conc__schedule(conc_loop *l)
 
 /* ---- >>waits -------------------------------------------------------------------------------- */
 
-/* Did the task with this serial number belong to the process that this one was forked from? Runs
- * count from 1, so 0, which no task has, did. */
+/* In a forked child: is this the serial number of a task of the parent process? 0, which no task
+ * has, counts as one, since the first run has number 1. */
 CONC__FAST bool conc__is_inherited(uint64_t serial)
 {
     return CONC__UNLIKELY(serial >> 40 <= conc__inherited_runs);
 }
 
-/* Is this the number of a run of another thread, which is not over? What is open in it is not to
- * be touched here. 0 is no run's. */
+/* Is this the number of a run in progress on another thread? Then this thread must not touch its
+ * objects. 0 is no run. */
 CONC__PRIVATE bool conc__run_is_elsewhere(const conc_loop *l, uint64_t run)
 {
     if (!run || (l && l->run == run))
@@ -4733,7 +4821,7 @@ CONC__PRIVATE bool conc__run_is_elsewhere(const conc_loop *l, uint64_t run)
     return other != NULL;
 }
 
-/* Is it the loop of a run of this process that is not over? It may be any pointer. */
+/* Does this pointer, which may be any, point to the loop of a run in progress? */
 CONC__PRIVATE bool conc__is_live(const conc_loop *l)
 {
     pthread_mutex_lock(&conc__live_runs.mutex);
@@ -4749,7 +4837,10 @@ CONC__PRIVATE void conc__append(conc__waits *list, conc__wait *w)
     w->list = list;
     w->next = NULL;
     w->prev = list->last;
-    *(list->last ? &list->last->next : &list->first) = w;
+    if (list->last)
+        list->last->next = w;
+    else
+        list->first = w;
     list->last = w;
 }
 
@@ -4757,21 +4848,28 @@ CONC__PRIVATE void conc__unlink(conc__wait *w)
 {
     if (!w->list)
         return;
-    *(w->prev ? &w->prev->next : &w->list->first) = w->next;
-    *(w->next ? &w->next->prev : &w->list->last) = w->prev;
+    if (w->prev)
+        w->prev->next = w->next;
+    else
+        w->list->first = w->next;
+    if (w->next)
+        w->next->prev = w->prev;
+    else
+        w->list->last = w->prev;
     w->list = NULL;
 }
 
-/* Does a holding in this part of a tree, whose objects all lie on one side of one end of the
- * range, lie within the range? inner: on which side of that end the range is, 1 above. bit: by
- * which the holding's next ones differ. */
+/* Does this subtree have an object inside a range of addresses? None of its objects lies beyond the
+ * other end of the range, so only this end matters. inner: 1 if the range lies above this end, 0 if
+ * below. bit: the bit of the address that selects the child of h. */
 CONC__PRIVATE bool conc__holds_inside(const conc__holding *h, uintptr_t bit, uintptr_t end,
                                       int inner)
 {
     for (; h; bit >>= 1) {
         uintptr_t object = (uintptr_t)h->object;
         int side = (end & bit) != 0;
-        if (inner ? object >= end : object <= end)
+        bool is_inside = inner ? object >= end : object <= end;
+        if (is_inside)
             return true;
         if (side != inner && h->below[inner]) /* all of these are inside */
             return true;
@@ -4780,7 +4878,7 @@ CONC__PRIVATE bool conc__holds_inside(const conc__holding *h, uintptr_t bit, uin
     return false;
 }
 
-/* Does a tree have a holding of an object in this range of addresses, both ends included? */
+/* Does a tree have an object in this range of addresses, both ends included? */
 CONC__PRIVATE bool conc__holds_between(const conc__holding *h, uintptr_t first, uintptr_t last)
 {
     uintptr_t bit = CONC__HIGHEST_BIT;
@@ -4796,8 +4894,8 @@ CONC__PRIVATE bool conc__holds_between(const conc__holding *h, uintptr_t first, 
     return false;
 }
 
-/* A holding of an object that lies on the stack where the task runs, below an address; NULL: there
- * is none. */
+/* Finds a record of an object that lies on the stack where the task runs, below an address. NULL:
+ * there is none. */
 CONC__PRIVATE const conc__holding *conc__find_below(const conc__holding *tree, const conc_task *t,
                                                     const void *below)
 {
@@ -4810,14 +4908,15 @@ CONC__PRIVATE const conc__holding *conc__find_below(const conc__holding *tree, c
     return h;
 }
 
-/* A job ends in another thread. One whose handle has been overwritten is taken to have ended. */
+/* Is the object no longer in use? A job ends in another thread; one whose handle was overwritten
+ * counts as ended. */
 CONC__PRIVATE bool conc__loan_is_over(const conc__holding *h)
 {
     return strcmp(h->place, CONC__A_JOB) == 0 && !conc__extended.job_in_use(h->object);
 }
 
-/* What conc still needs in memory that is lost: on the stack where the task runs, below an
- * address. */
+/* Aborts with a report if conc still uses an object in lost memory: on the stack where the task
+ * runs, below an address. */
 CONC__COLD void conc__find_lost_loans(conc_loop *l, const conc_task *t, const void *below,
                                       const char *how)
 {
@@ -4825,16 +4924,19 @@ CONC__COLD void conc__find_lost_loans(conc_loop *l, const conc_task *t, const vo
     const conc__holding *h = conc__find_below(l->receiving, t, below);
     if (h)
         conc__lost(l, t, h->place, how);
-    while ((h = conc__find_below(l->handles, t, below)) && conc__loan_is_over(h))
+    h = conc__find_below(l->handles, t, below);
+    while (h && conc__loan_is_over(h)) {
         conc__unnote(&l->handles, h->object);
+        h = conc__find_below(l->handles, t, below);
+    }
     if (h) {
         snprintf(handle, sizeof handle, CONC__HANDLE_OF "%s", h->place);
         conc__lost(l, t, handle, how);
     }
 }
 
-/* Lies the task's innermost scope below the frame of a call into conc, on the same stack? Then it
- * belongs to a function that has returned. */
+/* Does the task's innermost scope lie below the frame of a call into conc, on the same stack? Then
+ * it belongs to a function that has returned. */
 static inline bool conc__scope_is_lost(const conc_task *t, const void *frame)
 {
     uintptr_t low = (uintptr_t)t->stack->low;
@@ -4855,7 +4957,7 @@ static inline void conc__find_lost(conc_loop *l, const void *frame)
         conc__find_lost_now(l, frame);
 }
 
-/* The running task waits until somebody wakes w. */
+/* Parks the running task until w is woken; returns its result. */
 CONC__SWITCHES int conc__park(conc_loop *l, conc__wait *w)
 {
     l->self->wait = w;
@@ -4864,7 +4966,7 @@ CONC__SWITCHES int conc__park(conc_loop *l, conc__wait *w)
     return w->result;
 }
 
-/* The task waits no longer. */
+/* Makes a task ready whose wait is over. */
 CONC__FAST void conc__wait_over(conc_loop *l, conc_task *t)
 {
     if (CONC__UNLIKELY(l->stepwise && t->wait))
@@ -4873,6 +4975,7 @@ CONC__FAST void conc__wait_over(conc_loop *l, conc_task *t)
     conc__make_ready(l, t);
 }
 
+/* Ends a wait with this result: removes it from its list and makes its task ready. */
 CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result)
 {
     if (CONC__UNLIKELY(w->kind->won))
@@ -4882,6 +4985,7 @@ CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result)
     conc__wait_over(l, w->task);
 }
 
+/* For waits that a cancel ends without more ado. */
 CONC__PRIVATE bool conc__cancel_plainly(conc__wait *w)
 {
     (void)w;
@@ -4923,7 +5027,7 @@ static const conc__wait_kind conc__sleeping = {
 static const conc__wait_kind conc__settling = {.what = "waits until all others wait (conc_settle)",
                                                .cancel = conc__cancel_plainly};
 
-/* Until this time of the loop's clock; CONC__NEVER: for ever. */
+/* Sleeps until this time of the loop's clock; CONC__NEVER: for ever. */
 CONC__FAST int conc__sleep_to(conc_loop *l, int64_t at)
 {
     int rc = conc__checkpoint(l);
@@ -4943,9 +5047,10 @@ static inline int64_t conc__time(const conc_loop *l)
 CONC_API double conc_now(void)
 {
     conc_loop *l = conc__here;
-    int64_t now = l ? conc__time(l) : conc__clock();
-    if (l)
-        conc__time_passed(l, now);
+    if (!l)
+        return (double)conc__clock() / 1e9;
+    int64_t now = conc__time(l);
+    conc__time_passed(l, now);
     return (double)now / 1e9;
 }
 
@@ -4960,10 +5065,13 @@ CONC_API CONC__CALLED int conc_sleep(double s)
     conc__find_lost(l, __builtin_frame_address(0));
     if (!ns)
         return conc__yield_slowly();
-    return conc__sleep_to(l, s >= CONC_FOREVER ? CONC__NEVER : conc__later(conc__time(l), ns));
+    int64_t at = CONC__NEVER;
+    if (s < CONC_FOREVER)
+        at = conc__later(conc__time(l), ns);
+    return conc__sleep_to(l, at);
 }
 
-/* Sleeps before something is tried again that another process or thread may make possible. */
+/* Sleeps before a retry of something that another process or thread may make possible. */
 CONC__PRIVATE int conc__sleep_to_retry(conc_loop *l, double s)
 {
     int rc = conc_sleep(s);
@@ -4980,19 +5088,30 @@ CONC_API CONC__CALLED int conc_sleep_until(double t)
         return conc__misused(-EINVAL, __func__, "the time is not a number", NULL);
     conc__find_lost(l, __builtin_frame_address(0));
     int64_t at = t >= CONC_FOREVER ? CONC__NEVER : conc__ns(t);
-    for (int64_t more = 1; (double)at / 1e9 < t && at < CONC__NEVER - 8192;
-         more *= 2) /* conc_now() would be a hair before t */
+    /* rounding could make conc_now() return less than t after the sleep: sleep until it will not */
+    for (int64_t more = 1; (double)at / 1e9 < t && at < CONC__NEVER - 8192; more *= 2)
         at += more;
-    return at > conc__time(l) ? conc__sleep_to(l, at) : conc__yield_slowly();
+    if (at <= conc__time(l))
+        return conc__yield_slowly();
+    return conc__sleep_to(l, at);
+}
+
+CONC__PRIVATE void conc__doze_until(int64_t end)
+{
+    int64_t left = end - conc__clock();
+    while (left > 0) {
+        conc__doze(left);
+        left = end - conc__clock();
+    }
 }
 
 CONC_API int conc_block(double s)
 {
     conc_loop *l = conc__here;
-    bool outside = !l && !conc__extended.job_block;
-    if (!outside && __builtin_isnan(s))
+    bool may_be_job = !l && conc__extended.job_block;
+    if ((l || may_be_job) && __builtin_isnan(s))
         return conc__misused(-EINVAL, __func__, "the time is not a number", NULL);
-    int rc = !l && !outside ? conc__extended.job_block(conc__ns(s)) : 1;
+    int rc = may_be_job ? conc__extended.job_block(conc__ns(s)) : 1;
     if (rc <= 0)
         return rc;
     if (!l)
@@ -5001,8 +5120,7 @@ CONC_API int conc_block(double s)
     if (l->virtual_clock)
         l->now = end;
     else
-        for (int64_t left; (left = end - conc__clock()) > 0;)
-            conc__doze(left);
+        conc__doze_until(end);
     conc__advance(l, conc__time(l));
     conc__time_passed(l, l->now);
     return 0;
