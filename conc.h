@@ -1668,7 +1668,15 @@ typedef struct conc__source {
     const char *name, *spawned;
 } conc__source;
 
-/* Why a task waits. */
+/* Why a task waits, and what a cancel does to the wait.
+ *
+ * To add a kind of wait:
+ *   1. Define a conc__wait_kind, with .cancel unless the wait ignores cancels.
+ *   2. In the call that waits: conc__in_task, the checks of its arguments, then conc__checkpoint.
+ *   3. Put a conc__wait with .task, .kind and .on on the stack, and conc__append it to a list.
+ *   4. conc__park(l, &w) returns what the wake-up passed on.
+ *   5. A grant does the waiter's whole effect at once and then calls conc__wake, which takes the
+ *      wait out of its list. So does a cancel, after .cancel has undone anything else. */
 typedef struct conc__wait_kind {
     /* for the dump, as "joins"; whom() prints what follows it */
     const char *what;
@@ -5142,14 +5150,30 @@ CONC_API CONC__CALLED int conc_settle(void)
 
 /* ---- >>cancellation ------------------------------------------------------------------------- */
 
-/* A scope is in effect when it is cancelled, or one around it is that no shield hides. Each
- * scope knows (`effective`), and each task knows it of its innermost scope (`pending`), which is
- * all that a checkpoint looks at. A change spreads inward through the scopes of its task; at a
- * group it marks the children, whose turn comes from a list, so depth costs no stack. */
+/* The words of a cancel. Only the loop's thread reads and changes them.
+ *
+ *   word           of     means                                        changed by
+ *   cancel_called  scope  this scope was cancelled, or its deadline    conc__cancel_scope, once
+ *                         passed (then `expired` is set too)
+ *   shielded       scope  cancels from around it do not apply          conc_scope_shield
+ *   asked          task   conc_cancel was called on the task           conc__task_cancel, once
+ *   doomed         loop   a deadlock or a failure cancels everything   conc__doom, once
+ *   effective      scope  a cancel applies inside the scope            conc__spread
+ *   pending        task   a cancel applies where the task is now       conc__set_pending
+ *
+ * The last two follow from the others:
+ *
+ *   around     the outer scope's `effective`; of a task's outermost scope, and of a task without
+ *              one: asked || effective of the scope of the task's group || doomed
+ *   effective  cancel_called || (around && !shielded) || doomed
+ *   pending    `effective` of the task's innermost scope; without a scope, `around`
+ *
+ * A checkpoint tests only `pending`. A change spreads inward through the scopes of its task. At a
+ * group it marks the children, which a list holds until their turn, so depth costs no stack. */
 
 enum { CONC__FRESH, CONC__OPEN, CONC__CLOSED };
 
-/* A scope that a task of the parent process had open. */
+/* Did a task of the parent process open this scope? */
 CONC__FAST bool conc__scope_is_inherited(const conc_scope *s)
 {
     return CONC__UNLIKELY(conc__inherited_runs) && s->state == CONC__OPEN && s->task &&
@@ -5161,7 +5185,7 @@ CONC__PRIVATE conc_group *conc__group_of(conc_scope *s)
     return (conc_group *)(void *)((char *)s - offsetof(conc_group, scope));
 }
 
-/* Is what lies around the task's outermost scope cancelled? */
+/* Does a cancel apply around the task's outermost scope? */
 CONC__PRIVATE bool conc__cancelled_outside(const conc_loop *l, const conc_task *t)
 {
     return t->asked || (t->group && t->group->scope.effective) || l->doomed;
@@ -5169,23 +5193,29 @@ CONC__PRIVATE bool conc__cancelled_outside(const conc_loop *l, const conc_task *
 
 CONC__PRIVATE bool conc__cancelled_around(const conc_loop *l, const conc_scope *s)
 {
-    return s->outer ? s->outer->effective : s->task && conc__cancelled_outside(l, s->task);
+    if (s->outer)
+        return s->outer->effective;
+    return s->task && conc__cancelled_outside(l, s->task);
 }
 
+/* Appends a task to the list of those whose `pending` may change. */
 CONC__PRIVATE void conc__mark(conc_loop *l, conc_task *t)
 {
     if (t->marked)
         return;
     t->marked = true;
     t->next_marked = NULL;
-    *(l->marked ? &l->last_marked->next_marked : &l->marked) = t;
+    if (l->marked)
+        l->last_marked->next_marked = t;
+    else
+        l->marked = t;
     l->last_marked = t;
 }
 
 CONC__PRIVATE void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
 {
     conc__wait *w = t->wait;
-    bool doomed = pending && l->doomed; /* wakes waits that went on in spite of a cancel */
+    bool doomed = pending && l->doomed; /* this ends even waits that ignored an earlier cancel */
     if (t->pending == pending && !doomed)
         return;
     t->pending = pending;
@@ -5194,17 +5224,16 @@ CONC__PRIVATE void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
         conc__wake(l, w, -ECANCELED);
 }
 
-/* From scope s of task t inward (NULL: there is none), where `around` tells what comes from
- * outside it. */
+/* Updates scope s of task t and all scopes inside it, then the task. `around`: does a cancel apply
+ * around s, or around the task if s is NULL? */
 CONC__PRIVATE void conc__spread(conc_loop *l, conc_task *t, conc_scope *s, bool around)
 {
     for (; s; s = s->inner) {
         bool effective = s->cancel_called || (around && !s->shielded) || l->doomed;
-        /* doom goes through what was cancelled before, too */
-        if (effective == s->effective && !l->doomed)
+        if (effective == s->effective && !l->doomed) /* doom ends waits that ignored a cancel */
             return;
         s->effective = around = effective;
-        /* who waits to spawn there is refused */
+        /* refuse the tasks that wait to spawn into this group */
         while (s->is_group && effective && conc__group_of(s)->room.first)
             conc__wake(l, conc__group_of(s)->room.first, -ECANCELED);
         if (s->is_group)
@@ -5267,7 +5296,8 @@ CONC__PRIVATE void conc__scope_expired(conc__timer *timer)
     conc__cancel_scope(conc__here, s);
 }
 
-/* seconds from now; the scope is open, not cancelled, and its timer not armed */
+/* Sets the deadline of a scope, in seconds from now. The scope must be open and not cancelled, and
+ * its timer not armed. */
 static inline void conc__set_limit(conc_loop *l, conc_scope *s, double seconds)
 {
     int64_t ns = conc__ns(seconds);
@@ -5279,8 +5309,9 @@ static inline void conc__set_limit(conc_loop *l, conc_scope *s, double seconds)
         conc__scope_expired(&s->timer);
 }
 
-/* Puts a scope inside those the task has open. A variable that is declared with an initializer in
- * a loop is set anew each time, also if the block was left with the scope open. */
+/* Opens a scope inside those that the running task has open. The outer one may have been
+ * overwritten: a variable that is declared with an initializer in a loop is set anew in each round,
+ * even if the previous round left it open. */
 static inline void conc__scope_open(conc_loop *l, conc_scope *s, const char *place)
 {
     conc_task *self = l->self;
@@ -5315,7 +5346,8 @@ static inline void conc__scope_close(conc_loop *l, conc_scope *s)
         conc__set_pending(l, self, conc__cancelled_around(l, s));
 }
 
-/* Makes a scope fresh that a task of the parent process had open; else the call is wrong. */
+/* Handles a scope that is not fresh: resets one that a task of the parent process had open; any
+ * other is an error. */
 CONC__COLD int conc__scope_renew(conc_scope *s, double timeout, const char *place)
 {
     static const char call[] = "conc_scope_begin";
@@ -5334,8 +5366,9 @@ CONC_API CONC__CALLED int conc__scope_begin(const char *place, conc_scope *s, do
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    bool fresh = s && s->state == CONC__FRESH && !__builtin_isnan(timeout);
-    int rc = CONC__UNLIKELY(!fresh) ? conc__scope_renew(s, timeout, place) : 0;
+    int rc = 0;
+    if (CONC__UNLIKELY(!s || s->state != CONC__FRESH || __builtin_isnan(timeout)))
+        rc = conc__scope_renew(s, timeout, place);
     if (rc)
         return rc;
     conc__find_lost(l, __builtin_frame_address(0));
@@ -5344,7 +5377,7 @@ CONC_API CONC__CALLED int conc__scope_begin(const char *place, conc_scope *s, do
     return 0;
 }
 
-/* 0: the task may leave the scope. */
+/* 0: the running task may end the scope. */
 CONC__COLD int conc__scope_may_end(conc_loop *l, const conc_scope *s)
 {
     static const char call[] = "conc_scope_end";
@@ -5354,10 +5387,12 @@ CONC__COLD int conc__scope_may_end(conc_loop *l, const conc_scope *s)
         return conc__misused(-EPERM, call, "another task's scope", s->place);
     if (l->self->scope != s)
         return conc__misused(-EINVAL, call, "not the innermost, which is", l->self->place);
-    return conc__gen_is_inside(l, s) ? conc__gen_may_not_end(s, call) : 0;
+    if (conc__gen_is_inside(l, s))
+        return conc__gen_may_not_end(s, call);
+    return 0;
 }
 
-/* Leaves a scope with an error: what conc_scope_end returns. */
+/* conc_scope_end with an error. */
 CONC__COLD int conc__scope_end_failed(conc_loop *l, conc_scope *s, int rc)
 {
     bool mine = s->cancel_called && (s->shielded || !conc__cancelled_around(l, s)) && !l->doomed;
@@ -5365,7 +5400,9 @@ CONC__COLD int conc__scope_end_failed(conc_loop *l, conc_scope *s, int rc)
     if (rc != -ECANCELED || !mine)
         return conc__hand_on(l, rc);
     s->cancel_caught = true;
-    return s->expired ? conc__own_error(-ETIMEDOUT) : 0;
+    if (s->expired)
+        return conc__own_error(-ETIMEDOUT);
+    return 0;
 }
 
 CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
@@ -5386,7 +5423,7 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
     return rc;
 }
 
-/* The loop on which `call` may change an open scope from here; NULL: it may not. */
+/* The loop of an open scope that this thread may change; NULL: it may not. */
 CONC__PRIVATE conc_loop *conc__loop_of(const conc_scope *s, const char *call)
 {
     conc_loop *l = conc__here;
@@ -5470,18 +5507,28 @@ CONC_API int conc_shield(double grace, conc_fn *fn, void *arg)
     return conc__call_in_scope(grace, true, fn, arg, "the scope of conc_shield");
 }
 
-/* The scopes that apply, from the inside out: a task's own, then its group and what that lies
- * in. */
+/* The scope of the group that a task belongs to; NULL: it has none. */
+CONC__PRIVATE conc_scope *conc__scope_of_group(const conc_task *t)
+{
+    if (!t || !t->group)
+        return NULL;
+    return &t->group->scope;
+}
+
+/* These two walk the scopes that apply to a task from the inside out: its own, then that of its
+ * group and those around it. */
 CONC__PRIVATE conc_scope *conc__innermost(const conc_task *t)
 {
-    return t->scope ? t->scope : t->group ? &t->group->scope : NULL;
+    if (t->scope)
+        return t->scope;
+    return conc__scope_of_group(t);
 }
 
 CONC__PRIVATE conc_scope *conc__around(const conc_scope *s)
 {
     if (s->outer)
         return s->outer;
-    return s->task && s->task->group ? &s->task->group->scope : NULL;
+    return conc__scope_of_group(s->task);
 }
 
 CONC_API double conc_deadline(void)
@@ -5498,7 +5545,9 @@ CONC_API double conc_deadline(void)
         if (s->shielded)
             break;
     }
-    return least == CONC__NEVER ? CONC_FOREVER : (double)least / 1e9;
+    if (least == CONC__NEVER)
+        return CONC_FOREVER;
+    return (double)least / 1e9;
 }
 
 CONC_API bool conc_cancelled(void)
@@ -5509,12 +5558,30 @@ CONC_API bool conc_cancelled(void)
 
 /* ---- >>spawning ----------------------------------------------------------------------------- */
 
-/* a task's state; with the seal, so that storage that was never set is told */
+/* The life of a task. Only the loop's thread changes these states.
+ *
+ *   state    what holds                                    ends when
+ *   ready    CONC__LIVE; in l->ready, or in l->spinners    the scheduler, or a task that parks,
+ *            if it ignores its cancel; `wait` is NULL      switches to it: running
+ *   running  CONC__LIVE; l->self points to it; `wait` is   it waits (conc__park): parked; it yields
+ *            NULL                                          (conc__pass): ready; its function
+ *                                                          returns (conc__finish): ended
+ *   parked   CONC__LIVE; `wait` points to a conc__wait     a grant, a timer or a cancel wakes it
+ *            on its stack                                  (conc__wait_over): ready
+ *   ended    CONC__DONE; `result` is set, the stack is     a join, conc_group_next or a sink takes
+ *            free; without a handle, the task is gone too  the result: `collected` is set
+ *
+ * In its group, a task is among `children` until it ends. An ended task with a handle that is not
+ * collected is then in the group's list `finished` (`in_finished`), until it is collected or the
+ * group closes. The handle may be reused once the task has ended and is not in that list.
+ *
+ * The seal is a hash of the task's address. It tells a task from storage that was never set. */
 enum { CONC__LIVE = 1, CONC__DONE = 2 };
+/* where the result goes besides joins: nowhere, a conc_call, an int, a conc_start, another thread */
 enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK, CONC__REMOTE_SINK };
 
-/* Ended tasks have another seal, and those in their group's list of finished ones a third: else
- * what is left of a handle on a stack would be a task again when a byte of it is overwritten. */
+/* Changes of the seal for ended tasks, and for those in their group's list `finished`. Otherwise one
+ * overwritten byte, the state, could turn the remains of a handle on a stack into a live task. */
 enum { CONC__ENDED_SEAL = 0xffff, CONC__LISTED_SEAL = 0x5aa5 };
 
 CONC__PRIVATE uint16_t conc__seal(const conc_task *t)
@@ -5524,11 +5591,15 @@ CONC__PRIVATE uint16_t conc__seal(const conc_task *t)
 
 CONC__PRIVATE bool conc__is_task(const conc_task *t)
 {
-    int broken = t ? t->seal ^ conc__seal(t) : -1;
-    if (broken == 0)
-        return t->state == CONC__LIVE;
-    return (broken == CONC__ENDED_SEAL || broken == (CONC__ENDED_SEAL ^ CONC__LISTED_SEAL)) &&
-           t->state == CONC__DONE;
+    if (!t)
+        return false;
+    int difference = t->seal ^ conc__seal(t);
+    switch (difference) {
+    case 0: return t->state == CONC__LIVE;
+    case CONC__ENDED_SEAL:
+    case CONC__ENDED_SEAL ^ CONC__LISTED_SEAL: return t->state == CONC__DONE;
+    default: return false;
+    }
 }
 
 CONC__PRIVATE void conc__task_main(void);
@@ -5536,7 +5607,7 @@ CONC__PRIVATE void conc__task_main(void);
 /* The serial number of a run's first task. */
 CONC__FAST uint64_t conc__first_serial(const conc_loop *l) { return l->run << 40; }
 
-/* Is a task with this serial number one of this run? */
+/* Does this serial number belong to a task of this run? */
 CONC__FAST bool conc__is_of_run(const conc_loop *l, uint64_t serial)
 {
     return serial - conc__first_serial(l) < 1ull << 40;
@@ -5570,8 +5641,7 @@ CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, con
     t->arg = arg;
     t->name = t->spawned = spawned;
     t->name_allocated = false;
-    if (CONC__UNLIKELY(t->locals))
-        /* jobs have it in other threads */
+    if (CONC__UNLIKELY(t->locals)) /* atomic, as jobs share it with other threads */
         __atomic_fetch_add(&t->locals->references, 1, __ATOMIC_RELAXED);
     t->serial = l->spawned++;
     if (CONC__UNLIKELY(l->spawned > l->most))
@@ -5597,8 +5667,8 @@ static inline void conc__child_add(conc_group *g, conc_task *t)
         g->live_handles++;
 }
 
-/* Is this a group's first or last child? A handle that holds no task any more, as it was set anew
- * at the start of a block, is mostly one of them if its task lives. */
+/* Is this a group's first or last child? A handle whose task lives may have been overwritten, as at
+ * the start of a block that initializes it; then this mostly finds out. */
 static inline bool conc__is_at_an_end(const conc_group *g, const conc_task *t)
 {
     const conc_task *first = g->children;
@@ -5628,13 +5698,15 @@ CONC__PRIVATE conc__pool *conc__pool_of(conc_loop *l, const conc_group *g)
     return l->pool;
 }
 
-/* A task of an open group, ready to run. handle NULL: it lives on its own stack. NULL: no
- * memory. */
+/* Makes a task of an open group, ready to run, in the handle, or on its own stack if that is NULL.
+ * NULL: out of memory. */
 CONC__FAST conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *handle, conc_fn *fn,
                                      void *arg, const char *spawned)
 {
     conc__pool *pool = conc__pool_of(l, g);
-    conc__stack *stack = pool ? conc__stack_take(pool) : NULL;
+    if (CONC__UNLIKELY(!pool))
+        return NULL;
+    conc__stack *stack = conc__stack_take(pool);
     if (CONC__UNLIKELY(!stack))
         return NULL;
     if (handle && CONC__UNLIKELY(conc__is_at_an_end(g, handle)))
@@ -5667,20 +5739,20 @@ CONC__PRIVATE void conc__group_open(conc_loop *l, conc_group *g, const char *pla
     g->text[0] = 0;
 }
 
-/* As it was before it was opened. */
+/* Resets a group to what it was before it was opened. */
 CONC__PRIVATE void conc__group_renew(conc_group *g)
 {
     *g = (conc_group){.limit = g->limit, .keep_going = g->keep_going, .stack_size = g->stack_size};
 }
 
-/* The spawn that opened the group is refused: the group is as fresh as before. */
+/* Undoes the opening of a group by a spawn that is refused. */
 CONC__COLD void conc__group_unopen(conc_loop *l, conc_group *g)
 {
     conc__scope_close(l, &g->scope);
     conc__group_renew(g);
 }
 
-/* Why this group cannot be opened; NULL: it can. */
+/* The reason why this group cannot be opened; NULL: it can. */
 CONC__PRIVATE const char *conc__group_is_wrong(const conc_group *g)
 {
     if (!g)
@@ -5709,8 +5781,8 @@ CONC_API CONC__CALLED int conc__group_begin(conc_group *g, const char *place)
     return 0;
 }
 
-/* The limit is reached: waits until a child's end hands its place over, which counts as live
- * from then on. */
+/* Waits in a group that has reached its limit, until a child ends and hands its slot over. The slot
+ * counts in g->live from then on, so no other spawn can take it. */
 CONC__PRIVATE int conc__wait_for_room(conc_loop *l, conc_group *g)
 {
     int rc = conc__checkpoint(l);
@@ -5720,7 +5792,7 @@ CONC__PRIVATE int conc__wait_for_room(conc_loop *l, conc_group *g)
     conc__append(&g->room, &w);
     rc = conc__park(l, &w);
     if (rc == 0)
-        g->live--; /* the place is ours; the new task takes it right now */
+        g->live--; /* the new task takes the slot right now */
     return rc;
 }
 
@@ -5732,7 +5804,8 @@ CONC__PRIVATE void conc__hand_over_room(conc_loop *l, conc_group *g)
     }
 }
 
-/* May `call` spawn a task here now? Opens a fresh group, waits under a limit. 0: go on. */
+/* Prepares a group for a spawn by `call`: opens it if it is fresh, and waits if it is full. 0: the
+ * spawn may go ahead. */
 CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *call, const char *spawned)
 {
     if (g->scope.state == CONC__FRESH) {
@@ -5768,18 +5841,18 @@ CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *call, 
     return 0;
 }
 
-/* Is there a task in this storage that runs, or that its group has not given up yet? The storage
- * may have any content, so only the seal and the state are read, which any bytes are good for. */
+/* Does this storage hold a task that has not ended, or that is in its group's list `finished`? The
+ * storage may have any content, so this reads only the seal and the state. */
 CONC__FAST bool conc__handle_in_use(const conc_task *t)
 {
-    int broken = t->seal ^ conc__seal(t);
-    bool lives = broken == 0 && t->state == CONC__LIVE;
-    bool listed = broken == (CONC__ENDED_SEAL ^ CONC__LISTED_SEAL) && t->state == CONC__DONE;
+    int difference = t->seal ^ conc__seal(t);
+    bool lives = difference == 0 && t->state == CONC__LIVE;
+    bool listed = difference == (CONC__ENDED_SEAL ^ CONC__LISTED_SEAL) && t->state == CONC__DONE;
     return CONC__UNLIKELY(lives || listed);
 }
 
-/* A handle that is in use is free all the same in a forked child if its task is the parent's. The
- * scopes that this task had open are fresh then, as they would seem to be the new task's. */
+/* In a forked child, a handle in use may be reused if its task is the parent's. Resets the scopes
+ * that this task had open, which would otherwise seem to be the new task's. */
 CONC__COLD bool conc__handle_taken_over(const conc_task *t)
 {
     if (!conc__is_inherited(t->serial))
@@ -5839,23 +5912,25 @@ CONC_API CONC__CALLED int conc__spawn(const char *spawned, conc_group *g, conc_f
     return conc__spawn_in(g, NULL, "conc_spawn", spawned, fn, arg, &t);
 }
 
-/* Where on its own stack a task's copy lies: below where the frames would begin. It is aligned for
- * a type of this size, which is a multiple of that type's alignment. */
+/* The address of a task's copy of its argument, at the top of its stack; the frames begin below it.
+ * The lowest set bit of the size gives its alignment: the size of a type is a multiple of that. */
 CONC__PRIVATE char *conc__copy_at(conc__stack *s, size_t size)
 {
     enum { LEAST = 64, MOST = 4096 }; /* vectors and cache lines; a page */
     uintptr_t fit = size & ~(size - 1), top = (uintptr_t)conc__stack_top(s) - size;
-    fit = fit < LEAST ? LEAST : fit;
-    fit = fit > MOST ? MOST : fit;
+    if (fit < LEAST)
+        fit = LEAST;
+    if (fit > MOST)
+        fit = MOST;
     return (char *)(top - top % fit);
 }
 
-/* A task that has not run yet gets a copy of its argument. */
+/* Gives a task that has not run yet a copy of its argument. */
 CONC__PRIVATE void conc__give_copy(conc_task *t, const void *arg, size_t size)
 {
     enum { ENTRY = 256 }; /* what conc__prepare writes below the top, and a red zone */
     char *copy = conc__copy_at(t->stack, size);
-    if (CONC__UNLIKELY(t->loop->on_valgrind)) /* a deeper part of an earlier task's stack */
+    if (CONC__UNLIKELY(t->loop->on_valgrind)) /* an earlier task's frames may have been here */
         conc__valgrind(CONC__VALGRIND_UNDEFINED, (uintptr_t)copy - ENTRY, size + ENTRY);
     if (size)
         memcpy(copy, arg, size);
@@ -5883,7 +5958,7 @@ CONC_API CONC__CALLED int conc__spawn_copy(const char *spawned, conc_group *g, c
     return rc;
 }
 
-/* Debug: a handle that holds no task any more was lent to one that lives. */
+/* Debug mode: aborts with a report if a live task's handle was overwritten and is now reused. */
 CONC__COLD void conc__find_overwritten(conc_loop *l, const conc_task *handle)
 {
     const conc__holding *h = *conc__holding_find(&l->handles, handle);
@@ -5914,7 +5989,7 @@ CONC_API CONC__CALLED int conc__spawn_task(const char *spawned, conc_group *g, c
     return rc;
 }
 
-/* A conc_start that waits, on the starter's stack. */
+/* A conc_start in progress, on the caller's stack. */
 typedef struct conc__starter {
     conc__wait wait;
     conc_task *child;
@@ -5927,7 +6002,7 @@ CONC__PRIVATE bool conc__start_cancel(conc__wait *w)
     s->given_up = true;
     s->child->asked = true;
     conc__mark(conc__here, s->child);
-    return false; /* the child has to end first */
+    return false; /* conc_start returns only when the child has ended */
 }
 
 CONC__PRIVATE void conc__whom_task(FILE *out, const conc__wait *w)
@@ -5944,7 +6019,7 @@ static const conc__wait_kind conc__starting = {.what = "waits for the start of",
                                                .cancel = conc__start_cancel,
                                                .owner = conc__task_waited_for};
 
-/* Is nothing in this group of the running task, and has nothing failed there? */
+/* Is this group the running task's innermost scope, without children and failures? */
 CONC__PRIVATE bool conc__is_untouched(const conc_loop *l, const conc_group *g)
 {
     bool innermost = l->self->scope == &g->scope, empty = !g->live && !g->finished;
@@ -5970,7 +6045,7 @@ CONC_API CONC__CALLED int conc__start(const char *spawned, conc_group *g, conc_f
     s.wait.on = s.child;
     s.child->sink = &s;
     s.child->sink_kind = CONC__START_SINK;
-    if (CONC__UNLIKELY(l->self->pending)) { /* since the wait for room was granted */
+    if (CONC__UNLIKELY(l->self->pending)) { /* it was cancelled after it was granted room */
         conc__start_cancel(&s.wait);
         conc__spread_marked(l);
     }
