@@ -5577,11 +5577,11 @@ CONC_API bool conc_cancelled(void)
  *
  * The seal is a hash of the task's address. It tells a task from storage that was never set. */
 enum { CONC__LIVE = 1, CONC__DONE = 2 };
-/* where the result goes besides joins: nowhere, a conc_call, an int, a conc_start, another thread */
+/* where the result goes besides joins: nowhere, a conc_call, an int, a conc_start, a thread */
 enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK, CONC__REMOTE_SINK };
 
-/* Changes of the seal for ended tasks, and for those in their group's list `finished`. Otherwise one
- * overwritten byte, the state, could turn the remains of a handle on a stack into a live task. */
+/* Changes of the seal for ended tasks, and for those in their group's list `finished`. Otherwise
+ * one overwritten byte, the state, could turn what is left of a handle into a live task. */
 enum { CONC__ENDED_SEAL = 0xffff, CONC__LISTED_SEAL = 0x5aa5 };
 
 CONC__PRIVATE uint16_t conc__seal(const conc_task *t)
@@ -6075,8 +6075,8 @@ CONC_API int conc_started(int value)
 
 static pthread_mutex_t conc__places = PTHREAD_MUTEX_INITIALIZER; /* being written */
 
-/* For compilers without __FILE_NAME__: text and the place, without its directories, in the
- * caller's room, whose first byte says that it has been written. */
+/* For compilers without __FILE_NAME__: makes a text and a location, without its directories, in the
+ * caller's room. The first byte of the room is set once it has been written. */
 CONC_API const char *conc__at(char *room, const char *text, const char *place)
 {
     if (__atomic_load_n(room, __ATOMIC_ACQUIRE))
@@ -6104,7 +6104,7 @@ CONC__PRIVATE conc__source conc__source_of(const conc_task *t)
     return (conc__source){t->name, t->spawned};
 }
 
-/* Keeps a name that a task was given; "" for one that goes by its function. */
+/* Copies the name that a task was given; "" if it has no name of its own. */
 CONC__PRIVATE void conc__keep_name(char to[CONC__NAME], conc__source source)
 {
     conc__copy(to, CONC__NAME, source.name == source.spawned ? "" : source.name);
@@ -6115,26 +6115,29 @@ CONC__PRIVATE conc__source conc__kept_source(const char *name, const char *spawn
     return (conc__source){*name ? name : spawned, spawned};
 }
 
-/* Where a task's newest error is put into words, and behind them the name of the task that it
- * came from; NULL: no memory, and strerror has to do. */
+/* The room for the text of a task's newest error and, after it, for the name of the task that the
+ * error came from. NULL: out of memory; strerror must do. */
 CONC__PRIVATE char *conc__text_room(conc_task *t)
 {
     if (!t->text) {
-        _Static_assert(sizeof t->text_copy == CONC__TEXT + CONC__NAME, "words, and a name");
-        t->text = t->has_handle ? t->text_copy : conc__alloc(CONC__TEXT + CONC__NAME);
+        _Static_assert(sizeof t->text_copy == CONC__TEXT + CONC__NAME, "a text and a name");
+        if (t->has_handle)
+            t->text = t->text_copy;
+        else
+            t->text = conc__alloc(CONC__TEXT + CONC__NAME);
         if (t->text)
             t->text[0] = t->text[CONC__TEXT] = 0;
     }
     return t->text;
 }
 
-/* The task has made or been told of an error. text: NULL or "" without words of its own; by: the
- * task that it came from, {NULL, NULL} for this one. */
+/* Makes rc the task's newest error. text: NULL or "" if it has no text of its own. by: the task
+ * that it came from; {NULL, NULL}: this one. */
 CONC__PRIVATE void conc__tell(conc_task *t, int rc, const char *text, conc__source by)
 {
     bool in_words = text && *text;
     if (rc == -ECANCELED && !in_words && t->last_rc)
-        return; /* the words of the error before it stay */
+        return; /* keep the text of the error that led to the cancel */
     t->tellings++;
     t->last_rc = rc;
     t->told_by = by.spawned;
@@ -6146,21 +6149,24 @@ CONC__PRIVATE void conc__tell(conc_task *t, int rc, const char *text, conc__sour
     }
 }
 
-/* The task that error rc, which comes out of this one, came from at first. Borrowed from t. */
+/* The task where error rc, which t returns, began. Borrowed from t. */
 CONC__PRIVATE conc__source conc__origin(const conc_task *t, int rc)
 {
     if (t->last_rc != rc || !t->told_by)
         return conc__source_of(t);
-    return conc__kept_source(t->text ? t->text + CONC__TEXT : "", t->told_by);
+    const char *name = t->text ? t->text + CONC__TEXT : "";
+    return conc__kept_source(name, t->told_by);
 }
 
-/* The words that go with rc out of this task; "": none. */
+/* The text of error rc, which t returns; "": none. */
 CONC__PRIVATE const char *conc__words(const conc_task *t, int rc)
 {
-    return t->last_rc == rc && t->text ? t->text : "";
+    if (t->last_rc != rc || !t->text)
+        return "";
+    return t->text;
 }
 
-/* The task is told the result of t, which has ended. */
+/* Makes the error of t, which has ended, the newest error of task. */
 CONC__FAST void conc__tell_result(conc_task *task, const conc_task *t)
 {
     if (CONC__UNLIKELY(t->result < 0))
@@ -6176,7 +6182,8 @@ CONC__PRIVATE const char *conc__words_or(const char *words, int rc)
  * steps of an embedded run. */
 CONC__PRIVATE void conc__fail_outside(int rc, const char *text)
 {
-    bool in_job = !conc__here && conc__extended.job_fail && conc__extended.job_fail(rc, text);
+    bool may_be_job = !conc__here && conc__extended.job_fail;
+    bool in_job = may_be_job && conc__extended.job_fail(rc, text);
     if (!in_job)
         conc__copy(conc__words_of_thread, sizeof conc__words_of_thread, rc < 0 ? text : "");
     if (conc__here)
@@ -6202,8 +6209,8 @@ CONC_API int conc_fail(int rc, const char *fmt, ...)
     return rc;
 }
 
-/* Returns rc, an error that conc makes here: it goes with conc_strerror's words, not with those of
- * an earlier error that has the same number and came from the system. */
+/* Returns rc, an error that conc itself makes. It gets the text of conc_strerror, not that of an
+ * earlier error of the system with the same number. */
 CONC__COLD int conc__own_error(int rc)
 {
     conc_loop *l = conc__of_task();
@@ -6213,39 +6220,48 @@ CONC__COLD int conc__own_error(int rc)
     return rc;
 }
 
-/* Returns what a wait or a try came to: an error becomes the newest, a cancel does not. */
+/* Returns the result of a wait or try. An error becomes the task's newest; a cancel does not. */
 CONC__FAST int conc__came_to(int rc)
 {
     bool failed = rc < 0 && rc != -ECANCELED;
-    return CONC__UNLIKELY(failed) ? conc__own_error(rc) : rc;
+    if (CONC__UNLIKELY(failed))
+        return conc__own_error(rc);
+    return rc;
 }
 
-/* Returns rc, which the task was given by a function of the user's and passes to its caller. An
- * error other than the newest becomes the newest. A cancel is none: the words of the error that
- * led to it are worth more. */
+/* Returns rc, which one of the user's functions returned. If it is an error other than the task's
+ * newest, it becomes the newest. A cancel does not, as the text of what led to it says more. */
 CONC__FAST int conc__hand_on(conc_loop *l, int rc)
 {
-    bool untold = rc < 0 && rc != -ECANCELED && l->self->last_rc != rc;
-    return CONC__UNLIKELY(untold) ? conc__own_error(rc) : rc;
+    bool is_new = rc < 0 && rc != -ECANCELED && l->self->last_rc != rc;
+    if (CONC__UNLIKELY(is_new))
+        return conc__own_error(rc);
+    return rc;
 }
 
-/* The same if the function began when the task had been told of `before` errors: words of an
- * older error are not about this one. */
+/* The same, for a function that began when the task's `tellings` was `before`. If that has not
+ * changed, the newest error is older than the function, and its text is not about rc. */
 CONC__FAST int conc__hand_on_since(conc_loop *l, int rc, uint32_t before)
 {
     bool silent = rc < 0 && rc != -ECANCELED && l->self->tellings == before;
-    return CONC__UNLIKELY(silent) ? conc__own_error(rc) : conc__hand_on(l, rc);
+    if (CONC__UNLIKELY(silent))
+        return conc__own_error(rc);
+    return conc__hand_on(l, rc);
 }
 
-/* strerror, but never a buffer that is used again. */
+/* strerror, but only its constant texts: others are in a buffer that the next call overwrites. */
 CONC__PRIVATE const char *conc__system_words(int rc)
 {
-    const char *text = rc > -4096 ? strerror(-rc) : "Unknown error";
-    return strncmp(text, "Unknown", 7) == 0 ? "unknown error" : text;
+    if (rc <= -4096)
+        return "unknown error";
+    const char *text = strerror(-rc);
+    if (strncmp(text, "Unknown", 7) == 0)
+        return "unknown error";
+    return text;
 }
 
-/* Returns rc. If it is an error, it came from the system: it goes with the system's words, which
- * may be other than conc_strerror's, and with what the call was about (NULL: nothing). */
+/* Returns rc, a result of the system. An error gets the system's text, which may differ from that
+ * of conc_strerror, and the name of what the call was about (NULL: none). */
 CONC__PRIVATE int conc__system_failed(int rc, const char *about)
 {
     if (rc >= 0 || rc == -ECANCELED)
@@ -6253,7 +6269,9 @@ CONC__PRIVATE int conc__system_failed(int rc, const char *about)
     const char *words = conc__system_words(rc);
     if (about && !*about)
         about = "\"\"";
-    return about ? conc_fail(rc, "%.80s: %s", about, words) : conc_fail(rc, "%s", words);
+    if (about)
+        return conc_fail(rc, "%.80s: %s", about, words);
+    return conc_fail(rc, "%s", words);
 }
 
 CONC_API const char *conc_error_text(const conc_task *t)
@@ -6263,18 +6281,26 @@ CONC_API const char *conc_error_text(const conc_task *t)
     return conc__words_or(conc__words(t, t->result), t->result);
 }
 
+CONC__PRIVATE const char *conc__last_error_outside(void)
+{
+    const char *job = NULL;
+    if (!conc__here && conc__extended.job_words)
+        job = conc__extended.job_words();
+    return job ? job : conc__words_of_thread;
+}
+
 CONC_API const char *conc_last_error(void)
 {
     conc_loop *l = conc__of_task();
-    if (!l) {
-        bool in_run = conc__here || !conc__extended.job_words;
-        const char *job = in_run ? NULL : conc__extended.job_words();
-        return job ? job : conc__words_of_thread;
-    }
-    if (!l->self->last_rc)
+    if (!l)
+        return conc__last_error_outside();
+    int rc = l->self->last_rc;
+    if (!rc)
         return "";
-    const char *words = conc__words(l->self, l->self->last_rc);
-    return l->self->last_rc == -ECANCELED ? words : conc__words_or(words, l->self->last_rc);
+    const char *words = conc__words(l->self, rc);
+    if (rc == -ECANCELED)
+        return words;
+    return conc__words_or(words, rc);
 }
 
 CONC_API const char *conc_strerror(int rc)
@@ -6296,10 +6322,12 @@ CONC_API const char *conc_strerror(int rc)
     case -EOVERFLOW: return "the count would leave its range";
     default: break;
     }
-    return rc >= 0 ? "success" : conc__system_words(rc);
+    if (rc >= 0)
+        return "success";
+    return conc__system_words(rc);
 }
 
-/* From here on the task, which lives, goes by this name, which lives as long. */
+/* Renames a task that has not ended. The name is borrowed until it ends. */
 CONC__PRIVATE void conc__call_by(conc_loop *l, conc_task *t, const char *name)
 {
     t->name = name;
@@ -6307,7 +6335,7 @@ CONC__PRIVATE void conc__call_by(conc_loop *l, conc_task *t, const char *name)
         conc__renamed(l, t);
 }
 
-/* Where the name of a task without a handle is copied to; NULL: no memory. */
+/* The room for the name of a task without a handle; NULL: out of memory. */
 CONC__PRIVATE char *conc__name_room(conc_task *t)
 {
     if (t->name_allocated)
@@ -6327,7 +6355,9 @@ CONC_API void conc_set_name(conc_task *t, const char *name)
         conc__misused(0, "conc_set_name", "the task is another run's", NULL);
         return;
     }
-    char *room = t->has_handle ? t->name_copy : conc__name_room(t);
+    char *room = t->name_copy;
+    if (!t->has_handle)
+        room = conc__name_room(t);
     if (!room)
         return;
     conc__copy(room, CONC__NAME, name);
@@ -6346,13 +6376,13 @@ CONC_API const char *conc_version(void) { return CONC_VERSION; }
 /* "file.c:12" of "fn at file.c:12" */
 CONC__PRIVATE const char *conc__place_of(const char *spawned)
 {
-    const char *place = spawned;
-    for (const char *at = spawned; (at = strstr(at, " at ")); at += 4)
-        place = at + 4;
+    const char *place = spawned, *at;
+    while ((at = strstr(place, " at ")))
+        place = at + strlen(" at ");
     return place;
 }
 
-/* What a report says behind the name of a task: "" if the name is its function and location. */
+/* What follows the name of a task in reports: "" if the name is its function and location. */
 CONC__PRIVATE void conc__describe_spawn(char *to, size_t size, conc__source source)
 {
     const char *place = conc__place_of(source.spawned);
@@ -6364,30 +6394,33 @@ CONC__PRIVATE void conc__describe_spawn(char *to, size_t size, conc__source sour
         snprintf(to, size, " (spawned at %s)", place);
 }
 
-/* A task, as every report calls it: its name of this moment, without control characters, and the
- * location of its spawn. Of a text that is too long the middle is left out. Returns to. Also from
- * a handler. */
+/* Describes a task for a report: its current name, without control characters, and the location of
+ * its spawn. If the text is too long, the end of the name is cut off. Returns `to`. May run in a
+ * signal handler. */
 CONC__PRIVATE const char *conc__describe(char *to, size_t size, conc__source source)
 {
     char spawn[CONC__DESCRIPTION - CONC__NAME];
     conc__describe_spawn(spawn, sizeof spawn, source);
     const char *place = conc__place_of(source.spawned);
     size_t name = strlen(source.name), end;
-    if (!*spawn && place != source.spawned) { /* " at f.c:12" is to be kept */
+    if (!*spawn && place != source.spawned) { /* cut off the function's name, not " at f.c:12" */
         conc__copy(spawn, sizeof spawn, place - strlen(" at "));
         name = (size_t)(place - source.spawned) - strlen(" at ");
     }
     end = strlen(spawn);
-    name = name < size - 1 - end ? name : size - 1 - end;
+    if (name > size - 1 - end)
+        name = size - 1 - end;
     memcpy(to, source.name, name);
     memcpy(to + name, spawn, end + 1);
-    for (unsigned char *c = (unsigned char *)to; *c; c++)
-        *c = *c < ' ' || *c == 0x7f ? '?' : *c;
+    for (unsigned char *c = (unsigned char *)to; *c; c++) {
+        if (*c < ' ' || *c == 0x7f)
+            *c = '?';
+    }
     return to;
 }
 
-/* The same in the line of another task. In a report that gives each task a line, its location
- * stands there. */
+/* Prints the description of a task in another one's line. In a report with a line for each task,
+ * it leaves out the location of the spawn, which is in the task's own line. */
 CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t)
 {
     char text[CONC__DESCRIPTION];
@@ -6399,7 +6432,7 @@ CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t)
 
 /* ---- >>finishing ---------------------------------------------------------------------------- */
 
-/* The tree is at most 64 deep, mostly much less. */
+/* The recursion is at most 64 deep, and mostly much less: a level for each bit of a hash. */
 CONC__PRIVATE void conc__locals_release(conc__locals *locals)
 {
     while (locals && __atomic_sub_fetch(&locals->references, 1, __ATOMIC_ACQ_REL) == 0) {
@@ -6410,7 +6443,7 @@ CONC__PRIVATE void conc__locals_release(conc__locals *locals)
     }
 }
 
-/* run(arg), which calls the program's function fn, outside all tasks. */
+/* Calls run(arg), which calls the program's function fn, outside of all tasks. */
 CONC__PRIVATE void conc__call_outside(conc_loop *l, const char *role, uintptr_t fn,
                                       void (*run)(void *), void *arg)
 {
@@ -6437,16 +6470,17 @@ CONC__PRIVATE void conc__report_on_loop(conc_loop *l, void *arg)
     conc__reported *r = arg;
     char who[CONC__DESCRIPTION];
     int saved = errno;
-    if (l->options.on_error)
-        conc__call_outside(l, "the on_error hook", (uintptr_t)l->options.on_error, conc__call_hook,
-                           r);
-    else
-        fprintf(stderr, "conc: %s failed: %s\n", conc__describe(who, sizeof who, r->source),
-                r->failure.text);
+    if (l->options.on_error) {
+        uintptr_t fn = (uintptr_t)l->options.on_error;
+        conc__call_outside(l, "the on_error hook", fn, conc__call_hook, r);
+    } else {
+        conc__describe(who, sizeof who, r->source);
+        fprintf(stderr, "conc: %s failed: %s\n", who, r->failure.text);
+    }
     errno = saved;
 }
 
-/* An error that nobody collected. */
+/* Reports an error that nothing has collected: to on_error, or on stderr. */
 CONC__PRIVATE void conc__report(conc_loop *l, conc__source source, int rc, const char *words)
 {
     conc__reported r = {
@@ -6461,7 +6495,7 @@ CONC__PRIVATE void conc__report_task(conc_loop *l, const conc_task *t)
     conc__report(l, conc__source_of(t), t->result, conc__words(t, t->result));
 }
 
-/* A task's newest error. */
+/* A copy of a task's newest error. */
 typedef struct conc__kept_error {
     int rc;
     uint32_t tellings;
@@ -6469,8 +6503,8 @@ typedef struct conc__kept_error {
     char text[CONC__TEXT], name[CONC__NAME];
 } conc__kept_error;
 
-/* Keeps the newest error of a task that closes something, where no call returns the error of that
- * close: it may be the one that the task is about to return. */
+/* Saves the newest error of a task before it closes something whose own error no call will return:
+ * the task may be about to return the newest error. */
 CONC__PRIVATE void conc__error_keep(conc__kept_error *kept, const conc_task *t)
 {
     kept->rc = t->last_rc;
@@ -6490,7 +6524,7 @@ CONC__PRIVATE void conc__error_restore(conc_task *t, const conc__kept_error *kep
     t->tellings = kept->tellings;
 }
 
-/* The running task could not close something as it should. */
+/* Reports that the running task could not close something properly. */
 CONC__PRIVATE void conc__report_close(conc_loop *l, const char *what, int rc)
 {
     char text[CONC__TEXT];
@@ -6504,8 +6538,8 @@ CONC__PRIVATE conc__failed **conc__failure_slot(const conc__failures *all, uint6
     return &all->slots[serial & (all->slot_count - 1)];
 }
 
-/* Room for one more. Serial numbers count up, so they fill the slots evenly. Without memory the
- * slots stay as they are; false: there is not even one. */
+/* Makes room for one more. Serial numbers count up, so they fill the slots evenly. If memory has
+ * run out, the table stays as it is. False: there is no table. */
 CONC__PRIVATE bool conc__failures_grow(conc__failures *all)
 {
     enum { LEAST = 64 };
@@ -6527,12 +6561,14 @@ CONC__PRIVATE bool conc__failures_grow(conc__failures *all)
     return true;
 }
 
-/* A background task with a handle failed, and no task has joined it yet: the run's end reports
- * it. */
+/* Remembers the error of a background task with a handle, for the end of the run to report, unless
+ * a join comes before. */
 CONC__PRIVATE void conc__remember(conc_loop *l, const conc_task *t)
 {
     conc__failures *all = &l->failures;
-    conc__failed *f = conc__failures_grow(all) ? conc__alloc(sizeof *f) : NULL;
+    conc__failed *f = NULL;
+    if (conc__failures_grow(all))
+        f = conc__alloc(sizeof *f);
     if (!f) {
         conc__report_task(l, t);
         return;
@@ -6546,7 +6582,10 @@ CONC__PRIVATE void conc__remember(conc_loop *l, const conc_task *t)
     conc__keep_name(f->name, conc__source_of(t));
     conc__copy(f->text, sizeof f->text, conc__words(t, t->result));
     *slot = f;
-    *(all->last ? &all->last->next : &all->first) = f;
+    if (all->last)
+        all->last->next = f;
+    else
+        all->first = f;
     all->last = f;
     all->count++;
 }
@@ -6557,13 +6596,19 @@ CONC__PRIVATE void conc__failure_remove(conc__failures *all, conc__failed *f)
     while (*at != f)
         at = &(*at)->same_slot;
     *at = f->same_slot;
-    *(f->prev ? &f->prev->next : &all->first) = f->next;
-    *(f->next ? &f->next->prev : &all->last) = f->prev;
+    if (f->prev)
+        f->prev->next = f->next;
+    else
+        all->first = f->next;
+    if (f->next)
+        f->next->prev = f->prev;
+    else
+        all->last = f->prev;
     all->count--;
     CONC_FREE(f);
 }
 
-/* A join has taken the error of this task. */
+/* Forgets the error of a task, which a join has taken. */
 CONC__PRIVATE void conc__forget(conc_loop *l, const conc_task *t)
 {
     conc__failures *all = &l->failures;
@@ -6574,7 +6619,7 @@ CONC__PRIVATE void conc__forget(conc_loop *l, const conc_task *t)
         conc__failure_remove(all, f);
 }
 
-/* The end of the run: what no join has taken. */
+/* At the end of the run: reports the errors that no join has taken. */
 CONC__PRIVATE void conc__report_failures(conc_loop *l)
 {
     conc__failures *all = &l->failures;
@@ -6587,8 +6632,8 @@ CONC__PRIVATE void conc__report_failures(conc_loop *l)
     *all = (conc__failures){0};
 }
 
-/* The group's error is its first; later ones belong to whoever collects their task, or to
- * on_error. True: it was the first. */
+/* Counts an error of a group. True: it was the first, and is now the group's error. A later one
+ * goes to what collects its task, or to on_error. */
 CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_task *t, int rc)
 {
     if (g->error_count++ == 0 && !g->background) {
@@ -6605,12 +6650,12 @@ CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_ta
         return false;
     if (g->background && t->has_handle)
         conc__remember(l, t);
-    else if (!t->has_handle || t->state != CONC__DONE) /* else it may still be collected */
+    else if (!t->has_handle || t->state != CONC__DONE) /* otherwise it may still be collected */
         conc__report(l, conc__source_of(t), rc, conc__words(t, rc));
     return false;
 }
 
-/* A place in the group is free: wakes whom that concerns. */
+/* Called when a slot of the group is free: wakes the tasks that this concerns. */
 CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g)
 {
     conc__hand_over_room(l, g);
@@ -6620,7 +6665,7 @@ CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g)
         conc__wake(l, g->empty.first, 0);
 }
 
-typedef struct conc__chooser { /* a conc_group_next that waits */
+typedef struct conc__chooser { /* a conc_group_next in progress */
     conc__wait wait;
     conc_task *task;
 } conc__chooser;
@@ -6638,14 +6683,23 @@ CONC__PRIVATE void conc__list_finished(conc_loop *l, conc_group *g, conc_task *t
     t->seal ^= CONC__LISTED_SEAL;
     t->younger = NULL;
     t->older = g->last_finished;
-    *(g->last_finished ? &g->last_finished->younger : &g->finished) = t;
+    if (g->last_finished)
+        g->last_finished->younger = t;
+    else
+        g->finished = t;
     g->last_finished = t;
 }
 
 CONC__PRIVATE void conc__unlist_finished(conc_group *g, conc_task *t)
 {
-    *(t->older ? &t->older->younger : &g->finished) = t->younger;
-    *(t->younger ? &t->younger->older : &g->last_finished) = t->older;
+    if (t->older)
+        t->older->younger = t->younger;
+    else
+        g->finished = t->younger;
+    if (t->younger)
+        t->younger->older = t->older;
+    else
+        g->last_finished = t->older;
     t->in_finished = false;
     t->seal ^= CONC__LISTED_SEAL;
 }
@@ -6654,11 +6708,11 @@ CONC__FAST void conc__tell_joiners(conc_loop *l, conc_task *t, bool stepwise)
 {
     for (conc__wait *w = t->joiners.first, *next; w; w = next) {
         if (CONC__UNLIKELY(w->kind->won))
-            w->kind->won(w); /* others of its waits may be in this list, behind it */
+            w->kind->won(w); /* may withdraw waits that come later in this list */
         next = w->next;
         w->value = t->result;
         conc__tell_result(w->task, t);
-        w->list = NULL; /* all of them leave it, so none is unlinked from its neighbours */
+        w->list = NULL; /* all waits leave the list, so their links need no update */
         w->result = 0;
         if (stepwise && w->task->wait)
             conc__woken(l, w->task);
@@ -6668,36 +6722,47 @@ CONC__FAST void conc__tell_joiners(conc_loop *l, conc_task *t, bool stepwise)
     }
 }
 
-/* Hands the result to where it was asked for when the task was made. */
-CONC__PRIVATE void conc__fill_sink(conc_loop *l, conc_task *t)
+CONC__PRIVATE void conc__fill_call(conc_call *call, const conc_task *t)
 {
-    if (t->sink_kind == CONC__RESULT_SINK) {
-        *(int *)t->sink = t->result;
-        t->collected = true;
-    } else if (t->sink_kind == CONC__CALL_SINK) {
-        conc_call *call = t->sink;
-        call->result = t->result;
-        call->text[0] = 0;
-        if (t->result < 0)
-            conc__copy(call->text, sizeof call->text,
-                       conc__words_or(conc__words(t, t->result), t->result));
-        t->collected = true;
-    } else if (t->sink_kind == CONC__REMOTE_SINK) {
-        t->collected = true;
-        conc__remote_returned(t);
-    } else if (
-        t->sink_kind ==
-        CONC__START_SINK) { /* ended without conc_started: the starter's matter, not the group's */
-        conc__starter *s = t->sink;
-        int rc = t->failed ? t->result : s->given_up || t->result < 0 ? -ECANCELED : -EINVAL;
-        conc__tell(s->wait.task, rc, conc__words(t, rc), conc__origin(t, t->result));
-        conc__wake(l, &s->wait, rc);
-        t->collected = true;
-        t->failed = false;
+    call->result = t->result;
+    call->text[0] = 0;
+    if (t->result < 0) {
+        const char *words = conc__words_or(conc__words(t, t->result), t->result);
+        conc__copy(call->text, sizeof call->text, words);
     }
 }
 
-/* What a failed or cancelled child means to its group. */
+/* Ends a conc_start whose task has ended without conc_started. The error is the starter's, not the
+ * group's. */
+CONC__PRIVATE void conc__start_failed(conc_loop *l, conc__starter *s, conc_task *t)
+{
+    int rc = -EINVAL;
+    if (t->failed)
+        rc = t->result;
+    else if (s->given_up || t->result < 0)
+        rc = -ECANCELED;
+    conc__tell(s->wait.task, rc, conc__words(t, rc), conc__origin(t, t->result));
+    conc__wake(l, &s->wait, rc);
+    t->failed = false;
+}
+
+/* Passes the result to the sink that was set when the task was made. */
+CONC__PRIVATE void conc__fill_sink(conc_loop *l, conc_task *t)
+{
+    switch (t->sink_kind) {
+    case CONC__RESULT_SINK: *(int *)t->sink = t->result; break;
+    case CONC__CALL_SINK: conc__fill_call(t->sink, t); break;
+    case CONC__START_SINK: conc__start_failed(l, t->sink, t); break;
+    case CONC__REMOTE_SINK:
+        t->collected = true;
+        conc__remote_returned(t);
+        return;
+    default: return;
+    }
+    t->collected = true;
+}
+
+/* Tells the group of a child that failed or was cancelled. */
 CONC__PRIVATE void conc__finish_badly(conc_loop *l, conc_task *t)
 {
     conc_group *g = t->group;
@@ -6707,7 +6772,7 @@ CONC__PRIVATE void conc__finish_badly(conc_loop *l, conc_task *t)
         g->cut_short = true;
 }
 
-/* Tells of a result whoever waits for it. */
+/* Passes the result of an ended task to its sink, its joiners and its group. */
 CONC__COLD void conc__deliver(conc_loop *l, conc_task *t)
 {
     if (t->sink_kind)
@@ -6726,7 +6791,7 @@ CONC__COLD void conc__free_strings(conc_task *t)
     CONC_FREE(t->text);
 }
 
-/* No two addresses have the same hash, as each step can be undone. */
+/* Each step is invertible, so no two addresses have the same hash. */
 CONC__PRIVATE uint64_t conc__address_hash(const void *address)
 {
     uint64_t x = (uint64_t)(uintptr_t)address * 0x9e3779b97f4a7c15u;
@@ -6734,7 +6799,7 @@ CONC__PRIVATE uint64_t conc__address_hash(const void *address)
     return x ^ x >> 32;
 }
 
-/* Where in a tree the newest holding of an object is, or would be. */
+/* The link in a tree to the newest record of an object, or where it would be. */
 CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void *object)
 {
     uintptr_t bit = CONC__HIGHEST_BIT, address = (uintptr_t)object;
@@ -6743,13 +6808,14 @@ CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void 
     return at;
 }
 
-/* Remembers something that is to be given back. Without memory only its report is lost. */
+/* Records an object in a tree. If memory has run out, only its report will be missing. */
 CONC__COLD void conc__note(conc__holding **tree, const void *object, const char *what,
                            const char *place)
 {
-    conc__holding *h = conc__alloc(sizeof *h), **at = conc__holding_find(tree, object);
+    conc__holding *h = conc__alloc(sizeof *h);
     if (!h)
         return;
+    conc__holding **at = conc__holding_find(tree, object);
     *h = (conc__holding){.object = object, .what = what, .place = place, .same = *at};
     if (*tree)
         h->older = (*tree)->newest;
@@ -6761,7 +6827,7 @@ CONC__COLD void conc__note(conc__holding **tree, const void *object, const char 
     (*tree)->newest = h;
 }
 
-/* Takes a holding out of its tree: another takes its place, if there is one below. */
+/* Removes a record from its tree; an older one of the object, or a leaf below it, replaces it. */
 CONC__PRIVATE void conc__holding_remove(conc__holding **at)
 {
     conc__holding *h = *at, *other = h->same;
@@ -6794,7 +6860,7 @@ CONC__COLD void conc__unnote(conc__holding **tree, const void *object)
     CONC_FREE(h);
 }
 
-/* Debug: a task that has ended holds locks, which nobody else can get now. */
+/* Debug mode: reports the locks that a task still held when it ended: they stay locked for ever. */
 CONC__COLD void conc__tell_held(conc_task *t)
 {
     char who[CONC__DESCRIPTION];
@@ -6808,8 +6874,8 @@ CONC__COLD void conc__tell_held(conc_task *t)
     errno = saved;
 }
 
-/* The function of a task has returned. When this is over the stack is free, and the task too
- * unless it has a handle. */
+/* Ends a task whose function has returned rc. Afterwards the stack is free, and with it a task
+ * without a handle. */
 static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
 {
     conc_group *g = t->group;
@@ -6844,7 +6910,8 @@ static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
     l->most++;
 }
 
-/* The first function on a task's stack. */
+/* The first function on a task's stack. After conc__finish the stack is free, but nothing reuses it
+ * before the jump. */
 CONC__PRIVATE void conc__task_main(void)
 {
     CONC__BOTTOM();
@@ -6883,7 +6950,7 @@ static const conc__wait_kind conc__joining = {.what = "joins",
                                               .cancel = conc__cancel_plainly,
                                               .owner = conc__task_waited_for};
 
-/* Somebody takes the result of a task that has ended. */
+/* Collects a task that has ended, for the running task. */
 CONC__PRIVATE void conc__collect(conc_loop *l, conc_task *t)
 {
     if (t->in_finished)
@@ -6952,8 +7019,8 @@ CONC_API conc_task *conc_self(void)
 CONC__PRIVATE void conc__whom_group(FILE *out, const conc__wait *w)
 {
     const conc_group *g = w->on;
-    fprintf(out, " %d %s of the group at %s", g->live, g->live == 1 ? "child" : "children",
-            conc__place_of(g->scope.place));
+    const char *children = g->live == 1 ? "child" : "children";
+    fprintf(out, " %d %s of the group at %s", g->live, children, conc__place_of(g->scope.place));
 }
 
 static const conc__wait_kind conc__closing = {
@@ -6969,7 +7036,7 @@ CONC__PRIVATE conc__source conc__group_source(const conc_group *g)
     return conc__kept_source(g->error_name, g->error_by);
 }
 
-/* Yields once at least, and returns when no child is left. */
+/* Waits until no child is left; yields at least once. */
 CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
 {
     if (!g->live && !g->finished)
@@ -6981,8 +7048,8 @@ CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
     }
 }
 
-/* The handles that nobody collected are free again; errors in them that are not the group's own
- * go to on_error. */
+/* Gives up the ended tasks that were not collected; their handles may be reused. Their errors,
+ * apart from the group's own, go to on_error. */
 CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
 {
     while (g->finished) {
@@ -6993,26 +7060,30 @@ CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
     }
 }
 
-/* Waits for the children of an open group, ends its scope, and returns what is to be returned when
- * the body's result was rc. */
+/* Waits for the children of an open group and ends its scope. rc is the body's result; returns the
+ * group's. */
 CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc)
 {
     do {
         conc__wait_until_empty(l, g);
         conc__drop_finished(l, g);
-    } while (g->live); /* on_error may spawn */
+    } while (g->live); /* on_error may have spawned */
     bool outside = conc__cancelled_around(l, &g->scope);
     conc__scope_close(l, &g->scope);
     if (g->error) {
         conc__tell(l->self, g->error, g->text, conc__group_source(g));
         return g->error;
     }
-    if (rc == -ECANCELED || g->cut_short)
-        return outside ? -ECANCELED : rc < 0 ? 0 : rc;
+    bool was_cut_short = rc == -ECANCELED || g->cut_short;
+    if (was_cut_short && outside)
+        return -ECANCELED;
+    if (was_cut_short && rc < 0) /* by the group's own cancel */
+        return 0;
     return rc;
 }
 
-/* 0: `call` of the running task may close this group; 1: it was never opened. */
+/* May `call`, in the running task, close this group? 0: it may; 1: the group was never opened; or
+ * an error. */
 CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char *call)
 {
     if (!l)
@@ -7024,7 +7095,7 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
     if (g->scope.state == CONC__FRESH)
         return 1;
     if (conc__scope_is_inherited(&g->scope))
-        return 1; /* not in this process */
+        return 1; /* the parent process opened it, not this one */
     if (g->scope.task != l->self)
         return conc__misused(-EPERM, call, "the group is another task's", g->scope.place);
     if (l->self->scope != &g->scope)
@@ -7034,20 +7105,20 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
     return 0;
 }
 
-/* Lies a handle of the group's below the frame of a call, on the same stack? The function that had
- * it has returned. Nothing is read of what lies there, as it may have been overwritten; and only
- * the first few are looked at, so that a group of many costs no more. */
+/* Aborts with a report if a handle of the group lies below the frame of a call, on the same stack:
+ * the function that had it has returned. Reads nothing there before, as it may be overwritten, and
+ * checks only the first few of each list, so that a large group costs no more. */
 CONC__COLD void conc__find_lost_handles(conc_loop *l, const conc_group *g, const void *frame)
 {
-    enum { LOOKS = 16 };
+    enum { CHECKED = 16 };
+    static const char how[] = "a function returned that had a task's handle";
     const conc_task *lists[] = {g->children, g->finished};
     uintptr_t low = (uintptr_t)l->self->stack->low, size = (uintptr_t)frame - low;
     for (size_t i = 0; i < CONC_LEN(lists); i++) {
-        int looks = LOOKS;
-        for (const conc_task *t = lists[i]; t && looks; t = t->younger, looks--)
+        int left = CHECKED;
+        for (const conc_task *t = lists[i]; t && left; t = t->younger, left--)
             if ((uintptr_t)t - low < size)
-                conc__lost(l, l->self, l->self->place,
-                           "a function returned that had a task's handle");
+                conc__lost(l, l->self, l->self->place, how);
     }
 }
 
@@ -7146,7 +7217,7 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
 
 /* ---- >>gathering ---------------------------------------------------------------------------- */
 
-/* Can there be count elements of this size there? Elements of size 0 need no memory. */
+/* May this be an array of count elements of this size? Elements of size 0 need no memory. */
 CONC__PRIVATE bool conc__is_array(const void *elements, size_t count, size_t size)
 {
     if (!count || !size)
@@ -7154,7 +7225,7 @@ CONC__PRIVATE bool conc__is_array(const void *elements, size_t count, size_t siz
     return elements && count <= (size_t)PTRDIFF_MAX / size;
 }
 
-/* What a gather or map runs, and where the results go. */
+/* What a gather or map runs, and where its results go. */
 typedef struct conc__batch {
     conc_call *calls; /* or: */
     conc_fn *fn;
@@ -7162,29 +7233,41 @@ typedef struct conc__batch {
     size_t size;
     int *results;
     size_t count;
-    int limit;             /* tasks at once; 0: all */
-    bool keep_going, seen; /* seen: the caller can read every result, so none is lost */
+    int limit;             /* most tasks at once; 0: no limit */
+    bool keep_going, seen; /* seen: the caller can read every result, so no error is reported */
 } conc__batch;
 
+CONC__PRIVATE conc_task *conc__call_spawn(conc_loop *l, conc_group *g, conc_call *call, bool seen,
+                                          const char *spawned)
+{
+    conc_task *t = conc__task_new(l, g, NULL, call->fn, call->arg, spawned);
+    if (t && call->name)
+        conc__call_by(l, t, call->name);
+    if (t && seen) {
+        t->sink = call;
+        t->sink_kind = CONC__CALL_SINK;
+    }
+    return t;
+}
+
+/* Spawns element i; NULL: out of memory. */
 CONC__PRIVATE conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const conc__batch *b,
                                            size_t i, const char *spawned)
 {
-    conc_fn *fn = b->calls ? b->calls[i].fn : b->fn;
-    void *arg = b->calls ? b->calls[i].arg : b->size ? b->args + i * b->size : b->args;
-    conc_task *t = conc__task_new(l, g, NULL, fn, arg, spawned);
-    if (t && b->calls && b->calls[i].name)
-        conc__call_by(l, t, b->calls[i].name);
-    if (t && b->calls && b->seen) {
-        t->sink = &b->calls[i];
-        t->sink_kind = CONC__CALL_SINK;
-    } else if (t && b->results) {
+    if (b->calls)
+        return conc__call_spawn(l, g, &b->calls[i], b->seen, spawned);
+    void *arg = b->args;
+    if (b->size)
+        arg = b->args + i * b->size;
+    conc_task *t = conc__task_new(l, g, NULL, b->fn, arg, spawned);
+    if (t && b->results) {
         t->sink = &b->results[i];
         t->sink_kind = CONC__RESULT_SINK;
     }
     return t;
 }
 
-/* Takes back tasks that were spawned since `last` was the last ready one; none of them has run. */
+/* Undoes the spawns since `last` was the last ready task (NULL: none was). None of them has run. */
 CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
 {
     if (last)
@@ -7203,14 +7286,17 @@ CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
     }
 }
 
-/* The elements from `next` on, each when one before it has ended: 0, or what ends the group. */
+/* Spawns the elements from `next` on, each when an earlier one has ended. Returns 0 or the error
+ * that ends the group. */
 CONC__PRIVATE int conc__batch_go_on(conc_loop *l, conc_group *g, const conc__batch *b, size_t next,
                                     const char *spawned)
 {
     for (size_t i = next; i < b->count; i++) {
-        int rc = g->live >= g->limit ? conc__wait_for_room(l, g) : 0;
+        int rc = 0;
+        if (g->live >= g->limit)
+            rc = conc__wait_for_room(l, g);
         if (rc == 0 && g->scope.effective)
-            rc = -ECANCELED; /* since room was granted */
+            rc = -ECANCELED; /* it was cancelled after room was granted */
         if (rc)
             return rc;
         if (!conc__batch_spawn(l, g, b, i, spawned)) {
@@ -7235,17 +7321,18 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
     bool limited = b->limit && (size_t)b->limit < b->count;
     size_t at_once = limited ? (size_t)b->limit : b->count;
     if (at_once > CONC__ADDRESS_SPACE / l->pool->size)
-        return conc__own_error(-ENOMEM); /* so many stacks cannot be */
+        return conc__own_error(-ENOMEM); /* the address space cannot hold so many stacks */
     conc_group g = {.limit = b->limit, .keep_going = b->keep_going};
     conc_task *last = l->ready ? l->last_ready : NULL;
     conc__find_lost(l, __builtin_frame_address(0));
     conc__group_open(l, &g, spawned);
-    for (size_t i = 0; i < at_once; i++)
+    for (size_t i = 0; i < at_once; i++) {
         if (!conc__batch_spawn(l, &g, b, i, spawned)) {
             conc__unspawn(l, &g, last);
             conc__scope_close(l, &g.scope);
             return conc__own_error(-ENOMEM);
         }
+    }
     if (limited)
         rc = conc__batch_go_on(l, &g, b, at_once, spawned);
     if (!b->keep_going)
@@ -7255,7 +7342,9 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
     conc__scope_close(l, &g.scope);
     if (g.error && !b->seen)
         conc__report(l, conc__group_source(&g), g.error, g.text);
-    return outside && g.cut_short ? -ECANCELED : 0;
+    if (outside && g.cut_short)
+        return -ECANCELED;
+    return 0;
 }
 
 CONC__PRIVATE int conc__run_calls(const char *spawned, conc_call *calls, size_t n, bool keep_going,
