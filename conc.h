@@ -566,14 +566,14 @@ struct conc_task {
     uint16_t cancels_in_a_row;
     bool has_handle, in_finished, collected, failed;
     uint16_t seal;
-    bool name_allocated; /* without a handle: conc_set_name allocated `name` */
-    uint32_t tellings;   /* counts conc__tell, from any number on */
+    bool name_allocated;  /* without a handle: conc_set_name allocated `name` */
+    uint32_t errors_made; /* counts conc__set_error, from any number on */
     conc__wait *wait;
     conc_scope *scope;
     const char *place; /* the scope's, for the report when the scope is lost */
     char *text;
     conc__waits joiners;
-    const char *told_by;
+    const char *error_from;
     struct conc__holding *held;
     int result, last_rc;
     uint64_t serial; /* another one for each task of the process */
@@ -1678,11 +1678,11 @@ typedef struct conc__source {
  *   5. A grant does the waiter's whole effect at once and then calls conc__wake, which takes the
  *      wait out of its list. So does a cancel, after .cancel has undone anything else. */
 typedef struct conc__wait_kind {
-    /* for the dump, as "joins"; whom() prints what follows it */
+    /* for the dump, as "joins"; details() prints what follows it */
     const char *what;
     /* for the trace, if `what` makes no sense alone; NULL: what */
     const char *brief;
-    void (*whom)(FILE *out, const conc__wait *wait); /* NULL: nothing follows */
+    void (*details)(FILE *out, const conc__wait *wait); /* NULL: nothing follows */
     /* a cancel comes: returns true to be woken, or false to keep waiting. NULL: keeps waiting */
     bool (*cancel)(conc__wait *wait);
     /* this wait of several of its task is woken: withdraws the others. NULL: it is the only one */
@@ -1708,7 +1708,7 @@ typedef struct conc__holding {
 /* The top of every stack. */
 typedef struct conc__stack {
     struct conc__stack *next; /* free: the one that was freed before it */
-    struct conc__pool *pool;
+    struct conc__stack_cache *cache;
     struct conc__slab *slab;
     char *low;          /* the lowest byte that may be used */
     bool has_generator; /* a generator's body runs on it, not a task */
@@ -1729,7 +1729,7 @@ typedef struct conc__stack {
 typedef struct conc__slab {
     struct conc__slab *next, *prev;
     struct conc__slab *next_hole, *prev_hole; /* among the slabs with dropped stacks */
-    struct conc__pool *pool;
+    struct conc__stack_cache *cache;
     char *base;
     int carved;       /* stacks that were carved so far, from below */
     int guarded;      /* stacks that have their guard region */
@@ -1737,8 +1737,8 @@ typedef struct conc__slab {
 } conc__slab;
 
 /* All stacks of one size. */
-typedef struct conc__pool {
-    struct conc__pool *next;
+typedef struct conc__stack_cache {
+    struct conc__stack_cache *next;
     size_t size, guard, stride;
     int per_slab;
     conc__slab *slabs; /* newest first; only the first may have stacks that were never carved */
@@ -1749,7 +1749,7 @@ typedef struct conc__pool {
     conc__stack *cold; /* taken out of `free`, to be dropped */
     size_t resident;   /* stacks in use or free */
     bool trimmed;      /* the last trim left nothing to drop */
-} conc__pool;
+} conc__stack_cache;
 
 enum { CONC__LEVELS = 11, CONC__SLOTS = 64 };
 
@@ -1917,7 +1917,7 @@ struct conc_loop {
     conc__fpu fpu;         /* what a task starts with */
     conc__context scratch; /* for contexts that are never resumed */
     int64_t now;
-    int64_t looked;        /* when the last scheduler pass was, on the loop's clock */
+    int64_t last_pass;     /* when the last scheduler pass was, on the loop's clock */
     int batch, budget;     /* start values of turns and quick: lower if steps are slow */
     int flooded;           /* passes in a row that ran only posted functions */
     uint64_t picks, draws; /* states of the two random generators */
@@ -1927,7 +1927,8 @@ struct conc_loop {
 #endif
 
     conc_options options;
-    conc__pool *pool, *pools; /* of stacks: that of tasks with the default size, and all */
+    conc__stack_cache *stacks,
+        *stack_caches; /* of stacks: that of tasks with the default size, and all */
     int64_t trimmed;
     bool to_trim;
     bool
@@ -2042,7 +2043,7 @@ struct conc_loop {
 static CONC_TLS _Thread_local conc_loop *conc__here;
 
 /* The text of conc_last_error on this thread, outside of tasks and jobs. */
-static CONC_TLS _Thread_local char conc__words_of_thread[CONC__TEXT];
+static CONC_TLS _Thread_local char conc__thread_text[CONC__TEXT];
 
 static atomic_uint_least64_t conc__runs; /* runs so far in this process and its ancestors */
 /* In a forked child: the runs up to this number were the parent's. Their tasks never continue here,
@@ -2096,7 +2097,7 @@ typedef struct conc__extension {
     /* conc_fail in a job; false: no job runs on this thread */
     bool (*job_fail)(int rc, const char *text);
     /* the text of the newest error of the job on this thread, "" if none; NULL: no job runs */
-    const char *(*job_words)(void);
+    const char *(*job_text)(void);
     /* looks up a host name: returns how many addresses; release *found with conc_free */
     int (*resolve)(const char *text, struct conc__address **found);
     /* in all pools of the program */
@@ -2170,8 +2171,8 @@ CONC__COLD int conc__own_error(int rc);
 CONC__COLD bool conc__name_function(char name[CONC__NAME], uintptr_t fn);
 CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns);
 CONC__PRIVATE void conc__remote_returned(conc_task *t);
-CONC__FAST int conc__hand_on(conc_loop *l, int rc);
-CONC__FAST int conc__hand_on_since(conc_loop *l, int rc, uint32_t before);
+CONC__FAST int conc__pass_error(conc_loop *l, int rc);
+CONC__FAST int conc__pass_error_since(conc_loop *l, int rc, uint32_t before);
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place);
 
 /* ---- >>sanitizers --------------------------------------------------------------------------- */
@@ -2293,7 +2294,7 @@ enum {
 };
 
 /* Tells the checkers that a handle may be read though the user has not initialized it. */
-CONC__PRIVATE void conc__excuse(const void *handle, size_t size)
+CONC__PRIVATE void conc__mark_defined(const void *handle, size_t size)
 {
 #if CONC__MSAN
     __msan_unpoison(handle, size);
@@ -2306,13 +2307,13 @@ CONC__PRIVATE bool conc__on_valgrind(void)
     return conc__valgrind(CONC__VALGRIND_RUNS, 0, 0) != 0;
 }
 
-CONC__PRIVATE void conc__stack_told(conc__stack *s)
+CONC__PRIVATE void conc__stack_register(conc__stack *s)
 {
     s->valgrind_id =
         (uint32_t)conc__valgrind(CONC__VALGRIND_STACK, (uintptr_t)s->low, (uintptr_t)s);
 }
 
-CONC__PRIVATE void conc__stack_untold(const conc__stack *s)
+CONC__PRIVATE void conc__stack_unregister(const conc__stack *s)
 {
     conc__valgrind(CONC__VALGRIND_NO_STACK, s->valgrind_id, 0);
 }
@@ -2362,7 +2363,7 @@ static inline int64_t conc__clock(void)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-CONC__PRIVATE void conc__doze(int64_t ns)
+CONC__PRIVATE void conc__thread_sleep(int64_t ns)
 {
     struct timespec t = {(time_t)(ns / 1000000000), (long)(ns % 1000000000)};
     int saved = errno;
@@ -2399,7 +2400,7 @@ static inline int64_t conc__sooner(int64_t a, int64_t b) { return a < b ? a : b;
 static inline int conc__lesser(int a, int b) { return a < b ? a : b; }
 
 /* splitmix64, Sebastiano Vigna, public domain algorithm */
-CONC__PRIVATE uint64_t conc__mix(uint64_t *state)
+CONC__PRIVATE uint64_t conc__random_bits(uint64_t *state)
 {
     uint64_t z = (*state += 0x9e3779b97f4a7c15u);
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -2485,7 +2486,7 @@ CONC__PRIVATE bool conc__several_processors(void) { return conc__processors() > 
 
 /* Is it worth spinning before going to sleep? *misses counts the spins in vain in a row; the caller
  * resets it after a success. */
-CONC__PRIVATE bool conc__looks(unsigned *misses)
+CONC__PRIVATE bool conc__should_spin(unsigned *misses)
 {
     return conc__several_processors() && (++*misses <= CONC__MISSES || *misses % 64 == 0);
 }
@@ -2650,7 +2651,7 @@ CONC__PRIVATE void conc__signal_discard(int number)
 
 /* Writes what snprintf has made: n, of size bytes. For handlers and the watchdog, which must not
  * wait for the lock of stderr. */
-CONC__PRIVATE void conc__say(const char *text, int n, size_t size)
+CONC__PRIVATE void conc__write_stderr(const char *text, int n, size_t size)
 {
     size_t length = 0;
     if (n >= 0)
@@ -3596,68 +3597,68 @@ CONC__PRIVATE bool conc__stack_fits(size_t size)
 }
 
 /* Sets the sizes that follow from p->size. */
-CONC__PRIVATE void conc__pool_lay_out(conc__pool *p, bool debug)
+CONC__PRIVATE void conc__stack_cache_lay_out(conc__stack_cache *c, bool debug)
 {
     const size_t slab = (size_t)16 * 1024 * 1024;
     size_t page = conc__page();
     size_t top = CONC__CORE + CONC__RECORD + CONC__STAGGER;
-    size_t pages = conc__round_up(p->size + top, page) / page;
+    size_t pages = conc__round_up(c->size + top, page) / page;
     size_t guard = CONC_GUARD_SIZE;
     if (debug && guard < CONC__DEBUG_GUARD_SIZE)
         guard = CONC__DEBUG_GUARD_SIZE;
     if (guard < page)
         guard = page;
-    p->guard = conc__round_up(guard, page);
-    if ((pages + p->guard / page) % 2 == 0)
-        p->guard += page;
-    p->stride = pages * page + p->guard;
-    p->per_slab = 64; /* a bit each in conc__slab.dropped */
-    if (slab / p->stride < 64)
-        p->per_slab = (int)(slab / p->stride);
-    if (p->per_slab < 1)
-        p->per_slab = 1;
+    c->guard = conc__round_up(guard, page);
+    if ((pages + c->guard / page) % 2 == 0)
+        c->guard += page;
+    c->stride = pages * page + c->guard;
+    c->per_slab = 64; /* a bit each in conc__slab.dropped */
+    if (slab / c->stride < 64)
+        c->per_slab = (int)(slab / c->stride);
+    if (c->per_slab < 1)
+        c->per_slab = 1;
 }
 
 /* The pool of stacks with this size; NULL: the size is not possible, or out of memory. */
-CONC__PRIVATE conc__pool *conc__pool_for(conc_loop *l, size_t size)
+CONC__PRIVATE conc__stack_cache *conc__stack_cache_for(conc_loop *l, size_t size)
 {
-    for (conc__pool *p = l->pools; p; p = p->next)
-        if (p->size == size)
-            return p;
+    for (conc__stack_cache *c = l->stack_caches; c; c = c->next)
+        if (c->size == size)
+            return c;
     if (!conc__stack_fits(size))
         return NULL;
-    conc__pool *p = conc__alloc(sizeof *p);
-    if (!p)
+    conc__stack_cache *c = conc__alloc(sizeof *c);
+    if (!c)
         return NULL;
-    *p = (conc__pool){.next = l->pools, .size = size};
-    conc__pool_lay_out(p, l->debug);
-    l->pools = p;
-    return p;
+    *c = (conc__stack_cache){.next = l->stack_caches, .size = size};
+    conc__stack_cache_lay_out(c, l->debug);
+    l->stack_caches = c;
+    return c;
 }
 
-CONC__PRIVATE bool conc__slab_open(conc__pool *p)
+CONC__PRIVATE bool conc__slab_open(conc__stack_cache *c)
 {
     conc__slab *slab = conc__alloc(sizeof *slab);
     if (!slab)
         return false;
-    char *base = conc__map_pages(p->stride * (size_t)p->per_slab);
+    char *base = conc__map_pages(c->stride * (size_t)c->per_slab);
     if (!base) {
         CONC_FREE(slab);
         return false;
     }
-    *slab = (conc__slab){.next = p->slabs, .pool = p, .base = base};
+    *slab = (conc__slab){.next = c->slabs, .cache = c, .base = base};
     if (slab->next)
         slab->next->prev = slab;
-    p->slabs = slab;
-    p->slab_count++;
+    c->slabs = slab;
+    c->slab_count++;
     return true;
 }
 
 CONC__PRIVATE conc__stack *conc__stack_at(const conc__slab *slab, int i)
 {
-    conc__pool *p = slab->pool;
+    conc__stack_cache *c = slab->cache;
     size_t stagger = (size_t)(i % 48) * 64;
-    char *end = slab->base + (size_t)(i + 1) * p->stride;
+    char *end = slab->base + (size_t)(i + 1) * c->stride;
     return (conc__stack *)(void *)(end - stagger - CONC__RECORD);
 }
 
@@ -3665,8 +3666,8 @@ CONC__PRIVATE void conc__slab_close(conc__slab *slab)
 {
     for (int i = 0; i < slab->carved; i++)
         if (!(slab->dropped >> i & 1))
-            conc__stack_untold(conc__stack_at(slab, i));
-    conc__unmap_pages(slab->base, slab->pool->stride * (size_t)slab->pool->per_slab);
+            conc__stack_unregister(conc__stack_at(slab, i));
+    conc__unmap_pages(slab->base, slab->cache->stride * (size_t)slab->cache->per_slab);
     CONC_FREE(slab);
 }
 
@@ -3674,43 +3675,43 @@ CONC__PRIVATE void conc__slab_close(conc__slab *slab)
 CONC__PRIVATE void conc__slab_guard(conc__slab *slab)
 {
     static atomic_int reported;
-    conc__pool *p = slab->pool;
+    conc__stack_cache *c = slab->cache;
     int n = slab->guarded ? slab->guarded : 2;
-    if (n > p->per_slab - slab->guarded)
-        n = p->per_slab - slab->guarded;
-    char *first = slab->base + (size_t)slab->guarded * p->stride;
-    if (!conc__guard(first, p->guard, p->stride, n) && !atomic_exchange(&reported, 1))
+    if (n > c->per_slab - slab->guarded)
+        n = c->per_slab - slab->guarded;
+    char *first = slab->base + (size_t)slab->guarded * c->stride;
+    if (!conc__guard(first, c->guard, c->stride, n) && !atomic_exchange(&reported, 1))
         fprintf(stderr,
                 "conc: the system has no more guard regions: stacks from here on go without one\n");
     slab->guarded += n;
 }
 
-CONC__PRIVATE void conc__hole_open(conc__pool *p, conc__slab *slab)
+CONC__PRIVATE void conc__hole_open(conc__stack_cache *c, conc__slab *slab)
 {
     slab->prev_hole = NULL;
-    slab->next_hole = p->holes;
-    if (p->holes)
-        p->holes->prev_hole = slab;
-    p->holes = slab;
+    slab->next_hole = c->holes;
+    if (c->holes)
+        c->holes->prev_hole = slab;
+    c->holes = slab;
 }
 
-CONC__PRIVATE void conc__hole_close(conc__pool *p, const conc__slab *slab)
+CONC__PRIVATE void conc__hole_close(conc__stack_cache *c, const conc__slab *slab)
 {
     if (slab->prev_hole)
         slab->prev_hole->next_hole = slab->next_hole;
     else
-        p->holes = slab->next_hole;
+        c->holes = slab->next_hole;
     if (slab->next_hole)
         slab->next_hole->prev_hole = slab->prev_hole;
 }
 
 /* Takes a dropped stack of the slab, to be used again. */
-CONC__PRIVATE int conc__hole_fill(conc__pool *p, conc__slab *slab)
+CONC__PRIVATE int conc__hole_fill(conc__stack_cache *c, conc__slab *slab)
 {
     int i = __builtin_ctzll(slab->dropped);
     slab->dropped &= slab->dropped - 1;
     if (!slab->dropped)
-        conc__hole_close(p, slab);
+        conc__hole_close(c, slab);
     return i;
 }
 
@@ -3722,33 +3723,33 @@ CONC__PRIVATE int conc__slab_carve(conc__slab *slab)
     return slab->carved++;
 }
 
-CONC__COLD conc__stack *conc__stack_carve(conc__pool *p)
+CONC__COLD conc__stack *conc__stack_carve(conc__stack_cache *c)
 {
     int saved = errno;
-    conc__stack *s = p->cold;
+    conc__stack *s = c->cold;
     if (s) {
-        p->cold = s->next;
+        c->cold = s->next;
         return s;
     }
-    bool room = p->holes || (p->slabs && p->slabs->carved < p->per_slab) || conc__slab_open(p);
+    bool room = c->holes || (c->slabs && c->slabs->carved < c->per_slab) || conc__slab_open(c);
     if (!room) {
         errno = saved;
         return NULL;
     }
-    conc__slab *slab = p->holes;
+    conc__slab *slab = c->holes;
     int i;
     if (slab) {
-        i = conc__hole_fill(p, slab);
+        i = conc__hole_fill(c, slab);
     } else {
-        slab = p->slabs;
+        slab = c->slabs;
         i = conc__slab_carve(slab);
     }
     errno = saved;
     s = conc__stack_at(slab, i);
     *s = (conc__stack){
-        .pool = p, .slab = slab, .low = slab->base + (size_t)i * p->stride + p->guard};
-    p->resident++;
-    conc__stack_told(s);
+        .cache = c, .slab = slab, .low = slab->base + (size_t)i * c->stride + c->guard};
+    c->resident++;
+    conc__stack_register(s);
     return s;
 }
 
@@ -3757,28 +3758,28 @@ CONC__COLD conc__stack *conc__stack_carve(conc__pool *p)
 static inline char *conc__stack_top(conc__stack *s) { return (char *)s - CONC__CORE; }
 
 /* Returns a stack that is not in use; NULL: out of memory. */
-static inline conc__stack *conc__stack_take(conc__pool *p)
+static inline conc__stack *conc__stack_acquire(conc__stack_cache *c)
 {
-    conc__stack *s = p->free;
+    conc__stack *s = c->free;
     if (CONC__UNLIKELY(!s))
-        s = conc__stack_carve(p);
+        s = conc__stack_carve(c);
     else
-        p->free = s->next;
+        c->free = s->next;
     if (CONC__UNLIKELY(!s))
         return NULL;
-    if (CONC__UNLIKELY(s == p->old))
-        p->old = s->next;
+    if (CONC__UNLIKELY(s == c->old))
+        c->old = s->next;
     conc__stack_begins(s);
     return s;
 }
 
 /* Reports that a task has used up its stack; t is NULL if the task is not known. Allocates nothing,
  * as it may run in a signal handler. */
-CONC__COLD void conc__tell_overflow(const conc_task *t, const conc__stack *s)
+CONC__COLD void conc__report_overflow(const conc_task *t, const conc__stack *s)
 {
     char name[CONC__DESCRIPTION] = "a task", text[sizeof name + 256];
     const char *which = s->has_generator ? "its generator's stack" : "its stack";
-    size_t size = s->pool->size;
+    size_t size = s->cache->size;
     if (t)
         conc__describe(name, sizeof name, conc__source_of(t));
     int n = snprintf(
@@ -3786,16 +3787,16 @@ CONC__COLD void conc__tell_overflow(const conc_task *t, const conc__stack *s)
         "conc: stack overflow: %s used all %zu bytes of %s: raise conc_options.stack_size, "
         "conc_group.stack_size, or CONC_STACK=%zu in the environment\n",
         name, size, which, size * 2);
-    conc__say(text, n, sizeof text);
+    conc__write_stderr(text, n, sizeof text);
 }
 
-/* The counterpart of conc__stack_take. */
-static inline void conc__stack_give(conc_loop *l, conc__stack *s)
+/* The counterpart of conc__stack_acquire. */
+static inline void conc__stack_release(conc_loop *l, conc__stack *s)
 {
-    conc__pool *p = s->pool;
+    conc__stack_cache *c = s->cache;
     conc__stack_ends(l, s);
-    s->next = p->free;
-    p->free = s;
+    s->next = c->free;
+    c->free = s;
 }
 
 /* How many stacks of a slab still have their pages? */
@@ -3809,21 +3810,21 @@ CONC__PRIVATE int conc__slab_resident(const conc__slab *slab)
 CONC__PRIVATE void conc__stack_drop(conc__stack *s)
 {
     conc__slab *slab = s->slab;
-    conc__pool *p = s->pool;
+    conc__stack_cache *c = s->cache;
     char *low = s->low;
-    conc__stack_untold(s);
-    conc__drop_pages(low, p->stride - p->guard);
+    conc__stack_unregister(s);
+    conc__drop_pages(low, c->stride - c->guard);
     if (!slab->dropped)
-        conc__hole_open(p, slab);
-    slab->dropped |= (uint64_t)1 << ((size_t)(low - slab->base) / p->stride);
-    p->resident--;
-    if (conc__slab_resident(slab) || slab == p->slabs)
+        conc__hole_open(c, slab);
+    slab->dropped |= (uint64_t)1 << ((size_t)(low - slab->base) / c->stride);
+    c->resident--;
+    if (conc__slab_resident(slab) || slab == c->slabs)
         return;
-    conc__hole_close(p, slab);
+    conc__hole_close(c, slab);
     slab->prev->next = slab->next; /* it is not the first */
     if (slab->next)
         slab->next->prev = slab->prev;
-    p->slab_count--;
+    c->slab_count--;
     conc__slab_close(slab);
 }
 
@@ -3834,53 +3835,53 @@ enum {
 
 /* Drops stacks that a burst of tasks has left. Stacks are reused newest first: those that lie
  * deeper in `free` than any that was used since the last trim are not needed any more. */
-CONC__PRIVATE void conc__pool_trim(conc__pool *p)
+CONC__PRIVATE void conc__stack_cache_trim(conc__stack_cache *c)
 {
-    conc__stack **at = &p->free;
+    conc__stack **at = &c->free;
     bool is_old = false; /* `at` has reached p->old */
-    bool goes_on = p->cold != NULL;
+    bool goes_on = c->cold != NULL;
     size_t kept = 0;
     for (; *at && !goes_on; at = &(*at)->next, kept++) {
-        is_old |= *at == p->old;
+        is_old |= *at == c->old;
         if (is_old && kept >= CONC__KEPT) {
-            p->cold = *at;
+            c->cold = *at;
             *at = NULL;
             break;
         }
     }
-    for (int n = 0; p->cold && n < CONC__DROPS; n++) {
-        conc__stack *s = p->cold;
-        p->cold = s->next;
+    for (int n = 0; c->cold && n < CONC__DROPS; n++) {
+        conc__stack *s = c->cold;
+        c->cold = s->next;
         conc__stack_drop(s);
     }
-    if (!p->cold)
-        p->old = p->free;
-    p->trimmed = !goes_on && kept <= CONC__KEPT;
+    if (!c->cold)
+        c->old = c->free;
+    c->trimmed = !goes_on && kept <= CONC__KEPT;
 }
 
 /* Is there something to trim? Not if no stack was used since a trim that found nothing. */
-CONC__PRIVATE bool conc__pool_grew(const conc__pool *p)
+CONC__PRIVATE bool conc__stack_cache_grew(const conc__stack_cache *c)
 {
-    bool unchanged = p->trimmed && p->free == p->old;
-    return p->cold || (p->resident > CONC__KEPT && p->free && !unchanged);
+    bool unchanged = c->trimmed && c->free == c->old;
+    return c->cold || (c->resident > CONC__KEPT && c->free && !unchanged);
 }
 
 /* True: there is more to drop, soon. */
 CONC__PRIVATE bool conc__stacks_trim(conc_loop *l)
 {
     bool soon = false;
-    for (conc__pool *p = l->pools; p; p = p->next) {
-        if (conc__pool_grew(p))
-            conc__pool_trim(p);
-        soon |= p->cold != NULL;
+    for (conc__stack_cache *c = l->stack_caches; c; c = c->next) {
+        if (conc__stack_cache_grew(c))
+            conc__stack_cache_trim(c);
+        soon |= c->cold != NULL;
     }
     return soon;
 }
 
 CONC__PRIVATE bool conc__stacks_grew(const conc_loop *l)
 {
-    for (const conc__pool *p = l->pools; p; p = p->next)
-        if (conc__pool_grew(p))
+    for (const conc__stack_cache *c = l->stack_caches; c; c = c->next)
+        if (conc__stack_cache_grew(c))
             return true;
     return false;
 }
@@ -3889,13 +3890,13 @@ CONC__PRIVATE void conc__stacks_close(conc_loop *l)
 {
     for (conc__stack *s = l->stopped; s; s = s->next)
         conc__stack_ends(l, s);
-    for (conc__pool *p = l->pools, *next; p; p = next) {
-        next = p->next;
-        for (conc__slab *s = p->slabs, *after; s; s = after) {
+    for (conc__stack_cache *c = l->stack_caches, *next; c; c = next) {
+        next = c->next;
+        for (conc__slab *s = c->slabs, *after; s; s = after) {
             after = s->next;
             conc__slab_close(s);
         }
-        CONC_FREE(p);
+        CONC_FREE(c);
     }
 }
 
@@ -4089,7 +4090,7 @@ CONC__PRIVATE void conc__end_batch(conc_loop *l)
  * checkpoints that need not wait. */
 static inline void conc__time_passed(conc_loop *l, int64_t now)
 {
-    if (CONC__UNLIKELY(now - l->looked > CONC__LATE)) {
+    if (CONC__UNLIKELY(now - l->last_pass > CONC__LATE)) {
         conc__end_batch(l);
         l->quick = 1;
     }
@@ -4104,7 +4105,7 @@ CONC__PRIVATE void conc__pass(conc_loop *l)
     conc__leave(l);
 }
 
-CONC__COLD void conc__tell_stubborn(conc_loop *l);
+CONC__COLD void conc__report_stubborn(conc_loop *l);
 
 /* Refuses a checkpoint of a cancelled task: returns -ECANCELED, after the other ready tasks have
  * run. A task that has ignored many of these is a spinner: it continues only when nothing else is
@@ -4124,7 +4125,7 @@ CONC__COLD int conc__refuse(conc_loop *l)
         l->last_spinner = self;
         l->next_round += 4;
         if (self->cancels_in_a_row < CONC__STUBBORN && ++self->cancels_in_a_row == CONC__STUBBORN)
-            conc__tell_stubborn(l);
+            conc__report_stubborn(l);
         conc__leave(l);
     }
     return -ECANCELED;
@@ -4235,7 +4236,7 @@ typedef struct conc__misuse {
     const char *call, *why, *place;
 } conc__misuse;
 
-CONC__PRIVATE void conc__tell_misuse(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__report_misuse(conc_loop *l, void *arg)
 {
     const conc__misuse *m = arg;
     char who[CONC__DESCRIPTION] = "the loop";
@@ -4250,11 +4251,11 @@ CONC__PRIVATE void conc__tell_misuse(conc_loop *l, void *arg)
 
 /* Reports a task that ignores its cancel, even without debug mode: it runs for ever, as fast as it
  * can. */
-CONC__COLD void conc__tell_stubborn(conc_loop *l)
+CONC__COLD void conc__report_stubborn(conc_loop *l)
 {
     conc__misuse m = {l->self, "it was cancelled",
                       "1000 calls in a row returned -ECANCELED, and it goes on", NULL};
-    conc__on_loop(l, conc__tell_misuse, &m);
+    conc__on_loop(l, conc__report_misuse, &m);
 }
 
 /* The public name of a call: conc_x for conc__x, which a macro calls, and for conc__x_slowly. */
@@ -4281,7 +4282,7 @@ CONC__COLD int conc__misused(int rc, const char *call, const char *why, const ch
     conc__public_name(name, call);
     if (l && l->debug) {
         conc__misuse m = {l->self, name, why, place};
-        conc__on_loop(l, conc__tell_misuse, &m);
+        conc__on_loop(l, conc__report_misuse, &m);
     } else if (!l && atomic_load_explicit(&conc__debug_runs, memory_order_relaxed)) {
         const char *hint = rc == -EPERM ? "; conc_loop_run runs it in a task of a loop" : "";
         fprintf(stderr, "conc: a thread without a run: %s: %s%s\n", name, why, hint);
@@ -4318,7 +4319,7 @@ CONC__PRIVATE conc_task *conc__pick(conc_loop *l)
         int n = 0;
         for (conc_task *t = l->ready; t && n < CONC__CHOICE; t = t->next)
             n++;
-        for (int skip = (int)(conc__mix(&l->picks) % (uint64_t)n); skip; skip--)
+        for (int skip = (int)(conc__random_bits(&l->picks) % (uint64_t)n); skip; skip--)
             at = &(*at)->next;
     }
     conc_task *t = *at;
@@ -4336,7 +4337,7 @@ CONC__PRIVATE void conc__advance(conc_loop *l, int64_t now)
 }
 
 /* Does a task wait for something outside of the loop that needs no hold? */
-CONC__PRIVATE bool conc__expects(const conc_loop *l)
+CONC__PRIVATE bool conc__awaits_outside(const conc_loop *l)
 {
     return l->watched || l->signal_waits || l->awaited;
 }
@@ -4386,7 +4387,7 @@ CONC__PRIVATE void conc__poll_wait_for(conc_loop *l, int64_t ns)
     if (rc)
         conc__poller_failed(l, rc);
     else if (l->blind && ns > 0)
-        conc__doze(conc__sooner(ns, NAP)); /* the loop still checks for posts */
+        conc__thread_sleep(conc__sooner(ns, NAP)); /* the loop still checks for posts */
 }
 
 /* Polls for events, without waiting. */
@@ -4405,7 +4406,7 @@ static inline bool conc__at_work(conc_loop *l)
 
 /* Spins briefly before the loop sleeps: being woken costs 50 us, and the other thread may finish
  * sooner. True: something came. */
-CONC__PRIVATE bool conc__linger(conc_loop *l, int64_t ns, bool for_work)
+CONC__PRIVATE bool conc__spin(conc_loop *l, int64_t ns, bool for_work)
 {
     int64_t start = conc__clock(), most = ns < CONC__PATIENCE ? ns : CONC__PATIENCE;
     bool found = false;
@@ -4437,15 +4438,15 @@ CONC__PRIVATE bool conc__may_sleep(conc_loop *l, int64_t ns, bool for_work)
         return false;
     if (for_work && !conc__at_work(l))
         return false;
-    return ns != CONC__NEVER || l->holds || conc__expects(l) || l->awaits_interrupt;
+    return ns != CONC__NEVER || l->holds || conc__awaits_outside(l) || l->awaits_interrupt;
 }
 
 /* Waits for events and posts, at most ns, and handles the events. for_work: also until the last job
  * for which the virtual clock stands still is done. */
 CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
 {
-    bool spins = l->awaited && ns > 0 && !l->woke && conc__looks(&l->misses);
-    if (spins && conc__linger(l, ns, for_work))
+    bool spins = l->awaited && ns > 0 && !l->woke && conc__should_spin(&l->misses);
+    if (spins && conc__spin(l, ns, for_work))
         return;
     pthread_mutex_lock(&l->mutex);
     bool sleeps = conc__may_sleep(l, ns, for_work);
@@ -4464,7 +4465,7 @@ CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
     pthread_mutex_unlock(&l->mutex);
 }
 
-CONC__PRIVATE bool conc__held(conc_loop *l)
+CONC__PRIVATE bool conc__has_holds(conc_loop *l)
 {
     pthread_mutex_lock(&l->mutex);
     bool held = l->holds > 0 || l->posted;
@@ -4506,7 +4507,7 @@ enum { CONC__VERIFY_EVERY = 250000000 };
  * tasks that wait for it. So these descriptors are checked, a few at a time: once when the loop
  * becomes quiet, and repeatedly if another thread, or the host of an embedded loop, may close them.
  * True: some must be checked now. */
-CONC__PRIVATE bool conc__verifies(conc_loop *l)
+CONC__PRIVATE bool conc__verify_due(conc_loop *l)
 {
     if (!l->verify_count)
         return false;
@@ -4535,7 +4536,7 @@ CONC__PRIVATE void conc__verify_some(conc_loop *l)
 /* Checks some descriptors if it is time. Returns the time until the next call is due. */
 CONC__PRIVATE int64_t conc__verify(conc_loop *l)
 {
-    if (!conc__verifies(l))
+    if (!conc__verify_due(l))
         return CONC__NEVER;
     int64_t now = conc__clock();
     if (now - l->verified < CONC__VERIFY_EVERY)
@@ -4550,7 +4551,7 @@ CONC__PRIVATE void conc__verify_until(conc_loop *l, int64_t then)
 {
     if (then - l->verified_until < CONC__VERIFY_EVERY)
         return;
-    bool verifies = conc__verifies(l);
+    bool verifies = conc__verify_due(l);
     int64_t at = l->verified_until;
     while (verifies && l->unverified && then - at >= CONC__VERIFY_EVERY) {
         conc__verify_some(l);
@@ -4560,7 +4561,7 @@ CONC__PRIVATE void conc__verify_until(conc_loop *l, int64_t then)
 }
 
 /* Polls the descriptors from time to time while there are always ready tasks or posts. */
-CONC__PRIVATE void conc__glance(conc_loop *l)
+CONC__PRIVATE void conc__poll_sometimes(conc_loop *l)
 {
     enum { EVERY = 50000, PASSES = 16 };
     bool is_time = l->now - l->polled >= EVERY || (l->virtual_clock && l->passes % PASSES == 0);
@@ -4653,11 +4654,11 @@ CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
 
 /* Sleeps until the next deadline, an event or a post, at most for the limit. If none of these can
  * come, that is a deadlock. */
-CONC__PRIVATE void conc__rest(conc_loop *l, int64_t next, int64_t limit)
+CONC__PRIVATE void conc__sleep_or_deadlock(conc_loop *l, int64_t next, int64_t limit)
 {
     if (l->spinners || l->embedded || l->ready) {
         limit = 0;
-    } else if (next == CONC__NEVER && !conc__expects(l) && !conc__held(l)) {
+    } else if (next == CONC__NEVER && !conc__awaits_outside(l) && !conc__has_holds(l)) {
         l->awaits_interrupt = conc__awaits_interrupt(l, &limit);
         if (!l->awaits_interrupt) {
             conc__deadlock(l);
@@ -4697,10 +4698,10 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
     if (CONC__UNLIKELY(l->job_limit != CONC__NEVER))
         job_limit = conc__until_job_limit(l);
     if (conc__has_posts(l)) {
-        conc__glance(l);
+        conc__poll_sometimes(l);
         return;
     }
-    if (conc__expects(l) && (l->settlers.first || jumps)) {
+    if (conc__awaits_outside(l) && (l->settlers.first || jumps)) {
         conc__poll_now(l); /* descriptors that are ready come before time moves */
         conc__take_signals(l);
         if (l->ready)
@@ -4720,11 +4721,11 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
     if (at_work)
         conc__poll_events(l, l->embedded || l->ready ? 0 : limit, true);
     else
-        conc__rest(l, next, limit);
+        conc__sleep_or_deadlock(l, next, limit);
 }
 
 /* Reads the clock and fires the timers that are due. The virtual clock moves elsewhere. */
-CONC__PRIVATE void conc__look(conc_loop *l)
+CONC__PRIVATE void conc__read_clock(conc_loop *l)
 {
     if (!l->virtual_clock)
         conc__advance(l, conc__clock());
@@ -4734,14 +4735,14 @@ CONC__PRIVATE void conc__look(conc_loop *l)
  * step that takes longer. */
 CONC__PRIVATE void conc__adapt_batch(conc_loop *l)
 {
-    int64_t took = l->now - l->looked;
+    int64_t took = l->now - l->last_pass;
     if (took > CONC__LATE) {
         l->batch = 1 + (int)(l->batch * (int64_t)(CONC__LATE / 2) / took);
         l->budget = 1 + (int)(l->budget * (int64_t)(CONC__LATE / 2) / took);
         if (l->quick > l->budget)
             l->quick = l->budget;
     } else if (took < CONC__LATE / 4) {
-        bool awaits = conc__wheel_count(&l->wheel) || conc__expects(l);
+        bool awaits = conc__wheel_count(&l->wheel) || conc__awaits_outside(l);
         int most = CONC__TURNS;
         if (!awaits) /* a pass has nothing to find: make passes rarer, as reading the clock costs */
             most *= 4;
@@ -4757,16 +4758,16 @@ CONC__PRIVATE void conc__tick(conc_loop *l)
     l->passes++;
     conc__run_posts(l);
     conc__take_signals(l);
-    conc__look(l);
+    conc__read_clock(l);
     conc__adapt_batch(l);
     if (l->ready) {
         l->flooded = 0;
-        conc__glance(l);
+        conc__poll_sometimes(l);
     } else {
         conc__idle(l);
         conc__run_posts(l);
         conc__take_signals(l);
-        conc__look(l);
+        conc__read_clock(l);
     }
     if (l->spinners && (!l->ready || l->passes >= l->next_round)) {
         if (l->ready)
@@ -4777,7 +4778,7 @@ CONC__PRIVATE void conc__tick(conc_loop *l)
         l->spinners = NULL;
         l->next_round = l->passes + CONC__TURNS;
     }
-    l->looked = l->now;
+    l->last_pass = l->now;
 }
 
 /* One pass of the scheduler, which then runs a batch of ready tasks. False: none is ready. */
@@ -5021,7 +5022,7 @@ CONC__PRIVATE bool conc__sleep_cancel(conc__wait *w)
     return true;
 }
 
-CONC__PRIVATE void conc__sleep_whom(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__sleep_details(FILE *out, const conc__wait *w)
 {
     const conc__sleeper *s = (const conc__sleeper *)(const void *)w;
     if (conc__armed(&s->timer))
@@ -5031,7 +5032,7 @@ CONC__PRIVATE void conc__sleep_whom(FILE *out, const conc__wait *w)
 }
 
 static const conc__wait_kind conc__sleeping = {
-    .what = "sleeps", .whom = conc__sleep_whom, .cancel = conc__sleep_cancel};
+    .what = "sleeps", .details = conc__sleep_details, .cancel = conc__sleep_cancel};
 static const conc__wait_kind conc__settling = {.what = "waits until all others wait (conc_settle)",
                                                .cancel = conc__cancel_plainly};
 
@@ -5104,11 +5105,11 @@ CONC_API CONC__CALLED int conc_sleep_until(double t)
     return conc__sleep_to(l, at);
 }
 
-CONC__PRIVATE void conc__doze_until(int64_t end)
+CONC__PRIVATE void conc__thread_sleep_until(int64_t end)
 {
     int64_t left = end - conc__clock();
     while (left > 0) {
-        conc__doze(left);
+        conc__thread_sleep(left);
         left = end - conc__clock();
     }
 }
@@ -5128,7 +5129,7 @@ CONC_API int conc_block(double s)
     if (l->virtual_clock)
         l->now = end;
     else
-        conc__doze_until(end);
+        conc__thread_sleep_until(end);
     conc__advance(l, conc__time(l));
     conc__time_passed(l, l->now);
     return 0;
@@ -5398,7 +5399,7 @@ CONC__COLD int conc__scope_end_failed(conc_loop *l, conc_scope *s, int rc)
     bool mine = s->cancel_called && (s->shielded || !conc__cancelled_around(l, s)) && !l->doomed;
     conc__scope_close(l, s);
     if (rc != -ECANCELED || !mine)
-        return conc__hand_on(l, rc);
+        return conc__pass_error(l, rc);
     s->cancel_caught = true;
     if (s->expired)
         return conc__own_error(-ETIMEDOUT);
@@ -5488,9 +5489,9 @@ CONC__PRIVATE int conc__call_in_scope(double s, bool shielded, conc_fn *fn, void
         return rc;
     if (shielded)
         conc_scope_shield(&scope, true);
-    uint32_t before = l->self->tellings;
+    uint32_t before = l->self->errors_made;
     rc = fn(arg);
-    return conc_scope_end(&scope, conc__hand_on_since(l, rc, before));
+    return conc_scope_end(&scope, conc__pass_error_since(l, rc, before));
 }
 
 CONC_API int conc_timeout(double s, conc_fn *fn, void *arg)
@@ -5565,7 +5566,7 @@ CONC_API bool conc_cancelled(void)
  *            if it ignores its cancel; `wait` is NULL      switches to it: running
  *   running  CONC__LIVE; l->self points to it; `wait` is   it waits (conc__park): parked; it yields
  *            NULL                                          (conc__pass): ready; its function
- *                                                          returns (conc__finish): ended
+ *                                                          returns (conc__task_end): ended
  *   parked   CONC__LIVE; `wait` points to a conc__wait     a grant, a timer or a cancel wakes it
  *            on its stack                                  (conc__wait_over): ready
  *   ended    CONC__DONE; `result` is set, the stack is     a join, conc_group_next or a sink takes
@@ -5632,7 +5633,7 @@ CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, con
     t->place = NULL;
     t->text = NULL;
     t->joiners.first = t->joiners.last = NULL;
-    t->told_by = NULL;
+    t->error_from = NULL;
     t->held = NULL;
     t->result = t->last_rc = 0;
     t->sink = NULL;
@@ -5691,11 +5692,11 @@ static inline void conc__child_remove(conc_group *g, conc_task *t)
         g->live_handles--;
 }
 
-CONC__PRIVATE conc__pool *conc__pool_of(conc_loop *l, const conc_group *g)
+CONC__PRIVATE conc__stack_cache *conc__stack_cache_of(conc_loop *l, const conc_group *g)
 {
-    if (CONC__UNLIKELY(g->stack_size && g->stack_size != l->pool->size))
-        return conc__pool_for(l, g->stack_size);
-    return l->pool;
+    if (CONC__UNLIKELY(g->stack_size && g->stack_size != l->stacks->size))
+        return conc__stack_cache_for(l, g->stack_size);
+    return l->stacks;
 }
 
 /* Makes a task of an open group, ready to run, in the handle, or on its own stack if that is NULL.
@@ -5703,10 +5704,10 @@ CONC__PRIVATE conc__pool *conc__pool_of(conc_loop *l, const conc_group *g)
 CONC__FAST conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *handle, conc_fn *fn,
                                      void *arg, const char *spawned)
 {
-    conc__pool *pool = conc__pool_of(l, g);
-    if (CONC__UNLIKELY(!pool))
+    conc__stack_cache *cache = conc__stack_cache_of(l, g);
+    if (CONC__UNLIKELY(!cache))
         return NULL;
-    conc__stack *stack = conc__stack_take(pool);
+    conc__stack *stack = conc__stack_acquire(cache);
     if (CONC__UNLIKELY(!stack))
         return NULL;
     if (handle && CONC__UNLIKELY(conc__is_at_an_end(g, handle)))
@@ -5796,7 +5797,7 @@ CONC__PRIVATE int conc__wait_for_room(conc_loop *l, conc_group *g)
     return rc;
 }
 
-CONC__PRIVATE void conc__hand_over_room(conc_loop *l, conc_group *g)
+CONC__PRIVATE void conc__grant_room(conc_loop *l, conc_group *g)
 {
     while (g->room.first && (g->live < g->limit || g->limit <= 0)) {
         g->live++;
@@ -5926,7 +5927,7 @@ CONC__PRIVATE char *conc__copy_at(conc__stack *s, size_t size)
 }
 
 /* Gives a task that has not run yet a copy of its argument. */
-CONC__PRIVATE void conc__give_copy(conc_task *t, const void *arg, size_t size)
+CONC__PRIVATE void conc__copy_argument(conc_task *t, const void *arg, size_t size)
 {
     enum { ENTRY = 256 }; /* what conc__prepare writes below the top, and a red zone */
     char *copy = conc__copy_at(t->stack, size);
@@ -5945,7 +5946,7 @@ CONC_API CONC__CALLED int conc__spawn_copy(const char *spawned, conc_group *g, c
     conc_loop *l = conc__here;
     conc_task *t;
     if (l) {
-        size_t stack = g && g->stack_size ? g->stack_size : l->pool->size;
+        size_t stack = g && g->stack_size ? g->stack_size : l->stacks->size;
         if (!arg && size)
             return conc__misused(-EINVAL, call, "nothing to copy", spawned);
         if (size > stack / 4)
@@ -5954,7 +5955,7 @@ CONC_API CONC__CALLED int conc__spawn_copy(const char *spawned, conc_group *g, c
     }
     int rc = conc__spawn_in(g, NULL, call, spawned, fn, NULL, &t);
     if (rc == 0)
-        conc__give_copy(t, arg, size);
+        conc__copy_argument(t, arg, size);
     return rc;
 }
 
@@ -5978,7 +5979,7 @@ CONC_API CONC__CALLED int conc__spawn_task(const char *spawned, conc_group *g, c
     if (!handle)
         return conc__misused(-EINVAL, __func__, "no handle", spawned);
     if (CONC__MSAN || CONC__UNLIKELY(conc__here->on_valgrind))
-        conc__excuse(handle, sizeof *handle);
+        conc__mark_defined(handle, sizeof *handle);
     if (conc__handle_in_use(handle) && !conc__handle_taken_over(handle))
         return conc__misused(-EBUSY, "conc_spawn_task", "the handle is in use", spawned);
     if (CONC__UNLIKELY(conc__here->handles))
@@ -6005,7 +6006,7 @@ CONC__PRIVATE bool conc__start_cancel(conc__wait *w)
     return false; /* conc_start returns only when the child has ended */
 }
 
-CONC__PRIVATE void conc__whom_task(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__waited_task_details(FILE *out, const conc__wait *w)
 {
     fputc(' ', out);
     conc__print_name(out, w->on);
@@ -6015,7 +6016,7 @@ CONC__PRIVATE const conc_task *conc__task_waited_for(const conc__wait *w) { retu
 
 static const conc__wait_kind conc__starting = {.what = "waits for the start of",
                                                .brief = "waits for a start",
-                                               .whom = conc__whom_task,
+                                               .details = conc__waited_task_details,
                                                .cancel = conc__start_cancel,
                                                .owner = conc__task_waited_for};
 
@@ -6133,14 +6134,14 @@ CONC__PRIVATE char *conc__text_room(conc_task *t)
 
 /* Makes rc the task's newest error. text: NULL or "" if it has no text of its own. by: the task
  * that it came from; {NULL, NULL}: this one. */
-CONC__PRIVATE void conc__tell(conc_task *t, int rc, const char *text, conc__source by)
+CONC__PRIVATE void conc__set_error(conc_task *t, int rc, const char *text, conc__source by)
 {
     bool in_words = text && *text;
     if (rc == -ECANCELED && !in_words && t->last_rc)
         return; /* keep the text of the error that led to the cancel */
-    t->tellings++;
+    t->errors_made++;
     t->last_rc = rc;
-    t->told_by = by.spawned;
+    t->error_from = by.spawned;
     if (t->text)
         t->text[0] = t->text[CONC__TEXT] = 0;
     if ((in_words || by.name != by.spawned) && conc__text_room(t)) {
@@ -6152,14 +6153,14 @@ CONC__PRIVATE void conc__tell(conc_task *t, int rc, const char *text, conc__sour
 /* The task where error rc, which t returns, began. Borrowed from t. */
 CONC__PRIVATE conc__source conc__origin(const conc_task *t, int rc)
 {
-    if (t->last_rc != rc || !t->told_by)
+    if (t->last_rc != rc || !t->error_from)
         return conc__source_of(t);
     const char *name = t->text ? t->text + CONC__TEXT : "";
-    return conc__kept_source(name, t->told_by);
+    return conc__kept_source(name, t->error_from);
 }
 
 /* The text of error rc, which t returns; "": none. */
-CONC__PRIVATE const char *conc__words(const conc_task *t, int rc)
+CONC__PRIVATE const char *conc__error_text(const conc_task *t, int rc)
 {
     if (t->last_rc != rc || !t->text)
         return "";
@@ -6167,13 +6168,14 @@ CONC__PRIVATE const char *conc__words(const conc_task *t, int rc)
 }
 
 /* Makes the error of t, which has ended, the newest error of task. */
-CONC__FAST void conc__tell_result(conc_task *task, const conc_task *t)
+CONC__FAST void conc__set_error_of(conc_task *task, const conc_task *t)
 {
     if (CONC__UNLIKELY(t->result < 0))
-        conc__tell(task, t->result, conc__words(t, t->result), conc__origin(t, t->result));
+        conc__set_error(task, t->result, conc__error_text(t, t->result),
+                        conc__origin(t, t->result));
 }
 
-CONC__PRIVATE const char *conc__words_or(const char *words, int rc)
+CONC__PRIVATE const char *conc__text_or(const char *words, int rc)
 {
     return *words ? words : conc_strerror(rc);
 }
@@ -6185,7 +6187,7 @@ CONC__PRIVATE void conc__fail_outside(int rc, const char *text)
     bool may_be_job = !conc__here && conc__extended.job_fail;
     bool in_job = may_be_job && conc__extended.job_fail(rc, text);
     if (!in_job)
-        conc__copy(conc__words_of_thread, sizeof conc__words_of_thread, rc < 0 ? text : "");
+        conc__copy(conc__thread_text, sizeof conc__thread_text, rc < 0 ? text : "");
     if (conc__here)
         conc__here->posted_rc = rc;
 }
@@ -6202,7 +6204,7 @@ CONC_API int conc_fail(int rc, const char *fmt, ...)
     vsnprintf(text, sizeof text, fmt, args);
     va_end(args);
     if (l)
-        conc__tell(l->self, rc, text, (conc__source){NULL, NULL});
+        conc__set_error(l->self, rc, text, (conc__source){NULL, NULL});
     else
         conc__fail_outside(rc, text);
     errno = saved;
@@ -6216,12 +6218,12 @@ CONC__COLD int conc__own_error(int rc)
     conc_loop *l = conc__of_task();
     if (!l)
         return conc_fail(rc, "%s", conc_strerror(rc));
-    conc__tell(l->self, rc, NULL, (conc__source){NULL, NULL});
+    conc__set_error(l->self, rc, NULL, (conc__source){NULL, NULL});
     return rc;
 }
 
 /* Returns the result of a wait or try. An error becomes the task's newest; a cancel does not. */
-CONC__FAST int conc__came_to(int rc)
+CONC__FAST int conc__wait_result(int rc)
 {
     bool failed = rc < 0 && rc != -ECANCELED;
     if (CONC__UNLIKELY(failed))
@@ -6231,7 +6233,7 @@ CONC__FAST int conc__came_to(int rc)
 
 /* Returns rc, which one of the user's functions returned. If it is an error other than the task's
  * newest, it becomes the newest. A cancel does not, as the text of what led to it says more. */
-CONC__FAST int conc__hand_on(conc_loop *l, int rc)
+CONC__FAST int conc__pass_error(conc_loop *l, int rc)
 {
     bool is_new = rc < 0 && rc != -ECANCELED && l->self->last_rc != rc;
     if (CONC__UNLIKELY(is_new))
@@ -6239,18 +6241,18 @@ CONC__FAST int conc__hand_on(conc_loop *l, int rc)
     return rc;
 }
 
-/* The same, for a function that began when the task's `tellings` was `before`. If that has not
+/* The same, for a function that began when the task's `errors_made` was `before`. If that has not
  * changed, the newest error is older than the function, and its text is not about rc. */
-CONC__FAST int conc__hand_on_since(conc_loop *l, int rc, uint32_t before)
+CONC__FAST int conc__pass_error_since(conc_loop *l, int rc, uint32_t before)
 {
-    bool silent = rc < 0 && rc != -ECANCELED && l->self->tellings == before;
+    bool silent = rc < 0 && rc != -ECANCELED && l->self->errors_made == before;
     if (CONC__UNLIKELY(silent))
         return conc__own_error(rc);
-    return conc__hand_on(l, rc);
+    return conc__pass_error(l, rc);
 }
 
 /* strerror, but only its constant texts: others are in a buffer that the next call overwrites. */
-CONC__PRIVATE const char *conc__system_words(int rc)
+CONC__PRIVATE const char *conc__system_text(int rc)
 {
     if (rc <= -4096)
         return "unknown error";
@@ -6266,7 +6268,7 @@ CONC__PRIVATE int conc__system_failed(int rc, const char *about)
 {
     if (rc >= 0 || rc == -ECANCELED)
         return rc;
-    const char *words = conc__system_words(rc);
+    const char *words = conc__system_text(rc);
     if (about && !*about)
         about = "\"\"";
     if (about)
@@ -6278,15 +6280,15 @@ CONC_API const char *conc_error_text(const conc_task *t)
 {
     if (!conc__is_task(t) || t->state != CONC__DONE || t->result >= 0)
         return "";
-    return conc__words_or(conc__words(t, t->result), t->result);
+    return conc__text_or(conc__error_text(t, t->result), t->result);
 }
 
 CONC__PRIVATE const char *conc__last_error_outside(void)
 {
     const char *job = NULL;
-    if (!conc__here && conc__extended.job_words)
-        job = conc__extended.job_words();
-    return job ? job : conc__words_of_thread;
+    if (!conc__here && conc__extended.job_text)
+        job = conc__extended.job_text();
+    return job ? job : conc__thread_text;
 }
 
 CONC_API const char *conc_last_error(void)
@@ -6297,10 +6299,10 @@ CONC_API const char *conc_last_error(void)
     int rc = l->self->last_rc;
     if (!rc)
         return "";
-    const char *words = conc__words(l->self, rc);
+    const char *words = conc__error_text(l->self, rc);
     if (rc == -ECANCELED)
         return words;
-    return conc__words_or(words, rc);
+    return conc__text_or(words, rc);
 }
 
 CONC_API const char *conc_strerror(int rc)
@@ -6324,7 +6326,7 @@ CONC_API const char *conc_strerror(int rc)
     }
     if (rc >= 0)
         return "success";
-    return conc__system_words(rc);
+    return conc__system_text(rc);
 }
 
 /* Renames a task that has not ended. The name is borrowed until it ends. */
@@ -6484,7 +6486,7 @@ CONC__PRIVATE void conc__report_on_loop(conc_loop *l, void *arg)
 CONC__PRIVATE void conc__report(conc_loop *l, conc__source source, int rc, const char *words)
 {
     conc__reported r = {
-        .failure = {source.name, conc__place_of(source.spawned), conc__words_or(words, rc), rc},
+        .failure = {source.name, conc__place_of(source.spawned), conc__text_or(words, rc), rc},
         .source = source,
         .options = &l->options};
     conc__on_loop(l, conc__report_on_loop, &r);
@@ -6492,14 +6494,14 @@ CONC__PRIVATE void conc__report(conc_loop *l, conc__source source, int rc, const
 
 CONC__PRIVATE void conc__report_task(conc_loop *l, const conc_task *t)
 {
-    conc__report(l, conc__source_of(t), t->result, conc__words(t, t->result));
+    conc__report(l, conc__source_of(t), t->result, conc__error_text(t, t->result));
 }
 
 /* A copy of a task's newest error. */
 typedef struct conc__kept_error {
     int rc;
-    uint32_t tellings;
-    const char *told_by;
+    uint32_t errors_made;
+    const char *error_from;
     char text[CONC__TEXT], name[CONC__NAME];
 } conc__kept_error;
 
@@ -6508,20 +6510,20 @@ typedef struct conc__kept_error {
 CONC__PRIVATE void conc__error_keep(conc__kept_error *kept, const conc_task *t)
 {
     kept->rc = t->last_rc;
-    kept->tellings = t->tellings;
-    kept->told_by = t->told_by;
-    conc__copy(kept->text, sizeof kept->text, conc__words(t, t->last_rc));
+    kept->errors_made = t->errors_made;
+    kept->error_from = t->error_from;
+    conc__copy(kept->text, sizeof kept->text, conc__error_text(t, t->last_rc));
     conc__keep_name(kept->name, conc__origin(t, t->last_rc));
 }
 
 CONC__PRIVATE void conc__error_restore(conc_task *t, const conc__kept_error *kept)
 {
     conc__source by = {NULL, NULL};
-    if (kept->told_by)
-        by = conc__kept_source(kept->name, kept->told_by);
+    if (kept->error_from)
+        by = conc__kept_source(kept->name, kept->error_from);
     t->last_rc = 0;
-    conc__tell(t, kept->rc, kept->text, by);
-    t->tellings = kept->tellings;
+    conc__set_error(t, kept->rc, kept->text, by);
+    t->errors_made = kept->errors_made;
 }
 
 /* Reports that the running task could not close something properly. */
@@ -6529,7 +6531,7 @@ CONC__PRIVATE void conc__report_close(conc_loop *l, const char *what, int rc)
 {
     char text[CONC__TEXT];
     snprintf(text, sizeof text, "%s did not close well: %s", what,
-             conc__words_or(conc__words(l->self, rc), rc));
+             conc__text_or(conc__error_text(l->self, rc), rc));
     conc__report(l, conc__source_of(l->self), rc, text);
 }
 
@@ -6563,7 +6565,7 @@ CONC__PRIVATE bool conc__failures_grow(conc__failures *all)
 
 /* Remembers the error of a background task with a handle, for the end of the run to report, unless
  * a join comes before. */
-CONC__PRIVATE void conc__remember(conc_loop *l, const conc_task *t)
+CONC__PRIVATE void conc__failure_add(conc_loop *l, const conc_task *t)
 {
     conc__failures *all = &l->failures;
     conc__failed *f = NULL;
@@ -6580,7 +6582,7 @@ CONC__PRIVATE void conc__remember(conc_loop *l, const conc_task *t)
                         .spawned = t->spawned,
                         .rc = t->result};
     conc__keep_name(f->name, conc__source_of(t));
-    conc__copy(f->text, sizeof f->text, conc__words(t, t->result));
+    conc__copy(f->text, sizeof f->text, conc__error_text(t, t->result));
     *slot = f;
     if (all->last)
         all->last->next = f;
@@ -6609,7 +6611,7 @@ CONC__PRIVATE void conc__failure_remove(conc__failures *all, conc__failed *f)
 }
 
 /* Forgets the error of a task, which a join has taken. */
-CONC__PRIVATE void conc__forget(conc_loop *l, const conc_task *t)
+CONC__PRIVATE void conc__failure_forget(conc_loop *l, const conc_task *t)
 {
     conc__failures *all = &l->failures;
     conc__failed *f = *conc__failure_slot(all, t->serial);
@@ -6641,7 +6643,7 @@ CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_ta
         conc__source by = conc__origin(t, rc);
         g->error_by = by.spawned;
         conc__keep_name(g->error_name, by);
-        conc__copy(g->text, sizeof g->text, conc__words(t, rc));
+        conc__copy(g->text, sizeof g->text, conc__error_text(t, rc));
         if (!g->keep_going)
             conc__cancel_scope(l, &g->scope);
         return true;
@@ -6649,16 +6651,16 @@ CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_ta
     if (t->collected)
         return false;
     if (g->background && t->has_handle)
-        conc__remember(l, t);
+        conc__failure_add(l, t);
     else if (!t->has_handle || t->state != CONC__DONE) /* otherwise it may still be collected */
-        conc__report(l, conc__source_of(t), rc, conc__words(t, rc));
+        conc__report(l, conc__source_of(t), rc, conc__error_text(t, rc));
     return false;
 }
 
 /* Called when a slot of the group is free: wakes the tasks that this concerns. */
 CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g)
 {
-    conc__hand_over_room(l, g);
+    conc__grant_room(l, g);
     while (!g->live_handles && g->next.first)
         conc__wake(l, g->next.first, 0);
     while (!g->live && g->empty.first)
@@ -6675,7 +6677,7 @@ CONC__PRIVATE void conc__list_finished(conc_loop *l, conc_group *g, conc_task *t
     if (g->next.first) {
         conc__chooser *c = (conc__chooser *)(void *)g->next.first;
         c->task = t;
-        conc__tell_result(c->wait.task, t);
+        conc__set_error_of(c->wait.task, t);
         conc__wake(l, &c->wait, 1);
         return;
     }
@@ -6704,14 +6706,14 @@ CONC__PRIVATE void conc__unlist_finished(conc_group *g, conc_task *t)
     t->seal ^= CONC__LISTED_SEAL;
 }
 
-CONC__FAST void conc__tell_joiners(conc_loop *l, conc_task *t, bool stepwise)
+CONC__FAST void conc__wake_joiners(conc_loop *l, conc_task *t, bool stepwise)
 {
     for (conc__wait *w = t->joiners.first, *next; w; w = next) {
         if (CONC__UNLIKELY(w->kind->won))
             w->kind->won(w); /* may withdraw waits that come later in this list */
         next = w->next;
         w->value = t->result;
-        conc__tell_result(w->task, t);
+        conc__set_error_of(w->task, t);
         w->list = NULL; /* all waits leave the list, so their links need no update */
         w->result = 0;
         if (stepwise && w->task->wait)
@@ -6727,7 +6729,7 @@ CONC__PRIVATE void conc__fill_call(conc_call *call, const conc_task *t)
     call->result = t->result;
     call->text[0] = 0;
     if (t->result < 0) {
-        const char *words = conc__words_or(conc__words(t, t->result), t->result);
+        const char *words = conc__text_or(conc__error_text(t, t->result), t->result);
         conc__copy(call->text, sizeof call->text, words);
     }
 }
@@ -6741,13 +6743,13 @@ CONC__PRIVATE void conc__start_failed(conc_loop *l, conc__starter *s, conc_task 
         rc = t->result;
     else if (s->given_up || t->result < 0)
         rc = -ECANCELED;
-    conc__tell(s->wait.task, rc, conc__words(t, rc), conc__origin(t, t->result));
+    conc__set_error(s->wait.task, rc, conc__error_text(t, rc), conc__origin(t, t->result));
     conc__wake(l, &s->wait, rc);
     t->failed = false;
 }
 
 /* Passes the result to the sink that was set when the task was made. */
-CONC__PRIVATE void conc__fill_sink(conc_loop *l, conc_task *t)
+CONC__PRIVATE void conc__set_sink(conc_loop *l, conc_task *t)
 {
     switch (t->sink_kind) {
     case CONC__RESULT_SINK: *(int *)t->sink = t->result; break;
@@ -6763,7 +6765,7 @@ CONC__PRIVATE void conc__fill_sink(conc_loop *l, conc_task *t)
 }
 
 /* Tells the group of a child that failed or was cancelled. */
-CONC__PRIVATE void conc__finish_badly(conc_loop *l, conc_task *t)
+CONC__PRIVATE void conc__child_failed(conc_loop *l, conc_task *t)
 {
     conc_group *g = t->group;
     if (t->failed && g)
@@ -6776,10 +6778,10 @@ CONC__PRIVATE void conc__finish_badly(conc_loop *l, conc_task *t)
 CONC__COLD void conc__deliver(conc_loop *l, conc_task *t)
 {
     if (t->sink_kind)
-        conc__fill_sink(l, t);
-    conc__tell_joiners(l, t, l->stepwise);
+        conc__set_sink(l, t);
+    conc__wake_joiners(l, t, l->stepwise);
     if (t->result < 0)
-        conc__finish_badly(l, t);
+        conc__child_failed(l, t);
     if (l->stepwise)
         conc__step_last(l, t);
 }
@@ -6861,7 +6863,7 @@ CONC__COLD void conc__unnote(conc__holding **tree, const void *object)
 }
 
 /* Debug mode: reports the locks that a task still held when it ended: they stay locked for ever. */
-CONC__COLD void conc__tell_held(conc_task *t)
+CONC__COLD void conc__report_held(conc_task *t)
 {
     char who[CONC__DESCRIPTION];
     int saved = errno;
@@ -6876,7 +6878,7 @@ CONC__COLD void conc__tell_held(conc_task *t)
 
 /* Ends a task whose function has returned rc. Afterwards the stack is free, and with it a task
  * without a handle. */
-static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
+static inline void conc__task_end(conc_loop *l, conc_task *t, int rc)
 {
     conc_group *g = t->group;
     if (CONC__UNLIKELY(t->scope))
@@ -6884,7 +6886,7 @@ static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
     if (CONC__UNLIKELY(l->lent))
         conc__find_lost_loans(l, t, t->stack, "it ended");
     if (CONC__UNLIKELY(t->held))
-        conc__tell_held(t);
+        conc__report_held(t);
     t->result = rc;
     t->failed = rc < 0 && !(rc == -ECANCELED && t->pending);
     t->state = CONC__DONE;
@@ -6892,7 +6894,7 @@ static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
     if (CONC__UNLIKELY(rc < 0 || t->sink_kind || l->stepwise))
         conc__deliver(l, t);
     else
-        conc__tell_joiners(l, t, false);
+        conc__wake_joiners(l, t, false);
     if (g) {
         conc__child_remove(g, t);
         if (t->has_handle && !t->collected && !g->background)
@@ -6905,12 +6907,12 @@ static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
     t->locals = NULL;
     if (CONC__UNLIKELY(!t->has_handle && (t->name != t->spawned || t->text)))
         conc__free_strings(t);
-    conc__stack_give(l, t->stack);
+    conc__stack_release(l, t->stack);
     l->finished++;
     l->most++;
 }
 
-/* The first function on a task's stack. After conc__finish the stack is free, but nothing reuses it
+/* The first function on a task's stack. After conc__task_end the stack is free; nothing reuses it
  * before the jump. */
 CONC__PRIVATE void conc__task_main(void)
 {
@@ -6927,7 +6929,7 @@ CONC__PRIVATE void conc__task_main(void)
                         "child with _exit\n");
         abort();
     }
-    conc__finish(l, t, rc);
+    conc__task_end(l, t, rc);
     conc_task *next = l->ready;
     if (next && l->turns > 0) {
         l->turns--;
@@ -6946,7 +6948,7 @@ CONC__PRIVATE void conc__task_main(void)
 /* ---- >>joining ------------------------------------------------------------------------------ */
 
 static const conc__wait_kind conc__joining = {.what = "joins",
-                                              .whom = conc__whom_task,
+                                              .details = conc__waited_task_details,
                                               .cancel = conc__cancel_plainly,
                                               .owner = conc__task_waited_for};
 
@@ -6956,9 +6958,9 @@ CONC__PRIVATE void conc__collect(conc_loop *l, conc_task *t)
     if (t->in_finished)
         conc__unlist_finished(t->group, t);
     if (t->failed && !t->collected && l->failures.count)
-        conc__forget(l, t);
+        conc__failure_forget(l, t);
     t->collected = true;
-    conc__tell_result(l->self, t);
+    conc__set_error_of(l->self, t);
 }
 
 CONC_API CONC__CALLED int conc_join(conc_task *t, int *result)
@@ -7016,7 +7018,7 @@ CONC_API conc_task *conc_self(void)
 
 /* ---- >>grouping ----------------------------------------------------------------------------- */
 
-CONC__PRIVATE void conc__whom_group(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__children_details(FILE *out, const conc__wait *w)
 {
     const conc_group *g = w->on;
     const char *children = g->live == 1 ? "child" : "children";
@@ -7024,10 +7026,10 @@ CONC__PRIVATE void conc__whom_group(FILE *out, const conc__wait *w)
 }
 
 static const conc__wait_kind conc__closing = {
-    .what = "waits for", .brief = "waits for its children", .whom = conc__whom_group};
+    .what = "waits for", .brief = "waits for its children", .details = conc__children_details};
 static const conc__wait_kind conc__choosing = {.what = "waits for the next to finish of",
                                                .brief = "waits for its next child",
-                                               .whom = conc__whom_group,
+                                               .details = conc__children_details,
                                                .cancel = conc__cancel_plainly};
 
 /* The task that the group's error came from. */
@@ -7071,7 +7073,7 @@ CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc)
     bool outside = conc__cancelled_around(l, &g->scope);
     conc__scope_close(l, &g->scope);
     if (g->error) {
-        conc__tell(l->self, g->error, g->text, conc__group_source(g));
+        conc__set_error(l->self, g->error, g->text, conc__group_source(g));
         return g->error;
     }
     bool was_cut_short = rc == -ECANCELED || g->cut_short;
@@ -7280,7 +7282,7 @@ CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
         conc__stack *stack = t->stack;
         conc__child_remove(g, t);
         conc__locals_release(t->locals);
-        conc__stack_give(l, stack);
+        conc__stack_release(l, stack);
         l->finished++;
         l->most++;
     }
@@ -7320,7 +7322,7 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
     }
     bool limited = b->limit && (size_t)b->limit < b->count;
     size_t at_once = limited ? (size_t)b->limit : b->count;
-    if (at_once > CONC__ADDRESS_SPACE / l->pool->size)
+    if (at_once > CONC__ADDRESS_SPACE / l->stacks->size)
         return conc__own_error(-ENOMEM); /* the address space cannot hold so many stacks */
     conc_group g = {.limit = b->limit, .keep_going = b->keep_going};
     conc_task *last = l->ready ? l->last_ready : NULL;
@@ -7657,7 +7659,7 @@ CONC_API CONC__CALLED int conc__gen_open(const char *opened, conc_gen *face, con
     if (conc__gen_is_elsewhere(l, face))
         return conc__misused(-EBUSY, "conc_gen_open", "it is open in another thread's run", NULL);
     conc__find_lost(l, __builtin_frame_address(0));
-    conc__stack *stack = conc__stack_take(l->pool);
+    conc__stack *stack = conc__stack_acquire(l->stacks);
     if (!stack)
         return conc__own_error(-ENOMEM);
     _Static_assert(sizeof(conc__gen) <= CONC__CORE,
@@ -7710,7 +7712,7 @@ CONC__PRIVATE void conc__gen_give_stack(conc_loop *l, conc__gen *g)
         l->stopped = stack;
         return;
     }
-    conc__stack_give(l, stack);
+    conc__stack_release(l, stack);
     stack->has_generator = false;
     conc__stack_clear(stack, used);
 }
@@ -7785,11 +7787,11 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
         return conc__misused(-EBUSY, __func__, "another task is inside, or this one",
                              conc__place_of(g->opened));
     conc__find_lost(l, __builtin_frame_address(0));
-    uint32_t before = l->self->tellings;
+    uint32_t before = l->self->errors_made;
     conc__gen_enter(l, g);
     if (g->ended) {
         rc = conc__gen_free(l, g, face);
-        return rc < 0 ? conc__hand_on_since(l, rc, before) : 0;
+        return rc < 0 ? conc__pass_error_since(l, rc, before) : 0;
     }
     if (g->item_size)
         memcpy(item, g->emitted, g->item_size);
@@ -7831,7 +7833,7 @@ CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, b
     int rc = conc__gen_free(l, g, face);
     rc = rc < 0 && rc != -ECANCELED ? rc : 0;
     if (rc && self->last_rc != rc)
-        conc__tell(self, rc, words, (conc__source){NULL, NULL});
+        conc__set_error(self, rc, words, (conc__source){NULL, NULL});
     else if (!self->last_rc)
         self->last_rc = told;
     return rc;
@@ -7861,7 +7863,7 @@ CONC_API CONC__CALLED int conc_gen_close(conc_gen *face)
     conc__source source = conc__gen_source(g);
     int rc = conc__gen_finish(l, g, face, &stopped);
     if (stopped)
-        conc__report(l, source, rc, conc__words(l->self, rc));
+        conc__report(l, source, rc, conc__error_text(l->self, rc));
     face->body = NULL;
     return rc;
 }
@@ -7876,7 +7878,7 @@ CONC__PRIVATE void conc__gen_close_unseen(conc_loop *l, conc__gen *g, conc_gen *
     conc__error_keep(&kept, l->self);
     int rc = conc__gen_finish(l, g, face, &stopped);
     if (rc < 0)
-        conc__report(l, source, rc, conc__words(l->self, rc));
+        conc__report(l, source, rc, conc__error_text(l->self, rc));
     conc__error_restore(l->self, &kept);
 }
 
@@ -8267,7 +8269,7 @@ CONC__PRIVATE bool conc__fd_cancel(conc__wait *w)
     return true;
 }
 
-CONC__PRIVATE void conc__fd_whom(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__fd_details(FILE *out, const conc__wait *w)
 {
     static const char *const what[] = {"hang up", "be readable", "be writable",
                                        "be readable or writable"};
@@ -8276,7 +8278,7 @@ CONC__PRIVATE void conc__fd_whom(FILE *out, const conc__wait *w)
 
 static const conc__wait_kind conc__watching = {.what = "waits for",
                                                .brief = "waits for a descriptor",
-                                               .whom = conc__fd_whom,
+                                               .details = conc__fd_details,
                                                .cancel = conc__fd_cancel};
 
 /* A task was woken by f: the events that came, or -EBADF if the number means another file by
@@ -8362,7 +8364,7 @@ CONC__PRIVATE bool conc__pause_cancel(conc__wait *w)
 
 static const conc__wait_kind conc__pausing = {.what = "pauses, and waits for",
                                               .brief = "pauses before it tries a descriptor again",
-                                              .whom = conc__fd_whom,
+                                              .details = conc__fd_details,
                                               .cancel = conc__pause_cancel,
                                               .won = conc__pause_won};
 
@@ -9402,7 +9404,7 @@ CONC__PRIVATE int conc__lock_path(const conc__address *a, conc__path_lock *k)
             return conc__is_lack(-errno) ? -errno : 0;
         locked = conc__lock_once(k);
         if (!locked)
-            conc__doze(1000000);
+            conc__thread_sleep(1000000);
     }
     if (locked != 1)
         k->fd = -1;
@@ -9860,7 +9862,7 @@ CONC__PRIVATE int conc__serve_one(void *arg)
         conc_close(fd); /* else it was closed, and the number may be another's */
     if (rc >= 0 || (rc == -ECANCELED && self->pending))
         return rc < 0 ? rc : 0;
-    conc__report(l, conc__source_of(self), rc, conc__words(self, rc));
+    conc__report(l, conc__source_of(self), rc, conc__error_text(self, rc));
     return 0;
 }
 
@@ -9927,7 +9929,7 @@ CONC__PRIVATE void conc__serve_tell(conc_loop *l, int rc, conc__accepting *a, co
         a->told = false;
     if (!a->told) {
         snprintf(text, sizeof text, "%s: a connection was not accepted: %s", spawned,
-                 conc__words_or(conc__words(l->self, rc), rc));
+                 conc__text_or(conc__error_text(l->self, rc), rc));
         conc__report(l, conc__source_of(l->self), rc, text);
     }
     a->told = true;
@@ -10002,7 +10004,7 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *con
     if (rc)
         conc__cancel_scope(l, &g.scope);
     int end = conc__group_close(l, &g, rc);
-    return conc__hand_on(l, end == 0 && rc != -ECANCELED ? rc : end);
+    return conc__pass_error(l, end == 0 && rc != -ECANCELED ? rc : end);
 }
 
 /* ---- >>streaming ---------------------------------------------------------------------------- */
@@ -10142,8 +10144,8 @@ CONC__COLD void conc__stream_failed(const conc_stream *s, int rc, bool of_readin
     bool ended = of_reading || rc == s->write_error;
     conc_loop *l = conc__of_task();
     if (ended && s->on && l)
-        conc__tell(l->self, rc, of_reading ? s->on->read_words : s->on->write_words,
-                   (conc__source){NULL, NULL});
+        conc__set_error(l->self, rc, of_reading ? s->on->read_words : s->on->write_words,
+                        (conc__source){NULL, NULL});
     else if (ended)
         conc__system_failed(rc, NULL);
     else if (rc != -ECANCELED)
@@ -10313,7 +10315,7 @@ CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
     return rc;
 }
 
-CONC__PRIVATE void conc__whom_stream(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__stream_details(FILE *out, const conc__wait *w)
 {
     const conc_stream *s = w->on;
     if (s->on)
@@ -10324,7 +10326,7 @@ CONC__PRIVATE void conc__whom_stream(FILE *out, const conc__wait *w)
 
 static const conc__wait_kind conc__queueing = {.what = "waits for its turn to write to",
                                                .brief = "waits for its turn to write",
-                                               .whom = conc__whom_stream,
+                                               .details = conc__stream_details,
                                                .cancel = conc__cancel_plainly};
 
 /* ---- a transport ---- */
@@ -10346,7 +10348,7 @@ CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported
                                            const struct iovec *part)
 {
     conc_scope s = {0};
-    uint32_t before = l->self->tellings;
+    uint32_t before = l->self->errors_made;
     int saved = errno;
     double pause = 0.001;
     conc__scope_open(l, &s, "the scope of a stream's transport");
@@ -10359,7 +10361,7 @@ CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported
     }
     *scope = NULL;
     if (result < 0)
-        conc__hand_on_since(l, (int)result, before);
+        conc__pass_error_since(l, (int)result, before);
     else if ((size_t)result > part->iov_len)
         result = conc__misused(-EINVAL, "a transport's function", "it returned too many", NULL);
     int wrong = conc_scope_end(&s, 0); /* it left a scope or group of its own open */
@@ -10417,7 +10419,7 @@ CONC__PRIVATE ssize_t conc__transport_write(conc_loop *l, conc_stream *s, const 
         return -EPIPE;
     if (sent == -ECANCELED)
         return sent;
-    conc__copy(on->write_words, sizeof on->write_words, conc__words(l->self, (int)sent));
+    conc__copy(on->write_words, sizeof on->write_words, conc__error_text(l->self, (int)sent));
     return conc__stream_broke(l, s, (int)sent);
 }
 
@@ -10543,7 +10545,7 @@ CONC__PRIVATE ssize_t conc__transport_take(conc_loop *l, conc_stream *s, const s
     s->at_end = got == 0;
     s->read_error = got < 0 ? (int)got : 0;
     if (got < 0)
-        conc__copy(on->read_words, sizeof on->read_words, conc__words(l->self, (int)got));
+        conc__copy(on->read_words, sizeof on->read_words, conc__error_text(l->self, (int)got));
     return got;
 }
 
@@ -10615,7 +10617,7 @@ CONC__PRIVATE void conc__transport_interrupt(conc_loop *l, conc__transported *on
 CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
-    uint32_t before = l && l->self ? l->self->tellings : 0;
+    uint32_t before = l && l->self ? l->self->errors_made : 0;
     int saved = errno;
     conc__buffer_drop(l, &s->in);
     conc__buffer_drop(l, &s->out);
@@ -10623,7 +10625,7 @@ CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s)
     int rc = ends ? ends(on->self) : 0;
     rc = rc < 0 ? rc : 0;
     if (rc && l && l->self)
-        conc__hand_on_since(l, rc, before);
+        conc__pass_error_since(l, rc, before);
     s->on = NULL;
     while (s->closers.first)
         conc__wake(l, s->closers.first, 1);
@@ -11987,7 +11989,7 @@ CONC_API CONC__CALLED int conc_signals_next(conc_signals *s)
     conc__wait w = {.task = l->self, .kind = &conc__receiving, .on = s};
     conc__append(&s->waits, &w);
     l->signal_waits++;
-    return conc__came_to(conc__park(l, &w));
+    return conc__wait_result(conc__park(l, &w));
 }
 
 CONC__PRIVATE void conc__close_signals(conc_loop *l, void *arg)
@@ -12073,8 +12075,8 @@ CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
         conc__interrupts_leave(l);
     pthread_mutex_unlock(&conc__signalling.mutex);
     if (rc)
-        snprintf(conc__words_of_thread, sizeof conc__words_of_thread, "rt_sigaction: %s",
-                 conc__system_words(rc));
+        snprintf(conc__thread_text, sizeof conc__thread_text, "rt_sigaction: %s",
+                 conc__system_text(rc));
     return rc;
 }
 
@@ -12298,7 +12300,7 @@ CONC__PRIVATE void conc__remote_end(conc__remote *r, int result, const char *wor
 
 CONC__PRIVATE void conc__remote_returned(conc_task *t)
 {
-    conc__remote_end(t->sink, t->result, conc__words(t, t->result));
+    conc__remote_end(t->sink, t->result, conc__error_text(t, t->result));
 }
 
 CONC__PRIVATE void conc__remote_starts(conc__post *p)
@@ -12350,7 +12352,7 @@ CONC__PRIVATE bool conc__remote_cancel(conc__wait *w)
     return false; /* fn has to end first */
 }
 
-CONC__PRIVATE void conc__whom_remote(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__remote_details(FILE *out, const conc__wait *w)
 {
     const conc__remote *r = w->item;
     fprintf(out, " %s", r->spawned);
@@ -12358,7 +12360,7 @@ CONC__PRIVATE void conc__whom_remote(FILE *out, const conc__wait *w)
 
 static const conc__wait_kind conc__runs_elsewhere = {.what = "waits for a task of another loop:",
                                                      .brief = "waits for another loop",
-                                                     .whom = conc__whom_remote,
+                                                     .details = conc__remote_details,
                                                      .cancel = conc__remote_cancel};
 
 CONC__PRIVATE void conc__remote_answered(conc__post *p)
@@ -12450,9 +12452,9 @@ CONC_API CONC__CALLED int conc__loop_run(const char *spawned, conc_loop *l, conc
     if (r.result >= 0)
         return r.result;
     if (here)
-        conc__tell(here->self, r.result, r.text, (conc__source){spawned, spawned});
+        conc__set_error(here->self, r.result, r.text, (conc__source){spawned, spawned});
     else
-        conc_fail(r.result, "%s", conc__words_or(r.text, r.result));
+        conc_fail(r.result, "%s", conc__text_or(r.text, r.result));
     return r.result;
 }
 
@@ -12524,8 +12526,8 @@ CONC__PRIVATE void conc__print_task(FILE *out, const conc_loop *l, const conc_ta
     conc__indent(out, depth);
     fprintf(out, "%s: %s", conc__describe(text, sizeof text, (conc__source){t->name, t->name}),
             conc__state_of(l, t));
-    if (t->wait && t->wait->kind->whom)
-        t->wait->kind->whom(out, t->wait);
+    if (t->wait && t->wait->kind->details)
+        t->wait->kind->details(out, t->wait);
     if (t->wait)
         fprintf(out, " [%.3f s]", (double)(conc__time(l) - t->since) / 1e9);
     if (t->pending)
@@ -12912,7 +12914,7 @@ CONC__PRIVATE void conc__tell_early_return(const conc_task *t, bool is_scope)
 {
     int rc = t->last_rc ? t->last_rc : t->pending ? -ECANCELED : 0;
     if (rc < 0)
-        fprintf(stderr, "conc: its newest error: %s\n", conc__words_or(conc__words(t, rc), rc));
+        fprintf(stderr, "conc: its newest error: %s\n", conc__text_or(conc__error_text(t, rc), rc));
     if (is_scope && rc < 0)
         fprintf(stderr, "conc: an early return, as CONC_TRY's, leaves it open: inside a scope or "
                         "group use CONC_TRY_IN(&it, ...), which ends it first\n");
@@ -12975,7 +12977,7 @@ CONC__PRIVATE void conc__count_stacks(const conc_loop *l, conc_stats *s)
     s->stacks = (size_t)(l->spawned - l->finished) + l->generator_count;
     for (const conc__stack *stack = l->stopped; stack; stack = stack->next)
         s->stacks++;
-    for (const conc__pool *p = l->pools; p; p = p->next) {
+    for (const conc__stack_cache *p = l->stack_caches; p; p = p->next) {
         all += p->resident;
         s->stack_bytes += p->stride * (size_t)p->per_slab * p->slab_count;
     }
@@ -13267,9 +13269,9 @@ CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
     tr->fd = conc__trace_file(path);
     if (tr->fd < 0) {
         int rc = tr->fd;
-        const char *words = conc__system_words(rc);
+        const char *words = conc__system_text(rc);
         fprintf(stderr, "conc: %s: no trace can be written there: %s\n", path, words);
-        snprintf(conc__words_of_thread, sizeof conc__words_of_thread, "%.80s: %s", path, words);
+        snprintf(conc__thread_text, sizeof conc__thread_text, "%.80s: %s", path, words);
         CONC_FREE(tr);
         return rc;
     }
@@ -13304,7 +13306,7 @@ CONC__PRIVATE void conc__trace_close(conc_loop *l)
 /* The stack whose guard region an address lies in; NULL: none. */
 CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *address)
 {
-    for (const conc__pool *p = l->pools; p; p = p->next)
+    for (const conc__stack_cache *p = l->stack_caches; p; p = p->next)
         for (const conc__slab *slab = p->slabs; slab; slab = slab->next) {
             uintptr_t from = (uintptr_t)address - (uintptr_t)slab->base;
             if (from < p->stride * (size_t)slab->carved && from % p->stride < p->guard)
@@ -13350,7 +13352,7 @@ CONC__PRIVATE void conc__on_fault(int number, siginfo_t *info, void *context)
         return;
     }
     if (s)
-        conc__tell_overflow(l->self, s);
+        conc__report_overflow(l->self, s);
     else if (!was_sent && conc__extended.job_overflows)
         conc__extended.job_overflows(info->si_addr);
     if (before->sa_flags & SA_SIGINFO)
@@ -13482,7 +13484,7 @@ CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source use
     if (l->on_valgrind) /* to Valgrind, what was never written has no value */
         return NULL;
     char *lowest = conc__stack_lowest(s);
-    conc__usage_add(l, user, s->pool->size, (size_t)(conc__stack_top(s) - lowest));
+    conc__usage_add(l, user, s->cache->size, (size_t)(conc__stack_top(s) - lowest));
     return lowest;
 }
 
@@ -13829,7 +13831,8 @@ CONC__PRIVATE void conc__print_frame(int number, uintptr_t address)
 {
     char code[PATH_MAX + 256], text[sizeof code + 32];
     conc__name_code(code, sizeof code, address);
-    conc__say(text, snprintf(text, sizeof text, "    #%d %s\n", number, code), sizeof text);
+    conc__write_stderr(text, snprintf(text, sizeof text, "    #%d %s\n", number, code),
+                       sizeof text);
 }
 
 /* The frames of a thread in a system call: what looks like the return addresses of calls. */
@@ -13942,12 +13945,13 @@ CONC__PRIVATE void conc__watchdog_tell(conc__watchdog *d)
     pthread_mutex_lock(&conc__telling);
     conc__name_step(name, sizeof name, &d->step, d->name);
     bool sleeps = !conc__on_valgrind() && conc__in_system_call(d->of_number, &sp, &pc);
-    conc__say(text,
-              snprintf(text, sizeof text, "conc: %s holds the loop for %.3f s so far, %s\n", name,
-                       (double)(conc__clock() - d->step.began) / 1e9,
-                       sleeps ? "in a system call, called from (some of these may have returned):"
-                              : "at:"),
-              sizeof text);
+    conc__write_stderr(
+        text,
+        snprintf(text, sizeof text, "conc: %s holds the loop for %.3f s so far, %s\n", name,
+                 (double)(conc__clock() - d->step.began) / 1e9,
+                 sleeps ? "in a system call, called from (some of these may have returned):"
+                        : "at:"),
+        sizeof text);
 #ifdef __linux__
     if (sleeps)
         frames = conc__frames_on_stack(sp, pc);
@@ -13957,7 +13961,7 @@ CONC__PRIVATE void conc__watchdog_tell(conc__watchdog *d)
         frames = conc__frames_by_question(d);
 #endif
     if (!frames)
-        conc__say("    (no backtrace can be had)\n", 30, 64);
+        conc__write_stderr("    (no backtrace can be had)\n", 30, 64);
     pthread_mutex_unlock(&conc__telling);
 }
 
@@ -14302,7 +14306,7 @@ CONC_API double conc_random(double low, double high)
     conc_loop *l = conc__here;
     if (!l || !(high > low))
         return low;
-    double share = (double)(conc__mix(&l->draws) >> 11) / 9007199254740992.0;
+    double share = (double)(conc__random_bits(&l->draws) >> 11) / 9007199254740992.0;
     double x = low + (high - low) * share;
     if (high / 2 - low / 2 > DBL_MAX / 2) /* their distance is no finite number */
         x = low * (1 - share) + high * share;
@@ -14445,8 +14449,8 @@ CONC__PRIVATE int conc__loop_open(conc_loop *l, const conc__backend *backend)
 {
     static atomic_int forks;
     conc__once(&forks, conc__watch_forks);
-    l->pool = conc__pool_for(l, l->options.stack_size);
-    if (!l->pool)
+    l->stacks = conc__stack_cache_for(l, l->options.stack_size);
+    if (!l->stacks)
         return -ENOMEM;
     int rc = conc__wake_open(l);
     return rc ? rc : conc__poller_open(l, backend);
@@ -14502,7 +14506,7 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->now = o->virtual_clock ? 0 : conc__clock();
     l->job_limit = CONC__NEVER;
     l->wheel.elapsed = (uint64_t)l->now;
-    l->trimmed = l->verified = l->polled = l->began = l->looked = l->now;
+    l->trimmed = l->verified = l->polled = l->began = l->last_pass = l->now;
     /* on the real clock it is not known yet how slow steps are */
     l->batch = o->virtual_clock ? CONC__TURNS : 1;
     l->quick = l->budget = o->virtual_clock ? CONC__QUICK : CONC__QUICK / CONC__TURNS;
@@ -14594,8 +14598,8 @@ typedef struct conc__outcome {
 CONC__PRIVATE int conc__start_main(conc_loop *l)
 {
     size_t size = l->options.stack_size < CONC_STACK_SIZE ? CONC_STACK_SIZE : l->options.stack_size;
-    conc__pool *pool = conc__pool_for(l, size);
-    conc__stack *stack = pool ? conc__stack_take(pool) : NULL;
+    conc__stack_cache *cache = conc__stack_cache_for(l, size);
+    conc__stack *stack = cache ? conc__stack_acquire(cache) : NULL;
     if (!stack)
         return -ENOMEM;
     conc__task_init(l, &l->main, true, stack, conc__main_task, l, l->main_name);
@@ -14653,7 +14657,7 @@ CONC_API void conc_set_exit_status(int status)
  * not begin. */
 CONC__PRIVATE void conc__keep_words_of_run(int rc, const char *text)
 {
-    conc__copy(conc__words_of_thread, sizeof conc__words_of_thread, rc < 0 ? text : "");
+    conc__copy(conc__thread_text, sizeof conc__thread_text, rc < 0 ? text : "");
     if (rc < 0)
         conc_fail(rc, "%s", text); /* a job of a pool has made this error */
 }
@@ -14707,10 +14711,10 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
     if (conc__here)
         return conc__misused(-EBUSY, embedded ? "conc_embed_begin" : "conc_run",
                              "a run is open on this thread", NULL);
-    *conc__words_of_thread = 0; /* the call that fails may write others there */
+    *conc__thread_text = 0; /* the call that fails may write others there */
     int rc = conc__open_run(out, embedded, options, spawned, main_fn, arg);
     if (rc)
-        conc__keep_words_of_run(rc, conc__words_or(conc__words_of_thread, rc));
+        conc__keep_words_of_run(rc, conc__text_or(conc__thread_text, rc));
     return rc;
 }
 
@@ -14736,7 +14740,8 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
     } else if (rc < 0) {
         conc__describe(outcome->by, sizeof outcome->by, conc__origin(&l->main, rc));
         conc__copy(outcome->text, sizeof outcome->text,
-                   *l->doom_text ? l->doom_text : conc__words_or(conc__words(&l->main, rc), rc));
+                   *l->doom_text ? l->doom_text
+                                 : conc__text_or(conc__error_text(&l->main, rc), rc));
     }
     conc__loop_close(l);
     conc__keep_words_of_run(rc, outcome->text);
@@ -14753,7 +14758,7 @@ CONC__PRIVATE int conc__run(const conc_options *options, const char *spawned, co
         conc__schedule(l);
         rc = conc__end_run(l, outcome);
     } else if (!conc__here) {
-        conc__copy(outcome->text, sizeof outcome->text, conc__words_of_thread);
+        conc__copy(outcome->text, sizeof outcome->text, conc__thread_text);
     }
     errno = saved;
     return rc;
@@ -14777,7 +14782,7 @@ CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg)
         return 128 + outcome.signal;
     int saved = errno;
     if (rc < 0)
-        fprintf(stderr, "conc: %s failed: %s\n", outcome.by, conc__words_or(outcome.text, rc));
+        fprintf(stderr, "conc: %s failed: %s\n", outcome.by, conc__text_or(outcome.text, rc));
     errno = saved;
     return outcome.exit_status == CONC__NO_STATUS ? rc < 0 : outcome.exit_status;
 }
@@ -14870,9 +14875,9 @@ CONC_API int conc_embed_step(conc_embed *e)
     l->stepping = true;
     l->retried = false;
     l->standstill.until = 0;
-    l->looked = conc__time(l);
-    conc__was_idle(l, l->left, l->looked);
-    int64_t start = l->left = l->looked;
+    l->last_pass = conc__time(l);
+    conc__was_idle(l, l->left, l->last_pass);
+    int64_t start = l->left = l->last_pass;
     for (int i = 0; i < PASSES && l->left - start < CONC__LATE && !l->over; i++) {
         if (!conc__pass_once(l))
             break;

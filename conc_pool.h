@@ -1262,7 +1262,7 @@ CONC__UNSANITIZED CONC__PRIVATE bool conc__job_handle_in_use(const void *job)
 {
     const conc_job *j = job;
     if (CONC__MSAN || conc__on_valgrind())
-        conc__excuse(&j->state, sizeof j->state);
+        conc__mark_defined(&j->state, sizeof j->state);
     uintptr_t state = __atomic_load_n(&j->state, __ATOMIC_RELAXED);
     return (state & ~(uintptr_t)CONC__JOB_BITS) == conc__job_seal(j);
 }
@@ -2114,7 +2114,8 @@ CONC__PRIVATE int conc__job_queue_submit(conc__job_queue *q, unsigned *users, co
         conc__waiter w = {.item = j};
         conc__waiter_add(&q->submitters, &w);
         conc__pool_leave(users);
-        return conc__came_to(conc__wait_outside(l, &w, &conc__waits_for_room, q, &q->mutex, NULL));
+        return conc__wait_result(
+            conc__wait_outside(l, &w, &conc__waits_for_room, q, &q->mutex, NULL));
     }
     conc__job_queue_unlock(q);
     conc__pool_leave(users);
@@ -2331,12 +2332,12 @@ CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__job_outcome *o)
 {
     const char *text = o->has_text ? o->text : NULL;
     if (l && o->result < 0)
-        conc__tell(l->self, o->result, text, (conc__source){NULL, NULL});
+        conc__set_error(l->self, o->result, text, (conc__source){NULL, NULL});
     if (l)
         return o->result;
     if (text)
         return conc_fail(o->result, "%s", text);
-    return conc__came_to(o->result);
+    return conc__wait_result(o->result);
 }
 
 /* May the caller wait for the job, which has not ended? 0, or the error. */
@@ -2440,7 +2441,7 @@ CONC__PRIVATE bool conc__worker_thread_steal(conc__job_queue *q, conc__worker_th
 CONC__PRIVATE void conc__worker_thread_spin(conc__job_queue *q)
 {
     bool found = false;
-    if (q->spinning || !conc__looks(&q->misses))
+    if (q->spinning || !conc__should_spin(&q->misses))
         return;
     q->spinning++;
     pthread_mutex_unlock(&q->mutex);
@@ -2577,12 +2578,13 @@ CONC__COLD void conc__job_overflows(const char *address)
     char text[256];
     if (!t || address < t->stack_low || address >= t->stack_high)
         return;
-    conc__say(text,
-              snprintf(text, sizeof text,
-                       "conc: stack overflow: a job of the pool \"%s\" used all of its thread's "
-                       "stack: raise it (ulimit -s), or keep large arrays elsewhere\n",
-                       t->queue->name),
-              sizeof text);
+    conc__write_stderr(
+        text,
+        snprintf(text, sizeof text,
+                 "conc: stack overflow: a job of the pool \"%s\" used all of its thread's "
+                 "stack: raise it (ulimit -s), or keep large arrays elsewhere\n",
+                 t->queue->name),
+        sizeof text);
 }
 
 CONC__PRIVATE void conc__shared_pools_lock(const conc_pool *shared);
@@ -2788,7 +2790,7 @@ CONC_API int conc_pool_open(conc_pool *p)
         conc__original_mask(&q->mask);
         q->blocks_pipe = conc__pipe_is_blocked();
     }
-    return conc__came_to(conc__pool_publish(&p->queue, &p->users, q));
+    return conc__wait_result(conc__pool_publish(&p->queue, &p->users, q));
 }
 
 /* Under the mutex: takes back all jobs that were not begun, and asks running ones to end. */
@@ -2959,7 +2961,7 @@ CONC__PRIVATE int conc__submit(conc__job_queue **queue, unsigned *users, conc_jo
     if (!q)
         return conc__pool_refused(rc, call);
     if (CONC__MSAN || q->on_valgrind)
-        conc__excuse(j, sizeof *j);
+        conc__mark_defined(j, sizeof *j);
     if (conc__job_in_use(j) && !conc__job_is_inherited(j))
         rc = conc__misused(-EBUSY, call, "the job is in use", NULL);
     bool cancelled = l && l->self && l->self->pending;
@@ -2996,8 +2998,8 @@ typedef struct conc__saved_text {
 
 CONC__PRIVATE void conc__saved_text_swap(conc__saved_text *saved)
 {
-    char *current = conc__words_of_thread;
-    size_t size = sizeof conc__words_of_thread;
+    char *current = conc__thread_text;
+    size_t size = sizeof conc__thread_text;
     char text[CONC__TEXT];
     if (saved->context) {
         int rc = saved->rc;
@@ -3019,7 +3021,7 @@ CONC__PRIVATE int conc__call_here(conc_fn *fn, void *arg)
     const conc__job_context *ctx = older.context;
     conc__saved_text_swap(&older);
     int rc = fn(arg);
-    bool has_text = *conc__words_of_thread != 0, is_of_rc = has_text;
+    bool has_text = *conc__thread_text != 0, is_of_rc = has_text;
     if (ctx) {
         has_text = ctx->text_rc != 0;
         is_of_rc = ctx->text_rc == rc;
@@ -3104,7 +3106,7 @@ CONC__PRIVATE int conc__map_runner(void *arg)
     if (!first_error)
         conc__saved_text_swap(&older);
     else if (ctx->text_rc != first_error)
-        conc__came_to(first_error);
+        conc__wait_result(first_error);
     ctx->layer = around;
     ctx->locals = base;
     return first_error;
@@ -4215,7 +4217,7 @@ CONC__FAST int conc__channel_wait(conc_loop *l, conc__channel *inner, void *item
     int rc = conc__wait_outside(l, &w, kind, inner, &inner->mutex, NULL);
     if (l)
         l->channel_waits--;
-    return conc__came_to(rc);
+    return conc__wait_result(rc);
 }
 
 /* All of a send or a receive. waits: it may wait. */
@@ -4233,19 +4235,19 @@ CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, b
     else if (waits && conc_job_cancelled())
         rc = -ECANCELED;
     if (rc)
-        return conc__came_to(rc);
+        return conc__wait_result(rc);
     conc__channel *inner = conc__channel_lock(c, &rc);
     if (rc == -EINVAL)
         return conc__misused(rc, call, "no capacity, or too much", NULL);
     if (!inner)
-        return conc__came_to(rc);
+        return conc__wait_result(rc);
     rc = conc__channel_try(c, inner, item, sends);
     if (rc == -EAGAIN && waits)
         return conc__channel_wait(l, inner, item, sends);
     pthread_mutex_unlock(&inner->mutex);
     if (rc == 0 && l)
         conc__quick(l);
-    return conc__came_to(rc);
+    return conc__wait_result(rc);
 }
 
 CONC_API CONC__CALLED int conc_channel_send(conc_channel *c, const void *item)
@@ -4351,7 +4353,7 @@ CONC__PRIVATE int conc__outside_check(const conc__outside *o)
     conc__channel *inner = conc__channel_lock(c, &rc);
     if (inner)
         pthread_mutex_unlock(&inner->mutex);
-    return conc__came_to(rc);
+    return conc__wait_result(rc);
 }
 
 /* With the channel locked. */
@@ -4365,7 +4367,7 @@ CONC__PRIVATE void conc__outside_happened(conc__outside *o, int result, const ch
 {
     o->result = result;
     if (result < 0)
-        conc__tell(o->task, result, words, (conc__source){NULL, NULL});
+        conc__set_error(o->task, result, words, (conc__source){NULL, NULL});
 }
 
 CONC__PRIVATE void conc__outside_answered(conc__outside *o, const conc__job_outcome *a)
@@ -4505,7 +4507,7 @@ CONC__PRIVATE int conc__outside_begin(conc_loop *l, conc__outside *o, conc__outs
     }
     o->result = w->it.result;
     conc_free(w);
-    return conc__came_to(rc);
+    return conc__wait_result(rc);
 }
 
 /* Leaves the channel's list; what was kept for the case is for others. True: it was notified. */
@@ -4756,7 +4758,7 @@ CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t 
     uint64_t draw = (uint64_t)conc__clock() ^ (uint64_t)getpid() << 40 ^ (uint64_t)(uintptr_t)name;
     for (int tries = 0; fd < 0 && tries < 100 && (tries == 0 || errno == EEXIST || errno == EINTR);
          tries++) {
-        snprintf(name, size, ".conc-%08x", (unsigned)conc__mix(&draw));
+        snprintf(name, size, ".conc-%08x", (unsigned)conc__random_bits(&draw));
         fd = openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
     }
     bool made = fd >= 0;
@@ -6015,7 +6017,7 @@ CONC__PRIVATE int conc__child_pause_thread(conc__child_wait *w, int fd)
     int rc = fd < 0 ? 0 : poll(&p, 1, (int)((ns + 999999) / 1000000));
     bool refused = rc < 0 && errno != EINTR; /* after a signal there is something to look at */
     if (fd < 0 || refused || p.revents & POLLNVAL) {
-        conc__doze(ns);
+        conc__thread_sleep(ns);
         conc__child_pause_longer(w);
     }
     errno = saved;
@@ -6507,7 +6509,8 @@ CONC__PRIVATE void *conc__far_address(void)
     if ((void *)here == MAP_FAILED)
         return NULL;
     munmap((void *)here, conc__page());
-    uintptr_t away = ((uintptr_t)64 << 30) + (uintptr_t)(conc__mix(&draw) % ((uint64_t)64 << 30));
+    uintptr_t away =
+        ((uintptr_t)64 << 30) + (uintptr_t)(conc__random_bits(&draw) % ((uint64_t)64 << 30));
     return here > 2 * away ? (void *)((here - away) & ~(uintptr_t)0xffff) : NULL;
 #else
     return NULL;
@@ -9090,7 +9093,7 @@ static void conc__pool_init(int argc, char **argv, char **env)
     conc__extended.job_goes_on = conc__job_goes_on;
     conc__extended.job_late = conc__job_late;
     conc__extended.job_fail = conc__job_fail;
-    conc__extended.job_words = conc__job_error_text;
+    conc__extended.job_text = conc__job_error_text;
     conc__extended.job_here = conc__job_context_here;
     conc__extended.job_waits = conc__job_waits;
     conc__extended.job_cancelled = conc_job_cancelled;

@@ -662,7 +662,7 @@ CONC__FAST bool conc__ours(const conc_loop *l, conc__waits *waits)
     return first->task->loop == l;
 }
 
-CONC__COLD int conc__foreign(const char *call)
+CONC__COLD int conc__used_elsewhere(const char *call)
 {
     return conc__misused(-EPERM, call, "a task of another loop waits there", NULL);
 }
@@ -671,14 +671,14 @@ CONC__COLD int conc__foreign(const char *call)
 CONC__FAST int conc__may_wait(conc_loop *l, conc__waits *waits, const char *call)
 {
     if (CONC__UNLIKELY(!conc__ours(l, waits)))
-        return conc__foreign(call);
+        return conc__used_elsewhere(call);
     return conc__checkpoint(l);
 }
 
 /* True if the running task may continue without giving others a turn; that uses up one of the quick
  * checkpoints it has. The fast paths below call this and no other function; their slow paths are
  * separate functions, because code that parks a task saves every register first. */
-CONC__FAST bool conc__goes_on(conc_loop *l)
+CONC__FAST bool conc__may_continue(conc_loop *l)
 {
     if (CONC__UNLIKELY(!l || !l->self || l->self->pending || l->quick <= 1))
         return false;
@@ -724,7 +724,7 @@ CONC__PRIVATE CONC__CALLED int conc__wait_unless(const char *call, bool is_true,
         return rc;
     if (!is_true) {
         conc__wait w = {.task = l->self, .kind = kind, .on = object};
-        return conc__came_to(conc__wait_in(l, list, &w));
+        return conc__wait_result(conc__wait_in(l, list, &w));
     }
     conc__quick(l);
     return 0;
@@ -742,7 +742,7 @@ CONC__PRIVATE void conc__wake_all(conc_loop *l, conc__waits *list, int result)
 {
     while (list->first) {
         if (result < 0)
-            conc__tell(list->first->task, result, NULL, (conc__source){NULL, NULL});
+            conc__set_error(list->first->task, result, NULL, (conc__source){NULL, NULL});
         conc__wake(l, list->first, result);
     }
 }
@@ -755,8 +755,8 @@ CONC__PRIVATE const conc_task *conc__living_owner(const conc_task *owner, uint64
     return owner;
 }
 
-CONC__PRIVATE void conc__whom_owner(FILE *out, const conc_task *owner, uint64_t serial,
-                                    const char *place)
+CONC__PRIVATE void conc__print_owner(FILE *out, const conc_task *owner, uint64_t serial,
+                                     const char *place)
 {
     if (!owner) { /* a task that was woken has it, and has not run since */
         fprintf(out, " that is free");
@@ -773,10 +773,10 @@ CONC__PRIVATE void conc__whom_owner(FILE *out, const conc_task *owner, uint64_t 
 
 /* ---- >>lock --------------------------------------------------------------------------------- */
 
-CONC__PRIVATE void conc__lock_whom(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__lock_details(FILE *out, const conc__wait *w)
 {
     const conc_lock *k = w->on;
-    conc__whom_owner(out, k->owner, k->serial, k->place);
+    conc__print_owner(out, k->owner, k->serial, k->place);
 }
 
 /* The next task in the report of a deadlock; NULL: it has ended. */
@@ -787,7 +787,7 @@ CONC__PRIVATE const conc_task *conc__lock_owner(const conc__wait *w)
 }
 
 static const conc__wait_kind conc__locking = {.what = "waits for a lock",
-                                              .whom = conc__lock_whom,
+                                              .details = conc__lock_details,
                                               .cancel = conc__cancel_plainly,
                                               .owner = conc__lock_owner};
 
@@ -813,7 +813,7 @@ CONC__COLD int conc__held_by_other(const conc_loop *l, const conc_task *owner, u
     return conc__misused(-EPERM, call, "a task of another run has it, acquired", place);
 }
 
-CONC__FAST void conc__lock_give(conc_loop *l, conc_lock *k, conc_task *t, const char *place)
+CONC__FAST void conc__lock_grant(conc_loop *l, conc_lock *k, conc_task *t, const char *place)
 {
     k->owner = t;
     k->serial = t->serial;
@@ -823,14 +823,14 @@ CONC__FAST void conc__lock_give(conc_loop *l, conc_lock *k, conc_task *t, const 
 }
 
 /* Takes the lock from its owner and grants it to the first waiter, if there is one. */
-CONC__FAST void conc__lock_pass(conc_loop *l, conc_lock *k)
+CONC__FAST void conc__lock_hand_over(conc_loop *l, conc_lock *k)
 {
     conc__wait *w = k->waits.first;
     if (CONC__UNLIKELY(l->debug))
         conc__unnote(&k->owner->held, k);
     k->owner = NULL;
     if (w) {
-        conc__lock_give(l, k, w->task, w->item);
+        conc__lock_grant(l, k, w->task, w->item);
         conc__wake_first(l, &k->waits, w->value);
     }
 }
@@ -863,16 +863,16 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
                                  "a task of another run has this lock, acquired", k->place);
         return conc__lock_wait(l, k, place);
     }
-    conc__lock_give(l, k, l->self, place);
+    conc__lock_grant(l, k, l->self, place);
     conc__quick(l);
     return 0;
 }
 
 /* The public calls are macros for these in this file: a call would double their cost. */
-CONC__FAST int conc__lock_take(conc_lock *k, const char *place)
+CONC__FAST int conc__lock_acquire_fast(conc_lock *k, const char *place)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!k || k->owner || !l || l->debug || !conc__goes_on(l)))
+    if (CONC__UNLIKELY(!k || k->owner || !l || l->debug || !conc__may_continue(l)))
         return conc__lock_acquire_slowly(k, place);
     k->owner = l->self;
     k->serial = l->self->serial;
@@ -882,9 +882,9 @@ CONC__FAST int conc__lock_take(conc_lock *k, const char *place)
 
 CONC_API int conc__lock_acquire(conc_lock *k, const char *place)
 {
-    return conc__lock_take(k, place);
+    return conc__lock_acquire_fast(k, place);
 }
-#define conc__lock_acquire(k, place) conc__lock_take(k, place)
+#define conc__lock_acquire(k, place) conc__lock_acquire_fast(k, place)
 
 CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
 {
@@ -895,7 +895,7 @@ CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
         return conc__misused(-EINVAL, __func__, "no lock", NULL);
     if (k->owner && !conc__is_inherited(k->serial))
         return conc__held_by_other(l, k->owner, k->serial, "conc_lock_try_acquire", k->place);
-    conc__lock_give(l, k, l->self, place);
+    conc__lock_grant(l, k, l->self, place);
     return 0;
 }
 
@@ -908,11 +908,11 @@ CONC__PRIVATE CONC__CALLED int conc__lock_release_slowly(conc_lock *k)
         return -EPERM;
     if (CONC__UNLIKELY(!conc__lock_is_mine(l, k) || !conc__ours(l, &k->waits)))
         return conc__misused(-EPERM, "conc_lock_release", "the task does not have this lock", NULL);
-    conc__lock_pass(l, k);
+    conc__lock_hand_over(l, k);
     return 0;
 }
 
-CONC__FAST int conc__lock_drop(conc_lock *k)
+CONC__FAST int conc__lock_release_fast(conc_lock *k)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!k || !l || !l->self || !conc__lock_is_mine(l, k) || k->waits.first ||
@@ -922,8 +922,8 @@ CONC__FAST int conc__lock_drop(conc_lock *k)
     return 0;
 }
 
-CONC_API int conc_lock_release(conc_lock *k) { return conc__lock_drop(k); }
-#define conc_lock_release(...) conc__lock_drop(__VA_ARGS__)
+CONC_API int conc_lock_release(conc_lock *k) { return conc__lock_release_fast(k); }
+#define conc_lock_release(...) conc__lock_release_fast(__VA_ARGS__)
 
 CONC_API conc_task *conc_lock_owner(const conc_lock *k)
 {
@@ -949,12 +949,12 @@ CONC_API void conc__lock_leave(conc__entered *g)
 
 /* ---- >>rwlock ------------------------------------------------------------------------------- */
 
-CONC__PRIVATE void conc__rwlock_whom(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__rwlock_details(FILE *out, const conc__wait *w)
 {
     const conc_rwlock *k = w->on;
     fprintf(out, w->value == CONC__READER ? " to read" : " to write");
     if (k->writer)
-        conc__whom_owner(out, k->writer, k->serial, k->place);
+        conc__print_owner(out, k->writer, k->serial, k->place);
     else if (k->readers == 1)
         fprintf(out, ", which 1 reads");
     else
@@ -967,7 +967,7 @@ CONC__PRIVATE bool conc__rwlock_is_mine(const conc_loop *l, const conc_rwlock *k
 }
 
 /* In a forked child, frees the rwlock if tasks of the parent process have it. */
-CONC__PRIVATE void conc__rwlock_take_over(conc_rwlock *k)
+CONC__PRIVATE void conc__rwlock_disown_parent(conc_rwlock *k)
 {
     if (!conc__is_inherited(k->serial))
         return;
@@ -986,8 +986,8 @@ CONC__PRIVATE bool conc__rwlock_is_free(const conc_rwlock *k, int how)
     return !k->writer && (how == CONC__READER || !k->readers);
 }
 
-CONC__PRIVATE void conc__rwlock_give(conc_loop *l, conc_rwlock *k, int how, conc_task *t,
-                                     const char *place)
+CONC__PRIVATE void conc__rwlock_grant(conc_loop *l, conc_rwlock *k, int how, conc_task *t,
+                                      const char *place)
 {
     if (how == CONC__READER)
         k->readers++;
@@ -1002,11 +1002,11 @@ CONC__PRIVATE void conc__rwlock_give(conc_loop *l, conc_rwlock *k, int how, conc
 }
 
 /* Grants the rwlock to the first waiters, as many as can have it together. */
-CONC__PRIVATE void conc__rwlock_serve(conc_loop *l, conc_rwlock *k)
+CONC__PRIVATE void conc__rwlock_grant_waiters(conc_loop *l, conc_rwlock *k)
 {
     conc__wait *w = k->waits.first;
     while (w && conc__rwlock_is_free(k, w->value)) {
-        conc__rwlock_give(l, k, w->value, w->task, w->item);
+        conc__rwlock_grant(l, k, w->value, w->task, w->item);
         conc__wake(l, w, 0);
         w = k->waits.first;
     }
@@ -1016,7 +1016,7 @@ CONC__PRIVATE void conc__rwlock_serve(conc_loop *l, conc_rwlock *k)
 CONC__PRIVATE bool conc__rwlock_cancel(conc__wait *w)
 {
     conc__unlink(w);
-    conc__rwlock_serve(conc__here, (conc_rwlock *)(uintptr_t)w->on);
+    conc__rwlock_grant_waiters(conc__here, (conc_rwlock *)(uintptr_t)w->on);
     return true;
 }
 
@@ -1028,7 +1028,7 @@ CONC__PRIVATE const conc_task *conc__rwlock_owner(const conc__wait *w)
 }
 
 static const conc__wait_kind conc__rwlocking = {.what = "waits for a rwlock",
-                                                .whom = conc__rwlock_whom,
+                                                .details = conc__rwlock_details,
                                                 .cancel = conc__rwlock_cancel,
                                                 .owner = conc__rwlock_owner};
 
@@ -1042,7 +1042,7 @@ CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const ch
         return -EPERM;
     if (!k)
         return conc__misused(-EINVAL, call, "no rwlock", NULL);
-    conc__rwlock_take_over(k);
+    conc__rwlock_disown_parent(k);
     if (conc__rwlock_is_mine(l, k))
         return conc__misused(-EDEADLK, call, "the task has this rwlock already, acquired",
                              k->place);
@@ -1060,7 +1060,7 @@ CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const ch
                         .value = how};
         return conc__wait_in(l, &k->waits, &w);
     }
-    conc__rwlock_give(l, k, how, l->self, place);
+    conc__rwlock_grant(l, k, how, l->self, place);
     conc__quick(l);
     return 0;
 }
@@ -1075,12 +1075,12 @@ CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place
         return -EPERM;
     if (!k)
         return conc__misused(-EINVAL, call, "no rwlock", NULL);
-    conc__rwlock_take_over(k);
+    conc__rwlock_disown_parent(k);
     if (!conc__ours(l, &k->waits))
-        return conc__foreign(call);
+        return conc__used_elsewhere(call);
     if (k->waits.first || !conc__rwlock_is_free(k, how) || conc__rwlock_is_foreign(l, k))
         return conc__held_by_other(l, k->writer, k->serial, call, k->place);
-    conc__rwlock_give(l, k, how, l->self, place);
+    conc__rwlock_grant(l, k, how, l->self, place);
     return 0;
 }
 
@@ -1110,7 +1110,7 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
         k->readers--;
     if (l->debug)
         conc__unnote(&l->self->held, k);
-    conc__rwlock_serve(l, k);
+    conc__rwlock_grant_waiters(l, k);
     return 0;
 }
 
@@ -1150,7 +1150,7 @@ CONC_API int conc_sem_acquire(conc_sem *s)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!conc__sem_is_valid(s) || s->permits == 0 || s->waits.first ||
-                       !conc__goes_on(l)))
+                       !conc__may_continue(l)))
         return conc__sem_acquire_slowly(s);
     s->permits--;
     return 0;
@@ -1162,7 +1162,7 @@ CONC_API int conc_sem_try_acquire(conc_sem *s)
     if (!conc__sem_is_valid(s))
         return conc__misused(-EINVAL, __func__, conc__bad_sem, NULL);
     if (!conc__ours(l, &s->waits))
-        return conc__foreign("conc_sem_try_acquire");
+        return conc__used_elsewhere("conc_sem_try_acquire");
     if (s->permits == 0 || s->waits.first)
         return conc__own_error(-EAGAIN);
     s->permits--;
@@ -1175,7 +1175,7 @@ CONC_API int conc_sem_release(conc_sem *s)
     if (CONC__UNLIKELY(!conc__sem_is_valid(s)))
         return conc__misused(-EINVAL, __func__, conc__bad_sem, NULL);
     if (CONC__UNLIKELY(!conc__ours(l, &s->waits)))
-        return conc__foreign("conc_sem_release");
+        return conc__used_elsewhere("conc_sem_release");
     if (s->waits.first) {
         conc__wake(l, s->waits.first, 0);
         return 0;
@@ -1218,7 +1218,7 @@ CONC_API void conc_event_set(conc_event *e)
     if (!e)
         return;
     if (!conc__ours(l, &e->waits)) {
-        conc__foreign("conc_event_set");
+        conc__used_elsewhere("conc_event_set");
         return;
     }
     e->set = true;
@@ -1247,12 +1247,12 @@ CONC__PRIVATE bool conc__relock_cancel(conc__wait *w)
     if (!l->doomed || !conc__lock_is_lost(l, k))
         return false;
     conc__unlink(w);
-    conc__lock_give(l, k, w->task, w->item);
+    conc__lock_grant(l, k, w->task, w->item);
     return true;
 }
 
 static const conc__wait_kind conc__relocking = {.what = "waits to have a lock again",
-                                                .whom = conc__lock_whom,
+                                                .details = conc__lock_details,
                                                 .cancel = conc__relock_cancel,
                                                 .owner = conc__lock_owner};
 
@@ -1271,7 +1271,7 @@ CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
         conc__append(&k->waits, w);
         return false;
     }
-    conc__lock_give(l, k, w->task, w->item);
+    conc__lock_grant(l, k, w->task, w->item);
     return true;
 }
 
@@ -1299,7 +1299,7 @@ CONC_API CONC__CALLED int conc_cond_wait(conc_cond *c, conc_lock *k)
                     .kind = &conc__awaiting_cond,
                     .on = k,
                     .item = (void *)(uintptr_t)k->place};
-    conc__lock_pass(l, k);
+    conc__lock_hand_over(l, k);
     conc__wait_in(l, &c->waits, &w);
     return w.value;
 }
@@ -1310,7 +1310,7 @@ CONC__PRIVATE void conc__cond_notify(conc_cond *c, int n, const char *call)
     if (!c)
         return;
     if (!conc__ours(l, &c->waits)) {
-        conc__foreign(call);
+        conc__used_elsewhere(call);
         return;
     }
     for (; n > 0 && c->waits.first; n--) {
@@ -1329,7 +1329,7 @@ CONC_API void conc_cond_notify_all(conc_cond *c)
 
 /* ---- >>barrier ------------------------------------------------------------------------------ */
 
-CONC__PRIVATE void conc__barrier_whom(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__barrier_details(FILE *out, const conc__wait *w)
 {
     const conc_barrier *b = w->on;
     fprintf(out, ", %d of %d are there", b->arrived, b->parties);
@@ -1342,7 +1342,7 @@ CONC__PRIVATE bool conc__barrier_cancel(conc__wait *w)
 }
 
 static const conc__wait_kind conc__gathering = {
-    .what = "waits at a barrier", .whom = conc__barrier_whom, .cancel = conc__barrier_cancel};
+    .what = "waits at a barrier", .details = conc__barrier_details, .cancel = conc__barrier_cancel};
 
 CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
 {
@@ -1371,13 +1371,13 @@ CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
 
 /* ---- >>latch -------------------------------------------------------------------------------- */
 
-CONC__PRIVATE void conc__latch_whom(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__latch_details(FILE *out, const conc__wait *w)
 {
     fprintf(out, " that stands at %d", ((const conc_latch *)w->on)->count);
 }
 
 static const conc__wait_kind conc__awaiting_latch = {
-    .what = "waits for a latch", .whom = conc__latch_whom, .cancel = conc__cancel_plainly};
+    .what = "waits for a latch", .details = conc__latch_details, .cancel = conc__cancel_plainly};
 
 CONC__PRIVATE int conc__latch_add(conc_latch *k, int n, const char *call)
 {
@@ -1385,7 +1385,7 @@ CONC__PRIVATE int conc__latch_add(conc_latch *k, int n, const char *call)
     if (!k)
         return conc__misused(-EINVAL, call, "no latch", NULL);
     if (!conc__ours(l, &k->waits))
-        return conc__foreign(call);
+        return conc__used_elsewhere(call);
     int64_t count = (int64_t)k->count + n;
     if (count < 0 || count > INT_MAX)
         return conc__misused(-EOVERFLOW, call, "the count would leave its range", NULL);
@@ -1415,22 +1415,22 @@ static const conc__wait_kind conc__awaiting_future = {.what = "waits for a futur
                                                       .cancel = conc__cancel_plainly};
 
 /* Makes the future's error, if it has one, the task's newest error. */
-CONC__PRIVATE void conc__future_tell(conc_task *t, const conc_future *f)
+CONC__PRIVATE void conc__future_set_error(conc_task *t, const conc_future *f)
 {
     if (f->rc < 0 && f->rc != -ECANCELED)
-        conc__tell(t, f->rc, f->text, (conc__source){NULL, NULL});
+        conc__set_error(t, f->rc, f->text, (conc__source){NULL, NULL});
 }
 
 /* The text that the running task, or posted function, gave its error rc; "": none. */
-CONC__PRIVATE const char *conc__words_here(const conc_loop *l, int rc)
+CONC__PRIVATE const char *conc__text_here(const conc_loop *l, int rc)
 {
     if (!l || rc >= 0)
         return "";
     if (l->self)
-        return conc__words(l->self, rc);
+        return conc__error_text(l->self, rc);
     if (l->posted_rc != rc)
         return "";
-    return conc__words_of_thread;
+    return conc__thread_text;
 }
 
 CONC_API int conc_future_set(conc_future *f, int rc, void *value)
@@ -1441,16 +1441,16 @@ CONC_API int conc_future_set(conc_future *f, int rc, void *value)
     if (f->set)
         return conc__own_error(-EALREADY);
     if (!conc__ours(l, &f->waits))
-        return conc__foreign("conc_future_set");
+        return conc__used_elsewhere("conc_future_set");
     f->set = true;
     f->rc = rc;
     f->value = value;
-    conc__copy(f->text, sizeof f->text, conc__words_here(l, rc));
+    conc__copy(f->text, sizeof f->text, conc__text_here(l, rc));
     conc__wait *w;
     while ((w = f->waits.first)) {
         w->item = value;
         w->value = 1;
-        conc__future_tell(w->task, f);
+        conc__future_set_error(w->task, f);
         conc__wake(l, w, rc);
     }
     return 0;
@@ -1476,7 +1476,7 @@ CONC_API CONC__CALLED int conc_future_wait(conc_future *f, void **value)
     if (value)
         *value = f->value;
     rc = f->rc;
-    conc__future_tell(l->self, f);
+    conc__future_set_error(l->self, f);
     conc__quick(l); /* other tasks may run, and free the future */
     return rc;
 }
@@ -1488,24 +1488,26 @@ CONC_API bool conc_future_is_set(const conc_future *f) { return f && f->set; }
 /* Getters wait only while the queue is empty, and putters only while it is full. So a put hands its
  * item straight to the first getter, and a get moves the first putter's item into the queue. */
 
-CONC__PRIVATE void conc__queue_whom(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__queue_details(FILE *out, const conc__wait *w)
 {
     const conc_queue *q = w->on;
     fprintf(out, " (%zu items)", q->count);
 }
 
-static const conc__wait_kind conc__getting = {
-    .what = "waits to get from a queue", .whom = conc__queue_whom, .cancel = conc__cancel_plainly};
-static const conc__wait_kind conc__putting = {
-    .what = "waits to put into a queue", .whom = conc__queue_whom, .cancel = conc__cancel_plainly};
+static const conc__wait_kind conc__getting = {.what = "waits to get from a queue",
+                                              .details = conc__queue_details,
+                                              .cancel = conc__cancel_plainly};
+static const conc__wait_kind conc__putting = {.what = "waits to put into a queue",
+                                              .details = conc__queue_details,
+                                              .cancel = conc__cancel_plainly};
 
-CONC__PRIVATE void conc__queue_join_whom(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__queue_join_details(FILE *out, const conc__wait *w)
 {
     fprintf(out, ", of which %zu are not", ((const conc_queue *)w->on)->unfinished);
 }
 
 static const conc__wait_kind conc__finishing = {.what = "waits for a queue's items to be done",
-                                                .whom = conc__queue_join_whom,
+                                                .details = conc__queue_join_details,
                                                 .cancel = conc__cancel_plainly};
 
 CONC__FAST char *conc__item_at(const conc_queue *q, size_t i)
@@ -1643,7 +1645,7 @@ CONC__FAST size_t conc__heap_child(const conc_queue *q, size_t below, size_t end
 
 /* Prefetches what the next step down will read, whichever child it goes to: a large heap mostly
  * waits for memory. A prefetch may go beyond the end. */
-CONC__FAST void conc__heap_fetch(const conc_queue *q, size_t below)
+CONC__FAST void conc__heap_prefetch(const conc_queue *q, size_t below)
 {
     const char *items = (const char *)((uintptr_t)q->items + below * q->item_size);
     const char *orders = (const char *)((uintptr_t)q->orders + below * sizeof *q->orders);
@@ -1653,7 +1655,7 @@ CONC__FAST void conc__heap_fetch(const conc_queue *q, size_t below)
 }
 
 /* Puts an item, with its arrival number, into the hole and moves it up to its slot. */
-CONC__PRIVATE void conc__heap_up(conc_queue *q, size_t hole, const char *item, uint64_t came)
+CONC__PRIVATE void conc__heap_sift_up(conc_queue *q, size_t hole, const char *item, uint64_t came)
 {
     while (hole > 0) {
         size_t above = (hole - 1) / CONC__WAYS;
@@ -1670,12 +1672,12 @@ CONC__PRIVATE void conc__heap_up(conc_queue *q, size_t hole, const char *item, u
 /* Closes the hole at the top. The hole moves down to the bottom, and the last item goes there and
  * moves up, usually not far: that takes fewer comparisons than moving the last item down from the
  * top (I. Wegener, Bottom-up heapsort, 1993). */
-CONC__PRIVATE void conc__heap_close(conc_queue *q)
+CONC__PRIVATE void conc__heap_remove_top(conc_queue *q)
 {
     size_t last = q->count; /* the last item is just beyond the heap now */
     size_t hole = 0, below = 1;
     while (below < last) {
-        conc__heap_fetch(q, CONC__WAYS * below + 1);
+        conc__heap_prefetch(q, CONC__WAYS * below + 1);
         below = conc__heap_child(q, below, last);
         conc__item_copy(q, conc__item_at(q, hole), conc__item_at(q, below));
         q->orders[hole] = q->orders[below];
@@ -1683,14 +1685,14 @@ CONC__PRIVATE void conc__heap_close(conc_queue *q)
         below = CONC__WAYS * hole + 1;
     }
     if (hole < last)
-        conc__heap_up(q, hole, conc__item_at(q, last), q->orders[last]);
+        conc__heap_sift_up(q, hole, conc__item_at(q, last), q->orders[last]);
 }
 
 /* Adds an item; there must be room. */
 CONC__FAST void conc__queue_store(conc_queue *q, const void *item)
 {
     if (CONC__UNLIKELY(q->less != NULL) && q->item_size)
-        conc__heap_up(q, q->count, item, q->arrivals++);
+        conc__heap_sift_up(q, q->count, item, q->arrivals++);
     else if (q->item_size)
         conc__item_copy(q, conc__item_at(q, (q->head + q->count) & (q->room - 1)), item);
     q->count++;
@@ -1708,7 +1710,7 @@ CONC__FAST void conc__queue_take(conc_queue *q, void *item)
     } else {
         conc__item_copy(q, item, conc__item_at(q, q->head));
         if (CONC__UNLIKELY(q->less != NULL))
-            conc__heap_close(q);
+            conc__heap_remove_top(q);
         else
             q->head = (q->head + 1) & (q->room - 1);
     }
@@ -1760,13 +1762,13 @@ CONC__PRIVATE CONC__CALLED int conc__queue_wait_to_put(conc_loop *l, conc_queue 
 {
     conc__wait w = {
         .task = l->self, .kind = &conc__putting, .on = q, .item = (void *)(uintptr_t)item};
-    return conc__came_to(conc__wait_in(l, &q->putters, &w));
+    return conc__wait_result(conc__wait_in(l, &q->putters, &w));
 }
 
 CONC__PRIVATE CONC__CALLED int conc__queue_wait_to_get(conc_loop *l, conc_queue *q, void *item)
 {
     conc__wait w = {.task = l->self, .kind = &conc__getting, .on = q, .item = item};
-    return conc__came_to(conc__wait_in(l, &q->getters, &w));
+    return conc__wait_result(conc__wait_in(l, &q->getters, &w));
 }
 
 CONC__PRIVATE CONC__CALLED int conc__queue_put_slowly(conc_queue *q, const void *item)
@@ -1781,7 +1783,7 @@ CONC__PRIVATE CONC__CALLED int conc__queue_put_slowly(conc_queue *q, const void 
     if (CONC__UNLIKELY(rc))
         return rc;
     if (CONC__UNLIKELY(!conc__ours(l, &q->getters)))
-        return conc__foreign("conc_queue_put");
+        return conc__used_elsewhere("conc_queue_put");
     rc = conc__queue_push(l, q, item);
     if (rc == -EAGAIN)
         return conc__queue_wait_to_put(l, q, item);
@@ -1793,7 +1795,7 @@ CONC_API CONC__CALLED int conc_queue_put(conc_queue *q, const void *item)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!q || !item || q->count >= q->limit || q->getters.first ||
-                       !conc__goes_on(l)))
+                       !conc__may_continue(l)))
         return conc__queue_put_slowly(q, item);
     conc__item_save(q, (q->head + q->count) & (q->room - 1), item);
     q->count++;
@@ -1823,7 +1825,7 @@ CONC__PRIVATE CONC__CALLED int conc__queue_get_slowly(conc_queue *q, void *item)
     if (CONC__UNLIKELY(rc))
         return rc;
     if (CONC__UNLIKELY(!conc__ours(l, &q->putters)))
-        return conc__foreign("conc_queue_get");
+        return conc__used_elsewhere("conc_queue_get");
     rc = conc__queue_pull(l, q, item);
     if (rc == -EAGAIN)
         return conc__queue_wait_to_get(l, q, item);
@@ -1835,7 +1837,7 @@ CONC_API CONC__CALLED int conc_queue_get(conc_queue *q, void *item)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!q || !item || q->count - 1 >= q->limit || q->putters.first ||
-                       !conc__goes_on(l)))
+                       !conc__may_continue(l)))
         return conc__queue_get_slowly(q, item);
     conc__item_load(q, item, q->head);
     q->head = (q->head + 1) & (q->room - 1);
@@ -1850,8 +1852,8 @@ CONC_API CONC__CALLED int conc_queue_try_put(conc_queue *q, const void *item)
     if (rc)
         return rc;
     if (!conc__queue_is_ours(l, q))
-        return conc__foreign("conc_queue_try_put");
-    return conc__came_to(conc__queue_push(l, q, item));
+        return conc__used_elsewhere("conc_queue_try_put");
+    return conc__wait_result(conc__queue_push(l, q, item));
 }
 
 CONC_API CONC__CALLED int conc_queue_try_get(conc_queue *q, void *item)
@@ -1861,8 +1863,8 @@ CONC_API CONC__CALLED int conc_queue_try_get(conc_queue *q, void *item)
     if (rc)
         return rc;
     if (!conc__queue_is_ours(l, q))
-        return conc__foreign("conc_queue_try_get");
-    return conc__came_to(conc__queue_pull(l, q, item));
+        return conc__used_elsewhere("conc_queue_try_get");
+    return conc__wait_result(conc__queue_pull(l, q, item));
 }
 
 CONC_API size_t conc_queue_len(const conc_queue *q) { return q ? q->count : 0; }
@@ -1873,7 +1875,7 @@ CONC_API int conc_queue_task_done(conc_queue *q)
     if (!q)
         return conc__misused(-EINVAL, __func__, "no queue", NULL);
     if (!conc__ours(l, &q->joiners))
-        return conc__foreign("conc_queue_task_done");
+        return conc__used_elsewhere("conc_queue_task_done");
     if (!q->unfinished)
         return conc__misused(-EOVERFLOW, "conc_queue_task_done", "more items were done than put",
                              NULL);
@@ -1895,7 +1897,7 @@ CONC__PRIVATE bool conc__queue_shut(conc_loop *l, conc_queue *q, const char *cal
     if (q->closed)
         return true;
     if (!conc__queue_is_ours(l, q)) {
-        conc__foreign(call);
+        conc__used_elsewhere(call);
         return false;
     }
     q->closed = true;
@@ -1917,7 +1919,7 @@ CONC_API void conc_queue_destroy(conc_queue *q)
     if (!q)
         return;
     if (!conc__ours(l, &q->joiners)) {
-        conc__foreign("conc_queue_destroy");
+        conc__used_elsewhere("conc_queue_destroy");
         return;
     }
     if (!conc__queue_shut(l, q, "conc_queue_destroy"))
@@ -1955,7 +1957,7 @@ typedef struct conc__choice {
     conc__timer timer;
 } conc__choice;
 
-CONC__PRIVATE void conc__choice_whom(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__choice_details(FILE *out, const conc__wait *w)
 {
     const conc__choice *s = (const conc__choice *)(const void *)w;
     static const char *const what[] = {
@@ -2036,7 +2038,7 @@ CONC__PRIVATE void conc__choice_timeout(conc__timer *t)
 
 static const conc__wait_kind conc__selecting = {.what = "waits for the first of",
                                                 .brief = "waits for the first of several",
-                                                .whom = conc__choice_whom,
+                                                .details = conc__choice_details,
                                                 .cancel = conc__choice_cancel};
 static const conc__wait_kind conc__candidate = {.what = "", .won = conc__choice_won};
 
@@ -2082,7 +2084,7 @@ CONC__PRIVATE int conc__case_check_queue(const conc_loop *l, const conc_case *c)
     if (rc)
         return rc;
     if (!conc__queue_is_ours(l, c->queue))
-        return conc__foreign("conc_select");
+        return conc__used_elsewhere("conc_select");
     return 0;
 }
 
@@ -2091,7 +2093,7 @@ CONC__PRIVATE int conc__case_check_event(const conc_loop *l, const conc_case *c)
     if (!c->event)
         return conc__misused(-EINVAL, "conc_select", "a case without an event", NULL);
     if (!conc__ours(l, &c->event->waits))
-        return conc__foreign("conc_select");
+        return conc__used_elsewhere("conc_select");
     return 0;
 }
 
@@ -2413,7 +2415,7 @@ CONC__PRIVATE void conc__limiter_fill(conc_loop *l, conc_limiter *k, int64_t now
 CONC__PRIVATE void conc__limiter_fire(conc__timer *t);
 
 /* Grants the first waiters whose tokens are there, and sets the timer for the next one. */
-CONC__PRIVATE void conc__limiter_serve(conc_loop *l, conc_limiter *k, int64_t now)
+CONC__PRIVATE void conc__limiter_grant_waiters(conc_loop *l, conc_limiter *k, int64_t now)
 {
     conc__limiter_fill(l, k, now);
     conc__disarm(l, &k->timer);
@@ -2430,7 +2432,7 @@ CONC__PRIVATE void conc__limiter_serve(conc_loop *l, conc_limiter *k, int64_t no
 CONC__PRIVATE void conc__limiter_fire(conc__timer *t)
 {
     conc_limiter *k = (conc_limiter *)(void *)((char *)t - offsetof(conc_limiter, timer));
-    conc__limiter_serve(conc__here, k, conc__here->now);
+    conc__limiter_grant_waiters(conc__here, k, conc__here->now);
 }
 
 CONC__PRIVATE bool conc__limiter_cancel(conc__wait *w)
@@ -2439,18 +2441,19 @@ CONC__PRIVATE bool conc__limiter_cancel(conc__wait *w)
     bool first = k->waits.first == w;
     conc__unlink(w);
     if (first)
-        conc__limiter_serve(conc__here, k, conc__time(conc__here));
+        conc__limiter_grant_waiters(conc__here, k, conc__time(conc__here));
     return true;
 }
 
-CONC__PRIVATE void conc__limiter_whom(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__limiter_details(FILE *out, const conc__wait *w)
 {
     const conc_limiter *k = w->on;
     fprintf(out, " of %.9g in %.9g s, for %d", k->rate, conc__limiter_per(k), w->value);
 }
 
-static const conc__wait_kind conc__limited = {
-    .what = "waits for a limiter", .whom = conc__limiter_whom, .cancel = conc__limiter_cancel};
+static const conc__wait_kind conc__limited = {.what = "waits for a limiter",
+                                              .details = conc__limiter_details,
+                                              .cancel = conc__limiter_cancel};
 
 CONC__PRIVATE bool conc__limiter_is_ours(const conc_loop *l, conc_limiter *k)
 {
@@ -2462,7 +2465,7 @@ CONC__PRIVATE bool conc__limiter_is_ours(const conc_loop *l, conc_limiter *k)
 }
 
 /* Takes n tokens if they are there and no other task waits. */
-CONC__PRIVATE bool conc__limiter_take(conc_loop *l, conc_limiter *k, int n)
+CONC__PRIVATE bool conc__limiter_try_take(conc_loop *l, conc_limiter *k, int n)
 {
     int64_t now = conc__time(l);
     conc__limiter_fill(l, k, now);
@@ -2482,8 +2485,8 @@ CONC_API int conc_limiter_try_acquire(conc_limiter *k, int n)
     if (!conc__limiter_is_valid(k, n))
         return conc__misused(-EINVAL, __func__, conc__bad_limiter, NULL);
     if (!conc__limiter_is_ours(l, k))
-        return conc__foreign("conc_limiter_try_acquire");
-    if (!conc__limiter_take(l, k, n))
+        return conc__used_elsewhere("conc_limiter_try_acquire");
+    if (!conc__limiter_try_take(l, k, n))
         return conc__own_error(-EAGAIN);
     return 0;
 }
@@ -2499,8 +2502,8 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
     if (rc)
         return rc;
     if (!conc__limiter_is_ours(l, k))
-        return conc__foreign("conc_limiter_acquire");
-    if (conc__limiter_take(l, k, n)) {
+        return conc__used_elsewhere("conc_limiter_acquire");
+    if (conc__limiter_try_take(l, k, n)) {
         conc__quick(l);
         return 0;
     }
