@@ -4562,29 +4562,29 @@ static const conc__outside_calls conc__outside_of_pool = {
 
 /* ---- >>files -------------------------------------------------------------------------------- */
 
-/* What a file call is asked for, and what came of it. */
+/* The arguments and the results of one file call. */
 typedef struct conc__file_call {
     const char *path;
     char *data;
     size_t size, room, written;
-    bool may_wait; /* for a task, which waits where a thread would be blocked: see below */
-    bool special;  /* a read of what is no regular file, and may have no end */
-    bool progress; /* since the last wait */
-    int fd;        /* of a call that has to wait; -1: none */
+    bool may_wait; /* it is a task's, which waits where a thread would be blocked: see below */
+    bool special;  /* a read of a file that is not regular, and may have no end */
+    bool progress; /* bytes were read or written since the last wait */
+    int fd;        /* kept while the call waits; -1: none */
 } conc__file_call;
 
-/* A FIFO without its other end, a terminal and their kin could hold a thread for ever. So a task's
+/* A FIFO without its other end, a terminal and the like could block a thread for ever. So a task's
  * call opens them non-blocking, and where the job would block it returns one of these: the task
- * waits, which a cancel ends, and has the job called again. */
+ * waits, which a cancel ends, and then runs the job again. */
 enum {
-    CONC__FILE_WAITS = 1, /* for the descriptor to be ready */
-    CONC__FILE_ALONE,     /* nobody reads the FIFO yet */
+    CONC__FILE_WAITS = 1, /* until the descriptor is ready */
+    CONC__FILE_ALONE,     /* until a reader opens the FIFO */
 };
 
 CONC__PRIVATE int conc__open_file(const char *path, int flags)
 {
     int fd;
-    do /* no terminal becomes this program's */
+    do
         fd = open(path, flags | O_CLOEXEC | O_NOCTTY, 0666);
     while (fd < 0 && errno == EINTR);
     fd = conc__not_standard(fd); /* else what the program prints meanwhile may go into the file */
@@ -4593,46 +4593,60 @@ CONC__PRIVATE int conc__open_file(const char *path, int flags)
 
 CONC__PRIVATE int conc__close_file(int fd, int rc)
 {
-    return close(fd) && rc == 0 && errno != EINTR ? -errno : rc;
+    if (close(fd) == 0 || rc || errno == EINTR)
+        return rc;
+    return -errno;
 }
 
-/* Opens the file for a call; one that waits goes on with what it has. */
+/* Opens the file for a call, unless it has waited and has it open. */
 CONC__PRIVATE int conc__open_for(conc__file_call *f, int flags)
 {
-    int fd = f->fd;
-    if (fd >= 0)
-        return fd;
-    fd = conc__open_file(f->path, flags | (f->may_wait ? O_NONBLOCK : 0));
-    if (fd == -EAGAIN) /* somebody has a lease on a regular file */
+    if (f->fd >= 0)
+        return f->fd;
+    int fd = conc__open_file(f->path, f->may_wait ? flags | O_NONBLOCK : flags);
+    if (fd == -EAGAIN) /* another process has a lease on a regular file */
         fd = conc__open_file(f->path, flags);
     return fd;
 }
 
-/* The job is over, or waits and keeps its descriptor. */
+/* Ends the job's work on the file, or keeps it open if the task has to wait for it. */
 CONC__PRIVATE int conc__suspend_file(conc__file_call *f, int fd, int rc)
 {
-    bool waits = f->may_wait && rc == -EAGAIN;
-    f->fd = waits ? fd : -1;
-    return waits ? CONC__FILE_WAITS : conc__close_file(fd, rc);
+    if (f->may_wait && rc == -EAGAIN) {
+        f->fd = fd;
+        return CONC__FILE_WAITS;
+    }
+    f->fd = -1;
+    return conc__close_file(fd, rc);
 }
 
 /* Reads to the end, whatever size the file is said to have. */
+CONC__PRIVATE bool conc__file_reserve(conc__file_call *f)
+{
+    if (f->data && f->size + 1 < f->room)
+        return true;
+    size_t room = f->data ? f->room * 2 : f->room + 1;
+    char *more = CONC_REALLOC(f->data, room);
+    if (!more)
+        return false;
+    f->data = more;
+    f->room = room;
+    return true;
+}
+
+/* Reads to the end, whatever the size that fstat has told. */
 CONC__PRIVATE int conc__read_all(int fd, conc__file_call *f)
 {
     for (ssize_t n = 1; n;) {
-        if (!f->data || f->size + 1 >= f->room) {
-            size_t room = f->data ? f->room * 2 : f->room + 1;
-            char *more = CONC_REALLOC(f->data, room);
-            if (!more)
-                return -ENOMEM;
-            f->data = more;
-            f->room = room;
-        }
+        if (!conc__file_reserve(f))
+            return -ENOMEM;
         n = read(fd, f->data + f->size, conc__at_once(f->room - f->size - 1));
         if (n < 0 && errno != EINTR)
             return -errno;
-        f->size += n > 0 ? (size_t)n : 0;
-        f->progress |= n > 0;
+        if (n > 0) {
+            f->size += (size_t)n;
+            f->progress = true;
+        }
         if (f->special && f->may_wait && conc_job_cancelled())
             return -ECANCELED;
     }
@@ -4651,7 +4665,7 @@ CONC__PRIVATE int conc__file_reads(void *arg)
         f->room = sized ? (size_t)st.st_size + 1 : 4096;
         f->special = !S_ISREG(st.st_mode);
     }
-    /* a FIFO looks as if it were at its end until somebody writes to it */
+    /* a FIFO reads as empty until a writer opens it */
     bool waits_first = f->may_wait && begins && S_ISFIFO(st.st_mode);
     f->progress |= waits_first;
     if (fd >= 0)
@@ -4660,8 +4674,8 @@ CONC__PRIVATE int conc__file_reads(void *arg)
     return rc;
 }
 
-/* Lets other processes go on: a FIFO may want another end, and a file that is always ready may
- * have nothing. */
+/* Waits until the job may go on. The pause lets other processes run: a FIFO may lack its other end,
+ * and a file that is always ready may have nothing to read. */
 CONC__PRIVATE int conc__file_await(conc_loop *l, const conc__file_call *f, int events, bool alone,
                                    double *pause)
 {
@@ -4669,7 +4683,8 @@ CONC__PRIVATE int conc__file_await(conc_loop *l, const conc__file_call *f, int e
     l->outside_awaited++;
     if (alone || !f->progress) {
         rc = conc_sleep(*pause);
-        *pause = *pause < 0.05 ? *pause * 2 : *pause;
+        if (*pause < 0.05)
+            *pause *= 2;
     }
     if (rc == 0 && !alone)
         rc = conc_wait_fd(f->fd, events);
@@ -4677,7 +4692,7 @@ CONC__PRIVATE int conc__file_await(conc_loop *l, const conc__file_call *f, int e
     return rc;
 }
 
-/* Has the job called until all is done. */
+/* Runs the job again and again until all is done. */
 CONC__PRIVATE int conc__file_call_run(conc__file_call *f, conc_fn *fn, int events, const char *call)
 {
     conc_loop *l = conc__of_task();
@@ -4723,8 +4738,10 @@ CONC__PRIVATE int conc__write_all(int fd, conc__file_call *f)
         ssize_t n = conc__write_unharmed(fd, f->data + f->written, left);
         if (n < 0 && errno != EINTR)
             return -errno;
-        f->written += n > 0 ? (size_t)n : 0;
-        f->progress |= n > 0;
+        if (n > 0) {
+            f->written += (size_t)n;
+            f->progress = true;
+        }
     }
     return 0;
 }
@@ -4732,34 +4749,42 @@ CONC__PRIVATE int conc__write_all(int fd, conc__file_call *f)
 CONC__PRIVATE int conc__write_to(const char *path, int flags, conc__file_call *f)
 {
     int fd = conc__open_file(path, flags);
-    return fd < 0 ? fd : conc__close_file(fd, conc__write_all(fd, f));
+    if (fd < 0)
+        return fd;
+    return conc__close_file(fd, conc__write_all(fd, f));
 }
 
-/* The directory of path, and the name of the file in it. */
+/* Opens the directory of path; *name: the file in it. */
 CONC__PRIVATE int conc__open_directory(const char *path, const char **name)
 {
     const char *slash = strrchr(path, '/');
     char directory[4096];
-    int flags = O_RDONLY;
+    int flags = O_RDONLY | O_DIRECTORY;
 #ifdef __linux__
-    flags = 010000000; /* O_PATH: also where it may not be listed */
+    flags = 010000000 | O_DIRECTORY; /* O_PATH: works without permission to list it */
 #endif
-    *name = slash ? slash + 1 : path;
-    if (!slash || (size_t)(slash - path) + 2 > sizeof directory)
-        return slash ? -ENAMETOOLONG : conc__open_file(".", flags | O_DIRECTORY);
+    if (!slash) {
+        *name = path;
+        return conc__open_file(".", flags);
+    }
+    *name = slash + 1;
+    if ((size_t)(slash - path) + 2 > sizeof directory)
+        return -ENAMETOOLONG;
     conc__copy(directory, (size_t)(slash - path) + 2, path);
-    return conc__open_file(directory, flags | O_DIRECTORY);
+    return conc__open_file(directory, flags);
 }
 
-/* Opens a file of a new name: the descriptor, and its name. */
+/* Creates a file under a new name: the descriptor, and the name. */
 CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t size)
 {
     int fd = -1;
     uint64_t draw = (uint64_t)conc__clock() ^ (uint64_t)getpid() << 40 ^ (uint64_t)(uintptr_t)name;
-    for (int tries = 0; fd < 0 && tries < 100 && (tries == 0 || errno == EEXIST || errno == EINTR);
-         tries++) {
+    for (int tries = 0; tries < 100; tries++) {
         snprintf(name, size, ".conc-%08x", (unsigned)conc__random_bits(&draw));
         fd = openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
+        bool again = fd < 0 && (errno == EEXIST || errno == EINTR);
+        if (!again)
+            break;
     }
     bool made = fd >= 0;
     fd = conc__not_standard(fd);
@@ -4769,8 +4794,8 @@ CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t 
     return rc;
 }
 
-/* Has the bytes of a file reach its disk. fsync of macOS leaves them in the disk's own memory; not
- * every file system there knows the other call. */
+/* Syncs a file to its disk. On macOS fsync leaves the bytes in the disk's own memory, and not every
+ * file system knows the other call. */
 CONC__PRIVATE int conc__sync_file(int fd)
 {
 #ifdef __APPLE__
@@ -4780,9 +4805,9 @@ CONC__PRIVATE int conc__sync_file(int fd)
     return fsync(fd) ? -errno : 0;
 }
 
-/* The mode of the file that replaces one, whose owner or group it may not be given. Nobody may do
- * then what only others might before: the new group has what everybody had, and what the old group
- * was denied is denied to everybody, as its members are among them now. */
+/* The mode of the file that replaces another one, whose owner or group it may not get. It grants no
+ * access that was not granted before: the new group gets what everybody had, and what the old group
+ * was denied everybody is denied, because its members now count among them. */
 CONC__PRIVATE mode_t conc__mode_after(const struct stat *before, const struct stat *now,
                                       bool list_lost)
 {
@@ -4794,8 +4819,8 @@ CONC__PRIVATE mode_t conc__mode_after(const struct stat *before, const struct st
     return (mode_t)mode;
 }
 
-/* Gives the new file the old one's access control list. False: there is one, and it cannot be
- * kept; the group's permissions are then the most that anybody in the list has. */
+/* Copies the access control list of the file at path. False: it has one that cannot be kept; the
+ * group's permissions are then the most that anybody in the list has. */
 CONC__PRIVATE bool conc__keep_list(int fd, const char *path)
 {
 #if defined __linux__ && defined SYS_getxattr && defined SYS_fsetxattr
@@ -4812,22 +4837,30 @@ CONC__PRIVATE bool conc__keep_list(int fd, const char *path)
 #endif
 }
 
+/* Gives the new file the owner, the group and the mode of the one at path, as far as it may. */
+CONC__PRIVATE int conc__copy_access(int fd, const char *path, const struct stat *before)
+{
+    struct stat now;
+    if (fchown(fd, before->st_uid, before->st_gid) && fchown(fd, (uid_t)-1, before->st_gid)) {
+        /* the file was another user's or group's, and is ours from now on */
+    }
+    if (fstat(fd, &now) || fchmod(fd, conc__mode_after(before, &now, false)))
+        return -errno;
+    if (now.st_gid != before->st_gid || conc__keep_list(fd, path))
+        return 0;
+    return fchmod(fd, conc__mode_after(before, &now, true)) ? -errno : 0;
+}
+
 /* Fills the new file; before: the one at path that it will replace, NULL: none. */
 CONC__PRIVATE int conc__fill(int fd, const char *path, const struct stat *before,
                              conc__file_call *f)
 {
-    struct stat now;
     int rc = conc__write_all(fd, f);
-    if (rc == 0 && before) {
-        if (fchown(fd, before->st_uid, before->st_gid) && fchown(fd, (uid_t)-1, before->st_gid)) {
-            /* it was somebody else's, and is ours from now on */
-        }
-        rc = fstat(fd, &now) || fchmod(fd, conc__mode_after(before, &now, false)) ? -errno : 0;
-        bool same_group = rc == 0 && now.st_gid == before->st_gid;
-        if (same_group && !conc__keep_list(fd, path))
-            rc = fchmod(fd, conc__mode_after(before, &now, true)) ? -errno : 0;
-    }
-    return rc == 0 ? conc__sync_file(fd) : rc;
+    if (rc == 0 && before)
+        rc = conc__copy_access(fd, path, before);
+    if (rc == 0)
+        rc = conc__sync_file(fd);
+    return rc;
 }
 
 /* Makes path a file with these bytes in one step. */
@@ -4838,9 +4871,8 @@ CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, con
     int directory = conc__open_directory(path, &last);
     if (directory < 0)
         return directory;
-    int fd = conc__open_new(directory, before ? 0600 : 0666, name, sizeof name),
-        rc = fd < 0 ? fd : 0;
-    if (rc == 0) {
+    int fd = conc__open_new(directory, before ? 0600 : 0666, name, sizeof name), rc = fd;
+    if (fd >= 0) {
         rc = conc__close_file(fd, conc__fill(fd, path, before, f));
         if (rc == 0 && renameat(directory, name, directory, last))
             rc = -errno;
@@ -4851,8 +4883,8 @@ CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, con
     return rc;
 }
 
-/* Can a file not be replaced that perhaps can be written: one of /proc, a mount point, one in a
- * directory that is not ours? */
+/* Can the file not be replaced, for a reason that may not keep it from being written: is it in
+ * /proc, a mount point, or in a directory that is not ours? */
 CONC__PRIVATE bool conc__cannot_replace(int rc)
 {
     static const int errors[] = {EACCES, EPERM, EROFS, EBUSY, EXDEV, ENOENT, ENOTSUP, ENOSYS};
@@ -4862,7 +4894,7 @@ CONC__PRIVATE bool conc__cannot_replace(int rc)
     return false;
 }
 
-/* Writes over what is there. */
+/* Overwrites the file. */
 CONC__PRIVATE int conc__write_in_place(const char *path, conc__file_call *f)
 {
     f->written = 0;
@@ -4875,60 +4907,80 @@ CONC__PRIVATE int conc__write_in_place(const char *path, conc__file_call *f)
     return conc__close_file(fd, rc);
 }
 
-/* What is no regular file. */
+/* Writes to a file that is not regular. */
 CONC__PRIVATE int conc__write_special(conc__file_call *f, bool is_fifo)
 {
     int fd = conc__open_for(f, O_WRONLY);
     if (fd >= 0)
         return conc__suspend_file(f, fd, conc__write_all(fd, f));
-    return fd == -ENXIO && is_fifo && f->may_wait ? CONC__FILE_ALONE : fd;
+    bool has_no_reader = fd == -ENXIO && is_fifo;
+    return has_no_reader && f->may_wait ? CONC__FILE_ALONE : fd;
 }
 
 /* Follows a link that leads to nothing: the name of what it would lead to, for conc_free. NULL:
  * *rc says why. */
+enum { CONC__PATH_ROOM = 4096 };
+
+/* Replaces the path of a link by that of its target. target: room for a path. */
+CONC__PRIVATE int conc__follow_link(char *path, char *target)
+{
+    ssize_t n = readlink(path, target, CONC__PATH_ROOM - 1);
+    if (n < 0)
+        return -errno;
+    const char *slash = strrchr(path, '/');
+    bool is_relative = n > 0 && target[0] != '/';
+    size_t kept = is_relative && slash ? (size_t)(slash - path) + 1 : 0;
+    if (kept + (size_t)n >= CONC__PATH_ROOM)
+        return -ENAMETOOLONG;
+    memcpy(path + kept, target, (size_t)n);
+    path[kept + (size_t)n] = 0;
+    return 0;
+}
+
+/* Follows a link whose target does not exist: the target's path, for conc_free. NULL: *rc says why.
+ */
 CONC__PRIVATE char *conc__follow(const char *path, int *rc)
 {
-    enum { ROOM = 4096, LINKS = 40 };
-    char *at = conc__alloc(2 * ROOM), *target = at ? at + ROOM : NULL;
+    enum { LINKS = 40 };
+    char *at = conc__alloc((size_t)2 * CONC__PATH_ROOM);
     struct stat st;
-    *rc = !at ? -ENOMEM : strlen(path) >= ROOM ? -ENAMETOOLONG : 0;
-    if (*rc == 0)
+    *rc = 0;
+    if (!at)
+        *rc = -ENOMEM;
+    else if (strlen(path) >= CONC__PATH_ROOM)
+        *rc = -ENAMETOOLONG;
+    else
         strcpy(at, path);
-    for (int links = 0; *rc == 0 && lstat(at, &st) == 0 && S_ISLNK(st.st_mode); links++) {
-        ssize_t n = readlink(at, target, ROOM - 1);
-        char *slash = strrchr(at, '/');
-        size_t stays = n > 0 && target[0] != '/' && slash ? (size_t)(slash - at) + 1 : 0;
-        if (n < 0 || links == LINKS || stays + (size_t)n >= ROOM)
-            *rc = n < 0 ? -errno : links == LINKS ? -ELOOP : -ENAMETOOLONG;
-        else
-            memcpy(at + stays, target, (size_t)n), at[stays + (size_t)n] = 0;
-    }
+    for (int links = 0; *rc == 0 && lstat(at, &st) == 0 && S_ISLNK(st.st_mode); links++)
+        *rc = links < LINKS ? conc__follow_link(at, at + CONC__PATH_ROOM) : -ELOOP;
     if (*rc == 0)
         return at;
     conc_free(at);
     return NULL;
 }
 
-/* A link stays one: what it leads to is replaced, or made. */
+/* A link stays one: the file that it leads to is replaced, or made. */
 CONC__PRIVATE int conc__write_file(conc__file_call *f)
 {
     struct stat before;
-    bool there = stat(f->path, &before) == 0;
-    int rc = there || errno == ENOENT ? 0 : -errno;
-    if (rc)
+    int rc;
+    bool exists = stat(f->path, &before) == 0;
+    if (!exists && errno != ENOENT)
+        return -errno;
+    if (f->fd >= 0 || (exists && !S_ISREG(before.st_mode)))
+        return conc__write_special(f, exists && S_ISFIFO(before.st_mode));
+    if (!exists) {
+        char *target = conc__follow(f->path, &rc);
+        if (target)
+            rc = conc__replace(target, NULL, f);
+        conc_free(target);
         return rc;
-    if (f->fd >= 0 || (there && !S_ISREG(before.st_mode)))
-        return conc__write_special(f, there && S_ISFIFO(before.st_mode));
-    char *real = there ? realpath(f->path, NULL) : NULL,
-         *followed = there ? NULL : conc__follow(f->path, &rc);
-    if (there && !real)
-        rc = -errno;
-    if (rc == 0)
-        rc = conc__replace(there ? real : followed, there ? &before : NULL, f);
-    if (there && conc__cannot_replace(rc))
+    }
+    char *real = realpath(f->path, NULL);
+    rc = real ? conc__replace(real, &before, f) : -errno;
+    if (conc__cannot_replace(rc))
         rc = conc__write_in_place(f->path, f);
     free(real);
-    conc_free(followed);
     return rc;
 }
 
@@ -4943,10 +4995,12 @@ CONC__PRIVATE int conc__file_appends(void *arg)
 {
     conc__file_call *f = arg;
     struct stat st = {0};
-    int saved = errno;
+    int saved = errno, rc;
     bool special = stat(f->path, &st) == 0 && !S_ISREG(st.st_mode);
-    int rc = special || f->fd >= 0 ? conc__write_special(f, S_ISFIFO(st.st_mode))
-                                   : conc__write_to(f->path, O_WRONLY | O_APPEND | O_CREAT, f);
+    if (special || f->fd >= 0)
+        rc = conc__write_special(f, S_ISFIFO(st.st_mode));
+    else
+        rc = conc__write_to(f->path, O_WRONLY | O_APPEND | O_CREAT, f);
     errno = saved;
     return rc;
 }
@@ -4957,7 +5011,7 @@ CONC__PRIVATE int conc__file_change(conc_fn *fn, const char *path, const void *d
     conc__file_call f = {.path = path, .data = (char *)(uintptr_t)data, .size = size};
     if (!path || (!data && size))
         return conc__own_error(-EINVAL);
-    if (!*path) /* not that the directory "" cannot be written to */
+    if (!*path) /* else the error would be about the directory */
         return conc__system_failed(-ENOENT, path);
     return conc__system_failed(conc__file_call_run(&f, fn, CONC_WRITABLE, call), path);
 }
@@ -4974,9 +5028,9 @@ CONC_API int conc_file_append(const char *path, const void *data, size_t size)
 
 /* ---- >>names -------------------------------------------------------------------------------- */
 
-enum { CONC__FOUND = 256 }; /* addresses of a name: no answer has more */
+enum { CONC__FOUND = 256 }; /* most addresses of a name */
 
-/* A question to the resolver. It may outlive who asked. */
+/* A lookup of a name. It may outlive the caller's wait. */
 typedef struct conc__name_lookup {
     int references;
     char host[256], port[64];
@@ -4999,16 +5053,17 @@ CONC__PRIVATE int conc__name_lookup_run(void *arg)
     int saved = errno;
     q->code = getaddrinfo(q->host, q->port, &hints, &list);
     q->error = errno;
-    for (struct addrinfo *a = q->code ? NULL : list; a; a = a->ai_next, q->count++)
-        if (q->kept < q->max && a->ai_addrlen <= sizeof q->found[0])
-            memcpy(&q->found[q->kept++], a->ai_addr, a->ai_addrlen);
-    if (q->code == 0)
+    if (q->code == 0) {
+        for (struct addrinfo *a = list; a; a = a->ai_next, q->count++)
+            if (q->kept < q->max && a->ai_addrlen <= sizeof q->found[0])
+                memcpy(&q->found[q->kept++], a->ai_addr, a->ai_addrlen);
         freeaddrinfo(list);
+    }
     errno = saved;
     return 0;
 }
 
-/* In words, for who asked. */
+/* Describes for the caller why there is no address. */
 CONC__PRIVATE int conc__name_lookup_failed(const conc__name_lookup *q)
 {
     switch (q->code) {
@@ -5023,13 +5078,28 @@ CONC__PRIVATE int conc__name_lookup_failed(const conc__name_lookup *q)
     }
 }
 
-/* A number up to 65535, or the name of a service. */
+/* Is it a number up to 65535, or the name of a service? */
 CONC__PRIVATE bool conc__is_port(const char *port)
 {
     in_port_t number;
     bool letter = (*port >= 'a' && *port <= 'z') || (*port >= 'A' && *port <= 'Z');
     return strlen(port) < sizeof((conc__name_lookup *)0)->port &&
            (letter || conc__parse_port(port, &number));
+}
+
+/* conc_resolve, for `call`. */
+CONC__PRIVATE conc__name_lookup *conc__name_lookup_new(const char *host, const char *port,
+                                                       size_t max)
+{
+    conc__name_lookup *q = conc__alloc(sizeof *q + max * sizeof q->found[0]);
+    if (!q)
+        return NULL;
+    memset(q, 0, sizeof *q + max * sizeof q->found[0]);
+    q->references = 2; /* the caller's, and the job's */
+    q->max = max;
+    strcpy(q->host, host);
+    strcpy(q->port, port);
+    return q;
 }
 
 /* conc_resolve, for `call`. */
@@ -5043,18 +5113,12 @@ CONC__PRIVATE CONC__CALLED int conc__resolve(const char *host, const char *port,
         return conc_fail(-EINVAL, "%.40s: no such port", *port ? port : "\"\"");
     if (!*host || strlen(host) >= sizeof((conc__name_lookup *)0)->host)
         return conc_fail(-EADDRNOTAVAIL, "%.40s: no name", *host ? host : "\"\"");
-    max = max < 256 ? max : 256;
-    conc__name_lookup *q = conc__alloc(sizeof *q + max * sizeof q->found[0]);
+    conc__name_lookup *q = conc__name_lookup_new(host, port, max < 256 ? max : 256);
     if (!q)
         return conc__system_failed(-ENOMEM, host);
-    memset(q, 0, sizeof *q + max * sizeof q->found[0]);
-    q->references = 2;
-    q->max = max;
-    strcpy(q->host, host);
-    strcpy(q->port, port);
     int rc =
         conc__offload_for(CONC__NAMES, conc__name_lookup_run, q, conc__name_lookup_release, call);
-    if (rc == -ENOMEM || rc == -EAGAIN) /* it was not asked */
+    if (rc == -ENOMEM || rc == -EAGAIN) /* the lookup did not run */
         conc__system_failed(rc, host);
     if (rc == 0 && (q->code || !q->count))
         rc = conc__name_lookup_failed(q);
@@ -5073,7 +5137,7 @@ CONC_API CONC__CALLED int conc_resolve(const char *host, const char *port,
     return conc__resolve(host, port, out, max, __func__);
 }
 
-/* For conc_listen, and for conc_dial in a task: "name:port", which was found to be well-formed. */
+/* For conc_listen, and for conc_dial in a task: resolves "name:port", whose form was checked. */
 CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **found)
 {
     char host[256];
@@ -5081,9 +5145,13 @@ CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **fo
     conc__copy(host, (size_t)(colon - text) + 1, text);
     struct sockaddr_storage *all = conc__alloc(CONC__FOUND * sizeof *all);
     *found = conc__alloc(CONC__FOUND * sizeof **found);
-    int rc = all && *found ? conc__resolve(host, colon + 1, all, CONC__FOUND, "conc_listen")
-                           : conc__system_failed(-ENOMEM, host);
-    rc = rc < CONC__FOUND ? rc : CONC__FOUND;
+    int rc;
+    if (all && *found)
+        rc = conc__resolve(host, colon + 1, all, CONC__FOUND, "conc_listen");
+    else
+        rc = conc__system_failed(-ENOMEM, host);
+    if (rc > CONC__FOUND)
+        rc = CONC__FOUND;
     for (int i = 0; i < rc; i++) {
         bool six = all[i].ss_family == AF_INET6;
         (*found)[i].size = six ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in);
@@ -5095,15 +5163,18 @@ CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **fo
 
 /* ---- >>child -------------------------------------------------------------------------------- */
 
-/* A child's state, under conc__children_mutex:
+/* The states of a child, under conc__children_mutex:
  *
  *   NONE       never started, or closed
- *   STARTS     conc_child_start is at work
- *   RUNS       its end was not seen yet; it has not been reaped, so its number is its own
+ *   STARTS     conc_child_start is running: becomes RUNS, ENDED or LOST, or NONE if it fails
+ *   RUNS       has not been reaped, so its number is its own; becomes ENDED or LOST when a call
+ *              looks and finds that it has ended
  *   ENDED      `status` says how; with .group it is not reaped until it is closed (unless
  *              `reaped`), so that its number stays the group's
- *   LOST       it has ended, and somebody else has taken its status
- *   INHERITED  another process, which forked this one, started it */
+ *   LOST       it has ended, and its status was taken by other code
+ *   INHERITED  a process that forked this one started it
+ *
+ * conc_child_close leads from any of these but STARTS to NONE. */
 typedef enum conc__child_state {
     CONC__CHILD_NONE,
     CONC__CHILD_STARTS,
@@ -5113,7 +5184,7 @@ typedef enum conc__child_state {
     CONC__CHILD_INHERITED
 } conc__child_state;
 
-/* Where the environment is: macOS hides the variable from libraries. */
+/* The environment. macOS hides the variable from libraries. */
 #ifdef __APPLE__
 CONC__PRIVATE char ***conc__environ(void) { return _NSGetEnviron(); }
 #else
@@ -5121,8 +5192,8 @@ extern char **environ;
 CONC__PRIVATE char ***conc__environ(void) { return &environ; }
 #endif
 
-/* A copy of an environment, in one piece: the program may change its own while others are started.
- * Its first entry is room for so many bytes. NULL: no memory. */
+/* Copies an environment into one piece of memory, because the program may change its own during the
+ * start of a child. The first entry is room for so many bytes. NULL: out of memory. */
 CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
 {
     size_t n = 0, bytes = room;
@@ -5143,8 +5214,8 @@ CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
     return env;
 }
 
-/* Where the C library has them, which hides them from programs that do not ask for GNU's
- * extensions. macOS has the first one from 10.15 on. */
+/* The C library hides these from programs that do not ask for GNU's extensions. macOS has the first
+ * one since 10.15. */
 #ifdef __APPLE__
 #define CONC__CHDIR_SYMBOL "_posix_spawn_file_actions_addchdir_np"
 #else
@@ -5159,7 +5230,7 @@ CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
 #if defined __GLIBC__ && defined __GLIBC_PREREQ
 #if __GLIBC_PREREQ(2, 29)
 #undef CONC__CHDIR_THERE
-#define CONC__CHDIR_THERE /* so that a static program has it too */
+#define CONC__CHDIR_THERE /* a static program must link it */
 #endif
 #if __GLIBC_PREREQ(2, 34)
 #undef CONC__CLOSE_FROM_THERE
@@ -5179,7 +5250,8 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
     conc_loop *l = conc__here;
     conc__job_context *ctx = conc__job_context_here();
     pthread_sigmask(SIG_SETMASK, NULL, mask);
-    if (ctx && ctx->thread) { /* a job's: that of its pool's opener, whatever the job has changed */
+    /* a job's: its pool's opener's mask, even if the job has changed its own */
+    if (ctx && ctx->thread) {
         *mask = ctx->thread->queue->mask;
         return;
     }
@@ -5190,24 +5262,23 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
             sigaddset(mask, number);
 }
 
-/* -- the processes that the virtual clock stands still for -- */
+/* -- child processes that the virtual clock waits for -- */
 
-/* A program that was started, and its child not closed. It outlives the conc_child while calls use
- * it, so that these look at the conc_child no more once it is closed: it may be another's or gone.
- */
+/* A child process, from its start to its close. It outlives the conc_child while calls use it,
+ * because a closed conc_child may be reused or gone. */
 typedef struct conc__child_process {
     struct conc__child_process *next;
     unsigned forks;
-    bool group;           /* all of its group counts */
-    unsigned users;       /* the conc_child, and calls that wait */
-    bool closing, closed; /* by a call that is at work; by one that is over */
-    bool lost;            /* once it is closed: its status is not known */
+    bool group;           /* it counts as running while any of its group runs */
+    unsigned users;       /* held by the conc_child, and by waiting calls */
+    bool closing, closed; /* a call is closing it; a call has closed it */
+    bool lost;            /* once closed: its status is not known */
     int status;           /* once it is closed */
-    pid_t pid;            /* 0: another program has got the number */
+    pid_t pid;            /* 0: the number is another process's by now */
     char name[64];
     dev_t devices[3];
-    ino_t inodes[3];   /* of its pipes; 0: no pipe */
-    bool inherited[3]; /* this program has the same end, too */
+    ino_t inodes[3];   /* of its pipes; 0: not a pipe */
+    bool inherited[3]; /* this program has the same end of the pipe too */
 } conc__child_process;
 
 /* Under conc__children_mutex. */
@@ -5226,8 +5297,8 @@ CONC__PRIVATE void conc__child_process_add(conc__child_process *p, pid_t pid)
     conc__child_start_count++;
 }
 
-/* What the program shall have as its descriptor i may be a pipe: then fd is one end of it, or -1:
- * the program inherits this program's own. */
+/* Notes the pipe, if it is one, that the child gets as its descriptor i. fd: its end; -1: the child
+ * inherits this program's own descriptor. */
 CONC__PRIVATE void conc__child_process_note_pipe(conc__child_process *p, int i, int fd)
 {
     struct stat st;
@@ -5259,29 +5330,30 @@ CONC__PRIVATE bool conc__child_process_runs(const conc__child_process *p)
 {
     siginfo_t info;
     info.si_pid = 0;
-    if (!p->pid || p->forks != conc__forks ||
-        waitid(P_PID, (id_t)p->pid, &info, WEXITED | WNOHANG | WNOWAIT))
+    if (!p->pid || p->forks != conc__forks)
+        return false;
+    if (waitid(P_PID, (id_t)p->pid, &info, WEXITED | WNOHANG | WNOWAIT))
         return false;
     return !info.si_pid || (p->group && conc__group_lives(p->pid) == 1);
 }
 
-/* Is there anything of the program's to wait for at this descriptor? Its input, if inherited, has
- * bytes from elsewhere, and its output goes elsewhere. */
+/* Can a wait for this descriptor be a wait for the child? An inherited input gets its bytes, and an
+ * inherited output is read, by other processes, unless this program has the pipe's other end. */
 CONC__PRIVATE bool conc__child_process_has_pipe(const conc__child_process *p, int fd,
                                                 const struct stat *st)
 {
     for (int i = 0; i < 3; i++) {
         bool same = p->inodes[i] == st->st_ino && p->devices[i] == st->st_dev;
-        int other = i ? O_RDONLY : O_WRONLY; /* end */
-        if (p->inodes[i] && same && p->inherited[i])
-            same = (fcntl(fd, F_GETFL) & O_ACCMODE) == other;
-        if (p->inodes[i] && same)
+        if (!p->inodes[i] || !same)
+            continue;
+        int other_end = i ? O_RDONLY : O_WRONLY;
+        if (!p->inherited[i] || (fcntl(fd, F_GETFL) & O_ACCMODE) == other_end)
             return true;
     }
     return false;
 }
 
-/* Does a task wait for a pipe of a program that runs? */
+/* Does a task wait for a pipe of a child that runs? */
 CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
 {
     bool found = false;
@@ -5303,17 +5375,18 @@ CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
 
 /* -- the start -- */
 
-/* A start on its way: for each of the three descriptors the child's end, and this program's. */
+/* A call of conc_child_start. For each of the three descriptors: the child's end, and this
+ * program's. */
 typedef struct conc__child_start_call {
     conc_child *child;
     conc__child_process *process;
-    char **env; /* a PATH, this program's, and then the child's environment */
+    char **env; /* this program's PATH, then the child's environment */
     int far_ends[3], near_ends[3];
-    bool was_nonblocking[3]; /* a socket that did not block before */
+    bool was_nonblocking[3]; /* a socket that was non-blocking before */
     sigset_t mask;
     struct conc__spawn_setup *setup;
     pid_t pid;
-    char about[96]; /* what an error is about; "": the program */
+    char about[96]; /* the subject of an error; "": the program */
 } conc__child_start_call;
 
 CONC__PRIVATE void conc__close_ends(int *ends)
@@ -5325,7 +5398,7 @@ CONC__PRIVATE void conc__close_ends(int *ends)
     }
 }
 
-/* The ends of what the child shall have as its descriptor `number`. */
+/* Opens the ends of what the child gets as its descriptor `number`. */
 CONC__PRIVATE int conc__child_open_end(conc__child_start_call *s, int number, int wanted)
 {
     int ends[2], rc = 0, *far_end = &s->far_ends[number];
@@ -5338,7 +5411,8 @@ CONC__PRIVATE int conc__child_open_end(conc__child_start_call *s, int number, in
             *far_end = ends[number != 0];
             s->near_ends[number] = ends[number == 0];
         }
-    } else if (wanted > 0) { /* a copy: a standard descriptor may be replaced before it is used */
+        /* a copy, because dup2 of another one may overwrite a standard descriptor */
+    } else if (wanted > 0) {
         *far_end = fcntl(wanted, F_DUPFD_CLOEXEC, 3);
         rc = *far_end < 0 ? -errno : 0;
     } else if (wanted < 0) {
@@ -5349,36 +5423,39 @@ CONC__PRIVATE int conc__child_open_end(conc__child_start_call *s, int number, in
     return rc;
 }
 
-/* Ordinary programs do not expect that their input or output does not block, and a socket's mode
- * is the same in both processes. conc itself never relies on it (MSG_DONTWAIT), but for a
- * listener, which accept(2) has no such flag for. */
+/* Sets a socket to blocking mode, which ordinary programs expect and which both processes share.
+ * conc itself uses MSG_DONTWAIT and does not depend on the mode, except for a listener: accept(2)
+ * has no such flag. */
 CONC__PRIVATE void conc__child_socket_set_blocking(conc__child_start_call *s, int number)
 {
     int fd = s->far_ends[number] >= 0 ? s->far_ends[number] : number, listens = 0;
     int flags = fcntl(fd, F_GETFL);
     socklen_t size = sizeof listens;
-    if (flags < 0 || !(flags & O_NONBLOCK) ||
-        getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) || listens)
+    if (flags < 0 || !(flags & O_NONBLOCK))
+        return;
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) || listens)
         return;
     s->was_nonblocking[number] = fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) == 0;
 }
 
-/* Nothing was started. */
+/* The start has failed. */
 CONC__PRIVATE void conc__child_socket_restore(const conc__child_start_call *s, int number)
 {
     int fd = s->far_ends[number] >= 0 ? s->far_ends[number] : number;
-    int flags = s->was_nonblocking[number] ? fcntl(fd, F_GETFL) : -1;
+    if (!s->was_nonblocking[number])
+        return;
+    int flags = fcntl(fd, F_GETFL);
     if (flags >= 0)
         fcntl(fd, F_SETFL, flags | O_NONBLOCK);
 }
 
-/* What posix_spawn is told: which signals to block, and which files to change. */
+/* The arguments of posix_spawn: the signal mask, and the descriptors. */
 typedef struct conc__spawn_setup {
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
 } conc__spawn_setup;
 
-/* Has the program inherit no descriptors but those below `from`. */
+/* Keeps the program from inheriting descriptors from `from` on. */
 #ifdef __APPLE__
 CONC__PRIVATE int conc__close_others(conc__spawn_setup *s, int from)
 {
@@ -5436,7 +5513,8 @@ CONC__PRIVATE void conc__spawn_setup_close(conc__spawn_setup *s)
 CONC__PRIVATE char **conc__child_env(const conc_child *c)
 {
     const char *search = getenv("PATH");
-    search = search ? search : "/bin:/usr/bin";
+    if (!search)
+        search = "/bin:/usr/bin";
     char *const *from = c->env ? (char *const *)(uintptr_t)c->env : *conc__environ();
     size_t size = strlen(search) + 1;
     char **env = conc__environment_copy(from, size);
@@ -5445,16 +5523,16 @@ CONC__PRIVATE char **conc__child_env(const conc_child *c)
     return env;
 }
 
-/* The arguments, as the exec calls want them. */
+/* argv, with the type that the exec functions take. */
 CONC__PRIVATE char *const *conc__child_argv(const conc_child *c)
 {
     return (char *const *)(uintptr_t)c->argv;
 }
 
-/* Tries to become, or to start, the file with this name: the error as a positive number, or 0. */
+/* Tries to execute or spawn the file with this name: 0, or a positive error number. */
 typedef int conc__program_attempt(conc__child_start_call *s, const char *name);
 
-/* May the program be in another directory when a file gave this error? */
+/* May the program be in another directory if a file gave this error? */
 CONC__PRIVATE bool conc__search_goes_on(int error)
 {
     switch (error) {
@@ -5468,9 +5546,9 @@ CONC__PRIVATE bool conc__search_goes_on(int error)
     }
 }
 
-/* Tries the program where this program's PATH says: execvp would look where the PATH of env says,
- * and give what is no program to a shell. 0, or the last error, but EACCES before any other. Only
- * calls that are safe in a signal handler. */
+/* Tries the program in the directories of this program's PATH. execvp is no alternative: it uses
+ * the PATH of env, and runs unknown files with a shell. 0, or the last error, but EACCES rather
+ * than any other. Async-signal-safe. */
 CONC__PRIVATE int conc__search_program(conc__child_start_call *s, conc__program_attempt *attempt)
 {
     char path[4096];
@@ -5488,7 +5566,8 @@ CONC__PRIVATE int conc__search_program(conc__child_start_call *s, conc__program_
             int rc = attempt(s, path);
             if (!conc__search_goes_on(rc))
                 return rc;
-            error = error == EACCES ? error : rc;
+            if (error != EACCES)
+                error = rc;
         }
         at += n;
         if (!*at)
@@ -5500,7 +5579,7 @@ CONC__PRIVATE int conc__try_spawn(conc__child_start_call *s, const char *name)
 {
     struct stat st;
     bool absent = stat(name, &st) && (errno == ENOENT || errno == ENOTDIR);
-    if (absent && !s->child->dir) /* else the child looks in another directory */
+    if (absent && !s->child->dir) /* with a directory the name means another file */
         return errno;
     return posix_spawn(&s->pid, name, &s->setup->actions, &s->setup->attributes,
                        conc__child_argv(s->child), s->env + 1);
@@ -5535,8 +5614,7 @@ CONC__PRIVATE int conc__try_execute(conc__child_start_call *s, const char *name)
     return errno;
 }
 
-/* In the forked process: becomes the program, or returns the error. Only calls that are safe in a
- * signal handler. */
+/* In the forked process: executes the program, or returns the error. Async-signal-safe. */
 CONC__PRIVATE int conc__become_program(conc__child_start_call *s, int most)
 {
     const conc_child *c = s->child;
@@ -5556,11 +5634,36 @@ CONC__PRIVATE int conc__become_program(conc__child_start_call *s, int most)
     return conc__search_program(s, conc__try_execute);
 }
 
-/* The same for a C library whose posix_spawn cannot change the directory. No handler of this
- * program's may run in the forked process, which shares files with it. */
+/* In the forked process, which shares files with this one: no handler of the program may run. */
+CONC__PRIVATE void conc__reset_handlers(void)
+{
+    for (int number = 1; number < CONC__SIGNALS; number++) {
+        struct sigaction a;
+        bool handled = sigaction(number, NULL, &a) == 0 && a.sa_handler != SIG_IGN;
+        if (handled && a.sa_handler != SIG_DFL)
+            signal(number, SIG_DFL);
+    }
+}
+
+/* Reads the error of the forked process from the pipe: 0 if it has executed the program. */
+CONC__PRIVATE int conc__read_fork_error(int fd, pid_t pid)
+{
+    int error = 0;
+    ssize_t n;
+    do
+        n = read(fd, &error, sizeof error);
+    while (n < 0 && errno == EINTR);
+    if (n == 0)
+        return 0;
+    while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+        continue;
+    return n == sizeof error ? -error : -EIO;
+}
+
+/* Starts the program by fork, for a C library whose posix_spawn cannot change the directory. */
 CONC__PRIVATE int conc__fork_program(conc__child_start_call *s)
 {
-    int ends[2], error = 0, most = (int)sysconf(_SC_OPEN_MAX), rc = conc__pipe(ends);
+    int ends[2], most = (int)sysconf(_SC_OPEN_MAX), rc = conc__pipe(ends);
     sigset_t all, before;
     if (rc)
         return rc;
@@ -5568,40 +5671,36 @@ CONC__PRIVATE int conc__fork_program(conc__child_start_call *s)
     pthread_sigmask(SIG_SETMASK, &all, &before);
     s->pid = fork();
     if (s->pid == 0) {
-        for (int number = 1; number < CONC__SIGNALS; number++) {
-            struct sigaction a;
-            bool handled = sigaction(number, NULL, &a) == 0 && a.sa_handler != SIG_IGN;
-            if (handled && a.sa_handler != SIG_DFL)
-                signal(number, SIG_DFL);
-        }
-        error = conc__become_program(s, most > 0 && most < 65536 ? most : 65536);
+        conc__reset_handlers();
+        int error = conc__become_program(s, most > 0 && most < 65536 ? most : 65536);
         _exit(write(ends[1], &error, sizeof error) == sizeof error ? 127 : 126);
     }
     rc = s->pid < 0 ? -errno : 0;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     close(ends[1]);
-    ssize_t n = 0;
-    while (rc == 0 && (n = read(ends[0], &error, sizeof error)) < 0 && errno == EINTR)
-        continue;
+    if (rc == 0)
+        rc = conc__read_fork_error(ends[0], s->pid);
     close(ends[0]);
-    if (rc || n == 0)
-        return rc;
-    while (waitpid(s->pid, NULL, 0) < 0 && errno == EINTR)
-        continue;
-    return n == sizeof error ? -error : -EIO;
+    return rc;
 }
 
-/* The start has failed with rc, for the directory's sake? */
+/* The start has failed with rc: was it because of the directory? */
 CONC__PRIVATE bool conc__dir_failed(const char *dir, int rc)
 {
     struct stat st;
-    if (!dir ||
-        (rc != -ENOENT && rc != -ENOTDIR && rc != -EACCES && rc != -ELOOP && rc != -ENAMETOOLONG))
+    if (!dir)
         return false;
-    return stat(dir, &st) || !S_ISDIR(st.st_mode) || access(dir, X_OK);
+    switch (-rc) {
+    case ENOENT:
+    case ENOTDIR:
+    case EACCES:
+    case ELOOP:
+    case ENAMETOOLONG: return stat(dir, &st) || !S_ISDIR(st.st_mode) || access(dir, X_OK);
+    default: return false;
+    }
 }
 
-/* The start has failed with rc: names what is missing, unless it is the program. */
+/* The start has failed with rc: names what is missing, unless it is the program itself. */
 CONC__PRIVATE void conc__child_describe_failure(conc__child_start_call *s, int rc)
 {
     const conc_child *c = s->child;
@@ -5636,7 +5735,10 @@ CONC__PRIVATE int conc__child_start_job(void *arg)
     for (int i = 0; i < 3 && rc == 0; i++)
         conc__child_socket_set_blocking(s, i);
     if (rc == 0) {
-        rc = c->dir && !change ? conc__fork_program(s) : conc__spawn_program(s);
+        if (c->dir && !change)
+            rc = conc__fork_program(s);
+        else
+            rc = conc__spawn_program(s);
         if (rc)
             conc__child_describe_failure(s, rc);
     }
@@ -5651,7 +5753,7 @@ CONC__PRIVATE int conc__child_start_job(void *arg)
     return rc;
 }
 
-/* Under conc__children_mutex. In a forked process no start of its parent ever ends. */
+/* Under conc__children_mutex. A start that the parent was making never ends in a forked process. */
 CONC__PRIVATE conc__child_state conc__child_state_of(conc_child *c)
 {
     if (CONC__UNLIKELY(c->state && c->forks != conc__forks)) {
@@ -5681,7 +5783,7 @@ CONC__PRIVATE int conc__child_usable(conc_child *c, const char *call)
     return 0;
 }
 
-/* False: it was started, or is being. */
+/* False: it was started, or another call is starting it. */
 CONC__PRIVATE bool conc__child_claim(conc_child *c)
 {
     conc__job_queues_need(); /* so that forks are counted */
@@ -5702,18 +5804,18 @@ CONC__PRIVATE void conc__child_set_state(conc_child *c, conc__child_state state)
     pthread_mutex_unlock(&conc__children_mutex);
 }
 
-/* -- processes by their numbers, where there is no better way -- */
+/* -- processes by their numbers, where there is no pidfd -- */
 
 #ifdef __linux__
 
-/* What /proc says of a process. */
+/* A process as /proc describes it. */
 typedef struct conc__proc_stat {
     char state;
     int group;
     unsigned long long start_time; /* when it was started */
 } conc__proc_stat;
 
-/* False: it is not there, or nobody knows. */
+/* False: the process does not exist, or /proc does not tell. */
 CONC__PRIVATE bool conc__proc_stat_read(const char *number, conc__proc_stat *p)
 {
     char path[64], text[1024];
@@ -5724,7 +5826,7 @@ CONC__PRIVATE bool conc__proc_stat_read(const char *number, conc__proc_stat *p)
     ssize_t n = read(fd, text, sizeof text - 1);
     close(fd);
     text[n > 0 ? n : 0] = 0;
-    const char *at = strrchr(text, ')'); /* the program's name may hold anything */
+    const char *at = strrchr(text, ')'); /* the program's name may contain anything */
     return at && sscanf(at,
                         ") %c %*d %d %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
                         "%*s %llu",
@@ -5746,8 +5848,11 @@ CONC__PRIVATE int conc__group_lives(pid_t group)
     DIR *d = opendir("/proc");
     if (!d || conc__process_start_time(getpid()) == 0)
         lives = -1;
-    for (struct dirent *e; lives == 0 && (e = readdir(d)) != NULL;) {
+    while (lives == 0) {
         conc__proc_stat p;
+        const struct dirent *e = readdir(d);
+        if (!e)
+            break;
         bool is_process = *e->d_name >= '1' && *e->d_name <= '9';
         if (is_process && conc__proc_stat_read(e->d_name, &p) && p.group == group)
             lives = p.state != 'Z' && p.state != 'X';
@@ -5766,8 +5871,8 @@ CONC__PRIVATE unsigned long long conc__process_start_time(pid_t pid)
     return 0; /* nobody knows */
 }
 
-/* Is a process of this group alive? -1: nobody knows. kill of macOS passes over those that are to
- * be reaped. */
+/* Is a process of this group alive? -1: unknown. On macOS kill skips processes that have not been
+ * reaped. */
 CONC__PRIVATE int conc__group_lives(pid_t group)
 {
 #ifdef __APPLE__
@@ -5782,9 +5887,9 @@ CONC__PRIVATE int conc__group_lives(pid_t group)
 
 #endif
 
-/* Is the number still the child's, as far as one can tell? Somebody else may have reaped it, or
- * the kernel, where SIGCHLD is ignored. Processes that begin within a hundredth of a second look
- * the same. */
+/* Is the number still the child's, as far as can be told? Other code may have reaped the child, or
+ * the kernel, if SIGCHLD is ignored. Processes that start within a hundredth of a second look the
+ * same. */
 CONC__PRIVATE bool conc__child_has_number(const conc_child *c)
 {
     if (c->process->pid != c->pid)
@@ -5794,12 +5899,12 @@ CONC__PRIVATE bool conc__child_has_number(const conc_child *c)
 
 /* -- its end -- */
 
-/* The signal that ended a child which has not been reaped. */
+/* The signal that ended a child that has not been reaped. */
 #ifdef __APPLE__
 extern int conc__process_facts(int pid, int kind, uint64_t of_the_dead, void *facts,
                                int size) __asm__("_proc_pidinfo");
 
-/* waitid(2) of macOS tells none, but a call of its own knows the whole status. */
+/* waitid(2) of macOS does not tell the signal, but another call knows the whole status. */
 CONC__PRIVATE int conc__deadly_signal(const siginfo_t *info)
 {
     enum { BASICS = 3, STATUS = 2, WORDS = 34 }; /* PROC_PIDTBSDINFO, struct proc_bsdinfo */
@@ -5812,40 +5917,48 @@ CONC__PRIVATE int conc__deadly_signal(const siginfo_t *info)
 CONC__PRIVATE int conc__deadly_signal(const siginfo_t *info) { return info->si_status & 0x7f; }
 #endif
 
-/* waitid(2)'s result as waitpid(2) says it. */
+/* waitid(2)'s result in the form of waitpid(2). */
 CONC__PRIVATE int conc__wait_status(const siginfo_t *info)
 {
     if (info->si_code == CLD_EXITED)
         return (info->si_status & 0xff) << 8;
-    return conc__deadly_signal(info) | (info->si_code == CLD_DUMPED ? 0x80 : 0);
+    int status = conc__deadly_signal(info);
+    if (info->si_code == CLD_DUMPED)
+        status |= 0x80;
+    return status;
 }
 
-/* Is a child reaped by waitpid(2)? What waitid(2) of macOS says of it then is not all. */
+/* Is a child reaped by waitpid(2)? waitid(2) of macOS does not give the whole status. */
 #ifdef __APPLE__
 enum { CONC__PLAIN_REAPING = 1 };
 #else
 enum { CONC__PLAIN_REAPING = 0 };
 #endif
 
-/* Without waitid: the child is reaped whatever was asked for. */
+/* Without waitid: the child is reaped in any case. */
 CONC__PRIVATE int conc__child_poll_waitpid(conc_child *c)
 {
     int status;
     pid_t pid = waitpid(c->pid, &status, WNOHANG);
-    if (pid > 0) {
-        c->status = status;
-        c->reaped = true;
-    }
-    return pid < 0 ? -1 : pid > 0;
+    if (pid < 0)
+        return -1;
+    if (pid == 0)
+        return 0;
+    c->status = status;
+    c->reaped = true;
+    return 1;
 }
 
-/* Has it ended? 1: yes, and it is reaped if that is asked for; 0: it runs; -1: it is not there. */
+/* Has the child ended? 1: yes, and it is reaped if asked; 0: it runs; -1: there is no such child.
+ */
 CONC__PRIVATE int conc__child_poll(conc_child *c, bool reap)
 {
     enum { BY_PIDFD = 3 }; /* P_PIDFD, Linux 5.4 */
     siginfo_t info;
-    int options = WEXITED | WNOHANG | (reap ? 0 : WNOWAIT), rc = -1;
+    int options = WEXITED | WNOHANG, rc = -1;
     bool by_pidfd = c->pidfd >= 0;
+    if (!reap)
+        options |= WNOWAIT;
     info.si_pid = 0;
     if (by_pidfd) {
         rc = waitid((idtype_t)BY_PIDFD, (id_t)c->pidfd, &info, options);
@@ -5854,19 +5967,23 @@ CONC__PRIVATE int conc__child_poll(conc_child *c, bool reap)
     if (!by_pidfd) {
         if (!conc__child_has_number(c))
             return -1;
-        bool plainly = reap && CONC__PLAIN_REAPING;
-        rc = plainly ? -1 : waitid(P_PID, (id_t)c->pid, &info, options);
-        if (plainly || (rc && conc__refused(errno)))
+        if (reap && CONC__PLAIN_REAPING)
+            return conc__child_poll_waitpid(c);
+        rc = waitid(P_PID, (id_t)c->pid, &info, options);
+        if (rc && conc__refused(errno))
             return conc__child_poll_waitpid(c);
     }
-    if (rc || !info.si_pid)
-        return rc ? -1 : 0;
+    if (rc)
+        return -1;
+    if (!info.si_pid)
+        return 0;
     c->status = conc__wait_status(&info);
     c->reaped = reap;
     return 1;
 }
 
-/* Under conc__children_mutex: looks whether it has ended. A group's leader is not reaped yet. */
+/* Under conc__children_mutex: looks whether the child has ended. The leader of a group is not
+ * reaped yet. */
 CONC__PRIVATE conc__child_state conc__child_update(conc_child *c)
 {
     conc__child_state state = conc__child_state_of(c);
@@ -5889,8 +6006,9 @@ CONC__PRIVATE bool conc__child_ended(conc_child *c)
     return ended;
 }
 
-/* The child runs, or has ended by now. Where SIGCHLD is ignored its number may even be another
- * process's. A process that another thread forks meanwhile sees all of *c changed, or nothing. */
+/* The child was started, and may have ended by now; if SIGCHLD is ignored its number may even be
+ * another process's. A process that another thread forks meanwhile sees all changes of *c or none.
+ */
 CONC__PRIVATE void conc__child_started(conc_child *c, const conc__child_start_call *s)
 {
     int saved = errno, pidfd = conc__pidfd(s->pid);
@@ -5926,16 +6044,19 @@ CONC_API int conc_child_start(conc_child *c)
     if (!(c->grace >= 0))
         return conc__misused(-EINVAL, __func__, "no such grace", NULL);
     conc__child_process *process = conc__alloc(sizeof *process);
-    if (!process || !conc__child_claim(c)) {
-        rc = process ? -EBUSY : -ENOMEM;
+    if (!process)
+        return conc__own_error(-ENOMEM);
+    if (!conc__child_claim(c)) {
         conc_free(process);
-        return conc__own_error(rc);
+        return conc__own_error(-EBUSY);
     }
     *process = (conc__child_process){.users = 1, .group = c->group};
     snprintf(process->name, sizeof process->name, "%s", *c->argv[0] ? c->argv[0] : "\"\"");
     conc__child_start_call s = {.child = c, .process = process, .env = conc__child_env(c)};
     conc__original_mask(&s.mask);
-    rc = s.env ? conc__offload(CONC__STARTS, conc__child_start_job, &s, __func__) : -ENOMEM;
+    rc = -ENOMEM;
+    if (s.env)
+        rc = conc__offload(CONC__STARTS, conc__child_start_job, &s, __func__);
     conc_free(s.env);
     if (rc) {
         conc_free(process);
@@ -5947,7 +6068,7 @@ CONC_API int conc_child_start(conc_child *c)
     return 0;
 }
 
-/* In words: the program and its number. */
+/* Describes the child for an error: its program and its number. */
 CONC__PRIVATE void conc__child_about(conc_child *c, char *to, size_t size)
 {
     *to = 0;
@@ -5959,16 +6080,17 @@ CONC__PRIVATE void conc__child_about(conc_child *c, char *to, size_t size)
 
 /* A wait for a child. */
 typedef struct conc__child_wait {
-    conc_child *child; /* used until the program's child is closed */
+    conc_child *child; /* not used once the process is closed */
     conc__child_process *process;
-    int64_t until;    /* in a thread, on the real clock */
-    bool whole_group; /* the others of its group, too */
-    bool stubborn;    /* a job waits on though it was asked to end */
-    bool for_close;   /* until another call has closed it */
+    int64_t until;    /* a thread's limit, on the real clock */
+    bool whole_group; /* wait for all of its group */
+    bool stubborn;    /* go on although the job was asked to end */
+    bool for_close;   /* wait until another call has closed it */
     double pause;
 } conc__child_wait;
 
-/* Has it ended, or was it closed meanwhile? While it runs *fd is what tells of its end. */
+/* Has the child ended, or was it closed meanwhile? While it runs, *fd is the descriptor that
+ * becomes readable at its end. */
 CONC__PRIVATE bool conc__child_is_gone(const conc__child_wait *w, int *fd)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -6002,21 +6124,32 @@ CONC__PRIVATE void conc__child_pause_longer(conc__child_wait *w)
         w->pause = w->pause > 0 ? w->pause * 2 : 0.0005;
 }
 
-/* In a thread; fd: the child's, -1: none. A job looks now and then whether it was asked to end. */
+/* False: poll refuses the descriptor. */
+CONC__PRIVATE bool conc__child_poll_fd(int fd, int64_t ns)
+{
+    struct pollfd p = {fd, POLLIN, 0};
+    int rc = poll(&p, 1, (int)((ns + 999999) / 1000000));
+    bool refused = rc < 0 && errno != EINTR; /* after a signal the caller looks again */
+    return !refused && !(p.revents & POLLNVAL);
+}
+
+/* In a thread; fd: the child's, -1: none. A job checks from time to time whether it was asked to
+ * end. */
 CONC__PRIVATE int conc__child_pause_thread(conc__child_wait *w, int fd)
 {
-    enum { LOOK = 20000000, LONGEST = 1000000000 };
+    enum { CHECK = 20000000, LONGEST = 1000000000 };
     bool asks = !w->stubborn && conc__job_context_here();
-    int64_t left = w->until - conc__clock(), most = asks ? LOOK : LONGEST;
+    int64_t left = w->until - conc__clock(), most = LONGEST;
     if (left <= 0)
         return -ETIMEDOUT;
-    most = fd >= 0 ? most : conc__ns(w->pause);
-    struct pollfd p = {fd, POLLIN, 0};
+    if (fd < 0)
+        most = conc__ns(w->pause);
+    else if (asks)
+        most = CHECK;
     int64_t ns = left < most ? left : most;
     int saved = errno;
-    int rc = fd < 0 ? 0 : poll(&p, 1, (int)((ns + 999999) / 1000000));
-    bool refused = rc < 0 && errno != EINTR; /* after a signal there is something to look at */
-    if (fd < 0 || refused || p.revents & POLLNVAL) {
+    bool polled = fd >= 0 && conc__child_poll_fd(fd, ns);
+    if (!polled) {
         conc__thread_sleep(ns);
         conc__child_pause_longer(w);
     }
@@ -6024,17 +6157,21 @@ CONC__PRIVATE int conc__child_pause_thread(conc__child_wait *w, int fd)
     return asks && conc_job_cancelled() ? -ECANCELED : 0;
 }
 
-/* Waits for an event of the child's, or for a while where there is none to wait for. */
+/* Waits for an event of the child, or for a while if it has no descriptor. */
 CONC__PRIVATE int conc__child_pause(const conc_loop *l, conc__child_wait *w)
 {
-    int fd, none;
+    int fd, rc, none;
     conc__child_is_gone(w, &fd);
     if (!l)
         return conc__child_pause_thread(w, fd);
-    int rc = fd >= 0 ? conc_wait_fd(fd, CONC_READABLE) : -EBADF;
-    bool closed = fd >= 0 && rc == -EBADF && conc__child_is_gone(w, &none);
-    if (rc >= 0 || rc == -ECANCELED || closed)
-        return rc < 0 && !closed ? rc : 0;
+    if (fd >= 0) {
+        rc = conc_wait_fd(fd, CONC_READABLE);
+        bool closed = rc == -EBADF && conc__child_is_gone(w, &none);
+        if (rc >= 0 || closed)
+            return 0;
+        if (rc == -ECANCELED)
+            return rc;
+    }
     rc = conc_sleep(w->pause);
     conc__child_pause_longer(w);
     return rc;
@@ -6045,7 +6182,7 @@ CONC__PRIVATE int conc__child_await(conc__child_wait *w)
 {
     conc_loop *l = conc__of_task();
     int rc = 0;
-    w->pause = w->for_close ? 0 : 0.0005; /* the other call is about to return, too */
+    w->pause = w->for_close ? 0 : 0.0005; /* the other call is about to return */
     if (l)
         l->outside_awaited++;
     while (!conc__child_wait_over(w) && rc >= 0)
@@ -6055,8 +6192,8 @@ CONC__PRIVATE int conc__child_await(conc__child_wait *w)
     return rc < 0 && !conc__child_wait_over(w) ? rc : 0;
 }
 
-/* A wait of the caller's begins, which ends with conc__child_wait_close; not if there is no program:
- * another thread has just closed it. */
+/* Begins a wait that conc__child_wait_close ends, unless its process is NULL: another thread has
+ * just closed the child. */
 CONC__PRIVATE conc__child_wait conc__child_wait_open(conc_child *c)
 {
     conc__child_wait w = {.child = c, .until = CONC__NEVER};
@@ -6068,13 +6205,17 @@ CONC__PRIVATE conc__child_wait conc__child_wait_open(conc_child *c)
     return w;
 }
 
-/* What is known of the end, if it was waited for: 0, or -ECHILD. */
+/* Ends a wait: 0, or -ECHILD; *status: that of a child that has ended. */
 CONC__PRIVATE int conc__child_wait_close(conc__child_wait *w, int *status)
 {
     pthread_mutex_lock(&conc__children_mutex);
     conc__child_process *p = w->process;
-    bool lost = p->closed ? p->lost : w->child->state == CONC__CHILD_LOST;
-    *status = p->closed ? p->status : w->child->status;
+    bool lost = p->lost;
+    *status = p->status;
+    if (!p->closed) {
+        lost = w->child->state == CONC__CHILD_LOST;
+        *status = w->child->status;
+    }
     conc__child_process_release(p);
     pthread_mutex_unlock(&conc__children_mutex);
     return lost ? -ECHILD : 0;
@@ -6112,29 +6253,34 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
 /* Under conc__children_mutex, for a child that has not been reaped. */
 CONC__PRIVATE int conc__child_send(const conc_child *c, int signal)
 {
-    int rc = c->group ? kill(-(pid_t)c->pid, signal) : -1;
-    if (c->group && (rc == 0 || !conc__refused(errno))) /* else the leader at least */
-        return rc ? -errno : 0;
+    if (c->group) {
+        if (kill(-(pid_t)c->pid, signal) == 0)
+            return 0;
+        if (!conc__refused(errno)) /* else the leader at least */
+            return -errno;
+    }
 #if defined __linux__ && defined SYS_pidfd_send_signal
-    if (c->pidfd >= 0)
-        rc = (int)syscall(SYS_pidfd_send_signal, c->pidfd, signal, NULL, 0);
-    if (c->pidfd >= 0 && (rc == 0 || !conc__refused(errno)))
-        return rc ? -errno : 0;
+    if (c->pidfd >= 0) {
+        if ((int)syscall(SYS_pidfd_send_signal, c->pidfd, signal, NULL, 0) == 0)
+            return 0;
+        if (!conc__refused(errno))
+            return -errno;
+    }
 #endif
     if (!conc__child_has_number(c))
         return -ESRCH;
-    rc = kill(c->pid, signal);
-    return rc ? -errno : 0;
+    return kill(c->pid, signal) ? -errno : 0;
 }
 
-/* -EALREADY: it has ended and, with .group, it was reaped: its group cannot be reached. */
+/* -EALREADY: the child has ended and, with .group, was reaped, so that its group cannot be reached.
+ */
 CONC__PRIVATE int conc__child_signal(conc_child *c, int signal)
 {
     int saved = errno, rc = -EALREADY;
     pthread_mutex_lock(&conc__children_mutex);
     conc__child_state state = conc__child_update(c);
     bool left = state == CONC__CHILD_ENDED && c->group && !c->reaped;
-    if (left && conc__child_poll(c, false) < 0) { /* somebody else has reaped it */
+    if (left && conc__child_poll(c, false) < 0) { /* other code has reaped it */
         c->reaped = true;
         left = false;
     }
@@ -6152,18 +6298,19 @@ CONC_API int conc_child_kill(conc_child *c, int signal)
         return rc;
     bool over = c->group && conc__child_ended(c) && conc__group_lives(c->pid) == 0;
     rc = over ? -EALREADY : conc__child_signal(c, signal);
-    if (rc < 0) {
-        char about[96];
-        conc__child_about(c, about, sizeof about);
-        rc =
-            rc == -EALREADY ? conc_fail(rc, "%s has ended", about) : conc__system_failed(rc, about);
-    }
-    return rc;
+    if (rc >= 0)
+        return rc;
+    char about[96];
+    conc__child_about(c, about, sizeof about);
+    if (rc == -EALREADY)
+        return conc_fail(rc, "%s has ended", about);
+    return conc__system_failed(rc, about);
 }
 
 /* -- closing -- */
 
-/* Asks it to end, and waits as long as its grace lasts. One that is stopped has to go on first. */
+/* Sends SIGTERM, and waits as long as the grace lasts. A child that is stopped has to continue
+ * first. */
 CONC__PRIVATE void conc__child_terminate_gently(conc_child *c)
 {
     conc_loop *l = conc__of_task();
@@ -6178,12 +6325,12 @@ CONC__PRIVATE void conc__child_terminate_gently(conc_child *c)
         conc__child_await(&w);
     } else if (conc_scope_begin(&limit, c->grace) == 0) {
         conc__child_await(&w);
-        int rc = conc_scope_end(&limit, 0); /* out of time: no error of the caller's */
+        int rc = conc_scope_end(&limit, 0); /* a timeout is no error of the caller's */
         (void)rc;
     }
 }
 
-/* Ends it and its group, and reaps it. */
+/* Ends the child and its group, and reaps it. */
 CONC__PRIVATE int conc__child_terminate(void *arg)
 {
     conc_child *c = arg;
@@ -6215,7 +6362,7 @@ CONC__PRIVATE void conc__close_outputs(conc_child *c)
     conc__close_end(&c->error);
 }
 
-/* Another call is closing it: waits until that is done. */
+/* Waits until another call has closed the child. */
 CONC__PRIVATE int conc__child_await_close(void *arg)
 {
     conc__child_wait *w = arg;
@@ -6227,7 +6374,7 @@ CONC__PRIVATE int conc__child_await_close(void *arg)
 CONC__PRIVATE void conc__child_join_close(conc_child *c, const conc_loop *l)
 {
     conc__child_wait w = conc__child_wait_open(c);
-    bool in_post = conc__here && !l; /* the other call may be a task's of this loop */
+    bool in_post = conc__here && !l; /* the other call may be made by a task of this loop */
     int status;
     w.stubborn = w.for_close = true;
     if (!w.process)
@@ -6239,7 +6386,7 @@ CONC__PRIVATE void conc__child_join_close(conc_child *c, const conc_loop *l)
     conc__child_wait_close(&w, &status);
 }
 
-/* Nothing of the program is used any more, but by calls that wait for it. */
+/* The child was closed: only waiting calls still use its process. */
 CONC__PRIVATE void conc__child_reset(conc_child *c)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -6248,7 +6395,7 @@ CONC__PRIVATE void conc__child_reset(conc_child *c)
     p->lost = c->state == CONC__CHILD_LOST;
     p->status = c->status;
     if (conc__child_state_of(c) == CONC__CHILD_INHERITED)
-        p->users = 1; /* the others are the parent's */
+        p->users = 1; /* the other users are the parent's */
     conc__child_process_remove(p);
     conc__child_process_release(p);
     c->process = NULL;
@@ -6256,7 +6403,7 @@ CONC__PRIVATE void conc__child_reset(conc_child *c)
     pthread_mutex_unlock(&conc__children_mutex);
 }
 
-/* Is this the call that closes it? Else another one does. */
+/* Is this the call that closes the child? False: another one does. */
 CONC__PRIVATE bool conc__child_claim_close(conc_child *c, conc__child_state *state)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -6287,7 +6434,7 @@ CONC_API int conc_child_close(conc_child *c)
         return 0;
     }
     conc__close_end(&c->input);
-    if (!(c->grace > 0)) /* else a broken pipe could kill it while it cleans up */
+    if (!(c->grace > 0)) /* with a grace: a broken pipe could kill it while it cleans up */
         conc__close_outputs(c);
     if (state != CONC__CHILD_INHERITED && l)
         conc_shield(CONC_FOREVER, conc__child_terminate, c);
@@ -6310,10 +6457,10 @@ typedef struct conc__communication {
     conc_child_io *io;
     int *status;
     size_t fed; /* of io->in */
-    bool full;  /* there was more than io->limit */
+    bool full;  /* there was more output than io->limit */
 } conc__communication;
 
-/* Writes all of the input, and closes the pipe. A child need not read it. */
+/* Writes all input and closes the pipe. The child need not read it. */
 CONC__PRIVATE int conc__communicate_write(void *arg)
 {
     conc__communication *t = arg;
@@ -6331,15 +6478,17 @@ CONC__PRIVATE int conc__communicate_write(void *arg)
     return 0;
 }
 
-/* Room for more bytes and a NUL: how many; 0: no memory. With a limit one byte more is read. */
+/* Makes room for more bytes and a NUL: how many; 0: out of memory. With a limit there is room for
+ * one byte more, which tells that it is exceeded. */
 CONC__PRIVATE size_t conc__communicate_reserve(const conc__communication *t, char **data,
                                                size_t size, size_t *room)
 {
     size_t limit = t->io->limit, more = *room < 4096 ? 4096 : *room * 2;
     if (size + 1 < *room)
         return *room - size - 1;
-    if (limit && limit < SIZE_MAX - 2 && more > limit + 2)
-        more = limit + 2 > size + 2 ? limit + 2 : size + 2;
+    bool is_limited = limit && limit < SIZE_MAX - 2;
+    if (is_limited && more > limit + 2)
+        more = (limit > size ? limit : size) + 2;
     char *bigger = CONC_REALLOC(*data, more);
     if (!bigger)
         return 0;
@@ -6349,7 +6498,7 @@ CONC__PRIVATE size_t conc__communicate_reserve(const conc__communication *t, cha
     return more - size - 1;
 }
 
-/* Reads all that comes. */
+/* Reads to the end of the pipe. */
 CONC__PRIVATE int conc__communicate_read(conc__communication *t, int fd, char **data, size_t *size)
 {
     size_t room = *data ? *size + 1 : 0, limit = t->io->limit;
@@ -6385,8 +6534,8 @@ CONC__PRIVATE int conc__communicate_read_error(void *arg)
     return conc__communicate_read(t, t->child->error, &t->io->error, &t->io->error_size);
 }
 
-/* Until the child has ended and its pipes are empty. A status that is lost keeps nobody from
- * reading: -ECHILD comes in *lost. */
+/* Reads until the child has ended and its pipes are empty. A lost status does not keep it from
+ * reading: *lost is then -ECHILD. */
 CONC__PRIVATE int conc__communicate_read_all(conc__communication *t, int *lost)
 {
     conc_group g = {0};
@@ -6399,12 +6548,15 @@ CONC__PRIVATE int conc__communicate_read_all(conc__communication *t, int *lost)
         rc = conc_spawn(&g, conc__communicate_read_error, t);
     if (rc == 0)
         rc = conc_child_wait(t->child, t->status);
-    *lost = rc == -ECHILD ? rc : 0;
-    rc = conc_group_end(&g, *lost ? 0 : rc);
+    if (rc == -ECHILD) {
+        *lost = rc;
+        rc = 0;
+    }
+    rc = conc_group_end(&g, rc);
     return rc;
 }
 
-/* In a task. When all has been read and the child has ended, nobody wants the rest of the input. */
+/* In a task. Once everything was read and the child has ended, the rest of the input is dropped. */
 CONC__PRIVATE int conc__communicate(void *arg)
 {
     conc__communication *t = arg;
@@ -6419,17 +6571,19 @@ CONC__PRIVATE int conc__communicate(void *arg)
     if (rc == 0)
         conc_group_cancel(&g);
     rc = conc_group_end(&g, rc);
-    if (rc == 0)
-        conc__close_end(&t->child->input);
-    return rc == 0 ? lost : rc;
+    if (rc)
+        return rc;
+    conc__close_end(&t->child->input);
+    return lost;
 }
 
-/* What a call that was cancelled has not written yet is left for the next. */
+/* What a cancelled call has not written is left for the next one. */
 CONC__PRIVATE int conc__communicate_finish(conc__communication *t, int rc)
 {
     conc_child_io *io = t->io;
     if (rc < 0 && rc != -EMSGSIZE && rc != -ECHILD) {
-        io->in = t->fed ? (const char *)io->in + t->fed : io->in;
+        if (t->fed)
+            io->in = (const char *)io->in + t->fed;
         io->in_size -= t->fed;
     }
     if (rc != -EMSGSIZE)
@@ -6454,8 +6608,10 @@ CONC_API CONC__CALLED int conc_child_communicate(conc_child *c, conc_child_io *i
     if (io->in_size && c->input < 0)
         return conc__misused(-EINVAL, __func__, "there is input, but no pipe for it", NULL);
     conc__communication t = {.child = c, .io = io, .status = status};
-    io->out_size = io->out ? io->out_size : 0;
-    io->error_size = io->error ? io->error_size : 0;
+    if (!io->out)
+        io->out_size = 0;
+    if (!io->error)
+        io->error_size = 0;
     if (l)
         rc = conc__communicate(&t);
     else
