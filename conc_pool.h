@@ -6626,11 +6626,11 @@ CONC_API CONC__CALLED int conc_child_communicate(conc_child *c, conc_child_io *i
 #include <elf.h>
 #include <sys/resource.h>
 
-/* A piece of memory that has a descriptor, so that other processes can map it. Its size is
- * sealed: no process can make it smaller while another one uses it. */
+/* Memory with a descriptor, so that other processes can map it. Its size is sealed: no process can
+ * shrink it while another one uses it. */
 typedef struct conc__segment {
-    struct conc__segment
-        *next; /* of those that the program allocated, or that are unmapped later */
+    /* list of those that conc_shared_alloc returned, or that are to be unmapped */
+    struct conc__segment *next;
     void *address;
     size_t size;
     int fd;
@@ -6643,18 +6643,20 @@ static conc__segment *conc__segments;
 CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, int protection, int more)
 {
     enum { NOREPLACE = 0x100000 }; /* MAP_FIXED_NOREPLACE */
-    int flags = MAP_SHARED | more | (address ? NOREPLACE : 0);
+    int flags = MAP_SHARED | more;
+    if (address)
+        flags |= NOREPLACE;
     void *p = mmap(address, size, protection, flags, fd, 0);
     if (p == MAP_FAILED)
         return NULL;
     if (!address || p == address)
         return p;
-    munmap(p, size); /* a kernel that does not know the flag */
+    munmap(p, size); /* the kernel does not know the flag */
     return NULL;
 }
 
-/* An address that another process of this program has most likely free too: not where mappings
- * are usually put. */
+/* An address that is most likely free in other processes of this program too: far from where the
+ * kernel usually puts mappings. */
 CONC__PRIVATE void *conc__far_address(void)
 {
 #ifdef __LP64__
@@ -6673,7 +6675,8 @@ CONC__PRIVATE void *conc__far_address(void)
 #endif
 }
 
-/* A system call failed, which says errno: its words name it, as a sandbox may refuse it. */
+/* A system call failed, as errno says. The text names the call, because a sandbox may have refused
+ * it. */
 CONC__COLD int conc__call_failed(const char *call)
 {
     int rc = -errno;
@@ -6690,8 +6693,8 @@ CONC__PRIVATE void conc__segment_close(conc__segment *s)
     s->fd = -1;
 }
 
-/* A descriptor of so many bytes of memory. It does not grow beyond RLIMIT_FSIZE, where the kernel
- * would end the program by SIGXFSZ. */
+/* The descriptor of so many bytes of new memory. It does not grow beyond RLIMIT_FSIZE, where the
+ * kernel would send SIGXFSZ. */
 CONC__PRIVATE int conc__segment_fd(size_t size)
 {
     enum { CLOEXEC = 1, SEALABLE = 2, ADD_SEALS = 1033, SEAL = 1, SHRINK = 2, GROW = 4 };
@@ -6707,11 +6710,12 @@ CONC__PRIVATE int conc__segment_fd(size_t size)
         close(fd);
         return rc;
     }
-    fcntl(fd, ADD_SEALS, SEAL | SHRINK | GROW); /* a kernel without seals trusts its processes */
+    /* without seals in the kernel, workers are trusted */
+    fcntl(fd, ADD_SEALS, SEAL | SHRINK | GROW);
     return fd;
 }
 
-/* far_away: where other processes have most likely nothing. */
+/* far_away: at an address that is most likely free in other processes. */
 CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, bool far_away)
 {
     *s = (conc__segment){.fd = conc__segment_fd(size), .size = size};
@@ -6781,12 +6785,12 @@ CONC__PRIVATE void conc__segments_unlock(void) { pthread_mutex_unlock(&conc__seg
 
 /* ---- >>functions ---------------------------------------------------------------------------- */
 
-/* A function in words that another process of the same program understands: addresses differ
- * there. The identity keeps a process that has another build of the module from calling what
- * stands at the offset there. */
+/* Names a function for another process of the same program, where addresses differ. The identity
+ * keeps a process that has another build of the module from calling what is at that offset there.
+ */
 typedef struct conc__function_id {
     uint64_t offset;   /* in its module */
-    uint64_t identity; /* of the module: 0 where it cannot be told */
+    uint64_t identity; /* the module's; 0: unknown */
     char module[4000]; /* a path; "": the program itself */
 } conc__function_id;
 
@@ -6803,7 +6807,8 @@ typedef struct conc__module_info { /* struct dl_phdr_info, which the system's he
     const char *name;
     const conc__module_part *parts;
     uint16_t count;
-    unsigned long long loads, unloads; /* of modules so far, where size says that they are there */
+    /* how many modules so far, if the struct's size covers them */
+    unsigned long long loads, unloads;
 } conc__module_info;
 
 extern int conc__each_module(int (*fn)(conc__module_info *info, size_t size, void *arg),
@@ -6812,12 +6817,12 @@ extern void *conc__load_module(const char *path, int flags) __asm__("dlopen") __
 
 typedef struct conc__module_search {
     int seen;
-    uintptr_t address; /* looked for; 0: a path is */
+    uintptr_t address; /* to be found; 0: the path is */
     const char *path;
     bool found;
     uintptr_t base;
     uint64_t identity;
-    char *name; /* 4000 bytes for the path that was found; NULL: not wanted */
+    char *name; /* receives the path that was found, 4000 bytes; NULL: not wanted */
 } conc__module_search;
 
 CONC__PRIVATE bool conc__module_has(const conc__module_info *m, uintptr_t address)
@@ -6838,11 +6843,11 @@ CONC__PRIVATE uint64_t conc__hash(const void *bytes, size_t n)
     return hash;
 }
 
-/* The file that is mapped at an address, by /proc/self/maps. */
+/* The file that is mapped at an address, according to /proc/self/maps. */
 typedef struct conc__mapped_file {
     char line[4400];
     const char *path;  /* in the line; NULL: not found */
-    uint64_t identity; /* of its device and inode */
+    uint64_t identity; /* a hash of its device and inode */
 } conc__mapped_file;
 
 CONC__PRIVATE void conc__find_mapped_file(uintptr_t address, conc__mapped_file *f)
@@ -6856,7 +6861,7 @@ CONC__PRIVATE void conc__find_mapped_file(uintptr_t address, conc__mapped_file *
         uintptr_t to = *end == '-' ? strtoul(end + 1, &end, 16) : 0;
         if (!slash || address < from || address >= to)
             continue;
-        for (int field = 0; field < 2 && *end; field++) /* the access and the offset */
+        for (int field = 0; field < 2 && *end; field++) /* skips the permissions and the offset */
             end += 1 + strcspn(end + 1, " ");
         char *last = slash;
         while (last > end && last[-1] == ' ')
@@ -6869,11 +6874,11 @@ CONC__PRIVATE void conc__find_mapped_file(uintptr_t address, conc__mapped_file *
         fclose(maps);
 }
 
-/* The hash of a build-id in these notes; 0: none. */
+/* The hash of the build-id in these notes; 0: none. */
 CONC__PRIVATE uint64_t conc__build_id(const char *notes, size_t size, size_t align)
 {
     enum { BUILD_ID = 3 }; /* NT_GNU_BUILD_ID */
-    Elf64_Nhdr head;       /* that of 32 bits is the same */
+    Elf64_Nhdr head;       /* the same in 32 bits */
     for (size_t at = 0; size - at > sizeof head;) {
         memcpy(&head, notes + at, sizeof head);
         size_t name = at + sizeof head;
@@ -6889,8 +6894,8 @@ CONC__PRIVATE uint64_t conc__build_id(const char *notes, size_t size, size_t ali
     return 0;
 }
 
-/* What tells two builds of a module apart: its build-id, or else its file. 0: it cannot be told,
- * as there is no descriptor or no /proc at the moment. */
+/* Tells two builds of a module apart: a hash of its build-id, or else of its file. 0: unknown,
+ * because there is no free descriptor or no /proc. */
 CONC__PRIVATE uint64_t conc__module_identity(const conc__module_info *m)
 {
     conc__mapped_file file;
@@ -6912,7 +6917,7 @@ CONC__PRIVATE uint64_t conc__module_identity(const conc__module_info *m)
     return 0;
 }
 
-/* The program's own is kept: it stays what it is when /proc goes out of sight. */
+/* The program's identity. It is kept, because /proc may become invisible later. */
 CONC__PRIVATE uint64_t conc__program_identity(const conc__module_info *m)
 {
     static uint64_t kept;
@@ -6928,17 +6933,26 @@ CONC__PRIVATE int conc__module_look(conc__module_info *m, size_t size, void *arg
 {
     conc__module_search *s = arg;
     bool program = s->seen++ == 0; /* the first is the program */
-    char *real = !program && m->name && *m->name ? realpath(m->name, NULL) : NULL;
-    const char *path = program || !m->name ? "" : m->name;
+    const char *path = "";
+    char *real = NULL;
     conc__mapped_file file;
     (void)size;
-    path = real ? real : path;
-    s->found = s->address ? conc__module_has(m, s->address)
-                          : strcmp(path, s->path) == 0 && (*path || program);
-    if (s->found && *path && *path != '/' && s->address) {
-        /* the directory was changed since it was loaded */
+    if (!program && m->name) {
+        path = m->name;
+        if (*path)
+            real = realpath(path, NULL);
+        if (real)
+            path = real;
+    }
+    if (s->address)
+        s->found = conc__module_has(m, s->address);
+    else
+        s->found = strcmp(path, s->path) == 0 && (*path || program);
+    bool is_relative = *path && *path != '/'; /* the directory has changed since it was loaded */
+    if (s->found && s->address && is_relative) {
         conc__find_mapped_file(s->address, &file);
-        path = file.path ? file.path : path;
+        if (file.path)
+            path = file.path;
     }
     if (s->found) {
         s->base = m->base;
@@ -6950,7 +6964,7 @@ CONC__PRIVATE int conc__module_look(conc__module_info *m, size_t size, void *arg
     return s->found;
 }
 
-/* False: it is in no module. */
+/* Names a function. False: it is in no module. */
 CONC__PRIVATE bool conc__function_id_of(uintptr_t fn, conc__function_id *out)
 {
     conc__module_search s = {.address = fn, .name = out->module};
@@ -6962,8 +6976,8 @@ CONC__PRIVATE bool conc__function_id_of(uintptr_t fn, conc__function_id *out)
     return s.found;
 }
 
-/* The function; 0: its module is not there and cannot be loaded, or is another build, and the
- * newest error says which. */
+/* The address of the function; 0: its module is not loaded and cannot be, or is another build, and
+ * conc_last_error says which. */
 CONC__PRIVATE uintptr_t conc__function_address(const conc__function_id *f)
 {
     enum { NOW = 2 }; /* RTLD_NOW */
@@ -6993,8 +7007,8 @@ CONC__PRIVATE uintptr_t conc__function_address(const conc__function_id *f)
     return 0;
 }
 
-/* How many modules were loaded and unloaded so far: as long as these stay, so does the name of a
- * function. */
+/* How many modules were loaded and unloaded so far. While these do not change, the name of a
+ * function stays valid. */
 typedef struct conc__module_counts {
     unsigned long long loads, unloads;
 } conc__module_counts;
@@ -7011,44 +7025,50 @@ CONC__PRIVATE int conc__module_count(conc__module_info *m, size_t size, void *ar
  * A pool of processes
  *
  *   The supervisor, a thread of the program, starts the workers, watches them, and replaces those
- *   that died. A worker is this program executed anew; it does one message after another. Each
- *   has a channel of its own, memory that it shares with the program, and a socket:
+ *   that die. A worker is this program executed anew; it handles one request after another. It has
+ *   a channel, which is memory that it shares with the program, and a socket:
  *
  *     program                                   worker
  *     ------------------------------------      ---------------------------------------------
- *     a job is taken from the queue
- *     channel: request, and data up to SMALL
- *     socket:  larger data's segment, if new
- *     channel: turn = WORKER, futex wake   -->  unseen = 0, calls the function, writes the reply
- *     sees it while it looks             <--    channel: turn = PROGRAM
- *     or the supervisor wakes up         <--    socket: one byte, if nobody looks
- *     copies the result, ends the job
+ *     submit: the job is QUEUED
+ *     takes the job from the queue
+ *     channel: request, data up to SMALL
+ *     socket:  a new segment for larger data
+ *     channel: turn = WORKER, futex wake  -->  unseen = 0, calls the function
+ *                                              channel: result, error text, data
+ *     a poller sees it                    <--  channel: turn = PROGRAM
+ *     or the supervisor wakes up          <--  socket: one byte, if no thread polls
+ *     copies the result: the job is DONE
+ *     notifies the waiters
  *
- *   A task's loop and a thread that wait look at the channels for a little before they sleep: as
- *   long as both sides are awake nothing goes through the kernel. What is larger than SMALL is
- *   copied by the supervisor.
+ *     cancel: kills the worker, or for a
+ *     map: channel: cancel, futex wake    -->  starts no more elements, calls cancel hooks
  *
- *   What the program trusts: its own numbers. Of what a worker writes it takes the result and the
- *   words of an error, how many elements of a map are done (at most as many as it sent), and the
- *   bytes at the places that it gave out. Workers map the board, on which the program says that
- *   it looks, for reading alone.
+ *   The loops of waiting tasks, and waiting threads, poll the channels briefly before they sleep.
+ *   While both sides are awake nothing goes through the kernel. The supervisor alone copies what
+ *   is larger than SMALL.
+ *
+ *   The program trusts only its own numbers. Of what a worker writes it uses the result and the
+ *   error text, how many elements of a map are done (at most as many as it sent), and the bytes
+ *   in the areas that it gave out. Workers can only read the status page, which says whether
+ *   threads of the program poll.
  */
 
 enum {
     CONC__DATA_ALIGNMENT = 64,
-    CONC__CHANNEL_DATA = 8192, /* where a channel's data begins */
-    CONC__SMALL = 256 * 1024,  /* bytes of data that fit there */
+    CONC__CHANNEL_DATA = 8192, /* offset of a channel's data */
+    CONC__SMALL = 256 * 1024,  /* bytes of data that a channel holds */
     CONC__CHANNEL_SIZE = CONC__CHANNEL_DATA + CONC__SMALL,
 
-    CONC__WORKER_SOCKET = 3, /* its number in a worker */
+    CONC__WORKER_SOCKET = 3, /* the socket's descriptor in a worker */
 
     /* a worker's exit status */
-    CONC__EXIT_MOVED = 120,       /* an address of shared memory is taken */
-    CONC__EXIT_OTHER_BUILD = 121, /* it is another build of the module that has conc */
-    CONC__EXIT_TOO_LATE = 122,    /* it got to main, or to a constructor, that opens a pool */
+    CONC__EXIT_MOVED = 120,       /* an address of shared memory is in use */
+    CONC__EXIT_OTHER_BUILD = 121, /* it has another build of the module that contains conc */
+    CONC__EXIT_TOO_LATE = 122,    /* it reached main, or a constructor that opens a pool */
 
-    /* whose turn it is; the side that has it passes it on. These, and the mark of a request that
-     * the worker has not seen, are no numbers that a job writes there by mistake */
+    /* whose turn it is; that side passes the turn on. These values, and the mark of a request that
+     * the worker has not seen, are unlikely to be written there by a faulty job */
     CONC__TURN_PROGRAM = 0x3a91c6d5,
     CONC__TURN_WORKER = 0x4be27f18,
     CONC__TURN_QUIT = 0x6d05b3e9,
@@ -7065,45 +7085,49 @@ enum {
 typedef struct conc__request {
     int kind;
     bool keeps_going;
-    bool in_segment;  /* else the channel has the data */
-    uint64_t in, out; /* bytes; ASK_MAP: of each element, and how many. out's stand behind in's */
-    uint64_t segment_size;    /* of the segment for larger data; 0: there is none */
-    uint64_t segment_version; /* a new one comes through the socket */
+    bool in_segment; /* else the data is in the channel */
+    /* sizes in bytes, the output behind the input; REQUEST_MAP: of an element, and how many */
+    uint64_t in, out;
+    uint64_t segment_size;    /* of the segment for larger data; 0: none */
+    uint64_t segment_version; /* a new segment comes through the socket */
     conc__function_id function;
 } conc__request;
 
 typedef struct conc__worker_channel {
     unsigned turn;   /* a futex */
-    unsigned cancel; /* a futex. The program: not 0, and another number each time: it is to end */
+    unsigned cancel; /* a futex: the program asks the worker to end by a new value that is not 0 */
     unsigned asleep; /* the worker sleeps on `turn` */
-    unsigned unseen; /* CONC__UNSEEN: the worker has not begun with the request */
-    uint64_t done;   /* ASK_MAP: so many have returned, and conc__none_done; their results stand
-                        behind the data */
+    unsigned unseen; /* CONC__UNSEEN: the worker has not begun the request */
+    /* REQUEST_MAP: conc__none_done plus the number of elements that have returned; their results
+     * are behind the data */
+    uint64_t done;
     int64_t result;
-    int words; /* the result that text belongs to; 0: none */
+    int words; /* the result that `text` belongs to; 0: none */
     char text[96];
     conc__request request;
 } conc__worker_channel;
 
-/* From where a channel's `done` counts: no small number, as a job may overwrite that. */
+/* Where a channel's `done` starts: not at a small number, which a faulty job may write there. */
 static const uint64_t conc__none_done = 0x5b1d93e7c4a60000u;
 
 _Static_assert(sizeof(conc__worker_channel) <= CONC__CHANNEL_DATA, "a channel's head has to fit");
 
-/* What all workers of a pool see of the program. */
+/* A page that the program shares with all workers of a pool, which can only read it. */
 typedef struct conc__status_page {
-    unsigned pollers; /* threads of the program that look at the channels: no need to wake one */
+    /* threads that poll the channels: while there are any, a reply needs no wake-up */
+    unsigned pollers;
 } conc__status_page;
 
-/* What a worker is given when it starts, each with a descriptor; and later its data. */
+/* A message through a worker's socket: what it gets when it starts, each with a descriptor, and
+ * later its segment for data. */
 typedef struct conc__setup_message {
     enum { CONC__SETUP_CHANNEL, CONC__SETUP_STATUS, CONC__SETUP_SHARED, CONC__SETUP_START } what;
-    int program; /* START, without a descriptor: its process, */
+    int program; /* START, without a descriptor: the program's process number */
     uint64_t memory_limit;
     sigset_t mask; /* and the mask for jobs */
     void *address;
     size_t size;
-    uint64_t version; /* of a segment for larger data */
+    uint64_t version; /* a data segment's */
 } conc__setup_message;
 
 CONC__PRIVATE int conc__sockets(int ends[2])
@@ -7153,11 +7177,13 @@ CONC__PRIVATE int conc__setup_receive(int socket, conc__setup_message *h, int *f
     do
         n = recvmsg(socket, &m, MSG_CMSG_CLOEXEC);
     while (n < 0 && errno == EINTR);
-    int rc = n < 0 ? -errno : n == (ssize_t)sizeof *h;
+    int rc = n == (ssize_t)sizeof *h;
+    if (n < 0)
+        rc = -errno;
     *fd = -1;
     if (rc == 1 && m.msg_controllen >= CMSG_LEN(sizeof(int)))
         memcpy(fd, CMSG_DATA(&control.head), sizeof *fd);
-    *fd = conc__not_standard(*fd); /* else a job that prints would write into it */
+    *fd = conc__not_standard(*fd); /* else a job that prints would write to it */
     return rc;
 }
 
@@ -7178,27 +7204,27 @@ CONC__PRIVATE size_t conc__aligned(size_t n)
     return (n + CONC__DATA_ALIGNMENT - 1) / CONC__DATA_ALIGNMENT * CONC__DATA_ALIGNMENT;
 }
 
-/* In a worker: the process itself. */
+/* In a worker process: its own state. */
 static struct conc__worker_process {
     int pid, program; /* 0: this is no worker */
-    bool *own;        /* false in processes that a job forked; NULL: it cannot be told so */
-    bool listens;     /* a thread hears when a job that waits is asked to end */
+    bool *own;        /* false in processes that a job forked; NULL: use getpid */
+    bool listens;     /* a thread listens for requests to end waiting jobs */
     int socket;
     ino_t socket_file;
     conc__worker_channel *channel;
     const conc__status_page *status_page;
-    char *segment;  /* for larger data; NULL: not mapped */
-    int segment_fd; /* until it is mapped; 0: none */
+    char *segment;  /* the data segment; NULL: not mapped */
+    int segment_fd; /* until the segment is mapped; 0: none */
     uint64_t segment_size, segment_version;
-    pthread_mutex_t mapping_mutex; /* the segment is mapped, or this process forks */
-    void *copies[2];               /* while it forks: what the new process gets */
+    pthread_mutex_t mapping_mutex; /* held to map the segment, and during a fork */
+    void *copies[2]; /* during a fork: the new process's copies of channel and segment */
     conc__job_context context;
 } conc__worker_process = {.mapping_mutex = PTHREAD_MUTEX_INITIALIZER};
 
-/* A thread that ends this process when the program has ended. */
+/* A thread that ends this process when the program ends. */
 typedef struct conc__program_watch {
     int program;   /* pidfd */
-    unsigned runs; /* a futex: the thread has read this, and is not about to start any more */
+    unsigned runs; /* a futex: the thread has started and no longer uses this struct */
 } conc__program_watch;
 
 CONC__PRIVATE void *conc__program_watch_main(void *arg)
@@ -7213,7 +7239,7 @@ CONC__PRIVATE void *conc__program_watch_main(void *arg)
     return NULL;
 }
 
-/* False: it cannot be started. */
+/* A detached thread with a small stack. False: it cannot be started. */
 CONC__PRIVATE bool conc__small_thread(void *(*fn)(void *), void *arg)
 {
     pthread_attr_t small;
@@ -7226,20 +7252,20 @@ CONC__PRIVATE bool conc__small_thread(void *(*fn)(void *), void *arg)
     return rc == 0;
 }
 
-/* Returns when the thread runs: one that starts may hold a lock of an allocator, which a process
- * that a job forks just then would find locked for ever. */
+/* Returns when the thread runs: while it starts it may hold a lock of an allocator, and a process
+ * that a job forks just then would find it locked for ever. */
 CONC__PRIVATE void conc__program_watch_start(int program)
 {
     conc__program_watch w = {conc__pidfd(program), 0};
     if (w.program < 0 && errno == ESRCH)
-        kill(getpid(), SIGKILL); /* the program has ended just now */
+        kill(getpid(), SIGKILL); /* the program has just ended */
     if (w.program < 0 || !conc__small_thread(conc__program_watch_main, &w))
         return;
     while (!__atomic_load_n(&w.runs, __ATOMIC_ACQUIRE))
         conc__futex_wait(&w.runs, 0);
 }
 
-/* Tells jobs of this worker that wait when they are asked to end. */
+/* Calls the hooks of waiting jobs when they are asked to end. */
 CONC__PRIVATE void *conc__cancel_listener_main(void *arg)
 {
     unsigned *asked = arg, seen = 0;
@@ -7252,8 +7278,8 @@ CONC__PRIVATE void *conc__cancel_listener_main(void *arg)
     return NULL;
 }
 
-/* Memory that the kernel empties in a forked process, however it was forked: so no system call is
- * needed to know which process this is. */
+/* Maps memory that the kernel clears in a forked process, however it was forked. So no system call
+ * is needed to tell the worker from its children. */
 CONC__PRIVATE void conc__worker_make_fork_marker(void)
 {
     enum { WIPE_ON_FORK = 18 }; /* MADV_WIPEONFORK */
@@ -7270,28 +7296,29 @@ CONC__PRIVATE void conc__worker_make_fork_marker(void)
     conc__worker_process.own = own;
 }
 
-/* Is this the worker, and not a process that one of its jobs forked? */
+/* Is this the worker itself, not a process that one of its jobs forked? */
 CONC__PRIVATE bool conc__worker_is_original(void)
 {
     const struct conc__worker_process *w = &conc__worker_process;
     return w->own ? *w->own : getpid() == w->pid;
 }
 
-/* A job of a worker begins to wait. Only elements of a map are asked to end: the first one that
+/* A job of a worker begins to wait. Only elements of a map are asked to end; the first one that
  * waits starts the thread. */
 CONC__PRIVATE void conc__worker_start_cancel_listener(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
     const conc__request *r = &w->channel->request;
-    bool may_be_asked =
-        r->kind == CONC__REQUEST_MAP && !r->keeps_going && conc__worker_is_original();
-    if (may_be_asked && !__atomic_exchange_n(&w->listens, true, __ATOMIC_RELAXED))
-        __atomic_store_n(&w->listens,
-                         conc__small_thread(conc__cancel_listener_main, &w->channel->cancel),
-                         __ATOMIC_RELAXED);
+    bool may_be_cancelled = r->kind == CONC__REQUEST_MAP && !r->keeps_going;
+    if (!may_be_cancelled || !conc__worker_is_original())
+        return;
+    if (__atomic_exchange_n(&w->listens, true, __ATOMIC_RELAXED))
+        return;
+    bool started = conc__small_thread(conc__cancel_listener_main, &w->channel->cancel);
+    __atomic_store_n(&w->listens, started, __ATOMIC_RELAXED);
 }
 
-/* How many bytes of data the request is about, of so many at most: a job may have overwritten
+/* How many bytes of data the request has, but at most so many: a faulty job may have overwritten
  * it. */
 CONC__PRIVATE size_t conc__request_bytes(const conc__request *r, size_t most)
 {
@@ -7303,15 +7330,17 @@ CONC__PRIVATE size_t conc__request_bytes(const conc__request *r, size_t most)
     return bytes < most ? bytes : most;
 }
 
-/* A copy of the first bytes of so much memory; NULL: there is no room. */
+/* A copy of the first `used` bytes of size bytes of memory; NULL: out of memory. */
 CONC__PRIVATE void *conc__private_copy(const void *from, size_t size, size_t used)
 {
     void *copy = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | CONC__MAP_ANONYMOUS, -1, 0);
-    return copy == MAP_FAILED ? NULL : memcpy(copy, from, used);
+    if (copy == MAP_FAILED)
+        return NULL;
+    return memcpy(copy, from, used);
 }
 
-/* A job forks. The new process may live on when others use the memory that this one shares with
- * the program: it gets a copy, as of all its memory. */
+/* A job forks. The new process may still run when the memory that this one shares with the program
+ * is in use for other jobs: it gets a copy, as of all its memory. */
 CONC__PRIVATE void conc__worker_before_fork(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7336,15 +7365,18 @@ CONC__PRIVATE void conc__worker_after_fork(void)
     pthread_mutex_unlock(&w->mapping_mutex);
 }
 
-/* Puts the copy in place of the memory. Without one there is none. */
+/* Puts the copy in place of the memory. Without a copy the memory is unmapped. */
 CONC__PRIVATE void conc__worker_remap_copy(void *place, void *copy, size_t size)
 {
     enum { MAY_MOVE = 1, FIXED = 2 }; /* MREMAP_MAYMOVE, MREMAP_FIXED */
-    if (place && (!copy || syscall(SYS_mremap, copy, size, size, MAY_MOVE | FIXED, place) < 0))
+    if (!place)
+        return;
+    bool moved = copy && syscall(SYS_mremap, copy, size, size, MAY_MOVE | FIXED, place) >= 0;
+    if (!moved)
         munmap(place, size);
 }
 
-/* A process that a job forked: it does not outlive the program either. */
+/* In a process that a job forked. It does not outlive the program either. */
 CONC__PRIVATE void conc__worker_in_forked_child(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7353,14 +7385,14 @@ CONC__PRIVATE void conc__worker_in_forked_child(void)
     pthread_mutex_init(&w->mapping_mutex, NULL);
     w->listens = false;
     if (w->own)
-        *w->own = false; /* an emulator may not have emptied it */
+        *w->own = false; /* an emulator may not clear it */
     if (w->program)
         conc__program_watch_start(w->program);
 }
 
-/* It ends with the program: by the kernel with the supervisor, which is the thread that started
- * it, also when a job executes another program; and by a thread, also when a job has changed its
- * user. */
+/* The worker ends with the program: the kernel kills it when its parent, the supervisor thread,
+ * ends, even if a job has executed another program; and a thread does, even if a job has changed
+ * its user. */
 CONC__PRIVATE void conc__worker_tie_to_program(int program)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -7370,7 +7402,7 @@ CONC__PRIVATE void conc__worker_tie_to_program(int program)
         _exit(0); /* it has ended meanwhile */
 }
 
-/* Is the number still the worker's socket? A job may have closed it, and opened another file. */
+/* Is the descriptor still the worker's socket? A job may have closed it and opened another file. */
 CONC__PRIVATE bool conc__worker_has_socket(void)
 {
     const struct conc__worker_process *w = &conc__worker_process;
@@ -7378,8 +7410,8 @@ CONC__PRIVATE bool conc__worker_has_socket(void)
     return fstat(w->socket, &st) == 0 && st.st_ino == w->socket_file;
 }
 
-/* Wakes the program unless it looks. Where a job has closed the socket, the end of this process
- * tells the program, which takes the reply all the same. */
+/* Wakes the program unless it polls. If a job has closed the socket, the end of this process wakes
+ * the program, which then still takes the reply. */
 CONC__PRIVATE void conc__worker_notify_program(void)
 {
     const struct conc__worker_process *w = &conc__worker_process;
@@ -7392,29 +7424,36 @@ CONC__PRIVATE void conc__worker_notify_program(void)
 }
 
 /* Until there is a request: false when the worker is to end. */
+CONC__PRIVATE void conc__worker_spin(const conc__worker_channel *c)
+{
+    for (int i = 0; i < 32; i++) {
+        if (__atomic_load_n(&c->turn, __ATOMIC_RELAXED) != CONC__TURN_PROGRAM)
+            return;
+        conc__relax();
+    }
+}
+
+/* Waits for a request. False: the worker is to end. */
 CONC__PRIVATE bool conc__worker_await_request(conc__worker_channel *c)
 {
     int64_t start = conc__clock();
-    unsigned turn;
-    while ((turn = __atomic_load_n(&c->turn, __ATOMIC_ACQUIRE)) == CONC__TURN_PROGRAM) {
-        bool looks = conc__several_processors() && conc__clock() - start < CONC__PATIENCE;
-        for (int i = 0; i < 32 && looks; i++) {
-            if (__atomic_load_n(&c->turn, __ATOMIC_RELAXED) != CONC__TURN_PROGRAM)
-                break;
-            conc__relax();
-        }
-        if (looks)
+    for (;;) {
+        unsigned turn = __atomic_load_n(&c->turn, __ATOMIC_ACQUIRE);
+        if (turn != CONC__TURN_PROGRAM)
+            return turn == CONC__TURN_WORKER;
+        if (conc__several_processors() && conc__clock() - start < CONC__PATIENCE) {
+            conc__worker_spin(c);
             continue;
+        }
         __atomic_store_n(&c->asleep, 1, __ATOMIC_SEQ_CST);
         if (__atomic_load_n(&c->turn, __ATOMIC_SEQ_CST) == CONC__TURN_PROGRAM)
             conc__futex_wait(&c->turn, CONC__TURN_PROGRAM);
         __atomic_store_n(&c->asleep, 0, __ATOMIC_SEQ_CST);
     }
-    return turn == CONC__TURN_WORKER;
 }
 
-/* Receives the newest segment for larger data, in place of the one before. The program may have
- * given up others that are still on their way. False: another request may try again. */
+/* Receives the newest data segment, which replaces the one before. Older ones that the program has
+ * given up may still be in the socket. False: a later request may try again. */
 CONC__PRIVATE bool conc__worker_receive_segment(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7438,7 +7477,7 @@ CONC__PRIVATE bool conc__worker_receive_segment(const conc__request *r)
     return true;
 }
 
-/* The segment is mapped when it is first needed. */
+/* Maps the segment, when it is first needed. */
 CONC__PRIVATE void conc__worker_map_segment(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7450,26 +7489,27 @@ CONC__PRIVATE void conc__worker_map_segment(const conc__request *r)
     w->segment_fd = 0;
 }
 
-/* The request's data; NULL: its segment cannot be had. */
+/* The request's data; NULL: its segment cannot be mapped. */
 CONC__PRIVATE char *conc__worker_data(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
-    bool there = r->segment_version == w->segment_version;
-    if (there && (w->segment || !r->in_segment))
-        return r->in_segment ? w->segment : (char *)w->channel + CONC__CHANNEL_DATA;
-    pthread_mutex_lock(&w->mapping_mutex);
-    there = there || conc__worker_receive_segment(r);
-    if (there && r->in_segment && !w->segment)
-        conc__worker_map_segment(r);
-    pthread_mutex_unlock(&w->mapping_mutex);
-    if (!there)
-        return NULL;
+    bool is_current = r->segment_version == w->segment_version;
+    bool is_mapped = w->segment || !r->in_segment;
+    if (!is_current || !is_mapped) {
+        pthread_mutex_lock(&w->mapping_mutex);
+        is_current = is_current || conc__worker_receive_segment(r);
+        if (is_current && r->in_segment && !w->segment)
+            conc__worker_map_segment(r);
+        pthread_mutex_unlock(&w->mapping_mutex);
+        if (!is_current)
+            return NULL;
+    }
     return r->in_segment ? w->segment : (char *)w->channel + CONC__CHANNEL_DATA;
 }
 
 CONC__PRIVATE int64_t conc__worker_do_map(conc__worker_channel *c, conc_fn *fn, char *data)
 {
-    /* now: the function may overwrite the request */
+    /* before the calls, which may overwrite the request */
     const uint64_t size = c->request.in, count = c->request.out;
     const bool keeps_going = c->request.keeps_going;
     int *results = (int *)(void *)(data + conc__aligned(size * count));
@@ -7477,7 +7517,7 @@ CONC__PRIVATE int64_t conc__worker_do_map(conc__worker_channel *c, conc_fn *fn, 
         int rc = fn(size ? data + i * size : NULL);
         if (!conc__worker_is_original())
             return 0;
-        fflush(stdout); /* the next one may end this process */
+        fflush(stdout); /* the next call may end this process */
         results[i] = rc;
         __atomic_store_n(&c->done, conc__none_done + i + 1, __ATOMIC_RELEASE);
         if (rc < 0 && !keeps_going)
@@ -7507,8 +7547,8 @@ CONC__PRIVATE int64_t conc__worker_call(conc__worker_channel *c)
     }
 }
 
-/* Does what the request says, and replies. A process that a job forked and that comes back from
- * it is no worker. */
+/* Handles the request and replies. A process that a job forked, and that returns from the job, is
+ * no worker. */
 CONC__PRIVATE void conc__worker_do_request(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7529,8 +7569,8 @@ CONC__PRIVATE void conc__worker_do_request(void)
     conc__worker_notify_program();
 }
 
-/* Whether the program ends on SIGINT and SIGTERM, which a terminal or a service manager sends to
- * all its processes, the program decides. A job that sends itself SIGTERM means itself. */
+/* The program decides whether it ends on SIGINT and SIGTERM, which a terminal or a service manager
+ * sends to all its processes. A job that sends itself SIGTERM ends its worker. */
 CONC__PRIVATE void conc__worker_signalled(int number, siginfo_t *info, void *context)
 {
     (void)context;
@@ -7541,7 +7581,7 @@ CONC__PRIVATE void conc__worker_signalled(int number, siginfo_t *info, void *con
     raise(SIGTERM);
 }
 
-/* Handlers, as programs that a job starts would inherit it if the signals were ignored. */
+/* These are handlers, because ignored signals would be inherited by programs that a job starts. */
 CONC__PRIVATE void conc__worker_set_signals(const sigset_t *mask)
 {
     struct sigaction action;
@@ -7553,7 +7593,7 @@ CONC__PRIVATE void conc__worker_set_signals(const sigset_t *mask)
     pthread_sigmask(SIG_SETMASK, mask, NULL);
 }
 
-/* The whole life of a worker once it has what it needs. */
+/* Serves requests until the worker is to end. */
 CONC__PRIVATE void conc__worker_serve(const conc__setup_message *start)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7580,7 +7620,7 @@ CONC__PRIVATE void conc__worker_serve(const conc__setup_message *start)
     _exit(0);
 }
 
-/* Takes what the program hands over. */
+/* Receives what the program sends. */
 CONC__PRIVATE void conc__worker_receive_setup(const conc__setup_message *h, int fd)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7599,9 +7639,8 @@ CONC__PRIVATE void conc__worker_receive_setup(const conc__setup_message *h, int 
     close(fd);
 }
 
-/* The process that has the supervisor, by the worker's socket; -1: it cannot be told. What a
- * worker's constructors start or fork has the worker's environment and socket too, but another
- * parent. */
+/* The process of the supervisor, according to the worker's socket; -1: unknown. Processes that a
+ * worker's constructors start or fork have its environment and socket too, but another parent. */
 CONC__PRIVATE int conc__supervisor_process(void)
 {
     enum { PEERCRED = 17 }; /* SO_PEERCRED, which POSIX does not have */
@@ -7614,14 +7653,14 @@ CONC__PRIVATE int conc__supervisor_process(void)
     return rc ? -1 : peer.pid;
 }
 
-/* This program was started as a worker: it never gets to main. */
+/* This program was started as a worker: main is never called. */
 CONC__COLD void conc__worker_main(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
     conc__setup_message h;
     int fd, program = conc__supervisor_process();
     if (program >= 0 && program != getppid())
-        _exit(0); /* a constructor has forked: the worker is the other process */
+        _exit(0); /* a constructor has forked, and the worker is the other process */
     w->socket = CONC__WORKER_SOCKET;
     fcntl(w->socket, F_SETFD, FD_CLOEXEC);
     while (conc__setup_receive(w->socket, &h, &fd) == 1) {
@@ -7635,8 +7674,8 @@ CONC__COLD void conc__worker_main(void)
     _exit(1);
 }
 
-/* How a worker knows that it is one: by the function that it begins with. In a program there may
- * be several copies of this file. */
+/* What tells a process that it is a worker: the function that it begins with. A program may contain
+ * several copies of this file. */
 CONC__PRIVATE bool conc__worker_mark(char *text, size_t size)
 {
     conc__function_id f;
@@ -7649,7 +7688,7 @@ CONC__PRIVATE bool conc__worker_mark(char *text, size_t size)
 
 typedef void conc__constructor(int argc, char **argv, char **env);
 
-/* The program's constructors where it is linked statically; the linker says where they are. */
+/* The constructors of a statically linked program; the linker provides the symbols. */
 extern conc__constructor *conc__static_constructors[] __asm__("__init_array_start")
     __attribute__((weak, visibility("hidden")));
 extern conc__constructor *conc__static_constructors_end[] __asm__("__init_array_end")
@@ -7659,7 +7698,7 @@ typedef struct conc__constructors {
     conc__constructor **first, **end;
 } conc__constructors;
 
-/* Those of the program are in the first module. */
+/* The program is the first module. */
 CONC__PRIVATE int conc__constructors_look(conc__module_info *m, size_t size, void *arg)
 {
     conc__constructors *c = arg;
@@ -7693,8 +7732,8 @@ CONC__PRIVATE void conc__construct_and_serve(int argc, char **argv, char **env)
     conc__worker_main();
 }
 
-/* Has the worker begin when all constructors have run, so that jobs see what these made: takes
- * the place of the program's last one. own: the one that runs. */
+/* Has the worker begin when all constructors have run, so that jobs see their effects: takes the
+ * place of the program's last one. own: the one that runs now. */
 CONC__PRIVATE void conc__worker_start_after_constructors(conc__constructor *own)
 {
     conc__constructors c = {conc__static_constructors, conc__static_constructors_end};
@@ -7709,8 +7748,8 @@ CONC__PRIVATE void conc__worker_start_after_constructors(conc__constructor *own)
     c.end[-1] = conc__construct_and_serve;
 }
 
-/* The identity in a mark, and how much of the mark is to be compared: where builds can be told
- * apart not the module's path, which may be another one by now. */
+/* The identity in a mark, and how much of the mark to compare: if builds can be told apart, not the
+ * module's path, which may have changed. */
 CONC__PRIVATE size_t conc__mark_part(const char *mark, uint64_t *identity)
 {
     const char *dot = strchr(mark, '.');
@@ -7726,8 +7765,8 @@ CONC__PRIVATE int conc__module_is(conc__module_info *m, size_t size, void *arg)
     return conc__module_identity(m) == *identity;
 }
 
-/* In a constructor, which is own: is this process a worker of the copy of conc in this module? If
- * the module that is meant is not here, the program may not run in the worker's place. */
+/* In the constructor `own`: is this process a worker of the copy of conc in this module? If the
+ * mark names a module that is not here, the program must not run in the worker's place. */
 CONC__PRIVATE void conc__worker_check(conc__constructor *own)
 {
     static char mark[4200];
@@ -9170,7 +9209,22 @@ CONC_API void *conc_shared_alloc(size_t size)
     conc_fail(-ENOTSUP, "shared memory is for Linux");
     return NULL;
 }
-CONC_API void conc_shared_free(void *p) { (void)p; }
+CONC_API void conc_shared_free(void *p)
+{
+    conc__segment **at = &conc__segments;
+    int saved = errno;
+    pthread_mutex_lock(&conc__segments_mutex);
+    while (*at && (*at)->address != p)
+        at = &(*at)->next;
+    conc__segment *s = *at;
+    if (s)
+        *at = s->next;
+    pthread_mutex_unlock(&conc__segments_mutex);
+    if (s)
+        conc__segment_close(s);
+    conc_free(s);
+    errno = saved;
+}
 CONC_API int conc_procs_open(conc_procs *p)
 {
     return p ? conc_fail(-ENOTSUP, "pools of processes are for Linux")
