@@ -22,38 +22,38 @@
  *     }
  *     int main(void) { return conc_main(app, NULL); }
  *
- * Nothing is to be linked or installed: cc file.c. C11 and later, GCC or Clang; a C++17 file can
+ * There is nothing to link or install: cc file.c. C11 and later, GCC or Clang; a C++17 file can
  * include and call the declarations.
  *
- * Conventions, said once
+ * Conventions
  *   Results   0 or a count is success, a negative errno is failure. errno itself is left alone;
  *             each task has its own.
- *   Calling   a call that says nothing else may be made from any task; outside a run it returns
- *             -EPERM. In a function given to conc_post nothing may wait: what would wait returns
- *             -EPERM there.
- *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run, and returns
- *             -ECANCELED, having had no effect, when a scope around it is cancelled or out of
- *             time: clean up and return.
+ *   Calling   a call may be made from any task, and outside a run returns -EPERM, unless its
+ *             comment says otherwise. A function given to conc_post must not wait: a call that
+ *             would have to wait returns -EPERM there.
+ *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run. If a scope around it
+ *             is cancelled or out of time, it returns -ECANCELED and has had no effect: clean up
+ *             and return.
  *   Threads   a task stays on the thread of its run. Only conc_post, conc_loop_run and the two
  *             hold calls may come from other threads.
  *   Forks     in a forked child the parent's runs are dead: calls in their tasks return -EPERM. A
  *             run of the child's own may use the same handles, groups, locks, queues and streams:
- *             what the parent's tasks have or wait for does not count there. A stream has the
- *             bytes that lay in its buffers, as stdio's files do.
+ *             what the parent's tasks have or wait for does not count there. A stream keeps the
+ *             bytes that were in its buffers, as stdio's files do.
  *   Time      is in seconds, as a double, rounded up to whole nanoseconds inside; nothing ever
  *             wakes early.
  *   Memory    an all-zero object is valid; options are its first fields, and zero is their
- *             default. `arg` is borrowed until the task ended. conc frees only what it
+ *             default. `arg` is borrowed until the task has ended. conc frees only what it
  *             allocated; out of memory is -ENOMEM, never an abort.
- *   Misuse    that can be told is -EINVAL (a bad argument, the wrong order), -EPERM (not the
+ *   Misuse    that conc detects is -EINVAL (a bad argument, the wrong order), -EPERM (not the
  *             owner, not in a task), -EDEADLK (on oneself) or -EBUSY (in use), and changes
- *             nothing. A function that returned with a group or scope of its own still open, or a
- *             loop that set the variable anew with the next turn, has lost memory already: conc
- *             says which and where, and aborts.
+ *             nothing. If a function has returned with its own group or scope still open, or a
+ *             loop has set the variable anew in its next round, memory is lost already: conc
+ *             reports which and where, and aborts.
  *
  * Options, all to be defined before the include that has CONC_IMPLEMENTATION
- *   CONC_STATIC          instead of it: every function static, a private copy for this file, a
- *                        world of its own
+ *   CONC_STATIC          instead of it: every function is static, a private copy for this file;
+ *                        copies cannot share objects
  *   CONC_API             put before every function; by default hidden visibility
  *   CONC_STACK_SIZE      bytes of a task's stack (256 KiB of address space, committed as touched;
  *                        64 KiB on 32 bits)
@@ -64,19 +64,19 @@
  *   CONC_MALLOC(n), CONC_REALLOC(p, n), CONC_FREE(p)    all three or none (malloc, realloc, free)
  *   CONC_TLS             attribute of the one thread-local pointer, such as
  *                        __attribute__((tls_model("initial-exec")))
- *   CONC_NO_ENV          the environment variables below are not read
+ *   CONC_NO_ENV          do not read the environment variables below
  *   CONC_NO_EPOLL        the loop waits with poll(2) instead of epoll (Linux) or kqueue (macOS)
- *   CONC_USE_UCONTEXT    stacks are switched by ucontext, as on processors without a switch of
- *                        their own here
+ *   CONC_USE_UCONTEXT    switch stacks by ucontext, as conc does on processors for which it has no
+ *                        switch of its own
  *   CONC_SAVE_FPU        each task keeps its own floating-point control state (rounding,
  *                        exception masks)
- *   CONC_GUARD_REPORT    the report of a stack overflow not only in debug mode (a handler for
+ *   CONC_GUARD_REPORT    report a stack overflow even without debug mode (by a handler for
  *                        SIGSEGV)
  *
  * Environment: CONC_DEBUG=1, CONC_CLOCK=virtual, CONC_SEED=7, CONC_RANDOM=7, CONC_TRACE=file,
  * CONC_POLL=poll|epoll|kqueue, CONC_STACK=bytes override the options of a run; they are not read
- * in a set-user-ID program. A value that makes no sense, or that this system has not, fails the
- * run: -EINVAL.
+ * in a set-user-ID program. If a value is invalid, or not available on this system, the run fails
+ * with -EINVAL.
  *
  * Contents: >>version >>run >>time >>scopes >>groups >>tasks >>errors >>locals >>generators
  * >>descriptors >>streams >>signals >>loops >>embedding >>reports, then the implementation,
@@ -110,7 +110,7 @@ extern "C" {
 #if defined CONC_STATIC && defined __OPTIMIZE__
 #define CONC_API static __attribute__((__unused__))
 #elif defined CONC_STATIC
-/* without optimization GCC leaves out what nobody calls only when it is inline */
+/* without optimization, GCC leaves out an unused function only if it is inline */
 #define CONC_API static inline
 #else
 #define CONC_API __attribute__((__visibility__("hidden")))
@@ -119,8 +119,8 @@ extern "C" {
 
 #define CONC_NODISCARD __attribute__((__warn_unused_result__))
 
-/* "file.c:12", and " at file.c:12" behind a function's name: how tasks, groups and scopes say
- * where they come from */
+/* "file.c:12", or " at file.c:12" after a function's name: the location where a task, group or
+ * scope began */
 #define CONC__STRING(x) #x
 #define CONC__LINE(x) CONC__STRING(x)
 #ifdef __FILE_NAME__ /* GCC 12, Clang 9: the file without its directories */
@@ -134,8 +134,8 @@ extern "C" {
 #endif
 CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__PLACE CONC__AT("")
-/* The default name of a task: the function's name, and the place. The function is the first, second
- * or third argument; the macro that calls adds zeros for arguments that may be missing. */
+/* The default name of a task: the function's name and the location. The function is the first,
+ * second or third argument; the calling macro adds zeros for arguments that may be missing. */
 #define CONC__NAMED(fn) CONC__AT(#fn " at ")
 #define CONC__NAMED_FIRST(fn, ...) CONC__NAMED(fn)
 #define CONC__NAMED_SECOND(a, fn, ...) CONC__NAMED(fn)
@@ -143,7 +143,7 @@ CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__JOIN(a, b) CONC__JOIN2(a, b)
 #define CONC__JOIN2(a, b) a##b
 
-/* A variable with the type of its value, and what has to hold when a macro is compiled. */
+/* A variable with the type of its value, and conditions that a macro checks at compile time. */
 #ifdef __cplusplus
 #define CONC__AUTO_VALUE auto
 #define CONC__REQUIRE static_assert
@@ -154,12 +154,13 @@ CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__REQUIRE _Static_assert
 #define CONC__IS_POINTER(value) (__builtin_classify_type(value) == CONC__A_POINTER)
 #define CONC__IS_BYTES(value) 1
-enum { CONC__A_POINTER = 5 /* what __builtin_classify_type calls one */ };
+enum { CONC__A_POINTER = 5 /* the result of __builtin_classify_type for one */ };
 #endif
 
-/* Were the last arguments of a macro, which are given as a string, more than nothing? */
+/* Does a macro have its last arguments, which are passed as a string? */
 #define CONC__GIVEN(text) (sizeof(text) > 1)
-/* call, if that holds. It stands outside of the block, so that compound literals in it live on. */
+/* Expands to the call if so. It is outside of the block, so that compound literals in it live
+ * on. */
 #define CONC__IF_GIVEN(text, otherwise, call) \
     (__extension__({ CONC__REQUIRE(CONC__GIVEN(text), otherwise); }), call)
 
@@ -187,11 +188,11 @@ typedef struct conc_gen conc_gen; /* a function that hands out items one by one 
 /* The body of a task: 0 or more is success, negative is an error. */
 typedef int conc_fn(void *arg);
 
-/* What on_error is told. The strings are borrowed until the hook returns. */
+/* What on_error gets. The strings are borrowed until the hook returns. */
 typedef struct conc_failure {
     const char *task;  /* the task's name */
     const char *place; /* where it was spawned: "file.c:12" */
-    const char *text;  /* conc_fail's words, or conc_strerror's */
+    const char *text;  /* the text of conc_fail, or of conc_strerror */
     int rc;            /* the negative errno */
 } conc_failure;
 
@@ -200,85 +201,84 @@ typedef struct conc_options {
     size_t stack_size;
     bool virtual_clock; /* when nothing can run, time jumps to the next deadline; it starts at 0 */
     uint64_t seed;      /* not 0: ready tasks run in a random order that the seed repeats */
-    /* Checks, and reports on stderr: tasks that hold the loop, and while they do where they are;
-     * locks, generators and streams left behind; background tasks whose arg lies on the stack of
-     * main_fn, which has returned; cancels that are ignored; calls from a wrong thread; stack
-     * overflow; what stacks were used. `kill -USR2` prints the tasks. */
+    /* Checks, and reports mistakes on stderr: tasks that hold the loop, with a backtrace while they
+     * do; locks, generators and streams left behind; background tasks whose arg is on the stack of
+     * main_fn, which has returned; ignored cancels; calls from a wrong thread; stack overflow; and
+     * how much stack was used. `kill -USR2` prints the tasks. */
     bool debug;
     double slow_step; /* seconds; debug: report a task that holds the loop longer; 0: 0.1 */
-    /* Where conc_random starts: the same number, the same random numbers. 0: the seed if there is
-     * one, else 1 on the virtual clock, else a number of the clock's */
+    /* Seeds conc_random: the same seed gives the same numbers. 0: .seed if that is set, else 1 on
+     * the virtual clock, else a number from the clock */
     uint64_t random;
-    /* SIGINT or SIGTERM cancels main_fn, which makes the run's result -EINTR; a second one,
-     * 0.1 s later or more, kills. Not if the program handles or ignores the signal when the run
+    /* SIGINT or SIGTERM cancels main_fn, and the run's result is -EINTR; a second one, at least
+     * 0.1 s later, kills the program. Not if the program handles or ignores the signal when the run
      * begins, nor while a conc_signals receives it. On the real clock main_fn may sleep for ever
-     * (conc_sleep(CONC_FOREVER)) to wait for the signal: no deadlock, unless other tasks wait for
-     * each other in a circle. */
+     * (conc_sleep(CONC_FOREVER)) to wait for the signal: that is no deadlock, unless other tasks
+     * wait for each other in a circle. */
     bool interrupt;
     /* Write a trace of all tasks to this file, in Chrome's trace event format, for Perfetto or
-     * about:tracing: a row a task, spans for its steps and waits, arrows from who woke it, on
-     * the loop's clock. NAME.2, NAME.3, ... when another run is writing NAME. A file that cannot
-     * be opened fails the run; when it cannot be written on (a full disk), that is said, and the
-     * run goes on without. NULL: none. */
+     * about:tracing: a row for each task, with spans for its steps and waits and arrows from what
+     * woke it, on the loop's clock. NAME.2, NAME.3, ... if another run is writing NAME. If the file
+     * cannot be opened, the run fails. If writing fails (a full disk), conc reports it and
+     * continues untraced. NULL: no trace. */
     const char *trace;
-    /* errors nobody collected; NULL: print to stderr. It runs on the loop, between two tasks, as
-     * a posted function does */
+    /* called for errors that nothing has collected; NULL: print them to stderr. It runs on the
+     * loop, between two tasks, as a posted function does */
     void (*on_error)(const conc_failure *f, void *user);
-    void *user; /* handed to on_error */
+    void *user; /* passed to on_error */
 } conc_options;
 
-/* Runs main_fn(arg) as the first task of a new loop on this thread, until it and every other
- * task ended. Returns its result. Errors: -EBUSY inside a run, -EINVAL (NULL function or
- * senseless options), -ENOMEM, -ENOTSUP (a processor's shadow stack is on), or that of the
- * system call that failed; -EDEADLK when every task waited for ever. At the end background tasks
- * are cancelled and waited for, and generators left open are closed. Callable from any thread. */
+/* Runs main_fn(arg) as the first task of a new loop on this thread, until it and every other task
+ * have ended. Returns its result. Errors: -EBUSY (inside a run), -EINVAL (NULL function or invalid
+ * options), -ENOMEM, -ENOTSUP (the processor's shadow stack is on), that of a system call that
+ * failed, and -EDEADLK (every task waited for ever). At its end, the run cancels background tasks
+ * and waits for them, and closes generators that are open. Callable from any thread. */
 CONC_API int conc_run(conc_fn *main_fn, void *arg);
 CONC_API int conc_run_with(const conc_options *options, conc_fn *main_fn, void *arg);
 
-/* For `return conc_main(app, NULL);` in main(): conc_run with .interrupt, then an exit status. 0 if
- * main_fn returned no error, also after a signal had cancelled it; 1 after an error, which is
- * printed to stderr with its task, place and text; 128 + n if signal n interrupted the run and
- * main_fn returned -ECANCELED. conc_set_exit_status chooses another for the first two.
+/* For `return conc_main(app, NULL);` in main(): conc_run with .interrupt. Returns an exit status: 0
+ * if main_fn returned no error, even after a signal had cancelled it; 1 after an error, which it
+ * prints to stderr with its task, location and text; 128 + n if signal n interrupted the run and
+ * main_fn returned -ECANCELED. conc_set_exit_status replaces the first two.
  *     int conc_main(conc_fn *main_fn, void *arg); */
 #define conc_main(...) conc__main(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg);
 
-/* Chooses what conc_main returns in place of 0, and of 1, which still follows the printed error.
- * From any task or posted function of conc_main's run; the last call counts. Under conc_run it
- * has no effect. A status outside 0 to 255 changes nothing. */
+/* Sets what conc_main returns instead of 0, or of 1, in which case it still prints the error. From
+ * any task or posted function of conc_main's run; the last call counts. Under conc_run it has no
+ * effect. A status outside 0 to 255 changes nothing. */
 CONC_API void conc_set_exit_status(int status);
 
-/* A random number, low <= x < high (low when high is not above it). Repeats from run to run
- * under .random or a seed, and on the virtual clock; not for secrets. Outside a run it returns
- * low. */
+/* A random number, low <= x < high (low if high is not above it). The numbers repeat from run to
+ * run under .random or a seed, and on the virtual clock. Not for secrets. Outside a run: low. */
 CONC_API double conc_random(double low, double high);
 
 /* ---- >>time --------------------------------------------------------------------------------- */
 
 #define CONC_FOREVER 1e300 /* as a timeout: none; as a deadline: never */
 
-/* Seconds on the loop's clock: monotonic with an arbitrary start, or the virtual clock. Outside
- * a run the monotonic one. */
+/* Seconds on the loop's clock: a monotonic one with an arbitrary start, or the virtual clock.
+ * Outside a run, the monotonic one. */
 CONC_API double conc_now(void);
 
-/* Sleeps s seconds, or until conc_now() is t. Waits. What is already due yields once. NaN:
+/* Sleeps s seconds, or until conc_now() is t. Waits; if that is already due, yields once. NaN:
  * -EINVAL. */
 CONC_API int conc_sleep(double s);
 CONC_API int conc_sleep_until(double t);
 
-/* Lets every task that is ready run once (under a seed: some of them). Waits. A call that need
- * not wait returns without letting others run, about 256 times in a row: a loop of such calls that
- * depends on what other tasks do meanwhile, and a long computation, call this. */
+/* Lets every ready task run once (under a seed, some of them). Waits. Other calls, if they need not
+ * wait, return without letting others run, about 256 times in a row. Call this in a long
+ * computation, and in a loop of such calls that depends on what other tasks do. */
 CONC_API int conc_yield(void);
 
 /* Holds the whole loop for s seconds, as a long computation or a blocking call would: for
- * demonstrations and tests. On the virtual clock it moves time by s. Then limits that passed
- * meanwhile are in force. NaN: -EINVAL. Not a checkpoint. In a job of conc_pool.h it holds that
- * thread, and returns -ECANCELED once the job is asked to end. */
+ * demonstrations and tests. The virtual clock moves by s. Afterwards, time limits that have passed
+ * are in force. NaN: -EINVAL. Not a checkpoint. In a job of conc_pool.h it holds the job's thread,
+ * and returns -ECANCELED once the job is asked to end. */
 CONC_API int conc_block(double s);
 
-/* Returns when every other task waits and nothing is ready; time does not move for it. Posted
- * functions that post each other for ever do not keep it. For tests. Waits. */
+/* Returns when every other task waits and nothing is ready; time does not move meanwhile. Functions
+ * that keep posting each other do not delay it for ever. For tests. Waits. */
 CONC_API int conc_settle(void);
 
 /* ---- >>scopes ------------------------------------------------------------------------------- */
@@ -286,17 +286,17 @@ CONC_API int conc_settle(void);
 struct conc__wait_kind;
 struct conc__waits;
 
-/* A task that waits. Whoever decides how the wait ends takes it out of its list at that moment. */
+/* A wait of a task. What ends the wait takes it out of its list at that moment. */
 typedef struct conc__wait {
     struct conc__wait *next, *prev;
-    struct conc__waits *list; /* NULL: in none */
+    struct conc__waits *list; /* NULL: in no list */
     conc_task *task;
     const struct conc__wait_kind *kind;
-    const void *on;
-    /* what the kind needs: where an item goes to or comes from, the place of the call, ... */
+    const void *on; /* what it waits for */
+    /* for the kind's use: where an item goes to or comes from, the location of the call, ... */
     void *item;
-    int result; /* the wait's */
-    int value;  /* what the kind needs: which events it waits for, and then which came, ... */
+    int result; /* of the call that waits */
+    int value; /* for the kind's use: the events that it waits for, and then those that came, ... */
 } conc__wait;
 
 typedef struct conc__waits {
@@ -309,7 +309,7 @@ typedef struct conc__timer {
     void (*fire)(struct conc__timer *timer);
 } conc__timer;
 
-/* One use each: zero it to use it again. The three flags stay readable after the end. */
+/* A scope is used once; zero it to use it again. The three flags stay readable after its end. */
 struct conc_scope {
     bool cancel_called; /* it was cancelled, by a call or by its time limit */
     bool cancel_caught; /* its end turned -ECANCELED into -ETIMEDOUT or 0 */
@@ -331,32 +331,32 @@ struct conc_scope {
 #define conc_scope_begin(...) conc__scope_begin(CONC__AT("the scope opened at "), __VA_ARGS__)
 CONC_API int conc__scope_begin(const char *place, conc_scope *s, double timeout);
 
-/* Leaves the task's innermost scope with the block's result, and returns the result to go on
- * with. Only an -ECANCELED that this scope caused is changed: to -ETIMEDOUT by its time limit,
- * to 0 by conc_scope_cancel. When an outer scope is cancelled too, -ECANCELED passes through.
- * Errors, changing nothing: -EINVAL (not open, not the innermost), -EPERM (another task's). Not
- * a checkpoint. */
+/* Ends the task's innermost scope. rc is the result of the block; the scope's is the same, unless
+ * rc is an -ECANCELED that this scope caused: that becomes -ETIMEDOUT after its time limit, and 0
+ * after conc_scope_cancel. If an outer scope is cancelled too, -ECANCELED passes through. Errors,
+ * changing nothing: -EINVAL (not open, not the innermost), -EPERM (another task's). Not a
+ * checkpoint. */
 CONC_API int conc_scope_end(conc_scope *s, int rc) CONC_NODISCARD;
 
-/* Cancels everything inside, until the scope is left; what waits there wakes up. Nothing happens
- * to a scope that is not open. From any task or posted function of the loop. */
+/* Cancels everything inside the scope, until its end, and wakes what waits there. Does nothing if
+ * the scope is not open. From any task or posted function of the loop. */
 CONC_API void conc_scope_cancel(conc_scope *s);
 
-/* Sets the time limit anew, counted from now; takes effect at once, also while the task waits.
- * Errors: -EINVAL (NaN, not open, cancelled already). From any task or posted function of the
- * loop. */
+/* Replaces the time limit by one that counts from now. Takes effect at once, even while the task
+ * waits. Errors: -EINVAL (NaN, not open, cancelled already). From any task or posted function of
+ * the loop. */
 CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now);
 
-/* While on, cancels and time limits from outside do not reach the inside; the scope's own do.
- * Takes effect at once, also while the task waits. From any task or posted function of the loop. */
+/* While on, cancels and time limits from outside do not apply inside the scope; its own still do.
+ * Takes effect at once, even while the task waits. From any task or posted function of the loop. */
 CONC_API void conc_scope_shield(conc_scope *s, bool on);
 
-/* fn(arg) here and now, with s seconds to end in (asyncio.wait_for): its result, or -ETIMEDOUT
- * once it ended after the limit with -ECANCELED. Waits as fn does. -EINVAL: NULL fn, NaN. */
+/* Calls fn(arg) with a limit of s seconds (asyncio.wait_for). Returns its result, or -ETIMEDOUT if
+ * it ended with -ECANCELED after the limit. Waits as fn does. -EINVAL: NULL fn, NaN. */
 CONC_API int conc_timeout(double s, conc_fn *fn, void *arg);
 
-/* fn(arg) here and now, with cancels from outside hidden: for cleaning up. grace bounds it, in
- * seconds. Results as above. In a job of conc_pool.h, too. */
+/* Calls fn(arg) with a limit of grace seconds, and hides cancels from outside: for cleaning up.
+ * Results as above. Works in a job of conc_pool.h, too. */
 CONC_API int conc_shield(double grace, conc_fn *fn, void *arg);
 
 /* The nearest deadline that applies here, on conc_now's clock: CONC_FOREVER without one,
@@ -368,11 +368,11 @@ CONC_API bool conc_cancelled(void);
 
 /* ---- >>groups ------------------------------------------------------------------------------- */
 
-/* One use each. The first field group is yours to set before the first spawn. */
+/* A group is used once. The first three fields are yours to set before the first spawn. */
 struct conc_group {
-    int limit; /* children at once; a spawn over it waits; 0: no limit */
-    /* a child's error does not cancel the others; the group still returns the first one, also when
-     * a conc_join has told it */
+    int limit; /* children at once; a spawn beyond it waits; 0: no limit */
+    /* a child's error does not cancel the others; the group still returns the first one, even if a
+     * conc_join has returned it */
     bool keep_going;
     size_t stack_size; /* bytes for each child, at least 16384; 0: the run's */
     int error;         /* the first failure: a child's, or the body's own */
@@ -395,29 +395,29 @@ struct conc_group {
 #define conc_group_begin(...) conc__group_begin((__VA_ARGS__), CONC__AT("the group opened at "))
 CONC_API int conc__group_begin(conc_group *g, const char *place);
 
-/* Starts fn(arg) as a task of the group; g NULL: of the run's own background group, which the
- * run's end cancels. Returns 0 at once, and fn runs when the caller waits next; 0 guarantees
- * that it runs. Waits only under a limit that is reached. A background task that fails is
- * reported to on_error when it ends; with a handle at the run's end, unless a task joined it.
+/* Starts fn(arg) as a task of the group; g NULL: of the run's own background group, which the run's
+ * end cancels. Returns 0 at once, which guarantees that fn will run, when the caller next waits.
+ * Waits only if the group's limit is reached. The error of a background task goes to on_error when
+ * it ends; if it has a handle, at the run's end, unless a task has joined it.
  *     int conc_spawn(conc_group *g, conc_fn *fn, void *arg);
- * Errors, fn is not run, arg stays yours, and a group that this would have opened is as fresh as
- * before: -ECANCELED (the group is cancelled, or the caller while it waited for room), -EINVAL
- * (NULL fn, a group that was closed), -ENOMEM, -EPERM (another loop's group). */
+ * On an error fn does not run, arg stays yours, and a group that this call would have opened is as
+ * fresh as before: -ECANCELED (the group is cancelled, or the caller while it waited for room),
+ * -EINVAL (NULL fn, a group that was closed), -ENOMEM, -EPERM (another loop's group). */
 #define conc_spawn(...) conc__spawn(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__spawn(const char *spawned, conc_group *g, conc_fn *fn, void *arg);
 
-/* The same, and fn gets the address of a copy of size bytes, which lies on the task's own stack and
- * is fn's until fn returns. It is aligned for every type of that size (up to 4096). arg is
- * borrowed until the call returns: the copy is made after a wait for room. Errors as above, and
- * -EINVAL: size is more than a quarter of the task's stack, or arg is NULL.
+/* The same, but fn gets the address of a copy of size bytes, which is on the task's own stack and
+ * is fn's until fn returns. It is aligned for every type of that size (up to 4096). arg is borrowed
+ * until the call returns, as the copy is made after a wait for room. Errors as above, and -EINVAL:
+ * size is more than a quarter of the task's stack, or arg is NULL.
  *     int conc_spawn_copy(conc_group *g, conc_fn *fn, const void *arg, size_t size); */
 #define conc_spawn_copy(...) conc__spawn_copy(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn, const void *arg,
                               size_t size);
 
 /* conc_spawn_copy of a value: CONC_SPAWN(&g, fetch, (job){url, 3}); CONC_SPAWN(&g, count, i); A
- * pointer, a string or another array does not compile: its address would be copied, and not what
- * lies there. What a struct points to is not copied. */
+ * pointer, a string or another array does not compile, as only its address would be copied. What a
+ * struct points to is not copied. */
 #define CONC_SPAWN(g, fn, ...)                                              \
     CONC__SPAWN(g, fn, (__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__), \
                 CONC__GIVEN(#__VA_ARGS__))
@@ -435,92 +435,91 @@ CONC_API int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn, c
         conc__spawn_copy(CONC__NAMED(fn), (g), (fn), &value, sizeof value);                 \
     })
 
-/* As conc_spawn, with a handle, in storage of yours, of any content, that stays where it is until
- * the task was joined, was returned by conc_group_next, or its group closed. -EBUSY: the handle is
- * in use. A handle of a function that returned earlier ends the program with a report, where it is
- * found: debug mode looks at each wait, else the end of the group does. So does one that was set
- * anew meanwhile: debug mode finds each, else those of the group's first and last child are found.
+/* As conc_spawn, with a handle. The handle is storage of yours, with any content, which must stay
+ * where it is until the task was joined, was returned by conc_group_next, or its group closed.
+ * -EBUSY: the handle is in use. If the function that has the handle returns before that, or the
+ * handle is overwritten, conc aborts with a report when it notices: in debug mode at the next wait
+ * or spawn, otherwise at the end of the group, or if it is that of the group's first or last child.
  *     int conc_spawn_task(conc_group *g, conc_task *t, conc_fn *fn, void *arg); */
 #define conc_spawn_task(...) conc__spawn_task(CONC__NAMED_THIRD(__VA_ARGS__, 0, 0, 0), __VA_ARGS__)
 CONC_API int conc__spawn_task(const char *spawned, conc_group *g, conc_task *t, conc_fn *fn,
                               void *arg);
 
-/* Starts fn as conc_spawn does, and waits until it called conc_started(value): returns value.
- * If fn ended before that, its error is returned (-EINVAL if it had none) and the group is as
+/* Starts fn as conc_spawn does, waits until it has called conc_started(value), and returns value.
+ * If fn ends without that, returns its error (-EINVAL if it had none) and leaves the group as
  * before: fresh if this call opened it and nothing else is in it. A cancel of the caller cancels
- * fn, and is returned when fn ended. Waits.
+ * fn; then the call returns -ECANCELED once fn has ended. Waits.
  *     int conc_start(conc_group *g, conc_fn *fn, void *arg); */
 #define conc_start(...) conc__start(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__start(const char *spawned, conc_group *g, conc_fn *fn, void *arg);
 
-/* Tells the conc_start that started this task to go on with value, 0 or more. Errors: -EINVAL
- * (not so started, said twice, negative), -ECANCELED (the starter gave up). Not a checkpoint. */
+/* Makes the conc_start that started this task return value, 0 or more. Errors: -EINVAL (not started
+ * by conc_start, a second call, negative), -ECANCELED (the starter gave up). Not a checkpoint. */
 CONC_API int conc_started(int value);
 
-/* Waits for every child, those spawned meanwhile included, and closes the group. Returns the
- * first error; else -ECANCELED if an outer scope is cancelled and a member was cut short; else
- * 0. A group that was never opened: 0. Errors, changing nothing: -EINVAL (closed already, or a
- * scope opened later is still open), -EPERM (not the owner). Waits, and a cancel does not cut it
- * short: it reaches the children. */
+/* Waits for every child, including those spawned meanwhile, and closes the group. Returns the first
+ * error; else -ECANCELED if an outer scope is cancelled and a member was cut short; else 0. A group
+ * that was never opened: 0. Errors, changing nothing: -EINVAL (closed already, or a scope opened
+ * later is still open), -EPERM (not the owner). Waits; a cancel does not cut it short, but reaches
+ * the children. */
 CONC_API int conc_group_wait(conc_group *g) CONC_NODISCARD;
 
-/* The same with the body's own result: an error cancels the children first and is the group's
- * first error (unless a child's came before it). Returns rc when nothing failed. */
+/* The same with the result of the body. If rc is an error, it cancels the children first and is the
+ * group's first error, unless a child's came before it. Returns rc if nothing failed. */
 CONC_API int conc_group_end(conc_group *g, int rc) CONC_NODISCARD;
 
-/* Cancels the children and the owner's body, until the group is closed; its own wait then
- * returns 0. Nothing happens to a group that is not open. From any task or posted function of
- * the loop. */
+/* Cancels the children and the owner's body, until the group is closed; the group's own wait then
+ * returns 0. Does nothing if the group is not open. From any task or posted function of the
+ * loop. */
 CONC_API void conc_group_cancel(conc_group *g);
 
-/* Waits for the next child to finish that has a handle and was not collected before: 1 and the
- * handle in *t, in the order of finishing, and its error in conc_last_error; 0 when none is left.
+/* Waits for the next child to end that has a handle and was not collected before. Returns 1, with
+ * the handle in *t and its error in conc_last_error, in the order of ending; 0 if none is left.
  * Errors: -EINVAL, -EPERM (another run's), -ECANCELED. */
 CONC_API int conc_group_next(conc_group *g, conc_task **t) CONC_NODISCARD;
 
-/* One call of a gather. result is its value, text its error in words ("" when it succeeded). */
+/* One call of a gather. result is its value, text the text of its error ("" if it succeeded). */
 typedef struct conc_call {
     conc_fn *fn;
     void *arg;
     int result;
     char text[96];
-    /* of its task, borrowed until the gather returned; NULL: the gather and its place. CONC_CALL
-     * sets it to the function's */
+    /* of its task, borrowed until the gather returns; NULL: the gather and its location. CONC_CALL
+     * sets it to the function's name */
     const char *name;
 } conc_call;
 
-/* All calls at once, each as a task; returns when all ended. The first error cancels the rest
- * and is returned; 0 when none failed. Every result is in its call. n 0 is 0 at once. Errors
- * before anything ran: -EINVAL, -ENOMEM. Waits.
+/* Runs all calls at once, each as a task, and returns when all have ended. The first error cancels
+ * the others and is returned; 0 if none failed. Every result is in its call. n 0 returns 0 at once.
+ * Errors before anything has run: -EINVAL, -ENOMEM. Waits.
  *     int conc_gather(conc_call *calls, size_t n); */
 #define conc_gather(...) conc__gather(CONC__AT("conc_gather at "), __VA_ARGS__)
 CONC_API int conc__gather(const char *spawned, conc_call *calls, size_t n);
-/* the calls are nobody's to read */
+/* the caller cannot read the calls afterwards */
 CONC_API int conc__gather_unseen(const char *spawned, conc_call *calls, size_t n);
 
-/* The same, and errors cancel nothing (return_exceptions=True): 0, or -ECANCELED when the caller
- * was cancelled.
+/* The same, but errors cancel nothing (return_exceptions=True). Returns 0, or -ECANCELED if the
+ * caller was cancelled.
  *     int conc_gather_all(conc_call *calls, size_t n); */
 #define conc_gather_all(...) conc__gather_all(CONC__AT("conc_gather_all at "), __VA_ARGS__)
 CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n);
 
-/* fn on each of count elements of size bytes, all at once, with the address of the element;
- * otherwise as conc_gather. size 0: every call gets args itself.
+/* Calls fn with the address of each of count elements of size bytes, all at once; otherwise as
+ * conc_gather. size 0: every call gets args itself.
  *     int conc_map(conc_fn *fn, void *args, size_t count, size_t size); */
 #define conc_map(...) conc__map(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size);
 
-/* conc_map with at most limit of these tasks at once (0: no limit): the elements begin in their
- * order, each when one before it has ended. After an error, or a cancel of the caller, no more
- * begin. Further errors: -EINVAL (a negative limit), and -ENOMEM also later on, as an error of its
- * own.
+/* conc_map with at most limit of these tasks at once (0: no limit). Elements start in order, each
+ * when an earlier one has ended; after an error, or a cancel of the caller, no more start. Further
+ * errors: -EINVAL (a negative limit), and -ENOMEM even after some have started.
  *     int conc_map_limit(int limit, conc_fn *fn, void *args, size_t count, size_t size); */
 #define conc_map_limit(...) conc__map_limit(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__map_limit(const char *spawned, int limit, conc_fn *fn, void *args, size_t count,
                              size_t size);
 
-/* As conc_gather_all; results (NULL: not wanted) has count places, which belong to the call
- * until it returns.
+/* conc_map in which errors cancel nothing, as in conc_gather_all. results (NULL: not wanted) has
+ * count elements, which belong to the call until it returns.
  *     int conc_map_all(conc_fn *fn, void *args, size_t count, size_t size, int *results); */
 #define conc_map_all(...) conc__map_all(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size,
@@ -528,7 +527,7 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 
 #define CONC_LEN(...) (sizeof(__VA_ARGS__) / sizeof((__VA_ARGS__)[0]))
 
-/* conc_call calls[] = {CONC_CALL(f, &x), CONC_CALL(g, &y)}; or, when only the sum of it matters,
+/* conc_call calls[] = {CONC_CALL(f, &x), CONC_CALL(g, &y)}; or, if only the overall result matters,
  * CONC_GATHER(CONC_CALL(...), ...) (C only: C++ has no array that lives for one expression). */
 /* clang-format off */
 #define CONC_CALL(fn, ...) {(fn), (__VA_ARGS__), 0, {0}, #fn}
@@ -549,12 +548,12 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 
 /* ---- >>tasks -------------------------------------------------------------------------------- */
 
-/* Private: where a stack stands that does not run, as {stack pointer, program counter, frame
- * pointer, base pointer}. */
+/* Private: the saved registers of a stack that does not run, as {stack pointer, program counter,
+ * frame pointer, base pointer}. */
 typedef void *conc__context[4];
 
-/* All private. Tasks without a handle live at the top of their own stack, and end before
- * name_copy. */
+/* All private. A task without a handle is at the top of its own stack, and has no fields from
+ * name_copy on. */
 struct conc_task {
     conc_task *next; /* the ready queue */
     conc__context context;
@@ -567,7 +566,7 @@ struct conc_task {
     bool has_handle, in_finished, collected, failed;
     uint16_t seal;
     bool name_allocated;  /* without a handle: conc_set_name allocated `name` */
-    uint32_t errors_made; /* counts conc__set_error, from any number on */
+    uint32_t errors_made; /* incremented by conc__set_error; never initialized */
     conc__wait *wait;
     conc_scope *scope;
     const char *place; /* the scope's, for the report when the scope is lost */
@@ -576,8 +575,8 @@ struct conc_task {
     const char *error_from;
     struct conc__holding *held;
     int result, last_rc;
-    uint64_t serial; /* another one for each task of the process */
-    /* when it began to wait, on the loop's clock: about, unless in debug mode or under a trace */
+    uint64_t serial; /* unique among the tasks of the process */
+    /* when it began to wait, on the loop's clock; exact only in debug mode or under a trace */
     int64_t since;
     uint64_t arrow; /* trace: the one that leads to its next step; 0: none */
     void *sink;
@@ -592,15 +591,15 @@ struct conc_task {
     char text_copy[128 + 48];
 };
 
-/* Waits until the task ended; its result in *result (NULL: not wanted), its error text in
- * conc_last_error. Never cancels it; any number may join. Errors: -ECANCELED (the caller's own
- * cancel; the target goes on), -EDEADLK (oneself), -EPERM (another run's task, ended or not),
- * -EINVAL. */
+/* Waits until the task has ended; its result is in *result (NULL: not wanted), its error text in
+ * conc_last_error. Any number of tasks may join it; a join never cancels it. Errors: -ECANCELED
+ * (the caller was cancelled; the task continues), -EDEADLK (oneself), -EPERM (another run's task,
+ * ended or not), -EINVAL. */
 CONC_API int conc_join(conc_task *t, int *result);
 
 /* Cancels the task's outermost scope: each of its checkpoints returns -ECANCELED from now on.
- * Returns at once: 0, or -EALREADY when it had ended, -EINVAL for no task, -EPERM for another
- * loop's. From any task or posted function of the loop. */
+ * Returns at once. Errors: -EALREADY (it has ended), -EINVAL (no task), -EPERM (another loop's).
+ * From any task or posted function of the loop. */
 CONC_API int conc_cancel(conc_task *t);
 
 /* Has the task ended? */
@@ -609,41 +608,41 @@ CONC_API bool conc_done(const conc_task *t);
 /* The running task, valid until it ends; NULL in a posted function and outside a run. */
 CONC_API conc_task *conc_self(void);
 
-/* A task's name: what conc_set_name said (copied, 47 bytes at most), else its function and where
- * it was spawned. Borrowed; NULL for no task. A name for which there is no memory changes
- * nothing. */
+/* A task's name: the one that conc_set_name set (copied, at most 47 bytes), else its function and
+ * the location of its spawn. Borrowed; NULL if there is no task. If memory has run out,
+ * conc_set_name does nothing. */
 CONC_API const char *conc_name(const conc_task *t);
 CONC_API void conc_set_name(conc_task *t, const char *name);
 
 /* ---- >>errors ------------------------------------------------------------------------------- */
 
-/* Returns rc; the words (127 bytes at most) go with it to join, group, gather and on_error when
- * the task's result is rc, and to a future that is set to it, in a posted function too. Outside
- * of tasks and jobs they are for this thread's conc_last_error.
+/* Returns rc, and gives it a text (at most 127 bytes). If the task returns rc, the text reaches
+ * join, group, gather and on_error; if it sets a future to rc, the future's waiters, also from a
+ * posted function. Outside of tasks and jobs, the text is for this thread's conc_last_error.
  *     return conc_fail(-EPROTO, "line %d: no colon", line); */
 CONC_API int conc_fail(int rc, const char *fmt, ...) __attribute__((__format__(__printf__, 2, 3)));
 
-/* The error of a task that ended, in words: its conc_fail text, else conc_strerror's; "" without
- * an error. Borrowed. */
+/* The text of the error of a task that has ended: that of conc_fail, else that of conc_strerror; ""
+ * if it succeeded. Borrowed. */
 CONC_API const char *conc_error_text(const conc_task *t);
 
-/* The newest error that a call of conc_fail, or of conc, returned in this task, or that a join,
- * group or gather told it of, in words; "" when there was none. -ECANCELED is no error here: the
- * words of the one before it stay. Outside a run: the error of the thread's last run, or of the
- * conc_run that was refused, "" if it succeeded; or the newest error after that, of a call of
- * conc_fail or conc. Borrowed until the next one. */
+/* The text of this task's newest error: one that conc_fail or another call of conc returned, or
+ * that came from a join, group or gather; "" if there was none. -ECANCELED does not replace the
+ * error before it. Outside a run: the text of the thread's newest error since its last run began,
+ * which may be that of the run itself, or of a conc_run that was refused; "" if there was none.
+ * Borrowed until the next error. */
 CONC_API const char *conc_last_error(void);
 
-/* Any negative errno, in words: what it means in conc where that differs from the system's.
- * Borrowed for ever. From anywhere. */
+/* The text of any negative errno; for some, what it means in conc instead of the system's text.
+ * Never freed. From anywhere. */
 CONC_API const char *conc_strerror(int rc);
 
-/* The value of expr; a negative one is returned, as an int, from the calling function, which
- * returns int or ssize_t: in one that returns bool or size_t an error would look like success. Not
- * around calls that return -1 and set errno, such as open(2): -1 is -EPERM. A
- * compound literal inside expr ends with the macro: do not give it to a task that runs on.
- * Not inside an open scope or group: there CONC_TRY_IN(&s, expr) ends it with the error, and
- * returns what the end returned. */
+/* The value of expr, if it is not negative. A negative one is returned, as an int, from the calling
+ * function, which must return int or ssize_t: as bool or size_t, an error would look like success.
+ * Not for calls that return -1 and set errno, such as open(2): -1 is -EPERM. A compound literal
+ * inside expr ends with the macro: do not pass it to a task that outlives that.
+ * Not inside an open scope or group: there, CONC_TRY_IN(&s, expr) ends it with the error, and
+ * returns the result of that end. */
 #define CONC_TRY(...) CONC__TRY((__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
 #define CONC__TRY(expr, value)         \
     __extension__({                    \
@@ -668,18 +667,19 @@ CONC_API const char *conc_strerror(int rc);
 /* clang-format on */
 #endif
 
-/* CONC_AUTO(conc_group, g) = {.limit = 5}; closes the object when the block is left, however
- * that happens; the last declared closes first. Here for conc_group (children are cancelled and
- * waited for, their errors go to on_error) and conc_gen; closing what was never opened, or
- * closed before, does nothing. Not for conc_scope, whose end changes the result. */
+/* CONC_AUTO(conc_group, g) = {.limit = 5}; closes the object when the block ends, in whatever way;
+ * the last declared closes first. For conc_group (cancels the children and waits for them; their
+ * errors go to on_error), conc_gen, conc_stream, conc_signals and types of the other headers.
+ * Closing an object that was never opened, or is closed, does nothing. Not for conc_scope, whose
+ * end changes the result. */
 #define CONC_AUTO(type, name) __attribute__((__cleanup__(conc__auto_##type), __unused__)) type name
 CONC_API void conc__auto_conc_group(conc_group *g);
 CONC_API void conc__auto_conc_gen(conc_gen *g);
 
-/* CONC_AUTO_TYPE(fetch_client, fetch_close) at file scope gives CONC_AUTO a type of yours:
- * CONC_AUTO(fetch_client, c) = {0}; then calls fetch_close(&c), whose result is not looked at, when
- * the block is left. The type's name is one word; an all-zero object must be closable. An error
- * that the close meets leaves conc_last_error as it was. A semicolon may follow. */
+/* CONC_AUTO_TYPE(fetch_client, fetch_close) at file scope makes CONC_AUTO work with a type of
+ * yours: CONC_AUTO(fetch_client, c) = {0}; calls fetch_close(&c), and ignores its result, when the
+ * block ends. The type's name must be one word, and an all-zero object closable. An error in the
+ * close leaves conc_last_error as it was. A semicolon may follow. */
 #define CONC_AUTO_TYPE(type, close)                                          \
     static __attribute__((__unused__)) void conc__close_##type(void *object) \
     {                                                                        \
@@ -694,17 +694,17 @@ CONC_API void conc__close_quietly(void (*close)(void *), void *object);
 
 /* ---- >>locals ------------------------------------------------------------------------------- */
 
-/* A value for each task, inherited: static conc_local request_id = {"request id"}; its address
- * is the key. */
+/* A value for each task, which its children inherit: static conc_local request_id = {"request id"};
+ * its address is the key. */
 typedef struct conc_local {
-    const char *name; /* for the reader of a dump; NULL is fine */
+    const char *name; /* shown in dumps; may be NULL */
 } conc_local;
 
-/* Sets this task's value (borrowed). A task spawned later starts with the values of that moment;
- * later sets on either side are not seen by the other. Errors: -EINVAL (NULL key), -ENOMEM. */
+/* Sets this task's value (borrowed). A task starts with the values that its parent had at the
+ * spawn; later sets of either do not affect the other. Errors: -EINVAL (NULL key), -ENOMEM. */
 CONC_API int conc_local_set(conc_local *key, const void *value);
 
-/* This task's value, NULL when none was set. */
+/* This task's value; NULL if none was set. */
 CONC_API void *conc_local_get(conc_local *key);
 
 /* ---- >>generators --------------------------------------------------------------------------- */
@@ -718,8 +718,8 @@ struct conc_gen {
     uint64_t run;
 };
 
-/* Opens a generator: fn(g, arg) will run in the consumer's task, on a stack of its own, from the
- * first next on.
+/* Opens a generator: fn(g, arg) runs in the consumer's task, on a stack of its own, from the first
+ * conc_gen_next on.
  *     int conc_gen_open(conc_gen *g, conc_gen_fn *fn, void *arg, size_t item_size);
  * Errors: -EINVAL (NULL, open already), -EBUSY (open in another thread's run), -ENOMEM. Close it
  * with conc_gen_close. */
@@ -727,23 +727,23 @@ struct conc_gen {
 CONC_API int conc__gen_open(const char *opened, conc_gen *g, conc_gen_fn *fn, void *arg,
                             size_t item_size);
 
-/* In the body: hands a copy of item_size bytes to the consumer, and returns when it wants the
- * next: 0. -ECANCELED: the consumer is closing, clean up and return; so does every emit from then
- * on, at once. -EINVAL: not in this generator's body, or a scope or group of the body is open. The
- * body cannot end a scope or group that its consumer has open: -EINVAL. */
+/* In the body: passes a copy of item_size bytes to the consumer, and returns 0 when it wants the
+ * next item. -ECANCELED: the consumer is closing the generator: clean up and return; every later
+ * emit returns that at once. -EINVAL: not in this generator's body, or a scope or group of the body
+ * is open. The body cannot end a scope or group that its consumer has open: -EINVAL. */
 CONC_API int conc_gen_emit(conc_gen *g, const void *item);
 
-/* In the consumer: 1 and the next item, 0 at the end (and after it), negative the body's error.
- * A cancel of the consumer reaches the waits of the body. -EBUSY: another task, or the body
- * itself, is inside; -EPERM: another run's; -EINVAL: not open. Waits as the body does. */
+/* In the consumer: returns 1 and the next item, 0 at the end and after it, or the body's error. A
+ * cancel of the consumer reaches the waits of the body. -EBUSY: another task, or the body itself,
+ * is in the generator; -EPERM: it is another run's; -EINVAL: not open. Waits as the body does. */
 CONC_API int conc_gen_next(conc_gen *g, void *item);
 
 /* Ends the body, whose emit returns -ECANCELED, waits for its clean-up, and frees the stack.
- * Returns 0 or the error of the clean-up. A body that emits 1000 times more instead of ending is
- * stopped for good: what it has open is closed, its groups' children are cancelled and waited for,
- * on_error is told, -EINVAL is returned, and the stack is kept until the run ends. Closing twice,
- * what was never opened, or after the run: 0. -EBUSY and -EPERM as above. The body's own waits
- * still work while it cleans up. */
+ * Returns 0 or the error of the clean-up. The body's own waits still work while it cleans up. A
+ * body that emits 1000 times more instead of ending is stopped for good: conc closes what it has
+ * open, cancels the children of its groups and waits for them, reports that to on_error, returns
+ * -EINVAL, and keeps the stack until the run ends. Closing twice, what was never opened, or after
+ * the run: 0. -EBUSY and -EPERM as above. */
 CONC_API int conc_gen_close(conc_gen *g);
 
 /* ---- >>descriptors -------------------------------------------------------------------------- */
@@ -751,45 +751,44 @@ CONC_API int conc_gen_close(conc_gen *g);
 enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
 
 /* Descriptors that conc opened (conc_listen, conc_accept, conc_dial) are non-blocking and
- * close-on-exec, and have to be closed with conc_close. All calls here take any other descriptor
- * as well. Each makes its system call first and waits only where that would have to. Several
- * tasks may wait on one descriptor; all of them go on when it is ready. No call raises SIGPIPE,
- * which a run blocks in its thread; a broken pipe is -EPIPE. A program that a task starts by
- * system(), popen() or posix_spawn() inherits that; one of conc_pool.h's conc_child does not.
+ * close-on-exec, and must be closed with conc_close. All calls here take any other descriptor as
+ * well. Each makes its system call first, and waits only if that would block. Several tasks may
+ * wait on one descriptor; all of them continue when it is ready. No call raises SIGPIPE, which a
+ * run blocks in its thread; a broken pipe is -EPIPE. A program that a task starts by system(),
+ * popen() or posix_spawn() inherits the blocked signal; one of conc_pool.h's conc_child does not.
  *
- * A descriptor in blocking mode stays so, apart from a listener (conc_accept), and does not hold
- * the loop: Linux has calls for sockets and pipes that do not wait, terminals and named pipes are
- * opened anew for the time of the call, and all others are asked by poll(2) first and written at
- * most PIPE_BUF bytes at a time. Of a vector for a device that takes its parts one by one, such as
- * an eventfd, only the first part is moved. Two things can still hold the loop: the disk, with
+ * A descriptor in blocking mode keeps that mode, apart from a listener (conc_accept), and does not
+ * hold the loop. For sockets and pipes, Linux has calls that do not block. Terminals and named
+ * pipes are opened a second time for each call. All others are polled with poll(2) first, and at
+ * most PIPE_BUF bytes are written at a time. If a device takes the parts of a vector one by one, as
+ * an eventfd does, only the first part is moved. Two things can still hold the loop: the disk, with
  * regular files and directories (conc_pool.h reads and writes files off the loop); and a descriptor
  * of another kind (inotify; pipes on other systems) that several processes use at once, if another
- * one takes the bytes after poll(2) has seen them.
+ * one takes the bytes after poll(2) has reported them.
  *
- * A descriptor may be ready in name only: a socket with messages in its error queue, a full Unix
- * datagram peer, an eventfd that has no room for so large a number. A call that finds that so
- * pauses before it tries again, 1 ms and then longer, up to 64 ms.
+ * A descriptor may be reported ready though a call would block: a socket with messages in its error
+ * queue, a full Unix datagram peer, an eventfd without room for so large a number. Then the call
+ * pauses before it tries again, for 1 ms at first and up to 64 ms later.
  *
- * A task that waits for a descriptor that is closed with close(2) gets -EBADF within a quarter of
- * a second (of some thousands of such descriptors, within as many times that as there are 500s).
- * If the number is used again at once, for a file of the same kind, the poll(2) backend may take
- * that for the old one where the system gives both the same inode, as it does to eventfds. */
+ * If a descriptor is closed with close(2), a task that waits for it gets -EBADF within a quarter of
+ * a second (with thousands of such descriptors, within as many times that as there are 500s). If
+ * the number is reused at once for a file of the same kind, the poll(2) backend may not notice
+ * where both have the same inode, as eventfds do. */
 
-/* Waits until fd can be read from, written to, or either: returns those of `events` that it is
- * ready for, which may be more than zero for end of file, an error, or a peer that hung up. With
- * events 0 it waits for a hang-up or an error alone: 0. A regular file is always ready, and never
- * hangs up. Errors: -EBADF (not open, or closed meanwhile), -EINVAL (other events), or the
- * system's.
+/* Waits until fd is ready for any of `events`, and returns those for which it is ready. End of
+ * file, an error, or a peer that hung up make it ready. With events 0, waits only for a hang-up or
+ * an error, and returns 0. A regular file is always ready, and never hangs up. Errors: -EBADF (not
+ * open, or closed meanwhile), -EINVAL (other events), or the system's.
  *
- * It says what poll(2) says. Where a descriptor is ready in name only, a loop that calls
- * conc_wait_fd and then recv(2), which fails with EAGAIN, spins: conc does not see that result.
- * conc_recv and its kin pause. */
+ * It reports what poll(2) reports. If a descriptor is reported ready though a call would block, a
+ * loop of conc_wait_fd and recv(2) spins, as conc does not see the EAGAIN; conc_recv and the like
+ * pause. */
 CONC_API int conc_wait_fd(int fd, int events);
 
-/* The POSIX calls, which wait instead of blocking or of failing with EAGAIN: a count, 0 at the
- * end of file, or a negative errno (-EBADF too when fd is closed while they wait). A cancel
- * loses nothing: -ECANCELED means that no byte was moved. With MSG_DONTWAIT in flags -EAGAIN is
- * returned, and nothing waits; for MSG_WAITALL there is conc_read_full. */
+/* The POSIX calls, but they wait instead of blocking or failing with EAGAIN. Each returns a count,
+ * 0 at end of file, or a negative errno (-EBADF also if fd is closed while they wait). A cancel
+ * loses nothing: -ECANCELED means that no byte was moved. With MSG_DONTWAIT in flags, they return
+ * -EAGAIN instead of waiting; instead of MSG_WAITALL, use conc_read_full. */
 CONC_API ssize_t conc_read(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write(int fd, const void *buf, size_t n);
 CONC_API ssize_t conc_readv(int fd, const struct iovec *parts, int count);
@@ -801,72 +800,72 @@ CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct so
 CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
                              const struct sockaddr *to, socklen_t to_size);
 
-/* All n bytes. Fewer are returned at the end of file (of reading), or when an error or a cancel
- * came after some had moved: the next call returns that error, the next checkpoint -ECANCELED.
+/* Move all n bytes. They return fewer at end of file (reading), or if an error or a cancel comes
+ * after some were moved: then the next call returns that error, and the next checkpoint -ECANCELED.
  * Otherwise as above. */
 CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n);
 
 /* Addresses: "127.0.0.1:8080", "[::1]:80", "[fe80::1%eth0]:80", "localhost:0" (127.0.0.1, or
  * else ::1), "unix:/run/x", and on Linux "unix:@x" for the abstract name x. Malformed: -EINVAL.
- * Other host names are looked up where conc_pool.h is in the program too, else -EADDRNOTAVAIL. */
+ * Other host names are looked up if conc_pool.h is in the program, otherwise -EADDRNOTAVAIL. */
 
 typedef struct conc_listen_options {
     int backlog;     /* connections that may wait to be accepted; 0: the system's maximum */
-    bool reuse_port; /* SO_REUSEPORT: several sockets share the port; no matter for "unix:" */
+    bool reuse_port; /* SO_REUSEPORT: several sockets share the port; ignored for "unix:" */
 } conc_listen_options;
 
-/* Opens a socket that listens: the descriptor. Its address may be used again at once
- * (SO_REUSEADDR), IPv6 is for IPv6 only, TCP connections have TCP_NODELAY. A Unix socket's file
- * that no process listens on is replaced; meanwhile a file PATH.conc-lock lies beside it, and
- * while another process holds that, the call holds the loop for 50 ms at most. Where the system
- * has no locks for it, such a file stays: flock(2)'s error. Port 0: one that
- * is free, which conc_address tells. Errors: -EINVAL, -EADDRINUSE and others of the system's. Not
- * a checkpoint. */
+/* Opens a listening socket and returns its descriptor. The address may be reused at once
+ * (SO_REUSEADDR), IPv6 is for IPv6 only, TCP connections have TCP_NODELAY. Port 0 means any free
+ * one; conc_address returns it. If no process listens on the file of a Unix socket, the file is
+ * replaced. Meanwhile there is a lock file PATH.conc-lock; if another process has that locked, the
+ * call holds the loop for at most 50 ms. If the file system has no locks, the socket's file stays,
+ * and the error is that of flock(2). Errors: -EINVAL, -EADDRINUSE and others of the system. Not a
+ * checkpoint. */
 CONC_API int conc_listen(const char *address);
 CONC_API int conc_listen_with(const char *address, const conc_listen_options *o);
 
-/* Waits for a connection: its descriptor. A cancel leaves it to the next accept. A listener in
- * blocking mode is set to non-blocking, in all processes that have it: else the loop would wait
- * where another process took the connection first. */
+/* Waits for a connection and returns its descriptor. A cancel leaves the connection to the next
+ * accept. A listener in blocking mode becomes non-blocking, in all processes that have it:
+ * otherwise the call would hold the loop if another process took the connection first. */
 CONC_API int conc_accept(int fd);
 
-/* Connects: the descriptor, with TCP_NODELAY. Errors: -EINVAL, -ECONNREFUSED and others of the
- * system's. Waits, without a limit but the system's (-ETIMEDOUT); cancelled, it leaves nothing
+/* Connects and returns the descriptor, with TCP_NODELAY. Errors: -EINVAL, -ECONNREFUSED and others
+ * of the system. Waits; the only limit is the system's (-ETIMEDOUT). A cancel leaves nothing
  * open. */
 CONC_API int conc_dial(const char *address);
 
-/* Writes a socket's own address, or its peer's, in the notation above: 0. Errors: -ENOSPC (size
- * is too small; 120 bytes are enough for any), -ENOTCONN, -ENOTSOCK, -EINVAL (NULL). Not a
+/* Writes a socket's own address, or its peer's, to buf, in the notation above. Errors: -ENOSPC
+ * (size is too small; 120 bytes are always enough), -ENOTCONN, -ENOTSOCK, -EINVAL (NULL). Not a
  * checkpoint. From anywhere. */
 CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
 
-/* Closes fd, which need not be conc's, and wakes all of this loop's tasks that wait on it with
- * -EBADF, and another loop's a little later. Not a checkpoint. From anywhere; outside a run it only
- * closes. Errors: close(2)'s; the descriptor is gone all the same. A socket with SO_LINGER set to a
- * time holds the loop so long, in non-blocking mode too, while data is unsent: close that one by
- * conc_offload. */
+/* Closes fd, which need not be conc's, and wakes all tasks that wait on it with -EBADF: those of
+ * this loop at once, those of another loop a little later. Not a checkpoint. From anywhere; outside
+ * a run it only closes. Errors: those of close(2); the descriptor is closed all the same. A socket
+ * with an SO_LINGER time and unsent data holds the loop for that time, even in non-blocking mode:
+ * close it with conc_offload. */
 CONC_API int conc_close(int fd);
 
 typedef struct conc_server {
     int fd; /* as conc_listen returned it */
-    /* serves one connection. fd is closed after it: a handler that closes it itself, by close(2),
-     * has another file closed that got its number; conc_close may close it earlier */
+    /* serves one connection. conc_serve closes fd afterwards. The handler may close it earlier with
+     * conc_close, but not with close(2): a new file with the same number would be closed */
     int (*handler)(int fd, void *arg);
     void *arg;
-    /* connections at once; 0: no limit. At the limit those that come wait in the backlog */
+    /* connections at once; 0: no limit. At the limit, new ones wait in the backlog */
     int limit;
-    /* of its tasks, borrowed until conc_serve returned; NULL: the handler's, where debug mode or a
-     * trace asks for it and the program has its symbols, else conc_serve and its place */
+    /* of its tasks, borrowed until conc_serve returns. NULL: the name of the handler, in debug mode
+     * or under a trace, if the program has its symbols; otherwise conc_serve and its location */
     const char *name;
 } conc_server;
 
-/* Accepts connections and starts a task for each, until it is cancelled, which cancels the
- * handlers and waits for them, or until conc_close(s->fd), after which it waits for the handlers
- * and returns 0. A handler's error goes to on_error, and serving goes on. So it does after an
- * error of accept(2) that means one connection. When there are no more descriptors or memory, it
- * tries again ten times a second; that goes to on_error once, and again only after accepting has
- * worked for a second. *s is read once. The caller closes s->fd. Errors: -EINVAL, accept's.
+/* Accepts connections and starts a task for each. A cancel cancels the handlers and waits for them;
+ * after conc_close(s->fd) it waits for the handlers and returns 0. A handler's error goes to
+ * on_error, and serving continues, as it does after an error of accept(2) that concerns only one
+ * connection. If descriptors or memory run out, it tries again ten times a second; that goes to
+ * on_error once, and again only after accepting has worked for a second. *s is read once. The
+ * caller closes s->fd. Errors: -EINVAL, those of accept(2).
  *     int conc_serve(const conc_server *s); */
 #define conc_serve(...) conc__serve((__VA_ARGS__), CONC__AT(CONC__CONNECTION_OF "conc_serve at "))
 #define CONC__CONNECTION_OF "a connection of "
