@@ -875,65 +875,65 @@ CONC_API int conc__serve(const conc_server *s, const char *connection);
 
 typedef struct conc__buffer {
     char *data;
-    size_t start, end, size; /* bytes from start to end are in it */
+    size_t start, end, size; /* its bytes are those from start to end */
 } conc__buffer;
 
-/* Buffers, both ways, over any descriptor or a transport of your own. Reading and writing are
- * independent of each other. The first fields are yours to set before conc_stream_open. */
+/* Buffered reading and writing, independent of each other, on any descriptor or a transport of your
+ * own. The first two fields are yours to set before conc_stream_open. */
 struct conc_stream {
     size_t limit;       /* bytes of the longest record, without its delimiter; 0: 65,536 */
-    size_t buffer_size; /* bytes that are read at a time, and written before it waits; 0: 16,384 */
+    size_t buffer_size; /* bytes read at a time, and kept before a write waits; 0: 16,384 */
     /* private */
     int fd, state, read_error, write_error;
     conc__buffer in, out;
-    char *ended; /* where a NUL stands instead of `covered` */
+    char *ended; /* the byte that a NUL has replaced; `covered` has its value */
     char covered;
     bool at_end, writing, unsaid; /* unsaid: no call has returned the error that ended writing */
     bool dropped;                 /* the close dropped bytes */
     bool shut;                    /* conc_stream_shutdown ended the writing half */
     conc_task *reader;
-    int inside; /* calls that may wait, and have not returned */
+    int inside; /* calls that may wait and have not returned */
     conc__waits writers, closers;
-    uint64_t run;                 /* in which it was opened, or first used in a forked child */
+    uint64_t run;                 /* that opened it, or that first used it in a forked child */
     struct conc__transported *on; /* NULL: a descriptor */
 };
 typedef struct conc_stream conc_stream;
 
 /* Opens a stream on fd and owns it: conc_stream_close closes it.
  *     int conc_stream_open(conc_stream *s, int fd);
- * Errors: -EINVAL (NULL, open already), -EBUSY (closed, and a task has not left it yet), -EBADF;
- * then fd stays yours. Not a checkpoint. Memory is taken when bytes are there and given back
- * when none are. */
+ * On an error fd stays yours: -EINVAL (NULL, open already), -EBUSY (closed, but a task has not left
+ * it yet), -EBADF. Not a checkpoint. The stream allocates memory only while it has bytes. */
 #define conc_stream_open(...) conc__stream_open(CONC__PLACE, __VA_ARGS__)
 CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd);
 
-/* What a stream can run on instead of a descriptor: TLS, a cipher, memory. The functions get
- * the self that was given to conc_stream_open_on, and run in tasks, where they may wait; they
- * return a negative errno for an error (its words are conc_fail's), and -ECANCELED for a cancel,
- * which has had no effect then. -EAGAIN is tried again, after a pause of 1 ms, later of up to
- * 64 ms. A read and a write may be under way at once, in two tasks; never two reads, or two of
- * write and shutdown. */
+/* What a stream can run on instead of a descriptor: TLS, a cipher, memory. The functions get the
+ * self that was passed to conc_stream_open_on, and run in tasks, where they may wait. They return a
+ * negative errno for an error (with the text of conc_fail), and -ECANCELED for a cancel, which must
+ * have had no effect. After -EAGAIN the stream calls again, after a pause of 1 ms at first and up
+ * to 64 ms later. A read and a write may be in progress at once, in two tasks; never two reads, nor
+ * two of write and shutdown. */
 typedef struct conc_transport {
-    /* as conc_read: waits for bytes, and returns how many, at most n; 0 at the end */
+    /* as conc_read: waits for bytes, and returns their number, at most n; 0 at the end */
     ssize_t (*read)(void *self, void *buf, size_t n);
-    /* as conc_write: waits until some of the n bytes are taken, and returns how many; never 0.
-     * After an error, -ECANCELED or -EAGAIN the next call brings the same bytes, and maybe more
-     * behind them, from another address. A transport that packs bytes into records takes them
-     * when the record is made, and sends the rest of it first the next time: conc_stream_flush
-     * does not know of that rest, so where it matters write returns when the record is sent */
+    /* as conc_write: waits until some of the n bytes are taken, and returns their number; never 0.
+     * After an error, -ECANCELED or -EAGAIN the next call passes the same bytes, and maybe more
+     * after them, at another address. A transport that packs bytes into records takes them when it
+     * has made the record, and next time first sends the rest of that. conc_stream_flush does not
+     * know of this rest: where it matters, write must return only when the record has been sent */
     ssize_t (*write)(void *self, const void *buf, size_t n);
-    /* ends the writing half, so that the peer reads the end: 0. NULL: there are no halves */
+    /* ends the writing half, so that the peer reads the end. NULL: there are no halves */
     int (*shutdown)(void *self);
     /* releases self, whatever it returns: 0 or an error, which conc_stream_close returns. It is
-     * called once, when no other call is under way. It runs in a task unless the stream is closed
-     * elsewhere; in a cancelled task nothing in it waits. NULL: there is nothing to release */
+     * called once, when no other call is in progress. It runs in a task, unless the stream is
+     * closed outside of one; in a cancelled task it cannot wait. NULL: there is nothing to
+     * release */
     int (*close)(void *self);
 } conc_transport;
 
-/* Opens a stream on a transport; all calls of a stream are the same on it. *t is copied; self is
- * borrowed until conc_stream_close has called close with it. conc_stream_close makes calls that
- * other tasks have under way return -ECANCELED, as if their tasks were cancelled in them, and waits
- * for them. What was written is sent by a task of the stream's own when a read waits; if that
+/* Opens a stream on a transport; all calls of a stream work on it. *t is copied; self is borrowed
+ * until conc_stream_close has called close with it. conc_stream_close makes calls of the transport
+ * that are in progress in other tasks return -ECANCELED, as if those tasks were cancelled, and
+ * waits for them. When a read waits, a task of the stream's own sends what was written; if that
  * fails, the stream cancels the transport's read in the same way, and its own read returns the
  * error of the write.
  *     int conc_stream_open_on(conc_stream *s, const conc_transport *t, void *self);
@@ -943,68 +943,67 @@ typedef struct conc_transport {
 CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_transport *t,
                                   void *self);
 
-/* Reading. Each waits for bytes when there are too few, and then first starts to send what was
- * written, so that a question need not be flushed before the answer is read. The sending goes on
- * beside the wait. If it fails, or writing has failed before, and no call has returned that error
- * yet, a read that has to wait returns it instead, once: bytes that are there come first, and the
- * next read waits again. A cancel loses no byte: what was not returned can still be read. What
- * came before an error is returned before the error. Errors: the descriptor's, those of writing,
- * -EBUSY (another task is reading), -EPIPE (closed, or closed while it waited), -EINVAL (never
- * opened), -ENOMEM. */
+/* Reading. A read that has to wait for bytes first starts to send what was written, so a question
+ * need not be flushed before its answer is read; the sending continues during the wait. If writing
+ * fails, or has failed, and no call has returned that error yet, a read that would have to wait
+ * returns it, once: bytes that are there come first, and the next read waits again. A cancel loses
+ * no byte: what was not returned can still be read. Bytes that came before an error are returned
+ * before it. Errors: the descriptor's, those of writing, -EBUSY (another task is reading), -EPIPE
+ * (closed, or closed while it waited), -EINVAL (never opened), -ENOMEM. */
 
-/* What there is, at most n bytes; 0 at the end of file (and for n 0, at once). */
+/* Reads the bytes that are there, at most n; 0 at end of file, and at once if n is 0. */
 CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n);
 
-/* n bytes; fewer at the end of file, or when a cancel or an error came after some were moved. */
+/* Reads n bytes; fewer at end of file, or if a cancel or an error comes after some were read. */
 CONC_API ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n);
 
-/* Up to and with the delimiter of n bytes: the length, and in *data where it stands, with a NUL
- * behind it, until the next call that reads or closes. At the end of file what is left, without
- * a delimiter; then 0, and *data is NULL. -EMSGSIZE: no delimiter within `limit` bytes; nothing
- * is lost, conc_stream_read can read it. */
+/* Reads up to and including a delimiter of n bytes. Returns the length; *data points to the bytes,
+ * with a NUL after them, until the next call that reads or closes. At end of file it returns what
+ * is left, without a delimiter; then 0, and *data is NULL. -EMSGSIZE: no delimiter within `limit`
+ * bytes; nothing is lost, and conc_stream_read can read it. */
 CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, size_t n,
                                         char **data);
 
-/* The same for lines, which end with "\n" or "\r\n", and come without that:
+/* The same for lines, which end with "\n" or "\r\n"; the result is without that:
  *     char *line;
  *     while (CONC_TRY(conc_stream_read_line(&s, &line)) >= 0 && line) ...
- * An empty line has length 0, as the end has, but there line is NULL. */
+ * An empty line has length 0, and so has the end, but there line is NULL. */
 CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
 
-/* Writing. Bytes are kept until buffer_size of them are there, until a flush, or until a read of
- * the stream has to wait. What one call writes stays together: other tasks' writes wait for
- * their turn. Errors: the descriptor's, from then on, also if a read has returned it (bytes that
- * were kept are dropped), -EPIPE (closed), -EINVAL, -ENOMEM. */
+/* Writing. The buffer keeps bytes until there are buffer_size of them, until a flush, or until a
+ * read of the stream has to wait. The bytes of one call stay together: writes of other tasks wait
+ * for their turn. Errors: the descriptor's, which drops the buffered bytes and is returned from
+ * then on, even if a read has returned it; -EPIPE (closed), -EINVAL, -ENOMEM. */
 
-/* Writes n bytes: n. Waits while they do not fit into the buffer. Fewer when a cancel came after
- * some were taken. */
+/* Writes n bytes and returns n, or fewer if a cancel comes after some were taken. Waits while they
+ * do not fit into the buffer. */
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n) CONC_NODISCARD;
 
-/* The same for formatted text: its length. Under a time limit compare it: a count below the
- * length of the text means that the limit passed, as with conc_stream_write. */
+/* The same for formatted text. Returns its length, or less if a cancel or a time limit comes after
+ * some bytes were taken, as with conc_stream_write. */
 CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
     __attribute__((__format__(__printf__, 2, 3)));
 
-/* Waits until all that was written has been handed to the system: 0. If a cancel or a time limit
- * comes when some bytes have been handed over, it returns their number, which is positive, and the
- * rest stays in the buffer for the next flush; if none have, -ECANCELED. */
+/* Waits until the system has taken all that was written, and returns 0. If a cancel or a time limit
+ * comes after it has taken some bytes, returns their number, and the rest stays in the buffer for
+ * the next flush; if it has taken none, -ECANCELED. */
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
 
-/* Flushes, and ends the writing half, so that the peer reads the end of file; reading goes on.
- * Later writes are -EPIPE, and a second call is 0. The write end of a pipe is closed. Waits, from
- * tasks. Errors, and the writing half is still open: -ECANCELED (what was not sent yet is kept),
- * -ENOTSOCK (no socket, pipe or transport with halves: all was flushed), an error of writing, or
- * of shutdown(2). */
+/* Flushes, and ends the writing half, so that the peer reads end of file; reading continues to
+ * work. Later writes return -EPIPE, and a second call 0. The write end of a pipe is closed. Waits.
+ * On an error the writing half is still open: -ECANCELED (unsent bytes are kept), -ENOTSOCK (no
+ * socket, pipe or transport with halves; all was flushed), an error of writing, or of
+ * shutdown(2). */
 CONC_API int conc_stream_shutdown(conc_stream *s) CONC_NODISCARD;
 
-/* Flushes behind the write that is under way (not in a task that is cancelled), closes, and frees:
- * 0, the error of the flush, or an earlier one of writing that no call has told yet. Tasks that
- * wait in the stream get -EPIPE, and the close returns when all of them have left it, however long
- * that takes: its memory may be freed then. The flush waits for a peer that does not read, until a
- * cancel or a time limit: to drop such a peer, conc_timeout(0, fn, &s) with an fn that closes it,
- * or a scope that is cancelled. Closing twice, or what was never opened, does nothing. Waits, but
- * is not to be repeated after an error. Outside a run, and in a posted function, it neither flushes
- * nor waits: there the stream's memory has to stay until the tasks inside have returned. */
+/* Flushes after any write in progress (not in a cancelled task), closes, and frees. Returns 0, the
+ * error of the flush, or an earlier error of writing that no call has returned yet. Tasks that wait
+ * in the stream get -EPIPE. The close returns when all of them have left the stream, however long
+ * that takes; then its memory may be freed. If the peer does not read, the flush waits until a
+ * cancel or a time limit: to drop such a peer, close in conc_timeout(0, fn, &s), or in a cancelled
+ * scope. Closing twice, or what was never opened, does nothing. Waits; do not repeat it after an
+ * error. Outside a run, and in a posted function, it neither flushes nor waits: there the stream's
+ * memory must stay until the tasks inside have returned. */
 CONC_API int conc_stream_close(conc_stream *s);
 CONC_API void conc__auto_conc_stream(conc_stream *s);
 
@@ -1020,30 +1019,29 @@ typedef struct conc_signals {
     conc__waits waits;
 } conc_signals;
 
-/* From here on these signals are received, and none is lost; the kernel may merge equal ones.
- * Each open conc_signals gets every signal of its numbers, in every thread; a number that is in
- * the list twice counts once. They are let through in this thread if they were blocked.
- * Errors: -EINVAL (NULL, n 0, open already, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and
- * those of faults), -EBUSY (open in another thread's run), -ENOMEM, and what the system refuses;
- * then nothing has changed. Not a checkpoint. One on a task's stack has to be closed before its
- * function returns: one that is lost there ends the program, with a report.
+/* Begins to receive these signals. None is lost, but the kernel may merge equal ones. Each open
+ * conc_signals, in any thread, gets every signal of its numbers; a number that is listed twice
+ * counts once. Signals that were blocked are unblocked in this thread. On an error nothing has
+ * changed: -EINVAL (NULL, n 0, open already, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and those
+ * of faults), -EBUSY (open in another thread's run), -ENOMEM, and those of the system. Not a
+ * checkpoint. A conc_signals on a task's stack must be closed before its function returns;
+ * otherwise conc aborts with a report.
  *     int conc_signals_open(conc_signals *s, const int *numbers, size_t n); */
 #define conc_signals_open(...) \
     conc__signals_open(CONC__AT("the conc_signals opened at "), __VA_ARGS__)
 CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *numbers, size_t n);
 
-/* Waits for the next signal: its number. Of several that came, each number has its turn. -EPIPE:
- * not open, or closed meanwhile. */
+/* Waits for the next signal and returns its number. If several have come, the numbers take turns.
+ * -EPIPE: not open, or closed meanwhile. */
 CONC_API int conc_signals_next(conc_signals *s) CONC_NODISCARD;
 
-/* The handlers and the mask are as before the opening (a handler that somebody else installed
- * meanwhile stays); signals that came and were not handed out to anybody are raised anew.
- * Closing twice, or what was never opened, does nothing:
- * 0. Not a checkpoint. -EPERM: another run's. */
+/* Restores the handlers and the mask from before the opening, except a handler that the program has
+ * installed meanwhile. Raises again the signals that came and that no receiver got. Closing twice,
+ * or what was never opened, does nothing and returns 0. Not a checkpoint. -EPERM: another run's. */
 CONC_API int conc_signals_close(conc_signals *s);
 CONC_API void conc__auto_conc_signals(conc_signals *s);
 
-/* Waits for one signal, from now on: its number. Errors as above. */
+/* Waits for one signal that comes from now on, and returns its number. Errors as above. */
 CONC_API int conc_wait_signal(int number);
 
 /* ---- >>loops -------------------------------------------------------------------------------- */
@@ -1051,48 +1049,49 @@ CONC_API int conc_wait_signal(int number);
 /* The loop of this thread's run; NULL outside one. */
 CONC_API conc_loop *conc_loop_self(void);
 
-/* Tells that somebody outside will post (the virtual clock goes on all the same): while held,
- * waiting is no deadlock, and the loop stays valid, even after its run, until it is released as
- * often as held. From any thread. Errors: -EINVAL: NULL, released too often; -EPERM: the loop is
- * the parent process's. */
+/* A hold says that another thread will post to the loop. While the loop is held, tasks that all
+ * wait are no deadlock, and the loop stays valid, even after its run, until it is released as often
+ * as held. The virtual clock does not stop for a hold. From any thread. Errors: -EINVAL (NULL,
+ * released too often), -EPERM (the loop is the parent process's). */
 CONC_API int conc_loop_hold(conc_loop *l);
 CONC_API int conc_loop_release(conc_loop *l);
 
-/* Has l call fn(arg) between two tasks, in the order of posting. However many are posted, timers,
- * descriptors and signals have their turn between them. From any thread, not from a signal
- * handler. A post that returned 0 is run. Without a hold it is for those who know that
- * the run still lasts. Errors: -EINVAL, -ENOMEM, -ESHUTDOWN once the run is over, -EPERM if it is
- * the parent process's. */
+/* Makes l call fn(arg) between two tasks, in the order of the posts. However many there are, l
+ * serves timers, descriptors and signals in between. From any thread, but not from a signal
+ * handler. A post that returned 0 will run. Without a hold, the caller must know that the run has
+ * not ended. Errors: -EINVAL, -ENOMEM, -ESHUTDOWN (the run is over), -EPERM (it is the parent
+ * process's). */
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
 
-/* From another thread: starts fn(arg) as a background task of l, and returns its result when it
- * ended, and its error's words in conc_last_error. The caller is a plain thread or a job, which
- * blocks, or a task of another loop, which waits. arg is borrowed until then. A cancel of that
- * task, or of the job, cancels fn, and the call still returns when fn has ended, with fn's result.
- * When l's run ends before fn does, fn is cancelled, too. As with conc_post, the run must be known
- * to last, or be held. On virtual clocks, that of a waiting task's loop stands still meanwhile, and
- * a waiting job holds none. Errors, fn is not run: -EINVAL, -EDEADLK (l is this thread's),
- * -ESHUTDOWN once l's run is over or about to end, -ENOMEM, -ECANCELED (the calling task is
+/* From another thread: starts fn(arg) as a background task of l, and returns its result when it has
+ * ended, with the text of its error in conc_last_error. The caller is a plain thread or a job,
+ * which blocks, or a task of another loop, which waits; arg is borrowed until the return. A cancel
+ * of that task or job cancels fn; the call still returns fn's result when fn has ended. If l's run
+ * ends before fn, that cancels fn, too. As with conc_post, the caller must know that the run has
+ * not ended, or hold it. While a task waits in this call, the virtual clock of its loop stands
+ * still; a waiting job stops no clock. On an error fn does not run: -EINVAL, -EDEADLK (l is this
+ * thread's), -ESHUTDOWN (l's run is over or about to end), -ENOMEM, -ECANCELED (the calling task is
  * cancelled), -EPERM (in a posted function; or l is the parent process's).
  *     int conc_loop_run(conc_loop *l, conc_fn *fn, void *arg); */
 #define conc_loop_run(...) conc__loop_run(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__loop_run(const char *spawned, conc_loop *l, conc_fn *fn, void *arg);
 
-/* Releases what conc handed over to be freed. NULL does nothing. From anywhere. */
+/* Frees memory that conc returned for the caller to free. NULL does nothing. From anywhere. */
 CONC_API void conc_free(void *p);
 
 /* ---- >>embedding ---------------------------------------------------------------------------- */
 
-/* A run inside a program that has a loop of its own: that waits for conc_embed_fd to become
- * readable, at most conc_embed_timeout seconds, and then calls conc_embed_step, until this
- * returns 0. For poll(2) the timeout is rounded up, and CONC_FOREVER is -1:
+/* A run inside a program that has a loop of its own, the host. The host waits until conc_embed_fd
+ * is readable, at most conc_embed_timeout seconds, and calls conc_embed_step, until that returns 0.
+ * For poll(2), round the timeout up, and turn CONC_FOREVER into -1:
  *     double s = conc_embed_timeout(&e);
  *     int ms = s > 1e6 ? -1 : (int)(s * 1000 + 0.999);
- * (kqueue does not have devices such as /dev/tty, and on macOS named pipes: while a task waits for
- * one, the timeout is at most 20 ms.) Between the steps the rest of the thread's code is to conc
- * like a posted function: it may spawn, set and cancel, and what would wait is -EPERM. To cancel
- * the run from there, have main_fn keep conc_self() and give that to conc_cancel. A deadlock is
- * not looked for. All calls come from the thread of conc_embed_begin. */
+ * (kqueue does not report devices such as /dev/tty, nor, on macOS, named pipes: while a task waits
+ * for one, the timeout is at most 20 ms.) Between the steps, conc treats the thread's other code
+ * like a posted function: it may spawn, set and cancel, and calls that would wait return -EPERM. To
+ * cancel the run from there, let main_fn store conc_self(), and pass that to conc_cancel. An
+ * embedded run does not detect deadlocks. All calls must come from the thread of
+ * conc_embed_begin. */
 typedef struct conc_embed {
     /* private */
     conc_loop *loop; /* NULL: not begun */
@@ -1103,22 +1102,21 @@ typedef struct conc_embed {
  * loop waits with poll(2), which has no descriptor. On an error e is as it was. */
 CONC_API int conc_embed_begin(conc_embed *e, const conc_options *o, conc_fn *main_fn, void *arg);
 
-/* What to wait for, readable; the same for the whole run. Errors: -EINVAL (not begun), -EPERM
- * (another thread, or a forked child of it). */
+/* The descriptor to wait for, until it is readable; it is the same for the whole run. Errors:
+ * -EINVAL (not begun), -EPERM (another thread, or a forked child). */
 CONC_API int conc_embed_fd(conc_embed *e);
 
-/* How long to wait at most, in seconds: 0 when there is something to do now, CONC_FOREVER when
- * only the descriptor counts, also while the virtual clock stands still for a job. To be asked
- * anew before each wait. Not begun: CONC_FOREVER. In another thread -EPERM, a negative number: do
- * not wait by it. */
+/* The longest time to wait, in seconds: 0 if there is something to do now; CONC_FOREVER if only the
+ * descriptor matters, as while the virtual clock stands still for a job. Call it before each wait.
+ * Not begun: CONC_FOREVER. In another thread: -EPERM, a negative number, which is no time. */
 CONC_API double conc_embed_timeout(conc_embed *e);
 
-/* Runs what is ready, without waiting: 1 while there is more to come, 0 once the run is over.
- * Errors: -EINVAL (not begun), -EPERM (in a task, another thread, or a forked child). */
+/* Runs what is ready, without waiting. Returns 1, or 0 once the run is over. Errors: -EINVAL (not
+ * begun), -EPERM (in a task, another thread, or a forked child). */
 CONC_API int conc_embed_step(conc_embed *e);
 
-/* Ends the run and returns main_fn's result. Before it is over, main_fn is cancelled, and this
- * holds the thread until all has ended. Errors as above, and 0 for what was never begun. */
+/* Ends the run and returns main_fn's result. If the run is not over, cancels main_fn and holds the
+ * thread until everything has ended. Errors as above; 0 if it was never begun. */
 CONC_API int conc_embed_end(conc_embed *e);
 
 /* ---- >>reports ------------------------------------------------------------------------------ */
@@ -1126,7 +1124,7 @@ CONC_API int conc_embed_end(conc_embed *e);
 /* Counts of this thread's run; all zero outside one. */
 typedef struct conc_stats {
     size_t tasks;       /* alive, main_fn and the caller included */
-    size_t ready;       /* of these, waiting for their turn; they are counted one by one */
+    size_t ready;       /* of these, ready to run; conc_get_stats counts them one by one */
     size_t timers;      /* armed */
     size_t generators;  /* open */
     size_t descriptors; /* that tasks wait for */
@@ -1135,27 +1133,27 @@ typedef struct conc_stats {
     size_t stacks;      /* in use, those of generators included */
     size_t stacks_kept; /* free, kept for the next spawn */
     size_t stack_bytes; /* address space of all of them */
-    size_t jobs_queued; /* of all pools of the program: jobs that nobody has begun */
+    size_t jobs_queued; /* jobs that have not begun, in all pools of the program */
     size_t peak;        /* most tasks that were alive at once */
     uint64_t spawned;   /* tasks, since the run began */
     uint64_t switches;  /* from task to task, about */
-    /* of the scheduler: posts, timers and descriptors are looked at once in each */
+    /* of the scheduler, each of which serves posts, timers and descriptors once */
     uint64_t passes;
-    uint64_t polls; /* system calls to wait or look for events */
+    uint64_t polls; /* system calls that wait or poll for events */
     /* seconds since the run began, on its clock */
-    /* steps of tasks; without .debug or .trace: all but idle, the scheduler's work included */
+    /* in steps of tasks; without .debug or .trace: all but idle, even the scheduler's work */
     double running;
-    /* the waits of all tasks, without those that still last; only with .debug or .trace */
+    /* in waits of all tasks that are over; only with .debug or .trace */
     double waiting;
-    double idle; /* the loop slept, or its virtual clock jumped, as every task waited */
+    double idle; /* while the loop slept or its virtual clock jumped, as every task waited */
 } conc_stats;
 
 CONC_API void conc_get_stats(conc_stats *s);
 
-/* Prints the tree of groups and tasks: what each waits for, who owns that, for how many seconds
- * [in brackets], and where it was spawned. Of more than 2000 tasks it prints how many are in the
- * same state at the same place, most first. In debug mode `kill -USR2` prints it to stderr,
- * unless the program receives that signal itself. */
+/* Prints the tree of groups and tasks: what each task waits for, which task owns that, for how many
+ * seconds [in brackets], and where it was spawned. If there are more than 2000 tasks, it prints
+ * instead how many are in the same state at the same location, most first. In debug mode `kill
+ * -USR2` prints it to stderr, unless the program receives that signal itself. */
 CONC_API void conc_dump(FILE *out);
 
 #ifdef __cplusplus
