@@ -1181,6 +1181,32 @@ template <class type> struct conc__is_pointer<type *> {
  *  the thread's own stack: it runs posted functions, reads the clock and polls the descriptors.
  *  Everything that may need a deep stack (hooks, reports) runs on that stack too.
  *
+ *  run           one call of conc_run or conc_embed_begin; it has one loop, in one thread
+ *  pass          one round of the scheduler: posts, signals, the clock, events, then a batch
+ *  batch         tasks that run one after the other, without a pass in between
+ *  step          what a task does from its resumption to its next switch
+ *  budget        checkpoints that may succeed without a switch before the task must yield (quick)
+ *  stepwise      debug mode or a trace: batches of one task, and every step is timed
+ *  to park       to stop a task until its wait is over; >>spawning lists the states of a task
+ *  wait          a conc__wait on the stack of a parked task; its kind says how a cancel ends it
+ *  to grant      to give a waiter what it waits for, and wake it; to wake: to end a wait
+ *  spinner       a task that keeps running into checkpoints though it is cancelled
+ *  doomed        every task of the run is cancelled, through all shields, after a deadlock
+ *  to collect    to take the result of an ended task, so that its error is not reported
+ *  sink          where a task's result goes besides joins, as set by its spawn
+ *  handle        a conc_task in the user's memory; other tasks live on their own stack
+ *  place         a location in the source, "file.c:12"
+ *  source        who an error or a report is about: a task's name and the place of its spawn
+ *  record        a conc__holding: an object that is held or open, found by its address
+ *  lent          an object of the user's that conc still uses, on a stack
+ *  lost          memory in use whose function has returned; that ends the program with a report
+ *  inherited     of the parent process, in a forked child
+ *  stack cache   all stacks of one size, in slabs; a stack is in use, free or dropped
+ *  poller        epoll, kqueue or poll(2); conc__fd_state lists the states of a descriptor
+ *  post          a function that another thread, or the loop itself, has the loop run
+ *  hold          a promise of a post, which makes waiting for ever no deadlock
+ *  at work       a job in another thread for which the virtual clock stands still
+ *
  *  Contents: >>config >>switch >>types >>sanitizers >>system >>poll >>stacks >>timers
  *  >>scheduler >>waits >>cancellation >>spawning >>texts >>finishing >>joining >>grouping
  *  >>gathering >>keys >>generating >>watching >>moving >>connecting >>streaming >>signalling

@@ -629,7 +629,17 @@ constexpr conc_case conc__make_job(struct conc_job *job)
 #endif /* CONC_SYNC_H */
 
 /* ==============================================================================================
- *  The implementation: >>sharing, then >>lock to >>limiter
+ *  The implementation: >>sharing, then >>lock to >>limiter. The words of conc.h's apply here too.
+ *
+ *  waiter          a task in the list of an object
+ *  fast path       a call that need not wait, in a function that calls no other; the slow path
+ *                  does all checks, and may park
+ *  used elsewhere  tasks of another loop wait in the object's list: this thread must not touch it
+ *  case, choice    one conc_case, and the conc_select that waits for several
+ *  outside         a case on a channel or a job, which conc_pool.h handles
+ *  to withdraw     to end the wait of a case that was not chosen
+ *  room            the slots for which a queue has memory
+ *  hole            a slot of a heap whose item has been moved
  * ============================================================================================== */
 
 #if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__SYNC_IMPLEMENTED
