@@ -1187,7 +1187,7 @@ template <class type> struct conc__is_pointer<type *> {
  *  step          what a task does from its resumption to its next switch
  *  budget        checkpoints that may succeed without a switch before the task must yield (quick)
  *  stepwise      debug mode or a trace: batches of one task, and every step is timed
- *  to park       to stop a task until its wait is over; >>spawning lists the states of a task
+ *  to park       to stop a task until its wait is over; >>types lists the states of a task
  *  wait          a conc__wait on the stack of a parked task; its kind says how a cancel ends it
  *  to grant      to give a waiter what it waits for, and wake it; to wake: to end a wait
  *  spinner       a task that keeps running into checkpoints though it is cancelled
@@ -1207,11 +1207,10 @@ template <class type> struct conc__is_pointer<type *> {
  *  hold          a promise of a post, which makes waiting for ever no deadlock
  *  at work       a job in another thread for which the virtual clock stands still
  *
- *  Contents: >>config >>switch >>types >>sanitizers >>system >>poll >>stacks >>timers
- *  >>scheduler >>waits >>cancellation >>spawning >>texts >>finishing >>joining >>grouping
- *  >>gathering >>keys >>generating >>watching >>moving >>connecting >>streaming >>signalling
- *  >>posting >>reporting >>tracing >>faults >>usage >>backtraces >>watchdog >>stepping >>running
- *  >>embedding
+ *  Contents: >>options >>switch >>types >>sanitizers >>platform >>poller >>stacks >>timers >>loop
+ *  >>waits >>scopes >>errors >>tasks >>groups >>keys >>generating >>watching >>moving
+ *  >>connecting >>streaming >>signalling >>posting >>reporting >>tracing >>faults >>usage
+ *  >>backtraces >>watchdog >>stepping >>running >>embedding
  * ============================================================================================== */
 
 #if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__IMPLEMENTED
@@ -1221,7 +1220,7 @@ template <class type> struct conc__is_pointer<type *> {
 #error "conc.h: the implementation is C: put CONC_IMPLEMENTATION into a .c file; C++ may declare"
 #endif
 
-/* ---- >>config ------------------------------------------------------------------------------- */
+/* ---- >>options ------------------------------------------------------------------------------ */
 
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -1848,6 +1847,50 @@ typedef struct conc__locals {
     struct conc__locals *below[2]; /* by the next bit of the hash */
 } conc__locals;
 
+/* The life of a task. Only the loop's thread changes these states.
+ *
+ *   state    what holds                                    ends when
+ *   ready    CONC__LIVE; in l->ready, or in l->spinners    the scheduler, or a task that parks,
+ *            if it ignores its cancel; `wait` is NULL      switches to it: running
+ *   running  CONC__LIVE; l->self points to it; `wait` is   it waits (conc__park): parked; it yields
+ *            NULL                                          (conc__pass): ready; its function
+ *                                                          returns (conc__task_end): ended
+ *   parked   CONC__LIVE; `wait` points to a conc__wait     a grant, a timer or a cancel wakes it
+ *            on its stack                                  (conc__wait_over): ready
+ *   ended    CONC__DONE; `result` is set, the stack is     a join, conc_group_next or a sink takes
+ *            free; without a handle, the task is gone too  the result: `collected` is set
+ *
+ * In its group, a task is among `children` until it ends. An ended task with a handle that is not
+ * collected is then in the group's list `finished` (`in_finished`), until it is collected or the
+ * group closes. The handle may be reused once the task has ended and is not in that list.
+ *
+ * The seal is a hash of the task's address. It tells a task from storage that was never set. */
+enum { CONC__LIVE = 1, CONC__DONE = 2 };
+/* where the result goes besides joins: nowhere, a conc_call, an int, a conc_start, a thread */
+enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK, CONC__REMOTE_SINK };
+
+/* Changes of the seal for ended tasks, and for those in their group's list `finished`. Otherwise
+ * one overwritten byte, the state, could turn what is left of a handle into a live task. */
+enum { CONC__ENDED_SEAL = 0xffff, CONC__LISTED_SEAL = 0x5aa5 };
+
+CONC__PRIVATE uint16_t conc__seal(const conc_task *t)
+{
+    return (uint16_t)((uintptr_t)t >> 4 ^ 0xc0de);
+}
+
+CONC__PRIVATE bool conc__is_task(const conc_task *t)
+{
+    if (!t)
+        return false;
+    int difference = t->seal ^ conc__seal(t);
+    switch (difference) {
+    case 0: return t->state == CONC__LIVE;
+    case CONC__ENDED_SEAL:
+    case CONC__ENDED_SEAL ^ CONC__LISTED_SEAL: return t->state == CONC__DONE;
+    default: return false;
+    }
+}
+
 /* Beside CONC_READABLE and CONC_WRITABLE: the peer has hung up, or there is an error. It wakes
  * every task that waits for the descriptor. */
 enum { CONC__HANG_UP = 4 };
@@ -2369,7 +2412,7 @@ CONC__PRIVATE void conc__switch_plainly(conc_loop *l, conc__stack *from, void **
     conc__switch(l, from, from_context, to, to_context);
 }
 
-/* ---- >>system ------------------------------------------------------------------------------- */
+/* ---- >>platform ----------------------------------------------------------------------------- */
 
 /* The clock that stops while the machine is suspended. On macOS, CLOCK_MONOTONIC does not stop, and
  * has a resolution of only a microsecond. */
@@ -2827,7 +2870,7 @@ CONC__PRIVATE void conc__wake_drain(conc_loop *l)
         continue; /* it is a pipe, and may hold more */
 }
 
-/* ---- >>poll --------------------------------------------------------------------------------- */
+/* ---- >>poller ------------------------------------------------------------------------------- */
 
 /* How the loop waits for descriptors. Each system call has a set of these functions, and a run uses
  * one set. */
@@ -4072,7 +4115,7 @@ CONC__PRIVATE int64_t conc__wheel_next(const conc__wheel *w)
     return least;
 }
 
-/* ---- >>scheduler ---------------------------------------------------------------------------- */
+/* ---- >>loop --------------------------------------------------------------------------------- */
 
 static inline void conc__make_ready(conc_loop *l, conc_task *t)
 {
@@ -5172,7 +5215,7 @@ CONC_API CONC__CALLED int conc_settle(void)
     return conc__park(l, &w);
 }
 
-/* ---- >>cancellation ------------------------------------------------------------------------- */
+/* ---- >>scopes ------------------------------------------------------------------------------- */
 
 /* The words of a cancel. Only the loop's thread reads and changes them.
  *
@@ -5580,51 +5623,367 @@ CONC_API bool conc_cancelled(void)
     return l && l->self->pending;
 }
 
-/* ---- >>spawning ----------------------------------------------------------------------------- */
+/* ---- >>errors ------------------------------------------------------------------------------- */
 
-/* The life of a task. Only the loop's thread changes these states.
- *
- *   state    what holds                                    ends when
- *   ready    CONC__LIVE; in l->ready, or in l->spinners    the scheduler, or a task that parks,
- *            if it ignores its cancel; `wait` is NULL      switches to it: running
- *   running  CONC__LIVE; l->self points to it; `wait` is   it waits (conc__park): parked; it yields
- *            NULL                                          (conc__pass): ready; its function
- *                                                          returns (conc__task_end): ended
- *   parked   CONC__LIVE; `wait` points to a conc__wait     a grant, a timer or a cancel wakes it
- *            on its stack                                  (conc__wait_over): ready
- *   ended    CONC__DONE; `result` is set, the stack is     a join, conc_group_next or a sink takes
- *            free; without a handle, the task is gone too  the result: `collected` is set
- *
- * In its group, a task is among `children` until it ends. An ended task with a handle that is not
- * collected is then in the group's list `finished` (`in_finished`), until it is collected or the
- * group closes. The handle may be reused once the task has ended and is not in that list.
- *
- * The seal is a hash of the task's address. It tells a task from storage that was never set. */
-enum { CONC__LIVE = 1, CONC__DONE = 2 };
-/* where the result goes besides joins: nowhere, a conc_call, an int, a conc_start, a thread */
-enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK, CONC__REMOTE_SINK };
+static pthread_mutex_t conc__places = PTHREAD_MUTEX_INITIALIZER; /* being written */
 
-/* Changes of the seal for ended tasks, and for those in their group's list `finished`. Otherwise
- * one overwritten byte, the state, could turn what is left of a handle into a live task. */
-enum { CONC__ENDED_SEAL = 0xffff, CONC__LISTED_SEAL = 0x5aa5 };
-
-CONC__PRIVATE uint16_t conc__seal(const conc_task *t)
+/* For compilers without __FILE_NAME__: makes a text and a location, without its directories, in the
+ * caller's room. The first byte of the room is set once it has been written. */
+CONC_API const char *conc__at(char *room, const char *text, const char *place)
 {
-    return (uint16_t)((uintptr_t)t >> 4 ^ 0xc0de);
+    if (__atomic_load_n(room, __ATOMIC_ACQUIRE))
+        return room + 1;
+    pthread_mutex_lock(&conc__places);
+    if (!__atomic_load_n(room, __ATOMIC_RELAXED)) {
+        const char *slash = strrchr(place, '/');
+        strcpy(room + 1, text);
+        strcat(room + 1, slash ? slash + 1 : place);
+        __atomic_store_n(room, 1, __ATOMIC_RELEASE);
+    }
+    pthread_mutex_unlock(&conc__places);
+    return room + 1;
 }
 
-CONC__PRIVATE bool conc__is_task(const conc_task *t)
+CONC__PRIVATE void conc__copy(char *to, size_t size, const char *from)
 {
-    if (!t)
-        return false;
-    int difference = t->seal ^ conc__seal(t);
-    switch (difference) {
-    case 0: return t->state == CONC__LIVE;
-    case CONC__ENDED_SEAL:
-    case CONC__ENDED_SEAL ^ CONC__LISTED_SEAL: return t->state == CONC__DONE;
-    default: return false;
+    size_t n = strnlen(from, size - 1);
+    memmove(to, from, n);
+    to[n] = 0;
+}
+
+CONC__PRIVATE conc__source conc__source_of(const conc_task *t)
+{
+    return (conc__source){t->name, t->spawned};
+}
+
+/* Copies the name that a task was given; "" if it has no name of its own. */
+CONC__PRIVATE void conc__keep_name(char to[CONC__NAME], conc__source source)
+{
+    conc__copy(to, CONC__NAME, source.name == source.spawned ? "" : source.name);
+}
+
+CONC__PRIVATE conc__source conc__kept_source(const char *name, const char *spawned)
+{
+    return (conc__source){*name ? name : spawned, spawned};
+}
+
+/* The room for the text of a task's newest error and, after it, for the name of the task that the
+ * error came from. NULL: out of memory; strerror must do. */
+CONC__PRIVATE char *conc__text_room(conc_task *t)
+{
+    if (!t->text) {
+        _Static_assert(sizeof t->text_copy == CONC__TEXT + CONC__NAME, "a text and a name");
+        if (t->has_handle)
+            t->text = t->text_copy;
+        else
+            t->text = conc__alloc(CONC__TEXT + CONC__NAME);
+        if (t->text)
+            t->text[0] = t->text[CONC__TEXT] = 0;
+    }
+    return t->text;
+}
+
+/* Makes rc the task's newest error. text: NULL or "" if it has no text of its own. by: the task
+ * that it came from; {NULL, NULL}: this one. */
+CONC__PRIVATE void conc__set_error(conc_task *t, int rc, const char *text, conc__source by)
+{
+    bool in_words = text && *text;
+    if (rc == -ECANCELED && !in_words && t->last_rc)
+        return; /* keep the text of the error that led to the cancel */
+    t->errors_made++;
+    t->last_rc = rc;
+    t->error_from = by.spawned;
+    if (t->text)
+        t->text[0] = t->text[CONC__TEXT] = 0;
+    if ((in_words || by.name != by.spawned) && conc__text_room(t)) {
+        conc__copy(t->text, CONC__TEXT, in_words ? text : "");
+        conc__keep_name(t->text + CONC__TEXT, by);
     }
 }
+
+/* The task where error rc, which t returns, began. Borrowed from t. */
+CONC__PRIVATE conc__source conc__origin(const conc_task *t, int rc)
+{
+    if (t->last_rc != rc || !t->error_from)
+        return conc__source_of(t);
+    const char *name = t->text ? t->text + CONC__TEXT : "";
+    return conc__kept_source(name, t->error_from);
+}
+
+/* The text of error rc, which t returns; "": none. */
+CONC__PRIVATE const char *conc__error_text(const conc_task *t, int rc)
+{
+    if (t->last_rc != rc || !t->text)
+        return "";
+    return t->text;
+}
+
+/* Makes the error of t, which has ended, the newest error of task. */
+CONC__FAST void conc__set_error_of(conc_task *task, const conc_task *t)
+{
+    if (CONC__UNLIKELY(t->result < 0))
+        conc__set_error(task, t->result, conc__error_text(t, t->result),
+                        conc__origin(t, t->result));
+}
+
+CONC__PRIVATE const char *conc__text_or(const char *words, int rc)
+{
+    return *words ? words : conc_strerror(rc);
+}
+
+/* conc_fail outside of tasks: in a job, on a plain thread, in a posted function, or between the
+ * steps of an embedded run. */
+CONC__PRIVATE void conc__fail_outside(int rc, const char *text)
+{
+    bool may_be_job = !conc__here && conc__extended.job_fail;
+    bool in_job = may_be_job && conc__extended.job_fail(rc, text);
+    if (!in_job)
+        conc__copy(conc__thread_text, sizeof conc__thread_text, rc < 0 ? text : "");
+    if (conc__here)
+        conc__here->posted_rc = rc;
+}
+
+CONC_API int conc_fail(int rc, const char *fmt, ...)
+{
+    conc_loop *l = conc__of_task();
+    char text[CONC__TEXT];
+    int saved = errno;
+    va_list args;
+    if (!fmt)
+        return conc__own_error(rc);
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    if (l)
+        conc__set_error(l->self, rc, text, (conc__source){NULL, NULL});
+    else
+        conc__fail_outside(rc, text);
+    errno = saved;
+    return rc;
+}
+
+/* Returns rc, an error that conc itself makes. It gets the text of conc_strerror, not that of an
+ * earlier error of the system with the same number. */
+CONC__COLD int conc__own_error(int rc)
+{
+    conc_loop *l = conc__of_task();
+    if (!l)
+        return conc_fail(rc, "%s", conc_strerror(rc));
+    conc__set_error(l->self, rc, NULL, (conc__source){NULL, NULL});
+    return rc;
+}
+
+/* Returns the result of a wait or try. An error becomes the task's newest; a cancel does not. */
+CONC__FAST int conc__wait_result(int rc)
+{
+    bool failed = rc < 0 && rc != -ECANCELED;
+    if (CONC__UNLIKELY(failed))
+        return conc__own_error(rc);
+    return rc;
+}
+
+/* Returns rc, which one of the user's functions returned. If it is an error other than the task's
+ * newest, it becomes the newest. A cancel does not, as the text of what led to it says more. */
+CONC__FAST int conc__pass_error(conc_loop *l, int rc)
+{
+    bool is_new = rc < 0 && rc != -ECANCELED && l->self->last_rc != rc;
+    if (CONC__UNLIKELY(is_new))
+        return conc__own_error(rc);
+    return rc;
+}
+
+/* The same, for a function that began when the task's `errors_made` was `before`. If that has not
+ * changed, the newest error is older than the function, and its text is not about rc. */
+CONC__FAST int conc__pass_error_since(conc_loop *l, int rc, uint32_t before)
+{
+    bool silent = rc < 0 && rc != -ECANCELED && l->self->errors_made == before;
+    if (CONC__UNLIKELY(silent))
+        return conc__own_error(rc);
+    return conc__pass_error(l, rc);
+}
+
+/* strerror, but only its constant texts: others are in a buffer that the next call overwrites. */
+CONC__PRIVATE const char *conc__system_text(int rc)
+{
+    if (rc <= -4096)
+        return "unknown error";
+    const char *text = strerror(-rc);
+    if (strncmp(text, "Unknown", 7) == 0)
+        return "unknown error";
+    return text;
+}
+
+/* Returns rc, a result of the system. An error gets the system's text, which may differ from that
+ * of conc_strerror, and the name of what the call was about (NULL: none). */
+CONC__PRIVATE int conc__system_failed(int rc, const char *about)
+{
+    if (rc >= 0 || rc == -ECANCELED)
+        return rc;
+    const char *words = conc__system_text(rc);
+    if (about && !*about)
+        about = "\"\"";
+    if (about)
+        return conc_fail(rc, "%.80s: %s", about, words);
+    return conc_fail(rc, "%s", words);
+}
+
+CONC_API const char *conc_error_text(const conc_task *t)
+{
+    if (!conc__is_task(t) || t->state != CONC__DONE || t->result >= 0)
+        return "";
+    return conc__text_or(conc__error_text(t, t->result), t->result);
+}
+
+CONC__PRIVATE const char *conc__last_error_outside(void)
+{
+    const char *job = NULL;
+    if (!conc__here && conc__extended.job_text)
+        job = conc__extended.job_text();
+    return job ? job : conc__thread_text;
+}
+
+CONC_API const char *conc_last_error(void)
+{
+    conc_loop *l = conc__of_task();
+    if (!l)
+        return conc__last_error_outside();
+    int rc = l->self->last_rc;
+    if (!rc)
+        return "";
+    const char *words = conc__error_text(l->self, rc);
+    if (rc == -ECANCELED)
+        return words;
+    return conc__text_or(words, rc);
+}
+
+CONC_API const char *conc_strerror(int rc)
+{
+    switch (rc) {
+    case -ECANCELED: return "cancelled";
+    case -ETIMEDOUT: return "out of time";
+    case -EDEADLK: return "deadlock: it would wait for ever";
+    case -EBUSY: return "in use already";
+    case -EPERM:
+        return "not allowed here: not in a task, or not the owner (or a call that sets errno "
+               "returned -1)";
+    case -ESHUTDOWN: return "the loop's run is over";
+    case -EPIPE: return "closed";
+    case -ENOTSUP: return "not supported here";
+    case -EALREADY: return "already done";
+    case -EMSGSIZE: return "a record longer than the limit of its stream, or of its buffer";
+    case -EOWNERDEAD: return "the owner died";
+    case -EOVERFLOW: return "the count would leave its range";
+    default: break;
+    }
+    if (rc >= 0)
+        return "success";
+    return conc__system_text(rc);
+}
+
+/* Renames a task that has not ended. The name is borrowed until it ends. */
+CONC__PRIVATE void conc__call_by(conc_loop *l, conc_task *t, const char *name)
+{
+    t->name = name;
+    if (CONC__UNLIKELY(l->stepwise))
+        conc__renamed(l, t);
+}
+
+/* The room for the name of a task without a handle; NULL: out of memory. */
+CONC__PRIVATE char *conc__name_room(conc_task *t)
+{
+    if (t->name_allocated)
+        return (char *)(uintptr_t)t->name;
+    char *room = conc__alloc(CONC__NAME);
+    t->name_allocated = room != NULL;
+    return room;
+}
+
+CONC_API const char *conc_name(const conc_task *t) { return conc__is_task(t) ? t->name : NULL; }
+
+CONC_API void conc_set_name(conc_task *t, const char *name)
+{
+    if (!conc__is_task(t) || !name || t->state != CONC__LIVE)
+        return;
+    if (t->loop != conc__here) {
+        conc__misused(0, "conc_set_name", "the task is another run's", NULL);
+        return;
+    }
+    char *room = t->name_copy;
+    if (!t->has_handle)
+        room = conc__name_room(t);
+    if (!room)
+        return;
+    conc__copy(room, CONC__NAME, name);
+    conc__call_by(t->loop, t, room);
+}
+
+CONC_API void conc_free(void *p)
+{
+    int saved = errno;
+    CONC_FREE(p);
+    errno = saved;
+}
+
+CONC_API const char *conc_version(void) { return CONC_VERSION; }
+
+/* "file.c:12" of "fn at file.c:12" */
+CONC__PRIVATE const char *conc__place_of(const char *spawned)
+{
+    const char *place = spawned, *at;
+    while ((at = strstr(place, " at ")))
+        place = at + strlen(" at ");
+    return place;
+}
+
+/* What follows the name of a task in reports: "" if the name is its function and location. */
+CONC__PRIVATE void conc__describe_spawn(char *to, size_t size, conc__source source)
+{
+    const char *place = conc__place_of(source.spawned);
+    if (strcmp(source.name, source.spawned) == 0)
+        *to = 0;
+    else if (place == source.spawned) /* a run's "main" */
+        snprintf(to, size, " (%s)", place);
+    else
+        snprintf(to, size, " (spawned at %s)", place);
+}
+
+/* Describes a task for a report: its current name, without control characters, and the location of
+ * its spawn. If the text is too long, the end of the name is cut off. Returns `to`. May run in a
+ * signal handler. */
+CONC__PRIVATE const char *conc__describe(char *to, size_t size, conc__source source)
+{
+    char spawn[CONC__DESCRIPTION - CONC__NAME];
+    conc__describe_spawn(spawn, sizeof spawn, source);
+    const char *place = conc__place_of(source.spawned);
+    size_t name = strlen(source.name), end;
+    if (!*spawn && place != source.spawned) { /* cut off the function's name, not " at f.c:12" */
+        conc__copy(spawn, sizeof spawn, place - strlen(" at "));
+        name = (size_t)(place - source.spawned) - strlen(" at ");
+    }
+    end = strlen(spawn);
+    if (name > size - 1 - end)
+        name = size - 1 - end;
+    memcpy(to, source.name, name);
+    memcpy(to + name, spawn, end + 1);
+    for (unsigned char *c = (unsigned char *)to; *c; c++) {
+        if (*c < ' ' || *c == 0x7f)
+            *c = '?';
+    }
+    return to;
+}
+
+/* Prints the description of a task in another one's line. In a report with a line for each task,
+ * it leaves out the location of the spawn, which is in the task's own line. */
+CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t)
+{
+    char text[CONC__DESCRIPTION];
+    conc__source source = conc__source_of(t);
+    if (conc__here->lists_tasks && source.name != source.spawned)
+        source.spawned = source.name;
+    fputs(conc__describe(text, sizeof text, source), out);
+}
+
+/* ---- >>tasks -------------------------------------------------------------------------------- */
 
 CONC__PRIVATE void conc__task_main(void);
 
@@ -6094,368 +6453,6 @@ CONC_API int conc_started(int value)
     conc__wake(l, &s->wait, value);
     return 0;
 }
-
-/* ---- >>texts -------------------------------------------------------------------------------- */
-
-static pthread_mutex_t conc__places = PTHREAD_MUTEX_INITIALIZER; /* being written */
-
-/* For compilers without __FILE_NAME__: makes a text and a location, without its directories, in the
- * caller's room. The first byte of the room is set once it has been written. */
-CONC_API const char *conc__at(char *room, const char *text, const char *place)
-{
-    if (__atomic_load_n(room, __ATOMIC_ACQUIRE))
-        return room + 1;
-    pthread_mutex_lock(&conc__places);
-    if (!__atomic_load_n(room, __ATOMIC_RELAXED)) {
-        const char *slash = strrchr(place, '/');
-        strcpy(room + 1, text);
-        strcat(room + 1, slash ? slash + 1 : place);
-        __atomic_store_n(room, 1, __ATOMIC_RELEASE);
-    }
-    pthread_mutex_unlock(&conc__places);
-    return room + 1;
-}
-
-CONC__PRIVATE void conc__copy(char *to, size_t size, const char *from)
-{
-    size_t n = strnlen(from, size - 1);
-    memmove(to, from, n);
-    to[n] = 0;
-}
-
-CONC__PRIVATE conc__source conc__source_of(const conc_task *t)
-{
-    return (conc__source){t->name, t->spawned};
-}
-
-/* Copies the name that a task was given; "" if it has no name of its own. */
-CONC__PRIVATE void conc__keep_name(char to[CONC__NAME], conc__source source)
-{
-    conc__copy(to, CONC__NAME, source.name == source.spawned ? "" : source.name);
-}
-
-CONC__PRIVATE conc__source conc__kept_source(const char *name, const char *spawned)
-{
-    return (conc__source){*name ? name : spawned, spawned};
-}
-
-/* The room for the text of a task's newest error and, after it, for the name of the task that the
- * error came from. NULL: out of memory; strerror must do. */
-CONC__PRIVATE char *conc__text_room(conc_task *t)
-{
-    if (!t->text) {
-        _Static_assert(sizeof t->text_copy == CONC__TEXT + CONC__NAME, "a text and a name");
-        if (t->has_handle)
-            t->text = t->text_copy;
-        else
-            t->text = conc__alloc(CONC__TEXT + CONC__NAME);
-        if (t->text)
-            t->text[0] = t->text[CONC__TEXT] = 0;
-    }
-    return t->text;
-}
-
-/* Makes rc the task's newest error. text: NULL or "" if it has no text of its own. by: the task
- * that it came from; {NULL, NULL}: this one. */
-CONC__PRIVATE void conc__set_error(conc_task *t, int rc, const char *text, conc__source by)
-{
-    bool in_words = text && *text;
-    if (rc == -ECANCELED && !in_words && t->last_rc)
-        return; /* keep the text of the error that led to the cancel */
-    t->errors_made++;
-    t->last_rc = rc;
-    t->error_from = by.spawned;
-    if (t->text)
-        t->text[0] = t->text[CONC__TEXT] = 0;
-    if ((in_words || by.name != by.spawned) && conc__text_room(t)) {
-        conc__copy(t->text, CONC__TEXT, in_words ? text : "");
-        conc__keep_name(t->text + CONC__TEXT, by);
-    }
-}
-
-/* The task where error rc, which t returns, began. Borrowed from t. */
-CONC__PRIVATE conc__source conc__origin(const conc_task *t, int rc)
-{
-    if (t->last_rc != rc || !t->error_from)
-        return conc__source_of(t);
-    const char *name = t->text ? t->text + CONC__TEXT : "";
-    return conc__kept_source(name, t->error_from);
-}
-
-/* The text of error rc, which t returns; "": none. */
-CONC__PRIVATE const char *conc__error_text(const conc_task *t, int rc)
-{
-    if (t->last_rc != rc || !t->text)
-        return "";
-    return t->text;
-}
-
-/* Makes the error of t, which has ended, the newest error of task. */
-CONC__FAST void conc__set_error_of(conc_task *task, const conc_task *t)
-{
-    if (CONC__UNLIKELY(t->result < 0))
-        conc__set_error(task, t->result, conc__error_text(t, t->result),
-                        conc__origin(t, t->result));
-}
-
-CONC__PRIVATE const char *conc__text_or(const char *words, int rc)
-{
-    return *words ? words : conc_strerror(rc);
-}
-
-/* conc_fail outside of tasks: in a job, on a plain thread, in a posted function, or between the
- * steps of an embedded run. */
-CONC__PRIVATE void conc__fail_outside(int rc, const char *text)
-{
-    bool may_be_job = !conc__here && conc__extended.job_fail;
-    bool in_job = may_be_job && conc__extended.job_fail(rc, text);
-    if (!in_job)
-        conc__copy(conc__thread_text, sizeof conc__thread_text, rc < 0 ? text : "");
-    if (conc__here)
-        conc__here->posted_rc = rc;
-}
-
-CONC_API int conc_fail(int rc, const char *fmt, ...)
-{
-    conc_loop *l = conc__of_task();
-    char text[CONC__TEXT];
-    int saved = errno;
-    va_list args;
-    if (!fmt)
-        return conc__own_error(rc);
-    va_start(args, fmt);
-    vsnprintf(text, sizeof text, fmt, args);
-    va_end(args);
-    if (l)
-        conc__set_error(l->self, rc, text, (conc__source){NULL, NULL});
-    else
-        conc__fail_outside(rc, text);
-    errno = saved;
-    return rc;
-}
-
-/* Returns rc, an error that conc itself makes. It gets the text of conc_strerror, not that of an
- * earlier error of the system with the same number. */
-CONC__COLD int conc__own_error(int rc)
-{
-    conc_loop *l = conc__of_task();
-    if (!l)
-        return conc_fail(rc, "%s", conc_strerror(rc));
-    conc__set_error(l->self, rc, NULL, (conc__source){NULL, NULL});
-    return rc;
-}
-
-/* Returns the result of a wait or try. An error becomes the task's newest; a cancel does not. */
-CONC__FAST int conc__wait_result(int rc)
-{
-    bool failed = rc < 0 && rc != -ECANCELED;
-    if (CONC__UNLIKELY(failed))
-        return conc__own_error(rc);
-    return rc;
-}
-
-/* Returns rc, which one of the user's functions returned. If it is an error other than the task's
- * newest, it becomes the newest. A cancel does not, as the text of what led to it says more. */
-CONC__FAST int conc__pass_error(conc_loop *l, int rc)
-{
-    bool is_new = rc < 0 && rc != -ECANCELED && l->self->last_rc != rc;
-    if (CONC__UNLIKELY(is_new))
-        return conc__own_error(rc);
-    return rc;
-}
-
-/* The same, for a function that began when the task's `errors_made` was `before`. If that has not
- * changed, the newest error is older than the function, and its text is not about rc. */
-CONC__FAST int conc__pass_error_since(conc_loop *l, int rc, uint32_t before)
-{
-    bool silent = rc < 0 && rc != -ECANCELED && l->self->errors_made == before;
-    if (CONC__UNLIKELY(silent))
-        return conc__own_error(rc);
-    return conc__pass_error(l, rc);
-}
-
-/* strerror, but only its constant texts: others are in a buffer that the next call overwrites. */
-CONC__PRIVATE const char *conc__system_text(int rc)
-{
-    if (rc <= -4096)
-        return "unknown error";
-    const char *text = strerror(-rc);
-    if (strncmp(text, "Unknown", 7) == 0)
-        return "unknown error";
-    return text;
-}
-
-/* Returns rc, a result of the system. An error gets the system's text, which may differ from that
- * of conc_strerror, and the name of what the call was about (NULL: none). */
-CONC__PRIVATE int conc__system_failed(int rc, const char *about)
-{
-    if (rc >= 0 || rc == -ECANCELED)
-        return rc;
-    const char *words = conc__system_text(rc);
-    if (about && !*about)
-        about = "\"\"";
-    if (about)
-        return conc_fail(rc, "%.80s: %s", about, words);
-    return conc_fail(rc, "%s", words);
-}
-
-CONC_API const char *conc_error_text(const conc_task *t)
-{
-    if (!conc__is_task(t) || t->state != CONC__DONE || t->result >= 0)
-        return "";
-    return conc__text_or(conc__error_text(t, t->result), t->result);
-}
-
-CONC__PRIVATE const char *conc__last_error_outside(void)
-{
-    const char *job = NULL;
-    if (!conc__here && conc__extended.job_text)
-        job = conc__extended.job_text();
-    return job ? job : conc__thread_text;
-}
-
-CONC_API const char *conc_last_error(void)
-{
-    conc_loop *l = conc__of_task();
-    if (!l)
-        return conc__last_error_outside();
-    int rc = l->self->last_rc;
-    if (!rc)
-        return "";
-    const char *words = conc__error_text(l->self, rc);
-    if (rc == -ECANCELED)
-        return words;
-    return conc__text_or(words, rc);
-}
-
-CONC_API const char *conc_strerror(int rc)
-{
-    switch (rc) {
-    case -ECANCELED: return "cancelled";
-    case -ETIMEDOUT: return "out of time";
-    case -EDEADLK: return "deadlock: it would wait for ever";
-    case -EBUSY: return "in use already";
-    case -EPERM:
-        return "not allowed here: not in a task, or not the owner (or a call that sets errno "
-               "returned -1)";
-    case -ESHUTDOWN: return "the loop's run is over";
-    case -EPIPE: return "closed";
-    case -ENOTSUP: return "not supported here";
-    case -EALREADY: return "already done";
-    case -EMSGSIZE: return "a record longer than the limit of its stream, or of its buffer";
-    case -EOWNERDEAD: return "the owner died";
-    case -EOVERFLOW: return "the count would leave its range";
-    default: break;
-    }
-    if (rc >= 0)
-        return "success";
-    return conc__system_text(rc);
-}
-
-/* Renames a task that has not ended. The name is borrowed until it ends. */
-CONC__PRIVATE void conc__call_by(conc_loop *l, conc_task *t, const char *name)
-{
-    t->name = name;
-    if (CONC__UNLIKELY(l->stepwise))
-        conc__renamed(l, t);
-}
-
-/* The room for the name of a task without a handle; NULL: out of memory. */
-CONC__PRIVATE char *conc__name_room(conc_task *t)
-{
-    if (t->name_allocated)
-        return (char *)(uintptr_t)t->name;
-    char *room = conc__alloc(CONC__NAME);
-    t->name_allocated = room != NULL;
-    return room;
-}
-
-CONC_API const char *conc_name(const conc_task *t) { return conc__is_task(t) ? t->name : NULL; }
-
-CONC_API void conc_set_name(conc_task *t, const char *name)
-{
-    if (!conc__is_task(t) || !name || t->state != CONC__LIVE)
-        return;
-    if (t->loop != conc__here) {
-        conc__misused(0, "conc_set_name", "the task is another run's", NULL);
-        return;
-    }
-    char *room = t->name_copy;
-    if (!t->has_handle)
-        room = conc__name_room(t);
-    if (!room)
-        return;
-    conc__copy(room, CONC__NAME, name);
-    conc__call_by(t->loop, t, room);
-}
-
-CONC_API void conc_free(void *p)
-{
-    int saved = errno;
-    CONC_FREE(p);
-    errno = saved;
-}
-
-CONC_API const char *conc_version(void) { return CONC_VERSION; }
-
-/* "file.c:12" of "fn at file.c:12" */
-CONC__PRIVATE const char *conc__place_of(const char *spawned)
-{
-    const char *place = spawned, *at;
-    while ((at = strstr(place, " at ")))
-        place = at + strlen(" at ");
-    return place;
-}
-
-/* What follows the name of a task in reports: "" if the name is its function and location. */
-CONC__PRIVATE void conc__describe_spawn(char *to, size_t size, conc__source source)
-{
-    const char *place = conc__place_of(source.spawned);
-    if (strcmp(source.name, source.spawned) == 0)
-        *to = 0;
-    else if (place == source.spawned) /* a run's "main" */
-        snprintf(to, size, " (%s)", place);
-    else
-        snprintf(to, size, " (spawned at %s)", place);
-}
-
-/* Describes a task for a report: its current name, without control characters, and the location of
- * its spawn. If the text is too long, the end of the name is cut off. Returns `to`. May run in a
- * signal handler. */
-CONC__PRIVATE const char *conc__describe(char *to, size_t size, conc__source source)
-{
-    char spawn[CONC__DESCRIPTION - CONC__NAME];
-    conc__describe_spawn(spawn, sizeof spawn, source);
-    const char *place = conc__place_of(source.spawned);
-    size_t name = strlen(source.name), end;
-    if (!*spawn && place != source.spawned) { /* cut off the function's name, not " at f.c:12" */
-        conc__copy(spawn, sizeof spawn, place - strlen(" at "));
-        name = (size_t)(place - source.spawned) - strlen(" at ");
-    }
-    end = strlen(spawn);
-    if (name > size - 1 - end)
-        name = size - 1 - end;
-    memcpy(to, source.name, name);
-    memcpy(to + name, spawn, end + 1);
-    for (unsigned char *c = (unsigned char *)to; *c; c++) {
-        if (*c < ' ' || *c == 0x7f)
-            *c = '?';
-    }
-    return to;
-}
-
-/* Prints the description of a task in another one's line. In a report with a line for each task,
- * it leaves out the location of the spawn, which is in the task's own line. */
-CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t)
-{
-    char text[CONC__DESCRIPTION];
-    conc__source source = conc__source_of(t);
-    if (conc__here->lists_tasks && source.name != source.spawned)
-        source.spawned = source.name;
-    fputs(conc__describe(text, sizeof text, source), out);
-}
-
-/* ---- >>finishing ---------------------------------------------------------------------------- */
 
 /* The recursion is at most 64 deep, and mostly much less: a level for each bit of a hash. */
 CONC__PRIVATE void conc__locals_release(conc__locals *locals)
@@ -6968,8 +6965,6 @@ CONC__PRIVATE void conc__task_main(void)
     __builtin_unreachable();
 }
 
-/* ---- >>joining ------------------------------------------------------------------------------ */
-
 static const conc__wait_kind conc__joining = {.what = "joins",
                                               .details = conc__waited_task_details,
                                               .cancel = conc__cancel_plainly,
@@ -7039,7 +7034,7 @@ CONC_API conc_task *conc_self(void)
     return l ? l->self : NULL;
 }
 
-/* ---- >>grouping ----------------------------------------------------------------------------- */
+/* ---- >>groups ------------------------------------------------------------------------------- */
 
 CONC__PRIVATE void conc__children_details(FILE *out, const conc__wait *w)
 {
@@ -7239,8 +7234,6 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
         *t = c.task;
     return rc;
 }
-
-/* ---- >>gathering ---------------------------------------------------------------------------- */
 
 /* May this be an array of count elements of this size? Elements of size 0 need no memory. */
 CONC__PRIVATE bool conc__is_array(const void *elements, size_t count, size_t size)
