@@ -1185,7 +1185,7 @@ template <class type> struct conc__is_pointer<type *> {
  *  pass          one round of the scheduler: posts, signals, the clock, events, then a batch
  *  batch         tasks that run one after the other, without a pass in between
  *  step          what a task does from its resumption to its next switch
- *  budget        checkpoints that may succeed without a switch before the task must yield (quick)
+ *  budget        checkpoints that may succeed without a switch before the task must yield
  *  stepwise      debug mode or a trace: batches of one task, and every step is timed
  *  to park       to stop a task until its wait is over; >>types lists the states of a task
  *  wait          a conc__wait on the stack of a parked task; its kind says how a cancel ends it
@@ -1343,13 +1343,13 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 
 enum {
     CONC__LEAST_STACK = 16 * 1024, /* bytes */
-    CONC__TURNS = 64,              /* most switches in a batch, between two scheduler passes */
-    CONC__QUICK = 256,             /* most checkpoints without a wait before one yields */
-    CONC__LATE = 1000000,          /* ns for a batch, above which its steps count as slow */
+    CONC__BATCH_MOST = 64,         /* most switches in a batch, between two scheduler passes */
+    CONC__BUDGET_MOST = 256,       /* most checkpoints without a wait before one yields */
+    CONC__BATCH_NS = 1000000,      /* ns for a batch, above which its steps count as slow */
     /* passes in a row that ran only posted functions, after which one pass ignores them */
     CONC__FLOOD = 64,
     /* checkpoints refused in a row, after which a task counts as ignoring its cancel */
-    CONC__SPIN = 16,
+    CONC__SPINNER = 16,
     CONC__STUBBORN = 1000,  /* checkpoints refused in a row, after which that is reported */
     CONC__PATIENCE = 50000, /* ns for which a thread spins before it sleeps */
     CONC__MISSES = 3,       /* spins in vain in a row, after which it seldom spins */
@@ -1403,7 +1403,7 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 #define CONC__UNSANITIZED __attribute__((no_sanitize("address", "thread")))
 /* Each function of the implementation starts with one of these. CONC__FAST: a short function on a
  * hot path, which must be inlined. CONC__COLD: one that seldom runs. CONC__CALLED: one that must
- * not be inlined, as conc__find_lost relies on its frame lying below its caller's; that also
+ * not be inlined, as conc__check_lost relies on its frame lying below its caller's; that also
  * silences GCC's warnings of variables which the function sets only if it returns 0. */
 #ifdef __OPTIMIZE__
 #define CONC__PRIVATE static
@@ -1852,9 +1852,10 @@ typedef struct conc__locals {
  *   state    what holds                                    ends when
  *   ready    CONC__LIVE; in l->ready, or in l->spinners    the scheduler, or a task that parks,
  *            if it ignores its cancel; `wait` is NULL      switches to it: running
- *   running  CONC__LIVE; l->self points to it; `wait` is   it waits (conc__park): parked; it yields
- *            NULL                                          (conc__pass): ready; its function
- *                                                          returns (conc__task_end): ended
+ *   running  CONC__LIVE; l->self points to it; `wait` is   conc__park: parked;
+ *            NULL                                          conc__yield_to_ready: ready;
+ *                                                          conc__task_end, when its function has
+ *                                                          returned: ended
  *   parked   CONC__LIVE; `wait` points to a conc__wait     a grant, a timer or a cancel wakes it
  *            on its stack                                  (conc__wait_over): ready
  *   ended    CONC__DONE; `result` is set, the stack is     a join, conc_group_next or a sink takes
@@ -1965,7 +1966,7 @@ struct conc_loop {
     conc_task *self; /* NULL while the scheduler runs */
     int *errno_at;
     conc_task *ready;
-    int turns, quick;
+    int switches_left, budget_left; /* until the next pass; until a checkpoint yields */
     conc_task *last_ready;
     conc__context context; /* the scheduler's */
     conc__switch_fn *switch_stacks;
@@ -1984,7 +1985,7 @@ struct conc_loop {
     conc__context scratch; /* for contexts that are never resumed */
     int64_t now;
     int64_t last_pass;     /* when the last scheduler pass was, on the loop's clock */
-    int batch, budget;     /* start values of turns and quick: lower if steps are slow */
+    int batch, budget;     /* start values of these two: lower if steps are slow */
     int flooded;           /* passes in a row that ran only posted functions */
     uint64_t picks, draws; /* states of the two random generators */
     conc__stack thread_stack;
@@ -2132,10 +2133,10 @@ typedef struct conc__outside {
     void *item;      /* where to store the item, or where to read it */
     conc_task *task; /* gets the text of an error */
     int result;      /* valid once the case has happened */
-    void *owner;     /* for the use of `told` */
+    void *owner;     /* for the use of `notified` */
     /* Called on the loop after another thread has notified it. True: the case happened; false: an
      * earlier end() had returned true. */
-    void (*told)(struct conc__outside *o, bool happened);
+    void (*notified)(struct conc__outside *o, bool happened);
 } conc__outside;
 
 typedef struct conc__outside_calls {
@@ -2144,7 +2145,7 @@ typedef struct conc__outside_calls {
     /* 1: it happened; 0: a copy, *begun, waits until the case happens or end is called; or an
      * error */
     int (*begin)(conc_loop *l, conc__outside *o, conc__outside **begun);
-    /* true: another thread has notified the loop already, and `told` will still be called */
+    /* true: another thread has notified the loop already, and `notified` will still be called */
     bool (*end)(conc__outside *o);
 } conc__outside_calls;
 
@@ -2213,7 +2214,7 @@ static const char conc__overwritten[] = "memory was overwritten";
 #define CONC__HANDLE_OF "the handle of "
 #define CONC__A_JOB "a job"
 CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *what);
-CONC__COLD void conc__unnote(conc__holding **tree, const void *object);
+CONC__COLD void conc__holding_drop(conc__holding **tree, const void *object);
 CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void *object);
 CONC__COLD void conc__step(conc_loop *l, conc_task *t);
 CONC__COLD void conc__step_last(conc_loop *l, conc_task *t);
@@ -4133,8 +4134,8 @@ CONC__SWITCHES void conc__leave(conc_loop *l)
 {
     conc_task *self = l->self, *next = l->ready;
     self->error_number = *l->errno_at;
-    if (next && l->turns > 0) {
-        l->turns--;
+    if (next && l->switches_left > 0) {
+        l->switches_left--;
         l->ready = next->next;
         l->self = next;
         conc__switch(l, self->stack, self->context, next->stack, next->context);
@@ -4148,22 +4149,22 @@ CONC__SWITCHES void conc__leave(conc_loop *l)
 /* Makes the next switch go to the scheduler. */
 CONC__PRIVATE void conc__end_batch(conc_loop *l)
 {
-    l->switches -= (uint64_t)l->turns; /* the pass will count the unused ones too */
-    l->turns = 0;
+    l->switches -= (uint64_t)l->switches_left; /* the pass will count the unused ones too */
+    l->switches_left = 0;
 }
 
 /* Called when the running task has read the clock. A long step ends the batch, and the budget of
  * checkpoints that need not wait. */
 static inline void conc__time_passed(conc_loop *l, int64_t now)
 {
-    if (CONC__UNLIKELY(now - l->last_pass > CONC__LATE)) {
+    if (CONC__UNLIKELY(now - l->last_pass > CONC__BATCH_NS)) {
         conc__end_batch(l);
-        l->quick = 1;
+        l->budget_left = 1;
     }
 }
 
 /* Lets every ready task run before the running task continues. */
-CONC__PRIVATE void conc__pass(conc_loop *l)
+CONC__PRIVATE void conc__yield_to_ready(conc_loop *l)
 {
     if (!l->ready) /* other tasks may be waiting for the clock */
         conc__end_batch(l);
@@ -4179,9 +4180,9 @@ CONC__COLD void conc__report_stubborn(conc_loop *l);
 CONC__COLD int conc__refuse(conc_loop *l)
 {
     conc_task *self = l->self;
-    if (self->cancels_in_a_row < CONC__SPIN) {
+    if (self->cancels_in_a_row < CONC__SPINNER) {
         self->cancels_in_a_row++;
-        conc__pass(l);
+        conc__yield_to_ready(l);
     } else {
         self->next = NULL;
         if (l->spinners)
@@ -4231,11 +4232,11 @@ static inline int conc__checkpoint(conc_loop *l)
 
 /* Called at the end of a checkpoint that need not wait. After many of these in a row the task lets
  * other tasks run. */
-static inline void conc__quick(conc_loop *l)
+static inline void conc__spend_budget(conc_loop *l)
 {
-    if (CONC__UNLIKELY(--l->quick <= 0)) {
-        l->quick = l->budget;
-        conc__pass(l);
+    if (CONC__UNLIKELY(--l->budget_left <= 0)) {
+        l->budget_left = l->budget;
+        conc__yield_to_ready(l);
     }
 }
 
@@ -4247,7 +4248,7 @@ CONC__COLD int conc__yield_slowly(void)
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__pass(l);
+    conc__yield_to_ready(l);
     if (l->self->pending)
         return -ECANCELED;
     return 0;
@@ -4258,10 +4259,10 @@ CONC__COLD int conc__yield_slowly(void)
 CONC__SWITCHES int conc__yield(void)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!l || !l->self || l->self->pending || !l->ready || l->turns <= 0))
+    if (CONC__UNLIKELY(!l || !l->self || l->self->pending || !l->ready || l->switches_left <= 0))
         return conc__yield_slowly();
     conc_task *self = l->self, *next = l->ready;
-    l->turns--;
+    l->switches_left--;
     self->next = NULL;
     l->last_ready->next = self;
     l->last_ready = self;
@@ -4797,23 +4798,23 @@ CONC__PRIVATE void conc__read_clock(conc_loop *l)
         conc__advance(l, conc__clock());
 }
 
-/* Adapts the batch and the budget, so that the next pass comes within CONC__LATE, or after a single
- * step that takes longer. */
+/* Adapts the batch and the budget, so that the next pass comes within CONC__BATCH_NS, or after a
+ * single step that takes longer. */
 CONC__PRIVATE void conc__adapt_batch(conc_loop *l)
 {
     int64_t took = l->now - l->last_pass;
-    if (took > CONC__LATE) {
-        l->batch = 1 + (int)(l->batch * (int64_t)(CONC__LATE / 2) / took);
-        l->budget = 1 + (int)(l->budget * (int64_t)(CONC__LATE / 2) / took);
-        if (l->quick > l->budget)
-            l->quick = l->budget;
-    } else if (took < CONC__LATE / 4) {
+    if (took > CONC__BATCH_NS) {
+        l->batch = 1 + (int)(l->batch * (int64_t)(CONC__BATCH_NS / 2) / took);
+        l->budget = 1 + (int)(l->budget * (int64_t)(CONC__BATCH_NS / 2) / took);
+        if (l->budget_left > l->budget)
+            l->budget_left = l->budget;
+    } else if (took < CONC__BATCH_NS / 4) {
         bool awaits = conc__wheel_count(&l->wheel) || conc__awaits_outside(l);
-        int most = CONC__TURNS;
+        int most = CONC__BATCH_MOST;
         if (!awaits) /* a pass has nothing to find: make passes rarer, as reading the clock costs */
             most *= 4;
         l->batch = conc__lesser(l->batch * 2, most);
-        l->budget = conc__lesser(l->budget * 2, CONC__QUICK);
+        l->budget = conc__lesser(l->budget * 2, CONC__BUDGET_MOST);
     }
 }
 
@@ -4842,19 +4843,19 @@ CONC__PRIVATE void conc__tick(conc_loop *l)
             l->ready = l->spinners;
         l->last_ready = l->last_spinner;
         l->spinners = NULL;
-        l->next_round = l->passes + CONC__TURNS;
+        l->next_round = l->passes + CONC__BATCH_MOST;
     }
     l->last_pass = l->now;
 }
 
 /* One pass of the scheduler, which then runs a batch of ready tasks. False: none is ready. */
-CONC__PRIVATE bool conc__pass_once(conc_loop *l)
+CONC__PRIVATE bool conc__run_pass(conc_loop *l)
 {
     conc__tick(l);
     int turns = l->batch;
     if (l->seeded || l->stepwise) /* every switch goes through the scheduler */
         turns = 0;
-    l->turns = turns;
+    l->switches_left = turns;
     conc_task *t = conc__pick(l);
     if (!t)
         return false;
@@ -4862,7 +4863,7 @@ CONC__PRIVATE bool conc__pass_once(conc_loop *l)
         conc__step(l, t);
     else
         conc__resume(l, t);
-    l->switches += 1 + (uint64_t)(turns - l->turns);
+    l->switches += 1 + (uint64_t)(turns - l->switches_left);
     l->stirred = true;
     return true;
 }
@@ -4870,7 +4871,7 @@ CONC__PRIVATE bool conc__pass_once(conc_loop *l)
 CONC__PRIVATE void conc__schedule(conc_loop *l)
 {
     while (!l->over)
-        conc__pass_once(l);
+        conc__run_pass(l);
 }
 
 /* ---- >>waits -------------------------------------------------------------------------------- */
@@ -4985,23 +4986,23 @@ CONC__PRIVATE const conc__holding *conc__find_below(const conc__holding *tree, c
 
 /* Is the object no longer in use? A job ends in another thread; one whose handle was overwritten
  * counts as ended. */
-CONC__PRIVATE bool conc__loan_is_over(const conc__holding *h)
+CONC__PRIVATE bool conc__lent_is_over(const conc__holding *h)
 {
     return strcmp(h->place, CONC__A_JOB) == 0 && !conc__extended.job_in_use(h->object);
 }
 
 /* Aborts with a report if conc still uses an object in lost memory: on the stack where the task
  * runs, below an address. */
-CONC__COLD void conc__find_lost_loans(conc_loop *l, const conc_task *t, const void *below,
-                                      const char *how)
+CONC__COLD void conc__check_lent(conc_loop *l, const conc_task *t, const void *below,
+                                 const char *how)
 {
     char handle[CONC__DESCRIPTION];
     const conc__holding *h = conc__find_below(l->receiving, t, below);
     if (h)
         conc__lost(l, t, h->place, how);
     h = conc__find_below(l->handles, t, below);
-    while (h && conc__loan_is_over(h)) {
-        conc__unnote(&l->handles, h->object);
+    while (h && conc__lent_is_over(h)) {
+        conc__holding_drop(&l->handles, h->object);
         h = conc__find_below(l->handles, t, below);
     }
     if (h) {
@@ -5018,18 +5019,18 @@ static inline bool conc__scope_is_lost(const conc_task *t, const void *frame)
     return t->scope && (uintptr_t)t->scope - low < (uintptr_t)frame - low;
 }
 
-CONC__COLD void conc__find_lost_now(conc_loop *l, const void *frame)
+CONC__COLD void conc__check_lost_now(conc_loop *l, const void *frame)
 {
     static const char how[] = "a function returned";
     if (conc__scope_is_lost(l->self, frame))
         conc__lost(l, l->self, l->self->place, how);
-    conc__find_lost_loans(l, l->self, frame, how);
+    conc__check_lent(l, l->self, frame, how);
 }
 
-static inline void conc__find_lost(conc_loop *l, const void *frame)
+static inline void conc__check_lost(conc_loop *l, const void *frame)
 {
     if (CONC__UNLIKELY(l->lent || conc__scope_is_lost(l->self, frame)))
-        conc__find_lost_now(l, frame);
+        conc__check_lost_now(l, frame);
 }
 
 /* Parks the running task until w is woken; returns its result. */
@@ -5137,7 +5138,7 @@ CONC_API CONC__CALLED int conc_sleep(double s)
         return -EPERM;
     if (__builtin_isnan(s))
         return conc__misused(-EINVAL, __func__, "the time is not a number", NULL);
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     if (!ns)
         return conc__yield_slowly();
     int64_t at = CONC__NEVER;
@@ -5161,7 +5162,7 @@ CONC_API CONC__CALLED int conc_sleep_until(double t)
         return -EPERM;
     if (__builtin_isnan(t))
         return conc__misused(-EINVAL, __func__, "the time is not a number", NULL);
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     int64_t at = t >= CONC_FOREVER ? CONC__NEVER : conc__ns(t);
     /* rounding could make conc_now() return less than t after the sleep: sleep until it will not */
     for (int64_t more = 1; (double)at / 1e9 < t && at < CONC__NEVER - 8192; more *= 2)
@@ -5206,7 +5207,7 @@ CONC_API CONC__CALLED int conc_settle(void)
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -5438,7 +5439,7 @@ CONC_API CONC__CALLED int conc__scope_begin(const char *place, conc_scope *s, do
         rc = conc__scope_renew(s, timeout, place);
     if (rc)
         return rc;
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     conc__scope_open(l, s, place);
     conc__set_limit(l, s, timeout);
     return 0;
@@ -5477,7 +5478,7 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     bool innermost = s && s == l->self->scope && s->state == CONC__OPEN;
     if (CONC__UNLIKELY(!innermost || l->self->stack->has_generator)) {
         int wrong = conc__scope_may_end(l, s);
@@ -6159,7 +6160,7 @@ CONC_API CONC__CALLED int conc__group_begin(conc_group *g, const char *place)
     const char *wrong = conc__group_is_wrong(g);
     if (wrong)
         return conc__misused(-EINVAL, __func__, wrong, place);
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     conc__group_open(l, g, place);
     return 0;
 }
@@ -6263,7 +6264,7 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *call
     if (!g)
         g = &l->background;
     if (l->self)
-        conc__find_lost(l, __builtin_frame_address(0));
+        conc__check_lost(l, __builtin_frame_address(0));
     bool opens = false;
     if (CONC__UNLIKELY(g->scope.state != CONC__OPEN || g->scope.effective || g->limit > 0 ||
                        g->scope.task != l->self)) {
@@ -6419,7 +6420,7 @@ CONC_API CONC__CALLED int conc__start(const char *spawned, conc_group *g, conc_f
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     conc__starter s = {.wait = {.task = l->self, .kind = &conc__starting}};
     bool opens = g && (g->scope.state == CONC__FRESH || conc__scope_is_inherited(&g->scope));
     rc = conc__spawn_in(g, NULL, "conc_start", spawned, fn, arg, &s.child);
@@ -6831,8 +6832,8 @@ CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void 
 }
 
 /* Records an object in a tree. If memory has run out, only its report will be missing. */
-CONC__COLD void conc__note(conc__holding **tree, const void *object, const char *what,
-                           const char *place)
+CONC__COLD void conc__holding_add(conc__holding **tree, const void *object, const char *what,
+                                  const char *place)
 {
     conc__holding *h = conc__alloc(sizeof *h);
     if (!h)
@@ -6866,7 +6867,7 @@ CONC__PRIVATE void conc__holding_remove(conc__holding **at)
     *at = other;
 }
 
-CONC__COLD void conc__unnote(conc__holding **tree, const void *object)
+CONC__COLD void conc__holding_drop(conc__holding **tree, const void *object)
 {
     conc__holding **at = conc__holding_find(tree, object), *h = *at;
     if (!h)
@@ -6891,7 +6892,7 @@ CONC__COLD void conc__report_held(conc_task *t)
     while (t->held) {
         const conc__holding *h = t->held->newest;
         fprintf(stderr, "conc: %s ended with %s that it acquired at %s\n", who, h->what, h->place);
-        conc__unnote(&t->held, h->object);
+        conc__holding_drop(&t->held, h->object);
     }
     errno = saved;
 }
@@ -6904,7 +6905,7 @@ static inline void conc__task_end(conc_loop *l, conc_task *t, int rc)
     if (CONC__UNLIKELY(t->scope))
         conc__lost(l, t, t->place, "it ended");
     if (CONC__UNLIKELY(l->lent))
-        conc__find_lost_loans(l, t, t->stack, "it ended");
+        conc__check_lent(l, t, t->stack, "it ended");
     if (CONC__UNLIKELY(t->held))
         conc__report_held(t);
     t->result = rc;
@@ -6951,8 +6952,8 @@ CONC__PRIVATE void conc__task_main(void)
     }
     conc__task_end(l, t, rc);
     conc_task *next = l->ready;
-    if (next && l->turns > 0) {
-        l->turns--;
+    if (next && l->switches_left > 0) {
+        l->switches_left--;
         l->ready = next->next;
         l->self = next;
         conc__leaving(NULL, next->stack);
@@ -6997,14 +6998,14 @@ CONC_API CONC__CALLED int conc_join(conc_task *t, int *result)
         return rc;
     conc__wait w = {.task = l->self, .kind = &conc__joining, .on = t, .value = t->result};
     if (t->state == CONC__LIVE) {
-        conc__find_lost(l, __builtin_frame_address(0));
+        conc__check_lost(l, __builtin_frame_address(0));
         conc__append(&t->joiners, &w);
         rc = conc__park(l, &w);
         if (rc)
             return rc;
     } else {
         conc__collect(l, t);
-        conc__quick(l);
+        conc__spend_budget(l);
     }
     if (result)
         *result = w.value;
@@ -7060,7 +7061,7 @@ CONC__PRIVATE conc__source conc__group_source(const conc_group *g)
 CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
 {
     if (!g->live && !g->finished)
-        conc__pass(l);
+        conc__yield_to_ready(l);
     while (g->live) {
         conc__wait w = {.task = l->self, .kind = &conc__closing, .on = g};
         conc__append(&g->empty, &w);
@@ -7128,7 +7129,7 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
 /* Aborts with a report if a handle of the group lies below the frame of a call, on the same stack:
  * the function that had it has returned. Reads nothing there before, as it may be overwritten, and
  * checks only the first few of each list, so that a large group costs no more. */
-CONC__COLD void conc__find_lost_handles(conc_loop *l, const conc_group *g, const void *frame)
+CONC__COLD void conc__check_lost_handles(conc_loop *l, const conc_group *g, const void *frame)
 {
     enum { CHECKED = 16 };
     static const char how[] = "a function returned that had a task's handle";
@@ -7146,12 +7147,12 @@ CONC__PRIVATE CONC__CALLED int conc__group_finish(conc_group *g, int rc, const c
 {
     conc_loop *l = conc__in_task_of(call);
     if (l)
-        conc__find_lost(l, __builtin_frame_address(0));
+        conc__check_lost(l, __builtin_frame_address(0));
     int may = conc__may_close(l, g, call);
     if (may < 0)
         return may;
     if (may == 0 && (g->live_handles || g->finished))
-        conc__find_lost_handles(l, g, __builtin_frame_address(0));
+        conc__check_lost_handles(l, g, __builtin_frame_address(0));
     if (may == 1)
         conc__group_open(l, g, "the group opened by its end");
     if (rc < 0 && !(rc == -ECANCELED && g->scope.effective)) {
@@ -7213,7 +7214,7 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     if (g->scope.state == CONC__FRESH || conc__scope_is_inherited(&g->scope))
         return 0;
     if (g->scope.task->loop != l)
@@ -7222,7 +7223,7 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     if (g->finished) {
         *t = g->finished;
         conc__collect(l, *t);
-        conc__quick(l);
+        conc__spend_budget(l);
         return 1;
     }
     if (!g->live_handles)
@@ -7333,7 +7334,7 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
     if (rc)
         return rc;
     if (!b->count) {
-        conc__quick(l);
+        conc__spend_budget(l);
         return 0;
     }
     bool limited = b->limit && (size_t)b->limit < b->count;
@@ -7342,7 +7343,7 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
         return conc__own_error(-ENOMEM); /* the address space cannot hold so many stacks */
     conc_group g = {.limit = b->limit, .keep_going = b->keep_going};
     conc_task *last = l->ready ? l->last_ready : NULL;
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     conc__group_open(l, &g, spawned);
     for (size_t i = 0; i < at_once; i++) {
         if (!conc__batch_spawn(l, &g, b, i, spawned)) {
@@ -7583,7 +7584,7 @@ CONC__PRIVATE void conc__gen_find_lost(conc_loop *l, const conc__gen *g)
     snprintf(how, sizeof how, "the generator %s ended", g->opened);
     if (l->self->scope != g->scope)
         conc__lost(l, l->self, l->self->place, how);
-    conc__find_lost_loans(l, l->self, g->stack, how);
+    conc__check_lent(l, l->self, g->stack, how);
 }
 
 CONC__PRIVATE void conc__gen_main(void)
@@ -7674,7 +7675,7 @@ CONC_API CONC__CALLED int conc__gen_open(const char *opened, conc_gen *face, con
         return conc__misused(-EINVAL, __func__, "the generator is open", opened);
     if (conc__gen_is_elsewhere(l, face))
         return conc__misused(-EBUSY, "conc_gen_open", "it is open in another thread's run", NULL);
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     conc__stack *stack = conc__stack_acquire(l->stacks);
     if (!stack)
         return conc__own_error(-ENOMEM);
@@ -7695,7 +7696,7 @@ CONC_API CONC__CALLED int conc__gen_open(const char *opened, conc_gen *face, con
     face->body = g;
     face->run = l->run;
     if (CONC__UNLIKELY(l->debug))
-        conc__note(&l->opened, g, "a generator", conc__place_of(opened));
+        conc__holding_add(&l->opened, g, "a generator", conc__place_of(opened));
     return 0;
 }
 
@@ -7743,7 +7744,7 @@ CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
         conc__gen_set_user(g->sources, NULL);
     l->generator_count--;
     if (CONC__UNLIKELY(l->debug))
-        conc__unnote(&l->opened, g);
+        conc__holding_drop(&l->opened, g);
     g->gone = !face;
     conc__gen_give_stack(l, g);
     if (face)
@@ -7754,7 +7755,7 @@ CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
 /* The body emits though it is being closed, or has a scope or group open. */
 CONC__COLD int conc__gen_emit_badly(conc_loop *l, conc__gen *g, const void *frame)
 {
-    conc__find_lost(l, frame);
+    conc__check_lost(l, frame);
     if (!g->closing)
         return conc__misused(-EINVAL, "conc_gen_emit", "a scope or group of the body is open",
                              l->self->place);
@@ -7790,7 +7791,7 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__quick(l); /* before the look at the generator: others may close it meanwhile */
+    conc__spend_budget(l); /* before the look at the generator: others may close it meanwhile */
     conc__gen *g = conc__gen_of(l, face);
     if (!g)
         return conc__gen_unusable(l, face, "conc_gen_next");
@@ -7802,7 +7803,7 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     if (g->consumer)
         return conc__misused(-EBUSY, __func__, "another task is inside, or this one",
                              conc__place_of(g->opened));
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     uint32_t before = l->self->errors_made;
     conc__gen_enter(l, g);
     if (g->ended) {
@@ -7874,7 +7875,7 @@ CONC_API CONC__CALLED int conc_gen_close(conc_gen *face)
     if (g->consumer)
         return conc__misused(-EBUSY, __func__, "another task is inside, or this one",
                              conc__place_of(g->opened));
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     bool stopped;
     conc__source source = conc__gen_source(g);
     int rc = conc__gen_finish(l, g, face, &stopped);
@@ -8308,7 +8309,7 @@ CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd *f, uint32_t id, const con
 CONC__PRIVATE CONC__CALLED int conc__fd_park(conc_loop *l, int number, int events)
 {
     conc__fd *f = NULL;
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     int rc = conc__checkpoint(l);
     if (rc == 0)
         rc = conc__fd_watch(l, number, events, &f);
@@ -8441,12 +8442,12 @@ CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     rc = conc__fd_ready(fd, events);
     if (rc == 0) {
         rc = conc__fd_park(l, fd, events);
     } else {
-        conc__quick(l);
+        conc__spend_budget(l);
         rc = rc < 0 ? rc : rc & events;
     }
     return CONC__UNLIKELY(rc < 0) ? conc__system_failed(rc, NULL) : rc;
@@ -9028,7 +9029,7 @@ static inline ssize_t conc__io_run_of(const char *call, conc__io_fn *once, int e
     else if (CONC__UNLIKELY(n < 0))
         conc__system_failed((int)n, NULL);
     if (n >= 0 || !l->self->pending)
-        conc__quick(l);
+        conc__spend_budget(l);
     return n;
 }
 #define conc__io_run(...) conc__io_run_of(__func__, __VA_ARGS__)
@@ -9807,7 +9808,7 @@ CONC_API int conc_dial(const char *address)
     rc = conc__dial(l, address);
     errno = saved;
     if (rc >= 0)
-        conc__quick(l);
+        conc__spend_budget(l);
     return rc;
 }
 
@@ -10011,7 +10012,7 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *con
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     conc__group_open(l, &g, spawned);
     char name[CONC__NAME];
     if (!s.name && l->stepwise && conc__name_function(name, (uintptr_t)s.handler))
@@ -10218,7 +10219,7 @@ CONC__PRIVATE int conc__stream_enter(conc_loop *l, conc_stream *s, const char *c
 /* Between two pieces of one call that need not wait: 0, -EPIPE (closed meanwhile) or -ECANCELED. */
 CONC__PRIVATE int conc__stream_pass(conc_loop *l, const conc_stream *s)
 {
-    conc__quick(l);
+    conc__spend_budget(l);
     return s->state == CONC__STREAM_OPEN ? conc__checkpoint(l) : -EPIPE;
 }
 
@@ -10250,7 +10251,7 @@ CONC__PRIVATE void conc__stream_begin_life(conc_loop *l, conc_stream *s, int fd,
                        .state = CONC__STREAM_OPEN,
                        .run = l->run};
     if (CONC__UNLIKELY(l->debug))
-        conc__note(&l->opened, s, "a stream", place);
+        conc__holding_add(&l->opened, s, "a stream", place);
 }
 
 CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd)
@@ -10680,7 +10681,7 @@ CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_push_piece(l, s);
     for (; rc == 1; rc = conc__stream_push_piece(l, s))
-        l->quick--;
+        l->budget_left--;
     return rc;
 }
 
@@ -10758,7 +10759,7 @@ CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *c
         rc = conc__stream_enter(l, s, call);
     if (rc)
         return rc;
-    conc__quick(l); /* here, as what is handed out is good only until somebody else reads */
+    conc__spend_budget(l); /* here, as what is handed out is good only until somebody else reads */
     if (s->state != CONC__STREAM_OPEN)
         rc = -EPIPE;
     else if (s->reader)
@@ -10943,7 +10944,7 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_until(conc_stream *s, const void 
 static inline bool conc__stream_is_calm(const conc_loop *l, const conc_stream *s)
 {
     return l && s && s->state == CONC__STREAM_OPEN && !l->self->pending && !s->reader &&
-           l->quick > 1;
+           l->budget_left > 1;
 }
 
 /* The usual case of a server whose clients do not wait for each answer: the next line is there.
@@ -10962,7 +10963,7 @@ static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char 
     size_t length = (size_t)(end - first), cr = length && end[-1] == '\r';
     if (length - cr > s->limit)
         return -1;
-    l->quick--;
+    l->budget_left--;
     return conc__record_take(s, length - cr, length + 1, line);
 }
 
@@ -11108,7 +11109,7 @@ CONC__PRIVATE ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, con
         conc__stream_turn_over(l, s);
     }
     if (took >= 0)
-        conc__quick(l);
+        conc__spend_budget(l);
     return took < 0 ? conc__stream_said(s, (int)took) : took;
 }
 
@@ -11132,7 +11133,7 @@ CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
         return conc__stream_write_slowly(s, buf, n);
     memcpy(s->out.data + s->out.end, buf, n);
     s->out.end += n;
-    l->quick--;
+    l->budget_left--;
     return (ssize_t)n;
 }
 
@@ -11224,7 +11225,7 @@ CONC_API int conc_stream_flush(conc_stream *s)
         return rc;
     rc = conc__stream_flush(l, s);
     if (rc == 0)
-        conc__quick(l);
+        conc__spend_budget(l);
     return (int)conc__stream_leave(l, s, rc);
 }
 
@@ -11296,7 +11297,7 @@ CONC_API int conc_stream_shutdown(conc_stream *s)
     if (!s->shut)
         rc = conc__stream_end_writing(l, s);
     if (rc == 0)
-        conc__quick(l);
+        conc__spend_budget(l);
     conc__stream_leave(l, s, 0);
     return rc;
 }
@@ -11355,7 +11356,7 @@ CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
     s->state = CONC__STREAM_CLOSED;
     s->dropped = conc__buffered(&s->out);
     if (l && l->debug)
-        conc__unnote(&l->opened, s);
+        conc__holding_drop(&l->opened, s);
     while (s->writers.first)
         conc__wake(l, s->writers.first, -EPIPE);
     s->ended = NULL;
@@ -11964,7 +11965,7 @@ CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *n
         conc__lost(l, l->self, (*conc__holding_find(&l->receiving, s))->place, conc__overwritten);
     conc__on_loop(l, conc__open_signals, &c);
     if (c.rc == 0) {
-        conc__note(&l->receiving, s, "signals", place);
+        conc__holding_add(&l->receiving, s, "signals", place);
         l->lent = true;
     }
     if (c.rc == -EINVAL)
@@ -11996,10 +11997,10 @@ CONC_API CONC__CALLED int conc_signals_next(conc_signals *s)
         return conc__own_error(-EPIPE);
     if (s->loop != l || s->run != l->run)
         return conc__misused(-EPERM, "conc_signals_next", "it is another run's", NULL);
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     rc = s->waits.first ? 0 : conc__signals_find(s);
     if (rc) {
-        conc__quick(l);
+        conc__spend_budget(l);
         return rc;
     }
     conc__wait w = {.task = l->self, .kind = &conc__receiving, .on = s};
@@ -12035,7 +12036,7 @@ CONC_API int conc_signals_close(conc_signals *s)
         conc__wake(l, s->waits.first, -EPIPE);
     }
     conc__on_loop(l, conc__close_signals, &c);
-    conc__unnote(&l->receiving, s);
+    conc__holding_drop(&l->receiving, s);
     l->lent = l->receiving || l->handles;
     s->numbers = NULL;
     s->loop = NULL;
@@ -12457,7 +12458,7 @@ CONC_API CONC__CALLED int conc__loop_run(const char *spawned, conc_loop *l, conc
                       .mutex = PTHREAD_MUTEX_INITIALIZER,
                       .changed = PTHREAD_COND_INITIALIZER};
     if (here) {
-        conc__find_lost(here, __builtin_frame_address(0));
+        conc__check_lost(here, __builtin_frame_address(0));
         conc__remote_wait_task(here, &r);
     } else {
         r.job = conc__extended.job_here ? conc__extended.job_here() : NULL;
@@ -12504,7 +12505,7 @@ CONC__PRIVATE void conc__run_posts(conc_loop *l)
     conc__post *last, *p = conc__take_posts(l, &last);
     int64_t began = l->now;
     l->stirred = true;
-    for (int n = 0; p && n < l->batch && l->now - began <= CONC__LATE; n++) {
+    for (int n = 0; p && n < l->batch && l->now - began <= CONC__BATCH_NS; n++) {
         conc__post *next = p->next;
         p->run(p);
         p = next;
@@ -12972,9 +12973,9 @@ CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *
     const char *at = handle, *top = self ? conc__stack_top(self->stack) : NULL;
     bool is_job = strcmp(what, CONC__A_JOB) == 0; /* whose end in another thread is not noted */
     if (is_job && (!self || at < self->stack->low || at >= top))
-        return;                        /* not on the stack of the running task */
-    conc__unnote(&l->handles, handle); /* an earlier job's, which has ended */
-    conc__note(&l->handles, handle, "a handle", what);
+        return;                              /* not on the stack of the running task */
+    conc__holding_drop(&l->handles, handle); /* an earlier job's, which has ended */
+    conc__holding_add(&l->handles, handle, "a handle", what);
     l->lent = l->receiving || l->handles;
 }
 
@@ -14139,7 +14140,7 @@ CONC__COLD void conc__woken(conc_loop *l, conc_task *t)
 CONC__COLD void conc__step_last(conc_loop *l, conc_task *t)
 {
     if (CONC__UNLIKELY(l->handles && t->has_handle)) {
-        conc__unnote(&l->handles, t);
+        conc__holding_drop(&l->handles, t);
         l->lent = l->receiving || l->handles;
     }
     l->step_over = true;
@@ -14246,7 +14247,7 @@ CONC__PRIVATE void conc__opened_tell(conc_loop *l, const char *only)
             continue;
         if (conc__here == l)
             fprintf(stderr, "conc: %s is left open that was opened at %s\n", h->what, h->place);
-        conc__unnote(&l->opened, h->object);
+        conc__holding_drop(&l->opened, h->object);
     }
 }
 
@@ -14310,7 +14311,7 @@ CONC__PRIVATE void conc__diagnosis_close(conc_loop *l)
     conc__faults_close(l);
     conc__opened_tell(l, NULL);
     while (l->handles) /* of jobs that have ended */
-        conc__unnote(&l->handles, l->handles->newest->object);
+        conc__holding_drop(&l->handles, l->handles->newest->object);
     conc__usage_tell(l);
     conc__trace_close(l);
 }
@@ -14524,8 +14525,9 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->wheel.elapsed = (uint64_t)l->now;
     l->trimmed = l->verified = l->polled = l->began = l->last_pass = l->now;
     /* on the real clock it is not known yet how slow steps are */
-    l->batch = o->virtual_clock ? CONC__TURNS : 1;
-    l->quick = l->budget = o->virtual_clock ? CONC__QUICK : CONC__QUICK / CONC__TURNS;
+    l->batch = o->virtual_clock ? CONC__BATCH_MOST : 1;
+    l->budget_left = l->budget =
+        o->virtual_clock ? CONC__BUDGET_MOST : CONC__BUDGET_MOST / CONC__BATCH_MOST;
     l->picks = o->seed;
     l->draws = conc__first_draw(o, l);
     l->exit_status = CONC__NO_STATUS;
@@ -14566,7 +14568,7 @@ CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
     if (self->scope)
         conc__lost(l, self, self->place, how);
     if (l->lent)
-        conc__find_lost_loans(l, self, frame, how);
+        conc__check_lent(l, self, frame, how);
     const conc_task *t = l->background.live_handles ? l->background.children : NULL;
     for (; t; t = t->younger)
         if ((uintptr_t)t - low < size)
@@ -14894,8 +14896,8 @@ CONC_API int conc_embed_step(conc_embed *e)
     l->last_pass = conc__time(l);
     conc__was_idle(l, l->left, l->last_pass);
     int64_t start = l->left = l->last_pass;
-    for (int i = 0; i < PASSES && l->left - start < CONC__LATE && !l->over; i++) {
-        if (!conc__pass_once(l))
+    for (int i = 0; i < PASSES && l->left - start < CONC__BATCH_NS && !l->over; i++) {
+        if (!conc__run_pass(l))
             break;
         l->left = conc__time(l);
     }

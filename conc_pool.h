@@ -881,7 +881,7 @@ CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
         pthread_mutex_unlock(outer);
     if (!l)
         return conc__wait_in_thread(&wait, mutex);
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     wait.task = l->self;
     l->awaited++;
     int rc = conc__park(l, &wait);
@@ -2368,7 +2368,7 @@ CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
     else
         conc__job_wait(l, j, NULL, &outcome);
     if (was_done && l)
-        conc__quick(l);
+        conc__spend_budget(l);
     rc = conc__job_result(l, &outcome);
     if (result)
         *result = rc;
@@ -2978,7 +2978,7 @@ CONC__PRIVATE int conc__submit(conc__job_queue **queue, unsigned *users, conc_jo
     else if (l && l->debug)
         conc__lend_handle(l, j, CONC__A_JOB);
     if (rc == 0 && l && l->self)
-        conc__quick(l);
+        conc__spend_budget(l);
     return rc;
 }
 
@@ -4246,7 +4246,7 @@ CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, b
         return conc__channel_wait(l, inner, item, sends);
     pthread_mutex_unlock(&inner->mutex);
     if (rc == 0 && l)
-        conc__quick(l);
+        conc__spend_budget(l);
     return conc__wait_result(rc);
 }
 
@@ -4466,7 +4466,7 @@ CONC__PRIVATE void conc__outside_arrives(conc__post *p)
         (conc__outside_wait *)(void *)((char *)waiter - offsetof(conc__outside_wait, waiter));
     int rc = waiter->result;
     if (w->ended) {
-        w->it.told(&w->it, false);
+        w->it.notified(&w->it, false);
         conc_free(w);
         return;
     }
@@ -4482,7 +4482,7 @@ CONC__PRIVATE void conc__outside_arrives(conc__post *p)
     }
     if (w->it.kind != CONC__CASE_ENDS)
         conc__outside_happened(&w->it, rc, NULL);
-    w->it.told(&w->it, true);
+    w->it.notified(&w->it, true);
     conc_free(w);
 }
 
@@ -6244,7 +6244,7 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
     if (rc == 0 && status)
         *status = result;
     if (rc == 0 && l)
-        conc__quick(l);
+        conc__spend_budget(l);
     return rc;
 }
 

@@ -690,16 +690,16 @@ CONC__FAST int conc__may_wait(conc_loop *l, conc__waits *waits, const char *call
  * separate functions, because code that parks a task saves every register first. */
 CONC__FAST bool conc__may_continue(conc_loop *l)
 {
-    if (CONC__UNLIKELY(!l || !l->self || l->self->pending || l->quick <= 1))
+    if (CONC__UNLIKELY(!l || !l->self || l->self->pending || l->budget_left <= 1))
         return false;
-    l->quick--;
+    l->budget_left--;
     return true;
 }
 
 /* Appends w, a wait of the running task, to the list and parks the task. */
 CONC__SWITCHES int conc__wait_in(conc_loop *l, conc__waits *list, conc__wait *w)
 {
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     conc__append(list, w);
     return conc__park(l, w);
 }
@@ -736,7 +736,7 @@ CONC__PRIVATE CONC__CALLED int conc__wait_unless(const char *call, bool is_true,
         conc__wait w = {.task = l->self, .kind = kind, .on = object};
         return conc__wait_result(conc__wait_in(l, list, &w));
     }
-    conc__quick(l);
+    conc__spend_budget(l);
     return 0;
 }
 
@@ -829,7 +829,7 @@ CONC__FAST void conc__lock_grant(conc_loop *l, conc_lock *k, conc_task *t, const
     k->serial = t->serial;
     k->place = place;
     if (CONC__UNLIKELY(l->debug))
-        conc__note(&t->held, k, "a lock", place);
+        conc__holding_add(&t->held, k, "a lock", place);
 }
 
 /* Takes the lock from its owner and grants it to the first waiter, if there is one. */
@@ -837,7 +837,7 @@ CONC__FAST void conc__lock_hand_over(conc_loop *l, conc_lock *k)
 {
     conc__wait *w = k->waits.first;
     if (CONC__UNLIKELY(l->debug))
-        conc__unnote(&k->owner->held, k);
+        conc__holding_drop(&k->owner->held, k);
     k->owner = NULL;
     if (w) {
         conc__lock_grant(l, k, w->task, w->item);
@@ -874,7 +874,7 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
         return conc__lock_wait(l, k, place);
     }
     conc__lock_grant(l, k, l->self, place);
-    conc__quick(l);
+    conc__spend_budget(l);
     return 0;
 }
 
@@ -1007,7 +1007,7 @@ CONC__PRIVATE void conc__rwlock_grant(conc_loop *l, conc_rwlock *k, int how, con
     k->place = place;
     if (l->debug) {
         const char *what = how == CONC__READER ? "a rwlock to read" : "a rwlock to write";
-        conc__note(&t->held, k, what, place);
+        conc__holding_add(&t->held, k, what, place);
     }
 }
 
@@ -1071,7 +1071,7 @@ CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const ch
         return conc__wait_in(l, &k->waits, &w);
     }
     conc__rwlock_grant(l, k, how, l->self, place);
-    conc__quick(l);
+    conc__spend_budget(l);
     return 0;
 }
 
@@ -1119,7 +1119,7 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
     else
         k->readers--;
     if (l->debug)
-        conc__unnote(&l->self->held, k);
+        conc__holding_drop(&l->self->held, k);
     conc__rwlock_grant_waiters(l, k);
     return 0;
 }
@@ -1152,7 +1152,7 @@ CONC__PRIVATE CONC__CALLED int conc__sem_acquire_slowly(conc_sem *s)
         return conc__wait_in(l, &s->waits, &w);
     }
     s->permits--;
-    conc__quick(l);
+    conc__spend_budget(l);
     return 0;
 }
 
@@ -1375,7 +1375,7 @@ CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
     for (; b->waits.first; index++)
         conc__wake(l, b->waits.first, index);
     b->arrived = 0;
-    conc__quick(l);
+    conc__spend_budget(l);
     return index;
 }
 
@@ -1487,7 +1487,7 @@ CONC_API CONC__CALLED int conc_future_wait(conc_future *f, void **value)
         *value = f->value;
     rc = f->rc;
     conc__future_set_error(l->self, f);
-    conc__quick(l); /* other tasks may run, and free the future */
+    conc__spend_budget(l); /* other tasks may run, and free the future */
     return rc;
 }
 
@@ -1797,7 +1797,7 @@ CONC__PRIVATE CONC__CALLED int conc__queue_put_slowly(conc_queue *q, const void 
     rc = conc__queue_push(l, q, item);
     if (rc == -EAGAIN)
         return conc__queue_wait_to_put(l, q, item);
-    conc__quick(l);
+    conc__spend_budget(l);
     return rc;
 }
 
@@ -1839,7 +1839,7 @@ CONC__PRIVATE CONC__CALLED int conc__queue_get_slowly(conc_queue *q, void *item)
     rc = conc__queue_pull(l, q, item);
     if (rc == -EAGAIN)
         return conc__queue_wait_to_get(l, q, item);
-    conc__quick(l);
+    conc__spend_budget(l);
     return rc;
 }
 
@@ -2195,7 +2195,7 @@ CONC__PRIVATE int conc__case_wait_outside(conc_loop *l, conc__choice *s, conc_ca
     conc__outside o = conc__case_as_outside(c);
     o.task = l->self;
     o.owner = c;
-    o.told = conc__case_notified;
+    o.notified = conc__case_notified;
     if (!s->has_outside)
         l->awaited++;
     s->has_outside = true;
@@ -2278,7 +2278,7 @@ CONC__PRIVATE int conc__select_at_once(conc_loop *l, conc_case *cases, size_t i,
         c->result = c->task->result;
         conc__collect(l, c->task);
     }
-    conc__quick(l);
+    conc__spend_budget(l);
     return (int)i;
 }
 
@@ -2355,7 +2355,7 @@ CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
         rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     return conc__select_valid(l, cases, n);
 }
 
@@ -2514,7 +2514,7 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
     if (!conc__limiter_is_ours(l, k))
         return conc__used_elsewhere("conc_limiter_acquire");
     if (conc__limiter_try_take(l, k, n)) {
-        conc__quick(l);
+        conc__spend_budget(l);
         return 0;
     }
     conc__wait w = {.task = l->self, .kind = &conc__limited, .on = k, .value = n};
