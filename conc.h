@@ -1791,7 +1791,7 @@ typedef struct conc__standstill {
     unsigned starts; /* and how many programs had been started */
 } conc__standstill;
 
-enum { CONC__SIGNALS = 65 }; /* one more than the highest number */
+enum { CONC__SIGNALS = 65 }; /* one more than the highest signal number */
 
 /* A function that a loop must run between two steps of tasks. */
 typedef struct conc__post {
@@ -1799,15 +1799,15 @@ typedef struct conc__post {
     void (*run)(struct conc__post *post); /* may free the post: the loop has done with it */
 } conc__post;
 
-/* Somewhere else to look, besides posted functions, before a loop falls asleep. */
+/* A source of events besides posts, which a loop polls while it spins before it sleeps. */
 typedef struct conc__idle_hook {
     struct conc__idle_hook *next;
-    bool (*poll)(struct conc__idle_hook *self); /* true: something came of it */
-    void (*enable)(struct conc__idle_hook *self,
-                   bool on); /* before the first poll; after the last */
+    bool (*poll)(struct conc__idle_hook *self); /* true: an event came */
+    /* called with true before the first poll, and with false after the last */
+    void (*enable)(struct conc__idle_hook *self, bool on);
 } conc__idle_hook;
 
-/* What another module has to end with a run, after its last task. */
+/* A function that another module registers, to be called at a run's end, after the last task. */
 typedef struct conc__ending {
     struct conc__ending *next;
     void (*end)(conc_loop *l, struct conc__ending *self);
@@ -1948,7 +1948,7 @@ typedef struct conc__fd {
     unsigned char came;    /* kqueue(2): the events of the current batch */
 } conc__fd;
 
-enum { CONC__FDS = 64 }; /* in each block of the table */
+enum { CONC__FDS = 64 }; /* descriptors in each block of the table */
 
 /* A free buffer of the usual size. */
 typedef struct conc__spare {
@@ -1981,7 +1981,7 @@ struct conc_loop {
     conc__waits settlers;
     void (*call)(conc_loop *l, void *arg);
     void *call_arg;
-    conc__fpu fpu;         /* what a task starts with */
+    conc__fpu fpu;         /* the state with which a task starts */
     conc__context scratch; /* for contexts that are never resumed */
     int64_t now;
     int64_t last_pass;     /* when the last scheduler pass was, on the loop's clock */
@@ -2071,7 +2071,7 @@ struct conc_loop {
     conc__idle_hook *idle_hooks;
     conc__ending *endings;
 
-    /* of a run inside a job: the job, if a virtual clock stands still for it, else NULL; */
+    /* of a run inside a job: the job, if a virtual clock stands still for it, else NULL */
     struct conc__job_context *job;
     bool job_idles;    /* under the mutex: that clock goes on until the next post */
     int channel_waits; /* how many of `awaited` wait for a channel */
@@ -2318,7 +2318,7 @@ static inline void conc__stack_ends(conc_loop *l, conc__stack *s)
 #endif
 #if CONC__TSAN
     if (s->tsan_fiber == __tsan_get_current_fiber())
-        l->dead_fiber = s->tsan_fiber; /* cannot be destroyed from inside */
+        l->dead_fiber = s->tsan_fiber; /* a fiber cannot destroy itself */
     else
         __tsan_destroy_fiber(s->tsan_fiber);
 #endif
@@ -2443,7 +2443,7 @@ CONC__PRIVATE void conc__thread_sleep(int64_t ns)
 static inline int64_t conc__ns(double s)
 {
     double ns = s * 1e9;
-    if (ns > 1 && ns < 9e15) /* from there on doubles are whole */
+    if (ns > 1 && ns < 9e15) /* larger doubles are whole numbers */
         return (int64_t)(ns + (0.999 - ns * 2.3e-16));
     if (!(s > 0))
         return 0;
@@ -2525,7 +2525,7 @@ CONC__PRIVATE bool conc__is_open(int number)
     return fcntl(number, F_GETFD) >= 0 || errno != EBADF;
 }
 
-/* How many processors this process may use. */
+/* The number of processors that this process may use. */
 CONC__PRIVATE int conc__processors(void)
 {
     static atomic_int known;
@@ -3249,8 +3249,8 @@ CONC__PRIVATE bool conc__epoll_arm(conc_loop *l, conc__fd *f, int events)
     return rc == 0;
 }
 
-/* The kernel's key is the file and its number. An attempt to add it once more fails and changes
- * nothing, while a change would arm it for errors. */
+/* epoll identifies an entry by the file and the number. Adding it again fails and changes nothing,
+ * while modifying it would arm it for errors. */
 CONC__PRIVATE bool conc__epoll_confirm(conc_loop *l, const conc__fd *f)
 {
     struct epoll_event nothing = {.events = EPOLLONESHOT};
@@ -3888,7 +3888,7 @@ CONC__PRIVATE void conc__stack_drop(conc__stack *s)
     if (conc__slab_resident(slab) || slab == c->slabs)
         return;
     conc__hole_close(c, slab);
-    slab->prev->next = slab->next; /* it is not the first */
+    slab->prev->next = slab->next; /* it is not the first one, so prev is not NULL */
     if (slab->next)
         slab->next->prev = slab->prev;
     c->slab_count--;
@@ -4087,7 +4087,7 @@ CONC__PRIVATE void conc__wheel_advance(conc_loop *l, int64_t now)
         conc__timer *t = w->slots[level][slot];
         if (level > 0 && (t->next != t || t->at > now)) {
             conc__wheel_cascade(w, start, level, slot);
-        } else { /* the only one in its slot need not move down first */
+        } else { /* due; a timer that is alone in its slot need not move down first */
             conc__disarm(l, t);
             t->fire(t);
         }
@@ -4296,7 +4296,7 @@ CONC__PRIVATE void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *ar
     *l->errno_at = self->error_number;
 }
 
-static atomic_int conc__debug_runs; /* of this process */
+static atomic_int conc__debug_runs; /* runs of this process in debug mode */
 
 typedef struct conc__misuse {
     const conc_task *task;
@@ -4409,8 +4409,8 @@ CONC__PRIVATE bool conc__awaits_outside(const conc_loop *l)
     return l->watched || l->signal_waits || l->awaited;
 }
 
-/* Are these the descriptors that wake the loop? A program that closed them may have opened other
- * files with their numbers. */
+/* Does the loop's wake-up descriptor still mean its own file? A program that has closed it may have
+ * opened another file with its number. */
 CONC__PRIVATE bool conc__wake_is_ours(const conc_loop *l)
 {
     bool ours = conc__is_open(l->wake_out);
@@ -4714,7 +4714,7 @@ CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
     if (l->ready || posted)
         return;
     if (conc__stood_still(l, next) || l->ready)
-        return; /* what came meanwhile comes first */
+        return; /* serve first what came meanwhile */
     conc__advance(l, next > before ? next : before);
     conc__was_idle(l, before, l->now);
 }
@@ -5626,7 +5626,7 @@ CONC_API bool conc_cancelled(void)
 
 /* ---- >>errors ------------------------------------------------------------------------------- */
 
-static pthread_mutex_t conc__places = PTHREAD_MUTEX_INITIALIZER; /* being written */
+static pthread_mutex_t conc__places = PTHREAD_MUTEX_INITIALIZER; /* guards writes of conc__at */
 
 /* For compilers without __FILE_NAME__: makes a text and a location, without its directories, in the
  * caller's room. The first byte of the room is set once it has been written. */
@@ -5997,7 +5997,7 @@ CONC__FAST bool conc__is_of_run(const conc_loop *l, uint64_t serial)
     return serial - conc__first_serial(l) < 1ull << 40;
 }
 
-/* Fills in a task; it is not in any list yet. */
+/* Initializes a task, which is not in any list yet. */
 CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, conc__stack *stack,
                                 conc_fn *fn, void *arg, const char *spawned)
 {
@@ -6038,7 +6038,7 @@ static inline void conc__child_add(conc_group *g, conc_task *t)
     t->group = g;
     t->younger = NULL;
     if (first) {
-        conc_task *last = first->older; /* the first one's points to the last */
+        conc_task *last = first->older; /* `older` of the first child is the last one */
         t->older = last;
         last->younger = t;
         first->older = t;
@@ -7246,7 +7246,7 @@ CONC__PRIVATE bool conc__is_array(const void *elements, size_t count, size_t siz
 
 /* What a gather or map runs, and where its results go. */
 typedef struct conc__batch {
-    conc_call *calls; /* or: */
+    conc_call *calls; /* NULL: a map, which the next four fields describe */
     conc_fn *fn;
     char *args;
     size_t size;

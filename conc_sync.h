@@ -1273,7 +1273,7 @@ CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
     conc_lock *k = (conc_lock *)(uintptr_t)w->on;
     conc__unlink(w);
     w->value = result;
-    /* after a deadlock everything unwinds */
+    /* after a deadlock, every task must unwind, even if its lock will never be released */
     if (k->owner && !(l->doomed && conc__lock_is_lost(l, k))) {
         if (CONC__UNLIKELY(l->stepwise))
             conc__waited(l, w->task);
@@ -2210,7 +2210,7 @@ CONC__PRIVATE int conc__case_wait_fd(conc_loop *l, conc_case *c, int *result)
     conc__fd *f;
     int rc = conc__fd_watch(l, c->fd, c->events, &f);
     if (rc) {
-        *result = rc == 1 ? c->events : rc; /* 1: such a file does not hang up */
+        *result = rc == 1 ? c->events : rc; /* 1: the file is always ready, and never hangs up */
         return *result != 0;
     }
     c->wait.value = c->events;
