@@ -5281,7 +5281,7 @@ typedef struct conc__child_process {
     bool inherited[3]; /* this program has the same end of the pipe too */
 } conc__child_process;
 
-/* Under conc__children_mutex. */
+/* All child processes. Under conc__children_mutex. */
 static conc__child_process *conc__child_processes;
 static unsigned conc__child_start_count;
 
@@ -7786,25 +7786,31 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
 
 /* ---- >>supervisor --------------------------------------------------------------------------- *
  *
- * A worker, as the program sees it, under the mutex of the job queue
+ * The states of a worker in the program, under the mutex
  *
  *   NONE      there is no process
- *   STARTING  the process was started and calls init; nobody else can have its place
- *   IDLE      waits for a request
+ *   STARTING  the process was started and calls init
+ *   IDLE      waits for a request; it has no job
  *   COPYING   the supervisor copies large data to it or from it, without the mutex
- *   BUSY      has a request; `awaited`, if its reply may be taken by anybody
- *   LEAVING   was killed or told to quit; its job has its result already
+ *   BUSY      has a request; `awaited` while any thread may collect its reply
+ *   LEAVING   was killed or told to quit, or is just being started; it has no job
  *
- *   NONE      -> STARTING  the supervisor: jobs are in the queue and nobody is idle
- *   STARTING  -> IDLE      anybody: init has returned
- *   IDLE      -> BUSY      anybody: a small job; the supervisor, by way of COPYING: any job
- *   BUSY      -> IDLE      anybody: the reply to a small job; the supervisor: to any
- *   BUSY      -> LEAVING   anybody: the job was cancelled
- *   IDLE      -> LEAVING   the supervisor: the pool is closed; anybody: max_jobs are done
- *   any       -> NONE      the supervisor: the process has ended. A job that it had not begun goes
- *                          back to the queue, another one is lost
+ *   Any thread that has the mutex makes these changes:
  *
- * Order of locks: conc__job_queues_mutex, the queue's mutex, conc__segments_mutex.
+ *   STARTING  -> IDLE      init has returned
+ *   IDLE      -> BUSY      it gets a small job
+ *   BUSY      -> IDLE      it has replied to a small job
+ *   BUSY      -> LEAVING   its job was cancelled, and it was killed
+ *   IDLE      -> LEAVING   it has done max_jobs
+ *
+ *   Only the supervisor makes these:
+ *
+ *   NONE      -> STARTING  jobs are queued and no worker is idle
+ *   IDLE      -> COPYING   it gets a large job; COPYING -> BUSY when the data was copied
+ *   BUSY      -> COPYING   it has replied to a large job; COPYING -> IDLE
+ *   IDLE      -> LEAVING   the pool was closed
+ *   any       -> NONE      its process has ended. A job that it had not begun is queued again; one
+ *                          that it had begun fails with -EOWNERDEAD
  */
 
 typedef enum conc__worker_state {
@@ -7818,21 +7824,21 @@ typedef enum conc__worker_state {
 
 typedef struct conc__worker {
     conc__worker_state state;
-    conc__worker_channel *channel; /* loaded by those that look without the mutex */
-    bool awaited;                  /* the same */
-    bool cancelled;                /* the job is, while its data is copied */
-    bool proved;                   /* it has begun a job */
+    conc__worker_channel *channel; /* pollers load it without the mutex */
+    bool awaited;                  /* any thread may collect its reply; read without the mutex */
+    bool cancelled;                /* its job was cancelled while its data was copied */
+    bool proved;                   /* it has begun a job once */
     int pid, pidfd, socket;
-    unsigned poll_process, poll_socket; /* their places among the supervisor's; 0: none */
+    unsigned poll_process, poll_socket; /* their index in the supervisor's polls; 0: none */
     conc__segment channel_memory, data;
     uint64_t data_version; /* changes with the segment */
     conc_job *job;
-    int jobs;         /* that it has had */
-    unsigned cancels; /* that it had to end one */
+    int jobs;         /* how many jobs it has had */
+    unsigned cancels; /* how often it was asked to end a map; never 0 after the first */
     int64_t idle_since;
 } conc__worker;
 
-/* A function's name, which is looked up once for many requests with the same function. */
+/* The name of a function, looked up once for many requests with the same function. */
 typedef struct conc__function_cache {
     uintptr_t fn;
     conc__module_counts counts;
@@ -7840,47 +7846,47 @@ typedef struct conc__function_cache {
 } conc__function_cache;
 
 typedef struct conc__supervisor {
-    conc__job_queue *queue; /* the job queue */
+    conc__job_queue *queue;
     conc__segment status_memory;
     conc__status_page *status_page;
     int wake_fd; /* wakes the supervisor */
     bool wake_pending, runs, ending;
     pthread_t thread;
-    conc__job_context context; /* of that thread: for the words of its errors */
-    sigset_t mask;             /* of the pool's opener: for jobs */
-    char **environment;        /* as it was when the pool was opened, with the worker's mark */
-    conc__function_id init;    /* its offset is 0: none */
+    conc__job_context context; /* of that thread, for the text of its errors */
+    sigset_t mask;             /* of the pool's opener, for jobs */
+    char **environment;        /* a copy from the opening of the pool, with the worker's mark */
+    conc__function_id init;    /* offset 0: none */
     size_t memory_limit;
     int max_jobs;
     int starting;
-    int failures; /* tenths of workers in a row that ended before they began a job */
-    int broken;   /* an error: no more workers are started */
+    int failures; /* tenths: workers in a row that ended before they began a job */
+    int broken;   /* the error for which no more workers are started; 0: none */
     char why[96];
     conc__waiter *closer;  /* waits for the supervisor's end */
-    conc__segment *unused; /* channels of workers that have ended: somebody may look at them */
+    conc__segment *unused; /* channels of ended workers, which a thread may still be polling */
     conc__function_cache named;
-    struct pollfd *polls; /* the first is the bell's */
+    struct pollfd *polls; /* the first is wake_fd's */
     unsigned poll_count;
     conc__worker workers[];
 } conc__supervisor;
 
 enum {
     CONC__FAILURES = 30,
-    CONC__ASK_AGAIN = 20 /* ms between questions for what no descriptor tells */
+    CONC__ASK_AGAIN = 20 /* ms between checks where there is no descriptor to wait for */
 };
 
 CONC__PRIVATE void conc__supervisor_wake(conc__supervisor *s)
 {
     uint64_t one = 1;
     if (!s->wake_pending && write(s->wake_fd, &one, sizeof one) < 0) {
-        /* it is rung already */
+        /* it was woken already */
     }
     s->wake_pending = true;
 }
 
 /* ---- Messages ---- */
 
-/* Names the function in the request. */
+/* Puts the function's name into the request. */
 CONC__PRIVATE int conc__request_function(conc__supervisor *s, conc__worker *w, uintptr_t fn)
 {
     conc__function_cache *named = &s->named;
@@ -7893,10 +7899,10 @@ CONC__PRIVATE int conc__request_function(conc__supervisor *s, conc__worker *w, u
         named->fn = 0;
         if (!conc__function_id_of(fn, &named->function))
             return -EINVAL;
-        named->fn = named->function.identity ? fn : 0; /* it may be told later */
+        named->fn = named->function.identity ? fn : 0; /* an unknown identity may be known later */
         named->counts = counts;
     }
-    /* anew each time: a job may have overwritten it */
+    /* each time, because a faulty job may have overwritten it */
     memcpy(to, &named->function,
            offsetof(conc__function_id, module) + strlen(named->function.module) + 1);
     return 0;
@@ -7921,8 +7927,8 @@ CONC__PRIVATE bool conc__worker_has_replied(const conc__worker_channel *c)
     return __atomic_load_n(&c->turn, __ATOMIC_SEQ_CST) == CONC__TURN_PROGRAM;
 }
 
-/* The elements that a runner gets next: at first many, at last one by one. Those that it has got
- * and that were not sent yet are not called if the map is to end. */
+/* Takes the next elements for a runner: many at first, in the end one at a time. If the map is to
+ * end, elements that were taken and not sent are dropped instead. */
 CONC__PRIVATE void conc__range_take(const conc__supervisor *s, const conc_job *j)
 {
     conc__payload *p = j->payload;
@@ -7937,20 +7943,22 @@ CONC__PRIVATE void conc__range_take(const conc__supervisor *s, const conc_job *j
         most = (CONC__SMALL - CONC__DATA_ALIGNMENT) / (m->size + sizeof(int));
     if (s->max_jobs && most > (size_t)s->max_jobs)
         most = (size_t)s->max_jobs;
-    n = n > most ? most : n;
-    n = n < 1 && left ? 1 : n;
+    if (n > most)
+        n = most;
+    if (n < 1 && left)
+        n = 1;
     p->first = m->next;
     p->left = n;
     m->next += n;
 }
 
-/* Where the results of a map's elements stand behind its data. */
+/* The offset of the results of a map's elements, which are behind its data. */
 CONC__PRIVATE size_t conc__range_results(const conc__payload *p)
 {
     return conc__aligned(p->left * p->map->size);
 }
 
-/* How many bytes of data the job's request takes; SIZE_MAX: too many. */
+/* How many bytes of data the job's request needs; SIZE_MAX: too many. */
 CONC__PRIVATE size_t conc__job_bytes(const conc_job *j)
 {
     const conc__payload *p = j->payload;
@@ -7958,8 +7966,9 @@ CONC__PRIVATE size_t conc__job_bytes(const conc_job *j)
         return j->size;
     if (p->map)
         return conc__range_results(p) + p->left * sizeof(int);
-    bool too_many = p->in_size > SIZE_MAX / 4 || p->out_size > SIZE_MAX / 4;
-    return too_many ? SIZE_MAX : conc__aligned(p->in_size) + p->out_size;
+    if (p->in_size > SIZE_MAX / 4 || p->out_size > SIZE_MAX / 4)
+        return SIZE_MAX;
+    return conc__aligned(p->in_size) + p->out_size;
 }
 
 CONC__PRIVATE bool conc__job_is_large(const conc_job *j)
@@ -7967,19 +7976,20 @@ CONC__PRIVATE bool conc__job_is_large(const conc_job *j)
     return conc__job_bytes(j) > CONC__SMALL;
 }
 
-/* Where the job's data stands for this side. */
+/* Where the program finds the job's data. */
 CONC__PRIVATE char *conc__job_data(const conc__worker *w, const conc_job *j)
 {
     return conc__job_is_large(j) ? w->data.address : (char *)w->channel + CONC__CHANNEL_DATA;
 }
 
-/* Gives the worker a segment that is large enough; size 0: none. */
+/* Gives the worker a data segment that is large enough; size 0: none. */
 CONC__PRIVATE int conc__worker_reserve_data(conc__worker *w, size_t size)
 {
     enum { STEP = 1 << 20 };
     if (size > SIZE_MAX / 4)
         return conc_fail(-ENOMEM, "the data is too large");
-    if (size ? size <= w->data.size : w->data.size == 0)
+    bool suffices = size ? size <= w->data.size : w->data.size == 0;
+    if (suffices)
         return 0;
     conc__segment_close(&w->data);
     w->data.size = 0;
@@ -7991,7 +8001,7 @@ CONC__PRIVATE int conc__worker_reserve_data(conc__worker *w, size_t size)
     if (rc == 0)
         rc = conc__setup_send(w->socket, &h, w->data.fd);
     bool gone = rc == -EPIPE || rc == -ECONNRESET || rc == -EBADF;
-    if (rc == 0 || gone) /* the end of its process is heard */
+    if (rc == 0 || gone) /* the supervisor will notice the end of its process */
         return 0;
     conc__segment_close(&w->data);
     w->data.size = 0;
@@ -8000,39 +8010,49 @@ CONC__PRIVATE int conc__worker_reserve_data(conc__worker *w, size_t size)
     return conc_fail(-ENOMEM, "no room for %zu bytes of data: %s", size, strerror(-rc));
 }
 
-/* Writes the job's request and data into the channel; its function stands there already. */
-CONC__PRIVATE int conc__job_write_request(conc_job *j, conc__worker *w)
+/* Fills in what kind of request the job is, and its sizes. Returns the size of the data to send,
+ * which *from points to. */
+CONC__PRIVATE size_t conc__request_describe(conc__request *r, const conc_job *j, const void **from)
 {
     const conc__payload *p = j->payload;
+    if (p && p->map) {
+        const conc__map_call *m = p->map;
+        r->kind = CONC__REQUEST_MAP;
+        r->keeps_going = m->keeps_going;
+        r->in = m->size;
+        r->out = p->left;
+        *from = m->args ? m->args + p->first * m->size : NULL;
+        return p->left * m->size;
+    }
+    if (p) {
+        r->kind = CONC__REQUEST_CALL;
+        r->in = p->in_size;
+        r->out = p->out_size;
+        *from = p->in;
+        return p->in_size;
+    }
+    r->kind = CONC__REQUEST_RUN;
+    r->in = j->size;
+    r->out = 0;
+    *from = j->arg;
+    return j->size;
+}
+
+/* Writes the job's request and data into the channel, which has its function already. */
+CONC__PRIVATE int conc__job_write_request(conc_job *j, conc__worker *w)
+{
     bool large = conc__job_is_large(j);
     int rc = large ? conc__worker_reserve_data(w, conc__job_bytes(j)) : 0;
     if (rc)
         return rc;
     conc__request *r = &w->channel->request;
-    char *data = conc__job_data(w, j);
-    const void *from = j->arg;
-    size_t bytes = j->size;
-    r->kind = CONC__REQUEST_RUN;
-    r->in = j->size;
-    r->out = 0;
-    if (p && p->map) {
-        r->kind = CONC__REQUEST_MAP;
-        r->keeps_going = p->map->keeps_going;
-        r->in = p->map->size;
-        r->out = p->left;
-        from = p->map->args ? p->map->args + p->first * p->map->size : NULL;
-        bytes = p->left * p->map->size;
-    } else if (p) {
-        r->kind = CONC__REQUEST_CALL;
-        r->in = bytes = p->in_size;
-        r->out = p->out_size;
-        from = p->in;
-    }
+    const void *from;
+    size_t bytes = conc__request_describe(r, j, &from);
     r->in_segment = large;
     r->segment_size = w->data.size;
     r->segment_version = w->data_version;
     if (bytes)
-        memcpy(data, from, bytes);
+        memcpy(conc__job_data(w, j), from, bytes);
     return 0;
 }
 
@@ -8046,7 +8066,7 @@ CONC__PRIVATE uintptr_t conc__job_function(const conc_job *j)
 
 /* ---- Results ---- */
 
-/* The job that a worker had is over: its result, and words if they are not "". */
+/* Ends a job that a worker had. text: its error's; "": none. */
 CONC__PRIVATE void conc__job_complete(conc__job_queue *q, conc_job *j, int result,
                                       const char *words)
 {
@@ -8056,7 +8076,7 @@ CONC__PRIVATE void conc__job_complete(conc__job_queue *q, conc_job *j, int resul
     conc__job_queue_notify_closer(q);
 }
 
-/* The same for a job that no worker does any more. */
+/* Ends a job that no worker will run any more. */
 CONC__PRIVATE void conc__job_complete_undone(conc__job_queue *q, conc_job *j, int rc,
                                              const char *words)
 {
@@ -8069,7 +8089,7 @@ CONC__PRIVATE void conc__job_complete_undone(conc__job_queue *q, conc_job *j, in
     conc__job_complete(q, j, rc, words);
 }
 
-/* How many of a runner's elements its worker says that it has done; SIZE_MAX: an element has
+/* How many of a runner's elements are done, as its worker says; SIZE_MAX: an element has
  * overwritten that. */
 CONC__PRIVATE size_t conc__range_counted(const conc__worker *w)
 {
@@ -8077,7 +8097,8 @@ CONC__PRIVATE size_t conc__range_counted(const conc__worker *w)
     return done <= w->job->payload->left ? (size_t)done : SIZE_MAX;
 }
 
-/* The first n of a runner's elements have returned: their bytes, results, and the first error. */
+/* The first n of a runner's elements have returned: copies their bytes and results, and notes the
+ * first error. */
 CONC__PRIVATE void conc__range_done(const conc__worker *w, size_t n, int *error)
 {
     conc__payload *p = w->job->payload;
@@ -8098,40 +8119,45 @@ CONC__PRIVATE void conc__range_done(const conc__worker *w, size_t n, int *error)
     p->left -= n;
 }
 
-/* An error of one element keeps the rest from starting. */
+/* One element failed: asks the workers of the map to start no more. */
 CONC__PRIVATE void conc__map_stop(conc__supervisor *s, conc__map_call *m)
 {
     __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
     for (int i = 0; i < s->queue->max_workers; i++) {
         conc__worker *w = &s->workers[i];
-        bool takes_part =
-            w->state == CONC__WORKER_BUSY && w->job->payload && w->job->payload->map == m;
-        if (!takes_part)
+        bool is_mapping = w->state == CONC__WORKER_BUSY && w->job->payload;
+        if (!is_mapping || w->job->payload->map != m)
             continue;
-        w->cancels = w->cancels + 1 ? w->cancels + 1 : 1;
+        w->cancels++;
+        if (!w->cancels)
+            w->cancels = 1;
         __atomic_store_n(&w->channel->cancel, w->cancels, __ATOMIC_RELEASE);
         conc__futex_wake(&w->channel->cancel);
     }
 }
 
-/* A runner's request was answered. True: there is more for it to do. */
+/* A runner's request was answered. True: it has taken more elements. */
 CONC__PRIVATE bool conc__runner_goes_on(conc__supervisor *s, conc__worker *w, int result,
                                         int *error)
 {
     conc_job *j = w->job;
     conc__payload *p = j->payload;
     size_t done = conc__range_counted(w);
-    done = done == SIZE_MAX ? p->left : done;
+    if (done == SIZE_MAX)
+        done = p->left;
     conc__range_done(w, done, error);
-    if (result < 0 && done == 0 && !*error) /* the function was not found */
-        conc__range_drop(p, p->map->error = *error = result);
+    if (result < 0 && done == 0 && !*error) { /* the function was not found */
+        *error = result;
+        p->map->error = result;
+        conc__range_drop(p, result);
+    }
     if (*error)
         conc__map_stop(s, p->map);
     conc__range_take(s, j);
     return p->left > 0;
 }
 
-/* Takes the result of a job that is no map's from its worker. */
+/* Reads the result of a job that is no runner. */
 CONC__PRIVATE int conc__job_read_result(const conc__worker *w, int64_t result)
 {
     const conc_job *j = w->job;
@@ -8159,7 +8185,7 @@ CONC__PRIVATE void conc__worker_quit(conc__worker *w)
     conc__futex_wake(&w->channel->turn);
 }
 
-/* It has done its job. */
+/* The worker has done its job. */
 CONC__PRIVATE void conc__worker_set_idle(conc__supervisor *s, conc__worker *w)
 {
     w->job = NULL;
@@ -8171,8 +8197,7 @@ CONC__PRIVATE void conc__worker_set_idle(conc__supervisor *s, conc__worker *w)
         conc__worker_quit(w);
 }
 
-/* Gives the worker a job. A large one only from the supervisor, which unlocks meanwhile and has the
- * words of an error then. */
+/* Gives the worker a job. Only the supervisor gives a large one; it unlocks meanwhile. */
 CONC__PRIVATE void conc__worker_give_job(conc__supervisor *s, conc__worker *w, conc_job *j)
 {
     conc__payload *p = j->payload;
@@ -8180,8 +8205,10 @@ CONC__PRIVATE void conc__worker_give_job(conc__supervisor *s, conc__worker *w, c
         s->queue->started++;
     w->job = j;
     w->state = CONC__WORKER_COPYING;
-    if (s->max_jobs)
-        w->jobs += p && p->map ? (int)p->left : 1;
+    if (s->max_jobs && p && p->map)
+        w->jobs += (int)p->left;
+    else if (s->max_jobs)
+        w->jobs++;
     bool large = conc__job_is_large(j);
     const char *words = "";
     int rc = conc__request_function(s, w, conc__job_function(j));
@@ -8206,8 +8233,8 @@ CONC__PRIVATE void conc__worker_give_job(conc__supervisor *s, conc__worker *w, c
     conc__job_complete_undone(s->queue, j, rc ? rc : -ECANCELED, words);
 }
 
-/* The worker that was busy last: what it needs is in its processor's caches, and it may not
- * sleep yet. */
+/* The idle worker that was busy last: its data is still in the caches, and it may not have fallen
+ * asleep. */
 CONC__PRIVATE conc__worker *conc__worker_find_idle(conc__supervisor *s)
 {
     conc__worker *best = NULL;
@@ -8227,11 +8254,13 @@ CONC__PRIVATE conc__worker *conc__worker_find(conc__supervisor *s, conc__worker_
     return NULL;
 }
 
-/* Sends what is in the queue to idle workers; calls the supervisor for what only it does. */
-CONC__PRIVATE void conc__supervisor_dispatch(conc__supervisor *s, bool supervisor)
+/* Gives queued jobs to idle workers. is_supervisor: the caller is the supervisor; another thread
+ * wakes it for what only it does. */
+CONC__PRIVATE void conc__supervisor_dispatch(conc__supervisor *s, bool is_supervisor)
 {
     conc__job_queue *q = s->queue;
-    for (conc_job *j; (j = conc__job_ring_first(q));) {
+    conc_job *j;
+    while ((j = conc__job_ring_first(q))) {
         if (s->broken) {
             conc__job_complete_undone(q, conc__job_ring_pop(q), s->broken, s->why);
             continue;
@@ -8244,24 +8273,25 @@ CONC__PRIVATE void conc__supervisor_dispatch(conc__supervisor *s, bool superviso
             conc__job_complete(q, conc__job_ring_pop(q), 0, "");
             continue;
         }
-        if (!w || (conc__job_is_large(j) && !supervisor))
+        if (!w || (conc__job_is_large(j) && !is_supervisor))
             break;
         conc__worker_give_job(s, w, conc__job_ring_pop(q));
     }
-    bool more = q->queued && !supervisor;
+    if (!q->queued || is_supervisor)
+        return;
     bool may_start = conc__worker_find(s, CONC__WORKER_NONE) && s->starting < (int)q->queued;
-    if (more && (may_start || conc__worker_find(s, CONC__WORKER_IDLE)))
+    if (may_start || conc__worker_find(s, CONC__WORKER_IDLE))
         conc__supervisor_wake(s);
 }
 
-/* The words of an error, which a worker may have written without an end. */
+/* Copies the text of an error, which a worker may not have terminated. */
 CONC__PRIVATE void conc__reply_words(const conc__worker_channel *c, char words[96])
 {
     memcpy(words, c->text, sizeof c->text);
     words[sizeof c->text - 1] = 0;
 }
 
-/* The worker has begun a job: workers can be started. */
+/* The worker has begun a job, so starts of workers do not fail in general. */
 CONC__PRIVATE void conc__worker_mark_proved(conc__supervisor *s, conc__worker *w)
 {
     if (!w->proved)
@@ -8269,7 +8299,7 @@ CONC__PRIVATE void conc__worker_mark_proved(conc__supervisor *s, conc__worker *w
     w->proved = true;
 }
 
-/* The worker has replied, and what it wrote is to be copied. */
+/* The worker has replied: copies the result. */
 CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
 {
     conc_job *j = w->job;
@@ -8324,8 +8354,8 @@ CONC__PRIVATE void conc__worker_ready(conc__supervisor *s, conc__worker *w)
     snprintf(s->why, sizeof s->why, "init failed: %.80s", c->words ? words : conc_strerror(rc));
 }
 
-/* Takes the replies. Those to large jobs are left to the supervisor. */
-CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool supervisor)
+/* Collects replies. Those to large jobs are left to the supervisor. */
+CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool is_supervisor)
 {
     for (int i = 0; i < s->queue->max_workers; i++) {
         conc__worker *w = &s->workers[i];
@@ -8335,16 +8365,16 @@ CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool supervisor
         __atomic_store_n(&w->awaited, false, __ATOMIC_RELAXED);
         if (w->state == CONC__WORKER_STARTING)
             conc__worker_ready(s, w);
-        else if (!supervisor && conc__job_is_large(w->job))
+        else if (!is_supervisor && conc__job_is_large(w->job))
             conc__supervisor_wake(s);
         else
             conc__worker_replied(s, w);
     }
-    conc__supervisor_dispatch(s, supervisor);
+    conc__supervisor_dispatch(s, is_supervisor);
 }
 
-/* Its number cannot be another process's: nobody but the supervisor reaps it, unless the program
- * reaps all its children; then the descriptor still says which process is meant. */
+/* The worker's number cannot be another process's: only the supervisor reaps it. If the program
+ * reaps all its children, the pidfd still identifies it. */
 CONC__PRIVATE void conc__worker_signal(const conc__worker *w, int number)
 {
 #ifdef SYS_pidfd_send_signal
@@ -8355,11 +8385,11 @@ CONC__PRIVATE void conc__worker_signal(const conc__worker *w, int number)
     kill(w->pid, number);
 }
 
-/* Kills the worker; its job is over for the caller if this returns true. */
+/* Kills the worker. True: the caller is to end its job. */
 CONC__PRIVATE bool conc__worker_kill(conc__worker *w)
 {
     if (w->state == CONC__WORKER_COPYING)
-        w->cancelled = true; /* the supervisor ends it when it has copied */
+        w->cancelled = true; /* the supervisor ends the job when it has copied the data */
     if (w->state != CONC__WORKER_BUSY || conc__worker_has_replied(w->channel))
         return false;
     conc__worker_signal(w, SIGKILL);
@@ -8368,7 +8398,7 @@ CONC__PRIVATE bool conc__worker_kill(conc__worker *w)
     return true;
 }
 
-/* The job is cancelled (NULL: all of them): true when it is over with that. */
+/* Cancels a job (NULL: all that run). True: the caller is to end the job. */
 CONC__PRIVATE bool conc__supervisor_cancel(conc__job_queue *q, conc_job *j)
 {
     conc__supervisor *s = q->supervisor;
@@ -8398,13 +8428,13 @@ CONC__PRIVATE bool conc__supervisor_cancel(conc__job_queue *q, conc_job *j)
 
 /* ---- Starting workers ---- */
 
-/* What executes this program anew: the file that runs, though another one may have its name now.
- * Where the program was started by the dynamic loader, that is the loader, and the program's
- * path is its argument, behind the loader's options. */
+/* What executes this program anew: the file that runs, even if its name means another file by now.
+ * If the program was started by the dynamic loader, that is the loader, with its options and the
+ * program's path as arguments. */
 typedef struct conc__own_program {
     const char *argv[20];
     char path[4096];
-    char command[4096]; /* that the program was started with */
+    char command[4096]; /* the command that started the program */
     conc__mapped_file file;
 } conc__own_program;
 
@@ -8417,15 +8447,15 @@ CONC__PRIVATE int conc__first_module(conc__module_info *m, size_t size, void *ar
     return 1;
 }
 
-/* Is it the path of this file? */
+/* Is this a path of the file? */
 CONC__PRIVATE bool conc__is_file(const char *path, const struct stat *file)
 {
     struct stat st;
     return stat(path, &st) == 0 && st.st_dev == file->st_dev && st.st_ino == file->st_ino;
 }
 
-/* The loader's options, which stand in the command before this program: how many arguments they
- * are. None where the program has overwritten its command. */
+/* Copies the loader's options, which precede this program in the command: how many arguments. 0 if
+ * the program has overwritten its command. */
 CONC__PRIVATE int conc__loader_options(conc__own_program *p, const struct stat *program, int room)
 {
     int fd = conc__open_file("/proc/self/cmdline", O_RDONLY);
@@ -8445,22 +8475,30 @@ CONC__PRIVATE int conc__loader_options(conc__own_program *p, const struct stat *
     return 0;
 }
 
+/* Was the program started by the dynamic loader, as in `ld.so ./program`? *mapped: its own file. */
+CONC__PRIVATE bool conc__is_run_by_loader(const conc__own_program *p, struct stat *mapped)
+{
+    struct stat executed;
+    const char *path = p->file.path;
+    if (!path || stat("/proc/self/exe", &executed) || stat(path, mapped))
+        return false;
+    bool same_file = executed.st_dev == mapped->st_dev && executed.st_ino == mapped->st_ino;
+    bool same_path = strcmp(path, p->path) == 0 || strstr(path, " (deleted)");
+    return !same_file && !same_path;
+}
+
 CONC__PRIVATE void conc__own_program_find(conc__own_program *p)
 {
-    enum { OTHERS = 4 }; /* the loader, the program, the worker's mark, and the end */
-    struct stat executed, mapped;
+    enum { OTHERS = 4 }; /* the loader, the program, the name, and the end */
+    struct stat mapped;
     uintptr_t address = 0;
     ssize_t n = readlink("/proc/self/exe", p->path, sizeof p->path - 1);
     p->path[n > 0 ? n : 0] = 0;
     conc__each_module(conc__first_module, &address);
     conc__find_mapped_file(address, &p->file);
-    bool by_loader = p->file.path && stat("/proc/self/exe", &executed) == 0 &&
-                     stat(p->file.path, &mapped) == 0 &&
-                     (executed.st_dev != mapped.st_dev || executed.st_ino != mapped.st_ino) &&
-                     strcmp(p->file.path, p->path) != 0 && !strstr(p->file.path, " (deleted)");
     int i = 0;
     p->argv[i++] = *p->path ? p->path : "/proc/self/exe";
-    if (by_loader) {
+    if (conc__is_run_by_loader(p, &mapped)) {
         i += conc__loader_options(p, &mapped, (int)(sizeof p->argv / sizeof p->argv[0]) - OTHERS);
         p->argv[i++] = p->file.path;
     }
@@ -8468,8 +8506,7 @@ CONC__PRIVATE void conc__own_program_find(conc__own_program *p)
     p->argv[i] = NULL;
 }
 
-/* A worker's standard input: /dev/null, or the end of a pipe that nobody writes to where a changed
- * root has none. */
+/* A worker's standard input: /dev/null, or an empty pipe if a changed root has none. */
 CONC__PRIVATE int conc__empty_input(void)
 {
     int ends[2], fd = conc__open_file("/dev/null", O_RDONLY);
@@ -8482,8 +8519,8 @@ CONC__PRIVATE int conc__empty_input(void)
     return ends[0];
 }
 
-/* All signals are blocked until the worker has handlers: the terminal's interrupt comes to it
- * too. */
+/* Starts the process with all signals blocked, until it has handlers: it gets the terminal's
+ * interrupt too. */
 CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int input, int *pid)
 {
     conc__own_program program;
@@ -8492,7 +8529,7 @@ CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int 
     sigset_t all;
     sigfillset(&all);
     conc__own_program_find(&program);
-    /* on Valgrind the link leads to Valgrind itself, but for who reads it */
+    /* under Valgrind, executing the link would run Valgrind itself; reading it gives the program */
     const char *path = conc__on_valgrind() ? program.argv[0] : "/proc/self/exe";
     int rc = conc__spawn_setup_open(&setup, &all);
     if (rc)
@@ -8510,10 +8547,10 @@ CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int 
     return -rc;
 }
 
-/* A copy of the environment, behind a worker's mark. */
+/* A copy of the environment, with a worker's mark in front. */
 CONC__PRIVATE char **conc__worker_environment(void)
 {
-    static const size_t room = 4200; /* of the mark */
+    static const size_t room = 4200; /* for the mark */
     char **env = conc__environment_copy(environ, room);
     if (!env || conc__worker_mark(env[0], room))
         return env;
@@ -8544,10 +8581,12 @@ CONC__PRIVATE int conc__worker_send_setup(const conc__supervisor *s, const conc_
                                                      .size = m->size},
                               m->fd);
     pthread_mutex_unlock(&conc__segments_mutex);
-    return rc ? rc : conc__setup_send(w->socket, &start, -1);
+    if (rc)
+        return rc;
+    return conc__setup_send(w->socket, &start, -1);
 }
 
-/* Waits for the process's end: its status as of waitpid, -1 if nobody knows. */
+/* Waits for the process's end: its status as from waitpid, -1 if unknown. */
 CONC__PRIVATE int conc__worker_reap(const conc__worker *w)
 {
     int status = -1;
@@ -8556,8 +8595,8 @@ CONC__PRIVATE int conc__worker_reap(const conc__worker *w)
     return status;
 }
 
-/* The socket is closed for the worker too, though a process that the program has forked may have
- * a copy of this end. */
+/* Closes the socket for the worker too, even if a process that the program has forked has a copy of
+ * this end. */
 CONC__PRIVATE void conc__worker_close_socket(conc__worker *w)
 {
     if (w->socket >= 0) {
@@ -8567,8 +8606,23 @@ CONC__PRIVATE void conc__worker_close_socket(conc__worker *w)
     w->socket = -1;
 }
 
-/* Starts the process, with a channel that is new: processes that the last worker's jobs forked
- * may still write to the old one. */
+/* Starts the process with this end of its socket. */
+CONC__PRIVATE int conc__worker_start_process(conc__supervisor *s, conc__worker *w, int socket)
+{
+    int input = conc__empty_input(), rc = input;
+    if (input >= 0) {
+        rc = conc__worker_spawn(s, socket, input, &w->pid);
+        close(input);
+    }
+    close(socket);
+    if (rc < 0)
+        return conc_fail(rc, "posix_spawn of /proc/self/exe: %s", strerror(-rc));
+    w->pidfd = conc__pidfd(w->pid); /* -1: the supervisor checks for its end again and again */
+    return 0;
+}
+
+/* Starts a worker. Its channel is new, because processes that the last worker's jobs forked may
+ * still write to the old one. */
 CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
 {
     int ends[2], rc = conc__segment_open(&w->channel_memory, CONC__CHANNEL_SIZE, false);
@@ -8586,25 +8640,19 @@ CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
     c->request.function = s->init;
     c->turn = CONC__TURN_WORKER;
     w->socket = ends[0];
-    int input = conc__empty_input();
-    rc = input < 0 ? input : conc__worker_spawn(s, ends[1], input, &w->pid);
-    if (input >= 0)
-        close(input);
-    close(ends[1]);
+    rc = conc__worker_start_process(s, w, ends[1]);
     if (rc)
-        return conc_fail(rc, "posix_spawn of /proc/self/exe: %s", strerror(-rc));
-    w->pidfd = conc__pidfd(w->pid); /* -1: the supervisor asks after its end again and again */
+        return rc;
     rc = conc__worker_send_setup(s, w);
-    if (rc == -EPIPE || rc == -ECONNRESET)
-        return 0; /* it has ended, which is heard */
-    if (rc == 0)
+    bool has_ended = rc == -EPIPE || rc == -ECONNRESET; /* the supervisor will notice */
+    if (rc == 0 || has_ended)
         return 0;
-    conc__worker_signal(w, SIGKILL); /* it must not serve with what it got */
+    conc__worker_signal(w, SIGKILL); /* it must not serve without all that it needs */
     conc__worker_reap(w);
     return conc_fail(rc, "sendmsg to a worker: %s", strerror(-rc));
 }
 
-/* Gives back what a worker that has ended, or was not started, had. */
+/* Releases what a worker had that has ended or could not be started. */
 CONC__PRIVATE void conc__worker_clear(conc__supervisor *s, conc__worker *w)
 {
     conc__segment *old = w->channel_memory.address ? conc__alloc(sizeof *old) : NULL;
@@ -8621,30 +8669,32 @@ CONC__PRIVATE void conc__worker_clear(conc__supervisor *s, conc__worker *w)
         *old = w->channel_memory;
         old->next = s->unused;
         s->unused = old;
-    } /* else it stays mapped: somebody may look at it */
+    } /* else it stays mapped, because a thread may poll it */
     w->channel_memory = (conc__segment){.fd = -1};
     w->job = NULL;
     w->cancelled = false;
     w->state = CONC__WORKER_NONE;
 }
 
-/* Channels that are not used any more, once nobody looks. */
-CONC__PRIVATE void conc__supervisor_unmap_channels(conc__supervisor *s, bool nobody_looks)
+/* Unmaps the channels of ended workers, if no thread polls. */
+CONC__PRIVATE void conc__supervisor_unmap_channels(conc__supervisor *s, bool none_polls)
 {
-    nobody_looks = nobody_looks || __atomic_load_n(&s->status_page->pollers, __ATOMIC_SEQ_CST) == 0;
-    for (conc__segment *old; nobody_looks && (old = s->unused);) {
+    conc__segment *old;
+    if (!none_polls && __atomic_load_n(&s->status_page->pollers, __ATOMIC_SEQ_CST) > 0)
+        return;
+    while ((old = s->unused)) {
         s->unused = old->next;
         conc__segment_close(old);
         conc_free(old);
     }
 }
 
-/* No worker comes up: nobody is to wait for one. */
+/* No worker can be started: fails the queued jobs, unless other workers can run them. */
 CONC__PRIVATE void conc__supervisor_fail_queued(conc__supervisor *s, int rc, const char *why)
 {
     for (int i = 0; i < s->queue->max_workers; i++)
         if (s->workers[i].state != CONC__WORKER_NONE)
-            return; /* the others go on */
+            return;
     while (s->queue->queued)
         conc__job_complete_undone(s->queue, conc__job_ring_pop(s->queue), rc, why);
 }
@@ -8659,7 +8709,7 @@ CONC__PRIVATE void conc__supervisor_start_workers(conc__supervisor *s)
             return;
         if (w->state != CONC__WORKER_NONE)
             continue;
-        w->state = CONC__WORKER_LEAVING; /* not to be looked at */
+        w->state = CONC__WORKER_LEAVING; /* so that other threads leave it alone */
         pthread_mutex_unlock(&q->mutex);
         int rc = conc__worker_exec(s, w);
         conc__lock_briefly(&q->mutex);
@@ -8697,8 +8747,8 @@ CONC__PRIVATE void conc__describe_exit(int status, char *words, size_t size)
         snprintf(words, size, "the worker exited with status %d", WEXITSTATUS(status));
 }
 
-/* The worker of a runner died: the element it was at is lost, those behind it are for the next
- * worker. Where nobody knows which one that was, all are lost. */
+/* The worker of a runner died. The element that it was calling is lost, and the next worker gets
+ * those behind it. If that is unknown, all are lost. */
 CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w, const char *words)
 {
     conc_job *j = w->job;
@@ -8711,7 +8761,7 @@ CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w,
     if (left) {
         p->left = lost;
         conc__range_drop(p, -EOWNERDEAD);
-        m->dropped -= lost; /* they were called */
+        m->dropped -= lost; /* these were called */
         p->left = left - lost;
         if (!m->keeps_going && !m->error)
             m->error = error = -EOWNERDEAD;
@@ -8727,7 +8777,7 @@ CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w,
     conc__job_complete(s->queue, j, error, error == -EOWNERDEAD ? words : "");
 }
 
-/* Is there a worker that has come up, or may? */
+/* Is there a worker that has started, or may have? */
 CONC__PRIVATE bool conc__supervisor_has_workers(const conc__supervisor *s)
 {
     for (int i = 0; i < s->queue->max_workers; i++) {
@@ -8738,20 +8788,32 @@ CONC__PRIVATE bool conc__supervisor_has_workers(const conc__supervisor *s)
     return false;
 }
 
-/* A worker has ended before it began a job. A signal may have come from outside and be no fault of
- * the program: that counts less. After too many no more are started; when no worker is left then,
- * the pool is broken. */
-CONC__PRIVATE void conc__supervisor_count_failure(conc__supervisor *s, int status,
-                                                  const char *words)
+/* May a signal have been sent from outside, and be no fault of the program? */
+CONC__PRIVATE bool conc__may_be_sent(int signal)
 {
-    bool moved = status != -1 && WIFEXITED(status) && WEXITSTATUS(status) == CONC__EXIT_MOVED;
-    int signal = status != -1 && WIFSIGNALED(status) ? WTERMSIG(status) : 0;
-    bool sent = signal == SIGKILL || signal == SIGTERM || signal == SIGINT || signal == SIGHUP;
-    s->failures += status == -1 || moved || sent ? 1 : 10;
+    switch (signal) {
+    case SIGKILL:
+    case SIGTERM:
+    case SIGINT:
+    case SIGHUP: return true;
+    default: return false;
+    }
+}
+
+/* A worker has ended before it began a job. If that may be no fault of the program it counts less.
+ * After too many failures no more workers are started, and if none is left the pool is broken. */
+CONC__PRIVATE void conc__supervisor_count_failure(conc__supervisor *s, int status, const char *text)
+{
+    bool is_known = status != -1, is_minor = !is_known;
+    if (is_known && WIFEXITED(status))
+        is_minor = WEXITSTATUS(status) == CONC__EXIT_MOVED;
+    else if (is_known && WIFSIGNALED(status))
+        is_minor = conc__may_be_sent(WTERMSIG(status));
+    s->failures += is_minor ? 1 : 10;
     if (s->failures < CONC__FAILURES || s->broken || conc__supervisor_has_workers(s))
         return;
     s->broken = -ENOTRECOVERABLE;
-    snprintf(s->why, sizeof s->why, "workers do not come up: %.70s", words);
+    snprintf(s->why, sizeof s->why, "workers do not come up: %.70s", text);
 }
 
 /* The worker's process has ended. */
@@ -8782,7 +8844,7 @@ CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
     }
     conc__worker_clear(s, w);
     if (s->failures >= CONC__FAILURES && !conc__supervisor_has_workers(s))
-        s->failures = CONC__FAILURES - 1; /* the last one is gone: one more start is tried */
+        s->failures = CONC__FAILURES - 1; /* the last one has ended: one more start is tried */
     conc__job_queue_notify_closer(q);
 }
 
@@ -8797,13 +8859,13 @@ CONC__PRIVATE bool conc__worker_has_ended(const conc__worker *w)
         return errno == ECHILD;
     if (w->pidfd >= 0)
         return conc__fd_ready(w->pidfd, CONC_READABLE) > 0;
-    return waitpid(w->pid, NULL, WNOHANG) != 0; /* then nobody learns how it ended */
+    return waitpid(w->pid, NULL, WNOHANG) != 0; /* then its status is lost */
 }
 
 /* ---- The supervisor ---- */
 
-/* Data segments that large jobs have left are given back when they were not used for a while:
- * how many milliseconds until the next; -1: none. */
+/* Releases data segments that were not used for a while: in how many milliseconds the next is due;
+ * -1: none. */
 CONC__PRIVATE int conc__supervisor_free_unused(conc__supervisor *s)
 {
     enum { UNUSED = 1000 }; /* ms */
@@ -8821,7 +8883,7 @@ CONC__PRIVATE int conc__supervisor_free_unused(conc__supervisor *s)
     return next;
 }
 
-/* Takes a worker's wake-ups, which say nothing else. It may have closed its end. */
+/* Reads a worker's wake-ups, which have no content. The worker may have closed its end. */
 CONC__PRIVATE void conc__worker_drain_socket(conc__worker *w)
 {
     char some[8];
@@ -8832,7 +8894,7 @@ CONC__PRIVATE void conc__worker_drain_socket(conc__worker *w)
         conc__worker_close_socket(w);
 }
 
-/* Adds a descriptor to those that are waited for: its place among them; 0: there is none. */
+/* Adds a descriptor to those that are polled: its index; 0: there is none. */
 CONC__PRIVATE unsigned conc__supervisor_watch(conc__supervisor *s, int fd)
 {
     if (fd < 0)
@@ -8841,9 +8903,9 @@ CONC__PRIVATE unsigned conc__supervisor_watch(conc__supervisor *s, int fd)
     return s->poll_count++;
 }
 
-/* Waits for the descriptors, for so many milliseconds at most (-1: no limit). poll refuses more
- * of them than RLIMIT_NOFILE allows, which may be less now than when they were opened: then each
- * is said to be ready after a while. */
+/* Polls the descriptors, for so many milliseconds at most (-1: no limit). poll refuses more
+ * descriptors than RLIMIT_NOFILE allows, which may be lower now than when they were opened: then
+ * all count as ready after a while. */
 CONC__PRIVATE void conc__supervisor_poll(conc__supervisor *s, int limit)
 {
     if (poll(s->polls, s->poll_count, limit) >= 0 || errno == EINTR)
@@ -8853,7 +8915,7 @@ CONC__PRIVATE void conc__supervisor_poll(conc__supervisor *s, int limit)
         s->polls[i].revents = POLLIN;
 }
 
-/* Waits until something happens: a worker replied or died, or the bell was rung. */
+/* Waits until a worker has replied or ended, or another thread wakes the supervisor. */
 CONC__PRIVATE void conc__supervisor_wait(conc__supervisor *s, int limit)
 {
     conc__job_queue *q = s->queue;
@@ -8870,7 +8932,7 @@ CONC__PRIVATE void conc__supervisor_wait(conc__supervisor *s, int limit)
     pthread_mutex_unlock(&q->mutex);
     conc__supervisor_poll(s, limit);
     if (s->polls[0].revents && read(s->wake_fd, &count, sizeof count) < 0) {
-        /* nothing lies there */
+        /* it was empty */
     }
     conc__lock_briefly(&q->mutex);
     s->wake_pending = false;
@@ -8879,7 +8941,7 @@ CONC__PRIVATE void conc__supervisor_wait(conc__supervisor *s, int limit)
         if (w->poll_socket && s->polls[w->poll_socket].revents)
             conc__worker_drain_socket(w);
     }
-    conc__supervisor_collect(s, true); /* a worker that has replied has, though it died then */
+    conc__supervisor_collect(s, true); /* before its end: a worker may have replied and then died */
     for (int i = 0; i < q->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         bool asks = w->pid && (w->pidfd < 0 || s->polls[w->poll_process].revents);
@@ -8888,7 +8950,7 @@ CONC__PRIVATE void conc__supervisor_wait(conc__supervisor *s, int limit)
     }
 }
 
-/* Has all workers end, and kills those that do not within a second. */
+/* Ends all workers, and kills those that do not end within a second. */
 CONC__PRIVATE void conc__supervisor_end_workers(conc__supervisor *s)
 {
     int64_t start = conc__clock();
@@ -8919,7 +8981,7 @@ CONC__PRIVATE void *conc__supervisor_main(void *arg)
         conc__supervisor_dispatch(s, true);
         conc__supervisor_start_workers(s);
         conc__supervisor_unmap_channels(s, false);
-        conc__supervisor_collect(s, true); /* a reply may have come while nobody looked there */
+        conc__supervisor_collect(s, true); /* a reply may have come while no thread polled */
         if (!s->ending)
             conc__supervisor_wait(s, conc__supervisor_free_unused(s));
     }
@@ -8935,7 +8997,7 @@ CONC__PRIVATE void conc__supervisor_notify(conc__job_queue *q)
     conc__supervisor_dispatch(q->supervisor, false);
 }
 
-/* Under the mutex, before the first job. */
+/* Under the mutex: starts the supervisor's thread, for the first job. */
 CONC__PRIVATE int conc__supervisor_start(conc__supervisor *s)
 {
     if (s->runs)
@@ -8949,15 +9011,15 @@ CONC__PRIVATE int conc__supervisor_start(conc__supervisor *s)
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
 
-/* What a loop with tasks that wait for a process looks at before it falls asleep. */
+/* Polls the replies of one pool before a loop falls asleep whose tasks wait for them. */
 typedef struct conc__reply_poller {
     conc__idle_hook hook;
     conc__job_queue *queue;
-    bool enabled; /* it is counted among the lookers: what it looks at stays mapped */
+    bool enabled; /* it counts among the pollers, so the channels stay mapped */
     int users;
 } conc__reply_poller;
 
-/* Is there a reply that anybody may take? */
+/* Is there a reply that any thread may collect? */
 CONC__PRIVATE bool conc__reply_poller_sees(const conc__reply_poller *v)
 {
     const conc__supervisor *s = v->queue->supervisor;
@@ -9004,7 +9066,7 @@ CONC__PRIVATE conc__reply_poller *conc__reply_poller_open(conc_loop *l, conc__jo
         }
     }
     v = conc__alloc(sizeof *v);
-    if (v) { /* else the supervisor takes the replies */
+    if (v) { /* else the supervisor collects the replies */
         *v = (conc__reply_poller){
             {l->idle_hooks, conc__reply_poller_poll, conc__reply_poller_enable}, q, false, 1};
         q->references++;
@@ -9026,7 +9088,7 @@ CONC__PRIVATE void conc__reply_poller_close(conc_loop *l, conc__reply_poller *v)
     conc_free(v);
 }
 
-/* A thread that waits takes the replies itself for a little while. */
+/* A waiting thread collects replies itself for a short while. */
 CONC__PRIVATE void conc__supervisor_spin_for(conc__job_queue *q, const bool *over)
 {
     conc__reply_poller v = {.queue = q};
@@ -9045,7 +9107,9 @@ CONC__PRIVATE void conc__supervisor_spin_for(conc__job_queue *q, const bool *ove
 
 CONC__PRIVATE void conc__supervisor_free(conc__supervisor *s)
 {
-    for (int i = 0; s && i < s->queue->max_workers; i++) {
+    if (!s)
+        return;
+    for (int i = 0; i < s->queue->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         conc__segment_close(&w->channel_memory);
         conc__segment_close(&w->data);
@@ -9054,8 +9118,6 @@ CONC__PRIVATE void conc__supervisor_free(conc__supervisor *s)
         if (w->pidfd >= 0)
             close(w->pidfd);
     }
-    if (!s)
-        return;
     conc__supervisor_unmap_channels(s, true);
     conc__segment_close(&s->status_memory);
     if (s->wake_fd >= 0)
@@ -9103,36 +9165,50 @@ CONC__PRIVATE int conc__supervisor_open(conc__supervisor *s, const conc_procs *p
     return s->wake_fd < 0 ? conc__call_failed("eventfd2") : 0;
 }
 
+/* The job queue and the supervisor of a pool of processes. NULL: *rc says why. */
+CONC__PRIVATE conc__job_queue *conc__procs_new(const conc_procs *p, int *rc)
+{
+    *rc = -ENOMEM;
+    if (!conc__job_context_key_made)
+        return NULL;
+    conc__job_queue *q = conc__job_queue_new(p->workers, 0);
+    if (!q)
+        return NULL;
+    q->supervisor = conc__supervisor_new(q);
+    if (q->supervisor)
+        *rc = conc__supervisor_open(q->supervisor, p);
+    if (*rc == 0)
+        return q;
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    conc__job_queue_free(q);
+    pthread_mutex_unlock(&conc__job_queues_mutex);
+    return NULL;
+}
+
 CONC_API int conc_procs_open(conc_procs *p)
 {
-    bool possible = p && p->workers >= 0 && p->workers <= 1 << 12 && p->max_jobs >= 0;
-    if (!possible)
+    int rc;
+    bool is_valid = p && p->workers >= 0 && p->workers <= 1 << 12 && p->max_jobs >= 0;
+    if (!is_valid)
         return conc__misused(-EINVAL, __func__, "no pool, or negative fields", NULL);
     if (p->queue && p->queue->forks == conc__forks)
         return conc__misused(-EBUSY, __func__, "the pool is open", NULL);
     if (getauxval(AT_SECURE))
         return conc_fail(-EPERM, "a set-user-ID program has no worker processes");
-    if (conc__last_constructor) /* else it would have workers that do the same, without end */
+    if (conc__last_constructor) /* else its workers would open the pool too, without end */
         _exit(CONC__EXIT_TOO_LATE);
     conc__job_queues_need();
     int saved = errno;
-    conc__job_queue *q = conc__job_context_key_made ? conc__job_queue_new(p->workers, 0) : NULL;
-    conc__supervisor *s = q ? conc__supervisor_new(q) : NULL;
-    int rc = s ? conc__supervisor_open(s, p) : -ENOMEM;
-    if (q)
-        q->supervisor = s;
-    if (rc && q) {
-        pthread_mutex_lock(&conc__job_queues_mutex);
-        conc__job_queue_free(q);
-        pthread_mutex_unlock(&conc__job_queues_mutex);
-    }
+    conc__job_queue *q = conc__procs_new(p, &rc);
     if (rc == 0)
         rc = conc__pool_publish(&p->queue, &p->users, q);
     errno = saved;
-    return rc == -ENOMEM ? conc_fail(rc, "no memory for a pool of processes") : rc;
+    if (rc == -ENOMEM)
+        return conc_fail(rc, "no memory for a pool of processes");
+    return rc;
 }
 
-/* The jobs are done, and the workers have ended. */
+/* All jobs and workers have ended. */
 CONC__PRIVATE void conc__procs_end(conc__job_queue *q)
 {
     conc__supervisor *s = q->supervisor;
@@ -9142,11 +9218,11 @@ CONC__PRIVATE void conc__procs_end(conc__job_queue *q)
     conc__job_queue_release(q);
 }
 
-/* A cancel changes nothing: the workers are to end at once already. */
+/* A cancel changes nothing: the workers end at once anyway. */
 static const conc__wait_kind conc__waits_for_workers = {
     .what = "closes a pool, and waits for its workers' end"};
 
-/* Has the workers end, and waits for that. */
+/* Ends the workers, and waits until they have ended. */
 CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__job_queue *q)
 {
     conc__lock_briefly(&q->mutex);
@@ -9157,7 +9233,7 @@ CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__job_queue *q)
     }
     conc__supervisor_wake(q->supervisor);
     conc__waiter w = {0};
-    /* not the job queue's: whatever settles there, the workers have not ended */
+    /* not the job queue's closer, which is woken while the workers still run */
     conc__waiter_add(&q->supervisor->closer, &w);
     bool holds_clock = l && l->virtual_clock;
     if (holds_clock)
@@ -9253,7 +9329,7 @@ CONC_API CONC__CALLED int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn 
     return conc__submit(&p->queue, &p->users, j, fn, arg, size, NULL, __func__);
 }
 
-/* The job of a conc_procs_call is not called itself. */
+/* The function of a conc_procs_call's job, which is never called. */
 CONC__PRIVATE int conc__call_job(void *arg)
 {
     (void)arg;
@@ -9318,8 +9394,8 @@ static void conc__pool_init(int argc, char **argv, char **env)
 }
 
 #ifdef __linux__
-/* As data, and not by the attribute: a compiler that optimises the whole program puts all
- * constructors into one function, and no worker would know then which of them are left. */
+/* A pointer, not the attribute: a compiler that optimises the whole program puts all constructors
+ * into one function, and a worker would not know which of them are left. */
 __attribute__((section(".init_array"),
                used)) static void (*conc__pool_constructor)(int argc, char **argv,
                                                             char **env) = conc__pool_init;
