@@ -875,7 +875,9 @@ CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
     w->wait = &wait;
     w->post.run = conc__waiter_posted;
     w->event = &event;
-    w->context = l ? NULL : conc__job_context_here();
+    w->context = NULL;
+    if (!l)
+        w->context = conc__job_context_here();
     pthread_mutex_unlock(mutex);
     if (outer)
         pthread_mutex_unlock(outer);
@@ -1349,7 +1351,9 @@ CONC__PRIVATE void conc__job_queues_need(void)
 CONC__PRIVATE conc__job_context *conc__job_context_here(void)
 {
     conc__job_queues_need();
-    return conc__job_context_key_made ? pthread_getspecific(conc__job_context_key) : NULL;
+    if (!conc__job_context_key_made)
+        return NULL;
+    return pthread_getspecific(conc__job_context_key);
 }
 
 CONC__PRIVATE conc__job_queue *conc__job_queue_new(int most, int limit)
@@ -1595,7 +1599,9 @@ CONC__PRIVATE conc_job *conc__job_ring_first(conc__job_queue *q)
 {
     while (q->head != q->tail && !q->ring[q->head & (q->ring_size - 1)])
         q->head++;
-    return q->head == q->tail ? NULL : q->ring[q->head & (q->ring_size - 1)];
+    if (q->head == q->tail)
+        return NULL;
+    return q->ring[q->head & (q->ring_size - 1)];
 }
 
 CONC__PRIVATE conc_job *conc__job_ring_pop(conc__job_queue *q)
@@ -1760,13 +1766,12 @@ CONC__PRIVATE void conc__worker_thread_drop_clock(conc__worker_thread *t)
 /* The job has ended, and its waiters were notified. ctx: where it ran; NULL: it was taken back. */
 CONC__COLD void conc__job_drop_clock(const conc__job_context *ctx, conc_loop *clock, bool at_work)
 {
-    conc__worker_thread *t = ctx ? ctx->thread : NULL;
-    if (!t || !t->finishing) {
+    if (!ctx || !ctx->thread || !ctx->thread->finishing) {
         conc__clock_drop(clock, at_work);
         return;
     }
-    t->clock = clock;
-    t->holds_clock = at_work;
+    ctx->thread->clock = clock;
+    ctx->thread->holds_clock = at_work;
 }
 
 /* Ends a job that ran in ctx; NULL: it was taken back. locked: the caller has the mutex. */
@@ -1920,7 +1925,9 @@ CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
     q->start_refused = rc != 0;
     conc__job_queue_update_stalled(q);
     bool others_can_come = q->started > q->abandoned + q->nested + q->waiting;
-    return others_can_come ? 0 : rc;
+    if (others_can_come)
+        return 0;
+    return rc;
 }
 
 /* Under the mutex: while every thread waits, is in conc_block, or has an abandoned job, queued jobs
@@ -2121,7 +2128,9 @@ CONC__PRIVATE int conc__job_queue_submit(conc__job_queue *q, unsigned *users, co
     conc__pool_leave(users);
     if (rc == -EPERM)
         return conc__caller_refused(call);
-    return rc == -EPIPE ? conc__own_error(rc) : rc;
+    if (rc == -EPIPE)
+        return conc__own_error(rc);
+    return rc;
 }
 
 /* Under the mutex: ends a job that is queued, asks one to end that is running, or kills it. */
@@ -2359,7 +2368,9 @@ CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
     if (!conc__is_job(j))
         return conc__misused(-EINVAL, __func__, "no job was submitted with this handle", NULL);
     bool was_done = conc__job_state(j) & CONC__JOB_DONE;
-    int rc = was_done ? 0 : conc__job_may_wait(conc__here, j, __func__);
+    int rc = 0;
+    if (!was_done)
+        rc = conc__job_may_wait(conc__here, j, __func__);
     if (rc)
         return rc;
     conc_loop *l = conc__of_task();
@@ -2854,12 +2865,17 @@ CONC__PRIVATE bool conc__job_queue_close(conc_loop *l, conc__job_queue *q)
 CONC__PRIVATE void conc__job_queue_await_end(conc_loop *l, conc__job_queue *q, bool first)
 {
     conc__waiter w = {0};
-    bool over = first ? conc__job_queue_is_idle(q) : q->closed;
+    bool over = q->closed;
+    conc__waiter **list = &q->other_closers;
+    if (first) {
+        over = conc__job_queue_is_idle(q);
+        list = &q->closer;
+    }
     if (over) {
         pthread_mutex_unlock(&q->mutex);
         return;
     }
-    conc__waiter_add(first ? &q->closer : &q->other_closers, &w);
+    conc__waiter_add(list, &w);
     conc__wait_outside(l, &w, &conc__waits_for_close, q, &q->mutex, NULL);
 }
 
@@ -2968,7 +2984,9 @@ CONC__PRIVATE int conc__submit(conc__job_queue **queue, unsigned *users, conc_jo
     if (rc || cancelled) {
         /* before the task switches: a close of the pool on this thread waits for it */
         conc__pool_leave(users);
-        return rc ? rc : conc__checkpoint(l);
+        if (rc)
+            return rc;
+        return conc__checkpoint(l);
     }
     conc__job_init(j, fn, arg, payload, 0);
     j->size = size;
@@ -3122,7 +3140,8 @@ CONC__PRIVATE int conc__map_result(conc__map_call *m, int rc)
         m->results[i] = rc;
     if (m->error)
         return m->error;
-    return taken - m->dropped < m->count ? rc : 0;
+    bool all_called = taken - m->dropped == m->count;
+    return all_called ? 0 : rc;
 }
 
 CONC__PRIVATE int conc__map_refused(conc__map_call *m, int rc)
@@ -3178,7 +3197,9 @@ CONC__PRIVATE int conc__map_wait(conc_loop *l, conc__map_call *m, conc__runner *
 
 CONC__PRIVATE void conc__map_init_layer(conc__map_call *m, const conc_loop *l)
 {
-    const conc__job_context *ctx = l ? NULL : conc__job_context_here();
+    const conc__job_context *ctx = NULL;
+    if (!l)
+        ctx = conc__job_context_here();
     m->layer = (conc__cancel_layer){.cancelled = &m->stop, .until = CONC__NEVER};
     if (ctx && ctx->thread) {
         m->layer.sender = ctx->job;
@@ -3277,7 +3298,9 @@ CONC__PRIVATE const char *conc__job_error_text(void)
     conc__job_context *ctx = conc__job_context_here();
     if (!ctx)
         return NULL;
-    return ctx->text_rc < 0 ? ctx->text : "";
+    if (ctx->text_rc >= 0)
+        return "";
+    return ctx->text;
 }
 
 /* Under the mutex: the job waits or is in conc_block, or no longer. An abandoned one does not
@@ -3437,7 +3460,9 @@ CONC__PRIVATE int conc__block_on_clock(conc__job_context *ctx, int64_t ns)
         conc__thread_event_wait_in_job(&t.over, ctx);
     conc__cancel_hook_remove(&t.hook);
     conc__job_timer_close(&t, opened);
-    return t.is_cut ? -ECANCELED : 0;
+    if (t.is_cut)
+        return -ECANCELED;
+    return 0;
 }
 
 /* A conc_block in a job, on the real clock. */
@@ -3624,7 +3649,9 @@ CONC__PRIVATE int conc__job_runs(conc_loop *l)
     *r = (conc__run_inside){.loop = l, .post = {NULL, conc__run_inside_cancel}};
     r->ending = (conc__ending){l->endings, conc__run_inside_ends};
     l->endings = &r->ending;
-    l->job = conc__job_context_has_clock(ctx) ? ctx : NULL;
+    l->job = NULL;
+    if (conc__job_context_has_clock(ctx))
+        l->job = ctx;
     int64_t limit = conc__shield_deadline(ctx);
     if (l->virtual_clock)
         l->job_limit = limit;
@@ -3787,7 +3814,9 @@ CONC__PRIVATE conc_pool *conc__shared_pool(conc_loop *l, int which, int *rc)
     if (!p->queue)
         *rc = conc__shared_pool_open(p, which);
     pthread_mutex_unlock(&conc__shared_pools.mutex);
-    return *rc ? NULL : p;
+    if (*rc)
+        return NULL;
+    return p;
 }
 
 /* conc_offload in this shared pool, for `call`. */
@@ -3802,7 +3831,9 @@ CONC__PRIVATE CONC__CALLED int conc__offload(int which, conc_fn *fn, void *arg, 
     if (!l)
         return conc__call_here(fn, arg);
     conc_pool *p = conc__shared_pool(l, which, &rc);
-    return p ? conc_pool_run(p, fn, arg) : rc;
+    if (!p)
+        return rc;
+    return conc_pool_run(p, fn, arg);
 }
 
 CONC_API CONC__CALLED int conc_offload(conc_fn *fn, void *arg)
@@ -4225,7 +4256,9 @@ CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, b
                                       const char *call)
 {
     conc_loop *l = NULL;
-    int rc = waits ? conc__caller(&l, call) : 0;
+    int rc = 0;
+    if (waits)
+        rc = conc__caller(&l, call);
     if (rc)
         return rc;
     if (!c || (c->item_size && !item))
@@ -4581,14 +4614,17 @@ enum {
     CONC__FILE_ALONE,     /* until a reader opens the FIFO */
 };
 
+/* A system call's result, or -errno if it is negative. */
+static inline int conc__or_errno(int result) { return result < 0 ? -errno : result; }
+
 CONC__PRIVATE int conc__open_file(const char *path, int flags)
 {
     int fd;
     do
         fd = open(path, flags | O_CLOEXEC | O_NOCTTY, 0666);
     while (fd < 0 && errno == EINTR);
-    fd = conc__not_standard(fd); /* else what the program prints meanwhile may go into the file */
-    return fd < 0 ? -errno : fd;
+    /* else what the program prints meanwhile may go into the file */
+    return conc__or_errno(conc__not_standard(fd));
 }
 
 CONC__PRIVATE int conc__close_file(int fd, int rc)
@@ -4603,7 +4639,8 @@ CONC__PRIVATE int conc__open_for(conc__file_call *f, int flags)
 {
     if (f->fd >= 0)
         return f->fd;
-    int fd = conc__open_file(f->path, f->may_wait ? flags | O_NONBLOCK : flags);
+    int extra = f->may_wait ? O_NONBLOCK : 0;
+    int fd = conc__open_file(f->path, flags | extra);
     if (fd == -EAGAIN) /* another process has a lease on a regular file */
         fd = conc__open_file(f->path, flags);
     return fd;
@@ -4668,8 +4705,10 @@ CONC__PRIVATE int conc__file_reads(void *arg)
     /* a FIFO reads as empty until a writer opens it */
     bool waits_first = f->may_wait && begins && S_ISFIFO(st.st_mode);
     f->progress |= waits_first;
-    if (fd >= 0)
-        rc = conc__suspend_file(f, fd, waits_first ? -EAGAIN : conc__read_all(fd, f));
+    if (waits_first)
+        rc = conc__suspend_file(f, fd, -EAGAIN);
+    else if (fd >= 0)
+        rc = conc__suspend_file(f, fd, conc__read_all(fd, f));
     errno = saved;
     return rc;
 }
@@ -4788,7 +4827,7 @@ CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t 
     }
     bool made = fd >= 0;
     fd = conc__not_standard(fd);
-    int rc = fd < 0 ? -errno : fd;
+    int rc = conc__or_errno(fd);
     if (made && fd < 0)
         unlinkat(directory, name, 0);
     return rc;
@@ -4802,7 +4841,7 @@ CONC__PRIVATE int conc__sync_file(int fd)
     if (fcntl(fd, F_FULLFSYNC) >= 0)
         return 0;
 #endif
-    return fsync(fd) ? -errno : 0;
+    return conc__or_errno(fsync(fd));
 }
 
 /* The mode of the file that replaces another one, whose owner or group it may not get. It grants no
@@ -4848,7 +4887,7 @@ CONC__PRIVATE int conc__copy_access(int fd, const char *path, const struct stat 
         return -errno;
     if (now.st_gid != before->st_gid || conc__keep_list(fd, path))
         return 0;
-    return fchmod(fd, conc__mode_after(before, &now, true)) ? -errno : 0;
+    return conc__or_errno(fchmod(fd, conc__mode_after(before, &now, true)));
 }
 
 /* Fills the new file; before: the one at path that it will replace, NULL: none. */
@@ -4914,7 +4953,9 @@ CONC__PRIVATE int conc__write_special(conc__file_call *f, bool is_fifo)
     if (fd >= 0)
         return conc__suspend_file(f, fd, conc__write_all(fd, f));
     bool has_no_reader = fd == -ENXIO && is_fifo;
-    return has_no_reader && f->may_wait ? CONC__FILE_ALONE : fd;
+    if (has_no_reader && f->may_wait)
+        return CONC__FILE_ALONE;
+    return fd;
 }
 
 /* Follows a link that leads to nothing: the name of what it would lead to, for conc_free. NULL:
@@ -4977,7 +5018,10 @@ CONC__PRIVATE int conc__write_file(conc__file_call *f)
         return rc;
     }
     char *real = realpath(f->path, NULL);
-    rc = real ? conc__replace(real, &before, f) : -errno;
+    if (real)
+        rc = conc__replace(real, &before, f);
+    else
+        rc = -errno;
     if (conc__cannot_replace(rc))
         rc = conc__write_in_place(f->path, f);
     free(real);
@@ -5078,6 +5122,9 @@ CONC__PRIVATE int conc__name_lookup_failed(const conc__name_lookup *q)
     }
 }
 
+/* An empty text, made visible in an error. */
+CONC__PRIVATE const char *conc__visible(const char *text) { return *text ? text : "\"\""; }
+
 /* Is it a number up to 65535, or the name of a service? */
 CONC__PRIVATE bool conc__is_port(const char *port)
 {
@@ -5110,9 +5157,9 @@ CONC__PRIVATE CONC__CALLED int conc__resolve(const char *host, const char *port,
     if (!host || !port || (max && !out))
         return conc__misused(-EINVAL, call, "no host, no port, or nowhere to put them", NULL);
     if (!conc__is_port(port))
-        return conc_fail(-EINVAL, "%.40s: no such port", *port ? port : "\"\"");
+        return conc_fail(-EINVAL, "%.40s: no such port", conc__visible(port));
     if (!*host || strlen(host) >= sizeof((conc__name_lookup *)0)->host)
-        return conc_fail(-EADDRNOTAVAIL, "%.40s: no name", *host ? host : "\"\"");
+        return conc_fail(-EADDRNOTAVAIL, "%.40s: no name", conc__visible(host));
     conc__name_lookup *q = conc__name_lookup_new(host, port, max < 256 ? max : 256);
     if (!q)
         return conc__system_failed(-ENOMEM, host);
@@ -5153,8 +5200,9 @@ CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **fo
     if (rc > CONC__FOUND)
         rc = CONC__FOUND;
     for (int i = 0; i < rc; i++) {
-        bool six = all[i].ss_family == AF_INET6;
-        (*found)[i].size = six ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in);
+        (*found)[i].size = sizeof(struct sockaddr_in);
+        if (all[i].ss_family == AF_INET6)
+            (*found)[i].size = sizeof(struct sockaddr_in6);
         memcpy(&(*found)[i].as, &all[i], (*found)[i].size);
     }
     conc_free(all);
@@ -5403,8 +5451,8 @@ CONC__PRIVATE int conc__child_open_end(conc__child_start_call *s, int number, in
 {
     int ends[2], rc = 0, *far_end = &s->far_ends[number];
     if (wanted == CONC_NULL) {
-        *far_end = conc__open_file("/dev/null", number ? O_WRONLY : O_RDONLY);
-        rc = *far_end < 0 ? *far_end : 0;
+        rc = conc__open_file("/dev/null", number ? O_WRONLY : O_RDONLY);
+        *far_end = rc;
     } else if (wanted == CONC_PIPE) {
         rc = conc__pipe(ends);
         if (rc == 0) {
@@ -5414,13 +5462,21 @@ CONC__PRIVATE int conc__child_open_end(conc__child_start_call *s, int number, in
         /* a copy, because dup2 of another one may overwrite a standard descriptor */
     } else if (wanted > 0) {
         *far_end = fcntl(wanted, F_DUPFD_CLOEXEC, 3);
-        rc = *far_end < 0 ? -errno : 0;
+        rc = conc__or_errno(*far_end);
     } else if (wanted < 0) {
         rc = -EINVAL;
     }
-    if (rc && wanted)
+    if (rc >= 0)
+        return 0;
+    if (wanted)
         snprintf(s->about, sizeof s->about, "%.60s: its descriptor %d", s->process->name, number);
     return rc;
+}
+
+/* What the child has as its descriptor `number`. */
+CONC__PRIVATE int conc__child_far_end(const conc__child_start_call *s, int number)
+{
+    return s->far_ends[number] >= 0 ? s->far_ends[number] : number;
 }
 
 /* Sets a socket to blocking mode, which ordinary programs expect and which both processes share.
@@ -5428,7 +5484,7 @@ CONC__PRIVATE int conc__child_open_end(conc__child_start_call *s, int number, in
  * has no such flag. */
 CONC__PRIVATE void conc__child_socket_set_blocking(conc__child_start_call *s, int number)
 {
-    int fd = s->far_ends[number] >= 0 ? s->far_ends[number] : number, listens = 0;
+    int fd = conc__child_far_end(s, number), listens = 0;
     int flags = fcntl(fd, F_GETFL);
     socklen_t size = sizeof listens;
     if (flags < 0 || !(flags & O_NONBLOCK))
@@ -5441,7 +5497,7 @@ CONC__PRIVATE void conc__child_socket_set_blocking(conc__child_start_call *s, in
 /* The start has failed. */
 CONC__PRIVATE void conc__child_socket_restore(const conc__child_start_call *s, int number)
 {
-    int fd = s->far_ends[number] >= 0 ? s->far_ends[number] : number;
+    int fd = conc__child_far_end(s, number);
     if (!s->was_nonblocking[number])
         return;
     int flags = fcntl(fd, F_GETFL);
@@ -5675,10 +5731,10 @@ CONC__PRIVATE int conc__fork_program(conc__child_start_call *s)
         int error = conc__become_program(s, most > 0 && most < 65536 ? most : 65536);
         _exit(write(ends[1], &error, sizeof error) == sizeof error ? 127 : 126);
     }
-    rc = s->pid < 0 ? -errno : 0;
+    rc = conc__or_errno(s->pid);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     close(ends[1]);
-    if (rc == 0)
+    if (rc >= 0)
         rc = conc__read_fork_error(ends[0], s->pid);
     close(ends[0]);
     return rc;
@@ -5707,7 +5763,7 @@ CONC__PRIVATE void conc__child_describe_failure(conc__child_start_call *s, int r
     const char *program = c->argv[0];
     bool is_path = strchr(program, '/') && (*program == '/' || !c->dir);
     if (conc__dir_failed(c->dir, rc))
-        snprintf(s->about, sizeof s->about, "the directory %.70s", *c->dir ? c->dir : "\"\"");
+        snprintf(s->about, sizeof s->about, "the directory %.70s", conc__visible(c->dir));
     else if (rc == -ENOENT && is_path && access(program, F_OK) == 0)
         snprintf(s->about, sizeof s->about, "the interpreter of %.60s", program);
 }
@@ -5775,7 +5831,9 @@ CONC__PRIVATE conc__child_state conc__child_state_now(conc_child *c)
 /* May the call wait for the child, or signal it? 0, or the error. */
 CONC__PRIVATE int conc__child_usable(conc_child *c, const char *call)
 {
-    conc__child_state state = c ? conc__child_state_now(c) : CONC__CHILD_NONE;
+    conc__child_state state = CONC__CHILD_NONE;
+    if (c)
+        state = conc__child_state_now(c);
     if (state == CONC__CHILD_NONE || state == CONC__CHILD_STARTS)
         return conc__misused(-EINVAL, call, "no child was started there", NULL);
     if (state == CONC__CHILD_INHERITED)
@@ -5825,7 +5883,9 @@ CONC__PRIVATE bool conc__proc_stat_read(const char *number, conc__proc_stat *p)
         return false;
     ssize_t n = read(fd, text, sizeof text - 1);
     close(fd);
-    text[n > 0 ? n : 0] = 0;
+    if (n < 0)
+        return false;
+    text[n] = 0;
     const char *at = strrchr(text, ')'); /* the program's name may contain anything */
     return at && sscanf(at,
                         ") %c %*d %d %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
@@ -6013,7 +6073,9 @@ CONC__PRIVATE void conc__child_started(conc_child *c, const conc__child_start_ca
 {
     int saved = errno, pidfd = conc__pidfd(s->pid);
     bool gone = pidfd < 0 && errno == ESRCH;
-    unsigned long long start_time = pidfd < 0 ? conc__process_start_time(s->pid) : 0;
+    unsigned long long start_time = 0;
+    if (pidfd < 0)
+        start_time = conc__process_start_time(s->pid);
     pthread_mutex_lock(&conc__children_mutex);
     c->input = s->near_ends[0];
     c->output = s->near_ends[1];
@@ -6051,7 +6113,7 @@ CONC_API int conc_child_start(conc_child *c)
         return conc__own_error(-EBUSY);
     }
     *process = (conc__child_process){.users = 1, .group = c->group};
-    snprintf(process->name, sizeof process->name, "%s", *c->argv[0] ? c->argv[0] : "\"\"");
+    snprintf(process->name, sizeof process->name, "%s", conc__visible(c->argv[0]));
     conc__child_start_call s = {.child = c, .process = process, .env = conc__child_env(c)};
     conc__original_mask(&s.mask);
     rc = -ENOMEM;
@@ -6182,14 +6244,18 @@ CONC__PRIVATE int conc__child_await(conc__child_wait *w)
 {
     conc_loop *l = conc__of_task();
     int rc = 0;
-    w->pause = w->for_close ? 0 : 0.0005; /* the other call is about to return */
+    w->pause = 0.0005;
+    if (w->for_close) /* the other call is about to return */
+        w->pause = 0;
     if (l)
         l->outside_awaited++;
     while (!conc__child_wait_over(w) && rc >= 0)
         rc = conc__child_pause(l, w);
     if (l)
         l->outside_awaited--;
-    return rc < 0 && !conc__child_wait_over(w) ? rc : 0;
+    if (rc >= 0 || conc__child_wait_over(w))
+        return 0;
+    return rc;
 }
 
 /* Begins a wait that conc__child_wait_close ends, unless its process is NULL: another thread has
@@ -6218,7 +6284,9 @@ CONC__PRIVATE int conc__child_wait_close(conc__child_wait *w, int *status)
     }
     conc__child_process_release(p);
     pthread_mutex_unlock(&conc__children_mutex);
-    return lost ? -ECHILD : 0;
+    if (lost)
+        return -ECHILD;
+    return 0;
 }
 
 CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
@@ -6269,7 +6337,7 @@ CONC__PRIVATE int conc__child_send(const conc_child *c, int signal)
 #endif
     if (!conc__child_has_number(c))
         return -ESRCH;
-    return kill(c->pid, signal) ? -errno : 0;
+    return conc__or_errno(kill(c->pid, signal));
 }
 
 /* -EALREADY: the child has ended and, with .group, was reaped, so that its group cannot be reached.
@@ -6288,7 +6356,9 @@ CONC__PRIVATE int conc__child_signal(conc_child *c, int signal)
         rc = conc__child_send(c, signal);
     pthread_mutex_unlock(&conc__children_mutex);
     errno = saved;
-    return rc == -ESRCH ? -EALREADY : rc;
+    if (rc == -ESRCH)
+        return -EALREADY;
+    return rc;
 }
 
 CONC_API int conc_child_kill(conc_child *c, int signal)
@@ -6297,7 +6367,9 @@ CONC_API int conc_child_kill(conc_child *c, int signal)
     if (rc)
         return rc;
     bool over = c->group && conc__child_ended(c) && conc__group_lives(c->pid) == 0;
-    rc = over ? -EALREADY : conc__child_signal(c, signal);
+    rc = -EALREADY;
+    if (!over)
+        rc = conc__child_signal(c, signal);
     if (rc >= 0)
         return rc;
     char about[96];
@@ -6669,7 +6741,9 @@ CONC__PRIVATE void *conc__far_address(void)
     munmap((void *)here, conc__page());
     uintptr_t away =
         ((uintptr_t)64 << 30) + (uintptr_t)(conc__random_bits(&draw) % ((uint64_t)64 << 30));
-    return here > 2 * away ? (void *)((here - away) & ~(uintptr_t)0xffff) : NULL;
+    if (here <= 2 * away)
+        return NULL;
+    return (void *)((here - away) & ~(uintptr_t)0xffff);
 #else
     return NULL;
 #endif
@@ -6742,7 +6816,8 @@ CONC_API void *conc_shared_alloc(size_t size)
 {
     size_t page = conc__page();
     if (!size || size > SIZE_MAX / 4) {
-        conc_fail(size ? -ENOMEM : -EINVAL, "%zu bytes of shared memory", size);
+        int rc = size ? -ENOMEM : -EINVAL;
+        conc_fail(rc, "%zu bytes of shared memory", size);
         return NULL;
     }
     int saved = errno;
@@ -6766,11 +6841,12 @@ CONC_API void *conc_shared_alloc(size_t size)
 
 CONC_API void conc_shared_free(void *p)
 {
-    conc__segment **at = &conc__segments, *s;
+    conc__segment **at = &conc__segments;
     int saved = errno;
     pthread_mutex_lock(&conc__segments_mutex);
-    while ((s = *at) && s->address != p)
-        at = &s->next;
+    while (*at && (*at)->address != p)
+        at = &(*at)->next;
+    conc__segment *s = *at;
     if (s)
         *at = s->next;
     pthread_mutex_unlock(&conc__segments_mutex);
@@ -6956,7 +7032,10 @@ CONC__PRIVATE int conc__module_look(conc__module_info *m, size_t size, void *arg
     }
     if (s->found) {
         s->base = m->base;
-        s->identity = program ? conc__program_identity(m) : conc__module_identity(m);
+        if (program)
+            s->identity = conc__program_identity(m);
+        else
+            s->identity = conc__module_identity(m);
         if (s->name)
             conc__copy(s->name, sizeof((conc__function_id *)0)->module, path);
     }
@@ -7158,7 +7237,9 @@ CONC__PRIVATE int conc__setup_send(int socket, const conc__setup_message *h, int
     do
         n = sendmsg(socket, &m, MSG_NOSIGNAL);
     while (n < 0 && errno == EINTR);
-    return n < 0 ? -errno : 0;
+    if (n < 0)
+        return -errno;
+    return 0;
 }
 
 /* 1, 0 at the end, or an error. *fd: -1 if none came. */
@@ -7300,7 +7381,9 @@ CONC__PRIVATE void conc__worker_make_fork_marker(void)
 CONC__PRIVATE bool conc__worker_is_original(void)
 {
     const struct conc__worker_process *w = &conc__worker_process;
-    return w->own ? *w->own : getpid() == w->pid;
+    if (w->own)
+        return *w->own;
+    return getpid() == w->pid;
 }
 
 /* A job of a worker begins to wait. Only elements of a map are asked to end; the first one that
@@ -7346,11 +7429,15 @@ CONC__PRIVATE void conc__worker_before_fork(void)
     struct conc__worker_process *w = &conc__worker_process;
     pthread_mutex_lock(&w->mapping_mutex);
     const conc__request *r = &w->channel->request;
-    size_t used = r->in_segment ? 0 : conc__request_bytes(r, CONC__SMALL);
+    size_t used = 0;
+    if (!r->in_segment)
+        used = conc__request_bytes(r, CONC__SMALL);
     w->copies[0] = conc__private_copy(w->channel, CONC__CHANNEL_SIZE, CONC__CHANNEL_DATA + used);
     w->copies[1] = NULL;
     if (w->segment) {
-        used = r->in_segment ? conc__request_bytes(r, w->segment_size) : 0;
+        used = 0;
+        if (r->in_segment)
+            used = conc__request_bytes(r, w->segment_size);
         w->copies[1] = conc__private_copy(w->segment, w->segment_size, used);
     }
 }
@@ -7481,8 +7568,9 @@ CONC__PRIVATE bool conc__worker_receive_segment(const conc__request *r)
 CONC__PRIVATE void conc__worker_map_segment(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
-    w->segment = conc__segment_map(w->segment_fd, NULL, w->segment_size, PROT_READ | PROT_WRITE,
-                                   r->kind == CONC__REQUEST_RUN ? CONC__MAP_POPULATE : 0);
+    int more = r->kind == CONC__REQUEST_RUN ? CONC__MAP_POPULATE : 0;
+    w->segment =
+        conc__segment_map(w->segment_fd, NULL, w->segment_size, PROT_READ | PROT_WRITE, more);
     if (!w->segment)
         return;
     close(w->segment_fd);
@@ -7600,7 +7688,8 @@ CONC__PRIVATE void conc__worker_serve(const conc__setup_message *start)
     struct stat st;
     w->pid = getpid();
     w->program = start->program;
-    w->socket_file = fstat(w->socket, &st) == 0 ? st.st_ino : 0;
+    if (fstat(w->socket, &st) == 0)
+        w->socket_file = st.st_ino;
     prctl(PR_SET_NAME, "conc worker");
     conc__worker_make_fork_marker();
     conc__worker_tie_to_program(start->program);
@@ -7650,7 +7739,9 @@ CONC__PRIVATE int conc__supervisor_process(void)
     } peer;
     socklen_t size = sizeof peer;
     int rc = getsockopt(CONC__WORKER_SOCKET, SOL_SOCKET, PEERCRED, &peer, &size);
-    return rc ? -1 : peer.pid;
+    if (rc)
+        return -1;
+    return peer.pid;
 }
 
 /* This program was started as a worker: main is never called. */
@@ -7755,7 +7846,9 @@ CONC__PRIVATE size_t conc__mark_part(const char *mark, uint64_t *identity)
     const char *dot = strchr(mark, '.');
     char *end = NULL;
     *identity = dot ? strtoull(dot + 1, &end, 16) : 0;
-    return *identity ? (size_t)(end - mark) + 1 : strlen(mark) + 1;
+    if (*identity)
+        return (size_t)(end - mark) + 1;
+    return strlen(mark) + 1;
 }
 
 CONC__PRIVATE int conc__module_is(conc__module_info *m, size_t size, void *arg)
@@ -7988,7 +8081,9 @@ CONC__PRIVATE int conc__worker_reserve_data(conc__worker *w, size_t size)
     enum { STEP = 1 << 20 };
     if (size > SIZE_MAX / 4)
         return conc_fail(-ENOMEM, "the data is too large");
-    bool suffices = size ? size <= w->data.size : w->data.size == 0;
+    bool suffices = size <= w->data.size;
+    if (!size)
+        suffices = !w->data.size;
     if (suffices)
         return 0;
     conc__segment_close(&w->data);
@@ -8042,7 +8137,9 @@ CONC__PRIVATE size_t conc__request_describe(conc__request *r, const conc_job *j,
 CONC__PRIVATE int conc__job_write_request(conc_job *j, conc__worker *w)
 {
     bool large = conc__job_is_large(j);
-    int rc = large ? conc__worker_reserve_data(w, conc__job_bytes(j)) : 0;
+    int rc = 0;
+    if (large)
+        rc = conc__worker_reserve_data(w, conc__job_bytes(j));
     if (rc)
         return rc;
     conc__request *r = &w->channel->request;
@@ -8061,7 +8158,9 @@ CONC__PRIVATE uintptr_t conc__job_function(const conc_job *j)
     const conc__payload *p = j->payload;
     if (p && p->map)
         return (uintptr_t)p->map->fn;
-    return p ? (uintptr_t)p->call : (uintptr_t)j->fn;
+    if (p)
+        return (uintptr_t)p->call;
+    return (uintptr_t)j->fn;
 }
 
 /* ---- Results ---- */
@@ -8173,7 +8272,9 @@ CONC__PRIVATE int conc__job_read_result(const conc__worker *w, int64_t result)
         p->returned = -EMSGSIZE;
     else if (p->returned > 0)
         memcpy(p->out, data + conc__aligned(p->in_size), (size_t)p->returned);
-    return p->returned < 0 ? (int)p->returned : 0;
+    if (p->returned < 0)
+        return (int)p->returned;
+    return 0;
 }
 
 /* ---- States of a worker ---- */
@@ -8459,9 +8560,10 @@ CONC__PRIVATE bool conc__is_file(const char *path, const struct stat *file)
 CONC__PRIVATE int conc__loader_options(conc__own_program *p, const struct stat *program, int room)
 {
     int fd = conc__open_file("/proc/self/cmdline", O_RDONLY);
-    ssize_t n = fd < 0 ? 0 : read(fd, p->command, sizeof p->command - 1);
-    if (fd >= 0)
-        close(fd);
+    if (fd < 0)
+        return 0;
+    ssize_t n = read(fd, p->command, sizeof p->command - 1);
+    close(fd);
     if (n <= 0)
         return 0;
     p->command[n] = 0;
@@ -8888,8 +8990,9 @@ CONC__PRIVATE void conc__worker_drain_socket(conc__worker *w)
 {
     char some[8];
     ssize_t n;
-    while ((n = recv(w->socket, some, sizeof some, MSG_DONTWAIT)) > 0)
-        ;
+    do
+        n = recv(w->socket, some, sizeof some, MSG_DONTWAIT);
+    while (n > 0);
     if (n == 0)
         conc__worker_close_socket(w);
 }
@@ -9051,7 +9154,10 @@ CONC__PRIVATE void conc__reply_poller_enable(conc__idle_hook *o, bool on)
 {
     conc__reply_poller *v = (conc__reply_poller *)(void *)o;
     unsigned *pollers = &v->queue->supervisor->status_page->pollers;
-    __atomic_fetch_add(pollers, on ? 1u : -1u, __ATOMIC_SEQ_CST);
+    if (on)
+        __atomic_fetch_add(pollers, 1, __ATOMIC_SEQ_CST);
+    else
+        __atomic_fetch_sub(pollers, 1, __ATOMIC_SEQ_CST);
     v->enabled = on;
 }
 
@@ -9162,7 +9268,9 @@ CONC__PRIVATE int conc__supervisor_open(conc__supervisor *s, const conc_procs *p
         return rc;
     s->status_page = s->status_memory.address;
     s->wake_fd = conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    return s->wake_fd < 0 ? conc__call_failed("eventfd2") : 0;
+    if (s->wake_fd < 0)
+        return conc__call_failed("eventfd2");
+    return 0;
 }
 
 /* The job queue and the supervisor of a pool of processes. NULL: *rc says why. */
@@ -9285,30 +9393,18 @@ CONC_API void *conc_shared_alloc(size_t size)
     conc_fail(-ENOTSUP, "shared memory is for Linux");
     return NULL;
 }
-CONC_API void conc_shared_free(void *p)
-{
-    conc__segment **at = &conc__segments;
-    int saved = errno;
-    pthread_mutex_lock(&conc__segments_mutex);
-    while (*at && (*at)->address != p)
-        at = &(*at)->next;
-    conc__segment *s = *at;
-    if (s)
-        *at = s->next;
-    pthread_mutex_unlock(&conc__segments_mutex);
-    if (s)
-        conc__segment_close(s);
-    conc_free(s);
-    errno = saved;
-}
+CONC_API void conc_shared_free(void *p) { (void)p; }
 CONC_API int conc_procs_open(conc_procs *p)
 {
-    return p ? conc_fail(-ENOTSUP, "pools of processes are for Linux")
-             : conc__misused(-EINVAL, __func__, "no pool", NULL);
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return conc_fail(-ENOTSUP, "pools of processes are for Linux");
 }
 CONC_API int conc_procs_close(conc_procs *p)
 {
-    return p ? 0 : conc__misused(-EINVAL, __func__, "no pool", NULL);
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return 0;
 }
 CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
 
@@ -9344,7 +9440,9 @@ CONC_API CONC__CALLED ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, 
     if (!p || !fn || (in_size && !in) || (out_size && !out))
         return conc__own_error(-EINVAL);
     int rc = conc__pool_run(&p->queue, &p->users, conc__call_job, NULL, 0, &payload, __func__);
-    return rc < 0 ? rc : payload.returned;
+    if (rc < 0)
+        return rc;
+    return payload.returned;
 }
 
 CONC_API CONC__CALLED int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count,
