@@ -3867,11 +3867,11 @@ CONC__PRIVATE void conc__abandoned_release(conc_job *j)
 CONC__PRIVATE int conc__call_and_free(conc_fn *fn, void *arg, void (*free_arg)(void *))
 {
     int rc = conc__call_here(fn, arg);
-    conc__saved_text words = {.context = conc__job_context_here()};
+    conc__saved_text saved = {.context = conc__job_context_here()};
     if (free_arg) {
-        conc__saved_text_swap(&words);
+        conc__saved_text_swap(&saved);
         free_arg(arg);
-        conc__saved_text_swap(&words);
+        conc__saved_text_swap(&saved);
     }
     return rc;
 }
@@ -4396,11 +4396,11 @@ CONC__PRIVATE int conc__outside_move(const conc__outside *o, conc__channel *inne
 }
 
 /* The case has happened. text: its error's, or NULL. */
-CONC__PRIVATE void conc__outside_happened(conc__outside *o, int result, const char *words)
+CONC__PRIVATE void conc__outside_happened(conc__outside *o, int result, const char *text)
 {
     o->result = result;
     if (result < 0)
-        conc__set_error(o->task, result, words, (conc__source){NULL, NULL});
+        conc__set_error(o->task, result, text, (conc__source){NULL, NULL});
 }
 
 CONC__PRIVATE void conc__outside_answered(conc__outside *o, const conc__job_outcome *a)
@@ -6816,7 +6816,9 @@ CONC_API void *conc_shared_alloc(size_t size)
 {
     size_t page = conc__page();
     if (!size || size > SIZE_MAX / 4) {
-        int rc = size ? -ENOMEM : -EINVAL;
+        int rc = -ENOMEM;
+        if (!size)
+            rc = -EINVAL;
         conc_fail(rc, "%zu bytes of shared memory", size);
         return NULL;
     }
@@ -7181,7 +7183,7 @@ typedef struct conc__worker_channel {
      * are behind the data */
     uint64_t done;
     int64_t result;
-    int words; /* the result that `text` belongs to; 0: none */
+    int text_rc; /* the result that `text` belongs to; 0: none */
     char text[96];
     conc__request request;
 } conc__worker_channel;
@@ -7643,7 +7645,7 @@ CONC__PRIVATE void conc__worker_do_request(void)
     conc__worker_channel *c = w->channel;
     w->context.cancel_flag = &c->cancel;
     w->context.text_rc = 0;
-    c->words = 0;
+    c->text_rc = 0;
     int64_t result = conc__worker_call(c);
     fflush(stdout);
     if (getpid() != w->pid)
@@ -7651,7 +7653,7 @@ CONC__PRIVATE void conc__worker_do_request(void)
     c->result = result;
     if (result < 0 && w->context.text_rc == (int)result) {
         memcpy(c->text, w->context.text, sizeof c->text);
-        c->words = w->context.text_rc;
+        c->text_rc = w->context.text_rc;
     }
     __atomic_store_n(&c->turn, CONC__TURN_PROGRAM, __ATOMIC_SEQ_CST);
     conc__worker_notify_program();
@@ -7952,7 +7954,7 @@ typedef struct conc__supervisor {
     size_t memory_limit;
     int max_jobs;
     int starting;
-    int failures; /* tenths: workers in a row that ended before they began a job */
+    int failures; /* the weight of workers in a row that ended before they began a job */
     int broken;   /* the error for which no more workers are started; 0: none */
     char why[96];
     conc__waiter *closer;  /* waits for the supervisor's end */
@@ -7964,7 +7966,11 @@ typedef struct conc__supervisor {
 } conc__supervisor;
 
 enum {
+    /* no more workers are started once `failures` is this: 3 failures of the program, or more if
+     * some may come from outside */
     CONC__FAILURES = 30,
+    CONC__FAILURE = 10,
+    CONC__MINOR_FAILURE = 1,
     CONC__ASK_AGAIN = 20 /* ms between checks where there is no descriptor to wait for */
 };
 
@@ -8166,18 +8172,19 @@ CONC__PRIVATE uintptr_t conc__job_function(const conc_job *j)
 /* ---- Results ---- */
 
 /* Ends a job that a worker had. text: its error's; "": none. */
-CONC__PRIVATE void conc__job_complete(conc__job_queue *q, conc_job *j, int result,
-                                      const char *words)
+CONC__PRIVATE void conc__job_complete(conc__job_queue *q, conc_job *j, int result, const char *text)
 {
-    conc__job_context ctx = {.locals = j->locals, .text_rc = *words ? result : 0};
-    conc__copy(ctx.text, sizeof ctx.text, words);
+    conc__job_context ctx = {.locals = j->locals};
+    if (*text)
+        ctx.text_rc = result;
+    conc__copy(ctx.text, sizeof ctx.text, text);
     conc__job_end(q, j, result, &ctx, true);
     conc__job_queue_notify_closer(q);
 }
 
 /* Ends a job that no worker will run any more. */
 CONC__PRIVATE void conc__job_complete_undone(conc__job_queue *q, conc_job *j, int rc,
-                                             const char *words)
+                                             const char *text)
 {
     if (j->payload && j->payload->map) {
         conc__map_call *m = j->payload->map;
@@ -8185,7 +8192,7 @@ CONC__PRIVATE void conc__job_complete_undone(conc__job_queue *q, conc_job *j, in
             m->error = rc;
         conc__range_drop(j->payload, rc);
     }
-    conc__job_complete(q, j, rc, words);
+    conc__job_complete(q, j, rc, text);
 }
 
 /* How many of a runner's elements are done, as its worker says; SIZE_MAX: an element has
@@ -8311,10 +8318,10 @@ CONC__PRIVATE void conc__worker_give_job(conc__supervisor *s, conc__worker *w, c
     else if (s->max_jobs)
         w->jobs++;
     bool large = conc__job_is_large(j);
-    const char *words = "";
+    const char *text = "";
     int rc = conc__request_function(s, w, conc__job_function(j));
     if (rc) {
-        words = "the function is in no module of the program";
+        text = "the function is in no module of the program";
     } else if (!large) {
         rc = conc__job_write_request(j, w);
     } else {
@@ -8323,7 +8330,7 @@ CONC__PRIVATE void conc__worker_give_job(conc__supervisor *s, conc__worker *w, c
         rc = conc__job_write_request(j, w);
         conc__lock_briefly(&s->queue->mutex);
         if (s->context.text_rc == rc)
-            words = s->context.text;
+            text = s->context.text;
     }
     if (rc == 0 && !w->cancelled) {
         w->state = CONC__WORKER_BUSY;
@@ -8331,7 +8338,7 @@ CONC__PRIVATE void conc__worker_give_job(conc__supervisor *s, conc__worker *w, c
         return;
     }
     conc__worker_set_idle(s, w);
-    conc__job_complete_undone(s->queue, j, rc ? rc : -ECANCELED, words);
+    conc__job_complete_undone(s->queue, j, rc ? rc : -ECANCELED, text);
 }
 
 /* The idle worker that was busy last: its data is still in the caches, and it may not have fallen
@@ -8386,10 +8393,10 @@ CONC__PRIVATE void conc__supervisor_dispatch(conc__supervisor *s, bool is_superv
 }
 
 /* Copies the text of an error, which a worker may not have terminated. */
-CONC__PRIVATE void conc__reply_words(const conc__worker_channel *c, char words[96])
+CONC__PRIVATE void conc__reply_words(const conc__worker_channel *c, char text[96])
 {
-    memcpy(words, c->text, sizeof c->text);
-    words[sizeof c->text - 1] = 0;
+    memcpy(text, c->text, sizeof c->text);
+    text[sizeof c->text - 1] = 0;
 }
 
 /* The worker has begun a job, so starts of workers do not fail in general. */
@@ -8406,10 +8413,10 @@ CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
     conc_job *j = w->job;
     const conc__worker_channel *c = w->channel;
     int64_t full_result = c->result;
-    char words[sizeof c->text];
+    char text[sizeof c->text];
     int result = 0;
     conc__worker_mark_proved(s, w);
-    conc__reply_words(c, words);
+    conc__reply_words(c, text);
     if (j->payload && j->payload->map) {
         bool more = conc__runner_goes_on(s, w, (int)full_result, &result);
         bool worn_out = s->max_jobs && w->jobs >= s->max_jobs;
@@ -8433,10 +8440,10 @@ CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
         if (large)
             conc__lock_briefly(&s->queue->mutex);
     }
-    if (result >= 0 || c->words != result)
-        words[0] = 0;
+    if (result >= 0 || c->text_rc != result)
+        text[0] = 0;
     conc__worker_set_idle(s, w);
-    conc__job_complete(s->queue, j, result, words);
+    conc__job_complete(s->queue, j, result, text);
 }
 
 /* A worker's init has returned. */
@@ -8449,10 +8456,10 @@ CONC__PRIVATE void conc__worker_ready(conc__supervisor *s, conc__worker *w)
     w->idle_since = conc__clock();
     if (rc >= 0 || s->broken)
         return;
-    char words[sizeof c->text];
-    conc__reply_words(c, words);
+    char text[sizeof c->text];
+    conc__reply_words(c, text);
     s->broken = -ENOTRECOVERABLE;
-    snprintf(s->why, sizeof s->why, "init failed: %.80s", c->words ? words : conc_strerror(rc));
+    snprintf(s->why, sizeof s->why, "init failed: %.80s", c->text_rc ? text : conc_strerror(rc));
 }
 
 /* Collects replies. Those to large jobs are left to the supervisor. */
@@ -8823,8 +8830,8 @@ CONC__PRIVATE void conc__supervisor_start_workers(conc__supervisor *s)
         }
         conc__worker_clear(s, w);
         char why[96];
-        const char *words = s->context.text_rc == rc ? s->context.text : conc_strerror(rc);
-        snprintf(why, sizeof why, "no worker can be started: %.68s", words);
+        const char *text = s->context.text_rc == rc ? s->context.text : conc_strerror(rc);
+        snprintf(why, sizeof why, "no worker can be started: %.68s", text);
         conc__supervisor_fail_queued(s, -EAGAIN, why);
         return;
     }
@@ -8832,26 +8839,26 @@ CONC__PRIVATE void conc__supervisor_start_workers(conc__supervisor *s)
 
 /* ---- Ends of workers ---- */
 
-CONC__PRIVATE void conc__describe_exit(int status, char *words, size_t size)
+CONC__PRIVATE void conc__describe_exit(int status, char *text, size_t size)
 {
     if (status == -1)
-        snprintf(words, size, "the worker died");
+        snprintf(text, size, "the worker died");
     else if (WIFSIGNALED(status))
-        snprintf(words, size, "the worker died of signal %d (%s)", WTERMSIG(status),
+        snprintf(text, size, "the worker died of signal %d (%s)", WTERMSIG(status),
                  strsignal(WTERMSIG(status)));
     else if (WEXITSTATUS(status) == CONC__EXIT_MOVED)
-        snprintf(words, size, "the worker cannot map shared memory at its address");
+        snprintf(text, size, "the worker cannot map shared memory at its address");
     else if (WEXITSTATUS(status) == CONC__EXIT_OTHER_BUILD)
-        snprintf(words, size, "the worker has another build of the module that has conc");
+        snprintf(text, size, "the worker has another build of the module that has conc");
     else if (WEXITSTATUS(status) == CONC__EXIT_TOO_LATE)
-        snprintf(words, size, "conc is in a library loaded late, or a constructor opens a pool");
+        snprintf(text, size, "conc is in a library loaded late, or a constructor opens a pool");
     else
-        snprintf(words, size, "the worker exited with status %d", WEXITSTATUS(status));
+        snprintf(text, size, "the worker exited with status %d", WEXITSTATUS(status));
 }
 
 /* The worker of a runner died. The element that it was calling is lost, and the next worker gets
  * those behind it. If that is unknown, all are lost. */
-CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w, const char *words)
+CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w, const char *text)
 {
     conc_job *j = w->job;
     conc__payload *p = j->payload;
@@ -8876,7 +8883,7 @@ CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w,
         return;
     }
     conc__range_drop(p, stops ? -ECANCELED : -EOWNERDEAD);
-    conc__job_complete(s->queue, j, error, error == -EOWNERDEAD ? words : "");
+    conc__job_complete(s->queue, j, error, error == -EOWNERDEAD ? text : "");
 }
 
 /* Is there a worker that has started, or may have? */
@@ -8911,7 +8918,10 @@ CONC__PRIVATE void conc__supervisor_count_failure(conc__supervisor *s, int statu
         is_minor = WEXITSTATUS(status) == CONC__EXIT_MOVED;
     else if (is_known && WIFSIGNALED(status))
         is_minor = conc__may_be_sent(WTERMSIG(status));
-    s->failures += is_minor ? 1 : 10;
+    if (is_minor)
+        s->failures += CONC__MINOR_FAILURE;
+    else
+        s->failures += CONC__FAILURE;
     if (s->failures < CONC__FAILURES || s->broken || conc__supervisor_has_workers(s))
         return;
     s->broken = -ENOTRECOVERABLE;
@@ -8921,12 +8931,12 @@ CONC__PRIVATE void conc__supervisor_count_failure(conc__supervisor *s, int statu
 /* The worker's process has ended. */
 CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
 {
-    char words[96];
+    char text[96];
     conc__job_queue *q = s->queue;
     conc_job *j = w->job;
     bool begun = j && __atomic_load_n(&w->channel->unseen, __ATOMIC_RELAXED) != CONC__UNSEEN;
     int status = conc__worker_reap(w);
-    conc__describe_exit(status, words, sizeof words);
+    conc__describe_exit(status, text, sizeof text);
     if (w->state == CONC__WORKER_STARTING)
         s->starting--;
     bool expected = w->state == CONC__WORKER_LEAVING;
@@ -8934,15 +8944,15 @@ CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
     if (begun)
         conc__worker_mark_proved(s, w);
     else if (!w->proved && !expected)
-        conc__supervisor_count_failure(s, status, words);
+        conc__supervisor_count_failure(s, status, text);
     if (j) {
         q->started--;
         if (!begun && conc__job_ring_reserve(q, j->clock))
             conc__job_ring_push_front(q, j);
         else if (j->payload && j->payload->map)
-            conc__runner_lost(s, w, words);
+            conc__runner_lost(s, w, text);
         else
-            conc__job_complete(q, j, -EOWNERDEAD, words);
+            conc__job_complete(q, j, -EOWNERDEAD, text);
     }
     conc__worker_clear(s, w);
     if (s->failures >= CONC__FAILURES && !conc__supervisor_has_workers(s))
