@@ -1208,7 +1208,7 @@ template <class type> struct conc__is_pointer<type *> {
  *  at work       a job in another thread for which the virtual clock stands still
  *
  *  Contents: >>options >>switch >>types >>sanitizers >>platform >>poller >>stacks >>timers >>loop
- *  >>waits >>scopes >>errors >>tasks >>groups >>keys >>generating >>watching >>moving
+ *  >>waits >>scopes >>errors >>tasks >>groups >>locals >>generators >>watching >>moving
  *  >>connecting >>streaming >>signalling >>posting >>reporting >>tracing >>faults >>usage
  *  >>backtraces >>watchdog >>stepping >>running >>embedding
  * ============================================================================================== */
@@ -7439,7 +7439,7 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
     return conc__run_map(spawned, &b, "conc_map_all");
 }
 
-/* ---- >>keys --------------------------------------------------------------------------------- */
+/* ---- >>locals ------------------------------------------------------------------------------- */
 
 CONC__PRIVATE bool conc__locals_are_shared(const conc__locals *locals)
 {
@@ -7452,8 +7452,8 @@ CONC__PRIVATE void conc__locals_share(conc__locals *locals)
         __atomic_fetch_add(&locals->references, 1, __ATOMIC_RELAXED);
 }
 
-/* Copies the nodes from `old` down to the key, which has the value in the copy; what hangs beside
- * this path is shared. NULL: no memory. */
+/* Copies the nodes on the path from `old` to the key, and sets the value in the copy. The copy
+ * shares all other nodes. NULL: out of memory. */
 CONC__PRIVATE conc__locals *conc__locals_with(const conc__locals *old, const conc_local *key,
                                               const void *value, uint64_t hash)
 {
@@ -7466,29 +7466,36 @@ CONC__PRIVATE conc__locals *conc__locals_with(const conc__locals *old, const con
             return NULL;
         }
         found = !old || old->key == key;
-        *copy = (conc__locals){.references = 1, .key = found ? key : old->key};
-        copy->value = found ? value : old->value;
-        for (unsigned way = 0; old && way < 2; way++)
+        *copy = (conc__locals){.references = 1, .key = key, .value = value};
+        if (!found) {
+            copy->key = old->key;
+            copy->value = old->value;
+        }
+        for (unsigned way = 0; old && way < 2; way++) {
             if (found || way != (hash & 1)) {
                 copy->below[way] = old->below[way];
                 conc__locals_share(copy->below[way]);
             }
+        }
         *end = copy;
         end = &copy->below[hash & 1];
-        old = old ? old->below[hash & 1] : NULL;
+        if (old)
+            old = old->below[hash & 1];
         hash >>= 1;
     }
     return top;
 }
 
-/* Where the running task's locals hang, or those of the job that runs on this thread; NULL:
- * neither. */
+/* The root of the locals of the running task, or of the job that runs on this thread; NULL: there
+ * is neither. */
 CONC__PRIVATE conc__locals **conc__locals_here(void)
 {
     conc_loop *l = conc__here;
-    if (l)
-        return l->self ? &l->self->locals : NULL;
-    return conc__extended.job_locals ? conc__extended.job_locals() : NULL;
+    if (l && l->self)
+        return &l->self->locals;
+    if (l || !conc__extended.job_locals)
+        return NULL;
+    return conc__extended.job_locals();
 }
 
 CONC_API int conc_local_set(conc_local *key, const void *value)
@@ -7516,49 +7523,56 @@ CONC_API int conc_local_set(conc_local *key, const void *value)
 
 CONC_API void *conc_local_get(conc_local *key)
 {
-    conc__locals **at = conc__locals_here(), *locals = at ? *at : NULL;
+    conc__locals **at = conc__locals_here();
+    if (!at)
+        return NULL;
+    const conc__locals *locals = *at;
     for (uint64_t hash = conc__address_hash(key); locals && locals->key != key; hash >>= 1)
         locals = locals->below[hash & 1];
-    return locals ? (void *)(uintptr_t)locals->value : NULL;
+    if (!locals)
+        return NULL;
+    return (void *)(uintptr_t)locals->value;
 }
 
-/* ---- >>generating --------------------------------------------------------------------------- */
+/* ---- >>generators --------------------------------------------------------------------------- */
 
-/* The body of a generator runs in the task that consumes it, on a stack of its own: what it
- * waits for, its cancellation, its locals and errno are the consumer's. This lies at the top of
- * that stack, so the body survives a conc_gen that is gone. */
+/* The body of a generator runs in the task that consumes it, on a stack of its own: its waits, its
+ * cancellation, its locals and errno are the consumer's. This struct is at the top of that stack,
+ * so the body survives if the user's conc_gen is gone. */
 typedef struct conc__gen {
-    conc_gen face; /* what the body is given */
+    conc_gen face; /* the conc_gen that the body gets */
     struct conc__gen *next, *prev;
-    conc__stack *stack, *outside; /* its own; the consumer's, while it is inside */
-    conc__context inner, outer;   /* the contexts on them */
+    conc__stack *stack, *outside; /* its own; the consumer's, while that is inside */
+    conc__context inner, outer;   /* the contexts of these two */
     conc_gen_fn *fn;
     void *arg;
-    const void *emitted; /* where the item was put that the consumer copies; NULL: none */
+    const void *emitted; /* the item that the consumer copies; NULL: none */
     size_t item_size;
-    conc_task *consumer; /* who is inside; NULL: nobody */
-    conc_scope *scope;   /* its innermost scope then */
-    /* the generator whose body asked last; NULL: a task, or a generator that has ended */
+    conc_task *consumer; /* the task that is inside; NULL: none */
+    conc_scope *scope;   /* its innermost scope when it went inside */
+    /* the generator whose body last called conc_gen_next; NULL: a task did, or it has ended */
     struct conc__gen *used_by;
-    struct conc__gen *sources, *next_source, *prev_source; /* those that it used so */
+    struct conc__gen *sources, *next_source, *prev_source; /* those whose used_by is this one */
     const char *opened;                                    /* "fn at file.c:12" */
     int rc, late_emits;
     bool started, ended, closing, stopped;
-    bool gone; /* closed by the end of the run, unseen by the conc_gen that still points here */
+    bool gone; /* the run's end has closed it, and a conc_gen may still point here */
 } conc__gen;
 
-enum { CONC__LATE_EMITS = 1000 }; /* while it is being closed, after which a body is stopped */
+enum { CONC__LATE_EMITS = 1000 }; /* emits during the close after which a body is stopped */
 
-static conc__gen conc__exhausted; /* what a conc_gen points to whose body has ended */
+static conc__gen conc__exhausted; /* the body of every conc_gen whose own body has ended */
 
-/* The generator whose body runs on a stack; NULL: a task does. */
+/* The generator whose body runs on a stack; NULL: a task runs there. */
 CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
 {
-    return s->has_generator ? (conc__gen *)(void *)conc__stack_top(s) : NULL;
+    if (!s->has_generator)
+        return NULL;
+    return (conc__gen *)(void *)conc__stack_top(s);
 }
 
-/* Does a generator's body run on this stack, whose consumer opened the scope? s is the innermost
- * of the task. */
+/* Does the running task run a generator's body, whose consumer opened the task's innermost scope,
+ * s? */
 CONC__PRIVATE bool conc__gen_is_inside(const conc_loop *l, const conc_scope *s)
 {
     return l->self->stack->has_generator && conc__gen_on(l->self->stack)->scope == s;
@@ -7575,7 +7589,7 @@ CONC__PRIVATE conc__source conc__gen_source(const conc__gen *g)
     return (conc__source){g->opened, g->opened};
 }
 
-/* The body has returned: what it left open on its stack is lost. */
+/* After the body has returned: aborts with a report if it left something open on its stack. */
 CONC__PRIVATE void conc__gen_find_lost(conc_loop *l, const conc__gen *g)
 {
     char how[CONC__NAME + CONC__TEXT];
@@ -7608,15 +7622,18 @@ CONC__PRIVATE bool conc__gen_is_elsewhere(const conc_loop *l, const conc_gen *fa
     return open && conc__run_is_elsewhere(l, face->run);
 }
 
-/* NULL: not open, closed by the end of the run, or in a run that is over */
+/* The open generator, or conc__exhausted. NULL: not open, closed by the run's end, or of a run that
+ * is over. */
 CONC__PRIVATE conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
 {
     if (!face || face->run != l->run || !face->body)
         return NULL;
-    return face->body->gone ? NULL : face->body;
+    if (face->body->gone)
+        return NULL;
+    return face->body;
 }
 
-/* Why a generator cannot be used that conc__gen_of does not find. */
+/* The error of a call on a generator that conc__gen_of does not find. */
 CONC__COLD int conc__gen_unusable(const conc_loop *l, const conc_gen *face, const char *call)
 {
     if (face && conc__gen_is_elsewhere(l, face))
@@ -7624,7 +7641,7 @@ CONC__COLD int conc__gen_unusable(const conc_loop *l, const conc_gen *face, cons
     return conc__misused(-EINVAL, call, "no generator is open there, or not its body calls", NULL);
 }
 
-/* Before the first. */
+/* Puts a generator first in the list. */
 CONC__PRIVATE void conc__gen_link(conc_loop *l, conc__gen *g)
 {
     g->prev = NULL;
@@ -7636,18 +7653,24 @@ CONC__PRIVATE void conc__gen_link(conc_loop *l, conc__gen *g)
 
 CONC__PRIVATE void conc__gen_unlink(conc_loop *l, conc__gen *g)
 {
-    *(g->prev ? &g->prev->next : &l->generators) = g->next;
+    if (g->prev)
+        g->prev->next = g->next;
+    else
+        l->generators = g->next;
     if (g->next)
         g->next->prev = g->prev;
 }
 
-/* g is used by a body, NULL: by a task; at the run's end consumers are closed first. */
+/* Records which body uses g (NULL: a task does), as the run's end closes consumers first. */
 CONC__PRIVATE void conc__gen_set_user(conc__gen *g, conc__gen *user)
 {
     if (g->used_by == user)
         return;
     if (g->used_by) {
-        *(g->prev_source ? &g->prev_source->next_source : &g->used_by->sources) = g->next_source;
+        if (g->prev_source)
+            g->prev_source->next_source = g->next_source;
+        else
+            g->used_by->sources = g->next_source;
         if (g->next_source)
             g->next_source->prev_source = g->prev_source;
     }
@@ -7716,8 +7739,8 @@ CONC__PRIVATE void conc__gen_enter(conc_loop *l, conc__gen *g)
     g->consumer = NULL;
 }
 
-/* The body has ended: its stack goes back. That of a body which was stopped is kept, as others
- * may know what lies on it, and so is one that a conc_gen still points to. */
+/* Releases the stack of a body that has ended. Keeps that of a stopped body, as something may still
+ * refer to its variables, and one to which a conc_gen may still point. */
 CONC__PRIVATE void conc__gen_give_stack(conc_loop *l, conc__gen *g)
 {
     conc__stack *stack = g->stack;
@@ -7734,7 +7757,7 @@ CONC__PRIVATE void conc__gen_give_stack(conc_loop *l, conc__gen *g)
     conc__stack_clear(stack, used);
 }
 
-/* The body has ended, or is stopped: its result. */
+/* Frees a generator whose body has ended or was stopped, and returns its result. */
 CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
 {
     int rc = g->rc;
@@ -7752,7 +7775,7 @@ CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
     return rc;
 }
 
-/* The body emits though it is being closed, or has a scope or group open. */
+/* An emit of a body that is being closed, or that has a scope or group open. */
 CONC__COLD int conc__gen_emit_badly(conc_loop *l, conc__gen *g, const void *frame)
 {
     conc__check_lost(l, frame);
@@ -7780,7 +7803,9 @@ CONC_API CONC__CALLED int conc_gen_emit(conc_gen *face, const void *item)
         return conc__misused(-EINVAL, __func__, "no item", conc__place_of(g->opened));
     g->emitted = item ? item : g;
     l->switch_stacks(l, g->stack, g->inner, g->outside, g->outer);
-    return g->closing ? -ECANCELED : 0;
+    if (g->closing)
+        return -ECANCELED;
+    return 0;
 }
 
 CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
@@ -7791,7 +7816,7 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__spend_budget(l); /* before the look at the generator: others may close it meanwhile */
+    conc__spend_budget(l); /* other tasks may run, and close the generator: look it up afterwards */
     conc__gen *g = conc__gen_of(l, face);
     if (!g)
         return conc__gen_unusable(l, face, "conc_gen_next");
@@ -7808,17 +7833,19 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     conc__gen_enter(l, g);
     if (g->ended) {
         rc = conc__gen_free(l, g, face);
-        return rc < 0 ? conc__pass_error_since(l, rc, before) : 0;
+        if (rc >= 0)
+            return 0;
+        return conc__pass_error_since(l, rc, before);
     }
     if (g->item_size)
         memcpy(item, g->emitted, g->item_size);
     return 1;
 }
 
-/* Closes in place of a body that was stopped what it has open. */
+/* Closes what a stopped body has open. */
 CONC__COLD void conc__gen_unwind(conc_loop *l, conc__gen *g)
 {
-    g->consumer = l->self; /* it may have to wait, and others must not enter the body */
+    g->consumer = l->self; /* this may wait, and other tasks must not enter the body meanwhile */
     while (l->self->scope != g->scope) {
         conc_scope *s = l->self->scope;
         if (s->is_group)
@@ -7829,13 +7856,13 @@ CONC__COLD void conc__gen_unwind(conc_loop *l, conc__gen *g)
     g->consumer = NULL;
 }
 
-/* Ends the body; *stopped: for good, as it would not end. The error that comes out of it is the
- * task's newest, and has no words but those of the body. */
+/* Ends the body. *stopped: it would not end, and was stopped for good. An error of the body becomes
+ * the task's newest, with the body's text; without one, the newest error stays. */
 CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, bool *stopped)
 {
     conc_task *self = l->self;
     const char *words = "";
-    int told = self->last_rc;
+    int before = self->last_rc;
     g->closing = true;
     self->last_rc = 0;
     if (g->started)
@@ -7848,11 +7875,12 @@ CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, b
         words = "it emitted 1000 times while it was closed, and is stopped for good";
     }
     int rc = conc__gen_free(l, g, face);
-    rc = rc < 0 && rc != -ECANCELED ? rc : 0;
+    if (rc > 0 || rc == -ECANCELED)
+        rc = 0;
     if (rc && self->last_rc != rc)
         conc__set_error(self, rc, words, (conc__source){NULL, NULL});
     else if (!self->last_rc)
-        self->last_rc = told;
+        self->last_rc = before;
     return rc;
 }
 
@@ -7885,8 +7913,8 @@ CONC_API CONC__CALLED int conc_gen_close(conc_gen *face)
     return rc;
 }
 
-/* Closes a generator whose error no call returns: it goes to on_error, and the task's own newest
- * error stays what it was. */
+/* Closes a generator in a place where no call returns the error: it goes to on_error, and the
+ * task's newest error stays. */
 CONC__PRIVATE void conc__gen_close_unseen(conc_loop *l, conc__gen *g, conc_gen *face)
 {
     conc__source source = conc__gen_source(g);
@@ -7910,8 +7938,8 @@ CONC_API void conc__auto_conc_gen(conc_gen *face)
     face->body = NULL;
 }
 
-/* The end of a run: consumers are closed before what they consume. Each that is passed on the
- * way to a consumer is put before the others, so none is passed twice. */
+/* At the end of a run: closes all generators, each consumer before what it consumes. The walk to
+ * the consumers moves those that it passes to the front of the list, so it passes none twice. */
 CONC__PRIVATE void conc__close_generators(conc_loop *l)
 {
     while (l->generators) {
