@@ -2479,7 +2479,6 @@ CONC__PRIVATE void conc__worker_thread_sleep(conc__job_queue *q)
     q->wakes_pending--;
 }
 
-/* Under the mutex: waits for something to do. False: the job queue ends. */
 CONC__PRIVATE bool conc__worker_thread_fill_batch(conc__job_queue *q, conc__worker_thread *t)
 {
     return conc__worker_thread_take_batch(q, t) || conc__worker_thread_steal(q, t);
@@ -2565,7 +2564,7 @@ CONC__PRIVATE void conc__worker_thread_clear_signals(conc__worker_thread *t)
 /* Sets the range of addresses where a fault is taken for a stack overflow. */
 CONC__PRIVATE void conc__worker_thread_find_stack(conc__worker_thread *t)
 {
-    enum { BELOW = 65536 }; /* how far a single frame may reach */
+    enum { BELOW = 65536 }; /* how far a single stack frame may reach */
     pthread_attr_t usual;
     size_t size = 0;
     if (pthread_attr_init(&usual))
@@ -4623,7 +4622,7 @@ CONC__PRIVATE int conc__open_file(const char *path, int flags)
     do
         fd = open(path, flags | O_CLOEXEC | O_NOCTTY, 0666);
     while (fd < 0 && errno == EINTR);
-    /* else what the program prints meanwhile may go into the file */
+    /* else the program might print into the file */
     return conc__or_errno(conc__not_standard(fd));
 }
 
@@ -4657,7 +4656,6 @@ CONC__PRIVATE int conc__suspend_file(conc__file_call *f, int fd, int rc)
     return conc__close_file(fd, rc);
 }
 
-/* Reads to the end, whatever size the file is said to have. */
 CONC__PRIVATE bool conc__file_reserve(conc__file_call *f)
 {
     if (f->data && f->size + 1 < f->room)
@@ -4671,7 +4669,7 @@ CONC__PRIVATE bool conc__file_reserve(conc__file_call *f)
     return true;
 }
 
-/* Reads to the end, whatever the size that fstat has told. */
+/* Reads to the end of the file, whose size fstat may have given wrongly. */
 CONC__PRIVATE int conc__read_all(int fd, conc__file_call *f)
 {
     for (ssize_t n = 1; n;) {
@@ -4958,8 +4956,6 @@ CONC__PRIVATE int conc__write_special(conc__file_call *f, bool is_fifo)
     return fd;
 }
 
-/* Follows a link that leads to nothing: the name of what it would lead to, for conc_free. NULL:
- * *rc says why. */
 enum { CONC__PATH_ROOM = 4096 };
 
 /* Replaces the path of a link by that of its target. target: room for a path. */
@@ -5134,7 +5130,6 @@ CONC__PRIVATE bool conc__is_port(const char *port)
            (letter || conc__parse_port(port, &number));
 }
 
-/* conc_resolve, for `call`. */
 CONC__PRIVATE conc__name_lookup *conc__name_lookup_new(const char *host, const char *port,
                                                        size_t max)
 {
@@ -5873,7 +5868,7 @@ typedef struct conc__proc_stat {
     unsigned long long start_time; /* when it was started */
 } conc__proc_stat;
 
-/* False: the process does not exist, or /proc does not tell. */
+/* False: the process does not exist, or /proc is not readable. */
 CONC__PRIVATE bool conc__proc_stat_read(const char *number, conc__proc_stat *p)
 {
     char path[64], text[1024];
@@ -5901,7 +5896,7 @@ CONC__PRIVATE unsigned long long conc__process_start_time(pid_t pid)
     return conc__proc_stat_read(number, &p) ? p.start_time : 0;
 }
 
-/* Is a process of this group alive? -1: nobody knows. */
+/* Is a process of this group alive? -1: unknown. */
 CONC__PRIVATE int conc__group_lives(pid_t group)
 {
     int saved = errno, lives = 0;
@@ -5928,7 +5923,7 @@ CONC__PRIVATE int conc__group_lives(pid_t group)
 CONC__PRIVATE unsigned long long conc__process_start_time(pid_t pid)
 {
     (void)pid;
-    return 0; /* nobody knows */
+    return 0; /* unknown */
 }
 
 /* Is a process of this group alive? -1: unknown. On macOS kill skips processes that have not been
@@ -5947,9 +5942,8 @@ CONC__PRIVATE int conc__group_lives(pid_t group)
 
 #endif
 
-/* Is the number still the child's, as far as can be told? Other code may have reaped the child, or
- * the kernel, if SIGCHLD is ignored. Processes that start within a hundredth of a second look the
- * same. */
+/* Is the number probably still the child's? Other code may have reaped the child, or the kernel, if
+ * SIGCHLD is ignored. Processes that start within a hundredth of a second look the same. */
 CONC__PRIVATE bool conc__child_has_number(const conc_child *c)
 {
     if (c->process->pid != c->pid)
@@ -7361,8 +7355,8 @@ CONC__PRIVATE void *conc__cancel_listener_main(void *arg)
     return NULL;
 }
 
-/* Maps memory that the kernel clears in a forked process, however it was forked. So no system call
- * is needed to tell the worker from its children. */
+/* Maps memory that the kernel clears in a forked process, however it was forked. So the worker can
+ * be told from its children without a system call. */
 CONC__PRIVATE void conc__worker_make_fork_marker(void)
 {
     enum { WIPE_ON_FORK = 18 }; /* MADV_WIPEONFORK */
@@ -7454,7 +7448,7 @@ CONC__PRIVATE void conc__worker_after_fork(void)
     pthread_mutex_unlock(&w->mapping_mutex);
 }
 
-/* Puts the copy in place of the memory. Without a copy the memory is unmapped. */
+/* Replaces the memory by the copy. Without a copy the memory is unmapped. */
 CONC__PRIVATE void conc__worker_remap_copy(void *place, void *copy, size_t size)
 {
     enum { MAY_MOVE = 1, FIXED = 2 }; /* MREMAP_MAYMOVE, MREMAP_FIXED */
@@ -7488,7 +7482,7 @@ CONC__PRIVATE void conc__worker_tie_to_program(int program)
     conc__program_watch_start(program);
     pthread_atfork(conc__worker_before_fork, conc__worker_after_fork, conc__worker_in_forked_child);
     if (getppid() != program)
-        _exit(0); /* it has ended meanwhile */
+        _exit(0); /* the program has just ended */
 }
 
 /* Is the descriptor still the worker's socket? A job may have closed it and opened another file. */
@@ -7512,7 +7506,6 @@ CONC__PRIVATE void conc__worker_notify_program(void)
         _exit(1);
 }
 
-/* Until there is a request: false when the worker is to end. */
 CONC__PRIVATE void conc__worker_spin(const conc__worker_channel *c)
 {
     for (int i = 0; i < 32; i++) {
@@ -7825,7 +7818,7 @@ CONC__PRIVATE void conc__construct_and_serve(int argc, char **argv, char **env)
     conc__worker_main();
 }
 
-/* Has the worker begin when all constructors have run, so that jobs see their effects: takes the
+/* Makes the worker begin after all constructors have run, so that jobs see their effects: takes the
  * place of the program's last one. own: the one that runs now. */
 CONC__PRIVATE void conc__worker_start_after_constructors(conc__constructor *own)
 {
