@@ -437,9 +437,10 @@ CONC_API int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn, c
 
 /* As conc_spawn, with a handle. The handle is storage of yours, with any content, which must stay
  * where it is until the task was joined, was returned by conc_group_next, or its group closed.
- * -EBUSY: the handle is in use. If the function that has the handle returns before that, or the
- * handle is overwritten, conc aborts with a report when it notices: in debug mode at the next wait
- * or spawn, otherwise at the end of the group, or if it is that of the group's first or last child.
+ * -EBUSY: the handle is in use. If the function that has the handle returns before that, conc
+ * aborts with a report: in debug mode at the next wait, otherwise at the end of the group. It does
+ * the same if the handle was overwritten and is reused: always in debug mode, otherwise if its task
+ * is the first or last child of the group.
  *     int conc_spawn_task(conc_group *g, conc_task *t, conc_fn *fn, void *arg); */
 #define conc_spawn_task(...) conc__spawn_task(CONC__NAMED_THIRD(__VA_ARGS__, 0, 0, 0), __VA_ARGS__)
 CONC_API int conc__spawn_task(const char *spawned, conc_group *g, conc_task *t, conc_fn *fn,
@@ -628,9 +629,9 @@ CONC_API const char *conc_error_text(const conc_task *t);
 
 /* The text of this task's newest error: one that conc_fail or another call of conc returned, or
  * that came from a join, group or gather; "" if there was none. -ECANCELED does not replace the
- * error before it. Outside a run: the text of the thread's newest error since its last run began,
- * which may be that of the run itself, or of a conc_run that was refused; "" if there was none.
- * Borrowed until the next error. */
+ * error before it. Outside a run: the error of the thread's last run, or of a conc_run that was
+ * refused, or the newest error of a call since then; "" if there was none. Borrowed until the next
+ * error. */
 CONC_API const char *conc_last_error(void);
 
 /* The text of any negative errno; for some, what it means in conc instead of the system's text.
