@@ -22,38 +22,38 @@
  *     }
  *     int main(void) { return conc_main(app, NULL); }
  *
- * Nothing is to be linked or installed: cc file.c. C11 and later, GCC or Clang; a C++17 file can
+ * There is nothing to link or install: cc file.c. C11 and later, GCC or Clang; a C++17 file can
  * include and call the declarations.
  *
- * Conventions, said once
+ * Conventions
  *   Results   0 or a count is success, a negative errno is failure. errno itself is left alone;
  *             each task has its own.
- *   Calling   a call that says nothing else may be made from any task; outside a run it returns
- *             -EPERM. In a function given to conc_post nothing may wait: what would wait returns
- *             -EPERM there.
- *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run, and returns
- *             -ECANCELED, having had no effect, when a scope around it is cancelled or out of
- *             time: clean up and return.
+ *   Calling   a call may be made from any task, and outside a run returns -EPERM, unless its
+ *             comment says otherwise. A function given to conc_post must not wait: a call that
+ *             would have to wait returns -EPERM there.
+ *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run. If a scope around it
+ *             is cancelled or out of time, it returns -ECANCELED and has had no effect: clean up
+ *             and return.
  *   Threads   a task stays on the thread of its run. Only conc_post, conc_loop_run and the two
  *             hold calls may come from other threads.
  *   Forks     in a forked child the parent's runs are dead: calls in their tasks return -EPERM. A
  *             run of the child's own may use the same handles, groups, locks, queues and streams:
- *             what the parent's tasks have or wait for does not count there. A stream has the
- *             bytes that lay in its buffers, as stdio's files do.
+ *             what the parent's tasks have or wait for does not count there. A stream keeps the
+ *             bytes that were in its buffers, as stdio's files do.
  *   Time      is in seconds, as a double, rounded up to whole nanoseconds inside; nothing ever
  *             wakes early.
  *   Memory    an all-zero object is valid; options are its first fields, and zero is their
- *             default. `arg` is borrowed until the task ended. conc frees only what it
+ *             default. `arg` is borrowed until the task has ended. conc frees only what it
  *             allocated; out of memory is -ENOMEM, never an abort.
- *   Misuse    that can be told is -EINVAL (a bad argument, the wrong order), -EPERM (not the
+ *   Misuse    that conc detects is -EINVAL (a bad argument, the wrong order), -EPERM (not the
  *             owner, not in a task), -EDEADLK (on oneself) or -EBUSY (in use), and changes
- *             nothing. A function that returned with a group or scope of its own still open, or a
- *             loop that set the variable anew with the next turn, has lost memory already: conc
- *             says which and where, and aborts.
+ *             nothing. If a function has returned with its own group or scope still open, or a
+ *             loop has set the variable anew in its next round, memory is lost already: conc
+ *             reports which and where, and aborts.
  *
  * Options, all to be defined before the include that has CONC_IMPLEMENTATION
- *   CONC_STATIC          instead of it: every function static, a private copy for this file, a
- *                        world of its own
+ *   CONC_STATIC          instead of it: every function is static, a private copy for this file;
+ *                        copies cannot share objects
  *   CONC_API             put before every function; by default hidden visibility
  *   CONC_STACK_SIZE      bytes of a task's stack (256 KiB of address space, committed as touched;
  *                        64 KiB on 32 bits)
@@ -64,19 +64,19 @@
  *   CONC_MALLOC(n), CONC_REALLOC(p, n), CONC_FREE(p)    all three or none (malloc, realloc, free)
  *   CONC_TLS             attribute of the one thread-local pointer, such as
  *                        __attribute__((tls_model("initial-exec")))
- *   CONC_NO_ENV          the environment variables below are not read
+ *   CONC_NO_ENV          do not read the environment variables below
  *   CONC_NO_EPOLL        the loop waits with poll(2) instead of epoll (Linux) or kqueue (macOS)
- *   CONC_USE_UCONTEXT    stacks are switched by ucontext, as on processors without a switch of
- *                        their own here
+ *   CONC_USE_UCONTEXT    switch stacks by ucontext, as conc does on processors for which it has no
+ *                        switch of its own
  *   CONC_SAVE_FPU        each task keeps its own floating-point control state (rounding,
  *                        exception masks)
- *   CONC_GUARD_REPORT    the report of a stack overflow not only in debug mode (a handler for
+ *   CONC_GUARD_REPORT    report a stack overflow even without debug mode (by a handler for
  *                        SIGSEGV)
  *
  * Environment: CONC_DEBUG=1, CONC_CLOCK=virtual, CONC_SEED=7, CONC_RANDOM=7, CONC_TRACE=file,
  * CONC_POLL=poll|epoll|kqueue, CONC_STACK=bytes override the options of a run; they are not read
- * in a set-user-ID program. A value that makes no sense, or that this system has not, fails the
- * run: -EINVAL.
+ * in a set-user-ID program. If a value is invalid, or not available on this system, the run fails
+ * with -EINVAL.
  *
  * Contents: >>version >>run >>time >>scopes >>groups >>tasks >>errors >>locals >>generators
  * >>descriptors >>streams >>signals >>loops >>embedding >>reports, then the implementation,
@@ -110,7 +110,7 @@ extern "C" {
 #if defined CONC_STATIC && defined __OPTIMIZE__
 #define CONC_API static __attribute__((__unused__))
 #elif defined CONC_STATIC
-/* without optimization GCC leaves out what nobody calls only when it is inline */
+/* without optimization, GCC leaves out an unused function only if it is inline */
 #define CONC_API static inline
 #else
 #define CONC_API __attribute__((__visibility__("hidden")))
@@ -119,8 +119,8 @@ extern "C" {
 
 #define CONC_NODISCARD __attribute__((__warn_unused_result__))
 
-/* "file.c:12", and " at file.c:12" behind a function's name: how tasks, groups and scopes say
- * where they come from */
+/* "file.c:12", or " at file.c:12" after a function's name: the location where a task, group or
+ * scope began */
 #define CONC__STRING(x) #x
 #define CONC__LINE(x) CONC__STRING(x)
 #ifdef __FILE_NAME__ /* GCC 12, Clang 9: the file without its directories */
@@ -134,8 +134,8 @@ extern "C" {
 #endif
 CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__PLACE CONC__AT("")
-/* The default name of a task: the function's name, and the place. The function is the first, second
- * or third argument; the macro that calls adds zeros for arguments that may be missing. */
+/* The default name of a task: the function's name and the location. The function is the first,
+ * second or third argument; the calling macro adds zeros for arguments that may be missing. */
 #define CONC__NAMED(fn) CONC__AT(#fn " at ")
 #define CONC__NAMED_FIRST(fn, ...) CONC__NAMED(fn)
 #define CONC__NAMED_SECOND(a, fn, ...) CONC__NAMED(fn)
@@ -143,7 +143,7 @@ CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__JOIN(a, b) CONC__JOIN2(a, b)
 #define CONC__JOIN2(a, b) a##b
 
-/* A variable with the type of its value, and what has to hold when a macro is compiled. */
+/* A variable with the type of its value, and conditions that a macro checks at compile time. */
 #ifdef __cplusplus
 #define CONC__AUTO_VALUE auto
 #define CONC__REQUIRE static_assert
@@ -154,12 +154,13 @@ CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__REQUIRE _Static_assert
 #define CONC__IS_POINTER(value) (__builtin_classify_type(value) == CONC__A_POINTER)
 #define CONC__IS_BYTES(value) 1
-enum { CONC__A_POINTER = 5 /* what __builtin_classify_type calls one */ };
+enum { CONC__A_POINTER = 5 /* the result of __builtin_classify_type for one */ };
 #endif
 
-/* Were the last arguments of a macro, which are given as a string, more than nothing? */
+/* Does a macro have its last arguments, which are passed as a string? */
 #define CONC__GIVEN(text) (sizeof(text) > 1)
-/* call, if that holds. It stands outside of the block, so that compound literals in it live on. */
+/* Expands to the call if so. It is outside of the block, so that compound literals in it live
+ * on. */
 #define CONC__IF_GIVEN(text, otherwise, call) \
     (__extension__({ CONC__REQUIRE(CONC__GIVEN(text), otherwise); }), call)
 
@@ -187,11 +188,11 @@ typedef struct conc_gen conc_gen; /* a function that hands out items one by one 
 /* The body of a task: 0 or more is success, negative is an error. */
 typedef int conc_fn(void *arg);
 
-/* What on_error is told. The strings are borrowed until the hook returns. */
+/* What on_error gets. The strings are borrowed until the hook returns. */
 typedef struct conc_failure {
     const char *task;  /* the task's name */
     const char *place; /* where it was spawned: "file.c:12" */
-    const char *text;  /* conc_fail's words, or conc_strerror's */
+    const char *text;  /* the text of conc_fail, or of conc_strerror */
     int rc;            /* the negative errno */
 } conc_failure;
 
@@ -200,85 +201,84 @@ typedef struct conc_options {
     size_t stack_size;
     bool virtual_clock; /* when nothing can run, time jumps to the next deadline; it starts at 0 */
     uint64_t seed;      /* not 0: ready tasks run in a random order that the seed repeats */
-    /* Checks, and reports on stderr: tasks that hold the loop, and while they do where they are;
-     * locks, generators and streams left behind; background tasks whose arg lies on the stack of
-     * main_fn, which has returned; cancels that are ignored; calls from a wrong thread; stack
-     * overflow; what stacks were used. `kill -USR2` prints the tasks. */
+    /* Checks, and reports mistakes on stderr: tasks that hold the loop, with a backtrace while they
+     * do; locks, generators and streams left behind; background tasks whose arg is on the stack of
+     * main_fn, which has returned; ignored cancels; calls from a wrong thread; stack overflow; and
+     * how much stack was used. `kill -USR2` prints the tasks. */
     bool debug;
     double slow_step; /* seconds; debug: report a task that holds the loop longer; 0: 0.1 */
-    /* Where conc_random starts: the same number, the same random numbers. 0: the seed if there is
-     * one, else 1 on the virtual clock, else a number of the clock's */
+    /* Seeds conc_random: the same seed gives the same numbers. 0: .seed if that is set, else 1 on
+     * the virtual clock, else a number from the clock */
     uint64_t random;
-    /* SIGINT or SIGTERM cancels main_fn, which makes the run's result -EINTR; a second one,
-     * 0.1 s later or more, kills. Not if the program handles or ignores the signal when the run
+    /* SIGINT or SIGTERM cancels main_fn, and the run's result is -EINTR; a second one, at least
+     * 0.1 s later, kills the program. Not if the program handles or ignores the signal when the run
      * begins, nor while a conc_signals receives it. On the real clock main_fn may sleep for ever
-     * (conc_sleep(CONC_FOREVER)) to wait for the signal: no deadlock, unless other tasks wait for
-     * each other in a circle. */
+     * (conc_sleep(CONC_FOREVER)) to wait for the signal: that is no deadlock, unless other tasks
+     * wait for each other in a circle. */
     bool interrupt;
     /* Write a trace of all tasks to this file, in Chrome's trace event format, for Perfetto or
-     * about:tracing: a row a task, spans for its steps and waits, arrows from who woke it, on
-     * the loop's clock. NAME.2, NAME.3, ... when another run is writing NAME. A file that cannot
-     * be opened fails the run; when it cannot be written on (a full disk), that is said, and the
-     * run goes on without. NULL: none. */
+     * about:tracing: a row for each task, with spans for its steps and waits and arrows from what
+     * woke it, on the loop's clock. NAME.2, NAME.3, ... if another run is writing NAME. If the file
+     * cannot be opened, the run fails. If writing fails (a full disk), conc reports it and
+     * continues untraced. NULL: no trace. */
     const char *trace;
-    /* errors nobody collected; NULL: print to stderr. It runs on the loop, between two tasks, as
-     * a posted function does */
+    /* called for errors that nothing has collected; NULL: print them to stderr. It runs on the
+     * loop, between two tasks, as a posted function does */
     void (*on_error)(const conc_failure *f, void *user);
-    void *user; /* handed to on_error */
+    void *user; /* passed to on_error */
 } conc_options;
 
-/* Runs main_fn(arg) as the first task of a new loop on this thread, until it and every other
- * task ended. Returns its result. Errors: -EBUSY inside a run, -EINVAL (NULL function or
- * senseless options), -ENOMEM, -ENOTSUP (a processor's shadow stack is on), or that of the
- * system call that failed; -EDEADLK when every task waited for ever. At the end background tasks
- * are cancelled and waited for, and generators left open are closed. Callable from any thread. */
+/* Runs main_fn(arg) as the first task of a new loop on this thread, until it and every other task
+ * have ended. Returns its result. Errors: -EBUSY (inside a run), -EINVAL (NULL function or invalid
+ * options), -ENOMEM, -ENOTSUP (the processor's shadow stack is on), that of a system call that
+ * failed, and -EDEADLK (every task waited for ever). At its end, the run cancels background tasks
+ * and waits for them, and closes generators that are open. Callable from any thread. */
 CONC_API int conc_run(conc_fn *main_fn, void *arg);
 CONC_API int conc_run_with(const conc_options *options, conc_fn *main_fn, void *arg);
 
-/* For `return conc_main(app, NULL);` in main(): conc_run with .interrupt, then an exit status. 0 if
- * main_fn returned no error, also after a signal had cancelled it; 1 after an error, which is
- * printed to stderr with its task, place and text; 128 + n if signal n interrupted the run and
- * main_fn returned -ECANCELED. conc_set_exit_status chooses another for the first two.
+/* For `return conc_main(app, NULL);` in main(): conc_run with .interrupt. Returns an exit status: 0
+ * if main_fn returned no error, even after a signal had cancelled it; 1 after an error, which it
+ * prints to stderr with its task, location and text; 128 + n if signal n interrupted the run and
+ * main_fn returned -ECANCELED. conc_set_exit_status replaces the first two.
  *     int conc_main(conc_fn *main_fn, void *arg); */
 #define conc_main(...) conc__main(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg);
 
-/* Chooses what conc_main returns in place of 0, and of 1, which still follows the printed error.
- * From any task or posted function of conc_main's run; the last call counts. Under conc_run it
- * has no effect. A status outside 0 to 255 changes nothing. */
+/* Sets what conc_main returns instead of 0, or of 1, in which case it still prints the error. From
+ * any task or posted function of conc_main's run; the last call counts. Under conc_run it has no
+ * effect. A status outside 0 to 255 changes nothing. */
 CONC_API void conc_set_exit_status(int status);
 
-/* A random number, low <= x < high (low when high is not above it). Repeats from run to run
- * under .random or a seed, and on the virtual clock; not for secrets. Outside a run it returns
- * low. */
+/* A random number, low <= x < high (low if high is not above it). The numbers repeat from run to
+ * run under .random or a seed, and on the virtual clock. Not for secrets. Outside a run: low. */
 CONC_API double conc_random(double low, double high);
 
 /* ---- >>time --------------------------------------------------------------------------------- */
 
 #define CONC_FOREVER 1e300 /* as a timeout: none; as a deadline: never */
 
-/* Seconds on the loop's clock: monotonic with an arbitrary start, or the virtual clock. Outside
- * a run the monotonic one. */
+/* Seconds on the loop's clock: a monotonic one with an arbitrary start, or the virtual clock.
+ * Outside a run, the monotonic one. */
 CONC_API double conc_now(void);
 
-/* Sleeps s seconds, or until conc_now() is t. Waits. What is already due yields once. NaN:
+/* Sleeps s seconds, or until conc_now() is t. Waits; if that is already due, yields once. NaN:
  * -EINVAL. */
 CONC_API int conc_sleep(double s);
 CONC_API int conc_sleep_until(double t);
 
-/* Lets every task that is ready run once (under a seed: some of them). Waits. A call that need
- * not wait returns without letting others run, about 256 times in a row: a loop of such calls that
- * depends on what other tasks do meanwhile, and a long computation, call this. */
+/* Lets every ready task run once (under a seed, some of them). Waits. Other calls, if they need not
+ * wait, return without letting others run, about 256 times in a row. Call this in a long
+ * computation, and in a loop of such calls that depends on what other tasks do. */
 CONC_API int conc_yield(void);
 
 /* Holds the whole loop for s seconds, as a long computation or a blocking call would: for
- * demonstrations and tests. On the virtual clock it moves time by s. Then limits that passed
- * meanwhile are in force. NaN: -EINVAL. Not a checkpoint. In a job of conc_pool.h it holds that
- * thread, and returns -ECANCELED once the job is asked to end. */
+ * demonstrations and tests. The virtual clock moves by s. Afterwards, time limits that have passed
+ * are in force. NaN: -EINVAL. Not a checkpoint. In a job of conc_pool.h it holds the job's thread,
+ * and returns -ECANCELED once the job is asked to end. */
 CONC_API int conc_block(double s);
 
-/* Returns when every other task waits and nothing is ready; time does not move for it. Posted
- * functions that post each other for ever do not keep it. For tests. Waits. */
+/* Returns when every other task waits and nothing is ready; time does not move meanwhile. Functions
+ * that keep posting each other do not delay it for ever. For tests. Waits. */
 CONC_API int conc_settle(void);
 
 /* ---- >>scopes ------------------------------------------------------------------------------- */
@@ -286,17 +286,17 @@ CONC_API int conc_settle(void);
 struct conc__wait_kind;
 struct conc__waits;
 
-/* A task that waits. Whoever decides how the wait ends takes it out of its list at that moment. */
+/* A wait of a task. What ends the wait takes it out of its list at that moment. */
 typedef struct conc__wait {
     struct conc__wait *next, *prev;
-    struct conc__waits *list; /* NULL: in none */
+    struct conc__waits *list; /* NULL: in no list */
     conc_task *task;
     const struct conc__wait_kind *kind;
-    const void *on;
-    /* what the kind needs: where an item goes to or comes from, the place of the call, ... */
+    const void *on; /* what it waits for */
+    /* for the kind's use: where an item goes to or comes from, the location of the call, ... */
     void *item;
-    int result; /* the wait's */
-    int value;  /* what the kind needs: which events it waits for, and then which came, ... */
+    int result; /* of the call that waits */
+    int value; /* for the kind's use: the events that it waits for, and then those that came, ... */
 } conc__wait;
 
 typedef struct conc__waits {
@@ -309,7 +309,7 @@ typedef struct conc__timer {
     void (*fire)(struct conc__timer *timer);
 } conc__timer;
 
-/* One use each: zero it to use it again. The three flags stay readable after the end. */
+/* A scope is used once; zero it to use it again. The three flags stay readable after its end. */
 struct conc_scope {
     bool cancel_called; /* it was cancelled, by a call or by its time limit */
     bool cancel_caught; /* its end turned -ECANCELED into -ETIMEDOUT or 0 */
@@ -331,32 +331,32 @@ struct conc_scope {
 #define conc_scope_begin(...) conc__scope_begin(CONC__AT("the scope opened at "), __VA_ARGS__)
 CONC_API int conc__scope_begin(const char *place, conc_scope *s, double timeout);
 
-/* Leaves the task's innermost scope with the block's result, and returns the result to go on
- * with. Only an -ECANCELED that this scope caused is changed: to -ETIMEDOUT by its time limit,
- * to 0 by conc_scope_cancel. When an outer scope is cancelled too, -ECANCELED passes through.
- * Errors, changing nothing: -EINVAL (not open, not the innermost), -EPERM (another task's). Not
- * a checkpoint. */
+/* Ends the task's innermost scope. rc is the result of the block; the scope's is the same, unless
+ * rc is an -ECANCELED that this scope caused: that becomes -ETIMEDOUT after its time limit, and 0
+ * after conc_scope_cancel. If an outer scope is cancelled too, -ECANCELED passes through. Errors,
+ * changing nothing: -EINVAL (not open, not the innermost), -EPERM (another task's). Not a
+ * checkpoint. */
 CONC_API int conc_scope_end(conc_scope *s, int rc) CONC_NODISCARD;
 
-/* Cancels everything inside, until the scope is left; what waits there wakes up. Nothing happens
- * to a scope that is not open. From any task or posted function of the loop. */
+/* Cancels everything inside the scope, until its end, and wakes what waits there. Does nothing if
+ * the scope is not open. From any task or posted function of the loop. */
 CONC_API void conc_scope_cancel(conc_scope *s);
 
-/* Sets the time limit anew, counted from now; takes effect at once, also while the task waits.
- * Errors: -EINVAL (NaN, not open, cancelled already). From any task or posted function of the
- * loop. */
+/* Replaces the time limit by one that counts from now. Takes effect at once, even while the task
+ * waits. Errors: -EINVAL (NaN, not open, cancelled already). From any task or posted function of
+ * the loop. */
 CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now);
 
-/* While on, cancels and time limits from outside do not reach the inside; the scope's own do.
- * Takes effect at once, also while the task waits. From any task or posted function of the loop. */
+/* While on, cancels and time limits from outside do not apply inside the scope; its own still do.
+ * Takes effect at once, even while the task waits. From any task or posted function of the loop. */
 CONC_API void conc_scope_shield(conc_scope *s, bool on);
 
-/* fn(arg) here and now, with s seconds to end in (asyncio.wait_for): its result, or -ETIMEDOUT
- * once it ended after the limit with -ECANCELED. Waits as fn does. -EINVAL: NULL fn, NaN. */
+/* Calls fn(arg) with a limit of s seconds (asyncio.wait_for). Returns its result, or -ETIMEDOUT if
+ * it ended with -ECANCELED after the limit. Waits as fn does. -EINVAL: NULL fn, NaN. */
 CONC_API int conc_timeout(double s, conc_fn *fn, void *arg);
 
-/* fn(arg) here and now, with cancels from outside hidden: for cleaning up. grace bounds it, in
- * seconds. Results as above. In a job of conc_pool.h, too. */
+/* Calls fn(arg) with a limit of grace seconds, and hides cancels from outside: for cleaning up.
+ * Results as above. Works in a job of conc_pool.h, too. */
 CONC_API int conc_shield(double grace, conc_fn *fn, void *arg);
 
 /* The nearest deadline that applies here, on conc_now's clock: CONC_FOREVER without one,
@@ -368,11 +368,11 @@ CONC_API bool conc_cancelled(void);
 
 /* ---- >>groups ------------------------------------------------------------------------------- */
 
-/* One use each. The first field group is yours to set before the first spawn. */
+/* A group is used once. The first three fields are yours to set before the first spawn. */
 struct conc_group {
-    int limit; /* children at once; a spawn over it waits; 0: no limit */
-    /* a child's error does not cancel the others; the group still returns the first one, also when
-     * a conc_join has told it */
+    int limit; /* children at once; a spawn beyond it waits; 0: no limit */
+    /* a child's error does not cancel the others; the group still returns the first one, even if a
+     * conc_join has returned it */
     bool keep_going;
     size_t stack_size; /* bytes for each child, at least 16384; 0: the run's */
     int error;         /* the first failure: a child's, or the body's own */
@@ -395,29 +395,29 @@ struct conc_group {
 #define conc_group_begin(...) conc__group_begin((__VA_ARGS__), CONC__AT("the group opened at "))
 CONC_API int conc__group_begin(conc_group *g, const char *place);
 
-/* Starts fn(arg) as a task of the group; g NULL: of the run's own background group, which the
- * run's end cancels. Returns 0 at once, and fn runs when the caller waits next; 0 guarantees
- * that it runs. Waits only under a limit that is reached. A background task that fails is
- * reported to on_error when it ends; with a handle at the run's end, unless a task joined it.
+/* Starts fn(arg) as a task of the group; g NULL: of the run's own background group, which the run's
+ * end cancels. Returns 0 at once, which guarantees that fn will run, when the caller next waits.
+ * Waits only if the group's limit is reached. The error of a background task goes to on_error when
+ * it ends; if it has a handle, at the run's end, unless a task has joined it.
  *     int conc_spawn(conc_group *g, conc_fn *fn, void *arg);
- * Errors, fn is not run, arg stays yours, and a group that this would have opened is as fresh as
- * before: -ECANCELED (the group is cancelled, or the caller while it waited for room), -EINVAL
- * (NULL fn, a group that was closed), -ENOMEM, -EPERM (another loop's group). */
+ * On an error fn does not run, arg stays yours, and a group that this call would have opened is as
+ * fresh as before: -ECANCELED (the group is cancelled, or the caller while it waited for room),
+ * -EINVAL (NULL fn, a group that was closed), -ENOMEM, -EPERM (another loop's group). */
 #define conc_spawn(...) conc__spawn(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__spawn(const char *spawned, conc_group *g, conc_fn *fn, void *arg);
 
-/* The same, and fn gets the address of a copy of size bytes, which lies on the task's own stack and
- * is fn's until fn returns. It is aligned for every type of that size (up to 4096). arg is
- * borrowed until the call returns: the copy is made after a wait for room. Errors as above, and
- * -EINVAL: size is more than a quarter of the task's stack, or arg is NULL.
+/* The same, but fn gets the address of a copy of size bytes, which is on the task's own stack and
+ * is fn's until fn returns. It is aligned for every type of that size (up to 4096). arg is borrowed
+ * until the call returns, as the copy is made after a wait for room. Errors as above, and -EINVAL:
+ * size is more than a quarter of the task's stack, or arg is NULL.
  *     int conc_spawn_copy(conc_group *g, conc_fn *fn, const void *arg, size_t size); */
 #define conc_spawn_copy(...) conc__spawn_copy(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn, const void *arg,
                               size_t size);
 
 /* conc_spawn_copy of a value: CONC_SPAWN(&g, fetch, (job){url, 3}); CONC_SPAWN(&g, count, i); A
- * pointer, a string or another array does not compile: its address would be copied, and not what
- * lies there. What a struct points to is not copied. */
+ * pointer, a string or another array does not compile, as only its address would be copied. What a
+ * struct points to is not copied. */
 #define CONC_SPAWN(g, fn, ...)                                              \
     CONC__SPAWN(g, fn, (__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__), \
                 CONC__GIVEN(#__VA_ARGS__))
@@ -435,92 +435,92 @@ CONC_API int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn, c
         conc__spawn_copy(CONC__NAMED(fn), (g), (fn), &value, sizeof value);                 \
     })
 
-/* As conc_spawn, with a handle, in storage of yours, of any content, that stays where it is until
- * the task was joined, was returned by conc_group_next, or its group closed. -EBUSY: the handle is
- * in use. A handle of a function that returned earlier ends the program with a report, where it is
- * found: debug mode looks at each wait, else the end of the group does. So does one that was set
- * anew meanwhile: debug mode finds each, else those of the group's first and last child are found.
+/* As conc_spawn, with a handle. The handle is storage of yours, with any content, which must stay
+ * where it is until the task was joined, was returned by conc_group_next, or its group closed.
+ * -EBUSY: the handle is in use. If the function that has the handle returns before that, conc
+ * aborts with a report: in debug mode at the next wait, otherwise at the end of the group. It does
+ * the same if the handle was overwritten and is reused: always in debug mode, otherwise if its task
+ * is the first or last child of the group.
  *     int conc_spawn_task(conc_group *g, conc_task *t, conc_fn *fn, void *arg); */
 #define conc_spawn_task(...) conc__spawn_task(CONC__NAMED_THIRD(__VA_ARGS__, 0, 0, 0), __VA_ARGS__)
 CONC_API int conc__spawn_task(const char *spawned, conc_group *g, conc_task *t, conc_fn *fn,
                               void *arg);
 
-/* Starts fn as conc_spawn does, and waits until it called conc_started(value): returns value.
- * If fn ended before that, its error is returned (-EINVAL if it had none) and the group is as
+/* Starts fn as conc_spawn does, waits until it has called conc_started(value), and returns value.
+ * If fn ends without that, returns its error (-EINVAL if it had none) and leaves the group as
  * before: fresh if this call opened it and nothing else is in it. A cancel of the caller cancels
- * fn, and is returned when fn ended. Waits.
+ * fn; then the call returns -ECANCELED once fn has ended. Waits.
  *     int conc_start(conc_group *g, conc_fn *fn, void *arg); */
 #define conc_start(...) conc__start(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__start(const char *spawned, conc_group *g, conc_fn *fn, void *arg);
 
-/* Tells the conc_start that started this task to go on with value, 0 or more. Errors: -EINVAL
- * (not so started, said twice, negative), -ECANCELED (the starter gave up). Not a checkpoint. */
+/* Makes the conc_start that started this task return value, 0 or more. Errors: -EINVAL (not started
+ * by conc_start, a second call, negative), -ECANCELED (the starter gave up). Not a checkpoint. */
 CONC_API int conc_started(int value);
 
-/* Waits for every child, those spawned meanwhile included, and closes the group. Returns the
- * first error; else -ECANCELED if an outer scope is cancelled and a member was cut short; else
- * 0. A group that was never opened: 0. Errors, changing nothing: -EINVAL (closed already, or a
- * scope opened later is still open), -EPERM (not the owner). Waits, and a cancel does not cut it
- * short: it reaches the children. */
+/* Waits for every child, including those spawned meanwhile, and closes the group. Returns the first
+ * error; else -ECANCELED if an outer scope is cancelled and a member was cut short; else 0. A group
+ * that was never opened: 0. Errors, changing nothing: -EINVAL (closed already, or a scope opened
+ * later is still open), -EPERM (not the owner). Waits; a cancel does not cut it short, but reaches
+ * the children. */
 CONC_API int conc_group_wait(conc_group *g) CONC_NODISCARD;
 
-/* The same with the body's own result: an error cancels the children first and is the group's
- * first error (unless a child's came before it). Returns rc when nothing failed. */
+/* The same with the result of the body. If rc is an error, it cancels the children first and is the
+ * group's first error, unless a child's came before it. Returns rc if nothing failed. */
 CONC_API int conc_group_end(conc_group *g, int rc) CONC_NODISCARD;
 
-/* Cancels the children and the owner's body, until the group is closed; its own wait then
- * returns 0. Nothing happens to a group that is not open. From any task or posted function of
- * the loop. */
+/* Cancels the children and the owner's body, until the group is closed; the group's own wait then
+ * returns 0. Does nothing if the group is not open. From any task or posted function of the
+ * loop. */
 CONC_API void conc_group_cancel(conc_group *g);
 
-/* Waits for the next child to finish that has a handle and was not collected before: 1 and the
- * handle in *t, in the order of finishing, and its error in conc_last_error; 0 when none is left.
+/* Waits for the next child to end that has a handle and was not collected before. Returns 1, with
+ * the handle in *t and its error in conc_last_error, in the order of ending; 0 if none is left.
  * Errors: -EINVAL, -EPERM (another run's), -ECANCELED. */
 CONC_API int conc_group_next(conc_group *g, conc_task **t) CONC_NODISCARD;
 
-/* One call of a gather. result is its value, text its error in words ("" when it succeeded). */
+/* One call of a gather. result is its value, text the text of its error ("" if it succeeded). */
 typedef struct conc_call {
     conc_fn *fn;
     void *arg;
     int result;
     char text[96];
-    /* of its task, borrowed until the gather returned; NULL: the gather and its place. CONC_CALL
-     * sets it to the function's */
+    /* of its task, borrowed until the gather returns; NULL: the gather and its location. CONC_CALL
+     * sets it to the function's name */
     const char *name;
 } conc_call;
 
-/* All calls at once, each as a task; returns when all ended. The first error cancels the rest
- * and is returned; 0 when none failed. Every result is in its call. n 0 is 0 at once. Errors
- * before anything ran: -EINVAL, -ENOMEM. Waits.
+/* Runs all calls at once, each as a task, and returns when all have ended. The first error cancels
+ * the others and is returned; 0 if none failed. Every result is in its call. n 0 returns 0 at once.
+ * Errors before anything has run: -EINVAL, -ENOMEM. Waits.
  *     int conc_gather(conc_call *calls, size_t n); */
 #define conc_gather(...) conc__gather(CONC__AT("conc_gather at "), __VA_ARGS__)
 CONC_API int conc__gather(const char *spawned, conc_call *calls, size_t n);
-/* the calls are nobody's to read */
+/* the caller cannot read the calls afterwards */
 CONC_API int conc__gather_unseen(const char *spawned, conc_call *calls, size_t n);
 
-/* The same, and errors cancel nothing (return_exceptions=True): 0, or -ECANCELED when the caller
- * was cancelled.
+/* The same, but errors cancel nothing (return_exceptions=True). Returns 0, or -ECANCELED if the
+ * caller was cancelled.
  *     int conc_gather_all(conc_call *calls, size_t n); */
 #define conc_gather_all(...) conc__gather_all(CONC__AT("conc_gather_all at "), __VA_ARGS__)
 CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n);
 
-/* fn on each of count elements of size bytes, all at once, with the address of the element;
- * otherwise as conc_gather. size 0: every call gets args itself.
+/* Calls fn with the address of each of count elements of size bytes, all at once; otherwise as
+ * conc_gather. size 0: every call gets args itself.
  *     int conc_map(conc_fn *fn, void *args, size_t count, size_t size); */
 #define conc_map(...) conc__map(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size);
 
-/* conc_map with at most limit of these tasks at once (0: no limit): the elements begin in their
- * order, each when one before it has ended. After an error, or a cancel of the caller, no more
- * begin. Further errors: -EINVAL (a negative limit), and -ENOMEM also later on, as an error of its
- * own.
+/* conc_map with at most limit of these tasks at once (0: no limit). Elements start in order, each
+ * when an earlier one has ended; after an error, or a cancel of the caller, no more start. Further
+ * errors: -EINVAL (a negative limit), and -ENOMEM even after some have started.
  *     int conc_map_limit(int limit, conc_fn *fn, void *args, size_t count, size_t size); */
 #define conc_map_limit(...) conc__map_limit(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__map_limit(const char *spawned, int limit, conc_fn *fn, void *args, size_t count,
                              size_t size);
 
-/* As conc_gather_all; results (NULL: not wanted) has count places, which belong to the call
- * until it returns.
+/* conc_map in which errors cancel nothing, as in conc_gather_all. results (NULL: not wanted) has
+ * count elements, which belong to the call until it returns.
  *     int conc_map_all(conc_fn *fn, void *args, size_t count, size_t size, int *results); */
 #define conc_map_all(...) conc__map_all(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size,
@@ -528,7 +528,7 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 
 #define CONC_LEN(...) (sizeof(__VA_ARGS__) / sizeof((__VA_ARGS__)[0]))
 
-/* conc_call calls[] = {CONC_CALL(f, &x), CONC_CALL(g, &y)}; or, when only the sum of it matters,
+/* conc_call calls[] = {CONC_CALL(f, &x), CONC_CALL(g, &y)}; or, if only the overall result matters,
  * CONC_GATHER(CONC_CALL(...), ...) (C only: C++ has no array that lives for one expression). */
 /* clang-format off */
 #define CONC_CALL(fn, ...) {(fn), (__VA_ARGS__), 0, {0}, #fn}
@@ -549,12 +549,12 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 
 /* ---- >>tasks -------------------------------------------------------------------------------- */
 
-/* Private: where a stack stands that does not run, as {stack pointer, program counter, frame
- * pointer, base pointer}. */
+/* Private: the saved registers of a stack that does not run, as {stack pointer, program counter,
+ * frame pointer, base pointer}. */
 typedef void *conc__context[4];
 
-/* All private. Tasks without a handle live at the top of their own stack, and end before
- * name_copy. */
+/* All private. A task without a handle is at the top of its own stack, and has no fields from
+ * name_copy on. */
 struct conc_task {
     conc_task *next; /* the ready queue */
     conc__context context;
@@ -566,18 +566,18 @@ struct conc_task {
     uint16_t cancels_in_a_row;
     bool has_handle, in_finished, collected, failed;
     uint16_t seal;
-    bool name_allocated; /* without a handle: conc_set_name allocated `name` */
-    uint32_t tellings;   /* counts conc__tell, from any number on */
+    bool name_allocated;  /* without a handle: conc_set_name allocated `name` */
+    uint32_t errors_made; /* incremented by conc__set_error; never initialized */
     conc__wait *wait;
     conc_scope *scope;
     const char *place; /* the scope's, for the report when the scope is lost */
     char *text;
     conc__waits joiners;
-    const char *told_by;
+    const char *error_from;
     struct conc__holding *held;
     int result, last_rc;
-    uint64_t serial; /* another one for each task of the process */
-    /* when it began to wait, on the loop's clock: about, unless in debug mode or under a trace */
+    uint64_t serial; /* unique among the tasks of the process */
+    /* when it began to wait, on the loop's clock; exact only in debug mode or under a trace */
     int64_t since;
     uint64_t arrow; /* trace: the one that leads to its next step; 0: none */
     void *sink;
@@ -592,15 +592,15 @@ struct conc_task {
     char text_copy[128 + 48];
 };
 
-/* Waits until the task ended; its result in *result (NULL: not wanted), its error text in
- * conc_last_error. Never cancels it; any number may join. Errors: -ECANCELED (the caller's own
- * cancel; the target goes on), -EDEADLK (oneself), -EPERM (another run's task, ended or not),
- * -EINVAL. */
+/* Waits until the task has ended; its result is in *result (NULL: not wanted), its error text in
+ * conc_last_error. Any number of tasks may join it; a join never cancels it. Errors: -ECANCELED
+ * (the caller was cancelled; the task continues), -EDEADLK (oneself), -EPERM (another run's task,
+ * ended or not), -EINVAL. */
 CONC_API int conc_join(conc_task *t, int *result);
 
 /* Cancels the task's outermost scope: each of its checkpoints returns -ECANCELED from now on.
- * Returns at once: 0, or -EALREADY when it had ended, -EINVAL for no task, -EPERM for another
- * loop's. From any task or posted function of the loop. */
+ * Returns at once. Errors: -EALREADY (it has ended), -EINVAL (no task), -EPERM (another loop's).
+ * From any task or posted function of the loop. */
 CONC_API int conc_cancel(conc_task *t);
 
 /* Has the task ended? */
@@ -609,41 +609,41 @@ CONC_API bool conc_done(const conc_task *t);
 /* The running task, valid until it ends; NULL in a posted function and outside a run. */
 CONC_API conc_task *conc_self(void);
 
-/* A task's name: what conc_set_name said (copied, 47 bytes at most), else its function and where
- * it was spawned. Borrowed; NULL for no task. A name for which there is no memory changes
- * nothing. */
+/* A task's name: the one that conc_set_name set (copied, at most 47 bytes), else its function and
+ * the location of its spawn. Borrowed; NULL if there is no task. If memory has run out,
+ * conc_set_name does nothing. */
 CONC_API const char *conc_name(const conc_task *t);
 CONC_API void conc_set_name(conc_task *t, const char *name);
 
 /* ---- >>errors ------------------------------------------------------------------------------- */
 
-/* Returns rc; the words (127 bytes at most) go with it to join, group, gather and on_error when
- * the task's result is rc, and to a future that is set to it, in a posted function too. Outside
- * of tasks and jobs they are for this thread's conc_last_error.
+/* Returns rc, and gives it a text (at most 127 bytes). If the task returns rc, the text reaches
+ * join, group, gather and on_error; if it sets a future to rc, the future's waiters, also from a
+ * posted function. Outside of tasks and jobs, the text is for this thread's conc_last_error.
  *     return conc_fail(-EPROTO, "line %d: no colon", line); */
 CONC_API int conc_fail(int rc, const char *fmt, ...) __attribute__((__format__(__printf__, 2, 3)));
 
-/* The error of a task that ended, in words: its conc_fail text, else conc_strerror's; "" without
- * an error. Borrowed. */
+/* The text of the error of a task that has ended: that of conc_fail, else that of conc_strerror; ""
+ * if it succeeded. Borrowed. */
 CONC_API const char *conc_error_text(const conc_task *t);
 
-/* The newest error that a call of conc_fail, or of conc, returned in this task, or that a join,
- * group or gather told it of, in words; "" when there was none. -ECANCELED is no error here: the
- * words of the one before it stay. Outside a run: the error of the thread's last run, or of the
- * conc_run that was refused, "" if it succeeded; or the newest error after that, of a call of
- * conc_fail or conc. Borrowed until the next one. */
+/* The text of this task's newest error: one that conc_fail or another call of conc returned, or
+ * that came from a join, group or gather; "" if there was none. -ECANCELED does not replace the
+ * error before it. Outside a run: the error of the thread's last run, or of a conc_run that was
+ * refused, or the newest error of a call since then; "" if there was none. Borrowed until the next
+ * error. */
 CONC_API const char *conc_last_error(void);
 
-/* Any negative errno, in words: what it means in conc where that differs from the system's.
- * Borrowed for ever. From anywhere. */
+/* The text of any negative errno; for some, what it means in conc instead of the system's text.
+ * Never freed. From anywhere. */
 CONC_API const char *conc_strerror(int rc);
 
-/* The value of expr; a negative one is returned, as an int, from the calling function, which
- * returns int or ssize_t: in one that returns bool or size_t an error would look like success. Not
- * around calls that return -1 and set errno, such as open(2): -1 is -EPERM. A
- * compound literal inside expr ends with the macro: do not give it to a task that runs on.
- * Not inside an open scope or group: there CONC_TRY_IN(&s, expr) ends it with the error, and
- * returns what the end returned. */
+/* The value of expr, if it is not negative. A negative one is returned, as an int, from the calling
+ * function, which must return int or ssize_t: as bool or size_t, an error would look like success.
+ * Not for calls that return -1 and set errno, such as open(2): -1 is -EPERM. A compound literal
+ * inside expr ends with the macro: do not pass it to a task that outlives that.
+ * Not inside an open scope or group: there, CONC_TRY_IN(&s, expr) ends it with the error, and
+ * returns the result of that end. */
 #define CONC_TRY(...) CONC__TRY((__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
 #define CONC__TRY(expr, value)         \
     __extension__({                    \
@@ -668,18 +668,19 @@ CONC_API const char *conc_strerror(int rc);
 /* clang-format on */
 #endif
 
-/* CONC_AUTO(conc_group, g) = {.limit = 5}; closes the object when the block is left, however
- * that happens; the last declared closes first. Here for conc_group (children are cancelled and
- * waited for, their errors go to on_error) and conc_gen; closing what was never opened, or
- * closed before, does nothing. Not for conc_scope, whose end changes the result. */
+/* CONC_AUTO(conc_group, g) = {.limit = 5}; closes the object when the block ends, in whatever way;
+ * the last declared closes first. For conc_group (cancels the children and waits for them; their
+ * errors go to on_error), conc_gen, conc_stream, conc_signals and types of the other headers.
+ * Closing an object that was never opened, or is closed, does nothing. Not for conc_scope, whose
+ * end changes the result. */
 #define CONC_AUTO(type, name) __attribute__((__cleanup__(conc__auto_##type), __unused__)) type name
 CONC_API void conc__auto_conc_group(conc_group *g);
 CONC_API void conc__auto_conc_gen(conc_gen *g);
 
-/* CONC_AUTO_TYPE(fetch_client, fetch_close) at file scope gives CONC_AUTO a type of yours:
- * CONC_AUTO(fetch_client, c) = {0}; then calls fetch_close(&c), whose result is not looked at, when
- * the block is left. The type's name is one word; an all-zero object must be closable. An error
- * that the close meets leaves conc_last_error as it was. A semicolon may follow. */
+/* CONC_AUTO_TYPE(fetch_client, fetch_close) at file scope makes CONC_AUTO work with a type of
+ * yours: CONC_AUTO(fetch_client, c) = {0}; calls fetch_close(&c), and ignores its result, when the
+ * block ends. The type's name must be one word, and an all-zero object closable. An error in the
+ * close leaves conc_last_error as it was. A semicolon may follow. */
 #define CONC_AUTO_TYPE(type, close)                                          \
     static __attribute__((__unused__)) void conc__close_##type(void *object) \
     {                                                                        \
@@ -694,17 +695,17 @@ CONC_API void conc__close_quietly(void (*close)(void *), void *object);
 
 /* ---- >>locals ------------------------------------------------------------------------------- */
 
-/* A value for each task, inherited: static conc_local request_id = {"request id"}; its address
- * is the key. */
+/* A value for each task, which its children inherit: static conc_local request_id = {"request id"};
+ * its address is the key. */
 typedef struct conc_local {
-    const char *name; /* for the reader of a dump; NULL is fine */
+    const char *name; /* shown in dumps; may be NULL */
 } conc_local;
 
-/* Sets this task's value (borrowed). A task spawned later starts with the values of that moment;
- * later sets on either side are not seen by the other. Errors: -EINVAL (NULL key), -ENOMEM. */
+/* Sets this task's value (borrowed). A task starts with the values that its parent had at the
+ * spawn; later sets of either do not affect the other. Errors: -EINVAL (NULL key), -ENOMEM. */
 CONC_API int conc_local_set(conc_local *key, const void *value);
 
-/* This task's value, NULL when none was set. */
+/* This task's value; NULL if none was set. */
 CONC_API void *conc_local_get(conc_local *key);
 
 /* ---- >>generators --------------------------------------------------------------------------- */
@@ -718,8 +719,8 @@ struct conc_gen {
     uint64_t run;
 };
 
-/* Opens a generator: fn(g, arg) will run in the consumer's task, on a stack of its own, from the
- * first next on.
+/* Opens a generator: fn(g, arg) runs in the consumer's task, on a stack of its own, from the first
+ * conc_gen_next on.
  *     int conc_gen_open(conc_gen *g, conc_gen_fn *fn, void *arg, size_t item_size);
  * Errors: -EINVAL (NULL, open already), -EBUSY (open in another thread's run), -ENOMEM. Close it
  * with conc_gen_close. */
@@ -727,23 +728,23 @@ struct conc_gen {
 CONC_API int conc__gen_open(const char *opened, conc_gen *g, conc_gen_fn *fn, void *arg,
                             size_t item_size);
 
-/* In the body: hands a copy of item_size bytes to the consumer, and returns when it wants the
- * next: 0. -ECANCELED: the consumer is closing, clean up and return; so does every emit from then
- * on, at once. -EINVAL: not in this generator's body, or a scope or group of the body is open. The
- * body cannot end a scope or group that its consumer has open: -EINVAL. */
+/* In the body: passes a copy of item_size bytes to the consumer, and returns 0 when it wants the
+ * next item. -ECANCELED: the consumer is closing the generator: clean up and return; every later
+ * emit returns that at once. -EINVAL: not in this generator's body, or a scope or group of the body
+ * is open. The body cannot end a scope or group that its consumer has open: -EINVAL. */
 CONC_API int conc_gen_emit(conc_gen *g, const void *item);
 
-/* In the consumer: 1 and the next item, 0 at the end (and after it), negative the body's error.
- * A cancel of the consumer reaches the waits of the body. -EBUSY: another task, or the body
- * itself, is inside; -EPERM: another run's; -EINVAL: not open. Waits as the body does. */
+/* In the consumer: returns 1 and the next item, 0 at the end and after it, or the body's error. A
+ * cancel of the consumer reaches the waits of the body. -EBUSY: another task, or the body itself,
+ * is in the generator; -EPERM: it is another run's; -EINVAL: not open. Waits as the body does. */
 CONC_API int conc_gen_next(conc_gen *g, void *item);
 
 /* Ends the body, whose emit returns -ECANCELED, waits for its clean-up, and frees the stack.
- * Returns 0 or the error of the clean-up. A body that emits 1000 times more instead of ending is
- * stopped for good: what it has open is closed, its groups' children are cancelled and waited for,
- * on_error is told, -EINVAL is returned, and the stack is kept until the run ends. Closing twice,
- * what was never opened, or after the run: 0. -EBUSY and -EPERM as above. The body's own waits
- * still work while it cleans up. */
+ * Returns 0 or the error of the clean-up. The body's own waits still work while it cleans up. A
+ * body that emits 1000 times more instead of ending is stopped for good: conc closes what it has
+ * open, cancels the children of its groups and waits for them, reports that to on_error, returns
+ * -EINVAL, and keeps the stack until the run ends. Closing twice, what was never opened, or after
+ * the run: 0. -EBUSY and -EPERM as above. */
 CONC_API int conc_gen_close(conc_gen *g);
 
 /* ---- >>descriptors -------------------------------------------------------------------------- */
@@ -751,45 +752,44 @@ CONC_API int conc_gen_close(conc_gen *g);
 enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
 
 /* Descriptors that conc opened (conc_listen, conc_accept, conc_dial) are non-blocking and
- * close-on-exec, and have to be closed with conc_close. All calls here take any other descriptor
- * as well. Each makes its system call first and waits only where that would have to. Several
- * tasks may wait on one descriptor; all of them go on when it is ready. No call raises SIGPIPE,
- * which a run blocks in its thread; a broken pipe is -EPIPE. A program that a task starts by
- * system(), popen() or posix_spawn() inherits that; one of conc_pool.h's conc_child does not.
+ * close-on-exec, and must be closed with conc_close. All calls here take any other descriptor as
+ * well. Each makes its system call first, and waits only if that would block. Several tasks may
+ * wait on one descriptor; all of them continue when it is ready. No call raises SIGPIPE, which a
+ * run blocks in its thread; a broken pipe is -EPIPE. A program that a task starts by system(),
+ * popen() or posix_spawn() inherits the blocked signal; one of conc_pool.h's conc_child does not.
  *
- * A descriptor in blocking mode stays so, apart from a listener (conc_accept), and does not hold
- * the loop: Linux has calls for sockets and pipes that do not wait, terminals and named pipes are
- * opened anew for the time of the call, and all others are asked by poll(2) first and written at
- * most PIPE_BUF bytes at a time. Of a vector for a device that takes its parts one by one, such as
- * an eventfd, only the first part is moved. Two things can still hold the loop: the disk, with
+ * A descriptor in blocking mode keeps that mode, apart from a listener (conc_accept), and does not
+ * hold the loop. For sockets and pipes, Linux has calls that do not block. Terminals and named
+ * pipes are opened a second time for each call. All others are polled with poll(2) first, and at
+ * most PIPE_BUF bytes are written at a time. If a device takes the parts of a vector one by one, as
+ * an eventfd does, only the first part is moved. Two things can still hold the loop: the disk, with
  * regular files and directories (conc_pool.h reads and writes files off the loop); and a descriptor
  * of another kind (inotify; pipes on other systems) that several processes use at once, if another
- * one takes the bytes after poll(2) has seen them.
+ * one takes the bytes after poll(2) has reported them.
  *
- * A descriptor may be ready in name only: a socket with messages in its error queue, a full Unix
- * datagram peer, an eventfd that has no room for so large a number. A call that finds that so
- * pauses before it tries again, 1 ms and then longer, up to 64 ms.
+ * A descriptor may be reported ready though a call would block: a socket with messages in its error
+ * queue, a full Unix datagram peer, an eventfd without room for so large a number. Then the call
+ * pauses before it tries again, for 1 ms at first and up to 64 ms later.
  *
- * A task that waits for a descriptor that is closed with close(2) gets -EBADF within a quarter of
- * a second (of some thousands of such descriptors, within as many times that as there are 500s).
- * If the number is used again at once, for a file of the same kind, the poll(2) backend may take
- * that for the old one where the system gives both the same inode, as it does to eventfds. */
+ * If a descriptor is closed with close(2), a task that waits for it gets -EBADF within a quarter of
+ * a second (with thousands of such descriptors, within as many times that as there are 500s). If
+ * the number is reused at once for a file of the same kind, the poll(2) backend may not notice
+ * where both have the same inode, as eventfds do. */
 
-/* Waits until fd can be read from, written to, or either: returns those of `events` that it is
- * ready for, which may be more than zero for end of file, an error, or a peer that hung up. With
- * events 0 it waits for a hang-up or an error alone: 0. A regular file is always ready, and never
- * hangs up. Errors: -EBADF (not open, or closed meanwhile), -EINVAL (other events), or the
- * system's.
+/* Waits until fd is ready for any of `events`, and returns those for which it is ready. End of
+ * file, an error, or a peer that hung up make it ready. With events 0, waits only for a hang-up or
+ * an error, and returns 0. A regular file is always ready, and never hangs up. Errors: -EBADF (not
+ * open, or closed meanwhile), -EINVAL (other events), or the system's.
  *
- * It says what poll(2) says. Where a descriptor is ready in name only, a loop that calls
- * conc_wait_fd and then recv(2), which fails with EAGAIN, spins: conc does not see that result.
- * conc_recv and its kin pause. */
+ * It reports what poll(2) reports. If a descriptor is reported ready though a call would block, a
+ * loop of conc_wait_fd and recv(2) spins, as conc does not see the EAGAIN; conc_recv and the like
+ * pause. */
 CONC_API int conc_wait_fd(int fd, int events);
 
-/* The POSIX calls, which wait instead of blocking or of failing with EAGAIN: a count, 0 at the
- * end of file, or a negative errno (-EBADF too when fd is closed while they wait). A cancel
- * loses nothing: -ECANCELED means that no byte was moved. With MSG_DONTWAIT in flags -EAGAIN is
- * returned, and nothing waits; for MSG_WAITALL there is conc_read_full. */
+/* The POSIX calls, but they wait instead of blocking or failing with EAGAIN. Each returns a count,
+ * 0 at end of file, or a negative errno (-EBADF also if fd is closed while they wait). A cancel
+ * loses nothing: -ECANCELED means that no byte was moved. With MSG_DONTWAIT in flags, they return
+ * -EAGAIN instead of waiting; instead of MSG_WAITALL, use conc_read_full. */
 CONC_API ssize_t conc_read(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write(int fd, const void *buf, size_t n);
 CONC_API ssize_t conc_readv(int fd, const struct iovec *parts, int count);
@@ -801,72 +801,72 @@ CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct so
 CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
                              const struct sockaddr *to, socklen_t to_size);
 
-/* All n bytes. Fewer are returned at the end of file (of reading), or when an error or a cancel
- * came after some had moved: the next call returns that error, the next checkpoint -ECANCELED.
+/* Move all n bytes. They return fewer at end of file (reading), or if an error or a cancel comes
+ * after some were moved: then the next call returns that error, and the next checkpoint -ECANCELED.
  * Otherwise as above. */
 CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n);
 
 /* Addresses: "127.0.0.1:8080", "[::1]:80", "[fe80::1%eth0]:80", "localhost:0" (127.0.0.1, or
  * else ::1), "unix:/run/x", and on Linux "unix:@x" for the abstract name x. Malformed: -EINVAL.
- * Other host names are looked up where conc_pool.h is in the program too, else -EADDRNOTAVAIL. */
+ * Other host names are looked up if conc_pool.h is in the program, otherwise -EADDRNOTAVAIL. */
 
 typedef struct conc_listen_options {
     int backlog;     /* connections that may wait to be accepted; 0: the system's maximum */
-    bool reuse_port; /* SO_REUSEPORT: several sockets share the port; no matter for "unix:" */
+    bool reuse_port; /* SO_REUSEPORT: several sockets share the port; ignored for "unix:" */
 } conc_listen_options;
 
-/* Opens a socket that listens: the descriptor. Its address may be used again at once
- * (SO_REUSEADDR), IPv6 is for IPv6 only, TCP connections have TCP_NODELAY. A Unix socket's file
- * that no process listens on is replaced; meanwhile a file PATH.conc-lock lies beside it, and
- * while another process holds that, the call holds the loop for 50 ms at most. Where the system
- * has no locks for it, such a file stays: flock(2)'s error. Port 0: one that
- * is free, which conc_address tells. Errors: -EINVAL, -EADDRINUSE and others of the system's. Not
- * a checkpoint. */
+/* Opens a listening socket and returns its descriptor. The address may be reused at once
+ * (SO_REUSEADDR), IPv6 is for IPv6 only, TCP connections have TCP_NODELAY. Port 0 means any free
+ * one; conc_address returns it. If no process listens on the file of a Unix socket, the file is
+ * replaced. Meanwhile there is a lock file PATH.conc-lock; if another process has that locked, the
+ * call holds the loop for at most 50 ms. If the file system has no locks, the socket's file stays,
+ * and the error is that of flock(2). Errors: -EINVAL, -EADDRINUSE and others of the system. Not a
+ * checkpoint. */
 CONC_API int conc_listen(const char *address);
 CONC_API int conc_listen_with(const char *address, const conc_listen_options *o);
 
-/* Waits for a connection: its descriptor. A cancel leaves it to the next accept. A listener in
- * blocking mode is set to non-blocking, in all processes that have it: else the loop would wait
- * where another process took the connection first. */
+/* Waits for a connection and returns its descriptor. A cancel leaves the connection to the next
+ * accept. A listener in blocking mode becomes non-blocking, in all processes that have it:
+ * otherwise the call would hold the loop if another process took the connection first. */
 CONC_API int conc_accept(int fd);
 
-/* Connects: the descriptor, with TCP_NODELAY. Errors: -EINVAL, -ECONNREFUSED and others of the
- * system's. Waits, without a limit but the system's (-ETIMEDOUT); cancelled, it leaves nothing
+/* Connects and returns the descriptor, with TCP_NODELAY. Errors: -EINVAL, -ECONNREFUSED and others
+ * of the system. Waits; the only limit is the system's (-ETIMEDOUT). A cancel leaves nothing
  * open. */
 CONC_API int conc_dial(const char *address);
 
-/* Writes a socket's own address, or its peer's, in the notation above: 0. Errors: -ENOSPC (size
- * is too small; 120 bytes are enough for any), -ENOTCONN, -ENOTSOCK, -EINVAL (NULL). Not a
+/* Writes a socket's own address, or its peer's, to buf, in the notation above. Errors: -ENOSPC
+ * (size is too small; 120 bytes are always enough), -ENOTCONN, -ENOTSOCK, -EINVAL (NULL). Not a
  * checkpoint. From anywhere. */
 CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
 
-/* Closes fd, which need not be conc's, and wakes all of this loop's tasks that wait on it with
- * -EBADF, and another loop's a little later. Not a checkpoint. From anywhere; outside a run it only
- * closes. Errors: close(2)'s; the descriptor is gone all the same. A socket with SO_LINGER set to a
- * time holds the loop so long, in non-blocking mode too, while data is unsent: close that one by
- * conc_offload. */
+/* Closes fd, which need not be conc's, and wakes all tasks that wait on it with -EBADF: those of
+ * this loop at once, those of another loop a little later. Not a checkpoint. From anywhere; outside
+ * a run it only closes. Errors: those of close(2); the descriptor is closed all the same. A socket
+ * with an SO_LINGER time and unsent data holds the loop for that time, even in non-blocking mode:
+ * close it with conc_offload. */
 CONC_API int conc_close(int fd);
 
 typedef struct conc_server {
     int fd; /* as conc_listen returned it */
-    /* serves one connection. fd is closed after it: a handler that closes it itself, by close(2),
-     * has another file closed that got its number; conc_close may close it earlier */
+    /* serves one connection. conc_serve closes fd afterwards. The handler may close it earlier with
+     * conc_close, but not with close(2): a new file with the same number would be closed */
     int (*handler)(int fd, void *arg);
     void *arg;
-    /* connections at once; 0: no limit. At the limit those that come wait in the backlog */
+    /* connections at once; 0: no limit. At the limit, new ones wait in the backlog */
     int limit;
-    /* of its tasks, borrowed until conc_serve returned; NULL: the handler's, where debug mode or a
-     * trace asks for it and the program has its symbols, else conc_serve and its place */
+    /* of its tasks, borrowed until conc_serve returns. NULL: the name of the handler, in debug mode
+     * or under a trace, if the program has its symbols; otherwise conc_serve and its location */
     const char *name;
 } conc_server;
 
-/* Accepts connections and starts a task for each, until it is cancelled, which cancels the
- * handlers and waits for them, or until conc_close(s->fd), after which it waits for the handlers
- * and returns 0. A handler's error goes to on_error, and serving goes on. So it does after an
- * error of accept(2) that means one connection. When there are no more descriptors or memory, it
- * tries again ten times a second; that goes to on_error once, and again only after accepting has
- * worked for a second. *s is read once. The caller closes s->fd. Errors: -EINVAL, accept's.
+/* Accepts connections and starts a task for each. A cancel cancels the handlers and waits for them;
+ * after conc_close(s->fd) it waits for the handlers and returns 0. A handler's error goes to
+ * on_error, and serving continues, as it does after an error of accept(2) that concerns only one
+ * connection. If descriptors or memory run out, it tries again ten times a second; that goes to
+ * on_error once, and again only after accepting has worked for a second. *s is read once. The
+ * caller closes s->fd. Errors: -EINVAL, those of accept(2).
  *     int conc_serve(const conc_server *s); */
 #define conc_serve(...) conc__serve((__VA_ARGS__), CONC__AT(CONC__CONNECTION_OF "conc_serve at "))
 #define CONC__CONNECTION_OF "a connection of "
@@ -876,65 +876,65 @@ CONC_API int conc__serve(const conc_server *s, const char *connection);
 
 typedef struct conc__buffer {
     char *data;
-    size_t start, end, size; /* bytes from start to end are in it */
+    size_t start, end, size; /* its bytes are those from start to end */
 } conc__buffer;
 
-/* Buffers, both ways, over any descriptor or a transport of your own. Reading and writing are
- * independent of each other. The first fields are yours to set before conc_stream_open. */
+/* Buffered reading and writing, independent of each other, on any descriptor or a transport of your
+ * own. The first two fields are yours to set before conc_stream_open. */
 struct conc_stream {
     size_t limit;       /* bytes of the longest record, without its delimiter; 0: 65,536 */
-    size_t buffer_size; /* bytes that are read at a time, and written before it waits; 0: 16,384 */
+    size_t buffer_size; /* bytes read at a time, and kept before a write waits; 0: 16,384 */
     /* private */
     int fd, state, read_error, write_error;
     conc__buffer in, out;
-    char *ended; /* where a NUL stands instead of `covered` */
+    char *ended; /* the byte that a NUL has replaced; `covered` has its value */
     char covered;
     bool at_end, writing, unsaid; /* unsaid: no call has returned the error that ended writing */
     bool dropped;                 /* the close dropped bytes */
     bool shut;                    /* conc_stream_shutdown ended the writing half */
     conc_task *reader;
-    int inside; /* calls that may wait, and have not returned */
+    int inside; /* calls that may wait and have not returned */
     conc__waits writers, closers;
-    uint64_t run;                 /* in which it was opened, or first used in a forked child */
+    uint64_t run;                 /* that opened it, or that first used it in a forked child */
     struct conc__transported *on; /* NULL: a descriptor */
 };
 typedef struct conc_stream conc_stream;
 
 /* Opens a stream on fd and owns it: conc_stream_close closes it.
  *     int conc_stream_open(conc_stream *s, int fd);
- * Errors: -EINVAL (NULL, open already), -EBUSY (closed, and a task has not left it yet), -EBADF;
- * then fd stays yours. Not a checkpoint. Memory is taken when bytes are there and given back
- * when none are. */
+ * On an error fd stays yours: -EINVAL (NULL, open already), -EBUSY (closed, but a task has not left
+ * it yet), -EBADF. Not a checkpoint. The stream allocates memory only while it has bytes. */
 #define conc_stream_open(...) conc__stream_open(CONC__PLACE, __VA_ARGS__)
 CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd);
 
-/* What a stream can run on instead of a descriptor: TLS, a cipher, memory. The functions get
- * the self that was given to conc_stream_open_on, and run in tasks, where they may wait; they
- * return a negative errno for an error (its words are conc_fail's), and -ECANCELED for a cancel,
- * which has had no effect then. -EAGAIN is tried again, after a pause of 1 ms, later of up to
- * 64 ms. A read and a write may be under way at once, in two tasks; never two reads, or two of
- * write and shutdown. */
+/* What a stream can run on instead of a descriptor: TLS, a cipher, memory. The functions get the
+ * self that was passed to conc_stream_open_on, and run in tasks, where they may wait. They return a
+ * negative errno for an error (with the text of conc_fail), and -ECANCELED for a cancel, which must
+ * have had no effect. After -EAGAIN the stream calls again, after a pause of 1 ms at first and up
+ * to 64 ms later. A read and a write may be in progress at once, in two tasks; never two reads, nor
+ * two of write and shutdown. */
 typedef struct conc_transport {
-    /* as conc_read: waits for bytes, and returns how many, at most n; 0 at the end */
+    /* as conc_read: waits for bytes, and returns their number, at most n; 0 at the end */
     ssize_t (*read)(void *self, void *buf, size_t n);
-    /* as conc_write: waits until some of the n bytes are taken, and returns how many; never 0.
-     * After an error, -ECANCELED or -EAGAIN the next call brings the same bytes, and maybe more
-     * behind them, from another address. A transport that packs bytes into records takes them
-     * when the record is made, and sends the rest of it first the next time: conc_stream_flush
-     * does not know of that rest, so where it matters write returns when the record is sent */
+    /* as conc_write: waits until some of the n bytes are taken, and returns their number; never 0.
+     * After an error, -ECANCELED or -EAGAIN the next call passes the same bytes, and maybe more
+     * after them, at another address. A transport that packs bytes into records takes them when it
+     * has made the record, and next time first sends the rest of that. conc_stream_flush does not
+     * know of this rest: where it matters, write must return only when the record has been sent */
     ssize_t (*write)(void *self, const void *buf, size_t n);
-    /* ends the writing half, so that the peer reads the end: 0. NULL: there are no halves */
+    /* ends the writing half, so that the peer reads the end. NULL: there are no halves */
     int (*shutdown)(void *self);
     /* releases self, whatever it returns: 0 or an error, which conc_stream_close returns. It is
-     * called once, when no other call is under way. It runs in a task unless the stream is closed
-     * elsewhere; in a cancelled task nothing in it waits. NULL: there is nothing to release */
+     * called once, when no other call is in progress. It runs in a task, unless the stream is
+     * closed outside of one; in a cancelled task it cannot wait. NULL: there is nothing to
+     * release */
     int (*close)(void *self);
 } conc_transport;
 
-/* Opens a stream on a transport; all calls of a stream are the same on it. *t is copied; self is
- * borrowed until conc_stream_close has called close with it. conc_stream_close makes calls that
- * other tasks have under way return -ECANCELED, as if their tasks were cancelled in them, and waits
- * for them. What was written is sent by a task of the stream's own when a read waits; if that
+/* Opens a stream on a transport; all calls of a stream work on it. *t is copied; self is borrowed
+ * until conc_stream_close has called close with it. conc_stream_close makes calls of the transport
+ * that are in progress in other tasks return -ECANCELED, as if those tasks were cancelled, and
+ * waits for them. When a read waits, a task of the stream's own sends what was written; if that
  * fails, the stream cancels the transport's read in the same way, and its own read returns the
  * error of the write.
  *     int conc_stream_open_on(conc_stream *s, const conc_transport *t, void *self);
@@ -944,68 +944,67 @@ typedef struct conc_transport {
 CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_transport *t,
                                   void *self);
 
-/* Reading. Each waits for bytes when there are too few, and then first starts to send what was
- * written, so that a question need not be flushed before the answer is read. The sending goes on
- * beside the wait. If it fails, or writing has failed before, and no call has returned that error
- * yet, a read that has to wait returns it instead, once: bytes that are there come first, and the
- * next read waits again. A cancel loses no byte: what was not returned can still be read. What
- * came before an error is returned before the error. Errors: the descriptor's, those of writing,
- * -EBUSY (another task is reading), -EPIPE (closed, or closed while it waited), -EINVAL (never
- * opened), -ENOMEM. */
+/* Reading. A read that has to wait for bytes first starts to send what was written, so a question
+ * need not be flushed before its answer is read; the sending continues during the wait. If writing
+ * fails, or has failed, and no call has returned that error yet, a read that would have to wait
+ * returns it, once: bytes that are there come first, and the next read waits again. A cancel loses
+ * no byte: what was not returned can still be read. Bytes that came before an error are returned
+ * before it. Errors: the descriptor's, those of writing, -EBUSY (another task is reading), -EPIPE
+ * (closed, or closed while it waited), -EINVAL (never opened), -ENOMEM. */
 
-/* What there is, at most n bytes; 0 at the end of file (and for n 0, at once). */
+/* Reads the bytes that are there, at most n; 0 at end of file, and at once if n is 0. */
 CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n);
 
-/* n bytes; fewer at the end of file, or when a cancel or an error came after some were moved. */
+/* Reads n bytes; fewer at end of file, or if a cancel or an error comes after some were read. */
 CONC_API ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n);
 
-/* Up to and with the delimiter of n bytes: the length, and in *data where it stands, with a NUL
- * behind it, until the next call that reads or closes. At the end of file what is left, without
- * a delimiter; then 0, and *data is NULL. -EMSGSIZE: no delimiter within `limit` bytes; nothing
- * is lost, conc_stream_read can read it. */
+/* Reads up to and including a delimiter of n bytes. Returns the length; *data points to the bytes,
+ * with a NUL after them, until the next call that reads or closes. At end of file it returns what
+ * is left, without a delimiter; then 0, and *data is NULL. -EMSGSIZE: no delimiter within `limit`
+ * bytes; nothing is lost, and conc_stream_read can read it. */
 CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, size_t n,
                                         char **data);
 
-/* The same for lines, which end with "\n" or "\r\n", and come without that:
+/* The same for lines, which end with "\n" or "\r\n"; the result is without that:
  *     char *line;
  *     while (CONC_TRY(conc_stream_read_line(&s, &line)) >= 0 && line) ...
- * An empty line has length 0, as the end has, but there line is NULL. */
+ * An empty line has length 0, and so has the end, but there line is NULL. */
 CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
 
-/* Writing. Bytes are kept until buffer_size of them are there, until a flush, or until a read of
- * the stream has to wait. What one call writes stays together: other tasks' writes wait for
- * their turn. Errors: the descriptor's, from then on, also if a read has returned it (bytes that
- * were kept are dropped), -EPIPE (closed), -EINVAL, -ENOMEM. */
+/* Writing. The buffer keeps bytes until there are buffer_size of them, until a flush, or until a
+ * read of the stream has to wait. The bytes of one call stay together: writes of other tasks wait
+ * for their turn. Errors: the descriptor's, which drops the buffered bytes and is returned from
+ * then on, even if a read has returned it; -EPIPE (closed), -EINVAL, -ENOMEM. */
 
-/* Writes n bytes: n. Waits while they do not fit into the buffer. Fewer when a cancel came after
- * some were taken. */
+/* Writes n bytes and returns n, or fewer if a cancel comes after some were taken. Waits while they
+ * do not fit into the buffer. */
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n) CONC_NODISCARD;
 
-/* The same for formatted text: its length. Under a time limit compare it: a count below the
- * length of the text means that the limit passed, as with conc_stream_write. */
+/* The same for formatted text. Returns its length, or less if a cancel or a time limit comes after
+ * some bytes were taken, as with conc_stream_write. */
 CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
     __attribute__((__format__(__printf__, 2, 3)));
 
-/* Waits until all that was written has been handed to the system: 0. If a cancel or a time limit
- * comes when some bytes have been handed over, it returns their number, which is positive, and the
- * rest stays in the buffer for the next flush; if none have, -ECANCELED. */
+/* Waits until the system has taken all that was written, and returns 0. If a cancel or a time limit
+ * comes after it has taken some bytes, returns their number, and the rest stays in the buffer for
+ * the next flush; if it has taken none, -ECANCELED. */
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
 
-/* Flushes, and ends the writing half, so that the peer reads the end of file; reading goes on.
- * Later writes are -EPIPE, and a second call is 0. The write end of a pipe is closed. Waits, from
- * tasks. Errors, and the writing half is still open: -ECANCELED (what was not sent yet is kept),
- * -ENOTSOCK (no socket, pipe or transport with halves: all was flushed), an error of writing, or
- * of shutdown(2). */
+/* Flushes, and ends the writing half, so that the peer reads end of file; reading continues to
+ * work. Later writes return -EPIPE, and a second call 0. The write end of a pipe is closed. Waits.
+ * On an error the writing half is still open: -ECANCELED (unsent bytes are kept), -ENOTSOCK (no
+ * socket, pipe or transport with halves; all was flushed), an error of writing, or of
+ * shutdown(2). */
 CONC_API int conc_stream_shutdown(conc_stream *s) CONC_NODISCARD;
 
-/* Flushes behind the write that is under way (not in a task that is cancelled), closes, and frees:
- * 0, the error of the flush, or an earlier one of writing that no call has told yet. Tasks that
- * wait in the stream get -EPIPE, and the close returns when all of them have left it, however long
- * that takes: its memory may be freed then. The flush waits for a peer that does not read, until a
- * cancel or a time limit: to drop such a peer, conc_timeout(0, fn, &s) with an fn that closes it,
- * or a scope that is cancelled. Closing twice, or what was never opened, does nothing. Waits, but
- * is not to be repeated after an error. Outside a run, and in a posted function, it neither flushes
- * nor waits: there the stream's memory has to stay until the tasks inside have returned. */
+/* Flushes after any write in progress (not in a cancelled task), closes, and frees. Returns 0, the
+ * error of the flush, or an earlier error of writing that no call has returned yet. Tasks that wait
+ * in the stream get -EPIPE. The close returns when all of them have left the stream, however long
+ * that takes; then its memory may be freed. If the peer does not read, the flush waits until a
+ * cancel or a time limit: to drop such a peer, close in conc_timeout(0, fn, &s), or in a cancelled
+ * scope. Closing twice, or what was never opened, does nothing. Waits; do not repeat it after an
+ * error. Outside a run, and in a posted function, it neither flushes nor waits: there the stream's
+ * memory must stay until the tasks inside have returned. */
 CONC_API int conc_stream_close(conc_stream *s);
 CONC_API void conc__auto_conc_stream(conc_stream *s);
 
@@ -1021,30 +1020,29 @@ typedef struct conc_signals {
     conc__waits waits;
 } conc_signals;
 
-/* From here on these signals are received, and none is lost; the kernel may merge equal ones.
- * Each open conc_signals gets every signal of its numbers, in every thread; a number that is in
- * the list twice counts once. They are let through in this thread if they were blocked.
- * Errors: -EINVAL (NULL, n 0, open already, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and
- * those of faults), -EBUSY (open in another thread's run), -ENOMEM, and what the system refuses;
- * then nothing has changed. Not a checkpoint. One on a task's stack has to be closed before its
- * function returns: one that is lost there ends the program, with a report.
+/* Begins to receive these signals. None is lost, but the kernel may merge equal ones. Each open
+ * conc_signals, in any thread, gets every signal of its numbers; a number that is listed twice
+ * counts once. Signals that were blocked are unblocked in this thread. On an error nothing has
+ * changed: -EINVAL (NULL, n 0, open already, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and those
+ * of faults), -EBUSY (open in another thread's run), -ENOMEM, and those of the system. Not a
+ * checkpoint. A conc_signals on a task's stack must be closed before its function returns;
+ * otherwise conc aborts with a report.
  *     int conc_signals_open(conc_signals *s, const int *numbers, size_t n); */
 #define conc_signals_open(...) \
     conc__signals_open(CONC__AT("the conc_signals opened at "), __VA_ARGS__)
 CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *numbers, size_t n);
 
-/* Waits for the next signal: its number. Of several that came, each number has its turn. -EPIPE:
- * not open, or closed meanwhile. */
+/* Waits for the next signal and returns its number. If several have come, the numbers take turns.
+ * -EPIPE: not open, or closed meanwhile. */
 CONC_API int conc_signals_next(conc_signals *s) CONC_NODISCARD;
 
-/* The handlers and the mask are as before the opening (a handler that somebody else installed
- * meanwhile stays); signals that came and were not handed out to anybody are raised anew.
- * Closing twice, or what was never opened, does nothing:
- * 0. Not a checkpoint. -EPERM: another run's. */
+/* Restores the handlers and the mask from before the opening, except a handler that the program has
+ * installed meanwhile. Raises again the signals that came and that no receiver got. Closing twice,
+ * or what was never opened, does nothing and returns 0. Not a checkpoint. -EPERM: another run's. */
 CONC_API int conc_signals_close(conc_signals *s);
 CONC_API void conc__auto_conc_signals(conc_signals *s);
 
-/* Waits for one signal, from now on: its number. Errors as above. */
+/* Waits for one signal that comes from now on, and returns its number. Errors as above. */
 CONC_API int conc_wait_signal(int number);
 
 /* ---- >>loops -------------------------------------------------------------------------------- */
@@ -1052,48 +1050,49 @@ CONC_API int conc_wait_signal(int number);
 /* The loop of this thread's run; NULL outside one. */
 CONC_API conc_loop *conc_loop_self(void);
 
-/* Tells that somebody outside will post (the virtual clock goes on all the same): while held,
- * waiting is no deadlock, and the loop stays valid, even after its run, until it is released as
- * often as held. From any thread. Errors: -EINVAL: NULL, released too often; -EPERM: the loop is
- * the parent process's. */
+/* A hold says that another thread will post to the loop. While the loop is held, tasks that all
+ * wait are no deadlock, and the loop stays valid, even after its run, until it is released as often
+ * as held. The virtual clock does not stop for a hold. From any thread. Errors: -EINVAL (NULL,
+ * released too often), -EPERM (the loop is the parent process's). */
 CONC_API int conc_loop_hold(conc_loop *l);
 CONC_API int conc_loop_release(conc_loop *l);
 
-/* Has l call fn(arg) between two tasks, in the order of posting. However many are posted, timers,
- * descriptors and signals have their turn between them. From any thread, not from a signal
- * handler. A post that returned 0 is run. Without a hold it is for those who know that
- * the run still lasts. Errors: -EINVAL, -ENOMEM, -ESHUTDOWN once the run is over, -EPERM if it is
- * the parent process's. */
+/* Makes l call fn(arg) between two tasks, in the order of the posts. However many there are, l
+ * serves timers, descriptors and signals in between. From any thread, but not from a signal
+ * handler. A post that returned 0 will run. Without a hold, the caller must know that the run has
+ * not ended. Errors: -EINVAL, -ENOMEM, -ESHUTDOWN (the run is over), -EPERM (it is the parent
+ * process's). */
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
 
-/* From another thread: starts fn(arg) as a background task of l, and returns its result when it
- * ended, and its error's words in conc_last_error. The caller is a plain thread or a job, which
- * blocks, or a task of another loop, which waits. arg is borrowed until then. A cancel of that
- * task, or of the job, cancels fn, and the call still returns when fn has ended, with fn's result.
- * When l's run ends before fn does, fn is cancelled, too. As with conc_post, the run must be known
- * to last, or be held. On virtual clocks, that of a waiting task's loop stands still meanwhile, and
- * a waiting job holds none. Errors, fn is not run: -EINVAL, -EDEADLK (l is this thread's),
- * -ESHUTDOWN once l's run is over or about to end, -ENOMEM, -ECANCELED (the calling task is
+/* From another thread: starts fn(arg) as a background task of l, and returns its result when it has
+ * ended, with the text of its error in conc_last_error. The caller is a plain thread or a job,
+ * which blocks, or a task of another loop, which waits; arg is borrowed until the return. A cancel
+ * of that task or job cancels fn; the call still returns fn's result when fn has ended. If l's run
+ * ends before fn, that cancels fn, too. As with conc_post, the caller must know that the run has
+ * not ended, or hold it. While a task waits in this call, the virtual clock of its loop stands
+ * still; a waiting job stops no clock. On an error fn does not run: -EINVAL, -EDEADLK (l is this
+ * thread's), -ESHUTDOWN (l's run is over or about to end), -ENOMEM, -ECANCELED (the calling task is
  * cancelled), -EPERM (in a posted function; or l is the parent process's).
  *     int conc_loop_run(conc_loop *l, conc_fn *fn, void *arg); */
 #define conc_loop_run(...) conc__loop_run(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__loop_run(const char *spawned, conc_loop *l, conc_fn *fn, void *arg);
 
-/* Releases what conc handed over to be freed. NULL does nothing. From anywhere. */
+/* Frees memory that conc returned for the caller to free. NULL does nothing. From anywhere. */
 CONC_API void conc_free(void *p);
 
 /* ---- >>embedding ---------------------------------------------------------------------------- */
 
-/* A run inside a program that has a loop of its own: that waits for conc_embed_fd to become
- * readable, at most conc_embed_timeout seconds, and then calls conc_embed_step, until this
- * returns 0. For poll(2) the timeout is rounded up, and CONC_FOREVER is -1:
+/* A run inside a program that has a loop of its own, the host. The host waits until conc_embed_fd
+ * is readable, at most conc_embed_timeout seconds, and calls conc_embed_step, until that returns 0.
+ * For poll(2), round the timeout up, and turn CONC_FOREVER into -1:
  *     double s = conc_embed_timeout(&e);
  *     int ms = s > 1e6 ? -1 : (int)(s * 1000 + 0.999);
- * (kqueue does not have devices such as /dev/tty, and on macOS named pipes: while a task waits for
- * one, the timeout is at most 20 ms.) Between the steps the rest of the thread's code is to conc
- * like a posted function: it may spawn, set and cancel, and what would wait is -EPERM. To cancel
- * the run from there, have main_fn keep conc_self() and give that to conc_cancel. A deadlock is
- * not looked for. All calls come from the thread of conc_embed_begin. */
+ * (kqueue does not report devices such as /dev/tty, nor, on macOS, named pipes: while a task waits
+ * for one, the timeout is at most 20 ms.) Between the steps, conc treats the thread's other code
+ * like a posted function: it may spawn, set and cancel, and calls that would wait return -EPERM. To
+ * cancel the run from there, let main_fn store conc_self(), and pass that to conc_cancel. An
+ * embedded run does not detect deadlocks. All calls must come from the thread of
+ * conc_embed_begin. */
 typedef struct conc_embed {
     /* private */
     conc_loop *loop; /* NULL: not begun */
@@ -1104,22 +1103,21 @@ typedef struct conc_embed {
  * loop waits with poll(2), which has no descriptor. On an error e is as it was. */
 CONC_API int conc_embed_begin(conc_embed *e, const conc_options *o, conc_fn *main_fn, void *arg);
 
-/* What to wait for, readable; the same for the whole run. Errors: -EINVAL (not begun), -EPERM
- * (another thread, or a forked child of it). */
+/* The descriptor to wait for, until it is readable; it is the same for the whole run. Errors:
+ * -EINVAL (not begun), -EPERM (another thread, or a forked child). */
 CONC_API int conc_embed_fd(conc_embed *e);
 
-/* How long to wait at most, in seconds: 0 when there is something to do now, CONC_FOREVER when
- * only the descriptor counts, also while the virtual clock stands still for a job. To be asked
- * anew before each wait. Not begun: CONC_FOREVER. In another thread -EPERM, a negative number: do
- * not wait by it. */
+/* The longest time to wait, in seconds: 0 if there is something to do now; CONC_FOREVER if only the
+ * descriptor matters, as while the virtual clock stands still for a job. Call it before each wait.
+ * Not begun: CONC_FOREVER. In another thread: -EPERM, a negative number, which is no time. */
 CONC_API double conc_embed_timeout(conc_embed *e);
 
-/* Runs what is ready, without waiting: 1 while there is more to come, 0 once the run is over.
- * Errors: -EINVAL (not begun), -EPERM (in a task, another thread, or a forked child). */
+/* Runs what is ready, without waiting. Returns 1, or 0 once the run is over. Errors: -EINVAL (not
+ * begun), -EPERM (in a task, another thread, or a forked child). */
 CONC_API int conc_embed_step(conc_embed *e);
 
-/* Ends the run and returns main_fn's result. Before it is over, main_fn is cancelled, and this
- * holds the thread until all has ended. Errors as above, and 0 for what was never begun. */
+/* Ends the run and returns main_fn's result. If the run is not over, cancels main_fn and holds the
+ * thread until everything has ended. Errors as above; 0 if it was never begun. */
 CONC_API int conc_embed_end(conc_embed *e);
 
 /* ---- >>reports ------------------------------------------------------------------------------ */
@@ -1127,7 +1125,7 @@ CONC_API int conc_embed_end(conc_embed *e);
 /* Counts of this thread's run; all zero outside one. */
 typedef struct conc_stats {
     size_t tasks;       /* alive, main_fn and the caller included */
-    size_t ready;       /* of these, waiting for their turn; they are counted one by one */
+    size_t ready;       /* of these, ready to run; conc_get_stats counts them one by one */
     size_t timers;      /* armed */
     size_t generators;  /* open */
     size_t descriptors; /* that tasks wait for */
@@ -1136,27 +1134,27 @@ typedef struct conc_stats {
     size_t stacks;      /* in use, those of generators included */
     size_t stacks_kept; /* free, kept for the next spawn */
     size_t stack_bytes; /* address space of all of them */
-    size_t jobs_queued; /* of all pools of the program: jobs that nobody has begun */
+    size_t jobs_queued; /* jobs that have not begun, in all pools of the program */
     size_t peak;        /* most tasks that were alive at once */
     uint64_t spawned;   /* tasks, since the run began */
     uint64_t switches;  /* from task to task, about */
-    /* of the scheduler: posts, timers and descriptors are looked at once in each */
+    /* of the scheduler, each of which serves posts, timers and descriptors once */
     uint64_t passes;
-    uint64_t polls; /* system calls to wait or look for events */
+    uint64_t polls; /* system calls that wait or poll for events */
     /* seconds since the run began, on its clock */
-    /* steps of tasks; without .debug or .trace: all but idle, the scheduler's work included */
+    /* in steps of tasks; without .debug or .trace: all but idle, even the scheduler's work */
     double running;
-    /* the waits of all tasks, without those that still last; only with .debug or .trace */
+    /* in waits of all tasks that are over; only with .debug or .trace */
     double waiting;
-    double idle; /* the loop slept, or its virtual clock jumped, as every task waited */
+    double idle; /* while the loop slept or its virtual clock jumped, as every task waited */
 } conc_stats;
 
 CONC_API void conc_get_stats(conc_stats *s);
 
-/* Prints the tree of groups and tasks: what each waits for, who owns that, for how many seconds
- * [in brackets], and where it was spawned. Of more than 2000 tasks it prints how many are in the
- * same state at the same place, most first. In debug mode `kill -USR2` prints it to stderr,
- * unless the program receives that signal itself. */
+/* Prints the tree of groups and tasks: what each task waits for, which task owns that, for how many
+ * seconds [in brackets], and where it was spawned. If there are more than 2000 tasks, it prints
+ * instead how many are in the same state at the same location, most first. In debug mode `kill
+ * -USR2` prints it to stderr, unless the program receives that signal itself. */
 CONC_API void conc_dump(FILE *out);
 
 #ifdef __cplusplus
@@ -1179,16 +1177,41 @@ template <class type> struct conc__is_pointer<type *> {
  * *
  *  The implementation
  *
- *  A task gives up the processor by switching straight to the next ready one; after a batch of 64
- *  switches, fewer when they are slow, or when none is ready, it switches to the scheduler
- *  instead, which runs on the thread's own stack and looks at posted functions, the clock and the
- *  descriptors. Everything that may need a deep stack (hooks, reports) runs there too.
+ *  A task that waits switches straight to the next ready task. After a batch of 64 switches (fewer
+ *  if steps are slow), or if no task is ready, it switches to the scheduler instead, which runs on
+ *  the thread's own stack: it runs posted functions, reads the clock and polls the descriptors.
+ *  Everything that may need a deep stack (hooks, reports) runs on that stack too.
  *
- *  Contents: >>config >>switch >>types >>sanitizers >>system >>poll >>stacks >>timers
- *  >>scheduler >>waits >>cancellation >>spawning >>texts >>finishing >>joining >>grouping
- *  >>gathering >>keys >>generating >>watching >>moving >>connecting >>streaming >>signalling
- *  >>posting >>reporting >>tracing >>faults >>usage >>backtraces >>watchdog >>stepping >>running
- *  >>embedding
+ *  run           one call of conc_run or conc_embed_begin; it has one loop, in one thread
+ *  pass          one round of the scheduler: posts, signals, the clock, events, then a batch
+ *  batch         tasks that run one after the other, without a pass in between
+ *  step          what a task does from its resumption to its next switch
+ *  budget        checkpoints that may succeed without a switch before the task must yield
+ *  stepwise      debug mode or a trace: batches of one task, and every step is timed
+ *  to park       to stop a task until its wait is over; >>types lists the states of a task
+ *  wait          a conc__wait on the stack of a parked task; its kind says how a cancel ends it
+ *  to grant      to give a waiter what it waits for, and wake it; to wake: to end a wait
+ *  spinner       a task that keeps running into checkpoints though it is cancelled
+ *  doomed        every task of the run is cancelled, through all shields, after a deadlock
+ *  to collect    to take the result of an ended task, so that its error is not reported
+ *  sink          where a task's result goes besides joins, as set by its spawn
+ *  handle        a conc_task in the user's memory; other tasks live on their own stack
+ *  place         a location in the source, "file.c:12"
+ *  source        who an error or a report is about: a task's name and the place of its spawn
+ *  record        a conc__holding: an object that is held or open, found by its address
+ *  lent          an object of the user's that conc still uses, on a stack
+ *  lost          memory in use whose function has returned; that ends the program with a report
+ *  inherited     of the parent process, in a forked child
+ *  stack cache   all stacks of one size, in slabs; a stack is in use, free or dropped
+ *  poller        epoll, kqueue or poll(2); conc__fd_state lists the states of a descriptor
+ *  post          a function that another thread, or the loop itself, has the loop run
+ *  hold          a promise of a post, which makes waiting for ever no deadlock
+ *  at work       a job in another thread for which the virtual clock stands still
+ *
+ *  Contents: >>options >>switch >>types >>sanitizers >>platform >>poller >>stacks >>timers >>loop
+ *  >>waits >>scopes >>errors >>tasks >>groups >>locals >>generators >>watching >>moving
+ *  >>connecting >>streaming >>signalling >>posting >>reporting >>tracing >>faults >>usage
+ *  >>backtraces >>watchdog >>stepping >>running >>embedding
  * ============================================================================================== */
 
 #if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__IMPLEMENTED
@@ -1198,7 +1221,7 @@ template <class type> struct conc__is_pointer<type *> {
 #error "conc.h: the implementation is C: put CONC_IMPLEMENTATION into a .c file; C++ may declare"
 #endif
 
-/* ---- >>config ------------------------------------------------------------------------------- */
+/* ---- >>options ------------------------------------------------------------------------------ */
 
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -1225,9 +1248,9 @@ template <class type> struct conc__is_pointer<type *> {
 #include <time.h>
 #include <unistd.h>
 
-/* A system header that was included before conc.h has decided what all of them show. POSIX of
- * 2008, which _POSIX_C_SOURCE or _XOPEN_SOURCE may have asked for, suffices: what the system has
- * beyond it is declared here. */
+/* The first system header that is included decides what all of them declare. If one came before
+ * conc.h, POSIX 2008 suffices (_POSIX_C_SOURCE or _XOPEN_SOURCE may have asked for it): the few
+ * declarations beyond it follow. */
 #if !defined MAP_ANONYMOUS && (!defined _POSIX_C_SOURCE || _POSIX_C_SOURCE < 200809L)
 #error \
     "conc.h: a system header came first and hides POSIX: include conc.h first, or -D_DEFAULT_SOURCE"
@@ -1267,7 +1290,7 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 #define CONC__SS_DISABLE SS_DISABLE
 #endif
 
-/* Another thread's frames: /proc tells which threads may be asked for them. */
+/* The watchdog prints another thread's backtrace; /proc shows whether it can be interrupted. */
 #if defined __linux__ && defined __has_include
 #if __has_include(<execinfo.h>)
 #include <execinfo.h>
@@ -1282,7 +1305,7 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 #include <sys/syscall.h>
 #endif
 
-/* The best way to wait for descriptors that the system has; poll(2) is there in any case. */
+/* The best way to wait for descriptors that the system has; poll(2) is always there. */
 #if defined CONC_NO_EPOLL
 #undef CONC__KQUEUE
 #elif defined __APPLE__ || defined __FreeBSD__ || defined CONC__KQUEUE
@@ -1321,26 +1344,25 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 
 enum {
     CONC__LEAST_STACK = 16 * 1024, /* bytes */
-    CONC__TURNS = 64,              /* switches between two looks of the scheduler, at most */
-    CONC__QUICK = 256,             /* checkpoints without a wait before one yields, at most */
-    CONC__LATE = 1000000,          /* ns between two looks, after which steps count as slow */
-    /* passes in a row that ran only posted functions, after which what waits for quiet goes on */
+    CONC__BATCH_MOST = 64,         /* most switches in a batch, between two scheduler passes */
+    CONC__BUDGET_MOST = 256,       /* most checkpoints without a wait before one yields */
+    CONC__BATCH_NS = 1000000,      /* ns for a batch, above which its steps count as slow */
+    /* passes in a row that ran only posted functions, after which one pass ignores them */
     CONC__FLOOD = 64,
-    /* refused checkpoints in a row that make a task one which ignores its cancel */
-    CONC__SPIN = 16,
-    CONC__STUBBORN = 1000,  /* refused checkpoints in a row that are told of */
-    CONC__PATIENCE = 50000, /* ns a thread looks for what it waits for before it sleeps */
-    CONC__MISSES = 3,       /* after so many times in vain it looks only now and then */
-    /* under a seed: how many of the ready tasks the next is drawn from */
+    /* checkpoints refused in a row, after which a task counts as ignoring its cancel */
+    CONC__SPINNER = 16,
+    CONC__STUBBORN = 1000,  /* checkpoints refused in a row, after which that is reported */
+    CONC__PATIENCE = 50000, /* ns for which a thread spins before it sleeps */
+    CONC__MISSES = 3,       /* spins in vain in a row, after which it seldom spins */
+    /* under a seed: how many of the ready tasks the next one is drawn from */
     CONC__CHOICE = 16,
-    CONC__NO_STATUS = -1, /* of conc_set_exit_status */
-    CONC__NAME = 48,
+    CONC__NO_STATUS = -1, /* conc_set_exit_status was not called */
+    CONC__NAME = 48,      /* bytes of a task's name, and of an error's text */
     CONC__TEXT = 128,
-    CONC__DESCRIPTION = CONC__NAME + 256 /* of a task, in reports */
+    CONC__DESCRIPTION = CONC__NAME + 256 /* bytes for a task's description in reports */
 };
 
-/* No process has more bytes of addresses than these, so what asks for more is out of memory at
- * once. */
+/* No process has a larger address space, so a request for more bytes is -ENOMEM at once. */
 #define CONC__ADDRESS_SPACE (SIZE_MAX >> (sizeof(size_t) == 8 ? 16 : 0))
 
 _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
@@ -1378,20 +1400,19 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 #endif
 
 #define CONC__UNLIKELY(x) __builtin_expect(!!(x), 0)
-/* A function that may read what sanitizers have closed, as unused parts of stacks. */
+/* A function that may read memory which sanitizers have poisoned, as unused parts of stacks. */
 #define CONC__UNSANITIZED __attribute__((no_sanitize("address", "thread")))
-/* How each function of the implementation starts; a function of a line or two that is called
- * everywhere, which costs nanoseconds if it is not inline; one that seldom runs. CONC__CALLED:
- * its frame lies below its caller's, which conc__find_lost relies on; and if it sets a variable
- * of its caller's, GCC does not look for ways on which it fails and yet seems to return 0, to warn
- * of the variable there. */
+/* Each function of the implementation starts with one of these. CONC__FAST: a short function on a
+ * hot path, which must be inlined. CONC__COLD: one that seldom runs. CONC__CALLED: one that must
+ * not be inlined, as conc__check_lost relies on its frame lying below its caller's; that also
+ * silences GCC's warnings of variables which the function sets only if it returns 0. */
 #ifdef __OPTIMIZE__
 #define CONC__PRIVATE static
 #define CONC__FAST static inline __attribute__((always_inline))
 #define CONC__COLD static __attribute__((cold, noinline))
 #define CONC__CALLED __attribute__((noinline))
 #else
-#define CONC__PRIVATE static inline /* as CONC_API: what nobody calls need not be compiled */
+#define CONC__PRIVATE static inline /* as CONC_API: an unused function is not compiled */
 #define CONC__FAST static inline
 #define CONC__COLD static inline __attribute__((cold))
 #define CONC__CALLED
@@ -1399,18 +1420,17 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 
 /* ---- >>switch ------------------------------------------------------------------------------- */
 
-/* conc__jump(from, to) saves where this stack stands in from, and goes on where `to` stands. It
- * pushes nothing, so the debug information of the place that waits holds for a parked stack too.
- * The jump is indirect, without a return: a return would miss in the processor's return
- * predictor. conc__prepare(context, low, top, entry) makes a context that starts entry() on the
- * stack below top.
+/* conc__jump(from, to) saves the context of this stack in `from` and resumes the context `to`. It
+ * pushes nothing, so the debug information of the waiting call holds for a parked stack too. It
+ * ends in an indirect jump, as a return would miss in the processor's return predictor.
+ * conc__prepare(context, low, top, entry) makes a context that starts entry() on the stack below
+ * top.
  *
- * It is inlined into the user's functions, so a compiler may address the frame around it by any
- * register that it uses for that, and must find it unchanged: stack pointer, frame pointer (rbp,
- * x29, s0) and Clang's base pointer (rbx, x19, s1; for frames with an alignment or a size that the
- * other two cannot serve). The context holds these, as Clang ignores them in a list of clobbers.
- * All other registers are declared as lost: the compiler keeps only what it needs, on the
- * stack. */
+ * conc__jump may be inlined into any function, whose frame the compiler may address by any of three
+ * registers: the stack pointer, the frame pointer (rbp, x29, s0) and Clang's base pointer (rbx,
+ * x19, s1; for frames with an alignment or a size that the other two cannot serve). All three must
+ * be unchanged afterwards. The context holds them, as Clang ignores them in a clobber list. All
+ * other registers are clobbered: the compiler saves those that it needs, on the stack. */
 
 #if defined CONC_USE_UCONTEXT || !defined __LP64__ || defined __riscv_vector || \
     !(defined __x86_64__ || defined __aarch64__ || defined __riscv)
@@ -1419,7 +1439,7 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 #define CONC__UCONTEXT 0
 #endif
 
-/* Nothing is to be found above the first function of a stack: debuggers and unwinders stop
+/* Marks the first function of a stack as having no caller, so that debuggers and unwinders stop
  * there. */
 #ifdef __GCC_HAVE_DWARF2_CFI_ASM
 #define CONC__CFI(x) __asm__ volatile(".cfi_undefined " x)
@@ -1452,8 +1472,8 @@ CONC__PRIVATE void conc__jump_first(ucontext_t *here, void **to)
     swapcontext(here, &there);
 }
 
-/* The context of a parked stack lies on it, and context[0] points there; context[2] is NULL
- * then. */
+/* context[0] of a parked stack points to its ucontext_t, which lies on that stack; context[2] is
+ * NULL then. Of a new stack, conc__prepare has set all three. */
 CONC__PRIVATE void conc__jump(void **from, void **to)
 {
     ucontext_t here;
@@ -1461,7 +1481,7 @@ CONC__PRIVATE void conc__jump(void **from, void **to)
     from[2] = NULL;
     if (to[2]) {
         conc__jump_first(&here, to);
-    } else { /* the signal mask is the thread's, though a context has one */
+    } else { /* keep the thread's signal mask: swapcontext would restore the context's */
         pthread_sigmask(SIG_SETMASK, NULL, &((ucontext_t *)to[0])->uc_sigmask);
         swapcontext(&here, to[0]);
     }
@@ -1485,8 +1505,8 @@ CONC__PRIVATE void conc__jump(void **from, void **to)
 #define CONC__MORE_CLOBBERS
 #endif
 #define CONC__BOTTOM() CONC__CFI("rip")
-/* each line with its end; also where -masm=intel asks for the other syntax, and so for the second
- * of "{a|b}" */
+/* Wraps lines of AT&T syntax, each with its \n, so that -masm=intel, which selects the second part
+ * of each "{a|b}", assembles them too. */
 #define CONC__IN_ATT_SYNTAX(code) "{|.att_syntax prefix\n\t}" code "{|.intel_syntax noprefix\n\t}"
 
 static inline __attribute__((always_inline)) void conc__jump(void **from, void **to)
@@ -1513,7 +1533,8 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
 CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*entry)(void))
 {
     (void)low;
-    void **stack = (void **)(void *)(top - (uintptr_t)top % 16 - 8); /* as if it had been called */
+    /* aligned as after a call */
+    void **stack = (void **)(void *)(top - (uintptr_t)top % 16 - 8);
     *stack = NULL;
     context[0] = stack;
     context[1] = (void *)(uintptr_t)entry;
@@ -1618,13 +1639,13 @@ CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*en
 #endif
 #endif
 
-/* Intel's shadow stack knows only calls and returns: under it these switches would kill the
+/* Is Intel's shadow stack on? It allows only calls and returns: these switches would kill the
  * program. */
 CONC__PRIVATE bool conc__shadow_stack(void)
 {
 #if defined __x86_64__ && !CONC__UCONTEXT
     unsigned long pointer = 0;
-    __asm__ volatile("rdsspq %0" : "+r"(pointer)); /* does nothing where there is none */
+    __asm__ volatile("rdsspq %0" : "+r"(pointer)); /* a no-op without a shadow stack */
     return pointer != 0;
 #else
     return false;
@@ -1664,44 +1685,53 @@ static inline void conc__fpu_load(const conc__fpu *f) { (void)f; }
 
 /* ---- >>types -------------------------------------------------------------------------------- */
 
-/* Whose an error or a report is: the task's name of that moment, and the function and location of
- * its spawn. The same pointer twice: it was given no name of its own. */
+/* The task that an error or a report is about: its name at that moment, and the function and
+ * location of its spawn. Both are the same pointer if the task has no name of its own. */
 typedef struct conc__source {
     const char *name, *spawned;
 } conc__source;
 
-/* Why a task waits. */
+/* Why a task waits, and what a cancel does to the wait.
+ *
+ * To add a kind of wait:
+ *   1. Define a conc__wait_kind, with .cancel unless the wait ignores cancels.
+ *   2. In the call that waits: conc__in_task, the checks of its arguments, then conc__checkpoint.
+ *   3. Put a conc__wait with .task, .kind and .on on the stack, and conc__append it to a list.
+ *   4. conc__park(l, &w) returns what the wake-up passed on.
+ *   5. A grant does the waiter's whole effect at once and then calls conc__wake, which takes the
+ *      wait out of its list. So does a cancel, after .cancel has undone anything else. */
 typedef struct conc__wait_kind {
-    /* "joins": the dump's words, with whom() behind them */
+    /* for the dump, as "joins"; details() prints what follows it */
     const char *what;
-    /* the trace's, when those make no sense alone; NULL: what */
+    /* for the trace, if `what` makes no sense alone; NULL: what */
     const char *brief;
-    void (*whom)(FILE *out, const conc__wait *wait); /* NULL: the words suffice */
-    /* a cancel came: true, wake it; false, it goes on. NULL: goes on */
+    void (*details)(FILE *out, const conc__wait *wait); /* NULL: nothing follows */
+    /* a cancel comes: returns true to be woken, or false to keep waiting. NULL: keeps waiting */
     bool (*cancel)(conc__wait *wait);
-    /* one of several waits of its task comes first: the others are over. NULL: the only one */
+    /* this wait of several of its task is woken: withdraws the others. NULL: it is the only one */
     void (*won)(conc__wait *wait);
-    /* the task that alone could end it. NULL: nobody in particular */
+    /* the only task that could end the wait. NULL: there is no such task */
     const conc_task *(*owner)(const conc__wait *wait);
 } conc__wait_kind;
 
 #define CONC__HIGHEST_BIT (UINTPTR_MAX / 2 + 1)
 
-/* Debug: a lock that a task holds, or something that was opened and not closed. Always: a
- * conc_signals that is open. */
+/* A record of an object that something still uses. In debug mode: a lock that a task holds, or
+ * something that is open and must be closed. Always: an open conc_signals. The records form a
+ * radix tree by the object's address. */
 typedef struct conc__holding {
-    struct conc__holding *below[2]; /* by the next lower bit of the object's address */
-    struct conc__holding *same;     /* older, of the same object: a rwlock that is read twice */
-    struct conc__holding *older, *newer; /* of all */
-    struct conc__holding *newest;        /* of all: in the tree's root */
+    struct conc__holding *below[2];      /* by the next lower bit of the object's address */
+    struct conc__holding *same;          /* an older one of the same object: a rwlock read twice */
+    struct conc__holding *older, *newer; /* among all */
+    struct conc__holding *newest;        /* among all; valid in the tree's root */
     const void *object;
     const char *what, *place; /* "a lock", and where it was acquired */
 } conc__holding;
 
 /* The top of every stack. */
 typedef struct conc__stack {
-    struct conc__stack *next; /* free: the one freed before */
-    struct conc__pool *pool;
+    struct conc__stack *next; /* free: the one that was freed before it */
+    struct conc__stack_cache *cache;
     struct conc__slab *slab;
     char *low;          /* the lowest byte that may be used */
     bool has_generator; /* a generator's body runs on it, not a task */
@@ -1716,33 +1746,33 @@ typedef struct conc__stack {
     uint32_t valgrind_id;
 } conc__stack;
 
-/* Stacks are carved from slabs, one mapping each. A stack is in use, or free with what it needed
- * still in memory, or dropped: its pages were given back, and it is carved anew for its next
- * use. */
+/* Stacks are carved from slabs, each of which is one mapping. A stack is in use; or free, with its
+ * pages still in memory; or dropped: its pages went back to the system, and its next use carves it
+ * again. */
 typedef struct conc__slab {
     struct conc__slab *next, *prev;
-    struct conc__slab *next_hole, *prev_hole; /* of those with stacks that were dropped */
-    struct conc__pool *pool;
+    struct conc__slab *next_hole, *prev_hole; /* among the slabs with dropped stacks */
+    struct conc__stack_cache *cache;
     char *base;
-    int carved;       /* stacks that were made so far, from below */
-    int guarded;      /* stacks whose guard region stands */
-    uint64_t dropped; /* which stacks, a bit each */
+    int carved;       /* stacks that were carved so far, from below */
+    int guarded;      /* stacks that have their guard region */
+    uint64_t dropped; /* a bit for each stack */
 } conc__slab;
 
 /* All stacks of one size. */
-typedef struct conc__pool {
-    struct conc__pool *next;
+typedef struct conc__stack_cache {
+    struct conc__stack_cache *next;
     size_t size, guard, stride;
     int per_slab;
-    conc__slab *slabs; /* newest first; only the first may have stacks to carve */
+    conc__slab *slabs; /* newest first; only the first may have stacks that were never carved */
     size_t slab_count;
     conc__slab *holes;
     conc__stack *free;
-    conc__stack *old;  /* free since the last trim, with all below it in the list; NULL: none */
-    conc__stack *cold; /* taken out of that list, to be given back */
+    conc__stack *old;  /* it and all after it in `free` were free at the last trim; NULL: none */
+    conc__stack *cold; /* taken out of `free`, to be dropped */
     size_t resident;   /* stacks in use or free */
-    bool trimmed;      /* the last trim left none that the next could give back */
-} conc__pool;
+    bool trimmed;      /* the last trim left nothing to drop */
+} conc__stack_cache;
 
 enum { CONC__LEVELS = 11, CONC__SLOTS = 64 };
 
@@ -1750,48 +1780,49 @@ typedef struct conc__wheel {
     uint64_t elapsed;
     uint64_t occupied[CONC__LEVELS];
     conc__timer *slots[CONC__LEVELS][CONC__SLOTS];
-    size_t armed, disarmed; /* how often; the difference is the number of timers */
+    size_t armed, disarmed; /* counts of both calls; the difference is the number of timers */
 } conc__wheel;
 
-/* For how long the virtual clock has stood still for a child program: see conc__stand_still. */
+/* Since when the virtual clock has stood still for a child program: see conc__stand_still. */
 typedef struct conc__standstill {
-    int64_t began;   /* on the real clock; 0: it has not */
-    int64_t until;   /* embedded: the host is to wait so long, on the real clock; 0: it need not */
-    int64_t now;     /* the loop's clock, */
-    size_t armed;    /* the timers that were armed, */
-    unsigned starts; /* and the programs that were started, when it began */
+    int64_t began;   /* on the real clock; 0: it does not stand still */
+    int64_t until;   /* embedded: the host must wait until this real time; 0: it need not */
+    int64_t now;     /* when it began: the loop's clock, */
+    size_t armed;    /* how many timers had been armed, */
+    unsigned starts; /* and how many programs had been started */
 } conc__standstill;
 
-enum { CONC__SIGNALS = 65 }; /* one more than the highest number */
+enum { CONC__SIGNALS = 65 }; /* one more than the highest signal number */
 
-/* Something that a loop is to do between two tasks. */
+/* A function that a loop must run between two steps of tasks. */
 typedef struct conc__post {
     struct conc__post *next;
-    void (*run)(struct conc__post *post); /* the post's memory is no longer the loop's */
+    void (*run)(struct conc__post *post); /* may free the post: the loop has done with it */
 } conc__post;
 
-/* Somewhere else to look, besides posted functions, before a loop falls asleep. */
-typedef struct conc__lookout {
-    struct conc__lookout *next;
-    bool (*look)(struct conc__lookout *self);           /* true: something came of it */
-    void (*watch)(struct conc__lookout *self, bool on); /* the looking begins; it ends */
-} conc__lookout;
+/* A source of events besides posts, which a loop polls while it spins before it sleeps. */
+typedef struct conc__idle_hook {
+    struct conc__idle_hook *next;
+    bool (*poll)(struct conc__idle_hook *self); /* true: an event came */
+    /* called with true before the first poll, and with false after the last */
+    void (*enable)(struct conc__idle_hook *self, bool on);
+} conc__idle_hook;
 
-/* What another module has to end with a run, after its last task. */
+/* A function that another module registers, to be called at a run's end, after the last task. */
 typedef struct conc__ending {
     struct conc__ending *next;
     void (*end)(conc_loop *l, struct conc__ending *self);
 } conc__ending;
 
-/* Which tasks lived when no more than these had been spawned and had ended. */
+/* The tasks that were alive when so many had been spawned and so many had ended. */
 typedef struct conc__census {
     uint64_t *serials; /* in order */
     size_t count;
     uint64_t spawned, finished;
 } conc__census;
 
-/* The error of a background task with a handle, until a join or the end of the run. It is found by
- * the task's serial number, as the handle may be gone or used again. */
+/* The error of a background task with a handle, kept until a join or the end of the run. The task's
+ * serial number is the key, as the handle may be gone or reused. */
 typedef struct conc__failed {
     struct conc__failed *next, *prev; /* in the order of the failures */
     struct conc__failed *same_slot;
@@ -1803,13 +1834,13 @@ typedef struct conc__failed {
 
 typedef struct conc__failures {
     conc__failed *first, *last;
-    conc__failed **slots; /* a hash table; a power of two of them, or none */
+    conc__failed **slots; /* a hash table; slot_count is a power of two, or 0 */
     size_t slot_count, count;
 } conc__failures;
 
-/* A node of a task's locals, with those below it: a search tree by the bits of each key's hash.
- * Tasks share what neither has changed since the spawn. A node that can be reached from two sides
- * has two references, or lies below one that has; it does not change any more. */
+/* A node of a task's locals, which form a search tree by the bits of each key's hash. A task shares
+ * with its parent the nodes that neither has changed since the spawn. A shared node has two or more
+ * references, or lies below a node that has; it is immutable. */
 typedef struct conc__locals {
     int references;
     const conc_local *key;
@@ -1817,36 +1848,81 @@ typedef struct conc__locals {
     struct conc__locals *below[2]; /* by the next bit of the hash */
 } conc__locals;
 
-/* Beside CONC_READABLE and CONC_WRITABLE: the peer has hung up, or there is an error. It comes to
- * all that wait for a descriptor. */
+/* The life of a task. Only the loop's thread changes these states.
+ *
+ *   state    what holds                                    ends when
+ *   ready    CONC__LIVE; in l->ready, or in l->spinners    the scheduler, or a task that parks,
+ *            if it ignores its cancel; `wait` is NULL      switches to it: running
+ *   running  CONC__LIVE; l->self points to it; `wait` is   conc__park: parked;
+ *            NULL                                          conc__yield_to_ready: ready;
+ *                                                          conc__task_end, when its function has
+ *                                                          returned: ended
+ *   parked   CONC__LIVE; `wait` points to a conc__wait     a grant, a timer or a cancel wakes it
+ *            on its stack                                  (conc__wait_over): ready
+ *   ended    CONC__DONE; `result` is set, the stack is     a join, conc_group_next or a sink takes
+ *            free; without a handle, the task is gone too  the result: `collected` is set
+ *
+ * In its group, a task is among `children` until it ends. An ended task with a handle that is not
+ * collected is then in the group's list `finished` (`in_finished`), until it is collected or the
+ * group closes. The handle may be reused once the task has ended and is not in that list.
+ *
+ * The seal is a hash of the task's address. It tells a task from storage that was never set. */
+enum { CONC__LIVE = 1, CONC__DONE = 2 };
+/* where the result goes besides joins: nowhere, a conc_call, an int, a conc_start, a thread */
+enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK, CONC__REMOTE_SINK };
+
+/* Changes of the seal for ended tasks, and for those in their group's list `finished`. Otherwise
+ * one overwritten byte, the state, could turn what is left of a handle into a live task. */
+enum { CONC__ENDED_SEAL = 0xffff, CONC__LISTED_SEAL = 0x5aa5 };
+
+CONC__PRIVATE uint16_t conc__seal(const conc_task *t)
+{
+    return (uint16_t)((uintptr_t)t >> 4 ^ 0xc0de);
+}
+
+CONC__PRIVATE bool conc__is_task(const conc_task *t)
+{
+    if (!t)
+        return false;
+    int difference = t->seal ^ conc__seal(t);
+    switch (difference) {
+    case 0: return t->state == CONC__LIVE;
+    case CONC__ENDED_SEAL:
+    case CONC__ENDED_SEAL ^ CONC__LISTED_SEAL: return t->state == CONC__DONE;
+    default: return false;
+    }
+}
+
+/* Beside CONC_READABLE and CONC_WRITABLE: the peer has hung up, or there is an error. It wakes
+ * every task that waits for the descriptor. */
 enum { CONC__HANG_UP = 4 };
 
-/* Lists of the tasks that wait for a descriptor: by the events that they wait for, 0 meaning a
- * hang-up alone, and behind those the tasks that pause because it is ready in name only. */
+/* The lists of tasks that wait for a descriptor: one for each set of events, where 0 is a hang-up
+ * alone, and one for tasks that pause because the descriptor is ready but gives EAGAIN. */
 enum { CONC__PAUSING = 4, CONC__FD_LISTS };
 
-/* What the loop knows of a number, and so of the file that it stands for.
+/* What the loop knows of a descriptor: of its number, and of the file that this means.
  *
  *   state    what holds                                     changes
  *   UNKNOWN  the loop knows nothing of the file, and the    a task waits: to FOREIGN, or to
- *            poller does not have it; only tasks that       REFUSED; conc opens a socket of this
- *            pause may be in the lists                      number: to OWN
- *   FOREIGN  conc did not open it, and close(2) may take    the poller finds that the number
- *            it away unseen; the poller has it, and         means another file, or none: to
- *            reports one event for each arming              UNKNOWN
- *   REFUSED  as FOREIGN, but the poller has no use for it,  fstat(2) finds the same: to
- *            as it is always ready; a task waits for a      UNKNOWN
- *            hang-up alone, which only a close ends
+ *            poller does not have it; only tasks that       REFUSED; conc opens a socket with
+ *            pause may be in the lists                      this number: to OWN
+ *   FOREIGN  conc did not open it, and close(2) may close   the poller finds that the number
+ *            it without conc's knowledge; the poller has    means another file, or none: to
+ *            it, and reports one event for each arming      UNKNOWN
+ *   REFUSED  as FOREIGN, but the poller refuses it, as it   fstat(2) finds the same: to
+ *            is always ready; tasks may wait only for a     UNKNOWN
+ *            hang-up, which only a close ends
  *   OWN      conc opened it: a non-blocking socket that     a task waits: to EDGE
  *            conc_close closes; no task has waited yet
  *   EDGE     as OWN, and the poller reports every change,   as FOREIGN
  *            for ever
  *
  * conc_close changes every state to UNKNOWN. `id` changes whenever the number means another file
- * or none (conc__fd_gone): the number with its id is the file's identity. A task that waited, a
- * server and an event of the kernel's compare it to learn whether they still speak of the same
- * file. An OWN one becomes UNKNOWN, and keeps its id, when another thread's conc_close may have
- * been for it, and may not. */
+ * or none (conc__fd_gone), so number and id together identify the file: a task that has waited, a
+ * server, and the handler of a kernel event compare it to see whether the file is still the same.
+ * If another thread calls conc_close and may have meant this file or a later one of the same
+ * number, an OWN descriptor becomes UNKNOWN and keeps its id. */
 typedef enum conc__fd_state {
     CONC__FD_UNKNOWN,
     CONC__FD_FOREIGN,
@@ -1858,24 +1934,24 @@ typedef enum conc__fd_state {
 typedef struct conc__fd {
     conc__waits waits[CONC__FD_LISTS];
     struct conc__fd *next, *prev; /* among those that a task waits for */
-    uint64_t inode;               /* poll(2), or REFUSED: what tells files apart there */
+    uint64_t inode;               /* with poll(2), or REFUSED: identifies the file */
     uint32_t id;
-    unsigned closings; /* what conc__closings_of said when it was last certain which file it is */
+    unsigned closings; /* what conc__closings_of returned when the file was last known for sure */
     int number;
-    int read_error, write_error; /* which the next call is to return; 0: none */
+    int read_error, write_error; /* the next call returns it; 0: none */
     conc__fd_state state;
     bool tcp;     /* a short read has taken everything */
-    bool drained; /* there was nothing left to read, and no event came since */
+    bool drained; /* the last read found nothing more, and no event came since */
     bool failed;  /* read_error or write_error is set */
-    /* end of file or urgent data came: what a short read means is not certain any more */
+    /* end of file or urgent data came: a short read need not mean that nothing is left */
     bool special;
-    unsigned char filters; /* how the queue of kqueue(2) has it: conc__kqueue_control */
-    unsigned char came;    /* what the queue has just told of it */
+    unsigned char filters; /* kqueue(2): the filters that it has, see conc__kqueue_control */
+    unsigned char came;    /* kqueue(2): the events of the current batch */
 } conc__fd;
 
-enum { CONC__FDS = 64 }; /* in each block of the table */
+enum { CONC__FDS = 64 }; /* descriptors in each block of the table */
 
-/* A buffer of the usual size that nobody uses. */
+/* A free buffer of the usual size. */
 typedef struct conc__spare {
     struct conc__spare *next;
 } conc__spare;
@@ -1886,31 +1962,31 @@ typedef void conc__switch_fn(conc_loop *l, conc__stack *from, void **from_contex
                              void **to_context);
 
 struct conc_loop {
-    /* what a switch touches; neighbours are not written together, as a compiler would then join
-     * the writes in a vector register, and the next read wait longer for it */
+    /* what a switch touches. Fields that are written together must not be neighbours: the compiler
+     * would merge the writes into one vector store, which would delay the next read */
     conc_task *self; /* NULL while the scheduler runs */
     int *errno_at;
     conc_task *ready;
-    int turns, quick;
+    int switches_left, budget_left; /* until the next pass; until a checkpoint yields */
     conc_task *last_ready;
     conc__context context; /* the scheduler's */
     conc__switch_fn *switch_stacks;
 
     bool virtual_clock, seeded, debug, on_valgrind, doomed, over, refreshing;
-    /* debug mode, or a trace is written: one task a pass, and each of its steps is measured */
+    /* debug mode, or a trace is written: a pass runs one task, and every step is measured */
     bool stepwise;
-    conc_task *spinners, *last_spinner; /* they ignore their cancel, and wait for the next round */
-    /* the pass in which it comes although other tasks are ready; each spinner puts it off */
+    conc_task *spinners, *last_spinner; /* tasks that ignore their cancel; they run in rounds */
+    /* the pass in which their round comes though others are ready; each spinner postpones it */
     uint64_t next_round;
     conc_task *marked, *last_marked;
     conc__waits settlers;
     void (*call)(conc_loop *l, void *arg);
     void *call_arg;
-    conc__fpu fpu;         /* what a task starts with */
-    conc__context scratch; /* where a context goes that nobody will return to */
+    conc__fpu fpu;         /* the state with which a task starts */
+    conc__context scratch; /* for contexts that are never resumed */
     int64_t now;
-    int64_t looked;        /* when the scheduler last looked around, on the loop's clock */
-    int batch, budget;     /* what turns and quick start with: fewer when steps are slow */
+    int64_t last_pass;     /* when the last scheduler pass was, on the loop's clock */
+    int batch, budget;     /* start values of these two: lower if steps are slow */
     int flooded;           /* passes in a row that ran only posted functions */
     uint64_t picks, draws; /* states of the two random generators */
     conc__stack thread_stack;
@@ -1919,12 +1995,14 @@ struct conc_loop {
 #endif
 
     conc_options options;
-    conc__pool *pool, *pools; /* the tasks', and all */
+    conc__stack_cache *stacks,
+        *stack_caches; /* of stacks: that of tasks with the default size, and all */
     int64_t trimmed;
     bool to_trim;
-    bool awaits_interrupt; /* nothing but a signal, or a post, will wake main_fn, as it wants */
-    int64_t searched;      /* meanwhile: when circles of tasks were looked for; */
-    uint64_t unsearched;   /* and the loop's pauses since then */
+    bool
+        awaits_interrupt; /* main_fn sleeps for ever on purpose: only a signal or a post wakes it */
+    int64_t searched;     /* meanwhile: when the loop last searched for circles of owners, */
+    uint64_t unsearched;  /* and how often it has paused since then */
     conc_group background;
     conc__failures failures;
     conc_task main;
@@ -1932,30 +2010,30 @@ struct conc_loop {
     void *main_arg;
     const char *main_name;
     int rc;
-    int exit_status; /* what conc_set_exit_status chose; CONC__NO_STATUS: nothing */
+    int exit_status; /* set by conc_set_exit_status; CONC__NO_STATUS: not set */
     struct conc__gen *generators;
-    conc__stack *stopped; /* of generators that were stopped for good, or closed at the end */
-    bool lists_tasks;     /* the report that is made has a line for each task */
-    uint64_t run;         /* which of the process's runs this is */
+    conc__stack *stopped; /* stacks of generators that were stopped for good, or at the run's end */
+    bool lists_tasks;     /* the current report has a line for each task */
+    uint64_t run;         /* the number of this run in the process */
     conc_loop *next_run;  /* in conc__live_runs */
     conc__census census;
     size_t generator_count;
     uint64_t spawned, finished; /* both counted from conc__first_serial */
-    uint64_t most;              /* what `spawned` would be with as many tasks alive as ever were */
+    uint64_t most;              /* most - finished is the most tasks that were alive at once */
     uint64_t switches, passes, polls;
-    int64_t left;         /* embedded: when the host went on */
-    int64_t began, idled; /* when the run began; how long it slept since, on its clock */
-    /* stepwise: the running step's start; the sum of all; of all waits that are over */
+    int64_t left;         /* embedded: when control last went back to the host */
+    int64_t began, idled; /* when the run began; how long it has slept since, on its clock */
+    /* stepwise: when the running step began; the sum of all steps; the sum of all past waits */
     int64_t stepped, ran, waited;
     bool step_over; /* stepwise: the task that was resumed has ended */
-    int64_t called; /* debug: what calls of the program's functions took of the running step */
-    /* whose stack this was, and from where on it was used; NULL: that is no matter */
+    int64_t called; /* debug: time of the running step that went to calls of the user's hooks */
+    /* the stack of a task that has just ended, and its lowest used byte; NULL: not needed */
     conc__stack *left_stack;
     char *left_used;
     struct conc__trace *trace;       /* NULL: none is written */
     struct conc__watchdog *watchdog; /* debug */
     struct conc__usage *usages;      /* debug: of stacks */
-    conc__holding *opened;           /* debug: what is to be closed before the end */
+    conc__holding *opened;           /* debug: what must be closed before the end */
     /* debug: conc's handlers for SIGUSR2 and for SIGSEGV are installed for this run */
     bool dumps_taken, faults_taken;
     conc__wheel wheel;
@@ -1966,83 +2044,81 @@ struct conc_loop {
     size_t fd_blocks;
     conc__fd *watched, *last_watched;
     size_t watched_count, verify_count, unverified;
-    /* since conc__verify was last called something ran that may have closed a descriptor */
+    /* since the last conc__verify, something ran that may have closed a descriptor */
     bool stirred;
-    bool was_alone;   /* this was the only thread when conc__verify last began with the first one */
-    int64_t verified; /* when conc__verify last looked at some, on the real clock */
+    bool was_alone;         /* this was the only thread when the last round of conc__verify began */
+    int64_t verified;       /* when conc__verify last checked descriptors, on the real clock */
     int64_t verified_until; /* virtual clock: when conc__verify_until last did */
-    bool retried;           /* virtual clock: conc__jump_clock is to wait for others, as it says */
+    bool retried;           /* virtual clock: conc__jump_clock must give others real time first */
     int outside_awaited; /* tasks that wait for the end of a child program, or a FIFO's other end */
     conc__standstill standstill;
     int64_t polled;
     struct pollfd *polls_for; /* poll(2) */
     size_t polls_room;
-    /* epoll: events that no task waited for; those of files that were closed here */
+    /* epoll: counts of events that no task waited for, and of events of files closed here */
     unsigned unheard, orphans;
-    bool apart; /* kqueue: a task may wait for a descriptor that is not in the queue */
-    bool blind; /* descriptors cannot be waited for any more */
-    int doom;   /* the error with which every task was cancelled; 0: none was */
+    bool apart; /* kqueue: a task may wait for a descriptor that the queue does not have */
+    bool blind; /* the loop cannot wait for descriptors any more */
+    int doom;   /* the error for which every task was cancelled; 0: none */
     char doom_text[CONC__TEXT];
-    int posted_rc; /* the newest error of the posted function that runs; 0: it has made none */
+    int posted_rc; /* the newest error that the running posted function has made; 0: none */
     conc__spare *spares;
     int spare_count;
 
     int awaited;        /* tasks that wait for another thread or process */
-    unsigned misses;    /* how often in a row it was looked for in vain */
-    bool woke;          /* the last of them had to be woken: it will be a while */
+    unsigned misses;    /* spins in vain in a row */
+    bool woke;          /* the last hand-over had to wake its thread: do not spin for the result */
     atomic_int at_work; /* virtual clock: jobs for which time stands still */
-    conc__lookout *lookouts;
+    conc__idle_hook *idle_hooks;
     conc__ending *endings;
 
-    /* of a run inside a job: the job, if a virtual clock stands still for it, else NULL; */
-    struct conc__frame *job;
-    bool job_idles;    /* under the mutex: that clock goes on until the next post; */
-    int channel_waits; /* so many of `awaited` wait for a channel; */
-    /* on the virtual clock: when the job's shield ends, on the real one; CONC__NEVER: not by that
-     */
+    /* of a run inside a job: the job, if a virtual clock stands still for it, else NULL */
+    struct conc__job_context *job;
+    bool job_idles;    /* under the mutex: that clock goes on until the next post */
+    int channel_waits; /* how many of `awaited` wait for a channel */
+    /* virtual clock: when the job's shield ends, on the real clock; CONC__NEVER: it has no limit */
     int64_t job_limit;
 
     conc_signals *signals;
-    conc__holding *receiving; /* the same, in memory that is not theirs */
-    conc__holding *handles;   /* debug: of tasks and jobs that may not have ended, on stacks */
+    conc__holding *receiving; /* the same, as a tree by address */
+    conc__holding *handles;   /* debug: handles, on stacks, of tasks and jobs that may still run */
     bool lent;                /* one of these two is not empty */
-    /* by signal number: those of the receivers that are open, and the count up to which the loop
-     * has handed it out to them */
+    /* by signal number: the open receivers, and the count up to which the loop has delivered it */
     struct conc__signal_list {
         struct conc__signal_number *first;
         unsigned long handed;
     } received[CONC__SIGNALS];
-    uint64_t unblocked; /* a bit each: signals that were blocked before they were received */
+    uint64_t unblocked; /* a bit for each signal that was blocked before a receiver opened */
     int signal_waits, interrupted_by;
     bool interrupted_late, winding_up, embedded, stepping, pipe_was_blocked, pipe_was_pending;
     void *signal_stack;
-    _Atomic(conc_loop *) *signal_slot; /* where its handler finds this loop; NULL: nowhere */
-    /* the signals' handler writes these, but for the numbers, which it reads */
+    _Atomic(conc_loop *) *signal_slot; /* where the handler finds this loop; NULL: it does not */
+    /* the signal handler reads the numbers and writes the others */
     atomic_bool signalled, dump_asked;
-    atomic_uint interrupt_numbers;   /* which interrupt this run, a conc__interrupt_bit each */
-    atomic_int interrupt;            /* the signal that is to cancel main_fn; 0: none */
-    _Atomic(int64_t) interrupted_at; /* when the first came, on the real clock; 0: none did */
+    atomic_uint interrupt_numbers;   /* a conc__interrupt_bit for each that interrupts this run */
+    atomic_int interrupt;            /* the signal that must cancel main_fn; 0: none */
+    _Atomic(int64_t) interrupted_at; /* when the first came, on the real clock; 0: none came */
 
-    /* shared with other threads; under the mutex, but for a look at `posted` */
+    /* shared with other threads, under the mutex; `posted` may be read without it */
     pthread_mutex_t mutex;
     _Atomic(conc__post *) posted;
     conc__post *last_posted;
     size_t holds;
-    /* closed: posts are refused; over for good: the last release frees the loop */
+    /* closed: posts are refused; over_for_good: the last release frees the loop */
     bool asleep, closed, over_for_good;
 };
 
 static CONC_TLS _Thread_local conc_loop *conc__here;
 
-/* What conc_last_error returns on this thread outside of tasks and jobs. */
-static CONC_TLS _Thread_local char conc__words_of_thread[CONC__TEXT];
+/* The text of conc_last_error on this thread, outside of tasks and jobs. */
+static CONC_TLS _Thread_local char conc__thread_text[CONC__TEXT];
 
-static atomic_uint_least64_t conc__runs; /* how many there were in this process and its ancestors */
-/* In a forked child: the runs up to this number were the parent's. No task of theirs ever goes on
- * here, so what they left in locks, lists, groups and handles does not count. 0: no fork. */
+static atomic_uint_least64_t conc__runs; /* runs so far in this process and its ancestors */
+/* In a forked child: the runs up to this number were the parent's. Their tasks never continue here,
+ * so what they left in locks, lists, groups and handles does not count. 0: no fork. */
 static uint64_t conc__inherited_runs;
 
-/* The runs of this process that have begun and are not over, of all threads. */
+/* The runs in progress of all threads of this process. */
 static struct {
     pthread_mutex_t mutex;
     conc_loop *first;
@@ -2050,66 +2126,67 @@ static struct {
 
 struct conc__address;
 
-/* What conc_pool.h does for this module where it is in the program too; else all NULL. */
-/* A case of conc_select that is about a channel or a job, which are conc_pool.h's. Other threads
- * only tell of it; whether it happens is decided in the loop's own thread. */
+/* A case of conc_select on a channel or a job of conc_pool.h. Other threads only notify the loop;
+ * the loop's own thread decides whether the case happens. */
 typedef struct conc__outside {
     enum { CONC__CASE_RECEIVES, CONC__CASE_SENDS, CONC__CASE_ENDS } kind;
     void *object;    /* a conc_channel or a conc_job */
-    void *item;      /* where it goes, or comes from */
-    conc_task *task; /* that is told of an error */
-    int result;      /* once it has happened */
-    void *owner;     /* of told's */
-    /* called on the loop, when another thread told of it: it happened; or false: after an end that
-     * returned true */
-    void (*told)(struct conc__outside *o, bool happened);
+    void *item;      /* where to store the item, or where to read it */
+    conc_task *task; /* gets the text of an error */
+    int result;      /* valid once the case has happened */
+    void *owner;     /* for the use of `notified` */
+    /* Called on the loop after another thread has notified it. True: the case happened; false: an
+     * earlier end() had returned true. */
+    void (*notified)(struct conc__outside *o, bool happened);
 } conc__outside;
 
 typedef struct conc__outside_calls {
     int (*check)(const conc__outside *o); /* 0: it is valid */
     bool (*attempt)(conc__outside *o);    /* true: it happened */
-    /* 1: it happened; 0: a copy of it in *begun waits for that, until it happened or end is called;
-     * or an error */
+    /* 1: it happened; 0: a copy, *begun, waits until the case happens or end is called; or an
+     * error */
     int (*begin)(conc_loop *l, conc__outside *o, conc__outside **begun);
-    /* true: another thread has told of it before, and told is still to be called */
+    /* true: another thread has notified the loop already, and `notified` will still be called */
     bool (*end)(conc__outside *o);
 } conc__outside_calls;
 
+/* The functions of conc_pool.h that this module calls. All are NULL if it is not in the program. */
 typedef struct conc__extension {
     const conc__outside_calls *outside; /* NULL: conc_pool.h is not linked */
-    conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none does */
-    int (*job_block)(int64_t ns);       /* conc_block in a job; 1: none runs here */
-    /* conc_shield in a job; false: none runs here */
+    conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none */
+    int (*job_block)(int64_t ns);       /* conc_block in a job; 1: no job runs on this thread */
+    /* conc_shield in a job; false: no job runs on this thread */
     bool (*job_shield)(double grace, conc_fn *fn, void *arg, int *rc);
-    int (*job_runs)(conc_loop *l); /* a run begins on this thread, where a job may run */
-    /* the run's tasks wait for channels alone, or no longer: l->job does not run meanwhile */
+    int (*job_runs)(conc_loop *l); /* a run begins on this thread, maybe inside a job */
+    /* the run's tasks wait only for channels, or no longer do: l->job counts as idle meanwhile */
     void (*job_idles)(conc_loop *l, bool idles);
     void (*job_goes_on)(conc_loop *l); /* under the mutex: the next post has come */
-    int64_t (*job_late)(conc_loop *l); /* l->job_limit has come: the next one */
-    /* conc_fail of the job that runs on this thread; false: none does */
+    int64_t (*job_late)(conc_loop *l); /* l->job_limit is past: returns the next one */
+    /* conc_fail in a job; false: no job runs on this thread */
     bool (*job_fail)(int rc, const char *text);
-    /* the newest error of the job that runs on this thread, "": none; NULL: no job does */
-    const char *(*job_words)(void);
-    /* a host name: how many, for conc_free */
+    /* the text of the newest error of the job on this thread, "" if none; NULL: no job runs */
+    const char *(*job_text)(void);
+    /* looks up a host name: returns how many addresses; release *found with conc_free */
     int (*resolve)(const char *text, struct conc__address **found);
     /* in all pools of the program */
     size_t (*jobs_queued)(void);
-    /* a conc_job, in memory of any content */
+    /* is this a conc_job in use? The memory may have been overwritten */
     bool (*job_in_use)(const void *job);
-    /* does a task wait for a pipe of a child program that runs? And how many were started */
+    /* does a task wait for a pipe of a running child program? *starts: how many were started */
     bool (*pipe_awaited)(const conc_loop *l, unsigned *starts);
-    /* the job that runs on this thread; NULL: none does */
-    struct conc__frame *(*job_here)(void);
-    /* this job waits for a task of l, or no longer: its virtual clock goes on if it is l's */
-    void (*job_waits)(struct conc__frame *job, const conc_loop *l, bool waits);
+    /* the job that runs on this thread; NULL: none */
+    struct conc__job_context *(*job_here)(void);
+    /* this job begins, or ends, to wait for a task of l. Meanwhile the virtual clock for which it
+     * counts as at work may move on, if that is l's */
+    void (*job_waits)(struct conc__job_context *job, const conc_loop *l, bool waits);
     bool (*job_cancelled)(void);
-    /* in a handler of faults: says so if the job that runs here has used its stack up */
+    /* in a fault handler: reports it if the job that runs here has used up its stack */
     void (*job_overflows)(const char *address);
 } conc__extension;
 
 static conc__extension conc__extended;
 
-/* used before they are written */
+/* declared here, defined below */
 CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result);
 CONC__PRIVATE void conc__run_posts(conc_loop *l);
 CONC__PRIVATE int conc__post_to(conc_loop *l, conc__post *p);
@@ -2138,7 +2215,7 @@ static const char conc__overwritten[] = "memory was overwritten";
 #define CONC__HANDLE_OF "the handle of "
 #define CONC__A_JOB "a job"
 CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *what);
-CONC__COLD void conc__unnote(conc__holding **tree, const void *object);
+CONC__COLD void conc__holding_drop(conc__holding **tree, const void *object);
 CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void *object);
 CONC__COLD void conc__step(conc_loop *l, conc_task *t);
 CONC__COLD void conc__step_last(conc_loop *l, conc_task *t);
@@ -2162,8 +2239,8 @@ CONC__COLD int conc__own_error(int rc);
 CONC__COLD bool conc__name_function(char name[CONC__NAME], uintptr_t fn);
 CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns);
 CONC__PRIVATE void conc__remote_returned(conc_task *t);
-CONC__FAST int conc__hand_on(conc_loop *l, int rc);
-CONC__FAST int conc__hand_on_since(conc_loop *l, int rc, uint32_t before);
+CONC__FAST int conc__pass_error(conc_loop *l, int rc);
+CONC__FAST int conc__pass_error_since(conc_loop *l, int rc, uint32_t before);
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place);
 
 /* ---- >>sanitizers --------------------------------------------------------------------------- */
@@ -2185,8 +2262,8 @@ void __tsan_destroy_fiber(void *fiber);
 void __tsan_switch_to_fiber(void *fiber, unsigned flags);
 #endif
 
-/* Called right before a jump: from this stack, NULL when it will not be returned to, to that
- * one. */
+/* Called right before a jump from one stack to another. from is NULL if the stack will never be
+ * resumed. */
 static inline __attribute__((always_inline)) void conc__leaving(conc__stack *from, conc__stack *to)
 {
 #if CONC__ASAN
@@ -2199,14 +2276,14 @@ static inline __attribute__((always_inline)) void conc__leaving(conc__stack *fro
     (void)to;
 }
 
-/* Called right after a jump arrived on this stack. */
+/* Called right after a jump to this stack. */
 static inline __attribute__((always_inline)) void conc__arrived(conc_loop *l, conc__stack *here)
 {
 #if CONC__ASAN
     const void *low;
     size_t size;
     __sanitizer_finish_switch_fiber(here->asan_frames, &low, &size);
-    if (!l->thread_stack.asan_low) { /* the first jump of a run comes from the thread's own stack */
+    if (!l->thread_stack.asan_low) { /* a run's first jump comes from the thread's own stack */
         l->thread_stack.asan_low = low;
         l->thread_stack.asan_size = size;
     }
@@ -2220,7 +2297,7 @@ static inline __attribute__((always_inline)) void conc__arrived(conc_loop *l, co
     (void)here;
 }
 
-/* A stack is about to be used anew. */
+/* Called before a stack gets a new user. */
 static inline void conc__stack_begins(conc__stack *s)
 {
 #if CONC__ASAN
@@ -2234,7 +2311,7 @@ static inline void conc__stack_begins(conc__stack *s)
     (void)s;
 }
 
-/* Its function is over; it may still run on the stack, but only up to the next jump. */
+/* Called when the user of a stack ends; may run on that stack, which it then leaves for good. */
 static inline void conc__stack_ends(conc_loop *l, conc__stack *s)
 {
 #if CONC__ASAN
@@ -2242,7 +2319,7 @@ static inline void conc__stack_ends(conc_loop *l, conc__stack *s)
 #endif
 #if CONC__TSAN
     if (s->tsan_fiber == __tsan_get_current_fiber())
-        l->dead_fiber = s->tsan_fiber; /* cannot be destroyed from inside */
+        l->dead_fiber = s->tsan_fiber; /* a fiber cannot destroy itself */
     else
         __tsan_destroy_fiber(s->tsan_fiber);
 #endif
@@ -2250,8 +2327,8 @@ static inline void conc__stack_ends(conc_loop *l, conc__stack *s)
     (void)s;
 }
 
-/* A client request, as valgrind.h documents them, without that header: instructions that do
- * nothing elsewhere, and mean a call to Valgrind under it. Returns 0 without Valgrind. */
+/* Makes a client request as valgrind.h documents them, without that header: instructions that are
+ * no-ops, except under Valgrind, which takes them for a call. Returns 0 without Valgrind. */
 CONC__COLD uintptr_t conc__valgrind(uintptr_t request, uintptr_t a, uintptr_t b)
 {
     volatile uintptr_t call[6] = {request, a, b, 0, 0, 0};
@@ -2281,11 +2358,11 @@ enum {
     CONC__VALGRIND_STACK = 0x1501,
     CONC__VALGRIND_NO_STACK = 0x1502,
     CONC__VALGRIND_UNDEFINED = 0x4d430001, /* Memcheck's: may be written */
-    CONC__VALGRIND_DEFINED = 0x4d430002    /* may be read, too */
+    CONC__VALGRIND_DEFINED = 0x4d430002    /* may also be read */
 };
 
-/* A handle need not be set to anything, though it is read. */
-CONC__PRIVATE void conc__excuse(const void *handle, size_t size)
+/* Tells the checkers that a handle may be read though the user has not initialized it. */
+CONC__PRIVATE void conc__mark_defined(const void *handle, size_t size)
 {
 #if CONC__MSAN
     __msan_unpoison(handle, size);
@@ -2298,29 +2375,28 @@ CONC__PRIVATE bool conc__on_valgrind(void)
     return conc__valgrind(CONC__VALGRIND_RUNS, 0, 0) != 0;
 }
 
-CONC__PRIVATE void conc__stack_told(conc__stack *s)
+CONC__PRIVATE void conc__stack_register(conc__stack *s)
 {
     s->valgrind_id =
         (uint32_t)conc__valgrind(CONC__VALGRIND_STACK, (uintptr_t)s->low, (uintptr_t)s);
 }
 
-CONC__PRIVATE void conc__stack_untold(const conc__stack *s)
+CONC__PRIVATE void conc__stack_unregister(const conc__stack *s)
 {
     conc__valgrind(CONC__VALGRIND_NO_STACK, s->valgrind_id, 0);
 }
 
-/* The code that switches is inlined where speed counts, but not under sanitizers, which may need
- * registers of their own. */
+/* The code that switches is inlined for speed, but not under sanitizers, which may need registers
+ * of their own. */
 #if CONC__ASAN || CONC__TSAN || CONC__UCONTEXT || !defined __OPTIMIZE__
 #define CONC__SWITCHES static __attribute__((noinline))
 #else
 #define CONC__SWITCHES static inline __attribute__((always_inline))
 #endif
 
-/* On every way into a switch, fast ones apart, this is called through the loop's switch_stacks:
- * GCC works out which static variables a call can change, does not count what an asm statement
- * might, and would keep others' changes from a task that waits; a call through a pointer can
- * change them all. */
+/* All but the fast paths call this through the loop's switch_stacks. GCC works out which static
+ * variables a function can change, and ignores what an asm statement might: a waiting task could
+ * miss the changes of others. A call through a pointer may change them all. */
 CONC__SWITCHES void conc__switch(conc_loop *l, conc__stack *from, void **from_context,
                                  conc__stack *to, void **to_context)
 {
@@ -2338,10 +2414,10 @@ CONC__PRIVATE void conc__switch_plainly(conc_loop *l, conc__stack *from, void **
     conc__switch(l, from, from_context, to, to_context);
 }
 
-/* ---- >>system ------------------------------------------------------------------------------- */
+/* ---- >>platform ----------------------------------------------------------------------------- */
 
-/* The clock that stands still while the machine sleeps; that of macOS called CLOCK_MONOTONIC does
- * not, and has only microseconds. */
+/* The clock that stops while the machine is suspended. On macOS, CLOCK_MONOTONIC does not stop, and
+ * has a resolution of only a microsecond. */
 #ifdef __APPLE__
 #define CONC__CLOCK CLOCK_UPTIME_RAW
 #else
@@ -2355,7 +2431,7 @@ static inline int64_t conc__clock(void)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-CONC__PRIVATE void conc__doze(int64_t ns)
+CONC__PRIVATE void conc__thread_sleep(int64_t ns)
 {
     struct timespec t = {(time_t)(ns / 1000000000), (long)(ns % 1000000000)};
     int saved = errno;
@@ -2363,27 +2439,36 @@ CONC__PRIVATE void conc__doze(int64_t ns)
     errno = saved;
 }
 
-/* Seconds to nanoseconds, rounded up, where a product that is a rounding error above a whole
- * number counts as that number. Saturates. */
+/* Seconds to nanoseconds, rounded up, except that a rounding error above a whole number is cut off.
+ * Saturates. */
 static inline int64_t conc__ns(double s)
 {
     double ns = s * 1e9;
-    if (ns > 1 && ns < 9e15) /* from there on doubles are whole */
+    if (ns > 1 && ns < 9e15) /* larger doubles are whole numbers */
         return (int64_t)(ns + (0.999 - ns * 2.3e-16));
     if (!(s > 0))
         return 0;
     if (s > 9.2e9)
         return CONC__NEVER - 1;
-    return ns > 1 ? (int64_t)ns : 1;
+    if (ns <= 1)
+        return 1;
+    return (int64_t)ns;
 }
 
+/* now + ns; saturates below CONC__NEVER. */
 static inline int64_t conc__later(int64_t now, int64_t ns)
 {
-    return ns >= CONC__NEVER - 1 - now ? CONC__NEVER - 1 : now + ns;
+    if (ns >= CONC__NEVER - 1 - now)
+        return CONC__NEVER - 1;
+    return now + ns;
 }
 
+static inline int64_t conc__sooner(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static inline int conc__lesser(int a, int b) { return a < b ? a : b; }
+
 /* splitmix64, Sebastiano Vigna, public domain algorithm */
-CONC__PRIVATE uint64_t conc__mix(uint64_t *state)
+CONC__PRIVATE uint64_t conc__random_bits(uint64_t *state)
 {
     uint64_t z = (*state += 0x9e3779b97f4a7c15u);
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -2406,7 +2491,7 @@ CONC__PRIVATE const char *conc__env(const char *name)
     return NULL;
 }
 #else
-/* Does this process have rights that its caller, who chose the environment, may lack? */
+/* May this process have rights that the caller who chose its environment lacks? */
 CONC__PRIVATE bool conc__is_privileged(void)
 {
 #if defined __linux__
@@ -2420,24 +2505,28 @@ CONC__PRIVATE bool conc__is_privileged(void)
 
 CONC__PRIVATE const char *conc__env(const char *name)
 {
-    const char *value = conc__is_privileged() ? NULL : getenv(name);
-    return value && *value ? value : NULL;
+    if (conc__is_privileged())
+        return NULL;
+    const char *value = getenv(name);
+    if (!value || !*value)
+        return NULL;
+    return value;
 }
 #endif
 
-/* Does the system not have a call, or a sandbox not allow it? Then there is another way. */
+/* Does the system lack a call, or a sandbox refuse it? Then conc tries another way. */
 CONC__PRIVATE bool conc__refused(int error)
 {
     return error == ENOSYS || error == EPERM || error == EACCES;
 }
 
-/* Is the number an open descriptor's? Only a sandbox gives another error than EBADF. */
+/* Is the descriptor open? Another error than EBADF comes from a sandbox, and is no answer. */
 CONC__PRIVATE bool conc__is_open(int number)
 {
     return fcntl(number, F_GETFD) >= 0 || errno != EBADF;
 }
 
-/* How many processors this process may use. */
+/* The number of processors that this process may use. */
 CONC__PRIVATE int conc__processors(void)
 {
     static atomic_int known;
@@ -2453,23 +2542,24 @@ CONC__PRIVATE int conc__processors(void)
 #endif
     if (n <= 0)
         n = (int)sysconf(_SC_NPROCESSORS_ONLN);
-    n = n > 0 ? n : 1;
+    if (n <= 0)
+        n = 1;
     errno = saved;
     atomic_store_explicit(&known, n, memory_order_relaxed);
     return n;
 }
 
-/* On one processor nobody comes while this thread looks. */
+/* On a single processor spinning is in vain: no other thread can run meanwhile. */
 CONC__PRIVATE bool conc__several_processors(void) { return conc__processors() > 1; }
 
-/* Is it worth to look for something before going to sleep? misses: how often in a row it was
- * not. */
-CONC__PRIVATE bool conc__looks(unsigned *misses)
+/* Is it worth spinning before going to sleep? *misses counts the spins in vain in a row; the caller
+ * resets it after a success. */
+CONC__PRIVATE bool conc__should_spin(unsigned *misses)
 {
     return conc__several_processors() && (++*misses <= CONC__MISSES || *misses % 64 == 0);
 }
 
-/* In a loop that only looks. */
+/* For the body of a spin loop. */
 static inline void conc__relax(void)
 {
 #if defined __x86_64__ || defined __i386__
@@ -2499,8 +2589,8 @@ CONC__PRIVATE void *conc__map_pages(size_t size)
     if (p == MAP_FAILED)
         return NULL;
 #ifdef CONC__MADV_NOHUGEPAGE
-    madvise(p, size,
-            CONC__MADV_NOHUGEPAGE); /* else the first byte of a stack could cost two megabytes */
+    /* else the first byte of a stack could use two megabytes */
+    madvise(p, size, CONC__MADV_NOHUGEPAGE);
 #endif
 #if CONC__ASAN
     __lsan_register_root_region(p, size);
@@ -2508,8 +2598,8 @@ CONC__PRIVATE void *conc__map_pages(size_t size)
     return p;
 }
 
-/* Gives the memory of mapped pages back to the system: from then on they are all zero. Elsewhere
- * than on Linux advice does not have that effect, so they are mapped anew. */
+/* Gives the memory of mapped pages back to the system; they read as zero afterwards. Only on Linux
+ * does madvise guarantee that; elsewhere the pages are mapped anew. */
 CONC__PRIVATE bool conc__drop_pages(void *p, size_t size)
 {
 #ifdef __linux__
@@ -2529,24 +2619,25 @@ CONC__PRIVATE void conc__unmap_pages(void *p, size_t size)
 }
 
 #ifdef __linux__
-/* Does a region fault that was just made to? An emulator may have taken it for advice that it
- * can ignore. Asked once. */
+/* Does a new guard region really fault? An emulator may have ignored the call as mere advice. The
+ * first call finds out. */
 CONC__PRIVATE bool conc__guard_holds(const char *region)
 {
     enum { HOLDS = 1, IGNORED };
     static atomic_int known;
     int answer = atomic_load_explicit(&known, memory_order_relaxed);
     if (!answer) {
-        answer =
-            conc__on_valgrind() || (access(region, F_OK) < 0 && errno == EFAULT) ? HOLDS : IGNORED;
+        answer = IGNORED;
+        if (conc__on_valgrind() || (access(region, F_OK) < 0 && errno == EFAULT))
+            answer = HOLDS;
         atomic_store_explicit(&known, answer, memory_order_relaxed);
     }
     return answer == HOLDS;
 }
 #endif
 
-/* Makes n regions of size bytes, stride apart, fault when touched. False: the system has no more
- * of them. */
+/* Makes n regions of size bytes, stride apart, fault when touched. False: the system's limit is
+ * reached. */
 CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
 {
     enum { INSTALL = 102 }; /* MADV_GUARD_INSTALL, Linux 6.13: needs no mapping of its own */
@@ -2554,7 +2645,8 @@ CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
 #ifdef __linux__
     while (done < n && madvise(first + (size_t)done * stride, size, INSTALL) == 0)
         done++;
-    done = done && conc__guard_holds(first) ? done : 0;
+    if (done && !conc__guard_holds(first))
+        done = 0;
 #else
     (void)INSTALL;
 #endif
@@ -2563,8 +2655,8 @@ CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
     return done == n;
 }
 
-/* A program may have been started without standard input or output: those numbers are not for
- * the loop's own use. */
+/* A program may have been started with standard input or output closed. The loop must not use these
+ * numbers, so such a descriptor is moved. */
 CONC__PRIVATE int conc__not_standard(int fd)
 {
     if (fd < 0 || fd > 2)
@@ -2575,7 +2667,7 @@ CONC__PRIVATE int conc__not_standard(int fd)
     return other;
 }
 
-/* Starts a thread that takes no signals: they are for the program's own. */
+/* Starts a thread with all signals blocked: they belong to the program's own threads. */
 CONC__PRIVATE int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attributes,
                                      void *(*fn)(void *), void *arg)
 {
@@ -2588,7 +2680,7 @@ CONC__PRIVATE int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attrib
 }
 
 #ifdef __APPLE__
-/* Takes away a blocked signal, if it is pending in this thread. */
+/* Discards a blocked signal if it is pending in this thread. */
 CONC__PRIVATE void conc__signal_discard(int number)
 {
     int saved = errno;
@@ -2600,7 +2692,7 @@ CONC__PRIVATE void conc__signal_discard(int number)
     errno = saved;
 }
 #else
-/* A pending signal that becomes ignored is gone, though it is blocked; even another thread's. */
+/* Discards a pending signal, even another thread's, by ignoring it for a moment. */
 CONC__PRIVATE void conc__signal_drop(int number)
 {
     struct sigaction before, ignored;
@@ -2610,8 +2702,8 @@ CONC__PRIVATE void conc__signal_drop(int number)
         sigaction(number, &before, NULL);
 }
 
-/* Takes away a blocked signal, if it is pending. It waits for none: one that is sent to the
- * process may be another thread's by now. */
+/* Discards a blocked signal if it is pending. Does not wait: another thread may have taken one that
+ * was sent to the process. */
 CONC__PRIVATE void conc__signal_discard(int number)
 {
     int saved = errno;
@@ -2625,15 +2717,19 @@ CONC__PRIVATE void conc__signal_discard(int number)
 }
 #endif
 
-/* A write for handlers and the watchdog, which may not wait for the lock of stderr. */
-CONC__PRIVATE void conc__say(const char *text, int n, size_t size)
+/* Writes what snprintf has made: n, of size bytes. For handlers and the watchdog, which must not
+ * wait for the lock of stderr. */
+CONC__PRIVATE void conc__write_stderr(const char *text, int n, size_t size)
 {
-    ssize_t rc = write(2, text, n < 0 ? 0 : (size_t)n < size ? (size_t)n : size - 1);
+    size_t length = 0;
+    if (n >= 0)
+        length = (size_t)n < size ? (size_t)n : size - 1;
+    ssize_t rc = write(2, text, length);
     (void)rc;
 }
 
-/* A write to this broken pipe or socket raises no SIGPIPE from here on. macOS has no flag for one
- * call, and sends the signal to the process: it is no use then that this thread blocks it. */
+/* From here on a write to a broken pipe or socket raises no SIGPIPE. Needed on macOS, which has no
+ * flag for single calls, and sends the signal to the process, though this thread blocks it. */
 CONC__PRIVATE void conc__no_pipe_signal(int fd)
 {
 #ifdef __APPLE__
@@ -2641,12 +2737,12 @@ CONC__PRIVATE void conc__no_pipe_signal(int fd)
     fcntl(fd, F_SETNOSIGPIPE, 1);
     errno = saved;
 #else
-    (void)fd; /* MSG_NOSIGNAL, and for files conc__drain_pipe_signal */
+    (void)fd; /* elsewhere: MSG_NOSIGNAL for sockets, conc__drain_pipe_signal for files */
 #endif
 }
 
-/* A file that is larger than the limit, or a pipe without a reader, is an error of the write,
- * not the end of the program. */
+/* A write that fails with an error, without a signal that could end the program, if the file would
+ * exceed its size limit or the pipe has no reader. */
 CONC__PRIVATE ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
 {
     static const int deadly[] = {SIGXFSZ, SIGPIPE};
@@ -2668,15 +2764,14 @@ CONC__PRIVATE ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
     return written;
 }
 
-/* Makes a new descriptor close-on-exec and non-blocking, where no flag of the call that opens it
- * does. */
+/* Makes a new descriptor close-on-exec and non-blocking, if the call that opens it cannot. */
 CONC__PRIVATE void conc__set_modes(int fd)
 {
     fcntl(fd, F_SETFD, FD_CLOEXEC);
     fcntl(fd, F_SETFL, O_NONBLOCK);
 }
 
-/* How many bytes one call may be asked to move: macOS refuses more than an int can count. */
+/* The most bytes that one call may be asked to move: macOS refuses more than INT_MAX. */
 CONC__FAST size_t conc__at_once(size_t n)
 {
 #ifdef __APPLE__
@@ -2686,19 +2781,24 @@ CONC__FAST size_t conc__at_once(size_t n)
 #endif
 }
 
-/* On failure none of the two is open. */
+/* On failure both are closed. */
 CONC__PRIVATE int conc__ends_not_standard(int ends[2])
 {
-    for (int i = 0; i < 2; i++)
-        if ((ends[i] = conc__not_standard(ends[i])) < 0) {
+    for (int i = 0; i < 2; i++) {
+        ends[i] = conc__not_standard(ends[i]);
+        if (ends[i] < 0) {
             int rc = -errno;
             close(ends[1 - i]);
             return rc;
         }
+    }
     return 0;
 }
 
-/* A pipe without pipe2, behind which some C libraries have pipe, too. */
+/* The result of a system call that returns 0 or -1: 0 or a negative errno. */
+CONC__FAST int conc__failure(int rc) { return rc ? -errno : 0; }
+
+/* Makes a pipe without pipe2; some C libraries implement pipe by pipe2 too. */
 CONC__PRIVATE int conc__pipe_otherwise(int ends[2])
 {
 #if defined __linux__ && defined SYS_pipe
@@ -2719,16 +2819,18 @@ CONC__PRIVATE int conc__pipe_otherwise(int ends[2])
 CONC__PRIVATE int conc__pipe(int ends[2])
 {
 #if defined __linux__ && defined SYS_pipe2
-    int rc = syscall(SYS_pipe2, ends, O_CLOEXEC) ? -errno : 0;
+    int rc = conc__failure((int)syscall(SYS_pipe2, ends, O_CLOEXEC));
     if (conc__refused(-rc))
         rc = conc__pipe_otherwise(ends);
 #else
     int rc = conc__pipe_otherwise(ends);
 #endif
-    return rc ? rc : conc__ends_not_standard(ends);
+    if (rc)
+        return rc;
+    return conc__ends_not_standard(ends);
 }
 
-/* The descriptor that wakes a sleeping loop: an eventfd, or a pipe where the system has none, or
+/* Opens the descriptor that wakes a sleeping loop: an eventfd, or a pipe if the system has none or
  * refuses it. */
 CONC__PRIVATE int conc__wake_open(conc_loop *l)
 {
@@ -2759,7 +2861,7 @@ CONC__PRIVATE void conc__wake_close(conc_loop *l)
 CONC__PRIVATE void conc__wake_up(conc_loop *l)
 {
     uint64_t one = 1;
-    ssize_t n = write(l->wake_in, &one, sizeof one); /* a full pipe wakes too */
+    ssize_t n = write(l->wake_in, &one, sizeof one); /* may fail if the pipe is full: that wakes */
     (void)n;
 }
 
@@ -2767,51 +2869,57 @@ CONC__PRIVATE void conc__wake_drain(conc_loop *l)
 {
     uint64_t count[64];
     while (read(l->wake_out, count, sizeof count) == (ssize_t)sizeof count)
-        continue; /* a pipe that has more */
+        continue; /* it is a pipe, and may hold more */
 }
 
-/* ---- >>poll --------------------------------------------------------------------------------- */
+/* ---- >>poller ------------------------------------------------------------------------------- */
 
-/* How the loop waits for descriptors: same-named functions for each system call, of which a run
- * uses one set. */
+/* How the loop waits for descriptors. Each system call has a set of these functions, and a run uses
+ * one set. */
 typedef struct conc__backend {
     const char *name;
     int (*open)(conc_loop *l);
-    /* f is new to the poller. 0; 1: it is refused, because it is always ready; or an error */
+    /* adds f. 0; 1: refused, as it is always ready; or an error */
     int (*add)(conc_loop *l, conc__fd *f, int events);
-    /* f, a foreign one, is to report these events, once. False: it is closed, or another file */
+    /* lets f, which is FOREIGN, report these events once. False: it is closed, or another file */
     bool (*arm)(conc_loop *l, conc__fd *f, int events);
     /* does the number still mean the file that was added? */
     bool (*confirm)(conc_loop *l, const conc__fd *f);
-    /* conc is about to close f, which other processes may have open */
+    /* removes f before conc closes it, as other processes may have the file open too */
     void (*remove)(conc_loop *l, const conc__fd *f);
-    /* at most so long, 0: only look, CONC__NEVER: no limit. 0, or why that cannot be waited for */
+    /* waits for events: at most ns; 0: only polls; CONC__NEVER: no limit. Returns 0 or an error */
     int (*wait)(conc_loop *l, int64_t ns);
 } conc__backend;
 
+/* A limit as poll(2) takes it. */
 static inline int conc__milliseconds(int64_t ns)
 {
-    return ns >= INT32_MAX * (int64_t)1000000 ? INT32_MAX : (int)((ns + 999999) / 1000000);
+    if (ns == CONC__NEVER)
+        return -1;
+    if (ns >= INT32_MAX * (int64_t)1000000)
+        return INT32_MAX;
+    return (int)((ns + 999999) / 1000000);
 }
 
-#if defined __linux__ && \
-    defined __LP64__ /* elsewhere the kernel's timespec is not the C library's */
+/* System calls that take a timespec: on 32 bits the kernel's may differ from the C library's. */
+#if defined __linux__ && defined __LP64__
 #define CONC__NS_WAITS 1
 #else
 #define CONC__NS_WAITS 0
 #endif
 
-/* poll(2) by means of select(2), whose descriptors RLIMIT_NOFILE does not count. A hang-up alone
- * cannot be waited for. */
+/* poll(2) by means of select(2), which RLIMIT_NOFILE does not limit. It cannot wait for a hang-up
+ * alone. */
 CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
 {
     enum { BITS = 8 * sizeof(long) };
     const int64_t longest = (int64_t)86400 * 1000000000; /* a day: macOS refuses some years */
     int top = -1, closed = 0, count = 0;
     for (size_t i = 0; i < n; i++) {
-        polls[i].revents = conc__is_open(polls[i].fd) ? 0 : POLLNVAL;
-        closed += polls[i].revents != 0;
-        if (!polls[i].revents && polls[i].fd > top)
+        bool is_open = conc__is_open(polls[i].fd);
+        polls[i].revents = is_open ? 0 : POLLNVAL;
+        closed += !is_open;
+        if (is_open && polls[i].fd > top)
             top = polls[i].fd;
     }
     size_t words = (size_t)(top + 1) / BITS + 1, size = words * sizeof(long);
@@ -2826,11 +2934,11 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
         if (!polls[i].revents && polls[i].events & POLLOUT)
             writes[polls[i].fd / BITS] |= bit;
     }
-    int64_t most = closed ? 0 : longest;
-    int64_t pause = ns < most ? ns : most;
+    int64_t pause = conc__sooner(ns, closed ? 0 : longest);
     struct timespec limit = {(time_t)(pause / 1000000000), (long)(pause % 1000000000)};
+    bool is_limited = ns != CONC__NEVER || closed;
     int rc = pselect(top + 1, (fd_set *)(void *)reads, (fd_set *)(void *)writes, NULL,
-                     ns == CONC__NEVER && !closed ? NULL : &limit, NULL);
+                     is_limited ? &limit : NULL, NULL);
     for (size_t i = 0; i < n && rc >= 0; i++) {
         unsigned long bit = 1ul << (polls[i].fd % BITS);
         if (!polls[i].revents && reads[polls[i].fd / BITS] & bit)
@@ -2840,11 +2948,13 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
         count += polls[i].revents != 0;
     }
     CONC_FREE(reads);
-    return rc < 0 ? rc : count;
+    if (rc < 0)
+        return rc;
+    return count;
 }
 
-/* Is it a named pipe whose end of file poll(2) and kqueue do not tell, as those of macOS? Pipes
- * without a name have no device there. */
+/* Is it a named pipe of macOS, whose end of file poll(2) and kqueue do not report? Pipes without a
+ * name have no device there. */
 CONC__PRIVATE bool conc__is_mute_pipe(int number)
 {
 #ifdef __APPLE__
@@ -2856,9 +2966,8 @@ CONC__PRIVATE bool conc__is_mute_pipe(int number)
 #endif
 }
 
-/* Has poll(2) called an open descriptor invalid, or may it not know of one that it is ready? That
- * of macOS does so with devices, terminals among them, and with named pipes, all of which
- * select(2) can wait for. */
+/* Has poll(2) called an open descriptor invalid, or may it have missed that one is ready? On macOS
+ * it does so with devices, such as terminals, and with named pipes. select(2) can wait for them. */
 CONC__PRIVATE bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
 {
 #ifdef __APPLE__
@@ -2883,8 +2992,8 @@ CONC__PRIVATE int conc__poll_call(struct pollfd *polls, size_t n, int64_t ns)
     rc = (int)syscall(SYS_ppoll, polls, n, ns == CONC__NEVER ? NULL : &limit, NULL, (size_t)8);
 #endif
     if (rc < 0 && conc__refused(errno))
-        rc = poll(polls, (nfds_t)n, ns == CONC__NEVER ? -1 : conc__milliseconds(ns));
-    /* EINVAL: more than RLIMIT_NOFILE, which may have been lowered */
+        rc = poll(polls, (nfds_t)n, conc__milliseconds(ns));
+    /* EINVAL: more descriptors than RLIMIT_NOFILE, which may have been lowered */
     bool refused = rc < 0 && (errno == EINVAL || conc__refused(errno));
     if (refused || (rc >= 0 && conc__poll_is_blind(polls, n)))
         rc = conc__select(polls, n, ns);
@@ -2893,15 +3002,24 @@ CONC__PRIVATE int conc__poll_call(struct pollfd *polls, size_t n, int64_t ns)
 
 CONC__PRIVATE short conc__poll_wanted(int events)
 {
-    return (short)((events & CONC_READABLE ? POLLIN : 0) | (events & CONC_WRITABLE ? POLLOUT : 0));
+    short wanted = 0;
+    if (events & CONC_READABLE)
+        wanted |= POLLIN;
+    if (events & CONC_WRITABLE)
+        wanted |= POLLOUT;
+    return wanted;
 }
 
 CONC__PRIVATE int conc__poll_got(const struct pollfd *p)
 {
     if (p->revents & (POLLHUP | POLLERR))
         return CONC_READABLE | CONC_WRITABLE | CONC__HANG_UP;
-    int readable = p->revents & POLLIN ? CONC_READABLE : 0;
-    return readable | (p->revents & POLLOUT ? CONC_WRITABLE : 0);
+    int ready = 0;
+    if (p->revents & POLLIN)
+        ready |= CONC_READABLE;
+    if (p->revents & POLLOUT)
+        ready |= CONC_WRITABLE;
+    return ready;
 }
 
 CONC__PRIVATE int conc__poll_open(conc_loop *l)
@@ -2910,7 +3028,7 @@ CONC__PRIVATE int conc__poll_open(conc_loop *l)
     return 0;
 }
 
-/* Of any backend. */
+/* Closes the poller of any backend. */
 CONC__PRIVATE void conc__poller_close(conc_loop *l)
 {
     if (l->poll_fd >= 0)
@@ -2919,9 +3037,10 @@ CONC__PRIVATE void conc__poller_close(conc_loop *l)
     CONC_FREE(l->polls_for);
 }
 
-/* Tells open files apart; 0: not open. Sockets and pipes have an inode each. Eventfds, timerfds
- * and their kin share one: of those the kinds differ, but one eventfd is taken for another that
- * got its number while a task waited. Where a sandbox refuses fstat, all files are alike. */
+/* A number that identifies an open file; 0: not open. Each socket and pipe has its own inode, but
+ * all eventfds, timerfds and the like share one: their number depends only on the kind, so a change
+ * from one eventfd to another goes unnoticed. If a sandbox refuses fstat, all files have the same
+ * number. */
 CONC__PRIVATE uint64_t conc__inode_of(int number)
 {
     struct stat st;
@@ -2941,7 +3060,7 @@ CONC__PRIVATE uint64_t conc__inode_of(int number)
     return inode + 1;
 }
 
-/* The only filter of a descriptor that select(2) waits for. */
+/* In conc__fd.filters, and alone there: the loop waits for the descriptor with select(2). */
 enum { CONC__APART = 8 };
 
 CONC__PRIVATE int conc__poll_add(conc_loop *l, conc__fd *f, int events)
@@ -2950,7 +3069,9 @@ CONC__PRIVATE int conc__poll_add(conc_loop *l, conc__fd *f, int events)
     (void)events;
     f->filters = conc__is_mute_pipe(f->number) ? CONC__APART : 0;
     f->inode = conc__inode_of(f->number);
-    return f->inode ? 0 : -EBADF;
+    if (!f->inode)
+        return -EBADF;
+    return 0;
 }
 
 CONC__PRIVATE bool conc__poll_confirm(conc_loop *l, const conc__fd *f)
@@ -2971,7 +3092,7 @@ CONC__PRIVATE void conc__poll_remove(conc_loop *l, const conc__fd *f)
     (void)f;
 }
 
-/* Room for n descriptors; fewer when there is no memory: the others have to wait. */
+/* Makes room for n descriptors. Returns fewer if memory has run out; the others must wait. */
 CONC__PRIVATE size_t conc__poll_room(conc_loop *l, size_t n)
 {
     if (n > l->polls_room) {
@@ -2996,12 +3117,14 @@ CONC__PRIVATE void conc__poll_event(conc_loop *l, const struct pollfd *p)
         conc__fd_event(l, f, conc__poll_got(p), p->revents & (POLLHUP | POLLERR));
 }
 
-/* The system's wait has failed: 0 if a signal ended it. The handler may have closed descriptors,
- * so those that tasks wait for are looked at. */
+/* The result of a wait that has failed: 0 if a signal interrupted it. The signal's handler may have
+ * closed descriptors, so those that tasks wait for must be verified. */
 CONC__PRIVATE int conc__wait_failed(conc_loop *l)
 {
-    l->stirred |= errno == EINTR;
-    return errno == EINTR ? 0 : -errno;
+    if (errno != EINTR)
+        return -errno;
+    l->stirred = true;
+    return 0;
 }
 
 CONC__PRIVATE int conc__poll_wait(conc_loop *l, int64_t ns)
@@ -3019,8 +3142,10 @@ CONC__PRIVATE int conc__poll_wait(conc_loop *l, int64_t ns)
     }
     polls[0] = (struct pollfd){l->wake_out, POLLIN, 0};
     int count = apart ? conc__select(polls, n, ns) : conc__poll_call(polls, n, ns);
-    if (count <= 0)
-        return count == 0 ? 0 : conc__wait_failed(l);
+    if (count == 0)
+        return 0;
+    if (count < 0)
+        return conc__wait_failed(l);
     if (polls[0].revents & POLLNVAL)
         return -EBADF;
     if (polls[0].revents)
@@ -3039,7 +3164,7 @@ static const conc__backend conc__poll = {"poll",         conc__poll_open,    con
 
 #define CONC__WAKE_KEY UINT64_MAX
 
-/* A new epoll instance that has only the descriptor which wakes the loop; or an error. */
+/* Makes an epoll instance that has only the descriptor which wakes the loop. */
 CONC__PRIVATE int conc__epoll_make(const conc_loop *l)
 {
     int fd = conc__not_standard(epoll_create1(EPOLL_CLOEXEC));
@@ -3056,10 +3181,12 @@ CONC__PRIVATE int conc__epoll_make(const conc_loop *l)
 CONC__PRIVATE int conc__epoll_open(conc_loop *l)
 {
     l->poll_fd = conc__epoll_make(l);
-    return l->poll_fd < 0 ? l->poll_fd : 0;
+    if (l->poll_fd < 0)
+        return l->poll_fd;
+    return 0;
 }
 
-/* A call was refused: is it epoll that is, not the file? */
+/* After a call was refused: does the system refuse epoll, and not just this file? */
 CONC__COLD bool conc__epoll_is_refused(const conc_loop *l, int rc)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = CONC__WAKE_KEY};
@@ -3067,8 +3194,8 @@ CONC__COLD bool conc__epoll_is_refused(const conc_loop *l, int rc)
            conc__refused(errno);
 }
 
-/* A sandbox that the program has set up during the run refuses epoll: the loop goes on with
- * poll(2). False: the loop is embedded, and its host waits for the epoll descriptor. */
+/* Changes the loop to poll(2), when a sandbox that the program has set up during the run refuses
+ * epoll. False: the loop is embedded, so its host waits for the epoll descriptor. */
 CONC__COLD bool conc__epoll_give_up(conc_loop *l)
 {
     int numbers = (int)l->fd_blocks * CONC__FDS;
@@ -3083,17 +3210,21 @@ CONC__COLD bool conc__epoll_give_up(conc_loop *l)
     return true;
 }
 
-/* Conc's own descriptors report every change, for ever; others' fire once, as close(2) takes
- * them away unseen. */
+/* A descriptor that conc opened reports every change, for ever. Any other reports one event, as
+ * close(2) may close it without conc's knowledge. */
 CONC__PRIVATE int conc__epoll_control(const conc_loop *l, const conc__fd *f, int what, int events)
 {
     struct epoll_event e = {.data.u64 = (uint64_t)f->id << 32 | (uint32_t)f->number};
-    if (conc__fd_is_own(f))
+    if (conc__fd_is_own(f)) {
         e.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET;
-    else
-        e.events = EPOLLONESHOT | (events & CONC_READABLE ? EPOLLIN | EPOLLRDHUP : 0u) |
-                   (events & CONC_WRITABLE ? EPOLLOUT : 0u);
-    return epoll_ctl(l->poll_fd, what, f->number, &e) ? -errno : 0;
+    } else {
+        e.events = EPOLLONESHOT;
+        if (events & CONC_READABLE)
+            e.events |= EPOLLIN | EPOLLRDHUP;
+        if (events & CONC_WRITABLE)
+            e.events |= EPOLLOUT;
+    }
+    return conc__failure(epoll_ctl(l->poll_fd, what, f->number, &e));
 }
 
 CONC__PRIVATE int conc__epoll_add(conc_loop *l, conc__fd *f, int events)
@@ -3101,9 +3232,14 @@ CONC__PRIVATE int conc__epoll_add(conc_loop *l, conc__fd *f, int events)
     int rc = conc__epoll_control(l, f, EPOLL_CTL_ADD, events);
     if (rc == -EEXIST)
         rc = conc__epoll_control(l, f, EPOLL_CTL_MOD, events);
-    if (rc < 0 && conc__epoll_is_refused(l, rc))
-        return conc__epoll_give_up(l) ? conc__poll_add(l, f, events) : rc;
-    return rc == -EPERM ? 1 : rc;
+    if (rc < 0 && conc__epoll_is_refused(l, rc)) {
+        if (!conc__epoll_give_up(l))
+            return rc;
+        return conc__poll_add(l, f, events);
+    }
+    if (rc == -EPERM) /* epoll does not take regular files */
+        return 1;
+    return rc;
 }
 
 CONC__PRIVATE bool conc__epoll_arm(conc_loop *l, conc__fd *f, int events)
@@ -3114,12 +3250,12 @@ CONC__PRIVATE bool conc__epoll_arm(conc_loop *l, conc__fd *f, int events)
     return rc == 0;
 }
 
-/* The kernel's key is the file and its number. An attempt to add it once more fails and changes
- * nothing, while a change would arm it for errors. */
+/* epoll identifies an entry by the file and the number. Adding it again fails and changes nothing,
+ * while modifying it would arm it for errors. */
 CONC__PRIVATE bool conc__epoll_confirm(conc_loop *l, const conc__fd *f)
 {
     struct epoll_event nothing = {.events = EPOLLONESHOT};
-    int rc = epoll_ctl(l->poll_fd, EPOLL_CTL_ADD, f->number, &nothing) ? -errno : 0;
+    int rc = conc__failure(epoll_ctl(l->poll_fd, EPOLL_CTL_ADD, f->number, &nothing));
     if (rc == -EEXIST)
         return true;
     if (rc < 0 && conc__epoll_is_refused(l, rc) && conc__epoll_give_up(l))
@@ -3132,12 +3268,12 @@ CONC__PRIVATE bool conc__epoll_confirm(conc_loop *l, const conc__fd *f)
 CONC__PRIVATE void conc__epoll_remove(conc_loop *l, const conc__fd *f)
 {
     struct epoll_event nothing = {0};
-    int rc = epoll_ctl(l->poll_fd, EPOLL_CTL_DEL, f->number, &nothing) ? -errno : 0;
+    int rc = conc__failure(epoll_ctl(l->poll_fd, EPOLL_CTL_DEL, f->number, &nothing));
     if (rc < 0 && conc__epoll_is_refused(l, rc))
         conc__epoll_give_up(l);
 }
 
-/* Not every sandbox and old kernel has epoll_pwait2, which alone takes nanoseconds. */
+/* Only epoll_pwait2 takes nanoseconds; old kernels lack it, and some sandboxes refuse it. */
 CONC__PRIVATE int conc__epoll_pause(conc_loop *l, struct epoll_event *events, int max, int64_t ns)
 {
 #if CONC__NS_WAITS && defined SYS_epoll_pwait2
@@ -3154,15 +3290,17 @@ CONC__PRIVATE int conc__epoll_pause(conc_loop *l, struct epoll_event *events, in
         return n;
     }
 #endif
-    return epoll_wait(l->poll_fd, events, max, ns == CONC__NEVER ? -1 : conc__milliseconds(ns));
+    return epoll_wait(l->poll_fd, events, max, conc__milliseconds(ns));
 }
 
-/* Adds everything to a new instance. Files that were closed here with close(2), and that other
- * processes still have open, stay in the old one for good, as only their number could remove
- * them. A host that embeds the loop knows the old one's number, so there it has to stay. */
+/* Replaces the epoll instance by a new one. A file that was closed here with close(2), and that
+ * another process still has open, would stay in the old one for good: only its number could remove
+ * it. The instance of an embedded loop stays, as the host knows its descriptor. */
 CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
 {
-    int fresh = l->embedded ? -1 : conc__epoll_make(l);
+    if (l->embedded)
+        return;
+    int fresh = conc__epoll_make(l);
     if (fresh < 0)
         return;
     int old = l->poll_fd, numbers = (int)l->fd_blocks * CONC__FDS;
@@ -3180,11 +3318,12 @@ CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
     close(old);
 }
 
-/* An event of a file that was closed here, or one that no task waits for and that may be such. */
+/* Handles an event that no task waits for. Its file is one that was closed here, or it is known and
+ * may have been closed. */
 CONC__PRIVATE void conc__epoll_unwanted(conc_loop *l, conc__fd *f, bool known)
 {
-    enum { LOOK = 64, RENEW = 16 };
-    if (known && ++l->unheard % LOOK == 0 && !conc__epoll_confirm(l, f))
+    enum { CHECK = 64, RENEW = 16 };
+    if (known && ++l->unheard % CHECK == 0 && !conc__epoll_confirm(l, f))
         conc__fd_lost(l, f);
     l->orphans += !known;
     if (l->orphans >= RENEW) {
@@ -3195,14 +3334,18 @@ CONC__PRIVATE void conc__epoll_unwanted(conc_loop *l, conc__fd *f, bool known)
 
 CONC__PRIVATE void conc__epoll_event(conc_loop *l, const struct epoll_event *e)
 {
-    bool hang_up = e->events & (EPOLLHUP | EPOLLERR);
-    int ready = hang_up ? CONC_READABLE | CONC_WRITABLE | CONC__HANG_UP : 0;
     conc__fd *f = conc__fd_find(l, (int)(uint32_t)e->data.u64);
-    bool known = f && f->id == e->data.u64 >> 32, wanted = known && conc__fd_has_waits(f);
-    ready |= e->events & (EPOLLIN | EPOLLRDHUP) ? CONC_READABLE : 0;
-    ready |= e->events & EPOLLOUT ? CONC_WRITABLE : 0;
+    bool known = f && f->id == e->data.u64 >> 32;
+    bool wanted = known && conc__fd_has_waits(f);
+    int ready = 0;
+    if (e->events & (EPOLLIN | EPOLLRDHUP))
+        ready |= CONC_READABLE;
+    if (e->events & EPOLLOUT)
+        ready |= CONC_WRITABLE;
+    if (e->events & (EPOLLHUP | EPOLLERR))
+        ready = CONC_READABLE | CONC_WRITABLE | CONC__HANG_UP;
     if (known)
-        conc__fd_event(l, f, ready, hang_up || (e->events & (EPOLLRDHUP | EPOLLPRI)));
+        conc__fd_event(l, f, ready, e->events & (EPOLLHUP | EPOLLERR | EPOLLRDHUP | EPOLLPRI));
     if (!wanted)
         conc__epoll_unwanted(l, f, known);
 }
@@ -3215,12 +3358,13 @@ CONC__PRIVATE int conc__epoll_wait(conc_loop *l, int64_t ns)
         return conc__poll_wait(l, ns);
     if (n < 0)
         return conc__wait_failed(l);
-    /* once it is given up, the rest of the events is found by poll(2) */
-    for (int i = 0; i < n && l->backend != &conc__poll; i++)
+    /* an event may make the loop give epoll up: poll(2) finds the other events then */
+    for (int i = 0; i < n && l->backend != &conc__poll; i++) {
         if (events[i].data.u64 == CONC__WAKE_KEY)
             conc__wake_drain(l);
         else
             conc__epoll_event(l, &events[i]);
+    }
     return 0;
 }
 
@@ -3231,21 +3375,20 @@ static const conc__backend conc__epoll = {"epoll",         conc__epoll_open,    
 
 #elif defined CONC__KQUEUE
 
-/* The queue has a filter for reading and one for writing of a descriptor (conc__fd.filters: the
- * events of those it has). The kernel removes both when this number is closed, or means another
- * file, whichever other descriptors the file has: so a filter that is still there tells that the
- * number means the same file.
+/* A descriptor can have a filter for reading and one for writing in the queue (conc__fd.filters has
+ * the events of those that it has). The kernel removes both when the number is closed, even if the
+ * file has other descriptors. So as long as a filter exists, the number means the same file.
  *
  *   filters            of                                 what they report
- *   CONC__CHANGES and  a file of conc's, and one whose    every change, for ever (EV_CLEAR)
- *   both               hang-up alone a task waits for
- *   those that tasks   another file                       one event for each arming (EV_DISPATCH),
+ *   CONC__CHANGES and  a file that conc opened, and one   every change, for ever (EV_CLEAR)
+ *   both               where a task waits for a hang-up
+ *   those that tasks   any other file                     one event for each arming (EV_DISPATCH),
  *   waited for                                            at once if it is ready
- *   CONC__APART        a device that kqueue refuses, and  none: the loop waits with select(2) for
- *                      a named pipe of macOS              the queue and for these */
+ *   CONC__APART        a device that kqueue refuses, and  nothing: the loop uses select(2) to wait
+ *                      a named pipe of macOS              for the queue and for these */
 enum { CONC__CHANGES = 4 };
 
-/* Beside the events in conc__fd.came: the end of file, or urgent data, at which a read stops. */
+/* In conc__fd.came, beside the events: end of file, or urgent data, at which a read stops. */
 enum { CONC__SPECIAL = 4 };
 
 CONC__PRIVATE int conc__kqueue_open(conc_loop *l)
@@ -3264,8 +3407,8 @@ CONC__PRIVATE int conc__kqueue_open(conc_loop *l)
     return rc;
 }
 
-/* Does something to the filters of these events, each of which has f's id: 0, or an error. No
- * event is taken from the queue. A signal ends the call when the changes are made. */
+/* Applies flags to f's filters of these events. It takes no event from the queue, and if a signal
+ * interrupts the call, the changes have been made. */
 CONC__PRIVATE int conc__kqueue_control(const conc_loop *l, const conc__fd *f, int events, int flags)
 {
     struct kevent changes[2];
@@ -3278,11 +3421,13 @@ CONC__PRIVATE int conc__kqueue_control(const conc_loop *l, const conc__fd *f, in
         changes[n++].udata = (void *)(uintptr_t)f->id;
     }
     int rc = kevent(l->poll_fd, changes, n, NULL, 0, NULL);
-    return rc < 0 && errno != EINTR ? -errno : 0;
+    if (rc < 0 && errno != EINTR)
+        return -errno;
+    return 0;
 }
 
-/* Adds both filters, which report every change. Of a pipe whose reader has gone macOS may refuse
- * that for writing; then the other one reports that. */
+/* Adds both filters, to report every change. On macOS the one for writing may be refused for a pipe
+ * whose reader has gone; the other filter reports that. */
 CONC__PRIVATE int conc__kqueue_add_changes(const conc_loop *l, conc__fd *f)
 {
     enum { BOTH = CONC_READABLE | CONC_WRITABLE, FLAGS = EV_ADD | EV_ENABLE | EV_CLEAR };
@@ -3303,7 +3448,7 @@ CONC__COLD int conc__kqueue_set_apart(conc_loop *l, conc__fd *f)
     return rc;
 }
 
-/* Of a regular file kqueue reports nothing at its end, while it is always ready in fact. */
+/* Refuses a regular file: kqueue reports nothing at its end, though it is always ready. */
 CONC__PRIVATE int conc__kqueue_add(conc_loop *l, conc__fd *f, int events)
 {
     struct stat st;
@@ -3322,8 +3467,9 @@ CONC__PRIVATE int conc__kqueue_add(conc_loop *l, conc__fd *f, int events)
     } else {
         rc = conc__kqueue_add_changes(l, f);
     }
-    bool is_final = rc == 0 || rc == -EBADF || rc == -ENOMEM;
-    return is_final ? rc : conc__kqueue_set_apart(l, f);
+    if (rc == 0 || rc == -EBADF || rc == -ENOMEM)
+        return rc;
+    return conc__kqueue_set_apart(l, f);
 }
 
 CONC__PRIVATE bool conc__kqueue_confirm(conc_loop *l, const conc__fd *f)
@@ -3334,8 +3480,8 @@ CONC__PRIVATE bool conc__kqueue_confirm(conc_loop *l, const conc__fd *f)
     return conc__kqueue_control(l, f, event, 0) == 0;
 }
 
-/* Adds filters to those that it has, one of which tells whether the number meant the file all the
- * time. Where that is refused, as of a pipe whose reader has gone, select(2) calls it ready. */
+/* Adds filters to those that f has, which show whether the number has meant the same file all the
+ * time. If kqueue refuses, as for a pipe whose reader has gone, select(2) reports it ready. */
 CONC__PRIVATE bool conc__kqueue_add_more(conc_loop *l, conc__fd *f, int events)
 {
     int rc = conc__kqueue_control(l, f, events, EV_ADD | EV_ENABLE | EV_DISPATCH);
@@ -3347,13 +3493,13 @@ CONC__PRIVATE bool conc__kqueue_add_more(conc_loop *l, conc__fd *f, int events)
     return true;
 }
 
-/* A task waits for a hang-up alone: one event for each arming would be over at once, again and
- * again, as long as there is something to read. */
+/* For a task that waits for a hang-up alone. With one event for each arming, the loop would wake up
+ * again and again as long as there is something to read. */
 CONC__PRIVATE bool conc__kqueue_arm_for_hang_up(conc_loop *l, conc__fd *f)
 {
     int has = f->filters & (CONC_READABLE | CONC_WRITABLE);
     if (f->filters & CONC__CHANGES)
-        return true; /* conc__verify looks whether it is the same file */
+        return true; /* conc__verify checks whether it is the same file */
     if (conc__kqueue_control(l, f, has, EV_DELETE))
         return false;
     return conc__kqueue_add_changes(l, f) == 0 || conc__kqueue_set_apart(l, f) == 0;
@@ -3373,21 +3519,21 @@ CONC__PRIVATE bool conc__kqueue_arm(conc_loop *l, conc__fd *f, int events)
     return !lacks || conc__kqueue_add_more(l, f, lacks);
 }
 
-/* The kernel does it when conc closes the number. */
+/* Nothing to do: the kernel removes the filters when conc closes the number. */
 CONC__PRIVATE void conc__kqueue_remove(conc_loop *l, const conc__fd *f)
 {
     (void)l;
     (void)f;
 }
 
-/* Waits at most *ns for the queue, and for descriptors apart from it, whose events it hands on. If
- * there are any, *ns is what is left to wait for: 0. */
+/* Waits at most *ns for the queue and for the descriptors that it does not have, and handles the
+ * events of the latter. *ns becomes 0 if it has waited, so that the caller only polls the queue. */
 CONC__COLD int conc__kqueue_wait_apart(conc_loop *l, int64_t *ns)
 {
     enum { NAP = 10000000 };
     size_t n = 1, most = l->watched_count + 1;
-    if (conc__poll_room(l, most) < most) { /* until there is memory */
-        *ns = *ns < NAP ? *ns : NAP;
+    if (conc__poll_room(l, most) < most) { /* out of memory: try again soon */
+        *ns = conc__sooner(*ns, NAP);
         return 0;
     }
     for (conc__fd *f = l->watched; f; f = f->next) {
@@ -3410,18 +3556,20 @@ CONC__COLD int conc__kqueue_wait_apart(conc_loop *l, int64_t *ns)
     return 0;
 }
 
-/* macOS refuses a limit of some years, and says ETIMEDOUT now and then at the end of one. */
+/* macOS refuses a limit of some years, and sometimes fails with ETIMEDOUT at the end of one. */
 CONC__PRIVATE int conc__kqueue_pause(const conc_loop *l, struct kevent *events, int max, int64_t ns)
 {
     const int64_t longest = (int64_t)86400 * 1000000000;
-    int64_t pause = ns < longest ? ns : longest;
+    int64_t pause = conc__sooner(ns, longest);
     struct timespec limit = {(time_t)(pause / 1000000000), (long)(pause % 1000000000)};
     int n = kevent(l->poll_fd, NULL, 0, events, max, ns == CONC__NEVER ? NULL : &limit);
-    return n < 0 && errno == ETIMEDOUT ? 0 : n;
+    if (n < 0 && errno == ETIMEDOUT)
+        return 0;
+    return n;
 }
 
-/* Does the event tell of the end of file or of urgent data, too? A system without a word for
- * urgent data may mean it. */
+/* May the event also mean end of file or urgent data? Any event may, on a system without a flag for
+ * urgent data. */
 CONC__PRIVATE bool conc__kqueue_is_special(const struct kevent *e)
 {
 #ifdef EV_OOBAND
@@ -3432,26 +3580,29 @@ CONC__PRIVATE bool conc__kqueue_is_special(const struct kevent *e)
 #endif
 }
 
-/* The file that an event is of; NULL: the descriptor that wakes the loop, or a file that the loop
- * does not know any more. */
+/* The file of an event; NULL: the descriptor that wakes the loop, or a file that the loop has
+ * forgotten. */
 CONC__PRIVATE conc__fd *conc__kqueue_file(const conc_loop *l, const struct kevent *e)
 {
     conc__fd *f = conc__fd_find(l, (int)e->ident);
-    return f && f->id == (uint32_t)(uintptr_t)e->udata ? f : NULL;
+    if (!f || f->id != (uint32_t)(uintptr_t)e->udata)
+        return NULL;
+    return f;
 }
 
 CONC__PRIVATE void conc__kqueue_note(conc_loop *l, const struct kevent *e)
 {
     conc__fd *f = conc__kqueue_file(l, e);
-    if (e->ident == (uintptr_t)l->wake_out)
+    if (e->ident == (uintptr_t)l->wake_out) {
         conc__wake_drain(l);
-    else if (f) {
+    } else if (f) {
         f->came |= e->filter == EVFILT_READ ? CONC_READABLE : CONC_WRITABLE;
-        f->came |= conc__kqueue_is_special(e) ? CONC__SPECIAL : 0;
+        if (conc__kqueue_is_special(e))
+            f->came |= CONC__SPECIAL;
     }
 }
 
-/* Hands on all that came for the file of an event. What a hang-up is poll(2) says. */
+/* Reports all events that came for the file of an event. Asks poll(2) whether it has hung up. */
 CONC__PRIVATE void conc__kqueue_event(conc_loop *l, const struct kevent *e)
 {
     conc__fd *f = conc__kqueue_file(l, e);
@@ -3468,7 +3619,9 @@ CONC__PRIVATE void conc__kqueue_event(conc_loop *l, const struct kevent *e)
 CONC__PRIVATE int conc__kqueue_wait(conc_loop *l, int64_t ns)
 {
     struct kevent events[128];
-    int rc = l->apart ? conc__kqueue_wait_apart(l, &ns) : 0;
+    int rc = 0;
+    if (l->apart)
+        rc = conc__kqueue_wait_apart(l, &ns);
     if (rc)
         return rc;
     int n = conc__kqueue_pause(l, events, 128, ns);
@@ -3493,10 +3646,10 @@ static const conc__backend conc__kqueue = {
 
 /* ---- >>stacks ------------------------------------------------------------------------------- */
 
-/* A stack lies in its slot of a slab as [guard | room for frames | the task, if it has no handle
- * | conc__stack | stagger]. The tops are staggered inside their page, and the stride is an odd
- * number of pages, so that the busy parts of many stacks fall into different sets of the caches
- * and the TLB. */
+/* The layout of a stack in its slot of a slab: [guard | room for frames | the task, if it has no
+ * handle | conc__stack | stagger]. The tops are staggered within their page, and the stride is an
+ * odd number of pages, so that the busy parts of many stacks use different sets of the caches and
+ * the TLB. */
 
 enum {
     CONC__CORE = offsetof(conc_task, name_copy),
@@ -3511,108 +3664,126 @@ CONC__PRIVATE bool conc__stack_fits(size_t size)
     return size >= CONC__LEAST_STACK && size <= SIZE_MAX / 128;
 }
 
-CONC__PRIVATE conc__pool *conc__pool_for(conc_loop *l, size_t size)
+/* Sets the sizes that follow from p->size. */
+CONC__PRIVATE void conc__stack_cache_lay_out(conc__stack_cache *c, bool debug)
 {
-    for (conc__pool *p = l->pools; p; p = p->next)
-        if (p->size == size)
-            return p;
-    if (!conc__stack_fits(size))
-        return NULL;
-    conc__pool *p = conc__alloc(sizeof *p);
-    if (!p)
-        return NULL;
-    size_t page = conc__page(),
-           pages = conc__round_up(size + CONC__CORE + CONC__RECORD + CONC__STAGGER, page) / page;
-    *p = (conc__pool){.next = l->pools, .size = size};
+    const size_t slab = (size_t)16 * 1024 * 1024;
+    size_t page = conc__page();
+    size_t top = CONC__CORE + CONC__RECORD + CONC__STAGGER;
+    size_t pages = conc__round_up(c->size + top, page) / page;
     size_t guard = CONC_GUARD_SIZE;
-    if (l->debug && guard < CONC__DEBUG_GUARD_SIZE)
+    if (debug && guard < CONC__DEBUG_GUARD_SIZE)
         guard = CONC__DEBUG_GUARD_SIZE;
-    p->guard = guard > page ? conc__round_up(guard, page) : page;
-    p->guard += (pages + p->guard / page) % 2 ? 0 : page;
-    p->stride = pages * page + p->guard;
-    size_t fit = (size_t)16 * 1024 * 1024 / p->stride;
-    p->per_slab = fit < 1 ? 1 : fit > 64 ? 64 : (int)fit;
-    l->pools = p;
-    return p;
+    if (guard < page)
+        guard = page;
+    c->guard = conc__round_up(guard, page);
+    if ((pages + c->guard / page) % 2 == 0)
+        c->guard += page;
+    c->stride = pages * page + c->guard;
+    c->per_slab = 64; /* a bit each in conc__slab.dropped */
+    if (slab / c->stride < 64)
+        c->per_slab = (int)(slab / c->stride);
+    if (c->per_slab < 1)
+        c->per_slab = 1;
 }
 
-CONC__PRIVATE bool conc__slab_open(conc__pool *p)
+/* The pool of stacks with this size; NULL: the size is not possible, or out of memory. */
+CONC__PRIVATE conc__stack_cache *conc__stack_cache_for(conc_loop *l, size_t size)
+{
+    for (conc__stack_cache *c = l->stack_caches; c; c = c->next)
+        if (c->size == size)
+            return c;
+    if (!conc__stack_fits(size))
+        return NULL;
+    conc__stack_cache *c = conc__alloc(sizeof *c);
+    if (!c)
+        return NULL;
+    *c = (conc__stack_cache){.next = l->stack_caches, .size = size};
+    conc__stack_cache_lay_out(c, l->debug);
+    l->stack_caches = c;
+    return c;
+}
+
+CONC__PRIVATE bool conc__slab_open(conc__stack_cache *c)
 {
     conc__slab *slab = conc__alloc(sizeof *slab);
     if (!slab)
         return false;
-    char *base = conc__map_pages(p->stride * (size_t)p->per_slab);
+    char *base = conc__map_pages(c->stride * (size_t)c->per_slab);
     if (!base) {
         CONC_FREE(slab);
         return false;
     }
-    *slab = (conc__slab){.next = p->slabs, .pool = p, .base = base};
+    *slab = (conc__slab){.next = c->slabs, .cache = c, .base = base};
     if (slab->next)
         slab->next->prev = slab;
-    p->slabs = slab;
-    p->slab_count++;
+    c->slabs = slab;
+    c->slab_count++;
     return true;
 }
 
 CONC__PRIVATE conc__stack *conc__stack_at(const conc__slab *slab, int i)
 {
-    conc__pool *p = slab->pool;
+    conc__stack_cache *c = slab->cache;
     size_t stagger = (size_t)(i % 48) * 64;
-    return (conc__stack *)(void *)(slab->base + (size_t)(i + 1) * p->stride - stagger -
-                                   CONC__RECORD);
+    char *end = slab->base + (size_t)(i + 1) * c->stride;
+    return (conc__stack *)(void *)(end - stagger - CONC__RECORD);
 }
 
 CONC__PRIVATE void conc__slab_close(conc__slab *slab)
 {
     for (int i = 0; i < slab->carved; i++)
         if (!(slab->dropped >> i & 1))
-            conc__stack_untold(conc__stack_at(slab, i));
-    conc__unmap_pages(slab->base, slab->pool->stride * (size_t)slab->pool->per_slab);
+            conc__stack_unregister(conc__stack_at(slab, i));
+    conc__unmap_pages(slab->base, slab->cache->stride * (size_t)slab->cache->per_slab);
     CONC_FREE(slab);
 }
 
-/* Guard regions are made for a few stacks at a time, twice as many each time. */
+/* Makes the guard regions of the next stacks. Each call doubles the number of guarded stacks. */
 CONC__PRIVATE void conc__slab_guard(conc__slab *slab)
 {
-    static atomic_int told;
-    conc__pool *p = slab->pool;
+    static atomic_int reported;
+    conc__stack_cache *c = slab->cache;
     int n = slab->guarded ? slab->guarded : 2;
-    if (n > p->per_slab - slab->guarded)
-        n = p->per_slab - slab->guarded;
-    if (!conc__guard(slab->base + (size_t)slab->guarded * p->stride, p->guard, p->stride, n) &&
-        !atomic_exchange(&told, 1))
+    if (n > c->per_slab - slab->guarded)
+        n = c->per_slab - slab->guarded;
+    char *first = slab->base + (size_t)slab->guarded * c->stride;
+    if (!conc__guard(first, c->guard, c->stride, n) && !atomic_exchange(&reported, 1))
         fprintf(stderr,
                 "conc: the system has no more guard regions: stacks from here on go without one\n");
     slab->guarded += n;
 }
 
-CONC__PRIVATE void conc__hole_open(conc__pool *p, conc__slab *slab)
+CONC__PRIVATE void conc__hole_open(conc__stack_cache *c, conc__slab *slab)
 {
     slab->prev_hole = NULL;
-    slab->next_hole = p->holes;
-    if (p->holes)
-        p->holes->prev_hole = slab;
-    p->holes = slab;
+    slab->next_hole = c->holes;
+    if (c->holes)
+        c->holes->prev_hole = slab;
+    c->holes = slab;
 }
 
-CONC__PRIVATE void conc__hole_close(conc__pool *p, const conc__slab *slab)
+CONC__PRIVATE void conc__hole_close(conc__stack_cache *c, const conc__slab *slab)
 {
-    *(slab->prev_hole ? &slab->prev_hole->next_hole : &p->holes) = slab->next_hole;
+    if (slab->prev_hole)
+        slab->prev_hole->next_hole = slab->next_hole;
+    else
+        c->holes = slab->next_hole;
     if (slab->next_hole)
         slab->next_hole->prev_hole = slab->prev_hole;
 }
 
-/* A stack that was dropped is used again. */
-CONC__PRIVATE int conc__hole_fill(conc__pool *p, conc__slab *slab)
+/* Takes a dropped stack of the slab, to be used again. */
+CONC__PRIVATE int conc__hole_fill(conc__stack_cache *c, conc__slab *slab)
 {
     int i = __builtin_ctzll(slab->dropped);
     slab->dropped &= slab->dropped - 1;
     if (!slab->dropped)
-        conc__hole_close(p, slab);
+        conc__hole_close(c, slab);
     return i;
 }
 
-/* The next stack that was never used, with its guard region. */
+/* Takes the next stack that was never used, and makes its guard region if needed. */
 CONC__PRIVATE int conc__slab_carve(conc__slab *slab)
 {
     if (slab->carved == slab->guarded)
@@ -3620,157 +3791,165 @@ CONC__PRIVATE int conc__slab_carve(conc__slab *slab)
     return slab->carved++;
 }
 
-CONC__COLD conc__stack *conc__stack_carve(conc__pool *p)
+CONC__COLD conc__stack *conc__stack_carve(conc__stack_cache *c)
 {
     int saved = errno;
-    conc__stack *s = p->cold;
+    conc__stack *s = c->cold;
     if (s) {
-        p->cold = s->next;
+        c->cold = s->next;
         return s;
     }
-    bool room = p->holes || (p->slabs && p->slabs->carved < p->per_slab) || conc__slab_open(p);
+    bool room = c->holes || (c->slabs && c->slabs->carved < c->per_slab) || conc__slab_open(c);
     if (!room) {
         errno = saved;
         return NULL;
     }
-    conc__slab *slab = p->holes ? p->holes : p->slabs;
-    int i = p->holes ? conc__hole_fill(p, slab) : conc__slab_carve(slab);
+    conc__slab *slab = c->holes;
+    int i;
+    if (slab) {
+        i = conc__hole_fill(c, slab);
+    } else {
+        slab = c->slabs;
+        i = conc__slab_carve(slab);
+    }
     errno = saved;
     s = conc__stack_at(slab, i);
     *s = (conc__stack){
-        .pool = p, .slab = slab, .low = slab->base + (size_t)i * p->stride + p->guard};
-    p->resident++;
-    conc__stack_told(s);
+        .cache = c, .slab = slab, .low = slab->base + (size_t)i * c->stride + c->guard};
+    c->resident++;
+    conc__stack_register(s);
     return s;
 }
 
-/* Where the frames begin, from above, and what lives on a stack itself begins from below: a
- * task, or a generator. With the same place for all, what Valgrind knows of a stack holds for
- * its next user. */
+/* Frames lie below this address, and the user of the stack, a task or a generator, from it upwards.
+ * It is the same for all users, so what Valgrind knows of a stack holds for its next user. */
 static inline char *conc__stack_top(conc__stack *s) { return (char *)s - CONC__CORE; }
 
-static inline conc__stack *conc__stack_take(conc__pool *p)
+/* Returns a stack that is not in use; NULL: out of memory. */
+static inline conc__stack *conc__stack_acquire(conc__stack_cache *c)
 {
-    conc__stack *s = p->free;
+    conc__stack *s = c->free;
     if (CONC__UNLIKELY(!s))
-        s = conc__stack_carve(p);
+        s = conc__stack_carve(c);
     else
-        p->free = s->next;
+        c->free = s->next;
     if (CONC__UNLIKELY(!s))
         return NULL;
-    if (CONC__UNLIKELY(s == p->old))
-        p->old = s->next;
+    if (CONC__UNLIKELY(s == c->old))
+        c->old = s->next;
     conc__stack_begins(s);
     return s;
 }
 
-/* Also from a handler: it allocates nothing. t: who ran there, NULL if that is not known. */
-CONC__COLD void conc__tell_overflow(const conc_task *t, const conc__stack *s)
+/* Reports that a task has used up its stack; t is NULL if the task is not known. Allocates nothing,
+ * as it may run in a signal handler. */
+CONC__COLD void conc__report_overflow(const conc_task *t, const conc__stack *s)
 {
     char name[CONC__DESCRIPTION] = "a task", text[sizeof name + 256];
-    size_t size = s->pool->size;
+    const char *which = s->has_generator ? "its generator's stack" : "its stack";
+    size_t size = s->cache->size;
     if (t)
         conc__describe(name, sizeof name, conc__source_of(t));
-    conc__say(
-        text,
-        snprintf(
-            text, sizeof text,
-            "conc: stack overflow: %s used all %zu bytes of %s: raise conc_options.stack_size, "
-            "conc_group.stack_size, or CONC_STACK=%zu in the environment\n",
-            name, size, s->has_generator ? "its generator's stack" : "its stack", size * 2),
-        sizeof text);
+    int n = snprintf(
+        text, sizeof text,
+        "conc: stack overflow: %s used all %zu bytes of %s: raise conc_options.stack_size, "
+        "conc_group.stack_size, or CONC_STACK=%zu in the environment\n",
+        name, size, which, size * 2);
+    conc__write_stderr(text, n, sizeof text);
 }
 
-static inline void conc__stack_give(conc_loop *l, conc__stack *s)
+/* The counterpart of conc__stack_acquire. */
+static inline void conc__stack_release(conc_loop *l, conc__stack *s)
 {
-    conc__pool *p = s->pool;
+    conc__stack_cache *c = s->cache;
     conc__stack_ends(l, s);
-    s->next = p->free;
-    p->free = s;
+    s->next = c->free;
+    c->free = s;
 }
 
-/* Stacks of a slab whose pages are not given back. */
+/* How many stacks of a slab still have their pages? */
 CONC__PRIVATE int conc__slab_resident(const conc__slab *slab)
 {
     return slab->carved - __builtin_popcountll(slab->dropped);
 }
 
-/* Gives back the pages of a stack that is in no list, and the slab once all of its are. */
+/* Drops a stack that is in no list: gives its pages back to the system. Unmaps the slab if it was
+ * the last one. */
 CONC__PRIVATE void conc__stack_drop(conc__stack *s)
 {
     conc__slab *slab = s->slab;
-    conc__pool *p = s->pool;
+    conc__stack_cache *c = s->cache;
     char *low = s->low;
-    conc__stack_untold(s);
-    conc__drop_pages(low, p->stride - p->guard);
+    conc__stack_unregister(s);
+    conc__drop_pages(low, c->stride - c->guard);
     if (!slab->dropped)
-        conc__hole_open(p, slab);
-    slab->dropped |= (uint64_t)1 << ((size_t)(low - slab->base) / p->stride);
-    p->resident--;
-    if (conc__slab_resident(slab) || slab == p->slabs)
+        conc__hole_open(c, slab);
+    slab->dropped |= (uint64_t)1 << ((size_t)(low - slab->base) / c->stride);
+    c->resident--;
+    if (conc__slab_resident(slab) || slab == c->slabs)
         return;
-    conc__hole_close(p, slab);
-    slab->prev->next = slab->next; /* it is not the first */
+    conc__hole_close(c, slab);
+    slab->prev->next = slab->next; /* it is not the first one, so prev is not NULL */
     if (slab->next)
         slab->next->prev = slab->prev;
-    p->slab_count--;
+    c->slab_count--;
     conc__slab_close(slab);
 }
 
 enum {
-    CONC__KEPT = 16,  /* free stacks that stay, however long they are not used */
-    CONC__DROPS = 256 /* stacks that one trim gives back at most */
+    CONC__KEPT = 16,  /* free stacks that are never dropped */
+    CONC__DROPS = 256 /* most stacks that one trim drops */
 };
 
-/* Gives back what a burst needed: stacks are reused newest first, so those that lie below the
- * ones that were used since the last trim were for the burst. */
-CONC__PRIVATE void conc__pool_trim(conc__pool *p)
+/* Drops stacks that a burst of tasks has left. Stacks are reused newest first: those that lie
+ * deeper in `free` than any that was used since the last trim are not needed any more. */
+CONC__PRIVATE void conc__stack_cache_trim(conc__stack_cache *c)
 {
-    conc__stack **at = &p->free;
-    bool below = false; /* the first in the list that is old */
-    bool goes_on = p->cold != NULL;
+    conc__stack **at = &c->free;
+    bool is_old = false; /* `at` has reached p->old */
+    bool goes_on = c->cold != NULL;
     size_t kept = 0;
     for (; *at && !goes_on; at = &(*at)->next, kept++) {
-        below |= *at == p->old;
-        if (below && kept >= CONC__KEPT) {
-            p->cold = *at;
+        is_old |= *at == c->old;
+        if (is_old && kept >= CONC__KEPT) {
+            c->cold = *at;
             *at = NULL;
             break;
         }
     }
-    for (int n = 0; p->cold && n < CONC__DROPS; n++) {
-        conc__stack *s = p->cold;
-        p->cold = s->next;
+    for (int n = 0; c->cold && n < CONC__DROPS; n++) {
+        conc__stack *s = c->cold;
+        c->cold = s->next;
         conc__stack_drop(s);
     }
-    if (!p->cold)
-        p->old = p->free;
-    p->trimmed = !goes_on && kept <= CONC__KEPT;
+    if (!c->cold)
+        c->old = c->free;
+    c->trimmed = !goes_on && kept <= CONC__KEPT;
 }
 
-/* Is there something to trim? Not in what was not touched since the last time. */
-CONC__PRIVATE bool conc__pool_grew(const conc__pool *p)
+/* Is there something to trim? Not if no stack was used since a trim that found nothing. */
+CONC__PRIVATE bool conc__stack_cache_grew(const conc__stack_cache *c)
 {
-    bool unchanged = p->trimmed && p->free == p->old;
-    return p->cold || (p->resident > CONC__KEPT && p->free && !unchanged);
+    bool unchanged = c->trimmed && c->free == c->old;
+    return c->cold || (c->resident > CONC__KEPT && c->free && !unchanged);
 }
 
-/* Returns whether to trim again soon. */
+/* True: there is more to drop, soon. */
 CONC__PRIVATE bool conc__stacks_trim(conc_loop *l)
 {
     bool soon = false;
-    for (conc__pool *p = l->pools; p; p = p->next) {
-        if (conc__pool_grew(p))
-            conc__pool_trim(p);
-        soon |= p->cold != NULL;
+    for (conc__stack_cache *c = l->stack_caches; c; c = c->next) {
+        if (conc__stack_cache_grew(c))
+            conc__stack_cache_trim(c);
+        soon |= c->cold != NULL;
     }
     return soon;
 }
 
 CONC__PRIVATE bool conc__stacks_grew(const conc_loop *l)
 {
-    for (const conc__pool *p = l->pools; p; p = p->next)
-        if (conc__pool_grew(p))
+    for (const conc__stack_cache *c = l->stack_caches; c; c = c->next)
+        if (conc__stack_cache_grew(c))
             return true;
     return false;
 }
@@ -3779,28 +3958,28 @@ CONC__PRIVATE void conc__stacks_close(conc_loop *l)
 {
     for (conc__stack *s = l->stopped; s; s = s->next)
         conc__stack_ends(l, s);
-    for (conc__pool *p = l->pools, *next; p; p = next) {
-        next = p->next;
-        for (conc__slab *s = p->slabs, *after; s; s = after) {
+    for (conc__stack_cache *c = l->stack_caches, *next; c; c = next) {
+        next = c->next;
+        for (conc__slab *s = c->slabs, *after; s; s = after) {
             after = s->next;
             conc__slab_close(s);
         }
-        CONC_FREE(p);
+        CONC_FREE(c);
     }
 }
 
 /* ---- >>timers ------------------------------------------------------------------------------- */
 
-/* A hierarchical timing wheel (Varghese and Lauck, "Hashed and Hierarchical Timing Wheels",
- * 1987) over all 64 bits of a nanosecond clock, six bits a level. A timer lies at the level of
- * the highest digit in which its time and the elapsed time differ, in the slot of that digit: so
- * levels expire from the lowest up, a timer moves down at most ten times, and timers of one time
- * are always in one slot, in the order of arming. */
+/* A hierarchical timing wheel (Varghese and Lauck, "Hashed and Hierarchical Timing Wheels", 1987)
+ * over all 64 bits of a nanosecond clock, with a digit of six bits for each level. The level of a
+ * timer is the highest digit in which its time and the elapsed time differ, and its slot is the
+ * value of that digit. So the lowest occupied level expires first, a timer moves down at most ten
+ * times, and timers with the same time are always in the same slot, in the order of arming. */
 
 CONC__PRIVATE bool conc__armed(const conc__timer *t) { return t->next != NULL; }
 
-/* A timer keeps this place while the elapsed time moves: it is moved down when its digit is
- * reached. */
+/* The level and slot of a timer stay the same while the elapsed time moves, until it reaches the
+ * slot: then the timer moves down, or fires. */
 static inline int conc__wheel_level(const conc__wheel *w, const conc__timer *t)
 {
     return (63 - __builtin_clzll(((uint64_t)t->at ^ w->elapsed) | 1)) / 6;
@@ -3862,24 +4041,26 @@ static inline void conc__disarm(conc_loop *l, conc__timer *t)
     l->wheel.disarmed++;
 }
 
-/* The first occupied slot: the time at which it begins, its level and number. False: no timer is
- * armed. */
-CONC__PRIVATE bool conc__wheel_first(const conc__wheel *w, uint64_t *start, int *level, int *slot)
+/* Finds the first occupied slot: the time at which it begins, its level and number. False: no timer
+ * is armed. */
+CONC__FAST bool conc__wheel_first(const conc__wheel *w, uint64_t *start, int *level, int *slot)
 {
-    for (int i = 0; i < CONC__LEVELS; i++)
-        /* those of this level lie ahead of the elapsed digit, so the lowest bit is the first */
-        if (w->occupied[i]) {
-            int shift = i * 6;
-            *level = i;
-            *slot = __builtin_ctzll(w->occupied[i]);
-            uint64_t above = shift + 6 < 64 ? w->elapsed >> (shift + 6) << (shift + 6) : 0;
-            *start = above | (uint64_t)*slot << shift;
-            return true;
-        }
-    return false;
+    int i = 0;
+    while (i < CONC__LEVELS && !w->occupied[i])
+        i++;
+    if (i == CONC__LEVELS)
+        return false;
+    *level = i;
+    /* all slots in use come after the elapsed time's own digit, so the lowest bit is the first */
+    *slot = __builtin_ctzll(w->occupied[i]);
+    int shift = i * 6;
+    *start = (uint64_t)*slot << shift;
+    if (shift + 6 < 64) /* the higher digits are those of the elapsed time */
+        *start |= w->elapsed >> (shift + 6) << (shift + 6);
+    return true;
 }
 
-/* Moves the timers of a slot that begins now to the levels below. */
+/* Moves the timers of a slot to the levels below, when the slot begins. */
 CONC__PRIVATE void conc__wheel_cascade(conc__wheel *w, uint64_t start, int level, int slot)
 {
     conc__timer *t = w->slots[level][slot], *last = t->prev;
@@ -3895,8 +4076,8 @@ CONC__PRIVATE void conc__wheel_cascade(conc__wheel *w, uint64_t start, int level
     }
 }
 
-/* Fires every timer that is due, in the order of time and arming, and moves the elapsed time to
- * now. */
+/* Fires every timer that is due, in the order of their times and of arming, and sets the elapsed
+ * time to now. */
 CONC__PRIVATE void conc__wheel_advance(conc_loop *l, int64_t now)
 {
     conc__wheel *w = &l->wheel;
@@ -3907,7 +4088,7 @@ CONC__PRIVATE void conc__wheel_advance(conc_loop *l, int64_t now)
         conc__timer *t = w->slots[level][slot];
         if (level > 0 && (t->next != t || t->at > now)) {
             conc__wheel_cascade(w, start, level, slot);
-        } else { /* the only one in its slot need not move down first */
+        } else { /* due; a timer that is alone in its slot need not move down first */
             conc__disarm(l, t);
             t->fire(t);
         }
@@ -3916,18 +4097,19 @@ CONC__PRIVATE void conc__wheel_advance(conc_loop *l, int64_t now)
         w->elapsed = (uint64_t)now;
 }
 
-/* A time not after the first timer's, and before it only when many timers share a slot;
- * CONC__NEVER without one. */
+/* The time of the first timer, or an earlier one if many timers share its slot; CONC__NEVER: no
+ * timer is armed. */
 CONC__PRIVATE int64_t conc__wheel_next(const conc__wheel *w)
 {
     uint64_t start;
     int level, slot;
     if (!conc__wheel_first(w, &start, &level, &slot))
         return CONC__NEVER;
-    const conc__timer *first = w->slots[level][slot], *t = first;
-    int64_t least = t->at;
-    for (int looked = 0; (t = t->next) != first; looked++) {
-        if (looked == 16)
+    const conc__timer *first = w->slots[level][slot];
+    int64_t least = first->at;
+    int seen = 0;
+    for (const conc__timer *t = first->next; t != first; t = t->next, seen++) {
+        if (seen == 16)
             return (int64_t)start;
         if (t->at < least)
             least = t->at;
@@ -3935,7 +4117,7 @@ CONC__PRIVATE int64_t conc__wheel_next(const conc__wheel *w)
     return least;
 }
 
-/* ---- >>scheduler ---------------------------------------------------------------------------- */
+/* ---- >>loop --------------------------------------------------------------------------------- */
 
 static inline void conc__make_ready(conc_loop *l, conc_task *t)
 {
@@ -3947,13 +4129,14 @@ static inline void conc__make_ready(conc_loop *l, conc_task *t)
     l->last_ready = t;
 }
 
-/* The running task stops here until it is resumed; somebody has it in a list, or it is ready. */
+/* Parks the running task until it is resumed. It must be in the list of what will wake it, or be
+ * ready. */
 CONC__SWITCHES void conc__leave(conc_loop *l)
 {
     conc_task *self = l->self, *next = l->ready;
     self->error_number = *l->errno_at;
-    if (next && l->turns > 0) {
-        l->turns--;
+    if (next && l->switches_left > 0) {
+        l->switches_left--;
         l->ready = next->next;
         l->self = next;
         conc__switch(l, self->stack, self->context, next->stack, next->context);
@@ -3964,56 +4147,59 @@ CONC__SWITCHES void conc__leave(conc_loop *l)
     *l->errno_at = self->error_number;
 }
 
-/* The next switch goes to the scheduler. */
+/* Makes the next switch go to the scheduler. */
 CONC__PRIVATE void conc__end_batch(conc_loop *l)
 {
-    l->switches -= (uint64_t)l->turns; /* they are counted as if they had been used */
-    l->turns = 0;
+    l->switches -= (uint64_t)l->switches_left; /* the pass will count the unused ones too */
+    l->switches_left = 0;
 }
 
-/* The running task has read the clock: a long step ends the batch, and the budget of checkpoints
- * that need not wait. */
+/* Called when the running task has read the clock. A long step ends the batch, and the budget of
+ * checkpoints that need not wait. */
 static inline void conc__time_passed(conc_loop *l, int64_t now)
 {
-    if (CONC__UNLIKELY(now - l->looked > CONC__LATE)) {
+    if (CONC__UNLIKELY(now - l->last_pass > CONC__BATCH_NS)) {
         conc__end_batch(l);
-        l->quick = 1;
+        l->budget_left = 1;
     }
 }
 
-/* Behind every task that is ready. */
-CONC__PRIVATE void conc__pass(conc_loop *l)
+/* Lets every ready task run before the running task continues. */
+CONC__PRIVATE void conc__yield_to_ready(conc_loop *l)
 {
-    if (!l->ready) /* the others may wait for the clock */
+    if (!l->ready) /* other tasks may be waiting for the clock */
         conc__end_batch(l);
     conc__make_ready(l, l->self);
     conc__leave(l);
 }
 
-CONC__COLD void conc__tell_stubborn(conc_loop *l);
+CONC__COLD void conc__report_stubborn(conc_loop *l);
 
-/* A cancelled task wants to wait. It gets its -ECANCELED after the others had their turn; one
- * that has ignored many only when nothing else is ready, or now and then, and does not hold the
- * virtual clock. */
+/* Refuses a checkpoint of a cancelled task: returns -ECANCELED, after the other ready tasks have
+ * run. A task that has ignored many of these is a spinner: it continues only when nothing else is
+ * ready, or from time to time, and does not hold the virtual clock. */
 CONC__COLD int conc__refuse(conc_loop *l)
 {
     conc_task *self = l->self;
-    if (self->cancels_in_a_row < CONC__SPIN) {
+    if (self->cancels_in_a_row < CONC__SPINNER) {
         self->cancels_in_a_row++;
-        conc__pass(l);
+        conc__yield_to_ready(l);
     } else {
         self->next = NULL;
-        *(l->spinners ? &l->last_spinner->next : &l->spinners) = self;
+        if (l->spinners)
+            l->last_spinner->next = self;
+        else
+            l->spinners = self;
         l->last_spinner = self;
         l->next_round += 4;
         if (self->cancels_in_a_row < CONC__STUBBORN && ++self->cancels_in_a_row == CONC__STUBBORN)
-            conc__tell_stubborn(l);
+            conc__report_stubborn(l);
         conc__leave(l);
     }
     return -ECANCELED;
 }
 
-/* The loop of the task that calls; NULL: no run on this thread, or inside a posted function. */
+/* The loop of the calling task; NULL: the caller is no task. */
 static inline conc_loop *conc__of_task(void)
 {
     conc_loop *l = conc__here;
@@ -4026,27 +4212,32 @@ CONC__COLD conc_loop *conc__not_in_task(const char *call)
     return NULL;
 }
 
-/* The same for a call that fails outside of tasks, which debug mode tells of. */
+/* The same for a call that only tasks may make; if the caller is none, debug mode reports it. */
 #define conc__in_task() conc__in_task_of(__func__)
 static inline conc_loop *conc__in_task_of(const char *call)
 {
     conc_loop *l = conc__here;
-    return CONC__UNLIKELY(!l || !l->self) ? conc__not_in_task(call) : l;
+    if (CONC__UNLIKELY(!l || !l->self))
+        return conc__not_in_task(call);
+    return l;
 }
 
-/* At the start of a checkpoint, after its arguments were looked at: 0, or -ECANCELED when a
- * cancel is pending. */
+/* Called at the start of a checkpoint, once its arguments are known to be valid: 0, or -ECANCELED
+ * if a cancel is pending. */
 static inline int conc__checkpoint(conc_loop *l)
 {
-    return CONC__UNLIKELY(l->self->pending) ? conc__refuse(l) : 0;
+    if (CONC__UNLIKELY(l->self->pending))
+        return conc__refuse(l);
+    return 0;
 }
 
-/* A checkpoint that need not wait: after many of them in a row the others get their turn. */
-static inline void conc__quick(conc_loop *l)
+/* Called at the end of a checkpoint that need not wait. After many of these in a row the task lets
+ * other tasks run. */
+static inline void conc__spend_budget(conc_loop *l)
 {
-    if (CONC__UNLIKELY(--l->quick <= 0)) {
-        l->quick = l->budget;
-        conc__pass(l);
+    if (CONC__UNLIKELY(--l->budget_left <= 0)) {
+        l->budget_left = l->budget;
+        conc__yield_to_ready(l);
     }
 }
 
@@ -4058,20 +4249,21 @@ CONC__COLD int conc__yield_slowly(void)
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__pass(l);
-    return l->self->pending ? -ECANCELED : 0;
+    conc__yield_to_ready(l);
+    if (l->self->pending)
+        return -ECANCELED;
+    return 0;
 }
 
-/* Compiled in line where it is called in this file: a task that returns from a call which
- * another task left does so against the processor's return predictor. */
+/* Inlined where this file calls it: each task would return from another task's call, which the
+ * processor's return predictor would miss. */
 CONC__SWITCHES int conc__yield(void)
 {
     conc_loop *l = conc__here;
-    conc_task *self, *next;
-    if (CONC__UNLIKELY(!l || !(self = l->self) || self->pending || !(next = l->ready) ||
-                       l->turns <= 0))
+    if (CONC__UNLIKELY(!l || !l->self || l->self->pending || !l->ready || l->switches_left <= 0))
         return conc__yield_slowly();
-    l->turns--;
+    conc_task *self = l->self, *next = l->ready;
+    l->switches_left--;
     self->next = NULL;
     l->last_ready->next = self;
     l->last_ready = self;
@@ -4080,14 +4272,16 @@ CONC__SWITCHES int conc__yield(void)
     self->error_number = *l->errno_at;
     conc__switch(l, self->stack, self->context, next->stack, next->context);
     *l->errno_at = self->error_number;
-    return CONC__UNLIKELY(self->pending) ? -ECANCELED : 0;
+    if (CONC__UNLIKELY(self->pending))
+        return -ECANCELED;
+    return 0;
 }
 
 CONC_API int conc_yield(void) { return conc__yield(); }
 #define conc_yield() conc__yield()
 
-/* Runs fn between two tasks, on the thread's own stack, while the caller stands still; in the
- * scheduler, at once. */
+/* Runs fn on the thread's own stack while the calling task waits for it; no other task runs
+ * meanwhile. The scheduler is on that stack already. */
 CONC__PRIVATE void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *arg), void *arg)
 {
     conc_task *self = l->self;
@@ -4098,39 +4292,41 @@ CONC__PRIVATE void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *ar
     l->call = fn;
     l->call_arg = arg;
     self->error_number = *l->errno_at;
-    /* l->self stays: it is resumed at once */
+    /* l->self stays: conc__resume continues this task right after fn */
     l->switch_stacks(l, self->stack, self->context, &l->thread_stack, l->context);
     *l->errno_at = self->error_number;
 }
 
-static atomic_int conc__debug_runs; /* of this process */
+static atomic_int conc__debug_runs; /* runs of this process in debug mode */
 
 typedef struct conc__misuse {
     const conc_task *task;
     const char *call, *why, *place;
 } conc__misuse;
 
-CONC__PRIVATE void conc__tell_misuse(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__report_misuse(conc_loop *l, void *arg)
 {
     const conc__misuse *m = arg;
     char who[CONC__DESCRIPTION] = "the loop";
     (void)l;
     if (m->task)
         conc__describe(who, sizeof who, conc__source_of(m->task));
-    fprintf(stderr, "conc: %s: %s: %s%s%s\n", who, m->call, m->why, m->place ? ": " : "",
-            m->place ? m->place : "");
+    if (m->place)
+        fprintf(stderr, "conc: %s: %s: %s: %s\n", who, m->call, m->why, m->place);
+    else
+        fprintf(stderr, "conc: %s: %s: %s\n", who, m->call, m->why);
 }
 
-/* Without debug mode, too: such a task runs for ever, as fast as it can. */
-CONC__COLD void conc__tell_stubborn(conc_loop *l)
+/* Reports a task that ignores its cancel, even without debug mode: it runs for ever, as fast as it
+ * can. */
+CONC__COLD void conc__report_stubborn(conc_loop *l)
 {
     conc__misuse m = {l->self, "it was cancelled",
                       "1000 calls in a row returned -ECANCELED, and it goes on", NULL};
-    conc__on_loop(l, conc__tell_misuse, &m);
+    conc__on_loop(l, conc__report_misuse, &m);
 }
 
-/* The name that the user knows a call by: conc__x, behind a macro, and conc__x_slowly are
- * conc_x. */
+/* The public name of a call: conc_x for conc__x, which a macro calls, and for conc__x_slowly. */
 CONC__PRIVATE void conc__public_name(char name[CONC__NAME], const char *call)
 {
     if (strncmp(call, "conc__", 6)) {
@@ -4143,9 +4339,9 @@ CONC__PRIVATE void conc__public_name(char name[CONC__NAME], const char *call)
         *slowly = 0;
 }
 
-/* A call was wrong, and had no effect: rc, with words that name the call. In debug mode that is
- * said, with the object's place (NULL: it has none); on a thread without a run, where a run of
- * another thread is in debug mode. */
+/* Refuses a call that is a mistake: returns rc, with a text that names the call. In debug mode also
+ * reports it, with the location in `place` unless that is NULL. On a thread without a run, it does
+ * so if any run of the process is in debug mode. */
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place)
 {
     conc_loop *l = conc__here;
@@ -4154,15 +4350,19 @@ CONC__COLD int conc__misused(int rc, const char *call, const char *why, const ch
     conc__public_name(name, call);
     if (l && l->debug) {
         conc__misuse m = {l->self, name, why, place};
-        conc__on_loop(l, conc__tell_misuse, &m);
+        conc__on_loop(l, conc__report_misuse, &m);
     } else if (!l && atomic_load_explicit(&conc__debug_runs, memory_order_relaxed)) {
-        fprintf(stderr, "conc: a thread without a run: %s: %s%s\n", name, why,
-                rc == -EPERM ? "; conc_loop_run runs it in a task of a loop" : "");
+        const char *hint = rc == -EPERM ? "; conc_loop_run runs it in a task of a loop" : "";
+        fprintf(stderr, "conc: a thread without a run: %s: %s%s\n", name, why, hint);
     }
     errno = saved;
-    return rc < 0 ? conc_fail(rc, "%s: %s", name, why) : rc;
+    if (rc >= 0)
+        return rc;
+    return conc_fail(rc, "%s: %s", name, why);
 }
 
+/* Runs a task until it parks or ends, or until the batch that it has begun is over, and serves its
+ * calls of conc__on_loop. */
 CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
 {
     l->self = t;
@@ -4179,7 +4379,7 @@ CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
     } while (true);
 }
 
-/* The next task to run: the one that has been ready longest, or under a seed one of the longest. */
+/* Takes the next task to run: the one that has been ready longest, or under a seed one of those. */
 CONC__PRIVATE conc_task *conc__pick(conc_loop *l)
 {
     conc_task **at = &l->ready;
@@ -4187,7 +4387,7 @@ CONC__PRIVATE conc_task *conc__pick(conc_loop *l)
         int n = 0;
         for (conc_task *t = l->ready; t && n < CONC__CHOICE; t = t->next)
             n++;
-        for (int skip = (int)(conc__mix(&l->picks) % (uint64_t)n); skip; skip--)
+        for (int skip = (int)(conc__random_bits(&l->picks) % (uint64_t)n); skip; skip--)
             at = &(*at)->next;
     }
     conc_task *t = *at;
@@ -4204,14 +4404,14 @@ CONC__PRIVATE void conc__advance(conc_loop *l, int64_t now)
     conc__wheel_advance(l, now);
 }
 
-/* Does a task wait for something from outside that needs no hold? */
-CONC__PRIVATE bool conc__expects(const conc_loop *l)
+/* Does a task wait for something outside of the loop that needs no hold? */
+CONC__PRIVATE bool conc__awaits_outside(const conc_loop *l)
 {
     return l->watched || l->signal_waits || l->awaited;
 }
 
-/* Are these the descriptors that wake the loop? A program that closed them may have opened other
- * files with their numbers. */
+/* Does the loop's wake-up descriptor still mean its own file? A program that has closed it may have
+ * opened another file with its number. */
 CONC__PRIVATE bool conc__wake_is_ours(const conc_loop *l)
 {
     bool ours = conc__is_open(l->wake_out);
@@ -4224,8 +4424,8 @@ CONC__PRIVATE bool conc__wake_is_ours(const conc_loop *l)
     return ours;
 }
 
-/* The system refuses to wait for descriptors, as when the program has closed those of the loop:
- * every task is cancelled, and the run ends with this error. */
+/* Handles a failed wait for descriptors, for example after the program has closed those of the
+ * loop: cancels every task, and the run ends with this error. */
 CONC__COLD void conc__poller_failed(conc_loop *l, int rc)
 {
     bool closed = rc == -EBADF || rc == -EINVAL;
@@ -4244,67 +4444,81 @@ CONC__COLD void conc__poller_failed(conc_loop *l, int rc)
     conc__doom(l, rc);
 }
 
-/* Waits for events at most so long, 0: only looks. */
+/* Waits for events and handles them: at most ns; 0: only polls. */
 CONC__PRIVATE void conc__poll_wait_for(conc_loop *l, int64_t ns)
 {
     enum { NAP = 1000000 };
     l->polls++;
-    int rc = l->blind ? 0 : l->backend->wait(l, ns);
+    int rc = 0;
+    if (!l->blind)
+        rc = l->backend->wait(l, ns);
     if (rc)
         conc__poller_failed(l, rc);
     else if (l->blind && ns > 0)
-        conc__doze(ns < NAP ? ns : NAP); /* posts are still seen */
+        conc__thread_sleep(conc__sooner(ns, NAP)); /* the loop still checks for posts */
 }
 
-/* Looks for events, without waiting. */
+/* Polls for events, without waiting. */
 CONC__PRIVATE void conc__poll_now(conc_loop *l)
 {
     l->polled = l->now;
     conc__poll_wait_for(l, 0);
 }
 
-/* Are there jobs for which the virtual clock stands still? What one led to is posted before it
- * counts no more. */
+/* Are there jobs for which the virtual clock stands still? A job posts its result before it stops
+ * counting. */
 static inline bool conc__at_work(conc_loop *l)
 {
     return atomic_load_explicit(&l->at_work, memory_order_acquire) > 0;
 }
 
-/* Whoever is at work for a task here may be done before this thread could fall asleep and be
- * woken, which takes 50 us: so it is looked for a little first, unless that was in vain the last
- * times. */
-CONC__PRIVATE bool conc__linger(conc_loop *l, int64_t ns, bool for_work)
+/* Spins briefly before the loop sleeps: being woken costs 50 us, and the other thread may finish
+ * sooner. True: something came. */
+CONC__PRIVATE bool conc__spin(conc_loop *l, int64_t ns, bool for_work)
 {
     int64_t start = conc__clock(), most = ns < CONC__PATIENCE ? ns : CONC__PATIENCE;
     bool found = false;
-    for (conc__lookout *o = l->lookouts; o; o = o->next)
-        o->watch(o, true);
+    for (conc__idle_hook *o = l->idle_hooks; o; o = o->next)
+        o->enable(o, true);
     do {
         for (int i = 0; i < 32 && !found; i++) {
             conc__relax();
             found = atomic_load_explicit(&l->posted, memory_order_relaxed) != NULL;
         }
-        for (conc__lookout *o = l->lookouts; o && !found; o = o->next)
-            found = o->look(o);
+        for (conc__idle_hook *o = l->idle_hooks; o && !found; o = o->next)
+            found = o->poll(o);
         found |= for_work && !conc__at_work(l);
     } while (!found && conc__clock() - start < most);
-    for (conc__lookout *o = l->lookouts; o; o = o->next)
-        o->watch(o, false);
-    for (conc__lookout *o = l->lookouts; o; o = o->next)
-        found |= o->look(o); /* what came meanwhile told nobody */
-    l->misses = found ? 0 : l->misses;
+    for (conc__idle_hook *o = l->idle_hooks; o; o = o->next)
+        o->enable(o, false);
+    for (conc__idle_hook *o = l->idle_hooks; o; o = o->next)
+        found |= o->poll(o); /* nothing has notified the loop of what came meanwhile */
+    if (found)
+        l->misses = 0;
     return found;
 }
 
+/* May the loop sleep for ns? Not if something has come already, nor if nothing could wake it. The
+ * caller has the mutex. */
+CONC__PRIVATE bool conc__may_sleep(conc_loop *l, int64_t ns, bool for_work)
+{
+    if (l->posted || ns == 0)
+        return false;
+    if (for_work && !conc__at_work(l))
+        return false;
+    return ns != CONC__NEVER || l->holds || conc__awaits_outside(l) || l->awaits_interrupt;
+}
+
+/* Waits for events and posts, at most ns, and handles the events. for_work: also until the last job
+ * for which the virtual clock stands still is done. */
 CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
 {
-    if (l->awaited && ns > 0 && !l->woke && conc__looks(&l->misses) &&
-        conc__linger(l, ns, for_work))
+    bool spins = l->awaited && ns > 0 && !l->woke && conc__should_spin(&l->misses);
+    if (spins && conc__spin(l, ns, for_work))
         return;
     pthread_mutex_lock(&l->mutex);
-    bool sleeps = l->asleep = !l->posted && ns != 0 && (!for_work || conc__at_work(l)) &&
-                              (ns != CONC__NEVER || l->holds || conc__expects(l) ||
-                               l->awaits_interrupt); /* else nothing could wake it */
+    bool sleeps = conc__may_sleep(l, ns, for_work);
+    l->asleep = sleeps;
     pthread_mutex_unlock(&l->mutex);
     if (CONC__UNLIKELY(l->trace && sleeps))
         conc__trace_catch_up(l);
@@ -4319,7 +4533,7 @@ CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
     pthread_mutex_unlock(&l->mutex);
 }
 
-CONC__PRIVATE bool conc__held(conc_loop *l)
+CONC__PRIVATE bool conc__has_holds(conc_loop *l)
 {
     pthread_mutex_lock(&l->mutex);
     bool held = l->holds > 0 || l->posted;
@@ -4327,7 +4541,7 @@ CONC__PRIVATE bool conc__held(conc_loop *l)
     return held;
 }
 
-/* Gives back stacks that a burst needed; the time until it wants to be called again. */
+/* Drops stacks that a burst has left. Returns the time until the next call is due. */
 CONC__PRIVATE int64_t conc__trim(conc_loop *l)
 {
     enum { EVERY = 200000000, SOON = 10000000 };
@@ -4357,11 +4571,11 @@ CONC__PRIVATE bool conc__is_only_thread(void)
 
 enum { CONC__VERIFY_EVERY = 250000000 };
 
-/* close(2) takes a descriptor that conc has not opened away from the tasks that wait for it, and
- * the poller does not report that. So they are looked at now and then, some at a time: all of
- * them once when the loop has become quiet, and again and again where another thread or the host
- * of an embedded loop may close them. Is one of them due? */
-CONC__PRIVATE bool conc__verifies(conc_loop *l)
+/* If close(2) closes a descriptor that conc has not opened, the poller does not report that to the
+ * tasks that wait for it. So these descriptors are checked, a few at a time: once when the loop
+ * becomes quiet, and repeatedly if another thread, or the host of an embedded loop, may close them.
+ * True: some must be checked now. */
+CONC__PRIVATE bool conc__verify_due(conc_loop *l)
 {
     if (!l->verify_count)
         return false;
@@ -4387,10 +4601,10 @@ CONC__PRIVATE void conc__verify_some(conc_loop *l)
     }
 }
 
-/* Looks at some of them if it is time. Returns the time until it wants to be called again. */
+/* Checks some descriptors if it is time. Returns the time until the next call is due. */
 CONC__PRIVATE int64_t conc__verify(conc_loop *l)
 {
-    if (!conc__verifies(l))
+    if (!conc__verify_due(l))
         return CONC__NEVER;
     int64_t now = conc__clock();
     if (now - l->verified < CONC__VERIFY_EVERY)
@@ -4400,12 +4614,12 @@ CONC__PRIVATE int64_t conc__verify(conc_loop *l)
     return CONC__VERIFY_EVERY;
 }
 
-/* Virtual clock: looks at as many as it would until then. */
+/* Virtual clock: checks as many descriptors as conc__verify would until then. */
 CONC__PRIVATE void conc__verify_until(conc_loop *l, int64_t then)
 {
     if (then - l->verified_until < CONC__VERIFY_EVERY)
         return;
-    bool verifies = conc__verifies(l);
+    bool verifies = conc__verify_due(l);
     int64_t at = l->verified_until;
     while (verifies && l->unverified && then - at >= CONC__VERIFY_EVERY) {
         conc__verify_some(l);
@@ -4414,9 +4628,8 @@ CONC__PRIVATE void conc__verify_until(conc_loop *l, int64_t then)
     l->verified_until = l->now;
 }
 
-/* Tasks are always ready, or posted functions: descriptors are looked at all the same, now and
- * then. */
-CONC__PRIVATE void conc__glance(conc_loop *l)
+/* Polls the descriptors from time to time while there are always ready tasks or posts. */
+CONC__PRIVATE void conc__poll_sometimes(conc_loop *l)
 {
     enum { EVERY = 50000, PASSES = 16 };
     bool is_time = l->now - l->polled >= EVERY || (l->virtual_clock && l->passes % PASSES == 0);
@@ -4426,29 +4639,32 @@ CONC__PRIVATE void conc__glance(conc_loop *l)
     }
 }
 
-/* Have functions been posted? After so many passes in a row that ran nothing else this says no, so
- * that the rest has its turn. */
+/* Have functions been posted? Returns false once after CONC__FLOOD passes in a row that ran nothing
+ * else, so that timers and descriptors are served too. */
 CONC__PRIVATE bool conc__has_posts(conc_loop *l)
 {
     bool posted = atomic_load_explicit(&l->posted, memory_order_relaxed) != NULL;
-    l->flooded = posted ? l->flooded + 1 : 0;
-    if (l->flooded < CONC__FLOOD)
-        return posted;
+    if (!posted) {
+        l->flooded = 0;
+        return false;
+    }
+    if (++l->flooded < CONC__FLOOD)
+        return true;
     l->flooded = 0;
     return false;
 }
 
-/* A child program takes real time, which a task that waits for it would not see pass. So while one
- * runs and a task waits for its end or a pipe of it, the virtual clock jumps over d seconds only
- * after d real ones. These are counted anew when the clock has moved, a timer was armed or a
- * program was started: a limit on one program says nothing of the next. Returns how long the clock
- * still stands. */
+/* A child program takes real time, which does not pass on the virtual clock. So while a task waits
+ * for the end or a pipe of a running one, the virtual clock jumps over d seconds only after d real
+ * seconds. That count restarts when the clock has moved, a timer was armed or a program was
+ * started, as a limit on one program does not apply to the next. Returns how long the clock must
+ * still stand. */
 CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
 {
     unsigned starts = 0;
     bool pipe = conc__extended.pipe_awaited && conc__extended.pipe_awaited(l, &starts);
     if (!pipe && !l->outside_awaited) {
-        if (starts) /* a program may have ended since the last poll: what it left comes first */
+        if (starts) /* a program may have ended since the last poll: its output comes first */
             conc__poll_now(l);
         return 0;
     }
@@ -4458,21 +4674,39 @@ CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
     if (!s->began || !same)
         *s = (conc__standstill){clock, 0, l->now, l->wheel.armed, starts};
     int64_t left = next - l->now - (clock - s->began);
-    return left > 0 ? left : 0;
+    if (left < 0)
+        return 0;
+    return left;
 }
 
 enum { CONC__MOMENT = 1000000, CONC__APART_EVERY = 20000000 };
 
-/* The virtual clock moves to the next deadline. A task that tries something again and again, which
- * only another process or thread can make possible, gets nowhere in no time: they have a moment of
- * real time before it tries again. */
+/* Waits while the virtual clock must stand still before it may jump to next. True: it had to. */
+CONC__PRIVATE bool conc__stood_still(conc_loop *l, int64_t next)
+{
+    int64_t left = conc__stand_still(l, next);
+    if (!left)
+        return false;
+    int64_t verify = conc__verify(l);
+    if (l->embedded) {
+        l->standstill.until = conc__clock() + left;
+        conc__poll_now(l); /* else a stale wake-up would wake the host at once */
+    } else {
+        conc__poll_events(l, conc__sooner(left, verify), false);
+    }
+    return true;
+}
+
+/* Moves the virtual clock to the next deadline. A task that retries something which only another
+ * process or thread can make possible would get nowhere in no time: those have a moment of real
+ * time before it tries again. */
 CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
 {
     int64_t before = l->now;
     bool flooded = atomic_load_explicit(&l->posted, memory_order_relaxed) != NULL;
     conc__verify_until(l, next);
     if (l->retried && l->embedded)
-        return; /* until the next step, before which the host waits so long */
+        return; /* the host waits that long before the next step */
     if (l->retried && !l->ready) {
         l->retried = false;
         conc__poll_events(l, CONC__MOMENT, false);
@@ -4480,25 +4714,19 @@ CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
     bool posted = !flooded && atomic_load_explicit(&l->posted, memory_order_relaxed);
     if (l->ready || posted)
         return;
-    int64_t stands = conc__stand_still(l, next), verify = stands ? conc__verify(l) : 0;
-    if (stands && l->embedded) {
-        l->standstill.until = conc__clock() + stands;
-        conc__poll_now(l); /* else a wake-up that is still there wakes the host at once */
-    } else if (stands)
-        conc__poll_events(l, stands < verify ? stands : verify, false);
-    if (stands || l->ready)
-        return; /* what came meanwhile comes first */
+    if (conc__stood_still(l, next) || l->ready)
+        return; /* serve first what came meanwhile */
     conc__advance(l, next > before ? next : before);
     conc__was_idle(l, before, l->now);
 }
 
-/* Sleeps until the next deadline, an event or a post, at most so long. If none of these can come,
- * every task waits for ever. */
-CONC__PRIVATE void conc__rest(conc_loop *l, int64_t next, int64_t limit)
+/* Sleeps until the next deadline, an event or a post, at most for the limit. If none of these can
+ * come, that is a deadlock. */
+CONC__PRIVATE void conc__sleep_or_deadlock(conc_loop *l, int64_t next, int64_t limit)
 {
-    if (l->spinners || l->embedded || l->ready)
+    if (l->spinners || l->embedded || l->ready) {
         limit = 0;
-    else if (next == CONC__NEVER && !conc__expects(l) && !conc__held(l)) {
+    } else if (next == CONC__NEVER && !conc__awaits_outside(l) && !conc__has_holds(l)) {
         l->awaits_interrupt = conc__awaits_interrupt(l, &limit);
         if (!l->awaits_interrupt) {
             conc__deadlock(l);
@@ -4517,30 +4745,32 @@ CONC__PRIVATE void conc__rest(conc_loop *l, int64_t next, int64_t limit)
     l->awaits_interrupt = false;
 }
 
-/* Virtual clock: how long until the shield ends in which a job has begun this run; it ends on the
- * real clock. */
+/* Virtual clock: the real time until the shield ends in which a job has begun this run. */
 CONC__COLD int64_t conc__until_job_limit(conc_loop *l)
 {
     int64_t now = conc__clock();
     if (l->job_limit <= now)
         l->job_limit = conc__extended.job_late(l);
-    return l->job_limit == CONC__NEVER ? CONC__NEVER : l->job_limit - now;
+    if (l->job_limit == CONC__NEVER)
+        return CONC__NEVER;
+    return l->job_limit - now;
 }
 
-/* Nothing can run: something has to come from the clock or from outside. */
+/* Called when no task is ready: waits for something from the clock or from outside. */
 CONC__PRIVATE void conc__idle(conc_loop *l)
 {
     int64_t next = conc__wheel_next(&l->wheel);
-    bool at_work = conc__at_work(l), jumps = l->virtual_clock && next != CONC__NEVER;
-    int64_t late = CONC__NEVER;
+    bool at_work = conc__at_work(l);
+    bool jumps = l->virtual_clock && next != CONC__NEVER;
+    int64_t job_limit = CONC__NEVER;
     if (CONC__UNLIKELY(l->job_limit != CONC__NEVER))
-        late = conc__until_job_limit(l);
+        job_limit = conc__until_job_limit(l);
     if (conc__has_posts(l)) {
-        conc__glance(l);
+        conc__poll_sometimes(l);
         return;
     }
-    if (conc__expects(l) && (l->settlers.first || jumps)) {
-        conc__poll_now(l); /* what is ready comes before time moves */
+    if (conc__awaits_outside(l) && (l->settlers.first || jumps)) {
+        conc__poll_now(l); /* descriptors that are ready come before time moves */
         conc__take_signals(l);
         if (l->ready)
             return;
@@ -4554,70 +4784,79 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
         conc__jump_clock(l, next);
         return;
     }
-    int64_t verify = conc__verify(l);
-    limit = verify < limit ? verify : limit;
-    limit = late < limit ? late : limit;
+    limit = conc__sooner(limit, conc__verify(l));
+    limit = conc__sooner(limit, job_limit);
     if (at_work)
         conc__poll_events(l, l->embedded || l->ready ? 0 : limit, true);
     else
-        conc__rest(l, next, limit);
+        conc__sleep_or_deadlock(l, next, limit);
 }
 
-/* Reads the clock and fires what is due; the virtual clock moves elsewhere. */
-CONC__PRIVATE void conc__look(conc_loop *l)
+/* Reads the clock and fires the timers that are due. The virtual clock moves elsewhere. */
+CONC__PRIVATE void conc__read_clock(conc_loop *l)
 {
     if (!l->virtual_clock)
         conc__advance(l, conc__clock());
 }
 
-/* So many switches, and checkpoints that need not wait, that the next look around comes within
- * CONC__LATE, or after a single step that takes longer. */
+/* Adapts the batch and the budget, so that the next pass comes within CONC__BATCH_NS, or after a
+ * single step that takes longer. */
 CONC__PRIVATE void conc__adapt_batch(conc_loop *l)
 {
-    int64_t took = l->now - l->looked;
-    if (took > CONC__LATE) {
-        l->batch = 1 + (int)(l->batch * (int64_t)(CONC__LATE / 2) / took);
-        l->budget = 1 + (int)(l->budget * (int64_t)(CONC__LATE / 2) / took);
-        l->quick = l->quick < l->budget ? l->quick : l->budget;
-    } else if (took < CONC__LATE / 4) {
-        bool awaits = conc__wheel_count(&l->wheel) || conc__expects(l);
-        int most = awaits ? CONC__TURNS : CONC__TURNS * 4; /* then reading the clock costs less */
-        l->batch = l->batch < most / 2 ? l->batch * 2 : most;
-        l->budget = l->budget < CONC__QUICK / 2 ? l->budget * 2 : CONC__QUICK;
+    int64_t took = l->now - l->last_pass;
+    if (took > CONC__BATCH_NS) {
+        l->batch = 1 + (int)(l->batch * (int64_t)(CONC__BATCH_NS / 2) / took);
+        l->budget = 1 + (int)(l->budget * (int64_t)(CONC__BATCH_NS / 2) / took);
+        if (l->budget_left > l->budget)
+            l->budget_left = l->budget;
+    } else if (took < CONC__BATCH_NS / 4) {
+        bool awaits = conc__wheel_count(&l->wheel) || conc__awaits_outside(l);
+        int most = CONC__BATCH_MOST;
+        if (!awaits) /* a pass has nothing to find: make passes rarer, as reading the clock costs */
+            most *= 4;
+        l->batch = conc__lesser(l->batch * 2, most);
+        l->budget = conc__lesser(l->budget * 2, CONC__BUDGET_MOST);
     }
 }
 
-/* The scheduler's look around. */
+/* Serves everything but the ready tasks: posts, signals, the clock and descriptors. Sleeps if no
+ * task is ready. */
 CONC__PRIVATE void conc__tick(conc_loop *l)
 {
     l->passes++;
     conc__run_posts(l);
     conc__take_signals(l);
-    conc__look(l);
+    conc__read_clock(l);
     conc__adapt_batch(l);
     if (l->ready) {
         l->flooded = 0;
-        conc__glance(l);
+        conc__poll_sometimes(l);
     } else {
         conc__idle(l);
         conc__run_posts(l);
         conc__take_signals(l);
-        conc__look(l);
+        conc__read_clock(l);
     }
     if (l->spinners && (!l->ready || l->passes >= l->next_round)) {
-        *(l->ready ? &l->last_ready->next : &l->ready) = l->spinners;
+        if (l->ready)
+            l->last_ready->next = l->spinners;
+        else
+            l->ready = l->spinners;
         l->last_ready = l->last_spinner;
         l->spinners = NULL;
-        l->next_round = l->passes + CONC__TURNS;
+        l->next_round = l->passes + CONC__BATCH_MOST;
     }
-    l->looked = l->now;
+    l->last_pass = l->now;
 }
 
-/* One look around, and the tasks that are ready then; false: none is. */
-CONC__PRIVATE bool conc__pass_once(conc_loop *l)
+/* One pass of the scheduler, which then runs a batch of ready tasks. False: none is ready. */
+CONC__PRIVATE bool conc__run_pass(conc_loop *l)
 {
     conc__tick(l);
-    int turns = l->turns = l->seeded || l->stepwise ? 0 : l->batch;
+    int turns = l->batch;
+    if (l->seeded || l->stepwise) /* every switch goes through the scheduler */
+        turns = 0;
+    l->switches_left = turns;
     conc_task *t = conc__pick(l);
     if (!t)
         return false;
@@ -4625,7 +4864,7 @@ CONC__PRIVATE bool conc__pass_once(conc_loop *l)
         conc__step(l, t);
     else
         conc__resume(l, t);
-    l->switches += 1 + (uint64_t)(turns - l->turns);
+    l->switches += 1 + (uint64_t)(turns - l->switches_left);
     l->stirred = true;
     return true;
 }
@@ -4633,20 +4872,20 @@ CONC__PRIVATE bool conc__pass_once(conc_loop *l)
 CONC__PRIVATE void conc__schedule(conc_loop *l)
 {
     while (!l->over)
-        conc__pass_once(l);
+        conc__run_pass(l);
 }
 
 /* ---- >>waits -------------------------------------------------------------------------------- */
 
-/* Did the task with this serial number belong to the process that this one was forked from? Runs
- * count from 1, so 0, which no task has, did. */
+/* In a forked child: is this the serial number of a task of the parent process? 0, which no task
+ * has, counts as one, since the first run has number 1. */
 CONC__FAST bool conc__is_inherited(uint64_t serial)
 {
     return CONC__UNLIKELY(serial >> 40 <= conc__inherited_runs);
 }
 
-/* Is this the number of a run of another thread, which is not over? What is open in it is not to
- * be touched here. 0 is no run's. */
+/* Is this the number of a run in progress on another thread? Then this thread must not touch its
+ * objects. 0 is no run. */
 CONC__PRIVATE bool conc__run_is_elsewhere(const conc_loop *l, uint64_t run)
 {
     if (!run || (l && l->run == run))
@@ -4659,7 +4898,7 @@ CONC__PRIVATE bool conc__run_is_elsewhere(const conc_loop *l, uint64_t run)
     return other != NULL;
 }
 
-/* Is it the loop of a run of this process that is not over? It may be any pointer. */
+/* Does this pointer, which may be any, point to the loop of a run in progress? */
 CONC__PRIVATE bool conc__is_live(const conc_loop *l)
 {
     pthread_mutex_lock(&conc__live_runs.mutex);
@@ -4675,7 +4914,10 @@ CONC__PRIVATE void conc__append(conc__waits *list, conc__wait *w)
     w->list = list;
     w->next = NULL;
     w->prev = list->last;
-    *(list->last ? &list->last->next : &list->first) = w;
+    if (list->last)
+        list->last->next = w;
+    else
+        list->first = w;
     list->last = w;
 }
 
@@ -4683,21 +4925,28 @@ CONC__PRIVATE void conc__unlink(conc__wait *w)
 {
     if (!w->list)
         return;
-    *(w->prev ? &w->prev->next : &w->list->first) = w->next;
-    *(w->next ? &w->next->prev : &w->list->last) = w->prev;
+    if (w->prev)
+        w->prev->next = w->next;
+    else
+        w->list->first = w->next;
+    if (w->next)
+        w->next->prev = w->prev;
+    else
+        w->list->last = w->prev;
     w->list = NULL;
 }
 
-/* Does a holding in this part of a tree, whose objects all lie on one side of one end of the
- * range, lie within the range? inner: on which side of that end the range is, 1 above. bit: by
- * which the holding's next ones differ. */
+/* Does this subtree have an object inside a range of addresses? None of its objects lies beyond the
+ * other end of the range, so only this end matters. inner: 1 if the range lies above this end, 0 if
+ * below. bit: the bit of the address that selects the child of h. */
 CONC__PRIVATE bool conc__holds_inside(const conc__holding *h, uintptr_t bit, uintptr_t end,
                                       int inner)
 {
     for (; h; bit >>= 1) {
         uintptr_t object = (uintptr_t)h->object;
         int side = (end & bit) != 0;
-        if (inner ? object >= end : object <= end)
+        bool is_inside = inner ? object >= end : object <= end;
+        if (is_inside)
             return true;
         if (side != inner && h->below[inner]) /* all of these are inside */
             return true;
@@ -4706,7 +4955,7 @@ CONC__PRIVATE bool conc__holds_inside(const conc__holding *h, uintptr_t bit, uin
     return false;
 }
 
-/* Does a tree have a holding of an object in this range of addresses, both ends included? */
+/* Does a tree have an object in this range of addresses, both ends included? */
 CONC__PRIVATE bool conc__holds_between(const conc__holding *h, uintptr_t first, uintptr_t last)
 {
     uintptr_t bit = CONC__HIGHEST_BIT;
@@ -4722,8 +4971,8 @@ CONC__PRIVATE bool conc__holds_between(const conc__holding *h, uintptr_t first, 
     return false;
 }
 
-/* A holding of an object that lies on the stack where the task runs, below an address; NULL: there
- * is none. */
+/* Finds a record of an object that lies on the stack where the task runs, below an address. NULL:
+ * there is none. */
 CONC__PRIVATE const conc__holding *conc__find_below(const conc__holding *tree, const conc_task *t,
                                                     const void *below)
 {
@@ -4736,52 +4985,56 @@ CONC__PRIVATE const conc__holding *conc__find_below(const conc__holding *tree, c
     return h;
 }
 
-/* A job ends in another thread. One whose handle has been overwritten is taken to have ended. */
-CONC__PRIVATE bool conc__loan_is_over(const conc__holding *h)
+/* Is the object no longer in use? A job ends in another thread; one whose handle was overwritten
+ * counts as ended. */
+CONC__PRIVATE bool conc__lent_is_over(const conc__holding *h)
 {
     return strcmp(h->place, CONC__A_JOB) == 0 && !conc__extended.job_in_use(h->object);
 }
 
-/* What conc still needs in memory that is lost: on the stack where the task runs, below an
- * address. */
-CONC__COLD void conc__find_lost_loans(conc_loop *l, const conc_task *t, const void *below,
-                                      const char *how)
+/* Aborts with a report if conc still uses an object in lost memory: on the stack where the task
+ * runs, below an address. */
+CONC__COLD void conc__check_lent(conc_loop *l, const conc_task *t, const void *below,
+                                 const char *how)
 {
     char handle[CONC__DESCRIPTION];
     const conc__holding *h = conc__find_below(l->receiving, t, below);
     if (h)
         conc__lost(l, t, h->place, how);
-    while ((h = conc__find_below(l->handles, t, below)) && conc__loan_is_over(h))
-        conc__unnote(&l->handles, h->object);
+    h = conc__find_below(l->handles, t, below);
+    while (h && conc__lent_is_over(h)) {
+        conc__holding_drop(&l->handles, h->object);
+        h = conc__find_below(l->handles, t, below);
+    }
     if (h) {
         snprintf(handle, sizeof handle, CONC__HANDLE_OF "%s", h->place);
         conc__lost(l, t, handle, how);
     }
 }
 
-/* Lies the task's innermost scope below the frame of a call into conc, on the same stack? Then it
- * belongs to a function that has returned. */
+/* Does the task's innermost scope lie below the frame of a call into conc, on the same stack? Then
+ * it belongs to a function that has returned. */
 static inline bool conc__scope_is_lost(const conc_task *t, const void *frame)
 {
     uintptr_t low = (uintptr_t)t->stack->low;
     return t->scope && (uintptr_t)t->scope - low < (uintptr_t)frame - low;
 }
 
-CONC__COLD void conc__find_lost_now(conc_loop *l, const void *frame)
+CONC__COLD void conc__check_lost_now(conc_loop *l, const void *frame)
 {
     static const char how[] = "a function returned";
     if (conc__scope_is_lost(l->self, frame))
         conc__lost(l, l->self, l->self->place, how);
-    conc__find_lost_loans(l, l->self, frame, how);
+    conc__check_lent(l, l->self, frame, how);
 }
 
-static inline void conc__find_lost(conc_loop *l, const void *frame)
+static inline void conc__check_lost(conc_loop *l, const void *frame)
 {
     if (CONC__UNLIKELY(l->lent || conc__scope_is_lost(l->self, frame)))
-        conc__find_lost_now(l, frame);
+        conc__check_lost_now(l, frame);
 }
 
-/* The running task waits until somebody wakes w. */
+/* Parks the running task until w is woken; returns its result. */
 CONC__SWITCHES int conc__park(conc_loop *l, conc__wait *w)
 {
     l->self->wait = w;
@@ -4790,7 +5043,7 @@ CONC__SWITCHES int conc__park(conc_loop *l, conc__wait *w)
     return w->result;
 }
 
-/* The task waits no longer. */
+/* Makes a task ready whose wait is over. */
 CONC__FAST void conc__wait_over(conc_loop *l, conc_task *t)
 {
     if (CONC__UNLIKELY(l->stepwise && t->wait))
@@ -4799,6 +5052,7 @@ CONC__FAST void conc__wait_over(conc_loop *l, conc_task *t)
     conc__make_ready(l, t);
 }
 
+/* Ends a wait with this result: removes it from its list and makes its task ready. */
 CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result)
 {
     if (CONC__UNLIKELY(w->kind->won))
@@ -4808,6 +5062,7 @@ CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result)
     conc__wait_over(l, w->task);
 }
 
+/* For waits that a cancel ends without more ado. */
 CONC__PRIVATE bool conc__cancel_plainly(conc__wait *w)
 {
     (void)w;
@@ -4835,7 +5090,7 @@ CONC__PRIVATE bool conc__sleep_cancel(conc__wait *w)
     return true;
 }
 
-CONC__PRIVATE void conc__sleep_whom(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__sleep_details(FILE *out, const conc__wait *w)
 {
     const conc__sleeper *s = (const conc__sleeper *)(const void *)w;
     if (conc__armed(&s->timer))
@@ -4845,11 +5100,11 @@ CONC__PRIVATE void conc__sleep_whom(FILE *out, const conc__wait *w)
 }
 
 static const conc__wait_kind conc__sleeping = {
-    .what = "sleeps", .whom = conc__sleep_whom, .cancel = conc__sleep_cancel};
+    .what = "sleeps", .details = conc__sleep_details, .cancel = conc__sleep_cancel};
 static const conc__wait_kind conc__settling = {.what = "waits until all others wait (conc_settle)",
                                                .cancel = conc__cancel_plainly};
 
-/* Until this time of the loop's clock; CONC__NEVER: for ever. */
+/* Sleeps until this time of the loop's clock; CONC__NEVER: for ever. */
 CONC__FAST int conc__sleep_to(conc_loop *l, int64_t at)
 {
     int rc = conc__checkpoint(l);
@@ -4869,9 +5124,10 @@ static inline int64_t conc__time(const conc_loop *l)
 CONC_API double conc_now(void)
 {
     conc_loop *l = conc__here;
-    int64_t now = l ? conc__time(l) : conc__clock();
-    if (l)
-        conc__time_passed(l, now);
+    if (!l)
+        return (double)conc__clock() / 1e9;
+    int64_t now = conc__time(l);
+    conc__time_passed(l, now);
     return (double)now / 1e9;
 }
 
@@ -4883,13 +5139,16 @@ CONC_API CONC__CALLED int conc_sleep(double s)
         return -EPERM;
     if (__builtin_isnan(s))
         return conc__misused(-EINVAL, __func__, "the time is not a number", NULL);
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     if (!ns)
         return conc__yield_slowly();
-    return conc__sleep_to(l, s >= CONC_FOREVER ? CONC__NEVER : conc__later(conc__time(l), ns));
+    int64_t at = CONC__NEVER;
+    if (s < CONC_FOREVER)
+        at = conc__later(conc__time(l), ns);
+    return conc__sleep_to(l, at);
 }
 
-/* Sleeps before something is tried again that another process or thread may make possible. */
+/* Sleeps before a retry of something that another process or thread may make possible. */
 CONC__PRIVATE int conc__sleep_to_retry(conc_loop *l, double s)
 {
     int rc = conc_sleep(s);
@@ -4904,21 +5163,32 @@ CONC_API CONC__CALLED int conc_sleep_until(double t)
         return -EPERM;
     if (__builtin_isnan(t))
         return conc__misused(-EINVAL, __func__, "the time is not a number", NULL);
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     int64_t at = t >= CONC_FOREVER ? CONC__NEVER : conc__ns(t);
-    for (int64_t more = 1; (double)at / 1e9 < t && at < CONC__NEVER - 8192;
-         more *= 2) /* conc_now() would be a hair before t */
+    /* rounding could make conc_now() return less than t after the sleep: sleep until it will not */
+    for (int64_t more = 1; (double)at / 1e9 < t && at < CONC__NEVER - 8192; more *= 2)
         at += more;
-    return at > conc__time(l) ? conc__sleep_to(l, at) : conc__yield_slowly();
+    if (at <= conc__time(l))
+        return conc__yield_slowly();
+    return conc__sleep_to(l, at);
+}
+
+CONC__PRIVATE void conc__thread_sleep_until(int64_t end)
+{
+    int64_t left = end - conc__clock();
+    while (left > 0) {
+        conc__thread_sleep(left);
+        left = end - conc__clock();
+    }
 }
 
 CONC_API int conc_block(double s)
 {
     conc_loop *l = conc__here;
-    bool outside = !l && !conc__extended.job_block;
-    if (!outside && __builtin_isnan(s))
+    bool may_be_job = !l && conc__extended.job_block;
+    if ((l || may_be_job) && __builtin_isnan(s))
         return conc__misused(-EINVAL, __func__, "the time is not a number", NULL);
-    int rc = !l && !outside ? conc__extended.job_block(conc__ns(s)) : 1;
+    int rc = may_be_job ? conc__extended.job_block(conc__ns(s)) : 1;
     if (rc <= 0)
         return rc;
     if (!l)
@@ -4927,8 +5197,7 @@ CONC_API int conc_block(double s)
     if (l->virtual_clock)
         l->now = end;
     else
-        for (int64_t left; (left = end - conc__clock()) > 0;)
-            conc__doze(left);
+        conc__thread_sleep_until(end);
     conc__advance(l, conc__time(l));
     conc__time_passed(l, l->now);
     return 0;
@@ -4939,7 +5208,7 @@ CONC_API CONC__CALLED int conc_settle(void)
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -4948,16 +5217,32 @@ CONC_API CONC__CALLED int conc_settle(void)
     return conc__park(l, &w);
 }
 
-/* ---- >>cancellation ------------------------------------------------------------------------- */
+/* ---- >>scopes ------------------------------------------------------------------------------- */
 
-/* A scope is in effect when it is cancelled, or one around it is that no shield hides. Each
- * scope knows (`effective`), and each task knows it of its innermost scope (`pending`), which is
- * all that a checkpoint looks at. A change spreads inward through the scopes of its task; at a
- * group it marks the children, whose turn comes from a list, so depth costs no stack. */
+/* The words of a cancel. Only the loop's thread reads and changes them.
+ *
+ *   word           of     means                                        changed by
+ *   cancel_called  scope  this scope was cancelled, or its deadline    conc__cancel_scope, once
+ *                         passed (then `expired` is set too)
+ *   shielded       scope  cancels from around it do not apply          conc_scope_shield
+ *   asked          task   conc_cancel was called on the task           conc__task_cancel, once
+ *   doomed         loop   a deadlock or a failure cancels everything   conc__doom, once
+ *   effective      scope  a cancel applies inside the scope            conc__spread
+ *   pending        task   a cancel applies where the task is now       conc__set_pending
+ *
+ * The last two follow from the others:
+ *
+ *   around     the outer scope's `effective`; of a task's outermost scope, and of a task without
+ *              one: asked || effective of the scope of the task's group || doomed
+ *   effective  cancel_called || (around && !shielded) || doomed
+ *   pending    `effective` of the task's innermost scope; without a scope, `around`
+ *
+ * A checkpoint tests only `pending`. A change spreads inward through the scopes of its task. At a
+ * group it marks the children, which a list holds until their turn, so depth costs no stack. */
 
 enum { CONC__FRESH, CONC__OPEN, CONC__CLOSED };
 
-/* A scope that a task of the parent process had open. */
+/* Did a task of the parent process open this scope? */
 CONC__FAST bool conc__scope_is_inherited(const conc_scope *s)
 {
     return CONC__UNLIKELY(conc__inherited_runs) && s->state == CONC__OPEN && s->task &&
@@ -4969,7 +5254,7 @@ CONC__PRIVATE conc_group *conc__group_of(conc_scope *s)
     return (conc_group *)(void *)((char *)s - offsetof(conc_group, scope));
 }
 
-/* Is what lies around the task's outermost scope cancelled? */
+/* Does a cancel apply around the task's outermost scope? */
 CONC__PRIVATE bool conc__cancelled_outside(const conc_loop *l, const conc_task *t)
 {
     return t->asked || (t->group && t->group->scope.effective) || l->doomed;
@@ -4977,23 +5262,29 @@ CONC__PRIVATE bool conc__cancelled_outside(const conc_loop *l, const conc_task *
 
 CONC__PRIVATE bool conc__cancelled_around(const conc_loop *l, const conc_scope *s)
 {
-    return s->outer ? s->outer->effective : s->task && conc__cancelled_outside(l, s->task);
+    if (s->outer)
+        return s->outer->effective;
+    return s->task && conc__cancelled_outside(l, s->task);
 }
 
+/* Appends a task to the list of those whose `pending` may change. */
 CONC__PRIVATE void conc__mark(conc_loop *l, conc_task *t)
 {
     if (t->marked)
         return;
     t->marked = true;
     t->next_marked = NULL;
-    *(l->marked ? &l->last_marked->next_marked : &l->marked) = t;
+    if (l->marked)
+        l->last_marked->next_marked = t;
+    else
+        l->marked = t;
     l->last_marked = t;
 }
 
 CONC__PRIVATE void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
 {
     conc__wait *w = t->wait;
-    bool doomed = pending && l->doomed; /* wakes waits that went on in spite of a cancel */
+    bool doomed = pending && l->doomed; /* this ends even waits that ignored an earlier cancel */
     if (t->pending == pending && !doomed)
         return;
     t->pending = pending;
@@ -5002,17 +5293,16 @@ CONC__PRIVATE void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
         conc__wake(l, w, -ECANCELED);
 }
 
-/* From scope s of task t inward (NULL: there is none), where `around` tells what comes from
- * outside it. */
+/* Updates scope s of task t and all scopes inside it, then the task. `around`: does a cancel apply
+ * around s, or around the task if s is NULL? */
 CONC__PRIVATE void conc__spread(conc_loop *l, conc_task *t, conc_scope *s, bool around)
 {
     for (; s; s = s->inner) {
         bool effective = s->cancel_called || (around && !s->shielded) || l->doomed;
-        /* doom goes through what was cancelled before, too */
-        if (effective == s->effective && !l->doomed)
+        if (effective == s->effective && !l->doomed) /* doom ends waits that ignored a cancel */
             return;
         s->effective = around = effective;
-        /* who waits to spawn there is refused */
+        /* refuse the tasks that wait to spawn into this group */
         while (s->is_group && effective && conc__group_of(s)->room.first)
             conc__wake(l, conc__group_of(s)->room.first, -ECANCELED);
         if (s->is_group)
@@ -5075,7 +5365,8 @@ CONC__PRIVATE void conc__scope_expired(conc__timer *timer)
     conc__cancel_scope(conc__here, s);
 }
 
-/* seconds from now; the scope is open, not cancelled, and its timer not armed */
+/* Sets the deadline of a scope, in seconds from now. The scope must be open and not cancelled, and
+ * its timer not armed. */
 static inline void conc__set_limit(conc_loop *l, conc_scope *s, double seconds)
 {
     int64_t ns = conc__ns(seconds);
@@ -5087,8 +5378,9 @@ static inline void conc__set_limit(conc_loop *l, conc_scope *s, double seconds)
         conc__scope_expired(&s->timer);
 }
 
-/* Puts a scope inside those the task has open. A variable that is declared with an initializer in
- * a loop is set anew each time, also if the block was left with the scope open. */
+/* Opens a scope inside those that the running task has open. The outer one may have been
+ * overwritten: a variable that is declared with an initializer in a loop is set anew in each round,
+ * even if the previous round left it open. */
 static inline void conc__scope_open(conc_loop *l, conc_scope *s, const char *place)
 {
     conc_task *self = l->self;
@@ -5123,7 +5415,8 @@ static inline void conc__scope_close(conc_loop *l, conc_scope *s)
         conc__set_pending(l, self, conc__cancelled_around(l, s));
 }
 
-/* Makes a scope fresh that a task of the parent process had open; else the call is wrong. */
+/* Handles a scope that is not fresh: resets one that a task of the parent process had open; any
+ * other is an error. */
 CONC__COLD int conc__scope_renew(conc_scope *s, double timeout, const char *place)
 {
     static const char call[] = "conc_scope_begin";
@@ -5142,17 +5435,18 @@ CONC_API CONC__CALLED int conc__scope_begin(const char *place, conc_scope *s, do
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    bool fresh = s && s->state == CONC__FRESH && !__builtin_isnan(timeout);
-    int rc = CONC__UNLIKELY(!fresh) ? conc__scope_renew(s, timeout, place) : 0;
+    int rc = 0;
+    if (CONC__UNLIKELY(!s || s->state != CONC__FRESH || __builtin_isnan(timeout)))
+        rc = conc__scope_renew(s, timeout, place);
     if (rc)
         return rc;
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     conc__scope_open(l, s, place);
     conc__set_limit(l, s, timeout);
     return 0;
 }
 
-/* 0: the task may leave the scope. */
+/* 0: the running task may end the scope. */
 CONC__COLD int conc__scope_may_end(conc_loop *l, const conc_scope *s)
 {
     static const char call[] = "conc_scope_end";
@@ -5162,18 +5456,22 @@ CONC__COLD int conc__scope_may_end(conc_loop *l, const conc_scope *s)
         return conc__misused(-EPERM, call, "another task's scope", s->place);
     if (l->self->scope != s)
         return conc__misused(-EINVAL, call, "not the innermost, which is", l->self->place);
-    return conc__gen_is_inside(l, s) ? conc__gen_may_not_end(s, call) : 0;
+    if (conc__gen_is_inside(l, s))
+        return conc__gen_may_not_end(s, call);
+    return 0;
 }
 
-/* Leaves a scope with an error: what conc_scope_end returns. */
+/* conc_scope_end with an error. */
 CONC__COLD int conc__scope_end_failed(conc_loop *l, conc_scope *s, int rc)
 {
     bool mine = s->cancel_called && (s->shielded || !conc__cancelled_around(l, s)) && !l->doomed;
     conc__scope_close(l, s);
     if (rc != -ECANCELED || !mine)
-        return conc__hand_on(l, rc);
+        return conc__pass_error(l, rc);
     s->cancel_caught = true;
-    return s->expired ? conc__own_error(-ETIMEDOUT) : 0;
+    if (s->expired)
+        return conc__own_error(-ETIMEDOUT);
+    return 0;
 }
 
 CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
@@ -5181,7 +5479,7 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     bool innermost = s && s == l->self->scope && s->state == CONC__OPEN;
     if (CONC__UNLIKELY(!innermost || l->self->stack->has_generator)) {
         int wrong = conc__scope_may_end(l, s);
@@ -5194,7 +5492,7 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
     return rc;
 }
 
-/* The loop on which `call` may change an open scope from here; NULL: it may not. */
+/* The loop of an open scope that this thread may change; NULL: it may not. */
 CONC__PRIVATE conc_loop *conc__loop_of(const conc_scope *s, const char *call)
 {
     conc_loop *l = conc__here;
@@ -5259,9 +5557,9 @@ CONC__PRIVATE int conc__call_in_scope(double s, bool shielded, conc_fn *fn, void
         return rc;
     if (shielded)
         conc_scope_shield(&scope, true);
-    uint32_t before = l->self->tellings;
+    uint32_t before = l->self->errors_made;
     rc = fn(arg);
-    return conc_scope_end(&scope, conc__hand_on_since(l, rc, before));
+    return conc_scope_end(&scope, conc__pass_error_since(l, rc, before));
 }
 
 CONC_API int conc_timeout(double s, conc_fn *fn, void *arg)
@@ -5278,18 +5576,28 @@ CONC_API int conc_shield(double grace, conc_fn *fn, void *arg)
     return conc__call_in_scope(grace, true, fn, arg, "the scope of conc_shield");
 }
 
-/* The scopes that apply, from the inside out: a task's own, then its group and what that lies
- * in. */
+/* The scope of the group that a task belongs to; NULL: it has none. */
+CONC__PRIVATE conc_scope *conc__scope_of_group(const conc_task *t)
+{
+    if (!t || !t->group)
+        return NULL;
+    return &t->group->scope;
+}
+
+/* These two walk the scopes that apply to a task from the inside out: its own, then that of its
+ * group and those around it. */
 CONC__PRIVATE conc_scope *conc__innermost(const conc_task *t)
 {
-    return t->scope ? t->scope : t->group ? &t->group->scope : NULL;
+    if (t->scope)
+        return t->scope;
+    return conc__scope_of_group(t);
 }
 
 CONC__PRIVATE conc_scope *conc__around(const conc_scope *s)
 {
     if (s->outer)
         return s->outer;
-    return s->task && s->task->group ? &s->task->group->scope : NULL;
+    return conc__scope_of_group(s->task);
 }
 
 CONC_API double conc_deadline(void)
@@ -5306,7 +5614,9 @@ CONC_API double conc_deadline(void)
         if (s->shielded)
             break;
     }
-    return least == CONC__NEVER ? CONC_FOREVER : (double)least / 1e9;
+    if (least == CONC__NEVER)
+        return CONC_FOREVER;
+    return (double)least / 1e9;
 }
 
 CONC_API bool conc_cancelled(void)
@@ -5315,42 +5625,380 @@ CONC_API bool conc_cancelled(void)
     return l && l->self->pending;
 }
 
-/* ---- >>spawning ----------------------------------------------------------------------------- */
+/* ---- >>errors ------------------------------------------------------------------------------- */
 
-/* a task's state; with the seal, so that storage that was never set is told */
-enum { CONC__LIVE = 1, CONC__DONE = 2 };
-enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK, CONC__REMOTE_SINK };
+static pthread_mutex_t conc__places = PTHREAD_MUTEX_INITIALIZER; /* guards writes of conc__at */
 
-/* Ended tasks have another seal, and those in their group's list of finished ones a third: else
- * what is left of a handle on a stack would be a task again when a byte of it is overwritten. */
-enum { CONC__ENDED_SEAL = 0xffff, CONC__LISTED_SEAL = 0x5aa5 };
-
-CONC__PRIVATE uint16_t conc__seal(const conc_task *t)
+/* For compilers without __FILE_NAME__: makes a text and a location, without its directories, in the
+ * caller's room. The first byte of the room is set once it has been written. */
+CONC_API const char *conc__at(char *room, const char *text, const char *place)
 {
-    return (uint16_t)((uintptr_t)t >> 4 ^ 0xc0de);
+    if (__atomic_load_n(room, __ATOMIC_ACQUIRE))
+        return room + 1;
+    pthread_mutex_lock(&conc__places);
+    if (!__atomic_load_n(room, __ATOMIC_RELAXED)) {
+        const char *slash = strrchr(place, '/');
+        strcpy(room + 1, text);
+        strcat(room + 1, slash ? slash + 1 : place);
+        __atomic_store_n(room, 1, __ATOMIC_RELEASE);
+    }
+    pthread_mutex_unlock(&conc__places);
+    return room + 1;
 }
 
-CONC__PRIVATE bool conc__is_task(const conc_task *t)
+CONC__PRIVATE void conc__copy(char *to, size_t size, const char *from)
 {
-    int broken = t ? t->seal ^ conc__seal(t) : -1;
-    if (broken == 0)
-        return t->state == CONC__LIVE;
-    return (broken == CONC__ENDED_SEAL || broken == (CONC__ENDED_SEAL ^ CONC__LISTED_SEAL)) &&
-           t->state == CONC__DONE;
+    size_t n = strnlen(from, size - 1);
+    memmove(to, from, n);
+    to[n] = 0;
 }
+
+CONC__PRIVATE conc__source conc__source_of(const conc_task *t)
+{
+    return (conc__source){t->name, t->spawned};
+}
+
+/* Copies the name that a task was given; "" if it has no name of its own. */
+CONC__PRIVATE void conc__keep_name(char to[CONC__NAME], conc__source source)
+{
+    conc__copy(to, CONC__NAME, source.name == source.spawned ? "" : source.name);
+}
+
+CONC__PRIVATE conc__source conc__kept_source(const char *name, const char *spawned)
+{
+    return (conc__source){*name ? name : spawned, spawned};
+}
+
+/* The room for the text of a task's newest error and, after it, for the name of the task that the
+ * error came from. NULL: out of memory; strerror must do. */
+CONC__PRIVATE char *conc__text_room(conc_task *t)
+{
+    if (!t->text) {
+        _Static_assert(sizeof t->text_copy == CONC__TEXT + CONC__NAME, "a text and a name");
+        if (t->has_handle)
+            t->text = t->text_copy;
+        else
+            t->text = conc__alloc(CONC__TEXT + CONC__NAME);
+        if (t->text)
+            t->text[0] = t->text[CONC__TEXT] = 0;
+    }
+    return t->text;
+}
+
+/* Makes rc the task's newest error. text: NULL or "" if it has no text of its own. by: the task
+ * that it came from; {NULL, NULL}: this one. */
+CONC__PRIVATE void conc__set_error(conc_task *t, int rc, const char *text, conc__source by)
+{
+    bool in_words = text && *text;
+    if (rc == -ECANCELED && !in_words && t->last_rc)
+        return; /* keep the text of the error that led to the cancel */
+    t->errors_made++;
+    t->last_rc = rc;
+    t->error_from = by.spawned;
+    if (t->text)
+        t->text[0] = t->text[CONC__TEXT] = 0;
+    if ((in_words || by.name != by.spawned) && conc__text_room(t)) {
+        conc__copy(t->text, CONC__TEXT, in_words ? text : "");
+        conc__keep_name(t->text + CONC__TEXT, by);
+    }
+}
+
+/* The task where error rc, which t returns, began. Borrowed from t. */
+CONC__PRIVATE conc__source conc__origin(const conc_task *t, int rc)
+{
+    if (t->last_rc != rc || !t->error_from)
+        return conc__source_of(t);
+    const char *name = t->text ? t->text + CONC__TEXT : "";
+    return conc__kept_source(name, t->error_from);
+}
+
+/* The text of error rc, which t returns; "": none. */
+CONC__PRIVATE const char *conc__error_text(const conc_task *t, int rc)
+{
+    if (t->last_rc != rc || !t->text)
+        return "";
+    return t->text;
+}
+
+/* Makes the error of t, which has ended, the newest error of task. */
+CONC__FAST void conc__set_error_of(conc_task *task, const conc_task *t)
+{
+    if (CONC__UNLIKELY(t->result < 0))
+        conc__set_error(task, t->result, conc__error_text(t, t->result),
+                        conc__origin(t, t->result));
+}
+
+CONC__PRIVATE const char *conc__text_or(const char *words, int rc)
+{
+    return *words ? words : conc_strerror(rc);
+}
+
+/* conc_fail outside of tasks: in a job, on a plain thread, in a posted function, or between the
+ * steps of an embedded run. */
+CONC__PRIVATE void conc__fail_outside(int rc, const char *text)
+{
+    bool may_be_job = !conc__here && conc__extended.job_fail;
+    bool in_job = may_be_job && conc__extended.job_fail(rc, text);
+    if (!in_job)
+        conc__copy(conc__thread_text, sizeof conc__thread_text, rc < 0 ? text : "");
+    if (conc__here)
+        conc__here->posted_rc = rc;
+}
+
+CONC_API int conc_fail(int rc, const char *fmt, ...)
+{
+    conc_loop *l = conc__of_task();
+    char text[CONC__TEXT];
+    int saved = errno;
+    va_list args;
+    if (!fmt)
+        return conc__own_error(rc);
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    if (l)
+        conc__set_error(l->self, rc, text, (conc__source){NULL, NULL});
+    else
+        conc__fail_outside(rc, text);
+    errno = saved;
+    return rc;
+}
+
+/* Returns rc, an error that conc itself makes. It gets the text of conc_strerror, not that of an
+ * earlier error of the system with the same number. */
+CONC__COLD int conc__own_error(int rc)
+{
+    conc_loop *l = conc__of_task();
+    if (!l)
+        return conc_fail(rc, "%s", conc_strerror(rc));
+    conc__set_error(l->self, rc, NULL, (conc__source){NULL, NULL});
+    return rc;
+}
+
+/* Returns the result of a wait or try. An error becomes the task's newest; a cancel does not. */
+CONC__FAST int conc__wait_result(int rc)
+{
+    bool failed = rc < 0 && rc != -ECANCELED;
+    if (CONC__UNLIKELY(failed))
+        return conc__own_error(rc);
+    return rc;
+}
+
+/* Returns rc, which one of the user's functions returned. If it is an error other than the task's
+ * newest, it becomes the newest. A cancel does not, as the text of what led to it says more. */
+CONC__FAST int conc__pass_error(conc_loop *l, int rc)
+{
+    bool is_new = rc < 0 && rc != -ECANCELED && l->self->last_rc != rc;
+    if (CONC__UNLIKELY(is_new))
+        return conc__own_error(rc);
+    return rc;
+}
+
+/* The same, for a function that began when the task's `errors_made` was `before`. If that has not
+ * changed, the newest error is older than the function, and its text is not about rc. */
+CONC__FAST int conc__pass_error_since(conc_loop *l, int rc, uint32_t before)
+{
+    bool silent = rc < 0 && rc != -ECANCELED && l->self->errors_made == before;
+    if (CONC__UNLIKELY(silent))
+        return conc__own_error(rc);
+    return conc__pass_error(l, rc);
+}
+
+/* strerror, but only its constant texts: others are in a buffer that the next call overwrites. */
+CONC__PRIVATE const char *conc__system_text(int rc)
+{
+    if (rc <= -4096)
+        return "unknown error";
+    const char *text = strerror(-rc);
+    if (strncmp(text, "Unknown", 7) == 0)
+        return "unknown error";
+    return text;
+}
+
+/* Returns rc, a result of the system. An error gets the system's text, which may differ from that
+ * of conc_strerror, and the name of what the call was about (NULL: none). */
+CONC__PRIVATE int conc__system_failed(int rc, const char *about)
+{
+    if (rc >= 0 || rc == -ECANCELED)
+        return rc;
+    const char *words = conc__system_text(rc);
+    if (about && !*about)
+        about = "\"\"";
+    if (about)
+        return conc_fail(rc, "%.80s: %s", about, words);
+    return conc_fail(rc, "%s", words);
+}
+
+CONC_API const char *conc_error_text(const conc_task *t)
+{
+    if (!conc__is_task(t) || t->state != CONC__DONE || t->result >= 0)
+        return "";
+    return conc__text_or(conc__error_text(t, t->result), t->result);
+}
+
+CONC__PRIVATE const char *conc__last_error_outside(void)
+{
+    const char *job = NULL;
+    if (!conc__here && conc__extended.job_text)
+        job = conc__extended.job_text();
+    return job ? job : conc__thread_text;
+}
+
+CONC_API const char *conc_last_error(void)
+{
+    conc_loop *l = conc__of_task();
+    if (!l)
+        return conc__last_error_outside();
+    int rc = l->self->last_rc;
+    if (!rc)
+        return "";
+    const char *words = conc__error_text(l->self, rc);
+    if (rc == -ECANCELED)
+        return words;
+    return conc__text_or(words, rc);
+}
+
+CONC_API const char *conc_strerror(int rc)
+{
+    switch (rc) {
+    case -ECANCELED: return "cancelled";
+    case -ETIMEDOUT: return "out of time";
+    case -EDEADLK: return "deadlock: it would wait for ever";
+    case -EBUSY: return "in use already";
+    case -EPERM:
+        return "not allowed here: not in a task, or not the owner (or a call that sets errno "
+               "returned -1)";
+    case -ESHUTDOWN: return "the loop's run is over";
+    case -EPIPE: return "closed";
+    case -ENOTSUP: return "not supported here";
+    case -EALREADY: return "already done";
+    case -EMSGSIZE: return "a record longer than the limit of its stream, or of its buffer";
+    case -EOWNERDEAD: return "the owner died";
+    case -EOVERFLOW: return "the count would leave its range";
+    default: break;
+    }
+    if (rc >= 0)
+        return "success";
+    return conc__system_text(rc);
+}
+
+/* Renames a task that has not ended. The name is borrowed until it ends. */
+CONC__PRIVATE void conc__call_by(conc_loop *l, conc_task *t, const char *name)
+{
+    t->name = name;
+    if (CONC__UNLIKELY(l->stepwise))
+        conc__renamed(l, t);
+}
+
+/* The room for the name of a task without a handle; NULL: out of memory. */
+CONC__PRIVATE char *conc__name_room(conc_task *t)
+{
+    if (t->name_allocated)
+        return (char *)(uintptr_t)t->name;
+    char *room = conc__alloc(CONC__NAME);
+    t->name_allocated = room != NULL;
+    return room;
+}
+
+CONC_API const char *conc_name(const conc_task *t) { return conc__is_task(t) ? t->name : NULL; }
+
+CONC_API void conc_set_name(conc_task *t, const char *name)
+{
+    if (!conc__is_task(t) || !name || t->state != CONC__LIVE)
+        return;
+    if (t->loop != conc__here) {
+        conc__misused(0, "conc_set_name", "the task is another run's", NULL);
+        return;
+    }
+    char *room = t->name_copy;
+    if (!t->has_handle)
+        room = conc__name_room(t);
+    if (!room)
+        return;
+    conc__copy(room, CONC__NAME, name);
+    conc__call_by(t->loop, t, room);
+}
+
+CONC_API void conc_free(void *p)
+{
+    int saved = errno;
+    CONC_FREE(p);
+    errno = saved;
+}
+
+CONC_API const char *conc_version(void) { return CONC_VERSION; }
+
+/* "file.c:12" of "fn at file.c:12" */
+CONC__PRIVATE const char *conc__place_of(const char *spawned)
+{
+    const char *place = spawned, *at;
+    while ((at = strstr(place, " at ")))
+        place = at + strlen(" at ");
+    return place;
+}
+
+/* What follows the name of a task in reports: "" if the name is its function and location. */
+CONC__PRIVATE void conc__describe_spawn(char *to, size_t size, conc__source source)
+{
+    const char *place = conc__place_of(source.spawned);
+    if (strcmp(source.name, source.spawned) == 0)
+        *to = 0;
+    else if (place == source.spawned) /* a run's "main" */
+        snprintf(to, size, " (%s)", place);
+    else
+        snprintf(to, size, " (spawned at %s)", place);
+}
+
+/* Describes a task for a report: its current name, without control characters, and the location of
+ * its spawn. If the text is too long, the end of the name is cut off. Returns `to`. May run in a
+ * signal handler. */
+CONC__PRIVATE const char *conc__describe(char *to, size_t size, conc__source source)
+{
+    char spawn[CONC__DESCRIPTION - CONC__NAME];
+    conc__describe_spawn(spawn, sizeof spawn, source);
+    const char *place = conc__place_of(source.spawned);
+    size_t name = strlen(source.name), end;
+    if (!*spawn && place != source.spawned) { /* cut off the function's name, not " at f.c:12" */
+        conc__copy(spawn, sizeof spawn, place - strlen(" at "));
+        name = (size_t)(place - source.spawned) - strlen(" at ");
+    }
+    end = strlen(spawn);
+    if (name > size - 1 - end)
+        name = size - 1 - end;
+    memcpy(to, source.name, name);
+    memcpy(to + name, spawn, end + 1);
+    for (unsigned char *c = (unsigned char *)to; *c; c++) {
+        if (*c < ' ' || *c == 0x7f)
+            *c = '?';
+    }
+    return to;
+}
+
+/* Prints the description of a task in another one's line. In a report with a line for each task,
+ * it leaves out the location of the spawn, which is in the task's own line. */
+CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t)
+{
+    char text[CONC__DESCRIPTION];
+    conc__source source = conc__source_of(t);
+    if (conc__here->lists_tasks && source.name != source.spawned)
+        source.spawned = source.name;
+    fputs(conc__describe(text, sizeof text, source), out);
+}
+
+/* ---- >>tasks -------------------------------------------------------------------------------- */
 
 CONC__PRIVATE void conc__task_main(void);
 
 /* The serial number of a run's first task. */
 CONC__FAST uint64_t conc__first_serial(const conc_loop *l) { return l->run << 40; }
 
-/* Is a task with this serial number one of this run? */
+/* Does this serial number belong to a task of this run? */
 CONC__FAST bool conc__is_of_run(const conc_loop *l, uint64_t serial)
 {
     return serial - conc__first_serial(l) < 1ull << 40;
 }
 
-/* Fills in a task; it is not in any list yet. */
+/* Initializes a task, which is not in any list yet. */
 CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, conc__stack *stack,
                                 conc_fn *fn, void *arg, const char *spawned)
 {
@@ -5369,7 +6017,7 @@ CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, con
     t->place = NULL;
     t->text = NULL;
     t->joiners.first = t->joiners.last = NULL;
-    t->told_by = NULL;
+    t->error_from = NULL;
     t->held = NULL;
     t->result = t->last_rc = 0;
     t->sink = NULL;
@@ -5378,8 +6026,7 @@ CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, con
     t->arg = arg;
     t->name = t->spawned = spawned;
     t->name_allocated = false;
-    if (CONC__UNLIKELY(t->locals))
-        /* jobs have it in other threads */
+    if (CONC__UNLIKELY(t->locals)) /* atomic, as jobs share it with other threads */
         __atomic_fetch_add(&t->locals->references, 1, __ATOMIC_RELAXED);
     t->serial = l->spawned++;
     if (CONC__UNLIKELY(l->spawned > l->most))
@@ -5392,7 +6039,7 @@ static inline void conc__child_add(conc_group *g, conc_task *t)
     t->group = g;
     t->younger = NULL;
     if (first) {
-        conc_task *last = first->older; /* the first one's points to the last */
+        conc_task *last = first->older; /* `older` of the first child is the last one */
         t->older = last;
         last->younger = t;
         first->older = t;
@@ -5405,8 +6052,8 @@ static inline void conc__child_add(conc_group *g, conc_task *t)
         g->live_handles++;
 }
 
-/* Is this a group's first or last child? A handle that holds no task any more, as it was set anew
- * at the start of a block, is mostly one of them if its task lives. */
+/* Is this a group's first or last child? A handle whose task lives may have been overwritten, as at
+ * the start of a block that initializes it; then this mostly finds out. */
 static inline bool conc__is_at_an_end(const conc_group *g, const conc_task *t)
 {
     const conc_task *first = g->children;
@@ -5429,20 +6076,22 @@ static inline void conc__child_remove(conc_group *g, conc_task *t)
         g->live_handles--;
 }
 
-CONC__PRIVATE conc__pool *conc__pool_of(conc_loop *l, const conc_group *g)
+CONC__PRIVATE conc__stack_cache *conc__stack_cache_of(conc_loop *l, const conc_group *g)
 {
-    if (CONC__UNLIKELY(g->stack_size && g->stack_size != l->pool->size))
-        return conc__pool_for(l, g->stack_size);
-    return l->pool;
+    if (CONC__UNLIKELY(g->stack_size && g->stack_size != l->stacks->size))
+        return conc__stack_cache_for(l, g->stack_size);
+    return l->stacks;
 }
 
-/* A task of an open group, ready to run. handle NULL: it lives on its own stack. NULL: no
- * memory. */
+/* Makes a task of an open group, ready to run, in the handle, or on its own stack if that is NULL.
+ * NULL: out of memory. */
 CONC__FAST conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *handle, conc_fn *fn,
                                      void *arg, const char *spawned)
 {
-    conc__pool *pool = conc__pool_of(l, g);
-    conc__stack *stack = pool ? conc__stack_take(pool) : NULL;
+    conc__stack_cache *cache = conc__stack_cache_of(l, g);
+    if (CONC__UNLIKELY(!cache))
+        return NULL;
+    conc__stack *stack = conc__stack_acquire(cache);
     if (CONC__UNLIKELY(!stack))
         return NULL;
     if (handle && CONC__UNLIKELY(conc__is_at_an_end(g, handle)))
@@ -5475,20 +6124,20 @@ CONC__PRIVATE void conc__group_open(conc_loop *l, conc_group *g, const char *pla
     g->text[0] = 0;
 }
 
-/* As it was before it was opened. */
+/* Resets a group to what it was before it was opened. */
 CONC__PRIVATE void conc__group_renew(conc_group *g)
 {
     *g = (conc_group){.limit = g->limit, .keep_going = g->keep_going, .stack_size = g->stack_size};
 }
 
-/* The spawn that opened the group is refused: the group is as fresh as before. */
+/* Undoes the opening of a group by a spawn that is refused. */
 CONC__COLD void conc__group_unopen(conc_loop *l, conc_group *g)
 {
     conc__scope_close(l, &g->scope);
     conc__group_renew(g);
 }
 
-/* Why this group cannot be opened; NULL: it can. */
+/* The reason why this group cannot be opened; NULL: it can. */
 CONC__PRIVATE const char *conc__group_is_wrong(const conc_group *g)
 {
     if (!g)
@@ -5512,13 +6161,13 @@ CONC_API CONC__CALLED int conc__group_begin(conc_group *g, const char *place)
     const char *wrong = conc__group_is_wrong(g);
     if (wrong)
         return conc__misused(-EINVAL, __func__, wrong, place);
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     conc__group_open(l, g, place);
     return 0;
 }
 
-/* The limit is reached: waits until a child's end hands its place over, which counts as live
- * from then on. */
+/* Waits in a group that has reached its limit, until a child ends and hands its slot over. The slot
+ * counts in g->live from then on, so no other spawn can take it. */
 CONC__PRIVATE int conc__wait_for_room(conc_loop *l, conc_group *g)
 {
     int rc = conc__checkpoint(l);
@@ -5528,11 +6177,11 @@ CONC__PRIVATE int conc__wait_for_room(conc_loop *l, conc_group *g)
     conc__append(&g->room, &w);
     rc = conc__park(l, &w);
     if (rc == 0)
-        g->live--; /* the place is ours; the new task takes it right now */
+        g->live--; /* the new task takes the slot right now */
     return rc;
 }
 
-CONC__PRIVATE void conc__hand_over_room(conc_loop *l, conc_group *g)
+CONC__PRIVATE void conc__grant_room(conc_loop *l, conc_group *g)
 {
     while (g->room.first && (g->live < g->limit || g->limit <= 0)) {
         g->live++;
@@ -5540,7 +6189,8 @@ CONC__PRIVATE void conc__hand_over_room(conc_loop *l, conc_group *g)
     }
 }
 
-/* May `call` spawn a task here now? Opens a fresh group, waits under a limit. 0: go on. */
+/* Prepares a group for a spawn by `call`: opens it if it is fresh, and waits if it is full. 0: the
+ * spawn may go ahead. */
 CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *call, const char *spawned)
 {
     if (g->scope.state == CONC__FRESH) {
@@ -5576,18 +6226,18 @@ CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *call, 
     return 0;
 }
 
-/* Is there a task in this storage that runs, or that its group has not given up yet? The storage
- * may have any content, so only the seal and the state are read, which any bytes are good for. */
+/* Does this storage hold a task that has not ended, or that is in its group's list `finished`? The
+ * storage may have any content, so this reads only the seal and the state. */
 CONC__FAST bool conc__handle_in_use(const conc_task *t)
 {
-    int broken = t->seal ^ conc__seal(t);
-    bool lives = broken == 0 && t->state == CONC__LIVE;
-    bool listed = broken == (CONC__ENDED_SEAL ^ CONC__LISTED_SEAL) && t->state == CONC__DONE;
+    int difference = t->seal ^ conc__seal(t);
+    bool lives = difference == 0 && t->state == CONC__LIVE;
+    bool listed = difference == (CONC__ENDED_SEAL ^ CONC__LISTED_SEAL) && t->state == CONC__DONE;
     return CONC__UNLIKELY(lives || listed);
 }
 
-/* A handle that is in use is free all the same in a forked child if its task is the parent's. The
- * scopes that this task had open are fresh then, as they would seem to be the new task's. */
+/* In a forked child, a handle in use may be reused if its task is the parent's. Resets the scopes
+ * that this task had open, which would otherwise seem to be the new task's. */
 CONC__COLD bool conc__handle_taken_over(const conc_task *t)
 {
     if (!conc__is_inherited(t->serial))
@@ -5615,7 +6265,7 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *call
     if (!g)
         g = &l->background;
     if (l->self)
-        conc__find_lost(l, __builtin_frame_address(0));
+        conc__check_lost(l, __builtin_frame_address(0));
     bool opens = false;
     if (CONC__UNLIKELY(g->scope.state != CONC__OPEN || g->scope.effective || g->limit > 0 ||
                        g->scope.task != l->self)) {
@@ -5647,23 +6297,25 @@ CONC_API CONC__CALLED int conc__spawn(const char *spawned, conc_group *g, conc_f
     return conc__spawn_in(g, NULL, "conc_spawn", spawned, fn, arg, &t);
 }
 
-/* Where on its own stack a task's copy lies: below where the frames would begin. It is aligned for
- * a type of this size, which is a multiple of that type's alignment. */
+/* The address of a task's copy of its argument, at the top of its stack; the frames begin below it.
+ * The lowest set bit of the size gives its alignment: the size of a type is a multiple of that. */
 CONC__PRIVATE char *conc__copy_at(conc__stack *s, size_t size)
 {
     enum { LEAST = 64, MOST = 4096 }; /* vectors and cache lines; a page */
     uintptr_t fit = size & ~(size - 1), top = (uintptr_t)conc__stack_top(s) - size;
-    fit = fit < LEAST ? LEAST : fit;
-    fit = fit > MOST ? MOST : fit;
+    if (fit < LEAST)
+        fit = LEAST;
+    if (fit > MOST)
+        fit = MOST;
     return (char *)(top - top % fit);
 }
 
-/* A task that has not run yet gets a copy of its argument. */
-CONC__PRIVATE void conc__give_copy(conc_task *t, const void *arg, size_t size)
+/* Gives a task that has not run yet a copy of its argument. */
+CONC__PRIVATE void conc__copy_argument(conc_task *t, const void *arg, size_t size)
 {
     enum { ENTRY = 256 }; /* what conc__prepare writes below the top, and a red zone */
     char *copy = conc__copy_at(t->stack, size);
-    if (CONC__UNLIKELY(t->loop->on_valgrind)) /* a deeper part of an earlier task's stack */
+    if (CONC__UNLIKELY(t->loop->on_valgrind)) /* an earlier task's frames may have been here */
         conc__valgrind(CONC__VALGRIND_UNDEFINED, (uintptr_t)copy - ENTRY, size + ENTRY);
     if (size)
         memcpy(copy, arg, size);
@@ -5678,7 +6330,7 @@ CONC_API CONC__CALLED int conc__spawn_copy(const char *spawned, conc_group *g, c
     conc_loop *l = conc__here;
     conc_task *t;
     if (l) {
-        size_t stack = g && g->stack_size ? g->stack_size : l->pool->size;
+        size_t stack = g && g->stack_size ? g->stack_size : l->stacks->size;
         if (!arg && size)
             return conc__misused(-EINVAL, call, "nothing to copy", spawned);
         if (size > stack / 4)
@@ -5687,11 +6339,11 @@ CONC_API CONC__CALLED int conc__spawn_copy(const char *spawned, conc_group *g, c
     }
     int rc = conc__spawn_in(g, NULL, call, spawned, fn, NULL, &t);
     if (rc == 0)
-        conc__give_copy(t, arg, size);
+        conc__copy_argument(t, arg, size);
     return rc;
 }
 
-/* Debug: a handle that holds no task any more was lent to one that lives. */
+/* Debug mode: aborts with a report if a live task's handle was overwritten and is now reused. */
 CONC__COLD void conc__find_overwritten(conc_loop *l, const conc_task *handle)
 {
     const conc__holding *h = *conc__holding_find(&l->handles, handle);
@@ -5711,7 +6363,7 @@ CONC_API CONC__CALLED int conc__spawn_task(const char *spawned, conc_group *g, c
     if (!handle)
         return conc__misused(-EINVAL, __func__, "no handle", spawned);
     if (CONC__MSAN || CONC__UNLIKELY(conc__here->on_valgrind))
-        conc__excuse(handle, sizeof *handle);
+        conc__mark_defined(handle, sizeof *handle);
     if (conc__handle_in_use(handle) && !conc__handle_taken_over(handle))
         return conc__misused(-EBUSY, "conc_spawn_task", "the handle is in use", spawned);
     if (CONC__UNLIKELY(conc__here->handles))
@@ -5722,7 +6374,7 @@ CONC_API CONC__CALLED int conc__spawn_task(const char *spawned, conc_group *g, c
     return rc;
 }
 
-/* A conc_start that waits, on the starter's stack. */
+/* A conc_start in progress, on the caller's stack. */
 typedef struct conc__starter {
     conc__wait wait;
     conc_task *child;
@@ -5735,10 +6387,10 @@ CONC__PRIVATE bool conc__start_cancel(conc__wait *w)
     s->given_up = true;
     s->child->asked = true;
     conc__mark(conc__here, s->child);
-    return false; /* the child has to end first */
+    return false; /* conc_start returns only when the child has ended */
 }
 
-CONC__PRIVATE void conc__whom_task(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__waited_task_details(FILE *out, const conc__wait *w)
 {
     fputc(' ', out);
     conc__print_name(out, w->on);
@@ -5748,11 +6400,11 @@ CONC__PRIVATE const conc_task *conc__task_waited_for(const conc__wait *w) { retu
 
 static const conc__wait_kind conc__starting = {.what = "waits for the start of",
                                                .brief = "waits for a start",
-                                               .whom = conc__whom_task,
+                                               .details = conc__waited_task_details,
                                                .cancel = conc__start_cancel,
                                                .owner = conc__task_waited_for};
 
-/* Is nothing in this group of the running task, and has nothing failed there? */
+/* Is this group the running task's innermost scope, without children and failures? */
 CONC__PRIVATE bool conc__is_untouched(const conc_loop *l, const conc_group *g)
 {
     bool innermost = l->self->scope == &g->scope, empty = !g->live && !g->finished;
@@ -5769,7 +6421,7 @@ CONC_API CONC__CALLED int conc__start(const char *spawned, conc_group *g, conc_f
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     conc__starter s = {.wait = {.task = l->self, .kind = &conc__starting}};
     bool opens = g && (g->scope.state == CONC__FRESH || conc__scope_is_inherited(&g->scope));
     rc = conc__spawn_in(g, NULL, "conc_start", spawned, fn, arg, &s.child);
@@ -5778,7 +6430,7 @@ CONC_API CONC__CALLED int conc__start(const char *spawned, conc_group *g, conc_f
     s.wait.on = s.child;
     s.child->sink = &s;
     s.child->sink_kind = CONC__START_SINK;
-    if (CONC__UNLIKELY(l->self->pending)) { /* since the wait for room was granted */
+    if (CONC__UNLIKELY(l->self->pending)) { /* it was cancelled after it was granted room */
         conc__start_cancel(&s.wait);
         conc__spread_marked(l);
     }
@@ -5804,335 +6456,7 @@ CONC_API int conc_started(int value)
     return 0;
 }
 
-/* ---- >>texts -------------------------------------------------------------------------------- */
-
-static pthread_mutex_t conc__places = PTHREAD_MUTEX_INITIALIZER; /* being written */
-
-/* For compilers without __FILE_NAME__: text and the place, without its directories, in the
- * caller's room, whose first byte says that it has been written. */
-CONC_API const char *conc__at(char *room, const char *text, const char *place)
-{
-    if (__atomic_load_n(room, __ATOMIC_ACQUIRE))
-        return room + 1;
-    pthread_mutex_lock(&conc__places);
-    if (!__atomic_load_n(room, __ATOMIC_RELAXED)) {
-        const char *slash = strrchr(place, '/');
-        strcpy(room + 1, text);
-        strcat(room + 1, slash ? slash + 1 : place);
-        __atomic_store_n(room, 1, __ATOMIC_RELEASE);
-    }
-    pthread_mutex_unlock(&conc__places);
-    return room + 1;
-}
-
-CONC__PRIVATE void conc__copy(char *to, size_t size, const char *from)
-{
-    size_t n = strnlen(from, size - 1);
-    memmove(to, from, n);
-    to[n] = 0;
-}
-
-CONC__PRIVATE conc__source conc__source_of(const conc_task *t)
-{
-    return (conc__source){t->name, t->spawned};
-}
-
-/* Keeps a name that a task was given; "" for one that goes by its function. */
-CONC__PRIVATE void conc__keep_name(char to[CONC__NAME], conc__source source)
-{
-    conc__copy(to, CONC__NAME, source.name == source.spawned ? "" : source.name);
-}
-
-CONC__PRIVATE conc__source conc__kept_source(const char *name, const char *spawned)
-{
-    return (conc__source){*name ? name : spawned, spawned};
-}
-
-/* Where a task's newest error is put into words, and behind them the name of the task that it
- * came from; NULL: no memory, and strerror has to do. */
-CONC__PRIVATE char *conc__text_room(conc_task *t)
-{
-    if (!t->text) {
-        _Static_assert(sizeof t->text_copy == CONC__TEXT + CONC__NAME, "words, and a name");
-        t->text = t->has_handle ? t->text_copy : conc__alloc(CONC__TEXT + CONC__NAME);
-        if (t->text)
-            t->text[0] = t->text[CONC__TEXT] = 0;
-    }
-    return t->text;
-}
-
-/* The task has made or been told of an error. text: NULL or "" without words of its own; by: the
- * task that it came from, {NULL, NULL} for this one. */
-CONC__PRIVATE void conc__tell(conc_task *t, int rc, const char *text, conc__source by)
-{
-    bool in_words = text && *text;
-    if (rc == -ECANCELED && !in_words && t->last_rc)
-        return; /* the words of the error before it stay */
-    t->tellings++;
-    t->last_rc = rc;
-    t->told_by = by.spawned;
-    if (t->text)
-        t->text[0] = t->text[CONC__TEXT] = 0;
-    if ((in_words || by.name != by.spawned) && conc__text_room(t)) {
-        conc__copy(t->text, CONC__TEXT, in_words ? text : "");
-        conc__keep_name(t->text + CONC__TEXT, by);
-    }
-}
-
-/* The task that error rc, which comes out of this one, came from at first. Borrowed from t. */
-CONC__PRIVATE conc__source conc__origin(const conc_task *t, int rc)
-{
-    if (t->last_rc != rc || !t->told_by)
-        return conc__source_of(t);
-    return conc__kept_source(t->text ? t->text + CONC__TEXT : "", t->told_by);
-}
-
-/* The words that go with rc out of this task; "": none. */
-CONC__PRIVATE const char *conc__words(const conc_task *t, int rc)
-{
-    return t->last_rc == rc && t->text ? t->text : "";
-}
-
-/* The task is told the result of t, which has ended. */
-CONC__FAST void conc__tell_result(conc_task *task, const conc_task *t)
-{
-    if (CONC__UNLIKELY(t->result < 0))
-        conc__tell(task, t->result, conc__words(t, t->result), conc__origin(t, t->result));
-}
-
-CONC__PRIVATE const char *conc__words_or(const char *words, int rc)
-{
-    return *words ? words : conc_strerror(rc);
-}
-
-/* conc_fail outside of tasks: in a job, on a plain thread, in a posted function, or between the
- * steps of an embedded run. */
-CONC__PRIVATE void conc__fail_outside(int rc, const char *text)
-{
-    bool in_job = !conc__here && conc__extended.job_fail && conc__extended.job_fail(rc, text);
-    if (!in_job)
-        conc__copy(conc__words_of_thread, sizeof conc__words_of_thread, rc < 0 ? text : "");
-    if (conc__here)
-        conc__here->posted_rc = rc;
-}
-
-CONC_API int conc_fail(int rc, const char *fmt, ...)
-{
-    conc_loop *l = conc__of_task();
-    char text[CONC__TEXT];
-    int saved = errno;
-    va_list args;
-    if (!fmt)
-        return conc__own_error(rc);
-    va_start(args, fmt);
-    vsnprintf(text, sizeof text, fmt, args);
-    va_end(args);
-    if (l)
-        conc__tell(l->self, rc, text, (conc__source){NULL, NULL});
-    else
-        conc__fail_outside(rc, text);
-    errno = saved;
-    return rc;
-}
-
-/* Returns rc, an error that conc makes here: it goes with conc_strerror's words, not with those of
- * an earlier error that has the same number and came from the system. */
-CONC__COLD int conc__own_error(int rc)
-{
-    conc_loop *l = conc__of_task();
-    if (!l)
-        return conc_fail(rc, "%s", conc_strerror(rc));
-    conc__tell(l->self, rc, NULL, (conc__source){NULL, NULL});
-    return rc;
-}
-
-/* Returns what a wait or a try came to: an error becomes the newest, a cancel does not. */
-CONC__FAST int conc__came_to(int rc)
-{
-    bool failed = rc < 0 && rc != -ECANCELED;
-    return CONC__UNLIKELY(failed) ? conc__own_error(rc) : rc;
-}
-
-/* Returns rc, which the task was given by a function of the user's and passes to its caller. An
- * error other than the newest becomes the newest. A cancel is none: the words of the error that
- * led to it are worth more. */
-CONC__FAST int conc__hand_on(conc_loop *l, int rc)
-{
-    bool untold = rc < 0 && rc != -ECANCELED && l->self->last_rc != rc;
-    return CONC__UNLIKELY(untold) ? conc__own_error(rc) : rc;
-}
-
-/* The same if the function began when the task had been told of `before` errors: words of an
- * older error are not about this one. */
-CONC__FAST int conc__hand_on_since(conc_loop *l, int rc, uint32_t before)
-{
-    bool silent = rc < 0 && rc != -ECANCELED && l->self->tellings == before;
-    return CONC__UNLIKELY(silent) ? conc__own_error(rc) : conc__hand_on(l, rc);
-}
-
-/* strerror, but never a buffer that is used again. */
-CONC__PRIVATE const char *conc__system_words(int rc)
-{
-    const char *text = rc > -4096 ? strerror(-rc) : "Unknown error";
-    return strncmp(text, "Unknown", 7) == 0 ? "unknown error" : text;
-}
-
-/* Returns rc. If it is an error, it came from the system: it goes with the system's words, which
- * may be other than conc_strerror's, and with what the call was about (NULL: nothing). */
-CONC__PRIVATE int conc__system_failed(int rc, const char *about)
-{
-    if (rc >= 0 || rc == -ECANCELED)
-        return rc;
-    const char *words = conc__system_words(rc);
-    if (about && !*about)
-        about = "\"\"";
-    return about ? conc_fail(rc, "%.80s: %s", about, words) : conc_fail(rc, "%s", words);
-}
-
-CONC_API const char *conc_error_text(const conc_task *t)
-{
-    if (!conc__is_task(t) || t->state != CONC__DONE || t->result >= 0)
-        return "";
-    return conc__words_or(conc__words(t, t->result), t->result);
-}
-
-CONC_API const char *conc_last_error(void)
-{
-    conc_loop *l = conc__of_task();
-    if (!l) {
-        bool in_run = conc__here || !conc__extended.job_words;
-        const char *job = in_run ? NULL : conc__extended.job_words();
-        return job ? job : conc__words_of_thread;
-    }
-    if (!l->self->last_rc)
-        return "";
-    const char *words = conc__words(l->self, l->self->last_rc);
-    return l->self->last_rc == -ECANCELED ? words : conc__words_or(words, l->self->last_rc);
-}
-
-CONC_API const char *conc_strerror(int rc)
-{
-    switch (rc) {
-    case -ECANCELED: return "cancelled";
-    case -ETIMEDOUT: return "out of time";
-    case -EDEADLK: return "deadlock: it would wait for ever";
-    case -EBUSY: return "in use already";
-    case -EPERM:
-        return "not allowed here: not in a task, or not the owner (or a call that sets errno "
-               "returned -1)";
-    case -ESHUTDOWN: return "the loop's run is over";
-    case -EPIPE: return "closed";
-    case -ENOTSUP: return "not supported here";
-    case -EALREADY: return "already done";
-    case -EMSGSIZE: return "a record longer than the limit of its stream, or of its buffer";
-    case -EOWNERDEAD: return "the owner died";
-    case -EOVERFLOW: return "the count would leave its range";
-    default: break;
-    }
-    return rc >= 0 ? "success" : conc__system_words(rc);
-}
-
-/* From here on the task, which lives, goes by this name, which lives as long. */
-CONC__PRIVATE void conc__call_by(conc_loop *l, conc_task *t, const char *name)
-{
-    t->name = name;
-    if (CONC__UNLIKELY(l->stepwise))
-        conc__renamed(l, t);
-}
-
-/* Where the name of a task without a handle is copied to; NULL: no memory. */
-CONC__PRIVATE char *conc__name_room(conc_task *t)
-{
-    if (t->name_allocated)
-        return (char *)(uintptr_t)t->name;
-    char *room = conc__alloc(CONC__NAME);
-    t->name_allocated = room != NULL;
-    return room;
-}
-
-CONC_API const char *conc_name(const conc_task *t) { return conc__is_task(t) ? t->name : NULL; }
-
-CONC_API void conc_set_name(conc_task *t, const char *name)
-{
-    if (!conc__is_task(t) || !name || t->state != CONC__LIVE)
-        return;
-    if (t->loop != conc__here) {
-        conc__misused(0, "conc_set_name", "the task is another run's", NULL);
-        return;
-    }
-    char *room = t->has_handle ? t->name_copy : conc__name_room(t);
-    if (!room)
-        return;
-    conc__copy(room, CONC__NAME, name);
-    conc__call_by(t->loop, t, room);
-}
-
-CONC_API void conc_free(void *p)
-{
-    int saved = errno;
-    CONC_FREE(p);
-    errno = saved;
-}
-
-CONC_API const char *conc_version(void) { return CONC_VERSION; }
-
-/* "file.c:12" of "fn at file.c:12" */
-CONC__PRIVATE const char *conc__place_of(const char *spawned)
-{
-    const char *place = spawned;
-    for (const char *at = spawned; (at = strstr(at, " at ")); at += 4)
-        place = at + 4;
-    return place;
-}
-
-/* What a report says behind the name of a task: "" if the name is its function and location. */
-CONC__PRIVATE void conc__describe_spawn(char *to, size_t size, conc__source source)
-{
-    const char *place = conc__place_of(source.spawned);
-    if (strcmp(source.name, source.spawned) == 0)
-        *to = 0;
-    else if (place == source.spawned) /* a run's "main" */
-        snprintf(to, size, " (%s)", place);
-    else
-        snprintf(to, size, " (spawned at %s)", place);
-}
-
-/* A task, as every report calls it: its name of this moment, without control characters, and the
- * location of its spawn. Of a text that is too long the middle is left out. Returns to. Also from
- * a handler. */
-CONC__PRIVATE const char *conc__describe(char *to, size_t size, conc__source source)
-{
-    char spawn[CONC__DESCRIPTION - CONC__NAME];
-    conc__describe_spawn(spawn, sizeof spawn, source);
-    const char *place = conc__place_of(source.spawned);
-    size_t name = strlen(source.name), end;
-    if (!*spawn && place != source.spawned) { /* " at f.c:12" is to be kept */
-        conc__copy(spawn, sizeof spawn, place - strlen(" at "));
-        name = (size_t)(place - source.spawned) - strlen(" at ");
-    }
-    end = strlen(spawn);
-    name = name < size - 1 - end ? name : size - 1 - end;
-    memcpy(to, source.name, name);
-    memcpy(to + name, spawn, end + 1);
-    for (unsigned char *c = (unsigned char *)to; *c; c++)
-        *c = *c < ' ' || *c == 0x7f ? '?' : *c;
-    return to;
-}
-
-/* The same in the line of another task. In a report that gives each task a line, its location
- * stands there. */
-CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t)
-{
-    char text[CONC__DESCRIPTION];
-    conc__source source = conc__source_of(t);
-    if (conc__here->lists_tasks && source.name != source.spawned)
-        source.spawned = source.name;
-    fputs(conc__describe(text, sizeof text, source), out);
-}
-
-/* ---- >>finishing ---------------------------------------------------------------------------- */
-
-/* The tree is at most 64 deep, mostly much less. */
+/* The recursion is at most 64 deep, and mostly much less: a level for each bit of a hash. */
 CONC__PRIVATE void conc__locals_release(conc__locals *locals)
 {
     while (locals && __atomic_sub_fetch(&locals->references, 1, __ATOMIC_ACQ_REL) == 0) {
@@ -6143,7 +6467,7 @@ CONC__PRIVATE void conc__locals_release(conc__locals *locals)
     }
 }
 
-/* run(arg), which calls the program's function fn, outside all tasks. */
+/* Calls run(arg), which calls the program's function fn, outside of all tasks. */
 CONC__PRIVATE void conc__call_outside(conc_loop *l, const char *role, uintptr_t fn,
                                       void (*run)(void *), void *arg)
 {
@@ -6170,20 +6494,21 @@ CONC__PRIVATE void conc__report_on_loop(conc_loop *l, void *arg)
     conc__reported *r = arg;
     char who[CONC__DESCRIPTION];
     int saved = errno;
-    if (l->options.on_error)
-        conc__call_outside(l, "the on_error hook", (uintptr_t)l->options.on_error, conc__call_hook,
-                           r);
-    else
-        fprintf(stderr, "conc: %s failed: %s\n", conc__describe(who, sizeof who, r->source),
-                r->failure.text);
+    if (l->options.on_error) {
+        uintptr_t fn = (uintptr_t)l->options.on_error;
+        conc__call_outside(l, "the on_error hook", fn, conc__call_hook, r);
+    } else {
+        conc__describe(who, sizeof who, r->source);
+        fprintf(stderr, "conc: %s failed: %s\n", who, r->failure.text);
+    }
     errno = saved;
 }
 
-/* An error that nobody collected. */
+/* Reports an error that nothing has collected: to on_error, or on stderr. */
 CONC__PRIVATE void conc__report(conc_loop *l, conc__source source, int rc, const char *words)
 {
     conc__reported r = {
-        .failure = {source.name, conc__place_of(source.spawned), conc__words_or(words, rc), rc},
+        .failure = {source.name, conc__place_of(source.spawned), conc__text_or(words, rc), rc},
         .source = source,
         .options = &l->options};
     conc__on_loop(l, conc__report_on_loop, &r);
@@ -6191,44 +6516,44 @@ CONC__PRIVATE void conc__report(conc_loop *l, conc__source source, int rc, const
 
 CONC__PRIVATE void conc__report_task(conc_loop *l, const conc_task *t)
 {
-    conc__report(l, conc__source_of(t), t->result, conc__words(t, t->result));
+    conc__report(l, conc__source_of(t), t->result, conc__error_text(t, t->result));
 }
 
-/* A task's newest error. */
+/* A copy of a task's newest error. */
 typedef struct conc__kept_error {
     int rc;
-    uint32_t tellings;
-    const char *told_by;
+    uint32_t errors_made;
+    const char *error_from;
     char text[CONC__TEXT], name[CONC__NAME];
 } conc__kept_error;
 
-/* Keeps the newest error of a task that closes something, where no call returns the error of that
- * close: it may be the one that the task is about to return. */
+/* Saves the newest error of a task before it closes something whose own error no call will return:
+ * the task may be about to return the newest error. */
 CONC__PRIVATE void conc__error_keep(conc__kept_error *kept, const conc_task *t)
 {
     kept->rc = t->last_rc;
-    kept->tellings = t->tellings;
-    kept->told_by = t->told_by;
-    conc__copy(kept->text, sizeof kept->text, conc__words(t, t->last_rc));
+    kept->errors_made = t->errors_made;
+    kept->error_from = t->error_from;
+    conc__copy(kept->text, sizeof kept->text, conc__error_text(t, t->last_rc));
     conc__keep_name(kept->name, conc__origin(t, t->last_rc));
 }
 
 CONC__PRIVATE void conc__error_restore(conc_task *t, const conc__kept_error *kept)
 {
     conc__source by = {NULL, NULL};
-    if (kept->told_by)
-        by = conc__kept_source(kept->name, kept->told_by);
+    if (kept->error_from)
+        by = conc__kept_source(kept->name, kept->error_from);
     t->last_rc = 0;
-    conc__tell(t, kept->rc, kept->text, by);
-    t->tellings = kept->tellings;
+    conc__set_error(t, kept->rc, kept->text, by);
+    t->errors_made = kept->errors_made;
 }
 
-/* The running task could not close something as it should. */
+/* Reports that the running task could not close something properly. */
 CONC__PRIVATE void conc__report_close(conc_loop *l, const char *what, int rc)
 {
     char text[CONC__TEXT];
     snprintf(text, sizeof text, "%s did not close well: %s", what,
-             conc__words_or(conc__words(l->self, rc), rc));
+             conc__text_or(conc__error_text(l->self, rc), rc));
     conc__report(l, conc__source_of(l->self), rc, text);
 }
 
@@ -6237,8 +6562,8 @@ CONC__PRIVATE conc__failed **conc__failure_slot(const conc__failures *all, uint6
     return &all->slots[serial & (all->slot_count - 1)];
 }
 
-/* Room for one more. Serial numbers count up, so they fill the slots evenly. Without memory the
- * slots stay as they are; false: there is not even one. */
+/* Makes room for one more. Serial numbers count up, so they fill the slots evenly. If memory has
+ * run out, the table stays as it is. False: there is no table. */
 CONC__PRIVATE bool conc__failures_grow(conc__failures *all)
 {
     enum { LEAST = 64 };
@@ -6260,12 +6585,14 @@ CONC__PRIVATE bool conc__failures_grow(conc__failures *all)
     return true;
 }
 
-/* A background task with a handle failed, and no task has joined it yet: the run's end reports
- * it. */
-CONC__PRIVATE void conc__remember(conc_loop *l, const conc_task *t)
+/* Remembers the error of a background task with a handle, for the end of the run to report, unless
+ * a join comes before. */
+CONC__PRIVATE void conc__failure_add(conc_loop *l, const conc_task *t)
 {
     conc__failures *all = &l->failures;
-    conc__failed *f = conc__failures_grow(all) ? conc__alloc(sizeof *f) : NULL;
+    conc__failed *f = NULL;
+    if (conc__failures_grow(all))
+        f = conc__alloc(sizeof *f);
     if (!f) {
         conc__report_task(l, t);
         return;
@@ -6277,9 +6604,12 @@ CONC__PRIVATE void conc__remember(conc_loop *l, const conc_task *t)
                         .spawned = t->spawned,
                         .rc = t->result};
     conc__keep_name(f->name, conc__source_of(t));
-    conc__copy(f->text, sizeof f->text, conc__words(t, t->result));
+    conc__copy(f->text, sizeof f->text, conc__error_text(t, t->result));
     *slot = f;
-    *(all->last ? &all->last->next : &all->first) = f;
+    if (all->last)
+        all->last->next = f;
+    else
+        all->first = f;
     all->last = f;
     all->count++;
 }
@@ -6290,14 +6620,20 @@ CONC__PRIVATE void conc__failure_remove(conc__failures *all, conc__failed *f)
     while (*at != f)
         at = &(*at)->same_slot;
     *at = f->same_slot;
-    *(f->prev ? &f->prev->next : &all->first) = f->next;
-    *(f->next ? &f->next->prev : &all->last) = f->prev;
+    if (f->prev)
+        f->prev->next = f->next;
+    else
+        all->first = f->next;
+    if (f->next)
+        f->next->prev = f->prev;
+    else
+        all->last = f->prev;
     all->count--;
     CONC_FREE(f);
 }
 
-/* A join has taken the error of this task. */
-CONC__PRIVATE void conc__forget(conc_loop *l, const conc_task *t)
+/* Forgets the error of a task, which a join has taken. */
+CONC__PRIVATE void conc__failure_forget(conc_loop *l, const conc_task *t)
 {
     conc__failures *all = &l->failures;
     conc__failed *f = *conc__failure_slot(all, t->serial);
@@ -6307,7 +6643,7 @@ CONC__PRIVATE void conc__forget(conc_loop *l, const conc_task *t)
         conc__failure_remove(all, f);
 }
 
-/* The end of the run: what no join has taken. */
+/* At the end of the run: reports the errors that no join has taken. */
 CONC__PRIVATE void conc__report_failures(conc_loop *l)
 {
     conc__failures *all = &l->failures;
@@ -6320,8 +6656,8 @@ CONC__PRIVATE void conc__report_failures(conc_loop *l)
     *all = (conc__failures){0};
 }
 
-/* The group's error is its first; later ones belong to whoever collects their task, or to
- * on_error. True: it was the first. */
+/* Counts an error of a group. True: it was the first, and is now the group's error. A later one
+ * goes to what collects its task, or to on_error. */
 CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_task *t, int rc)
 {
     if (g->error_count++ == 0 && !g->background) {
@@ -6329,7 +6665,7 @@ CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_ta
         conc__source by = conc__origin(t, rc);
         g->error_by = by.spawned;
         conc__keep_name(g->error_name, by);
-        conc__copy(g->text, sizeof g->text, conc__words(t, rc));
+        conc__copy(g->text, sizeof g->text, conc__error_text(t, rc));
         if (!g->keep_going)
             conc__cancel_scope(l, &g->scope);
         return true;
@@ -6337,23 +6673,23 @@ CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_ta
     if (t->collected)
         return false;
     if (g->background && t->has_handle)
-        conc__remember(l, t);
-    else if (!t->has_handle || t->state != CONC__DONE) /* else it may still be collected */
-        conc__report(l, conc__source_of(t), rc, conc__words(t, rc));
+        conc__failure_add(l, t);
+    else if (!t->has_handle || t->state != CONC__DONE) /* otherwise it may still be collected */
+        conc__report(l, conc__source_of(t), rc, conc__error_text(t, rc));
     return false;
 }
 
-/* A place in the group is free: wakes whom that concerns. */
+/* Called when a slot of the group is free: wakes the tasks that this concerns. */
 CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g)
 {
-    conc__hand_over_room(l, g);
+    conc__grant_room(l, g);
     while (!g->live_handles && g->next.first)
         conc__wake(l, g->next.first, 0);
     while (!g->live && g->empty.first)
         conc__wake(l, g->empty.first, 0);
 }
 
-typedef struct conc__chooser { /* a conc_group_next that waits */
+typedef struct conc__chooser { /* a conc_group_next in progress */
     conc__wait wait;
     conc_task *task;
 } conc__chooser;
@@ -6363,7 +6699,7 @@ CONC__PRIVATE void conc__list_finished(conc_loop *l, conc_group *g, conc_task *t
     if (g->next.first) {
         conc__chooser *c = (conc__chooser *)(void *)g->next.first;
         c->task = t;
-        conc__tell_result(c->wait.task, t);
+        conc__set_error_of(c->wait.task, t);
         conc__wake(l, &c->wait, 1);
         return;
     }
@@ -6371,27 +6707,36 @@ CONC__PRIVATE void conc__list_finished(conc_loop *l, conc_group *g, conc_task *t
     t->seal ^= CONC__LISTED_SEAL;
     t->younger = NULL;
     t->older = g->last_finished;
-    *(g->last_finished ? &g->last_finished->younger : &g->finished) = t;
+    if (g->last_finished)
+        g->last_finished->younger = t;
+    else
+        g->finished = t;
     g->last_finished = t;
 }
 
 CONC__PRIVATE void conc__unlist_finished(conc_group *g, conc_task *t)
 {
-    *(t->older ? &t->older->younger : &g->finished) = t->younger;
-    *(t->younger ? &t->younger->older : &g->last_finished) = t->older;
+    if (t->older)
+        t->older->younger = t->younger;
+    else
+        g->finished = t->younger;
+    if (t->younger)
+        t->younger->older = t->older;
+    else
+        g->last_finished = t->older;
     t->in_finished = false;
     t->seal ^= CONC__LISTED_SEAL;
 }
 
-CONC__FAST void conc__tell_joiners(conc_loop *l, conc_task *t, bool stepwise)
+CONC__FAST void conc__wake_joiners(conc_loop *l, conc_task *t, bool stepwise)
 {
     for (conc__wait *w = t->joiners.first, *next; w; w = next) {
         if (CONC__UNLIKELY(w->kind->won))
-            w->kind->won(w); /* others of its waits may be in this list, behind it */
+            w->kind->won(w); /* may withdraw waits that come later in this list */
         next = w->next;
         w->value = t->result;
-        conc__tell_result(w->task, t);
-        w->list = NULL; /* all of them leave it, so none is unlinked from its neighbours */
+        conc__set_error_of(w->task, t);
+        w->list = NULL; /* all waits leave the list, so their links need no update */
         w->result = 0;
         if (stepwise && w->task->wait)
             conc__woken(l, w->task);
@@ -6401,37 +6746,48 @@ CONC__FAST void conc__tell_joiners(conc_loop *l, conc_task *t, bool stepwise)
     }
 }
 
-/* Hands the result to where it was asked for when the task was made. */
-CONC__PRIVATE void conc__fill_sink(conc_loop *l, conc_task *t)
+CONC__PRIVATE void conc__fill_call(conc_call *call, const conc_task *t)
 {
-    if (t->sink_kind == CONC__RESULT_SINK) {
-        *(int *)t->sink = t->result;
-        t->collected = true;
-    } else if (t->sink_kind == CONC__CALL_SINK) {
-        conc_call *call = t->sink;
-        call->result = t->result;
-        call->text[0] = 0;
-        if (t->result < 0)
-            conc__copy(call->text, sizeof call->text,
-                       conc__words_or(conc__words(t, t->result), t->result));
-        t->collected = true;
-    } else if (t->sink_kind == CONC__REMOTE_SINK) {
-        t->collected = true;
-        conc__remote_returned(t);
-    } else if (
-        t->sink_kind ==
-        CONC__START_SINK) { /* ended without conc_started: the starter's matter, not the group's */
-        conc__starter *s = t->sink;
-        int rc = t->failed ? t->result : s->given_up || t->result < 0 ? -ECANCELED : -EINVAL;
-        conc__tell(s->wait.task, rc, conc__words(t, rc), conc__origin(t, t->result));
-        conc__wake(l, &s->wait, rc);
-        t->collected = true;
-        t->failed = false;
+    call->result = t->result;
+    call->text[0] = 0;
+    if (t->result < 0) {
+        const char *words = conc__text_or(conc__error_text(t, t->result), t->result);
+        conc__copy(call->text, sizeof call->text, words);
     }
 }
 
-/* What a failed or cancelled child means to its group. */
-CONC__PRIVATE void conc__finish_badly(conc_loop *l, conc_task *t)
+/* Ends a conc_start whose task has ended without conc_started. The error is the starter's, not the
+ * group's. */
+CONC__PRIVATE void conc__start_failed(conc_loop *l, conc__starter *s, conc_task *t)
+{
+    int rc = -EINVAL;
+    if (t->failed)
+        rc = t->result;
+    else if (s->given_up || t->result < 0)
+        rc = -ECANCELED;
+    conc__set_error(s->wait.task, rc, conc__error_text(t, rc), conc__origin(t, t->result));
+    conc__wake(l, &s->wait, rc);
+    t->failed = false;
+}
+
+/* Passes the result to the sink that was set when the task was made. */
+CONC__PRIVATE void conc__set_sink(conc_loop *l, conc_task *t)
+{
+    switch (t->sink_kind) {
+    case CONC__RESULT_SINK: *(int *)t->sink = t->result; break;
+    case CONC__CALL_SINK: conc__fill_call(t->sink, t); break;
+    case CONC__START_SINK: conc__start_failed(l, t->sink, t); break;
+    case CONC__REMOTE_SINK:
+        t->collected = true;
+        conc__remote_returned(t);
+        return;
+    default: return;
+    }
+    t->collected = true;
+}
+
+/* Tells the group of a child that failed or was cancelled. */
+CONC__PRIVATE void conc__child_failed(conc_loop *l, conc_task *t)
 {
     conc_group *g = t->group;
     if (t->failed && g)
@@ -6440,14 +6796,14 @@ CONC__PRIVATE void conc__finish_badly(conc_loop *l, conc_task *t)
         g->cut_short = true;
 }
 
-/* Tells of a result whoever waits for it. */
+/* Passes the result of an ended task to its sink, its joiners and its group. */
 CONC__COLD void conc__deliver(conc_loop *l, conc_task *t)
 {
     if (t->sink_kind)
-        conc__fill_sink(l, t);
-    conc__tell_joiners(l, t, l->stepwise);
+        conc__set_sink(l, t);
+    conc__wake_joiners(l, t, l->stepwise);
     if (t->result < 0)
-        conc__finish_badly(l, t);
+        conc__child_failed(l, t);
     if (l->stepwise)
         conc__step_last(l, t);
 }
@@ -6459,7 +6815,7 @@ CONC__COLD void conc__free_strings(conc_task *t)
     CONC_FREE(t->text);
 }
 
-/* No two addresses have the same hash, as each step can be undone. */
+/* Each step is invertible, so no two addresses have the same hash. */
 CONC__PRIVATE uint64_t conc__address_hash(const void *address)
 {
     uint64_t x = (uint64_t)(uintptr_t)address * 0x9e3779b97f4a7c15u;
@@ -6467,7 +6823,7 @@ CONC__PRIVATE uint64_t conc__address_hash(const void *address)
     return x ^ x >> 32;
 }
 
-/* Where in a tree the newest holding of an object is, or would be. */
+/* The link in a tree to the newest record of an object, or where it would be. */
 CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void *object)
 {
     uintptr_t bit = CONC__HIGHEST_BIT, address = (uintptr_t)object;
@@ -6476,13 +6832,14 @@ CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void 
     return at;
 }
 
-/* Remembers something that is to be given back. Without memory only its report is lost. */
-CONC__COLD void conc__note(conc__holding **tree, const void *object, const char *what,
-                           const char *place)
+/* Records an object in a tree. If memory has run out, only its report will be missing. */
+CONC__COLD void conc__holding_add(conc__holding **tree, const void *object, const char *what,
+                                  const char *place)
 {
-    conc__holding *h = conc__alloc(sizeof *h), **at = conc__holding_find(tree, object);
+    conc__holding *h = conc__alloc(sizeof *h);
     if (!h)
         return;
+    conc__holding **at = conc__holding_find(tree, object);
     *h = (conc__holding){.object = object, .what = what, .place = place, .same = *at};
     if (*tree)
         h->older = (*tree)->newest;
@@ -6494,7 +6851,7 @@ CONC__COLD void conc__note(conc__holding **tree, const void *object, const char 
     (*tree)->newest = h;
 }
 
-/* Takes a holding out of its tree: another takes its place, if there is one below. */
+/* Removes a record from its tree; an older one of the object, or a leaf below it, replaces it. */
 CONC__PRIVATE void conc__holding_remove(conc__holding **at)
 {
     conc__holding *h = *at, *other = h->same;
@@ -6511,7 +6868,7 @@ CONC__PRIVATE void conc__holding_remove(conc__holding **at)
     *at = other;
 }
 
-CONC__COLD void conc__unnote(conc__holding **tree, const void *object)
+CONC__COLD void conc__holding_drop(conc__holding **tree, const void *object)
 {
     conc__holding **at = conc__holding_find(tree, object), *h = *at;
     if (!h)
@@ -6527,8 +6884,8 @@ CONC__COLD void conc__unnote(conc__holding **tree, const void *object)
     CONC_FREE(h);
 }
 
-/* Debug: a task that has ended holds locks, which nobody else can get now. */
-CONC__COLD void conc__tell_held(conc_task *t)
+/* Debug mode: reports the locks that a task still held when it ended: they stay locked for ever. */
+CONC__COLD void conc__report_held(conc_task *t)
 {
     char who[CONC__DESCRIPTION];
     int saved = errno;
@@ -6536,22 +6893,22 @@ CONC__COLD void conc__tell_held(conc_task *t)
     while (t->held) {
         const conc__holding *h = t->held->newest;
         fprintf(stderr, "conc: %s ended with %s that it acquired at %s\n", who, h->what, h->place);
-        conc__unnote(&t->held, h->object);
+        conc__holding_drop(&t->held, h->object);
     }
     errno = saved;
 }
 
-/* The function of a task has returned. When this is over the stack is free, and the task too
- * unless it has a handle. */
-static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
+/* Ends a task whose function has returned rc. Afterwards the stack is free, and with it a task
+ * without a handle. */
+static inline void conc__task_end(conc_loop *l, conc_task *t, int rc)
 {
     conc_group *g = t->group;
     if (CONC__UNLIKELY(t->scope))
         conc__lost(l, t, t->place, "it ended");
     if (CONC__UNLIKELY(l->lent))
-        conc__find_lost_loans(l, t, t->stack, "it ended");
+        conc__check_lent(l, t, t->stack, "it ended");
     if (CONC__UNLIKELY(t->held))
-        conc__tell_held(t);
+        conc__report_held(t);
     t->result = rc;
     t->failed = rc < 0 && !(rc == -ECANCELED && t->pending);
     t->state = CONC__DONE;
@@ -6559,7 +6916,7 @@ static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
     if (CONC__UNLIKELY(rc < 0 || t->sink_kind || l->stepwise))
         conc__deliver(l, t);
     else
-        conc__tell_joiners(l, t, false);
+        conc__wake_joiners(l, t, false);
     if (g) {
         conc__child_remove(g, t);
         if (t->has_handle && !t->collected && !g->background)
@@ -6572,12 +6929,13 @@ static inline void conc__finish(conc_loop *l, conc_task *t, int rc)
     t->locals = NULL;
     if (CONC__UNLIKELY(!t->has_handle && (t->name != t->spawned || t->text)))
         conc__free_strings(t);
-    conc__stack_give(l, t->stack);
+    conc__stack_release(l, t->stack);
     l->finished++;
     l->most++;
 }
 
-/* The first function on a task's stack. */
+/* The first function on a task's stack. After conc__task_end the stack is free; nothing reuses it
+ * before the jump. */
 CONC__PRIVATE void conc__task_main(void)
 {
     CONC__BOTTOM();
@@ -6593,10 +6951,10 @@ CONC__PRIVATE void conc__task_main(void)
                         "child with _exit\n");
         abort();
     }
-    conc__finish(l, t, rc);
+    conc__task_end(l, t, rc);
     conc_task *next = l->ready;
-    if (next && l->turns > 0) {
-        l->turns--;
+    if (next && l->switches_left > 0) {
+        l->switches_left--;
         l->ready = next->next;
         l->self = next;
         conc__leaving(NULL, next->stack);
@@ -6609,22 +6967,20 @@ CONC__PRIVATE void conc__task_main(void)
     __builtin_unreachable();
 }
 
-/* ---- >>joining ------------------------------------------------------------------------------ */
-
 static const conc__wait_kind conc__joining = {.what = "joins",
-                                              .whom = conc__whom_task,
+                                              .details = conc__waited_task_details,
                                               .cancel = conc__cancel_plainly,
                                               .owner = conc__task_waited_for};
 
-/* Somebody takes the result of a task that has ended. */
+/* Collects a task that has ended, for the running task. */
 CONC__PRIVATE void conc__collect(conc_loop *l, conc_task *t)
 {
     if (t->in_finished)
         conc__unlist_finished(t->group, t);
     if (t->failed && !t->collected && l->failures.count)
-        conc__forget(l, t);
+        conc__failure_forget(l, t);
     t->collected = true;
-    conc__tell_result(l->self, t);
+    conc__set_error_of(l->self, t);
 }
 
 CONC_API CONC__CALLED int conc_join(conc_task *t, int *result)
@@ -6643,14 +6999,14 @@ CONC_API CONC__CALLED int conc_join(conc_task *t, int *result)
         return rc;
     conc__wait w = {.task = l->self, .kind = &conc__joining, .on = t, .value = t->result};
     if (t->state == CONC__LIVE) {
-        conc__find_lost(l, __builtin_frame_address(0));
+        conc__check_lost(l, __builtin_frame_address(0));
         conc__append(&t->joiners, &w);
         rc = conc__park(l, &w);
         if (rc)
             return rc;
     } else {
         conc__collect(l, t);
-        conc__quick(l);
+        conc__spend_budget(l);
     }
     if (result)
         *result = w.value;
@@ -6680,20 +7036,20 @@ CONC_API conc_task *conc_self(void)
     return l ? l->self : NULL;
 }
 
-/* ---- >>grouping ----------------------------------------------------------------------------- */
+/* ---- >>groups ------------------------------------------------------------------------------- */
 
-CONC__PRIVATE void conc__whom_group(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__children_details(FILE *out, const conc__wait *w)
 {
     const conc_group *g = w->on;
-    fprintf(out, " %d %s of the group at %s", g->live, g->live == 1 ? "child" : "children",
-            conc__place_of(g->scope.place));
+    const char *children = g->live == 1 ? "child" : "children";
+    fprintf(out, " %d %s of the group at %s", g->live, children, conc__place_of(g->scope.place));
 }
 
 static const conc__wait_kind conc__closing = {
-    .what = "waits for", .brief = "waits for its children", .whom = conc__whom_group};
+    .what = "waits for", .brief = "waits for its children", .details = conc__children_details};
 static const conc__wait_kind conc__choosing = {.what = "waits for the next to finish of",
                                                .brief = "waits for its next child",
-                                               .whom = conc__whom_group,
+                                               .details = conc__children_details,
                                                .cancel = conc__cancel_plainly};
 
 /* The task that the group's error came from. */
@@ -6702,11 +7058,11 @@ CONC__PRIVATE conc__source conc__group_source(const conc_group *g)
     return conc__kept_source(g->error_name, g->error_by);
 }
 
-/* Yields once at least, and returns when no child is left. */
+/* Waits until no child is left; yields at least once. */
 CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
 {
     if (!g->live && !g->finished)
-        conc__pass(l);
+        conc__yield_to_ready(l);
     while (g->live) {
         conc__wait w = {.task = l->self, .kind = &conc__closing, .on = g};
         conc__append(&g->empty, &w);
@@ -6714,8 +7070,8 @@ CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
     }
 }
 
-/* The handles that nobody collected are free again; errors in them that are not the group's own
- * go to on_error. */
+/* Gives up the ended tasks that were not collected; their handles may be reused. Their errors,
+ * apart from the group's own, go to on_error. */
 CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
 {
     while (g->finished) {
@@ -6726,26 +7082,30 @@ CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
     }
 }
 
-/* Waits for the children of an open group, ends its scope, and returns what is to be returned when
- * the body's result was rc. */
+/* Waits for the children of an open group and ends its scope. rc is the body's result; returns the
+ * group's. */
 CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc)
 {
     do {
         conc__wait_until_empty(l, g);
         conc__drop_finished(l, g);
-    } while (g->live); /* on_error may spawn */
+    } while (g->live); /* on_error may have spawned */
     bool outside = conc__cancelled_around(l, &g->scope);
     conc__scope_close(l, &g->scope);
     if (g->error) {
-        conc__tell(l->self, g->error, g->text, conc__group_source(g));
+        conc__set_error(l->self, g->error, g->text, conc__group_source(g));
         return g->error;
     }
-    if (rc == -ECANCELED || g->cut_short)
-        return outside ? -ECANCELED : rc < 0 ? 0 : rc;
+    bool was_cut_short = rc == -ECANCELED || g->cut_short;
+    if (was_cut_short && outside)
+        return -ECANCELED;
+    if (was_cut_short && rc < 0) /* by the group's own cancel */
+        return 0;
     return rc;
 }
 
-/* 0: `call` of the running task may close this group; 1: it was never opened. */
+/* May `call`, in the running task, close this group? 0: it may; 1: the group was never opened; or
+ * an error. */
 CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char *call)
 {
     if (!l)
@@ -6757,7 +7117,7 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
     if (g->scope.state == CONC__FRESH)
         return 1;
     if (conc__scope_is_inherited(&g->scope))
-        return 1; /* not in this process */
+        return 1; /* the parent process opened it, not this one */
     if (g->scope.task != l->self)
         return conc__misused(-EPERM, call, "the group is another task's", g->scope.place);
     if (l->self->scope != &g->scope)
@@ -6767,20 +7127,20 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
     return 0;
 }
 
-/* Lies a handle of the group's below the frame of a call, on the same stack? The function that had
- * it has returned. Nothing is read of what lies there, as it may have been overwritten; and only
- * the first few are looked at, so that a group of many costs no more. */
-CONC__COLD void conc__find_lost_handles(conc_loop *l, const conc_group *g, const void *frame)
+/* Aborts with a report if a handle of the group lies below the frame of a call, on the same stack:
+ * the function that had it has returned. Reads nothing there before, as it may be overwritten, and
+ * checks only the first few of each list, so that a large group costs no more. */
+CONC__COLD void conc__check_lost_handles(conc_loop *l, const conc_group *g, const void *frame)
 {
-    enum { LOOKS = 16 };
+    enum { CHECKED = 16 };
+    static const char how[] = "a function returned that had a task's handle";
     const conc_task *lists[] = {g->children, g->finished};
     uintptr_t low = (uintptr_t)l->self->stack->low, size = (uintptr_t)frame - low;
     for (size_t i = 0; i < CONC_LEN(lists); i++) {
-        int looks = LOOKS;
-        for (const conc_task *t = lists[i]; t && looks; t = t->younger, looks--)
+        int left = CHECKED;
+        for (const conc_task *t = lists[i]; t && left; t = t->younger, left--)
             if ((uintptr_t)t - low < size)
-                conc__lost(l, l->self, l->self->place,
-                           "a function returned that had a task's handle");
+                conc__lost(l, l->self, l->self->place, how);
     }
 }
 
@@ -6788,12 +7148,12 @@ CONC__PRIVATE CONC__CALLED int conc__group_finish(conc_group *g, int rc, const c
 {
     conc_loop *l = conc__in_task_of(call);
     if (l)
-        conc__find_lost(l, __builtin_frame_address(0));
+        conc__check_lost(l, __builtin_frame_address(0));
     int may = conc__may_close(l, g, call);
     if (may < 0)
         return may;
     if (may == 0 && (g->live_handles || g->finished))
-        conc__find_lost_handles(l, g, __builtin_frame_address(0));
+        conc__check_lost_handles(l, g, __builtin_frame_address(0));
     if (may == 1)
         conc__group_open(l, g, "the group opened by its end");
     if (rc < 0 && !(rc == -ECANCELED && g->scope.effective)) {
@@ -6855,7 +7215,7 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     if (g->scope.state == CONC__FRESH || conc__scope_is_inherited(&g->scope))
         return 0;
     if (g->scope.task->loop != l)
@@ -6864,7 +7224,7 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     if (g->finished) {
         *t = g->finished;
         conc__collect(l, *t);
-        conc__quick(l);
+        conc__spend_budget(l);
         return 1;
     }
     if (!g->live_handles)
@@ -6877,9 +7237,7 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     return rc;
 }
 
-/* ---- >>gathering ---------------------------------------------------------------------------- */
-
-/* Can there be count elements of this size there? Elements of size 0 need no memory. */
+/* May this be an array of count elements of this size? Elements of size 0 need no memory. */
 CONC__PRIVATE bool conc__is_array(const void *elements, size_t count, size_t size)
 {
     if (!count || !size)
@@ -6887,37 +7245,49 @@ CONC__PRIVATE bool conc__is_array(const void *elements, size_t count, size_t siz
     return elements && count <= (size_t)PTRDIFF_MAX / size;
 }
 
-/* What a gather or map runs, and where the results go. */
+/* What a gather or map runs, and where its results go. */
 typedef struct conc__batch {
-    conc_call *calls; /* or: */
+    conc_call *calls; /* NULL: a map, which the next four fields describe */
     conc_fn *fn;
     char *args;
     size_t size;
     int *results;
     size_t count;
-    int limit;             /* tasks at once; 0: all */
-    bool keep_going, seen; /* seen: the caller can read every result, so none is lost */
+    int limit;             /* most tasks at once; 0: no limit */
+    bool keep_going, seen; /* seen: the caller can read every result, so no error is reported */
 } conc__batch;
 
+CONC__PRIVATE conc_task *conc__call_spawn(conc_loop *l, conc_group *g, conc_call *call, bool seen,
+                                          const char *spawned)
+{
+    conc_task *t = conc__task_new(l, g, NULL, call->fn, call->arg, spawned);
+    if (t && call->name)
+        conc__call_by(l, t, call->name);
+    if (t && seen) {
+        t->sink = call;
+        t->sink_kind = CONC__CALL_SINK;
+    }
+    return t;
+}
+
+/* Spawns element i; NULL: out of memory. */
 CONC__PRIVATE conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const conc__batch *b,
                                            size_t i, const char *spawned)
 {
-    conc_fn *fn = b->calls ? b->calls[i].fn : b->fn;
-    void *arg = b->calls ? b->calls[i].arg : b->size ? b->args + i * b->size : b->args;
-    conc_task *t = conc__task_new(l, g, NULL, fn, arg, spawned);
-    if (t && b->calls && b->calls[i].name)
-        conc__call_by(l, t, b->calls[i].name);
-    if (t && b->calls && b->seen) {
-        t->sink = &b->calls[i];
-        t->sink_kind = CONC__CALL_SINK;
-    } else if (t && b->results) {
+    if (b->calls)
+        return conc__call_spawn(l, g, &b->calls[i], b->seen, spawned);
+    void *arg = b->args;
+    if (b->size)
+        arg = b->args + i * b->size;
+    conc_task *t = conc__task_new(l, g, NULL, b->fn, arg, spawned);
+    if (t && b->results) {
         t->sink = &b->results[i];
         t->sink_kind = CONC__RESULT_SINK;
     }
     return t;
 }
 
-/* Takes back tasks that were spawned since `last` was the last ready one; none of them has run. */
+/* Undoes the spawns since `last` was the last ready task (NULL: none was). None of them has run. */
 CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
 {
     if (last)
@@ -6930,20 +7300,23 @@ CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
         conc__stack *stack = t->stack;
         conc__child_remove(g, t);
         conc__locals_release(t->locals);
-        conc__stack_give(l, stack);
+        conc__stack_release(l, stack);
         l->finished++;
         l->most++;
     }
 }
 
-/* The elements from `next` on, each when one before it has ended: 0, or what ends the group. */
+/* Spawns the elements from `next` on, each when an earlier one has ended. Returns 0 or the error
+ * that ends the group. */
 CONC__PRIVATE int conc__batch_go_on(conc_loop *l, conc_group *g, const conc__batch *b, size_t next,
                                     const char *spawned)
 {
     for (size_t i = next; i < b->count; i++) {
-        int rc = g->live >= g->limit ? conc__wait_for_room(l, g) : 0;
+        int rc = 0;
+        if (g->live >= g->limit)
+            rc = conc__wait_for_room(l, g);
         if (rc == 0 && g->scope.effective)
-            rc = -ECANCELED; /* since room was granted */
+            rc = -ECANCELED; /* it was cancelled after room was granted */
         if (rc)
             return rc;
         if (!conc__batch_spawn(l, g, b, i, spawned)) {
@@ -6962,23 +7335,24 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
     if (rc)
         return rc;
     if (!b->count) {
-        conc__quick(l);
+        conc__spend_budget(l);
         return 0;
     }
     bool limited = b->limit && (size_t)b->limit < b->count;
     size_t at_once = limited ? (size_t)b->limit : b->count;
-    if (at_once > CONC__ADDRESS_SPACE / l->pool->size)
-        return conc__own_error(-ENOMEM); /* so many stacks cannot be */
+    if (at_once > CONC__ADDRESS_SPACE / l->stacks->size)
+        return conc__own_error(-ENOMEM); /* the address space cannot hold so many stacks */
     conc_group g = {.limit = b->limit, .keep_going = b->keep_going};
     conc_task *last = l->ready ? l->last_ready : NULL;
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     conc__group_open(l, &g, spawned);
-    for (size_t i = 0; i < at_once; i++)
+    for (size_t i = 0; i < at_once; i++) {
         if (!conc__batch_spawn(l, &g, b, i, spawned)) {
             conc__unspawn(l, &g, last);
             conc__scope_close(l, &g.scope);
             return conc__own_error(-ENOMEM);
         }
+    }
     if (limited)
         rc = conc__batch_go_on(l, &g, b, at_once, spawned);
     if (!b->keep_going)
@@ -6988,7 +7362,9 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
     conc__scope_close(l, &g.scope);
     if (g.error && !b->seen)
         conc__report(l, conc__group_source(&g), g.error, g.text);
-    return outside && g.cut_short ? -ECANCELED : 0;
+    if (outside && g.cut_short)
+        return -ECANCELED;
+    return 0;
 }
 
 CONC__PRIVATE int conc__run_calls(const char *spawned, conc_call *calls, size_t n, bool keep_going,
@@ -7064,7 +7440,7 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
     return conc__run_map(spawned, &b, "conc_map_all");
 }
 
-/* ---- >>keys --------------------------------------------------------------------------------- */
+/* ---- >>locals ------------------------------------------------------------------------------- */
 
 CONC__PRIVATE bool conc__locals_are_shared(const conc__locals *locals)
 {
@@ -7077,8 +7453,8 @@ CONC__PRIVATE void conc__locals_share(conc__locals *locals)
         __atomic_fetch_add(&locals->references, 1, __ATOMIC_RELAXED);
 }
 
-/* Copies the nodes from `old` down to the key, which has the value in the copy; what hangs beside
- * this path is shared. NULL: no memory. */
+/* Copies the nodes on the path from `old` to the key, and sets the value in the copy. The copy
+ * shares all other nodes. NULL: out of memory. */
 CONC__PRIVATE conc__locals *conc__locals_with(const conc__locals *old, const conc_local *key,
                                               const void *value, uint64_t hash)
 {
@@ -7091,29 +7467,36 @@ CONC__PRIVATE conc__locals *conc__locals_with(const conc__locals *old, const con
             return NULL;
         }
         found = !old || old->key == key;
-        *copy = (conc__locals){.references = 1, .key = found ? key : old->key};
-        copy->value = found ? value : old->value;
-        for (unsigned way = 0; old && way < 2; way++)
+        *copy = (conc__locals){.references = 1, .key = key, .value = value};
+        if (!found) {
+            copy->key = old->key;
+            copy->value = old->value;
+        }
+        for (unsigned way = 0; old && way < 2; way++) {
             if (found || way != (hash & 1)) {
                 copy->below[way] = old->below[way];
                 conc__locals_share(copy->below[way]);
             }
+        }
         *end = copy;
         end = &copy->below[hash & 1];
-        old = old ? old->below[hash & 1] : NULL;
+        if (old)
+            old = old->below[hash & 1];
         hash >>= 1;
     }
     return top;
 }
 
-/* Where the running task's locals hang, or those of the job that runs on this thread; NULL:
- * neither. */
+/* The root of the locals of the running task, or of the job that runs on this thread; NULL: there
+ * is neither. */
 CONC__PRIVATE conc__locals **conc__locals_here(void)
 {
     conc_loop *l = conc__here;
-    if (l)
-        return l->self ? &l->self->locals : NULL;
-    return conc__extended.job_locals ? conc__extended.job_locals() : NULL;
+    if (l && l->self)
+        return &l->self->locals;
+    if (l || !conc__extended.job_locals)
+        return NULL;
+    return conc__extended.job_locals();
 }
 
 CONC_API int conc_local_set(conc_local *key, const void *value)
@@ -7141,49 +7524,56 @@ CONC_API int conc_local_set(conc_local *key, const void *value)
 
 CONC_API void *conc_local_get(conc_local *key)
 {
-    conc__locals **at = conc__locals_here(), *locals = at ? *at : NULL;
+    conc__locals **at = conc__locals_here();
+    if (!at)
+        return NULL;
+    const conc__locals *locals = *at;
     for (uint64_t hash = conc__address_hash(key); locals && locals->key != key; hash >>= 1)
         locals = locals->below[hash & 1];
-    return locals ? (void *)(uintptr_t)locals->value : NULL;
+    if (!locals)
+        return NULL;
+    return (void *)(uintptr_t)locals->value;
 }
 
-/* ---- >>generating --------------------------------------------------------------------------- */
+/* ---- >>generators --------------------------------------------------------------------------- */
 
-/* The body of a generator runs in the task that consumes it, on a stack of its own: what it
- * waits for, its cancellation, its locals and errno are the consumer's. This lies at the top of
- * that stack, so the body survives a conc_gen that is gone. */
+/* The body of a generator runs in the task that consumes it, on a stack of its own: its waits, its
+ * cancellation, its locals and errno are the consumer's. This struct is at the top of that stack,
+ * so the body survives if the user's conc_gen is gone. */
 typedef struct conc__gen {
-    conc_gen face; /* what the body is given */
+    conc_gen face; /* the conc_gen that the body gets */
     struct conc__gen *next, *prev;
-    conc__stack *stack, *outside; /* its own; the consumer's, while it is inside */
-    conc__context inner, outer;   /* the contexts on them */
+    conc__stack *stack, *outside; /* its own; the consumer's, while that is inside */
+    conc__context inner, outer;   /* the contexts of these two */
     conc_gen_fn *fn;
     void *arg;
-    const void *emitted; /* where the item was put that the consumer copies; NULL: none */
+    const void *emitted; /* the item that the consumer copies; NULL: none */
     size_t item_size;
-    conc_task *consumer; /* who is inside; NULL: nobody */
-    conc_scope *scope;   /* its innermost scope then */
-    /* the generator whose body asked last; NULL: a task, or a generator that has ended */
+    conc_task *consumer; /* the task that is inside; NULL: none */
+    conc_scope *scope;   /* its innermost scope when it went inside */
+    /* the generator whose body last called conc_gen_next; NULL: a task did, or it has ended */
     struct conc__gen *used_by;
-    struct conc__gen *sources, *next_source, *prev_source; /* those that it used so */
+    struct conc__gen *sources, *next_source, *prev_source; /* those whose used_by is this one */
     const char *opened;                                    /* "fn at file.c:12" */
     int rc, late_emits;
     bool started, ended, closing, stopped;
-    bool gone; /* closed by the end of the run, unseen by the conc_gen that still points here */
+    bool gone; /* the run's end has closed it, and a conc_gen may still point here */
 } conc__gen;
 
-enum { CONC__LATE_EMITS = 1000 }; /* while it is being closed, after which a body is stopped */
+enum { CONC__LATE_EMITS = 1000 }; /* emits during the close after which a body is stopped */
 
-static conc__gen conc__exhausted; /* what a conc_gen points to whose body has ended */
+static conc__gen conc__exhausted; /* the body of every conc_gen whose own body has ended */
 
-/* The generator whose body runs on a stack; NULL: a task does. */
+/* The generator whose body runs on a stack; NULL: a task runs there. */
 CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
 {
-    return s->has_generator ? (conc__gen *)(void *)conc__stack_top(s) : NULL;
+    if (!s->has_generator)
+        return NULL;
+    return (conc__gen *)(void *)conc__stack_top(s);
 }
 
-/* Does a generator's body run on this stack, whose consumer opened the scope? s is the innermost
- * of the task. */
+/* Does the running task run a generator's body, whose consumer opened the task's innermost scope,
+ * s? */
 CONC__PRIVATE bool conc__gen_is_inside(const conc_loop *l, const conc_scope *s)
 {
     return l->self->stack->has_generator && conc__gen_on(l->self->stack)->scope == s;
@@ -7200,7 +7590,7 @@ CONC__PRIVATE conc__source conc__gen_source(const conc__gen *g)
     return (conc__source){g->opened, g->opened};
 }
 
-/* The body has returned: what it left open on its stack is lost. */
+/* After the body has returned: aborts with a report if it left something open on its stack. */
 CONC__PRIVATE void conc__gen_find_lost(conc_loop *l, const conc__gen *g)
 {
     char how[CONC__NAME + CONC__TEXT];
@@ -7209,7 +7599,7 @@ CONC__PRIVATE void conc__gen_find_lost(conc_loop *l, const conc__gen *g)
     snprintf(how, sizeof how, "the generator %s ended", g->opened);
     if (l->self->scope != g->scope)
         conc__lost(l, l->self, l->self->place, how);
-    conc__find_lost_loans(l, l->self, g->stack, how);
+    conc__check_lent(l, l->self, g->stack, how);
 }
 
 CONC__PRIVATE void conc__gen_main(void)
@@ -7233,15 +7623,18 @@ CONC__PRIVATE bool conc__gen_is_elsewhere(const conc_loop *l, const conc_gen *fa
     return open && conc__run_is_elsewhere(l, face->run);
 }
 
-/* NULL: not open, closed by the end of the run, or in a run that is over */
+/* The open generator, or conc__exhausted. NULL: not open, closed by the run's end, or of a run that
+ * is over. */
 CONC__PRIVATE conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
 {
     if (!face || face->run != l->run || !face->body)
         return NULL;
-    return face->body->gone ? NULL : face->body;
+    if (face->body->gone)
+        return NULL;
+    return face->body;
 }
 
-/* Why a generator cannot be used that conc__gen_of does not find. */
+/* The error of a call on a generator that conc__gen_of does not find. */
 CONC__COLD int conc__gen_unusable(const conc_loop *l, const conc_gen *face, const char *call)
 {
     if (face && conc__gen_is_elsewhere(l, face))
@@ -7249,7 +7642,7 @@ CONC__COLD int conc__gen_unusable(const conc_loop *l, const conc_gen *face, cons
     return conc__misused(-EINVAL, call, "no generator is open there, or not its body calls", NULL);
 }
 
-/* Before the first. */
+/* Puts a generator first in the list. */
 CONC__PRIVATE void conc__gen_link(conc_loop *l, conc__gen *g)
 {
     g->prev = NULL;
@@ -7261,18 +7654,24 @@ CONC__PRIVATE void conc__gen_link(conc_loop *l, conc__gen *g)
 
 CONC__PRIVATE void conc__gen_unlink(conc_loop *l, conc__gen *g)
 {
-    *(g->prev ? &g->prev->next : &l->generators) = g->next;
+    if (g->prev)
+        g->prev->next = g->next;
+    else
+        l->generators = g->next;
     if (g->next)
         g->next->prev = g->prev;
 }
 
-/* g is used by a body, NULL: by a task; at the run's end consumers are closed first. */
+/* Records which body uses g (NULL: a task does), as the run's end closes consumers first. */
 CONC__PRIVATE void conc__gen_set_user(conc__gen *g, conc__gen *user)
 {
     if (g->used_by == user)
         return;
     if (g->used_by) {
-        *(g->prev_source ? &g->prev_source->next_source : &g->used_by->sources) = g->next_source;
+        if (g->prev_source)
+            g->prev_source->next_source = g->next_source;
+        else
+            g->used_by->sources = g->next_source;
         if (g->next_source)
             g->next_source->prev_source = g->prev_source;
     }
@@ -7300,8 +7699,8 @@ CONC_API CONC__CALLED int conc__gen_open(const char *opened, conc_gen *face, con
         return conc__misused(-EINVAL, __func__, "the generator is open", opened);
     if (conc__gen_is_elsewhere(l, face))
         return conc__misused(-EBUSY, "conc_gen_open", "it is open in another thread's run", NULL);
-    conc__find_lost(l, __builtin_frame_address(0));
-    conc__stack *stack = conc__stack_take(l->pool);
+    conc__check_lost(l, __builtin_frame_address(0));
+    conc__stack *stack = conc__stack_acquire(l->stacks);
     if (!stack)
         return conc__own_error(-ENOMEM);
     _Static_assert(sizeof(conc__gen) <= CONC__CORE,
@@ -7321,7 +7720,7 @@ CONC_API CONC__CALLED int conc__gen_open(const char *opened, conc_gen *face, con
     face->body = g;
     face->run = l->run;
     if (CONC__UNLIKELY(l->debug))
-        conc__note(&l->opened, g, "a generator", conc__place_of(opened));
+        conc__holding_add(&l->opened, g, "a generator", conc__place_of(opened));
     return 0;
 }
 
@@ -7341,8 +7740,8 @@ CONC__PRIVATE void conc__gen_enter(conc_loop *l, conc__gen *g)
     g->consumer = NULL;
 }
 
-/* The body has ended: its stack goes back. That of a body which was stopped is kept, as others
- * may know what lies on it, and so is one that a conc_gen still points to. */
+/* Releases the stack of a body that has ended. Keeps that of a stopped body, as something may still
+ * refer to its variables, and one to which a conc_gen may still point. */
 CONC__PRIVATE void conc__gen_give_stack(conc_loop *l, conc__gen *g)
 {
     conc__stack *stack = g->stack;
@@ -7354,12 +7753,12 @@ CONC__PRIVATE void conc__gen_give_stack(conc_loop *l, conc__gen *g)
         l->stopped = stack;
         return;
     }
-    conc__stack_give(l, stack);
+    conc__stack_release(l, stack);
     stack->has_generator = false;
     conc__stack_clear(stack, used);
 }
 
-/* The body has ended, or is stopped: its result. */
+/* Frees a generator whose body has ended or was stopped, and returns its result. */
 CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
 {
     int rc = g->rc;
@@ -7369,7 +7768,7 @@ CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
         conc__gen_set_user(g->sources, NULL);
     l->generator_count--;
     if (CONC__UNLIKELY(l->debug))
-        conc__unnote(&l->opened, g);
+        conc__holding_drop(&l->opened, g);
     g->gone = !face;
     conc__gen_give_stack(l, g);
     if (face)
@@ -7377,10 +7776,10 @@ CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
     return rc;
 }
 
-/* The body emits though it is being closed, or has a scope or group open. */
+/* An emit of a body that is being closed, or that has a scope or group open. */
 CONC__COLD int conc__gen_emit_badly(conc_loop *l, conc__gen *g, const void *frame)
 {
-    conc__find_lost(l, frame);
+    conc__check_lost(l, frame);
     if (!g->closing)
         return conc__misused(-EINVAL, "conc_gen_emit", "a scope or group of the body is open",
                              l->self->place);
@@ -7405,7 +7804,9 @@ CONC_API CONC__CALLED int conc_gen_emit(conc_gen *face, const void *item)
         return conc__misused(-EINVAL, __func__, "no item", conc__place_of(g->opened));
     g->emitted = item ? item : g;
     l->switch_stacks(l, g->stack, g->inner, g->outside, g->outer);
-    return g->closing ? -ECANCELED : 0;
+    if (g->closing)
+        return -ECANCELED;
+    return 0;
 }
 
 CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
@@ -7416,7 +7817,7 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__quick(l); /* before the look at the generator: others may close it meanwhile */
+    conc__spend_budget(l); /* other tasks may run, and close the generator: look it up afterwards */
     conc__gen *g = conc__gen_of(l, face);
     if (!g)
         return conc__gen_unusable(l, face, "conc_gen_next");
@@ -7428,22 +7829,24 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     if (g->consumer)
         return conc__misused(-EBUSY, __func__, "another task is inside, or this one",
                              conc__place_of(g->opened));
-    conc__find_lost(l, __builtin_frame_address(0));
-    uint32_t before = l->self->tellings;
+    conc__check_lost(l, __builtin_frame_address(0));
+    uint32_t before = l->self->errors_made;
     conc__gen_enter(l, g);
     if (g->ended) {
         rc = conc__gen_free(l, g, face);
-        return rc < 0 ? conc__hand_on_since(l, rc, before) : 0;
+        if (rc >= 0)
+            return 0;
+        return conc__pass_error_since(l, rc, before);
     }
     if (g->item_size)
         memcpy(item, g->emitted, g->item_size);
     return 1;
 }
 
-/* Closes in place of a body that was stopped what it has open. */
+/* Closes what a stopped body has open. */
 CONC__COLD void conc__gen_unwind(conc_loop *l, conc__gen *g)
 {
-    g->consumer = l->self; /* it may have to wait, and others must not enter the body */
+    g->consumer = l->self; /* this may wait, and other tasks must not enter the body meanwhile */
     while (l->self->scope != g->scope) {
         conc_scope *s = l->self->scope;
         if (s->is_group)
@@ -7454,13 +7857,13 @@ CONC__COLD void conc__gen_unwind(conc_loop *l, conc__gen *g)
     g->consumer = NULL;
 }
 
-/* Ends the body; *stopped: for good, as it would not end. The error that comes out of it is the
- * task's newest, and has no words but those of the body. */
+/* Ends the body. *stopped: it would not end, and was stopped for good. An error of the body becomes
+ * the task's newest, with the body's text; without one, the newest error stays. */
 CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, bool *stopped)
 {
     conc_task *self = l->self;
     const char *words = "";
-    int told = self->last_rc;
+    int before = self->last_rc;
     g->closing = true;
     self->last_rc = 0;
     if (g->started)
@@ -7473,11 +7876,12 @@ CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, b
         words = "it emitted 1000 times while it was closed, and is stopped for good";
     }
     int rc = conc__gen_free(l, g, face);
-    rc = rc < 0 && rc != -ECANCELED ? rc : 0;
+    if (rc > 0 || rc == -ECANCELED)
+        rc = 0;
     if (rc && self->last_rc != rc)
-        conc__tell(self, rc, words, (conc__source){NULL, NULL});
+        conc__set_error(self, rc, words, (conc__source){NULL, NULL});
     else if (!self->last_rc)
-        self->last_rc = told;
+        self->last_rc = before;
     return rc;
 }
 
@@ -7500,18 +7904,18 @@ CONC_API CONC__CALLED int conc_gen_close(conc_gen *face)
     if (g->consumer)
         return conc__misused(-EBUSY, __func__, "another task is inside, or this one",
                              conc__place_of(g->opened));
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     bool stopped;
     conc__source source = conc__gen_source(g);
     int rc = conc__gen_finish(l, g, face, &stopped);
     if (stopped)
-        conc__report(l, source, rc, conc__words(l->self, rc));
+        conc__report(l, source, rc, conc__error_text(l->self, rc));
     face->body = NULL;
     return rc;
 }
 
-/* Closes a generator whose error no call returns: it goes to on_error, and the task's own newest
- * error stays what it was. */
+/* Closes a generator in a place where no call returns the error: it goes to on_error, and the
+ * task's newest error stays. */
 CONC__PRIVATE void conc__gen_close_unseen(conc_loop *l, conc__gen *g, conc_gen *face)
 {
     conc__source source = conc__gen_source(g);
@@ -7520,7 +7924,7 @@ CONC__PRIVATE void conc__gen_close_unseen(conc_loop *l, conc__gen *g, conc_gen *
     conc__error_keep(&kept, l->self);
     int rc = conc__gen_finish(l, g, face, &stopped);
     if (rc < 0)
-        conc__report(l, source, rc, conc__words(l->self, rc));
+        conc__report(l, source, rc, conc__error_text(l->self, rc));
     conc__error_restore(l->self, &kept);
 }
 
@@ -7535,8 +7939,8 @@ CONC_API void conc__auto_conc_gen(conc_gen *face)
     face->body = NULL;
 }
 
-/* The end of a run: consumers are closed before what they consume. Each that is passed on the
- * way to a consumer is put before the others, so none is passed twice. */
+/* At the end of a run: closes all generators, each consumer before what it consumes. The walk to
+ * the consumers moves those that it passes to the front of the list, so it passes none twice. */
 CONC__PRIVATE void conc__close_generators(conc_loop *l)
 {
     while (l->generators) {
@@ -7911,7 +8315,7 @@ CONC__PRIVATE bool conc__fd_cancel(conc__wait *w)
     return true;
 }
 
-CONC__PRIVATE void conc__fd_whom(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__fd_details(FILE *out, const conc__wait *w)
 {
     static const char *const what[] = {"hang up", "be readable", "be writable",
                                        "be readable or writable"};
@@ -7920,7 +8324,7 @@ CONC__PRIVATE void conc__fd_whom(FILE *out, const conc__wait *w)
 
 static const conc__wait_kind conc__watching = {.what = "waits for",
                                                .brief = "waits for a descriptor",
-                                               .whom = conc__fd_whom,
+                                               .details = conc__fd_details,
                                                .cancel = conc__fd_cancel};
 
 /* A task was woken by f: the events that came, or -EBADF if the number means another file by
@@ -7934,7 +8338,7 @@ CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd *f, uint32_t id, const con
 CONC__PRIVATE CONC__CALLED int conc__fd_park(conc_loop *l, int number, int events)
 {
     conc__fd *f = NULL;
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     int rc = conc__checkpoint(l);
     if (rc == 0)
         rc = conc__fd_watch(l, number, events, &f);
@@ -8006,7 +8410,7 @@ CONC__PRIVATE bool conc__pause_cancel(conc__wait *w)
 
 static const conc__wait_kind conc__pausing = {.what = "pauses, and waits for",
                                               .brief = "pauses before it tries a descriptor again",
-                                              .whom = conc__fd_whom,
+                                              .details = conc__fd_details,
                                               .cancel = conc__pause_cancel,
                                               .won = conc__pause_won};
 
@@ -8067,12 +8471,12 @@ CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     rc = conc__fd_ready(fd, events);
     if (rc == 0) {
         rc = conc__fd_park(l, fd, events);
     } else {
-        conc__quick(l);
+        conc__spend_budget(l);
         rc = rc < 0 ? rc : rc & events;
     }
     return CONC__UNLIKELY(rc < 0) ? conc__system_failed(rc, NULL) : rc;
@@ -8654,7 +9058,7 @@ static inline ssize_t conc__io_run_of(const char *call, conc__io_fn *once, int e
     else if (CONC__UNLIKELY(n < 0))
         conc__system_failed((int)n, NULL);
     if (n >= 0 || !l->self->pending)
-        conc__quick(l);
+        conc__spend_budget(l);
     return n;
 }
 #define conc__io_run(...) conc__io_run_of(__func__, __VA_ARGS__)
@@ -9046,7 +9450,7 @@ CONC__PRIVATE int conc__lock_path(const conc__address *a, conc__path_lock *k)
             return conc__is_lack(-errno) ? -errno : 0;
         locked = conc__lock_once(k);
         if (!locked)
-            conc__doze(1000000);
+            conc__thread_sleep(1000000);
     }
     if (locked != 1)
         k->fd = -1;
@@ -9433,7 +9837,7 @@ CONC_API int conc_dial(const char *address)
     rc = conc__dial(l, address);
     errno = saved;
     if (rc >= 0)
-        conc__quick(l);
+        conc__spend_budget(l);
     return rc;
 }
 
@@ -9504,7 +9908,7 @@ CONC__PRIVATE int conc__serve_one(void *arg)
         conc_close(fd); /* else it was closed, and the number may be another's */
     if (rc >= 0 || (rc == -ECANCELED && self->pending))
         return rc < 0 ? rc : 0;
-    conc__report(l, conc__source_of(self), rc, conc__words(self, rc));
+    conc__report(l, conc__source_of(self), rc, conc__error_text(self, rc));
     return 0;
 }
 
@@ -9571,7 +9975,7 @@ CONC__PRIVATE void conc__serve_tell(conc_loop *l, int rc, conc__accepting *a, co
         a->told = false;
     if (!a->told) {
         snprintf(text, sizeof text, "%s: a connection was not accepted: %s", spawned,
-                 conc__words_or(conc__words(l->self, rc), rc));
+                 conc__text_or(conc__error_text(l->self, rc), rc));
         conc__report(l, conc__source_of(l->self), rc, text);
     }
     a->told = true;
@@ -9637,7 +10041,7 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *con
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     conc__group_open(l, &g, spawned);
     char name[CONC__NAME];
     if (!s.name && l->stepwise && conc__name_function(name, (uintptr_t)s.handler))
@@ -9646,7 +10050,7 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *con
     if (rc)
         conc__cancel_scope(l, &g.scope);
     int end = conc__group_close(l, &g, rc);
-    return conc__hand_on(l, end == 0 && rc != -ECANCELED ? rc : end);
+    return conc__pass_error(l, end == 0 && rc != -ECANCELED ? rc : end);
 }
 
 /* ---- >>streaming ---------------------------------------------------------------------------- */
@@ -9786,8 +10190,8 @@ CONC__COLD void conc__stream_failed(const conc_stream *s, int rc, bool of_readin
     bool ended = of_reading || rc == s->write_error;
     conc_loop *l = conc__of_task();
     if (ended && s->on && l)
-        conc__tell(l->self, rc, of_reading ? s->on->read_words : s->on->write_words,
-                   (conc__source){NULL, NULL});
+        conc__set_error(l->self, rc, of_reading ? s->on->read_words : s->on->write_words,
+                        (conc__source){NULL, NULL});
     else if (ended)
         conc__system_failed(rc, NULL);
     else if (rc != -ECANCELED)
@@ -9844,7 +10248,7 @@ CONC__PRIVATE int conc__stream_enter(conc_loop *l, conc_stream *s, const char *c
 /* Between two pieces of one call that need not wait: 0, -EPIPE (closed meanwhile) or -ECANCELED. */
 CONC__PRIVATE int conc__stream_pass(conc_loop *l, const conc_stream *s)
 {
-    conc__quick(l);
+    conc__spend_budget(l);
     return s->state == CONC__STREAM_OPEN ? conc__checkpoint(l) : -EPIPE;
 }
 
@@ -9876,7 +10280,7 @@ CONC__PRIVATE void conc__stream_begin_life(conc_loop *l, conc_stream *s, int fd,
                        .state = CONC__STREAM_OPEN,
                        .run = l->run};
     if (CONC__UNLIKELY(l->debug))
-        conc__note(&l->opened, s, "a stream", place);
+        conc__holding_add(&l->opened, s, "a stream", place);
 }
 
 CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd)
@@ -9957,7 +10361,7 @@ CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
     return rc;
 }
 
-CONC__PRIVATE void conc__whom_stream(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__stream_details(FILE *out, const conc__wait *w)
 {
     const conc_stream *s = w->on;
     if (s->on)
@@ -9968,7 +10372,7 @@ CONC__PRIVATE void conc__whom_stream(FILE *out, const conc__wait *w)
 
 static const conc__wait_kind conc__queueing = {.what = "waits for its turn to write to",
                                                .brief = "waits for its turn to write",
-                                               .whom = conc__whom_stream,
+                                               .details = conc__stream_details,
                                                .cancel = conc__cancel_plainly};
 
 /* ---- a transport ---- */
@@ -9990,7 +10394,7 @@ CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported
                                            const struct iovec *part)
 {
     conc_scope s = {0};
-    uint32_t before = l->self->tellings;
+    uint32_t before = l->self->errors_made;
     int saved = errno;
     double pause = 0.001;
     conc__scope_open(l, &s, "the scope of a stream's transport");
@@ -10003,7 +10407,7 @@ CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported
     }
     *scope = NULL;
     if (result < 0)
-        conc__hand_on_since(l, (int)result, before);
+        conc__pass_error_since(l, (int)result, before);
     else if ((size_t)result > part->iov_len)
         result = conc__misused(-EINVAL, "a transport's function", "it returned too many", NULL);
     int wrong = conc_scope_end(&s, 0); /* it left a scope or group of its own open */
@@ -10061,7 +10465,7 @@ CONC__PRIVATE ssize_t conc__transport_write(conc_loop *l, conc_stream *s, const 
         return -EPIPE;
     if (sent == -ECANCELED)
         return sent;
-    conc__copy(on->write_words, sizeof on->write_words, conc__words(l->self, (int)sent));
+    conc__copy(on->write_words, sizeof on->write_words, conc__error_text(l->self, (int)sent));
     return conc__stream_broke(l, s, (int)sent);
 }
 
@@ -10187,7 +10591,7 @@ CONC__PRIVATE ssize_t conc__transport_take(conc_loop *l, conc_stream *s, const s
     s->at_end = got == 0;
     s->read_error = got < 0 ? (int)got : 0;
     if (got < 0)
-        conc__copy(on->read_words, sizeof on->read_words, conc__words(l->self, (int)got));
+        conc__copy(on->read_words, sizeof on->read_words, conc__error_text(l->self, (int)got));
     return got;
 }
 
@@ -10259,7 +10663,7 @@ CONC__PRIVATE void conc__transport_interrupt(conc_loop *l, conc__transported *on
 CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
-    uint32_t before = l && l->self ? l->self->tellings : 0;
+    uint32_t before = l && l->self ? l->self->errors_made : 0;
     int saved = errno;
     conc__buffer_drop(l, &s->in);
     conc__buffer_drop(l, &s->out);
@@ -10267,7 +10671,7 @@ CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s)
     int rc = ends ? ends(on->self) : 0;
     rc = rc < 0 ? rc : 0;
     if (rc && l && l->self)
-        conc__hand_on_since(l, rc, before);
+        conc__pass_error_since(l, rc, before);
     s->on = NULL;
     while (s->closers.first)
         conc__wake(l, s->closers.first, 1);
@@ -10306,7 +10710,7 @@ CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_push_piece(l, s);
     for (; rc == 1; rc = conc__stream_push_piece(l, s))
-        l->quick--;
+        l->budget_left--;
     return rc;
 }
 
@@ -10384,7 +10788,7 @@ CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *c
         rc = conc__stream_enter(l, s, call);
     if (rc)
         return rc;
-    conc__quick(l); /* here, as what is handed out is good only until somebody else reads */
+    conc__spend_budget(l); /* here, as what is handed out is good only until somebody else reads */
     if (s->state != CONC__STREAM_OPEN)
         rc = -EPIPE;
     else if (s->reader)
@@ -10569,7 +10973,7 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_until(conc_stream *s, const void 
 static inline bool conc__stream_is_calm(const conc_loop *l, const conc_stream *s)
 {
     return l && s && s->state == CONC__STREAM_OPEN && !l->self->pending && !s->reader &&
-           l->quick > 1;
+           l->budget_left > 1;
 }
 
 /* The usual case of a server whose clients do not wait for each answer: the next line is there.
@@ -10588,7 +10992,7 @@ static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char 
     size_t length = (size_t)(end - first), cr = length && end[-1] == '\r';
     if (length - cr > s->limit)
         return -1;
-    l->quick--;
+    l->budget_left--;
     return conc__record_take(s, length - cr, length + 1, line);
 }
 
@@ -10734,7 +11138,7 @@ CONC__PRIVATE ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, con
         conc__stream_turn_over(l, s);
     }
     if (took >= 0)
-        conc__quick(l);
+        conc__spend_budget(l);
     return took < 0 ? conc__stream_said(s, (int)took) : took;
 }
 
@@ -10758,7 +11162,7 @@ CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
         return conc__stream_write_slowly(s, buf, n);
     memcpy(s->out.data + s->out.end, buf, n);
     s->out.end += n;
-    l->quick--;
+    l->budget_left--;
     return (ssize_t)n;
 }
 
@@ -10850,7 +11254,7 @@ CONC_API int conc_stream_flush(conc_stream *s)
         return rc;
     rc = conc__stream_flush(l, s);
     if (rc == 0)
-        conc__quick(l);
+        conc__spend_budget(l);
     return (int)conc__stream_leave(l, s, rc);
 }
 
@@ -10922,7 +11326,7 @@ CONC_API int conc_stream_shutdown(conc_stream *s)
     if (!s->shut)
         rc = conc__stream_end_writing(l, s);
     if (rc == 0)
-        conc__quick(l);
+        conc__spend_budget(l);
     conc__stream_leave(l, s, 0);
     return rc;
 }
@@ -10981,7 +11385,7 @@ CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
     s->state = CONC__STREAM_CLOSED;
     s->dropped = conc__buffered(&s->out);
     if (l && l->debug)
-        conc__unnote(&l->opened, s);
+        conc__holding_drop(&l->opened, s);
     while (s->writers.first)
         conc__wake(l, s->writers.first, -EPIPE);
     s->ended = NULL;
@@ -11590,7 +11994,7 @@ CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *n
         conc__lost(l, l->self, (*conc__holding_find(&l->receiving, s))->place, conc__overwritten);
     conc__on_loop(l, conc__open_signals, &c);
     if (c.rc == 0) {
-        conc__note(&l->receiving, s, "signals", place);
+        conc__holding_add(&l->receiving, s, "signals", place);
         l->lent = true;
     }
     if (c.rc == -EINVAL)
@@ -11622,16 +12026,16 @@ CONC_API CONC__CALLED int conc_signals_next(conc_signals *s)
         return conc__own_error(-EPIPE);
     if (s->loop != l || s->run != l->run)
         return conc__misused(-EPERM, "conc_signals_next", "it is another run's", NULL);
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     rc = s->waits.first ? 0 : conc__signals_find(s);
     if (rc) {
-        conc__quick(l);
+        conc__spend_budget(l);
         return rc;
     }
     conc__wait w = {.task = l->self, .kind = &conc__receiving, .on = s};
     conc__append(&s->waits, &w);
     l->signal_waits++;
-    return conc__came_to(conc__park(l, &w));
+    return conc__wait_result(conc__park(l, &w));
 }
 
 CONC__PRIVATE void conc__close_signals(conc_loop *l, void *arg)
@@ -11661,7 +12065,7 @@ CONC_API int conc_signals_close(conc_signals *s)
         conc__wake(l, s->waits.first, -EPIPE);
     }
     conc__on_loop(l, conc__close_signals, &c);
-    conc__unnote(&l->receiving, s);
+    conc__holding_drop(&l->receiving, s);
     l->lent = l->receiving || l->handles;
     s->numbers = NULL;
     s->loop = NULL;
@@ -11717,8 +12121,8 @@ CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
         conc__interrupts_leave(l);
     pthread_mutex_unlock(&conc__signalling.mutex);
     if (rc)
-        snprintf(conc__words_of_thread, sizeof conc__words_of_thread, "rt_sigaction: %s",
-                 conc__system_words(rc));
+        snprintf(conc__thread_text, sizeof conc__thread_text, "rt_sigaction: %s",
+                 conc__system_text(rc));
     return rc;
 }
 
@@ -11902,12 +12306,12 @@ typedef struct conc__remote {
     conc_fn *fn;
     void *arg;
     const char *spawned;
-    conc_loop *loop, *caller; /* caller NULL: a thread or a job */
-    struct conc__frame *job;  /* NULL: no job */
-    conc__wait wait;          /* a task's */
-    conc_task *task;          /* of `loop`, whose thread alone uses it */
-    pthread_mutex_t mutex;    /* over all below */
-    pthread_cond_t changed;   /* a thread waits for `answered` */
+    conc_loop *loop, *caller;      /* caller NULL: a thread or a job */
+    struct conc__job_context *job; /* NULL: no job */
+    conc__wait wait;               /* a task's */
+    conc_task *task;               /* of `loop`, whose thread alone uses it */
+    pthread_mutex_t mutex;         /* over all below */
+    pthread_cond_t changed;        /* a thread waits for `answered` */
     enum { CONC__GOES_ON, CONC__TO_STOP, CONC__STOPPED } state;
     bool ended, answered;
     int result;
@@ -11942,7 +12346,7 @@ CONC__PRIVATE void conc__remote_end(conc__remote *r, int result, const char *wor
 
 CONC__PRIVATE void conc__remote_returned(conc_task *t)
 {
-    conc__remote_end(t->sink, t->result, conc__words(t, t->result));
+    conc__remote_end(t->sink, t->result, conc__error_text(t, t->result));
 }
 
 CONC__PRIVATE void conc__remote_starts(conc__post *p)
@@ -11994,7 +12398,7 @@ CONC__PRIVATE bool conc__remote_cancel(conc__wait *w)
     return false; /* fn has to end first */
 }
 
-CONC__PRIVATE void conc__whom_remote(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__remote_details(FILE *out, const conc__wait *w)
 {
     const conc__remote *r = w->item;
     fprintf(out, " %s", r->spawned);
@@ -12002,7 +12406,7 @@ CONC__PRIVATE void conc__whom_remote(FILE *out, const conc__wait *w)
 
 static const conc__wait_kind conc__runs_elsewhere = {.what = "waits for a task of another loop:",
                                                      .brief = "waits for another loop",
-                                                     .whom = conc__whom_remote,
+                                                     .details = conc__remote_details,
                                                      .cancel = conc__remote_cancel};
 
 CONC__PRIVATE void conc__remote_answered(conc__post *p)
@@ -12083,7 +12487,7 @@ CONC_API CONC__CALLED int conc__loop_run(const char *spawned, conc_loop *l, conc
                       .mutex = PTHREAD_MUTEX_INITIALIZER,
                       .changed = PTHREAD_COND_INITIALIZER};
     if (here) {
-        conc__find_lost(here, __builtin_frame_address(0));
+        conc__check_lost(here, __builtin_frame_address(0));
         conc__remote_wait_task(here, &r);
     } else {
         r.job = conc__extended.job_here ? conc__extended.job_here() : NULL;
@@ -12094,9 +12498,9 @@ CONC_API CONC__CALLED int conc__loop_run(const char *spawned, conc_loop *l, conc
     if (r.result >= 0)
         return r.result;
     if (here)
-        conc__tell(here->self, r.result, r.text, (conc__source){spawned, spawned});
+        conc__set_error(here->self, r.result, r.text, (conc__source){spawned, spawned});
     else
-        conc_fail(r.result, "%s", conc__words_or(r.text, r.result));
+        conc_fail(r.result, "%s", conc__text_or(r.text, r.result));
     return r.result;
 }
 
@@ -12130,7 +12534,7 @@ CONC__PRIVATE void conc__run_posts(conc_loop *l)
     conc__post *last, *p = conc__take_posts(l, &last);
     int64_t began = l->now;
     l->stirred = true;
-    for (int n = 0; p && n < l->batch && l->now - began <= CONC__LATE; n++) {
+    for (int n = 0; p && n < l->batch && l->now - began <= CONC__BATCH_NS; n++) {
         conc__post *next = p->next;
         p->run(p);
         p = next;
@@ -12168,8 +12572,8 @@ CONC__PRIVATE void conc__print_task(FILE *out, const conc_loop *l, const conc_ta
     conc__indent(out, depth);
     fprintf(out, "%s: %s", conc__describe(text, sizeof text, (conc__source){t->name, t->name}),
             conc__state_of(l, t));
-    if (t->wait && t->wait->kind->whom)
-        t->wait->kind->whom(out, t->wait);
+    if (t->wait && t->wait->kind->details)
+        t->wait->kind->details(out, t->wait);
     if (t->wait)
         fprintf(out, " [%.3f s]", (double)(conc__time(l) - t->since) / 1e9);
     if (t->pending)
@@ -12556,7 +12960,7 @@ CONC__PRIVATE void conc__tell_early_return(const conc_task *t, bool is_scope)
 {
     int rc = t->last_rc ? t->last_rc : t->pending ? -ECANCELED : 0;
     if (rc < 0)
-        fprintf(stderr, "conc: its newest error: %s\n", conc__words_or(conc__words(t, rc), rc));
+        fprintf(stderr, "conc: its newest error: %s\n", conc__text_or(conc__error_text(t, rc), rc));
     if (is_scope && rc < 0)
         fprintf(stderr, "conc: an early return, as CONC_TRY's, leaves it open: inside a scope or "
                         "group use CONC_TRY_IN(&it, ...), which ends it first\n");
@@ -12598,9 +13002,9 @@ CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *
     const char *at = handle, *top = self ? conc__stack_top(self->stack) : NULL;
     bool is_job = strcmp(what, CONC__A_JOB) == 0; /* whose end in another thread is not noted */
     if (is_job && (!self || at < self->stack->low || at >= top))
-        return;                        /* not on the stack of the running task */
-    conc__unnote(&l->handles, handle); /* an earlier job's, which has ended */
-    conc__note(&l->handles, handle, "a handle", what);
+        return;                              /* not on the stack of the running task */
+    conc__holding_drop(&l->handles, handle); /* an earlier job's, which has ended */
+    conc__holding_add(&l->handles, handle, "a handle", what);
     l->lent = l->receiving || l->handles;
 }
 
@@ -12619,7 +13023,7 @@ CONC__PRIVATE void conc__count_stacks(const conc_loop *l, conc_stats *s)
     s->stacks = (size_t)(l->spawned - l->finished) + l->generator_count;
     for (const conc__stack *stack = l->stopped; stack; stack = stack->next)
         s->stacks++;
-    for (const conc__pool *p = l->pools; p; p = p->next) {
+    for (const conc__stack_cache *p = l->stack_caches; p; p = p->next) {
         all += p->resident;
         s->stack_bytes += p->stride * (size_t)p->per_slab * p->slab_count;
     }
@@ -12911,9 +13315,9 @@ CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
     tr->fd = conc__trace_file(path);
     if (tr->fd < 0) {
         int rc = tr->fd;
-        const char *words = conc__system_words(rc);
+        const char *words = conc__system_text(rc);
         fprintf(stderr, "conc: %s: no trace can be written there: %s\n", path, words);
-        snprintf(conc__words_of_thread, sizeof conc__words_of_thread, "%.80s: %s", path, words);
+        snprintf(conc__thread_text, sizeof conc__thread_text, "%.80s: %s", path, words);
         CONC_FREE(tr);
         return rc;
     }
@@ -12948,7 +13352,7 @@ CONC__PRIVATE void conc__trace_close(conc_loop *l)
 /* The stack whose guard region an address lies in; NULL: none. */
 CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *address)
 {
-    for (const conc__pool *p = l->pools; p; p = p->next)
+    for (const conc__stack_cache *p = l->stack_caches; p; p = p->next)
         for (const conc__slab *slab = p->slabs; slab; slab = slab->next) {
             uintptr_t from = (uintptr_t)address - (uintptr_t)slab->base;
             if (from < p->stride * (size_t)slab->carved && from % p->stride < p->guard)
@@ -12994,7 +13398,7 @@ CONC__PRIVATE void conc__on_fault(int number, siginfo_t *info, void *context)
         return;
     }
     if (s)
-        conc__tell_overflow(l->self, s);
+        conc__report_overflow(l->self, s);
     else if (!was_sent && conc__extended.job_overflows)
         conc__extended.job_overflows(info->si_addr);
     if (before->sa_flags & SA_SIGINFO)
@@ -13126,7 +13530,7 @@ CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source use
     if (l->on_valgrind) /* to Valgrind, what was never written has no value */
         return NULL;
     char *lowest = conc__stack_lowest(s);
-    conc__usage_add(l, user, s->pool->size, (size_t)(conc__stack_top(s) - lowest));
+    conc__usage_add(l, user, s->cache->size, (size_t)(conc__stack_top(s) - lowest));
     return lowest;
 }
 
@@ -13473,7 +13877,8 @@ CONC__PRIVATE void conc__print_frame(int number, uintptr_t address)
 {
     char code[PATH_MAX + 256], text[sizeof code + 32];
     conc__name_code(code, sizeof code, address);
-    conc__say(text, snprintf(text, sizeof text, "    #%d %s\n", number, code), sizeof text);
+    conc__write_stderr(text, snprintf(text, sizeof text, "    #%d %s\n", number, code),
+                       sizeof text);
 }
 
 /* The frames of a thread in a system call: what looks like the return addresses of calls. */
@@ -13586,12 +13991,13 @@ CONC__PRIVATE void conc__watchdog_tell(conc__watchdog *d)
     pthread_mutex_lock(&conc__telling);
     conc__name_step(name, sizeof name, &d->step, d->name);
     bool sleeps = !conc__on_valgrind() && conc__in_system_call(d->of_number, &sp, &pc);
-    conc__say(text,
-              snprintf(text, sizeof text, "conc: %s holds the loop for %.3f s so far, %s\n", name,
-                       (double)(conc__clock() - d->step.began) / 1e9,
-                       sleeps ? "in a system call, called from (some of these may have returned):"
-                              : "at:"),
-              sizeof text);
+    conc__write_stderr(
+        text,
+        snprintf(text, sizeof text, "conc: %s holds the loop for %.3f s so far, %s\n", name,
+                 (double)(conc__clock() - d->step.began) / 1e9,
+                 sleeps ? "in a system call, called from (some of these may have returned):"
+                        : "at:"),
+        sizeof text);
 #ifdef __linux__
     if (sleeps)
         frames = conc__frames_on_stack(sp, pc);
@@ -13601,7 +14007,7 @@ CONC__PRIVATE void conc__watchdog_tell(conc__watchdog *d)
         frames = conc__frames_by_question(d);
 #endif
     if (!frames)
-        conc__say("    (no backtrace can be had)\n", 30, 64);
+        conc__write_stderr("    (no backtrace can be had)\n", 30, 64);
     pthread_mutex_unlock(&conc__telling);
 }
 
@@ -13763,7 +14169,7 @@ CONC__COLD void conc__woken(conc_loop *l, conc_task *t)
 CONC__COLD void conc__step_last(conc_loop *l, conc_task *t)
 {
     if (CONC__UNLIKELY(l->handles && t->has_handle)) {
-        conc__unnote(&l->handles, t);
+        conc__holding_drop(&l->handles, t);
         l->lent = l->receiving || l->handles;
     }
     l->step_over = true;
@@ -13870,7 +14276,7 @@ CONC__PRIVATE void conc__opened_tell(conc_loop *l, const char *only)
             continue;
         if (conc__here == l)
             fprintf(stderr, "conc: %s is left open that was opened at %s\n", h->what, h->place);
-        conc__unnote(&l->opened, h->object);
+        conc__holding_drop(&l->opened, h->object);
     }
 }
 
@@ -13934,7 +14340,7 @@ CONC__PRIVATE void conc__diagnosis_close(conc_loop *l)
     conc__faults_close(l);
     conc__opened_tell(l, NULL);
     while (l->handles) /* of jobs that have ended */
-        conc__unnote(&l->handles, l->handles->newest->object);
+        conc__holding_drop(&l->handles, l->handles->newest->object);
     conc__usage_tell(l);
     conc__trace_close(l);
 }
@@ -13946,7 +14352,7 @@ CONC_API double conc_random(double low, double high)
     conc_loop *l = conc__here;
     if (!l || !(high > low))
         return low;
-    double share = (double)(conc__mix(&l->draws) >> 11) / 9007199254740992.0;
+    double share = (double)(conc__random_bits(&l->draws) >> 11) / 9007199254740992.0;
     double x = low + (high - low) * share;
     if (high / 2 - low / 2 > DBL_MAX / 2) /* their distance is no finite number */
         x = low * (1 - share) + high * share;
@@ -14089,8 +14495,8 @@ CONC__PRIVATE int conc__loop_open(conc_loop *l, const conc__backend *backend)
 {
     static atomic_int forks;
     conc__once(&forks, conc__watch_forks);
-    l->pool = conc__pool_for(l, l->options.stack_size);
-    if (!l->pool)
+    l->stacks = conc__stack_cache_for(l, l->options.stack_size);
+    if (!l->stacks)
         return -ENOMEM;
     int rc = conc__wake_open(l);
     return rc ? rc : conc__poller_open(l, backend);
@@ -14146,10 +14552,11 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->now = o->virtual_clock ? 0 : conc__clock();
     l->job_limit = CONC__NEVER;
     l->wheel.elapsed = (uint64_t)l->now;
-    l->trimmed = l->verified = l->polled = l->began = l->looked = l->now;
+    l->trimmed = l->verified = l->polled = l->began = l->last_pass = l->now;
     /* on the real clock it is not known yet how slow steps are */
-    l->batch = o->virtual_clock ? CONC__TURNS : 1;
-    l->quick = l->budget = o->virtual_clock ? CONC__QUICK : CONC__QUICK / CONC__TURNS;
+    l->batch = o->virtual_clock ? CONC__BATCH_MOST : 1;
+    l->budget_left = l->budget =
+        o->virtual_clock ? CONC__BUDGET_MOST : CONC__BUDGET_MOST / CONC__BATCH_MOST;
     l->picks = o->seed;
     l->draws = conc__first_draw(o, l);
     l->exit_status = CONC__NO_STATUS;
@@ -14190,7 +14597,7 @@ CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
     if (self->scope)
         conc__lost(l, self, self->place, how);
     if (l->lent)
-        conc__find_lost_loans(l, self, frame, how);
+        conc__check_lent(l, self, frame, how);
     const conc_task *t = l->background.live_handles ? l->background.children : NULL;
     for (; t; t = t->younger)
         if ((uintptr_t)t - low < size)
@@ -14238,8 +14645,8 @@ typedef struct conc__outcome {
 CONC__PRIVATE int conc__start_main(conc_loop *l)
 {
     size_t size = l->options.stack_size < CONC_STACK_SIZE ? CONC_STACK_SIZE : l->options.stack_size;
-    conc__pool *pool = conc__pool_for(l, size);
-    conc__stack *stack = pool ? conc__stack_take(pool) : NULL;
+    conc__stack_cache *cache = conc__stack_cache_for(l, size);
+    conc__stack *stack = cache ? conc__stack_acquire(cache) : NULL;
     if (!stack)
         return -ENOMEM;
     conc__task_init(l, &l->main, true, stack, conc__main_task, l, l->main_name);
@@ -14297,7 +14704,7 @@ CONC_API void conc_set_exit_status(int status)
  * not begin. */
 CONC__PRIVATE void conc__keep_words_of_run(int rc, const char *text)
 {
-    conc__copy(conc__words_of_thread, sizeof conc__words_of_thread, rc < 0 ? text : "");
+    conc__copy(conc__thread_text, sizeof conc__thread_text, rc < 0 ? text : "");
     if (rc < 0)
         conc_fail(rc, "%s", text); /* a job of a pool has made this error */
 }
@@ -14351,10 +14758,10 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
     if (conc__here)
         return conc__misused(-EBUSY, embedded ? "conc_embed_begin" : "conc_run",
                              "a run is open on this thread", NULL);
-    *conc__words_of_thread = 0; /* the call that fails may write others there */
+    *conc__thread_text = 0; /* the call that fails may write others there */
     int rc = conc__open_run(out, embedded, options, spawned, main_fn, arg);
     if (rc)
-        conc__keep_words_of_run(rc, conc__words_or(conc__words_of_thread, rc));
+        conc__keep_words_of_run(rc, conc__text_or(conc__thread_text, rc));
     return rc;
 }
 
@@ -14380,7 +14787,8 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
     } else if (rc < 0) {
         conc__describe(outcome->by, sizeof outcome->by, conc__origin(&l->main, rc));
         conc__copy(outcome->text, sizeof outcome->text,
-                   *l->doom_text ? l->doom_text : conc__words_or(conc__words(&l->main, rc), rc));
+                   *l->doom_text ? l->doom_text
+                                 : conc__text_or(conc__error_text(&l->main, rc), rc));
     }
     conc__loop_close(l);
     conc__keep_words_of_run(rc, outcome->text);
@@ -14397,7 +14805,7 @@ CONC__PRIVATE int conc__run(const conc_options *options, const char *spawned, co
         conc__schedule(l);
         rc = conc__end_run(l, outcome);
     } else if (!conc__here) {
-        conc__copy(outcome->text, sizeof outcome->text, conc__words_of_thread);
+        conc__copy(outcome->text, sizeof outcome->text, conc__thread_text);
     }
     errno = saved;
     return rc;
@@ -14421,7 +14829,7 @@ CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg)
         return 128 + outcome.signal;
     int saved = errno;
     if (rc < 0)
-        fprintf(stderr, "conc: %s failed: %s\n", outcome.by, conc__words_or(outcome.text, rc));
+        fprintf(stderr, "conc: %s failed: %s\n", outcome.by, conc__text_or(outcome.text, rc));
     errno = saved;
     return outcome.exit_status == CONC__NO_STATUS ? rc < 0 : outcome.exit_status;
 }
@@ -14514,11 +14922,11 @@ CONC_API int conc_embed_step(conc_embed *e)
     l->stepping = true;
     l->retried = false;
     l->standstill.until = 0;
-    l->looked = conc__time(l);
-    conc__was_idle(l, l->left, l->looked);
-    int64_t start = l->left = l->looked;
-    for (int i = 0; i < PASSES && l->left - start < CONC__LATE && !l->over; i++) {
-        if (!conc__pass_once(l))
+    l->last_pass = conc__time(l);
+    conc__was_idle(l, l->left, l->last_pass);
+    int64_t start = l->left = l->last_pass;
+    for (int i = 0; i < PASSES && l->left - start < CONC__BATCH_NS && !l->over; i++) {
+        if (!conc__run_pass(l))
             break;
         l->left = conc__time(l);
     }

@@ -2,7 +2,7 @@
  * conc.h - MIT licence
  *
  * What asyncio.to_thread, ThreadPoolExecutor, ProcessPoolExecutor and create_subprocess_exec are
- * to a Python program: the loop goes on while something blocks or computes.
+ * to a Python program: the loop runs on while something blocks or computes.
  *
  *     static int load(void *path)    // runs on a thread of the pool, and may block
  *     {
@@ -20,41 +20,43 @@
  *         return conc_procs_run(&procs, crunch, &words, sizeof words); // a crash is -EOWNERDEAD
  *     }
  *
- * Include it where you include conc.h, which it includes itself; CONC_IMPLEMENTATION and
- * CONC_STATIC are the same: the file that defines CONC_IMPLEMENTATION includes this one, too, or
- * the linker finds none of its functions. A program that uses process pools has this module in
- * itself or in a library it is linked with, not in one it loads later.
+ * Include it where you would include conc.h, which it includes itself. CONC_IMPLEMENTATION and
+ * CONC_STATIC work as in conc.h: the file that defines CONC_IMPLEMENTATION must include this
+ * header too, or the linker will not find its functions. A program that uses process pools must
+ * have this module in the executable or in a library it is linked with, not in one that is loaded
+ * later.
  *
- * Conventions, beside conc.h's
- *   Jobs      are plain functions that run outside the loop, at the same time as it and each
- *             other. A job is no task: what is for tasks is -EPERM there, and conc_self() NULL;
- *             but it may call conc_run, and all of this module. conc_local_get finds what the
- *             task that sent the job had set, conc_fail's words go to who waits for it, and
- *             conc_block blocks its thread.
- *   Calling   from tasks, which wait while the loop goes on; from jobs and threads without a
- *             run, which block. In a posted function what would wait is -EPERM.
- *   Cancel    a job that runs is waited for even when its caller is cancelled, as its argument
- *             may live on that stack: it is asked to end. From then on conc_job_cancelled() is
- *             true there; what it waits for in channels, children, conc_block and for a place in
- *             a queue returns -ECANCELED; a wait for other jobs passes the request on, and goes
- *             on; and a conc_run inside it has its main_fn cancelled. conc_shield hides the
- *             request from what cleans up. A job that is still in the queue is taken back. One
- *             in a process is killed.
- *   Clock     virtual time stands still while jobs run, and conc_block in one of them is a
- *             timer; that holds for the jobs of a job, too. A job that waits in a call of this
- *             module does not run, nor does one in a conc_run whose tasks wait for channels alone.
- *             While a task waits for the end or a pipe of a child program that runs, or for the
- *             other end of a FIFO, the clock jumps over d seconds only after d real ones: so a
- *             limit on one that hangs comes, and one that does not takes no virtual time.
- *   Forks     in a forked child inherited pools are dead: -EPERM, and closing them only frees
- *             memory. The same goes for child programs, which run on. A channel has what lay
- *             in it, and none of the parent's waiters.
+ * Conventions, in addition to conc.h's
+ *   Jobs      are plain functions that run outside the loop, in parallel with it and with each
+ *             other. A job is not a task: calls that need a task return -EPERM in it, and
+ *             conc_self() is NULL. It may call conc_run and everything in this module.
+ *             conc_local_get returns what the submitting task had set, conc_fail's text goes to
+ *             the caller that waits for the job, and conc_block blocks the job's thread.
+ *   Callers   may be tasks, which wait while the loop runs on, or jobs and threads without a
+ *             run, which block. In a posted function a call that would wait returns -EPERM.
+ *   Cancel    A job in the queue is removed from it. A running job is waited for even if its
+ *             caller is cancelled, because its argument may live on the caller's stack; it is
+ *             asked to end. From then on conc_job_cancelled() is true in the job; its waits for
+ *             channels, children, conc_block and room in a queue return -ECANCELED; a wait for
+ *             another job passes the request on to it and continues; and a conc_run inside the
+ *             job has its main_fn cancelled. conc_shield hides the request from cleanup code. A
+ *             job that runs in a process is killed.
+ *   Clock     Virtual time stands still while jobs run, including the jobs that a job submits.
+ *             conc_block in a job is a timer. A job that waits in a call of this module does not
+ *             count as running, nor does one in a conc_run whose tasks wait only for channels.
+ *             While a task waits for a running child program to end, for one of its pipes, or
+ *             for the other end of a FIFO, the clock jumps over d seconds only after d real
+ *             ones: a time limit on a program that hangs still expires, and a program that does
+ *             not hang takes no virtual time.
+ *   Forks     In a forked child inherited pools are dead: calls return -EPERM, and closing a pool
+ *             only frees its memory. Child programs of the parent are dead in the same way, and
+ *             keep running. A channel keeps its items but none of the parent's waiters.
  *
- * Environment: CONC__WORKER marks a worker process that this program started; it is not to be
- * set by hand.
+ * Environment: CONC__WORKER marks a worker process that this program started. Do not set it by
+ * hand.
  *
  * Contents: >>pool >>offload >>procs >>channel >>shared >>files >>names >>child, then the
- * implementation, whose sections are listed where it starts, and the licence. */
+ * implementation, which lists its sections at its start, and the licence. */
 #ifndef CONC_POOL_H
 #define CONC_POOL_H
 
@@ -66,181 +68,185 @@ extern "C" {
 
 /* ---- >>pool --------------------------------------------------------------------------------- */
 
-/* A pool of threads. The first three fields are yours to set before conc_pool_open. */
+/* A pool of threads. Set the first three fields before conc_pool_open. */
 typedef struct conc_pool {
-    /* at most; 0: one for each processor. They start when they are first needed */
+    /* at most; 0: one per processor. A thread starts when it is first needed */
     int threads;
-    /* jobs that may lie in the queue; a submit above it waits, but for those of the pool's own
-     * jobs; 0: no limit */
+    /* most jobs in the queue; a submit that exceeds it waits, unless it comes from one of the
+     * pool's own jobs; 0: no limit */
     int queue_limit;
-    const char *name; /* of its threads, for debuggers, 15 bytes; NULL: "conc" */
+    const char *name; /* of the threads, for debuggers, up to 15 bytes; NULL: "conc" */
     /* private */
-    struct conc__crew *crew;
+    struct conc__job_queue *queue;
     unsigned users;
 } conc_pool;
 
-/* A function that was submitted. Storage of yours, of any content, that stays where it is until
- * the job ended or was taken back. Private. */
+/* A submitted function. The caller owns the storage, which may hold anything before the submit, and
+ * must not move until the job has ended or was taken back. All fields are private. */
 typedef struct conc_job {
     conc_fn *fn;
     void *arg;
-    struct conc__crew *crew;
+    struct conc__job_queue *queue;
     struct conc__waiter *waiters;
     struct conc__locals *locals;
     conc_loop *clock;
     uintptr_t state;
-    unsigned place;
+    unsigned slot;
     int result;
-    struct conc__parcel *parcel;
+    struct conc__payload *payload;
     size_t size;
     char text[96];
 } conc_job;
 
-/* Opens the pool; no thread starts yet. Jobs run under the caller's signal mask of this moment,
- * but signals of a fault (SIGSEGV...) are open, and programs that they start get the mask that
- * the caller had outside its run. A job leaves its thread as it found it: a mask that it changes
- * and does not put back is the next job's. Errors: -EINVAL (NULL, negative fields), -EBUSY (open),
- * -ENOMEM. From anywhere. */
+/* Opens the pool; no thread starts yet. Jobs run under the signal mask that the caller has now,
+ * except that the signals of a fault (SIGSEGV...) are unblocked. Programs that jobs start get the
+ * mask that the caller had outside its run. A job must leave its thread as it found it: if it
+ * changes the mask and does not restore it, the next job runs under the changed mask. Errors:
+ * -EINVAL (NULL, negative fields), -EBUSY (open), -ENOMEM. From anywhere. */
 CONC_API int conc_pool_open(conc_pool *p);
 
-/* Refuses new jobs (but from the pool's own), waits for all there are, and ends the threads: 0.
- * When its task is cancelled, the jobs in the queue are taken back and those that run are asked
- * to end, and it still waits for these. Who closes it meanwhile waits too. Closing twice, or
- * what was never opened, does nothing. -EDEADLK: in a job of this pool; -EPERM: in a posted
- * function. */
+/* Refuses new jobs, except from the pool's own jobs, waits for all jobs, and ends the threads: 0.
+ * If the calling task is cancelled, queued jobs are taken back and running ones are asked to end;
+ * the call still waits for those. If several callers close the pool at once, all of them wait.
+ * Closing a pool twice, or one that was never opened, does nothing. -EDEADLK: in a job of this
+ * pool; -EPERM: in a posted function. */
 CONC_API int conc_pool_close(conc_pool *p);
 CONC_API void conc__auto_conc_pool(conc_pool *p);
 
-/* fn(arg) on a thread of the pool: its result. In a job of the same pool it is simply called.
- * Waits. Errors, fn was not called: -ECANCELED, -EINVAL (NULL, not open), -EPIPE (closed),
- * -EAGAIN (no thread can be started), -ENOMEM, -EPERM. */
+/* Runs fn(arg) on a thread of the pool and returns its result. In a job of the same pool, calls it
+ * directly. Waits. Errors, if fn was not called: -ECANCELED, -EINVAL (NULL, not open), -EPIPE
+ * (closed), -EAGAIN (no thread can be started), -ENOMEM, -EPERM. */
 CONC_API int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg) CONC_NODISCARD;
 
-/* Has fn(arg) called by a thread of the pool, first come, first served, and returns: 0. Waits
- * only for a place under a queue_limit. In a job of the same pool, and in a run inside one, it
- * never waits: there the queue may go over its limit. Errors, the job is not submitted: as
- * above, and -EBUSY (j is in the queue or runs). */
+/* Queues fn(arg) for a thread of the pool and returns 0. Jobs start in the order in which they were
+ * submitted. Waits only for room under a queue_limit; in a job of the same pool, and in a run
+ * inside such a job, it never waits, and the queue may exceed its limit. Errors, if the job was not
+ * submitted: as above, and -EBUSY (j is queued or running). */
 CONC_API int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg) CONC_NODISCARD;
 
-/* fn on each of count elements of size bytes, with the address of the element, in the order of
- * the array and as many at once as there are threads; size 0: every call gets args itself.
- * Returns when all have ended. The first error keeps the rest from starting, asks those that run
- * to end, and is returned. Waits. Errors as for conc_pool_run. */
+/* Calls fn with the address of each of count elements of size bytes, in the order of the array, as
+ * many at once as there are threads; size 0: every call gets args itself. Returns when all calls
+ * have ended. After the first error no more calls start, running ones are asked to end, and the
+ * error is returned. Waits. Errors as for conc_pool_run. */
 CONC_API int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count,
                            size_t size) CONC_NODISCARD;
 
-/* The same for all of them, whatever they return: 0, or an error (-ECANCELED, -EPIPE...), and
- * then those that were not called have this result too. results (NULL: not wanted) has count
- * places. */
+/* The same, but calls fn for all elements whatever the calls return: 0, or an error of its own
+ * (-ECANCELED, -EPIPE...), which is then also the result of each element that was not called.
+ * results (NULL: not wanted) has room for count results. */
 CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size,
                                int *results);
 
-/* Waits until the job has ended or was taken back: 0, and its result in *result (NULL: not
- * wanted), its words in conc_last_error. Any number may wait. A cancel does not cut it short: it
- * takes the job back (result -ECANCELED), asks it to end when it runs, and kills it when it runs
- * in a process, unless another caller waits for it that is not cancelled. A thread of the pool
- * runs the job itself if it is still in the queue. -EINVAL: never submitted; -EPERM: in a process
- * that this one was forked from. */
+/* Waits until the job has ended or was taken back: 0, its result in *result (NULL: not wanted), and
+ * its error text in conc_last_error. Any number of callers may wait. A cancel does not cut the wait
+ * short: it takes the job back (result -ECANCELED), asks it to end if it is running, or kills it if
+ * it runs in a process, unless another caller that is not cancelled also waits for it. A thread of
+ * the pool runs the job itself if it is still queued. -EINVAL: never submitted; -EPERM: submitted
+ * in a process that this one was forked from. */
 CONC_API int conc_job_wait(conc_job *j, int *result) CONC_NODISCARD;
 
-/* Takes the job back when it is in the queue, asks it to end when it runs (and kills it in a
- * process): 0. -EALREADY: it had ended; -EINVAL: never submitted. From anywhere. Not a
- * checkpoint. */
+/* Takes the job back if it is queued, asks it to end if it is running, kills it if it runs in a
+ * process: 0. -EALREADY: it had ended; -EINVAL: never submitted. From anywhere. Not a checkpoint.
+ */
 CONC_API int conc_job_cancel(conc_job *j);
 
-/* Has it ended, or was it taken back? From anywhere. */
+/* Has the job ended, or was it taken back? From anywhere. */
 CONC_API bool conc_job_done(const conc_job *j);
 
-/* In a job: was it asked to end, and no conc_shield hides that? Elsewhere false. */
+/* In a job: was it asked to end, and does no conc_shield hide that? Elsewhere false. */
 CONC_API bool conc_job_cancelled(void);
 
 /* ---- >>offload ------------------------------------------------------------------------------ */
 
-/* conc_pool_run on a pool that all runs share (asyncio.to_thread), from its first use to the end
- * of the last run; it has four threads more than there are processors, at most 32. Files, names
- * and starts of child programs have threads of their own, and do not wait for these jobs. In jobs
- * and threads without a run fn(arg) is simply called. */
+/* conc_pool_run on a pool that all runs share (asyncio.to_thread). The pool exists from its first
+ * use until the last run ends, and has four threads more than there are processors, at most 32.
+ * Files, names and starts of child programs have threads of their own and do not wait for these
+ * jobs. In jobs and threads without a run, calls fn(arg) directly. */
 CONC_API int conc_offload(conc_fn *fn, void *arg);
 
-/* The same for what may hang: a cancel returns -ECANCELED at once, the job goes on alone, and
- * nobody learns its result. arg is the job's: free_arg(arg) (NULL: not wanted) is called once,
- * after the job, or at once if fn was not called, whatever is returned. Such jobs have a pool of
- * their own, as large as that of conc_offload. An abandoned one keeps its thread until it ends, in
- * later runs, too; when all hang, the call waits until one ends, or its task is cancelled.
- * Neither the run's nor the program's end waits for such a job, and a library that conc is in is
- * not unloaded before its end. */
+/* The same for a function that may hang: a cancel returns -ECANCELED at once, the job runs on
+ * alone, and its result is lost. arg belongs to the job: free_arg(arg) (NULL: not wanted) is called
+ * once, after the job, or at once if fn was not called, whatever the call returns. Such jobs have a
+ * pool of their own, as large as conc_offload's. An abandoned job occupies its thread until it
+ * ends, in later runs too; if all threads hang, the call waits until one is free or its task is
+ * cancelled. Neither the end of the run nor of the program waits for an abandoned job, and a
+ * library that contains conc is not unloaded before the job ends. */
 CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *));
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
 
-/* A pool of processes, for what may crash or must be killed. Linux. The first four fields are
- * yours to set before conc_procs_open.
+/* A pool of processes, for code that may crash or must be killed. Linux. Set the first four fields
+ * before conc_procs_open.
  *
- * Workers are this program executed anew. When all constructors have run they begin to work, in
- * place of main: they see globals as at the program's start, inherit standard output and error
- * and nothing else, and have the environment and the signal mask of the opener. They get
- * functions by module, build and offset; a library that was loaded later is loaded in them too,
- * one that was replaced meanwhile is refused (-ENOEXEC). Standard output is flushed after each
- * job. SIGINT and SIGTERM, which come to all processes of a terminal or service, are left to the
- * program. What main made of the arguments, and what it stored in globals, is not in them: a job
- * gets what it needs in its bytes, or from init. Workers end with the program, and so do processes
- * that their jobs fork, which have copies of the jobs' data. */
+ * Each worker executes this program anew. After all constructors have run it serves jobs instead of
+ * calling main. So a worker sees globals as they are at program start, inherits only standard
+ * output and error, and has the opener's environment and signal mask. Anything that main parsed
+ * from the arguments or stored in globals is missing: a job gets its input from its bytes or from
+ * init. Functions are sent as module, build and offset: if a library was loaded later, the worker
+ * loads it too; if it has been replaced since, the job fails with -ENOEXEC. Standard output is
+ * flushed after each job. SIGINT and SIGTERM, which a terminal or a service manager sends to all
+ * processes, do not end workers: the program decides. Workers end with the program, and so do
+ * processes that their jobs fork, which have copies of the jobs' data. */
 typedef struct conc_procs {
-    /* at most (4096); 0: one for each processor. They start when they are first needed */
+    /* at most (4096); 0: one per processor. A worker starts when it is first needed */
     int workers;
-    size_t memory_limit; /* bytes of data that a worker may have (RLIMIT_DATA); 0: no limit */
-    int max_jobs;        /* a worker is replaced after so many; 0: never */
-    /* called first in each worker; a negative result breaks the pool; NULL: nothing */
+    size_t memory_limit; /* bytes of data for each worker (RLIMIT_DATA); 0: no limit */
+    int max_jobs;        /* replace a worker after this many jobs; 0: never */
+    /* called first in each worker; a negative result breaks the pool; NULL: none */
     int (*init)(void);
     /* private */
-    struct conc__crew *crew;
+    struct conc__job_queue *queue;
     unsigned users;
 } conc_procs;
 
-/* Opens the pool, in a run or outside. Errors: -EINVAL (NULL, negative fields), -EBUSY (open),
+/* Opens the pool, inside or outside a run. Errors: -EINVAL (NULL, negative fields), -EBUSY (open),
  * those of memfd_create, mmap and eventfd, -ENOMEM, -ENOTSUP (not Linux), -EPERM (a set-user-ID
  * program). */
 CONC_API int conc_procs_open(conc_procs *p);
 
-/* As conc_pool_close; jobs that run are killed when its task is cancelled. When it returns all
- * workers have ended. */
+/* Like conc_pool_close, but kills running jobs if the calling task is cancelled. All workers have
+ * ended when it returns. */
 CONC_API int conc_procs_close(conc_procs *p);
 CONC_API void conc__auto_conc_procs(conc_procs *p);
 
-/* fn in a worker, on a copy of the size bytes at arg, aligned as max_align_t, which comes back
- * when fn returned: its result. Any size. Waits, also for a worker that is free: a time limit
- * around it is for both, so where it is to mean the job alone, begin no more jobs at once than
- * there are workers, as with conc_map_limit. Errors, arg is as before: -EOWNERDEAD (the worker died
- * in fn; conc_last_error says of what), -ECANCELED (a worker that was in fn is killed), -EAGAIN (no
- * worker can be started now) and -ENOTRECOVERABLE (none comes up, or init failed; conc_last_error
- * says why, and closing and opening the pool is what is left), -EINVAL, -EPIPE (closed), -ENOMEM,
- * -EPERM. A worker that dies costs only its own job, and is replaced. */
+/* Runs fn in a worker, on a copy of the size bytes at arg, and returns its result. The copy is
+ * aligned like max_align_t and is copied back after fn returned. Any size. Waits for a free worker
+ * too, so a time limit around the call covers both waits; to limit the job alone, start no more
+ * jobs at once than there are workers, as with conc_map_limit. Errors, with arg unchanged:
+ * -EOWNERDEAD (the worker died in fn; conc_last_error says how), -ECANCELED (a worker that was in
+ * fn is killed), -EAGAIN (no worker can be started now), -ENOTRECOVERABLE (no worker comes up, or
+ * init failed; conc_last_error says why; only closing and reopening the pool helps), -EINVAL,
+ * -EPIPE (closed), -ENOMEM, -EPERM. The death of a worker fails only its own job, and the worker is
+ * replaced. */
 CONC_API int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size) CONC_NODISCARD;
 
-/* The same without waiting for it; the bytes at arg are the job's until it ended. */
+/* The same without waiting for the job, which owns the bytes at arg until it has ended. */
 CONC_API int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg,
                                size_t size) CONC_NODISCARD;
 
-/* As conc_pool_map and conc_pool_map_all, each element as in conc_procs_run. Elements go to a
- * worker several at a time, as an array; one that kills its worker costs only itself. With size
- * 0 each call gets NULL. */
+/* Like conc_pool_map and conc_pool_map_all, with each element run as by conc_procs_run. A worker
+ * gets several elements at a time, as an array; if an element kills its worker, only that element
+ * fails. With size 0 each call gets NULL. */
 CONC_API int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count,
                             size_t size) CONC_NODISCARD;
 CONC_API int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size,
                                 int *results);
 
-/* Bytes in, bytes out: returns how many it wrote to out, or a negative error. */
+/* Bytes in, bytes out: returns the number of bytes written to out, or a negative error. */
 typedef ssize_t conc_procs_fn(const void *in, size_t in_size, void *out, size_t out_size);
 
-/* fn in a worker, on a copy of in: what it returned, and that many bytes in out. -EMSGSIZE: it
- * returned more than out_size. Otherwise as conc_procs_run. */
+/* Runs fn in a worker, on a copy of in: returns what fn returned, with that many bytes in out.
+ * -EMSGSIZE: fn returned more than out_size. Otherwise like conc_procs_run. */
 CONC_API ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, const void *in, size_t in_size,
                                  void *out, size_t out_size) CONC_NODISCARD;
 
 /* ---- >>channel ------------------------------------------------------------------------------ */
 
-/* A bounded queue between any tasks of any loops, jobs and threads: static conc_channel c =
- * CONC_CHANNEL(int, 10); First come, first served, on both sides. */
+/* A bounded queue between any tasks of any loops, jobs and threads:
+ *
+ *     static conc_channel c = CONC_CHANNEL(int, 10);
+ *
+ * Senders and receivers are each served in order of arrival. */
 typedef struct conc_channel {
     size_t item_size; /* bytes; 0: items are only counted */
     size_t capacity;  /* at least 1 */
@@ -253,68 +259,68 @@ typedef struct conc_channel {
         .item_size = sizeof(type), .capacity = __VA_ARGS__ \
     }
 
-/* Sends a copy of the item. Waits while the channel is full. Errors, nothing was sent: -EPIPE
- * (closed), -EINVAL (NULL, capacity 0, sizes that overflow), -ENOMEM (the first call takes the
+/* Sends a copy of the item. Waits while the channel is full. Errors, if nothing was sent: -EPIPE
+ * (closed), -EINVAL (NULL, capacity 0, sizes that overflow), -ENOMEM (the first call allocates the
  * memory), -ECANCELED, -EPERM (in a posted function). */
 CONC_API int conc_channel_send(conc_channel *c, const void *item) CONC_NODISCARD;
 
-/* Takes the next item into *item. Waits while there is none. -EPIPE: closed, and all items
- * taken. Errors as above. */
+/* Receives the next item into *item. Waits while the channel is empty. -EPIPE: closed and empty.
+ * Other errors as above. */
 CONC_API int conc_channel_recv(conc_channel *c, void *item) CONC_NODISCARD;
 
-/* The same from anywhere, but -EAGAIN instead of waiting. Not checkpoints. */
+/* The same from anywhere, but return -EAGAIN instead of waiting. Not checkpoints. */
 CONC_API int conc_channel_try_send(conc_channel *c, const void *item) CONC_NODISCARD;
 CONC_API int conc_channel_try_recv(conc_channel *c, void *item) CONC_NODISCARD;
 
-/* No more sends: who waits gets -EPIPE. What lies in it can still be received. Closing twice
- * does nothing. From anywhere. */
+/* Ends sending: waiting senders get -EPIPE. Items in the channel can still be received. Closing
+ * twice does nothing. From anywhere. */
 CONC_API void conc_channel_close(conc_channel *c);
 
-/* Closes it, drops what lies in it, and frees its memory: once nobody else uses it. It is then
- * as new. From anywhere. */
+/* Closes the channel, drops its items and frees its memory; no other call may be using it. It is
+ * then as new. From anywhere. */
 CONC_API void conc_channel_destroy(conc_channel *c);
 CONC_API void conc__auto_conc_channel(conc_channel *c);
 
 /* ---- >>shared ------------------------------------------------------------------------------- */
 
-/* Memory, all zero, that process pools opened later see at the same address: what one process
- * writes the others read. Release it with conc_shared_free, in the process that allocated it.
- * NULL: size 0, no memory, not Linux. From anywhere. Locks in it have to be made for several
- * processes: C11 atomics, PTHREAD_PROCESS_SHARED. */
+/* Allocates zeroed memory that process pools opened later see at the same address: what one process
+ * writes the others can read. Release it with conc_shared_free in the process that allocated it.
+ * NULL: size 0, out of memory, or not Linux. From anywhere. Locks in it must work between
+ * processes: C11 atomics, or PTHREAD_PROCESS_SHARED. */
 CONC_API void *conc_shared_alloc(size_t size);
 CONC_API void conc_shared_free(void *p);
 
 /* ---- >>files -------------------------------------------------------------------------------- */
 
-/* Files are read and written off the loop. Errors are the system's; a file that would grow above
- * the limit of its size (ulimit -f) is -EFBIG, without a SIGXFSZ. What has begun on a regular
- * file is waited for; -ECANCELED means that nothing was done. A pipe with a name (FIFO), a terminal
- * or another file that keeps a task waiting for somebody else, or has no end (/dev/zero), is left
- * when the task is cancelled, after some bytes perhaps; in a thread without a run it blocks. */
+/* Files are read and written off the loop. Errors are the system's; a file that would exceed the
+ * limit on its size (ulimit -f) is -EFBIG, without a SIGXFSZ. Work that has begun on a regular file
+ * is waited for, and -ECANCELED means that nothing was done. A FIFO, a terminal or another file
+ * that can make a task wait for another process, or has no end (/dev/zero), is left when the task
+ * is cancelled, perhaps after some bytes; in a thread without a run it blocks. */
 
-/* The whole file: its size in *size (NULL: not wanted), its bytes with a NUL behind them in
+/* Reads the whole file: its size in *size (NULL: not wanted), its bytes and a terminating NUL in
  * *data, to be released with conc_free. After an error *data is NULL. Waits. */
 CONC_API int conc_file_read(const char *path, void **data, size_t *size) CONC_NODISCARD;
 
-/* Makes the file anew with these bytes, whole or not at all: a new file with the permissions of
- * the old one, on disk before it is renamed to path. If the old one cannot be replaced (it is a
- * mount point, in /proc, or in a directory that this program may not change) it is written over,
- * and an error may leave a part. If its group cannot be kept, the new one gets no permissions that
- * not everybody had. What is not a regular file (a terminal, a pipe, /dev/null) is written to.
- * Waits. */
+/* Replaces the file with these bytes, whole or not at all: writes a new file with the permissions
+ * of the old one, syncs it to disk, and renames it to path. If the old file cannot be replaced (a
+ * mount point, a file in /proc, a directory that this program may not change) it is overwritten in
+ * place, and an error may leave a part. If the group cannot be kept, the new file grants no
+ * permission that not everybody had before. Anything but a regular file (a terminal, a pipe,
+ * /dev/null) is simply written to. Waits. */
 CONC_API int conc_file_write(const char *path, const void *data, size_t size) CONC_NODISCARD;
 
-/* Adds the bytes at the end, and makes the file when there is none. After an error some may have
- * been added. Waits. */
+/* Appends the bytes to the file, creating it if it does not exist. After an error some may have
+ * been appended. Waits. */
 CONC_API int conc_file_append(const char *path, const void *data, size_t size) CONC_NODISCARD;
 
 /* ---- >>names -------------------------------------------------------------------------------- */
 
-/* Looks up a host name (or a numeric address) and a port, off the loop: how many TCP addresses
- * there are, of which up to max are in out. Waits; a cancel returns at once. Errors:
- * -EADDRNOTAVAIL (no such name, or nobody could be asked: conc_last_error says which), -EINVAL
- * (NULL, no such port), -ENOMEM, -ECANCELED. With this module conc_dial and conc_listen know
- * names too, and wait for that; conc_dial tries all addresses of a name. */
+/* Looks up a host name (or a numeric address) and a port, off the loop: returns the number of TCP
+ * addresses, of which up to max are in out. Waits; a cancel returns at once. Errors: -EADDRNOTAVAIL
+ * (no such name, or no name server could be reached: conc_last_error says which), -EINVAL (NULL, no
+ * such port), -ENOMEM, -ECANCELED. With this module conc_dial and conc_listen accept names too and
+ * wait for the lookup; conc_dial tries all addresses of a name. */
 CONC_API int conc_resolve(const char *host, const char *port, struct sockaddr_storage *out,
                           size_t max);
 
@@ -325,82 +331,81 @@ enum {
     CONC_NULL = -3  /* /dev/null */
 };
 
-/* Another program. The first fields are yours to set before conc_child_start; what argv, env and
- * dir point to is not needed after it. */
+/* Another program. Set the fields before `pid` before conc_child_start; what argv, env and dir
+ * point to is not needed after it. */
 typedef struct conc_child {
-    /* the program, looked for in PATH unless it has a slash, its arguments, NULL */
+    /* the program, searched in PATH unless it contains a slash, its arguments, NULL */
     const char *const *argv;
     const char *const *env; /* "name=value"..., NULL; NULL: this program's */
-    const char *dir;        /* where it runs; NULL: here */
-    /* each is 0: this program's; CONC_PIPE, CONC_NULL, or a descriptor, which stays yours. After
-     * the start the near end of a pipe, else -1, for conc_read and conc_write. conc_child_close
-     * closes it; to end the child's input sooner, conc_close it and set it to -1. A socket is set
-     * to blocking, as programs expect it, for this program too, where conc's calls do not mind; a
-     * socket that listens is not */
+    const char *dir;        /* working directory; NULL: this program's */
+    /* each is 0 (inherit this program's), CONC_PIPE, CONC_NULL, or a descriptor, which stays yours.
+     * conc_child_start sets it to this program's end of the pipe, for conc_read and conc_write,
+     * else to -1. conc_child_close closes that end; to end the child's input earlier, conc_close it
+     * and set it to -1. A socket is set to blocking mode, which programs expect, and so it is for
+     * this program too, where conc's calls work the same; a listening socket is left as it is */
     int input, output, error;
-    /* it leads a process group of its own, with all that it starts: conc_child_kill and
-     * conc_child_close reach the whole group, even when the child itself has ended, until it is
-     * closed. A terminal's Ctrl+C no longer reaches it */
+    /* run the child as the leader of its own process group, together with all that it starts:
+     * conc_child_kill and conc_child_close reach the whole group, even after the child itself has
+     * ended, until it is closed. A terminal's Ctrl+C no longer reaches the child */
     bool group;
-    /* seconds that conc_child_close gives it to end by SIGTERM, before SIGKILL; 0: SIGKILL at
-     * once */
+    /* seconds that conc_child_close allows between SIGTERM and SIGKILL; 0: SIGKILL at once */
     double grace;
     int pid; /* set by conc_child_start */
     /* private */
     int pidfd, status, state;
-    unsigned forks; /* how many forks the process descended from when it started this */
+    unsigned forks; /* conc__forks when it was started */
     bool reaped;
-    unsigned long long began;
-    struct conc__program *program;
+    unsigned long long start_time;
+    struct conc__child_process *process;
 } conc_child;
 
-/* Starts the program, with the original signal mask and no descriptors but these three. Waits.
- * Errors: -ENOENT (no such program or directory: conc_last_error says which), -EACCES and others
- * of the system's, -EINVAL (NULL, no argv, a negative grace), -EBUSY (started and not closed),
- * -ENOMEM. No SIGCHLD handler is needed or disturbed. */
+/* Starts the program with the original signal mask and only these three descriptors. Waits. Errors:
+ * -ENOENT (no such program or directory: conc_last_error says which), -EACCES and other system
+ * errors, -EINVAL (NULL, no argv, a negative grace), -EBUSY (started and not closed), -ENOMEM. No
+ * SIGCHLD handler is needed or disturbed. */
 CONC_API int conc_child_start(conc_child *c);
 
-/* Waits until it has ended: 0, and its status as of waitpid(2) in *status (NULL: not wanted):
- * WIFEXITED, WEXITSTATUS, WTERMSIG. A cancel leaves it running. -EINVAL: not started; -ECHILD: it
- * has ended, and the program ignores SIGCHLD or has waited for it by other means; -EPERM: this is
- * a forked process, and its parent started the child. */
+/* Waits until the child has ended: 0, and its status as from waitpid(2) in *status (NULL: not
+ * wanted): WIFEXITED, WEXITSTATUS, WTERMSIG. A cancel leaves it running. -EINVAL: not started;
+ * -ECHILD: it has ended, but this program ignores SIGCHLD or has reaped it by other means; -EPERM:
+ * this is a forked process, and its parent started the child. */
 CONC_API int conc_child_wait(conc_child *c, int *status);
 
-/* Sends it a signal, with .group to all of its group: 0, -EALREADY (it has ended), -EINVAL,
- * -EPERM. Never to another process that has its number by now. */
+/* Sends a signal to the child, or with .group to its whole group: 0, -EALREADY (it has ended),
+ * -EINVAL, -EPERM. Never signals another process that has been given the same number. */
 CONC_API int conc_child_kill(conc_child *c, int signal);
 
-/* Closes the pipes and ends the child if it still runs, which a cancel does not cut short: by
- * SIGKILL, or with .grace by SIGTERM (and SIGCONT, in case it is stopped) and so many seconds
- * later SIGKILL; its output can be read until then. With .group all of its group, of which the
- * grace waits for the last one. Waits for the child's end: 0. In a posted function, which holds
- * the loop meanwhile, there is no grace. Another close at the same time waits for the first; waits
- * of others end with the child's status, and use *c no more once it is closed.
- * Closing twice, or what was never started, does nothing; in a forked process a child of its
- * parent runs on. -EBUSY: somebody is just starting it. */
+/* Closes the pipes and ends the child if it still runs: by SIGKILL, or with .grace by SIGTERM (and
+ * SIGCONT, in case it is stopped) and SIGKILL that many seconds later; its output can be read until
+ * then. With .group this applies to the whole group, and the grace lasts until its last process has
+ * ended. Waits for the child's end, even if cancelled: 0. In a posted function, which holds the
+ * loop meanwhile, there is no grace. If another caller is closing the child, waits for that; other
+ * callers' waits end with the child's status, and do not touch *c once it is closed. Closing twice,
+ * or what was never started, does nothing; in a forked process a child of the parent keeps running.
+ * -EBUSY: another thread is starting it. */
 CONC_API int conc_child_close(conc_child *c);
 
-/* What conc_child_communicate writes and reads. All zero but for what you set. */
+/* What conc_child_communicate writes and reads. Zero the fields that you do not set. */
 typedef struct conc_child_io {
-    const void *in; /* what the child gets as its input, */
-    size_t in_size; /* so many bytes; without any its input just ends */
-    size_t limit;   /* the most bytes of its output, and of its errors; 0: no limit */
-    /* what it wrote to the pipes of its output and of its errors, with a NUL behind, to be released
-     * with conc_free, whatever the call returned; NULL where there is no pipe */
+    const void *in; /* the child's input, */
+    size_t in_size; /* this many bytes; 0: empty input */
+    size_t limit;   /* most bytes of output, and of errors; 0: no limit */
+    /* what the child wrote to its output and error pipes, NUL-terminated, to be released with
+     * conc_free, whatever the call returned; NULL if there is no pipe */
     char *out, *error;
     size_t out_size, error_size; /* without the NUL */
 } conc_child_io;
 
 /* Writes the input and reads all output at the same time, through those of the three that are
- * pipes, until they are at their end and the child has ended: 0, and its status as for
- * conc_child_wait. A child that does not read its input is no error. Waits. After -ECANCELED what
- * was read is in *io, and what was not written yet is left in io->in: the child runs, and another
- * call goes on. Errors: -EMSGSIZE (more than the limit; the child is closed), -ECHILD (all was
- * read, but the status is lost), -EINVAL (NULL, not started, input without a pipe), -ENOMEM,
- * -EPERM, and others of the system's.
- * conc_child_close keeps neither what a child writes while it ends nor its status. To have both of
- * one that is out of time, signal it and go on (talk calls conc_child_communicate; with .group the
- * signals reach those that have its pipes, too):
+ * pipes, until all output is read and the child has ended: 0, and its status as for
+ * conc_child_wait. A child that does not read its input is no error. Waits. After -ECANCELED *io
+ * holds what was read, and io->in what has not been written: the child runs on, and another call
+ * continues. Errors: -EMSGSIZE (more than the limit; the child is closed), -ECHILD (all was read,
+ * but the status is lost), -EINVAL (NULL, not started, input without a pipe), -ENOMEM, -EPERM, and
+ * other system errors.
+ * conc_child_close discards the child's status and what the child writes while it ends. To get
+ * both from a child that has run out of time, signal it and continue (talk calls
+ * conc_child_communicate; with .group the signals also reach other processes that hold its pipes):
  *
  *     int rc = conc_timeout(5, talk, &t);
  *     if (rc == -ETIMEDOUT) {
@@ -417,7 +422,7 @@ CONC_API void conc__auto_conc_child(conc_child *c);
 #ifdef __cplusplus
 }
 
-extern "C++" { /* the macro again as a call, as conc_sync.h's are in C++ */
+extern "C++" { /* the macro as a function call for C++, like conc_sync.h's */
 struct conc__channel_options {
     size_t item_size = 0, capacity = 0;
 };
@@ -443,14 +448,41 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  * *
  *  The implementation
  *
- *  A crew is a queue of jobs and those who do them: the threads of a conc_pool, or the workers
- *  of a conc_procs, which a supervisor starts, watches and replaces (>>workers draws how). A
- *  waiter is a task, whose loop goes on, or a thread, which sleeps.
+ *  job           a function submitted to a pool; its states are listed in >>queue
+ *  job queue     the inside of a pool of either kind: a ring of queued jobs, the limit, and the
+ *                worker threads, or the supervisor with its workers, that run the jobs
+ *  worker thread a thread that runs the jobs of a conc_pool; it takes a batch of them at once
+ *  worker        a process that runs the jobs of a conc_procs; its states are in >>supervisor
+ *  supervisor    the thread of a conc_procs that starts, watches and replaces the workers
+ *  channel       the memory that the supervisor shares with one worker: one request or reply at a
+ *                time (>>workers draws the messages). A conc_channel is something else
+ *  program       the process that opened the pool, as opposed to its workers
+ *  payload       what a job for a worker carries: bytes in and out, or elements of a map
+ *  map           one call of conc_pool_map or a relative; runners are the jobs that work on it
+ *  segment       memory that several processes map
+ *  waiter        a task or thread that waits for another thread: a task's loop runs on, a thread
+ *                sleeps on its thread event
+ *  job context   what runs on a worker thread: the job, and around it the job that waits for it
+ *  cancel hook   what a job that waits has called when it is asked to end
+ *  cancel layer  a map or a shield around a part of a job, which adds or hides such a request
+ *  clock         a loop whose clock is virtual; a job that holds it keeps time from advancing
+ *  shared pools  the pools of threads that conc_offload, files, names and children use
+ *  abandoned     a job whose task has left it; its thread counts as lost until the job ends
+ *  to release    to give up a reference or a lock; to end or close: to finish for good
  *
- *  Contents: >>waiting >>crew >>jobs >>threads >>pool >>mapping >>blocking >>offloading
- *  >>channel >>selecting >>files >>names >>children >>shared >>functions >>workers >>supervisor
- *  >>procs
- *  >>beginning
+ *  Order of locks: a thread that holds one of these locks only those below it.
+ *
+ *    conc__cancel_hooks.mutex
+ *    conc__shared_pools.mutex
+ *    conc__job_queues_mutex
+ *    a job queue's mutex; a conc_channel's mutex; conc__children_mutex
+ *    conc__segments_mutex
+ *    a loop's mutex (of a run inside a job before that of its job's clock); a thread event's mutex
+ *
+ *  A comment "Under the mutex" means the job queue's mutex.
+ *
+ *  Contents: >>waiting >>queue >>jobs >>threads >>pool >>map >>in_jobs >>offload >>channel >>select
+ *  >>files >>names >>child >>shared >>functions >>workers >>supervisor >>procs >>init
  * ============================================================================================== */
 
 #if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__POOL_IMPLEMENTED
@@ -470,56 +502,56 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
 
 /* ---- >>waiting ------------------------------------------------------------------------------ */
 
-/* Where a thread sleeps until another one opens it. */
-typedef struct conc__gate {
+/* Where a thread sleeps until another thread sets it. */
+typedef struct conc__thread_event {
     pthread_mutex_t mutex;
-    pthread_cond_t opened;
-    bool open;
-} conc__gate;
+    pthread_cond_t cond;
+    bool set;
+} conc__thread_event;
 
-/* How a job ended: a copy for each waiter, as the first to go on may free the job or use it
- * again. */
-typedef struct conc__answer {
+/* How a job ended. Each waiter has its own copy, because the first one that goes on may free the
+ * job or reuse it. */
+typedef struct conc__job_outcome {
     int result;
-    bool has_words;
+    bool has_text;
     char text[96];
-} conc__answer;
+} conc__job_outcome;
 
-/* Somebody who waits for another thread. It stands in a list, and whoever wakes it takes it out,
- * under the list's mutex. */
+/* A task or thread that waits for another thread. It is in a list; the thread that wakes it removes
+ * it from the list, under the list's mutex. */
 typedef struct conc__waiter {
     struct conc__waiter *next, *prev; /* a ring */
     struct conc__waiter **list;
-    conc_loop *loop; /* a task's; NULL: a thread */
+    conc_loop *loop; /* a waiting task's; NULL: a thread waits */
     conc__wait *wait;
     conc__post post;
-    conc__gate *gate;        /* a thread's */
-    void *item;              /* what the wait is for, or where its item comes from or goes to */
-    conc__answer *answer;    /* where it goes, of a job that is waited for */
-    bool *stop;              /* set when the waiting task is cancelled; NULL: nothing */
-    struct conc__crew *crew; /* of the job that is waited for */
-    /* a thread's: a crew of processes, whose replies it may take; it has a reference */
-    struct conc__crew *looks_at;
-    struct conc__frame *frame; /* a job's: its clock goes on meanwhile */
+    conc__thread_event *event;     /* a thread's */
+    void *item;                    /* the job that is waited for or submitted; a channel's item */
+    conc__job_outcome *outcome;    /* receives the outcome of the job that is waited for */
+    bool *stop;                    /* set when the waiting task is cancelled; NULL: none */
+    struct conc__job_queue *queue; /* that has the job that is waited for */
+    /* a thread's: a process pool's, whose replies it may collect; holds a reference */
+    struct conc__job_queue *polls_queue;
+    struct conc__job_context *context; /* a job's: its clocks advance meanwhile */
     int result;
-    bool gives_up; /* it was cancelled, and wants the end of the job that it waits for */
-    bool is_spare; /* a thread's: its crew counts it already among those that wait */
-    bool over;     /* it was woken: nothing of the list's owner is to be touched any more */
-    /* of conc_select, which is only told, and then sends or receives if no other case was first.
-     * kept: an item or room is kept for it until then */
+    bool gives_up;   /* it was cancelled, and wants its job to end */
+    bool is_counted; /* a worker thread's: its job queue already counts it as waiting */
+    bool woken;      /* it was woken: the list and its owner may be gone */
+    /* a case of conc_select: it is only notified, and sends or receives if no other case was first.
+     * kept: an item or room is reserved for it until then */
     bool selects, kept;
 } conc__waiter;
 
-/* Over every crew's mutex: a crew is freed under it. For who has a job or waiter, and does not
- * know whether the crew that it belonged to is still there. */
-static pthread_mutex_t conc__crews = PTHREAD_MUTEX_INITIALIZER;
-static unsigned conc__forks; /* how many forks this process descends from */
-static struct conc__crew *conc__all_crews;
+/* Protects the list of job queues; a job queue is freed under it. A thread that has only a job or a
+ * waiter locks this before it follows the pointer to the job queue, which may have been freed. */
+static pthread_mutex_t conc__job_queues_mutex = PTHREAD_MUTEX_INITIALIZER;
+static unsigned conc__forks; /* how many forks lie between this process and the first one */
+static struct conc__job_queue *conc__job_queues;
 
-/* Over the state of all child programs: one is reaped once, and not signalled after that. */
-static pthread_mutex_t conc__children = PTHREAD_MUTEX_INITIALIZER;
+/* Protects the state of all child programs: each is reaped once, and not signalled after that. */
+static pthread_mutex_t conc__children_mutex = PTHREAD_MUTEX_INITIALIZER;
 
-/* What holds these mutexes takes less time than to fall asleep. */
+/* Locks a mutex that is only held for less time than it takes to fall asleep: spins first. */
 CONC__PRIVATE void conc__lock_briefly(pthread_mutex_t *mutex)
 {
     if (pthread_mutex_trylock(mutex) == 0)
@@ -532,18 +564,21 @@ CONC__PRIVATE void conc__lock_briefly(pthread_mutex_t *mutex)
     pthread_mutex_lock(mutex);
 }
 
-CONC__PRIVATE void conc__line_up(conc__waiter **list, conc__waiter *w)
+CONC__PRIVATE void conc__waiter_add(conc__waiter **list, conc__waiter *w)
 {
     conc__waiter *first = *list;
     w->list = list;
-    w->next = first ? first : w;
-    w->prev = first ? first->prev : w;
-    w->prev->next = w->next->prev = w;
-    if (!first)
+    if (!first) {
+        w->next = w->prev = w;
         *list = w;
+        return;
+    }
+    w->next = first;
+    w->prev = first->prev;
+    w->prev->next = w->next->prev = w;
 }
 
-CONC__PRIVATE void conc__step_out(conc__waiter *w)
+CONC__PRIVATE void conc__waiter_remove(conc__waiter *w)
 {
     if (*w->list == w)
         *w->list = w->next == w ? NULL : w->next;
@@ -551,109 +586,107 @@ CONC__PRIVATE void conc__step_out(conc__waiter *w)
     w->next->prev = w->prev;
 }
 
-CONC__PRIVATE void conc__gate_make(conc__gate *g)
+CONC__PRIVATE void conc__thread_event_init(conc__thread_event *e)
 {
     pthread_condattr_t attributes;
-    pthread_mutex_init(&g->mutex, NULL);
+    pthread_mutex_init(&e->mutex, NULL);
     pthread_condattr_init(&attributes);
 #ifndef __APPLE__
     pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
 #endif
-    pthread_cond_init(&g->opened, &attributes);
+    pthread_cond_init(&e->cond, &attributes);
     pthread_condattr_destroy(&attributes);
-    g->open = false;
+    e->set = false;
 }
 
-CONC__PRIVATE void conc__gate_open(conc__gate *g)
+CONC__PRIVATE void conc__thread_event_set(conc__thread_event *e)
 {
-    pthread_mutex_lock(&g->mutex);
-    g->open = true;
-    pthread_cond_signal(&g->opened);
-    pthread_mutex_unlock(&g->mutex);
+    pthread_mutex_lock(&e->mutex);
+    e->set = true;
+    pthread_cond_signal(&e->cond);
+    pthread_mutex_unlock(&e->mutex);
 }
 
-/* Waits until it is open, or until then. False: it is not. */
-CONC__PRIVATE bool conc__gate_wait(conc__gate *g, int64_t until)
+/* Waits until the event is set, or until that time. False: it is not set. */
+CONC__PRIVATE bool conc__thread_event_wait(conc__thread_event *e, int64_t until)
 {
-    pthread_mutex_lock(&g->mutex);
-    while (!g->open) {
-        int64_t left = until == CONC__NEVER ? until : until - conc__clock();
-        if (left <= 0)
-            break;
+    pthread_mutex_lock(&e->mutex);
+    while (!e->set) {
         if (until == CONC__NEVER) {
-            pthread_cond_wait(&g->opened, &g->mutex);
+            pthread_cond_wait(&e->cond, &e->mutex);
             continue;
         }
+        int64_t left = until - conc__clock();
+        if (left <= 0)
+            break;
 #ifdef __APPLE__
         struct timespec t = {(time_t)(left / 1000000000), (long)(left % 1000000000)};
-        pthread_cond_timedwait_relative_np(&g->opened, &g->mutex, &t);
+        pthread_cond_timedwait_relative_np(&e->cond, &e->mutex, &t);
 #else
         struct timespec t = {(time_t)(until / 1000000000), (long)(until % 1000000000)};
-        pthread_cond_timedwait(&g->opened, &g->mutex, &t);
+        pthread_cond_timedwait(&e->cond, &e->mutex, &t);
 #endif
     }
-    bool open = g->open;
-    pthread_mutex_unlock(&g->mutex);
-    return open;
+    bool set = e->set;
+    pthread_mutex_unlock(&e->mutex);
+    return set;
 }
 
-CONC__PRIVATE void conc__gate_end(conc__gate *g)
+CONC__PRIVATE void conc__thread_event_destroy(conc__thread_event *e)
 {
-    pthread_cond_destroy(&g->opened);
-    pthread_mutex_destroy(&g->mutex);
+    pthread_cond_destroy(&e->cond);
+    pthread_mutex_destroy(&e->mutex);
 }
 
-CONC__PRIVATE void conc__gate_pass(conc__gate *g)
+CONC__PRIVATE void conc__thread_event_finish(conc__thread_event *e)
 {
-    conc__gate_wait(g, CONC__NEVER);
-    conc__gate_end(g);
+    conc__thread_event_wait(e, CONC__NEVER);
+    conc__thread_event_destroy(e);
 }
 
-CONC__PRIVATE struct conc__frame *conc__frame_here(void);
-CONC__PRIVATE void conc__frames_at_work(struct conc__frame *f, bool at_work);
-CONC__PRIVATE bool conc__frame_has_clock(const struct conc__frame *f);
-CONC__PRIVATE void conc__thread_idles(struct conc__frame *f, bool idles);
+CONC__PRIVATE struct conc__job_context *conc__job_context_here(void);
+CONC__PRIVATE void conc__job_contexts_hold_clocks(struct conc__job_context *ctx, bool at_work);
+CONC__PRIVATE bool conc__job_context_has_clock(const struct conc__job_context *ctx);
+CONC__PRIVATE void conc__worker_thread_idles(struct conc__job_context *ctx, bool idles);
 
-CONC__PRIVATE void conc__waiter_arrives(conc__post *p)
+CONC__PRIVATE void conc__waiter_posted(conc__post *p)
 {
     conc__waiter *w = (conc__waiter *)(void *)((char *)p - offsetof(conc__waiter, post));
     conc__wake(conc__here, w->wait, w->result);
 }
 
-/* Under the list's mutex: the waiter is told its result; tell it then by conc__waiter_call that
- * there is one. */
-CONC__PRIVATE void conc__waiter_answer(conc__waiter *w, int result)
+/* Under the list's mutex: sets the waiter's result. The caller then calls conc__waiter_notify. */
+CONC__PRIVATE void conc__waiter_set_result(conc__waiter *w, int result)
 {
-    /* here, not when it runs: the clock could go on until then */
-    conc__frames_at_work(w->frame, true);
+    /* now, not when the waiter runs: the clock could advance until then */
+    conc__job_contexts_hold_clocks(w->context, true);
     w->result = result;
-    __atomic_store_n(&w->over, true, __ATOMIC_RELEASE);
+    __atomic_store_n(&w->woken, true, __ATOMIC_RELEASE);
 }
 
-/* The same, and it is out of the list. */
-CONC__PRIVATE void conc__waiter_decide(conc__waiter *w, int result)
+/* The same, and removes it from the list. */
+CONC__PRIVATE void conc__waiter_complete(conc__waiter *w, int result)
 {
-    conc__step_out(w);
-    conc__waiter_answer(w, result);
+    conc__waiter_remove(w);
+    conc__waiter_set_result(w, result);
 }
 
-CONC__PRIVATE void conc__waiter_call(conc__waiter *w)
+CONC__PRIVATE void conc__waiter_notify(conc__waiter *w)
 {
-    if (w->loop)
-        /* it cannot be refused: the run lasts as long as its tasks */
+    if (w->loop) /* the post is never refused: the run lasts as long as its tasks */
         conc__post_to(w->loop, &w->post);
-    else if (w->gate) /* else it runs the job itself */
-        conc__gate_open(w->gate);
+    else if (w->event) /* else the waiter's thread runs the job itself */
+        conc__thread_event_set(w->event);
 }
 
 CONC__PRIVATE void conc__waiter_wake(conc__waiter *w, int result)
 {
-    conc__waiter_decide(w, result);
-    conc__waiter_call(w);
+    conc__waiter_complete(w, result);
+    conc__waiter_notify(w);
 }
 
-/* A thread looks a little for what it waits for before it sleeps. */
-CONC__PRIVATE void conc__look_for(const bool *over)
+/* Spins briefly until *over is set, before the thread sleeps. */
+CONC__PRIVATE void conc__spin_for(const bool *over)
 {
     if (!conc__several_processors())
         return;
@@ -665,148 +698,153 @@ CONC__PRIVATE void conc__look_for(const bool *over)
         }
 }
 
-CONC__PRIVATE void conc__crew_look_for(struct conc__crew *c, const bool *over);
+CONC__PRIVATE void conc__job_queue_spin_for(struct conc__job_queue *q, const bool *over);
 
-/* A job that waits, and what is done meanwhile when it is asked to end. All of the process are in
- * one list: a request sets flags of the job, its pool or its mapping, and then has
- * conc__stops_tell find out whom it concerns. Its mutex comes before all others. */
-typedef struct conc__stop {
-    struct conc__stop *next, *prev;
-    const struct conc__frame *frame; /* NULL: no job waits, and it is in no list */
-    void (*ask)(struct conc__stop *self);
-    bool asked;
+/* What to call when a waiting job is asked to end. All hooks of the process are in one list: a
+ * request sets flags in the job, its job queue or its map, and then has conc__run_cancel_hooks find
+ * the waiting jobs that it concerns. */
+typedef struct conc__cancel_hook {
+    struct conc__cancel_hook *next, *prev;
+    const struct conc__job_context *context; /* NULL: no job waits, and the hook is in no list */
+    void (*run)(struct conc__cancel_hook *self);
+    bool called;
     unsigned forks;
-} conc__stop;
+} conc__cancel_hook;
 
 static struct {
     pthread_mutex_t mutex;
-    conc__stop *first;
-} conc__stops = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+    conc__cancel_hook *first;
+} conc__cancel_hooks = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
-CONC__PRIVATE bool conc__frame_asked(const struct conc__frame *f);
-CONC__PRIVATE bool conc__frame_of_worker(const struct conc__frame *f);
-CONC__PRIVATE int64_t conc__frame_limit(const struct conc__frame *f);
-CONC__PRIVATE void conc__worker_listens(void);
+CONC__PRIVATE bool conc__job_context_cancelled(const struct conc__job_context *ctx);
+CONC__PRIVATE bool conc__job_context_in_process(const struct conc__job_context *ctx);
+CONC__PRIVATE int64_t conc__shield_deadline(const struct conc__job_context *ctx);
+CONC__PRIVATE void conc__worker_start_cancel_listener(void);
 
-/* Somebody was asked to end. What one of those who wait does then may ask others. */
-CONC__PRIVATE void conc__stops_tell(void)
+/* Calls the hooks of all jobs that were asked to end. A hook may pass the request on to further
+ * jobs, so this goes on until no hook is left to call. */
+CONC__PRIVATE void conc__run_cancel_hooks(void)
 {
-    pthread_mutex_lock(&conc__stops.mutex);
+    pthread_mutex_lock(&conc__cancel_hooks.mutex);
     for (bool more = true; more;) {
         more = false;
-        for (conc__stop *s = conc__stops.first; s; s = s->next) {
-            if (s->asked || !conc__frame_asked(s->frame))
+        for (conc__cancel_hook *s = conc__cancel_hooks.first; s; s = s->next) {
+            if (s->called || !conc__job_context_cancelled(s->context))
                 continue;
-            s->asked = more = true;
-            s->ask(s);
+            s->called = more = true;
+            s->run(s);
         }
     }
-    pthread_mutex_unlock(&conc__stops.mutex);
+    pthread_mutex_unlock(&conc__cancel_hooks.mutex);
 }
 
-/* The job (NULL: none) begins to wait. If it was asked to end before, that is told at once. */
-CONC__PRIVATE void conc__stop_open(conc__stop *s, const struct conc__frame *frame,
-                                   void (*ask)(conc__stop *self))
+/* Registers the hook of a job (NULL: none) that begins to wait. If the job was asked to end before,
+ * calls it at once. */
+CONC__PRIVATE void conc__cancel_hook_add(conc__cancel_hook *s, const struct conc__job_context *ctx,
+                                         void (*ask)(conc__cancel_hook *self))
 {
-    s->frame = frame;
-    s->ask = ask;
-    if (!frame)
+    s->context = ctx;
+    s->run = ask;
+    if (!ctx)
         return;
-    if (conc__frame_of_worker(frame))
-        conc__worker_listens();
+    if (conc__job_context_in_process(ctx))
+        conc__worker_start_cancel_listener();
     s->forks = conc__forks;
     s->prev = NULL;
-    pthread_mutex_lock(&conc__stops.mutex);
-    s->next = conc__stops.first;
+    pthread_mutex_lock(&conc__cancel_hooks.mutex);
+    s->next = conc__cancel_hooks.first;
     if (s->next)
         s->next->prev = s;
-    conc__stops.first = s;
-    pthread_mutex_unlock(&conc__stops.mutex);
-    if (conc__frame_asked(frame))
-        conc__stops_tell();
+    conc__cancel_hooks.first = s;
+    pthread_mutex_unlock(&conc__cancel_hooks.mutex);
+    if (conc__job_context_cancelled(ctx))
+        conc__run_cancel_hooks();
 }
 
-/* It goes on: nothing is told any more. */
-CONC__PRIVATE void conc__stop_close(conc__stop *s)
+/* The wait is over: the hook is not called any more. */
+CONC__PRIVATE void conc__cancel_hook_remove(conc__cancel_hook *s)
 {
-    if (!s->frame || s->forks != conc__forks) /* else it is the parent's */
+    if (!s->context || s->forks != conc__forks) /* else the list holding it was the parent's */
         return;
-    pthread_mutex_lock(&conc__stops.mutex);
+    pthread_mutex_lock(&conc__cancel_hooks.mutex);
     if (s->next)
         s->next->prev = s->prev;
     if (s->prev)
         s->prev->next = s->next;
     else
-        conc__stops.first = s->next;
-    pthread_mutex_unlock(&conc__stops.mutex);
+        conc__cancel_hooks.first = s->next;
+    pthread_mutex_unlock(&conc__cancel_hooks.mutex);
 }
 
-CONC__PRIVATE void conc__stops_forget(void)
+CONC__PRIVATE void conc__cancel_hooks_reset(void)
 {
-    pthread_mutex_init(&conc__stops.mutex, NULL);
-    conc__stops.first = NULL;
+    pthread_mutex_init(&conc__cancel_hooks.mutex, NULL);
+    conc__cancel_hooks.first = NULL;
 }
 
-/* Until it is open; the time limits of the job's shields pass meanwhile. */
-CONC__PRIVATE void conc__gate_await(conc__gate *g, const struct conc__frame *f)
+/* Waits for the event in a job (NULL: none). When the limit of one of the job's shields passes, a
+ * request to end that it hid takes effect. */
+CONC__PRIVATE void conc__thread_event_wait_in_job(conc__thread_event *e,
+                                                  const struct conc__job_context *ctx)
 {
-    while (!conc__gate_wait(g, f ? conc__frame_limit(f) : CONC__NEVER))
-        conc__stops_tell();
+    while (!conc__thread_event_wait(e, conc__shield_deadline(ctx)))
+        conc__run_cancel_hooks();
 }
 
 /* A thread that waits to be woken. */
 typedef struct conc__thread_wait {
-    conc__stop stop;
+    conc__cancel_hook hook;
     conc__wait *wait;
 } conc__thread_wait;
 
-CONC__PRIVATE void conc__thread_wait_asked(conc__stop *s)
+CONC__PRIVATE void conc__thread_wait_cancel(conc__cancel_hook *s)
 {
     conc__wait *wait = ((conc__thread_wait *)(void *)s)->wait;
     const conc__waiter *w = wait->item;
     if (wait->kind->cancel && wait->kind->cancel(wait))
-        conc__gate_open(w->gate);
+        conc__thread_event_set(w->event);
 }
 
-/* The job that waits does not hold its clock any more. Only when a request to end it comes at once:
- * else the clock could go on in between. */
-CONC__PRIVATE void conc__waiter_off_work(conc__waiter *w, pthread_mutex_t *mutex)
+/* The waiting job stops holding its clocks. Its cancel hook is registered before, so that the clock
+ * cannot advance between a request to end and its effect. */
+CONC__PRIVATE void conc__waiter_release_clocks(conc__waiter *w, pthread_mutex_t *mutex)
 {
-    pthread_mutex_lock(&conc__crews); /* while it waits, the mutex is there */
-    if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE)) {
+    pthread_mutex_lock(&conc__job_queues_mutex); /* as long as it waits, `mutex` exists */
+    if (!__atomic_load_n(&w->woken, __ATOMIC_ACQUIRE)) {
         conc__lock_briefly(mutex);
-        if (!w->over)
-            conc__frames_at_work(w->frame, false);
+        if (!w->woken)
+            conc__job_contexts_hold_clocks(w->context, false);
         pthread_mutex_unlock(mutex);
     }
-    pthread_mutex_unlock(&conc__crews);
+    pthread_mutex_unlock(&conc__job_queues_mutex);
 }
 
 CONC__PRIVATE int conc__wait_in_thread(conc__wait *wait, pthread_mutex_t *mutex)
 {
     conc__waiter *w = wait->item;
     conc__thread_wait t = {.wait = wait};
-    if (w->looks_at)
-        conc__crew_look_for(w->looks_at, &w->over);
+    if (w->polls_queue)
+        conc__job_queue_spin_for(w->polls_queue, &w->woken);
     else
-        conc__look_for(&w->over);
-    if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE)) {
-        bool has_clock = conc__frame_has_clock(w->frame), idles = has_clock && !w->is_spare;
-        conc__stop_open(&t.stop, w->frame, conc__thread_wait_asked);
+        conc__spin_for(&w->woken);
+    if (!__atomic_load_n(&w->woken, __ATOMIC_ACQUIRE)) {
+        bool has_clock = conc__job_context_has_clock(w->context),
+             idles = has_clock && !w->is_counted;
+        conc__cancel_hook_add(&t.hook, w->context, conc__thread_wait_cancel);
         if (idles)
-            conc__thread_idles(w->frame, true);
+            conc__worker_thread_idles(w->context, true);
         if (has_clock)
-            conc__waiter_off_work(w, mutex);
-        conc__gate_await(w->gate, w->frame);
+            conc__waiter_release_clocks(w, mutex);
+        conc__thread_event_wait_in_job(w->event, w->context);
         if (idles)
-            conc__thread_idles(w->frame, false);
-        conc__stop_close(&t.stop);
+            conc__worker_thread_idles(w->context, false);
+        conc__cancel_hook_remove(&t.hook);
     }
-    conc__gate_pass(w->gate);
+    conc__thread_event_finish(w->event);
     return w->result;
 }
 
-/* A call that would wait, in a posted function. */
+/* Refuses a call that may wait in a posted function. */
 CONC__COLD int conc__caller_refused(const char *call)
 {
     return conc__misused(-EPERM, call, "only a task may call it", NULL);
@@ -817,30 +855,35 @@ CONC__COLD int conc__caller_refused(const char *call)
 static inline int conc__caller(conc_loop **l, const char *call)
 {
     *l = conc__here;
-    return CONC__UNLIKELY(*l && !(*l)->self) ? conc__caller_refused(call) : 0;
+    if (CONC__UNLIKELY(*l && !(*l)->self))
+        return conc__caller_refused(call);
+    return 0;
 }
 
-/* The caller waits until it is woken: the result. It stands in the list already; unlock(mutex)
- * lets others come. */
+/* Waits until another thread wakes the caller, and returns the result that it sets. The waiter is
+ * in its list already; this unlocks the mutex, and `outer` (NULL: none), so that others can wake
+ * it. */
 CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
                                                   const conc__wait_kind *kind, const void *on,
                                                   pthread_mutex_t *mutex, pthread_mutex_t *outer)
 {
     conc__wait wait = {.kind = kind, .on = on, .item = w};
-    conc__gate gate;
+    conc__thread_event event;
     if (!l)
-        conc__gate_make(&gate);
+        conc__thread_event_init(&event);
     w->loop = l;
     w->wait = &wait;
-    w->post.run = conc__waiter_arrives;
-    w->gate = &gate;
-    w->frame = l ? NULL : conc__frame_here();
+    w->post.run = conc__waiter_posted;
+    w->event = &event;
+    w->context = NULL;
+    if (!l)
+        w->context = conc__job_context_here();
     pthread_mutex_unlock(mutex);
     if (outer)
         pthread_mutex_unlock(outer);
     if (!l)
         return conc__wait_in_thread(&wait, mutex);
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     wait.task = l->self;
     l->awaited++;
     int rc = conc__park(l, &wait);
@@ -848,7 +891,7 @@ CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
     return rc;
 }
 
-/* -- semaphores. macOS has those of POSIX that have no name in name only. -- */
+/* -- semaphores: on macOS, sem_init always fails -- */
 
 #ifdef __APPLE__
 typedef struct conc__semaphore {
@@ -870,7 +913,7 @@ CONC__PRIVATE void conc__semaphore_close(conc__semaphore *s)
     pthread_mutex_destroy(&s->mutex);
 }
 
-/* The signal is under the mutex: whoever it wakes may close the semaphore. */
+/* Signals under the mutex: the thread that it wakes may close the semaphore. */
 CONC__PRIVATE void conc__semaphore_post(conc__semaphore *s)
 {
     pthread_mutex_lock(&s->mutex);
@@ -901,133 +944,148 @@ CONC__PRIVATE void conc__semaphore_wait(conc__semaphore *s)
 }
 #endif
 
-/* ---- >>crew --------------------------------------------------------------------------------- */
+/* ---- >>queue -------------------------------------------------------------------------------- */
 
+/* The states of a job, and who moves it on. Its result is the caller's once it is DONE.
+ *
+ *   NEW       not submitted: any content; conc__job_init makes it PENDING
+ *   PENDING   sealed, not LIVE: the submit waits for room under the limit. The thread that makes
+ *             room makes it QUEUED; a cancel or a close makes it NEW again
+ *   QUEUED    LIVE, and `slot` is its place in the ring. A worker thread takes it; the supervisor
+ *             or a waiter sends it to a worker; a cancel makes it DONE
+ *   TAKEN     `slot` is IN_BATCH, and the thread's batch[] has it. That thread or one that steals
+ *             it runs it; a cancel makes it DONE; a thread that will wait makes it QUEUED again
+ *   RUNNING   it is in no batch, or a worker has its request. It becomes DONE when its function
+ *             returns or its worker ends, but QUEUED again if the worker had not begun it. A cancel
+ *             sets CANCEL_REQUESTED, or kills the worker and makes it DONE
+ *   ABANDONED RUNNING, and its task has left it: it frees itself when it is DONE
+ *   DONE      `result` is set, and every waiter has its outcome; the seal is broken
+ */
 enum {
-    CONC__BATCH = 16, /* jobs that a thread takes out of the queue at once */
+    CONC__BATCH = 16, /* most jobs that a thread takes out of the queue at once */
 
-    /* a job's state, below its seal */
-    CONC__JOB_LIVE = 1, /* it was accepted: until then nobody can wait for it */
+    /* bits of a job's state, below its seal */
+    CONC__JOB_LIVE = 1, /* it was accepted; before that no thread can wait for it */
     CONC__JOB_DONE = 2,
-    CONC__JOB_WAITED = 4,    /* somebody waits: the end is told under the crew's mutex */
-    CONC__JOB_ASKED = 8,     /* to end */
-    CONC__JOB_WORDS = 16,    /* text is its error's */
-    CONC__JOB_OWNED = 32,    /* it frees itself */
-    CONC__JOB_LEFT = 64,     /* its task has left it alone */
-    CONC__JOB_BLOCKED = 128, /* it waits or is in conc_block, and its virtual clock goes on */
-    CONC__JOB_AT_WORK = 256, /* its virtual clock stands still for it */
+    CONC__JOB_WAITED = 4,           /* it has or had waiters: it becomes DONE under the mutex */
+    CONC__JOB_CANCEL_REQUESTED = 8, /* it was asked to end */
+    CONC__JOB_HAS_TEXT = 16,        /* `text` belongs to its result */
+    CONC__JOB_OWNED = 32,           /* it frees itself */
+    CONC__JOB_ABANDONED = 64,       /* its task has left it */
+    CONC__JOB_BLOCKED = 128,        /* it waits or is in conc_block, and its clock advances */
+    CONC__JOB_HOLDS_CLOCK = 256,    /* its clock does not advance */
     CONC__JOB_BITS = 0x1ff
 };
 
-#define CONC__IN_BATCH (1u << 31)    /* of a job's place: it is thread * CONC__BATCH + slot */
-#define CONC__NO_PLACE UINT_MAX      /* it was taken out by who runs it, or ends it */
-#define CONC__POOL_CLOSED (1u << 31) /* of a pool's users */
+#define CONC__IN_BATCH (1u << 31)    /* of a job's slot: it is thread * CONC__BATCH + index */
+#define CONC__NO_SLOT UINT_MAX       /* neither in the ring nor in a batch */
+#define CONC__POOL_CLOSED (1u << 31) /* bit of a pool's `users` */
 
-/* What lies around a part of a job, for a request to end it: the mapping of which it is an
- * element, which ends when its own job or element is asked to, or a shield, which hides what
- * comes from outside. */
-typedef struct conc__layer {
-    const struct conc__layer *outer;
-    const bool *ends; /* all inside is to end */
+/* A map or a shield around a part of a job. A map, of which the part is an element, ends the part
+ * when its own job or element is asked to end; a shield hides requests from outside. */
+typedef struct conc__cancel_layer {
+    const struct conc__cancel_layer *outer;
+    const bool *cancelled; /* everything inside is to end */
     bool shields;
-    int64_t until;          /* shield: when it ends on the real clock; CONC__NEVER: not by that */
-    const conc_job *sender; /* mapping: the job that maps; NULL: none */
-} conc__layer;
+    int64_t until;          /* a shield's end on the real clock; CONC__NEVER: it has none there */
+    const conc_job *sender; /* the job that called a map; NULL: none */
+} conc__cancel_layer;
 
-/* What runs on a thread: a job, and inside it perhaps another one. */
-typedef struct conc__frame {
-    struct conc__frame *outer;
+/* What runs on a thread: a job, perhaps inside another one. */
+typedef struct conc__job_context {
+    struct conc__job_context *outer;
     conc_job *job;
-    struct conc__thread *thread; /* NULL: in a worker process */
+    struct conc__worker_thread *thread; /* NULL: in a worker process */
     conc__locals *locals;
-    const conc__layer *layer; /* the innermost; NULL: none */
-    /* where a worker process is asked to end; NULL: this is a thread */
-    const unsigned *asked;
+    const conc__cancel_layer *layer; /* innermost; NULL: none */
+    /* a worker's request to end; NULL: this is a thread */
+    const unsigned *cancel_flag;
     int text_rc;
     char text[96];
-} conc__frame;
+} conc__job_context;
 
-typedef struct conc__thread {
-    struct conc__crew *crew;
+typedef struct conc__worker_thread {
+    struct conc__job_queue *queue;
     pthread_t id;
     int number;
-    int nested; /* waits in runs inside its jobs */
-    /* its crew has ended without it, as its job was abandoned: it is detached */
-    bool left_behind;
-    int filled;    /* slots of batch[] that it was given */
-    int finishing; /* 1: it is counted among those */
-    /* the virtual clock of the job that it has just ended, which stands still for it until it has
-     * looked for the next one: a close of the pool waits for that, and takes no time; NULL: none */
+    int nested; /* how many waits in runs inside its jobs */
+    /* its job was abandoned, and its job queue has ended without it */
+    bool detached;
+    int batch_count; /* slots of batch[] in use */
+    int finishing;   /* 1: it counts in the job queue's `finishing` */
+    /* the clock of the job that has just ended on it; held until the thread has looked for the next
+     * job, so that a close of the pool, which waits for that, takes no time; NULL: none */
     conc_loop *clock;
     bool holds_clock;
-    void *pin; /* left behind: holds its code in memory; NULL: nothing */
+    void *pin; /* detached: keeps this code loaded; NULL: not needed */
     void *signal_stack;
     const char *stack_low, *stack_high;
     _Atomic(conc_job *) batch[CONC__BATCH];
-} conc__thread;
+} conc__worker_thread;
 
-/* Jobs in a queue that have one virtual clock, which stands still for them together. */
+/* The queued jobs that have one clock, which they hold together. */
 typedef struct conc__queue_clock {
     conc_loop *clock;
-    size_t jobs; /* 0: a free slot */
+    size_t jobs; /* 0: the slot is free */
 } conc__queue_clock;
 
-typedef struct conc__crew {
-    struct conc__crew *next, *prev; /* of all, under conc__crews */
+typedef struct conc__job_queue {
+    struct conc__job_queue *next, *prev; /* list of all, under conc__job_queues_mutex */
     pthread_mutex_t mutex;
-    conc_job **queue; /* a ring; NULL where a job was taken back */
-    size_t room, head, tail;
-    size_t queued; /* without the gaps; written under the mutex, looked at without */
+    conc_job **ring; /* a power of two of slots; NULL where a job was taken back */
+    size_t ring_size, head, tail;
+    size_t queued; /* jobs in the ring; written under the mutex, read without */
     size_t limit;
     conc__queue_clock *clocks;
     int clock_slots, clocks_used; /* slots of clocks[] */
-    conc__waiter *places;         /* submits that wait, with their jobs */
+    conc__waiter *submitters;     /* waiting submits, with their jobs */
     conc__waiter *closer, *other_closers;
-    bool closing, stopping, ask_all, on_valgrind;
-    bool over;    /* it was closed: nobody else needs its pool */
-    bool stalled; /* all threads wait or are in conc_block, and a virtual clock goes on */
-    bool refused; /* the system would not start another thread */
+    bool closing, stopping, cancel_all, on_valgrind;
+    bool closed;        /* it has ended, and its pool is the owner's again */
+    bool stalled;       /* every thread waits or is in conc_block: queued jobs do not hold clocks */
+    bool start_refused; /* the last start of a thread failed */
     unsigned forks;
-    int references; /* to free it: the pool's and those of threads that were left behind */
-    struct conc__supervisor *supervisor; /* NULL: a crew of threads */
-    conc_pool *shared; /* that all runs share, whose crew it is or was; NULL: the program's own */
+    int references;                      /* held by the pool, its threads, and callers at work */
+    struct conc__supervisor *supervisor; /* NULL: a pool of threads */
+    conc_pool *shared; /* the shared pool that it belongs to; NULL: the program's own pool */
 
-    /* what threads sleep on; it has `wakes`, but for `calls`, which are due once the mutex is
-     * free */
+    /* what threads sleep on; its value is wakes_pending - posts_due, as posts are made after the
+     * mutex is unlocked */
     conc__semaphore work;
-    conc__thread **threads;
-    int slots; /* of threads[] */
-    int most, lost, nested, waiting, started, coming, idle, sleeping, wakes, calls, spinning,
-        blocking;
-    /* threads that end their job, and then look into the queue; changed without the mutex */
+    conc__worker_thread **threads;
+    int thread_slots; /* of threads[] */
+    int max_workers, abandoned, nested, waiting, started, starting, idle, sleeping, wakes_pending,
+        posts_due, spinning, blocking;
+    /* threads that are about to look for the next job; changed without the mutex */
     int finishing;
-    unsigned misses; /* how often in a row a thread looked for work in vain before it slept */
-    /* of who opened the pool, without what conc changed there; and if a run blocked SIGPIPE */
+    unsigned misses; /* how often in a row a thread spun in vain before it slept */
+    /* the signal mask of the pool's opener, without conc's changes, and whether its run blocked
+     * SIGPIPE */
     sigset_t mask;
     bool blocks_pipe;
-    /* the last thread that has ended: whoever ends next joins it, as it joined the one before */
+    /* the last thread that ended: the next one to end joins it */
     bool has_ended;
     pthread_t last_ended;
-    pthread_cond_t ended; /* a thread has */
+    pthread_cond_t ended; /* signalled when a thread ends */
     char name[16];
-} conc__crew;
+} conc__job_queue;
 
-static pthread_key_t conc__frames; /* the frame of the job that runs on a thread */
-static bool conc__frames_there;
-/* What holds this code in memory for a thread that is left behind; closed by the system when the
- * thread has ended, as the code cannot take itself away. */
+static pthread_key_t conc__job_context_key; /* the conc__job_context of a thread */
+static bool conc__job_context_key_made;
+/* Keeps this code loaded for a detached thread. The system closes it after the thread has ended,
+ * because the code cannot unload itself. */
 static pthread_key_t conc__pins;
 static bool conc__pins_there;
 
 #ifdef __linux__
-typedef struct conc__code_place { /* Dl_info, which the system's header hides */
+typedef struct conc__code_location { /* Dl_info, which the system's header hides */
     const char *file;
     void *base;
     const char *symbol;
     void *address;
-} conc__code_place;
+} conc__code_location;
 
-extern int conc__find_code(const void *address, conc__code_place *place) __asm__("dladdr")
+extern int conc__find_code(const void *address, conc__code_location *place) __asm__("dladdr")
     __attribute__((weak));
 extern void *conc__pin_module(const char *path, int flags) __asm__("dlopen") __attribute__((weak));
 extern int conc__unpin_module(void *module) __asm__("dlclose") __attribute__((weak));
@@ -1035,16 +1093,18 @@ extern int conc__unpin_module(void *module) __asm__("dlclose") __attribute__((we
 CONC__PRIVATE void conc__pins_begin(void)
 {
     void (*unpin)(void *) = (void (*)(void *))(void (*)(void))conc__unpin_module;
-    conc__pins_there =
-        conc__find_code && conc__pin_module && unpin && pthread_key_create(&conc__pins, unpin) == 0;
+    bool can_pin = conc__find_code && conc__pin_module && unpin;
+    conc__pins_there = can_pin && pthread_key_create(&conc__pins, unpin) == 0;
 }
 
-/* Keeps the library that this code is in from being unloaded; NULL: it is in the program. */
+/* Keeps the library that contains this code from being unloaded; NULL: the program contains it. */
 CONC__PRIVATE void *conc__pin(void)
 {
     enum { NOW = 2, ONLY_IF_LOADED = 4 }; /* RTLD_NOW, RTLD_NOLOAD */
-    conc__code_place here;
-    if (!conc__pins_there || !conc__find_code((const void *)&conc__pins, &here) || !here.file)
+    conc__code_location here;
+    if (!conc__pins_there)
+        return NULL;
+    if (!conc__find_code((const void *)&conc__pins, &here) || !here.file)
         return NULL;
     return conc__pin_module(here.file, NOW | ONLY_IF_LOADED);
 }
@@ -1060,120 +1120,129 @@ CONC__PRIVATE void *conc__pin(void) { return NULL; }
 CONC__PRIVATE void conc__unpin(void *pin) { (void)pin; }
 #endif
 
-/* Some jobs, the runners, call a function on all elements of an array; each takes the next that
- * nobody has. */
-typedef struct conc__mapping {
+/* A map: jobs that are called runners each take the next element of an array that no other has
+ * taken, and call a function with it, until none is left. */
+typedef struct conc__map_call {
     conc_fn *fn;
     char *args;
     size_t count, size;
     int *results;
     bool keeps_going, stop;
-    conc__layer layer;
-    size_t next;    /* not taken yet */
-    size_t dropped; /* taken, and then not called */
+    conc__cancel_layer layer;
+    size_t next;    /* first element that was not taken */
+    size_t dropped; /* elements that were taken but not called */
     int error;      /* the first */
-} conc__mapping;
+} conc__map_call;
 
-/* What a job for a process carries. */
-typedef struct conc__parcel {
-    conc_procs_fn *call; /* NULL: the job's own function, on its own bytes */
+/* What a job for a worker carries. */
+typedef struct conc__payload {
+    conc_procs_fn *call; /* NULL: call the job's own function with its own bytes */
     const void *in;
     void *out;
     size_t in_size, out_size;
     ssize_t returned;
-    conc__mapping *mapping; /* a runner's; these elements are its own: */
+    conc__map_call *map; /* a runner's; it has taken these elements: */
     size_t first, left;
-} conc__parcel;
+} conc__payload;
 
-/* Was the job, which runs, asked to end? */
-CONC__PRIVATE bool conc__job_asked(const conc_job *j)
+/* Was the running job asked to end? */
+CONC__PRIVATE bool conc__job_cancel_requested(const conc_job *j)
 {
-    return (__atomic_load_n(&j->state, __ATOMIC_RELAXED) & CONC__JOB_ASKED) ||
-           __atomic_load_n(&j->crew->ask_all, __ATOMIC_RELAXED);
+    return (__atomic_load_n(&j->state, __ATOMIC_RELAXED) & CONC__JOB_CANCEL_REQUESTED) ||
+           __atomic_load_n(&j->queue->cancel_all, __ATOMIC_RELAXED);
 }
 
-/* Is what lies inside of these layers, in the job (NULL: none), asked to end? */
-CONC__PRIVATE bool conc__layers_ask(const conc__layer *layer, const conc_job *job)
+/* Was the code inside these layers, in the job (NULL: none), asked to end? */
+CONC__PRIVATE bool conc__layers_cancelled(const conc__cancel_layer *layer, const conc_job *job)
 {
     for (; layer; layer = layer->outer) {
-        if (__atomic_load_n(layer->ends, __ATOMIC_RELAXED))
+        if (__atomic_load_n(layer->cancelled, __ATOMIC_RELAXED))
             return true;
         if (layer->shields)
             return layer->until != CONC__NEVER && conc__clock() >= layer->until;
         if (layer->sender == job)
             continue;
-        if (job && conc__job_asked(job))
+        if (job && conc__job_cancel_requested(job))
             return true;
-        job = layer->sender; /* the rest is around that one */
+        job = layer->sender; /* the other layers are around the sender */
     }
-    return job && conc__job_asked(job);
+    return job && conc__job_cancel_requested(job);
 }
 
-#ifdef __linux__ /* pools of processes alone ask */
-CONC__PRIVATE bool conc__map_stops(const conc__mapping *m)
+#ifdef __linux__ /* only pools of processes ask */
+CONC__PRIVATE bool conc__map_cancelled(const conc__map_call *m)
 {
     return __atomic_load_n(&m->stop, __ATOMIC_RELAXED) ||
-           conc__layers_ask(m->layer.outer, m->layer.sender);
+           conc__layers_cancelled(m->layer.outer, m->layer.sender);
 }
 #endif
 
-CONC__PRIVATE bool conc__frame_of_worker(const conc__frame *f) { return f->asked; }
-
-/* Is what runs there asked to end? From any thread, while it waits. */
-CONC__PRIVATE bool conc__frame_asked(const conc__frame *f)
+CONC__PRIVATE bool conc__job_context_in_process(const conc__job_context *ctx)
 {
-    bool shielded = false;
-    if (!f->asked)
-        return conc__layers_ask(f->layer, f->job);
-    for (const conc__layer *layer = f->layer; layer; layer = layer->outer)
-        shielded |= layer->shields;
-    return conc__layers_ask(f->layer, NULL) ||
-           (!shielded && __atomic_load_n(f->asked, __ATOMIC_RELAXED));
+    return ctx->cancel_flag;
 }
 
-/* When the next of the shields ends in which this thread is; CONC__NEVER: none. */
-CONC__PRIVATE int64_t conc__frame_limit(const conc__frame *f)
+/* Was the code that runs there asked to end? Any thread may ask, while it waits. */
+CONC__PRIVATE bool conc__job_context_cancelled(const conc__job_context *ctx)
+{
+    if (!ctx->cancel_flag)
+        return conc__layers_cancelled(ctx->layer, ctx->job);
+    if (conc__layers_cancelled(ctx->layer, NULL))
+        return true;
+    for (const conc__cancel_layer *layer = ctx->layer; layer; layer = layer->outer)
+        if (layer->shields)
+            return false;
+    return __atomic_load_n(ctx->cancel_flag, __ATOMIC_RELAXED) != 0;
+}
+
+/* The earliest end of the shields around the code on this thread; CONC__NEVER: none. */
+CONC__PRIVATE int64_t conc__shield_deadline(const conc__job_context *ctx)
 {
     int64_t limit = CONC__NEVER;
-    for (; f; f = f->outer)
-        for (const conc__layer *layer = f->layer; layer; layer = layer->outer)
-            if (layer->shields && layer->until < limit && layer->until > conc__clock())
+    for (; ctx; ctx = ctx->outer)
+        for (const conc__cancel_layer *layer = ctx->layer; layer; layer = layer->outer) {
+            bool is_earlier = layer->shields && layer->until < limit;
+            if (is_earlier && layer->until > conc__clock())
                 limit = layer->until;
+        }
     return limit;
 }
 
-/* What is left of a runner's elements will not be called any more. */
-CONC__PRIVATE void conc__range_drop(conc__parcel *p, int rc)
+/* Gives up the elements that a runner has taken and not called yet. */
+CONC__PRIVATE void conc__range_drop(conc__payload *p, int rc)
 {
-    conc__mapping *m = p ? p->mapping : NULL;
-    for (; m && p->left; p->left--, p->first++) {
+    if (!p || !p->map)
+        return;
+    conc__map_call *m = p->map;
+    for (; p->left; p->left--, p->first++) {
         m->dropped++;
         if (m->results)
             m->results[p->first] = rc;
     }
 }
 
-CONC__PRIVATE void conc__supervisor_rouse(struct conc__crew *c);
-CONC__PRIVATE bool conc__supervisor_cancel(struct conc__crew *c, conc_job *j);
-CONC__PRIVATE int conc__supervisor_begin(struct conc__supervisor *h);
+CONC__PRIVATE void conc__supervisor_notify(struct conc__job_queue *q);
+CONC__PRIVATE bool conc__supervisor_cancel(struct conc__job_queue *q, conc_job *j);
+CONC__PRIVATE int conc__supervisor_start(struct conc__supervisor *h);
 CONC__PRIVATE void conc__supervisor_free(struct conc__supervisor *h);
-CONC__PRIVATE void conc__supervisor_close(conc_loop *l, struct conc__crew *c);
-CONC__PRIVATE void conc__supervisor_look_for(struct conc__crew *c, const bool *over);
-CONC__PRIVATE struct conc__view *conc__view_open(conc_loop *l, struct conc__crew *c);
-CONC__PRIVATE void conc__view_close(conc_loop *l, struct conc__view *v);
+CONC__PRIVATE void conc__supervisor_close(conc_loop *l, struct conc__job_queue *q);
+CONC__PRIVATE void conc__supervisor_spin_for(struct conc__job_queue *q, const bool *over);
+CONC__PRIVATE struct conc__reply_poller *conc__reply_poller_open(conc_loop *l,
+                                                                 struct conc__job_queue *q);
+CONC__PRIVATE void conc__reply_poller_close(conc_loop *l, struct conc__reply_poller *v);
 
-CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result,
-                                      const conc__frame *frame, bool locked);
+CONC__PRIVATE void conc__job_end(conc__job_queue *q, conc_job *j, int result,
+                                 const conc__job_context *ctx, bool locked);
 
-/* What no storage has by chance where a job is not. */
+/* A value that storage which is not a job is unlikely to contain. */
 CONC__PRIVATE uintptr_t conc__job_seal(const conc_job *j)
 {
     uint64_t hash = (uint64_t)(uintptr_t)j * 0x9e3779b97f4a7c15u;
     return ((uintptr_t)(hash ^ hash >> 29) & ~(uintptr_t)CONC__JOB_BITS) | (CONC__JOB_BITS + 1);
 }
 
-/* Once it has ended: else what is left of a job on a stack would be one again when a byte of it
- * is overwritten. */
+/* The value after the job has ended. It differs in all bits, so that overwriting a byte of a dead
+ * job on a stack cannot make it look alive. */
 CONC__PRIVATE uintptr_t conc__job_broken_seal(const conc_job *j)
 {
     return ~conc__job_seal(j) & ~(uintptr_t)CONC__JOB_BITS;
@@ -1184,18 +1253,18 @@ CONC__PRIVATE uintptr_t conc__job_state(const conc_job *j)
     return __atomic_load_n(&j->state, __ATOMIC_ACQUIRE);
 }
 
-/* Is it being submitted, in the queue, or does it run? */
+/* Is it being submitted, queued or running? */
 CONC__PRIVATE bool conc__job_in_use(const conc_job *j)
 {
     return (conc__job_state(j) & ~(uintptr_t)CONC__JOB_BITS) == conc__job_seal(j);
 }
 
-/* The same of memory that may be a stack's below its pointer. */
-CONC__UNSANITIZED CONC__PRIVATE bool conc__handle_is_at_work(const void *job)
+/* The same for memory that may lie below a stack's pointer. */
+CONC__UNSANITIZED CONC__PRIVATE bool conc__job_handle_in_use(const void *job)
 {
     const conc_job *j = job;
     if (CONC__MSAN || conc__on_valgrind())
-        conc__excuse(&j->state, sizeof j->state);
+        conc__mark_defined(&j->state, sizeof j->state);
     uintptr_t state = __atomic_load_n(&j->state, __ATOMIC_RELAXED);
     return (state & ~(uintptr_t)CONC__JOB_BITS) == conc__job_seal(j);
 }
@@ -1203,200 +1272,208 @@ CONC__UNSANITIZED CONC__PRIVATE bool conc__handle_is_at_work(const void *job)
 /* Was it ever submitted? */
 static inline bool conc__is_job(const conc_job *j)
 {
-    uintptr_t state = j ? conc__job_state(j) : 0;
-    uintptr_t seal = state & CONC__JOB_DONE ? ~conc__job_seal(j) : conc__job_seal(j);
-    return (state & (CONC__JOB_LIVE | CONC__JOB_DONE)) &&
-           !((state ^ seal) & ~(uintptr_t)CONC__JOB_BITS);
+    if (!j)
+        return false;
+    uintptr_t state = conc__job_state(j), seal = conc__job_seal(j);
+    if (state & CONC__JOB_DONE)
+        seal = ~seal;
+    bool is_sealed = !((state ^ seal) & ~(uintptr_t)CONC__JOB_BITS);
+    return is_sealed && (state & (CONC__JOB_LIVE | CONC__JOB_DONE));
 }
 
-CONC__PRIVATE void conc__offloads_forget(void);
+CONC__PRIVATE void conc__shared_pools_reset(void);
 
-CONC__PRIVATE void conc__segments_hold(void);
-CONC__PRIVATE void conc__segments_let(void);
+CONC__PRIVATE void conc__segments_lock(void);
+CONC__PRIVATE void conc__segments_unlock(void);
 
-/* How often this is registered to be called for the fork that this thread makes: twice if a process
- * was forked just when its parent registered it. */
-static CONC_TLS _Thread_local int conc__keepers;
+/* How many times the fork handlers below have run for one fork. They are registered twice if a
+ * process was forked while its parent was registering them. */
+static CONC_TLS _Thread_local int conc__fork_handler_depth;
 
-/* A fork takes place while no other thread holds one of these, as it would hold it for ever in the
- * forked process. */
-CONC__PRIVATE void conc__keep_crews(void)
+/* Locks these during a fork, so that the child does not inherit them locked by a thread that it
+ * does not have. */
+CONC__PRIVATE void conc__pools_before_fork(void)
 {
-    if (conc__keepers++)
+    if (conc__fork_handler_depth++)
         return;
-    pthread_mutex_lock(&conc__crews);
-    pthread_mutex_lock(&conc__children);
-    conc__segments_hold();
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    pthread_mutex_lock(&conc__children_mutex);
+    conc__segments_lock();
 }
 
-CONC__PRIVATE void conc__let_crews(void)
+CONC__PRIVATE void conc__pools_after_fork(void)
 {
-    if (--conc__keepers)
+    if (--conc__fork_handler_depth)
         return;
-    conc__segments_let();
-    pthread_mutex_unlock(&conc__children);
-    pthread_mutex_unlock(&conc__crews);
+    conc__segments_unlock();
+    pthread_mutex_unlock(&conc__children_mutex);
+    pthread_mutex_unlock(&conc__job_queues_mutex);
 }
 
-CONC__PRIVATE void conc__forget_crews(void)
+CONC__PRIVATE void conc__pools_in_forked_child(void)
 {
-    if (conc__keepers == 1) {
+    if (conc__fork_handler_depth == 1) {
         conc__forks++;
-        conc__stops_forget();
-        conc__offloads_forget();
+        conc__cancel_hooks_reset();
+        conc__shared_pools_reset();
     }
-    conc__let_crews();
+    conc__pools_after_fork();
 }
 
-/* A job has ended its thread. */
-CONC__COLD void conc__frame_lost(void *value)
+/* A job has called pthread_exit. */
+CONC__COLD void conc__job_exited_thread(void *value)
 {
-    const conc__frame *f = value;
-    if (!f->thread)
+    const conc__job_context *ctx = value;
+    if (!ctx->thread)
         _exit(1); /* a worker process */
     fprintf(stderr,
             "conc: a job of the pool \"%s\" called pthread_exit, and nobody can tell who waits for "
             "it\n",
-            f->thread->crew->name);
+            ctx->thread->queue->name);
     abort();
 }
 
-CONC__PRIVATE void conc__crews_begin(void)
+CONC__PRIVATE void conc__job_queues_init(void)
 {
-    conc__frames_there = pthread_key_create(&conc__frames, conc__frame_lost) == 0;
+    conc__job_context_key_made =
+        pthread_key_create(&conc__job_context_key, conc__job_exited_thread) == 0;
     conc__pins_begin();
-    pthread_atfork(conc__keep_crews, conc__let_crews, conc__forget_crews);
+    pthread_atfork(conc__pools_before_fork, conc__pools_after_fork, conc__pools_in_forked_child);
 }
 
-CONC__PRIVATE void conc__crews_need(void)
+CONC__PRIVATE void conc__job_queues_need(void)
 {
     static atomic_int once;
-    conc__once(&once, conc__crews_begin);
+    conc__once(&once, conc__job_queues_init);
 }
 
 /* The job that runs on this thread; NULL: none. */
-CONC__PRIVATE conc__frame *conc__frame_here(void)
+CONC__PRIVATE conc__job_context *conc__job_context_here(void)
 {
-    conc__crews_need();
-    return conc__frames_there ? pthread_getspecific(conc__frames) : NULL;
+    conc__job_queues_need();
+    if (!conc__job_context_key_made)
+        return NULL;
+    return pthread_getspecific(conc__job_context_key);
 }
 
-CONC__PRIVATE conc__crew *conc__crew_new(int most, int limit)
+CONC__PRIVATE conc__job_queue *conc__job_queue_new(int most, int limit)
 {
-    conc__crew *c = conc__alloc(sizeof *c);
-    if (!c)
+    conc__job_queue *q = conc__alloc(sizeof *q);
+    if (!q)
         return NULL;
-    memset(c, 0, sizeof *c);
-    c->most = most ? most : conc__processors();
-    c->limit = (size_t)limit;
-    c->references = 1;
-    c->forks = conc__forks;
-    c->on_valgrind = conc__on_valgrind();
-    pthread_mutex_init(&c->mutex, NULL);
-    pthread_cond_init(&c->ended, NULL);
-    conc__semaphore_open(&c->work);
-    pthread_mutex_lock(&conc__crews);
-    c->next = conc__all_crews;
-    if (c->next)
-        c->next->prev = c;
-    conc__all_crews = c;
-    pthread_mutex_unlock(&conc__crews);
-    return c;
+    memset(q, 0, sizeof *q);
+    q->max_workers = most ? most : conc__processors();
+    q->limit = (size_t)limit;
+    q->references = 1;
+    q->forks = conc__forks;
+    q->on_valgrind = conc__on_valgrind();
+    pthread_mutex_init(&q->mutex, NULL);
+    pthread_cond_init(&q->ended, NULL);
+    conc__semaphore_open(&q->work);
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    q->next = conc__job_queues;
+    if (q->next)
+        q->next->prev = q;
+    conc__job_queues = q;
+    pthread_mutex_unlock(&conc__job_queues_mutex);
+    return q;
 }
 
 /* For conc_get_stats. */
 CONC__PRIVATE size_t conc__jobs_queued(void)
 {
     size_t n = 0;
-    pthread_mutex_lock(&conc__crews);
-    for (const conc__crew *c = conc__all_crews; c; c = c->next)
-        n += c->forks == conc__forks ? __atomic_load_n(&c->queued, __ATOMIC_RELAXED) : 0;
-    pthread_mutex_unlock(&conc__crews);
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    for (const conc__job_queue *q = conc__job_queues; q; q = q->next)
+        if (q->forks == conc__forks)
+            n += __atomic_load_n(&q->queued, __ATOMIC_RELAXED);
+    pthread_mutex_unlock(&conc__job_queues_mutex);
     return n;
 }
 
-/* Under conc__crews. */
-CONC__PRIVATE void conc__crew_free(conc__crew *c)
+/* Under conc__job_queues_mutex. */
+CONC__PRIVATE void conc__job_queue_free(conc__job_queue *q)
 {
-    if (c->next)
-        c->next->prev = c->prev;
-    if (c->prev)
-        c->prev->next = c->next;
+    if (q->next)
+        q->next->prev = q->prev;
+    if (q->prev)
+        q->prev->next = q->next;
     else
-        conc__all_crews = c->next;
-    conc__supervisor_free(c->supervisor);
-    /* else other threads may have had them, when the process forked */
-    if (c->forks == conc__forks) {
-        conc__semaphore_close(&c->work);
-        pthread_cond_destroy(&c->ended);
-        pthread_mutex_destroy(&c->mutex);
+        conc__job_queues = q->next;
+    conc__supervisor_free(q->supervisor);
+    /* else a thread of the parent may have held them during the fork */
+    if (q->forks == conc__forks) {
+        conc__semaphore_close(&q->work);
+        pthread_cond_destroy(&q->ended);
+        pthread_mutex_destroy(&q->mutex);
     }
-    for (int i = 0; i < c->slots; i++)
-        conc_free(c->threads[i]);
-    conc_free(c->threads);
-    conc_free(c->queue);
-    conc_free(c->clocks);
-    conc_free(c);
+    for (int i = 0; i < q->thread_slots; i++)
+        conc_free(q->threads[i]);
+    conc_free(q->threads);
+    conc_free(q->ring);
+    conc_free(q->clocks);
+    conc_free(q);
 }
 
-/* Closes the gaps that jobs have left which were taken back. */
-CONC__PRIVATE void conc__backlog_compact(conc__crew *c)
+/* Closes the gaps left by jobs that were taken back. */
+CONC__PRIVATE void conc__job_ring_compact(conc__job_queue *q)
 {
-    size_t to = c->head;
-    for (size_t from = c->head; from != c->tail; from++) {
-        conc_job *j = c->queue[from & (c->room - 1)];
+    size_t to = q->head;
+    for (size_t from = q->head; from != q->tail; from++) {
+        conc_job *j = q->ring[from & (q->ring_size - 1)];
         if (!j)
             continue;
-        j->place = (unsigned)to & ~CONC__IN_BATCH;
-        c->queue[to++ & (c->room - 1)] = j;
+        j->slot = (unsigned)to & ~CONC__IN_BATCH;
+        q->ring[to++ & (q->ring_size - 1)] = j;
     }
-    c->tail = to;
+    q->tail = to;
 }
 
-CONC__PRIVATE bool conc__clocks_have_room(conc__crew *c)
+CONC__PRIVATE bool conc__queue_clocks_reserve(conc__job_queue *q)
 {
-    int slots = c->clock_slots ? c->clock_slots * 2 : 2;
-    if (c->clocks_used < c->clock_slots)
+    int slots = q->clock_slots ? q->clock_slots * 2 : 2;
+    if (q->clocks_used < q->clock_slots)
         return true;
-    conc__queue_clock *more = CONC_REALLOC(c->clocks, (size_t)slots * sizeof *more);
+    conc__queue_clock *more = CONC_REALLOC(q->clocks, (size_t)slots * sizeof *more);
     if (!more)
         return false;
-    memset(more + c->clock_slots, 0, (size_t)(slots - c->clock_slots) * sizeof *more);
-    c->clocks = more;
-    c->clock_slots = slots;
+    memset(more + q->clock_slots, 0, (size_t)(slots - q->clock_slots) * sizeof *more);
+    q->clocks = more;
+    q->clock_slots = slots;
     return true;
 }
 
-/* For a job, perhaps with a virtual clock. */
-CONC__PRIVATE bool conc__backlog_has_room(conc__crew *c, bool on_clock)
+/* Makes room for one more job, perhaps with a clock. False: out of memory. */
+CONC__PRIVATE bool conc__job_ring_reserve(conc__job_queue *q, bool on_clock)
 {
-    if (on_clock && !conc__clocks_have_room(c))
+    if (on_clock && !conc__queue_clocks_reserve(q))
         return false;
-    if (c->tail - c->head < c->room)
+    if (q->tail - q->head < q->ring_size)
         return true;
-    if (c->queued < c->room / 2) { /* not for one gap: the next would come soon */
-        conc__backlog_compact(c);
+    if (q->queued < q->ring_size / 2) { /* with fewer gaps it would soon be full again */
+        conc__job_ring_compact(q);
         return true;
     }
-    size_t room = c->room ? c->room * 2 : 64;
-    conc_job **bigger =
-        room > SIZE_MAX / sizeof *bigger ? NULL : conc__alloc(room * sizeof *bigger);
-    if (!bigger && c->queued < c->room) {
-        conc__backlog_compact(c);
-        return true;
+    size_t size = q->ring_size ? q->ring_size * 2 : 64;
+    conc_job **bigger = NULL;
+    if (size <= SIZE_MAX / sizeof *bigger)
+        bigger = conc__alloc(size * sizeof *bigger);
+    if (!bigger) {
+        bool has_gaps = q->queued < q->ring_size;
+        if (has_gaps)
+            conc__job_ring_compact(q);
+        return has_gaps;
     }
-    if (!bigger)
-        return false;
-    for (size_t i = c->head; i != c->tail; i++)
-        bigger[i & (room - 1)] = c->queue[i & (c->room - 1)];
-    conc_free(c->queue);
-    c->queue = bigger;
-    c->room = room;
+    for (size_t i = q->head; i != q->tail; i++)
+        bigger[i & (size - 1)] = q->ring[i & (q->ring_size - 1)];
+    conc_free(q->ring);
+    q->ring = bigger;
+    q->ring_size = size;
     return true;
 }
 
-/* The virtual clock has one less to stand still for. */
-CONC__PRIVATE void conc__clock_off_work(conc_loop *clock)
+/* One holder of the clock less: the last one lets it advance. */
+CONC__PRIVATE void conc__clock_release(conc_loop *clock)
 {
     if (atomic_fetch_sub_explicit(&clock->at_work, 1, memory_order_release) != 1)
         return;
@@ -1406,35 +1483,37 @@ CONC__PRIVATE void conc__clock_off_work(conc_loop *clock)
     pthread_mutex_unlock(&clock->mutex);
 }
 
-CONC__COLD void conc__job_clock(conc_job *j, bool at_work)
+CONC__COLD void conc__job_hold_clock_now(conc_job *j, bool holds)
 {
+    const uintptr_t bit = CONC__JOB_HOLDS_CLOCK;
+    if (!holds) {
+        uintptr_t before = __atomic_fetch_and(&j->state, ~bit, __ATOMIC_RELAXED);
+        if (before & bit)
+            conc__clock_release(j->clock);
+        return;
+    }
     uintptr_t state = __atomic_load_n(&j->state, __ATOMIC_RELAXED);
-    if (!at_work &&
-        (__atomic_fetch_and(&j->state, ~(uintptr_t)CONC__JOB_AT_WORK, __ATOMIC_RELAXED) &
-         CONC__JOB_AT_WORK))
-        conc__clock_off_work(j->clock);
-    while (at_work && !(state & (CONC__JOB_AT_WORK | CONC__JOB_LEFT)))
-        if (__atomic_compare_exchange_n(&j->state, &state, state | CONC__JOB_AT_WORK, false,
-                                        __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    while (!(state & (bit | CONC__JOB_ABANDONED)))
+        if (__atomic_compare_exchange_n(&j->state, &state, state | bit, false, __ATOMIC_RELAXED,
+                                        __ATOMIC_RELAXED)) {
             atomic_fetch_add_explicit(&j->clock->at_work, 1, memory_order_relaxed);
             return;
         }
 }
 
-/* The job's virtual clock, if it has one, stands still for it from here on, or no longer. Never
- * for one that was left. */
-static inline void conc__job_at_work(conc_job *j, bool at_work)
+/* The job holds its clock from here on, or no longer. An abandoned job never holds one. */
+static inline void conc__job_hold_clock(conc_job *j, bool holds)
 {
     if (CONC__UNLIKELY(j->clock != NULL))
-        conc__job_clock(j, at_work);
+        conc__job_hold_clock_now(j, holds);
 }
 
-/* The slot of the clock, or a free one. */
-CONC__PRIVATE conc__queue_clock *conc__queue_clock_of(conc__crew *c, const conc_loop *clock)
+/* The clock's slot, or else a free one. */
+CONC__PRIVATE conc__queue_clock *conc__queue_clock_find(conc__job_queue *q, const conc_loop *clock)
 {
     conc__queue_clock *unused = NULL;
-    for (int i = 0; i < c->clock_slots; i++) {
-        conc__queue_clock *k = &c->clocks[i];
+    for (int i = 0; i < q->clock_slots; i++) {
+        conc__queue_clock *k = &q->clocks[i];
         if (k->jobs && k->clock == clock)
             return k;
         if (!k->jobs)
@@ -1443,172 +1522,176 @@ CONC__PRIVATE conc__queue_clock *conc__queue_clock_of(conc__crew *c, const conc_
     return unused;
 }
 
-/* The job comes into the queue, which holds its clock instead of it. */
-CONC__COLD void conc__queue_clock_holds(conc__crew *c, conc_job *j)
+/* The job enters the ring, which holds the clock in its place. */
+CONC__COLD void conc__queue_clock_add(conc__job_queue *q, conc_job *j)
 {
-    conc__queue_clock *k = conc__queue_clock_of(c, j->clock);
+    conc__queue_clock *k = conc__queue_clock_find(q, j->clock);
     k->clock = j->clock;
     if (k->jobs++ == 0) {
-        c->clocks_used++;
-        if (!c->stalled)
+        q->clocks_used++;
+        if (!q->stalled)
             atomic_fetch_add_explicit(&k->clock->at_work, 1, memory_order_relaxed);
     }
-    conc__job_at_work(j, false);
+    conc__job_hold_clock(j, false);
 }
 
-/* It leaves the queue, and holds its clock itself. */
-CONC__COLD void conc__queue_clock_lets(conc__crew *c, conc_job *j)
+/* The job leaves the ring, and holds its clock itself. */
+CONC__COLD void conc__queue_clock_remove(conc__job_queue *q, conc_job *j)
 {
-    conc__queue_clock *k = conc__queue_clock_of(c, j->clock);
-    conc__job_at_work(j, true);
+    conc__queue_clock *k = conc__queue_clock_find(q, j->clock);
+    conc__job_hold_clock(j, true);
     if (--k->jobs)
         return;
-    c->clocks_used--;
-    if (!c->stalled)
-        conc__clock_off_work(k->clock);
+    q->clocks_used--;
+    if (!q->stalled)
+        conc__clock_release(k->clock);
 }
 
-CONC__PRIVATE void conc__backlog_put(conc__crew *c, conc_job *j, size_t at)
+CONC__PRIVATE void conc__job_ring_put(conc__job_queue *q, conc_job *j, size_t at)
 {
-    j->place = (unsigned)at & ~CONC__IN_BATCH;
-    c->queue[at & (c->room - 1)] = j;
-    __atomic_store_n(&c->queued, c->queued + 1, __ATOMIC_RELAXED);
+    j->slot = (unsigned)at & ~CONC__IN_BATCH;
+    q->ring[at & (q->ring_size - 1)] = j;
+    __atomic_store_n(&q->queued, q->queued + 1, __ATOMIC_RELAXED);
     if (CONC__UNLIKELY(j->clock != NULL))
-        conc__queue_clock_holds(c, j);
+        conc__queue_clock_add(q, j);
 }
 
-/* It was in the queue. */
-static inline void conc__backlog_taken(conc__crew *c, conc_job *j)
+/* The job has left the ring. */
+static inline void conc__job_ring_removed(conc__job_queue *q, conc_job *j)
 {
-    __atomic_store_n(&c->queued, c->queued - 1, __ATOMIC_RELAXED);
+    __atomic_store_n(&q->queued, q->queued - 1, __ATOMIC_RELAXED);
     if (CONC__UNLIKELY(j->clock != NULL))
-        conc__queue_clock_lets(c, j);
+        conc__queue_clock_remove(q, j);
 }
 
-CONC__PRIVATE void conc__backlog_push(conc__crew *c, conc_job *j)
+CONC__PRIVATE void conc__job_ring_push(conc__job_queue *q, conc_job *j)
 {
-    conc__backlog_put(c, j, c->tail++);
+    conc__job_ring_put(q, j, q->tail++);
 }
 
-/* It was in the queue, and could not be done. */
-CONC__PRIVATE void conc__backlog_push_back(conc__crew *c, conc_job *j)
+/* Puts a job back that was in the ring and could not be run. */
+CONC__PRIVATE void conc__job_ring_push_front(conc__job_queue *q, conc_job *j)
 {
-    conc__backlog_put(c, j, --c->head);
+    conc__job_ring_put(q, j, --q->head);
 }
 
-/* The job is in the queue for the first time: from here on others can wait for it. */
-CONC__PRIVATE void conc__backlog_accept(conc__crew *c, conc_job *j)
+/* The job enters the ring for the first time: from here on others can wait for it. */
+CONC__PRIVATE void conc__job_queue_accept(conc__job_queue *q, conc_job *j)
 {
     __atomic_store_n(&j->state, j->state | CONC__JOB_LIVE, __ATOMIC_RELEASE);
-    conc__backlog_push(c, j);
+    conc__job_ring_push(q, j);
 }
 
-/* A place has become free: it is given to the first submit that waits. */
-CONC__PRIVATE void conc__backlog_fill(conc__crew *c)
+/* There is room under the limit: queues the jobs of waiting submits. */
+CONC__PRIVATE void conc__job_queue_admit(conc__job_queue *q)
 {
-    while (c->places && c->queued < c->limit) {
-        conc__waiter *w = c->places;
+    while (q->submitters && q->queued < q->limit) {
+        conc__waiter *w = q->submitters;
         conc_job *j = w->item;
-        if (!conc__backlog_has_room(c, j->clock))
+        if (!conc__job_ring_reserve(q, j->clock))
             break;
-        conc__backlog_accept(c, j);
+        conc__job_queue_accept(q, j);
         conc__waiter_wake(w, 0);
     }
 }
 
-CONC__PRIVATE conc_job *conc__backlog_first(conc__crew *c)
+CONC__PRIVATE conc_job *conc__job_ring_first(conc__job_queue *q)
 {
-    while (c->head != c->tail && !c->queue[c->head & (c->room - 1)])
-        c->head++;
-    return c->head == c->tail ? NULL : c->queue[c->head & (c->room - 1)];
+    while (q->head != q->tail && !q->ring[q->head & (q->ring_size - 1)])
+        q->head++;
+    if (q->head == q->tail)
+        return NULL;
+    return q->ring[q->head & (q->ring_size - 1)];
 }
 
-CONC__PRIVATE conc_job *conc__backlog_pop(conc__crew *c)
+CONC__PRIVATE conc_job *conc__job_ring_pop(conc__job_queue *q)
 {
-    conc_job *j = conc__backlog_first(c);
+    conc_job *j = conc__job_ring_first(q);
     if (j) {
-        c->head++;
-        conc__backlog_taken(c, j);
+        q->head++;
+        conc__job_ring_removed(q, j);
     }
     return j;
 }
 
-/* Under the mutex: has it nothing to do? Threads that are about to come will not find anything. */
-CONC__PRIVATE bool conc__crew_is_idle(const conc__crew *c)
+/* Under the mutex: is nothing queued or running? A thread that is starting will find nothing. */
+CONC__PRIVATE bool conc__job_queue_is_idle(const conc__job_queue *q)
 {
-    return !c->queued && c->idle + c->coming == c->started;
+    return !q->queued && q->idle + q->starting == q->started;
 }
 
-/* The crew is closing, and has nothing to do any more. */
-CONC__PRIVATE void conc__crew_settled(conc__crew *c)
+/* Wakes the closer if nothing is queued or running. */
+CONC__PRIVATE void conc__job_queue_notify_closer(conc__job_queue *q)
 {
-    if (c->closer && conc__crew_is_idle(c))
-        conc__waiter_wake(c->closer, 0);
+    if (q->closer && conc__job_queue_is_idle(q))
+        conc__waiter_wake(q->closer, 0);
 }
 
-/* Under the mutex: takes the job back if nobody has begun it. */
-CONC__PRIVATE bool conc__crew_take_back(conc__crew *c, conc_job *j)
+/* Under the mutex: takes the job back if no thread has begun it. */
+CONC__PRIVATE bool conc__job_take_back(conc__job_queue *q, conc_job *j)
 {
-    if (j->place == CONC__NO_PLACE)
+    if (j->slot == CONC__NO_SLOT)
         return false;
-    if (j->place & CONC__IN_BATCH) {
-        unsigned at = j->place & ~CONC__IN_BATCH;
-        conc__thread *t = c->threads[at / CONC__BATCH];
+    if (j->slot & CONC__IN_BATCH) {
+        unsigned at = j->slot & ~CONC__IN_BATCH;
+        conc__worker_thread *t = q->threads[at / CONC__BATCH];
         conc_job *expected = j;
         if (!atomic_compare_exchange_strong(&t->batch[at % CONC__BATCH], &expected, NULL))
             return false;
-        j->place = CONC__NO_PLACE; /* it may outlast that thread */
+        j->slot = CONC__NO_SLOT; /* the job may outlive that thread */
         return true;
     }
-    size_t from_head = (j->place - (unsigned)c->head) & ~CONC__IN_BATCH;
-    conc_job **at = &c->queue[j->place & (c->room - 1)];
-    if (from_head >= c->tail - c->head || *at != j)
+    size_t from_head = (j->slot - (unsigned)q->head) & ~CONC__IN_BATCH;
+    conc_job **at = &q->ring[j->slot & (q->ring_size - 1)];
+    if (from_head >= q->tail - q->head || *at != j)
         return false;
     *at = NULL;
-    conc__backlog_taken(c, j);
-    conc__backlog_fill(c);
+    conc__job_ring_removed(q, j);
+    conc__job_queue_admit(q);
     return true;
 }
 
 /* ---- >>jobs --------------------------------------------------------------------------------- */
 
-CONC__PRIVATE int conc__thread_start(conc__crew *c);
-CONC__PRIVATE void conc__crew_stall(conc__crew *c);
+CONC__PRIVATE int conc__worker_thread_start(conc__job_queue *q);
+CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q);
 CONC__PRIVATE void conc__abandoned_release(conc_job *j);
 CONC__PRIVATE void conc__original_mask(sigset_t *mask);
 
-/* Is this one of the process's threads? In a forked child the job that has forked goes on, but its
- * pool and its clock are the parent's. */
-CONC__PRIVATE bool conc__frame_is_ours(const conc__frame *f)
+/* Does the job belong to a pool of this process? In a forked child the job that forked runs on, but
+ * its pool and its clock are the parent's. */
+CONC__PRIVATE bool conc__job_context_is_own(const conc__job_context *ctx)
 {
-    return f->thread && f->thread->crew->forks == conc__forks;
+    return ctx->thread && ctx->thread->queue->forks == conc__forks;
 }
 
-/* The virtual clock of the job that runs there; NULL: none. */
-CONC__PRIVATE conc_loop *conc__frame_clock(const conc__frame *f)
+/* The clock of the job that runs there; NULL: none. */
+CONC__PRIVATE conc_loop *conc__job_context_clock(const conc__job_context *ctx)
 {
-    return conc__frame_is_ours(f) ? f->job->clock : NULL;
+    return conc__job_context_is_own(ctx) ? ctx->job->clock : NULL;
 }
 
-/* The virtual clock that stands still for what the caller sends; NULL: none. */
+/* The clock that the caller's jobs hold; NULL: none. */
 CONC__PRIVATE conc_loop *conc__clock_here(void)
 {
-    const conc_loop *l = conc__here;
-    const conc__frame *f = l ? NULL : conc__frame_here();
+    conc_loop *l = conc__here;
     if (l)
-        return l->virtual_clock ? conc__here : NULL;
-    conc_loop *clock = f ? conc__frame_clock(f) : NULL;
-    return clock && !(conc__job_state(f->job) & CONC__JOB_LEFT) ? clock : NULL;
+        return l->virtual_clock ? l : NULL;
+    const conc__job_context *ctx = conc__job_context_here();
+    conc_loop *clock = ctx ? conc__job_context_clock(ctx) : NULL;
+    if (!clock || (conc__job_state(ctx->job) & CONC__JOB_ABANDONED))
+        return NULL;
+    return clock;
 }
 
-CONC__PRIVATE void conc__job_begin(conc_job *j, conc_fn *fn, void *arg, conc__parcel *parcel,
-                                   uintptr_t flags)
+CONC__PRIVATE void conc__job_init(conc_job *j, conc_fn *fn, void *arg, conc__payload *payload,
+                                  uintptr_t flags)
 {
     conc__locals **locals = conc__locals_here();
     j->fn = fn;
     j->arg = arg;
     j->waiters = NULL;
-    j->parcel = parcel;
+    j->payload = payload;
     j->locals = locals ? *locals : NULL;
     if (j->locals)
         __atomic_fetch_add(&j->locals->references, 1, __ATOMIC_RELAXED);
@@ -1618,8 +1701,8 @@ CONC__PRIVATE void conc__job_begin(conc_job *j, conc_fn *fn, void *arg, conc__pa
     __atomic_store_n(&j->state, conc__job_seal(j) | flags, __ATOMIC_RELAXED);
 }
 
-/* It was not accepted. */
-CONC__PRIVATE void conc__job_refuse(conc_job *j)
+/* The job was not accepted. */
+CONC__PRIVATE void conc__job_undo_init(conc_job *j)
 {
     conc__locals_release(j->locals);
     if (j->clock)
@@ -1627,353 +1710,386 @@ CONC__PRIVATE void conc__job_refuse(conc_job *j)
     __atomic_store_n(&j->state, 0, __ATOMIC_RELAXED);
 }
 
-/* Of a job that has ended. */
-CONC__PRIVATE void conc__answer_read(conc__answer *a, const conc_job *j, uintptr_t state)
+/* The job has ended. */
+CONC__PRIVATE void conc__job_outcome_read(conc__job_outcome *a, const conc_job *j, uintptr_t state)
 {
     a->result = j->result;
-    a->has_words = state & CONC__JOB_WORDS;
-    if (a->has_words)
+    a->has_text = state & CONC__JOB_HAS_TEXT;
+    if (a->has_text)
         memcpy(a->text, j->text, sizeof a->text);
 }
 
-/* Under the mutex: the job has ended. The waiters are still to be called; the job's memory is its
- * owner's again. */
-CONC__PRIVATE conc__waiter *conc__job_settle(conc_job *j, uintptr_t state)
+/* Under the mutex: the job becomes DONE, and its memory is the owner's again. Returns the waiters,
+ * which have their outcomes and are still to be notified. */
+CONC__PRIVATE conc__waiter *conc__job_publish(conc_job *j, uintptr_t state)
 {
     conc__waiter *first = j->waiters, *w = first;
     if (first)
         do {
-            conc__answer_read(w->answer, j, state);
-            conc__waiter_answer(w, 0);
+            conc__job_outcome_read(w->outcome, j, state);
+            conc__waiter_set_result(w, 0);
             w = w->next;
         } while (w != first);
     __atomic_store_n(&j->state, state, __ATOMIC_RELEASE);
     return first;
 }
 
-CONC__PRIVATE void conc__call_all(conc__waiter *first)
+CONC__PRIVATE void conc__waiters_notify(conc__waiter *first)
 {
-    for (conc__waiter *w = first, *next; w; w = next == first ? NULL : next) {
-        next = w->next;
-        conc__waiter_call(w);
-    }
+    if (!first)
+        return;
+    conc__waiter *w = first;
+    do {
+        conc__waiter *next = w->next; /* the waiter is gone once it is notified */
+        conc__waiter_notify(w);
+        w = next;
+    } while (w != first);
 }
 
-/* A job with this virtual clock has ended, which stood still for it, perhaps. */
-CONC__PRIVATE void conc__clock_let(conc_loop *clock, bool at_work)
+/* A job with this clock has ended, which perhaps holds it. */
+CONC__PRIVATE void conc__clock_drop(conc_loop *clock, bool at_work)
 {
     if (at_work)
-        conc__clock_off_work(clock);
+        conc__clock_release(clock);
     conc_loop_release(clock);
 }
 
-/* Under the mutex: the thread has looked for a job after one that had a virtual clock, perhaps. */
-CONC__PRIVATE void conc__thread_lets_clock(conc__thread *t)
+/* Under the mutex: the thread has looked for the next job. Drops the clock of the last one. */
+CONC__PRIVATE void conc__worker_thread_drop_clock(conc__worker_thread *t)
 {
     conc_loop *clock = t->clock;
     t->clock = NULL;
     if (CONC__UNLIKELY(clock != NULL))
-        conc__clock_let(clock, t->holds_clock);
+        conc__clock_drop(clock, t->holds_clock);
 }
 
-/* The job, which ran there (NULL: it was taken back), has ended, and everybody was told. */
-CONC__COLD void conc__job_lets_clock(const conc__frame *frame, conc_loop *clock, bool at_work)
+/* The job has ended, and its waiters were notified. ctx: where it ran; NULL: it was taken back. */
+CONC__COLD void conc__job_drop_clock(const conc__job_context *ctx, conc_loop *clock, bool at_work)
 {
-    conc__thread *t = frame ? frame->thread : NULL;
-    if (!t || !t->finishing) {
-        conc__clock_let(clock, at_work);
+    if (!ctx || !ctx->thread || !ctx->thread->finishing) {
+        conc__clock_drop(clock, at_work);
         return;
     }
-    t->clock = clock;
-    t->holds_clock = at_work;
+    ctx->thread->clock = clock;
+    ctx->thread->holds_clock = at_work;
 }
 
-/* frame: it ran there; NULL: it was taken back. */
-CONC__PRIVATE void conc__crew_end_job(conc__crew *c, conc_job *j, int result,
-                                      const conc__frame *frame, bool locked)
+/* Ends a job that ran in ctx; NULL: it was taken back. locked: the caller has the mutex. */
+CONC__PRIVATE void conc__job_end(conc__job_queue *q, conc_job *j, int result,
+                                 const conc__job_context *ctx, bool locked)
 {
     conc_loop *clock = j->clock;
     uintptr_t state = conc__job_state(j), done = conc__job_broken_seal(j) | CONC__JOB_DONE;
-    conc__locals_release(frame ? frame->locals : j->locals);
+    conc__locals_release(ctx ? ctx->locals : j->locals);
     j->result = result;
-    if (frame && frame->text_rc == result && result < 0) {
-        memcpy(j->text, frame->text, sizeof j->text);
-        done |= CONC__JOB_WORDS;
+    if (ctx && ctx->text_rc == result && result < 0) {
+        memcpy(j->text, ctx->text, sizeof j->text);
+        done |= CONC__JOB_HAS_TEXT;
     }
-    if ((state & CONC__JOB_WAITED) ||
-        !__atomic_compare_exchange_n(&j->state, &state, done, false, __ATOMIC_RELEASE,
-                                     __ATOMIC_RELAXED)) {
+    bool has_waiters = state & CONC__JOB_WAITED;
+    if (has_waiters || !__atomic_compare_exchange_n(&j->state, &state, done, false,
+                                                    __ATOMIC_RELEASE, __ATOMIC_RELAXED)) {
         if (!locked)
-            conc__lock_briefly(&c->mutex);
+            conc__lock_briefly(&q->mutex);
         state = conc__job_state(j);
-        if (state & CONC__JOB_LEFT) {
-            c->lost--;
-            conc__crew_stall(c);
+        if (state & CONC__JOB_ABANDONED) {
+            q->abandoned--;
+            conc__job_queue_update_stalled(q);
         }
-        conc__waiter *waiters = conc__job_settle(j, done);
+        conc__waiter *waiters = conc__job_publish(j, done);
         if (!locked)
-            pthread_mutex_unlock(&c->mutex);
-        conc__call_all(waiters);
+            pthread_mutex_unlock(&q->mutex);
+        conc__waiters_notify(waiters);
     }
     if (CONC__UNLIKELY(clock != NULL))
-        conc__job_lets_clock(frame, clock, state & CONC__JOB_AT_WORK);
+        conc__job_drop_clock(ctx, clock, state & CONC__JOB_HOLDS_CLOCK);
     if (state & CONC__JOB_OWNED)
         conc__abandoned_release(j);
 }
 
-CONC__PRIVATE void conc__job_starts(conc__frame *frame, conc_job *j)
+CONC__PRIVATE void conc__job_context_enter(conc__job_context *ctx, conc_job *j)
 {
-    frame->job = j;
-    frame->locals = j->locals;
-    frame->layer = NULL;
-    frame->text_rc = 0;
+    ctx->job = j;
+    ctx->locals = j->locals;
+    ctx->layer = NULL;
+    ctx->text_rc = 0;
 }
 
-/* last: the thread has no other to do, and will look into the queue. */
-CONC__PRIVATE void conc__job_run(conc__crew *c, conc__frame *frame, conc_job *j, bool last)
+/* last: it is the last job of the thread's batch, and the thread looks into the queue next. */
+CONC__PRIVATE void conc__job_run(conc__job_queue *q, conc__job_context *ctx, conc_job *j, bool last)
 {
-    conc__job_starts(frame, j);
+    conc__job_context_enter(ctx, j);
     int rc = j->fn(j->arg);
-    if (last) { /* before the end is told: who hears of it may send the next */
-        frame->thread->finishing = 1;
-        __atomic_fetch_add(&c->finishing, 1, __ATOMIC_RELAXED);
+    if (last) { /* before the job ends: its waiter may submit the next one at once */
+        ctx->thread->finishing = 1;
+        __atomic_fetch_add(&q->finishing, 1, __ATOMIC_RELAXED);
     }
-    conc__crew_end_job(c, j, rc, frame, false);
+    conc__job_end(q, j, rc, ctx, false);
 }
 
-/* A thread that waits, or is in conc_block, does nothing: its jobs do not hold their clocks
- * meanwhile. */
-CONC__PRIVATE void conc__frames_at_work(conc__frame *f, bool at_work)
+/* The jobs of a thread that waits, or is in conc_block, do not hold their clocks meanwhile. */
+CONC__PRIVATE void conc__job_contexts_hold_clocks(conc__job_context *ctx, bool at_work)
 {
-    for (; f && conc__frame_is_ours(f); f = f->outer)
-        conc__job_at_work(f->job, at_work);
+    for (; ctx && conc__job_context_is_own(ctx); ctx = ctx->outer)
+        conc__job_hold_clock(ctx->job, at_work);
 }
 
-/* Does a virtual clock stand still for what runs there? */
-CONC__PRIVATE bool conc__frame_has_clock(const conc__frame *f)
+/* Does one of the jobs that run there hold a clock? */
+CONC__PRIVATE bool conc__job_context_has_clock(const conc__job_context *ctx)
 {
-    for (; f; f = f->outer)
-        if (conc__frame_clock(f))
+    for (; ctx; ctx = ctx->outer)
+        if (conc__job_context_clock(ctx))
             return true;
     return false;
 }
 
-/* A job that runs inside another one, which waits for it. */
-typedef struct conc__inside {
-    conc__stop stop;
+/* A job that runs inside another one that waits for it. */
+typedef struct conc__nested_job {
+    conc__cancel_hook hook;
     conc__waiter waiter;
-} conc__inside;
+} conc__nested_job;
 
-CONC__PRIVATE void conc__waiter_gives_up(conc__waiter *w);
+CONC__PRIVATE void conc__waiter_give_up(conc__waiter *w);
 
-CONC__PRIVATE void conc__inside_asked(conc__stop *s)
+CONC__PRIVATE void conc__nested_job_cancel(conc__cancel_hook *s)
 {
-    conc__waiter_gives_up(&((conc__inside *)(void *)s)->waiter);
+    conc__waiter_give_up(&((conc__nested_job *)(void *)s)->waiter);
 }
 
-/* The job, for which this waiter stands in line, inside another job of the same thread. */
-CONC__PRIVATE void conc__job_run_inside(conc__crew *c, conc__frame *outer, conc_job *j,
-                                        conc__inside *inside)
+/* Runs the job inside another job of the same thread. nested->waiter is in the job's list. */
+CONC__PRIVATE void conc__job_run_nested(conc__job_queue *q, conc__job_context *outer, conc_job *j,
+                                        conc__nested_job *inside)
 {
-    conc__frame frame = {.outer = outer, .thread = outer->thread};
-    pthread_setspecific(conc__frames, &frame);
-    conc__job_starts(&frame, j);
-    conc__stop_open(&inside->stop, outer, conc__inside_asked);
+    conc__job_context ctx = {.outer = outer, .thread = outer->thread};
+    pthread_setspecific(conc__job_context_key, &ctx);
+    conc__job_context_enter(&ctx, j);
+    conc__cancel_hook_add(&inside->hook, outer, conc__nested_job_cancel);
     int rc = j->fn(j->arg);
-    conc__stop_close(&inside->stop);
-    conc__crew_end_job(c, j, rc, &frame, false);
-    pthread_setspecific(conc__frames, outer);
+    conc__cancel_hook_remove(&inside->hook);
+    conc__job_end(q, j, rc, &ctx, false);
+    pthread_setspecific(conc__job_context_key, outer);
 }
 
-/* Is the caller on a thread of this crew, in a job or in a run inside one? */
-CONC__PRIVATE conc__frame *conc__frame_of(const conc__crew *c)
+/* The job context of the caller, if it is on a thread of this job queue: in a job, or in a run
+ * inside one. */
+CONC__PRIVATE conc__job_context *conc__job_context_in(const conc__job_queue *q)
 {
-    conc__frame *f = conc__frame_here();
-    return f && f->thread && f->thread->crew == c ? f : NULL;
+    conc__job_context *ctx = conc__job_context_here();
+    if (!ctx || !ctx->thread)
+        return NULL;
+    return ctx->thread->queue == q ? ctx : NULL;
 }
 
-/* Under the mutex: how many threads the crew may have. Those do not count that wait, in a run
- * inside a job, for what only this crew does. While there are such, those do not count either
- * that wait for a job of another thread: it may be one of these. An abandoned job keeps its
- * thread. */
-CONC__PRIVATE int conc__crew_most(const conc__crew *c)
+/* Under the mutex: how many threads there may be. A thread that waits in a run inside a job does
+ * not count: only this job queue may do what it waits for. While there are such threads, those that
+ * wait for other jobs do not count either, as these jobs may be theirs. A thread with an abandoned
+ * job counts. */
+CONC__PRIVATE int conc__job_queue_max_threads(const conc__job_queue *q)
 {
-    return c->most + c->nested + (c->nested ? c->waiting : 0);
+    int most = q->max_workers + q->nested;
+    if (q->nested)
+        most += q->waiting;
+    return most;
 }
 
-/* A task of this thread has sent something to somebody who was asleep, or was awake: then an
- * answer may come at once. */
+/* Notes for the loop's polling whether the thread that a task has just sent something to was
+ * asleep. If it was awake, an answer may come at once. */
 CONC__PRIVATE void conc__has_woken(bool woke)
 {
     if (conc__here)
         conc__here->woke = woke;
 }
 
-/* Under the mutex: somebody comes for what lies in the queue. */
-CONC__PRIVATE int conc__crew_rouse(conc__crew *c)
+/* Under the mutex: sees to it that a thread comes for the queued jobs. An error: none can. */
+CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
 {
-    if (c->supervisor) {
-        conc__supervisor_rouse(c);
+    if (q->supervisor) {
+        conc__supervisor_notify(q);
         return 0;
     }
     conc__has_woken(false);
-    if (!c->queued ||
-        c->wakes + c->coming + c->spinning + __atomic_load_n(&c->finishing, __ATOMIC_RELAXED) > 0)
-        return 0; /* who comes calls the next if there is more */
+    if (!q->queued)
+        return 0;
+    int finishing = __atomic_load_n(&q->finishing, __ATOMIC_RELAXED);
+    if (q->wakes_pending + q->starting + q->spinning + finishing > 0)
+        return 0; /* that thread wakes the next one if there is more */
     conc__has_woken(true);
-    if (c->sleeping > c->wakes) {
-        c->wakes++;
-        c->calls++;
+    if (q->sleeping > q->wakes_pending) {
+        q->wakes_pending++;
+        q->posts_due++;
         return 0;
     }
-    int rc = c->started < conc__crew_most(c) ? conc__thread_start(c) : 0;
-    c->refused = rc != 0;
-    conc__crew_stall(c);
-    /* else nobody is left who could come */
-    return c->started > c->lost + c->nested + c->waiting ? 0 : rc;
+    int rc = 0;
+    if (q->started < conc__job_queue_max_threads(q))
+        rc = conc__worker_thread_start(q);
+    q->start_refused = rc != 0;
+    conc__job_queue_update_stalled(q);
+    bool others_can_come = q->started > q->abandoned + q->nested + q->waiting;
+    if (others_can_come)
+        return 0;
+    return rc;
 }
 
-/* Under the mutex: while every thread of a crew waits, is in conc_block, or at an abandoned job,
- * what lies in the queue does not hold the clock. */
-CONC__PRIVATE void conc__crew_stall(conc__crew *c)
+/* Under the mutex: while every thread waits, is in conc_block, or has an abandoned job, queued jobs
+ * do not hold their clocks. */
+CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
 {
-    /* threads that could do what is in the queue, or are counted in c->blocking */
-    int able = c->most - c->lost - (c->nested ? 0 : c->waiting);
-    int there = c->started - c->lost - c->nested - c->waiting;
-    able = c->refused && there < able ? there : able;
-    bool stalled = c->blocking + c->lost > 0 && c->blocking >= able;
-    if (c->stalled == stalled)
+    /* threads that could run queued jobs, or count in q->blocking */
+    int able = q->max_workers - q->abandoned;
+    if (!q->nested)
+        able -= q->waiting;
+    int there = q->started - q->abandoned - q->nested - q->waiting;
+    if (q->start_refused && there < able)
+        able = there;
+    bool stalled = q->blocking + q->abandoned > 0 && q->blocking >= able;
+    if (q->stalled == stalled)
         return;
-    c->stalled = stalled;
-    for (int i = 0; i < c->clock_slots; i++) {
-        const conc__queue_clock *k = &c->clocks[i];
+    q->stalled = stalled;
+    for (int i = 0; i < q->clock_slots; i++) {
+        const conc__queue_clock *k = &q->clocks[i];
         if (k->jobs && stalled)
-            conc__clock_off_work(k->clock);
+            conc__clock_release(k->clock);
         else if (k->jobs)
             atomic_fetch_add_explicit(&k->clock->at_work, 1, memory_order_relaxed);
     }
 }
 
-/* Under the mutex: what the thread took and has not begun is for others, as it will be a while. */
-CONC__PRIVATE void conc__thread_unload(conc__crew *c, conc__thread *t)
+/* Under the mutex: the thread will be busy for a while. Puts back the jobs of its batch that it has
+ * not begun. */
+CONC__PRIVATE void conc__worker_thread_return_batch(conc__job_queue *q, conc__worker_thread *t)
 {
-    bool on_clock = c->clock_slots > 0; /* perhaps: the jobs may have ended */
-    for (int i = t->filled - 1; i >= 0 && conc__backlog_has_room(c, on_clock); i--) {
+    bool on_clock = q->clock_slots > 0; /* the jobs may have ended and left no clock to look at */
+    for (int i = t->batch_count - 1; i >= 0 && conc__job_ring_reserve(q, on_clock); i--) {
         conc_job *j = atomic_exchange_explicit(&t->batch[i], NULL, memory_order_acquire);
         if (j)
-            conc__backlog_push_back(c, j);
+            conc__job_ring_push_front(q, j);
     }
 }
 
-CONC__PRIVATE void conc__crew_unload(conc__crew *c)
+CONC__PRIVATE void conc__job_queue_return_batches(conc__job_queue *q)
 {
-    for (int i = 0; i < c->slots; i++)
-        if (c->threads[i])
-            conc__thread_unload(c, c->threads[i]);
+    for (int i = 0; i < q->thread_slots; i++)
+        if (q->threads[i])
+            conc__worker_thread_return_batch(q, q->threads[i]);
 }
 
-/* Under the mutex: there may be more threads than before, for what the others have not begun. */
-CONC__PRIVATE void conc__crew_share(conc__crew *c)
+/* Under the mutex: more threads may run than before. Gives them the jobs that the others have not
+ * begun. */
+CONC__PRIVATE void conc__job_queue_share_batches(conc__job_queue *q)
 {
-    if (c->started < conc__crew_most(c))
-        conc__crew_unload(c);
+    if (q->started < conc__job_queue_max_threads(q))
+        conc__job_queue_return_batches(q);
 }
 
-/* Under the mutex: a thread of the crew, if it is one, is going to wait; with one -1 it has
- * waited. An error: nobody is left who could do what it waits for. */
-CONC__PRIVATE int conc__crew_spare(conc__crew *c, const conc__frame *own, const conc_loop *l,
-                                   int one)
+/* Under the mutex: a thread of the job queue (own; NULL: the caller is none) is going to wait
+ * (change 1), or has waited (-1). An error: no thread is left that could do what it waits for. */
+CONC__PRIVATE int conc__job_queue_count_waiting(conc__job_queue *q, const conc__job_context *own,
+                                                const conc_loop *l, int change)
 {
     if (!own)
         return 0;
     bool was_nested = own->thread->nested > 0;
-    *(l ? &own->thread->nested : &c->waiting) += one;
-    c->nested += (own->thread->nested > 0) - was_nested;
-    conc__crew_stall(c);
-    if (one > 0) {
-        conc__thread_unload(c, own->thread);
-        conc__crew_share(c);
+    if (l)
+        own->thread->nested += change;
+    else
+        q->waiting += change;
+    q->nested += (own->thread->nested > 0) - was_nested;
+    conc__job_queue_update_stalled(q);
+    int rc = 0;
+    if (change > 0) {
+        conc__worker_thread_return_batch(q, own->thread);
+        conc__job_queue_share_batches(q);
+        if (q->queued)
+            rc = conc__job_queue_wake_worker(q);
     }
-    int rc = c->queued && one > 0 ? conc__crew_rouse(c) : 0;
-    for (; c->calls; c->calls--)
-        conc__semaphore_post(&c->work);
+    for (; q->posts_due; q->posts_due--)
+        conc__semaphore_post(&q->work);
     return rc;
 }
 
-CONC__PRIVATE void conc__crew_spare_back(conc__crew *c, const conc__frame *own, const conc_loop *l)
+CONC__PRIVATE void conc__job_queue_uncount_waiting(conc__job_queue *q, const conc__job_context *own,
+                                                   const conc_loop *l)
 {
     if (!own)
         return;
-    conc__lock_briefly(&c->mutex);
-    conc__crew_spare(c, own, l, -1);
-    pthread_mutex_unlock(&c->mutex);
+    conc__lock_briefly(&q->mutex);
+    conc__job_queue_count_waiting(q, own, l, -1);
+    pthread_mutex_unlock(&q->mutex);
 }
 
-/* Unlocks, and only then wakes those who shall come: else they would at once wait for the mutex.
- * The crew is there until this returns, as its caller knows. */
-CONC__PRIVATE void conc__crew_unlock(conc__crew *c)
+/* Unlocks, and only then wakes threads, which would otherwise wait for the mutex at once. The
+ * caller knows that the job queue outlives this. */
+CONC__PRIVATE void conc__job_queue_unlock(conc__job_queue *q)
 {
-    int calls = c->calls;
-    c->calls = 0;
-    pthread_mutex_unlock(&c->mutex);
+    int calls = q->posts_due;
+    q->posts_due = 0;
+    pthread_mutex_unlock(&q->mutex);
     for (; calls; calls--)
-        conc__semaphore_post(&c->work);
+        conc__semaphore_post(&q->work);
 }
 
-/* Under the mutex: 0, or an error that is told. */
-CONC__PRIVATE int conc__crew_queue(conc__crew *c, conc_job *j)
+/* Under the mutex: 0, or an error, which conc_last_error describes. */
+CONC__PRIVATE int conc__job_queue_add(conc__job_queue *q, conc_job *j)
 {
-    if (!conc__backlog_has_room(c, j->clock))
+    if (!conc__job_ring_reserve(q, j->clock))
         return conc__own_error(-ENOMEM);
-    int rc = c->supervisor ? conc__supervisor_begin(c->supervisor) : 0;
+    int rc = 0;
+    if (q->supervisor)
+        rc = conc__supervisor_start(q->supervisor);
     if (rc)
         return rc;
-    conc__backlog_accept(c, j);
-    rc = conc__crew_rouse(c);
-    if (rc && conc__crew_take_back(c, j)) {
-        conc__job_at_work(j, false);
+    conc__job_queue_accept(q, j);
+    rc = conc__job_queue_wake_worker(q);
+    if (rc && conc__job_take_back(q, j)) {
+        conc__job_hold_clock(j, false);
         return conc__own_error(rc);
     }
     return 0;
 }
 
-/* Under conc__crews: does the waiter still wait? Then the crew is locked. */
-CONC__PRIVATE bool conc__still_waits(const conc__waiter *w, conc__crew *c)
+/* Under conc__job_queues_mutex: does the waiter still wait? If so, locks its job queue. */
+CONC__PRIVATE bool conc__lock_if_waiting(const conc__waiter *w, conc__job_queue *q)
 {
-    if (__atomic_load_n(&w->over, __ATOMIC_ACQUIRE))
+    if (__atomic_load_n(&w->woken, __ATOMIC_ACQUIRE))
         return false;
-    conc__lock_briefly(&c->mutex);
-    if (!__atomic_load_n(&w->over, __ATOMIC_ACQUIRE))
+    conc__lock_briefly(&q->mutex);
+    if (!__atomic_load_n(&w->woken, __ATOMIC_ACQUIRE))
         return true;
-    pthread_mutex_unlock(&c->mutex);
+    pthread_mutex_unlock(&q->mutex);
     return false;
 }
 
-CONC__PRIVATE bool conc__place_cancel(conc__wait *wait)
+CONC__PRIVATE bool conc__submit_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
-    conc__crew *c = (conc__crew *)(uintptr_t)wait->on;
-    pthread_mutex_lock(&conc__crews);
-    bool waits = conc__still_waits(w, c);
+    conc__job_queue *q = (conc__job_queue *)(uintptr_t)wait->on;
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    bool waits = conc__lock_if_waiting(w, q);
     if (waits) {
-        conc__waiter_decide(w, -ECANCELED);
-        pthread_mutex_unlock(&c->mutex);
+        conc__waiter_complete(w, -ECANCELED);
+        pthread_mutex_unlock(&q->mutex);
     }
-    pthread_mutex_unlock(&conc__crews);
+    pthread_mutex_unlock(&conc__job_queues_mutex);
     return waits;
 }
 
-static const conc__wait_kind conc__wants_place = {.what = "waits for a place in a pool's queue",
-                                                  .cancel = conc__place_cancel};
+static const conc__wait_kind conc__waits_for_room = {.what = "waits for a place in a pool's queue",
+                                                     .cancel = conc__submit_cancel};
 
-/* Enters a pool: its crew cannot be freed until conc__pool_leave. NULL: *rc says why. */
-CONC__PRIVATE conc__crew *conc__pool_enter(conc__crew **crew, unsigned *users, int *rc)
+/* Enters a pool: its job queue is not freed before conc__pool_leave. NULL: *rc says why. */
+CONC__PRIVATE conc__job_queue *conc__pool_enter(conc__job_queue **queue, unsigned *users, int *rc)
 {
     unsigned before = __atomic_fetch_add(users, 1, __ATOMIC_ACQUIRE);
-    conc__crew *c = before & CONC__POOL_CLOSED ? NULL : __atomic_load_n(crew, __ATOMIC_ACQUIRE);
-    *rc = c ? c->forks == conc__forks ? 0 : -EPERM : before & CONC__POOL_CLOSED ? -EPIPE : -EINVAL;
+    conc__job_queue *q = NULL;
+    *rc = -EPIPE;
+    if (!(before & CONC__POOL_CLOSED)) {
+        q = __atomic_load_n(queue, __ATOMIC_ACQUIRE);
+        *rc = q ? 0 : -EINVAL;
+    }
+    if (q && q->forks != conc__forks)
+        *rc = -EPERM;
     if (*rc == 0)
-        return c;
+        return q;
     __atomic_fetch_sub(users, 1, __ATOMIC_RELEASE);
     return NULL;
 }
@@ -1983,96 +2099,106 @@ CONC__PRIVATE void conc__pool_leave(unsigned *users)
     __atomic_fetch_sub(users, 1, __ATOMIC_RELEASE);
 }
 
-/* Has the crew do the job, which was begun; leaves the pool. An error: it was refused. A job of
- * the crew may be what the others wait for, so it never waits, nor does a run inside it: the
- * queue goes over its limit instead. */
-CONC__PRIVATE int conc__crew_submit(conc__crew *c, unsigned *users, conc_loop *l, conc_job *j,
-                                    const char *call)
+/* Submits an initialised job and leaves the pool. An error: the job was refused. A job of this job
+ * queue, or a run inside it, never waits here, since other jobs may wait for it: the queue exceeds
+ * its limit instead. */
+CONC__PRIVATE int conc__job_queue_submit(conc__job_queue *q, unsigned *users, conc_loop *l,
+                                         conc_job *j, const char *call)
 {
     int rc;
-    j->crew = c;
-    conc__lock_briefly(&c->mutex);
-    bool full = c->limit && c->queued >= c->limit, own = (full || c->closing) && conc__frame_of(c);
-    if (c->closing && !own) {
+    j->queue = q;
+    conc__lock_briefly(&q->mutex);
+    bool full = q->limit && q->queued >= q->limit, own = false;
+    if (full || q->closing)
+        own = conc__job_context_in(q);
+    if (q->closing && !own) {
         rc = -EPIPE;
     } else if (!full || own) {
-        rc = conc__crew_queue(c, j);
+        rc = conc__job_queue_add(q, j);
     } else if (l && !l->self) {
         rc = -EPERM;
     } else {
         conc__waiter w = {.item = j};
-        conc__line_up(&c->places, &w);
+        conc__waiter_add(&q->submitters, &w);
         conc__pool_leave(users);
-        return conc__came_to(conc__wait_outside(l, &w, &conc__wants_place, c, &c->mutex, NULL));
+        return conc__wait_result(
+            conc__wait_outside(l, &w, &conc__waits_for_room, q, &q->mutex, NULL));
     }
-    conc__crew_unlock(c);
+    conc__job_queue_unlock(q);
     conc__pool_leave(users);
     if (rc == -EPERM)
         return conc__caller_refused(call);
-    return rc == -EPIPE ? conc__own_error(rc) : rc;
+    if (rc == -EPIPE)
+        return conc__own_error(rc);
+    return rc;
 }
 
-/* Asks a job to end that has not, in the queue or not, under its crew's mutex. */
-CONC__PRIVATE void conc__job_ask(conc__crew *c, conc_job *j)
+/* Under the mutex: ends a job that is queued, asks one to end that is running, or kills it. */
+CONC__PRIVATE void conc__job_request_cancel(conc__job_queue *q, conc_job *j)
 {
-    if (c->supervisor ? conc__supervisor_cancel(c, j) : conc__crew_take_back(c, j)) {
-        conc__crew_end_job(c, j, -ECANCELED, NULL, true);
-        conc__crew_settled(c);
-    } else if (!(conc__job_state(j) & CONC__JOB_DONE)) {
-        uintptr_t state = __atomic_load_n(&j->state, __ATOMIC_RELAXED);
-        while (!(state & CONC__JOB_DONE) &&
-               !__atomic_compare_exchange_n(&j->state, &state, state | CONC__JOB_ASKED, false,
-                                            __ATOMIC_RELAXED, __ATOMIC_RELAXED))
-            ;
+    bool ended;
+    if (q->supervisor)
+        ended = conc__supervisor_cancel(q, j);
+    else
+        ended = conc__job_take_back(q, j);
+    if (ended) {
+        conc__job_end(q, j, -ECANCELED, NULL, true);
+        conc__job_queue_notify_closer(q);
+        return;
     }
+    uintptr_t state = conc__job_state(j);
+    while (!(state & CONC__JOB_DONE))
+        if (__atomic_compare_exchange_n(&j->state, &state, state | CONC__JOB_CANCEL_REQUESTED,
+                                        false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+            return;
 }
 
-/* Was the job, which has not ended, submitted in a process that this one was forked from? It never
- * ends here. */
+/* Was the job submitted in a process that this one was forked from, before it ended? It never ends
+ * here. */
 CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
 {
     if (!conc__forks)
         return false;
     bool own = false;
-    pthread_mutex_lock(&conc__crews);
-    for (const conc__crew *c = conc__all_crews; c && !own; c = c->next)
-        own = c == j->crew && c->forks == conc__forks;
-    bool ended = conc__job_state(j) & CONC__JOB_DONE; /* and its pool may be gone */
-    pthread_mutex_unlock(&conc__crews);
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    for (const conc__job_queue *q = conc__job_queues; q && !own; q = q->next)
+        own = q == j->queue && q->forks == conc__forks;
+    bool ended = conc__job_state(j) & CONC__JOB_DONE; /* then its pool may have been freed */
+    pthread_mutex_unlock(&conc__job_queues_mutex);
     return !own && !ended;
 }
 
-/* Under the mutex. Those who have given up stand behind the others. */
-CONC__PRIVATE void conc__job_line_up(conc_job *j, conc__waiter *w)
+/* Under the mutex. Waiters that have given up stand behind the others. */
+CONC__PRIVATE void conc__job_add_waiter(conc_job *j, conc__waiter *w)
 {
     bool goes_ahead = !w->gives_up && j->waiters && j->waiters->prev->gives_up;
-    conc__line_up(&j->waiters, w);
+    conc__waiter_add(&j->waiters, w);
     if (goes_ahead)
         j->waiters = w;
 }
 
-/* Under the mutex: does anybody wait for it who has not given up? */
+/* Under the mutex: does a waiter want the result that has not given up? */
 CONC__PRIVATE bool conc__job_is_wanted(const conc_job *j)
 {
     return j->waiters && !j->waiters->gives_up;
 }
 
-/* alone: only if nobody else wants its result. */
+/* alone: only if no waiter wants the result. */
 CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
 {
     int rc = -EALREADY;
-    pthread_mutex_lock(&conc__crews);
+    pthread_mutex_lock(&conc__job_queues_mutex);
     if (!(conc__job_state(j) & CONC__JOB_DONE)) {
-        conc__crew *c = j->crew;
-        conc__lock_briefly(&c->mutex);
+        conc__job_queue *q = j->queue;
+        conc__lock_briefly(&q->mutex);
         if (!(conc__job_state(j) & CONC__JOB_DONE)) {
             if (!alone || !conc__job_is_wanted(j))
-                conc__job_ask(c, j);
+                conc__job_request_cancel(q, j);
             rc = 0;
         }
-        pthread_mutex_unlock(&c->mutex);
+        pthread_mutex_unlock(&q->mutex);
     }
-    pthread_mutex_unlock(&conc__crews);
+    pthread_mutex_unlock(&conc__job_queues_mutex);
     return rc;
 }
 
@@ -2080,10 +2206,13 @@ CONC_API int conc_job_cancel(conc_job *j)
 {
     if (!conc__is_job(j))
         return conc__misused(-EINVAL, __func__, "no job was submitted with this handle", NULL);
-    int rc = conc__job_is_inherited(j) ? -EPERM : conc__job_cancel(j, false);
-    if (rc == 0)
-        conc__stops_tell();
-    return rc ? conc__own_error(rc) : 0;
+    if (conc__job_is_inherited(j))
+        return conc__own_error(-EPERM);
+    int rc = conc__job_cancel(j, false);
+    if (rc)
+        return conc__own_error(rc);
+    conc__run_cancel_hooks();
+    return 0;
 }
 
 CONC_API bool conc_job_done(const conc_job *j)
@@ -2093,148 +2222,165 @@ CONC_API bool conc_job_done(const conc_job *j)
 
 CONC_API bool conc_job_cancelled(void)
 {
-    const conc__frame *f = conc__frame_here();
-    return f && conc__frame_asked(f);
+    const conc__job_context *ctx = conc__job_context_here();
+    return ctx && conc__job_context_cancelled(ctx);
 }
 
-/* The waiter is cancelled: so is the job, unless others want its result. The crew is the waiter's
- * own note of it: the job may be gone by now. */
-CONC__PRIVATE void conc__waiter_gives_up(conc__waiter *w)
+/* The waiter is cancelled, and so is the job unless other waiters want its result. Uses the
+ * waiter's own pointer to the job queue, because the job may be gone. */
+CONC__PRIVATE void conc__waiter_give_up(conc__waiter *w)
 {
     conc_job *j = w->item;
-    pthread_mutex_lock(&conc__crews);
-    if (conc__still_waits(w, w->crew)) {
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    if (conc__lock_if_waiting(w, w->queue)) {
         w->gives_up = true;
-        conc__step_out(w);
-        conc__job_line_up(j, w);
+        conc__waiter_remove(w);
+        conc__job_add_waiter(j, w);
         if (!conc__job_is_wanted(j))
-            conc__job_ask(w->crew, j);
-        pthread_mutex_unlock(&w->crew->mutex);
+            conc__job_request_cancel(w->queue, j);
+        pthread_mutex_unlock(&w->queue->mutex);
     }
-    pthread_mutex_unlock(&conc__crews);
+    pthread_mutex_unlock(&conc__job_queues_mutex);
 }
 
-/* The wait goes on. */
+/* The wait goes on until the job ends. */
 CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
     if (w->stop)
         __atomic_store_n(w->stop, true, __ATOMIC_RELAXED);
-    conc__waiter_gives_up(w);
-    if (w->loop) /* else conc__stops_tell has called this */
-        conc__stops_tell();
+    conc__waiter_give_up(w);
+    if (w->loop) /* else conc__run_cancel_hooks has called this */
+        conc__run_cancel_hooks();
     return false;
 }
 
-static const conc__wait_kind conc__wants_job = {.what = "waits for a job",
-                                                .cancel = conc__job_wait_cancel};
+static const conc__wait_kind conc__waits_for_job = {.what = "waits for a job",
+                                                    .cancel = conc__job_wait_cancel};
 
-/* In a thread of the crew: runs the job here if it is still in the queue. */
-CONC__PRIVATE bool conc__job_claim(conc__frame *frame, conc_job *j, conc__answer *answer)
+/* On a thread of the job's queue: runs the job here if no thread has begun it. */
+CONC__PRIVATE bool conc__job_run_if_queued(conc__job_context *ctx, conc_job *j,
+                                           conc__job_outcome *outcome)
 {
-    conc__crew *c = frame->thread->crew;
-    conc__inside inside = {.waiter = {.item = j, .crew = c, .answer = answer}};
-    conc__lock_briefly(&c->mutex);
-    bool mine = !(conc__job_state(j) & CONC__JOB_DONE) && conc__crew_take_back(c, j);
+    conc__job_queue *q = ctx->thread->queue;
+    conc__nested_job inside = {.waiter = {.item = j, .queue = q, .outcome = outcome}};
+    conc__lock_briefly(&q->mutex);
+    bool mine = !(conc__job_state(j) & CONC__JOB_DONE) && conc__job_take_back(q, j);
     if (mine) {
         __atomic_fetch_or(&j->state, CONC__JOB_WAITED, __ATOMIC_RELAXED);
-        conc__job_line_up(j, &inside.waiter);
+        conc__job_add_waiter(j, &inside.waiter);
     }
-    pthread_mutex_unlock(&c->mutex);
+    pthread_mutex_unlock(&q->mutex);
     if (mine)
-        conc__job_run_inside(c, frame, j, &inside);
+        conc__job_run_nested(q, ctx, j, &inside);
     return mine;
 }
 
-/* Waits in the job's line with a wait of this kind: the wait's result, 0 when the job has ended;
- * then the waiter has the answer. */
+/* Waits in the job's list with a wait of this kind: the wait's result, which is 0 if the job has
+ * ended; then the waiter has the outcome. */
 CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
                                      const conc__wait_kind *kind)
 {
-    pthread_mutex_lock(&conc__crews);
+    pthread_mutex_lock(&conc__job_queues_mutex);
     if (!(conc__job_state(j) & CONC__JOB_DONE)) {
-        conc__crew *c = j->crew;
-        conc__lock_briefly(&c->mutex);
+        conc__job_queue *q = j->queue;
+        conc__lock_briefly(&q->mutex);
         if (!(__atomic_fetch_or(&j->state, CONC__JOB_WAITED, __ATOMIC_ACQ_REL) & CONC__JOB_DONE)) {
-            conc__frame *own = conc__frame_of(c); /* then the crew outlives the wait */
-            int rc = conc__crew_spare(c, own, l, 1);
-            if (rc && conc__crew_take_back(c, j)) {
-                conc__crew_end_job(c, j, rc, NULL, true);
-                conc__answer_read(w->answer, j, conc__job_state(j));
-                conc__crew_spare(c, own, l, -1);
-                pthread_mutex_unlock(&c->mutex);
-                pthread_mutex_unlock(&conc__crews);
+            conc__job_context *own = conc__job_context_in(q); /* if so, q outlives the wait */
+            int rc = conc__job_queue_count_waiting(q, own, l, 1);
+            if (rc && conc__job_take_back(q, j)) {
+                conc__job_end(q, j, rc, NULL, true);
+                conc__job_outcome_read(w->outcome, j, conc__job_state(j));
+                conc__job_queue_count_waiting(q, own, l, -1);
+                pthread_mutex_unlock(&q->mutex);
+                pthread_mutex_unlock(&conc__job_queues_mutex);
                 return 0;
             }
-            struct conc__view *view = l && c->supervisor ? conc__view_open(l, c) : NULL;
+            struct conc__reply_poller *poller = NULL;
             w->item = j;
-            w->crew = c;
-            w->is_spare = own;
-            w->looks_at = !l && c->supervisor ? c : NULL;
-            c->references += w->looks_at != NULL;
-            conc__job_line_up(j, w);
-            rc = conc__wait_outside(l, w, kind, j, &c->mutex, &conc__crews);
-            conc__crew_spare_back(c, own, l);
-            conc__view_close(l, view);
+            w->queue = q;
+            w->is_counted = own;
+            if (q->supervisor && l) {
+                poller = conc__reply_poller_open(l, q);
+            } else if (q->supervisor) {
+                w->polls_queue = q;
+                q->references++;
+            }
+            conc__job_add_waiter(j, w);
+            rc = conc__wait_outside(l, w, kind, j, &q->mutex, &conc__job_queues_mutex);
+            conc__job_queue_uncount_waiting(q, own, l);
+            conc__reply_poller_close(l, poller);
             return rc;
         }
-        pthread_mutex_unlock(&c->mutex);
+        pthread_mutex_unlock(&q->mutex);
     }
-    conc__answer_read(w->answer, j, conc__job_state(j));
-    pthread_mutex_unlock(&conc__crews);
+    conc__job_outcome_read(w->outcome, j, conc__job_state(j));
+    pthread_mutex_unlock(&conc__job_queues_mutex);
     return 0;
 }
 
-/* Waits until the job has ended. stop (NULL: nothing) is set when that is to be soon. */
-CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__answer *answer)
+/* Waits until the job has ended. *stop (NULL: none) is set if the caller is cancelled. */
+CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__job_outcome *outcome)
 {
-    conc__frame *frame = l ? NULL : conc__frame_of(j->crew);
-    if (frame && conc__job_claim(frame, j, answer))
+    conc__job_context *ctx = l ? NULL : conc__job_context_in(j->queue);
+    if (ctx && conc__job_run_if_queued(ctx, j, outcome))
         return;
     bool gives_up = l && l->self->pending;
     if (gives_up) {
         if (stop)
             __atomic_store_n(stop, true, __ATOMIC_RELAXED);
         conc__job_cancel(j, true);
-        conc__stops_tell();
+        conc__run_cancel_hooks();
     }
-    conc__waiter w = {.stop = stop, .answer = answer, .gives_up = gives_up};
-    conc__job_wait_as(l, j, &w, &conc__wants_job);
+    conc__waiter w = {.stop = stop, .outcome = outcome, .gives_up = gives_up};
+    conc__job_wait_as(l, j, &w, &conc__waits_for_job);
 }
 
-/* What a job that ended hands to the caller. */
-CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__answer *a)
+/* Makes the outcome of a job the caller's newest error, and returns the job's result. */
+CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__job_outcome *o)
 {
-    const char *words = a->has_words ? a->text : NULL;
-    if (l && a->result < 0)
-        conc__tell(l->self, a->result, words, (conc__source){NULL, NULL});
+    const char *text = o->has_text ? o->text : NULL;
+    if (l && o->result < 0)
+        conc__set_error(l->self, o->result, text, (conc__source){NULL, NULL});
     if (l)
-        return a->result;
-    return words ? conc_fail(a->result, "%s", words) : conc__came_to(a->result);
+        return o->result;
+    if (text)
+        return conc_fail(o->result, "%s", text);
+    return conc__wait_result(o->result);
+}
+
+/* May the caller wait for the job, which has not ended? 0, or the error. */
+CONC__PRIVATE int conc__job_may_wait(const conc_loop *l, const conc_job *j, const char *call)
+{
+    if (l && !l->self)
+        return conc__caller_refused(call);
+    for (conc__job_context *ctx = conc__job_context_here(); ctx; ctx = ctx->outer)
+        if (ctx->job == j)
+            return conc__misused(-EDEADLK, call, "a job would wait for itself", NULL);
+    if (conc__job_is_inherited(j))
+        return conc__own_error(-EPERM);
+    return 0;
 }
 
 CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
 {
-    conc_loop *l = conc__here;
-    conc__answer answer;
+    conc__job_outcome outcome;
     if (!conc__is_job(j))
         return conc__misused(-EINVAL, __func__, "no job was submitted with this handle", NULL);
     bool was_done = conc__job_state(j) & CONC__JOB_DONE;
-    if (!was_done && l && !l->self)
-        return conc__caller_refused("conc_job_wait");
-    for (conc__frame *f = was_done ? NULL : conc__frame_here(); f; f = f->outer)
-        if (f->job == j)
-            return conc__misused(-EDEADLK, __func__, "a job would wait for itself", NULL);
-    if (!was_done && conc__job_is_inherited(j))
-        return conc__own_error(-EPERM);
-    l = conc__of_task();
+    int rc = 0;
+    if (!was_done)
+        rc = conc__job_may_wait(conc__here, j, __func__);
+    if (rc)
+        return rc;
+    conc_loop *l = conc__of_task();
     if (was_done)
-        conc__answer_read(&answer, j, conc__job_state(j));
+        conc__job_outcome_read(&outcome, j, conc__job_state(j));
     else
-        conc__job_wait(l, j, NULL, &answer);
+        conc__job_wait(l, j, NULL, &outcome);
     if (was_done && l)
-        conc__quick(l);
-    int rc = conc__job_result(l, &answer);
+        conc__spend_budget(l);
+    rc = conc__job_result(l, &outcome);
     if (result)
         *result = rc;
     return 0;
@@ -2242,143 +2388,168 @@ CONC_API CONC__CALLED int conc_job_wait(conc_job *j, int *result)
 
 /* ---- >>threads ------------------------------------------------------------------------------ */
 
-CONC__PRIVATE void conc__thread_take(conc__thread *t, unsigned slot, conc_job *j)
+CONC__PRIVATE void conc__worker_thread_assign(conc__worker_thread *t, unsigned slot, conc_job *j)
 {
-    j->place = CONC__IN_BATCH | ((unsigned)t->number * CONC__BATCH + slot);
+    j->slot = CONC__IN_BATCH | ((unsigned)t->number * CONC__BATCH + slot);
     atomic_store_explicit(&t->batch[slot], j, memory_order_release);
 }
 
-/* Takes jobs out of the queue: more than one when there are many and all threads are busy, as
- * these come and take them from here before they sleep. Whoever sleeps already, or is not there,
- * would not. */
-CONC__PRIVATE bool conc__thread_batch(conc__crew *c, conc__thread *t)
+/* How many jobs a thread takes at once: more than one if there are many and all threads are busy. A
+ * thread that becomes free then steals them before it sleeps; one that sleeps, or was not started
+ * yet, would not. */
+CONC__PRIVATE size_t conc__job_queue_batch_size(const conc__job_queue *q)
 {
-    bool others = c->sleeping > c->wakes || c->spinning || c->started < conc__crew_most(c);
-    size_t n = c->limit || others ? 1 : c->queued / (2 * (size_t)c->started);
+    bool others_come = q->sleeping > q->wakes_pending || q->spinning;
+    if (q->limit || others_come || q->started < conc__job_queue_max_threads(q))
+        return 1;
+    size_t n = q->queued / (2 * (size_t)q->started);
+    if (n < 1)
+        return 1;
+    return n < CONC__BATCH ? n : CONC__BATCH;
+}
+
+/* Takes jobs out of the queue. */
+CONC__PRIVATE bool conc__worker_thread_take_batch(conc__job_queue *q, conc__worker_thread *t)
+{
+    size_t n = conc__job_queue_batch_size(q);
     unsigned i = 0;
-    n = n < 1 ? 1 : n > CONC__BATCH ? CONC__BATCH : n;
-    for (conc_job *j; i < n && (j = conc__backlog_pop(c));) {
-        conc__thread_take(t, i++, j);
-        /* it may block the thread while the clock goes on: the others stay in the queue */
+    while (i < n) {
+        conc_job *j = conc__job_ring_pop(q);
+        if (!j)
+            break;
+        conc__worker_thread_assign(t, i++, j);
+        /* it may block the thread while the clock advances: the others stay in the queue */
         if (j->clock)
             break;
     }
-    t->filled = (int)i;
+    t->batch_count = (int)i;
     if (i)
-        conc__backlog_fill(c);
+        conc__job_queue_admit(q);
     return i > 0;
 }
 
-/* Takes one that another thread has not begun. */
-CONC__PRIVATE bool conc__thread_steal(conc__crew *c, conc__thread *t)
+/* Takes a job that another thread has in its batch and has not begun. */
+CONC__PRIVATE bool conc__worker_thread_steal(conc__job_queue *q, conc__worker_thread *t)
 {
-    for (int n = 0; n < c->slots; n++)
-        for (int i = 0; i < CONC__BATCH && c->threads[n] && c->threads[n] != t; i++) {
-            _Atomic(conc_job *) *at = &c->threads[n]->batch[i];
+    for (int n = 0; n < q->thread_slots; n++) {
+        conc__worker_thread *other = q->threads[n];
+        for (int i = 0; i < CONC__BATCH && other && other != t; i++) {
+            _Atomic(conc_job *) *at = &other->batch[i];
             conc_job *j = atomic_load_explicit(at, memory_order_relaxed);
-            if (j && (j = atomic_exchange_explicit(at, NULL, memory_order_acquire))) {
-                conc__thread_take(t, 0, j);
-                t->filled = 1;
+            if (j)
+                j = atomic_exchange_explicit(at, NULL, memory_order_acquire);
+            if (j) {
+                conc__worker_thread_assign(t, 0, j);
+                t->batch_count = 1;
                 return true;
             }
         }
+    }
     return false;
 }
 
-/* Looks a little before it sleeps, if no other thread of the crew does. */
-CONC__PRIVATE void conc__thread_look(conc__crew *c)
+/* Spins briefly before it sleeps, if no other thread of the job queue does. */
+CONC__PRIVATE void conc__worker_thread_spin(conc__job_queue *q)
 {
     bool found = false;
-    if (c->spinning || !conc__looks(&c->misses))
+    if (q->spinning || !conc__should_spin(&q->misses))
         return;
-    c->spinning++;
-    pthread_mutex_unlock(&c->mutex);
+    q->spinning++;
+    pthread_mutex_unlock(&q->mutex);
     int64_t start = conc__clock();
     do {
         for (int i = 0; i < 32 && !found; i++) {
             conc__relax();
-            found = __atomic_load_n(&c->queued, __ATOMIC_RELAXED) > 0;
+            found = __atomic_load_n(&q->queued, __ATOMIC_RELAXED) > 0;
         }
     } while (!found && conc__clock() - start < CONC__PATIENCE);
-    conc__lock_briefly(&c->mutex);
-    c->spinning--;
-    c->misses = found ? 0 : c->misses;
+    conc__lock_briefly(&q->mutex);
+    q->spinning--;
+    if (found)
+        q->misses = 0;
 }
 
-CONC__PRIVATE void conc__thread_sleep(conc__crew *c)
+CONC__PRIVATE void conc__worker_thread_sleep(conc__job_queue *q)
 {
-    c->sleeping++;
-    pthread_mutex_unlock(&c->mutex);
-    conc__semaphore_wait(&c->work);
-    conc__lock_briefly(&c->mutex);
-    c->sleeping--;
-    c->wakes--;
+    q->sleeping++;
+    pthread_mutex_unlock(&q->mutex);
+    conc__semaphore_wait(&q->work);
+    conc__lock_briefly(&q->mutex);
+    q->sleeping--;
+    q->wakes_pending--;
 }
 
-/* Under the mutex: waits for something to do. False: the crew ends. */
-CONC__PRIVATE bool conc__thread_next(conc__crew *c, conc__thread *t)
+CONC__PRIVATE bool conc__worker_thread_fill_batch(conc__job_queue *q, conc__worker_thread *t)
 {
-    while (c->started <= conc__crew_most(c) && !conc__thread_batch(c, t) &&
-           !conc__thread_steal(c, t)) {
-        if (c->stopping)
+    return conc__worker_thread_take_batch(q, t) || conc__worker_thread_steal(q, t);
+}
+
+/* Under the mutex: waits for something to do. False: the thread is to end, because the job queue
+ * ends or there are more threads than necessary. */
+CONC__PRIVATE bool conc__worker_thread_next(conc__job_queue *q, conc__worker_thread *t)
+{
+    while (q->started <= conc__job_queue_max_threads(q) && !conc__worker_thread_fill_batch(q, t)) {
+        if (q->stopping)
             return false;
-        c->idle++;
-        conc__crew_settled(c);
-        conc__thread_lets_clock(t);
-        conc__thread_look(c);
-        if (!c->queued && !c->stopping)
-            conc__thread_sleep(c);
-        c->idle--;
+        q->idle++;
+        conc__job_queue_notify_closer(q);
+        conc__worker_thread_drop_clock(t);
+        conc__worker_thread_spin(q);
+        if (!q->queued && !q->stopping)
+            conc__worker_thread_sleep(q);
+        q->idle--;
     }
-    if (t->filled)
-        conc__thread_lets_clock(t);
-    if (c->queued)
-        conc__crew_rouse(c);
-    if (!t->filled && c->calls)
-        conc__semaphore_post(&c->work), c->calls--;
-    return t->filled > 0; /* else there are more threads than there need to be */
+    if (t->batch_count)
+        conc__worker_thread_drop_clock(t);
+    if (q->queued)
+        conc__job_queue_wake_worker(q);
+    if (!t->batch_count && q->posts_due) {
+        conc__semaphore_post(&q->work);
+        q->posts_due--;
+    }
+    return t->batch_count > 0;
 }
 
-/* Under the mutex: somebody no longer needs the crew. */
-CONC__PRIVATE void conc__crew_release(conc__crew *c)
+/* Under the mutex, which it unlocks: gives up a reference. */
+CONC__PRIVATE void conc__job_queue_release(conc__job_queue *q)
 {
-    bool last = --c->references == 0;
-    pthread_mutex_unlock(&c->mutex);
+    bool last = --q->references == 0;
+    pthread_mutex_unlock(&q->mutex);
     if (last) {
-        pthread_mutex_lock(&conc__crews);
-        conc__crew_free(c);
-        pthread_mutex_unlock(&conc__crews);
+        pthread_mutex_lock(&conc__job_queues_mutex);
+        conc__job_queue_free(q);
+        pthread_mutex_unlock(&conc__job_queues_mutex);
     }
 }
 
-/* A thread that waits for a crew of processes; gives its reference back. */
-CONC__PRIVATE void conc__crew_look_for(conc__crew *c, const bool *over)
+/* Spins in a thread that waits for a process pool's job; gives up its reference. */
+CONC__PRIVATE void conc__job_queue_spin_for(conc__job_queue *q, const bool *over)
 {
-    conc__supervisor_look_for(c, over);
-    conc__lock_briefly(&c->mutex);
-    conc__crew_release(c);
+    conc__supervisor_spin_for(q, over);
+    conc__lock_briefly(&q->mutex);
+    conc__job_queue_release(q);
 }
 
-/* Jobs run as a thread of the pool's opener would: under its signal mask, but what a fault of
- * theirs raises always comes through, to a stack of its own, as theirs may be used up. */
-CONC__PRIVATE void conc__thread_signals(conc__thread *t)
+/* Jobs run under the signal mask of the pool's opener, except that the signals of a fault are
+ * always unblocked. They are handled on a stack of their own, since the job's may be used up. */
+CONC__PRIVATE void conc__worker_thread_set_signals(conc__worker_thread *t)
 {
     static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
     stack_t stack = {0}, now;
-    sigset_t mask = t->crew->mask;
+    sigset_t mask = t->queue->mask;
     if (sigaltstack(NULL, &now) == 0 && now.ss_flags & CONC__SS_DISABLE)
         stack.ss_sp = t->signal_stack = conc__map_pages(CONC__SIGNAL_STACK);
     stack.ss_size = CONC__SIGNAL_STACK;
     if (t->signal_stack)
         sigaltstack(&stack, NULL);
-    if (t->crew->blocks_pipe)
+    if (t->queue->blocks_pipe)
         sigaddset(&mask, SIGPIPE);
     for (size_t i = 0; i < CONC_LEN(faults); i++)
         sigdelset(&mask, faults[i]);
     pthread_sigmask(SIG_SETMASK, &mask, NULL);
 }
 
-CONC__PRIVATE void conc__thread_no_signals(conc__thread *t)
+CONC__PRIVATE void conc__worker_thread_clear_signals(conc__worker_thread *t)
 {
     stack_t none = {.ss_flags = CONC__SS_DISABLE};
     sigset_t all;
@@ -2390,10 +2561,10 @@ CONC__PRIVATE void conc__thread_no_signals(conc__thread *t)
     conc__unmap_pages(t->signal_stack, CONC__SIGNAL_STACK);
 }
 
-/* Where a fault is one of too large a stack: no other comes from there. */
-CONC__PRIVATE void conc__thread_stack(conc__thread *t)
+/* Sets the range of addresses where a fault is taken for a stack overflow. */
+CONC__PRIVATE void conc__worker_thread_find_stack(conc__worker_thread *t)
 {
-    enum { BELOW = 65536 }; /* a frame may reach as far at once */
+    enum { BELOW = 65536 }; /* how far a single stack frame may reach */
     pthread_attr_t usual;
     size_t size = 0;
     if (pthread_attr_init(&usual))
@@ -2402,194 +2573,209 @@ CONC__PRIVATE void conc__thread_stack(conc__thread *t)
     pthread_attr_destroy(&usual);
     t->stack_high = __builtin_frame_address(0);
     t->stack_low = t->stack_high - size;
-    t->stack_low -= (uintptr_t)t->stack_low > BELOW ? BELOW : 0;
+    if ((uintptr_t)t->stack_low > BELOW)
+        t->stack_low -= BELOW;
 }
 
-/* In a handler, when the process is about to end: did the job that runs here use its thread's
- * stack up? */
+/* In a handler, when the process is about to end: reports it if the job that runs here has used up
+ * its thread's stack. */
 CONC__COLD void conc__job_overflows(const char *address)
 {
-    const conc__frame *f = conc__frames_there ? pthread_getspecific(conc__frames) : NULL;
-    const conc__thread *t = f ? f->thread : NULL;
+    const conc__job_context *ctx = NULL;
+    if (conc__job_context_key_made)
+        ctx = pthread_getspecific(conc__job_context_key);
+    const conc__worker_thread *t = ctx ? ctx->thread : NULL;
     char text[256];
     if (!t || address < t->stack_low || address >= t->stack_high)
         return;
-    conc__say(text,
-              snprintf(text, sizeof text,
-                       "conc: stack overflow: a job of the pool \"%s\" used all of its thread's "
-                       "stack: raise it (ulimit -s), or keep large arrays elsewhere\n",
-                       t->crew->name),
-              sizeof text);
+    conc__write_stderr(
+        text,
+        snprintf(text, sizeof text,
+                 "conc: stack overflow: a job of the pool \"%s\" used all of its thread's "
+                 "stack: raise it (ulimit -s), or keep large arrays elsewhere\n",
+                 t->queue->name),
+        sizeof text);
 }
 
-CONC__PRIVATE void conc__offloads_lock(const conc_pool *shared);
-CONC__PRIVATE void conc__offloads_unlock(const conc_pool *shared);
-CONC__PRIVATE void conc__offloads_lose(const conc_pool *shared, int threads);
+CONC__PRIVATE void conc__shared_pools_lock(const conc_pool *shared);
+CONC__PRIVATE void conc__shared_pools_unlock(const conc_pool *shared);
+CONC__PRIVATE void conc__shared_pool_count_detached(const conc_pool *shared, int threads);
 
-/* Under the mutex, which it unlocks: the thread has nothing to do any more. */
-CONC__PRIVATE void conc__thread_ends(conc__crew *c, conc__thread *t)
+/* Under the mutex, which it unlocks: the thread ends. */
+CONC__PRIVATE void conc__worker_thread_end(conc__job_queue *q, conc__worker_thread *t)
 {
-    pthread_t before = c->last_ended;
-    bool joins = c->has_ended && !t->left_behind;
-    const conc_pool *shared = t->left_behind ? c->shared : NULL;
+    pthread_t before = q->last_ended;
+    bool joins = q->has_ended && !t->detached;
+    const conc_pool *shared = t->detached ? q->shared : NULL;
     void *pin = t->pin;
-    if (!t->left_behind) {
-        c->last_ended = pthread_self();
-        c->has_ended = true;
+    if (!t->detached) {
+        q->last_ended = pthread_self();
+        q->has_ended = true;
     }
-    c->started--;
-    c->threads[t->number] = NULL;
-    conc__crew_settled(c);
-    conc__thread_lets_clock(t);
-    pthread_cond_signal(&c->ended);
+    q->started--;
+    q->threads[t->number] = NULL;
+    conc__job_queue_notify_closer(q);
+    conc__worker_thread_drop_clock(t);
+    pthread_cond_signal(&q->ended);
     conc_free(t);
-    conc__crew_release(c);
-    conc__offloads_lock(shared);
-    conc__offloads_lose(shared, -1);
-    conc__offloads_unlock(shared);
+    conc__job_queue_release(q);
+    conc__shared_pools_lock(shared);
+    conc__shared_pool_count_detached(shared, -1);
+    conc__shared_pools_unlock(shared);
     if (joins)
         pthread_join(before, NULL);
     if (pin)
         pthread_setspecific(conc__pins, pin);
 }
 
-CONC__PRIVATE void *conc__thread_main(void *arg)
+CONC__PRIVATE void conc__worker_thread_run_batch(conc__job_queue *q, conc__worker_thread *t,
+                                                 conc__job_context *ctx)
 {
-    conc__thread *t = arg;
-    conc__crew *c = t->crew;
-    conc__frame frame = {.thread = t};
-#ifdef __linux__
-    prctl(PR_SET_NAME, c->name);
-#endif
-    conc__thread_stack(t);
-    pthread_setspecific(conc__frames, &frame);
-    conc__thread_signals(t);
-    conc__lock_briefly(&c->mutex);
-    c->coming--;
-    while (conc__thread_next(c, t)) {
-        conc__crew_unlock(c);
-        for (int i = 0; i < t->filled; i++) {
-            conc_job *j = atomic_load_explicit(&t->batch[i], memory_order_relaxed);
-            if (i + 1 < t->filled)
-                __builtin_prefetch(atomic_load_explicit(&t->batch[i + 1], memory_order_relaxed), 1);
-            if (j && (j = atomic_exchange_explicit(&t->batch[i], NULL, memory_order_acquire)))
-                conc__job_run(c, &frame, j, i + 1 >= t->filled);
-        }
-        conc__lock_briefly(&c->mutex);
-        __atomic_fetch_sub(&c->finishing, t->finishing, __ATOMIC_RELAXED);
-        t->finishing = t->filled = 0;
+    for (int i = 0; i < t->batch_count; i++) {
+        conc_job *j = atomic_load_explicit(&t->batch[i], memory_order_relaxed);
+        bool last = i + 1 >= t->batch_count;
+        if (!last)
+            __builtin_prefetch(atomic_load_explicit(&t->batch[i + 1], memory_order_relaxed), 1);
+        if (j)
+            j = atomic_exchange_explicit(&t->batch[i], NULL, memory_order_acquire);
+        if (j)
+            conc__job_run(q, ctx, j, last);
     }
-    conc__thread_no_signals(t);
-    pthread_setspecific(conc__frames, NULL);
-    conc__thread_ends(c, t);
+}
+
+CONC__PRIVATE void *conc__worker_thread_main(void *arg)
+{
+    conc__worker_thread *t = arg;
+    conc__job_queue *q = t->queue;
+    conc__job_context ctx = {.thread = t};
+#ifdef __linux__
+    prctl(PR_SET_NAME, q->name);
+#endif
+    conc__worker_thread_find_stack(t);
+    pthread_setspecific(conc__job_context_key, &ctx);
+    conc__worker_thread_set_signals(t);
+    conc__lock_briefly(&q->mutex);
+    q->starting--;
+    while (conc__worker_thread_next(q, t)) {
+        conc__job_queue_unlock(q);
+        conc__worker_thread_run_batch(q, t, &ctx);
+        conc__lock_briefly(&q->mutex);
+        __atomic_fetch_sub(&q->finishing, t->finishing, __ATOMIC_RELAXED);
+        t->finishing = t->batch_count = 0;
+    }
+    conc__worker_thread_clear_signals(t);
+    pthread_setspecific(conc__job_context_key, NULL);
+    conc__worker_thread_end(q, t);
     return NULL;
 }
 
-/* Under the mutex: a free one of threads[]; negative: there is no memory. */
-CONC__PRIVATE int conc__thread_slot(conc__crew *c)
+/* Under the mutex: the index of a free slot in threads[]; negative: out of memory. */
+CONC__PRIVATE int conc__worker_thread_find_slot(conc__job_queue *q)
 {
-    int n = 0, slots = c->slots ? c->slots * 2 : 4;
-    while (n < c->slots && c->threads[n])
+    int n = 0, slots = q->thread_slots ? q->thread_slots * 2 : 4;
+    while (n < q->thread_slots && q->threads[n])
         n++;
-    if (n < c->slots)
+    if (n < q->thread_slots)
         return n;
-    conc__thread **more = CONC_REALLOC(c->threads, (size_t)slots * sizeof *more);
+    conc__worker_thread **more = CONC_REALLOC(q->threads, (size_t)slots * sizeof *more);
     if (!more)
         return -ENOMEM;
     memset(more + n, 0, (size_t)(slots - n) * sizeof *more);
-    c->threads = more;
-    c->slots = slots;
+    q->threads = more;
+    q->thread_slots = slots;
     return n;
 }
 
 /* Under the mutex. */
-CONC__PRIVATE int conc__thread_start(conc__crew *c)
+CONC__PRIVATE int conc__worker_thread_start(conc__job_queue *q)
 {
-    int n = conc__thread_slot(c);
-    conc__thread *t = n >= 0 ? conc__alloc(sizeof *t) : NULL;
+    int n = conc__worker_thread_find_slot(q);
+    if (n < 0)
+        return n;
+    conc__worker_thread *t = conc__alloc(sizeof *t);
     if (!t)
         return -ENOMEM;
     memset(t, 0, sizeof *t);
-    t->crew = c;
+    t->queue = q;
     t->number = n;
-    if (conc__quiet_thread(&t->id, NULL, conc__thread_main, t)) {
+    if (conc__quiet_thread(&t->id, NULL, conc__worker_thread_main, t)) {
         conc_free(t);
         return -EAGAIN;
     }
-    c->threads[n] = t;
-    c->started++;
-    c->references++;
-    c->coming++;
+    q->threads[n] = t;
+    q->started++;
+    q->references++;
+    q->starting++;
     return 0;
 }
 
-/* Under the mutex, which it unlocks meanwhile: the thread in this slot, if one is there, goes on
- * at its abandoned job without the crew. */
-CONC__PRIVATE void conc__thread_leave_behind(conc__crew *c, int slot)
+/* Under the mutex, which it unlocks meanwhile: lets the thread in this slot, if there is one, go on
+ * with its abandoned job without the job queue. */
+CONC__PRIVATE void conc__worker_thread_detach(conc__job_queue *q, int slot)
 {
-    if (!c->threads[slot])
+    if (!q->threads[slot])
         return;
-    pthread_mutex_unlock(&c->mutex); /* not while others may load libraries */
+    pthread_mutex_unlock(&q->mutex); /* dlopen may wait for a lock */
     void *pin = conc__pin();
-    conc__offloads_lock(c->shared);
-    conc__lock_briefly(&c->mutex);
-    conc__thread *t = c->threads[slot];
+    conc__shared_pools_lock(q->shared);
+    conc__lock_briefly(&q->mutex);
+    conc__worker_thread *t = q->threads[slot];
     if (t) {
         pthread_detach(t->id);
-        t->left_behind = true;
+        t->detached = true;
         t->pin = pin;
     }
-    pthread_mutex_unlock(&c->mutex);
+    pthread_mutex_unlock(&q->mutex);
     if (t)
-        conc__offloads_lose(c->shared, 1);
-    conc__offloads_unlock(c->shared);
+        conc__shared_pool_count_detached(q->shared, 1);
+    conc__shared_pools_unlock(q->shared);
     if (!t)
         conc__unpin(pin);
-    conc__lock_briefly(&c->mutex);
+    conc__lock_briefly(&q->mutex);
 }
 
-/* Ends the threads, which have nothing to do but abandoned jobs: those that have are left
- * behind. */
-CONC__PRIVATE void conc__threads_end(conc__crew *c)
+/* Ends the threads when only abandoned jobs are left. The threads of these are detached. */
+CONC__PRIVATE void conc__worker_threads_end(conc__job_queue *q)
 {
-    conc__lock_briefly(&c->mutex);
-    c->stopping = true;
-    for (; c->wakes < c->sleeping; c->wakes++)
-        conc__semaphore_post(&c->work);
-    while (c->started > c->lost)
-        pthread_cond_wait(&c->ended, &c->mutex);
-    for (int i = 0; i < c->slots; i++)
-        conc__thread_leave_behind(c, i);
-    bool joins = c->has_ended;
-    pthread_t last = c->last_ended;
-    c->has_ended = false;
-    conc__crew_release(c);
+    conc__lock_briefly(&q->mutex);
+    q->stopping = true;
+    for (; q->wakes_pending < q->sleeping; q->wakes_pending++)
+        conc__semaphore_post(&q->work);
+    while (q->started > q->abandoned)
+        pthread_cond_wait(&q->ended, &q->mutex);
+    for (int i = 0; i < q->thread_slots; i++)
+        conc__worker_thread_detach(q, i);
+    bool joins = q->has_ended;
+    pthread_t last = q->last_ended;
+    q->has_ended = false;
+    conc__job_queue_release(q);
     if (joins)
         pthread_join(last, NULL);
 }
 
 /* ---- >>pool --------------------------------------------------------------------------------- */
 
-/* In a forked child: forgets the parent's crew, and users that were threads of the parent. */
-CONC__PRIVATE void conc__pool_disown(conc__crew **crew, unsigned *users)
+/* In a forked child: forgets the parent's job queue, and users that were threads of the parent. */
+CONC__PRIVATE void conc__pool_forget(conc__job_queue **queue, unsigned *users)
 {
-    __atomic_store_n(crew, NULL, __ATOMIC_RELAXED);
+    __atomic_store_n(queue, NULL, __ATOMIC_RELAXED);
     __atomic_store_n(users, 0, __ATOMIC_RELAXED);
 }
 
-/* The users are not set to none: those may still be counted who were just refused. */
-CONC__PRIVATE int conc__pool_opens(conc__crew **crew, unsigned *users, conc__crew *c)
+/* Gives the pool a new job queue. `users` is not set to 0, as it may still count callers that are
+ * just being refused. */
+CONC__PRIVATE int conc__pool_publish(conc__job_queue **queue, unsigned *users, conc__job_queue *q)
 {
-    if (!c)
+    if (!q)
         return -ENOMEM;
-    if (*crew)
-        conc__pool_disown(crew, users);
-    __atomic_store_n(crew, c, __ATOMIC_RELEASE);
+    if (*queue)
+        conc__pool_forget(queue, users);
+    __atomic_store_n(queue, q, __ATOMIC_RELEASE);
     __atomic_fetch_and(users, ~CONC__POOL_CLOSED, __ATOMIC_RELEASE);
     return 0;
 }
 
-/* Is SIGPIPE blocked here, by the caller or by its run? */
+/* Is SIGPIPE blocked in this thread, by the caller or by its run? */
 CONC__PRIVATE bool conc__pipe_is_blocked(void)
 {
     sigset_t now;
@@ -2600,153 +2786,164 @@ CONC__PRIVATE bool conc__pipe_is_blocked(void)
 
 CONC_API int conc_pool_open(conc_pool *p)
 {
-    if (!p || p->threads < 0 || p->queue_limit < 0 || p->threads > 1 << 16)
+    bool is_valid = p && p->threads >= 0 && p->threads <= 1 << 16 && p->queue_limit >= 0;
+    if (!is_valid)
         return conc__misused(-EINVAL, __func__, "no pool, or a number out of range", NULL);
-    if (p->crew && p->crew->forks == conc__forks)
+    if (p->queue && p->queue->forks == conc__forks)
         return conc__misused(-EBUSY, __func__, "the pool is open", NULL);
-    conc__crews_need();
-    if (!conc__frames_there)
+    conc__job_queues_need();
+    if (!conc__job_context_key_made)
         return conc__own_error(-EAGAIN);
-    conc__crew *c = conc__crew_new(p->threads, p->queue_limit);
-    if (c) {
-        conc__copy(c->name, sizeof c->name, p->name ? p->name : "conc");
-        conc__original_mask(&c->mask);
-        c->blocks_pipe = conc__pipe_is_blocked();
+    conc__job_queue *q = conc__job_queue_new(p->threads, p->queue_limit);
+    if (q) {
+        conc__copy(q->name, sizeof q->name, p->name ? p->name : "conc");
+        conc__original_mask(&q->mask);
+        q->blocks_pipe = conc__pipe_is_blocked();
     }
-    return conc__came_to(conc__pool_opens(&p->crew, &p->users, c));
+    return conc__wait_result(conc__pool_publish(&p->queue, &p->users, q));
 }
 
-/* Takes back all that is in the queue, and asks to end what runs. Under the mutex. */
-CONC__PRIVATE void conc__crew_ask_all(conc__crew *c)
+/* Under the mutex: takes back all jobs that were not begun, and asks running ones to end. */
+CONC__PRIVATE void conc__job_queue_cancel_all(conc__job_queue *q)
 {
-    __atomic_store_n(&c->ask_all, true, __ATOMIC_RELAXED);
-    for (conc_job *j; (j = conc__backlog_pop(c));) {
-        conc__range_drop(j->parcel, -ECANCELED);
-        conc__crew_end_job(c, j, -ECANCELED, NULL, true);
+    conc_job *j;
+    __atomic_store_n(&q->cancel_all, true, __ATOMIC_RELAXED);
+    while ((j = conc__job_ring_pop(q))) {
+        conc__range_drop(j->payload, -ECANCELED);
+        conc__job_end(q, j, -ECANCELED, NULL, true);
     }
-    for (int i = 0; i < c->slots; i++)
-        for (int k = 0; k < CONC__BATCH && c->threads[i]; k++) {
-            conc_job *j = atomic_exchange(&c->threads[i]->batch[k], NULL);
+    for (int i = 0; i < q->thread_slots; i++)
+        for (int k = 0; k < CONC__BATCH && q->threads[i]; k++) {
+            j = atomic_exchange(&q->threads[i]->batch[k], NULL);
             if (j)
-                conc__crew_end_job(c, j, -ECANCELED, NULL, true);
+                conc__job_end(q, j, -ECANCELED, NULL, true);
         }
-    if (c->supervisor)
-        conc__supervisor_cancel(c, NULL);
-    conc__backlog_fill(c);
-    conc__crew_settled(c);
+    if (q->supervisor)
+        conc__supervisor_cancel(q, NULL);
+    conc__job_queue_admit(q);
+    conc__job_queue_notify_closer(q);
 }
 
 CONC__PRIVATE bool conc__close_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
-    conc__crew *c = (conc__crew *)(uintptr_t)wait->on;
-    pthread_mutex_lock(&conc__crews);
-    if (conc__still_waits(w, c)) {
-        conc__crew_ask_all(c);
-        pthread_mutex_unlock(&c->mutex);
+    conc__job_queue *q = (conc__job_queue *)(uintptr_t)wait->on;
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    if (conc__lock_if_waiting(w, q)) {
+        conc__job_queue_cancel_all(q);
+        pthread_mutex_unlock(&q->mutex);
     }
-    pthread_mutex_unlock(&conc__crews);
-    if (w->loop) /* else conc__stops_tell has called this */
-        conc__stops_tell();
+    pthread_mutex_unlock(&conc__job_queues_mutex);
+    if (w->loop) /* else conc__run_cancel_hooks has called this */
+        conc__run_cancel_hooks();
     return false;
 }
 
-static const conc__wait_kind conc__wants_end = {.what = "closes a pool, and waits for its jobs",
-                                                .cancel = conc__close_cancel};
+static const conc__wait_kind conc__waits_for_close = {
+    .what = "closes a pool, and waits for its jobs", .cancel = conc__close_cancel};
 
-/* Refuses new jobs, and has the queue taken back if the caller is cancelled. True: the caller is
- * the first to close the crew, and is to end it. */
-CONC__PRIVATE bool conc__crew_close(conc_loop *l, conc__crew *c)
+/* Refuses new jobs, and takes the queued ones back if the caller is cancelled. True: the caller is
+ * the first to close the job queue, and is to end it. */
+CONC__PRIVATE bool conc__job_queue_close(conc_loop *l, conc__job_queue *q)
 {
-    bool first = !c->closing;
-    c->closing = true;
-    while (c->places) /* none is of a job of the crew: these do not wait */
-        conc__waiter_wake(c->places, -EPIPE);
+    bool first = !q->closing;
+    q->closing = true;
+    /* none of these is a job of this job queue: such jobs do not wait for room */
+    while (q->submitters)
+        conc__waiter_wake(q->submitters, -EPIPE);
     if (l && l->self->pending) {
-        conc__crew_ask_all(c);
-        pthread_mutex_unlock(&c->mutex);
-        conc__stops_tell();
-        conc__lock_briefly(&c->mutex);
+        conc__job_queue_cancel_all(q);
+        pthread_mutex_unlock(&q->mutex);
+        conc__run_cancel_hooks();
+        conc__lock_briefly(&q->mutex);
     }
     return first;
 }
 
-/* Waits for all jobs, or for the first closer to be done; unlocks. */
-CONC__PRIVATE void conc__crew_await_end(conc_loop *l, conc__crew *c, bool first)
+/* Under the mutex, which it unlocks: waits for all jobs, or for the first closer to be done. */
+CONC__PRIVATE void conc__job_queue_await_end(conc_loop *l, conc__job_queue *q, bool first)
 {
     conc__waiter w = {0};
-    bool over = first ? conc__crew_is_idle(c) : c->over;
+    bool over = q->closed;
+    conc__waiter **list = &q->other_closers;
+    if (first) {
+        over = conc__job_queue_is_idle(q);
+        list = &q->closer;
+    }
     if (over) {
-        pthread_mutex_unlock(&c->mutex);
+        pthread_mutex_unlock(&q->mutex);
         return;
     }
-    conc__line_up(first ? &c->closer : &c->other_closers, &w);
-    conc__wait_outside(l, &w, &conc__wants_end, c, &c->mutex, NULL);
+    conc__waiter_add(list, &w);
+    conc__wait_outside(l, &w, &conc__waits_for_close, q, &q->mutex, NULL);
 }
 
-/* The crew has done everything: ends it. */
-CONC__PRIVATE void conc__crew_end(conc__crew *c, conc__crew **crew, unsigned *users,
-                                  void (*end)(conc__crew *c))
+/* All jobs have ended: ends the job queue. */
+CONC__PRIVATE void conc__job_queue_end(conc__job_queue *q, conc__job_queue **queue, unsigned *users,
+                                       void (*end)(conc__job_queue *q))
 {
     int saved = errno;
     __atomic_fetch_or(users, CONC__POOL_CLOSED, __ATOMIC_ACQ_REL);
     while (__atomic_load_n(users, __ATOMIC_ACQUIRE) != CONC__POOL_CLOSED)
         sched_yield();
-    end(c);
-    pthread_mutex_lock(&conc__crews);
-    __atomic_store_n(crew, NULL, __ATOMIC_RELEASE); /* the pool is its owner's again */
-    pthread_mutex_unlock(&conc__crews);
-    conc__lock_briefly(&c->mutex);
-    c->over = true;
-    while (c->other_closers)
-        conc__waiter_wake(c->other_closers, 0);
-    pthread_mutex_unlock(&c->mutex);
+    end(q);
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    __atomic_store_n(queue, NULL, __ATOMIC_RELEASE); /* the pool is its owner's again */
+    pthread_mutex_unlock(&conc__job_queues_mutex);
+    conc__lock_briefly(&q->mutex);
+    q->closed = true;
+    while (q->other_closers)
+        conc__waiter_wake(q->other_closers, 0);
+    pthread_mutex_unlock(&q->mutex);
     errno = saved;
 }
 
-/* The crew that is to be closed, locked, with a reference for the caller: whoever frees the pool
- * when the first close has returned, the others do not look at it any more. NULL: there is none,
- * or *rc says why. */
-CONC__PRIVATE conc__crew *conc__pool_grasp(conc__crew **crew, unsigned *users, int *rc)
+/* The job queue to be closed, locked, with a reference for the caller: once the first close has
+ * returned its caller may free the pool, so the other closers do not touch it any more. NULL: there
+ * is none, or *rc says why. */
+CONC__PRIVATE conc__job_queue *conc__pool_acquire(conc__job_queue **queue, unsigned *users, int *rc)
 {
-    pthread_mutex_lock(&conc__crews);
-    conc__crew *c = __atomic_load_n(crew, __ATOMIC_ACQUIRE);
-    bool inherited = c && c->forks != conc__forks, own = c && conc__frame_of(c);
-    *rc = own && !inherited ? -EDEADLK : 0;
-    if (inherited) {
-        if (!own) /* else the job that has forked still looks at it */
-            conc__crew_free(c);
-        conc__pool_disown(crew, users);
+    *rc = 0;
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    conc__job_queue *q = __atomic_load_n(queue, __ATOMIC_ACQUIRE);
+    bool own = q && conc__job_context_in(q);
+    if (q && q->forks != conc__forks) {
+        if (!own) /* else the job that has forked still uses it */
+            conc__job_queue_free(q);
+        conc__pool_forget(queue, users);
+        q = NULL;
+    } else if (own) {
+        *rc = -EDEADLK;
+        q = NULL;
     }
-    c = inherited || own ? NULL : c;
-    if (c) {
-        conc__lock_briefly(&c->mutex);
-        c->references++;
+    if (q) {
+        conc__lock_briefly(&q->mutex);
+        q->references++;
     }
-    pthread_mutex_unlock(&conc__crews);
-    return c;
+    pthread_mutex_unlock(&conc__job_queues_mutex);
+    return q;
 }
 
-CONC__PRIVATE int conc__pool_close(conc__crew **crew, unsigned *users, void (*end)(conc__crew *c),
-                                   const char *call)
+CONC__PRIVATE int conc__pool_close(conc__job_queue **queue, unsigned *users,
+                                   void (*end)(conc__job_queue *q), const char *call)
 {
     conc_loop *l;
     int rc = conc__caller(&l, call);
     if (rc)
         return rc;
-    conc__crew *c = conc__pool_grasp(crew, users, &rc);
+    conc__job_queue *q = conc__pool_acquire(queue, users, &rc);
     if (rc)
         return conc__misused(rc, call, "a job would wait for its own end", NULL);
-    if (!c)
+    if (!q)
         return 0;
-    bool first = conc__crew_close(l, c);
-    conc__crew_await_end(l, c, first);
-    if (first && c->supervisor)
-        conc__supervisor_close(l, c);
+    bool first = conc__job_queue_close(l, q);
+    conc__job_queue_await_end(l, q, first);
+    if (first && q->supervisor)
+        conc__supervisor_close(l, q);
     if (first)
-        conc__crew_end(c, crew, users, end);
-    conc__lock_briefly(&c->mutex);
-    conc__crew_release(c);
+        conc__job_queue_end(q, queue, users, end);
+    conc__lock_briefly(&q->mutex);
+    conc__job_queue_release(q);
     return 0;
 }
 
@@ -2754,47 +2951,51 @@ CONC_API CONC__CALLED int conc_pool_close(conc_pool *p)
 {
     if (!p)
         return conc__misused(-EINVAL, __func__, "no pool", NULL);
-    return conc__pool_close(&p->crew, &p->users, conc__threads_end, __func__);
+    return conc__pool_close(&p->queue, &p->users, conc__worker_threads_end, __func__);
 }
 
 CONC_API void conc__auto_conc_pool(conc_pool *p) { conc_pool_close(p); }
 
-/* The pool was not entered, for this reason. */
+/* The pool could not be entered, for this reason. */
 CONC__COLD int conc__pool_refused(int rc, const char *call)
 {
-    return rc == -EINVAL ? conc__misused(rc, call, "the pool is not open", NULL)
-                         : conc__own_error(rc);
+    if (rc == -EINVAL)
+        return conc__misused(rc, call, "the pool is not open", NULL);
+    return conc__own_error(rc);
 }
 
 /* conc_pool_submit or conc_procs_submit, for `call`. */
-CONC__PRIVATE int conc__submit(conc__crew **crew, unsigned *users, conc_job *j, conc_fn *fn,
-                               void *arg, size_t size, conc__parcel *parcel, const char *call)
+CONC__PRIVATE int conc__submit(conc__job_queue **queue, unsigned *users, conc_job *j, conc_fn *fn,
+                               void *arg, size_t size, conc__payload *payload, const char *call)
 {
     conc_loop *l = conc__here;
     if (!j || !fn || (size && !arg))
         return conc__misused(-EINVAL, call, "no job, no function, or no bytes", NULL);
     int rc = 0;
-    conc__crew *c = conc__pool_enter(crew, users, &rc);
-    if (!c)
+    conc__job_queue *q = conc__pool_enter(queue, users, &rc);
+    if (!q)
         return conc__pool_refused(rc, call);
-    if (CONC__MSAN || c->on_valgrind)
-        conc__excuse(j, sizeof *j);
+    if (CONC__MSAN || q->on_valgrind)
+        conc__mark_defined(j, sizeof *j);
     if (conc__job_in_use(j) && !conc__job_is_inherited(j))
         rc = conc__misused(-EBUSY, call, "the job is in use", NULL);
-    if (rc || (l && l->self && l->self->pending)) {
-        /* before the task switches: who closes the pool on this thread waits for it */
+    bool cancelled = l && l->self && l->self->pending;
+    if (rc || cancelled) {
+        /* before the task switches: a close of the pool on this thread waits for it */
         conc__pool_leave(users);
-        return rc ? rc : conc__checkpoint(l);
+        if (rc)
+            return rc;
+        return conc__checkpoint(l);
     }
-    conc__job_begin(j, fn, arg, parcel, 0);
+    conc__job_init(j, fn, arg, payload, 0);
     j->size = size;
-    rc = conc__crew_submit(c, users, l, j, call);
+    rc = conc__job_queue_submit(q, users, l, j, call);
     if (rc)
-        conc__job_refuse(j);
+        conc__job_undo_init(j);
     else if (l && l->debug)
         conc__lend_handle(l, j, CONC__A_JOB);
     if (rc == 0 && l && l->self)
-        conc__quick(l);
+        conc__spend_budget(l);
     return rc;
 }
 
@@ -2802,174 +3003,229 @@ CONC_API CONC__CALLED int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *f
 {
     if (!p)
         return conc__misused(-EINVAL, __func__, "no pool", NULL);
-    return conc__submit(&p->crew, &p->users, j, fn, arg, 0, NULL, __func__);
+    return conc__submit(&p->queue, &p->users, j, fn, arg, 0, NULL, __func__);
 }
 
-/* Words of a job's or a thread's newest error, put aside while a function runs. */
-typedef struct conc__older_words {
-    conc__frame *frame; /* NULL: a plain thread */
+/* The text of a job's or a thread's newest error, put aside while a function runs. */
+typedef struct conc__saved_text {
+    conc__job_context *context; /* NULL: a plain thread */
     int rc;
     char text[CONC__TEXT];
-} conc__older_words;
+} conc__saved_text;
 
-CONC__PRIVATE void conc__words_swap(conc__older_words *w)
+CONC__PRIVATE void conc__saved_text_swap(conc__saved_text *saved)
 {
-    char *at = w->frame ? w->frame->text : conc__words_of_thread;
-    size_t size = w->frame ? sizeof w->frame->text : sizeof conc__words_of_thread;
+    char *current = conc__thread_text;
+    size_t size = sizeof conc__thread_text;
     char text[CONC__TEXT];
-    memcpy(text, at, size);
-    memcpy(at, w->text, size);
-    memcpy(w->text, text, size);
-    int rc = w->rc;
-    if (w->frame) {
-        w->rc = w->frame->text_rc;
-        w->frame->text_rc = rc;
+    if (saved->context) {
+        int rc = saved->rc;
+        saved->rc = saved->context->text_rc;
+        saved->context->text_rc = rc;
+        current = saved->context->text;
+        size = sizeof saved->context->text;
     }
+    memcpy(text, current, size);
+    memcpy(current, saved->text, size);
+    memcpy(saved->text, text, size);
 }
 
-/* Calls fn(arg) here, outside of tasks: its error goes with no words of an older one, which stays
- * the newest if fn makes none. */
+/* Calls fn(arg) here, outside of tasks. If fn fails without a text it gets one of its own; if it
+ * sets no error, the caller's newest error stays as it was. */
 CONC__PRIVATE int conc__call_here(conc_fn *fn, void *arg)
 {
-    conc__older_words older = {.frame = conc__frame_here()};
-    const conc__frame *f = older.frame;
-    conc__words_swap(&older);
+    conc__saved_text older = {.context = conc__job_context_here()};
+    const conc__job_context *ctx = older.context;
+    conc__saved_text_swap(&older);
     int rc = fn(arg);
-    bool told = f ? f->text_rc != 0 : *conc__words_of_thread != 0;
-    bool silent = rc < 0 && rc != -ECANCELED && (f ? f->text_rc != rc : !told);
-    if (silent)
+    bool has_text = *conc__thread_text != 0, is_of_rc = has_text;
+    if (ctx) {
+        has_text = ctx->text_rc != 0;
+        is_of_rc = ctx->text_rc == rc;
+    }
+    bool failed = rc < 0 && rc != -ECANCELED;
+    if (failed && !is_of_rc)
         conc__own_error(rc);
-    else if (!told)
-        conc__words_swap(&older);
+    else if (!has_text)
+        conc__saved_text_swap(&older);
     return rc;
 }
 
-/* Runs a job, and waits for it. In a job of the same pool the function is simply called. */
-CONC__PRIVATE int conc__crew_run(conc__crew **crew, unsigned *users, conc_fn *fn, void *arg,
-                                 size_t size, conc__parcel *parcel, const char *call)
+/* Runs a job and waits for it. In a job of the same pool it calls the function directly. */
+CONC__PRIVATE int conc__pool_run(conc__job_queue **queue, unsigned *users, conc_fn *fn, void *arg,
+                                 size_t size, conc__payload *payload, const char *call)
 {
     conc_loop *l;
     conc_job j;
-    conc__answer answer;
+    conc__job_outcome outcome;
     int rc = conc__caller(&l, call);
     if (rc)
         return rc;
-    const conc__frame *own = l ? NULL : conc__frame_of(__atomic_load_n(crew, __ATOMIC_ACQUIRE));
-    if (own && fn && conc__frame_is_ours(own))
+    const conc__job_context *own =
+        l ? NULL : conc__job_context_in(__atomic_load_n(queue, __ATOMIC_ACQUIRE));
+    if (own && fn && conc__job_context_is_own(own))
         return conc__call_here(fn, arg);
     j.state = 0;
-    rc = conc__submit(crew, users, &j, fn, arg, size, parcel, call);
+    rc = conc__submit(queue, users, &j, fn, arg, size, payload, call);
     if (rc)
         return rc;
-    conc__job_wait(l, &j, NULL, &answer);
-    return conc__job_result(l, &answer);
+    conc__job_wait(l, &j, NULL, &outcome);
+    return conc__job_result(l, &outcome);
 }
 
 CONC_API CONC__CALLED int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg)
 {
     if (!p)
         return conc__misused(-EINVAL, __func__, "no pool", NULL);
-    return conc__crew_run(&p->crew, &p->users, fn, arg, 0, NULL, __func__);
+    return conc__pool_run(&p->queue, &p->users, fn, arg, 0, NULL, __func__);
 }
 
-/* ---- >>mapping ------------------------------------------------------------------------------ */
+/* ---- >>map ---------------------------------------------------------------------------------- */
+
+/* Calls the map's function with one element, with the locals that the runner began with. */
+CONC__PRIVATE int conc__map_call_element(conc__map_call *m, conc__job_context *ctx,
+                                         conc__locals *base, size_t i)
+{
+    ctx->text_rc = 0; /* the text is another element's */
+    ctx->locals = base;
+    if (base)
+        __atomic_fetch_add(&base->references, 1, __ATOMIC_RELAXED);
+    int rc = m->fn(m->size ? m->args + i * m->size : m->args);
+    conc__locals_release(ctx->locals); /* what this call set the next one does not see */
+    if (m->results)
+        m->results[i] = rc;
+    return rc;
+}
 
 CONC__PRIVATE int conc__map_runner(void *arg)
 {
-    conc__mapping *m = arg;
-    conc__frame *frame = conc__frame_here();
-    const conc__layer *around = frame->layer;
-    conc__locals *base = frame->locals;
-    conc__older_words older = {.frame = frame};
-    int mine = 0;
-    conc__words_swap(&older);
-    frame->layer = &m->layer;
-    while (!conc_job_cancelled()) {
+    conc__map_call *m = arg;
+    conc__job_context *ctx = conc__job_context_here();
+    const conc__cancel_layer *around = ctx->layer;
+    conc__locals *base = ctx->locals;
+    conc__saved_text older = {.context = ctx};
+    int first_error = 0; /* the map's, if this runner met it */
+    conc__saved_text_swap(&older);
+    ctx->layer = &m->layer;
+    while (!first_error && !conc_job_cancelled()) {
         size_t i = __atomic_fetch_add(&m->next, 1, __ATOMIC_RELAXED);
         if (i >= m->count)
             break;
-        int none = 0;
-        frame->text_rc = 0; /* words of another element's */
-        frame->locals = base;
-        if (base)
-            __atomic_fetch_add(&base->references, 1, __ATOMIC_RELAXED);
-        int rc = m->fn(m->size ? m->args + i * m->size : m->args);
-        conc__locals_release(frame->locals); /* what one call sets the next does not see */
-        if (m->results)
-            m->results[i] = rc;
-        if (rc < 0 && !m->keeps_going &&
-            __atomic_compare_exchange_n(&m->error, &none, rc, false, __ATOMIC_RELAXED,
-                                        __ATOMIC_RELAXED)) {
+        int none = 0, rc = conc__map_call_element(m, ctx, base, i);
+        bool fails = rc < 0 && !m->keeps_going;
+        if (fails && __atomic_compare_exchange_n(&m->error, &none, rc, false, __ATOMIC_RELAXED,
+                                                 __ATOMIC_RELAXED)) {
             __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
-            conc__stops_tell();
-            mine = rc;
-            break;
+            conc__run_cancel_hooks();
+            first_error = rc;
         }
     }
-    if (mine && frame->text_rc != mine)
-        conc__came_to(mine);
-    else if (!mine)
-        conc__words_swap(&older);
-    frame->layer = around;
-    frame->locals = base;
-    return mine;
+    if (!first_error)
+        conc__saved_text_swap(&older);
+    else if (ctx->text_rc != first_error)
+        conc__wait_result(first_error);
+    ctx->layer = around;
+    ctx->locals = base;
+    return first_error;
 }
 
-/* What the map returns, when all runners have ended; rc: why some of them have not run. */
-CONC__PRIVATE int conc__map_result(conc__mapping *m, int rc)
+/* The map's result after all runners have ended; rc: why elements were not called. */
+CONC__PRIVATE int conc__map_result(conc__map_call *m, int rc)
 {
     size_t taken = m->next < m->count ? m->next : m->count;
-    rc = rc ? rc : -ECANCELED;
+    if (!rc)
+        rc = -ECANCELED;
     for (size_t i = taken; i < m->count && m->results; i++)
         m->results[i] = rc;
-    return m->error ? m->error : taken - m->dropped < m->count ? rc : 0;
+    if (m->error)
+        return m->error;
+    bool all_called = taken - m->dropped == m->count;
+    return all_called ? 0 : rc;
 }
 
-CONC__PRIVATE int conc__map_refused(conc__mapping *m, int rc)
+CONC__PRIVATE int conc__map_refused(conc__map_call *m, int rc)
 {
     for (size_t i = 0; i < m->count && m->results; i++)
         m->results[i] = rc;
     return rc;
 }
 
-/* A runner, and what it carries where it runs in a process. */
+/* A runner's job, and its payload if it runs in a worker. */
 typedef struct conc__runner {
     conc_job job;
-    conc__parcel parcel;
+    conc__payload payload;
 } conc__runner;
 
-/* Starts up to n runners: how many there are, and *rc why not all. */
-CONC__PRIVATE int conc__map_start(conc__crew **crew, unsigned *users, conc__mapping *m,
+/* Submits up to n runners: how many were accepted, and in *rc the error that kept the others out.
+ */
+CONC__PRIVATE int conc__map_start(conc__job_queue **queue, unsigned *users, conc__map_call *m,
                                   bool processes, conc__runner *runners, int n, int *rc)
 {
     int started = 0;
-    for (*rc = 0; started < n && *rc == 0; started += *rc == 0) {
+    *rc = 0;
+    while (started < n) {
         conc__runner *r = &runners[started];
         r->job.state = 0;
-        r->parcel = (conc__parcel){.mapping = m};
-        *rc =
-            processes
-                ? conc__submit(crew, users, &r->job, m->fn, NULL, 0, &r->parcel, "conc_procs_map")
-                : conc__submit(crew, users, &r->job, conc__map_runner, m, 0, NULL, "conc_pool_map");
+        r->payload = (conc__payload){.map = m};
+        if (processes)
+            *rc =
+                conc__submit(queue, users, &r->job, m->fn, NULL, 0, &r->payload, "conc_procs_map");
+        else
+            *rc =
+                conc__submit(queue, users, &r->job, conc__map_runner, m, 0, NULL, "conc_pool_map");
+        if (*rc)
+            break;
+        started++;
     }
     return started;
 }
 
-/* Waits for the runners: the error of one of them, or rc. The words of the first error are those
- * of who met it. */
-CONC__PRIVATE int conc__map_wait(conc_loop *l, conc__mapping *m, conc__runner *runners, int n,
+/* Waits for the runners: the error of one of them, or rc. The text is that of the runner that met
+ * the first error. */
+CONC__PRIVATE int conc__map_wait(conc_loop *l, conc__map_call *m, conc__runner *runners, int n,
                                  int rc)
 {
     for (int i = 0; i < n; i++) {
-        conc__answer answer;
-        conc__job_wait(l, &runners[i].job, &m->stop, &answer);
-        if (answer.result < 0 && answer.result != -ECANCELED)
-            rc = conc__job_result(l, &answer);
+        conc__job_outcome outcome;
+        conc__job_wait(l, &runners[i].job, &m->stop, &outcome);
+        if (outcome.result < 0 && outcome.result != -ECANCELED)
+            rc = conc__job_result(l, &outcome);
     }
     return rc;
 }
 
-CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mapping *m,
+CONC__PRIVATE void conc__map_init_layer(conc__map_call *m, const conc_loop *l)
+{
+    const conc__job_context *ctx = NULL;
+    if (!l)
+        ctx = conc__job_context_here();
+    m->layer = (conc__cancel_layer){.cancelled = &m->stop, .until = CONC__NEVER};
+    if (ctx && ctx->thread) {
+        m->layer.sender = ctx->job;
+        m->layer.outer = ctx->layer;
+    }
+}
+
+/* Runs a map that was checked. own: the caller is a job of the same pool, and a runner itself. */
+CONC__PRIVATE int conc__map_run(conc_loop *l, conc__job_queue **queue, unsigned *users,
+                                conc__map_call *m, int most, bool processes, bool own)
+{
+    conc__map_init_layer(m, l);
+    conc__runner *runners = most ? conc__alloc((size_t)most * sizeof *runners) : NULL;
+    if (most && !runners)
+        return conc__map_refused(m, conc__own_error(-ENOMEM));
+    int rc, started = conc__map_start(queue, users, m, processes, runners, most, &rc);
+    if (own && m->count)
+        conc__map_runner(m);
+    rc = conc__map_wait(l, m, runners, started, rc);
+    conc_free(runners);
+    bool none_ran = !started && !own;
+    if (rc && none_ran)
+        return conc__map_refused(m, rc);
+    return conc__map_result(m, rc);
+}
+
+CONC__PRIVATE int conc__pool_map(conc__job_queue **queue, unsigned *users, conc__map_call *m,
                                  const char *call)
 {
     conc_loop *l;
@@ -2981,324 +3237,333 @@ CONC__PRIVATE int conc__crew_map(conc__crew **crew, unsigned *users, conc__mappi
         return conc__misused(-EINVAL, call, "no function", NULL);
     if (!conc__is_array(m->args, m->count, m->size) || !results_fit)
         return conc__misused(-EINVAL, call, "no elements, or an impossible number of them", NULL);
-    conc__crew *c = conc__pool_enter(crew, users, &rc);
-    if (!c)
+    conc__job_queue *q = conc__pool_enter(queue, users, &rc);
+    if (!q)
         return conc__map_refused(m, conc__pool_refused(rc, call));
-    bool processes = c->supervisor, own = !l && conc__frame_of(c);
-    int most = (m->count < (size_t)c->most ? (int)m->count : c->most) - (own && m->count);
-    conc__pool_leave(users);
-    if (l && (rc = conc__checkpoint(l)))
-        return conc__map_refused(m, rc);
-    const conc__frame *frame = l ? NULL : conc__frame_here();
-    m->layer = (conc__layer){.ends = &m->stop, .until = CONC__NEVER};
-    if (frame && frame->thread) {
-        m->layer.sender = frame->job;
-        m->layer.outer = frame->layer;
-    }
-    conc__runner *runners = most ? conc__alloc((size_t)most * sizeof *runners) : NULL;
-    if (most && !runners)
-        return conc__map_refused(m, conc__own_error(-ENOMEM));
-    int started = conc__map_start(crew, users, m, processes, runners, most, &rc);
+    bool processes = q->supervisor, own = !l && conc__job_context_in(q);
+    int most = q->max_workers;
+    if (m->count < (size_t)most)
+        most = (int)m->count;
     if (own && m->count)
-        conc__map_runner(m);
-    rc = conc__map_wait(l, m, runners, started, rc);
-    conc_free(runners);
-    if (rc && !started && !own)
+        most--;
+    conc__pool_leave(users);
+    if (l)
+        rc = conc__checkpoint(l);
+    if (rc)
         return conc__map_refused(m, rc);
-    return conc__map_result(m, rc);
+    return conc__map_run(l, queue, users, m, most, processes, own);
 }
 
 CONC_API CONC__CALLED int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count,
                                         size_t size)
 {
-    conc__mapping m = {.fn = fn, .args = args, .count = count, .size = size};
+    conc__map_call m = {.fn = fn, .args = args, .count = count, .size = size};
     if (!p)
         return conc__misused(-EINVAL, __func__, "no pool", NULL);
-    return conc__crew_map(&p->crew, &p->users, &m, __func__);
+    return conc__pool_map(&p->queue, &p->users, &m, __func__);
 }
 
 CONC_API CONC__CALLED int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count,
                                             size_t size, int *results)
 {
-    conc__mapping m = {fn, args, count, size, results, .keeps_going = true};
+    conc__map_call m = {fn, args, count, size, results, .keeps_going = true};
     if (!p)
         return conc__misused(-EINVAL, __func__, "no pool", NULL);
-    return conc__crew_map(&p->crew, &p->users, &m, __func__);
+    return conc__pool_map(&p->queue, &p->users, &m, __func__);
 }
 
-/* ---- >>blocking ----------------------------------------------------------------------------- */
+/* ---- >>in_jobs ------------------------------------------------------------------------------ *
+ *
+ * What conc.h's calls do in a job. */
 
 CONC__PRIVATE conc__locals **conc__job_locals(void)
 {
-    conc__frame *f = conc__frame_here();
-    return f ? &f->locals : NULL;
+    conc__job_context *ctx = conc__job_context_here();
+    return ctx ? &ctx->locals : NULL;
 }
 
 CONC__PRIVATE bool conc__job_fail(int rc, const char *text)
 {
-    conc__frame *f = conc__frame_here();
-    if (!f)
+    conc__job_context *ctx = conc__job_context_here();
+    if (!ctx)
         return false;
-    f->text_rc = rc;
-    conc__copy(f->text, sizeof f->text, text);
+    ctx->text_rc = rc;
+    conc__copy(ctx->text, sizeof ctx->text, text);
     return true;
 }
 
-CONC__PRIVATE const char *conc__job_words(void)
+CONC__PRIVATE const char *conc__job_error_text(void)
 {
-    conc__frame *f = conc__frame_here();
-    if (!f)
+    conc__job_context *ctx = conc__job_context_here();
+    if (!ctx)
         return NULL;
-    return f->text_rc < 0 ? f->text : "";
+    if (ctx->text_rc >= 0)
+        return "";
+    return ctx->text;
 }
 
-/* Under the mutex: the job waits or is in conc_block, or no longer. One that was left is not
- * counted, as its thread is not. */
-CONC__PRIVATE void conc__crew_blocks(conc__crew *c, conc_job *j, bool blocks)
+/* Under the mutex: the job waits or is in conc_block, or no longer. An abandoned one does not
+ * count, as its thread does not. */
+CONC__PRIVATE void conc__job_set_blocked(conc__job_queue *q, conc_job *j, bool blocks)
 {
     uintptr_t state = conc__job_state(j);
-    if (blocks ? state & CONC__JOB_LEFT : !(state & CONC__JOB_BLOCKED))
-        return;
-    if (blocks)
+    if (blocks) {
+        if (state & CONC__JOB_ABANDONED)
+            return;
         __atomic_fetch_or(&j->state, CONC__JOB_BLOCKED, __ATOMIC_RELAXED);
-    else
+        q->blocking++;
+    } else {
+        if (!(state & CONC__JOB_BLOCKED))
+            return;
         __atomic_fetch_and(&j->state, ~(uintptr_t)CONC__JOB_BLOCKED, __ATOMIC_RELAXED);
-    c->blocking += blocks ? 1 : -1;
-    conc__crew_stall(c);
+        q->blocking--;
+    }
+    conc__job_queue_update_stalled(q);
 }
 
-/* The thread waits, or is in conc_block, and the clock goes on; or no longer. */
-CONC__PRIVATE void conc__thread_idles(conc__frame *f, bool idles)
+/* The thread waits, or is in conc_block, while the clock advances; or no longer. */
+CONC__PRIVATE void conc__worker_thread_idles(conc__job_context *ctx, bool idles)
 {
-    conc__crew *c = f->thread->crew;
-    conc__lock_briefly(&c->mutex);
-    conc__crew_blocks(c, f->job, idles);
-    pthread_mutex_unlock(&c->mutex);
+    conc__job_queue *q = ctx->thread->queue;
+    conc__lock_briefly(&q->mutex);
+    conc__job_set_blocked(q, ctx->job, idles);
+    pthread_mutex_unlock(&q->mutex);
 }
 
-CONC__PRIVATE void conc__thread_blocks(conc__frame *f, bool blocks)
+CONC__PRIVATE void conc__worker_thread_blocks(conc__job_context *ctx, bool blocks)
 {
-    conc__thread_idles(f, blocks);
-    conc__frames_at_work(f, !blocks);
+    conc__worker_thread_idles(ctx, blocks);
+    conc__job_contexts_hold_clocks(ctx, !blocks);
 }
 
-/* A timer on the virtual clock of a job's loop: of a conc_block, which holds the thread until
- * then, or of a shield, which is over then. It is the loop's from when `arms` was posted until
- * `disarms` has run. */
+/* A timer on a job's clock: of a conc_block, which blocks the thread until then, or of a shield,
+ * which ends then. The loop owns it from the post of `arms` until `disarms` has run. */
 typedef struct conc__job_timer {
-    conc__stop stop;
+    conc__cancel_hook hook;
     conc__post arms, disarms;
     conc__timer timer;
     conc__ending ending;
-    conc__gate over, disarmed; /* over: it has fired, was cut short, or the run ends */
-    conc__frame *frame;
+    conc__thread_event over, disarmed; /* over: it has fired, was cut short, or the run ends */
+    conc__job_context *context;
     conc_loop *loop;
     int64_t ns;
     bool blocks, armed, was_over, is_cut;
-    bool fired;  /* a shield's */
+    bool fired;  /* of a shield: it is over */
     bool leaves; /* `disarms` was posted */
 } conc__job_timer;
 
-/* In the loop: it is not armed any more. */
-CONC__PRIVATE void conc__job_timer_over(conc__job_timer *t)
+/* In the loop: the timer is no longer armed. */
+CONC__PRIVATE void conc__job_timer_finish(conc__job_timer *t)
 {
     conc__ending **at = &t->loop->endings;
     while (*at && *at != &t->ending)
         at = &(*at)->next;
-    if (*at) /* else the run ends */
+    if (*at) /* NULL: the run has ended, and taken it out */
         *at = t->ending.next;
     t->armed = false;
     t->was_over = true;
     if (t->blocks)
-        conc__thread_blocks(t->frame, false);
-    conc__gate_open(&t->over);
+        conc__worker_thread_blocks(t->context, false);
+    conc__thread_event_set(&t->over);
 }
 
-CONC__PRIVATE void conc__job_timer_fires(conc__timer *timer)
+CONC__PRIVATE void conc__job_timer_fired(conc__timer *timer)
 {
     conc__job_timer *t =
         (conc__job_timer *)(void *)((char *)timer - offsetof(conc__job_timer, timer));
     bool blocks = t->blocks;
     __atomic_store_n(&t->fired, true, __ATOMIC_RELAXED);
-    conc__job_timer_over(t);
+    conc__job_timer_finish(t);
     if (!blocks)
-        conc__stops_tell();
+        conc__run_cancel_hooks();
 }
 
-CONC__PRIVATE void conc__job_timer_ends(conc_loop *l, conc__ending *e)
+CONC__PRIVATE void conc__job_timer_run_ended(conc_loop *l, conc__ending *e)
 {
     conc__job_timer *t = (conc__job_timer *)(void *)((char *)e - offsetof(conc__job_timer, ending));
     conc__disarm(l, &t->timer);
-    conc__job_timer_over(t);
+    conc__job_timer_finish(t);
 }
 
-CONC__PRIVATE void conc__job_timer_arms(conc__post *p)
+CONC__PRIVATE void conc__job_timer_arm(conc__post *p)
 {
     conc__job_timer *t = (conc__job_timer *)(void *)((char *)p - offsetof(conc__job_timer, arms));
     conc_loop *l = t->loop;
     if (t->is_cut) { /* before it began */
-        conc__gate_open(&t->over);
+        conc__thread_event_set(&t->over);
         return;
     }
-    t->ending = (conc__ending){l->endings, conc__job_timer_ends};
+    t->ending = (conc__ending){l->endings, conc__job_timer_run_ended};
     l->endings = &t->ending;
     t->armed = true;
-    conc__arm(l, &t->timer, conc__later(l->now, t->ns), conc__job_timer_fires);
+    conc__arm(l, &t->timer, conc__later(l->now, t->ns), conc__job_timer_fired);
     if (t->blocks)
-        conc__thread_blocks(t->frame, true);
+        conc__worker_thread_blocks(t->context, true);
 }
 
-CONC__PRIVATE void conc__job_timer_disarms(conc__post *p)
+CONC__PRIVATE void conc__job_timer_disarm(conc__post *p)
 {
     conc__job_timer *t =
         (conc__job_timer *)(void *)((char *)p - offsetof(conc__job_timer, disarms));
     t->is_cut = !t->was_over;
     if (t->armed) {
         conc__disarm(t->loop, &t->timer);
-        conc__job_timer_over(t);
+        conc__job_timer_finish(t);
     }
-    conc__gate_open(&t->disarmed);
+    conc__thread_event_set(&t->disarmed);
 }
 
-/* Has the loop disarm it; it is over then in any case. */
-CONC__PRIVATE void conc__job_timer_leave(conc__stop *s)
+/* Has the loop disarm the timer, which ends it. */
+CONC__PRIVATE void conc__job_timer_post_disarm(conc__cancel_hook *s)
 {
     conc__job_timer *t = (conc__job_timer *)(void *)s;
     t->leaves = conc__post_to(t->loop, &t->disarms) == 0;
 }
 
-CONC__PRIVATE void conc__job_timer_make(conc__job_timer *t, conc__frame *f, int64_t ns, bool blocks)
+CONC__PRIVATE void conc__job_timer_make(conc__job_timer *t, conc__job_context *ctx, int64_t ns,
+                                        bool blocks)
 {
-    *t = (conc__job_timer){.frame = f, .loop = f->job->clock, .ns = ns, .blocks = blocks};
-    t->arms.run = conc__job_timer_arms;
-    t->disarms.run = conc__job_timer_disarms;
-    conc__gate_make(&t->over);
-    conc__gate_make(&t->disarmed);
+    *t = (conc__job_timer){.context = ctx, .loop = ctx->job->clock, .ns = ns, .blocks = blocks};
+    t->arms.run = conc__job_timer_arm;
+    t->disarms.run = conc__job_timer_disarm;
+    conc__thread_event_init(&t->over);
+    conc__thread_event_init(&t->disarmed);
 }
 
-/* False: the loop's run is over. */
+/* False: the loop's run has ended. */
 CONC__PRIVATE bool conc__job_timer_open(conc__job_timer *t)
 {
     return conc__post_to(t->loop, &t->arms) == 0;
 }
 
-/* Waits until nobody needs it any more. */
+/* Waits until the loop no longer uses the timer. */
 CONC__PRIVATE void conc__job_timer_close(conc__job_timer *t, bool was_opened)
 {
     if (was_opened)
-        conc__gate_wait(&t->over, CONC__NEVER);
+        conc__thread_event_wait(&t->over, CONC__NEVER);
     if (t->leaves)
-        conc__gate_wait(&t->disarmed, CONC__NEVER);
-    conc__gate_end(&t->over);
-    conc__gate_end(&t->disarmed);
+        conc__thread_event_wait(&t->disarmed, CONC__NEVER);
+    conc__thread_event_destroy(&t->over);
+    conc__thread_event_destroy(&t->disarmed);
 }
 
-CONC__PRIVATE int conc__block_on_clock(conc__frame *f, int64_t ns)
+CONC__PRIVATE int conc__block_on_clock(conc__job_context *ctx, int64_t ns)
 {
     conc__job_timer t;
-    conc__job_timer_make(&t, f, ns, true);
-    /* first: once it blocks, the clock may go on before a request is passed to the loop */
-    conc__stop_open(&t.stop, f, conc__job_timer_leave);
+    conc__job_timer_make(&t, ctx, ns, true);
+    /* before it is armed: the clock may advance from then on, even while a request is on its way to
+     * the loop */
+    conc__cancel_hook_add(&t.hook, ctx, conc__job_timer_post_disarm);
     bool opened = conc__job_timer_open(&t);
     if (opened)
-        conc__gate_await(&t.over, f);
-    conc__stop_close(&t.stop);
+        conc__thread_event_wait_in_job(&t.over, ctx);
+    conc__cancel_hook_remove(&t.hook);
     conc__job_timer_close(&t, opened);
-    return t.is_cut ? -ECANCELED : 0;
+    if (t.is_cut)
+        return -ECANCELED;
+    return 0;
 }
 
-/* A job is in conc_block, on the real clock. */
-typedef struct conc__doze_of_job {
-    conc__stop stop;
-    conc__gate cut;
-} conc__doze_of_job;
+/* A conc_block in a job, on the real clock. */
+typedef struct conc__real_block {
+    conc__cancel_hook hook;
+    conc__thread_event cut;
+} conc__real_block;
 
-CONC__PRIVATE void conc__doze_asked(conc__stop *s)
+CONC__PRIVATE void conc__real_block_cancel(conc__cancel_hook *s)
 {
-    conc__gate_open(&((conc__doze_of_job *)(void *)s)->cut);
+    conc__thread_event_set(&((conc__real_block *)(void *)s)->cut);
 }
 
-CONC__PRIVATE int conc__block_in_real_time(conc__frame *f, int64_t ns)
+CONC__PRIVATE int conc__block_in_real_time(conc__job_context *ctx, int64_t ns)
 {
-    conc__doze_of_job d = {.stop = {.asked = false}};
-    int64_t end = conc__later(conc__clock(), ns), limit;
-    conc__gate_make(&d.cut);
-    conc__stop_open(&d.stop, f, conc__doze_asked);
-    while ((limit = conc__frame_limit(f)) < end && !conc__gate_wait(&d.cut, limit))
-        conc__stops_tell();
-    bool cut = conc__gate_wait(&d.cut, end);
-    conc__stop_close(&d.stop);
-    conc__gate_end(&d.cut);
+    conc__real_block d = {.hook = {.called = false}};
+    int64_t end = conc__later(conc__clock(), ns);
+    conc__thread_event_init(&d.cut);
+    conc__cancel_hook_add(&d.hook, ctx, conc__real_block_cancel);
+    for (;;) { /* until no shield's limit passes before the end */
+        int64_t limit = conc__shield_deadline(ctx);
+        if (limit >= end || conc__thread_event_wait(&d.cut, limit))
+            break;
+        conc__run_cancel_hooks();
+    }
+    bool cut = conc__thread_event_wait(&d.cut, end);
+    conc__cancel_hook_remove(&d.hook);
+    conc__thread_event_destroy(&d.cut);
     return cut ? -ECANCELED : 0;
 }
 
-/* While a job waits for a task of the loop that sent it, its virtual clock goes on, as in
- * conc_block. On that loop's thread. */
-CONC__PRIVATE void conc__job_waits(conc__frame *f, const conc_loop *l, bool waits)
+/* A job waits for a task of the loop that submitted it, or no longer. Its clock advances meanwhile,
+ * as in conc_block. On that loop's thread. */
+CONC__PRIVATE void conc__job_waits(conc__job_context *ctx, const conc_loop *l, bool waits)
 {
-    if (f->thread && f->job->clock == l)
-        conc__thread_blocks(f, waits);
+    if (ctx->thread && ctx->job->clock == l)
+        conc__worker_thread_blocks(ctx, waits);
 }
 
-/* conc_block in a job; 1: none runs here. */
+/* conc_block in a job; 1: no job runs here. */
 CONC__PRIVATE int conc__job_block(int64_t ns)
 {
-    conc__frame *f = conc__frame_here();
-    if (!f)
+    conc__job_context *ctx = conc__job_context_here();
+    if (!ctx)
         return 1;
-    if (conc__frame_asked(f))
+    if (conc__job_context_cancelled(ctx))
         return -ECANCELED;
-    if (conc__frame_clock(f))
-        return conc__block_on_clock(f, ns);
-    return conc__block_in_real_time(f, ns);
+    if (conc__job_context_clock(ctx))
+        return conc__block_on_clock(ctx, ns);
+    return conc__block_in_real_time(ctx, ns);
 }
 
-/* fn(arg) in the job that runs there, in a shield. */
-CONC__PRIVATE int conc__frame_shield(conc__frame *f, double grace, conc_fn *fn, void *arg)
+/* fn(arg) in a shield, in the job that runs there. */
+CONC__PRIVATE int conc__job_run_shielded(conc__job_context *ctx, double grace, conc_fn *fn,
+                                         void *arg)
 {
     conc__job_timer t;
-    bool limited = grace < CONC_FOREVER, on_clock = limited && conc__frame_clock(f);
+    bool limited = grace < CONC_FOREVER, on_clock = limited && conc__job_context_clock(ctx);
     bool opened = false, never = false;
+    conc__cancel_layer shield = {
+        .outer = ctx->layer, .cancelled = &never, .shields = true, .until = CONC__NEVER};
     if (on_clock) {
-        conc__job_timer_make(&t, f, conc__ns(grace), false);
+        conc__job_timer_make(&t, ctx, conc__ns(grace), false);
         opened = conc__job_timer_open(&t);
-    }
-    conc__layer shield = {.outer = f->layer, .ends = on_clock ? &t.fired : &never, .shields = true};
-    shield.until = CONC__NEVER;
-    if (limited && !on_clock)
+        shield.cancelled = &t.fired;
+    } else if (limited) {
         shield.until = conc__later(conc__clock(), conc__ns(grace));
-    f->layer = &shield;
+    }
+    ctx->layer = &shield;
     int rc = conc__call_here(fn, arg);
-    bool late = conc__layers_ask(&shield, NULL);
-    f->layer = shield.outer;
+    bool late = conc__layers_cancelled(&shield, NULL);
+    ctx->layer = shield.outer;
     if (opened)
-        conc__job_timer_leave(&t.stop);
+        conc__job_timer_post_disarm(&t.hook);
     if (on_clock)
         conc__job_timer_close(&t, opened);
-    return rc == -ECANCELED && late ? conc__own_error(-ETIMEDOUT) : rc;
+    if (rc == -ECANCELED && late)
+        return conc__own_error(-ETIMEDOUT);
+    return rc;
 }
 
-/* conc_shield in a job. False: none runs here. */
+/* conc_shield in a job. False: no job runs here. */
 CONC__PRIVATE bool conc__job_shield(double grace, conc_fn *fn, void *arg, int *rc)
 {
-    conc__frame *f = conc__frame_here();
-    if (!f)
+    conc__job_context *ctx = conc__job_context_here();
+    if (!ctx)
         return false;
     if (!fn)
         *rc = conc__misused(-EINVAL, "conc_shield", "no function", NULL);
     else if (__builtin_isnan(grace))
         *rc = conc__misused(-EINVAL, "conc_shield", "the time is not a number", NULL);
     else
-        *rc = conc__frame_shield(f, grace, fn, arg);
+        *rc = conc__job_run_shielded(ctx, grace, fn, arg);
     return true;
 }
 
-/* A run inside a job: its main_fn is cancelled when the job is asked to end. */
+/* A run inside a job: its main_fn is cancelled if the job is asked to end. */
 typedef struct conc__run_inside {
-    conc__stop stop;
+    conc__cancel_hook hook;
     conc__ending ending;
     conc__post post;
-    conc__timer limit; /* of the shield in which the job has begun the run */
+    conc__timer limit; /* of the shield in which the job began the run */
     conc_loop *loop;
 } conc__run_inside;
 
@@ -3310,69 +3575,72 @@ CONC__PRIVATE void conc__run_inside_cancel(conc__post *p)
         conc__task_cancel(r->loop, &r->loop->main);
 }
 
-CONC__PRIVATE void conc__run_inside_asked(conc__stop *s)
+CONC__PRIVATE void conc__run_inside_cancel_posted(conc__cancel_hook *s)
 {
     conc__run_inside *r = (conc__run_inside *)(void *)s;
-    conc__post_to(r->loop, &r->post); /* refused: the run ends */
+    conc__post_to(r->loop, &r->post); /* refused if the run ends */
 }
 
-/* Real clock: a shield has ended; there may be another one around it, or inside. */
+/* On the real clock a shield has ended; there may be others around or inside it. */
 CONC__PRIVATE void conc__run_inside_late(conc__timer *t)
 {
     conc__run_inside *r =
         (conc__run_inside *)(void *)((char *)t - offsetof(conc__run_inside, limit));
-    int64_t next = conc__frame_limit(r->stop.frame);
+    int64_t next = conc__shield_deadline(r->hook.context);
     if (next != CONC__NEVER)
         conc__arm(r->loop, t, next, conc__run_inside_late);
-    conc__stops_tell();
+    conc__run_cancel_hooks();
 }
 
 /* The same on the virtual clock. */
 CONC__PRIVATE int64_t conc__job_late(conc_loop *l)
 {
     (void)l;
-    conc__stops_tell();
-    return conc__frame_limit(conc__frame_here());
+    conc__run_cancel_hooks();
+    return conc__shield_deadline(conc__job_context_here());
 }
 
-/* The loop's tasks wait for channels alone, or no longer: as in conc__wait_in_thread. A thread that
- * waits for jobs of its pool is not counted, for another one has its place. */
+/* The loop's tasks wait only for channels, or no longer; as in conc__wait_in_thread. A thread that
+ * waits for jobs of its pool does not count, because another one has taken its place. */
 CONC__PRIVATE void conc__job_idles(conc_loop *l, bool idles)
 {
     bool counts = !l->job->thread->nested;
     if (idles && counts)
-        conc__thread_idles(l->job, true);
+        conc__worker_thread_idles(l->job, true);
     pthread_mutex_lock(&l->mutex);
-    if (idles ? !l->posted : l->job_idles) {
+    bool changes = l->job_idles;
+    if (idles)
+        changes = !l->posted;
+    if (changes) {
         l->job_idles = idles;
-        conc__frames_at_work(l->job, !idles);
+        conc__job_contexts_hold_clocks(l->job, !idles);
     }
     pthread_mutex_unlock(&l->mutex);
     if (!idles && counts)
-        conc__thread_idles(l->job, false);
+        conc__worker_thread_idles(l->job, false);
 }
 
 CONC__PRIVATE void conc__job_goes_on(conc_loop *l)
 {
     l->job_idles = false;
-    conc__frames_at_work(l->job, true);
+    conc__job_contexts_hold_clocks(l->job, true);
 }
 
 CONC__PRIVATE void conc__run_inside_ends(conc_loop *l, conc__ending *e)
 {
     conc__run_inside *r =
         (conc__run_inside *)(void *)((char *)e - offsetof(conc__run_inside, ending));
-    conc__stop_close(&r->stop);
+    conc__cancel_hook_remove(&r->hook);
     conc__disarm(l, &r->limit);
     l->job_limit = CONC__NEVER;
     conc_free(r);
 }
 
-/* A run begins, perhaps in a job. */
+/* A run begins, perhaps inside a job. */
 CONC__PRIVATE int conc__job_runs(conc_loop *l)
 {
-    conc__frame *f = conc__frame_here();
-    if (!f || l->embedded) /* a host looks after its own loop */
+    conc__job_context *ctx = conc__job_context_here();
+    if (!ctx || l->embedded) /* the host cancels its own loop */
         return 0;
     conc__run_inside *r = conc__alloc(sizeof *r);
     if (!r)
@@ -3380,160 +3648,177 @@ CONC__PRIVATE int conc__job_runs(conc_loop *l)
     *r = (conc__run_inside){.loop = l, .post = {NULL, conc__run_inside_cancel}};
     r->ending = (conc__ending){l->endings, conc__run_inside_ends};
     l->endings = &r->ending;
-    l->job = conc__frame_has_clock(f) ? f : NULL;
-    int64_t limit = conc__frame_limit(f);
+    l->job = NULL;
+    if (conc__job_context_has_clock(ctx))
+        l->job = ctx;
+    int64_t limit = conc__shield_deadline(ctx);
     if (l->virtual_clock)
         l->job_limit = limit;
     else if (limit != CONC__NEVER)
         conc__arm(l, &r->limit, limit, conc__run_inside_late);
-    if (conc__frame_asked(f)) {
-        r->stop.asked = true;
+    if (conc__job_context_cancelled(ctx)) {
+        r->hook.called = true;
         conc__task_cancel(l, &l->main);
     }
-    conc__stop_open(&r->stop, f, conc__run_inside_asked);
+    conc__cancel_hook_add(&r->hook, ctx, conc__run_inside_cancel_posted);
     return 0;
 }
 
-/* ---- >>offloading --------------------------------------------------------------------------- */
+/* ---- >>offload ------------------------------------------------------------------------------ */
 
-/* Pools that all runs share, each for jobs that may keep its threads: what the program's own jobs
- * wait for, a file or a child that is to write it, has places of its own. */
+/* The pools that all runs share. Each kind of job has its own: the program's jobs may wait for a
+ * file, or for a child that is to write it, and must not keep these from starting. */
 enum {
     CONC__OFFLOADED,
     CONC__ABANDONED,
     CONC__FILES,
     CONC__NAMES,
     CONC__STARTS, /* of child programs */
-    CONC__OFFLOADS
+    CONC__SHARED_POOLS
 };
 
-/* A pool is opened by the first run that uses it, and closed by the last run that used any. Under
- * the mutex but for the pools. */
+/* A pool is opened by the first run that uses it. The last run that used any of them closes all.
+ * The mutex protects everything but the pools themselves. */
 static struct {
     pthread_mutex_t mutex;
     int runs;
-    conc_pool pools[CONC__OFFLOADS];
-    /* threads that were left behind by earlier crews, at jobs that were abandoned: the pool's
-     * crew counts them as threads of its own that are lost */
-    int left_behind[CONC__OFFLOADS];
-    /* a parent's, which its threads may have been changing when the process forked: they stay */
-    conc__crew *inherited[CONC__OFFLOADS];
-} conc__offloads = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+    conc_pool pools[CONC__SHARED_POOLS];
+    /* threads of ended job queues that still run abandoned jobs: the pool's job queue counts them
+     * as its own, and as abandoned */
+    int detached[CONC__SHARED_POOLS];
+    /* a parent's, kept allocated: its threads may have been changing it during the fork */
+    conc__job_queue *inherited[CONC__SHARED_POOLS];
+} conc__shared_pools = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
-CONC__PRIVATE void conc__offloads_forget(void)
+CONC__PRIVATE void conc__shared_pools_reset(void)
 {
-    pthread_mutex_init(&conc__offloads.mutex, NULL);
-    conc__offloads.runs = 0;
-    for (int i = 0; i < CONC__OFFLOADS; i++) {
-        if (conc__offloads.pools[i].crew)
-            conc__offloads.inherited[i] = conc__offloads.pools[i].crew;
-        conc__offloads.pools[i] = (conc_pool){0};
-        conc__offloads.left_behind[i] = 0;
+    pthread_mutex_init(&conc__shared_pools.mutex, NULL);
+    conc__shared_pools.runs = 0;
+    for (int i = 0; i < CONC__SHARED_POOLS; i++) {
+        if (conc__shared_pools.pools[i].queue)
+            conc__shared_pools.inherited[i] = conc__shared_pools.pools[i].queue;
+        conc__shared_pools.pools[i] = (conc_pool){0};
+        conc__shared_pools.detached[i] = 0;
     }
 }
 
-/* Under the mutex: somebody comes for what lies in the queue, or it ends with an error. */
-CONC__PRIVATE void conc__crew_rouse_or_fail(conc__crew *c)
+/* Under the mutex: wakes a thread for the queued jobs. If none can come, the jobs end with the
+ * error. */
+CONC__PRIVATE void conc__job_queue_wake_or_fail(conc__job_queue *q)
 {
-    int rc = conc__crew_rouse(c);
-    for (conc_job *first; rc && (first = conc__backlog_pop(c));)
-        conc__crew_end_job(c, first, rc, NULL, true);
+    int rc = conc__job_queue_wake_worker(q);
+    conc_job *first;
+    if (!rc)
+        return;
+    while ((first = conc__job_ring_pop(q)))
+        conc__job_end(q, first, rc, NULL, true);
 }
 
-/* Not for a pool of the program's own, NULL. */
-CONC__PRIVATE void conc__offloads_lock(const conc_pool *shared)
-{
-    if (shared)
-        pthread_mutex_lock(&conc__offloads.mutex);
-}
-
-CONC__PRIVATE void conc__offloads_unlock(const conc_pool *shared)
+/* shared: NULL for a pool of the program's own, which needs no lock. */
+CONC__PRIVATE void conc__shared_pools_lock(const conc_pool *shared)
 {
     if (shared)
-        pthread_mutex_unlock(&conc__offloads.mutex);
+        pthread_mutex_lock(&conc__shared_pools.mutex);
 }
 
-/* Under the mutex: threads of earlier crews were left behind, or (-1) one of them has ended. */
-CONC__PRIVATE void conc__crew_lose(conc__crew *c, int threads)
+CONC__PRIVATE void conc__shared_pools_unlock(const conc_pool *shared)
 {
-    conc__lock_briefly(&c->mutex);
-    c->started += threads;
-    c->lost += threads;
-    conc__crew_stall(c);
-    conc__crew_rouse_or_fail(c);
-    conc__crew_unlock(c);
+    if (shared)
+        pthread_mutex_unlock(&conc__shared_pools.mutex);
 }
 
-CONC__PRIVATE void conc__offloads_lose(const conc_pool *shared, int threads)
+/* Under the shared pools' mutex: threads of ended job queues were detached, or (-1) one has ended.
+ */
+CONC__PRIVATE void conc__job_queue_count_abandoned(conc__job_queue *q, int threads)
+{
+    conc__lock_briefly(&q->mutex);
+    q->started += threads;
+    q->abandoned += threads;
+    conc__job_queue_update_stalled(q);
+    conc__job_queue_wake_or_fail(q);
+    conc__job_queue_unlock(q);
+}
+
+CONC__PRIVATE void conc__shared_pool_count_detached(const conc_pool *shared, int threads)
 {
     if (!shared)
         return;
-    conc__offloads.left_behind[shared - conc__offloads.pools] += threads;
-    if (shared->crew)
-        conc__crew_lose(shared->crew, threads);
+    conc__shared_pools.detached[shared - conc__shared_pools.pools] += threads;
+    if (shared->queue)
+        conc__job_queue_count_abandoned(shared->queue, threads);
 }
 
-CONC__PRIVATE void conc__offloads_end(conc_loop *l, conc__ending *e)
+CONC__PRIVATE void conc__shared_pools_end(conc_loop *l, conc__ending *e)
 {
-    conc__crew *crews[CONC__OFFLOADS] = {0};
+    conc__job_queue *queues[CONC__SHARED_POOLS] = {0};
     (void)l;
     conc_free(e);
-    pthread_mutex_lock(&conc__offloads.mutex);
-    conc__offloads.runs--;
-    for (int i = 0; i < CONC__OFFLOADS && conc__offloads.runs == 0; i++) {
-        crews[i] = conc__offloads.pools[i].crew;
-        conc__offloads.pools[i] = (conc_pool){0};
+    pthread_mutex_lock(&conc__shared_pools.mutex);
+    conc__shared_pools.runs--;
+    for (int i = 0; i < CONC__SHARED_POOLS && conc__shared_pools.runs == 0; i++) {
+        queues[i] = conc__shared_pools.pools[i].queue;
+        conc__shared_pools.pools[i] = (conc_pool){0};
     }
-    pthread_mutex_unlock(&conc__offloads.mutex);
-    for (int i = 0; i < CONC__OFFLOADS; i++)
-        if (crews[i])
-            conc__threads_end(crews[i]);
+    pthread_mutex_unlock(&conc__shared_pools.mutex);
+    for (int i = 0; i < CONC__SHARED_POOLS; i++)
+        if (queues[i])
+            conc__worker_threads_end(queues[i]);
 }
 
 /* The run uses the shared pools from here on. */
-CONC__PRIVATE int conc__offloads_begin(conc_loop *l)
+CONC__PRIVATE int conc__shared_pools_use(conc_loop *l)
 {
     for (const conc__ending *e = l->endings; e; e = e->next)
-        if (e->end == conc__offloads_end)
+        if (e->end == conc__shared_pools_end)
             return 0;
     conc__ending *e = conc__alloc(sizeof *e);
     if (!e)
         return conc__own_error(-ENOMEM);
-    *e = (conc__ending){l->endings, conc__offloads_end};
+    *e = (conc__ending){l->endings, conc__shared_pools_end};
     l->endings = e;
-    pthread_mutex_lock(&conc__offloads.mutex);
-    conc__offloads.runs++;
-    pthread_mutex_unlock(&conc__offloads.mutex);
+    pthread_mutex_lock(&conc__shared_pools.mutex);
+    conc__shared_pools.runs++;
+    pthread_mutex_unlock(&conc__shared_pools.mutex);
     return 0;
 }
 
-/* The shared pool for such jobs, for a task of l. */
-CONC__PRIVATE conc_pool *conc__offloads_of(conc_loop *l, int which, int *rc)
+/* Under the shared pools' mutex. */
+CONC__PRIVATE int conc__shared_pool_open(conc_pool *p, int which)
 {
     static const char *const names[] = {"conc offload", "conc abandon", "conc files", "conc names",
                                         "conc children"};
-    conc_pool *p = &conc__offloads.pools[which];
     int n = conc__processors() + 4;
-    *rc = conc__offloads_begin(l);
-    if (*rc || __atomic_load_n(&p->crew, __ATOMIC_ACQUIRE))
-        return *rc ? NULL : p;
-    pthread_mutex_lock(&conc__offloads.mutex);
-    if (!p->crew) {
-        p->threads = n < 32 ? n : 32;
-        if (which == CONC__NAMES) /* servers that do not answer keep many for half a minute */
-            p->threads = 64;
-        p->name = names[which];
-        *rc = conc_pool_open(p);
-        if (*rc == 0) {
-            p->crew->shared = p;
-            conc__crew_lose(p->crew, conc__offloads.left_behind[which]);
-        }
-    }
-    pthread_mutex_unlock(&conc__offloads.mutex);
-    return *rc ? NULL : p;
+    p->threads = n < 32 ? n : 32;
+    if (which == CONC__NAMES) /* a server that does not answer blocks a thread for half a minute */
+        p->threads = 64;
+    p->name = names[which];
+    int rc = conc_pool_open(p);
+    if (rc)
+        return rc;
+    p->queue->shared = p;
+    conc__job_queue_count_abandoned(p->queue, conc__shared_pools.detached[which]);
+    return 0;
 }
 
-/* conc_offload for such jobs, for `call`. */
+/* The shared pool for such jobs, for a task of l. NULL: *rc says why. */
+CONC__PRIVATE conc_pool *conc__shared_pool(conc_loop *l, int which, int *rc)
+{
+    conc_pool *p = &conc__shared_pools.pools[which];
+    *rc = conc__shared_pools_use(l);
+    if (*rc)
+        return NULL;
+    if (__atomic_load_n(&p->queue, __ATOMIC_ACQUIRE))
+        return p;
+    pthread_mutex_lock(&conc__shared_pools.mutex);
+    if (!p->queue)
+        *rc = conc__shared_pool_open(p, which);
+    pthread_mutex_unlock(&conc__shared_pools.mutex);
+    if (*rc)
+        return NULL;
+    return p;
+}
+
+/* conc_offload in this shared pool, for `call`. */
 CONC__PRIVATE CONC__CALLED int conc__offload(int which, conc_fn *fn, void *arg, const char *call)
 {
     conc_loop *l;
@@ -3544,8 +3829,10 @@ CONC__PRIVATE CONC__CALLED int conc__offload(int which, conc_fn *fn, void *arg, 
         return conc__misused(-EINVAL, call, "no function", NULL);
     if (!l)
         return conc__call_here(fn, arg);
-    conc_pool *p = conc__offloads_of(l, which, &rc);
-    return p ? conc_pool_run(p, fn, arg) : rc;
+    conc_pool *p = conc__shared_pool(l, which, &rc);
+    if (!p)
+        return rc;
+    return conc_pool_run(p, fn, arg);
 }
 
 CONC_API CONC__CALLED int conc_offload(conc_fn *fn, void *arg)
@@ -3553,14 +3840,14 @@ CONC_API CONC__CALLED int conc_offload(conc_fn *fn, void *arg)
     return conc__offload(CONC__OFFLOADED, fn, arg, __func__);
 }
 
-/* A job that its task may leave. */
+/* A job that its task may abandon. */
 typedef struct conc__abandoned {
     conc_job job;
     conc_fn *fn;
     void *arg;
     void (*free_arg)(void *);
-    bool called;    /* fn was */
-    int references; /* the task's, and the job's */
+    bool called;    /* fn was called */
+    int references; /* held by the task and by the job */
 } conc__abandoned;
 
 CONC__PRIVATE void conc__abandoned_drop(conc__abandoned *a)
@@ -3575,15 +3862,15 @@ CONC__PRIVATE void conc__abandoned_release(conc_job *j)
     conc__abandoned_drop((conc__abandoned *)(void *)j);
 }
 
-/* Outside tasks. The words of fn's error outlast those of free_arg's. */
+/* Outside tasks. free_arg does not change the newest error that fn left. */
 CONC__PRIVATE int conc__call_and_free(conc_fn *fn, void *arg, void (*free_arg)(void *))
 {
     int rc = conc__call_here(fn, arg);
-    conc__older_words words = {.frame = conc__frame_here()};
+    conc__saved_text saved = {.context = conc__job_context_here()};
     if (free_arg) {
-        conc__words_swap(&words);
+        conc__saved_text_swap(&saved);
         free_arg(arg);
-        conc__words_swap(&words);
+        conc__saved_text_swap(&saved);
     }
     return rc;
 }
@@ -3595,68 +3882,72 @@ CONC__PRIVATE int conc__abandoned_run(void *arg)
     return conc__call_and_free(a->fn, a->arg, a->free_arg);
 }
 
-/* Under the mutex: the job runs on, alone. Its thread is lost to the crew until the job ends. */
-CONC__PRIVATE void conc__job_leave(conc__crew *c, conc_job *j)
+/* Under the mutex: the job runs on alone. Its thread counts as lost until the job ends. */
+CONC__PRIVATE void conc__job_abandon(conc__job_queue *q, conc_job *j)
 {
-    conc__crew_blocks(c, j, false);
-    __atomic_fetch_or(&j->state, CONC__JOB_LEFT, __ATOMIC_RELAXED);
-    conc__job_at_work(j, false);
-    c->lost++;
-    conc__crew_unload(c); /* what its thread has not begun is for the others */
-    conc__crew_stall(c);
-    conc__crew_rouse_or_fail(c);
+    conc__job_set_blocked(q, j, false);
+    __atomic_fetch_or(&j->state, CONC__JOB_ABANDONED, __ATOMIC_RELAXED);
+    conc__job_hold_clock(j, false);
+    q->abandoned++;
+    conc__job_queue_return_batches(q); /* the other threads run what its thread has not begun */
+    conc__job_queue_update_stalled(q);
+    conc__job_queue_wake_or_fail(q);
 }
 
-/* The task leaves, and the job with it unless it runs. */
+/* The task leaves. The job ends if it was queued, and is abandoned if it runs. */
 CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
     conc_job *j = w->item;
-    conc__crew *c = w->crew;
-    pthread_mutex_lock(&conc__crews);
-    bool waits = conc__still_waits(w, c);
+    conc__job_queue *q = w->queue;
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    bool waits = conc__lock_if_waiting(w, q);
     if (waits) {
-        conc__waiter_decide(w, -ECANCELED);
-        conc__job_ask(c, j);
-        if (!(conc__job_state(j) & CONC__JOB_DONE)) /* else it was in the queue */
-            conc__job_leave(c, j);
-        conc__crew_unlock(c);
+        conc__waiter_complete(w, -ECANCELED);
+        conc__job_request_cancel(q, j);
+        if (!(conc__job_state(j) & CONC__JOB_DONE)) /* else it was queued */
+            conc__job_abandon(q, j);
+        conc__job_queue_unlock(q);
     }
-    pthread_mutex_unlock(&conc__crews);
-    conc__stops_tell();
+    pthread_mutex_unlock(&conc__job_queues_mutex);
+    conc__run_cancel_hooks();
     return waits;
 }
 
-static const conc__wait_kind conc__wants_until_cancel = {
+static const conc__wait_kind conc__waits_to_abandon = {
     .what = "waits for a job that it would leave", .cancel = conc__abandon_cancel};
 
 CONC__PRIVATE int conc__abandoned_submit(conc_loop *l, int which, conc__abandoned *a)
 {
     int rc;
-    conc_pool *p = conc__offloads_of(l, which, &rc);
-    conc__crew *c = p ? conc__pool_enter(&p->crew, &p->users, &rc) : NULL;
-    if (!c)
+    conc_pool *p = conc__shared_pool(l, which, &rc);
+    if (!p)
         return rc;
-    conc__job_begin(&a->job, conc__abandoned_run, a, NULL, CONC__JOB_OWNED);
-    rc = conc__crew_submit(c, &p->users, l, &a->job, NULL);
+    conc__job_queue *q = conc__pool_enter(&p->queue, &p->users, &rc);
+    if (!q)
+        return rc;
+    conc__job_init(&a->job, conc__abandoned_run, a, NULL, CONC__JOB_OWNED);
+    rc = conc__job_queue_submit(q, &p->users, l, &a->job, NULL);
     if (rc)
-        conc__job_refuse(&a->job);
+        conc__job_undo_init(&a->job);
     return rc;
 }
 
 CONC__PRIVATE int conc__abandoned_wait(conc_loop *l, conc__abandoned *a)
 {
-    conc__answer answer;
-    conc__waiter w = {.answer = &answer};
-    int rc = conc__job_wait_as(l, &a->job, &w, &conc__wants_until_cancel);
-    return rc ? rc : conc__job_result(l, &answer);
+    conc__job_outcome outcome;
+    conc__waiter w = {.outcome = &outcome};
+    int rc = conc__job_wait_as(l, &a->job, &w, &conc__waits_to_abandon);
+    if (rc)
+        return rc;
+    return conc__job_result(l, &outcome);
 }
 
 CONC__PRIVATE int conc__offload_abandon(conc_loop *l, int which, conc_fn *fn, void *arg,
                                         void (*free_arg)(void *))
 {
     conc__abandoned *a = conc__alloc(sizeof *a);
-    int rc = a ? 0 : conc__own_error(-ENOMEM);
+    int rc = -ENOMEM;
     if (a) {
         a->called = false;
         a->fn = fn;
@@ -3664,6 +3955,8 @@ CONC__PRIVATE int conc__offload_abandon(conc_loop *l, int which, conc_fn *fn, vo
         a->free_arg = free_arg;
         a->references = 2;
         rc = conc__abandoned_submit(l, which, a);
+    } else {
+        conc__own_error(rc);
     }
     if (rc) {
         conc_free(a);
@@ -3672,13 +3965,15 @@ CONC__PRIVATE int conc__offload_abandon(conc_loop *l, int which, conc_fn *fn, vo
         return rc;
     }
     rc = conc__abandoned_wait(l, a);
-    if ((conc__job_state(&a->job) & CONC__JOB_DONE) && !a->called && free_arg)
+    bool is_done = conc__job_state(&a->job) & CONC__JOB_DONE;
+    bool was_taken_back = is_done && !a->called;
+    if (was_taken_back && free_arg)
         free_arg(arg);
     conc__abandoned_drop(a);
     return rc;
 }
 
-/* conc_offload_abandon for such jobs, for `call`. */
+/* conc_offload_abandon in this shared pool, for `call`. */
 CONC__PRIVATE CONC__CALLED int conc__offload_for(int which, conc_fn *fn, void *arg,
                                                  void (*free_arg)(void *), const char *call)
 {
@@ -3704,23 +3999,23 @@ CONC_API CONC__CALLED int conc_offload_abandon(conc_fn *fn, void *arg, void (*fr
 
 /* ---- >>channel ------------------------------------------------------------------------------ */
 
-/* Receivers wait only while all items, senders only while all room is kept for cases of
- * conc_select, which were told of it. */
+/* A receiver waits only while every item, and a sender only while all room, is kept for cases of
+ * conc_select that were notified of it. */
 typedef struct conc__channel {
     pthread_mutex_t mutex;
     conc__waiter *senders, *receivers;
-    conc__waiter *told;            /* for which an item or room is kept */
+    conc__waiter *told;            /* those for which an item or room is kept */
     size_t kept_items, kept_rooms; /* how many */
     size_t head, count;
     bool closed;
-    unsigned forks; /* how many forks the process descended from when this was made */
+    unsigned forks; /* conc__forks when this was made */
     _Alignas(max_align_t) char items[];
 } conc__channel;
 
-/* Of a channel that was closed when there was no memory for it. */
+/* The inside of a channel that was closed while there was no memory for one. */
 static conc__channel conc__shut_channel = {.mutex = PTHREAD_MUTEX_INITIALIZER, .closed = true};
 
-/* size: of its items. NULL: no memory. */
+/* size: of all its items. NULL: out of memory. */
 CONC__PRIVATE conc__channel *conc__channel_make(size_t size)
 {
     conc__channel *made = conc__alloc(sizeof *made + size);
@@ -3740,22 +4035,23 @@ CONC__PRIVATE void conc__channel_free(conc__channel *inner)
     conc_free(inner);
 }
 
-/* The first call in a forked child, for a channel that the parent used: its waiters are the
- * parent's, and its mutex may be locked for ever. What lay in it stays; an item that a thread of
- * the parent was copying when the process forked may be incomplete. */
+/* The first call in a forked child for a channel that the parent used: its waiters are the
+ * parent's, and its mutex may be locked for ever. Its items stay; one that a thread of the parent
+ * was copying during the fork may be incomplete. */
 CONC__COLD void conc__channel_take_over(conc__channel *inner)
 {
-    pthread_mutex_lock(&conc__crews); /* other threads of the child may come, too */
+    /* other threads of the child may call this at the same time */
+    pthread_mutex_lock(&conc__job_queues_mutex);
     if (inner->forks != conc__forks) {
         pthread_mutex_init(&inner->mutex, NULL);
         inner->senders = inner->receivers = inner->told = NULL;
         inner->kept_items = inner->kept_rooms = 0;
         __atomic_store_n(&inner->forks, conc__forks, __ATOMIC_RELEASE);
     }
-    pthread_mutex_unlock(&conc__crews);
+    pthread_mutex_unlock(&conc__job_queues_mutex);
 }
 
-/* Is it a channel of a possible size? */
+/* Is the channel's size possible? */
 CONC__PRIVATE bool conc__channel_fits(const conc_channel *c)
 {
     size_t size;
@@ -3763,26 +4059,34 @@ CONC__PRIVATE bool conc__channel_fits(const conc_channel *c)
            size <= SIZE_MAX / 2;
 }
 
-/* What is behind a channel, locked; made by the first call. NULL: *rc says why. */
+/* The inside of a channel, made by the first call. NULL: out of memory. */
+CONC__PRIVATE conc__channel *conc__channel_inner(conc_channel *c)
+{
+    conc__channel *inner = __atomic_load_n(&c->inner, __ATOMIC_ACQUIRE);
+    if (inner)
+        return inner;
+    conc__job_queues_need(); /* so that forks are counted */
+    conc__channel *made = conc__channel_make(c->item_size * c->capacity);
+    if (!made)
+        return NULL;
+    if (__atomic_compare_exchange_n(&c->inner, &inner, made, false, __ATOMIC_ACQ_REL,
+                                    __ATOMIC_ACQUIRE))
+        return made;
+    conc__channel_free(made); /* another thread was first */
+    return inner;
+}
+
+/* The inside of a channel, locked. NULL: *rc says why. */
 CONC__PRIVATE conc__channel *conc__channel_lock(conc_channel *c, int *rc)
 {
-    *rc = conc__channel_fits(c) ? 0 : -EINVAL;
-    if (*rc)
+    *rc = -EINVAL;
+    if (!conc__channel_fits(c))
         return NULL;
-    size_t size = c->item_size * c->capacity;
-    conc__channel *inner = __atomic_load_n(&c->inner, __ATOMIC_ACQUIRE);
-    if (!inner) {
-        conc__crews_need(); /* so that forks are counted */
-        conc__channel *made = conc__channel_make(size);
-        *rc = made ? 0 : -ENOMEM;
-        if (!made)
-            return NULL;
-        if (__atomic_compare_exchange_n(&c->inner, &inner, made, false, __ATOMIC_ACQ_REL,
-                                        __ATOMIC_ACQUIRE))
-            inner = made;
-        else /* another thread was first */
-            conc__channel_free(made);
-    }
+    *rc = -ENOMEM;
+    conc__channel *inner = conc__channel_inner(c);
+    if (!inner)
+        return NULL;
+    *rc = 0;
     if (CONC__UNLIKELY(__atomic_load_n(&inner->forks, __ATOMIC_ACQUIRE) != conc__forks))
         conc__channel_take_over(inner);
     conc__lock_briefly(&inner->mutex);
@@ -3793,12 +4097,12 @@ CONC__PRIVATE bool conc__channel_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
     conc__channel *inner = (conc__channel *)(uintptr_t)wait->on;
-    if (__atomic_load_n(&w->over, __ATOMIC_ACQUIRE))
+    if (__atomic_load_n(&w->woken, __ATOMIC_ACQUIRE))
         return false;
     conc__lock_briefly(&inner->mutex);
-    bool waits = !w->over;
+    bool waits = !w->woken;
     if (waits)
-        conc__waiter_decide(w, -ECANCELED);
+        conc__waiter_complete(w, -ECANCELED);
     pthread_mutex_unlock(&inner->mutex);
     return waits;
 }
@@ -3810,7 +4114,7 @@ static const conc__wait_kind conc__channel_receives = {.what = "receives from an
 
 CONC__PRIVATE char *conc__channel_at(const conc_channel *c, conc__channel *inner, size_t i)
 {
-    size_t from_head = c->capacity - inner->head; /* places before the ring's end */
+    size_t from_head = c->capacity - inner->head; /* slots from the head to the ring's end */
     return inner->items + (i < from_head ? inner->head + i : i - from_head) * c->item_size;
 }
 
@@ -3834,6 +4138,18 @@ CONC__PRIVATE void conc__channel_remove(const conc_channel *c, conc__channel *in
     inner->count--;
 }
 
+/* The list of waiting senders or receivers. */
+CONC__PRIVATE conc__waiter **conc__channel_waiters(conc__channel *inner, bool senders)
+{
+    return senders ? &inner->senders : &inner->receivers;
+}
+
+/* How many rooms, or items, are kept. */
+CONC__PRIVATE size_t *conc__channel_kept(conc__channel *inner, bool rooms)
+{
+    return rooms ? &inner->kept_rooms : &inner->kept_items;
+}
+
 CONC__PRIVATE bool conc__channel_has_item(const conc__channel *inner)
 {
     return inner->count > inner->kept_items;
@@ -3844,30 +4160,33 @@ CONC__PRIVATE bool conc__channel_has_room(const conc_channel *c, const conc__cha
     return inner->count + inner->kept_rooms < c->capacity;
 }
 
-/* A case of conc_select is told, and what it was told of is kept for it. */
+/* Notifies a case of conc_select, and keeps for it what it was notified of. */
 CONC__PRIVATE void conc__channel_keep(conc__channel *inner, conc__waiter *w, size_t *kept)
 {
     ++*kept;
     w->kept = true;
-    conc__waiter_decide(w, 0);
-    conc__line_up(&inner->told, w);
-    conc__waiter_call(w);
+    conc__waiter_complete(w, 0);
+    conc__waiter_add(&inner->told, w);
+    conc__waiter_notify(w);
 }
 
-/* There is an item or room that nothing is kept for: those that wait get it. */
+/* There is an item or room that is not kept: hands it to those that wait. */
 CONC__PRIVATE void conc__channel_match(const conc_channel *c, conc__channel *inner)
 {
     for (;;) {
-        conc__waiter *to = conc__channel_has_item(inner) ? inner->receivers : NULL;
-        conc__waiter *from = conc__channel_has_room(c, inner) ? inner->senders : NULL;
-        conc__waiter *w = to ? to : from;
+        conc__waiter *w = NULL;
+        bool receives = inner->receivers && conc__channel_has_item(inner);
+        if (receives)
+            w = inner->receivers;
+        else if (conc__channel_has_room(c, inner))
+            w = inner->senders;
         if (!w)
             break;
         if (w->selects) {
-            conc__channel_keep(inner, w, to ? &inner->kept_items : &inner->kept_rooms);
+            conc__channel_keep(inner, w, conc__channel_kept(inner, !receives));
             continue;
         }
-        if (to)
+        if (receives)
             conc__channel_remove(c, inner, w->item);
         else
             conc__channel_append(c, inner, w->item);
@@ -3896,52 +4215,71 @@ CONC__PRIVATE int conc__channel_put(const conc_channel *c, conc__channel *inner,
     return 0;
 }
 
-/* 0, -EPIPE, or -EAGAIN: it is empty, or what is in it is kept for others. */
+/* 0, -EPIPE, or -EAGAIN: it is empty, or its items are kept for others. */
 CONC__PRIVATE int conc__channel_take(const conc_channel *c, conc__channel *inner, void *item)
 {
-    if (!conc__channel_has_item(inner))
-        return inner->closed && !inner->count ? -EPIPE : -EAGAIN;
+    if (!conc__channel_has_item(inner)) {
+        bool drained = inner->closed && !inner->count;
+        return drained ? -EPIPE : -EAGAIN;
+    }
     conc__channel_remove(c, inner, item);
     if (inner->senders || inner->receivers)
         conc__channel_match(c, inner);
     return 0;
 }
 
-/* The whole of a send or a receive. */
+CONC__FAST int conc__channel_try(const conc_channel *c, conc__channel *inner, void *item,
+                                 bool sends)
+{
+    if (sends)
+        return conc__channel_put(c, inner, item);
+    return conc__channel_take(c, inner, item);
+}
+
+/* Waits until the item was sent or received, in the channel, which is locked; unlocks it. */
+CONC__FAST int conc__channel_wait(conc_loop *l, conc__channel *inner, void *item, bool sends)
+{
+    const conc__wait_kind *kind = sends ? &conc__channel_sends : &conc__channel_receives;
+    conc__waiter w = {.item = item};
+    conc__waiter_add(conc__channel_waiters(inner, sends), &w);
+    if (l)
+        l->channel_waits++;
+    int rc = conc__wait_outside(l, &w, kind, inner, &inner->mutex, NULL);
+    if (l)
+        l->channel_waits--;
+    return conc__wait_result(rc);
+}
+
+/* All of a send or a receive. waits: it may wait. */
 CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, bool waits,
                                       const char *call)
 {
     conc_loop *l = NULL;
-    int rc = waits ? conc__caller(&l, call) : 0;
+    int rc = 0;
+    if (waits)
+        rc = conc__caller(&l, call);
     if (rc)
         return rc;
     if (!c || (c->item_size && !item))
         return conc__misused(-EINVAL, call, "no channel, or no item", NULL);
     if (l)
         rc = conc__checkpoint(l);
-    if (rc == 0 && !l && waits && conc_job_cancelled())
+    else if (waits && conc_job_cancelled())
         rc = -ECANCELED;
-    conc__channel *inner = rc ? NULL : conc__channel_lock(c, &rc);
+    if (rc)
+        return conc__wait_result(rc);
+    conc__channel *inner = conc__channel_lock(c, &rc);
     if (rc == -EINVAL)
         return conc__misused(rc, call, "no capacity, or too much", NULL);
     if (!inner)
-        return conc__came_to(rc);
-    rc = sends ? conc__channel_put(c, inner, item) : conc__channel_take(c, inner, item);
-    if (rc == -EAGAIN && waits) {
-        conc__waiter w = {.item = item};
-        conc__line_up(sends ? &inner->senders : &inner->receivers, &w);
-        if (l)
-            l->channel_waits++;
-        rc = conc__wait_outside(l, &w, sends ? &conc__channel_sends : &conc__channel_receives,
-                                inner, &inner->mutex, NULL);
-        if (l)
-            l->channel_waits--;
-        return conc__came_to(rc);
-    }
+        return conc__wait_result(rc);
+    rc = conc__channel_try(c, inner, item, sends);
+    if (rc == -EAGAIN && waits)
+        return conc__channel_wait(l, inner, item, sends);
     pthread_mutex_unlock(&inner->mutex);
     if (rc == 0 && l)
-        conc__quick(l);
-    return conc__came_to(rc);
+        conc__spend_budget(l);
+    return conc__wait_result(rc);
 }
 
 CONC_API CONC__CALLED int conc_channel_send(conc_channel *c, const void *item)
@@ -3967,25 +4305,30 @@ CONC_API CONC__CALLED int conc_channel_try_recv(conc_channel *c, void *item)
 CONC_API void conc_channel_close(conc_channel *c)
 {
     int rc;
-    conc__channel *inner = conc__channel_lock(c, &rc), *none = NULL;
-    if (rc == -ENOMEM && !__atomic_compare_exchange_n(&c->inner, &none, &conc__shut_channel, false,
-                                                      __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-        inner = conc__channel_lock(c, &rc);
+    conc__channel *inner = conc__channel_lock(c, &rc);
+    if (rc == -ENOMEM) {
+        conc__channel *none = NULL;
+        bool is_closed = __atomic_compare_exchange_n(&c->inner, &none, &conc__shut_channel, false,
+                                                     __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+        if (!is_closed) /* another thread has made it meanwhile */
+            inner = conc__channel_lock(c, &rc);
+    }
     if (!inner)
         return;
     inner->closed = true;
     while (inner->senders)
         conc__waiter_wake(inner->senders, -EPIPE);
-    conc__channel_match(c, inner); /* receivers wait for what is kept for others */
+    conc__channel_match(c, inner); /* a receiver may wait for items that are kept for others */
     pthread_mutex_unlock(&inner->mutex);
 }
 
-/* What is kept is dropped, too. */
+/* Drops everything, kept items and room included. */
 CONC__PRIVATE void conc__channel_drop(conc__channel *inner)
 {
+    conc__waiter *w;
     pthread_mutex_lock(&inner->mutex);
-    for (conc__waiter *w; (w = inner->told);) {
-        conc__step_out(w);
+    while ((w = inner->told)) {
+        conc__waiter_remove(w);
         w->kept = false;
         w->result = -EPIPE;
     }
@@ -4006,70 +4349,74 @@ CONC_API void conc_channel_destroy(conc_channel *c)
 
 CONC_API void conc__auto_conc_channel(conc_channel *c) { conc_channel_destroy(c); }
 
-/* ---- >>selecting ---------------------------------------------------------------------------- */
+/* ---- >>select ------------------------------------------------------------------------------- */
 
-/* A case of conc_select that waits. It stands in the line of the channel or job until another
- * thread tells of it, which takes it out and posts it to the loop, or until it ends. */
+/* A waiting case of conc_select. It is in the list of the channel or job until another thread
+ * notifies it, which removes it and posts it to the loop, or until the case ends. */
 typedef struct conc__outside_wait {
     conc__outside it; /* the first */
     conc__waiter waiter;
-    bool ended;           /* the select does not wait for it any more */
-    conc__channel *inner; /* a channel's */
-    conc__frame *own;     /* as in conc__job_wait_as */
-    conc__answer answer;
+    bool ended;             /* the select no longer waits for it */
+    conc__channel *inner;   /* a channel's */
+    conc__job_context *own; /* as in conc__job_wait_as */
+    conc__job_outcome outcome;
 } conc__outside_wait;
+
+CONC__PRIVATE int conc__outside_check_job(const conc_job *j)
+{
+    if (!conc__is_job(j))
+        return conc__misused(-EINVAL, "conc_select", "a job that was never submitted", NULL);
+    if (conc_job_done(j))
+        return 0;
+    for (conc__job_context *ctx = conc__job_context_here(); ctx; ctx = ctx->outer)
+        if (ctx->job == j)
+            return conc__own_error(-EDEADLK);
+    return 0;
+}
 
 CONC__PRIVATE int conc__outside_check(const conc__outside *o)
 {
     int rc = 0;
-    if (o->kind == CONC__CASE_ENDS) {
-        const conc_job *j = o->object;
-        if (!conc__is_job(j))
-            return conc__misused(-EINVAL, "conc_select", "a job that was never submitted", NULL);
-        for (conc__frame *f = conc_job_done(j) ? NULL : conc__frame_here(); f; f = f->outer)
-            if (f->job == j)
-                return conc__own_error(-EDEADLK);
-        return 0;
-    }
+    if (o->kind == CONC__CASE_ENDS)
+        return conc__outside_check_job(o->object);
     conc_channel *c = o->object;
     if (!c || (c->item_size && !o->item))
         return conc__misused(-EINVAL, "conc_select", "no channel, or no item", NULL);
     conc__channel *inner = conc__channel_lock(c, &rc);
     if (inner)
         pthread_mutex_unlock(&inner->mutex);
-    return conc__came_to(rc);
+    return conc__wait_result(rc);
 }
 
 /* With the channel locked. */
 CONC__PRIVATE int conc__outside_move(const conc__outside *o, conc__channel *inner)
 {
-    return o->kind == CONC__CASE_SENDS ? conc__channel_put(o->object, inner, o->item)
-                                       : conc__channel_take(o->object, inner, o->item);
+    return conc__channel_try(o->object, inner, o->item, o->kind == CONC__CASE_SENDS);
 }
 
-/* It has happened; words: of its error, or NULL. */
-CONC__PRIVATE void conc__outside_happened(conc__outside *o, int result, const char *words)
+/* The case has happened. text: its error's, or NULL. */
+CONC__PRIVATE void conc__outside_happened(conc__outside *o, int result, const char *text)
 {
     o->result = result;
     if (result < 0)
-        conc__tell(o->task, result, words, (conc__source){NULL, NULL});
+        conc__set_error(o->task, result, text, (conc__source){NULL, NULL});
 }
 
-CONC__PRIVATE void conc__outside_answered(conc__outside *o, const conc__answer *a)
+CONC__PRIVATE void conc__outside_answered(conc__outside *o, const conc__job_outcome *a)
 {
-    conc__outside_happened(o, a->result, a->has_words ? a->text : NULL);
+    conc__outside_happened(o, a->result, a->has_text ? a->text : NULL);
 }
 
 CONC__PRIVATE bool conc__outside_attempt(conc__outside *o)
 {
-    conc__answer answer;
+    conc__job_outcome outcome;
     int rc;
     if (o->kind == CONC__CASE_ENDS) {
         const conc_job *j = o->object;
         if (!conc_job_done(j))
             return false;
-        conc__answer_read(&answer, j, conc__job_state(j));
-        conc__outside_answered(o, &answer);
+        conc__job_outcome_read(&outcome, j, conc__job_state(j));
+        conc__outside_answered(o, &outcome);
         return true;
     }
     conc__channel *inner = conc__channel_lock(o->object, &rc);
@@ -4086,14 +4433,14 @@ CONC__PRIVATE bool conc__outside_attempt(conc__outside *o)
 CONC__PRIVATE int conc__outside_begin_channel(conc__outside_wait *w)
 {
     int rc;
+    bool sends = w->it.kind == CONC__CASE_SENDS;
     conc__channel *inner = conc__channel_lock(w->it.object, &rc);
     if (!inner)
         return rc;
     w->inner = inner;
     rc = conc__outside_move(&w->it, inner);
     if (rc == -EAGAIN)
-        conc__line_up(w->it.kind == CONC__CASE_SENDS ? &inner->senders : &inner->receivers,
-                      &w->waiter);
+        conc__waiter_add(conc__channel_waiters(inner, sends), &w->waiter);
     pthread_mutex_unlock(&inner->mutex);
     if (rc == -EAGAIN)
         return 0;
@@ -4101,18 +4448,18 @@ CONC__PRIVATE int conc__outside_begin_channel(conc__outside_wait *w)
     return 1;
 }
 
-/* Under both mutexes, where the job has not ended. */
+/* Under both mutexes: the job has not ended. */
 CONC__PRIVATE int conc__outside_line_up(conc_loop *l, conc__outside_wait *w, conc_job *j)
 {
-    w->waiter.crew = j->crew;
-    w->own = conc__frame_of(w->waiter.crew);
-    int rc = conc__crew_spare(w->waiter.crew, w->own, l, 1);
+    w->waiter.queue = j->queue;
+    w->own = conc__job_context_in(w->waiter.queue);
+    int rc = conc__job_queue_count_waiting(w->waiter.queue, w->own, l, 1);
     if (rc) {
-        conc__crew_spare(w->waiter.crew, w->own, l, -1);
+        conc__job_queue_count_waiting(w->waiter.queue, w->own, l, -1);
         return rc;
     }
     w->waiter.item = j;
-    conc__job_line_up(j, &w->waiter);
+    conc__job_add_waiter(j, &w->waiter);
     return 0;
 }
 
@@ -4120,23 +4467,30 @@ CONC__PRIVATE int conc__outside_begin_job(conc_loop *l, conc__outside_wait *w)
 {
     conc_job *j = w->it.object;
     int rc = 1;
-    pthread_mutex_lock(&conc__crews);
+    pthread_mutex_lock(&conc__job_queues_mutex);
     if (!(conc__job_state(j) & CONC__JOB_DONE)) {
-        conc__crew *c = j->crew;
-        conc__lock_briefly(&c->mutex);
+        conc__job_queue *q = j->queue;
+        conc__lock_briefly(&q->mutex);
         if (!(__atomic_fetch_or(&j->state, CONC__JOB_WAITED, __ATOMIC_ACQ_REL) & CONC__JOB_DONE))
             rc = conc__outside_line_up(l, w, j);
-        pthread_mutex_unlock(&c->mutex);
+        pthread_mutex_unlock(&q->mutex);
     }
     if (rc == 1)
-        conc__answer_read(&w->answer, j, conc__job_state(j));
-    pthread_mutex_unlock(&conc__crews);
+        conc__job_outcome_read(&w->outcome, j, conc__job_state(j));
+    pthread_mutex_unlock(&conc__job_queues_mutex);
     if (rc == 1)
-        conc__outside_answered(&w->it, &w->answer);
+        conc__outside_answered(&w->it, &w->outcome);
     return rc;
 }
 
-/* The post of a case that another thread has told of. */
+/* Under the channel's mutex: what was kept for the case no longer is. */
+CONC__PRIVATE void conc__outside_unkeep(conc__outside_wait *w)
+{
+    conc__waiter_remove(&w->waiter);
+    --*conc__channel_kept(w->inner, w->it.kind == CONC__CASE_SENDS);
+}
+
+/* In the loop: another thread has notified the case. */
 CONC__PRIVATE void conc__outside_arrives(conc__post *p)
 {
     conc__waiter *waiter = (conc__waiter *)(void *)((char *)p - offsetof(conc__waiter, post));
@@ -4144,24 +4498,23 @@ CONC__PRIVATE void conc__outside_arrives(conc__post *p)
         (conc__outside_wait *)(void *)((char *)waiter - offsetof(conc__outside_wait, waiter));
     int rc = waiter->result;
     if (w->ended) {
-        w->it.told(&w->it, false);
+        w->it.notified(&w->it, false);
         conc_free(w);
         return;
     }
     if (w->it.kind == CONC__CASE_ENDS) {
-        conc__crew_spare_back(w->waiter.crew, w->own, waiter->loop);
-        conc__outside_answered(&w->it, &w->answer);
+        conc__job_queue_uncount_waiting(w->waiter.queue, w->own, waiter->loop);
+        conc__outside_answered(&w->it, &w->outcome);
     } else if (waiter->kept) {
         conc__lock_briefly(&w->inner->mutex);
-        conc__step_out(waiter);
-        --*(w->it.kind == CONC__CASE_SENDS ? &w->inner->kept_rooms : &w->inner->kept_items);
+        conc__outside_unkeep(w);
         rc = conc__outside_move(&w->it, w->inner);
         conc__channel_match(w->it.object, w->inner);
         pthread_mutex_unlock(&w->inner->mutex);
     }
     if (w->it.kind != CONC__CASE_ENDS)
         conc__outside_happened(&w->it, rc, NULL);
-    w->it.told(&w->it, true);
+    w->it.notified(&w->it, true);
     conc_free(w);
 }
 
@@ -4173,57 +4526,63 @@ CONC__PRIVATE int conc__outside_begin(conc_loop *l, conc__outside *o, conc__outs
     *w = (conc__outside_wait){.it = *o};
     w->waiter.loop = l;
     w->waiter.post.run = conc__outside_arrives;
-    w->waiter.answer = &w->answer;
+    w->waiter.outcome = &w->outcome;
     w->waiter.selects = true;
-    int rc =
-        o->kind == CONC__CASE_ENDS ? conc__outside_begin_job(l, w) : conc__outside_begin_channel(w);
+    int rc;
+    if (o->kind == CONC__CASE_ENDS)
+        rc = conc__outside_begin_job(l, w);
+    else
+        rc = conc__outside_begin_channel(w);
     if (rc == 0) {
         *begun = &w->it;
         return 0;
     }
     o->result = w->it.result;
     conc_free(w);
-    return conc__came_to(rc);
+    return conc__wait_result(rc);
 }
 
-/* Leaves the channel's line; what was kept for it is for others. True: it was told before. */
+/* Leaves the channel's list; what was kept for the case is for others. True: it was notified. */
 CONC__PRIVATE bool conc__outside_leave_channel(conc__outside_wait *w)
 {
     conc__waiter *waiter = &w->waiter;
-    bool over = __atomic_load_n(&waiter->over, __ATOMIC_ACQUIRE);
-    if (over && !waiter->kept)
+    bool woken = __atomic_load_n(&waiter->woken, __ATOMIC_ACQUIRE);
+    if (woken && !waiter->kept)
         return true; /* the channel may be gone */
     conc__lock_briefly(&w->inner->mutex);
-    over = waiter->over;
-    if (!over || waiter->kept)
-        conc__step_out(waiter);
+    woken = waiter->woken;
     if (waiter->kept) {
         waiter->kept = false;
-        --*(w->it.kind == CONC__CASE_SENDS ? &w->inner->kept_rooms : &w->inner->kept_items);
+        conc__outside_unkeep(w);
         conc__channel_match(w->it.object, w->inner);
+    } else if (!woken) {
+        conc__waiter_remove(waiter);
     }
     pthread_mutex_unlock(&w->inner->mutex);
-    return over;
+    return woken;
 }
 
 CONC__PRIVATE bool conc__outside_leave_job(conc__outside_wait *w)
 {
-    pthread_mutex_lock(&conc__crews);
-    bool waits = conc__still_waits(&w->waiter, w->waiter.crew);
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    bool waits = conc__lock_if_waiting(&w->waiter, w->waiter.queue);
     if (waits) {
-        conc__step_out(&w->waiter);
-        pthread_mutex_unlock(&w->waiter.crew->mutex);
+        conc__waiter_remove(&w->waiter);
+        pthread_mutex_unlock(&w->waiter.queue->mutex);
     }
-    pthread_mutex_unlock(&conc__crews);
-    conc__crew_spare_back(w->waiter.crew, w->own, w->waiter.loop);
+    pthread_mutex_unlock(&conc__job_queues_mutex);
+    conc__job_queue_uncount_waiting(w->waiter.queue, w->own, w->waiter.loop);
     return !waits;
 }
 
 CONC__PRIVATE bool conc__outside_end(conc__outside *o)
 {
     conc__outside_wait *w = (conc__outside_wait *)(void *)o;
-    bool told =
-        o->kind == CONC__CASE_ENDS ? conc__outside_leave_job(w) : conc__outside_leave_channel(w);
+    bool told;
+    if (o->kind == CONC__CASE_ENDS)
+        told = conc__outside_leave_job(w);
+    else
+        told = conc__outside_leave_channel(w);
     w->ended = true;
     if (!told)
         conc_free(w);
@@ -4235,78 +4594,95 @@ static const conc__outside_calls conc__outside_of_pool = {
 
 /* ---- >>files -------------------------------------------------------------------------------- */
 
-/* What a file call is asked for, and what came of it. */
+/* The arguments and the results of one file call. */
 typedef struct conc__file_call {
     const char *path;
     char *data;
     size_t size, room, written;
-    bool patient;  /* for a task, which waits where a thread would be blocked: see below */
-    bool special;  /* a read of what is no regular file, and may have no end */
-    bool progress; /* since the last wait */
-    int fd;        /* of a call that has to wait; -1: none */
+    bool may_wait; /* it is a task's, which waits where a thread would be blocked: see below */
+    bool special;  /* a read of a file that is not regular, and may have no end */
+    bool progress; /* bytes were read or written since the last wait */
+    int fd;        /* kept while the call waits; -1: none */
 } conc__file_call;
 
-/* A FIFO without its other end, a terminal and their kin could hold a thread for ever. So a task's
+/* A FIFO without its other end, a terminal and the like could block a thread for ever. So a task's
  * call opens them non-blocking, and where the job would block it returns one of these: the task
- * waits, which a cancel ends, and has the job called again. */
+ * waits, which a cancel ends, and then runs the job again. */
 enum {
-    CONC__FILE_WAITS = 1, /* for the descriptor to be ready */
-    CONC__FILE_ALONE,     /* nobody reads the FIFO yet */
+    CONC__FILE_WAITS = 1, /* until the descriptor is ready */
+    CONC__FILE_ALONE,     /* until a reader opens the FIFO */
 };
+
+/* A system call's result, or -errno if it is negative. */
+static inline int conc__or_errno(int result) { return result < 0 ? -errno : result; }
 
 CONC__PRIVATE int conc__open_file(const char *path, int flags)
 {
     int fd;
-    do /* no terminal becomes this program's */
+    do
         fd = open(path, flags | O_CLOEXEC | O_NOCTTY, 0666);
     while (fd < 0 && errno == EINTR);
-    fd = conc__not_standard(fd); /* else what the program prints meanwhile may go into the file */
-    return fd < 0 ? -errno : fd;
+    /* else the program might print into the file */
+    return conc__or_errno(conc__not_standard(fd));
 }
 
 CONC__PRIVATE int conc__close_file(int fd, int rc)
 {
-    return close(fd) && rc == 0 && errno != EINTR ? -errno : rc;
+    if (close(fd) == 0 || rc || errno == EINTR)
+        return rc;
+    return -errno;
 }
 
-/* Opens the file for a call; one that waits goes on with what it has. */
+/* Opens the file for a call, unless it has waited and has it open. */
 CONC__PRIVATE int conc__open_for(conc__file_call *f, int flags)
 {
-    int fd = f->fd;
-    if (fd >= 0)
-        return fd;
-    fd = conc__open_file(f->path, flags | (f->patient ? O_NONBLOCK : 0));
-    if (fd == -EAGAIN) /* somebody has a lease on a regular file */
+    if (f->fd >= 0)
+        return f->fd;
+    int extra = f->may_wait ? O_NONBLOCK : 0;
+    int fd = conc__open_file(f->path, flags | extra);
+    if (fd == -EAGAIN) /* another process has a lease on a regular file */
         fd = conc__open_file(f->path, flags);
     return fd;
 }
 
-/* The job is over, or waits and keeps its descriptor. */
-CONC__PRIVATE int conc__pause_file(conc__file_call *f, int fd, int rc)
+/* Ends the job's work on the file, or keeps it open if the task has to wait for it. */
+CONC__PRIVATE int conc__suspend_file(conc__file_call *f, int fd, int rc)
 {
-    bool waits = f->patient && rc == -EAGAIN;
-    f->fd = waits ? fd : -1;
-    return waits ? CONC__FILE_WAITS : conc__close_file(fd, rc);
+    if (f->may_wait && rc == -EAGAIN) {
+        f->fd = fd;
+        return CONC__FILE_WAITS;
+    }
+    f->fd = -1;
+    return conc__close_file(fd, rc);
 }
 
-/* Reads to the end, whatever size the file is said to have. */
+CONC__PRIVATE bool conc__file_reserve(conc__file_call *f)
+{
+    if (f->data && f->size + 1 < f->room)
+        return true;
+    size_t room = f->data ? f->room * 2 : f->room + 1;
+    char *more = CONC_REALLOC(f->data, room);
+    if (!more)
+        return false;
+    f->data = more;
+    f->room = room;
+    return true;
+}
+
+/* Reads to the end of the file, whose size fstat may have given wrongly. */
 CONC__PRIVATE int conc__read_all(int fd, conc__file_call *f)
 {
     for (ssize_t n = 1; n;) {
-        if (!f->data || f->size + 1 >= f->room) {
-            size_t room = f->data ? f->room * 2 : f->room + 1;
-            char *more = CONC_REALLOC(f->data, room);
-            if (!more)
-                return -ENOMEM;
-            f->data = more;
-            f->room = room;
-        }
+        if (!conc__file_reserve(f))
+            return -ENOMEM;
         n = read(fd, f->data + f->size, conc__at_once(f->room - f->size - 1));
         if (n < 0 && errno != EINTR)
             return -errno;
-        f->size += n > 0 ? (size_t)n : 0;
-        f->progress |= n > 0;
-        if (f->special && f->patient && conc_job_cancelled())
+        if (n > 0) {
+            f->size += (size_t)n;
+            f->progress = true;
+        }
+        if (f->special && f->may_wait && conc_job_cancelled())
             return -ECANCELED;
     }
     f->data[f->size] = 0;
@@ -4324,17 +4700,19 @@ CONC__PRIVATE int conc__file_reads(void *arg)
         f->room = sized ? (size_t)st.st_size + 1 : 4096;
         f->special = !S_ISREG(st.st_mode);
     }
-    /* a FIFO looks as if it were at its end until somebody writes to it */
-    bool waits_first = f->patient && begins && S_ISFIFO(st.st_mode);
+    /* a FIFO reads as empty until a writer opens it */
+    bool waits_first = f->may_wait && begins && S_ISFIFO(st.st_mode);
     f->progress |= waits_first;
-    if (fd >= 0)
-        rc = conc__pause_file(f, fd, waits_first ? -EAGAIN : conc__read_all(fd, f));
+    if (waits_first)
+        rc = conc__suspend_file(f, fd, -EAGAIN);
+    else if (fd >= 0)
+        rc = conc__suspend_file(f, fd, conc__read_all(fd, f));
     errno = saved;
     return rc;
 }
 
-/* Lets other processes go on: a FIFO may want another end, and a file that is always ready may
- * have nothing. */
+/* Waits until the job may go on. The pause lets other processes run: a FIFO may lack its other end,
+ * and a file that is always ready may have nothing to read. */
 CONC__PRIVATE int conc__file_await(conc_loop *l, const conc__file_call *f, int events, bool alone,
                                    double *pause)
 {
@@ -4342,7 +4720,8 @@ CONC__PRIVATE int conc__file_await(conc_loop *l, const conc__file_call *f, int e
     l->outside_awaited++;
     if (alone || !f->progress) {
         rc = conc_sleep(*pause);
-        *pause = *pause < 0.05 ? *pause * 2 : *pause;
+        if (*pause < 0.05)
+            *pause *= 2;
     }
     if (rc == 0 && !alone)
         rc = conc_wait_fd(f->fd, events);
@@ -4350,13 +4729,13 @@ CONC__PRIVATE int conc__file_await(conc_loop *l, const conc__file_call *f, int e
     return rc;
 }
 
-/* Has the job called until all is done. */
+/* Runs the job again and again until all is done. */
 CONC__PRIVATE int conc__file_call_run(conc__file_call *f, conc_fn *fn, int events, const char *call)
 {
     conc_loop *l = conc__of_task();
     double pause = 0.001;
     f->fd = -1;
-    f->patient = l != NULL;
+    f->may_wait = l != NULL;
     int rc = conc__offload(CONC__FILES, fn, f, call);
     while (rc > 0) {
         rc = conc__file_await(l, f, events, rc == CONC__FILE_ALONE, &pause);
@@ -4396,8 +4775,10 @@ CONC__PRIVATE int conc__write_all(int fd, conc__file_call *f)
         ssize_t n = conc__write_unharmed(fd, f->data + f->written, left);
         if (n < 0 && errno != EINTR)
             return -errno;
-        f->written += n > 0 ? (size_t)n : 0;
-        f->progress |= n > 0;
+        if (n > 0) {
+            f->written += (size_t)n;
+            f->progress = true;
+        }
     }
     return 0;
 }
@@ -4405,57 +4786,65 @@ CONC__PRIVATE int conc__write_all(int fd, conc__file_call *f)
 CONC__PRIVATE int conc__write_to(const char *path, int flags, conc__file_call *f)
 {
     int fd = conc__open_file(path, flags);
-    return fd < 0 ? fd : conc__close_file(fd, conc__write_all(fd, f));
+    if (fd < 0)
+        return fd;
+    return conc__close_file(fd, conc__write_all(fd, f));
 }
 
-/* The directory of path, and the name of the file in it. */
+/* Opens the directory of path; *name: the file in it. */
 CONC__PRIVATE int conc__open_directory(const char *path, const char **name)
 {
     const char *slash = strrchr(path, '/');
     char directory[4096];
-    int flags = O_RDONLY;
+    int flags = O_RDONLY | O_DIRECTORY;
 #ifdef __linux__
-    flags = 010000000; /* O_PATH: also where it may not be listed */
+    flags = 010000000 | O_DIRECTORY; /* O_PATH: works without permission to list it */
 #endif
-    *name = slash ? slash + 1 : path;
-    if (!slash || (size_t)(slash - path) + 2 > sizeof directory)
-        return slash ? -ENAMETOOLONG : conc__open_file(".", flags | O_DIRECTORY);
+    if (!slash) {
+        *name = path;
+        return conc__open_file(".", flags);
+    }
+    *name = slash + 1;
+    if ((size_t)(slash - path) + 2 > sizeof directory)
+        return -ENAMETOOLONG;
     conc__copy(directory, (size_t)(slash - path) + 2, path);
-    return conc__open_file(directory, flags | O_DIRECTORY);
+    return conc__open_file(directory, flags);
 }
 
-/* Opens a file of a new name: the descriptor, and its name. */
+/* Creates a file under a new name: the descriptor, and the name. */
 CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t size)
 {
     int fd = -1;
     uint64_t draw = (uint64_t)conc__clock() ^ (uint64_t)getpid() << 40 ^ (uint64_t)(uintptr_t)name;
-    for (int tries = 0; fd < 0 && tries < 100 && (tries == 0 || errno == EEXIST || errno == EINTR);
-         tries++) {
-        snprintf(name, size, ".conc-%08x", (unsigned)conc__mix(&draw));
+    for (int tries = 0; tries < 100; tries++) {
+        snprintf(name, size, ".conc-%08x", (unsigned)conc__random_bits(&draw));
         fd = openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
+        bool again = fd < 0 && (errno == EEXIST || errno == EINTR);
+        if (!again)
+            break;
     }
     bool made = fd >= 0;
     fd = conc__not_standard(fd);
-    int rc = fd < 0 ? -errno : fd;
+    int rc = conc__or_errno(fd);
     if (made && fd < 0)
         unlinkat(directory, name, 0);
     return rc;
 }
 
-/* Has the bytes of a file reach its disk. fsync of macOS leaves them in the disk's own memory; not
- * every file system there knows the other call. */
+/* Syncs a file to its disk. On macOS fsync leaves the bytes in the disk's own memory, and not every
+ * file system knows the other call. */
 CONC__PRIVATE int conc__sync_file(int fd)
 {
 #ifdef __APPLE__
     if (fcntl(fd, F_FULLFSYNC) >= 0)
         return 0;
 #endif
-    return fsync(fd) ? -errno : 0;
+    return conc__or_errno(fsync(fd));
 }
 
-/* The mode of the file that replaces one, whose owner or group it may not be given. Nobody may do
- * then what only others might before: the new group has what everybody had, and what the old group
- * was denied is denied to everybody, as its members are among them now. */
+/* The mode of the file that replaces another one, whose owner or group it may not get. It grants no
+ * access that was not granted before: the new group gets what everybody had, and what the old group
+ * was denied everybody is denied, because its members now count among them. */
 CONC__PRIVATE mode_t conc__mode_after(const struct stat *before, const struct stat *now,
                                       bool list_lost)
 {
@@ -4467,8 +4856,8 @@ CONC__PRIVATE mode_t conc__mode_after(const struct stat *before, const struct st
     return (mode_t)mode;
 }
 
-/* Gives the new file the old one's access control list. False: there is one, and it cannot be
- * kept; the group's permissions are then the most that anybody in the list has. */
+/* Copies the access control list of the file at path. False: it has one that cannot be kept; the
+ * group's permissions are then the most that anybody in the list has. */
 CONC__PRIVATE bool conc__keep_list(int fd, const char *path)
 {
 #if defined __linux__ && defined SYS_getxattr && defined SYS_fsetxattr
@@ -4485,22 +4874,30 @@ CONC__PRIVATE bool conc__keep_list(int fd, const char *path)
 #endif
 }
 
+/* Gives the new file the owner, the group and the mode of the one at path, as far as it may. */
+CONC__PRIVATE int conc__copy_access(int fd, const char *path, const struct stat *before)
+{
+    struct stat now;
+    if (fchown(fd, before->st_uid, before->st_gid) && fchown(fd, (uid_t)-1, before->st_gid)) {
+        /* the file was another user's or group's, and is ours from now on */
+    }
+    if (fstat(fd, &now) || fchmod(fd, conc__mode_after(before, &now, false)))
+        return -errno;
+    if (now.st_gid != before->st_gid || conc__keep_list(fd, path))
+        return 0;
+    return conc__or_errno(fchmod(fd, conc__mode_after(before, &now, true)));
+}
+
 /* Fills the new file; before: the one at path that it will replace, NULL: none. */
 CONC__PRIVATE int conc__fill(int fd, const char *path, const struct stat *before,
                              conc__file_call *f)
 {
-    struct stat now;
     int rc = conc__write_all(fd, f);
-    if (rc == 0 && before) {
-        if (fchown(fd, before->st_uid, before->st_gid) && fchown(fd, (uid_t)-1, before->st_gid)) {
-            /* it was somebody else's, and is ours from now on */
-        }
-        rc = fstat(fd, &now) || fchmod(fd, conc__mode_after(before, &now, false)) ? -errno : 0;
-        bool same_group = rc == 0 && now.st_gid == before->st_gid;
-        if (same_group && !conc__keep_list(fd, path))
-            rc = fchmod(fd, conc__mode_after(before, &now, true)) ? -errno : 0;
-    }
-    return rc == 0 ? conc__sync_file(fd) : rc;
+    if (rc == 0 && before)
+        rc = conc__copy_access(fd, path, before);
+    if (rc == 0)
+        rc = conc__sync_file(fd);
+    return rc;
 }
 
 /* Makes path a file with these bytes in one step. */
@@ -4511,9 +4908,8 @@ CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, con
     int directory = conc__open_directory(path, &last);
     if (directory < 0)
         return directory;
-    int fd = conc__open_new(directory, before ? 0600 : 0666, name, sizeof name),
-        rc = fd < 0 ? fd : 0;
-    if (rc == 0) {
+    int fd = conc__open_new(directory, before ? 0600 : 0666, name, sizeof name), rc = fd;
+    if (fd >= 0) {
         rc = conc__close_file(fd, conc__fill(fd, path, before, f));
         if (rc == 0 && renameat(directory, name, directory, last))
             rc = -errno;
@@ -4524,8 +4920,8 @@ CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, con
     return rc;
 }
 
-/* Can a file not be replaced that perhaps can be written: one of /proc, a mount point, one in a
- * directory that is not ours? */
+/* Can the file not be replaced, for a reason that may not keep it from being written: is it in
+ * /proc, a mount point, or in a directory that is not ours? */
 CONC__PRIVATE bool conc__cannot_replace(int rc)
 {
     static const int errors[] = {EACCES, EPERM, EROFS, EBUSY, EXDEV, ENOENT, ENOTSUP, ENOSYS};
@@ -4535,7 +4931,7 @@ CONC__PRIVATE bool conc__cannot_replace(int rc)
     return false;
 }
 
-/* Writes over what is there. */
+/* Overwrites the file. */
 CONC__PRIVATE int conc__write_in_place(const char *path, conc__file_call *f)
 {
     f->written = 0;
@@ -4548,60 +4944,83 @@ CONC__PRIVATE int conc__write_in_place(const char *path, conc__file_call *f)
     return conc__close_file(fd, rc);
 }
 
-/* What is no regular file. */
+/* Writes to a file that is not regular. */
 CONC__PRIVATE int conc__write_special(conc__file_call *f, bool is_fifo)
 {
     int fd = conc__open_for(f, O_WRONLY);
     if (fd >= 0)
-        return conc__pause_file(f, fd, conc__write_all(fd, f));
-    return fd == -ENXIO && is_fifo && f->patient ? CONC__FILE_ALONE : fd;
+        return conc__suspend_file(f, fd, conc__write_all(fd, f));
+    bool has_no_reader = fd == -ENXIO && is_fifo;
+    if (has_no_reader && f->may_wait)
+        return CONC__FILE_ALONE;
+    return fd;
 }
 
-/* Follows a link that leads to nothing: the name of what it would lead to, for conc_free. NULL:
- * *rc says why. */
+enum { CONC__PATH_ROOM = 4096 };
+
+/* Replaces the path of a link by that of its target. target: room for a path. */
+CONC__PRIVATE int conc__follow_link(char *path, char *target)
+{
+    ssize_t n = readlink(path, target, CONC__PATH_ROOM - 1);
+    if (n < 0)
+        return -errno;
+    const char *slash = strrchr(path, '/');
+    bool is_relative = n > 0 && target[0] != '/';
+    size_t kept = is_relative && slash ? (size_t)(slash - path) + 1 : 0;
+    if (kept + (size_t)n >= CONC__PATH_ROOM)
+        return -ENAMETOOLONG;
+    memcpy(path + kept, target, (size_t)n);
+    path[kept + (size_t)n] = 0;
+    return 0;
+}
+
+/* Follows a link whose target does not exist: the target's path, for conc_free. NULL: *rc says why.
+ */
 CONC__PRIVATE char *conc__follow(const char *path, int *rc)
 {
-    enum { ROOM = 4096, LINKS = 40 };
-    char *at = conc__alloc(2 * ROOM), *target = at ? at + ROOM : NULL;
+    enum { LINKS = 40 };
+    char *at = conc__alloc((size_t)2 * CONC__PATH_ROOM);
     struct stat st;
-    *rc = !at ? -ENOMEM : strlen(path) >= ROOM ? -ENAMETOOLONG : 0;
-    if (*rc == 0)
+    *rc = 0;
+    if (!at)
+        *rc = -ENOMEM;
+    else if (strlen(path) >= CONC__PATH_ROOM)
+        *rc = -ENAMETOOLONG;
+    else
         strcpy(at, path);
-    for (int links = 0; *rc == 0 && lstat(at, &st) == 0 && S_ISLNK(st.st_mode); links++) {
-        ssize_t n = readlink(at, target, ROOM - 1);
-        char *slash = strrchr(at, '/');
-        size_t stays = n > 0 && target[0] != '/' && slash ? (size_t)(slash - at) + 1 : 0;
-        if (n < 0 || links == LINKS || stays + (size_t)n >= ROOM)
-            *rc = n < 0 ? -errno : links == LINKS ? -ELOOP : -ENAMETOOLONG;
-        else
-            memcpy(at + stays, target, (size_t)n), at[stays + (size_t)n] = 0;
-    }
+    for (int links = 0; *rc == 0 && lstat(at, &st) == 0 && S_ISLNK(st.st_mode); links++)
+        *rc = links < LINKS ? conc__follow_link(at, at + CONC__PATH_ROOM) : -ELOOP;
     if (*rc == 0)
         return at;
     conc_free(at);
     return NULL;
 }
 
-/* A link stays one: what it leads to is replaced, or made. */
+/* A link stays one: the file that it leads to is replaced, or made. */
 CONC__PRIVATE int conc__write_file(conc__file_call *f)
 {
     struct stat before;
-    bool there = stat(f->path, &before) == 0;
-    int rc = there || errno == ENOENT ? 0 : -errno;
-    if (rc)
+    int rc;
+    bool exists = stat(f->path, &before) == 0;
+    if (!exists && errno != ENOENT)
+        return -errno;
+    if (f->fd >= 0 || (exists && !S_ISREG(before.st_mode)))
+        return conc__write_special(f, exists && S_ISFIFO(before.st_mode));
+    if (!exists) {
+        char *target = conc__follow(f->path, &rc);
+        if (target)
+            rc = conc__replace(target, NULL, f);
+        conc_free(target);
         return rc;
-    if (f->fd >= 0 || (there && !S_ISREG(before.st_mode)))
-        return conc__write_special(f, there && S_ISFIFO(before.st_mode));
-    char *real = there ? realpath(f->path, NULL) : NULL,
-         *followed = there ? NULL : conc__follow(f->path, &rc);
-    if (there && !real)
+    }
+    char *real = realpath(f->path, NULL);
+    if (real)
+        rc = conc__replace(real, &before, f);
+    else
         rc = -errno;
-    if (rc == 0)
-        rc = conc__replace(there ? real : followed, there ? &before : NULL, f);
-    if (there && conc__cannot_replace(rc))
+    if (conc__cannot_replace(rc))
         rc = conc__write_in_place(f->path, f);
     free(real);
-    conc_free(followed);
     return rc;
 }
 
@@ -4616,10 +5035,12 @@ CONC__PRIVATE int conc__file_appends(void *arg)
 {
     conc__file_call *f = arg;
     struct stat st = {0};
-    int saved = errno;
+    int saved = errno, rc;
     bool special = stat(f->path, &st) == 0 && !S_ISREG(st.st_mode);
-    int rc = special || f->fd >= 0 ? conc__write_special(f, S_ISFIFO(st.st_mode))
-                                   : conc__write_to(f->path, O_WRONLY | O_APPEND | O_CREAT, f);
+    if (special || f->fd >= 0)
+        rc = conc__write_special(f, S_ISFIFO(st.st_mode));
+    else
+        rc = conc__write_to(f->path, O_WRONLY | O_APPEND | O_CREAT, f);
     errno = saved;
     return rc;
 }
@@ -4630,7 +5051,7 @@ CONC__PRIVATE int conc__file_change(conc_fn *fn, const char *path, const void *d
     conc__file_call f = {.path = path, .data = (char *)(uintptr_t)data, .size = size};
     if (!path || (!data && size))
         return conc__own_error(-EINVAL);
-    if (!*path) /* not that the directory "" cannot be written to */
+    if (!*path) /* else the error would be about the directory */
         return conc__system_failed(-ENOENT, path);
     return conc__system_failed(conc__file_call_run(&f, fn, CONC_WRITABLE, call), path);
 }
@@ -4647,42 +5068,43 @@ CONC_API int conc_file_append(const char *path, const void *data, size_t size)
 
 /* ---- >>names -------------------------------------------------------------------------------- */
 
-enum { CONC__FOUND = 256 }; /* addresses of a name: no answer has more */
+enum { CONC__FOUND = 256 }; /* most addresses of a name */
 
-/* A question to the resolver. It may outlive who asked. */
-typedef struct conc__question {
+/* A lookup of a name. It may outlive the caller's wait. */
+typedef struct conc__name_lookup {
     int references;
     char host[256], port[64];
     size_t max, count, kept;
     int code, error; /* getaddrinfo's, and errno with it */
     struct sockaddr_storage found[];
-} conc__question;
+} conc__name_lookup;
 
-CONC__PRIVATE void conc__question_drop(void *arg)
+CONC__PRIVATE void conc__name_lookup_release(void *arg)
 {
-    conc__question *q = arg;
+    conc__name_lookup *q = arg;
     if (__atomic_sub_fetch(&q->references, 1, __ATOMIC_ACQ_REL) == 0)
         conc_free(q);
 }
 
-CONC__PRIVATE int conc__ask_resolver(void *arg)
+CONC__PRIVATE int conc__name_lookup_run(void *arg)
 {
-    conc__question *q = arg;
+    conc__name_lookup *q = arg;
     struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM}, *list = NULL;
     int saved = errno;
     q->code = getaddrinfo(q->host, q->port, &hints, &list);
     q->error = errno;
-    for (struct addrinfo *a = q->code ? NULL : list; a; a = a->ai_next, q->count++)
-        if (q->kept < q->max && a->ai_addrlen <= sizeof q->found[0])
-            memcpy(&q->found[q->kept++], a->ai_addr, a->ai_addrlen);
-    if (q->code == 0)
+    if (q->code == 0) {
+        for (struct addrinfo *a = list; a; a = a->ai_next, q->count++)
+            if (q->kept < q->max && a->ai_addrlen <= sizeof q->found[0])
+                memcpy(&q->found[q->kept++], a->ai_addr, a->ai_addrlen);
         freeaddrinfo(list);
+    }
     errno = saved;
     return 0;
 }
 
-/* In words, for who asked. */
-CONC__PRIVATE int conc__no_answer(const conc__question *q)
+/* Describes for the caller why there is no address. */
+CONC__PRIVATE int conc__name_lookup_failed(const conc__name_lookup *q)
 {
     switch (q->code) {
     case EAI_MEMORY: return conc__system_failed(-ENOMEM, q->host);
@@ -4696,13 +5118,30 @@ CONC__PRIVATE int conc__no_answer(const conc__question *q)
     }
 }
 
-/* A number up to 65535, or the name of a service. */
+/* An empty text, made visible in an error. */
+CONC__PRIVATE const char *conc__visible(const char *text) { return *text ? text : "\"\""; }
+
+/* Is it a number up to 65535, or the name of a service? */
 CONC__PRIVATE bool conc__is_port(const char *port)
 {
     in_port_t number;
     bool letter = (*port >= 'a' && *port <= 'z') || (*port >= 'A' && *port <= 'Z');
-    return strlen(port) < sizeof((conc__question *)0)->port &&
+    return strlen(port) < sizeof((conc__name_lookup *)0)->port &&
            (letter || conc__parse_port(port, &number));
+}
+
+CONC__PRIVATE conc__name_lookup *conc__name_lookup_new(const char *host, const char *port,
+                                                       size_t max)
+{
+    conc__name_lookup *q = conc__alloc(sizeof *q + max * sizeof q->found[0]);
+    if (!q)
+        return NULL;
+    memset(q, 0, sizeof *q + max * sizeof q->found[0]);
+    q->references = 2; /* the caller's, and the job's */
+    q->max = max;
+    strcpy(q->host, host);
+    strcpy(q->port, port);
+    return q;
 }
 
 /* conc_resolve, for `call`. */
@@ -4713,29 +5152,24 @@ CONC__PRIVATE CONC__CALLED int conc__resolve(const char *host, const char *port,
     if (!host || !port || (max && !out))
         return conc__misused(-EINVAL, call, "no host, no port, or nowhere to put them", NULL);
     if (!conc__is_port(port))
-        return conc_fail(-EINVAL, "%.40s: no such port", *port ? port : "\"\"");
-    if (!*host || strlen(host) >= sizeof((conc__question *)0)->host)
-        return conc_fail(-EADDRNOTAVAIL, "%.40s: no name", *host ? host : "\"\"");
-    max = max < 256 ? max : 256;
-    conc__question *q = conc__alloc(sizeof *q + max * sizeof q->found[0]);
+        return conc_fail(-EINVAL, "%.40s: no such port", conc__visible(port));
+    if (!*host || strlen(host) >= sizeof((conc__name_lookup *)0)->host)
+        return conc_fail(-EADDRNOTAVAIL, "%.40s: no name", conc__visible(host));
+    conc__name_lookup *q = conc__name_lookup_new(host, port, max < 256 ? max : 256);
     if (!q)
         return conc__system_failed(-ENOMEM, host);
-    memset(q, 0, sizeof *q + max * sizeof q->found[0]);
-    q->references = 2;
-    q->max = max;
-    strcpy(q->host, host);
-    strcpy(q->port, port);
-    int rc = conc__offload_for(CONC__NAMES, conc__ask_resolver, q, conc__question_drop, call);
-    if (rc == -ENOMEM || rc == -EAGAIN) /* it was not asked */
+    int rc =
+        conc__offload_for(CONC__NAMES, conc__name_lookup_run, q, conc__name_lookup_release, call);
+    if (rc == -ENOMEM || rc == -EAGAIN) /* the lookup did not run */
         conc__system_failed(rc, host);
     if (rc == 0 && (q->code || !q->count))
-        rc = conc__no_answer(q);
+        rc = conc__name_lookup_failed(q);
     if (rc == 0) {
         if (q->kept)
             memcpy(out, q->found, q->kept * sizeof *out);
         rc = (int)q->count;
     }
-    conc__question_drop(q);
+    conc__name_lookup_release(q);
     return rc;
 }
 
@@ -4745,7 +5179,7 @@ CONC_API CONC__CALLED int conc_resolve(const char *host, const char *port,
     return conc__resolve(host, port, out, max, __func__);
 }
 
-/* For conc_listen, and for conc_dial in a task: "name:port", which was found to be well-formed. */
+/* For conc_listen, and for conc_dial in a task: resolves "name:port", whose form was checked. */
 CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **found)
 {
     char host[256];
@@ -4753,29 +5187,37 @@ CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **fo
     conc__copy(host, (size_t)(colon - text) + 1, text);
     struct sockaddr_storage *all = conc__alloc(CONC__FOUND * sizeof *all);
     *found = conc__alloc(CONC__FOUND * sizeof **found);
-    int rc = all && *found ? conc__resolve(host, colon + 1, all, CONC__FOUND, "conc_listen")
-                           : conc__system_failed(-ENOMEM, host);
-    rc = rc < CONC__FOUND ? rc : CONC__FOUND;
+    int rc;
+    if (all && *found)
+        rc = conc__resolve(host, colon + 1, all, CONC__FOUND, "conc_listen");
+    else
+        rc = conc__system_failed(-ENOMEM, host);
+    if (rc > CONC__FOUND)
+        rc = CONC__FOUND;
     for (int i = 0; i < rc; i++) {
-        bool six = all[i].ss_family == AF_INET6;
-        (*found)[i].size = six ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in);
+        (*found)[i].size = sizeof(struct sockaddr_in);
+        if (all[i].ss_family == AF_INET6)
+            (*found)[i].size = sizeof(struct sockaddr_in6);
         memcpy(&(*found)[i].as, &all[i], (*found)[i].size);
     }
     conc_free(all);
     return rc;
 }
 
-/* ---- >>children ----------------------------------------------------------------------------- */
+/* ---- >>child -------------------------------------------------------------------------------- */
 
-/* A child's state, under conc__children:
+/* The states of a child, under conc__children_mutex:
  *
  *   NONE       never started, or closed
- *   STARTS     conc_child_start is at work
- *   RUNS       its end was not seen yet; it has not been reaped, so its number is its own
+ *   STARTS     conc_child_start is running: becomes RUNS, ENDED or LOST, or NONE if it fails
+ *   RUNS       has not been reaped, so its number is its own; becomes ENDED or LOST when a call
+ *              looks and finds that it has ended
  *   ENDED      `status` says how; with .group it is not reaped until it is closed (unless
  *              `reaped`), so that its number stays the group's
- *   LOST       it has ended, and somebody else has taken its status
- *   INHERITED  another process, which forked this one, started it */
+ *   LOST       it has ended, and its status was taken by other code
+ *   INHERITED  a process that forked this one started it
+ *
+ * conc_child_close leads from any of these but STARTS to NONE. */
 typedef enum conc__child_state {
     CONC__CHILD_NONE,
     CONC__CHILD_STARTS,
@@ -4785,7 +5227,7 @@ typedef enum conc__child_state {
     CONC__CHILD_INHERITED
 } conc__child_state;
 
-/* Where the environment is: macOS hides the variable from libraries. */
+/* The environment. macOS hides the variable from libraries. */
 #ifdef __APPLE__
 CONC__PRIVATE char ***conc__environ(void) { return _NSGetEnviron(); }
 #else
@@ -4793,8 +5235,8 @@ extern char **environ;
 CONC__PRIVATE char ***conc__environ(void) { return &environ; }
 #endif
 
-/* A copy of an environment, in one piece: the program may change its own while others are started.
- * Its first entry is room for so many bytes. NULL: no memory. */
+/* Copies an environment into one piece of memory, because the program may change its own during the
+ * start of a child. The first entry is room for so many bytes. NULL: out of memory. */
 CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
 {
     size_t n = 0, bytes = room;
@@ -4815,8 +5257,8 @@ CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
     return env;
 }
 
-/* Where the C library has them, which hides them from programs that do not ask for GNU's
- * extensions. macOS has the first one from 10.15 on. */
+/* The C library hides these from programs that do not ask for GNU's extensions. macOS has the first
+ * one since 10.15. */
 #ifdef __APPLE__
 #define CONC__CHDIR_SYMBOL "_posix_spawn_file_actions_addchdir_np"
 #else
@@ -4831,7 +5273,7 @@ CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
 #if defined __GLIBC__ && defined __GLIBC_PREREQ
 #if __GLIBC_PREREQ(2, 29)
 #undef CONC__CHDIR_THERE
-#define CONC__CHDIR_THERE /* so that a static program has it too */
+#define CONC__CHDIR_THERE /* a static program must link it */
 #endif
 #if __GLIBC_PREREQ(2, 34)
 #undef CONC__CLOSE_FROM_THERE
@@ -4849,10 +5291,11 @@ extern int conc__spawn_chdir(posix_spawn_file_actions_t *a,
 CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 {
     conc_loop *l = conc__here;
-    conc__frame *f = conc__frame_here();
+    conc__job_context *ctx = conc__job_context_here();
     pthread_sigmask(SIG_SETMASK, NULL, mask);
-    if (f && f->thread) { /* a job's: that of its pool's opener, whatever the job has changed */
-        *mask = f->thread->crew->mask;
+    /* a job's: its pool's opener's mask, even if the job has changed its own */
+    if (ctx && ctx->thread) {
+        *mask = ctx->thread->queue->mask;
         return;
     }
     if (l && !l->pipe_was_blocked)
@@ -4862,45 +5305,44 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
             sigaddset(mask, number);
 }
 
-/* -- the processes that the virtual clock stands still for -- */
+/* -- child processes that the virtual clock waits for -- */
 
-/* A program that was started, and its child not closed. It outlives the conc_child while calls use
- * it, so that these look at the conc_child no more once it is closed: it may be another's or gone.
- */
-typedef struct conc__program {
-    struct conc__program *next;
+/* A child process, from its start to its close. It outlives the conc_child while calls use it,
+ * because a closed conc_child may be reused or gone. */
+typedef struct conc__child_process {
+    struct conc__child_process *next;
     unsigned forks;
-    bool group;           /* all of its group counts */
-    unsigned users;       /* the conc_child, and calls that wait */
-    bool closing, closed; /* by a call that is at work; by one that is over */
-    bool lost;            /* once it is closed: its status is not known */
+    bool group;           /* it counts as running while any of its group runs */
+    unsigned users;       /* held by the conc_child, and by waiting calls */
+    bool closing, closed; /* a call is closing it; a call has closed it */
+    bool lost;            /* once closed: its status is not known */
     int status;           /* once it is closed */
-    pid_t pid;            /* 0: another program has got the number */
+    pid_t pid;            /* 0: the number is another process's by now */
     char name[64];
     dev_t devices[3];
-    ino_t inodes[3];   /* of its pipes; 0: no pipe */
-    bool inherited[3]; /* this program has the same end, too */
-} conc__program;
+    ino_t inodes[3];   /* of its pipes; 0: not a pipe */
+    bool inherited[3]; /* this program has the same end of the pipe too */
+} conc__child_process;
 
-/* Under conc__children. */
-static conc__program *conc__programs;
-static unsigned conc__program_starts;
+/* All child processes. Under conc__children_mutex. */
+static conc__child_process *conc__child_processes;
+static unsigned conc__child_start_count;
 
-CONC__PRIVATE void conc__program_add(conc__program *p, pid_t pid)
+CONC__PRIVATE void conc__child_process_add(conc__child_process *p, pid_t pid)
 {
-    for (conc__program *other = conc__programs; other; other = other->next)
+    for (conc__child_process *other = conc__child_processes; other; other = other->next)
         if (other->pid == pid)
             other->pid = 0;
     p->forks = conc__forks;
     p->pid = pid;
-    p->next = conc__programs;
-    __atomic_store_n(&conc__programs, p, __ATOMIC_RELAXED);
-    conc__program_starts++;
+    p->next = conc__child_processes;
+    __atomic_store_n(&conc__child_processes, p, __ATOMIC_RELAXED);
+    conc__child_start_count++;
 }
 
-/* What the program shall have as its descriptor i may be a pipe: then fd is one end of it, or -1:
- * the program inherits this program's own. */
-CONC__PRIVATE void conc__program_gets(conc__program *p, int i, int fd)
+/* Notes the pipe, if it is one, that the child gets as its descriptor i. fd: its end; -1: the child
+ * inherits this program's own descriptor. */
+CONC__PRIVATE void conc__child_process_note_pipe(conc__child_process *p, int i, int fd)
 {
     struct stat st;
     if (fstat(fd < 0 ? i : fd, &st) || !S_ISFIFO(st.st_mode))
@@ -4910,16 +5352,16 @@ CONC__PRIVATE void conc__program_gets(conc__program *p, int i, int fd)
     p->inherited[i] = fd < 0;
 }
 
-CONC__PRIVATE void conc__program_remove(conc__program *p)
+CONC__PRIVATE void conc__child_process_remove(conc__child_process *p)
 {
-    conc__program **at = &conc__programs;
+    conc__child_process **at = &conc__child_processes;
     while (*at && *at != p)
         at = &(*at)->next;
     if (*at)
         __atomic_store_n(at, p->next, __ATOMIC_RELAXED);
 }
 
-CONC__PRIVATE void conc__program_release(conc__program *p)
+CONC__PRIVATE void conc__child_process_release(conc__child_process *p)
 {
     if (--p->users == 0)
         conc_free(p);
@@ -4927,65 +5369,68 @@ CONC__PRIVATE void conc__program_release(conc__program *p)
 
 CONC__PRIVATE int conc__group_lives(pid_t group);
 
-CONC__PRIVATE bool conc__program_runs(const conc__program *p)
+CONC__PRIVATE bool conc__child_process_runs(const conc__child_process *p)
 {
     siginfo_t info;
     info.si_pid = 0;
-    if (!p->pid || p->forks != conc__forks ||
-        waitid(P_PID, (id_t)p->pid, &info, WEXITED | WNOHANG | WNOWAIT))
+    if (!p->pid || p->forks != conc__forks)
+        return false;
+    if (waitid(P_PID, (id_t)p->pid, &info, WEXITED | WNOHANG | WNOWAIT))
         return false;
     return !info.si_pid || (p->group && conc__group_lives(p->pid) == 1);
 }
 
-/* Is there anything of the program's to wait for at this descriptor? Its input, if inherited, has
- * bytes from elsewhere, and its output goes elsewhere. */
-CONC__PRIVATE bool conc__program_has_pipe(const conc__program *p, int fd, const struct stat *st)
+/* Can a wait for this descriptor be a wait for the child? An inherited input gets its bytes, and an
+ * inherited output is read, by other processes, unless this program has the pipe's other end. */
+CONC__PRIVATE bool conc__child_process_has_pipe(const conc__child_process *p, int fd,
+                                                const struct stat *st)
 {
     for (int i = 0; i < 3; i++) {
         bool same = p->inodes[i] == st->st_ino && p->devices[i] == st->st_dev;
-        int other = i ? O_RDONLY : O_WRONLY; /* end */
-        if (p->inodes[i] && same && p->inherited[i])
-            same = (fcntl(fd, F_GETFL) & O_ACCMODE) == other;
-        if (p->inodes[i] && same)
+        if (!p->inodes[i] || !same)
+            continue;
+        int other_end = i ? O_RDONLY : O_WRONLY;
+        if (!p->inherited[i] || (fcntl(fd, F_GETFL) & O_ACCMODE) == other_end)
             return true;
     }
     return false;
 }
 
-/* Does a task wait for a pipe of a program that runs? */
+/* Does a task wait for a pipe of a child that runs? */
 CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
 {
     bool found = false;
     int saved = errno;
-    if (!__atomic_load_n(&conc__programs, __ATOMIC_RELAXED))
+    if (!__atomic_load_n(&conc__child_processes, __ATOMIC_RELAXED))
         return false;
-    pthread_mutex_lock(&conc__children);
-    *starts = conc__program_starts;
+    pthread_mutex_lock(&conc__children_mutex);
+    *starts = conc__child_start_count;
     for (const conc__fd *f = l->watched; f && !found; f = f->next) {
         struct stat st;
         bool pipe = fstat(f->number, &st) == 0 && S_ISFIFO(st.st_mode);
-        for (const conc__program *p = conc__programs; p && pipe && !found; p = p->next)
-            found = conc__program_has_pipe(p, f->number, &st) && conc__program_runs(p);
+        for (const conc__child_process *p = conc__child_processes; p && pipe && !found; p = p->next)
+            found = conc__child_process_has_pipe(p, f->number, &st) && conc__child_process_runs(p);
     }
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_unlock(&conc__children_mutex);
     errno = saved;
     return found;
 }
 
 /* -- the start -- */
 
-/* A start on its way: for each of the three descriptors the child's end, and this program's. */
-typedef struct conc__child_starting {
+/* A call of conc_child_start. For each of the three descriptors: the child's end, and this
+ * program's. */
+typedef struct conc__child_start_call {
     conc_child *child;
-    conc__program *program;
-    char **env; /* a PATH, this program's, and then the child's environment */
+    conc__child_process *process;
+    char **env; /* this program's PATH, then the child's environment */
     int far_ends[3], near_ends[3];
-    bool was_free[3]; /* a socket that did not block before */
+    bool was_nonblocking[3]; /* a socket that was non-blocking before */
     sigset_t mask;
-    struct conc__spawning *how;
+    struct conc__spawn_setup *setup;
     pid_t pid;
-    char about[96]; /* what an error is about; "": the program */
-} conc__child_starting;
+    char about[96]; /* the subject of an error; "": the program */
+} conc__child_start_call;
 
 CONC__PRIVATE void conc__close_ends(int *ends)
 {
@@ -4996,62 +5441,74 @@ CONC__PRIVATE void conc__close_ends(int *ends)
     }
 }
 
-/* The ends of what the child shall have as its descriptor `number`. */
-CONC__PRIVATE int conc__child_end(conc__child_starting *s, int number, int wanted)
+/* Opens the ends of what the child gets as its descriptor `number`. */
+CONC__PRIVATE int conc__child_open_end(conc__child_start_call *s, int number, int wanted)
 {
     int ends[2], rc = 0, *far_end = &s->far_ends[number];
     if (wanted == CONC_NULL) {
-        *far_end = conc__open_file("/dev/null", number ? O_WRONLY : O_RDONLY);
-        rc = *far_end < 0 ? *far_end : 0;
+        rc = conc__open_file("/dev/null", number ? O_WRONLY : O_RDONLY);
+        *far_end = rc;
     } else if (wanted == CONC_PIPE) {
         rc = conc__pipe(ends);
         if (rc == 0) {
             *far_end = ends[number != 0];
             s->near_ends[number] = ends[number == 0];
         }
-    } else if (wanted > 0) { /* a copy: a standard descriptor may be replaced before it is used */
+        /* a copy, because dup2 of another one may overwrite a standard descriptor */
+    } else if (wanted > 0) {
         *far_end = fcntl(wanted, F_DUPFD_CLOEXEC, 3);
-        rc = *far_end < 0 ? -errno : 0;
+        rc = conc__or_errno(*far_end);
     } else if (wanted < 0) {
         rc = -EINVAL;
     }
-    if (rc && wanted)
-        snprintf(s->about, sizeof s->about, "%.60s: its descriptor %d", s->program->name, number);
+    if (rc >= 0)
+        return 0;
+    if (wanted)
+        snprintf(s->about, sizeof s->about, "%.60s: its descriptor %d", s->process->name, number);
     return rc;
 }
 
-/* Ordinary programs do not expect that their input or output does not block, and a socket's mode
- * is the same in both processes. conc itself never relies on it (MSG_DONTWAIT), but for a
- * listener, which accept(2) has no such flag for. */
-CONC__PRIVATE void conc__child_socket_blocks(conc__child_starting *s, int number)
+/* What the child has as its descriptor `number`. */
+CONC__PRIVATE int conc__child_far_end(const conc__child_start_call *s, int number)
 {
-    int fd = s->far_ends[number] >= 0 ? s->far_ends[number] : number, listens = 0;
-    int flags = fcntl(fd, F_GETFL);
-    socklen_t size = sizeof listens;
-    if (flags < 0 || !(flags & O_NONBLOCK) ||
-        getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) || listens)
-        return;
-    s->was_free[number] = fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) == 0;
+    return s->far_ends[number] >= 0 ? s->far_ends[number] : number;
 }
 
-/* Nothing was started. */
-CONC__PRIVATE void conc__child_socket_as_before(const conc__child_starting *s, int number)
+/* Sets a socket to blocking mode, which ordinary programs expect and which both processes share.
+ * conc itself uses MSG_DONTWAIT and does not depend on the mode, except for a listener: accept(2)
+ * has no such flag. */
+CONC__PRIVATE void conc__child_socket_set_blocking(conc__child_start_call *s, int number)
 {
-    int fd = s->far_ends[number] >= 0 ? s->far_ends[number] : number;
-    int flags = s->was_free[number] ? fcntl(fd, F_GETFL) : -1;
+    int fd = conc__child_far_end(s, number), listens = 0;
+    int flags = fcntl(fd, F_GETFL);
+    socklen_t size = sizeof listens;
+    if (flags < 0 || !(flags & O_NONBLOCK))
+        return;
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) || listens)
+        return;
+    s->was_nonblocking[number] = fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) == 0;
+}
+
+/* The start has failed. */
+CONC__PRIVATE void conc__child_socket_restore(const conc__child_start_call *s, int number)
+{
+    int fd = conc__child_far_end(s, number);
+    if (!s->was_nonblocking[number])
+        return;
+    int flags = fcntl(fd, F_GETFL);
     if (flags >= 0)
         fcntl(fd, F_SETFL, flags | O_NONBLOCK);
 }
 
-/* What posix_spawn is told: which signals to block, and which files to change. */
-typedef struct conc__spawning {
+/* The arguments of posix_spawn: the signal mask, and the descriptors. */
+typedef struct conc__spawn_setup {
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
-} conc__spawning;
+} conc__spawn_setup;
 
-/* Has the program inherit no descriptors but those below `from`. */
+/* Keeps the program from inheriting descriptors from `from` on. */
 #ifdef __APPLE__
-CONC__PRIVATE int conc__close_others(conc__spawning *s, int from)
+CONC__PRIVATE int conc__close_others(conc__spawn_setup *s, int from)
 {
     short flags = 0;
     int rc = posix_spawnattr_getflags(&s->attributes, &flags);
@@ -5066,7 +5523,7 @@ CONC__PRIVATE int conc__close_others(conc__spawning *s, int from)
 extern int conc__spawn_close_from(posix_spawn_file_actions_t *a, int from) __asm__(
     "posix_spawn_file_actions_addclosefrom_np") CONC__CLOSE_FROM_THERE;
 
-CONC__PRIVATE int conc__close_others(conc__spawning *s, int from)
+CONC__PRIVATE int conc__close_others(conc__spawn_setup *s, int from)
 {
     int (*close_from)(posix_spawn_file_actions_t *, int) = conc__spawn_close_from;
     int rc = 0;
@@ -5082,7 +5539,7 @@ CONC__PRIVATE int conc__close_others(conc__spawning *s, int from)
 }
 #endif
 
-CONC__PRIVATE int conc__spawning_open(conc__spawning *s, const sigset_t *mask)
+CONC__PRIVATE int conc__spawn_setup_open(conc__spawn_setup *s, const sigset_t *mask)
 {
     int rc = posix_spawn_file_actions_init(&s->actions);
     if (rc)
@@ -5097,7 +5554,7 @@ CONC__PRIVATE int conc__spawning_open(conc__spawning *s, const sigset_t *mask)
     return 0;
 }
 
-CONC__PRIVATE void conc__spawning_close(conc__spawning *s)
+CONC__PRIVATE void conc__spawn_setup_close(conc__spawn_setup *s)
 {
     posix_spawnattr_destroy(&s->attributes);
     posix_spawn_file_actions_destroy(&s->actions);
@@ -5107,7 +5564,8 @@ CONC__PRIVATE void conc__spawning_close(conc__spawning *s)
 CONC__PRIVATE char **conc__child_env(const conc_child *c)
 {
     const char *search = getenv("PATH");
-    search = search ? search : "/bin:/usr/bin";
+    if (!search)
+        search = "/bin:/usr/bin";
     char *const *from = c->env ? (char *const *)(uintptr_t)c->env : *conc__environ();
     size_t size = strlen(search) + 1;
     char **env = conc__environment_copy(from, size);
@@ -5116,16 +5574,16 @@ CONC__PRIVATE char **conc__child_env(const conc_child *c)
     return env;
 }
 
-/* The arguments, as the exec calls want them. */
+/* argv, with the type that the exec functions take. */
 CONC__PRIVATE char *const *conc__child_argv(const conc_child *c)
 {
     return (char *const *)(uintptr_t)c->argv;
 }
 
-/* Tries to become, or to start, the file with this name: the error as a positive number, or 0. */
-typedef int conc__program_attempt(conc__child_starting *s, const char *name);
+/* Tries to execute or spawn the file with this name: 0, or a positive error number. */
+typedef int conc__program_attempt(conc__child_start_call *s, const char *name);
 
-/* May the program be in another directory when a file gave this error? */
+/* May the program be in another directory if a file gave this error? */
 CONC__PRIVATE bool conc__search_goes_on(int error)
 {
     switch (error) {
@@ -5139,10 +5597,10 @@ CONC__PRIVATE bool conc__search_goes_on(int error)
     }
 }
 
-/* Tries the program where this program's PATH says: execvp would look where the PATH of env says,
- * and give what is no program to a shell. 0, or the last error, but EACCES before any other. Only
- * calls that are safe in a signal handler. */
-CONC__PRIVATE int conc__search_program(conc__child_starting *s, conc__program_attempt *attempt)
+/* Tries the program in the directories of this program's PATH. execvp is no alternative: it uses
+ * the PATH of env, and runs unknown files with a shell. 0, or the last error, but EACCES rather
+ * than any other. Async-signal-safe. */
+CONC__PRIVATE int conc__search_program(conc__child_start_call *s, conc__program_attempt *attempt)
 {
     char path[4096];
     const char *name = s->child->argv[0];
@@ -5159,7 +5617,8 @@ CONC__PRIVATE int conc__search_program(conc__child_starting *s, conc__program_at
             int rc = attempt(s, path);
             if (!conc__search_goes_on(rc))
                 return rc;
-            error = error == EACCES ? error : rc;
+            if (error != EACCES)
+                error = rc;
         }
         at += n;
         if (!*at)
@@ -5167,48 +5626,47 @@ CONC__PRIVATE int conc__search_program(conc__child_starting *s, conc__program_at
     }
 }
 
-CONC__PRIVATE int conc__try_spawn(conc__child_starting *s, const char *name)
+CONC__PRIVATE int conc__try_spawn(conc__child_start_call *s, const char *name)
 {
     struct stat st;
     bool absent = stat(name, &st) && (errno == ENOENT || errno == ENOTDIR);
-    if (absent && !s->child->dir) /* else the child looks in another directory */
+    if (absent && !s->child->dir) /* with a directory the name means another file */
         return errno;
-    return posix_spawn(&s->pid, name, &s->how->actions, &s->how->attributes,
+    return posix_spawn(&s->pid, name, &s->setup->actions, &s->setup->attributes,
                        conc__child_argv(s->child), s->env + 1);
 }
 
-CONC__PRIVATE int conc__spawn_program(conc__child_starting *s)
+CONC__PRIVATE int conc__spawn_program(conc__child_start_call *s)
 {
     const conc_child *c = s->child;
-    conc__spawning how;
-    int rc = conc__spawning_open(&how, &s->mask);
+    conc__spawn_setup setup;
+    int rc = conc__spawn_setup_open(&setup, &s->mask);
     if (rc)
         return -rc;
     if (c->group)
-        posix_spawnattr_setflags(&how.attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETPGROUP);
+        posix_spawnattr_setflags(&setup.attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETPGROUP);
     if (c->dir)
-        rc = conc__spawn_chdir(&how.actions, c->dir);
+        rc = conc__spawn_chdir(&setup.actions, c->dir);
     for (int i = 0; i < 3 && rc == 0; i++)
         if (s->far_ends[i] >= 0)
-            rc = posix_spawn_file_actions_adddup2(&how.actions, s->far_ends[i], i);
+            rc = posix_spawn_file_actions_adddup2(&setup.actions, s->far_ends[i], i);
     if (rc == 0)
-        rc = conc__close_others(&how, 3);
-    s->how = &how;
+        rc = conc__close_others(&setup, 3);
+    s->setup = &setup;
     if (rc == 0)
         rc = conc__search_program(s, conc__try_spawn);
-    conc__spawning_close(&how);
+    conc__spawn_setup_close(&setup);
     return -rc;
 }
 
-CONC__PRIVATE int conc__try_execute(conc__child_starting *s, const char *name)
+CONC__PRIVATE int conc__try_execute(conc__child_start_call *s, const char *name)
 {
     execve(name, conc__child_argv(s->child), s->env + 1);
     return errno;
 }
 
-/* In the forked process: becomes the program, or returns the error. Only calls that are safe in a
- * signal handler. */
-CONC__PRIVATE int conc__become_program(conc__child_starting *s, int most)
+/* In the forked process: executes the program, or returns the error. Async-signal-safe. */
+CONC__PRIVATE int conc__become_program(conc__child_start_call *s, int most)
 {
     const conc_child *c = s->child;
     if (c->group && setpgid(0, 0))
@@ -5227,11 +5685,36 @@ CONC__PRIVATE int conc__become_program(conc__child_starting *s, int most)
     return conc__search_program(s, conc__try_execute);
 }
 
-/* The same for a C library whose posix_spawn cannot change the directory. No handler of this
- * program's may run in the forked process, which shares files with it. */
-CONC__PRIVATE int conc__fork_program(conc__child_starting *s)
+/* In the forked process, which shares files with this one: no handler of the program may run. */
+CONC__PRIVATE void conc__reset_handlers(void)
 {
-    int ends[2], error = 0, most = (int)sysconf(_SC_OPEN_MAX), rc = conc__pipe(ends);
+    for (int number = 1; number < CONC__SIGNALS; number++) {
+        struct sigaction a;
+        bool handled = sigaction(number, NULL, &a) == 0 && a.sa_handler != SIG_IGN;
+        if (handled && a.sa_handler != SIG_DFL)
+            signal(number, SIG_DFL);
+    }
+}
+
+/* Reads the error of the forked process from the pipe: 0 if it has executed the program. */
+CONC__PRIVATE int conc__read_fork_error(int fd, pid_t pid)
+{
+    int error = 0;
+    ssize_t n;
+    do
+        n = read(fd, &error, sizeof error);
+    while (n < 0 && errno == EINTR);
+    if (n == 0)
+        return 0;
+    while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+        continue;
+    return n == sizeof error ? -error : -EIO;
+}
+
+/* Starts the program by fork, for a C library whose posix_spawn cannot change the directory. */
+CONC__PRIVATE int conc__fork_program(conc__child_start_call *s)
+{
+    int ends[2], most = (int)sysconf(_SC_OPEN_MAX), rc = conc__pipe(ends);
     sigset_t all, before;
     if (rc)
         return rc;
@@ -5239,47 +5722,43 @@ CONC__PRIVATE int conc__fork_program(conc__child_starting *s)
     pthread_sigmask(SIG_SETMASK, &all, &before);
     s->pid = fork();
     if (s->pid == 0) {
-        for (int number = 1; number < CONC__SIGNALS; number++) {
-            struct sigaction a;
-            bool handled = sigaction(number, NULL, &a) == 0 && a.sa_handler != SIG_IGN;
-            if (handled && a.sa_handler != SIG_DFL)
-                signal(number, SIG_DFL);
-        }
-        error = conc__become_program(s, most > 0 && most < 65536 ? most : 65536);
+        conc__reset_handlers();
+        int error = conc__become_program(s, most > 0 && most < 65536 ? most : 65536);
         _exit(write(ends[1], &error, sizeof error) == sizeof error ? 127 : 126);
     }
-    rc = s->pid < 0 ? -errno : 0;
+    rc = conc__or_errno(s->pid);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     close(ends[1]);
-    ssize_t n = 0;
-    while (rc == 0 && (n = read(ends[0], &error, sizeof error)) < 0 && errno == EINTR)
-        continue;
+    if (rc >= 0)
+        rc = conc__read_fork_error(ends[0], s->pid);
     close(ends[0]);
-    if (rc || n == 0)
-        return rc;
-    while (waitpid(s->pid, NULL, 0) < 0 && errno == EINTR)
-        continue;
-    return n == sizeof error ? -error : -EIO;
+    return rc;
 }
 
-/* The start has failed with rc, for the directory's sake? */
+/* The start has failed with rc: was it because of the directory? */
 CONC__PRIVATE bool conc__dir_failed(const char *dir, int rc)
 {
     struct stat st;
-    if (!dir ||
-        (rc != -ENOENT && rc != -ENOTDIR && rc != -EACCES && rc != -ELOOP && rc != -ENAMETOOLONG))
+    if (!dir)
         return false;
-    return stat(dir, &st) || !S_ISDIR(st.st_mode) || access(dir, X_OK);
+    switch (-rc) {
+    case ENOENT:
+    case ENOTDIR:
+    case EACCES:
+    case ELOOP:
+    case ENAMETOOLONG: return stat(dir, &st) || !S_ISDIR(st.st_mode) || access(dir, X_OK);
+    default: return false;
+    }
 }
 
-/* The start has failed with rc: names what is missing, unless it is the program. */
-CONC__PRIVATE void conc__child_blames(conc__child_starting *s, int rc)
+/* The start has failed with rc: names what is missing, unless it is the program itself. */
+CONC__PRIVATE void conc__child_describe_failure(conc__child_start_call *s, int rc)
 {
     const conc_child *c = s->child;
     const char *program = c->argv[0];
     bool is_path = strchr(program, '/') && (*program == '/' || !c->dir);
     if (conc__dir_failed(c->dir, rc))
-        snprintf(s->about, sizeof s->about, "the directory %.70s", *c->dir ? c->dir : "\"\"");
+        snprintf(s->about, sizeof s->about, "the directory %.70s", conc__visible(c->dir));
     else if (rc == -ENOENT && is_path && access(program, F_OK) == 0)
         snprintf(s->about, sizeof s->about, "the interpreter of %.60s", program);
 }
@@ -5294,27 +5773,30 @@ CONC__PRIVATE int conc__pidfd(pid_t pid)
 #endif
 }
 
-CONC__PRIVATE int conc__child_starts(void *arg)
+CONC__PRIVATE int conc__child_start_job(void *arg)
 {
-    conc__child_starting *s = arg;
+    conc__child_start_call *s = arg;
     conc_child *c = s->child;
     int saved = errno, wanted[3] = {c->input, c->output, c->error}, rc = 0;
     int (*change)(posix_spawn_file_actions_t *, const char *) = conc__spawn_chdir;
     for (int i = 0; i < 3; i++)
         s->near_ends[i] = s->far_ends[i] = -1;
     for (int i = 0; i < 3 && rc == 0; i++)
-        rc = conc__child_end(s, i, wanted[i]);
+        rc = conc__child_open_end(s, i, wanted[i]);
     for (int i = 0; i < 3 && rc == 0; i++)
-        conc__child_socket_blocks(s, i);
+        conc__child_socket_set_blocking(s, i);
     if (rc == 0) {
-        rc = c->dir && !change ? conc__fork_program(s) : conc__spawn_program(s);
+        if (c->dir && !change)
+            rc = conc__fork_program(s);
+        else
+            rc = conc__spawn_program(s);
         if (rc)
-            conc__child_blames(s, rc);
+            conc__child_describe_failure(s, rc);
     }
     for (int i = 2; i >= 0 && rc; i--)
-        conc__child_socket_as_before(s, i);
+        conc__child_socket_restore(s, i);
     for (int i = 0; i < 3; i++)
-        conc__program_gets(s->program, i, s->far_ends[i]);
+        conc__child_process_note_pipe(s->process, i, s->far_ends[i]);
     conc__close_ends(s->far_ends);
     if (rc)
         conc__close_ends(s->near_ends);
@@ -5322,7 +5804,7 @@ CONC__PRIVATE int conc__child_starts(void *arg)
     return rc;
 }
 
-/* Under conc__children. In a forked process no start of its parent ever ends. */
+/* Under conc__children_mutex. A start that the parent was making never ends in a forked process. */
 CONC__PRIVATE conc__child_state conc__child_state_of(conc_child *c)
 {
     if (CONC__UNLIKELY(c->state && c->forks != conc__forks)) {
@@ -5335,16 +5817,18 @@ CONC__PRIVATE conc__child_state conc__child_state_of(conc_child *c)
 
 CONC__PRIVATE conc__child_state conc__child_state_now(conc_child *c)
 {
-    pthread_mutex_lock(&conc__children);
+    pthread_mutex_lock(&conc__children_mutex);
     conc__child_state state = conc__child_state_of(c);
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_unlock(&conc__children_mutex);
     return state;
 }
 
 /* May the call wait for the child, or signal it? 0, or the error. */
 CONC__PRIVATE int conc__child_usable(conc_child *c, const char *call)
 {
-    conc__child_state state = c ? conc__child_state_now(c) : CONC__CHILD_NONE;
+    conc__child_state state = CONC__CHILD_NONE;
+    if (c)
+        state = conc__child_state_now(c);
     if (state == CONC__CHILD_NONE || state == CONC__CHILD_STARTS)
         return conc__misused(-EINVAL, call, "no child was started there", NULL);
     if (state == CONC__CHILD_INHERITED)
@@ -5352,40 +5836,40 @@ CONC__PRIVATE int conc__child_usable(conc_child *c, const char *call)
     return 0;
 }
 
-/* False: it was started, or is being. */
+/* False: it was started, or another call is starting it. */
 CONC__PRIVATE bool conc__child_claim(conc_child *c)
 {
-    conc__crews_need(); /* so that forks are counted */
-    pthread_mutex_lock(&conc__children);
+    conc__job_queues_need(); /* so that forks are counted */
+    pthread_mutex_lock(&conc__children_mutex);
     bool unused = conc__child_state_of(c) == CONC__CHILD_NONE;
     if (unused) {
         c->state = CONC__CHILD_STARTS;
         c->forks = conc__forks;
     }
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_unlock(&conc__children_mutex);
     return unused;
 }
 
 CONC__PRIVATE void conc__child_set_state(conc_child *c, conc__child_state state)
 {
-    pthread_mutex_lock(&conc__children);
+    pthread_mutex_lock(&conc__children_mutex);
     c->state = (int)state;
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_unlock(&conc__children_mutex);
 }
 
-/* -- processes by their numbers, where there is no better way -- */
+/* -- processes by their numbers, where there is no pidfd -- */
 
 #ifdef __linux__
 
-/* What /proc says of a process. */
-typedef struct conc__process {
+/* A process as /proc describes it. */
+typedef struct conc__proc_stat {
     char state;
     int group;
-    unsigned long long began; /* when it was started */
-} conc__process;
+    unsigned long long start_time; /* when it was started */
+} conc__proc_stat;
 
-/* False: it is not there, or nobody knows. */
-CONC__PRIVATE bool conc__process_find(const char *number, conc__process *p)
+/* False: the process does not exist, or /proc is not readable. */
+CONC__PRIVATE bool conc__proc_stat_read(const char *number, conc__proc_stat *p)
 {
     char path[64], text[1024];
     snprintf(path, sizeof path, "/proc/%.20s/stat", number);
@@ -5394,33 +5878,38 @@ CONC__PRIVATE bool conc__process_find(const char *number, conc__process *p)
         return false;
     ssize_t n = read(fd, text, sizeof text - 1);
     close(fd);
-    text[n > 0 ? n : 0] = 0;
-    const char *at = strrchr(text, ')'); /* the program's name may hold anything */
+    if (n < 0)
+        return false;
+    text[n] = 0;
+    const char *at = strrchr(text, ')'); /* the program's name may contain anything */
     return at && sscanf(at,
                         ") %c %*d %d %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
                         "%*s %llu",
-                        &p->state, &p->group, &p->began) == 3;
+                        &p->state, &p->group, &p->start_time) == 3;
 }
 
-CONC__PRIVATE unsigned long long conc__process_began(pid_t pid)
+CONC__PRIVATE unsigned long long conc__process_start_time(pid_t pid)
 {
-    conc__process p;
+    conc__proc_stat p;
     char number[24];
     snprintf(number, sizeof number, "%d", (int)pid);
-    return conc__process_find(number, &p) ? p.began : 0;
+    return conc__proc_stat_read(number, &p) ? p.start_time : 0;
 }
 
-/* Is a process of this group alive? -1: nobody knows. */
+/* Is a process of this group alive? -1: unknown. */
 CONC__PRIVATE int conc__group_lives(pid_t group)
 {
     int saved = errno, lives = 0;
     DIR *d = opendir("/proc");
-    if (!d || conc__process_began(getpid()) == 0)
+    if (!d || conc__process_start_time(getpid()) == 0)
         lives = -1;
-    for (struct dirent *e; lives == 0 && (e = readdir(d)) != NULL;) {
-        conc__process p;
+    while (lives == 0) {
+        conc__proc_stat p;
+        const struct dirent *e = readdir(d);
+        if (!e)
+            break;
         bool is_process = *e->d_name >= '1' && *e->d_name <= '9';
-        if (is_process && conc__process_find(e->d_name, &p) && p.group == group)
+        if (is_process && conc__proc_stat_read(e->d_name, &p) && p.group == group)
             lives = p.state != 'Z' && p.state != 'X';
     }
     if (d)
@@ -5431,14 +5920,14 @@ CONC__PRIVATE int conc__group_lives(pid_t group)
 
 #else
 
-CONC__PRIVATE unsigned long long conc__process_began(pid_t pid)
+CONC__PRIVATE unsigned long long conc__process_start_time(pid_t pid)
 {
     (void)pid;
-    return 0; /* nobody knows */
+    return 0; /* unknown */
 }
 
-/* Is a process of this group alive? -1: nobody knows. kill of macOS passes over those that are to
- * be reaped. */
+/* Is a process of this group alive? -1: unknown. On macOS kill skips processes that have not been
+ * reaped. */
 CONC__PRIVATE int conc__group_lives(pid_t group)
 {
 #ifdef __APPLE__
@@ -5453,24 +5942,23 @@ CONC__PRIVATE int conc__group_lives(pid_t group)
 
 #endif
 
-/* Is the number still the child's, as far as one can tell? Somebody else may have reaped it, or
- * the kernel, where SIGCHLD is ignored. Processes that begin within a hundredth of a second look
- * the same. */
+/* Is the number probably still the child's? Other code may have reaped the child, or the kernel, if
+ * SIGCHLD is ignored. Processes that start within a hundredth of a second look the same. */
 CONC__PRIVATE bool conc__child_has_number(const conc_child *c)
 {
-    if (c->program->pid != c->pid)
+    if (c->process->pid != c->pid)
         return false;
-    return !c->began || conc__process_began(c->pid) == c->began;
+    return !c->start_time || conc__process_start_time(c->pid) == c->start_time;
 }
 
 /* -- its end -- */
 
-/* The signal that ended a child which has not been reaped. */
+/* The signal that ended a child that has not been reaped. */
 #ifdef __APPLE__
 extern int conc__process_facts(int pid, int kind, uint64_t of_the_dead, void *facts,
                                int size) __asm__("_proc_pidinfo");
 
-/* waitid(2) of macOS tells none, but a call of its own knows the whole status. */
+/* waitid(2) of macOS does not tell the signal, but another call knows the whole status. */
 CONC__PRIVATE int conc__deadly_signal(const siginfo_t *info)
 {
     enum { BASICS = 3, STATUS = 2, WORDS = 34 }; /* PROC_PIDTBSDINFO, struct proc_bsdinfo */
@@ -5483,40 +5971,48 @@ CONC__PRIVATE int conc__deadly_signal(const siginfo_t *info)
 CONC__PRIVATE int conc__deadly_signal(const siginfo_t *info) { return info->si_status & 0x7f; }
 #endif
 
-/* waitid(2)'s result as waitpid(2) says it. */
+/* waitid(2)'s result in the form of waitpid(2). */
 CONC__PRIVATE int conc__wait_status(const siginfo_t *info)
 {
     if (info->si_code == CLD_EXITED)
         return (info->si_status & 0xff) << 8;
-    return conc__deadly_signal(info) | (info->si_code == CLD_DUMPED ? 0x80 : 0);
+    int status = conc__deadly_signal(info);
+    if (info->si_code == CLD_DUMPED)
+        status |= 0x80;
+    return status;
 }
 
-/* Is a child reaped by waitpid(2)? What waitid(2) of macOS says of it then is not all. */
+/* Is a child reaped by waitpid(2)? waitid(2) of macOS does not give the whole status. */
 #ifdef __APPLE__
 enum { CONC__PLAIN_REAPING = 1 };
 #else
 enum { CONC__PLAIN_REAPING = 0 };
 #endif
 
-/* Without waitid: the child is reaped whatever was asked for. */
-CONC__PRIVATE int conc__child_look_plainly(conc_child *c)
+/* Without waitid: the child is reaped in any case. */
+CONC__PRIVATE int conc__child_poll_waitpid(conc_child *c)
 {
     int status;
     pid_t pid = waitpid(c->pid, &status, WNOHANG);
-    if (pid > 0) {
-        c->status = status;
-        c->reaped = true;
-    }
-    return pid < 0 ? -1 : pid > 0;
+    if (pid < 0)
+        return -1;
+    if (pid == 0)
+        return 0;
+    c->status = status;
+    c->reaped = true;
+    return 1;
 }
 
-/* Has it ended? 1: yes, and it is reaped if that is asked for; 0: it runs; -1: it is not there. */
-CONC__PRIVATE int conc__child_look(conc_child *c, bool reap)
+/* Has the child ended? 1: yes, and it is reaped if asked; 0: it runs; -1: there is no such child.
+ */
+CONC__PRIVATE int conc__child_poll(conc_child *c, bool reap)
 {
     enum { BY_PIDFD = 3 }; /* P_PIDFD, Linux 5.4 */
     siginfo_t info;
-    int options = WEXITED | WNOHANG | (reap ? 0 : WNOWAIT), rc = -1;
+    int options = WEXITED | WNOHANG, rc = -1;
     bool by_pidfd = c->pidfd >= 0;
+    if (!reap)
+        options |= WNOWAIT;
     info.si_pid = 0;
     if (by_pidfd) {
         rc = waitid((idtype_t)BY_PIDFD, (id_t)c->pidfd, &info, options);
@@ -5525,25 +6021,29 @@ CONC__PRIVATE int conc__child_look(conc_child *c, bool reap)
     if (!by_pidfd) {
         if (!conc__child_has_number(c))
             return -1;
-        bool plainly = reap && CONC__PLAIN_REAPING;
-        rc = plainly ? -1 : waitid(P_PID, (id_t)c->pid, &info, options);
-        if (plainly || (rc && conc__refused(errno)))
-            return conc__child_look_plainly(c);
+        if (reap && CONC__PLAIN_REAPING)
+            return conc__child_poll_waitpid(c);
+        rc = waitid(P_PID, (id_t)c->pid, &info, options);
+        if (rc && conc__refused(errno))
+            return conc__child_poll_waitpid(c);
     }
-    if (rc || !info.si_pid)
-        return rc ? -1 : 0;
+    if (rc)
+        return -1;
+    if (!info.si_pid)
+        return 0;
     c->status = conc__wait_status(&info);
     c->reaped = reap;
     return 1;
 }
 
-/* Under conc__children: looks whether it has ended. A group's leader is not reaped yet. */
+/* Under conc__children_mutex: looks whether the child has ended. The leader of a group is not
+ * reaped yet. */
 CONC__PRIVATE conc__child_state conc__child_update(conc_child *c)
 {
     conc__child_state state = conc__child_state_of(c);
     if (state != CONC__CHILD_RUNS)
         return state;
-    int saved = errno, ended = conc__child_look(c, !c->group);
+    int saved = errno, ended = conc__child_poll(c, !c->group);
     errno = saved;
     if (!ended)
         return state;
@@ -5554,35 +6054,38 @@ CONC__PRIVATE conc__child_state conc__child_update(conc_child *c)
 
 CONC__PRIVATE bool conc__child_ended(conc_child *c)
 {
-    pthread_mutex_lock(&conc__children);
+    pthread_mutex_lock(&conc__children_mutex);
     bool ended = conc__child_update(c) != CONC__CHILD_RUNS;
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_unlock(&conc__children_mutex);
     return ended;
 }
 
-/* The child runs, or has ended by now. Where SIGCHLD is ignored its number may even be another
- * process's. A process that another thread forks meanwhile sees all of *c changed, or nothing. */
-CONC__PRIVATE void conc__child_started(conc_child *c, const conc__child_starting *s)
+/* The child was started, and may have ended by now; if SIGCHLD is ignored its number may even be
+ * another process's. A process that another thread forks meanwhile sees all changes of *c or none.
+ */
+CONC__PRIVATE void conc__child_started(conc_child *c, const conc__child_start_call *s)
 {
     int saved = errno, pidfd = conc__pidfd(s->pid);
     bool gone = pidfd < 0 && errno == ESRCH;
-    unsigned long long began = pidfd < 0 ? conc__process_began(s->pid) : 0;
-    pthread_mutex_lock(&conc__children);
+    unsigned long long start_time = 0;
+    if (pidfd < 0)
+        start_time = conc__process_start_time(s->pid);
+    pthread_mutex_lock(&conc__children_mutex);
     c->input = s->near_ends[0];
     c->output = s->near_ends[1];
     c->error = s->near_ends[2];
     c->pid = (int)s->pid;
     c->pidfd = pidfd;
-    c->began = began;
+    c->start_time = start_time;
     c->status = 0;
     c->reaped = false;
-    conc__program_add(c->program, s->pid);
-    gone = gone || conc__child_look(c, false) < 0;
+    conc__child_process_add(c->process, s->pid);
+    gone = gone || conc__child_poll(c, false) < 0;
     if (gone)
         c->state = CONC__CHILD_LOST;
     else
         c->state = c->reaped ? CONC__CHILD_ENDED : CONC__CHILD_RUNS;
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_unlock(&conc__children_mutex);
     errno = saved;
 }
 
@@ -5596,64 +6099,68 @@ CONC_API int conc_child_start(conc_child *c)
         return conc__misused(-EINVAL, __func__, "no child, or no program", NULL);
     if (!(c->grace >= 0))
         return conc__misused(-EINVAL, __func__, "no such grace", NULL);
-    conc__program *program = conc__alloc(sizeof *program);
-    if (!program || !conc__child_claim(c)) {
-        rc = program ? -EBUSY : -ENOMEM;
-        conc_free(program);
-        return conc__own_error(rc);
+    conc__child_process *process = conc__alloc(sizeof *process);
+    if (!process)
+        return conc__own_error(-ENOMEM);
+    if (!conc__child_claim(c)) {
+        conc_free(process);
+        return conc__own_error(-EBUSY);
     }
-    *program = (conc__program){.users = 1, .group = c->group};
-    snprintf(program->name, sizeof program->name, "%s", *c->argv[0] ? c->argv[0] : "\"\"");
-    conc__child_starting s = {.child = c, .program = program, .env = conc__child_env(c)};
+    *process = (conc__child_process){.users = 1, .group = c->group};
+    snprintf(process->name, sizeof process->name, "%s", conc__visible(c->argv[0]));
+    conc__child_start_call s = {.child = c, .process = process, .env = conc__child_env(c)};
     conc__original_mask(&s.mask);
-    rc = s.env ? conc__offload(CONC__STARTS, conc__child_starts, &s, __func__) : -ENOMEM;
+    rc = -ENOMEM;
+    if (s.env)
+        rc = conc__offload(CONC__STARTS, conc__child_start_job, &s, __func__);
     conc_free(s.env);
     if (rc) {
-        conc_free(program);
+        conc_free(process);
         conc__child_set_state(c, CONC__CHILD_NONE);
         return conc__system_failed(rc, *s.about ? s.about : c->argv[0]);
     }
-    c->program = program;
+    c->process = process;
     conc__child_started(c, &s);
     return 0;
 }
 
-/* In words: the program and its number. */
+/* Describes the child for an error: its program and its number. */
 CONC__PRIVATE void conc__child_about(conc_child *c, char *to, size_t size)
 {
     *to = 0;
-    pthread_mutex_lock(&conc__children);
-    if (c->program)
-        snprintf(to, size, "%.40s (process %d)", c->program->name, c->pid);
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_lock(&conc__children_mutex);
+    if (c->process)
+        snprintf(to, size, "%.40s (process %d)", c->process->name, c->pid);
+    pthread_mutex_unlock(&conc__children_mutex);
 }
 
 /* A wait for a child. */
 typedef struct conc__child_wait {
-    conc_child *child; /* used until the program's child is closed */
-    conc__program *program;
-    int64_t until;    /* in a thread, on the real clock */
-    bool whole_group; /* the others of its group, too */
-    bool stubborn;    /* a job waits on though it was asked to end */
-    bool for_close;   /* until another call has closed it */
+    conc_child *child; /* not used once the process is closed */
+    conc__child_process *process;
+    int64_t until;    /* a thread's limit, on the real clock */
+    bool whole_group; /* wait for all of its group */
+    bool stubborn;    /* go on although the job was asked to end */
+    bool for_close;   /* wait until another call has closed it */
     double pause;
 } conc__child_wait;
 
-/* Has it ended, or was it closed meanwhile? While it runs *fd is what tells of its end. */
-CONC__PRIVATE bool conc__program_gone(const conc__child_wait *w, int *fd)
+/* Has the child ended, or was it closed meanwhile? While it runs, *fd is the descriptor that
+ * becomes readable at its end. */
+CONC__PRIVATE bool conc__child_is_gone(const conc__child_wait *w, int *fd)
 {
-    pthread_mutex_lock(&conc__children);
-    bool gone = w->program->closed || conc__child_update(w->child) != CONC__CHILD_RUNS;
+    pthread_mutex_lock(&conc__children_mutex);
+    bool gone = w->process->closed || conc__child_update(w->child) != CONC__CHILD_RUNS;
     *fd = gone ? -1 : w->child->pidfd;
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_unlock(&conc__children_mutex);
     return gone;
 }
 
-CONC__PRIVATE bool conc__program_closed(const conc__child_wait *w)
+CONC__PRIVATE bool conc__child_closed(const conc__child_wait *w)
 {
-    pthread_mutex_lock(&conc__children);
-    bool closed = w->program->closed;
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_lock(&conc__children_mutex);
+    bool closed = w->process->closed;
+    pthread_mutex_unlock(&conc__children_mutex);
     return closed;
 }
 
@@ -5661,8 +6168,8 @@ CONC__PRIVATE bool conc__child_wait_over(conc__child_wait *w)
 {
     int fd;
     if (w->for_close)
-        return conc__program_closed(w);
-    if (!conc__program_gone(w, &fd))
+        return conc__child_closed(w);
+    if (!conc__child_is_gone(w, &fd))
         return false;
     return !w->whole_group || conc__group_lives(w->child->pid) != 1;
 }
@@ -5673,39 +6180,54 @@ CONC__PRIVATE void conc__child_pause_longer(conc__child_wait *w)
         w->pause = w->pause > 0 ? w->pause * 2 : 0.0005;
 }
 
-/* In a thread; fd: the child's, -1: none. A job looks now and then whether it was asked to end. */
+/* False: poll refuses the descriptor. */
+CONC__PRIVATE bool conc__child_poll_fd(int fd, int64_t ns)
+{
+    struct pollfd p = {fd, POLLIN, 0};
+    int rc = poll(&p, 1, (int)((ns + 999999) / 1000000));
+    bool refused = rc < 0 && errno != EINTR; /* after a signal the caller looks again */
+    return !refused && !(p.revents & POLLNVAL);
+}
+
+/* In a thread; fd: the child's, -1: none. A job checks from time to time whether it was asked to
+ * end. */
 CONC__PRIVATE int conc__child_pause_thread(conc__child_wait *w, int fd)
 {
-    enum { LOOK = 20000000, LONGEST = 1000000000 };
-    bool asks = !w->stubborn && conc__frame_here();
-    int64_t left = w->until - conc__clock(), most = asks ? LOOK : LONGEST;
+    enum { CHECK = 20000000, LONGEST = 1000000000 };
+    bool asks = !w->stubborn && conc__job_context_here();
+    int64_t left = w->until - conc__clock(), most = LONGEST;
     if (left <= 0)
         return -ETIMEDOUT;
-    most = fd >= 0 ? most : conc__ns(w->pause);
-    struct pollfd p = {fd, POLLIN, 0};
+    if (fd < 0)
+        most = conc__ns(w->pause);
+    else if (asks)
+        most = CHECK;
     int64_t ns = left < most ? left : most;
     int saved = errno;
-    int rc = fd < 0 ? 0 : poll(&p, 1, (int)((ns + 999999) / 1000000));
-    bool refused = rc < 0 && errno != EINTR; /* after a signal there is something to look at */
-    if (fd < 0 || refused || p.revents & POLLNVAL) {
-        conc__doze(ns);
+    bool polled = fd >= 0 && conc__child_poll_fd(fd, ns);
+    if (!polled) {
+        conc__thread_sleep(ns);
         conc__child_pause_longer(w);
     }
     errno = saved;
     return asks && conc_job_cancelled() ? -ECANCELED : 0;
 }
 
-/* Waits for an event of the child's, or for a while where there is none to wait for. */
+/* Waits for an event of the child, or for a while if it has no descriptor. */
 CONC__PRIVATE int conc__child_pause(const conc_loop *l, conc__child_wait *w)
 {
-    int fd, none;
-    conc__program_gone(w, &fd);
+    int fd, rc, none;
+    conc__child_is_gone(w, &fd);
     if (!l)
         return conc__child_pause_thread(w, fd);
-    int rc = fd >= 0 ? conc_wait_fd(fd, CONC_READABLE) : -EBADF;
-    bool closed = fd >= 0 && rc == -EBADF && conc__program_gone(w, &none);
-    if (rc >= 0 || rc == -ECANCELED || closed)
-        return rc < 0 && !closed ? rc : 0;
+    if (fd >= 0) {
+        rc = conc_wait_fd(fd, CONC_READABLE);
+        bool closed = rc == -EBADF && conc__child_is_gone(w, &none);
+        if (rc >= 0 || closed)
+            return 0;
+        if (rc == -ECANCELED)
+            return rc;
+    }
     rc = conc_sleep(w->pause);
     conc__child_pause_longer(w);
     return rc;
@@ -5716,39 +6238,49 @@ CONC__PRIVATE int conc__child_await(conc__child_wait *w)
 {
     conc_loop *l = conc__of_task();
     int rc = 0;
-    w->pause = w->for_close ? 0 : 0.0005; /* the other call is about to return, too */
+    w->pause = 0.0005;
+    if (w->for_close) /* the other call is about to return */
+        w->pause = 0;
     if (l)
         l->outside_awaited++;
     while (!conc__child_wait_over(w) && rc >= 0)
         rc = conc__child_pause(l, w);
     if (l)
         l->outside_awaited--;
-    return rc < 0 && !conc__child_wait_over(w) ? rc : 0;
+    if (rc >= 0 || conc__child_wait_over(w))
+        return 0;
+    return rc;
 }
 
-/* A wait of the caller's begins, which ends with conc__child_wait_ends; not if there is no program:
- * another thread has just closed it. */
-CONC__PRIVATE conc__child_wait conc__child_wait_begins(conc_child *c)
+/* Begins a wait that conc__child_wait_close ends, unless its process is NULL: another thread has
+ * just closed the child. */
+CONC__PRIVATE conc__child_wait conc__child_wait_open(conc_child *c)
 {
     conc__child_wait w = {.child = c, .until = CONC__NEVER};
-    pthread_mutex_lock(&conc__children);
-    w.program = c->program;
-    if (w.program)
-        w.program->users++;
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_lock(&conc__children_mutex);
+    w.process = c->process;
+    if (w.process)
+        w.process->users++;
+    pthread_mutex_unlock(&conc__children_mutex);
     return w;
 }
 
-/* What is known of the end, if it was waited for: 0, or -ECHILD. */
-CONC__PRIVATE int conc__child_wait_ends(conc__child_wait *w, int *status)
+/* Ends a wait: 0, or -ECHILD; *status: that of a child that has ended. */
+CONC__PRIVATE int conc__child_wait_close(conc__child_wait *w, int *status)
 {
-    pthread_mutex_lock(&conc__children);
-    conc__program *p = w->program;
-    bool lost = p->closed ? p->lost : w->child->state == CONC__CHILD_LOST;
-    *status = p->closed ? p->status : w->child->status;
-    conc__program_release(p);
-    pthread_mutex_unlock(&conc__children);
-    return lost ? -ECHILD : 0;
+    pthread_mutex_lock(&conc__children_mutex);
+    conc__child_process *p = w->process;
+    bool lost = p->lost;
+    *status = p->status;
+    if (!p->closed) {
+        lost = w->child->state == CONC__CHILD_LOST;
+        *status = w->child->status;
+    }
+    conc__child_process_release(p);
+    pthread_mutex_unlock(&conc__children_mutex);
+    if (lost)
+        return -ECHILD;
+    return 0;
 }
 
 CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
@@ -5763,57 +6295,64 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
         return rc;
     char about[96];
     conc__child_about(c, about, sizeof about);
-    conc__child_wait w = conc__child_wait_begins(c);
-    if (!w.program)
+    conc__child_wait w = conc__child_wait_open(c);
+    if (!w.process)
         return conc__own_error(-EINVAL);
     rc = conc__child_await(&w);
-    int lost = conc__child_wait_ends(&w, &result);
+    int lost = conc__child_wait_close(&w, &result);
     if (rc == 0 && lost)
         rc = conc_fail(lost, "%s: its status is lost: SIGCHLD is ignored, or its end was taken",
                        about);
     if (rc == 0 && status)
         *status = result;
     if (rc == 0 && l)
-        conc__quick(l);
+        conc__spend_budget(l);
     return rc;
 }
 
 /* -- signals -- */
 
-/* Under conc__children, for a child that has not been reaped. */
+/* Under conc__children_mutex, for a child that has not been reaped. */
 CONC__PRIVATE int conc__child_send(const conc_child *c, int signal)
 {
-    int rc = c->group ? kill(-(pid_t)c->pid, signal) : -1;
-    if (c->group && (rc == 0 || !conc__refused(errno))) /* else the leader at least */
-        return rc ? -errno : 0;
+    if (c->group) {
+        if (kill(-(pid_t)c->pid, signal) == 0)
+            return 0;
+        if (!conc__refused(errno)) /* else the leader at least */
+            return -errno;
+    }
 #if defined __linux__ && defined SYS_pidfd_send_signal
-    if (c->pidfd >= 0)
-        rc = (int)syscall(SYS_pidfd_send_signal, c->pidfd, signal, NULL, 0);
-    if (c->pidfd >= 0 && (rc == 0 || !conc__refused(errno)))
-        return rc ? -errno : 0;
+    if (c->pidfd >= 0) {
+        if ((int)syscall(SYS_pidfd_send_signal, c->pidfd, signal, NULL, 0) == 0)
+            return 0;
+        if (!conc__refused(errno))
+            return -errno;
+    }
 #endif
     if (!conc__child_has_number(c))
         return -ESRCH;
-    rc = kill(c->pid, signal);
-    return rc ? -errno : 0;
+    return conc__or_errno(kill(c->pid, signal));
 }
 
-/* -EALREADY: it has ended and, with .group, it was reaped: its group cannot be reached. */
+/* -EALREADY: the child has ended and, with .group, was reaped, so that its group cannot be reached.
+ */
 CONC__PRIVATE int conc__child_signal(conc_child *c, int signal)
 {
     int saved = errno, rc = -EALREADY;
-    pthread_mutex_lock(&conc__children);
+    pthread_mutex_lock(&conc__children_mutex);
     conc__child_state state = conc__child_update(c);
     bool left = state == CONC__CHILD_ENDED && c->group && !c->reaped;
-    if (left && conc__child_look(c, false) < 0) { /* somebody else has reaped it */
+    if (left && conc__child_poll(c, false) < 0) { /* other code has reaped it */
         c->reaped = true;
         left = false;
     }
     if (state == CONC__CHILD_RUNS || left)
         rc = conc__child_send(c, signal);
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_unlock(&conc__children_mutex);
     errno = saved;
-    return rc == -ESRCH ? -EALREADY : rc;
+    if (rc == -ESRCH)
+        return -EALREADY;
+    return rc;
 }
 
 CONC_API int conc_child_kill(conc_child *c, int signal)
@@ -5822,24 +6361,27 @@ CONC_API int conc_child_kill(conc_child *c, int signal)
     if (rc)
         return rc;
     bool over = c->group && conc__child_ended(c) && conc__group_lives(c->pid) == 0;
-    rc = over ? -EALREADY : conc__child_signal(c, signal);
-    if (rc < 0) {
-        char about[96];
-        conc__child_about(c, about, sizeof about);
-        rc =
-            rc == -EALREADY ? conc_fail(rc, "%s has ended", about) : conc__system_failed(rc, about);
-    }
-    return rc;
+    rc = -EALREADY;
+    if (!over)
+        rc = conc__child_signal(c, signal);
+    if (rc >= 0)
+        return rc;
+    char about[96];
+    conc__child_about(c, about, sizeof about);
+    if (rc == -EALREADY)
+        return conc_fail(rc, "%s has ended", about);
+    return conc__system_failed(rc, about);
 }
 
 /* -- closing -- */
 
-/* Asks it to end, and waits as long as its grace lasts. One that is stopped has to go on first. */
-CONC__PRIVATE void conc__child_ask(conc_child *c)
+/* Sends SIGTERM, and waits as long as the grace lasts. A child that is stopped has to continue
+ * first. */
+CONC__PRIVATE void conc__child_terminate_gently(conc_child *c)
 {
     conc_loop *l = conc__of_task();
     conc__child_wait w = {
-        .child = c, .program = c->program, .whole_group = c->group, .stubborn = true};
+        .child = c, .process = c->process, .whole_group = c->group, .stubborn = true};
     conc_scope limit = {0};
     if (conc__child_signal(c, SIGTERM))
         return;
@@ -5849,27 +6391,27 @@ CONC__PRIVATE void conc__child_ask(conc_child *c)
         conc__child_await(&w);
     } else if (conc_scope_begin(&limit, c->grace) == 0) {
         conc__child_await(&w);
-        int rc = conc_scope_end(&limit, 0); /* out of time: no error of the caller's */
+        int rc = conc_scope_end(&limit, 0); /* a timeout is no error of the caller's */
         (void)rc;
     }
 }
 
-/* Ends it and its group, and reaps it. */
-CONC__PRIVATE int conc__child_end_it(void *arg)
+/* Ends the child and its group, and reaps it. */
+CONC__PRIVATE int conc__child_terminate(void *arg)
 {
     conc_child *c = arg;
     conc__child_wait w = {
-        .child = c, .program = c->program, .until = CONC__NEVER, .stubborn = true};
+        .child = c, .process = c->process, .until = CONC__NEVER, .stubborn = true};
     bool in_post = conc__here && !conc__here->self; /* which holds the loop */
     if (c->grace > 0 && !in_post)
-        conc__child_ask(c);
+        conc__child_terminate_gently(c);
     conc__child_signal(c, SIGKILL);
     while (conc__child_await(&w))
         continue;
-    pthread_mutex_lock(&conc__children);
+    pthread_mutex_lock(&conc__children_mutex);
     if (c->state == CONC__CHILD_ENDED && !c->reaped)
-        conc__child_look(c, true);
-    pthread_mutex_unlock(&conc__children);
+        conc__child_poll(c, true);
+    pthread_mutex_unlock(&conc__children_mutex);
     return 0;
 }
 
@@ -5886,7 +6428,7 @@ CONC__PRIVATE void conc__close_outputs(conc_child *c)
     conc__close_end(&c->error);
 }
 
-/* Another call is closing it: waits until that is done. */
+/* Waits until another call has closed the child. */
 CONC__PRIVATE int conc__child_await_close(void *arg)
 {
     conc__child_wait *w = arg;
@@ -5897,46 +6439,46 @@ CONC__PRIVATE int conc__child_await_close(void *arg)
 
 CONC__PRIVATE void conc__child_join_close(conc_child *c, const conc_loop *l)
 {
-    conc__child_wait w = conc__child_wait_begins(c);
-    bool in_post = conc__here && !l; /* the other call may be a task's of this loop */
+    conc__child_wait w = conc__child_wait_open(c);
+    bool in_post = conc__here && !l; /* the other call may be made by a task of this loop */
     int status;
     w.stubborn = w.for_close = true;
-    if (!w.program)
+    if (!w.process)
         return;
     if (l)
         conc_shield(CONC_FOREVER, conc__child_await_close, &w);
     else if (!in_post)
         conc__child_await_close(&w);
-    conc__child_wait_ends(&w, &status);
+    conc__child_wait_close(&w, &status);
 }
 
-/* Nothing of the program is used any more, but by calls that wait for it. */
-CONC__PRIVATE void conc__child_forget(conc_child *c)
+/* The child was closed: only waiting calls still use its process. */
+CONC__PRIVATE void conc__child_reset(conc_child *c)
 {
-    pthread_mutex_lock(&conc__children);
-    conc__program *p = c->program;
+    pthread_mutex_lock(&conc__children_mutex);
+    conc__child_process *p = c->process;
     p->closed = true;
     p->lost = c->state == CONC__CHILD_LOST;
     p->status = c->status;
     if (conc__child_state_of(c) == CONC__CHILD_INHERITED)
-        p->users = 1; /* the others are the parent's */
-    conc__program_remove(p);
-    conc__program_release(p);
-    c->program = NULL;
+        p->users = 1; /* the other users are the parent's */
+    conc__child_process_remove(p);
+    conc__child_process_release(p);
+    c->process = NULL;
     c->state = CONC__CHILD_NONE;
-    pthread_mutex_unlock(&conc__children);
+    pthread_mutex_unlock(&conc__children_mutex);
 }
 
-/* Is this the call that closes it? Else another one does. */
+/* Is this the call that closes the child? False: another one does. */
 CONC__PRIVATE bool conc__child_claim_close(conc_child *c, conc__child_state *state)
 {
-    pthread_mutex_lock(&conc__children);
+    pthread_mutex_lock(&conc__children_mutex);
     *state = conc__child_state_of(c);
     bool started = *state != CONC__CHILD_NONE && *state != CONC__CHILD_STARTS;
-    bool first = started && (*state == CONC__CHILD_INHERITED || !c->program->closing);
+    bool first = started && (*state == CONC__CHILD_INHERITED || !c->process->closing);
     if (first)
-        c->program->closing = true;
-    pthread_mutex_unlock(&conc__children);
+        c->process->closing = true;
+    pthread_mutex_unlock(&conc__children_mutex);
     return first;
 }
 
@@ -5958,15 +6500,15 @@ CONC_API int conc_child_close(conc_child *c)
         return 0;
     }
     conc__close_end(&c->input);
-    if (!(c->grace > 0)) /* else a broken pipe could kill it while it cleans up */
+    if (!(c->grace > 0)) /* with a grace: a broken pipe could kill it while it cleans up */
         conc__close_outputs(c);
     if (state != CONC__CHILD_INHERITED && l)
-        conc_shield(CONC_FOREVER, conc__child_end_it, c);
+        conc_shield(CONC_FOREVER, conc__child_terminate, c);
     else if (state != CONC__CHILD_INHERITED)
-        conc__child_end_it(c);
+        conc__child_terminate(c);
     conc__close_outputs(c);
     conc__close_end(&c->pidfd);
-    conc__child_forget(c);
+    conc__child_reset(c);
     errno = saved;
     return 0;
 }
@@ -5976,18 +6518,18 @@ CONC_API void conc__auto_conc_child(conc_child *c) { conc_child_close(c); }
 /* -- communicating -- */
 
 /* One conc_child_communicate. */
-typedef struct conc__talk {
+typedef struct conc__communication {
     conc_child *child;
     conc_child_io *io;
     int *status;
     size_t fed; /* of io->in */
-    bool full;  /* there was more than io->limit */
-} conc__talk;
+    bool full;  /* there was more output than io->limit */
+} conc__communication;
 
-/* Writes all of the input, and closes the pipe. A child need not read it. */
-CONC__PRIVATE int conc__talk_feeds(void *arg)
+/* Writes all input and closes the pipe. The child need not read it. */
+CONC__PRIVATE int conc__communicate_write(void *arg)
 {
-    conc__talk *t = arg;
+    conc__communication *t = arg;
     const char *in = t->io->in;
     while (t->fed < t->io->in_size) {
         ssize_t n = conc_write(t->child->input, in + t->fed, t->io->in_size - t->fed);
@@ -6002,14 +6544,17 @@ CONC__PRIVATE int conc__talk_feeds(void *arg)
     return 0;
 }
 
-/* Room for more bytes and a NUL: how many; 0: no memory. With a limit one byte more is read. */
-CONC__PRIVATE size_t conc__talk_room(const conc__talk *t, char **data, size_t size, size_t *room)
+/* Makes room for more bytes and a NUL: how many; 0: out of memory. With a limit there is room for
+ * one byte more, which tells that it is exceeded. */
+CONC__PRIVATE size_t conc__communicate_reserve(const conc__communication *t, char **data,
+                                               size_t size, size_t *room)
 {
     size_t limit = t->io->limit, more = *room < 4096 ? 4096 : *room * 2;
     if (size + 1 < *room)
         return *room - size - 1;
-    if (limit && limit < SIZE_MAX - 2 && more > limit + 2)
-        more = limit + 2 > size + 2 ? limit + 2 : size + 2;
+    bool is_limited = limit && limit < SIZE_MAX - 2;
+    if (is_limited && more > limit + 2)
+        more = (limit > size ? limit : size) + 2;
     char *bigger = CONC_REALLOC(*data, more);
     if (!bigger)
         return 0;
@@ -6019,12 +6564,12 @@ CONC__PRIVATE size_t conc__talk_room(const conc__talk *t, char **data, size_t si
     return more - size - 1;
 }
 
-/* Reads all that comes. */
-CONC__PRIVATE int conc__talk_drain(conc__talk *t, int fd, char **data, size_t *size)
+/* Reads to the end of the pipe. */
+CONC__PRIVATE int conc__communicate_read(conc__communication *t, int fd, char **data, size_t *size)
 {
     size_t room = *data ? *size + 1 : 0, limit = t->io->limit;
     for (ssize_t n = 1; n > 0;) {
-        size_t more = conc__talk_room(t, data, *size, &room);
+        size_t more = conc__communicate_reserve(t, data, *size, &room);
         if (!more)
             return conc__own_error(-ENOMEM);
         n = conc_read(fd, *data + *size, more);
@@ -6043,63 +6588,68 @@ CONC__PRIVATE int conc__talk_drain(conc__talk *t, int fd, char **data, size_t *s
     return 0;
 }
 
-CONC__PRIVATE int conc__talk_drains_output(void *arg)
+CONC__PRIVATE int conc__communicate_read_output(void *arg)
 {
-    conc__talk *t = arg;
-    return conc__talk_drain(t, t->child->output, &t->io->out, &t->io->out_size);
+    conc__communication *t = arg;
+    return conc__communicate_read(t, t->child->output, &t->io->out, &t->io->out_size);
 }
 
-CONC__PRIVATE int conc__talk_drains_error(void *arg)
+CONC__PRIVATE int conc__communicate_read_error(void *arg)
 {
-    conc__talk *t = arg;
-    return conc__talk_drain(t, t->child->error, &t->io->error, &t->io->error_size);
+    conc__communication *t = arg;
+    return conc__communicate_read(t, t->child->error, &t->io->error, &t->io->error_size);
 }
 
-/* Until the child has ended and its pipes are empty. A status that is lost keeps nobody from
- * reading: -ECHILD comes in *lost. */
-CONC__PRIVATE int conc__talk_listen(conc__talk *t, int *lost)
+/* Reads until the child has ended and its pipes are empty. A lost status does not keep it from
+ * reading: *lost is then -ECHILD. */
+CONC__PRIVATE int conc__communicate_read_all(conc__communication *t, int *lost)
 {
     conc_group g = {0};
     int rc = conc_group_begin(&g);
     if (rc)
         return rc;
     if (t->child->output >= 0)
-        rc = conc_spawn(&g, conc__talk_drains_output, t);
+        rc = conc_spawn(&g, conc__communicate_read_output, t);
     if (t->child->error >= 0 && rc == 0)
-        rc = conc_spawn(&g, conc__talk_drains_error, t);
+        rc = conc_spawn(&g, conc__communicate_read_error, t);
     if (rc == 0)
         rc = conc_child_wait(t->child, t->status);
-    *lost = rc == -ECHILD ? rc : 0;
-    rc = conc_group_end(&g, *lost ? 0 : rc);
+    if (rc == -ECHILD) {
+        *lost = rc;
+        rc = 0;
+    }
+    rc = conc_group_end(&g, rc);
     return rc;
 }
 
-/* In a task. When all has been read and the child has ended, nobody wants the rest of the input. */
-CONC__PRIVATE int conc__talk_all(void *arg)
+/* In a task. Once everything was read and the child has ended, the rest of the input is dropped. */
+CONC__PRIVATE int conc__communicate(void *arg)
 {
-    conc__talk *t = arg;
+    conc__communication *t = arg;
     conc_group g = {0};
     int lost = 0, rc = conc_group_begin(&g);
     if (rc)
         return rc;
     if (t->child->input >= 0)
-        rc = conc_spawn(&g, conc__talk_feeds, t);
+        rc = conc_spawn(&g, conc__communicate_write, t);
     if (rc == 0)
-        rc = conc__talk_listen(t, &lost);
+        rc = conc__communicate_read_all(t, &lost);
     if (rc == 0)
         conc_group_cancel(&g);
     rc = conc_group_end(&g, rc);
-    if (rc == 0)
-        conc__close_end(&t->child->input);
-    return rc == 0 ? lost : rc;
+    if (rc)
+        return rc;
+    conc__close_end(&t->child->input);
+    return lost;
 }
 
-/* What a call that was cancelled has not written yet is left for the next. */
-CONC__PRIVATE int conc__talk_ended(conc__talk *t, int rc)
+/* What a cancelled call has not written is left for the next one. */
+CONC__PRIVATE int conc__communicate_finish(conc__communication *t, int rc)
 {
     conc_child_io *io = t->io;
     if (rc < 0 && rc != -EMSGSIZE && rc != -ECHILD) {
-        io->in = t->fed ? (const char *)io->in + t->fed : io->in;
+        if (t->fed)
+            io->in = (const char *)io->in + t->fed;
         io->in_size -= t->fed;
     }
     if (rc != -EMSGSIZE)
@@ -6123,14 +6673,16 @@ CONC_API CONC__CALLED int conc_child_communicate(conc_child *c, conc_child_io *i
         return conc__misused(-EINVAL, __func__, "nowhere to put the output, or no input", NULL);
     if (io->in_size && c->input < 0)
         return conc__misused(-EINVAL, __func__, "there is input, but no pipe for it", NULL);
-    conc__talk t = {.child = c, .io = io, .status = status};
-    io->out_size = io->out ? io->out_size : 0;
-    io->error_size = io->error ? io->error_size : 0;
+    conc__communication t = {.child = c, .io = io, .status = status};
+    if (!io->out)
+        io->out_size = 0;
+    if (!io->error)
+        io->error_size = 0;
     if (l)
-        rc = conc__talk_all(&t);
+        rc = conc__communicate(&t);
     else
-        rc = conc_run(conc__talk_all, &t);
-    return conc__talk_ended(&t, rc);
+        rc = conc_run(conc__communicate, &t);
+    return conc__communicate_finish(&t, rc);
 }
 
 /* ---- >>shared ------------------------------------------------------------------------------- */
@@ -6140,11 +6692,11 @@ CONC_API CONC__CALLED int conc_child_communicate(conc_child *c, conc_child_io *i
 #include <elf.h>
 #include <sys/resource.h>
 
-/* A piece of memory that has a descriptor, so that other processes can map it. Its size is
- * sealed: no process can make it smaller while another one uses it. */
+/* Memory with a descriptor, so that other processes can map it. Its size is sealed: no process can
+ * shrink it while another one uses it. */
 typedef struct conc__segment {
-    struct conc__segment
-        *next; /* of those that the program allocated, or that are unmapped later */
+    /* list of those that conc_shared_alloc returned, or that are to be unmapped */
+    struct conc__segment *next;
     void *address;
     size_t size;
     int fd;
@@ -6157,18 +6709,20 @@ static conc__segment *conc__segments;
 CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, int protection, int more)
 {
     enum { NOREPLACE = 0x100000 }; /* MAP_FIXED_NOREPLACE */
-    int flags = MAP_SHARED | more | (address ? NOREPLACE : 0);
+    int flags = MAP_SHARED | more;
+    if (address)
+        flags |= NOREPLACE;
     void *p = mmap(address, size, protection, flags, fd, 0);
     if (p == MAP_FAILED)
         return NULL;
     if (!address || p == address)
         return p;
-    munmap(p, size); /* a kernel that does not know the flag */
+    munmap(p, size); /* the kernel does not know the flag */
     return NULL;
 }
 
-/* An address that another process of this program has most likely free too: not where mappings
- * are usually put. */
+/* An address that is most likely free in other processes of this program too: far from where the
+ * kernel usually puts mappings. */
 CONC__PRIVATE void *conc__far_address(void)
 {
 #ifdef __LP64__
@@ -6179,14 +6733,18 @@ CONC__PRIVATE void *conc__far_address(void)
     if ((void *)here == MAP_FAILED)
         return NULL;
     munmap((void *)here, conc__page());
-    uintptr_t away = ((uintptr_t)64 << 30) + (uintptr_t)(conc__mix(&draw) % ((uint64_t)64 << 30));
-    return here > 2 * away ? (void *)((here - away) & ~(uintptr_t)0xffff) : NULL;
+    uintptr_t away =
+        ((uintptr_t)64 << 30) + (uintptr_t)(conc__random_bits(&draw) % ((uint64_t)64 << 30));
+    if (here <= 2 * away)
+        return NULL;
+    return (void *)((here - away) & ~(uintptr_t)0xffff);
 #else
     return NULL;
 #endif
 }
 
-/* A system call failed, which says errno: its words name it, as a sandbox may refuse it. */
+/* A system call failed, as errno says. The text names the call, because a sandbox may have refused
+ * it. */
 CONC__COLD int conc__call_failed(const char *call)
 {
     int rc = -errno;
@@ -6203,8 +6761,8 @@ CONC__PRIVATE void conc__segment_close(conc__segment *s)
     s->fd = -1;
 }
 
-/* A descriptor of so many bytes of memory. It does not grow beyond RLIMIT_FSIZE, where the kernel
- * would end the program by SIGXFSZ. */
+/* The descriptor of so many bytes of new memory. It does not grow beyond RLIMIT_FSIZE, where the
+ * kernel would send SIGXFSZ. */
 CONC__PRIVATE int conc__segment_fd(size_t size)
 {
     enum { CLOEXEC = 1, SEALABLE = 2, ADD_SEALS = 1033, SEAL = 1, SHRINK = 2, GROW = 4 };
@@ -6220,11 +6778,12 @@ CONC__PRIVATE int conc__segment_fd(size_t size)
         close(fd);
         return rc;
     }
-    fcntl(fd, ADD_SEALS, SEAL | SHRINK | GROW); /* a kernel without seals trusts its processes */
+    /* without seals in the kernel, workers are trusted */
+    fcntl(fd, ADD_SEALS, SEAL | SHRINK | GROW);
     return fd;
 }
 
-/* far_away: where other processes have most likely nothing. */
+/* far_away: at an address that is most likely free in other processes. */
 CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, bool far_away)
 {
     *s = (conc__segment){.fd = conc__segment_fd(size), .size = size};
@@ -6251,7 +6810,10 @@ CONC_API void *conc_shared_alloc(size_t size)
 {
     size_t page = conc__page();
     if (!size || size > SIZE_MAX / 4) {
-        conc_fail(size ? -ENOMEM : -EINVAL, "%zu bytes of shared memory", size);
+        int rc = -ENOMEM;
+        if (!size)
+            rc = -EINVAL;
+        conc_fail(rc, "%zu bytes of shared memory", size);
         return NULL;
     }
     int saved = errno;
@@ -6265,7 +6827,7 @@ CONC_API void *conc_shared_alloc(size_t size)
     errno = saved;
     if (!s)
         return NULL;
-    conc__crews_need(); /* for forks */
+    conc__job_queues_need(); /* for forks */
     pthread_mutex_lock(&conc__segments_mutex);
     s->next = conc__segments;
     conc__segments = s;
@@ -6275,11 +6837,12 @@ CONC_API void *conc_shared_alloc(size_t size)
 
 CONC_API void conc_shared_free(void *p)
 {
-    conc__segment **at = &conc__segments, *s;
+    conc__segment **at = &conc__segments;
     int saved = errno;
     pthread_mutex_lock(&conc__segments_mutex);
-    while ((s = *at) && s->address != p)
-        at = &s->next;
+    while (*at && (*at)->address != p)
+        at = &(*at)->next;
+    conc__segment *s = *at;
     if (s)
         *at = s->next;
     pthread_mutex_unlock(&conc__segments_mutex);
@@ -6289,19 +6852,19 @@ CONC_API void conc_shared_free(void *p)
     errno = saved;
 }
 
-CONC__PRIVATE void conc__segments_hold(void) { pthread_mutex_lock(&conc__segments_mutex); }
-CONC__PRIVATE void conc__segments_let(void) { pthread_mutex_unlock(&conc__segments_mutex); }
+CONC__PRIVATE void conc__segments_lock(void) { pthread_mutex_lock(&conc__segments_mutex); }
+CONC__PRIVATE void conc__segments_unlock(void) { pthread_mutex_unlock(&conc__segments_mutex); }
 
 /* ---- >>functions ---------------------------------------------------------------------------- */
 
-/* A function in words that another process of the same program understands: addresses differ
- * there. The identity keeps a process that has another build of the module from calling what
- * stands at the offset there. */
-typedef struct conc__function {
+/* Names a function for another process of the same program, where addresses differ. The identity
+ * keeps a process that has another build of the module from calling what is at that offset there.
+ */
+typedef struct conc__function_id {
     uint64_t offset;   /* in its module */
-    uint64_t identity; /* of the module: 0 where it cannot be told */
+    uint64_t identity; /* the module's; 0: unknown */
     char module[4000]; /* a path; "": the program itself */
-} conc__function;
+} conc__function_id;
 
 #ifdef __LP64__
 typedef Elf64_Phdr conc__module_part;
@@ -6316,7 +6879,8 @@ typedef struct conc__module_info { /* struct dl_phdr_info, which the system's he
     const char *name;
     const conc__module_part *parts;
     uint16_t count;
-    unsigned long long loads, unloads; /* of modules so far, where size says that they are there */
+    /* how many modules so far, if the struct's size covers them */
+    unsigned long long loads, unloads;
 } conc__module_info;
 
 extern int conc__each_module(int (*fn)(conc__module_info *info, size_t size, void *arg),
@@ -6325,12 +6889,12 @@ extern void *conc__load_module(const char *path, int flags) __asm__("dlopen") __
 
 typedef struct conc__module_search {
     int seen;
-    uintptr_t address; /* looked for; 0: a path is */
+    uintptr_t address; /* to be found; 0: the path is */
     const char *path;
     bool found;
     uintptr_t base;
     uint64_t identity;
-    char *name; /* 4000 bytes for the path that was found; NULL: not wanted */
+    char *name; /* receives the path that was found, 4000 bytes; NULL: not wanted */
 } conc__module_search;
 
 CONC__PRIVATE bool conc__module_has(const conc__module_info *m, uintptr_t address)
@@ -6351,11 +6915,11 @@ CONC__PRIVATE uint64_t conc__hash(const void *bytes, size_t n)
     return hash;
 }
 
-/* The file that is mapped at an address, by /proc/self/maps. */
+/* The file that is mapped at an address, according to /proc/self/maps. */
 typedef struct conc__mapped_file {
     char line[4400];
     const char *path;  /* in the line; NULL: not found */
-    uint64_t identity; /* of its device and inode */
+    uint64_t identity; /* a hash of its device and inode */
 } conc__mapped_file;
 
 CONC__PRIVATE void conc__find_mapped_file(uintptr_t address, conc__mapped_file *f)
@@ -6369,7 +6933,7 @@ CONC__PRIVATE void conc__find_mapped_file(uintptr_t address, conc__mapped_file *
         uintptr_t to = *end == '-' ? strtoul(end + 1, &end, 16) : 0;
         if (!slash || address < from || address >= to)
             continue;
-        for (int field = 0; field < 2 && *end; field++) /* the access and the offset */
+        for (int field = 0; field < 2 && *end; field++) /* skips the permissions and the offset */
             end += 1 + strcspn(end + 1, " ");
         char *last = slash;
         while (last > end && last[-1] == ' ')
@@ -6382,11 +6946,11 @@ CONC__PRIVATE void conc__find_mapped_file(uintptr_t address, conc__mapped_file *
         fclose(maps);
 }
 
-/* The hash of a build-id in these notes; 0: none. */
+/* The hash of the build-id in these notes; 0: none. */
 CONC__PRIVATE uint64_t conc__build_id(const char *notes, size_t size, size_t align)
 {
     enum { BUILD_ID = 3 }; /* NT_GNU_BUILD_ID */
-    Elf64_Nhdr head;       /* that of 32 bits is the same */
+    Elf64_Nhdr head;       /* the same in 32 bits */
     for (size_t at = 0; size - at > sizeof head;) {
         memcpy(&head, notes + at, sizeof head);
         size_t name = at + sizeof head;
@@ -6402,8 +6966,8 @@ CONC__PRIVATE uint64_t conc__build_id(const char *notes, size_t size, size_t ali
     return 0;
 }
 
-/* What tells two builds of a module apart: its build-id, or else its file. 0: it cannot be told,
- * as there is no descriptor or no /proc at the moment. */
+/* Tells two builds of a module apart: a hash of its build-id, or else of its file. 0: unknown,
+ * because there is no free descriptor or no /proc. */
 CONC__PRIVATE uint64_t conc__module_identity(const conc__module_info *m)
 {
     conc__mapped_file file;
@@ -6425,7 +6989,7 @@ CONC__PRIVATE uint64_t conc__module_identity(const conc__module_info *m)
     return 0;
 }
 
-/* The program's own is kept: it stays what it is when /proc goes out of sight. */
+/* The program's identity. It is kept, because /proc may become invisible later. */
 CONC__PRIVATE uint64_t conc__program_identity(const conc__module_info *m)
 {
     static uint64_t kept;
@@ -6441,30 +7005,42 @@ CONC__PRIVATE int conc__module_look(conc__module_info *m, size_t size, void *arg
 {
     conc__module_search *s = arg;
     bool program = s->seen++ == 0; /* the first is the program */
-    char *real = !program && m->name && *m->name ? realpath(m->name, NULL) : NULL;
-    const char *path = program || !m->name ? "" : m->name;
+    const char *path = "";
+    char *real = NULL;
     conc__mapped_file file;
     (void)size;
-    path = real ? real : path;
-    s->found = s->address ? conc__module_has(m, s->address)
-                          : strcmp(path, s->path) == 0 && (*path || program);
-    if (s->found && *path && *path != '/' && s->address) {
-        /* the directory was changed since it was loaded */
+    if (!program && m->name) {
+        path = m->name;
+        if (*path)
+            real = realpath(path, NULL);
+        if (real)
+            path = real;
+    }
+    if (s->address)
+        s->found = conc__module_has(m, s->address);
+    else
+        s->found = strcmp(path, s->path) == 0 && (*path || program);
+    bool is_relative = *path && *path != '/'; /* the directory has changed since it was loaded */
+    if (s->found && s->address && is_relative) {
         conc__find_mapped_file(s->address, &file);
-        path = file.path ? file.path : path;
+        if (file.path)
+            path = file.path;
     }
     if (s->found) {
         s->base = m->base;
-        s->identity = program ? conc__program_identity(m) : conc__module_identity(m);
+        if (program)
+            s->identity = conc__program_identity(m);
+        else
+            s->identity = conc__module_identity(m);
         if (s->name)
-            conc__copy(s->name, sizeof((conc__function *)0)->module, path);
+            conc__copy(s->name, sizeof((conc__function_id *)0)->module, path);
     }
     free(real);
     return s->found;
 }
 
-/* False: it is in no module. */
-CONC__PRIVATE bool conc__function_name(uintptr_t fn, conc__function *out)
+/* Names a function. False: it is in no module. */
+CONC__PRIVATE bool conc__function_id_of(uintptr_t fn, conc__function_id *out)
 {
     conc__module_search s = {.address = fn, .name = out->module};
     int saved = errno;
@@ -6475,9 +7051,9 @@ CONC__PRIVATE bool conc__function_name(uintptr_t fn, conc__function *out)
     return s.found;
 }
 
-/* The function; 0: its module is not there and cannot be loaded, or is another build, and the
- * newest error says which. */
-CONC__PRIVATE uintptr_t conc__function_find(const conc__function *f)
+/* The address of the function; 0: its module is not loaded and cannot be, or is another build, and
+ * conc_last_error says which. */
+CONC__PRIVATE uintptr_t conc__function_address(const conc__function_id *f)
 {
     enum { NOW = 2 }; /* RTLD_NOW */
     static conc__module_search last;
@@ -6506,8 +7082,8 @@ CONC__PRIVATE uintptr_t conc__function_find(const conc__function *f)
     return 0;
 }
 
-/* How many modules were loaded and unloaded so far: as long as these stay, so does the name of a
- * function. */
+/* How many modules were loaded and unloaded so far. While these do not change, the name of a
+ * function stays valid. */
 typedef struct conc__module_counts {
     unsigned long long loads, unloads;
 } conc__module_counts;
@@ -6524,100 +7100,110 @@ CONC__PRIVATE int conc__module_count(conc__module_info *m, size_t size, void *ar
  * A pool of processes
  *
  *   The supervisor, a thread of the program, starts the workers, watches them, and replaces those
- *   that died. A worker is this program executed anew; it does one message after another. Each
- *   has a channel of its own, memory that it shares with the program, and a socket:
+ *   that die. A worker is this program executed anew; it handles one request after another. It has
+ *   a channel, which is memory that it shares with the program, and a socket:
  *
  *     program                                   worker
  *     ------------------------------------      ---------------------------------------------
- *     a job is taken from the queue
- *     channel: request, and data up to SMALL
- *     socket:  larger data's segment, if new
- *     channel: turn = WORKER, futex wake   -->  unseen = 0, calls the function, writes the reply
- *     sees it while it looks             <--    channel: turn = PROGRAM
- *     or the supervisor wakes up         <--    socket: one byte, if nobody looks
- *     copies the result, ends the job
+ *     submit: the job is QUEUED
+ *     takes the job from the queue
+ *     channel: request, data up to SMALL
+ *     socket:  a new segment for larger data
+ *     channel: turn = WORKER, futex wake  -->  unseen = 0, calls the function
+ *                                              channel: result, error text, data
+ *     a poller sees it                    <--  channel: turn = PROGRAM
+ *     or the supervisor wakes up          <--  socket: one byte, if no thread polls
+ *     copies the result: the job is DONE
+ *     notifies the waiters
  *
- *   A task's loop and a thread that wait look at the channels for a little before they sleep: as
- *   long as both sides are awake nothing goes through the kernel. What is larger than SMALL is
- *   copied by the supervisor.
+ *     cancel: kills the worker, or for a
+ *     map: channel: cancel, futex wake    -->  starts no more elements, calls cancel hooks
  *
- *   What the program trusts: its own numbers. Of what a worker writes it takes the result and the
- *   words of an error, how many elements of a map are done (at most as many as it sent), and the
- *   bytes at the places that it gave out. Workers map the board, on which the program says that
- *   it looks, for reading alone.
+ *   The loops of waiting tasks, and waiting threads, poll the channels briefly before they sleep.
+ *   While both sides are awake nothing goes through the kernel. The supervisor alone copies what
+ *   is larger than SMALL.
+ *
+ *   The program trusts only its own numbers. Of what a worker writes it uses the result and the
+ *   error text, how many elements of a map are done (at most as many as it sent), and the bytes
+ *   in the areas that it gave out. Workers can only read the status page, which says whether
+ *   threads of the program poll.
  */
 
 enum {
     CONC__DATA_ALIGNMENT = 64,
-    CONC__CHANNEL_DATA = 8192, /* where a channel's data begins */
-    CONC__SMALL = 256 * 1024,  /* bytes of data that fit there */
+    CONC__CHANNEL_DATA = 8192, /* offset of a channel's data */
+    CONC__SMALL = 256 * 1024,  /* bytes of data that a channel holds */
     CONC__CHANNEL_SIZE = CONC__CHANNEL_DATA + CONC__SMALL,
 
-    CONC__WORKER_SOCKET = 3, /* its number in a worker */
+    CONC__WORKER_SOCKET = 3, /* the socket's descriptor in a worker */
 
     /* a worker's exit status */
-    CONC__MOVED = 120,       /* an address of shared memory is taken */
-    CONC__OTHER_BUILD = 121, /* it is another build of the module that has conc */
-    CONC__TOO_LATE = 122,    /* it got to main, or to a constructor, that opens a pool */
+    CONC__EXIT_MOVED = 120,       /* an address of shared memory is in use */
+    CONC__EXIT_OTHER_BUILD = 121, /* it has another build of the module that contains conc */
+    CONC__EXIT_TOO_LATE = 122,    /* it reached main, or a constructor that opens a pool */
 
-    /* whose turn it is; the side that has it passes it on. These, and the mark of a request that
-     * the worker has not seen, are no numbers that a job writes there by mistake */
+    /* whose turn it is; that side passes the turn on. These values, and the mark of a request that
+     * the worker has not seen, are unlikely to be written there by a faulty job */
     CONC__TURN_PROGRAM = 0x3a91c6d5,
     CONC__TURN_WORKER = 0x4be27f18,
     CONC__TURN_QUIT = 0x6d05b3e9,
     CONC__UNSEEN = 0x27d84ca3,
 
     /* kinds of requests */
-    CONC__ASK_INIT = 0,
-    CONC__ASK_RUN,
-    CONC__ASK_CALL,
-    CONC__ASK_MAP
+    CONC__REQUEST_INIT = 0,
+    CONC__REQUEST_RUN,
+    CONC__REQUEST_CALL,
+    CONC__REQUEST_MAP
 };
 
 /* Written by the program while it has the turn. */
 typedef struct conc__request {
     int kind;
     bool keeps_going;
-    bool in_segment;  /* else the channel has the data */
-    uint64_t in, out; /* bytes; ASK_MAP: of each element, and how many. out's stand behind in's */
-    uint64_t segment_size;    /* of the segment for larger data; 0: there is none */
-    uint64_t segment_version; /* a new one comes through the socket */
-    conc__function function;
+    bool in_segment; /* else the data is in the channel */
+    /* sizes in bytes, the output behind the input; REQUEST_MAP: of an element, and how many */
+    uint64_t in, out;
+    uint64_t segment_size;    /* of the segment for larger data; 0: none */
+    uint64_t segment_version; /* a new segment comes through the socket */
+    conc__function_id function;
 } conc__request;
 
 typedef struct conc__worker_channel {
     unsigned turn;   /* a futex */
-    unsigned asked;  /* a futex. The program: not 0, and another number each time: it is to end */
+    unsigned cancel; /* a futex: the program asks the worker to end by a new value that is not 0 */
     unsigned asleep; /* the worker sleeps on `turn` */
-    unsigned unseen; /* CONC__UNSEEN: the worker has not begun with the request */
-    uint64_t done;   /* ASK_MAP: so many have returned, and conc__none_done; their results stand
-                        behind the data */
+    unsigned unseen; /* CONC__UNSEEN: the worker has not begun the request */
+    /* REQUEST_MAP: conc__none_done plus the number of elements that have returned; their results
+     * are behind the data */
+    uint64_t done;
     int64_t result;
-    int words; /* the result that text belongs to; 0: none */
+    int text_rc; /* the result that `text` belongs to; 0: none */
     char text[96];
     conc__request request;
 } conc__worker_channel;
 
-/* From where a channel's `done` counts: no small number, as a job may overwrite that. */
+/* Where a channel's `done` starts: not at a small number, which a faulty job may write there. */
 static const uint64_t conc__none_done = 0x5b1d93e7c4a60000u;
 
 _Static_assert(sizeof(conc__worker_channel) <= CONC__CHANNEL_DATA, "a channel's head has to fit");
 
-/* What all workers of a pool see of the program. */
-typedef struct conc__board {
-    unsigned lookers; /* threads of the program that look at the channels: no need to wake one */
-} conc__board;
+/* A page that the program shares with all workers of a pool, which can only read it. */
+typedef struct conc__status_page {
+    /* threads that poll the channels: while there are any, a reply needs no wake-up */
+    unsigned pollers;
+} conc__status_page;
 
-/* What a worker is given when it starts, each with a descriptor; and later its data. */
-typedef struct conc__handing {
-    enum { CONC__HAND_CHANNEL, CONC__HAND_BOARD, CONC__HAND_SHARED, CONC__HAND_START } what;
-    int program; /* START, without a descriptor: its process, */
+/* A message through a worker's socket: what it gets when it starts, each with a descriptor, and
+ * later its segment for data. */
+typedef struct conc__setup_message {
+    enum { CONC__SETUP_CHANNEL, CONC__SETUP_STATUS, CONC__SETUP_SHARED, CONC__SETUP_START } what;
+    int program; /* START, without a descriptor: the program's process number */
     uint64_t memory_limit;
     sigset_t mask; /* and the mask for jobs */
     void *address;
     size_t size;
-    uint64_t version; /* of a segment for larger data */
-} conc__handing;
+    uint64_t version; /* a data segment's */
+} conc__setup_message;
 
 CONC__PRIVATE int conc__sockets(int ends[2])
 {
@@ -6626,7 +7212,7 @@ CONC__PRIVATE int conc__sockets(int ends[2])
     return conc__ends_not_standard(ends);
 }
 
-CONC__PRIVATE int conc__hand(int socket, const conc__handing *h, int fd)
+CONC__PRIVATE int conc__setup_send(int socket, const conc__setup_message *h, int fd)
 {
     union {
         struct cmsghdr head;
@@ -6647,11 +7233,13 @@ CONC__PRIVATE int conc__hand(int socket, const conc__handing *h, int fd)
     do
         n = sendmsg(socket, &m, MSG_NOSIGNAL);
     while (n < 0 && errno == EINTR);
-    return n < 0 ? -errno : 0;
+    if (n < 0)
+        return -errno;
+    return 0;
 }
 
 /* 1, 0 at the end, or an error. *fd: -1 if none came. */
-CONC__PRIVATE int conc__handed(int socket, conc__handing *h, int *fd)
+CONC__PRIVATE int conc__setup_receive(int socket, conc__setup_message *h, int *fd)
 {
     union {
         struct cmsghdr head;
@@ -6666,11 +7254,13 @@ CONC__PRIVATE int conc__handed(int socket, conc__handing *h, int *fd)
     do
         n = recvmsg(socket, &m, MSG_CMSG_CLOEXEC);
     while (n < 0 && errno == EINTR);
-    int rc = n < 0 ? -errno : n == (ssize_t)sizeof *h;
+    int rc = n == (ssize_t)sizeof *h;
+    if (n < 0)
+        rc = -errno;
     *fd = -1;
     if (rc == 1 && m.msg_controllen >= CMSG_LEN(sizeof(int)))
         memcpy(fd, CMSG_DATA(&control.head), sizeof *fd);
-    *fd = conc__not_standard(*fd); /* else a job that prints would write into it */
+    *fd = conc__not_standard(*fd); /* else a job that prints would write to it */
     return rc;
 }
 
@@ -6691,32 +7281,32 @@ CONC__PRIVATE size_t conc__aligned(size_t n)
     return (n + CONC__DATA_ALIGNMENT - 1) / CONC__DATA_ALIGNMENT * CONC__DATA_ALIGNMENT;
 }
 
-/* In a worker: the process itself. */
+/* In a worker process: its own state. */
 static struct conc__worker_process {
     int pid, program; /* 0: this is no worker */
-    bool *own;        /* false in processes that a job forked; NULL: it cannot be told so */
-    bool listens;     /* a thread hears when a job that waits is asked to end */
+    bool *own;        /* false in processes that a job forked; NULL: use getpid */
+    bool listens;     /* a thread listens for requests to end waiting jobs */
     int socket;
     ino_t socket_file;
     conc__worker_channel *channel;
-    const conc__board *board;
-    char *segment;  /* for larger data; NULL: not mapped */
-    int segment_fd; /* until it is mapped; 0: none */
+    const conc__status_page *status_page;
+    char *segment;  /* the data segment; NULL: not mapped */
+    int segment_fd; /* until the segment is mapped; 0: none */
     uint64_t segment_size, segment_version;
-    pthread_mutex_t mapping; /* the segment is mapped, or this process forks */
-    void *copies[2];         /* while it forks: what the new process gets */
-    conc__frame frame;
-} conc__worker_process = {.mapping = PTHREAD_MUTEX_INITIALIZER};
+    pthread_mutex_t mapping_mutex; /* held to map the segment, and during a fork */
+    void *copies[2]; /* during a fork: the new process's copies of channel and segment */
+    conc__job_context context;
+} conc__worker_process = {.mapping_mutex = PTHREAD_MUTEX_INITIALIZER};
 
-/* A thread that ends this process when the program has ended. */
-typedef struct conc__watch {
+/* A thread that ends this process when the program ends. */
+typedef struct conc__program_watch {
     int program;   /* pidfd */
-    unsigned runs; /* a futex: the thread has read this, and is not about to start any more */
-} conc__watch;
+    unsigned runs; /* a futex: the thread has started and no longer uses this struct */
+} conc__program_watch;
 
-CONC__PRIVATE void *conc__watch_program(void *arg)
+CONC__PRIVATE void *conc__program_watch_main(void *arg)
 {
-    conc__watch *w = arg;
+    conc__program_watch *w = arg;
     struct pollfd p = {w->program, POLLIN, 0};
     __atomic_store_n(&w->runs, 1, __ATOMIC_RELEASE);
     conc__futex_wake(&w->runs);
@@ -6726,7 +7316,7 @@ CONC__PRIVATE void *conc__watch_program(void *arg)
     return NULL;
 }
 
-/* False: it cannot be started. */
+/* A detached thread with a small stack. False: it cannot be started. */
 CONC__PRIVATE bool conc__small_thread(void *(*fn)(void *), void *arg)
 {
     pthread_attr_t small;
@@ -6739,35 +7329,35 @@ CONC__PRIVATE bool conc__small_thread(void *(*fn)(void *), void *arg)
     return rc == 0;
 }
 
-/* Returns when the thread runs: one that starts may hold a lock of an allocator, which a process
- * that a job forks just then would find locked for ever. */
-CONC__PRIVATE void conc__begin_to_watch(int program)
+/* Returns when the thread runs: while it starts it may hold a lock of an allocator, and a process
+ * that a job forks just then would find it locked for ever. */
+CONC__PRIVATE void conc__program_watch_start(int program)
 {
-    conc__watch w = {conc__pidfd(program), 0};
+    conc__program_watch w = {conc__pidfd(program), 0};
     if (w.program < 0 && errno == ESRCH)
-        kill(getpid(), SIGKILL); /* the program has ended just now */
-    if (w.program < 0 || !conc__small_thread(conc__watch_program, &w))
+        kill(getpid(), SIGKILL); /* the program has just ended */
+    if (w.program < 0 || !conc__small_thread(conc__program_watch_main, &w))
         return;
     while (!__atomic_load_n(&w.runs, __ATOMIC_ACQUIRE))
         conc__futex_wait(&w.runs, 0);
 }
 
-/* Tells jobs of this worker that wait when they are asked to end. */
-CONC__PRIVATE void *conc__hear_asks(void *arg)
+/* Calls the hooks of waiting jobs when they are asked to end. */
+CONC__PRIVATE void *conc__cancel_listener_main(void *arg)
 {
     unsigned *asked = arg, seen = 0;
     for (;;) {
         conc__futex_wait(asked, seen);
         seen = __atomic_load_n(asked, __ATOMIC_ACQUIRE);
         if (seen)
-            conc__stops_tell();
+            conc__run_cancel_hooks();
     }
     return NULL;
 }
 
-/* Memory that the kernel empties in a forked process, however it was forked: so no system call is
- * needed to know which process this is. */
-CONC__PRIVATE void conc__worker_owns_itself(void)
+/* Maps memory that the kernel clears in a forked process, however it was forked. So the worker can
+ * be told from its children without a system call. */
+CONC__PRIVATE void conc__worker_make_fork_marker(void)
 {
     enum { WIPE_ON_FORK = 18 }; /* MADV_WIPEONFORK */
     size_t page = conc__page();
@@ -6783,105 +7373,119 @@ CONC__PRIVATE void conc__worker_owns_itself(void)
     conc__worker_process.own = own;
 }
 
-/* Is this the worker, and not a process that one of its jobs forked? */
-CONC__PRIVATE bool conc__worker_is_itself(void)
+/* Is this the worker itself, not a process that one of its jobs forked? */
+CONC__PRIVATE bool conc__worker_is_original(void)
 {
     const struct conc__worker_process *w = &conc__worker_process;
-    return w->own ? *w->own : getpid() == w->pid;
+    if (w->own)
+        return *w->own;
+    return getpid() == w->pid;
 }
 
-/* A job of a worker begins to wait. Only elements of a map are asked to end: the first one that
+/* A job of a worker begins to wait. Only elements of a map are asked to end; the first one that
  * waits starts the thread. */
-CONC__PRIVATE void conc__worker_listens(void)
+CONC__PRIVATE void conc__worker_start_cancel_listener(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
     const conc__request *r = &w->channel->request;
-    bool may_be_asked = r->kind == CONC__ASK_MAP && !r->keeps_going && conc__worker_is_itself();
-    if (may_be_asked && !__atomic_exchange_n(&w->listens, true, __ATOMIC_RELAXED))
-        __atomic_store_n(&w->listens, conc__small_thread(conc__hear_asks, &w->channel->asked),
-                         __ATOMIC_RELAXED);
+    bool may_be_cancelled = r->kind == CONC__REQUEST_MAP && !r->keeps_going;
+    if (!may_be_cancelled || !conc__worker_is_original())
+        return;
+    if (__atomic_exchange_n(&w->listens, true, __ATOMIC_RELAXED))
+        return;
+    bool started = conc__small_thread(conc__cancel_listener_main, &w->channel->cancel);
+    __atomic_store_n(&w->listens, started, __ATOMIC_RELAXED);
 }
 
-/* How many bytes of data the request is about, of so many at most: a job may have overwritten
+/* How many bytes of data the request has, but at most so many: a faulty job may have overwritten
  * it. */
 CONC__PRIVATE size_t conc__request_bytes(const conc__request *r, size_t most)
 {
     uint64_t bytes = r->in;
-    if (r->kind == CONC__ASK_CALL)
+    if (r->kind == CONC__REQUEST_CALL)
         bytes = conc__aligned(r->in) + r->out;
-    if (r->kind == CONC__ASK_MAP)
+    if (r->kind == CONC__REQUEST_MAP)
         bytes = conc__aligned(r->in * r->out) + r->out * sizeof(int);
     return bytes < most ? bytes : most;
 }
 
-/* A copy of the first bytes of so much memory; NULL: there is no room. */
+/* A copy of the first `used` bytes of size bytes of memory; NULL: out of memory. */
 CONC__PRIVATE void *conc__private_copy(const void *from, size_t size, size_t used)
 {
     void *copy = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | CONC__MAP_ANONYMOUS, -1, 0);
-    return copy == MAP_FAILED ? NULL : memcpy(copy, from, used);
+    if (copy == MAP_FAILED)
+        return NULL;
+    return memcpy(copy, from, used);
 }
 
-/* A job forks. The new process may live on when others use the memory that this one shares with
- * the program: it gets a copy, as of all its memory. */
-CONC__PRIVATE void conc__worker_forks(void)
+/* A job forks. The new process may still run when the memory that this one shares with the program
+ * is in use for other jobs: it gets a copy, as of all its memory. */
+CONC__PRIVATE void conc__worker_before_fork(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
-    pthread_mutex_lock(&w->mapping);
+    pthread_mutex_lock(&w->mapping_mutex);
     const conc__request *r = &w->channel->request;
-    size_t used = r->in_segment ? 0 : conc__request_bytes(r, CONC__SMALL);
+    size_t used = 0;
+    if (!r->in_segment)
+        used = conc__request_bytes(r, CONC__SMALL);
     w->copies[0] = conc__private_copy(w->channel, CONC__CHANNEL_SIZE, CONC__CHANNEL_DATA + used);
     w->copies[1] = NULL;
     if (w->segment) {
-        used = r->in_segment ? conc__request_bytes(r, w->segment_size) : 0;
+        used = 0;
+        if (r->in_segment)
+            used = conc__request_bytes(r, w->segment_size);
         w->copies[1] = conc__private_copy(w->segment, w->segment_size, used);
     }
 }
 
-CONC__PRIVATE void conc__worker_has_forked(void)
+CONC__PRIVATE void conc__worker_after_fork(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
     if (w->copies[0])
         munmap(w->copies[0], CONC__CHANNEL_SIZE);
     if (w->copies[1])
         munmap(w->copies[1], w->segment_size);
-    pthread_mutex_unlock(&w->mapping);
+    pthread_mutex_unlock(&w->mapping_mutex);
 }
 
-/* Puts the copy in place of the memory. Without one there is none. */
-CONC__PRIVATE void conc__worker_takes_copy(void *place, void *copy, size_t size)
+/* Replaces the memory by the copy. Without a copy the memory is unmapped. */
+CONC__PRIVATE void conc__worker_remap_copy(void *place, void *copy, size_t size)
 {
     enum { MAY_MOVE = 1, FIXED = 2 }; /* MREMAP_MAYMOVE, MREMAP_FIXED */
-    if (place && (!copy || syscall(SYS_mremap, copy, size, size, MAY_MOVE | FIXED, place) < 0))
+    if (!place)
+        return;
+    bool moved = copy && syscall(SYS_mremap, copy, size, size, MAY_MOVE | FIXED, place) >= 0;
+    if (!moved)
         munmap(place, size);
 }
 
-/* A process that a job forked: it does not outlive the program either. */
-CONC__PRIVATE void conc__worker_forked(void)
+/* In a process that a job forked. It does not outlive the program either. */
+CONC__PRIVATE void conc__worker_in_forked_child(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
-    conc__worker_takes_copy(w->channel, w->copies[0], CONC__CHANNEL_SIZE);
-    conc__worker_takes_copy(w->segment, w->copies[1], w->segment_size);
-    pthread_mutex_init(&w->mapping, NULL);
+    conc__worker_remap_copy(w->channel, w->copies[0], CONC__CHANNEL_SIZE);
+    conc__worker_remap_copy(w->segment, w->copies[1], w->segment_size);
+    pthread_mutex_init(&w->mapping_mutex, NULL);
     w->listens = false;
     if (w->own)
-        *w->own = false; /* an emulator may not have emptied it */
+        *w->own = false; /* an emulator may not clear it */
     if (w->program)
-        conc__begin_to_watch(w->program);
+        conc__program_watch_start(w->program);
 }
 
-/* It ends with the program: by the kernel with the supervisor, which is the thread that started
- * it, also when a job executes another program; and by a thread, also when a job has changed its
- * user. */
-CONC__PRIVATE void conc__worker_ends_with(int program)
+/* The worker ends with the program: the kernel kills it when its parent, the supervisor thread,
+ * ends, even if a job has executed another program; and a thread does, even if a job has changed
+ * its user. */
+CONC__PRIVATE void conc__worker_tie_to_program(int program)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    conc__begin_to_watch(program);
-    pthread_atfork(conc__worker_forks, conc__worker_has_forked, conc__worker_forked);
+    conc__program_watch_start(program);
+    pthread_atfork(conc__worker_before_fork, conc__worker_after_fork, conc__worker_in_forked_child);
     if (getppid() != program)
-        _exit(0); /* it has ended meanwhile */
+        _exit(0); /* the program has just ended */
 }
 
-/* Is the number still the worker's socket? A job may have closed it, and opened another file. */
+/* Is the descriptor still the worker's socket? A job may have closed it and opened another file. */
 CONC__PRIVATE bool conc__worker_has_socket(void)
 {
     const struct conc__worker_process *w = &conc__worker_process;
@@ -6889,12 +7493,12 @@ CONC__PRIVATE bool conc__worker_has_socket(void)
     return fstat(w->socket, &st) == 0 && st.st_ino == w->socket_file;
 }
 
-/* Wakes the program unless it looks. Where a job has closed the socket, the end of this process
- * tells the program, which takes the reply all the same. */
-CONC__PRIVATE void conc__worker_tells(void)
+/* Wakes the program unless it polls. If a job has closed the socket, the end of this process wakes
+ * the program, which then still takes the reply. */
+CONC__PRIVATE void conc__worker_notify_program(void)
 {
     const struct conc__worker_process *w = &conc__worker_process;
-    if (__atomic_load_n(&w->board->lookers, __ATOMIC_SEQ_CST) > 0)
+    if (__atomic_load_n(&w->status_page->pollers, __ATOMIC_SEQ_CST) > 0)
         return;
     bool told = conc__worker_has_socket() &&
                 (send(w->socket, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) == 1 || errno == EAGAIN);
@@ -6902,34 +7506,40 @@ CONC__PRIVATE void conc__worker_tells(void)
         _exit(1);
 }
 
-/* Until there is a request: false when the worker is to end. */
-CONC__PRIVATE bool conc__worker_awaits(conc__worker_channel *c)
+CONC__PRIVATE void conc__worker_spin(const conc__worker_channel *c)
+{
+    for (int i = 0; i < 32; i++) {
+        if (__atomic_load_n(&c->turn, __ATOMIC_RELAXED) != CONC__TURN_PROGRAM)
+            return;
+        conc__relax();
+    }
+}
+
+/* Waits for a request. False: the worker is to end. */
+CONC__PRIVATE bool conc__worker_await_request(conc__worker_channel *c)
 {
     int64_t start = conc__clock();
-    unsigned turn;
-    while ((turn = __atomic_load_n(&c->turn, __ATOMIC_ACQUIRE)) == CONC__TURN_PROGRAM) {
-        bool looks = conc__several_processors() && conc__clock() - start < CONC__PATIENCE;
-        for (int i = 0; i < 32 && looks; i++) {
-            if (__atomic_load_n(&c->turn, __ATOMIC_RELAXED) != CONC__TURN_PROGRAM)
-                break;
-            conc__relax();
-        }
-        if (looks)
+    for (;;) {
+        unsigned turn = __atomic_load_n(&c->turn, __ATOMIC_ACQUIRE);
+        if (turn != CONC__TURN_PROGRAM)
+            return turn == CONC__TURN_WORKER;
+        if (conc__several_processors() && conc__clock() - start < CONC__PATIENCE) {
+            conc__worker_spin(c);
             continue;
+        }
         __atomic_store_n(&c->asleep, 1, __ATOMIC_SEQ_CST);
         if (__atomic_load_n(&c->turn, __ATOMIC_SEQ_CST) == CONC__TURN_PROGRAM)
             conc__futex_wait(&c->turn, CONC__TURN_PROGRAM);
         __atomic_store_n(&c->asleep, 0, __ATOMIC_SEQ_CST);
     }
-    return turn == CONC__TURN_WORKER;
 }
 
-/* Receives the newest segment for larger data, in place of the one before. The program may have
- * given up others that are still on their way. False: another request may try again. */
-CONC__PRIVATE bool conc__worker_receives(const conc__request *r)
+/* Receives the newest data segment, which replaces the one before. Older ones that the program has
+ * given up may still be in the socket. False: a later request may try again. */
+CONC__PRIVATE bool conc__worker_receive_segment(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
-    conc__handing h = {.version = w->segment_version};
+    conc__setup_message h = {.version = w->segment_version};
     if (w->segment)
         munmap(w->segment, w->segment_size);
     if (w->segment_fd > 0)
@@ -6942,53 +7552,55 @@ CONC__PRIVATE bool conc__worker_receives(const conc__request *r)
             _exit(1); /* a new worker has one */
         if (w->segment_fd > 0)
             close(w->segment_fd);
-        if (conc__handed(w->socket, &h, &w->segment_fd) != 1)
+        if (conc__setup_receive(w->socket, &h, &w->segment_fd) != 1)
             return false;
     }
     w->segment_version = r->segment_version;
     return true;
 }
 
-/* The segment is mapped when it is first needed. */
-CONC__PRIVATE void conc__worker_maps_segment(const conc__request *r)
+/* Maps the segment, when it is first needed. */
+CONC__PRIVATE void conc__worker_map_segment(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
-    w->segment = conc__segment_map(w->segment_fd, NULL, w->segment_size, PROT_READ | PROT_WRITE,
-                                   r->kind == CONC__ASK_RUN ? CONC__MAP_POPULATE : 0);
+    int more = r->kind == CONC__REQUEST_RUN ? CONC__MAP_POPULATE : 0;
+    w->segment =
+        conc__segment_map(w->segment_fd, NULL, w->segment_size, PROT_READ | PROT_WRITE, more);
     if (!w->segment)
         return;
     close(w->segment_fd);
     w->segment_fd = 0;
 }
 
-/* The request's data; NULL: its segment cannot be had. */
+/* The request's data; NULL: its segment cannot be mapped. */
 CONC__PRIVATE char *conc__worker_data(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
-    bool there = r->segment_version == w->segment_version;
-    if (there && (w->segment || !r->in_segment))
-        return r->in_segment ? w->segment : (char *)w->channel + CONC__CHANNEL_DATA;
-    pthread_mutex_lock(&w->mapping);
-    there = there || conc__worker_receives(r);
-    if (there && r->in_segment && !w->segment)
-        conc__worker_maps_segment(r);
-    pthread_mutex_unlock(&w->mapping);
-    if (!there)
-        return NULL;
+    bool is_current = r->segment_version == w->segment_version;
+    bool is_mapped = w->segment || !r->in_segment;
+    if (!is_current || !is_mapped) {
+        pthread_mutex_lock(&w->mapping_mutex);
+        is_current = is_current || conc__worker_receive_segment(r);
+        if (is_current && r->in_segment && !w->segment)
+            conc__worker_map_segment(r);
+        pthread_mutex_unlock(&w->mapping_mutex);
+        if (!is_current)
+            return NULL;
+    }
     return r->in_segment ? w->segment : (char *)w->channel + CONC__CHANNEL_DATA;
 }
 
-CONC__PRIVATE int64_t conc__worker_maps(conc__worker_channel *c, conc_fn *fn, char *data)
+CONC__PRIVATE int64_t conc__worker_do_map(conc__worker_channel *c, conc_fn *fn, char *data)
 {
-    /* now: the function may overwrite the request */
+    /* before the calls, which may overwrite the request */
     const uint64_t size = c->request.in, count = c->request.out;
     const bool keeps_going = c->request.keeps_going;
     int *results = (int *)(void *)(data + conc__aligned(size * count));
-    for (uint64_t i = 0; i < count && !__atomic_load_n(&c->asked, __ATOMIC_RELAXED); i++) {
+    for (uint64_t i = 0; i < count && !__atomic_load_n(&c->cancel, __ATOMIC_RELAXED); i++) {
         int rc = fn(size ? data + i * size : NULL);
-        if (!conc__worker_is_itself())
+        if (!conc__worker_is_original())
             return 0;
-        fflush(stdout); /* the next one may end this process */
+        fflush(stdout); /* the next call may end this process */
         results[i] = rc;
         __atomic_store_n(&c->done, conc__none_done + i + 1, __ATOMIC_RELEASE);
         if (rc < 0 && !keeps_going)
@@ -6997,51 +7609,51 @@ CONC__PRIVATE int64_t conc__worker_maps(conc__worker_channel *c, conc_fn *fn, ch
     return 0;
 }
 
-CONC__PRIVATE int64_t conc__worker_calls(conc__worker_channel *c)
+CONC__PRIVATE int64_t conc__worker_call(conc__worker_channel *c)
 {
     const conc__request *r = &c->request;
-    bool wanted = r->kind != CONC__ASK_INIT || r->function.offset;
+    bool wanted = r->kind != CONC__REQUEST_INIT || r->function.offset;
     char *data = conc__worker_data(r);
     if (!wanted)
         return 0;
     if (!data)
         return conc_fail(-ENOMEM, "the worker cannot map the job's data: %s", strerror(errno));
-    uintptr_t fn = conc__function_find(&r->function);
+    uintptr_t fn = conc__function_address(&r->function);
     if (!fn)
         return -ENOEXEC;
     switch (r->kind) {
-    case CONC__ASK_INIT: return ((int (*)(void))fn)();
-    case CONC__ASK_RUN: return ((conc_fn *)fn)(r->in ? data : NULL);
-    case CONC__ASK_CALL:
+    case CONC__REQUEST_INIT: return ((int (*)(void))fn)();
+    case CONC__REQUEST_RUN: return ((conc_fn *)fn)(r->in ? data : NULL);
+    case CONC__REQUEST_CALL:
         return ((conc_procs_fn *)fn)(data, r->in, data + conc__aligned(r->in), r->out);
-    default: return conc__worker_maps(c, (conc_fn *)fn, data);
+    default: return conc__worker_do_map(c, (conc_fn *)fn, data);
     }
 }
 
-/* Does what the request says, and replies. A process that a job forked and that comes back from
- * it is no worker. */
-CONC__PRIVATE void conc__worker_works(void)
+/* Handles the request and replies. A process that a job forked, and that returns from the job, is
+ * no worker. */
+CONC__PRIVATE void conc__worker_do_request(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
     conc__worker_channel *c = w->channel;
-    w->frame.asked = &c->asked;
-    w->frame.text_rc = 0;
-    c->words = 0;
-    int64_t result = conc__worker_calls(c);
+    w->context.cancel_flag = &c->cancel;
+    w->context.text_rc = 0;
+    c->text_rc = 0;
+    int64_t result = conc__worker_call(c);
     fflush(stdout);
     if (getpid() != w->pid)
         _exit(0);
     c->result = result;
-    if (result < 0 && w->frame.text_rc == (int)result) {
-        memcpy(c->text, w->frame.text, sizeof c->text);
-        c->words = w->frame.text_rc;
+    if (result < 0 && w->context.text_rc == (int)result) {
+        memcpy(c->text, w->context.text, sizeof c->text);
+        c->text_rc = w->context.text_rc;
     }
     __atomic_store_n(&c->turn, CONC__TURN_PROGRAM, __ATOMIC_SEQ_CST);
-    conc__worker_tells();
+    conc__worker_notify_program();
 }
 
-/* Whether the program ends on SIGINT and SIGTERM, which a terminal or a service manager sends to
- * all its processes, the program decides. A job that sends itself SIGTERM means itself. */
+/* The program decides whether it ends on SIGINT and SIGTERM, which a terminal or a service manager
+ * sends to all its processes. A job that sends itself SIGTERM ends its worker. */
 CONC__PRIVATE void conc__worker_signalled(int number, siginfo_t *info, void *context)
 {
     (void)context;
@@ -7052,8 +7664,8 @@ CONC__PRIVATE void conc__worker_signalled(int number, siginfo_t *info, void *con
     raise(SIGTERM);
 }
 
-/* Handlers, as programs that a job starts would inherit it if the signals were ignored. */
-CONC__PRIVATE void conc__worker_signals(const sigset_t *mask)
+/* These are handlers, because ignored signals would be inherited by programs that a job starts. */
+CONC__PRIVATE void conc__worker_set_signals(const sigset_t *mask)
 {
     struct sigaction action;
     memset(&action, 0, sizeof action);
@@ -7064,53 +7676,55 @@ CONC__PRIVATE void conc__worker_signals(const sigset_t *mask)
     pthread_sigmask(SIG_SETMASK, mask, NULL);
 }
 
-/* The whole life of a worker once it has what it needs. */
-CONC__PRIVATE void conc__worker_serves(const conc__handing *start)
+/* Serves requests until the worker is to end. */
+CONC__PRIVATE void conc__worker_serve(const conc__setup_message *start)
 {
     struct conc__worker_process *w = &conc__worker_process;
     struct stat st;
     w->pid = getpid();
     w->program = start->program;
-    w->socket_file = fstat(w->socket, &st) == 0 ? st.st_ino : 0;
+    if (fstat(w->socket, &st) == 0)
+        w->socket_file = st.st_ino;
     prctl(PR_SET_NAME, "conc worker");
-    conc__worker_owns_itself();
-    conc__worker_ends_with(start->program);
+    conc__worker_make_fork_marker();
+    conc__worker_tie_to_program(start->program);
     if (start->memory_limit) {
         struct rlimit limit = {start->memory_limit, start->memory_limit};
         setrlimit(RLIMIT_DATA, &limit);
     }
-    conc__crews_need();
-    if (conc__frames_there)
-        pthread_setspecific(conc__frames, &w->frame);
-    conc__worker_signals(&start->mask);
-    while (conc__worker_awaits(w->channel)) {
+    conc__job_queues_need();
+    if (conc__job_context_key_made)
+        pthread_setspecific(conc__job_context_key, &w->context);
+    conc__worker_set_signals(&start->mask);
+    while (conc__worker_await_request(w->channel)) {
         __atomic_store_n(&w->channel->unseen, 0, __ATOMIC_RELAXED);
-        conc__worker_works();
+        conc__worker_do_request();
     }
     fflush(NULL);
     _exit(0);
 }
 
-/* Takes what the program hands over. */
-CONC__PRIVATE void conc__worker_takes(const conc__handing *h, int fd)
+/* Receives what the program sends. */
+CONC__PRIVATE void conc__worker_receive_setup(const conc__setup_message *h, int fd)
 {
     struct conc__worker_process *w = &conc__worker_process;
     switch (h->what) {
-    case CONC__HAND_CHANNEL:
+    case CONC__SETUP_CHANNEL:
         w->channel = conc__segment_map(fd, NULL, h->size, PROT_READ | PROT_WRITE, 0);
         break;
-    case CONC__HAND_BOARD: w->board = conc__segment_map(fd, NULL, h->size, PROT_READ, 0); break;
+    case CONC__SETUP_STATUS:
+        w->status_page = conc__segment_map(fd, NULL, h->size, PROT_READ, 0);
+        break;
     default:
         if (conc__segment_map(fd, h->address, h->size, PROT_READ | PROT_WRITE, 0) != h->address)
-            _exit(CONC__MOVED);
+            _exit(CONC__EXIT_MOVED);
         break;
     }
     close(fd);
 }
 
-/* The process that has the supervisor, by the worker's socket; -1: it cannot be told. What a
- * worker's constructors start or fork has the worker's environment and socket too, but another
- * parent. */
+/* The process of the supervisor, according to the worker's socket; -1: unknown. Processes that a
+ * worker's constructors start or fork have its environment and socket too, but another parent. */
 CONC__PRIVATE int conc__supervisor_process(void)
 {
     enum { PEERCRED = 17 }; /* SO_PEERCRED, which POSIX does not have */
@@ -7120,36 +7734,38 @@ CONC__PRIVATE int conc__supervisor_process(void)
     } peer;
     socklen_t size = sizeof peer;
     int rc = getsockopt(CONC__WORKER_SOCKET, SOL_SOCKET, PEERCRED, &peer, &size);
-    return rc ? -1 : peer.pid;
+    if (rc)
+        return -1;
+    return peer.pid;
 }
 
-/* This program was started as a worker: it never gets to main. */
+/* This program was started as a worker: main is never called. */
 CONC__COLD void conc__worker_main(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
-    conc__handing h;
+    conc__setup_message h;
     int fd, program = conc__supervisor_process();
     if (program >= 0 && program != getppid())
-        _exit(0); /* a constructor has forked: the worker is the other process */
+        _exit(0); /* a constructor has forked, and the worker is the other process */
     w->socket = CONC__WORKER_SOCKET;
     fcntl(w->socket, F_SETFD, FD_CLOEXEC);
-    while (conc__handed(w->socket, &h, &fd) == 1) {
-        if (h.what != CONC__HAND_START)
-            conc__worker_takes(&h, fd);
-        else if (w->channel && w->board)
-            conc__worker_serves(&h);
+    while (conc__setup_receive(w->socket, &h, &fd) == 1) {
+        if (h.what != CONC__SETUP_START)
+            conc__worker_receive_setup(&h, fd);
+        else if (w->channel && w->status_page)
+            conc__worker_serve(&h);
         else
             break;
     }
     _exit(1);
 }
 
-/* How a worker knows that it is one: by the function that it begins with. In a program there may
- * be several copies of this file. */
+/* What tells a process that it is a worker: the function that it begins with. A program may contain
+ * several copies of this file. */
 CONC__PRIVATE bool conc__worker_mark(char *text, size_t size)
 {
-    conc__function f;
-    if (!conc__function_name((uintptr_t)conc__worker_main, &f))
+    conc__function_id f;
+    if (!conc__function_id_of((uintptr_t)conc__worker_main, &f))
         return false;
     int n = snprintf(text, size, "CONC__WORKER=%llx.%llx.%s", (unsigned long long)f.offset,
                      (unsigned long long)f.identity, f.module);
@@ -7158,7 +7774,7 @@ CONC__PRIVATE bool conc__worker_mark(char *text, size_t size)
 
 typedef void conc__constructor(int argc, char **argv, char **env);
 
-/* The program's constructors where it is linked statically; the linker says where they are. */
+/* The constructors of a statically linked program; the linker provides the symbols. */
 extern conc__constructor *conc__static_constructors[] __asm__("__init_array_start")
     __attribute__((weak, visibility("hidden")));
 extern conc__constructor *conc__static_constructors_end[] __asm__("__init_array_end")
@@ -7168,7 +7784,7 @@ typedef struct conc__constructors {
     conc__constructor **first, **end;
 } conc__constructors;
 
-/* Those of the program are in the first module. */
+/* The program is the first module. */
 CONC__PRIVATE int conc__constructors_look(conc__module_info *m, size_t size, void *arg)
 {
     conc__constructors *c = arg;
@@ -7202,9 +7818,9 @@ CONC__PRIVATE void conc__construct_and_serve(int argc, char **argv, char **env)
     conc__worker_main();
 }
 
-/* Has the worker begin when all constructors have run, so that jobs see what these made: takes
- * the place of the program's last one. own: the one that runs. */
-CONC__PRIVATE void conc__worker_begins_last(conc__constructor *own)
+/* Makes the worker begin after all constructors have run, so that jobs see their effects: takes the
+ * place of the program's last one. own: the one that runs now. */
+CONC__PRIVATE void conc__worker_start_after_constructors(conc__constructor *own)
 {
     conc__constructors c = {conc__static_constructors, conc__static_constructors_end};
     conc__each_module(conc__constructors_look, &c);
@@ -7218,14 +7834,16 @@ CONC__PRIVATE void conc__worker_begins_last(conc__constructor *own)
     c.end[-1] = conc__construct_and_serve;
 }
 
-/* The identity in a mark, and how much of the mark is to be compared: where builds can be told
- * apart not the module's path, which may be another one by now. */
+/* The identity in a mark, and how much of the mark to compare: if builds can be told apart, not the
+ * module's path, which may have changed. */
 CONC__PRIVATE size_t conc__mark_part(const char *mark, uint64_t *identity)
 {
     const char *dot = strchr(mark, '.');
     char *end = NULL;
     *identity = dot ? strtoull(dot + 1, &end, 16) : 0;
-    return *identity ? (size_t)(end - mark) + 1 : strlen(mark) + 1;
+    if (*identity)
+        return (size_t)(end - mark) + 1;
+    return strlen(mark) + 1;
 }
 
 CONC__PRIVATE int conc__module_is(conc__module_info *m, size_t size, void *arg)
@@ -7235,8 +7853,8 @@ CONC__PRIVATE int conc__module_is(conc__module_info *m, size_t size, void *arg)
     return conc__module_identity(m) == *identity;
 }
 
-/* In a constructor, which is own: is this process a worker of the copy of conc in this module? If
- * the module that is meant is not here, the program may not run in the worker's place. */
+/* In the constructor `own`: is this process a worker of the copy of conc in this module? If the
+ * mark names a module that is not here, the program must not run in the worker's place. */
 CONC__PRIVATE void conc__worker_check(conc__constructor *own)
 {
     static char mark[4200];
@@ -7247,34 +7865,40 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
     size_t part = conc__mark_part(given, &identity);
     if (strncmp(given, strchr(mark, '=') + 1, part) == 0) {
         unsetenv("CONC__WORKER");
-        conc__worker_begins_last(own);
+        conc__worker_start_after_constructors(own);
     } else if (identity && conc__supervisor_process() == getppid() &&
                !conc__each_module(conc__module_is, &identity)) {
-        _exit(CONC__OTHER_BUILD);
+        _exit(CONC__EXIT_OTHER_BUILD);
     }
 }
 
 /* ---- >>supervisor --------------------------------------------------------------------------- *
  *
- * A worker, as the program sees it, under the mutex of the job queue
+ * The states of a worker in the program, under the mutex
  *
  *   NONE      there is no process
- *   STARTING  the process was started and calls init; nobody else can have its place
- *   IDLE      waits for a request
+ *   STARTING  the process was started and calls init
+ *   IDLE      waits for a request; it has no job
  *   COPYING   the supervisor copies large data to it or from it, without the mutex
- *   BUSY      has a request; `awaited`, if its reply may be taken by anybody
- *   LEAVING   was killed or told to quit; its job has its result already
+ *   BUSY      has a request; `awaited` while any thread may collect its reply
+ *   LEAVING   was killed or told to quit, or is just being started; it has no job
  *
- *   NONE      -> STARTING  the supervisor: jobs are in the queue and nobody is idle
- *   STARTING  -> IDLE      anybody: init has returned
- *   IDLE      -> BUSY      anybody: a small job; the supervisor, by way of COPYING: any job
- *   BUSY      -> IDLE      anybody: the reply to a small job; the supervisor: to any
- *   BUSY      -> LEAVING   anybody: the job was cancelled
- *   IDLE      -> LEAVING   the supervisor: the pool is closed; anybody: max_jobs are done
- *   any       -> NONE      the supervisor: the process has ended. A job that it had not begun goes
- *                          back to the queue, another one is lost
+ *   Any thread that has the mutex makes these changes:
  *
- * Order of locks: conc__crews, the queue's mutex, conc__segments_mutex.
+ *   STARTING  -> IDLE      init has returned
+ *   IDLE      -> BUSY      it gets a small job
+ *   BUSY      -> IDLE      it has replied to a small job
+ *   BUSY      -> LEAVING   its job was cancelled, and it was killed
+ *   IDLE      -> LEAVING   it has done max_jobs
+ *
+ *   Only the supervisor makes these:
+ *
+ *   NONE      -> STARTING  jobs are queued and no worker is idle
+ *   IDLE      -> COPYING   it gets a large job; COPYING -> BUSY when the data was copied
+ *   BUSY      -> COPYING   it has replied to a large job; COPYING -> IDLE
+ *   IDLE      -> LEAVING   the pool was closed
+ *   any       -> NONE      its process has ended. A job that it had not begun is queued again; one
+ *                          that it had begun fails with -EOWNERDEAD
  */
 
 typedef enum conc__worker_state {
@@ -7288,94 +7912,98 @@ typedef enum conc__worker_state {
 
 typedef struct conc__worker {
     conc__worker_state state;
-    conc__worker_channel *channel; /* loaded by those that look without the mutex */
-    bool awaited;                  /* the same */
-    bool cancelled;                /* the job is, while its data is copied */
-    bool proved;                   /* it has begun a job */
+    conc__worker_channel *channel; /* pollers load it without the mutex */
+    bool awaited;                  /* any thread may collect its reply; read without the mutex */
+    bool cancelled;                /* its job was cancelled while its data was copied */
+    bool proved;                   /* it has begun a job once */
     int pid, pidfd, socket;
-    unsigned poll_process, poll_socket; /* their places among the supervisor's; 0: none */
+    unsigned poll_process, poll_socket; /* their index in the supervisor's polls; 0: none */
     conc__segment channel_memory, data;
     uint64_t data_version; /* changes with the segment */
     conc_job *job;
-    int jobs;      /* that it has had */
-    unsigned asks; /* that it had to end one */
+    int jobs;         /* how many jobs it has had */
+    unsigned cancels; /* how often it was asked to end a map; never 0 after the first */
     int64_t idle_since;
 } conc__worker;
 
-/* A function's name, which is looked up once for many requests with the same function. */
-typedef struct conc__named_function {
+/* The name of a function, looked up once for many requests with the same function. */
+typedef struct conc__function_cache {
     uintptr_t fn;
     conc__module_counts counts;
-    conc__function function;
-} conc__named_function;
+    conc__function_id function;
+} conc__function_cache;
 
 typedef struct conc__supervisor {
-    conc__crew *crew; /* the job queue */
-    conc__segment board_memory;
-    conc__board *board;
-    int bell; /* wakes the supervisor */
-    bool rung, runs, ending;
+    conc__job_queue *queue;
+    conc__segment status_memory;
+    conc__status_page *status_page;
+    int wake_fd; /* wakes the supervisor */
+    bool wake_pending, runs, ending;
     pthread_t thread;
-    conc__frame frame;   /* of that thread: for the words of its errors */
-    sigset_t mask;       /* of the pool's opener: for jobs */
-    char **environment;  /* as it was when the pool was opened, with the worker's mark */
-    conc__function init; /* its offset is 0: none */
+    conc__job_context context; /* of that thread, for the text of its errors */
+    sigset_t mask;             /* of the pool's opener, for jobs */
+    char **environment;        /* a copy from the opening of the pool, with the worker's mark */
+    conc__function_id init;    /* offset 0: none */
     size_t memory_limit;
     int max_jobs;
     int starting;
-    int failures; /* tenths of workers in a row that ended before they began a job */
-    int broken;   /* an error: no more workers are started */
+    int failures; /* the weight of workers in a row that ended before they began a job */
+    int broken;   /* the error for which no more workers are started; 0: none */
     char why[96];
     conc__waiter *closer;  /* waits for the supervisor's end */
-    conc__segment *unused; /* channels of workers that have ended: somebody may look at them */
-    conc__named_function named;
-    struct pollfd *polls; /* the first is the bell's */
+    conc__segment *unused; /* channels of ended workers, which a thread may still be polling */
+    conc__function_cache named;
+    struct pollfd *polls; /* the first is wake_fd's */
     unsigned poll_count;
     conc__worker workers[];
 } conc__supervisor;
 
 enum {
+    /* no more workers are started once `failures` is this: 3 failures of the program, or more if
+     * some may come from outside */
     CONC__FAILURES = 30,
-    CONC__ASK_AGAIN = 20 /* ms between questions for what no descriptor tells */
+    CONC__FAILURE = 10,
+    CONC__MINOR_FAILURE = 1,
+    CONC__ASK_AGAIN = 20 /* ms between checks where there is no descriptor to wait for */
 };
 
-CONC__PRIVATE void conc__supervisor_ring(conc__supervisor *s)
+CONC__PRIVATE void conc__supervisor_wake(conc__supervisor *s)
 {
     uint64_t one = 1;
-    if (!s->rung && write(s->bell, &one, sizeof one) < 0) {
-        /* it is rung already */
+    if (!s->wake_pending && write(s->wake_fd, &one, sizeof one) < 0) {
+        /* it was woken already */
     }
-    s->rung = true;
+    s->wake_pending = true;
 }
 
 /* ---- Messages ---- */
 
-/* Names the function in the request. */
+/* Puts the function's name into the request. */
 CONC__PRIVATE int conc__request_function(conc__supervisor *s, conc__worker *w, uintptr_t fn)
 {
-    conc__named_function *named = &s->named;
-    conc__function *to = &w->channel->request.function;
+    conc__function_cache *named = &s->named;
+    conc__function_id *to = &w->channel->request.function;
     conc__module_counts counts = {0, 0};
     int saved = errno;
     conc__each_module(conc__module_count, &counts);
     errno = saved;
     if (named->fn != fn || memcmp(&named->counts, &counts, sizeof counts)) {
         named->fn = 0;
-        if (!conc__function_name(fn, &named->function))
+        if (!conc__function_id_of(fn, &named->function))
             return -EINVAL;
-        named->fn = named->function.identity ? fn : 0; /* it may be told later */
+        named->fn = named->function.identity ? fn : 0; /* an unknown identity may be known later */
         named->counts = counts;
     }
-    /* anew each time: a job may have overwritten it */
+    /* each time, because a faulty job may have overwritten it */
     memcpy(to, &named->function,
-           offsetof(conc__function, module) + strlen(named->function.module) + 1);
+           offsetof(conc__function_id, module) + strlen(named->function.module) + 1);
     return 0;
 }
 
 CONC__PRIVATE void conc__request_send(conc__worker *w)
 {
     conc__worker_channel *c = w->channel;
-    c->asked = 0;
+    c->cancel = 0;
     c->unseen = CONC__UNSEEN;
     c->done = conc__none_done;
     __atomic_store_n(&c->turn, CONC__TURN_WORKER, __ATOMIC_SEQ_CST);
@@ -7391,45 +8019,48 @@ CONC__PRIVATE bool conc__worker_has_replied(const conc__worker_channel *c)
     return __atomic_load_n(&c->turn, __ATOMIC_SEQ_CST) == CONC__TURN_PROGRAM;
 }
 
-/* The elements that a runner gets next: at first many, at last one by one. Those that it has got
- * and that were not sent yet are not called if the map is to end. */
+/* Takes the next elements for a runner: many at first, in the end one at a time. If the map is to
+ * end, elements that were taken and not sent are dropped instead. */
 CONC__PRIVATE void conc__range_take(const conc__supervisor *s, const conc_job *j)
 {
-    conc__parcel *p = j->parcel;
-    conc__mapping *m = p->mapping;
+    conc__payload *p = j->payload;
+    conc__map_call *m = p->map;
     size_t left = m->count - m->next, most = 4096;
-    size_t n = left / (2 * (size_t)s->crew->most);
-    if (conc__map_stops(m))
+    size_t n = left / (2 * (size_t)s->queue->max_workers);
+    if (conc__map_cancelled(m))
         conc__range_drop(p, -ECANCELED);
-    if (p->left || conc__map_stops(m))
+    if (p->left || conc__map_cancelled(m))
         return;
     if (m->size)
         most = (CONC__SMALL - CONC__DATA_ALIGNMENT) / (m->size + sizeof(int));
     if (s->max_jobs && most > (size_t)s->max_jobs)
         most = (size_t)s->max_jobs;
-    n = n > most ? most : n;
-    n = n < 1 && left ? 1 : n;
+    if (n > most)
+        n = most;
+    if (n < 1 && left)
+        n = 1;
     p->first = m->next;
     p->left = n;
     m->next += n;
 }
 
-/* Where the results of a map's elements stand behind its data. */
-CONC__PRIVATE size_t conc__range_results(const conc__parcel *p)
+/* The offset of the results of a map's elements, which are behind its data. */
+CONC__PRIVATE size_t conc__range_results(const conc__payload *p)
 {
-    return conc__aligned(p->left * p->mapping->size);
+    return conc__aligned(p->left * p->map->size);
 }
 
-/* How many bytes of data the job's request takes; SIZE_MAX: too many. */
+/* How many bytes of data the job's request needs; SIZE_MAX: too many. */
 CONC__PRIVATE size_t conc__job_bytes(const conc_job *j)
 {
-    const conc__parcel *p = j->parcel;
+    const conc__payload *p = j->payload;
     if (!p)
         return j->size;
-    if (p->mapping)
+    if (p->map)
         return conc__range_results(p) + p->left * sizeof(int);
-    bool too_many = p->in_size > SIZE_MAX / 4 || p->out_size > SIZE_MAX / 4;
-    return too_many ? SIZE_MAX : conc__aligned(p->in_size) + p->out_size;
+    if (p->in_size > SIZE_MAX / 4 || p->out_size > SIZE_MAX / 4)
+        return SIZE_MAX;
+    return conc__aligned(p->in_size) + p->out_size;
 }
 
 CONC__PRIVATE bool conc__job_is_large(const conc_job *j)
@@ -7437,19 +8068,22 @@ CONC__PRIVATE bool conc__job_is_large(const conc_job *j)
     return conc__job_bytes(j) > CONC__SMALL;
 }
 
-/* Where the job's data stands for this side. */
+/* Where the program finds the job's data. */
 CONC__PRIVATE char *conc__job_data(const conc__worker *w, const conc_job *j)
 {
     return conc__job_is_large(j) ? w->data.address : (char *)w->channel + CONC__CHANNEL_DATA;
 }
 
-/* Gives the worker a segment that is large enough; size 0: none. */
-CONC__PRIVATE int conc__worker_room(conc__worker *w, size_t size)
+/* Gives the worker a data segment that is large enough; size 0: none. */
+CONC__PRIVATE int conc__worker_reserve_data(conc__worker *w, size_t size)
 {
     enum { STEP = 1 << 20 };
     if (size > SIZE_MAX / 4)
         return conc_fail(-ENOMEM, "the data is too large");
-    if (size ? size <= w->data.size : w->data.size == 0)
+    bool suffices = size <= w->data.size;
+    if (!size)
+        suffices = !w->data.size;
+    if (suffices)
         return 0;
     conc__segment_close(&w->data);
     w->data.size = 0;
@@ -7457,11 +8091,11 @@ CONC__PRIVATE int conc__worker_room(conc__worker *w, size_t size)
     if (!size)
         return 0;
     int rc = conc__segment_open(&w->data, (size + STEP - 1) / STEP * STEP, false);
-    conc__handing h = {.what = CONC__HAND_SHARED, .version = w->data_version};
+    conc__setup_message h = {.what = CONC__SETUP_SHARED, .version = w->data_version};
     if (rc == 0)
-        rc = conc__hand(w->socket, &h, w->data.fd);
+        rc = conc__setup_send(w->socket, &h, w->data.fd);
     bool gone = rc == -EPIPE || rc == -ECONNRESET || rc == -EBADF;
-    if (rc == 0 || gone) /* the end of its process is heard */
+    if (rc == 0 || gone) /* the supervisor will notice the end of its process */
         return 0;
     conc__segment_close(&w->data);
     w->data.size = 0;
@@ -7470,86 +8104,104 @@ CONC__PRIVATE int conc__worker_room(conc__worker *w, size_t size)
     return conc_fail(-ENOMEM, "no room for %zu bytes of data: %s", size, strerror(-rc));
 }
 
-/* Writes the job's request and data into the channel; its function stands there already. */
-CONC__PRIVATE int conc__job_load(conc_job *j, conc__worker *w)
+/* Fills in what kind of request the job is, and its sizes. Returns the size of the data to send,
+ * which *from points to. */
+CONC__PRIVATE size_t conc__request_describe(conc__request *r, const conc_job *j, const void **from)
 {
-    const conc__parcel *p = j->parcel;
+    const conc__payload *p = j->payload;
+    if (p && p->map) {
+        const conc__map_call *m = p->map;
+        r->kind = CONC__REQUEST_MAP;
+        r->keeps_going = m->keeps_going;
+        r->in = m->size;
+        r->out = p->left;
+        *from = m->args ? m->args + p->first * m->size : NULL;
+        return p->left * m->size;
+    }
+    if (p) {
+        r->kind = CONC__REQUEST_CALL;
+        r->in = p->in_size;
+        r->out = p->out_size;
+        *from = p->in;
+        return p->in_size;
+    }
+    r->kind = CONC__REQUEST_RUN;
+    r->in = j->size;
+    r->out = 0;
+    *from = j->arg;
+    return j->size;
+}
+
+/* Writes the job's request and data into the channel, which has its function already. */
+CONC__PRIVATE int conc__job_write_request(conc_job *j, conc__worker *w)
+{
     bool large = conc__job_is_large(j);
-    int rc = large ? conc__worker_room(w, conc__job_bytes(j)) : 0;
+    int rc = 0;
+    if (large)
+        rc = conc__worker_reserve_data(w, conc__job_bytes(j));
     if (rc)
         return rc;
     conc__request *r = &w->channel->request;
-    char *data = conc__job_data(w, j);
-    const void *from = j->arg;
-    size_t bytes = j->size;
-    r->kind = CONC__ASK_RUN;
-    r->in = j->size;
-    r->out = 0;
-    if (p && p->mapping) {
-        r->kind = CONC__ASK_MAP;
-        r->keeps_going = p->mapping->keeps_going;
-        r->in = p->mapping->size;
-        r->out = p->left;
-        from = p->mapping->args ? p->mapping->args + p->first * p->mapping->size : NULL;
-        bytes = p->left * p->mapping->size;
-    } else if (p) {
-        r->kind = CONC__ASK_CALL;
-        r->in = bytes = p->in_size;
-        r->out = p->out_size;
-        from = p->in;
-    }
+    const void *from;
+    size_t bytes = conc__request_describe(r, j, &from);
     r->in_segment = large;
     r->segment_size = w->data.size;
     r->segment_version = w->data_version;
     if (bytes)
-        memcpy(data, from, bytes);
+        memcpy(conc__job_data(w, j), from, bytes);
     return 0;
 }
 
 CONC__PRIVATE uintptr_t conc__job_function(const conc_job *j)
 {
-    const conc__parcel *p = j->parcel;
-    if (p && p->mapping)
-        return (uintptr_t)p->mapping->fn;
-    return p ? (uintptr_t)p->call : (uintptr_t)j->fn;
+    const conc__payload *p = j->payload;
+    if (p && p->map)
+        return (uintptr_t)p->map->fn;
+    if (p)
+        return (uintptr_t)p->call;
+    return (uintptr_t)j->fn;
 }
 
 /* ---- Results ---- */
 
-/* The job that a worker had is over: its result, and words if they are not "". */
-CONC__PRIVATE void conc__job_over(conc__crew *c, conc_job *j, int result, const char *words)
+/* Ends a job that a worker had. text: its error's; "": none. */
+CONC__PRIVATE void conc__job_complete(conc__job_queue *q, conc_job *j, int result, const char *text)
 {
-    conc__frame f = {.locals = j->locals, .text_rc = *words ? result : 0};
-    conc__copy(f.text, sizeof f.text, words);
-    conc__crew_end_job(c, j, result, &f, true);
-    conc__crew_settled(c);
+    conc__job_context ctx = {.locals = j->locals};
+    if (*text)
+        ctx.text_rc = result;
+    conc__copy(ctx.text, sizeof ctx.text, text);
+    conc__job_end(q, j, result, &ctx, true);
+    conc__job_queue_notify_closer(q);
 }
 
-/* The same for a job that no worker does any more. */
-CONC__PRIVATE void conc__job_undone(conc__crew *c, conc_job *j, int rc, const char *words)
+/* Ends a job that no worker will run any more. */
+CONC__PRIVATE void conc__job_complete_undone(conc__job_queue *q, conc_job *j, int rc,
+                                             const char *text)
 {
-    if (j->parcel && j->parcel->mapping) {
-        conc__mapping *m = j->parcel->mapping;
+    if (j->payload && j->payload->map) {
+        conc__map_call *m = j->payload->map;
         if (!m->keeps_going && !m->error && rc != -ECANCELED)
             m->error = rc;
-        conc__range_drop(j->parcel, rc);
+        conc__range_drop(j->payload, rc);
     }
-    conc__job_over(c, j, rc, words);
+    conc__job_complete(q, j, rc, text);
 }
 
-/* How many of a runner's elements its worker says that it has done; SIZE_MAX: an element has
+/* How many of a runner's elements are done, as its worker says; SIZE_MAX: an element has
  * overwritten that. */
 CONC__PRIVATE size_t conc__range_counted(const conc__worker *w)
 {
     uint64_t done = __atomic_load_n(&w->channel->done, __ATOMIC_ACQUIRE) - conc__none_done;
-    return done <= w->job->parcel->left ? (size_t)done : SIZE_MAX;
+    return done <= w->job->payload->left ? (size_t)done : SIZE_MAX;
 }
 
-/* The first n of a runner's elements have returned: their bytes, results, and the first error. */
+/* The first n of a runner's elements have returned: copies their bytes and results, and notes the
+ * first error. */
 CONC__PRIVATE void conc__range_done(const conc__worker *w, size_t n, int *error)
 {
-    conc__parcel *p = w->job->parcel;
-    conc__mapping *m = p->mapping;
+    conc__payload *p = w->job->payload;
+    conc__map_call *m = p->map;
     const char *data = conc__job_data(w, w->job);
     const char *results = data + conc__range_results(p);
     if (m->size)
@@ -7566,44 +8218,49 @@ CONC__PRIVATE void conc__range_done(const conc__worker *w, size_t n, int *error)
     p->left -= n;
 }
 
-/* An error of one element keeps the rest from starting. */
-CONC__PRIVATE void conc__mapping_stop(conc__supervisor *s, conc__mapping *m)
+/* One element failed: asks the workers of the map to start no more. */
+CONC__PRIVATE void conc__map_stop(conc__supervisor *s, conc__map_call *m)
 {
     __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
-    for (int i = 0; i < s->crew->most; i++) {
+    for (int i = 0; i < s->queue->max_workers; i++) {
         conc__worker *w = &s->workers[i];
-        bool takes_part =
-            w->state == CONC__WORKER_BUSY && w->job->parcel && w->job->parcel->mapping == m;
-        if (!takes_part)
+        bool is_mapping = w->state == CONC__WORKER_BUSY && w->job->payload;
+        if (!is_mapping || w->job->payload->map != m)
             continue;
-        w->asks = w->asks + 1 ? w->asks + 1 : 1;
-        __atomic_store_n(&w->channel->asked, w->asks, __ATOMIC_RELEASE);
-        conc__futex_wake(&w->channel->asked);
+        w->cancels++;
+        if (!w->cancels)
+            w->cancels = 1;
+        __atomic_store_n(&w->channel->cancel, w->cancels, __ATOMIC_RELEASE);
+        conc__futex_wake(&w->channel->cancel);
     }
 }
 
-/* A runner's request was answered. True: there is more for it to do. */
+/* A runner's request was answered. True: it has taken more elements. */
 CONC__PRIVATE bool conc__runner_goes_on(conc__supervisor *s, conc__worker *w, int result,
                                         int *error)
 {
     conc_job *j = w->job;
-    conc__parcel *p = j->parcel;
+    conc__payload *p = j->payload;
     size_t done = conc__range_counted(w);
-    done = done == SIZE_MAX ? p->left : done;
+    if (done == SIZE_MAX)
+        done = p->left;
     conc__range_done(w, done, error);
-    if (result < 0 && done == 0 && !*error) /* the function was not found */
-        conc__range_drop(p, p->mapping->error = *error = result);
+    if (result < 0 && done == 0 && !*error) { /* the function was not found */
+        *error = result;
+        p->map->error = result;
+        conc__range_drop(p, result);
+    }
     if (*error)
-        conc__mapping_stop(s, p->mapping);
+        conc__map_stop(s, p->map);
     conc__range_take(s, j);
     return p->left > 0;
 }
 
-/* Takes the result of a job that is no map's from its worker. */
-CONC__PRIVATE int conc__job_unload(const conc__worker *w, int64_t result)
+/* Reads the result of a job that is no runner. */
+CONC__PRIVATE int conc__job_read_result(const conc__worker *w, int64_t result)
 {
     const conc_job *j = w->job;
-    conc__parcel *p = j->parcel;
+    conc__payload *p = j->payload;
     const char *data = conc__job_data(w, j);
     if (!p) {
         if (j->size)
@@ -7615,71 +8272,74 @@ CONC__PRIVATE int conc__job_unload(const conc__worker *w, int64_t result)
         p->returned = -EMSGSIZE;
     else if (p->returned > 0)
         memcpy(p->out, data + conc__aligned(p->in_size), (size_t)p->returned);
-    return p->returned < 0 ? (int)p->returned : 0;
+    if (p->returned < 0)
+        return (int)p->returned;
+    return 0;
 }
 
 /* ---- States of a worker ---- */
 
-CONC__PRIVATE void conc__worker_quits(conc__worker *w)
+CONC__PRIVATE void conc__worker_quit(conc__worker *w)
 {
     w->state = CONC__WORKER_LEAVING;
     __atomic_store_n(&w->channel->turn, CONC__TURN_QUIT, __ATOMIC_SEQ_CST);
     conc__futex_wake(&w->channel->turn);
 }
 
-/* It has done its job. */
-CONC__PRIVATE void conc__worker_rests(conc__supervisor *s, conc__worker *w)
+/* The worker has done its job. */
+CONC__PRIVATE void conc__worker_set_idle(conc__supervisor *s, conc__worker *w)
 {
     w->job = NULL;
     w->cancelled = false;
     w->state = CONC__WORKER_IDLE;
     w->idle_since = conc__clock();
-    s->crew->started--;
+    s->queue->started--;
     if (s->max_jobs && w->jobs >= s->max_jobs)
-        conc__worker_quits(w);
+        conc__worker_quit(w);
 }
 
-/* Gives the worker a job. A large one only from the supervisor, which unlocks meanwhile and has the
- * words of an error then. */
-CONC__PRIVATE void conc__worker_begins(conc__supervisor *s, conc__worker *w, conc_job *j)
+/* Gives the worker a job. Only the supervisor gives a large one; it unlocks meanwhile. */
+CONC__PRIVATE void conc__worker_give_job(conc__supervisor *s, conc__worker *w, conc_job *j)
 {
-    conc__parcel *p = j->parcel;
+    conc__payload *p = j->payload;
     if (w->state == CONC__WORKER_IDLE)
-        s->crew->started++;
+        s->queue->started++;
     w->job = j;
     w->state = CONC__WORKER_COPYING;
-    if (s->max_jobs)
-        w->jobs += p && p->mapping ? (int)p->left : 1;
+    if (s->max_jobs && p && p->map)
+        w->jobs += (int)p->left;
+    else if (s->max_jobs)
+        w->jobs++;
     bool large = conc__job_is_large(j);
-    const char *words = "";
+    const char *text = "";
     int rc = conc__request_function(s, w, conc__job_function(j));
     if (rc) {
-        words = "the function is in no module of the program";
+        text = "the function is in no module of the program";
     } else if (!large) {
-        rc = conc__job_load(j, w);
+        rc = conc__job_write_request(j, w);
     } else {
-        s->frame.text_rc = 0;
-        pthread_mutex_unlock(&s->crew->mutex);
-        rc = conc__job_load(j, w);
-        conc__lock_briefly(&s->crew->mutex);
-        if (s->frame.text_rc == rc)
-            words = s->frame.text;
+        s->context.text_rc = 0;
+        pthread_mutex_unlock(&s->queue->mutex);
+        rc = conc__job_write_request(j, w);
+        conc__lock_briefly(&s->queue->mutex);
+        if (s->context.text_rc == rc)
+            text = s->context.text;
     }
     if (rc == 0 && !w->cancelled) {
         w->state = CONC__WORKER_BUSY;
         conc__request_send(w);
         return;
     }
-    conc__worker_rests(s, w);
-    conc__job_undone(s->crew, j, rc ? rc : -ECANCELED, words);
+    conc__worker_set_idle(s, w);
+    conc__job_complete_undone(s->queue, j, rc ? rc : -ECANCELED, text);
 }
 
-/* The worker that was busy last: what it needs is in its processor's caches, and it may not
- * sleep yet. */
-CONC__PRIVATE conc__worker *conc__worker_idle(conc__supervisor *s)
+/* The idle worker that was busy last: its data is still in the caches, and it may not have fallen
+ * asleep. */
+CONC__PRIVATE conc__worker *conc__worker_find_idle(conc__supervisor *s)
 {
     conc__worker *best = NULL;
-    for (int i = 0; i < s->crew->most; i++) {
+    for (int i = 0; i < s->queue->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         if (w->state == CONC__WORKER_IDLE && (!best || w->idle_since > best->idle_since))
             best = w;
@@ -7687,93 +8347,96 @@ CONC__PRIVATE conc__worker *conc__worker_idle(conc__supervisor *s)
     return best;
 }
 
-CONC__PRIVATE conc__worker *conc__worker_in(conc__supervisor *s, conc__worker_state state)
+CONC__PRIVATE conc__worker *conc__worker_find(conc__supervisor *s, conc__worker_state state)
 {
-    for (int i = 0; i < s->crew->most; i++)
+    for (int i = 0; i < s->queue->max_workers; i++)
         if (s->workers[i].state == state)
             return &s->workers[i];
     return NULL;
 }
 
-/* Sends what is in the queue to idle workers; calls the supervisor for what only it does. */
-CONC__PRIVATE void conc__supervisor_send(conc__supervisor *s, bool supervisor)
+/* Gives queued jobs to idle workers. is_supervisor: the caller is the supervisor; another thread
+ * wakes it for what only it does. */
+CONC__PRIVATE void conc__supervisor_dispatch(conc__supervisor *s, bool is_supervisor)
 {
-    conc__crew *c = s->crew;
-    for (conc_job *j; (j = conc__backlog_first(c));) {
+    conc__job_queue *q = s->queue;
+    conc_job *j;
+    while ((j = conc__job_ring_first(q))) {
         if (s->broken) {
-            conc__job_undone(c, conc__backlog_pop(c), s->broken, s->why);
+            conc__job_complete_undone(q, conc__job_ring_pop(q), s->broken, s->why);
             continue;
         }
-        conc__worker *w = conc__worker_idle(s);
-        bool maps = j->parcel && j->parcel->mapping;
+        conc__worker *w = conc__worker_find_idle(s);
+        bool maps = j->payload && j->payload->map;
         if (maps)
             conc__range_take(s, j);
-        if (maps && !j->parcel->left) {
-            conc__job_over(c, conc__backlog_pop(c), 0, "");
+        if (maps && !j->payload->left) {
+            conc__job_complete(q, conc__job_ring_pop(q), 0, "");
             continue;
         }
-        if (!w || (conc__job_is_large(j) && !supervisor))
+        if (!w || (conc__job_is_large(j) && !is_supervisor))
             break;
-        conc__worker_begins(s, w, conc__backlog_pop(c));
+        conc__worker_give_job(s, w, conc__job_ring_pop(q));
     }
-    bool more = c->queued && !supervisor;
-    bool may_start = conc__worker_in(s, CONC__WORKER_NONE) && s->starting < (int)c->queued;
-    if (more && (may_start || conc__worker_in(s, CONC__WORKER_IDLE)))
-        conc__supervisor_ring(s);
+    if (!q->queued || is_supervisor)
+        return;
+    bool may_start = conc__worker_find(s, CONC__WORKER_NONE) && s->starting < (int)q->queued;
+    if (may_start || conc__worker_find(s, CONC__WORKER_IDLE))
+        conc__supervisor_wake(s);
 }
 
-/* The words of an error, which a worker may have written without an end. */
-CONC__PRIVATE void conc__reply_words(const conc__worker_channel *c, char words[96])
+/* Copies the text of an error, which a worker may not have terminated. */
+CONC__PRIVATE void conc__reply_words(const conc__worker_channel *c, char text[96])
 {
-    memcpy(words, c->text, sizeof c->text);
-    words[sizeof c->text - 1] = 0;
+    memcpy(text, c->text, sizeof c->text);
+    text[sizeof c->text - 1] = 0;
 }
 
-/* The worker has begun a job: workers can be started. */
-CONC__PRIVATE void conc__worker_proves(conc__supervisor *s, conc__worker *w)
+/* The worker has begun a job, so starts of workers do not fail in general. */
+CONC__PRIVATE void conc__worker_mark_proved(conc__supervisor *s, conc__worker *w)
 {
     if (!w->proved)
         s->failures = 0;
     w->proved = true;
 }
 
-/* The worker has replied, and what it wrote is to be copied. */
+/* The worker has replied: copies the result. */
 CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
 {
     conc_job *j = w->job;
     const conc__worker_channel *c = w->channel;
     int64_t full_result = c->result;
-    char words[sizeof c->text];
+    char text[sizeof c->text];
     int result = 0;
-    conc__worker_proves(s, w);
-    conc__reply_words(c, words);
-    if (j->parcel && j->parcel->mapping) {
+    conc__worker_mark_proved(s, w);
+    conc__reply_words(c, text);
+    if (j->payload && j->payload->map) {
         bool more = conc__runner_goes_on(s, w, (int)full_result, &result);
         bool worn_out = s->max_jobs && w->jobs >= s->max_jobs;
         if (more && !w->cancelled && !worn_out) {
-            conc__worker_begins(s, w, j);
+            conc__worker_give_job(s, w, j);
             return;
         }
         bool another_does = more && !w->cancelled;
-        if (another_does && conc__backlog_has_room(s->crew, j->clock)) {
-            conc__worker_rests(s, w);
-            conc__backlog_push(s->crew, j);
+        if (another_does && conc__job_ring_reserve(s->queue, j->clock)) {
+            conc__worker_set_idle(s, w);
+            conc__job_ring_push(s->queue, j);
             return;
         }
-        conc__range_drop(j->parcel, -ECANCELED);
+        conc__range_drop(j->payload, -ECANCELED);
     } else {
         bool large = conc__job_is_large(j);
         w->state = CONC__WORKER_COPYING;
         if (large)
-            pthread_mutex_unlock(&s->crew->mutex);
-        result = conc__job_unload(w, full_result);
+            pthread_mutex_unlock(&s->queue->mutex);
+        result = conc__job_read_result(w, full_result);
         if (large)
-            conc__lock_briefly(&s->crew->mutex);
+            conc__lock_briefly(&s->queue->mutex);
     }
-    if (result >= 0 || c->words != result)
-        words[0] = 0;
-    conc__worker_rests(s, w);
-    conc__job_over(s->crew, j, result, words);
+    if (result >= 0 || c->text_rc != result)
+        text[0] = 0;
+    conc__worker_set_idle(s, w);
+    conc__job_complete(s->queue, j, result, text);
 }
 
 /* A worker's init has returned. */
@@ -7786,16 +8449,16 @@ CONC__PRIVATE void conc__worker_ready(conc__supervisor *s, conc__worker *w)
     w->idle_since = conc__clock();
     if (rc >= 0 || s->broken)
         return;
-    char words[sizeof c->text];
-    conc__reply_words(c, words);
+    char text[sizeof c->text];
+    conc__reply_words(c, text);
     s->broken = -ENOTRECOVERABLE;
-    snprintf(s->why, sizeof s->why, "init failed: %.80s", c->words ? words : conc_strerror(rc));
+    snprintf(s->why, sizeof s->why, "init failed: %.80s", c->text_rc ? text : conc_strerror(rc));
 }
 
-/* Takes the replies. Those to large jobs are left to the supervisor. */
-CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool supervisor)
+/* Collects replies. Those to large jobs are left to the supervisor. */
+CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool is_supervisor)
 {
-    for (int i = 0; i < s->crew->most; i++) {
+    for (int i = 0; i < s->queue->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         bool waits = w->state == CONC__WORKER_BUSY || w->state == CONC__WORKER_STARTING;
         if (!waits || !conc__worker_has_replied(w->channel))
@@ -7803,16 +8466,16 @@ CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool supervisor
         __atomic_store_n(&w->awaited, false, __ATOMIC_RELAXED);
         if (w->state == CONC__WORKER_STARTING)
             conc__worker_ready(s, w);
-        else if (!supervisor && conc__job_is_large(w->job))
-            conc__supervisor_ring(s);
+        else if (!is_supervisor && conc__job_is_large(w->job))
+            conc__supervisor_wake(s);
         else
             conc__worker_replied(s, w);
     }
-    conc__supervisor_send(s, supervisor);
+    conc__supervisor_dispatch(s, is_supervisor);
 }
 
-/* Its number cannot be another process's: nobody but the supervisor reaps it, unless the program
- * reaps all its children; then the descriptor still says which process is meant. */
+/* The worker's number cannot be another process's: only the supervisor reaps it. If the program
+ * reaps all its children, the pidfd still identifies it. */
 CONC__PRIVATE void conc__worker_signal(const conc__worker *w, int number)
 {
 #ifdef SYS_pidfd_send_signal
@@ -7823,11 +8486,11 @@ CONC__PRIVATE void conc__worker_signal(const conc__worker *w, int number)
     kill(w->pid, number);
 }
 
-/* Kills the worker; its job is over for the caller if this returns true. */
+/* Kills the worker. True: the caller is to end its job. */
 CONC__PRIVATE bool conc__worker_kill(conc__worker *w)
 {
     if (w->state == CONC__WORKER_COPYING)
-        w->cancelled = true; /* the supervisor ends it when it has copied */
+        w->cancelled = true; /* the supervisor ends the job when it has copied the data */
     if (w->state != CONC__WORKER_BUSY || conc__worker_has_replied(w->channel))
         return false;
     conc__worker_signal(w, SIGKILL);
@@ -7836,43 +8499,43 @@ CONC__PRIVATE bool conc__worker_kill(conc__worker *w)
     return true;
 }
 
-/* The job is cancelled (NULL: all of them): true when it is over with that. */
-CONC__PRIVATE bool conc__supervisor_cancel(conc__crew *c, conc_job *j)
+/* Cancels a job (NULL: all that run). True: the caller is to end the job. */
+CONC__PRIVATE bool conc__supervisor_cancel(conc__job_queue *q, conc_job *j)
 {
-    conc__supervisor *s = c->supervisor;
-    if (j && conc__crew_take_back(c, j)) {
-        conc__range_drop(j->parcel, -ECANCELED);
+    conc__supervisor *s = q->supervisor;
+    if (j && conc__job_take_back(q, j)) {
+        conc__range_drop(j->payload, -ECANCELED);
         return true;
     }
-    for (int i = 0; i < c->most; i++) {
+    for (int i = 0; i < q->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         conc_job *its = w->job;
         if (!its || (j && its != j) || !conc__worker_kill(w))
             continue;
-        if (its->parcel && its->parcel->mapping) {
+        if (its->payload && its->payload->map) {
             int error = 0;
             size_t done = conc__range_counted(w);
             conc__range_done(w, done == SIZE_MAX ? 0 : done, &error);
-            conc__range_drop(its->parcel, -ECANCELED);
+            conc__range_drop(its->payload, -ECANCELED);
         }
         w->job = NULL;
-        c->started--;
+        q->started--;
         if (j)
             return true;
-        conc__crew_end_job(c, its, -ECANCELED, NULL, true);
+        conc__job_end(q, its, -ECANCELED, NULL, true);
     }
     return false;
 }
 
 /* ---- Starting workers ---- */
 
-/* What executes this program anew: the file that runs, though another one may have its name now.
- * Where the program was started by the dynamic loader, that is the loader, and the program's
- * path is its argument, behind the loader's options. */
+/* What executes this program anew: the file that runs, even if its name means another file by now.
+ * If the program was started by the dynamic loader, that is the loader, with its options and the
+ * program's path as arguments. */
 typedef struct conc__own_program {
     const char *argv[20];
     char path[4096];
-    char command[4096]; /* that the program was started with */
+    char command[4096]; /* the command that started the program */
     conc__mapped_file file;
 } conc__own_program;
 
@@ -7885,21 +8548,22 @@ CONC__PRIVATE int conc__first_module(conc__module_info *m, size_t size, void *ar
     return 1;
 }
 
-/* Is it the path of this file? */
+/* Is this a path of the file? */
 CONC__PRIVATE bool conc__is_file(const char *path, const struct stat *file)
 {
     struct stat st;
     return stat(path, &st) == 0 && st.st_dev == file->st_dev && st.st_ino == file->st_ino;
 }
 
-/* The loader's options, which stand in the command before this program: how many arguments they
- * are. None where the program has overwritten its command. */
+/* Copies the loader's options, which precede this program in the command: how many arguments. 0 if
+ * the program has overwritten its command. */
 CONC__PRIVATE int conc__loader_options(conc__own_program *p, const struct stat *program, int room)
 {
     int fd = conc__open_file("/proc/self/cmdline", O_RDONLY);
-    ssize_t n = fd < 0 ? 0 : read(fd, p->command, sizeof p->command - 1);
-    if (fd >= 0)
-        close(fd);
+    if (fd < 0)
+        return 0;
+    ssize_t n = read(fd, p->command, sizeof p->command - 1);
+    close(fd);
     if (n <= 0)
         return 0;
     p->command[n] = 0;
@@ -7913,22 +8577,30 @@ CONC__PRIVATE int conc__loader_options(conc__own_program *p, const struct stat *
     return 0;
 }
 
+/* Was the program started by the dynamic loader, as in `ld.so ./program`? *mapped: its own file. */
+CONC__PRIVATE bool conc__is_run_by_loader(const conc__own_program *p, struct stat *mapped)
+{
+    struct stat executed;
+    const char *path = p->file.path;
+    if (!path || stat("/proc/self/exe", &executed) || stat(path, mapped))
+        return false;
+    bool same_file = executed.st_dev == mapped->st_dev && executed.st_ino == mapped->st_ino;
+    bool same_path = strcmp(path, p->path) == 0 || strstr(path, " (deleted)");
+    return !same_file && !same_path;
+}
+
 CONC__PRIVATE void conc__own_program_find(conc__own_program *p)
 {
-    enum { OTHERS = 4 }; /* the loader, the program, the worker's mark, and the end */
-    struct stat executed, mapped;
+    enum { OTHERS = 4 }; /* the loader, the program, the name, and the end */
+    struct stat mapped;
     uintptr_t address = 0;
     ssize_t n = readlink("/proc/self/exe", p->path, sizeof p->path - 1);
     p->path[n > 0 ? n : 0] = 0;
     conc__each_module(conc__first_module, &address);
     conc__find_mapped_file(address, &p->file);
-    bool by_loader = p->file.path && stat("/proc/self/exe", &executed) == 0 &&
-                     stat(p->file.path, &mapped) == 0 &&
-                     (executed.st_dev != mapped.st_dev || executed.st_ino != mapped.st_ino) &&
-                     strcmp(p->file.path, p->path) != 0 && !strstr(p->file.path, " (deleted)");
     int i = 0;
     p->argv[i++] = *p->path ? p->path : "/proc/self/exe";
-    if (by_loader) {
+    if (conc__is_run_by_loader(p, &mapped)) {
         i += conc__loader_options(p, &mapped, (int)(sizeof p->argv / sizeof p->argv[0]) - OTHERS);
         p->argv[i++] = p->file.path;
     }
@@ -7936,8 +8608,7 @@ CONC__PRIVATE void conc__own_program_find(conc__own_program *p)
     p->argv[i] = NULL;
 }
 
-/* A worker's standard input: /dev/null, or the end of a pipe that nobody writes to where a changed
- * root has none. */
+/* A worker's standard input: /dev/null, or an empty pipe if a changed root has none. */
 CONC__PRIVATE int conc__empty_input(void)
 {
     int ends[2], fd = conc__open_file("/dev/null", O_RDONLY);
@@ -7950,38 +8621,38 @@ CONC__PRIVATE int conc__empty_input(void)
     return ends[0];
 }
 
-/* All signals are blocked until the worker has handlers: the terminal's interrupt comes to it
- * too. */
+/* Starts the process with all signals blocked, until it has handlers: it gets the terminal's
+ * interrupt too. */
 CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int input, int *pid)
 {
     conc__own_program program;
-    conc__spawning how;
+    conc__spawn_setup setup;
     pid_t child = 0;
     sigset_t all;
     sigfillset(&all);
     conc__own_program_find(&program);
-    /* on Valgrind the link leads to Valgrind itself, but for who reads it */
+    /* under Valgrind, executing the link would run Valgrind itself; reading it gives the program */
     const char *path = conc__on_valgrind() ? program.argv[0] : "/proc/self/exe";
-    int rc = conc__spawning_open(&how, &all);
+    int rc = conc__spawn_setup_open(&setup, &all);
     if (rc)
         return -rc;
-    rc = posix_spawn_file_actions_adddup2(&how.actions, input, 0);
+    rc = posix_spawn_file_actions_adddup2(&setup.actions, input, 0);
     if (rc == 0)
-        rc = posix_spawn_file_actions_adddup2(&how.actions, socket, CONC__WORKER_SOCKET);
+        rc = posix_spawn_file_actions_adddup2(&setup.actions, socket, CONC__WORKER_SOCKET);
     if (rc == 0)
-        rc = conc__close_others(&how, CONC__WORKER_SOCKET + 1);
+        rc = conc__close_others(&setup, CONC__WORKER_SOCKET + 1);
     if (rc == 0)
-        rc = posix_spawn(&child, path, &how.actions, &how.attributes,
+        rc = posix_spawn(&child, path, &setup.actions, &setup.attributes,
                          (char *const *)(uintptr_t)program.argv, s->environment);
-    conc__spawning_close(&how);
+    conc__spawn_setup_close(&setup);
     *pid = child;
     return -rc;
 }
 
-/* A copy of the environment, behind a worker's mark. */
+/* A copy of the environment, with a worker's mark in front. */
 CONC__PRIVATE char **conc__worker_environment(void)
 {
-    static const size_t room = 4200; /* of the mark */
+    static const size_t room = 4200; /* for the mark */
     char **env = conc__environment_copy(environ, room);
     if (!env || conc__worker_mark(env[0], room))
         return env;
@@ -7989,30 +8660,35 @@ CONC__PRIVATE char **conc__worker_environment(void)
     return NULL;
 }
 
-CONC__PRIVATE int conc__worker_hand_all(const conc__supervisor *s, const conc__worker *w)
+CONC__PRIVATE int conc__worker_send_setup(const conc__supervisor *s, const conc__worker *w)
 {
-    conc__handing start = {.what = CONC__HAND_START,
-                           .program = getpid(),
-                           .memory_limit = s->memory_limit,
-                           .mask = s->mask};
-    int rc = conc__hand(
-        w->socket, &(conc__handing){.what = CONC__HAND_CHANNEL, .size = w->channel_memory.size},
+    conc__setup_message start = {.what = CONC__SETUP_START,
+                                 .program = getpid(),
+                                 .memory_limit = s->memory_limit,
+                                 .mask = s->mask};
+    int rc = conc__setup_send(
+        w->socket,
+        &(conc__setup_message){.what = CONC__SETUP_CHANNEL, .size = w->channel_memory.size},
         w->channel_memory.fd);
     if (rc == 0)
-        rc = conc__hand(w->socket,
-                        &(conc__handing){.what = CONC__HAND_BOARD, .size = s->board_memory.size},
-                        s->board_memory.fd);
+        rc = conc__setup_send(
+            w->socket,
+            &(conc__setup_message){.what = CONC__SETUP_STATUS, .size = s->status_memory.size},
+            s->status_memory.fd);
     pthread_mutex_lock(&conc__segments_mutex);
     for (conc__segment *m = conc__segments; m && rc == 0; m = m->next)
-        rc = conc__hand(
-            w->socket,
-            &(conc__handing){.what = CONC__HAND_SHARED, .address = m->address, .size = m->size},
-            m->fd);
+        rc = conc__setup_send(w->socket,
+                              &(conc__setup_message){.what = CONC__SETUP_SHARED,
+                                                     .address = m->address,
+                                                     .size = m->size},
+                              m->fd);
     pthread_mutex_unlock(&conc__segments_mutex);
-    return rc ? rc : conc__hand(w->socket, &start, -1);
+    if (rc)
+        return rc;
+    return conc__setup_send(w->socket, &start, -1);
 }
 
-/* Waits for the process's end: its status as of waitpid, -1 if nobody knows. */
+/* Waits for the process's end: its status as from waitpid, -1 if unknown. */
 CONC__PRIVATE int conc__worker_reap(const conc__worker *w)
 {
     int status = -1;
@@ -8021,8 +8697,8 @@ CONC__PRIVATE int conc__worker_reap(const conc__worker *w)
     return status;
 }
 
-/* The socket is closed for the worker too, though a process that the program has forked may have
- * a copy of this end. */
+/* Closes the socket for the worker too, even if a process that the program has forked has a copy of
+ * this end. */
 CONC__PRIVATE void conc__worker_close_socket(conc__worker *w)
 {
     if (w->socket >= 0) {
@@ -8032,8 +8708,23 @@ CONC__PRIVATE void conc__worker_close_socket(conc__worker *w)
     w->socket = -1;
 }
 
-/* Starts the process, with a channel that is new: processes that the last worker's jobs forked
- * may still write to the old one. */
+/* Starts the process with this end of its socket. */
+CONC__PRIVATE int conc__worker_start_process(conc__supervisor *s, conc__worker *w, int socket)
+{
+    int input = conc__empty_input(), rc = input;
+    if (input >= 0) {
+        rc = conc__worker_spawn(s, socket, input, &w->pid);
+        close(input);
+    }
+    close(socket);
+    if (rc < 0)
+        return conc_fail(rc, "posix_spawn of /proc/self/exe: %s", strerror(-rc));
+    w->pidfd = conc__pidfd(w->pid); /* -1: the supervisor checks for its end again and again */
+    return 0;
+}
+
+/* Starts a worker. Its channel is new, because processes that the last worker's jobs forked may
+ * still write to the old one. */
 CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
 {
     int ends[2], rc = conc__segment_open(&w->channel_memory, CONC__CHANNEL_SIZE, false);
@@ -8047,29 +8738,23 @@ CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
     rc = conc__sockets(ends);
     if (rc)
         return rc;
-    c->request.kind = CONC__ASK_INIT;
+    c->request.kind = CONC__REQUEST_INIT;
     c->request.function = s->init;
     c->turn = CONC__TURN_WORKER;
     w->socket = ends[0];
-    int input = conc__empty_input();
-    rc = input < 0 ? input : conc__worker_spawn(s, ends[1], input, &w->pid);
-    if (input >= 0)
-        close(input);
-    close(ends[1]);
+    rc = conc__worker_start_process(s, w, ends[1]);
     if (rc)
-        return conc_fail(rc, "posix_spawn of /proc/self/exe: %s", strerror(-rc));
-    w->pidfd = conc__pidfd(w->pid); /* -1: the supervisor asks after its end again and again */
-    rc = conc__worker_hand_all(s, w);
-    if (rc == -EPIPE || rc == -ECONNRESET)
-        return 0; /* it has ended, which is heard */
-    if (rc == 0)
+        return rc;
+    rc = conc__worker_send_setup(s, w);
+    bool has_ended = rc == -EPIPE || rc == -ECONNRESET; /* the supervisor will notice */
+    if (rc == 0 || has_ended)
         return 0;
-    conc__worker_signal(w, SIGKILL); /* it must not serve with what it got */
+    conc__worker_signal(w, SIGKILL); /* it must not serve without all that it needs */
     conc__worker_reap(w);
     return conc_fail(rc, "sendmsg to a worker: %s", strerror(-rc));
 }
 
-/* Gives back what a worker that has ended, or was not started, had. */
+/* Releases what a worker had that has ended or could not be started. */
 CONC__PRIVATE void conc__worker_clear(conc__supervisor *s, conc__worker *w)
 {
     conc__segment *old = w->channel_memory.address ? conc__alloc(sizeof *old) : NULL;
@@ -8086,48 +8771,50 @@ CONC__PRIVATE void conc__worker_clear(conc__supervisor *s, conc__worker *w)
         *old = w->channel_memory;
         old->next = s->unused;
         s->unused = old;
-    } /* else it stays mapped: somebody may look at it */
+    } /* else it stays mapped, because a thread may poll it */
     w->channel_memory = (conc__segment){.fd = -1};
     w->job = NULL;
     w->cancelled = false;
     w->state = CONC__WORKER_NONE;
 }
 
-/* Channels that are not used any more, once nobody looks. */
-CONC__PRIVATE void conc__supervisor_unmap(conc__supervisor *s, bool nobody_looks)
+/* Unmaps the channels of ended workers, if no thread polls. */
+CONC__PRIVATE void conc__supervisor_unmap_channels(conc__supervisor *s, bool none_polls)
 {
-    nobody_looks = nobody_looks || __atomic_load_n(&s->board->lookers, __ATOMIC_SEQ_CST) == 0;
-    for (conc__segment *old; nobody_looks && (old = s->unused);) {
+    conc__segment *old;
+    if (!none_polls && __atomic_load_n(&s->status_page->pollers, __ATOMIC_SEQ_CST) > 0)
+        return;
+    while ((old = s->unused)) {
         s->unused = old->next;
         conc__segment_close(old);
         conc_free(old);
     }
 }
 
-/* No worker comes up: nobody is to wait for one. */
-CONC__PRIVATE void conc__supervisor_fails(conc__supervisor *s, int rc, const char *why)
+/* No worker can be started: fails the queued jobs, unless other workers can run them. */
+CONC__PRIVATE void conc__supervisor_fail_queued(conc__supervisor *s, int rc, const char *why)
 {
-    for (int i = 0; i < s->crew->most; i++)
+    for (int i = 0; i < s->queue->max_workers; i++)
         if (s->workers[i].state != CONC__WORKER_NONE)
-            return; /* the others go on */
-    while (s->crew->queued)
-        conc__job_undone(s->crew, conc__backlog_pop(s->crew), rc, why);
+            return;
+    while (s->queue->queued)
+        conc__job_complete_undone(s->queue, conc__job_ring_pop(s->queue), rc, why);
 }
 
 /* Starts the workers that are needed. */
-CONC__PRIVATE void conc__supervisor_staff(conc__supervisor *s)
+CONC__PRIVATE void conc__supervisor_start_workers(conc__supervisor *s)
 {
-    conc__crew *c = s->crew;
-    for (int i = 0; i < c->most && !s->broken && s->failures < CONC__FAILURES; i++) {
+    conc__job_queue *q = s->queue;
+    for (int i = 0; i < q->max_workers && !s->broken && s->failures < CONC__FAILURES; i++) {
         conc__worker *w = &s->workers[i];
-        if (s->starting >= (int)c->queued || conc__worker_in(s, CONC__WORKER_IDLE))
+        if (s->starting >= (int)q->queued || conc__worker_find(s, CONC__WORKER_IDLE))
             return;
         if (w->state != CONC__WORKER_NONE)
             continue;
-        w->state = CONC__WORKER_LEAVING; /* not to be looked at */
-        pthread_mutex_unlock(&c->mutex);
+        w->state = CONC__WORKER_LEAVING; /* so that other threads leave it alone */
+        pthread_mutex_unlock(&q->mutex);
         int rc = conc__worker_exec(s, w);
-        conc__lock_briefly(&c->mutex);
+        conc__lock_briefly(&q->mutex);
         if (rc == 0) {
             w->state = CONC__WORKER_STARTING;
             __atomic_store_n(&w->awaited, true, __ATOMIC_RELEASE);
@@ -8136,39 +8823,39 @@ CONC__PRIVATE void conc__supervisor_staff(conc__supervisor *s)
         }
         conc__worker_clear(s, w);
         char why[96];
-        const char *words = s->frame.text_rc == rc ? s->frame.text : conc_strerror(rc);
-        snprintf(why, sizeof why, "no worker can be started: %.68s", words);
-        conc__supervisor_fails(s, -EAGAIN, why);
+        const char *text = s->context.text_rc == rc ? s->context.text : conc_strerror(rc);
+        snprintf(why, sizeof why, "no worker can be started: %.68s", text);
+        conc__supervisor_fail_queued(s, -EAGAIN, why);
         return;
     }
 }
 
 /* ---- Ends of workers ---- */
 
-CONC__PRIVATE void conc__death_in_words(int status, char *words, size_t size)
+CONC__PRIVATE void conc__describe_exit(int status, char *text, size_t size)
 {
     if (status == -1)
-        snprintf(words, size, "the worker died");
+        snprintf(text, size, "the worker died");
     else if (WIFSIGNALED(status))
-        snprintf(words, size, "the worker died of signal %d (%s)", WTERMSIG(status),
+        snprintf(text, size, "the worker died of signal %d (%s)", WTERMSIG(status),
                  strsignal(WTERMSIG(status)));
-    else if (WEXITSTATUS(status) == CONC__MOVED)
-        snprintf(words, size, "the worker cannot map shared memory at its address");
-    else if (WEXITSTATUS(status) == CONC__OTHER_BUILD)
-        snprintf(words, size, "the worker has another build of the module that has conc");
-    else if (WEXITSTATUS(status) == CONC__TOO_LATE)
-        snprintf(words, size, "conc is in a library loaded late, or a constructor opens a pool");
+    else if (WEXITSTATUS(status) == CONC__EXIT_MOVED)
+        snprintf(text, size, "the worker cannot map shared memory at its address");
+    else if (WEXITSTATUS(status) == CONC__EXIT_OTHER_BUILD)
+        snprintf(text, size, "the worker has another build of the module that has conc");
+    else if (WEXITSTATUS(status) == CONC__EXIT_TOO_LATE)
+        snprintf(text, size, "conc is in a library loaded late, or a constructor opens a pool");
     else
-        snprintf(words, size, "the worker exited with status %d", WEXITSTATUS(status));
+        snprintf(text, size, "the worker exited with status %d", WEXITSTATUS(status));
 }
 
-/* The worker of a runner died: the element it was at is lost, those behind it are for the next
- * worker. Where nobody knows which one that was, all are lost. */
-CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w, const char *words)
+/* The worker of a runner died. The element that it was calling is lost, and the next worker gets
+ * those behind it. If that is unknown, all are lost. */
+CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w, const char *text)
 {
     conc_job *j = w->job;
-    conc__parcel *p = j->parcel;
-    conc__mapping *m = p->mapping;
+    conc__payload *p = j->payload;
+    conc__map_call *m = p->map;
     int error = 0;
     size_t done = conc__range_counted(w);
     conc__range_done(w, done == SIZE_MAX ? 0 : done, &error);
@@ -8176,26 +8863,26 @@ CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w,
     if (left) {
         p->left = lost;
         conc__range_drop(p, -EOWNERDEAD);
-        m->dropped -= lost; /* they were called */
+        m->dropped -= lost; /* these were called */
         p->left = left - lost;
         if (!m->keeps_going && !m->error)
             m->error = error = -EOWNERDEAD;
     }
     if (error)
-        conc__mapping_stop(s, m);
-    bool stops = conc__map_stops(m) || s->crew->ask_all;
-    if (!stops && conc__backlog_has_room(s->crew, j->clock)) {
-        conc__backlog_push(s->crew, j);
+        conc__map_stop(s, m);
+    bool stops = conc__map_cancelled(m) || s->queue->cancel_all;
+    if (!stops && conc__job_ring_reserve(s->queue, j->clock)) {
+        conc__job_ring_push(s->queue, j);
         return;
     }
     conc__range_drop(p, stops ? -ECANCELED : -EOWNERDEAD);
-    conc__job_over(s->crew, j, error, error == -EOWNERDEAD ? words : "");
+    conc__job_complete(s->queue, j, error, error == -EOWNERDEAD ? text : "");
 }
 
-/* Is there a worker that has come up, or may? */
+/* Is there a worker that has started, or may have? */
 CONC__PRIVATE bool conc__supervisor_has_workers(const conc__supervisor *s)
 {
-    for (int i = 0; i < s->crew->most; i++) {
+    for (int i = 0; i < s->queue->max_workers; i++) {
         conc__worker_state state = s->workers[i].state;
         if (state != CONC__WORKER_NONE && state != CONC__WORKER_LEAVING)
             return true;
@@ -8203,51 +8890,67 @@ CONC__PRIVATE bool conc__supervisor_has_workers(const conc__supervisor *s)
     return false;
 }
 
-/* A worker has ended before it began a job. A signal may have come from outside and be no fault of
- * the program: that counts less. After too many no more are started; when no worker is left then,
- * the pool is broken. */
-CONC__PRIVATE void conc__supervisor_counts(conc__supervisor *s, int status, const char *words)
+/* May a signal have been sent from outside, and be no fault of the program? */
+CONC__PRIVATE bool conc__may_be_sent(int signal)
 {
-    bool moved = status != -1 && WIFEXITED(status) && WEXITSTATUS(status) == CONC__MOVED;
-    int signal = status != -1 && WIFSIGNALED(status) ? WTERMSIG(status) : 0;
-    bool sent = signal == SIGKILL || signal == SIGTERM || signal == SIGINT || signal == SIGHUP;
-    s->failures += status == -1 || moved || sent ? 1 : 10;
+    switch (signal) {
+    case SIGKILL:
+    case SIGTERM:
+    case SIGINT:
+    case SIGHUP: return true;
+    default: return false;
+    }
+}
+
+/* A worker has ended before it began a job. If that may be no fault of the program it counts less.
+ * After too many failures no more workers are started, and if none is left the pool is broken. */
+CONC__PRIVATE void conc__supervisor_count_failure(conc__supervisor *s, int status, const char *text)
+{
+    bool is_known = status != -1, is_minor = !is_known;
+    if (is_known && WIFEXITED(status))
+        is_minor = WEXITSTATUS(status) == CONC__EXIT_MOVED;
+    else if (is_known && WIFSIGNALED(status))
+        is_minor = conc__may_be_sent(WTERMSIG(status));
+    if (is_minor)
+        s->failures += CONC__MINOR_FAILURE;
+    else
+        s->failures += CONC__FAILURE;
     if (s->failures < CONC__FAILURES || s->broken || conc__supervisor_has_workers(s))
         return;
     s->broken = -ENOTRECOVERABLE;
-    snprintf(s->why, sizeof s->why, "workers do not come up: %.70s", words);
+    snprintf(s->why, sizeof s->why, "workers do not come up: %.70s", text);
 }
 
 /* The worker's process has ended. */
 CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
 {
-    char words[96];
-    conc__crew *c = s->crew;
+    char text[96];
+    conc__job_queue *q = s->queue;
     conc_job *j = w->job;
     bool begun = j && __atomic_load_n(&w->channel->unseen, __ATOMIC_RELAXED) != CONC__UNSEEN;
     int status = conc__worker_reap(w);
-    conc__death_in_words(status, words, sizeof words);
+    conc__describe_exit(status, text, sizeof text);
     if (w->state == CONC__WORKER_STARTING)
         s->starting--;
     bool expected = w->state == CONC__WORKER_LEAVING;
     w->state = CONC__WORKER_LEAVING;
     if (begun)
-        conc__worker_proves(s, w);
+        conc__worker_mark_proved(s, w);
     else if (!w->proved && !expected)
-        conc__supervisor_counts(s, status, words);
+        conc__supervisor_count_failure(s, status, text);
     if (j) {
-        c->started--;
-        if (!begun && conc__backlog_has_room(c, j->clock))
-            conc__backlog_push_back(c, j);
-        else if (j->parcel && j->parcel->mapping)
-            conc__runner_lost(s, w, words);
+        q->started--;
+        if (!begun && conc__job_ring_reserve(q, j->clock))
+            conc__job_ring_push_front(q, j);
+        else if (j->payload && j->payload->map)
+            conc__runner_lost(s, w, text);
         else
-            conc__job_over(c, j, -EOWNERDEAD, words);
+            conc__job_complete(q, j, -EOWNERDEAD, text);
     }
     conc__worker_clear(s, w);
     if (s->failures >= CONC__FAILURES && !conc__supervisor_has_workers(s))
-        s->failures = CONC__FAILURES - 1; /* the last one is gone: one more start is tried */
-    conc__crew_settled(c);
+        s->failures = CONC__FAILURES - 1; /* the last one has ended: one more start is tried */
+    conc__job_queue_notify_closer(q);
 }
 
 /* Has the process ended? */
@@ -8261,18 +8964,18 @@ CONC__PRIVATE bool conc__worker_has_ended(const conc__worker *w)
         return errno == ECHILD;
     if (w->pidfd >= 0)
         return conc__fd_ready(w->pidfd, CONC_READABLE) > 0;
-    return waitpid(w->pid, NULL, WNOHANG) != 0; /* then nobody learns how it ended */
+    return waitpid(w->pid, NULL, WNOHANG) != 0; /* then its status is lost */
 }
 
 /* ---- The supervisor ---- */
 
-/* Data segments that large jobs have left are given back when they were not used for a while:
- * how many milliseconds until the next; -1: none. */
-CONC__PRIVATE int conc__supervisor_trim(conc__supervisor *s)
+/* Releases data segments that were not used for a while: in how many milliseconds the next is due;
+ * -1: none. */
+CONC__PRIVATE int conc__supervisor_free_unused(conc__supervisor *s)
 {
     enum { UNUSED = 1000 }; /* ms */
     int next = -1;
-    for (int i = 0; i < s->crew->most; i++) {
+    for (int i = 0; i < s->queue->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         if (w->state != CONC__WORKER_IDLE || !w->data.size)
             continue;
@@ -8280,23 +8983,24 @@ CONC__PRIVATE int conc__supervisor_trim(conc__supervisor *s)
             next = UNUSED;
             continue;
         }
-        conc__worker_room(w, 0);
+        conc__worker_reserve_data(w, 0);
     }
     return next;
 }
 
-/* Takes a worker's wake-ups, which say nothing else. It may have closed its end. */
-CONC__PRIVATE void conc__worker_hear(conc__worker *w)
+/* Reads a worker's wake-ups, which have no content. The worker may have closed its end. */
+CONC__PRIVATE void conc__worker_drain_socket(conc__worker *w)
 {
     char some[8];
     ssize_t n;
-    while ((n = recv(w->socket, some, sizeof some, MSG_DONTWAIT)) > 0)
-        ;
+    do
+        n = recv(w->socket, some, sizeof some, MSG_DONTWAIT);
+    while (n > 0);
     if (n == 0)
         conc__worker_close_socket(w);
 }
 
-/* Adds a descriptor to those that are waited for: its place among them; 0: there is none. */
+/* Adds a descriptor to those that are polled: its index; 0: there is none. */
 CONC__PRIVATE unsigned conc__supervisor_watch(conc__supervisor *s, int fd)
 {
     if (fd < 0)
@@ -8305,9 +9009,9 @@ CONC__PRIVATE unsigned conc__supervisor_watch(conc__supervisor *s, int fd)
     return s->poll_count++;
 }
 
-/* Waits for the descriptors, for so many milliseconds at most (-1: no limit). poll refuses more
- * of them than RLIMIT_NOFILE allows, which may be less now than when they were opened: then each
- * is said to be ready after a while. */
+/* Polls the descriptors, for so many milliseconds at most (-1: no limit). poll refuses more
+ * descriptors than RLIMIT_NOFILE allows, which may be lower now than when they were opened: then
+ * all count as ready after a while. */
 CONC__PRIVATE void conc__supervisor_poll(conc__supervisor *s, int limit)
 {
     if (poll(s->polls, s->poll_count, limit) >= 0 || errno == EINTR)
@@ -8317,34 +9021,34 @@ CONC__PRIVATE void conc__supervisor_poll(conc__supervisor *s, int limit)
         s->polls[i].revents = POLLIN;
 }
 
-/* Waits until something happens: a worker replied or died, or the bell was rung. */
+/* Waits until a worker has replied or ended, or another thread wakes the supervisor. */
 CONC__PRIVATE void conc__supervisor_wait(conc__supervisor *s, int limit)
 {
-    conc__crew *c = s->crew;
+    conc__job_queue *q = s->queue;
     uint64_t count;
     s->poll_count = 0;
-    conc__supervisor_watch(s, s->bell); /* the first */
-    for (int i = 0; i < c->most; i++) {
+    conc__supervisor_watch(s, s->wake_fd); /* the first */
+    for (int i = 0; i < q->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         w->poll_process = conc__supervisor_watch(s, w->pidfd);
         w->poll_socket = conc__supervisor_watch(s, w->socket);
         if (w->pid && w->pidfd < 0)
             limit = CONC__ASK_AGAIN;
     }
-    pthread_mutex_unlock(&c->mutex);
+    pthread_mutex_unlock(&q->mutex);
     conc__supervisor_poll(s, limit);
-    if (s->polls[0].revents && read(s->bell, &count, sizeof count) < 0) {
-        /* nothing lies there */
+    if (s->polls[0].revents && read(s->wake_fd, &count, sizeof count) < 0) {
+        /* it was empty */
     }
-    conc__lock_briefly(&c->mutex);
-    s->rung = false;
-    for (int i = 0; i < c->most; i++) {
+    conc__lock_briefly(&q->mutex);
+    s->wake_pending = false;
+    for (int i = 0; i < q->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         if (w->poll_socket && s->polls[w->poll_socket].revents)
-            conc__worker_hear(w);
+            conc__worker_drain_socket(w);
     }
-    conc__supervisor_collect(s, true); /* a worker that has replied has, though it died then */
-    for (int i = 0; i < c->most; i++) {
+    conc__supervisor_collect(s, true); /* before its end: a worker may have replied and then died */
+    for (int i = 0; i < q->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         bool asks = w->pid && (w->pidfd < 0 || s->polls[w->poll_process].revents);
         if (asks && conc__worker_has_ended(w))
@@ -8352,19 +9056,19 @@ CONC__PRIVATE void conc__supervisor_wait(conc__supervisor *s, int limit)
     }
 }
 
-/* Has all workers end, and kills those that do not within a second. */
-CONC__PRIVATE void conc__supervisor_dismiss(conc__supervisor *s)
+/* Ends all workers, and kills those that do not end within a second. */
+CONC__PRIVATE void conc__supervisor_end_workers(conc__supervisor *s)
 {
     int64_t start = conc__clock();
     for (;;) {
         bool any = false, late = conc__clock() - start > 1000000000;
-        for (int i = 0; i < s->crew->most; i++) {
+        for (int i = 0; i < s->queue->max_workers; i++) {
             conc__worker *w = &s->workers[i];
             any |= w->pid != 0;
             if (w->pid && (late || w->state == CONC__WORKER_STARTING))
                 conc__worker_signal(w, SIGKILL);
             if (w->state == CONC__WORKER_IDLE)
-                conc__worker_quits(w);
+                conc__worker_quit(w);
         }
         if (!any)
             return;
@@ -8375,32 +9079,32 @@ CONC__PRIVATE void conc__supervisor_dismiss(conc__supervisor *s)
 CONC__PRIVATE void *conc__supervisor_main(void *arg)
 {
     conc__supervisor *s = arg;
-    conc__crew *c = s->crew;
+    conc__job_queue *q = s->queue;
     prctl(PR_SET_NAME, "conc procs");
-    pthread_setspecific(conc__frames, &s->frame);
-    conc__lock_briefly(&c->mutex);
+    pthread_setspecific(conc__job_context_key, &s->context);
+    conc__lock_briefly(&q->mutex);
     while (!s->ending) {
-        conc__supervisor_send(s, true);
-        conc__supervisor_staff(s);
-        conc__supervisor_unmap(s, false);
-        conc__supervisor_collect(s, true); /* a reply may have come while nobody looked there */
+        conc__supervisor_dispatch(s, true);
+        conc__supervisor_start_workers(s);
+        conc__supervisor_unmap_channels(s, false);
+        conc__supervisor_collect(s, true); /* a reply may have come while no thread polled */
         if (!s->ending)
-            conc__supervisor_wait(s, conc__supervisor_trim(s));
+            conc__supervisor_wait(s, conc__supervisor_free_unused(s));
     }
-    conc__supervisor_dismiss(s);
+    conc__supervisor_end_workers(s);
     conc__waiter_wake(s->closer, 0);
-    pthread_mutex_unlock(&c->mutex);
-    pthread_setspecific(conc__frames, NULL);
+    pthread_mutex_unlock(&q->mutex);
+    pthread_setspecific(conc__job_context_key, NULL);
     return NULL;
 }
 
-CONC__PRIVATE void conc__supervisor_rouse(conc__crew *c)
+CONC__PRIVATE void conc__supervisor_notify(conc__job_queue *q)
 {
-    conc__supervisor_send(c->supervisor, false);
+    conc__supervisor_dispatch(q->supervisor, false);
 }
 
-/* Under the mutex, before the first job. */
-CONC__PRIVATE int conc__supervisor_begin(conc__supervisor *s)
+/* Under the mutex: starts the supervisor's thread, for the first job. */
+CONC__PRIVATE int conc__supervisor_start(conc__supervisor *s)
 {
     if (s->runs)
         return 0;
@@ -8413,19 +9117,19 @@ CONC__PRIVATE int conc__supervisor_begin(conc__supervisor *s)
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
 
-/* What a loop with tasks that wait for a process looks at before it falls asleep. */
-typedef struct conc__view {
-    conc__lookout lookout;
-    conc__crew *crew;
-    bool watches; /* it is counted among the lookers: what it looks at stays mapped */
+/* Polls the replies of one pool before a loop falls asleep whose tasks wait for them. */
+typedef struct conc__reply_poller {
+    conc__idle_hook hook;
+    conc__job_queue *queue;
+    bool enabled; /* it counts among the pollers, so the channels stay mapped */
     int users;
-} conc__view;
+} conc__reply_poller;
 
-/* Is there a reply that anybody may take? */
-CONC__PRIVATE bool conc__view_sees(const conc__view *v)
+/* Is there a reply that any thread may collect? */
+CONC__PRIVATE bool conc__reply_poller_sees(const conc__reply_poller *v)
 {
-    const conc__supervisor *s = v->crew->supervisor;
-    for (int i = 0; i < v->crew->most; i++) {
+    const conc__supervisor *s = v->queue->supervisor;
+    for (int i = 0; i < v->queue->max_workers; i++) {
         const conc__worker *w = &s->workers[i];
         if (!__atomic_load_n(&w->awaited, __ATOMIC_ACQUIRE))
             continue;
@@ -8436,79 +9140,85 @@ CONC__PRIVATE bool conc__view_sees(const conc__view *v)
     return false;
 }
 
-CONC__PRIVATE bool conc__view_look(conc__lookout *o)
+CONC__PRIVATE bool conc__reply_poller_poll(conc__idle_hook *o)
 {
-    conc__view *v = (conc__view *)(void *)o;
-    if (v->watches && !conc__view_sees(v))
+    conc__reply_poller *v = (conc__reply_poller *)(void *)o;
+    if (v->enabled && !conc__reply_poller_sees(v))
         return false;
-    conc__lock_briefly(&v->crew->mutex);
-    bool sees = conc__view_sees(v);
-    if (sees && !v->crew->supervisor->ending)
-        conc__supervisor_collect(v->crew->supervisor, false);
-    pthread_mutex_unlock(&v->crew->mutex);
+    conc__lock_briefly(&v->queue->mutex);
+    bool sees = conc__reply_poller_sees(v);
+    if (sees && !v->queue->supervisor->ending)
+        conc__supervisor_collect(v->queue->supervisor, false);
+    pthread_mutex_unlock(&v->queue->mutex);
     return sees;
 }
 
-CONC__PRIVATE void conc__view_watch(conc__lookout *o, bool on)
+CONC__PRIVATE void conc__reply_poller_enable(conc__idle_hook *o, bool on)
 {
-    conc__view *v = (conc__view *)(void *)o;
-    unsigned *lookers = &v->crew->supervisor->board->lookers;
-    __atomic_fetch_add(lookers, on ? 1u : -1u, __ATOMIC_SEQ_CST);
-    v->watches = on;
+    conc__reply_poller *v = (conc__reply_poller *)(void *)o;
+    unsigned *pollers = &v->queue->supervisor->status_page->pollers;
+    if (on)
+        __atomic_fetch_add(pollers, 1, __ATOMIC_SEQ_CST);
+    else
+        __atomic_fetch_sub(pollers, 1, __ATOMIC_SEQ_CST);
+    v->enabled = on;
 }
 
-CONC__PRIVATE conc__view *conc__view_open(conc_loop *l, conc__crew *c)
+CONC__PRIVATE conc__reply_poller *conc__reply_poller_open(conc_loop *l, conc__job_queue *q)
 {
-    conc__view *v;
-    for (conc__lookout *o = l->lookouts; o; o = o->next) {
-        v = (conc__view *)(void *)o;
-        if (v->crew == c) {
+    conc__reply_poller *v;
+    for (conc__idle_hook *o = l->idle_hooks; o; o = o->next) {
+        v = (conc__reply_poller *)(void *)o;
+        if (v->queue == q) {
             v->users++;
             return v;
         }
     }
     v = conc__alloc(sizeof *v);
-    if (v) { /* else the supervisor takes the replies */
-        *v = (conc__view){{l->lookouts, conc__view_look, conc__view_watch}, c, false, 1};
-        c->references++;
-        l->lookouts = &v->lookout;
+    if (v) { /* else the supervisor collects the replies */
+        *v = (conc__reply_poller){
+            {l->idle_hooks, conc__reply_poller_poll, conc__reply_poller_enable}, q, false, 1};
+        q->references++;
+        l->idle_hooks = &v->hook;
     }
     return v;
 }
 
-CONC__PRIVATE void conc__view_close(conc_loop *l, conc__view *v)
+CONC__PRIVATE void conc__reply_poller_close(conc_loop *l, conc__reply_poller *v)
 {
     if (!v || --v->users)
         return;
-    conc__lookout **at = &l->lookouts;
-    while (*at != &v->lookout)
+    conc__idle_hook **at = &l->idle_hooks;
+    while (*at != &v->hook)
         at = &(*at)->next;
-    *at = v->lookout.next;
-    conc__lock_briefly(&v->crew->mutex);
-    conc__crew_release(v->crew);
+    *at = v->hook.next;
+    conc__lock_briefly(&v->queue->mutex);
+    conc__job_queue_release(v->queue);
     conc_free(v);
 }
 
-/* A thread that waits takes the replies itself for a little while. */
-CONC__PRIVATE void conc__supervisor_look_for(conc__crew *c, const bool *over)
+/* A waiting thread collects replies itself for a short while. */
+CONC__PRIVATE void conc__supervisor_spin_for(conc__job_queue *q, const bool *over)
 {
-    conc__view v = {.crew = c};
+    conc__reply_poller v = {.queue = q};
     int64_t end = conc__clock() + CONC__PATIENCE;
     if (!conc__several_processors())
         return;
-    conc__view_watch(&v.lookout, true);
+    conc__reply_poller_enable(&v.hook, true);
     while (!__atomic_load_n(over, __ATOMIC_RELAXED) && conc__clock() < end) {
         for (int i = 0; i < 32; i++)
             conc__relax();
-        conc__view_look(&v.lookout);
+        conc__reply_poller_poll(&v.hook);
     }
-    conc__view_watch(&v.lookout, false);
-    conc__view_look(&v.lookout);
+    conc__reply_poller_enable(&v.hook, false);
+    conc__reply_poller_poll(&v.hook);
 }
 
 CONC__PRIVATE void conc__supervisor_free(conc__supervisor *s)
 {
-    for (int i = 0; s && i < s->crew->most; i++) {
+    if (!s)
+        return;
+    for (int i = 0; i < s->queue->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         conc__segment_close(&w->channel_memory);
         conc__segment_close(&w->data);
@@ -8517,26 +9227,24 @@ CONC__PRIVATE void conc__supervisor_free(conc__supervisor *s)
         if (w->pidfd >= 0)
             close(w->pidfd);
     }
-    if (!s)
-        return;
-    conc__supervisor_unmap(s, true);
-    conc__segment_close(&s->board_memory);
-    if (s->bell >= 0)
-        close(s->bell);
+    conc__supervisor_unmap_channels(s, true);
+    conc__segment_close(&s->status_memory);
+    if (s->wake_fd >= 0)
+        close(s->wake_fd);
     conc_free(s->environment);
     conc_free(s->polls);
     conc_free(s);
 }
 
-CONC__PRIVATE conc__supervisor *conc__supervisor_new(conc__crew *c)
+CONC__PRIVATE conc__supervisor *conc__supervisor_new(conc__job_queue *q)
 {
-    size_t most = (size_t)c->most;
+    size_t most = (size_t)q->max_workers;
     conc__supervisor *s = conc__alloc(sizeof *s + most * sizeof s->workers[0]);
     if (!s)
         return NULL;
     memset(s, 0, sizeof *s + most * sizeof s->workers[0]);
-    s->crew = c;
-    s->bell = s->board_memory.fd = -1;
+    s->queue = q;
+    s->wake_fd = s->status_memory.fd = -1;
     for (size_t i = 0; i < most; i++) {
         conc__worker *w = &s->workers[i];
         w->channel_memory.fd = w->data.fd = w->pidfd = w->socket = -1;
@@ -8553,115 +9261,134 @@ CONC__PRIVATE int conc__supervisor_open(conc__supervisor *s, const conc_procs *p
     s->memory_limit = p->memory_limit;
     s->max_jobs = p->max_jobs;
     conc__original_mask(&s->mask);
-    if (p->init && !conc__function_name((uintptr_t)p->init, &s->init))
+    if (p->init && !conc__function_id_of((uintptr_t)p->init, &s->init))
         return conc_fail(-EINVAL, "init is in no module of the program");
     s->environment = conc__worker_environment();
     if (!s->environment)
         return -ENOMEM;
-    int rc = conc__segment_open(&s->board_memory, conc__page(), false);
+    int rc = conc__segment_open(&s->status_memory, conc__page(), false);
     if (rc)
         return rc;
-    s->board = s->board_memory.address;
-    s->bell = conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    return s->bell < 0 ? conc__call_failed("eventfd2") : 0;
+    s->status_page = s->status_memory.address;
+    s->wake_fd = conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (s->wake_fd < 0)
+        return conc__call_failed("eventfd2");
+    return 0;
+}
+
+/* The job queue and the supervisor of a pool of processes. NULL: *rc says why. */
+CONC__PRIVATE conc__job_queue *conc__procs_new(const conc_procs *p, int *rc)
+{
+    *rc = -ENOMEM;
+    if (!conc__job_context_key_made)
+        return NULL;
+    conc__job_queue *q = conc__job_queue_new(p->workers, 0);
+    if (!q)
+        return NULL;
+    q->supervisor = conc__supervisor_new(q);
+    if (q->supervisor)
+        *rc = conc__supervisor_open(q->supervisor, p);
+    if (*rc == 0)
+        return q;
+    pthread_mutex_lock(&conc__job_queues_mutex);
+    conc__job_queue_free(q);
+    pthread_mutex_unlock(&conc__job_queues_mutex);
+    return NULL;
 }
 
 CONC_API int conc_procs_open(conc_procs *p)
 {
-    bool possible = p && p->workers >= 0 && p->workers <= 1 << 12 && p->max_jobs >= 0;
-    if (!possible)
+    int rc;
+    bool is_valid = p && p->workers >= 0 && p->workers <= 1 << 12 && p->max_jobs >= 0;
+    if (!is_valid)
         return conc__misused(-EINVAL, __func__, "no pool, or negative fields", NULL);
-    if (p->crew && p->crew->forks == conc__forks)
+    if (p->queue && p->queue->forks == conc__forks)
         return conc__misused(-EBUSY, __func__, "the pool is open", NULL);
     if (getauxval(AT_SECURE))
         return conc_fail(-EPERM, "a set-user-ID program has no worker processes");
-    if (conc__last_constructor) /* else it would have workers that do the same, without end */
-        _exit(CONC__TOO_LATE);
-    conc__crews_need();
+    if (conc__last_constructor) /* else its workers would open the pool too, without end */
+        _exit(CONC__EXIT_TOO_LATE);
+    conc__job_queues_need();
     int saved = errno;
-    conc__crew *c = conc__frames_there ? conc__crew_new(p->workers, 0) : NULL;
-    conc__supervisor *s = c ? conc__supervisor_new(c) : NULL;
-    int rc = s ? conc__supervisor_open(s, p) : -ENOMEM;
-    if (c)
-        c->supervisor = s;
-    if (rc && c) {
-        pthread_mutex_lock(&conc__crews);
-        conc__crew_free(c);
-        pthread_mutex_unlock(&conc__crews);
-    }
+    conc__job_queue *q = conc__procs_new(p, &rc);
     if (rc == 0)
-        rc = conc__pool_opens(&p->crew, &p->users, c);
+        rc = conc__pool_publish(&p->queue, &p->users, q);
     errno = saved;
-    return rc == -ENOMEM ? conc_fail(rc, "no memory for a pool of processes") : rc;
+    if (rc == -ENOMEM)
+        return conc_fail(rc, "no memory for a pool of processes");
+    return rc;
 }
 
-/* The jobs are done, and the workers have ended. */
-CONC__PRIVATE void conc__procs_end(conc__crew *c)
+/* All jobs and workers have ended. */
+CONC__PRIVATE void conc__procs_end(conc__job_queue *q)
 {
-    conc__supervisor *s = c->supervisor;
+    conc__supervisor *s = q->supervisor;
     if (s->runs)
         pthread_join(s->thread, NULL);
-    conc__lock_briefly(&c->mutex);
-    conc__crew_release(c);
+    conc__lock_briefly(&q->mutex);
+    conc__job_queue_release(q);
 }
 
-/* A cancel changes nothing: the workers are to end at once already. */
-static const conc__wait_kind conc__wants_no_workers = {
+/* A cancel changes nothing: the workers end at once anyway. */
+static const conc__wait_kind conc__waits_for_workers = {
     .what = "closes a pool, and waits for its workers' end"};
 
-/* Has the workers end, and waits for that. */
-CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__crew *c)
+/* Ends the workers, and waits until they have ended. */
+CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__job_queue *q)
 {
-    conc__lock_briefly(&c->mutex);
-    c->supervisor->ending = true;
-    if (!c->supervisor->runs) {
-        pthread_mutex_unlock(&c->mutex);
+    conc__lock_briefly(&q->mutex);
+    q->supervisor->ending = true;
+    if (!q->supervisor->runs) {
+        pthread_mutex_unlock(&q->mutex);
         return;
     }
-    conc__supervisor_ring(c->supervisor);
+    conc__supervisor_wake(q->supervisor);
     conc__waiter w = {0};
-    /* not the crew's: whatever settles there, the workers have not ended */
-    conc__line_up(&c->supervisor->closer, &w);
+    /* not the job queue's closer, which is woken while the workers still run */
+    conc__waiter_add(&q->supervisor->closer, &w);
     bool holds_clock = l && l->virtual_clock;
     if (holds_clock)
         atomic_fetch_add_explicit(&l->at_work, 1, memory_order_relaxed);
-    conc__wait_outside(l, &w, &conc__wants_no_workers, c, &c->mutex, NULL);
+    conc__wait_outside(l, &w, &conc__waits_for_workers, q, &q->mutex, NULL);
     if (holds_clock)
-        conc__clock_off_work(l);
+        conc__clock_release(l);
 }
 
 CONC_API CONC__CALLED int conc_procs_close(conc_procs *p)
 {
     if (!p)
         return conc__misused(-EINVAL, __func__, "no pool", NULL);
-    return conc__pool_close(&p->crew, &p->users, conc__procs_end, __func__);
+    return conc__pool_close(&p->queue, &p->users, conc__procs_end, __func__);
 }
 
 CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
 
 #else /* not Linux: there are no pools of processes */
 
-typedef struct conc__view conc__view;
+typedef struct conc__reply_poller conc__reply_poller;
 typedef struct conc__supervisor conc__supervisor;
 
-CONC__PRIVATE void conc__segments_hold(void) {}
-CONC__PRIVATE void conc__segments_let(void) {}
-CONC__PRIVATE void conc__worker_listens(void) {}
-CONC__PRIVATE int conc__supervisor_begin(conc__supervisor *s) { return s ? -ENOTSUP : 0; }
-CONC__PRIVATE void conc__supervisor_rouse(conc__crew *c) { (void)c; }
+CONC__PRIVATE void conc__segments_lock(void) {}
+CONC__PRIVATE void conc__segments_unlock(void) {}
+CONC__PRIVATE void conc__worker_start_cancel_listener(void) {}
+CONC__PRIVATE int conc__supervisor_start(conc__supervisor *s) { return s ? -ENOTSUP : 0; }
+CONC__PRIVATE void conc__supervisor_notify(conc__job_queue *q) { (void)q; }
 CONC__PRIVATE void conc__supervisor_free(conc__supervisor *s) { (void)s; }
-CONC__PRIVATE bool conc__supervisor_cancel(conc__crew *c, conc_job *j) { return c && !j; }
-CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__crew *c) { (void)l, (void)c; }
-CONC__PRIVATE void conc__supervisor_look_for(conc__crew *c, const bool *over)
+CONC__PRIVATE bool conc__supervisor_cancel(conc__job_queue *q, conc_job *j) { return q && !j; }
+CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__job_queue *q) { (void)l, (void)q; }
+CONC__PRIVATE void conc__supervisor_spin_for(conc__job_queue *q, const bool *over)
 {
-    (void)c, (void)over;
+    (void)q, (void)over;
 }
-CONC__PRIVATE conc__view *conc__view_open(conc_loop *l, conc__crew *c)
+CONC__PRIVATE conc__reply_poller *conc__reply_poller_open(conc_loop *l, conc__job_queue *q)
 {
-    (void)l, (void)c;
+    (void)l, (void)q;
     return NULL;
 }
-CONC__PRIVATE void conc__view_close(conc_loop *l, conc__view *v) { (void)l, (void)v; }
+CONC__PRIVATE void conc__reply_poller_close(conc_loop *l, conc__reply_poller *v)
+{
+    (void)l, (void)v;
+}
 
 CONC_API void *conc_shared_alloc(size_t size)
 {
@@ -8672,12 +9399,15 @@ CONC_API void *conc_shared_alloc(size_t size)
 CONC_API void conc_shared_free(void *p) { (void)p; }
 CONC_API int conc_procs_open(conc_procs *p)
 {
-    return p ? conc_fail(-ENOTSUP, "pools of processes are for Linux")
-             : conc__misused(-EINVAL, __func__, "no pool", NULL);
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return conc_fail(-ENOTSUP, "pools of processes are for Linux");
 }
 CONC_API int conc_procs_close(conc_procs *p)
 {
-    return p ? 0 : conc__misused(-EINVAL, __func__, "no pool", NULL);
+    if (!p)
+        return conc__misused(-EINVAL, __func__, "no pool", NULL);
+    return 0;
 }
 CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
 
@@ -8687,7 +9417,7 @@ CONC_API CONC__CALLED int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, 
 {
     if (!p)
         return conc__misused(-EINVAL, __func__, "no pool", NULL);
-    return conc__crew_run(&p->crew, &p->users, fn, arg, size, NULL, __func__);
+    return conc__pool_run(&p->queue, &p->users, fn, arg, size, NULL, __func__);
 }
 
 CONC_API CONC__CALLED int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg,
@@ -8695,10 +9425,10 @@ CONC_API CONC__CALLED int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn 
 {
     if (!p)
         return conc__misused(-EINVAL, __func__, "no pool", NULL);
-    return conc__submit(&p->crew, &p->users, j, fn, arg, size, NULL, __func__);
+    return conc__submit(&p->queue, &p->users, j, fn, arg, size, NULL, __func__);
 }
 
-/* The job of a conc_procs_call is not called itself. */
+/* The function of a conc_procs_call's job, which is never called. */
 CONC__PRIVATE int conc__call_job(void *arg)
 {
     (void)arg;
@@ -8708,35 +9438,37 @@ CONC__PRIVATE int conc__call_job(void *arg)
 CONC_API CONC__CALLED ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, const void *in,
                                               size_t in_size, void *out, size_t out_size)
 {
-    conc__parcel parcel = {
+    conc__payload payload = {
         .call = fn, .in = in, .in_size = in_size, .out = out, .out_size = out_size};
     if (!p || !fn || (in_size && !in) || (out_size && !out))
         return conc__own_error(-EINVAL);
-    int rc = conc__crew_run(&p->crew, &p->users, conc__call_job, NULL, 0, &parcel, __func__);
-    return rc < 0 ? rc : parcel.returned;
+    int rc = conc__pool_run(&p->queue, &p->users, conc__call_job, NULL, 0, &payload, __func__);
+    if (rc < 0)
+        return rc;
+    return payload.returned;
 }
 
 CONC_API CONC__CALLED int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count,
                                          size_t size)
 {
-    conc__mapping m = {.fn = fn, .args = args, .count = count, .size = size};
+    conc__map_call m = {.fn = fn, .args = args, .count = count, .size = size};
     if (!p)
         return conc__misused(-EINVAL, __func__, "no pool", NULL);
-    return conc__crew_map(&p->crew, &p->users, &m, __func__);
+    return conc__pool_map(&p->queue, &p->users, &m, __func__);
 }
 
 CONC_API CONC__CALLED int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count,
                                              size_t size, int *results)
 {
-    conc__mapping m = {fn, args, count, size, results, .keeps_going = true};
+    conc__map_call m = {fn, args, count, size, results, .keeps_going = true};
     if (!p)
         return conc__misused(-EINVAL, __func__, "no pool", NULL);
-    return conc__crew_map(&p->crew, &p->users, &m, __func__);
+    return conc__pool_map(&p->queue, &p->users, &m, __func__);
 }
 
-/* ---- >>beginning ---------------------------------------------------------------------------- */
+/* ---- >>init --------------------------------------------------------------------------------- */
 
-static void conc__pool_begins(int argc, char **argv, char **env)
+static void conc__pool_init(int argc, char **argv, char **env)
 {
     (void)argc, (void)argv, (void)env;
     conc__extended.outside = &conc__outside_of_pool;
@@ -8748,30 +9480,30 @@ static void conc__pool_begins(int argc, char **argv, char **env)
     conc__extended.job_goes_on = conc__job_goes_on;
     conc__extended.job_late = conc__job_late;
     conc__extended.job_fail = conc__job_fail;
-    conc__extended.job_words = conc__job_words;
-    conc__extended.job_here = conc__frame_here;
+    conc__extended.job_text = conc__job_error_text;
+    conc__extended.job_here = conc__job_context_here;
     conc__extended.job_waits = conc__job_waits;
     conc__extended.job_cancelled = conc_job_cancelled;
     conc__extended.resolve = conc__resolve_name;
     conc__extended.jobs_queued = conc__jobs_queued;
     conc__extended.job_overflows = conc__job_overflows;
-    conc__extended.job_in_use = conc__handle_is_at_work;
+    conc__extended.job_in_use = conc__job_handle_in_use;
     conc__extended.pipe_awaited = conc__pipe_awaited;
 #ifdef __linux__
-    conc__worker_check(conc__pool_begins);
+    conc__worker_check(conc__pool_init);
 #endif
 }
 
 #ifdef __linux__
-/* As data, and not by the attribute: a compiler that optimises the whole program puts all
- * constructors into one function, and no worker would know then which of them are left. */
+/* A pointer, not the attribute: a compiler that optimises the whole program puts all constructors
+ * into one function, and a worker would not know which of them are left. */
 __attribute__((section(".init_array"),
                used)) static void (*conc__pool_constructor)(int argc, char **argv,
-                                                            char **env) = conc__pool_begins;
+                                                            char **env) = conc__pool_init;
 #else
 __attribute__((constructor)) static void conc__pool_constructor(void)
 {
-    conc__pool_begins(0, NULL, NULL);
+    conc__pool_init(0, NULL, NULL);
 }
 #endif
 

@@ -2,8 +2,8 @@
  * MIT licence
  *
  * What asyncio and trio call synchronization: lock, rwlock, semaphore, event, condition,
- * barrier, latch, future, queue, limiter, and a select over them. For the tasks of one loop:
- * between threads there is conc_channel in conc_pool.h.
+ * barrier, latch, future, queue, limiter, and a select over them. They serve the tasks of one
+ * loop; between threads, use conc_channel of conc_pool.h.
  *
  *     static conc_lock lock;                              // all zero: ready
  *     static conc_queue jobs = CONC_QUEUE(int, 10);       // of ints, at most 10
@@ -23,25 +23,26 @@
  *         return rc == -EPIPE ? 0 : rc;                   // closed and empty
  *     }
  *
- * Include it where you include conc.h, which it includes itself; CONC_IMPLEMENTATION and
- * CONC_STATIC are the same: the file that defines CONC_IMPLEMENTATION includes this one, too, or
- * the linker finds none of its functions.
+ * Include it instead of conc.h, which it includes itself. CONC_IMPLEMENTATION and CONC_STATIC
+ * work as they do there: the file that defines CONC_IMPLEMENTATION must include this header too,
+ * or the linker finds none of its functions.
  *
  * Conventions, beside conc.h's
- *   Objects   all zero or from their macro (CONC_SEM, CONC_BARRIER, CONC_QUEUE) they are ready,
- *             also before a run and after it. They own no memory and need no destroy call; only
- *             a queue has a storage.
- *   Order     first come, first served. What is released goes to the first waiter at once:
- *             nobody overtakes it, a try_ call neither, and whoever releases and asks again
- *             stands behind those who wait.
- *   Grants    0 means the whole effect, -ECANCELED none. What was handed to a waiter is its own
- *             even if a cancel or a time limit comes before it runs; the cancel is then seen at
- *             its next checkpoint.
- *   Calling   what may wait, from tasks; so are locks and rwlocks, which belong to tasks. The
- *             others (set, notify, close, a semaphore's release, try_) from posted functions
- *             too, and outside a run as long as nobody waits. -EPERM: not so, or a task of
- *             another loop waits. A try_ call that would have to wait returns -EAGAIN.
- *   Errors    NULL is -EINVAL; with a function that returns nothing, nothing happens.
+ *   Objects   An object is ready when it is all zero or set by its macro (CONC_SEM, CONC_BARRIER,
+ *             CONC_QUEUE), also before and after a run. Only a queue allocates memory; the other
+ *             objects need no destroy call.
+ *   Order     First come, first served. A release hands over to the first waiter at once. No
+ *             other task can overtake it, not even with a try_ call, and a task that releases
+ *             and acquires again queues behind the waiters.
+ *   Grants    0 means the whole effect, -ECANCELED none. A waiter keeps what it was handed even
+ *             if a cancel or a time limit comes before it runs; it sees the cancel at its next
+ *             checkpoint.
+ *   Calling   Calls that may wait, and all calls on locks and rwlocks, are for tasks. The other
+ *             calls (set, notify, close, a semaphore's release, try_) may also come from posted
+ *             functions, and from outside a run if no task waits. Otherwise, and if a task of
+ *             another loop waits, the result is -EPERM. A try_ call that would have to wait
+ *             returns -EAGAIN.
+ *   Errors    A NULL argument is -EINVAL; a function that returns nothing ignores it.
  *
  * Contents: >>lock >>rwlock >>semaphore >>event >>condition >>barrier >>latch >>future >>queue
  * >>select >>limiter, then the implementation of each under the same name, and the licence. */
@@ -59,35 +60,34 @@ extern "C" {
 typedef struct conc_lock {
     /* private */
     conc_task *owner;
-    uint64_t serial; /* the owner's: it may have ended, and another task be in its place */
+    uint64_t serial; /* the owner's; tells it from a later task at the same address */
     conc__waits waits;
     const char *place; /* where the owner acquired it */
 } conc_lock;
 
-/* The lock belongs to the calling task when it returns 0. Waits.
+/* Acquires the lock for the calling task. Waits.
  *     int conc_lock_acquire(conc_lock *l);
- * Errors: -EDEADLK (the task has it already), -EPERM (a task of another run has it, which may be
- * over), -ECANCELED. */
+ * Errors: -EDEADLK (the task has it already), -EPERM (a task of another run has it, even one that
+ * is over), -ECANCELED. */
 #define conc_lock_acquire(...) conc__lock_acquire((__VA_ARGS__), CONC__PLACE)
 CONC_API int conc__lock_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 
-/* The same without waiting: -EAGAIN when another task has it, -EDEADLK when this one has.
+/* The same without waiting: -EAGAIN if another task has the lock, -EDEADLK if the caller has it.
  *     int conc_lock_try_acquire(conc_lock *l); */
 #define conc_lock_try_acquire(...) conc__lock_try_acquire((__VA_ARGS__), CONC__PLACE)
 CONC_API int conc__lock_try_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 
-/* Hands the lock to the first who waits for it. Not a checkpoint. -EPERM: the calling task does
- * not have it. */
+/* Hands the lock to its first waiter, or frees it. Not a checkpoint. -EPERM: the calling task does
+ * not have the lock. */
 CONC_API int conc_lock_release(conc_lock *l);
 
-/* Who has it; NULL: nobody. When its owner may have ended without a release, the pointer is only
- * good to be compared. */
+/* The task that has the lock; NULL: none. If the owner may have ended without a release, the
+ * pointer may only be compared, not used. */
 CONC_API conc_task *conc_lock_owner(const conc_lock *l);
 
-/* CONC_LOCKED(&l) { ... }: the block has the lock. A failed acquire returns its error from the
- * calling function; break and continue leave the block; return, goto and CONC_TRY leave it too,
- * and the lock is released. Inside an open scope or group acquire by hand, as the early return
- * would leave that open. */
+/* CONC_LOCKED(&l) { ... }: the block runs with the lock, and every way out of it (its end, break,
+ * continue, return, goto, CONC_TRY) releases the lock. If the acquire fails, the calling function
+ * returns its error; that would leave a scope or group open, so inside one acquire by hand. */
 #define CONC_LOCKED(...) \
     CONC__GUARDED(conc__lock_enter((__VA_ARGS__), CONC__PLACE), conc__lock_leave, __COUNTER__)
 #define CONC__GUARDED(enter, leave, n) CONC__GUARDED2(enter, leave, CONC__JOIN(conc__guard, n))
@@ -108,23 +108,22 @@ CONC_API void conc__lock_leave(conc__entered *g);
 
 /* ---- >>rwlock ------------------------------------------------------------------------------- */
 
-/* Either one writer has it or any number of readers. Who comes later waits behind those who
- * wait, so that neither readers nor writers starve. */
+/* Held by one writer or by any number of readers. A task that arrives while others wait queues
+ * behind them, so neither readers nor writers starve. */
 typedef struct conc_rwlock {
     /* private */
     conc_task *writer;
     uint64_t serial; /* the writer's, or a reader's */
     int readers;
     conc__waits waits;
-    const char *place; /* where it was acquired last */
+    const char *place; /* where it was last acquired */
 } conc_rwlock;
 
 /* Waits.
  *     int conc_rwlock_acquire_read(conc_rwlock *l), conc_rwlock_acquire_write(conc_rwlock *l);
  * Errors: -EDEADLK (the task has it for writing already), -EPERM (a task of another run has it,
- * which may be over), -ECANCELED. A task that reads
- * releases it before it writes, and does not acquire it twice, as a writer may be waiting in
- * between: it would wait for itself. */
+ * even one that is over), -ECANCELED. A reader must release it before it acquires it again:
+ * otherwise it waits for itself, or for a writer that has queued in between and waits for it. */
 #define conc_rwlock_acquire_read(...) conc__rwlock_acquire((__VA_ARGS__), CONC__READER, CONC__PLACE)
 #define conc_rwlock_acquire_write(...) \
     conc__rwlock_acquire((__VA_ARGS__), CONC__WRITER, CONC__PLACE)
@@ -140,15 +139,16 @@ CONC_API int conc__rwlock_acquire(conc_rwlock *l, int how, const char *place) CO
     conc__rwlock_try_acquire((__VA_ARGS__), CONC__WRITER, CONC__PLACE)
 CONC_API int conc__rwlock_try_acquire(conc_rwlock *l, int how, const char *place) CONC_NODISCARD;
 
-/* Either kind, by the task that acquired it. -EPERM: another task has it for writing, or nobody
- * has it; which tasks read it is not known. Not a checkpoint. */
+/* Releases either kind; for the task that acquired it. Not a checkpoint. -EPERM: another task has
+ * it for writing, or no task has it. The rwlock only counts its readers, so a release by a task
+ * that does not read goes unnoticed. */
 CONC_API int conc_rwlock_release(conc_rwlock *l);
 
 /* ---- >>semaphore ---------------------------------------------------------------------------- */
 
 typedef struct conc_sem {
     int permits; /* free ones */
-    int max;     /* a release above it is -EOVERFLOW; 0: no maximum */
+    int max;     /* a release beyond it is -EOVERFLOW; 0: no maximum */
     /* private */
     conc__waits waits;
 } conc_sem;
@@ -164,11 +164,11 @@ typedef struct conc_sem {
 CONC_API int conc_sem_acquire(conc_sem *s) CONC_NODISCARD;
 CONC_API int conc_sem_try_acquire(conc_sem *s) CONC_NODISCARD;
 
-/* Gives a permit to the first who waits, or back. -EOVERFLOW: there would be more than max, or
- * than an int holds. Not a checkpoint. */
+/* Returns a permit, which goes to the first waiter if there is one. -EOVERFLOW: there would be more
+ * permits than max, or than an int holds. Not a checkpoint. */
 CONC_API int conc_sem_release(conc_sem *s);
 
-/* CONC_PERMIT(&sem) { ... }: the block has a permit, as with CONC_LOCKED. */
+/* CONC_PERMIT(&sem) { ... }: the block runs with a permit, as CONC_LOCKED does with a lock. */
 #define CONC_PERMIT(...) CONC__GUARDED(conc__sem_enter(__VA_ARGS__), conc__sem_leave, __COUNTER__)
 CONC_API conc__entered conc__sem_enter(conc_sem *s);
 CONC_API void conc__sem_leave(conc__entered *g);
@@ -181,14 +181,15 @@ typedef struct conc_event {
     conc__waits waits;
 } conc_event;
 
-/* Returns 0 when the event is set, or was set meanwhile. Waits. Errors: -ECANCELED. */
+/* Waits until the event is set. Errors: -ECANCELED. */
 CONC_API int conc_event_wait(conc_event *e) CONC_NODISCARD;
 
-/* Wakes all who wait, even if a clear follows at once; who comes later does not wait. Afterwards
- * nobody needs the event any more: who was woken may free it. Not a checkpoint. */
+/* Wakes all waiters, even if a clear follows at once; until then later calls do not wait. Neither
+ * the call nor the waiters use the event afterwards, so a woken task may free it. Not a
+ * checkpoint. */
 CONC_API void conc_event_set(conc_event *e);
 
-/* Who comes from now on waits. Not a checkpoint. */
+/* From now on conc_event_wait waits. Not a checkpoint. */
 CONC_API void conc_event_clear(conc_event *e);
 
 CONC_API bool conc_event_is_set(const conc_event *e);
@@ -201,13 +202,13 @@ typedef struct conc_cond {
 } conc_cond;
 
 /* Releases the lock, waits to be notified, and acquires the lock again. The task has the lock
- * whatever is returned, so a return can come later than a time limit. Others may have run in
- * between: test what you wait for in a loop. Waits. Errors: -EPERM (the task does not have the
- * lock), -ECANCELED (and no notify was taken). */
+ * whatever is returned, so a return can come later than a time limit. Other tasks may run between
+ * the notify and the return: test the condition in a loop. Errors: -EPERM (the task does not have
+ * the lock), -ECANCELED (the wait used up no notify). */
 CONC_API int conc_cond_wait(conc_cond *c, conc_lock *l) CONC_NODISCARD;
 
-/* Notifies the first n who wait, or all. They go on when they have their lock again; the caller
- * needs none. Without anybody who waits nothing is remembered. Not a checkpoint. */
+/* Notifies the first n waiters, or all. Each continues once it has its lock again; the caller need
+ * not have a lock. A notify without waiters has no effect. Not a checkpoint. */
 CONC_API void conc_cond_notify(conc_cond *c, int n);
 CONC_API void conc_cond_notify_all(conc_cond *c);
 
@@ -226,23 +227,23 @@ typedef struct conc_barrier {
         .parties = (__VA_ARGS__) \
     }
 
-/* Waits until `parties` tasks are here, which then all go on, and the next come to a fresh
- * barrier. Returns the caller's index, each of 0 to parties - 1 once, the last to arrive with
- * the highest. A party that is cancelled before that leaves the barrier as if it had not come.
- * Errors: -EINVAL (parties not positive), -ECANCELED. */
+/* Waits until `parties` tasks have arrived; then all of them continue, and the barrier starts over.
+ * Returns the caller's index, in order of arrival: each of 0 to parties - 1 once. A task that is
+ * cancelled while it waits no longer counts as arrived. Errors: -EINVAL (parties not positive),
+ * -ECANCELED. */
 CONC_API int conc_barrier_wait(conc_barrier *b) CONC_NODISCARD;
 
 /* ---- >>latch -------------------------------------------------------------------------------- */
 
-/* Counts what is still to be done: Go's WaitGroup. */
+/* Counts what is left to do, as Go's WaitGroup does. */
 typedef struct conc_latch {
     /* private */
     int count;
     conc__waits waits;
 } conc_latch;
 
-/* Adds n, which may be negative; at 0 all who wait go on. -EOVERFLOW: below 0, or above what an
- * int holds; nothing changes. Not checkpoints. done adds -1. */
+/* Adds n, which may be negative; a count of 0 wakes all waiters. conc_latch_done adds -1. Not
+ * checkpoints. -EOVERFLOW, and no change: the count would be below 0 or above what an int holds. */
 CONC_API int conc_latch_add(conc_latch *l, int n);
 CONC_API int conc_latch_done(conc_latch *l);
 
@@ -251,7 +252,7 @@ CONC_API int conc_latch_wait(conc_latch *l) CONC_NODISCARD;
 
 /* ---- >>future ------------------------------------------------------------------------------- */
 
-/* A result that comes once. */
+/* A result that is set once. */
 typedef struct conc_future {
     /* private */
     bool set;
@@ -261,13 +262,14 @@ typedef struct conc_future {
     conc__waits waits;
 } conc_future;
 
-/* Sets the result: rc, and a value (borrowed); the words of an error (conc_fail, in this task or
- * posted function) go with it to all that wait. Once; then -EALREADY. A task that was woken may
- * free the future. Not a checkpoint. */
+/* Sets the result, rc and a value (borrowed), and wakes all waiters. If rc is an error that the
+ * calling task or posted function made with conc_fail, its text reaches them too. A second call
+ * returns -EALREADY. The call and the waiters do not use the future afterwards, so a woken task may
+ * free it. Not a checkpoint. */
 CONC_API int conc_future_set(conc_future *f, int rc, void *value);
 
-/* Waits for the result: the rc that was set, the value in *value (NULL: not wanted). -ECANCELED
- * of the caller's own leaves *value as it was. */
+/* Waits for the result: returns the rc that was set, and stores the value in *value unless value is
+ * NULL. If the caller is cancelled meanwhile: -ECANCELED, and *value is unchanged. */
 CONC_API int conc_future_wait(conc_future *f, void **value) CONC_NODISCARD;
 
 CONC_API bool conc_future_is_set(const conc_future *f);
@@ -277,26 +279,27 @@ CONC_API bool conc_future_is_set(const conc_future *f);
 enum {
     CONC_QUEUE_FIFO,
     CONC_QUEUE_LIFO,
-    /* the least item first, equal ones in the order of their puts; needs less */
+    /* the least item first, equal items in the order of their puts; needs less */
     CONC_QUEUE_PRIORITY
 };
 
 typedef struct conc_queue {
     size_t item_size; /* bytes; 0: items are only counted */
-    size_t capacity;  /* items; a put above it waits; 0: no limit */
+    size_t capacity;  /* items; a put beyond it waits; 0: no limit */
     int kind;
-    /* does a come before b? Alone it means CONC_QUEUE_PRIORITY. It does not wait. Items are
-     * aligned as max_align_t, no more */
+    /* does a come before b? Setting it implies CONC_QUEUE_PRIORITY. It must not wait. Items are
+     * aligned as max_align_t at most */
     bool (*less)(const void *a, const void *b);
     /* private */
     bool closed, checked;
     char *items;      /* FIFO: a ring; LIFO: a stack; priority: a binary heap */
-    uint64_t *orders; /* priority: when each item came */
+    uint64_t *orders; /* priority: the arrival number of each item */
     size_t room, head, count;
-    size_t limit; /* of an open FIFO queue of small items, else 0: below it a put only stores */
+    size_t limit; /* with fewer items a put only stores; 0 if closed, not FIFO, or of large items */
     uint64_t arrivals;
     conc__waits getters, putters, joiners;
-    /* apart from count, or both would be written by one vector store, which a read waits for */
+    /* not beside count: the compiler would merge both writes into one vector store, which would
+     * delay the next read of either */
     size_t unfinished;
 } conc_queue;
 
@@ -306,20 +309,20 @@ typedef struct conc_queue {
         .item_size = sizeof(type), .capacity = __VA_ARGS__ \
     }
 
-/* Puts a copy of the item, for the first who waits or into the queue. item is borrowed until the
- * call returns. Waits while the queue is full; else the task goes on, so consumers have their
- * turn when the producer waits or calls conc_yield. Errors: -EPIPE (closed), -ENOMEM (and the queue
- * is as before), -EINVAL (a kind without less, or less with another kind), -ECANCELED.
- * conc_queue_try_put never waits: -EAGAIN when the queue is full. That does not mean that the
- * consumer is slow: it may not have had its turn since the producer runs. */
+/* Hands a copy of the item to the first waiting getter, or appends it. item is borrowed until the
+ * call returns. Waits only while the queue is full: consumers run when the producer waits or calls
+ * conc_yield. Errors: -EPIPE (closed), -ENOMEM (the queue is unchanged), -EINVAL (a priority queue
+ * without less, or less with another kind), -ECANCELED.
+ * conc_queue_try_put never waits: -EAGAIN if the queue is full. That need not mean a slow consumer:
+ * it may not have run since the producer started. */
 CONC_API int conc_queue_put(conc_queue *q, const void *item) CONC_NODISCARD;
 CONC_API int conc_queue_try_put(conc_queue *q, const void *item) CONC_NODISCARD;
 
-/* conc_queue_put of a value, which is copied: CONC_PUT(&jobs, n + 1), or with commas in it:
- * CONC_PUT(&jobs, (job){url, 3}); into a queue of pointers CONC_PUT(&names, name), where
- * conc_queue_put takes &name. The value's size has to be item_size: else it does not compile
- * where the compiler knows both (it optimizes, and sees the queue being set), and is -EINVAL
- * elsewhere. An array or a string is the pointer to its first element. */
+/* conc_queue_put of a value: CONC_PUT(&jobs, n + 1), CONC_PUT(&jobs, (job){url, 3}), and for a
+ * queue of pointers CONC_PUT(&names, name), where conc_queue_put takes &name. The value must have
+ * item_size bytes. Otherwise the result is -EINVAL, or an error at compile time if the compiler
+ * knows both sizes (it optimizes, and sees the queue being set). An array or a string stands for
+ * the pointer to its first element. */
 #define CONC_PUT(q, ...)                                              \
     CONC__PUT(q, (__VA_ARGS__), CONC__JOIN(conc__queue, __COUNTER__), \
               CONC__JOIN(conc__item, __COUNTER__), CONC__GIVEN(#__VA_ARGS__))
@@ -346,29 +349,28 @@ void conc__item_has_another_size(void)
 #endif
 CONC_API int conc__queue_put_sized(conc_queue *q, const void *item, size_t size) CONC_NODISCARD;
 
-/* Takes the next item, into *item. Waits while there is none. Errors: -EPIPE (closed, and all
- * items taken), -EINVAL as above, -ECANCELED. */
+/* Moves the next item to *item. Waits while there is none. Errors: -EPIPE (closed and empty),
+ * -EINVAL as above, -ECANCELED. */
 CONC_API int conc_queue_get(conc_queue *q, void *item) CONC_NODISCARD;
 CONC_API int conc_queue_try_get(conc_queue *q, void *item) CONC_NODISCARD;
 
-/* Items that lie in the queue. */
+/* The number of items in the queue. */
 CONC_API size_t conc_queue_len(const conc_queue *q);
 
-/* One of the items that were taken is done with, also after the queue was destroyed. -EOVERFLOW:
- * as many were done as were put. Not a checkpoint. */
+/* Marks one of the items that were taken as done, also after the queue was destroyed. -EOVERFLOW:
+ * all items that were put are done already. Not a checkpoint. */
 CONC_API int conc_queue_task_done(conc_queue *q);
 
-/* Waits until every item that was put is done with. Errors: -ECANCELED, -EPIPE (destroyed
- * meanwhile). */
+/* Waits until every item that was put is done. Errors: -ECANCELED, -EPIPE (destroyed meanwhile). */
 CONC_API int conc_queue_join(conc_queue *q) CONC_NODISCARD;
 
-/* No more puts: who waits in one gets -EPIPE, as does who waits in a get. What lies in the queue
- * can still be taken. Closing twice does nothing. Not a checkpoint. */
+/* Ends puts: every waiting put, and every waiting get, returns -EPIPE. Items in the queue can still
+ * be taken. A second close does nothing. Not a checkpoint. */
 CONC_API void conc_queue_close(conc_queue *q);
 
-/* Closes it for good, drops what lies in it, and frees the storage. Items that were taken still
- * count: conc_queue_task_done and conc_queue_join go on working. CONC_AUTO(conc_queue, q) =
- * CONC_QUEUE(int, 10); does it when the block ends. */
+/* Closes the queue for good, drops its items, and frees its memory. Items that were taken still
+ * count: conc_queue_task_done and conc_queue_join keep working.
+ * CONC_AUTO(conc_queue, q) = CONC_QUEUE(int, 10); destroys the queue when the block ends. */
 CONC_API void conc_queue_destroy(conc_queue *q);
 CONC_API void conc__auto_conc_queue(conc_queue *q);
 
@@ -376,7 +378,7 @@ CONC_API void conc__auto_conc_queue(conc_queue *q);
 
 struct conc__choice;
 
-/* One thing that conc_select may do. Made by the macros below. */
+/* One thing that conc_select may do. Use the macros below to make one. */
 typedef struct conc_case {
     int what;
     conc_queue *queue;
@@ -388,8 +390,8 @@ typedef struct conc_case {
     struct conc_job *job;
     void *to;
     const void *from;
-    /* in the case that happened: what its call would have returned; of JOIN, which collects it
-     * as conc_join does, what the task returned, and of JOB what the job returned */
+    /* in the case that happened: what its call would have returned. With JOIN (which collects the
+     * task, as conc_join does) and with JOB, what the task or the job returned */
     int result;
     /* private */
     struct conc__choice *choice;
@@ -434,7 +436,7 @@ enum {
         .what = CONC__AFTER, .seconds = (__VA_ARGS__) \
     }
 
-/* Of conc_pool.h; they wait in the same lines as conc_channel_recv, conc_channel_send and
+/* With conc_pool.h. These queue together with callers of conc_channel_recv, conc_channel_send and
  * conc_job_wait, but a cancel of the select does not cancel the job. */
 #define CONC_CASE_RECV(c, ...)                                  \
     {                                                           \
@@ -449,48 +451,49 @@ enum {
         .what = CONC__JOB, .job = (__VA_ARGS__) \
     }
 
-/* Waits until one of the cases can happen, does that one and no other, and returns its index;
- * its result field has what the call would have returned: a closed queue is ready with -EPIPE.
- * When several are ready at the call, the first in the array; else the first to happen. The
- * array and what it points to is borrowed until the call returns, and may be used again.
+/* Waits until one of the cases can happen, does that one and no other, and returns its index. The
+ * result field of that case has what its call would have returned: a closed queue is ready with
+ * -EPIPE. If several are ready at the call, the first in the array happens. The array and what it
+ * points to are borrowed until the call returns; the array may be used again.
  *     conc_case c[] = {CONC_CASE_GET(&jobs, &job), CONC_CASE_EVENT(&stop), CONC_CASE_AFTER(1.5)};
  *     switch (conc_select(c, CONC_LEN(c))) { case 0: ...
- * A descriptor with events 0 is waited for to hang up, and the result is 0 then.
- * Errors, and none has happened: -EINVAL (no cases, one that is not valid), -EDEADLK (the join
- * of oneself), -EBADF (a negative descriptor), -EPERM (another run's), -ENOMEM (only with a
- * channel or a job), -EAGAIN (no thread for the job can be started), -ECANCELED. */
+ * A CONC_CASE_FD with events 0 happens when the peer hangs up; its result is 0 then.
+ * Errors, and no case has happened: -EINVAL (no cases, or one that is not valid), -EDEADLK (a join
+ * of the caller), -EBADF (a negative descriptor), -EPERM (an object of another run), -ENOMEM (only
+ * with a channel or a job), -EAGAIN (no thread for the job can be started), -ECANCELED. */
 CONC_API int conc_select(conc_case *cases, size_t n) CONC_NODISCARD;
 
 /* ---- >>limiter ------------------------------------------------------------------------------ */
 
-/* A token bucket: it holds `burst` tokens, starts full, and gets `rate` more each `per` seconds,
- * evenly. So in any time t at most burst + t * rate / per are taken: with rate 3 and burst 1 one
- * every third of a second. */
+/* A token bucket: it holds at most `burst` tokens, starts full, and gains `rate` tokens every `per`
+ * seconds, evenly. So within any time t at most burst + t * rate / per tokens are taken: with rate
+ * 3 and burst 1, one every third of a second. */
 typedef struct conc_limiter {
     double rate, per, burst; /* per 0: 1 s; burst 0: 1 */
     /* private */
-    uint64_t run;       /* whose clock was read last; 0: none */
-    bool virtual_clock; /* it had */
-    int64_t seen;       /* ns: then */
+    uint64_t run;       /* the run whose clock was last read; 0: none */
+    bool virtual_clock; /* did that run have a virtual clock? */
+    int64_t seen;       /* what the clock said, in ns */
     int64_t start;      /* when the bucket was last full */
-    double taken;       /* since then */
+    double taken;       /* tokens since then */
     conc__waits waits;
-    conc__timer timer; /* for the first who waits */
+    conc__timer timer; /* fires when the first waiter's tokens are there */
 } conc_limiter;
 
-/* Takes n tokens, in the order of the calls. Waits. Errors: -EINVAL (rate not positive, per or
+/* Takes n tokens; callers are served in order. Waits. Errors: -EINVAL (rate not positive, per or
  * burst negative, n not positive or more than the burst), -ECANCELED. */
 CONC_API int conc_limiter_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 
-/* The same without waiting: also -EAGAIN while somebody waits. -EPERM outside a run, where there
- * is no clock. */
+/* The same without waiting: -EAGAIN if there are not enough tokens, or another task waits. -EPERM
+ * outside a run, where there is no clock. */
 CONC_API int conc_limiter_try_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 
 #ifdef __cplusplus
 }
 
-/* The macros again as calls, because C++17 has no designators and GCC warns of fields that a list
- * leaves out: the same arguments, the same values, also for static objects. */
+/* The macros again, as calls: C++17 has no designated initializers, and GCC warns of fields that an
+ * initializer leaves out. They take the same arguments and give the same values, also for static
+ * objects. */
 extern "C++" {
 
 struct conc__sem_options {
@@ -625,9 +628,18 @@ constexpr conc_case conc__make_job(struct conc_job *job)
 
 #endif /* CONC_SYNC_H */
 
-/* ============================================ implementation
- * ================================================== *
- *  >>sharing, then >>lock to >>limiter
+/* ==============================================================================================
+ *  The implementation: >>sharing, then >>lock to >>limiter. The words of conc.h's apply here too.
+ *
+ *  waiter          a task in the list of an object
+ *  fast path       a call that need not wait, in a function that calls no other; the slow path
+ *                  does all checks, and may park
+ *  used elsewhere  tasks of another loop wait in the object's list: this thread must not touch it
+ *  case, choice    one conc_case, and the conc_select that waits for several
+ *  outside         a case on a channel or a job, which conc_pool.h handles
+ *  to withdraw     to end the wait of a case that was not chosen
+ *  room            the slots for which a queue has memory
+ *  hole            a slot of a heap whose item has been moved
  * ============================================================================================== */
 
 #if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__SYNC_IMPLEMENTED
@@ -638,16 +650,16 @@ constexpr conc_case conc__make_job(struct conc_job *job)
 static const conc__wait_kind conc__candidate;
 CONC__PRIVATE const conc__wait *conc__parked_on(const conc__wait *candidate);
 
-/* In a forked child: does the task of a wait still belong to the parent process? A handle may have
- * got a new task since, which then waits for something else. */
+/* In a forked child: does the wait belong to a task of the parent process? Its handle may have been
+ * reused for a new task, which waits for something else. */
 CONC__COLD bool conc__wait_is_inherited(const conc__wait *w)
 {
     const conc__wait *parked = w->kind == &conc__candidate ? conc__parked_on(w) : w;
     return conc__is_inherited(w->task->serial) || w->task->wait != parked;
 }
 
-/* No task waits here, or tasks of this thread's run. In a forked child the parent's tasks leave
- * the list; as no task joins a list before it was looked at here, they are all in it or none. */
+/* True if the list is empty or its waiters are tasks of l. In a forked child this also empties a
+ * list of the parent's tasks. It has only those then: no task joins a list before this check. */
 CONC__FAST bool conc__ours(const conc_loop *l, conc__waits *waits)
 {
     conc__wait *first = waits->first;
@@ -660,39 +672,39 @@ CONC__FAST bool conc__ours(const conc_loop *l, conc__waits *waits)
     return first->task->loop == l;
 }
 
-CONC__COLD int conc__foreign(const char *call)
+CONC__COLD int conc__used_elsewhere(const char *call)
 {
     return conc__misused(-EPERM, call, "a task of another loop waits there", NULL);
 }
 
-/* At the start of `call`, which may wait: 0, -EPERM or -ECANCELED. */
+/* The checks at the start of `call`, which may wait: 0, -EPERM or -ECANCELED. */
 CONC__FAST int conc__may_wait(conc_loop *l, conc__waits *waits, const char *call)
 {
     if (CONC__UNLIKELY(!conc__ours(l, waits)))
-        return conc__foreign(call);
+        return conc__used_elsewhere(call);
     return conc__checkpoint(l);
 }
 
-/* What is done most has a way without a wait in a function of its own, which calls nothing, and
- * the wait itself is in another: the code that parks a task saves every register first. True:
- * the running task may go on without a turn of the others. */
-CONC__FAST bool conc__goes_on(conc_loop *l)
+/* True if the running task may continue without giving others a turn; that uses up one of the quick
+ * checkpoints it has. The fast paths below call this and no other function; their slow paths are
+ * separate functions, because code that parks a task saves every register first. */
+CONC__FAST bool conc__may_continue(conc_loop *l)
 {
-    if (CONC__UNLIKELY(!l || !l->self || l->self->pending || l->quick <= 1))
+    if (CONC__UNLIKELY(!l || !l->self || l->self->pending || l->budget_left <= 1))
         return false;
-    l->quick--;
+    l->budget_left--;
     return true;
 }
 
-/* The running task waits in the list. */
+/* Appends w, a wait of the running task, to the list and parks the task. */
 CONC__SWITCHES int conc__wait_in(conc_loop *l, conc__waits *list, conc__wait *w)
 {
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     conc__append(list, w);
     return conc__park(l, w);
 }
 
-/* The same as conc__wake for the first of a list, in line. */
+/* conc__wake for the first wait of a list, inlined. */
 CONC__FAST void conc__wake_first(conc_loop *l, conc__waits *list, int result)
 {
     conc__wait *w = list->first;
@@ -701,50 +713,60 @@ CONC__FAST void conc__wake_first(conc_loop *l, conc__waits *list, int result)
         return;
     }
     list->first = w->next;
-    *(w->next ? &w->next->prev : &list->last) = NULL;
+    if (w->next)
+        w->next->prev = NULL;
+    else
+        list->last = NULL;
     w->list = NULL;
     w->result = result;
     conc__wait_over(l, w->task);
 }
 
-/* The whole of a call that waits for something to be so: it waits in the list of `on` unless it
- * is so already. */
-CONC__PRIVATE CONC__CALLED int conc__wait_unless(const char *call, bool so, const void *on,
+/* The body of `call`, which waits in the list of `object` unless what it waits for is true. */
+CONC__PRIVATE CONC__CALLED int conc__wait_unless(const char *call, bool is_true, const void *object,
                                                  conc__waits *list, const conc__wait_kind *kind)
 {
     conc_loop *l = conc__in_task_of(call);
     if (!l)
         return -EPERM;
-    if (!on)
-        return conc__misused(-EINVAL, call, "there is nothing to wait for", NULL);
     int rc = conc__may_wait(l, list, call);
     if (rc)
         return rc;
-    if (!so) {
-        conc__wait w = {.task = l->self, .kind = kind, .on = on};
-        return conc__came_to(conc__wait_in(l, list, &w));
+    if (!is_true) {
+        conc__wait w = {.task = l->self, .kind = kind, .on = object};
+        return conc__wait_result(conc__wait_in(l, list, &w));
     }
-    conc__quick(l);
+    conc__spend_budget(l);
     return 0;
+}
+
+/* The body of `call` if its object is NULL. */
+CONC__COLD int conc__no_object(const char *call)
+{
+    if (!conc__in_task_of(call))
+        return -EPERM;
+    return conc__misused(-EINVAL, call, "there is nothing to wait for", NULL);
 }
 
 CONC__PRIVATE void conc__wake_all(conc_loop *l, conc__waits *list, int result)
 {
     while (list->first) {
         if (result < 0)
-            conc__tell(list->first->task, result, NULL, (conc__source){NULL, NULL});
+            conc__set_error(list->first->task, result, NULL, (conc__source){NULL, NULL});
         conc__wake(l, list->first, result);
     }
 }
 
-/* The owner of a lock, as it was noted, if that task has not ended; else NULL. */
+/* The owner that a lock has on record, or NULL if that task has ended. */
 CONC__PRIVATE const conc_task *conc__living_owner(const conc_task *owner, uint64_t serial)
 {
-    return conc__lives(conc__here, owner, serial) ? owner : NULL;
+    if (!conc__lives(conc__here, owner, serial))
+        return NULL;
+    return owner;
 }
 
-CONC__PRIVATE void conc__whom_owner(FILE *out, const conc_task *owner, uint64_t serial,
-                                    const char *place)
+CONC__PRIVATE void conc__print_owner(FILE *out, const conc_task *owner, uint64_t serial,
+                                     const char *place)
 {
     if (!owner) { /* a task that was woken has it, and has not run since */
         fprintf(out, " that is free");
@@ -761,13 +783,13 @@ CONC__PRIVATE void conc__whom_owner(FILE *out, const conc_task *owner, uint64_t 
 
 /* ---- >>lock --------------------------------------------------------------------------------- */
 
-CONC__PRIVATE void conc__lock_whom(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__lock_details(FILE *out, const conc__wait *w)
 {
     const conc_lock *k = w->on;
-    conc__whom_owner(out, k->owner, k->serial, k->place);
+    conc__print_owner(out, k->owner, k->serial, k->place);
 }
 
-/* Whom the report of a deadlock goes on to; NULL: not there any more. */
+/* The next task in the report of a deadlock; NULL: it has ended. */
 CONC__PRIVATE const conc_task *conc__lock_owner(const conc__wait *w)
 {
     const conc_lock *k = w->on;
@@ -775,7 +797,7 @@ CONC__PRIVATE const conc_task *conc__lock_owner(const conc__wait *w)
 }
 
 static const conc__wait_kind conc__locking = {.what = "waits for a lock",
-                                              .whom = conc__lock_whom,
+                                              .details = conc__lock_details,
                                               .cancel = conc__cancel_plainly,
                                               .owner = conc__lock_owner};
 
@@ -784,13 +806,13 @@ CONC__FAST bool conc__lock_is_mine(const conc_loop *l, const conc_lock *k)
     return k->owner == l->self && k->serial == l->self->serial;
 }
 
-/* Has the owner ended without a release? */
+/* Has the owner ended without releasing the lock? */
 CONC__PRIVATE bool conc__lock_is_lost(conc_loop *l, const conc_lock *k)
 {
     return !conc__lives(l, k->owner, k->serial);
 }
 
-/* Why a try cannot have a lock or rwlock. */
+/* The error of a try_ call on a lock or rwlock that is not free. */
 CONC__COLD int conc__held_by_other(const conc_loop *l, const conc_task *owner, uint64_t serial,
                                    const char *call, const char *place)
 {
@@ -801,24 +823,24 @@ CONC__COLD int conc__held_by_other(const conc_loop *l, const conc_task *owner, u
     return conc__misused(-EPERM, call, "a task of another run has it, acquired", place);
 }
 
-CONC__FAST void conc__lock_give(conc_loop *l, conc_lock *k, conc_task *t, const char *place)
+CONC__FAST void conc__lock_grant(conc_loop *l, conc_lock *k, conc_task *t, const char *place)
 {
     k->owner = t;
     k->serial = t->serial;
     k->place = place;
     if (CONC__UNLIKELY(l->debug))
-        conc__note(&t->held, k, "a lock", place);
+        conc__holding_add(&t->held, k, "a lock", place);
 }
 
-/* The owner does not want it any more: it goes to the first who waits. */
-CONC__FAST void conc__lock_pass(conc_loop *l, conc_lock *k)
+/* Takes the lock from its owner and grants it to the first waiter, if there is one. */
+CONC__FAST void conc__lock_hand_over(conc_loop *l, conc_lock *k)
 {
     conc__wait *w = k->waits.first;
     if (CONC__UNLIKELY(l->debug))
-        conc__unnote(&k->owner->held, k);
+        conc__holding_drop(&k->owner->held, k);
     k->owner = NULL;
     if (w) {
-        conc__lock_give(l, k, w->task, w->item);
+        conc__lock_grant(l, k, w->task, w->item);
         conc__wake_first(l, &k->waits, w->value);
     }
 }
@@ -851,16 +873,16 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
                                  "a task of another run has this lock, acquired", k->place);
         return conc__lock_wait(l, k, place);
     }
-    conc__lock_give(l, k, l->self, place);
-    conc__quick(l);
+    conc__lock_grant(l, k, l->self, place);
+    conc__spend_budget(l);
     return 0;
 }
 
-/* Compiled in line where they are called in this file: a call would take as long again. */
-CONC__FAST int conc__lock_take(conc_lock *k, const char *place)
+/* The public calls are macros for these in this file: a call would double their cost. */
+CONC__FAST int conc__lock_acquire_fast(conc_lock *k, const char *place)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!k || k->owner || !l || l->debug || !conc__goes_on(l)))
+    if (CONC__UNLIKELY(!k || k->owner || !l || l->debug || !conc__may_continue(l)))
         return conc__lock_acquire_slowly(k, place);
     k->owner = l->self;
     k->serial = l->self->serial;
@@ -870,9 +892,9 @@ CONC__FAST int conc__lock_take(conc_lock *k, const char *place)
 
 CONC_API int conc__lock_acquire(conc_lock *k, const char *place)
 {
-    return conc__lock_take(k, place);
+    return conc__lock_acquire_fast(k, place);
 }
-#define conc__lock_acquire(k, place) conc__lock_take(k, place)
+#define conc__lock_acquire(k, place) conc__lock_acquire_fast(k, place)
 
 CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
 {
@@ -883,7 +905,7 @@ CONC_API int conc__lock_try_acquire(conc_lock *k, const char *place)
         return conc__misused(-EINVAL, __func__, "no lock", NULL);
     if (k->owner && !conc__is_inherited(k->serial))
         return conc__held_by_other(l, k->owner, k->serial, "conc_lock_try_acquire", k->place);
-    conc__lock_give(l, k, l->self, place);
+    conc__lock_grant(l, k, l->self, place);
     return 0;
 }
 
@@ -896,11 +918,11 @@ CONC__PRIVATE CONC__CALLED int conc__lock_release_slowly(conc_lock *k)
         return -EPERM;
     if (CONC__UNLIKELY(!conc__lock_is_mine(l, k) || !conc__ours(l, &k->waits)))
         return conc__misused(-EPERM, "conc_lock_release", "the task does not have this lock", NULL);
-    conc__lock_pass(l, k);
+    conc__lock_hand_over(l, k);
     return 0;
 }
 
-CONC__FAST int conc__lock_drop(conc_lock *k)
+CONC__FAST int conc__lock_release_fast(conc_lock *k)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!k || !l || !l->self || !conc__lock_is_mine(l, k) || k->waits.first ||
@@ -910,8 +932,8 @@ CONC__FAST int conc__lock_drop(conc_lock *k)
     return 0;
 }
 
-CONC_API int conc_lock_release(conc_lock *k) { return conc__lock_drop(k); }
-#define conc_lock_release(...) conc__lock_drop(__VA_ARGS__)
+CONC_API int conc_lock_release(conc_lock *k) { return conc__lock_release_fast(k); }
+#define conc_lock_release(...) conc__lock_release_fast(__VA_ARGS__)
 
 CONC_API conc_task *conc_lock_owner(const conc_lock *k)
 {
@@ -937,14 +959,16 @@ CONC_API void conc__lock_leave(conc__entered *g)
 
 /* ---- >>rwlock ------------------------------------------------------------------------------- */
 
-CONC__PRIVATE void conc__rwlock_whom(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__rwlock_details(FILE *out, const conc__wait *w)
 {
     const conc_rwlock *k = w->on;
     fprintf(out, w->value == CONC__READER ? " to read" : " to write");
     if (k->writer)
-        conc__whom_owner(out, k->writer, k->serial, k->place);
+        conc__print_owner(out, k->writer, k->serial, k->place);
+    else if (k->readers == 1)
+        fprintf(out, ", which 1 reads");
     else
-        fprintf(out, ", which %d read%s", k->readers, k->readers == 1 ? "s" : "");
+        fprintf(out, ", which %d read", k->readers);
 }
 
 CONC__PRIVATE bool conc__rwlock_is_mine(const conc_loop *l, const conc_rwlock *k)
@@ -952,8 +976,8 @@ CONC__PRIVATE bool conc__rwlock_is_mine(const conc_loop *l, const conc_rwlock *k
     return k->writer && k->writer == l->self && k->serial == l->self->serial;
 }
 
-/* What tasks of the parent process have does not count in a forked child. */
-CONC__PRIVATE void conc__rwlock_take_over(conc_rwlock *k)
+/* In a forked child, frees the rwlock if tasks of the parent process have it. */
+CONC__PRIVATE void conc__rwlock_disown_parent(conc_rwlock *k)
 {
     if (!conc__is_inherited(k->serial))
         return;
@@ -961,7 +985,7 @@ CONC__PRIVATE void conc__rwlock_take_over(conc_rwlock *k)
     k->readers = 0;
 }
 
-/* Does a task of another run have it, which may be over? */
+/* Does a task of another run have it? That run may be over. */
 CONC__PRIVATE bool conc__rwlock_is_foreign(const conc_loop *l, const conc_rwlock *k)
 {
     return (k->writer || k->readers) && !conc__is_of_run(l, k->serial);
@@ -972,8 +996,8 @@ CONC__PRIVATE bool conc__rwlock_is_free(const conc_rwlock *k, int how)
     return !k->writer && (how == CONC__READER || !k->readers);
 }
 
-CONC__PRIVATE void conc__rwlock_give(conc_loop *l, conc_rwlock *k, int how, conc_task *t,
-                                     const char *place)
+CONC__PRIVATE void conc__rwlock_grant(conc_loop *l, conc_rwlock *k, int how, conc_task *t,
+                                      const char *place)
 {
     if (how == CONC__READER)
         k->readers++;
@@ -981,30 +1005,32 @@ CONC__PRIVATE void conc__rwlock_give(conc_loop *l, conc_rwlock *k, int how, conc
         k->writer = t;
     k->serial = t->serial;
     k->place = place;
-    if (l->debug)
-        conc__note(&t->held, k, how == CONC__READER ? "a rwlock to read" : "a rwlock to write",
-                   place);
-}
-
-/* To those first in the list who can have it together. */
-CONC__PRIVATE void conc__rwlock_serve(conc_loop *l, conc_rwlock *k)
-{
-    for (conc__wait *w; (w = k->waits.first) && conc__rwlock_is_free(k, w->value);) {
-        conc__rwlock_give(l, k, w->value, w->task, w->item);
-        conc__wake(l, w, 0);
+    if (l->debug) {
+        const char *what = how == CONC__READER ? "a rwlock to read" : "a rwlock to write";
+        conc__holding_add(&t->held, k, what, place);
     }
 }
 
+/* Grants the rwlock to the first waiters, as many as can have it together. */
+CONC__PRIVATE void conc__rwlock_grant_waiters(conc_loop *l, conc_rwlock *k)
+{
+    conc__wait *w = k->waits.first;
+    while (w && conc__rwlock_is_free(k, w->value)) {
+        conc__rwlock_grant(l, k, w->value, w->task, w->item);
+        conc__wake(l, w, 0);
+        w = k->waits.first;
+    }
+}
+
+/* Readers that queue behind a cancelled writer may have the rwlock now. */
 CONC__PRIVATE bool conc__rwlock_cancel(conc__wait *w)
 {
     conc__unlink(w);
-    conc__rwlock_serve(conc__here,
-                       /* those behind a writer need not wait for it now */
-                       (conc_rwlock *)(uintptr_t)w->on);
+    conc__rwlock_grant_waiters(conc__here, (conc_rwlock *)(uintptr_t)w->on);
     return true;
 }
 
-/* Many may read: only a writer is one whom the report of a deadlock goes on to. */
+/* The next task in the report of a deadlock: only a writer, as there may be many readers. */
 CONC__PRIVATE const conc_task *conc__rwlock_owner(const conc__wait *w)
 {
     const conc_rwlock *k = w->on;
@@ -1012,20 +1038,21 @@ CONC__PRIVATE const conc_task *conc__rwlock_owner(const conc__wait *w)
 }
 
 static const conc__wait_kind conc__rwlocking = {.what = "waits for a rwlock",
-                                                .whom = conc__rwlock_whom,
+                                                .details = conc__rwlock_details,
                                                 .cancel = conc__rwlock_cancel,
                                                 .owner = conc__rwlock_owner};
 
 CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const char *place)
 {
-    const char *call =
-        how == CONC__READER ? "conc_rwlock_acquire_read" : "conc_rwlock_acquire_write";
+    static const char *const calls[] = {
+        [CONC__READER] = "conc_rwlock_acquire_read", [CONC__WRITER] = "conc_rwlock_acquire_write"};
+    const char *call = calls[how];
     conc_loop *l = conc__in_task_of(call);
     if (!l)
         return -EPERM;
     if (!k)
         return conc__misused(-EINVAL, call, "no rwlock", NULL);
-    conc__rwlock_take_over(k);
+    conc__rwlock_disown_parent(k);
     if (conc__rwlock_is_mine(l, k))
         return conc__misused(-EDEADLK, call, "the task has this rwlock already, acquired",
                              k->place);
@@ -1043,27 +1070,38 @@ CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const ch
                         .value = how};
         return conc__wait_in(l, &k->waits, &w);
     }
-    conc__rwlock_give(l, k, how, l->self, place);
-    conc__quick(l);
+    conc__rwlock_grant(l, k, how, l->self, place);
+    conc__spend_budget(l);
     return 0;
 }
 
 CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place)
 {
-    const char *call =
-        how == CONC__READER ? "conc_rwlock_try_acquire_read" : "conc_rwlock_try_acquire_write";
+    static const char *const calls[] = {[CONC__READER] = "conc_rwlock_try_acquire_read",
+                                        [CONC__WRITER] = "conc_rwlock_try_acquire_write"};
+    const char *call = calls[how];
     conc_loop *l = conc__in_task_of(call);
     if (!l)
         return -EPERM;
     if (!k)
         return conc__misused(-EINVAL, call, "no rwlock", NULL);
-    conc__rwlock_take_over(k);
+    conc__rwlock_disown_parent(k);
     if (!conc__ours(l, &k->waits))
-        return conc__foreign(call);
+        return conc__used_elsewhere(call);
     if (k->waits.first || !conc__rwlock_is_free(k, how) || conc__rwlock_is_foreign(l, k))
         return conc__held_by_other(l, k->writer, k->serial, call, k->place);
-    conc__rwlock_give(l, k, how, l->self, place);
+    conc__rwlock_grant(l, k, how, l->self, place);
     return 0;
+}
+
+/* May the running task release it? Which tasks read it is not recorded, so any task may then. */
+CONC__PRIVATE bool conc__rwlock_may_release(const conc_loop *l, conc_rwlock *k)
+{
+    if (k->writer && !conc__rwlock_is_mine(l, k))
+        return false;
+    if (!k->writer && k->readers <= 0)
+        return false;
+    return conc__is_of_run(l, k->serial) && conc__ours(l, &k->waits);
 }
 
 CONC_API int conc_rwlock_release(conc_rwlock *k)
@@ -1073,9 +1111,7 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
     conc_loop *l = conc__in_task();
     if (!l)
         return -EPERM;
-    bool has =
-        (k->writer ? conc__rwlock_is_mine(l, k) : k->readers > 0) && conc__is_of_run(l, k->serial);
-    if (!has || !conc__ours(l, &k->waits))
+    if (!conc__rwlock_may_release(l, k))
         return conc__misused(-EPERM, "conc_rwlock_release", "the task does not have this rwlock",
                              NULL);
     if (k->writer)
@@ -1083,8 +1119,8 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
     else
         k->readers--;
     if (l->debug)
-        conc__unnote(&l->self->held, k);
-    conc__rwlock_serve(l, k);
+        conc__holding_drop(&l->self->held, k);
+    conc__rwlock_grant_waiters(l, k);
     return 0;
 }
 
@@ -1097,7 +1133,7 @@ static const char conc__bad_sem[] = "no semaphore, or permits outside of 0 and t
 
 CONC__FAST bool conc__sem_is_valid(const conc_sem *s)
 {
-    /* a negative max is below them, too */
+    /* this refuses a negative max too, as no number of permits is below it */
     return s && s->permits >= 0 && (s->max == 0 || s->permits <= s->max);
 }
 
@@ -1116,7 +1152,7 @@ CONC__PRIVATE CONC__CALLED int conc__sem_acquire_slowly(conc_sem *s)
         return conc__wait_in(l, &s->waits, &w);
     }
     s->permits--;
-    conc__quick(l);
+    conc__spend_budget(l);
     return 0;
 }
 
@@ -1124,7 +1160,7 @@ CONC_API int conc_sem_acquire(conc_sem *s)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!conc__sem_is_valid(s) || s->permits == 0 || s->waits.first ||
-                       !conc__goes_on(l)))
+                       !conc__may_continue(l)))
         return conc__sem_acquire_slowly(s);
     s->permits--;
     return 0;
@@ -1136,7 +1172,7 @@ CONC_API int conc_sem_try_acquire(conc_sem *s)
     if (!conc__sem_is_valid(s))
         return conc__misused(-EINVAL, __func__, conc__bad_sem, NULL);
     if (!conc__ours(l, &s->waits))
-        return conc__foreign("conc_sem_try_acquire");
+        return conc__used_elsewhere("conc_sem_try_acquire");
     if (s->permits == 0 || s->waits.first)
         return conc__own_error(-EAGAIN);
     s->permits--;
@@ -1149,12 +1185,13 @@ CONC_API int conc_sem_release(conc_sem *s)
     if (CONC__UNLIKELY(!conc__sem_is_valid(s)))
         return conc__misused(-EINVAL, __func__, conc__bad_sem, NULL);
     if (CONC__UNLIKELY(!conc__ours(l, &s->waits)))
-        return conc__foreign("conc_sem_release");
+        return conc__used_elsewhere("conc_sem_release");
     if (s->waits.first) {
         conc__wake(l, s->waits.first, 0);
         return 0;
     }
-    if (CONC__UNLIKELY(s->permits == (s->max ? s->max : INT_MAX)))
+    int max = s->max ? s->max : INT_MAX;
+    if (CONC__UNLIKELY(s->permits == max))
         return conc__misused(-EOVERFLOW, "conc_sem_release",
                              "there would be more permits than the maximum", NULL);
     s->permits++;
@@ -1180,7 +1217,9 @@ static const conc__wait_kind conc__awaiting_event = {.what = "waits for an event
 
 CONC_API int conc_event_wait(conc_event *e)
 {
-    return conc__wait_unless(__func__, e && e->set, e, e ? &e->waits : NULL, &conc__awaiting_event);
+    if (!e)
+        return conc__no_object(__func__);
+    return conc__wait_unless(__func__, e->set, e, &e->waits, &conc__awaiting_event);
 }
 
 CONC_API void conc_event_set(conc_event *e)
@@ -1189,7 +1228,7 @@ CONC_API void conc_event_set(conc_event *e)
     if (!e)
         return;
     if (!conc__ours(l, &e->waits)) {
-        conc__foreign("conc_event_set");
+        conc__used_elsewhere("conc_event_set");
         return;
     }
     e->set = true;
@@ -1206,10 +1245,11 @@ CONC_API bool conc_event_is_set(const conc_event *e) { return e && e->set; }
 
 /* ---- >>condition ---------------------------------------------------------------------------- */
 
-/* Who was notified or cancelled goes over to those who wait for the lock, without running in
+/* A waiter that is notified or cancelled moves to the list of its lock, without running in
  * between. */
 
-/* It waits in spite of a cancel; after a deadlock it takes a lock that nobody will release. */
+/* Such a waiter ignores a cancel, as it must return with the lock. Only when a deadlock has
+ * cancelled everything does it take a lock whose owner has ended. */
 CONC__PRIVATE bool conc__relock_cancel(conc__wait *w)
 {
     conc_loop *l = conc__here;
@@ -1217,23 +1257,23 @@ CONC__PRIVATE bool conc__relock_cancel(conc__wait *w)
     if (!l->doomed || !conc__lock_is_lost(l, k))
         return false;
     conc__unlink(w);
-    conc__lock_give(l, k, w->task, w->item);
+    conc__lock_grant(l, k, w->task, w->item);
     return true;
 }
 
 static const conc__wait_kind conc__relocking = {.what = "waits to have a lock again",
-                                                .whom = conc__lock_whom,
+                                                .details = conc__lock_details,
                                                 .cancel = conc__relock_cancel,
                                                 .owner = conc__lock_owner};
 
-/* Who waited for a condition wants its lock; result is what its wait will return. True: it has
- * it. */
+/* Moves a waiter of a condition to its lock; its conc_cond_wait will return `result`. True: the
+ * lock was free, and the waiter has it now. */
 CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
 {
     conc_lock *k = (conc_lock *)(uintptr_t)w->on;
     conc__unlink(w);
     w->value = result;
-    /* after a deadlock everything unwinds */
+    /* after a deadlock, every task must unwind, even if its lock will never be released */
     if (k->owner && !(l->doomed && conc__lock_is_lost(l, k))) {
         if (CONC__UNLIKELY(l->stepwise))
             conc__waited(l, w->task);
@@ -1241,7 +1281,7 @@ CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
         conc__append(&k->waits, w);
         return false;
     }
-    conc__lock_give(l, k, w->task, w->item);
+    conc__lock_grant(l, k, w->task, w->item);
     return true;
 }
 
@@ -1269,7 +1309,7 @@ CONC_API CONC__CALLED int conc_cond_wait(conc_cond *c, conc_lock *k)
                     .kind = &conc__awaiting_cond,
                     .on = k,
                     .item = (void *)(uintptr_t)k->place};
-    conc__lock_pass(l, k);
+    conc__lock_hand_over(l, k);
     conc__wait_in(l, &c->waits, &w);
     return w.value;
 }
@@ -1280,12 +1320,14 @@ CONC__PRIVATE void conc__cond_notify(conc_cond *c, int n, const char *call)
     if (!c)
         return;
     if (!conc__ours(l, &c->waits)) {
-        conc__foreign(call);
+        conc__used_elsewhere(call);
         return;
     }
-    for (conc__wait *w; n > 0 && (w = c->waits.first); n--)
+    for (; n > 0 && c->waits.first; n--) {
+        conc__wait *w = c->waits.first;
         if (conc__cond_relock(l, w, 0))
             conc__wake(l, w, 0);
+    }
 }
 
 CONC_API void conc_cond_notify(conc_cond *c, int n) { conc__cond_notify(c, n, "conc_cond_notify"); }
@@ -1297,7 +1339,7 @@ CONC_API void conc_cond_notify_all(conc_cond *c)
 
 /* ---- >>barrier ------------------------------------------------------------------------------ */
 
-CONC__PRIVATE void conc__barrier_whom(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__barrier_details(FILE *out, const conc__wait *w)
 {
     const conc_barrier *b = w->on;
     fprintf(out, ", %d of %d are there", b->arrived, b->parties);
@@ -1310,7 +1352,7 @@ CONC__PRIVATE bool conc__barrier_cancel(conc__wait *w)
 }
 
 static const conc__wait_kind conc__gathering = {
-    .what = "waits at a barrier", .whom = conc__barrier_whom, .cancel = conc__barrier_cancel};
+    .what = "waits at a barrier", .details = conc__barrier_details, .cancel = conc__barrier_cancel};
 
 CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
 {
@@ -1323,7 +1365,7 @@ CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
     if (rc)
         return rc;
     if (!b->waits.first)
-        b->arrived = 0; /* in a forked child: those that had come are the parent's */
+        b->arrived = 0; /* in a forked child, it may have counted the parent's tasks */
     if (b->arrived + 1 < b->parties) {
         conc__wait w = {.task = l->self, .kind = &conc__gathering, .on = b};
         b->arrived++;
@@ -1333,19 +1375,19 @@ CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
     for (; b->waits.first; index++)
         conc__wake(l, b->waits.first, index);
     b->arrived = 0;
-    conc__quick(l);
+    conc__spend_budget(l);
     return index;
 }
 
 /* ---- >>latch -------------------------------------------------------------------------------- */
 
-CONC__PRIVATE void conc__latch_whom(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__latch_details(FILE *out, const conc__wait *w)
 {
     fprintf(out, " that stands at %d", ((const conc_latch *)w->on)->count);
 }
 
 static const conc__wait_kind conc__awaiting_latch = {
-    .what = "waits for a latch", .whom = conc__latch_whom, .cancel = conc__cancel_plainly};
+    .what = "waits for a latch", .details = conc__latch_details, .cancel = conc__cancel_plainly};
 
 CONC__PRIVATE int conc__latch_add(conc_latch *k, int n, const char *call)
 {
@@ -1353,7 +1395,7 @@ CONC__PRIVATE int conc__latch_add(conc_latch *k, int n, const char *call)
     if (!k)
         return conc__misused(-EINVAL, call, "no latch", NULL);
     if (!conc__ours(l, &k->waits))
-        return conc__foreign(call);
+        return conc__used_elsewhere(call);
     int64_t count = (int64_t)k->count + n;
     if (count < 0 || count > INT_MAX)
         return conc__misused(-EOVERFLOW, call, "the count would leave its range", NULL);
@@ -1372,8 +1414,9 @@ CONC_API int conc_latch_done(conc_latch *k) { return conc__latch_add(k, -1, "con
 
 CONC_API int conc_latch_wait(conc_latch *k)
 {
-    return conc__wait_unless(__func__, k && !k->count, k, k ? &k->waits : NULL,
-                             &conc__awaiting_latch);
+    if (!k)
+        return conc__no_object(__func__);
+    return conc__wait_unless(__func__, !k->count, k, &k->waits, &conc__awaiting_latch);
 }
 
 /* ---- >>future ------------------------------------------------------------------------------- */
@@ -1381,19 +1424,23 @@ CONC_API int conc_latch_wait(conc_latch *k)
 static const conc__wait_kind conc__awaiting_future = {.what = "waits for a future",
                                                       .cancel = conc__cancel_plainly};
 
-/* The task is given the result. */
-CONC__PRIVATE void conc__future_tell(conc_task *t, const conc_future *f)
+/* Makes the future's error, if it has one, the task's newest error. */
+CONC__PRIVATE void conc__future_set_error(conc_task *t, const conc_future *f)
 {
     if (f->rc < 0 && f->rc != -ECANCELED)
-        conc__tell(t, f->rc, f->text, (conc__source){NULL, NULL});
+        conc__set_error(t, f->rc, f->text, (conc__source){NULL, NULL});
 }
 
-/* The words that go with rc out of the task, or the posted function, that runs; "": none. */
-CONC__PRIVATE const char *conc__words_here(const conc_loop *l, int rc)
+/* The text that the running task, or posted function, gave its error rc; "": none. */
+CONC__PRIVATE const char *conc__text_here(const conc_loop *l, int rc)
 {
+    if (!l || rc >= 0)
+        return "";
     if (l->self)
-        return conc__words(l->self, rc);
-    return l->posted_rc == rc ? conc__words_of_thread : "";
+        return conc__error_text(l->self, rc);
+    if (l->posted_rc != rc)
+        return "";
+    return conc__thread_text;
 }
 
 CONC_API int conc_future_set(conc_future *f, int rc, void *value)
@@ -1404,15 +1451,16 @@ CONC_API int conc_future_set(conc_future *f, int rc, void *value)
     if (f->set)
         return conc__own_error(-EALREADY);
     if (!conc__ours(l, &f->waits))
-        return conc__foreign("conc_future_set");
+        return conc__used_elsewhere("conc_future_set");
     f->set = true;
     f->rc = rc;
     f->value = value;
-    conc__copy(f->text, sizeof f->text, rc < 0 && l ? conc__words_here(l, rc) : "");
-    for (conc__wait *w; (w = f->waits.first);) {
+    conc__copy(f->text, sizeof f->text, conc__text_here(l, rc));
+    conc__wait *w;
+    while ((w = f->waits.first)) {
         w->item = value;
         w->value = 1;
-        conc__future_tell(w->task, f);
+        conc__future_set_error(w->task, f);
         conc__wake(l, w, rc);
     }
     return 0;
@@ -1428,7 +1476,7 @@ CONC_API CONC__CALLED int conc_future_wait(conc_future *f, void **value)
     int rc = conc__may_wait(l, &f->waits, "conc_future_wait");
     if (rc)
         return rc;
-    if (!f->set) { /* whoever runs first when it is set may free it: the result comes in w */
+    if (!f->set) { /* another waiter may free the future before this one runs: use w, not f */
         conc__wait w = {.task = l->self, .kind = &conc__awaiting_future, .on = f};
         rc = conc__wait_in(l, &f->waits, &w);
         if (value && w.value)
@@ -1438,8 +1486,8 @@ CONC_API CONC__CALLED int conc_future_wait(conc_future *f, void **value)
     if (value)
         *value = f->value;
     rc = f->rc;
-    conc__future_tell(l->self, f);
-    conc__quick(l); /* others may run, and free it */
+    conc__future_set_error(l->self, f);
+    conc__spend_budget(l); /* other tasks may run, and free the future */
     return rc;
 }
 
@@ -1447,28 +1495,29 @@ CONC_API bool conc_future_is_set(const conc_future *f) { return f && f->set; }
 
 /* ---- >>queue -------------------------------------------------------------------------------- */
 
-/* Who waits in a get is there only while the queue is empty, and who waits in a put only while
- * it is full: so a put hands its item to the first getter, and a get lets the first putter's
- * item in. */
+/* Getters wait only while the queue is empty, and putters only while it is full. So a put hands its
+ * item straight to the first getter, and a get moves the first putter's item into the queue. */
 
-CONC__PRIVATE void conc__queue_whom(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__queue_details(FILE *out, const conc__wait *w)
 {
     const conc_queue *q = w->on;
     fprintf(out, " (%zu items)", q->count);
 }
 
-static const conc__wait_kind conc__getting = {
-    .what = "waits to get from a queue", .whom = conc__queue_whom, .cancel = conc__cancel_plainly};
-static const conc__wait_kind conc__putting = {
-    .what = "waits to put into a queue", .whom = conc__queue_whom, .cancel = conc__cancel_plainly};
+static const conc__wait_kind conc__getting = {.what = "waits to get from a queue",
+                                              .details = conc__queue_details,
+                                              .cancel = conc__cancel_plainly};
+static const conc__wait_kind conc__putting = {.what = "waits to put into a queue",
+                                              .details = conc__queue_details,
+                                              .cancel = conc__cancel_plainly};
 
-CONC__PRIVATE void conc__queue_join_whom(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__queue_join_details(FILE *out, const conc__wait *w)
 {
     fprintf(out, ", of which %zu are not", ((const conc_queue *)w->on)->unfinished);
 }
 
 static const conc__wait_kind conc__finishing = {.what = "waits for a queue's items to be done",
-                                                .whom = conc__queue_join_whom,
+                                                .details = conc__queue_join_details,
                                                 .cancel = conc__cancel_plainly};
 
 CONC__FAST char *conc__item_at(const conc_queue *q, size_t i)
@@ -1486,8 +1535,8 @@ CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
         memcpy(to, from, q->item_size);
 }
 
-/* For queues with a limit: their items are of one of the two usual sizes, which need no call to
- * be copied. */
+/* These two are for queues with a `limit`: their items have 4 or 8 bytes, which are copied without
+ * a call. */
 CONC__FAST void conc__item_load(const conc_queue *q, void *item, size_t i)
 {
     if (q->item_size == 4)
@@ -1504,7 +1553,7 @@ CONC__FAST void conc__item_save(const conc_queue *q, size_t i, const void *item)
         memcpy(q->items + i * 8, item, 8);
 }
 
-/* Is it a queue that can work, as its options say? */
+/* Checks the options of a queue, once. */
 CONC__COLD int conc__queue_check(conc_queue *q, const char *call)
 {
     if (q->kind < CONC_QUEUE_FIFO || q->kind > CONC_QUEUE_PRIORITY)
@@ -1519,19 +1568,35 @@ CONC__FAST int conc__queue_valid(conc_queue *q, const void *item, const char *ca
 {
     if (CONC__UNLIKELY(!q || (!item && q->item_size)))
         return conc__misused(-EINVAL, call, "no queue, or no item", NULL);
-    return CONC__UNLIKELY(!q->checked) ? conc__queue_check(q, call) : 0;
+    if (CONC__UNLIKELY(!q->checked))
+        return conc__queue_check(q, call);
+    return 0;
 }
 
-/* Twice the room; the items come to lie in their order from the start. 0, or -ENOMEM. */
+/* Sets `limit`, which lets conc_queue_put and conc_queue_get take their fast paths. */
+CONC__COLD void conc__queue_set_limit(conc_queue *q)
+{
+    bool is_small = q->item_size == 4 || q->item_size == 8;
+    if (q->kind != CONC_QUEUE_FIFO || q->less || !is_small)
+        return;
+    q->limit = q->room;
+    if (q->capacity && q->capacity < q->room)
+        q->limit = q->capacity;
+}
+
+/* Doubles the room, and moves the first item to its start. Returns 0 or -ENOMEM. */
 CONC__COLD int conc__queue_grow(conc_queue *q)
 {
     enum { LEAST = 8 };
-    size_t room = q->room ? q->room * 2 : LEAST, first = q->room - q->head;
+    size_t room = q->room ? q->room * 2 : LEAST;
+    size_t first = q->room - q->head; /* items up to the end of the ring */
     if (room < q->room || room > SIZE_MAX / 2 / sizeof *q->orders ||
         room > SIZE_MAX / 2 / q->item_size)
         return -ENOMEM;
     char *items = conc__alloc(room * q->item_size);
-    uint64_t *orders = q->less ? conc__alloc(room * sizeof *orders) : NULL;
+    uint64_t *orders = NULL;
+    if (q->less)
+        orders = conc__alloc(room * sizeof *orders);
     if (!items || (q->less && !orders)) {
         conc_free(items);
         conc_free(orders);
@@ -1549,26 +1614,26 @@ CONC__COLD int conc__queue_grow(conc_queue *q)
     q->orders = orders;
     q->head = 0;
     q->room = room;
-    if (!q->kind && !q->less && (q->item_size == 4 || q->item_size == 8))
-        q->limit = q->capacity && q->capacity < room ? q->capacity : room;
+    conc__queue_set_limit(q);
     return 0;
 }
 
-/* Of two items that lie in the heap: a is to be taken before b. One call of less tells, as no
- * two came at the same time; and what to call it with is worked out without a branch, which
- * could not be predicted. */
+/* Does item a of the heap come before item b? No two have the same arrival number, so one call of
+ * less decides: the older one comes first unless the younger is less. The arguments are swapped
+ * without a branch, which could not be predicted. */
 CONC__FAST bool conc__heap_before(const conc_queue *q, const char *a, uint64_t a_came,
                                   const char *b, uint64_t b_came)
 {
-    uintptr_t older = a_came < b_came, swap = ((uintptr_t)a ^ (uintptr_t)b) & (0 - older);
+    uintptr_t older = a_came < b_came;
+    uintptr_t swap = ((uintptr_t)a ^ (uintptr_t)b) & (0 - older);
     return q->less((const void *)((uintptr_t)a ^ swap), (const void *)((uintptr_t)b ^ swap)) ^
            older;
 }
 
-/* children of each place: half the levels of a binary heap, and siblings share a cache line */
+/* children of each slot: half the levels of a binary heap, and siblings share a cache line */
 enum { CONC__WAYS = 4 };
 
-/* The first of the children of a place, which lie from `below` on. */
+/* Which of the children, which start at slot `below`, comes first? */
 CONC__FAST size_t conc__heap_child(const conc_queue *q, size_t below, size_t end)
 {
     const char *item = conc__item_at(q, below);
@@ -1588,9 +1653,9 @@ CONC__FAST size_t conc__heap_child(const conc_queue *q, size_t below, size_t end
                                                item + first * size, came[first]);
 }
 
-/* What the next step down looks at, whichever child it goes to, is asked for now: memory is what
- * a large heap waits for. A prefetch may go beyond the end. */
-CONC__FAST void conc__heap_fetch(const conc_queue *q, size_t below)
+/* Prefetches what the next step down will read, whichever child it goes to: a large heap mostly
+ * waits for memory. A prefetch may go beyond the end. */
+CONC__FAST void conc__heap_prefetch(const conc_queue *q, size_t below)
 {
     const char *items = (const char *)((uintptr_t)q->items + below * q->item_size);
     const char *orders = (const char *)((uintptr_t)q->orders + below * sizeof *q->orders);
@@ -1599,8 +1664,8 @@ CONC__FAST void conc__heap_fetch(const conc_queue *q, size_t below)
     __builtin_prefetch(orders + 64);
 }
 
-/* The item and its order find their place between the hole and the top. */
-CONC__PRIVATE void conc__heap_up(conc_queue *q, size_t hole, const char *item, uint64_t came)
+/* Puts an item, with its arrival number, into the hole and moves it up to its slot. */
+CONC__PRIVATE void conc__heap_sift_up(conc_queue *q, size_t hole, const char *item, uint64_t came)
 {
     while (hole > 0) {
         size_t above = (hole - 1) / CONC__WAYS;
@@ -1614,35 +1679,37 @@ CONC__PRIVATE void conc__heap_up(conc_queue *q, size_t hole, const char *item, u
     q->orders[hole] = came;
 }
 
-/* Closes the hole at the top: it sinks to the bottom, where the last item goes in and rises,
- * mostly not far, which takes fewer comparisons than letting the last item sink (I. Wegener,
- * Bottom-up heapsort, 1993). */
-CONC__PRIVATE void conc__heap_close(conc_queue *q)
+/* Closes the hole at the top. The hole moves down to the bottom, and the last item goes there and
+ * moves up, usually not far: that takes fewer comparisons than moving the last item down from the
+ * top (I. Wegener, Bottom-up heapsort, 1993). */
+CONC__PRIVATE void conc__heap_remove_top(conc_queue *q)
 {
-    size_t last = q->count, hole = 0; /* the last item lies behind the heap now */
-    for (size_t below; (below = CONC__WAYS * hole + 1) < last;) {
-        conc__heap_fetch(q, CONC__WAYS * below + 1);
+    size_t last = q->count; /* the last item is just beyond the heap now */
+    size_t hole = 0, below = 1;
+    while (below < last) {
+        conc__heap_prefetch(q, CONC__WAYS * below + 1);
         below = conc__heap_child(q, below, last);
         conc__item_copy(q, conc__item_at(q, hole), conc__item_at(q, below));
         q->orders[hole] = q->orders[below];
         hole = below;
+        below = CONC__WAYS * hole + 1;
     }
     if (hole < last)
-        conc__heap_up(q, hole, conc__item_at(q, last), q->orders[last]);
+        conc__heap_sift_up(q, hole, conc__item_at(q, last), q->orders[last]);
 }
 
-/* There is room. */
+/* Adds an item; there must be room. */
 CONC__FAST void conc__queue_store(conc_queue *q, const void *item)
 {
     if (CONC__UNLIKELY(q->less != NULL) && q->item_size)
-        conc__heap_up(q, q->count, item, q->arrivals++);
+        conc__heap_sift_up(q, q->count, item, q->arrivals++);
     else if (q->item_size)
         conc__item_copy(q, conc__item_at(q, (q->head + q->count) & (q->room - 1)), item);
     q->count++;
     q->unfinished++;
 }
 
-/* There is an item. */
+/* Removes the next item; there must be one. */
 CONC__FAST void conc__queue_take(conc_queue *q, void *item)
 {
     q->count--;
@@ -1653,13 +1720,13 @@ CONC__FAST void conc__queue_take(conc_queue *q, void *item)
     } else {
         conc__item_copy(q, item, conc__item_at(q, q->head));
         if (CONC__UNLIKELY(q->less != NULL))
-            conc__heap_close(q);
+            conc__heap_remove_top(q);
         else
             q->head = (q->head + 1) & (q->room - 1);
     }
 }
 
-/* 0, or why it cannot be done at once: -EAGAIN when the queue is full. */
+/* Puts an item without waiting: 0; -EAGAIN if the queue is full; or an error. */
 CONC__FAST int conc__queue_push(conc_loop *l, conc_queue *q, const void *item)
 {
     conc__wait *getter = q->getters.first;
@@ -1679,12 +1746,14 @@ CONC__FAST int conc__queue_push(conc_loop *l, conc_queue *q, const void *item)
     return 0;
 }
 
-/* 0, or why it cannot be done at once: -EAGAIN when the queue is empty. */
+/* Gets an item without waiting: 0; -EAGAIN if the queue is empty; or an error. */
 CONC__FAST int conc__queue_pull(conc_loop *l, conc_queue *q, void *item)
 {
     conc__wait *putter = q->putters.first;
+    if (!q->count && q->closed)
+        return conc__own_error(-EPIPE);
     if (!q->count)
-        return q->closed ? conc__own_error(-EPIPE) : -EAGAIN;
+        return -EAGAIN;
     conc__queue_take(q, item);
     if (putter) {
         conc__queue_store(q, putter->item);
@@ -1698,14 +1767,18 @@ CONC__FAST bool conc__queue_is_ours(const conc_loop *l, conc_queue *q)
     return conc__ours(l, &q->getters) && conc__ours(l, &q->putters);
 }
 
-CONC__PRIVATE CONC__CALLED int conc__queue_wait(conc_loop *l, conc_queue *q, bool puts,
-                                                const void *item)
+CONC__PRIVATE CONC__CALLED int conc__queue_wait_to_put(conc_loop *l, conc_queue *q,
+                                                       const void *item)
 {
-    conc__wait w = {.task = l->self,
-                    .kind = puts ? &conc__putting : &conc__getting,
-                    .on = q,
-                    .item = (void *)(uintptr_t)item};
-    return conc__came_to(conc__wait_in(l, puts ? &q->putters : &q->getters, &w));
+    conc__wait w = {
+        .task = l->self, .kind = &conc__putting, .on = q, .item = (void *)(uintptr_t)item};
+    return conc__wait_result(conc__wait_in(l, &q->putters, &w));
+}
+
+CONC__PRIVATE CONC__CALLED int conc__queue_wait_to_get(conc_loop *l, conc_queue *q, void *item)
+{
+    conc__wait w = {.task = l->self, .kind = &conc__getting, .on = q, .item = item};
+    return conc__wait_result(conc__wait_in(l, &q->getters, &w));
 }
 
 CONC__PRIVATE CONC__CALLED int conc__queue_put_slowly(conc_queue *q, const void *item)
@@ -1720,11 +1793,11 @@ CONC__PRIVATE CONC__CALLED int conc__queue_put_slowly(conc_queue *q, const void 
     if (CONC__UNLIKELY(rc))
         return rc;
     if (CONC__UNLIKELY(!conc__ours(l, &q->getters)))
-        return conc__foreign("conc_queue_put");
+        return conc__used_elsewhere("conc_queue_put");
     rc = conc__queue_push(l, q, item);
     if (rc == -EAGAIN)
-        return conc__queue_wait(l, q, true, item);
-    conc__quick(l);
+        return conc__queue_wait_to_put(l, q, item);
+    conc__spend_budget(l);
     return rc;
 }
 
@@ -1732,7 +1805,7 @@ CONC_API CONC__CALLED int conc_queue_put(conc_queue *q, const void *item)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!q || !item || q->count >= q->limit || q->getters.first ||
-                       !conc__goes_on(l)))
+                       !conc__may_continue(l)))
         return conc__queue_put_slowly(q, item);
     conc__item_save(q, (q->head + q->count) & (q->room - 1), item);
     q->count++;
@@ -1762,11 +1835,11 @@ CONC__PRIVATE CONC__CALLED int conc__queue_get_slowly(conc_queue *q, void *item)
     if (CONC__UNLIKELY(rc))
         return rc;
     if (CONC__UNLIKELY(!conc__ours(l, &q->putters)))
-        return conc__foreign("conc_queue_get");
+        return conc__used_elsewhere("conc_queue_get");
     rc = conc__queue_pull(l, q, item);
     if (rc == -EAGAIN)
-        return conc__queue_wait(l, q, false, item);
-    conc__quick(l);
+        return conc__queue_wait_to_get(l, q, item);
+    conc__spend_budget(l);
     return rc;
 }
 
@@ -1774,7 +1847,7 @@ CONC_API CONC__CALLED int conc_queue_get(conc_queue *q, void *item)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!q || !item || q->count - 1 >= q->limit || q->putters.first ||
-                       !conc__goes_on(l)))
+                       !conc__may_continue(l)))
         return conc__queue_get_slowly(q, item);
     conc__item_load(q, item, q->head);
     q->head = (q->head + 1) & (q->room - 1);
@@ -1789,8 +1862,8 @@ CONC_API CONC__CALLED int conc_queue_try_put(conc_queue *q, const void *item)
     if (rc)
         return rc;
     if (!conc__queue_is_ours(l, q))
-        return conc__foreign("conc_queue_try_put");
-    return conc__came_to(conc__queue_push(l, q, item));
+        return conc__used_elsewhere("conc_queue_try_put");
+    return conc__wait_result(conc__queue_push(l, q, item));
 }
 
 CONC_API CONC__CALLED int conc_queue_try_get(conc_queue *q, void *item)
@@ -1800,8 +1873,8 @@ CONC_API CONC__CALLED int conc_queue_try_get(conc_queue *q, void *item)
     if (rc)
         return rc;
     if (!conc__queue_is_ours(l, q))
-        return conc__foreign("conc_queue_try_get");
-    return conc__came_to(conc__queue_pull(l, q, item));
+        return conc__used_elsewhere("conc_queue_try_get");
+    return conc__wait_result(conc__queue_pull(l, q, item));
 }
 
 CONC_API size_t conc_queue_len(const conc_queue *q) { return q ? q->count : 0; }
@@ -1812,7 +1885,7 @@ CONC_API int conc_queue_task_done(conc_queue *q)
     if (!q)
         return conc__misused(-EINVAL, __func__, "no queue", NULL);
     if (!conc__ours(l, &q->joiners))
-        return conc__foreign("conc_queue_task_done");
+        return conc__used_elsewhere("conc_queue_task_done");
     if (!q->unfinished)
         return conc__misused(-EOVERFLOW, "conc_queue_task_done", "more items were done than put",
                              NULL);
@@ -1823,17 +1896,18 @@ CONC_API int conc_queue_task_done(conc_queue *q)
 
 CONC_API int conc_queue_join(conc_queue *q)
 {
-    return conc__wait_unless(__func__, q && !q->unfinished, q, q ? &q->joiners : NULL,
-                             &conc__finishing);
+    if (!q)
+        return conc__no_object(__func__);
+    return conc__wait_unless(__func__, !q->unfinished, q, &q->joiners, &conc__finishing);
 }
 
-/* False: it may not be closed from here. */
+/* Closes the queue. False: tasks of another loop wait, so this thread may not. */
 CONC__PRIVATE bool conc__queue_shut(conc_loop *l, conc_queue *q, const char *call)
 {
     if (q->closed)
         return true;
     if (!conc__queue_is_ours(l, q)) {
-        conc__foreign(call);
+        conc__used_elsewhere(call);
         return false;
     }
     q->closed = true;
@@ -1855,7 +1929,7 @@ CONC_API void conc_queue_destroy(conc_queue *q)
     if (!q)
         return;
     if (!conc__ours(l, &q->joiners)) {
-        conc__foreign("conc_queue_destroy");
+        conc__used_elsewhere("conc_queue_destroy");
         return;
     }
     if (!conc__queue_shut(l, q, "conc_queue_destroy"))
@@ -1865,31 +1939,35 @@ CONC_API void conc_queue_destroy(conc_queue *q)
     conc_free(q->orders);
     q->items = NULL;
     q->orders = NULL;
-    q->unfinished -= q->count;        /* what was taken and is not done with yet stays in it */
-    q->room = q->head = q->count = 0; /* and so is the limit, since it was closed */
+    q->unfinished -= q->count;        /* items that were taken and are not done still count */
+    q->room = q->head = q->count = 0; /* the close has set limit to 0 */
 }
 
 CONC_API void conc__auto_conc_queue(conc_queue *q) { conc_queue_destroy(q); }
 
 /* ---- >>select ------------------------------------------------------------------------------- */
 
-/* A task that waits for several things has a wait in the list of each. Whoever wakes one of
- * these takes back the others in the same moment (won), so that only one ever happens. The task
- * itself is parked on a wait that is in no list. */
+/* The state of one conc_select. Each case has a wait of its own, or a timer, or an entry in
+ * conc_pool.h; the task itself is parked on `wait`, which is in no list. The wake-up of one case
+ * withdraws all others before anything else can run (conc__choice_won), so only one ever happens.
+ *
+ * The cases of conc_pool.h are notified by other threads, through a post to the loop. A case may be
+ * withdrawn while its post is in flight; conc_select returns only when no post is (`drain`), as
+ * the post refers to the caller's array. */
 typedef struct conc__choice {
     conc__wait wait;
-    conc__wait landing; /* then, until flying is 0 */
-    int flying;         /* cases that wait no longer, and that another thread has told of before */
-    bool has_outside;   /* a case waits for what is in conc_pool.h */
+    conc__wait drain; /* the task parks on it until in_flight is 0 */
+    int in_flight;    /* withdrawn cases whose post is still to run */
+    bool has_outside; /* a case waits, or has waited, in conc_pool.h */
     conc_case *cases;
-    size_t n;
-    int chosen;
-    int64_t due; /* of the case that comes first by time; CONC__NEVER: none */
-    int timed;   /* that case */
+    size_t n;    /* cases that wait */
+    int chosen;  /* the case that happened; -1: none yet */
+    int64_t due; /* the earliest deadline of a CONC_CASE_AFTER; CONC__NEVER: none */
+    int timed;   /* its case */
     conc__timer timer;
 } conc__choice;
 
-CONC__PRIVATE void conc__choice_whom(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__choice_details(FILE *out, const conc__wait *w)
 {
     const conc__choice *s = (const conc__choice *)(const void *)w;
     static const char *const what[] = {
@@ -1907,29 +1985,30 @@ CONC__PRIVATE void conc__choice_whom(FILE *out, const conc__wait *w)
         if (c->what == CONC__JOINED) {
             conc__print_name(out, c->task);
             fprintf(out, " to end");
-        } else if (c->what == CONC__FD)
+        } else if (c->what == CONC__FD) {
             fprintf(out, "descriptor %d", c->fd);
-        else if (c->what == CONC__AFTER && c->seconds >= CONC_FOREVER)
+        } else if (c->what == CONC__AFTER && c->seconds >= CONC_FOREVER) {
             fprintf(out, "a time that never comes");
-        else if (c->what == CONC__AFTER)
+        } else if (c->what == CONC__AFTER) {
             fprintf(out, "%.9g s", c->seconds);
-        else
+        } else {
             fprintf(out, "%s", what[c->what]);
+        }
     }
 }
 
 CONC__PRIVATE bool conc__case_is_outside(const conc_case *c) { return c->what >= CONC__RECV; }
 
-/* A case waits no longer for what is in conc_pool.h. */
+/* Withdraws a case from conc_pool.h. */
 CONC__PRIVATE void conc__case_end_outside(conc__choice *s, conc_case *c)
 {
     if (c->outside && conc__extended.outside->end(c->outside))
-        s->flying++;
+        s->in_flight++;
     c->outside = NULL;
 }
 
-/* Takes back all waits but one. */
-CONC__PRIVATE void conc__choice_end(conc__choice *s, const conc_case *but)
+/* Withdraws all cases but one; NULL: all. */
+CONC__PRIVATE void conc__choice_withdraw(conc__choice *s, const conc_case *but)
 {
     conc__disarm(conc__here, &s->timer);
     for (size_t i = 0; i < s->n; i++) {
@@ -1947,7 +2026,7 @@ CONC__PRIVATE void conc__choice_end(conc__choice *s, const conc_case *but)
 
 CONC__PRIVATE bool conc__choice_cancel(conc__wait *w)
 {
-    conc__choice_end((conc__choice *)(void *)w, NULL);
+    conc__choice_withdraw((conc__choice *)(void *)w, NULL);
     return true;
 }
 
@@ -1955,25 +2034,25 @@ CONC__PRIVATE void conc__choice_won(conc__wait *w)
 {
     conc_case *c = (conc_case *)(void *)((char *)w - offsetof(conc_case, wait));
     c->choice->chosen = (int)(c - c->choice->cases);
-    conc__choice_end(c->choice, c);
+    conc__choice_withdraw(c->choice, c);
 }
 
-CONC__PRIVATE void conc__choice_late(conc__timer *t)
+CONC__PRIVATE void conc__choice_timeout(conc__timer *t)
 {
     conc__choice *s = (conc__choice *)(void *)((char *)t - offsetof(conc__choice, timer));
     s->chosen = s->timed;
     s->cases[s->timed].wait.result = 0;
-    conc__choice_end(s, NULL);
+    conc__choice_withdraw(s, NULL);
     conc__wake(conc__here, &s->wait, 0);
 }
 
 static const conc__wait_kind conc__selecting = {.what = "waits for the first of",
                                                 .brief = "waits for the first of several",
-                                                .whom = conc__choice_whom,
+                                                .details = conc__choice_details,
                                                 .cancel = conc__choice_cancel};
 static const conc__wait_kind conc__candidate = {.what = "", .won = conc__choice_won};
 
-/* The wait that the task of a case's wait is parked on. */
+/* The wait on which the task of a case's wait is parked. */
 CONC__PRIVATE const conc__wait *conc__parked_on(const conc__wait *candidate)
 {
     const char *at = (const char *)candidate - offsetof(conc_case, wait);
@@ -2008,39 +2087,72 @@ CONC__PRIVATE int conc__case_check_outside(const conc_case *c)
     return conc__extended.outside->check(&o);
 }
 
-CONC__PRIVATE int conc__case_check(const conc_loop *l, const conc_case *c)
+CONC__PRIVATE int conc__case_check_queue(const conc_loop *l, const conc_case *c)
 {
-    if (c->what == CONC__GET || c->what == CONC__PUT) {
-        int rc = conc__queue_valid(c->queue, c->what == CONC__GET ? c->to : c->from, "conc_select");
-        if (rc)
-            return rc;
-        return conc__queue_is_ours(l, c->queue) ? 0 : conc__foreign("conc_select");
-    }
-    if (c->what == CONC__EVENT) {
-        if (!c->event)
-            return conc__misused(-EINVAL, "conc_select", "a case without an event", NULL);
-        return conc__ours(l, &c->event->waits) ? 0 : conc__foreign("conc_select");
-    }
-    if (c->what == CONC__JOINED)
-        return conc__case_check_join(l, c->task);
-    if (c->what == CONC__FD && c->events & ~(CONC_READABLE | CONC_WRITABLE))
-        return conc__misused(-EINVAL, "conc_select", "a case with unknown events", NULL);
-    if (c->what == CONC__FD)
-        return c->fd < 0 ? conc__own_error(-EBADF) : 0;
-    if (conc__case_is_outside(c) && c->what <= CONC__JOB && conc__extended.outside)
-        return conc__case_check_outside(c);
-    if (c->what != CONC__AFTER)
-        return conc__misused(-EINVAL, "conc_select", "a case of no kind", NULL);
-    if (__builtin_isnan(c->seconds))
-        return conc__misused(-EINVAL, "conc_select", "a time that is not a number", NULL);
+    const void *item = c->what == CONC__GET ? c->to : c->from;
+    int rc = conc__queue_valid(c->queue, item, "conc_select");
+    if (rc)
+        return rc;
+    if (!conc__queue_is_ours(l, c->queue))
+        return conc__used_elsewhere("conc_select");
     return 0;
 }
 
-/* Does it if it can be done at once. -EAGAIN: it cannot. */
+CONC__PRIVATE int conc__case_check_event(const conc_loop *l, const conc_case *c)
+{
+    if (!c->event)
+        return conc__misused(-EINVAL, "conc_select", "a case without an event", NULL);
+    if (!conc__ours(l, &c->event->waits))
+        return conc__used_elsewhere("conc_select");
+    return 0;
+}
+
+CONC__PRIVATE int conc__case_check_fd(const conc_case *c)
+{
+    if (c->events & ~(CONC_READABLE | CONC_WRITABLE))
+        return conc__misused(-EINVAL, "conc_select", "a case with unknown events", NULL);
+    if (c->fd < 0)
+        return conc__own_error(-EBADF);
+    return 0;
+}
+
+CONC__PRIVATE int conc__case_check(const conc_loop *l, const conc_case *c)
+{
+    switch (c->what) {
+    case CONC__GET:
+    case CONC__PUT: return conc__case_check_queue(l, c);
+    case CONC__EVENT: return conc__case_check_event(l, c);
+    case CONC__JOINED: return conc__case_check_join(l, c->task);
+    case CONC__FD: return conc__case_check_fd(c);
+    case CONC__RECV:
+    case CONC__SEND:
+    case CONC__JOB:
+        if (conc__extended.outside)
+            return conc__case_check_outside(c);
+        break;
+    case CONC__AFTER:
+        if (__builtin_isnan(c->seconds))
+            return conc__misused(-EINVAL, "conc_select", "a time that is not a number", NULL);
+        return 0;
+    }
+    return conc__misused(-EINVAL, "conc_select", "a case of no kind", NULL);
+}
+
+CONC__PRIVATE int conc__case_try_fd(const conc_case *c)
+{
+    int ready = conc__fd_ready(c->fd, c->events);
+    if (ready > 0)
+        return ready & c->events;
+    if (ready == 0)
+        return -EAGAIN;
+    return ready;
+}
+
+/* Does what the case stands for, without waiting. -EAGAIN: it would have to wait. */
 CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
 {
-    int ready = 0;
     conc__outside o;
+    bool happened;
     switch (c->what) {
     case CONC__RECV:
     case CONC__SEND:
@@ -2053,17 +2165,17 @@ CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
         return 0;
     case CONC__GET: return conc__queue_pull(l, c->queue, c->to);
     case CONC__PUT: return conc__queue_push(l, c->queue, c->from);
-    case CONC__EVENT: return c->event->set ? 0 : -EAGAIN;
-    case CONC__JOINED: return c->task->state == CONC__DONE ? 0 : -EAGAIN;
-    case CONC__FD:
-        ready = conc__fd_ready(c->fd, c->events);
-        return ready > 0 ? ready & c->events : ready ? ready : -EAGAIN;
-    default: return c->seconds <= 0 ? 0 : -EAGAIN;
+    case CONC__FD: return conc__case_try_fd(c);
+    case CONC__EVENT: happened = c->event->set; break;
+    case CONC__JOINED: happened = c->task->state == CONC__DONE; break;
+    default: happened = c->seconds <= 0;
     }
+    return happened ? 0 : -EAGAIN;
 }
 
-/* Another thread has told of the case. */
-CONC__PRIVATE void conc__case_told(conc__outside *o, bool happened)
+/* Runs on the loop after another thread has notified the case: it happened, or it was withdrawn
+ * while the post was in flight. */
+CONC__PRIVATE void conc__case_notified(conc__outside *o, bool happened)
 {
     conc_case *c = o->owner;
     conc__choice *s = c->choice;
@@ -2071,10 +2183,10 @@ CONC__PRIVATE void conc__case_told(conc__outside *o, bool happened)
         c->result = o->result;
         c->outside = NULL;
         s->chosen = (int)(c - s->cases);
-        conc__choice_end(s, c);
+        conc__choice_withdraw(s, c);
         conc__wake(conc__here, &s->wait, 0);
-    } else if (--s->flying == 0 && s->landing.kind) {
-        conc__wake(conc__here, &s->landing, 0);
+    } else if (--s->in_flight == 0 && s->drain.kind) {
+        conc__wake(conc__here, &s->drain, 0);
     }
 }
 
@@ -2083,7 +2195,7 @@ CONC__PRIVATE int conc__case_wait_outside(conc_loop *l, conc__choice *s, conc_ca
     conc__outside o = conc__case_as_outside(c);
     o.task = l->self;
     o.owner = c;
-    o.told = conc__case_told;
+    o.notified = conc__case_notified;
     if (!s->has_outside)
         l->awaited++;
     s->has_outside = true;
@@ -2092,7 +2204,33 @@ CONC__PRIVATE int conc__case_wait_outside(conc_loop *l, conc__choice *s, conc_ca
     return rc;
 }
 
-/* The case waits: 0; 1: it happened, with *result; or an error. */
+/* Lets the case wait for its descriptor; the results are those of conc__case_wait. */
+CONC__PRIVATE int conc__case_wait_fd(conc_loop *l, conc_case *c, int *result)
+{
+    conc__fd *f;
+    int rc = conc__fd_watch(l, c->fd, c->events, &f);
+    if (rc) {
+        *result = rc == 1 ? c->events : rc; /* 1: the file is always ready, and never hangs up */
+        return *result != 0;
+    }
+    c->wait.value = c->events;
+    c->id = f->id;
+    conc__fd_append(l, f, &c->wait, c->events);
+    return 0;
+}
+
+CONC__PRIVATE void conc__case_wait_time(conc_loop *l, conc__choice *s, const conc_case *c)
+{
+    int64_t at = CONC__NEVER;
+    if (c->seconds < CONC_FOREVER)
+        at = conc__later(conc__time(l), conc__ns(c->seconds));
+    if (at < s->due) {
+        s->due = at;
+        s->timed = (int)(c - s->cases);
+    }
+}
+
+/* Lets the case wait: 0; 1: it happened, with *result; or an error. */
 CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c, int *result)
 {
     c->choice = s;
@@ -2111,37 +2249,26 @@ CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c, i
     } else if (c->what == CONC__JOINED) {
         conc__append(&c->task->joiners, &c->wait);
     } else if (c->what == CONC__FD) {
-        conc__fd *f;
-        int rc = conc__fd_watch(l, c->fd, c->events, &f);
-        if (rc) {
-            *result = rc == 1 ? c->events : rc; /* 1: such a file does not hang up */
-            return *result != 0;
-        }
-        c->wait.value = c->events;
-        c->id = f->id;
-        conc__fd_append(l, f, &c->wait, c->events);
+        return conc__case_wait_fd(l, c, result);
     } else {
-        int64_t at = c->seconds >= CONC_FOREVER ? CONC__NEVER
-                                                : conc__later(conc__time(l), conc__ns(c->seconds));
-        if (at < s->due) {
-            s->due = at;
-            s->timed = (int)(c - s->cases);
-        }
+        conc__case_wait_time(l, s, c);
     }
     return 0;
 }
 
-/* What the case that was chosen has brought, after the wait. */
+/* The result of the case that was chosen, after a wait. */
 CONC__PRIVATE int conc__case_result(conc_loop *l, const conc_case *c)
 {
     if (c->what == CONC__FD && c->wait.result == 0)
         return conc__fd_got(l, (conc__fd *)(uintptr_t)c->wait.on, c->id, &c->wait);
     if (conc__case_is_outside(c) && c->wait.result == 0)
         return c->result;
-    return c->what == CONC__JOINED ? c->wait.value : c->wait.result;
+    if (c->what == CONC__JOINED)
+        return c->wait.value;
+    return c->wait.result;
 }
 
-/* The case can happen, and nothing was waited for. */
+/* Completes a case that happened without a wait. */
 CONC__PRIVATE int conc__select_at_once(conc_loop *l, conc_case *cases, size_t i, int result)
 {
     conc_case *c = &cases[i];
@@ -2151,57 +2278,61 @@ CONC__PRIVATE int conc__select_at_once(conc_loop *l, conc_case *cases, size_t i,
         c->result = c->task->result;
         conc__collect(l, c->task);
     }
-    conc__quick(l);
+    conc__spend_budget(l);
     return (int)i;
 }
 
-static const conc__wait_kind conc__landing = {.what = "waits for another thread in conc_select"};
+static const conc__wait_kind conc__draining = {.what = "waits for another thread in conc_select"};
 
-/* Other threads have told the choice of what it does not wait for any more. That is on its way. */
-CONC__PRIVATE void conc__choice_land(conc_loop *l, conc__choice *s)
+/* Waits until no post of a withdrawn case is in flight. */
+CONC__PRIVATE void conc__choice_drain(conc_loop *l, conc__choice *s)
 {
-    if (s->flying) {
-        s->landing = (conc__wait){.task = l->self, .kind = &conc__landing};
-        conc__park(l, &s->landing);
+    if (s->in_flight) {
+        s->drain = (conc__wait){.task = l->self, .kind = &conc__draining};
+        conc__park(l, &s->drain);
     }
     if (s->has_outside)
         l->awaited--;
 }
 
-/* Waits for the first of the cases: 0, a case happened at once; 1, s->chosen was chosen; or an
- * error. */
+/* Waits for the first of the cases. 0: case s->n happened at once, with *result; 1: s->chosen was
+ * chosen; or an error. */
 CONC__PRIVATE int conc__choose(conc_loop *l, conc__choice *s, size_t n, int *result)
 {
     for (; s->n < n && s->chosen < 0; s->n++) {
         int rc = conc__case_wait(l, s, &s->cases[s->n], result);
         if (rc != 0 && s->chosen < 0) {
-            conc__choice_end(s, NULL);
-            return rc < 0 ? rc : 0;
+            conc__choice_withdraw(s, NULL);
+            if (rc < 0)
+                return rc;
+            return 0;
         }
     }
-    if (s->chosen >= 0) { /* a look at a descriptor found it closed, and woke an earlier case */
-        conc__choice_end(s, NULL);
+    if (s->chosen >= 0) { /* a check of a descriptor found it closed, and woke an earlier case */
+        conc__choice_withdraw(s, NULL);
         conc__leave(l);
         return 1;
     }
     if (s->due != CONC__NEVER)
-        conc__arm(l, &s->timer, s->due, conc__choice_late);
+        conc__arm(l, &s->timer, s->due, conc__choice_timeout);
     int rc = conc__park(l, &s->wait);
     return rc ? rc : 1;
 }
 
 CONC__PRIVATE int conc__select_valid(conc_loop *l, conc_case *cases, size_t n)
 {
-    int rc, result = 0;
-    for (size_t i = 0; i < n; i++)
-        if ((rc = conc__case_try(l, &cases[i])) != -EAGAIN)
-            return conc__select_at_once(l, cases, i, rc);
+    for (size_t i = 0; i < n; i++) {
+        int tried = conc__case_try(l, &cases[i]);
+        if (tried != -EAGAIN)
+            return conc__select_at_once(l, cases, i, tried);
+    }
     conc__choice s = {.wait = {.task = l->self, .kind = &conc__selecting},
                       .cases = cases,
                       .chosen = -1,
                       .due = CONC__NEVER};
-    rc = conc__choose(l, &s, n, &result);
-    conc__choice_land(l, &s);
+    int result = 0;
+    int rc = conc__choose(l, &s, n, &result);
+    conc__choice_drain(l, &s);
     if (rc < 0)
         return rc;
     if (rc == 0)
@@ -2224,46 +2355,60 @@ CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
         rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__find_lost(l, __builtin_frame_address(0));
+    conc__check_lost(l, __builtin_frame_address(0));
     return conc__select_valid(l, cases, n);
 }
 
 /* ---- >>limiter ------------------------------------------------------------------------------ */
 
-/* The bucket is not filled drop by drop: when it was last full, and how much was taken since,
- * tell when the next tokens are there. Multiplying each time instead of adding up keeps every
- * grant exact to the nanosecond. */
+/* The bucket has no count of its tokens: the time when it was last full, and the number of tokens
+ * taken since, determine when the next ones are there. Multiplying each time instead of adding up
+ * keeps every grant exact to the nanosecond. */
+
+CONC__PRIVATE double conc__limiter_burst(const conc_limiter *k)
+{
+    return k->burst > 0 ? k->burst : 1;
+}
+
+CONC__PRIVATE double conc__limiter_per(const conc_limiter *k) { return k->per > 0 ? k->per : 1; }
 
 CONC__PRIVATE bool conc__limiter_is_valid(const conc_limiter *k, int n)
 {
-    return k && k->rate > 0 && k->per >= 0 && k->burst >= 0 && n > 0 &&
-           n <= (k->burst > 0 ? k->burst : 1);
+    if (!k || n <= 0)
+        return false;
+    return k->rate > 0 && k->per >= 0 && k->burst >= 0 && n <= conc__limiter_burst(k);
 }
 
-/* The nanoseconds in which so many tokens come; a hair less, as the product of two doubles may
- * be that much too large. */
+/* The nanoseconds in which so many tokens come, less 0.001, as the product of two doubles may be
+ * that much too large. */
 CONC__PRIVATE double conc__limiter_ns(const conc_limiter *k, double tokens)
 {
-    double per = k->per > 0 ? k->per : 1,
-           each = per < 1e290 ? per * 1e9 / k->rate : per / k->rate * 1e9;
+    double per = conc__limiter_per(k);
+    double each;
+    if (per < 1e290)
+        each = per * 1e9 / k->rate;
+    else /* per * 1e9 could overflow */
+        each = per / k->rate * 1e9;
     return tokens > 0 ? tokens * each - 1e-3 : 0;
 }
 
-/* When n more tokens are there. */
+/* The time at which n more tokens are there. */
 CONC__PRIVATE int64_t conc__limiter_due(const conc_limiter *k, int n)
 {
-    double ns = conc__limiter_ns(k, k->taken + n - (k->burst > 0 ? k->burst : 1));
+    double ns = conc__limiter_ns(k, k->taken + n - conc__limiter_burst(k));
     if (ns <= 0)
         return k->start;
     if (!(ns < 9e18))
         return CONC__NEVER - 1;
     int64_t whole = (int64_t)ns;
     whole += (double)whole < ns;
-    return k->start < 0 ? k->start + whole : conc__later(k->start, whole);
+    if (k->start < 0)
+        return k->start + whole;
+    return conc__later(k->start, whole);
 }
 
-/* Brings the bucket up to date. One that has become full does not get fuller; and when the clock
- * is another run's, no time has passed since the last look. */
+/* Brings the bucket up to date. It never holds more than the burst. If the clock is another run's,
+ * no time counts as passed since the last update. */
 CONC__PRIVATE void conc__limiter_fill(conc_loop *l, conc_limiter *k, int64_t now)
 {
     if (k->run != l->run && (k->virtual_clock || l->virtual_clock))
@@ -2279,15 +2424,16 @@ CONC__PRIVATE void conc__limiter_fill(conc_loop *l, conc_limiter *k, int64_t now
 
 CONC__PRIVATE void conc__limiter_fire(conc__timer *t);
 
-/* To all whose tokens are there; the clock wakes the limiter for the next. */
-CONC__PRIVATE void conc__limiter_serve(conc_loop *l, conc_limiter *k, int64_t now)
+/* Grants the first waiters whose tokens are there, and sets the timer for the next one. */
+CONC__PRIVATE void conc__limiter_grant_waiters(conc_loop *l, conc_limiter *k, int64_t now)
 {
-    conc__wait *w;
     conc__limiter_fill(l, k, now);
     conc__disarm(l, &k->timer);
-    while ((w = k->waits.first) && conc__limiter_due(k, w->value) <= now) {
+    conc__wait *w = k->waits.first;
+    while (w && conc__limiter_due(k, w->value) <= now) {
         k->taken += w->value;
         conc__wake(l, w, 0);
+        w = k->waits.first;
     }
     if (w)
         conc__arm(l, &k->timer, conc__limiter_due(k, w->value), conc__limiter_fire);
@@ -2295,9 +2441,8 @@ CONC__PRIVATE void conc__limiter_serve(conc_loop *l, conc_limiter *k, int64_t no
 
 CONC__PRIVATE void conc__limiter_fire(conc__timer *t)
 {
-    conc__limiter_serve(conc__here,
-                        (conc_limiter *)(void *)((char *)t - offsetof(conc_limiter, timer)),
-                        conc__here->now);
+    conc_limiter *k = (conc_limiter *)(void *)((char *)t - offsetof(conc_limiter, timer));
+    conc__limiter_grant_waiters(conc__here, k, conc__here->now);
 }
 
 CONC__PRIVATE bool conc__limiter_cancel(conc__wait *w)
@@ -2306,30 +2451,31 @@ CONC__PRIVATE bool conc__limiter_cancel(conc__wait *w)
     bool first = k->waits.first == w;
     conc__unlink(w);
     if (first)
-        conc__limiter_serve(conc__here, k, conc__time(conc__here));
+        conc__limiter_grant_waiters(conc__here, k, conc__time(conc__here));
     return true;
 }
 
-CONC__PRIVATE void conc__limiter_whom(FILE *out, const conc__wait *w)
+CONC__PRIVATE void conc__limiter_details(FILE *out, const conc__wait *w)
 {
     const conc_limiter *k = w->on;
-    fprintf(out, " of %.9g in %.9g s, for %d", k->rate, k->per > 0 ? k->per : 1, w->value);
+    fprintf(out, " of %.9g in %.9g s, for %d", k->rate, conc__limiter_per(k), w->value);
 }
 
-static const conc__wait_kind conc__limited = {
-    .what = "waits for a limiter", .whom = conc__limiter_whom, .cancel = conc__limiter_cancel};
+static const conc__wait_kind conc__limited = {.what = "waits for a limiter",
+                                              .details = conc__limiter_details,
+                                              .cancel = conc__limiter_cancel};
 
 CONC__PRIVATE bool conc__limiter_is_ours(const conc_loop *l, conc_limiter *k)
 {
     if (!conc__ours(l, &k->waits))
         return false;
     if (!k->waits.first)
-        k->timer.next = NULL; /* in a forked child: it is armed in the parent's loop */
+        k->timer.next = NULL; /* in a forked child, it may be armed in the parent's loop */
     return true;
 }
 
-/* Takes n tokens if they are there and no task waits. */
-CONC__PRIVATE bool conc__limiter_take(conc_loop *l, conc_limiter *k, int n)
+/* Takes n tokens if they are there and no other task waits. */
+CONC__PRIVATE bool conc__limiter_try_take(conc_loop *l, conc_limiter *k, int n)
 {
     int64_t now = conc__time(l);
     conc__limiter_fill(l, k, now);
@@ -2349,8 +2495,10 @@ CONC_API int conc_limiter_try_acquire(conc_limiter *k, int n)
     if (!conc__limiter_is_valid(k, n))
         return conc__misused(-EINVAL, __func__, conc__bad_limiter, NULL);
     if (!conc__limiter_is_ours(l, k))
-        return conc__foreign("conc_limiter_try_acquire");
-    return conc__limiter_take(l, k, n) ? 0 : conc__own_error(-EAGAIN);
+        return conc__used_elsewhere("conc_limiter_try_acquire");
+    if (!conc__limiter_try_take(l, k, n))
+        return conc__own_error(-EAGAIN);
+    return 0;
 }
 
 CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
@@ -2364,9 +2512,9 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
     if (rc)
         return rc;
     if (!conc__limiter_is_ours(l, k))
-        return conc__foreign("conc_limiter_acquire");
-    if (conc__limiter_take(l, k, n)) {
-        conc__quick(l);
+        return conc__used_elsewhere("conc_limiter_acquire");
+    if (conc__limiter_try_take(l, k, n)) {
+        conc__spend_budget(l);
         return 0;
     }
     conc__wait w = {.task = l->self, .kind = &conc__limited, .on = k, .value = n};

@@ -172,11 +172,11 @@ def of_descriptor(wait):
 
 # By the function with which conc_dump finishes the sentence
 WHOM = {
-    "conc__whom_task": of_task,
-    "conc__whom_group": of_group,
-    "conc__sleep_whom": of_sleep,
-    "conc__lock_whom": of_lock,
-    "conc__fd_whom": of_descriptor,
+    "conc__waited_task_details": of_task,
+    "conc__children_details": of_group,
+    "conc__sleep_details": of_sleep,
+    "conc__lock_details": of_lock,
+    "conc__fd_details": of_descriptor,
 }
 
 
@@ -188,8 +188,8 @@ def state_of(loop, task):
         return "ended" if task["state"] == DONE else "ready"
     kind = wait["kind"]
     words = text(kind["what"])
-    if kind["whom"]:
-        function = re.search(r"<(\w+)", kind["whom"].format_string(symbols=True))
+    if kind["details"]:
+        function = re.search(r"<(\w+)", kind["details"].format_string(symbols=True))
         say = WHOM.get(function and function[1])
         if say:
             words += " " + say(wait)

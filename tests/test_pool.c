@@ -465,9 +465,9 @@ POOL_TEST(a_job_that_runs_another_itself_gets_its_result_though_that_is_freed)
         side waiter = {.fn = waits_and_frees, .arg = &s};
         side_start(&waiter);
         for (bool waits = false; !waits; sched_yield()) {
-            pthread_mutex_lock(&pool.crew->mutex);
+            pthread_mutex_lock(&pool.queue->mutex);
             waits = s.job->waiters != NULL;
-            pthread_mutex_unlock(&pool.crew->mutex);
+            pthread_mutex_unlock(&pool.queue->mutex);
         }
         let_go(&first);
         side_end(&waiter);
@@ -1330,9 +1330,9 @@ POOL_TEST(a_pool_may_be_freed_when_one_of_two_closes_has_returned)
         side_start(&owner);
         /* until both are inside: closes are under this mutex */
         for (bool inside = false; !inside; sched_yield()) {
-            pthread_mutex_lock(&pool->crew->mutex);
-            inside = pool->crew->references >= 4; /* the pool's, the thread's, and theirs */
-            pthread_mutex_unlock(&pool->crew->mutex);
+            pthread_mutex_lock(&pool->queue->mutex);
+            inside = pool->queue->references >= 4; /* the pool's, the thread's, and theirs */
+            pthread_mutex_unlock(&pool->queue->mutex);
         }
         let_go(&h);
         end(&g);
@@ -2246,7 +2246,7 @@ static int submits_twelve(void *arg)
 /* A task holds up the loop when the other one waits: until then there may be the second thread. */
 static int holds_the_loop(void *arg)
 {
-    conc__crew *c = claimed.pool.crew;
+    conc__job_queue *c = claimed.pool.queue;
     (void)arg;
     for (bool waits = false; !waits; CONC_TRY(conc_yield())) {
         pthread_mutex_lock(&c->mutex);
@@ -4463,9 +4463,9 @@ THREAD_TEST(a_job_of_a_plain_thread_cleans_up_in_a_shield)
     unsetenv("CONC_CLOCK");
     CHECK_INT(conc_pool_submit(&pool, &j, cleans_up_quickly, NULL), 0);
     for (bool waits = false; !waits; sched_yield()) {
-        pthread_mutex_lock(&conc__stops.mutex);
-        waits = conc__stops.first != NULL;
-        pthread_mutex_unlock(&conc__stops.mutex);
+        pthread_mutex_lock(&conc__cancel_hooks.mutex);
+        waits = conc__cancel_hooks.first != NULL;
+        pthread_mutex_unlock(&conc__cancel_hooks.mutex);
     }
     CHECK_INT(conc_job_cancel(&j), 0);
     CHECK_INT(result_of(&j), 4);
