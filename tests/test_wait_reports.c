@@ -445,7 +445,7 @@ static int waits_as_the_row(void *arg)
     close_group(&crowded);
     if (conc_lock_owner(&lock) == conc_self())
         CHECK_INT(conc_lock_release(&lock), 0);
-    if (pool.crew)
+    if (pool.queue)
         CHECK_INT(conc_pool_close(&pool), 0);
     conc_channel_destroy(&full_channel);
     conc_channel_destroy(&void_channel);
