@@ -177,8 +177,8 @@ static inline int redis_unsubscribe_pattern(redis_subscription *s, const char *p
 
 /* Waits for the next message: 0. -ECONNRESET: the connection was lost, and all subscriptions are
  * renewed; messages of the time between are missing, and the next call goes on. If the connection
- * cannot be renewed, that error is returned, and the next call tries again. A cancel loses no
- * message. -EINVAL: nothing is subscribed to. */
+ * cannot be renewed, that error is returned (-ENOTCONN if the new one was lost at once), and the
+ * next call tries again. A cancel loses no message. -EINVAL: nothing is subscribed to. */
 static inline int redis_next_message(redis_subscription *s, redis_message *m);
 
 /* As redis_close. */
@@ -1136,12 +1136,15 @@ static inline int redis__next(redis_subscription *s, redisReply **message)
             return 0;
         if (!s->topic_count)
             return conc_fail(-EINVAL, "redis: nothing is subscribed to");
-        CONC_TRY(redis__renew(s));
+        int rc = redis__renew(s);
+        if (rc == -ECONNRESET) /* which would mean that it is renewed */
+            return conc_fail(-ENOTCONN, "%s", conc_last_error());
+        CONC_TRY(rc);
         if (s->missed) {
             s->missed = false;
             return conc_fail(-ECONNRESET, "redis: the connection was lost, and messages with it");
         }
-        int rc = redis__hear(s, message);
+        rc = redis__hear(s, message);
         if (rc == -ECANCELED)
             return rc;
         if (rc < 0)

@@ -1266,6 +1266,23 @@ FAKE_TEST(garbage_and_what_is_no_message_do_no_harm_to_a_subscriber)
     end_fake(&g, &f);
 }
 
+FAKE_TEST(a_subscription_whose_new_connection_is_lost_at_once_is_not_renewed)
+{
+    static const char confirmation[] = "*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n";
+    conc_group g = {0};
+    fake f = {.says = {confirmation}};
+    start_fake(&g, &f);
+    redis_client c = {.address = f.address, .attempts = 1, .delay = 0.01};
+    CONC_AUTO(redis_subscription, s) = {.from = &c};
+    CHECK_INT(redis_subscribe(&s, "a"), 0);
+    f.says[0] = NULL;
+    CHECK_INT(next(&s), -ENOTCONN);
+    CHECK_INT(next(&s), -ENOTCONN);
+    f.says[0] = confirmation;
+    CHECK_INT(next(&s), -ECONNRESET);
+    end_fake(&g, &f);
+}
+
 /* ---- the end ---- */
 
 REAL_TEST(a_close_ends_the_calls_of_other_tasks_and_the_objects_can_be_used_again)
