@@ -522,21 +522,30 @@ static int lite_number(void *conn, int64_t *n, const char *sql, int64_t one, int
 
 static int lite_drop(void *path)
 {
-    static const char *const ends[] = {"", "-wal", "-shm"};
+    static const char *const ends[] = {"-wal", "-shm", ""};
     char name[200];
     for (size_t i = 0; i < CONC_LEN(ends); i++) {
-        snprintf(name, sizeof name, "%s%s", (const char *)path, ends[i]);
+        snprintf(name, sizeof name, "%s%s", (char *)path, ends[i]);
         unlink(name);
     }
+    *strrchr(name, '/') = 0;
+    rmdir(name);
     return 0;
 }
 
+/* path: of a file in a folder whose name ends with XXXXXX, which becomes a new one. */
 static int lite_create(void *path)
 {
-    CONC_AUTO(sqlite_db, db) = {.wal = true};
+    char *slash = strrchr(path, '/');
+    *slash = 0;
+    if (!mkdtemp(path))
+        return conc_fail(-errno, "%s: %s", (char *)path, conc_strerror(-errno));
+    *slash = '/';
+    sqlite_db db = {.wal = true};
     int rc = sqlite_open(&db, path);
     if (rc >= 0)
         rc = sqlite_exec(&db, CREATE);
+    sqlite_close(&db);
     if (rc < 0)
         lite_drop(path);
     return rc;
@@ -696,24 +705,17 @@ static bool parse(options *o, char **argv)
 int main(int argc, char **argv)
 {
     options o = {.count = 1000, .limit = 30};
-    const char *tmp = getenv("TMPDIR");
-    setvbuf(stdout, NULL, _IOLBF, 0);
-    char folder[160], path[180];
     if (!parse(&o, argv + (argc > 0))) {
         fprintf(stderr, "usage: pool [--goal] [CONNINFO [OPERATIONS [SECONDS]]]\n");
         return 2;
     }
-    if (o.conninfo)
-        return conc_main(app, &o);
-    o.conninfo = getenv("DATABASE");
-    snprintf(folder, sizeof folder, "%s/poolXXXXXX", tmp ? tmp : "/tmp");
-    if (!mkdtemp(folder)) {
-        perror(folder);
-        return 1;
+    const char *folder = getenv("TMPDIR");
+    char path[180];
+    snprintf(path, sizeof path, "%s/poolXXXXXX/pool.db", folder ? folder : "/tmp");
+    if (!o.conninfo) {
+        o.path = path;
+        o.conninfo = getenv("DATABASE");
     }
-    snprintf(path, sizeof path, "%s/pool.db", folder);
-    o.path = path;
-    int status = conc_main(app, &o);
-    rmdir(folder);
-    return status;
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    return conc_main(app, &o);
 }
