@@ -569,7 +569,7 @@ static int pg_run(postgres_db *db, const char *sql)
 static int pg_open(void *conn, const char *conninfo)
 {
     postgres_db *db = conn;
-    *db = (postgres_db){.conninfo = conninfo};
+    *db = (postgres_db){.conninfo = conninfo, .cancel_limit = 1};
     CONC_TRY(postgres_open(db));
     int rc = pg_run(db, "SET search_path TO conc_pool_%d");
     if (rc < 0)
