@@ -51,7 +51,8 @@ typedef struct pool {
     int connect_attempts;
     /* to read */
     int in_use, most_in_use, open, most_open;
-    int acquired, returned, connected, recycled, checked, unhealthy, retries;
+    int acquired, returned, connected, recycled, checked, unhealthy, refused;
+    char words[160]; /* of the newest attempt to connect that failed */
     /* private */
     int slots;
     bool closing;
@@ -99,9 +100,12 @@ static int connect_again(handle *h)
     double pause = 0.1;
     int rc;
     for (int n = 1; (rc = conc_timeout(limit(p->connect_timeout), connect_once, h)) < 0; n++) {
+        if (rc != -ECANCELED) {
+            p->refused++;
+            snprintf(p->words, sizeof p->words, "%s", conc_last_error());
+        }
         if (!is_passing(rc) || n >= p->connect_attempts)
             return rc;
-        p->retries++;
         CONC_TRY(conc_sleep(pause * conc_random(0.5, 1)));
         pause = pause < 1 ? pause * 2 : pause;
     }
@@ -323,11 +327,12 @@ static int progress(void *arg)
 {
     const shop *s = arg;
     bool terminal = isatty(STDERR_FILENO);
-    for (;;) {
-        CONC_TRY(conc_sleep(terminal ? 0.1 : 1));
-        fprintf(stderr, terminal ? "\r%d of %d done, %d failed " : "%d of %d done, %d failed\n",
-                s->done, s->count, s->failed);
-    }
+    const char *format = terminal ? "\r%d of %d done, %d failed " : "%d of %d done, %d failed\n";
+    while (conc_sleep(terminal ? 0.1 : 1) == 0)
+        fprintf(stderr, format, s->done, s->count, s->failed);
+    if (terminal)
+        fprintf(stderr, "\r%40s\r", "");
+    return -ECANCELED;
 }
 
 static int pay_all(shop *s)
@@ -363,7 +368,9 @@ static void report(shop *s)
     expect(s, "open beyond the size of the pool", p->most_open > p->size, 0);
     expect(s, "returned, of those acquired", p->returned, p->acquired);
     printf("  opened %d times, %d were broken, %d attempts to connect failed\n", p->connected,
-           p->unhealthy, p->retries);
+           p->unhealthy, p->refused);
+    if (p->refused)
+        printf("    %s\n", p->words);
 }
 
 static int count(void *arg, void *conn)
@@ -454,7 +461,7 @@ static int show_health(shop *s)
     p.check_after = 0.1;
     CONC_TRY(pool_open(&p));
     CONC_TRY(pool_acquire(&p, &h));
-    expect(s, "attempts to connect to a server that starts", p.retries + p.connected, 3);
+    expect(s, "attempts to connect to a server that starts", p.refused + p.connected, 3);
     void *conn = h.conn;
     pool_release(&h);
     CONC_TRY(conc_sleep(2 * p.check_after));
@@ -466,10 +473,12 @@ static int show_health(shop *s)
     return 0;
 }
 
+/* Returns its turn. */
 static int wait_in_line(void *arg)
 {
     CONC_AUTO(handle, h) = {0};
-    return pool_acquire(arg, &h);
+    CONC_TRY(pool_acquire(arg, &h));
+    return h.pool->acquired;
 }
 
 static int show_waiting(shop *s)
@@ -482,18 +491,21 @@ static int show_waiting(shop *s)
     expect(s, "waits in line that reached their limit", wait_in_line(&p) == -ETIMEDOUT, 1);
     printf("    %s\n", conc_last_error());
     p.acquire_timeout = 0;
-    conc_task first = {0}, second = {0};
+    conc_task line[3] = {0};
+    int turns[3];
     conc_group g = {0};
-    int result = 0;
-    CONC_TRY_IN(&g, conc_spawn_task(&g, &first, wait_in_line, &p));
-    CONC_TRY_IN(&g, conc_spawn_task(&g, &second, wait_in_line, &p));
-    CONC_TRY_IN(&g, conc_settle());
-    conc_cancel(&first);
+    for (int i = 0; i < 3; i++) {
+        CONC_TRY_IN(&g, conc_spawn_task(&g, &line[i], wait_in_line, &p));
+        CONC_TRY_IN(&g, conc_settle());
+    }
+    conc_cancel(&line[0]);
     pool_release(&h);
-    CONC_TRY_IN(&g, conc_join(&first, &result));
+    for (int i = 0; i < 3; i++)
+        CONC_TRY_IN(&g, conc_join(&line[i], &turns[i]));
     CONC_TRY(conc_group_wait(&g));
-    expect(s, "waits in line that were cancelled", result == -ECANCELED, 1);
-    expect(s, "waits in line that the next one has ended well", p.returned - 1, 1);
+    expect(s, "waits in line that were cancelled", turns[0] == -ECANCELED, 1);
+    expect(s, "the turn of the next in line", turns[1], 2);
+    expect(s, "the turn of the last in line", turns[2], 3);
     return 0;
 }
 

@@ -29,7 +29,8 @@ RULES = """\
   waits in line that reached their limit                        1
     no connection was free within 0.05 s
   waits in line that were cancelled                             1
-  waits in line that the next one has ended well                1
+  the turn of the next in line                                  2
+  the turn of the last in line                                  3
 """
 ACCOUNT = """\
   operations at once                                         1000
@@ -195,6 +196,7 @@ def test_the_server_is_gone_for_good():
     apps.until(lambda: sql("SELECT 1"), "the server is ready")
     done, failed = accounted(out)
     apps.check(done == 100 and failed, out)
+    apps.check(re.search(r"attempts to connect failed\n    .*Connection refused", out), out)
     apps.check("the table is left behind: connection to server" in out, out)
     apps.check(f"failed: the payments could not be looked up within {LIMIT} s" in out, out)
     rows = int(sql(f"SELECT count(*) FROM conc_pool_{process.pid}.payments"))
