@@ -213,6 +213,11 @@ def ask_redis(server, *words):
     return subprocess.run(["redis-cli", "-p", str(server.port), *words], capture_output=True, text=True, check=True).stdout.strip()
 
 
+def misses(server):
+    """How often Redis was asked for a key that it has not."""
+    return int(ask_redis(server, "INFO", "stats").split("keyspace_misses:")[1].split()[0])
+
+
 def test_memory_goes_on_without_redis_and_finds_it_again():
     with apps.redis() as server, nodes(server.port, "a", "b") as (a, b):
         a.get("user:1")
@@ -265,12 +270,11 @@ def test_what_lies_in_redis():
 
 def test_a_value_is_not_shared_that_was_invalidated_while_it_was_computed():
     with apps.redis() as server, nodes(server.port, "a", "b") as (a, b):
-        misses = lambda: int(ask_redis(server, "INFO", "stats").split("keyspace_misses:")[1].split()[0])
-        before = misses()
+        before = misses(server)
         b.send("get user:1")
-        until(lambda: misses() > before, "b has asked Redis")
+        until(lambda: misses(server) > before, "b computes")
         a.ask("invalidate user:*", "invalidated")
-        has(b.until("from the source"), "from the source")
+        b.until("from the source")
         check(ask_redis(server, "GET", "conc-cache:user:1") == "", "the old value is in Redis")
         has(b.get("user:1"), "from the source: user:1 as b read it, 2")
 
@@ -346,8 +350,33 @@ def test_an_interrupt_at_any_moment_leaves_nothing_behind():
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(signal.SIGINT)
                 status = process.wait(timeout=20 * apps.SLOW)
-                check(status in (0, 130), moment, "status", status, process.out.read_text()[-500:])
+                ended_before = (0, -signal.SIGINT)
+                check(status in (130, *ended_before), moment, "status", status, process.out.read_text()[-500:])
                 until(lambda: not of_group(process), f"the nodes have ended after {moment}")
+
+
+def test_an_interrupt_ends_a_node_in_the_middle_of_a_get():
+    with apps.redis() as server:
+        for command in ("", "get user:1\n"):
+            node = Node("a", server.port)
+            node.until("ready")
+            before = misses(server)
+            node.process.stdin.write(command)
+            node.process.stdin.flush()
+            until(lambda: not command or misses(server) > before, "the node computes")
+            node.process.send_signal(signal.SIGINT)
+            check(node.process.wait(timeout=20 * apps.SLOW) == 130, *node.seen)
+
+
+def test_redis_is_lost_during_a_computation():
+    with apps.redis() as server, nodes(server.port, "a") as a:
+        before = misses(server)
+        a.send("get user:1")
+        until(lambda: misses(server) > before, "the node computes")
+        server.stop()
+        has(a.until(": from "), "from the source: user:1 as a read it, 1")
+        has(a.get("user:1"), "from memory: user:1 as a read it, 1")
+        has(a.ask("stats", "gets"), "gets 2 = hits 1 + misses 1; computations 1, 0 failed")
 
 
 def test_a_node_is_killed():
