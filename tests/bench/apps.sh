@@ -1,0 +1,272 @@
+#!/usr/bin/env bash
+# What programs of the course cost beside what one would write without conc: builds both, has them do the same work in
+# turn, and prints one table: medians of the time on the clock and on the processors, and ratios.
+#   tests/bench/apps.sh [--quick] [ROUNDS]
+# ROUNDS is 9 unless given. --quick: one round with small counts, to see that all works.
+#   sql    1000 inserts at once over 10 connections to one PostgreSQL, which the script starts; asyncpg as it comes, and
+#          without the statement that its pool adds to each; Go with lib/pq. Those prepare the statement once on each
+#          connection; conc sends it as text each time, which is more work for the server
+#   cache  gets of 1000 keys from a cache with LRU and a limit of age, which has them all; a Python cache on OrderedDict
+#   fetch  5000 GETs of 1000 bytes, 50 at a time, from one server on loopback; libcurl's multi interface in a loop of its
+#          own, with a handle for each request as fetch.h has, and with 50 that are used again
+# A program connects, and does the work once or a part of it, before it measures itself: no start-up is in the figures,
+# and no server. It then prints how much it has done and the sum of its results, which have to be those of conc.
+# Nothing is installed: the script says what is missing. The figures of all rounds stay in build/bench/apps_results.txt.
+set -euo pipefail
+(($#)) || set -- 9
+# shellcheck source=tests/bench/common.sh
+source "$(dirname "$0")/common.sh"
+unset CONC_CLOCK CONC_DEBUG CONC_SEED CONC_TRACE CONC_POLL CONC_STACK
+unset http_proxy HTTP_PROXY all_proxy ALL_PROXY
+
+sources=tests/bench/apps
+results=$out/apps_results.txt
+python=${PYTHON:-/usr/bin/python3} # the packages are for the system's, which need not be the first
+limit=300                          # seconds for any one program
+names=(sql cache fetch)
+peers=()
+operations=1000 passes=1000 requests=5000
+[[ -z $quick ]] || operations=200 passes=20 requests=500
+
+# ---- packages ----
+
+have() {
+    case $1 in
+    postgresql) compgen -G '/usr/lib/postgresql/*/bin/initdb' ;;
+    libpq-dev) pkg-config libpq ;;
+    libhiredis-dev) pkg-config hiredis ;;
+    libcurl4-openssl-dev) pkg-config 'libcurl >= 7.87' ;;
+    libhttp-parser-dev) "$cc" -E -include http_parser.h -x c /dev/null ;;
+    golang-go) command -v go ;;
+    golang-github-lib-pq-dev) [[ -d /usr/share/gocode/src/github.com/lib/pq ]] ;;
+    python3) "$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' ;;
+    python3-asyncpg) "$python" -c 'import asyncpg' ;;
+    *) command -v "$1" ;;
+    esac >/dev/null 2>&1
+}
+
+# tell_missing PACKAGE...
+tell_missing() {
+    local package missing=()
+    for package in "$@"; do
+        have "$package" || missing+=("$package")
+    done
+    ((${#missing[@]})) || return 0
+    echo "missing; to install it on Debian: sudo apt-get install --no-install-recommends ${missing[*]}"
+}
+
+# ---- building: a peer is WORK.WHO ----
+
+# compile NAME LIBRARY...
+compile() {
+    local name=$1
+    shift
+    # shellcheck disable=SC2046 # several options
+    "$cc" -O2 "$sources/$name.c" -o "$out/apps_$name" $( (($# == 0)) || pkg-config --cflags --libs "$@")
+}
+
+build() {
+    case $1 in
+    sql.conc) compile sql_conc libpq ;;
+    sql.go) GOPATH=/usr/share/gocode GO111MODULE=off GOFLAGS='' go build -o $out/apps_sql_go $sources/sql_go.go ;;
+    cache.conc) compile cache_conc hiredis ;;
+    fetch.conc)
+        compile fetch_conc libcurl
+        "$cc" -O2 $sources/http_server.c -o $out/apps_http_server -lhttp_parser
+        ;;
+    fetch.libcurl) compile fetch_libcurl libcurl ;;
+    *) ;; # nothing to build
+    esac
+}
+
+# ---- the servers ----
+
+servers=() pipes=()
+
+# start COMMAND...: a server that prints its address, here in $address, and ends when its stdin does
+start() {
+    local to from
+    mkfifo "$box/hears" "$box/says"
+    "$@" <"$box/hears" >"$box/says" &
+    servers+=($!)
+    exec {to}>"$box/hears" {from}<"$box/says"
+    pipes+=("$to")
+    rm "$box/hears" "$box/says"
+    read -r -t 60 -u "$from" address || exit 1
+}
+
+# shellcheck disable=SC2317 # the trap calls it
+stop_all() {
+    local pipe
+    for pipe in "${pipes[@]}"; do
+        exec {pipe}>&-
+    done
+    ((${#servers[@]} == 0)) || wait "${servers[@]}" || true
+    rm -rf "$box"
+}
+
+start_servers() {
+    if [[ " ${peers[*]} " == *" sql.conc "* ]]; then
+        start "$python" $sources/postgres_server.py
+        url=$address
+    fi
+    if [[ " ${peers[*]} " == *" fetch.conc "* ]]; then
+        start $out/apps_http_server
+        http=$address
+    fi
+}
+
+# ---- running ----
+
+program() {
+    local command=()
+    case $1 in
+    sql.conc) command=("$out/apps_sql_conc" "$url" "$operations") ;;
+    sql.asyncpg) command=("$python" "$sources/sql_python.py" "$url" "$operations") ;;
+    sql.asyncpg_noreset) command=("$python" "$sources/sql_python.py" "$url" "$operations" noreset) ;;
+    sql.go) command=("$out/apps_sql_go" "$url" "$operations") ;;
+    cache.conc) command=("$out/apps_cache_conc" "$passes") ;;
+    cache.python) command=("$python" "$sources/cache_python.py" "$passes") ;;
+    fetch.conc) command=("$out/apps_fetch_conc" "$http" "$requests") ;;
+    fetch.libcurl) command=("$out/apps_fetch_libcurl" "$http" "$requests") ;;
+    fetch.libcurl_reuse) command=("$out/apps_fetch_libcurl" "$http" "$requests" reuse) ;;
+    esac
+    timeout --foreground $limit "${command[@]}"
+}
+
+# run_one WORK.WHO WORK: adds "ROUND WORK WHO MS MS COUNT/SUM" to the results
+run_one() {
+    local line
+    [[ $1 == "$2".* ]] || return 0
+    if line=$(program "$1"); then
+        echo "$round $2 ${1#*.} $line" >>$results
+    else
+        echo "$1 failed" >&2
+        failed=1
+    fi
+}
+
+# ---- the table ----
+
+# Fails if somebody has done something else.
+table() {
+    awk -v peers="${peers[*]}" -v rounds="$rounds" -v quick="$quick" \
+        -v counts="sql $operations cache $((passes * 1000)) fetch $requests" '
+    function median(list, n,    i, j, t) {
+        for (i = 2; i <= n; i++)
+            for (j = i; j > 1 && list[j - 1] > list[j]; j--) {
+                t = list[j]; list[j] = list[j - 1]; list[j - 1] = t
+            }
+        return n == 0 ? "" : n % 2 ? list[(n + 1) / 2] : (list[n / 2] + list[n / 2 + 1]) / 2
+    }
+    function figure(work, who, what,    i, n, list) {
+        for (i = 1; i <= rounds; i++)
+            if ((work, who, what, i) in value)
+                list[++n] = value[work, who, what, i]
+        return median(list, n + 0)
+    }
+    # Round by round, as the machine may be slower in one than in another.
+    function ratio(work, who, what,    i, n, list) {
+        for (i = 1; i <= rounds; i++)
+            if (value[work, "conc", what, i] > 0 && value[work, who, what, i] > 0)
+                list[++n] = value[work, who, what, i] / value[work, "conc", what, i]
+        return median(list, n + 0)
+    }
+    function show(x) { return x == "" ? "-" : sprintf(x < 10 ? "%.2f" : x < 1000 ? "%.1f" : "%.0f", x) }
+    function cells(work, who, what) {
+        return sprintf(" %9s %9s %6s", show(figure(work, "conc", what)), show(figure(work, who, what)),
+                       show(ratio(work, who, what)))
+    }
+    function row(work, who,    same) {
+        if (work == last_work)
+            work_shown = ""
+        else
+            work_shown = last_work = work
+        same = result[work, "conc"] != "" && result[work, who] == result[work, "conc"] && !differs[work, who]
+        failed = failed || !same
+        printf "%-6s %-16s%s  %s  %s\n", work_shown, who, cells(work, who, "wall"), cells(work, who, "processor"),
+               same ? "yes" : "NO"
+    }
+    function rates(work,    i, part, rate) {
+        if (figure(work, "conc", "wall") == "")
+            return
+        printf "%-6s", work
+        for (i = 1; i <= n; i++) {
+            split(peer[i], part, ".")
+            rate = figure(work, part[2], "wall")
+            if (part[1] == work && rate != "")
+                printf "  %s %s", part[2], show(count[work] / rate)
+        }
+        print ""
+    }
+    {
+        value[$2, $3, "wall", $1] = $4
+        value[$2, $3, "processor", $1] = $5
+        if (($2, $3) in result && result[$2, $3] != $6)
+            differs[$2, $3] = 1
+        result[$2, $3] = $6
+    }
+    END {
+        n = split(counts, part, " ")
+        for (i = 1; i < n; i += 2)
+            count[part[i]] = part[i + 1]
+        n = split(peers, peer, " ")
+        printf "%-23s %26s   %26s\n", "", "on the clock, ms", "on the processors, ms"
+        printf "%-6s %-16s %9s %9s %6s   %9s %9s %6s  %s\n", "work", "peer", "conc", "peer", "ratio", "conc", "peer",
+               "ratio", "same"
+        for (i = 1; i <= n; i++) {
+            split(peer[i], part, ".")
+            if (part[2] != "conc")
+                row(part[1], part[2])
+            else if (result[part[1], "conc"] !~ "^" count[part[1]] "/" || differs[part[1], "conc"]) {
+                print part[1] ": conc has not done the work"
+                failed = 1
+            }
+        }
+        print "\nThousands a second, on the clock"
+        rates("sql")
+        rates("cache")
+        rates("fetch")
+        print "\nratio: peer/conc, the median of the ratios of " rounds (rounds == 1 ? " round" : " rounds") \
+              "; above 1 conc takes less. same: the peer has the same results as conc."
+        print "On the processors: user and system, of the program that does the work, without the server."
+        if (quick)
+            print "Small counts: these figures mean nothing."
+        exit failed
+    }' $results
+}
+
+# add WORK.WHO PACKAGE...: only where conc takes part
+add() {
+    [[ $1 == *.conc || " ${peers[*]} " == *" ${1%.*}.conc "* ]] || return 0
+    add_peer "$@"
+}
+
+mkdir -p $out
+: >$results
+failed=0
+box=$(mktemp -d)
+trap stop_all EXIT
+tell_missing pkg-config python3 postgresql libpq-dev python3-asyncpg golang-go golang-github-lib-pq-dev libhiredis-dev \
+    libcurl4-openssl-dev libhttp-parser-dev
+add sql.conc pkg-config python3 postgresql libpq-dev
+add sql.asyncpg python3-asyncpg
+add sql.asyncpg_noreset python3-asyncpg
+add sql.go golang-go golang-github-lib-pq-dev
+if [[ -f examples/10_patterns/03_cache.c ]]; then
+    add cache.conc pkg-config libhiredis-dev
+else
+    echo "cache is left out: there is no examples/10_patterns/03_cache.c"
+fi
+add cache.python python3
+add fetch.conc pkg-config libcurl4-openssl-dev libhttp-parser-dev
+add fetch.libcurl
+add fetch.libcurl_reuse
+if ((${#peers[@]} == 0)); then
+    echo "nothing can be measured" >&2
+    exit 1
+fi
+start_servers
+run_in_turn
+table || failed=1
+exit $failed
