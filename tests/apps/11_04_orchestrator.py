@@ -396,6 +396,14 @@ def test_a_service_hangs():
             apps.until(lambda: late.dashboard(2)["orders"]["source"] != "fallback", "it is back")
 
 
+def test_an_answer_that_is_nested_deeply_is_passed_on():
+    deep = b"[" * 900 + b"]" * 900
+    with fakes(orders=body(deep)) as servers, gateway(servers) as g:
+        for source in ("live", "cached"):
+            status, text = get(g.address, "/dashboard/1")
+            apps.check(status == 200 and source in text and text.count("[") == 900, status, text[:200])
+
+
 # ---- requirement 6: tracing ----
 
 def test_every_call_continues_the_trace():
