@@ -28,19 +28,20 @@ enum {
     CACHE_MOST_USES = 255, /* more are counted as so many */
 };
 
-/* Which entry goes when there is no place: the least recently used, the least frequently used (of
-   several the least recently used), or the one that expires first. */
+/* Which entry is evicted when the cache is full: the least recently used, the least frequently used
+   (of several the least recently used), or the one that expires first. */
 typedef enum { CACHE_LRU, CACHE_LFU, CACHE_TTL } cache_policy;
 
 /* Computes the value of a key, of less than CACHE_VALUE bytes. It may wait. arg has to last as long
    as the cache: the caller may be cancelled while the computation goes on for others. */
 typedef int cache_factory(const char *key, void *arg, char *value);
 
-/* COMPUTING  in the table, its task runs. Then READY, or GONE after an error, or if it is
-              invalidated or nobody waits for it any more.
-   READY      in the table and in both orders. Then GONE.
-   GONE       in no list. It is freed when the last reference is given back: of the table, of the
-              computation, of each waiter. */
+/* COMPUTING  In the table; its task runs. Becomes READY; or GONE after an error, when it is
+              invalidated, or when the last waiter is cancelled.
+   READY      In the table and in both orders. Becomes GONE when it is evicted, expires or is
+              invalidated.
+   GONE       In no list. Freed with the last reference: the table, the computation and each waiter
+              have one. */
 typedef struct entry {
     SLIST_ENTRY(entry) in_bucket;
     TAILQ_ENTRY(entry) in_order, in_age;
@@ -79,7 +80,7 @@ typedef struct cache {
     conc_group computations;
 } cache;
 
-/* Opens it for this task and its children, until cache_close in the same task. */
+/* Opens the cache for this task and its children. The same task closes it. */
 static int cache_open(cache *c)
 {
     c->max_size = c->max_size ? c->max_size : 1000;
@@ -103,10 +104,9 @@ static struct bucket *bucket_of(cache *c, const char *key)
 
 static entry *find(cache *c, const char *key)
 {
-    entry *e;
-    SLIST_FOREACH(e, bucket_of(c, key), in_bucket)
-    if (strcmp(e->key, key) == 0)
-        break;
+    entry *e = SLIST_FIRST(bucket_of(c, key));
+    while (e && strcmp(e->key, key) != 0)
+        e = SLIST_NEXT(e, in_bucket);
     return e;
 }
 
@@ -116,7 +116,7 @@ static void release(entry *e)
         free(e);
 }
 
-/* Takes it out of the table. Those that wait for its computation still get the result. */
+/* Removes it from the table. Tasks that wait for its computation still get the result. */
 static void drop(entry *e)
 {
     cache *c = e->cache;
@@ -194,13 +194,13 @@ static int call_factory(entry *e)
     return rc < 0 ? rc : 0;
 }
 
-/* The task of a computation, which belongs to the cache, not to the caller that began it. */
+/* The task of a computation. It belongs to the cache: the caller that began it may be cancelled. */
 static int compute(void *arg)
 {
     entry *e = arg;
     cache *c = e->cache;
     int rc = -ECANCELED;
-    if (e->waiters) { /* else all were cancelled before it began */
+    if (e->waiters) { /* else all of them were cancelled before it began */
         CONC_TRY(conc_scope_begin(&e->computing, CONC_FOREVER));
         rc = conc_scope_end(&e->computing, c->load ? c->load(e, c->load_arg) : call_factory(e));
     }
@@ -273,8 +273,8 @@ static int cache_get(cache *c, const char *key, cache_factory *factory, void *ar
     return wait_for(e, value);
 }
 
-/* Forgets the keys that match a pattern of the shell ("user:*"): how many it had. A computation
-   that has begun is of no use to gets that come later, as it may have read what was before. */
+/* Removes the keys that match a pattern of the shell ("user:*"), and returns how many there were.
+   Later gets do not join a computation that has begun, as it may have read the old value. */
 static int cache_invalidate(cache *c, const char *pattern)
 {
     long before = c->stats.invalidations;
@@ -308,8 +308,8 @@ static int warm_one(void *arg)
     return rc == -ECANCELED ? rc : 0;
 }
 
-/* Gets n keys, at most `limit` at once, before somebody asks for them: how many are there then. One
-   that fails does not keep the others from it. */
+/* Computes n keys before anybody asks for them, at most `limit` at once, and returns how many
+   succeeded. One that fails does not stop the others. */
 static int cache_warm(cache *c, const char *const *keys, int n, int limit, cache_factory *factory,
                       void *arg)
 {
@@ -326,7 +326,7 @@ static int cache_warm(cache *c, const char *const *keys, int n, int limit, cache
     return rc < 0 ? rc : warm;
 }
 
-/* Cancels the computations, waits for them, and forgets all: 0. */
+/* Cancels the computations, waits for them, and frees all entries. */
 static int cache_close(cache *c)
 {
     if (!c->buckets)
@@ -603,7 +603,7 @@ typedef struct {
     conc_group listener;
 } node;
 
-/* An error of Redis is no error of the cache: memory goes on alone, and asks again in a second. */
+/* An error of Redis is no error of the cache: memory goes on alone, and tries again in a second. */
 static int go_on_alone(node *n, int rc)
 {
     if (rc == -ECANCELED)
@@ -680,8 +680,9 @@ static int delete_shared(node *n, const char *pattern)
     char cursor[24] = "0";
     CONC_AUTO(redis_reply, r) = NULL;
     do {
-        CONC_TRY(
-            redis_command(&n->redis, &r, "SCAN %s MATCH " PREFIX "%s COUNT 1000", cursor, pattern));
+        int rc =
+            redis_command(&n->redis, &r, "SCAN %s MATCH " PREFIX "%s COUNT 1000", cursor, pattern);
+        CONC_TRY(rc);
         bool right = r->type == REDIS_REPLY_ARRAY && r->elements == 2;
         if (!right || r->element[0]->type != REDIS_REPLY_STRING)
             return conc_fail(-EPROTO, "SCAN replied with something else than a list");
@@ -692,8 +693,9 @@ static int delete_shared(node *n, const char *pattern)
     return 0;
 }
 
-/* Here, in Redis, and in the other nodes: how many entries went here. The new generation comes
-   first, and the others are told last, when they cannot read the old values any more. */
+/* Invalidates here, in Redis and in the other nodes; returns how many entries went here. The
+   generation changes first, so that no old value is stored from now on. The others are told last,
+   when they cannot read an old value any more. */
 static int invalidate_everywhere(node *n, const char *pattern)
 {
     int gone = cache_invalidate(&n->memory, pattern);
@@ -718,7 +720,8 @@ static void told(node *n, const redis_message *m)
                slash + 1, cache_invalidate(&n->memory, slash + 1));
 }
 
-/* Listens to the others. When the connection is back after a loss nobody knows what was said. */
+/* Listens to the others. After a loss of the connection nobody knows what they said meanwhile: any
+   entry may be invalid. */
 static int listen_to_others(void *arg)
 {
     node *n = arg;
