@@ -13,8 +13,8 @@
    It starts the services itself, as processes of this program, unless it is told where one is:
    orders=127.0.0.1:8002. More options, in seconds: delay (of the services), timeout (of an
    attempt), deadline (of a service with all attempts), ttl (of the cache), open (until a circuit is
-   half open). And trace=FILE: spans are added to it. It runs on the real clock: other processes have
-   no time to answer on the virtual one. */
+   half open). And trace=FILE: spans are added to it. It runs on the real clock: on the
+   virtual one other processes have no time to answer. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"
