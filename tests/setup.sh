@@ -41,6 +41,7 @@ examples|libcjson-dev|builds '#include <cjson/cJSON.h>' gcc -lcjson
 examples|libglib2.0-dev|pkg-config --exists glib-2.0
 examples|libsqlite3-dev|builds '#include <sqlite3.h>' gcc -lsqlite3
 adapters, HTTP|libhttp-parser-dev|builds '#include <http_parser.h>' gcc -lhttp_parser
+adapters, HTTP|curl|command -v curl
 adapters, Redis|libhiredis-dev|builds '#include <hiredis/hiredis.h>' gcc -lhiredis
 adapters, Redis|redis-server|command -v redis-server
 adapters, PostgreSQL|libpq-dev|builds '#include <libpq-fe.h>' gcc -I/usr/include/postgresql -lpq

@@ -121,6 +121,7 @@ class Server:
 
     def __init__(self, argv, port, where, user=None):
         self.argv, self.port, self.folder, self.user, self.process = argv, port, where, user, None
+        self.end_signal = signal.SIGKILL
 
     def start(self):
         with open(self.folder / "log", "ab") as log:
@@ -129,14 +130,14 @@ class Server:
         until(lambda: answers(self.port) or self.process.poll() is not None, f"{self.argv[0]} answers")
         check(self.process.poll() is None, f"{self.argv[0]} ended:", (self.folder / "log").read_text()[-2000:])
 
-    def stop(self, how=signal.SIGKILL):
+    def stop(self, how=None):
         if self.process:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, how)
+                os.killpg(self.process.pid, how or self.end_signal)
             self.process.wait()
             self.process = None
 
-    def restart(self, how=signal.SIGKILL):
+    def restart(self, how=None):
         self.stop(how)
         self.start()
 
@@ -168,6 +169,7 @@ def postgres():
                    check=True, user=user, cwd=where, stdout=subprocess.DEVNULL, env={**os.environ, "LC_ALL": "C"})
     server = Server([programs / "postgres", "-D", where / "data", "-p", port, "-k", where, "-c", "fsync=off", "-c",
                      "listen_addresses=127.0.0.1"], port, where, user)
+    server.end_signal = signal.SIGQUIT  # ends at once, as a crash does, but leaves no shared memory
     server.conninfo = f"host=127.0.0.1 port={port} user=postgres dbname=postgres"
     return serving_postgres(server, programs)
 
