@@ -17946,7 +17946,6 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
 #endif /* CONC_POOL_H */
 
 /* ===============================================================================================
- * *
  *  The implementation
  *
  *  job           a function submitted to a pool; its states are listed in >>queue
@@ -17968,8 +17967,8 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *  cancel layer  a map or a shield around a part of a job, which adds or hides such a request
  *  clock         a loop whose clock is virtual; a job that holds it keeps time from advancing
  *  shared pools  the pools of threads that conc_offload, files, names and children use
- *  abandoned     a job whose task has left it; its thread counts as lost until the job ends
- *  to release    to give up a reference or a lock; to end or close: to finish for good
+ *  abandoned     a job whose task has left it; its thread is lost to the pool until the job ends
+ *  under the mutex: with the job queue's mutex locked
  *
  *  Order of locks: a thread that holds one of these locks only those below it.
  *
@@ -17979,8 +17978,6 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *    a job queue's mutex; a conc_channel's mutex; conc__children_mutex
  *    conc__segments_mutex
  *    a loop's mutex (of a run inside a job before that of its job's clock); a thread event's mutex
- *
- *  A comment "Under the mutex" means the job queue's mutex.
  *
  *  Contents: >>waiting >>queue >>jobs >>threads >>pool >>map >>in_jobs >>offload >>channel >>select
  *  >>files >>names >>child >>shared >>functions >>workers >>supervisor >>procs >>init
@@ -18473,8 +18470,8 @@ enum {
     CONC__JOB_HAS_TEXT = 16,        /* `text` belongs to its result */
     CONC__JOB_OWNED = 32,           /* it frees itself */
     CONC__JOB_ABANDONED = 64,       /* its task has left it */
-    CONC__JOB_BLOCKED = 128,        /* it waits or is in conc_block, and its clock advances */
-    CONC__JOB_HOLDS_CLOCK = 256,    /* its clock does not advance */
+    CONC__JOB_BLOCKED = 128,        /* it waits or is in conc_block while its clock advances */
+    CONC__JOB_HOLDS_CLOCK = 256,    /* it keeps its clock from advancing */
     CONC__JOB_BITS = 0x1ff
 };
 
@@ -18554,9 +18551,19 @@ typedef struct conc__job_queue {
      * mutex is unlocked */
     conc__semaphore work;
     conc__worker_thread **threads;
-    int thread_slots; /* of threads[] */
-    int max_workers, abandoned, nested, waiting, started, starting, idle, sleeping, wakes_pending,
-        posts_due, spinning, blocking;
+    int thread_slots;  /* size of threads[] */
+    int max_workers;   /* most threads, or workers */
+    int abandoned;     /* threads that are lost to abandoned jobs */
+    int nested;        /* threads that wait in a run inside a job */
+    int waiting;       /* threads whose job waits for another one */
+    int started;       /* all threads; of a pool of processes: workers that have a job */
+    int starting;      /* threads that have not locked the mutex yet */
+    int idle;          /* threads that have nothing to do, and spin or sleep */
+    int sleeping;      /* threads that wait for `work` */
+    int wakes_pending; /* how many of these are to wake, and have not yet */
+    int posts_due;     /* for how many of those `work` was not posted yet */
+    int spinning;
+    int blocking; /* threads whose job waits or is in conc_block while its clock advances */
     /* threads that are about to look for the next job; changed without the mutex */
     int finishing;
     unsigned misses; /* how often in a row a thread spun in vain before it slept */
