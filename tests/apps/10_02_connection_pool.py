@@ -3,8 +3,10 @@
 database meanwhile."""
 import atexit
 import contextlib
+import itertools
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -191,6 +193,39 @@ def test_connections_are_killed_in_the_middle():
         process.unlock()
         opened, broken, _ = all_done(process)
         apps.check(opened == 30 and broken == 20, opened, broken)
+
+
+def test_answers_are_lost():
+    """Between program and server: each 100th payment reaches the server, and its answer is lost with the connection."""
+    server()
+    numbers = itertools.count(1)
+
+    def forward(client):
+        with client, socket.create_connection(("127.0.0.1", server().port)) as upstream:
+            while (ready := select.select([client, upstream], [], [])[0]):
+                data = ready[0].recv(65536)
+                if not data:
+                    return
+                if ready[0] is client:
+                    lost = b"INSERT INTO payments" in data and next(numbers) % 100 == 0
+                    upstream.sendall(data)
+                    if lost:
+                        upstream.recv(65536)
+                        return
+                else:
+                    client.sendall(data)
+
+    def accept(listener):
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=forward, args=[listener.accept()[0]], daemon=True).start()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, args=[listener], daemon=True).start()
+        port = listener.getsockname()[1]
+        out = apps.run(POOL, "--goal", f"host=127.0.0.1 port={port} user=postgres sslmode=disable gssencmode=disable").stdout
+    apps.check(accounted(out) == (1000, 0) and figure(out, "rows in the table") == 1000, out)
+    broken = int(re.search(r"(\d+) were broken", out)[1])
+    apps.check(next(numbers) == 1011 and broken == 10, broken, out)
 
 
 def test_the_server_is_gone_for_good():
