@@ -71,8 +71,8 @@ build() {
     sql.go) GOPATH=/usr/share/gocode GO111MODULE=off GOFLAGS='' go build -o $out/apps_sql_go $sources/sql_go.go ;;
     cache.conc) compile cache_conc hiredis ;;
     fetch.conc)
-        compile fetch_conc libcurl
-        "$cc" -O2 $sources/http_server.c -o $out/apps_http_server -lhttp_parser
+        compile fetch_conc libcurl &&
+            "$cc" -O2 $sources/http_server.c -o $out/apps_http_server -lhttp_parser
         ;;
     fetch.libcurl) compile fetch_libcurl libcurl ;;
     *) ;; # nothing to build
