@@ -2999,7 +2999,7 @@ CONC__PRIVATE int conc__submit(conc__job_queue **queue, unsigned *users, conc_jo
     rc = conc__job_queue_submit(q, users, l, j, call);
     if (rc)
         conc__job_undo_init(j);
-    else if (l && l->debug)
+    else if (l && CONC__DEBUGS(l))
         conc__lend_handle(l, j, CONC__A_JOB);
     if (rc == 0 && l && l->self)
         conc__spend_budget(l);

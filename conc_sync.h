@@ -828,7 +828,7 @@ CONC__FAST void conc__lock_grant(conc_loop *l, conc_lock *k, conc_task *t, const
     k->owner = t;
     k->serial = t->serial;
     k->place = place;
-    if (CONC__UNLIKELY(l->debug))
+    if (CONC__UNLIKELY(CONC__DEBUGS(l)))
         conc__holding_add(&t->held, k, "a lock", place);
 }
 
@@ -836,7 +836,7 @@ CONC__FAST void conc__lock_grant(conc_loop *l, conc_lock *k, conc_task *t, const
 CONC__FAST void conc__lock_hand_over(conc_loop *l, conc_lock *k)
 {
     conc__wait *w = k->waits.first;
-    if (CONC__UNLIKELY(l->debug))
+    if (CONC__UNLIKELY(CONC__DEBUGS(l)))
         conc__holding_drop(&k->owner->held, k);
     k->owner = NULL;
     if (w) {
@@ -882,7 +882,7 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
 CONC__FAST int conc__lock_acquire_fast(conc_lock *k, const char *place)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!k || k->owner || !l || l->debug || !conc__may_continue(l)))
+    if (CONC__UNLIKELY(!k || k->owner || !l || CONC__DEBUGS(l) || !conc__may_continue(l)))
         return conc__lock_acquire_slowly(k, place);
     k->owner = l->self;
     k->serial = l->self->serial;
@@ -926,7 +926,7 @@ CONC__FAST int conc__lock_release_fast(conc_lock *k)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!k || !l || !l->self || !conc__lock_is_mine(l, k) || k->waits.first ||
-                       l->debug))
+                       CONC__DEBUGS(l)))
         return conc__lock_release_slowly(k);
     k->owner = NULL;
     return 0;
@@ -1005,7 +1005,7 @@ CONC__PRIVATE void conc__rwlock_grant(conc_loop *l, conc_rwlock *k, int how, con
         k->writer = t;
     k->serial = t->serial;
     k->place = place;
-    if (l->debug) {
+    if (CONC__DEBUGS(l)) {
         const char *what = how == CONC__READER ? "a rwlock to read" : "a rwlock to write";
         conc__holding_add(&t->held, k, what, place);
     }
@@ -1118,7 +1118,7 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
         k->writer = NULL;
     else
         k->readers--;
-    if (l->debug)
+    if (CONC__DEBUGS(l))
         conc__holding_drop(&l->self->held, k);
     conc__rwlock_grant_waiters(l, k);
     return 0;
@@ -1275,7 +1275,7 @@ CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
     w->value = result;
     /* after a deadlock, every task must unwind, even if its lock will never be released */
     if (k->owner && !(l->doomed && conc__lock_is_lost(l, k))) {
-        if (CONC__UNLIKELY(l->stepwise))
+        if (CONC__UNLIKELY(CONC__STEPWISE(l)))
             conc__waited(l, w->task);
         w->kind = &conc__relocking;
         conc__append(&k->waits, w);

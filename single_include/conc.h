@@ -77,6 +77,9 @@
  *                        exception masks)
  *   CONC_GUARD_REPORT    report a stack overflow even without debug mode (by a handler for
  *                        SIGSEGV)
+ *   CONC_NO_DIAGNOSTICS  leave out debug mode, traces, dumps and backtraces, for small programs
+ *                        and quick compiles: a run with .debug or .trace, also by the environment,
+ *                        is then -ENOTSUP, and a deadlock is reported without the tree of tasks
  *
  * Environment: CONC_DEBUG=1, CONC_CLOCK=virtual, CONC_SEED=7, CONC_RANDOM=7, CONC_TRACE=file,
  * CONC_POLL=poll|epoll|kqueue, CONC_STACK=bytes override the options of a run; they are not read
@@ -1405,6 +1408,24 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 #endif
 
 #define CONC__UNLIKELY(x) __builtin_expect(!!(x), 0)
+
+/* With CONC_NO_DIAGNOSTICS these are constants, so that the compiler leaves out what they guard. */
+#ifdef CONC_NO_DIAGNOSTICS
+#define CONC__DIAGNOSES 0
+#else
+#define CONC__DIAGNOSES 1
+#endif
+#define CONC__DEBUGS(l) (CONC__DIAGNOSES && (l)->debug)
+#define CONC__TRACES(l) (CONC__DIAGNOSES && (l)->trace)
+#define CONC__WATCHES(l) (CONC__DIAGNOSES && (l)->watchdog)
+#define CONC__STEPWISE(l) (CONC__DIAGNOSES && (l)->stepwise)
+#ifdef CONC_GUARD_REPORT
+#define CONC__CATCHES_FAULTS 1
+#define CONC__REPORTS_FAULTS(l) true
+#else
+#define CONC__CATCHES_FAULTS CONC__DIAGNOSES
+#define CONC__REPORTS_FAULTS(l) CONC__DEBUGS(l)
+#endif
 /* A function that may read memory which sanitizers have poisoned, as unused parts of stacks. */
 #define CONC__UNSANITIZED __attribute__((no_sanitize("address", "thread")))
 /* Each function of the implementation starts with one of these. CONC__FAST: a short function on a
@@ -3704,7 +3725,7 @@ CONC__PRIVATE conc__stack_cache *conc__stack_cache_for(conc_loop *l, size_t size
     if (!c)
         return NULL;
     *c = (conc__stack_cache){.next = l->stack_caches, .size = size};
-    conc__stack_cache_lay_out(c, l->debug);
+    conc__stack_cache_lay_out(c, CONC__DEBUGS(l));
     l->stack_caches = c;
     return c;
 }
@@ -4353,7 +4374,7 @@ CONC__COLD int conc__misused(int rc, const char *call, const char *why, const ch
     char name[CONC__NAME];
     int saved = errno;
     conc__public_name(name, call);
-    if (l && l->debug) {
+    if (l && CONC__DEBUGS(l)) {
         conc__misuse m = {l->self, name, why, place};
         conc__on_loop(l, conc__report_misuse, &m);
     } else if (!l && atomic_load_explicit(&conc__debug_runs, memory_order_relaxed)) {
@@ -4525,7 +4546,7 @@ CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
     bool sleeps = conc__may_sleep(l, ns, for_work);
     l->asleep = sleeps;
     pthread_mutex_unlock(&l->mutex);
-    if (CONC__UNLIKELY(l->trace && sleeps))
+    if (CONC__UNLIKELY(CONC__TRACES(l) && sleeps))
         conc__trace_catch_up(l);
     int64_t start = sleeps ? conc__time(l) : 0;
     conc__poll_wait_for(l, sleeps ? ns : 0);
@@ -4859,13 +4880,13 @@ CONC__PRIVATE bool conc__run_pass(conc_loop *l)
 {
     conc__tick(l);
     int turns = l->batch;
-    if (l->seeded || l->stepwise) /* every switch goes through the scheduler */
+    if (l->seeded || CONC__STEPWISE(l)) /* every switch goes through the scheduler */
         turns = 0;
     l->switches_left = turns;
     conc_task *t = conc__pick(l);
     if (!t)
         return false;
-    if (l->stepwise)
+    if (CONC__STEPWISE(l))
         conc__step(l, t);
     else
         conc__resume(l, t);
@@ -5051,7 +5072,7 @@ CONC__SWITCHES int conc__park(conc_loop *l, conc__wait *w)
 /* Makes a task ready whose wait is over. */
 CONC__FAST void conc__wait_over(conc_loop *l, conc_task *t)
 {
-    if (CONC__UNLIKELY(l->stepwise && t->wait))
+    if (CONC__UNLIKELY(CONC__STEPWISE(l) && t->wait))
         conc__woken(l, t);
     t->wait = NULL;
     conc__make_ready(l, t);
@@ -5346,7 +5367,7 @@ CONC__PRIVATE void conc__task_cancel(conc_loop *l, conc_task *t)
     if (t->asked)
         return;
     t->asked = true;
-    if (CONC__UNLIKELY(l->trace))
+    if (CONC__UNLIKELY(CONC__TRACES(l)))
         conc__trace_mark(l, t, "cancel");
     conc__mark(l, t);
     conc__spread_marked(l);
@@ -5358,7 +5379,7 @@ CONC__PRIVATE void conc__cancel_scope(conc_loop *l, conc_scope *s)
         return;
     conc__disarm(l, &s->timer);
     s->cancel_called = true;
-    if (CONC__UNLIKELY(l->trace))
+    if (CONC__UNLIKELY(CONC__TRACES(l)))
         conc__trace_mark(l, s->task, s->expired ? "timeout" : "cancel");
     conc__scope_changed(l, s);
 }
@@ -5891,7 +5912,7 @@ CONC_API const char *conc_strerror(int rc)
 CONC__PRIVATE void conc__call_by(conc_loop *l, conc_task *t, const char *name)
 {
     t->name = name;
-    if (CONC__UNLIKELY(l->stepwise))
+    if (CONC__UNLIKELY(CONC__STEPWISE(l)))
         conc__renamed(l, t);
 }
 
@@ -6107,7 +6128,7 @@ CONC__FAST conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *han
     conc__prepare(t->context, stack->low, top, conc__task_main);
     conc__child_add(g, t);
     conc__make_ready(l, t);
-    if (CONC__UNLIKELY(l->stepwise))
+    if (CONC__UNLIKELY(CONC__STEPWISE(l)))
         conc__spawned(l, t);
     return t;
 }
@@ -6374,7 +6395,7 @@ CONC_API CONC__CALLED int conc__spawn_task(const char *spawned, conc_group *g, c
     if (CONC__UNLIKELY(conc__here->handles))
         conc__find_overwritten(conc__here, handle);
     int rc = conc__spawn_in(g, handle, "conc_spawn_task", spawned, fn, arg, &t);
-    if (CONC__UNLIKELY(conc__here->debug) && rc == 0)
+    if (CONC__UNLIKELY(CONC__DEBUGS(conc__here)) && rc == 0)
         conc__lend_handle(conc__here, handle, spawned);
     return rc;
 }
@@ -6476,7 +6497,7 @@ CONC__PRIVATE void conc__locals_release(conc__locals *locals)
 CONC__PRIVATE void conc__call_outside(conc_loop *l, const char *role, uintptr_t fn,
                                       void (*run)(void *), void *arg)
 {
-    if (CONC__UNLIKELY(l->watchdog))
+    if (CONC__UNLIKELY(CONC__WATCHES(l)))
         conc__call_watched(l, role, fn, run, arg);
     else
         run(arg);
@@ -6806,10 +6827,10 @@ CONC__COLD void conc__deliver(conc_loop *l, conc_task *t)
 {
     if (t->sink_kind)
         conc__set_sink(l, t);
-    conc__wake_joiners(l, t, l->stepwise);
+    conc__wake_joiners(l, t, CONC__STEPWISE(l));
     if (t->result < 0)
         conc__child_failed(l, t);
-    if (l->stepwise)
+    if (CONC__STEPWISE(l))
         conc__step_last(l, t);
 }
 
@@ -6918,7 +6939,7 @@ static inline void conc__task_end(conc_loop *l, conc_task *t, int rc)
     t->failed = rc < 0 && !(rc == -ECANCELED && t->pending);
     t->state = CONC__DONE;
     t->seal ^= CONC__ENDED_SEAL;
-    if (CONC__UNLIKELY(rc < 0 || t->sink_kind || l->stepwise))
+    if (CONC__UNLIKELY(rc < 0 || t->sink_kind || CONC__STEPWISE(l)))
         conc__deliver(l, t);
     else
         conc__wake_joiners(l, t, false);
@@ -7724,7 +7745,7 @@ CONC_API CONC__CALLED int conc__gen_open(const char *opened, conc_gen *face, con
     conc__prepare(g->inner, stack->low, top, conc__gen_main);
     face->body = g;
     face->run = l->run;
-    if (CONC__UNLIKELY(l->debug))
+    if (CONC__UNLIKELY(CONC__DEBUGS(l)))
         conc__holding_add(&l->opened, g, "a generator", conc__place_of(opened));
     return 0;
 }
@@ -7751,7 +7772,7 @@ CONC__PRIVATE void conc__gen_give_stack(conc_loop *l, conc__gen *g)
 {
     conc__stack *stack = g->stack;
     char *used = NULL;
-    if (CONC__UNLIKELY(l->debug && !g->stopped))
+    if (CONC__UNLIKELY(CONC__DEBUGS(l) && !g->stopped))
         used = conc__usage_note(l, stack, conc__gen_source(g));
     if (g->stopped || g->gone) {
         stack->next = l->stopped;
@@ -7772,7 +7793,7 @@ CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
     while (g->sources)
         conc__gen_set_user(g->sources, NULL);
     l->generator_count--;
-    if (CONC__UNLIKELY(l->debug))
+    if (CONC__UNLIKELY(CONC__DEBUGS(l)))
         conc__holding_drop(&l->opened, g);
     g->gone = !face;
     conc__gen_give_stack(l, g);
@@ -8080,14 +8101,14 @@ CONC__PRIVATE bool conc__fd_not_closed(const conc__fd *f)
  * mode asks all the same, so that a close by other means is told. */
 CONC__PRIVATE bool conc__fd_is_certain(const conc_loop *l, const conc__fd *f)
 {
-    return f->state == CONC__FD_EDGE && conc__fd_not_closed(f) && !l->debug;
+    return f->state == CONC__FD_EDGE && conc__fd_not_closed(f) && !CONC__DEBUGS(l);
 }
 
 /* Does conc__verify look at it while tasks wait for it? */
 CONC__PRIVATE bool conc__fd_is_verified(const conc_loop *l, const conc__fd *f)
 {
     bool foreign = f->state == CONC__FD_FOREIGN || f->state == CONC__FD_REFUSED;
-    return foreign || (f->state == CONC__FD_EDGE && l->debug);
+    return foreign || (f->state == CONC__FD_EDGE && CONC__DEBUGS(l));
 }
 
 CONC__PRIVATE bool conc__fd_is_listed(const conc_loop *l, const conc__fd *f)
@@ -10049,7 +10070,7 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *con
     conc__check_lost(l, __builtin_frame_address(0));
     conc__group_open(l, &g, spawned);
     char name[CONC__NAME];
-    if (!s.name && l->stepwise && conc__name_function(name, (uintptr_t)s.handler))
+    if (!s.name && CONC__STEPWISE(l) && conc__name_function(name, (uintptr_t)s.handler))
         s.name = name;
     rc = conc__serve_all(l, &g, &s, connection);
     if (rc)
@@ -10284,7 +10305,7 @@ CONC__PRIVATE void conc__stream_begin_life(conc_loop *l, conc_stream *s, int fd,
                        .on = on,
                        .state = CONC__STREAM_OPEN,
                        .run = l->run};
-    if (CONC__UNLIKELY(l->debug))
+    if (CONC__UNLIKELY(CONC__DEBUGS(l)))
         conc__holding_add(&l->opened, s, "a stream", place);
 }
 
@@ -11389,7 +11410,7 @@ CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
 {
     s->state = CONC__STREAM_CLOSED;
     s->dropped = conc__buffered(&s->out);
-    if (l && l->debug)
+    if (l && CONC__DEBUGS(l))
         conc__holding_drop(&l->opened, s);
     while (s->writers.first)
         conc__wake(l, s->writers.first, -EPIPE);
@@ -12809,7 +12830,10 @@ CONC_API void conc_dump(FILE *out)
     }
     conc__dump_call d = {out, l->self};
     int saved = errno;
-    conc__on_loop(l, conc__dump_on_loop, &d);
+    if (CONC__DIAGNOSES)
+        conc__on_loop(l, conc__dump_on_loop, &d);
+    else
+        fprintf(out, "conc: no dump, as the program has CONC_NO_DIAGNOSTICS\n");
     errno = saved;
 }
 
@@ -12927,8 +12951,10 @@ CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)
 {
     flockfile(out); /* no line of another thread comes between */
     fprintf(out, "conc: deadlock: every task waits, and nothing can wake one\n");
-    conc__print_all(l, out);
-    conc__find_deadlock(out, l);
+    if (CONC__DIAGNOSES) {
+        conc__print_all(l, out);
+        conc__find_deadlock(out, l);
+    }
     if (l->doomed)
         fprintf(out, "conc: they were cancelled already, and do not end\n");
     funlockfile(out);
@@ -13061,10 +13087,10 @@ CONC_API void conc_get_stats(conc_stats *s)
     s->polls = l->polls;
     s->peak = (size_t)(l->most - l->finished);
     s->jobs_queued = conc__extended.jobs_queued ? conc__extended.jobs_queued() : 0;
-    int64_t now = conc__time(l), step = l->stepwise && l->self ? now - l->stepped : 0;
+    int64_t now = conc__time(l), step = CONC__STEPWISE(l) && l->self ? now - l->stepped : 0;
     s->idle = (double)l->idled / 1e9;
     s->waiting = (double)l->waited / 1e9;
-    s->running = (double)(l->stepwise ? l->ran + step : now - l->began - l->idled) / 1e9;
+    s->running = (double)(CONC__STEPWISE(l) ? l->ran + step : now - l->began - l->idled) / 1e9;
 }
 
 /* ---- >>tracing ------------------------------------------------------------------------------ */
@@ -14135,7 +14161,7 @@ CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
 CONC__PRIVATE void conc__was_idle(conc_loop *l, int64_t from, int64_t to)
 {
     l->idled += to - from;
-    if (CONC__UNLIKELY(l->trace && to > from))
+    if (CONC__UNLIKELY(CONC__TRACES(l) && to > from))
         conc__trace_span(l, 0, "idle", from, to);
 }
 
@@ -14143,7 +14169,7 @@ CONC__PRIVATE void conc__was_idle(conc_loop *l, int64_t from, int64_t to)
 CONC__COLD void conc__spawned(conc_loop *l, conc_task *t)
 {
     t->arrow = 0;
-    if (!l->trace)
+    if (!CONC__TRACES(l))
         return;
     conc__trace_task(l, t);
     conc__trace_instant(l, conc__row_of(l, l->self), "spawn");
@@ -14156,7 +14182,7 @@ CONC__COLD void conc__waited(conc_loop *l, conc_task *t)
     const conc__wait_kind *kind = t->wait->kind;
     int64_t now = conc__time(l);
     l->waited += now - t->since;
-    if (l->trace)
+    if (CONC__TRACES(l))
         conc__trace_span(l, conc__row_of(l, t), kind->brief ? kind->brief : kind->what, t->since,
                          now);
     t->since = now;
@@ -14166,7 +14192,7 @@ CONC__COLD void conc__waited(conc_loop *l, conc_task *t)
 CONC__COLD void conc__woken(conc_loop *l, conc_task *t)
 {
     conc__waited(l, t);
-    if (l->trace)
+    if (CONC__TRACES(l))
         conc__trace_leads(l, t);
 }
 
@@ -14179,7 +14205,7 @@ CONC__COLD void conc__step_last(conc_loop *l, conc_task *t)
     }
     l->step_over = true;
     l->left_stack = t->stack;
-    l->left_used = l->debug ? conc__usage_note(l, t->stack, conc__source_of(t)) : NULL;
+    l->left_used = CONC__DEBUGS(l) ? conc__usage_note(l, t->stack, conc__source_of(t)) : NULL;
 }
 
 CONC__PRIVATE void conc__step_watched(conc_loop *l, const conc_task *t)
@@ -14195,7 +14221,7 @@ CONC__PRIVATE void conc__step_watched(conc_loop *l, const conc_task *t)
 CONC__COLD void conc__renamed(conc_loop *l, const conc_task *t)
 {
     conc__watchdog *d = l->watchdog;
-    if (l->trace)
+    if (CONC__TRACES(l))
         conc__trace_task(l, t);
     if (!d)
         return;
@@ -14248,7 +14274,7 @@ CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
 CONC__COLD void conc__step(conc_loop *l, conc_task *t)
 {
     uint64_t row = conc__row_of(l, t);
-    if (l->watchdog)
+    if (CONC__WATCHES(l))
         conc__step_watched(l, t);
     int64_t start = l->stepped = conc__time(l);
     if (t->arrow) {
@@ -14265,9 +14291,9 @@ CONC__COLD void conc__step(conc_loop *l, conc_task *t)
         conc__stack_clear(l->left_stack, l->left_used);
     else
         t->since = end;
-    if (l->trace)
+    if (CONC__TRACES(l))
         conc__trace_span(l, row, "running", start, end);
-    if (l->watchdog)
+    if (CONC__WATCHES(l))
         conc__step_told(l, end - start - l->called, &(conc__held_by){0});
 }
 
@@ -14311,21 +14337,19 @@ CONC__PRIVATE void conc__diagnosis_forget(void)
     pthread_mutex_init(&conc__telling, NULL);
     atomic_store(&conc__questioner, NULL);
     atomic_store(&conc__debug_runs, 0);
-    conc__faults_restore();
+    if (CONC__CATCHES_FAULTS)
+        conc__faults_restore();
 }
 
 /* The run begins: what it wants to have watched. */
 CONC__PRIVATE int conc__diagnosis_open(conc_loop *l)
 {
-    int rc = conc__trace_open(l, l->options.trace);
-#ifdef CONC_GUARD_REPORT
-    bool guards = true;
-#else
-    bool guards = l->debug;
-#endif
-    if (rc == 0 && guards)
+    int rc = 0;
+    if (CONC__DIAGNOSES)
+        rc = conc__trace_open(l, l->options.trace);
+    if (rc == 0 && CONC__REPORTS_FAULTS(l))
         conc__faults_open(l);
-    if (rc || !l->debug)
+    if (rc || !CONC__DEBUGS(l))
         return rc;
     conc__dumps_open(l);
     rc = conc__watchdog_open(l);
@@ -14337,12 +14361,15 @@ CONC__PRIVATE int conc__diagnosis_open(conc_loop *l)
 /* It has ended, or did not begin. */
 CONC__PRIVATE void conc__diagnosis_close(conc_loop *l)
 {
-    if (l->watchdog) {
+    if (CONC__WATCHES(l)) {
         atomic_fetch_sub(&conc__debug_runs, 1);
         conc__watchdog_close(l);
     }
+    if (CONC__CATCHES_FAULTS)
+        conc__faults_close(l);
+    if (!CONC__DIAGNOSES)
+        return;
     conc__dumps_close(l);
-    conc__faults_close(l);
     conc__opened_tell(l, NULL);
     while (l->handles) /* of jobs that have ended */
         conc__holding_drop(&l->handles, l->handles->newest->object);
@@ -14444,7 +14471,11 @@ CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **
         return conc__run_misused(o, "slow_step is not a positive number");
     if (conc__env("CONC_TRACE"))
         o->trace = conc__env("CONC_TRACE");
-    return 0;
+    if (CONC__DIAGNOSES || (!o->debug && !o->trace))
+        return 0;
+    fprintf(stderr,
+            "conc: conc_run: neither debug nor trace: the program has CONC_NO_DIAGNOSTICS\n");
+    return -ENOTSUP;
 }
 
 /* In a forked child the loops it inherited are dead. */
@@ -14608,7 +14639,7 @@ CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
         if ((uintptr_t)t - low < size)
             conc__lost(l, self, CONC__HANDLE_OF "a background task", how);
     conc__range memory = {low, size};
-    if (l->debug)
+    if (CONC__DEBUGS(l))
         conc__on_loop(l, conc__tell_lost_args, &memory);
 }
 
@@ -14660,7 +14691,7 @@ CONC__PRIVATE int conc__start_main(conc_loop *l)
     l->background.scope.place = "background";
     conc__prepare(l->main.context, stack->low, conc__stack_top(stack), conc__task_main);
     conc__make_ready(l, &l->main);
-    if (l->trace)
+    if (CONC__TRACES(l))
         conc__trace_task(l, &l->main);
     return 0;
 }
@@ -15800,7 +15831,7 @@ CONC__FAST void conc__lock_grant(conc_loop *l, conc_lock *k, conc_task *t, const
     k->owner = t;
     k->serial = t->serial;
     k->place = place;
-    if (CONC__UNLIKELY(l->debug))
+    if (CONC__UNLIKELY(CONC__DEBUGS(l)))
         conc__holding_add(&t->held, k, "a lock", place);
 }
 
@@ -15808,7 +15839,7 @@ CONC__FAST void conc__lock_grant(conc_loop *l, conc_lock *k, conc_task *t, const
 CONC__FAST void conc__lock_hand_over(conc_loop *l, conc_lock *k)
 {
     conc__wait *w = k->waits.first;
-    if (CONC__UNLIKELY(l->debug))
+    if (CONC__UNLIKELY(CONC__DEBUGS(l)))
         conc__holding_drop(&k->owner->held, k);
     k->owner = NULL;
     if (w) {
@@ -15854,7 +15885,7 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
 CONC__FAST int conc__lock_acquire_fast(conc_lock *k, const char *place)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!k || k->owner || !l || l->debug || !conc__may_continue(l)))
+    if (CONC__UNLIKELY(!k || k->owner || !l || CONC__DEBUGS(l) || !conc__may_continue(l)))
         return conc__lock_acquire_slowly(k, place);
     k->owner = l->self;
     k->serial = l->self->serial;
@@ -15898,7 +15929,7 @@ CONC__FAST int conc__lock_release_fast(conc_lock *k)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!k || !l || !l->self || !conc__lock_is_mine(l, k) || k->waits.first ||
-                       l->debug))
+                       CONC__DEBUGS(l)))
         return conc__lock_release_slowly(k);
     k->owner = NULL;
     return 0;
@@ -15977,7 +16008,7 @@ CONC__PRIVATE void conc__rwlock_grant(conc_loop *l, conc_rwlock *k, int how, con
         k->writer = t;
     k->serial = t->serial;
     k->place = place;
-    if (l->debug) {
+    if (CONC__DEBUGS(l)) {
         const char *what = how == CONC__READER ? "a rwlock to read" : "a rwlock to write";
         conc__holding_add(&t->held, k, what, place);
     }
@@ -16090,7 +16121,7 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
         k->writer = NULL;
     else
         k->readers--;
-    if (l->debug)
+    if (CONC__DEBUGS(l))
         conc__holding_drop(&l->self->held, k);
     conc__rwlock_grant_waiters(l, k);
     return 0;
@@ -16247,7 +16278,7 @@ CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
     w->value = result;
     /* after a deadlock, every task must unwind, even if its lock will never be released */
     if (k->owner && !(l->doomed && conc__lock_is_lost(l, k))) {
-        if (CONC__UNLIKELY(l->stepwise))
+        if (CONC__UNLIKELY(CONC__STEPWISE(l)))
             conc__waited(l, w->task);
         w->kind = &conc__relocking;
         conc__append(&k->waits, w);
@@ -20500,7 +20531,7 @@ CONC__PRIVATE int conc__submit(conc__job_queue **queue, unsigned *users, conc_jo
     rc = conc__job_queue_submit(q, users, l, j, call);
     if (rc)
         conc__job_undo_init(j);
-    else if (l && l->debug)
+    else if (l && CONC__DEBUGS(l))
         conc__lend_handle(l, j, CONC__A_JOB);
     if (rc == 0 && l && l->self)
         conc__spend_budget(l);

@@ -171,6 +171,23 @@ check_puts() {
     done
 }
 
+# The diagnostics are left out, which makes programs smaller, and asking for them is an error.
+check_no_diagnostics() {
+    local with without option
+    for option in O0 O2 Os; do
+        cc -$option -DCONC_NO_DIAGNOSTICS $here/no_diagnostics.c $here/impl.c -o "$out/no_diagnostics"
+    done
+    "$out/no_diagnostics" 2>"$out/said" || fail "no_diagnostics.c: exit status $?" "$(cat "$out/said")"
+    grep -v 'the program has CONC_NO_DIAGNOSTICS$' "$out/said" >"$out/rest" || true
+    printf 'conc: deadlock: every task waits, and nothing can wake one\n' | diff - "$out/rest" || fail "no_diagnostics.c says more"
+    [ "$(grep -c 'CONC_NO_DIAGNOSTICS$' "$out/said")" = 3 ] || fail "no_diagnostics.c does not say what is left out"
+    cc -Os $here/hello.c -o "$out/with"
+    cc -Os -DCONC_NO_DIAGNOSTICS $here/hello.c -o "$out/without"
+    with=$(size "$out/with" | awk 'NR == 2 { print $1 }')
+    without=$(size "$out/without" | awk 'NR == 2 { print $1 }')
+    [ $((without * 8)) -lt $((with * 7)) ] || fail "$without bytes without diagnostics, $with with them"
+}
+
 # A call without its last argument is told so, by the first error of each compiler.
 check_missing_arguments() {
     local call
