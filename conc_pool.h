@@ -4125,11 +4125,15 @@ CONC__PRIVATE char *conc__channel_at(const conc_channel *c, conc__channel *inner
     return inner->items + (i < from_head ? inner->head + i : i - from_head) * c->item_size;
 }
 
+/* As conc__item_copy. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wnonnull"
 CONC__PRIVATE void conc__channel_copy(const conc_channel *c, void *to, const void *from)
 {
     if (c->item_size)
         memcpy(to, from, c->item_size);
 }
+#pragma GCC diagnostic pop
 
 CONC__PRIVATE void conc__channel_append(const conc_channel *c, conc__channel *inner,
                                         const void *item)

@@ -1525,6 +1525,10 @@ CONC__FAST char *conc__item_at(const conc_queue *q, size_t i)
     return q->items + i * q->item_size;
 }
 
+/* A queue of items without bytes is used with NULL; GCC sees that NULL, and not that the size is
+ * 0. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wnonnull"
 CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
 {
     if (q->item_size == 4)
@@ -1534,6 +1538,7 @@ CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
     else if (q->item_size)
         memcpy(to, from, q->item_size);
 }
+#pragma GCC diagnostic pop
 
 /* These two are for queues with a `limit`: their items have 4 or 8 bytes, which are copied without
  * a call. */

@@ -16528,6 +16528,10 @@ CONC__FAST char *conc__item_at(const conc_queue *q, size_t i)
     return q->items + i * q->item_size;
 }
 
+/* A queue of items without bytes is used with NULL; GCC sees that NULL, and not that the size is
+ * 0. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wnonnull"
 CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
 {
     if (q->item_size == 4)
@@ -16537,6 +16541,7 @@ CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
     else if (q->item_size)
         memcpy(to, from, q->item_size);
 }
+#pragma GCC diagnostic pop
 
 /* These two are for queues with a `limit`: their items have 4 or 8 bytes, which are copied without
  * a call. */
@@ -21657,11 +21662,15 @@ CONC__PRIVATE char *conc__channel_at(const conc_channel *c, conc__channel *inner
     return inner->items + (i < from_head ? inner->head + i : i - from_head) * c->item_size;
 }
 
+/* As conc__item_copy. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wnonnull"
 CONC__PRIVATE void conc__channel_copy(const conc_channel *c, void *to, const void *from)
 {
     if (c->item_size)
         memcpy(to, from, c->item_size);
 }
+#pragma GCC diagnostic pop
 
 CONC__PRIVATE void conc__channel_append(const conc_channel *c, conc__channel *inner,
                                         const void *item)
